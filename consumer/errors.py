@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every way a job can end badly. An error carries its own consequence: code, terminal state, verdict, public text.
+
+::
+
+    ConsumerError
+    ├── Refused                 rejected, dead-lettered: the message itself is at fault
+    │   ├── MessageTooLarge
+    │   ├── MalformedBody
+    │   ├── InvalidRequest      details: field, value, rule
+    │   ├── LimitExceeded       on_limit = reject
+    │   ├── TaskUnsupported
+    │   └── InputNotAllowed
+    ├── Failed                  failed, dead-lettered: it was tried and cannot be done
+    │   ├── ModelUnavailable    on_model_unavailable = fail
+    │   ├── LmUnavailable
+    │   ├── InputUnreadable
+    │   ├── RenderFailed
+    │   ├── ResourceExhausted
+    │   ├── ExecutionTimeout
+    │   ├── EngineCrashed       tried again first, up to the attempt limit
+    │   └── StorageUnavailable  tried again first
+    ├── Cancelled               cancelled, acked
+    └── Interrupted             no event, handed back: the worker stops, the next one takes the message
+"""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import ClassVar, Literal
+
+from pydantic import JsonValue
+
+from schemas.events import ErrorCode
+from schemas.request import FieldProblem
+
+Status = Literal["failed", "rejected", "cancelled", "expired"]
+
+
+class Verdict(StrEnum):
+    """What happens to the delivery once the terminal event is confirmed."""
+
+    ACK = "ack"
+    DEAD_LETTER = "dead-letter"
+    REQUEUE = "requeue"
+
+
+class ConsumerError(Exception):
+    """Base of all. ``str(error)`` is the public text: it names what is wrong and holds no secret and no path."""
+
+    code: ClassVar[ErrorCode] = ErrorCode.INTERNAL
+    status: ClassVar[Status | None] = "failed"
+    verdict: ClassVar[Verdict] = Verdict.DEAD_LETTER
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, task_id: str | None = None) -> None:
+        super().__init__(message)
+        self.task_id = task_id
+
+    @property
+    def details(self) -> tuple[dict[str, JsonValue], ...]:
+        """Structured findings for the event; most errors have none."""
+        return ()
+
+
+class Refused(ConsumerError):
+    """The message cannot be run by anyone as it is."""
+
+    status = "rejected"
+
+
+class MessageTooLarge(Refused):
+    """The body is over the size limit (bytes)."""
+
+    code = ErrorCode.MESSAGE_TOO_LARGE
+
+    def __init__(self, size: int, limit: int, *, task_id: str | None = None) -> None:
+        super().__init__(f"the message has {size:,} bytes; the limit is {limit:,}", task_id=task_id)
+
+
+class MalformedBody(Refused):
+    """The body is not a JSON object that can be read safely."""
+
+    code = ErrorCode.MALFORMED_BODY
+
+    def __init__(self, reason: str, *, task_id: str | None = None) -> None:
+        super().__init__(f"the body is not a JSON object: {reason}", task_id=task_id)
+
+
+class InvalidRequest(Refused):
+    """One or more fields break a rule; ``problems`` names all of them."""
+
+    code = ErrorCode.INVALID_REQUEST
+
+    def __init__(self, problems: Sequence[FieldProblem], *, task_id: str | None = None) -> None:
+        text = "; ".join(f"{p.field} = {p.value}: {p.rule}" for p in problems)
+        super().__init__(text, task_id=task_id)
+        self.problems = tuple(problems)
+
+    @property
+    def details(self) -> tuple[dict[str, JsonValue], ...]:
+        return tuple(problem.model_dump(mode="json") for problem in self.problems)
+
+
+class LimitExceeded(Refused):
+    """The request exceeds the tier's limits and asked not to be clamped."""
+
+    code = ErrorCode.LIMIT_EXCEEDED
+
+    def __init__(self, message: str, exceeded: Sequence[dict[str, JsonValue]] = ()) -> None:
+        super().__init__(message)
+        self.exceeded = tuple(exceeded)
+
+    @property
+    def details(self) -> tuple[dict[str, JsonValue], ...]:
+        return self.exceeded
+
+
+class TaskUnsupported(Refused):
+    """The chosen model cannot do this task type."""
+
+    code = ErrorCode.TASK_UNSUPPORTED
+
+
+class InputNotAllowed(Refused):
+    """An audio input names a place that the operator did not allow."""
+
+    code = ErrorCode.INPUT_NOT_ALLOWED
+
+
+class Failed(ConsumerError):
+    """It was tried and cannot be done."""
+
+
+class ModelUnavailable(Failed):
+    """The model is not loaded here and the request refused the fallback."""
+
+    code = ErrorCode.MODEL_UNAVAILABLE
+    retryable = True
+
+
+class LmUnavailable(Failed):
+    """The request needs the 5Hz language model and none is loaded."""
+
+    code = ErrorCode.LM_UNAVAILABLE
+    retryable = True
+
+
+class InputUnreadable(Failed):
+    """An audio input is missing, too large, too long or not audio."""
+
+    code = ErrorCode.INPUT_UNREADABLE
+
+
+class RenderFailed(Failed):
+    """The pipeline refused the arguments or broke on them."""
+
+    code = ErrorCode.RENDER_FAILED
+
+
+class ResourceExhausted(Failed):
+    """The card has too little memory for this job alone."""
+
+    code = ErrorCode.RESOURCE_EXHAUSTED
+    retryable = True
+
+
+class ExecutionTimeout(Failed):
+    """The job ran longer than the operator allows."""
+
+    code = ErrorCode.EXECUTION_TIMEOUT
+    retryable = True
+
+
+class EngineCrashed(Failed):
+    """The engine process died with this job inside."""
+
+    code = ErrorCode.ENGINE_CRASHED
+    retryable = True
+
+
+class StorageUnavailable(Failed):
+    """S3 could not be reached, or refused, for longer than the worker waits."""
+
+    code = ErrorCode.STORAGE_UNAVAILABLE
+    retryable = True
+
+
+class Cancelled(ConsumerError):
+    """Somebody asked for this job to stop."""
+
+    code = ErrorCode.CANCELLED
+    status = "cancelled"
+    verdict = Verdict.ACK
+
+    def __init__(self) -> None:
+        super().__init__("cancelled on request")
+
+
+class Interrupted(ConsumerError):
+    """The worker stops before the job is done: no event, the message goes back to the queue."""
+
+    status = None
+    verdict = Verdict.REQUEUE
+
+
+class Unpublished(Exception):
+    """An event could not be confirmed: the delivery must not be settled as done."""

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the story needs from the outside, as Protocols. Adapters implement them; unit tests use fakes of them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from consumer.errors import ConsumerError, Verdict
+from consumer.job import Job, Plan, Rendering, Sources, StoredObject
+from schemas.events import Completed, JobEvent
+
+Report = Callable[[float, str], None]
+"""Tell how far a stage is: fraction 0 to 1, and the stage's name. Never blocks, never raises."""
+
+
+class Delivery(Protocol):
+    """One message in hand. It is settled exactly once, last."""
+
+    @property
+    def body(self) -> bytes:
+        """The message's bytes as they came."""
+
+    @property
+    def message_id(self) -> str | None:
+        """AMQP ``message_id``."""
+
+    @property
+    def queued_s(self) -> float | None:
+        """Seconds since the producer's ``timestamp``, when it set one."""
+
+    @property
+    def attempt(self) -> int:
+        """1 on the first delivery; as far as the broker tells."""
+
+    @property
+    def reply(self) -> "Reply":
+        """Where and under which name the terminal event is awaited besides the exchange."""
+
+    async def settle(self, verdict: Verdict, reason: ConsumerError | None = None) -> None:
+        """Ack, requeue, or move to the dead-letter exchange with the reason. A stale delivery is left alone."""
+
+
+class Reply(Protocol):
+    """The AMQP properties that an event echoes."""
+
+    @property
+    def reply_to(self) -> str | None:
+        """Queue that gets the terminal event too."""
+
+    @property
+    def correlation_id(self) -> str | None:
+        """Echoed in every event of the job."""
+
+
+class Events(Protocol):
+    """The way out to subscribers."""
+
+    async def publish(self, event: JobEvent, reply: Reply) -> None:
+        """Publish and wait for the broker's confirm. Raises ``Unpublished``."""
+
+
+class Store(Protocol):
+    """S3-compatible storage of results."""
+
+    async def find(self, task_id: str) -> Completed | None:
+        """Return the manifest of a job that is done already. Raises ``StorageUnavailable``."""
+
+    async def put(self, job: Job, rendering: Rendering) -> tuple[StoredObject, ...]:
+        """Upload the tracks under their final keys. Raises ``StorageUnavailable``."""
+
+    async def commit(self, manifest: Completed) -> Completed:
+        """Write the manifest unless one is there; return the one that is. Raises ``StorageUnavailable``."""
+
+
+class Inputs(Protocol):
+    """The way in for audio."""
+
+    async def fetch(self, job: Job, folder: Path) -> Sources:
+        """Copy the job's audio inputs into ``folder``. Raises ``InputNotAllowed``, ``InputUnreadable``."""
+
+
+class Planner(Protocol):
+    """Fills in what the request leaves open."""
+
+    async def plan(self, job: Job, report: Report) -> Plan:
+        """Return the plan. Raises ``LmUnavailable`` and other ``Failed`` errors."""
+
+
+class Renderer(Protocol):
+    """Makes the songs and encodes them into the job's scratch folder."""
+
+    async def render(self, job: Job, plan: Plan, sources: Sources, folder: Path, report: Report) -> Rendering:
+        """Return encoded tracks. Cancelling the call stops the work at the next step. Raises ``Failed`` errors."""

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an operator sets: environment variables and ``.env``, read once, checked at once, passed down as frozen sections.
+
+A variable that starts with ``ACESTEP_`` and is not listed here stops the start: a typo must not become a default.
+"""
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from dotenv import dotenv_values
+from pydantic import (
+    AliasChoices,
+    AmqpDsn,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+_URL = TypeAdapter(AmqpDsn)
+
+
+class SettingsError(Exception):
+    """The environment cannot be used; the text lists every problem, a line each."""
+
+
+def _split(value: object) -> object:
+    """Read comma-separated text as a tuple; blanks are dropped."""
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _auto(value: object) -> object:
+    """Read ``auto`` as None: decided from the card."""
+    return None if isinstance(value, str) and value.strip().lower() == "auto" else value
+
+
+def _amqp_url(value: SecretStr) -> SecretStr:
+    try:
+        _URL.validate_python(value.get_secret_value())
+    except ValidationError as error:
+        # The text of pydantic's own error would repeat the URL, and with it the password.
+        raise ValueError("must look like amqp://user:password@host:5672/vhost") from error
+    return value
+
+
+List = Annotated[tuple[str, ...], BeforeValidator(_split)]
+AutoBool = Annotated[bool | None, BeforeValidator(_auto)]
+Path_ = Annotated[Path, BeforeValidator(lambda value: Path(value).expanduser())]
+
+
+def variable(name: str, default: Any, about: str, **bounds: Any) -> Any:
+    """Declare a setting: its environment variable, its default, and the line that the README prints."""
+    return Field(default, validation_alias=AliasChoices(name), description=about, **bounds)
+
+
+class Section(BaseModel):
+    """A frozen group of settings, each filled from the environment variable that is its alias."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True, populate_by_name=True)
+
+
+class BrokerSettings(Section):
+    """RabbitMQ: where it is, and how much it may hold."""
+
+    url: Annotated[SecretStr, "amqp"] = variable(
+        "ACESTEP_AMQP_URL", SecretStr("amqp://guest:guest@127.0.0.1:5672/"), "broker, `amqp://` or `amqps://`"
+    )
+    queue_type: Literal["classic", "quorum"] = variable(
+        "ACESTEP_QUEUE_TYPE", "classic", "`classic`: exact limit, priorities; `quorum`: replicated"
+    )
+    queue_maxsize: int = variable("ACESTEP_QUEUE_MAXSIZE", 200, "messages that may wait; the next one is refused", ge=1)
+    queue_workers: int = variable("ACESTEP_QUEUE_WORKERS", 1, "jobs in this worker's hands (= prefetch)", ge=1, le=1024)
+    max_message_bytes: int = variable(
+        "ACESTEP_MAX_MESSAGE_BYTES", 1 << 20, "largest request body read, bytes", ge=1024, le=128 << 20
+    )
+
+    @model_validator(mode="after")
+    def _check_url(self) -> Self:
+        _amqp_url(self.url)
+        return self
+
+
+class StorageSettings(Section):
+    """S3: where results go."""
+
+    endpoint: str | None = variable("ACESTEP_S3_ENDPOINT", None, "S3 endpoint URL; unset: AWS")
+    bucket: str = variable("ACESTEP_S3_BUCKET", "acestep", "bucket for results", min_length=3, max_length=63)
+    prefix: str = variable("ACESTEP_S3_PREFIX", "jobs", "key prefix: `<prefix>/<task_id>/…`", max_length=256)
+    presign_s: int = variable(
+        "ACESTEP_S3_PRESIGN_SECONDS", 0, "lifetime of presigned URLs in events, seconds; 0: none", ge=0, le=604_800
+    )
+
+
+class InputSettings(Section):
+    """Audio inputs: which places a message may name, and how much it may bring."""
+
+    buckets: List = variable("ACESTEP_INPUT_BUCKETS", (), "more buckets that `s3://` inputs may name, comma-separated")
+    hosts: List = variable("ACESTEP_INPUT_HOSTS", (), "hosts that `https://` inputs may name, comma-separated")
+    max_bytes: int = variable("ACESTEP_INPUT_MAX_BYTES", 256 << 20, "largest audio input, bytes", ge=1)
+    max_seconds: int = variable("ACESTEP_INPUT_MAX_SECONDS", 600, "longest audio input, seconds", ge=1, le=600)
+    timeout_s: float = variable("ACESTEP_INPUT_TIMEOUT_S", 60, "time to fetch one input, seconds", gt=0)
+
+
+class EngineSettings(Section):
+    """The renderer and planner processes: models, device, memory."""
+
+    config_path: str = variable("ACESTEP_CONFIG_PATH", "acestep-v15-turbo", "primary DiT model: name, folder or hub id")
+    config_path2: str | None = variable("ACESTEP_CONFIG_PATH2", None, "second DiT model")
+    config_path3: str | None = variable("ACESTEP_CONFIG_PATH3", None, "third DiT model")
+    checkpoint_dir: Path_ | None = variable("ACESTEP_CHECKPOINT_DIR", None, "folder that holds checkpoints by name")
+    device: str = variable("ACESTEP_DEVICE", "auto", "`auto`, `cuda`, `cuda:1`, `xpu`, `mps`, `cpu`")
+    lanes: int = variable("ACESTEP_API_WORKERS", 1, "render lanes (threads of the renderer)", ge=1, le=64)
+    max_vram_gb: float | None = variable("MAX_CUDA_VRAM", None, "pretend that the card has this many GB", gt=0)
+    offload: AutoBool = variable("ACESTEP_OFFLOAD_TO_CPU", None, "keep idle models in RAM; `auto`: below 15.5 GB")
+    offload_dit: AutoBool = variable("ACESTEP_OFFLOAD_DIT_TO_CPU", None, "the DiT too; `auto`: as the models")
+    init_llm: AutoBool = variable("ACESTEP_INIT_LLM", None, "load the 5Hz LM: `auto` (as the tier says), `true`, `false`")
+    lm_model_path: str | None = variable("ACESTEP_LM_MODEL_PATH", None, "5Hz LM; unset: the tier's largest")
+    lm_backend: Literal["vllm", "pt"] = variable("ACESTEP_LM_BACKEND", "vllm", "`vllm` or `pt` (transformers)")
+    lm_device: str = variable("ACESTEP_LM_DEVICE", "auto", "device of the 5Hz LM")
+    lm_offload: AutoBool = variable("ACESTEP_LM_OFFLOAD_TO_CPU", None, "keep the idle LM in RAM")
+    scratch_dir: Path_ | None = variable("ACESTEP_SCRATCH_DIR", None, "folder for work files; unset: the system's")
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The DiT models to load, the primary first."""
+        return tuple(path for path in (self.config_path, self.config_path2, self.config_path3) if path)
+
+
+class WorkerSettings(Section):
+    """The worker as a whole."""
+
+    worker_id: str | None = variable(
+        "ACESTEP_WORKER_ID", None, "name in events; unset: host name and a number", pattern=r"^[A-Za-z0-9_-]{1,128}$"
+    )
+    tier_table: Path_ | None = variable("ACESTEP_TIER_TABLE", None, "TOML file in place of the built-in tier table")
+    max_attempts: int = variable("ACESTEP_MAX_ATTEMPTS", 3, "tries of a job whose engine process dies", ge=1, le=20)
+    execution_timeout_s: float | None = variable(
+        "ACESTEP_EXECUTION_TIMEOUT_S", None, "longest run of one job, seconds; unset: no limit", gt=0
+    )
+    http_port: int = variable("ACESTEP_HTTP_PORT", 8080, "health and metrics; 0: a free port", ge=0, le=65535)
+    http_host: str = variable("ACESTEP_HTTP_HOST", "127.0.0.1", "address that health and metrics listen on")
+    log_level: Literal["debug", "info", "warning", "error"] = variable("ACESTEP_LOG_LEVEL", "info", "lowest level")
+    log_format: Literal["auto", "console", "json"] = variable("ACESTEP_LOG_FORMAT", "auto", "`auto`: JSON unless a terminal")
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "broker": BrokerSettings,
+    "storage": StorageSettings,
+    "inputs": InputSettings,
+    "engine": EngineSettings,
+    "worker": WorkerSettings,
+}
+
+
+class Settings(BaseModel):
+    """All sections. Built by ``load``; the repr masks secrets."""
+
+    model_config = ConfigDict(frozen=True)
+
+    broker: BrokerSettings
+    storage: StorageSettings
+    inputs: InputSettings
+    engine: EngineSettings
+    worker: WorkerSettings
+
+
+def known_variables() -> frozenset[str]:
+    """Return the names of all environment variables that are read."""
+    return frozenset(name for name, _, _ in describe())
+
+
+def describe() -> Iterator[tuple[str, str, str]]:
+    """Yield (variable, default, description) in the order of the README's table."""
+    for section in SECTIONS.values():
+        for field in section.model_fields.values():
+            yield _alias(field), _shown(field.default), field.description or ""
+
+
+def load(
+    environ: Mapping[str, str] | None = None,
+    env_file: Path | None = Path(".env"),
+    overrides: Mapping[str, str] | None = None,
+) -> Settings:
+    """Read the settings: ``overrides`` (the command line) over ``environ`` over ``env_file`` over defaults.
+
+    Raises:
+        SettingsError: a name is unknown or a value is malformed; every problem is listed.
+    """
+    values = {**_read_env_file(env_file), **(os.environ if environ is None else environ), **(overrides or {})}
+    values = {name: value for name, value in values.items() if value.strip()}
+    problems = list(_unknown(values))
+    sections: dict[str, Section] = {}
+    for name, section in SECTIONS.items():
+        try:
+            sections[name] = section.model_validate(_pick(section, values))
+        except ValidationError as error:
+            problems += _explain(error)
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return Settings.model_validate(sections)
+
+
+def _pick(section: type[Section], values: Mapping[str, str]) -> dict[str, str]:
+    names = [_alias(field) for field in section.model_fields.values()]
+    return {name: values[name] for name in names if name in values}
+
+
+def _read_env_file(path: Path | None) -> dict[str, str]:
+    if path is None or not path.is_file():
+        return {}
+    return {name: value for name, value in dotenv_values(path).items() if value is not None}
+
+
+def _unknown(values: Mapping[str, str]) -> Iterator[str]:
+    known = known_variables()
+    for name in sorted(values):
+        if name.startswith("ACESTEP_") and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else "unset it, or see `acestep-consumer run --help`"
+            yield f"{name} is not a setting of this program; {hint}"
+
+
+def _explain(error: ValidationError) -> Iterator[str]:
+    for problem in error.errors(include_url=False, include_context=False, include_input=False):
+        where = problem["loc"][0] if problem["loc"] else "ACESTEP_AMQP_URL"
+        yield f"{where}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _alias(field: Any) -> str:
+    return str(field.validation_alias.choices[0])
+
+
+def _shown(default: Any) -> str:
+    if default is None or default == ():
+        return "–"
+    return default.get_secret_value() if isinstance(default, SecretStr) else str(default)
