@@ -98,6 +98,7 @@ class InvalidRequest(Refused):
 
     @property
     def details(self) -> tuple[dict[str, JsonValue], ...]:
+        """Field, value and rule of each problem."""
         return tuple(problem.model_dump(mode="json") for problem in self.problems)
 
 
@@ -112,6 +113,7 @@ class LimitExceeded(Refused):
 
     @property
     def details(self) -> tuple[dict[str, JsonValue], ...]:
+        """Field, requested and allowed value of each limit."""
         return self.exceeded
 
 
@@ -205,3 +207,11 @@ class Interrupted(ConsumerError):
 
 class Unpublished(Exception):
     """An event could not be confirmed: the delivery must not be settled as done."""
+
+
+def error_of_code(code: ErrorCode, text: str) -> ConsumerError:
+    """Rebuild an error that crossed a process boundary as its code and public text."""
+    if code is ErrorCode.CANCELLED:
+        return Cancelled()
+    kinds: tuple[type[ConsumerError], ...] = (LimitExceeded, TaskUnsupported, *Failed.__subclasses__())
+    return {kind.code: kind for kind in kinds}.get(code, ConsumerError)(text)

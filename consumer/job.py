@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from schemas.events import LmChoice, Metas, ModelChoice, PolicyReport
+from schemas.events import Adjustment, LmChoice, Metas, ModelChoice, PolicyReport
 from schemas.request import GenerationRequest
 
 
@@ -89,6 +89,7 @@ class Rendering:
     tracks: tuple[Track, ...]
     render_s: float
     encode_s: float
+    adjustments: tuple[Adjustment, ...] = ()
     warnings: tuple[str, ...] = ()
 
 

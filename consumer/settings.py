@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an operator sets: environment variables and ``.env``, read once, checked at once, passed down as frozen sections.
+"""What an operator sets: environment variables and ``.env``, read once, checked at once, passed down frozen.
 
 A variable that starts with ``ACESTEP_`` and is not listed here stops the start: a typo must not become a default.
 """
@@ -120,7 +120,9 @@ class EngineSettings(Section):
     max_vram_gb: float | None = variable("MAX_CUDA_VRAM", None, "pretend that the card has this many GB", gt=0)
     offload: AutoBool = variable("ACESTEP_OFFLOAD_TO_CPU", None, "keep idle models in RAM; `auto`: below 15.5 GB")
     offload_dit: AutoBool = variable("ACESTEP_OFFLOAD_DIT_TO_CPU", None, "the DiT too; `auto`: as the models")
-    init_llm: AutoBool = variable("ACESTEP_INIT_LLM", None, "load the 5Hz LM: `auto` (as the tier says), `true`, `false`")
+    init_llm: AutoBool = variable(
+        "ACESTEP_INIT_LLM", None, "load the 5Hz LM: `auto` (as the tier says), `true`, `false`"
+    )
     lm_model_path: str | None = variable("ACESTEP_LM_MODEL_PATH", None, "5Hz LM; unset: the tier's largest")
     lm_backend: Literal["vllm", "pt"] = variable("ACESTEP_LM_BACKEND", "vllm", "`vllm` or `pt` (transformers)")
     lm_device: str = variable("ACESTEP_LM_DEVICE", "auto", "device of the 5Hz LM")
@@ -147,7 +149,9 @@ class WorkerSettings(Section):
     http_port: int = variable("ACESTEP_HTTP_PORT", 8080, "health and metrics; 0: a free port", ge=0, le=65535)
     http_host: str = variable("ACESTEP_HTTP_HOST", "127.0.0.1", "address that health and metrics listen on")
     log_level: Literal["debug", "info", "warning", "error"] = variable("ACESTEP_LOG_LEVEL", "info", "lowest level")
-    log_format: Literal["auto", "console", "json"] = variable("ACESTEP_LOG_FORMAT", "auto", "`auto`: JSON unless a terminal")
+    log_format: Literal["auto", "console", "json"] = variable(
+        "ACESTEP_LOG_FORMAT", "auto", "`auto`: JSON unless a terminal"
+    )
 
 
 SECTIONS: dict[str, type[Section]] = {

@@ -326,7 +326,7 @@ class WorkerEvent(CloudEvent):
         """Wrap ``data``; each announcement is an event of its own."""
         now = _now()
         envelope = _envelope(data.worker_id, f"{data.state}/{now.isoformat()}", data.worker_id, now)
-        return cls(**envelope, type=f"acestep.worker.{data.state}.v1", data=data)  # type: ignore[arg-type]  # checked by the literal
+        return cls(**envelope, type=f"acestep.worker.{data.state}.v1", data=data)
 
 
 type_of_unfinished: dict[str, type[JobFailed | JobRejected | JobCancelled | JobExpired]] = {

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One AMQP connection with one channel, kept alive.
+
+Not aio-pika's robust connection: that one restores what it remembers, so a single object that cannot be restored
+blocks all others, and it takes a queue's depth and existence from memory. Here every connect is a first connect:
+connect, open the channel, declare the topology, run the attached steps. Whatever is lost, be it the connection, the
+channel, a queue or the consumer, all is dropped and made again; there is one path to get right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Self
+
+import aio_pika
+import structlog
+from aiormq.abc import AbstractChannel as Channel
+from yarl import URL
+
+from consumer.broker import lenient
+from consumer.broker.backoff import backoff
+from consumer.broker.faults import BrokerFault, BrokerRefused, LinkLost, describe, mapped
+from consumer.broker.topology import Topology, topology
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+    from aio_pika.abc import AbstractChannel, AbstractConnection
+    from pydantic import SecretStr
+
+    from consumer.settings import BrokerSettings
+
+Step = Callable[[Channel], Awaitable[None]]
+"""What must be done on every new channel. Raises a ``BrokerFault`` when it cannot."""
+
+# The event loop does nothing long, so a short heartbeat costs nothing: a dead peer is noticed after three of them.
+HEARTBEAT_S = 10
+CONNECT_TIMEOUT_S = 10.0
+SET_UP_TIMEOUT_S = 30.0
+CLOSE_TIMEOUT_S = 3.0
+FIRST_WAIT_S = 0.1
+LONGEST_WAIT_S = 10.0
+# A link that lives shorter than this has not recovered: the next wait goes on where the last one stopped.
+SETTLED_S = 10.0
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class Link:
+    """A connection to the broker that comes back.
+
+    ``async with`` waits until it is up for the first time. Only then is a refusal an error; later ones are logged and
+    tried again, because a broker that was good once can be good again.
+    """
+
+    def __init__(self, settings: BrokerSettings, name: str) -> None:
+        """``name`` is what the broker lists the connection under."""
+        self._url = _with_heartbeat(settings.url)
+        self._name = name
+        self._topology = topology(settings)
+        self._steps: list[Step] = []
+        self._connection: AbstractConnection | None = None
+        self._channel: Channel | None = None
+        self._up = asyncio.Event()
+        self._lost = asyncio.Event()
+        self._loss = ""
+        self._keeper: asyncio.Task[None] | None = None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether there is an open channel with everything declared and every step done."""
+        return self._channel is not None and not self._channel.is_closed and not self._lost.is_set()
+
+    async def channel(self) -> Channel:
+        """Return the open channel; wait for it while the link is down.
+
+        It is the client library's lower layer: that one hands out properties exactly as they came, lets publishes
+        pipeline, and costs half the work per message.
+        """
+        while not self.is_up:
+            self._up.clear()
+            await self._up.wait()
+        assert self._channel is not None  # noqa: S101 - is_up says so; this tells the type checker
+        return self._channel
+
+    async def attach(self, step: Step) -> None:
+        """Do ``step`` on this channel and on every one that follows.
+
+        Raises:
+            BrokerRefused: the broker does not allow it; it is not attached.
+        """
+        self._steps.append(step)
+        if not self.is_up:
+            return
+        try:
+            await step(await self.channel())
+        except LinkLost:
+            self.renew("a step could not be done")
+        except BrokerRefused:
+            self.detach(step)
+            self.renew("a step was refused")
+            raise
+
+    def detach(self, step: Step) -> None:
+        """Do not do ``step`` on later channels; harmless when repeated."""
+        with suppress(ValueError):
+            self._steps.remove(step)
+
+    def renew(self, reason: str) -> None:
+        """Drop the connection and make a new one."""
+        if not self._lost.is_set():
+            self._loss = reason
+            self._up.clear()
+            self._lost.set()
+
+    async def declare_again(self) -> None:
+        """Restore what somebody deleted, on the open channel. Raises ``BrokerFault``."""
+        if self._connection is None:
+            raise LinkLost("not connected")
+        with mapped():
+            async with asyncio.timeout(SET_UP_TIMEOUT_S), self._connection.channel() as channel:
+                await _declare(channel, self._topology)
+
+    async def __aenter__(self) -> Self:
+        lenient.install()
+        await self._connect(backoff(FIRST_WAIT_S, LONGEST_WAIT_S), first=True)
+        self._keeper = asyncio.create_task(self._keep(), name=f"link {self._name}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._keeper
+        await self._drop()
+
+    async def _keep(self) -> None:
+        waits = backoff(FIRST_WAIT_S, LONGEST_WAIT_S)
+        while True:
+            since = time.monotonic()
+            await self._lost.wait()
+            _log.warning("broker link lost, connecting again", link=self._name, reason=self._loss)
+            await self._drop()
+            if time.monotonic() - since > SETTLED_S:
+                waits = backoff(FIRST_WAIT_S, LONGEST_WAIT_S)
+            await asyncio.sleep(next(waits))
+            await self._connect(waits, first=False)
+
+    async def _connect(self, waits: Iterator[float], *, first: bool) -> None:
+        """Try until the link is up. On the ``first`` connect, a refusal is raised."""
+        for wait in waits:
+            try:
+                await self._open()
+            except BrokerRefused as error:
+                if first:
+                    raise
+                self._log_failure(error, wait)
+            except BrokerFault as error:
+                self._log_failure(error, wait)
+            except Exception:
+                if first:
+                    raise
+                # This task is all that can bring the link back: it must outlive what nobody foresaw.
+                _log.exception("broker link: unexpected error", link=self._name, wait_s=round(wait, 2))
+            else:
+                _log.info("broker link up", link=self._name, broker=self.address)
+                return
+            await asyncio.sleep(wait)
+
+    def _log_failure(self, error: BrokerFault, wait: float) -> None:
+        _log.warning(
+            "broker not reachable, trying again",
+            link=self._name,
+            broker=self.address,
+            reason=describe(error),
+            wait_s=round(wait, 2),
+        )
+
+    async def _open(self) -> None:
+        with mapped():
+            self._connection = await aio_pika.connect(
+                self._url, timeout=CONNECT_TIMEOUT_S, client_properties={"connection_name": self._name}
+            )
+        try:
+            with mapped():
+                async with asyncio.timeout(SET_UP_TIMEOUT_S):
+                    channel = await self._set_up(self._connection)
+        except BaseException:
+            await self._drop()
+            raise
+        self._use(channel)
+
+    async def _set_up(self, connection: AbstractConnection) -> Channel:
+        # Unroutable publishes are silent by default.
+        opened = await connection.channel(publisher_confirms=True, on_return_raises=True)
+        await _declare(opened, self._topology)
+        channel = await opened.get_underlay_channel()
+        for step in self._steps:
+            await step(channel)
+        return channel
+
+    def _use(self, channel: Channel) -> None:
+        self._channel = channel
+        self._lost.clear()
+        channel.closing.add_done_callback(lambda closing: self._on_closing(channel, closing))
+        self._up.set()
+
+    def _on_closing(self, channel: Channel, closing: asyncio.Future[object]) -> None:
+        if channel is self._channel:
+            error = None if closing.cancelled() else closing.exception()
+            self.renew("closed" if error is None else describe(error))
+
+    async def _drop(self) -> None:
+        """Forget the channel and close the connection, as far as it can be closed."""
+        connection, self._connection, self._channel = self._connection, None, None
+        if connection is None:
+            return
+        with suppress(BrokerFault), mapped():
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await connection.close()
+
+    @property
+    def address(self) -> str:
+        """The broker's URL without user, password and query."""
+        return str(self._url.with_user(None).with_query(None))
+
+
+async def _declare(channel: AbstractChannel, wanted: Topology) -> None:
+    """Create what is missing; what is there as wanted stays untouched. Raises ``BrokerFault``."""
+    with mapped():
+        for exchange in wanted.exchanges:
+            await channel.declare_exchange(
+                exchange.name, exchange.type, durable=True, arguments=dict(exchange.arguments)
+            )
+        for queue in wanted.queues:
+            await channel.declare_queue(queue.name, durable=True, arguments=dict(queue.arguments))
+        underlay = await channel.get_underlay_channel()
+        for binding in wanted.bindings:
+            await underlay.queue_bind(binding.queue, binding.exchange, binding.routing_key)
+
+
+def _with_heartbeat(secret: SecretStr) -> URL:
+    url = URL(secret.get_secret_value())
+    return url if "heartbeat" in url.query else url.update_query(heartbeat=HEARTBEAT_S)

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can go wrong with the broker, in four words of our own; the client library's exceptions are mapped here only.
+
+::
+
+    BrokerFault
+    ├── LinkLost        connection or channel gone, or no answer in time: try again on the next one
+    ├── Nacked          the broker refused to store the message, for now
+    ├── Unroutable      no queue takes the message
+    └── BrokerRefused   password, virtual host, permission, other arguments: a person has to act
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from aio_pika import exceptions as amqp
+from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource
+from pamqp.exceptions import PAMQPException
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_NOT_ALLOWED = 530
+
+
+class BrokerFault(Exception):
+    """Base of all."""
+
+
+class LinkLost(BrokerFault):
+    """The connection or the channel went away, or the broker did not answer in time."""
+
+
+class Nacked(BrokerFault):
+    """The broker refused the message on its publisher confirm: a queue is full, or could not store it."""
+
+
+class Unroutable(BrokerFault):
+    """No queue takes the message, or its address cannot be written as AMQP."""
+
+
+class BrokerRefused(BrokerFault):
+    """The broker refuses what we ask, and will go on doing so; the text says what to change."""
+
+
+# RuntimeError: aiormq's ChannelInvalidStateError, and what asyncio makes of a StopAsyncIteration at the end of a stream.
+_LOSS = (amqp.AMQPError, PAMQPException, OSError, RuntimeError)
+
+
+@contextmanager
+def mapped() -> Iterator[None]:
+    """Turn every exception of the client library into one of ours; a real cancellation passes."""
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        # aiormq cancels what waits on a channel that it closes. Nobody asked this task to stop: a loss, then.
+        if _is_cancelled():
+            raise
+        raise LinkLost("the channel was closed") from error
+    except BrokerFault:
+        raise
+    except amqp.PublishError as error:
+        raise Unroutable(str(error)) from error
+    except amqp.DeliveryError as error:
+        raise Nacked(str(error)) from error
+    except _LOSS as error:
+        raise _judge(error) from error
+    except Exception as error:
+        # aiormq ends what still waits on a channel closed without a reason with a bare Exception.
+        if type(error) is not Exception:
+            raise
+        raise LinkLost("the channel was closed") from error
+
+
+def describe(error: BaseException) -> str:
+    """Return the error's text, or its kind where it has none (many have none)."""
+    return str(error) or type(error).__name__
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
+def _judge(error: Exception) -> BrokerFault:
+    """Tell a refusal, which needs a person, from a loss, which needs patience."""
+    advice = _advice(error)
+    return LinkLost(describe(error)) if advice is None else BrokerRefused(f"{describe(error)}: {advice}")
+
+
+def _advice(error: Exception) -> str | None:
+    match error:
+        case amqp.ProbableAuthenticationError() | amqp.AuthenticationError():
+            return "check the user and the password in ACESTEP_AMQP_URL"
+        case amqp.ConnectionClosed(args=(code, str(text), *_)) if code == _NOT_ALLOWED and _is_about_vhost(text):
+            return "check the virtual host in ACESTEP_AMQP_URL, and that the user may use it"
+        case ChannelAccessRefused():
+            return "give the user configure, write and read permission on acestep.*"
+        case amqp.ChannelPreconditionFailed() if "inequivalent arg" in str(error):
+            return (
+                "the object exists with other settings; set ACESTEP_QUEUE_TYPE and ACESTEP_QUEUE_MAXSIZE as it was "
+                "declared, or drain it and delete it"
+            )
+        case ChannelLockedResource():
+            return "another connection holds the object exclusively"
+        case amqp.ProtocolSyntaxError() | amqp.IncompatibleProtocolError() if not isinstance(
+            error, amqp.InvalidFrameError
+        ):
+            return "ACESTEP_AMQP_URL does not lead to an AMQP 0.9.1 port"
+        case OSError(__cause__=ssl.SSLCertVerificationError()):
+            return "trust the broker's certificate (cafile=... in ACESTEP_AMQP_URL)"
+    return None
+
+
+def _is_about_vhost(text: str) -> bool:
+    """The same code also says that a connection limit is reached, which passes."""
+    return "vhost" in text and ("not found" in text or "refused" in text)

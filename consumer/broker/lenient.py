@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read properties that the codec refuses, so that one odd message cannot end the connection, again and again.
+
+AMQP strings are bytes and a timestamp is 64 bits wide; the broker passes both on as they are. The codec raises on a
+``message_id`` in Latin-1, on a timestamp in microseconds, on a header name that is not UTF-8. It raises inside the
+connection's reader: the connection ends, the message is delivered again, and no other message is ever reached.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pamqp import decode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Decoder = Callable[[bytes], tuple[int, Any]]
+
+_TIMESTAMP_BYTES = 8
+_LENGTH_BYTES = 4
+UNREADABLE_HEADERS = "x-acestep-unreadable-headers"
+
+
+def install() -> None:
+    """Put the lenient decoders in the codec's tables; harmless when repeated."""
+    decode.METHODS["shortstr"] = short_string
+    decode.METHODS["timestamp"] = timestamp
+    decode.METHODS["table"] = table
+    decode.TABLE_MAPPING[b"T"] = timestamp
+
+
+def short_string(value: bytes) -> tuple[int, str]:
+    """Return (bytes consumed, text); a byte that is not UTF-8 reads as ``?``.
+
+    One character for one byte: what comes out is never too long to be sent back.
+    """
+    try:
+        return decode.short_str(value)
+    except UnicodeDecodeError:
+        end = 1 + value[0]
+        return end, value[1:end].decode("utf-8", "replace").replace("\ufffd", "?")
+
+
+def timestamp(value: bytes) -> tuple[int, Any]:
+    """Return (bytes consumed, time); None for a time beyond the calendar."""
+    try:
+        return decode.timestamp(value)
+    except (ValueError, OverflowError, OSError):
+        return _TIMESTAMP_BYTES, None
+
+
+def table(value: bytes) -> tuple[int, Any]:
+    """Return (bytes consumed, headers); a mark alone where they cannot be read."""
+    try:
+        return decode.field_table(value)
+    except ValueError:
+        length = int.from_bytes(value[:_LENGTH_BYTES], "big")
+        return _LENGTH_BYTES + length, {UNREADABLE_HEADERS: True}

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The way out: every publish is confirmed by the broker, or raises."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+from pamqp.commands import Basic
+
+from consumer.broker.backoff import backoff
+from consumer.broker.dead_letter import dead_letter_properties
+from consumer.broker.faults import BrokerFault, BrokerRefused, ChannelRefused, Nacked, Unroutable, describe, mapped
+from consumer.broker.topology import DEAD_LETTER, EVENTS
+from consumer.errors import ConsumerError, Unpublished
+from schemas.events import CONTENT_TYPE, JobEvent, JobProgress, WorkerEvent
+
+if TYPE_CHECKING:
+    from consumer.broker.connection import Link
+    from consumer.ports import Reply
+
+APP_ID = "acestep-consumer"
+PERSISTENT = 2
+
+PATIENCE_S = 60.0
+# Progress may be lost and must not come late; a worker that leaves must not wait for a broker that is gone.
+SHORT_PATIENCE_S = 5.0
+FIRST_WAIT_S = 0.05
+LONGEST_WAIT_S = 5.0
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Outgoing:
+    exchange: str
+    routing_key: str
+    body: bytes
+    properties: Basic.Properties
+
+
+class Publisher:
+    """Publishes on ``link``, as many at a time as callers wait: confirms are awaited per message, not in turn.
+
+    A publish is tried again on the next connection until its patience ends. A confirm that got lost therefore means a
+    second copy: subscribers recognise it by the event's id.
+    """
+
+    def __init__(self, link: Link, worker_id: str) -> None:
+        self._link = link
+        self._worker_id = worker_id
+        # Returned messages are matched by message_id, and dead letters carry the id that their producer chose.
+        self._one_dead_letter = asyncio.Lock()
+
+    async def publish(self, event: JobEvent, reply: Reply) -> None:
+        """Publish to the events exchange; a terminal event then goes to ``reply.reply_to`` as well.
+
+        A progress event gets 5 seconds, all others get 60.
+
+        Raises:
+            Unpublished: the broker did not confirm in time.
+        """
+        body = event.to_json()
+        properties = _event_properties(event, event.id, reply.correlation_id)
+        patience_s = SHORT_PATIENCE_S if isinstance(event, JobProgress) else PATIENCE_S
+        await self._insist(_Outgoing(EVENTS, event.routing_key, body, properties), patience_s)
+        if event.state.terminal and reply.reply_to:
+            await self._answer(event, body, reply.reply_to, reply.correlation_id)
+
+    async def announce(self, event: WorkerEvent) -> None:
+        """Publish what the worker itself does. Raises ``Unpublished`` after 5 seconds."""
+        message = _Outgoing(EVENTS, event.routing_key, event.to_json(), _event_properties(event, event.id, None))
+        await self._insist(message, SHORT_PATIENCE_S)
+
+    async def dead_letter(self, body: bytes, properties: Basic.Properties, reason: ConsumerError | None) -> None:
+        """Keep a message that could not be run: its bytes and headers as they came, and why.
+
+        Raises:
+            Unpublished: the broker did not confirm within 60 seconds.
+        """
+        kept = dead_letter_properties(properties, reason, self._worker_id)
+        async with self._one_dead_letter:
+            await self._insist(_Outgoing(DEAD_LETTER, "", body, kept), PATIENCE_S)
+
+    async def _answer(self, event: JobEvent, body: bytes, reply_to: str, correlation_id: str | None) -> None:
+        """A requester who does not take the answer has the event; the job does not suffer for it."""
+        # An id of its own: should the broker return this copy, the event's must not be taken for it.
+        properties = _event_properties(event, f"{event.id}.reply", correlation_id)
+        try:
+            await self._insist(_Outgoing("", reply_to, body, properties), PATIENCE_S, final=(Unroutable, Nacked, Refused))
+        except BrokerFault as fault:
+            _log.debug("reply not taken", reply_to=reply_to, reason=describe(fault), event_type=event.type)
+
+    async def _insist(
+        self, message: _Outgoing, patience_s: float, final: tuple[type[BrokerFault], ...] = ()
+    ) -> None:
+        """Publish until confirmed. A fault listed in ``final`` is raised at once, any other is tried again."""
+        fault: BrokerFault | None = None
+        try:
+            async with asyncio.timeout(patience_s):
+                for wait in backoff(FIRST_WAIT_S, LONGEST_WAIT_S):
+                    try:
+                        return await self._publish_once(message)
+                    except final:
+                        raise
+                    except BrokerFault as error:
+                        fault = error
+                    await self._recover(fault)
+                    await asyncio.sleep(wait)
+        except TimeoutError:
+            why = "no confirm" if fault is None else describe(fault)
+            raise Unpublished(f"{message.routing_key or message.exchange}: {why} in {patience_s:g} s") from fault
+
+    async def _publish_once(self, message: _Outgoing) -> None:
+        channel = await self._link.channel()
+        with mapped():
+            # wait=False: the next publish need not wait until this one has left the socket's buffer.
+            await channel.basic_publish(
+                message.body,
+                exchange=message.exchange,
+                routing_key=message.routing_key,
+                properties=message.properties,
+                mandatory=True,
+                wait=False,
+            )

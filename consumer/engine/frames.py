@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frames on the pipe: a 4-byte big-endian length, then that many bytes of JSON."""
+
+import asyncio
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+
+_LENGTH = struct.Struct(">I")
+
+
+def pack(payload: bytes) -> bytes:
+    """Return the frame that carries ``payload``."""
+    return _LENGTH.pack(len(payload)) + payload
+
+
+async def read(stream: asyncio.StreamReader) -> bytes:
+    """Return the next payload. Raises ``asyncio.IncompleteReadError`` at the end of the stream."""
+    (length,) = _LENGTH.unpack(await stream.readexactly(_LENGTH.size))
+    return await stream.readexactly(length)
+
+
+class FrameSocket:
+    """The engine's blocking end of the pipe; ``send`` may be called from any thread."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._reader = end.makefile("rb")
+        self._end = end
+        self._sending = threading.Lock()
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield payloads until the other side is gone."""
+        while len(head := self._reader.read(_LENGTH.size)) == _LENGTH.size:
+            (length,) = _LENGTH.unpack(head)
+            payload = self._reader.read(length)
+            if len(payload) < length:
+                return
+            yield payload
+
+    def send(self, payload: bytes) -> None:
+        """Send one frame. Raises ``OSError`` when the other side is gone."""
+        with self._sending:
+            self._end.sendall(pack(payload))

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One engine process as the consumer sees it: started, spoken to, ended. Knows nothing of jobs.
+
+The pipe is a socket pair that the child inherits. Its end is the child's signal to leave, so that no engine outlives
+its consumer, however that died.
+"""
+
+import asyncio
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Self
+
+from consumer.engine import frames
+from consumer.engine.messages import FROM_ENGINE, TO_ENGINE, FromEngine, ToEngine
+
+GRACE_S = 5.0
+
+
+class EngineProcess:
+    """A running child. ``start`` it, iterate ``messages()`` until they end, then ``end`` it."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def start(cls, module: str) -> Self:
+        """Run ``python -m module FD`` with our end of a socket pair open here. It inherits stderr for its log."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                module,
+                str(theirs.fileno()),
+                pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+            )
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        return cls(process, reader, writer)
+
+    @property
+    def pid(self) -> int:
+        """Process id of the child."""
+        return self._process.pid
+
+    def send(self, message: ToEngine) -> None:
+        """Queue one message; a child that is gone takes nothing, and ``messages`` tells so."""
+        if not self._writer.is_closing():
+            self._writer.write(frames.pack(TO_ENGINE.dump_json(message)))
+
+    async def messages(self) -> AsyncIterator[FromEngine]:
+        """Yield what the child says, until it is gone."""
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                yield FROM_ENGINE.validate_json(await frames.read(self._reader))
+
+    async def end(self) -> int:
+        """Close the pipe, give the child a moment to leave, kill it if it stays. Returns its exit code."""
+        self._writer.close()
+        try:
+            return await asyncio.wait_for(self._process.wait(), GRACE_S)
+        except TimeoutError:
+            return await self.kill()
+
+    async def kill(self) -> int:
+        """End the child now. Returns its exit code, negative for a signal."""
+        with suppress(ProcessLookupError):
+            self._process.kill()
+        return await self._process.wait()

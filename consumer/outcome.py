@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a job ended: the terminal event, and what becomes of its delivery. Pure."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from consumer.errors import ConsumerError, Verdict
+from consumer.job import Job, Plan, Rendering, StoredObject
+from schemas.events import (
+    Audio,
+    Completed,
+    ErrorCode,
+    ErrorReport,
+    JobCompleted,
+    TerminalEvent,
+    Timings,
+    Unfinished,
+    unfinished_event,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """``event`` is None when nothing may be said: the message goes back, or nobody could tell whose it is."""
+
+    event: TerminalEvent | None
+    verdict: Verdict
+    error: ConsumerError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Who worked on the message, on which attempt, and when it ended."""
+
+    worker_id: str
+    attempt: int
+    now: datetime
+
+
+def manifest(  # noqa: PLR0913, PLR0917 - it gathers what every stage returned, once
+    job: Job, plan: Plan, rendering: Rendering, objects: tuple[StoredObject, ...], timings: Timings, scene: Scene
+) -> Completed:
+    """Write down a finished job: what was asked, what was done, and where the songs are."""
+    request = job.request.model_copy(update={"audio_duration": plan.metas.duration or job.request.audio_duration})
+    metas = plan.metas.model_copy(update={"duration": rendering.tracks[0].duration_s if rendering.tracks else None})
+    policy = job.policy.model_copy(update={"adjustments": (*job.policy.adjustments, *rendering.adjustments)})
+    return Completed(
+        task_id=job.task_id,
+        attempt=scene.attempt,
+        worker_id=scene.worker_id,
+        finished_at=scene.now,
+        model=job.model,
+        lm=job.lm,
+        policy=policy,
+        audios=tuple(map(_audio, objects)),
+        request=request,
+        metas=metas,
+        timings=timings,
+        warnings=(*job.warnings, *rendering.warnings),
+    )
+
+
+def succeeded(completed: Completed) -> Outcome:
+    """Turn a manifest into its event. The same manifest gives the same event, whoever publishes it."""
+    return Outcome(JobCompleted.of(completed), Verdict.ACK)
+
+
+def failed(error: ConsumerError, job: Job | None, task_id: str | None, scene: Scene) -> Outcome:
+    """Turn an error into the outcome that it carries. Without an id there is nobody to tell."""
+    if error.status is None:
+        return Outcome(None, error.verdict, error)
+    if task_id is None:
+        return Outcome(None, Verdict.DEAD_LETTER, error)
+    data = Unfinished(
+        task_id=task_id,
+        status=error.status,
+        attempt=scene.attempt,
+        worker_id=scene.worker_id,
+        finished_at=scene.now,
+        error=_report(error, scene.attempt),
+        policy=job.policy if job else None,
+        warnings=job.warnings if job else (),
+    )
+    return Outcome(unfinished_event(data), error.verdict, error)
+
+
+def known(error: Exception) -> ConsumerError:
+    """Return the error itself if it is one of ours; anything else is a bug, and its text stays in the log."""
+    if isinstance(error, ConsumerError):
+        return error
+    return ConsumerError(f"internal error ({type(error).__name__}); the worker's log has the details")
+
+
+def _report(error: ConsumerError, attempts: int) -> ErrorReport:
+    return ErrorReport(
+        code=ErrorCode(error.code),
+        message=str(error),
+        retryable=error.retryable,
+        attempts=attempts,
+        details=error.details,
+    )
+
+
+def _audio(stored: StoredObject) -> Audio:
+    track = stored.track
+    return Audio(
+        uri=stored.uri,
+        url=stored.url,
+        format=track.format,
+        content_type=track.content_type,
+        sample_rate=track.sample_rate,
+        channels=track.channels,
+        duration_s=track.duration_s,
+        bytes=stored.bytes,
+        sha256=stored.sha256,
+        seed=track.seed,
+    )

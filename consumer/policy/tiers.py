@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tier table as data: how much music a card of a given size may be asked for.
+
+The built-in rows are the limits of ACE-Step 1.5's own server, as of February 2026.
+"""
+
+import tomllib
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+MIN_DURATION_S, MAX_DURATION_S = 10, 600
+MIN_BPM, MAX_BPM = 30, 300
+MAX_BATCH = 8
+OFFLOAD_BELOW_GB = 15.5
+
+_LMS = ("acestep-5Hz-lm-0.6B", "acestep-5Hz-lm-1.7B", "acestep-5Hz-lm-4B")
+LM_MEMORY_GB = dict(zip(_LMS, (3.0, 8.0, 12.0), strict=True))
+
+
+class TierTableError(Exception):
+    """A tier table file cannot be used; the text names the file and the rule."""
+
+
+class Tier(BaseModel):
+    """One row. Cards of up to ``max_vram_gb`` GB (below it, when ``exclusive``) get these limits."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1)
+    max_vram_gb: float = Field(default=float("inf"), gt=0)
+    exclusive: bool = False
+    max_seconds_with_lm: int = Field(ge=MIN_DURATION_S, le=MAX_DURATION_S)
+    max_seconds: int = Field(ge=MIN_DURATION_S, le=MAX_DURATION_S)
+    max_batch_with_lm: int = Field(ge=1, le=MAX_BATCH)
+    max_batch: int = Field(ge=1, le=MAX_BATCH)
+    lm_by_default: bool = False
+    lms: tuple[str, ...] = ()
+
+    def holds(self, vram_gb: float) -> bool:
+        """Whether a card of this size belongs here or in a smaller tier."""
+        return vram_gb < self.max_vram_gb if self.exclusive else vram_gb <= self.max_vram_gb
+
+
+class TierTable(BaseModel):
+    """Rows from the smallest card to the largest; the last one takes every card."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: str = Field(min_length=1)
+    tiers: tuple[Tier, ...] = Field(min_length=1)
+
+    @field_validator("tiers")
+    @classmethod
+    def _ascending_and_open(cls, tiers: tuple[Tier, ...]) -> tuple[Tier, ...]:
+        sizes = [tier.max_vram_gb for tier in tiers]
+        if sizes != sorted(set(sizes)) or sizes[-1] != float("inf"):
+            raise ValueError("max_vram_gb must grow from row to row, and the last row must not set it")
+        return tiers
+
+    def tier_of(self, vram_gb: float) -> Tier:
+        """Return the tier of a card with ``vram_gb`` GB; 0 means no GPU and gives the first row."""
+        return next(tier for tier in self.tiers if tier.holds(vram_gb))
+
+
+_ROWS = """\
+name       vram  seconds  batch  lm   lms
+tier1      4     180/180  1/1    no   0
+tier2      6     360/360  1/1    no   0
+tier3      8     240/360  1/2    no   1
+tier4      12    240/360  2/4    no   1
+tier5      <15.5 240/360  2/4    yes  2
+tier6      24    480/480  4/8    yes  3
+unlimited  inf   600/600  8/8    yes  3
+"""  # seconds and batch: with LM / without
+
+
+def _row(line: str) -> Tier:
+    name, vram, seconds, batch, by_default, lms = line.split()
+    with_lm_s, without_s = map(int, seconds.split("/"))
+    with_lm_songs, without_songs = map(int, batch.split("/"))
+    return Tier(
+        name=name,
+        max_vram_gb=float(vram.removeprefix("<")),
+        exclusive=vram.startswith("<"),
+        max_seconds_with_lm=with_lm_s,
+        max_seconds=without_s,
+        max_batch_with_lm=with_lm_songs,
+        max_batch=without_songs,
+        lm_by_default=by_default == "yes",
+        lms=_LMS[: int(lms)],
+    )
+
+
+BUILT_IN = TierTable(version="acestep-1.5-2026-02", tiers=tuple(map(_row, _ROWS.splitlines()[1:])))
+
+
+def load_table(path: Path | None) -> TierTable:
+    """Return the built-in table, or the one in a TOML file (``version`` and ``[[tiers]]``).
+
+    Raises:
+        TierTableError: the file cannot be read or breaks a rule.
+    """
+    if path is None:
+        return BUILT_IN
+    try:
+        return TierTable.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise TierTableError(f"ACESTEP_TIER_TABLE: {path} cannot be read: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise TierTableError(f"ACESTEP_TIER_TABLE: {path} is not TOML: {error}") from error
+    except ValidationError as error:
+        raise TierTableError(f"ACESTEP_TIER_TABLE: {path}: {_problems(error)}") from error
+
+
+def _problems(error: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors(include_url=False))

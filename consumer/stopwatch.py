@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Seconds per stage of one job."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from consumer.job import Rendering
+from schemas.events import Timings
+
+
+class Stopwatch:
+    """Starts on creation; each stage is measured by ``with watch("plan"):``."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._stages: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Measure the body as ``stage``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._stages[stage] = time.perf_counter() - start
+
+    def timings(self, rendering: Rendering, queued_s: float | None) -> Timings:
+        """Return all stages so far, with what the renderer measured itself, rounded to milliseconds."""
+        seconds = {**self._stages, "render": rendering.render_s, "encode": rendering.encode_s}
+        if queued_s is not None:
+            seconds["queued"] = queued_s
+        seconds["total"] = time.perf_counter() - self._start
+        return Timings(**{stage: round(value, 3) for stage, value in seconds.items()})

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Logs: readable on a terminal, JSON otherwise, to stderr. stdout belongs to what a command prints."""
+
+import logging
+import sys
+from typing import Literal
+
+import structlog
+from structlog.typing import Processor
+
+
+def set_up_logs(level: str, style: Literal["auto", "console", "json"]) -> bool:
+    """Configure structlog and the standard library's logging alike. Returns whether the log is JSON."""
+    as_json = style == "json" or (style == "auto" and not sys.stderr.isatty())
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+    ]
+    last: list[Processor] = (
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        if as_json
+        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    )
+    structlog.configure(
+        processors=[*shared, *last],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    _adopt_standard_logging(level, shared, last)
+    return as_json
+
+
+def _adopt_standard_logging(level: str, shared: list[Processor], last: list[Processor]) -> None:
+    """Libraries log through ``logging``; give their lines the same form, and keep them to warnings."""
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    quiet = logging.DEBUG if level == "debug" else logging.WARNING
+    logging.basicConfig(handlers=[handler], level=quiet, force=True)
+    if level == "debug":
+        for noisy in ("botocore", "aiormq.connection", "urllib3", "s3transfer", "boto3", "asyncio"):
+            logging.getLogger(noisy).setLevel(logging.INFO)

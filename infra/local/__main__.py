@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands: `python -m infra.local up | down | env | exec -- COMMAND... | demo`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from infra.local import demo, state
+from infra.local.process import ServerError
+from infra.local.signals import stop_cleanly_on_signals
+from infra.local.stack import Stack, say
+
+_CHILD_GRACE_S = 15
+
+
+def main() -> int:
+    """Run one command; the exit status is 0, 1 after an error that was told, or the child's own."""
+    arguments = _parser().parse_args()
+    stop_cleanly_on_signals()
+    try:
+        return _run(arguments)
+    except ServerError as error:
+        say(f"error: {error}")
+        return 1
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    match arguments.verb:
+        case "up" | "env":
+            print(state.up().exports())
+            say('Use it: eval "$(bash infra/dev up)". End it: bash infra/dev down.')
+            return 0
+        case "down":
+            say("Ended the local stack." if state.down() else "Nothing is up.")
+            return 0
+        case "exec":
+            return _exec(arguments.command[arguments.command[:1] == ["--"] :])
+        case _:
+            return demo.main()
+
+
+def _exec(command: list[str]) -> int:
+    """Run a command with servers of its own, which end with it."""
+    if not command:
+        raise ServerError("exec needs a command: python -m infra.local exec -- COMMAND [ARGUMENT...]")
+    with ExitStack() as running:
+        folder = running.enter_context(tempfile.TemporaryDirectory(prefix="acestep-", ignore_cleanup_errors=True))
+        environment = running.enter_context(Stack(Path(folder)))
+        return _foreground(command, os.environ | environment.variables())
+
+
+def _foreground(command: list[str], variables: dict[str, str]) -> int:
+    try:
+        child = subprocess.Popen(command, env=variables)
+    except OSError as error:
+        raise ServerError(f"could not start {command[0]}: {error.strerror}") from error
+    try:
+        status = child.wait()
+    except SystemExit:
+        _end(child)
+        raise
+    return status if status >= 0 else 128 - status
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.terminate()
+    try:
+        child.wait(_CHILD_GRACE_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m infra.local", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("up", help="leave a broker and a store running; print the variables to export")
+    verbs.add_parser("env", help="the same as up: print the variables, starting what is not there")
+    verbs.add_parser("down", help="end what up started")
+    verbs.add_parser("demo", help="a request from end to end")
+    run = verbs.add_parser("exec", help="run a command with a broker and a store of its own")
+    run.add_argument("command", nargs=argparse.REMAINDER, help="-- COMMAND [ARGUMENT...]")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

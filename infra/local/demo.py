@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo's story: servers, a tiny checkpoint, a worker, one real request, the audio checked.
+
+What a person reads goes to standard error. Standard output has two lines: the terminal event, the audio's path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import wave
+from contextlib import ExitStack
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from infra.local.ports import LOOPBACK, PortClaim
+from infra.local.process import Process, ServerError, tail
+from infra.local.stack import Stack, say
+from infra.local.state import LOCAL, ROOT
+
+DURATION_S = 10
+PROMPT = "warm lo-fi piano, brushed drums, late at night"
+LYRICS = "[verse]\nA message waits in line\nA melody comes out\n"
+
+_TINY_MODEL = "acestep-v15-turbo"
+_READY_TIMEOUT_S = 180.0
+_READY_TIMEOUT_REAL_S = 1800.0
+_SUBMIT_TIMEOUT_S = 1800.0
+_WORKER_GRACE_S = 30.0
+_REPORT_EVERY_S = 10.0
+_POLL_S = 0.2
+
+_RANDOM_WEIGHTS = """
+The demo's model has random weights: what you hear is noise, made by every part of the real path.
+For real music, have an ACE-Step 1.5 checkpoint on this machine and a GPU, set
+  ACESTEP_CHECKPOINT_DIR   the folder that holds the checkpoints
+  ACESTEP_CONFIG_PATH      the model in it, for example acestep-v15-turbo
+and run the demo again: it uses them.
+"""
+
+
+def main() -> int:
+    """Run the demo in a folder of its own, which stays; 0, or a ServerError that tells what failed."""
+    folder = LOCAL / f"demo-{secrets.token_hex(4)}"
+    folder.mkdir(parents=True)
+    say(f"The demo's folder: {folder}")
+    audio = _Demo(folder).run()
+    shutil.rmtree(folder / "servers", ignore_errors=True)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    print(audio, flush=True)
+    return 0
+
+
+class _Demo:
+    """One run: everything it starts ends with `run()`, in reverse order."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._audio = folder / "audio"
+        self._log = folder / "worker.log"
+        self._real = bool(os.environ.get("ACESTEP_CHECKPOINT_DIR"))
+        self._claim = PortClaim(1)
+
+    def run(self) -> Path:
+        """Returns the path of the checked audio file."""
+        with ExitStack() as running:
+            environment = running.enter_context(Stack(self._folder / "servers"))
+            variables = os.environ | environment.variables() | self._worker_variables()
+            self._make_checkpoint(variables)
+            worker = self._start_worker(variables)
+            running.callback(self._stop_worker, worker)
+            self._wait_until_ready(worker)
+            event = self._submit(worker, variables)
+            audio = self._check(event)
+        say("Checked: the file is whole, decodes, lasts as long as asked for, and has the event's SHA-256.")
+        if not self._real:
+            say(_RANDOM_WEIGHTS)
+        return audio
+
+    def _worker_variables(self) -> dict[str, str]:
+        variables = {"ACESTEP_HTTP_PORT": str(self._claim.ports[0])}
+        if not self._real:
+            variables["ACESTEP_CHECKPOINT_DIR"] = str(self._folder / "checkpoints")
+            variables["ACESTEP_CONFIG_PATH"] = _TINY_MODEL
+            variables["ACESTEP_INIT_LLM"] = "false"
+        return variables
+
+    def _make_checkpoint(self, variables: dict[str, str]) -> None:
+        if self._real:
+            say(f"Using the checkpoints in {variables['ACESTEP_CHECKPOINT_DIR']}.")
+            return
+        say("Making a tiny checkpoint with random weights ...")
+        command = [_consumer_command(), "tiny-checkpoint", variables["ACESTEP_CHECKPOINT_DIR"]]
+        done = subprocess.run(command, env=variables, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ServerError(f"tiny-checkpoint failed with status {done.returncode}:\n{done.stdout}{done.stderr}")
+
+    def _start_worker(self, variables: dict[str, str]) -> Process:
+        say(f"Starting a worker; its log: {self._log}")
+        return Process([_consumer_command(), "run"], env=variables, folder=ROOT, log=self._log, guarded=True)
+
+    def _stop_worker(self, worker: Process) -> None:
+        say("Stopping the worker and the servers ...")
+        worker.end(_WORKER_GRACE_S)
+        self._claim.release()
+
+    def _wait_until_ready(self, worker: Process) -> None:
+        started = reported = time.monotonic()
+        timeout_s = _READY_TIMEOUT_REAL_S if self._real else _READY_TIMEOUT_S
+        url = f"http://{LOOPBACK}:{self._claim.ports[0]}/readyz"
+        while not _answers_ok(url):
+            now = time.monotonic()
+            if not worker.running():
+                raise ServerError(f"the worker ended with status {worker.returncode()}\n{tail(self._log)}")
+            if now - started > timeout_s:
+                raise ServerError(f"the worker was not ready after {timeout_s:.0f} s\n{tail(self._log)}")
+            if now - reported > _REPORT_EVERY_S:
+                say(f"  still loading the model, {now - started:.0f} s ...")
+                reported = now
+            time.sleep(_POLL_S)
+        say(f"The worker is ready after {time.monotonic() - started:.1f} s.")
+
+    def _submit(self, worker: Process, variables: dict[str, str]) -> dict[str, Any]:
+        """Send the request as any producer would and return the terminal event, also printed as it came."""
+        say(f"Submitting: {PROMPT!r}, {DURATION_S} s")
+        command = [
+            _consumer_command(), "submit", "--prompt", PROMPT, "--lyrics", LYRICS, "--duration", str(DURATION_S),
+            "--format", "wav", "--wait", "--download", str(self._audio), "--json",
+        ]  # fmt: skip
+        # The progress bar is drawn on the terminal's standard error by the command itself.
+        child = subprocess.Popen(command, env=variables, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        try:
+            output = self._output(child, worker)
+        finally:
+            child.kill()
+            child.wait()
+        print(output, flush=True)
+        if child.returncode:
+            raise ServerError(f"submit ended with status {child.returncode}\n{tail(self._log)}")
+        return self._event(output)
+
+    def _output(self, child: subprocess.Popen[str], worker: Process) -> str:
+        """What the command prints; it is not waited for when the worker it waits for has died."""
+        deadline = time.monotonic() + _SUBMIT_TIMEOUT_S
+        while True:
+            try:
+                return child.communicate(timeout=1)[0].strip()
+            except subprocess.TimeoutExpired:
+                if not worker.running():
+                    raise ServerError(
+                        f"the worker died at work, status {worker.returncode()}\n{tail(self._log)}"
+                    ) from None
+                if time.monotonic() > deadline:
+                    raise ServerError(f"no result after {_SUBMIT_TIMEOUT_S:.0f} s\n{tail(self._log)}") from None
+
+    def _event(self, output: str) -> dict[str, Any]:
+        try:
+            event: dict[str, Any] = json.loads(output)
+        except json.JSONDecodeError as error:
+            raise ServerError(f"submit --json did not print one JSON value: {output[:500]!r}") from error
+        if event.get("type") != "acestep.job.completed.v1":
+            raise ServerError(f"the job did not complete\n{tail(self._log)}")
+        return event
+
+    def _check(self, event: dict[str, Any]) -> Path:
+        """The downloaded file, after comparing it with what the event promises."""
+        promised = event["data"]["audios"][0]
+        files = sorted(path for path in self._audio.rglob("*.wav") if path.is_file())
+        if len(files) != 1:
+            raise ServerError(f"expected one audio file in {self._audio}, found {len(files)}")
+        content = files[0].read_bytes()
+        if hashlib.sha256(content).hexdigest() != promised["sha256"]:
+            raise ServerError(f"{files[0]} does not have the event's SHA-256 {promised['sha256']}")
+        _check_sound(files[0])
+        return files[0]
+
+
+def _check_sound(path: Path) -> None:
+    try:
+        with wave.open(str(path), "rb") as sound:
+            seconds = sound.getnframes() / sound.getframerate()
+            silent = not any(sound.readframes(sound.getnframes()))
+    except (wave.Error, EOFError) as error:
+        raise ServerError(f"{path} does not decode: {error}") from error
+    if abs(seconds - DURATION_S) > 1 / 25:  # a latent frame is a 25th of a second
+        raise ServerError(f"{path} lasts {seconds:.2f} s instead of {DURATION_S} s")
+    if silent:
+        raise ServerError(f"{path} is silent")
+
+
+def _consumer_command() -> str:
+    """The installed `acestep-consumer`, beside the running Python."""
+    command = Path(sys.executable).with_name("acestep-consumer")
+    if not command.exists():
+        raise ServerError(f"{command} is missing; run: bash infra/dev setup")
+    return str(command)
+
+
+def _answers_ok(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310  # an http address on this machine
+            return bool(answer.status == HTTPStatus.OK)
+    except (OSError, urllib.error.URLError):
+        return False

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Owns free loopback ports: found, and claimed against every other stack on this machine."""
+
+from __future__ import annotations
+
+import random
+import socket
+import sys
+
+LOOPBACK = "127.0.0.1"
+
+# Below Linux's range for outgoing connections (32768 and up): nothing borrows such a port while a server restarts.
+_CANDIDATES = range(20_000, 32_000)
+
+
+class PortClaim:
+    """Holds `count` free TCP ports of 127.0.0.1 until `release()`.
+
+    "Free" is only true at the moment of looking. So that two stacks started side by side do not find the same port
+    free, each port is also claimed by a name in Linux's abstract socket namespace, which the kernel gives back when
+    this process ends, however it ends.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._claims: list[socket.socket] = []
+        self.ports: tuple[int, ...] = tuple(self._claim_one() for _ in range(count))
+
+    def _claim_one(self) -> int:
+        for port in random.sample(_CANDIDATES, len(_CANDIDATES)):
+            if self._claimed(port) and _is_free(port):
+                return port
+        raise RuntimeError(f"no free TCP port between {_CANDIDATES.start} and {_CANDIDATES.stop} on {LOOPBACK}")
+
+    def _claimed(self, port: int) -> bool:
+        if sys.platform != "linux":
+            return True
+        claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            claim.bind(f"\0acestep-local-port-{port}")
+        except OSError:
+            claim.close()
+            return False
+        self._claims.append(claim)
+        return True
+
+    def release(self) -> None:
+        """Let other stacks have the ports again; harmless when repeated."""
+        while self._claims:
+            self._claims.pop().close()
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # As servers do: a port whose last connections are in TIME_WAIT is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+        return True

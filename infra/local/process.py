@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Owns the life of a process that we start: its own group, a log, an end by number and never by name.
+
+A guarded process also ends when we are killed without a chance to clean up: a small shell waits at a pipe that only
+we hold, and the kernel closes it for us.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+_POLL_S = 0.05
+_LOG_TAIL_LINES = 25
+
+# Waits for end of file on standard input, then ends the process given as the first argument, and its group.
+_GUARD = 'read -r _; kill -TERM "$1" && sleep 5; kill -KILL -- "-$1"'
+
+
+class ServerError(RuntimeError):
+    """A local server could not be had; the text says which, why, and what to do."""
+
+
+@dataclass(frozen=True)
+class ProcessId:
+    """A process by number and start time (clock ticks since boot), so that a reused number is never mistaken for it."""
+
+    pid: int
+    started: str
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessId:
+        """The identity of a process that runs now.
+
+        Raises:
+            ServerError: no such process.
+        """
+        started = _start_time(pid)
+        if started is None:
+            raise ServerError(f"process {pid} ended at once")
+        return cls(pid, started)
+
+    def alive(self) -> bool:
+        """True while this very process runs."""
+        return _start_time(self.pid) == self.started
+
+    def end(self, grace_s: float = 20.0) -> None:
+        """SIGTERM to the process; once it is gone, or after `grace_s` seconds, SIGKILL to what is left of its group.
+
+        Only the leader is asked: its own children are its to stop in order.
+        """
+        if not self.alive():
+            return
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGTERM)
+        deadline = time.monotonic() + grace_s
+        while self.alive() and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        _signal_group(self.pid, signal.SIGKILL)
+
+
+class Process:
+    """A child process in its own session, so that a Ctrl-C in the terminal reaches us and not it."""
+
+    def __init__(self, argv: Sequence[str], *, env: Mapping[str, str], folder: Path, log: Path, guarded: bool) -> None:
+        """Start it.
+
+        Args:
+            argv: the command.
+            env: its whole environment.
+            folder: its working folder.
+            log: standard output and error are appended here.
+            guarded: end it when this process dies; False for a process that is to stay.
+
+        Raises:
+            ServerError: the command is missing or ended at once.
+        """
+        self.log = log
+        with log.open("ab") as output:
+            try:
+                self._child = subprocess.Popen(
+                    argv, env=env, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                    start_new_session=True,
+                )  # fmt: skip
+            except OSError as error:
+                raise ServerError(f"could not start {argv[0]}: {error.strerror}") from error
+        self.id = ProcessId.of(self._child.pid)
+        self._guard = _start_guard(self._child.pid) if guarded else None
+
+    def running(self) -> bool:
+        """True while the process runs."""
+        return self._child.poll() is None
+
+    def returncode(self) -> int | None:
+        """The exit status, negative for a signal; None while it runs."""
+        return self._child.poll()
+
+    def end(self, grace_s: float = 20.0) -> None:
+        """End it: SIGTERM, then SIGKILL after `grace_s` seconds; harmless when repeated."""
+        if self.running():
+            self.id.end(grace_s)
+        self._reap()
+
+    def kill(self) -> None:
+        """End it at once, as a power cut would: SIGKILL."""
+        if self.running():
+            _signal_group(self.id.pid, signal.SIGKILL)
+        self._reap()
+
+    def _reap(self) -> None:
+        self._child.wait()
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.kill()
+            guard.communicate()
+
+
+def wait_until(ready: Callable[[], bool], *, what: str, processes: Sequence[Process], timeout_s: float) -> None:
+    """Poll `ready` until it holds.
+
+    Raises:
+        ServerError: a process ended first, or `timeout_s` seconds passed; with the last lines of the process's log.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not ready():
+        for process in processes:
+            if not process.running():
+                raise ServerError(
+                    f"{what} ended with status {process.returncode()} before it was ready\n{tail(process.log)}"
+                )
+        if time.monotonic() > deadline:
+            raise ServerError(f"{what} was not ready after {timeout_s:.0f} s\n{tail(processes[0].log)}")
+        time.sleep(_POLL_S)
+
+
+def tail(log: Path, lines: int = _LOG_TAIL_LINES) -> str:
+    """The last lines of a log, headed by its path; says so when there is nothing to show."""
+    text = log.read_text(errors="replace") if log.exists() else ""
+    last = "\n".join(text.splitlines()[-lines:])
+    return f"--- end of {log}\n{last}" if last else f"--- {log} is empty"
+
+
+def _start_time(pid: int) -> str | None:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    # The command's name, in parentheses, may hold anything: count from behind the last one.
+    fields = stat.rpartition(")")[2].split()
+    state, started = fields[0], fields[19]
+    return None if state == "Z" else started
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(pid, number)
+
+
+def _start_guard(pid: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        ["/bin/sh", "-c", _GUARD, "guard", str(pid)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )

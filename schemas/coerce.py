@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loose values to exact ones, the way ACE-Step's clients write them: numbers as text, `Am` for A minor, `4/4` for 4.
+
+Every function raises ``ValueError`` with the broken rule as its text. Booleans are never numbers.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from typing import Final, TypeVar
+
+_T = TypeVar("_T")
+
+TRUE_WORDS: Final = frozenset({"1", "true", "yes", "y", "on"})
+FALSE_WORDS: Final = frozenset({"0", "false", "no", "n", "off"})
+LANGUAGES: Final = (
+    *("ar", "az", "bg", "bn", "ca", "cs", "da", "de", "el", "en", "es", "fa", "fi", "fr", "he", "hi", "hr", "ht"),
+    *("hu", "id", "is", "it", "ja", "ko", "la", "lt", "ms", "ne", "nl", "no", "pa", "pl", "pt", "ro", "ru", "sa"),
+    *("sk", "sr", "sv", "sw", "ta", "te", "th", "tl", "tr", "uk", "ur", "vi", "yue", "zh", "unknown"),
+)
+
+_NUMBER: Final = re.compile(r"[+-]?([0-9]{1,400})(\.[0-9]{0,400})?([eE][+-]?[0-9]{1,4})?|[+-]?\.[0-9]{1,400}")
+_WHOLE: Final = re.compile(r"[+-]?[0-9]+")
+# A lower-case m alone is minor; an upper-case one would mean major to some and minor to others.
+_KEY: Final = re.compile(r"([A-Ga-g])\s*([#b♯♭B])?\s*((?i:major|maj|minor|min)|m)")
+_TIME_SIGNATURES: Final = {"2": "2", "2/4": "2", "3": "3", "3/4": "3", "4": "4", "4/4": "4", "6": "6", "6/8": "6"}
+_SCHEMES: Final = ("s3", "https")
+
+
+def optional(read: Callable[[object], _T]) -> Callable[[object], _T | None]:
+    """The same reading, with None for None."""
+    return lambda value: None if value is None else read(value)
+
+
+def text(value: object) -> str:
+    """Text as it is; a number becomes its text."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise ValueError("must be text")
+
+
+def trimmed(value: object) -> str:
+    """Text without space around it."""
+    return text(value).strip()
+
+
+def word(value: object) -> str:
+    """A keyword in lower case."""
+    return trimmed(value).lower()
+
+
+def boolean(value: object) -> bool:
+    """ACE-Step's reading: 1, true, yes, y and on are true, other text is false."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int | float):
+        return value == 1
+    if isinstance(value, str):
+        return word(value) in TRUE_WORDS
+    raise ValueError("must be true or false")
+
+
+def real(value: object) -> float:
+    """A finite number."""
+    try:
+        number = float(_number(value))
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError("must be a finite number")
+    return number
+
+
+def integer(value: object) -> int:
+    """A whole number; 120.0 is one."""
+    number = _number(value)
+    if isinstance(number, float) and not number.is_integer():
+        raise ValueError("must be a whole number")
+    return int(number)
+
+
+def positive_integer(value: object) -> int | None:
+    """A whole number, or None for zero and below, which mean "not given"."""
+    number = integer(value)
+    return number if number > 0 else None
+
+
+def positive_real(value: object) -> float | None:
+    """A finite number, or None for zero and below, which mean "not given"."""
+    number = real(value)
+    return number if number > 0 else None
+
+
+def seeds(value: object) -> tuple[int, ...]:
+    """One seed per song from a number, comma-separated text or a list; empty when all of them are -1 (random)."""
+    found = _several(value, integer, "must be whole numbers: one, a list, or text with commas between them")
+    return () if all(seed == -1 for seed in found) else found
+
+
+def timesteps(value: object) -> tuple[float, ...] | None:
+    """Strictly falling times of the diffusion, 1 = noise and 0 = song, from a list or comma-separated text."""
+    found = _several(value, real, "must be numbers: a list, or text with commas between them")
+    falling = all(earlier > later for earlier, later in pairwise(found))
+    if found and not (falling and found[-1] >= 0 and 0 < found[0] <= 1):
+        raise ValueError("must fall strictly, from at most 1 to at least 0")
+    return found or None
+
+
+def names(value: object) -> tuple[str, ...]:
+    """Several names from a list or comma-separated text; blank ones are dropped."""
+    parts = value if isinstance(value, list | tuple) else text(value).split(",")
+    return tuple(name for part in parts if (name := trimmed(part)))
+
+
+def key_scale(value: object) -> str:
+    """A key such as "C major", "F# minor" or "B♭ major"; "Am" and "c MAJOR" are understood."""
+    match = _KEY.fullmatch(trimmed(value))
+    if match is None:
+        raise ValueError("must be a key: A to G, then # or b if any, then major or minor")
+    note, accidental, mode = match.groups(default="")
+    return f"{note.upper()}{accidental.lower()} {'major' if mode.lower().startswith('maj') else 'minor'}"
+
+
+def time_signature(value: object) -> str:
+    """Beats per bar as the model knows them: "2", "3", "4" or "6"; "4/4" and 4 are understood."""
+    written = text(value).replace(" ", "").removesuffix(".0")
+    if written not in _TIME_SIGNATURES:
+        raise ValueError("must be 2, 3, 4 or 6 (or 2/4, 3/4, 4/4, 6/8)")
+    return _TIME_SIGNATURES[written]
+
+
+def language(value: object) -> str:
+    """A language code that the model was trained on ("en-US" is "en"), else "unknown"."""
+    code = re.split("[-_]", word(value))[0]
+    return code if code in LANGUAGES else "unknown"
+
+
+def lm_backend(value: object) -> str:
+    """A backend's name. MLX does not exist here: plain PyTorch ("pt") stands in for it."""
+    return {"mlx": "pt"}.get(word(value), word(value))
+
+
+def place(value: object) -> str:
+    """Where an audio input lies: an address that a worker on any machine can read."""
+    scheme, mark, rest = trimmed(value).partition("://")
+    if scheme.lower() not in _SCHEMES or not rest:
+        raise ValueError("must be s3://bucket/key or https://host/path, not a local path")
+    return scheme.lower() + mark + rest
+
+
+def _number(value: object) -> int | float:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str) and _NUMBER.fullmatch(written := value.strip()):
+        return int(written) if _WHOLE.fullmatch(written) else float(written)
+    raise ValueError("must be a number")
+
+
+def _several(value: object, one: Callable[[object], _T], rule: str) -> tuple[_T, ...]:
+    parts: Iterable[object] = value if isinstance(value, list | tuple) else (value,)
+    if isinstance(value, str):
+        parts = value.split(",")
+    try:
+        return tuple(one(part) for part in parts)
+    except ValueError:
+        raise ValueError(rule) from None

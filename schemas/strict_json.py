@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""JSON text from strangers: bounded in depth and size, no NaN, and every refusal says where."""
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Final
+
+MAX_DEPTH: Final = 32
+MAX_NODES: Final = 20_000
+# Longer ones overflow a float anyway, and converting them to an exact integer costs quadratic time.
+_MAX_INTEGER_DIGITS: Final = 400
+_MAX_REPEATED: Final = 20
+
+# Possessive quantifiers: a long string is passed in one go, without memory for ways back.
+_TOKEN: Final = re.compile(r'"(?:[^"\\]++|\\.)*+"|[\[{]|[\]}]|,|NaN|-?Infinity', re.DOTALL)
+
+
+class JsonRefused(ValueError):  # noqa: N818 - reads as a finding: the text was refused
+    """The text is not JSON, or more of it than anybody needs. ``str(error)`` says what is wrong and where."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A parsed text. ``repeated``: keys that one object holds twice, 20 of them at most; the last one counts."""
+
+    value: object
+    repeated: tuple[str, ...] = ()
+
+
+def loads(text: str) -> Document:
+    """Parse JSON text.
+
+    Raises:
+        JsonRefused: no valid JSON, nested deeper than 32, more than 20,000 values, or NaN and Infinity.
+    """
+    _check_shape(text)
+    repeated: list[str] = []
+
+    def collect(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            repeated.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        return found
+
+    try:
+        value = json.loads(text, object_pairs_hook=collect, parse_int=_integer)
+    except json.JSONDecodeError as exc:
+        raise JsonRefused(f"{exc.msg} at {_place(text, exc.pos)}") from None
+    return Document(value, tuple(dict.fromkeys(repeated))[:_MAX_REPEATED])
+
+
+def _check_shape(text: str) -> None:
+    """Look at the tokens before the parser recurses into them."""
+    depth, nodes = 0, 0
+    for token in _TOKEN.finditer(text):
+        match token.group()[0]:
+            case "[" | "{":
+                depth, nodes = depth + 1, nodes + 1
+            case "]" | "}":
+                depth -= 1
+            case ",":
+                nodes += 1
+            case "N" | "-" | "I":
+                raise JsonRefused(f"{token.group()} is not a JSON number, at {_place(text, token.start())}")
+        if depth > MAX_DEPTH:
+            raise JsonRefused(f"nested deeper than {MAX_DEPTH} levels at {_place(text, token.start())}")
+        if nodes > MAX_NODES:
+            raise JsonRefused(f"more than {MAX_NODES:,} values at {_place(text, token.start())}")
+
+
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) <= _MAX_INTEGER_DIGITS else float(digits)
+
+
+def _place(text: str, position: int) -> str:
+    line = text.count("\n", 0, position) + 1
+    return f"line {line}, column {position - text.rfind(chr(10), 0, position)}"

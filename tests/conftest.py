@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fixtures that several rooms of tests share.
+
+Servers start when the first test asks for them, on free ports, one of each per pytest session. Tests keep apart by
+their own virtual host and their own object prefix, so none sees another's queues or files.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+
+import pytest
+
+from infra.local.packages import ensure_rabbitmq
+from infra.local.rabbitmq import RabbitMQ
+from infra.local.s3 import REGION, SeaweedFS
+from infra.local.stack import Environment
+from tests.support.servers import ManagementApi
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+    """The session's broker, with its HTTP API. Do not stop it: `own_rabbitmq` is for that."""
+    ensure_rabbitmq()
+    with RabbitMQ(tmp_path_factory.mktemp("rabbitmq"), management=True) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
+    """The session's S3 server. Do not stop it: `own_s3` is for that."""
+    with SeaweedFS(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def management(rabbitmq: RabbitMQ) -> ManagementApi:
+    """The HTTP API of the session's broker."""
+    return ManagementApi(rabbitmq)
+
+
+@pytest.fixture
+def amqp_vhost(management: ManagementApi) -> Iterator[str]:
+    """The name of a fresh virtual host, removed after the test."""
+    vhost = f"test-{uuid.uuid4().hex}"
+    management.add_vhost(vhost)
+    yield vhost
+    management.delete_vhost(vhost)
+
+
+@pytest.fixture
+def amqp_url(rabbitmq: RabbitMQ, amqp_vhost: str) -> str:
+    """The AMQP URL of this test's own virtual host."""
+    return rabbitmq.vhost_url(amqp_vhost)
+
+
+@pytest.fixture
+def s3_prefix() -> str:
+    """A key prefix that no other test uses, without a slash at the end."""
+    return f"test-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def service_environment(amqp_url: str, s3: SeaweedFS, s3_prefix: str) -> dict[str, str]:
+    """The variables that point a worker or a client at this test's virtual host and prefix."""
+    servers = Environment(
+        amqp_url=amqp_url,
+        s3_endpoint=s3.endpoint,
+        s3_bucket=s3.bucket,
+        access_key=s3.access_key,
+        secret_key=s3.secret_key,
+        region=REGION,
+    )
+    return servers.variables() | {"ACESTEP_S3_PREFIX": s3_prefix}
+
+
+@pytest.fixture
+def own_rabbitmq(tmp_path: Path) -> Iterator[RabbitMQ]:
+    """A running broker of this test's own, to stop, kill and restart (about five seconds a start)."""
+    ensure_rabbitmq()
+    with RabbitMQ(tmp_path / "rabbitmq") as broker:
+        yield broker
+
+
+@pytest.fixture
+def own_s3(tmp_path: Path) -> Iterator[SeaweedFS]:
+    """A running S3 server of this test's own, to stop, kill and restart (about a second a start)."""
+    with SeaweedFS(tmp_path / "s3") as server:
+        yield server

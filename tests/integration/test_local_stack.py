@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The local servers start, keep their data over a restart, stand side by side, and leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import aio_pika
+import boto3
+import pytest
+
+from infra.local.ports import PortClaim
+from infra.local.process import Process, ProcessId, ServerError, wait_until
+from infra.local.rabbitmq import RabbitMQ, speaks_amqp
+from infra.local.s3 import REGION, SeaweedFS, bucket_answers
+from infra.local.stack import Environment, Stack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.support.servers import ManagementApi
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def client(server: SeaweedFS) -> Any:
+    return boto3.client(
+        "s3",
+        endpoint_url=server.endpoint,
+        aws_access_key_id=server.access_key,
+        aws_secret_access_key=server.secret_key,
+        region_name=REGION,
+    )
+
+
+def eventually(holds: Callable[[], bool], timeout_s: float = 15.0) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def sleeper(tmp_path: Path, *argv: str, guarded: bool = True) -> Process:
+    return Process(argv, env=dict(os.environ), folder=tmp_path, log=tmp_path / "log", guarded=guarded)
+
+
+def test_two_claims_never_hold_the_same_port() -> None:
+    claims = [PortClaim(50) for _ in range(4)]
+    ports = [port for claim in claims for port in claim.ports]
+    for claim in claims:
+        claim.release()
+    assert len(set(ports)) == 200
+
+
+def test_a_port_that_a_server_listens_on_is_not_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = PortClaim(2)
+    taken, free = claim.ports
+    claim.release()
+    with socket.create_server(("127.0.0.1", taken)):
+        monkeypatch.setattr("infra.local.ports.random.sample", lambda *_: [taken, free])
+        again = PortClaim(1)
+        again.release()
+    assert again.ports == (free,)
+
+
+def test_a_process_that_ends_before_it_is_ready_is_reported_with_its_log(tmp_path: Path) -> None:
+    process = sleeper(tmp_path, "/bin/sh", "-c", "echo cannot bind; exit 3")
+    with pytest.raises(ServerError, match=r"toy ended with status 3 .*\n.*\ncannot bind"):
+        wait_until(lambda: False, what="toy", processes=[process], timeout_s=10)
+    process.end()
+
+
+def test_a_server_that_is_never_ready_is_given_up_at_the_deadline(tmp_path: Path) -> None:
+    process = sleeper(tmp_path, "/bin/sh", "-c", "echo still loading; exec sleep 60")
+    with pytest.raises(ServerError, match=r"(?s)toy was not ready after 0 s.*still loading"):
+        wait_until(lambda: False, what="toy", processes=[process], timeout_s=0.3)
+    process.end()
+    assert not process.id.alive()
+
+
+def test_a_process_that_ignores_sigterm_is_killed_with_its_group(tmp_path: Path) -> None:
+    process = sleeper(tmp_path, "/bin/sh", "-c", "trap '' TERM; sleep 60 & wait; wait; sleep 60")
+    process.end(grace_s=0.5)
+    assert not process.running()
+    assert eventually(lambda: not _group_exists(process.id.pid))
+
+
+def _group_exists(pid: int) -> bool:
+    try:
+        os.killpg(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_missing_command_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ServerError, match="could not start no-such-program: No such file"):
+        sleeper(tmp_path, "no-such-program")
+
+
+def test_a_guarded_process_ends_when_its_owner_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, time; from pathlib import Path; from infra.local.process import Process\n"
+        "here = Path(sys.argv[1])\n"
+        "p = Process(['sleep', '300'], env=dict(os.environ), folder=here, log=here / 'log', guarded=True)\n"
+        "print(p.id.pid, flush=True); time.sleep(300)"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    child = ProcessId.of(int(owner.stdout.readline()))
+    assert child.alive()
+    owner.kill()
+    owner.communicate()
+    assert eventually(lambda: not child.alive())
+
+
+async def test_what_a_broker_stored_survives_a_restart_and_a_kill(own_rabbitmq: RabbitMQ) -> None:
+    await _publish(own_rabbitmq.amqp_url, b"kept")
+    own_rabbitmq.restart()
+    own_rabbitmq.kill()
+    assert not speaks_amqp("127.0.0.1", own_rabbitmq.port)
+    own_rabbitmq.start()
+    assert await _get(own_rabbitmq.amqp_url) == b"kept"
+
+
+async def _publish(url: str, body: bytes) -> None:
+    async with await aio_pika.connect(url) as connection:
+        channel = await connection.channel()
+        await channel.declare_queue("q", durable=True)
+        message = aio_pika.Message(body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
+        await channel.default_exchange.publish(message, "q", timeout=10)
+
+
+async def _get(url: str) -> bytes:
+    async with await aio_pika.connect(url) as connection:
+        queue = await (await connection.channel()).declare_queue("q", durable=True)
+        message = await queue.get(timeout=10)
+        await message.ack()
+        return message.body
+
+
+def test_two_brokers_stand_side_by_side_and_leave_no_process(tmp_path: Path, rabbitmq: RabbitMQ) -> None:
+    with RabbitMQ(tmp_path) as other:
+        assert speaks_amqp("127.0.0.1", other.port)
+        assert speaks_amqp("127.0.0.1", rabbitmq.port)
+        assert other.ctl("list_vhosts").split() == ["name", "/"]
+        ids = [process.id for process in other.processes]
+        assert len(ids) == 2
+    assert eventually(lambda: not any(id_.alive() for id_ in ids))
+    assert speaks_amqp("127.0.0.1", rabbitmq.port)
+    assert not _mentions(str(tmp_path))
+
+
+def _mentions(text: str) -> list[str]:
+    """Command lines of running processes that hold `text`."""
+    lines = subprocess.run(["ps", "-eo", "args", "-ww"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return [line for line in lines if text in line]
+
+
+def test_a_failing_rabbitmqctl_says_what_went_wrong(rabbitmq: RabbitMQ) -> None:
+    with pytest.raises(ServerError, match=r"(?s)rabbitmqctl delete_vhost missing failed.*does not exist"):
+        rabbitmq.ctl("delete_vhost", "missing")
+
+
+async def test_each_test_has_a_virtual_host_of_its_own(
+    amqp_url: str, management: ManagementApi, amqp_vhost: str
+) -> None:
+    await _publish(amqp_url, b"mine")
+    queues = management.call("GET", f"/api/queues/{amqp_vhost}")
+    assert [queue["name"] for queue in queues] == ["q"]
+    assert management.call("GET", "/api/queues/%2F") == []
+
+
+def test_a_restarted_store_keeps_its_objects(own_s3: SeaweedFS) -> None:
+    client(own_s3).put_object(Bucket=own_s3.bucket, Key="song.wav", Body=b"noise" * 1000)
+    own_s3.restart()
+    own_s3.kill()
+    own_s3.start()
+    assert client(own_s3).get_object(Bucket=own_s3.bucket, Key="song.wav")["Body"].read() == b"noise" * 1000
+
+
+def test_a_store_lets_in_only_its_own_keys(s3: SeaweedFS) -> None:
+    assert bucket_answers(s3.endpoint, s3.bucket, s3.access_key, s3.secret_key)
+    assert not bucket_answers(s3.endpoint, s3.bucket, s3.access_key, "wrong")
+    assert not bucket_answers(s3.endpoint, "another-bucket", s3.access_key, s3.secret_key)
+
+
+def test_a_closed_store_leaves_no_process_and_no_socket(tmp_path: Path) -> None:
+    with SeaweedFS(tmp_path) as server:
+        (process,) = server.processes
+    assert not process.id.alive()
+    assert not list(Path("/tmp").glob(f"seaweedfs-*{server.port}.sock"))  # noqa: S108  # where SeaweedFS puts them
+
+
+def test_the_environment_survives_a_shell_and_hides_its_secrets() -> None:
+    environment = Environment("amqp://u:p@h/%2F", "http://h:1", "bucket", "key", 'it\'s "$secret"')
+    script = f'{environment.exports()}\nprintf %s "$AWS_SECRET_ACCESS_KEY"'
+    shown = subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=True).stdout
+    assert shown == environment.secret_key
+    assert Environment.from_variables(environment.variables()) == environment
+    assert "secret" not in repr(environment)
+    assert "u:p" not in repr(environment)
+
+
+def test_a_given_broker_and_store_are_used_as_they_are(
+    service_environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in service_environment.items():
+        monkeypatch.setenv(name, value)
+    with Stack(tmp_path) as environment:
+        assert environment.variables().items() <= service_environment.items()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_given_broker_that_is_down_is_reported_and_not_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (port,) = (claim := PortClaim(1)).ports
+    claim.release()
+    monkeypatch.setenv("ACESTEP_AMQP_URL", f"amqp://guest:hush@127.0.0.1:{port}/")
+    monkeypatch.setattr("infra.local.stack.docker_answers", lambda: False)
+    with Stack(tmp_path) as environment:
+        assert f":{port}/" not in environment.amqp_url
+    said = capsys.readouterr().err
+    assert f"127.0.0.1:{port}, but no broker answers there" in said
+    assert "hush" not in said

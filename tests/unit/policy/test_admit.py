@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Admission: what a request becomes under a card's limits, with every change written down."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consumer.errors import InvalidRequest, LimitExceeded, LmUnavailable, ModelUnavailable, TaskUnsupported
+from consumer.job import Job, LoadedModel, Request, Variant
+from consumer.policy.admit import Limits, admit
+from consumer.policy.tiers import BUILT_IN
+from schemas.events import LmChoice
+from schemas.request import parse_request
+
+TURBO = LoadedModel("acestep-v15-turbo", Variant.TURBO)
+BASE = LoadedModel("acestep-v15-base", Variant.BASE)
+LM = LmChoice(model="acestep-5Hz-lm-1.7B", backend="vllm")
+FORMATS = frozenset(("mp3", "wav", "flac"))
+
+
+def limits(vram_gb: float = 24, *models: LoadedModel, lm: LmChoice | None = None) -> Limits:
+    return Limits(
+        tier=BUILT_IN.tier_of(vram_gb),
+        table_version=BUILT_IN.version,
+        vram_gb=vram_gb,
+        models=models or (TURBO,),
+        formats=FORMATS,
+        lm=lm,
+    )
+
+
+def admitted(card: Limits, **fields: object) -> Job:
+    body, warnings = parse_request({"prompt": "jazz", **fields})
+    return admit(Request("task-1", body, warnings), card)
+
+
+def test_a_request_within_the_limits_passes_unchanged() -> None:
+    job = admitted(limits(), audio_duration=60, batch_size=2, bpm=120)
+    assert (job.request.audio_duration, job.request.batch_size, job.request.bpm) == (60, 2, 120)
+    assert job.policy.adjustments == ()
+    assert (job.policy.tier, job.policy.table_version) == ("tier6", "acestep-1.5-2026-02")
+
+
+@pytest.mark.parametrize(
+    ("field", "requested", "applied"),
+    [
+        ("audio_duration", 600, 480),
+        ("audio_duration", 3, 10),
+        ("batch_size", 20, 8),
+        ("bpm", 500, 300),
+        ("bpm", 5, 30),
+    ],
+)
+def test_a_value_beyond_a_limit_is_clamped_and_reported(field: str, requested: int, applied: int) -> None:
+    job = admitted(limits(), **{field: requested})
+    assert getattr(job.request, field) == applied
+    (change,) = job.policy.adjustments
+    assert (change.field, change.requested, change.applied) == (field, requested, applied)
+    assert "allows" in change.reason
+
+
+def test_on_limit_reject_names_every_limit_that_was_passed() -> None:
+    with pytest.raises(LimitExceeded) as caught:
+        admitted(limits(), audio_duration=600, batch_size=9, on_limit="reject")
+    assert [detail["field"] for detail in caught.value.details] == ["audio_duration", "batch_size"]
+    assert "10 to 480 seconds" in str(caught.value)
+
+
+def test_limits_are_tighter_when_the_language_model_is_used() -> None:
+    with_lm = admitted(limits(24, lm=LM), thinking=True, batch_size=8)
+    without = admitted(limits(24), batch_size=8)
+    assert (with_lm.request.batch_size, without.request.batch_size) == (4, 8)
+    assert (with_lm.lm, without.lm) == (LM, None)
+
+
+def test_the_language_model_completes_missing_metadata_only_where_it_is_loaded() -> None:
+    complete = {"bpm": 120, "key_scale": "C major", "time_signature": "4", "audio_duration": 60}
+    assert admitted(limits(24, lm=LM)).lm == LM
+    assert admitted(limits(24, lm=LM), **complete).lm is None
+    assert admitted(limits(24)).lm is None
+
+
+@pytest.mark.parametrize("feature", ["thinking", "sample_mode", "use_format", "full_analysis_only", "analysis_only"])
+def test_a_feature_that_needs_the_language_model_fails_without_it(feature: str) -> None:
+    with pytest.raises(LmUnavailable, match=feature):
+        admitted(limits(), **{feature: True})
+
+
+@pytest.mark.parametrize("task", ["cover", "repaint"])
+def test_the_language_model_is_skipped_where_the_source_decides(task: str) -> None:
+    job = admitted(limits(24, lm=LM), task_type=task, src_audio_path="s3://b/a.wav", thinking=True)
+    assert job.lm is None
+    assert any("thinking has no effect" in warning for warning in job.warnings)
+
+
+def test_given_codes_need_no_language_model() -> None:
+    job = admitted(limits(), thinking=True, audio_code_string="<|audio_code_1|>" * 50)
+    assert job.lm is None
+    assert any("audio_code_string" in warning for warning in job.warnings)
+
+
+def test_a_model_that_is_loaded_is_used() -> None:
+    job = admitted(limits(24, TURBO, BASE), model="acestep-v15-base")
+    assert (job.model.used, job.model.fallback) == ("acestep-v15-base", False)
+
+
+def test_a_model_that_is_not_loaded_falls_back_to_the_primary_and_says_so() -> None:
+    job = admitted(limits(), model="acestep-v15-base")
+    assert (job.model.requested, job.model.used, job.model.fallback) == (BASE.name, TURBO.name, True)
+    assert job.request.model == TURBO.name
+
+
+def test_on_model_unavailable_fail_is_honoured() -> None:
+    with pytest.raises(ModelUnavailable, match=r"acestep-v15-base is not loaded here; loaded: acestep-v15-turbo"):
+        admitted(limits(), model="acestep-v15-base", on_model_unavailable="fail")
+
+
+@pytest.mark.parametrize("task", ["extract", "lego", "complete"])
+def test_a_task_that_only_base_models_know_is_refused_elsewhere(task: str) -> None:
+    with pytest.raises(TaskUnsupported, match="it can do cover, repaint, text2music"):
+        admitted(limits(), task_type=task, src_audio_path="s3://b/a.wav")
+    job = admitted(limits(24, BASE), task_type=task, src_audio_path="s3://b/a.wav")
+    assert job.request.task_type == task
+
+
+def test_a_fallback_that_cannot_do_the_task_explains_itself() -> None:
+    with pytest.raises(TaskUnsupported, match="stands in for acestep-v15-base"):
+        admitted(limits(), task_type="lego", src_audio_path="s3://b/a.wav", model="acestep-v15-base")
+
+
+def test_a_cover_of_nothing_becomes_text2music_and_is_reported() -> None:
+    job = admitted(limits(), task_type="cover")
+    assert job.request.task_type == "text2music"
+    assert [change.field for change in job.policy.adjustments] == ["task_type"]
+
+
+@pytest.mark.parametrize("task", ["repaint", "extract", "lego", "complete"])
+def test_a_task_on_audio_without_audio_is_refused_with_the_field(task: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        admitted(limits(24, BASE), task_type=task)
+    assert caught.value.problems[0].field == "src_audio_path"
+
+
+def test_a_format_without_an_encoder_is_refused_before_anything_is_rendered() -> None:
+    with pytest.raises(InvalidRequest, match="it has flac, mp3, wav"):
+        admitted(limits(), audio_format="aac")
+
+
+def test_given_seeds_are_kept_and_counted_on() -> None:
+    assert admitted(limits(), seed=7, batch_size=3).seeds == (7, 8, 9)
+    assert admitted(limits(), seed=[7, 40], batch_size=3).seeds == (7, 40, 41)
+    assert admitted(limits(), seed=[7, 40], batch_size=1).seeds == (7,)
+
+
+def test_a_seed_of_minus_one_is_drawn_for_that_song_only() -> None:
+    first, second = admitted(limits(), seed=[-1, 5], batch_size=2).seeds
+    assert first >= 0
+    assert second == 5
+
+
+@given(st.text(alphabet="abcXYZ019_-", min_size=1, max_size=128), st.integers(1, 8))
+def test_drawn_seeds_depend_on_the_task_id_alone_so_a_redelivery_sings_the_same_song(task_id: str, songs: int) -> None:
+    body, _ = parse_request({"prompt": "jazz", "batch_size": songs})
+    here, there = (admit(Request(task_id, body), limits(card)).seeds for card in (24, 140))
+    assert here == there
+    assert len(set(here)) == songs
+    assert all(0 <= seed < 2**32 for seed in here)
+
+
+@given(
+    duration=st.none() | st.floats(min_value=0.5, max_value=10_000),
+    songs=st.integers(1, 1000),
+    bpm=st.none() | st.integers(1, 10_000),
+    vram=st.floats(0, 200),
+    lm=st.none() | st.just(LM),
+)
+def test_whatever_is_asked_the_job_respects_the_tier(
+    duration: float | None, songs: int, bpm: int | None, vram: float, lm: LmChoice | None
+) -> None:
+    job = admitted(limits(vram, lm=lm), audio_duration=duration, batch_size=songs, bpm=bpm)
+    bound = job.policy.limits
+    assert job.request.audio_duration is None or 10 <= job.request.audio_duration <= bound.max_duration_s
+    assert 1 <= job.request.batch_size <= bound.max_batch_size
+    assert len(job.seeds) == job.request.batch_size
+    changed = {change.field for change in job.policy.adjustments}
+    asked = {"audio_duration": duration, "batch_size": songs, "bpm": bpm}
+    assert changed == {name for name, value in asked.items() if getattr(job.request, name) != value}
+
+
+def test_the_effective_request_makes_the_same_job_again() -> None:
+    first = admitted(limits(), batch_size=3, audio_duration=600, model="nowhere")
+    again, warnings = parse_request(first.request.model_dump(mode="json"))
+    second = admit(Request("another-task", again, warnings), limits())
+    assert second.seeds == first.seeds
+    assert second.policy.adjustments == ()
+    assert warnings == ()

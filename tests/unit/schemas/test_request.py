@@ -1,0 +1,589 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reading of request bodies: aliases, nesting, coercions, warnings, and errors that name everything wrong."""
+
+import json
+import re
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas import coerce
+from schemas.aliases import ALIASES, METAS, NO_COUNTERPART
+from schemas.request import (
+    TASK_ID_PATTERN,
+    FieldProblem,
+    GenerationRequest,
+    RequestInvalid,
+    parse_request,
+    read_task_id,
+    request_json_schema,
+)
+
+# A value for each field, as a sender may write it, that differs from the default.
+WRITTEN: dict[str, object] = {
+    "task_id": "song-1",
+    "task_type": "Cover",
+    "model": " acestep-v15-base ",
+    "on_limit": "reject",
+    "on_model_unavailable": "FAIL",
+    "prompt": "slow blues",
+    "lyrics": "[verse]\nla",
+    "vocal_language": "pt-BR",
+    "bpm": "92",
+    "key_scale": "f# minor",
+    "time_signature": "6/8",
+    "audio_duration": "95.5",
+    "batch_size": 2.0,
+    "seed": "7, 8",
+    "use_random_seed": "no",
+    "inference_steps": "27",
+    "guidance_scale": 5,
+    "shift": "1.5",
+    "timesteps": "0.9,0.5,0",
+    "infer_method": "SDE",
+    "use_adg": 1,
+    "cfg_interval_start": "0.1",
+    "cfg_interval_end": 0.9,
+    "use_tiled_decode": "off",
+    "audio_format": "FLAC",
+    "src_audio_path": "s3://in/a.wav",
+    "reference_audio_path": "https://example.org/b.mp3",
+    "repainting_start": 3,
+    "repainting_end": "9.5",
+    "audio_cover_strength": ".5",
+    "audio_code_string": "<|audio_code_1|>",
+    "instruction": "Do this:",
+    "track_name": "drums",
+    "track_classes": ["drums", "bass"],
+    "thinking": "yes",
+    "sample_mode": "on",
+    "sample_query": "something sad",
+    "use_format": "y",
+    "analysis_only": True,
+    "full_analysis_only": "true",
+    "use_cot_caption": "false",
+    "use_cot_language": False,
+    "is_format_caption": 1,
+    "constrained_decoding": 0,
+    "constrained_decoding_debug": "1",
+    "allow_lm_batch": "n",
+    "lm_model_path": "acestep-5Hz-lm-0.6B",
+    "lm_backend": "PT",
+    "lm_temperature": "1",
+    "lm_cfg_scale": 1,
+    "lm_top_k": "50",
+    "lm_top_p": 0.5,
+    "lm_repetition_penalty": 1.25,
+    "lm_negative_prompt": "noise",
+}
+SPELLINGS = [(field, name) for field in WRITTEN for name in (field, *ALIASES.get(field, ()))]
+BODIES = st.fixed_dictionaries({}, optional={field: st.just(value) for field, value in WRITTEN.items()})
+
+
+def parsed(**body: object) -> GenerationRequest:
+    request, warnings = parse_request(body)
+    assert warnings == ()
+    return request
+
+
+def problem(**body: object) -> FieldProblem:
+    with pytest.raises(RequestInvalid) as caught:
+        parse_request(body)
+    (only,) = caught.value.problems
+    return only
+
+
+def warned(**body: object) -> str:
+    (only,) = parse_request(body)[1]
+    return only
+
+
+def nested(source: str, body: dict[str, object]) -> dict[str, object]:
+    """The body as it is, or inside an object, or as JSON text inside an object."""
+    if source == "body":
+        return body
+    name, _, form = source.partition(" ")
+    return {name: json.dumps(body) if form else body}
+
+
+def test_every_field_has_a_sample_here() -> None:
+    assert set(WRITTEN) == set(GenerationRequest.model_fields)
+
+
+def test_an_empty_body_is_ace_steps_defaults() -> None:
+    request = parsed()
+    assert (request.inference_steps, request.guidance_scale, request.shift) == (8, 7.0, 3.0)
+    assert (request.vocal_language, request.audio_format, request.task_type) == ("en", "mp3", "text2music")
+    assert (request.infer_method, request.audio_cover_strength, request.batch_size) == ("ode", 1.0, 1)
+    assert (request.seed, request.use_random_seed, request.thinking) == ((), True, False)
+    assert (request.lm_temperature, request.lm_cfg_scale, request.lm_top_p, request.lm_top_k) == (0.85, 2.5, 0.9, 0)
+
+
+def test_each_field_is_read_exactly() -> None:
+    request = parsed(**WRITTEN)
+    assert request.model_dump() == {
+        **WRITTEN,
+        "task_type": "cover",
+        "model": "acestep-v15-base",
+        "on_model_unavailable": "fail",
+        "vocal_language": "pt",
+        "bpm": 92,
+        "key_scale": "F# minor",
+        "time_signature": "6",
+        "audio_duration": 95.5,
+        "batch_size": 2,
+        "seed": (7, 8),
+        "use_random_seed": False,
+        "inference_steps": 27,
+        "guidance_scale": 5.0,
+        "shift": 1.5,
+        "timesteps": (0.9, 0.5, 0.0),
+        "infer_method": "sde",
+        "use_adg": True,
+        "cfg_interval_start": 0.1,
+        "use_tiled_decode": False,
+        "audio_format": "flac",
+        "repainting_start": 3.0,
+        "repainting_end": 9.5,
+        "audio_cover_strength": 0.5,
+        "track_classes": ("drums", "bass"),
+        "thinking": True,
+        "sample_mode": True,
+        "use_format": True,
+        "full_analysis_only": True,
+        "use_cot_caption": False,
+        "is_format_caption": True,
+        "constrained_decoding": False,
+        "constrained_decoding_debug": True,
+        "allow_lm_batch": False,
+        "lm_backend": "pt",
+        "lm_temperature": 1.0,
+        "lm_cfg_scale": 1.0,
+        "lm_top_k": 50,
+    }
+
+
+@pytest.mark.parametrize(("field", "name"), SPELLINGS, ids=[name for _, name in SPELLINGS])
+def test_a_field_goes_by_each_of_its_names(field: str, name: str) -> None:
+    seed = {"seed": 3} if field == "use_random_seed" else {}
+    assert parsed(**{name: WRITTEN[field]}, **seed) == parsed(**{field: WRITTEN[field]}, **seed)
+
+
+@given(
+    choice=st.sampled_from(SPELLINGS),
+    source=st.sampled_from(["body", "param_obj", "param_obj text", *METAS, *(f"{name} text" for name in METAS)]),
+    rest=BODIES,
+)
+def test_any_alias_in_any_source_gives_the_same_request(
+    choice: tuple[str, str], source: str, rest: dict[str, object]
+) -> None:
+    field, name = choice
+    others = {**rest, "seed": 3}
+    others.pop(field, None)
+    moved = {**others, **nested(source, {name: WRITTEN[field]})}
+    assert parse_request(moved) == parse_request({**others, field: WRITTEN[field]})
+
+
+@given(BODIES)
+def test_the_canonical_form_reads_back_as_itself_without_a_warning(body: dict[str, object]) -> None:
+    request, _ = parse_request(body)
+    dump = request.model_dump(mode="json")
+    assert GenerationRequest.model_validate(dump) == request
+    assert parse_request(dump) == (request, ())
+    assert parse_request(json.loads(request.model_dump_json())) == (request, ())
+
+
+@given(BODIES)
+def test_the_canonical_form_validates_against_the_published_schema(body: dict[str, object]) -> None:
+    dump = parse_request(body)[0].model_dump(mode="json")
+    jsonschema.Draft202012Validator(request_json_schema()).validate(dump)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.just("\ud800"),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+known_names = st.sampled_from([name for _, name in SPELLINGS] + ["param_obj", *METAS, *sorted(NO_COUNTERPART)])
+garbage = st.dictionaries(known_names | st.text(max_size=12), json_values | st.sampled_from(["", "-1", "1e999", "[["]))
+
+
+def attempt(body: dict[str, Any]) -> tuple[GenerationRequest, tuple[str, ...]] | RequestInvalid:
+    try:
+        return parse_request(body)
+    except RequestInvalid as exc:
+        return exc
+
+
+@given(garbage)
+def test_garbage_is_read_or_refused_but_breaks_nothing(body: dict[str, Any]) -> None:
+    outcome = attempt(body)
+    if isinstance(outcome, RequestInvalid):
+        assert outcome.problems
+        assert all(len(found.value) <= 100 and found.rule for found in outcome.problems)
+        assert str(outcome).encode()
+        assert re.fullmatch(TASK_ID_PATTERN, read_task_id(body) or "none")
+    else:
+        request, warnings = outcome
+        assert parse_request(request.model_dump(mode="json")) == (request, ())
+        assert read_task_id(body) == request.task_id
+        assert all(warning.isprintable() for warning in warnings)
+
+
+class TestLookup:
+    def test_the_body_outranks_param_obj_which_outranks_the_metadata(self) -> None:
+        request, warnings = parse_request(
+            {"bpm": 100, "param_obj": {"bpm": 110, "key": "C major"}, "metas": {"keyscale": "Am", "language": "ja"}}
+        )
+        assert (request.bpm, request.key_scale, request.vocal_language) == (100, "C major", "ja")
+        assert warnings == (
+            "'param_obj.bpm' is ignored: 'bpm' outranks it",
+            "'metas.keyscale' is ignored: 'param_obj.key' outranks it",
+        )
+
+    def test_a_name_outranks_its_aliases_and_an_equal_repeat_is_no_matter(self) -> None:
+        assert warned(caption="jazz", prompt="blues") == "'caption' is ignored: 'prompt' outranks it"
+        assert parsed(caption="blues", prompt="blues").prompt == "blues"
+
+    @pytest.mark.parametrize("nothing", [None, "", "  \n"])
+    def test_null_and_blank_text_let_the_next_source_speak(self, nothing: object) -> None:
+        assert parsed(prompt=nothing, caption="blues").prompt == "blues"
+        assert parsed(bpm=nothing, metas={"bpm": 90}).bpm == 90
+        assert parsed(inference_steps=nothing, param_obj=nothing, metas=nothing).inference_steps == 8
+
+    def test_only_the_first_metadata_object_is_read(self) -> None:
+        request, (warning,) = parse_request({"metas": {}, "metadata": {"bpm": 90}, "user_metadata": {"bpm": 80}})
+        assert request.bpm == 90
+        assert warning == "unknown field 'user_metadata' is ignored: 'metadata' was read"
+
+    def test_the_not_available_of_ace_steps_metadata_means_not_given(self) -> None:
+        request = parsed(metas={"bpm": "N/A", "keyscale": "n/a", "timesignature": "N/A", "duration": "N/A"})
+        assert (request.bpm, request.key_scale, request.time_signature, request.audio_duration) == (None,) * 4
+
+    @pytest.mark.parametrize("name", ["param_obj", *METAS])
+    @pytest.mark.parametrize("bad", ['{"bpm": 9', "[1]", 7, [1], '{"bpm": NaN}', "[" * 100_000])
+    def test_a_nested_object_that_cannot_be_read_is_an_error_that_names_it(self, name: str, bad: object) -> None:
+        found = problem(**{name: bad})
+        assert found.field == name
+        assert found.rule.startswith("must be an object, or JSON text of one")
+
+    def test_a_key_twice_in_nested_text_is_reported(self) -> None:
+        assert warned(param_obj='{"bpm": 90, "bpm": 91}') == "'param_obj.bpm' is given twice: the last one counts"
+
+
+class TestWarnings:
+    @pytest.mark.parametrize("name", sorted(NO_COUNTERPART))
+    def test_a_field_of_newer_servers_is_named_with_its_place(self, name: str) -> None:
+        assert warned(**{name: 1}) == f"'{name}' has no counterpart here and is ignored"
+        assert warned(metas={name: 1}) == f"'metas.{name}' has no counterpart here and is ignored"
+
+    def test_a_secret_of_another_service_is_never_repeated(self) -> None:
+        assert "hunter2" not in warned(ai_token="hunter2")
+
+    @pytest.mark.parametrize(
+        ("name", "meant"),
+        [
+            ("batchSize", "batch_size"),
+            ("audioFormat", "audio_format"),
+            ("infer_steps", "inference_steps"),
+            ("repaint_start", "repainting_start"),
+            ("lyric", "lyrics"),
+            ("captoin", "prompt"),
+        ],
+    )
+    def test_a_near_miss_is_answered_with_the_field_that_was_meant(self, name: str, meant: str) -> None:
+        assert warned(**{name: 1}) == f"unknown field '{name}' is ignored; did you mean '{meant}'?"
+
+    def test_a_field_like_no_other_is_named_alone(self) -> None:
+        assert warned(param_obj={"zebra": 1}) == "unknown field 'param_obj.zebra' is ignored"
+
+    def test_thousands_of_unknown_fields_are_counted_not_listed(self) -> None:
+        warnings = parse_request({f"zz{number}": 1 for number in range(3_000)})[1]
+        assert len(warnings) == 51
+        assert warnings[-1] == "2,950 more unknown fields are ignored"
+
+    def test_an_unknown_name_is_shortened_and_made_printable(self) -> None:
+        assert warned(**{"\ud800\x1b[2J": 1}) == r"unknown field '\ud800\u001b[2J' is ignored"
+        assert len(warned(**{"x" * 100_000: 1})) < 150
+
+    def test_a_flag_that_says_neither_yes_nor_no_is_read_as_false_and_reported(self) -> None:
+        request, warnings = parse_request({"thinking": "maybe"})
+        assert not request.thinking
+        assert warnings == ("'thinking' is 'maybe', which is read as false",)
+
+    def test_format_is_a_flag_and_a_file_format_in_it_is_pointed_elsewhere(self) -> None:
+        assert warned(format="wav") == "'format' is 'wav', which is read as false; the file format is 'audio_format'"
+
+    def test_a_language_that_the_model_does_not_know_becomes_unknown(self) -> None:
+        request, warnings = parse_request({"language": "Klingon"})
+        assert request.vocal_language == "unknown"
+        assert warnings == ("language 'Klingon' is not one the model knows: 'unknown' is used",)
+        assert parsed(language="unknown").vocal_language == "unknown"
+
+    def test_mlx_is_accepted_and_replaced(self) -> None:
+        request, warnings = parse_request({"lm_backend": "mlx"})
+        assert request.lm_backend == "pt"
+        assert warnings == ("LM backend 'mlx' has no counterpart here: 'pt' is used",)
+
+
+class TestSeed:
+    @pytest.mark.parametrize(
+        ("written", "read"),
+        [
+            (5, (5,)),
+            ("5", (5,)),
+            (0, (0,)),
+            ("1, 2,3", (1, 2, 3)),
+            ([1, "2", 3.0], (1, 2, 3)),
+            ("4,-1", (4, -1)),
+            (2**63 - 1, (2**63 - 1,)),
+        ],
+    )
+    def test_a_given_seed_is_honoured(self, written: object, read: tuple[int, ...]) -> None:
+        request = parsed(seed=written)
+        assert (request.seed, request.use_random_seed) == (read, False)
+
+    @pytest.mark.parametrize("written", [-1, "-1", [-1, -1], "-1,-1", [], None, ""])
+    def test_minus_one_and_nothing_are_random(self, written: object) -> None:
+        request = parsed(seed=written, use_random_seed=True)
+        assert (request.seed, request.use_random_seed) == ((), True)
+
+    def test_an_explicit_wish_for_random_beats_a_seed_and_says_so(self) -> None:
+        request, warnings = parse_request({"seed": 5, "useRandomSeed": "true"})
+        assert (request.seed, request.use_random_seed) == ((), True)
+        assert warnings == ("'seed' is ignored because 'useRandomSeed' is true",)
+
+    def test_no_randomness_without_a_seed_is_drawn_all_the_same_and_says_so(self) -> None:
+        request, warnings = parse_request({"use_random_seed": False})
+        assert request.use_random_seed
+        assert warnings == ("'use_random_seed' is false but no seed is given: one is drawn and reported",)
+
+    @pytest.mark.parametrize("written", ["x", "1,,2", "1;2", 1.5, True, {}, -2, "5,-7", 2**63, [[1]]])
+    def test_anything_else_is_an_error(self, written: object) -> None:
+        assert problem(seed=written).field == "seed"
+
+
+class TestErrors:
+    def test_all_problems_are_reported_at_once(self) -> None:
+        with pytest.raises(RequestInvalid) as caught:
+            parse_request(
+                {"bpm": "fast", "task_id": "a b", "metas": {"keyscale": "H dur"}, "param_obj": "{", "shift": 0}
+            )
+        assert [found.field for found in caught.value.problems] == ["param_obj", "task_id", "bpm", "key_scale", "shift"]
+        assert "bpm = fast: must be a number" in str(caught.value)
+
+    def test_an_error_says_under_which_name_the_value_was_written(self) -> None:
+        found = problem(metas={"keyscale": "H dur"})
+        assert (found.field, found.value) == ("key_scale", "H dur")
+        assert found.rule.endswith("(written as metas.keyscale)")
+
+    @pytest.mark.parametrize(
+        "field", ["bpm", "inference_steps", "guidance_scale", "audio_duration", "batch_size", "lm_top_k"]
+    )
+    @pytest.mark.parametrize(
+        "bad", [True, False, "fast", "1_000", "١٢", "0x10", "nan", "inf", float("nan"), float("inf"), 10**400, [1], {}]
+    )
+    def test_what_is_no_finite_number_is_named(self, field: str, bad: object) -> None:
+        found = problem(**{field: bad})
+        assert found.field == field
+        assert found.rule.startswith("must be")
+
+    @pytest.mark.parametrize("field", ["bpm", "inference_steps", "batch_size", "lm_top_k"])
+    def test_a_fraction_is_no_count_but_a_whole_float_is(self, field: str) -> None:
+        assert problem(**{field: "8.5"}).rule == "must be a whole number"
+        assert getattr(parsed(**{field: "8.0"}), field) == 8
+
+    @pytest.mark.parametrize(
+        ("field", "least", "most"),
+        [
+            ("inference_steps", 1, 200),
+            ("guidance_scale", 0, 30),
+            ("shift", 0.001, 10),
+            ("audio_cover_strength", 0, 1),
+            ("cfg_interval_start", 0, 1),
+            ("cfg_interval_end", 0, 1),
+            ("repainting_start", 0, 86_400),
+            ("lm_temperature", 0, 5),
+            ("lm_cfg_scale", 0, 30),
+            ("lm_top_k", 0, 1_000_000),
+            ("lm_top_p", 0.001, 1),
+            ("lm_repetition_penalty", 0.001, 10),
+            ("batch_size", 1, 1_000),
+        ],
+    )
+    def test_bounds_hold_at_both_ends(self, field: str, least: float, most: float) -> None:
+        assert getattr(parsed(**{field: least}), field) == least
+        assert getattr(parsed(**{field: most}), field) == most
+        assert problem(**{field: least - 1}).rule.startswith(("must be at least", "must be above"))
+        assert problem(**{field: most + 1}).rule == f"must be at most {most:,}"
+
+    @pytest.mark.parametrize(
+        ("field", "limit"),
+        [
+            ("prompt", 8_192),
+            ("lyrics", 32_768),
+            ("sample_query", 8_192),
+            ("audio_code_string", 262_144),
+            ("instruction", 2_048),
+            ("lm_negative_prompt", 8_192),
+            ("lm_model_path", 2_048),
+            ("model", 256),
+            ("track_name", 128),
+        ],
+    )
+    def test_a_text_may_fill_its_limit_and_is_never_quoted_whole(self, field: str, limit: int) -> None:
+        assert len(getattr(parsed(**{field: "x" * limit}), field)) == limit
+        found = problem(**{field: "x" * (limit + 1)})
+        assert found.rule == f"must have at most {limit:,} characters"
+        assert len(found.value) == 100
+        assert found.value.endswith("…")
+
+    @pytest.mark.parametrize(("field", "value"), [("bpm", 9_999), ("audio_duration", 5_000), ("batch_size", 64)])
+    def test_what_a_tier_decides_is_no_error_here(self, field: str, value: int) -> None:
+        assert getattr(parsed(**{field: value}), field) == value
+
+    @pytest.mark.parametrize("field", ["bpm", "audio_duration", "repainting_end"])
+    @pytest.mark.parametrize("nothing", [0, -1, "0", "-1.0"])
+    def test_zero_and_below_mean_not_given(self, field: str, nothing: object) -> None:
+        assert getattr(parsed(**{field: nothing}), field) is None
+
+    def test_a_repaint_that_ends_before_it_begins_is_an_error(self) -> None:
+        assert parsed(repainting_start=5, repainting_end=-1).repainting_end is None
+        assert "above repainting_start" in problem(repainting_start=5, repainting_end=5).rule
+
+    def test_a_guidance_interval_that_ends_before_it_begins_is_an_error(self) -> None:
+        assert parsed(cfg_interval_start=0.5, cfg_interval_end=0.5).cfg_interval_end == 0.5
+        assert problem(cfg_interval_start=0.6, cfg_interval_end=0.5).rule == "must not be below cfg_interval_start"
+
+    def test_an_unknown_choice_is_answered_with_the_choices(self) -> None:
+        expected = "must be 'mp3', 'wav', 'wav32', 'flac', 'ogg', 'opus' or 'aac'"
+        assert problem(audio_format="mp5") == FieldProblem(field="audio_format", value="mp5", rule=expected)
+        assert problem(task_type="remix").rule.startswith("must be 'text2music', 'cover', 'repaint'")
+        assert problem(infer_method="heun").rule == "must be 'ode' or 'sde'"
+
+    @pytest.mark.parametrize(
+        "address", ["/etc/passwd", "song.wav", "file:///a.wav", "http://example.org/a.wav", "s3://"]
+    )
+    @pytest.mark.parametrize("field", ["src_audio_path", "reference_audio_path"])
+    def test_an_input_that_workers_cannot_share_is_an_error(self, field: str, address: str) -> None:
+        assert problem(**{field: address}).rule == "must be s3://bucket/key or https://host/path, not a local path"
+
+    def test_a_lone_surrogate_is_an_error_that_can_be_printed(self) -> None:
+        found = problem(lyrics="la \ud800 la")
+        assert (found.value, found.rule) == (r"la \ud800 la", "must be valid Unicode, without lone surrogates")
+
+    @pytest.mark.parametrize("bad", [["a"], {"a": 1}, True])
+    def test_text_is_text(self, bad: object) -> None:
+        assert problem(prompt=bad).rule == "must be text"
+
+    def test_a_number_may_stand_for_its_text(self) -> None:
+        assert parsed(prompt=1984, task_id=12).prompt == "1984"
+
+
+class TestMusicalFields:
+    @pytest.mark.parametrize(
+        ("written", "read"),
+        [
+            ("C major", "C major"),
+            ("c MAJOR", "C major"),
+            ("Am", "A minor"),
+            ("f#m", "F# minor"),
+            ("Bb maj", "Bb major"),
+            ("bb minor", "Bb minor"),
+            ("b minor", "B minor"),
+            ("bm", "B minor"),
+            ("E♭ Major", "E♭ major"),
+            (" g♯  min ", "G♯ minor"),
+        ],
+    )
+    def test_a_key_may_be_written_in_many_ways(self, written: str, read: str) -> None:
+        assert parsed(key=written).key_scale == read
+
+    @pytest.mark.parametrize("written", ["H minor", "C", "CM", "C dorian", "C## major", "major", 7])
+    def test_what_is_no_key_is_an_error_that_names_the_rule(self, written: object) -> None:
+        assert problem(key_scale=written).rule == "must be a key: A to G, then # or b if any, then major or minor"
+
+    @pytest.mark.parametrize(
+        ("written", "read"),
+        [(4, "4"), ("4/4", "4"), ("3 / 4", "3"), ("6/8", "6"), ("2/4", "2"), (3.0, "3"), ("2", "2")],
+    )
+    def test_a_time_signature_may_be_written_in_many_ways(self, written: object, read: str) -> None:
+        assert parsed(timesignature=written).time_signature == read
+
+    @pytest.mark.parametrize("written", [5, "5/4", "4/8", "four"])
+    def test_a_time_signature_that_the_model_does_not_know_is_an_error(self, written: object) -> None:
+        assert problem(time_signature=written).field == "time_signature"
+
+    @pytest.mark.parametrize("code", coerce.LANGUAGES)
+    def test_each_language_of_the_model_is_known(self, code: str) -> None:
+        assert parsed(language=code.upper()).vocal_language == code
+
+    @pytest.mark.parametrize("written", ["1,0.5,0", [1, "0.5", 0.0], "1.0, 5e-1 ,0"])
+    def test_times_come_as_text_or_list(self, written: object) -> None:
+        assert parsed(timesteps=written).timesteps == (1.0, 0.5, 0.0)
+
+    @pytest.mark.parametrize("written", ["0.5,0.9", "0.5,0.5", "1.1,0", "0.5,-0.1", "0", "a,b", "0.5,,0.1", [True], {}])
+    def test_times_that_do_not_fall_from_one_to_zero_are_an_error(self, written: object) -> None:
+        assert problem(timesteps=written).field == "timesteps"
+
+    def test_two_hundred_times_are_enough(self) -> None:
+        times = [1 - number / 300 for number in range(201)]
+        assert len(parsed(timesteps=times[:200]).timesteps or ()) == 200
+        assert problem(timesteps=times).rule == "must have at most 200 entries"
+
+    @pytest.mark.parametrize("written", ["drums, bass", ["drums", " bass ", ""], "drums,bass,"])
+    def test_tracks_come_as_text_or_list(self, written: object) -> None:
+        assert parsed(instruments=written).track_classes == ("drums", "bass")
+
+    @pytest.mark.parametrize(
+        ("lyrics", "expected"), [("", True), (" [Inst]\n", True), ("[instrumental]", True), ("[verse]\nla", False)]
+    )
+    def test_a_song_without_words_is_instrumental(self, lyrics: str, expected: bool) -> None:  # noqa: FBT001 - a table
+        assert parsed(lyrics=lyrics).instrumental is expected
+
+
+class TestTaskId:
+    @pytest.mark.parametrize("good", ["a", "A-1_b", "x" * 128, 7])
+    def test_a_valid_one_is_read_even_from_a_broken_request(self, good: object) -> None:
+        assert read_task_id({"task_id": good, "bpm": "fast", "metas": "{"}) == str(good)
+
+    @pytest.mark.parametrize("bad", ["", None, "a b", "x" * 129, "a/b", "a\n", "é", True, ["a"], "\ud800"])
+    def test_an_invalid_one_is_not_read(self, bad: object) -> None:
+        assert read_task_id({"task_id": bad}) in (None, "a" if bad == "a\n" else None)
+
+    def test_it_may_be_nested_like_any_other_field(self) -> None:
+        assert read_task_id({"param_obj": '{"task_id": "t"}'}) == "t"
+
+
+class TestSchema:
+    def test_it_is_valid_describes_every_field_and_lists_the_aliases(self) -> None:
+        schema = request_json_schema()
+        jsonschema.Draft202012Validator.check_schema(schema)
+        assert set(schema["properties"]) == set(GenerationRequest.model_fields)
+        assert all(field["description"] for field in schema["properties"].values())
+        assert schema["properties"]["prompt"]["x-aliases"] == ["caption"]
+
+    def test_it_refuses_what_the_reading_refuses(self) -> None:
+        validator = jsonschema.Draft202012Validator(request_json_schema())
+        for body in (
+            {"inference_steps": 0},
+            {"audio_format": "mp5"},
+            {"task_id": "a b"},
+            {"bpm": 1e9},
+            {"nonsense": 1},
+        ):
+            assert not validator.is_valid(body)
+
+    def test_no_name_belongs_to_two_fields(self) -> None:
+        names = [name for _, name in SPELLINGS]
+        assert len(names) == len(set(names))
+        assert not set(names) & (NO_COUNTERPART | set(METAS))
+
+    def test_a_request_cannot_be_changed_or_extended(self) -> None:
+        with pytest.raises(ValueError, match="frozen"):
+            parsed().prompt = "other"  # type: ignore[misc]  # the point of the test
+        with pytest.raises(ValueError, match="extra_forbidden"):
+            GenerationRequest.model_validate({"nonsense": 1})

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The house's table: which room may import which, and where heavy packages may be named at all."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+NOUNS = {"schemas", "consumer.job", "consumer.errors"}
+STORY = {*NOUNS, "consumer.ports", "consumer.policy", "consumer.outcome", "consumer.validate"}
+HELPERS = {"consumer.deadline", "consumer.narrator", "consumer.scratch", "consumer.stopwatch", "consumer.turns"}
+TORCH = {"torch", "transformers", "diffusers", "accelerate", "numpy", "soundfile", "av", "tokenizers", "safetensors"}
+
+# Room -> what of ours it may import. The most specific room that holds a module counts.
+MAY_IMPORT: dict[str, set[str]] = {
+    "schemas": {"schemas"},
+    "consumer.job": {"schemas"},
+    "consumer.errors": {"schemas"},
+    "consumer.settings": set(),
+    "consumer.telemetry": set(),
+    "consumer.health": set(),
+    "consumer.ports": NOUNS,
+    "consumer.validate": NOUNS,
+    "consumer.policy": {*NOUNS, "consumer.policy"},
+    "consumer.outcome": NOUNS,
+    "consumer.deadline": NOUNS,
+    "consumer.scratch": set(),
+    "consumer.turns": set(),
+    "consumer.stopwatch": NOUNS,
+    "consumer.narrator": STORY,
+    "consumer.pipeline": STORY | HELPERS,
+    "consumer.broker": {*NOUNS, "consumer.ports", "consumer.settings", "consumer.broker"},
+    "consumer.storage": {*NOUNS, "consumer.ports", "consumer.settings", "consumer.objects"},
+    "consumer.objects": {*NOUNS, "consumer.settings"},
+    "consumer.inputs": {*NOUNS, "consumer.ports", "consumer.settings", "consumer.objects"},
+    "consumer.formats": set(),
+    "consumer.audio": {*NOUNS, "consumer.formats"},
+    "consumer.engine": {
+        *NOUNS,
+        "consumer.ports",
+        "consumer.settings",
+        "consumer.telemetry",
+        "consumer.audio",
+        "consumer.formats",
+        "consumer.policy.tiers",
+        "consumer.engine",
+    },
+    "consumer.client": {"schemas"},
+    "consumer.commands": {"schemas", "consumer"},
+    "consumer.app": {"schemas", "consumer"},
+    "consumer.cli": {"schemas", "consumer"},
+    "consumer": set(),
+}
+MAY_NAME: dict[str, set[str]] = {
+    "aio_pika": {"consumer.broker", "consumer.client"},
+    "boto3": {"consumer.objects", "consumer.storage"},
+    "botocore": {"consumer.objects", "consumer.storage"},
+    **dict.fromkeys(TORCH, {"consumer.engine.renderer", "consumer.engine.tiny_checkpoint", "consumer.audio"}),
+}
+MODULES = sorted((*ROOT.glob("consumer/**/*.py"), *ROOT.glob("schemas/**/*.py")))
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def inside(name: str, rooms: set[str]) -> bool:
+    return any(name == room or name.startswith(f"{room}.") for room in rooms)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_room_imports_only_what_the_table_allows(path: Path) -> None:
+    room = max((room for room in MAY_IMPORT if inside(name_of(path), {room})), key=len)
+    ours = {name for name in imports_of(path) if inside(name, {"consumer", "schemas"})}
+    assert {name for name in ours if not inside(name, MAY_IMPORT[room] | {room})} == set()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_heavy_or_foreign_package_is_named_in_its_own_room_only(path: Path) -> None:
+    strangers = {
+        package
+        for package, rooms in MAY_NAME.items()
+        if inside_any(imports_of(path), package) and not inside(name_of(path), rooms)
+    }
+    assert strangers == set()
+
+
+def inside_any(names: set[str], package: str) -> bool:
+    return any(inside(name, {package}) for name in names)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_no_function_is_longer_than_sixty_lines(path: Path) -> None:
+    functions = (
+        node
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
+    assert {function.name for function in functions if body_lines(function) > 60} == set()
+
+
+def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines from the first statement after the docstring to the last."""
+    statements = function.body[1:] if ast.get_docstring(function) else function.body
+    return (statements[-1].end_lineno or 0) - statements[0].lineno + 1 if statements else 0
+
+
+def test_the_story_fits_on_a_screen() -> None:
+    story = (ROOT / "consumer/pipeline.py").read_text(encoding="utf-8").split("class Pipeline")[1]
+    assert len(story.splitlines()) < 66

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings: defaults, precedence, and errors that help."""
+
+from pathlib import Path
+
+import pytest
+
+from consumer.settings import SettingsError, describe, known_variables, load
+
+
+def test_without_any_variable_the_defaults_hold() -> None:
+    settings = load({}, None)
+    assert (settings.broker.queue_maxsize, settings.broker.queue_workers, settings.engine.lanes) == (200, 1, 1)
+    assert settings.engine.models == ("acestep-v15-turbo",)
+    assert settings.broker.queue_type == "classic"
+
+
+def test_the_command_line_beats_the_environment_beats_the_file(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("ACESTEP_QUEUE_WORKERS=2\nACESTEP_QUEUE_MAXSIZE=20\nACESTEP_API_WORKERS=2\n")
+    settings = load({"ACESTEP_QUEUE_WORKERS": "3", "ACESTEP_QUEUE_MAXSIZE": "30"}, file, {"ACESTEP_QUEUE_WORKERS": "4"})
+    assert (settings.broker.queue_workers, settings.broker.queue_maxsize, settings.engine.lanes) == (4, 30, 2)
+
+
+def test_an_unknown_variable_stops_the_start_with_a_suggestion() -> None:
+    with pytest.raises(SettingsError, match="ACESTEP_QUEUE_MAXSIZ is not a setting.*mean ACESTEP_QUEUE_MAXSIZE"):
+        load({"ACESTEP_QUEUE_MAXSIZ": "5"}, None)
+
+
+def test_every_problem_is_listed_at_once() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load({"ACESTEP_QUEUE_MAXSIZE": "many", "ACESTEP_LM_BACKEND": "tpu", "ACESTEP_OFFLOAD_TO_CPU": "perhaps"}, None)
+    text = str(caught.value)
+    assert len(text.splitlines()) == 3
+    assert all(name in text for name in ("ACESTEP_QUEUE_MAXSIZE", "ACESTEP_LM_BACKEND", "ACESTEP_OFFLOAD_TO_CPU"))
+
+
+@pytest.mark.parametrize("url", ["amqp://user:sesame@[bad", "http://user:sesame@host", "sesame"])
+def test_a_malformed_broker_url_is_explained_without_repeating_it(url: str) -> None:
+    with pytest.raises(SettingsError, match="ACESTEP_AMQP_URL") as caught:
+        load({"ACESTEP_AMQP_URL": url}, None)
+    assert "sesame" not in str(caught.value)
+
+
+def test_secrets_do_not_show_in_the_repr() -> None:
+    settings = load({"ACESTEP_AMQP_URL": "amqp://user:sesame@host:5672/"}, None)
+    assert "sesame" not in repr(settings)
+    assert "sesame" not in settings.model_dump_json()
+
+
+def test_a_blank_variable_counts_as_unset() -> None:
+    assert load({"ACESTEP_QUEUE_WORKERS": " ", "ACESTEP_CONFIG_PATH2": ""}, None).broker.queue_workers == 1
+
+
+def test_lists_are_comma_separated() -> None:
+    settings = load({"ACESTEP_INPUT_BUCKETS": "stems, uploads,,", "ACESTEP_INPUT_HOSTS": "cdn.example.org"}, None)
+    assert settings.inputs.buckets == ("stems", "uploads")
+    assert settings.inputs.hosts == ("cdn.example.org",)
+
+
+@pytest.mark.parametrize(("text", "value"), [("auto", None), ("true", True), ("0", False), ("AUTO", None)])
+def test_a_switch_may_be_left_to_the_card(text: str, value: bool | None) -> None:  # noqa: FBT001 - a table of values
+    assert load({"ACESTEP_INIT_LLM": text}, None).engine.init_llm is value
+
+
+def test_up_to_three_models_are_named_the_first_is_primary() -> None:
+    environ = {f"ACESTEP_CONFIG_PATH{n}": f"model{n}" for n in ("", "2", "3")}
+    assert load(environ, None).engine.models == ("model", "model2", "model3")
+
+
+def test_variables_of_other_programs_are_left_alone() -> None:
+    load({"PATH": "/bin", "AWS_SECRET_ACCESS_KEY": "x"}, None)
+
+
+def test_every_setting_is_described() -> None:
+    rows = list(describe())
+    assert {name for name, _, _ in rows} == known_variables()
+    assert all(about for _, _, about in rows)
