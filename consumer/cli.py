@@ -12,9 +12,8 @@ import typer
 from rich.console import Console
 
 from consumer import settings as settings_module
+from consumer.commands.exits import Exit
 from consumer.settings import Settings, SettingsError
-
-EXIT_JOB_FAILED, EXIT_USAGE, EXIT_QUEUE_FULL, EXIT_UNREACHABLE, EXIT_INTERRUPTED = 1, 2, 3, 4, 130
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,7 +32,7 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        raise SystemExit(EXIT_INTERRUPTED) from None
+        raise SystemExit(Exit.INTERRUPTED) from None
 
 
 def _variables() -> str:
@@ -47,7 +46,7 @@ def _settings(**overrides: object) -> Settings:
         return settings_module.load(overrides=given)
     except SettingsError as error:
         note.print(f"[red]settings:[/red] {error}", markup=True)
-        raise typer.Exit(EXIT_USAGE) from error
+        raise typer.Exit(Exit.USAGE) from error
 
 
 def _await(work: Coroutine[Any, Any, int]) -> None:
@@ -164,7 +163,7 @@ def tiny_checkpoint(
         from consumer.engine.tiny_checkpoint import write  # noqa: PLC0415 - needs torch
     except ImportError as error:
         note.print(f"{error.name} is missing: pip install 'acestep-consumer[engine]'")
-        raise typer.Exit(EXIT_USAGE) from error
+        raise typer.Exit(Exit.USAGE) from error
     write(folder)
     note.print(f"wrote {folder}; the weights are random: what they sing is noise")
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails
 
 from schemas import coerce
 from schemas.aliases import ALIASES
@@ -180,7 +181,7 @@ class FieldProblem(BaseModel):
     rule: str
 
 
-class RequestInvalid(ValueError):  # noqa: N818 - reads as a finding, like its neighbours in consumer.errors
+class RequestInvalid(ValueError):
     """The body breaks one or more rules; ``problems`` names all of them."""
 
     def __init__(self, problems: tuple[FieldProblem, ...]) -> None:
@@ -249,10 +250,15 @@ def _problems(exc: ValidationError, given: Mapping[str, Found]) -> tuple[FieldPr
     rules: dict[str, str] = {}
     for error in exc.errors(include_url=False):
         if error["type"] != "default_factory_not_called":  # follows from another field's problem
-            context = {name: _plain(bound) for name, bound in error.get("ctx", {}).items()}
-            rule = _RULES.get(error["type"], error["msg"]).format(**context)
-            rules.setdefault(str(error["loc"][0]), rule)
+            rules.setdefault(str(error["loc"][0]), _rule(error))
     return tuple(_problem(field, given[field], rule) for field, rule in rules.items())
+
+
+def _rule(error: ErrorDetails) -> str:
+    """The rule with its bounds; an error that the table does not know keeps pydantic's words."""
+    if error["type"] not in _RULES:
+        return error["msg"]
+    return _RULES[error["type"]].format(**{name: _plain(bound) for name, bound in error.get("ctx", {}).items()})
 
 
 def _plain(bound: object) -> object:

@@ -17,7 +17,7 @@ _MAX_REPEATED: Final = 20
 _TOKEN: Final = re.compile(r'"(?:[^"\\]++|\\.)*+"|[\[{]|[\]}]|,|NaN|-?Infinity', re.DOTALL)
 
 
-class JsonRefused(ValueError):  # noqa: N818 - reads as a finding: the text was refused
+class JsonRefused(ValueError):
     """The text is not JSON, or more of it than anybody needs. ``str(error)`` says what is wrong and where."""
 
 

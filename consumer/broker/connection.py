@@ -13,11 +13,11 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 
 import aio_pika
 import structlog
-from aiormq.abc import AbstractChannel as Channel
+from aiormq.channel import Channel
 from yarl import URL
 
 from consumer.broker import lenient
@@ -73,7 +73,7 @@ class Link:
     @property
     def is_up(self) -> bool:
         """Whether there is an open channel with everything declared and every step done."""
-        return self._channel is not None and not self._channel.is_closed and not self._lost.is_set()
+        return self._usable() is not None
 
     async def channel(self) -> Channel:
         """Return the open channel; wait for it while the link is down.
@@ -81,11 +81,11 @@ class Link:
         It is the client library's lower layer: that one hands out properties exactly as they came, lets publishes
         pipeline, and costs half the work per message.
         """
-        while not self.is_up:
+        while (channel := self._usable()) is None:
+            # The channel may be closed already and its callback still on the way.
             self._up.clear()
             await self._up.wait()
-        assert self._channel is not None  # noqa: S101 - is_up says so; this tells the type checker
-        return self._channel
+        return channel
 
     async def attach(self, step: Step) -> None:
         """Do ``step`` on this channel and on every one that follows.
@@ -136,9 +136,12 @@ class Link:
     ) -> None:
         if self._keeper is not None:
             self._keeper.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._keeper
+            await asyncio.wait({self._keeper})
         await self._drop()
+
+    def _usable(self) -> Channel | None:
+        channel = self._channel
+        return None if channel is None or channel.is_closed or self._lost.is_set() else channel
 
     async def _keep(self) -> None:
         waits = backoff(FIRST_WAIT_S, LONGEST_WAIT_S)
@@ -200,7 +203,7 @@ class Link:
         # Unroutable publishes are silent by default.
         opened = await connection.channel(publisher_confirms=True, on_return_raises=True)
         await _declare(opened, self._topology)
-        channel = await opened.get_underlay_channel()
+        channel = cast("Channel", await opened.get_underlay_channel())
         for step in self._steps:
             await step(channel)
         return channel

@@ -47,7 +47,7 @@ class BrokerRefused(BrokerFault):
     """The broker refuses what we ask, and will go on doing so; the text says what to change."""
 
 
-# RuntimeError: aiormq's ChannelInvalidStateError, and what asyncio makes of a StopAsyncIteration at the end of a stream.
+# RuntimeError: aiormq's ChannelInvalidStateError, and what asyncio makes of a StopAsyncIteration at a stream's end.
 _LOSS = (amqp.AMQPError, PAMQPException, OSError, RuntimeError)
 
 
@@ -92,7 +92,7 @@ def _judge(error: Exception) -> BrokerFault:
     return LinkLost(describe(error)) if advice is None else BrokerRefused(f"{describe(error)}: {advice}")
 
 
-def _advice(error: Exception) -> str | None:
+def _advice(error: Exception) -> str | None:  # noqa: PLR0911 - a line per cause
     match error:
         case amqp.ProbableAuthenticationError() | amqp.AuthenticationError():
             return "check the user and the password in ACESTEP_AMQP_URL"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from pamqp.commands import Basic
 
 from consumer.broker.backoff import backoff
 from consumer.broker.dead_letter import dead_letter_properties
-from consumer.broker.faults import BrokerFault, BrokerRefused, ChannelRefused, Nacked, Unroutable, describe, mapped
+from consumer.broker.faults import BrokerFault, LinkLost, Unroutable, describe, mapped
 from consumer.broker.topology import DEAD_LETTER, EVENTS
 from consumer.errors import ConsumerError, Unpublished
 from schemas.events import CONTENT_TYPE, JobEvent, JobProgress, WorkerEvent
@@ -29,6 +30,9 @@ PATIENCE_S = 60.0
 SHORT_PATIENCE_S = 5.0
 FIRST_WAIT_S = 0.05
 LONGEST_WAIT_S = 5.0
+# A reply_to is a stranger's text: RabbitMQ ends the connection over a malformed direct reply-to. Twice, so that an
+# answer outlives one lost connection, and no more, so that such a text cannot take the link down again and again.
+REPLY_TRIES = 2
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -78,7 +82,7 @@ class Publisher:
         """Keep a message that could not be run: its bytes and headers as they came, and why.
 
         Raises:
-            Unpublished: the broker did not confirm within 60 seconds.
+            Unpublished: the broker did not confirm it within 60 seconds of its turn; one goes out at a time.
         """
         kept = dead_letter_properties(properties, reason, self._worker_id)
         async with self._one_dead_letter:
@@ -88,26 +92,30 @@ class Publisher:
         """A requester who does not take the answer has the event; the job does not suffer for it."""
         # An id of its own: should the broker return this copy, the event's must not be taken for it.
         properties = _event_properties(event, f"{event.id}.reply", correlation_id)
+        message = _Outgoing("", reply_to, body, properties)
         try:
-            await self._insist(_Outgoing("", reply_to, body, properties), PATIENCE_S, final=(Unroutable, Nacked, Refused))
+            await self._insist(message, PATIENCE_S, tries=REPLY_TRIES)
         except BrokerFault as fault:
-            _log.debug("reply not taken", reply_to=reply_to, reason=describe(fault), event_type=event.type)
+            _log.info("reply not taken", reply_to=reply_to, reason=describe(fault), event_type=event.type)
 
-    async def _insist(
-        self, message: _Outgoing, patience_s: float, final: tuple[type[BrokerFault], ...] = ()
-    ) -> None:
-        """Publish until confirmed. A fault listed in ``final`` is raised at once, any other is tried again."""
+    async def _insist(self, message: _Outgoing, patience_s: float, tries: int | None = None) -> None:
+        """Publish until confirmed; with ``tries``, only a lost link is tried again, so often in all.
+
+        Raises:
+            Unpublished: ``patience_s`` seconds have passed.
+            BrokerFault: with ``tries``, the fault that ended them.
+        """
         fault: BrokerFault | None = None
         try:
             async with asyncio.timeout(patience_s):
-                for wait in backoff(FIRST_WAIT_S, LONGEST_WAIT_S):
+                for tried, wait in enumerate(backoff(FIRST_WAIT_S, LONGEST_WAIT_S), 1):
                     try:
                         return await self._publish_once(message)
-                    except final:
-                        raise
                     except BrokerFault as error:
                         fault = error
-                    await self._recover(fault)
+                    if tries is not None and (tried == tries or not isinstance(fault, LinkLost)):
+                        raise fault
+                    await self._recover(message, fault)
                     await asyncio.sleep(wait)
         except TimeoutError:
             why = "no confirm" if fault is None else describe(fault)
@@ -125,3 +133,21 @@ class Publisher:
                 mandatory=True,
                 wait=False,
             )
+
+    async def _recover(self, message: _Outgoing, fault: BrokerFault) -> None:
+        """Both of our exchanges always have a queue: when one has not, somebody deleted it."""
+        if message.exchange and isinstance(fault, Unroutable):
+            with suppress(BrokerFault):
+                await self._link.declare_again()
+
+
+def _event_properties(event: JobEvent | WorkerEvent, message_id: str, correlation_id: str | None) -> Basic.Properties:
+    return Basic.Properties(
+        content_type=CONTENT_TYPE,
+        delivery_mode=PERSISTENT,
+        message_id=message_id,
+        correlation_id=correlation_id,
+        timestamp=event.time,
+        message_type=event.type,
+        app_id=APP_ID,
+    )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``submit``: publish one request; on demand wait with a progress bar, and download what was sung."""
 
-import asyncio
+import hashlib
 import sys
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from consumer.client import Client, ClientError
 from consumer.commands.exits import Exit, refused
 from consumer.errors import StorageUnavailable
+from consumer.objects import Objects
 from consumer.settings import Settings
-from consumer.storage import Store
-from schemas.events import JobCompleted, JobEvent, JobProgress, JobStarted, TerminalEvent, WorkerEvent
+from schemas.events import Audio, JobCompleted, JobEvent, JobProgress, JobStarted, TerminalEvent, WorkerEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +95,32 @@ def _tell(event: JobCompleted, note: Console) -> None:
 
 
 async def _download(settings: Settings, event: JobCompleted, folder: Path, note: Console) -> Exit:
-    await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
-    store = Store(settings.storage)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        for audio in event.data.audios:
-            path = folder / f"{event.data.task_id}-{Path(audio.uri).name}"
-            await store.download(audio, path)
-            note.print(f"saved {path}", markup=False)
+        async with Objects(settings.storage) as objects:
+            for audio in event.data.audios:
+                path = folder / f"{event.data.task_id}-{Path(audio.uri).name}"
+                await _save(objects, audio, path)
+                note.print(f"saved {path}", markup=False)
     except StorageUnavailable as error:
         note.print(f"download: {error}", style="red", markup=False)
         return Exit.UNREACHABLE
     return Exit.DONE
+
+
+async def _save(objects: Objects, audio: Audio, path: Path) -> None:
+    """Download one song beside its place, compare its checksum, then move it there."""
+    bucket, _, key = audio.uri.removeprefix("s3://").partition("/")
+    partial = path.with_suffix(path.suffix + ".part")
+
+    async def receive(chunks: AsyncIterator[bytes]) -> None:
+        digest = hashlib.sha256()
+        with partial.open("wb") as file:
+            async for chunk in chunks:
+                digest.update(chunk)
+                file.write(chunk)
+        if digest.hexdigest() != audio.sha256:
+            raise StorageUnavailable(f"{audio.uri} does not have the sha256 that the event names")
+
+    await objects.receive(bucket, key, receive)
+    partial.replace(path)

@@ -60,9 +60,13 @@ class EngineProcess:
             while True:
                 yield FROM_ENGINE.validate_json(await frames.read(self._reader))
 
+    def close(self) -> None:
+        """Close the pipe, which tells the child to leave."""
+        self._writer.close()
+
     async def end(self) -> int:
         """Close the pipe, give the child a moment to leave, kill it if it stays. Returns its exit code."""
-        self._writer.close()
+        self.close()
         try:
             return await asyncio.wait_for(self._process.wait(), GRACE_S)
         except TimeoutError:

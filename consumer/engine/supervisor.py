@@ -62,7 +62,7 @@ class RendererSupervisor:
         self._ready = asyncio.Event()
         self._process: EngineProcess | None = None
         self._keeper: asyncio.Task[None] | None = None
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self.report: RendererReport | None = None
         self.restarts = 0
 
@@ -91,10 +91,11 @@ class RendererSupervisor:
 
     async def stop(self) -> None:
         """End the process; orders still open are interrupted."""
-        self._stopping = True
+        self._stopping.set()
+        if self._process is not None:
+            self._process.close()
         if self._keeper is not None:
-            self._keeper.cancel()
-            with suppress(asyncio.CancelledError, EngineUnusable):
+            with suppress(EngineUnusable):
                 await self._keeper
 
     async def render(self, job: Job, plan: Plan, sources: Sources, folder: Path, report: Report) -> Rendering:
@@ -128,16 +129,21 @@ class RendererSupervisor:
         failures = 0
         while True:
             failures = 0 if await self._run_one() else failures + 1
+            if self._stopping.is_set():
+                return
             if failures == MAX_FAILED_STARTS and self.report is None:
                 raise EngineUnusable(f"the renderer process died {failures} times while loading; its log is above")
             self.restarts += 1
             pause = min(FIRST_RESTART_S * 2**failures, LAST_RESTART_S)
             log.warning("renderer restarts", in_s=pause)
-            await asyncio.sleep(pause)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), pause)
 
     async def _run_one(self) -> bool:
         """Run one process to its end; tell whether it had become ready."""
         self._process = process = await EngineProcess.start(self._module)
+        if self._stopping.is_set():
+            process.close()
         was_ready = False
         try:
             process.send(self._configure)
@@ -178,12 +184,12 @@ class RendererSupervisor:
             give(order.answer)
 
     def _fail_all(self, exit_code: int) -> None:
-        if not self._stopping:
+        if not self._stopping.is_set():
             log.error("renderer process gone", exit_code=exit_code)
         for number in list(self._orders):
             self._answer(number, lambda answer: answer.set_exception(self._loss(exit_code)))
 
     def _loss(self, exit_code: int) -> ConsumerError:
-        if self._stopping:
+        if self._stopping.is_set():
             return Interrupted("the worker stops")
         return EngineCrashed(f"the renderer process ended with exit code {exit_code}")

@@ -5,7 +5,6 @@ What they sing is noise. They exist so that the whole way from request to audio 
 are written, as an operator would have them: a turbo and a base, which share text encoder and VAE as the real ones do.
 """
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,8 @@ from diffusers.pipelines.ace_step.modeling_ace_step import (
 )
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
+
+from consumer.engine.renderer.quiet import quietly
 
 TURBO, BASE = "acestep-v15-turbo", "acestep-v15-base"
 _END = "<|endoftext|>"
@@ -46,15 +47,13 @@ def write(folder: Path, say: Callable[[str], None] = lambda _: None) -> tuple[Pa
     Files that are there already are overwritten. Returns the two folders, turbo first.
     """
     folders = folder / TURBO, folder / BASE
-    with _private_randomness(0), warnings.catch_warnings():
-        # diffusers' VAE still uses the old weight_norm; that is not for the person who runs this to mend.
-        warnings.filterwarnings("ignore", message=".*weight_norm.* is deprecated", category=FutureWarning)
-        shared = {"vae": _vae(), "text_encoder": _text_encoder(), "tokenizer": _tokenizer()}
-    for target, turbo in zip(folders, (True, False), strict=True):
-        say(f"writing {target.name} with random weights")
-        pipeline = AceStepPipeline(**shared, **_own_parts(turbo=turbo))
-        pipeline.save_pretrained(target)
-        (target / "README.md").write_text(_README.format(name=target.name), encoding="utf-8")
+    with quietly():
+        with _private_randomness(0):
+            shared = {"vae": _vae(), "text_encoder": _text_encoder(), "tokenizer": _tokenizer()}
+        for target, turbo in zip(folders, (True, False), strict=True):
+            say(f"writing {target.name} with random weights")
+            AceStepPipeline(**shared, **_own_parts(turbo=turbo)).save_pretrained(target)
+            (target / "README.md").write_text(_README.format(name=target.name), encoding="utf-8")
     return folders
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Owns the choice of servers: the caller's own, Docker Compose, or native processes; behind one `Environment`."""
+"""Owns the choice of servers: the caller's own, Docker Compose, or native processes."""
 
 from __future__ import annotations
 
@@ -170,9 +170,7 @@ def given_store(amqp_url: str) -> Environment | None:
     except KeyError:
         return None
     if not bucket_answers(given.s3_endpoint, given.s3_bucket, given.access_key, given.secret_key):
-        say(
-            f"ACESTEP_S3_ENDPOINT names {given.s3_endpoint}, but bucket {given.s3_bucket} does not answer: using another."
-        )
+        say(f"ACESTEP_S3_ENDPOINT names {given.s3_endpoint}, but its bucket does not let us in: using another.")
         return None
     say(f"Using the store of ACESTEP_S3_ENDPOINT, {given.s3_endpoint}, bucket {given.s3_bucket}.")
     return given

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from infra.local.ports import PortClaim
 from infra.local.process import Process, ProcessId, ServerError, wait_until
 from infra.local.rabbitmq import RabbitMQ, speaks_amqp
 from infra.local.s3 import REGION, SeaweedFS, bucket_answers
-from infra.local.stack import Environment, Stack
+from infra.local.stack import Environment, Stack, given_broker, given_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,13 +124,21 @@ def test_a_guarded_process_ends_when_its_owner_is_killed(tmp_path: Path) -> None
     assert eventually(lambda: not child.alive())
 
 
-async def test_what_a_broker_stored_survives_a_restart_and_a_kill(own_rabbitmq: RabbitMQ) -> None:
+async def test_a_broker_beside_another_keeps_what_it_stored_and_leaves_nothing_running(
+    own_rabbitmq: RabbitMQ, rabbitmq: RabbitMQ
+) -> None:
     await _publish(own_rabbitmq.amqp_url, b"kept")
     own_rabbitmq.restart()
-    own_rabbitmq.kill()
-    assert not speaks_amqp("127.0.0.1", own_rabbitmq.port)
-    own_rabbitmq.start()
     assert await _get(own_rabbitmq.amqp_url) == b"kept"
+    assert own_rabbitmq.ctl("list_vhosts").split() == ["name", "/"]
+    broker, port_mapper = (process.id for process in own_rabbitmq.processes)
+    own_rabbitmq.kill()
+    assert not broker.alive()
+    assert not speaks_amqp("127.0.0.1", own_rabbitmq.port)
+    own_rabbitmq.close()
+    assert not port_mapper.alive()
+    assert eventually(lambda: not _mentions(str(own_rabbitmq.folder)))
+    assert speaks_amqp("127.0.0.1", rabbitmq.port)
 
 
 async def _publish(url: str, body: bytes) -> None:
@@ -147,21 +157,11 @@ async def _get(url: str) -> bytes:
         return message.body
 
 
-def test_two_brokers_stand_side_by_side_and_leave_no_process(tmp_path: Path, rabbitmq: RabbitMQ) -> None:
-    with RabbitMQ(tmp_path) as other:
-        assert speaks_amqp("127.0.0.1", other.port)
-        assert speaks_amqp("127.0.0.1", rabbitmq.port)
-        assert other.ctl("list_vhosts").split() == ["name", "/"]
-        ids = [process.id for process in other.processes]
-        assert len(ids) == 2
-    assert eventually(lambda: not any(id_.alive() for id_ in ids))
-    assert speaks_amqp("127.0.0.1", rabbitmq.port)
-    assert not _mentions(str(tmp_path))
-
-
 def _mentions(text: str) -> list[str]:
     """Command lines of running processes that hold `text`."""
-    lines = subprocess.run(["ps", "-eo", "args", "-ww"], capture_output=True, text=True, check=True).stdout.splitlines()
+    lines = subprocess.run(
+        ["/bin/ps", "-eo", "args", "-ww"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     return [line for line in lines if text in line]
 
 
@@ -220,15 +220,81 @@ def test_a_given_broker_and_store_are_used_as_they_are(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_given_broker_that_is_down_is_reported_and_not_used(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_given_broker_that_is_down_is_reported_without_its_password_and_not_used(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (port,) = (claim := PortClaim(1)).ports
-    claim.release()
     monkeypatch.setenv("ACESTEP_AMQP_URL", f"amqp://guest:hush@127.0.0.1:{port}/")
-    monkeypatch.setattr("infra.local.stack.docker_answers", lambda: False)
-    with Stack(tmp_path) as environment:
-        assert f":{port}/" not in environment.amqp_url
+    assert given_broker() is None
+    claim.release()
     said = capsys.readouterr().err
     assert f"127.0.0.1:{port}, but no broker answers there" in said
     assert "hush" not in said
+
+
+def test_a_given_store_that_refuses_the_keys_is_reported_and_not_used(
+    s3: SeaweedFS, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = Environment("amqp://h", s3.endpoint, s3.bucket, s3.access_key, "hush")
+    for name, value in given.variables().items():
+        monkeypatch.setenv(name, value)
+    assert given_store("amqp://h") is None
+    said = capsys.readouterr().err
+    assert f"{s3.endpoint}, but its bucket does not let us in" in said
+    assert "hush" not in said
+
+
+def test_up_twice_is_one_stack_and_down_ends_exactly_that(amqp_url: str, tmp_path: Path) -> None:
+    first = _state(tmp_path, amqp_url, "print(up(local).exports())")
+    assert _state(tmp_path, amqp_url, "print(up(local).exports())") == first
+    saved = json.loads((tmp_path / "stack.json").read_text())
+    (process,) = (ProcessId(**process) for process in saved["processes"])
+    assert process.alive()
+    assert _state(tmp_path, amqp_url, "print(down(local), down(local))") == "True False\n"
+    assert not process.alive()
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+    assert not any(Path(left).exists() for left in saved["leftovers"])
+
+
+def test_up_starts_anew_when_its_servers_are_gone(amqp_url: str, tmp_path: Path) -> None:
+    first = _state(tmp_path, amqp_url, "print(up(local).exports())")
+    _state(tmp_path, amqp_url, "from infra.local.state import _read; _read(local).processes[0].end()")
+    second = _state(tmp_path, amqp_url, "print(up(local).exports())")
+    assert first != second
+    assert len(list(tmp_path.glob("up-*"))) == 1
+    assert _state(tmp_path, amqp_url, "print(down(local))") == "True\n"
+
+
+def _state(local: Path, amqp_url: str, code: str) -> str:
+    """What Python code prints that uses `up` and `down` with state in `local`, given a broker but no store."""
+    code = f"from pathlib import Path; from infra.local.state import up, down; local = Path({str(local)!r}); {code}"
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=_given_only(amqp_url), stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
+
+
+def _given_only(amqp_url: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ACESTEP_", "AWS_"))}
+    return kept | {"ACESTEP_AMQP_URL": amqp_url}
+
+
+def test_exec_gives_the_command_its_servers_and_hands_back_its_status(amqp_url: str) -> None:
+    command = [sys.executable, "-m", "infra.local", "exec", "--", "/bin/sh", "-c", 'echo "$ACESTEP_AMQP_URL"; exit 7']
+    done = subprocess.run(command, cwd=ROOT, env=_given_only(amqp_url), stdout=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 7
+    assert done.stdout.strip() == amqp_url
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_exec_ends_its_servers_and_its_command_on_a_signal(amqp_url: str, number: signal.Signals) -> None:
+    script = 'echo "$$ $ACESTEP_S3_ENDPOINT"; exec sleep 60'
+    command = [sys.executable, "-m", "infra.local", "exec", "--", "/bin/sh", "-c", script]
+    with subprocess.Popen(command, cwd=ROOT, env=_given_only(amqp_url), stdout=subprocess.PIPE, text=True) as stack:
+        assert stack.stdout is not None
+        pid, endpoint = stack.stdout.readline().split()
+        child = ProcessId.of(int(pid))
+        stack.send_signal(number)
+        assert stack.wait(30) == 128 + number
+    assert not child.alive()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", int(endpoint.rpartition(":")[2])))

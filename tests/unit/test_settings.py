@@ -23,7 +23,7 @@ def test_the_command_line_beats_the_environment_beats_the_file(tmp_path: Path) -
 
 
 def test_an_unknown_variable_stops_the_start_with_a_suggestion() -> None:
-    with pytest.raises(SettingsError, match="ACESTEP_QUEUE_MAXSIZ is not a setting.*mean ACESTEP_QUEUE_MAXSIZE"):
+    with pytest.raises(SettingsError, match=r"ACESTEP_QUEUE_MAXSIZ is not a setting.*mean ACESTEP_QUEUE_MAXSIZE"):
         load({"ACESTEP_QUEUE_MAXSIZ": "5"}, None)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from schemas import coerce
@@ -22,6 +22,8 @@ from schemas.request import (
     request_json_schema,
 )
 
+# A busy machine is no failure.
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # A value for each field, as a sender may write it, that differs from the default.
 WRITTEN: dict[str, object] = {
     "task_id": "song-1",
@@ -172,6 +174,7 @@ def test_a_field_goes_by_each_of_its_names(field: str, name: str) -> None:
     assert parsed(**{name: WRITTEN[field]}, **seed) == parsed(**{field: WRITTEN[field]}, **seed)
 
 
+@patient
 @given(
     choice=st.sampled_from(SPELLINGS),
     source=st.sampled_from(["body", "param_obj", "param_obj text", *METAS, *(f"{name} text" for name in METAS)]),
@@ -187,6 +190,7 @@ def test_any_alias_in_any_source_gives_the_same_request(
     assert parse_request(moved) == parse_request({**others, field: WRITTEN[field]})
 
 
+@patient
 @given(BODIES)
 def test_the_canonical_form_reads_back_as_itself_without_a_warning(body: dict[str, object]) -> None:
     request, _ = parse_request(body)
@@ -196,6 +200,7 @@ def test_the_canonical_form_reads_back_as_itself_without_a_warning(body: dict[st
     assert parse_request(json.loads(request.model_dump_json())) == (request, ())
 
 
+@patient
 @given(BODIES)
 def test_the_canonical_form_validates_against_the_published_schema(body: dict[str, object]) -> None:
     dump = parse_request(body)[0].model_dump(mode="json")
@@ -218,6 +223,7 @@ def attempt(body: dict[str, Any]) -> tuple[GenerationRequest, tuple[str, ...]] |
         return exc
 
 
+@patient
 @given(garbage)
 def test_garbage_is_read_or_refused_but_breaks_nothing(body: dict[str, Any]) -> None:
     outcome = attempt(body)
@@ -546,13 +552,13 @@ class TestMusicalFields:
 
 
 class TestTaskId:
-    @pytest.mark.parametrize("good", ["a", "A-1_b", "x" * 128, 7])
+    @pytest.mark.parametrize("good", ["a", "A-1_b", "x" * 128, 7, " a\n"])
     def test_a_valid_one_is_read_even_from_a_broken_request(self, good: object) -> None:
-        assert read_task_id({"task_id": good, "bpm": "fast", "metas": "{"}) == str(good)
+        assert read_task_id({"task_id": good, "bpm": "fast", "metas": "{"}) == str(good).strip()
 
-    @pytest.mark.parametrize("bad", ["", None, "a b", "x" * 129, "a/b", "a\n", "é", True, ["a"], "\ud800"])
+    @pytest.mark.parametrize("bad", ["", None, "a b", "x" * 129, "a/b", "é", True, ["a"], "\ud800"])
     def test_an_invalid_one_is_not_read(self, bad: object) -> None:
-        assert read_task_id({"task_id": bad}) in (None, "a" if bad == "a\n" else None)
+        assert read_task_id({"task_id": bad}) is None
 
     def test_it_may_be_nested_like_any_other_field(self) -> None:
         assert read_task_id({"param_obj": '{"task_id": "t"}'}) == "t"

@@ -5,11 +5,13 @@ import json
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from schemas.strict_json import MAX_DEPTH, MAX_NODES, JsonRefused, loads
 
+# A busy machine is no failure.
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
@@ -23,12 +25,14 @@ def refusal(text: str) -> str:
     return str(caught.value)
 
 
+@patient
 @given(values)
 def test_it_reads_what_the_standard_library_writes(value: object) -> None:
     assert loads(json.dumps(value)).value == value
     assert loads(json.dumps(value, ensure_ascii=False, indent=1)).value == value
 
 
+@patient
 @given(st.text(alphabet='{}[]",:\\ 01eNaInfty-\n\ud800', max_size=40))
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:

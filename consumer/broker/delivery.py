@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One message in hand, settled exactly once, on the channel that brought it or not at all."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import structlog
+
+from consumer.broker.faults import BrokerFault, describe, mapped
+from consumer.errors import ConsumerError, Verdict
+
+if TYPE_CHECKING:
+    from aiormq.abc import DeliveredMessage
+    from pamqp.commands import Basic
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class AlreadySettledError(RuntimeError):
+    """A delivery was settled a second time: a mistake in the program. The broker would close the channel over it."""
+
+
+class DeadLetters(Protocol):
+    """Where messages go that could not be run."""
+
+    async def dead_letter(self, body: bytes, properties: Basic.Properties, reason: ConsumerError | None) -> None:
+        """Keep the message. Raises ``Unpublished``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The AMQP properties that the job's events echo."""
+
+    reply_to: str | None
+    correlation_id: str | None
+
+
+class Delivery:
+    """A message of the queue, and the right to settle it."""
+
+    def __init__(self, message: DeliveredMessage, dead_letters: DeadLetters) -> None:
+        self._message = message
+        self._dead_letters = dead_letters
+        self._properties = message.header.properties
+        self._received = time.time()
+        self._settled = False
+
+    @property
+    def body(self) -> bytes:
+        """The message's bytes as they came."""
+        return self._message.body
+
+    @property
+    def message_id(self) -> str | None:
+        """AMQP ``message_id``."""
+        return self._properties.message_id or None
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        """AMQP headers; empty when there are none."""
+        return self._properties.headers or {}
+
+    @property
+    def queued_s(self) -> float | None:
+        """Seconds from the producer's ``timestamp`` to the arrival here; None without one.
+
+        The timestamp has whole seconds and another machine's clock: a difference below zero reads as zero.
+        """
+        timestamp = self._properties.timestamp
+        return None if timestamp is None else max(0.0, self._received - timestamp.timestamp())
+
+    @property
+    def attempt(self) -> int:
+        """1 on the first delivery. Quorum queues count; classic queues only tell that there was one before: 2."""
+        count = self.headers.get("x-delivery-count")
+        if isinstance(count, int):
+            return count + 1
+        return 2 if self._message.redelivered else 1
+
+    @property
+    def reply(self) -> Reply:
+        """Where the terminal event is awaited besides the exchange, and under which correlation id."""
+        return Reply(self._properties.reply_to or None, self._properties.correlation_id or None)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the verdict has been carried out, or is being carried out."""
+        return self._settled
+
+    @property
+    def stale(self) -> bool:
+        """Whether its channel is gone: the broker has given the message, or will give it, to another consumer."""
+        return self._message.channel.is_closed
+
+    async def settle(self, verdict: Verdict, reason: ConsumerError | None = None) -> None:
+        """Ack, requeue, or move to the dead-letter exchange with the reason. A stale delivery is left alone.
+
+        Raises:
+            Unpublished: the dead letter was not confirmed. The delivery is not settled then.
+            AlreadySettledError: it was settled before.
+        """
+        if self._settled:
+            raise AlreadySettledError(f"delivery {self._message.delivery_tag} is settled already; {verdict} came late")
+        if self.stale:
+            self._leave(verdict, "its channel is closed")
+            return
+        self._settled = True
+        if verdict is Verdict.DEAD_LETTER:
+            await self._move_to_dead_letters(reason)
+        try:
+            with mapped():
+                await self._tell_broker(verdict)
+        except BrokerFault as fault:
+            self._leave(verdict, describe(fault))
+
+    async def _move_to_dead_letters(self, reason: ConsumerError | None) -> None:
+        try:
+            await self._dead_letters.dead_letter(self.body, self._properties, reason)
+        except BaseException:
+            self._settled = False
+            raise
+
+    async def _tell_broker(self, verdict: Verdict) -> None:
+        channel, tag = self._message.channel, self._message.delivery_tag
+        if tag is None:
+            raise AlreadySettledError("the message was not delivered to a consumer")
+        # Both wait until the frame has left: closing the connection drops what is still queued inside the client.
+        if verdict is Verdict.REQUEUE:
+            await channel.basic_nack(tag, requeue=True)
+        else:
+            await channel.basic_ack(tag)
+
+    def _leave(self, verdict: Verdict, why: str) -> None:
+        self._settled = True
+        _log.info("stale delivery left alone; it comes again", verdict=str(verdict), reason=why)

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The other side of the worker's queues: a producer and a subscriber, on plain aio-pika, and sample events."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Self
+
+import aio_pika
+from pydantic import SecretStr
+
+from consumer.broker.topology import EVENTS, REQUESTS
+from consumer.settings import BrokerSettings
+from schemas.events import (
+    ErrorCode,
+    ErrorReport,
+    JobProgress,
+    Progress,
+    TerminalEvent,
+    Unfinished,
+    unfinished_event,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from types import TracebackType
+
+    from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
+
+_POLL_S = 0.02
+
+
+async def eventually(check: Callable[[], bool | Awaitable[bool]], what: str, within_s: float = 20.0) -> None:
+    """Poll ``check`` until it holds; fail with ``what`` once ``within_s`` seconds have passed."""
+    deadline = time.monotonic() + within_s
+    while True:
+        result = check()
+        if await result if inspect.isawaitable(result) else result:
+            return
+        assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"
+        await asyncio.sleep(_POLL_S)
+
+
+def broker_settings(url: str, **values: Any) -> BrokerSettings:
+    """Return settings for the broker at ``url``; ``values`` override fields by name."""
+    return BrokerSettings.model_validate({"url": SecretStr(url), **values})
+
+
+def progress_event(task_id: str, sequence: int) -> JobProgress:
+    """Return a progress event."""
+    data = Progress(task_id=task_id, progress=0.5, stage="render", sequence=sequence)
+    return JobProgress.of(data, attempt=1, worker_id="w1")
+
+
+def failed_event(task_id: str) -> TerminalEvent:
+    """Return a terminal event, the smallest there is."""
+    error = ErrorReport(code=ErrorCode.RENDER_FAILED, message="no", retryable=False, attempts=1)
+    data = Unfinished(
+        task_id=task_id, status="failed", attempt=1, worker_id="w1", finished_at=datetime.now(UTC), error=error
+    )
+    return unfinished_event(data)
+
+
+class Peer:
+    """A client of the broker that is not the worker."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._connection: AbstractConnection | None = None
+
+    async def __aenter__(self) -> Self:
+        self._connection = await aio_pika.connect(self._url)
+        self.channel = await self._connection.channel(on_return_raises=True)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._connection is not None
+        await self._connection.close()
+
+    async def request(self, body: bytes, **properties: Any) -> None:
+        """Publish a request. Raises aio-pika's ``DeliveryError`` when the queue is full."""
+        exchange = await self.channel.get_exchange(REQUESTS, ensure=False)
+        await exchange.publish(aio_pika.Message(body, **properties), "generate", timeout=10)
+
+    async def subscribe(self, pattern: str, **arguments: Any) -> str:
+        """Bind a new queue to the events exchange; its name."""
+        queue = await self.channel.declare_queue(auto_delete=False, exclusive=True, arguments=arguments)
+        await queue.bind(EVENTS, pattern)
+        return queue.name
+
+    async def take(self, queue: str, within_s: float = 10.0) -> AbstractIncomingMessage:
+        """Take one message and ack it; wait for it."""
+        found = await self.look(queue, within_s)
+        await found.ack()
+        return found
+
+    async def look(self, queue: str, within_s: float = 10.0) -> AbstractIncomingMessage:
+        """Get one message without acking it; wait for it."""
+        source = await self.channel.get_queue(queue, ensure=False)
+        found: list[AbstractIncomingMessage] = []
+
+        async def got() -> bool:
+            message = await source.get(fail=False)
+            found.extend([message] if message else [])
+            return bool(found)
+
+        await eventually(got, f"a message in {queue}", within_s)
+        return found[0]
+
+    async def ready(self, queue: str) -> int:
+        """How many messages are ready in ``queue``: those in a consumer's hands do not count."""
+        declared = await self.channel.declare_queue(queue, passive=True)
+        count = declared.declaration_result.message_count
+        assert count is not None
+        return count

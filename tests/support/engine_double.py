@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An engine process without a model: real pipe, real frames, behaviour chosen by the prompt.
+
+Run by the supervisor as ``python -m tests.support.engine_double FD``.
+"""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import wave
+from pathlib import Path
+
+from consumer.engine.frames import FrameSocket
+from consumer.engine.messages import (
+    FROM_ENGINE,
+    TO_ENGINE,
+    Broken,
+    Configure,
+    FromEngine,
+    Progressed,
+    Ready,
+    Render,
+    Rendered,
+    RendererReport,
+    Stop,
+    Unusable,
+)
+from consumer.job import LoadedModel, Rendering, Track, Variant
+from schemas.events import ErrorCode
+
+REPORT = RendererReport(
+    device="cpu",
+    device_name="none",
+    vram_gb=24,
+    models=(LoadedModel("acestep-v15-turbo", Variant.TURBO),),
+    formats=("wav", "mp3", "flac"),
+    lanes=1,
+)
+
+
+class Double:
+    def __init__(self, pipe: FrameSocket) -> None:
+        self.pipe = pipe
+        self.stopped: set[int] = set()
+
+    def say(self, message: FromEngine) -> None:
+        self.pipe.send(FROM_ENGINE.dump_json(message))
+
+    def take(self, message: object) -> None:
+        match message:
+            case Configure(settings=settings) if settings.config_path == "missing":
+                self.say(Unusable(reason="no checkpoint named missing"))
+            case Configure(settings=settings) if settings.config_path == "dies-while-loading":
+                os._exit(7)
+            case Configure():
+                self.say(Ready(report=REPORT))
+            case Stop(order=order):
+                self.stopped.add(order)
+            case Render():
+                threading.Thread(target=self.render, args=(message,), daemon=True).start()
+
+    def render(self, order: Render) -> None:
+        words = order.job.request.prompt.split()
+        match words[0]:
+            case "crash":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "crash-once":
+                self.crash_once(Path(words[1]))
+            case "fail":
+                self.say(Broken(order=order.order, code=ErrorCode.RENDER_FAILED, reason="it broke"))
+                return
+            case "wait":
+                self.wait(order.order, Path(words[1]))
+                return
+        for step in range(1, 5):
+            self.say(Progressed(order=order.order, fraction=step / 4, stage="render"))
+        self.say(Rendered(order=order.order, rendering=sing(order)))
+
+    def crash_once(self, mark: Path) -> None:
+        if not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def wait(self, order: int, mark: Path) -> None:
+        """Work until told to stop, then leave a mark."""
+        mark.with_suffix(".began").touch()
+        while order not in self.stopped:
+            time.sleep(0.01)
+        mark.touch()
+
+
+def sing(order: Render) -> Rendering:
+    return Rendering(
+        tracks=tuple(write_song(order.folder / f"{i}.wav", seed) for i, seed in enumerate(order.job.seeds)),
+        render_s=0.01,
+        encode_s=0.001,
+    )
+
+
+def write_song(path: Path, seed: int, seconds: float = 0.1) -> Track:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(2)
+        file.setsampwidth(2)
+        file.setframerate(48_000)
+        file.writeframes(seed.to_bytes(8, "little", signed=False)[:4] * int(48_000 * seconds))
+    return Track(
+        path=path,
+        seed=seed,
+        format="wav",
+        content_type="audio/wav",
+        sample_rate=48_000,
+        channels=2,
+        duration_s=seconds,
+    )
+
+
+def main() -> None:
+    pipe = FrameSocket(socket.socket(fileno=int(sys.argv[1])))
+    double = Double(pipe)
+    for payload in pipe:
+        double.take(TO_ENGINE.validate_json(payload))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fakes of the ports, held to the same behaviour as the real things by the tests in `tests/contract`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from consumer.broker.delivery import AlreadySettledError, Reply
+from consumer.errors import ConsumerError, Unpublished, Verdict
+
+if TYPE_CHECKING:
+    from consumer import ports
+    from schemas.events import JobEvent
+
+
+@dataclass
+class FakeDelivery:
+    """A message in hand that remembers its verdict. ``stale``: its channel is gone, so no verdict is carried out."""
+
+    body: bytes = b"{}"
+    message_id: str | None = None
+    queued_s: float | None = None
+    attempt: int = 1
+    reply: Reply = field(default_factory=lambda: Reply(reply_to=None, correlation_id=None))
+    stale: bool = False
+    verdict: Verdict | None = None
+    reason: ConsumerError | None = None
+    settled: bool = False
+
+    async def settle(self, verdict: Verdict, reason: ConsumerError | None = None) -> None:
+        """Remember the verdict."""
+        if self.settled:
+            raise AlreadySettledError(f"settled already; {verdict} came late")
+        self.settled = True
+        if not self.stale:
+            self.verdict, self.reason = verdict, reason
+
+
+@dataclass
+class FakeEvents:
+    """Keeps what is published: ``published`` for the exchange, ``answers`` for reply queues. ``down``: no broker."""
+
+    published: list[tuple[JobEvent, ports.Reply]] = field(default_factory=list)
+    answers: list[tuple[str, JobEvent]] = field(default_factory=list)
+    down: bool = False
+
+    async def publish(self, event: JobEvent, reply: ports.Reply) -> None:
+        """Keep the event."""
+        if self.down:
+            raise Unpublished(f"{event.routing_key}: the fake is down")
+        self.published.append((event, reply))
+        if event.state.terminal and reply.reply_to:
+            self.answers.append((reply.reply_to, event))
+
+    @property
+    def states(self) -> list[str]:
+        """The states of the published events, in order."""
+        return [str(event.state) for event, _ in self.published]

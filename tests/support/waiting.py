@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Waiting for something to become true, with a deadline."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+
+async def eventually(condition: Callable[[], object], within_s: float = 20.0) -> None:
+    """Poll ``condition`` until it holds. Raises ``AssertionError`` after ``within_s`` seconds."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within_s:g} seconds"
+        await asyncio.sleep(0.02)

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The supervisor against real child processes that behave and misbehave on request."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from consumer.engine.messages import Configure
+from consumer.engine.supervisor import EngineUnusable, RendererSupervisor
+from consumer.errors import EngineCrashed, Interrupted, RenderFailed
+from consumer.job import Plan, Rendering, Sources
+from consumer.settings import EngineSettings
+from schemas.events import Metas
+from tests.support.jobs import make_job
+from tests.support.waiting import eventually
+
+DOUBLE = "tests.support.engine_double"
+
+
+def supervisor(model: str = "any", max_attempts: int = 2) -> RendererSupervisor:
+    configure = Configure(settings=EngineSettings(config_path=model))
+    return RendererSupervisor(configure, max_attempts=max_attempts, module=DOUBLE)
+
+
+@asynccontextmanager
+async def running(max_attempts: int = 2) -> AsyncIterator[RendererSupervisor]:
+    engine = supervisor(max_attempts=max_attempts)
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.stop()
+
+
+async def render(engine: RendererSupervisor, folder: Path, prompt: str, **fields: object) -> Rendering:
+    job = make_job(prompt=prompt, **fields)
+    return await engine.render(job, Plan(metas=Metas()), Sources(), folder, lambda *_: None)
+
+
+async def test_a_job_comes_back_with_its_songs_and_its_progress(tmp_path: Path) -> None:
+    heard: list[tuple[float, str]] = []
+    async with running() as engine:
+        job = make_job(prompt="sing", batch_size=2, seed=5)
+        plan = Plan(metas=Metas())
+        rendering = await engine.render(job, plan, Sources(), tmp_path, lambda *news: heard.append(news))
+    assert [track.seed for track in rendering.tracks] == [5, 6]
+    assert all(track.path.is_file() for track in rendering.tracks)
+    assert heard == [(0.25, "render"), (0.5, "render"), (0.75, "render"), (1.0, "render")]
+
+
+async def test_many_jobs_share_one_process_and_get_their_own_answers(tmp_path: Path) -> None:
+    async with running() as engine:
+        folders = [tmp_path / str(seed) for seed in range(20)]
+        for folder in folders:
+            folder.mkdir()
+        renderings = await asyncio.gather(
+            *(render(engine, folder, "sing", seed=seed) for seed, folder in enumerate(folders))
+        )
+    assert [rendering.tracks[0].seed for rendering in renderings] == list(range(20))
+
+
+async def test_a_job_that_breaks_fails_alone(tmp_path: Path) -> None:
+    async with running() as engine:
+        pid = engine.pid
+        with pytest.raises(RenderFailed, match="it broke"):
+            await render(engine, tmp_path, "fail")
+        await render(engine, tmp_path, "sing")
+        assert engine.pid == pid
+
+
+async def test_a_job_whose_process_dies_is_tried_again_on_the_next_one(tmp_path: Path) -> None:
+    async with running() as engine:
+        rendering = await render(engine, tmp_path, f"crash-once {tmp_path / 'mark'}")
+        assert rendering.tracks
+        assert engine.restarts == 1
+
+
+async def test_a_job_that_kills_every_process_fails_after_its_attempts(tmp_path: Path) -> None:
+    async with running(max_attempts=2) as engine:
+        with pytest.raises(EngineCrashed, match="died 2 times with this job inside"):
+            await render(engine, tmp_path, "crash")
+
+
+async def test_cancelling_a_job_stops_its_work_in_the_process(tmp_path: Path) -> None:
+    mark = tmp_path / "stopped"
+    async with running() as engine:
+        task = asyncio.create_task(render(engine, tmp_path, f"wait {mark}"))
+        await eventually(mark.with_suffix(".began").exists)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await eventually(mark.exists)
+
+
+async def test_stopping_the_supervisor_interrupts_what_is_open_and_ends_the_process(tmp_path: Path) -> None:
+    engine = supervisor()
+    await engine.start()
+    task = asyncio.create_task(render(engine, tmp_path, f"wait {tmp_path / 'never'}"))
+    await eventually((tmp_path / "never.began").exists)
+    pid = engine.pid
+    await engine.stop()
+    with pytest.raises(Interrupted):
+        await task
+    await eventually(lambda: not Path(f"/proc/{pid}").exists())
+
+
+async def test_an_engine_that_cannot_start_says_why() -> None:
+    engine = supervisor("missing")
+    with pytest.raises(EngineUnusable, match="no checkpoint named missing"):
+        await engine.start()
+    await engine.stop()
+
+
+async def test_an_engine_that_dies_while_loading_is_given_up_after_some_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("consumer.engine.supervisor.FIRST_RESTART_S", 0.01)
+    engine = supervisor("dies-while-loading")
+    with pytest.raises(EngineUnusable, match="died 3 times while loading"):
+        await engine.start()
+    await engine.stop()
+
+
+async def test_an_engine_does_not_outlive_its_consumer(tmp_path: Path) -> None:
+    """The pipe's end is the signal: here it is closed the way a killed consumer's would be."""
+    engine = supervisor()
+    await engine.start()
+    pid = engine.pid
+    assert engine._process is not None
+    engine._process._writer.transport.abort()
+    await eventually(lambda: not Path(f"/proc/{pid}").exists() or engine.pid != pid)
+    await engine.stop()
