@@ -23,13 +23,10 @@ if TYPE_CHECKING:
 
     Samples = NDArray[np.float32]
 
-
 # Inputs come from strangers. FFmpeg also reads playlists, which name other files and hosts; only plain containers may
 # be opened, and only as the file that was given.
-_CONTAINERS = (
-    "aac,ac3,aiff,amr,ape,asf,au,caf,eac3,flac,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mp3,ogg,tta,w64,wav,wv".split(",")
-)
-_OPEN_OPTIONS = {"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "file"}
+_CONTAINERS = "aac,ac3,aiff,amr,ape,asf,au,caf,eac3,flac,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mp3,ogg,tta,w64,wav,wv"
+_OPEN_OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
 _STEREO = 2
 _TONE_RATE = 48_000
 _CHUNK = 1 << 16

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The audio formats that songs are written in: names, file suffixes, content types, codecs. Data only."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -21,29 +21,23 @@ class Format:
     sample_rate: int | None = None
 
 
-_OPUS_RATE = 48_000
+# Ogg/Opus under its two usual names. Opus has a rate of its own.
+_OGG = Format(
+    suffix=".ogg",
+    content_type="audio/ogg",
+    container="ogg",
+    codec="libopus",
+    bit_rate=160_000,
+    sample_rate=48_000,
+)
 FORMATS: Final = MappingProxyType(
     {
         "mp3": Format(suffix=".mp3", content_type="audio/mpeg", container="mp3", codec="libmp3lame", bit_rate=192_000),
         "wav": Format(suffix=".wav", content_type="audio/wav", container="wav", codec="pcm_s16le"),
         "wav32": Format(suffix=".wav", content_type="audio/wav", container="wav", codec="pcm_f32le"),
         "flac": Format(suffix=".flac", content_type="audio/flac", container="flac", codec="flac"),
-        "ogg": Format(
-            suffix=".ogg",
-            content_type="audio/ogg",
-            container="ogg",
-            codec="libopus",
-            bit_rate=160_000,
-            sample_rate=_OPUS_RATE,
-        ),
-        "opus": Format(
-            suffix=".opus",
-            content_type="audio/ogg; codecs=opus",
-            container="ogg",
-            codec="libopus",
-            bit_rate=160_000,
-            sample_rate=_OPUS_RATE,
-        ),
+        "ogg": _OGG,
+        "opus": replace(_OGG, suffix=".opus", content_type="audio/ogg; codecs=opus"),
         # ADTS, not MP4: it is what the suffix promises, and it can be played while it is being downloaded.
         "aac": Format(suffix=".aac", content_type="audio/aac", container="adts", codec="aac", bit_rate=192_000),
     }

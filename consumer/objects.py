@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Objects in S3: read, written once, handed out. Owns what a conditional write means, and what large files need."""
 
+import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -164,8 +165,9 @@ class Objects:
         return written
 
     async def _send_parts(self, place: Place, names: Any, file: Path) -> "list[CompletedPartTypeDef]":
+        size = (await asyncio.to_thread(file.stat)).st_size
         parts: list[CompletedPartTypeDef] = []
-        for number, offset in enumerate(range(0, file.stat().st_size, PART_BYTES), start=1):
+        for number, offset in enumerate(range(0, size, PART_BYTES), start=1):
             etag = await self._s3.call(place, partial(self._send_part, names, file, number, offset))
             parts.append({"PartNumber": number, "ETag": etag})
         return parts

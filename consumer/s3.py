@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import boto3
@@ -173,6 +174,7 @@ class S3Connection:
             reraise=True,
         )
         self._bases: dict[str, str] = {}
+        self._proxies: dict[str, str | None] = {}
         self._signer_until = 0.0
         self._signer: _Signer
         self.client: S3Client
@@ -223,7 +225,7 @@ class S3Connection:
         url, signed = await self._sign(method, place, payload.sha256, headers)
         try:
             async with self._http.request(
-                method, url, data=payload.stream(), headers=signed, allow_redirects=False
+                method, url, data=payload.stream(), headers=signed, allow_redirects=False, proxy=self._proxies[place.bucket]
             ) as response:
                 answer = Answer(response.status, response.headers, await response.read())
         except (aiohttp.ClientError, TimeoutError) as error:
@@ -235,7 +237,9 @@ class S3Connection:
     async def _receive_once(self, place: Place, receiver: Receiver) -> None:
         url, signed = await self._sign("GET", place, _NO_BYTES, {})
         try:
-            async with self._http.get(url, headers=signed, allow_redirects=False) as response:
+            async with self._http.get(
+                url, headers=signed, allow_redirects=False, proxy=self._proxies[place.bucket]
+            ) as response:
                 if response.status not in OK:
                     answer = Answer(response.status, response.headers, await response.read())
                     raise _verdict(place, answer.status, answer.code)
@@ -318,7 +322,6 @@ class S3Connection:
             headers={"User-Agent": "acestep-consumer"},
             skip_auto_headers=("Accept", "Accept-Encoding"),
             auto_decompress=False,
-            trust_env=True,  # HTTPS_PROXY and its kin, as boto3
         )
 
 

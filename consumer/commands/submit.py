@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``submit``: publish one request; on demand wait with a progress bar, and download what was sung."""
 
+import asyncio
 import hashlib
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -95,7 +96,7 @@ def _tell(event: JobCompleted, note: Console) -> None:
 
 
 async def _download(settings: Settings, event: JobCompleted, folder: Path, note: Console) -> Exit:
-    folder.mkdir(parents=True, exist_ok=True)
+    await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
     try:
         async with Objects(settings.storage) as objects:
             for audio in event.data.audios:

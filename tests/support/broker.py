@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
@@ -33,13 +32,10 @@ if TYPE_CHECKING:
 _POLL_S = 0.02
 
 
-async def eventually(check: Callable[[], bool | Awaitable[bool]], what: str, within_s: float = 20.0) -> None:
-    """Poll ``check`` until it holds; fail with ``what`` once ``within_s`` seconds have passed."""
+async def until(check: Callable[[], Awaitable[bool]], what: str, within_s: float = 20.0) -> None:
+    """Poll a question to the broker until the answer is yes; fail with ``what`` after ``within_s`` seconds."""
     deadline = time.monotonic() + within_s
-    while True:
-        result = check()
-        if await result if inspect.isawaitable(result) else result:
-            return
+    while not await check():
         assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"
         await asyncio.sleep(_POLL_S)
 
@@ -109,7 +105,7 @@ class Peer:
             found.extend([message] if message else [])
             return bool(found)
 
-        await eventually(got, f"a message in {queue}", within_s)
+        await until(got, f"a message in {queue}", within_s)
         return found[0]
 
     async def ready(self, queue: str) -> int:

@@ -1,28 +1,82 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jobs for tests, made the way the worker makes them: read, then admitted."""
+"""Jobs, tracks and manifests for tests, complete and plausible, with what a test cares about as arguments."""
 
-from consumer.job import Job, LoadedModel, Request, Variant
-from consumer.policy.admit import Limits, admit
-from consumer.policy.tiers import BUILT_IN
-from schemas.request import parse_request
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
-TURBO = LoadedModel("acestep-v15-turbo", Variant.TURBO)
-BASE = LoadedModel("acestep-v15-base", Variant.BASE)
-FORMATS = frozenset(("mp3", "wav", "wav32", "flac", "ogg", "opus", "aac"))
+from consumer.job import Job, Rendering, StoredObject, Track
+from schemas.events import Audio, Completed, LimitsReport, Metas, ModelChoice, PolicyReport, Timings
+from schemas.request import GenerationRequest
 
 
-def make_limits(vram_gb: float = 24, models: tuple[LoadedModel, ...] = (TURBO, BASE)) -> Limits:
-    """Limits of a card with ``vram_gb`` GB that holds ``models``."""
-    return Limits(
-        tier=BUILT_IN.tier_of(vram_gb),
-        table_version=BUILT_IN.version,
-        vram_gb=vram_gb,
-        models=models,
-        formats=FORMATS,
+def make_job(*, task_id: str | None = None, **request_fields: Any) -> Job:
+    """Return an admitted job with ``request_fields`` in its request, and a task id of its own."""
+    request = GenerationRequest(**{"prompt": "a waltz", **request_fields})
+    return Job(
+        task_id=task_id or uuid.uuid4().hex,
+        request=request,
+        model=ModelChoice(requested=request.model, used="acestep-v15-turbo", fallback=False),
+        lm=None,
+        policy=make_policy(),
+        seeds=tuple(range(1, request.batch_size + 1)),
     )
 
 
-def make_job(**request_fields: object) -> Job:
-    """A job as admission makes it from a request with these fields (``task_id`` defaults to ``task-1``)."""
-    body, warnings = parse_request({"prompt": "jazz", **request_fields})
-    return admit(Request(body.task_id or "task-1", body, warnings), make_limits())
+def make_policy() -> PolicyReport:
+    """Return the report of a machine without a GPU."""
+    limits = LimitsReport(max_duration_s=180, max_batch_size=1)
+    return PolicyReport(tier="tier1", vram_gb=0, lm_loaded=False, table_version="acestep-1.5-2026-02", limits=limits)
+
+
+def make_track(path: Path, content: bytes = b"RIFF", *, seed: int = 1, content_type: str = "audio/wav") -> Track:
+    """Write ``content`` to ``path`` and return it as a track of 1.5 s."""
+    path.write_bytes(content)
+    return Track(
+        path=path,
+        seed=seed,
+        format=path.suffix.removeprefix("."),
+        content_type=content_type,
+        sample_rate=48_000,
+        channels=2,
+        duration_s=1.5,
+    )
+
+
+def make_rendering(*tracks: Track) -> Rendering:
+    """Return what a renderer would for these tracks."""
+    return Rendering(tracks=tracks, render_s=0.25, encode_s=0.0625)
+
+
+def make_manifest(job: Job, stored: tuple[StoredObject, ...] = (), *, worker_id: str = "worker-1") -> Completed:
+    """Return the manifest of ``job`` once ``stored`` lies in S3."""
+    return Completed(
+        task_id=job.task_id,
+        attempt=1,
+        worker_id=worker_id,
+        finished_at=datetime.now(UTC),
+        model=job.model,
+        lm=job.lm,
+        policy=job.policy,
+        audios=tuple(map(_audio, stored)),
+        request=job.request,
+        metas=Metas(caption=job.request.prompt, duration=1.5),
+        timings=Timings(render=0.1, total=1 / 3),
+    )
+
+
+def _audio(stored: StoredObject) -> Audio:
+    track = stored.track
+    return Audio(
+        uri=stored.uri,
+        url=stored.url,
+        format=track.format,
+        content_type=track.content_type,
+        sample_rate=track.sample_rate,
+        channels=track.channels,
+        duration_s=track.duration_s,
+        bytes=stored.bytes,
+        sha256=stored.sha256,
+        seed=track.seed,
+    )

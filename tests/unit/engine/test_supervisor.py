@@ -14,7 +14,7 @@ from consumer.errors import EngineCrashed, Interrupted, RenderFailed
 from consumer.job import Plan, Rendering, Sources
 from consumer.settings import EngineSettings
 from schemas.events import Metas
-from tests.support.jobs import make_job
+from tests.support.admission import admitted_job
 from tests.support.waiting import eventually
 
 DOUBLE = "tests.support.engine_double"
@@ -36,14 +36,14 @@ async def running(max_attempts: int = 2) -> AsyncIterator[RendererSupervisor]:
 
 
 async def render(engine: RendererSupervisor, folder: Path, prompt: str, **fields: object) -> Rendering:
-    job = make_job(prompt=prompt, **fields)
+    job = admitted_job(prompt=prompt, **fields)
     return await engine.render(job, Plan(metas=Metas()), Sources(), folder, lambda *_: None)
 
 
 async def test_a_job_comes_back_with_its_songs_and_its_progress(tmp_path: Path) -> None:
     heard: list[tuple[float, str]] = []
     async with running() as engine:
-        job = make_job(prompt="sing", batch_size=2, seed=5)
+        job = admitted_job(prompt="sing", batch_size=2, seed=5)
         plan = Plan(metas=Metas())
         rendering = await engine.render(job, plan, Sources(), tmp_path, lambda *news: heard.append(news))
     assert [track.seed for track in rendering.tracks] == [5, 6]

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model names as operators write them, and where each one's checkpoint is. Looks at folders, loads nothing."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+# Published in diffusers' format.
+HUB: Final = MappingProxyType(
+    {
+        "acestep-v15-xl-turbo": "ACE-Step/acestep-v15-xl-turbo-diffusers",
+        "acestep-v15-xl-base": "ACE-Step/acestep-v15-xl-base-diffusers",
+    }
+)
+# Published in ACE-Step's own format alone: one file for all parts, with code of its own.
+ORIGINAL: Final = MappingProxyType(
+    {
+        "acestep-v15-turbo": "ACE-Step/Ace-Step1.5",
+        "acestep-v15-base": "ACE-Step/acestep-v15-base",
+        "acestep-v15-sft": "ACE-Step/acestep-v15-sft",
+        "acestep-v15-turbo-shift1": "ACE-Step/acestep-v15-turbo-shift1",
+        "acestep-v15-turbo-shift3": "ACE-Step/acestep-v15-turbo-shift3",
+        "acestep-v15-turbo-continuous": "ACE-Step/acestep-v15-turbo-continuous",
+        "acestep-v15-xl-sft": "ACE-Step/acestep-v15-xl-sft",
+    }
+)
+INDEX: Final = "model_index.json"
+PIPELINE: Final = "AceStepPipeline"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_ORIGINAL_FILES = ("model.safetensors", "silence_latent.pt", "modeling_acestep_v15_turbo.py")
+
+
+class CheckpointError(Exception):
+    """A model that the operator named cannot be loaded; the text says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where a model is. ``name`` is what requests call it; it is in ``folder``, or else on the hub as ``hub_id``."""
+
+    name: str
+    folder: Path | None = None
+    hub_id: str | None = None
+
+
+def resolve(named: str, checkpoint_dir: Path | None) -> Checkpoint:
+    """Find the checkpoint: a folder of that path, then one of that name in ``checkpoint_dir``, then the hub.
+
+    Raises:
+        CheckpointError: it is in none of them, or a folder is there and is no checkpoint in diffusers' format.
+    """
+    for folder in _folders(named, checkpoint_dir):
+        if folder.is_dir():
+            _check(folder)
+            return Checkpoint(folder.resolve().name, folder=folder)
+    hub_id = HUB.get(named, named)
+    if _HUB_ID.fullmatch(hub_id):
+        names = {published: name for name, published in HUB.items()}
+        return Checkpoint(names.get(hub_id, hub_id.rpartition("/")[2]), hub_id=hub_id)
+    raise CheckpointError(_not_found(named, checkpoint_dir))
+
+
+def _folders(named: str, checkpoint_dir: Path | None) -> tuple[Path, ...]:
+    given = Path(named).expanduser()
+    return (given,) if checkpoint_dir is None else (given, checkpoint_dir / named)
+
+
+def _check(folder: Path) -> None:
+    """Refuse what ``from_pretrained`` would fail on with a text that helps nobody."""
+    index = folder / INDEX
+    if not index.is_file():
+        if any((folder / name).exists() for name in _ORIGINAL_FILES):
+            raise CheckpointError(f"{folder} is a checkpoint in ACE-Step's original format. {_how_to_convert()}")
+        raise CheckpointError(f"{folder} is no checkpoint in diffusers' format: it has no {INDEX}")
+    try:
+        kind = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{index} cannot be read: {error}") from error
+    if kind != PIPELINE:
+        raise CheckpointError(f"{folder} holds a {kind}; ACE-Step 1.5 is an {PIPELINE}")
+
+
+def _not_found(named: str, checkpoint_dir: Path | None) -> str:
+    places = "; ".join(str(folder) for folder in _folders(named, checkpoint_dir))
+    unset = "" if checkpoint_dir else " (ACESTEP_CHECKPOINT_DIR is not set)"
+    looked = f"model {named} was not found. Looked for a folder: {places}{unset}."
+    if named in ORIGINAL:
+        return f"{looked} On the hub it is in ACE-Step's original format alone ({ORIGINAL[named]}). " + _how_to_convert(
+            named
+        )
+    known = ", ".join(sorted({*HUB, *ORIGINAL}))
+    return f"{looked} Known names: {known}. A hub id (organisation/model) or a folder can be given as well."
+
+
+def _how_to_convert(name: str = "NAME") -> str:
+    return (
+        "Convert it with scripts/convert_ace_step_to_diffusers.py from diffusers' repository "
+        f"(--checkpoint_dir CHECKPOINTS --dit_config {name} --output_dir DIR/{name}) and set ACESTEP_CHECKPOINT_DIR=DIR."
+    )

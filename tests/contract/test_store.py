@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every ``ports.Store`` does, run on the fake in memory and on the real one with a real S3 server."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import boto3
+import pytest
+
+from consumer.errors import StorageUnavailable
+from consumer.job import StoredObject
+from consumer.objects import PART_BYTES, Objects
+from consumer.ports import Store
+from consumer.s3 import S3Connection
+from consumer.settings import StorageSettings
+from consumer.storage import S3Store
+from infra.local.s3 import SeaweedFS
+from schemas.events import JobCompleted
+from tests.support.fake_store import FakeStore
+from tests.support.jobs import make_job, make_manifest, make_rendering, make_track
+
+
+@pytest.fixture(params=["fake", "s3"])
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
+    if request.param == "fake":
+        yield FakeStore()
+        return
+    server: SeaweedFS = request.getfixturevalue("s3")
+    prefix: str = request.getfixturevalue("s3_prefix")
+    settings = StorageSettings(endpoint=server.endpoint, bucket=server.bucket, prefix=prefix)
+    session = boto3.Session(aws_access_key_id=server.access_key, aws_secret_access_key=server.secret_key)
+    async with S3Connection(settings, session=session, patience_s=5) as connection:
+        yield S3Store(Objects(connection), settings)
+
+
+class TestAStore:
+    async def test_finds_nothing_for_a_new_task(self, store: Store) -> None:
+        assert await store.find("never-seen") is None
+
+    async def test_says_where_each_song_lies_and_what_it_weighs(self, store: Store, tmp_path: Path) -> None:
+        first = make_track(tmp_path / "a.wav", b"first", seed=3)
+        second = make_track(tmp_path / "b.wav", b"the second", seed=4)
+
+        stored = await store.put(make_job(task_id="two-songs", batch_size=2), make_rendering(first, second))
+
+        assert [(each.track, each.bytes, each.sha256) for each in stored] == [
+            (first, 5, hashlib.sha256(b"first").hexdigest()),
+            (second, 10, hashlib.sha256(b"the second").hexdigest()),
+        ]
+        assert [each.uri.rpartition("two-songs/")[2] for each in stored] == ["0.wav", "1.wav"]
+        assert all(each.uri.startswith("s3://") for each in stored)
+
+    async def test_a_job_with_songs_but_no_manifest_is_not_done(self, store: Store, tmp_path: Path) -> None:
+        job = make_job()
+        await store.put(job, make_rendering(make_track(tmp_path / "a.wav")))
+
+        assert await store.find(job.task_id) is None
+
+    async def test_a_committed_job_is_found_and_makes_the_same_event(self, store: Store, tmp_path: Path) -> None:
+        job = make_job(lyrics="ünïcode ♯", bpm=97, seed=(5,), audio_duration=0.1 + 0.2)
+        stored = await store.put(job, make_rendering(make_track(tmp_path / "a.wav")))
+
+        committed = await store.commit(make_manifest(job, stored))
+        found = await store.find(job.task_id)
+
+        assert found is not None
+        assert JobCompleted.of(found).to_json() == JobCompleted.of(committed).to_json()
+
+    async def test_the_first_commit_wins_and_the_second_gets_it_back(self, store: Store) -> None:
+        job = make_job()
+        first = await store.commit(make_manifest(job, worker_id="first"))
+
+        second = await store.commit(make_manifest(job, worker_id="second"))
+
+        assert second == first
+        assert second.worker_id == "first"
+
+    async def test_of_many_racing_commits_all_return_one_winner(self, store: Store) -> None:
+        job = make_job()
+        manifests = [make_manifest(job, worker_id=f"worker-{number}") for number in range(8)]
+
+        returned = await asyncio.gather(*map(store.commit, manifests))
+
+        assert len({each.worker_id for each in returned}) == 1
+
+    async def test_a_commit_repeated_after_a_lost_answer_returns_its_own_manifest(self, store: Store) -> None:
+        manifest = make_manifest(make_job())
+        await store.commit(manifest)
+
+        assert await store.commit(manifest) == manifest
+
+    @pytest.mark.parametrize("size", [64, PART_BYTES + 1], ids=["small", "in parts"])
+    async def test_a_second_attempt_takes_over_the_song_of_the_first(
+        self, store: Store, tmp_path: Path, size: int
+    ) -> None:
+        """Otherwise the loser of a race would swap the bytes under the winner's manifest."""
+        job = make_job()
+        earlier = make_track(tmp_path / "a.wav", b"1" * size, seed=11)
+        later = make_track(tmp_path / "b.wav", b"2" * (size + 1), seed=22)
+        first = await store.put(job, make_rendering(earlier))
+
+        second = await store.put(job, make_rendering(later))
+
+        assert _said(second) == _said(first)
+        assert second[0].track.seed == 11
+
+    async def test_an_id_that_could_leave_its_folder_is_not_a_key(self, store: Store) -> None:
+        with pytest.raises(ValueError, match="not a task id"):
+            await store.find("../other")
+
+
+def _said(stored: tuple[StoredObject, ...]) -> list[tuple[str, int, str, int, float]]:
+    return [(each.uri, each.bytes, each.sha256, each.track.seed, each.track.duration_s) for each in stored]
+
+
+async def test_the_fake_can_be_down() -> None:
+    with pytest.raises(StorageUnavailable):
+        await FakeStore(down=True).find("any")

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A link to a real broker: refused, late, cut, closed, stalled; it says so, and comes back with everything declared."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+from structlog.testing import capture_logs
+
+from consumer.broker.connection import Link
+from consumer.broker.faults import BrokerFault, BrokerRefused, LinkLost, mapped
+from consumer.broker.topology import GENERATE
+from infra.local.ports import PortClaim
+from tests.support.broker import Peer, broker_settings
+from tests.support.proxy import Proxy
+from tests.support.waiting import eventually
+
+if TYPE_CHECKING:
+    from aiormq.channel import Channel
+
+    from tests.support.servers import ManagementApi
+
+
+async def break_channel(link: Link) -> None:
+    """Do what the broker closes a channel for: publish to an exchange that is not there."""
+    channel = await link.channel()
+    with pytest.raises(BrokerFault), mapped():
+        await channel.basic_publish(b"", exchange="nowhere")
+
+
+async def test_a_wrong_password_is_an_error_at_once_that_does_not_repeat_it(amqp_url: str) -> None:
+    url = amqp_url.replace("guest:guest@", "guest:sesame@")
+    with capture_logs() as logs, pytest.raises(BrokerRefused, match="check the user and the password") as refused:
+        async with Link(broker_settings(url), "worker"):
+            pass
+    assert "sesame" not in f"{refused.value!r} {logs}"
+
+
+async def test_a_missing_virtual_host_is_an_error_at_once(amqp_url: str) -> None:
+    with pytest.raises(BrokerRefused, match="check the virtual host"):
+        async with Link(broker_settings(f"{amqp_url}-gone"), "worker"):
+            pass
+
+
+async def test_a_worker_that_starts_before_its_broker_waits_and_says_so(amqp_url: str) -> None:
+    claim = PortClaim(1)
+    proxy = Proxy.for_url(amqp_url, listen_port=claim.ports[0])
+    url = proxy.url(amqp_url).replace("guest:guest", "guest:guest")
+    with capture_logs() as logs:
+        link = Link(broker_settings(url), "worker")
+        starting = asyncio.create_task(link.__aenter__())
+        await eventually(lambda: len(logs) >= 2)
+        async with proxy:
+            await starting
+            assert link.is_up
+            await link.__aexit__(None, None, None)
+    claim.release()
+    assert {entry["event"] for entry in logs[:2]} == {"broker not reachable, trying again"}
+    assert all(entry["reason"] and "guest" not in str(entry) for entry in logs)
+
+
+async def test_the_broker_lists_the_connection_by_its_name(
+    amqp_url: str, amqp_vhost: str, management: ManagementApi
+) -> None:
+    def names() -> list[str]:
+        found = management.call("GET", f"/api/vhosts/{amqp_vhost}/connections")
+        return [entry.get("client_properties", {}).get("connection_name") for entry in found]
+
+    async with Link(broker_settings(amqp_url), "acestep-consumer w1 consume"):
+        await eventually(lambda: names() == ["acestep-consumer w1 consume"])
+
+
+async def test_the_link_comes_back_after_a_cut_a_channel_error_and_an_operator(
+    amqp_url: str, amqp_vhost: str, management: ManagementApi
+) -> None:
+    channels: list[Channel] = []
+
+    async def step(channel: Channel) -> None:
+        channels.append(channel)
+
+    async with Proxy.for_url(amqp_url) as proxy, Link(broker_settings(proxy.url(amqp_url)), "worker") as link:
+        await link.attach(step)
+
+        proxy.cut()
+        await eventually(lambda: link.is_up and len(channels) == 2)
+
+        await break_channel(link)
+        await eventually(lambda: link.is_up and len(channels) == 3)
+
+        closed = 0
+        while not closed:  # the broker lists a connection a moment after it is open
+            closed = await asyncio.to_thread(management.close_connections, amqp_vhost)
+        await eventually(lambda: link.is_up and len(channels) == 4)
+
+        assert await link.channel() is channels[-1]
+        assert all(channel.is_closed for channel in channels[:-1])
+
+
+async def test_what_was_deleted_while_the_link_was_down_is_declared_again(amqp_url: str) -> None:
+    async with (
+        Peer(amqp_url) as operator,
+        Proxy.for_url(amqp_url) as proxy,
+        Link(broker_settings(proxy.url(amqp_url)), "worker") as link,
+    ):
+        proxy.refuse()
+        await eventually(lambda: not link.is_up)
+        await operator.channel.queue_delete(GENERATE)
+        proxy.heal()
+        await link.channel()
+        assert await operator.ready(GENERATE) == 0
+
+
+async def test_a_peer_that_falls_silent_is_given_up_after_its_heartbeats(amqp_url: str) -> None:
+    async with Proxy.for_url(amqp_url) as proxy:
+        url = f"{proxy.url(amqp_url)}?heartbeat=1"
+        async with Link(broker_settings(url), "worker") as link:
+            proxy.stall()
+            await eventually(lambda: not link.is_up)
+            proxy.heal()
+            await eventually(lambda: link.is_up)
+
+
+async def test_a_slow_connection_is_slow_and_not_lost(amqp_url: str) -> None:
+    async with Proxy.for_url(amqp_url) as proxy:
+        proxy.slow(20_000)
+        async with Link(broker_settings(proxy.url(amqp_url)), "worker") as link:
+            assert link.is_up
+        assert proxy.accepted == 1
+
+
+async def test_a_connection_that_dies_within_the_handshake_is_tried_again(amqp_url: str) -> None:
+    async with Proxy.for_url(amqp_url) as proxy:
+        for dropped_after in (3, 100, 700, 1_500):
+            proxy.drop_after(dropped_after)
+            async with Link(broker_settings(proxy.url(amqp_url)), "worker") as link:
+                assert link.is_up
+        assert proxy.accepted == 8
+
+
+async def test_a_step_that_the_broker_refuses_is_an_error_and_leaves_the_link_usable(amqp_url: str) -> None:
+    async def step(channel: Channel) -> None:
+        with mapped():
+            await channel.queue_declare(GENERATE, durable=True, arguments={"x-max-length": 1})
+
+    async with Link(broker_settings(amqp_url), "worker") as link:
+        with pytest.raises(BrokerRefused, match="other settings"):
+            await link.attach(step)
+        await link.channel()
+        assert link.is_up
+
+
+async def test_a_step_that_loses_the_link_is_done_on_the_next(amqp_url: str) -> None:
+    tries = 0
+
+    async def step(channel: Channel) -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise LinkLost("once")
+
+    async with Link(broker_settings(amqp_url), "worker") as link:
+        await link.attach(step)
+        await eventually(lambda: tries == 2 and link.is_up)

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An engine inside the test's own process: writes small real files, or does what the test tells it to."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from consumer.engine.messages import RendererReport
+from consumer.job import Job, LoadedModel, Plan, Rendering, Sources, Variant
+from consumer.ports import Report
+from tests.support.engine_double import write_song
+
+REPORT = RendererReport(
+    device="cpu",
+    device_name="none",
+    vram_gb=24,
+    models=(LoadedModel("acestep-v15-turbo", Variant.TURBO),),
+    formats=("wav", "mp3"),
+    lanes=1,
+)
+
+
+@dataclass
+class FakeRenderer:
+    """Counts what it renders. ``before`` runs first and may raise, wait, or look at the job."""
+
+    before: Callable[[Job], Awaitable[None]] | None = None
+    rendered: list[str] = field(default_factory=list)
+    at_once: int = 0
+    most_at_once: int = 0
+    report: RendererReport | None = REPORT
+    ready: bool = True
+
+    async def render(self, job: Job, plan: Plan, sources: Sources, folder: Path, report: Report) -> Rendering:
+        """Write one short wav per song."""
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            if self.before is not None:
+                await self.before(job)
+            self.rendered.append(job.task_id)
+            report(1.0, "render")
+            tracks = tuple(write_song(folder / f"{i}.wav", seed) for i, seed in enumerate(job.seeds))
+            return Rendering(tracks=tracks, render_s=0.01, encode_s=0.001)
+        finally:
+            self.at_once -= 1
+
+    async def start(self) -> RendererReport:
+        """Be ready at once."""
+        return REPORT
+
+    async def stop(self) -> None:
+        """Nothing to end."""
+
+    async def wait_unusable(self) -> None:
+        """Never give up."""
+        await asyncio.Event().wait()
+
+
+class NoInputs:
+    """An ``Inputs`` port for requests without audio."""
+
+    async def fetch(self, job: Job, folder: Path) -> Sources:
+        """Fetch nothing."""
+        return Sources()

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A store in memory that behaves as S3 does; the contract tests hold it to that."""
+
+import hashlib
+from dataclasses import dataclass, field
+
+from consumer.errors import StorageUnavailable
+from consumer.job import Job, Rendering, StoredObject, Track
+from consumer.storage import MANIFEST, object_key, track_name
+from schemas.events import Completed
+
+
+@dataclass
+class FakeStore:
+    """``ports.Store`` without a server. ``down`` makes every call fail, as an outage that outlasts all patience.
+
+    ``objects`` holds all bytes by key, manifests among them, for a test to look at.
+    """
+
+    bucket: str = "fake"
+    prefix: str = "jobs"
+    down: bool = False
+    objects: dict[str, bytes] = field(default_factory=dict)
+    _stored: dict[str, StoredObject] = field(default_factory=dict)
+
+    async def find(self, task_id: str) -> Completed | None:
+        self._answer()
+        body = self.objects.get(self._key(task_id, MANIFEST))
+        return None if body is None else Completed.model_validate_json(body)
+
+    async def put(self, job: Job, rendering: Rendering) -> tuple[StoredObject, ...]:
+        self._answer()
+        return tuple(self._put(job.task_id, index, track) for index, track in enumerate(rendering.tracks))
+
+    async def commit(self, manifest: Completed) -> Completed:
+        self._answer()
+        body = self.objects.setdefault(self._key(manifest.task_id, MANIFEST), manifest.model_dump_json().encode())
+        return Completed.model_validate_json(body)
+
+    def _put(self, task_id: str, index: int, track: Track) -> StoredObject:
+        key = self._key(task_id, track_name(index, track))
+        if key not in self.objects:
+            body = self.objects[key] = track.path.read_bytes()
+            digest = hashlib.sha256(body).hexdigest()
+            uri = f"s3://{self.bucket}/{key}"
+            self._stored[key] = StoredObject(track=track, uri=uri, url=None, bytes=len(body), sha256=digest)
+        return self._stored[key]
+
+    def _key(self, task_id: str, name: str) -> str:
+        return object_key(self.prefix, task_id, name)
+
+    def _answer(self) -> None:
+        if self.down:
+            raise StorageUnavailable("s3://fake: the store is down")
