@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sound in and out of files: any common format becomes stereo samples, samples become one of seven formats.
 
-All of it goes through PyAV, which brings its own FFmpeg. PyAV and numpy are imported inside the functions, so that
-importing this module costs nothing.
+All of it goes through PyAV, which brings its own FFmpeg. Engine processes alone import this; the names of the formats
+are in ``formats``.
 """
 
 import math
@@ -10,18 +10,19 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import cast
+
+import av
+import numpy as np
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from numpy.typing import NDArray
 
 from consumer.errors import InputUnreadable, RenderFailed
 from consumer.formats import FORMATS, Format
 
-if TYPE_CHECKING:
-    import av
-    import numpy as np
-    from av.audio.frame import AudioFrame
-    from numpy.typing import NDArray
-
-    Samples = NDArray[np.float32]
+Samples = NDArray[np.float32]
 
 # Inputs come from strangers. FFmpeg also reads playlists, which name other files and hosts; only plain containers may
 # be opened, and only as the file that was given.
@@ -43,7 +44,7 @@ class Encoded:
     duration_s: float
 
 
-def decode(path: Path, *, sample_rate: int, max_seconds: float, what: str = "the audio input") -> "Samples":
+def decode(path: Path, *, sample_rate: int, max_seconds: float, what: str = "the audio input") -> Samples:
     """Read a file as float32 samples of shape [2, n] at ``sample_rate`` Hz.
 
     Mono is doubled, more than two channels are mixed down. ``what`` names the input in errors.
@@ -51,8 +52,6 @@ def decode(path: Path, *, sample_rate: int, max_seconds: float, what: str = "the
     Raises:
         InputUnreadable: the file is missing, is no audio, is empty, or is longer than ``max_seconds``.
     """
-    import av
-    import numpy as np
 
     limit = math.ceil(max_seconds * sample_rate)
     pieces: list[Samples] = []
@@ -78,7 +77,7 @@ def decode(path: Path, *, sample_rate: int, max_seconds: float, what: str = "the
     return samples
 
 
-def encode(samples: "Samples", stem: Path, audio_format: str, sample_rate: int) -> Encoded:
+def encode(samples: Samples, stem: Path, audio_format: str, sample_rate: int) -> Encoded:
     """Write float samples of shape [channels, n], 1 or 2 channels, full scale 1.0, to ``stem`` plus the suffix.
 
     What is over full scale is clipped, except in ``wav32``. A file that cannot be finished is removed.
@@ -86,8 +85,6 @@ def encode(samples: "Samples", stem: Path, audio_format: str, sample_rate: int) 
     Raises:
         RenderFailed: the samples are not finite numbers, or the encoder refused them.
     """
-    import av
-    import numpy as np
 
     wanted = FORMATS[audio_format]
     channels, length = samples.shape
@@ -110,38 +107,34 @@ def encode(samples: "Samples", stem: Path, audio_format: str, sample_rate: int) 
 
 def check_encoders() -> tuple[str, ...]:
     """Return the formats that can be written here, each proved by encoding a short tone."""
-    import numpy as np
 
     tone = np.sin(np.linspace(0, 400, 4_800, dtype=np.float32)) / 2
     with tempfile.TemporaryDirectory(prefix="encoders-") as folder:
         return tuple(name for name in FORMATS if _can_encode(np.stack((tone, tone)), Path(folder) / name, name))
 
 
-def _can_encode(samples: "Samples", stem: Path, audio_format: str) -> bool:
+def _can_encode(samples: Samples, stem: Path, audio_format: str) -> bool:
     try:
         return encode(samples, stem, audio_format, _TONE_RATE).path.stat().st_size > 0
     except RenderFailed:
         return False
 
 
-def _write(samples: "Samples", path: Path, wanted: Format, sample_rate: int) -> None:
-    import av
+def _write(samples: Samples, path: Path, wanted: Format, sample_rate: int) -> None:
 
     layout = "stereo" if samples.shape[0] == _STEREO else "mono"
     with av.open(str(path), "w", format=wanted.container) as container:
-        stream = container.add_stream(wanted.codec, rate=wanted.sample_rate or sample_rate)
-        stream.codec_context.layout = layout  # type: ignore[union-attr]  # an audio codec gives an audio stream
+        rate = wanted.sample_rate or sample_rate
+        stream = cast("AudioStream", container.add_stream(wanted.codec, rate=rate, layout=layout))
         if wanted.bit_rate:
-            stream.bit_rate = wanted.bit_rate  # type: ignore[union-attr]  # as above
+            stream.bit_rate = wanted.bit_rate
         for frame in _frames(samples, layout, sample_rate):
-            container.mux(stream.encode(frame))  # type: ignore[union-attr]  # as above
-        container.mux(stream.encode(None))  # type: ignore[union-attr]  # as above
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
 
 
-def _frames(samples: "Samples", layout: str, sample_rate: int) -> "Iterator[AudioFrame]":
+def _frames(samples: Samples, layout: str, sample_rate: int) -> Iterator[AudioFrame]:
     """Planar float frames; the encoder's own sample format, rate and frame size are PyAV's work."""
-    import numpy as np
-    from av.audio.frame import AudioFrame
 
     for start in range(0, samples.shape[1], _CHUNK):
         chunk = np.ascontiguousarray(samples[:, start : start + _CHUNK])
@@ -150,9 +143,8 @@ def _frames(samples: "Samples", layout: str, sample_rate: int) -> "Iterator[Audi
         yield frame
 
 
-def _resampled(container: "av.container.InputContainer", sample_rate: int) -> "Iterator[Samples]":
+def _resampled(container: InputContainer, sample_rate: int) -> Iterator[Samples]:
     """Decode the first audio track, piece by piece, as stereo."""
-    import av
 
     resampler: av.AudioResampler | None = None
     for frame in container.decode(audio=0):
@@ -165,6 +157,6 @@ def _resampled(container: "av.container.InputContainer", sample_rate: int) -> "I
         yield from map(_stereo, resampler.resample(None))
 
 
-def _stereo(frame: "AudioFrame") -> "Samples":
-    samples = frame.to_ndarray()
+def _stereo(frame: AudioFrame) -> Samples:
+    samples = cast("Samples", frame.to_ndarray())
     return samples.repeat(_STEREO, axis=0) if samples.shape[0] == 1 else samples

@@ -174,7 +174,6 @@ class S3Connection:
             reraise=True,
         )
         self._bases: dict[str, str] = {}
-        self._proxies: dict[str, str | None] = {}
         self._signer_until = 0.0
         self._signer: _Signer
         self.client: S3Client
@@ -225,7 +224,7 @@ class S3Connection:
         url, signed = await self._sign(method, place, payload.sha256, headers)
         try:
             async with self._http.request(
-                method, url, data=payload.stream(), headers=signed, allow_redirects=False, proxy=self._proxies[place.bucket]
+                method, url, data=payload.stream(), headers=signed, allow_redirects=False
             ) as response:
                 answer = Answer(response.status, response.headers, await response.read())
         except (aiohttp.ClientError, TimeoutError) as error:
@@ -237,9 +236,7 @@ class S3Connection:
     async def _receive_once(self, place: Place, receiver: Receiver) -> None:
         url, signed = await self._sign("GET", place, _NO_BYTES, {})
         try:
-            async with self._http.get(
-                url, headers=signed, allow_redirects=False, proxy=self._proxies[place.bucket]
-            ) as response:
+            async with self._http.get(url, headers=signed, allow_redirects=False) as response:
                 if response.status not in OK:
                     answer = Answer(response.status, response.headers, await response.read())
                     raise _verdict(place, answer.status, answer.code)
@@ -322,7 +319,15 @@ class S3Connection:
             headers={"User-Agent": "acestep-consumer"},
             skip_auto_headers=("Accept", "Accept-Encoding"),
             auto_decompress=False,
+            # Not `trust_env`: that looks for a netrc file before each request, in a thread.
+            proxy=_proxy_for(self.client.meta.endpoint_url),
         )
+
+
+def _proxy_for(url: str) -> str | None:
+    """What HTTPS_PROXY, HTTP_PROXY and NO_PROXY say about ``url``, as boto3 reads them."""
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
 
 
 def _may_pass(status: int, code: str) -> bool:

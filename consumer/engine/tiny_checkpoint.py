@@ -36,8 +36,8 @@ the songs are noise. Use it to try out and test the worker, and a real checkpoin
 # a cover takes.
 _LATENT_CHANNELS = 4
 _WIDTH = 32
-_ATTENTION: dict[str, int] = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
-_BLOCK: dict[str, int] = {"hidden_size": _WIDTH, "intermediate_size": 2 * _WIDTH, **_ATTENTION}
+_ATTENTION: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+_BLOCK: dict[str, Any] = {"hidden_size": _WIDTH, "intermediate_size": 2 * _WIDTH, **_ATTENTION}
 
 
 def write(folder: Path, say: Callable[[str], None] = lambda _: None) -> tuple[Path, Path]:

@@ -25,7 +25,7 @@ _NO_GUIDANCE = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arguments:
-    """One call of the pipeline. ``pipeline`` holds its arguments, less generators and callbacks; ``seeds`` one a song."""
+    """One call of the pipeline: its arguments less generators and callbacks, a seed per song, and how to sample."""
 
     pipeline: Mapping[str, Any]
     seeds: tuple[int, ...]
@@ -54,7 +54,7 @@ def reads_source(job: Job, plan: Plan) -> bool:
     return job.request.task_type != "text2music" and not codes_of(job, plan)
 
 
-def arguments_for(job: Job, plan: Plan, model: LoadedModel, inputs: Inputs = Inputs()) -> Arguments:  # noqa: B008 - frozen
+def arguments_for(job: Job, plan: Plan, model: LoadedModel, inputs: Inputs = Inputs()) -> Arguments:
     """Translate one admitted job.
 
     Raises:
@@ -117,7 +117,7 @@ class _Draft:
         }
 
     def material(self) -> dict[str, Any]:
-        """What the song is made from, and how long it is. Codes come before source audio, which comes before neither."""
+        """What the song is made from, and how long it is. Audio codes take the place of source audio."""
         codes = codes_of(self.job, self.plan)
         made_from = self._from_codes(codes) if codes else self._from_audio()
         return {"reference_audio": self.inputs.reference, **made_from}

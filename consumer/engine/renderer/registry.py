@@ -99,5 +99,6 @@ def _not_found(named: str, checkpoint_dir: Path | None) -> str:
 def _how_to_convert(name: str = "NAME") -> str:
     return (
         "Convert it with scripts/convert_ace_step_to_diffusers.py from diffusers' repository "
-        f"(--checkpoint_dir CHECKPOINTS --dit_config {name} --output_dir DIR/{name}) and set ACESTEP_CHECKPOINT_DIR=DIR."
+        f"(--checkpoint_dir CHECKPOINTS --dit_config {name} --output_dir DIR/{name}) "
+        "and set ACESTEP_CHECKPOINT_DIR=DIR."
     )

@@ -4,17 +4,17 @@
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import structlog
 import torch
 
 from consumer import audio
+from consumer.engine.messages import Render
 from consumer.engine.renderer.arguments import Arguments, Inputs, arguments_for, reads_source
 from consumer.engine.renderer.faults import translate
 from consumer.engine.renderer.lane import Lane
 from consumer.errors import Cancelled
-from consumer.job import Job, LoadedModel, Plan, Rendering, Sources, Track
+from consumer.job import Rendering, Track
 from consumer.policy.tiers import MAX_DURATION_S
 from consumer.ports import Report
 
@@ -26,17 +26,9 @@ log = structlog.get_logger()
 
 
 def render(
-    lane: Lane,
-    job: Job,
-    plan: Plan,
-    sources: Sources,
-    folder: Path,
-    report: Report,
-    cancelled: Stopped,
-    *,
-    max_input_s: float = MAX_DURATION_S,
+    lane: Lane, order: Render, report: Report, cancelled: Stopped, *, max_input_s: float = MAX_DURATION_S
 ) -> Rendering:
-    """Make the songs of one job and encode them into ``folder`` as ``0.mp3``, ``1.mp3``, ….
+    """Make the songs of one job and encode them into its folder as ``0.mp3``, ``1.mp3``, ….
 
     ``report`` hears of the stages ``render`` and ``encode``. ``cancelled`` is asked between denoising steps and between
     files. Inputs longer than ``max_input_s`` seconds are refused.
@@ -46,37 +38,51 @@ def render(
         Failed: the job cannot be done; also ``LimitExceeded``, when an input is longer than the tier allows.
     """
     try:
-        return _Session(lane, job, report, cancelled).run(plan, sources, folder, max_input_s)
+        return _Session(lane, order, report, cancelled).run(max_input_s)
     except Exception as error:
         ours = translate(error)
         if ours is error:
             raise
-        log.warning("render failed", task_id=job.task_id, exc_info=error)
+        log.warning("render failed", task_id=order.job.task_id, exc_info=error)
         raise ours from error
 
 
 class _Session:
-    def __init__(self, lane: Lane, job: Job, report: Report, cancelled: Stopped) -> None:
+    def __init__(self, lane: Lane, order: Render, report: Report, cancelled: Stopped) -> None:
         self._lane = lane
-        self._job = job
+        self._order = order
+        self._job = order.job
         self._report = report
         self._cancelled = cancelled
-        self._model = lane.models[job.model.used]
+        self._model = lane.models[order.job.model.used]
 
-    def run(self, plan: Plan, sources: Sources, folder: Path, max_input_s: float) -> Rendering:
+    def run(self, max_input_s: float) -> Rendering:
         started = perf_counter()
         self._stop_if_cancelled()
-        inputs = _listen(self._model, sources, max_input_s, with_source=reads_source(self._job, plan))
-        arguments = arguments_for(self._job, plan, self._model, inputs)
+        inputs = self._listen(max_input_s)
+        arguments = arguments_for(self._job, self._order.plan, self._model, inputs)
         songs = self._sing(arguments)
         sung = perf_counter()
-        tracks = self._encode(songs, folder)
+        tracks = self._encode(songs)
         return Rendering(
             tracks=tracks,
             render_s=sung - started,
             encode_s=perf_counter() - sung,
             warnings=(*arguments.warnings, *self._lane.cut_texts(self._model.name, arguments)),
         )
+
+    def _listen(self, max_input_s: float) -> Inputs:
+        """Decode the inputs that the task uses."""
+
+        def read(path: Path | None, what: str) -> torch.Tensor | None:
+            if path is None:
+                return None
+            rate = self._model.sample_rate
+            return torch.from_numpy(audio.decode(path, sample_rate=rate, max_seconds=max_input_s, what=what))
+
+        sources = self._order.sources
+        source = sources.source if reads_source(self._job, self._order.plan) else None
+        return Inputs(read(source, "the source audio"), read(sources.reference, "the reference audio"))
 
     def _sing(self, arguments: Arguments) -> torch.Tensor:
         def on_step(done: int) -> None:
@@ -87,11 +93,11 @@ class _Session:
         self._report(1.0, "render")
         return songs
 
-    def _encode(self, songs: torch.Tensor, folder: Path) -> tuple[Track, ...]:
+    def _encode(self, songs: torch.Tensor) -> tuple[Track, ...]:
         tracks = []
         for index, (song, seed) in enumerate(zip(songs, self._job.seeds, strict=True)):
             self._stop_if_cancelled()
-            tracks.append(self._track(song, seed, folder / str(index)))
+            tracks.append(self._track(song, seed, self._order.folder / str(index)))
             self._report((index + 1) / len(songs), "encode")
         return tuple(tracks)
 
@@ -111,15 +117,3 @@ class _Session:
     def _stop_if_cancelled(self) -> None:
         if self._cancelled():
             raise Cancelled
-
-
-def _listen(model: LoadedModel, sources: Sources, max_input_s: float, *, with_source: bool) -> Inputs:
-    """Decode the inputs that the task uses."""
-
-    def read(path: Path | None, what: str) -> Any:
-        if path is None:
-            return None
-        return torch.from_numpy(audio.decode(path, sample_rate=model.sample_rate, max_seconds=max_input_s, what=what))
-
-    source = read(sources.source if with_source else None, "the source audio")
-    return Inputs(source=source, reference=read(sources.reference, "the reference audio"))

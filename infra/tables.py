@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The README's tables that repeat what the code says: made from it. ``python -m infra.tables`` writes them."""
+
+import re
+from pathlib import Path
+
+from consumer.policy.tiers import BUILT_IN, Tier
+from consumer.settings import describe
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def settings_table() -> str:
+    """One row per environment variable."""
+    rows = (f"| `{name}` | {_default(default)} | {about} |" for name, default, about in describe())
+    return "\n".join(("| variable | default | meaning |", "|---|---|---|", *rows))
+
+
+def tier_table() -> str:
+    """One row per GPU tier, built in."""
+    head = "| tier | VRAM GB | max seconds with / without LM | max batch with / without LM | LM by default | LM models |"
+    return "\n".join((head, "|---|---|---|---|---|---|", *map(_tier, BUILT_IN.tiers)))
+
+
+def with_tables(text: str) -> str:
+    """Return the README with both tables as they should be."""
+    return _put(_put(text, "tiers", tier_table()), "settings", settings_table())
+
+
+def main() -> None:
+    """Rewrite the README."""
+    README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def _default(value: str) -> str:
+    return value if value == "–" else f"`{value}`"
+
+
+def _tier(tier: Tier) -> str:
+    seconds = f"{tier.max_seconds_with_lm} / {tier.max_seconds}"
+    batch = f"{tier.max_batch_with_lm} / {tier.max_batch}"
+    models = ", ".join(name.removeprefix("acestep-5Hz-lm-") for name in tier.lms) or "–"
+    return f"| {tier.name} | {_size(tier)} | {seconds} | {batch} | {'yes' if tier.lm_by_default else 'no'} | {models} |"
+
+
+def _size(tier: Tier) -> str:
+    if tier is BUILT_IN.tiers[0]:
+        return f"≤{tier.max_vram_gb:g}, or no GPU"
+    if tier is BUILT_IN.tiers[-1]:
+        return f">{BUILT_IN.tiers[-2].max_vram_gb:g}"
+    return f"{'<' if tier.exclusive else '≤'}{tier.max_vram_gb:g}"
+
+
+def _put(text: str, name: str, table: str) -> str:
+    block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    return block.sub(lambda found: f"{found[1]}{table}\n{found[2]}", text)
+
+
+if __name__ == "__main__":
+    main()
