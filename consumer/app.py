@@ -26,12 +26,13 @@ from consumer.engine.planner.direct import DirectPlanner
 from consumer.engine.supervisor import EngineUnusable, RendererSupervisor
 from consumer.errors import ConsumerError, Unpublished
 from consumer.health import Check, Health
-from consumer.inputs import AudioInputs
+from consumer.inputs import AllowedInputs
 from consumer.objects import Objects
 from consumer.pipeline import Pipeline, Ports, Rules
 from consumer.policy.admit import Limits
 from consumer.policy.tiers import TierTable, TierTableError, load_table
-from consumer.ports import Renderer
+from consumer.ports import Inputs, Renderer
+from consumer.s3 import S3Connection
 from consumer.settings import Settings
 from consumer.storage import S3Store
 from consumer.telemetry import set_up_logs
@@ -125,7 +126,7 @@ class Worker:
         loading = asyncio.create_task(self._engine.start(), name="engine start")
         stack.push_async_callback(self._engine.stop)
         # Storage before the broker: a message is taken only when its songs have a place.
-        objects = await stack.enter_async_context(Objects(self._settings.storage))
+        objects = Objects(await stack.enter_async_context(S3Connection(self._settings.storage)))
         self._store = store = S3Store(objects, self._settings.storage)
         await store.check()
         await stack.enter_async_context(self._links["publish"])
@@ -134,9 +135,11 @@ class Worker:
         if report is None:
             return
         scratch = stack.enter_context(_scratch_root(self._settings.engine.scratch_dir))
+        inputs = AllowedInputs(objects, self._settings.storage, self._settings.inputs)
+        await stack.enter_async_context(inputs)
         await stack.enter_async_context(self._links["consume"])
         # Consuming comes last: from here on messages are in hand.
-        self._consumer = self._new_consumer(report, scratch, store, objects)
+        self._consumer = self._new_consumer(report, scratch, store, inputs)
         await self._consumer.start()
         await self._announce("ready")
         self._tell(report)
@@ -148,11 +151,11 @@ class Worker:
         stopping.cancel()
         return loading.result() if loading.done() else None
 
-    def _new_consumer(self, report: RendererReport, scratch: Path, store: S3Store, objects: Objects) -> Consumer:
+    def _new_consumer(self, report: RendererReport, scratch: Path, store: S3Store, inputs: Inputs) -> Consumer:
         settings = self._settings
         ports = Ports(
             store=store,
-            inputs=AudioInputs(objects, settings.inputs, settings.storage),
+            inputs=inputs,
             planner=DirectPlanner(),
             renderer=self._engine,
             events=self._publisher,

@@ -29,6 +29,7 @@ Samples = NDArray[np.float32]
 _CONTAINERS = "aac,ac3,aiff,amr,ape,asf,au,caf,eac3,flac,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mp3,ogg,tta,w64,wav,wv"
 _OPEN_OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
 _STEREO = 2
+_PADDING_S = 0.2
 _TONE_RATE = 48_000
 _CHUNK = 1 << 16
 
@@ -52,8 +53,8 @@ def decode(path: Path, *, sample_rate: int, max_seconds: float, what: str = "the
     Raises:
         InputUnreadable: the file is missing, is no audio, is empty, or is longer than ``max_seconds``.
     """
-
-    limit = math.ceil(max_seconds * sample_rate)
+    # Encoders pad the end of a song by some milliseconds; that must not make a song of full length too long.
+    limit = math.ceil((max_seconds + _PADDING_S) * sample_rate)
     pieces: list[Samples] = []
     length = 0
     try:
@@ -85,7 +86,6 @@ def encode(samples: Samples, stem: Path, audio_format: str, sample_rate: int) ->
     Raises:
         RenderFailed: the samples are not finite numbers, or the encoder refused them.
     """
-
     wanted = FORMATS[audio_format]
     channels, length = samples.shape
     if length == 0 or not np.isfinite(samples).all():
@@ -107,7 +107,6 @@ def encode(samples: Samples, stem: Path, audio_format: str, sample_rate: int) ->
 
 def check_encoders() -> tuple[str, ...]:
     """Return the formats that can be written here, each proved by encoding a short tone."""
-
     tone = np.sin(np.linspace(0, 400, 4_800, dtype=np.float32)) / 2
     with tempfile.TemporaryDirectory(prefix="encoders-") as folder:
         return tuple(name for name in FORMATS if _can_encode(np.stack((tone, tone)), Path(folder) / name, name))
@@ -135,7 +134,6 @@ def _write(samples: Samples, path: Path, wanted: Format, sample_rate: int) -> No
 
 def _frames(samples: Samples, layout: str, sample_rate: int) -> Iterator[AudioFrame]:
     """Planar float frames; the encoder's own sample format, rate and frame size are PyAV's work."""
-
     for start in range(0, samples.shape[1], _CHUNK):
         chunk = np.ascontiguousarray(samples[:, start : start + _CHUNK])
         frame = AudioFrame.from_ndarray(chunk, format="fltp", layout=layout)
@@ -145,7 +143,6 @@ def _frames(samples: Samples, layout: str, sample_rate: int) -> Iterator[AudioFr
 
 def _resampled(container: InputContainer, sample_rate: int) -> Iterator[Samples]:
     """Decode the first audio track, piece by piece, as stereo."""
-
     resampler: av.AudioResampler | None = None
     for frame in container.decode(audio=0):
         if resampler is None:

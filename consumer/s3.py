@@ -102,7 +102,7 @@ class Place:
     key: str = ""
 
     def __str__(self) -> str:
-        return f"s3://{self.bucket}/{self.key}".rstrip("/")
+        return f"s3://{self.bucket}/{self.key}" if self.key else f"s3://{self.bucket}"
 
 
 @dataclass(frozen=True, slots=True)

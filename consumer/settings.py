@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from dotenv import dotenv_values
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     AmqpDsn,
     BaseModel,
@@ -52,7 +53,7 @@ def _amqp_url(value: SecretStr) -> SecretStr:
 
 List = Annotated[tuple[str, ...], BeforeValidator(_split)]
 AutoBool = Annotated[bool | None, BeforeValidator(_auto)]
-Path_ = Annotated[Path, BeforeValidator(lambda value: Path(value).expanduser())]
+Path_ = Annotated[Path, AfterValidator(Path.expanduser)]
 
 
 def variable(name: str, default: Any, about: str, **bounds: Any) -> Any:

@@ -18,7 +18,9 @@ def settings_table() -> str:
 
 def tier_table() -> str:
     """One row per GPU tier, built in."""
-    head = "| tier | VRAM GB | max seconds with / without LM | max batch with / without LM | LM by default | LM models |"
+    head = (
+        "| tier | VRAM GB | max seconds with / without LM | max batch with / without LM | LM by default | LM models |"
+    )
     return "\n".join((head, "|---|---|---|---|---|---|", *map(_tier, BUILT_IN.tiers)))
 
 

@@ -18,13 +18,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from aio_pika import exceptions as amqp
-from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource
+from aiormq.exceptions import ChannelAccessRefused
 from pamqp.exceptions import PAMQPException
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-_NOT_ALLOWED = 530
 
 
 class BrokerFault(Exception):
@@ -77,7 +75,10 @@ def mapped() -> Iterator[None]:
 
 
 def describe(error: BaseException) -> str:
-    """Return the error's text, or its kind where it has none (many have none)."""
+    """Return the error's text; of an operating system's error without its number, and the kind where there is none."""
+    match error.args:
+        case (int(), str(text), *_):
+            return text
     return str(error) or type(error).__name__
 
 
@@ -88,34 +89,35 @@ def _is_cancelled() -> bool:
 
 def _judge(error: Exception) -> BrokerFault:
     """Tell a refusal, which needs a person, from a loss, which needs patience."""
-    advice = _advice(error)
-    return LinkLost(describe(error)) if advice is None else BrokerRefused(f"{describe(error)}: {advice}")
+    refusal = _refusal(error)
+    return LinkLost(describe(error)) if refusal is None else BrokerRefused(refusal)
 
 
-def _advice(error: Exception) -> str | None:  # noqa: PLR0911 - a line per cause
+def _refusal(error: Exception) -> str | None:  # noqa: PLR0911 - a line per cause
     match error:
         case amqp.ProbableAuthenticationError() | amqp.AuthenticationError():
-            return "check the user and the password in ACESTEP_AMQP_URL"
-        case amqp.ConnectionClosed(args=(code, str(text), *_)) if code == _NOT_ALLOWED and _is_about_vhost(text):
-            return "check the virtual host in ACESTEP_AMQP_URL, and that the user may use it"
+            return f"{error}: check the user and the password in ACESTEP_AMQP_URL"
+        case amqp.InvalidFrameError() if _closed_instead_of_opened(error):
+            return (
+                "the broker does not open the virtual host: check that the one in ACESTEP_AMQP_URL exists, that the "
+                "user may use it, and that its connection limit is not reached"
+            )
+        case amqp.InvalidFrameError():
+            return None
+        case amqp.ProtocolSyntaxError() | amqp.IncompatibleProtocolError():
+            return f"{describe(error)}: ACESTEP_AMQP_URL does not lead to an AMQP 0.9.1 port"
         case ChannelAccessRefused():
-            return "give the user configure, write and read permission on acestep.*"
+            return f"{error}: give the user configure, write and read permission on acestep.*"
         case amqp.ChannelPreconditionFailed() if "inequivalent arg" in str(error):
             return (
-                "the object exists with other settings; set ACESTEP_QUEUE_TYPE and ACESTEP_QUEUE_MAXSIZE as it was "
-                "declared, or drain it and delete it"
+                f"{error}: the object exists with other settings; set ACESTEP_QUEUE_TYPE and ACESTEP_QUEUE_MAXSIZE as "
+                "it was declared, or drain it and delete it"
             )
-        case ChannelLockedResource():
-            return "another connection holds the object exclusively"
-        case amqp.ProtocolSyntaxError() | amqp.IncompatibleProtocolError() if not isinstance(
-            error, amqp.InvalidFrameError
-        ):
-            return "ACESTEP_AMQP_URL does not lead to an AMQP 0.9.1 port"
         case OSError(__cause__=ssl.SSLCertVerificationError()):
-            return "trust the broker's certificate (cafile=... in ACESTEP_AMQP_URL)"
+            return f"{error}: trust the broker's certificate (cafile=... in ACESTEP_AMQP_URL)"
     return None
 
 
-def _is_about_vhost(text: str) -> bool:
-    """The same code also says that a connection limit is reached, which passes."""
-    return "vhost" in text and ("not found" in text or "refused" in text)
+def _closed_instead_of_opened(error: Exception) -> bool:
+    """The client library keeps the broker's answer to itself when it is not the one that it expected."""
+    return "Connection.OpenOk" in str(error) and "Connection.Close" in str(error)

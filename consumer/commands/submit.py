@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from consumer.client import Client, ClientError
 from consumer.commands.exits import Exit, refused
 from consumer.errors import StorageUnavailable
-from consumer.objects import Objects
+from consumer.s3 import Place, S3Connection
 from consumer.settings import Settings
 from schemas.events import Audio, JobCompleted, JobEvent, JobProgress, JobStarted, TerminalEvent, WorkerEvent
 
@@ -98,10 +98,10 @@ def _tell(event: JobCompleted, note: Console) -> None:
 async def _download(settings: Settings, event: JobCompleted, folder: Path, note: Console) -> Exit:
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
     try:
-        async with Objects(settings.storage) as objects:
+        async with S3Connection(settings.storage) as connection:
             for audio in event.data.audios:
                 path = folder / f"{event.data.task_id}-{Path(audio.uri).name}"
-                await _save(objects, audio, path)
+                await _save(connection, audio, path)
                 note.print(f"saved {path}", markup=False)
     except StorageUnavailable as error:
         note.print(f"download: {error}", style="red", markup=False)
@@ -109,7 +109,7 @@ async def _download(settings: Settings, event: JobCompleted, folder: Path, note:
     return Exit.DONE
 
 
-async def _save(objects: Objects, audio: Audio, path: Path) -> None:
+async def _save(connection: S3Connection, audio: Audio, path: Path) -> None:
     """Download one song beside its place, compare its checksum, then move it there."""
     bucket, _, key = audio.uri.removeprefix("s3://").partition("/")
     partial = path.with_suffix(path.suffix + ".part")
@@ -123,5 +123,5 @@ async def _save(objects: Objects, audio: Audio, path: Path) -> None:
         if digest.hexdigest() != audio.sha256:
             raise StorageUnavailable(f"{audio.uri} does not have the sha256 that the event names")
 
-    await objects.receive(bucket, key, receive)
+    await connection.receive(Place(bucket, key), receive)
     partial.replace(path)

@@ -23,9 +23,10 @@ _INSTALL_TIMEOUT_S = 900
 
 # The package starts a broker as a system service and enables it for the next boot. We want the files only. An existing
 # policy is the owner's and stays; ours goes again, whatever happens.
+_POLICY = Path("/usr/sbin/policy-rc.d")
 _INSTALL = f"""
 set -e
-policy=/usr/sbin/policy-rc.d
+policy=$1
 if [ ! -e "$policy" ] && [ ! -L "$policy" ]; then
     trap 'rm -f "$policy"' EXIT
     trap 'exit 1' HUP INT TERM
@@ -61,7 +62,7 @@ def _install() -> None:
     say = f"Installing {PACKAGE} with apt-get, once (about a minute); its system service is not started ..."
     print(say, file=sys.stderr, flush=True)
     done = subprocess.run(
-        [*_as_root(), "/bin/sh", "-c", _INSTALL],
+        [*_as_root(), "/bin/sh", "-c", _INSTALL, "install", str(_POLICY)],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=_INSTALL_TIMEOUT_S,
     )  # fmt: skip
     if done.returncode or scripts_folder() is None:

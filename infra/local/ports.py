@@ -11,6 +11,7 @@ LOOPBACK = "127.0.0.1"
 
 # Below Linux's range for outgoing connections (32768 and up): nothing borrows such a port while a server restarts.
 _CANDIDATES = range(20_000, 32_000)
+_TRIES = 1_000
 
 
 class PortClaim:
@@ -26,7 +27,8 @@ class PortClaim:
         self.ports: tuple[int, ...] = tuple(self._claim_one() for _ in range(count))
 
     def _claim_one(self) -> int:
-        for port in random.sample(_CANDIDATES, len(_CANDIDATES)):
+        for _ in range(_TRIES):
+            port = random.choice(_CANDIDATES)  # noqa: S311  # chance keeps neighbours apart, it guards no secret
             if self._claimed(port) and _is_free(port):
                 return port
         raise RuntimeError(f"no free TCP port between {_CANDIDATES.start} and {_CANDIDATES.stop} on {LOOPBACK}")

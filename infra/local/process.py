@@ -39,19 +39,20 @@ class ProcessId:
 
     @classmethod
     def of(cls, pid: int) -> ProcessId:
-        """The identity of a process that runs now.
+        """The identity of a process that runs now, or of a child that ended and was not waited for yet.
 
         Raises:
-            ServerError: no such process.
+            ProcessLookupError: there is no such process.
         """
-        started = _start_time(pid)
-        if started is None:
-            raise ServerError(f"process {pid} ended at once")
-        return cls(pid, started)
+        found = _state_and_start(pid)
+        if found is None:
+            raise ProcessLookupError(f"there is no process {pid}")
+        return cls(pid, found[1])
 
     def alive(self) -> bool:
-        """True while this very process runs."""
-        return _start_time(self.pid) == self.started
+        """True while this very process runs; a zombie does not."""
+        found = _state_and_start(self.pid)
+        return found is not None and found[0] != "Z" and found[1] == self.started
 
     def end(self, grace_s: float = 20.0) -> None:
         """SIGTERM to the process; once it is gone, or after `grace_s` seconds, SIGKILL to what is left of its group.
@@ -82,7 +83,7 @@ class Process:
             guarded: end it when this process dies; False for a process that is to stay.
 
         Raises:
-            ServerError: the command is missing or ended at once.
+            ServerError: the command cannot be started.
         """
         self.log = log
         with log.open("ab") as output:
@@ -149,15 +150,14 @@ def tail(log: Path, lines: int = _LOG_TAIL_LINES) -> str:
     return f"--- end of {log}\n{last}" if last else f"--- {log} is empty"
 
 
-def _start_time(pid: int) -> str | None:
+def _state_and_start(pid: int) -> tuple[str, str] | None:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
     # The command's name, in parentheses, may hold anything: count from behind the last one.
     fields = stat.rpartition(")")[2].split()
-    state, started = fields[0], fields[19]
-    return None if state == "Z" else started
+    return fields[0], fields[19]
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:

@@ -17,6 +17,8 @@ import aio_pika
 import boto3
 import pytest
 
+from infra.local import packages
+from infra.local import rabbitmq as rabbitmq_module
 from infra.local.ports import PortClaim
 from infra.local.process import Process, ProcessId, ServerError, wait_until
 from infra.local.rabbitmq import RabbitMQ, speaks_amqp
@@ -67,7 +69,8 @@ def test_a_port_that_a_server_listens_on_is_not_handed_out(monkeypatch: pytest.M
     taken, free = claim.ports
     claim.release()
     with socket.create_server(("127.0.0.1", taken)):
-        monkeypatch.setattr("infra.local.ports.random.sample", lambda *_: [taken, free])
+        picks = iter([taken, free])
+        monkeypatch.setattr("infra.local.ports.random.choice", lambda _: next(picks))
         again = PortClaim(1)
         again.release()
     assert again.ports == (free,)
@@ -298,3 +301,61 @@ def test_exec_ends_its_servers_and_its_command_on_a_signal(amqp_url: str, number
     assert not child.alive()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", int(endpoint.rpartition(":")[2])))
+
+
+APT_GET = """#!/bin/sh
+echo "$1 $([ -x "$POLICY" ] && echo policy)" >> "$CALLS"
+[ "$1" = install ] || exit 0
+[ -z "$FAIL" ] || { echo "E: no such package" >&2; exit 100; }
+touch "$SCRIPTS/rabbitmq-server"
+"""
+
+
+@pytest.fixture
+def bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine without RabbitMQ whose apt-get is a stand-in; the path of its policy for starting services."""
+    apt_get = tmp_path / "bin" / "apt-get"
+    apt_get.parent.mkdir()
+    apt_get.write_text(APT_GET)
+    apt_get.chmod(0o755)
+    for name, value in {"POLICY": "policy", "CALLS": "calls", "SCRIPTS": "bin"}.items():
+        monkeypatch.setenv(name, str(tmp_path / value))
+    monkeypatch.setenv("PATH", f"{apt_get.parent}{os.pathsep}/bin")
+    monkeypatch.setattr(packages, "_POLICY", tmp_path / "policy")
+    monkeypatch.setattr(packages, "_as_root", list)
+    monkeypatch.setattr(rabbitmq_module, "_PACKAGE_FOLDERS", (str(apt_get.parent),))
+    return tmp_path / "policy"
+
+
+def test_a_missing_rabbitmq_is_installed_once_and_its_service_is_not_started(
+    bare_machine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packages.ensure_rabbitmq()
+    packages.ensure_rabbitmq()
+    calls = bare_machine.with_name("calls").read_text().splitlines()
+    assert calls == ["update policy", "install policy"]
+    assert not bare_machine.exists()
+    assert "its system service is not started" in capsys.readouterr().err
+
+
+def test_an_owners_policy_for_services_is_left_alone(bare_machine: Path) -> None:
+    bare_machine.write_text("mine")
+    packages.ensure_rabbitmq()
+    assert bare_machine.read_text() == "mine"
+
+
+def test_an_installation_that_fails_says_what_apt_said_and_leaves_no_policy(
+    bare_machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAIL", "yes")
+    with pytest.raises(ServerError, match=r"(?s)could not install rabbitmq-server.*E: no such package"):
+        packages.ensure_rabbitmq()
+    assert not bare_machine.exists()
+
+
+def test_a_machine_that_can_neither_have_nor_install_rabbitmq_is_told_what_to_do(
+    bare_machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(bare_machine.parent))
+    with pytest.raises(ServerError, match="start Docker, or set ACESTEP_AMQP_URL"):
+        packages.ensure_rabbitmq()

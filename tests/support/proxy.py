@@ -48,6 +48,11 @@ class Proxy:
         """The port it listens on."""
         return self._port
 
+    @property
+    def open(self) -> int:
+        """How many connections pass through it now."""
+        return len(self._writers) // 2
+
     def url(self, url: str) -> str:
         """Return ``url`` with its host and port replaced by the proxy's."""
         parts = urlsplit(url)
@@ -56,7 +61,7 @@ class Proxy:
 
     def cut(self) -> int:
         """Reset every open connection; later ones pass. How many there were."""
-        cut = len(self._writers) // 2
+        cut = self.open
         for writer in self._writers:
             writer.transport.abort()
         return cut

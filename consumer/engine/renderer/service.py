@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The renderer's end of the pipe: orders in, answers out, a lane for each order at work.
+
+Orders wait here, not in the consumer, so that a lane that falls free goes on at once.
+"""
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import NoReturn
+
+import structlog
+
+from consumer.engine.messages import Broken, FromEngine, Progressed, Render, Rendered, Stop, ToEngine
+from consumer.engine.renderer.faults import is_fatal
+from consumer.engine.renderer.lane import Lane
+from consumer.engine.renderer.render import render
+from consumer.engine.renderer.studio import Studio
+from consumer.errors import ConsumerError
+
+Say = Callable[[FromEngine], None]
+Leave = Callable[[BaseException], NoReturn]
+
+log = structlog.get_logger()
+
+
+class Service:
+    """Hands orders to lanes. ``leave`` is called when the device is lost and only a new process can help."""
+
+    def __init__(self, studio: Studio, say: Say, leave: Leave) -> None:
+        self._say = say
+        self._leave = leave
+        self._waiting: queue.SimpleQueue[Render] = queue.SimpleQueue()
+        self._stopped: set[int] = set()
+        for number, lane in enumerate(studio.lanes):
+            threading.Thread(target=self._work, args=(lane,), name=f"lane {number}", daemon=True).start()
+
+    def take(self, message: ToEngine) -> None:
+        """Accept an order, or the word that nobody waits for one any more."""
+        match message:
+            case Render():
+                self._waiting.put(message)
+            case Stop(order=number):
+                self._stopped.add(number)
+
+    def _work(self, lane: Lane) -> None:
+        while True:
+            order = self._waiting.get()
+            try:
+                self._say(self._answer(lane, order))
+            finally:
+                self._stopped.discard(order.order)
+
+    def _answer(self, lane: Lane, order: Render) -> FromEngine:
+        def report(fraction: float, stage: str) -> None:
+            self._say(Progressed(order=order.order, fraction=fraction, stage=stage))
+
+        try:
+            rendering = render(lane, order, report, lambda: order.order in self._stopped)
+        except ConsumerError as error:
+            if error.__cause__ is not None and is_fatal(error.__cause__):
+                self._leave(error.__cause__)
+            return Broken(order=order.order, code=error.code, reason=str(error))
+        return Rendered(order=order.order, rendering=rendering)

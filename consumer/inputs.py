@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The way in for audio: from ``s3://`` buckets and ``https://`` hosts that the operator allowed, and nowhere else.
+
+A message may name any place. What it may make this worker read is decided here, before the first byte and again at
+every redirect; how much it may bring is counted while the bytes arrive.
+"""
+
+import asyncio
+import re
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Final, Self
+
+import aiohttp
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from yarl import URL
+
+from consumer.errors import InputNotAllowed, InputUnreadable
+from consumer.job import Job, Sources
+from consumer.objects import Objects
+from consumer.s3 import Place, Receiver, S3Refused
+from consumer.settings import InputSettings, SettingsError, StorageSettings
+
+SOURCE_FIELD: Final = "src_audio_path"
+REFERENCE_FIELD: Final = "reference_audio_path"
+
+_NEED_SOURCE: Final = frozenset({"cover", "repaint", "extract", "lego", "complete"})
+_SUFFIX: Final = re.compile(r"\.[a-z0-9]{1,7}")
+_HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s/@?#:\\\[\]]+)(:\d{1,5})?")
+_ACCEPTED: Final = "audio inputs are s3://bucket/key or https://host/path"
+_HTTPS_PORT: Final = 443
+_CHUNK_BYTES: Final = 1 << 20
+_ATTEMPTS: Final = 3
+_MAX_REDIRECTS: Final = 3
+_MAX_SHOWN: Final = 200
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_PASSING_STATUS: Final = frozenset({408, 429, 500, 502, 503, 504})
+_OK: Final = 200
+
+
+class _MayPass(Exception):
+    """One attempt failed; the next one may not. The text is the public reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """One audio input of a request: the field that names it, and the place it names."""
+
+    field: str
+    place: Place | URL
+
+    def __str__(self) -> str:
+        return f"{self.field} = {shown(str(self.place))}"
+
+    @property
+    def suffix(self) -> str:
+        """The ending of the name, when it looks like one: the decoder takes it as a hint."""
+        path = self.place.key if isinstance(self.place, Place) else self.place.path
+        suffix = PurePosixPath(path).suffix.lower()
+        return suffix if _SUFFIX.fullmatch(suffix) else ""
+
+
+class AllowedInputs:
+    """``ports.Inputs``, limited to what the operator allows. An async context manager.
+
+    Args:
+        objects: reads ``s3://`` inputs with the worker's own keys.
+        storage: the result bucket, which is always allowed.
+        settings: buckets, hosts, and the limits of one input. A malformed host raises ``SettingsError``.
+        tls: trusts other certificates than the system does.
+    """
+
+    def __init__(
+        self, objects: Objects, storage: StorageSettings, settings: InputSettings, *, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self._objects = objects
+        self._buckets = frozenset({storage.bucket, *settings.buckets})
+        self._hosts = frozenset(map(_host_and_port, settings.hosts))
+        self._max_bytes = settings.max_bytes
+        self._timeout_s = settings.timeout_s
+        self._tls = tls
+        self._http: aiohttp.ClientSession
+
+    async def __aenter__(self) -> Self:
+        self._http = aiohttp.ClientSession(
+            # The names of hosts are checked in `_require_host`. A resolver that also refuses addresses of private
+            # networks belongs here, as the connector's.
+            connector=aiohttp.TCPConnector(ssl=self._tls or True),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=30),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": "acestep-consumer", "Accept-Encoding": "identity"},
+            auto_decompress=False,  # what a few bytes would unpack to is not counted
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.close()
+
+    async def fetch(self, job: Job, folder: Path) -> Sources:
+        """Copy the job's audio inputs into ``folder``, as ``source`` and ``reference`` with the ending they came with.
+
+        Raises:
+            InputNotAllowed: a place that is not allowed; nothing has been read then.
+            InputUnreadable: missing, forbidden, too large or too slow.
+            StorageUnavailable: S3 stays out of reach.
+        """
+        request = job.request
+        source = self._admit(SOURCE_FIELD, request.src_audio_path if request.task_type in _NEED_SOURCE else None)
+        reference = self._admit(REFERENCE_FIELD, request.reference_audio_path)
+        return Sources(
+            source=await self._copy(source, folder / "source"),
+            reference=await self._copy(reference, folder / "reference"),
+        )
+
+    def _admit(self, field: str, text: str | None) -> _Input | None:
+        """Read a place, or refuse it by name."""
+        if text is None:
+            return None
+        scheme = text.partition(":")[0].lower()
+        try:
+            if scheme == "s3":
+                return _Input(field, self._require_bucket(text))
+            if scheme == "https":
+                return _Input(field, self._require_host(_url(text)))
+        except InputNotAllowed as error:
+            raise InputNotAllowed(f"{field} = {shown(text)}: {error}") from error
+        raise InputNotAllowed(
+            f"{field} = {shown(text)}: {_ACCEPTED}; files of the worker's machine, http:// and data: are not read. Put "
+            "the audio into the result bucket, or have its bucket added to ACESTEP_INPUT_BUCKETS or its host to "
+            "ACESTEP_INPUT_HOSTS"
+        )
+
+    def _require_bucket(self, text: str) -> Place:
+        bucket, _, key = text[len("s3://") :].partition("/")
+        if not text.lower().startswith("s3://") or not key:
+            raise InputNotAllowed("must look like s3://bucket/key")
+        if bucket not in self._buckets:
+            raise InputNotAllowed(f"the bucket {bucket[:63]!r} is not in ACESTEP_INPUT_BUCKETS")
+        if not {".", ".."}.isdisjoint(key.split("/")):
+            # Servers that tidy up paths would take them as a way into another bucket.
+            raise InputNotAllowed("a key with '.' or '..' between slashes is not read")
+        return Place(bucket, key)
+
+    def _require_host(self, url: URL) -> URL:
+        if url.scheme != "https":
+            raise InputNotAllowed(f"{url.scheme}:// is not read, https:// is")
+        if url.user is not None or url.password is not None:
+            raise InputNotAllowed("a URL with a user name is not read")
+        if not url.raw_host:
+            raise InputNotAllowed("must look like https://host/path")
+        if (url.raw_host, url.port) not in self._hosts:
+            host = url.raw_host if url.port == _HTTPS_PORT else f"{url.raw_host}:{url.port}"
+            raise InputNotAllowed(f"the host {host!r} is not in ACESTEP_INPUT_HOSTS")
+        return url
+
+    async def _copy(self, wanted: _Input | None, stem: Path) -> Path | None:
+        if wanted is None:
+            return None
+        target = stem.with_name(stem.name + wanted.suffix)
+        receiver = partial(self._save, wanted, target)
+        try:
+            async with asyncio.timeout(self._timeout_s) as clock:
+                if isinstance(wanted.place, Place):
+                    await self._copy_object(wanted, wanted.place, receiver)
+                else:
+                    await self._copy_url(wanted, wanted.place, receiver)
+        except TimeoutError as error:
+            if not clock.expired():
+                raise
+            raise InputUnreadable(
+                f"{wanted}: not here after {self._timeout_s:g} s (ACESTEP_INPUT_TIMEOUT_S)"
+            ) from error
+        return target
+
+    async def _copy_object(self, wanted: _Input, place: Place, receiver: Receiver) -> None:
+        try:
+            await self._objects.receive(place, receiver)
+        except S3Refused as error:
+            raise InputUnreadable(f"{wanted}: S3 says {error.s3_code}") from error
+
+    async def _copy_url(self, wanted: _Input, url: URL, receiver: Receiver) -> None:
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(_MayPass),
+            stop=stop_after_attempt(_ATTEMPTS),
+            wait=wait_random_exponential(multiplier=0.2, max=2),
+            reraise=True,
+        )
+        try:
+            await retrying(self._copy_url_once, wanted, url, receiver)
+        except _MayPass as error:
+            raise InputUnreadable(f"{wanted}: {error}") from error
+
+    async def _copy_url_once(self, wanted: _Input, url: URL, receiver: Receiver) -> None:
+        """Follow redirects by hand: each target must be allowed as the first one was."""
+        for _ in range(_MAX_REDIRECTS + 1):
+            try:
+                async with self._http.get(url, allow_redirects=False) as response:
+                    if response.status not in _REDIRECTS:
+                        _require_readable(wanted, response.status, response.headers)
+                        return await receiver(response.content.iter_chunked(_CHUNK_BYTES))
+                    location = response.headers.get("Location", "")
+            except (aiohttp.ClientError, TimeoutError) as error:
+                raise _network_failure(wanted, error) from error
+            url = self._redirect(wanted, url, location)
+        raise InputUnreadable(f"{wanted}: more than {_MAX_REDIRECTS} redirects")
+
+    def _redirect(self, wanted: _Input, url: URL, location: str) -> URL:
+        try:
+            return self._require_host(url.join(_url(location)))
+        except InputNotAllowed as error:
+            raise InputNotAllowed(f"{wanted}: redirected to {shown(location)}: {error}") from error
+
+    async def _save(self, wanted: _Input, target: Path, chunks: AsyncIterator[bytes]) -> None:
+        total = 0
+        with await asyncio.to_thread(target.open, "wb") as file:
+            async for chunk in chunks:
+                total += len(chunk)
+                if total > self._max_bytes:
+                    raise InputUnreadable(f"{wanted}: more than {self._max_bytes:,} bytes (ACESTEP_INPUT_MAX_BYTES)")
+                await asyncio.to_thread(file.write, chunk)
+        if not total:
+            raise InputUnreadable(f"{wanted}: empty")
+
+
+def shown(uri: str) -> str:
+    """Return what may be said about a URI in public: no query, fragment or user, which are secrets in some."""
+    bare = re.split(r"[?#]", uri, maxsplit=1)[0]
+    bare = re.sub(r"//[^/]*@", "//", bare)
+    return bare if len(bare) <= _MAX_SHOWN else f"{bare[:_MAX_SHOWN]}…"
+
+
+def _url(text: str) -> URL:
+    try:
+        return URL(text)
+    except ValueError as error:
+        raise InputNotAllowed("not a URL that can be read") from error
+
+
+def _host_and_port(entry: str) -> tuple[str | None, int | None]:
+    """Read ``host`` or ``host:port`` as the operator writes it; requests are compared with it exactly."""
+    try:
+        url = URL(f"https://{entry}") if _HOST.fullmatch(entry) else None
+    except ValueError:
+        url = None
+    if url is None:
+        raise SettingsError(f"ACESTEP_INPUT_HOSTS: {entry!r} must be a host name, or host:port")
+    return url.raw_host, url.port
+
+
+def _require_readable(wanted: _Input, status: int, headers: Mapping[str, str]) -> None:
+    if status in _PASSING_STATUS:
+        raise _MayPass(f"the host says {status}")
+    if status != _OK:
+        raise InputUnreadable(f"{wanted}: the host says {status}")
+    if headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise InputUnreadable(f"{wanted}: compressed in transit, although that was not asked for")
+
+
+def _network_failure(wanted: _Input, error: Exception) -> Exception:
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return InputUnreadable(f"{wanted}: the host's certificate is not trusted")
+    return _MayPass(f"{type(error).__name__} while reading")

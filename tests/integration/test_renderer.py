@@ -1,0 +1,491 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The renderer against plain diffusers: the same arguments and the same seed make the same song, to the last bit.
+
+The plain side loads the checkpoint itself and is called by hand, argument by argument, so that the translation of a
+request is part of what is compared.
+"""
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from diffusers import AceStepPipeline, FlowMatchEulerDiscreteScheduler
+from numpy.typing import NDArray
+
+from consumer.audio import decode, encode
+from consumer.engine.messages import Render
+from consumer.engine.renderer.lane import Lane
+from consumer.engine.renderer.quiet import quietly
+from consumer.engine.renderer.render import render
+from consumer.engine.renderer.studio import open_studio
+from consumer.engine.tiny_checkpoint import write
+from consumer.errors import Cancelled, InputUnreadable, RenderFailed, ResourceExhausted
+from consumer.formats import FORMATS
+from consumer.job import Job, Plan, Rendering, Sources
+from consumer.settings import EngineSettings
+from schemas.events import LimitsReport, Metas, ModelChoice, PolicyReport
+from schemas.request import GenerationRequest
+
+RATE = 48_000
+TURBO, BASE = "acestep-v15-turbo", "acestep-v15-base"
+CODES = "".join(f"<|audio_code_{61 * index}|>" for index in range(10))
+
+Samples = NDArray[np.float32]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_core() -> Iterator[None]:
+    """Tiny tensors are slower on several cores, and another thread count may add up in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lanes(checkpoints: Path) -> tuple[Lane, ...]:
+    """Two lanes with both models."""
+    return open_studio(EngineSettings(checkpoint_dir=checkpoints, config_path2=BASE, device="cpu", lanes=2)).lanes
+
+
+@pytest.fixture(scope="module")
+def plain(checkpoints: Path) -> dict[str, Any]:
+    """Both models as any user of diffusers would load them."""
+    with quietly():
+        loaded = {name: AceStepPipeline.from_pretrained(checkpoints / name) for name in (TURBO, BASE)}
+    for pipeline in loaded.values():
+        pipeline.set_progress_bar_config(disable=True)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seconds of a chord over noise, in float32, so that no encoder stands between the two sides."""
+    return recording(tmp_path_factory.mktemp("source") / "source", seconds=2, hz=220)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return recording(tmp_path_factory.mktemp("reference") / "reference", seconds=1, hz=550)
+
+
+def recording(stem: Path, *, seconds: float, hz: float) -> Path:
+    times = np.arange(round(seconds * RATE)) / RATE
+    noise = np.random.default_rng(round(hz)).normal(0, 0.05, (2, len(times)))
+    chord = np.stack((np.sin(2 * np.pi * hz * times), np.sin(3 * np.pi * hz * times))) / 3
+    return encode((chord + noise).astype(np.float32), stem, "wav32", RATE).path
+
+
+def tensor(path: Path) -> torch.Tensor:
+    return torch.from_numpy(soundfile.read(path, dtype="float32")[0].T.copy())
+
+
+def ordered(
+    folder: Path,
+    *,
+    seeds: tuple[int, ...] = (7,),
+    sources: Sources | None = None,
+    plan: Plan | None = None,
+    **request: Any,
+) -> Render:
+    fields = {"prompt": "slow jazz", "lyrics": "[verse]\nla la", "audio_format": "wav32", "use_tiled_decode": False}
+    asked = GenerationRequest.model_validate({**fields, **request})
+    return Render(
+        order=1,
+        job=Job(
+            task_id="job",
+            request=asked,
+            model=ModelChoice(requested=None, used=asked.model or TURBO, fallback=False),
+            lm=None,
+            policy=PolicyReport(
+                tier="unlimited",
+                vram_gb=0,
+                lm_loaded=False,
+                table_version="1",
+                limits=LimitsReport(max_duration_s=600, max_batch_size=8),
+            ),
+            seeds=seeds,
+        ),
+        plan=plan or Plan(metas=Metas()),
+        sources=sources or Sources(),
+        folder=folder,
+    )
+
+
+def made_by(lane: Lane, order: Render) -> list[Samples]:
+    order.folder.mkdir(exist_ok=True)
+    return [samples_of(track.path) for track in rendered(lane, order).tracks]
+
+
+def rendered(lane: Lane, order: Render) -> Rendering:
+    return render(lane, order, lambda *_: None, lambda: False)
+
+
+def samples_of(path: Path) -> Samples:
+    return decode(path, sample_rate=RATE, max_seconds=60)
+
+
+def made_plainly(pipeline: Any, seed: int, **arguments: Any) -> Samples:
+    """One song by plain diffusers, everything drawn from ``seed``."""
+    torch.manual_seed(seed)
+    given = {"prompt": "slow jazz", "lyrics": "[verse]\nla la", "generator": torch.Generator().manual_seed(seed)}
+    song: Samples = pipeline(**{**given, **arguments}, output_type="np").audios[0]
+    return song
+
+
+@contextmanager
+def sampling(pipeline: Any, generator: torch.Generator | None) -> Iterator[None]:
+    """Give a plain pipeline the SDE sampler, with noise from ``generator`` or from torch's global one."""
+    usual = pipeline.scheduler
+    stochastic = FlowMatchEulerDiscreteScheduler.from_config(usual.config, stochastic_sampling=True)
+    stochastic.step = functools.partial(stochastic.step, generator=generator)
+    pipeline.scheduler = stochastic
+    yield
+    pipeline.scheduler = usual
+
+
+TASKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    # name -> (fields of the request, arguments of the pipeline)
+    "text2music": (
+        {
+            "audio_duration": 1.5,
+            "bpm": 96,
+            "key_scale": "A minor",
+            "time_signature": "3",
+            "vocal_language": "de",
+            "inference_steps": 5,
+            "shift": 2.0,
+            "instruction": "Hum it:",
+        },
+        {
+            "audio_duration": 1.5,
+            "bpm": 96,
+            "keyscale": "A minor",
+            "timesignature": "3",
+            "vocal_language": "de",
+            "num_inference_steps": 5,
+            "shift": 2.0,
+            "instruction": "Hum it:",
+        },
+    ),
+    "timesteps": (
+        {"audio_duration": 1, "timesteps": "0.97,0.76,0.5,0.28,0"},
+        {"audio_duration": 1, "timesteps": [0.97, 0.76, 0.5, 0.28]},
+    ),
+    "codes": ({"audio_code_string": CODES}, {"audio_codes": CODES, "audio_duration": None}),
+    "codes blended": (
+        {"audio_code_string": CODES, "audio_cover_strength": 0.3, "inference_steps": 3},
+        {"audio_codes": CODES, "audio_duration": None, "audio_cover_strength": 0.3, "num_inference_steps": 3},
+    ),
+    "instrumental": ({"audio_duration": 1, "lyrics": "[inst]"}, {"audio_duration": 1, "lyrics": "[Instrumental]"}),
+}
+FROM_SOURCE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "cover": ({"task_type": "cover"}, {"task_type": "cover"}),
+    "cover blended": (
+        {"task_type": "cover", "audio_cover_strength": 0.5, "inference_steps": 3},
+        {"task_type": "cover", "audio_cover_strength": 0.5, "num_inference_steps": 3},
+    ),
+    "repaint": (
+        {"task_type": "repaint", "repainting_start": 0.5, "repainting_end": 1.2},
+        {"task_type": "repaint", "repainting_start": 0.5, "repainting_end": 1.2},
+    ),
+    "repaint to the end": (
+        {"task_type": "repaint", "repainting_start": 0.5, "repainting_end": -1},
+        {"task_type": "repaint", "repainting_start": 0.5},
+    ),
+    "extract": (
+        {"task_type": "extract", "track_name": "vocals"},
+        {"task_type": "extract", "track_name": "vocals"},
+    ),
+    "lego": (
+        {"task_type": "lego", "track_name": "drums", "repainting_start": 1},
+        {"task_type": "lego", "track_name": "drums", "repainting_start": 1.0},
+    ),
+    "complete": (
+        {"task_type": "complete", "track_classes": "drums,bass"},
+        {"task_type": "complete", "complete_track_classes": ["drums", "bass"]},
+    ),
+}
+
+
+@pytest.mark.parametrize("model", [TURBO, BASE])
+@pytest.mark.parametrize("case", TASKS)
+def test_a_song_equals_plain_diffusers(
+    case: str, model: str, lanes: tuple[Lane, ...], plain: dict[str, Any], tmp_path: Path
+) -> None:
+    fields, arguments = TASKS[case]
+    (ours,) = made_by(lanes[0], ordered(tmp_path, model=model, **fields))
+    assert np.array_equal(ours, made_plainly(plain[model], 7, **arguments))
+
+
+@pytest.mark.parametrize("model", [TURBO, BASE])
+@pytest.mark.parametrize("case", FROM_SOURCE)
+def test_a_song_from_source_audio_equals_plain_diffusers(
+    case: str, model: str, lanes: tuple[Lane, ...], plain: dict[str, Any], source: Path, tmp_path: Path
+) -> None:
+    if (model, case.split(" ")[0]) in {(TURBO, task) for task in ("extract", "lego", "complete")}:
+        pytest.skip("turbo was not trained for it, and policy refuses it")
+    fields, arguments = FROM_SOURCE[case]
+    (ours,) = made_by(lanes[0], ordered(tmp_path, model=model, sources=Sources(source=source), **fields))
+    theirs = made_plainly(plain[model], 7, src_audio=tensor(source), audio_duration=None, **arguments)
+    assert np.array_equal(ours, theirs)
+
+
+def test_reference_and_source_audio_together_equal_plain_diffusers(
+    lanes: tuple[Lane, ...], plain: dict[str, Any], source: Path, reference: Path, tmp_path: Path
+) -> None:
+    sources = Sources(source=source, reference=reference)
+    (ours,) = made_by(lanes[0], ordered(tmp_path, task_type="cover", sources=sources))
+    arguments = {"src_audio": tensor(source), "reference_audio": tensor(reference), "audio_duration": None}
+    assert np.array_equal(ours, made_plainly(plain[TURBO], 7, task_type="cover", **arguments))
+
+
+def test_guidance_and_its_interval_equal_plain_diffusers(
+    lanes: tuple[Lane, ...], plain: dict[str, Any], tmp_path: Path
+) -> None:
+    fields = {"audio_duration": 1, "guidance_scale": 4.5, "cfg_interval_start": 0.2, "cfg_interval_end": 0.6}
+    (ours,) = made_by(lanes[0], ordered(tmp_path, model=BASE, **fields))
+    assert np.array_equal(ours, made_plainly(plain[BASE], 7, **fields))
+    assert not np.array_equal(ours, made_plainly(plain[BASE], 7, **{**fields, "guidance_scale": 1.0}))
+
+
+@pytest.mark.parametrize("model", [TURBO, BASE])
+def test_sde_equals_plain_diffusers_after_the_same_seed(
+    model: str, lanes: tuple[Lane, ...], plain: dict[str, Any], tmp_path: Path
+) -> None:
+    """Without inputs all noise is one stream: the plain pipeline needs no generator at all."""
+    (ours,) = made_by(lanes[0], ordered(tmp_path, model=model, audio_duration=1, infer_method="sde"))
+    with sampling(plain[model], None):
+        assert np.array_equal(ours, made_plainly(plain[model], 7, audio_duration=1, generator=None))
+
+
+def test_sde_with_source_audio_equals_plain_diffusers_with_the_songs_generator(
+    lanes: tuple[Lane, ...], plain: dict[str, Any], source: Path, tmp_path: Path
+) -> None:
+    order = ordered(tmp_path, task_type="cover", infer_method="sde", sources=Sources(source=source))
+    (ours,) = made_by(lanes[0], order)
+    noise = torch.Generator().manual_seed(7)
+    arguments = {"task_type": "cover", "src_audio": tensor(source), "audio_duration": None, "generator": noise}
+    with sampling(plain[TURBO], noise):
+        assert np.array_equal(ours, made_plainly(plain[TURBO], 7, **arguments))
+
+
+def test_tiled_decoding_equals_plain_diffusers_with_tiling(
+    lanes: tuple[Lane, ...], plain: dict[str, Any], tmp_path: Path
+) -> None:
+    """Longer than one tile (20.48 seconds); the next song without tiling is not touched by it."""
+    fields = {"audio_duration": 21, "inference_steps": 1}
+    (tiled,) = made_by(lanes[0], ordered(tmp_path / "tiled", use_tiled_decode=True, **fields))
+    (whole,) = made_by(lanes[0], ordered(tmp_path / "whole", **fields))
+    arguments = {"audio_duration": 21, "num_inference_steps": 1}
+    assert np.array_equal(whole, made_plainly(plain[TURBO], 7, **arguments))
+    plain[TURBO].vae.enable_tiling()
+    try:
+        assert np.array_equal(tiled, made_plainly(plain[TURBO], 7, **arguments))
+    finally:
+        plain[TURBO].vae.disable_tiling()
+    assert np.allclose(tiled, whole, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["ode", "sde"])
+@pytest.mark.parametrize("task", ["text2music", "cover"])
+def test_a_song_in_a_batch_equals_the_song_alone(
+    task: str, method: str, lanes: tuple[Lane, ...], source: Path, tmp_path: Path
+) -> None:
+    fields = {"task_type": task, "infer_method": method, "sources": Sources(source=source)}
+    if task == "text2music":
+        fields |= {"audio_duration": 1}
+    together = made_by(lanes[0], ordered(tmp_path / "both", seeds=(7, 8), **fields))
+    for seed, song in zip((7, 8), together, strict=True):
+        (alone,) = made_by(lanes[0], ordered(tmp_path / str(seed), seeds=(seed,), **fields))
+        assert np.allclose(song, alone, atol=1e-5)
+    assert not np.allclose(*together, atol=1e-2)
+
+
+def test_a_batch_equals_a_plain_batch(lanes: tuple[Lane, ...], plain: dict[str, Any], tmp_path: Path) -> None:
+    """Songs with audio codes of their own, as the planner makes them."""
+    codes = (CODES, CODES.replace("_6", "_7"))
+    planned = Plan(metas=Metas(), audio_codes=codes)
+    ours = made_by(lanes[0], ordered(tmp_path, model=BASE, seeds=(7, 8), plan=planned))
+    generators = [torch.Generator().manual_seed(seed) for seed in (7, 8)]
+    theirs = plain[BASE](
+        prompt=["slow jazz"] * 2,
+        lyrics=["[verse]\nla la"] * 2,
+        audio_codes=list(codes),
+        audio_duration=None,
+        generator=generators,
+        output_type="np",
+    ).audios
+    assert np.allclose(np.stack(ours), theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("frames", [7, 14, 55])
+def test_a_length_that_plain_diffusers_miscounts_is_rendered(
+    frames: int, lanes: tuple[Lane, ...], plain: dict[str, Any], tmp_path: Path
+) -> None:
+    """``frames / 25.0 * 25.0`` is a little more than ``frames`` for some counts, and diffusers rounds up."""
+    duration = (frames - 0.5) / 25
+    with pytest.raises(RuntimeError, match="size"):
+        made_plainly(plain[TURBO], 7, audio_duration=duration)
+    (ours,) = made_by(lanes[0], ordered(tmp_path, audio_duration=duration))
+    assert ours.shape == (2, frames * 1_920)
+
+
+def test_two_lanes_at_once_sing_what_each_sings_alone(
+    lanes: tuple[Lane, ...], source: Path, reference: Path, tmp_path: Path
+) -> None:
+    """Different models, methods, lengths and inputs, started together, several times over."""
+    both = Sources(source=source, reference=reference)
+    left: dict[str, Any] = {
+        "model": BASE,
+        "task_type": "cover",
+        "infer_method": "sde",
+        "seeds": (1, 2),
+        "sources": both,
+    }
+    right: dict[str, Any] = {"model": TURBO, "audio_duration": 2.6, "inference_steps": 20, "infer_method": "sde"}
+    alone = [made_by(lanes[0], ordered(tmp_path / str(index), **fields)) for index, fields in enumerate((left, right))]
+    start = threading.Barrier(2)
+
+    def sing(lane: Lane, name: str, fields: dict[str, Any]) -> list[list[Samples]]:
+        start.wait(timeout=60)
+        return [made_by(lane, ordered(tmp_path / f"{name}{turn}", **fields)) for turn in range(2)]
+
+    with ThreadPoolExecutor(2) as pool:
+        futures = [
+            pool.submit(sing, lane, name, fields) for lane, name, fields in zip(lanes, "ab", (left, right), strict=True)
+        ]
+        for expected, future in zip(alone, futures, strict=True):
+            for songs in future.result(timeout=120):
+                assert all(np.array_equal(one, other) for one, other in zip(songs, expected, strict=True))
+
+
+def test_a_lane_refuses_a_second_job_at_the_same_time(lanes: tuple[Lane, ...], tmp_path: Path) -> None:
+    refusals = []
+
+    def intrude(*_: object) -> None:
+        if not refusals:
+            with pytest.raises(RenderFailed) as refusal:
+                rendered(lanes[0], ordered(tmp_path))
+            refusals.append(refusal.value.__cause__)
+
+    render(lanes[0], ordered(tmp_path, audio_duration=1), intrude, lambda: False)
+    assert [str(refusal) for refusal in refusals] == ["a lane renders one job at a time"]
+
+
+def test_progress_rises_to_the_end_of_each_stage(lanes: tuple[Lane, ...], tmp_path: Path) -> None:
+    heard: list[tuple[str, float]] = []
+    order = ordered(tmp_path, audio_duration=1, inference_steps=4, seeds=(1, 2))
+    render(lanes[0], order, lambda fraction, stage: heard.append((stage, round(fraction, 3))), lambda: False)
+    steps = [("render", 0.225), ("render", 0.45), ("render", 0.675), ("render", 0.9), ("render", 1.0)]
+    assert heard == [*steps, ("encode", 0.5), ("encode", 1.0)]
+
+
+@pytest.mark.parametrize("steps_before", [0, 1, 3])
+def test_a_cancelled_song_stops_at_the_next_step_and_leaves_no_trace(
+    steps_before: int, lanes: tuple[Lane, ...], tmp_path: Path
+) -> None:
+    heard: list[float] = []
+    order = ordered(tmp_path, audio_duration=1, infer_method="sde")
+    with pytest.raises(Cancelled):
+        render(lanes[0], order, lambda fraction, _: heard.append(fraction), lambda: len(heard) >= steps_before)
+    assert len(heard) == steps_before
+    assert list(tmp_path.iterdir()) == []
+    (before,) = made_by(lanes[1], order)
+    (after,) = made_by(lanes[0], order)
+    assert np.array_equal(before, after)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_comes_out_of_the_renderer(name: str, lanes: tuple[Lane, ...], tmp_path: Path) -> None:
+    made = rendered(lanes[0], ordered(tmp_path, audio_duration=1.2, audio_format=name, seeds=(3, 4)))
+    assert [track.path.name for track in made.tracks] == [f"{index}{FORMATS[name].suffix}" for index in range(2)]
+    assert [track.seed for track in made.tracks] == [3, 4]
+    for track in made.tracks:
+        assert (track.format, track.content_type) == (name, FORMATS[name].content_type)
+        assert (track.sample_rate, track.channels, track.duration_s) == (RATE, 2, pytest.approx(1.2))
+        assert samples_of(track.path).shape[1] / RATE == pytest.approx(1.2, abs=0.06)
+    assert made.render_s > 0
+    assert made.encode_s > 0
+
+
+def test_without_any_duration_a_song_has_a_minute(lanes: tuple[Lane, ...], tmp_path: Path) -> None:
+    (track,) = rendered(lanes[0], ordered(tmp_path, inference_steps=1, use_tiled_decode=True)).tracks
+    assert track.duration_s == 60
+
+
+def test_a_compressed_source_at_another_rate_is_covered(lanes: tuple[Lane, ...], source: Path, tmp_path: Path) -> None:
+    samples = samples_of(source)[:, ::2]
+    file = encode(np.ascontiguousarray(samples), tmp_path / "source", "mp3", RATE // 2).path
+    order = ordered(tmp_path, task_type="cover", inference_steps=1, sources=Sources(source=file))
+    (track,) = rendered(lanes[0], order).tracks
+    assert track.duration_s == pytest.approx(2, abs=0.1)
+
+
+def test_warnings_name_what_was_not_done(lanes: tuple[Lane, ...], tmp_path: Path) -> None:
+    order = ordered(tmp_path, audio_duration=1, inference_steps=1, use_adg=True, guidance_scale=3, prompt="long " * 99)
+    made = rendered(lanes[0], order)
+    assert [text.split(" ")[0] for text in made.warnings] == ["use_adg", "guidance_scale", "prompt"]
+    assert "the model reads 256" in made.warnings[-1]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "the source audio is missing"), (b"no sound", "the source audio cannot be read as audio")],
+)
+def test_a_bad_input_is_named_and_the_lane_goes_on(
+    content: bytes | None, said: str, lanes: tuple[Lane, ...], tmp_path: Path
+) -> None:
+    file = tmp_path / "input"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(InputUnreadable, match=said):
+        rendered(lanes[0], ordered(tmp_path, task_type="cover", sources=Sources(source=file)))
+    assert rendered(lanes[0], ordered(tmp_path, audio_duration=1)).tracks
+
+
+def test_an_input_over_the_time_limit_is_refused(lanes: tuple[Lane, ...], source: Path, tmp_path: Path) -> None:
+    order = ordered(tmp_path, task_type="cover", sources=Sources(source=source))
+    with pytest.raises(InputUnreadable, match=r"longer than 1\.5 seconds"):
+        render(lanes[0], order, lambda *_: None, lambda: False, max_input_s=1.5)
+
+
+def _fails_with(error: Exception) -> Callable[..., Any]:
+    def sing(*_: object) -> torch.Tensor:
+        raise error
+
+    return sing
+
+
+@pytest.mark.parametrize(
+    ("sing", "expected"),
+    [
+        (_fails_with(torch.OutOfMemoryError("CUDA out of memory")), ResourceExhausted),
+        (_fails_with(ValueError("`shift` must be > 0")), RenderFailed),
+        (_fails_with(IndexError("index 9 is out of bounds")), RenderFailed),
+        (lambda *_: torch.full((1, 2, 480), torch.nan), RenderFailed),
+    ],
+    ids=["memory", "refused", "bug", "not-a-number"],
+)
+def test_whatever_breaks_ends_as_one_of_our_errors(
+    sing: Callable[..., Any], expected: type[Exception], lanes: tuple[Lane, ...], tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(expected):
+        patch.setattr(lanes[0], "sing", sing)
+        rendered(lanes[0], ordered(tmp_path))
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The renderer's start: checkpoints on disk, models in memory, lanes, and the report."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from consumer.engine.renderer import studio
+from consumer.engine.renderer.checkpoint import load_models, variant_of
+from consumer.engine.renderer.device import DeviceReport, Offload
+from consumer.engine.renderer.registry import CheckpointError
+from consumer.engine.renderer.studio import open_studio
+from consumer.engine.tiny_checkpoint import write
+from consumer.formats import FORMATS
+from consumer.job import LoadedModel, Variant
+from consumer.settings import EngineSettings
+
+ROOT = Path(__file__).parents[2]
+TURBO, BASE = "acestep-v15-turbo", "acestep-v15-base"
+CPU = DeviceReport(device="cpu", name="CPU", vram_gb=0)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    write(folder)
+    return folder
+
+
+def settings(checkpoints: Path, *models: str, **more: object) -> EngineSettings:
+    names = dict(zip(("config_path", "config_path2", "config_path3"), models, strict=False))
+    return EngineSettings.model_validate({"checkpoint_dir": checkpoints, "device": "cpu", **names, **more})
+
+
+def quiet(_: str) -> None:
+    """Hear nothing."""
+
+
+def test_the_report_says_what_is_there(checkpoints: Path) -> None:
+    said: list[str] = []
+    opened = open_studio(settings(checkpoints, TURBO, BASE, lanes=3), said.append)
+    report = opened.report
+    assert report.models == (LoadedModel(TURBO, Variant.TURBO), LoadedModel(BASE, Variant.BASE))
+    assert (report.device, report.vram_gb, report.offload, report.lanes) == ("cpu", 0, False, 3)
+    assert (report.formats, report.warnings) == (tuple(FORMATS), ())
+    assert len(opened.lanes) == 3
+    assert [text.split(" from ")[0] for text in said if text.startswith("loading")] == [
+        f"loading {TURBO}",
+        f"loading {BASE}",
+    ]
+
+
+def test_models_with_the_same_text_encoder_and_vae_hold_them_once(checkpoints: Path) -> None:
+    turbo, base = load_models(settings(checkpoints, TURBO, BASE), CPU, quiet)
+    assert turbo.pipeline.text_encoder is base.pipeline.text_encoder
+    assert turbo.pipeline.vae is base.pipeline.vae
+    assert turbo.pipeline.transformer is not base.pipeline.transformer
+
+
+def test_a_vae_of_the_same_shape_with_other_weights_is_not_shared(checkpoints: Path, tmp_path: Path) -> None:
+    """One changed byte at the end of the file: the header, and so every name and shape, is the same."""
+    shutil.copytree(checkpoints / BASE, tmp_path / "finetuned")
+    weights = tmp_path / "finetuned/vae/diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 1
+    weights.write_bytes(content)
+    turbo, tuned = load_models(settings(checkpoints, TURBO, str(tmp_path / "finetuned")), CPU, quiet)
+    assert turbo.pipeline.vae is not tuned.pipeline.vae
+    assert turbo.pipeline.text_encoder is tuned.pipeline.text_encoder
+    assert tuned.model == LoadedModel("finetuned", Variant.BASE)
+
+
+def test_a_model_named_twice_is_loaded_once(checkpoints: Path) -> None:
+    handles = load_models(settings(checkpoints, TURBO, str(checkpoints / TURBO)), CPU, quiet)
+    assert [handle.model.name for handle in handles] == [TURBO]
+
+
+def test_lanes_share_weights_and_nothing_that_a_call_changes(checkpoints: Path) -> None:
+    opened = open_studio(settings(checkpoints, TURBO, lanes=2))
+    one, other = (lane._booths[TURBO]._pipeline for lane in opened.lanes)
+    assert one.transformer is other.transformer
+    assert one.text_encoder is other.text_encoder
+    assert [a.data_ptr() for a in one.vae.parameters()] == [b.data_ptr() for b in other.vae.parameters()]
+    assert all(getattr(one, part) is not getattr(other, part) for part in ("vae", "scheduler", "tokenizer"))
+
+
+def test_a_missing_second_model_is_found_out_before_the_first_is_loaded(checkpoints: Path) -> None:
+    said: list[str] = []
+    with pytest.raises(CheckpointError, match="model acestep-v15-sft was not found"):
+        load_models(settings(checkpoints, TURBO, "acestep-v15-sft"), CPU, said.append)
+    assert said == []
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
+def test_weights_that_are_not_safetensors_are_not_read(part: str, checkpoints: Path, tmp_path: Path) -> None:
+    """A pickle can run code when it is read."""
+    shutil.copytree(checkpoints / TURBO, tmp_path / "model")
+    for weights in (tmp_path / "model" / part).glob("*.safetensors"):
+        torch.save({}, weights.with_suffix(".bin"))
+        weights.unlink()
+    with pytest.raises(CheckpointError, match="model model cannot be loaded from"):
+        load_models(settings(checkpoints, str(tmp_path / "model")), CPU, quiet)
+
+
+def test_a_damaged_file_is_named_with_its_model(checkpoints: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoints / TURBO, tmp_path / "model")
+    (tmp_path / "model/transformer/diffusion_pytorch_model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="model model cannot be loaded from"):
+        load_models(settings(checkpoints, str(tmp_path / "model")), CPU, quiet)
+
+
+def test_a_hub_model_is_not_asked_for_when_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError, match="acestep-v15-xl-turbo cannot be loaded from ACE-Step/"):
+        load_models(settings(tmp_path, "acestep-v15-xl-turbo"), CPU, quiet)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "expected"),
+    [
+        ("anything", {"is_turbo": True}, Variant.TURBO),
+        ("anything", {"model_version": "turbo"}, Variant.TURBO),
+        ("acestep-v15-sft", {"is_turbo": False, "model_version": None}, Variant.SFT),
+        ("mine", {"model_version": "sft"}, Variant.SFT),
+        ("mine", {"model_version": "base"}, Variant.BASE),
+        ("mine", {}, Variant.BASE),
+    ],
+)
+def test_the_family_is_read_from_config_and_name(name: str, config: dict[str, object], expected: Variant) -> None:
+    assert variant_of(name, config) is expected
+
+
+def test_offloading_leaves_one_lane_and_says_so(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offloading itself needs a card; the decision does not."""
+    lanes: list[Offload] = []
+    monkeypatch.setattr(studio, "Lane", lambda _handles, _device, offload: lanes.append(offload))
+    monkeypatch.setattr(studio, "offload_for", lambda *_: Offload(models=True, dit=True))
+    report = open_studio(settings(checkpoints, TURBO, lanes=4)).report
+    assert lanes == [Offload(models=True, dit=True)]
+    assert (report.lanes, report.offload) == (1, True)
+    assert report.warnings == ("ACESTEP_API_WORKERS = 4: one lane is used, because models are offloaded to RAM",)
+
+
+def test_offloading_that_wins_nothing_is_named(checkpoints: Path) -> None:
+    report = open_studio(settings(checkpoints, TURBO, offload=True)).report
+    assert not report.offload
+    assert report.warnings[0].startswith("ACESTEP_OFFLOAD_TO_CPU has no effect on cpu")
+
+
+def test_tiny_checkpoints_are_the_same_every_time_and_leave_the_callers_randomness_alone(
+    checkpoints: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    assert write(tmp_path) == (tmp_path / TURBO, tmp_path / BASE)
+    assert torch.equal(torch.rand(3), expected)
+    names = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(names) > 30
+    assert all((tmp_path / name).read_bytes() == (checkpoints / name).read_bytes() for name in names)
+    assert "random" in (tmp_path / TURBO / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_tiny_model_speaks_the_real_models_dimensions(checkpoints: Path) -> None:
+    (handle,) = load_models(settings(checkpoints, TURBO), CPU, quiet)
+    assert (handle.model.sample_rate, handle.model.latent_rate) == (48_000, 25.0)
+    assert handle.pipeline.audio_tokenizer.quantizer.codebook_size == 64_000
+    assert handle.pipeline.condition_encoder.silence_latent.shape[1] == 15_000
+
+
+def test_the_consumer_side_of_the_engine_imports_no_torch() -> None:
+    code = (
+        "import consumer.engine.messages, consumer.formats, consumer.engine.supervisor, sys;"
+        "sys.exit(any(name.split('.')[0] in ('torch', 'diffusers', 'av', 'numpy') for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, timeout=60).returncode == 0  # noqa: S603 - our own code

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real S3 server behind an HTTP front that misbehaves on request."""
+
+import asyncio
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+from aiohttp import web
+from yarl import URL
+
+Fault = Callable[[web.Request], web.Response | None]
+"""Answers in the server's place, or returns None to let the request pass."""
+
+
+def s3_error(status: int, code: str) -> web.Response:
+    """Return an error as S3 words it."""
+    return web.Response(status=status, body=f"<Error><Code>{code}</Code></Error>", content_type="application/xml")
+
+
+class FaultyS3:
+    """Forwards to the server at ``upstream``; the signature survives, because the Host header is forwarded too."""
+
+    def __init__(self, upstream: str) -> None:
+        self._upstream = upstream
+        self._faults: list[Fault] = []
+        self._lost: Callable[[web.Request], bool] = lambda _: False
+        # Claim success where the condition failed. The header itself is signed and cannot be taken out.
+        self.ignore_conditions = False
+        self.requests: list[tuple[str, str]] = []
+        self.endpoint = ""
+
+    async def __aenter__(self) -> Self:
+        self._http = aiohttp.ClientSession(auto_decompress=False)
+        app = web.Application(client_max_size=64 << 20)
+        app.router.add_route("*", "/{path:.*}", self._handle)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = self._runner.addresses[0][:2]
+        self.endpoint = f"http://{host}:{port}"
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._runner.cleanup()
+        await self._http.close()
+
+    @contextmanager
+    def fault(self, fault: Fault) -> Iterator[None]:
+        """Misbehave as ``fault`` says within the block."""
+        self._faults.append(fault)
+        try:
+            yield
+        finally:
+            self._faults.remove(fault)
+
+    def lose_answer_once(self, to: Callable[[web.Request], bool]) -> None:
+        """Carry the first matching request out, then drop the connection in place of the answer."""
+        pending = [to]
+
+        def lost(request: web.Request) -> bool:
+            return bool(pending and pending[0](request) and pending.pop())
+
+        self._lost = lost
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append((request.method, request.path_qs))
+        for fault in self._faults:
+            answer = fault(request)
+            if answer is not None:
+                await request.read()
+                return answer
+        answer = await self._forward(request)
+        if self._lost(request):
+            assert isinstance(request.transport, asyncio.Transport)
+            request.transport.abort()
+        return answer
+
+    async def _forward(self, request: web.Request) -> web.Response:
+        headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP_BY_HOP}
+        async with self._http.request(
+            request.method,
+            URL(self._upstream + request.raw_path, encoded=True),
+            headers=headers,
+            data=io.BytesIO(await request.read()) if request.can_read_body else None,
+            allow_redirects=False,
+        ) as answer:
+            kept = {name: value for name, value in answer.headers.items() if name.lower() not in _HOP_BY_HOP}
+            if request.method != "HEAD":
+                kept.pop("Content-Length", None)
+            status = 200 if answer.status == _PRECONDITION_FAILED and self.ignore_conditions else answer.status
+            return web.Response(status=status, headers=kept, body=await answer.read() or None)
+
+
+_PRECONDITION_FAILED = 412
+_HOP_BY_HOP = frozenset({"connection", "expect", "keep-alive", "transfer-encoding"})
