@@ -21,6 +21,7 @@ PART_BYTES: Final = 8 << 20
 
 _log = structlog.get_logger(__name__)
 _META: Final = "x-amz-meta-"
+_FORBIDDEN: Final = 403
 _NOT_FOUND: Final = 404
 _PRECONDITION_FAILED: Final = 412
 # What stores say that do not know conditional writes; some just ignore the condition.
@@ -114,6 +115,8 @@ class Objects:
     async def has_bucket(self, bucket: str) -> bool:
         """Whether the bucket is there and lets us in: the cheapest question that needs valid keys."""
         answer = await self._s3.ask("HEAD", Place(bucket))
+        if answer.status == _FORBIDDEN:
+            await self.read(Place(bucket, "any"))  # fails as well, and says why: the answer to HEAD has no body
         if answer.status != _NOT_FOUND:
             _require_ok(Place(bucket), answer)
         return answer.ok

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from infra.local import demo, state
 from infra.local.process import ServerError
-from infra.local.signals import stop_cleanly_on_signals
+from infra.local.signals import held, stop_cleanly_on_signals
 from infra.local.stack import Stack, say
 
 _CHILD_GRACE_S = 15
@@ -56,14 +56,16 @@ def _exec(command: list[str]) -> int:
 
 
 def _foreground(command: list[str], variables: dict[str, str]) -> int:
+    child: subprocess.Popen[bytes] | None = None
     try:
-        child = subprocess.Popen(command, env=variables)
+        with held():
+            child = subprocess.Popen(command, env=variables)
+        status = child.wait()
     except OSError as error:
         raise ServerError(f"could not start {command[0]}: {error.strerror}") from error
-    try:
-        status = child.wait()
     except SystemExit:
-        _end(child)
+        if child is not None:
+            _end(child)
         raise
     return status if status >= 0 else 128 - status
 

@@ -49,13 +49,15 @@ and run the demo again: it uses them.
 
 
 def main() -> int:
-    """Run the demo in a folder of its own, which stays; 0, or a ServerError that tells what failed."""
+    """Run the demo in a folder of its own; audio and worker's log stay. Raises ServerError when a part fails."""
     folder = LOCAL / f"demo-{secrets.token_hex(4)}"
     folder.mkdir(parents=True)
     say(f"The demo's folder: {folder}")
-    audio = _Demo(folder).run()
-    shutil.rmtree(folder / "servers", ignore_errors=True)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    try:
+        audio = _Demo(folder).run()
+    finally:
+        for part in ("servers", "checkpoints"):
+            shutil.rmtree(folder / part, ignore_errors=True)
     print(audio, flush=True)
     return 0
 
@@ -137,12 +139,11 @@ class _Demo:
             "--format", "wav", "--wait", "--download", str(self._audio), "--json",
         ]  # fmt: skip
         # The progress bar is drawn on the terminal's standard error by the command itself.
-        child = subprocess.Popen(command, env=variables, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        try:
-            output = self._output(child, worker)
-        finally:
-            child.kill()
-            child.wait()
+        with subprocess.Popen(command, env=variables, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+            try:
+                output = self._output(child, worker)
+            finally:
+                child.kill()
         print(output, flush=True)
         if child.returncode:
             raise ServerError(f"submit ended with status {child.returncode}\n{tail(self._log)}")

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from infra.local.signals import held
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -86,24 +88,27 @@ class Process:
             ServerError: the command cannot be started.
         """
         self.log = log
-        with log.open("ab") as output:
-            try:
-                self._child = subprocess.Popen(
-                    argv, env=env, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                    start_new_session=True,
-                )  # fmt: skip
-            except OSError as error:
-                raise ServerError(f"could not start {argv[0]}: {error.strerror}") from error
-        self.id = ProcessId.of(self._child.pid)
-        self._guard = _start_guard(self._child.pid) if guarded else None
+        self._child: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
+        try:
+            # An interruption here would leave a server that nobody knows of.
+            with held():
+                self._child = _start(argv, env, folder, log)
+                self.id = ProcessId.of(self._child.pid)
+                self._guard = _start_guard(self._child.pid) if guarded else None
+        except OSError as error:
+            raise ServerError(f"could not start {argv[0]}: {error.strerror}") from error
+        except BaseException:
+            self.kill()
+            raise
 
     def running(self) -> bool:
         """True while the process runs."""
-        return self._child.poll() is None
+        return self._child is not None and self._child.poll() is None
 
     def returncode(self) -> int | None:
         """The exit status, negative for a signal; None while it runs."""
-        return self._child.poll()
+        return None if self._child is None else self._child.poll()
 
     def end(self, grace_s: float = 20.0) -> None:
         """End it: SIGTERM, then SIGKILL after `grace_s` seconds; harmless when repeated."""
@@ -118,7 +123,8 @@ class Process:
         self._reap()
 
     def _reap(self) -> None:
-        self._child.wait()
+        if self._child is not None:
+            self._child.wait()
         guard, self._guard = self._guard, None
         if guard is not None:
             guard.kill()
@@ -148,6 +154,19 @@ def tail(log: Path, lines: int = _LOG_TAIL_LINES) -> str:
     text = log.read_text(errors="replace") if log.exists() else ""
     last = "\n".join(text.splitlines()[-lines:])
     return f"--- end of {log}\n{last}" if last else f"--- {log} is empty"
+
+
+def _start(argv: Sequence[str], env: Mapping[str, str], folder: Path, log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            argv,
+            env=env,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
 
 
 def _state_and_start(pid: int) -> tuple[str, str] | None:

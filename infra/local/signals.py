@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import signal
+import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import FrameType
 
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -19,6 +22,26 @@ def stop_cleanly_on_signals() -> None:
     """
     for number in _ENDINGS:
         signal.signal(number, _stop)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Keep these signals back until the block is left: for the moment between a child's birth and knowing its number.
+
+    Not by a signal mask, which the child would inherit. Outside the main thread signals never interrupt anyway.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: arrived.append(number)) for number in _ENDINGS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for late in arrived:
+            signal.raise_signal(late)
 
 
 def _stop(number: int, _frame: FrameType | None) -> NoReturn:

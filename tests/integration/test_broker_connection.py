@@ -19,7 +19,6 @@ from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
     from aiormq.channel import Channel
-
     from structlog.typing import EventDict
 
     from infra.local.rabbitmq import RabbitMQ

@@ -233,14 +233,18 @@ def test_a_song_equals_plain_diffusers(
     assert np.array_equal(ours, made_plainly(plain[model], 7, **arguments))
 
 
-@pytest.mark.parametrize("model", [TURBO, BASE])
-@pytest.mark.parametrize("case", FROM_SOURCE)
+# Turbo was not trained for the other tasks, and policy refuses them there.
+BY_MODEL = [(BASE, name) for name in FROM_SOURCE] + [
+    (TURBO, name) for name in FROM_SOURCE if name.startswith(("cover", "repaint"))
+]
+
+
+@pytest.mark.parametrize("case", BY_MODEL, ids=" ".join)
 def test_a_song_from_source_audio_equals_plain_diffusers(
-    case: str, model: str, lanes: tuple[Lane, ...], plain: dict[str, Any], source: Path, tmp_path: Path
+    case: tuple[str, str], lanes: tuple[Lane, ...], plain: dict[str, Any], source: Path, tmp_path: Path
 ) -> None:
-    if (model, case.split(" ")[0]) in {(TURBO, task) for task in ("extract", "lego", "complete")}:
-        pytest.skip("turbo was not trained for it, and policy refuses it")
-    fields, arguments = FROM_SOURCE[case]
+    model, name = case
+    fields, arguments = FROM_SOURCE[name]
     (ours,) = made_by(lanes[0], ordered(tmp_path, model=model, sources=Sources(source=source), **fields))
     theirs = made_plainly(plain[model], 7, src_audio=tensor(source), audio_duration=None, **arguments)
     assert np.array_equal(ours, theirs)
@@ -258,7 +262,12 @@ def test_reference_and_source_audio_together_equal_plain_diffusers(
 def test_guidance_and_its_interval_equal_plain_diffusers(
     lanes: tuple[Lane, ...], plain: dict[str, Any], tmp_path: Path
 ) -> None:
-    fields = {"audio_duration": 1, "guidance_scale": 4.5, "cfg_interval_start": 0.2, "cfg_interval_end": 0.6}
+    fields: dict[str, Any] = {
+        "audio_duration": 1,
+        "guidance_scale": 4.5,
+        "cfg_interval_start": 0.2,
+        "cfg_interval_end": 0.6,
+    }
     (ours,) = made_by(lanes[0], ordered(tmp_path, model=BASE, **fields))
     assert np.array_equal(ours, made_plainly(plain[BASE], 7, **fields))
     assert not np.array_equal(ours, made_plainly(plain[BASE], 7, **{**fields, "guidance_scale": 1.0}))
@@ -289,7 +298,7 @@ def test_tiled_decoding_equals_plain_diffusers_with_tiling(
     lanes: tuple[Lane, ...], plain: dict[str, Any], tmp_path: Path
 ) -> None:
     """Longer than one tile (20.48 seconds); the next song without tiling is not touched by it."""
-    fields = {"audio_duration": 21, "inference_steps": 1}
+    fields: dict[str, Any] = {"audio_duration": 21, "inference_steps": 1}
     (tiled,) = made_by(lanes[0], ordered(tmp_path / "tiled", use_tiled_decode=True, **fields))
     (whole,) = made_by(lanes[0], ordered(tmp_path / "whole", **fields))
     arguments = {"audio_duration": 21, "num_inference_steps": 1}
@@ -307,14 +316,14 @@ def test_tiled_decoding_equals_plain_diffusers_with_tiling(
 def test_a_song_in_a_batch_equals_the_song_alone(
     task: str, method: str, lanes: tuple[Lane, ...], source: Path, tmp_path: Path
 ) -> None:
-    fields = {"task_type": task, "infer_method": method, "sources": Sources(source=source)}
+    fields: dict[str, Any] = {"task_type": task, "infer_method": method, "sources": Sources(source=source)}
     if task == "text2music":
         fields |= {"audio_duration": 1}
     together = made_by(lanes[0], ordered(tmp_path / "both", seeds=(7, 8), **fields))
     for seed, song in zip((7, 8), together, strict=True):
         (alone,) = made_by(lanes[0], ordered(tmp_path / str(seed), seeds=(seed,), **fields))
         assert np.allclose(song, alone, atol=1e-5)
-    assert not np.allclose(*together, atol=1e-2)
+    assert not np.allclose(together[0], together[1], atol=1e-2)
 
 
 def test_a_batch_equals_a_plain_batch(lanes: tuple[Lane, ...], plain: dict[str, Any], tmp_path: Path) -> None:
@@ -376,7 +385,7 @@ def test_two_lanes_at_once_sing_what_each_sings_alone(
 
 
 def test_a_lane_refuses_a_second_job_at_the_same_time(lanes: tuple[Lane, ...], tmp_path: Path) -> None:
-    refusals = []
+    refusals: list[BaseException | None] = []
 
     def intrude(*_: object) -> None:
         if not refusals:
@@ -418,7 +427,8 @@ def test_every_format_comes_out_of_the_renderer(name: str, lanes: tuple[Lane, ..
     assert [track.seed for track in made.tracks] == [3, 4]
     for track in made.tracks:
         assert (track.format, track.content_type) == (name, FORMATS[name].content_type)
-        assert (track.sample_rate, track.channels, track.duration_s) == (RATE, 2, pytest.approx(1.2))
+        assert (track.sample_rate, track.channels) == (RATE, 2)
+        assert track.duration_s == pytest.approx(1.2)
         assert samples_of(track.path).shape[1] / RATE == pytest.approx(1.2, abs=0.06)
     assert made.render_s > 0
     assert made.encode_s > 0
@@ -485,7 +495,8 @@ def _fails_with(error: Exception) -> Callable[..., Any]:
 def test_whatever_breaks_ends_as_one_of_our_errors(
     sing: Callable[..., Any], expected: type[Exception], lanes: tuple[Lane, ...], tmp_path: Path
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(expected):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lanes[0], "sing", sing)
-        rendered(lanes[0], ordered(tmp_path))
+        with pytest.raises(expected):
+            rendered(lanes[0], ordered(tmp_path))
     assert list(tmp_path.iterdir()) == []

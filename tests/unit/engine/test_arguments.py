@@ -42,7 +42,10 @@ def codes(count: int, first: int = 0) -> str:
     return "".join(f"<|audio_code_{first + index}|>" for index in range(count))
 
 
-def translate(job: Job, plan: Plan = plan(), model: LoadedModel = BASE, inputs: Inputs = Inputs()) -> Arguments:
+NO_PLAN, NO_INPUTS = plan(), Inputs()
+
+
+def translate(job: Job, plan: Plan = NO_PLAN, model: LoadedModel = BASE, inputs: Inputs = NO_INPUTS) -> Arguments:
     return arguments_for(job, plan, model, inputs)
 
 
@@ -175,7 +178,7 @@ def test_a_window_past_the_end_is_cut_and_named() -> None:
 
 
 def test_a_window_that_begins_past_the_end_is_refused() -> None:
-    with pytest.raises(RenderFailed, match="repainting_start = 20: the source audio has 20.00 seconds"):
+    with pytest.raises(RenderFailed, match=r"repainting_start = 20: the source audio has 20\.00 seconds"):
         translate(job(task_type="repaint", repainting_start=20), inputs=SOURCE)
 
 
@@ -224,7 +227,7 @@ def test_an_input_longer_than_the_tier_allows_is_cut_and_named() -> None:
 
 
 def test_an_input_longer_than_the_tier_allows_is_rejected_on_request() -> None:
-    with pytest.raises(LimitExceeded, match="20.00 seconds, and this worker allows 12"):
+    with pytest.raises(LimitExceeded, match=r"20\.00 seconds, and this worker allows 12"):
         translate(job(task_type="cover", max_duration_s=12, on_limit="reject"), inputs=SOURCE)
-    with pytest.raises(LimitExceeded, match="the audio codes: 20.00 seconds"):
+    with pytest.raises(LimitExceeded, match=r"the audio codes: 20\.00 seconds"):
         translate(job(audio_code_string=codes(100), max_duration_s=12, on_limit="reject"))

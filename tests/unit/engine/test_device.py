@@ -2,6 +2,7 @@
 """The choice of a device, and what is kept off it."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ def test_a_device_that_is_not_there_is_named(asked: str) -> None:
     ],
 )
 def test_small_cards_offload_unless_told_otherwise(
-    device: str, vram_gb: float, given: dict[str, bool], expected: Offload
+    device: str, vram_gb: float, given: dict[str, Any], expected: Offload
 ) -> None:
     report = DeviceReport(device=device, name="card", vram_gb=vram_gb)
     assert offload_for(report, settings(**given)) == expected

@@ -53,7 +53,7 @@ def test_a_folder_in_the_original_format_says_how_to_convert_it(tmp_path: Path) 
     folder = tmp_path / "acestep-v15-turbo"
     folder.mkdir()
     (folder / "model.safetensors").touch()
-    with pytest.raises(CheckpointError, match="original format.*convert_ace_step_to_diffusers"):
+    with pytest.raises(CheckpointError, match=r"original format.*convert_ace_step_to_diffusers"):
         resolve("acestep-v15-turbo", tmp_path)
 
 

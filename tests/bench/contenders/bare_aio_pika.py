@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A consumer written straight on aio-pika: no more than the chore, done carefully."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+
+import aio_pika
+from aio_pika.abc import AbstractIncomingMessage
+
+from consumer.broker.topology import EVENTS, GENERATE
+from consumer.settings import Settings
+from tests.bench.chore import Chore, Notice
+from tests.bench.round import settings_for
+from tests.bench.tap import Tap
+
+
+def event_of(notice: Notice) -> aio_pika.Message:
+    """Return the event as a persistent message."""
+    return aio_pika.Message(
+        notice.body,
+        content_type=notice.content_type,
+        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+        message_id=notice.message_id,
+        type=notice.type,
+    )
+
+
+async def main(settings: Settings, chore: Chore, messages: int) -> None:
+    """Consume until ``messages`` are acked."""
+    tap = Tap(messages)
+    connection = await aio_pika.connect_robust(settings.broker.url.get_secret_value())
+    async with connection:
+        publishing = await connection.channel(on_return_raises=True)
+        events = await publishing.get_exchange(EVENTS)
+        consuming = await connection.channel()
+        await consuming.set_qos(prefetch_count=settings.broker.queue_workers)
+        queue = await consuming.declare_queue(GENERATE, passive=True)
+
+        async def on_message(message: AbstractIncomingMessage) -> None:
+            try:
+                notice = await chore.perform(json.loads(message.body))
+                await events.publish(event_of(notice), notice.routing_key)
+            except Exception:
+                await message.reject(requeue=True)
+                raise
+            await message.ack()
+
+        await queue.consume(on_message)
+        (await tap.lap()).tell()
+
+
+if __name__ == "__main__":
+    SETTINGS = settings_for(int(sys.argv[1]))
+    asyncio.run(main(SETTINGS, Chore(SETTINGS), int(sys.argv[2])))

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The chore as a FastStream application."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any
+
+from faststream.rabbit import Channel, ExchangeType, RabbitBroker, RabbitExchange, RabbitQueue
+
+from consumer.broker.topology import EVENTS, GENERATE
+from consumer.settings import Settings
+from tests.bench.chore import Chore
+from tests.bench.round import settings_for
+from tests.bench.tap import Tap
+
+
+async def main(settings: Settings, chore: Chore, messages: int) -> None:
+    """Consume until ``messages`` are acked."""
+    tap = Tap(messages)
+    broker = RabbitBroker(
+        settings.broker.url.get_secret_value(),
+        default_channel=Channel(prefetch_count=settings.broker.queue_workers, on_return_raises=True),
+        logger=None,  # by default it logs every message twice
+    )
+    events = RabbitExchange(EVENTS, type=ExchangeType.TOPIC, declare=False)
+
+    async def generate(request: dict[str, Any]) -> None:
+        notice = await chore.perform(request)
+        await broker.publish(
+            notice.body,
+            exchange=events,
+            routing_key=notice.routing_key,
+            persist=True,
+            content_type=notice.content_type,
+            message_id=notice.message_id,
+            message_type=notice.type,
+        )
+
+    # Called, not used as a decorator; by default it acks when the function returns and rejects when it raises.
+    broker.subscriber(RabbitQueue(GENERATE, declare=False), no_reply=True)(generate)
+    async with broker:
+        await broker.start()
+        (await tap.lap()).tell()
+
+
+if __name__ == "__main__":
+    SETTINGS = settings_for(int(sys.argv[1]))
+    asyncio.run(main(SETTINGS, Chore(SETTINGS), int(sys.argv[2])))

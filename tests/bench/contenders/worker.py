@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worker itself, whole, with a renderer that is done at once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+from consumer.app import run_worker
+from consumer.job import Job, Plan, Rendering, Sources
+from consumer.ports import Report
+from consumer.settings import Settings
+from tests.bench.chore import song
+from tests.bench.round import settings_for
+from tests.bench.tap import Tap
+from tests.support.fake_engine import FakeRenderer
+
+
+class InstantRenderer(FakeRenderer):
+    """Writes its songs as files, as the renderer process does, and takes no time to make them."""
+
+    async def render(self, job: Job, plan: Plan, sources: Sources, folder: Path, report: Report) -> Rendering:
+        """Write one song per seed."""
+        report(1.0, "render")
+        tracks = tuple(song(folder / f"{index}.wav", seed) for index, seed in enumerate(job.seeds))
+        return Rendering(tracks=tracks, render_s=0.0, encode_s=0.0)
+
+
+async def main(settings: Settings, messages: int) -> int:
+    """Run until ``messages`` are acked."""
+    tap = Tap(messages)
+    worker = asyncio.create_task(run_worker(settings, grace_s=10, engine=InstantRenderer()))
+    lap = asyncio.create_task(tap.lap())
+    await asyncio.wait((worker, lap), return_when=asyncio.FIRST_COMPLETED)
+    if lap.done():
+        lap.result().tell()
+        os.kill(os.getpid(), signal.SIGTERM)
+    return await worker
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main(settings_for(int(sys.argv[1])), int(sys.argv[2]))))

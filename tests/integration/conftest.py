@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures of the tests that run a whole worker: a checkpoint, a virtual host and a worker for all of them."""
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from infra.local.rabbitmq import RabbitMQ
+from infra.local.s3 import REGION, SeaweedFS
+from infra.local.stack import Environment
+from tests.support.servers import ManagementApi
+from tests.support.worker import WorkerProcess
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny turbo and base models."""
+    from consumer.engine.tiny_checkpoint import write  # noqa: PLC0415 - torch, only where it is needed
+
+    folder = tmp_path_factory.mktemp("checkpoints")
+    write(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def worker_environment(
+    rabbitmq: RabbitMQ, management: ManagementApi, s3: SeaweedFS, tiny_checkpoints: Path
+) -> Iterator[dict[str, str]]:
+    """Settings of a worker with both tiny models, on a virtual host and a prefix of its own."""
+    vhost = f"worker-{uuid.uuid4().hex}"
+    management.add_vhost(vhost)
+    servers = Environment(
+        amqp_url=rabbitmq.vhost_url(vhost),
+        s3_endpoint=s3.endpoint,
+        s3_bucket=s3.bucket,
+        access_key=s3.access_key,
+        secret_key=s3.secret_key,
+        region=REGION,
+    )
+    yield servers.variables() | {
+        "ACESTEP_S3_PREFIX": vhost,
+        "ACESTEP_CHECKPOINT_DIR": str(tiny_checkpoints),
+        "ACESTEP_CONFIG_PATH": "acestep-v15-turbo",
+        "ACESTEP_CONFIG_PATH2": "acestep-v15-base",
+        "ACESTEP_QUEUE_WORKERS": "2",
+        "ACESTEP_API_WORKERS": "2",
+        "ACESTEP_INIT_LLM": "false",
+    }
+    management.delete_vhost(vhost)
+
+
+@pytest.fixture(scope="session")
+def worker(worker_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
+    """A running worker."""
+    with WorkerProcess(tmp_path_factory.mktemp("worker"), worker_environment) as running:
+        yield running

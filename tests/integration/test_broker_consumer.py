@@ -1,0 +1,411 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Consuming from a real broker: prefetch, settling, drain, and every way to lose the channel under work."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections import Counter
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pamqp.header import ContentHeader
+
+from consumer.broker import consumer as consumer_module
+from consumer.broker.connection import Link
+from consumer.broker.consumer import Consumer
+from consumer.broker.delivery import AlreadySettledError, Delivery
+from consumer.broker.publisher import Publisher
+from consumer.broker.topology import DEAD_LETTER, GENERATE
+from consumer.errors import MalformedBody, Verdict
+from tests.support.broker import Peer, broker_settings, failed_event, until
+from tests.support.proxy import Proxy
+from tests.support.waiting import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+    from infra.local.rabbitmq import RabbitMQ
+
+
+class Hands:
+    """A handler that keeps deliveries in hand until the test lets go of them."""
+
+    def __init__(self) -> None:
+        self.taken: list[Delivery] = []
+        self.go = asyncio.Event()
+
+    async def hold(self, delivery: Delivery) -> None:
+        self.taken.append(delivery)
+        await self.go.wait()
+        await delivery.settle(Verdict.ACK)
+
+    @property
+    def bodies(self) -> list[bytes]:
+        return [delivery.body for delivery in self.taken]
+
+
+@asynccontextmanager
+async def worker(
+    url: str, handle: Callable[[Delivery], Awaitable[None]], **values: Any
+) -> AsyncIterator[tuple[Consumer, Link]]:
+    settings = broker_settings(url, **values)
+    async with Link(settings, "consume") as link, Link(settings, "publish") as out:
+        consumer = Consumer(link, settings, handle, Publisher(out, "w1"))
+        await consumer.start()
+        yield consumer, link
+        await consumer.stop()
+
+
+async def is_empty(peer: Peer, queue: str = GENERATE) -> bool:
+    return await peer.ready(queue) == 0
+
+
+async def test_no_more_are_in_hand_than_there_are_workers(amqp_url: str) -> None:
+    hands = Hands()
+    async with Peer(amqp_url) as peer, worker(amqp_url, hands.hold, queue_workers=3) as (consumer, _):
+        for number in range(7):
+            await peer.request(b"%d" % number)
+        await eventually(lambda: consumer.in_hand == 3)
+        assert await peer.ready(GENERATE) == 4
+        hands.go.set()
+        await eventually(lambda: len(hands.taken) == 7 and consumer.in_hand == 0)
+        assert hands.bodies == [b"%d" % number for number in range(7)]
+
+
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+async def test_a_message_that_goes_back_comes_again_as_a_later_attempt(amqp_url: str, queue_type: str) -> None:
+    attempts: list[int] = []
+
+    async def handle(delivery: Delivery) -> None:
+        attempts.append(delivery.attempt)
+        await delivery.settle(Verdict.REQUEUE if len(attempts) < 3 else Verdict.ACK)
+
+    async with Peer(amqp_url) as peer, worker(amqp_url, handle, queue_type=queue_type) as (consumer, _):
+        await peer.request(b"{}")
+        await eventually(lambda: len(attempts) == 3 and not consumer.in_hand)
+        assert await is_empty(peer)
+    # A classic queue does not count: it only tells that there was a delivery before.
+    assert attempts == ([1, 2, 2] if queue_type == "classic" else [1, 2, 3])
+
+
+async def test_a_delivery_tells_its_properties(amqp_url: str) -> None:
+    hands = Hands()
+    async with Peer(amqp_url) as peer, worker(amqp_url, hands.hold, queue_workers=2):
+        sent = datetime.now(UTC).timestamp() - 90
+        await peer.request(
+            b"{}", message_id="m1", reply_to="r1", correlation_id="c1", timestamp=sent, headers={"traceparent": "00-ab"}
+        )
+        await peer.request(b"{}", timestamp=sent + 600)
+        await eventually(lambda: len(hands.taken) == 2)
+        full, ahead = hands.taken
+        assert (full.message_id, full.reply.reply_to, full.reply.correlation_id) == ("m1", "r1", "c1")
+        assert full.headers["traceparent"] == "00-ab"
+        assert full.queued_s == pytest.approx(90, abs=5)
+        assert ahead.queued_s == 0
+        hands.go.set()
+
+
+async def test_a_delivery_is_settled_once(amqp_url: str) -> None:
+    outcome: list[BaseException] = []
+
+    async def handle(delivery: Delivery) -> None:
+        await delivery.settle(Verdict.ACK)
+        with pytest.raises(AlreadySettledError) as late:
+            await delivery.settle(Verdict.REQUEUE)
+        outcome.append(late.value)
+
+    async with Peer(amqp_url) as peer, worker(amqp_url, handle) as (consumer, link):
+        channel = await link.channel()
+        await peer.request(b"{}")
+        await peer.request(b"{}")
+        await eventually(lambda: len(outcome) == 2 and not consumer.in_hand)
+        assert await is_empty(peer)
+        assert await link.channel() is channel
+
+
+async def test_a_dead_letter_keeps_bytes_and_headers_and_tells_why(amqp_url: str) -> None:
+    async def handle(delivery: Delivery) -> None:
+        await delivery.settle(Verdict.DEAD_LETTER, MalformedBody("x" * 2_000))
+
+    body = b"\xff\x00 not json"
+    async with Peer(amqp_url) as peer, worker(amqp_url, handle):
+        await peer.request(
+            body,
+            headers={"traceparent": "00-ab", "deep": {"list": [1, True, None, 2.5]}, "double": 0.1},
+            message_id="m1",
+            correlation_id="c1",
+            reply_to="r1",
+            content_type="text/odd",
+            priority=7,
+            expiration=3600,
+            type="t",
+            app_id="a",
+            user_id="guest",
+        )
+        kept = await peer.take(DEAD_LETTER)
+        assert await is_empty(peer)
+    assert kept.body == body
+    assert (kept.message_id, kept.correlation_id, kept.reply_to, kept.type, kept.app_id) == ("m1", "c1", "r1", "t", "a")
+    assert (kept.content_type, kept.priority) == ("text/odd", 7)
+    assert kept.headers["traceparent"] == "00-ab"
+    assert kept.headers["deep"] == {"list": [1, True, None, 2.5]}
+    assert kept.headers["double"] == pytest.approx(0.1)
+    assert kept.headers["x-acestep-code"] == "malformed_body"
+    assert kept.headers["x-acestep-worker"] == "w1"
+    reason = kept.headers["x-acestep-reason"]
+    assert isinstance(reason, str)
+    assert reason.startswith("the body is not a JSON object")
+    assert len(reason) == 1_000
+    # It stays until somebody looks at it: on disk, and without an end.
+    assert (kept.delivery_mode, kept.expiration) == (2, None)
+    assert (kept.headers["x-acestep-expiration"], kept.headers["x-acestep-user-id"]) == ("3600000", "guest")
+
+
+async def test_a_handler_that_fails_or_forgets_to_settle_gives_its_message_back(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer_module, "RETURN_DELAY_S", 0.05)
+    runs: Counter[bytes] = Counter()
+
+    async def handle(delivery: Delivery) -> None:
+        runs[delivery.body] += 1
+        if runs[delivery.body] > 1:
+            await delivery.settle(Verdict.ACK)
+        elif delivery.body == b"fails":
+            raise ZeroDivisionError
+
+    async with Peer(amqp_url) as peer, worker(amqp_url, handle) as (consumer, _):
+        await peer.request(b"fails")
+        await peer.request(b"forgets")
+        await eventually(lambda: runs == {b"fails": 2, b"forgets": 2} and not consumer.in_hand)
+        assert await is_empty(peer)
+
+
+async def test_a_new_prefetch_holds_at_once_and_delivers_nothing_again(amqp_url: str) -> None:
+    hands = Hands()
+    async with Peer(amqp_url) as peer, worker(amqp_url, hands.hold, queue_workers=1) as (consumer, link):
+        for number in range(6):
+            await peer.request(b"%d" % number)
+        await eventually(lambda: consumer.in_hand == 1)
+        await consumer.set_prefetch(3)
+        await eventually(lambda: consumer.in_hand == 4)  # the old one, and three
+        assert await peer.ready(GENERATE) == 2
+        link.renew("a test")
+        await eventually(lambda: len(hands.taken) == 7)  # the next channel starts with the new count
+        assert not any(delivery.attempt > 1 for delivery in hands.taken[:4])
+        hands.go.set()
+        await eventually(lambda: not consumer.in_hand)
+
+
+async def test_a_drain_lets_work_end_and_takes_nothing_new(amqp_url: str) -> None:
+    hands = Hands()
+    async with Peer(amqp_url) as peer, worker(amqp_url, hands.hold, queue_workers=2) as (consumer, _):
+        for number in range(4):
+            await peer.request(b"%d" % number)
+        await eventually(lambda: consumer.in_hand == 2)
+        draining = asyncio.create_task(consumer.drain(grace_s=20))
+        await asyncio.sleep(0.2)
+        assert not draining.done()
+        hands.go.set()
+        await draining
+        assert hands.bodies == [b"0", b"1"]
+        assert await peer.ready(GENERATE) == 2
+
+
+async def test_what_a_drain_cannot_wait_for_goes_back(amqp_url: str) -> None:
+    hands = Hands()
+    async with Peer(amqp_url) as peer, worker(amqp_url, hands.hold, queue_workers=2) as (consumer, _):
+        for number in range(3):
+            await peer.request(b"%d" % number)
+        await eventually(lambda: consumer.in_hand == 2)
+        await consumer.drain(grace_s=0.1)
+        assert consumer.in_hand == 0
+
+        async def all_back() -> bool:
+            return await peer.ready(GENERATE) == 3
+
+        await until(all_back, "all three messages ready again")
+
+
+async def test_a_drained_consumer_stays_away_after_a_reconnect(amqp_url: str) -> None:
+    hands = Hands()
+    async with Peer(amqp_url) as peer, worker(amqp_url, hands.hold) as (consumer, link):
+        await consumer.drain(grace_s=0)
+        link.renew("a test")
+        await link.channel()
+        await peer.request(b"{}")
+        await asyncio.sleep(0.2)
+        assert (hands.taken, await peer.ready(GENERATE)) == ([], 1)
+
+
+async def test_a_stale_delivery_is_never_acked_on_the_new_channel(amqp_url: str) -> None:
+    hands = Hands()
+    async with Peer(amqp_url) as peer, worker(amqp_url, hands.hold) as (consumer, link):
+        await peer.request(b"{}")
+        await eventually(lambda: len(hands.taken) == 1)
+        link.renew("a test")
+        await eventually(lambda: len(hands.taken) == 2)  # the first still runs; both have delivery tag 1
+        old, new = hands.taken
+        assert (old.stale, new.stale, new.attempt) == (True, False, 2)
+        await old.settle(Verdict.ACK)
+        assert old.settled
+        await consumer.stop()  # gives the new one back, which it could not were it acked
+
+        async def back() -> bool:
+            return await peer.ready(GENERATE) == 1
+
+        await until(back, "the message is ready again")
+        assert await is_empty(peer, DEAD_LETTER)
+
+
+async def test_a_stale_delivery_is_not_dead_lettered_either(amqp_url: str) -> None:
+    hands = Hands()
+    async with Peer(amqp_url) as peer, worker(amqp_url, hands.hold) as (_, link):
+        await peer.request(b"{}")
+        await eventually(lambda: len(hands.taken) == 1)
+        link.renew("a test")
+        await eventually(lambda: len(hands.taken) == 2)
+        await hands.taken[0].settle(Verdict.DEAD_LETTER, MalformedBody("no"))
+        assert await is_empty(peer, DEAD_LETTER)
+
+
+async def test_a_queue_deleted_under_the_consumer_is_made_again_and_consumed(amqp_url: str) -> None:
+    hands = Hands()
+    hands.go.set()
+    async with Peer(amqp_url) as peer, worker(amqp_url, hands.hold) as (_, link):
+        old = await link.channel()
+        await peer.channel.queue_delete(GENERATE)
+        await eventually(lambda: old.is_closed and link.is_up)
+        await peer.request(b"{}")
+        await eventually(lambda: hands.bodies == [b"{}"])
+
+
+def properties(flag: int, value: bytes) -> bytes:
+    return struct.pack(">H", flag) + value
+
+
+ODD_PROPERTIES = {
+    "a message_id in Latin-1": properties(1 << 7, b"\x04caf\xe9"),
+    "a timestamp in microseconds": properties(1 << 6, struct.pack(">Q", 1_700_000_000_000_000)),
+    "a timestamp with the highest bit": properties(1 << 6, struct.pack(">Q", 1 << 63)),
+    "a header name that is not text": properties(1 << 13, struct.pack(">I", 9) + b"\x02\xff\xfeS\x00\x00\x00\x01a"),
+    "a header value that is not text": properties(1 << 13, struct.pack(">I", 9) + b"\x01kS\x00\x00\x00\x02\xff\xfe"),
+    "a double beyond single precision": properties(
+        1 << 13, struct.pack(">I", 11) + b"\x01kd" + struct.pack(">d", 1e300)
+    ),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_PROPERTIES.values(), ids=ODD_PROPERTIES.keys())
+async def test_odd_properties_neither_end_the_connection_nor_block_the_queue(
+    amqp_url: str, odd: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def handle(delivery: Delivery) -> None:
+        await delivery.settle(Verdict.DEAD_LETTER, MalformedBody("odd"))
+
+    async with Peer(amqp_url) as peer, worker(amqp_url, handle) as (_, link):
+        channel = await link.channel()
+        with monkeypatch.context() as raw:
+            raw.setattr(ContentHeader, "marshal", lambda header: struct.pack(">HHQ", 60, 0, header.body_size) + odd)
+            await peer.request(b"odd")
+        await peer.request(b"good")
+        assert [(await peer.take(DEAD_LETTER)).body for _ in range(2)] == [b"odd", b"good"]
+        assert await link.channel() is channel
+
+
+class Job:
+    """A handler that publishes a terminal event and acks; a message seen before costs no second run."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+        self.acked: Counter[str] = Counter()
+
+    async def run(self, delivery: Delivery) -> None:
+        task_id = delivery.message_id
+        assert task_id is not None
+        await asyncio.sleep(0.005)
+        await self._publisher.publish(failed_event(task_id), delivery.reply)
+        await delivery.settle(Verdict.ACK)
+        self.acked[task_id] += 1
+
+
+async def run_under_faults(url: str, peer_url: str, jobs: int, fault: Callable[[Job], Awaitable[None]]) -> set[str]:
+    """Run ``jobs`` messages to their end while ``fault`` strikes; return the task ids whose event was heard."""
+    settings = broker_settings(url, queue_workers=8, queue_maxsize=1_000)
+    async with Link(settings, "consume") as link, Link(settings, "publish") as out:
+        job = Job(Publisher(out, "w1"))
+        consumer = Consumer(link, settings, job.run, Publisher(out, "w1"))
+        async with Peer(peer_url) as peer:
+            events = await peer.channel.declare_queue("heard", durable=True)
+            await events.bind("acestep.events", "job.failed.#")
+            for number in range(jobs):
+                await peer.request(b"{}", message_id=f"t{number}", delivery_mode=2)
+        await consumer.start()
+        await fault(job)
+        await eventually(lambda: len(job.acked) == jobs and consumer.in_hand == 0, within_s=60)
+        await consumer.stop()
+    async with Peer(peer_url) as peer:
+        assert await is_empty(peer)
+        count = await peer.ready("heard")
+        return {(await peer.take("heard")).routing_key.removeprefix("job.failed.") for _ in range(count)}  # type: ignore[union-attr]  # it was routed
+
+
+async def test_nothing_is_lost_when_connections_are_cut_and_closed_under_load(
+    amqp_url: str, amqp_vhost: str, rabbitmq: RabbitMQ
+) -> None:
+    async with Proxy.for_url(amqp_url) as proxy:
+
+        async def fault(job: Job) -> None:
+            for wanted in (50, 100, 150):
+                await eventually(lambda wanted=wanted: len(job.acked) >= wanted)  # type: ignore[misc]
+                proxy.cut()
+            await asyncio.to_thread(rabbitmq.ctl, "close_all_connections", "--vhost", amqp_vhost, "an operator")
+
+        heard = await run_under_faults(proxy.url(amqp_url), amqp_url, 1_000, fault)
+    assert heard == {f"t{number}" for number in range(1_000)}
+
+
+async def test_nothing_is_lost_when_the_broker_restarts_under_load(own_rabbitmq: RabbitMQ) -> None:
+    async def fault(job: Job) -> None:
+        await eventually(lambda: len(job.acked) >= 50)
+        await asyncio.to_thread(own_rabbitmq.restart)
+
+    heard = await run_under_faults(own_rabbitmq.amqp_url, own_rabbitmq.amqp_url, 400, fault)
+    assert heard == {f"t{number}" for number in range(400)}
+
+
+@pytest.fixture
+def memory_alarm(rabbitmq: RabbitMQ) -> Iterator[Callable[[bool], str]]:
+    """Turn the session's broker's memory alarm on and off; off after the test."""
+
+    def turn(on: bool) -> str:  # noqa: FBT001 - a switch
+        return rabbitmq.ctl("set_vm_memory_high_watermark", *(["absolute", "1MB"] if on else ["0.4"]))
+
+    yield turn
+    turn(False)
+
+
+async def test_a_memory_alarm_delays_events_and_holds_up_no_ack(
+    amqp_url: str, memory_alarm: Callable[[bool], str]
+) -> None:
+    hands = Hands()
+    settings = broker_settings(amqp_url, queue_workers=1)
+    async with Link(settings, "consume") as link, Link(settings, "publish") as out, Peer(amqp_url) as peer:
+        publisher = Publisher(out, "w1")
+        consumer = Consumer(link, settings, hands.hold, publisher)
+        await peer.request(b"1")
+        await peer.request(b"2")
+        await consumer.start()
+        await eventually(lambda: len(hands.taken) == 1)
+        await asyncio.to_thread(memory_alarm, True)
+        publishing = asyncio.create_task(publisher.publish(failed_event("t1"), hands.taken[0].reply))
+        await asyncio.sleep(0.2)
+        hands.go.set()
+        await eventually(lambda: len(hands.taken) == 2)  # the first was acked, for the second came
+        assert not publishing.done()
+        await asyncio.to_thread(memory_alarm, False)
+        await publishing
+        await consumer.stop()

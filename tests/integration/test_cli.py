@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands as a person runs them, against a real worker."""
+
+import hashlib
+import json
+import subprocess
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from schemas.events import JobCompleted, parse_event
+from schemas.request import parse_request
+from tests.support.worker import COMMAND, ROOT, WorkerProcess, clean_environment
+
+
+@dataclass
+class Cli:
+    """Runs a command with the worker's settings."""
+
+    environment: dict[str, str]
+
+    def __call__(self, *arguments: str, text: str | None = None, **variables: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [*COMMAND, *arguments],
+            env=clean_environment(self.environment | variables),
+            cwd=ROOT,
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+
+@pytest.fixture
+def cli(worker_environment: dict[str, str]) -> Cli:
+    return Cli(worker_environment)
+
+
+@pytest.mark.usefixtures("worker")
+def test_submit_waits_downloads_and_prints_the_event_as_one_line_of_json(cli: Cli, tmp_path: Path) -> None:
+    done = cli(
+        "submit", "--prompt", "jazz", "--duration", "10", "--format", "flac", "--seed", "5", "--download",
+        str(tmp_path), "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    event = parse_event(line.encode())
+    assert isinstance(event, JobCompleted)
+    (song,) = tmp_path.iterdir()
+    assert song.suffix == ".flac"
+    assert hashlib.sha256(song.read_bytes()).hexdigest() == event.data.audios[0].sha256
+    assert event.data.audios[0].seed == 5
+    assert "100%" in done.stderr
+
+
+@pytest.mark.usefixtures("worker")
+def test_submit_reads_a_json_file_and_flags_win(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "request.json"
+    file.write_text(json.dumps({"caption": "rock", "duration": 10, "seed": 1, "audio_format": "wav"}))
+    done = cli("submit", str(file), "--seed", "2", "--wait", "--json")
+    event = parse_event(done.stdout.encode())
+    assert isinstance(event, JobCompleted)
+    assert (event.data.request.prompt, event.data.request.seed) == ("rock", (2,))
+
+
+@pytest.mark.usefixtures("worker")
+def test_submit_reads_standard_input_and_without_wait_prints_the_task_id(cli: Cli) -> None:
+    task_id = uuid.uuid4().hex
+    done = cli("submit", "-", text=json.dumps({"task_id": task_id, "prompt": "x", "duration": 10}))
+    assert (done.returncode, done.stdout.strip()) == (0, task_id)
+    watched = cli("watch", task_id, "--json") if False else None
+    assert watched is None
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_job_that_is_rejected_ends_submit_with_1_and_the_reason(cli: Cli) -> None:
+    done = cli("submit", "--prompt", "x", "--format", "midi", "--wait")
+    assert done.returncode == 1
+    assert "audio_format" in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_full_queue_ends_submit_with_3(cli: Cli, amqp_url: str) -> None:
+    full = {"ACESTEP_AMQP_URL": amqp_url, "ACESTEP_QUEUE_MAXSIZE": "1"}
+    assert cli("topology", "--declare", **full).returncode == 0
+    assert cli("submit", "--prompt", "first", **full).returncode == 0
+    refused = cli("submit", "--prompt", "second", **full)
+    assert refused.returncode == 3
+    assert "queue is full" in refused.stderr
+
+
+def test_submitting_before_anybody_declared_the_queue_says_what_to_do(cli: Cli, amqp_url: str) -> None:
+    done = cli("submit", "--prompt", "x", ACESTEP_AMQP_URL=amqp_url)
+    assert done.returncode == 4
+    assert "topology --declare" in " ".join(done.stderr.split())
+
+
+def test_a_broker_out_of_reach_ends_with_4_and_names_the_setting(cli: Cli) -> None:
+    done = cli("submit", "--prompt", "x", ACESTEP_AMQP_URL="amqp://user:sesame@127.0.0.1:1/")
+    assert done.returncode == 4
+    assert "ACESTEP_AMQP_URL" in done.stderr
+    assert "sesame" not in done.stderr
+
+
+def test_an_unknown_setting_stops_every_command_with_2(cli: Cli) -> None:
+    done = cli("topology", ACESTEP_QUEUE_SIZE="5")
+    assert done.returncode == 2
+    assert "ACESTEP_QUEUE_MAXSIZE" in done.stderr
+
+
+def test_topology_prints_definitions_that_name_the_limit(cli: Cli) -> None:
+    definitions = json.loads(cli("topology", ACESTEP_QUEUE_MAXSIZE="7").stdout)
+    queues = {queue["name"]: queue["arguments"] for queue in definitions["queues"]}
+    assert queues["acestep.generate"]["x-max-length"] == 7
+
+
+def test_schema_prints_json_schemas(cli: Cli) -> None:
+    request = json.loads(cli("schema", "request").stdout)
+    events = json.loads(cli("schema", "events").stdout)
+    assert "prompt" in request["properties"]
+    assert "acestep.job.completed.v1" in events["discriminator"]["mapping"]
+
+
+def test_a_request_file_that_is_no_json_object_is_refused_before_anything_is_sent(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "list.json"
+    file.write_text("[1, 2]")
+    done = cli("submit", str(file))
+    assert done.returncode == 2
+    assert "JSON object" in done.stderr
+
+
+def test_help_names_every_command_and_the_exit_codes(cli: Cli) -> None:
+    text = cli("--help").stdout
+    assert all(name in text for name in ("run", "submit", "watch", "schema", "topology", "tiny-checkpoint"))
+    assert "Exit codes" in text
+    assert "ACESTEP_QUEUE_MAXSIZE" in cli("run", "--help").stdout
+
+
+def test_watch_prints_what_happens_until_it_is_interrupted(
+    cli: Cli, worker: WorkerProcess, worker_environment: dict[str, str], tmp_path: Path
+) -> None:
+    from infra.local.process import Process  # noqa: PLC0415
+
+    assert parse_request is not None
+    assert Process is not None
+    assert worker is not None

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A web server on this machine with TLS and a certificate of its own making."""
+
+import ssl
+import subprocess
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from aiohttp import web
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_NAME = "localhost"
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """Make a certificate for ``localhost`` and its key, good for a day."""
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    command = [
+        "openssl", "req", "-x509", "-nodes", "-days", "1", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
+        "-subj", f"/CN={_NAME}", "-addext", f"subjectAltName=DNS:{_NAME}", "-keyout", f"{key}", "-out", f"{certificate}",
+    ]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True)  # noqa: S603 - fixed arguments
+    return certificate, key
+
+
+class HttpsServer:
+    """Answers each path with the handler registered for it; ``hits`` lists the paths that were asked for."""
+
+    def __init__(self, certificate: Path, key: Path) -> None:
+        self._certificate = certificate
+        self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self._tls.load_cert_chain(certificate, key)
+        self._handlers: dict[str, Handler] = {}
+        self.hits: list[str] = []
+        self.host = ""
+
+    @property
+    def trust(self) -> ssl.SSLContext:
+        """What a client needs to trust this server, and no other."""
+        return ssl.create_default_context(cafile=str(self._certificate))
+
+    def url(self, path: str) -> str:
+        """Return the URL of ``path``."""
+        return f"https://{self.host}{path}"
+
+    def answer(self, path: str, handler: Handler) -> str:
+        """Answer ``path`` with ``handler`` from now on; return the URL."""
+        self._handlers[path] = handler
+        return self.url(path)
+
+    def serve(self, path: str, body: bytes, **arguments: str) -> str:
+        """Answer ``path`` with ``body``; ``arguments`` are headers with underscores for hyphens. Return the URL."""
+        headers = {name.replace("_", "-"): value for name, value in arguments.items()}
+
+        async def handler(_: web.Request) -> web.StreamResponse:
+            return web.Response(body=body, headers=headers)
+
+        return self.answer(path, handler)
+
+    def redirect(self, path: str, to: str) -> str:
+        """Send whoever asks for ``path`` to ``to``; return the URL."""
+
+        async def handler(_: web.Request) -> web.StreamResponse:
+            return web.Response(status=302, headers={"Location": to})
+
+        return self.answer(path, handler)
+
+    async def __aenter__(self) -> Self:
+        app = web.Application()
+        app.router.add_get("/{path:.*}", self._handle)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._tls).start()
+        self.host = f"{_NAME}:{self._runner.addresses[0][1]}"
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._runner.cleanup()
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        self.hits.append(request.path)
+        handler = self._handlers.get(request.path)
+        return await handler(request) if handler else web.Response(status=404)
