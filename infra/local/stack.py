@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from infra.local.compose import ComposeServers, docker_answers
 from infra.local.packages import ensure_rabbitmq
 from infra.local.rabbitmq import RabbitMQ, speaks_amqp
-from infra.local.s3 import REGION, SeaweedFS, bucket_answers
+from infra.local.s3 import REGION, Account, SeaweedFS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -169,7 +169,7 @@ def given_store(amqp_url: str) -> Environment | None:
         given = Environment.from_variables(dict(os.environ) | {"ACESTEP_AMQP_URL": amqp_url})
     except KeyError:
         return None
-    if not bucket_answers(given.s3_endpoint, given.s3_bucket, given.access_key, given.secret_key):
+    if not Account(given.s3_endpoint, given.access_key, given.secret_key).may_use(given.s3_bucket):
         say(f"ACESTEP_S3_ENDPOINT names {given.s3_endpoint}, but its bucket does not let us in: using another.")
         return None
     say(f"Using the store of ACESTEP_S3_ENDPOINT, {given.s3_endpoint}, bucket {given.s3_bucket}.")

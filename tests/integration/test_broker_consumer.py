@@ -8,6 +8,7 @@ import struct
 from collections import Counter
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -377,19 +378,20 @@ async def test_nothing_is_lost_when_the_broker_restarts_under_load(own_rabbitmq:
     assert heard == {f"t{number}" for number in range(400)}
 
 
+ALARM = ("absolute", "1MB")
+NO_ALARM = ("0.4",)
+
+
 @pytest.fixture
-def memory_alarm(rabbitmq: RabbitMQ) -> Iterator[Callable[[bool], str]]:
-    """Turn the session's broker's memory alarm on and off; off after the test."""
-
-    def turn(on: bool) -> str:  # noqa: FBT001 - a switch
-        return rabbitmq.ctl("set_vm_memory_high_watermark", *(["absolute", "1MB"] if on else ["0.4"]))
-
-    yield turn
-    turn(False)
+def memory_limit(rabbitmq: RabbitMQ) -> Iterator[Callable[..., str]]:
+    """Set the memory limit of the session's broker; as it was after the test."""
+    limit = partial(rabbitmq.ctl, "set_vm_memory_high_watermark")
+    yield limit
+    limit(*NO_ALARM)
 
 
 async def test_a_memory_alarm_delays_events_and_holds_up_no_ack(
-    amqp_url: str, memory_alarm: Callable[[bool], str]
+    amqp_url: str, memory_limit: Callable[..., str]
 ) -> None:
     hands = Hands()
     settings = broker_settings(amqp_url, queue_workers=1)
@@ -400,12 +402,12 @@ async def test_a_memory_alarm_delays_events_and_holds_up_no_ack(
         await peer.request(b"2")
         await consumer.start()
         await eventually(lambda: len(hands.taken) == 1)
-        await asyncio.to_thread(memory_alarm, True)
+        await asyncio.to_thread(memory_limit, *ALARM)
         publishing = asyncio.create_task(publisher.publish(failed_event("t1"), hands.taken[0].reply))
         await asyncio.sleep(0.2)
         hands.go.set()
         await eventually(lambda: len(hands.taken) == 2)  # the first was acked, for the second came
         assert not publishing.done()
-        await asyncio.to_thread(memory_alarm, False)
+        await asyncio.to_thread(memory_limit, *NO_ALARM)
         await publishing
         await consumer.stop()

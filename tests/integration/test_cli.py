@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import signal
 import subprocess
 import uuid
 from dataclasses import dataclass
@@ -11,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from schemas.events import JobCompleted, parse_event
-from schemas.request import parse_request
-from tests.support.worker import COMMAND, ROOT, WorkerProcess, clean_environment
+from tests.support.worker import COMMAND, ROOT, clean_environment
 
 
 @dataclass
@@ -71,8 +71,6 @@ def test_submit_reads_standard_input_and_without_wait_prints_the_task_id(cli: Cl
     task_id = uuid.uuid4().hex
     done = cli("submit", "-", text=json.dumps({"task_id": task_id, "prompt": "x", "duration": 10}))
     assert (done.returncode, done.stdout.strip()) == (0, task_id)
-    watched = cli("watch", task_id, "--json") if False else None
-    assert watched is None
 
 
 @pytest.mark.usefixtures("worker")
@@ -139,11 +137,46 @@ def test_help_names_every_command_and_the_exit_codes(cli: Cli) -> None:
     assert "ACESTEP_QUEUE_MAXSIZE" in cli("run", "--help").stdout
 
 
-def test_watch_prints_what_happens_until_it_is_interrupted(
-    cli: Cli, worker: WorkerProcess, worker_environment: dict[str, str], tmp_path: Path
-) -> None:
-    from infra.local.process import Process  # noqa: PLC0415
+@pytest.mark.usefixtures("worker")
+def test_watch_prints_events_as_json_lines_until_it_is_interrupted(cli: Cli) -> None:
+    with subprocess.Popen(
+        [*COMMAND, "watch", "--json"],
+        env=clean_environment(cli.environment),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as watching:
+        assert watching.stdout is not None
+        assert watching.stderr is not None
+        assert "watching" in watching.stderr.readline()
+        task_id = cli("submit", "--prompt", "x", "--duration", "10").stdout.strip()
+        states = []
+        for line in watching.stdout:
+            event = parse_event(line.encode())
+            if event.subject == task_id:
+                states.append(event.type.split(".")[2])
+            if states[-1:] == ["completed"]:
+                break
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(20) == 130
+    assert states[0] == "started"
 
-    assert parse_request is not None
-    assert Process is not None
-    assert worker is not None
+
+@pytest.mark.usefixtures("worker")
+def test_watch_of_one_task_ends_with_it(cli: Cli) -> None:
+    task_id = uuid.uuid4().hex
+    with subprocess.Popen(
+        [*COMMAND, "watch", task_id],
+        env=clean_environment(cli.environment),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as watching:
+        assert watching.stderr is not None
+        watching.stderr.readline()
+        assert cli("submit", "--prompt", "x", "--duration", "10", "--task-id", task_id).returncode == 0
+        printed, _ = watching.communicate(timeout=60)
+    assert watching.returncode == 0
+    assert f"{task_id}  completed s3://" in printed

@@ -22,7 +22,7 @@ from infra.local import rabbitmq as rabbitmq_module
 from infra.local.ports import PortClaim
 from infra.local.process import Process, ProcessId, ServerError, wait_until
 from infra.local.rabbitmq import RabbitMQ, speaks_amqp
-from infra.local.s3 import REGION, SeaweedFS, bucket_answers
+from infra.local.s3 import REGION, Account, SeaweedFS
 from infra.local.stack import Environment, Stack, given_broker, given_store
 
 if TYPE_CHECKING:
@@ -190,10 +190,14 @@ def test_a_restarted_store_keeps_its_objects(own_s3: SeaweedFS) -> None:
     assert client(own_s3).get_object(Bucket=own_s3.bucket, Key="song.wav")["Body"].read() == b"noise" * 1000
 
 
+def test_a_fresh_store_is_empty(own_s3: SeaweedFS) -> None:
+    assert client(own_s3).list_objects_v2(Bucket=own_s3.bucket)["KeyCount"] == 0
+
+
 def test_a_store_lets_in_only_its_own_keys(s3: SeaweedFS) -> None:
-    assert bucket_answers(s3.endpoint, s3.bucket, s3.access_key, s3.secret_key)
-    assert not bucket_answers(s3.endpoint, s3.bucket, s3.access_key, "wrong")
-    assert not bucket_answers(s3.endpoint, "another-bucket", s3.access_key, s3.secret_key)
+    assert Account(s3.endpoint, s3.access_key, s3.secret_key).may_use(s3.bucket)
+    assert not Account(s3.endpoint, s3.access_key, "wrong").may_use(s3.bucket)
+    assert not Account(s3.endpoint, s3.access_key, s3.secret_key).may_use("another-bucket")
 
 
 def test_a_closed_store_leaves_no_process_and_no_socket(tmp_path: Path) -> None:

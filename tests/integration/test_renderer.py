@@ -6,6 +6,7 @@ request is part of what is compared.
 """
 
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,8 @@ from numpy.typing import NDArray
 
 from consumer.audio import decode, encode
 from consumer.engine.messages import Render
+from consumer.engine.renderer.checkpoint import load_models
+from consumer.engine.renderer.device import Offload, inspect
 from consumer.engine.renderer.lane import Lane
 from consumer.engine.renderer.quiet import quietly
 from consumer.engine.renderer.render import render
@@ -395,6 +398,29 @@ def test_a_lane_refuses_a_second_job_at_the_same_time(lanes: tuple[Lane, ...], t
 
     render(lanes[0], ordered(tmp_path, audio_duration=1), intrude, lambda: False)
     assert [str(refusal) for refusal in refusals] == ["a lane renders one job at a time"]
+
+
+@pytest.mark.parametrize("dit", [True, False])
+def test_an_offloaded_song_equals_one_with_everything_loaded(
+    *, dit: bool, checkpoints: Path, lanes: tuple[Lane, ...], source: Path, tmp_path: Path
+) -> None:
+    """The card is the CPU here: the modules' comings and goings are real, the distance is not."""
+    alone = [EngineSettings(checkpoint_dir=checkpoints, config_path=name, device="cpu") for name in (TURBO, BASE)]
+    device = inspect(alone[0])
+    handles = [load_models(settings, device, lambda _: None)[0] for settings in alone]
+    lane = Lane(handles, device, Offload(models=True, dit=dit))
+    for model, fields in ((BASE, FROM_SOURCE["cover blended"][0]), (TURBO, TASKS["codes"][0])):
+        order = ordered(tmp_path, model=model, sources=Sources(source=source), **fields)
+        assert np.array_equal(made_by(lane, order), made_by(lanes[0], order))
+        with pytest.raises(Cancelled):
+            render(lane, order, lambda *_: None, _after(4))
+    assert [booth._pipeline.card and booth._pipeline.card._present for booth in lane._booths.values()] == [None, None]
+
+
+def _after(calls: int) -> Callable[[], bool]:
+    """Say no that often, then yes."""
+    answers = itertools.chain(itertools.repeat(object=False, times=calls), itertools.repeat(object=True))
+    return lambda: next(answers)
 
 
 def test_progress_rises_to_the_end_of_each_stage(lanes: tuple[Lane, ...], tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
     certificate, key = folder / "certificate.pem", folder / "key.pem"
     command = [
         "openssl", "req", "-x509", "-nodes", "-days", "1", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
-        "-subj", f"/CN={_NAME}", "-addext", f"subjectAltName=DNS:{_NAME}", "-keyout", f"{key}", "-out", f"{certificate}",
+        "-subj", f"/CN={_NAME}", "-addext", f"subjectAltName=DNS:{_NAME}",
+        "-keyout", f"{key}", "-out", f"{certificate}",
     ]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True)  # noqa: S603 - fixed arguments
     return certificate, key

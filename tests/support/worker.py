@@ -74,10 +74,10 @@ class WorkerProcess:
         except OSError:
             return 0, None
 
-    def log_lines(self, event: str) -> list[dict[str, Any]]:
-        """The log's lines with this event."""
+    def log_lines(self, **fields: object) -> list[dict[str, Any]]:
+        """The log's lines that have these fields."""
         lines = (json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{"))
-        return [line for line in lines if line["event"] == event]
+        return [line for line in lines if fields.items() <= line.items()]
 
     def children(self) -> list[int]:
         """Process ids of the worker's engine processes."""

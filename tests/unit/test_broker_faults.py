@@ -38,13 +38,8 @@ def library_exceptions() -> Iterator[type[BaseException]]:
 
 
 RETURN = Basic.Return(312, "NO_ROUTE", "x", "k")
-NOT_LIBRARY = [
-    TimeoutError(),
-    ConnectionResetError(104, "reset"),
-    OSError("gone"),
-    asyncio.CancelledError(),
-    Exception(),
-]
+# What else comes out of it: the operating system's errors, a cancellation nobody asked for, a bare Exception.
+OTHERS = [TimeoutError(), ConnectionResetError(104, "reset"), OSError("gone"), asyncio.CancelledError(), Exception()]
 
 
 def instance(kind: type[BaseException]) -> BaseException:
@@ -56,7 +51,7 @@ def instance(kind: type[BaseException]) -> BaseException:
     return kind("one", "two") if issubclass(kind, pamqp.exceptions.PAMQPException) else kind()
 
 
-ALL = [instance(kind) for kind in sorted(set(library_exceptions()), key=lambda kind: kind.__name__)] + NOT_LIBRARY
+ALL = [instance(kind) for kind in sorted(set(library_exceptions()), key=lambda kind: kind.__name__)] + OTHERS
 
 
 class OneBadTry:

@@ -17,6 +17,7 @@ from diffusers import AceStepPipeline
 from consumer.engine.renderer.arguments import Arguments
 from consumer.engine.renderer.checkpoint import ModelHandle
 from consumer.engine.renderer.device import DeviceReport, Offload
+from consumer.engine.renderer.offload import OneAtATime
 from consumer.engine.renderer.randomness import SongScheduler, SongVae, generators_for
 from consumer.job import LoadedModel
 
@@ -57,7 +58,7 @@ class Lane:
     @contextmanager
     def _on_device(self) -> Iterator[None]:
         """Kernels are launched on the thread's current card, which is card 0 until told otherwise."""
-        if self._device.type == "cpu":
+        if self._device.type in ("cpu", "mps"):
             yield
         else:
             with torch.get_device_module(self._device).device(self._device.index):
@@ -99,8 +100,7 @@ class _Booth:
             audios: torch.Tensor = result.audios
             return audios.float().cpu()
         finally:
-            # A stopped call leaves its last module on the card; without offloading this does nothing.
-            self._pipeline.maybe_free_model_hooks()
+            self._pipeline.maybe_free_model_hooks()  # a call that was stopped has not come to that
 
     def cut_texts(self, arguments: Arguments) -> tuple[str, ...]:
         given = arguments.pipeline
@@ -117,12 +117,22 @@ class _Booth:
 
 
 class _LanePipeline(AceStepPipeline):  # type: ignore[misc]  # diffusers has no types
-    """The pipeline as it is, less two faults."""
+    """The pipeline as it is, less two faults, and with offloading of our own."""
+
+    card: OneAtATime | None = None
 
     def offload(self, device: torch.device, *, keep_dit: bool) -> None:
         """Keep each model in RAM until it is called; the DiT stays on the card if asked."""
-        self._exclude_from_cpu_offload = ["transformer"] if keep_dit else []
-        self.enable_model_cpu_offload(device=device)
+        modules = {name: part for name, part in self.components.items() if isinstance(part, torch.nn.Module)}
+        if keep_dit:
+            self._exclude_from_cpu_offload = ["transformer"]
+            modules.pop("transformer").to(device)
+        self.card = OneAtATime(modules.values(), device)
+
+    def maybe_free_model_hooks(self) -> None:
+        """Empty the card. The base class calls this when a song is done."""
+        if self.card is not None:
+            self.card.clear()
 
     def texts(self, given: Mapping[str, Any]) -> tuple[str, str]:
         """Return the two texts that the first song's prompt and lyrics become, the longest part of each as given."""
@@ -154,7 +164,6 @@ class _LanePipeline(AceStepPipeline):  # type: ignore[misc]  # diffusers has no 
 
         An offloaded tokenizer would still be in RAM then.
         """
-        hook = getattr(self.audio_tokenizer, "_hf_hook", None)
-        if hook is not None and kwargs.get("audio_codes") is not None:
-            hook.pre_forward(self.audio_tokenizer)
+        if self.card is not None and kwargs.get("audio_codes") is not None:
+            self.card.admit(self.audio_tokenizer)
         return super().prepare_src_latents(*args, **kwargs)

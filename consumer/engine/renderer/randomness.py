@@ -12,7 +12,8 @@ What follows, for one song and seed ``s``, with ``G = torch.Generator().manual_s
 * ODE: equal to the plain pipeline called with ``generator=G`` after ``torch.manual_seed(s)``.
 * SDE: equal to the plain pipeline with ``generator=G`` and a stochastic scheduler whose ``step`` is given the same
   ``G``. Without source and reference audio that is the plain pipeline with no generator after ``torch.manual_seed(s)``.
-* In a batch, each song equals the same song alone. (The plain pipeline draws one posterior for a whole batch.)
+* In a batch, each song equals the same song alone, up to rounding. (The plain pipeline draws one posterior for a whole
+  batch.)
 
 The generators live on the CPU, so that a seed means the same noise on every card. On a GPU the plain pipeline would
 draw its posterior there; its other numbers are the same.

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ground that all contenders run on: a filled queue before, and a look at what they left behind after."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import uuid
+from typing import TYPE_CHECKING, Any, Self
+
+import aio_pika
+from aio_pika.exceptions import AMQPError
+
+from consumer.broker.connection import Link
+from consumer.broker.topology import EVENTS, GENERATE, UNROUTED
+from consumer.settings import Settings, load
+from tests.bench.chore import AUDIO, request_fields, s3_client
+from tests.bench.tap import Lap
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from aio_pika.abc import AbstractChannel, AbstractQueue
+
+TASK = "generate"
+_LONGEST_QUEUE = 1_000_000
+_HEARD = {"completed": "bench.completed", "started": "bench.started"}
+_PUBLISHES_AT_ONCE = 200
+_DELETES_AT_ONCE = 1000
+
+
+class BenchError(Exception):
+    """The numbers would mean nothing; the text says why."""
+
+
+def settings_for(prefetch: int) -> Settings:
+    """Return the worker's settings for this prefetch, on the servers that the environment names."""
+    return load(
+        env_file=None,
+        overrides={
+            "ACESTEP_QUEUE_WORKERS": str(prefetch),
+            "ACESTEP_API_WORKERS": str(prefetch),
+            "ACESTEP_QUEUE_MAXSIZE": str(_LONGEST_QUEUE),
+            "ACESTEP_WORKER_ID": "bench",
+            "ACESTEP_HTTP_PORT": "0",
+            "ACESTEP_LOG_LEVEL": "warning",
+            "ACESTEP_S3_PREFIX": os.environ.get("ACESTEP_S3_PREFIX", "bench"),
+        },
+    )
+
+
+class Arena:
+    """Fills the queue, runs one contender, counts what it did. An async context manager."""
+
+    def __init__(self) -> None:
+        self._settings = settings_for(1)
+        self._s3 = s3_client(self._settings, connections=10)
+
+    async def __aenter__(self) -> Self:
+        url = self._settings.broker.url.get_secret_value()
+        async with Link(self._settings.broker, "bench"):
+            pass  # it declares the topology
+        self._connection = await aio_pika.connect(url)
+        self._channel = await self._connection.channel(on_return_raises=True)
+        self._requests = await self._channel.declare_queue(GENERATE, passive=True)
+        if self._requests.declaration_result.message_count:
+            raise BenchError(f"{GENERATE} holds somebody's messages: give the benchmark a broker of its own")
+        self._heard = {state: await _listen(self._channel, state, name) for state, name in _HEARD.items()}
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._requests.purge()
+        for queue in self._heard.values():
+            await queue.delete(if_unused=False, if_empty=False)
+        await self._connection.close()
+
+    async def run(self, contender: str, prefetch: int, messages: int, limit_s: float) -> Lap:
+        """Let a contender work off a queue of ``messages``. Raises ``BenchError`` when it did not do its work."""
+        prefix = f"bench-{uuid.uuid4().hex[:12]}"
+        task_ids = [str(uuid.uuid4()) for _ in range(messages)]
+        await self._fill(task_ids, wrapped=contender == "taskiq_rabbit")
+        try:
+            lap = await _race(contender, prefetch, messages, prefix, limit_s)
+            await self._check(contender, task_ids, prefix)
+        finally:
+            await asyncio.to_thread(self._clear, prefix)
+            for queue in (*self._heard.values(), self._requests, await self._queue(UNROUTED)):
+                await queue.purge()
+        return lap
+
+    async def _fill(self, task_ids: list[str], *, wrapped: bool) -> None:
+        bodies = [_body(task_id, wrapped=wrapped) for task_id in task_ids]
+        for start in range(0, len(bodies), _PUBLISHES_AT_ONCE):
+            await asyncio.gather(*map(self._publish, bodies[start : start + _PUBLISHES_AT_ONCE]))
+
+    async def _publish(self, body: bytes) -> None:
+        message = aio_pika.Message(
+            body, content_type="application/json", delivery_mode=aio_pika.DeliveryMode.PERSISTENT
+        )
+        # Straight to the queue: that is where a request is when the clock starts.
+        await self._channel.default_exchange.publish(message, GENERATE)
+
+    async def _check(self, contender: str, task_ids: list[str], prefix: str) -> None:
+        """Every message left its song, its manifest and its event, and nothing went back to the queue."""
+        wanted = set(task_ids)
+        told = [json.loads(body)["subject"] for body in await _drain(self._heard["completed"])]
+        started = (await self._queue(_HEARD["started"])).declaration_result.message_count
+        sizes = await asyncio.to_thread(self._stored, prefix)
+        songs = {f"{prefix}/{task_id}/0.wav" for task_id in wanted}
+        manifests = {f"{prefix}/{task_id}/manifest.json" for task_id in wanted}
+        facts = {
+            "the queue is empty": not (await self._queue(GENERATE)).declaration_result.message_count,
+            "one completed event each": sorted(told) == sorted(wanted),
+            "the worker tells of each start": contender != "worker" or started == len(wanted),
+            "one song and one manifest each": set(sizes) == songs | manifests,
+            "songs are whole": all(sizes.get(key) == len(AUDIO) for key in songs),
+        }
+        if wrong := [fact for fact, holds in facts.items() if not holds]:
+            raise BenchError(f"{contender}: not so: {'; '.join(wrong)}")
+
+    async def _queue(self, name: str) -> AbstractQueue:
+        return await self._channel.declare_queue(name, passive=True)
+
+    def _stored(self, prefix: str) -> dict[str, int]:
+        pages = self._s3.get_paginator("list_objects_v2").paginate(
+            Bucket=self._settings.storage.bucket, Prefix=f"{prefix}/"
+        )
+        return {item["Key"]: item["Size"] for page in pages for item in page.get("Contents", ())}
+
+    def _clear(self, prefix: str) -> None:
+        keys = list(self._stored(prefix))
+        for start in range(0, len(keys), _DELETES_AT_ONCE):
+            doomed: Any = [{"Key": key} for key in keys[start : start + _DELETES_AT_ONCE]]
+            self._s3.delete_objects(Bucket=self._settings.storage.bucket, Delete={"Objects": doomed, "Quiet": True})
+
+
+async def _race(contender: str, prefetch: int, messages: int, prefix: str, limit_s: float) -> Lap:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        f"tests.bench.contenders.{contender}",
+        str(prefetch),
+        str(messages),
+        env={**os.environ, "ACESTEP_S3_PREFIX": prefix},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(limit_s):
+            output, _ = await process.communicate()
+    except TimeoutError as error:
+        raise BenchError(f"{contender} was not done after {limit_s:.0f} s") from error
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    lines = output.splitlines()
+    if process.returncode or not lines:
+        raise BenchError(f"{contender} ended with status {process.returncode}; its words are above")
+    return Lap(**json.loads(lines[-1]))
+
+
+def _body(task_id: str, *, wrapped: bool) -> bytes:
+    """The request; ``wrapped`` as taskiq's producers send it."""
+    fields = request_fields(task_id)
+    if wrapped:
+        fields = {"task_id": task_id, "task_name": TASK, "labels": {}, "args": [], "kwargs": {"request": fields}}
+    return json.dumps(fields).encode()
+
+
+async def _listen(channel: AbstractChannel, state: str, name: str) -> AbstractQueue:
+    """Bind a durable queue, as a subscriber has it: a persistent event is on disk before it is confirmed."""
+    try:
+        queue = await channel.declare_queue(name, durable=True)
+        await queue.bind(EVENTS, f"job.{state}.#")
+        await queue.purge()
+    except AMQPError as error:
+        raise BenchError(f"no queue {name}: {error}") from error
+    return queue
+
+
+async def _drain(queue: AbstractQueue) -> list[bytes]:
+    """Take everything that waits there now."""
+    waiting = (await queue.channel.declare_queue(queue.name, passive=True)).declaration_result.message_count  # type: ignore[attr-defined]
+    bodies: list[bytes] = []
+    if waiting:
+        async with queue.iterator(no_ack=True) as messages:
+            async for message in messages:
+                bodies.append(message.body)
+                if len(bodies) == waiting:
+                    break
+    return bodies

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages a second through the worker, side by side with a bare aio-pika consumer, FastStream and taskiq-aio-pika.
+
+Every contender runs in a process of its own on the same servers and works off a queue that was filled before: one
+64 KiB song and one manifest into S3, one confirmed event, then the ack. The worker's renderer is done at once; all
+else is the real thing, with what the others leave out: validation, policy, a look for an earlier result, a `started`
+event, and songs that come as files. The clock runs from the first delivery to the last ack. Contenders take turns,
+round by round, because machines are noisy: read the ratios, not the rates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import sys
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from consumer.settings import SettingsError
+from tests.bench.arena import Arena, BenchError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.bench.tap import Lap
+
+CONTENDERS = {
+    "worker": "the worker",
+    "bare_aio_pika": "bare aio-pika",
+    "faststream_rabbit": "FastStream",
+    "taskiq_rabbit": "taskiq-aio-pika",
+}
+_OURS, _BARE = "worker", "bare_aio_pika"
+_NEEDS = {"faststream_rabbit": "faststream", "taskiq_rabbit": "taskiq_aio_pika"}
+_PREFETCHES = (1, 8, 64)
+_TRIAL_MESSAGES = 200
+_SLOWEST = 10
+
+Laps = dict[tuple[int, str], list["Lap"]]
+
+_console = Console(stderr=True, highlight=False)
+
+
+def main() -> int:
+    """Run the benchmark: a table on standard error, one line of JSON on standard output."""
+    arguments = _parser().parse_args()
+    try:
+        laps = asyncio.run(_contest(arguments))
+    except (BenchError, SettingsError) as error:
+        _console.print(f"error: {error}", markup=False)
+        return 1
+    summary = summarise(laps)
+    _console.print(_table(summary))
+    sys.stdout.write(json.dumps({"bench": "broker", **_machine(), "rounds": arguments.rounds, "results": summary}))
+    sys.stdout.write("\n")
+    return 0
+
+
+async def _contest(arguments: argparse.Namespace) -> Laps:
+    laps: Laps = defaultdict(list)
+    async with Arena() as arena:
+        counts = {
+            prefetch: await _trial(arena, prefetch, arguments.seconds) for prefetch in arguments.prefetch
+        }
+        for turn, prefetch, contender in _turns(arguments):
+            limit_s = _SLOWEST * arguments.seconds + 60
+            lap = await arena.run(contender, prefetch, counts[prefetch], limit_s)
+            laps[prefetch, contender].append(lap)
+            _console.print(
+                f"round {turn + 1}/{arguments.rounds}  prefetch {prefetch:>2}  {CONTENDERS[contender]:<15} "
+                f"{lap.messages} messages in {lap.seconds:.2f} s: {lap.messages / lap.seconds:.0f}/s"
+            )
+    return laps
+
+
+async def _trial(arena: Arena, prefetch: int, seconds: float) -> int:
+    """How many messages make a round of ``seconds``; the servers get warm, too."""
+    lap = await arena.run(_BARE, prefetch, _TRIAL_MESSAGES, limit_s=60)
+    return max(_TRIAL_MESSAGES, round(seconds * lap.messages / lap.seconds))
+
+
+def _turns(arguments: argparse.Namespace) -> Iterator[tuple[int, int, str]]:
+    """Each round begins with another contender, so that none is always the first or the last."""
+    for turn in range(arguments.rounds):
+        for prefetch in arguments.prefetch:
+            shift = turn % len(arguments.contenders)
+            for contender in (*arguments.contenders[shift:], *arguments.contenders[:shift]):
+                yield turn, prefetch, contender
+
+
+def summarise(laps: Laps) -> list[dict[str, Any]]:
+    """Return a row for each prefetch and contender. ``ratio`` is the worker's rate over the contender's, per round."""
+    return [_row(prefetch, contender, laps) for prefetch, contender in laps]
+
+
+def _row(prefetch: int, contender: str, laps: Laps) -> dict[str, Any]:
+    theirs, ours = laps[prefetch, contender], laps.get((prefetch, _OURS), [])
+    ratios = [_rate(our) / _rate(their) for our, their in zip(ours, theirs, strict=False)]
+    return {
+        "prefetch": prefetch,
+        "contender": contender,
+        "messages": theirs[0].messages,
+        "rate": round(statistics.median(map(_rate, theirs)), 1),
+        "cpu_ms": round(statistics.median(1000 * lap.cpu_seconds / lap.messages for lap in theirs), 2),
+        "ratio": _spread(ratios),
+    }
+
+
+def _rate(lap: Lap) -> float:
+    return lap.messages / lap.seconds
+
+
+def _spread(values: list[float]) -> dict[str, float] | None:
+    if not values:
+        return None
+    numbers = {"median": statistics.median(values), "least": min(values), "most": max(values)}
+    return {name: round(number, 3) for name, number in numbers.items()}
+
+
+def _table(summary: list[dict[str, Any]]) -> Table:
+    table = Table(box=box.SIMPLE, title="Medians over the rounds; in brackets the lowest and the highest ratio")
+    for title in ("prefetch", "contender", "messages/s", "CPU ms/message", "worker is … times as fast"):
+        table.add_column(title, justify="left" if title == "contender" else "right")
+    for row in summary:
+        ratio = row["ratio"]
+        told = "" if ratio is None else f"{ratio['median']:.2f}  ({ratio['least']:.2f} to {ratio['most']:.2f})"
+        ours = row["contender"] == _OURS
+        cells = (str(row["prefetch"]), CONTENDERS[row["contender"]], f"{row['rate']:.0f}", f"{row['cpu_ms']:.2f}")
+        table.add_row(*cells, "" if ours else told, style="bold" if ours else None)
+    return table
+
+
+def _machine() -> dict[str, Any]:
+    return {"python": platform.python_version(), "cores": len(os.sched_getaffinity(0))}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bash infra/dev bench broker",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--seconds", type=float, default=5, help="length of one round of the bare consumer (5)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds for each contender and prefetch (5)")
+    parser.add_argument("--prefetch", type=int, nargs="+", default=list(_PREFETCHES), help="(1 8 64)")
+    parser.add_argument(
+        "--contenders", nargs="+", choices=list(CONTENDERS), default=_installed(), help="(all that are installed)"
+    )
+    return parser
+
+
+def _installed() -> list[str]:
+    return [name for name in CONTENDERS if name not in _NEEDS or importlib.util.find_spec(_NEEDS[name])]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
