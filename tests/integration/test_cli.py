@@ -21,7 +21,9 @@ class Cli:
 
     environment: dict[str, str]
 
-    def __call__(self, *arguments: str, text: str | None = None, **variables: str) -> "subprocess.CompletedProcess[str]":
+    def __call__(
+        self, *arguments: str, text: str | None = None, **variables: str
+    ) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             [*COMMAND, *arguments],
             env=clean_environment(self.environment | variables),

@@ -43,9 +43,7 @@ async def submit_slow(url: str) -> str:
         return await client.submit({"prompt": "x", "task_id": uuid.uuid4().hex, **SLOW})
 
 
-async def test_sigterm_finishes_the_work_in_hand_and_leaves_with_0(
-    environment: dict[str, str], tmp_path: Path
-) -> None:
+async def test_sigterm_finishes_the_work_in_hand_and_leaves_with_0(environment: dict[str, str], tmp_path: Path) -> None:
     url = environment["ACESTEP_AMQP_URL"]
     with WorkerProcess(tmp_path, environment) as worker:
         async with Client(url) as client, client.subscribe("job.#", "worker.#") as events:

@@ -28,7 +28,7 @@ log = structlog.get_logger()
 
 
 class Pipe:
-    """Typed messages on the socket. Its end is noticed at once, whatever the main thread is at, and ends the process."""
+    """Typed messages on the socket. Its end is noticed at once, whatever the main thread does, and ends the process."""
 
     def __init__(self, number: int) -> None:
         self._frames = FrameSocket(socket.socket(fileno=number))
