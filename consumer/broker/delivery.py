@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +16,9 @@ from consumer.errors import ConsumerError, Verdict
 if TYPE_CHECKING:
     from aiormq.abc import DeliveredMessage
     from pamqp.commands import Basic
+
+# A socket that takes nothing more for so long is as good as closed; whoever settles must not wait for its heartbeat.
+SETTLE_TIMEOUT_S = 10.0
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -112,7 +116,8 @@ class Delivery:
             await self._move_to_dead_letters(reason)
         try:
             with mapped():
-                await self._tell_broker(verdict)
+                async with asyncio.timeout(SETTLE_TIMEOUT_S):
+                    await self._tell_broker(verdict)
         except BrokerFault as fault:
             self._leave(verdict, describe(fault))
 

@@ -54,6 +54,6 @@ def table(value: bytes) -> tuple[int, Any]:
     """Return (bytes consumed, headers); a mark alone where they cannot be read."""
     try:
         return decode.field_table(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         length = int.from_bytes(value[:_LENGTH_BYTES], "big")
         return _LENGTH_BYTES + length, {UNREADABLE_HEADERS: True}
