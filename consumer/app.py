@@ -94,7 +94,12 @@ def _check_planner(settings: Settings) -> None:
 
 
 def _supervisor(settings: Settings, *, as_json: bool) -> RendererSupervisor:
-    configure = Configure(settings=settings.engine, log_level=settings.worker.log_level, log_json=as_json)
+    configure = Configure(
+        settings=settings.engine,
+        max_input_s=settings.inputs.max_seconds,
+        log_level=settings.worker.log_level,
+        log_json=as_json,
+    )
     return RendererSupervisor(configure, max_attempts=settings.worker.max_attempts)
 
 

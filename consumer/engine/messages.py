@@ -35,6 +35,7 @@ class Configure:
 
     kind: Literal["configure"] = "configure"
     settings: EngineSettings
+    max_input_s: float = 600
     log_level: str = "info"
     log_json: bool = False
 

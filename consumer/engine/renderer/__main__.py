@@ -85,7 +85,7 @@ def open_service(pipe: Pipe, configure: Configure) -> "Service":
     except (DeviceError, CheckpointError) as error:
         pipe.say(Unusable(reason=str(error)))
         leave(EXIT_UNUSABLE)
-    service = Service(studio, pipe.say, lost)
+    service = Service(studio, pipe.say, lost, max_input_s=configure.max_input_s)
     pipe.say(Ready(report=studio.report))
     return service
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from consumer.errors import LimitExceeded, RenderFailed
 from consumer.job import Job, LoadedModel, Plan, Variant
+from schemas.events import Adjustment
 from schemas.request import GenerationRequest
 
 # Sent by ACE-Step's clients with every task: it stands for "the task's own instruction".
@@ -32,6 +33,7 @@ class Arguments:
     steps: int
     method: Literal["ode", "sde"]
     tiled: bool
+    adjustments: tuple[Adjustment, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -69,6 +71,7 @@ def arguments_for(job: Job, plan: Plan, model: LoadedModel, inputs: Inputs = Inp
         steps=len(pipeline["timesteps"] or ()) or pipeline["num_inference_steps"],
         method=job.request.infer_method,
         tiled=job.request.use_tiled_decode,
+        adjustments=tuple(draft.adjustments),
         warnings=tuple(draft.warnings),
     )
 
@@ -79,6 +82,7 @@ class _Draft:
     plan: Plan
     model: LoadedModel
     inputs: Inputs
+    adjustments: list[Adjustment] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -178,10 +182,11 @@ class _Draft:
         limit = self.job.policy.limits.max_duration_s
         if seconds <= limit:
             return seconds
-        text = f"{what}: {seconds:.2f} seconds, and this worker allows {limit}"
+        reason = f"{what}: {seconds:.2f} seconds, and this worker allows {limit}"
+        cut = Adjustment(field="audio_duration", requested=round(seconds, 2), applied=limit, reason=reason)
         if self.request.on_limit == "reject":
-            raise LimitExceeded(f"{text} (on_limit is reject)")
-        self.warnings.append(f"{text}; the rest was cut")
+            raise LimitExceeded(f"{reason} (on_limit is reject)", [cut.model_dump(mode="json")])
+        self.adjustments.append(cut)
         return float(limit)
 
     def _note_length(self, seconds: float, source: str) -> None:

@@ -68,6 +68,7 @@ class _Session:
             tracks=tracks,
             render_s=sung - started,
             encode_s=perf_counter() - sung,
+            adjustments=arguments.adjustments,
             warnings=(*arguments.warnings, *self._lane.cut_texts(self._model.name, arguments)),
         )
 

@@ -27,9 +27,10 @@ log = structlog.get_logger()
 class Service:
     """Hands orders to lanes. ``leave`` is called when the device is lost and only a new process can help."""
 
-    def __init__(self, studio: Studio, say: Say, leave: Leave) -> None:
+    def __init__(self, studio: Studio, say: Say, leave: Leave, *, max_input_s: float) -> None:
         self._say = say
         self._leave = leave
+        self._max_input_s = max_input_s
         self._waiting: queue.SimpleQueue[Render] = queue.SimpleQueue()
         self._stopped: set[int] = set()
         for number, lane in enumerate(studio.lanes):
@@ -56,7 +57,9 @@ class Service:
             self._say(Progressed(order=order.order, fraction=fraction, stage=stage))
 
         try:
-            rendering = render(lane, order, report, lambda: order.order in self._stopped)
+            rendering = render(
+                lane, order, report, lambda: order.order in self._stopped, max_input_s=self._max_input_s
+            )
         except ConsumerError as error:
             if error.__cause__ is not None and is_fatal(error.__cause__):
                 self._leave(error.__cause__)

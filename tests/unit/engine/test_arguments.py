@@ -221,7 +221,9 @@ def test_songs_of_unequal_code_counts_are_refused() -> None:
 def test_an_input_longer_than_the_tier_allows_is_cut_and_named() -> None:
     made = translate(job(task_type="cover", max_duration_s=12), inputs=SOURCE)
     assert made.pipeline["src_audio"].shape == (2, 12 * 48_000)
-    assert made.warnings == ("the source audio: 20.00 seconds, and this worker allows 12; the rest was cut",)
+    (cut,) = made.adjustments
+    assert (cut.field, cut.requested, cut.applied) == ("audio_duration", 20, 12)
+    assert cut.reason == "the source audio: 20.00 seconds, and this worker allows 12"
     made = translate(job(audio_code_string=codes(100), max_duration_s=12))
     assert made.pipeline["audio_codes"] == [codes(60)]
 
