@@ -23,7 +23,8 @@ from consumer.broker.faults import BrokerRefused
 from consumer.broker.publisher import Publisher
 from consumer.engine.messages import Configure, RendererReport
 from consumer.engine.planner.direct import DirectPlanner
-from consumer.engine.supervisor import EngineUnusable, RendererSupervisor
+from consumer.engine.rendering import RendererSupervisor
+from consumer.engine.supervisor import EngineUnusable
 from consumer.errors import ConsumerError, Unpublished
 from consumer.health import Check, Health
 from consumer.inputs import AllowedInputs
@@ -161,7 +162,10 @@ class Worker:
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
-        return loading.result() if loading.done() else None
+        if not loading.done():
+            loading.cancel()
+            return None
+        return loading.result()
 
     def _new_consumer(self, report: RendererReport, scratch: Path, store: S3Store, inputs: Inputs) -> Consumer:
         settings = self._settings

@@ -42,6 +42,9 @@ def _adopt_standard_logging(level: str, shared: list[Processor], last: list[Proc
     handler.setFormatter(formatter)
     quiet = logging.DEBUG if level == "debug" else logging.WARNING
     logging.basicConfig(handlers=[handler], level=quiet, force=True)
+    for repeated in ("aiormq", "aio_pika"):
+        # Whatever goes wrong there becomes an error of ours, which is logged once, with what it means.
+        logging.getLogger(repeated).setLevel(logging.CRITICAL)
     if level == "debug":
-        for noisy in ("botocore", "aiormq.connection", "urllib3", "s3transfer", "boto3", "asyncio"):
+        for noisy in ("botocore", "urllib3", "s3transfer", "boto3", "asyncio"):
             logging.getLogger(noisy).setLevel(logging.INFO)

@@ -95,12 +95,12 @@ class Progressed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rendered:
-    """Child to parent: the songs lie in the folder."""
+class Done:
+    """Child to parent: this order's result. Songs lie in the job's folder."""
 
-    kind: Literal["rendered"] = "rendered"
+    kind: Literal["done"] = "done"
     order: int
-    rendering: Rendering
+    result: Rendering
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +114,7 @@ class Broken:
 
 
 ToEngine = Configure | Render | Stop
-FromEngine = Loading | Ready | Unusable | Progressed | Rendered | Broken
+FromEngine = Loading | Ready | Unusable | Progressed | Done | Broken
 
 TO_ENGINE: TypeAdapter[ToEngine] = TypeAdapter(Annotated[ToEngine, Field(discriminator="kind")])
 FROM_ENGINE: TypeAdapter[FromEngine] = TypeAdapter(Annotated[FromEngine, Field(discriminator="kind")])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps one renderer process alive and gives each job its own answer.
+"""Keeps one engine process alive and gives each job its own answer.
 
 A job is an order with a future. When the process dies, its orders fail with ``EngineCrashed`` and are tried again on
 the next process, up to the attempt limit; deliveries stay in hand meanwhile.
@@ -10,29 +10,31 @@ import itertools
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from typing import ClassVar, Generic, TypeVar
 
 import structlog
 
 from consumer.engine.messages import (
     Broken,
     Configure,
+    Done,
     FromEngine,
     Loading,
     Progressed,
     Ready,
-    Render,
-    Rendered,
     RendererReport,
     Stop,
+    ToEngine,
     Unusable,
 )
 from consumer.engine.process import EngineProcess
 from consumer.errors import ConsumerError, EngineCrashed, Interrupted, error_of_code
-from consumer.job import Job, Plan, Rendering, Sources
+from consumer.job import Rendering
 from consumer.ports import Report
 
-RENDERER = "consumer.engine.renderer"
+ReportT = TypeVar("ReportT", bound=RendererReport)
+AnswerT = TypeVar("AnswerT", bound=Rendering)
+
 FIRST_RESTART_S, LAST_RESTART_S = 0.5, 30.0
 MAX_FAILED_STARTS = 3
 
@@ -44,26 +46,37 @@ class EngineUnusable(Exception):
 
 
 @dataclass(slots=True)
-class _Order:
-    answer: asyncio.Future[Rendering]
+class _Order(Generic[AnswerT]):
+    answer: asyncio.Future[AnswerT]
     report: Report
 
 
-class RendererSupervisor:
-    """Implements the ``Renderer`` port on a child process."""
+class Supervisor(Generic[ReportT, AnswerT]):
+    """An engine process and its successors. A subclass says which: what people call it, what Python runs, what it says.
 
-    def __init__(self, configure: Configure, *, max_attempts: int, module: str = RENDERER) -> None:
+    Args:
+        configure: the first message to each process.
+        max_attempts: processes that one order may see die before it fails.
+        module: another program that speaks the same messages.
+    """
+
+    name: ClassVar[str]
+    module: ClassVar[str]
+    report_type: type[ReportT]
+    answer_type: type[AnswerT]
+
+    def __init__(self, configure: Configure, *, max_attempts: int, module: str | None = None) -> None:
+        self._module = module or self.module
         self._configure = configure
         self._max_attempts = max_attempts
-        self._module = module
         self._numbers = itertools.count(1)
-        self._orders: dict[int, _Order] = {}
-        self._first: asyncio.Future[RendererReport] = asyncio.get_running_loop().create_future()
+        self._orders: dict[int, _Order[AnswerT]] = {}
+        self._first: asyncio.Future[ReportT] = asyncio.get_running_loop().create_future()
         self._ready = asyncio.Event()
         self._process: EngineProcess | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
-        self.report: RendererReport | None = None
+        self.report: ReportT | None = None
         self.restarts = 0
 
     @property
@@ -76,12 +89,13 @@ class RendererSupervisor:
         """Process id of the engine, while there is one."""
         return self._process.pid if self._process else None
 
-    async def start(self) -> RendererReport:
+    async def start(self) -> ReportT:
         """Start the process and wait until its models are loaded. Raises ``EngineUnusable``."""
-        self._keeper = asyncio.create_task(self._keep(), name="renderer supervisor")
+        self._keeper = asyncio.create_task(self._keep(), name=f"{self.name} supervisor")
         await asyncio.wait((self._keeper, self._first), return_when=asyncio.FIRST_COMPLETED)
         if self._keeper.done():
             self._keeper.result()
+            raise EngineUnusable(f"the {self.name} was stopped while it was loading")
         return self._first.result()
 
     async def wait_unusable(self) -> None:
@@ -98,29 +112,34 @@ class RendererSupervisor:
             with suppress(EngineUnusable):
                 await self._keeper
 
-    async def render(self, job: Job, plan: Plan, sources: Sources, folder: Path, report: Report) -> Rendering:
-        """Render one job, again on a new process if the old one dies under it."""
+    async def ask(self, task_id: str, order: Callable[[int], ToEngine], report: Report) -> AnswerT:
+        """Have one order done, again on a new process if the old one dies under it.
+
+        ``order`` makes the message from its number. Cancelling the call stops the work at its next step.
+        """
         for attempt in range(1, self._max_attempts + 1):
             try:
-                return await self._order(job, plan, sources, folder, report)
+                return await self._ask_once(order, report)
             except EngineCrashed as error:
-                log.warning("renderer died under a job", task_id=job.task_id, attempt=attempt, reason=str(error))
-        raise EngineCrashed(f"the renderer process died {self._max_attempts} times with this job inside")
+                log.warning(
+                    "engine died under a job", engine=self.name, task_id=task_id, attempt=attempt, reason=str(error)
+                )
+        raise EngineCrashed(f"the {self.name} process died {self._max_attempts} times with this job inside")
 
-    async def _order(self, job: Job, plan: Plan, sources: Sources, folder: Path, report: Report) -> Rendering:
+    async def _ask_once(self, order: Callable[[int], ToEngine], report: Report) -> AnswerT:
         await self._ready.wait()
-        number, order = next(self._numbers), _Order(asyncio.get_running_loop().create_future(), report)
-        self._orders[number] = order
+        number = next(self._numbers)
+        open_order = self._orders[number] = _Order(asyncio.get_running_loop().create_future(), report)
         try:
-            self._send(Render(order=number, job=job, plan=plan, sources=sources, folder=folder))
-            return await order.answer
+            self._send(order(number))
+            return await open_order.answer
         except asyncio.CancelledError:
             self._send(Stop(order=number))
             raise
         finally:
             self._orders.pop(number, None)
 
-    def _send(self, message: Render | Stop) -> None:
+    def _send(self, message: ToEngine) -> None:
         if self._process is not None:
             self._process.send(message)
 
@@ -132,10 +151,10 @@ class RendererSupervisor:
             if self._stopping.is_set():
                 return
             if failures == MAX_FAILED_STARTS and self.report is None:
-                raise EngineUnusable(f"the renderer process died {failures} times while loading; its log is above")
+                raise EngineUnusable(f"the {self.name} process died {failures} times while loading; its log is above")
             self.restarts += 1
             pause = min(FIRST_RESTART_S * 2**failures, LAST_RESTART_S)
-            log.warning("renderer restarts", in_s=pause)
+            log.warning("engine restarts", engine=self.name, in_s=pause)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause)
 
@@ -159,37 +178,39 @@ class RendererSupervisor:
     def _take(self, message: FromEngine) -> None:
         match message:
             case Loading(what=what):
-                log.info("renderer loading", what=what)
-            case Ready(report=report):
+                log.info("engine loading", engine=self.name, what=what)
+            case Ready(report=report) if isinstance(report, self.report_type):
                 self._welcome(report)
             case Unusable(reason=reason):
                 raise EngineUnusable(reason)
             case Progressed(order=number, fraction=fraction, stage=stage):
                 if number in self._orders:
                     self._orders[number].report(fraction, stage)
-            case Rendered(order=number, rendering=rendering):
-                self._answer(number, lambda answer: answer.set_result(rendering))
+            case Done(order=number, result=result) if isinstance(result, self.answer_type):
+                self._answer(number, lambda answer: answer.set_result(result))
             case Broken(order=number, code=code, reason=reason):
                 self._answer(number, lambda answer: answer.set_exception(error_of_code(code, reason)))
+            case _:
+                log.error("engine said something that is not its part", engine=self.name, kind=message.kind)
 
-    def _welcome(self, report: RendererReport) -> None:
+    def _welcome(self, report: ReportT) -> None:
         self.report = report
         self._ready.set()
         if not self._first.done():
             self._first.set_result(report)
 
-    def _answer(self, number: int, give: Callable[["asyncio.Future[Rendering]"], None]) -> None:
+    def _answer(self, number: int, give: Callable[["asyncio.Future[AnswerT]"], None]) -> None:
         order = self._orders.get(number)
         if order is not None and not order.answer.done():
             give(order.answer)
 
     def _fail_all(self, exit_code: int) -> None:
         if not self._stopping.is_set():
-            log.error("renderer process gone", exit_code=exit_code)
+            log.error("engine process gone", engine=self.name, exit_code=exit_code)
         for number in list(self._orders):
             self._answer(number, lambda answer: answer.set_exception(self._loss(exit_code)))
 
     def _loss(self, exit_code: int) -> ConsumerError:
         if self._stopping.is_set():
             return Interrupted("the worker stops")
-        return EngineCrashed(f"the renderer process ended with exit code {exit_code}")
+        return EngineCrashed(f"the {self.name} process ended with exit code {exit_code}")

@@ -359,7 +359,7 @@ class TestFromHttps:
         ],
         ids=["nothing", "compressed"],
     )
-    async def test_an_answer_that_is_no_audio_file_is_unreadable(  # noqa: PLR0913, PLR0917 - fixtures and cases
+    async def test_an_answer_that_is_no_audio_file_is_unreadable(
         self, connect: Connect, web_host: HttpsServer, tmp_path: Path, body: bytes, headers: dict[str, str], said: str
     ) -> None:
         place = web_host.serve("/a.wav", body, **headers)

@@ -19,11 +19,11 @@ from consumer.engine.messages import (
     TO_ENGINE,
     Broken,
     Configure,
+    Done,
     FromEngine,
     Progressed,
     Ready,
     Render,
-    Rendered,
     RendererReport,
     Stop,
     Unusable,
@@ -77,7 +77,7 @@ class Double:
                 return
         for step in range(1, 5):
             self.say(Progressed(order=order.order, fraction=step / 4, stage="render"))
-        self.say(Rendered(order=order.order, rendering=sing(order)))
+        self.say(Done(order=order.order, result=sing(order)))
 
     def crash_once(self, mark: Path) -> None:
         if not mark.exists():

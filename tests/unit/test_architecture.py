@@ -32,9 +32,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "consumer.narrator": STORY,
     "consumer.pipeline": STORY | HELPERS,
     "consumer.broker": {*NOUNS, "consumer.ports", "consumer.settings", "consumer.broker"},
-    "consumer.storage": {*NOUNS, "consumer.ports", "consumer.settings", "consumer.objects"},
-    "consumer.objects": {*NOUNS, "consumer.settings"},
-    "consumer.inputs": {*NOUNS, "consumer.ports", "consumer.settings", "consumer.objects"},
+    "consumer.s3": {*NOUNS, "consumer.settings"},
+    "consumer.objects": {*NOUNS, "consumer.s3"},
+    "consumer.storage": {*NOUNS, "consumer.settings", "consumer.objects", "consumer.s3"},
+    "consumer.inputs": {*NOUNS, "consumer.settings", "consumer.objects", "consumer.s3"},
     "consumer.formats": set(),
     "consumer.audio": {*NOUNS, "consumer.formats"},
     "consumer.engine": {
@@ -55,8 +56,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 MAY_NAME: dict[str, set[str]] = {
     "aio_pika": {"consumer.broker", "consumer.client"},
-    "boto3": {"consumer.objects", "consumer.storage"},
-    "botocore": {"consumer.objects", "consumer.storage"},
+    "boto3": {"consumer.objects", "consumer.s3"},
+    "botocore": {"consumer.objects", "consumer.s3"},
     **dict.fromkeys(TORCH, {"consumer.engine.renderer", "consumer.engine.tiny_checkpoint", "consumer.audio"}),  # noqa: RUF024 - never mutated
 }
 MODULES = sorted((*ROOT.glob("consumer/**/*.py"), *ROOT.glob("schemas/**/*.py")))

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import structlog
 
-from consumer.engine.messages import Broken, FromEngine, Progressed, Render, Rendered, Stop, ToEngine
+from consumer.engine.messages import Broken, Done, FromEngine, Progressed, Render, Stop, ToEngine
 from consumer.engine.renderer.faults import is_fatal
 from consumer.engine.renderer.lane import Lane
 from consumer.engine.renderer.render import render
@@ -57,11 +57,9 @@ class Service:
             self._say(Progressed(order=order.order, fraction=fraction, stage=stage))
 
         try:
-            rendering = render(
-                lane, order, report, lambda: order.order in self._stopped, max_input_s=self._max_input_s
-            )
+            rendering = render(lane, order, report, lambda: order.order in self._stopped, max_input_s=self._max_input_s)
         except ConsumerError as error:
             if error.__cause__ is not None and is_fatal(error.__cause__):
                 self._leave(error.__cause__)
             return Broken(order=order.order, code=error.code, reason=str(error))
-        return Rendered(order=order.order, rendering=rendering)
+        return Done(order=order.order, result=rendering)

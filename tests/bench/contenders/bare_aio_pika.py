@@ -12,8 +12,8 @@ from aio_pika.abc import AbstractIncomingMessage
 
 from consumer.broker.topology import EVENTS, GENERATE
 from consumer.settings import Settings
-from tests.bench.chore import Chore, Notice
 from tests.bench.arena import settings_for
+from tests.bench.chore import Chore, Notice
 from tests.bench.tap import Tap
 
 

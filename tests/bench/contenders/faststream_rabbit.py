@@ -11,8 +11,8 @@ from faststream.rabbit import Channel, ExchangeType, RabbitBroker, RabbitExchang
 
 from consumer.broker.topology import EVENTS, GENERATE
 from consumer.settings import Settings
-from tests.bench.chore import Chore
 from tests.bench.arena import settings_for
+from tests.bench.chore import Chore
 from tests.bench.tap import Tap
 
 

@@ -15,9 +15,9 @@ from taskiq_aio_pika import AioPikaBroker, Exchange, Queue
 
 from consumer.broker.topology import DEAD_LETTER, EVENTS, GENERATE, REQUESTS
 from consumer.settings import Settings
+from tests.bench.arena import TASK, settings_for
 from tests.bench.chore import Chore
 from tests.bench.contenders.bare_aio_pika import event_of
-from tests.bench.arena import TASK, settings_for
 from tests.bench.tap import Tap
 
 

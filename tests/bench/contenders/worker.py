@@ -13,8 +13,8 @@ from consumer.app import run_worker
 from consumer.job import Job, Plan, Rendering, Sources
 from consumer.ports import Report
 from consumer.settings import Settings
-from tests.bench.chore import song
 from tests.bench.arena import settings_for
+from tests.bench.chore import song
 from tests.bench.tap import Tap
 from tests.support.fake_engine import FakeRenderer
 

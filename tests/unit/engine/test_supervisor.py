@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from consumer.engine.messages import Configure
-from consumer.engine.supervisor import EngineUnusable, RendererSupervisor
+from consumer.engine.rendering import RendererSupervisor
+from consumer.engine.supervisor import EngineUnusable
 from consumer.errors import EngineCrashed, Interrupted, RenderFailed
 from consumer.job import Plan, Rendering, Sources
 from consumer.settings import EngineSettings

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The renderer process as the ``Renderer`` port."""
+
+from pathlib import Path
+
+from consumer.engine.messages import Render, RendererReport
+from consumer.engine.supervisor import Supervisor
+from consumer.job import Job, Plan, Rendering, Sources
+from consumer.ports import Report
+
+
+class RendererSupervisor(Supervisor[RendererReport, Rendering]):
+    """Has songs made in a child process; implements ``ports.Renderer``."""
+
+    name = "renderer"
+    module = "consumer.engine.renderer"
+    report_type = RendererReport
+    answer_type = Rendering
+
+    async def render(self, job: Job, plan: Plan, sources: Sources, folder: Path, report: Report) -> Rendering:
+        """Render one job, again on a new process if the old one dies under it."""
+
+        def order(number: int) -> Render:
+            return Render(order=number, job=job, plan=plan, sources=sources, folder=folder)
+
+        return await self.ask(job.task_id, order, report)
