@@ -14,6 +14,7 @@
     ├── Failed                  failed, dead-lettered: it was tried and cannot be done
     │   ├── ModelUnavailable    on_model_unavailable = fail
     │   ├── LmUnavailable
+    │   ├── PlanFailed
     │   ├── InputUnreadable
     │   ├── RenderFailed
     │   ├── ResourceExhausted
@@ -144,6 +145,13 @@ class LmUnavailable(Failed):
     """The request needs the 5Hz language model and none is loaded."""
 
     code = ErrorCode.LM_UNAVAILABLE
+    retryable = True
+
+
+class PlanFailed(Failed):
+    """The language model could not write what this job needs."""
+
+    code = ErrorCode.PLAN_FAILED
     retryable = True
 
 

@@ -305,7 +305,8 @@ class S3Connection:
                 read_timeout=_READ_S,
                 retries={"mode": "standard", "total_max_attempts": 1},  # trying again happens in one place: here
                 max_pool_connections=_THREADS,
-                s3={"addressing_style": "path" if self.endpoint else "auto"},
+                # "auto" would presign for AWS's global endpoint, which redirects for other regions than its own.
+                s3={"addressing_style": "path" if self.endpoint else "virtual"},
             ),
         )
 

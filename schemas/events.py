@@ -44,6 +44,7 @@ class ErrorCode(StrEnum):
     TASK_UNSUPPORTED = "task_unsupported"
     MODEL_UNAVAILABLE = "model_unavailable"
     LM_UNAVAILABLE = "lm_unavailable"
+    PLAN_FAILED = "plan_failed"
     INPUT_NOT_ALLOWED = "input_not_allowed"
     INPUT_UNREADABLE = "input_unreadable"
     RENDER_FAILED = "render_failed"

@@ -68,9 +68,7 @@ def main() -> int:
 async def _contest(arguments: argparse.Namespace) -> Laps:
     laps: Laps = defaultdict(list)
     async with Arena() as arena:
-        counts = {
-            prefetch: await _trial(arena, prefetch, arguments.seconds) for prefetch in arguments.prefetch
-        }
+        counts = {prefetch: await _trial(arena, prefetch, arguments.seconds) for prefetch in arguments.prefetch}
         for turn, prefetch, contender in _turns(arguments):
             limit_s = _SLOWEST * arguments.seconds + 60
             lap = await arena.run(contender, prefetch, counts[prefetch], limit_s)

@@ -159,9 +159,7 @@ def _example_event(place: str) -> dict[str, Any]:
         channels=2,
         duration_s=120.0,
     )
-    stored = StoredObject(
-        track=track, uri=f"{place}/{task_id}/0.wav", url=None, bytes=len(AUDIO), sha256=AUDIO_SHA256
-    )
+    stored = StoredObject(track=track, uri=f"{place}/{task_id}/0.wav", url=None, bytes=len(AUDIO), sha256=AUDIO_SHA256)
     timings = Timings(queued=1.234, plan=0.001, render=0.001, encode=0.001, upload=0.012, total=0.034)
     rendering = Rendering(tracks=(track,), render_s=0.0, encode_s=0.0)
     scene = Scene(WORKER_ID, 1, datetime.now(UTC))

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from unittest.mock import patch
 
+import boto3
 import pytest
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
@@ -13,7 +14,8 @@ from botocore.credentials import ReadOnlyCredentials
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer.s3 import Payload, Place, _Signer
+from consumer.s3 import Payload, Place, S3Connection, _Signer
+from consumer.settings import StorageSettings
 from consumer.storage import object_key, track_name
 from tests.support.jobs import make_track
 
@@ -49,6 +51,24 @@ def test_a_song_is_named_by_its_index_and_the_encoders_ending(tmp_path: Path, fi
 @pytest.mark.parametrize(("place", "uri"), [(Place("b"), "s3://b"), (Place("b", "k/"), "s3://b/k/")])
 def test_a_place_reads_as_its_uri(place: Place, uri: str) -> None:
     assert str(place) == uri
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "region", "bucket", "base"),
+    [
+        ("http://127.0.0.1:9000", "us-east-1", "songs", "http://127.0.0.1:9000/songs/"),
+        ("https://minio.example/", "us-east-1", "songs", "https://minio.example/songs/"),
+        (None, "us-west-2", "songs", "https://songs.s3.us-west-2.amazonaws.com/"),
+        (None, "us-west-2", "has.dots", "https://s3.us-west-2.amazonaws.com/has.dots/"),
+        (None, "cn-north-1", "songs", "https://songs.s3.cn-north-1.amazonaws.com.cn/"),
+    ],
+)
+def test_a_bucket_is_addressed_as_its_store_wants_it(endpoint: str | None, region: str, bucket: str, base: str) -> None:
+    """Path addressing for stores of one's own; on AWS the region's own endpoint, also for presigned URLs."""
+    session = boto3.Session(aws_access_key_id="key", aws_secret_access_key="secret", region_name=region)
+    connection = S3Connection(StorageSettings(endpoint=endpoint), session=session)
+    connection.client = connection._make_client()
+    assert connection._base(bucket) == base
 
 
 def test_a_large_body_is_streamed_and_a_small_one_is_not() -> None:
