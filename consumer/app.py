@@ -138,18 +138,19 @@ class Worker:
         # The engine is the slowest and needs nobody: it loads while the rest connects.
         loading = asyncio.create_task(self._engine.start(), name="engine start")
         stack.push_async_callback(self._engine.stop)
+        stack.callback(loading.cancel)
         # Storage before the broker: a message is taken only when its songs have a place.
         objects = Objects(await stack.enter_async_context(S3Connection(self._settings.storage)))
         self._store = store = S3Store(objects, self._settings.storage)
         await store.check()
+        inputs = AllowedInputs(objects, self._settings.storage, self._settings.inputs)
+        await stack.enter_async_context(inputs)
         await stack.enter_async_context(self._links["publish"])
         log.info("broker and storage ready", after_s=round(time.perf_counter() - self._began, 2))
         report = await self._unless_stopped(loading)
         if report is None:
             return
         scratch = stack.enter_context(_scratch_root(self._settings.engine.scratch_dir))
-        inputs = AllowedInputs(objects, self._settings.storage, self._settings.inputs)
-        await stack.enter_async_context(inputs)
         await stack.enter_async_context(self._links["consume"])
         # Consuming comes last: from here on messages are in hand.
         self._consumer = self._new_consumer(report, scratch, store, inputs)

@@ -9,13 +9,12 @@ from consumer.job import Job, Plan, Rendering, Sources
 from consumer.ports import Report
 
 
-class RendererSupervisor(Supervisor[RendererReport, Rendering]):
+class RendererSupervisor(Supervisor[RendererReport]):
     """Has songs made in a child process; implements ``ports.Renderer``."""
 
     name = "renderer"
     module = "consumer.engine.renderer"
     report_type = RendererReport
-    answer_type = Rendering
 
     async def render(self, job: Job, plan: Plan, sources: Sources, folder: Path, report: Report) -> Rendering:
         """Render one job, again on a new process if the old one dies under it."""
@@ -23,4 +22,4 @@ class RendererSupervisor(Supervisor[RendererReport, Rendering]):
         def order(number: int) -> Render:
             return Render(order=number, job=job, plan=plan, sources=sources, folder=folder)
 
-        return await self.ask(job.task_id, order, report)
+        return await self.ask(job.task_id, order, Rendering, report)

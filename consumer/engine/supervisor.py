@@ -16,24 +16,21 @@ import structlog
 
 from consumer.engine.messages import (
     Broken,
-    Configure,
     Done,
     FromEngine,
     Loading,
     Progressed,
     Ready,
-    RendererReport,
     Stop,
     ToEngine,
     Unusable,
 )
 from consumer.engine.process import EngineProcess
 from consumer.errors import ConsumerError, EngineCrashed, Interrupted, error_of_code
-from consumer.job import Rendering
 from consumer.ports import Report
 
-ReportT = TypeVar("ReportT", bound=RendererReport)
-AnswerT = TypeVar("AnswerT", bound=Rendering)
+ReportT = TypeVar("ReportT")
+AnswerT = TypeVar("AnswerT")
 
 FIRST_RESTART_S, LAST_RESTART_S = 0.5, 30.0
 MAX_FAILED_STARTS = 3
@@ -46,12 +43,12 @@ class EngineUnusable(Exception):
 
 
 @dataclass(slots=True)
-class _Order(Generic[AnswerT]):
-    answer: asyncio.Future[AnswerT]
+class _Order:
+    answer: "asyncio.Future[object]"
     report: Report
 
 
-class Supervisor(Generic[ReportT, AnswerT]):
+class Supervisor(Generic[ReportT]):
     """An engine process and its successors. A subclass says which: what people call it, what Python runs, what it says.
 
     Args:
@@ -63,14 +60,13 @@ class Supervisor(Generic[ReportT, AnswerT]):
     name: ClassVar[str]
     module: ClassVar[str]
     report_type: type[ReportT]
-    answer_type: type[AnswerT]
 
-    def __init__(self, configure: Configure, *, max_attempts: int, module: str | None = None) -> None:
+    def __init__(self, configure: ToEngine, *, max_attempts: int, module: str | None = None) -> None:
         self._module = module or self.module
         self._configure = configure
         self._max_attempts = max_attempts
         self._numbers = itertools.count(1)
-        self._orders: dict[int, _Order[AnswerT]] = {}
+        self._orders: dict[int, _Order] = {}
         self._first: asyncio.Future[ReportT] = asyncio.get_running_loop().create_future()
         self._ready = asyncio.Event()
         self._process: EngineProcess | None = None
@@ -112,27 +108,33 @@ class Supervisor(Generic[ReportT, AnswerT]):
             with suppress(EngineUnusable):
                 await self._keeper
 
-    async def ask(self, task_id: str, order: Callable[[int], ToEngine], report: Report) -> AnswerT:
+    async def ask(
+        self, task_id: str, order: Callable[[int], ToEngine], answer: type[AnswerT], report: Report
+    ) -> AnswerT:
         """Have one order done, again on a new process if the old one dies under it.
 
-        ``order`` makes the message from its number. Cancelling the call stops the work at its next step.
+        ``order`` makes the message from its number, ``answer`` is what comes back. Cancelling the call stops the work
+        at its next step.
         """
         for attempt in range(1, self._max_attempts + 1):
             try:
-                return await self._ask_once(order, report)
+                result = await self._ask_once(order, report)
             except EngineCrashed as error:
                 log.warning(
                     "engine died under a job", engine=self.name, task_id=task_id, attempt=attempt, reason=str(error)
                 )
+            else:
+                assert isinstance(result, answer), f"{self.name} answered with {type(result).__name__}"  # noqa: S101 - narrows the type
+                return result
         raise EngineCrashed(f"the {self.name} process died {self._max_attempts} times with this job inside")
 
-    async def _ask_once(self, order: Callable[[int], ToEngine], report: Report) -> AnswerT:
+    async def _ask_once(self, order: Callable[[int], ToEngine], report: Report) -> object:
         await self._ready.wait()
         number = next(self._numbers)
-        open_order = self._orders[number] = _Order(asyncio.get_running_loop().create_future(), report)
+        entry = self._orders[number] = _Order(asyncio.get_running_loop().create_future(), report)
         try:
             self._send(order(number))
-            return await open_order.answer
+            return await entry.answer
         except asyncio.CancelledError:
             self._send(Stop(order=number))
             raise
@@ -186,7 +188,7 @@ class Supervisor(Generic[ReportT, AnswerT]):
             case Progressed(order=number, fraction=fraction, stage=stage):
                 if number in self._orders:
                     self._orders[number].report(fraction, stage)
-            case Done(order=number, result=result) if isinstance(result, self.answer_type):
+            case Done(order=number, result=result):
                 self._answer(number, lambda answer: answer.set_result(result))
             case Broken(order=number, code=code, reason=reason):
                 self._answer(number, lambda answer: answer.set_exception(error_of_code(code, reason)))
@@ -199,7 +201,7 @@ class Supervisor(Generic[ReportT, AnswerT]):
         if not self._first.done():
             self._first.set_result(report)
 
-    def _answer(self, number: int, give: Callable[["asyncio.Future[AnswerT]"], None]) -> None:
+    def _answer(self, number: int, give: Callable[["asyncio.Future[object]"], None]) -> None:
         order = self._orders.get(number)
         if order is not None and not order.answer.done():
             give(order.answer)
