@@ -24,6 +24,7 @@ from consumer.job import Job, Sources
 from consumer.objects import Objects
 from consumer.s3 import Place, Receiver, S3Refused
 from consumer.settings import InputSettings, SettingsError, StorageSettings
+from schemas.request import GenerationRequest
 
 SOURCE_FIELD: Final = "src_audio_path"
 REFERENCE_FIELD: Final = "reference_audio_path"
@@ -111,7 +112,7 @@ class AllowedInputs:
             StorageUnavailable: S3 stays out of reach.
         """
         request = job.request
-        source = self._admit(SOURCE_FIELD, request.src_audio_path if request.task_type in _NEED_SOURCE else None)
+        source = self._admit(SOURCE_FIELD, request.src_audio_path if _needs_source(request) else None)
         reference = self._admit(REFERENCE_FIELD, request.reference_audio_path)
         return Sources(
             source=await self._copy(source, folder / "source"),
@@ -266,3 +267,7 @@ def _network_failure(wanted: _Input, error: Exception) -> Exception:
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return InputUnreadable(f"{wanted}: the host's certificate is not trusted")
     return _MayPass(f"{type(error).__name__} while reading")
+
+
+def _needs_source(request: GenerationRequest) -> bool:
+    return request.task_type in _NEED_SOURCE or request.full_analysis_only

@@ -52,6 +52,11 @@ class Job:
     seeds: tuple[int, ...]
     warnings: tuple[str, ...] = ()
 
+    @property
+    def analysis(self) -> bool:
+        """Whether the answer is metadata alone, without a song."""
+        return self.request.analysis_only or self.request.full_analysis_only
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
@@ -62,11 +67,20 @@ class Sources:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """The source audio as the language model reads it: audio codes as text, 5 a second, and its length in seconds."""
+
+    codes: str
+    source_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What the songs are made from: metadata, and audio codes (5 a second) per song, or none."""
 
     metas: Metas
     audio_codes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a job ended: the terminal event, and what becomes of its delivery. Pure."""
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -17,6 +18,8 @@ from schemas.events import (
     Unfinished,
     unfinished_event,
 )
+
+_CODE = re.compile(r"<\|audio_code_(\d+)\|>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ def manifest(  # noqa: PLR0913, PLR0917 - it gathers what every stage returned, 
 ) -> Completed:
     """Write down a finished job: what was asked, what was done, and where the songs are."""
     request = job.request.model_copy(update={"audio_duration": plan.metas.duration or job.request.audio_duration})
-    metas = plan.metas.model_copy(update={"duration": rendering.tracks[0].duration_s if rendering.tracks else None})
+    sung_s = rendering.tracks[0].duration_s if rendering.tracks else plan.metas.duration
     policy = job.policy.model_copy(update={"adjustments": (*job.policy.adjustments, *rendering.adjustments)})
     return Completed(
         task_id=job.task_id,
@@ -54,9 +57,10 @@ def manifest(  # noqa: PLR0913, PLR0917 - it gathers what every stage returned, 
         policy=policy,
         audios=tuple(map(_audio, objects)),
         request=request,
-        metas=metas,
+        metas=plan.metas.model_copy(update={"duration": sung_s}),
         timings=timings,
-        warnings=(*job.warnings, *rendering.warnings),
+        audio_codes=tuple(map(_numbers, plan.audio_codes)),
+        warnings=(*job.warnings, *plan.warnings, *rendering.warnings),
     )
 
 
@@ -89,6 +93,11 @@ def known(error: Exception) -> ConsumerError:
     if isinstance(error, ConsumerError):
         return error
     return ConsumerError(f"internal error ({type(error).__name__}); the worker's log has the details")
+
+
+def _numbers(codes: str) -> tuple[int, ...]:
+    """Audio codes as numbers: their text is four times as long."""
+    return tuple(map(int, _CODE.findall(codes)))
 
 
 def _report(error: ConsumerError, attempts: int) -> ErrorReport:

@@ -14,11 +14,11 @@ import structlog
 
 from consumer.deadline import deadline
 from consumer.errors import ConsumerError
-from consumer.job import Job, Request
+from consumer.job import Job, Plan, Rendering, Request, Sources
 from consumer.narrator import Narrator
 from consumer.outcome import Outcome, Scene, failed, known, manifest, succeeded
 from consumer.policy.admit import Limits, admit
-from consumer.ports import Delivery, Events, Inputs, Planner, Renderer, Store
+from consumer.ports import Delivery, Events, Inputs, Planner, Renderer, Report, Store
 from consumer.scratch import scratch_folder
 from consumer.stopwatch import Stopwatch
 from consumer.turns import Turns
@@ -88,13 +88,18 @@ class Pipeline:
             with scratch_folder(self._rules.scratch, job.task_id) as folder:
                 sources = await ports.inputs.fetch(job, folder)
                 with watch("plan"):
-                    plan = await ports.planner.plan(job, narrator.report)
-                rendering = await ports.renderer.render(job, plan, sources, folder, narrator.report)
+                    plan = await ports.planner.plan(job, sources, narrator.report)
+                rendering = await self._render(job, plan, sources, folder, narrator.report)
                 with watch("upload"):
                     objects = await ports.store.put(job, rendering)
                 timings = watch.timings(rendering, delivery.queued_s)
                 done = manifest(job, plan, rendering, objects, timings, self._scene(delivery))
                 return await ports.store.commit(done)
+
+    async def _render(self, job: Job, plan: Plan, sources: Sources, folder: Path, report: Report) -> Rendering:
+        if job.analysis:
+            return Rendering(tracks=(), render_s=0.0, encode_s=0.0)
+        return await self._ports.renderer.render(job, plan, sources, folder, report)
 
     def _outcome_of_error(
         self, error: Exception, request: Request | None, job: Job | None, delivery: Delivery

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from consumer.errors import ConsumerError, Verdict
-from consumer.job import Job, Plan, Rendering, Sources, StoredObject
+from consumer.job import Heard, Job, Plan, Rendering, Sources, StoredObject
 from schemas.events import Completed, JobEvent
 
 Report = Callable[[float, str], None]
@@ -82,7 +82,7 @@ class Inputs(Protocol):
 class Planner(Protocol):
     """Fills in what the request leaves open."""
 
-    async def plan(self, job: Job, report: Report) -> Plan:
+    async def plan(self, job: Job, sources: Sources, report: Report) -> Plan:
         """Return the plan. Raises ``LmUnavailable`` and other ``Failed`` errors."""
 
 
@@ -91,3 +91,6 @@ class Renderer(Protocol):
 
     async def render(self, job: Job, plan: Plan, sources: Sources, folder: Path, report: Report) -> Rendering:
         """Return encoded tracks. Cancelling the call stops the work at the next step. Raises ``Failed`` errors."""
+
+    async def listen(self, job: Job, sources: Sources) -> Heard:
+        """Return the source audio as audio codes, for analysis. Raises ``Failed`` errors."""

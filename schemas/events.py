@@ -174,7 +174,11 @@ class Progress(Frozen):
 
 
 class Completed(Frozen):
-    """Data of ``completed``, and the manifest in S3."""
+    """Data of ``completed``, and the manifest in S3.
+
+    ``audio_codes`` are the numbers of the codes that each song was made from, 5 a second; none without a plan of codes.
+    With them, the seeds and the metadata a song can be made again without the language model.
+    """
 
     task_id: str
     status: Literal["succeeded"] = "succeeded"
@@ -187,6 +191,7 @@ class Completed(Frozen):
     audios: tuple[Audio, ...]
     request: GenerationRequest
     metas: Metas
+    audio_codes: tuple[tuple[int, ...], ...] = ()
     timings: Timings
     warnings: tuple[str, ...] = ()
 

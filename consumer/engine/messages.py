@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from consumer.job import Job, LoadedModel, Plan, Rendering, Sources
+from consumer.job import Heard, Job, LoadedModel, Plan, Rendering, Sources
 from consumer.settings import EngineSettings
 from schemas.events import ErrorCode
 
@@ -30,6 +30,16 @@ class RendererReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlannerReport:
+    """What the planner loaded. ``backend`` is the one that runs, whatever was asked for."""
+
+    model: str
+    backend: Literal["vllm", "pt"]
+    planner_device: str
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Configure:
     """Parent to child, first: load what these settings name."""
 
@@ -38,6 +48,44 @@ class Configure:
     max_input_s: float = 600
     log_level: str = "info"
     log_json: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigurePlanner:
+    """Parent to child, first: load this language model. ``backend`` None: vLLM where installed, else transformers.
+
+    ``memory_gb`` bounds weights and key-value cache together; ``offload`` keeps the idle model in RAM.
+    """
+
+    kind: Literal["configure-planner"] = "configure-planner"
+    model: str
+    backend: Literal["vllm", "pt"] | None = None
+    memory_gb: float
+    device: str = "auto"
+    checkpoint_dir: Path | None = None
+    offload: bool = False
+    log_level: str = "info"
+    log_json: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Think:
+    """Parent to planner: write what the job leaves open. ``heard`` are the source audio's codes, for analysis."""
+
+    kind: Literal["think"] = "think"
+    order: int
+    job: Job
+    heard: Heard | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listen:
+    """Parent to renderer: turn the source audio into audio codes."""
+
+    kind: Literal["listen"] = "listen"
+    order: int
+    job: Job
+    sources: Sources
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +121,7 @@ class Ready:
     """Child to parent: orders are welcome."""
 
     kind: Literal["ready"] = "ready"
-    report: RendererReport
+    report: RendererReport | PlannerReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +148,7 @@ class Done:
 
     kind: Literal["done"] = "done"
     order: int
-    result: Rendering
+    result: Rendering | Plan | Heard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +161,7 @@ class Broken:
     reason: str
 
 
-ToEngine = Configure | Render | Stop
+ToEngine = Configure | ConfigurePlanner | Render | Think | Listen | Stop
 FromEngine = Loading | Ready | Unusable | Progressed | Done | Broken
 
 TO_ENGINE: TypeAdapter[ToEngine] = TypeAdapter(Annotated[ToEngine, Field(discriminator="kind")])

@@ -3,9 +3,9 @@
 
 from pathlib import Path
 
-from consumer.engine.messages import Render, RendererReport
+from consumer.engine.messages import Listen, Render, RendererReport
 from consumer.engine.supervisor import Supervisor
-from consumer.job import Job, Plan, Rendering, Sources
+from consumer.job import Heard, Job, Plan, Rendering, Sources
 from consumer.ports import Report
 
 
@@ -23,3 +23,11 @@ class RendererSupervisor(Supervisor[RendererReport]):
             return Render(order=number, job=job, plan=plan, sources=sources, folder=folder)
 
         return await self.ask(job.task_id, order, Rendering, report)
+
+    async def listen(self, job: Job, sources: Sources) -> Heard:
+        """Turn the job's source audio into audio codes."""
+
+        def order(number: int) -> Listen:
+            return Listen(order=number, job=job, sources=sources)
+
+        return await self.ask(job.task_id, order, Heard, lambda *_: None)

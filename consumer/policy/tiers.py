@@ -14,8 +14,8 @@ MIN_BPM, MAX_BPM = 30, 300
 MAX_BATCH = 8
 OFFLOAD_BELOW_GB = 15.5
 
-_LMS = ("acestep-5Hz-lm-0.6B", "acestep-5Hz-lm-1.7B", "acestep-5Hz-lm-4B")
-LM_MEMORY_GB = dict(zip(_LMS, (3.0, 8.0, 12.0), strict=True))
+LMS = ("acestep-5Hz-lm-0.6B", "acestep-5Hz-lm-1.7B", "acestep-5Hz-lm-4B")
+LM_MEMORY_GB = dict(zip(LMS, (3.0, 8.0, 12.0), strict=True))
 
 
 class TierTableError(Exception):
@@ -88,7 +88,7 @@ def _row(line: str) -> Tier:
         max_batch_with_lm=with_lm_songs,
         max_batch=without_songs,
         lm_by_default=by_default == "yes",
-        lms=_LMS[: int(lms)],
+        lms=LMS[: int(lms)],
     )
 
 

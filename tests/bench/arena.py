@@ -14,6 +14,7 @@ import aio_pika
 from aio_pika.exceptions import AMQPError
 
 from consumer.broker.connection import Link
+from consumer.broker.faults import BrokerRefused
 from consumer.broker.topology import EVENTS, GENERATE, UNROUTED
 from consumer.settings import Settings, load
 from tests.bench.chore import AUDIO, request_fields, s3_client
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 TASK = "generate"
 _LONGEST_QUEUE = 1_000_000
 _HEARD = {"completed": "bench.completed", "started": "bench.started"}
+_CONNECT_S = 15
 _PUBLISHES_AT_ONCE = 200
 _DELETES_AT_ONCE = 1000
 
@@ -60,9 +62,12 @@ class Arena:
 
     async def __aenter__(self) -> Self:
         url = self._settings.broker.url.get_secret_value()
-        async with Link(self._settings.broker, "bench"):
-            pass  # it declares the topology
-        self._connection = await aio_pika.connect(url)
+        try:
+            async with asyncio.timeout(_CONNECT_S), Link(self._settings.broker, "bench"):
+                pass  # it declares the topology
+            self._connection = await aio_pika.connect(url)
+        except (BrokerRefused, TimeoutError) as error:
+            raise BenchError(f"no broker to run on: {error or 'ACESTEP_AMQP_URL does not answer'}") from error
         self._channel = await self._connection.channel(on_return_raises=True)
         self._requests = await self._channel.declare_queue(GENERATE, passive=True)
         if self._requests.declaration_result.message_count:

@@ -22,12 +22,12 @@ from diffusers import AceStepPipeline, FlowMatchEulerDiscreteScheduler
 from numpy.typing import NDArray
 
 from consumer.audio import decode, encode
-from consumer.engine.messages import Render
+from consumer.engine.messages import Listen, Render
 from consumer.engine.renderer.checkpoint import load_models
 from consumer.engine.renderer.device import Offload, inspect
 from consumer.engine.renderer.lane import Lane
 from consumer.engine.renderer.quiet import quietly
-from consumer.engine.renderer.render import render
+from consumer.engine.renderer.render import listen, render
 from consumer.engine.renderer.studio import open_studio
 from consumer.engine.tiny_checkpoint import write
 from consumer.errors import Cancelled, InputUnreadable, RenderFailed, ResourceExhausted
@@ -526,3 +526,21 @@ def test_whatever_breaks_ends_as_one_of_our_errors(
         with pytest.raises(expected):
             rendered(lanes[0], ordered(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_listening_gives_the_codes_that_a_cover_of_the_same_audio_is_made_from(
+    lanes: tuple[Lane, ...], source: Path, tmp_path: Path
+) -> None:
+    from_audio = ordered(tmp_path, task_type="cover", sources=Sources(source=source), src_audio_path="s3://b/a.wav")
+    heard = listen(lanes[0], Listen(order=1, job=from_audio.job, sources=from_audio.sources))
+    assert heard.source_s == 2
+    assert heard.codes.count("<|audio_code_") == 10
+    from_codes = ordered(tmp_path, task_type="cover", audio_code_string=heard.codes)
+    (covered,), (again,) = (made_by(lanes[0], order) for order in (from_audio, from_codes))
+    np.testing.assert_allclose(covered, again, atol=1e-4)
+
+
+def test_listening_without_audio_says_what_is_missing(lanes: tuple[Lane, ...], tmp_path: Path) -> None:
+    job = ordered(tmp_path, full_analysis_only=True).job
+    with pytest.raises(RenderFailed, match="src_audio_path"):
+        listen(lanes[0], Listen(order=1, job=job, sources=Sources()))

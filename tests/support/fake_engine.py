@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from consumer.engine.messages import RendererReport
-from consumer.job import Job, LoadedModel, Plan, Rendering, Sources, Variant
+from consumer.job import Heard, Job, LoadedModel, Plan, Rendering, Sources, Variant
 from consumer.ports import Report
 from tests.support.engine_double import write_song
 
@@ -45,6 +45,10 @@ class FakeRenderer:
             return Rendering(tracks=tracks, render_s=0.01, encode_s=0.001)
         finally:
             self.at_once -= 1
+
+    async def listen(self, job: Job, sources: Sources) -> Heard:
+        """Hear five codes."""
+        return Heard(codes="<|audio_code_1|>" * 5, source_s=1.0)
 
     async def start(self) -> RendererReport:
         """Be ready at once."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The planner of a worker without a language model: what the request says is the plan."""
 
-from consumer.job import Job, Plan
+from consumer.job import Job, Plan, Sources
 from consumer.ports import Report
 from schemas.events import Metas
 
@@ -12,7 +12,7 @@ DEFAULT_DURATION_S = 60.0
 class DirectPlanner:
     """Implements the ``Planner`` port. Admission has refused what needs the LM already."""
 
-    async def plan(self, job: Job, report: Report) -> Plan:  # noqa: ARG002 - the port's shape; nothing takes time here
+    async def plan(self, job: Job, sources: Sources, report: Report) -> Plan:  # noqa: ARG002 - the port's shape
         """Return the request's own metadata and codes. Never waits."""
         request = job.request
         metas = Metas(

@@ -42,6 +42,14 @@ class Lane:
         with self._alone(), self._on_device():
             return self._booths[model].sing(arguments, on_step)
 
+    def listen(self, model: str, source: torch.Tensor, seed: int) -> tuple[int, ...]:
+        """Return the audio codes of ``source``, [channels, samples] at the model's rate: 5 a second.
+
+        ``seed`` is that of the point that the VAE takes from its posterior.
+        """
+        with self._alone(), self._on_device():
+            return self._booths[model].listen(source, seed)
+
     def cut_texts(self, model: str, arguments: Arguments) -> tuple[str, ...]:
         """Return a warning for each text that is longer than the model reads."""
         return self._booths[model].cut_texts(arguments)
@@ -102,6 +110,14 @@ class _Booth:
         finally:
             self._pipeline.maybe_free_model_hooks()  # a call that was stopped has not come to that
 
+    @torch.no_grad()
+    def listen(self, source: torch.Tensor, seed: int) -> tuple[int, ...]:
+        self._vae.generators = generators_for((seed,))
+        try:
+            return self._pipeline.codes_of(source)
+        finally:
+            self._pipeline.maybe_free_model_hooks()
+
     def cut_texts(self, arguments: Arguments) -> tuple[str, ...]:
         given = arguments.pipeline
         text, lyrics = self._pipeline.texts(given)
@@ -133,6 +149,16 @@ class _LanePipeline(AceStepPipeline):  # type: ignore[misc]  # diffusers has no 
         """Empty the card. The base class calls this when a song is done."""
         if self.card is not None:
             self.card.clear()
+
+    def codes_of(self, source: torch.Tensor) -> tuple[int, ...]:
+        """Return the codes that a cover of ``source`` would be made from."""
+        if self.audio_tokenizer is None:
+            raise ValueError("this checkpoint has no audio tokenizer, so it cannot read audio as codes")
+        device, dtype = self._execution_device, self.transformer.dtype
+        latents, _ = self.prepare_src_latents(device=device, dtype=dtype, src_audio=source)
+        silence = self.condition_encoder.silence_latent.to(device=device, dtype=dtype)
+        _, indices = self.audio_tokenizer.tokenize(latents, silence)
+        return tuple(indices.flatten().tolist())
 
     def texts(self, given: Mapping[str, Any]) -> tuple[str, str]:
         """Return the two texts that the first song's prompt and lyrics become, the longest part of each as given."""

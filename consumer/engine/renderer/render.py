@@ -9,12 +9,12 @@ import structlog
 import torch
 
 from consumer import audio
-from consumer.engine.messages import Render
+from consumer.engine.messages import Listen, Render
 from consumer.engine.renderer.arguments import Arguments, Inputs, arguments_for, reads_source
 from consumer.engine.renderer.faults import translate
 from consumer.engine.renderer.lane import Lane
-from consumer.errors import Cancelled
-from consumer.job import Rendering, Track
+from consumer.errors import Cancelled, RenderFailed
+from consumer.job import Heard, Rendering, Track
 from consumer.policy.tiers import MAX_DURATION_S
 from consumer.ports import Report
 
@@ -45,6 +45,28 @@ def render(
             raise
         log.warning("render failed", task_id=order.job.task_id, exc_info=error)
         raise ours from error
+
+
+def listen(lane: Lane, order: Listen, *, max_input_s: float = MAX_DURATION_S) -> Heard:
+    """Read a job's source audio as audio codes. Raises ``Failed`` errors."""
+    try:
+        return _listen(lane, order, max_input_s)
+    except Exception as error:
+        ours = translate(error)
+        if ours is error:
+            raise
+        log.warning("listening failed", task_id=order.job.task_id, exc_info=error)
+        raise ours from error
+
+
+def _listen(lane: Lane, order: Listen, max_input_s: float) -> Heard:
+    if order.sources.source is None:
+        raise RenderFailed("full_analysis_only needs source audio: src_audio_path")
+    name = order.job.model.used
+    rate = lane.models[name].sample_rate
+    samples = audio.decode(order.sources.source, sample_rate=rate, max_seconds=max_input_s, what="the source audio")
+    codes = lane.listen(name, torch.from_numpy(samples), order.job.seeds[0])
+    return Heard(codes="".join(f"<|audio_code_{code}|>" for code in codes), source_s=samples.shape[-1] / rate)
 
 
 class _Session:

@@ -11,12 +11,13 @@ from typing import NoReturn
 
 import structlog
 
-from consumer.engine.messages import Broken, Done, FromEngine, Progressed, Render, Stop, ToEngine
+from consumer.engine.messages import Broken, Done, FromEngine, Listen, Progressed, Render, Stop, ToEngine
 from consumer.engine.renderer.faults import is_fatal
 from consumer.engine.renderer.lane import Lane
-from consumer.engine.renderer.render import render
+from consumer.engine.renderer.render import listen, render
 from consumer.engine.renderer.studio import Studio
 from consumer.errors import ConsumerError
+from consumer.job import Heard, Rendering
 
 Say = Callable[[FromEngine], None]
 Leave = Callable[[BaseException], NoReturn]
@@ -31,7 +32,7 @@ class Service:
         self._say = say
         self._leave = leave
         self._max_input_s = max_input_s
-        self._waiting: queue.SimpleQueue[Render] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[Render | Listen] = queue.SimpleQueue()
         self._stopped: set[int] = set()
         for number, lane in enumerate(studio.lanes):
             threading.Thread(target=self._work, args=(lane,), name=f"lane {number}", daemon=True).start()
@@ -39,7 +40,7 @@ class Service:
     def take(self, message: ToEngine) -> None:
         """Accept an order, or the word that nobody waits for one any more."""
         match message:
-            case Render():
+            case Render() | Listen():
                 self._waiting.put(message)
             case Stop(order=number):
                 self._stopped.add(number)
@@ -52,14 +53,19 @@ class Service:
             finally:
                 self._stopped.discard(order.order)
 
-    def _answer(self, lane: Lane, order: Render) -> FromEngine:
-        def report(fraction: float, stage: str) -> None:
-            self._say(Progressed(order=order.order, fraction=fraction, stage=stage))
-
+    def _answer(self, lane: Lane, order: Render | Listen) -> FromEngine:
         try:
-            rendering = render(lane, order, report, lambda: order.order in self._stopped, max_input_s=self._max_input_s)
+            return Done(order=order.order, result=self._result(lane, order))
         except ConsumerError as error:
             if error.__cause__ is not None and is_fatal(error.__cause__):
                 self._leave(error.__cause__)
             return Broken(order=order.order, code=error.code, reason=str(error))
-        return Done(order=order.order, result=rendering)
+
+    def _result(self, lane: Lane, order: Render | Listen) -> Rendering | Heard:
+        if isinstance(order, Listen):
+            return listen(lane, order, max_input_s=self._max_input_s)
+
+        def report(fraction: float, stage: str) -> None:
+            self._say(Progressed(order=order.order, fraction=fraction, stage=stage))
+
+        return render(lane, order, report, lambda: order.order in self._stopped, max_input_s=self._max_input_s)

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys and values of many sequences of different lengths, a row of a rectangle each.
+
+A row holds its sequence from the left. Where it ends is the row's own business: the next token is written there, and
+the mask hides what lies beyond. So a sequence can join or leave at any step without moving the others, nothing is
+padded on the left, and what lies beyond the longest sequence is not even read.
+
+The rectangle grows and shrinks with what is in it, by blocks, so that it is not copied at every step.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import AttentionInterface
+from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+ATTENTION = "one-query-sdpa"
+"""The name under which transformers finds ``attend``."""
+
+_ROW_BLOCK = 8
+_WIDTH_BLOCK = 128
+_READ_BLOCK = 64
+
+
+class RowCache(Cache):  # type: ignore[misc]  # transformers has no types
+    """A cache of rows, for ``layers`` layers. Each pass of the model is announced by ``prefill`` or ``decode``."""
+
+    def __init__(self, layers: int) -> None:
+        self._place = _Place()
+        self._rows: list[_RowLayer] = [_RowLayer(self._place) for _ in range(layers)]
+        super().__init__(layers=self._rows)
+
+    @staticmethod
+    def area(rows: int, width: int) -> int:
+        """How many tokens the rectangle for so many rows of so many tokens takes up."""
+        return _up(rows, _ROW_BLOCK) * _up(width, _WIDTH_BLOCK)
+
+    @property
+    def size(self) -> int:
+        """How many tokens the rectangle takes up now."""
+        return self._place.rows * self._place.width
+
+    def fit(self, rows: int, width: int) -> None:
+        """Make room for ``rows`` rows of ``width`` tokens; give memory back once less than half of it is needed."""
+        place, (tall, wide) = self._place, (_up(rows, _ROW_BLOCK), _up(width, _WIDTH_BLOCK))
+        if tall <= place.rows and wide <= place.width and self.size <= 2 * tall * wide:
+            return
+        place.rows, place.width = tall, wide
+        for layer in self._rows:
+            layer.resize()
+
+    def prefill(self, first: int) -> None:
+        """The next pass brings new sequences, from their start on, for the rows from ``first`` on."""
+        self._place.first, self._place.positions = first, None
+
+    def decode(self, positions: Tensor, longest: int) -> Tensor:
+        """The next pass brings a token for each of the first rows; return the pass's mask, bool [rows, 1, 1, read].
+
+        ``positions`` int64 [rows]: how many tokens each row holds. ``longest``: the most that any row then holds.
+        """
+        place = self._place
+        place.positions, place.read = positions, min(_up(longest, _READ_BLOCK), place.width)
+        place.index = torch.arange(len(positions), device=positions.device)
+        columns = torch.arange(place.read, device=positions.device)
+        return (columns <= positions[:, None])[:, None, None]
+
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy rows over others."""
+        for layer in self._rows:
+            layer.move(sources, targets)
+
+
+class _Place:
+    """Where the layers read and write in this pass; one for all layers."""
+
+    rows = 0
+    width = 0
+    read = 0
+    first = 0
+    positions: Tensor | None = None
+    index: Tensor
+
+
+class _RowLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no types
+    """One layer's keys and values; [rows, heads, width, channels] each."""
+
+    is_sliding = False
+
+    def __init__(self, place: _Place) -> None:
+        super().__init__()
+        self.place = place
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.keys, self.values = self._empty(key_states), self._empty(value_states)
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Keep the new keys and values; return those that this pass looks at."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        place, (count, _heads, length, _channels) = self.place, key_states.shape
+        if place.positions is None:
+            rows = slice(place.first, place.first + count)
+            self.keys[rows, :, :length], self.values[rows, :, :length] = key_states, value_states
+            return key_states, value_states
+        self.keys[place.index, :, place.positions] = key_states[:, :, 0]
+        self.values[place.index, :, place.positions] = value_states[:, :, 0]
+        return self.keys[:count, :, : place.read], self.values[:count, :, : place.read]
+
+    def resize(self) -> None:
+        if self.is_initialized:
+            self.keys, self.values = self._copy(self.keys), self._copy(self.values)
+
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        for states in (self.keys, self.values):
+            states[targets] = states[sources]
+
+    def _empty(self, like: Tensor) -> Tensor:
+        return like.new_empty(self.place.rows, like.shape[1], self.place.width, like.shape[3])
+
+    def _copy(self, old: Tensor) -> Tensor:
+        new = self._empty(old)
+        rows, width = min(len(old), len(new)), min(old.shape[2], new.shape[2])
+        new[:rows, :, :width] = old[:rows, :, :width]
+        return new
+
+    # What the base class asks of every layer. Masks come from ``RowCache``, so nobody reads these.
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return query_length, 0
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+def attend(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """Attention as transformers calls it; without a mask it is causal.
+
+    With one query a sequence, the heads that share keys become the queries of one head: with a mask, torch would
+    otherwise want the keys and values repeated for each, which at a decoding step is most of the memory traffic.
+    """
+    if query.shape[2] > 1:
+        answer: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        return answer
+    rows, heads, _, channels = query.shape
+    grouped = query.reshape(rows, key.shape[1], heads // key.shape[1], channels)
+    mixed = functional.scaled_dot_product_attention(
+        grouped, key, value, attn_mask=attention_mask, scale=options.get("scaling")
+    )
+    return mixed.reshape(rows, 1, heads, channels), None
+
+
+AttentionInterface.register(ATTENTION, attend)
+
+
+def _up(count: int, block: int) -> int:
+    return -(-count // block) * block
