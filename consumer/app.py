@@ -10,7 +10,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Literal, Protocol
@@ -21,9 +21,8 @@ from consumer.broker.connection import Link
 from consumer.broker.consumer import Consumer
 from consumer.broker.faults import BrokerRefused
 from consumer.broker.publisher import Publisher
-from consumer.engine.messages import Configure, RendererReport
-from consumer.engine.planner.direct import DirectPlanner
-from consumer.engine.rendering import RendererSupervisor
+from consumer.engine.engines import Engines
+from consumer.engine.messages import RendererReport
 from consumer.engine.supervisor import EngineUnusable
 from consumer.errors import ConsumerError, Unpublished
 from consumer.health import Check, Health
@@ -31,8 +30,8 @@ from consumer.inputs import AllowedInputs
 from consumer.objects import Objects
 from consumer.pipeline import Pipeline, Ports, Rules
 from consumer.policy.admit import Limits
-from consumer.policy.tiers import TierTable, TierTableError, load_table
-from consumer.ports import Inputs, Renderer
+from consumer.policy.tiers import TierTableError, load_table
+from consumer.ports import Inputs, Planner, Renderer
 from consumer.s3 import S3Connection
 from consumer.settings import Settings, SettingsError
 from consumer.storage import S3Store
@@ -45,40 +44,53 @@ EXIT_DONE, EXIT_SETTINGS, EXIT_ENGINE = 0, 2, 5
 log = structlog.get_logger()
 
 
-class Engine(Renderer, Protocol):
-    """A renderer with a life: what the worker starts and stops."""
+class EngineSet(Protocol):
+    """The engines as the worker uses them; ``consumer.engine.engines.Engines`` is the real one."""
 
     @property
     def ready(self) -> bool:
         """Whether orders are welcome."""
 
     @property
-    def report(self) -> RendererReport | None:
-        """What it found and loaded, once it is up."""
+    def renderer(self) -> Renderer:
+        """Makes the songs."""
 
-    async def start(self) -> RendererReport:
-        """Bring it up. Raises ``EngineUnusable``."""
+    @property
+    def planner(self) -> Planner:
+        """Fills in what requests leave open."""
+
+    @property
+    def report(self) -> RendererReport:
+        """What the renderer found. Only after ``start``."""
+
+    def limits(self) -> Limits:
+        """What may be asked of this worker now. Only after ``start``."""
+
+    def warnings(self) -> Iterable[str]:
+        """What the operator should know about this start."""
+
+    async def start(self) -> None:
+        """Bring them up. Raises ``EngineUnusable``."""
 
     async def stop(self) -> None:
-        """End it."""
+        """End them."""
 
     async def wait_unusable(self) -> None:
-        """Wait until it gives up for good. Raises ``EngineUnusable`` then."""
+        """Wait until one gives up for good. Raises ``EngineUnusable`` then."""
 
 
-async def run_worker(settings: Settings, *, grace_s: float, engine: Engine | None = None) -> int:
+async def run_worker(settings: Settings, *, grace_s: float, engines: EngineSet | None = None) -> int:
     """Run until told to stop; returns the exit code.
 
     Args:
         settings: all sections.
         grace_s: seconds that work in hand may take after the first signal.
-        engine: another renderer than the supervised process; benchmarks give an instant one.
+        engines: other engines than the supervised processes; benchmarks give instant ones.
     """
     as_json = set_up_logs(settings.worker.log_level, settings.worker.log_format)
     try:
-        _check_planner(settings)
         table = load_table(settings.worker.tier_table)
-        await Worker(settings, table, engine or _supervisor(settings, as_json=as_json), grace_s).run()
+        await Worker(settings, engines or Engines(settings, table, log_json=as_json), grace_s).run()
     except (SettingsError, TierTableError, BrokerRefused, ConsumerError) as error:
         log.error("cannot start", reason=str(error))  # noqa: TRY400 - the text is the whole story
         return EXIT_SETTINGS
@@ -88,29 +100,12 @@ async def run_worker(settings: Settings, *, grace_s: float, engine: Engine | Non
     return EXIT_DONE
 
 
-def _check_planner(settings: Settings) -> None:
-    """Refuse what would be a promise: every request that thinks would fail."""
-    if settings.engine.init_llm:
-        raise SettingsError("ACESTEP_INIT_LLM=true: this version has no 5Hz language model; unset it, or set false")
-
-
-def _supervisor(settings: Settings, *, as_json: bool) -> RendererSupervisor:
-    configure = Configure(
-        settings=settings.engine,
-        max_input_s=settings.inputs.max_seconds,
-        log_level=settings.worker.log_level,
-        log_json=as_json,
-    )
-    return RendererSupervisor(configure, max_attempts=settings.worker.max_attempts)
-
-
 class Worker:
     """One worker: its parts, their start, and their end."""
 
-    def __init__(self, settings: Settings, table: TierTable, engine: Engine, grace_s: float) -> None:
+    def __init__(self, settings: Settings, engines: EngineSet, grace_s: float) -> None:
         self._settings = settings
-        self._table = table
-        self._engine = engine
+        self._engines = engines
         self._grace_s = grace_s
         self._id = settings.worker.worker_id or f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
         self._began = time.perf_counter()
@@ -135,9 +130,9 @@ class Worker:
         # Health first: an orchestrator must see a live process while gigabytes of weights load.
         health = await stack.enter_async_context(Health(self._checks(), worker.http_host, worker.http_port))
         log.info("starting", worker=self._id, health=f"http://{worker.http_host}:{health.port}/readyz")
-        # The engine is the slowest and needs nobody: it loads while the rest connects.
-        loading = asyncio.create_task(self._engine.start(), name="engine start")
-        stack.push_async_callback(self._engine.stop)
+        # The engines are the slowest and need nobody: they load while the rest connects.
+        loading = asyncio.create_task(self._engines.start(), name="engines start")
+        stack.push_async_callback(self._engines.stop)
         stack.callback(loading.cancel)
         # Storage before the broker: a message is taken only when its songs have a place.
         objects = Objects(await stack.enter_async_context(S3Connection(self._settings.storage)))
@@ -147,60 +142,51 @@ class Worker:
         await stack.enter_async_context(inputs)
         await stack.enter_async_context(self._links["publish"])
         log.info("broker and storage ready", after_s=round(time.perf_counter() - self._began, 2))
-        report = await self._unless_stopped(loading)
-        if report is None:
+        if not await self._loaded(loading):
             return
         scratch = stack.enter_context(_scratch_root(self._settings.engine.scratch_dir))
         await stack.enter_async_context(self._links["consume"])
         # Consuming comes last: from here on messages are in hand.
-        self._consumer = self._new_consumer(report, scratch, store, inputs)
+        self._consumer = self._new_consumer(scratch, store, inputs)
         await self._consumer.start()
         await self._announce("ready")
-        self._tell(report)
+        self._tell()
 
-    async def _unless_stopped(self, loading: "asyncio.Task[RendererReport]") -> RendererReport | None:
-        """Wait for the engine, but not longer than until a signal."""
+    async def _loaded(self, loading: "asyncio.Task[None]") -> bool:
+        """Wait for the engines, but not longer than until a signal."""
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         if not loading.done():
             loading.cancel()
-            return None
-        return loading.result()
+            return False
+        loading.result()
+        return True
 
-    def _new_consumer(self, report: RendererReport, scratch: Path, store: S3Store, inputs: Inputs) -> Consumer:
+    def _new_consumer(self, scratch: Path, store: S3Store, inputs: Inputs) -> Consumer:
         settings = self._settings
         ports = Ports(
             store=store,
             inputs=inputs,
-            planner=DirectPlanner(),
-            renderer=self._engine,
+            planner=self._engines.planner,
+            renderer=self._engines.renderer,
             events=self._publisher,
         )
         rules = Rules(
             worker_id=self._id,
             scratch=scratch,
-            limits=lambda: self._limits(self._engine.report or report),
+            limits=self._engines.limits,
             max_message_bytes=settings.broker.max_message_bytes,
             execution_timeout_s=settings.worker.execution_timeout_s,
         )
         return Consumer(self._links["consume"], settings.broker, Pipeline(ports, rules).process, self._publisher)
-
-    def _limits(self, report: RendererReport) -> Limits:
-        return Limits(
-            tier=self._table.tier_of(report.vram_gb),
-            table_version=self._table.version,
-            vram_gb=report.vram_gb,
-            models=report.models,
-            formats=frozenset(report.formats),
-        )
 
     async def _work(self) -> None:
         """Stay until a signal comes or the engine gives up, then drain."""
         if self._consumer is None:
             return
         stopping = asyncio.create_task(self._stop.wait())
-        broken = asyncio.create_task(self._engine.wait_unusable())
+        broken = asyncio.create_task(self._engines.wait_unusable())
         await asyncio.wait((stopping, broken), return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         await self._drain(self._consumer)
@@ -222,23 +208,21 @@ class Worker:
         await self._announce("stopped")
 
     async def _announce(self, state: Literal["ready", "draining", "stopped"]) -> None:
-        report = self._engine.report
-        if report is None:
-            return
+        limits = self._engines.limits()
         data = WorkerData(
             worker_id=self._id,
             state=state,
             prefetch=self._settings.broker.queue_workers,
-            models=tuple(model.name for model in report.models),
-            tier=self._limits(report).tier.name,
-            vram_gb=report.vram_gb,
+            models=tuple(model.name for model in limits.models),
+            tier=limits.tier.name,
+            vram_gb=limits.vram_gb,
         )
         try:
             await self._publisher.announce(WorkerEvent.of(data))
         except Unpublished as error:
             log.warning("announcement dropped", state=state, reason=str(error))
 
-    def _tell(self, report: RendererReport) -> None:
+    def _tell(self) -> None:
         workers, lanes = self._settings.broker.queue_workers, self._settings.engine.lanes
         if workers != lanes:
             log.warning(
@@ -247,15 +231,17 @@ class Worker:
                 queue_workers=workers,
                 api_workers=lanes,
             )
-        for warning in report.warnings:
+        for warning in self._engines.warnings():
             log.warning("engine", note=warning)
+        limits = self._engines.limits()
         log.info(
             "ready",
             worker=self._id,
-            device=report.device_name,
-            vram_gb=round(report.vram_gb, 1),
-            tier=self._limits(report).tier.name,
-            models=[model.name for model in report.models],
+            device=self._engines.report.device_name,
+            vram_gb=round(limits.vram_gb, 1),
+            tier=limits.tier.name,
+            models=[model.name for model in limits.models],
+            lm=f"{limits.lm.model} on {limits.lm.backend}" if limits.lm else None,
             prefetch=workers,
             after_s=round(time.perf_counter() - self._began, 2),
         )
@@ -273,7 +259,7 @@ class Worker:
         return True
 
     async def _models_up(self) -> bool:
-        return self._engine.ready
+        return self._engines.ready
 
     def _on_signal(self) -> None:
         (self._hurry if self._stop.is_set() else self._stop).set()

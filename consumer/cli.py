@@ -156,15 +156,19 @@ def topology(
 
 @app.command("tiny-checkpoint")
 def tiny_checkpoint(
-    folder: Annotated[Path, typer.Argument(help="where `acestep-v15-turbo` and `acestep-v15-base` are written")],
+    folder: Annotated[
+        Path, typer.Argument(help="gets `acestep-v15-turbo`, `acestep-v15-base` and `acestep-5Hz-lm-0.6B`")
+    ],
 ) -> None:
     """Write small models with random weights: real code, no music. Use as ACESTEP_CHECKPOINT_DIR."""
     try:
-        from consumer.engine.tiny_checkpoint import write  # noqa: PLC0415 - needs torch
+        from consumer.engine import tiny_checkpoint as dit  # noqa: PLC0415 - needs torch
+        from consumer.engine import tiny_lm as lm  # noqa: PLC0415 - as above
     except ImportError as error:
         note.print(f"{error.name} is missing: pip install 'acestep-consumer[engine]'")
         raise typer.Exit(Exit.USAGE) from error
-    write(folder)
+    dit.write(folder)
+    lm.write(folder)
     note.print(f"wrote {folder}; the weights are random: what they sing is noise")
 
 

@@ -41,7 +41,7 @@ class Job:
     """A request that policy has admitted. ``request`` holds the effective values, after every clamp.
 
     ``request.audio_duration`` is seconds, or None when the source audio or the planner decides;
-    ``seeds`` has one entry per song.
+    ``seeds`` has one entry per song; ``given`` are the fields that the producer really set.
     """
 
     task_id: str
@@ -50,6 +50,7 @@ class Job:
     lm: LmChoice | None
     policy: PolicyReport
     seeds: tuple[int, ...]
+    given: frozenset[str] = frozenset()
     warnings: tuple[str, ...] = ()
 
     @property

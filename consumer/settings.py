@@ -125,7 +125,9 @@ class EngineSettings(Section):
         "ACESTEP_INIT_LLM", None, "load the 5Hz LM: `auto` (as the tier says), `true`, `false`"
     )
     lm_model_path: str | None = variable("ACESTEP_LM_MODEL_PATH", None, "5Hz LM; unset: the tier's largest")
-    lm_backend: Literal["vllm", "pt"] = variable("ACESTEP_LM_BACKEND", "vllm", "`vllm` or `pt` (transformers)")
+    lm_backend: Literal["vllm", "pt"] | None = variable(
+        "ACESTEP_LM_BACKEND", None, "`vllm` or `pt` (transformers); unset: `vllm` where it works, else `pt`"
+    )
     lm_device: str = variable("ACESTEP_LM_DEVICE", "auto", "device of the 5Hz LM")
     lm_offload: AutoBool = variable("ACESTEP_LM_OFFLOAD_TO_CPU", None, "keep the idle LM in RAM")
     scratch_dir: Path_ | None = variable("ACESTEP_SCRATCH_DIR", None, "folder for work files; unset: the system's")

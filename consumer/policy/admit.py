@@ -76,6 +76,7 @@ def admit(request: Request, limits: Limits) -> Job:
             adjustments=(*adjustments, *clamps),
         ),
         seeds=seeds,
+        given=frozenset(asked.model_fields_set),
         warnings=(*request.warnings, *_notes(asked, task)),
     )
 

@@ -23,7 +23,7 @@ import boto3
 from botocore.config import Config
 
 from consumer.engine.planner.direct import DirectPlanner
-from consumer.job import Rendering, StoredObject, Track
+from consumer.job import Rendering, Sources, StoredObject, Track
 from consumer.outcome import Scene, manifest
 from schemas.events import CONTENT_TYPE, JobCompleted, Timings
 from tests.support.admission import admitted_job
@@ -149,7 +149,7 @@ def _example_event(place: str) -> dict[str, Any]:
     """Return the event that the worker would publish for a message, made by its own code."""
     task_id = str(uuid.UUID(int=0))
     job = admitted_job(**request_fields(task_id))
-    plan = asyncio.run(DirectPlanner().plan(job, lambda _fraction, _stage: None))
+    plan = asyncio.run(DirectPlanner().plan(job, Sources(), lambda _fraction, _stage: None))
     track = Track(
         path=Path("0.wav"),
         seed=job.seeds[0],

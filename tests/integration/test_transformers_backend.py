@@ -3,7 +3,7 @@
 
 import gc
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,15 @@ STEPS = 2000
 
 GRAMMAR = 'root ::= "bpm: " [1-9] [0-9] [0-9]? "\\nkey: " [A-G] ("#" | "b")? " " ("major" | "minor") "\\n"'
 WRITTEN_BY_GRAMMAR = re.compile(r"bpm: [1-9][0-9]{1,2}\nkey: [A-G][#b]? (major|minor)\n")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two test runs side by side on two cores: threads that wait for each other cost more than they bring."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -142,11 +151,12 @@ def write(backend: Backend, *generations: Generation) -> list[tuple[int, ...] | 
 
 @torch.inference_mode()
 def plain_sum(model: Any, generation: Generation, written: Iterable[int]) -> Tensor:
-    """u + s (c − u) from whole passes over whole sequences, no cache, no batch."""
+    """The guided logits, u + s (c − u), from whole passes over whole sequences, no cache, no batch."""
     assert generation.unconditional is not None
     pair = (generation.prompt, generation.unconditional)
     c, u = (model(torch.tensor([[*ids, *written]])).logits[0, -1] for ids in pair)
-    return u + generation.sampling.cfg_scale * (c - u)
+    guided: Tensor = u + generation.sampling.cfg_scale * (c - u)
+    return guided
 
 
 def test_guided_greedy_codes_are_those_of_plain_calls_of_the_model(
@@ -345,13 +355,14 @@ def test_a_song_larger_than_the_whole_budget_is_refused_and_does_not_block(
     assert last[2].tokens is not None
 
 
-def test_logits_that_are_no_numbers_fail_their_song_alone(
+def test_logits_that_are_no_numbers_fail_their_song_alone_and_leave_nothing_behind(
     make: Callable[..., TransformersBackend], loaded: tuple[Any, Any, range]
 ) -> None:
     poisoned = 200  # a token that only the second song has
     first, second = (replace(song(n, guided=False), prompt=(10, 20, 30 + n)) for n in (1, 2))
     second = replace(second, prompt=(10, poisoned))
     expected = write(make(), first)[0]
+    expected_after = write(make(), song(3, guided=False))[0]
     weight = loaded[0].get_input_embeddings().weight
     kept = weight[poisoned].detach().clone()
     with torch.no_grad():
@@ -360,11 +371,14 @@ def test_logits_that_are_no_numbers_fail_their_song_alone(
             backend = make()
             backend.add(1, first)
             backend.add(2, second)
-            last = finish(backend)
+            last = {news.number: news for news in backend.step()}
+            backend.add(3, song(3, guided=False))  # in the very row that the second had
+            last = finish(backend, last)
         finally:
             weight[poisoned] = kept
     assert last[2].error == "the language model gave no probabilities"
     assert last[1].tokens == expected
+    assert last[3].tokens == expected_after
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.85, 5.0])
@@ -388,8 +402,8 @@ def test_free_text_ends_with_the_end_token_and_stays_in_the_vocabulary(
     backend: TransformersBackend, loaded: tuple[Any, Any, range]
 ) -> None:
     _, tokenizer, _ = loaded
-    for number in range(16):
-        backend.add(number, text(number, grammar=None, max_tokens=400, temperature=3.0, top_p=1.0))
+    for number in range(48):
+        backend.add(number, text(number, grammar=None, max_tokens=60, guided=False, temperature=3.0, top_p=1.0))
     last = finish(backend)
     ended = [news.tokens for news in last.values() if news.tokens is not None]
     assert ended

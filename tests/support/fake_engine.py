@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from consumer.engine.messages import RendererReport
+from consumer.engine.planner.direct import DirectPlanner
 from consumer.job import Heard, Job, LoadedModel, Plan, Rendering, Sources, Variant
+from consumer.policy.admit import Limits
+from consumer.policy.tiers import BUILT_IN
 from consumer.ports import Report
 from tests.support.engine_double import write_song
 
@@ -29,8 +32,6 @@ class FakeRenderer:
     rendered: list[str] = field(default_factory=list)
     at_once: int = 0
     most_at_once: int = 0
-    report: RendererReport | None = REPORT
-    ready: bool = True
 
     async def render(self, job: Job, plan: Plan, sources: Sources, folder: Path, report: Report) -> Rendering:
         """Write one short wav per song."""
@@ -50,9 +51,32 @@ class FakeRenderer:
         """Hear five codes."""
         return Heard(codes="<|audio_code_1|>" * 5, source_s=1.0)
 
-    async def start(self) -> RendererReport:
+
+@dataclass
+class FakeEngines:
+    """A worker's engines inside the test's own process: that renderer, and no language model."""
+
+    renderer: FakeRenderer = field(default_factory=FakeRenderer)
+    planner: DirectPlanner = field(default_factory=DirectPlanner)
+    report: RendererReport = REPORT
+    ready: bool = True
+
+    def limits(self) -> Limits:
+        """Limits of the card that the report names."""
+        return Limits(
+            tier=BUILT_IN.tier_of(self.report.vram_gb),
+            table_version=BUILT_IN.version,
+            vram_gb=self.report.vram_gb,
+            models=self.report.models,
+            formats=frozenset(self.report.formats),
+        )
+
+    def warnings(self) -> tuple[str, ...]:
+        """Nothing to say."""
+        return ()
+
+    async def start(self) -> None:
         """Be ready at once."""
-        return REPORT
 
     async def stop(self) -> None:
         """Nothing to end."""

@@ -26,10 +26,6 @@ MASKED = float("-inf")
 _MASS_BITS = 40
 """Weights are at most 1 and get this many binary places as integers: 2^23 of them still fit into 63 bits."""
 
-_DIGIT_BITS = 10
-_KEY_BITS = 30
-"""Bit patterns of float32 numbers between 0 and 1 stay below 2^30: three digits of ten bits."""
-
 _LARGEST_UNIFORM = 1 - 2**-24
 
 
@@ -127,10 +123,10 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: Tensor | float) -> 
 def choose(logits: Tensor, rows: Rows, step: Tensor, seen: Tensor | None = None, first: int = 0) -> Tensor:
     """Choose the next token of every row; int64 [n], columns of ``logits``.
 
-    ``logits`` [n, v] of any floating type, with at least one finite number a row. ``step`` int64 [n]: how many tokens
-    each row has written. ``seen`` bool [n, v]: what the repetition penalty falls on; needed only when a row has one.
-    ``first`` is the vocabulary's number of column 0: a slice of the logits draws what the whole would with the rest
-    masked.
+    ``logits`` [n, v] of any floating type. A row without a finite largest number gets a column without a meaning, and
+    disturbs no other. ``step`` int64 [n]: how many tokens each row has written. ``seen`` bool [n, v]: what the
+    repetition penalty falls on; needed only when a row has one. ``first`` is the vocabulary's number of column 0: a
+    slice of the logits draws what the whole would with the rest masked.
     """
     logits = logits.float()
     if rows.penalised and seen is not None:
@@ -161,9 +157,9 @@ def _draw(logits: Tensor, rows: Rows, step: Tensor, first: int) -> Tensor:
 
 
 def _weights(logits: Tensor, temperature: Tensor) -> Tensor:
-    """Probabilities up to a factor: the likeliest token of a row has 1. Rows of temperature 0 get something finite."""
+    """Probabilities up to a factor: the likeliest token of a row has 1. Always finite, also for temperature 0."""
     heat = torch.where(temperature == 0, 1, temperature)
-    return ((logits - logits.amax(-1, keepdim=True)) / heat).exp()
+    return ((logits - logits.amax(-1, keepdim=True)) / heat).exp().nan_to_num(0)
 
 
 def _likeliest(logits: Tensor, top_k: Tensor, most: int) -> Tensor:
@@ -176,33 +172,18 @@ def _likeliest(logits: Tensor, top_k: Tensor, most: int) -> Tensor:
 def _nucleus(weights: Tensor, top_p: Tensor) -> Tensor:
     """Which tokens are in the smallest set that has ``top_p`` [n, 1] of all the weight; at least one; bool [n, v].
 
-    Among tokens of one weight the first ones go in. A sort would do, but a sort of 64,000 numbers a row costs more than
-    the rest of the step. What is wanted is one number, the weight of the last token that goes in. The bit pattern of a
-    positive float grows with it, so three histograms find that pattern, ten bits at a time from the top: each tells how
-    much weight lies at and above each value of its digit, among the patterns whose higher digits are found already.
+    Among tokens of one weight the first ones go in, as they come in a stable sort. The sort only serves to find the
+    last token that goes in; so nothing has to be put back into the order of the vocabulary. (Looking for that token by
+    halving, or digit by digit with histograms, reads the weights many times: slower than the sort, on GPUs as well.)
     """
-    mass = (weights * 2.0**_MASS_BITS).long()
-    keys = weights.contiguous().view(torch.int32)
-    wanted = (mass.sum(-1, keepdim=True).double() * top_p.double()).ceil().long().clamp(min=1)
-    found = torch.zeros_like(wanted, dtype=torch.int32)
-    for shift in range(_KEY_BITS - _DIGIT_BITS, -1, -_DIGIT_BITS):
-        digit, wanted = _digit(keys, mass, found, wanted, shift)
-        found = (found << _DIGIT_BITS) | digit
-    each = (found.view(torch.float32) * 2.0**_MASS_BITS).long().clamp(min=1)
-    equals = keys == found
-    first_equals = equals & (equals.cumsum(-1, dtype=torch.int32) <= (wanted + each - 1) // each)
-    return (keys > found) | first_equals | (top_p >= 1)
-
-
-def _digit(keys: Tensor, mass: Tensor, found: Tensor, wanted: Tensor, shift: int) -> tuple[Tensor, Tensor]:
-    """The next digit of the pattern, and how much of ``wanted`` is left after all that lies above it; [n, 1] each."""
-    base = 1 << _DIGIT_BITS
-    inside = torch.where((keys >> (shift + _DIGIT_BITS)) == found, mass, 0)
-    histogram = mass.new_zeros(mass.shape[0], base).scatter_add(1, ((keys >> shift) & (base - 1)).long(), inside)
-    from_here_up = histogram.flip(-1).cumsum(-1).flip(-1)
-    digit = (from_here_up >= wanted).sum(-1, keepdim=True) - 1
-    above = from_here_up.gather(1, digit) - histogram.gather(1, digit)
-    return digit.int(), wanted - above
+    descending, order = weights.sort(dim=-1, descending=True, stable=True)
+    mass = (descending * 2.0**_MASS_BITS).long().cumsum(-1)
+    wanted = (mass[:, -1:].double() * top_p.double()).ceil().long().clamp(min=1)
+    # A row without any weight never gets there.
+    last = torch.searchsorted(mass, wanted).clamp(max=weights.shape[1] - 1)
+    least, highest = descending.gather(1, last), order.gather(1, last)
+    columns = torch.arange(weights.shape[1], device=weights.device)
+    return (weights > least) | ((weights == least) & (columns <= highest)) | (top_p >= 1)
 
 
 def exponential(seed: Tensor, step: Tensor, count: int, first: int = 0) -> Tensor:
@@ -213,7 +194,7 @@ def exponential(seed: Tensor, step: Tensor, count: int, first: int = 0) -> Tenso
     everywhere.
     """
     row = _mix64(_mix64(seed) + step)
-    token = _mix32(torch.arange(first, first + count, dtype=torch.int32, device=seed.device) * -1640531535)
+    token = _mix32(torch.arange(first, first + count, dtype=torch.int32, device=seed.device))
     multiplier, offset = (row >> 32).int() | 1, row.int()
     bits = (_mix32(token * multiplier[:, None] + offset[:, None]) >> 1) & 0x7FFFFFFF
     # Small numbers win the race, so the fine end of float32 has to be at 0: log1p(−u), not log(u).

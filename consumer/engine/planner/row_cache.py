@@ -40,9 +40,18 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers has no types
         return _up(rows, _ROW_BLOCK) * _up(width, _WIDTH_BLOCK)
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """How many rows of how many tokens there is room for now."""
+        return self._place.rows, self._place.width
+
+    @property
     def size(self) -> int:
         """How many tokens the rectangle takes up now."""
         return self._place.rows * self._place.width
+
+    def read_width(self, longest: int) -> int:
+        """How many columns a pass looks at when the longest row holds ``longest`` tokens, its own among them."""
+        return min(_up(longest, _READ_BLOCK), self._place.width)
 
     def fit(self, rows: int, width: int) -> None:
         """Make room for ``rows`` rows of ``width`` tokens; give memory back once less than half of it is needed."""
@@ -57,15 +66,15 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers has no types
         """The next pass brings new sequences, from their start on, for the rows from ``first`` on."""
         self._place.first, self._place.positions = first, None
 
-    def decode(self, positions: Tensor, longest: int) -> Tensor:
-        """The next pass brings a token for each of the first rows; return the pass's mask, bool [rows, 1, 1, read].
+    def decode(self, positions: Tensor, width: int) -> Tensor:
+        """The next pass brings a token for each of the first rows; return the pass's mask, bool [rows, 1, 1, width].
 
-        ``positions`` int64 [rows]: how many tokens each row holds. ``longest``: the most that any row then holds.
+        ``positions`` int64 [rows]: how many tokens each row holds. ``width``: see ``read_width``.
         """
         place = self._place
-        place.positions, place.read = positions, min(_up(longest, _READ_BLOCK), place.width)
+        place.positions, place.read = positions, width
         place.index = torch.arange(len(positions), device=positions.device)
-        columns = torch.arange(place.read, device=positions.device)
+        columns = torch.arange(width, device=positions.device)
         return (columns <= positions[:, None])[:, None, None]
 
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
@@ -104,12 +113,17 @@ class _RowLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
             self.lazy_initialization(key_states, value_states)
         place, (count, _heads, length, _channels) = self.place, key_states.shape
         if place.positions is None:
-            rows = slice(place.first, place.first + count)
-            self.keys[rows, :, :length], self.values[rows, :, :length] = key_states, value_states
+            self._start(slice(place.first, place.first + count), length, key_states, value_states)
             return key_states, value_states
         self.keys[place.index, :, place.positions] = key_states[:, :, 0]
         self.values[place.index, :, place.positions] = value_states[:, :, 0]
         return self.keys[:count, :, : place.read], self.values[:count, :, : place.read]
+
+    def _start(self, rows: slice, length: int, key_states: Tensor, value_states: Tensor) -> None:
+        """Begin rows. The mask gives what lies beyond no weight, but no weight of a NaN left there is still a NaN."""
+        for states, new in ((self.keys, key_states), (self.values, value_states)):
+            states[rows, :, :length] = new
+            states[rows, :, length:] = 0
 
     def resize(self) -> None:
         if self.is_initialized:
@@ -120,7 +134,7 @@ class _RowLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
             states[targets] = states[sources]
 
     def _empty(self, like: Tensor) -> Tensor:
-        return like.new_empty(self.place.rows, like.shape[1], self.place.width, like.shape[3])
+        return like.new_zeros(self.place.rows, like.shape[1], self.place.width, like.shape[3])
 
     def _copy(self, old: Tensor) -> Tensor:
         new = self._empty(old)

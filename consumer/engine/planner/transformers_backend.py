@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from consumer.engine.planner.backend import Generation, Text, Written
+from consumer.engine.planner.replay import Replay
 from consumer.engine.planner.row_cache import ATTENTION, RowCache
 from consumer.engine.planner.row_table import Group, Part, Row, RowTable
 from consumer.engine.planner.song import Song
@@ -53,6 +54,7 @@ class TransformersBackend:
         self._masks = TokenMasks(tokenizer, self._vocabulary, _ends(model, tokenizer))
         self._codes, self._words = _part(head, codes, None), _part(head, range(self._vocabulary), self._masks)
         self._cache = RowCache(config.num_hidden_layers)
+        self._replay = Replay(self._device)
         self._cache_tokens = cache_tokens
         self._prefill_tokens = prefill_tokens
         self._waiting: deque[Song] = deque()
@@ -68,6 +70,7 @@ class TransformersBackend:
         """Take a sequence in; it joins the others at the next step, or waits for room, first come first served."""
         self._waiting.append(Song(number, generation))
 
+    @torch.inference_mode()
     def drop(self, number: int) -> None:
         """Forget a sequence; unknown numbers are ignored."""
         self._waiting = deque(song for song in self._waiting if song.number != number)
@@ -148,11 +151,16 @@ class TransformersBackend:
 
     def _read_last(self, table: RowTable, longest: int) -> Tensor:
         """Run the model on the last token of every row; hidden states [rows, channels]."""
-        mask = self._cache.decode(table.positions, longest)
-        hidden = self._run(table.ids[:, None], position_ids=table.positions[:, None], attention_mask=mask)
+
+        def read() -> Tensor:
+            mask = self._cache.decode(table.positions, read_width)
+            return self._run(table.ids[:, None], position_ids=table.positions[:, None], attention_mask=mask)[:, 0]
+
+        read_width = self._cache.read_width(longest)
+        hidden = self._replay.run((table, read_width, self._cache.shape), read)
         table.positions += 1
         self._table = table
-        return hidden[:, 0]
+        return hidden
 
     def _read_prompts(self, prompts: list[tuple[int, ...]], first: int) -> Tensor:
         """Run the model on whole prompts, padded on the right; hidden states of the last tokens [rows, channels].
@@ -185,6 +193,7 @@ class TransformersBackend:
             self._rows[hole] = self._rows[mover]
         del self._rows[len(staying) :]
         self._table = None
+        self._replay.forget()  # it would hold on to memory that the cache gives back
         self._cache.fit(len(self._rows), max((song.length(branch) for song, branch in self._rows), default=0))
 
     def _new_table(self, unread: int) -> RowTable:

@@ -16,7 +16,7 @@ from consumer.settings import Settings
 from tests.bench.arena import settings_for
 from tests.bench.chore import song
 from tests.bench.tap import Tap
-from tests.support.fake_engine import FakeRenderer
+from tests.support.fake_engine import FakeEngines, FakeRenderer
 
 
 class InstantRenderer(FakeRenderer):
@@ -32,7 +32,7 @@ class InstantRenderer(FakeRenderer):
 async def main(settings: Settings, messages: int) -> int:
     """Run until ``messages`` are acked."""
     tap = Tap(messages)
-    worker = asyncio.create_task(run_worker(settings, grace_s=10, engine=InstantRenderer()))
+    worker = asyncio.create_task(run_worker(settings, grace_s=10, engines=FakeEngines(InstantRenderer())))
     lap = asyncio.create_task(tap.lap())
     await asyncio.wait((worker, lap), return_when=asyncio.FIRST_COMPLETED)
     if lap.done():

