@@ -57,11 +57,15 @@ class Narrator:
         while await self._more():
             sequence += 1
             await self._tell(self._progress(sequence))
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._over.wait(), INTERVAL_S)
 
     async def _more(self) -> bool:
-        """Wait for news; False when the job is over."""
+        """Keep silent for a while, then wait for news; False when the job is over.
+
+        ``started`` is news enough at first: a job that is done within the interval has no progress to tell.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(INTERVAL_S):
+                await self._over.wait()
         await self._news.wait()
         self._news.clear()
         return not self._over.is_set()

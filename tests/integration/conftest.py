@@ -3,6 +3,7 @@
 
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,9 @@ def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def worker_environment(
-    rabbitmq: RabbitMQ, management: ManagementApi, s3: SeaweedFS, tiny_checkpoints: Path
+@contextmanager
+def environment_of_a_worker(
+    rabbitmq: RabbitMQ, management: ManagementApi, s3: SeaweedFS, checkpoints: Path
 ) -> Iterator[dict[str, str]]:
     """Settings of a worker with both tiny models, on a virtual host and a prefix of its own."""
     vhost = f"worker-{uuid.uuid4().hex}"
@@ -42,7 +43,7 @@ def worker_environment(
     )
     yield servers.variables() | {
         "ACESTEP_S3_PREFIX": vhost,
-        "ACESTEP_CHECKPOINT_DIR": str(tiny_checkpoints),
+        "ACESTEP_CHECKPOINT_DIR": str(checkpoints),
         "ACESTEP_CONFIG_PATH": "acestep-v15-turbo",
         "ACESTEP_CONFIG_PATH2": "acestep-v15-base",
         "ACESTEP_QUEUE_WORKERS": "2",
@@ -50,6 +51,24 @@ def worker_environment(
         "ACESTEP_INIT_LLM": "false",
     }
     management.delete_vhost(vhost)
+
+
+@pytest.fixture(scope="session")
+def worker_environment(
+    rabbitmq: RabbitMQ, management: ManagementApi, s3: SeaweedFS, tiny_checkpoints: Path
+) -> Iterator[dict[str, str]]:
+    """Settings of the worker that most tests share."""
+    with environment_of_a_worker(rabbitmq, management, s3, tiny_checkpoints) as environment:
+        yield environment
+
+
+@pytest.fixture(scope="module")
+def own_worker_environment(
+    rabbitmq: RabbitMQ, management: ManagementApi, s3: SeaweedFS, tiny_checkpoints: Path
+) -> Iterator[dict[str, str]]:
+    """Settings of a worker that only one file's tests use."""
+    with environment_of_a_worker(rabbitmq, management, s3, tiny_checkpoints) as environment:
+        yield environment
 
 
 @pytest.fixture(scope="session")

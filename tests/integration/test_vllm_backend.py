@@ -61,7 +61,8 @@ def tokens(folder: Path) -> LmTokens:
 
 @pytest.fixture(scope="module")
 def codes(tokens: LmTokens) -> range:
-    return range(tokens.first_code, tokens.first_code + tokens.code_count)
+    """Some of the 64,000: drawing from all of them takes a CPU longer than all the rest."""
+    return range(tokens.first_code + 100, tokens.first_code + 1100)
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +73,8 @@ def plain(folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def opened(folder: Path, tokens: LmTokens, codes: range) -> Iterator[VllmBackend]:
-    """One engine for all tests: starting it takes longer than they do. Memory for 8 pairs of the context's length."""
-    size = EngineSize(memory_gb=0.0171, rows=16, context=CONTEXT)
+    """One engine for all tests: starting it takes longer than they do. Its memory holds 6 pairs of the context's length."""
+    size = EngineSize(memory_gb=0.0129, rows=16, context=CONTEXT)
     backend = open_vllm(str(folder), tokens.tokenizer, codes, size, dtype="float32", block_size=32)
     yield backend
     backend.close()
@@ -300,12 +301,12 @@ def test_more_songs_than_fit_wait_and_no_pair_is_torn(backend: VllmBackend) -> N
     songs = [song(seed, count=140 + seed, length=300) for seed in range(11)]
     for number, generation in enumerate(songs):
         backend.add(number, generation)
-    most, last = 0, {}
+    most: int = 0
+    last: dict[int, Written] = {}
     while not backend.idle:
         last.update((news.number, news) for news in backend.step())
         most = max(most, len(backend._drafts))
-        assert backend._engine._engine.engine_core.engine_core.scheduler.kv_cache_manager.block_pool is not None
-    assert 2 <= most < 8
+    assert 2 <= most < 8  # the batch has rows for eight
     assert all(news.tokens is not None for news in last.values())
     assert last[5].tokens == write(backend, songs[5])[0]
 
@@ -487,7 +488,10 @@ def test_guidance_of_scale_1_needs_no_second_request(backend: VllmBackend) -> No
     ],
 )  # fmt: skip
 def test_versions_that_were_not_tested_are_refused(
-    monkeypatch: pytest.MonkeyPatch, name: str, found: str, fits: bool  # noqa: FBT001 - a column of the table
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    found: str,
+    fits: bool,  # noqa: FBT001 - a column of the table
 ) -> None:
     def version(asked: str) -> str:
         if asked != name:

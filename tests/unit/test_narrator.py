@@ -52,6 +52,14 @@ async def test_a_burst_of_reports_becomes_at_most_two_events_a_second() -> None:
     assert len(progress(events)) <= 1
 
 
+async def test_a_job_that_is_done_at_once_tells_of_its_start_alone() -> None:
+    events = FakeEvents()
+    async with narrator(events) as voice:
+        voice.report(1.0, "render")
+        await asyncio.sleep(0.01)
+    assert events.states == ["started"]
+
+
 @pytest.mark.usefixtures("quick")
 async def test_nothing_is_said_after_the_end() -> None:
     events = FakeEvents()

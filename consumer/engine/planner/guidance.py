@@ -4,7 +4,7 @@
 Both backends use it, so that the same logits give the same tokens on either. Everything is written for many rows at
 once: no loop over rows, no waiting for the device, and no branch on a value that lives there. What a step can leave out
 is decided from the settings, which the host knows. Shapes are static, so a caller may wrap ``choose`` in
-``torch.compile``; that fuses most of its passes and changes no meaning.
+``torch.compile``, which fuses most of its passes, or record it in a CUDA graph.
 
 A row's token depends on that row's logits, seed and step, and on nothing else, bit for bit. So nothing here adds up
 floating point numbers along a row: how such a sum is split, and so its last bits, depends on how many rows there are.
@@ -194,6 +194,7 @@ def exponential(seed: Tensor, step: Tensor, count: int, first: int = 0) -> Tenso
     everywhere.
     """
     row = _mix64(_mix64(seed) + step)
+    # No product comes before the first shift: torch.compile takes products of an arange for indices, which never wrap.
     token = _mix32(torch.arange(first, first + count, dtype=torch.int32, device=seed.device))
     multiplier, offset = (row >> 32).int() | 1, row.int()
     bits = (_mix32(token * multiplier[:, None] + offset[:, None]) >> 1) & 0x7FFFFFFF

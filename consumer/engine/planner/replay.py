@@ -17,7 +17,7 @@ class Replay:
     """Runs a pass, and from the third time in a row on replays its recording; on CPUs it just runs it."""
 
     def __init__(self, device: torch.device) -> None:
-        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        self._records = device.type == "cuda"
         self._key: Hashable = None
         self._runs = 0
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -31,7 +31,7 @@ class Replay:
         if key != self._key:
             self.forget()
             self._key = key
-        if self._pool is not None and self._graph is None and self._runs >= _SEEN_BEFORE:
+        if self._records and self._graph is None and self._runs >= _SEEN_BEFORE:
             self._record(work)
         if self._graph is None:
             self._runs += 1
@@ -46,6 +46,6 @@ class Replay:
 
     def _record(self, work: Callable[[], Tensor]) -> None:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph):
             self._output = work()
         self._graph = graph

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from consumer.engine.planner.backend import Sampling
 from consumer.engine.planner.guidance import MASKED, Rows, choose, exponential, guide
@@ -257,6 +258,16 @@ def test_a_slice_of_the_logits_draws_what_the_whole_would() -> None:
     whole[:, 2500:] = MASKED
     sliced = choose(logits[:, 1000:2500], rows, torch.arange(6), first=1000)
     assert torch.equal(sliced + 1000, choose(whole, rows, torch.arange(6)))
+
+
+def test_it_compiles_as_one_graph_which_serves_other_seeds_too() -> None:
+    counter = CompileCounter()
+    compiled = torch.compile(choose, backend=counter, fullgraph=True, dynamic=False)
+    logits = logits_of(4)
+    for seed in (1, 50, 100):
+        rows = rows_of(*(Sampling(seed=seed + n, top_p=0.9, top_k=(20, 30)[n % 2]) for n in range(4)))
+        assert torch.equal(compiled(logits, rows, torch.arange(4)), choose(logits, rows, torch.arange(4)))
+    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

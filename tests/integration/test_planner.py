@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The planner process with the tiny language model: pipe, grammar and guidance are real, the weights random."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from consumer.engine.messages import ConfigurePlanner
+from consumer.engine.planner.metadata import Metadata
+from consumer.engine.planning import PlannerSupervisor
+from consumer.engine.supervisor import EngineUnusable
+from consumer.errors import PlanFailed
+from consumer.job import Heard, Job, Plan, Request
+from consumer.policy.admit import Limits, admit
+from schemas.events import LmChoice
+from schemas.request import parse_request
+from tests.support.admission import make_limits
+
+LM = LmChoice(model="acestep-5Hz-lm-0.6B", backend="pt")
+SHORT = {"use_cot_caption": False, "use_cot_language": False, "audio_duration": 10}
+"""Keeps the tiny model's thoughts short: it would fill every line of a caption."""
+
+
+def limits() -> Limits:
+    return replace(make_limits(), lm=LM)
+
+
+def job(**fields: object) -> Job:
+    body, warnings = parse_request({"prompt": "slow jazz", "lyrics": "la la", **SHORT, **fields})
+    return admit(Request("task-1", body, warnings), limits())
+
+
+def codes_in(plan: Plan) -> list[int]:
+    return [len(re.findall(r"<\|audio_code_\d+\|>", codes)) for codes in plan.audio_codes]
+
+
+@pytest.fixture(scope="module")
+async def planner(tiny_checkpoints: Path) -> AsyncIterator[PlannerSupervisor]:
+    engine = PlannerSupervisor(
+        ConfigurePlanner(model=LM.model, backend="pt", memory_gb=2, device="cpu", checkpoint_dir=tiny_checkpoints),
+        max_attempts=2,
+    )
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def think(planner: PlannerSupervisor, heard: Heard | None = None, **fields: object) -> Plan:
+    async with asyncio.timeout(120):
+        return await planner.think(job(**fields), heard, lambda *_: None)
+
+
+async def test_thinking_gives_metadata_and_exactly_five_codes_a_second(planner: PlannerSupervisor) -> None:
+    plan = await think(planner, thinking=True)
+    assert codes_in(plan) == [50]
+    metas = plan.metas
+    assert metas.duration == 10
+    Metadata(bpm=metas.bpm, keyscale=metas.keyscale, timesignature=metas.timesignature)  # raises outside the ranges
+    assert (metas.caption, metas.lyrics) == ("slow jazz", "la la")
+
+
+async def test_what_the_request_gives_is_never_overwritten(planner: PlannerSupervisor) -> None:
+    given = {"bpm": 99, "key_scale": "F# minor", "time_signature": "3", "audio_duration": 12}
+    plan = await think(planner, thinking=True, **given)
+    metas = plan.metas
+    assert (metas.bpm, metas.keyscale, metas.timesignature, metas.duration) == (99, "F# minor", "3", 12)
+
+
+async def test_a_duration_that_is_left_open_is_planned_within_the_tiers_limit(planner: PlannerSupervisor) -> None:
+    plans = await asyncio.gather(
+        *(think(planner, analysis_only=True, audio_duration=None, seed=seed) for seed in range(4))
+    )
+    most = limits().tier.max_seconds_with_lm
+    assert all(plan.metas.duration is not None and 10 <= plan.metas.duration <= most for plan in plans)
+    assert all(plan.audio_codes == () for plan in plans)
+
+
+async def test_the_same_seed_gives_the_same_plan_whatever_else_is_written(planner: PlannerSupervisor) -> None:
+    alone = await think(planner, thinking=True, seed=3)
+    together = await asyncio.gather(*(think(planner, thinking=True, seed=seed) for seed in range(6)))
+    assert together[3] == alone
+    assert len({plan.audio_codes for plan in together}) == 6
+
+
+async def test_a_batch_has_one_metadata_and_codes_for_each_song(planner: PlannerSupervisor) -> None:
+    plan = await think(planner, thinking=True, batch_size=3, seed=[1, 2, 3])
+    assert codes_in(plan) == [50, 50, 50]
+    assert len(set(plan.audio_codes)) == 3
+    one_by_one = await think(planner, thinking=True, batch_size=3, seed=[1, 2, 3], allow_lm_batch=False)
+    assert one_by_one.audio_codes == plan.audio_codes
+
+
+async def test_without_thinking_missing_metadata_is_completed_and_no_codes_are_written(
+    planner: PlannerSupervisor,
+) -> None:
+    plan = await think(planner, bpm=120)
+    assert plan.audio_codes == ()
+    assert plan.metas.bpm == 120
+    assert plan.metas.keyscale
+
+
+async def test_a_caption_may_be_rewritten_only_when_allowed(planner: PlannerSupervisor) -> None:
+    rewritten = await think(planner, analysis_only=True, use_cot_caption=True)
+    formatted = await think(planner, analysis_only=True, use_cot_caption=True, is_format_caption=True)
+    assert rewritten.metas.caption != "slow jazz"
+    assert formatted.metas.caption == "slow jazz"
+
+
+async def test_sample_mode_invents_words_and_metadata_around_what_is_given(planner: PlannerSupervisor) -> None:
+    plan = await think(planner, sample_query="a sea shanty", lyrics="", analysis_only=True, bpm=70)
+    assert plan.metas.bpm == 70
+    assert plan.metas.lyrics
+    assert plan.metas.caption not in ("", "slow jazz")
+
+
+async def test_format_rewrites_the_words(planner: PlannerSupervisor) -> None:
+    plan = await think(planner, use_format=True, analysis_only=True, key_scale="C major")
+    assert plan.metas.keyscale == "C major"
+    assert plan.metas.lyrics not in ("", "la la")
+
+
+async def test_what_was_heard_is_described(planner: PlannerSupervisor) -> None:
+    heard = Heard(codes="".join(f"<|audio_code_{n}|>" for n in range(60)), source_s=12.2)
+    plan = await think(planner, heard, full_analysis_only=True, audio_duration=None)
+    assert plan.metas.duration == 12
+    assert plan.metas.bpm is not None
+    assert plan.metas.lyrics
+
+
+async def test_progress_counts_codes(planner: PlannerSupervisor) -> None:
+    heard: list[float] = []
+    async with asyncio.timeout(120):
+        await planner.think(job(thinking=True), None, lambda fraction, _: heard.append(fraction))
+    assert heard == sorted(heard)
+    assert len(heard) > 5
+    assert 0.5 < heard[-1] <= 1
+
+
+async def test_a_cancelled_job_stops_and_the_others_go_on(planner: PlannerSupervisor) -> None:
+    began = asyncio.Event()
+    endless = asyncio.create_task(planner.think(job(thinking=True, audio_duration=480), None, lambda *_: began.set()))
+    async with asyncio.timeout(60):
+        await began.wait()
+    endless.cancel()
+    await asyncio.wait((endless,))
+    assert endless.cancelled()
+    assert codes_in(await think(planner, thinking=True)) == [50]
+
+
+async def test_a_job_that_cannot_be_written_fails_alone(planner: PlannerSupervisor) -> None:
+    long = think(planner, thinking=True, lyrics="la " * 10_000)
+    fine = think(planner, thinking=True)
+    broken, plan = await asyncio.gather(long, fine, return_exceptions=True)
+    assert isinstance(broken, PlanFailed)
+    assert isinstance(plan, Plan)
+
+
+async def test_a_model_that_is_nowhere_says_where_it_was_looked_for(tiny_checkpoints: Path) -> None:
+    configure = ConfigurePlanner(model="acestep-5Hz-lm-9B", memory_gb=2, checkpoint_dir=tiny_checkpoints)
+    engine = PlannerSupervisor(configure, max_attempts=1)
+    with pytest.raises(EngineUnusable, match="acestep-5Hz-lm-9B is not found"):
+        await engine.start()
+    await engine.stop()
+
+
+async def test_a_backend_that_is_not_there_is_refused_when_insisted_on_and_replaced_otherwise(
+    tiny_checkpoints: Path,
+) -> None:
+    configure = ConfigurePlanner(model=LM.model, memory_gb=2, device="cpu", checkpoint_dir=tiny_checkpoints)
+    insisting = PlannerSupervisor(replace(configure, backend="vllm"), max_attempts=1)
+    with pytest.raises(EngineUnusable, match="vllm"):
+        await insisting.start()
+    await insisting.stop()
+    flexible = PlannerSupervisor(configure, max_attempts=1)
+    report = await flexible.start()
+    await flexible.stop()
+    assert report.backend == "pt"
+    assert "vllm" in report.warnings[0]
