@@ -4,8 +4,10 @@
 Every contender runs in a process of its own on the same servers and works off a queue that was filled before: one
 64 KiB song and one manifest into S3, one confirmed event, then the ack. The worker's renderer is done at once; all
 else is the real thing, with what the others leave out: validation, policy, a look for an earlier result, a `started`
-event, and songs that come as files. The clock runs from the first delivery to the last ack. Contenders take turns,
-round by round, because machines are noisy: read the ratios, not the rates.
+event, and songs that come as files. Events go to durable queues, as a backend has them: a persistent one is on disk
+before it is confirmed. The clock runs from the first delivery to the last ack. Contenders take turns, round by round,
+because machines are noisy: read the ratios, not the rates; and on a machine that does other work, not even those,
+because a contender with many threads gets more of a crowded machine than one with a single busy one.
 """
 
 from __future__ import annotations
@@ -53,6 +55,7 @@ _console = Console(stderr=True, highlight=False)
 def main() -> int:
     """Run the benchmark: a table on standard error, one line of JSON on standard output."""
     arguments = _parser().parse_args()
+    _warn_when_crowded()
     try:
         laps = asyncio.run(_contest(arguments))
     except (BenchError, SettingsError) as error:
@@ -137,8 +140,16 @@ def _table(summary: list[dict[str, Any]]) -> Table:
     return table
 
 
+def _warn_when_crowded() -> None:
+    """Others' work on the same cores distorts the ratios, too."""
+    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    if load > cores / 2:
+        _console.print(f"warning: this machine is busy already: load {load:.1f} on {cores} cores")
+
+
 def _machine() -> dict[str, Any]:
-    return {"python": platform.python_version(), "cores": len(os.sched_getaffinity(0))}
+    load = round(os.getloadavg()[0], 1)
+    return {"python": platform.python_version(), "cores": len(os.sched_getaffinity(0)), "load": load}
 
 
 def _parser() -> argparse.ArgumentParser:

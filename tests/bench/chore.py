@@ -8,7 +8,6 @@ calls in threads. Bytes are the same for all: the manifest and the event below a
 from __future__ import annotations
 
 import asyncio
-import copy
 import hashlib
 import json
 import random
@@ -61,6 +60,10 @@ def request_fields(task_id: str) -> dict[str, Any]:
 def song(path: Path, seed: int) -> Track:
     """Write the song's bytes to ``path``, as an encoder would."""
     path.write_bytes(AUDIO)
+    return _track(path, seed)
+
+
+def _track(path: Path, seed: int) -> Track:
     return Track(
         path=path,
         seed=seed,
@@ -150,22 +153,14 @@ def _example_event(place: str) -> dict[str, Any]:
     task_id = str(uuid.UUID(int=0))
     job = admitted_job(**request_fields(task_id))
     plan = asyncio.run(DirectPlanner().plan(job, Sources(), lambda _fraction, _stage: None))
-    track = Track(
-        path=Path("0.wav"),
-        seed=job.seeds[0],
-        format="wav",
-        content_type="audio/wav",
-        sample_rate=48_000,
-        channels=2,
-        duration_s=120.0,
-    )
+    track = _track(Path("0.wav"), job.seeds[0])
     stored = StoredObject(track=track, uri=f"{place}/{task_id}/0.wav", url=None, bytes=len(AUDIO), sha256=AUDIO_SHA256)
     timings = Timings(queued=1.234, plan=0.001, render=0.001, encode=0.001, upload=0.012, total=0.034)
     rendering = Rendering(tracks=(track,), render_s=0.0, encode_s=0.0)
     scene = Scene(WORKER_ID, 1, datetime.now(UTC))
     event = JobCompleted.of(manifest(job, plan, rendering, (stored,), timings, scene))
     example: dict[str, Any] = event.model_dump(mode="json")
-    return copy.deepcopy(example)
+    return example
 
 
 def _dumped(document: dict[str, Any]) -> bytes:

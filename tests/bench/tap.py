@@ -72,4 +72,4 @@ class Tap:
                 seconds, cpu = time.perf_counter() - self._began, time.process_time() - self._began_cpu
                 self._lap.set_result(Lap(self._acked, seconds, cpu))
 
-        Channel.basic_ack = basic_ack  # type: ignore[method-assign] # the tap itself
+        Channel.basic_ack = basic_ack  # type: ignore[method-assign, assignment] # the tap itself

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from consumer.engine.messages import ConfigurePlanner
 from consumer.engine.planner.metadata import Metadata
@@ -38,7 +39,7 @@ def codes_in(plan: Plan) -> list[int]:
     return [len(re.findall(r"<\|audio_code_\d+\|>", codes)) for codes in plan.audio_codes]
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def planner(tiny_checkpoints: Path) -> AsyncIterator[PlannerSupervisor]:
     engine = PlannerSupervisor(
         ConfigurePlanner(model=LM.model, backend="pt", memory_gb=2, device="cpu", checkpoint_dir=tiny_checkpoints),
@@ -113,25 +114,19 @@ async def test_a_caption_may_be_rewritten_only_when_allowed(planner: PlannerSupe
     assert formatted.metas.caption == "slow jazz"
 
 
-async def test_sample_mode_invents_words_and_metadata_around_what_is_given(planner: PlannerSupervisor) -> None:
-    plan = await think(planner, sample_query="a sea shanty", lyrics="", analysis_only=True, bpm=70)
-    assert plan.metas.bpm == 70
-    assert plan.metas.lyrics
-    assert plan.metas.caption not in ("", "slow jazz")
-
-
-async def test_format_rewrites_the_words(planner: PlannerSupervisor) -> None:
-    plan = await think(planner, use_format=True, analysis_only=True, key_scale="C major")
-    assert plan.metas.keyscale == "C major"
-    assert plan.metas.lyrics not in ("", "la la")
-
-
-async def test_what_was_heard_is_described(planner: PlannerSupervisor) -> None:
+async def test_words_are_invented_rewritten_and_found_in_what_was_heard(planner: PlannerSupervisor) -> None:
+    """Side by side, because the tiny model's lyrics never end: they are cut at what the DiT would read."""
     heard = Heard(codes="".join(f"<|audio_code_{n}|>" for n in range(60)), source_s=12.2)
-    plan = await think(planner, heard, full_analysis_only=True, audio_duration=None)
-    assert plan.metas.duration == 12
-    assert plan.metas.bpm is not None
-    assert plan.metas.lyrics
+    invented, rewritten, described = await asyncio.gather(
+        think(planner, sample_query="a sea shanty", lyrics="", analysis_only=True, bpm=70),
+        think(planner, use_format=True, analysis_only=True, key_scale="C major"),
+        think(planner, heard, full_analysis_only=True, audio_duration=None),
+    )
+    assert invented.metas.bpm == 70
+    assert invented.metas.caption not in ("", "slow jazz")
+    assert rewritten.metas.keyscale == "C major"
+    assert described.metas.duration == 12
+    assert all(plan.metas.lyrics not in ("", "la la") for plan in (invented, rewritten, described))
 
 
 async def test_progress_counts_codes(planner: PlannerSupervisor) -> None:

@@ -360,7 +360,7 @@ def test_logits_that_are_no_numbers_fail_their_song_alone_and_leave_nothing_behi
 ) -> None:
     poisoned = 200  # a token that only the second song has
     first, second = (replace(song(n, guided=False), prompt=(10, 20, 30 + n)) for n in (1, 2))
-    second = replace(second, prompt=(10, poisoned))
+    second = replace(second, prompt=(10,) * 60 + (poisoned,))  # beyond what the third will have written over
     expected = write(make(), first)[0]
     expected_after = write(make(), song(3, guided=False))[0]
     weight = loaded[0].get_input_embeddings().weight

@@ -19,11 +19,14 @@ ENGINE_ROOMS = {
     "consumer.engine.tiny_lm",
     "consumer.engine.planner.loading",
     "consumer.engine.planner.guidance",
+    "consumer.engine.planner.replay",
     "consumer.engine.planner.row_cache",
+    "consumer.engine.planner.row_table",
     "consumer.engine.planner.token_masks",
     "consumer.engine.planner.tokens",
     "consumer.engine.planner.transformers_backend",
     "consumer.engine.planner.vllm_backend",
+    "consumer.engine.planner.vllm_engine",
     "consumer.engine.planner.vllm_guidance",
 }
 TORCH = {"torch", "transformers", "diffusers", "accelerate", "numpy", "soundfile", "av", "tokenizers", "safetensors"}

@@ -35,11 +35,13 @@ class Codes:
 class Text:
     """Write text that ``grammar`` (EBNF in the form that xgrammar takes) accepts, to its end; None is free text.
 
-    At most ``max_tokens``; text that is not at its end then is an error.
+    At most ``max_tokens``, the end's own among them; text that is not at its end then is an error, or with ``cut`` as
+    good as it is.
     """
 
     grammar: str | None
     max_tokens: int
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,8 +20,8 @@ from schemas import coerce
 MAX_CAPTION_LINES: Final = 10
 _NOTHING_KNOWN: Final = Metadata()
 
-# No control characters, and nothing that a tag or a code block begins or ends with: audio codes
-# are words of the vocabulary like any other, and would fit as plain text.
+# No control characters, and nothing that a tag or a code block begins or ends with: audio codes are words of the
+# vocabulary like any other, and would fit as plain text.
 _FORBIDDEN = r"\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029<>`"
 _SPACES = r" \xa0\u1680\u2000-\u200f\u202f\u205f\u3000\ufeff"
 # YAML reads a bare `no` as false, and quotes it for that reason. The model may write either.

@@ -33,6 +33,12 @@ class Song:
         return constraint.count if isinstance(constraint, Codes) else constraint.max_tokens
 
     @property
+    def _may_stop(self) -> bool:
+        """Whether as many tokens as wanted are a whole: codes always, texts when they may be cut."""
+        constraint = self.generation.constraint
+        return isinstance(constraint, Codes) or constraint.cut
+
+    @property
     def width(self) -> int:
         """The most tokens that one of its rows will hold."""
         return max(map(len, self.prompts)) + self.wanted
@@ -44,7 +50,7 @@ class Song:
         ended = self.text is not None and self.text.accept(token)
         if not ended:
             self.tokens.append(token)
-        if ended or (self.text is None and len(self.tokens) == self.wanted):
+        if ended or (len(self.tokens) == self.wanted and self._may_stop):
             return Written(self.number, len(self.tokens), tokens=tuple(self.tokens))
         if len(self.tokens) >= self.wanted:
             return Written(self.number, len(self.tokens), error=f"the text has no end within {self.wanted} tokens")

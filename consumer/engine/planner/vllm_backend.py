@@ -154,11 +154,13 @@ class VllmBackend:
         self._room.leave(self._drafts.pop(number).need)
 
 
-def open_vllm(model: str, tokenizer: Any, codes: range, size: EngineSize, **options: Any) -> VllmBackend:
+def open_vllm(
+    model: str, tokenizer: Any, codes: range, size: EngineSize, *, compiled: bool = False, **options: Any
+) -> VllmBackend:
     """Load a model from a folder; ``codes`` are the token ids of the audio codes.
 
-    ``tokenizer`` is transformers'; with None, codes are all that can be written. ``options`` go to vLLM
-    (``EngineArgs``).
+    ``tokenizer`` is transformers'; with None, codes are all that can be written. ``compiled``: see ``Stage``.
+    ``options`` go to vLLM (``EngineArgs``).
 
     Raises:
         VllmUnavailable: vLLM is not there, not in a version that has been tested, or lacks the memory.
@@ -169,7 +171,7 @@ def open_vllm(model: str, tokenizer: Any, codes: range, size: EngineSize, **opti
 
     width = AutoConfig.from_pretrained(model).vocab_size
     masks = None if tokenizer is None else TokenMasks(tokenizer, width, _ends(model, tokenizer))
-    stage = Stage({}, codes, masks)
+    stage = Stage({}, codes, masks, compiled)
     return VllmBackend(vllm_engine.start(model, processor_for(stage), size, **options), stage)
 
 

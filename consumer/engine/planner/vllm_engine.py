@@ -34,6 +34,9 @@ _ENVIRONMENT = {
 _GRAPH_ROWS = 256
 """The largest batch that gets a CUDA graph of its own."""
 
+_PROCESSOR_BYTES = 4_000_000
+"""What the logits processor needs for a row, at most: a few copies of its logits. vLLM does not count that."""
+
 
 class VllmUnavailable(Exception):
     """vLLM cannot be used here; the text says why."""
@@ -183,7 +186,8 @@ def _memory(size: EngineSize) -> dict[str, Any]:
     if size.memory_gb * 1e9 > free:
         raise VllmUnavailable(f"the language model is to have {size.memory_gb:g} GB; {free / 1e9:.1f} GB are free")
     graphs = [1, 2, 4, *range(8, min(size.rows, _GRAPH_ROWS) + 1, 8)]
-    return {"gpu_memory_utilization": size.memory_gb * 1e9 / total, "cudagraph_capture_sizes": graphs}
+    share = (size.memory_gb * 1e9 - size.rows * _PROCESSOR_BYTES) / total
+    return {"gpu_memory_utilization": share, "cudagraph_capture_sizes": graphs}
 
 
 def _name(song: Song, branch: int) -> str:

@@ -12,7 +12,7 @@ not in step is void, and nothing is chosen for it any more.
 Written for vLLM's public interface for batches (``vllm.v1.sample.logits_processor``), which the V1 model runner calls.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -25,6 +25,9 @@ from consumer.engine.planner.token_masks import TokenMasks, masked
 
 CERTAIN = 1e30
 """A logit above all that a model gives: whoever takes the likeliest token takes this one."""
+
+
+Decide = Callable[[Tensor, Tensor, Tensor | None, Rows, Tensor, Tensor | None, int], Tensor]
 
 
 class Seat(NamedTuple):
@@ -49,6 +52,8 @@ class GuidanceProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM is Any t
         self._device = torch.device(device)
         self._seats: dict[int, Seat] = {}
         self._groups: list[Group] | None = None
+        # Texts are few and short, and their masks come from the host.
+        self._decide_codes: Decide = torch.compile(decide) if self.stage.compiled else decide
 
     def is_argmax_invariant(self) -> bool:
         """No: greedy sampling has to see what it does."""
@@ -105,8 +110,8 @@ class GuidanceProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM is Any t
                 (codes if draft.song.text is None else texts).append(couple)
             else:
                 draft.out_of_step = True
-        groups = [Group(codes, self.stage.codes, None, self._device)] if codes else []
-        return [*groups, Group(texts, None, self.stage.masks, self._device)] if texts else groups
+        groups = [Group(codes, self.stage.codes, None, self._decide_codes, self._device)] if codes else []
+        return [*groups, Group(texts, None, self.stage.masks, decide, self._device)] if texts else groups
 
 
 class Couple:
@@ -150,17 +155,20 @@ class Group:
     """
 
     def __init__(
-        self, couples: Sequence[Couple], ids: range | None, masks: TokenMasks | None, device: torch.device
+        self,
+        couples: Sequence[Couple],
+        ids: range | None,
+        masks: TokenMasks | None,
+        decide: Decide,
+        device: torch.device,
     ) -> None:
-        """``ids`` None is the whole vocabulary, for texts."""
+        """``ids`` None is the whole vocabulary; ``masks`` are for texts."""
         conditional = [couple.conditional for couple in couples]
         unconditional = [couple.unconditional for couple in couples]
         self._couples = couples
         self._ids = ids
-        self._guided = conditional != unconditional
-        self._conditional = torch.tensor(conditional, device=device)
-        self._unconditional = torch.tensor(unconditional, device=device)
-        self._both = torch.tensor([conditional, unconditional], device=device)
+        self._decide = decide
+        self._pairs = torch.tensor([conditional, unconditional], device=device)
         self._certain = torch.tensor(CERTAIN, device=device)
         self._sampling = Rows.of((couple.draft.song.generation.sampling for couple in couples), device)
         self._steps = torch.tensor([couple.draft.chosen for couple in couples], device=device)
@@ -174,24 +182,18 @@ class Group:
 
     def choose(self, logits: Tensor) -> None:
         """Choose every song's next token and make it certain in its rows of ``logits`` [rows, vocabulary]."""
-        start = self._ids.start if self._ids else 0
-        guided = self._guide(logits[:, start : self._ids.stop] if self._ids else logits)
+        ids = self._ids or range(logits.shape[1])
         if self._sampling.penalised and self._seen is None:
-            self._seen = _seen(self._couples, range(start, start + guided.shape[1])).to(guided.device)
-        columns = choose(guided, self._sampling, self._steps, self._seen, start)
+            self._seen = _seen(self._couples, ids).to(logits.device)
+        allowed = None if self._table is None else self._allowed(self._table)
+        part = logits[:, ids.start : ids.stop]
+        columns = self._decide(part, self._pairs, allowed, self._sampling, self._steps, self._seen, ids.start)
         if self._seen is not None:
             self._seen.scatter_(1, columns[:, None], value=True)
         self._steps += 1
-        logits[self._both, columns + start] = self._certain
+        logits[self._pairs, columns + ids.start] = self._certain
         for couple in self._couples:
             couple.draft.chosen += 1
-
-    def _guide(self, part: Tensor) -> Tensor:
-        """Guided logits that only allow what may come next; [songs, ids]."""
-        guided = part[self._conditional]
-        if self._guided:
-            guided = guide(guided, part[self._unconditional], self._sampling.scale)
-        return guided if self._table is None else masked(guided, self._allowed(self._table))
 
     def _allowed(self, table: Tensor) -> Tensor:
         """Look up what the grammars allow, while the device is still busy with the model; int32 [songs, words].
@@ -203,7 +205,19 @@ class Group:
             couple.follow()
             if couple.draft.song.text is not None and not couple.draft.done:
                 couple.draft.song.text.fill(table, row)
-        return table.to(self._both.device, non_blocking=True)
+        return table.to(self._pairs.device, non_blocking=True)
+
+
+def decide(
+    part: Tensor, pairs: Tensor, allowed: Tensor | None, sampling: Rows, steps: Tensor, seen: Tensor | None, first: int
+) -> Tensor:
+    """The next token of every song; columns of ``part`` [rows, ids], int64 [songs].
+
+    ``pairs`` int64 [2, songs]: the conditional and the unconditional row of each. ``allowed`` int32 [songs, words]: what
+    may come next, None for all. The others are those of ``choose``.
+    """
+    guided = guide(part[pairs[0]], part[pairs[1]], sampling.scale)
+    return choose(guided if allowed is None else masked(guided, allowed), sampling, steps, seen, first)
 
 
 def _seen(couples: Iterable[Couple], ids: range) -> Tensor:

@@ -26,7 +26,9 @@ from schemas.events import Metas
 from schemas.request import GenerationRequest
 
 CODES_PER_SECOND = 5
-METADATA_TOKENS, SONG_TOKENS = 1024, 4096
+METADATA_TOKENS, SONG_TOKENS = 1024, 2560
+"""The DiT reads 2,048 tokens of lyrics: a song that goes on beyond that is cut where it would be cut anyway."""
+
 WORDS_SHARE = 0.1
 """Of the planning stage's progress: the words are a few hundred tokens, the codes of a song 1,500."""
 
@@ -109,7 +111,7 @@ class Writer:
         generation = Generation(
             prompt=self._tokens.encode(prompt.conditional if isinstance(prompt, Guided) else prompt),
             unconditional=self._tokens.encode(away) if away else None,
-            constraint=Text(grammar, max_tokens),
+            constraint=Text(grammar, max_tokens, cut=away is None),
             sampling=sampling_of(job.request, job.seeds[0], guided=away is not None),
         )
         return self._tokens.decode(await self._desk.write(generation))

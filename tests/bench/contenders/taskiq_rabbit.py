@@ -24,7 +24,7 @@ from tests.bench.tap import Tap
 async def main(settings: Settings, chore: Chore, messages: int) -> None:
     """Consume until ``messages`` are acked."""
     tap = Tap(messages)
-    logging.getLogger("taskiq").setLevel(logging.WARNING)  # by default it logs every message
+    logging.getLogger("taskiq").setLevel(logging.ERROR)  # by default it logs every message
     prefetch = settings.broker.queue_workers
     broker = AioPikaBroker(
         settings.broker.url.get_secret_value(),
