@@ -86,10 +86,12 @@ async def serve(pipe: Pipe, configure: ConfigurePlanner) -> None:
     except LmUnusable as error:
         await refuse(pipe, str(error))
     desk = Desk(loaded.backend)
-    service = Service(Writer(desk, loaded.tokens), pipe.say)
-    pipe.say(Ready(report=loaded.report))
     stepping = asyncio.create_task(desk.run(), name="steps")
     stepping.add_done_callback(on_steps_ended)
+    writer = Writer(desk, loaded.tokens)
+    await writer.warm_up()
+    service = Service(writer, pipe.say)
+    pipe.say(Ready(report=loaded.report))
     while True:
         service.take(await pipe.hear())
 

@@ -13,6 +13,7 @@ from huggingface_hub import snapshot_download
 from consumer.engine.messages import ConfigurePlanner, PlannerReport
 from consumer.engine.planner.backend import Backend
 from consumer.engine.planner.tokens import LmTokens, TokenizerUnfit
+from consumer.engine.renderer.quiet import quietly
 
 HUB: Final = {
     "acestep-5Hz-lm-0.6B": "ACE-Step/acestep-5Hz-lm-0.6B",
@@ -106,7 +107,8 @@ def _open_transformers(configure: ConfigurePlanner, folder: Path, tokens: LmToke
     from consumer.engine.planner.transformers_backend import load as load_model  # noqa: PLC0415
 
     try:
-        model, tokenizer = load_model(str(folder), str(device), getattr(torch, _dtype_name(device)))
+        with quietly():
+            model, tokenizer = load_model(str(folder), str(device), getattr(torch, _dtype_name(device)))
     except (OSError, ValueError, RuntimeError) as error:
         raise LmUnusable(_first_line(error)) from error
     cache = _cache_tokens(model, configure.memory_gb if device.type == "cuda" else None)

@@ -33,7 +33,7 @@ class Song:
         return constraint.count if isinstance(constraint, Codes) else constraint.max_tokens
 
     @property
-    def _may_stop(self) -> bool:
+    def may_stop(self) -> bool:
         """Whether as many tokens as wanted are a whole: codes always, texts when they may be cut."""
         constraint = self.generation.constraint
         return isinstance(constraint, Codes) or constraint.cut
@@ -50,7 +50,7 @@ class Song:
         ended = self.text is not None and self.text.accept(token)
         if not ended:
             self.tokens.append(token)
-        if ended or (len(self.tokens) == self.wanted and self._may_stop):
+        if ended or (len(self.tokens) == self.wanted and self.may_stop):
             return Written(self.number, len(self.tokens), tokens=tuple(self.tokens))
         if len(self.tokens) >= self.wanted:
             return Written(self.number, len(self.tokens), error=f"the text has no end within {self.wanted} tokens")

@@ -136,9 +136,11 @@ class VllmBackend:
         """Take what vLLM has written; its numbers are checked because a model without probabilities writes anything."""
         count = len(output.tokens)
         if song.text is not None:
-            if not output.stopped:
-                return Written(song.number, count, error=f"the text has no end within {song.wanted} tokens")
-            return Written(song.number, count - 1, tokens=output.tokens[:-1])
+            if output.stopped:
+                return Written(song.number, count - 1, tokens=output.tokens[:-1])
+            if song.may_stop:
+                return Written(song.number, count, tokens=output.tokens)
+            return Written(song.number, count, error=f"the text has no end within {song.wanted} tokens")
         if count != song.wanted or not all(token in self._stage.codes for token in output.tokens):
             return Written(song.number, count, error="the language model gave no probabilities")
         return Written(song.number, count, tokens=output.tokens)

@@ -53,6 +53,15 @@ class Writer:
         self._desk = desk
         self._tokens = tokens
 
+    async def warm_up(self) -> None:
+        """Begin a text of each kind: the first grammar of a kind takes seconds to compile, later ones a tenth."""
+        prompt = self._tokens.encode(prompts.rewrite("", ""))
+        for grammar in (metadata_grammar(), song_grammar()):
+            begun = Text(grammar, max_tokens=1, cut=True)
+            await self._desk.write(
+                Generation(prompt=prompt, unconditional=None, constraint=begun, sampling=Sampling(seed=0))
+            )
+
     async def write(self, job: Job, heard: Heard | None, report: Report) -> Plan:
         """Return the plan of one job. Raises ``PlanFailed``."""
         request = job.request
