@@ -6,8 +6,8 @@ Every contender runs in a process of its own on the same servers and works off a
 else is the real thing, with what the others leave out: validation, policy, a look for an earlier result, a `started`
 event, and songs that come as files. Events go to durable queues, as a backend has them: a persistent one is on disk
 before it is confirmed. The clock runs from the first delivery to the last ack. Contenders take turns, round by round,
-because machines are noisy: read the ratios, not the rates; and on a machine that does other work, not even those,
-because a contender with many threads gets more of a crowded machine than one with a single busy one.
+because machines are noisy: read the ratios, not the rates. On a machine that does other work the ratios bend, too:
+CPU time a message is the steadier number there.
 """
 
 from __future__ import annotations

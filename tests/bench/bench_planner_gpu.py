@@ -22,14 +22,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 
-from consumer.engine.planner.backend import Backend, Codes, Generation, Sampling, Text
+from consumer.engine.planner.backend import Backend, Codes, Generation, Sampling, Text, Written
 
 SONG_CODES = 1500
 _QWEN3 = {
@@ -119,7 +119,7 @@ def _alone(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def measure(arena: "Arena", size: str, contender: str, in_flight: int, tokens: int) -> Lap:
+def measure(arena: "Arena | StockArena", size: str, contender: str, in_flight: int, tokens: int) -> Lap:
     """Write some songs together and take the time."""
     seconds, firsts = run(arena, in_flight, tokens)
     whole = seconds * SONG_CODES / tokens
@@ -179,7 +179,7 @@ class StockArena:
         return iter(())
 
 
-def run(arena: Any, in_flight: int, tokens: int) -> tuple[float, list[float]]:
+def run(arena: "Arena | StockArena", in_flight: int, tokens: int) -> tuple[float, list[float]]:
     """Write songs; return the seconds it took, and after how many each had its first token."""
     source = random.Random(in_flight)  # noqa: S311 - no secret
     songs = [_song(source, seed, tokens) for seed in range(in_flight)]
@@ -231,7 +231,11 @@ def _open_pt(folder: Path, size: str, arguments: argparse.Namespace) -> Arena:
     return Arena(TransformersBackend(model, make_tokenizer(), _CODES, cache_tokens=room), _CODES)
 
 
-_OPEN = {"vllm": _open_vllm, "stock": _open_stock, "pt": _open_pt}
+_OPEN: Mapping[str, Callable[[Path, str, argparse.Namespace], Any]] = {
+    "vllm": _open_vllm,
+    "stock": _open_stock,
+    "pt": _open_pt,
+}
 
 
 def _engine_size(arguments: argparse.Namespace) -> Any:
@@ -330,7 +334,9 @@ class Watch:
 
     def _clocked(self, label: str, function: Any, *, on_device: bool) -> Any:
         def clocked(*arguments: Any, **named: Any) -> Any:
-            events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if on_device and _cuda() else []
+            events: list[Any] = []
+            if on_device and _cuda():
+                events += (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             began = time.perf_counter()
             for event in events[:1]:
                 event.record()
@@ -363,7 +369,8 @@ def check(folder: Path, arguments: argparse.Namespace) -> int:
         constraint = Text(_GRAMMAR, 60) if number % 3 == 0 else Codes(source.randrange(1, 200))
         sampling = Sampling(seed=number, cfg_scale=2.0, top_p=0.9, repetition_penalty=1.1 if number % 5 == 0 else 1.0)
         wanted[number] = Generation(prompt=prompt, unconditional=prompt[:3], constraint=constraint, sampling=sampling)
-    last, queue = {}, list(wanted)
+    last: dict[int, Written] = {}
+    queue = list(wanted)
     while queue or not backend.idle:
         for number in queue[: source.randrange(3)]:
             backend.add(number, wanted[number])

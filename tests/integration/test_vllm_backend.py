@@ -81,7 +81,7 @@ def opened(folder: Path, tokens: LmTokens, codes: range) -> Iterator[VllmBackend
     """
     torch.set_num_threads(1)
     size = EngineSize(memory_gb=0.1, rows=16, context=CONTEXT)
-    blocks = {"block_size": 32, "num_gpu_blocks_override": 6 * 2 * CONTEXT // 32 + 1}
+    blocks: dict[str, Any] = {"block_size": 32, "num_gpu_blocks_override": 6 * 2 * CONTEXT // 32 + 1}
     backend = open_vllm(str(folder), tokens.tokenizer, codes, size, dtype="float32", **blocks)
     yield backend
     backend.close()
@@ -460,11 +460,10 @@ def test_a_text_that_is_not_at_its_end_in_time_is_an_error(backend: VllmBackend)
 def test_free_text_ends_with_the_end_token_and_stays_in_the_vocabulary(backend: VllmBackend, tokens: LmTokens) -> None:
     bare = [text(n, grammar=None, guided=False, temperature=0.01, top_p=1.0) for n in range(6)]
     end = tokens.end_of_turn
-    choose_before = vllm_guidance.choose
 
     def biased(logits: Tensor, rows: Rows, step: Tensor, *rest: Any) -> Tensor:
         logits[step == 9, end] = 1e6  # a random model would seldom find the one token of 64,000 that ends a text
-        return choose_before(logits, rows, step, *rest)
+        return choose(logits, rows, step, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vllm_guidance, "choose", biased)
@@ -507,7 +506,7 @@ def test_versions_that_were_not_tested_are_refused(
             raise metadata.PackageNotFoundError(asked)
         return found
 
-    monkeypatch.setattr(vllm_engine.metadata, "version", version)
+    monkeypatch.setattr(metadata, "version", version)
     if fits:
         vllm_engine.check_version()
     else:

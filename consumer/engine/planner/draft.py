@@ -39,12 +39,14 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What the backend and the processor share: drafts by number, the code tokens, and the masks of texts, if any.
+    """What the backend and the processor share.
 
+    ``drafts`` by number; ``codes``, the audio codes among the ``tokens``; the ``masks`` of texts, if any;
     ``compiled``: whether guidance and draw of codes go through ``torch.compile``.
     """
 
     drafts: dict[int, Draft]
+    tokens: range
     codes: range
     masks: TokenMasks | None
     compiled: bool = False

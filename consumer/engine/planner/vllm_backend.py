@@ -173,7 +173,7 @@ def open_vllm(
 
     width = AutoConfig.from_pretrained(model).vocab_size
     masks = None if tokenizer is None else TokenMasks(tokenizer, width, _ends(model, tokenizer))
-    stage = Stage({}, codes, masks, compiled)
+    stage = Stage({}, range(width), codes, masks, compiled)
     return VllmBackend(vllm_engine.start(model, processor_for(stage), size, **options), stage)
 
 

@@ -12,8 +12,9 @@ not in step is void, and nothing is chosen for it any more.
 Written for vLLM's public interface for batches (``vllm.v1.sample.logits_processor``), which the V1 model runner calls.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -25,9 +26,6 @@ from consumer.engine.planner.token_masks import TokenMasks, masked
 
 CERTAIN = 1e30
 """A logit above all that a model gives: whoever takes the likeliest token takes this one."""
-
-
-Decide = Callable[[Tensor, Tensor, Tensor | None, Rows, Tensor, Tensor | None, int], Tensor]
 
 
 class Seat(NamedTuple):
@@ -53,7 +51,7 @@ class GuidanceProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM is Any t
         self._seats: dict[int, Seat] = {}
         self._groups: list[Group] | None = None
         # Texts are few and short, and their masks come from the host.
-        self._decide_codes: Decide = torch.compile(decide) if self.stage.compiled else decide
+        self._decide_codes: "Decide" = torch.compile(decide) if self.stage.compiled else decide
 
     def is_argmax_invariant(self) -> bool:
         """No: greedy sampling has to see what it does."""
@@ -111,7 +109,7 @@ class GuidanceProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM is Any t
             else:
                 draft.out_of_step = True
         groups = [Group(codes, self.stage.codes, None, self._decide_codes, self._device)] if codes else []
-        return [*groups, Group(texts, None, self.stage.masks, decide, self._device)] if texts else groups
+        return [*groups, Group(texts, self.stage.tokens, self.stage.masks, decide, self._device)] if texts else groups
 
 
 class Couple:
@@ -148,32 +146,63 @@ class Couple:
         return self._expected and len(first) == len(last) == chosen and first[-1:] == last[-1:]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """What the device knows of songs that choose from one part of the vocabulary.
+
+    ``pairs`` int64 [2, songs]: the conditional and the unconditional row of each. ``steps`` int64 [songs] and ``seen``
+    bool [songs, ids] are as ``choose`` takes them; ``first`` is the first of the ids.
+    """
+
+    pairs: Tensor
+    sampling: Rows
+    steps: Tensor
+    seen: Tensor | None
+    first: int
+
+    @classmethod
+    def of(cls, couples: Sequence[Couple], ids: range, device: torch.device) -> Self:
+        """Send it to the device."""
+        sampling = Rows.of((couple.draft.song.generation.sampling for couple in couples), device)
+        rows = [[couple.conditional for couple in couples], [couple.unconditional for couple in couples]]
+        return cls(
+            pairs=torch.tensor(rows, device=device),
+            sampling=sampling,
+            steps=torch.tensor([couple.draft.chosen for couple in couples], device=device),
+            seen=_seen(couples, ids).to(device) if sampling.penalised else None,
+            first=ids.start,
+        )
+
+
+def decide(part: Tensor, choice: Choice, allowed: Tensor | None = None) -> Tensor:
+    """The next token of every song; columns of ``part`` [rows, ids], int64 [songs].
+
+    ``allowed`` int32 [songs, words]: what may come next; None is everything.
+    """
+    guided = guide(part[choice.pairs[0]], part[choice.pairs[1]], choice.sampling.scale)
+    logits = guided if allowed is None else masked(guided, allowed)
+    return choose(logits, choice.sampling, choice.steps, choice.seen, choice.first)
+
+
+Decide = Callable[[Tensor, Choice, Tensor | None], Tensor]
+
+
 class Group:
-    """Songs that choose from one part of the vocabulary, and what the device knows of them.
+    """Songs that choose from one part of the vocabulary.
 
     It is built when rows come, go or move, and carried on from step to step in between.
     """
 
     def __init__(
-        self,
-        couples: Sequence[Couple],
-        ids: range | None,
-        masks: TokenMasks | None,
-        decide: Decide,
-        device: torch.device,
+        self, couples: Sequence[Couple], ids: range, masks: TokenMasks | None, decide: Decide, device: torch.device
     ) -> None:
-        """``ids`` None is the whole vocabulary; ``masks`` are for texts."""
-        conditional = [couple.conditional for couple in couples]
-        unconditional = [couple.unconditional for couple in couples]
+        """``masks`` are for texts."""
         self._couples = couples
         self._ids = ids
         self._decide = decide
-        self._pairs = torch.tensor([conditional, unconditional], device=device)
-        self._certain = torch.tensor(CERTAIN, device=device)
-        self._sampling = Rows.of((couple.draft.song.generation.sampling for couple in couples), device)
-        self._steps = torch.tensor([couple.draft.chosen for couple in couples], device=device)
-        self._seen: Tensor | None = None
+        self._choice = Choice.of(couples, ids, device)
         self._table = masks.table(len(couples), device) if masks else None
+        self._certain = torch.tensor(CERTAIN, device=device)
 
     @property
     def in_step(self) -> bool:
@@ -182,16 +211,12 @@ class Group:
 
     def choose(self, logits: Tensor) -> None:
         """Choose every song's next token and make it certain in its rows of ``logits`` [rows, vocabulary]."""
-        ids = self._ids or range(logits.shape[1])
-        if self._sampling.penalised and self._seen is None:
-            self._seen = _seen(self._couples, ids).to(logits.device)
         allowed = None if self._table is None else self._allowed(self._table)
-        part = logits[:, ids.start : ids.stop]
-        columns = self._decide(part, self._pairs, allowed, self._sampling, self._steps, self._seen, ids.start)
-        if self._seen is not None:
-            self._seen.scatter_(1, columns[:, None], value=True)
-        self._steps += 1
-        logits[self._pairs, columns + ids.start] = self._certain
+        columns = self._decide(logits[:, self._ids.start : self._ids.stop], self._choice, allowed)
+        if self._choice.seen is not None:
+            self._choice.seen.scatter_(1, columns[:, None], value=True)
+        self._choice.steps.add_(1)
+        logits[self._choice.pairs, columns + self._ids.start] = self._certain
         for couple in self._couples:
             couple.draft.chosen += 1
 
@@ -205,22 +230,10 @@ class Group:
             couple.follow()
             if couple.draft.song.text is not None and not couple.draft.done:
                 couple.draft.song.text.fill(table, row)
-        return table.to(self._pairs.device, non_blocking=True)
+        return table.to(self._choice.pairs.device, non_blocking=True)
 
 
-def decide(
-    part: Tensor, pairs: Tensor, allowed: Tensor | None, sampling: Rows, steps: Tensor, seen: Tensor | None, first: int
-) -> Tensor:
-    """The next token of every song; columns of ``part`` [rows, ids], int64 [songs].
-
-    ``pairs`` int64 [2, songs]: the conditional and the unconditional row of each. ``allowed`` int32 [songs, words]: what
-    may come next, None for all. The others are those of ``choose``.
-    """
-    guided = guide(part[pairs[0]], part[pairs[1]], sampling.scale)
-    return choose(guided if allowed is None else masked(guided, allowed), sampling, steps, seen, first)
-
-
-def _seen(couples: Iterable[Couple], ids: range) -> Tensor:
+def _seen(couples: Sequence[Couple], ids: range) -> Tensor:
     """Which of the tokens ``ids`` are in each song's prompt or have been written; bool [songs, ids]."""
     known = [{*couple.draft.song.generation.prompt, *couple.written} for couple in couples]
     seen = torch.zeros(len(known), len(ids), dtype=torch.bool)
