@@ -5,6 +5,7 @@ Everything that can refuse to start does so before the first message is taken.
 """
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -148,6 +149,9 @@ class Worker:
         await stack.enter_async_context(self._links["consume"])
         # Consuming comes last: from here on messages are in hand.
         self._consumer = self._new_consumer(scratch, store, inputs)
+        # What is alive now stays alive: the garbage collector need not look through it again and again.
+        gc.collect()
+        gc.freeze()
         await self._consumer.start()
         await self._announce("ready")
         self._tell()

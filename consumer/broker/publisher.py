@@ -16,14 +16,14 @@ from consumer.broker.dead_letter import dead_letter_properties
 from consumer.broker.faults import BrokerFault, LinkLost, Unroutable, describe, mapped
 from consumer.broker.topology import DEAD_LETTER, EVENTS
 from consumer.errors import ConsumerError, Unpublished
-from schemas.events import CONTENT_TYPE, JobEvent, JobProgress, WorkerEvent
+from schemas.events import CONTENT_TYPE, JobEvent, JobProgress, JobStarted, WorkerEvent
 
 if TYPE_CHECKING:
     from consumer.broker.connection import Link
     from consumer.ports import Reply
 
 APP_ID = "acestep-consumer"
-PERSISTENT = 2
+TRANSIENT, PERSISTENT = 1, 2
 
 PATIENCE_S = 60.0
 # Progress may be lost and must not come late; a worker that leaves must not wait for a broker that is gone.
@@ -144,10 +144,15 @@ class Publisher:
 def _event_properties(event: JobEvent | WorkerEvent, message_id: str, correlation_id: str | None) -> Basic.Properties:
     return Basic.Properties(
         content_type=CONTENT_TYPE,
-        delivery_mode=PERSISTENT,
+        delivery_mode=_mode_of(event),
         message_id=message_id,
         correlation_id=correlation_id,
         timestamp=event.time,
         message_type=event.type,
         app_id=APP_ID,
     )
+
+
+def _mode_of(event: JobEvent | WorkerEvent) -> int:
+    """The end of a job must outlive the broker's restart; that it began, or how far it was, is old news by then."""
+    return TRANSIENT if isinstance(event, JobStarted | JobProgress) else PERSISTENT

@@ -51,7 +51,7 @@ class GuidanceProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM is Any t
         self._seats: dict[int, Seat] = {}
         self._groups: list[Group] | None = None
         # Texts are few and short, and their masks come from the host.
-        self._decide_codes: "Decide" = torch.compile(decide) if self.stage.compiled else decide
+        self._decide_codes: Decide = torch.compile(decide) if self.stage.compiled else decide
 
     def is_argmax_invariant(self) -> bool:
         """No: greedy sampling has to see what it does."""
