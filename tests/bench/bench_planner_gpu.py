@@ -7,8 +7,8 @@ flatters no one but leaves out the last two thirds of a growing cache. Needs nei
 
 Every model and contender has a process of its own, since an engine does not give all its memory back. A table goes to
 standard error, a line of JSON for each result to standard output. ``--profile`` tells where a step's time goes instead,
-``--check`` whether the backend keeps its word on this machine (pairs in step, grammar held), and ``--tiny`` tries the
-benchmark itself out, with a toy model on a CPU.
+``--check`` whether the backend keeps its word on this machine (pairs in step, grammar held), and ``--sizes tiny`` tries
+the benchmark itself out, with a toy model on a CPU.
 
 Run: ``python -m tests.bench.bench_planner_gpu --sizes 1.7B --in-flight 1 4 16 64``
 """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The vLLM backend on the real vLLM, with the tiny model in float32 on the CPU.
 
-vLLM pins its own torch and lives in an environment of its own: ``bash infra/dev test`` runs this file there, too.
+vLLM pins its own torch, so it lives in an environment of its own, in which ``bash infra/dev test`` runs this file.
 """
 
 import random
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 if find_spec("vllm") is None:
-    pytest.skip("vLLM is not installed here: `bash infra/dev vllm` runs this", allow_module_level=True)
+    pytest.skip("vLLM is not installed here; `bash infra/dev test` runs this file where it is", allow_module_level=True)
 
 import torch
 import xgrammar

@@ -97,7 +97,8 @@ def _open_vllm(configure: ConfigurePlanner, folder: Path, tokens: LmTokens, devi
         raise LmUnusable("ACESTEP_LM_OFFLOAD_TO_CPU works with ACESTEP_LM_BACKEND=pt only")
     try:
         size = EngineSize(memory_gb=configure.memory_gb if device.type == "cuda" else _CPU_CACHE_GB)
-        return open_vllm(str(folder), tokens.tokenizer, _codes(tokens), size, dtype=_dtype_name(device))
+        options: dict[str, Any] = {"dtype": _dtype_name(device)}
+        return open_vllm(str(folder), tokens.tokenizer, _codes(tokens), size, compiled=device.type == "cuda", **options)
     except (VllmUnavailable, OSError, ValueError, RuntimeError) as error:
         raise LmUnusable(_first_line(error)) from error
 

@@ -29,6 +29,9 @@ CODES_PER_SECOND = 5
 METADATA_TOKENS, SONG_TOKENS = 1024, 2560
 """The DiT reads 2,048 tokens of lyrics: a song that goes on beyond that is cut where it would be cut anyway."""
 
+WARM_SONGS = (1, 2, 5)
+"""One has a program of its own; from the second and third count the compiler learns that the count changes."""
+
 WORDS_SHARE = 0.1
 """Of the planning stage's progress: the words are a few hundred tokens, the codes of a song 1,500."""
 
@@ -54,13 +57,12 @@ class Writer:
         self._tokens = tokens
 
     async def warm_up(self) -> None:
-        """Begin a text of each kind: the first grammar of a kind takes seconds to compile, later ones a tenth."""
+        """Do once what is slow the first time: compile a grammar of each kind, and choosing for a few counts of songs."""
         prompt = self._tokens.encode(prompts.rewrite("", ""))
         for grammar in (metadata_grammar(), song_grammar()):
-            begun = Text(grammar, max_tokens=1, cut=True)
-            await self._desk.write(
-                Generation(prompt=prompt, unconditional=None, constraint=begun, sampling=Sampling(seed=0))
-            )
+            await self._desk.write(_begun(prompt, Text(grammar, max_tokens=1, cut=True)))
+        for songs in WARM_SONGS:
+            await asyncio.gather(*(self._desk.write(_begun(prompt, Codes(2))) for _ in range(songs)))
 
     async def write(self, job: Job, heard: Heard | None, report: Report) -> Plan:
         """Return the plan of one job. Raises ``PlanFailed``."""
@@ -147,6 +149,12 @@ class Writer:
             sampling=sampling_of(job.request, seed, guided=True),
         )
         return self._tokens.code_text(await self._desk.write(generation, told))
+
+
+def _begun(prompt: tuple[int, ...], constraint: Codes | Text) -> Generation:
+    """A few tokens that nobody reads, guided and drawn as a request's are by default."""
+    sampling = sampling_of(GenerationRequest(), 0, guided=True)
+    return Generation(prompt=prompt, unconditional=prompt, constraint=constraint, sampling=sampling)
 
 
 def given(job: Job) -> Draft:
