@@ -68,8 +68,7 @@ async def test_thinking_gives_metadata_and_exactly_five_codes_a_second(planner: 
 
 
 async def test_what_the_request_gives_is_never_overwritten(planner: PlannerSupervisor) -> None:
-    given = {"bpm": 99, "key_scale": "F# minor", "time_signature": "3", "audio_duration": 12}
-    plan = await think(planner, thinking=True, **given)
+    plan = await think(planner, thinking=True, bpm=99, key_scale="F# minor", time_signature="3", audio_duration=12)
     metas = plan.metas
     assert (metas.bpm, metas.keyscale, metas.timesignature, metas.duration) == (99, "F# minor", "3", 12)
 

@@ -57,7 +57,7 @@ class Writer:
         self._tokens = tokens
 
     async def warm_up(self) -> None:
-        """Do once what is slow the first time: compile a grammar of each kind, and choosing for a few counts of songs."""
+        """Do once what is slow the first time: a grammar of each kind, and choosing for a few counts of songs."""
         prompt = self._tokens.encode(prompts.rewrite("", ""))
         for grammar in (metadata_grammar(), song_grammar()):
             await self._desk.write(_begun(prompt, Text(grammar, max_tokens=1, cut=True)))
