@@ -54,6 +54,7 @@ def admit(request: Request, limits: Limits) -> Job:
     model, choice = _choose_model(asked, limits)
     task, adjustments = _settle_task(asked, model, choice)
     lm = _choose_lm(asked, task, limits)
+    adjustments = (*adjustments, *_other_lm(asked, lm))
     report = _limits_for(limits.tier, with_lm=lm is not None)
     clamps = tuple(_clamps(asked, report))
     if clamps and asked.on_limit == "reject":
@@ -132,6 +133,18 @@ def _choose_lm(asked: GenerationRequest, task: str, limits: Limits) -> LmChoice 
         raise LmUnavailable(f"{required[0]} needs the 5Hz language model, and this worker has none loaded")
     wanted = required or any(not getattr(asked, name) for name in _LM_COMPLETES)
     return limits.lm if wanted else None
+
+
+def _other_lm(asked: GenerationRequest, lm: LmChoice | None) -> Iterator[Adjustment]:
+    """A worker has one language model on one backend; a request that names another is told which wrote its plan."""
+    if lm is None:
+        return
+    reason = "this worker has one language model"
+    named = (asked.lm_model_path or "").rstrip("/").rsplit("/", 1)[-1]
+    if named and named != lm.model:
+        yield Adjustment(field="lm_model_path", requested=asked.lm_model_path, applied=lm.model, reason=reason)
+    if asked.lm_backend and asked.lm_backend != lm.backend:
+        yield Adjustment(field="lm_backend", requested=asked.lm_backend, applied=lm.backend, reason=reason)
 
 
 def _limits_for(tier: Tier, *, with_lm: bool) -> LimitsReport:

@@ -156,6 +156,18 @@ async def test_a_job_that_cannot_be_written_fails_alone(planner: PlannerSupervis
     assert isinstance(plan, Plan)
 
 
+async def test_a_model_that_waits_in_ram_writes_the_same(planner: PlannerSupervisor, tiny_checkpoints: Path) -> None:
+    configure = ConfigurePlanner(
+        model=LM.model, backend="pt", memory_gb=2, device="cpu", checkpoint_dir=tiny_checkpoints, offload=True
+    )
+    offloaded = PlannerSupervisor(configure, max_attempts=1)
+    await offloaded.start()
+    try:
+        assert await think(offloaded, thinking=True, seed=5) == await think(planner, thinking=True, seed=5)
+    finally:
+        await offloaded.stop()
+
+
 async def test_a_model_that_is_nowhere_says_where_it_was_looked_for(tiny_checkpoints: Path) -> None:
     configure = ConfigurePlanner(model="acestep-5Hz-lm-9B", memory_gb=2, checkpoint_dir=tiny_checkpoints)
     engine = PlannerSupervisor(configure, max_attempts=1)

@@ -3,11 +3,15 @@
 
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
+import boto3
 import pytest
 
 from consumer.client import Client
+from infra.local.s3 import SeaweedFS
 from schemas.events import Completed, JobCompleted, JobProgress, WorkerEvent
+from tests.support.engine_double import write_song
 from tests.support.worker import WorkerProcess
 
 SHORT = {"use_cot_caption": False, "use_cot_language": False, "audio_duration": 10, "inference_steps": 2}
@@ -73,6 +77,26 @@ async def test_an_analysis_gives_metadata_and_no_audio(
     assert data.audios == ()
     assert data.metas.bpm is not None
     assert data.metas.duration is not None
+
+
+async def test_a_full_analysis_describes_the_source_audio(
+    thinking_worker: tuple[WorkerProcess, str], s3: SeaweedFS, tmp_path: Path
+) -> None:
+    _, url = thinking_worker
+    song = tmp_path / "song.wav"
+    write_song(song, seed=1, seconds=12)
+    client = boto3.client(
+        "s3",
+        endpoint_url=s3.endpoint,
+        region_name="us-east-1",
+        aws_access_key_id=s3.access_key,
+        aws_secret_access_key=s3.secret_key,
+    )
+    client.upload_file(str(song), s3.bucket, "inputs/heard.wav")
+    source = f"s3://{s3.bucket}/inputs/heard.wav"
+    data, _ = await sing(url, full_analysis_only=True, src_audio_path=source, audio_duration=None)
+    assert data.audios == ()
+    assert (data.metas.duration, data.metas.bpm is not None, bool(data.metas.lyrics)) == (12, True, True)
 
 
 async def test_the_tiers_limits_with_the_language_model_hold(thinking_worker: tuple[WorkerProcess, str]) -> None:

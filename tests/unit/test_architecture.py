@@ -18,6 +18,7 @@ ENGINE_ROOMS = {
     "consumer.engine.tiny_checkpoint",
     "consumer.engine.tiny_lm",
     "consumer.engine.planner.loading",
+    "consumer.engine.planner.offloaded",
     "consumer.engine.planner.guidance",
     "consumer.engine.planner.replay",
     "consumer.engine.planner.row_cache",

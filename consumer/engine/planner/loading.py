@@ -12,6 +12,7 @@ from huggingface_hub import snapshot_download
 
 from consumer.engine.messages import ConfigurePlanner, PlannerReport
 from consumer.engine.planner.backend import Backend
+from consumer.engine.planner.offloaded import OffloadedBackend
 from consumer.engine.planner.tokens import LmTokens, TokenizerUnfit
 from consumer.engine.renderer.quiet import quietly
 
@@ -104,7 +105,7 @@ def _open_vllm(configure: ConfigurePlanner, folder: Path, tokens: LmTokens, devi
 
 
 def _open_transformers(configure: ConfigurePlanner, folder: Path, tokens: LmTokens, device: torch.device) -> Backend:
-    from consumer.engine.planner.transformers_backend import TransformersBackend  # noqa: PLC0415
+    from consumer.engine.planner.transformers_backend import TransformersBackend, masks_for  # noqa: PLC0415
     from consumer.engine.planner.transformers_backend import load as load_model  # noqa: PLC0415
 
     try:
@@ -113,7 +114,12 @@ def _open_transformers(configure: ConfigurePlanner, folder: Path, tokens: LmToke
     except (OSError, ValueError, RuntimeError) as error:
         raise LmUnusable(_first_line(error)) from error
     cache = _cache_tokens(model, configure.memory_gb if device.type == "cuda" else None)
-    return TransformersBackend(model, tokenizer, _codes(tokens), cache_tokens=cache)
+    masks = masks_for(model, tokenizer)
+
+    def open_backend() -> Backend:
+        return TransformersBackend(model, tokenizer, _codes(tokens), cache_tokens=cache, masks=masks)
+
+    return OffloadedBackend(model, device, open_backend) if configure.offload else open_backend()
 
 
 _OPEN: Mapping[str, Callable[[ConfigurePlanner, Path, LmTokens, torch.device], Backend]] = {

@@ -36,11 +36,19 @@ class TransformersBackend:
 
     The model has full attention in all layers and a plain linear head. ``codes`` are the token ids of the audio codes.
     ``cache_tokens`` bounds the memory for keys and values, as a number of tokens: a sequence joins once the rectangle
-    (rows × what the longest will hold at its end) stays within it, so that none has to be thrown out later.
+    (rows × what the longest will hold at its end) stays within it, so that none has to be thrown out later. ``masks``
+    are those of ``masks_for``, when they outlive the backend.
     """
 
-    def __init__(
-        self, model: Any, tokenizer: Any, codes: range, *, cache_tokens: int, prefill_tokens: int = PREFILL_TOKENS
+    def __init__(  # noqa: PLR0913 - the last two have defaults that suit everybody but one caller each
+        self,
+        model: Any,
+        tokenizer: Any,
+        codes: range,
+        *,
+        cache_tokens: int,
+        prefill_tokens: int = PREFILL_TOKENS,
+        masks: TokenMasks | None = None,
     ) -> None:
         config = model.config
         if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
@@ -51,7 +59,7 @@ class TransformersBackend:
         self._device: torch.device = model.device
         self._context: int = config.max_position_embeddings
         self._vocabulary: int = len(head.weight)
-        self._masks = TokenMasks(tokenizer, self._vocabulary, _ends(model, tokenizer))
+        self._masks = masks or masks_for(model, tokenizer)
         self._codes, self._words = _part(head, codes, None), _part(head, range(self._vocabulary), self._masks)
         self._cache = RowCache(config.num_hidden_layers)
         self._replay = Replay(self._device)
@@ -221,6 +229,11 @@ def load(path: str, device: str, dtype: torch.dtype) -> tuple[Any, Any]:
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"the weights of {len(missing)} tensors are missing, {missing[0]} among them")
     return model.to(device).eval(), AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+
+
+def masks_for(model: Any, tokenizer: Any) -> TokenMasks:
+    """Return the masks of a model's texts. They keep the grammars that have been compiled."""
+    return TokenMasks(tokenizer, len(model.get_output_embeddings().weight), _ends(model, tokenizer))
 
 
 def _ends(model: Any, tokenizer: Any) -> frozenset[int]:

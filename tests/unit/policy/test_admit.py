@@ -93,6 +93,15 @@ def test_the_language_model_is_skipped_where_the_source_decides(task: str) -> No
     assert any("thinking has no effect" in warning for warning in job.warnings)
 
 
+def test_a_request_for_another_language_model_is_told_which_one_wrote_its_plan() -> None:
+    asked = {"thinking": True, "lm_model_path": "ACE-Step/acestep-5Hz-lm-4B", "lm_backend": "pt"}
+    job = admitted(limits(24, lm=LM), **asked)
+    changes = {change.field: change.applied for change in job.policy.adjustments}
+    assert changes == {"lm_model_path": LM.model, "lm_backend": LM.backend}
+    same = admitted(limits(24, lm=LM), thinking=True, lm_model_path=LM.model, lm_backend="vllm")
+    assert same.policy.adjustments == ()
+
+
 def test_given_codes_need_no_language_model() -> None:
     job = admitted(limits(), thinking=True, audio_code_string="<|audio_code_1|>" * 50)
     assert job.lm is None
