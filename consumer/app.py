@@ -193,15 +193,16 @@ class Worker:
         broken = asyncio.create_task(self._engines.wait_unusable())
         await asyncio.wait((stopping, broken), return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
-        await self._drain(self._consumer)
+        # Work in hand cannot end without its engine: it goes back at once.
+        await self._drain(self._consumer, 0 if broken.done() else self._grace_s)
         if broken.done():
             broken.result()
         broken.cancel()
 
-    async def _drain(self, consumer: Consumer) -> None:
-        log.info("draining", in_hand=consumer.in_hand, grace_s=self._grace_s)
+    async def _drain(self, consumer: Consumer, grace_s: float) -> None:
+        log.info("draining", in_hand=consumer.in_hand, grace_s=grace_s)
         await self._announce("draining")
-        draining = asyncio.create_task(consumer.drain(self._grace_s))
+        draining = asyncio.create_task(consumer.drain(grace_s))
         hurrying = asyncio.create_task(self._hurry.wait())
         await asyncio.wait((draining, hurrying), return_when=asyncio.FIRST_COMPLETED)
         hurrying.cancel()
