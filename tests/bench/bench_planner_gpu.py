@@ -226,7 +226,7 @@ def _open_pt(folder: Path, size: str, arguments: argparse.Namespace) -> Arena:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = AutoConfig.from_pretrained(folder)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, _shape(size)["torch_dtype"])).eval()
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, shape_of(size)["torch_dtype"])).eval()
     room = int(arguments.memory_gb * 1e9 / 2 / _token_bytes(size))
     return Arena(TransformersBackend(model, make_tokenizer(), _CODES, cache_tokens=room), _CODES)
 
@@ -245,7 +245,7 @@ def _engine_size(arguments: argparse.Namespace) -> Any:
 
 
 def _options(size: str) -> dict[str, Any]:
-    return {"load_format": "dummy", "dtype": _shape(size)["torch_dtype"], "seed": 0}
+    return {"load_format": "dummy", "dtype": shape_of(size)["torch_dtype"], "seed": 0}
 
 
 def profile(arena: Arena, arguments: argparse.Namespace) -> None:
@@ -393,19 +393,20 @@ def _kept(written: tuple[int, ...] | None, generation: Generation, codes: range,
     return re.fullmatch(r"bpm: [1-9]\d{1,2}\nkey: [A-G][#b]? (major|minor)\n", tokens.decode(written)) is not None
 
 
-def _shape(size: str) -> dict[str, Any]:
+def shape_of(size: str) -> dict[str, Any]:
+    """Return the configuration of a Qwen3 of this size."""
     return {**_QWEN3, **_SHAPES[size]}
 
 
 def _token_bytes(size: str) -> int:
     """Keys and values of one token of one sequence."""
-    shape = _shape(size)
+    shape = shape_of(size)
     width = 4 if shape["torch_dtype"] == "float32" else 2
     return int(2 * shape["num_hidden_layers"] * shape["num_key_value_heads"] * shape["head_dim"] * width)
 
 
 def _write_config(folder: Path, size: str) -> Path:
-    (folder / "config.json").write_text(json.dumps(_shape(size)), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(shape_of(size)), encoding="utf-8")
     return folder
 
 
