@@ -16,7 +16,7 @@ from tests.support.broker import Peer
 from tests.support.waiting import eventually
 from tests.support.worker import COMMAND, ROOT, WorkerProcess, clean_environment
 
-SLOW = {"audio_duration": 120, "inference_steps": 60}
+SLOW = {"audio_duration": 60, "inference_steps": 40}
 
 
 @pytest.fixture
@@ -114,12 +114,13 @@ def test_a_bucket_that_may_not_be_used_stops_the_start(environment: dict[str, st
     assert "AWS_SECRET_ACCESS_KEY" in log
 
 
-def test_a_language_model_that_this_version_does_not_have_stops_the_start(
+def test_a_language_model_that_is_insisted_on_and_nowhere_stops_the_start(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    code, log = refused_start(environment, tmp_path, ACESTEP_INIT_LLM="true")
-    assert code == 2
-    assert "ACESTEP_INIT_LLM" in log
+    insisting = {"ACESTEP_INIT_LLM": "true", "ACESTEP_LM_MODEL_PATH": "my-own-lm"}
+    code, log = refused_start(environment, tmp_path, **insisting)
+    assert code == 5
+    assert "my-own-lm is not found" in log
 
 
 def test_a_broken_tier_table_stops_the_start(environment: dict[str, str], tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ async def test_the_same_seed_gives_the_same_song_and_another_one_another(produce
 
 
 async def test_progress_rises_and_the_terminal_event_is_the_last(producer: Producer) -> None:
-    events = await producer.sing(audio_duration=60, inference_steps=20)
+    events = await producer.sing(audio_duration=30, inference_steps=20)
     fractions = [event.data.progress for event in events if event.type == "acestep.job.progress.v1"]
     assert fractions
     assert fractions == sorted(set(fractions))
@@ -243,7 +243,7 @@ async def test_jobs_in_flight_get_their_own_answers(producer: Producer) -> None:
 
 async def test_a_renderer_that_is_killed_costs_no_job(producer: Producer, worker: WorkerProcess) -> None:
     (renderer,) = worker.children()
-    job = asyncio.create_task(producer.sing(audio_duration=60, inference_steps=60))
+    job = asyncio.create_task(producer.sing(audio_duration=60, inference_steps=30))
     async with asyncio.timeout(30), producer.client.subscribe("job.progress.*") as events:
         await anext(aiter(events))
     os.kill(renderer, signal.SIGKILL)
