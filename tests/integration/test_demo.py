@@ -2,6 +2,7 @@
 """What the README tells a newcomer to type works."""
 
 import hashlib
+import os
 import re
 import shlex
 import subprocess
@@ -34,6 +35,29 @@ def test_the_demo_makes_a_song_and_prints_its_event_and_where_it_is() -> None:
     assert hashlib.sha256(Path(path).read_bytes()).hexdigest() == event.data.audios[0].sha256
     assert "random weights" in done.stderr
     assert "ACESTEP_CHECKPOINT_DIR" in done.stderr
+
+
+def test_the_commands_to_try_by_hand_work_in_the_order_in_which_they_are_printed(
+    service_environment: dict[str, str], tmp_path: Path
+) -> None:
+    """The block after the servers are up and before ``watch``, which stays; the worker runs beside, as printed."""
+    (block,) = [block for block in BLOCKS if "acestep-consumer run &" in block]
+    lines = [line for line in block.splitlines() if line.startswith(("acestep-consumer", "ACESTEP_"))]
+    lines = [line for line in lines if not line.startswith("acestep-consumer watch")]
+    script = "\n".join(("trap 'kill $!; wait $!' EXIT", "set -e", *lines))
+    variables = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "ACESTEP_HTTP_PORT": "0"}
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env=clean_environment(service_environment | variables),
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (song,) = (tmp_path / "songs").iterdir()
+    assert song.stat().st_size > 1000
 
 
 def test_every_verb_of_infra_dev_in_the_readme_is_known() -> None:
