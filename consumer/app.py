@@ -22,6 +22,7 @@ from consumer.broker.connection import Link
 from consumer.broker.consumer import Consumer
 from consumer.broker.faults import BrokerRefused
 from consumer.broker.publisher import Publisher
+from consumer.commands.exits import Exit
 from consumer.engine.engines import Engines
 from consumer.engine.messages import RendererReport
 from consumer.engine.supervisor import EngineUnusable
@@ -39,8 +40,6 @@ from consumer.storage import S3Store
 from consumer.telemetry import set_up_logs
 from schemas.events import Worker as WorkerData
 from schemas.events import WorkerEvent
-
-EXIT_DONE, EXIT_SETTINGS, EXIT_ENGINE = 0, 2, 5
 
 log = structlog.get_logger()
 
@@ -80,7 +79,7 @@ class EngineSet(Protocol):
         """Wait until one gives up for good. Raises ``EngineUnusable`` then."""
 
 
-async def run_worker(settings: Settings, *, grace_s: float, engines: EngineSet | None = None) -> int:
+async def run_worker(settings: Settings, *, grace_s: float, engines: EngineSet | None = None) -> Exit:
     """Run until told to stop; returns the exit code.
 
     Args:
@@ -94,11 +93,11 @@ async def run_worker(settings: Settings, *, grace_s: float, engines: EngineSet |
         await Worker(settings, engines or Engines(settings, table, log_json=as_json), grace_s).run()
     except (SettingsError, TierTableError, BrokerRefused, ConsumerError) as error:
         log.error("cannot start", reason=str(error))  # noqa: TRY400 - the text is the whole story
-        return EXIT_SETTINGS
+        return Exit.USAGE
     except EngineUnusable as error:
         log.error("the engine cannot work", reason=str(error))  # noqa: TRY400 - as above
-        return EXIT_ENGINE
-    return EXIT_DONE
+        return Exit.ENGINE
+    return Exit.DONE
 
 
 class Worker:

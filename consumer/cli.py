@@ -22,7 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="ACE-Step 1.5 music generation behind RabbitMQ: requests in, songs in S3, events out.",
     epilog="Exit codes: 0 done · 1 the job ended without songs · 2 usage or settings · 3 queue full · "
-    "4 broker or storage out of reach · 130 interrupted.",
+    "4 broker or storage out of reach · 5 an engine cannot work · 130 interrupted.",
 )
 note = Console(stderr=True, highlight=False)
 

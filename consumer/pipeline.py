@@ -22,7 +22,7 @@ from consumer.ports import Delivery, Events, Inputs, Planner, Renderer, Report, 
 from consumer.scratch import scratch_folder
 from consumer.stopwatch import Stopwatch
 from consumer.turns import Turns
-from consumer.validate import parse
+from consumer.validate import parse, readable_task_id
 from schemas.events import Completed
 
 log = structlog.get_logger()
@@ -105,7 +105,7 @@ class Pipeline:
         self, error: Exception, request: Request | None, job: Job | None, delivery: Delivery
     ) -> Outcome:
         ours = known(error)
-        task_id = request.task_id if request else ours.task_id
+        task_id = request.task_id if request else readable_task_id(delivery.body, delivery.message_id)
         if type(ours) is ConsumerError:
             log.error("job broke on a bug", task_id=task_id, exc_info=error)
         else:

@@ -16,6 +16,7 @@ class Exit(IntEnum):
     USAGE = 2
     QUEUE_FULL = 3
     UNREACHABLE = 4
+    ENGINE = 5
     INTERRUPTED = 130
 
 

@@ -151,6 +151,13 @@ async def test_bad_input_is_rejected_with_a_reason_and_dead_lettered(stage: Stag
     assert stage.renderer.rendered == []
 
 
+async def test_an_oversized_message_is_rejected_under_the_id_in_its_body(stage: Stage) -> None:
+    body = b'{"task_id": "song", "prompt": "' + b"x" * 10_000 + b'"}'
+    delivery = await stage.process(FakeDelivery(body=body))
+    assert (stage.unfinished().task_id, stage.unfinished().error.code) == ("song", "message_too_large")
+    assert delivery.verdict is Verdict.DEAD_LETTER
+
+
 async def test_bad_input_without_any_id_is_dead_lettered_in_silence(stage: Stage) -> None:
     delivery = await stage.process(FakeDelivery(body=b"\xff\xfe"))
     assert stage.events.published == []
