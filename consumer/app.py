@@ -23,13 +23,17 @@ from consumer.broker.consumer import Consumer
 from consumer.broker.faults import BrokerRefused
 from consumer.broker.publisher import Publisher
 from consumer.commands.exits import Exit
+from consumer.concurrency import Concurrency
 from consumer.engine.engines import Engines
 from consumer.engine.messages import RendererReport
 from consumer.engine.supervisor import EngineUnusable
+from consumer.engine.usage import Usage
 from consumer.errors import ConsumerError, Unpublished
 from consumer.health import Check, Health
 from consumer.inputs import AllowedInputs
+from consumer.metrics import Metrics, RendererCollector, WorkerCollector
 from consumer.objects import Objects
+from consumer.pacer import Pacer
 from consumer.pipeline import Pipeline, Ports, Rules
 from consumer.policy.admit import Limits
 from consumer.policy.tiers import TierTableError, load_table
@@ -62,6 +66,10 @@ class EngineSet(Protocol):
     @property
     def report(self) -> RendererReport:
         """What the renderer found. Only after ``start``."""
+
+    @property
+    def renderer_usage(self) -> Usage:
+        """How the renderer's device is used."""
 
     def limits(self) -> Limits:
         """What may be asked of this worker now. Only after ``start``."""
@@ -128,7 +136,8 @@ class Worker:
     async def _start(self, stack: AsyncExitStack) -> None:
         worker = self._settings.worker
         # Health first: an orchestrator must see a live process while gigabytes of weights load.
-        health = await stack.enter_async_context(Health(self._checks(), worker.http_host, worker.http_port))
+        pages = Health(self._checks(), self._metrics().render, worker.http_host, worker.http_port)
+        health = await stack.enter_async_context(pages)
         log.info("starting", worker=self._id, health=f"http://{worker.http_host}:{health.port}/readyz")
         # The engines are the slowest and need nobody: they load while the rest connects.
         loading = asyncio.create_task(self._engines.start(), name="engines start")
@@ -190,13 +199,22 @@ class Worker:
             return
         stopping = asyncio.create_task(self._stop.wait())
         broken = asyncio.create_task(self._engines.wait_unusable())
+        pacing = asyncio.create_task(self._pace(self._consumer), name="pacer")
         await asyncio.wait((stopping, broken), return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
+        pacing.cancel()
         # Work in hand cannot end without its engine: it goes back at once.
         await self._drain(self._consumer, 0 if broken.done() else self._grace_s)
         if broken.done():
             broken.result()
         broken.cancel()
+
+    async def _pace(self, consumer: Consumer) -> None:
+        """Let the prefetch follow what the card can do, where the operator leaves it to us."""
+        broker = self._settings.broker
+        if broker.queue_workers is None:
+            policy = Concurrency(broker.workers_at_start, broker.queue_workers_max)
+            await Pacer(consumer, self._engines.renderer_usage, policy, lambda: self._announce("ready")).run()
 
     async def _drain(self, consumer: Consumer, grace_s: float) -> None:
         log.info("draining", in_hand=consumer.in_hand, grace_s=grace_s)
@@ -216,7 +234,7 @@ class Worker:
         data = WorkerData(
             worker_id=self._id,
             state=state,
-            prefetch=self._settings.broker.queue_workers,
+            prefetch=self._consumer.prefetch if self._consumer else self._settings.broker.workers_at_start,
             models=tuple(model.name for model in limits.models),
             tier=limits.tier.name,
             vram_gb=limits.vram_gb,
@@ -228,7 +246,7 @@ class Worker:
 
     def _tell(self) -> None:
         workers, lanes = self._settings.broker.queue_workers, self._settings.engine.lanes
-        if workers != lanes:
+        if workers is not None and workers != lanes:
             log.warning(
                 "ACESTEP_QUEUE_WORKERS and ACESTEP_API_WORKERS differ: jobs in hand wait for a render lane, or lanes "
                 "stay idle; the same number for both is easier to read",
@@ -246,9 +264,12 @@ class Worker:
             tier=limits.tier.name,
             models=[model.name for model in limits.models],
             lm=f"{limits.lm.model} on {limits.lm.backend}" if limits.lm else None,
-            prefetch=workers,
+            prefetch=workers or f"auto, from {self._settings.broker.workers_at_start}",
             after_s=round(time.perf_counter() - self._began, 2),
         )
+
+    def _metrics(self) -> Metrics:
+        return Metrics(WorkerCollector(lambda: self._consumer), RendererCollector(lambda: self._engines.renderer_usage))
 
     def _checks(self) -> dict[str, Check]:
         return {"broker": self._broker_up, "storage": self._storage_up, "models": self._models_up}

@@ -3,6 +3,7 @@
 
 import asyncio
 import json
+import math
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -56,26 +57,48 @@ def _await(work: Coroutine[Any, Any, int]) -> None:
 
 @app.command(epilog=_variables())
 def run(
-    workers: Annotated[int | None, typer.Option("--workers", "-w", help="ACESTEP_QUEUE_WORKERS")] = None,
+    workers: Annotated[
+        str | None, typer.Option("--workers", "-w", help="ACESTEP_QUEUE_WORKERS: a number, or auto")
+    ] = None,
     model: Annotated[str | None, typer.Option("--model", help="ACESTEP_CONFIG_PATH")] = None,
     checkpoints: Annotated[Path | None, typer.Option("--checkpoints", help="ACESTEP_CHECKPOINT_DIR")] = None,
     device: Annotated[str | None, typer.Option("--device", help="ACESTEP_DEVICE")] = None,
     http_port: Annotated[int | None, typer.Option("--http-port", help="ACESTEP_HTTP_PORT")] = None,
     grace: Annotated[float, typer.Option("--grace", help="seconds that work in hand may take after SIGTERM")] = 600.0,
+    gpus: Annotated[
+        str | None,
+        typer.Option(
+            "--gpus",
+            metavar="all|0,2,…",
+            help="a worker for each GPU, on the same queue: `all`, or numbers as nvidia-smi counts (`2` is GPU 2)",
+        ),
+    ] = None,
+    lifeline: Annotated[int | None, typer.Option("--lifeline", hidden=True)] = None,
 ) -> None:
     """Consume requests: the worker. SIGTERM or Ctrl-C finishes the work in hand; a second one leaves at once.
 
     Nothing is lost either way: what was not finished goes back to the queue.
-    """
-    from consumer.app import run_worker  # noqa: PLC0415 - the other commands start faster without it
 
-    settings = _settings(
-        ACESTEP_QUEUE_WORKERS=workers,
-        ACESTEP_CONFIG_PATH=model,
-        ACESTEP_CHECKPOINT_DIR=checkpoints,
-        ACESTEP_DEVICE=device,
-        ACESTEP_HTTP_PORT=http_port,
-    )
+    With `--gpus` one process watches over a worker for each GPU. The settings hold for each of them; names get
+    `-gpu0`, `-gpu1`, … appended, health ports count up from ACESTEP_HTTP_PORT. A worker that dies is replaced.
+    """
+    from consumer.commands.fleet import join_fleet, run_fleet  # noqa: PLC0415 - the other commands start faster so
+
+    given = {
+        "ACESTEP_QUEUE_WORKERS": workers,
+        "ACESTEP_CONFIG_PATH": model,
+        "ACESTEP_CHECKPOINT_DIR": checkpoints,
+        "ACESTEP_DEVICE": device,
+        "ACESTEP_HTTP_PORT": http_port,
+    }
+    settings = _settings(**given)
+    if gpus is not None:
+        shared = {name: str(value) for name, value in given.items() if value is not None}
+        raise typer.Exit(run_fleet(gpus, settings, shared, grace_s=grace))
+    if lifeline is not None:
+        join_fleet(lifeline, settings)
+    from consumer.app import run_worker  # noqa: PLC0415 - a fleet does not need it
+
     _await(run_worker(settings, grace_s=grace))
 
 
@@ -152,6 +175,60 @@ def topology(
     from consumer.commands import topology as command  # noqa: PLC0415 - see run
 
     _await(command.topology(_settings(), note, declare=declare))
+
+
+@app.command()
+def plan(
+    vram: Annotated[float | None, typer.Option("--vram", min=0, max=10_000, help="GB of a card; 0: no GPU")] = None,
+    card: Annotated[str | None, typer.Option("--card", help="its name as nvidia-smi prints it, for its speed")] = None,
+    duration: Annotated[float, typer.Option("--duration", min=1, max=3600, help="seconds of a song")] = 300,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="songs a request")] = 1,
+    thinking: Annotated[bool, typer.Option("--thinking/--no-thinking", help="the 5Hz LM plans each song")] = True,
+    steps: Annotated[int, typer.Option("--steps", min=1, max=200, help="denoising steps")] = 8,
+    guided: Annotated[
+        bool | None,
+        typer.Option("--guided/--no-guided", help="classifier-free guidance; unset: unless the model is a turbo"),
+    ] = None,
+    audio_format: Annotated[str, typer.Option("--format", help="mp3, wav, wav32, flac, ogg, opus, aac")] = "mp3",
+    model: Annotated[str | None, typer.Option("--model", help="ACESTEP_CONFIG_PATH")] = None,
+    cores: Annotated[
+        int | None,
+        typer.Option("--cores", min=1, help="processor cores that encode; unset: this machine's, with --vram: enough"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """Say what this machine's card can do, or one of `--vram` GB: limits, what fits, workers, songs a minute.
+
+    No model is loaded and nothing is started. The settings count as for `run`: models, LM, offloading, MAX_CUDA_VRAM,
+    ACESTEP_TIER_TABLE. The songs a minute are reckoned from measurements on one kind of card; the answer says which,
+    and how they were carried over to yours.
+
+    - `plan` – this card, thinking, 1 song of 300 s a request
+    - `plan --vram 48 --card "NVIDIA L40S"` – a card to buy
+    - `plan --duration 120 --batch 2 --no-thinking --model acestep-v15-base --steps 50` – another workload
+
+    `ACESTEP_QUEUE_WORKERS=auto` finds the number of workers while it works; this command says where that will end.
+    """
+    from consumer.commands import plan as command  # noqa: PLC0415 - see run
+    from consumer.commands.survey import Question  # noqa: PLC0415 - as above
+    from consumer.formats import FORMATS  # noqa: PLC0415 - as above
+
+    if audio_format not in FORMATS:
+        raise typer.BadParameter(f"--format {audio_format}: choose one of {', '.join(FORMATS)}")
+    if not (math.isfinite(vram or 0) and math.isfinite(duration)):
+        raise typer.BadParameter("--vram and --duration are numbers")
+    question = Question(
+        vram_gb=vram,
+        card=card,
+        duration_s=duration,
+        batch=batch,
+        thinking=thinking,
+        steps=steps,
+        guided=guided,
+        audio_format=audio_format,
+        cores=cores,
+    )
+    raise typer.Exit(command.plan(_settings(ACESTEP_CONFIG_PATH=model), question, note, as_json=as_json))
 
 
 @app.command("tiny-checkpoint")

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Liveness and readiness over HTTP: ``/healthz`` says that the loop turns, ``/readyz`` that work can be done."""
+"""The worker's pages over HTTP.
+
+``/healthz`` says that the loop turns, ``/readyz`` that work can be done, ``/metrics`` is for Prometheus.
+"""
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -8,18 +11,22 @@ from typing import Self
 from aiohttp import web
 
 Check = Callable[[], Awaitable[bool]]
+Exposition = Callable[[str], tuple[bytes, str]]
+"""Makes the page of metrics: from the ``Accept`` header to body and content type."""
 
 
 class Health:
     """A small HTTP server. ``checks`` are named conditions; all must hold for readiness."""
 
-    def __init__(self, checks: Mapping[str, Check], host: str, port: int) -> None:
+    def __init__(self, checks: Mapping[str, Check], metrics: Exposition, host: str, port: int) -> None:
         self._checks = dict(checks)
+        self._metrics = metrics
         self._host = host
         self._port = port
         app = web.Application()
         app.router.add_get("/healthz", self._live)
         app.router.add_get("/readyz", self._ready)
+        app.router.add_get("/metrics", self._measured)
         self._runner = web.AppRunner(app, access_log=None)
 
     async def __aenter__(self) -> Self:
@@ -47,6 +54,11 @@ class Health:
         ready = all(state.values())
         body = {"status": "ready" if ready else "not ready", "checks": state}
         return web.json_response(body, status=200 if ready else 503)
+
+    async def _measured(self, request: web.Request) -> web.Response:
+        body, content_type = self._metrics(request.headers.get("Accept", ""))
+        # As a header: aiohttp's own argument takes no parameters, and the format's version is one.
+        return web.Response(body=body, headers={"Content-Type": content_type})
 
 
 async def _holds(check: Check) -> bool:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way in for audio: from ``s3://`` buckets and ``https://`` hosts that the operator allowed, and nowhere else.
+"""The way in for audio and LoRAs: from places that the operator allowed, and nowhere else.
+
+Audio comes from ``s3://`` buckets and ``https://`` hosts; a LoRA from the same buckets, or from this machine by its
+name.
 
 A message may name any place. What it may make this worker read is decided here, before the first byte and again at
 every redirect; how much it may bring is counted while the bytes arrive.
@@ -9,6 +12,7 @@ import asyncio
 import re
 import ssl
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -21,13 +25,15 @@ from yarl import URL
 
 from consumer.errors import InputNotAllowed, InputUnreadable
 from consumer.job import Job, Sources
-from consumer.objects import Objects
+from consumer.loras import PEFT_CONFIG, PEFT_WEIGHTS, LoraCache, LoraFolder
+from consumer.objects import Head, Objects
 from consumer.s3 import Place, Receiver, S3Refused
 from consumer.settings import InputSettings, SettingsError, StorageSettings
 from schemas.request import GenerationRequest
 
 SOURCE_FIELD: Final = "src_audio_path"
 REFERENCE_FIELD: Final = "reference_audio_path"
+LORA_FIELD: Final = "lora.path"
 
 _NEED_SOURCE: Final = frozenset({"cover", "repaint", "extract", "lego", "complete"})
 _SUFFIX: Final = re.compile(r"\.[a-z0-9]{1,7}")
@@ -41,6 +47,7 @@ _MAX_SHOWN: Final = 200
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _PASSING_STATUS: Final = frozenset({408, 429, 500, 502, 503, 504})
 _OK: Final = 200
+_CONFIG_BYTES: Final = 1 << 20
 
 
 class _MayPass(Exception):
@@ -48,11 +55,23 @@ class _MayPass(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class _Limit:
+    """How many bytes are read, and the setting that says so, if any."""
+
+    bytes: int
+    setting: str = ""
+
+    def __str__(self) -> str:
+        return f"more than {self.bytes:,} bytes" + (f" ({self.setting})" if self.setting else "")
+
+
+@dataclass(frozen=True, slots=True)
 class _Input:
-    """One audio input of a request: the field that names it, and the place it names."""
+    """One input of a request: the field that names it, the place it names, and how large it may be."""
 
     field: str
     place: Place | URL
+    limit: _Limit
 
     def __str__(self) -> str:
         return f"{self.field} = {shown(str(self.place))}"
@@ -65,6 +84,27 @@ class _Input:
         return suffix if _SUFFIX.fullmatch(suffix) else ""
 
 
+@dataclass(frozen=True, slots=True)
+class _LoraPart(_Input):
+    """A file of a LoRA in S3."""
+
+    place: Place
+
+    @property
+    def name(self) -> str:
+        """Its name on disk, which tells the renderer what it is."""
+        name = self.place.key.rpartition("/")[2]
+        return name if name in (PEFT_WEIGHTS, PEFT_CONFIG) else "lora.safetensors"
+
+    @property
+    def config(self) -> "_LoraPart | None":
+        """The configuration that PEFT writes beside these weights: without it their scale is unknown."""
+        if self.name != PEFT_WEIGHTS:
+            return None
+        key = self.place.key.removesuffix(PEFT_WEIGHTS) + PEFT_CONFIG
+        return _LoraPart(self.field, Place(self.place.bucket, key), _Limit(_CONFIG_BYTES))
+
+
 class AllowedInputs:
     """``ports.Inputs``, limited to what the operator allows. An async context manager.
 
@@ -72,16 +112,26 @@ class AllowedInputs:
         objects: reads ``s3://`` inputs with the worker's own keys.
         storage: the result bucket, which is always allowed.
         settings: buckets, hosts, and the limits of one input. A malformed host raises ``SettingsError``.
+        checkpoint_dir: its folder ``loras`` holds the LoRAs that requests may name.
         tls: trusts other certificates than the system does.
     """
 
     def __init__(
-        self, objects: Objects, storage: StorageSettings, settings: InputSettings, *, tls: ssl.SSLContext | None = None
+        self,
+        objects: Objects,
+        storage: StorageSettings,
+        settings: InputSettings,
+        *,
+        checkpoint_dir: Path | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._objects = objects
         self._buckets = frozenset({storage.bucket, *settings.buckets})
         self._hosts = frozenset(map(_host_and_port, settings.hosts))
-        self._max_bytes = settings.max_bytes
+        self._audio_limit = _Limit(settings.max_bytes, "ACESTEP_INPUT_MAX_BYTES")
+        self._lora_limit = _Limit(settings.lora_max_bytes, "ACESTEP_LORA_MAX_BYTES")
+        self._lora_folder = LoraFolder(checkpoint_dir, settings.lora_max_bytes)
+        self._lora_cache = LoraCache()
         self._timeout_s = settings.timeout_s
         self._tls = tls
         self._http: aiohttp.ClientSession
@@ -106,6 +156,8 @@ class AllowedInputs:
     async def fetch(self, job: Job, folder: Path) -> Sources:
         """Copy the job's audio inputs into ``folder``, as ``source`` and ``reference`` with the ending they came with.
 
+        A LoRA from S3 comes into its folder ``lora``; one of the checkpoint folder is not copied. An analysis has none.
+
         Raises:
             InputNotAllowed: a place that is not allowed; nothing has been read then.
             InputUnreadable: missing, forbidden, too large or too slow.
@@ -114,9 +166,11 @@ class AllowedInputs:
         request = job.request
         source = self._admit(SOURCE_FIELD, request.src_audio_path if _needs_source(request) else None)
         reference = self._admit(REFERENCE_FIELD, request.reference_audio_path)
+        lora = None if request.lora is None or job.analysis else await self._admit_lora(request.lora.path)
         return Sources(
             source=await self._copy(source, folder / "source"),
             reference=await self._copy(reference, folder / "reference"),
+            lora=await self._bring_lora(lora, folder / "lora") if isinstance(lora, _LoraPart) else lora,
         )
 
     def _admit(self, field: str, text: str | None) -> _Input | None:
@@ -126,9 +180,9 @@ class AllowedInputs:
         scheme = text.partition(":")[0].lower()
         try:
             if scheme == "s3":
-                return _Input(field, self._require_bucket(text))
+                return _Input(field, self._require_bucket(text), self._audio_limit)
             if scheme == "https":
-                return _Input(field, self._require_host(_url(text)))
+                return _Input(field, self._require_host(_url(text)), self._audio_limit)
         except InputNotAllowed as error:
             raise InputNotAllowed(f"{field} = {shown(text)}: {error}") from error
         raise InputNotAllowed(
@@ -136,6 +190,16 @@ class AllowedInputs:
             "the audio into the result bucket, or have its bucket added to ACESTEP_INPUT_BUCKETS or its host to "
             "ACESTEP_INPUT_HOSTS"
         )
+
+    async def _admit_lora(self, text: str) -> _LoraPart | Path:
+        """Read the place of a LoRA, or find it on this machine."""
+        try:
+            if text.startswith("s3://"):
+                place = self._require_bucket(text + (PEFT_WEIGHTS if text.endswith("/") else ""))
+                return _LoraPart(LORA_FIELD, place, self._lora_limit)
+            return await asyncio.to_thread(self._lora_folder.find, text)
+        except (InputNotAllowed, InputUnreadable) as error:
+            raise type(error)(f"{LORA_FIELD} = {shown(text)}: {error}") from error
 
     def _require_bucket(self, text: str) -> Place:
         bucket, _, key = text[len("s3://") :].partition("/")
@@ -165,19 +229,58 @@ class AllowedInputs:
             return None
         target = stem.with_name(stem.name + wanted.suffix)
         receiver = partial(self._save, wanted, target)
+        async with self._in_time(wanted):
+            if isinstance(wanted.place, Place):
+                await self._copy_object(wanted, wanted.place, receiver)
+            else:
+                await self._copy_url(wanted, wanted.place, receiver)
+        return target
+
+    async def _bring_lora(self, weights: _LoraPart, folder: Path) -> Path:
+        """Make ``folder`` with the LoRA's weights, and with their configuration if they have one.
+
+        S3 is asked for the version each time, and for the bytes when they are not here yet.
+        """
+        heads = await self._heads(weights)
+        version = "\n".join(f"{part.place} {head.metadata.get('etag')} {head.bytes}" for part, head in heads.items())
+
+        async def fetch(target: Path) -> None:
+            for part in heads:
+                async with self._in_time(part):
+                    await self._copy_object(part, part.place, partial(self._save, part, target / part.name))
+
+        await self._lora_cache.give(version, folder, fetch)
+        return folder / weights.name
+
+    async def _heads(self, weights: _LoraPart) -> dict[_LoraPart, Head]:
+        """Return what S3 knows of the weights, and of their configuration if there is one."""
+        parts = (weights, weights.config) if weights.config else (weights,)
+        async with self._in_time(weights):
+            heads = {part: head for part in parts if (head := await self._head(part))}
+        if weights not in heads:
+            raise InputUnreadable(f"{weights}: S3 says NoSuchKey")
+        return heads
+
+    async def _head(self, part: _LoraPart) -> Head | None:
+        try:
+            head = await self._objects.head(part.place)
+        except S3Refused as error:
+            raise InputUnreadable(f"{part}: S3 says {error.s3_code}") from error
+        if head and head.bytes > part.limit.bytes:
+            raise InputUnreadable(f"{part}: {part.limit}")
+        return head
+
+    @asynccontextmanager
+    async def _in_time(self, wanted: _Input) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(self._timeout_s) as clock:
-                if isinstance(wanted.place, Place):
-                    await self._copy_object(wanted, wanted.place, receiver)
-                else:
-                    await self._copy_url(wanted, wanted.place, receiver)
+                yield
         except TimeoutError as error:
             if not clock.expired():
                 raise
             raise InputUnreadable(
                 f"{wanted}: not here after {self._timeout_s:g} s (ACESTEP_INPUT_TIMEOUT_S)"
             ) from error
-        return target
 
     async def _copy_object(self, wanted: _Input, place: Place, receiver: Receiver) -> None:
         try:
@@ -222,8 +325,8 @@ class AllowedInputs:
         with await asyncio.to_thread(target.open, "wb") as file:
             async for chunk in chunks:
                 total += len(chunk)
-                if total > self._max_bytes:
-                    raise InputUnreadable(f"{wanted}: more than {self._max_bytes:,} bytes (ACESTEP_INPUT_MAX_BYTES)")
+                if total > wanted.limit.bytes:
+                    raise InputUnreadable(f"{wanted}: {wanted.limit}")
                 await asyncio.to_thread(file.write, chunk)
         if not total:
             raise InputUnreadable(f"{wanted}: empty")

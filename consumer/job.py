@@ -61,10 +61,14 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """Local copies of the audio inputs, in the job's scratch folder."""
+    """Files on this machine: copies of the audio inputs, in the job's scratch folder, and the LoRA's weights.
+
+    A LoRA from S3 lies in the scratch folder too; one of the checkpoint folder is read where it is.
+    """
 
     source: Path | None = None
     reference: Path | None = None
+    lora: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

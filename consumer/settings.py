@@ -38,7 +38,7 @@ def _split(value: object) -> object:
 
 
 def _auto(value: object) -> object:
-    """Read ``auto`` as None: decided from the card."""
+    """Read ``auto`` as None: decided from the card, or while it works."""
     return None if isinstance(value, str) and value.strip().lower() == "auto" else value
 
 
@@ -53,6 +53,7 @@ def _amqp_url(value: SecretStr) -> SecretStr:
 
 List = Annotated[tuple[str, ...], BeforeValidator(_split)]
 AutoBool = Annotated[bool | None, BeforeValidator(_auto)]
+Workers = Annotated[Annotated[int, Field(ge=1, le=1024)] | None, BeforeValidator(_auto)]
 Path_ = Annotated[Path, AfterValidator(Path.expanduser)]
 
 
@@ -77,10 +78,18 @@ class BrokerSettings(Section):
         "ACESTEP_QUEUE_TYPE", "classic", "`classic`: exact limit, priorities; `quorum`: replicated"
     )
     queue_maxsize: int = variable("ACESTEP_QUEUE_MAXSIZE", 200, "messages that may wait; the next one is refused", ge=1)
-    queue_workers: int = variable("ACESTEP_QUEUE_WORKERS", 1, "jobs in this worker's hands (= prefetch)", ge=1, le=1024)
+    queue_workers: Workers = variable(
+        "ACESTEP_QUEUE_WORKERS", 1, "jobs in this worker's hands (= prefetch); `auto`: as many as make it faster"
+    )
+    queue_workers_max: int = variable("ACESTEP_QUEUE_WORKERS_MAX", 64, "most workers that `auto` tries", ge=1, le=1024)
     max_message_bytes: int = variable(
         "ACESTEP_MAX_MESSAGE_BYTES", 1 << 20, "largest request body read, bytes", ge=1024, le=128 << 20
     )
+
+    @property
+    def workers_at_start(self) -> int:
+        """The prefetch of the first consumer; with ``auto`` 2: one job renders while the next is fetched or stored."""
+        return self.queue_workers or min(2, self.queue_workers_max)
 
     @model_validator(mode="after")
     def _check_url(self) -> Self:
@@ -105,6 +114,7 @@ class InputSettings(Section):
     buckets: List = variable("ACESTEP_INPUT_BUCKETS", (), "more buckets that `s3://` inputs may name, comma-separated")
     hosts: List = variable("ACESTEP_INPUT_HOSTS", (), "hosts that `https://` inputs may name, comma-separated")
     max_bytes: int = variable("ACESTEP_INPUT_MAX_BYTES", 256 << 20, "largest audio input, bytes", ge=1)
+    lora_max_bytes: int = variable("ACESTEP_LORA_MAX_BYTES", 1 << 30, "largest LoRA file, bytes", ge=1)
     max_seconds: int = variable("ACESTEP_INPUT_MAX_SECONDS", 600, "longest audio input, seconds", ge=1, le=600)
     timeout_s: float = variable("ACESTEP_INPUT_TIMEOUT_S", 60, "time to fetch one input, seconds", gt=0)
 
@@ -117,7 +127,17 @@ class EngineSettings(Section):
     config_path3: str | None = variable("ACESTEP_CONFIG_PATH3", None, "third DiT model")
     checkpoint_dir: Path_ | None = variable("ACESTEP_CHECKPOINT_DIR", None, "folder that holds checkpoints by name")
     device: str = variable("ACESTEP_DEVICE", "auto", "`auto`, `cuda`, `cuda:1`, `xpu`, `mps`, `cpu`")
-    lanes: int = variable("ACESTEP_API_WORKERS", 1, "render lanes (threads of the renderer)", ge=1, le=64)
+    lanes: int = variable("ACESTEP_API_WORKERS", 1, "no effect: jobs share one batch, not threads", ge=1, le=64)
+    pack_tokens: int = variable(
+        "ACESTEP_PACK_TOKENS", 8192, "largest pack, tokens (12.5 are a second of song); more gains nothing", ge=512
+    )
+    pack_wait_ms: float = variable(
+        "ACESTEP_PACK_WAIT_MS", 5, "how long an idle renderer waits for a job's company, ms", ge=0, le=1000
+    )
+    compile: AutoBool = variable("ACESTEP_COMPILE", None, "compile DiT and VAE; `auto`: on CUDA")
+    compile_cache: Path_ | None = variable(
+        "ACESTEP_COMPILE_CACHE", None, "folder of compiled kernels; unset: in the user's cache folder"
+    )
     max_vram_gb: float | None = variable("MAX_CUDA_VRAM", None, "pretend that the card has this many GB", gt=0)
     offload: AutoBool = variable("ACESTEP_OFFLOAD_TO_CPU", None, "keep idle models in RAM; `auto`: below 15.5 GB")
     offload_dit: AutoBool = variable("ACESTEP_OFFLOAD_DIT_TO_CPU", None, "the DiT too; `auto`: as the models")

@@ -6,7 +6,7 @@ Every function raises ``ValueError`` with the broken rule as its text. Booleans 
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from typing import Final, TypeVar
 
@@ -26,6 +26,10 @@ _WHOLE: Final = re.compile(r"[+-]?[0-9]+")
 _KEY: Final = re.compile(r"([A-Ga-g])\s*([#b♯♭B])?\s*((?i:major|maj|minor|min)|m)")
 _TIME_SIGNATURES: Final = {"2": "2", "2/4": "2", "3": "3", "3/4": "3", "4": "4", "4/4": "4", "6": "6", "6/8": "6"}
 _SCHEMES: Final = ("s3", "https")
+# One component of a path, so that it cannot lead out of its folder.
+LORA_NAME: Final = re.compile(r"\w[\w .+-]{0,127}", re.ASCII)
+LORA_SUFFIX: Final = ".safetensors"
+_LORA_FOLDER: Final = "loras/"
 
 
 def optional(read: Callable[[object], _T]) -> Callable[[object], _T | None]:
@@ -149,6 +153,30 @@ def place(value: object) -> str:
     if scheme.lower() not in _SCHEMES or not rest:
         raise ValueError("must be s3://bucket/key or https://host/path, not a local path")
     return scheme.lower() + mark + rest
+
+
+def lora(value: object) -> object:
+    """A LoRA's fields without those that are null; text alone is its path. What is neither is left as it is."""
+    if isinstance(value, str):
+        return {"path": value}
+    if isinstance(value, Mapping):
+        return {name: part for name, part in value.items() if part is not None}
+    return value
+
+
+def lora_path(value: object) -> str:
+    """Where a LoRA lies: in S3, or by its name in the checkpoint folder's ``loras/``."""
+    written = trimmed(value)
+    scheme, mark, rest = written.partition("://")
+    if mark and scheme.lower() == "s3" and rest.endswith((LORA_SUFFIX, "/")):
+        return "s3://" + rest
+    name = written.removeprefix(_LORA_FOLDER)
+    if not LORA_NAME.fullmatch(name):
+        raise ValueError(
+            "must be s3://bucket/key.safetensors, s3://bucket/folder/, or the name of a LoRA in the folder loras of "
+            "the worker's checkpoints"
+        )
+    return name
 
 
 def _number(value: object) -> int | float:

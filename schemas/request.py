@@ -33,6 +33,19 @@ _Word = BeforeValidator(coerce.word)
 _DAY: Final = 86_400
 
 
+class LoraChoice(BaseModel):
+    """A LoRA for this request alone, added to the DiT's weights ``scale`` times."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", title="LoraChoice")
+
+    path: Annotated[str, BeforeValidator(coerce.lora_path)] = Field(
+        max_length=1_024,
+        description="Safetensors: s3://bucket/key.safetensors, s3://bucket/folder/, or a name in the checkpoint "
+        "folder's loras/.",
+    )
+    scale: Real = Field(default=1.0, ge=-4, le=4, description="How strongly it is applied; 1 is as it was trained.")
+
+
 class GenerationRequest(BaseModel):
     """One request for one or more songs, in ACE-Step's own field names.
 
@@ -51,6 +64,9 @@ class GenerationRequest(BaseModel):
     )
     model: Name = Field(
         default=None, max_length=256, description="The DiT model; the worker's primary model when not given."
+    )
+    lora: Annotated[LoraChoice | None, BeforeValidator(coerce.lora)] = Field(
+        default=None, description="A LoRA to sing with: an object of path and scale, or the path alone."
     )
     on_limit: Annotated[Literal["clamp", "reject"], _Word] = Field(
         default="clamp", description="Over the GPU tier's limit: clamp to it and report that, or reject the request."
@@ -193,10 +209,13 @@ _FIELDS: Final = GenerationRequest.model_fields
 _NAMES: Final = {field: (field, *ALIASES.get(field, ())) for field in _FIELDS}
 _FLAGS: Final = tuple(name for name, field in _FIELDS.items() if field.annotation is bool)
 _RULES: Final[dict[str, str]] = {
+    "extra_forbidden": "is not one of its fields",
     "greater_than": "must be above {gt:,}",
     "greater_than_equal": "must be at least {ge:,}",
     "less_than_equal": "must be at most {le:,}",
     "literal_error": "must be {expected}",
+    "missing": "must be given",
+    "model_type": "must be an object of path and scale, or the path alone",
     "string_pattern_mismatch": "must match {pattern}",
     "string_too_long": "must have at most {max_length:,} characters",
     "string_unicode": "must be valid Unicode, without lone surrogates",
@@ -250,8 +269,14 @@ def _problems(exc: ValidationError, given: Mapping[str, Found]) -> tuple[FieldPr
     rules: dict[str, str] = {}
     for error in exc.errors(include_url=False):
         if error["type"] != "default_factory_not_called":  # follows from another field's problem
-            rules.setdefault(str(error["loc"][0]), _rule(error))
+            rules.setdefault(str(error["loc"][0]), _inner_name(error) + _rule(error))
     return tuple(_problem(field, given[field], rule) for field, rule in rules.items())
+
+
+def _inner_name(error: ErrorDetails) -> str:
+    """The name of a part of the field, where it has parts with names."""
+    part = error["loc"][1:2]
+    return f"{shown(part[0])} " if part and isinstance(part[0], str) else ""
 
 
 def _rule(error: ErrorDetails) -> str:

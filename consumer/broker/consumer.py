@@ -1,10 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way in: as many deliveries in hand as there are workers, each in a task of ours."""
+"""The way in: as many deliveries in hand as there are workers, each in a task of ours.
+
+RabbitMQ fixes a consumer's prefetch when the consumer starts, and what a cancelled consumer holds stays in hand until
+it is settled. So a larger count starts one more consumer on the channel, for the difference. A smaller one cancels as
+many as hold too much together, and starts small ones in their place as deliveries are settled: nothing is delivered
+again, and nothing new comes before fewer are in hand than the count. (A limit for the whole channel could be changed in
+place, but quorum queues do not know it and RabbitMQ 4 deprecates it.)
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -12,7 +22,7 @@ import structlog
 from aiormq.channel import Channel
 
 from consumer.broker.delivery import DeadLetters, Delivery
-from consumer.broker.faults import LinkLost, mapped
+from consumer.broker.faults import BrokerFault, describe, mapped
 from consumer.broker.topology import GENERATE
 from consumer.errors import Verdict
 
@@ -34,7 +44,16 @@ CANCEL_TIMEOUT_S = 10.0
 # tell whether the worker lives. Classic queues of 4.3 know no such limit and refuse the argument.
 CONSUMER_TIMEOUT_MS = 7 * 24 * 3600 * 1000
 
+# A quarter of a second for messages that are on their way to a consumer that is about to be cancelled.
+_ARRIVAL_POLLS, _POLL_S = 50, 0.005
+
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _InHand:
+    tag: str
+    delivery: Delivery
 
 
 class Consumer:
@@ -48,19 +67,28 @@ class Consumer:
         self._link = link
         self._handle = handle
         self._dead_letters = dead_letters
-        self._prefetch = settings.queue_workers
+        self._prefetch = settings.workers_at_start
         self._arguments: ArgumentsType = {}
         if settings.queue_type == "quorum":
             self._arguments["x-consumer-timeout"] = CONSUMER_TIMEOUT_MS
-        self._tasks: dict[asyncio.Task[None], Delivery] = {}
-        self._consuming: tuple[Channel, str] | None = None
+        self._tasks: dict[asyncio.Task[None], _InHand] = {}
+        self._finished = 0
+        self._channel: Channel | None = None
+        # Of the present channel, by consumer tag: what each consumer may hold.
+        self._shares: dict[str, int] = {}
         self._leaving = False
         self._changing = asyncio.Lock()
+        self._fitting: asyncio.Task[None] | None = None
 
     @property
     def in_hand(self) -> int:
         """Deliveries whose handler has not returned."""
         return len(self._tasks)
+
+    @property
+    def finished(self) -> int:
+        """Deliveries that their handler has settled so far."""
+        return self._finished
 
     @property
     def prefetch(self) -> int:
@@ -72,90 +100,140 @@ class Consumer:
         await self._link.attach(self._consume)
 
     async def set_prefetch(self, count: int) -> None:
-        """Let ``count`` deliveries be in hand from now on. Nothing in hand is delivered again.
+        """Let ``count`` deliveries be in hand from now on; on later channels too. Nothing in hand is delivered again.
 
-        A smaller count does not take anything back: the old deliveries are worked off beside the new ones.
+        A smaller count takes nothing back: new deliveries come when enough of the old ones are settled.
         """
-        async with self._changing:
-            self._prefetch = count
-            channel = await self._cancel()
-            if channel is None:
-                return  # the next channel starts with the new count
-            try:
-                await self._consume(channel)
-            except LinkLost:
-                self._link.renew("the prefetch could not be changed")
+        self._prefetch = count
+        # Shielded: the client library closes the channel under a call that is cancelled, and with it all work in hand.
+        await asyncio.shield(self._fit_soon())
 
     async def drain(self, grace_s: float) -> None:
         """Take nothing new, let the work in hand end, for ``grace_s`` seconds at most, then stop."""
-        self._leaving = True
-        self._link.detach(self._consume)
-        async with self._changing:
-            await self._cancel()
+        await self._take_no_more()
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=grace_s)
         await self.stop()
 
     async def stop(self) -> None:
         """Cancel the work in hand and give its messages back to the queue. The link must still be open."""
-        self._leaving = True
-        self._link.detach(self._consume)
-        async with self._changing:
-            await self._cancel()
+        await self._take_no_more()
         unfinished = dict(self._tasks)
         for task in unfinished:
             task.cancel()
         if unfinished:
             await asyncio.wait(set(unfinished), timeout=CANCEL_TIMEOUT_S)
-        for delivery in unfinished.values():
-            if not delivery.settled:
-                await delivery.settle(Verdict.REQUEUE)
+        for held in unfinished.values():
+            if not held.delivery.settled:
+                await held.delivery.settle(Verdict.REQUEUE)
+
+    async def _take_no_more(self) -> None:
+        """Cancel the consumers. What is in hand stays ours to settle."""
+        self._leaving = True
+        self._link.detach(self._consume)
+        async with self._changing:
+            for tag in list(self._shares):
+                with suppress(BrokerFault):
+                    await self._cancel(tag)
 
     async def _consume(self, channel: Channel) -> None:
+        """Start on a new channel: what was in hand on the old one is stale, and comes again."""
+        async with self._changing:
+            self._channel = channel
+            self._shares.clear()
+            channel.on_consumer_cancel_callbacks.add(self._on_cancelled_by_broker)
+            await self._add_consumer(channel, self._prefetch)
+
+    def _fit_soon(self) -> asyncio.Task[None]:
+        """Start ``_fit`` unless it runs; it looks at what is in hand once more before it ends."""
+        if self._fitting is None or self._fitting.done():
+            self._fitting = asyncio.create_task(self._fit(), name="prefetch")
+        return self._fitting
+
+    async def _fit(self) -> None:
+        """Make the consumers' shares add up to the prefetch, as far as deliveries of cancelled ones leave room."""
+        async with self._changing:
+            channel = self._channel
+            if channel is None or channel.is_closed or self._leaving:
+                return  # the next channel starts with the new count
+            try:
+                while (room := self._room()) > 0 or (room < 0 and self._shares):
+                    if room > 0:
+                        await self._add_consumer(channel, room)
+                    else:
+                        youngest = next(reversed(self._shares))
+                        await self._full(youngest)
+                        await self._cancel(youngest)
+            except BrokerFault as fault:
+                self._link.renew(f"the prefetch could not be changed: {describe(fault)}")
+
+    def _room(self) -> int:
+        """How many more may come than the consumers and the deliveries of cancelled ones make; below 0: fewer."""
+        left_over = sum(held.tag not in self._shares and not held.delivery.stale for held in self._tasks.values())
+        return self._prefetch - sum(self._shares.values()) - left_over
+
+    async def _full(self, tag: str) -> None:
+        """Wait until nothing can be on its way to this consumer: it is full, or the queue has nothing for it.
+
+        What arrives at a quorum queue's consumer after its end goes back, and counts as an attempt that never was.
+        """
+        for _ in range(_ARRIVAL_POLLS):
+            if self._unsettled(tag) >= self._shares[tag]:
+                return
+            await asyncio.sleep(_POLL_S)
+
+    def _unsettled(self, tag: str) -> int:
+        return sum(held.tag == tag and not held.delivery.settled for held in self._tasks.values())
+
+    async def _add_consumer(self, channel: Channel, share: int) -> None:
         """Set the prefetch and start. In this order: it holds for consumers that start after it, and only for them.
 
         The tag is new each time: RabbitMQ 4.3 may keep the old one after it has cancelled a consumer.
         """
         tag = f"acestep-{uuid4().hex}"
-        channel.on_consumer_cancel_callbacks.add(self._on_cancelled_by_broker)
+        self._shares[tag] = share
         with mapped():
-            await channel.basic_qos(prefetch_count=self._prefetch, timeout=RPC_TIMEOUT_S)
+            await channel.basic_qos(prefetch_count=share, timeout=RPC_TIMEOUT_S)
             await channel.basic_consume(
-                GENERATE, self._take, consumer_tag=tag, arguments=self._arguments, timeout=RPC_TIMEOUT_S
+                GENERATE,
+                partial(self._take, tag),
+                consumer_tag=tag,
+                arguments=self._arguments,
+                timeout=RPC_TIMEOUT_S,
             )
-        self._consuming = (channel, tag)
 
-    async def _cancel(self) -> Channel | None:
-        """Stop consuming. What is in hand stays ours to settle. Returns the channel while it is open."""
-        consuming, self._consuming = self._consuming, None
-        if consuming is None or consuming[0].is_closed:
-            return None
-        channel, tag = consuming
-        try:
+    async def _cancel(self, tag: str) -> None:
+        """Stop this consumer. Raises ``BrokerFault``."""
+        del self._shares[tag]
+        if self._channel is not None and not self._channel.is_closed:
             with mapped():
-                await channel.basic_cancel(tag, timeout=RPC_TIMEOUT_S)
-        except LinkLost:
-            return None
-        return channel
+                await self._channel.basic_cancel(tag, timeout=RPC_TIMEOUT_S)
 
     def _on_cancelled_by_broker(self, _frame: Any) -> None:
         # The queue was deleted or moved, or a delivery took too long. The old channel cannot be trusted: RabbitMQ 4.3
         # goes on delivering to a consumer that the client has forgotten.
         self._link.renew("the broker cancelled the consumer")
 
-    async def _take(self, message: DeliveredMessage) -> None:
+    async def _take(self, tag: str, message: DeliveredMessage) -> None:
         delivery = Delivery(message, self._dead_letters)
         run = self._give_back if self._leaving else self._run
         task = asyncio.create_task(run(delivery), name=f"delivery {message.delivery_tag}")
-        self._tasks[task] = delivery
-        task.add_done_callback(self._tasks.pop)
+        self._tasks[task] = _InHand(tag, delivery)
+        task.add_done_callback(partial(self._on_end, tag))
+
+    def _on_end(self, tag: str, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(task)
+        if tag not in self._shares and not self._leaving:
+            self._fit_soon()
 
     async def _run(self, delivery: Delivery) -> None:
         try:
             await self._handle(delivery)
         except Exception:  # noqa: BLE001 - the last line of defence: whatever it was, the message goes back
             _log.exception("handler failed", message_id=delivery.message_id, settled=delivery.settled)
-        if not delivery.settled:
+        if delivery.settled:
+            self._finished += 1
+        else:
             await asyncio.sleep(RETURN_DELAY_S)
             await self._give_back(delivery)
 

@@ -7,11 +7,12 @@ from contextlib import suppress
 
 import structlog
 
-from consumer.engine.messages import Configure, ConfigurePlanner, RendererReport
+from consumer.engine.messages import Configure, ConfigurePlanner, RendererReport, Vitals
 from consumer.engine.planner.direct import DirectPlanner
 from consumer.engine.planning import LmPlanner, PlannerSupervisor
 from consumer.engine.rendering import RendererSupervisor
 from consumer.engine.supervisor import EngineUnusable
+from consumer.engine.usage import Usage
 from consumer.policy.admit import Limits
 from consumer.policy.language import LmPlan, LmWish, plan_lm
 from consumer.policy.tiers import TierTable
@@ -81,6 +82,16 @@ class Engines:
         """What the renderer found. Only after ``start``."""
         assert self._renderer.report is not None  # noqa: S101 - the docstring's condition
         return self._renderer.report
+
+    @property
+    def renderer_usage(self) -> Usage:
+        """How the renderer's device is used, over all its processes."""
+        return self._renderer.usage
+
+    @property
+    def renderer_vitals(self) -> Vitals | None:
+        """What the renderer last said about its device; None until it says so, and again when it is replaced."""
+        return self._renderer.vitals
 
     def limits(self) -> Limits:
         """What may be asked of this worker now. Only after ``start``."""

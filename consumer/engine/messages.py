@@ -17,15 +17,19 @@ from schemas.events import ErrorCode
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RendererReport:
-    """What the renderer found and loaded. ``vram_gb`` is 0 without a GPU; ``models`` starts with the primary."""
+    """What the renderer found and loaded. ``vram_gb`` is 0 without a GPU; ``models`` starts with the primary.
+
+    ``attention`` names the kernels that attend, ``compiled`` says whether the DiT and the decoder are compiled.
+    """
 
     device: str
     device_name: str
     vram_gb: float
     models: tuple[LoadedModel, ...]
     formats: tuple[str, ...]
-    lanes: int
     offload: bool = False
+    attention: str = ""
+    compiled: bool = False
     warnings: tuple[str, ...] = ()
 
 
@@ -41,10 +45,14 @@ class PlannerReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configure:
-    """Parent to child, first: load what these settings name."""
+    """Parent to child, first: load what these settings name.
+
+    ``memory_gb``: the renderer's share of the device, if that is agreed already.
+    """
 
     kind: Literal["configure"] = "configure"
     settings: EngineSettings
+    memory_gb: float | None = None
     max_input_s: float = 600
     log_level: str = "info"
     log_json: bool = False
@@ -109,6 +117,14 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Allot:
+    """Parent to renderer: use so many GiB of the device from now on; the rest is the language model's."""
+
+    kind: Literal["allot"] = "allot"
+    memory_gb: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Loading:
     """Child to parent: still starting; ``what`` is for the log."""
 
@@ -161,8 +177,40 @@ class Broken:
     reason: str
 
 
-ToEngine = Configure | ConfigurePlanner | Render | Think | Listen | Stop
-FromEngine = Loading | Ready | Unusable | Progressed | Done | Broken
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vitals:
+    """Child to parent, about once a second while it works: how the device is used.
+
+    Times in seconds, counts and times since the process was ready; memory in GiB.
+
+    Attributes:
+        ready_s: since it became ready.
+        busy_s: of these, with work on the device.
+        songs_done: songs finished.
+        audio_s: seconds of audio finished.
+        in_hand: orders accepted and not answered yet.
+        songs_in_pack: songs of the last denoising step.
+        tokens_in_pack: their tokens.
+        memory_gb: in use on the device; 0 without a GPU.
+        memory_limit_gb: the renderer's share of it; 0 when no limit is known.
+        squeezes: times that memory made a pack smaller, or work wait.
+    """
+
+    kind: Literal["vitals"] = "vitals"
+    ready_s: float
+    busy_s: float
+    songs_done: int
+    audio_s: float
+    in_hand: int
+    songs_in_pack: int
+    tokens_in_pack: int
+    memory_gb: float
+    memory_limit_gb: float
+    squeezes: int
+
+
+ToEngine = Configure | ConfigurePlanner | Allot | Render | Think | Listen | Stop
+FromEngine = Loading | Ready | Unusable | Progressed | Done | Broken | Vitals
 
 TO_ENGINE: TypeAdapter[ToEngine] = TypeAdapter(Annotated[ToEngine, Field(discriminator="kind")])
 FROM_ENGINE: TypeAdapter[FromEngine] = TypeAdapter(Annotated[FromEngine, Field(discriminator="kind")])

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The renderer process as the ``Renderer`` port."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from consumer.engine.messages import Listen, Render, RendererReport
+from consumer.engine.messages import Allot, Configure, Listen, Render, RendererReport
 from consumer.engine.supervisor import Supervisor
 from consumer.job import Heard, Job, Plan, Rendering, Sources
 from consumer.ports import Report
@@ -15,6 +16,12 @@ class RendererSupervisor(Supervisor[RendererReport]):
     name = "renderer"
     module = "consumer.engine.renderer"
     report_type = RendererReport
+
+    def allot(self, memory_gb: float) -> None:
+        """Tell this process, and each that takes its place, how much of the device is its own."""
+        assert isinstance(self._configure, Configure)  # noqa: S101 - the renderer's first message
+        self._configure = replace(self._configure, memory_gb=memory_gb)
+        self._send(Allot(memory_gb=memory_gb))
 
     async def render(self, job: Job, plan: Plan, sources: Sources, folder: Path, report: Report) -> Rendering:
         """Render one job, again on a new process if the old one dies under it."""

@@ -7,6 +7,7 @@ the next process, up to the attempt limit; deliveries stay in hand meanwhile.
 
 import asyncio
 import itertools
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,8 +25,10 @@ from consumer.engine.messages import (
     Stop,
     ToEngine,
     Unusable,
+    Vitals,
 )
 from consumer.engine.process import EngineProcess
+from consumer.engine.usage import Usage
 from consumer.errors import ConsumerError, EngineCrashed, Interrupted, error_of_code
 from consumer.ports import Report
 
@@ -72,6 +75,7 @@ class Supervisor(Generic[ReportT]):
         self._process: EngineProcess | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
+        self.usage = Usage()
         self.report: ReportT | None = None
         self.restarts = 0
 
@@ -84,6 +88,11 @@ class Supervisor(Generic[ReportT]):
     def pid(self) -> int | None:
         """Process id of the engine, while there is one."""
         return self._process.pid if self._process else None
+
+    @property
+    def vitals(self) -> Vitals | None:
+        """What the process last said about its device; None until it says so, and again when it is replaced."""
+        return self.usage.vitals
 
     async def start(self) -> ReportT:
         """Start the process and wait until its models are loaded. Raises ``EngineUnusable``."""
@@ -174,6 +183,7 @@ class Supervisor(Generic[ReportT]):
         finally:
             self._ready.clear()
             self._process = None
+            self.usage.process_gone()
             self._fail_all(await process.end())
         return was_ready
 
@@ -192,11 +202,14 @@ class Supervisor(Generic[ReportT]):
                 self._answer(number, lambda answer: answer.set_result(result))
             case Broken(order=number, code=code, reason=reason):
                 self._answer(number, lambda answer: answer.set_exception(error_of_code(code, reason)))
+            case Vitals():
+                self.usage.note(message, time.monotonic())
             case _:
                 log.error("engine said something that is not its part", engine=self.name, kind=message.kind)
 
     def _welcome(self, report: ReportT) -> None:
         self.report = report
+        self.usage.process_ready(time.monotonic())
         self._ready.set()
         if not self._first.done():
             self._first.set_result(report)

@@ -49,7 +49,7 @@ def write(folder: Path, say: Callable[[str], None] = lambda _: None) -> tuple[Pa
     folders = folder / TURBO, folder / BASE
     with quietly():
         with _private_randomness(0):
-            shared = {"vae": _vae(), "text_encoder": _text_encoder(), "tokenizer": _tokenizer()}
+            shared = {"vae": _vae(), "text_encoder": _text_encoder(), "tokenizer": tokenizer()}
         for target, turbo in zip(folders, (True, False), strict=True):
             say(f"writing {target.name} with random weights")
             AceStepPipeline(**shared, **_own_parts(turbo=turbo)).save_pretrained(target)
@@ -138,7 +138,8 @@ def _vocabulary() -> dict[str, int]:
     return {token: index for index, token in enumerate((*sorted(pre_tokenizers.ByteLevel.alphabet()), _END))}
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer of bytes: any text, no vocabulary to download."""
     bytewise = Tokenizer(models.BPE(vocab=_vocabulary(), merges=[]))
     bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bytewise.decoder = decoders.ByteLevel()

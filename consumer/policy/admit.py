@@ -195,3 +195,5 @@ def _notes(asked: GenerationRequest, task: str) -> Iterator[str]:
         yield f"thinking has no effect: the language model is skipped for {task}"
     if asked.thinking and asked.audio_code_string:
         yield "thinking has no effect: audio_code_string was given"
+    if asked.lora and (asked.analysis_only or asked.full_analysis_only):
+        yield "lora has no effect: an analysis makes no song"

@@ -185,22 +185,6 @@ async def test_a_handler_that_fails_or_forgets_to_settle_gives_its_message_back(
         assert await is_empty(peer)
 
 
-async def test_a_new_prefetch_holds_at_once_and_delivers_nothing_again(amqp_url: str) -> None:
-    hands = Hands()
-    async with Peer(amqp_url) as peer, worker(amqp_url, hands.hold, queue_workers=1) as (consumer, link):
-        for number in range(6):
-            await peer.request(b"%d" % number)
-        await eventually(lambda: consumer.in_hand == 1)
-        await consumer.set_prefetch(3)
-        await eventually(lambda: consumer.in_hand == 4)  # the old one, and three
-        assert await peer.ready(GENERATE) == 2
-        link.renew("a test")
-        await eventually(lambda: len(hands.taken) == 7)  # the next channel starts with the new count
-        assert not any(delivery.attempt > 1 for delivery in hands.taken[:4])
-        hands.go.set()
-        await eventually(lambda: not consumer.in_hand)
-
-
 async def test_a_drain_lets_work_end_and_takes_nothing_new(amqp_url: str) -> None:
     hands = Hands()
     async with Peer(amqp_url) as peer, worker(amqp_url, hands.hold, queue_workers=2) as (consumer, _):

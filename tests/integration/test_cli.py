@@ -134,7 +134,7 @@ def test_a_request_file_that_is_no_json_object_is_refused_before_anything_is_sen
 
 def test_help_names_every_command_and_the_exit_codes(cli: Cli) -> None:
     text = cli("--help").stdout
-    assert all(name in text for name in ("run", "submit", "watch", "schema", "topology", "tiny-checkpoint"))
+    assert all(name in text for name in ("run", "submit", "watch", "schema", "topology", "plan", "tiny-checkpoint"))
     assert "Exit codes" in text
     assert "ACESTEP_QUEUE_MAXSIZE" in cli("run", "--help").stdout
 

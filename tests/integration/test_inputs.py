@@ -56,13 +56,15 @@ def connect(s3: SeaweedFS, session: boto3.Session, web_host: HttpsServer) -> Con
     """Opens inputs that allow the web host; arguments override settings."""
 
     @asynccontextmanager
-    async def opened(*, trusting: bool = True, **values: Any) -> AsyncIterator[AllowedInputs]:
+    async def opened(
+        *, trusting: bool = True, checkpoint_dir: Path | None = None, **values: Any
+    ) -> AsyncIterator[AllowedInputs]:
         storage = StorageSettings(endpoint=s3.endpoint, bucket=s3.bucket)
         settings = InputSettings.model_validate({"hosts": (web_host.host,), **values})
         tls = web_host.trust if trusting else None
         async with (
             S3Connection(storage, session=session, patience_s=5) as connection,
-            AllowedInputs(Objects(connection), storage, settings, tls=tls) as inputs,
+            AllowedInputs(Objects(connection), storage, settings, tls=tls, checkpoint_dir=checkpoint_dir) as inputs,
         ):
             yield inputs
 
@@ -245,6 +247,101 @@ class TestFromS3:
         async with connect(max_bytes=1_000) as inputs:
             text = await failure(inputs, tmp_path, f"s3://{s3.bucket}/{s3_prefix}/a.wav")
         assert text.endswith("more than 1,000 bytes (ACESTEP_INPUT_MAX_BYTES)")
+
+
+async def lora_of(inputs: AllowedInputs, folder: Path, path: str, **request: Any) -> Path | None:
+    """Fetch the LoRA of a job whose folder is ``folder``, which is made as the worker makes it."""
+    await asyncio.to_thread(folder.mkdir)
+    return (await inputs.fetch(make_job(lora=path, **request), folder)).lora
+
+
+class TestLora:
+    async def test_it_is_fetched_once_for_all_jobs_until_it_changes(
+        self, connect: Connect, client: "S3Client", s3: SeaweedFS, s3_prefix: str, tmp_path: Path
+    ) -> None:
+        key = f"{s3_prefix}/jazz.safetensors"
+        client.put_object(Bucket=s3.bucket, Key=key, Body=b"first")
+        async with connect() as inputs:
+            first = await lora_of(inputs, tmp_path / "1", f"s3://{s3.bucket}/{key}")
+            again = await lora_of(inputs, tmp_path / "2", f"s3://{s3.bucket}/{key}")
+            client.put_object(Bucket=s3.bucket, Key=key, Body=b"other")
+            other = await lora_of(inputs, tmp_path / "3", f"s3://{s3.bucket}/{key}")
+        assert first is not None
+        assert again is not None
+        assert other is not None
+        assert first == tmp_path / "1/lora/lora.safetensors"
+        assert first.samefile(again)
+        assert (again.read_bytes(), other.read_bytes()) == (b"first", b"other")
+
+    async def test_jobs_that_come_together_share_one_fetch(
+        self, connect: Connect, client: "S3Client", s3: SeaweedFS, s3_prefix: str, tmp_path: Path
+    ) -> None:
+        place = f"s3://{s3.bucket}/{s3_prefix}/jazz.safetensors"
+        client.put_object(Bucket=s3.bucket, Key=f"{s3_prefix}/jazz.safetensors", Body=bytes(3 << 20))
+        async with connect() as inputs:
+            copies = await asyncio.gather(*(lora_of(inputs, tmp_path / str(job), place) for job in range(4)))
+        assert len({path.stat().st_ino for path in copies if path}) == 1
+
+    async def test_one_that_peft_wrote_comes_with_its_configuration(
+        self, connect: Connect, client: "S3Client", s3: SeaweedFS, s3_prefix: str, tmp_path: Path
+    ) -> None:
+        client.put_object(Bucket=s3.bucket, Key=f"{s3_prefix}/jazz/adapter_model.safetensors", Body=b"weights")
+        client.put_object(Bucket=s3.bucket, Key=f"{s3_prefix}/jazz/adapter_config.json", Body=b"{}")
+        async with connect() as inputs:
+            weights = await lora_of(inputs, tmp_path / "1", f"s3://{s3.bucket}/{s3_prefix}/jazz/")
+            client.put_object(Bucket=s3.bucket, Key=f"{s3_prefix}/jazz/adapter_config.json", Body=b"{ }")
+            anew = await lora_of(inputs, tmp_path / "2", f"s3://{s3.bucket}/{s3_prefix}/jazz/adapter_model.safetensors")
+        assert weights == tmp_path / "1/lora/adapter_model.safetensors"
+        assert anew is not None
+        assert weights.with_name("adapter_config.json").read_bytes() == b"{}"
+        assert anew.with_name("adapter_config.json").read_bytes() == b"{ }"
+
+    async def test_a_missing_one_is_unreadable(self, connect: Connect, s3: SeaweedFS, tmp_path: Path) -> None:
+        place = f"s3://{s3.bucket}/none.safetensors"
+        async with connect() as inputs:
+            with pytest.raises(InputUnreadable) as caught:
+                await lora_of(inputs, tmp_path / "1", place)
+        assert str(caught.value) == f"lora.path = {place}: S3 says NoSuchKey"
+
+    async def test_more_bytes_than_allowed_are_not_read(
+        self, connect: Connect, client: "S3Client", s3: SeaweedFS, s3_prefix: str, tmp_path: Path
+    ) -> None:
+        client.put_object(Bucket=s3.bucket, Key=f"{s3_prefix}/jazz.safetensors", Body=bytes(1_001))
+        async with connect(lora_max_bytes=1_000, max_bytes=10) as inputs:
+            with pytest.raises(InputUnreadable, match=r"more than 1,000 bytes \(ACESTEP_LORA_MAX_BYTES\)$"):
+                await lora_of(inputs, tmp_path / "1", f"s3://{s3.bucket}/{s3_prefix}/jazz.safetensors")
+        assert list(tmp_path.glob("**/*.safetensors")) == []  # noqa: ASYNC240 - a local disk
+
+    @pytest.mark.parametrize(
+        ("place", "reason"),
+        [
+            ("s3://elsewhere/a.safetensors", "the bucket 'elsewhere' is not in ACESTEP_INPUT_BUCKETS"),
+            ("s3://acestep/../elsewhere/a.safetensors", "a key with '.' or '..' between slashes is not read"),
+            ("s3:///a.safetensors", "the bucket '' is not in ACESTEP_INPUT_BUCKETS"),
+        ],
+    )
+    async def test_it_comes_from_the_buckets_that_audio_comes_from(
+        self, connect: Connect, tmp_path: Path, place: str, reason: str
+    ) -> None:
+        async with connect() as inputs:
+            with pytest.raises(InputNotAllowed) as caught:
+                await lora_of(inputs, tmp_path / "1", place)
+        assert str(caught.value).endswith(reason)
+
+    async def test_a_name_is_looked_up_in_the_checkpoint_folder(self, connect: Connect, tmp_path: Path) -> None:
+        (tmp_path / "loras").mkdir()
+        (tmp_path / "loras/jazz.safetensors").write_bytes(b"jazz")
+        async with connect(checkpoint_dir=tmp_path) as inputs:
+            assert await lora_of(inputs, tmp_path / "1", "jazz") == tmp_path / "loras/jazz.safetensors"
+            with pytest.raises(InputUnreadable, match=r"^lora.path = blues: not found"):
+                await lora_of(inputs, tmp_path / "2", "blues")
+        async with connect() as inputs:
+            with pytest.raises(InputNotAllowed, match=r"no checkpoint folder \(ACESTEP_CHECKPOINT_DIR\)"):
+                await lora_of(inputs, tmp_path / "3", "jazz")
+
+    async def test_an_analysis_fetches_none(self, connect: Connect, tmp_path: Path) -> None:
+        async with connect() as inputs:
+            assert await lora_of(inputs, tmp_path / "1", "s3://elsewhere/a.safetensors", analysis_only=True) is None
 
 
 class TestFromHttps:

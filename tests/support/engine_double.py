@@ -30,6 +30,7 @@ from consumer.engine.messages import (
 )
 from consumer.job import LoadedModel, Rendering, Track, Variant
 from schemas.events import ErrorCode
+from tests.support.vitals import vitals
 
 REPORT = RendererReport(
     device="cpu",
@@ -37,7 +38,6 @@ REPORT = RendererReport(
     vram_gb=24,
     models=(LoadedModel("acestep-v15-turbo", Variant.TURBO),),
     formats=("wav", "mp3", "flac"),
-    lanes=1,
 )
 
 
@@ -69,6 +69,8 @@ class Double:
                 os.kill(os.getpid(), signal.SIGKILL)
             case "crash-once":
                 self.crash_once(Path(words[1]))
+            case "tell":
+                self.say(vitals(songs_done=len(order.job.seeds)))
             case "fail":
                 self.say(Broken(order=order.order, code=ErrorCode.RENDER_FAILED, reason="it broke"))
                 return

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from consumer.engine.messages import RendererReport
 from consumer.engine.planner.direct import DirectPlanner
+from consumer.engine.usage import Usage
 from consumer.job import Heard, Job, LoadedModel, Plan, Rendering, Sources, Variant
 from consumer.policy.admit import Limits
 from consumer.policy.tiers import BUILT_IN
@@ -20,7 +21,6 @@ REPORT = RendererReport(
     vram_gb=24,
     models=(LoadedModel("acestep-v15-turbo", Variant.TURBO),),
     formats=("wav", "mp3"),
-    lanes=1,
 )
 
 
@@ -60,6 +60,7 @@ class FakeEngines:
     planner: DirectPlanner = field(default_factory=DirectPlanner)
     report: RendererReport = REPORT
     ready: bool = True
+    renderer_usage: Usage = field(default_factory=Usage)
 
     def limits(self) -> Limits:
         """Limits of the card that the report names."""

@@ -40,9 +40,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "consumer.settings": set(),
     "consumer.telemetry": set(),
     "consumer.health": set(),
+    "consumer.metrics": {"consumer.engine.messages", "consumer.engine.usage"},
+    "consumer.throughput": set(),
+    "consumer.concurrency": {"consumer.throughput"},
+    "consumer.pacer": {"consumer.throughput", "consumer.concurrency"},
     "consumer.ports": NOUNS,
     "consumer.validate": NOUNS,
     "consumer.policy": {*NOUNS, "consumer.policy"},
+    "consumer.policy.capacity": {"consumer.policy", "consumer.engine.renderer.budget"},  # both pure
     "consumer.outcome": NOUNS,
     "consumer.deadline": NOUNS,
     "consumer.scratch": set(),
@@ -54,7 +59,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "consumer.s3": {*NOUNS, "consumer.settings"},
     "consumer.objects": {*NOUNS, "consumer.s3"},
     "consumer.storage": {*NOUNS, "consumer.settings", "consumer.objects", "consumer.s3"},
-    "consumer.inputs": {*NOUNS, "consumer.settings", "consumer.objects", "consumer.s3"},
+    "consumer.inputs": {*NOUNS, "consumer.settings", "consumer.loras", "consumer.objects", "consumer.s3"},
+    "consumer.loras": {*NOUNS, "consumer.turns"},
     "consumer.formats": set(),
     "consumer.audio": {*NOUNS, "consumer.formats"},
     "consumer.engine": {
@@ -64,9 +70,11 @@ MAY_IMPORT: dict[str, set[str]] = {
         "consumer.telemetry",
         "consumer.audio",
         "consumer.formats",
+        "consumer.loras",
         "consumer.policy",
         "consumer.engine",
     },
+    "consumer.fleet": {"consumer.fleet", "consumer.settings", "consumer.commands.exits"},
     "consumer.client": {"schemas"},
     "consumer.commands": {"schemas", "consumer"},
     "consumer.app": {"schemas", "consumer"},
@@ -77,7 +85,9 @@ MAY_NAME: dict[str, set[str]] = {
     "aio_pika": {"consumer.broker", "consumer.client"},
     "boto3": {"consumer.objects", "consumer.s3"},
     "botocore": {"consumer.objects", "consumer.s3"},
+    "prometheus_client": {"consumer.metrics"},
     **dict.fromkeys(TORCH, ENGINE_ROOMS),
+    "torch": {*ENGINE_ROOMS, "consumer.fleet.census"},  # asked in a process of its own
 }
 MODULES = sorted((*ROOT.glob("consumer/**/*.py"), *ROOT.glob("schemas/**/*.py")))
 

@@ -58,6 +58,26 @@ def test_lists_are_comma_separated() -> None:
     assert settings.inputs.hosts == ("cdn.example.org",)
 
 
+@pytest.mark.parametrize(
+    ("text", "value", "at_start"), [("1", 1, 1), ("1024", 1024, 1024), ("auto", None, 2), (" Auto ", None, 2)]
+)
+def test_workers_are_a_number_or_left_to_the_worker(text: str, value: int | None, at_start: int) -> None:
+    broker = load({"ACESTEP_QUEUE_WORKERS": text}, None).broker
+    assert (broker.queue_workers, broker.workers_at_start, broker.queue_workers_max) == (value, at_start, 64)
+
+
+def test_auto_does_not_start_above_its_maximum() -> None:
+    environ = {"ACESTEP_QUEUE_WORKERS": "auto", "ACESTEP_QUEUE_WORKERS_MAX": "1"}
+    assert load(environ, None).broker.workers_at_start == 1
+
+
+@pytest.mark.parametrize("text", ["0", "1025", "-1", "many", "2.5"])
+@pytest.mark.parametrize("name", ["ACESTEP_QUEUE_WORKERS", "ACESTEP_QUEUE_WORKERS_MAX"])
+def test_a_number_of_workers_that_cannot_be_is_refused(name: str, text: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{name}: "):
+        load({name: text}, None)
+
+
 @pytest.mark.parametrize(("text", "value"), [("auto", None), ("true", True), ("0", False), ("AUTO", None)])
 def test_a_switch_may_be_left_to_the_card(text: str, value: bool | None) -> None:  # noqa: FBT001 - a table of values
     assert load({"ACESTEP_INIT_LLM": text}, None).engine.init_llm is value

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import structlog
@@ -71,6 +72,7 @@ def main() -> None:
 
 def open_service(pipe: Pipe, configure: Configure) -> "Service":
     """Load the models and tell what there is; leave when that can never work."""
+    keep_kernels(configure.settings.compile_cache)
     try:
         # Not at the top: torch takes seconds and may be missing, and the parent must hear of either.
         from consumer.engine.renderer.device import DeviceError  # noqa: PLC0415 - see above
@@ -81,13 +83,21 @@ def open_service(pipe: Pipe, configure: Configure) -> "Service":
         pipe.say(Unusable(reason=f"{error.name} is missing: pip install 'acestep-consumer[engine]'"))
         leave(EXIT_UNUSABLE)
     try:
-        studio = open_studio(configure.settings, lambda what: pipe.say(Loading(what=what)))
+        studio = open_studio(
+            configure.settings, lambda what: pipe.say(Loading(what=what)), share_gb=configure.memory_gb
+        )
     except (DeviceError, CheckpointError) as error:
         pipe.say(Unusable(reason=str(error)))
         leave(EXIT_UNUSABLE)
     service = Service(studio, pipe.say, lost, max_input_s=configure.max_input_s)
     pipe.say(Ready(report=studio.report))
     return service
+
+
+def keep_kernels(folder: Path | None) -> None:
+    """Have torch keep what it compiles, so that the next start need not compile again. Before torch is imported."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder or cache / "acestep-consumer" / "kernels"))
 
 
 def lost(error: BaseException) -> NoReturn:

@@ -40,8 +40,7 @@ def load_models(settings: EngineSettings, device: DeviceReport, say: Callable[[s
     """
     found = {each.name: each for each in (resolve(name, settings.checkpoint_dir) for name in settings.models)}
     offload = offload_for(device, settings).models
-    # Offloading moves a module when its pipeline calls it, so that two pipelines cannot share one then.
-    shelf = _Shelf(enabled=len(found) > 1 and not offload)
+    shelf = _Shelf(enabled=len(found) > 1)
     return tuple(_load(checkpoint, device, shelf, say, keep_in_ram=offload) for checkpoint in found.values())
 
 

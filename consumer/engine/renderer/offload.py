@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Offloading: a pipeline's modules wait in RAM, and one at a time is on the card.
+"""Offloading: models' modules wait in RAM, and one at a time is on the card.
 
 diffusers has this too. There, a module leaves when the next one of a fixed chain is called, and ACE-Step does not call
 its modules in the order of its chain: the condition encoder, 1.2 GB, would stay on the card beside the DiT.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,12 +14,18 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 class OneAtATime:
     """The modules that share the card. Not for several threads: a call takes the other modules' weights away."""
 
-    def __init__(self, modules: Iterable[torch.nn.Module], device: torch.device) -> None:
+    def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._adopted: list[torch.nn.Module] = []
         self._present: torch.nn.Module | None = None
-        for module in modules:
-            module.to("cpu")
-            add_hook_to_module(module, _Entrance(self, device))
+
+    def adopt(self, module: torch.nn.Module) -> None:
+        """Send a module to RAM, to be brought back for each call. Models may have it in common."""
+        if any(module is each for each in self._adopted):
+            return
+        module.to("cpu")
+        add_hook_to_module(module, _Entrance(self, self._device))
+        self._adopted.append(module)
 
     def admit(self, module: torch.nn.Module) -> None:
         """Bring a module to the card, after the one that is there has left."""

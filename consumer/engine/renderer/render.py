@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A job's way through the renderer: inputs in, pipeline, songs out as files. One call is one job, in one lane."""
+"""A job's way through the renderer: inputs in, songs out as files. One call is one job, in a thread of its own."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
@@ -11,8 +13,10 @@ import torch
 from consumer import audio
 from consumer.engine.messages import Listen, Render
 from consumer.engine.renderer.arguments import Arguments, Inputs, arguments_for, reads_source
+from consumer.engine.renderer.batcher import Batcher
+from consumer.engine.renderer.booth import lora_of
 from consumer.engine.renderer.faults import translate
-from consumer.engine.renderer.lane import Lane
+from consumer.engine.renderer.take import Performance, Watch
 from consumer.errors import Cancelled, RenderFailed
 from consumer.job import Heard, Rendering, Track
 from consumer.policy.tiers import MAX_DURATION_S
@@ -25,20 +29,27 @@ _DENOISING = 0.9
 log = structlog.get_logger()
 
 
-def render(
-    lane: Lane, order: Render, report: Report, cancelled: Stopped, *, max_input_s: float = MAX_DURATION_S
-) -> Rendering:
+@dataclass(frozen=True, slots=True)
+class Equipment:
+    """What every job of this process uses: the device's batcher, the limit of inputs, and a slot for each CPU core."""
+
+    batcher: Batcher
+    max_input_s: float = MAX_DURATION_S
+    cores: AbstractContextManager[object] = field(default_factory=nullcontext)
+
+
+def render(equipment: Equipment, order: Render, report: Report, cancelled: Stopped) -> Rendering:
     """Make the songs of one job and encode them into its folder as ``0.mp3``, ``1.mp3``, ….
 
     ``report`` hears of the stages ``render`` and ``encode``. ``cancelled`` is asked between denoising steps and between
-    files. Inputs longer than ``max_input_s`` seconds are refused.
+    files. Inputs longer than the limit are refused.
 
     Raises:
         Cancelled: ``cancelled`` said so.
         Failed: the job cannot be done; also ``LimitExceeded``, when an input is longer than the tier allows.
     """
     try:
-        return _Session(lane, order, report, cancelled).run(max_input_s)
+        return _Session(equipment, order, report, cancelled).run()
     except Exception as error:
         ours = translate(error)
         if ours is error:
@@ -47,10 +58,10 @@ def render(
         raise ours from error
 
 
-def listen(lane: Lane, order: Listen, *, max_input_s: float = MAX_DURATION_S) -> Heard:
+def listen(equipment: Equipment, order: Listen) -> Heard:
     """Read a job's source audio as audio codes. Raises ``Failed`` errors."""
     try:
-        return _listen(lane, order, max_input_s)
+        return _listen(equipment, order)
     except Exception as error:
         ours = translate(error)
         if ours is error:
@@ -59,39 +70,38 @@ def listen(lane: Lane, order: Listen, *, max_input_s: float = MAX_DURATION_S) ->
         raise ours from error
 
 
-def _listen(lane: Lane, order: Listen, max_input_s: float) -> Heard:
+def _listen(equipment: Equipment, order: Listen) -> Heard:
     if order.sources.source is None:
         raise RenderFailed("full_analysis_only needs source audio: src_audio_path")
-    name = order.job.model.used
-    rate = lane.models[name].sample_rate
-    samples = audio.decode(order.sources.source, sample_rate=rate, max_seconds=max_input_s, what="the source audio")
-    codes = lane.listen(name, torch.from_numpy(samples), order.job.seeds[0])
+    name, limit = order.job.model.used, equipment.max_input_s
+    rate = equipment.batcher.models[name].sample_rate
+    samples = audio.decode(order.sources.source, sample_rate=rate, max_seconds=limit, what="the source audio")
+    codes = equipment.batcher.listen(name, torch.from_numpy(samples), order.job.seeds[0])
     return Heard(codes="".join(f"<|audio_code_{code}|>" for code in codes), source_s=samples.shape[-1] / rate)
 
 
 class _Session:
-    def __init__(self, lane: Lane, order: Render, report: Report, cancelled: Stopped) -> None:
-        self._lane = lane
+    def __init__(self, equipment: Equipment, order: Render, report: Report, cancelled: Stopped) -> None:
+        self._equipment = equipment
         self._order = order
         self._job = order.job
         self._report = report
         self._cancelled = cancelled
-        self._model = lane.models[order.job.model.used]
+        self._model = equipment.batcher.models[order.job.model.used]
 
-    def run(self, max_input_s: float) -> Rendering:
+    def run(self) -> Rendering:
         started = perf_counter()
         self._stop_if_cancelled()
-        inputs = self._listen(max_input_s)
+        inputs = self._listen(self._equipment.max_input_s)
         arguments = arguments_for(self._job, self._order.plan, self._model, inputs)
-        songs = self._sing(arguments)
-        sung = perf_counter()
-        tracks = self._encode(songs)
+        performance = self._sing(arguments)
+        tracks, encode_s = self._encode(performance)
         return Rendering(
             tracks=tracks,
-            render_s=sung - started,
-            encode_s=perf_counter() - sung,
+            render_s=perf_counter() - started - encode_s,
+            encode_s=encode_s,
             adjustments=arguments.adjustments,
-            warnings=(*arguments.warnings, *self._lane.cut_texts(self._model.name, arguments)),
+            warnings=(*arguments.warnings, *performance.notes),
         )
 
     def _listen(self, max_input_s: float) -> Inputs:
@@ -107,22 +117,26 @@ class _Session:
         source = sources.source if reads_source(self._job, self._order.plan) else None
         return Inputs(read(source, "the source audio"), read(sources.reference, "the reference audio"))
 
-    def _sing(self, arguments: Arguments) -> torch.Tensor:
-        def on_step(done: int) -> None:
-            self._stop_if_cancelled()
-            self._report(_DENOISING * done / arguments.steps, "render")
+    def _sing(self, arguments: Arguments) -> Performance:
+        asked = self._job.request.lora
+        lora = lora_of(self._order.sources.lora, asked.scale) if asked else None
+        watch = Watch(self._cancelled, lambda done: self._report(_DENOISING * done, "render"))
+        return self._equipment.batcher.sing(self._model.name, arguments, lora, watch)
 
-        songs = self._lane.sing(self._model.name, arguments, on_step)
-        self._report(1.0, "render")
-        return songs
-
-    def _encode(self, songs: torch.Tensor) -> tuple[Track, ...]:
-        tracks = []
-        for index, (song, seed) in enumerate(zip(songs, self._job.seeds, strict=True)):
+    def _encode(self, performance: Performance) -> tuple[tuple[Track, ...], float]:
+        """Encode each song as soon as it is there. Returns the tracks and the seconds that the last one took."""
+        tracks, took_s = [], 0.0
+        for index, (sound, seed) in enumerate(zip(performance.sounds, self._job.seeds, strict=True)):
+            song = sound.result().wait()
+            if index == len(self._job.seeds) - 1:
+                self._report(1.0, "render")
             self._stop_if_cancelled()
-            tracks.append(self._track(song, seed, self._order.folder / str(index)))
-            self._report((index + 1) / len(songs), "encode")
-        return tuple(tracks)
+            with self._equipment.cores:
+                begun = perf_counter()
+                tracks.append(self._track(song, seed, self._order.folder / str(index)))
+                took_s = perf_counter() - begun
+            self._report((index + 1) / len(self._job.seeds), "encode")
+        return tuple(tracks), took_s
 
     def _track(self, song: torch.Tensor, seed: int, stem: Path) -> Track:
         audio_format = self._job.request.audio_format

@@ -1,65 +1,105 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The renderer's start: look at the device, load the models, open the lanes, and report what there is."""
+"""The renderer's start: look at the device, load the models, try them, and report what there is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+
+import torch
 
 from consumer.audio import check_encoders
 from consumer.engine.messages import RendererReport
-from consumer.engine.renderer.checkpoint import load_models
+from consumer.engine.renderer.attention import fastest, name_of
+from consumer.engine.renderer.batcher import Batcher
+from consumer.engine.renderer.booth import Booth, Speed
+from consumer.engine.renderer.budget import Budget, Footprint
+from consumer.engine.renderer.checkpoint import ModelHandle, load_models
+from consumer.engine.renderer.decode import TileDecoder
 from consumer.engine.renderer.device import DeviceReport, Offload, inspect, offload_for
-from consumer.engine.renderer.lane import Lane
+from consumer.engine.renderer.measure import budget_for, measure
+from consumer.engine.renderer.offload import OneAtATime
+from consumer.engine.renderer.parts import Parts
 from consumer.settings import EngineSettings
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Studio:
-    """What the renderer process works with: ``render`` takes one of the lanes, which serve one job at a time each."""
+    """What the renderer process works with."""
 
     report: RendererReport
-    lanes: tuple[Lane, ...]
+    batcher: Batcher
+    footprint: Footprint
+    settings: EngineSettings
+
+    def share(self, memory_gb: float) -> None:
+        """Work within so many GiB of the device from now on."""
+        device = torch.device(self.report.device)
+        self.batcher.errand(
+            lambda: self.batcher.rebudget(budget_for(self.footprint, device, memory_gb, self.settings.pack_tokens))
+        )
 
 
-def open_studio(settings: EngineSettings, say: Callable[[str], None] = lambda _: None) -> Studio:
+def open_studio(settings: EngineSettings, say: Say = lambda _: None, *, share_gb: float | None = None) -> Studio:
     """Load everything that the settings name.
 
     Raises:
         DeviceError: the device is not there.
         CheckpointError: a model is not found or cannot be loaded.
     """
-    device = inspect(settings)
-    say(f"device {device.device}: {device.name}, {device.vram_gb:.1f} GB")
-    offload = offload_for(device, settings)
-    handles = load_models(settings, device, say)
-    count = _lanes(settings, offload)
-    lanes = tuple(Lane(handles, device, offload) for _ in range(count))
-    report = RendererReport(
-        device=device.device,
-        device_name=device.name,
-        vram_gb=device.vram_gb,
+    report = inspect(settings)
+    say(f"device {report.device}: {report.name}, {report.vram_gb:.1f} GB")
+    offload = offload_for(report, settings)
+    handles = load_models(settings, report, say)
+    device = torch.device(report.device)
+    speed = speed_of(report, settings, offload)
+    booths = {booth.parts.model.name: booth for booth in _booths(handles, device, offload, speed)}
+    batcher = Batcher(booths, device, Budget(max_tokens=settings.pack_tokens), wait_s=settings.pack_wait_ms / 1000)
+    footprint = batcher.errand(lambda: measure(list(booths.values()), device, say))
+    # A card of pretended size is used as if it had that size.
+    share_gb = share_gb or settings.max_vram_gb
+    batcher.errand(lambda: batcher.rebudget(budget_for(footprint, device, share_gb, settings.pack_tokens)))
+    found = RendererReport(
+        device=report.device,
+        device_name=report.name,
+        vram_gb=report.vram_gb,
         models=tuple(handle.model for handle in handles),
         formats=check_encoders(),
-        lanes=count,
         offload=offload.models,
-        warnings=_warnings(settings, device, offload),
+        attention=name_of(fastest(device.type, device.index, report.dtype)),
+        compiled=speed.compiled,
+        warnings=tuple(_warnings(settings, report, offload)),
     )
-    return Studio(report, lanes)
+    return Studio(found, batcher, footprint, settings)
 
 
-def _lanes(settings: EngineSettings, offload: Offload) -> int:
-    """One lane when offloading.
-
-    A module is moved to the card by the lane that calls it and back to RAM by the lane that calls the next one: with
-    two lanes, one would take the weights away under the other. Where memory is so short, two songs at a time would
-    not fit either.
-    """
-    return 1 if offload.models else settings.lanes
+def speed_of(report: DeviceReport, settings: EngineSettings, offload: Offload) -> Speed:
+    """Decide what is compiled and recorded: on CUDA devices, unless set otherwise."""
+    wanted = report.kind == "cuda" if settings.compile is None else settings.compile
+    # A recording is for weights at one place, and offloaded weights come to another each time.
+    return Speed(compiled=wanted, graphed=wanted and report.kind == "cuda" and not offload.models)
 
 
-def _warnings(settings: EngineSettings, device: DeviceReport, offload: Offload) -> tuple[str, ...]:
-    found = []
-    if offload.models and settings.lanes > 1:
-        found.append(f"ACESTEP_API_WORKERS = {settings.lanes}: one lane is used, because models are offloaded to RAM")
+def _booths(
+    handles: Sequence[ModelHandle], device: torch.device, offload: Offload, speed: Speed
+) -> Iterator[Booth]:
+    decoders: dict[int, TileDecoder] = {}
+    card = OneAtATime(device)
+    for handle in handles:
+        vae = handle.pipeline.vae
+        if id(vae) not in decoders:
+            decoders[id(vae)] = TileDecoder(vae, compiled=speed.compiled)
+        parts = Parts(handle, device, decoders[id(vae)])
+        if offload.models:
+            parts.offload(card, keep_dit=not offload.dit)
+        yield Booth(parts, speed)
+
+
+def _warnings(settings: EngineSettings, device: DeviceReport, offload: Offload) -> Iterator[str]:
+    if settings.lanes > 1:
+        yield (
+            f"ACESTEP_API_WORKERS = {settings.lanes} has no effect: jobs in hand are packed into one batch, which threads "
+            "would only slow down; ACESTEP_QUEUE_WORKERS says how many are in hand"
+        )
     if settings.offload and not offload.models:
-        found.append(f"ACESTEP_OFFLOAD_TO_CPU has no effect on {device.kind}: there is no other memory to free")
-    return tuple(found)
+        yield f"ACESTEP_OFFLOAD_TO_CPU has no effect on {device.kind}: there is no other memory to free"

@@ -36,7 +36,7 @@ async def main(settings: Settings, chore: Chore, messages: int) -> None:
         publishing = await connection.channel(on_return_raises=True)
         events = await publishing.get_exchange(EVENTS)
         consuming = await connection.channel()
-        await consuming.set_qos(prefetch_count=settings.broker.queue_workers)
+        await consuming.set_qos(prefetch_count=settings.broker.workers_at_start)
         queue = await consuming.declare_queue(GENERATE, passive=True)
 
         async def on_message(message: AbstractIncomingMessage) -> None:

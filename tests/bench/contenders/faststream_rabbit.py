@@ -21,7 +21,7 @@ async def main(settings: Settings, chore: Chore, messages: int) -> None:
     tap = Tap(messages)
     broker = RabbitBroker(
         settings.broker.url.get_secret_value(),
-        default_channel=Channel(prefetch_count=settings.broker.queue_workers, on_return_raises=True),
+        default_channel=Channel(prefetch_count=settings.broker.workers_at_start, on_return_raises=True),
         logger=None,  # by default it logs every message twice
     )
     events = RabbitExchange(EVENTS, type=ExchangeType.TOPIC, declare=False)

@@ -25,7 +25,7 @@ async def main(settings: Settings, chore: Chore, messages: int) -> None:
     """Consume until ``messages`` are acked."""
     tap = Tap(messages)
     logging.getLogger("taskiq").setLevel(logging.ERROR)  # by default it logs every message
-    prefetch = settings.broker.queue_workers
+    prefetch = settings.broker.workers_at_start
     broker = AioPikaBroker(
         settings.broker.url.get_secret_value(),
         qos=prefetch,

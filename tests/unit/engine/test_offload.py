@@ -27,10 +27,27 @@ class Traveller(torch.nn.Module):
         return number + 1
 
 
+def card_of(*modules: torch.nn.Module) -> OneAtATime:
+    card = OneAtATime(CARD)
+    for module in modules:
+        card.adopt(module)
+    return card
+
+
+def test_a_module_that_two_models_share_is_adopted_once() -> None:
+    diary: list[str] = []
+    encoder = Traveller("encoder", diary)
+    card = card_of(encoder, encoder)
+    assert diary == ["encoder to cpu"]
+    encoder(1)
+    card.clear()
+    assert diary == ["encoder to cpu", "encoder to meta", "encoder works", "encoder to cpu"]
+
+
 def test_a_module_comes_when_it_is_called_and_leaves_when_another_is() -> None:
     diary: list[str] = []
     encoder, dit = Traveller("encoder", diary), Traveller("dit", diary)
-    card = OneAtATime([encoder, dit], CARD)
+    card = card_of(encoder, dit)
     assert diary == ["encoder to cpu", "dit to cpu"]
     diary.clear()
     assert (encoder(1), dit(2), dit(3)) == (2, 3, 4)
@@ -50,11 +67,11 @@ def test_a_module_comes_when_it_is_called_and_leaves_when_another_is() -> None:
 def test_a_module_can_be_brought_without_being_called() -> None:
     diary: list[str] = []
     tokenizer = Traveller("tokenizer", diary)
-    OneAtATime([tokenizer], CARD).admit(tokenizer)
+    card_of(tokenizer).admit(tokenizer)
     assert diary[-1] == "tokenizer to meta"
 
 
 def test_diffusers_can_see_where_a_call_belongs() -> None:
     module = Traveller("dit", [])
-    OneAtATime([module], CARD)
+    card_of(module)
     assert getattr(module, "_hf_hook").execution_device == CARD  # noqa: B009 - set by accelerate, unknown to the type

@@ -2,6 +2,8 @@
 """The supervisor against real child processes that behave and misbehave on request."""
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from consumer.job import Plan, Rendering, Sources
 from consumer.settings import EngineSettings
 from schemas.events import Metas
 from tests.support.admission import admitted_job
+from tests.support.vitals import vitals
 from tests.support.waiting import eventually
 
 DOUBLE = "tests.support.engine_double"
@@ -83,6 +86,22 @@ async def test_a_job_that_kills_every_process_fails_after_its_attempts(tmp_path:
     async with running(max_attempts=2) as engine:
         with pytest.raises(EngineCrashed, match="died 2 times with this job inside"):
             await render(engine, tmp_path, "crash")
+
+
+async def test_vitals_are_kept_until_the_process_is_replaced_and_totals_beyond(tmp_path: Path) -> None:
+    async with running() as engine:
+        assert (engine.vitals, engine.usage.songs) == (None, 0)
+        await render(engine, tmp_path, "tell", batch_size=2)
+        assert engine.vitals == vitals(songs_done=2)
+        pid = engine.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: engine.pid != pid)
+        await eventually(lambda: engine.vitals is None)
+        assert (engine.usage.songs, engine.usage.audio_s) == (2, 120)
+        await eventually(lambda: engine.ready)
+        await render(engine, tmp_path, "tell")
+        assert engine.usage.songs == 3
 
 
 async def test_cancelling_a_job_stops_its_work_in_the_process(tmp_path: Path) -> None:

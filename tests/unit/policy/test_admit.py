@@ -93,6 +93,13 @@ def test_the_language_model_is_skipped_where_the_source_decides(task: str) -> No
     assert any("thinking has no effect" in warning for warning in job.warnings)
 
 
+@pytest.mark.parametrize("analysis", ["analysis_only", "full_analysis_only"])
+def test_a_lora_has_nothing_to_do_where_no_song_is_made(analysis: str) -> None:
+    asked = {analysis: True, "src_audio_path": "s3://b/a.wav", "lora": "jazz"}
+    assert "lora has no effect: an analysis makes no song" in admitted(limits(24, lm=LM), **asked).warnings
+    assert admitted(limits(24, lm=LM), lora="jazz").warnings == ()
+
+
 def test_a_request_for_another_language_model_is_told_which_one_wrote_its_plan() -> None:
     asked = {"thinking": True, "lm_model_path": "ACE-Step/acestep-5Hz-lm-4B", "lm_backend": "pt"}
     job = admitted(limits(24, lm=LM), **asked)

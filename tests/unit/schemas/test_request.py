@@ -16,6 +16,7 @@ from schemas.request import (
     TASK_ID_PATTERN,
     FieldProblem,
     GenerationRequest,
+    LoraChoice,
     RequestInvalid,
     parse_request,
     read_task_id,
@@ -29,6 +30,7 @@ WRITTEN: dict[str, object] = {
     "task_id": "song-1",
     "task_type": "Cover",
     "model": " acestep-v15-base ",
+    "lora": {"path": "jazz", "scale": 0.8},
     "on_limit": "reject",
     "on_model_unavailable": "FAIL",
     "prompt": "slow blues",
@@ -549,6 +551,75 @@ class TestMusicalFields:
     )
     def test_a_song_without_words_is_instrumental(self, lyrics: str, expected: bool) -> None:  # noqa: FBT001 - a table
         assert parsed(lyrics=lyrics).instrumental is expected
+
+
+class TestLora:
+    @pytest.mark.parametrize(
+        ("written", "path", "scale"),
+        [
+            ({"path": "jazz", "scale": "0.5"}, "jazz", 0.5),
+            ({"path": "jazz.safetensors"}, "jazz.safetensors", 1),
+            ({"path": " loras/Big Band-v1.2+ ", "scale": None}, "Big Band-v1.2+", 1),
+            ("S3://styles/a b/jazz.safetensors", "s3://styles/a b/jazz.safetensors", 1),
+            ({"path": "s3://styles/jazz/", "scale": -4}, "s3://styles/jazz/", -4),
+        ],
+    )
+    def test_it_is_a_name_or_an_object_of_s3_and_a_scale(self, written: object, path: str, scale: float) -> None:
+        assert parsed(lora=written).lora == LoraChoice(path=path, scale=scale)
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            *(
+                "..",
+                ".",
+                ".hidden",
+                "../jazz",
+                "loras/../jazz",
+                "/etc/passwd",
+                "a/b",
+                "a\\b",
+                "~/jazz",
+                "C:jazz",
+                "-jazz",
+            ),
+            *("jazz\0", "jazz\nblues", "é", "x" * 129, "$HOME", "loras/", "loras/loras/jazz"),
+            *(
+                "https://example.org/jazz.safetensors",
+                "file:///jazz.safetensors",
+                "s3://b/jazz.bin",
+                "s3://b/jazz.ckpt",
+            ),
+            *("s3:/b/jazz.safetensors", "s3://b/jazz", "data:,jazz.safetensors", {}, True, ["jazz"]),
+        ],
+    )
+    def test_a_place_of_another_kind_is_an_error_that_names_what_is_read(self, path: object) -> None:
+        found = problem(lora={"path": path})
+        assert found.field == "lora"
+        assert found.rule.startswith(("path must be s3://bucket/key.safetensors", "path must be text"))
+
+    @pytest.mark.parametrize(
+        ("written", "rule"),
+        [
+            ({"path": "jazz", "scale": 4.5}, "scale must be at most 4"),
+            ({"path": "jazz", "scale": -5}, "scale must be at least -4"),
+            ({"path": "jazz", "scale": "1e999"}, "scale must be a finite number"),
+            ({"path": "jazz", "scale": "loud"}, "scale must be a number"),
+            ({"path": "jazz", "weight": 1}, "weight is not one of its fields"),
+            ({"scale": 1}, "path must be given"),
+            ({}, "path must be given"),
+            ({"path": f"s3://b/{'x' * 1_024}.safetensors"}, "path must have at most 1,024 characters"),
+            (["jazz"], "must be an object of path and scale, or the path alone"),
+            (7, "must be an object of path and scale, or the path alone"),
+        ],
+    )
+    def test_what_is_wrong_is_said_by_name(self, written: object, rule: str) -> None:
+        assert problem(lora=written).rule == rule
+
+    def test_an_unknown_part_is_shown_printable_and_short(self) -> None:
+        rule = problem(lora={"path": "jazz", "\x1b" + "x" * 500: 1}).rule
+        assert rule.isprintable()
+        assert len(rule) < 150
 
 
 class TestTaskId:

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The renderer on a GPU: songs a minute by length, and how near a DiT step comes to the card's matrix peak.
+
+    python -m tests.bench.bench_renderer_gpu [--cases 30x16,120x16,300x8,mixedx16] [--seconds 20] [--profile]
+
+Full-size random weights, turbo, 8 steps, bfloat16. Songs are made as in the worker: audio codes of each song's own (as
+the language model writes them), conditioned, packed, decoded, copied to RAM. ``--encode mp3`` encodes them as well.
+Side by side: the plain pipeline, one song at a time, in the same run. ``--tiny`` tries the script out on a CPU.
+"""
+
+import argparse
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from consumer.engine import tiny_checkpoint
+from consumer.engine.renderer import studio
+from consumer.engine.renderer.arguments import Arguments
+from consumer.engine.renderer.batcher import Batcher
+from consumer.engine.renderer.take import Watch
+from consumer.settings import EngineSettings
+from tests.bench import full_size
+
+MIXED = (30, 60, 90, 120, 150, 180, 210, 240, 270, 300)
+LYRICS = "[verse]\n" + "singing in the morning light over the hills\n" * 12
+PROMPT = "upbeat electronic dance music with heavy bass"
+
+
+def arguments(seconds: int, seed: int, steps: int = 8) -> Arguments:
+    codes = "".join(f"<|audio_code_{(seed * 7919 + 61 * index) % 64_000}|>" for index in range(5 * seconds))
+    given = {
+        "prompt": [PROMPT],
+        "lyrics": [LYRICS],
+        "vocal_language": "en",
+        "instruction": None,
+        "bpm": None,
+        "keyscale": None,
+        "timesignature": None,
+        "task_type": "text2music",
+        "track_name": None,
+        "complete_track_classes": None,
+        "num_inference_steps": steps,
+        "shift": 3.0,
+        "timesteps": None,
+        "guidance_scale": 1.0,
+        "cfg_interval_start": 0.0,
+        "cfg_interval_end": 1.0,
+        "audio_cover_strength": 1.0,
+        "reference_audio": None,
+        "audio_duration": None,
+        "audio_codes": [codes],
+    }
+    return Arguments(pipeline=given, seeds=(seed,), steps=steps, method="ode", tiled=True)
+
+
+def songs_a_minute(batcher: Batcher, lengths: Sequence[int], in_flight: int, seconds: float) -> tuple[float, float]:
+    """Keep so many songs in flight for so long. Returns songs a minute and the device's busy share."""
+    numbers, done, stop = itertools.count(1), itertools.count(), threading.Event()
+
+    def keep_singing(mine: Iterator[int]) -> None:
+        while not stop.is_set():
+            performance = batcher.sing(tiny_checkpoint.TURBO, arguments(next(mine), next(numbers)), None, Watch())
+            performance.sounds[0].result().wait()
+            next(done)
+
+    threads = [
+        threading.Thread(target=keep_singing, args=(itertools.cycle((*lengths[at:], *lengths[:at])),), daemon=True)
+        for at in (index % len(lengths) for index in range(in_flight))
+    ]
+    for thread in threads:
+        thread.start()
+    time.sleep(seconds / 3)  # past the start, when all arrive at once
+    before, busy, began = next(done), batcher.clock.busy_s, time.perf_counter()
+    time.sleep(seconds)
+    after, busy, took = next(done), batcher.clock.busy_s - busy, time.perf_counter() - began
+    stop.set()
+    for thread in threads:
+        thread.join()
+    return 60 * (after - before - 1) / took, busy / took
+
+
+def flops_of_step(seconds: float, condition: int = 700, width: int = 2048) -> float:
+    """Multiplications and additions of one DiT step of one song, as the plain model does them."""
+    n = seconds * 12.5
+    layer = 2 * n * (2 * width * width + 2 * width * 1024 + 3 * width * 6144)
+    layer += 2 * (2 * n * width * width + 2 * condition * width * 1024) + 4 * n * condition * width
+    return 24 * layer + 12 * 4 * n * n * width + 12 * 4 * n * min(n, 257) * width
+
+
+def step_ms(batcher: Batcher, seconds: Sequence[int], *, condition: int = 700) -> float:
+    """Return the milliseconds of one DiT step of one pack."""
+    (booth,) = batcher._booths.values()
+    dit = booth.parts.dit
+
+    def run() -> float:
+        width, channels = dit.dit.config.encoder_hidden_size, dit.dit.config.audio_acoustic_hidden_dim
+        make: Callable[..., torch.Tensor] = lambda *shape: torch.randn(*shape, device=dit.device, dtype=dit.dtype)
+        conditions = dit.conditions([make(condition, width) for _ in seconds])
+        frames = [25 * each for each in seconds]
+        pack = dit.lay_out(frames, conditions)
+        from consumer.engine.renderer.graphs import GraphedFlow
+
+        context, memory = pack.join([make(each, 2 * channels) for each in frames]), torch.cat([c.memory for c in conditions], dim=2)
+        flow = GraphedFlow(dit, pack, context, memory, graphed=booth._speed.graphed)
+        latents, times = pack.join([make(each, channels) for each in frames]), make(len(frames) + 1)
+        return timed(lambda: flow(latents, times))
+
+    return batcher.errand(run)
+
+
+def timed(work: Callable[[], object], times: int = 10) -> float:
+    """Milliseconds a call."""
+    for _ in range(2):
+        work()
+    if not torch.cuda.is_available():
+        began = time.perf_counter()
+        for _ in range(times):
+            work()
+        return 1000 * (time.perf_counter() - began) / times
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(times):
+        work()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / times
+
+
+def matrix_peak() -> float:
+    """TFLOP/s of a large product in bfloat16 on this card."""
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    return 2 * 8192**3 / timed(lambda: a @ a) / 1e9
+
+
+def plainly(pipeline: Any, seconds: int, songs: int = 3) -> float:
+    """Songs a minute of the plain pipeline, one at a time."""
+    def one(seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        pipeline(prompt=PROMPT, lyrics=LYRICS, audio_duration=float(seconds), generator=generator, guidance_scale=1.0).audios.cpu()
+
+    one(0)
+    began = time.perf_counter()
+    for seed in range(songs):
+        one(seed)
+    return 60 * songs / (time.perf_counter() - began)
+
+
+def cases(text: str) -> Iterator[tuple[str, tuple[int, ...], int]]:
+    for case in text.split(","):
+        length, _, in_flight = case.rpartition("x")
+        yield case, MIXED if length == "mixed" else (int(length),), int(in_flight)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", default="30x1,30x16,120x16,300x1,300x8,mixedx16")
+    parser.add_argument("--seconds", type=float, default=15)
+    parser.add_argument("--plain", default="", help="lengths for the plain pipeline, comma-separated")
+    parser.add_argument("--steps", default="30;120;300;30,30,30,30,30,30,30,30;300,300", help="packs for DiT steps, by ;")
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--vram", type=float, help="pretend that the card has this many GB")
+    asked = parser.parse_args()
+    with TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        (tiny_checkpoint if asked.tiny else full_size).write(Path(folder))
+        print(f"checkpoint written in {time.perf_counter() - began:.0f} s", flush=True)
+        if asked.plain:
+            pipeline = full_size.pipeline("cuda", torch.bfloat16)
+            pipeline.set_progress_bar_config(disable=True)
+            for seconds in map(int, asked.plain.split(",")):
+                print(f"plain diffusers {seconds} s: {plainly(pipeline, seconds):.0f} songs/min", flush=True)
+            del pipeline
+            torch.cuda.empty_cache()
+        measure_all(asked, Path(folder))
+
+
+def measure_all(asked: argparse.Namespace, folder: Path) -> None:
+    began = time.perf_counter()
+
+    def say(what: str) -> None:
+        print(f"  {time.perf_counter() - began:6.1f} s {what}", flush=True)
+
+    settings = EngineSettings(checkpoint_dir=folder, device="cpu" if asked.tiny else "cuda", max_vram_gb=asked.vram)
+    opened = studio.open_studio(settings, say)
+    batcher = opened.batcher
+    say(f"ready: {opened.report.attention}, compiled={opened.report.compiled}, {opened.footprint}, tokens={batcher.means.tokens}")
+    peak = 0.0 if asked.tiny else matrix_peak()
+    print(f"matrix peak {peak:.0f} TFLOP/s", flush=True)
+    for pack in asked.steps.split(";") if asked.steps else ():
+        lengths = [int(each) for each in pack.split(",")]
+        took = step_ms(batcher, lengths)
+        rate = sum(map(flops_of_step, lengths)) / took / 1e9
+        share = f", {100 * rate / peak:.0f}% of peak" if peak else ""
+        print(f"DiT step of {pack} s: {took:.2f} ms, {rate:.0f} TFLOP/s{share}", flush=True)
+    for name, lengths, in_flight in cases(asked.cases):
+        rate, busy = songs_a_minute(batcher, lengths, in_flight, asked.seconds)
+        tally = batcher.tally
+        print(f"{name}: {rate:.0f} songs/min, device busy {100 * busy:.0f}%, last pack {tally.songs_in_pack} songs {tally.tokens_in_pack} tokens, tiles {batcher.means.tiles}, squeezes {batcher.means.squeezes}", flush=True)
+    if asked.profile:
+        profile(batcher)
+
+
+def profile(batcher: Batcher) -> None:
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as record
+
+    with record(activities=[ProfilerActivity.CUDA]) as kernels:
+        songs_a_minute(batcher, (30,), 16, 1)
+    print(kernels.key_averages().table(sort_by="cuda_time_total", row_limit=25, max_name_column_width=80))
+
+
+if __name__ == "__main__":
+    main()

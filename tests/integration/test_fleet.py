@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A fleet and its workers as processes: signals, deaths, restarts, exit codes, and two real workers on one queue."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from consumer.client import Client
+from infra.local.process import tail
+from schemas.events import JobCompleted, JobEvent, JobStarted, WorkerEvent
+from tests.support.fleet import FleetProcess
+from tests.support.waiting import eventually
+from tests.support.worker import COMMAND, ROOT, clean_environment
+
+DOUBLE = [sys.executable, "-m", "tests.support.worker_double"]
+LOAD_S = 120.0
+BOTH = {"host-gpu0", "host-gpu1"}
+QUICK = {"audio_duration": 10, "inference_steps": 4}
+SLOW = {"audio_duration": 30, "inference_steps": 30}
+
+
+def seat(folder: Path, name: str, what: str = "drain", **variables: str) -> dict[str, dict[str, str]]:
+    """A seat for a double that does ``what``."""
+    notes, release = folder / f"{name}.notes", folder / "release"
+    return {name: {"DOUBLE": what, "NOTES": str(notes), "RELEASE": str(release), **variables}}
+
+
+def fleet_of(folder: Path, *seats: dict[str, dict[str, str]], **options: Any) -> FleetProcess:
+    places = {name: environment for each in seats for name, environment in each.items()}
+    return FleetProcess(folder, DOUBLE, places, {}, **options)
+
+
+def notes(folder: Path, name: str) -> list[str]:
+    """The signals that this worker has heard."""
+    file = folder / f"{name}.notes"
+    return file.read_text().split() if file.exists() else []
+
+
+async def all_up(fleet: FleetProcess, count: int) -> None:
+    """Wait until this many workers have come up."""
+    await eventually(lambda: fleet.log.read_text().count("up\n") == count)
+
+
+async def exit_code(fleet: FleetProcess) -> int | None:
+    await eventually(lambda: not fleet.process.running())
+    return fleet.process.returncode()
+
+
+async def test_a_ctrl_c_of_the_terminal_reaches_each_worker_once_and_so_does_the_second(tmp_path: Path) -> None:
+    with fleet_of(tmp_path, seat(tmp_path, "gpu0"), seat(tmp_path, "gpu1")) as fleet:
+        await all_up(fleet, 2)
+        for times in (1, 2):
+            os.killpg(fleet.process.id.pid, signal.SIGINT)
+            await eventually(lambda: notes(tmp_path, "gpu0") == notes(tmp_path, "gpu1") == ["SIGINT"] * times)  # noqa: B023 - awaited before the next turn
+        (tmp_path / "release").touch()
+        assert await exit_code(fleet) == 0
+    assert notes(tmp_path, "gpu0") == notes(tmp_path, "gpu1") == ["SIGINT", "SIGINT"]
+
+
+async def test_sigterm_waits_for_every_worker_and_ends_with_0(tmp_path: Path) -> None:
+    at_once = seat(tmp_path, "gpu1", "drain", RELEASE=str(tmp_path))
+    with fleet_of(tmp_path, seat(tmp_path, "gpu0"), at_once) as fleet:
+        await all_up(fleet, 2)
+        os.kill(fleet.process.id.pid, signal.SIGTERM)
+        await eventually(lambda: fleet.log.read_text().count("left\n") == 1)
+        assert fleet.process.running()
+        (tmp_path / "release").touch()
+        assert await exit_code(fleet) == 0
+        assert fleet.log_lines(event="fleet ends")[0]["exit_codes"] == {"gpu0": 0, "gpu1": 0}
+    assert notes(tmp_path, "gpu0") == notes(tmp_path, "gpu1") == ["SIGTERM"]
+
+
+async def test_a_worker_that_is_killed_is_replaced_and_the_other_goes_on(tmp_path: Path) -> None:
+    with fleet_of(tmp_path, seat(tmp_path, "gpu0"), seat(tmp_path, "gpu1")) as fleet:
+        await all_up(fleet, 2)
+        killed, other = fleet.worker("gpu0"), fleet.worker("gpu1")
+        os.kill(killed.pid, signal.SIGKILL)
+        await all_up(fleet, 3)
+        (died,) = fleet.log_lines(event="worker died")
+        assert (died["seat"], died["exit_code"], died["restarts_in_s"]) == ("gpu0", 137, 0.5)
+        assert fleet.worker("gpu0") != killed
+        assert fleet.worker("gpu1") == other
+        assert other.alive()
+        (tmp_path / "release").touch()
+        os.kill(fleet.process.id.pid, signal.SIGTERM)
+        assert await exit_code(fleet) == 0
+
+
+async def test_a_worker_that_cannot_work_is_not_started_again_and_the_other_goes_on(tmp_path: Path) -> None:
+    with fleet_of(tmp_path, seat(tmp_path, "gpu0", "exit 5"), seat(tmp_path, "gpu1")) as fleet:
+        await all_up(fleet, 1)
+        await eventually(lambda: fleet.log_lines(seat="gpu0", exit_code=5, others=["gpu1"]))
+        assert fleet.worker("gpu1").alive()
+        (tmp_path / "release").touch()
+        os.kill(fleet.process.id.pid, signal.SIGTERM)
+        assert await exit_code(fleet) == 5
+        assert len(fleet.log_lines(event="worker started", seat="gpu0")) == 1
+
+
+@pytest.mark.parametrize(("first", "second", "code"), [(5, 5, 5), (2, 0, 2), (0, 5, 5), (0, 0, 0)])
+async def test_the_fleet_ends_when_no_worker_is_left(tmp_path: Path, first: int, second: int, code: int) -> None:
+    seats = seat(tmp_path, "gpu0", f"exit {first}"), seat(tmp_path, "gpu1", f"exit {second}")
+    with fleet_of(tmp_path, *seats) as fleet:
+        assert await exit_code(fleet) == code
+        assert len(fleet.log_lines(event="worker started")) == 2
+
+
+async def test_a_worker_that_dies_at_every_start_is_tried_at_growing_intervals_until_a_signal(tmp_path: Path) -> None:
+    with fleet_of(tmp_path, seat(tmp_path, "gpu0", "exit 1")) as fleet:
+        await eventually(lambda: len(fleet.log_lines(event="worker died")) == 3)
+        assert [line["restarts_in_s"] for line in fleet.log_lines(event="worker died")] == [0.5, 1.0, 2.0]
+        os.kill(fleet.process.id.pid, signal.SIGTERM)
+        assert await exit_code(fleet) == 0
+        assert len(fleet.log_lines(event="worker started")) == 3
+
+
+async def test_settings_that_had_a_worker_running_are_tried_again_when_a_restart_is_refused(tmp_path: Path) -> None:
+    """Storage may be away for a while: a worker that starts then leaves with 2."""
+    with fleet_of(tmp_path, seat(tmp_path, "gpu0", "exit 1,exit 2,drain"), steady_s=0) as fleet:
+        await all_up(fleet, 1)
+        assert [line["exit_code"] for line in fleet.log_lines(event="worker died")] == [1, 2]
+        (tmp_path / "release").touch()
+        os.kill(fleet.process.id.pid, signal.SIGTERM)
+        assert await exit_code(fleet) == 0
+
+
+async def test_settings_that_never_had_a_worker_running_are_not(tmp_path: Path) -> None:
+    with fleet_of(tmp_path, seat(tmp_path, "gpu0", "exit 1,exit 2,drain")) as fleet:
+        assert await exit_code(fleet) == 2
+
+
+async def test_a_worker_that_does_not_listen_yet_has_no_work_in_hand_so_sigterm_still_ends_with_0(
+    tmp_path: Path,
+) -> None:
+    with fleet_of(tmp_path, seat(tmp_path, "gpu0", "deaf")) as fleet:
+        await all_up(fleet, 1)
+        os.kill(fleet.process.id.pid, signal.SIGTERM)
+        assert await exit_code(fleet) == 0
+
+
+async def test_a_hang_up_is_passed_on_as_what_it_is(tmp_path: Path) -> None:
+    """A worker alone ends at once when its terminal goes; so do the workers of a fleet."""
+    with fleet_of(tmp_path, seat(tmp_path, "gpu0"), seat(tmp_path, "gpu1")) as fleet:
+        await all_up(fleet, 2)
+        os.kill(fleet.process.id.pid, signal.SIGHUP)
+        assert await exit_code(fleet) == 128 + signal.SIGHUP
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+async def test_workers_drain_and_leave_when_the_fleet_is_killed(tmp_path: Path, labelled: bool) -> None:  # noqa: FBT001 - a parameter
+    variables = {"LABELLED": "1"} if labelled else {}
+    seats = [seat(tmp_path, name, "drain", **variables) for name in ("gpu0", "gpu1")]
+    with fleet_of(tmp_path, *seats, labelled=labelled) as fleet:
+        await all_up(fleet, 2)
+        workers = [fleet.worker("gpu0"), fleet.worker("gpu1")]
+        os.kill(fleet.process.id.pid, signal.SIGKILL)
+        await eventually(lambda: notes(tmp_path, "gpu0") == notes(tmp_path, "gpu1") == ["SIGTERM"])
+        assert all(worker.alive() for worker in workers), "they still have work in hand"
+        (tmp_path / "release").touch()
+        await eventually(lambda: not any(worker.alive() for worker in workers))
+
+
+async def test_labelled_output_tells_whose_line_it_is(tmp_path: Path) -> None:
+    with fleet_of(tmp_path, seat(tmp_path, "gpu0"), seat(tmp_path, "gpu3"), labelled=True) as fleet:
+        await eventually(lambda: {"gpu0 | up", "gpu3 | up"} <= set(fleet.log.read_text().splitlines()))
+        (tmp_path / "release").touch()
+        os.kill(fleet.process.id.pid, signal.SIGTERM)
+        assert await exit_code(fleet) == 0
+        assert {"gpu0 | left", "gpu3 | left"} <= set(fleet.log.read_text().splitlines())
+
+
+@pytest.fixture
+def variables(service_environment: dict[str, str], tiny_checkpoints: Path, tmp_path: Path) -> dict[str, str]:
+    """Settings that real workers of a fleet have in common."""
+    return service_environment | {
+        "ACESTEP_CHECKPOINT_DIR": str(tiny_checkpoints),
+        "ACESTEP_INIT_LLM": "false",
+        "ACESTEP_HTTP_PORT": "0",
+        "ACESTEP_SCRATCH_DIR": str(tmp_path),
+        "ACESTEP_LOG_FORMAT": "json",
+        "ACESTEP_DEVICE": "cpu",
+    }
+
+
+def real_fleet(folder: Path, variables: dict[str, str]) -> FleetProcess:
+    """Two real workers, on the CPU."""
+    seats = {name: {"ACESTEP_WORKER_ID": f"host-{name}"} for name in ("gpu0", "gpu1")}
+    return FleetProcess(folder, [*COMMAND, "run"], seats, variables)
+
+
+async def ready(fleet: FleetProcess, count: int) -> None:
+    """Wait until workers have become ready this many times."""
+    deadline = time.monotonic() + LOAD_S
+    while len(fleet.log_lines(event="ready")) < count:
+        assert fleet.process.running(), tail(fleet.log)
+        assert time.monotonic() < deadline, tail(fleet.log)
+        await asyncio.sleep(0.1)
+
+
+@dataclass
+class Desk:
+    """Submits jobs and hears of them."""
+
+    client: Client
+    events: AsyncIterator[JobEvent | WorkerEvent]
+
+    async def submit(self, count: int, **fields: object) -> set[str]:
+        """Task ids of this many new jobs."""
+        return {await self.client.submit({"prompt": "x", **fields}) for _ in range(count)}
+
+    async def hear(self, kind: type[JobEvent], task_ids: set[str]) -> set[str]:
+        """The workers that said this of these jobs, once it was said of each."""
+        missing, workers = set(task_ids), set()
+        async with asyncio.timeout(LOAD_S):
+            while missing:
+                event = await anext(self.events)
+                if isinstance(event, kind) and event.subject in missing:
+                    missing.remove(event.subject)
+                    workers.add(event.source.rpartition("/")[2])
+        return workers
+
+
+@asynccontextmanager
+async def desk(url: str) -> AsyncIterator[Desk]:
+    async with Client(url) as client, client.subscribe("job.#") as events:
+        yield Desk(client, events)
+
+
+async def test_two_workers_serve_one_queue_and_sigterm_finishes_what_both_have_in_hand(
+    tmp_path: Path, variables: dict[str, str]
+) -> None:
+    with real_fleet(tmp_path, variables) as fleet:
+        await ready(fleet, 2)
+        async with desk(variables["ACESTEP_AMQP_URL"]) as at:
+            assert await at.hear(JobCompleted, await at.submit(8, **QUICK)) == BOTH
+            last = await at.submit(2, **SLOW)
+            assert await at.hear(JobStarted, last) == BOTH
+            os.kill(fleet.process.id.pid, signal.SIGTERM)
+            assert await at.hear(JobCompleted, last) == BOTH
+        assert await exit_code(fleet) == 0
+        assert {line["worker"] for line in fleet.log_lines(event="draining")} == BOTH
+
+
+async def test_no_job_is_lost_when_a_worker_is_killed_nor_when_the_fleet_is(
+    tmp_path: Path, variables: dict[str, str]
+) -> None:
+    with real_fleet(tmp_path, variables) as fleet:
+        await ready(fleet, 2)
+        async with desk(variables["ACESTEP_AMQP_URL"]) as at:
+            jobs = await at.submit(2, **SLOW)
+            await at.hear(JobStarted, jobs)
+            os.kill(fleet.worker("gpu0").pid, signal.SIGKILL)
+            await at.hear(JobCompleted, jobs)
+            await ready(fleet, 3)
+            jobs = await at.submit(2, **SLOW)
+            assert await at.hear(JobStarted, jobs) == BOTH
+            workers = [fleet.worker("gpu0"), fleet.worker("gpu1")]
+            os.kill(fleet.process.id.pid, signal.SIGKILL)
+            assert await at.hear(JobCompleted, jobs) == BOTH, "they drain"
+        await eventually(lambda: not any(worker.alive() for worker in workers))
+
+
+FAKE_TORCH = """
+import sys
+if "consumer.fleet.census" not in sys.orig_argv:
+    raise ModuleNotFoundError("No module named 'torch'", name="torch")
+class cuda:
+    device_count = lambda: 2
+class version:
+    cuda, hip = "13.0", None
+__version__ = "2.11"
+"""
+
+
+def run_with_gpus(variables: dict[str, str], *arguments: str) -> tuple[int, list[dict[str, object]]]:
+    """Exit code and log of ``acestep-consumer run`` with these arguments."""
+    done = subprocess.run(
+        [*COMMAND, "run", *arguments],
+        env=clean_environment(variables),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+
+
+def test_the_command_starts_a_worker_for_each_gpu_with_its_options_and_ends_with_their_exit_code(
+    tmp_path: Path, variables: dict[str, str]
+) -> None:
+    """Torch is one that sees two GPUs and cannot be imported by an engine: each worker starts and gives up."""
+    (tmp_path / "torch.py").write_text(FAKE_TORCH)
+    del variables["ACESTEP_DEVICE"]
+    variables |= {"PYTHONPATH": str(tmp_path), "ACESTEP_WORKER_ID": "host"}
+    code, log = run_with_gpus(variables, "--gpus", "1,0", "--http-port", "0", "--device", "auto")
+    assert code == 5
+    (starts,) = [line for line in log if line["event"] == "fleet starts"]
+    assert starts["workers"] == {"gpu1": "host-gpu1", "gpu0": "host-gpu0"}
+    assert {line["worker"] for line in log if line["event"] == "starting"} == BOTH
+    reasons = {line["worker"]: line["reason"] for line in log if line["event"] == "the engine cannot work"}
+    assert set(reasons) == BOTH
+    assert all("torch is missing" in str(reason) for reason in reasons.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("--gpus", "0,x"), 2, "give `all`, or numbers"),
+        (("--gpus", "all", "--device", "cpu"), 2, "ACESTEP_DEVICE=cpu"),
+        (("--gpus", "2"), 5, "there are 2, numbered 0 to 1"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_worker_starts(
+    tmp_path: Path, arguments: tuple[str, ...], code: int, says: str
+) -> None:
+    (tmp_path / "torch.py").write_text(FAKE_TORCH)
+    refused, log = run_with_gpus({"PYTHONPATH": str(tmp_path)}, *arguments)
+    assert refused == code
+    (line,) = log
+    assert says in str(line["reason"])

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LoRAs in the weights of a real, tiny DiT: the same song as diffusers sings with the adapter beside the weights."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
+from diffusers.models.transformers.ace_step_transformer import AceStepTransformer1DModel
+
+from consumer.engine import tiny_checkpoint
+from consumer.engine.renderer.lora import Lora, LoraShelf
+from consumer.errors import InputUnreadable, RenderFailed
+from tests.support.loras import (
+    LAYERS,
+    RANK,
+    diffusers_key,
+    peft_key,
+    random_lora,
+    write_lora,
+    write_peft_lora,
+)
+
+Shared = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def dit(tiny_checkpoints: Path) -> Any:
+    """The tiny turbo DiT, in float32, ready to sing."""
+    return load(tiny_checkpoints)
+
+
+def load(checkpoints: Path) -> Any:
+    folder = checkpoints / tiny_checkpoint.TURBO / "transformer"
+    return AceStepTransformer1DModel.from_pretrained(folder).eval().requires_grad_(requires_grad=False)
+
+
+@pytest.fixture
+def untouched(dit: Any) -> Iterator[None]:
+    """Whatever the test does, the base stays as it was, down to the last bit."""
+    before = {name: tensor.clone() for name, tensor in dit.state_dict().items()}
+    kinds = [type(module) for module in dit.modules()]
+    yield
+    after = dit.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert [type(module) for module in dit.modules()] == kinds
+
+
+def sing(dit: Any, **kwargs: Any) -> torch.Tensor:
+    """One step over two voices of 30 frames, [2, 30, channels]."""
+    generator = torch.Generator().manual_seed(3)
+    channels = dit.config.audio_acoustic_hidden_dim
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(dit.dtype)
+
+    with torch.no_grad():
+        velocity: torch.Tensor = dit(
+            hidden_states=noise(2, 30, channels),
+            timestep=torch.tensor([0.9, 0.4], dtype=dit.dtype),
+            timestep_r=torch.tensor([0.9, 0.4], dtype=dit.dtype),
+            encoder_hidden_states=noise(2, 7, dit.config.encoder_hidden_size),
+            context_latents=noise(2, 30, 2 * channels),
+            return_dict=False,
+            **kwargs,
+        )[0]
+    return velocity
+
+
+def beside(checkpoints: Path, path: Path, scale: float, metadata: dict[str, Any] | None = None) -> torch.Tensor:
+    """What diffusers sings with the LoRA as layers beside the weights, read in its own way."""
+    from diffusers.loaders import AceStepLoraLoaderMixin  # noqa: PLC0415 - diffusers loads its loaders lazily
+
+    dit = load(checkpoints)
+    state, _ = AceStepLoraLoaderMixin.lora_state_dict(
+        str(path.parent), weight_name=path.name, local_files_only=True, return_lora_metadata=True
+    )
+    dit.load_lora_adapter(state, metadata=metadata)
+    return sing(dit, attention_kwargs={"scale": scale})
+
+
+@pytest.mark.usefixtures("untouched")
+class TestMerged:
+    @pytest.mark.parametrize("key", [diffusers_key, peft_key], ids=["diffusers", "ACE-Step"])
+    @pytest.mark.parametrize("scale", [1.0, 0.8, -0.5, 0.0])
+    def test_it_sings_what_diffusers_sings_with_the_layers_beside(
+        self, dit: Any, tiny_checkpoints: Path, tmp_path: Path, key: Callable[[str, str], str], scale: float
+    ) -> None:
+        path = write_lora(tmp_path / "jazz.safetensors", random_lora(key=key))
+        merged = sing(LoraShelf().adapted(dit, Lora.at(path, scale)))
+        torch.testing.assert_close(merged, beside(tiny_checkpoints, path, scale), atol=1e-5, rtol=0)
+        assert torch.equal(merged, sing(dit)) is (scale == 0)
+
+    def test_the_scale_that_peft_writes_beside_counts(self, dit: Any, tiny_checkpoints: Path, tmp_path: Path) -> None:
+        path = write_peft_lora(tmp_path, alpha=3 * RANK)
+        plain = write_lora(tmp_path / "plain.safetensors", random_lora(key=peft_key))
+        merged = sing(LoraShelf().adapted(dit, Lora.at(path, 0.5)))
+        torch.testing.assert_close(merged, beside(tiny_checkpoints, plain, 1.5), atol=1e-5, rtol=0)
+
+    def test_the_scale_in_diffusers_header_counts(self, dit: Any, tiny_checkpoints: Path, tmp_path: Path) -> None:
+        config = {"transformer.r": RANK, "transformer.lora_alpha": 2, "transformer.target_modules": list(LAYERS)}
+        path = write_lora(tmp_path / "jazz.safetensors", lora_adapter_metadata=json.dumps(config))
+        merged = sing(LoraShelf().adapted(dit, Lora.at(path, 0.8)))
+        torch.testing.assert_close(merged, beside(tiny_checkpoints, path, 0.8, config), atol=1e-5, rtol=0)
+
+    def test_what_is_left_is_a_plain_model(self, dit: Any, tmp_path: Path) -> None:
+        adapted = LoraShelf().adapted(dit, Lora.at(write_lora(tmp_path / "jazz.safetensors"), 1))
+        assert type(adapted) is type(dit)
+        assert [type(module) for module in adapted.modules()] == [type(module) for module in dit.modules()]
+        assert list(adapted.state_dict()) == list(dit.state_dict())
+        assert all(type(weight) is torch.nn.Parameter and not weight.requires_grad for weight in adapted.parameters())
+        assert not {id(weight) for weight in adapted.parameters()} & {id(weight) for weight in dit.parameters()}
+
+    def test_only_what_the_lora_changes_takes_memory(self, dit: Any, tmp_path: Path) -> None:
+        layer = "layers.1.cross_attn.to_v"
+        shelf = LoraShelf()
+        adapted = shelf.adapted(dit, Lora.at(write_lora(tmp_path / "jazz.safetensors", random_lora([layer])), 1))
+        places = {name: weight.data_ptr() for name, weight in dit.state_dict().items()}
+        moved = {name for name, weight in adapted.state_dict().items() if weight.data_ptr() != places[name]}
+        assert moved == {f"{layer}.weight"}
+        assert shelf.bytes == dit.get_submodule(layer).weight.nbytes
+
+    def test_in_half_precision_the_sum_is_rounded_once(self, tiny_checkpoints: Path, tmp_path: Path) -> None:
+        path = write_lora(tmp_path / "jazz.safetensors", random_lora(strength=0.03))
+        exact = LoraShelf().adapted(load(tiny_checkpoints).bfloat16().float(), Lora.at(path, 0.7))
+        adapted = LoraShelf().adapted(load(tiny_checkpoints).bfloat16(), Lora.at(path, 0.7))
+        for name, weight in adapted.state_dict().items():
+            assert torch.equal(weight, exact.state_dict()[name].bfloat16()), name
+
+    def test_a_caller_in_inference_mode_gets_weights_that_can_be_moved_later(self, dit: Any, tmp_path: Path) -> None:
+        lora = Lora.at(write_lora(tmp_path / "jazz.safetensors"), 1)
+        with torch.inference_mode():
+            adapted = LoraShelf().adapted(dit, lora)
+        assert not any(weight.is_inference() for weight in adapted.parameters())
+
+    def test_moving_the_adapted_one_leaves_the_base_where_it_is(self, dit: Any, tmp_path: Path) -> None:
+        LoraShelf().adapted(dit, Lora.at(write_lora(tmp_path / "jazz.safetensors"), 1)).to("meta")
+        assert {weight.device.type for weight in dit.parameters()} == {"cpu"}
+
+
+def test_hooks_of_the_base_are_not_called_for_the_adapted_one(dit: Any, tmp_path: Path) -> None:
+    """They move the base's weights, and would run the base in its stead."""
+    lora = Lora.at(write_lora(tmp_path / "jazz.safetensors"), 1)
+    expected = sing(LoraShelf().adapted(dit, lora))
+    called = []
+    dit.register_forward_pre_hook(lambda *_: called.append("hook"))
+    add_hook_to_module(dit, ModelHook())
+    assert torch.equal(sing(LoraShelf().adapted(dit, lora)), expected)
+    assert called == []
+    assert not torch.equal(sing(dit), expected)
+    assert called == ["hook"]
+
+
+class TestShelf:
+    def test_the_same_question_gets_the_same_object(self, dit: Any, tmp_path: Path) -> None:
+        shelf = LoraShelf()
+        first = write_lora(tmp_path / "1/jazz.safetensors")
+        linked, copied = tmp_path / "linked.safetensors", write_lora(tmp_path / "2/copied.safetensors")
+        os.link(first, linked)
+        adapted = shelf.adapted(dit, Lora.at(first, 0.8))
+        assert shelf.adapted(dit, Lora.at(linked, 0.8)) is adapted
+        assert shelf.adapted(dit, Lora.at(copied, 0.8)) is adapted
+        assert Lora.at(linked, 0.8) == Lora.at(copied, 0.8)
+
+    def test_other_content_another_scale_and_another_base_are_other_questions(
+        self, dit: Any, tiny_checkpoints: Path, tmp_path: Path
+    ) -> None:
+        shelf = LoraShelf(most=4)
+        path = write_lora(tmp_path / "jazz.safetensors")
+        other = write_lora(tmp_path / "blues.safetensors", random_lora(seed=1))
+        other_base = load(tiny_checkpoints)
+        adapted = [
+            shelf.adapted(dit, Lora.at(path, 0.8)),
+            shelf.adapted(dit, Lora.at(path, 0.7)),
+            shelf.adapted(dit, Lora.at(other, 0.8)),
+            shelf.adapted(other_base, Lora.at(path, 0.8)),
+        ]
+        assert len(set(map(id, adapted))) == 4
+        assert shelf.adapted(dit, Lora.at(path, 0.8)) is adapted[0]
+
+    def test_a_file_that_was_written_anew_is_another_lora(self, tmp_path: Path) -> None:
+        path = write_peft_lora(tmp_path, alpha=4)
+        before = Lora.at(path, 1)
+        write_peft_lora(tmp_path, alpha=16)
+        config_changed = Lora.at(path, 1)
+        write_peft_lora(tmp_path, alpha=16, tensors=random_lora(seed=1))
+        assert len({before, config_changed, Lora.at(path, 1)}) == 3
+
+    def test_the_least_recently_used_one_leaves(self, dit: Any, tmp_path: Path) -> None:
+        path = write_lora(tmp_path / "jazz.safetensors")
+        one, two, three = (Lora.at(path, scale) for scale in (1, 2, 3))
+        shelf = LoraShelf(most=2)
+        first, second = shelf.adapted(dit, one), shelf.adapted(dit, two)
+        assert shelf.adapted(dit, one) is first
+        shelf.adapted(dit, three)
+        assert shelf.adapted(dit, one) is first
+        assert shelf.adapted(dit, two) is not second
+
+    def test_it_can_be_emptied(self, dit: Any, tmp_path: Path) -> None:
+        shelf = LoraShelf()
+        lora = Lora.at(write_lora(tmp_path / "jazz.safetensors"), 1)
+        adapted = shelf.adapted(dit, lora)
+        shelf.clear()
+        assert shelf.bytes == 0
+        assert shelf.adapted(dit, lora) is not adapted
+
+    def test_threads_that_ask_at_once_get_one_object(self, dit: Any, tmp_path: Path) -> None:
+        shelf = LoraShelf()
+        lora = Lora.at(write_lora(tmp_path / "jazz.safetensors"), 1)
+        with ThreadPoolExecutor(4) as threads:
+            adapted = list(threads.map(lambda _: shelf.adapted(dit, lora), range(8)))
+        assert len(set(map(id, adapted))) == 1
+
+    def test_a_shelf_for_none_is_a_mistake(self) -> None:
+        with pytest.raises(ValueError, match="one adapted DiT at least"):
+            LoraShelf(most=0)
+
+
+@pytest.mark.usefixtures("untouched")
+class TestRefused:
+    def test_a_lora_for_a_model_of_another_width(self, dit: Any, tmp_path: Path) -> None:
+        layer = "layers.0.self_attn.to_q"
+        tensors = {diffusers_key(layer, "A"): torch.ones(RANK, 64), diffusers_key(layer, "B"): torch.ones(64, RANK)}
+        with pytest.raises(RenderFailed) as caught:
+            LoraShelf().adapted(dit, Lora.at(write_lora(tmp_path / "jazz.safetensors", tensors), 1))
+        assert str(caught.value) == (
+            "the LoRA does not fit this model: layers.0.self_attn.to_q has weights of 32 x 32, and the LoRA's are "
+            "64 x 64"
+        )
+
+    @pytest.mark.parametrize(
+        "layer", ["layers.2.self_attn.to_q", "layers.0.self_attn", "proj_in_conv", "text_encoder.q"]
+    )
+    def test_a_lora_for_layers_that_the_model_does_not_have(self, dit: Any, tmp_path: Path, layer: str) -> None:
+        tensors = {diffusers_key(layer, "A"): torch.ones(RANK, 32), diffusers_key(layer, "B"): torch.ones(32, RANK)}
+        with pytest.raises(RenderFailed, match=f"has no linear layer '{layer}'$"):
+            LoraShelf().adapted(dit, Lora.at(write_lora(tmp_path / "jazz.safetensors", tensors), 1))
+
+    def test_a_bad_file_does_not_cost_the_one_on_the_shelf(self, dit: Any, tmp_path: Path) -> None:
+        shelf = LoraShelf()
+        good, bad = Lora.at(write_lora(tmp_path / "jazz.safetensors"), 1), tmp_path / "bad.safetensors"
+        adapted = shelf.adapted(dit, good)
+        bad.write_bytes(b"no weights")
+        with pytest.raises(InputUnreadable):
+            shelf.adapted(dit, Lora.at(bad, 1))
+        assert shelf.adapted(dit, good) is adapted
+
+    def test_a_file_that_is_gone(self, tmp_path: Path) -> None:
+        with pytest.raises(InputUnreadable, match=r"^the LoRA's file cannot be read \(FileNotFoundError\)$"):
+            Lora.at(tmp_path / "none.safetensors", 1)

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``acestep-consumer plan`` as a person runs it: on cards of many sizes, on a stand-in card, and without one."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.worker import COMMAND, ROOT, clean_environment
+
+HIDDEN = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "COLUMNS": "200"}
+SEES_NOTHING = "raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')"
+KEYS = {
+    "card": {"name", "vram_gb", "found_by", "compute", "bandwidth"},
+    "tier": {
+        "name",
+        "table_version",
+        "max_duration_s_with_lm",
+        "max_duration_s",
+        "max_batch_with_lm",
+        "max_batch",
+    },
+    "offload": {"models", "dit", "because"},
+    "lm": {"model", "backend", "backend_is_set", "memory_gb", "weights_gib", "songs_at_once"},
+    "memory": {
+        "card_gib",
+        "reserve_gib",
+        "lm_gib",
+        "lm_song_gib",
+        "renderer_gib",
+        "renderer_weights_gib",
+        "renderer_working_gib",
+        "renderer_song_gib",
+    },
+    "workload": {"model", "duration_s", "batch", "thinking", "steps", "guided", "audio_format"},
+    "workers": {"recommended", "set_now", "in_lm", "in_renderer", "elsewhere", "bound_by", "because"},
+    "songs": {"a_minute", "lm_s", "renderer_s", "encoding_cores", "rests_on"},
+}
+
+
+def run_plan(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [*COMMAND, "plan", *arguments],
+        env=clean_environment({**HIDDEN, **variables}),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+
+
+def answer(*arguments: str, **variables: str) -> dict[str, Any]:
+    done = run_plan(*arguments, "--json", **variables)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+FakeSmi = Callable[..., dict[str, str]]
+
+
+@pytest.fixture
+def fake_smi(tmp_path: Path) -> FakeSmi:
+    """An environment whose nvidia-smi knows the cards given as ``id="name, MiB"``, and whose torch is missing."""
+
+    def write(**cards: str) -> dict[str, str]:
+        smi = tmp_path / "nvidia-smi"
+        source = (
+            f"#!{sys.executable}\n"
+            "import sys\n"
+            f"cards = {cards!r}\n"
+            "wanted = next(a.removeprefix('--id=') for a in sys.argv if a.startswith('--id='))\n"
+            "assert '--query-gpu=name,memory.total' in sys.argv, sys.argv\n"
+            "assert '--format=csv,noheader,nounits' in sys.argv, sys.argv\n"
+            "key = 'gpu' + wanted.replace('-', '_')\n"
+            "print(cards[key]) if key in cards else sys.exit('No devices were found')\n"
+        )
+        smi.write_text(source)
+        smi.chmod(0o755)
+        (tmp_path / "torch.py").write_text(SEES_NOTHING)
+        return {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": "0"}
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("vram", "tier", "lm", "offload"),
+    [
+        ("8", "tier3", None, True),
+        ("16", "tier6", "acestep-5Hz-lm-4B", False),
+        ("24", "tier6", "acestep-5Hz-lm-4B", False),
+        ("48", "unlimited", "acestep-5Hz-lm-4B", False),
+        ("80", "unlimited", "acestep-5Hz-lm-4B", False),
+        ("141", "unlimited", "acestep-5Hz-lm-4B", False),
+    ],
+)
+def test_a_card_of_a_given_size_gets_the_workers_own_policy(
+    vram: str, tier: str, lm: str | None, *, offload: bool
+) -> None:
+    found = answer("--vram", vram)
+    assert found["card"]["found_by"] == "--vram"
+    assert found["tier"]["name"] == tier
+    assert (found["lm"] or {}).get("model") == lm
+    assert found["offload"]["models"] is offload
+    memory = found["memory"]
+    shares = memory["lm_gib"] + memory["renderer_gib"] + memory["reserve_gib"]
+    assert shares == pytest.approx(memory["card_gib"], abs=0.02)
+    assert (found["songs"]["a_minute"] is not None) is found["fits"]
+    assert found["workers"]["recommended"] >= 2
+
+
+def test_the_json_has_the_same_keys_for_every_card_and_every_workload() -> None:
+    for arguments in (("--vram", "141"), ("--vram", "24", "--duration", "120", "--batch", "2", "--steps", "20")):
+        found = answer(*arguments)
+        assert set(found) == {*KEYS, "models", "possible", "fits", "notes"}
+        assert {part: set(found[part]) for part in KEYS} == KEYS
+        assert {key for model in found["models"] for key in model} == {"name", "size"}
+        assert {key for pair in found["possible"] for key in pair} == {"dit", "lm", "fits", "left_gib"}
+
+
+def test_a_language_model_that_leaves_no_room_is_told_with_one_that_fits() -> None:
+    tight = answer("--vram", "16")
+    assert tight["fits"] is False
+    assert "ACESTEP_LM_MODEL_PATH=acestep-5Hz-lm-1.7B fits" in tight["workers"]["because"]
+    loose = answer("--vram", "16", ACESTEP_LM_MODEL_PATH="acestep-5Hz-lm-1.7B")
+    assert loose["fits"] is True
+    assert loose["songs"]["a_minute"] > 0
+
+
+def test_a_workload_is_clamped_as_a_request_would_be_and_its_model_decides_on_guidance() -> None:
+    plain = ("--vram", "12", "--no-thinking", "--duration", "500", "--batch", "8")
+    found = answer(*plain, "--model", "acestep-v15-base", "--steps", "50", "--format", "flac")
+    assert found["workload"] == {
+        "model": "acestep-v15-base",
+        "duration_s": 360,
+        "batch": 4,
+        "thinking": False,
+        "steps": 50,
+        "guided": True,
+        "audio_format": "flac",
+    }
+    assert sum("outside tier4's limits" in note for note in found["notes"]) == 2
+    turbo = answer(*plain, "--model", "acestep-v15-turbo")
+    assert turbo["workload"]["guided"] is False
+    assert turbo["songs"]["a_minute"] > 5 * found["songs"]["a_minute"]
+
+
+def test_the_card_is_found_by_nvidia_smi_without_torch(fake_smi: FakeSmi) -> None:
+    environ = fake_smi(gpu0="NVIDIA H200, 143771")
+    found = answer(**environ)
+    assert found["card"] == {
+        "name": "NVIDIA H200",
+        "vram_gb": 140.4,
+        "found_by": "nvidia-smi",
+        "compute": 1.0,
+        "bandwidth": 1.0,
+    }
+    assert found["songs"]["rests_on"].startswith("measured on one NVIDIA H200")
+    assert found["songs"]["encoding_cores"] <= (os.cpu_count() or 1)
+
+
+def test_the_device_setting_and_the_visible_cards_choose_which_one(fake_smi: FakeSmi) -> None:
+    environ = fake_smi(gpu3="NVIDIA L4, 23034", gpuGPU_1d0c="NVIDIA L40S, 46068") | {
+        "CUDA_VISIBLE_DEVICES": "3,GPU-1d0c"
+    }
+    assert answer(**environ)["card"]["name"] == "NVIDIA L4"
+    assert answer(**environ, ACESTEP_DEVICE="cuda:1")["card"]["name"] == "NVIDIA L40S"
+
+
+def test_max_cuda_vram_makes_the_card_smaller_and_vram_wins_over_it(fake_smi: FakeSmi) -> None:
+    environ = fake_smi(gpu0="NVIDIA H200, 143771") | {"MAX_CUDA_VRAM": "24"}
+    pretended = answer(**environ)
+    assert (pretended["card"]["name"], pretended["card"]["vram_gb"]) == ("NVIDIA H200", 24)
+    assert pretended["tier"]["name"] == "tier6"
+    assert answer("--vram", "8", **environ)["card"]["vram_gb"] == 8
+
+
+def test_another_card_is_scaled_by_its_data_sheet_and_an_unknown_one_is_not(fake_smi: FakeSmi) -> None:
+    scaled = answer(**fake_smi(gpu0="NVIDIA L40S, 46068"), ACESTEP_INIT_LLM="false")
+    assert "scaled by data sheets: 362 of 989 TFLOP/s" in scaled["songs"]["rests_on"]
+    unknown = answer("--vram", "45", "--card", "Frobozz 9000", ACESTEP_INIT_LLM="false")
+    assert "stated at an H200's speed" in unknown["songs"]["rests_on"]
+    assert scaled["songs"]["renderer_s"] > 2 * unknown["songs"]["renderer_s"]
+
+
+def test_without_a_card_it_says_who_was_asked_and_answers_for_the_lowest_tier() -> None:
+    found = answer()
+    assert found["card"]["vram_gb"] == 0
+    assert found["tier"]["name"] == "tier1"
+    assert found["songs"]["a_minute"] is None
+    assert found["memory"] is None
+    assert any("no card found" in note and "--vram" in note for note in found["notes"])
+
+
+def test_a_driver_that_does_not_answer_is_quoted(fake_smi: FakeSmi) -> None:
+    found = answer(**fake_smi())
+    assert any("No devices were found" in note and "No module named 'torch'" in note for note in found["notes"])
+
+
+def test_a_device_that_is_not_there_ends_with_5_and_names_the_setting() -> None:
+    done = run_plan(ACESTEP_DEVICE="xpu:7")
+    assert done.returncode == 5
+    assert "ACESTEP_DEVICE = xpu:7" in done.stderr
+
+
+def test_an_own_tier_table_counts_and_a_broken_one_stops_it(tmp_path: Path) -> None:
+    table = tmp_path / "tiers.toml"
+    row = "max_seconds_with_lm = 60\nmax_seconds = 90\nmax_batch_with_lm = 1\nmax_batch = 3\n"
+    table.write_text(f'version = "ours-1"\n[[tiers]]\nname = "all"\n{row}')
+    found = answer("--vram", "48", ACESTEP_TIER_TABLE=str(table))
+    assert (found["tier"]["name"], found["tier"]["table_version"], found["workload"]["duration_s"]) == (
+        "all",
+        "ours-1",
+        90,
+    )
+    table.write_text("version = ")
+    broken = run_plan("--vram", "48", ACESTEP_TIER_TABLE=str(table))
+    assert broken.returncode == 2
+    assert "ACESTEP_TIER_TABLE" in broken.stderr
+
+
+def test_the_table_for_eyes_says_what_the_json_says() -> None:
+    found = answer("--vram", "141", "--cores", "16")
+    text = " ".join(run_plan("--vram", "141", "--cores", "16").stdout.split())
+    assert f"ACESTEP_QUEUE_WORKERS={found['workers']['recommended']} " in text
+    assert "`auto`" in text
+    assert f"{found['songs']['a_minute']:g} at best" in text
+    for told in (found["workers"]["because"], found["songs"]["rests_on"], *found["notes"]):
+        assert told in text
+    assert "bound by encoding mp3 on 16 processor cores" in text
+
+
+def test_help_teaches_with_examples() -> None:
+    text = " ".join(run_plan("--help").stdout.split())
+    assert "plan --vram 48" in text
+    assert "ACESTEP_QUEUE_WORKERS=auto" in text
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--vram", "nan"), ("--vram", "-1"), ("--duration", "nan"), ("--format", "midi")]
+)
+def test_what_cannot_be_meant_is_refused(arguments: tuple[str, str]) -> None:
+    done = run_plan(*arguments)
+    assert done.returncode == 2
+    assert arguments[0] in done.stderr

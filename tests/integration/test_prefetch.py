@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The prefetch while it changes, on a real broker: by hand, and by ``ACESTEP_QUEUE_WORKERS=auto``."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import random
+import time
+from collections import Counter
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiohttp import ClientSession
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+from consumer.app import Worker
+from consumer.broker.connection import Link
+from consumer.broker.consumer import Consumer
+from consumer.broker.delivery import Delivery
+from consumer.broker.publisher import Publisher
+from consumer.broker.topology import GENERATE
+from consumer.client import Client
+from consumer.concurrency import Concurrency, Habits
+from consumer.errors import Verdict
+from consumer.settings import load
+from infra.local.ports import PortClaim
+from schemas.events import JobCompleted, JobStarted, WorkerEvent
+from tests.support.broker import Peer, broker_settings, until
+from tests.support.fake_engine import FakeEngines, FakeRenderer
+from tests.support.vitals import vitals
+from tests.support.waiting import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from consumer.job import Job
+    from consumer.settings import Settings
+    from tests.support.servers import ManagementApi
+
+
+class Desk:
+    """A handler that keeps deliveries in hand until the test has one finished."""
+
+    def __init__(self) -> None:
+        self.open: list[tuple[Delivery, asyncio.Event]] = []
+        self.attempts: Counter[int] = Counter()
+        self.done: Counter[bytes] = Counter()
+        self.most = 0
+
+    async def hold(self, delivery: Delivery) -> None:
+        entry = (delivery, asyncio.Event())
+        self.open.append(entry)
+        self.most = max(self.most, len(self.open))
+        self.attempts[delivery.attempt] += 1
+        await entry[1].wait()
+        await delivery.settle(Verdict.ACK)
+        self.open.remove(entry)
+        self.done[delivery.body] += 1
+
+    def finish(self, count: int) -> None:
+        for _, go in self.open[:count]:
+            go.set()
+
+
+@asynccontextmanager
+async def consuming(url: str, desk: Desk, **values: Any) -> AsyncIterator[tuple[Consumer, Link]]:
+    settings = broker_settings(url, **values)
+    async with Link(settings, "consume") as link, Link(settings, "publish") as out:
+        consumer = Consumer(link, settings, desk.hold, Publisher(out, "w1"))
+        await consumer.start()
+        yield consumer, link
+        await consumer.stop()
+
+
+async def ready_is(peer: Peer, count: int) -> None:
+    async def so() -> bool:
+        return await peer.ready(GENERATE) == count
+
+    await until(so, f"{count} messages ready")
+
+
+async def broker_lists(management: ManagementApi, vhost: str, prefetch: Callable[[], int]) -> None:
+    """Wait until the queue's consumers have this prefetch together; the broker's list is a second late."""
+
+    async def so() -> bool:
+        listed = await asyncio.to_thread(management.call, "GET", f"/api/consumers/{vhost}")
+        at_the_broker: int = sum(consumer["prefetch_count"] for consumer in listed)
+        return at_the_broker == prefetch()
+
+    await until(so, f"the broker lists a prefetch of {prefetch()}")
+
+
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+async def test_a_larger_prefetch_holds_at_once_and_exactly(
+    amqp_url: str, amqp_vhost: str, management: ManagementApi, queue_type: str
+) -> None:
+    desk = Desk()
+    values = {"queue_workers": 1, "queue_type": queue_type}
+    async with Peer(amqp_url) as peer, consuming(amqp_url, desk, **values) as (consumer, _):
+        for number in range(6):
+            await peer.request(b"%d" % number)
+        await eventually(lambda: consumer.in_hand == 1)
+        await consumer.set_prefetch(4)
+        await eventually(lambda: consumer.in_hand == 4)
+        await broker_lists(management, amqp_vhost, lambda: 4)
+        assert await peer.ready(GENERATE) == 2
+        assert desk.attempts == {1: 4}
+
+
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+@pytest.mark.parametrize("steps", [[2, 3, 4], [4]], ids=["grown in steps", "from one piece"])
+async def test_a_smaller_prefetch_takes_nothing_back_and_brings_nothing_new_until_enough_is_settled(
+    amqp_url: str, amqp_vhost: str, management: ManagementApi, steps: list[int], queue_type: str
+) -> None:
+    desk = Desk()
+    values = {"queue_workers": steps[0], "queue_type": queue_type}
+    async with Peer(amqp_url) as peer, consuming(amqp_url, desk, **values) as (consumer, _):
+        for step in steps[1:]:
+            await consumer.set_prefetch(step)
+        for number in range(10):
+            await peer.request(b"%d" % number)
+        await eventually(lambda: consumer.in_hand == 4)
+        await consumer.set_prefetch(2)
+        await ready_is(peer, 6)
+        for finished in (1, 2):  # four are in hand, then three, then two: nothing comes yet
+            desk.finish(1)
+            await eventually(lambda finished=finished: sum(desk.done.values()) == finished)  # type: ignore[misc]
+            await ready_is(peer, 6)
+            assert consumer.in_hand == 4 - finished
+        for finished in range(3, 11):  # from now on one comes for each that is settled
+            desk.finish(1)
+            await eventually(lambda finished=finished: sum(desk.done.values()) == finished)  # type: ignore[misc]
+            await eventually(lambda finished=finished: consumer.in_hand == min(2, 10 - finished))  # type: ignore[misc]
+        assert (set(desk.done.values()), desk.attempts, desk.most) == ({1}, {1: 10}, 4)
+        await ready_is(peer, 0)
+        await broker_lists(management, amqp_vhost, lambda: 2)
+
+
+async def test_the_prefetch_survives_a_new_connection(
+    amqp_url: str, amqp_vhost: str, management: ManagementApi
+) -> None:
+    desk = Desk()
+    async with Peer(amqp_url) as peer, consuming(amqp_url, desk, queue_workers=1) as (consumer, link):
+        for number in range(6):
+            await peer.request(b"%d" % number)
+        await eventually(lambda: consumer.in_hand == 1)
+        await consumer.set_prefetch(3)
+        await eventually(lambda: consumer.in_hand == 3)
+        link.renew("a test")
+        # The three old ones run on, stale; three come again or anew.
+        await eventually(lambda: consumer.in_hand == 6)
+        await broker_lists(management, amqp_vhost, lambda: 3)
+        await consumer.set_prefetch(1)
+        desk.finish(6)
+        await eventually(lambda: len(desk.open) == 1 and consumer.finished == 6)
+        await ready_is(peer, 2)
+
+
+async def test_a_prefetch_set_while_the_link_is_down_holds_when_it_is_back(amqp_url: str) -> None:
+    desk = Desk()
+    async with Peer(amqp_url) as peer, consuming(amqp_url, desk, queue_workers=1) as (consumer, link):
+        channel = await link.channel()
+        link.renew("a test")
+        await eventually(lambda: channel.is_closed)
+        await consumer.set_prefetch(2)
+        for number in range(4):
+            await peer.request(b"%d" % number)
+        await eventually(lambda: consumer.in_hand == 2)
+        await ready_is(peer, 2)
+
+
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+async def test_changes_under_load_lose_nothing_and_deliver_nothing_again(amqp_url: str, queue_type: str) -> None:
+    """A quorum queue counts an attempt that never was for a message that crosses the end of its consumer: rare."""
+    jobs, chance = 300, random.Random(7)  # noqa: S311 - a fixed course of numbers
+    attempts: Counter[int] = Counter()
+    done: Counter[bytes] = Counter()
+
+    async def handle(delivery: Delivery) -> None:
+        attempts[delivery.attempt] += 1
+        await asyncio.sleep(chance.uniform(0.02, 0.2))
+        await delivery.settle(Verdict.ACK)
+        done[delivery.body] += 1
+
+    settings = broker_settings(amqp_url, queue_workers=4, queue_type=queue_type, queue_maxsize=1_000)
+    async with Link(settings, "consume") as link, Link(settings, "publish") as out, Peer(amqp_url) as peer:
+        for number in range(jobs):
+            await peer.request(b"%d" % number, delivery_mode=2)
+        consumer = Consumer(link, settings, handle, Publisher(out, "w1"))
+        channel = await link.channel()
+        await consumer.start()
+        while len(done) < jobs:
+            before, count = consumer.prefetch, chance.randint(1, 8)
+            most = max(before, count, consumer.in_hand)
+            await consumer.set_prefetch(count)
+            assert consumer.in_hand <= most
+            await asyncio.sleep(chance.uniform(0, 0.1))
+        await eventually(lambda: not consumer.in_hand)
+        assert await link.channel() is channel
+        await ready_is(peer, 0)
+        await consumer.stop()
+    assert (sum(attempts.values()), set(done.values())) == (jobs, {1})
+    assert attempts[1] >= jobs - (3 if queue_type == "quorum" else 0)
+
+
+async def test_a_change_that_is_cancelled_keeps_channel_and_work(amqp_url: str) -> None:
+    """A stop comes whenever it likes, also while the prefetch changes."""
+    desk = Desk()
+    async with Peer(amqp_url) as peer, consuming(amqp_url, desk, queue_workers=1) as (consumer, link):
+        channel = await link.channel()
+        await peer.request(b"1")
+        await eventually(lambda: consumer.in_hand == 1)
+        changing = asyncio.create_task(consumer.set_prefetch(5))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        changing.cancel()
+        draining = asyncio.create_task(consumer.drain(20))
+        desk.finish(1)
+        await draining
+        assert not channel.is_closed
+        assert await link.channel() is channel
+        assert desk.done == {b"1": 1}
+        await ready_is(peer, 0)
+
+
+@pytest.fixture
+def auto_environment(service_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """Settings of a worker in this process, whose policy is in fast motion."""
+    for name, value in service_environment.items():
+        if name.startswith("AWS_"):
+            monkeypatch.setenv(name, value)
+    habits = Habits(measure_s=0.4, jobs_each=4, least_jobs=8, rest_s=1, memory_s=60)
+    monkeypatch.setattr("consumer.pacer.INTERVAL_S", 0.04)
+    monkeypatch.setattr("consumer.app.Concurrency", partial(Concurrency, habits=habits))
+    claim = PortClaim(1)
+    yield service_environment | {
+        "ACESTEP_QUEUE_WORKERS": "auto",
+        "ACESTEP_QUEUE_WORKERS_MAX": "12",
+        "ACESTEP_QUEUE_MAXSIZE": "1000",
+        "ACESTEP_HTTP_PORT": str(claim.ports[0]),
+    }
+    claim.release()
+    gc.unfreeze()  # the worker froze what was alive, which was pytest
+
+
+@asynccontextmanager
+async def working(settings: Settings, engines: FakeEngines, card: SharedCard) -> AsyncIterator[Worker]:
+    """A worker without its process; told to stop in the end, and waited for."""
+    worker = Worker(settings, engines, 20)
+    async with asyncio.TaskGroup() as tasks:
+        rendering = tasks.create_task(card.work())
+        running = tasks.create_task(worker.run())
+        yield worker
+        worker._on_signal()
+        await running
+        rendering.cancel()
+
+
+async def scraped(settings: Settings) -> dict[str, float]:
+    """The samples of the worker's page of metrics, by name."""
+    url = f"http://127.0.0.1:{settings.worker.http_port}/metrics"
+    async with ClientSession() as client, client.get(url) as answer:
+        return {sample.name: sample.value for family in parse(await answer.text()) for sample in family.samples}
+
+
+async def fill_queue(peer: Peer, jobs: int) -> None:
+    for number in range(jobs):
+        body = {"task_id": f"t{number}", "prompt": "x", "audio_duration": 10}
+        await peer.request(json.dumps(body).encode(), delivery_mode=2)
+
+
+class SharedCard:
+    """Renders what is in hand in packs of at most eight; a pack takes ``launch_s``, however many songs it has."""
+
+    def __init__(self, launch_s: float = 0.25, pack: int = 8) -> None:
+        self._launch_s = launch_s
+        self._pack = pack
+        self._waiting: list[asyncio.Event] = []
+
+    async def render(self, _job: Job) -> None:
+        done = asyncio.Event()
+        self._waiting.append(done)
+        await done.wait()
+
+    async def work(self) -> None:
+        while True:
+            await asyncio.sleep(self._launch_s)
+            for done in self._waiting[: self._pack]:
+                done.set()
+            del self._waiting[: self._pack]
+
+
+async def test_auto_climbs_with_the_throughput_and_every_job_is_done_once(
+    auto_environment: dict[str, str], amqp_url: str, amqp_vhost: str, management: ManagementApi
+) -> None:
+    """A whole worker but for the engine, whose card is best used by eight jobs at once."""
+    settings, jobs, card = load(auto_environment, None), 300, SharedCard()
+    engines = FakeEngines(FakeRenderer(before=card.render))
+    completed: Counter[str] = Counter()
+    attempts: Counter[int] = Counter()
+    told: list[int] = []
+    async with Link(settings.broker, "topology"), Peer(amqp_url) as peer, Client(amqp_url) as client:
+        await fill_queue(peer, jobs)
+        async with (
+            asyncio.timeout(120),
+            client.subscribe("job.started.*", "job.completed.*", "worker.*.*") as events,
+            working(settings, engines, card) as worker,
+        ):
+            while len(completed) < jobs:
+                match await anext(events):
+                    case JobCompleted(subject=task_id):
+                        completed[task_id] += 1
+                    case JobStarted(data=started):
+                        attempts[started.attempt] += 1
+                    case WorkerEvent(data=news):
+                        told.append(news.prefetch)
+            consumer = worker._consumer
+            assert consumer is not None
+            await broker_lists(management, amqp_vhost, lambda: consumer.prefetch)
+            assert (await scraped(settings))["acestep_workers"] == consumer.prefetch
+        await ready_is(peer, 0)
+    assert completed == Counter(f"t{number}" for number in range(jobs))
+    assert attempts == {1: jobs}
+    # A machine that is busy with other things may make it hesitate on the way.
+    assert told[:2] == [2, 3]
+    assert engines.renderer.most_at_once == max(told) >= 8
+
+
+async def test_auto_steps_back_when_the_renderer_tells_of_too_little_memory(
+    auto_environment: dict[str, str], amqp_url: str
+) -> None:
+    """The renderer has to squeeze as soon as five jobs are in hand."""
+    settings, card, engines, squeezes = load(auto_environment, None), SharedCard(), FakeEngines(FakeRenderer()), 0
+
+    async def before(job: Job) -> None:
+        nonlocal squeezes
+        squeezes += engines.renderer.at_once > 4
+        engines.renderer_usage.note(vitals(audio_s=0, squeezes=squeezes), time.monotonic())
+        await card.render(job)
+
+    engines.renderer.before = before
+    told: list[int] = []
+    async with Link(settings.broker, "topology"), Peer(amqp_url) as peer, Client(amqp_url) as client:
+        await fill_queue(peer, 300)
+        async with (
+            asyncio.timeout(60),
+            client.subscribe("worker.ready.*") as events,
+            working(settings, engines, card),
+        ):
+            while not told or max(told) <= told[-1] or max(told) < 6:
+                event = await anext(events)
+                assert isinstance(event, WorkerEvent)
+                told.append(event.data.prefetch)
+    assert told[-2:] == [6, 4]
+    assert engines.renderer_usage.squeezes > 0
