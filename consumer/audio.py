@@ -127,6 +127,8 @@ def _write(samples: Samples, path: Path, wanted: Format, sample_rate: int) -> No
         stream = cast("AudioStream", container.add_stream(wanted.codec, rate=rate, layout=layout))
         if wanted.bit_rate:
             stream.bit_rate = wanted.bit_rate
+        if wanted.effort:
+            stream.options = {"compression_level": wanted.effort}
         for frame in _frames(samples, layout, sample_rate):
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))

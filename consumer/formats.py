@@ -11,6 +11,7 @@ class Format:
     """How one output format is written. ``bit_rate`` is bits a second, None where nothing is lost.
 
     ``sample_rate`` (Hz) is set where the codec has rates of its own; samples at another rate are resampled to it.
+    ``effort`` is FFmpeg's ``compression_level``: for LAME 0 (slow) to 9 (fast).
     """
 
     suffix: str
@@ -19,6 +20,7 @@ class Format:
     codec: str
     bit_rate: int | None = None
     sample_rate: int | None = None
+    effort: str | None = None
 
 
 # Ogg/Opus under its two usual names. Opus has a rate of its own.
@@ -32,7 +34,15 @@ _OGG = Format(
 )
 FORMATS: Final = MappingProxyType(
     {
-        "mp3": Format(suffix=".mp3", content_type="audio/mpeg", container="mp3", codec="libmp3lame", bit_rate=192_000),
+        # LAME's own default, 5, takes half again as long: 13 s of a core for a song of 300 s. A GPU makes one in 0.4 s.
+        "mp3": Format(
+            suffix=".mp3",
+            content_type="audio/mpeg",
+            container="mp3",
+            codec="libmp3lame",
+            bit_rate=192_000,
+            effort="7",
+        ),
         "wav": Format(suffix=".wav", content_type="audio/wav", container="wav", codec="pcm_s16le"),
         "wav32": Format(suffix=".wav", content_type="audio/wav", container="wav", codec="pcm_f32le"),
         "flac": Format(suffix=".flac", content_type="audio/flac", container="flac", codec="flac"),

@@ -42,6 +42,13 @@ def _auto(value: object) -> object:
     return None if isinstance(value, str) and value.strip().lower() == "auto" else value
 
 
+def _workers(value: object) -> object:
+    value = _auto(value)
+    if isinstance(value, str) and not value.strip().isdecimal():
+        raise ValueError("must be a number of jobs, 1 to 1024, or auto")
+    return value
+
+
 def _amqp_url(value: SecretStr) -> SecretStr:
     try:
         _URL.validate_python(value.get_secret_value())
@@ -53,7 +60,7 @@ def _amqp_url(value: SecretStr) -> SecretStr:
 
 List = Annotated[tuple[str, ...], BeforeValidator(_split)]
 AutoBool = Annotated[bool | None, BeforeValidator(_auto)]
-Workers = Annotated[Annotated[int, Field(ge=1, le=1024)] | None, BeforeValidator(_auto)]
+Workers = Annotated[Annotated[int, Field(ge=1, le=1024)] | None, BeforeValidator(_workers)]
 Path_ = Annotated[Path, AfterValidator(Path.expanduser)]
 
 

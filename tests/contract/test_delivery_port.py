@@ -70,8 +70,7 @@ class Real:
         properties = {"reply_to": reply.reply_to, "correlation_id": reply.correlation_id}
         await self._peer.request(body, message_id=message_id, **properties)
         delivery = await self._taken.get()
-        self._link.detach(self._consumer._consume)
-        await self._consumer._cancel()
+        await self._consumer._take_no_more()
         return delivery
 
     async def lose_channel(self) -> None:

@@ -66,6 +66,11 @@ def test_workers_are_a_number_or_left_to_the_worker(text: str, value: int | None
     assert (broker.queue_workers, broker.workers_at_start, broker.queue_workers_max) == (value, at_start, 64)
 
 
+def test_a_word_for_the_workers_that_is_not_auto_is_answered_with_the_choice() -> None:
+    with pytest.raises(SettingsError, match="ACESTEP_QUEUE_WORKERS: must be a number of jobs, 1 to 1024, or auto"):
+        load({"ACESTEP_QUEUE_WORKERS": "automatic"}, None)
+
+
 def test_auto_does_not_start_above_its_maximum() -> None:
     environ = {"ACESTEP_QUEUE_WORKERS": "auto", "ACESTEP_QUEUE_WORKERS_MAX": "1"}
     assert load(environ, None).broker.workers_at_start == 1

@@ -4,6 +4,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 
@@ -33,9 +34,12 @@ class Sound:
         """Start the copy of [channels, samples] to RAM and go on."""
         if audio.device.type != "cuda":
             return cls(audio.cpu())
-        samples = audio.to("cpu", non_blocking=True)
-        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's
-        arrived.record()
+        stream = _copies(audio.device)
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            samples = audio.to("cpu", non_blocking=True)
+            arrived = stream.record_event()
+        audio.record_stream(stream)
         return cls(samples, arrived)
 
     def wait(self) -> torch.Tensor:
@@ -43,6 +47,16 @@ class Sound:
         if self.arrived is not None:
             self.arrived.synchronize()
         return self.samples
+
+
+@cache
+def _copies(device: torch.device) -> torch.cuda.Stream:
+    """Copies to RAM have a stream of their own: they run beside the next pack, and nothing is ever recorded there.
+
+    When a job's thread lets go of samples, torch notes that on the stream which copied them. On one that is being
+    recorded as a graph, that would break the recording.
+    """
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
 
 
 @dataclass(frozen=True, slots=True, eq=False)
