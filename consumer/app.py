@@ -245,14 +245,7 @@ class Worker:
             log.warning("announcement dropped", state=state, reason=str(error))
 
     def _tell(self) -> None:
-        workers, lanes = self._settings.broker.queue_workers, self._settings.engine.lanes
-        if workers is not None and workers != lanes:
-            log.warning(
-                "ACESTEP_QUEUE_WORKERS and ACESTEP_API_WORKERS differ: jobs in hand wait for a render lane, or lanes "
-                "stay idle; the same number for both is easier to read",
-                queue_workers=workers,
-                api_workers=lanes,
-            )
+        workers = self._settings.broker.queue_workers
         for warning in self._engines.warnings():
             log.warning("engine", note=warning)
         limits = self._engines.limits()

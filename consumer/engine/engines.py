@@ -14,7 +14,7 @@ from consumer.engine.rendering import RendererSupervisor
 from consumer.engine.supervisor import EngineUnusable
 from consumer.engine.usage import Usage
 from consumer.policy.admit import Limits
-from consumer.policy.language import LmPlan, LmWish, plan_lm
+from consumer.policy.language import LmPlan, LmWish, plan_lm, renderer_share
 from consumer.policy.tiers import TierTable
 from consumer.ports import Planner, Renderer
 from consumer.settings import Settings
@@ -40,6 +40,7 @@ class Engines:
         wanted = self._wish()
         self._lm_plan = plan_lm(wanted, self._table.tier_of(report.vram_gb), report.vram_gb)
         if self._lm_plan is not None:
+            self._share_card(self._lm_plan, report)
             await self._start_planner(self._lm_plan, report)
 
     async def stop(self) -> None:
@@ -112,6 +113,11 @@ class Engines:
             yield from self._lm_plan.warnings
         if self._planner is not None and self._planner.report is not None:
             yield from self._planner.report.warnings
+
+    def _share_card(self, plan: LmPlan, report: RendererReport) -> None:
+        """Agree on who may use how much, where both are on one card."""
+        if report.vram_gb and self._settings.engine.lm_device in ("auto", report.device):
+            self._renderer.allot(renderer_share(plan, report.vram_gb))
 
     async def _start_planner(self, plan: LmPlan, report: RendererReport) -> None:
         attempts = self._settings.worker.max_attempts

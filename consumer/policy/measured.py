@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from consumer.policy.language import Backend
+from consumer.policy.language import RESERVE_GB, Backend
 from consumer.policy.tiers import LMS
 
 GIB: Final = 2**30
@@ -94,8 +94,7 @@ TILE_BYTES: Final = round(0.72 * GIB)
 FRAME_BYTES: Final = 31_000
 CONDITION_TOKENS: Final = 700  # of a usual song; 2,305 at most
 
-# Not measured, an allowance: the CUDA context of the renderer, and what allocators lose.
-RESERVE_BYTES: Final = GIB
+RESERVE_BYTES: Final = round(RESERVE_GB * GIB)
 # Not measured, allowances inside the LM's memory: vLLM's context, activations and recorded graphs 1 GB, and the logits
 # processor's 4 MB a row.
 LM_OVERHEAD_BYTES: Final[Mapping[Backend, int]] = MappingProxyType({"vllm": 1_512_000_000, "pt": 0})

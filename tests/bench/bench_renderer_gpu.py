@@ -10,19 +10,24 @@ Side by side: the plain pipeline, one song at a time, in the same run. ``--tiny`
 
 import argparse
 import itertools
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity
+from torch.profiler import profile as record
 
 from consumer.engine import tiny_checkpoint
 from consumer.engine.renderer import studio
 from consumer.engine.renderer.arguments import Arguments
 from consumer.engine.renderer.batcher import Batcher
+from consumer.engine.renderer.graphs import GraphedFlow
 from consumer.engine.renderer.take import Watch
 from consumer.settings import EngineSettings
 from tests.bench import full_size
@@ -30,6 +35,11 @@ from tests.bench import full_size
 MIXED = (30, 60, 90, 120, 150, 180, 210, 240, 270, 300)
 LYRICS = "[verse]\n" + "singing in the morning light over the hills\n" * 12
 PROMPT = "upbeat electronic dance music with heavy bass"
+
+
+def tell(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def arguments(seconds: int, seed: int, steps: int = 8) -> Arguments:
@@ -100,13 +110,14 @@ def step_ms(batcher: Batcher, seconds: Sequence[int], *, condition: int = 700) -
 
     def run() -> float:
         width, channels = dit.dit.config.encoder_hidden_size, dit.dit.config.audio_acoustic_hidden_dim
-        make: Callable[..., torch.Tensor] = lambda *shape: torch.randn(*shape, device=dit.device, dtype=dit.dtype)
+        make = partial(torch.randn, device=dit.device, dtype=dit.dtype)
         conditions = dit.conditions([make(condition, width) for _ in seconds])
         frames = [25 * each for each in seconds]
         pack = dit.lay_out(frames, conditions)
-        from consumer.engine.renderer.graphs import GraphedFlow
-
-        context, memory = pack.join([make(each, 2 * channels) for each in frames]), torch.cat([c.memory for c in conditions], dim=2)
+        context, memory = (
+            pack.join([make(each, 2 * channels) for each in frames]),
+            torch.cat([c.memory for c in conditions], dim=2),
+        )
         flow = GraphedFlow(dit, pack, context, memory, graphed=booth._speed.graphed)
         latents, times = pack.join([make(each, channels) for each in frames]), make(len(frames) + 1)
         return timed(lambda: flow(latents, times))
@@ -140,9 +151,12 @@ def matrix_peak() -> float:
 
 def plainly(pipeline: Any, seconds: int, songs: int = 3) -> float:
     """Songs a minute of the plain pipeline, one at a time."""
+
     def one(seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        pipeline(prompt=PROMPT, lyrics=LYRICS, audio_duration=float(seconds), generator=generator, guidance_scale=1.0).audios.cpu()
+        pipeline(
+            prompt=PROMPT, lyrics=LYRICS, audio_duration=float(seconds), generator=generator, guidance_scale=1.0
+        ).audios.cpu()
 
     one(0)
     began = time.perf_counter()
@@ -162,7 +176,9 @@ def main() -> None:
     parser.add_argument("--cases", default="30x1,30x16,120x16,300x1,300x8,mixedx16")
     parser.add_argument("--seconds", type=float, default=15)
     parser.add_argument("--plain", default="", help="lengths for the plain pipeline, comma-separated")
-    parser.add_argument("--steps", default="30;120;300;30,30,30,30,30,30,30,30;300,300", help="packs for DiT steps, by ;")
+    parser.add_argument(
+        "--steps", default="30;120;300;30,30,30,30,30,30,30,30;300,300", help="packs for DiT steps, by ;"
+    )
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--vram", type=float, help="pretend that the card has this many GB")
@@ -170,12 +186,12 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         began = time.perf_counter()
         (tiny_checkpoint if asked.tiny else full_size).write(Path(folder))
-        print(f"checkpoint written in {time.perf_counter() - began:.0f} s", flush=True)
+        tell(f"checkpoint written in {time.perf_counter() - began:.0f} s")
         if asked.plain:
             pipeline = full_size.pipeline("cuda", torch.bfloat16)
             pipeline.set_progress_bar_config(disable=True)
             for seconds in map(int, asked.plain.split(",")):
-                print(f"plain diffusers {seconds} s: {plainly(pipeline, seconds):.0f} songs/min", flush=True)
+                tell(f"plain diffusers {seconds} s: {plainly(pipeline, seconds):.0f} songs/min")
             del pipeline
             torch.cuda.empty_cache()
         measure_all(asked, Path(folder))
@@ -185,35 +201,33 @@ def measure_all(asked: argparse.Namespace, folder: Path) -> None:
     began = time.perf_counter()
 
     def say(what: str) -> None:
-        print(f"  {time.perf_counter() - began:6.1f} s {what}", flush=True)
+        tell(f"  {time.perf_counter() - began:6.1f} s {what}")
 
     settings = EngineSettings(checkpoint_dir=folder, device="cpu" if asked.tiny else "cuda", max_vram_gb=asked.vram)
     opened = studio.open_studio(settings, say)
     batcher = opened.batcher
-    say(f"ready: {opened.report.attention}, compiled={opened.report.compiled}, {opened.footprint}, tokens={batcher.means.tokens}")
+    say(f"ready: {opened.report.attention}, compiled={opened.report.compiled}, {batcher.means}, {opened.footprint}")
     peak = 0.0 if asked.tiny else matrix_peak()
-    print(f"matrix peak {peak:.0f} TFLOP/s", flush=True)
+    tell(f"matrix peak {peak:.0f} TFLOP/s")
     for pack in asked.steps.split(";") if asked.steps else ():
         lengths = [int(each) for each in pack.split(",")]
         took = step_ms(batcher, lengths)
         rate = sum(map(flops_of_step, lengths)) / took / 1e9
         share = f", {100 * rate / peak:.0f}% of peak" if peak else ""
-        print(f"DiT step of {pack} s: {took:.2f} ms, {rate:.0f} TFLOP/s{share}", flush=True)
+        tell(f"DiT step of {pack} s: {took:.2f} ms, {rate:.0f} TFLOP/s{share}")
     for name, lengths, in_flight in cases(asked.cases):
         rate, busy = songs_a_minute(batcher, lengths, in_flight, asked.seconds)
         tally = batcher.tally
-        print(f"{name}: {rate:.0f} songs/min, device busy {100 * busy:.0f}%, last pack {tally.songs_in_pack} songs {tally.tokens_in_pack} tokens, tiles {batcher.means.tiles}, squeezes {batcher.means.squeezes}", flush=True)
+        last = f"last pack {tally.songs_in_pack} songs, {tally.tokens_in_pack} tokens"
+        tell(f"{name}: {rate:.0f} songs/min, device busy {100 * busy:.0f}%, {last}, squeezes {batcher.means.squeezes}")
     if asked.profile:
         profile(batcher)
 
 
 def profile(batcher: Batcher) -> None:
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as record
-
     with record(activities=[ProfilerActivity.CUDA]) as kernels:
         songs_a_minute(batcher, (30,), 16, 1)
-    print(kernels.key_averages().table(sort_by="cuda_time_total", row_limit=25, max_name_column_width=80))
+    tell(kernels.key_averages().table(sort_by="cuda_time_total", row_limit=25, max_name_column_width=80))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint in the shapes of ACE-Step 1.5's 2B models, with random weights: time and memory depend on shapes alone."""
+"""A checkpoint in the shapes of ACE-Step 1.5's 2B models, with random weights: time and memory depend on shapes."""
 
 from pathlib import Path
 from typing import Any

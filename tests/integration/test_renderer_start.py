@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The renderer's start: checkpoints on disk, models in memory, lanes, and the report."""
+"""The renderer's start: checkpoints on disk, models in memory, and the report."""
 
 import shutil
 import subprocess
@@ -42,12 +42,13 @@ def quiet(_: str) -> None:
 
 def test_the_report_says_what_is_there(checkpoints: Path) -> None:
     said: list[str] = []
-    opened = open_studio(settings(checkpoints, TURBO, BASE, lanes=3), said.append)
+    opened = open_studio(settings(checkpoints, TURBO, BASE), said.append)
     report = opened.report
     assert report.models == (LoadedModel(TURBO, Variant.TURBO), LoadedModel(BASE, Variant.BASE))
-    assert (report.device, report.vram_gb, report.offload, report.lanes) == ("cpu", 0, False, 3)
+    assert (report.device, report.vram_gb, report.offload) == ("cpu", 0, False)
+    assert (report.attention, report.compiled) == ("one by one", False)
     assert (report.formats, report.warnings) == (tuple(FORMATS), ())
-    assert len(opened.lanes) == 3
+    assert set(opened.batcher.models) == {TURBO, BASE}
     assert [text.split(" from ")[0] for text in said if text.startswith("loading")] == [
         f"loading {TURBO}",
         f"loading {BASE}",
@@ -79,13 +80,14 @@ def test_a_model_named_twice_is_loaded_once(checkpoints: Path) -> None:
     assert [handle.model.name for handle in handles] == [TURBO]
 
 
-def test_lanes_share_weights_and_nothing_that_a_call_changes(checkpoints: Path) -> None:
-    opened = open_studio(settings(checkpoints, TURBO, lanes=2))
-    one, other = (lane._booths[TURBO]._pipeline for lane in opened.lanes)
-    assert one.transformer is other.transformer
-    assert one.text_encoder is other.text_encoder
+def test_two_models_share_weights_and_nothing_that_a_song_changes(checkpoints: Path) -> None:
+    opened = open_studio(settings(checkpoints, TURBO, BASE))
+    one, other = (booth.parts for booth in opened.batcher._booths.values())
+    assert one.pipeline.text_encoder is other.pipeline.text_encoder
+    assert one.decoder is other.decoder
     assert [a.data_ptr() for a in one.vae.parameters()] == [b.data_ptr() for b in other.vae.parameters()]
-    assert all(getattr(one, part) is not getattr(other, part) for part in ("vae", "scheduler", "tokenizer"))
+    assert one.vae is not other.vae
+    assert one.pipeline.tokenizer is not other.pipeline.tokenizer
 
 
 def test_a_missing_second_model_is_found_out_before_the_first_is_loaded(checkpoints: Path) -> None:
@@ -135,15 +137,19 @@ def test_the_family_is_read_from_config_and_name(name: str, config: dict[str, ob
     assert variant_of(name, config) is expected
 
 
-def test_offloading_leaves_one_lane_and_says_so(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offloading_is_reported_and_every_part_waits_in_ram(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Offloading itself needs a card; the decision does not."""
-    lanes: list[Offload] = []
-    monkeypatch.setattr(studio, "Lane", lambda _handles, _device, offload: lanes.append(offload))
     monkeypatch.setattr(studio, "offload_for", lambda *_: Offload(models=True, dit=True))
-    report = open_studio(settings(checkpoints, TURBO, lanes=4)).report
-    assert lanes == [Offload(models=True, dit=True)]
-    assert (report.lanes, report.offload) == (1, True)
-    assert report.warnings == ("ACESTEP_API_WORKERS = 4: one lane is used, because models are offloaded to RAM",)
+    opened = open_studio(settings(checkpoints, TURBO, BASE))
+    assert opened.report.offload
+    cards = [booth.parts.card for booth in opened.batcher._booths.values()]
+    assert cards[0] is not None
+    assert cards[0] is cards[1]
+
+
+def test_threads_that_operators_used_to_ask_for_are_named_as_needless(checkpoints: Path) -> None:
+    (warning,) = open_studio(settings(checkpoints, TURBO, lanes=4)).report.warnings
+    assert warning.startswith("ACESTEP_API_WORKERS = 4 has no effect")
 
 
 def test_offloading_that_wins_nothing_is_named(checkpoints: Path) -> None:

@@ -25,7 +25,7 @@ Kernel = Callable[..., torch.Tensor]
 
 
 @torch.library.custom_op("acestep::attend", mutates_args=())
-def attend(
+def attend(  # noqa: PLR0913, PLR0917 - an operator of torch has plain arguments, in their order
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -77,24 +77,17 @@ def name_of(kernel: Kernel) -> str:
     return kernel.__name__.replace("_", " ")
 
 
-def one_by_one(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    query_bounds: torch.Tensor,
-    key_bounds: torch.Tensor,
-    _longest_query: int,
-    _longest_key: int,
-    window: int,
-    scale: float,
-) -> torch.Tensor:
+def one_by_one(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *where: Any) -> torch.Tensor:
     """Attend with torch's ordinary attention, a call per sequence."""
+    query_bounds, key_bounds, _, _, window, scale = where
     result = torch.empty_like(query, memory_format=torch.contiguous_format)
     starts, key_starts = query_bounds.tolist(), key_bounds.tolist()
     for start, end, key_start, key_end in zip(starts, starts[1:], key_starts, key_starts[1:], strict=False):
         if start == end:
             continue
-        q, k, v = (part.transpose(0, 1)[None] for part in (query[start:end], key[key_start:key_end], value[key_start:key_end]))
+        q, k, v = (
+            part.transpose(0, 1)[None] for part in (query[start:end], key[key_start:key_end], value[key_start:key_end])
+        )
         mask = None if window == EVERYWHERE else _band(end - start, window, query.device)
         attended = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
         result[start:end] = attended[0].transpose(0, 1)
@@ -118,9 +111,7 @@ def _flash() -> Kernel | None:
     # Later versions want to be told what earlier ones just did.
     grouped: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
-    def flash(
-        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *where: Any
-    ) -> torch.Tensor:
+    def flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *where: Any) -> torch.Tensor:
         *bounds, window, scale = where
         attended: Any = varlen_attn(query, key, value, *bounds, scale=scale, window_size=(window, window), **grouped)
         return torch.as_tensor(attended)
@@ -139,17 +130,8 @@ def _flash_3() -> Kernel | None:
         # Importing vLLM makes torch compile on one thread, for the sake of vLLM's own processes.
         torch._inductor.config.compile_threads = threads  # noqa: SLF001 - as above
 
-    def flash_3(
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        query_bounds: torch.Tensor,
-        key_bounds: torch.Tensor,
-        longest_query: int,
-        longest_key: int,
-        window: int,
-        scale: float,
-    ) -> torch.Tensor:
+    def flash_3(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *where: Any) -> torch.Tensor:
+        query_bounds, key_bounds, longest_query, longest_key, window, scale = where
         attended: torch.Tensor = flash_attn_varlen_func(
             query,
             key,

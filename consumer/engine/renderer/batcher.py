@@ -188,8 +188,8 @@ class Batcher:
     def _next_batch(self) -> list[Take]:
         """Return the first waiting jobs that can be prepared together and fit."""
         takes: list[Take] = []
-        held = sum(take.bytes for take in self._active)
-        for take in self._waiting:
+        held = sum(take.bytes for take in self._active) + sum(booth.lora_bytes for booth in self._booths.values())
+        for take in self._after_other_loras():
             if len(takes) == self.means.jobs or (takes and take.kind != takes[0].kind):
                 break
             if not self._has_room(take, takes, held):
@@ -199,6 +199,19 @@ class Batcher:
             held += take.bytes
         return takes
 
+    def _after_other_loras(self) -> Iterator[Take]:
+        """Yield waiting jobs whose LoRA can be used now: a model has one at a time, since each is a model of its own.
+
+        Jobs without one pass; jobs with another wait behind the one that waits.
+        """
+        in_use = {take.booth: take.lora for take in self._active if take.lora}
+        closed: set[Booth] = set()
+        for take in self._waiting:
+            if take.lora and (take.booth in closed or in_use.setdefault(take.booth, take.lora) != take.lora):
+                closed.add(take.booth)
+            else:
+                yield take
+
     def _has_room(self, take: Take, others: Sequence[Take], held: int) -> bool:
         present = [*self._active, *others]
         if present and (take.alone or present[0].alone):
@@ -206,7 +219,7 @@ class Batcher:
         # Parts that wait in RAM change places at each stage: then a pack goes all its way before the next begins.
         if self._active and take.booth.parts.card is not None:
             return False
-        return self.budget.has_room(held, take.bytes)
+        return not present or self.budget.has_room(held, take.bytes)
 
     def _prepare(self, takes: Sequence[Take]) -> None:
         booth, lora = takes[0].kind
@@ -320,7 +333,7 @@ class Batcher:
             return None
         card = OneAtATime(self._device)
         for booth in self._booths.values():
-            booth.parts.offload(card, keep_dit=False)
+            booth.offload(card)
         torch.cuda.empty_cache()
         return "memory ran out: models wait in RAM between uses from now on"
 

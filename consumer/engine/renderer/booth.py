@@ -12,6 +12,7 @@ from consumer.engine.renderer.decode import normalised
 from consumer.engine.renderer.denoiser import Denoiser
 from consumer.engine.renderer.draft import Draft, Drafting
 from consumer.engine.renderer.lora import Lora, LoraShelf
+from consumer.engine.renderer.offload import OneAtATime
 from consumer.engine.renderer.packed_dit import PackedDit
 from consumer.engine.renderer.parts import Parts
 from consumer.engine.renderer.randomness import generators_for
@@ -22,9 +23,10 @@ from consumer.engine.renderer.tiles import lengths
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What makes the device faster and is not there everywhere: compiled blocks, recorded graphs."""
+    """What makes the device faster and is not there everywhere: compiled blocks, joined weights, recorded graphs."""
 
     compiled: bool = False
+    fused: bool = False
     graphed: bool = False
 
 
@@ -36,7 +38,7 @@ class Booth:
         speed: see there.
     """
 
-    def __init__(self, parts: Parts, speed: Speed = Speed()) -> None:  # noqa: B008 - frozen
+    def __init__(self, parts: Parts, speed: Speed = Speed()) -> None:
         self.parts = parts
         self.drafting = Drafting(parts)
         self._speed = speed
@@ -44,6 +46,11 @@ class Booth:
         self._conditioner = Conditioner(parts, self.drafting, self._texts)
         self._loras = LoraShelf()
         self._denoisers: dict[Lora | None, Denoiser] = {None: self._denoiser(parts.dit)}
+
+    @property
+    def lora_bytes(self) -> int:
+        """Memory of the weights that a LoRA changed."""
+        return self._loras.bytes
 
     def songs(self, drafts: Sequence[Draft], lora: Lora | None) -> list[tuple[Song, ...] | Exception]:
         """Prepare the songs of drafts that use the same LoRA, or say why one has none. Raises out of memory."""
@@ -86,6 +93,14 @@ class Booth:
         silence = torch.zeros(lengths(decoder.overlap)[0], channels, device=self.parts.device)
         decoder.decode([silence] * tiles, tiles)
 
+    def offload(self, card: OneAtATime) -> None:
+        """Keep every part in RAM until it is used, from now on. What is at a fixed place in memory is given up."""
+        self.forget()
+        self.parts.offload(card, keep_dit=False)
+        self._speed = Speed(compiled=self._speed.compiled)
+        self._texts.give_up_graphs()
+        self._denoisers = {None: self._denoiser(self.parts.dit)}
+
     def rest(self) -> None:
         """Nothing is to be done for now: an offloaded part on the card goes back to RAM."""
         if self.parts.card is not None:
@@ -99,6 +114,8 @@ class Booth:
         self._loras.clear()
 
     def _denoiser(self, dit: PackedDit) -> Denoiser:
+        if self._speed.fused and self.parts.card is None:
+            dit.fuse()
         if self._speed.compiled:
             dit.compile()
         return Denoiser(dit, graphed=self._speed.graphed)

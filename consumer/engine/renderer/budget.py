@@ -73,5 +73,5 @@ class Budget:
         return frames * self.footprint.frame + condition_tokens * self.footprint.condition_token
 
     def has_room(self, held: int, more: int) -> bool:
-        """Whether a song of ``more`` bytes fits beside songs that hold ``held``. The first song always does."""
-        return self.free is None or held == 0 or held + more + self.working <= self.free
+        """Whether a song of ``more`` bytes fits beside others that hold ``held``. A song alone is tried in any case."""
+        return self.free is None or held + more + self.working <= self.free

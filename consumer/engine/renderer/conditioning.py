@@ -63,7 +63,11 @@ class Conditioner:
     def songs(self, drafts: Sequence[Draft], dit: PackedDit) -> list[tuple[Song, ...] | Exception]:
         """Prepare the songs of each draft, or say why there are none. Raises when memory runs out."""
         states = self._texts.encode([words for draft in drafts for words in draft.words])
-        found = [self._score(draft, list(islice(states, len(draft.words)))) for draft in drafts]
+        hints = self._hints([codes for draft in drafts for codes in draft.codes])
+        found = [
+            self._score(draft, list(islice(states, len(draft.words))), list(islice(hints, len(draft.codes))))
+            for draft in drafts
+        ]
         conditions = self._conditions([score for score in found if isinstance(score, _Score)], dit)
         return [score if isinstance(score, Exception) else tuple(self._cast(score, conditions)) for score in found]
 
@@ -73,9 +77,24 @@ class Conditioner:
         for _ in self._texts.encode([Words([0] * 64, [0] * 64)]):
             pass
 
-    def _score(self, draft: Draft, encoded: Sequence[States]) -> _Score | Exception:
+    def _hints(self, codes: Sequence[list[int]]) -> Iterator[torch.Tensor]:
+        """Yield what each song's audio codes sound like: latents, [frames, channels].
+
+        A code becomes its frames without a look at its neighbours, so that all songs' codes can be one sequence.
+        """
+        if not codes:
+            return
+        tokenizer, detokenizer = self._pipeline.audio_tokenizer, self._pipeline.audio_token_detokenizer
+        joined = torch.tensor([code for some in codes for code in some]).to(self._parts.device, non_blocking=True)
+        quantizer = self._parts.use(tokenizer).quantizer
+        quantized = quantizer.get_output_from_indices(joined[None, :, None]).to(self._parts.dtype)
+        latents = self._parts.use(detokenizer)(quantized)[0].to(self._parts.dtype)
+        frames = detokenizer.pool_window_size
+        yield from torch.split(latents, [frames * len(some) for some in codes])
+
+    def _score(self, draft: Draft, encoded: Sequence[States], hints: Sequence[torch.Tensor]) -> _Score | Exception:
         try:
-            context, timbres = self._material(draft)
+            context, timbres = self._material(draft, hints)
             noise = draft.noise
             if noise is None:
                 noise = self._drafting.noise(list(draft.generators), context.shape[1])
@@ -111,19 +130,19 @@ class Conditioner:
                 blend=Blend(given["audio_cover_strength"], others[0]) if others else None,
             )
 
-    def _material(self, draft: Draft) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    def _material(self, draft: Draft, hints: Sequence[torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Return the songs' context, [songs, frames, 2 * channels], and one timbre for all or one for each."""
         given, songs = draft.given, len(draft.generators)
         where: dict[str, Any] = {"device": self._parts.device, "dtype": self._parts.dtype, "batch_size": songs}
         vae, source = self._parts.vae, given.get("src_audio")
         # Source and reference draw their points from the songs' seeds, one after the other.
         vae.generators, vae.use_tiling = generators_for(draft.arguments.seeds), draft.arguments.tiled
-        latents, frames = self._pipeline.prepare_src_latents(
-            **where,
-            src_audio=source,
-            audio_codes=given.get("audio_codes"),
-            latent_length=draft.frames,
-            task_type=draft.task,
+        latents, frames = (
+            (torch.stack(list(hints)), draft.frames)
+            if hints
+            else self._pipeline.prepare_src_latents(
+                **where, src_audio=source, latent_length=draft.frames, task_type=draft.task
+            )
         )
         timbres = self._timbres(given["reference_audio"], songs)
         mask = self._pipeline._build_chunk_mask(  # noqa: SLF001 - the pipeline's mask, not a copy of it

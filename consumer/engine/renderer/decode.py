@@ -88,7 +88,7 @@ class TileDecoder(nn.Module):
 
     @property
     def _longest(self) -> int:
-        """The one length that is compiled. Songs too short for it are over soon, and each length takes half a minute."""
+        """The one length that is compiled: each takes half a minute, and songs too short for it are soon decoded."""
         return lengths(self.overlap)[0]
 
     def _blank(self, frames: int) -> torch.Tensor:

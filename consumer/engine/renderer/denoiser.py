@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The DiT's part of a denoising step, for any songs of one DiT. The layout of a pack is kept for as long as the same songs step."""
+"""The DiT's part of a denoising step, for any songs of one DiT.
+
+The layout of a pack is kept for as long as the same songs step.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +25,7 @@ class _Cast:
 
     def is_again(self, other: "_Cast | None") -> bool:
         """Whether the same songs with the same voices were packed before; by identity, nothing is compared."""
-        return other is not None and self._members() == other._members()
+        return other is not None and self.members() == other.members()
 
     def conditions(self) -> list[Condition]:
         return [condition for voices in self.voices for condition in voices]
@@ -31,7 +34,7 @@ class _Cast:
         """Repeat what is there for each song once for each of its voices."""
         return [part for part, voices in zip(parts, self.voices, strict=True) for _ in voices]
 
-    def _members(self) -> list[int]:
+    def members(self) -> list[int]:
         return [id(member) for song, voices in zip(self.songs, self.voices, strict=True) for member in (song, *voices)]
 
 

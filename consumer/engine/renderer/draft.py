@@ -5,6 +5,7 @@ It is made in the job's own thread. What waits for the device's thread would oth
 """
 
 import math
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from consumer.engine.renderer.randomness import generators_for
 
 _TEXT, _LYRICS = 256, 2048  # tokens that the model reads of each
 _DEFAULT_S = 60.0
-_CODE_MARK = "<|audio_code_"
+_CODE = re.compile(r"<\|audio_code_(\d+)\|>")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,13 +36,15 @@ class Draft:
     """A job before the device has seen it.
 
     ``words``: the task's texts and, for a cover that is blended with its text, those of the text alone.
-    ``frames``: latent frames, None when the source audio decides. ``noise``: [songs, frames, channels], None likewise.
+    ``codes``: each song's audio codes, or none. ``frames``: latent frames, None when the source audio decides.
+    ``noise``: [songs, frames, channels], None likewise.
     ``length``: latent frames, as exactly as is known by now.
     """
 
     arguments: Arguments
     task: str
     words: tuple[Words, ...]
+    codes: tuple[list[int], ...]
     frames: int | None
     length: int
     noise: torch.Tensor | None
@@ -76,12 +79,14 @@ class Drafting:
         self._check(given, task)
         texts = list(self._texts(given, task))
         words, cuts = zip(*(self._tokenized(*text) for text in texts), strict=True)
-        frames = self._frames(given)
+        codes = tuple(self._parsed(text) for text in given.get("audio_codes") or ())
+        frames = self._frames(given, codes)
         generators = generators_for(arguments.seeds)
         return Draft(
             arguments=arguments,
             task=task,
             words=words,
+            codes=codes,
             frames=frames,
             length=frames or math.ceil(self._seconds(given) * self._pipeline.latents_per_second),
             noise=None if frames is None else self.noise(generators, frames),
@@ -153,22 +158,24 @@ class Drafting:
     def _seconds(self, given: Any) -> float:
         """Return the length that the text condition speaks of."""
         if given.get("audio_codes"):
-            return float(_codes_in(given) / CODES_PER_SECOND)
+            return len(_CODE.findall(given["audio_codes"][0])) / CODES_PER_SECOND
         if given["audio_duration"] is None and given.get("src_audio") is not None:
             return float(given["src_audio"].shape[-1] / self._pipeline.sample_rate)
         return float(given["audio_duration"] or _DEFAULT_S)
 
-    def _frames(self, given: Any) -> int | None:
+    def _parsed(self, text: str) -> list[int]:
+        """Return the codes of a text. A number that the model does not have means its last one, as in diffusers."""
+        tokenizer = self._pipeline.audio_tokenizer
+        if tokenizer is None:
+            raise ValueError("this checkpoint has no audio tokenizer, so it cannot read audio codes")
+        most = math.prod(tokenizer.quantizer.levels) - 1
+        return [min(int(number), most) for number in _CODE.findall(text)]
+
+    def _frames(self, given: Any, codes: tuple[list[int], ...]) -> int | None:
         rate: float = self._pipeline.latents_per_second
-        if given.get("audio_codes"):
-            return round(_codes_in(given) * rate / CODES_PER_SECOND)
+        if codes:
+            return round(len(codes[0]) * rate / CODES_PER_SECOND)
         return None if given.get("src_audio") is not None else math.ceil(self._seconds(given) * rate)
-
-
-def _codes_in(given: Any) -> int:
-    """Return how many audio codes each song is made from."""
-    codes: str = given["audio_codes"][0]
-    return codes.count(_CODE_MARK)
 
 
 def _task_of(given: Any) -> str:

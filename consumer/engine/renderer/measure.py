@@ -55,7 +55,9 @@ def _step(dit: PackedDit, tokens: int) -> torch.Tensor:
     """Run a pack of two voices. All its lengths differ: the compiler takes equal ones for the same."""
     width = dit.dit.config.encoder_hidden_size or dit.dit.config.hidden_size
     channels = dit.dit.config.audio_acoustic_hidden_dim
-    conditions = dit.conditions([torch.zeros(count, width, device=dit.device, dtype=dit.dtype) for count in (_CONDITION, 7)])
+    conditions = dit.conditions(
+        [torch.zeros(count, width, device=dit.device, dtype=dit.dtype) for count in (_CONDITION, 7)]
+    )
     shorter = tokens // 3
     frames = [dit.patch * shorter, dit.patch * (tokens - shorter)]
     pack = dit.lay_out(frames, conditions)
@@ -102,6 +104,7 @@ def budget_for(footprint: Footprint, device: torch.device, share_gb: float | Non
     """Return what fits: in ``share_gb`` GiB, or in all that is free on the device now."""
     if device.type != "cuda":
         return Budget(footprint=footprint, max_tokens=max_tokens)
+    torch.cuda.empty_cache()  # what the trial runs took, a language model may want
     free, total = torch.cuda.mem_get_info(device)
     limit = free + torch.cuda.memory_reserved(device)
     if share_gb is not None:

@@ -32,13 +32,16 @@ class Geometry(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Rotary:
-    """How the DiT encodes positions."""
+class Grid:
+    """How a DiT sees a song: ``patch`` frames are a token, and positions are angles (RoPE)."""
 
+    patch: int
     head_dim: int
     theta: float
 
-    def of(self, lengths: Sequence[int], device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    def angles(
+        self, lengths: Sequence[int], device: torch.device, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return cosines and sines, [tokens, head dim]. Each voice counts from 0, as it does alone."""
         positions = torch.cat([torch.arange(length, dtype=torch.float32) for length in lengths])
         cos, sin = get_1d_rotary_pos_embed(
@@ -84,8 +87,7 @@ def tokens_of(frames: Sequence[int], patch: int) -> list[int]:
 def lay_out(
     frames: Sequence[int],
     conditions: Sequence[int],
-    patch: int,
-    rotary: Rotary,
+    grid: Grid,
     device: torch.device,
     dtype: torch.dtype,
 ) -> Pack:
@@ -93,8 +95,8 @@ def lay_out(
 
     A voice without tokens ends each pack: torch compiles a model anew for a batch of one, and so there is none.
     """
-    lengths, conditions = [*tokens_of(frames, patch), 0], [*conditions, 0]
-    cos, sin = rotary.of(lengths, device, dtype)
+    lengths, conditions = [*tokens_of(frames, grid.patch), 0], [*conditions, 0]
+    cos, sin = grid.angles(lengths, device, dtype)
     counts = torch.tensor(lengths)
     geometry = Geometry(
         voice=torch.repeat_interleave(torch.arange(len(lengths)), counts).to(device),
@@ -105,7 +107,7 @@ def lay_out(
         longest=max(lengths),
         longest_condition=max(conditions),
     )
-    return Pack(tuple(frames), patch, geometry)
+    return Pack(tuple(frames), grid.patch, geometry)
 
 
 def _bounds(lengths: Sequence[int], device: torch.device) -> torch.Tensor:

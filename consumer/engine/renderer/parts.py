@@ -35,7 +35,7 @@ class Parts:
         self.device = device
         self.vae = SongVae.view_of(parts["vae"])
         own = {"vae": self.vae, "tokenizer": copy.deepcopy(parts["tokenizer"])}
-        self.pipeline = _Pipeline(**{**parts, **own})
+        self.pipeline = AceStepPipeline(**{**parts, **own})
         self.dit = PackedDit(parts["transformer"])
         self.decoder = decoder
         self.dtype: torch.dtype = parts["transformer"].dtype
@@ -46,9 +46,10 @@ class Parts:
         modules = {name: part for name, part in self.pipeline.components.items() if isinstance(part, torch.nn.Module)}
         if keep_dit:
             modules.pop("transformer").to(self.device)
+        self.dit.separate()
         for module in (*modules.values(), self.decoder):
             card.adopt(module)
-        self.card = self.pipeline.card = card
+        self.card = card
 
     def use(self, part: Any) -> Any:
         """Return a part, on the device."""
@@ -78,18 +79,3 @@ class Parts:
         silence = pipeline.condition_encoder.silence_latent.to(device=self.device, dtype=self.dtype)
         _, indices = self.use(pipeline.audio_tokenizer).tokenize(latents, silence)
         return tuple(indices.flatten().tolist())
-
-
-class _Pipeline(AceStepPipeline):  # type: ignore[misc]  # diffusers has no types
-    """The pipeline's knowledge, with offloading of our own."""
-
-    card: OneAtATime | None = None
-
-    def prepare_src_latents(self, *args: Any, **kwargs: Any) -> Any:
-        """Prepare the source; the base class reads the tokenizer's codebook without calling the tokenizer.
-
-        An offloaded tokenizer would still be in RAM then.
-        """
-        if self.card is not None and kwargs.get("audio_codes") is not None:
-            self.card.admit(self.audio_tokenizer)
-        return super().prepare_src_latents(*args, **kwargs)

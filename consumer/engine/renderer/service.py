@@ -107,7 +107,9 @@ class Service:
             batcher = self._studio.batcher
             if self._open or batcher.clock.busy_s != told:
                 told = batcher.clock.busy_s
-                self._say(vitals_of(batcher, self._studio.report.device, len(self._open), time.monotonic() - self._began))
+                self._say(
+                    vitals_of(batcher, self._studio.report.device, len(self._open), time.monotonic() - self._began)
+                )
 
 
 def vitals_of(batcher: Batcher, device: str, in_hand: int, ready_s: float) -> Vitals:

@@ -77,12 +77,11 @@ def speed_of(report: DeviceReport, settings: EngineSettings, offload: Offload) -
     """Decide what is compiled and recorded: on CUDA devices, unless set otherwise."""
     wanted = report.kind == "cuda" if settings.compile is None else settings.compile
     # A recording is for weights at one place, and offloaded weights come to another each time.
-    return Speed(compiled=wanted, graphed=wanted and report.kind == "cuda" and not offload.models)
+    settled = wanted and not offload.models
+    return Speed(compiled=wanted, fused=settled, graphed=settled and report.kind == "cuda")
 
 
-def _booths(
-    handles: Sequence[ModelHandle], device: torch.device, offload: Offload, speed: Speed
-) -> Iterator[Booth]:
+def _booths(handles: Sequence[ModelHandle], device: torch.device, offload: Offload, speed: Speed) -> Iterator[Booth]:
     decoders: dict[int, TileDecoder] = {}
     card = OneAtATime(device)
     for handle in handles:
@@ -98,8 +97,8 @@ def _booths(
 def _warnings(settings: EngineSettings, device: DeviceReport, offload: Offload) -> Iterator[str]:
     if settings.lanes > 1:
         yield (
-            f"ACESTEP_API_WORKERS = {settings.lanes} has no effect: jobs in hand are packed into one batch, which threads "
-            "would only slow down; ACESTEP_QUEUE_WORKERS says how many are in hand"
+            f"ACESTEP_API_WORKERS = {settings.lanes} has no effect: jobs in hand share one batch, which threads would "
+            "only slow down; ACESTEP_QUEUE_WORKERS says how many are in hand"
         )
     if settings.offload and not offload.models:
         yield f"ACESTEP_OFFLOAD_TO_CPU has no effect on {device.kind}: there is no other memory to free"

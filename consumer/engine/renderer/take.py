@@ -61,7 +61,10 @@ def _copies(device: torch.device) -> torch.cuda.Stream:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Performance:
-    """A job's songs, each as soon as it is done. ``notes``: texts that were cut, what was done for lack of memory; complete with the last song."""
+    """A job's songs, each as soon as it is done.
+
+    ``notes``: texts that were cut, and what was done for lack of memory; complete when the last song is done.
+    """
 
     sounds: "tuple[Future[Sound], ...]"
     notes: list[str]

@@ -49,6 +49,10 @@ class TextEncoder:
         for graphs in self._graphs or ():
             graphs.forget()
 
+    def give_up_graphs(self) -> None:
+        """Record no more graphs: the weights will move."""
+        self._graphs = None
+
     def _encode_some(self, words: Sequence[Words]) -> Iterator[States]:
         ids, lyric_ids = (self._padded([each.text for each in words]), self._padded([each.lyrics for each in words]))
         heard = torch.tensor([len(each.lyrics) for each in words] + [1] * (len(ids) - len(words)))

@@ -60,8 +60,8 @@ def test_more_memory_never_means_fewer_workers_or_songs_within_a_tier(
 ) -> None:
     less, more = sorted((one, other))
     assume(BUILT_IN.tier_of(less) == BUILT_IN.tier_of(more))
-    backends = {lm.backend for size in (less, more) if (lm := load_of(size, *load, workload).lm)}
-    assume(len(backends) == 1)
+    models = {(lm.model, lm.backend) for size in (less, more) if (lm := load_of(size, *load, workload).lm)}
+    assume(len(models) == 1)
     before, after = on(less, workload, load), on(more, workload, load)
     assert after.fits >= before.fits
     assert after.workers >= before.workers
@@ -212,9 +212,10 @@ def test_without_a_gpu_nothing_is_promised() -> None:
 
 
 def test_a_language_model_that_takes_the_renderers_place_does_not_fit() -> None:
-    found = on(16, Workload())
-    assert not found.fits
-    assert left_over(Card(name="", vram_gb=16), load_of(16, (DIT_2B,), None, Workload())) < 0
+    largest = "acestep-5Hz-lm-4B"
+    assert not on(16, Workload(), ((DIT_2B,), largest)).fits
+    assert left_over(Card(name="", vram_gb=16), load_of(16, (DIT_2B,), largest, Workload())) < 0
+    assert on(16, Workload()).fits  # left to itself, the worker takes a smaller one
 
 
 @pytest.mark.parametrize("size", DIT_SIZES)

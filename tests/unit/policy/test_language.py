@@ -3,7 +3,7 @@
 
 import pytest
 
-from consumer.policy.language import LmPlan, LmWish, plan_lm
+from consumer.policy.language import LmPlan, LmWish, plan_lm, renderer_share
 from consumer.policy.tiers import BUILT_IN
 
 
@@ -13,11 +13,27 @@ def plan(vram_gb: float, **wish: object) -> LmPlan | None:
 
 @pytest.mark.parametrize(
     ("vram_gb", "model"),
-    [(0, None), (12, None), (15, "acestep-5Hz-lm-1.7B"), (24, "acestep-5Hz-lm-4B"), (140, "acestep-5Hz-lm-4B")],
+    [
+        (0, None),
+        (12, None),
+        (13, "acestep-5Hz-lm-0.6B"),
+        (15, "acestep-5Hz-lm-1.7B"),
+        (16, "acestep-5Hz-lm-0.6B"),
+        (20, "acestep-5Hz-lm-1.7B"),
+        (24, "acestep-5Hz-lm-4B"),
+        (140, "acestep-5Hz-lm-4B"),
+    ],
 )
-def test_left_alone_the_tier_decides_whether_and_which(vram_gb: float, model: str | None) -> None:
+def test_left_alone_it_is_the_tiers_largest_that_leaves_the_renderer_room(vram_gb: float, model: str | None) -> None:
     chosen = plan(vram_gb)
     assert (chosen.model if chosen else None) == model
+
+
+def test_what_the_model_leaves_is_the_renderers() -> None:
+    chosen = plan(24)
+    assert chosen is not None
+    assert renderer_share(chosen, 24) == 24 - 12 - 1
+    assert renderer_share(chosen, 8) == 0
 
 
 def test_it_can_be_forbidden_and_insisted_on() -> None:

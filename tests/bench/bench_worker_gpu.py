@@ -1,0 +1,810 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Songs a minute of whole workers, from RabbitMQ to S3, with one GPU or several: the memo's workload.
+
+Every request thinks, wants one song of 300 seconds and gives its metadata, so that a song is 1,500 guided codes of the
+language model, 8 steps of the DiT, decoding, encoding and an upload. The models have the full shapes and random
+weights. The worker is started as an operator starts it; a client keeps the queue filled and counts the events.
+
+The clock starts once as many songs are done as all workers have in hand, and runs for ``--seconds``. The first
+requests are spread over ``--spread`` seconds: jobs that begin together would also end together, in waves that a short
+window cannot average. ``--sweep`` measures several choices of GPUs one after the other, with the same checkpoints.
+``--then-one`` sends all workers but the first away after the window and measures again, which spares a start.
+
+A table goes to standard error, a line of JSON for each result to standard output. It ends within ``--limit-s`` seconds.
+
+Run: ``python -m tests.bench.bench_worker_gpu --local --gpus all``, and to try it out on a CPU
+``python -m tests.bench.bench_worker_gpu --local --tiny --lm tiny --backend pt --duration 10 --workers 4``
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+import aio_pika
+from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
+
+from consumer.broker.connection import Link
+from consumer.broker.faults import BrokerRefused
+from consumer.broker.topology import GENERATE
+from consumer.client import Client, ClientError
+from consumer.fleet import census, gpus
+from consumer.settings import Settings, SettingsError, load
+from consumer.telemetry import set_up_logs
+from infra.local.ports import LOOPBACK
+from infra.local.process import Process, ProcessId, ServerError, tail
+from infra.local.signals import stop_cleanly_on_signals
+from infra.local.stack import Environment, Stack
+from schemas.events import Completed, JobCompleted, JobProgress, JobStarted, Unfinished, WorkerEvent
+
+ROOT: Final = Path(__file__).parents[2]
+NO_GPUS: Final = "none"
+DIT: Final = "acestep-v15-turbo"
+TINY_LM: Final = "acestep-5Hz-lm-0.6B"
+
+_TERMINAL = tuple(f"job.{state}.*" for state in ("completed", "failed", "rejected", "cancelled", "expired"))
+_STAGES = ("queued", "plan", "render", "encode", "upload", "total")
+_LONGEST_QUEUE = 1_000_000
+_TAIL_LINES = 60
+_POLL_S = 0.1
+_SAMPLE_S = 2.0
+_WRITE_S = 150.0
+_CONNECT_S = 20.0
+_END_S = 15.0
+"""What the end of a worker may take, and is kept back from its share of the time."""
+_LEAST_WINDOW_S = 5.0
+_TICKS = os.sysconf("SC_CLK_TCK")
+_GIB = 1 << 30
+
+
+class BenchError(Exception):
+    """A configuration gave no number; the text says why."""
+
+
+class Budget:
+    """The time that is left, of all that the benchmark may take."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._end = time.monotonic() + limit_s
+        last = threading.Timer(limit_s, _give_up)
+        last.daemon = True
+        last.start()
+
+    def left(self) -> float:
+        """Seconds until everything has to be over."""
+        return self._end - time.monotonic()
+
+    def share(self, parts: int) -> float:
+        """Seconds that one of ``parts`` configurations may take, its worker's end left out."""
+        return self.left() / parts - _END_S
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """One configuration: ``gpus`` as for ``run --gpus`` or ``none``, ``seats`` workers with ``workers`` jobs each."""
+
+    gpus: str
+    workers: int
+    seats: int
+
+    @property
+    def name(self) -> str:
+        """What it is called in the table."""
+        return f"{'no --gpus' if self.gpus == NO_GPUS else f'--gpus {self.gpus}'} --workers {self.workers}"
+
+    @property
+    def hands(self) -> int:
+        """Jobs that all of them have in hand."""
+        return self.seats * self.workers
+
+
+@dataclass(slots=True)
+class Tally:
+    """What came back, each with its moment (``time.monotonic``)."""
+
+    completed: list[tuple[float, Completed]] = field(default_factory=list)
+    unfinished: list[tuple[float, Unfinished]] = field(default_factory=list)
+
+    def finished(self) -> int:
+        """How many jobs have ended, whichever way."""
+        return len(self.completed) + len(self.unfinished)
+
+    def between(self, start: float, end: float) -> list[tuple[float, Completed]]:
+        """The songs that were completed in this time."""
+        return [(at, done) for at, done in self.completed if start < at <= end]
+
+
+class Load:
+    """Keeps the queue filled and hears what becomes of it."""
+
+    def __init__(self, client: Client, fields: Mapping[str, object], crew: Crew, arguments: argparse.Namespace) -> None:
+        self.tally = Tally()
+        self._client = client
+        self._fields = fields
+        self._hands = crew.hands
+        self._most = round(crew.hands * (1 + arguments.backlog))
+        self._spread_s = arguments.spread
+        self._began = time.monotonic()
+        self._sent = 0
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[asyncio.Future[Any]]:
+        """Feed and listen while the block runs. Gives what ends only when one of them breaks."""
+        async with self._client.subscribe(*_TERMINAL) as events:
+            both = asyncio.gather(self._hear(events), self._feed())
+            try:
+                yield both
+            finally:
+                both.cancel()
+                with suppress(asyncio.CancelledError, ClientError):
+                    await both
+
+    async def _hear(self, events: AsyncIterator[Any]) -> None:
+        async for event in events:
+            if isinstance(event, JobCompleted):
+                self.tally.completed.append((time.monotonic(), event.data))
+            elif not isinstance(event, JobStarted | JobProgress | WorkerEvent):
+                self.tally.unfinished.append((time.monotonic(), event.data))
+        raise BenchError("the broker ended the subscription")
+
+    async def _feed(self) -> None:
+        while True:
+            missing = self._allowed() - (self._sent - self.tally.finished())
+            for _ in range(missing):
+                await self._client.submit(self._fields)
+                self._sent += 1
+            await asyncio.sleep(_POLL_S)
+
+    def _allowed(self) -> int:
+        """How many requests may be under way: at first a few more each moment, then as many as can be and a backlog."""
+        elapsed = time.monotonic() - self._began
+        return self._most if elapsed >= self._spread_s else 1 + int(self._hands * elapsed / self._spread_s)
+
+
+class Scrapes:
+    """The numbers of the workers' /metrics pages, read again and again."""
+
+    def __init__(self, ports: Iterable[int]) -> None:
+        self._pages: dict[int, list[dict[str, float]]] = {port: [] for port in ports}
+
+    async def take(self) -> None:
+        """Read each page once; one that does not answer is left out."""
+        for port, pages in self._pages.items():
+            with suppress(OSError):
+                pages.append(_numbers((await asyncio.to_thread(_get, port, "metrics")).decode()))
+
+    def report(self) -> list[dict[str, float | None]]:
+        """Return a row for each worker: the last value, and means over the window where one moment says little."""
+        return [_row(pages) for pages in self._pages.values()]
+
+
+def _row(pages: list[dict[str, float]]) -> dict[str, float | None]:
+    def last(name: str, unit: float = 1) -> float | None:
+        return round(pages[-1][name] / unit, 3) if pages and name in pages[-1] else None
+
+    def mean(name: str) -> float | None:
+        values = [page[name] for page in pages if name in page]
+        return round(statistics.fmean(values), 2) if values else None
+
+    def gained(name: str) -> float | None:
+        return pages[-1][name] - pages[0][name] if pages and name in pages[0] and name in pages[-1] else None
+
+    return {
+        "gpu_idle_ratio": last("acestep_gpu_idle_ratio"),
+        "vram_used_gib": last("acestep_vram_used_bytes", _GIB),
+        "vram_limit_gib": last("acestep_vram_limit_bytes", _GIB),
+        "pack_songs": last("acestep_pack_songs"),
+        "pack_songs_mean": mean("acestep_pack_songs"),
+        "pack_tokens_mean": mean("acestep_pack_tokens"),
+        "in_hand_mean": mean("acestep_in_hand"),
+        "songs": gained("acestep_songs_total"),
+        "memory_squeezes": gained("acestep_memory_squeezes_total"),
+    }
+
+
+def main() -> int:
+    """Measure every configuration; 1 when one of them gave no number."""
+    arguments = _parser().parse_args()
+    if arguments.write:
+        _write(arguments.write, arguments.checkpoints, arguments)
+        return 0
+    stop_cleanly_on_signals()
+    set_up_logs("warning", "console")
+    budget = Budget(arguments.limit_s)
+    try:
+        with ExitStack() as stack:
+            return _run(stack, budget, arguments)
+    except (BenchError, ServerError, SettingsError, OSError) as error:
+        _say(f"error: {error}")
+        return 1
+
+
+def _run(stack: ExitStack, budget: Budget, arguments: argparse.Namespace) -> int:
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="acestep-", ignore_cleanup_errors=True)))
+    crews = [_crew(text, arguments) for text in (arguments.sweep or arguments.gpus).split(";")]
+    servers = _servers(stack, folder / "servers", arguments)
+    asyncio.run(_refuse_strangers(servers.amqp_url))
+    checkpoints = _checkpoints(folder, budget, arguments)
+    logs = arguments.logs or folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    results: list[dict[str, Any]] = []
+    for number, crew in enumerate(crews):
+        site = Site(servers, checkpoints, logs / f"worker-{number}.log", folder, arguments)
+        told = _attempt(site, crew, budget.share(len(crews) - number))
+        results += told
+        for result in told:
+            sys.stdout.write(json.dumps(result) + "\n")
+            sys.stdout.flush()
+    _print_ratio(results)
+    return 0 if len(results) == len(crews) * (1 + arguments.then_one) else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where a configuration is measured: servers, checkpoints, the worker's log, a folder for work files."""
+
+    servers: Environment
+    checkpoints: Path
+    log: Path
+    folder: Path
+    arguments: argparse.Namespace
+
+    def variables(self, crew: Crew, port: int) -> dict[str, str]:
+        """The worker's environment: nothing of the caller's ACESTEP_ variables but what ``--set`` gives."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("ACESTEP_")}
+        path = os.pathsep.join((str(ROOT), *filter(None, [inherited.get("PYTHONPATH")])))
+        lm = TINY_LM if self.arguments.lm == "tiny" else f"acestep-5Hz-lm-{self.arguments.lm}"
+        settings = {
+            "ACESTEP_S3_PREFIX": f"bench-{time.time_ns()}",
+            "ACESTEP_QUEUE_MAXSIZE": str(_LONGEST_QUEUE),
+            "ACESTEP_QUEUE_WORKERS": str(crew.workers),
+            "ACESTEP_CHECKPOINT_DIR": str(self.checkpoints),
+            "ACESTEP_CONFIG_PATH": DIT,
+            "ACESTEP_INIT_LLM": "true",
+            "ACESTEP_LM_MODEL_PATH": lm,
+            "ACESTEP_LM_BACKEND": self.arguments.backend,
+            "ACESTEP_HTTP_PORT": str(port),
+            "ACESTEP_LOG_FORMAT": "json",
+        }
+        given = dict(pair.split("=", 1) for pair in self.arguments.set)
+        return {**inherited, "PYTHONPATH": path, **self.servers.variables(), **settings, **given}
+
+    def settings(self, variables: Mapping[str, str]) -> Settings:
+        """The same, as the worker reads it."""
+        return load(variables, env_file=None)
+
+
+def _attempt(site: Site, crew: Crew, share_s: float) -> list[dict[str, Any]]:
+    """Measure one configuration; what went wrong is told with the end of the worker's log, and is no reason to stop."""
+    _say(f"\n== {crew.name} ({share_s:.0f} s at most) ==")
+    results: list[dict[str, Any]] = []
+    try:
+        asyncio.run(Trial(site, crew, share_s).run(results))
+    except (
+        BenchError,
+        ClientError,
+        BrokerRefused,
+        ServerError,
+        SettingsError,
+        TimeoutError,
+        AMQPError,
+        OSError,
+    ) as error:
+        _say(f"error: {crew.name}: {error or type(error).__name__}\n{tail(site.log, _TAIL_LINES)}")
+    else:
+        _tell_warnings(site.log)
+    return results
+
+
+class Trial:
+    """One configuration from the start of its worker to its end. ``share_s``: the seconds it may take."""
+
+    def __init__(self, site: Site, crew: Crew, share_s: float) -> None:
+        self._site = site
+        self._crew = crew
+        self._end = time.monotonic() + share_s
+        self._arguments = site.arguments
+        self._ports = _free_row(crew.seats)
+        self._variables = site.variables(crew, self._ports[0])
+        self._worker: Process | None = None
+
+    async def run(self, results: list[dict[str, Any]]) -> None:
+        """Append a result for each window. Raises ``BenchError``, or what the servers and the client raise."""
+        settings = self._site.settings(self._variables)
+        await _clear_queue(settings)
+        command = [sys.executable, "-m", "consumer", "run", "--grace", "1"]
+        command += [] if self._crew.gpus == NO_GPUS else ["--gpus", self._crew.gpus]
+        began = time.monotonic()
+        self._worker = worker = Process(
+            command, env=self._variables, folder=self._site.folder, log=self._site.log, guarded=True
+        )
+        try:
+            ready_s = await self._wait_until_ready(worker, began)
+            async with Client(settings.broker.url.get_secret_value()) as client:
+                fields = request_fields(self._arguments)
+                load = Load(client, fields, self._crew, self._arguments)
+                async with load.running() as feeding:
+                    await self._windows(load, feeding, ready_s, results)
+        finally:
+            _end_all(worker)
+
+    async def _windows(
+        self, load: Load, feeding: asyncio.Future[Any], ready_s: float, results: list[dict[str, Any]]
+    ) -> None:
+        laps = 2 if self._arguments.then_one and self._crew.seats > 1 else 1
+        first = await self._window(load, feeding, self._crew, self._ports, laps)
+        results.append({"ready_s": ready_s, **first})
+        if laps > 1:
+            await self._send_others_away()
+            alone = Crew("0 (others sent away)", self._crew.workers, 1)
+            results.append({"ready_s": None, **await self._window(load, feeding, alone, self._ports[:1], 1)})
+
+    async def _wait_until_ready(self, worker: Process, began: float) -> float:
+        deadline = min(self._end, began + self._arguments.ready_s)
+        while not all([await asyncio.to_thread(_is_ready, port) for port in self._ports]):
+            if not worker.running():
+                raise BenchError(f"the worker ended with status {worker.returncode()} before it was ready")
+            if time.monotonic() > deadline:
+                raise BenchError(f"not ready after {time.monotonic() - began:.0f} s")
+            await asyncio.sleep(_POLL_S)
+        ready_s = round(time.monotonic() - began, 1)
+        _say(f"/readyz after {ready_s:.1f} s")
+        return ready_s
+
+    async def _window(
+        self, load: Load, feeding: asyncio.Future[Any], crew: Crew, ports: tuple[int, ...], laps: int
+    ) -> dict[str, Any]:
+        """Wait until the flow is steady, then count. ``laps``: windows that the time left is for."""
+        share_end = time.monotonic() + (self._end - time.monotonic()) / laps
+        seconds = min(self._arguments.seconds, share_end - time.monotonic() - _LEAST_WINDOW_S)
+        if seconds < _LEAST_WINDOW_S:
+            raise BenchError("no time is left for a window; raise --limit-s")
+        steady = load.tally.finished() + crew.hands
+        ramp_began = time.monotonic()
+        ramp_end = min(ramp_began + self._arguments.ramp, share_end - seconds)
+        while time.monotonic() < ramp_end and load.tally.finished() < steady:
+            await self._rest(feeding)
+        before = load.tally.finished()
+        _say(f"steady after {time.monotonic() - ramp_began:.1f} s: {before} jobs done so far; counting {seconds:.0f} s")
+        scrapes, tree, start = Scrapes(ports), _cpu_seconds(self._pid()), time.monotonic()
+        await scrapes.take()
+        while (left := start + seconds - time.monotonic()) > 0:
+            await self._rest(feeding, min(_SAMPLE_S, left))
+            await scrapes.take()
+        end, cpu = time.monotonic(), _cpu_used(tree, _cpu_seconds(self._pid()))
+        result = _result(crew, load.tally, (start, end), self._arguments) | {
+            "ramp_s": round(start - ramp_began, 1),
+            "ramp_jobs": before - (steady - crew.hands),
+            "cores": {role: round(used / (end - start), 2) for role, used in cpu.items()},
+            "metrics": scrapes.report(),
+            "nvidia_smi": await asyncio.to_thread(_nvidia_smi),
+        }
+        _print_result(result, load.tally)
+        if not result["songs"]:
+            raise BenchError("no song was completed in the window")
+        return result
+
+    async def _rest(self, feeding: asyncio.Future[Any], seconds: float = _POLL_S) -> None:
+        await asyncio.wait((feeding,), timeout=seconds)
+        if feeding.done():
+            feeding.result()
+        if self._worker is not None and not self._worker.running():
+            raise BenchError(f"the worker ended with status {self._worker.returncode()}")
+
+    async def _send_others_away(self) -> None:
+        """Tell every worker of the fleet but the first to leave, and wait until they have."""
+        for pid in [pid for seat, pid in _seats(self._site.log)][1:]:
+            os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + _END_S
+        while any([await asyncio.to_thread(_answers, port) for port in self._ports[1:]]):
+            if time.monotonic() > deadline:
+                raise BenchError("the other workers did not leave")
+            await asyncio.sleep(_POLL_S)
+        _say("the other workers have left; their jobs are back in the queue")
+
+    def _pid(self) -> int:
+        assert self._worker is not None
+        return self._worker.id.pid
+
+
+def request_fields(arguments: argparse.Namespace) -> dict[str, object]:
+    """Return what every request says. The metadata is given: random weights would write odd ones."""
+    return {
+        "prompt": "upbeat electronic dance music with a bright lead, side-chained pads and a driving bass",
+        "lyrics": "[verse]\n" + "A message waits in line\nA melody comes out\n" * 12,
+        "audio_duration": arguments.duration,
+        "bpm": 120,
+        "key_scale": "C major",
+        "time_signature": "4",
+        "vocal_language": "en",
+        "thinking": True,
+        "use_cot_caption": False,
+        "batch_size": 1,
+        "inference_steps": 8,
+        "audio_format": arguments.audio_format,
+    }
+
+
+def _result(crew: Crew, tally: Tally, window: tuple[float, float], arguments: argparse.Namespace) -> dict[str, Any]:
+    start, end = window
+    done = tally.between(start, end)
+    audio_s = sum(audio.duration_s for _, event in done for audio in event.audios)
+    third = (end - start) / 3
+    thirds = [len(tally.between(start + n * third, start + (n + 1) * third)) for n in range(3)]
+    songs = [audio.duration_s for _, event in done for audio in event.audios]
+    return {
+        "bench": "worker",
+        "gpus": crew.gpus,
+        "seats": crew.seats,
+        "workers": crew.workers,
+        "format": arguments.audio_format,
+        "seconds": round(end - start, 1),
+        "songs": len(done),
+        "songs_per_minute": round(60 * len(done) / (end - start), 2),
+        "songs_per_minute_by_third": [round(60 * count / third, 1) for count in thirds],
+        "audio_s_per_s": round(audio_s / (end - start), 1),
+        "odd_lengths": sum(abs(length - arguments.duration) > 1 for length in songs),
+        "failed": sum(start < at <= end for at, _ in tally.unfinished),
+        "failed_before": sum(at <= start for at, _ in tally.unfinished),
+        "stage_s": {stage: _mean(getattr(event.timings, stage) for _, event in done) for stage in _STAGES},
+        "mb_per_song": _mean(audio.bytes / 1e6 for _, event in done for audio in event.audios),
+        "by_worker": _counts(event.worker_id for _, event in done),
+    }
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(statistics.fmean(known), 3) if known else None
+
+
+def _counts(names: Iterable[str]) -> dict[str, int]:
+    counts: dict[str, int] = defaultdict(int)
+    for name in names:
+        counts[name] += 1
+    return dict(sorted(counts.items()))
+
+
+def _print_result(result: Mapping[str, Any], tally: Tally) -> None:
+    _say(
+        f"{result['songs_per_minute']:.1f} songs/min: {result['songs']} songs in {result['seconds']:.0f} s, by third "
+        f"{result['songs_per_minute_by_third']}; {result['audio_s_per_s']:.0f} s of audio a second"
+    )
+    _say(f"  seconds a stage  {result['stage_s']}   MB a song {result['mb_per_song']}")
+    _say(f"  by worker        {result['by_worker']}   cores in use {result['cores']}")
+    for row in result["metrics"]:
+        _say(f"  /metrics         {row}")
+    for line in result["nvidia_smi"]:
+        _say(f"  nvidia-smi       {line}")
+    if result["odd_lengths"]:
+        _say(f"  warning: {result['odd_lengths']} songs are not as long as asked for")
+    if tally.completed:
+        event = tally.completed[-1][1]
+        changes = [(change.field, change.requested, change.applied) for change in event.policy.adjustments]
+        _say(f"  the last event   lm {event.lm}, tier {event.policy.tier}, changed {changes}, {list(event.warnings)}")
+    if tally.unfinished:
+        _say(f"  {len(tally.unfinished)} jobs ended without a song, among them:")
+    for _, unfinished in tally.unfinished[:3]:
+        _say(f"    {unfinished.status} {unfinished.error.code}: {unfinished.error.message[:500]}")
+
+
+def _print_ratio(results: list[dict[str, Any]]) -> None:
+    """Of the most GPUs to the fewest; of the last to the first where they are equal."""
+    if len(results) > 1:
+        few, *_, many = sorted(results, key=lambda result: int(result["seats"]))
+        ratio = many["songs_per_minute"] / few["songs_per_minute"]
+        summary = {"bench": "worker", "ratio": round(ratio, 3), "from": few["gpus"], "to": many["gpus"]}
+        sys.stdout.write(json.dumps(summary) + "\n")
+        _say(f"\n--gpus {many['gpus']} makes {ratio:.2f} times the songs of --gpus {few['gpus']}")
+
+
+def _tell_warnings(log: Path, most: int = 6) -> None:
+    """The worker's own warnings and errors, each kind once."""
+    seen: dict[str, str] = {}
+    for entry in _entries(log):
+        if entry.get("level") in {"warning", "error", "critical"}:
+            seen.setdefault(str(entry.get("event")), json.dumps(entry)[:600])
+    for line in list(seen.values())[:most]:
+        _say(f"  log: {line}")
+
+
+def _seats(log: Path) -> list[tuple[str, int]]:
+    """The fleet's workers, as it tells of their starts: name and process id, in the order of the GPUs."""
+    started = {str(e["seat"]): int(e["pid"]) for e in _entries(log) if e.get("event") == "worker started"}
+    return list(started.items())
+
+
+def _entries(log: Path) -> Iterator[dict[str, Any]]:
+    for line in log.read_text(errors="replace").splitlines() if log.exists() else ():
+        with suppress(ValueError):
+            entry = json.loads(line)
+            if isinstance(entry, dict):
+                yield entry
+
+
+def _crew(text: str, arguments: argparse.Namespace) -> Crew:
+    """Read ``GPUS`` or ``GPUS@WORKERS``. Raises ``BenchError`` when there are no such GPUs."""
+    chosen, _, workers = text.strip().partition("@")
+    jobs = int(workers) if workers else arguments.workers
+    if chosen == NO_GPUS:
+        return Crew(NO_GPUS, jobs, 1)
+    environ = gpus.ordered(os.environ)
+    try:
+        found = gpus.choose(gpus.parse(chosen), gpus.visible(census.take(environ), environ))
+    except (gpus.BadChoice, gpus.GpuMissing, census.CensusFailed) as error:
+        raise BenchError(str(error)) from error
+    return Crew(chosen, jobs, len(found))
+
+
+def _servers(stack: ExitStack, folder: Path, arguments: argparse.Namespace) -> Environment:
+    """The servers that were named, or some of our own."""
+    if arguments.local:
+        return stack.enter_context(Stack(folder))
+    if not arguments.amqp or not arguments.s3:
+        raise BenchError("give --amqp URL and --s3 URL of servers that run, or --local")
+    url = urlsplit(arguments.s3)
+    if not (url.hostname and url.username and url.password and url.path.strip("/")):
+        raise BenchError("--s3 must look like http://KEY:SECRET@HOST:PORT/BUCKET")
+    return Environment(
+        amqp_url=arguments.amqp,
+        s3_endpoint=f"{url.scheme}://{url.netloc.rpartition('@')[2]}",
+        s3_bucket=url.path.strip("/"),
+        access_key=unquote(url.username),
+        secret_key=unquote(url.password),
+    )
+
+
+def _checkpoints(folder: Path, budget: Budget, arguments: argparse.Namespace) -> Path:
+    """Write the models, each in a process of its own, which gives the GPU's memory back; return their folder."""
+    target: Path = (arguments.checkpoints or folder / "checkpoints").absolute()
+    target.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    writers = []
+    for what in ("dit", "lm"):
+        command = [sys.executable, "-m", "tests.bench.bench_worker_gpu", "--write", what, "--lm", arguments.lm]
+        command += ["--checkpoints", str(target), *(["--tiny"] if arguments.tiny else [])]
+        log = folder / f"write-{what}.log"
+        writers.append(Process(command, env=os.environ, folder=ROOT, log=log, guarded=True))
+    deadline = began + min(_WRITE_S, budget.left() - _END_S)
+    try:
+        for writer in writers:
+            while writer.running() and time.monotonic() < deadline:
+                time.sleep(_POLL_S)
+            if writer.returncode() != 0:
+                raise BenchError(f"a checkpoint was not written (status {writer.returncode()})\n{tail(writer.log)}")
+    finally:
+        for writer in writers:
+            writer.end(1)
+    _say(f"checkpoints in {target} after {time.monotonic() - began:.1f} s")
+    return target
+
+
+def _write(what: str, folder: Path, arguments: argparse.Namespace) -> None:
+    """Write one model, unless it is there already."""
+    from consumer.engine import tiny_checkpoint, tiny_lm  # noqa: PLC0415 - torch: in the writers' processes only
+    from tests.bench import full_size  # noqa: PLC0415 - as above
+    from tests.bench.bench_plan_gpu import write_model  # noqa: PLC0415 - as above
+
+    target = folder / (
+        DIT if what == "dit" else TINY_LM if arguments.lm == "tiny" else f"acestep-5Hz-lm-{arguments.lm}"
+    )
+    if target.exists():
+        return
+    if what == "dit":
+        (tiny_checkpoint if arguments.tiny else full_size).write(folder)
+    elif arguments.lm == "tiny":
+        tiny_lm.write(folder)
+    else:
+        write_model(target, arguments.lm)
+
+
+async def _refuse_strangers(url: str) -> None:
+    """Raise ``BenchError`` when the broker is not there, or holds requests that somebody else sent."""
+    try:
+        async with asyncio.timeout(_CONNECT_S), await aio_pika.connect(url) as connection:
+            queue = await (await connection.channel()).declare_queue(GENERATE, passive=True)
+    except ChannelNotFoundEntity:
+        return
+    except (AMQPError, OSError, TimeoutError) as error:
+        raise BenchError(f"no broker to run on: {error or type(error).__name__}") from error
+    if queue.declaration_result.message_count:
+        raise BenchError(f"{GENERATE} holds somebody's messages: give the benchmark a broker of its own")
+
+
+async def _clear_queue(settings: Settings) -> None:
+    """Leave an empty queue with the benchmark's own length limit; a queue that another left behind is replaced."""
+    async with asyncio.timeout(_CONNECT_S):
+        connection = await aio_pika.connect(settings.broker.url.get_secret_value())
+        async with connection:
+            channel = await connection.channel()
+            await channel.queue_delete(GENERATE, if_unused=True)
+        async with Link(settings.broker, "bench"):
+            pass  # it declares the topology
+
+
+def _end_all(worker: Process) -> None:
+    """End the worker and wait until its engines are gone: the next one needs their memory."""
+    family = [process for pid in _tree(worker.id.pid) for process in _known(pid)]
+    worker.end(_END_S - 5)
+    deadline = time.monotonic() + 5
+    while any(process.alive() for process in family) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    for process in family:
+        if process.alive():
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+
+
+def _known(pid: int) -> Iterator[ProcessId]:
+    with suppress(ProcessLookupError):
+        yield ProcessId.of(pid)
+
+
+def _tree(root: int) -> list[int]:
+    """The process and all that descend from it."""
+    children: dict[int, list[int]] = defaultdict(list)
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            children[int(stat.read_text().rpartition(")")[2].split()[1])].append(int(stat.parent.name))
+    found = [root]
+    for pid in found:
+        found += children[pid]
+    return found
+
+
+def _cpu_seconds(root: int) -> dict[int, tuple[str, float]]:
+    """What each process of the tree is for, and the processor seconds that it has used."""
+    used: dict[int, tuple[str, float]] = {}
+    for pid in _tree(root):
+        with suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            used[pid] = _role(command), (int(fields[11]) + int(fields[12])) / _TICKS
+    return used
+
+
+def _role(command: str) -> str:
+    roles = {"consumer.engine.renderer": "renderer", "consumer.engine.planner": "planner", "consumer run": "consumer"}
+    return next((role for words, role in roles.items() if words in command), "other")
+
+
+def _cpu_used(before: Mapping[int, tuple[str, float]], after: Mapping[int, tuple[str, float]]) -> dict[str, float]:
+    used: dict[str, float] = defaultdict(float)
+    for pid, (role, seconds) in after.items():
+        used[role] += seconds - before.get(pid, (role, 0.0))[1]
+    return dict(used)
+
+
+def _nvidia_smi() -> list[str]:
+    """Memory, use and power of each GPU, where the program is there."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = "--query-gpu=index,memory.used,utilization.gpu,power.draw,clocks.sm"
+    with suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(
+            ["nvidia-smi", query, "--format=csv,noheader"], capture_output=True, text=True, timeout=5, check=False
+        )
+        return done.stdout.strip().splitlines()
+    return []
+
+
+def _free_row(count: int) -> tuple[int, ...]:
+    """``count`` free ports side by side: a fleet counts up from the first."""
+    for _ in range(1000):
+        first = random.randrange(20_000, 32_000)  # noqa: S311 - no secret
+        row = tuple(range(first, first + count))
+        if all(map(_is_free, row)):
+            return row
+    raise BenchError(f"no {count} free ports side by side")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+        return True
+
+
+def _get(port: int, page: str) -> bytes:
+    with urllib.request.urlopen(f"http://{LOOPBACK}:{port}/{page}", timeout=5) as answer:
+        return bytes(answer.read())
+
+
+def _is_ready(port: int) -> bool:
+    with suppress(OSError):
+        _get(port, "readyz")
+        return True
+    return False
+
+
+def _answers(port: int) -> bool:
+    try:
+        _get(port, "healthz")
+    except urllib.error.HTTPError as error:
+        return error.code != HTTPStatus.OK
+    except OSError:
+        return False
+    return True
+
+
+def _numbers(page: str) -> dict[str, float]:
+    """The samples of a Prometheus page; those of one name with several labels are added up."""
+    numbers: dict[str, float] = defaultdict(float)
+    for line in page.splitlines():
+        name, _, value = line.rpartition(" ")
+        if name and not name.startswith("#"):
+            with suppress(ValueError):
+                numbers[name.partition("{")[0]] += float(value)
+    return dict(numbers)
+
+
+def _give_up() -> None:
+    """The last resort: guards end what was started once this process is gone."""
+    _say("error: out of time")
+    sys.stdout.flush()
+    os._exit(3)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    servers = parser.add_argument_group("servers")
+    servers.add_argument("--amqp", metavar="URL", help="a broker of the benchmark's own: it empties the queue")
+    servers.add_argument("--s3", metavar="URL", help="http://KEY:SECRET@HOST:PORT/BUCKET")
+    servers.add_argument("--local", action="store_true", help="start a broker and a store on this machine")
+    models = parser.add_argument_group("models")
+    models.add_argument("--lm", default="1.7B", choices=["0.6B", "1.7B", "4B", "tiny"], help="(1.7B)")
+    models.add_argument("--tiny", action="store_true", help="a tiny DiT, for a CPU")
+    models.add_argument("--backend", default="vllm", choices=["vllm", "pt"], help="of the LM (vllm)")
+    models.add_argument("--checkpoints", type=Path, help="write them here and keep them; what is there is used")
+    work = parser.add_argument_group("work")
+    work.add_argument("--gpus", default=NO_GPUS, help="for `run --gpus`: all, 0, 0,1 …; none: one plain worker (none)")
+    work.add_argument(
+        "--sweep", metavar="LIST", help="several of them, each GPUS or GPUS@WORKERS: '0;all' or '0@32;0@64'"
+    )
+    work.add_argument("--then-one", action="store_true", help="measure the fleet, then its first worker alone")
+    work.add_argument("--workers", type=int, default=48, help="jobs in a worker's hands (48)")
+    work.add_argument("--backlog", type=float, default=2, help="jobs that wait, for each in hand (2)")
+    work.add_argument("--duration", type=float, default=300, help="seconds of a song (300)")
+    work.add_argument("--audio-format", default="mp3", choices=["mp3", "flac", "wav", "opus"], help="(mp3)")
+    work.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the worker")
+    clock = parser.add_argument_group("time, in seconds")
+    clock.add_argument("--seconds", type=float, default=60, help="the window (60)")
+    clock.add_argument("--spread", type=float, default=30, help="over which the first jobs are handed in (30)")
+    clock.add_argument("--ramp", type=float, default=120, help="at most, before the window opens (120)")
+    clock.add_argument("--ready-s", type=float, default=180, help="for a worker's start (180)")
+    clock.add_argument("--limit-s", type=float, default=280, help="for everything (280)")
+    parser.add_argument("--logs", type=Path, help="folder for the workers' logs")
+    parser.add_argument("--write", choices=["dit", "lm"], help=argparse.SUPPRESS)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Songs in a pack against the same songs alone: latents and sound equal up to rounding, whatever the company."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from consumer.engine.messages import Render
+from consumer.engine.renderer.booth import Booth
+from consumer.engine.renderer.budget import Budget
+from consumer.engine.renderer.take import Watch
+from consumer.engine.tiny_checkpoint import BASE, TURBO
+from consumer.job import Plan, Sources
+from schemas.events import Metas
+from tests.support.loras import write_lora
+from tests.support.stage import CODES, Result, Stage, assert_same, open_booths, order_for, recording, watch_the_device
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_core() -> Iterator[None]:
+    """Tiny tensors are slower on several cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def booths(tiny_checkpoints: Path) -> dict[str, Booth]:
+    return open_booths(tiny_checkpoints)
+
+
+@pytest.fixture
+def stage(booths: dict[str, Booth], monkeypatch: pytest.MonkeyPatch) -> Stage:
+    made = Stage(booths)
+    watch_the_device(made, monkeypatch)
+    return made
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Sources]:
+    """Two sources of odd and even length, and one of them with reference audio."""
+    folder = tmp_path_factory.mktemp("inputs")
+    source = recording(folder / "source", seconds=1.16, hz=220)
+    reference = recording(folder / "reference", seconds=0.8, hz=550)
+    other = recording(folder / "other", seconds=0.64, hz=330)
+    return {
+        "none": Sources(),
+        "source": Sources(source=source),
+        "other": Sources(source=other),
+        "both": Sources(source=source, reference=reference),
+        "reference": Sources(reference=reference),
+    }
+
+
+Asked = tuple[str, dict[str, Any]]
+
+# name -> (inputs, fields of the request). Lengths, steps and times differ, so that songs leave at different moments.
+EITHER: dict[str, Asked] = {
+    "text": ("none", {"audio_duration": 1, "inference_steps": 4}),
+    "text, 26 frames": ("none", {"audio_duration": 1.04, "prompt": "a waltz for two", "shift": 1.0}),
+    "text, 33 frames": ("none", {"audio_duration": 1.3, "lyrics": "", "shift": 4.5, "inference_steps": 5}),
+    "text, sde": ("none", {"audio_duration": 0.9, "infer_method": "sde", "inference_steps": 4}),
+    "timesteps": ("none", {"audio_duration": 1.2, "timesteps": "0.97,0.76,0.5,0.28,0"}),
+    "reference": ("reference", {"audio_duration": 1.1}),
+    "codes": ("none", {"audio_code_string": CODES}),
+    "codes, blended": ("none", {"audio_code_string": CODES, "audio_cover_strength": 0.3, "inference_steps": 3}),
+    "cover": ("source", {"task_type": "cover", "inference_steps": 3}),
+    "cover, sde": ("other", {"task_type": "cover", "infer_method": "sde", "inference_steps": 3}),
+    "cover, blended": ("source", {"task_type": "cover", "audio_cover_strength": 0.5}),
+    "cover, with reference": ("both", {"task_type": "cover"}),
+    "repaint": ("source", {"task_type": "repaint", "repainting_start": 0.3, "repainting_end": 0.9}),
+}
+ONLY_BASE: dict[str, Asked] = {
+    "extract": ("source", {"task_type": "extract", "track_name": "vocals"}),
+    "lego": ("source", {"task_type": "lego", "track_name": "drums", "repainting_start": 0.5}),
+    "complete": ("other", {"task_type": "complete", "track_classes": "drums,bass"}),
+    "no guidance": ("none", {"guidance_scale": 1.0}),
+    "guidance in an interval": (
+        "none",
+        {"guidance_scale": 4.5, "cfg_interval_start": 0.2, "cfg_interval_end": 0.6, "inference_steps": 6},
+    ),
+    "guidance, sde": ("none", {"audio_duration": 1.3, "guidance_scale": 9.0, "infer_method": "sde"}),
+    "cover, guided and blended": (
+        "source",
+        {"task_type": "cover", "guidance_scale": 3.0, "audio_cover_strength": 0.4, "cfg_interval_end": 0.5},
+    ),
+}
+
+
+def orders_for(
+    table: Mapping[str, Asked], model: str, inputs: Mapping[str, Sources], folder: Path
+) -> dict[str, Render]:
+    """Give each job a seed of its own: nothing that is mixed up can look right."""
+    return {
+        name: order_for(folder, model=model, seeds=(index,), sources=inputs[which], **fields)
+        for index, (name, (which, fields)) in enumerate(table.items())
+    }
+
+
+@pytest.mark.parametrize(("model", "table"), [(TURBO, EITHER), (BASE, EITHER | ONLY_BASE)], ids=["turbo", "base"])
+def test_a_song_of_any_task_in_a_pack_of_all_tasks_equals_the_song_alone(
+    model: str, table: dict[str, Asked], stage: Stage, inputs: dict[str, Sources], tmp_path: Path
+) -> None:
+    orders = orders_for(table, model, inputs, tmp_path)
+    packed = dict(zip(orders, stage.together(list(orders.values())), strict=True))
+    assert len(stage.packs[0].songs) == len(table)
+    assert len({len(pack.songs) for pack in stage.packs}) > 2  # they left at different steps
+    stage.packs.clear()
+    for name, order in orders.items():
+        assert_same(packed[name], stage.alone(order))
+    assert stage.largest == 1
+    assert_all_differ(list(packed.values()))
+
+
+def assert_all_differ(results: list[Result]) -> None:
+    """Songs that all came out the same would prove nothing."""
+    for index, one in enumerate(results):
+        for other in results[index + 1 :]:
+            frames = min(len(one.latents[0]), len(other.latents[0]))
+            assert not torch.allclose(one.latents[0][:frames], other.latents[0][:frames], atol=1e-2)
+
+
+@pytest.mark.parametrize("model", [TURBO, BASE])
+def test_songs_from_a_moment_to_ten_minutes_share_a_pack(
+    model: str, stage: Stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A voice of ten minutes is 7500 tokens, so that a pack has room for it once. Its sound would take a minute."""
+    monkeypatch.setattr(Booth, "sound", lambda self, songs, tiles: [torch.zeros(2, 1)] * len(songs))
+    longest, guidance = (600, {"guidance_scale": 1.0}) if model == TURBO else (60, {"guidance_scale": 3.0})
+    orders = [
+        order_for(tmp_path, model=model, audio_duration=seconds, inference_steps=steps, seeds=(index,), **guidance)
+        for index, (seconds, steps) in enumerate([(longest, 1), (10, 2), (0.26, 2), (0.6, 1), (3, 2), (7.4, 2)])
+    ]
+    packed = stage.together(orders)
+    assert len(stage.packs[0].songs) == len(orders)
+    assert [len(one.latents[0]) for one in packed] == [25 * longest, 250, 7, 15, 75, 185]
+    for one, order in zip(packed, orders, strict=True):
+        assert_same(one, stage.alone(order))
+
+
+@pytest.mark.parametrize("method", ["ode", "sde"])
+@pytest.mark.parametrize("model", [TURBO, BASE])
+def test_a_song_that_joins_at_anothers_step_costs_neither_anything(
+    model: str, method: str, stage: Stage, tmp_path: Path
+) -> None:
+    """The second job arrives after each of the first one's steps; it is over before the first one ends."""
+    fields: dict[str, Any] = {"model": model, "infer_method": method, "guidance_scale": 3.0}
+    first = order_for(tmp_path, inference_steps=6, seeds=(1,), **fields)
+    others = [order_for(tmp_path, audio_duration=0.5 + n / 10, seeds=(10 + n,), **fields) for n in range(3)]
+    late, coming = [], iter(others)
+
+    def joined(_done: float) -> None:
+        if (order := next(coming, None)) is not None:
+            late.append(stage.submit(order))
+
+    early = stage.result(stage.submit(first, Watch(progressed=joined)))
+    found = [early, *(stage.result(performance) for performance in late)]
+    steps = [pack.steps for pack in stage.packs]
+    assert steps == [(0,), (1, 0), (2, 1, 0), (3, 1, 0), (4, 1), (5,)]
+    for one, order in zip(found, [first, *others], strict=True):
+        assert_same(one, stage.alone(order))
+
+
+@pytest.mark.parametrize("model", [TURBO, BASE])
+def test_jobs_of_several_songs_share_a_pack_song_by_song(
+    model: str, stage: Stage, inputs: dict[str, Sources], tmp_path: Path
+) -> None:
+    planned = Plan(metas=Metas(), audio_codes=(CODES, CODES.replace("_6", "_7")))
+    orders = [
+        order_for(tmp_path, model=model, seeds=(1, 2, 3), infer_method="sde"),
+        order_for(tmp_path, model=model, seeds=(2, 1), task_type="cover", sources=inputs["both"]),
+        order_for(tmp_path, model=model, seeds=(1, 5), plan=planned),
+    ]
+    packed = stage.together(orders)
+    assert len(stage.packs[0].songs) == 7
+    for one, order in zip(packed, orders, strict=True):
+        assert_same(one, stage.alone(order))
+    # Text alone is equal in every respect but the seed.
+    for index, seed in enumerate((1, 2, 3)):
+        only = stage.alone(order_for(tmp_path, model=model, seeds=(seed,), infer_method="sde"))
+        assert_same(Result([packed[0].latents[index]], [packed[0].audio[index]], []), only)
+
+
+def test_songs_with_different_loras_never_share_a_pack(stage: Stage, tmp_path: Path) -> None:
+    adapted = Sources(lora=write_lora(tmp_path / "loud.safetensors"))
+    fields: dict[str, Any] = {"lora": {"path": "s3://bucket/loud.safetensors"}}
+    orders = [
+        order_for(tmp_path, seeds=(1,)),
+        order_for(tmp_path, seeds=(2,), sources=adapted, **fields),
+        order_for(tmp_path, seeds=(3,)),
+        order_for(tmp_path, seeds=(4,), sources=adapted, **fields),
+    ]
+    packed = stage.together(orders)
+    assert [len(pack.songs) for pack in stage.packs] == [2, 2, 2, 2]
+    assert_all_differ(packed)
+    for one, order in zip(packed, orders, strict=True):
+        assert_same(one, stage.alone(order))
+
+
+@pytest.mark.parametrize("tokens", [1, 60])
+def test_no_pack_is_larger_than_allowed_unless_it_is_a_single_song(
+    tokens: int, booths: dict[str, Booth], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A voice of a second is 13 tokens. A guided song has two, until its interval ends."""
+    stage = Stage(booths, Budget(max_tokens=tokens))
+    watch_the_device(stage, monkeypatch)
+    lengths = (1, 4, 0.4, 2, 1, 1, 3.3)
+    fields: dict[str, Any] = {"model": BASE, "inference_steps": 3, "guidance_scale": 3.0, "cfg_interval_end": 0.6}
+    orders = [
+        order_for(tmp_path, audio_duration=seconds, seeds=(index,), **fields) for index, seconds in enumerate(lengths)
+    ]
+    packed = stage.together(orders)
+    assert all(pack.tokens <= tokens or len(pack.songs) == 1 for pack in stage.packs)
+    assert any(pack.tokens > tokens for pack in stage.packs)
+    assert (stage.largest > 1) == (tokens > 1)
+    for one, order in zip(packed, orders, strict=True):
+        assert_same(one, stage.alone(order))
