@@ -147,7 +147,12 @@ class Worker:
         objects = Objects(await stack.enter_async_context(S3Connection(self._settings.storage)))
         self._store = store = S3Store(objects, self._settings.storage)
         await store.check()
-        inputs = AllowedInputs(objects, self._settings.storage, self._settings.inputs)
+        inputs = AllowedInputs(
+            objects,
+            self._settings.storage,
+            self._settings.inputs,
+            checkpoint_dir=self._settings.engine.checkpoint_dir,
+        )
         await stack.enter_async_context(inputs)
         await stack.enter_async_context(self._links["publish"])
         log.info("broker and storage ready", after_s=round(time.perf_counter() - self._began, 2))

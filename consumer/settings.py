@@ -134,7 +134,7 @@ class EngineSettings(Section):
     config_path3: str | None = variable("ACESTEP_CONFIG_PATH3", None, "third DiT model")
     checkpoint_dir: Path_ | None = variable("ACESTEP_CHECKPOINT_DIR", None, "folder that holds checkpoints by name")
     device: str = variable("ACESTEP_DEVICE", "auto", "`auto`, `cuda`, `cuda:1`, `xpu`, `mps`, `cpu`")
-    lanes: int = variable("ACESTEP_API_WORKERS", 1, "no effect: jobs share one batch, not threads", ge=1, le=64)
+    lanes: int = variable("ACESTEP_API_WORKERS", 1, "no effect here: jobs share one batch, not threads", ge=1, le=64)
     pack_tokens: int = variable(
         "ACESTEP_PACK_TOKENS", 8192, "largest pack, tokens (12.5 are a second of song); more gains nothing", ge=512
     )
@@ -151,7 +151,9 @@ class EngineSettings(Section):
     init_llm: AutoBool = variable(
         "ACESTEP_INIT_LLM", None, "load the 5Hz LM: `auto` (as the tier says), `true`, `false`"
     )
-    lm_model_path: str | None = variable("ACESTEP_LM_MODEL_PATH", None, "5Hz LM; unset: the tier's largest")
+    lm_model_path: str | None = variable(
+        "ACESTEP_LM_MODEL_PATH", None, "5Hz LM; unset: the tier's largest that leaves the renderer room"
+    )
     lm_backend: Literal["vllm", "pt"] | None = variable(
         "ACESTEP_LM_BACKEND", None, "`vllm` or `pt` (transformers); unset: `vllm` where it works, else `pt`"
     )

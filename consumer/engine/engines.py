@@ -14,7 +14,7 @@ from consumer.engine.rendering import RendererSupervisor
 from consumer.engine.supervisor import EngineUnusable
 from consumer.engine.usage import Usage
 from consumer.policy.admit import Limits
-from consumer.policy.language import LmPlan, LmWish, plan_lm, renderer_share
+from consumer.policy.language import RESERVE_GB, LmPlan, LmWish, plan_lm, renderer_share
 from consumer.policy.tiers import TierTable
 from consumer.ports import Planner, Renderer
 from consumer.settings import Settings
@@ -129,6 +129,8 @@ class Engines:
             if plan.required:
                 raise
             self._planner = None
+            if report.vram_gb:
+                self._renderer.allot(report.vram_gb - RESERVE_GB)
             log.warning("no language model: requests that need it will fail", reason=str(error))
 
     def _running(self) -> Iterator[RendererSupervisor | PlannerSupervisor]:

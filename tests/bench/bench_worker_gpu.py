@@ -275,7 +275,6 @@ class Site:
         """The worker's environment: nothing of the caller's ACESTEP_ variables but what ``--set`` gives."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("ACESTEP_")}
         path = os.pathsep.join((str(ROOT), *filter(None, [inherited.get("PYTHONPATH")])))
-        lm = TINY_LM if self.arguments.lm == "tiny" else f"acestep-5Hz-lm-{self.arguments.lm}"
         settings = {
             "ACESTEP_S3_PREFIX": f"bench-{time.time_ns()}",
             "ACESTEP_QUEUE_MAXSIZE": str(_LONGEST_QUEUE),
@@ -283,7 +282,7 @@ class Site:
             "ACESTEP_CHECKPOINT_DIR": str(self.checkpoints),
             "ACESTEP_CONFIG_PATH": DIT,
             "ACESTEP_INIT_LLM": "true",
-            "ACESTEP_LM_MODEL_PATH": lm,
+            "ACESTEP_LM_MODEL_PATH": _lm_name(self.arguments),
             "ACESTEP_LM_BACKEND": self.arguments.backend,
             "ACESTEP_HTTP_PORT": str(port),
             "ACESTEP_LOG_FORMAT": "json",
@@ -513,10 +512,11 @@ def _print_ratio(results: list[dict[str, Any]]) -> None:
     """Of the most GPUs to the fewest; of the last to the first where they are equal."""
     if len(results) > 1:
         few, *_, many = sorted(results, key=lambda result: int(result["seats"]))
+        names = [f"--gpus {result['gpus']} --workers {result['workers']}" for result in (few, many)]
         ratio = many["songs_per_minute"] / few["songs_per_minute"]
-        summary = {"bench": "worker", "ratio": round(ratio, 3), "from": few["gpus"], "to": many["gpus"]}
+        summary = {"bench": "worker", "ratio": round(ratio, 3), "from": names[0], "to": names[1]}
         sys.stdout.write(json.dumps(summary) + "\n")
-        _say(f"\n--gpus {many['gpus']} makes {ratio:.2f} times the songs of --gpus {few['gpus']}")
+        _say(f"\n{names[1]} makes {ratio:.2f} times the songs of {names[0]}")
 
 
 def _tell_warnings(log: Path, most: int = 6) -> None:
@@ -601,22 +601,28 @@ def _checkpoints(folder: Path, budget: Budget, arguments: argparse.Namespace) ->
 
 
 def _write(what: str, folder: Path, arguments: argparse.Namespace) -> None:
-    """Write one model, unless it is there already."""
+    """Write one model, unless it is there already. It gets its name when it is whole."""
+    name = DIT if what == "dit" else _lm_name(arguments)
+    if (folder / name).exists():
+        return
     from consumer.engine import tiny_checkpoint, tiny_lm  # noqa: PLC0415 - torch: in the writers' processes only
     from tests.bench import full_size  # noqa: PLC0415 - as above
     from tests.bench.bench_plan_gpu import write_model  # noqa: PLC0415 - as above
 
-    target = folder / (
-        DIT if what == "dit" else TINY_LM if arguments.lm == "tiny" else f"acestep-5Hz-lm-{arguments.lm}"
-    )
-    if target.exists():
-        return
-    if what == "dit":
-        (tiny_checkpoint if arguments.tiny else full_size).write(folder)
-    elif arguments.lm == "tiny":
-        tiny_lm.write(folder)
-    else:
-        write_model(target, arguments.lm)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as unfinished:
+        if what == "dit":
+            (tiny_checkpoint if arguments.tiny else full_size).write(Path(unfinished))
+        elif arguments.lm == "tiny":
+            tiny_lm.write(Path(unfinished))
+        else:
+            write_model(Path(unfinished) / name, arguments.lm)
+        if not (folder / name).exists():
+            (Path(unfinished) / name).rename(folder / name)
+
+
+def _lm_name(arguments: argparse.Namespace) -> str:
+    return TINY_LM if arguments.lm == "tiny" else f"acestep-5Hz-lm-{arguments.lm}"
 
 
 async def _refuse_strangers(url: str) -> None:

@@ -17,6 +17,7 @@ from consumer.engine.frames import FrameSocket
 from consumer.engine.messages import (
     FROM_ENGINE,
     TO_ENGINE,
+    Allot,
     Broken,
     Configure,
     Done,
@@ -45,6 +46,7 @@ class Double:
     def __init__(self, pipe: FrameSocket) -> None:
         self.pipe = pipe
         self.stopped: set[int] = set()
+        self.memory_gb: float | None = None
 
     def say(self, message: FromEngine) -> None:
         self.pipe.send(FROM_ENGINE.dump_json(message))
@@ -55,8 +57,11 @@ class Double:
                 self.say(Unusable(reason="no checkpoint named missing"))
             case Configure(settings=settings) if settings.config_path == "dies-while-loading":
                 os._exit(7)
-            case Configure():
+            case Configure(memory_gb=memory):
+                self.memory_gb = memory
                 self.say(Ready(report=REPORT))
+            case Allot(memory_gb=memory):
+                self.memory_gb = memory
             case Stop(order=order):
                 self.stopped.add(order)
             case Render():
@@ -70,7 +75,7 @@ class Double:
             case "crash-once":
                 self.crash_once(Path(words[1]))
             case "tell":
-                self.say(vitals(songs_done=len(order.job.seeds)))
+                self.say(vitals(songs_done=len(order.job.seeds), memory_limit_gb=self.memory_gb or 40))
             case "fail":
                 self.say(Broken(order=order.order, code=ErrorCode.RENDER_FAILED, reason="it broke"))
                 return

@@ -54,7 +54,7 @@ class _Errand:
 
 @dataclass(slots=True)
 class Tally:
-    """What was done since the start, and the last pack."""
+    """What was done since the start, the last pack, and how many jobs had to wait for memory."""
 
     songs: int = 0
     audio_s: float = 0.0
@@ -193,7 +193,6 @@ class Batcher:
             if len(takes) == self.means.jobs or (takes and take.kind != takes[0].kind):
                 break
             if not self._has_room(take, takes, held):
-                self.tally.waits += not takes
                 break
             takes.append(take)
             held += take.bytes
@@ -219,7 +218,10 @@ class Batcher:
         # Parts that wait in RAM change places at each stage: then a pack goes all its way before the next begins.
         if self._active and take.booth.parts.card is not None:
             return False
-        return not present or self.budget.has_room(held, take.bytes)
+        fits = not present or self.budget.has_room(held, take.bytes)
+        self.tally.waits += not (fits or take.waited)
+        take.waited |= not fits
+        return fits
 
     def _prepare(self, takes: Sequence[Take]) -> None:
         booth, lora = takes[0].kind

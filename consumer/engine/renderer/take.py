@@ -72,7 +72,10 @@ class Performance:
 
 @dataclass(slots=True, eq=False)
 class Take:
-    """A job from its draft to its last sound. ``bytes``: what its songs hold. ``alone``: nothing else may be there."""
+    """A job from its draft to its last sound.
+
+    ``bytes``: what its songs hold. ``alone``: nothing else may be there. ``waited``: for memory, at least once.
+    """
 
     booth: Booth
     lora: Lora | None
@@ -82,6 +85,7 @@ class Take:
     performance: Performance
     songs: Sequence[Song] = ()
     alone: bool = False
+    waited: bool = False
     _decoded: set[int] = field(default_factory=set)
 
     @property

@@ -151,3 +151,18 @@ async def test_an_engine_does_not_outlive_its_consumer(tmp_path: Path) -> None:
     engine._process._writer.transport.abort()
     await eventually(lambda: not Path(f"/proc/{pid}").exists() or engine.pid != pid)
     await engine.stop()
+
+
+async def test_a_share_of_the_card_holds_for_every_process_to_come(tmp_path: Path) -> None:
+    async with running() as engine:
+        for share in (16.0, 10.5):
+            engine.allot(share)
+            await render(engine, tmp_path, "tell")
+            assert engine.vitals is not None
+            assert engine.vitals.memory_limit_gb == share
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGKILL)
+        await eventually(lambda: engine.restarts and engine.ready)
+        await render(engine, tmp_path, "tell")
+        assert engine.vitals is not None
+        assert engine.vitals.memory_limit_gb == 10.5
