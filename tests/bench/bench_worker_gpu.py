@@ -75,6 +75,8 @@ _CONNECT_S = 20.0
 _END_S = 15.0
 """What the end of a worker may take, and is kept back from its share of the time."""
 _LEAST_WINDOW_S = 5.0
+_ALONE_S = 10.0
+"""The ramp of a worker whose fellows have left: it was at work all the time."""
 _TICKS = os.sysconf("SC_CLK_TCK")
 _GIB = 1 << 30
 
@@ -258,7 +260,8 @@ def _run(stack: ExitStack, budget: Budget, arguments: argparse.Namespace) -> int
             sys.stdout.write(json.dumps(result) + "\n")
             sys.stdout.flush()
     _print_ratio(results)
-    return 0 if len(results) == len(crews) * (1 + arguments.then_one) else 1
+    wanted = sum(2 if arguments.then_one and crew.seats > 1 else 1 for crew in crews)
+    return 0 if len(results) == wanted else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,13 +355,21 @@ class Trial:
     async def _windows(
         self, load: Load, feeding: asyncio.Future[Any], ready_s: float, results: list[dict[str, Any]]
     ) -> None:
-        laps = 2 if self._arguments.then_one and self._crew.seats > 1 else 1
-        first = await self._window(load, feeding, self._crew, self._ports, laps)
+        both = self._arguments.then_one and self._crew.seats > 1
+        seconds = min(self._arguments.seconds, (self._end - time.monotonic() - _END_S) / (2 if both else 1))
+        if seconds < _LEAST_WINDOW_S:
+            raise BenchError("no time is left for a window; raise --limit-s")
+        # Time is kept for the second window and for the others' leaving; the first one's ramp has the rest.
+        kept = seconds + _END_S + _ALONE_S if both else 0
+        await self._ramp(load, feeding, self._crew.hands, self._end - seconds - kept)
+        first = await self._window(load, feeding, self._crew, seconds)
         results.append({"ready_s": ready_s, **first})
-        if laps > 1:
+        if both:
             await self._send_others_away()
+            # It goes on as before: what its share of the processor and of the disk changes shows soon.
+            await self._ramp(load, feeding, self._crew.hands, time.monotonic() + _ALONE_S)
             alone = Crew("0 (others sent away)", self._crew.workers, 1)
-            results.append({"ready_s": None, **await self._window(load, feeding, alone, self._ports[:1], 1)})
+            results.append({"ready_s": None, **await self._window(load, feeding, alone, seconds)})
 
     async def _wait_until_ready(self, worker: Process, began: float) -> float:
         deadline = min(self._end, began + self._arguments.ready_s)
@@ -372,21 +383,20 @@ class Trial:
         _say(f"/readyz after {ready_s:.1f} s")
         return ready_s
 
-    async def _window(
-        self, load: Load, feeding: asyncio.Future[Any], crew: Crew, ports: tuple[int, ...], laps: int
-    ) -> dict[str, Any]:
-        """Wait until the flow is steady, then count. ``laps``: windows that the time left is for."""
-        share_end = time.monotonic() + (self._end - time.monotonic()) / laps
-        seconds = min(self._arguments.seconds, share_end - time.monotonic() - _LEAST_WINDOW_S)
-        if seconds < _LEAST_WINDOW_S:
-            raise BenchError("no time is left for a window; raise --limit-s")
-        steady = load.tally.finished() + crew.hands
-        ramp_began = time.monotonic()
-        ramp_end = min(ramp_began + self._arguments.ramp, share_end - seconds)
-        while time.monotonic() < ramp_end and load.tally.finished() < steady:
+    async def _ramp(self, load: Load, feeding: asyncio.Future[Any], jobs: int, latest: float) -> None:
+        """Wait until so many more jobs are done, but not beyond ``latest`` or ``--ramp`` seconds."""
+        began, before = time.monotonic(), load.tally.finished()
+        end = min(latest, began + self._arguments.ramp)
+        while time.monotonic() < end and load.tally.finished() < before + jobs:
             await self._rest(feeding)
+        done = load.tally.finished() - before
+        _say(f"ramp of {time.monotonic() - began:.1f} s: {done} jobs done{'' if done >= jobs else f', not {jobs}'}")
+
+    async def _window(self, load: Load, feeding: asyncio.Future[Any], crew: Crew, seconds: float) -> dict[str, Any]:
+        """Count what is done in so many seconds."""
         before = load.tally.finished()
-        _say(f"steady after {time.monotonic() - ramp_began:.1f} s: {before} jobs done so far; counting {seconds:.0f} s")
+        _say(f"counting for {seconds:.0f} s")
+        ports = self._ports[: crew.seats]
         scrapes, tree, start = Scrapes(ports), _cpu_seconds(self._pid()), time.monotonic()
         await scrapes.take()
         while (left := start + seconds - time.monotonic()) > 0:
@@ -394,8 +404,7 @@ class Trial:
             await scrapes.take()
         end, cpu = time.monotonic(), _cpu_used(tree, _cpu_seconds(self._pid()))
         result = _result(crew, load.tally, (start, end), self._arguments) | {
-            "ramp_s": round(start - ramp_began, 1),
-            "ramp_jobs": before - (steady - crew.hands),
+            "jobs_before": before,
             "cores": {role: round(used / (end - start), 2) for role, used in cpu.items()},
             "metrics": scrapes.report(),
             "nvidia_smi": await asyncio.to_thread(_nvidia_smi),
@@ -429,10 +438,13 @@ class Trial:
 
 
 def request_fields(arguments: argparse.Namespace) -> dict[str, object]:
-    """Return what every request says. The metadata is given: random weights would write odd ones."""
+    """Return what every request says. The metadata is given: random weights would write odd ones.
+
+    The tokenizers here know bytes alone: the words are short, and yet as many tokens as a usual song's.
+    """
     return {
-        "prompt": "upbeat electronic dance music with a bright lead, side-chained pads and a driving bass",
-        "lyrics": "[verse]\n" + "A message waits in line\nA melody comes out\n" * 12,
+        "prompt": "upbeat electronic dance music with a bright lead",
+        "lyrics": "[verse]\n" + "A message waits in line\nA melody comes out\n" * 6,
         "audio_duration": arguments.duration,
         "bpm": 120,
         "key_scale": "C major",
@@ -626,7 +638,7 @@ def _lm_name(arguments: argparse.Namespace) -> str:
 
 
 async def _refuse_strangers(url: str) -> None:
-    """Raise ``BenchError`` when the broker is not there, or holds requests that somebody else sent."""
+    """Raise ``BenchError`` when the broker is not there, or serves somebody else already."""
     try:
         async with asyncio.timeout(_CONNECT_S), await aio_pika.connect(url) as connection:
             queue = await (await connection.channel()).declare_queue(GENERATE, passive=True)
@@ -634,8 +646,8 @@ async def _refuse_strangers(url: str) -> None:
         return
     except (AMQPError, OSError, TimeoutError) as error:
         raise BenchError(f"no broker to run on: {error or type(error).__name__}") from error
-    if queue.declaration_result.message_count:
-        raise BenchError(f"{GENERATE} holds somebody's messages: give the benchmark a broker of its own")
+    if queue.declaration_result.message_count or queue.declaration_result.consumer_count:
+        raise BenchError(f"{GENERATE} has somebody's messages or workers: give the benchmark a broker of its own")
 
 
 async def _clear_queue(settings: Settings) -> None:
@@ -644,7 +656,7 @@ async def _clear_queue(settings: Settings) -> None:
         connection = await aio_pika.connect(settings.broker.url.get_secret_value())
         async with connection:
             channel = await connection.channel()
-            await channel.queue_delete(GENERATE, if_unused=True)
+            await channel.queue_delete(GENERATE)
         async with Link(settings.broker, "bench"):
             pass  # it declares the topology
 

@@ -10,8 +10,13 @@ anywhere and in any precision.
 """
 
 import inspect
+import sys
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,6 +25,7 @@ from torch.nn.functional import scaled_dot_product_attention
 EVERYWHERE = -1  # as a window: no window
 _HALF = (torch.float16, torch.bfloat16)
 _AMPERE, _HOPPER = 8, 9
+_FLASH_3 = "_flash_attention_3"  # what vLLM's folder is imported as
 
 Kernel = Callable[..., torch.Tensor]
 
@@ -120,19 +126,27 @@ def _flash() -> Kernel | None:
 
 
 def _flash_3() -> Kernel | None:
-    """Return FlashAttention 3 as vLLM ships it, half again as fast on a Hopper; None without vLLM."""
-    threads = torch._inductor.config.compile_threads  # noqa: SLF001 - torch's documented configuration module
-    try:
-        from vllm.vllm_flash_attn import flash_attn_varlen_func  # noqa: PLC0415 - optional and slow to import
-    except (ImportError, OSError):
+    """Return FlashAttention 3 as vLLM ships it, half again as fast on a Hopper; None without vLLM.
+
+    vLLM itself is not imported: that rewires torch's compiler to vLLM's needs.
+    """
+    vllm = find_spec("vllm")
+    if vllm is None or not vllm.submodule_search_locations:
         return None
-    finally:
-        # Importing vLLM makes torch compile on one thread, for the sake of vLLM's own processes.
-        torch._inductor.config.compile_threads = threads  # noqa: SLF001 - as above
+    package = ModuleType(_FLASH_3)
+    package.__path__ = [str(Path(vllm.submodule_search_locations[0], "vllm_flash_attn"))]
+    sys.modules[_FLASH_3] = package
+    try:
+        interface = import_module(f"{_FLASH_3}.flash_attn_interface")
+        attend_varlen, is_there = interface.flash_attn_varlen_func, interface.FA3_AVAILABLE
+    except (ImportError, OSError, AttributeError):
+        return None
+    if not is_there:
+        return None
 
     def flash_3(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *where: Any) -> torch.Tensor:
         query_bounds, key_bounds, longest_query, longest_key, window, scale = where
-        attended: torch.Tensor = flash_attn_varlen_func(
+        attended: torch.Tensor = attend_varlen(
             query,
             key,
             value,

@@ -53,6 +53,7 @@ def open_studio(settings: EngineSettings, say: Say = lambda _: None, *, share_gb
     handles = load_models(settings, report, say)
     device = torch.device(report.device)
     speed = speed_of(report, settings, offload)
+    attention = name_of(fastest(device.type, device.index, report.dtype))
     booths = {booth.parts.model.name: booth for booth in _booths(handles, device, offload, speed)}
     batcher = Batcher(booths, device, Budget(max_tokens=settings.pack_tokens), wait_s=settings.pack_wait_ms / 1000)
     footprint = batcher.errand(lambda: measure(list(booths.values()), device, say))
@@ -66,7 +67,7 @@ def open_studio(settings: EngineSettings, say: Say = lambda _: None, *, share_gb
         models=tuple(handle.model for handle in handles),
         formats=check_encoders(),
         offload=offload.models,
-        attention=name_of(fastest(device.type, device.index, report.dtype)),
+        attention=attention,
         compiled=speed.compiled,
         warnings=tuple(_warnings(settings, report, offload)),
     )
