@@ -4,6 +4,8 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,11 @@ def neighbours(tmp_path: Path) -> list[Render]:
 @pytest.fixture
 def poisoned(tmp_path: Path) -> Render:
     return order_for(tmp_path, audio_duration=0.7, inference_steps=POISONED, seeds=(66,))
+
+
+def seed_of(song: Song) -> int:
+    assert song.scheduler.generators
+    return song.scheduler.generators[0].initial_seed()
 
 
 def is_poisoned(song: Song) -> bool:
@@ -203,7 +210,7 @@ def test_a_job_of_two_songs_that_breaks_at_the_last_step_costs_no_second_decode(
     advance, sound, heard = Song.advance, Booth.sound, []
 
     def breaking(self: Song, velocities: Any) -> None:
-        if self.frames == 18 and self.step == 2 and self.scheduler.generators[0].initial_seed() == 67:
+        if self.frames == 18 and self.step == 2 and seed_of(self) == 67:
             raise ValueError("so close")
         advance(self, velocities)
 
@@ -271,7 +278,7 @@ def test_two_models_take_turns_step_by_step(stage: Stage, tmp_path: Path) -> Non
     packed = stage.together(orders)
     models = [pack.model for pack in stage.packs]
     assert len(models) == 8
-    assert all(one != other for one, other in zip(models, models[1:], strict=False))
+    assert all(one != other for one, other in pairwise(models))
     for one, order in zip(packed, orders, strict=True):
         assert_same(one, stage.alone(order))
 
@@ -323,6 +330,10 @@ def rendered(batcher: Batcher, order: Render) -> Rendering:
     return render(Equipment(batcher), order, lambda *_: None, lambda: False)
 
 
+def arrived(stage: Stage, jobs: int) -> bool:
+    return stage.batcher.in_hand >= jobs
+
+
 def rendered_together(stage: Stage, orders: Sequence[Render]) -> list["Future[Rendering]"]:
     """Render jobs in threads of their own, all found by the device's thread at one moment."""
     with ThreadPoolExecutor(len(orders)) as threads:
@@ -330,7 +341,7 @@ def rendered_together(stage: Stage, orders: Sequence[Render]) -> list["Future[Re
             found = []
             for number, order in enumerate(orders, start=1):
                 found.append(threads.submit(rendered, stage.batcher, order))
-                wait_for(lambda number=number: stage.batcher.in_hand >= number)
+                wait_for(partial(arrived, stage, number))
         return found
 
 
@@ -474,7 +485,7 @@ def test_the_whole_ladder_down_to_the_job_that_fails(
 def test_a_job_with_the_device_to_itself_says_so_and_equals_itself(
     stage: Stage, neighbours: list[Render], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last job fits only when the others hold nothing: it is begun anew, SDE noise and all."""
+    """The first job fits only when the others hold nothing: it is begun anew, SDE noise and all."""
     shy = order_for(neighbours[0].folder, audio_duration=4, inference_steps=3, infer_method="sde", seeds=(9,))
     before = stage.alone(shy)
     stage.batcher.means.tokens = 1  # no packs any more
@@ -489,7 +500,7 @@ def test_a_job_with_the_device_to_itself_says_so_and_equals_itself(
         return step(self, songs, lora)
 
     monkeypatch.setattr(Booth, "step", hungry)
-    *others, found = stage.together([*neighbours, shy])
+    found, *others = stage.together([shy, *neighbours])
     assert found.notes[-1] == "memory ran out: the job was begun anew with the device to itself"
     assert_same(found, before)
     assert all("begun anew" not in note for one in others for note in one.notes)

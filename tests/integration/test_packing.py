@@ -44,9 +44,9 @@ def stage(booths: dict[str, Booth], monkeypatch: pytest.MonkeyPatch) -> Stage:
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Sources]:
     """Two sources of odd and even length, and one of them with reference audio."""
     folder = tmp_path_factory.mktemp("inputs")
-    source = recording(folder / "source", seconds=1.16, hz=220)
+    source = recording(folder / "source", seconds=0.76, hz=220)
     reference = recording(folder / "reference", seconds=0.8, hz=550)
-    other = recording(folder / "other", seconds=0.64, hz=330)
+    other = recording(folder / "other", seconds=0.48, hz=330)
     return {
         "none": Sources(),
         "source": Sources(source=source),
@@ -72,7 +72,7 @@ EITHER: dict[str, Asked] = {
     "cover, sde": ("other", {"task_type": "cover", "infer_method": "sde", "inference_steps": 3}),
     "cover, blended": ("source", {"task_type": "cover", "audio_cover_strength": 0.5}),
     "cover, with reference": ("both", {"task_type": "cover"}),
-    "repaint": ("source", {"task_type": "repaint", "repainting_start": 0.3, "repainting_end": 0.9}),
+    "repaint": ("source", {"task_type": "repaint", "repainting_start": 0.2, "repainting_end": 0.6}),
 }
 ONLY_BASE: dict[str, Asked] = {
     "extract": ("source", {"task_type": "extract", "track_name": "vocals"}),
@@ -130,9 +130,11 @@ def test_songs_from_a_moment_to_ten_minutes_share_a_pack(
 ) -> None:
     """A voice of ten minutes is 7500 tokens, so that a pack has room for it once. Its sound would take a minute."""
     monkeypatch.setattr(Booth, "sound", lambda self, songs, tiles: [torch.zeros(2, 1)] * len(songs))
-    longest, guidance = (600, {"guidance_scale": 1.0}) if model == TURBO else (60, {"guidance_scale": 3.0})
+    longest, scale = (600, 1.0) if model == TURBO else (60, 3.0)
     orders = [
-        order_for(tmp_path, model=model, audio_duration=seconds, inference_steps=steps, seeds=(index,), **guidance)
+        order_for(
+            tmp_path, model=model, audio_duration=seconds, inference_steps=steps, seeds=(index,), guidance_scale=scale
+        )
         for index, (seconds, steps) in enumerate([(longest, 1), (10, 2), (0.26, 2), (0.6, 1), (3, 2), (7.4, 2)])
     ]
     packed = stage.together(orders)
@@ -172,7 +174,7 @@ def test_jobs_of_several_songs_share_a_pack_song_by_song(
     planned = Plan(metas=Metas(), audio_codes=(CODES, CODES.replace("_6", "_7")))
     orders = [
         order_for(tmp_path, model=model, seeds=(1, 2, 3), infer_method="sde"),
-        order_for(tmp_path, model=model, seeds=(2, 1), task_type="cover", sources=inputs["both"]),
+        order_for(tmp_path, model=model, seeds=(2, 1), task_type="cover", sources=inputs["source"]),
         order_for(tmp_path, model=model, seeds=(1, 5), plan=planned),
     ]
     packed = stage.together(orders)

@@ -36,7 +36,12 @@ CODES = "".join(f"<|audio_code_{61 * index}|>" for index in range(10))
 
 
 def order_for(
-    folder: Path, *, seeds: Sequence[int] = (7,), sources: Sources | None = None, plan: Plan | None = None, **fields: Any
+    folder: Path,
+    *,
+    seeds: Sequence[int] = (7,),
+    sources: Sources | None = None,
+    plan: Plan | None = None,
+    **fields: Any,
 ) -> Render:
     """Return an admitted job of one second, two steps, as float32 WAV, unless ``fields`` say otherwise."""
     usual = {"prompt": "slow jazz", "lyrics": "[verse]\nla la", "audio_format": "wav32", "inference_steps": 2}

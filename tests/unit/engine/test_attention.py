@@ -36,14 +36,16 @@ def packed(queries: Lengths, keys: Lengths, window: int) -> torch.Tensor:
 
 def dense(queries: Lengths, keys: Lengths, window: int) -> torch.Tensor:
     """Attend over everything at once, with a mask of who may see whom."""
-    owner, key_owner = (torch.repeat_interleave(torch.arange(len(each)), torch.tensor(each)) for each in (queries, keys))
+    owner, key_owner = (
+        torch.repeat_interleave(torch.arange(len(each)), torch.tensor(each)) for each in (queries, keys)
+    )
     mask = owner[:, None] == key_owner
     if window != EVERYWHERE:
         mask &= (torch.arange(sum(queries))[:, None] - torch.arange(sum(keys))).abs() <= window
     query, key, value = inputs_for(queries, keys)
     key, value = (part.repeat_interleave(HEADS // KEY_HEADS, dim=1) for part in (key, value))
-    heads_first = (part.transpose(0, 1)[None] for part in (query, key, value))
-    attended = scaled_dot_product_attention(*heads_first, attn_mask=mask, scale=SCALE)
+    query, key, value = (part.transpose(0, 1)[None] for part in (query, key, value))
+    attended = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=SCALE)
     return attended[0].transpose(0, 1)
 
 

@@ -106,13 +106,33 @@ def test_each_voice_gets_the_velocity_that_diffusers_predicts_for_it_alone(
 
 
 def test_a_voices_time_is_its_own(packed: PackedDit) -> None:
-    """Another time for one voice changes that voice and no other by a single bit of note."""
+    """Another time for one voice changes that voice and no other."""
     voices = voices_of(ODD)
     before = packed_velocities(packed, voices)
-    later = [Voice(each.latents, each.context, each.states, 0.01 if index == 3 else each.time) for index, each in enumerate(voices)]
+    later = [
+        Voice(each.latents, each.context, each.states, 0.01 if index == 3 else each.time)
+        for index, each in enumerate(voices)
+    ]
     after = packed_velocities(packed, later)
     for index, (one, other) in enumerate(zip(before, after, strict=True)):
         assert torch.allclose(one, other, rtol=0, atol=1e-6) == (index != 3)
+
+
+def test_joined_projections_compute_the_same_and_can_be_separated_again() -> None:
+    with tiny_checkpoint._private_randomness(3):
+        dit = tiny_checkpoint._transformer(turbo=False).eval().requires_grad_(requires_grad=False)
+    packed, voices = PackedDit(dit), voices_of(ODD)
+    plainly = [plain_velocity(dit, voice) for voice in voices]
+    weight = dit.layers[0].self_attn.to_k.weight
+    packed.fuse()
+    assert weight.untyped_storage().nbytes() > weight.numel() * weight.itemsize  # a part of the larger matrix
+    joined = packed_velocities(packed, voices)
+    packed.separate()
+    assert weight.untyped_storage().nbytes() == weight.numel() * weight.itemsize
+    separated = packed_velocities(packed, voices)
+    for one, other, expected in zip(joined, separated, plainly, strict=True):
+        torch.testing.assert_close(one, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(other, expected, rtol=0, atol=1e-5)
 
 
 def test_one_token_of_a_repeated_condition_is_heard_as_all_of_them(packed: PackedDit) -> None:
@@ -126,13 +146,18 @@ def test_one_token_of_a_repeated_condition_is_heard_as_all_of_them(packed: Packe
 
 def test_a_condition_keeps_no_others_memory(packed: PackedDit) -> None:
     """A song that leaves early frees what it heard, though all conditions were prepared in one go."""
-    for condition, tokens in zip(packed.conditions([torch.zeros(count, WIDTH) for count in (5, 90)]), (5, 90), strict=True):
+    for condition, tokens in zip(
+        packed.conditions([torch.zeros(count, WIDTH) for count in (5, 90)]), (5, 90), strict=True
+    ):
         assert condition.tokens == tokens
         assert condition.memory.untyped_storage().nbytes() == condition.memory.numel() * condition.memory.itemsize
 
 
 def test_two_kinds_of_blocks_are_compiled_once_for_every_composition(plain: Any) -> None:
-    """One song, equal songs, many songs, songs of a single token: nothing is compiled a second time."""
+    """One song, equal songs, many songs, songs of one token each: nothing is compiled a second time.
+
+    Only a pack that is a single token, a lone song of 0.08 seconds, would be.
+    """
     allow_many_kinds()
     dit, counter = PackedDit(plain), CompileCounter()
     dit.compile(backend=counter)
@@ -140,7 +165,7 @@ def test_two_kinds_of_blocks_are_compiled_once_for_every_composition(plain: Any)
         with torch.no_grad():
             packed_velocities(dit, voices_of([300, 44]))
             assert counter.frame_count == len({block.window for block in dit._blocks}) == 2
-            for frames in ([26], [26, 26], [1], [2, 2], [1, 1, 1], *LENGTHS, [300, 44]):
+            for frames in ([26], [26, 26], [2, 2], [1, 1, 1], *LENGTHS[2:], [300, 44], [3]):
                 voices = voices_of(frames)
                 for voice, found in zip(voices, packed_velocities(dit, voices), strict=True):
                     torch.testing.assert_close(found, plain_velocity(plain, voice), rtol=0, atol=1e-5)

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What packing costs where it gains least: the same songs together and one by one, on the CPU, with the tiny model.
+
+A GPU is busy only when a pass is large, and there packing is what makes it so (`bench renderer_gpu` measures that). A
+CPU core is always busy; so here the question is whether joining, splitting and attending song by song cost more than
+fewer calls save. Both ways go through the same batcher in turns, in one process on one thread. "Together" hands over
+all jobs at one moment, "one by one" each job when the one before it is done. Rounds alternate, which of the two comes
+first as well; each round gives one ratio, and the median counts. Sound is not made, because tiles of the VAE are no
+part of packing. A table goes to standard error, one line of JSON to standard output.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+from consumer.engine import tiny_checkpoint
+from consumer.engine.messages import Render
+from consumer.engine.renderer.booth import Booth
+from consumer.engine.renderer.song import Song
+from tests.support.stage import Stage, open_booths, order_for
+
+GOAL = 1.0
+_SECONDS = (30, 12, 45, 20, 8, 60, 15, 25)
+
+Way = Callable[[], None]
+
+
+class SilentBooth(Booth):
+    """A booth that makes no sound of its songs."""
+
+    def sound(self, songs: Sequence[Song], tiles_at_once: int) -> list[torch.Tensor]:
+        """Return silence, [2, 1] for each song."""
+        return [torch.zeros(2, 1)] * len(songs)
+
+
+def main() -> int:
+    """Run the benchmark. Returns 1 when packing was slower."""
+    arguments = _parser().parse_args()
+    torch.set_num_threads(1)
+    load = os.getloadavg()[0]
+    found = {model: _measured(model, arguments) for model in (tiny_checkpoint.TURBO, tiny_checkpoint.BASE)}
+    for model, row in found.items():
+        _say(
+            f"{model}, {arguments.jobs} jobs: {row['together_s']:.3f} s together, {row['one_by_one_s']:.3f} s alone; "
+            f"{row['ratio']:.2f} times as fast ({row['least']:.2f} to {row['most']:.2f})"
+        )
+    report = {"bench": "packing", "jobs": arguments.jobs, "rounds": arguments.rounds, "load": round(load, 2), **found}
+    sys.stdout.write(json.dumps(report) + "\n")
+    return int(any(row["ratio"] < GOAL for row in found.values()))
+
+
+def _measured(model: str, arguments: argparse.Namespace) -> dict[str, float]:
+    """Return the medians of both ways, in seconds, and of the rounds' ratios."""
+    with tempfile.TemporaryDirectory(prefix="acestep-") as folder:
+        tiny_checkpoint.write(Path(folder))
+        booths: dict[str, Booth] = {name: SilentBooth(booth.parts) for name, booth in open_booths(Path(folder)).items()}
+    stage = Stage(booths)
+    orders = _orders(model, arguments)
+    ways: tuple[Way, Way] = (lambda: _together(stage, orders), lambda: _one_by_one(stage, orders))
+    taken = [_round(ways, turned=bool(number % 2)) for number in range(arguments.rounds + 1)][1:]  # the first warms up
+    ratios = [alone / packed for packed, alone in taken]
+    return {
+        "together_s": round(statistics.median(packed for packed, _ in taken), 4),
+        "one_by_one_s": round(statistics.median(alone for _, alone in taken), 4),
+        "ratio": round(statistics.median(ratios), 3),
+        "least": round(min(ratios), 3),
+        "most": round(max(ratios), 3),
+    }
+
+
+def _orders(model: str, arguments: argparse.Namespace) -> list[Render]:
+    lengths = [_SECONDS[number % len(_SECONDS)] * arguments.length for number in range(arguments.jobs)]
+    fields = {"model": model, "inference_steps": arguments.steps, "guidance_scale": 3.0}
+    return [
+        order_for(Path(), audio_duration=max(seconds, 1), seeds=(seed,), **fields)
+        for seed, seconds in enumerate(lengths)
+    ]
+
+
+def _round(ways: tuple[Way, Way], *, turned: bool) -> tuple[float, float]:
+    """Return the seconds that each way took."""
+    taken = [0.0, 0.0]
+    for which in (1, 0) if turned else (0, 1):
+        began = time.perf_counter()
+        ways[which]()
+        taken[which] = time.perf_counter() - began
+    return taken[0], taken[1]
+
+
+def _together(stage: Stage, orders: Sequence[Render]) -> None:
+    with stage.held():
+        performances = [stage.submit(order) for order in orders]
+    for performance in performances:
+        performance.sounds[-1].result()
+
+
+def _one_by_one(stage: Stage, orders: Sequence[Render]) -> None:
+    for order in orders:
+        stage.submit(order).sounds[-1].result()
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bash infra/dev bench packing", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--jobs", type=int, default=8, help="songs (8)")
+    parser.add_argument("--rounds", type=int, default=9, help="measured rounds (9)")
+    parser.add_argument("--steps", type=int, default=8, help="denoising steps of each song (8)")
+    parser.add_argument("--length", type=float, default=1.0, help="factor on the songs' lengths, 8 to 60 seconds (1)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
