@@ -14,6 +14,7 @@ import gc
 import queue
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -269,8 +270,14 @@ class Batcher:
                 for song, flow in [(song, next(velocities)) for song in some]:
                     song.advance(flow)
                 take.tell()
-            except Exception as error:  # noqa: BLE001 - the other songs have their velocities
-                self._fail(take, error)
+            except Exception as error:
+                if is_fatal(error):
+                    raise
+                # The other songs have their velocities. This one's momentum and noise may be half a step on.
+                if is_out_of_memory(error):
+                    self._isolate([take], error)
+                else:
+                    self._fail(take, error)
 
     def _decode(self) -> None:
         takes = [take for take in self._active if take.finished]
@@ -307,8 +314,11 @@ class Batcher:
 
     def _squeeze(self, stage: Stage, takes: Sequence[Take], error: Exception) -> None:
         """Memory ran out: go one step down the ladder; the work is tried again in the next round."""
+        # Frames that the error came through hold what they had allocated.
+        traceback.clear_frames(error.__traceback__)
         self._free()
-        done = self.means.step_down(stage, len(takes), self.tally.tokens_in_pack) or self._offload()
+        members = self.tally.songs_in_pack if stage is Stage.STEP else len(takes)
+        done = self.means.step_down(stage, members, self.tally.tokens_in_pack) or self._offload()
         if done is None:
             self._isolate(takes, error)
             return
@@ -318,7 +328,7 @@ class Batcher:
 
     def _isolate(self, takes: Sequence[Take], error: Exception) -> None:
         """Give each job the device to itself, once."""
-        for take in takes:
+        for take in reversed(takes):  # so that the first of them is at the head of the line
             if take.alone or len(self._active) + len(self._waiting) == 1:
                 self._fail(take, error)
                 continue
@@ -348,8 +358,9 @@ class Batcher:
 
     def _fail(self, take: Take, error: Exception) -> None:
         take.fail(error)
-        if take in self._waiting:
-            self._waiting.remove(take)
+        for line in (self._waiting, self._active):
+            if take in line:
+                line.remove(take)
 
     def _forget_over(self) -> None:
         self._active = [take for take in self._active if not take.over]

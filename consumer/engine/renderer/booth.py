@@ -23,10 +23,9 @@ from consumer.engine.renderer.tiles import lengths
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What makes the device faster and is not there everywhere: compiled blocks, joined weights, recorded graphs."""
+    """What makes the device faster and is not there everywhere: compiled blocks, recorded graphs."""
 
     compiled: bool = False
-    fused: bool = False
     graphed: bool = False
 
 
@@ -114,8 +113,6 @@ class Booth:
         self._loras.clear()
 
     def _denoiser(self, dit: PackedDit) -> Denoiser:
-        if self._speed.fused and self.parts.card is None:
-            dit.fuse()
         if self._speed.compiled:
             dit.compile()
         return Denoiser(dit, graphed=self._speed.graphed)

@@ -36,6 +36,7 @@ class _Score:
     draft: Draft
     context: torch.Tensor
     noise: torch.Tensor
+    generators: tuple[torch.Generator, ...]
     states: tuple[tuple[torch.Tensor, ...], ...]
 
     @property
@@ -95,15 +96,17 @@ class Conditioner:
     def _score(self, draft: Draft, encoded: Sequence[States], hints: Sequence[torch.Tensor]) -> _Score | Exception:
         try:
             context, timbres = self._material(draft, hints)
-            noise = draft.noise
+            noise, generators = draft.noise, draft.generators
             if noise is None:
-                noise = self._drafting.noise(list(draft.generators), context.shape[1])
+                # Fresh ones: when memory runs out, a draft is prepared a second time.
+                generators = tuple(generators_for(draft.arguments.seeds))
+                noise = self._drafting.noise(list(generators), context.shape[1])
         except Exception as error:
             if is_out_of_memory(error):
                 raise
             return error
         states = tuple(tuple(torch.cat([lyrics, timbre, text]) for timbre in timbres) for text, lyrics in encoded)
-        return _Score(draft, context, noise.to(self._parts.device, non_blocking=True), states)
+        return _Score(draft, context, noise.to(self._parts.device, non_blocking=True), generators, states)
 
     def _conditions(self, scores: Sequence[_Score], dit: PackedDit) -> dict[int, Condition]:
         """Return the condition of each state by the state's identity; 0 is the empty condition."""
@@ -118,7 +121,7 @@ class Conditioner:
 
     def _cast(self, score: _Score, conditions: dict[int, Condition]) -> Iterator[Song]:
         draft, given = score.draft, score.draft.given
-        for index, generator in enumerate(draft.generators):
+        for index, generator in enumerate(score.generators):
             own, *others = (conditions[id(some[index % len(some)])] for some in score.states)
             interval = (given["cfg_interval_start"], given["cfg_interval_end"])
             yield Song(

@@ -66,19 +66,6 @@ class PackedDit:
         for block in self._blocks:
             block.compile(dynamic=True, backend=backend)
 
-    def fuse(self) -> None:
-        """Let projections that read the same input be one product each: fewer and larger ones are faster.
-
-        The layers keep their weights, as parts of the larger matrices. Not for weights that will be moved.
-        """
-        for block in self._blocks:
-            block.fuse()
-
-    def separate(self) -> None:
-        """Undo ``fuse``, so that weights can be moved."""
-        for block in self._blocks:
-            block.separate()
-
     def conditions(self, states: Sequence[torch.Tensor]) -> list[Condition]:
         """Prepare conditions, each [tokens, width of the condition encoder]."""
         joined = self.dit.condition_embedder(torch.cat(list(states)))
@@ -138,31 +125,11 @@ class PackedDit:
 class PackedBlock(torch.nn.Module):
     """One ``AceStepTransformerBlock`` over a pack."""
 
-    attention_in: torch.Tensor | None
-    mlp_in: torch.Tensor | None
-
     def __init__(self, block: Any) -> None:
         super().__init__()
         self.block = block
         window = block.self_attn.sliding_window
         self.window: int = EVERYWHERE if window is None else window
-        self.register_buffer("attention_in", None, persistent=False)
-        self.register_buffer("mlp_in", None, persistent=False)
-
-    def fuse(self) -> None:
-        """Join the projections into self-attention, and those into the MLP."""
-        self.attention_in, self.mlp_in = (_joined(layers) for layers in self._side_by_side())
-
-    def separate(self) -> None:
-        """Give each projection weights of its own again."""
-        self.attention_in = self.mlp_in = None
-        for layers in self._side_by_side():
-            for layer in layers:
-                layer.weight.data = layer.weight.data.clone()
-
-    def _side_by_side(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        attention, mlp = self.block.self_attn, self.block.mlp
-        return (attention.to_q, attention.to_k, attention.to_v), (mlp.gate_proj, mlp.up_proj)
 
     def remember(self, condition: torch.Tensor) -> torch.Tensor:
         """Return the keys and values of a condition, [tokens, width], as [2, tokens, heads, dim]."""
@@ -182,15 +149,17 @@ class PackedBlock(torch.nn.Module):
         hidden = (hidden + self._within(normed, geometry) * gate).type_as(hidden)
         hidden = hidden + self._across(block.cross_attn_norm(hidden).type_as(hidden), keys, values, geometry)
         normed = (block.mlp_norm(hidden) * (1 + mlp_scale) + mlp_shift).type_as(hidden)
-        opening, lifted = _projected(normed, self.mlp_in, self._side_by_side()[1])
-        return torch.add(hidden, block.mlp.down_proj(silu(opening) * lifted) * mlp_gate).type_as(hidden)
+        mlp = block.mlp
+        lifted: torch.Tensor = mlp.down_proj(silu(mlp.gate_proj(normed)) * mlp.up_proj(normed))
+        return torch.add(hidden, lifted * mlp_gate).type_as(hidden)
 
     def _within(self, normed: torch.Tensor, geometry: Geometry) -> torch.Tensor:
         """Self-attention."""
         attention = self.block.self_attn
-        projected = _projected(normed, self.attention_in, self._side_by_side()[0])
-        query, key, value = (torch.unflatten(part, -1, (-1, attention.head_dim)) for part in projected)
-        query, key = _rotated(attention.norm_q(query), geometry), _rotated(attention.norm_k(key), geometry)
+        query = attention.norm_q(attention.to_q(normed).unflatten(-1, (attention.heads, attention.head_dim)))
+        key = attention.norm_k(attention.to_k(normed).unflatten(-1, (attention.kv_heads, attention.head_dim)))
+        value = attention.to_v(normed).unflatten(-1, (attention.kv_heads, attention.head_dim))
+        query, key = (_rotated(part, geometry) for part in (query, key))
         bounds, longest = geometry.bounds, geometry.longest
         attended = attend(query, key, value, bounds, bounds, longest, longest, self.window, attention.scaling)
         out: torch.Tensor = attention.to_out[0](attended.flatten(1))
@@ -215,23 +184,6 @@ class PackedBlock(torch.nn.Module):
         )
         out: torch.Tensor = attention.to_out[0](attended.flatten(1))
         return out
-
-
-def _joined(layers: Sequence[Any]) -> torch.Tensor | None:
-    """Return the layers' weights as one matrix, which the layers then have parts of; None where there are biases."""
-    if any(layer.bias is not None for layer in layers):
-        return None
-    joined = torch.cat([layer.weight.data for layer in layers])
-    for layer, part in zip(layers, torch.split(joined, [layer.out_features for layer in layers]), strict=True):
-        layer.weight.data = part
-    return joined
-
-
-def _projected(normed: torch.Tensor, joined: torch.Tensor | None, layers: Sequence[Any]) -> Sequence[torch.Tensor]:
-    """Return what each layer makes of [tokens, width]."""
-    if joined is None:
-        return [layer(normed) for layer in layers]
-    return torch.split(linear(normed, joined), [layer.out_features for layer in layers], dim=-1)
 
 
 def _rotated(heads: torch.Tensor, geometry: Geometry) -> torch.Tensor:

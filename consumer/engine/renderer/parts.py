@@ -46,7 +46,6 @@ class Parts:
         modules = {name: part for name, part in self.pipeline.components.items() if isinstance(part, torch.nn.Module)}
         if keep_dit:
             modules.pop("transformer").to(self.device)
-        self.dit.separate()
         for module in (*modules.values(), self.decoder):
             card.adopt(module)
         self.card = card

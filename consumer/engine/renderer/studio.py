@@ -78,8 +78,7 @@ def speed_of(report: DeviceReport, settings: EngineSettings, offload: Offload) -
     """Decide what is compiled and recorded: on CUDA devices, unless set otherwise."""
     wanted = report.kind == "cuda" if settings.compile is None else settings.compile
     # A recording is for weights at one place, and offloaded weights come to another each time.
-    settled = wanted and not offload.models
-    return Speed(compiled=wanted, fused=settled, graphed=settled and report.kind == "cuda")
+    return Speed(compiled=wanted, graphed=wanted and report.kind == "cuda" and not offload.models)
 
 
 def _booths(handles: Sequence[ModelHandle], device: torch.device, offload: Offload, speed: Speed) -> Iterator[Booth]:

@@ -118,23 +118,6 @@ def test_a_voices_time_is_its_own(packed: PackedDit) -> None:
         assert torch.allclose(one, other, rtol=0, atol=1e-6) == (index != 3)
 
 
-def test_joined_projections_compute_the_same_and_can_be_separated_again() -> None:
-    with tiny_checkpoint._private_randomness(3):
-        dit = tiny_checkpoint._transformer(turbo=False).eval().requires_grad_(requires_grad=False)
-    packed, voices = PackedDit(dit), voices_of(ODD)
-    plainly = [plain_velocity(dit, voice) for voice in voices]
-    weight = dit.layers[0].self_attn.to_k.weight
-    packed.fuse()
-    assert weight.untyped_storage().nbytes() > weight.numel() * weight.itemsize  # a part of the larger matrix
-    joined = packed_velocities(packed, voices)
-    packed.separate()
-    assert weight.untyped_storage().nbytes() == weight.numel() * weight.itemsize
-    separated = packed_velocities(packed, voices)
-    for one, other, expected in zip(joined, separated, plainly, strict=True):
-        torch.testing.assert_close(one, expected, rtol=0, atol=1e-5)
-        torch.testing.assert_close(other, expected, rtol=0, atol=1e-5)
-
-
 def test_one_token_of_a_repeated_condition_is_heard_as_all_of_them(packed: PackedDit) -> None:
     """The empty condition of guidance is one vector for each token: one token says the same."""
     (voice,) = voices_of([40])
