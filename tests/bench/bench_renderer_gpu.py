@@ -134,13 +134,17 @@ def timed(work: Callable[[], object], times: int = 10) -> float:
         for _ in range(times):
             work()
         return 1000 * (time.perf_counter() - began) / times
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start, end = _event(), _event()
     start.record()
     for _ in range(times):
         work()
     end.record()
     torch.cuda.synchronize()
-    return start.elapsed_time(end) / times
+    return float(start.elapsed_time(end)) / times
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch's
 
 
 def matrix_peak() -> float:
@@ -210,9 +214,9 @@ def measure_all(asked: argparse.Namespace, folder: Path) -> None:
     peak = 0.0 if asked.tiny else matrix_peak()
     tell(f"matrix peak {peak:.0f} TFLOP/s")
     for pack in asked.steps.split(";") if asked.steps else ():
-        lengths = [int(each) for each in pack.split(",")]
-        took = step_ms(batcher, lengths)
-        rate = sum(map(flops_of_step, lengths)) / took / 1e9
+        seconds = [int(each) for each in pack.split(",")]
+        took = step_ms(batcher, seconds)
+        rate = sum(map(flops_of_step, seconds)) / took / 1e9
         share = f", {100 * rate / peak:.0f}% of peak" if peak else ""
         tell(f"DiT step of {pack} s: {took:.2f} ms, {rate:.0f} TFLOP/s{share}")
     for name, lengths, in_flight in cases(asked.cases):

@@ -152,6 +152,14 @@ def test_threads_that_operators_used_to_ask_for_are_named_as_needless(checkpoint
     assert warning.startswith("ACESTEP_API_WORKERS = 4 has no effect")
 
 
+def test_a_rehearsed_song_sounds_and_leaves_nothing_behind(checkpoints: Path) -> None:
+    """Cards rehearse at start. Here it is seen to be a song, at -1 dBFS, and no pack of it stays."""
+    opened = open_studio(settings(checkpoints, TURBO, BASE))
+    for booth in opened.batcher._booths.values():
+        assert opened.batcher.errand(booth.rehearse) == pytest.approx(10 ** (-1 / 20), abs=1e-3)
+        assert booth.denoiser(None)._pack is None
+
+
 def test_offloading_that_wins_nothing_is_named(checkpoints: Path) -> None:
     report = open_studio(settings(checkpoints, TURBO, offload=True)).report
     assert not report.offload

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from consumer.engine.renderer.budget import TILE_RUNGS
 from consumer.engine.renderer.conditioning import Conditioner
 from consumer.engine.renderer.decode import normalised
 from consumer.engine.renderer.denoiser import Denoiser
@@ -16,6 +17,7 @@ from consumer.engine.renderer.offload import OneAtATime
 from consumer.engine.renderer.packed_dit import PackedDit
 from consumer.engine.renderer.parts import Parts
 from consumer.engine.renderer.randomness import generators_for
+from consumer.engine.renderer.rehearsal import rehearsal
 from consumer.engine.renderer.song import Song
 from consumer.engine.renderer.texts import TextEncoder
 from consumer.engine.renderer.tiles import lengths
@@ -84,6 +86,19 @@ class Booth:
         self._conditioner.warm()
         yield "the VAE's decoder"
         yield from self.parts.use(self.parts.decoder).warm()
+
+    def rehearse(self) -> float:
+        """Make a song and forget it: kernels are loaded by their first use. Returns the peak of its sound."""
+        codes = self.parts.pipeline.audio_tokenizer is not None
+        (songs,) = self.songs([self.drafting.draft(rehearsal(codes=codes))], None)
+        if isinstance(songs, Exception):
+            raise songs
+        while not songs[0].done:
+            for song, flow in zip(songs, self.step(songs, None), strict=True):
+                song.advance(flow)
+        (sound,) = self.sound(songs, TILE_RUNGS[0])
+        self.denoiser(None).forget()
+        return float(sound.abs().max())
 
     def decode_tiles(self, tiles: int) -> None:
         """Decode so many tiles of silence at once, to see what that takes."""

@@ -30,6 +30,10 @@ def measure(booths: Sequence[Booth], device: torch.device, say: Say) -> Footprin
         _warm_up(booth, say)
     if device.type != "cuda":
         return Footprint()
+    for booth in booths:
+        say(f"warming up {booth.parts.model.name}: a song that nobody hears")
+        booth.rehearse()
+        booth.rest()
     weights = torch.cuda.memory_allocated(device)
     return Footprint(
         weights=weights,

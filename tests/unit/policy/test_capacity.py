@@ -178,7 +178,7 @@ def test_both_share_the_time_of_one_card() -> None:
     assert found.songs_a_minute == pytest.approx(60 / (found.lm_s + found.render_s))
     assert found.lm_s == pytest.approx(60 / 350)
     # 8 steps of 3,750 tokens, the decode of 300 s, and the preparation.
-    assert found.render_s == pytest.approx(8 * 3750 * 5.9e-6 + 0.126 + 0.005)
+    assert found.render_s == pytest.approx(8 * 3750 * 6.2e-6 + 0.18 + 0.02)
 
 
 def test_offloading_leaves_one_part_on_the_card() -> None:
