@@ -12,7 +12,7 @@ SHARE_ABOVE_GB = 0.4
 """Of what a card has beyond 24 GB, this part goes to the LM's key-value cache: sequences in flight, not weights."""
 
 
-RENDERER_GB, OFFLOADED_RENDERER_GB = 8.0, 4.5
+RENDERER_GB, OFFLOADED_RENDERER_GB = 7.0, 4.5
 """The least that a renderer of a 2B model works in: its weights, or the DiT's alone, and one song."""
 
 RESERVE_GB = 1.0
