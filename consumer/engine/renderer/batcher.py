@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import structlog
@@ -31,6 +31,7 @@ from consumer.engine.renderer.budget import Budget
 from consumer.engine.renderer.clock import DeviceClock
 from consumer.engine.renderer.compiling import allow_many_kinds
 from consumer.engine.renderer.faults import is_fatal, is_out_of_memory
+from consumer.engine.renderer.line import Line, Room
 from consumer.engine.renderer.lora import Lora
 from consumer.engine.renderer.means import Means, Stage
 from consumer.engine.renderer.offload import OneAtATime
@@ -55,13 +56,12 @@ class _Errand:
 
 @dataclass(slots=True)
 class Tally:
-    """What was done since the start, the last pack, and how many jobs had to wait for memory."""
+    """What was done since the start, and the last pack."""
 
     songs: int = 0
     audio_s: float = 0.0
     songs_in_pack: int = 0
     tokens_in_pack: int = 0
-    waits: int = 0
 
 
 class Batcher:
@@ -79,7 +79,7 @@ class Batcher:
         self._device = device
         self._wait_s = wait_s
         self._inbox: queue.SimpleQueue[Take | _Errand] = queue.SimpleQueue()
-        self._waiting: deque[Take] = deque()
+        self._line = Line()
         self._active: list[Take] = []
         self._turn = 0
         self.budget = budget
@@ -114,12 +114,17 @@ class Batcher:
 
     def rebudget(self, budget: Budget) -> None:
         """Work within another budget from now on."""
-        self.budget, self.means = budget, Means.of(budget)
+        self.budget, self.means = budget, replace(Means.of(budget), squeezes=self.means.squeezes)
+
+    @property
+    def squeezes(self) -> int:
+        """Times that memory made the device do less at once, or a job wait."""
+        return self.means.squeezes + self._line.waits
 
     @property
     def in_hand(self) -> int:
         """Jobs that are not over."""
-        return len(self._active) + len(self._waiting) + self._inbox.qsize()
+        return len(self._active) + len(self._line.takes) + self._inbox.qsize()
 
     def _work(self) -> None:
         allow_many_kinds()
@@ -148,7 +153,7 @@ class Batcher:
 
     def _receive(self) -> None:
         """Take what has come; with nothing else to do, wait for it."""
-        if not self._active and not self._waiting:
+        if not self._active and not self._line.takes:
             self._file(self._inbox.get())
             self._gather()
         while not self._inbox.empty():
@@ -165,7 +170,7 @@ class Batcher:
 
     def _file(self, order: Take | _Errand) -> None:
         if isinstance(order, Take):
-            self._waiting.append(order)
+            self._line.takes.append(order)
             return
         try:
             order.result.set_result(order.run())
@@ -173,62 +178,27 @@ class Batcher:
             order.result.set_exception(error)
 
     def _drop_cancelled(self) -> None:
-        for take in (*self._waiting, *self._active):
+        for take in (*self._line.takes, *self._active):
             if take.watch.cancelled():
                 take.fail(Cancelled())
         self._forget_over()
 
     def _admit(self) -> None:
         """Prepare waiting jobs, in their order, as far as there is room."""
-        while takes := self._next_batch():
-            before = len(self._waiting)
+        while takes := self._line.next_batch(self._room(), self.means.jobs):
+            before = len(self._line.takes)
             self._attempt(Stage.PREPARE, takes, self._prepare)
-            if len(self._waiting) == before:
+            if len(self._line.takes) == before:
                 return  # memory ran out: the next round tries with less
 
-    def _next_batch(self) -> list[Take]:
-        """Return the first waiting jobs that can be prepared together and fit."""
-        takes: list[Take] = []
-        held = sum(take.bytes for take in self._active) + sum(booth.lora_bytes for booth in self._booths.values())
-        for take in self._after_other_loras():
-            if len(takes) == self.means.jobs or (takes and take.kind != takes[0].kind):
-                break
-            if not self._has_room(take, takes, held):
-                break
-            takes.append(take)
-            held += take.bytes
-        return takes
-
-    def _after_other_loras(self) -> Iterator[Take]:
-        """Yield waiting jobs whose LoRA can be used now: a model has one at a time, since each is a model of its own.
-
-        Jobs without one pass; jobs with another wait behind the one that waits.
-        """
-        in_use = {take.booth: take.lora for take in self._active if take.lora}
-        closed: set[Booth] = set()
-        for take in self._waiting:
-            if take.lora and (take.booth in closed or in_use.setdefault(take.booth, take.lora) != take.lora):
-                closed.add(take.booth)
-            else:
-                yield take
-
-    def _has_room(self, take: Take, others: Sequence[Take], held: int) -> bool:
-        present = [*self._active, *others]
-        if present and (take.alone or present[0].alone):
-            return False
-        # Parts that wait in RAM change places at each stage: then a pack goes all its way before the next begins.
-        if self._active and take.booth.parts.card is not None:
-            return False
-        fits = not present or self.budget.has_room(held, take.bytes)
-        self.tally.waits += not (fits or take.waited)
-        take.waited |= not fits
-        return fits
+    def _room(self) -> Room:
+        return Room(self._active, self.budget, sum(booth.lora_bytes for booth in self._booths.values()))
 
     def _prepare(self, takes: Sequence[Take]) -> None:
         booth, lora = takes[0].kind
         prepared = booth.songs([take.draft for take in takes], lora)
         for take, songs in zip(takes, prepared, strict=True):
-            self._waiting.remove(take)
+            self._line.leave(take)
             if isinstance(songs, Exception):
                 take.fail(songs)
             else:
@@ -329,7 +299,7 @@ class Batcher:
     def _isolate(self, takes: Sequence[Take], error: Exception) -> None:
         """Give each job the device to itself, once."""
         for take in reversed(takes):  # so that the first of them is at the head of the line
-            if take.alone or len(self._active) + len(self._waiting) == 1:
+            if take.alone or len(self._active) + len(self._line.takes) == 1:
                 self._fail(take, error)
                 continue
             take.performance.notes.append("memory ran out: the job was begun anew with the device to itself")
@@ -337,7 +307,7 @@ class Batcher:
             take.draft = take.booth.drafting.draft(take.draft.arguments)
             if take in self._active:
                 self._active.remove(take)
-                self._waiting.appendleft(take)
+                self._line.takes.appendleft(take)
 
     def _offload(self) -> str | None:
         """Let models wait in RAM from now on; None where that frees nothing."""
@@ -358,23 +328,23 @@ class Batcher:
 
     def _fail(self, take: Take, error: Exception) -> None:
         take.fail(error)
-        for line in (self._waiting, self._active):
-            if take in line:
-                line.remove(take)
+        self._line.leave(take)
+        if take in self._active:
+            self._active.remove(take)
 
     def _forget_over(self) -> None:
         self._active = [take for take in self._active if not take.over]
-        self._waiting = deque(take for take in self._waiting if not take.over)
+        self._line.takes = deque(take for take in self._line.takes if not take.over)
 
     def _rest(self) -> None:
-        if not self._active and not self._waiting:
+        if not self._active and not self._line.takes:
             self.clock.finish()
             for booth in self._booths.values():
                 booth.rest()
 
     def _give_up(self, error: Exception) -> None:
         """Tell everyone who waits. Whoever sees that the device is lost ends the process."""
-        for take in (*self._waiting, *self._active):
+        for take in (*self._line.takes, *self._active):
             take.fail(error)
         self._forget_over()
 

@@ -126,5 +126,5 @@ def vitals_of(batcher: Batcher, device: str, in_hand: int, ready_s: float) -> Vi
         tokens_in_pack=tally.tokens_in_pack,
         memory_gb=torch.cuda.memory_allocated(device) / _GIB if on_card else 0.0,
         memory_limit_gb=limit / _GIB if limit else 0.0,
-        squeezes=batcher.means.squeezes + tally.waits,
+        squeezes=batcher.squeezes,
     )
