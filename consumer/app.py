@@ -34,6 +34,7 @@ from consumer.inputs import AllowedInputs
 from consumer.metrics import Metrics, RendererCollector, WorkerCollector
 from consumer.objects import Objects
 from consumer.pacer import Pacer
+from consumer.patience import Patience, PatientInputs, PatientStore
 from consumer.pipeline import Pipeline, Ports, Rules
 from consumer.policy.admit import Limits
 from consumer.policy.tiers import TierTableError, load_table
@@ -44,6 +45,9 @@ from consumer.storage import S3Store
 from consumer.telemetry import set_up_logs
 from schemas.events import Worker as WorkerData
 from schemas.events import WorkerEvent
+
+S3_PATIENCE_S = 10.0
+"""Then it is an outage, and work in hand waits for its end (``consumer.patience``)."""
 
 log = structlog.get_logger()
 
@@ -120,6 +124,7 @@ class Worker:
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._store: S3Store | None = None
+        self._patience = Patience(self._on_storage)
         self._links = {
             use: Link(settings.broker, f"acestep-consumer {self._id} {use}") for use in ("publish", "consume")
         }
@@ -144,7 +149,7 @@ class Worker:
         stack.push_async_callback(self._engines.stop)
         stack.callback(loading.cancel)
         # Storage before the broker: a message is taken only when its songs have a place.
-        objects = Objects(await stack.enter_async_context(S3Connection(self._settings.storage)))
+        objects = Objects(await stack.enter_async_context(S3Connection(self._settings.storage, patience_s=S3_PATIENCE_S)))
         self._store = store = S3Store(objects, self._settings.storage)
         await store.check()
         inputs = AllowedInputs(
@@ -183,8 +188,8 @@ class Worker:
     def _new_consumer(self, scratch: Path, store: S3Store, inputs: Inputs) -> Consumer:
         settings = self._settings
         ports = Ports(
-            store=store,
-            inputs=inputs,
+            store=PatientStore(store, self._patience),
+            inputs=PatientInputs(inputs, self._patience),
             planner=self._engines.planner,
             renderer=self._engines.renderer,
             events=self._publisher,
@@ -197,6 +202,11 @@ class Worker:
             execution_timeout_s=settings.worker.execution_timeout_s,
         )
         return Consumer(self._links["consume"], settings.broker, Pipeline(ports, rules).process, self._publisher)
+
+    async def _on_storage(self, away: bool) -> None:  # noqa: FBT001 - a callback's one argument
+        """Take no messages whose songs have no place."""
+        if self._consumer is not None:
+            await (self._consumer.pause() if away else self._consumer.resume())
 
     async def _work(self) -> None:
         """Stay until a signal comes or the engine gives up, then drain."""
@@ -276,7 +286,7 @@ class Worker:
         return all(link.is_up for link in self._links.values()) and self._consumer is not None
 
     async def _storage_up(self) -> bool:
-        if self._store is None:
+        if self._store is None or self._patience.away:
             return False
         await self._store.ready()
         return True

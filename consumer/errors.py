@@ -20,7 +20,8 @@
     │   ├── ResourceExhausted
     │   ├── ExecutionTimeout
     │   ├── EngineCrashed       tried again first, up to the attempt limit
-    │   └── StorageUnavailable  tried again first
+    │   └── StorageUnavailable  waited for
+    │       └── ManifestUnreadable  not waited for: it stays as it is
     ├── Cancelled               cancelled, acked
     └── Interrupted             no event, handed back: the worker stops, the next one takes the message
 """
@@ -193,6 +194,10 @@ class StorageUnavailable(Failed):
 
     code = ErrorCode.STORAGE_UNAVAILABLE
     retryable = True
+
+
+class ManifestUnreadable(StorageUnavailable):
+    """Something else lies where the job's manifest belongs."""
 
 
 class Cancelled(ConsumerError):

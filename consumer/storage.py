@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 import structlog
 from pydantic import ValidationError
 
-from consumer.errors import StorageUnavailable
+from consumer.errors import ManifestUnreadable, StorageUnavailable
 from consumer.job import Job, Rendering, StoredObject, Track
 from consumer.objects import PART_BYTES, Content, Head, Objects
 from consumer.s3 import Place, S3Refused
@@ -152,9 +152,9 @@ def _read_manifest(place: Place, task_id: str, body: bytes) -> Completed:
     try:
         manifest = Completed.model_validate_json(body)
     except ValidationError as error:
-        raise StorageUnavailable(f"{place} is not a manifest that can be read") from error
+        raise ManifestUnreadable(f"{place} is not a manifest that can be read") from error
     if manifest.task_id != task_id:
-        raise StorageUnavailable(f"{place} is the manifest of another task, {manifest.task_id}")
+        raise ManifestUnreadable(f"{place} is the manifest of another task, {manifest.task_id}")
     return manifest
 
 

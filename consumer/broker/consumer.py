@@ -77,6 +77,7 @@ class Consumer:
         # Of the present channel, by consumer tag: what each consumer may hold.
         self._shares: dict[str, int] = {}
         self._leaving = False
+        self._paused = False
         self._changing = asyncio.Lock()
         self._fitting: asyncio.Task[None] | None = None
 
@@ -106,6 +107,16 @@ class Consumer:
         """
         self._prefetch = count
         # Shielded: the client library closes the channel under a call that is cancelled, and with it all work in hand.
+        await asyncio.shield(self._fit_soon())
+
+    async def pause(self) -> None:
+        """Take nothing new for now. What is in hand stays in hand."""
+        self._paused = True
+        await asyncio.shield(self._fit_soon())
+
+    async def resume(self) -> None:
+        """Undo ``pause``."""
+        self._paused = False
         await asyncio.shield(self._fit_soon())
 
     async def drain(self, grace_s: float) -> None:
@@ -142,7 +153,8 @@ class Consumer:
             self._channel = channel
             self._shares.clear()
             channel.on_consumer_cancel_callbacks.add(self._on_cancelled_by_broker)
-            await self._add_consumer(channel, self._prefetch)
+            if not self._paused:
+                await self._add_consumer(channel, self._prefetch)
 
     def _fit_soon(self) -> asyncio.Task[None]:
         """Start ``_fit`` unless it runs; it looks at what is in hand once more before it ends."""
@@ -170,7 +182,8 @@ class Consumer:
     def _room(self) -> int:
         """How many more may come than the consumers and the deliveries of cancelled ones make; below 0: fewer."""
         left_over = sum(held.tag not in self._shares and not held.delivery.stale for held in self._tasks.values())
-        return self._prefetch - sum(self._shares.values()) - left_over
+        wanted = 0 if self._paused else self._prefetch
+        return wanted - sum(self._shares.values()) - left_over
 
     async def _full(self, tag: str) -> None:
         """Wait until nothing can be on its way to this consumer: it is full, or the queue has nothing for it.

@@ -55,6 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "consumer.stopwatch": NOUNS,
     "consumer.narrator": STORY,
     "consumer.pipeline": STORY | HELPERS,
+    "consumer.patience": {*NOUNS, "consumer.ports"},
     "consumer.broker": {*NOUNS, "consumer.ports", "consumer.settings", "consumer.broker"},
     "consumer.s3": {*NOUNS, "consumer.settings"},
     "consumer.objects": {*NOUNS, "consumer.s3"},

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""S3 goes away under work in hand, and comes back: no job fails of it, nothing new is taken, nothing is done twice."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from consumer.client import Client
+from schemas.events import JobCompleted, WorkerEvent
+from tests.support.broker import Peer
+from tests.support.proxy import Proxy
+from tests.support.waiting import eventually
+from tests.support.worker import WorkerProcess
+
+SONG = {"prompt": "x", "audio_duration": 10, "inference_steps": 1, "audio_format": "wav"}
+IN_HAND, LATER = 2, 3
+
+
+@asynccontextmanager
+async def running(worker: WorkerProcess) -> AsyncIterator[WorkerProcess]:
+    """Start and end the worker in a thread: it reaches storage through a proxy that this thread serves."""
+    await asyncio.to_thread(worker.__enter__)
+    try:
+        yield worker
+    finally:
+        await asyncio.to_thread(worker.__exit__, None, None, None)
+
+
+async def test_jobs_wait_for_storage_and_are_done_when_it_is_back(
+    own_worker_environment: dict[str, str], tmp_path: Path
+) -> None:
+    url = own_worker_environment["ACESTEP_AMQP_URL"]
+    async with Proxy.for_url(own_worker_environment["ACESTEP_S3_ENDPOINT"]) as proxy:
+        through = {"ACESTEP_S3_ENDPOINT": f"http://127.0.0.1:{proxy.port}", "ACESTEP_QUEUE_WORKERS": "4"}
+        async with (
+            running(WorkerProcess(tmp_path, own_worker_environment | through)) as worker,
+            Client(url) as client,
+            client.subscribe("job.#") as events,
+            Peer(url) as peer,
+        ):
+            proxy.refuse()
+            for number in range(IN_HAND):
+                await client.submit({**SONG, "task_id": f"waits-{number}"})
+            await eventually(lambda: "storage is away" in worker.log.read_text(), within_s=60)
+            for number in range(LATER):
+                await client.submit({**SONG, "task_id": f"waits-{IN_HAND + number}"})
+            # Two of four places are free, and still nothing is taken.
+            for _ in range(10):
+                assert await peer.ready("acestep.generate") == LATER
+                await asyncio.sleep(0.1)
+            status, _ = await asyncio.to_thread(worker.get, "/readyz")
+            assert status == 503
+            proxy.heal()
+            ended = []
+            async for event in events:
+                assert not isinstance(event, WorkerEvent)
+                ended += [event] if event.state.terminal else []
+                if len(ended) == IN_HAND + LATER:
+                    break
+    assert all(isinstance(event, JobCompleted) for event in ended)
+    assert len({event.subject for event in ended}) == IN_HAND + LATER
+    assert worker.log_lines(event="storage is back")
