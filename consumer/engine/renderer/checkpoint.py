@@ -23,7 +23,7 @@ _IN_COMMON = ("text_encoder", "vae")
 
 @dataclass(frozen=True, slots=True)
 class ModelHandle:
-    """A loaded model: what others may know of it, and the pipeline whose weights the lanes share. Nobody calls it."""
+    """A loaded model: what others may know of it, and the pipeline whose weights are used. Nobody calls it."""
 
     model: LoadedModel
     pipeline: Any
@@ -76,7 +76,7 @@ def _download(checkpoint: Checkpoint) -> Path:
 def _prepare(pipeline: Any) -> None:
     """Inference only, and the VAE's normalised weights computed once.
 
-    ``weight_norm`` computes each weight anew in every forward pass and hangs it on the module, which lanes share.
+    ``weight_norm`` computes each weight anew in every forward pass and hangs it on the module.
     """
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):

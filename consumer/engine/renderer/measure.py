@@ -34,10 +34,9 @@ def measure(booths: Sequence[Booth], device: torch.device, say: Say) -> Footprin
         say(f"warming up {booth.parts.model.name}: a song that nobody hears")
         booth.rehearse()
         booth.rest()
-    weights = torch.cuda.memory_allocated(device)
     return Footprint(
-        weights=weights,
-        token=max(_token_bytes(booth.parts.dit, device) for booth in booths),
+        weights=max(_weight_bytes(booth, device) for booth in booths),
+        token=max(_token_bytes(booth, device) for booth in booths),
         condition_token=max(_condition_bytes(booth.parts.dit) for booth in booths),
         tile=max(_tile_bytes(booth, device) for booth in booths),
         frame=max(_frame_bytes(booth) for booth in booths),
@@ -71,13 +70,22 @@ def _step(dit: PackedDit, tokens: int) -> torch.Tensor:
     return dit.velocities(pack, latents, context, memory, torch.zeros(3, device=dit.device, dtype=dit.dtype))
 
 
-def _token_bytes(dit: PackedDit, device: torch.device) -> int:
+def _weight_bytes(booth: Booth, device: torch.device) -> int:
+    """All that is loaded; where parts wait in RAM, what is on the card together with the DiT, the largest of them."""
+    booth.parts.use(booth.parts.dit.dit)
+    return torch.cuda.memory_allocated(device)
+
+
+def _token_bytes(booth: Booth, device: torch.device) -> int:
+    dit = booth.parts.dit
+    booth.parts.use(dit.dit)
     small, large = (_peak_of(partial(_step, dit, tokens), device) for tokens in (_SMALL, _LARGE))
     return round(_MARGIN * (large - small) / (_LARGE - _SMALL))
 
 
 def _tile_bytes(booth: Booth, device: torch.device) -> int:
     tiles = TILE_RUNGS[0]
+    booth.parts.use(booth.parts.decoder)
     return round(_MARGIN * _peak_of(lambda: booth.decode_tiles(tiles), device) / tiles)
 
 

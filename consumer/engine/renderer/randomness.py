@@ -3,7 +3,7 @@
 
 Three things are drawn: the first noise, the noise that the SDE sampler adds at each step, and the point that the VAE
 takes from its posterior when it encodes source and reference audio. diffusers draws the first from the generators that
-it is given and the other two from torch's global generator, which lanes would fight over. Here each song has two
+it is given and the other two from torch's global generator, which songs would fight over. Here each song has two
 generators of its own, both started from its seed: one for noise (first noise, then SDE steps), one for the posterior
 (source, then reference).
 
