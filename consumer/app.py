@@ -149,7 +149,8 @@ class Worker:
         stack.push_async_callback(self._engines.stop)
         stack.callback(loading.cancel)
         # Storage before the broker: a message is taken only when its songs have a place.
-        objects = Objects(await stack.enter_async_context(S3Connection(self._settings.storage, patience_s=S3_PATIENCE_S)))
+        connection = S3Connection(self._settings.storage, patience_s=S3_PATIENCE_S)
+        objects = Objects(await stack.enter_async_context(connection))
         self._store = store = S3Store(objects, self._settings.storage)
         await store.check()
         inputs = AllowedInputs(

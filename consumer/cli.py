@@ -6,8 +6,9 @@ import json
 import math
 import sys
 from collections.abc import Coroutine
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,6 +16,9 @@ from rich.console import Console
 from consumer import settings as settings_module
 from consumer.commands.exits import Exit
 from consumer.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from consumer.commands.dead import Choice
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,6 +30,15 @@ app = typer.Typer(
     "4 broker or storage out of reach · 5 an engine cannot work · 130 interrupted.",
 )
 note = Console(stderr=True, highlight=False)
+dead = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Requests that could not be run: look at them, give them another chance, or remove them.",
+)
+app.add_typer(dead, name="dead")
+
+Code = Annotated[str | None, typer.Option("--code", help="only those with this error code, such as render_failed")]
+Since = Annotated[str | None, typer.Option("--since", help="only newer ones: 90s, 30m, 12h, 7d, or an ISO 8601 time")]
 
 
 def main() -> None:
@@ -247,6 +260,91 @@ def tiny_checkpoint(
     dit.write(folder)
     lm.write(folder)
     note.print(f"wrote {folder}; the weights are random: what they sing is noise")
+
+
+@dead.command("list")
+def dead_list(
+    code: Code = None,
+    since: Since = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="show so many at most, the oldest")] = 100,
+    as_json: Annotated[bool, typer.Option("--json", help="one line of JSON each")] = False,
+) -> None:
+    """List dead letters, oldest first: task id, error code, when, tries, size, reason.
+
+    Nothing is removed and the order stays. They are taken for the time of the look and put back; the broker marks them
+    as redelivered, which changes nothing.
+    """
+    from consumer.commands import dead as command  # noqa: PLC0415 - see run
+
+    choice = _choice(None, code, since)
+    raise typer.Exit(command.show_list(_settings(), choice, note, limit=limit, as_json=as_json))
+
+
+@dead.command("show")
+def dead_show(task_id: Annotated[str, typer.Argument(help="task id or message id")]) -> None:
+    """Print a dead letter in full as JSON: why, properties, headers, body. Secrets are masked."""
+    from consumer.commands import dead as command  # noqa: PLC0415 - see run
+
+    raise typer.Exit(command.show_one(_settings(), _choice(task_id, None, None), note))
+
+
+@dead.command("requeue")
+def dead_requeue(
+    task_id: Annotated[str | None, typer.Argument(help="task id or message id")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="all of them, or all that the filters leave")] = False,
+    code: Code = None,
+    since: Since = None,
+) -> None:
+    """Give dead letters another chance: same body, same id, at the end of the queue. Prints their task ids.
+
+    Each is removed only after the broker has confirmed the new message, so none is lost. When the queue is full it
+    stops with 3, and the others stay. A deadline in the queue (`expiration`) is not set again. The job ends a second
+    time then: after the terminal event that it had comes another one.
+    """
+    from consumer.commands import dead as command  # noqa: PLC0415 - see run
+
+    raise typer.Exit(command.requeue(_settings(), _chosen(task_id, code, since, everything=everything), note))
+
+
+@dead.command("purge")
+def dead_purge(
+    task_id: Annotated[str | None, typer.Argument(help="task id or message id")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="all of them, or all that the filters leave")] = False,
+    code: Code = None,
+    since: Since = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
+) -> None:
+    """Remove dead letters for good, after a question that says how many."""
+    from consumer.commands import dead as command  # noqa: PLC0415 - see run
+
+    chosen = _chosen(task_id, code, since, everything=everything)
+    raise typer.Exit(command.purge(_settings(), chosen, note, None if yes else _agree))
+
+
+def _agree(question: str) -> bool:
+    try:
+        return typer.confirm(question, err=True)
+    except typer.Abort:  # nobody is there to answer
+        note.print("no answer; --yes does not ask")
+        return False
+
+
+def _chosen(task_id: str | None, code: str | None, since: str | None, *, everything: bool) -> "Choice":
+    """Which ones an order that changes things is about: it must say so."""
+    if (task_id is None) is not everything:
+        raise typer.BadParameter("name a task id, or give --all")
+    return _choice(task_id, code, since)
+
+
+def _choice(task_id: str | None, code: str | None, since: str | None) -> "Choice":
+    from consumer.commands.dead import CODES, Choice, read_since  # noqa: PLC0415 - see run
+
+    if code is not None and code not in CODES:
+        raise typer.BadParameter(f"--code {code}: choose one of {', '.join(CODES)}")
+    try:
+        return Choice(task_id, code, None if since is None else read_since(since, datetime.now(UTC)))
+    except ValueError as error:
+        raise typer.BadParameter(f"--since {error}") from error
 
 
 def _request_of(file: Path | None) -> dict[str, object]:

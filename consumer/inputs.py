@@ -6,20 +6,27 @@ name.
 
 A message may name any place. What it may make this worker read is decided here, before the first byte and again at
 every redirect; how much it may bring is counted while the bytes arrive.
+
+Names of hosts are compared with the operator's list. Where a name leads is another matter, and may change between two
+look-ups: so the address is checked when the socket to it is opened, and nowhere else.
 """
 
 import asyncio
 import re
+import socket
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Final, Self
 
 import aiohttp
+import structlog
+from aiohttp.abc import AbstractResolver
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 from yarl import URL
 
@@ -49,9 +56,35 @@ _PASSING_STATUS: Final = frozenset({408, 429, 500, 502, 503, 504})
 _OK: Final = 200
 _CONFIG_BYTES: Final = 1 << 20
 
+# What has no public host, of all IPv4: IANA's special-purpose blocks, and multicast. The last one is public by number
+# only: Azure's machines find the agent of their host there.
+_IPV4_SPECIAL: Final = tuple(
+    map(
+        ip_network,
+        ("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
+         "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
+         "224.0.0.0/4", "240.0.0.0/4", "168.63.129.16/32"),
+    )
+)  # fmt: skip
+# Of all IPv6, public hosts have these. Outside are loopback, link-local, unique local, multicast, NAT64, and IPv4
+# addresses in another notation.
+_IPV6_PUBLIC: Final = ip_network("2000::/3")
+# Inside, these have none: protocols' own and Teredo, 6to4, and examples in documents.
+_IPV6_SPECIAL: Final = tuple(map(ip_network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")))
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
 
 class _MayPass(Exception):
     """One attempt failed; the next one may not. The text is the public reason."""
+
+
+class _AddressRefused(OSError):
+    """A host's address is not one that may be read. It is for the log: the producer is not told what lies inside."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__("its address is not allowed")
+        self.address = address
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +147,10 @@ class AllowedInputs:
         settings: buckets, hosts, and the limits of one input. A malformed host raises ``SettingsError``.
         checkpoint_dir: its folder ``loras`` holds the LoRAs that requests may name.
         tls: trusts other certificates than the system does.
+        resolver: finds the addresses of hosts in the system's place.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the last three have defaults, and two of them are for networks of one's own
         self,
         objects: Objects,
         storage: StorageSettings,
@@ -124,6 +158,7 @@ class AllowedInputs:
         *,
         checkpoint_dir: Path | None = None,
         tls: ssl.SSLContext | None = None,
+        resolver: AbstractResolver | None = None,
     ) -> None:
         self._objects = objects
         self._buckets = frozenset({storage.bucket, *settings.buckets})
@@ -133,14 +168,17 @@ class AllowedInputs:
         self._lora_folder = LoraFolder(checkpoint_dir, settings.lora_max_bytes)
         self._lora_cache = LoraCache()
         self._timeout_s = settings.timeout_s
+        self._networks = settings.networks
         self._tls = tls
+        self._resolver = resolver
         self._http: aiohttp.ClientSession
 
     async def __aenter__(self) -> Self:
         self._http = aiohttp.ClientSession(
-            # The names of hosts are checked in `_require_host`. A resolver that also refuses addresses of private
-            # networks belongs here, as the connector's.
-            connector=aiohttp.TCPConnector(ssl=self._tls or True),
+            connector=aiohttp.TCPConnector(
+                ssl=self._tls or True, resolver=self._resolver, socket_factory=self._open_socket
+            ),
+            trust_env=False,  # a proxy would connect for us, to where it likes
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=30),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": "acestep-consumer", "Accept-Encoding": "identity"},
@@ -224,6 +262,14 @@ class AllowedInputs:
             raise InputNotAllowed(f"the host {host!r} is not in ACESTEP_INPUT_HOSTS")
         return url
 
+    def _open_socket(self, target: aiohttp.AddrInfoType) -> socket.socket:
+        """Open a socket to an address that was found for a host, or raise ``_AddressRefused``."""
+        family, kind, protocol, _, (address, *_) = target
+        found = ip_address(address)
+        if not is_public(found) and not any(found in network for network in self._networks):
+            raise _AddressRefused(str(found))
+        return socket.socket(family, kind, protocol)
+
     async def _copy(self, wanted: _Input | None, stem: Path) -> Path | None:
         if wanted is None:
             return None
@@ -306,11 +352,11 @@ class AllowedInputs:
             try:
                 async with self._http.get(url, allow_redirects=False) as response:
                     if response.status not in _REDIRECTS:
-                        _require_readable(wanted, response.status, response.headers)
+                        _require_readable(wanted, response)
                         return await receiver(response.content.iter_chunked(_CHUNK_BYTES))
                     location = response.headers.get("Location", "")
             except (aiohttp.ClientError, TimeoutError) as error:
-                raise _network_failure(wanted, error) from error
+                raise _network_failure(wanted, url, error) from error
             url = self._redirect(wanted, url, location)
         raise InputUnreadable(f"{wanted}: more than {_MAX_REDIRECTS} redirects")
 
@@ -333,10 +379,21 @@ class AllowedInputs:
 
 
 def shown(uri: str) -> str:
-    """Return what may be said about a URI in public: no query, fragment or user, which are secrets in some."""
+    """Return what may be said about a URI in public: no query, fragment or user, which are secrets in some.
+
+    What is not printable is escaped: of a header's bytes that are no text, no event could be made.
+    """
     bare = re.split(r"[?#]", uri, maxsplit=1)[0]
     bare = re.sub(r"//[^/]*@", "//", bare)
-    return bare if len(bare) <= _MAX_SHOWN else f"{bare[:_MAX_SHOWN]}…"
+    brief = bare if len(bare) <= _MAX_SHOWN else f"{bare[:_MAX_SHOWN]}…"
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in brief)
+
+
+def is_public(address: IPv4Address | IPv6Address) -> bool:
+    """Whether a host on the public internet may have this address. IPv4 in IPv6's notation is not looked into."""
+    if isinstance(address, IPv4Address):
+        return not any(address in block for block in _IPV4_SPECIAL)
+    return address in _IPV6_PUBLIC and not any(address in block for block in _IPV6_SPECIAL)
 
 
 def _url(text: str) -> URL:
@@ -357,18 +414,29 @@ def _host_and_port(entry: str) -> tuple[str | None, int | None]:
     return url.raw_host, url.port
 
 
-def _require_readable(wanted: _Input, status: int, headers: Mapping[str, str]) -> None:
-    if status in _PASSING_STATUS:
-        raise _MayPass(f"the host says {status}")
-    if status != _OK:
-        raise InputUnreadable(f"{wanted}: the host says {status}")
-    if headers.get("Content-Encoding", "identity").lower() != "identity":
+def _require_readable(wanted: _Input, response: aiohttp.ClientResponse) -> None:
+    if response.status in _PASSING_STATUS:
+        raise _MayPass(f"the host says {response.status}")
+    if response.status != _OK:
+        raise InputUnreadable(f"{wanted}: the host says {response.status}")
+    codings = ",".join(response.headers.getall("Content-Encoding", ())).split(",")
+    if any(coding.strip().lower() not in ("", "identity") for coding in codings):
         raise InputUnreadable(f"{wanted}: compressed in transit, although that was not asked for")
+    if (response.content_length or 0) > wanted.limit.bytes:
+        raise InputUnreadable(f"{wanted}: {wanted.limit}")
 
 
-def _network_failure(wanted: _Input, error: Exception) -> Exception:
+def _network_failure(wanted: _Input, url: URL, error: Exception) -> Exception:
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return InputUnreadable(f"{wanted}: the host's certificate is not trusted")
+    if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, _AddressRefused):
+        _log.warning("address refused", host=url.raw_host, address=error.os_error.address)
+        return InputNotAllowed(
+            f"{wanted}: the host {url.raw_host!r} is not on the public internet, and its network is not in "
+            "ACESTEP_INPUT_NETWORKS"
+        )
+    if isinstance(error, aiohttp.ClientResponseError):
+        return InputUnreadable(f"{wanted}: the host's answer is not HTTP, or has too many or too long headers")
     return _MayPass(f"{type(error).__name__} while reading")
 
 

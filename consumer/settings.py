@@ -7,8 +7,10 @@ A variable that starts with ``ACESTEP_`` and is not listed here stops the start:
 import difflib
 import os
 from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from pydantic import (
@@ -37,6 +39,19 @@ def _split(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def _networks(value: object) -> object:
+    """Read comma-separated CIDR blocks; a single address is a block of one."""
+    parts = _split(value)
+    return tuple(map(_network, parts)) if isinstance(parts, tuple) else parts
+
+
+def _network(part: object) -> object:
+    try:
+        return ip_network(part) if isinstance(part, str) else part
+    except ValueError as error:
+        raise ValueError(f"{part!r} must be a network such as 10.20.0.0/16 or fd00::/8") from error
+
+
 def _auto(value: object) -> object:
     """Read ``auto`` as None: decided from the card, or while it works."""
     return None if isinstance(value, str) and value.strip().lower() == "auto" else value
@@ -58,7 +73,15 @@ def _amqp_url(value: SecretStr) -> SecretStr:
     return value
 
 
+def _http_url(value: SecretStr | None) -> SecretStr | None:
+    parts = urlsplit("" if value is None else value.get_secret_value())
+    if value is not None and (parts.scheme not in {"http", "https"} or not parts.hostname):
+        raise ValueError("must look like http://user:password@host:15672")
+    return value
+
+
 List = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_networks)]
 AutoBool = Annotated[bool | None, BeforeValidator(_auto)]
 Workers = Annotated[Annotated[int, Field(ge=1, le=1024)] | None, BeforeValidator(_workers)]
 Path_ = Annotated[Path, AfterValidator(Path.expanduser)]
@@ -85,6 +108,9 @@ class BrokerSettings(Section):
         "ACESTEP_QUEUE_TYPE", "classic", "`classic`: exact limit, priorities; `quorum`: replicated"
     )
     queue_maxsize: int = variable("ACESTEP_QUEUE_MAXSIZE", 200, "messages that may wait; the next one is refused", ge=1)
+    management_url: Annotated[SecretStr | None, AfterValidator(_http_url)] = variable(
+        "ACESTEP_MANAGEMENT_URL", None, "RabbitMQ's management API: a changed limit then holds from the next start"
+    )
     queue_workers: Workers = variable(
         "ACESTEP_QUEUE_WORKERS", 1, "jobs in this worker's hands (= prefetch); `auto`: as many as make it faster"
     )
@@ -120,6 +146,9 @@ class InputSettings(Section):
 
     buckets: List = variable("ACESTEP_INPUT_BUCKETS", (), "more buckets that `s3://` inputs may name, comma-separated")
     hosts: List = variable("ACESTEP_INPUT_HOSTS", (), "hosts that `https://` inputs may name, comma-separated")
+    networks: Networks = variable(
+        "ACESTEP_INPUT_NETWORKS", (), "private networks that these hosts may be in, such as `10.20.0.0/16`; none else"
+    )
     max_bytes: int = variable("ACESTEP_INPUT_MAX_BYTES", 256 << 20, "largest audio input, bytes", ge=1)
     lora_max_bytes: int = variable("ACESTEP_LORA_MAX_BYTES", 1 << 30, "largest LoRA file, bytes", ge=1)
     max_seconds: int = variable("ACESTEP_INPUT_MAX_SECONDS", 600, "longest audio input, seconds", ge=1, le=600)

@@ -6,7 +6,7 @@ Every function raises ``ValueError`` with the broken rule as its text. Booleans 
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Final, TypeVar
 
@@ -23,9 +23,12 @@ LANGUAGES: Final = (
 _NUMBER: Final = re.compile(r"[+-]?([0-9]{1,400})(\.[0-9]{0,400})?([eE][+-]?[0-9]{1,4})?|[+-]?\.[0-9]{1,400}")
 _WHOLE: Final = re.compile(r"[+-]?[0-9]+")
 # A lower-case m alone is minor; an upper-case one would mean major to some and minor to others.
-_KEY: Final = re.compile(r"([A-Ga-g])\s*([#b♯♭B])?\s*((?i:major|maj|minor|min)|m)")
+# Possessive quantifiers: there is one way to share out spaces, however many they are.
+_KEY: Final = re.compile(r"([A-Ga-g])\s*+([#b♯♭B])?+\s*+((?i:major|maj|minor|min)|m)")
 _TIME_SIGNATURES: Final = {"2": "2", "2/4": "2", "3": "3", "3/4": "3", "4": "4", "4/4": "4", "6": "6", "6/8": "6"}
 _SCHEMES: Final = ("s3", "https")
+# More than any list field may have: a text of half a million commas is not read entry by entry, to be refused then.
+_MAX_ENTRIES: Final = 1_000
 # One component of a path, so that it cannot lead out of its folder.
 LORA_NAME: Final = re.compile(r"\w[\w .+-]{0,127}", re.ASCII)
 LORA_SUFFIX: Final = ".safetensors"
@@ -116,7 +119,7 @@ def timesteps(value: object) -> tuple[float, ...] | None:
 def names(value: object) -> tuple[str, ...]:
     """Several names from a list or comma-separated text; blank ones are dropped."""
     parts = value if isinstance(value, list | tuple) else text(value).split(",")
-    return tuple(name for part in parts if (name := trimmed(part)))
+    return tuple(name for part in _few(parts) if (name := trimmed(part)))
 
 
 def key_scale(value: object) -> str:
@@ -188,10 +191,17 @@ def _number(value: object) -> int | float:
 
 
 def _several(value: object, one: Callable[[object], _T], rule: str) -> tuple[_T, ...]:
-    parts: Iterable[object] = value if isinstance(value, list | tuple) else (value,)
+    parts: Sequence[object] = value if isinstance(value, list | tuple) else (value,)
     if isinstance(value, str):
         parts = value.split(",")
+    parts = _few(parts)
     try:
         return tuple(one(part) for part in parts)
     except ValueError:
         raise ValueError(rule) from None
+
+
+def _few(parts: Sequence[object]) -> Sequence[object]:
+    if len(parts) > _MAX_ENTRIES:
+        raise ValueError(f"must have at most {_MAX_ENTRIES:,} entries")
+    return parts

@@ -13,8 +13,9 @@ MAX_NODES: Final = 20_000
 _MAX_INTEGER_DIGITS: Final = 400
 _MAX_REPEATED: Final = 20
 
-# Possessive quantifiers: a long string is passed in one go, without memory for ways back.
-_TOKEN: Final = re.compile(r'"(?:[^"\\]++|\\.)*+"|[\[{]|[\]}]|,|NaN|-?Infinity', re.DOTALL)
+# Possessive quantifiers: a long string is passed in one go, without memory for ways back. A string without an end is
+# passed too: if it were not found here, it would be looked for again from each of its escaped quotes.
+_TOKEN: Final = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]|,|NaN|-?Infinity', re.DOTALL)
 
 
 class JsonRefused(ValueError):

@@ -22,16 +22,18 @@ from yarl import URL
 
 from consumer.broker import lenient
 from consumer.broker.backoff import backoff
+from consumer.broker.capacity import agree
+from consumer.broker.declare import declare
 from consumer.broker.faults import BrokerFault, BrokerRefused, LinkLost, describe, mapped
-from consumer.broker.topology import Topology, topology
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
-    from aio_pika.abc import AbstractChannel, AbstractConnection
+    from aio_pika.abc import AbstractConnection
     from pydantic import SecretStr
 
+    from consumer.broker.topology import Topology
     from consumer.settings import BrokerSettings
 
 Step = Callable[[Channel], Awaitable[None]]
@@ -61,7 +63,9 @@ class Link:
         """``name`` is what the broker lists the connection under."""
         self._url = _with_heartbeat(settings.url)
         self._name = name
-        self._topology = topology(settings)
+        self._settings = settings
+        # As it stands on the broker, known from the first connect on.
+        self._topology: Topology | None = None
         self._steps: list[Step] = []
         self._connection: AbstractConnection | None = None
         self._channel: Channel | None = None
@@ -119,11 +123,11 @@ class Link:
 
     async def declare_again(self) -> None:
         """Restore what somebody deleted, on the open channel. Raises ``BrokerFault``."""
-        if self._connection is None:
+        if self._connection is None or self._topology is None:
             raise LinkLost("not connected")
         with mapped():
             async with asyncio.timeout(SET_UP_TIMEOUT_S), self._connection.channel() as channel:
-                await _declare(channel, self._topology)
+                await declare(channel, self._topology)
 
     async def __aenter__(self) -> Self:
         lenient.install()
@@ -200,9 +204,11 @@ class Link:
         self._use(channel)
 
     async def _set_up(self, connection: AbstractConnection) -> Channel:
+        if self._topology is None:
+            self._topology = await agree(connection, self._settings)
         # Unroutable publishes are silent by default.
         opened = await connection.channel(publisher_confirms=True, on_return_raises=True)
-        await _declare(opened, self._topology)
+        await declare(opened, self._topology)
         channel = cast("Channel", await opened.get_underlay_channel())
         for step in self._steps:
             await step(channel)
@@ -232,20 +238,6 @@ class Link:
     def address(self) -> str:
         """The broker's URL without user, password and query."""
         return str(self._url.with_user(None).with_query(None))
-
-
-async def _declare(channel: AbstractChannel, wanted: Topology) -> None:
-    """Create what is missing; what is there as wanted stays untouched. Raises ``BrokerFault``."""
-    with mapped():
-        for exchange in wanted.exchanges:
-            await channel.declare_exchange(
-                exchange.name, exchange.type, durable=True, arguments=dict(exchange.arguments)
-            )
-        for queue in wanted.queues:
-            await channel.declare_queue(queue.name, durable=True, arguments=dict(queue.arguments))
-        underlay = await channel.get_underlay_channel()
-        for binding in wanted.bindings:
-            await underlay.queue_bind(binding.queue, binding.exchange, binding.routing_key)
 
 
 def _with_heartbeat(secret: SecretStr) -> URL:

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The properties of a dead letter: the message's own, what a publish would refuse moved aside, and the reason."""
+"""The properties of a dead letter: the message's own, what a publish would refuse moved aside, and the reason.
+
+Written when a message is given up, read when a person looks at it, taken off again when it gets another chance.
+"""
 
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pamqp.commands import Basic
@@ -13,14 +18,35 @@ from schemas.events import ErrorCode
 if TYPE_CHECKING:
     from consumer.errors import ConsumerError
 
+# Every header of ours begins so; none of them outlives a second chance.
+OURS = "x-acestep-"
 CODE = "x-acestep-code"
 REASON = "x-acestep-reason"
 WORKER = "x-acestep-worker"
+TIME = "x-acestep-time"
+ATTEMPTS = "x-acestep-attempts"
 EXPIRATION = "x-acestep-expiration"
 USER_ID = "x-acestep-user-id"
 
+# What the broker writes down when it delivers a message again, or gives it up itself.
+BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
+
 MAX_REASON_CHARACTERS = 1_000
 _PERSISTENT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """Why a message is among the dead letters."""
+
+    code: str
+    """An ``ErrorCode``; for what the broker gave up itself its own word: expired, rejected, maxlen, delivery_limit."""
+    reason: str
+    at: datetime | None
+    """When, as far as known; in UTC."""
+    attempts: int | None
+    """How often it was delivered, as far as known."""
+    worker: str | None
 
 
 def dead_letter_properties(
@@ -31,10 +57,48 @@ def dead_letter_properties(
     All stay as they came, but for four: it is persistent, whatever it was; it does not expire; its user is only
     told, because the broker lets nobody sign for another; a cluster id, obsolete, is left out.
     """
+    return _copy(properties, _headers(properties, reason, worker_id))
+
+
+def death_of(headers: dict[str, Any]) -> Death:
+    """Read why a dead letter is one, from what the worker wrote or else the broker."""
+    worker, attempts = headers.get(WORKER), headers.get(ATTEMPTS)
+    attempts = attempts if isinstance(attempts, int) else None
+    if CODE in headers:
+        at = _utc(headers.get(TIME))
+        return Death(str(headers[CODE]), str(headers.get(REASON, "")), at, attempts, str(worker) if worker else None)
+    match headers.get("x-death"):
+        case [dict() as last, *_]:
+            code, queue = str(last.get("reason", "unknown")), last.get("queue", "a queue")
+            return Death(code, f"the broker gave it up in {queue}: {code}", _utc(last.get("time")), attempts, None)
+    return Death("unknown", "nobody wrote down why", None, attempts, None)
+
+
+def revived_properties(properties: Basic.Properties) -> Basic.Properties:
+    """Return the properties of a dead letter as its producer sent them, for another publish.
+
+    Two do not come back: the expiration, because its time is over and the message is wanted now, and the user, because
+    the broker lets nobody sign for another.
+    """
+    headers = {name: _writable(value) for name, value in (properties.headers or {}).items() if not _ledger(name)}
+    return _copy(properties, headers)
+
+
+def _ledger(name: str) -> bool:
+    return name.startswith((OURS, *BROKERS))
+
+
+def _utc(value: object) -> datetime | None:
+    if not isinstance(value, datetime):
+        return None
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def _copy(properties: Basic.Properties, headers: dict[str, Any]) -> Basic.Properties:
     return Basic.Properties(
         content_type=properties.content_type,
         content_encoding=properties.content_encoding,
-        headers=_headers(properties, reason, worker_id),
+        headers=headers,
         delivery_mode=_PERSISTENT,
         priority=properties.priority,
         correlation_id=properties.correlation_id,
@@ -50,10 +114,15 @@ def _headers(properties: Basic.Properties, reason: ConsumerError | None, worker_
     headers = {name: _writable(value) for name, value in (properties.headers or {}).items()}
     aside = {EXPIRATION: properties.expiration, USER_ID: properties.user_id}
     headers |= {name: value for name, value in aside.items() if value}
+    redelivered = headers.get("x-delivery-count")
+    if isinstance(redelivered, int):
+        # Only now: a quorum queue of dead letters counts in the same header how often somebody looked.
+        headers.setdefault(ATTEMPTS, redelivered + 1)
     return headers | {
         CODE: str(ErrorCode.INTERNAL if reason is None else reason.code),
         REASON: _cut("no reason was given" if reason is None else str(reason)),
         WORKER: worker_id,
+        TIME: datetime.now(UTC).replace(microsecond=0),
     }
 
 

@@ -107,7 +107,7 @@ def _refusal(error: Exception) -> str | None:  # noqa: PLR0911 - a line per caus
         case amqp.ProtocolSyntaxError() | amqp.IncompatibleProtocolError():
             return f"{describe(error)}: ACESTEP_AMQP_URL does not lead to an AMQP 0.9.1 port"
         case ChannelAccessRefused():
-            return f"{error}: give the user configure, write and read permission on acestep.*"
+            return f"{error}: give the user configure, write and read permission on acestep.*, and write on amq.default"
         case amqp.ChannelPreconditionFailed() if "inequivalent arg" in str(error):
             return (
                 f"{error}: the object exists with other settings; set ACESTEP_QUEUE_TYPE and ACESTEP_QUEUE_MAXSIZE as "

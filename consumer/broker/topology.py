@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands on the broker, as plain data: exchanges, queues, bindings.
+"""What stands on the broker, as plain data: exchanges, queues, bindings, and the policy that holds a limit.
 
 The same data declares the objects at every connect and prints the definitions file that operators import.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+import shlex
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -20,6 +22,10 @@ EVENTS = "acestep.events"
 UNROUTED = "acestep.events.unrouted"
 CONTROL = "acestep.control"
 DEAD_LETTER = "acestep.dead-letter"
+
+CAPACITY = "acestep-capacity"
+# Throw-away queues on which the limit is measured carry this name and a number.
+PROBES = f"{GENERATE}.probe-"
 
 MAX_PRIORITY = 9
 UNROUTED_KEPT = 10_000
@@ -60,24 +66,70 @@ class Binding:
 
 
 @dataclass(frozen=True, slots=True)
+class Policy:
+    """Arguments that the broker applies to queues by their name, and that can be changed while they hold messages."""
+
+    name: str
+    pattern: str
+    definition: Arguments
+    # Above 0, which is what policies have by default: of those that match a queue, RabbitMQ applies one.
+    priority: int = 10
+    apply_to: str = "queues"
+
+    def as_body(self) -> dict[str, JsonValue]:
+        """Return what the management API takes."""
+        return {
+            "pattern": self.pattern,
+            "apply-to": self.apply_to,
+            "priority": self.priority,
+            "definition": dict(self.definition),
+        }
+
+    def as_command(self, vhost: str) -> str:
+        """Return the line for a shell that sets it."""
+        options = ["-p", vhost, "--priority", str(self.priority), "--apply-to", self.apply_to]
+        return shlex.join(["rabbitmqctl", "set_policy", *options, self.name, self.pattern, json.dumps(self.definition)])
+
+
+@dataclass(frozen=True, slots=True)
 class Topology:
     """All objects, each kind in the order of declaration."""
 
     exchanges: tuple[Exchange, ...]
     queues: tuple[Queue, ...]
     bindings: tuple[Binding, ...]
+    policies: tuple[Policy, ...] = ()
 
     def as_definitions(self, vhost: str = "/") -> dict[str, list[dict[str, JsonValue]]]:
         """Return the JSON that ``rabbitmqctl import_definitions`` and the management API take."""
-        return {
+        definitions: dict[str, list[dict[str, JsonValue]]] = {
             "exchanges": [_exchange_definition(exchange, vhost) for exchange in self.exchanges],
             "queues": [_queue_definition(queue, vhost) for queue in self.queues],
             "bindings": [_binding_definition(binding, vhost) for binding in self.bindings],
         }
+        if self.policies:
+            policies = [{"vhost": vhost, "name": policy.name, **policy.as_body()} for policy in self.policies]
+            definitions["policies"] = policies
+        return definitions
+
+
+def capacity_policy(limit: int) -> Policy:
+    """Return the policy that lets ``limit`` requests wait; the next publish is refused."""
+    return Policy(CAPACITY, "^acestep[.]generate($|[.]probe-)", {"max-length": limit, "overflow": "reject-publish"})
 
 
 def topology(settings: BrokerSettings) -> Topology:
-    """Return the objects that the worker needs, for the queue type and the length limit of ``settings``.
+    """Return the objects that the worker wants, for the queue type and the length limit of ``settings``.
+
+    A policy holds the limit where the worker can set one, else the queue's own argument.
+    """
+    if settings.management_url is None:
+        return topology_with(settings, settings.queue_maxsize)
+    return replace(topology_with(settings, None), policies=(capacity_policy(settings.queue_maxsize),))
+
+
+def topology_with(settings: BrokerSettings, limit: int | None) -> Topology:
+    """Return the objects with ``limit`` as the request queue's argument; None: without one.
 
     What a queue dead-letters to comes before the queue: a message that finds its target missing is lost.
     """
@@ -93,7 +145,7 @@ def topology(settings: BrokerSettings) -> Topology:
         queues=(
             Queue(DEAD_LETTER, _lasting(kind)),
             Queue(UNROUTED, {**_lasting(kind), "x-max-length": UNROUTED_KEPT, "x-overflow": "drop-head"}),
-            Queue(GENERATE, {**_lasting(kind), **_bounded(kind, settings.queue_maxsize)}),
+            Queue(GENERATE, {**_lasting(kind), **_bounded(kind, limit)}),
         ),
         bindings=(
             Binding(DEAD_LETTER, DEAD_LETTER, ""),
@@ -110,12 +162,10 @@ def _lasting(kind: Kind) -> Arguments:
     return {"x-queue-type": "quorum", "x-delivery-limit": UNREACHED_DELIVERY_LIMIT}
 
 
-def _bounded(kind: Kind, maxsize: int) -> Arguments:
-    arguments: Arguments = {
-        "x-max-length": maxsize,
-        "x-overflow": "reject-publish",
-        "x-dead-letter-exchange": DEAD_LETTER,
-    }
+def _bounded(kind: Kind, limit: int | None) -> Arguments:
+    arguments: Arguments = {"x-overflow": "reject-publish", "x-dead-letter-exchange": DEAD_LETTER}
+    if limit is not None:
+        arguments["x-max-length"] = limit
     if kind == "classic":
         # Quorum queues know priorities without being asked, and refuse this argument.
         return {**arguments, "x-max-priority": MAX_PRIORITY}

@@ -22,6 +22,6 @@ async def topology(settings: Settings, note: Console, *, declare: bool) -> Exit:
         async with Link(settings.broker, "acestep-consumer topology"):
             note.print("declared", style="green")
     except BrokerFault as error:
-        note.print(str(error), style="red", markup=False)
+        note.print(str(error), style="red", markup=False, soft_wrap=True)
         return Exit.UNREACHABLE
     return Exit.DONE

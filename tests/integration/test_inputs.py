@@ -60,7 +60,7 @@ def connect(s3: SeaweedFS, session: boto3.Session, web_host: HttpsServer) -> Con
         *, trusting: bool = True, checkpoint_dir: Path | None = None, **values: Any
     ) -> AsyncIterator[AllowedInputs]:
         storage = StorageSettings(endpoint=s3.endpoint, bucket=s3.bucket)
-        settings = InputSettings.model_validate({"hosts": (web_host.host,), **values})
+        settings = InputSettings.model_validate({"hosts": (web_host.host,), "networks": "127.0.0.1", **values})
         tls = web_host.trust if trusting else None
         async with (
             S3Connection(storage, session=session, patience_s=5) as connection,

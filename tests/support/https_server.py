@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A web server on this machine with TLS and a certificate of its own making."""
+"""Web servers on this machine with TLS and a certificate of their own making: one that behaves, one that need not."""
 
+import asyncio
 import ssl
 import subprocess
 from collections.abc import Awaitable, Callable
@@ -13,14 +14,16 @@ from aiohttp import web
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _NAME = "localhost"
+OTHER_NAME = "inside.example"
+"""A second name in the certificate. No DNS knows it: for resolvers of a test's own."""
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """Make a certificate for ``localhost`` and its key, good for a day."""
+    """Make a certificate for ``localhost`` and ``OTHER_NAME``, and its key, good for a day."""
     certificate, key = folder / "certificate.pem", folder / "key.pem"
     command = [
         "openssl", "req", "-x509", "-nodes", "-days", "1", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
-        "-subj", f"/CN={_NAME}", "-addext", f"subjectAltName=DNS:{_NAME}",
+        "-subj", f"/CN={_NAME}", "-addext", f"subjectAltName=DNS:{_NAME},DNS:{OTHER_NAME}",
         "-keyout", f"{key}", "-out", f"{certificate}",
     ]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True)
@@ -87,3 +90,56 @@ class HttpsServer:
         self.hits.append(request.path)
         handler = self._handlers.get(request.path)
         return await handler(request) if handler else web.Response(status=404)
+
+
+class RawHttpsServer:
+    """Sends ``answer`` to whoever asks, as it is, and then leaves the connection open, or does what ``go_on`` does.
+
+    Without ``handshake`` it takes connections and says nothing at all.
+    """
+
+    def __init__(self, certificate: Path, key: Path, *, handshake: bool = True) -> None:
+        self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) if handshake else None
+        if self._tls is not None:
+            self._tls.load_cert_chain(certificate, key)
+        self.trust = ssl.create_default_context(cafile=str(certificate))
+        self.answer = b""
+        self.go_on: Callable[[asyncio.StreamWriter], Awaitable[None]] | None = None
+        self.requests: list[bytes] = []
+        self.host = ""
+        self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+
+    @property
+    def url(self) -> str:
+        """Return the URL of a file on it."""
+        return f"https://{self.host}/a.wav"
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
+        self.host = f"{_NAME}:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.close()
+        for writer in self._open.values():
+            writer.transport.abort()
+        if self._open:
+            await asyncio.wait(set(self._open), timeout=10)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._open[task] = writer
+        task.add_done_callback(self._open.pop)
+        try:
+            self.requests.append(await reader.readuntil(b"\r\n\r\n"))
+            writer.write(self.answer)
+            if self.go_on is not None:
+                await self.go_on(writer)
+            await reader.read()  # ends when the client leaves
+        except (OSError, asyncio.IncompleteReadError):
+            pass  # the client has left, which is what most tests are about
+        finally:
+            writer.close()

@@ -46,7 +46,7 @@ def test_a_dead_letter_can_be_written_whatever_its_headers_hold(headers: dict[st
     kept = dead_letter_properties(Basic.Properties(headers=headers), MalformedBody("no"), "w1")
     read = written_and_read(kept)
     assert read.headers is not None
-    assert set(read.headers) == {*headers, "x-acestep-code", "x-acestep-reason", "x-acestep-worker"}
+    assert set(read.headers) == {*headers, "x-acestep-code", "x-acestep-reason", "x-acestep-worker", "x-acestep-time"}
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,21 @@ def test_lists_are_comma_separated() -> None:
     assert settings.inputs.hosts == ("cdn.example.org",)
 
 
+def test_networks_are_blocks_of_addresses_and_a_single_address_is_a_block_of_one() -> None:
+    networks = load({"ACESTEP_INPUT_NETWORKS": "10.20.0.0/16, fd00::/8,127.0.0.1"}, None).inputs.networks
+    assert [str(network) for network in networks] == ["10.20.0.0/16", "fd00::/8", "127.0.0.1/32"]
+    assert load({}, None).inputs.networks == ()
+
+
+@pytest.mark.parametrize("network", ["10.20.0.1/16", "10.20.0.0/33", "inside.example", "10.20", "fd00::/200"])
+def test_a_malformed_network_is_answered_with_examples(network: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load({"ACESTEP_INPUT_NETWORKS": f"10.0.0.0/8,{network}"}, None)
+    assert str(caught.value) == (
+        f"ACESTEP_INPUT_NETWORKS: {network!r} must be a network such as 10.20.0.0/16 or fd00::/8"
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "value", "at_start"), [("1", 1, 1), ("1024", 1024, 1024), ("auto", None, 2), (" Auto ", None, 2)]
 )

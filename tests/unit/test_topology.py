@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
-from consumer.broker.topology import Topology, topology
+from consumer.broker.topology import DEAD_LETTER, GENERATE, PROBES, UNROUTED, Topology, capacity_policy, topology
 from tests.support.broker import broker_settings
 
 URL = "amqp://guest:guest@127.0.0.1:5672/"
@@ -86,3 +87,27 @@ def test_definitions_are_json_and_name_the_virtual_host_everywhere() -> None:
     definitions = json.loads(json.dumps(built().as_definitions("music")))
     assert set(definitions) == {"exchanges", "queues", "bindings"}
     assert {entry["vhost"] for kind in definitions.values() for entry in kind} == {"music"}
+
+
+def test_with_the_management_api_a_policy_holds_the_limit_and_the_queue_has_none() -> None:
+    wanted = built(queue_maxsize=7, management_url="http://127.0.0.1:15672")
+    assert "x-max-length" not in queue_arguments(wanted, "acestep.generate")
+    (policy,) = wanted.as_definitions("music")["policies"]
+    assert policy == {
+        "vhost": "music",
+        "name": "acestep-capacity",
+        "pattern": "^acestep[.]generate($|[.]probe-)",
+        "apply-to": "queues",
+        "priority": 10,
+        "definition": {"max-length": 7, "overflow": "reject-publish"},
+    }
+
+
+def test_the_policy_covers_the_request_queue_and_what_measures_it_and_nothing_else() -> None:
+    pattern = capacity_policy(7).pattern
+    covered = [
+        name
+        for name in (GENERATE, f"{PROBES}1", DEAD_LETTER, UNROUTED, f"{GENERATE}.other")
+        if re.search(pattern, name)
+    ]
+    assert covered == [GENERATE, f"{PROBES}1"]

@@ -3,6 +3,7 @@
 
 import json
 import re
+import time
 from typing import Any
 
 import jsonschema
@@ -541,6 +542,17 @@ class TestMusicalFields:
         times = [1 - number / 300 for number in range(201)]
         assert len(parsed(timesteps=times[:200]).timesteps or ()) == 200
         assert problem(timesteps=times).rule == "must have at most 200 entries"
+
+    @pytest.mark.parametrize("field", ["seed", "timesteps", "track_classes"])
+    @pytest.mark.parametrize("written", ["1," * 1_000, [1] * 1_001])
+    def test_a_list_beyond_all_need_is_refused_before_its_entries_are_read(self, field: str, written: object) -> None:
+        assert problem(**{field: written}).rule == "must have at most 1,000 entries"
+
+    def test_a_key_with_very_many_spaces_costs_little_time(self) -> None:
+        """Two places may hold the spaces: trying every way to share them out would take days."""
+        began = time.process_time()
+        assert problem(key="A" + " " * 1_000_000 + "x").field == "key_scale"
+        assert time.process_time() - began < 2
 
     @pytest.mark.parametrize("written", ["drums, bass", ["drums", " bass ", ""], "drums,bass,"])
     def test_tracks_come_as_text_or_list(self, written: object) -> None:
