@@ -8,6 +8,7 @@ their own virtual host and their own object prefix, so none sees another's queue
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 # Models as small as the tests' get nothing from several threads, and processes side by side fight over the cores: one
 # thread each is many times faster. Set before torch is imported, here and in the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+# A shell starts what it puts into the background with Ctrl-C ignored, and that is inherited: commands under test, which
+# have to end at Ctrl-C, would go on for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
