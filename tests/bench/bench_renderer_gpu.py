@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,6 +29,7 @@ from consumer.engine.renderer import studio
 from consumer.engine.renderer.arguments import Arguments
 from consumer.engine.renderer.batcher import Batcher
 from consumer.engine.renderer.graphs import GraphedFlow
+from consumer.engine.renderer.rehearsal import rehearsal
 from consumer.engine.renderer.take import Watch
 from consumer.settings import EngineSettings
 from tests.bench import full_size
@@ -44,29 +46,9 @@ def tell(line: str) -> None:
 
 def arguments(seconds: int, seed: int, steps: int = 8) -> Arguments:
     codes = "".join(f"<|audio_code_{(seed * 7919 + 61 * index) % 64_000}|>" for index in range(5 * seconds))
-    given = {
-        "prompt": [PROMPT],
-        "lyrics": [LYRICS],
-        "vocal_language": "en",
-        "instruction": None,
-        "bpm": None,
-        "keyscale": None,
-        "timesignature": None,
-        "task_type": "text2music",
-        "track_name": None,
-        "complete_track_classes": None,
-        "num_inference_steps": steps,
-        "shift": 3.0,
-        "timesteps": None,
-        "guidance_scale": 1.0,
-        "cfg_interval_start": 0.0,
-        "cfg_interval_end": 1.0,
-        "audio_cover_strength": 1.0,
-        "reference_audio": None,
-        "audio_duration": None,
-        "audio_codes": [codes],
-    }
-    return Arguments(pipeline=given, seeds=(seed,), steps=steps, method="ode", tiled=True)
+    usual = rehearsal(codes=True)
+    given = {"prompt": [PROMPT], "lyrics": [LYRICS], "num_inference_steps": steps, "audio_codes": [codes]}
+    return replace(usual, pipeline={**usual.pipeline, **given}, seeds=(seed,), steps=steps)
 
 
 def songs_a_minute(batcher: Batcher, lengths: Sequence[int], in_flight: int, seconds: float) -> tuple[float, float]:
