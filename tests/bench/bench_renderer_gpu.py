@@ -3,8 +3,8 @@
 
     python -m tests.bench.bench_renderer_gpu [--cases 30x16,120x16,300x8,mixedx16] [--seconds 20] [--profile]
 
-Full-size random weights, turbo, 8 steps, bfloat16. Songs are made as in the worker: audio codes of each song's own (as
-the language model writes them), conditioned, packed, decoded, copied to RAM. ``--encode mp3`` encodes them as well.
+Full-size random weights, bfloat16; turbo with 8 steps, or ``--base`` with 50 and guidance. Songs are made as in the
+worker: audio codes of each song's own (as the language model writes them), conditioned, packed, decoded, copied to RAM.
 Side by side: the plain pipeline, one song at a time, in the same run. ``--tiny`` tries the script out on a CPU.
 """
 
@@ -44,20 +44,23 @@ def tell(line: str) -> None:
     sys.stdout.flush()
 
 
-def arguments(seconds: int, seed: int, steps: int = 8) -> Arguments:
+def arguments(seconds: int, seed: int, model: str = tiny_checkpoint.TURBO) -> Arguments:
+    steps, guidance = (8, 1.0) if model == tiny_checkpoint.TURBO else (50, 7.0)
     codes = "".join(f"<|audio_code_{(seed * 7919 + 61 * index) % 64_000}|>" for index in range(5 * seconds))
     usual = rehearsal(codes=True)
     given = {"prompt": [PROMPT], "lyrics": [LYRICS], "num_inference_steps": steps, "audio_codes": [codes]}
+    given["guidance_scale"] = guidance
     return replace(usual, pipeline={**usual.pipeline, **given}, seeds=(seed,), steps=steps)
 
 
 def songs_a_minute(batcher: Batcher, lengths: Sequence[int], in_flight: int, seconds: float) -> tuple[float, float]:
     """Keep so many songs in flight for so long. Returns songs a minute and the device's busy share."""
+    (model,) = batcher._booths
     numbers, done, stop = itertools.count(1), itertools.count(), threading.Event()
 
     def keep_singing(mine: Iterator[int]) -> None:
         while not stop.is_set():
-            performance = batcher.sing(tiny_checkpoint.TURBO, arguments(next(mine), next(numbers)), None, Watch())
+            performance = batcher.sing(model, arguments(next(mine), next(numbers), model), None, Watch())
             performance.sounds[0].result().wait()
             next(done)
 
@@ -85,8 +88,8 @@ def flops_of_step(seconds: float, condition: int = 700, width: int = 2048) -> fl
     return 24 * layer + 12 * 4 * n * n * width + 12 * 4 * n * min(n, 257) * width
 
 
-def step_ms(batcher: Batcher, seconds: Sequence[int], *, condition: int = 700) -> float:
-    """Return the milliseconds of one DiT step of one pack."""
+def step_ms(batcher: Batcher, seconds: Sequence[int], *, times: int = 10, condition: int = 700) -> float:
+    """Return the milliseconds of one DiT step of one pack, over so many steps."""
     (booth,) = batcher._booths.values()
     dit = booth.parts.dit
 
@@ -101,10 +104,20 @@ def step_ms(batcher: Batcher, seconds: Sequence[int], *, condition: int = 700) -
             torch.cat([c.memory for c in conditions], dim=2),
         )
         flow = GraphedFlow(dit, pack, context, memory, graphed=booth._speed.graphed)
-        latents, times = pack.join([make(each, channels) for each in frames]), make(len(frames) + 1)
-        return timed(lambda: flow(latents, times))
+        latents, flow_times = pack.join([make(each, channels) for each in frames]), make(len(frames) + 1)
+        return timed(lambda: flow(latents, flow_times), times)
 
     return batcher.errand(run)
+
+
+def for_a_second(batcher: Batcher, seconds: Sequence[int], rounds: int = 3) -> str:
+    """Compare steps and products at the clock that the card can hold, a second of each in turn."""
+    steps, products = [], []
+    for _ in range(rounds):
+        products.append(matrix_peak(700))
+        steps.append(sum(map(flops_of_step, seconds)) / step_ms(batcher, seconds, times=40) / 1e9)
+    shares = ", ".join(f"{100 * step / product:.0f}%" for step, product in zip(steps, products, strict=True))
+    return f"for a second: {max(steps):.0f} of {max(products):.0f} TFLOP/s; rounds: {shares}"
 
 
 def timed(work: Callable[[], object], times: int = 10) -> float:
@@ -129,10 +142,13 @@ def _event() -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch's
 
 
-def matrix_peak() -> float:
-    """TFLOP/s of a large product in bfloat16 on this card."""
+def matrix_peak(times: int = 10) -> float:
+    """TFLOP/s of a large product in bfloat16 on this card, over so many of them.
+
+    Ten are over before the card is warm. In a second of them it reaches its power limit and lowers its clock.
+    """
     a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
-    return 2 * 8192**3 / timed(lambda: a @ a) / 1e9
+    return 2 * 8192**3 / timed(lambda: a @ a, times) / 1e9
 
 
 def plainly(pipeline: Any, seconds: int, songs: int = 3) -> float:
@@ -166,12 +182,17 @@ def main() -> None:
         "--steps", default="30;120;300;30,30,30,30,30,30,30,30;300,300", help="packs for DiT steps, by ;"
     )
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--base", action="store_true", help="the base model instead of turbo")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--vram", type=float, help="pretend that the card has this many GB")
     asked = parser.parse_args()
     with TemporaryDirectory() as folder:
         began = time.perf_counter()
-        (tiny_checkpoint if asked.tiny else full_size).write(Path(folder))
+        model = tiny_checkpoint.BASE if asked.base else tiny_checkpoint.TURBO
+        if asked.tiny:
+            tiny_checkpoint.write(Path(folder))
+        else:
+            full_size.write(Path(folder), model)
         tell(f"checkpoint written in {time.perf_counter() - began:.0f} s")
         if asked.plain:
             pipeline = full_size.pipeline("cuda", torch.bfloat16)
@@ -180,16 +201,17 @@ def main() -> None:
                 tell(f"plain diffusers {seconds} s: {plainly(pipeline, seconds):.0f} songs/min")
             del pipeline
             torch.cuda.empty_cache()
-        measure_all(asked, Path(folder))
+        measure_all(asked, Path(folder), model)
 
 
-def measure_all(asked: argparse.Namespace, folder: Path) -> None:
+def measure_all(asked: argparse.Namespace, folder: Path, model: str) -> None:
     began = time.perf_counter()
 
     def say(what: str) -> None:
         tell(f"  {time.perf_counter() - began:6.1f} s {what}")
 
-    settings = EngineSettings(checkpoint_dir=folder, device="cpu" if asked.tiny else "cuda", max_vram_gb=asked.vram)
+    device = "cpu" if asked.tiny else "cuda"
+    settings = EngineSettings(checkpoint_dir=folder, config_path=model, device=device, max_vram_gb=asked.vram)
     opened = studio.open_studio(settings, say)
     batcher = opened.batcher
     say(f"ready: {opened.report.attention}, compiled={opened.report.compiled}, {batcher.means}, {opened.footprint}")
@@ -201,6 +223,8 @@ def measure_all(asked: argparse.Namespace, folder: Path) -> None:
         rate = sum(map(flops_of_step, seconds)) / took / 1e9
         share = f", {100 * rate / peak:.0f}% of peak" if peak else ""
         tell(f"DiT step of {pack} s: {took:.2f} ms, {rate:.0f} TFLOP/s{share}")
+        if peak:
+            tell(f"  {for_a_second(batcher, seconds)}")
     for name, lengths, in_flight in cases(asked.cases):
         rate, busy = songs_a_minute(batcher, lengths, in_flight, asked.seconds)
         tally = batcher.tally

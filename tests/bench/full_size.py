@@ -41,9 +41,10 @@ def pipeline(device: str, dtype: torch.dtype, *, turbo: bool = True) -> AceStepP
     )
 
 
-def write(folder: Path, device: str = "cuda") -> None:
-    """Write a turbo checkpoint of full size below ``folder``."""
-    pipeline(device, torch.bfloat16).save_pretrained(folder / tiny_checkpoint.TURBO)
+def write(folder: Path, model: str = tiny_checkpoint.TURBO, device: str = "cuda") -> None:
+    """Write a checkpoint of full size below ``folder``."""
+    turbo = model == tiny_checkpoint.TURBO
+    pipeline(device, torch.bfloat16, turbo=turbo).save_pretrained(folder / model)
 
 
 def _modules(*, turbo: bool) -> dict[str, Any]:
