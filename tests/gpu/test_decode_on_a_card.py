@@ -47,7 +47,7 @@ def rounding(sound: torch.Tensor, exact: torch.Tensor) -> tuple[float, float]:
 def test_compiled_bfloat16_is_as_near_to_float32_as_plain_diffusers(vae: Any) -> None:
     half = copy.deepcopy(vae).to(torch.bfloat16)
     decoder = TileDecoder(half, compiled=True)
-    assert len(list(decoder.warm())) == 6
+    assert len(list(decoder.warm())) == 2
     songs = [torch.randn(frames, 64, device="cuda").to(torch.bfloat16) for frames in (1, 60, 250, 750, 3_000)]
     with torch.compiler.set_stance("fail_on_recompile"):
         sounds = decoder.decode(songs)

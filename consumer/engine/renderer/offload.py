@@ -21,25 +21,29 @@ class OneAtATime:
 
     def adopt(self, module: torch.nn.Module) -> None:
         """Send a module to RAM, to be brought back for each call. Models may have it in common."""
-        if any(module is each for each in self._adopted):
+        if self._has(module):
             return
         module.to("cpu")
         add_hook_to_module(module, _Entrance(self, self._device))
         self._adopted.append(module)
 
     def admit(self, module: torch.nn.Module) -> None:
-        """Bring a module to the card, after the one that is there has left."""
+        """Bring a module to the card, after the one that is there has left. One that was not adopted lives there."""
         if module is self._present:
             return
         self.clear()
-        module.to(self._device)
-        self._present = module
+        if self._has(module):
+            module.to(self._device)
+            self._present = module
 
     def clear(self) -> None:
         """Send the module on the card, if any, back to RAM."""
         if self._present is not None:
             self._present.to("cpu")
             self._present = None
+
+    def _has(self, module: torch.nn.Module) -> bool:
+        return any(module is each for each in self._adopted)
 
 
 class _Entrance(ModelHook):  # type: ignore[misc]  # accelerate has no types

@@ -75,3 +75,13 @@ def test_diffusers_can_see_where_a_call_belongs() -> None:
     module = Traveller("dit", [])
     card_of(module)
     assert getattr(module, "_hf_hook").execution_device == CARD  # noqa: B009 - set by accelerate, unknown to the type
+
+
+def test_a_module_that_was_not_adopted_stays_where_it_is_and_the_others_make_room_for_it() -> None:
+    diary: list[str] = []
+    encoder, dit = Traveller("encoder", diary), Traveller("dit", diary)
+    card = card_of(encoder)
+    encoder(1)
+    card.admit(dit)
+    card.clear()
+    assert diary == ["encoder to cpu", "encoder to meta", "encoder works", "encoder to cpu"]
