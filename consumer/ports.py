@@ -2,6 +2,7 @@
 """What the story needs from the outside, as Protocols. Adapters implement them; unit tests use fakes of them."""
 
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +28,14 @@ class Delivery(Protocol):
     @property
     def queued_s(self) -> float | None:
         """Seconds since the producer's ``timestamp``, when it set one."""
+
+    @property
+    def sent(self) -> datetime | None:
+        """The producer's ``timestamp``, when it set one."""
+
+    @property
+    def redelivered(self) -> bool:
+        """Whether somebody had this message before and did not settle it."""
 
     @property
     def attempt(self) -> int:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
@@ -73,8 +74,18 @@ class Delivery:
 
         The timestamp has whole seconds and another machine's clock: a difference below zero reads as zero.
         """
-        timestamp = self._properties.timestamp
-        return None if timestamp is None else max(0.0, self._received - timestamp.timestamp())
+        return None if self.sent is None else max(0.0, self._received - self.sent.timestamp())
+
+    @property
+    def sent(self) -> datetime | None:
+        """The producer's ``timestamp``, in UTC; None without one."""
+        return self._properties.timestamp
+
+    @property
+    def redelivered(self) -> bool:
+        """Whether somebody had this message before and did not settle it."""
+        counts = (self.headers.get(name) for name in ("x-delivery-count", "x-acquired-count"))
+        return bool(self._message.redelivered) or any(isinstance(count, int) and count > 0 for count in counts)
 
     @property
     def attempt(self) -> int:

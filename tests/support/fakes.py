@@ -10,6 +10,7 @@ from consumer.broker.delivery import AlreadySettledError, Reply
 from consumer.errors import ConsumerError, Unpublished, Verdict
 
 if TYPE_CHECKING:
+    from datetime import datetime
     from consumer import ports
     from schemas.events import JobEvent
 
@@ -21,6 +22,8 @@ class FakeDelivery:
     body: bytes = b"{}"
     message_id: str | None = None
     queued_s: float | None = None
+    sent: datetime | None = None
+    redelivered: bool = False
     attempt: int = 1
     reply: Reply = field(default_factory=lambda: Reply(reply_to=None, correlation_id=None))
     stale: bool = False
