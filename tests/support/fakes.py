@@ -11,6 +11,7 @@ from consumer.errors import ConsumerError, Unpublished, Verdict
 
 if TYPE_CHECKING:
     from datetime import datetime
+
     from consumer import ports
     from schemas.events import JobEvent
 
