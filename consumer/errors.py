@@ -20,12 +20,17 @@
     │   ├── ResourceExhausted
     │   ├── ExecutionTimeout
     │   ├── EngineCrashed       tried again first, up to the attempt limit
+    │   ├── WorkerLost          likewise
     │   └── StorageUnavailable  waited for
     │       └── ManifestUnreadable  not waited for: it stays as it is
     ├── Cancelled               cancelled, acked
+    ├── Expired                 expired, dead-lettered: nobody wants it any more
+    ├── Recalled                as an earlier try of this message ended
     └── Interrupted             no event, handed back: the worker stops, the next one takes the message
+        └── DiskFull            no event, handed back: this worker has no room for the job's files now
 """
 
+import errno
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import ClassVar, Literal
@@ -189,6 +194,10 @@ class EngineCrashed(Failed):
     retryable = True
 
 
+class WorkerLost(EngineCrashed):
+    """The whole worker died with this job inside, as often as it may."""
+
+
 class StorageUnavailable(Failed):
     """S3 could not be reached, or refused, for longer than the worker waits."""
 
@@ -211,11 +220,40 @@ class Cancelled(ConsumerError):
         super().__init__("cancelled on request")
 
 
+class Expired(ConsumerError):
+    """It waited in the queue for longer than its producer allows."""
+
+    code = ErrorCode.EXPIRED
+    status = "expired"
+
+
+class Recalled(ConsumerError):
+    """What an earlier try of the same message came to, read from storage."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code  # type: ignore[misc]  # each has another
+
+
 class Interrupted(ConsumerError):
     """The worker stops before the job is done: no event, the message goes back to the queue."""
 
     status = None
     verdict = Verdict.REQUEUE
+
+
+class DiskFull(Interrupted):
+    """The scratch disk of this worker is full: its own trouble and not the job's."""
+
+    def __init__(self) -> None:
+        super().__init__("the worker's scratch disk is full")
+
+    @classmethod
+    def lies_behind(cls, error: BaseException) -> bool:
+        """Whether a full disk, or a full quota, is what this error is or was raised from."""
+        if isinstance(error, cls) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+            return True
+        return error.__cause__ is not None and cls.lies_behind(error.__cause__)
 
 
 class Unpublished(Exception):

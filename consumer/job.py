@@ -40,8 +40,10 @@ class Request:
 class Job:
     """A request that policy has admitted. ``request`` holds the effective values, after every clamp.
 
+    ``traceparent`` is the trace that the work belongs to.
     ``request.audio_duration`` is seconds, or None when the source audio or the planner decides;
-    ``seeds`` has one entry per song; ``given`` are the fields that the producer really set.
+    ``seeds`` has one entry per song; ``given`` are the fields that the producer really set; ``tries`` are the processes
+    that may die under this job before it fails; None: the worker's setting.
     """
 
     task_id: str
@@ -52,6 +54,8 @@ class Job:
     seeds: tuple[int, ...]
     given: frozenset[str] = frozenset()
     warnings: tuple[str, ...] = ()
+    tries: int | None = None
+    traceparent: str | None = None
 
     @property
     def analysis(self) -> bool:
@@ -110,6 +114,10 @@ class Rendering:
     encode_s: float
     adjustments: tuple[Adjustment, ...] = ()
     warnings: tuple[str, ...] = ()
+
+
+NO_SONGS = Rendering(tracks=(), render_s=0.0, encode_s=0.0)
+"""Of a job whose answer is metadata alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

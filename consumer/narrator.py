@@ -8,6 +8,7 @@ from typing import Self
 import structlog
 
 from consumer.errors import Unpublished
+from consumer.eta import Estimate
 from consumer.job import Job
 from consumer.outcome import Scene
 from consumer.ports import Events, Reply
@@ -24,12 +25,14 @@ class Narrator:
     Leaving the context waits for the publish in flight, so that nothing can overtake the terminal event.
     """
 
-    def __init__(self, events: Events, job: Job, scene: Scene, reply: Reply) -> None:
+    def __init__(self, events: Events, job: Job, scene: Scene, reply: Reply, estimate: Estimate) -> None:
         self._events = events
         self._job = job
         self._scene = scene
         self._reply = reply
+        self._estimate = estimate
         self._spans = _spans(with_lm=job.lm is not None)
+        self._trace = {"traceparent": job.traceparent}
         self._latest = (0.0, "")
         self._news = asyncio.Event()
         self._over = asyncio.Event()
@@ -72,7 +75,7 @@ class Narrator:
 
     async def _tell(self, event: JobEvent) -> None:
         try:
-            await self._events.publish(event, self._reply)
+            await self._events.publish(event.model_copy(update=self._trace), self._reply)
         except Unpublished as error:
             log.warning("event dropped", type=event.type, task_id=self._job.task_id, reason=str(error))
 
@@ -85,11 +88,18 @@ class Narrator:
             model=job.model,
             lm=job.lm,
             policy=job.policy,
+            expected_s=_rounded(self._estimate.expected_s),
         )
 
     def _progress(self, sequence: int) -> JobProgress:
         fraction, stage = self._latest
-        data = Progress(task_id=self._job.task_id, progress=round(fraction, 3), stage=stage, sequence=sequence)
+        data = Progress(
+            task_id=self._job.task_id,
+            progress=round(fraction, 3),
+            stage=stage,
+            sequence=sequence,
+            remaining_s=_rounded(self._estimate.remaining_s(fraction)),
+        )
         return JobProgress.of(data, attempt=self._scene.attempt, worker_id=self._scene.worker_id)
 
 
@@ -97,3 +107,7 @@ def _spans(*, with_lm: bool) -> dict[str, tuple[float, float]]:
     """Each stage's share of the whole: thinking takes about as long as rendering."""
     plan = 0.5 if with_lm else 0.0
     return {"plan": (0.0, plan), "render": (plan, 0.9), "encode": (0.9, 0.95), "upload": (0.95, 1.0)}
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 1)

@@ -46,6 +46,14 @@ class Head:
     metadata: Mapping[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A small object as it was read. ``metadata`` as in ``Head``."""
+
+    body: bytes
+    metadata: Mapping[str, str]
+
+
 class Objects:
     """The calls that storage and inputs make. Each raises ``StorageUnavailable``; ``S3Refused`` when S3 says no."""
 
@@ -55,9 +63,14 @@ class Objects:
 
     async def read(self, place: Place) -> bytes | None:
         """Return a small object's bytes; None when there is none."""
+        found = await self.find(place)
+        return None if found is None else found.body
+
+    async def find(self, place: Place) -> Found | None:
+        """Return a small object with its metadata; None when there is none."""
         answer = await self._s3.ask("GET", place)
         if answer.ok:
-            return answer.body
+            return Found(answer.body, _metadata(answer))
         if answer.code in ("NoSuchKey", str(_NOT_FOUND)):
             return None
         raise S3Refused(place, answer.code)
@@ -72,8 +85,7 @@ class Objects:
         if answer.status == _NOT_FOUND:
             return None
         _require_ok(place, answer)
-        metadata = {name.lower().removeprefix(_META): value for name, value in answer.headers.items()}
-        return Head(int(answer.headers["Content-Length"]), metadata)
+        return Head(int(answer.headers["Content-Length"]), _metadata(answer))
 
     async def write(self, place: Place, content: Content) -> None:
         """Write an object, in place of one that is there."""
@@ -172,6 +184,7 @@ class Objects:
         parts: list[CompletedPartTypeDef] = []
         for number, offset in enumerate(range(0, size, PART_BYTES), start=1):
             etag = await self._s3.call(place, partial(self._send_part, names, file, number, offset))
+            self._s3.traffic.sent_bytes += min(PART_BYTES, size - offset)
             parts.append({"PartNumber": number, "ETag": etag})
         return parts
 
@@ -213,6 +226,10 @@ class Objects:
                 bucket=place.bucket,
                 risk="two workers that finish the same task in the same moment both write",
             )
+
+
+def _metadata(answer: Answer) -> dict[str, str]:
+    return {name.lower().removeprefix(_META): value for name, value in answer.headers.items()}
 
 
 def _require_ok(place: Place, answer: Answer) -> None:

@@ -5,7 +5,8 @@ import re
 from dataclasses import dataclass
 from datetime import datetime
 
-from consumer.errors import ConsumerError, Verdict
+from consumer.ending import Kept
+from consumer.errors import ConsumerError, Recalled, Verdict
 from consumer.job import Job, Plan, Rendering, StoredObject
 from schemas.events import (
     Audio,
@@ -24,7 +25,7 @@ _CODE = re.compile(r"<\|audio_code_(\d+)\|>")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """``event`` is None when nothing may be said: the message goes back, or nobody could tell whose it is."""
+    """What becomes of a message: ``event`` is None when nothing may be said; ``error`` says why it is a dead letter."""
 
     event: TerminalEvent | None
     verdict: Verdict
@@ -64,20 +65,11 @@ def manifest(  # noqa: PLR0913, PLR0917 - it gathers what every stage returned, 
     )
 
 
-def succeeded(completed: Completed) -> Outcome:
-    """Turn a manifest into its event. The same manifest gives the same event, whoever publishes it."""
-    return Outcome(JobCompleted.of(completed), Verdict.ACK)
-
-
-def failed(error: ConsumerError, job: Job | None, task_id: str | None, scene: Scene) -> Outcome:
-    """Turn an error into the outcome that it carries. Without an id there is nobody to tell."""
-    if error.status is None:
-        return Outcome(None, error.verdict, error)
-    if task_id is None:
-        return Outcome(None, Verdict.DEAD_LETTER, error)
-    data = Unfinished(
+def unfinished(error: ConsumerError, job: Job | None, task_id: str, scene: Scene) -> Unfinished:
+    """Write down why a task ended without songs."""
+    return Unfinished(
         task_id=task_id,
-        status=error.status,
+        status=error.status or "failed",
         attempt=scene.attempt,
         worker_id=scene.worker_id,
         finished_at=scene.now,
@@ -85,10 +77,24 @@ def failed(error: ConsumerError, job: Job | None, task_id: str | None, scene: Sc
         policy=job.policy if job else None,
         warnings=job.warnings if job else (),
     )
-    return Outcome(unfinished_event(data), error.verdict, error)
 
 
-def known(error: Exception) -> ConsumerError:
+def told(kept: Kept) -> Outcome:
+    """Turn an end into its event. The same end gives the same event, whoever publishes it."""
+    ending, trace = kept.ending, {"traceparent": kept.traceparent}
+    if isinstance(ending, Completed):
+        return Outcome(JobCompleted.of(ending).model_copy(update=trace), Verdict.ACK)
+    verdict = Verdict.ACK if ending.status == "cancelled" else Verdict.DEAD_LETTER
+    event = unfinished_event(ending).model_copy(update=trace)
+    return Outcome(event, verdict, Recalled(ending.error.code, ending.error.message))
+
+
+def untold(error: ConsumerError) -> Outcome:
+    """Make the outcome of which nobody hears: the message goes back, or nobody could tell whose it is."""
+    return Outcome(None, error.verdict, error)
+
+
+def known(error: object) -> ConsumerError:
     """Return the error itself if it is one of ours; anything else is a bug, and its text stays in the log."""
     if isinstance(error, ConsumerError):
         return error

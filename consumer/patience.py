@@ -12,10 +12,11 @@ from typing import TypeVar
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
+from consumer.attempt import Attempt
+from consumer.ending import Kept
 from consumer.errors import ManifestUnreadable, StorageUnavailable
 from consumer.job import Job, Rendering, Sources, StoredObject
-from consumer.ports import Inputs, Store
-from schemas.events import Completed
+from consumer.ports import Attempts, Inputs, Store
 
 T = TypeVar("T")
 
@@ -73,17 +74,41 @@ class PatientStore:
         self._store = store
         self._patience = patience
 
-    async def find(self, task_id: str) -> Completed | None:
-        """Return the manifest of a job that is done already. Raises ``ManifestUnreadable``."""
+    def use(self, store: Store) -> None:
+        """Ask this store from the next call on."""
+        self._store = store
+
+    async def find(self, task_id: str) -> Kept | None:
+        """Return how a task ended, if it did. Raises ``ManifestUnreadable``."""
         return await self._patience.outlast(lambda: self._store.find(task_id))
 
     async def put(self, job: Job, rendering: Rendering) -> tuple[StoredObject, ...]:
         """Upload the tracks. What is there already is not sent again."""
         return await self._patience.outlast(lambda: self._store.put(job, rendering))
 
-    async def commit(self, manifest: Completed) -> Completed:
-        """Write the manifest unless one is there; return the one that is. Raises ``ManifestUnreadable``."""
-        return await self._patience.outlast(lambda: self._store.commit(manifest))
+    async def commit(self, kept: Kept, instead_of: Kept | None = None) -> Kept:
+        """Write down how a task ended; return what is written. Raises ``ManifestUnreadable``."""
+        return await self._patience.outlast(lambda: self._store.commit(kept, instead_of))
+
+
+class PatientAttempts:
+    """``ports.Attempts`` that wait where others would fail."""
+
+    def __init__(self, attempts: Attempts, patience: Patience) -> None:
+        self._attempts = attempts
+        self._patience = patience
+
+    async def next(self, task_id: str, message: str, *, redelivered: bool) -> Attempt:
+        """Return the try that comes next; nothing is written."""
+        return await self._patience.outlast(lambda: self._attempts.next(task_id, message, redelivered=redelivered))
+
+    async def begin(self, attempt: Attempt) -> None:
+        """Write down that the try begins now."""
+        await self._patience.outlast(lambda: self._attempts.begin(attempt))
+
+    async def excuse(self, attempt: Attempt) -> None:
+        """Write down that the try was ended through no fault of the message; at once or not at all."""
+        await self._attempts.excuse(attempt)
 
 
 class PatientInputs:

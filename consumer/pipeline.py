@@ -6,26 +6,27 @@ the message comes back, and a redelivery that finds the manifest repeats the eve
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import structlog
-
-from consumer.deadline import deadline
-from consumer.errors import ConsumerError
-from consumer.job import Job, Plan, Rendering, Request, Sources
+from consumer.cancelling import unless_cancelled
+from consumer.case import Case
+from consumer.chronicle import Chronicle
+from consumer.deadline import check_queue_deadline, deadline
+from consumer.ending import Kept
+from consumer.errors import Interrupted, StorageUnavailable
+from consumer.job import NO_SONGS, Job
 from consumer.narrator import Narrator
-from consumer.outcome import Outcome, Scene, failed, known, manifest, succeeded
+from consumer.outcome import Outcome, known, manifest, told, untold
 from consumer.policy.admit import Limits, admit
-from consumer.ports import Delivery, Events, Inputs, Planner, Renderer, Report, Store
+from consumer.ports import Cancellations, Delivery, Events, Inputs, Planner, Renderer, Report, Store
 from consumer.scratch import scratch_folder
 from consumer.stopwatch import Stopwatch
+from consumer.tracing import job_span
+from consumer.trials import Trials
 from consumer.turns import Turns
-from consumer.validate import parse, readable_task_id
+from consumer.witness import Witness
 from schemas.events import Completed
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,21 +34,27 @@ class Ports:
     """The outside, as the story sees it."""
 
     store: Store
+    trials: Trials
+    cancellations: Cancellations
     inputs: Inputs
     planner: Planner
     renderer: Renderer
     events: Events
+    chronicle: Chronicle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What bounds every job of this worker. ``limits`` is asked anew for each job: an engine may come back changed."""
+    """What bounds every job of this worker. What may change while it runs is asked anew for each job.
+
+    ``execution_timeout_s`` returns seconds; None: no bound.
+    """
 
     worker_id: str
     scratch: Path
     limits: Callable[[], Limits]
     max_message_bytes: int
-    execution_timeout_s: float | None = None
+    execution_timeout_s: Callable[[], float | None]
 
 
 class Pipeline:
@@ -57,60 +64,62 @@ class Pipeline:
         self._ports = ports
         self._rules = rules
         self._turns = Turns()
+        self._witness = Witness(rules.worker_id)
 
     async def process(self, delivery: Delivery) -> None:
         """Bring one message to its end. Raises ``Unpublished`` when nobody could be told: nothing is settled then."""
-        outcome = await self._outcome_of(delivery)
-        if outcome.event is not None:
-            await self._ports.events.publish(outcome.event, delivery.reply)
-        await delivery.settle(outcome.verdict, outcome.error)
+        case = Case.of(delivery, self._rules.max_message_bytes)
+        with job_span(case):
+            outcome = await self._outcome_of(case)
+            if outcome.event is not None:
+                await self._ports.events.publish(outcome.event, delivery.reply)
+                self._ports.chronicle.ended(case, outcome.event.data)
+            await delivery.settle(outcome.verdict, outcome.error)
 
-    async def _outcome_of(self, delivery: Delivery) -> Outcome:
-        request: Request | None = None
-        job: Job | None = None
+    async def _outcome_of(self, case: Case) -> Outcome:
+        if case.task_id is None:
+            return untold(known(case.read))
         try:
-            request = parse(delivery.body, delivery.message_id, max_bytes=self._rules.max_message_bytes)
-            async with self._turns.of(request.task_id):
-                completed = await self._ports.store.find(request.task_id)
-                if completed is None:
-                    job = admit(request, self._rules.limits())
-                    completed = await self._perform(job, delivery)
-            return succeeded(completed)
-        except Exception as error:  # noqa: BLE001 - whatever broke, the producer hears of it; cancellation passes
-            return self._outcome_of_error(error, request, job, delivery)
+            async with self._turns.of(case.task_id):
+                return told(await self._kept(case, case.task_id))
+        except Interrupted as error:
+            return untold(error)
+        except StorageUnavailable as error:  # nothing can be written down there; the producer hears of it all the same
+            return told(Kept(self._witness.without_songs(error, case, case.task_id), None, case.traceparent))
 
-    async def _perform(self, job: Job, delivery: Delivery) -> Completed:
+    async def _kept(self, case: Case, task_id: str) -> Kept:
+        """Return how the task ended, as it is written down: what comes after a crash must say the same."""
+        case.found = await self._ports.store.find(task_id)
+        if case.answer is not None:
+            return case.answer
+        asked = self._ports.cancellations.wait(task_id, case.delivery.sent)
+        work = unless_cancelled(lambda: self._perform(case), asked)
+        ending = await self._witness.end_of(work, case, task_id)
+        return await self._ports.store.commit(Kept(ending, case.delivery.fingerprint, case.traceparent), case.found)
+
+    async def _perform(self, case: Case) -> Completed:
+        request, trials = check_queue_deadline(case.request, case.delivery), self._ports.trials
+        async with trials.of(request.task_id, case.delivery) as case.attempt:
+            tries, trace = trials.left(case.attempt), case.traceparent
+            job = replace(admit(request, self._rules.limits()), tries=tries, traceparent=trace)
+            estimate, scene = self._ports.chronicle.begins(case, job), self._witness.scene(case)
+            async with (
+                deadline(self._rules.execution_timeout_s()),
+                Narrator(self._ports.events, job, scene, case.delivery.reply, estimate) as narrator,
+            ):
+                with scratch_folder(self._rules.scratch, job.task_id) as folder:
+                    return await self._make(job, case, folder, narrator.report)
+
+    async def _make(self, job: Job, case: Case, folder: Path, report: Report) -> Completed:
         watch, ports = Stopwatch(), self._ports
-        async with (
-            deadline(self._rules.execution_timeout_s),
-            Narrator(ports.events, job, self._scene(delivery), delivery.reply) as narrator,
-        ):
-            with scratch_folder(self._rules.scratch, job.task_id) as folder:
-                sources = await ports.inputs.fetch(job, folder)
-                with watch("plan"):
-                    plan = await ports.planner.plan(job, sources, narrator.report)
-                rendering = await self._render(job, plan, sources, folder, narrator.report)
-                with watch("upload"):
-                    objects = await ports.store.put(job, rendering)
-                timings = watch.timings(rendering, delivery.queued_s)
-                done = manifest(job, plan, rendering, objects, timings, self._scene(delivery))
-                return await ports.store.commit(done)
-
-    async def _render(self, job: Job, plan: Plan, sources: Sources, folder: Path, report: Report) -> Rendering:
-        if job.analysis:
-            return Rendering(tracks=(), render_s=0.0, encode_s=0.0)
-        return await self._ports.renderer.render(job, plan, sources, folder, report)
-
-    def _outcome_of_error(
-        self, error: Exception, request: Request | None, job: Job | None, delivery: Delivery
-    ) -> Outcome:
-        ours = known(error)
-        task_id = request.task_id if request else readable_task_id(delivery.body, delivery.message_id)
-        if type(ours) is ConsumerError:
-            log.error("job broke on a bug", task_id=task_id, exc_info=error)
-        else:
-            log.warning("job not done", task_id=task_id, code=str(ours.code), reason=str(ours))
-        return failed(ours, job, task_id, self._scene(delivery))
-
-    def _scene(self, delivery: Delivery) -> Scene:
-        return Scene(self._rules.worker_id, delivery.attempt, datetime.now(UTC))
+        with watch("fetch"):
+            sources = await ports.inputs.fetch(job, folder)
+        with watch("plan"):
+            plan = await ports.planner.plan(job, sources, report)
+        with watch("render"):
+            render = ports.renderer.render
+            rendering = NO_SONGS if job.analysis else await render(job, plan, sources, folder, report)
+        with watch("upload"):
+            objects = await ports.store.put(job, rendering)
+        timings = watch.timings(rendering, case.delivery.queued_s)
+        return manifest(job, plan, rendering, objects, timings, self._witness.scene(case))

@@ -6,9 +6,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
+from consumer.attempt import Attempt
+from consumer.ending import Kept
 from consumer.errors import ConsumerError, Verdict
 from consumer.job import Heard, Job, Plan, Rendering, Sources, StoredObject
-from schemas.events import Completed, JobEvent
+from schemas.events import JobEvent
 
 Report = Callable[[float, str], None]
 """Tell how far a stage is: fraction 0 to 1, and the stage's name. Never blocks, never raises."""
@@ -38,8 +40,16 @@ class Delivery(Protocol):
         """Whether somebody had this message before and did not settle it."""
 
     @property
-    def attempt(self) -> int:
-        """1 on the first delivery; as far as the broker tells."""
+    def fingerprint(self) -> str:
+        """The same for each delivery of this message, another for another message: letters and digits."""
+
+    @property
+    def traceparent(self) -> str | None:
+        """The header of that name (W3C Trace Context), when there is a valid one."""
+
+    @property
+    def stale(self) -> bool:
+        """Whether the broker has taken the message back, so that another worker may have it."""
 
     @property
     def reply(self) -> "Reply":
@@ -71,14 +81,37 @@ class Events(Protocol):
 class Store(Protocol):
     """S3-compatible storage of results."""
 
-    async def find(self, task_id: str) -> Completed | None:
-        """Return the manifest of a job that is done already. Raises ``StorageUnavailable``."""
+    async def find(self, task_id: str) -> Kept | None:
+        """Return how a task ended, if it did. Raises ``StorageUnavailable``."""
 
     async def put(self, job: Job, rendering: Rendering) -> tuple[StoredObject, ...]:
         """Upload the tracks under their final keys. Raises ``StorageUnavailable``."""
 
-    async def commit(self, manifest: Completed) -> Completed:
-        """Write the manifest unless one is there; return the one that is. Raises ``StorageUnavailable``."""
+    async def commit(self, kept: Kept, instead_of: Kept | None = None) -> Kept:
+        """Write down how a task ended, unless that is written; return what is. Raises ``StorageUnavailable``.
+
+        ``instead_of`` is an earlier end to replace.
+        """
+
+
+class Attempts(Protocol):
+    """Remembers the tries of messages that came again."""
+
+    async def next(self, task_id: str, message: str, *, redelivered: bool) -> Attempt:
+        """Return the try that comes next; nothing is written. Raises ``StorageUnavailable``."""
+
+    async def begin(self, attempt: Attempt) -> None:
+        """Write down that the try begins now. Raises ``StorageUnavailable``."""
+
+    async def excuse(self, attempt: Attempt) -> None:
+        """Write down that the try was ended through no fault of the message. Raises ``StorageUnavailable``."""
+
+
+class Cancellations(Protocol):
+    """Knows whose work nobody wants any more."""
+
+    async def wait(self, task_id: str, sent: datetime | None) -> None:
+        """Return once somebody has asked to cancel the task, after the message was ``sent``; maybe never."""
 
 
 class Inputs(Protocol):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from consumer.job import Rendering
+from consumer.tracing import stage_span
 from schemas.events import Timings
 
 
@@ -18,10 +19,11 @@ class Stopwatch:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Measure the body as ``stage``."""
+        """Measure the body as ``stage``, a span of the job's trace."""
         start = time.perf_counter()
         try:
-            yield
+            with stage_span(stage):
+                yield
         finally:
             self._stages[stage] = time.perf_counter() - start
 
@@ -31,4 +33,4 @@ class Stopwatch:
         if queued_s is not None:
             seconds["queued"] = queued_s
         seconds["total"] = time.perf_counter() - self._start
-        return Timings(**{stage: round(value, 3) for stage, value in seconds.items()})
+        return Timings(**{stage: round(seconds[stage], 3) for stage in Timings.model_fields if stage in seconds})

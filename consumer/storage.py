@@ -2,7 +2,8 @@
 """Where songs go: ``<prefix>/<task_id>/<index>.<ext>``, then ``manifest.json``, which marks the job as done.
 
 Every object is written once. Who comes second, after a crash or in a race, finds the first one's object and takes it
-over with its checksum and seed. So a manifest stays true, whatever happens after it was written.
+over with its checksum and seed. So a manifest stays true, whatever happens after it was written. A job that ends
+without songs leaves its manifest too: that record is what makes the end of a task one end, whoever tells it.
 """
 
 import asyncio
@@ -10,20 +11,20 @@ import hashlib
 import os
 import re
 import uuid
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import structlog
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
+from consumer.ending import Ending, Kept
 from consumer.errors import ManifestUnreadable, StorageUnavailable
 from consumer.job import Job, Rendering, StoredObject, Track
-from consumer.objects import PART_BYTES, Content, Head, Objects
+from consumer.objects import PART_BYTES, Content, Found, Head, Objects
 from consumer.s3 import Place, S3Refused
 from consumer.settings import StorageSettings
-from schemas.events import Completed
 from schemas.request import TASK_ID_PATTERN
 
 T = TypeVar("T")
@@ -33,6 +34,9 @@ MANIFEST: Final = "manifest.json"
 _log = structlog.get_logger(__name__)
 _TASK_ID: Final = re.compile(TASK_ID_PATTERN)
 _TRANSFERS: Final = 16
+_ENDING: Final[TypeAdapter[Ending]] = TypeAdapter(Ending)
+_MESSAGE: Final = "message"
+_TRACE: Final = "traceparent"
 
 
 def object_key(prefix: str, task_id: str, name: str) -> str:
@@ -58,28 +62,36 @@ class S3Store:
         # A song of up to one part is in memory while it is sent.
         self._transfers = asyncio.Semaphore(_TRANSFERS)
 
-    async def find(self, task_id: str) -> Completed | None:
-        """Return the manifest of a job that is done already. Raises ``StorageUnavailable``."""
+    async def find(self, task_id: str) -> Kept | None:
+        """Return how a task ended, if it did. Raises ``StorageUnavailable``."""
         place = self._place(task_id, MANIFEST)
-        body = await self._objects.read(place)
-        return None if body is None else _read_manifest(place, task_id, body)
+        found = await self._objects.find(place)
+        return None if found is None else _read_manifest(place, task_id, found)
 
     async def put(self, job: Job, rendering: Rendering) -> tuple[StoredObject, ...]:
         """Upload the tracks under their final keys, or take over the ones there. Raises ``StorageUnavailable``."""
         return await _together(
-            self._put_track(self._place(job.task_id, track_name(index, track)), track)
+            self._put_track(self._place(job.task_id, track_name(index, track)), track, job.traceparent)
             for index, track in enumerate(rendering.tracks)
         )
 
-    async def commit(self, manifest: Completed) -> Completed:
-        """Write the manifest unless one is there; return the one that is. Raises ``StorageUnavailable``."""
-        place = self._place(manifest.task_id, MANIFEST)
-        if await self._objects.write_new(place, _plain(manifest.model_dump_json().encode(), "application/json")):
-            return manifest
-        winner = await self.find(manifest.task_id)
+    async def commit(self, kept: Kept, instead_of: Kept | None = None) -> Kept:
+        """Write down how a task ended, unless that is written; return what is. Raises ``StorageUnavailable``.
+
+        ``instead_of`` is what was found before the work began and does not answer this message: as long as that lies
+        there, it is replaced.
+        """
+        place = self._place(kept.ending.task_id, MANIFEST)
+        content = _manifest(kept)
+        if await self._objects.write_new(place, content):
+            return kept
+        winner = await self.find(kept.ending.task_id)
         if winner is None:
             raise StorageUnavailable(f"{place} was there a moment ago and is gone: who deletes manifests?")
-        return winner
+        if winner != instead_of:
+            return winner
+        await self._objects.write(place, content)
+        return kept
 
     async def check(self) -> None:
         """Prove at start that results can be stored: a bucket (made when missing), a write, a read, a delete.
@@ -107,15 +119,15 @@ class S3Store:
         if not await self._objects.has_bucket(self._bucket):
             raise StorageUnavailable(f"s3://{self._bucket}: NoSuchBucket")
 
-    async def _put_track(self, place: Place, track: Track) -> StoredObject:
+    async def _put_track(self, place: Place, track: Track, traceparent: str | None) -> StoredObject:
         async with self._transfers:
-            stored = await self._write(place, track)
+            stored = await self._write(place, track, traceparent)
         if not self._presign_s:
             return stored
         return replace(stored, url=await self._objects.presign(place, self._presign_s))
 
-    async def _write(self, place: Place, track: Track) -> StoredObject:
-        size, content = await asyncio.to_thread(_content, track)
+    async def _write(self, place: Place, track: Track, traceparent: str | None) -> StoredObject:
+        size, content = await asyncio.to_thread(_content, track, traceparent)
         ours = StoredObject(track=track, uri=str(place), url=None, bytes=size, sha256=content.sha256)
         if await self._objects.write_new(place, content):
             return ours
@@ -148,21 +160,28 @@ def _take_over(place: Place, track: Track, head: Head) -> StoredObject | None:
     return StoredObject(track=earlier, uri=str(place), url=None, bytes=head.bytes, sha256=sha256)
 
 
-def _read_manifest(place: Place, task_id: str, body: bytes) -> Completed:
+def _read_manifest(place: Place, task_id: str, found: Found) -> Kept:
     try:
-        manifest = Completed.model_validate_json(body)
+        ending = _ENDING.validate_json(found.body)
     except ValidationError as error:
         raise ManifestUnreadable(f"{place} is not a manifest that can be read") from error
-    if manifest.task_id != task_id:
-        raise ManifestUnreadable(f"{place} is the manifest of another task, {manifest.task_id}")
-    return manifest
+    if ending.task_id != task_id:
+        raise ManifestUnreadable(f"{place} is the manifest of another task, {ending.task_id}")
+    return Kept(ending, found.metadata.get(_MESSAGE), found.metadata.get(_TRACE))
 
 
-def _plain(body: bytes, content_type: str) -> Content:
-    return Content(body=body, sha256=hashlib.sha256(body).hexdigest(), content_type=content_type)
+def _manifest(kept: Kept) -> Content:
+    said = {_MESSAGE: kept.message, _TRACE: kept.traceparent}
+    metadata = {name: value for name, value in said.items() if value is not None}
+    return _plain(kept.ending.model_dump_json().encode(), "application/json", metadata)
 
 
-def _content(track: Track) -> tuple[int, Content]:
+def _plain(body: bytes, content_type: str, metadata: Mapping[str, str] | None = None) -> Content:
+    sha256 = hashlib.sha256(body).hexdigest()
+    return Content(body=body, sha256=sha256, content_type=content_type, metadata=metadata or {})
+
+
+def _content(track: Track, traceparent: str | None) -> tuple[int, Content]:
     """Return the size in bytes, and the content: in memory unless it needs several parts.
 
     The metadata say what a later attempt must know to take the object over.
@@ -174,6 +193,7 @@ def _content(track: Track) -> tuple[int, Content]:
         "sample-rate": str(track.sample_rate),
         "channels": str(track.channels),
         "duration-s": repr(track.duration_s),
+        **({_TRACE: traceparent} if traceparent else {}),
     }
     return size, Content(body=body, sha256=sha256, content_type=track.content_type, metadata=metadata)
 

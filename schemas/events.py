@@ -154,7 +154,10 @@ class ErrorReport(Frozen):
 
 
 class Started(Frozen):
-    """Data of ``started``: the job is in a worker's hands and policy has been applied."""
+    """Data of ``started``: the job is in a worker's hands and policy has been applied.
+
+    ``expected_s`` are the seconds that such a job took here before; None where there was none.
+    """
 
     task_id: str
     attempt: int
@@ -162,15 +165,20 @@ class Started(Frozen):
     model: ModelChoice
     lm: LmChoice | None
     policy: PolicyReport
+    expected_s: float | None = None
 
 
 class Progress(Frozen):
-    """Data of ``progress``: ``progress`` is 0 to 1 and never falls; ``sequence`` counts from 1 within an attempt."""
+    """Data of ``progress``: ``progress`` is 0 to 1 and never falls; ``sequence`` counts from 1 within an attempt.
+
+    ``remaining_s`` are the seconds that are still to come, as far as that can be told.
+    """
 
     task_id: str
     progress: Annotated[float, Field(ge=0, le=1)]
     stage: str
     sequence: int
+    remaining_s: float | None = None
 
 
 class Completed(Frozen):
@@ -210,7 +218,7 @@ class Unfinished(Frozen):
 
 
 class Worker(Frozen):
-    """Data of a worker's own events."""
+    """Data of a worker's own events. ``seconds_per_job`` is what its latest jobs took; None before the first."""
 
     worker_id: str
     state: Literal["ready", "draining", "stopped"]
@@ -218,10 +226,15 @@ class Worker(Frozen):
     models: tuple[str, ...]
     tier: str
     vram_gb: float
+    in_hand: int = 0
+    seconds_per_job: float | None = None
 
 
 class CloudEvent(Frozen):
-    """The envelope, CloudEvents 1.0 in JSON structured mode. Subclasses fix ``type`` and ``data``."""
+    """The envelope, CloudEvents 1.0 in JSON structured mode. Subclasses fix ``type`` and ``data``.
+
+    ``traceparent`` is the extension for distributed tracing (W3C Trace Context); left out where there is no trace.
+    """
 
     specversion: Literal["1.0"] = "1.0"
     id: str
@@ -229,10 +242,12 @@ class CloudEvent(Frozen):
     subject: str
     time: datetime
     datacontenttype: Literal["application/json"] = "application/json"
+    traceparent: str | None = None
 
     def to_json(self) -> bytes:
         """Return the message body."""
-        return self.model_dump_json().encode()
+        # An attribute without a value is left out: CloudEvents knows no null.
+        return self.model_dump_json(exclude={"traceparent"} if self.traceparent is None else None).encode()
 
 
 class _JobEvent(CloudEvent):

@@ -75,6 +75,12 @@ class GenerationRequest(BaseModel):
         default="fallback", description="Model not loaded: use the primary one and report that, or fail."
     )
 
+    queue_deadline_s: Seconds = Field(
+        default=None,
+        le=7 * _DAY,
+        description="Seconds that it may wait in the queue, from the message's timestamp; then it expires.",
+    )
+
     prompt: Text = Field(default="", max_length=8_192, description="Description of the music.")
     lyrics: Text = Field(
         default="", max_length=32_768, description="Lyrics. None, [inst] and [instrumental] mean instrumental."

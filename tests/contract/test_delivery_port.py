@@ -118,7 +118,7 @@ async def delivered(desk: Desk) -> ports.Delivery:
 class TestDelivery:
     async def test_it_shows_the_message_as_it_came(self, desk: Desk) -> None:
         delivery = await delivered(desk)
-        assert (delivery.body, delivery.message_id, delivery.attempt) == (b"{}", "m1", 1)
+        assert (delivery.body, delivery.message_id, delivery.redelivered) == (b"{}", "m1", False)
         assert (delivery.reply.reply_to, delivery.reply.correlation_id) == ("r1", "c1")
         assert delivery.queued_s is None
         await delivery.settle(Verdict.ACK)

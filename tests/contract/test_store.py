@@ -9,17 +9,21 @@ from pathlib import Path
 import boto3
 import pytest
 
+from consumer.ending import Kept
 from consumer.errors import StorageUnavailable
 from consumer.job import StoredObject
 from consumer.objects import PART_BYTES, Objects
+from consumer.outcome import told
 from consumer.ports import Store
 from consumer.s3 import S3Connection
 from consumer.settings import StorageSettings
 from consumer.storage import S3Store
 from infra.local.s3 import SeaweedFS
-from schemas.events import JobCompleted
 from tests.support.fake_store import FakeStore
-from tests.support.jobs import make_job, make_manifest, make_rendering, make_track
+from tests.support.jobs import make_failure, make_job, make_manifest, make_rendering, make_track
+
+
+TRACE = f"00-{'a' * 32}-{'b' * 16}-01"
 
 
 @pytest.fixture(scope="module")
@@ -68,34 +72,51 @@ class TestAStore:
         job = make_job(lyrics="ünïcode ♯", bpm=97, seed=(5,), audio_duration=0.1 + 0.2)
         stored = await store.put(job, make_rendering(make_track(tmp_path / "a.wav")))
 
-        committed = await store.commit(make_manifest(job, stored))
+        committed = await store.commit(Kept(make_manifest(job, stored), "m1"))
         found = await store.find(job.task_id)
 
         assert found is not None
-        assert JobCompleted.of(found).to_json() == JobCompleted.of(committed).to_json()
+        assert told(found) == told(committed)
+        assert found.message == "m1"
+
+    async def test_an_end_without_songs_is_kept_as_well(self, store: Store) -> None:
+        ending = make_failure("no-songs")
+
+        await store.commit(Kept(ending, "m1", TRACE))
+        found = await store.find("no-songs")
+
+        assert found == Kept(ending, "m1", TRACE)
+
+    async def test_an_end_is_replaced_only_by_who_saw_it_before_the_work(self, store: Store) -> None:
+        first = await store.commit(Kept(make_failure("twice", "the first"), "m1"))
+        second, third = (Kept(make_failure("twice", f"the {word}"), word) for word in ("second", "third"))
+
+        assert await store.commit(second) == first
+        assert await store.commit(second, first) == second
+        assert await store.commit(third, first) == second
 
     async def test_the_first_commit_wins_and_the_second_gets_it_back(self, store: Store) -> None:
         job = make_job()
-        first = await store.commit(make_manifest(job, worker_id="first"))
+        first = await store.commit(Kept(make_manifest(job, worker_id="first"), "m1"))
 
-        second = await store.commit(make_manifest(job, worker_id="second"))
+        second = await store.commit(Kept(make_manifest(job, worker_id="second"), "m2"))
 
         assert second == first
-        assert second.worker_id == "first"
+        assert second.ending.worker_id == "first"
 
     async def test_of_many_racing_commits_all_return_one_winner(self, store: Store) -> None:
         job = make_job()
         manifests = [make_manifest(job, worker_id=f"worker-{number}") for number in range(8)]
 
-        returned = await asyncio.gather(*map(store.commit, manifests))
+        returned = await asyncio.gather(*(store.commit(Kept(manifest, "m1")) for manifest in manifests))
 
-        assert len({each.worker_id for each in returned}) == 1
+        assert len({each.ending.worker_id for each in returned}) == 1
 
     async def test_a_commit_repeated_after_a_lost_answer_returns_its_own_manifest(self, store: Store) -> None:
         manifest = make_manifest(make_job())
-        await store.commit(manifest)
+        await store.commit(Kept(manifest, "m1"))
 
-        assert await store.commit(manifest) == manifest
+        assert await store.commit(Kept(manifest, "m1")) == Kept(manifest, "m1")
 
     @pytest.mark.parametrize("size", [64, PART_BYTES + 1], ids=["small", "in parts"])
     async def test_a_second_attempt_takes_over_the_song_of_the_first(

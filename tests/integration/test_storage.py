@@ -15,12 +15,14 @@ import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
+from consumer.ending import Kept
 from consumer.errors import StorageUnavailable
 from consumer.objects import PART_BYTES, Objects
 from consumer.s3 import S3Connection, S3Refused
 from consumer.settings import StorageSettings
 from consumer.storage import S3Store
 from infra.local.s3 import SeaweedFS
+from schemas.events import Completed
 from tests.support.faulty_s3 import FaultyS3, s3_error
 from tests.support.jobs import make_job, make_manifest, make_rendering, make_track
 from tests.support.waiting import eventually
@@ -128,7 +130,7 @@ class TestWhatLiesInTheBucket:
     async def test_the_manifest_is_the_completed_data_as_json(self, connect: Connect, shelf: Shelf) -> None:
         manifest = make_manifest(make_job(task_id="t1"))
         async with connect() as store:
-            await store.commit(manifest)
+            await store.commit(Kept(manifest, "m1"))
 
         found = shelf.get("t1/manifest.json")
         assert found["Body"].read() == manifest.model_dump_json().encode()
@@ -152,14 +154,16 @@ class TestWhatLiesInTheBucket:
 
         async def work(store: S3Store, name: str) -> None:
             tracks = [make_track(tmp_path / f"{name}{index}.wav", name.encode() * 99, seed=index) for index in (1, 2)]
-            await store.commit(make_manifest(job, await store.put(job, make_rendering(*tracks)), worker_id=name))
+            stored = await store.put(job, make_rendering(*tracks))
+            await store.commit(Kept(make_manifest(job, stored, worker_id=name), name))
 
         async with connect() as store:
             await asyncio.gather(*(work(store, f"worker-{number}") for number in range(6)))
-            manifest = await store.find(job.task_id)
+            kept = await store.find(job.task_id)
 
-        assert manifest is not None
-        for audio in manifest.audios:
+        assert kept is not None
+        assert isinstance(kept.ending, Completed)
+        for audio in kept.ending.audios:
             body = shelf.get(audio.uri.partition(f"/{shelf.prefix}/")[2])["Body"].read()
             assert (hashlib.sha256(body).hexdigest(), len(body)) == (audio.sha256, audio.bytes)
 
@@ -261,7 +265,7 @@ class TestWhatMayPass:
     async def test_a_refusal_that_stays_is_not_asked_for_twice(self, connect: Connect, faulty: FaultyS3) -> None:
         async with connect(endpoint=faulty.endpoint) as store:
             with faulty.fault(lambda _: s3_error(403, "AccessDenied")), pytest.raises(S3Refused) as caught:
-                await store.commit(make_manifest(make_job(task_id="t1")))
+                await store.commit(Kept(make_manifest(make_job(task_id="t1"))))
         assert str(caught.value).endswith("/t1/manifest.json: AccessDenied (these keys may not do that here)")
         assert len(faulty.requests) == 1
 
@@ -332,7 +336,7 @@ class TestLostAnswers:
         manifest = make_manifest(make_job())
         faulty.lose_answer_once(_is_put)
         async with connect(endpoint=faulty.endpoint) as store:
-            assert await store.commit(manifest) == manifest
+            assert (await store.commit(Kept(manifest, "m1"))).ending == manifest
 
 
 class TestStoresWithoutConditionalWrites:
@@ -341,8 +345,8 @@ class TestStoresWithoutConditionalWrites:
         refuse = faulty.fault(lambda r: s3_error(501, "NotImplemented") if "If-None-Match" in r.headers else None)
         async with connect(endpoint=faulty.endpoint) as store:
             with refuse, capture_logs() as logs:
-                first = await store.commit(make_manifest(job, worker_id="first"))
-                second = await store.commit(make_manifest(job, worker_id="second"))
+                first = await store.commit(Kept(make_manifest(job, worker_id="first"), "first"))
+                second = await store.commit(Kept(make_manifest(job, worker_id="second"), "second"))
         assert first == second
         assert [entry["event"] for entry in logs] == ["storage.no_conditional_writes"]
 
@@ -352,8 +356,8 @@ class TestStoresWithoutConditionalWrites:
         async with connect(endpoint=faulty.endpoint) as store:
             with capture_logs() as logs:
                 await store.check()
-            first = await store.commit(make_manifest(job, worker_id="first"))
-            second = await store.commit(make_manifest(job, worker_id="second"))
+            first = await store.commit(Kept(make_manifest(job, worker_id="first"), "first"))
+            second = await store.commit(Kept(make_manifest(job, worker_id="second"), "second"))
         assert first == second
         assert [entry["event"] for entry in logs] == ["storage.no_conditional_writes"]
 

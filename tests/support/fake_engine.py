@@ -8,6 +8,7 @@ from pathlib import Path
 
 from consumer.engine.messages import RendererReport
 from consumer.engine.planner.direct import DirectPlanner
+from consumer.engine.supervisor import EngineState
 from consumer.engine.usage import Usage
 from consumer.job import Heard, Job, LoadedModel, Plan, Rendering, Sources, Variant
 from consumer.policy.admit import Limits
@@ -61,6 +62,7 @@ class FakeEngines:
     report: RendererReport = REPORT
     ready: bool = True
     renderer_usage: Usage = field(default_factory=Usage)
+    states: dict[str, EngineState] = field(default_factory=lambda: {"renderer": EngineState(ready=True, restarts=0)})
 
     def limits(self) -> Limits:
         """Limits of the card that the report names."""

@@ -2,12 +2,16 @@
 """A store in memory that behaves as S3 does; the contract tests hold it to that."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from pydantic import TypeAdapter
+
+from consumer.ending import Ending, Kept
 from consumer.errors import StorageUnavailable
 from consumer.job import Job, Rendering, StoredObject, Track
 from consumer.storage import MANIFEST, object_key, track_name
-from schemas.events import Completed
+
+_ENDING: TypeAdapter[Ending] = TypeAdapter(Ending)
 
 
 @dataclass
@@ -22,20 +26,26 @@ class FakeStore:
     down: bool = False
     objects: dict[str, bytes] = field(default_factory=dict)
     _stored: dict[str, StoredObject] = field(default_factory=dict)
+    _kept: dict[str, Kept] = field(default_factory=dict)
 
-    async def find(self, task_id: str) -> Completed | None:
+    async def find(self, task_id: str) -> Kept | None:
         self._answer()
-        body = self.objects.get(self._key(task_id, MANIFEST))
-        return None if body is None else Completed.model_validate_json(body)
+        key = self._key(task_id, MANIFEST)
+        if key not in self.objects:
+            return None
+        return replace(self._kept[key], ending=_ENDING.validate_json(self.objects[key]))
 
     async def put(self, job: Job, rendering: Rendering) -> tuple[StoredObject, ...]:
         self._answer()
         return tuple(self._put(job.task_id, index, track) for index, track in enumerate(rendering.tracks))
 
-    async def commit(self, manifest: Completed) -> Completed:
-        self._answer()
-        body = self.objects.setdefault(self._key(manifest.task_id, MANIFEST), manifest.model_dump_json().encode())
-        return Completed.model_validate_json(body)
+    async def commit(self, kept: Kept, instead_of: Kept | None = None) -> Kept:
+        found = await self.find(kept.ending.task_id)
+        if found is not None and found != instead_of:
+            return found
+        key = self._key(kept.ending.task_id, MANIFEST)
+        self.objects[key], self._kept[key] = kept.ending.model_dump_json().encode(), kept
+        return kept
 
     def _put(self, task_id: str, index: int, track: Track) -> StoredObject:
         key = self._key(task_id, track_name(index, track))

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from consumer.broker.delivery import AlreadySettledError, Reply
+from consumer.attempt import Attempt
+from consumer.broker.delivery import AlreadySettledError, Reply, fingerprint
 from consumer.errors import ConsumerError, Unpublished, Verdict
 
 if TYPE_CHECKING:
@@ -25,12 +27,17 @@ class FakeDelivery:
     queued_s: float | None = None
     sent: datetime | None = None
     redelivered: bool = False
-    attempt: int = 1
+    traceparent: str | None = None
     reply: Reply = field(default_factory=lambda: Reply(reply_to=None, correlation_id=None))
     stale: bool = False
     verdict: Verdict | None = None
     reason: ConsumerError | None = None
     settled: bool = False
+
+    @property
+    def fingerprint(self) -> str:
+        """As of a real one."""
+        return fingerprint(self.body, self.message_id, self.sent)
 
     async def settle(self, verdict: Verdict, reason: ConsumerError | None = None) -> None:
         """Remember the verdict."""
@@ -61,3 +68,44 @@ class FakeEvents:
     def states(self) -> list[str]:
         """The states of the published events, in order."""
         return [str(event.state) for event, _ in self.published]
+
+
+@dataclass
+class FakeAttempts:
+    """Remembers tries in memory: ``begun`` and ``excused``, in order. ``unexplained`` is what a redelivery finds."""
+
+    unexplained: int = 0
+    begun: list[Attempt] = field(default_factory=list)
+    excused: list[Attempt] = field(default_factory=list)
+
+    async def next(self, task_id: str, message: str, *, redelivered: bool) -> Attempt:
+        """Return the first try, or the one after those that came to nothing."""
+        earlier = self.unexplained if redelivered else 0
+        return Attempt(task_id=task_id, message=message, number=earlier + 1, unexplained=earlier)
+
+    async def begin(self, attempt: Attempt) -> None:
+        """Remember it."""
+        self.begun.append(attempt)
+
+    async def excuse(self, attempt: Attempt) -> None:
+        """Remember it."""
+        self.excused.append(attempt)
+
+
+class FakeCancellations:
+    """Cancels the tasks in ``asked``; ``ask`` adds one while others wait."""
+
+    def __init__(self) -> None:
+        self.asked: set[str] = set()
+        self._news = asyncio.Condition()
+
+    async def ask(self, task_id: str) -> None:
+        """Cancel a task."""
+        async with self._news:
+            self.asked.add(task_id)
+            self._news.notify_all()
+
+    async def wait(self, task_id: str, sent: datetime | None) -> None:
+        """Wait until somebody asks."""
+        async with self._news:
+            await self._news.wait_for(lambda: task_id in self.asked)

@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from consumer.job import Job, Rendering, StoredObject, Track
-from schemas.events import Audio, Completed, LimitsReport, Metas, ModelChoice, PolicyReport, Timings
+from schemas.events import (
+    Audio,
+    Completed,
+    ErrorCode,
+    ErrorReport,
+    LimitsReport,
+    Metas,
+    ModelChoice,
+    PolicyReport,
+    Timings,
+    Unfinished,
+)
 from schemas.request import GenerationRequest
 
 
@@ -63,6 +74,20 @@ def make_manifest(job: Job, stored: tuple[StoredObject, ...] = (), *, worker_id:
         request=job.request,
         metas=Metas(caption=job.request.prompt, duration=1.5),
         timings=Timings(render=0.1, total=1 / 3),
+    )
+
+
+def make_failure(task_id: str, message: str = "it broke") -> Unfinished:
+    """Return the end of a task that came to nothing."""
+    error = ErrorReport(code=ErrorCode.RENDER_FAILED, message=message, retryable=False, attempts=1)
+    return Unfinished(
+        task_id=task_id,
+        status="failed",
+        attempt=1,
+        worker_id="worker-1",
+        finished_at=datetime.now(UTC),
+        error=error,
+        policy=make_policy(),
     )
 
 

@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 import pytest
 
 from consumer.broker.delivery import Reply
+from consumer.eta import Estimate
 from consumer.narrator import Narrator
 from consumer.outcome import Scene
-from schemas.events import JobEvent, JobProgress, Progress
+from schemas.events import JobEvent, JobProgress, JobStarted, Progress
 from tests.support.admission import admitted_job
 from tests.support.fakes import FakeEvents
 
@@ -17,7 +18,7 @@ REPLY = Reply(reply_to=None, correlation_id="c-1")
 
 
 def narrator(events: FakeEvents) -> Narrator:
-    return Narrator(events, admitted_job(), Scene("worker-1", 1, datetime.now(UTC)), REPLY)
+    return Narrator(events, admitted_job(), Scene("worker-1", 1, datetime.now(UTC)), REPLY, Estimate(20.0))
 
 
 def progress(events: FakeEvents) -> list[Progress]:
@@ -99,3 +100,18 @@ async def test_a_broker_that_is_away_does_not_hurt_the_job() -> None:
         voice.report(0.5, "render")
         await asyncio.sleep(0)
     assert events.published == []
+
+
+@pytest.mark.usefixtures("quick")
+async def test_the_start_says_what_is_expected_and_progress_what_remains() -> None:
+    events = FakeEvents()
+    async with narrator(events) as voice:
+        for step in (2, 4, 6):
+            voice.report(step / 8, "render")
+            await asyncio.sleep(0.02)
+    started = events.published[0][0]
+    assert isinstance(started, JobStarted)
+    assert started.data.expected_s == 20.0
+    remaining = [data.remaining_s for data in progress(events)]
+    assert remaining == sorted(remaining, key=lambda seconds: -(seconds or 0))
+    assert all(seconds is not None and 0 < seconds < 20 for seconds in remaining)

@@ -8,15 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from consumer.chronicle import Chronicle
 from consumer.engine.planner.direct import DirectPlanner
 from consumer.errors import Cancelled, EngineCrashed, StorageUnavailable, Unpublished, Verdict
+from consumer.eta import CostModel
 from consumer.job import Job
 from consumer.pipeline import Pipeline, Ports, Rules
-from schemas.events import JobCompleted, JobFailed, JobRejected, Unfinished
+from consumer.tally import JobTally
+from consumer.trials import Trials
+from schemas.events import JobCompleted, JobEvent, JobFailed, JobRejected, JobStarted, Unfinished
 from tests.support.admission import make_limits
 from tests.support.fake_engine import FakeRenderer, NoInputs
 from tests.support.fake_store import FakeStore
-from tests.support.fakes import FakeDelivery, FakeEvents
+from tests.support.fakes import FakeAttempts, FakeCancellations, FakeDelivery, FakeEvents
+from tests.support.waiting import eventually
 
 
 @dataclass
@@ -28,21 +33,28 @@ class Stage:
     store: FakeStore = field(default_factory=FakeStore)
     renderer: FakeRenderer = field(default_factory=FakeRenderer)
     events: FakeEvents = field(default_factory=FakeEvents)
+    attempts: FakeAttempts = field(default_factory=FakeAttempts)
+    cancellations: FakeCancellations = field(default_factory=FakeCancellations)
+    tally: JobTally = field(default_factory=JobTally)
 
     def pipeline(self) -> Pipeline:
+        self.trials = Trials(self.attempts, most=3)
         ports = Ports(
             store=self.store,
+            trials=self.trials,
+            cancellations=self.cancellations,
             inputs=NoInputs(),
             planner=DirectPlanner(),
             renderer=self.renderer,
             events=self.events,
+            chronicle=Chronicle(self.tally, CostModel()),
         )
         rules = Rules(
             worker_id="worker-1",
             scratch=self.scratch,
             limits=make_limits,
             max_message_bytes=10_000,
-            execution_timeout_s=self.timeout_s,
+            execution_timeout_s=lambda: self.timeout_s,
         )
         return Pipeline(ports, rules)
 
@@ -88,7 +100,7 @@ async def test_the_event_comes_after_the_manifest_and_the_settlement_after_the_e
         order.append(name)
         return result
 
-    stage.store.commit = lambda manifest: spy("manifest", commit, manifest)  # type: ignore[method-assign]
+    stage.store.commit = lambda *given: spy("manifest", commit, *given)  # type: ignore[method-assign]
     stage.events.publish = lambda event, reply: spy(str(event.state), publish, event, reply)  # type: ignore[method-assign]
     delivery.settle = lambda verdict, reason=None: spy("settled", settle, verdict, reason)  # type: ignore[method-assign]
     await stage.process(delivery)
@@ -99,7 +111,7 @@ async def test_the_event_comes_after_the_manifest_and_the_settlement_after_the_e
 async def test_a_redelivery_that_finds_the_manifest_repeats_the_event_without_rendering(stage: Stage) -> None:
     await stage.process(request())
     first = stage.events.published[-1][0]
-    again = await stage.process(FakeDelivery(body=request().body, attempt=2))
+    again = await stage.process(FakeDelivery(body=request().body, redelivered=True))
     assert stage.events.published[-1][0].to_json() == first.to_json()
     assert stage.renderer.rendered == ["song"]
     assert again.verdict is Verdict.ACK
@@ -258,3 +270,218 @@ async def test_unknown_fields_become_warnings_in_the_event(stage: Stage) -> None
     event = stage.events.published[-1][0]
     assert isinstance(event, JobCompleted)
     assert any("mood" in warning for warning in event.data.warnings)
+
+
+async def test_a_failure_that_comes_again_is_told_again_word_for_word_and_not_tried_again(stage: Stage) -> None:
+    async def crash(_: Job) -> None:
+        raise EngineCrashed("the renderer process ended with exit code -9")
+
+    stage.renderer.before = crash
+    await stage.process(request())
+    again = await stage.process(FakeDelivery(body=request().body, redelivered=True))
+    first, second = (event.to_json() for event, _ in stage.events.published if event.state == "failed")
+    assert first == second
+    assert stage.events.states.count("started") == 1
+    assert again.verdict is Verdict.DEAD_LETTER
+    assert again.reason is not None
+    assert again.reason.code == "engine_crashed"
+
+
+async def test_a_rejection_that_comes_again_is_told_again_word_for_word(stage: Stage) -> None:
+    body = b'{"task_id": "song", "audio_format": "midi"}'
+    await stage.process(FakeDelivery(body=body))
+    await stage.process(FakeDelivery(body=body, redelivered=True))
+    first, second = (event.to_json() for event, _ in stage.events.published)
+    assert first == second
+
+
+async def test_a_failed_task_that_is_sent_anew_is_tried_anew(stage: Stage) -> None:
+    async def crash(_: Job) -> None:
+        raise EngineCrashed("the renderer process ended with exit code -9")
+
+    stage.renderer.before = crash
+    await stage.process(request())
+    stage.renderer.before = None
+    sent_anew = await stage.process(request())
+    assert stage.events.states[-1] == "completed"
+    assert sent_anew.verdict is Verdict.ACK
+
+
+async def test_a_cancelled_job_stops_in_the_middle_and_is_told_as_cancelled(stage: Stage) -> None:
+    stopped = asyncio.Event()
+
+    async def forever(_: Job) -> None:
+        await stage.cancellations.ask("song")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    stage.renderer.before = forever
+    delivery = await stage.process(request())
+    assert stopped.is_set()
+    assert (stage.events.states[-1], delivery.verdict) == ("cancelled", Verdict.ACK)
+    assert list(stage.scratch.iterdir()) == []
+
+
+async def test_a_job_that_was_cancelled_in_the_queue_does_not_start(stage: Stage) -> None:
+    await stage.cancellations.ask("song")
+    delivery = await stage.process(request())
+    assert (stage.events.states, delivery.verdict) == (["cancelled"], Verdict.ACK)
+
+
+async def test_a_cancellation_that_comes_too_late_changes_nothing(stage: Stage) -> None:
+    await stage.process(request())
+    await stage.cancellations.ask("song")
+    await stage.process(FakeDelivery(body=request().body, redelivered=True))
+    assert stage.events.states.count("completed") == 2
+    assert "cancelled" not in stage.events.states
+
+
+async def test_a_stop_of_the_worker_in_the_moment_of_a_cancellation_settles_nothing(stage: Stage) -> None:
+    async def forever(_: Job) -> None:
+        stage.cancellations.asked.add("song")
+        task.cancel()
+        await asyncio.Event().wait()
+
+    stage.renderer.before = forever
+    delivery = request()
+    task = asyncio.create_task(stage.process(delivery))
+    await asyncio.wait((task,))
+    assert task.cancelled()
+    assert not delivery.settled
+
+
+async def test_a_job_past_its_deadline_in_the_queue_expires_and_does_not_start(stage: Stage) -> None:
+    late = request(queue_deadline_s=5)
+    late.queued_s = 6.0
+    await stage.process(late)
+    assert stage.events.states == ["expired"]
+    assert stage.unfinished().error.code == "expired"
+    assert late.verdict is Verdict.DEAD_LETTER
+
+
+async def test_a_deadline_without_a_timestamp_is_a_warning(stage: Stage) -> None:
+    await stage.process(request(queue_deadline_s=5))
+    event = stage.events.published[-1][0]
+    assert isinstance(event, JobCompleted)
+    assert any("queue_deadline_s" in warning for warning in event.data.warnings)
+
+
+async def test_a_first_try_is_not_blamed_and_has_all_its_tries(stage: Stage) -> None:
+    jobs: list[Job] = []
+
+    async def note(job: Job) -> None:
+        jobs.append(job)
+
+    stage.renderer.before = note
+    await stage.process(request())
+    assert [job.tries for job in jobs] == [3]
+    assert [attempt.number for attempt in stage.attempts.begun] == [1]
+    assert stage.attempts.excused == []
+
+
+async def test_a_job_whose_worker_died_too_often_fails_without_another_try(stage: Stage) -> None:
+    stage.attempts.unexplained = 3
+    delivery = request()
+    delivery.redelivered = True
+    await stage.process(delivery)
+    assert stage.events.states == ["failed"]
+    assert stage.unfinished().error.code == "engine_crashed"
+    assert stage.attempts.begun == []
+    assert delivery.verdict is Verdict.DEAD_LETTER
+
+
+async def test_the_last_try_of_a_suspect_is_made_with_nobody_else_in_the_room(stage: Stage) -> None:
+    """Two neighbours are at work when it comes; it waits for them, and the next one waits for it."""
+    stage.attempts.unexplained = 2
+    at_once: dict[str, int] = {}
+    go, working = asyncio.Event(), set[str]()
+
+    async def note(job: Job) -> None:
+        working.add(job.task_id)
+        at_once[job.task_id] = len(working)
+        await go.wait()
+        working.discard(job.task_id)
+
+    stage.renderer.before = note
+    pipeline = stage.pipeline()
+    neighbours = [asyncio.create_task(pipeline.process(request(task_id=f"n{number}"))) for number in range(2)]
+    await eventually(lambda: len(working) == 2)
+    suspect = request(task_id="suspect")
+    suspect.redelivered = True
+    others = [asyncio.create_task(pipeline.process(each)) for each in (suspect, request(task_id="n3"))]
+    await asyncio.sleep(0)
+    go.set()
+    await asyncio.gather(*neighbours, *others)
+    assert (at_once["suspect"], at_once["n3"]) == (1, 1)
+
+
+async def test_a_worker_that_stops_excuses_what_it_hands_back(stage: Stage) -> None:
+    began = asyncio.Event()
+
+    async def forever(_: Job) -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    stage.renderer.before = forever
+    task = asyncio.create_task(stage.process(request()))
+    await began.wait()
+    task.cancel()
+    await asyncio.wait((task,))
+    assert [attempt.task_id for attempt in stage.attempts.excused] == ["song"]
+
+
+async def test_a_broker_that_took_a_message_back_is_no_fault_of_the_message(stage: Stage) -> None:
+    began, go = asyncio.Event(), asyncio.Event()
+
+    async def long(_: Job) -> None:
+        began.set()
+        await go.wait()
+
+    stage.renderer.before = long
+    pipeline = stage.pipeline()
+    delivery = request()
+    task = asyncio.create_task(pipeline.process(delivery))
+    await began.wait()
+    await stage.trials.excuse_lost()
+    assert stage.attempts.excused == []
+    delivery.stale = True
+    await stage.trials.excuse_lost()
+    go.set()
+    await task
+    assert [attempt.number for attempt in stage.attempts.excused] == [1]
+
+
+TRACE = f"00-{'a' * 32}-{'b' * 16}-01"
+
+
+async def test_the_producers_trace_is_in_every_event_and_in_what_is_told_again(stage: Stage) -> None:
+    traced = request()
+    traced.traceparent = TRACE
+    await stage.process(traced)
+    await stage.process(FakeDelivery(body=request().body, redelivered=True))
+    assert {event.traceparent for event, _ in stage.events.published} == {TRACE}
+    assert b"traceparent" not in (await untraced(stage)).to_json()
+
+
+async def untraced(stage: Stage) -> JobEvent:
+    await stage.process(request(task_id="untraced"))
+    return stage.events.published[-1][0]
+
+
+async def test_a_job_is_counted_once_and_a_repeat_as_a_repeat(stage: Stage) -> None:
+    pipeline = stage.pipeline()
+    for redelivered in (False, True):
+        await pipeline.process(FakeDelivery(body=request().body, redelivered=redelivered))
+    assert dict(stage.tally.jobs) == {("completed", "acestep-v15-turbo", "tier6"): 1}
+    assert stage.tally.repeats == 1
+
+
+async def test_the_second_job_of_a_kind_has_an_estimate(stage: Stage) -> None:
+    pipeline = stage.pipeline()
+    for name in ("first", "second"):
+        await pipeline.process(request(task_id=name, audio_duration=30))
+    expected = [event.data.expected_s for event, _ in stage.events.published if isinstance(event, JobStarted)]
+    assert expected[0] is None
+    assert expected[1] is not None

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Follows every job from start to end, for those who count, and for those who want to know how long it takes."""
+
+from consumer.case import Case
+from consumer.ending import Ending
+from consumer.eta import CostModel, Estimate
+from consumer.job import Job
+from consumer.tally import JobTally
+from schemas.events import Completed
+
+
+class Chronicle:
+    """Sees the jobs of one worker.
+
+    Args:
+        tally: counts them.
+        costs: learns what they take.
+    """
+
+    def __init__(self, tally: JobTally, costs: CostModel) -> None:
+        self._tally = tally
+        self._costs = costs
+
+    def begins(self, case: Case, job: Job) -> Estimate:
+        """Take note that a job begins; return what it will probably take."""
+        case.job, case.estimate = job, self._costs.expect(job)
+        return case.estimate
+
+    def ended(self, case: Case, ending: Ending) -> None:
+        """Take note of an end that has been told."""
+        if case.answer is not None:
+            self._tally.event_repeated()
+            return
+        expected_s = case.estimate.expected_s if case.estimate else None
+        self._tally.job_ended(ending, case.job, redelivered=case.delivery.redelivered, expected_s=expected_s)
+        if isinstance(ending, Completed) and case.job and ending.timings.total is not None:
+            music_s = sum(audio.duration_s for audio in ending.audios)
+            self._costs.learn(case.job, music_s, ending.timings.total)
