@@ -2,23 +2,30 @@
 """The engine processes of one worker: the renderer, and the planner where there is a language model."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
 import structlog
 
+from consumer.engine.memory import available_bytes
 from consumer.engine.messages import Configure, ConfigurePlanner, RendererReport, Vitals
 from consumer.engine.planner.direct import DirectPlanner
 from consumer.engine.planning import LmPlanner, PlannerSupervisor
 from consumer.engine.rendering import RendererSupervisor
-from consumer.engine.supervisor import EngineUnusable
+from consumer.engine.supervisor import EngineState, EngineUnusable
 from consumer.engine.usage import Usage
+from consumer.engine.watch import Bounds
 from consumer.policy.admit import Limits
 from consumer.policy.language import RESERVE_GB, LmPlan, LmWish, plan_lm, renderer_share
 from consumer.policy.tiers import TierTable
 from consumer.ports import Planner, Renderer
-from consumer.settings import Settings
+from consumer.settings import EngineSettings, Settings
 from schemas.events import LmChoice
+
+RAM_SHARE = 0.9
+"""Of what there is, unless set: one process that holds more is on its way to be killed by the system at any moment."""
+
+_GIB = 2**30
 
 log = structlog.get_logger()
 
@@ -30,7 +37,10 @@ class Engines:
         self._settings = settings
         self._table = table
         self._log_json = log_json
-        self._renderer = RendererSupervisor(self._configure(), max_attempts=settings.worker.max_attempts)
+        self._bounds = bounds_of(settings.engine)
+        self._renderer = RendererSupervisor(
+            self._configure(), max_attempts=settings.worker.max_attempts, bounds=self._bounds
+        )
         self._planner: PlannerSupervisor | None = None
         self._lm_plan: LmPlan | None = None
 
@@ -67,6 +77,11 @@ class Engines:
     def ready(self) -> bool:
         """Whether orders are welcome."""
         return all(engine.ready for engine in self._running())
+
+    @property
+    def states(self) -> Mapping[str, EngineState]:
+        """Of each engine, by name, whether it takes orders and how often its process was replaced."""
+        return {engine.name: engine.state for engine in self._running()}
 
     @property
     def renderer(self) -> Renderer:
@@ -121,7 +136,8 @@ class Engines:
 
     async def _start_planner(self, plan: LmPlan, report: RendererReport) -> None:
         attempts = self._settings.worker.max_attempts
-        planner = PlannerSupervisor(self._configure_planner(plan, report), max_attempts=attempts)
+        configure = self._configure_planner(plan, report)
+        planner = PlannerSupervisor(configure, max_attempts=attempts, bounds=self._bounds)
         self._planner = planner
         try:
             await planner.start()
@@ -166,3 +182,16 @@ class Engines:
             log_level=self._settings.worker.log_level,
             log_json=self._log_json,
         )
+
+
+def bounds_of(settings: EngineSettings) -> Bounds:
+    """Return what an engine process may take before it is replaced."""
+    if settings.ram_gb is not None:
+        ram, why = round(settings.ram_gb * _GIB), "ACESTEP_ENGINE_RAM_GB"
+        return Bounds(hang_s=settings.hang_s, ram_bytes=ram, ram_why=why)
+    available = available_bytes()
+    return Bounds(
+        hang_s=settings.hang_s,
+        ram_bytes=None if available is None else round(RAM_SHARE * available),
+        ram_why=f"ACESTEP_ENGINE_RAM_GB is unset: {RAM_SHARE:.0%} of what there is",
+    )

@@ -178,6 +178,14 @@ class Broken:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NoRoom:
+    """Child to parent: the disk has no room for this order's files. Nothing is wrong with the order."""
+
+    kind: Literal["no-room"] = "no-room"
+    order: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Vitals:
     """Child to parent, about once a second while it works: how the device is used.
 
@@ -210,7 +218,7 @@ class Vitals:
 
 
 ToEngine = Configure | ConfigurePlanner | Allot | Render | Think | Listen | Stop
-FromEngine = Loading | Ready | Unusable | Progressed | Done | Broken | Vitals
+FromEngine = Loading | Ready | Unusable | Progressed | Done | Broken | NoRoom | Vitals
 
 TO_ENGINE: TypeAdapter[ToEngine] = TypeAdapter(Annotated[ToEngine, Field(discriminator="kind")])
 FROM_ENGINE: TypeAdapter[FromEngine] = TypeAdapter(Annotated[FromEngine, Field(discriminator="kind")])

@@ -30,7 +30,7 @@ class PlannerSupervisor(Supervisor[PlannerReport]):
         def order(number: int) -> Think:
             return Think(order=number, job=job, heard=heard)
 
-        return await self.ask(job.task_id, order, Plan, report)
+        return await self.ask(job.task_id, order, Plan, report, tries=job.tries)
 
 
 class LmPlanner:

@@ -12,10 +12,18 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Self
 
+import structlog
+from pydantic import ValidationError
+
 from consumer.engine import frames
 from consumer.engine.messages import FROM_ENGINE, TO_ENGINE, FromEngine, ToEngine
 
 GRACE_S = 5.0
+
+LAST_WORDS_S = 1.0
+"""What a child said before its end is read within this time."""
+
+log = structlog.get_logger()
 
 
 class EngineProcess:
@@ -27,6 +35,8 @@ class EngineProcess:
         self._process = process
         self._reader = reader
         self._writer = writer
+        # A child of the child may hold its end of the pipe open beyond its death.
+        self._ending = asyncio.create_task(self._close_after_end(), name="engine process's end")
 
     @classmethod
     async def start(cls, module: str) -> Self:
@@ -55,10 +65,15 @@ class EngineProcess:
             self._writer.write(frames.pack(TO_ENGINE.dump_json(message)))
 
     async def messages(self) -> AsyncIterator[FromEngine]:
-        """Yield what the child says, until it is gone."""
-        with suppress(asyncio.IncompleteReadError, ConnectionError):
+        """Yield what the child says, until it is gone. One that says what cannot be understood is ended."""
+        try:
             while True:
                 yield FROM_ENGINE.validate_json(await frames.read(self._reader))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return
+        except ValidationError:
+            log.exception("engine not understood", pid=self.pid)
+            await self.kill()
 
     def close(self) -> None:
         """Close the pipe, which tells the child to leave."""
@@ -71,9 +86,16 @@ class EngineProcess:
             return await asyncio.wait_for(self._process.wait(), GRACE_S)
         except TimeoutError:
             return await self.kill()
+        finally:
+            self._ending.cancel()
 
     async def kill(self) -> int:
-        """End the child now. Returns its exit code, negative for a signal."""
+        """End the child now; ``messages`` ends with it. Returns its exit code, negative for a signal."""
         with suppress(ProcessLookupError):
             self._process.kill()
         return await self._process.wait()
+
+    async def _close_after_end(self) -> None:
+        await self._process.wait()
+        await asyncio.sleep(LAST_WORDS_S)
+        self.close()

@@ -29,7 +29,7 @@ class RendererSupervisor(Supervisor[RendererReport]):
         def order(number: int) -> Render:
             return Render(order=number, job=job, plan=plan, sources=sources, folder=folder)
 
-        return await self.ask(job.task_id, order, Rendering, report)
+        return await self.ask(job.task_id, order, Rendering, report, tries=job.tries)
 
     async def listen(self, job: Job, sources: Sources) -> Heard:
         """Turn the job's source audio into audio codes."""
@@ -37,4 +37,4 @@ class RendererSupervisor(Supervisor[RendererReport]):
         def order(number: int) -> Listen:
             return Listen(order=number, job=job, sources=sources)
 
-        return await self.ask(job.task_id, order, Heard, lambda *_: None)
+        return await self.ask(job.task_id, order, Heard, lambda *_: None, tries=job.tries)

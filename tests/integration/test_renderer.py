@@ -464,7 +464,7 @@ def test_listening_gives_the_codes_that_a_cover_of_the_same_audio_is_made_from(
     equipment: Equipment, source: Path, tmp_path: Path
 ) -> None:
     from_audio = ordered(tmp_path, task_type="cover", sources=Sources(source=source), src_audio_path="s3://b/a.wav")
-    heard = listen(equipment, Listen(order=1, job=from_audio.job, sources=from_audio.sources))
+    heard = listen(equipment, Listen(order=1, job=from_audio.job, sources=from_audio.sources), lambda: False)
     assert heard.source_s == 2
     assert heard.codes.count("<|audio_code_") == 10
     from_codes = ordered(tmp_path, task_type="cover", audio_code_string=heard.codes)
@@ -475,4 +475,4 @@ def test_listening_gives_the_codes_that_a_cover_of_the_same_audio_is_made_from(
 def test_listening_without_audio_says_what_is_missing(equipment: Equipment, tmp_path: Path) -> None:
     job = ordered(tmp_path, full_analysis_only=True).job
     with pytest.raises(RenderFailed, match="src_audio_path"):
-        listen(equipment, Listen(order=1, job=job, sources=Sources()))
+        listen(equipment, Listen(order=1, job=job, sources=Sources()), lambda: False)

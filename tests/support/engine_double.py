@@ -22,6 +22,7 @@ from consumer.engine.messages import (
     Configure,
     Done,
     FromEngine,
+    Loading,
     Progressed,
     Ready,
     Render,
@@ -57,6 +58,10 @@ class Double:
                 self.say(Unusable(reason="no checkpoint named missing"))
             case Configure(settings=settings) if settings.config_path == "dies-while-loading":
                 os._exit(7)
+            case Configure(settings=settings) if settings.config_path == "never-ready":
+                self.say(Loading(what="for ever"))
+            case Configure(settings=settings) if settings.config_path == "slowly-ready":
+                threading.Thread(target=self.load_slowly, daemon=True).start()
             case Configure(memory_gb=memory):
                 self.memory_gb = memory
                 self.say(Ready(report=REPORT))
@@ -69,6 +74,31 @@ class Double:
 
     def render(self, order: Render) -> None:
         words = order.job.request.prompt.split()
+        if self.leave_open(order.order, words):
+            return
+        self.take_time(order, words)
+        for step in range(1, 5):
+            self.say(Progressed(order=order.order, fraction=step / 4, stage="render"))
+        self.say(Done(order=order.order, result=sing(order)))
+
+    def leave_open(self, order: int, words: list[str]) -> bool:
+        """Behave in a way that does not end with a song, if that is asked for."""
+        match words[0]:
+            case "fail":
+                self.say(Broken(order=order, code=ErrorCode.RENDER_FAILED, reason="it broke"))
+            case "wait":
+                self.wait(order, Path(words[1]))
+            case "deaf":
+                Path(words[1]).touch()
+            case "rant-once" if not Path(words[1]).exists():
+                Path(words[1]).touch()
+                self.pipe.send(b"what?")
+            case _:
+                return False
+        return True
+
+    def take_time(self, order: Render, words: list[str]) -> None:
+        """Do, or suffer, what comes before the song."""
         match words[0]:
             case "crash":
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -76,20 +106,51 @@ class Double:
                 self.crash_once(Path(words[1]))
             case "tell":
                 self.say(vitals(songs_done=len(order.job.seeds), memory_limit_gb=self.memory_gb or 40))
-            case "fail":
-                self.say(Broken(order=order.order, code=ErrorCode.RENDER_FAILED, reason="it broke"))
-                return
-            case "wait":
-                self.wait(order.order, Path(words[1]))
-                return
-        for step in range(1, 5):
-            self.say(Progressed(order=order.order, fraction=step / 4, stage="render"))
-        self.say(Done(order=order.order, result=sing(order)))
+            case "hang-once":
+                self.hang_once(Path(words[1]))
+            case "swell-once":
+                self.swell_once(Path(words[1]), int(words[2]))
+            case "meet" | "meet-and-crash":
+                self.meet(order, Path(words[1]), int(words[2]), fatal=words[0] == "meet-and-crash")
+
+    def load_slowly(self) -> None:
+        for part in range(8):
+            self.say(Loading(what=f"part {part}"))
+            time.sleep(0.5)
+        self.say(Ready(report=REPORT))
 
     def crash_once(self, mark: Path) -> None:
         if not mark.exists():
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def hang_once(self, mark: Path) -> None:
+        """Tell vitals for ever, but do nothing."""
+        if not mark.exists():
+            mark.touch()
+            while True:
+                self.say(vitals(songs_done=0))
+                time.sleep(0.02)
+
+    def swell_once(self, mark: Path, mib: int) -> None:
+        """Hold so much memory, and make progress."""
+        if not mark.exists():
+            mark.touch()
+            held = b"x" * (mib << 20)
+            while held:
+                self.say(Progressed(order=1, fraction=0.5, stage="render"))
+                time.sleep(0.02)
+
+    def meet(self, order: Render, diary: Path, company: int, *, fatal: bool) -> None:
+        """Note the way in, wait until so many have come (in this process or one before), and note the way out."""
+        seed = order.job.seeds[0]
+        note(diary, f"{os.getpid()} in {seed}")
+        while sum(" in " in line for line in diary.read_text().splitlines()) < company:
+            time.sleep(0.01)
+        if fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.2)
+        note(diary, f"{os.getpid()} out {seed}")
 
     def wait(self, order: int, mark: Path) -> None:
         """Work until told to stop, then leave a mark."""
@@ -97,6 +158,14 @@ class Double:
         while order not in self.stopped:
             time.sleep(0.01)
         mark.touch()
+        self.say(Broken(order=order, code=ErrorCode.CANCELLED, reason="stopped"))
+
+
+def note(diary: Path, line: str) -> None:
+    """Append a line in one piece, whoever else writes."""
+    file = os.open(diary, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(file, f"{line}\n".encode())
+    os.close(file)
 
 
 def sing(order: Render) -> Rendering:

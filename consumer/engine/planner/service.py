@@ -29,9 +29,15 @@ class Service:
         match message:
             case Think(order=number):
                 task = self._tasks[number] = asyncio.create_task(self._answer(message), name=f"order {number}")
-                task.add_done_callback(lambda _: self._tasks.pop(number, None))
+                task.add_done_callback(lambda task: self._end(number, task))
             case Stop(order=number) if number in self._tasks:
                 self._tasks[number].cancel()
+
+    def _end(self, number: int, task: "asyncio.Task[None]") -> None:
+        """Forget an order. One that was stopped is answered here: it may never have begun."""
+        self._tasks.pop(number, None)
+        if task.cancelled():
+            self._say(Broken(order=number, code=ErrorCode.CANCELLED, reason="stopped on request"))
 
     async def _answer(self, order: Think) -> None:
         def report(fraction: float, stage: str) -> None:

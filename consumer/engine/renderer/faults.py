@@ -5,7 +5,7 @@ import re
 
 import torch
 
-from consumer.errors import ConsumerError, RenderFailed, ResourceExhausted
+from consumer.errors import ConsumerError, DiskFull, RenderFailed, ResourceExhausted
 
 # How allocators say it when they do not raise torch's own class: CPU, Metal, cuDNN, cuBLAS.
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|ALLOC_FAILED", re.IGNORECASE)
@@ -14,6 +14,8 @@ _PATH = re.compile(r"(?:[A-Za-z]:)?(?:[\\/][\w.@~+-]+){2,}[\\/]?")
 
 def translate(error: Exception) -> ConsumerError:
     """Return the error that a producer may hear of. Its text holds no path and no stack."""
+    if DiskFull.lies_behind(error):  # also behind an encoder's failure
+        return DiskFull()
     if isinstance(error, ConsumerError):
         return error
     if is_out_of_memory(error):

@@ -37,6 +37,13 @@ class Equipment:
     max_input_s: float = MAX_DURATION_S
     cores: AbstractContextManager[object] = field(default_factory=nullcontext)
 
+    def decode(self, path: Path, sample_rate: int, what: str, cancelled: Stopped) -> audio.Samples:
+        """Read one input, as ``audio.decode`` does; no more inputs at a time than there are CPU cores."""
+        with self.cores:
+            return audio.decode(
+                path, sample_rate=sample_rate, max_seconds=self.max_input_s, what=what, stopped=cancelled
+            )
+
 
 def render(equipment: Equipment, order: Render, report: Report, cancelled: Stopped) -> Rendering:
     """Make the songs of one job and encode them into its folder as ``0.mp3``, ``1.mp3``, ….
@@ -58,10 +65,10 @@ def render(equipment: Equipment, order: Render, report: Report, cancelled: Stopp
         raise ours from error
 
 
-def listen(equipment: Equipment, order: Listen) -> Heard:
-    """Read a job's source audio as audio codes. Raises ``Failed`` errors."""
+def listen(equipment: Equipment, order: Listen, cancelled: Stopped) -> Heard:
+    """Read a job's source audio as audio codes. Raises ``Failed`` errors; ``Cancelled`` when ``cancelled`` says so."""
     try:
-        return _listen(equipment, order)
+        return _listen(equipment, order, cancelled)
     except Exception as error:
         ours = translate(error)
         if ours is error:
@@ -70,12 +77,12 @@ def listen(equipment: Equipment, order: Listen) -> Heard:
         raise ours from error
 
 
-def _listen(equipment: Equipment, order: Listen) -> Heard:
+def _listen(equipment: Equipment, order: Listen, cancelled: Stopped) -> Heard:
     if order.sources.source is None:
         raise RenderFailed("full_analysis_only needs source audio: src_audio_path")
-    name, limit = order.job.model.used, equipment.max_input_s
+    name = order.job.model.used
     rate = equipment.batcher.models[name].sample_rate
-    samples = audio.decode(order.sources.source, sample_rate=rate, max_seconds=limit, what="the source audio")
+    samples = equipment.decode(order.sources.source, rate, "the source audio", cancelled)
     codes = equipment.batcher.listen(name, torch.from_numpy(samples), order.job.seeds[0])
     return Heard(codes="".join(f"<|audio_code_{code}|>" for code in codes), source_s=samples.shape[-1] / rate)
 
@@ -92,7 +99,7 @@ class _Session:
     def run(self) -> Rendering:
         started = perf_counter()
         self._stop_if_cancelled()
-        inputs = self._listen(self._equipment.max_input_s)
+        inputs = self._listen()
         arguments = arguments_for(self._job, self._order.plan, self._model, inputs)
         performance = self._sing(arguments)
         tracks, encode_s = self._encode(performance)
@@ -104,14 +111,14 @@ class _Session:
             warnings=(*arguments.warnings, *performance.notes),
         )
 
-    def _listen(self, max_input_s: float) -> Inputs:
+    def _listen(self) -> Inputs:
         """Decode the inputs that the task uses."""
 
         def read(path: Path | None, what: str) -> torch.Tensor | None:
             if path is None:
                 return None
-            rate = self._model.sample_rate
-            return torch.from_numpy(audio.decode(path, sample_rate=rate, max_seconds=max_input_s, what=what))
+            samples = self._equipment.decode(path, self._model.sample_rate, what, self._cancelled)
+            return torch.from_numpy(samples)
 
         sources = self._order.sources
         source = sources.source if reads_source(self._job, self._order.plan) else None

@@ -17,6 +17,7 @@ from consumer.engine.messages import (
     Done,
     FromEngine,
     Listen,
+    NoRoom,
     Progressed,
     Render,
     Stop,
@@ -27,7 +28,7 @@ from consumer.engine.renderer.batcher import Batcher
 from consumer.engine.renderer.faults import is_fatal
 from consumer.engine.renderer.render import Equipment, listen, render
 from consumer.engine.renderer.studio import Studio
-from consumer.errors import ConsumerError
+from consumer.errors import ConsumerError, DiskFull
 from consumer.job import Heard, Rendering
 
 Say = Callable[[FromEngine], None]
@@ -76,15 +77,20 @@ class Service:
     def _answer(self, order: Render | Listen) -> FromEngine:
         try:
             return Done(order=order.order, result=self._result(order))
+        except DiskFull:
+            return NoRoom(order=order.order)
         except ConsumerError as error:
             if error.__cause__ is not None and is_fatal(error.__cause__):
                 self._leave(error.__cause__)
             return Broken(order=order.order, code=error.code, reason=str(error))
 
     def _result(self, order: Render | Listen) -> Rendering | Heard:
+        def stopped() -> bool:
+            return order.order in self._stopped
+
         if isinstance(order, Listen):
-            return listen(self._equipment, order)
-        return render(self._equipment, order, self._reporter(order.order), lambda: order.order in self._stopped)
+            return listen(self._equipment, order, stopped)
+        return render(self._equipment, order, self._reporter(order.order), stopped)
 
     def _reporter(self, number: int) -> Callable[[float, str], None]:
         """Pass progress on, but not each of hundreds of steps a second: that would be work for the device's thread."""

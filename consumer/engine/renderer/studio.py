@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from consumer.audio import check_encoders
+from consumer.audio import check_decoder, check_encoders
 from consumer.engine.messages import RendererReport
 from consumer.engine.renderer.attention import fastest, name_of
 from consumer.engine.renderer.batcher import Batcher
@@ -102,3 +102,5 @@ def _warnings(settings: EngineSettings, device: DeviceReport, offload: Offload) 
         )
     if settings.offload and not offload.models:
         yield f"ACESTEP_OFFLOAD_TO_CPU has no effect on {device.kind}: there is no other memory to free"
+    if why := check_decoder():
+        yield f"no request with audio inputs can be done here: of a short tone, the decoder process says that {why}"

@@ -4,49 +4,29 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from consumer.engine.messages import Configure
-from consumer.engine.rendering import RendererSupervisor
 from consumer.engine.supervisor import EngineUnusable
 from consumer.errors import EngineCrashed, Interrupted, RenderFailed
-from consumer.job import Plan, Rendering, Sources
-from consumer.settings import EngineSettings
+from consumer.job import Plan, Sources
 from schemas.events import Metas
 from tests.support.admission import admitted_job
+from tests.support.engines import render, supervised, supervisor
 from tests.support.vitals import vitals
 from tests.support.waiting import eventually
 
-DOUBLE = "tests.support.engine_double"
 
-
-def supervisor(model: str = "any", max_attempts: int = 2) -> RendererSupervisor:
-    configure = Configure(settings=EngineSettings(config_path=model))
-    return RendererSupervisor(configure, max_attempts=max_attempts, module=DOUBLE)
-
-
-@asynccontextmanager
-async def running(max_attempts: int = 2) -> AsyncIterator[RendererSupervisor]:
-    engine = supervisor(max_attempts=max_attempts)
-    await engine.start()
-    try:
-        yield engine
-    finally:
-        await engine.stop()
-
-
-async def render(engine: RendererSupervisor, folder: Path, prompt: str, **fields: object) -> Rendering:
-    job = admitted_job(prompt=prompt, **fields)
-    return await engine.render(job, Plan(metas=Metas()), Sources(), folder, lambda *_: None)
+@pytest.fixture(autouse=True)
+def _quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("consumer.engine.supervisor.FIRST_RESTART_S", 0.01)
 
 
 async def test_a_job_comes_back_with_its_songs_and_its_progress(tmp_path: Path) -> None:
     heard: list[tuple[float, str]] = []
-    async with running() as engine:
+    async with supervised() as engine:
         job = admitted_job(prompt="sing", batch_size=2, seed=5)
         plan = Plan(metas=Metas())
         rendering = await engine.render(job, plan, Sources(), tmp_path, lambda *news: heard.append(news))
@@ -56,7 +36,7 @@ async def test_a_job_comes_back_with_its_songs_and_its_progress(tmp_path: Path) 
 
 
 async def test_many_jobs_share_one_process_and_get_their_own_answers(tmp_path: Path) -> None:
-    async with running() as engine:
+    async with supervised() as engine:
         folders = [tmp_path / str(seed) for seed in range(20)]
         for folder in folders:
             folder.mkdir()
@@ -67,7 +47,7 @@ async def test_many_jobs_share_one_process_and_get_their_own_answers(tmp_path: P
 
 
 async def test_a_job_that_breaks_fails_alone(tmp_path: Path) -> None:
-    async with running() as engine:
+    async with supervised() as engine:
         pid = engine.pid
         with pytest.raises(RenderFailed, match="it broke"):
             await render(engine, tmp_path, "fail")
@@ -76,20 +56,20 @@ async def test_a_job_that_breaks_fails_alone(tmp_path: Path) -> None:
 
 
 async def test_a_job_whose_process_dies_is_tried_again_on_the_next_one(tmp_path: Path) -> None:
-    async with running() as engine:
+    async with supervised() as engine:
         rendering = await render(engine, tmp_path, f"crash-once {tmp_path / 'mark'}")
         assert rendering.tracks
         assert engine.restarts == 1
 
 
 async def test_a_job_that_kills_every_process_fails_after_its_attempts(tmp_path: Path) -> None:
-    async with running(max_attempts=2) as engine:
+    async with supervised(max_attempts=2) as engine:
         with pytest.raises(EngineCrashed, match="died 2 times with this job inside"):
             await render(engine, tmp_path, "crash")
 
 
 async def test_vitals_are_kept_until_the_process_is_replaced_and_totals_beyond(tmp_path: Path) -> None:
-    async with running() as engine:
+    async with supervised() as engine:
         assert (engine.vitals, engine.usage.songs) == (None, 0)
         await render(engine, tmp_path, "tell", batch_size=2)
         assert engine.vitals == vitals(songs_done=2)
@@ -106,7 +86,7 @@ async def test_vitals_are_kept_until_the_process_is_replaced_and_totals_beyond(t
 
 async def test_cancelling_a_job_stops_its_work_in_the_process(tmp_path: Path) -> None:
     mark = tmp_path / "stopped"
-    async with running() as engine:
+    async with supervised() as engine:
         task = asyncio.create_task(render(engine, tmp_path, f"wait {mark}"))
         await eventually(mark.with_suffix(".began").exists)
         task.cancel()
@@ -134,8 +114,7 @@ async def test_an_engine_that_cannot_start_says_why() -> None:
     await engine.stop()
 
 
-async def test_an_engine_that_dies_while_loading_is_given_up_after_some_tries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("consumer.engine.supervisor.FIRST_RESTART_S", 0.01)
+async def test_an_engine_that_dies_while_loading_is_given_up_after_some_tries() -> None:
     engine = supervisor("dies-while-loading")
     with pytest.raises(EngineUnusable, match="died 3 times while loading"):
         await engine.start()
@@ -154,7 +133,7 @@ async def test_an_engine_does_not_outlive_its_consumer(tmp_path: Path) -> None:
 
 
 async def test_a_share_of_the_card_holds_for_every_process_to_come(tmp_path: Path) -> None:
-    async with running() as engine:
+    async with supervised() as engine:
         for share in (16.0, 10.5):
             engine.allot(share)
             await render(engine, tmp_path, "tell")
@@ -166,3 +145,19 @@ async def test_a_share_of_the_card_holds_for_every_process_to_come(tmp_path: Pat
         await render(engine, tmp_path, "tell")
         assert engine.vitals is not None
         assert engine.vitals.memory_limit_gb == 10.5
+
+
+async def test_a_job_may_have_fewer_tries_than_the_worker_gives(tmp_path: Path) -> None:
+    async with supervised(max_attempts=5) as engine:
+        job = replace(admitted_job(prompt="crash"), tries=1)
+        with pytest.raises(EngineCrashed, match="died once with this job inside"):
+            await engine.render(job, Plan(metas=Metas()), Sources(), tmp_path, lambda *_: None)
+        await eventually(lambda: engine.ready)
+        assert engine.restarts == 1
+
+
+async def test_a_process_that_talks_nonsense_is_replaced(tmp_path: Path) -> None:
+    async with supervised() as engine:
+        rendering = await render(engine, tmp_path, f"rant-once {tmp_path / 'mark'}")
+        assert rendering.tracks
+        assert engine.restarts == 1

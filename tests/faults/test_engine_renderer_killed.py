@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""kill -9 of the renderer in the middle of songs: they are rendered again, each is told of once, health recovers."""
+
+from pathlib import Path
+
+from consumer.broker.topology import DEAD_LETTER, GENERATE
+from tests.support.broker import Peer
+from tests.support.ear import Ear
+from tests.support.engines import ONE_MODEL, at_work, ends, signal_engine, state_of
+from tests.support.waiting import eventually
+from tests.support.worker import WorkerProcess, running
+
+WITHIN_S = 240.0
+SONG = {"audio_duration": 20, "inference_steps": 40}
+SONGS, KILLS = 4, 2
+
+
+async def test_songs_go_on_in_the_next_renderer(own_worker_environment: dict[str, str], tmp_path: Path) -> None:
+    url = own_worker_environment["ACESTEP_AMQP_URL"]
+    settings = {**ONE_MODEL, "ACESTEP_QUEUE_WORKERS": "3", "ACESTEP_MAX_ATTEMPTS": str(KILLS + 1)}
+    worker = WorkerProcess(tmp_path, own_worker_environment | settings)
+    names = [f"song-{number}" for number in range(SONGS)]
+    async with Ear(url) as ear, Peer(url) as peer:
+        async with running(worker):
+            assert state_of(worker, "renderer") == {"ready": True, "restarts": 0}
+            for name in names:
+                await peer.submit(task_id=name, **SONG)
+            for kills in range(1, KILLS + 1):
+                before = len(ear.heard)
+                await eventually(lambda since=before: at_work(ear, "render", since), WITHIN_S)  # type: ignore[misc]  # mypy knows no default here
+                signal_engine(worker, "renderer")
+                await eventually(lambda: len(worker.log_lines(event="engine restarts")) == kills, WITHIN_S)  # noqa: B023 - used in this round
+            await eventually(lambda: all(ear.terminal(name) for name in names), WITHIN_S)
+            await eventually(lambda: worker.get("/readyz")[0] == 200, WITHIN_S)
+            assert state_of(worker, "renderer") == {"ready": True, "restarts": KILLS}
+        assert await peer.ready(GENERATE) == 0
+        assert await peer.ready(DEAD_LETTER) == 0
+    assert ends(ear, names) == {name: ["completed"] for name in names}

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An engine process that does not come up: dead while loading, silent, or slow but alive."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from consumer.engine.supervisor import EngineState, EngineUnusable
+from consumer.errors import Interrupted
+from tests.support.engines import render, supervisor
+from tests.support.waiting import eventually
+
+
+@pytest.fixture(autouse=True)
+def _quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("consumer.engine.supervisor.FIRST_RESTART_S", 0.01)
+
+
+async def test_an_engine_that_never_gets_ready_is_given_up() -> None:
+    engine = supervisor("never-ready", start_s=0.5)
+    with pytest.raises(EngineUnusable, match="died 3 times while loading"):
+        await engine.start()
+    await engine.stop()
+
+
+async def test_an_engine_may_take_long_to_load_while_it_makes_progress() -> None:
+    engine = supervisor("slowly-ready", start_s=3)
+    await engine.start()
+    assert engine.state == EngineState(ready=True, restarts=0)
+    await engine.stop()
+
+
+async def test_orders_that_wait_for_a_process_are_interrupted_when_none_will_come(tmp_path: Path) -> None:
+    engine = supervisor("never-ready")
+    starting = asyncio.create_task(engine.start())
+    waiting = asyncio.create_task(render(engine, tmp_path, "sing"))
+    await eventually(lambda: engine.pid)
+    await engine.stop()
+    with pytest.raises(Interrupted):
+        await waiting
+    with pytest.raises(EngineUnusable, match="stopped while it was loading"):
+        await starting
