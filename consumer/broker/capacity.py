@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 from uuid import uuid4
 
@@ -51,6 +52,21 @@ _OTHER_LENGTH = re.compile(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The limit as it stands.
+
+    Attributes:
+        argument: the queue's own, None where it has none.
+        kept: how many messages were kept, of one more than wanted.
+        objection: why a worker would not start with that, and the commands that put it right; None: it would.
+    """
+
+    argument: int | None
+    kept: int
+    objection: str | None
+
+
 async def agree(connection: AbstractConnection, settings: BrokerSettings) -> Topology:
     """Make the broker hold ``settings.queue_maxsize`` waiting requests, and return the topology as it stands then.
 
@@ -60,16 +76,47 @@ async def agree(connection: AbstractConnection, settings: BrokerSettings) -> Top
     """
     if settings.management_url is not None:
         await Management(settings).set_limit(settings.queue_maxsize)
+    limit = await _stand(connection, settings)
+    _judge(settings, limit, await _measure(connection, settings.queue_maxsize, limit))
+    return topology_with(settings, limit)
+
+
+async def look(connection: AbstractConnection, settings: BrokerSettings) -> Standing:
+    """Measure what holds now, and change nothing. The request queue must be there.
+
+    Raises:
+        BrokerRefused: the queue differs in more than its limit, or the user may not look.
+        LinkLost: the broker is out of reach.
+    """
+    argument = await _stand(connection, settings, only=GENERATE)
+    kept = await _measure(connection, settings.queue_maxsize, argument)
+    try:
+        _judge(settings, argument, kept)
+    except BrokerRefused as refusal:
+        return Standing(argument, kept, str(refusal))
+    return Standing(argument, kept, None)
+
+
+async def _stand(connection: AbstractConnection, settings: BrokerSettings, only: str | None = None) -> int | None:
+    """Declare the objects, or one queue alone, and return the limit that the request queue has as its argument.
+
+    A queue that stands keeps the argument that it was declared with; what stands already is not changed.
+    """
     limit = None if settings.management_url else settings.queue_maxsize
     try:
-        await _declare(connection, topology_with(settings, limit))
+        await _declare(connection, _part(topology_with(settings, limit), only))
     except BrokerRefused as refusal:
         if (found := _OTHER_LENGTH.search(str(refusal))) is None:
             raise
         limit = None if found[1] == "none" else int(found[1])
-        await _declare(connection, topology_with(settings, limit))
-    _judge(settings, limit, await _measure(connection, settings.queue_maxsize, limit))
-    return topology_with(settings, limit)
+        await _declare(connection, _part(topology_with(settings, limit), only))
+    return limit
+
+
+def _part(whole: Topology, only: str | None) -> Topology:
+    if only is None:
+        return whole
+    return Topology((), tuple(queue for queue in whole.queues if queue.name == only), ())
 
 
 async def _declare(connection: AbstractConnection, wanted: Topology) -> None:

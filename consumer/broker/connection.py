@@ -66,6 +66,7 @@ class Link:
         self._settings = settings
         # As it stands on the broker, known from the first connect on.
         self._topology: Topology | None = None
+        self._server_version: str | None = None
         self._steps: list[Step] = []
         self._connection: AbstractConnection | None = None
         self._channel: Channel | None = None
@@ -78,6 +79,11 @@ class Link:
     def is_up(self) -> bool:
         """Whether there is an open channel with everything declared and every step done."""
         return self._usable() is not None
+
+    @property
+    def server_version(self) -> str | None:
+        """RabbitMQ's version such as ``3.10.8``, known from the first connect on; None where the broker tells none."""
+        return self._server_version
 
     async def channel(self) -> Channel:
         """Return the open channel; wait for it while the link is down.
@@ -128,6 +134,17 @@ class Link:
         with mapped():
             async with asyncio.timeout(SET_UP_TIMEOUT_S), self._connection.channel() as channel:
                 await declare(channel, self._topology)
+
+    async def ensure(self, queue: str) -> None:
+        """Declare everything again if this queue is not there. Raises ``BrokerFault``."""
+        if self._connection is None:
+            raise LinkLost("not connected")
+        try:
+            with mapped():
+                async with asyncio.timeout(SET_UP_TIMEOUT_S), self._connection.channel() as channel:
+                    await channel.declare_queue(queue, passive=True)
+        except BrokerFault:  # not there; or the connection is lost, which shows at once
+            await self.declare_again()
 
     async def __aenter__(self) -> Self:
         lenient.install()
@@ -204,6 +221,7 @@ class Link:
         self._use(channel)
 
     async def _set_up(self, connection: AbstractConnection) -> Channel:
+        self._server_version = _version_of(connection)
         if self._topology is None:
             self._topology = await agree(connection, self._settings)
         # Unroutable publishes are silent by default.
@@ -238,6 +256,12 @@ class Link:
     def address(self) -> str:
         """The broker's URL without user, password and query."""
         return str(self._url.with_user(None).with_query(None))
+
+
+def _version_of(connection: AbstractConnection) -> str | None:
+    transport = connection.transport
+    told = transport.connection.server_properties.get("version") if transport else None
+    return told if isinstance(told, str) else None
 
 
 def _with_heartbeat(secret: SecretStr) -> URL:

@@ -77,7 +77,7 @@ class Consumer:
         # Of the present channel, by consumer tag: what each consumer may hold.
         self._shares: dict[str, int] = {}
         self._leaving = False
-        self._paused = False
+        self._paused_by: set[str] = set()
         self._changing = asyncio.Lock()
         self._fitting: asyncio.Task[None] | None = None
 
@@ -109,14 +109,14 @@ class Consumer:
         # Shielded: the client library closes the channel under a call that is cancelled, and with it all work in hand.
         await asyncio.shield(self._fit_soon())
 
-    async def pause(self) -> None:
-        """Take nothing new for now. What is in hand stays in hand."""
-        self._paused = True
+    async def pause(self, reason: str) -> None:
+        """Take nothing new while this reason lasts, or another one. What is in hand stays in hand."""
+        self._paused_by.add(reason)
         await asyncio.shield(self._fit_soon())
 
-    async def resume(self) -> None:
-        """Undo ``pause``."""
-        self._paused = False
+    async def resume(self, reason: str) -> None:
+        """Forget this reason; with none left, consume again."""
+        self._paused_by.discard(reason)
         await asyncio.shield(self._fit_soon())
 
     async def drain(self, grace_s: float) -> None:
@@ -153,7 +153,7 @@ class Consumer:
             self._channel = channel
             self._shares.clear()
             channel.on_consumer_cancel_callbacks.add(self._on_cancelled_by_broker)
-            if not self._paused:
+            if not self._paused_by:
                 await self._add_consumer(channel, self._prefetch)
 
     def _fit_soon(self) -> asyncio.Task[None]:
@@ -182,7 +182,7 @@ class Consumer:
     def _room(self) -> int:
         """How many more may come than the consumers and the deliveries of cancelled ones make; below 0: fewer."""
         left_over = sum(held.tag not in self._shares and not held.delivery.stale for held in self._tasks.values())
-        wanted = 0 if self._paused else self._prefetch
+        wanted = 0 if self._paused_by else self._prefetch
         return wanted - sum(self._shares.values()) - left_over
 
     async def _full(self, tag: str) -> None:

@@ -78,10 +78,12 @@ def revived_properties(properties: Basic.Properties) -> Basic.Properties:
     """Return the properties of a dead letter as its producer sent them, for another publish.
 
     Two do not come back: the expiration, because its time is over and the message is wanted now, and the user, because
-    the broker lets nobody sign for another.
+    the broker lets nobody sign for another. And it is sent now: deadlines and cancellations of its first life are over.
     """
     headers = {name: _writable(value) for name, value in (properties.headers or {}).items() if not _ledger(name)}
-    return _copy(properties, headers)
+    revived = _copy(properties, headers)
+    revived.timestamp = datetime.now(UTC).replace(microsecond=0)
+    return revived
 
 
 def _ledger(name: str) -> bool:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import re
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 # A socket that takes nothing more for so long is as good as closed; whoever settles must not wait for its heartbeat.
 SETTLE_TIMEOUT_S = 10.0
+
+_TRACEPARENT = re.compile("00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -41,6 +45,13 @@ class Reply:
 
     reply_to: str | None
     correlation_id: str | None
+
+
+def fingerprint(body: bytes, message_id: str | None, sent: datetime | None) -> str:
+    """Tell messages apart by what their producers wrote: 32 hexadecimal digits."""
+    digest = hashlib.blake2b(body, digest_size=16)
+    digest.update(repr((message_id, sent and sent.timestamp())).encode())
+    return digest.hexdigest()
 
 
 class Delivery:
@@ -86,6 +97,17 @@ class Delivery:
         """Whether somebody had this message before and did not settle it."""
         counts = (self.headers.get(name) for name in ("x-delivery-count", "x-acquired-count"))
         return bool(self._message.redelivered) or any(isinstance(count, int) and count > 0 for count in counts)
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for each delivery of this message, and another for one that is sent anew: 32 hexadecimal digits."""
+        return fingerprint(self.body, self.message_id, self.sent)
+
+    @property
+    def traceparent(self) -> str | None:
+        """The header of that name (W3C Trace Context), when there is a valid one."""
+        header = self.headers.get("traceparent")
+        return header if isinstance(header, str) and _TRACEPARENT.fullmatch(header) else None
 
     @property
     def attempt(self) -> int:

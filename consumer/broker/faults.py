@@ -113,6 +113,11 @@ def _refusal(error: Exception) -> str | None:  # noqa: PLR0911 - a line per caus
                 f"{error}: the object exists with other settings; set ACESTEP_QUEUE_TYPE and ACESTEP_QUEUE_MAXSIZE as "
                 "it was declared, or drain it and delete it"
             )
+        case amqp.AMQPError() if "rabbit_stream_queue" in str(error) and "feature flag is disabled" in str(error):
+            return (
+                "the broker's feature flag stream_queue is disabled, and cancellations are kept in a stream: run "
+                "`rabbitmqctl enable_feature_flag stream_queue` (harmless; all nodes must run RabbitMQ 3.9 or later)"
+            )
         case OSError(__cause__=ssl.SSLCertVerificationError()):
             return f"{error}: trust the broker's certificate (cafile=... in ACESTEP_AMQP_URL)"
     return None

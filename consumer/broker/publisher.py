@@ -19,6 +19,8 @@ from consumer.errors import ConsumerError, Unpublished
 from schemas.events import CONTENT_TYPE, JobEvent, JobProgress, JobStarted, WorkerEvent
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from consumer.broker.connection import Link
     from consumer.ports import Reply
 
@@ -52,8 +54,10 @@ class Publisher:
     second copy: subscribers recognise it by the event's id.
     """
 
-    def __init__(self, link: Link, worker_id: str) -> None:
+    def __init__(self, link: Link, worker_id: str, on_fault: Callable[[BrokerFault], None] = lambda _: None) -> None:
+        """``on_fault`` is told of each try that came to nothing."""
         self._link = link
+        self._on_fault = on_fault
         self._worker_id = worker_id
         # Returned messages are matched by message_id, and dead letters carry the id that their producer chose.
         self._one_dead_letter = asyncio.Lock()
@@ -86,6 +90,9 @@ class Publisher:
         """
         kept = dead_letter_properties(properties, reason, self._worker_id)
         async with self._one_dead_letter:
+            # The exchange has another queue, so that the broker would not return what misses this one.
+            with suppress(BrokerFault):
+                await self._link.ensure(DEAD_LETTER)
             await self._insist(_Outgoing(DEAD_LETTER, "", body, kept), PATIENCE_S)
 
     async def _answer(self, event: JobEvent, body: bytes, reply_to: str, correlation_id: str | None) -> None:
@@ -112,7 +119,7 @@ class Publisher:
                     try:
                         return await self._publish_once(message)
                     except BrokerFault as error:
-                        fault = error
+                        self._on_fault(fault := error)
                     if tries is not None and (tried == tries or not isinstance(fault, LinkLost)):
                         raise fault
                     await self._recover(message, fault)

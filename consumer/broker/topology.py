@@ -22,12 +22,24 @@ EVENTS = "acestep.events"
 UNROUTED = "acestep.events.unrouted"
 CONTROL = "acestep.control"
 DEAD_LETTER = "acestep.dead-letter"
+NOTICES = "acestep.dead-letter.notices"
+CONTROL_LOG = "acestep.control.log"
+
+# The first word of a routing key of the control exchange.
+CANCEL = "cancel"
+SYNC = "sync"
 
 CAPACITY = "acestep-capacity"
 # Throw-away queues on which the limit is measured carry this name and a number.
 PROBES = f"{GENERATE}.probe-"
 
 MAX_PRIORITY = 9
+
+# Longer than a request may sensibly wait. RabbitMQ drops a stream's old segments as a whole, when it begins a new one.
+CONTROL_LOG_DAYS = 7
+# Some 18,000 cancellations: 2 s for a worker that starts, and still below 10 s on a machine with no core to spare.
+CONTROL_LOG_BYTES = 4 << 20
+CONTROL_LOG_SEGMENT_BYTES = 512 << 10
 UNROUTED_KEPT = 10_000
 
 # RabbitMQ 4 drops a message from a quorum queue at its 21st delivery, and no terminal event would tell. The worker
@@ -144,11 +156,19 @@ def topology_with(settings: BrokerSettings, limit: int | None) -> Topology:
         ),
         queues=(
             Queue(DEAD_LETTER, _lasting(kind)),
+            # Not bounded, as the queue beside it. A limit could only drop a notice, and then a producer waits for ever,
+            # or refuse it, and then a worker's dead letter counts as not published and is sent twice. A running worker
+            # keeps it empty. Without workers it grows with what expires, until RabbitMQ's disk limit stops producers.
+            Queue(NOTICES, _lasting(kind)),
+            Queue(CONTROL_LOG, _kept()),
             Queue(UNROUTED, {**_lasting(kind), "x-max-length": UNROUTED_KEPT, "x-overflow": "drop-head"}),
             Queue(GENERATE, {**_lasting(kind), **_bounded(kind, limit)}),
         ),
         bindings=(
             Binding(DEAD_LETTER, DEAD_LETTER, ""),
+            Binding(DEAD_LETTER, NOTICES, ""),
+            Binding(CONTROL, CONTROL_LOG, f"{CANCEL}.*"),
+            Binding(CONTROL, CONTROL_LOG, f"{SYNC}.*"),
             Binding(UNROUTED, UNROUTED, ""),
             Binding(REQUESTS, GENERATE, "generate.#"),
         ),
@@ -160,6 +180,16 @@ def _lasting(kind: Kind) -> Arguments:
     if kind == "classic":
         return {"x-queue-type": "classic"}
     return {"x-queue-type": "quorum", "x-delivery-limit": UNREACHED_DELIVERY_LIMIT}
+
+
+def _kept() -> Arguments:
+    """A stream: what is read stays, for a time and up to a size."""
+    return {
+        "x-queue-type": "stream",
+        "x-max-age": f"{CONTROL_LOG_DAYS}D",
+        "x-max-length-bytes": CONTROL_LOG_BYTES,
+        "x-stream-max-segment-size-bytes": CONTROL_LOG_SEGMENT_BYTES,
+    }
 
 
 def _bounded(kind: Kind, limit: int | None) -> Arguments:

@@ -130,6 +130,12 @@ async def test_a_real_cancellation_passes() -> None:
         (instance(aio_pika.exceptions.DeliveryError), Nacked),
         (aiormq.exceptions.ChannelInvalidStateError(), LinkLost),
         (aiormq.exceptions.ConnectionInternalError("541"), LinkLost),
+        (
+            aiormq.exceptions.ConnectionInternalError(
+                "Cannot declare a queue of type 'rabbit_stream_queue': the corresponding feature flag is disabled"
+            ),
+            BrokerRefused,
+        ),
         (aiormq.exceptions.ChannelNotFoundEntity("no exchange"), LinkLost),
         (aiormq.exceptions.ChannelPreconditionFailed("unknown delivery tag 1"), LinkLost),
         (aiormq.exceptions.ChannelPreconditionFailed("inequivalent arg 'x-max-length'"), BrokerRefused),

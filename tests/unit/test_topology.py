@@ -68,6 +68,28 @@ def test_the_dead_letter_queue_comes_before_the_queue_that_dead_letters_to_it(qu
 
 
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+def test_notices_are_never_dropped_nor_refused(queue_type: str) -> None:
+    wanted = built(queue_type=queue_type)
+    assert queue_arguments(wanted, "acestep.dead-letter.notices") == queue_arguments(wanted, "acestep.dead-letter")
+    assert queue_arguments(wanted, "acestep.dead-letter").keys() <= {"x-queue-type", "x-delivery-limit"}
+
+
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+def test_cancellations_go_to_a_stream_bounded_by_age_and_size(queue_type: str) -> None:
+    wanted = built(queue_type=queue_type)
+    assert queue_arguments(wanted, "acestep.control.log") == {
+        "x-queue-type": "stream",
+        "x-max-age": "7D",
+        "x-max-length-bytes": 4_194_304,
+        "x-stream-max-segment-size-bytes": 524_288,
+    }
+    assert {binding.routing_key for binding in wanted.bindings if binding.queue == "acestep.control.log"} == {
+        "cancel.*",
+        "sync.*",
+    }
+
+
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
 def test_every_binding_joins_objects_that_are_declared(queue_type: str) -> None:
     wanted = built(queue_type=queue_type)
     exchanges = {exchange.name for exchange in wanted.exchanges}
@@ -79,7 +101,13 @@ def test_every_binding_joins_objects_that_are_declared(queue_type: str) -> None:
         "acestep.control",
         "acestep.dead-letter",
     }
-    assert queues == {"acestep.generate", "acestep.events.unrouted", "acestep.dead-letter"}
+    assert queues == {
+        "acestep.generate",
+        "acestep.events.unrouted",
+        "acestep.dead-letter",
+        "acestep.dead-letter.notices",
+        "acestep.control.log",
+    }
     assert all(binding.exchange in exchanges and binding.queue in queues for binding in wanted.bindings)
 
 

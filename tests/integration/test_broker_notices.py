@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Notices on a real broker: what it gave up itself is told once, what a worker gave up is not told again."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import aio_pika
+import pytest
+from pamqp.commands import Basic
+
+from consumer.broker import notices as module
+from consumer.broker.connection import Link
+from consumer.broker.dead_letter import CODE
+from consumer.broker.delivery import Reply
+from consumer.broker.notices import Notice, Notices
+from consumer.broker.publisher import Publisher
+from consumer.broker.topology import DEAD_LETTER, GENERATE, NOTICES
+from consumer.errors import RenderFailed
+from tests.support.broker import Peer, broker_settings, until
+from tests.support.proxy import Proxy
+from tests.support.waiting import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+KINDS = pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+
+
+class Ear:
+    """Hears notices; holds them in hand, or refuses them, while the test wants that."""
+
+    def __init__(self, refusals: int = 0) -> None:
+        self.heard: list[Notice] = []
+        self.calls = 0
+        self.go = asyncio.Event()
+        self.go.set()
+        self._refusals = refusals
+
+    async def tell(self, notice: Notice) -> None:
+        self.calls += 1
+        await self.go.wait()
+        if self.calls <= self._refusals:
+            raise RuntimeError("nobody could be told")
+        self.heard.append(notice)
+
+    @property
+    def bodies(self) -> list[bytes]:
+        return [notice.body for notice in self.heard]
+
+
+@asynccontextmanager
+async def telling(url: str, ear: Ear, **values: Any) -> AsyncIterator[Link]:
+    """A worker's part that hears notices, started."""
+    settings = broker_settings(url, **values)
+    async with Link(settings, "control") as link:
+        notices = Notices(link, settings, ear.tell)
+        await notices.start()
+        yield link
+        await notices.stop()
+
+
+async def unsettled(url: str) -> int:
+    """How many notices there are once nobody has any in hand: what was acked is gone."""
+    async with Peer(url) as peer:
+        return await peer.ready(NOTICES)
+
+
+async def expire(peer: Peer, body: bytes, **properties: Any) -> None:
+    await peer.request(body, expiration=0.01, **properties)
+
+
+async def is_dead(url: str, count: int) -> None:
+    """Wait until so many dead letters are there for people."""
+    async with Peer(url) as peer:
+
+        async def arrived() -> bool:
+            return await peer.ready(DEAD_LETTER) == count
+
+        await until(arrived, "the dead letters")
+
+
+@KINDS
+async def test_a_request_that_expires_in_the_queue_is_told_with_all_that_its_event_needs(
+    amqp_url: str, queue_type: str
+) -> None:
+    ear = Ear()
+    async with telling(amqp_url, ear, queue_type=queue_type), Peer(amqp_url) as peer:
+        await expire(peer, b"late", message_id="m1", reply_to="r1", correlation_id="c1", timestamp=NOW)
+        await expire(peer, b"bare")
+        await eventually(lambda: len(ear.heard) == 2)
+        full, bare = sorted(ear.heard, key=lambda notice: notice.body, reverse=True)
+        assert (full.body, full.message_id, full.sent, full.reason) == (b"late", "m1", NOW, "expired")
+        assert full.reply == Reply("r1", "c1")
+        assert full.at is not None
+        assert abs((full.at - NOW).total_seconds()) < 300
+        assert (bare.body, bare.sent, bare.reply) == (b"bare", None, Reply(None, None))
+        assert await peer.ready(DEAD_LETTER) == 2
+    assert await unsettled(amqp_url) == 0
+
+
+@KINDS
+async def test_what_expired_without_any_worker_is_told_by_the_next_one(amqp_url: str, queue_type: str) -> None:
+    async with Link(broker_settings(amqp_url, queue_type=queue_type), "topology"), Peer(amqp_url) as peer:
+        for number in range(20):
+            await expire(peer, b"%d" % number)
+        await is_dead(amqp_url, 20)
+    ear = Ear()
+    async with telling(amqp_url, ear, queue_type=queue_type):
+        await eventually(lambda: len(ear.heard) == 20)
+    assert set(ear.bodies) == {b"%d" % number for number in range(20)}
+    assert await unsettled(amqp_url) == 0
+
+
+@KINDS
+async def test_what_a_worker_dead_lettered_is_let_go_in_silence(amqp_url: str, queue_type: str) -> None:
+    ear = Ear()
+    async with telling(amqp_url, ear, queue_type=queue_type) as link, Peer(amqp_url) as peer:
+        forged: dict[str, Any] = {"x-death": [{"queue": GENERATE, "reason": "expired"}]}
+        for headers in ({}, forged):
+            properties = Basic.Properties(message_id="m1", headers=headers)
+            await Publisher(link, "w1").dead_letter(b"told", properties, RenderFailed("no sound"))
+        await expire(peer, b"late")
+        await eventually(lambda: ear.bodies == [b"late"])
+    assert ear.calls == 1
+    assert await unsettled(amqp_url) == 0
+
+
+async def test_a_producer_who_writes_a_workers_header_hears_of_it_all_the_same(amqp_url: str) -> None:
+    ear = Ear()
+    async with telling(amqp_url, ear), Peer(amqp_url) as peer:
+        await expire(peer, b"late", headers={CODE: "render_failed", "x-death": "no list"})
+        await eventually(lambda: ear.bodies == [b"late"])
+        assert ear.heard[0].reason == "expired"
+
+
+async def test_a_request_that_somebody_rejects_is_told_under_the_brokers_word(amqp_url: str) -> None:
+    ear = Ear()
+    async with telling(amqp_url, ear), Peer(amqp_url) as peer:
+        await peer.request(b"no")
+        await (await peer.look(GENERATE)).reject(requeue=False)
+        await eventually(lambda: [notice.reason for notice in ear.heard] == ["rejected"])
+
+
+async def test_what_never_was_a_request_is_left_alone(amqp_url: str) -> None:
+    ear = Ear()
+    async with telling(amqp_url, ear), Peer(amqp_url) as peer:
+        other = await peer.channel.declare_queue(exclusive=True, arguments={"x-dead-letter-exchange": DEAD_LETTER})
+        queue = await peer.channel.get_queue(NOTICES, ensure=False)
+        strange = Basic.Properties(headers={"x-death": [{"queue": 5}, None]})
+        for key in (other.name, queue.name):
+            await peer.channel.default_exchange.publish(aio_pika.Message(b"stranger"), key)
+        await (await peer.look(other.name)).reject(requeue=False)
+        underlay = await peer.channel.get_underlay_channel()
+        await underlay.basic_publish(b"stranger", exchange=DEAD_LETTER, routing_key="x", properties=strange)
+        await expire(peer, b"late")
+        await eventually(lambda: ear.bodies == [b"late"])
+    assert ear.calls == 1
+    assert await unsettled(amqp_url) == 0
+
+
+@KINDS
+async def test_a_notice_that_could_not_be_told_comes_again(
+    amqp_url: str, queue_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETURN_DELAY_S", 0.05)
+    ear = Ear(refusals=3)
+    async with telling(amqp_url, ear, queue_type=queue_type) as link, Peer(amqp_url) as peer:
+        channel = await link.channel()
+        await expire(peer, b"late", message_id="m1")
+        await eventually(lambda: ear.bodies == [b"late"])
+        assert (ear.calls, ear.heard[0].reason, ear.heard[0].message_id) == (4, "expired", "m1")
+        assert await link.channel() is channel
+    assert await unsettled(amqp_url) == 0
+
+
+async def test_one_that_cannot_be_told_does_not_keep_others_waiting(amqp_url: str) -> None:
+    ear = Ear(refusals=1)
+    async with telling(amqp_url, ear), Peer(amqp_url) as peer:
+        for number in range(3):
+            await expire(peer, b"%d" % number)
+        await eventually(lambda: len(ear.heard) == 2, within_s=4)
+
+
+async def test_a_notice_in_hand_when_the_link_is_cut_is_told_and_comes_again(amqp_url: str) -> None:
+    ear = Ear()
+    ear.go.clear()
+    async with Proxy.for_url(amqp_url) as proxy, telling(proxy.url(amqp_url), ear) as link, Peer(amqp_url) as peer:
+        await expire(peer, b"late")
+        await eventually(lambda: ear.calls == 1)
+        proxy.cut()
+        await eventually(lambda: ear.calls == 2 and link.is_up)
+        ear.go.set()
+        await eventually(lambda: ear.bodies == [b"late", b"late"])
+    assert await unsettled(amqp_url) == 0
+
+
+async def test_a_worker_that_stops_leaves_to_the_next_what_it_has_not_told(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STOP_TIMEOUT_S", 0.1)
+    stuck, ear = Ear(), Ear()
+    stuck.go.clear()
+    async with Peer(amqp_url) as peer:
+        async with telling(amqp_url, stuck):
+            await expire(peer, b"late")
+            await eventually(lambda: stuck.calls == 1)
+        async with telling(amqp_url, ear):
+            await eventually(lambda: ear.bodies == [b"late"])
+    assert not stuck.heard
+    assert await unsettled(amqp_url) == 0
+
+
+async def test_a_deleted_queue_is_made_again_and_followed(amqp_url: str) -> None:
+    ear = Ear()
+    async with telling(amqp_url, ear) as link, Peer(amqp_url) as peer:
+        channel = await link.channel()
+        await peer.channel.queue_delete(NOTICES)
+        await eventually(lambda: link.is_up and link._channel is not channel)
+        await expire(peer, b"late")
+        await eventually(lambda: ear.bodies == [b"late"])
