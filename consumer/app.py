@@ -11,43 +11,72 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import structlog
 
+from consumer.attempts import Ledger
+from consumer.broker.ack_timeout import ack_timeout_warning
 from consumer.broker.connection import Link
 from consumer.broker.consumer import Consumer
 from consumer.broker.faults import BrokerRefused
 from consumer.broker.publisher import Publisher
+from consumer.chronicle import Chronicle
 from consumer.commands.exits import Exit
 from consumer.concurrency import Concurrency
+from consumer.control import Control
+from consumer.disk import POLL_S, Disk, WatchedInputs, WatchedRenderer
 from consumer.engine.engines import Engines
 from consumer.engine.messages import RendererReport
-from consumer.engine.supervisor import EngineUnusable
+from consumer.engine.supervisor import EngineState, EngineUnusable
 from consumer.engine.usage import Usage
-from consumer.errors import ConsumerError, Unpublished
+from consumer.errors import ConsumerError, DiskFull, Unpublished
+from consumer.eta import CostModel
+from consumer.fleet.lifeline import mute
+from consumer.hangup import Terminal
 from consumer.health import Check, Health
 from consumer.inputs import AllowedInputs
-from consumer.metrics import Metrics, RendererCollector, WorkerCollector
+from consumer.metrics import (
+    EngineCollector,
+    JobCollector,
+    Metrics,
+    PublisherCollector,
+    ReadyCollector,
+    RendererCollector,
+    ScratchCollector,
+    StorageCollector,
+    WorkerCollector,
+)
+from consumer.obituary import Obituary
 from consumer.objects import Objects
 from consumer.pacer import Pacer
-from consumer.patience import Patience, PatientInputs, PatientStore
+from consumer.patience import Patience, PatientAttempts, PatientInputs, PatientStore
 from consumer.pipeline import Pipeline, Ports, Rules
 from consumer.policy.admit import Limits
 from consumer.policy.tiers import TierTableError, load_table
-from consumer.ports import Inputs, Planner, Renderer
+from consumer.ports import Delivery, Planner, Renderer
+from consumer.reload import Reloader
 from consumer.s3 import S3Connection
+from consumer.scratch import scratch_root
 from consumer.settings import Settings, SettingsError
 from consumer.storage import S3Store
-from consumer.telemetry import set_up_logs
+from consumer.tally import JobTally, Refusals
+from consumer.telemetry import set_log_level, set_up_logs
+from consumer.tracing import set_up_tracing
+from consumer.traffic import Traffic
+from consumer.trials import Trials
 from schemas.events import Worker as WorkerData
 from schemas.events import WorkerEvent
 
 S3_PATIENCE_S = 10.0
 """Then it is an outage, and work in hand waits for its end (``consumer.patience``)."""
+
+STORAGE, DISK = "storage", "disk"
+"""Reasons to take nothing new."""
 
 log = structlog.get_logger()
 
@@ -58,6 +87,10 @@ class EngineSet(Protocol):
     @property
     def ready(self) -> bool:
         """Whether orders are welcome."""
+
+    @property
+    def states(self) -> Mapping[str, EngineState]:
+        """Of each engine process, by name, whether it takes orders and how often it was replaced."""
 
     @property
     def renderer(self) -> Renderer:
@@ -91,18 +124,26 @@ class EngineSet(Protocol):
         """Wait until one gives up for good. Raises ``EngineUnusable`` then."""
 
 
-async def run_worker(settings: Settings, *, grace_s: float, engines: EngineSet | None = None) -> Exit:
+async def run_worker(
+    settings: Settings,
+    *,
+    grace_s: float,
+    engines: EngineSet | None = None,
+    read_again: Callable[[], Settings] | None = None,
+) -> Exit:
     """Run until told to stop; returns the exit code.
 
     Args:
         settings: all sections.
         grace_s: seconds that work in hand may take after the first signal.
         engines: other engines than the supervised processes; benchmarks give instant ones.
+        read_again: reads the settings anew, for SIGHUP; None: they stay as they are.
     """
     as_json = set_up_logs(settings.worker.log_level, settings.worker.log_format)
     try:
         table = load_table(settings.worker.tier_table)
-        await Worker(settings, engines or Engines(settings, table, log_json=as_json), grace_s).run()
+        engines = engines or Engines(settings, table, log_json=as_json)
+        await Worker(settings, engines, grace_s, read_again).run()
     except (SettingsError, TierTableError, BrokerRefused, ConsumerError) as error:
         log.error("cannot start", reason=str(error))  # noqa: TRY400 - the text is the whole story
         return Exit.USAGE
@@ -115,7 +156,13 @@ async def run_worker(settings: Settings, *, grace_s: float, engines: EngineSet |
 class Worker:
     """One worker: its parts, their start, and their end."""
 
-    def __init__(self, settings: Settings, engines: EngineSet, grace_s: float) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        engines: EngineSet,
+        grace_s: float,
+        read_again: Callable[[], Settings] | None = None,
+    ) -> None:
         self._settings = settings
         self._engines = engines
         self._grace_s = grace_s
@@ -124,36 +171,62 @@ class Worker:
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._store: S3Store | None = None
+        self._traffic: Traffic | None = None
+        self._jobs = JobTally()
+        self._costs = CostModel()
+        self._refusals = Refusals()
         self._patience = Patience(self._on_storage)
         self._links = {
             use: Link(settings.broker, f"acestep-consumer {self._id} {use}") for use in ("publish", "consume")
         }
-        self._publisher = Publisher(self._links["publish"], self._id)
+        self._control = Control(settings.broker, f"acestep-consumer {self._id} control")
+        self._publisher = Publisher(self._links["publish"], self._id, self._refusals.add)
         self._consumer: Consumer | None = None
+        self._objects: Objects | None = None
+        self._inputs: AllowedInputs | None = None
+        self._patient_store: PatientStore | None = None
+        self._disk: Disk | None = None
+        self._trials: Trials | None = None
+        self._excusing: asyncio.Task[None] | None = None
+        self._pacing: asyncio.Task[None] | None = None
+        self._terminal = Terminal()
+        self._reloader = Reloader(read_again or (lambda: settings), settings, self._apply)
 
     async def run(self) -> None:
         """Start, work, stop."""
-        with _signals(self._on_signal):
+        handlers = {
+            signal.SIGTERM: self._on_signal,
+            signal.SIGINT: self._on_signal,
+            signal.SIGHUP: self._on_hangup,
+        }
+        set_up_tracing(self._id)
+        with _signals(handlers):
             async with AsyncExitStack() as stack:
-                await self._start(stack)
-                await self._work()
+                stack.callback(asyncio.create_task(self._reloader.run(), name="reloader").cancel)
+                if await self._unless_stopped(self._prepare(stack)):
+                    await self._begin()
+                    await self._work()
 
-    async def _start(self, stack: AsyncExitStack) -> None:
+    async def _prepare(self, stack: AsyncExitStack) -> None:
+        """Do all that comes before the first message. Nothing is in hand, so this may be cancelled at any point."""
         worker = self._settings.worker
         # Health first: an orchestrator must see a live process while gigabytes of weights load.
-        pages = Health(self._checks(), self._metrics().render, worker.http_host, worker.http_port)
+        metrics = self._metrics().render
+        pages = Health(self._checks(), metrics, worker.http_host, worker.http_port, engines=self._engine_states)
         health = await stack.enter_async_context(pages)
         log.info("starting", worker=self._id, health=f"http://{worker.http_host}:{health.port}/readyz")
+        scratch = await self._open_scratch(stack)
         # The engines are the slowest and need nobody: they load while the rest connects.
         loading = asyncio.create_task(self._engines.start(), name="engines start")
         stack.push_async_callback(self._engines.stop)
         stack.callback(loading.cancel)
         # Storage before the broker: a message is taken only when its songs have a place.
         connection = S3Connection(self._settings.storage, patience_s=S3_PATIENCE_S)
-        objects = Objects(await stack.enter_async_context(connection))
+        self._traffic = connection.traffic
+        self._objects = objects = Objects(await stack.enter_async_context(connection))
         self._store = store = S3Store(objects, self._settings.storage)
         await store.check()
-        inputs = AllowedInputs(
+        self._inputs = inputs = AllowedInputs(
             objects,
             self._settings.storage,
             self._settings.inputs,
@@ -162,75 +235,153 @@ class Worker:
         await stack.enter_async_context(inputs)
         await stack.enter_async_context(self._links["publish"])
         log.info("broker and storage ready", after_s=round(time.perf_counter() - self._began, 2))
-        if not await self._loaded(loading):
-            return
-        scratch = stack.enter_context(_scratch_root(self._settings.engine.scratch_dir))
+        await loading
+        await stack.enter_async_context(self._control)
         await stack.enter_async_context(self._links["consume"])
-        # Consuming comes last: from here on messages are in hand.
-        self._consumer = self._new_consumer(scratch, store, inputs)
+        self._disk = disk = Disk(scratch, lambda: self._settings.engine.scratch_min_gb, self._on_disk)
+        await disk.look()
+        stack.callback(asyncio.create_task(disk.run(), name="disk").cancel)
+        self._consumer = self._new_consumer(scratch, store, inputs, objects, disk)
+
+    async def _begin(self) -> None:
+        """Start consuming: from here on messages are in hand."""
+        assert self._consumer is not None  # noqa: S101 - _prepare made it
+        assert self._patient_store is not None  # noqa: S101 - as above
         # What is alive now stays alive: the garbage collector need not look through it again and again.
         gc.collect()
         gc.freeze()
+        if self._disk is not None and self._disk.full:
+            await self._consumer.pause(DISK)
+        await self._links["consume"].attach(self._excuse_lost)
         await self._consumer.start()
         await self._announce("ready")
         self._tell()
+        obituary = Obituary(self._patient_store, self._publisher, self._id)
+        await self._control.attend(obituary.tell, lambda: self._announce("ready"))
 
-    async def _loaded(self, loading: "asyncio.Task[None]") -> bool:
-        """Wait for the engines, but not longer than until a signal."""
+    async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Do this, but not longer than until a signal. Tells whether it was done."""
+        working = asyncio.create_task(work, name="start")
         stopping = asyncio.create_task(self._stop.wait())
-        await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
-        if not loading.done():
-            loading.cancel()
-            return False
-        loading.result()
-        return True
+        if working.done():
+            working.result()
+            return True
+        log.info("told to stop while starting")
+        working.cancel()
+        with suppress(asyncio.CancelledError, Exception):  # whatever it was, it is not needed any more
+            await working
+        return False
 
-    def _new_consumer(self, scratch: Path, store: S3Store, inputs: Inputs) -> Consumer:
+    async def _open_scratch(self, stack: AsyncExitStack) -> Path:
+        """A folder of this worker's own, what killed workers left removed; a disk without room for it is waited for."""
+        folder, told = self._settings.engine.scratch_dir, False
+        while True:
+            try:
+                return stack.enter_context(scratch_root(folder))
+            except DiskFull:
+                if not told:
+                    log.error("scratch disk is full: nothing is taken", folder=str(folder or "the system's"))  # noqa: TRY400 - the text is the whole story
+                told = True
+            except OSError as error:
+                raise SettingsError(f"ACESTEP_SCRATCH_DIR: {error.filename}: {error.strerror}") from error
+            await asyncio.sleep(POLL_S)
+
+    def _new_consumer(
+        self, scratch: Path, store: S3Store, inputs: AllowedInputs, objects: Objects, disk: Disk
+    ) -> Consumer:
         settings = self._settings
+        self._patient_store = PatientStore(store, self._patience)
+        attempts = PatientAttempts(Ledger(objects, settings.storage), self._patience)
+        trials = Trials(attempts, settings.worker.max_attempts)
         ports = Ports(
-            store=PatientStore(store, self._patience),
-            inputs=PatientInputs(inputs, self._patience),
+            store=self._patient_store,
+            trials=trials,
+            cancellations=self._control.cancellations,
+            inputs=PatientInputs(WatchedInputs(inputs, disk), self._patience),
             planner=self._engines.planner,
-            renderer=self._engines.renderer,
+            renderer=WatchedRenderer(self._engines.renderer, disk),
             events=self._publisher,
+            chronicle=Chronicle(self._jobs, self._costs),
         )
         rules = Rules(
             worker_id=self._id,
             scratch=scratch,
             limits=self._engines.limits,
             max_message_bytes=settings.broker.max_message_bytes,
-            execution_timeout_s=settings.worker.execution_timeout_s,
+            execution_timeout_s=lambda: self._settings.worker.execution_timeout_s,
         )
-        return Consumer(self._links["consume"], settings.broker, Pipeline(ports, rules).process, self._publisher)
+        pipeline = Pipeline(ports, rules)
+        self._trials = trials
+
+        async def process(delivery: Delivery) -> None:
+            await disk.look()
+            await pipeline.process(delivery)
+
+        return Consumer(self._links["consume"], settings.broker, process, self._publisher)
+
+    async def _excuse_lost(self, _: object) -> None:
+        """On a new channel: what was in hand on the old one comes again, and no message is to blame."""
+        if self._trials is not None:
+            self._excusing = asyncio.create_task(self._trials.excuse_lost(), name="excuse")
 
     async def _on_storage(self, away: bool) -> None:  # noqa: FBT001 - a callback's one argument
         """Take no messages whose songs have no place."""
+        await self._pause(STORAGE, on=away)
+
+    async def _on_disk(self, full: bool) -> None:  # noqa: FBT001 - as above
+        """Take no messages whose songs cannot be written down."""
+        await self._pause(DISK, on=full)
+
+    async def _pause(self, reason: str, *, on: bool) -> None:
         if self._consumer is not None:
-            await (self._consumer.pause() if away else self._consumer.resume())
+            await (self._consumer.pause(reason) if on else self._consumer.resume(reason))
 
     async def _work(self) -> None:
         """Stay until a signal comes or the engine gives up, then drain."""
-        if self._consumer is None:
-            return
+        assert self._consumer is not None  # noqa: S101 - _prepare made it
         stopping = asyncio.create_task(self._stop.wait())
         broken = asyncio.create_task(self._engines.wait_unusable())
-        pacing = asyncio.create_task(self._pace(self._consumer), name="pacer")
+        self._pace(self._consumer)
         await asyncio.wait((stopping, broken), return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
-        pacing.cancel()
+        self._stop_pacing()
         # Work in hand cannot end without its engine: it goes back at once.
         await self._drain(self._consumer, 0 if broken.done() else self._grace_s)
         if broken.done():
             broken.result()
         broken.cancel()
 
-    async def _pace(self, consumer: Consumer) -> None:
+    def _pace(self, consumer: Consumer) -> None:
         """Let the prefetch follow what the card can do, where the operator leaves it to us."""
+        self._stop_pacing()
         broker = self._settings.broker
         if broker.queue_workers is None:
             policy = Concurrency(broker.workers_at_start, broker.queue_workers_max)
-            await Pacer(consumer, self._engines.renderer_usage, policy, lambda: self._announce("ready")).run()
+            pacer = Pacer(consumer, self._engines.renderer_usage, policy, lambda: self._announce("ready"))
+            self._pacing = asyncio.create_task(pacer.run(), name="pacer")
+
+    def _stop_pacing(self) -> None:
+        pacing, self._pacing = self._pacing, None
+        if pacing is not None:
+            pacing.cancel()
+
+    async def _apply(self, settings: Settings) -> None:
+        """Let settings hold that were read again. Work in hand goes on as it began. Raises ``SettingsError``."""
+        if self._inputs is not None:
+            self._inputs.allow(settings.inputs)
+        before, self._settings = self._settings, settings
+        set_log_level(settings.worker.log_level)
+        if self._patient_store is not None and self._objects is not None:
+            self._patient_store.use(S3Store(self._objects, settings.storage))
+        if self._consumer is not None and not self._stop.is_set() and before.broker != settings.broker:
+            await self._change_workers(self._consumer)
+
+    async def _change_workers(self, consumer: Consumer) -> None:
+        self._pace(consumer)
+        await consumer.set_prefetch(self._settings.broker.workers_at_start)
+        await self._announce("ready")
 
     async def _drain(self, consumer: Consumer, grace_s: float) -> None:
         log.info("draining", in_hand=consumer.in_hand, grace_s=grace_s)
@@ -254,7 +405,12 @@ class Worker:
             models=tuple(model.name for model in limits.models),
             tier=limits.tier.name,
             vram_gb=limits.vram_gb,
+            in_hand=self._consumer.in_hand if self._consumer else 0,
+            seconds_per_job=self._costs.seconds_per_job,
         )
+        if state != "ready" and not self._links["publish"].is_up:
+            log.warning("announcement dropped", state=state, reason="the broker is away, and leaving does not wait")
+            return
         try:
             await self._publisher.announce(WorkerEvent.of(data))
         except Unpublished as error:
@@ -264,6 +420,10 @@ class Worker:
         workers = self._settings.broker.queue_workers
         for warning in self._engines.warnings():
             log.warning("engine", note=warning)
+        broker, longest_s = self._settings.broker, self._settings.worker.execution_timeout_s
+        version = self._links["consume"].server_version
+        if note := ack_timeout_warning(version, broker.queue_type, longest_s, broker.consumer_timeout_s):
+            log.warning("broker", note=note)
         limits = self._engines.limits()
         log.info(
             "ready",
@@ -278,13 +438,44 @@ class Worker:
         )
 
     def _metrics(self) -> Metrics:
-        return Metrics(WorkerCollector(lambda: self._consumer), RendererCollector(lambda: self._engines.renderer_usage))
+        scratch = self._settings.engine.scratch_dir or Path(tempfile.gettempdir())
+        return Metrics(
+            WorkerCollector(lambda: self._consumer, self._settings.broker.queue_maxsize),
+            ReadyCollector(self._known_state),
+            JobCollector(self._jobs),
+            RendererCollector(lambda: self._engines.renderer_usage),
+            EngineCollector(lambda: {name: state.restarts for name, state in self._engines.states.items()}),
+            StorageCollector(lambda: self._traffic, lambda: self._patience.away),
+            PublisherCollector(self._refusals),
+            ScratchCollector(scratch),
+        )
+
+    def _known_state(self) -> dict[str, bool]:
+        """The conditions of readiness as far as they are known without asking anybody: a scrape must not wait."""
+        return {
+            "broker": self._broker_is_up,
+            "storage": self._store is not None and not self._patience.away,
+            "models": self._engines.ready,
+            "disk": self._disk_has_room,
+        }
+
+    def _engine_states(self) -> dict[str, dict[str, bool | int]]:
+        return {name: asdict(state) for name, state in self._engines.states.items()}
 
     def _checks(self) -> dict[str, Check]:
-        return {"broker": self._broker_up, "storage": self._storage_up, "models": self._models_up}
+        return {
+            "broker": self._broker_up,
+            "storage": self._storage_up,
+            "models": self._models_up,
+            "disk": self._room_on_disk,
+        }
+
+    @property
+    def _broker_is_up(self) -> bool:
+        return all(link.is_up for link in (*self._links.values(), self._control.link)) and self._consumer is not None
 
     async def _broker_up(self) -> bool:
-        return all(link.is_up for link in self._links.values()) and self._consumer is not None
+        return self._broker_is_up
 
     async def _storage_up(self) -> bool:
         if self._store is None or self._patience.away:
@@ -295,27 +486,37 @@ class Worker:
     async def _models_up(self) -> bool:
         return self._engines.ready
 
+    @property
+    def _disk_has_room(self) -> bool:
+        return self._disk is not None and not self._disk.full
+
+    async def _room_on_disk(self) -> bool:
+        return self._disk_has_room
+
     def _on_signal(self) -> None:
         (self._hurry if self._stop.is_set() else self._stop).set()
 
+    def _on_hangup(self) -> None:
+        """Read the settings again; but when it is our terminal that went, leave."""
+        if self._terminal.gone():
+            mute()  # a line of log would be an error in the middle of a job
+            self._on_signal()
+        else:
+            self._reloader.ask()
+
 
 @contextmanager
-def _signals(handler: Callable[[], None]) -> Iterator[None]:
-    """Call ``handler`` on SIGTERM and SIGINT."""
+def _signals(handlers: Mapping[signal.Signals, Callable[[], None]]) -> Iterator[None]:
+    """Call these on these signals. A SIGHUP that is ignored, as under nohup, stays so."""
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, handler)
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    numbers = [number for number in handlers if not (number == signal.SIGHUP and ignored)]
+    for number in numbers:
+        loop.add_signal_handler(number, handlers[number])
+    # A fleet starts its workers with SIGHUP held back: one that came before now is delivered now.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     try:
         yield
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in numbers:
             loop.remove_signal_handler(number)
-
-
-@contextmanager
-def _scratch_root(folder: Path | None) -> Iterator[Path]:
-    """A folder of this worker's own for all its jobs, gone with it."""
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="acestep-", dir=folder, ignore_cleanup_errors=True) as root:
-        yield Path(root)

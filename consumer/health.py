@@ -14,13 +14,19 @@ Check = Callable[[], Awaitable[bool]]
 Exposition = Callable[[str], tuple[bytes, str]]
 """Makes the page of metrics: from the ``Accept`` header to body and content type."""
 
+EngineStates = Callable[[], Mapping[str, Mapping[str, bool | int]]]
+"""Tells of each engine, by name, whether it is ``ready`` and how many ``restarts`` it had."""
+
 
 class Health:
-    """A small HTTP server. ``checks`` are named conditions; all must hold for readiness."""
+    """A small HTTP server. ``checks`` are named conditions; all must hold for readiness. ``engines`` are for people."""
 
-    def __init__(self, checks: Mapping[str, Check], metrics: Exposition, host: str, port: int) -> None:
+    def __init__(
+        self, checks: Mapping[str, Check], metrics: Exposition, host: str, port: int, *, engines: EngineStates = dict
+    ) -> None:
         self._checks = dict(checks)
         self._metrics = metrics
+        self._engines = engines
         self._host = host
         self._port = port
         app = web.Application()
@@ -52,7 +58,7 @@ class Health:
     async def _ready(self, _: web.Request) -> web.Response:
         state = await self.state()
         ready = all(state.values())
-        body = {"status": "ready" if ready else "not ready", "checks": state}
+        body = {"status": "ready" if ready else "not ready", "checks": state, "engines": self._engines()}
         return web.json_response(body, status=200 if ready else 503)
 
     async def _measured(self, request: web.Request) -> web.Response:

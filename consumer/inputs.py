@@ -19,7 +19,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Final, Self
@@ -30,6 +29,7 @@ from aiohttp.abc import AbstractResolver
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 from yarl import URL
 
+from consumer.addresses import AddressRefused, require_allowed
 from consumer.errors import InputNotAllowed, InputUnreadable
 from consumer.job import Job, Sources
 from consumer.loras import PEFT_CONFIG, PEFT_WEIGHTS, LoraCache, LoraFolder
@@ -56,35 +56,11 @@ _PASSING_STATUS: Final = frozenset({408, 429, 500, 502, 503, 504})
 _OK: Final = 200
 _CONFIG_BYTES: Final = 1 << 20
 
-# What has no public host, of all IPv4: IANA's special-purpose blocks, and multicast. The last one is public by number
-# only: Azure's machines find the agent of their host there.
-_IPV4_SPECIAL: Final = tuple(
-    map(
-        ip_network,
-        ("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
-         "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
-         "224.0.0.0/4", "240.0.0.0/4", "168.63.129.16/32"),
-    )
-)  # fmt: skip
-# Of all IPv6, public hosts have these. Outside are loopback, link-local, unique local, multicast, NAT64, and IPv4
-# addresses in another notation.
-_IPV6_PUBLIC: Final = ip_network("2000::/3")
-# Inside, these have none: protocols' own and Teredo, 6to4, and examples in documents.
-_IPV6_SPECIAL: Final = tuple(map(ip_network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")))
-
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class _MayPass(Exception):
     """One attempt failed; the next one may not. The text is the public reason."""
-
-
-class _AddressRefused(OSError):
-    """A host's address is not one that may be read. It is for the log: the producer is not told what lies inside."""
-
-    def __init__(self, address: str) -> None:
-        super().__init__("its address is not allowed")
-        self.address = address
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,17 +137,27 @@ class AllowedInputs:
         resolver: AbstractResolver | None = None,
     ) -> None:
         self._objects = objects
-        self._buckets = frozenset({storage.bucket, *settings.buckets})
-        self._hosts = frozenset(map(_host_and_port, settings.hosts))
-        self._audio_limit = _Limit(settings.max_bytes, "ACESTEP_INPUT_MAX_BYTES")
-        self._lora_limit = _Limit(settings.lora_max_bytes, "ACESTEP_LORA_MAX_BYTES")
-        self._lora_folder = LoraFolder(checkpoint_dir, settings.lora_max_bytes)
+        self._storage = storage
+        self._checkpoint_dir = checkpoint_dir
         self._lora_cache = LoraCache()
-        self._timeout_s = settings.timeout_s
-        self._networks = settings.networks
         self._tls = tls
         self._resolver = resolver
         self._http: aiohttp.ClientSession
+        self.allow(settings)
+
+    def allow(self, settings: InputSettings) -> None:
+        """Let these settings hold for what is fetched from now on.
+
+        Raises:
+            SettingsError: a host is malformed; nothing has changed then.
+        """
+        self._hosts = frozenset(map(_host_and_port, settings.hosts))
+        self._buckets = frozenset({self._storage.bucket, *settings.buckets})
+        self._audio_limit = _Limit(settings.max_bytes, "ACESTEP_INPUT_MAX_BYTES")
+        self._lora_limit = _Limit(settings.lora_max_bytes, "ACESTEP_LORA_MAX_BYTES")
+        self._lora_folder = LoraFolder(self._checkpoint_dir, settings.lora_max_bytes)
+        self._timeout_s = settings.timeout_s
+        self._networks = settings.networks
 
     async def __aenter__(self) -> Self:
         self._http = aiohttp.ClientSession(
@@ -263,11 +249,9 @@ class AllowedInputs:
         return url
 
     def _open_socket(self, target: aiohttp.AddrInfoType) -> socket.socket:
-        """Open a socket to an address that was found for a host, or raise ``_AddressRefused``."""
+        """Open a socket to an address that was found for a host, or raise ``AddressRefused``."""
         family, kind, protocol, _, (address, *_) = target
-        found = ip_address(address)
-        if not is_public(found) and not any(found in network for network in self._networks):
-            raise _AddressRefused(str(found))
+        require_allowed(address, self._networks)
         return socket.socket(family, kind, protocol)
 
     async def _copy(self, wanted: _Input | None, stem: Path) -> Path | None:
@@ -389,13 +373,6 @@ def shown(uri: str) -> str:
     return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in brief)
 
 
-def is_public(address: IPv4Address | IPv6Address) -> bool:
-    """Whether a host on the public internet may have this address. IPv4 in IPv6's notation is not looked into."""
-    if isinstance(address, IPv4Address):
-        return not any(address in block for block in _IPV4_SPECIAL)
-    return address in _IPV6_PUBLIC and not any(address in block for block in _IPV6_SPECIAL)
-
-
 def _url(text: str) -> URL:
     try:
         return URL(text)
@@ -429,7 +406,7 @@ def _require_readable(wanted: _Input, response: aiohttp.ClientResponse) -> None:
 def _network_failure(wanted: _Input, url: URL, error: Exception) -> Exception:
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return InputUnreadable(f"{wanted}: the host's certificate is not trusted")
-    if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, _AddressRefused):
+    if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, AddressRefused):
         _log.warning("address refused", host=url.raw_host, address=error.os_error.address)
         return InputNotAllowed(
             f"{wanted}: the host {url.raw_host!r} is not on the public internet, and its network is not in "

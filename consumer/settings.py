@@ -6,13 +6,14 @@ A variable that starts with ``ACESTEP_`` and is not listed here stops the start:
 
 import difflib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 from pydantic import (
     AfterValidator,
     AliasChoices,
@@ -26,6 +27,8 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+
+from consumer.secret_files import SUFFIX, SecretFileError, layered, read_all
 
 _URL = TypeAdapter(AmqpDsn)
 
@@ -111,6 +114,9 @@ class BrokerSettings(Section):
     management_url: Annotated[SecretStr | None, AfterValidator(_http_url)] = variable(
         "ACESTEP_MANAGEMENT_URL", None, "RabbitMQ's management API: a changed limit then holds from the next start"
     )
+    consumer_timeout_s: float | None = variable(
+        "ACESTEP_AMQP_CONSUMER_TIMEOUT_S", None, "RabbitMQ's `consumer_timeout` in seconds, where changed; 0: off", ge=0
+    )
     queue_workers: Workers = variable(
         "ACESTEP_QUEUE_WORKERS", 1, "jobs in this worker's hands (= prefetch); `auto`: as many as make it faster"
     )
@@ -188,7 +194,16 @@ class EngineSettings(Section):
     )
     lm_device: str = variable("ACESTEP_LM_DEVICE", "auto", "device of the 5Hz LM")
     lm_offload: AutoBool = variable("ACESTEP_LM_OFFLOAD_TO_CPU", None, "keep the idle LM in RAM")
+    hang_s: float = variable(
+        "ACESTEP_ENGINE_HANG_S", 300, "an engine process that makes no progress for so many seconds is replaced", gt=0
+    )
+    ram_gb: float | None = variable(
+        "ACESTEP_ENGINE_RAM_GB", None, "an engine process that holds more RAM, GB, is replaced; unset: 90% of all", gt=0
+    )
     scratch_dir: Path_ | None = variable("ACESTEP_SCRATCH_DIR", None, "folder for work files; unset: the system's")
+    scratch_min_gb: float = variable(
+        "ACESTEP_SCRATCH_MIN_GB", 1, "GB free there, or a quarter of a small disk: with less, no job is taken", ge=0
+    )
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -224,6 +239,10 @@ SECTIONS: dict[str, type[Section]] = {
 }
 
 
+SECRETS = ("ACESTEP_AMQP_URL", "ACESTEP_MANAGEMENT_URL")
+"""Variables with passwords in them: each may be given as a file instead."""
+
+
 class Settings(BaseModel):
     """All sections. Built by ``load``; the repr masks secrets."""
 
@@ -245,7 +264,10 @@ def describe() -> Iterator[tuple[str, str, str]]:
     """Yield (variable, default, description) in the order of the README's table."""
     for section in SECTIONS.values():
         for field in section.model_fields.values():
-            yield _alias(field), _shown(field.default), field.description or ""
+            name = variable_of(field)
+            yield name, _shown(field.default), field.description or ""
+            if name in SECRETS:
+                yield name + SUFFIX, _shown(None), f"a file that holds `{name}`, to be set in its place"
 
 
 def load(
@@ -258,28 +280,43 @@ def load(
     Raises:
         SettingsError: a name is unknown or a value is malformed; every problem is listed.
     """
-    values = {**_read_env_file(env_file), **(os.environ if environ is None else environ), **(overrides or {})}
-    values = {name: value for name, value in values.items() if value.strip()}
-    problems = list(_unknown(values))
+    layers = (_read_env_file(env_file), os.environ if environ is None else environ, overrides or {})
+    values, problems = _read_layers(layers)
     sections: dict[str, Section] = {}
     for name, section in SECTIONS.items():
         try:
             sections[name] = section.model_validate(_pick(section, values))
         except ValidationError as error:
-            problems += _explain(error)
+            problems += _explain(error, values)
     if problems:
         raise SettingsError("\n".join(problems))
     return Settings.model_validate(sections)
 
 
+def _read_layers(layers: Iterable[Mapping[str, str]]) -> tuple[dict[str, str], list[str]]:
+    """Return all variables, the last layer on top, secrets read from their files; and what is wrong with them."""
+    set_ = [{name: value for name, value in layer.items() if value.strip()} for layer in layers]
+    try:
+        values = layered(set_, SECRETS)
+        values |= read_all(values, SECRETS)
+    except SecretFileError as error:
+        return {}, [str(error)]
+    return values, list(_unknown(values))
+
+
 def _pick(section: type[Section], values: Mapping[str, str]) -> dict[str, str]:
-    names = [_alias(field) for field in section.model_fields.values()]
+    names = [variable_of(field) for field in section.model_fields.values()]
     return {name: values[name] for name in names if name in values}
 
 
 def _read_env_file(path: Path | None) -> dict[str, str]:
     if path is None or not path.is_file():
         return {}
+    with path.open(encoding="utf-8") as lines:
+        wrong = [binding.original.line for binding in parse_stream(lines) if binding.error]
+    if wrong:
+        # The library would leave such a line out, and a default take the place of what it was to set.
+        raise SettingsError(f"{path}, line {wrong[0]}: not of the form NAME=value")
     return {name: value for name, value in dotenv_values(path).items() if value is not None}
 
 
@@ -292,13 +329,16 @@ def _unknown(values: Mapping[str, str]) -> Iterator[str]:
             yield f"{name} is not a setting of this program; {hint}"
 
 
-def _explain(error: ValidationError) -> Iterator[str]:
+def _explain(error: ValidationError, values: Mapping[str, str]) -> Iterator[str]:
     for problem in error.errors(include_url=False, include_context=False, include_input=False):
-        where = problem["loc"][0] if problem["loc"] else "ACESTEP_AMQP_URL"
+        where = str(problem["loc"][0]) if problem["loc"] else "ACESTEP_AMQP_URL"
+        if where + SUFFIX in values:
+            where = f"{where}, as read from {where}{SUFFIX}"
         yield f"{where}: {problem['msg'].removeprefix('Value error, ')}"
 
 
-def _alias(field: Any) -> str:
+def variable_of(field: Any) -> str:
+    """Return the environment variable of a section's field."""
     return str(field.validation_alias.choices[0])
 
 

@@ -6,7 +6,9 @@ import sys
 from typing import Literal
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+_LEVELS = logging.getLevelNamesMapping()
 
 
 def set_up_logs(level: str, style: Literal["auto", "console", "json"]) -> bool:
@@ -23,28 +25,48 @@ def set_up_logs(level: str, style: Literal["auto", "console", "json"]) -> bool:
         else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     )
     structlog.configure(
-        processors=[*shared, *last],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        processors=[_threshold, *shared, *last],
+        # Every level: loggers keep what they are made of, and the lowest level may change.
+        wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
-    _adopt_standard_logging(level, shared, last)
+    _adopt_standard_logging(shared, last)
+    set_log_level(level)
     return as_json
 
 
-def _adopt_standard_logging(level: str, shared: list[Processor], last: list[Processor]) -> None:
-    """Libraries log through ``logging``; give their lines the same form, and keep them to warnings."""
+def set_log_level(level: str) -> None:
+    """Log nothing below ``level`` from now on; libraries only from warnings on, unless it is ``debug``."""
+    _threshold.level = _LEVELS[level.upper()]
+    logging.getLogger().setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
+    for noisy in ("botocore", "urllib3", "s3transfer", "boto3", "asyncio"):
+        logging.getLogger(noisy).setLevel(logging.INFO if level == "debug" else logging.NOTSET)
+
+
+class _Threshold:
+    """Drops lines below a level."""
+
+    level = logging.INFO
+
+    def __call__(self, _logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+        if _LEVELS[method.upper()] < self.level:
+            raise structlog.DropEvent
+        return event
+
+
+_threshold = _Threshold()
+
+
+def _adopt_standard_logging(shared: list[Processor], last: list[Processor]) -> None:
+    """Libraries log through ``logging``; give their lines the same form."""
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
-    quiet = logging.DEBUG if level == "debug" else logging.WARNING
-    logging.basicConfig(handlers=[handler], level=quiet, force=True)
+    logging.basicConfig(handlers=[handler], force=True)
     for repeated in ("aiormq", "aio_pika"):
         # Whatever goes wrong there becomes an error of ours, which is logged once, with what it means.
         logging.getLogger(repeated).setLevel(logging.CRITICAL)
-    if level == "debug":
-        for noisy in ("botocore", "urllib3", "s3transfer", "boto3", "asyncio"):
-            logging.getLogger(noisy).setLevel(logging.INFO)

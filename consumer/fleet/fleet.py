@@ -7,7 +7,6 @@ and each worker hears it once: a second one would make it drop the work in hand.
 
 import asyncio
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +18,7 @@ from consumer.commands.exits import Exit
 from consumer.fleet.lifeline import Lifeline, mute
 from consumer.fleet.output import LabelledOutput
 from consumer.fleet.seats import Seat
+from consumer.hangup import Terminal
 
 FIRST_RESTART_S: Final = 0.5
 LAST_RESTART_S: Final = 30.0
@@ -61,7 +61,7 @@ class Fleet:
         self._workers: dict[str, asyncio.subprocess.Process] = {}
         self._signals: list[signal.Signals] = []
         self._stopping = asyncio.Event()
-        self._on_terminal = sys.stderr.isatty()
+        self._terminal = Terminal()
 
     async def run(self) -> int:
         """Run until every worker has left for good. Returns 0, or the exit code of the first seat that has another."""
@@ -109,17 +109,22 @@ class Fleet:
 
     async def _start(self, seat: Seat, output: LabelledOutput | None) -> asyncio.subprocess.Process:
         inlet = output.inlet if output is not None else None
-        worker = await asyncio.create_subprocess_exec(
-            *self._command,
-            "--lifeline",
-            str(self._lifeline.worker_end),
-            env={**self._environment, **seat.environment},
-            pass_fds=[self._lifeline.worker_end],
-            start_new_session=True,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=inlet,
-            stderr=inlet,
-        )
+        # A worker that has not come so far as to listen would die of a SIGHUP. It inherits that they are held back.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+        try:
+            worker = await asyncio.create_subprocess_exec(
+                *self._command,
+                "--lifeline",
+                str(self._lifeline.worker_end),
+                env={**self._environment, **seat.environment},
+                pass_fds=[self._lifeline.worker_end],
+                start_new_session=True,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=inlet,
+                stderr=inlet,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         self._workers[seat.name] = worker
         # Signals that came while it was being born.
         for number in self._signals:
@@ -127,18 +132,20 @@ class Fleet:
         return worker
 
     def _forward(self, number: signal.Signals) -> None:
-        """Give every worker this signal, once; what it means is theirs to know."""
-        self._signals.append(number)
-        self._stopping.set()
+        """Give every worker this signal, once. SIGHUP has them read their settings, unless our terminal is gone."""
+        if number == signal.SIGHUP and self._terminal.gone():
+            mute()
+            number = signal.SIGTERM
+        if number != signal.SIGHUP:
+            self._signals.append(number)
+            self._stopping.set()
         for worker in self._workers.values():
             _send(worker, number)
-        if number == signal.SIGHUP and self._on_terminal:
-            mute()
         log.info("signal passed on", signal=number.name, workers=list(self._workers))
 
     def _as_told(self, code: int) -> int:
         """A worker that was still starting dies of SIGTERM or Ctrl-C: it had no work in hand, so all is well."""
-        told = {128 + number for number in self._signals if number != signal.SIGHUP}
+        told = {128 + number for number in self._signals}
         return Exit.DONE if code in told else code
 
     def _tell_final(self, seat: Seat, code: int) -> None:

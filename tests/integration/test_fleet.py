@@ -57,6 +57,11 @@ async def exit_code(fleet: FleetProcess) -> int | None:
     return fleet.process.returncode()
 
 
+def signals_held_for(pid: int) -> int:
+    """The signals that wait for a process to listen, a bit each."""
+    return int(Path(f"/proc/{pid}/status").read_text().split("ShdPnd:")[1].split()[0], 16)
+
+
 async def test_a_ctrl_c_of_the_terminal_reaches_each_worker_once_and_so_does_the_second(tmp_path: Path) -> None:
     with fleet_of(tmp_path, seat(tmp_path, "gpu0"), seat(tmp_path, "gpu1")) as fleet:
         await all_up(fleet, 2)
@@ -149,12 +154,30 @@ async def test_a_worker_that_does_not_listen_yet_has_no_work_in_hand_so_sigterm_
         assert await exit_code(fleet) == 0
 
 
-async def test_a_hang_up_is_passed_on_as_what_it_is(tmp_path: Path) -> None:
-    """A worker alone ends at once when its terminal goes; so do the workers of a fleet."""
+async def test_sighup_has_every_worker_read_its_settings_and_none_leave(tmp_path: Path) -> None:
     with fleet_of(tmp_path, seat(tmp_path, "gpu0"), seat(tmp_path, "gpu1")) as fleet:
         await all_up(fleet, 2)
         os.kill(fleet.process.id.pid, signal.SIGHUP)
-        assert await exit_code(fleet) == 128 + signal.SIGHUP
+        await eventually(lambda: notes(tmp_path, "gpu0") == notes(tmp_path, "gpu1") == ["SIGHUP"])
+        killed = fleet.worker("gpu0")
+        os.kill(killed.pid, signal.SIGKILL)
+        await all_up(fleet, 3)
+        (tmp_path / "release").touch()
+        os.kill(fleet.process.id.pid, signal.SIGTERM)
+        assert await exit_code(fleet) == 0
+    assert notes(tmp_path, "gpu1") == ["SIGHUP", "SIGTERM"]
+    assert notes(tmp_path, "gpu0") == ["SIGHUP", "SIGTERM"], "one that starts later reads its settings anyway"
+
+
+async def test_a_worker_that_does_not_listen_yet_does_not_die_of_sighup(tmp_path: Path) -> None:
+    with fleet_of(tmp_path, seat(tmp_path, "gpu0", "deaf")) as fleet:
+        await all_up(fleet, 1)
+        os.kill(fleet.process.id.pid, signal.SIGHUP)
+        await eventually(lambda: fleet.log_lines(event="signal passed on", signal="SIGHUP"))
+        await eventually(lambda: signals_held_for(fleet.worker("gpu0").pid) == 1 << (signal.SIGHUP - 1))
+        assert fleet.worker("gpu0").alive()
+        os.kill(fleet.process.id.pid, signal.SIGTERM)
+        assert await exit_code(fleet) == 0
 
 
 @pytest.mark.parametrize("labelled", [False, True])

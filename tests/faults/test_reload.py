@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SIGHUP to a worker with work in hand: settings change, the work goes on, and nothing is delivered again."""
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from consumer.broker.topology import GENERATE
+from tests.support.broker import Peer, until
+from tests.support.ear import Ear
+from tests.support.waiting import eventually
+from tests.support.worker import WorkerProcess, running
+
+WITHIN_S = 60.0
+JOBS = 5
+RELOADED, FAILED = "settings reloaded", "settings not reloaded: all stays as it is"
+
+
+@dataclass
+class Scene:
+    """A worker that reads a ``.env`` of its own, and eyes on its queue and events."""
+
+    worker: WorkerProcess
+    peer: Peer
+    ear: Ear
+    home: Path
+    variables: dict[str, str] = field(default_factory=dict)
+
+    async def reload(self, event: str, text: str = "", **variables: str) -> dict[str, object]:
+        """Write ``.env`` anew, send SIGHUP, and wait for the line of log; that line."""
+        self.variables |= variables
+        lines = [f"{name}={value}" for name, value in self.variables.items()]
+        (self.home / ".env").write_text("\n".join([*lines, text]))
+        before = len(self.worker.log_lines(event=event))
+        os.kill(self.worker.process.id.pid, signal.SIGHUP)
+        await eventually(lambda: len(self.worker.log_lines(event=event)) > before)
+        return self.worker.log_lines(event=event)[-1]
+
+    async def waiting(self, count: int) -> None:
+        """Wait until so many messages wait in the queue."""
+
+        async def ready() -> bool:
+            return await self.peer.ready(GENERATE) == count
+
+        await until(ready, f"{count} messages ready", WITHIN_S)
+
+
+@pytest.fixture
+async def scene(service_environment: dict[str, str], tmp_path: Path) -> AsyncIterator[Scene]:
+    url = service_environment["ACESTEP_AMQP_URL"]
+    settings = service_environment | {"ACESTEP_INPUT_TIMEOUT_S": "30"}
+    (tmp_path / ".env").write_text("ACESTEP_QUEUE_WORKERS=1\n")
+    worker = WorkerProcess(tmp_path, settings, light=True, home=tmp_path)
+    async with running(worker), Peer(url) as peer, Ear(url) as ear:
+        yield Scene(worker, peer, ear, tmp_path, {"ACESTEP_QUEUE_WORKERS": "1"})
+
+
+async def test_the_number_of_workers_follows_at_once_and_work_in_hand_is_not_touched(scene: Scene) -> None:
+    go = scene.home / "go"
+    for number in range(JOBS):
+        await scene.peer.submit(task_id=f"song-{number}", prompt=f"until={go}")
+    await scene.waiting(JOBS - 1)
+    changed = await scene.reload(RELOADED, ACESTEP_QUEUE_WORKERS="3")
+    assert changed["changed"] == ["ACESTEP_QUEUE_WORKERS"]
+    await scene.waiting(JOBS - 3)
+    await scene.reload(RELOADED, ACESTEP_QUEUE_WORKERS="auto")
+    await scene.reload(RELOADED, ACESTEP_QUEUE_WORKERS="4", ACESTEP_S3_PRESIGN_SECONDS="600")
+    await scene.waiting(JOBS - 4)
+    go.touch()
+    await eventually(lambda: sum(heard.terminal for heard in scene.ear.heard) == JOBS, WITHIN_S)
+    for number in range(JOBS):
+        started, *_, end = scene.ear.of(f"song-{number}")
+        assert (started.state, end.state) == ("started", "completed")
+        assert scene.ear.states(f"song-{number}").count("started") == 1
+        assert "Signature" in end.data["audios"][0]["url"]
+
+
+async def test_what_bounds_a_job_holds_for_the_next_one(scene: Scene) -> None:
+    go = scene.home / "go"
+    await scene.peer.submit(task_id="before", prompt=f"until={go}")
+    await eventually(lambda: scene.ear.states("before") == ["started"], WITHIN_S)
+    await scene.reload(RELOADED, ACESTEP_EXECUTION_TIMEOUT_S="1", ACESTEP_QUEUE_WORKERS="2")
+    await scene.peer.submit(task_id="after", prompt=f"until={scene.home / 'never'}")
+    await eventually(lambda: scene.ear.terminal("after"), WITHIN_S)
+    (end,) = scene.ear.terminal("after")
+    assert end.data["error"]["code"] == "execution_timeout"
+    assert scene.ear.terminal("before") == []
+    await scene.reload(RELOADED, ACESTEP_INPUT_HOSTS="audio.example")
+    # The host is allowed now; that there is none is another matter.
+    url = "https://audio.example:444/a.wav"
+    await scene.peer.submit(task_id="input", reference_audio_path=url)
+    await eventually(lambda: scene.ear.terminal("input"), WITHIN_S)
+    (refused,) = scene.ear.terminal("input")
+    assert "'audio.example:444' is not in ACESTEP_INPUT_HOSTS" in refused.data["error"]["message"]
+    await scene.reload(RELOADED, ACESTEP_INPUT_HOSTS="audio.example:444", ACESTEP_EXECUTION_TIMEOUT_S="")
+    await scene.peer.submit(task_id="allowed", reference_audio_path=url)
+    await eventually(lambda: scene.ear.terminal("allowed"), WITHIN_S)
+    (unreadable,) = scene.ear.terminal("allowed")
+    assert unreadable.data["error"]["code"] == "input_unreadable"
+    go.touch()
+    await eventually(lambda: scene.ear.terminal("before"), WITHIN_S)
+    assert scene.ear.terminal("before")[0].state == "completed"
+
+
+async def test_what_needs_a_restart_is_named_and_the_environment_wins_as_at_the_start(scene: Scene) -> None:
+    restart = {"ACESTEP_DEVICE": "cpu", "ACESTEP_HTTP_HOST": "127.0.0.2"}
+    await scene.reload(RELOADED, **restart, ACESTEP_S3_PREFIX="elsewhere", ACESTEP_INPUT_TIMEOUT_S="5")
+    (told,) = scene.worker.log_lines(event="needs a restart")
+    assert told["settings"] == "ACESTEP_DEVICE, ACESTEP_HTTP_HOST", "the prefix and the time are in the environment"
+    assert scene.worker.log_lines(event=RELOADED)[-1]["changed"] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("ACESTEP_QUEUE_WORKERS=many", "ACESTEP_QUEUE_WORKERS"),
+        ("ACESTEP_QUEUE_WORKER=4", "did you mean ACESTEP_QUEUE_WORKERS"),
+        ("ACESTEP_INPUT_HOSTS=https://a.example/", "ACESTEP_INPUT_HOSTS"),
+        ("this is = not ' a line", "line 2"),
+    ],
+)
+async def test_a_malformed_file_changes_nothing(scene: Scene, text: str, named: str) -> None:
+    for number in range(JOBS):
+        await scene.peer.submit(task_id=f"song-{number}", prompt=f"until={scene.home / 'go'}")
+    await scene.waiting(JOBS - 1)
+    line = await scene.reload(FAILED, text, ACESTEP_QUEUE_WORKERS="3")
+    assert named in str(line["reason"])
+    assert line["level"] == "error"
+    assert await scene.peer.ready(GENERATE) == JOBS - 1
+    (scene.home / "go").touch()
+    await eventually(lambda: sum(heard.terminal for heard in scene.ear.heard) == JOBS, WITHIN_S)
+
+
+async def test_the_log_gets_quieter_and_louder(scene: Scene) -> None:
+    await scene.reload("needs a restart", ACESTEP_LOG_LEVEL="warning", ACESTEP_DEVICE="cpu")
+    assert scene.worker.log_lines(event=RELOADED) == []
+    await scene.reload(RELOADED, ACESTEP_LOG_LEVEL="info")
