@@ -1,37 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sound in and out of files: any common format becomes stereo samples, samples become one of seven formats.
 
-All of it goes through PyAV, which brings its own FFmpeg. Engine processes alone import this; the names of the formats
-are in ``formats``.
+All of it goes through PyAV, which brings its own FFmpeg. Our songs are encoded here; what comes from strangers is
+decoded by a process of its own. Engine processes alone import this; the names of the formats are in ``formats``.
 """
 
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import BinaryIO, Final, cast
 
 import av
 import numpy as np
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
-from av.container import InputContainer
 from numpy.typing import NDArray
 
+from consumer.decoding.process import CPU_S, MEMORY_BYTES, DecoderDied, DecoderTookTooLong, decode_into
+from consumer.decoding.verdict import Verdict
 from consumer.errors import InputUnreadable, RenderFailed
 from consumer.formats import FORMATS, Format
 
 Samples = NDArray[np.float32]
 
-# Inputs come from strangers. FFmpeg also reads playlists, which name other files and hosts; only plain containers may
-# be opened, and only as the file that was given.
-_CONTAINERS = "aac,ac3,aiff,amr,ape,asf,au,caf,eac3,flac,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mp3,ogg,tta,w64,wav,wv"
-_OPEN_OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
 _STEREO = 2
 _PADDING_S = 0.2
 _TONE_RATE = 48_000
 _CHUNK = 1 << 16
+_CURE = "send WAV, FLAC, MP3, OGG, M4A or another common format"
+_REFUSALS: Final = {
+    Verdict.NO_AUDIO_TRACK: "has no audio track",
+    Verdict.NO_SOUND: "holds no sound",
+    Verdict.NOT_AUDIO: f"cannot be read as audio: {_CURE}",
+    Verdict.TOO_MUCH_MEMORY: f"needs more than {MEMORY_BYTES >> 20:,} MiB of memory to be read: {_CURE}",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,37 +49,66 @@ class Encoded:
     duration_s: float
 
 
-def decode(path: Path, *, sample_rate: int, max_seconds: float, what: str = "the audio input") -> Samples:
+def decode(
+    path: Path,
+    *,
+    sample_rate: int,
+    max_seconds: float,
+    what: str = "the audio input",
+    stopped: Callable[[], bool] = lambda: False,
+) -> Samples:
     """Read a file as float32 samples of shape [2, n] at ``sample_rate`` Hz.
 
-    Mono is doubled, more than two channels are mixed down. ``what`` names the input in errors.
+    Mono is doubled, more than two channels are mixed down. ``what`` names the input in errors. The file is parsed by a
+    process of its own, with work files beside it (``consumer.decoding``); ``stopped`` is asked meanwhile.
 
     Raises:
-        InputUnreadable: the file is missing, is no audio, is empty, or is longer than ``max_seconds``.
+        InputUnreadable: the file is missing, is no audio, is empty, is longer than ``max_seconds``, or takes the
+            decoder down.
+        Cancelled: ``stopped`` said so.
+        RenderFailed: no decoder can be started, or the disk is full.
     """
     # Encoders pad the end of a song by some milliseconds; that must not make a song of full length too long.
     limit = math.ceil((max_seconds + _PADDING_S) * sample_rate)
-    pieces: list[Samples] = []
-    length = 0
+    with _opened(path, what) as source, tempfile.TemporaryFile(dir=path.parent) as target:
+        try:
+            verdict = decode_into(target, source, sample_rate=sample_rate, most_samples=limit, stopped=stopped)
+        except DecoderTookTooLong as error:
+            raise InputUnreadable(f"{what} takes more than {CPU_S} seconds to be read: {_CURE}") from error
+        except DecoderDied as error:
+            raise InputUnreadable(f"{what} cannot be read, it breaks the decoder: {_CURE}") from error
+        except OSError as error:
+            raise RenderFailed(f"no process can be started to read {what} ({type(error).__name__})") from error
+        _require_stereo(verdict, what, max_seconds)
+        target.seek(0)
+        return _checked(np.fromfile(target, dtype=np.float32), limit, what)
+
+
+def _opened(path: Path, what: str) -> BinaryIO:
     try:
-        with av.open(str(path), options=_OPEN_OPTIONS) as container:
-            if not container.streams.audio:
-                raise InputUnreadable(f"{what} has no audio track")
-            for piece in _resampled(container, sample_rate):
-                pieces.append(piece)
-                length += piece.shape[1]
-                if length > limit:
-                    raise InputUnreadable(f"{what} is longer than {max_seconds:g} seconds")
+        return path.open("rb")
     except FileNotFoundError as error:
         raise InputUnreadable(f"{what} is missing") from error
-    except (av.FFmpegError, ValueError, MemoryError) as error:
+    except OSError as error:
         raise InputUnreadable(f"{what} cannot be read as audio ({type(error).__name__})") from error
-    if length == 0:
-        raise InputUnreadable(f"{what} holds no sound")
-    samples = np.concatenate(pieces, axis=1)
-    if not np.isfinite(samples).all():
+
+
+def _require_stereo(verdict: Verdict, what: str, max_seconds: float) -> None:
+    if verdict is Verdict.TOO_LONG:
+        raise InputUnreadable(f"{what} is longer than {max_seconds:g} seconds")
+    if verdict is Verdict.NO_ROOM:
+        raise RenderFailed(f"the worker's disk has no room for the samples of {what}")
+    if verdict is not Verdict.STEREO:
+        raise InputUnreadable(f"{what} {_REFUSALS[verdict]}")
+
+
+def _checked(values: Samples, limit: int, what: str) -> Samples:
+    """Take nothing on trust that a child wrote: values in pairs, no more than may be, all of them numbers."""
+    if not 0 < len(values) <= limit * _STEREO or len(values) % _STEREO:
+        raise InputUnreadable(f"{what} cannot be read, it confuses the decoder: {_CURE}")
+    if not np.isfinite(values).all():
         raise InputUnreadable(f"{what} holds samples that are not numbers")
-    return samples
+    return np.ascontiguousarray(values.reshape(-1, _STEREO).T)
 
 
 def encode(samples: Samples, stem: Path, audio_format: str, sample_rate: int) -> Encoded:
@@ -112,6 +145,17 @@ def check_encoders() -> tuple[str, ...]:
         return tuple(name for name in FORMATS if _can_encode(np.stack((tone, tone)), Path(folder) / name, name))
 
 
+def check_decoder() -> str | None:
+    """Return why no audio input can be read here, or None: a short tone goes through a decoder process and back."""
+    with tempfile.TemporaryDirectory(prefix="decoder-") as folder:
+        tone = encode(np.full((_STEREO, 480), 0.25, dtype=np.float32), Path(folder) / "tone", "wav", _TONE_RATE)
+        try:
+            decode(tone.path, sample_rate=_TONE_RATE, max_seconds=1)
+        except (InputUnreadable, RenderFailed) as error:
+            return str(error)
+    return None
+
+
 def _can_encode(samples: Samples, stem: Path, audio_format: str) -> bool:
     try:
         return encode(samples, stem, audio_format, _TONE_RATE).path.stat().st_size > 0
@@ -141,21 +185,3 @@ def _frames(samples: Samples, layout: str, sample_rate: int) -> Iterator[AudioFr
         frame = AudioFrame.from_ndarray(chunk, format="fltp", layout=layout)
         frame.sample_rate, frame.pts = sample_rate, start
         yield frame
-
-
-def _resampled(container: InputContainer, sample_rate: int) -> Iterator[Samples]:
-    """Decode the first audio track, piece by piece, as stereo."""
-    resampler: av.AudioResampler | None = None
-    for frame in container.decode(audio=0):
-        if resampler is None:
-            # FFmpeg turns mono into a quieter stereo, so mono stays mono here and is doubled below.
-            layout = "mono" if frame.layout.nb_channels == 1 else "stereo"
-            resampler = av.AudioResampler(format="fltp", layout=layout, rate=sample_rate)
-        yield from map(_stereo, resampler.resample(frame))
-    if resampler is not None:
-        yield from map(_stereo, resampler.resample(None))
-
-
-def _stereo(frame: AudioFrame) -> Samples:
-    samples = cast("Samples", frame.to_ndarray())
-    return samples.repeat(_STEREO, axis=0) if samples.shape[0] == 1 else samples

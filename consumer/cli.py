@@ -4,9 +4,11 @@
 import asyncio
 import json
 import math
+import re
 import sys
 from collections.abc import Coroutine
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +16,7 @@ import typer
 from rich.console import Console
 
 from consumer import settings as settings_module
-from consumer.commands.exits import Exit
+from consumer.commands.exits import Exit, listed
 from consumer.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -26,8 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="ACE-Step 1.5 music generation behind RabbitMQ: requests in, songs in S3, events out.",
-    epilog="Exit codes: 0 done · 1 the job ended without songs · 2 usage or settings · 3 queue full · "
-    "4 broker or storage out of reach · 5 an engine cannot work · 130 interrupted.",
+    epilog=listed(),
 )
 note = Console(stderr=True, highlight=False)
 dead = typer.Typer(
@@ -90,7 +91,10 @@ def run(
 ) -> None:
     """Consume requests: the worker. SIGTERM or Ctrl-C finishes the work in hand; a second one leaves at once.
 
-    Nothing is lost either way: what was not finished goes back to the queue.
+    Nothing is lost either way: what was not finished goes back to the queue, and the exit code is 0.
+
+    SIGHUP reads `.env` again, and what may change under work in hand does: log level, workers, execution timeout,
+    inputs, presigned URLs, ACESTEP_SCRATCH_MIN_GB. The log names what needs a restart.
 
     With `--gpus` one process watches over a worker for each GPU. The settings hold for each of them; names get
     `-gpu0`, `-gpu1`, … appended, health ports count up from ACESTEP_HTTP_PORT. A worker that dies is replaced.
@@ -105,14 +109,14 @@ def run(
         "ACESTEP_HTTP_PORT": http_port,
     }
     settings = _settings(**given)
+    shared = {name: str(value) for name, value in given.items() if value is not None}
     if gpus is not None:
-        shared = {name: str(value) for name, value in given.items() if value is not None}
         raise typer.Exit(run_fleet(gpus, settings, shared, grace_s=grace))
     if lifeline is not None:
         join_fleet(lifeline, settings)
     from consumer.app import run_worker  # noqa: PLC0415 - a fleet does not need it
 
-    _await(run_worker(settings, grace_s=grace))
+    _await(run_worker(settings, grace_s=grace, read_again=partial(settings_module.load, overrides=shared)))
 
 
 @app.command()
@@ -169,15 +173,77 @@ def watch(
 
 
 @app.command()
-def schema(
-    what: Annotated[str, typer.Argument(help="`request` or `events`")] = "request",
+def listen(
+    host: Annotated[str, typer.Option("--host", help="address to listen on; others than loopback let strangers in")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="0: a free one")] = 8090,
+    names: Annotated[
+        list[str] | None,
+        typer.Option("--name", help="one more host name that the page is called by, such as a proxy's"),
+    ] = None,
+    open_: Annotated[bool, typer.Option("--open", help="open it in this machine's browser")] = False,
 ) -> None:
-    """Print the JSON Schema of requests or events."""
-    from schemas.export import SCHEMAS  # noqa: PLC0415 - see run
+    """Serve a page to hear the songs: jobs as they happen, players with waveforms, and a form to ask for more.
 
-    if what not in SCHEMAS:
-        raise typer.BadParameter(f"{what}: choose one of {', '.join(SCHEMAS)}")
-    sys.stdout.write(json.dumps(SCHEMAS[what](), indent=2) + "\n")
+    It shows every job on the queue from its start on, the last 100 of them, and jobs that ended earlier by their id.
+    Songs come out of S3 through this command, so the browser needs no access to it. Ctrl-C ends it; jobs go on.
+
+    There is no login: whoever reaches the page can hear everything, submit and cancel. For use from elsewhere, forward
+    the port (`ssh -L 8090:127.0.0.1:8090 HOST`) or put a proxy with a login in front and allow its name with `--name`.
+    """
+    from consumer.commands import listen as command  # noqa: PLC0415 - see run
+
+    stand = command.Stand(host=host, port=port, names=tuple(names or ()), show=open_)
+    _await(command.listen(_settings(), stand, note))
+
+
+@app.command()
+def cancel(
+    task_ids: Annotated[list[str], typer.Argument(metavar="TASK_ID...", help="what `submit` printed")],
+    wait: Annotated[bool, typer.Option("--wait", help="stay until they have ended, and print how")] = False,
+    timeout: Annotated[float | None, typer.Option("--timeout", min=0, help="wait no longer, seconds")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print terminal events, a line of JSON each")] = False,
+) -> None:
+    """Ask for jobs to stop: one that runs ends within a step, one that waits is dropped when it comes up.
+
+    It holds for seven days, for workers that start later too. An id can be submitted again afterwards. Without `--wait`
+    the ids are printed once the broker has the cancellation. With it, 0 means that all were cancelled; 1 that one ended
+    otherwise before, or did not end in time. A job that ended long ago does not end again: give a `--timeout`.
+    """
+    from consumer.commands import cancel as command  # noqa: PLC0415 - see run
+    from schemas.request import TASK_ID_PATTERN  # noqa: PLC0415 - as above
+
+    for task_id in task_ids:
+        if not re.fullmatch(TASK_ID_PATTERN, task_id):
+            raise typer.BadParameter(f"{task_id!r} is no task id: 1 to 128 letters, digits, - and _")
+    waits = wait or timeout is not None or as_json
+    order = command.Cancellation(tuple(dict.fromkeys(task_ids)), wait=waits, timeout_s=timeout, as_json=as_json)
+    _await(command.cancel(_settings(), order, note))
+
+
+@app.command()
+def schema(
+    what: Annotated[str, typer.Argument(help="`request`, `events`, `manifest`, or `export`")] = "request",
+    folder: Annotated[Path | None, typer.Argument(help="with `export`: the folder to write to")] = None,
+) -> None:
+    """Print the JSON Schema of requests, events or manifests, or write all documents to a folder.
+
+    - `schema request` – what a producer may send
+    - `schema export docs` – JSON Schemas of the request, of each event and of the manifest, and `asyncapi.json`: an
+      AsyncAPI 3.0 document of exchanges, queues, operations and messages with examples
+    """
+    from schemas.export import SCHEMAS, write  # noqa: PLC0415 - see run
+
+    if (what == "export") is (folder is None):
+        raise typer.BadParameter("`export` takes a folder, and nothing else does")
+    if folder is not None:
+        for path in write(folder):
+            sys.stdout.write(f"{path}\n")
+    elif what in SCHEMAS:
+        sys.stdout.write(json.dumps(SCHEMAS[what](), indent=2) + "\n")
+    else:
+        raise typer.BadParameter(f"{what}: choose one of {', '.join(SCHEMAS)}, export")
 
 
 @app.command()
@@ -242,6 +308,63 @@ def plan(
         cores=cores,
     )
     raise typer.Exit(command.plan(_settings(ACESTEP_CONFIG_PATH=model), question, note, as_json=as_json))
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """Look at everything that a worker needs, in under five seconds: a line each, ok, warn or fail, with the fix.
+
+    Settings; the broker, its version, topology, limit and this user's permissions; storage, with a throw-away object;
+    clocks; the card and its tier; models on disk; encoders; the scratch folder; the port. Nothing is changed and no
+    model is loaded. Exit code 0: a worker can start here. 6: something failed.
+    """
+    from consumer.commands import doctor as command  # noqa: PLC0415 - see run
+
+    _await(command.doctor(as_json=as_json))
+
+
+@app.command()
+def status(
+    watch: Annotated[bool, typer.Option("--watch", help="show it again and again, until Ctrl-C")] = False,
+    sample: Annotated[float, typer.Option("--sample", min=0, max=3600, help="seconds to listen to events first")] = 3.0,
+    every: Annotated[float, typer.Option("--every", min=0.2, max=3600, help="with --watch: seconds in between")] = 2.0,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object; with --watch one a line")] = False,
+) -> None:
+    """Say how the queue is doing: what waits, in whose hands the rest is, how fast it goes, when it is empty.
+
+    `waiting` counts against the limit; accepted but unfinished are at most the limit and the prefetch of all workers.
+    With ACESTEP_MANAGEMENT_URL the broker tells who consumes, with which prefetch, and the throughput of the last
+    minutes. Without it, that is known only as far as events tell while this command listens: `--sample 60` hears more.
+    """
+    from consumer.commands import status as command  # noqa: PLC0415 - see run
+
+    order = command.Order(watch=watch, sample_s=sample, every_s=every, as_json=as_json)
+    _await(command.status(_settings().broker, order, note))
+
+
+@app.command()
+def top(
+    url: Annotated[
+        str | None,
+        typer.Option("--url", help="the worker's address; unset: ACESTEP_HTTP_HOST and ACESTEP_HTTP_PORT"),
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="one answer, after a second")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="a line of JSON each second; with --once one object")] = False,
+) -> None:
+    """Watch one worker at work: jobs in hand, songs a minute, how busy the device is, memory, packs, S3.
+
+    It reads the worker's own `/metrics` and `/readyz`, every second, until Ctrl-C. Rates are those of the last minute,
+    or since this command began. Workers of a fleet (`run --gpus`) have ports that count up: `--url http://host:8081`.
+    """
+    from consumer.commands import top as command  # noqa: PLC0415 - see run
+
+    try:
+        address = command.address_of(_settings().worker) if url is None else command.completed(url)
+    except command.NoWorker as error:
+        raise typer.BadParameter(str(error)) from error
+    _await(command.top(command.Order(address, once=once, as_json=as_json), note))
 
 
 @app.command("tiny-checkpoint")

@@ -195,7 +195,11 @@ class EngineCrashed(Failed):
 
 
 class WorkerLost(EngineCrashed):
-    """The whole worker died with this job inside, as often as it may."""
+    """The whole worker died with this job inside, as often as it may; ``tries`` are all that were made."""
+
+    def __init__(self, unexplained: int, tries: int) -> None:
+        super().__init__(f"the worker died {unexplained} times with this job in hand")
+        self.tries = tries
 
 
 class StorageUnavailable(Failed):

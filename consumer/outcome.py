@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from consumer.ending import Kept
-from consumer.errors import ConsumerError, Recalled, Verdict
+from consumer.errors import ConsumerError, Recalled, Verdict, WorkerLost
 from consumer.job import Job, Plan, Rendering, StoredObject
 from schemas.events import (
     Audio,
@@ -67,13 +67,14 @@ def manifest(  # noqa: PLR0913, PLR0917 - it gathers what every stage returned, 
 
 def unfinished(error: ConsumerError, job: Job | None, task_id: str, scene: Scene) -> Unfinished:
     """Write down why a task ended without songs."""
+    attempt = error.tries if isinstance(error, WorkerLost) else scene.attempt
     return Unfinished(
         task_id=task_id,
         status=error.status or "failed",
-        attempt=scene.attempt,
+        attempt=attempt,
         worker_id=scene.worker_id,
         finished_at=scene.now,
-        error=_report(error, scene.attempt),
+        error=_report(error, attempt),
         policy=job.policy if job else None,
         warnings=job.warnings if job else (),
     )

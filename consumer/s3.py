@@ -14,6 +14,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -34,6 +35,7 @@ from yarl import URL
 
 from consumer.errors import StorageUnavailable
 from consumer.settings import StorageSettings
+from consumer.traffic import Traffic
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -167,10 +169,12 @@ class S3Connection:
         self.region = self._session.region_name or DEFAULT_REGION
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="s3")
         self._patience_s = patience_s
+        self.traffic = Traffic()
         self._retrying = AsyncRetrying(
             retry=retry_if_exception_type(_MayPass),
             stop=stop_before_delay(patience_s),
             wait=wait_random_exponential(multiplier=0.2, max=5),
+            before_sleep=self.traffic.retried,
             reraise=True,
         )
         self._bases: dict[str, str] = {}
@@ -229,6 +233,8 @@ class S3Connection:
                 answer = Answer(response.status, response.headers, await response.read())
         except (aiohttp.ClientError, TimeoutError) as error:
             raise _network_failure(place, error) from error
+        self.traffic.sent_bytes += len(payload.body)
+        self.traffic.received_bytes += len(answer.body)
         if not answer.ok and _may_pass(answer.status, answer.code):
             raise _MayPass(answer.code)
         return answer
@@ -240,7 +246,8 @@ class S3Connection:
                 if response.status not in OK:
                     answer = Answer(response.status, response.headers, await response.read())
                     raise _verdict(place, answer.status, answer.code)
-                await receiver(response.content.iter_chunked(_CHUNK_BYTES))
+                async with aclosing(self.traffic.receiving(response.content.iter_chunked(_CHUNK_BYTES))) as chunks:
+                    await receiver(chunks)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise _network_failure(place, error) from error
 

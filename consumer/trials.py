@@ -35,7 +35,7 @@ class Trials:
         known = delivery.fingerprint
         attempt = await self._attempts.next(task_id, known, redelivered=delivery.redelivered)
         if attempt.unexplained >= self._most:
-            raise WorkerLost(f"the worker died {attempt.unexplained} times with this job in hand")
+            raise WorkerLost(attempt.unexplained, attempt.number - 1)
         async with self._place_of(attempt):
             await self._attempts.begin(attempt)
             self._running[attempt] = delivery

@@ -8,6 +8,12 @@ from consumer.policy.tiers import BUILT_IN, Tier
 from consumer.settings import describe
 
 README = Path(__file__).parents[1] / "README.md"
+JAPANESE = Path(__file__).parent / "README.ja.md"
+
+_JAPANESE_HEAD = """\
+| ティア | VRAM (GB) | 最大秒数 (LM あり / なし) | 最大バッチ (LM あり / なし) | LM の既定 | 使える LM |
+|---|---|---|---|---|---|"""
+_JAPANESE_WORDS = (("| yes |", "| 読み込む |"), ("| no |", "| 読み込まない |"), (", or no GPU", "、または GPU なし"))
 
 
 def settings_table() -> str:
@@ -24,14 +30,24 @@ def tier_table() -> str:
     return "\n".join((head, "|---|---|---|---|---|---|", *map(_tier, BUILT_IN.tiers)))
 
 
+def japanese_tier_table() -> str:
+    """The same for the Japanese page."""
+    rows = "\n".join(tier_table().splitlines()[2:])
+    for english, japanese in _JAPANESE_WORDS:
+        rows = rows.replace(english, japanese)
+    return f"{_JAPANESE_HEAD}\n{rows}"
+
+
 def with_tables(text: str) -> str:
     """Return the README with both tables as they should be."""
     return _put(_put(text, "tiers", tier_table()), "settings", settings_table())
 
 
 def main() -> None:
-    """Rewrite the README."""
+    """Rewrite the README, and the Japanese page."""
     README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")
+    page = JAPANESE.read_text(encoding="utf-8")
+    JAPANESE.write_text(_put(page, "tiers", japanese_tier_table()), encoding="utf-8")
 
 
 def _default(value: str) -> str:

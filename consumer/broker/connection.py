@@ -148,6 +148,8 @@ class Link:
 
     async def __aenter__(self) -> Self:
         lenient.install()
+        if self._url.query.get("no_verify_ssl", "0") != "0":
+            _log.warning("the broker's certificate is not verified: take no_verify_ssl out of ACESTEP_AMQP_URL")
         await self._connect(backoff(FIRST_WAIT_S, LONGEST_WAIT_S), first=True)
         self._keeper = asyncio.create_task(self._keep(), name=f"link {self._name}")
         return self

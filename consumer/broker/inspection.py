@@ -23,7 +23,7 @@ from yarl import URL
 
 from consumer.broker import capacity
 from consumer.broker.faults import BrokerFault, BrokerRefused, LinkLost, mapped
-from consumer.broker.topology import GENERATE, PROBES, Exchange, Queue, Topology
+from consumer.broker.topology import GENERATE, PROBES, REQUESTS, Exchange, Queue, Topology
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -107,13 +107,10 @@ class Inspection:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(BrokerFault, TimeoutError), mapped():
-                await asyncio.wait_for(connection.close(), CLOSE_TIMEOUT_S)
+        await self._drop()
 
     async def connect(self) -> None:
-        """Connect, again where the connection was lost."""
+        """Connect."""
         with mapped():
             self._connection = await aio_pika.connect(
                 self._settings.url.get_secret_value(),
@@ -146,10 +143,14 @@ class Inspection:
         return await self._ask(ask)
 
     async def depths(self, queues: Iterable[str]) -> dict[str, Depth | None]:
-        """Return ``depth`` of several queues; connects again first where the connection was lost."""
-        if self._connection is None or self._connection.is_closed:
+        """Return ``depth`` of several queues. After ``LinkLost``, the next call connects again."""
+        if self._connection is None:
             await self.connect()
-        return {queue: await self.depth(queue) for queue in queues}
+        try:
+            return {queue: await self.depth(queue) for queue in queues}
+        except LinkLost:
+            await self._drop()
+            raise
 
     async def limit(self) -> capacity.Standing | None:
         """Measure how many requests may wait; None: there is no request queue yet."""
@@ -173,20 +174,23 @@ class Inspection:
         """Return what this user may not do, of what a worker does.
 
         Only throw-away queues are touched, with names like the request queue's: permissions go by name. Write
-        permission on an exchange shows when a queue is declared that would dead-letter to it.
+        permission on an exchange shows when a queue is declared that would dead-letter to it. Nothing is published: a
+        publish is refused some time later, and what was said on its channel meanwhile costs the connection.
         """
         probe = _probe()
         lack = await self._lack(lambda channel: _declare(channel, probe), {probe: Lack("configure", GENERATE)})
         if lack is not None:
             return (lack,)
+        to_default = {DEFAULT_EXCHANGE: Lack("write", DEFAULT_EXCHANGE)}
         asked = [
             self._lack(lambda channel: _get(channel, probe), {probe: Lack("read", GENERATE)}),
-            self._lack(lambda channel: _publish(channel, probe), {DEFAULT_EXCHANGE: Lack("write", DEFAULT_EXCHANGE)}),
+            self._lack(lambda channel: _dead_letter(channel, exchange=""), to_default),
         ]
         for name in (exchange.name for exchange in wanted.exchanges):
             bound = {name: Lack("read", name), probe: Lack("write", GENERATE)}
             asked.append(self._lack(partial(_bind, queue=probe, exchange=name), bound))
-            asked.append(self._lack(partial(_dead_letter, exchange=name), {name: Lack("write", name)}))
+            if name != REQUESTS:  # a worker publishes no requests
+                asked.append(self._lack(partial(_dead_letter, exchange=name), {name: Lack("write", name)}))
         return tuple(dict.fromkeys(lack for lack in await asyncio.gather(*asked) if lack is not None))
 
     async def _lack(self, step: Step, by_name: Mapping[str, Lack]) -> Lack | None:
@@ -216,11 +220,16 @@ class Inspection:
         with _sorted():
             opened = await self._opened.channel(publisher_confirms=False)
             channel = cast("Channel", await opened.get_underlay_channel())
-            try:
-                return await step(channel)
-            finally:
-                if not channel.is_closed:
-                    await opened.close()
+            answer = await step(channel)
+            # Not after a refusal: then the broker closes it, and a second closing would cost the connection.
+            await opened.close()
+            return answer
+
+    async def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(BrokerFault, TimeoutError), mapped():
+                await asyncio.wait_for(connection.close(), CLOSE_TIMEOUT_S)
 
     @property
     def _opened(self) -> AbstractConnection:
@@ -255,12 +264,6 @@ async def _declare(channel: Channel, queue: str, arguments: ArgumentsType | None
 
 async def _get(channel: Channel, queue: str) -> None:
     await channel.basic_get(queue, no_ack=True, timeout=CALL_TIMEOUT_S)
-
-
-async def _publish(channel: Channel, queue: str) -> None:
-    await channel.basic_publish(b"", routing_key=queue, wait=False)
-    # A refusal comes when it comes: before the answer to the next question.
-    await channel.queue_declare(queue, passive=True, timeout=CALL_TIMEOUT_S)
 
 
 async def _bind(channel: Channel, *, queue: str, exchange: str) -> None:

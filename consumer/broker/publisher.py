@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from consumer.ports import Reply
 
 APP_ID = "acestep-consumer"
+OURS, CLIENTS = "acestep.", "acestep.client."
 TRANSIENT, PERSISTENT = 1, 2
 
 PATIENCE_S = 60.0
@@ -96,7 +97,13 @@ class Publisher:
             await self._insist(_Outgoing(DEAD_LETTER, "", body, kept), PATIENCE_S)
 
     async def _answer(self, event: JobEvent, body: bytes, reply_to: str, correlation_id: str | None) -> None:
-        """A requester who does not take the answer has the event; the job does not suffer for it."""
+        """A requester who does not take the answer has the event; the job does not suffer for it.
+
+        The name is a stranger's, the right to write is ours: our own queues are not for answers.
+        """
+        if reply_to.startswith(OURS) and not reply_to.startswith(CLIENTS):
+            _log.warning("reply refused: that queue is not for answers", reply_to=reply_to, event_type=event.type)
+            return
         # An id of its own: should the broker return this copy, the event's must not be taken for it.
         properties = _event_properties(event, f"{event.id}.reply", correlation_id)
         message = _Outgoing("", reply_to, body, properties)

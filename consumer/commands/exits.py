@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exit codes of the commands, and the one place that turns a client error into one."""
+"""Exit codes of the commands: the one list, and the one place that turns a client error into one."""
 
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from consumer.client import ClientError, QueueFull
+if TYPE_CHECKING:
+    from consumer.client import ClientError
 
 
 class Exit(IntEnum):
-    """Exit codes, as documented in ``acestep-consumer --help``."""
+    """Exit codes of all commands. What each means to a caller is in ``MEANINGS``."""
 
     DONE = 0
     JOB_FAILED = 1
@@ -17,10 +19,30 @@ class Exit(IntEnum):
     QUEUE_FULL = 3
     UNREACHABLE = 4
     ENGINE = 5
+    UNFIT = 6
     INTERRUPTED = 130
 
 
-def refused(error: ClientError, note: Console) -> Exit:
+MEANINGS = {
+    Exit.DONE: "done",
+    Exit.JOB_FAILED: "the job ended without songs",
+    Exit.USAGE: "usage or settings",
+    Exit.QUEUE_FULL: "queue full",
+    Exit.UNREACHABLE: "broker, storage or worker out of reach",
+    Exit.ENGINE: "an engine cannot work",
+    Exit.UNFIT: "`doctor` found something that stops a worker",
+    Exit.INTERRUPTED: "interrupted",
+}
+
+
+def listed() -> str:
+    """Return all codes with their meanings, in one line."""
+    return "Exit codes: " + " · ".join(f"{code:d} {meaning}" for code, meaning in MEANINGS.items()) + "."
+
+
+def refused(error: "ClientError", note: Console) -> Exit:
     """Say what went wrong and choose the exit code."""
+    from consumer.client import QueueFull  # noqa: PLC0415 - half a second, and `--help` and completion need no client
+
     note.print(str(error), style="red", markup=False)
     return Exit.QUEUE_FULL if isinstance(error, QueueFull) else Exit.UNREACHABLE

@@ -2,22 +2,18 @@
 """``submit``: publish one request; on demand wait with a progress bar, and download what was sung."""
 
 import asyncio
-import hashlib
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from consumer.client import Client, ClientError
+from consumer.client import Client, ClientError, DownloadFailed, Job
 from consumer.commands.exits import Exit, refused
-from consumer.errors import StorageUnavailable
-from consumer.s3 import Place, S3Connection
 from consumer.settings import Settings
-from schemas.events import Audio, JobCompleted, JobEvent, JobProgress, JobStarted, TerminalEvent, WorkerEvent
+from schemas.events import JobCompleted, JobProgress, JobStarted, TerminalEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +30,10 @@ class Submission:
 async def submit(settings: Settings, order: Submission, note: Console) -> Exit:
     """Publish, and stay until the job ends when asked to."""
     try:
-        async with Client(settings.broker.url.get_secret_value()) as client:
+        async with Client(settings.broker.url.get_secret_value(), storage=settings.storage) as client:
             if order.wait:
-                return await _submit_and_wait(client, settings, order, note)
+                job = await client.start(order.body, priority=order.priority)
+                return await _stay(job, order, note)
             task_id = await client.submit(order.body, priority=order.priority)
     except ClientError as error:
         return refused(error, note)
@@ -44,12 +41,13 @@ async def submit(settings: Settings, order: Submission, note: Console) -> Exit:
     return Exit.DONE
 
 
-async def _submit_and_wait(client: Client, settings: Settings, order: Submission, note: Console) -> Exit:
-    task_id = str(order.body.get("task_id") or uuid4())
-    async with client.subscribe(f"job.*.{task_id}") as events:
-        await client.submit({**order.body, "task_id": task_id}, priority=order.priority)
-        note.print(f"accepted as {task_id}", markup=False)
-        event = await _follow(events, note)
+async def _stay(job: Job, order: Submission, note: Console) -> Exit:
+    note.print(f"accepted as {job.task_id}", markup=False)
+    try:
+        event = await _follow(job, note)
+    except asyncio.CancelledError:
+        note.print(f"the job goes on; `acestep-consumer watch {job.task_id}` follows it", markup=False)
+        raise
     if order.as_json:
         sys.stdout.write(event.model_dump_json() + "\n")
     if not isinstance(event, JobCompleted):
@@ -58,10 +56,10 @@ async def _submit_and_wait(client: Client, settings: Settings, order: Submission
         )
         return Exit.JOB_FAILED
     _tell(event, note)
-    return await _download(settings, event, order.download, note) if order.download else Exit.DONE
+    return await _download(job, order.download, note) if order.download and event.data.audios else Exit.DONE
 
 
-async def _follow(events: AsyncIterator[JobEvent | WorkerEvent], note: Console) -> TerminalEvent:
+async def _follow(job: Job, note: Console) -> TerminalEvent:
     """Draw the bar until the terminal event."""
     columns = (
         TextColumn("{task.description}"),
@@ -71,18 +69,15 @@ async def _follow(events: AsyncIterator[JobEvent | WorkerEvent], note: Console) 
     )
     with Progress(*columns, console=note) as bar:
         task = bar.add_task("queued", total=1.0)
-        async for event in events:
+        async for event in job.events():
             match event:
                 case JobStarted():
                     bar.update(task, description="started")
                 case JobProgress(data=data):
                     bar.update(task, completed=data.progress, description=data.stage)
-                case WorkerEvent():
-                    pass
                 case _:
                     bar.update(task, completed=1.0, description=event.data.status)
-                    return event
-    raise ClientError("the event stream ended before the job did; `acestep-consumer watch` picks it up again")
+    return await job.wait()
 
 
 def _tell(event: JobCompleted, note: Console) -> None:
@@ -95,33 +90,11 @@ def _tell(event: JobCompleted, note: Console) -> None:
         note.print(f"{audio.uri}  {audio.duration_s:g} s  seed {audio.seed}", markup=False)
 
 
-async def _download(settings: Settings, event: JobCompleted, folder: Path, note: Console) -> Exit:
-    await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+async def _download(job: Job, folder: Path, note: Console) -> Exit:
     try:
-        async with S3Connection(settings.storage) as connection:
-            for audio in event.data.audios:
-                path = folder / f"{event.data.task_id}-{Path(audio.uri).name}"
-                await _save(connection, audio, path)
-                note.print(f"saved {path}", markup=False)
-    except StorageUnavailable as error:
+        for path in await job.result(folder):
+            note.print(f"saved {path}", markup=False)
+    except DownloadFailed as error:
         note.print(f"download: {error}", style="red", markup=False)
         return Exit.UNREACHABLE
     return Exit.DONE
-
-
-async def _save(connection: S3Connection, audio: Audio, path: Path) -> None:
-    """Download one song beside its place, compare its checksum, then move it there."""
-    bucket, _, key = audio.uri.removeprefix("s3://").partition("/")
-    partial = path.with_suffix(path.suffix + ".part")
-
-    async def receive(chunks: AsyncIterator[bytes]) -> None:
-        digest = hashlib.sha256()
-        with partial.open("wb") as file:
-            async for chunk in chunks:
-                digest.update(chunk)
-                file.write(chunk)
-        if digest.hexdigest() != audio.sha256:
-            raise StorageUnavailable(f"{audio.uri} does not have the sha256 that the event names")
-
-    await connection.receive(Place(bucket, key), receive)
-    partial.replace(path)

@@ -2,29 +2,35 @@
 """``watch``: events as they come."""
 
 import sys
+from collections.abc import AsyncIterator
 
 from rich.console import Console
 
 from consumer.client import Client, ClientError
 from consumer.commands.exits import Exit, refused
 from consumer.settings import Settings
-from schemas.events import JobEvent, JobProgress, WorkerEvent
+from schemas.events import JobCompleted, JobEvent, JobProgress, JobStarted, WorkerEvent
 
 
 async def watch(settings: Settings, task_id: str | None, note: Console, *, as_json: bool) -> Exit:
-    """Print events until Ctrl-C, or until the one job that was asked for ends."""
-    keys = (f"job.*.{task_id}",) if task_id else ("job.#", "worker.#")
+    """Print events until Ctrl-C, or until the one job that was asked for ends; it may have ended already."""
     try:
-        async with Client(settings.broker.url.get_secret_value()) as client, client.subscribe(*keys) as events:
-            note.print("watching; Ctrl-C ends", style="dim")
-            async for event in events:
-                sys.stdout.write((event.model_dump_json() if as_json else _line(event)) + "\n")
-                sys.stdout.flush()
-                if task_id and not isinstance(event, WorkerEvent) and event.state.terminal:
-                    break
+        async with Client(settings.broker.url.get_secret_value(), storage=settings.storage) as client:
+            if task_id:
+                await _print((await client.job(task_id)).events(), note, as_json=as_json)
+            else:
+                async with client.subscribe() as events:
+                    await _print(events, note, as_json=as_json)
     except ClientError as error:
         return refused(error, note)
     return Exit.DONE
+
+
+async def _print(events: AsyncIterator[JobEvent | WorkerEvent], note: Console, *, as_json: bool) -> None:
+    note.print("watching; Ctrl-C ends", style="dim")
+    async for event in events:
+        sys.stdout.write((event.model_dump_json() if as_json else _line(event)) + "\n")
+        sys.stdout.flush()
 
 
 def _line(event: JobEvent | WorkerEvent) -> str:
@@ -35,9 +41,11 @@ def _line(event: JobEvent | WorkerEvent) -> str:
 
 
 def _more(event: JobEvent) -> str:
-    if isinstance(event, JobProgress):
-        return f" {event.data.progress:.0%} {event.data.stage}"
-    if event.state == "completed":
-        return "".join(f" {audio['uri']}" for audio in event.data.model_dump()["audios"])
-    error = event.data.model_dump().get("error")
-    return f" {error['code']}: {error['message']}" if error else ""
+    match event:
+        case JobStarted():
+            return ""
+        case JobProgress(data=data):
+            return f" {data.progress:.0%} {data.stage}"
+        case JobCompleted(data=data):
+            return "".join(f" {audio.uri}" for audio in data.audios)
+    return f" {event.data.error.code}: {event.data.error.message}"

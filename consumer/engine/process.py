@@ -6,6 +6,7 @@ its consumer, however that died.
 """
 
 import asyncio
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -19,6 +20,8 @@ from consumer.engine import frames
 from consumer.engine.messages import FROM_ENGINE, TO_ENGINE, FromEngine, ToEngine
 
 GRACE_S = 5.0
+SECRETS = ("ACESTEP_AMQP_URL", "ACESTEP_MANAGEMENT_URL", "AWS_")
+"""What variables with keys in them begin with."""
 
 LAST_WORDS_S = 1.0
 """What a child said before its end is read within this time."""
@@ -40,7 +43,10 @@ class EngineProcess:
 
     @classmethod
     async def start(cls, module: str) -> Self:
-        """Run ``python -m module FD`` with our end of a socket pair open here. It inherits stderr for its log."""
+        """Run ``python -m module FD`` with our end of a socket pair open here. It inherits stderr for its log.
+
+        It inherits the environment too, but for the keys to the broker and to storage: it needs neither.
+        """
         ours, theirs = socket.socketpair()
         with theirs:
             process = await asyncio.create_subprocess_exec(
@@ -50,6 +56,7 @@ class EngineProcess:
                 str(theirs.fileno()),
                 pass_fds=[theirs.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
+                env={name: value for name, value in os.environ.items() if not name.startswith(SECRETS)},
             )
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         return cls(process, reader, writer)

@@ -27,10 +27,11 @@ from structlog.testing import capture_logs
 from consumer.errors import ConsumerError, InputNotAllowed, InputUnreadable, InvalidRequest
 from consumer.inputs import AllowedInputs
 from consumer.objects import Objects
-from consumer.outcome import Scene, failed
+from consumer.outcome import Scene, unfinished
 from consumer.s3 import S3Connection
 from consumer.settings import InputSettings, StorageSettings
 from consumer.validate import parse
+from schemas.events import unfinished_event
 from tests.support.https_server import OTHER_NAME, HttpsServer, RawHttpsServer, make_certificate
 from tests.support.jobs import make_job
 
@@ -142,9 +143,8 @@ async def ending(inputs: AllowedInputs, folder: Path, place: str) -> ConsumerErr
     """How a fetch ends that must not succeed; an event can be made of it."""
     with pytest.raises(ConsumerError) as caught:
         await fetch(inputs, folder, place)
-    outcome = failed(caught.value, None, "t1", SCENE)
-    assert outcome.event is not None
-    assert json.loads(outcome.event.to_json())["data"]["error"]["message"] == str(caught.value)
+    event = unfinished_event(unfinished(caught.value, None, "t1", SCENE))
+    assert json.loads(event.to_json())["data"]["error"]["message"] == str(caught.value)
     return caught.value
 
 

@@ -13,7 +13,7 @@ from consumer.broker import publisher as publisher_module
 from consumer.broker.connection import Link
 from consumer.broker.delivery import Reply
 from consumer.broker.publisher import Publisher
-from consumer.broker.topology import DEAD_LETTER, EVENTS, UNROUTED
+from consumer.broker.topology import DEAD_LETTER, EVENTS, GENERATE, UNROUTED
 from consumer.errors import MalformedBody, Unpublished
 from schemas.events import Worker, WorkerEvent, parse_event
 from tests.support.broker import Peer, broker_settings, failed_event, progress_event, until
@@ -148,6 +148,15 @@ async def test_a_connection_that_stands_still_does_not_hold_progress_for_long(
     with pytest.raises(Unpublished, match="no confirm"):
         await publisher.publish(progress_event("t1", 1), NOBODY)
     proxy.heal()
+
+
+@pytest.mark.parametrize("queue", [GENERATE, DEAD_LETTER, UNROUTED])
+async def test_an_answer_is_never_put_into_a_queue_of_ours(publisher: Publisher, peer: Peer, queue: str) -> None:
+    """The worker may write there; whoever sent the request may not."""
+    mine = await peer.subscribe("job.#")
+    await publisher.publish(failed_event("t1"), Reply(reply_to=queue, correlation_id=None))
+    assert (await peer.take(mine)).routing_key == "job.failed.t1"
+    assert await peer.ready(queue) == 0
 
 
 async def test_a_refused_event_is_offered_again_until_there_is_room(publisher: Publisher, peer: Peer) -> None:

@@ -124,6 +124,22 @@ def test_schema_prints_json_schemas(cli: Cli) -> None:
     assert "acestep.job.completed.v1" in events["discriminator"]["mapping"]
 
 
+def test_schema_export_writes_every_document_and_names_it(cli: Cli, tmp_path: Path) -> None:
+    done = cli("schema", "export", str(tmp_path / "docs"))
+    paths = [Path(line) for line in done.stdout.splitlines()]
+    assert {path.name for path in paths} >= {"request.schema.json", "job.completed.schema.json", "asyncapi.json"}
+    assert json.loads((tmp_path / "docs" / "asyncapi.json").read_text())["asyncapi"] == "3.0.0"
+    assert cli("schema", "export").returncode == cli("schema", "events", str(tmp_path)).returncode == 2
+
+
+@pytest.mark.usefixtures("worker")
+def test_watch_tells_of_a_job_that_has_ended_already(cli: Cli) -> None:
+    done = cli("submit", "--prompt", "x", "--format", "midi", "--wait", "--json")
+    (ended,) = done.stdout.splitlines()
+    task_id = json.loads(ended)["subject"]
+    assert cli("watch", task_id, "--json").stdout.splitlines() == [ended]
+
+
 def test_a_request_file_that_is_no_json_object_is_refused_before_anything_is_sent(cli: Cli, tmp_path: Path) -> None:
     file = tmp_path / "list.json"
     file.write_text("[1, 2]")
@@ -163,6 +179,25 @@ def test_watch_prints_events_as_json_lines_until_it_is_interrupted(cli: Cli) -> 
         watching.send_signal(signal.SIGINT)
         assert watching.wait(20) == 130
     assert states[0] == "started"
+
+
+def test_ctrl_c_while_submit_waits_says_that_the_job_goes_on(cli: Cli, amqp_url: str) -> None:
+    assert cli("topology", "--declare", ACESTEP_AMQP_URL=amqp_url).returncode == 0
+    with subprocess.Popen(
+        [*COMMAND, "submit", "--prompt", "x", "--task-id", "mine", "--wait"],
+        env=clean_environment(cli.environment | {"ACESTEP_AMQP_URL": amqp_url}),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as waiting:
+        assert waiting.stderr is not None
+        assert "accepted as mine" in waiting.stderr.readline()
+        waiting.send_signal(signal.SIGINT)
+        _, said = waiting.communicate(timeout=60)
+    assert waiting.returncode == 130
+    assert "watch mine" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.usefixtures("worker")

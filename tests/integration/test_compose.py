@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from consumer.settings import known_variables
+from consumer.settings import known_variables, load
 from infra.local.compose import ComposeServers, docker_answers
 from infra.local.process import ServerError
 
@@ -67,7 +68,7 @@ def test_a_file_that_breaks_the_specification_is_noticed(tmp_path: Path) -> None
 
 def test_every_acestep_variable_is_a_setting_of_the_worker() -> None:
     used = set(re.findall(r"ACESTEP_[A-Z0-9_]+", TEXT))
-    assert {"ACESTEP_AMQP_URL", "ACESTEP_S3_ENDPOINT", "ACESTEP_CHECKPOINT_DIR"} <= used
+    assert {"ACESTEP_AMQP_URL_FILE", "ACESTEP_S3_ENDPOINT", "ACESTEP_CHECKPOINT_DIR"} <= used
     assert used <= known_variables()
 
 
@@ -104,22 +105,56 @@ def test_what_a_service_waits_for_exists_and_can_come_true(name: str) -> None:
 def test_every_volume_is_declared_and_every_mounted_file_is_in_the_repository(name: str) -> None:
     for mount in SERVICES[name].get("volumes", []):
         if mount.startswith("./"):
-            assert (ROOT / mount.split(":")[0]).is_file()
+            assert (ROOT / mount.split(":")[0]).exists()
         elif not mount.startswith("${"):
             assert mount.split(":")[0] in COMPOSE["volumes"]
 
 
-@pytest.mark.parametrize("name", ["worker", "worker-gpu"])
-def test_a_worker_runs_with_a_read_only_root_and_no_privileges(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name, service in SERVICES.items() if "build" in service])
+def test_what_runs_our_image_has_a_read_only_root_no_capabilities_and_gains_no_privilege(name: str) -> None:
     service = SERVICES[name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
-    assert "no-new-privileges:true" in service["security_opt"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert [mount.split(":")[0] for mount in service["tmpfs"]] == ["/tmp"]  # noqa: S108 - the container's own
+    assert not {"privileged", "cap_add", "user", "pid", "ipc", "network_mode", "devices"} & set(service)
+    written = [mount for mount in service.get("volumes", []) if not mount.endswith(":ro")]
+    assert written == (["checkpoints:/checkpoints"] if name == "checkpoint" else [])
 
 
-def test_the_gpu_worker_starts_only_when_asked_for() -> None:
-    assert SERVICES["worker-gpu"]["profiles"] == ["gpu"]
-    assert all("profiles" not in service for name, service in SERVICES.items() if name != "worker-gpu")
+@pytest.mark.parametrize("name", ["worker", "worker-gpu"])
+def test_a_workers_secrets_are_files_and_its_environment_holds_none(name: str) -> None:
+    environment = SERVICES[name]["environment"]
+    files = {path for path in environment.values() if str(path).startswith("/run/secrets/")}
+    assert files == {f"/run/secrets/{secret}" for secret in SERVICES[name]["secrets"]}
+    assert set(SERVICES[name]["secrets"]) <= set(COMPOSE["secrets"])
+    assert not [value for value in environment.values() if "PASSWORD" in str(value) or "@" in str(value)]
+    assert not {"AWS_SECRET_ACCESS_KEY", "ACESTEP_AMQP_URL", "ACESTEP_MANAGEMENT_URL"} & set(environment)
+
+
+def test_the_secret_files_of_development_open_the_servers_of_development() -> None:
+    default = re.compile(r"\$\{\w+:-(.*?)\}")
+    files = {name: ROOT / default.sub(r"\1", secret["file"]) for name, secret in COMPOSE["secrets"].items()}
+    environment = {
+        variable: str(files[Path(value).name]) if str(value).startswith("/run/secrets/") else default.sub(r"\1", value)
+        for variable, value in SERVICES["worker"]["environment"].items()
+    }
+    user, password = "acestep", "acestep-local"
+    broker = load(environment, None).broker
+    assert broker.url.get_secret_value() == f"amqp://{user}:{password}@rabbitmq:5672/%2F"
+    assert broker.management_url is not None
+    assert broker.management_url.get_secret_value() == f"http://{user}:{password}@rabbitmq:15672"
+    keys = configparser.ConfigParser()
+    keys.read(environment["AWS_SHARED_CREDENTIALS_FILE"])
+    assert dict(keys["default"]) == {"aws_access_key_id": user, "aws_secret_access_key": password}
+    for service in ("rabbitmq", "minio"):
+        given = list(SERVICES[service]["environment"].values())
+        assert given == [f"${{LOCAL_USER:-{user}}}", f"${{LOCAL_PASSWORD:-{password}}}"]
+
+
+def test_the_gpu_worker_and_the_watchers_start_only_when_asked_for() -> None:
+    asked = {name: service["profiles"] for name, service in SERVICES.items() if "profiles" in service}
+    assert asked == {"worker-gpu": ["gpu"], "prometheus": ["observe"], "grafana": ["observe"]}
 
 
 def test_the_image_runs_as_an_ordinary_user_and_copies_only_what_is_not_ignored() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
@@ -82,6 +83,11 @@ class Peer:
         """Publish a request. Raises aio-pika's ``DeliveryError`` when the queue is full."""
         exchange = await self.channel.get_exchange(REQUESTS, ensure=False)
         await exchange.publish(aio_pika.Message(body, **properties), "generate", timeout=10)
+
+    async def submit(self, **fields: Any) -> None:
+        """Publish a request for a small song, or what ``fields`` say, under the id in them."""
+        body = {"prompt": "x", "audio_format": "wav", "audio_duration": 10, **fields}
+        await self.request(json.dumps(body).encode(), message_id=body["task_id"], delivery_mode=2)
 
     async def subscribe(self, pattern: str, **arguments: Any) -> str:
         """Bind a new queue to the events exchange; its name."""

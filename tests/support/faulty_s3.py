@@ -5,6 +5,7 @@ import asyncio
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
@@ -21,12 +22,32 @@ def s3_error(status: int, code: str) -> web.Response:
     return web.Response(status=status, body=f"<Error><Code>{code}</Code></Error>", content_type="application/xml")
 
 
+@dataclass(eq=False)
+class Hold:
+    """Requests that wait until somebody lets them go on."""
+
+    match: Callable[[web.Request], bool]
+    answered: bool
+    waiting: int = 0
+    seen: int = 0
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def wait(self) -> None:
+        self.seen += 1
+        self.waiting += 1
+        try:
+            await self.over.wait()
+        finally:
+            self.waiting -= 1
+
+
 class FaultyS3:
     """Forwards to the server at ``upstream``; the signature survives, because the Host header is forwarded too."""
 
     def __init__(self, upstream: str) -> None:
         self._upstream = upstream
         self._faults: list[Fault] = []
+        self._holds: list[Hold] = []
         self._lost: Callable[[web.Request], bool] = lambda _: False
         # Claim success where the condition failed. The header itself is signed and cannot be taken out.
         self.ignore_conditions = False
@@ -37,7 +58,7 @@ class FaultyS3:
         self._http = aiohttp.ClientSession(auto_decompress=False)
         app = web.Application(client_max_size=64 << 20)
         app.router.add_route("*", "/{path:.*}", self._handle)
-        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
@@ -60,6 +81,21 @@ class FaultyS3:
         finally:
             self._faults.remove(fault)
 
+    @contextmanager
+    def hold(self, match: Callable[[web.Request], bool], *, answered: bool = False) -> Iterator[Hold]:
+        """Keep requests that match waiting within the block.
+
+        They do not reach the server before its end, and never once their client has gone: wait until none is
+        ``waiting``. With ``answered`` they are carried out, and the answer waits.
+        """
+        hold = Hold(match, answered)
+        self._holds.append(hold)
+        try:
+            yield hold
+        finally:
+            self._holds.remove(hold)
+            hold.over.set()
+
     def lose_answer_once(self, to: Callable[[web.Request], bool]) -> None:
         """Carry the first matching request out, then drop the connection in place of the answer."""
         pending = [to]
@@ -69,6 +105,10 @@ class FaultyS3:
 
         self._lost = lost
 
+    def lose_answers(self, to: Callable[[web.Request], bool]) -> None:
+        """Carry requests that match out, then drop the connection in place of the answer; from now on."""
+        self._lost = to
+
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         self.requests.append((request.method, request.path_qs))
         for fault in self._faults:
@@ -76,11 +116,17 @@ class FaultyS3:
             if answer is not None:
                 await request.read()
                 return answer
+        await self._held(request, answered=False)
         answer = await self._forward(request)
-        if self._lost(request):
-            assert isinstance(request.transport, asyncio.Transport)
+        await self._held(request, answered=True)
+        if self._lost(request) and isinstance(request.transport, asyncio.Transport):
             request.transport.abort()
         return answer
+
+    async def _held(self, request: web.Request, *, answered: bool) -> None:
+        for hold in list(self._holds):
+            if hold.answered is answered and hold.match(request):
+                await hold.wait()
 
     async def _forward(self, request: web.Request) -> web.Response:
         headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP_BY_HOP}

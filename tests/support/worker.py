@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """A real worker in a process of its own, as an operator runs it."""
 
+import asyncio
 import json
 import os
+import signal
 import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,6 +20,8 @@ from infra.local.process import Process, tail
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "consumer"]
+LIGHT_COMMAND = [sys.executable, "-m", "tests.support.light_worker"]
+LIGHT_VARIABLES = {"ACESTEP_INIT_LLM": "false"}
 READY_S = 120.0
 
 
@@ -26,20 +32,40 @@ def clean_environment(variables: dict[str, str]) -> dict[str, str]:
 
 
 class WorkerProcess:
-    """``acestep-consumer run`` with these settings; entering waits until it is ready."""
+    """``acestep-consumer run`` with these settings; entering waits until it is ready.
 
-    def __init__(self, folder: Path, variables: dict[str, str]) -> None:
+    ``light``: its renderer process has no model (``tests.support.light_engine``). ``arguments`` follow ``run``, and
+    ``home`` is where it runs, for its ``.env``. ``await_ready=False``: entering does not wait.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        variables: dict[str, str],
+        *,
+        light: bool = False,
+        arguments: Sequence[str] = (),
+        home: Path = ROOT,
+        await_ready: bool = True,
+    ) -> None:
         self._claim = PortClaim(1)
+        self._command = [*(LIGHT_COMMAND if light else COMMAND), "run", *arguments]
+        self._home = home
+        self._await_ready = await_ready
         self.log = folder / "worker.log"
-        self._environment = clean_environment(
-            {"ACESTEP_HTTP_PORT": str(self._claim.ports[0]), "ACESTEP_SCRATCH_DIR": str(folder), **variables}
-        )
+        ours = {
+            "ACESTEP_HTTP_PORT": str(self._claim.ports[0]),
+            "ACESTEP_SCRATCH_DIR": str(folder),
+            "PYTHONPATH": str(ROOT),
+        }
+        self._environment = clean_environment(ours | (LIGHT_VARIABLES if light else {}) | variables)
         self._process: Process | None = None
 
     def __enter__(self) -> Self:
-        self._process = Process([*COMMAND, "run"], env=self._environment, folder=ROOT, log=self.log, guarded=True)
+        self._process = Process(self._command, env=self._environment, folder=self._home, log=self.log, guarded=True)
         try:
-            self._wait_until_ready()
+            if self._await_ready:
+                self._wait_until_ready()
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -79,7 +105,24 @@ class WorkerProcess:
         lines = (json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{"))
         return [line for line in lines if fields.items() <= line.items()]
 
+    def kill(self) -> None:
+        """SIGKILL to the worker alone: what becomes of its engines is its own to have arranged."""
+        os.kill(self.process.id.pid, signal.SIGKILL)
+        while self.process.running():
+            time.sleep(0.01)
+        self.process.end()  # reaps its guard; its group is left alone
+
     def children(self) -> list[int]:
         """Process ids of the worker's engine processes."""
         pid = self.process.id.pid
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@asynccontextmanager
+async def running(worker: WorkerProcess) -> AsyncIterator[WorkerProcess]:
+    """Start and end a worker without holding up the event loop: it may be what serves the worker's proxies."""
+    await asyncio.to_thread(worker.__enter__)
+    try:
+        yield worker
+    finally:
+        await asyncio.to_thread(worker.__exit__, None, None, None)

@@ -50,8 +50,9 @@ def note_signals(notes: Path) -> list[int]:
         with notes.open("a") as file:
             file.write(f"{signal.Signals(number).name}\n")
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, note)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # as the real one does
     return heard
 
 

@@ -3,6 +3,7 @@
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from aiohttp import ClientSession
@@ -11,7 +12,21 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from consumer.engine.usage import Usage
 from consumer.health import Health
-from consumer.metrics import Metrics, RendererCollector, WorkerCollector
+from consumer.metrics import (
+    EngineCollector,
+    JobCollector,
+    Metrics,
+    PublisherCollector,
+    ReadyCollector,
+    RendererCollector,
+    ScratchCollector,
+    StorageCollector,
+    WorkerCollector,
+)
+from consumer.tally import JobTally, Refusals
+from consumer.traffic import Traffic
+from tests.support.jobs import make_job, make_manifest
+from tests.support.metrics_page import families_of_a_worker, sample_names
 from tests.support.vitals import vitals
 
 GAUGES_OF_VITALS = {
@@ -31,7 +46,7 @@ class Hands:
 
 
 def metrics(usage: Usage, consumer: Hands | None) -> Metrics:
-    return Metrics(WorkerCollector(lambda: consumer), RendererCollector(lambda: usage))
+    return Metrics(WorkerCollector(lambda: consumer, 200), RendererCollector(lambda: usage))
 
 
 def samples(page: Metrics) -> dict[str, float]:
@@ -57,6 +72,7 @@ def test_a_page_shows_the_worker_and_its_device() -> None:
         "acestep_pack_tokens": 750,
         "acestep_workers": 8,
         "acestep_in_hand": 3,
+        "acestep_queue_limit": 200,
         "acestep_songs_total": 4,
         "acestep_audio_seconds_total": 120,
         "acestep_memory_squeezes_total": 1,
@@ -64,7 +80,8 @@ def test_a_page_shows_the_worker_and_its_device() -> None:
 
 
 def test_before_the_start_counters_are_zero_and_what_is_unknown_has_no_sample() -> None:
-    assert samples(metrics(Usage(), None)) == {"acestep_workers": 0, "acestep_in_hand": 0} | dict.fromkeys(COUNTERS, 0)
+    known = {"acestep_workers": 0, "acestep_in_hand": 0, "acestep_queue_limit": 200}
+    assert samples(metrics(Usage(), None)) == known | dict.fromkeys(COUNTERS, 0)
 
 
 def test_a_device_without_memory_of_its_own_shows_none() -> None:
@@ -84,20 +101,74 @@ def test_counters_do_not_fall_when_the_process_is_replaced() -> None:
     assert not GAUGES_OF_VITALS & set(after)
 
 
-def test_every_family_has_a_type_and_a_help_that_is_a_sentence() -> None:
-    body, _ = metrics(half_idle(), Hands()).render("")
-    families = list(parse(body.decode()))
-    assert len(families) == 10
-    for family in families:
-        assert family.type == ("counter" if f"{family.name}_total" in COUNTERS else "gauge")
+async def test_every_family_of_a_worker_has_a_help_that_is_a_sentence_and_a_name_with_our_prefix() -> None:
+    families = families_of_a_worker()
+    assert len(families) >= 29
+    for name, family in families.items():
+        assert name.startswith("acestep_")
+        assert family.type in ("counter", "gauge", "histogram")
         assert family.documentation.endswith(".")
 
 
+async def test_no_label_of_a_worker_grows_with_its_work() -> None:
+    """What may label a sample is one of these: each has as many values as the code, the tiers or the models."""
+    labels = {key for family in families_of_a_worker().values() for sample in family.samples for key in sample.labels}
+    assert labels <= {"check", "state", "model", "tier", "code", "stage", "le", "reason", "engine"}
+
+
+async def test_a_worker_that_has_not_begun_shows_no_readiness_and_all_error_codes_at_zero() -> None:
+    families = families_of_a_worker()
+    ready = {sample.labels["check"]: sample.value for sample in families["acestep_ready"].samples}
+    assert ready.keys() >= {"broker", "storage", "models"}
+    assert set(ready.values()) == {0}
+    assert {sample.value for sample in families["acestep_job_errors"].samples} == {0}
+    assert {"acestep_jobs_total", "acestep_stage_seconds_bucket"} <= sample_names(families)
+
+
+def test_jobs_become_counters_and_their_stages_histograms() -> None:
+    tally, job = JobTally(), make_job()
+    tally.job_ended(make_manifest(job), job)
+    body, _ = Metrics(JobCollector(tally)).render("")
+    families = {family.name: family for family in parse(body.decode())}
+    (jobs,) = families["acestep_jobs"].samples
+    assert (jobs.labels, jobs.value) == ({"state": "completed", "model": "acestep-v15-turbo", "tier": "tier1"}, 1)
+    buckets = {
+        sample.labels["le"]: sample.value
+        for sample in families["acestep_stage_seconds"].samples
+        if sample.labels["stage"] == "total" and sample.name.endswith("_bucket")
+    }
+    assert (buckets["0.25"], buckets["0.5"], buckets["1800.0"], buckets["+Inf"]) == (0, 1, 1, 1)
+
+
+def test_storage_publishes_readiness_and_disk_have_their_page(tmp_path: Path) -> None:
+    refusals, traffic = Refusals(), Traffic(sent_bytes=7, received_bytes=5, retries=2)
+    refusals.counts["nacked"] = 3
+    page = Metrics(
+        StorageCollector(lambda: traffic, lambda: True),
+        PublisherCollector(refusals),
+        ReadyCollector(lambda: {"storage": False}),
+        ScratchCollector(tmp_path),
+    )
+    found = samples(page)
+    assert found["acestep_s3_sent_bytes_total"] == 7
+    assert found["acestep_s3_received_bytes_total"] == 5
+    assert found["acestep_s3_retries_total"] == 2
+    assert found["acestep_s3_away"] == 1
+    assert found["acestep_ready"] == 0
+    assert 0 < found["acestep_scratch_free_bytes"] <= found["acestep_scratch_size_bytes"]
+
+
+def test_a_folder_that_is_not_there_has_no_disk(tmp_path: Path) -> None:
+    assert samples(Metrics(ScratchCollector(tmp_path / "none"))) == {}
+
+
 def test_openmetrics_is_spoken_to_who_asks_for_it() -> None:
-    body, content_type = metrics(half_idle(), Hands()).render("application/openmetrics-text; version=1.0.0")
+    tally, job = JobTally(), make_job()
+    tally.job_ended(make_manifest(job), job)
+    body, content_type = Metrics(JobCollector(tally)).render("application/openmetrics-text; version=1.0.0")
     assert content_type.startswith("application/openmetrics-text; version=1.0.0")
-    families = parse_openmetrics(body.decode())  # type: ignore[no-untyped-call]  # the library leaves it so
-    assert "acestep_songs" in {family.name for family in families}
+    families = {family.name for family in parse_openmetrics(body.decode())}  # type: ignore[no-untyped-call]  # the library leaves it so
+    assert {"acestep_jobs", "acestep_stage_seconds"} <= families
 
 
 def test_two_workers_in_one_process_do_not_meet() -> None:
@@ -114,3 +185,10 @@ async def test_the_page_is_served_next_to_the_health_pages() -> None:
             assert "acestep_workers" in {family.name for family in parse(await answer.text())}
         async with client.get(f"http://127.0.0.1:{health.port}/healthz") as answer:
             assert answer.status == 200
+
+
+def test_restarts_are_counted_for_each_engine() -> None:
+    families = parse(Metrics(EngineCollector(lambda: {"renderer": 2, "planner": 0})).render("")[0].decode())
+    assert {
+        (sample.name, sample.labels["engine"], sample.value) for family in families for sample in family.samples
+    } == {("acestep_engine_restarts_total", "renderer", 2), ("acestep_engine_restarts_total", "planner", 0)}

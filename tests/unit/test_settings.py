@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings: defaults, precedence, and errors that help."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydantic import AliasChoices
 
-from consumer.settings import SettingsError, describe, known_variables, load
+from consumer.settings import SECRETS, SECTIONS, SettingsError, describe, known_variables, load
 
 
 def test_without_any_variable_the_defaults_hold() -> None:
@@ -116,3 +118,79 @@ def test_every_setting_is_described() -> None:
     rows = list(describe())
     assert {name for name, _, _ in rows} == known_variables()
     assert all(about for _, _, about in rows)
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    path = tmp_path / "amqp_url"
+    path.write_text("amqp://user:sesame@host:5672/\n")
+    return path
+
+
+class TestSecretFiles:
+    @pytest.mark.parametrize("end", ["", "\n", "\r\n", "\n\n"])
+    def test_a_file_holds_the_secret_in_the_variables_place(self, end: str, tmp_path: Path) -> None:
+        for name in ("amqp", "http"):
+            (tmp_path / name).write_text(f"{name}://user:sesame@host:1{end}", newline="")
+        files = {
+            f"ACESTEP_{kind}_URL_FILE": str(tmp_path / name)
+            for kind, name in (("AMQP", "amqp"), ("MANAGEMENT", "http"))
+        }
+        broker = load(files, None).broker
+        assert broker.url.get_secret_value() == "amqp://user:sesame@host:1"
+        assert broker.management_url is not None
+        assert broker.management_url.get_secret_value() == "http://user:sesame@host:1"
+        assert "sesame" not in repr(broker)
+
+    def test_both_at_once_are_refused_by_name(self, secret: Path) -> None:
+        with pytest.raises(SettingsError) as caught:
+            load({"ACESTEP_AMQP_URL": "amqp://user:other@host/", "ACESTEP_AMQP_URL_FILE": str(secret)}, None)
+        assert str(caught.value) == "ACESTEP_AMQP_URL and ACESTEP_AMQP_URL_FILE are both set: unset one of them"
+
+    def test_the_environments_choice_puts_the_other_one_of_the_env_file_aside(
+        self, secret: Path, tmp_path: Path
+    ) -> None:
+        file = tmp_path / ".env"
+        file.write_text("ACESTEP_AMQP_URL=amqp://user:other@elsewhere/\n")
+        assert "@host" in load({"ACESTEP_AMQP_URL_FILE": str(secret)}, file).broker.url.get_secret_value()
+        file.write_text(f"ACESTEP_AMQP_URL_FILE={secret}\n")
+        environ = {"ACESTEP_AMQP_URL": "amqp://user:other@elsewhere/"}
+        assert "@elsewhere" in load(environ, file).broker.url.get_secret_value()
+        assert "@host" in load({"ACESTEP_AMQP_URL": " "}, file).broker.url.get_secret_value()
+
+    @pytest.mark.parametrize(
+        ("make", "why"),
+        [
+            (lambda _: None, "cannot be read: No such file or directory"),
+            (lambda path: path.mkdir(), "cannot be read: Is a directory"),
+            (lambda path: path.write_bytes(b"\n"), "is empty"),
+            (lambda path: path.write_bytes(b"sesame\xff"), "holds no text"),
+            (lambda path: path.write_bytes(b"sesame" * 20_000), "is larger than 65,536 bytes: is it the right file?"),
+        ],
+        ids=["missing", "folder", "empty", "bytes", "huge"],
+    )
+    def test_a_file_that_cannot_be_used_is_named_with_its_variable(
+        self, make: Callable[[Path], object], why: str, tmp_path: Path
+    ) -> None:
+        make(tmp_path / "secret")
+        with pytest.raises(SettingsError) as caught:
+            load({"ACESTEP_MANAGEMENT_URL_FILE": str(tmp_path / "secret")}, None)
+        assert str(caught.value) == f"ACESTEP_MANAGEMENT_URL_FILE: {tmp_path / 'secret'} {why}"
+        assert caught.value.__cause__ is None or "sesame" not in repr(caught.value.__cause__)
+
+    def test_a_malformed_secret_is_explained_with_the_variable_that_named_its_file(self, tmp_path: Path) -> None:
+        (tmp_path / "secret").write_text("http://user:sesame@host")
+        with pytest.raises(SettingsError) as caught:
+            load({"ACESTEP_AMQP_URL_FILE": str(tmp_path / "secret")}, None)
+        assert str(caught.value).startswith("ACESTEP_AMQP_URL, as read from ACESTEP_AMQP_URL_FILE: must look like amqp")
+        assert "sesame" not in str(caught.value)
+
+    def test_every_setting_that_hides_its_value_may_come_from_a_file(self) -> None:
+        hidden = {
+            str(field.validation_alias.choices[0])
+            for section in SECTIONS.values()
+            for field in section.model_fields.values()
+            if isinstance(field.validation_alias, AliasChoices) and "SecretStr" in repr(field.annotation)
+        }
+        assert hidden == set(SECRETS)
+        assert {f"{name}_FILE" for name in hidden} <= known_variables()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from consumer.engine.process import EngineProcess
 from consumer.engine.supervisor import EngineUnusable
 from consumer.errors import EngineCrashed, Interrupted, RenderFailed
 from consumer.job import Plan, Sources
@@ -161,3 +162,14 @@ async def test_a_process_that_talks_nonsense_is_replaced(tmp_path: Path) -> None
         rendering = await render(engine, tmp_path, f"rant-once {tmp_path / 'mark'}")
         assert rendering.tracks
         assert engine.restarts == 1
+
+
+async def test_an_engine_gets_no_keys_to_the_broker_or_to_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ACESTEP_AMQP_URL", "ACESTEP_AMQP_URL_FILE", "ACESTEP_MANAGEMENT_URL", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "sesame")
+    monkeypatch.setenv("HF_HOME", "needed")
+    process = await EngineProcess.start("tests.support.engine_double")
+    read = Path(f"/proc/{process.pid}/environ").read_bytes
+    await eventually(lambda: b"HF_HOME=needed" in read())
+    assert b"sesame" not in read()
+    await process.end()

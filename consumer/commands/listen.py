@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``listen``: the page to hear the songs, from its start to Ctrl-C."""
+
+import asyncio
+import signal
+import sys
+import webbrowser
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from aiohttp import web
+from rich.console import Console
+
+from consumer.client import Client, ClientError
+from consumer.client.endings import Endings
+from consumer.commands.aside import aside
+from consumer.commands.exits import Exit, refused
+from consumer.listen.board import Board
+from consumer.listen.guard import Guard, is_loopback
+from consumer.listen.reporter import catch_up, report
+from consumer.listen.server import Server
+from consumer.listen.songs import Songs
+from consumer.settings import Settings
+
+# Songs that somebody listens to are cut at the end; pages are let go before.
+_CLOSE_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stand:
+    """Where the page is served. ``names``: more host names that it is called by; ``show``: open it in a browser."""
+
+    host: str
+    port: int
+    names: tuple[str, ...]
+    show: bool
+
+
+async def listen(settings: Settings, stand: Stand, note: Console) -> Exit:
+    """Serve the page until Ctrl-C or SIGTERM, or until the broker refuses to tell more."""
+    try:
+        async with Client(settings.broker.url.get_secret_value(), storage=settings.storage) as client:
+            return await _serve(client, settings, stand, note)
+    except ClientError as error:
+        return refused(error, note)
+
+
+async def _serve(client: Client, settings: Settings, stand: Stand, note: Console) -> Exit:
+    board, endings = Board(), Endings(settings.storage)
+    try:
+        async with client.subscribe("job.#") as events, Songs(settings.storage, endings, board) as songs:
+            app = Server(client, board, songs, endings).application(Guard(stand.host, stand.names))
+            try:
+                async with _site(app, stand) as url:
+                    await _welcome(url, stand, note)
+                    await _until_the_end(report(events, board), catch_up(board, endings))
+            except OSError as error:
+                note.print(_no_place(stand, error), style="red", markup=False)
+                return Exit.USAGE
+    finally:
+        await endings.close()
+    return Exit.DONE
+
+
+@asynccontextmanager
+async def _site(app: web.Application, stand: Stand) -> AsyncIterator[str]:
+    """Listen; the page's URL. Raises ``OSError`` when the address cannot be had."""
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_CLOSE_S)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, stand.host, stand.port).start()
+        host = f"[{stand.host}]" if ":" in stand.host else stand.host
+        yield f"http://{host}:{runner.addresses[0][1]}/"
+    finally:
+        await runner.cleanup()
+
+
+async def _welcome(url: str, stand: Stand, note: Console) -> None:
+    sys.stdout.write(url + "\n")
+    sys.stdout.flush()
+    if not is_loopback(stand.host):
+        note.print(
+            f"warning: {stand.host} is open to others, and there is no login: whoever reaches this page can hear all "
+            "songs, submit and cancel. Safer: 127.0.0.1 with `ssh -L`, or a proxy with a login.",
+            style="yellow",
+            markup=False,
+        )
+    note.print("listening; Ctrl-C ends", style="dim")
+    if stand.show and not await aside(lambda: webbrowser.open(url)):
+        note.print("no browser was found here; open the address yourself", markup=False)
+
+
+async def _until_the_end(*works: Coroutine[Any, Any, None]) -> None:
+    """Work until SIGTERM, or until one of these fails. Raises what it failed of."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    tasks = {asyncio.create_task(work) for work in (*works, _wait(ended))}
+    loop.add_signal_handler(signal.SIGTERM, ended.set)
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def _wait(ended: asyncio.Event) -> None:
+    await ended.wait()
+
+
+def _no_place(stand: Stand, error: OSError) -> str:
+    return f"{stand.host}:{stand.port}: {error.strerror}; is another one running? --port 0 takes a free port"

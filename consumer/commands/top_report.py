@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``top`` shows of one worker, from its page of metrics. Pure; ``--json`` prints it as it is.
+
+A family that a worker does not have, because it is older or newer than this program, leaves its value at None.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic import BaseModel, ConfigDict
+
+WINDOW_S: Final = 60.0
+Labels = Mapping[str, str]
+
+
+class PageUnreadable(Exception):
+    """What was read is no page of a worker's metrics."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class JobsPart(_Part):
+    """Jobs: in hand, how many may be, and those that ended, by state."""
+
+    in_hand: int | None
+    workers: int | None
+    ended: dict[str, int]
+
+
+class SongsPart(_Part):
+    """Songs: in all, and a minute of late. ``times_real_time``: seconds of audio made in a second."""
+
+    total: int | None
+    a_minute: float | None
+    times_real_time: float | None
+
+
+class DevicePart(_Part):
+    """The renderer's device. ``busy``: share of the last minute, 0 to 1; memory in bytes."""
+
+    busy: float | None
+    vram_used: float | None
+    vram_limit: float | None
+    pack_songs: int | None
+    pack_tokens: int | None
+    squeezes: int | None
+
+
+class StoragePart(_Part):
+    """The line to S3: bytes in all, bytes a second of late, tries after the first, whether work waits for it."""
+
+    sent: float | None
+    received: float | None
+    sent_per_s: float | None
+    received_per_s: float | None
+    retries: int | None
+    away: bool | None
+
+
+class Top(_Part):
+    """The whole answer.
+
+    Attributes:
+        status: what the worker says of its readiness.
+        checks: its conditions, by name.
+        restarts: of its engine processes, by name.
+        stages_s: mean seconds of a job's stages, since the worker's start.
+        window_s: the time that what is said to be "of late" was counted over, seconds.
+    """
+
+    url: str
+    status: Literal["ready", "not ready", "unknown"]
+    checks: dict[str, bool]
+    jobs: JobsPart
+    songs: SongsPart
+    device: DevicePart
+    restarts: dict[str, int]
+    storage: StoragePart
+    stages_s: dict[str, float]
+    window_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of metrics as it was at ``read_s``, seconds of any steady clock."""
+
+    families: Mapping[str, Metric]
+    read_s: float
+
+    def value(self, name: str) -> float | None:
+        """Return the sum of a family's samples, whatever their labels; None where there are none."""
+        found = list(self.by(name).values())
+        return sum(found) if found else None
+
+    def by(self, name: str, label: str | None = None) -> dict[str, float]:
+        """Return a family's samples by one label, summed over the others. ``name`` is the samples' own."""
+        totals: dict[str, float] = {}
+        family = self.families.get(name) or self.families.get(name.removesuffix("_total"))
+        for sample in family.samples if family else ():
+            if sample.name == name:
+                key = sample.labels.get(label, "") if label else ""
+                totals[key] = totals.get(key, 0.0) + sample.value
+        return totals
+
+    def means(self, name: str, label: str) -> dict[str, float]:
+        """Return the mean of a histogram by one label."""
+        family = self.families.get(name)
+        sums, counts = {}, {}
+        for sample in family.samples if family else ():
+            if sample.name == f"{name}_sum":
+                sums[sample.labels.get(label, "")] = sample.value
+            elif sample.name == f"{name}_count":
+                counts[sample.labels.get(label, "")] = sample.value
+        return {key: round(total / counts[key], 3) for key, total in sums.items() if counts.get(key)}
+
+
+def read_page(text: str, now_s: float) -> Page:
+    """Parse a page in Prometheus's text format.
+
+    Raises:
+        PageUnreadable: it is none, or not a worker's.
+    """
+    try:
+        families = {family.name: family for family in text_string_to_metric_families(text)}
+    except ValueError as error:
+        raise PageUnreadable("its /metrics is not in Prometheus's format") from error
+    if not any(name.startswith("acestep_") for name in families):
+        raise PageUnreadable("its /metrics has no acestep_ family: is it a worker of this program?")
+    return Page(families, now_s)
+
+
+class Recorder:
+    """The pages of the last minute: what counts upwards becomes a rate."""
+
+    def __init__(self) -> None:
+        self._pages: deque[Page] = deque()
+
+    def add(self, page: Page) -> None:
+        """Keep a page. After a restart counters begin at 0 again, and so does the window."""
+        if self._pages and _went_back(self._pages[-1], page):
+            self._pages.clear()
+        self._pages.append(page)
+        while self._pages[0].read_s < page.read_s - WINDOW_S:
+            self._pages.popleft()
+
+    @property
+    def window_s(self) -> float:
+        """Seconds between the first page and the last."""
+        return self._pages[-1].read_s - self._pages[0].read_s if self._pages else 0.0
+
+    def rate(self, name: str) -> float | None:
+        """Return how much a counter grew a second; None while there is one page, or no such counter."""
+        if not self.window_s:
+            return None
+        before, now = self._pages[0].value(name), self._pages[-1].value(name)
+        return None if before is None or now is None else (now - before) / self.window_s
+
+
+def top_of(url: str, page: Page, recorder: Recorder, readiness: Mapping[str, object]) -> Top:
+    """Put together what the pages tell. ``readiness`` is the body of ``/readyz``; empty where there is none."""
+    checks = readiness.get("checks")
+    told = readiness.get("status")
+    return Top(
+        url=url,
+        status="ready" if told == "ready" else "not ready" if told == "not ready" else "unknown",
+        checks={str(name): bool(holds) for name, holds in checks.items()} if isinstance(checks, dict) else {},
+        jobs=JobsPart(
+            in_hand=_whole(page.value("acestep_in_hand")),
+            workers=_whole(page.value("acestep_workers")),
+            ended={state: int(count) for state, count in page.by("acestep_jobs_total", "state").items()},
+        ),
+        songs=_songs(page, recorder),
+        device=_device(page),
+        restarts={name: int(count) for name, count in page.by("acestep_engine_restarts_total", "engine").items()},
+        storage=_storage(page, recorder),
+        stages_s=page.means("acestep_stage_seconds", "stage"),
+        window_s=round(recorder.window_s, 1),
+    )
+
+
+def _songs(page: Page, recorder: Recorder) -> SongsPart:
+    rate = recorder.rate("acestep_songs_total")
+    return SongsPart(
+        total=_whole(page.value("acestep_songs_total")),
+        a_minute=None if rate is None else round(60 * rate, 2),
+        times_real_time=_rounded(recorder.rate("acestep_audio_seconds_total")),
+    )
+
+
+def _device(page: Page) -> DevicePart:
+    idle = page.value("acestep_gpu_idle_ratio")
+    return DevicePart(
+        busy=None if idle is None else round(1 - idle, 4),
+        vram_used=page.value("acestep_vram_used_bytes"),
+        vram_limit=page.value("acestep_vram_limit_bytes"),
+        pack_songs=_whole(page.value("acestep_pack_songs")),
+        pack_tokens=_whole(page.value("acestep_pack_tokens")),
+        squeezes=_whole(page.value("acestep_memory_squeezes_total")),
+    )
+
+
+def _storage(page: Page, recorder: Recorder) -> StoragePart:
+    away = page.value("acestep_s3_away")
+    return StoragePart(
+        sent=page.value("acestep_s3_sent_bytes_total"),
+        received=page.value("acestep_s3_received_bytes_total"),
+        sent_per_s=_rounded(recorder.rate("acestep_s3_sent_bytes_total")),
+        received_per_s=_rounded(recorder.rate("acestep_s3_received_bytes_total")),
+        retries=_whole(page.value("acestep_s3_retries_total")),
+        away=None if away is None else bool(away),
+    )
+
+
+def _went_back(before: Page, now: Page) -> bool:
+    names = ("acestep_songs_total", "acestep_s3_sent_bytes_total", "acestep_s3_received_bytes_total")
+    return any((now.value(name) or 0) < (before.value(name) or 0) for name in names)
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may ask: this page under one of its own names, and no other site that the same browser has open.
+
+There is no login. What keeps strangers out is the address that the page is bound to. What keeps out other sites, which
+the same browser may have open, is here: ``Host`` against names that were pointed at us later, ``Origin`` against orders
+in our name, and headers that let the page load, run and connect to nothing but this server.
+"""
+
+import ipaddress
+import socket
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Final
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+from yarl import URL
+
+HEADERS: Final = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "media-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+_READING: Final = frozenset({"GET", "HEAD"})
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what is bound to ``host``."""
+    address = _address(host)
+    return host.lower() == "localhost" if address is None else address.is_loopback
+
+
+class Guard:
+    """Checks where requests come from.
+
+    Args:
+        bound: the address that the server listens on.
+        names: more names that it is called by, for instance behind a proxy.
+    """
+
+    def __init__(self, bound: str, names: Iterable[str] = ()) -> None:
+        self._here_only = is_loopback(bound)
+        self._names = {"localhost", bound.lower(), *(name.lower() for name in names)}
+        if not self._here_only:
+            self._names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
+
+    @property
+    def middleware(self) -> Middleware:
+        """For the application."""
+
+        @web.middleware
+        async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+            why = self.refusal(request.method, request.headers.get("Host", ""), request.headers.get("Origin"))
+            if why is not None:
+                return web.Response(status=HTTPStatus.FORBIDDEN, text=f"{why}\n")
+            return await handler(request)
+
+        return check
+
+    def refusal(self, method: str, host: str, origin: str | None) -> str | None:
+        """Return why a request is refused; None when it is not."""
+        if not self._knows(host):
+            return f"{host[:100]!r} is no name of this page; start it with --name to allow one"
+        if method not in _READING and not _same(origin, host):
+            return "only the page itself may ask for that"
+        return None
+
+    def _knows(self, host: str) -> bool:
+        name = _host_of(f"//{host}")
+        if name is None:
+            return False
+        address = _address(name)
+        if address is None:
+            return name in self._names
+        # A number cannot be pointed elsewhere by whoever owns a name.
+        return address.is_loopback or not self._here_only
+
+
+async def add_headers(_: web.Request, response: web.StreamResponse) -> None:
+    """For the application's ``on_response_prepare``."""
+    response.headers.update(HEADERS)
+    response.headers.setdefault("Cache-Control", "no-store")
+
+
+def _same(origin: str | None, host: str) -> bool:
+    return origin is not None and origin.partition("://")[2] == host
+
+
+def _host_of(url: str) -> str | None:
+    try:
+        return (URL(url).host or "").lower() or None
+    except ValueError:
+        return None
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Secrets from files: ``NAME_FILE`` names a file that holds the value of ``NAME``.
+
+Orchestrators hand secrets out as files: an environment is inherited by every child process, and shows in listings.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+SUFFIX: Final = "_FILE"
+
+_MAX_BYTES: Final = 1 << 16
+
+
+class SecretFileError(Exception):
+    """One variable cannot be followed; the text names it and says why, and holds nothing of the file."""
+
+
+def layered(layers: Iterable[Mapping[str, str]], secrets: Iterable[str]) -> dict[str, str]:
+    """Join layers of variables, later ones over earlier ones; a later ``NAME`` puts an earlier ``NAME_FILE`` aside.
+
+    Raises:
+        SecretFileError: one layer sets both.
+    """
+    joined: dict[str, str] = {}
+    for layer in layers:
+        for name in secrets:
+            file = name + SUFFIX
+            if name in layer and file in layer:
+                raise SecretFileError(f"{name} and {file} are both set: unset one of them")
+            if name in layer or file in layer:
+                joined.pop(name, None)
+                joined.pop(file, None)
+        joined.update(layer)
+    return joined
+
+
+def read_all(values: Mapping[str, str], secrets: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield each secret whose file is named in ``values``, with what the file holds. Raises ``SecretFileError``."""
+    for name in secrets:
+        if (file := values.get(name + SUFFIX)) is not None:
+            yield name, _read(name + SUFFIX, Path(file.strip()).expanduser())
+
+
+def _read(variable: str, path: Path) -> str:
+    """Return the file's text without the line end that editors and ``echo`` add."""
+    try:
+        with path.open("rb") as file:
+            held = file.read(_MAX_BYTES + 1)
+        text = held.decode().rstrip("\r\n")
+    except OSError as error:
+        raise SecretFileError(f"{variable}: {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise SecretFileError(f"{variable}: {path} holds no text") from None  # the error itself quotes the bytes
+    if not text.strip():
+        raise SecretFileError(f"{variable}: {path} is empty")
+    if len(held) > _MAX_BYTES:
+        raise SecretFileError(f"{variable}: {path} is larger than {_MAX_BYTES:,} bytes: is it the right file?")
+    return text

@@ -1,0 +1,376 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The SDK against a real broker: what it hears, what it misses never, what it says when something is wrong."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import aio_pika
+import pytest
+
+from consumer.broker.connection import Link
+from consumer.broker.topology import CONTROL, EVENTS, GENERATE
+from consumer.client import Client, ClientError, NoQueue, NotEndedYet, QueueFull, Unreachable
+from infra.local.rabbitmq import RabbitMQ
+from schemas import examples
+from schemas.events import CONTENT_TYPE, JobCompleted, JobEvent, JobProgress, Progress, WorkerEvent
+from tests.support.broker import Peer, broker_settings, failed_event, until
+from tests.support.proxy import Proxy
+from tests.support.servers import ManagementApi
+from tests.support.waiting import eventually
+
+WITHIN_S = 90
+TWO = 2
+
+
+class Teller(Peer):
+    """A worker's voice: declares what a worker declares, and publishes events."""
+
+    async def tell(self, *events: JobEvent | WorkerEvent, **changes: Any) -> None:
+        """Publish events; ``changes`` are put into their bodies."""
+        exchange = await self.channel.get_exchange(EVENTS, ensure=False)
+        for event in events:
+            body = json.dumps(json.loads(event.to_json()) | changes).encode()
+            message = aio_pika.Message(body, content_type=CONTENT_TYPE, delivery_mode=2)
+            await exchange.publish(message, event.routing_key, mandatory=False)
+
+
+def progress(task_id: str, sequence: int) -> JobProgress:
+    data = Progress(task_id=task_id, progress=sequence / 1000, stage="render", sequence=sequence)
+    return JobProgress.of(data, attempt=1, worker_id="w")
+
+
+def completed(task_id: str, **changes: Any) -> JobCompleted:
+    return JobCompleted.of(examples.completed().data.model_copy(update={"task_id": task_id, **changes}))
+
+
+@pytest.fixture
+async def declared(amqp_url: str) -> str:
+    """A virtual host with everything that a worker declares, room for two requests, and no worker."""
+    async with Link(broker_settings(amqp_url, queue_maxsize=TWO), "test"):
+        return amqp_url
+
+
+@pytest.fixture
+async def teller(declared: str) -> AsyncIterator[Teller]:
+    async with Teller(declared) as peer:
+        yield peer
+
+
+@pytest.fixture
+async def client(declared: str) -> AsyncIterator[Client]:
+    async with Client(declared) as ours:
+        yield ours
+
+
+@pytest.fixture
+async def proxy(declared: str) -> AsyncIterator[Proxy]:
+    async with Proxy.for_url(declared) as between:
+        yield between
+
+
+@pytest.fixture
+async def proxied(declared: str, proxy: Proxy) -> AsyncIterator[Client]:
+    """A client whose connection can be broken."""
+    async with Client(proxy.url(declared)) as ours:
+        yield ours
+
+
+async def test_a_started_job_tells_its_events_in_order_and_ends(client: Client, teller: Teller) -> None:
+    job = await client.start({"prompt": "jazz"})
+    request = await teller.take(GENERATE)
+    assert json.loads(request.body) == {"prompt": "jazz", "task_id": job.task_id}
+    assert (request.message_id, request.delivery_mode) == (job.task_id, 2)
+    told: list[JobEvent] = [progress(job.task_id, 1), completed(job.task_id)]
+    async with asyncio.timeout(WITHIN_S):
+        await teller.tell(told[0])
+        events = job.events()
+        heard = [await anext(events)]
+        await teller.tell(told[1])
+        heard += [event async for event in events]
+    assert heard == told
+    assert await job.wait() == told[1]
+    assert job.ended == told[1]
+
+
+async def test_events_of_other_jobs_stay_with_the_others(client: Client, teller: Teller) -> None:
+    mine, other = await client.start({"prompt": "a"}), await client.start({"prompt": "b"})
+    await teller.tell(failed_event(other.task_id), completed(mine.task_id))
+    async with asyncio.timeout(WITHIN_S):
+        assert (await mine.wait()).data.status == "succeeded"
+        assert (await other.wait()).data.status == "failed"
+        assert [event.subject async for event in mine.events()] == [mine.task_id]
+
+
+async def test_two_who_wait_for_one_job_both_hear_its_end(client: Client, teller: Teller) -> None:
+    waits = [asyncio.create_task(client.wait("shared", WITHIN_S)) for _ in range(2)]
+    job = await client.job("shared")
+    await teller.tell(completed("shared"))
+    assert {(await wait).subject for wait in waits} == {"shared"}
+    assert (await job.wait(WITHIN_S)).subject == "shared"
+
+
+async def test_a_wait_that_is_over_too_soon_says_how_far_the_job_is(client: Client, teller: Teller) -> None:
+    job = await client.start({"prompt": "jazz"})
+    with pytest.raises(NotEndedYet, match="nothing heard"):
+        await job.wait(0.01)
+    await teller.tell(progress(job.task_id, 250))
+    await anext(job.events())
+    with pytest.raises(TimeoutError, match="render, 25%"):
+        await job.wait(0.01)
+
+
+async def test_without_storage_a_wait_says_that_an_earlier_end_cannot_be_known(client: Client) -> None:
+    with pytest.raises(NotEndedYet, match="whether it ended earlier is not known"):
+        await client.wait("long-gone", 0.1)
+
+
+async def test_who_waits_when_the_client_is_closed_is_told(declared: str) -> None:
+    async with Client(declared) as client:
+        waiting = asyncio.create_task((await client.start({"prompt": "x"})).wait())
+        await asyncio.sleep(0)
+    with pytest.raises(ClientError, match="closed"):
+        await waiting
+
+
+async def test_nothing_is_missed_and_nothing_twice_over_connections_that_break(
+    proxied: Client, proxy: Proxy, teller: Teller
+) -> None:
+    count = 400
+    told = [progress("j", number) for number in range(1, count + 1)]
+
+    async def tell() -> None:
+        for number, event in enumerate(told):
+            await teller.tell(event)
+            if number % 80 == 40:
+                proxy.cut()
+
+    async with asyncio.timeout(WITHIN_S), proxied.subscribe("job.#") as events:
+        telling = asyncio.create_task(tell())
+        heard = [await anext(events) for _ in range(count)]
+        await telling
+    assert heard == told
+
+
+async def test_what_is_told_while_the_connection_is_gone_is_heard_when_it_is_back(
+    proxied: Client, proxy: Proxy, teller: Teller
+) -> None:
+    job = await proxied.start({"prompt": "jazz"})
+    proxy.refuse()
+    await teller.tell(completed(job.task_id))
+    proxy.heal()
+    assert (await job.wait(WITHIN_S)).subject == job.task_id
+
+
+async def test_giving_up_a_wait_in_the_middle_of_an_outage_loses_nothing(
+    proxied: Client, proxy: Proxy, teller: Teller
+) -> None:
+    told = [progress("j", number) for number in range(1, 6)]
+    async with asyncio.timeout(WITHIN_S), proxied.subscribe("job.#") as events:
+        proxy.refuse()
+        await give_up(events)
+        await teller.tell(*told)
+        await give_up(events)
+        proxy.heal()
+        heard: list[JobEvent | WorkerEvent] = []
+        while len(heard) < len(told):
+            heard += await within(0.01, events)
+    assert heard == told
+
+
+async def test_a_job_can_be_followed_while_the_connection_comes_back(
+    proxied: Client, proxy: Proxy, teller: Teller
+) -> None:
+    first = await proxied.start({"prompt": "jazz"})
+    proxy.cut()
+    second = await proxied.start({"prompt": "rock"})
+    await teller.tell(completed(first.task_id), completed(second.task_id))
+    async with asyncio.timeout(WITHIN_S):
+        assert [(await job.wait()).subject for job in (first, second)] == [first.task_id, second.task_id]
+
+
+async def test_a_subscription_whose_queue_was_deleted_is_made_again(
+    client: Client, teller: Teller, management: ManagementApi, amqp_vhost: str
+) -> None:
+    async with asyncio.timeout(WITHIN_S), client.subscribe("job.#") as events:
+        (name,) = own_queues(management, amqp_vhost)
+        await teller.channel.queue_delete(name)
+        hearing = asyncio.ensure_future(anext(events))
+        await eventually(lambda: own_queues(management, amqp_vhost) == [name])
+        numbers = iter(range(1, 1000))
+
+        async def heard() -> bool:
+            await teller.tell(progress("j", next(numbers)))
+            return hearing.done()
+
+        await until(heard, "an event")
+        assert (await hearing).subject == "j"
+
+
+async def test_a_client_that_leaves_leaves_nothing_behind(
+    declared: str, management: ManagementApi, amqp_vhost: str
+) -> None:
+    async with Client(declared) as client, client.subscribe() as _:
+        await client.start({"prompt": "x"})
+        assert len(own_queues(management, amqp_vhost)) == TWO
+    assert own_queues(management, amqp_vhost) == []
+
+
+async def test_events_of_a_newer_worker_are_heard_and_what_is_no_event_is_skipped(
+    client: Client, teller: Teller, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with asyncio.timeout(WITHIN_S), client.subscribe("job.#") as events:
+        await teller.tell(progress("j", 1), type="acestep.job.daydreaming.v1")
+        await teller.tell(progress("j", 2), mood="happy")
+        heard = await anext(events)
+    assert isinstance(heard, JobProgress)
+    assert heard.data.sequence == TWO
+    assert "skipped" in caplog.text
+
+
+async def test_a_stream_is_one_line(client: Client, teller: Teller, management: ManagementApi, amqp_vhost: str) -> None:
+    stream = client.stream("job.completed.*")
+    first = asyncio.ensure_future(anext(stream))
+    await eventually(lambda: own_queues(management, amqp_vhost))
+
+    async def heard() -> bool:
+        await teller.tell(progress("j", 1), completed("j"))
+        return first.done()
+
+    await until(heard, "an event")
+    assert isinstance(await first, JobCompleted)
+    await stream.aclose()
+    assert own_queues(management, amqp_vhost) == []
+
+
+async def test_a_full_queue_says_when_to_try_again_and_that_no_worker_is_there(client: Client) -> None:
+    await submit(client, TWO)
+    with pytest.raises(QueueFull, match="no worker consumes") as full:
+        await client.submit({"prompt": "one too many"})
+    assert (full.value.waiting, full.value.workers) == (TWO, 0)
+    assert 30 <= full.value.retry_after <= 40
+
+
+async def test_the_time_to_try_again_is_learned_from_jobs_that_end(client: Client, teller: Teller) -> None:
+    await consume(teller, workers=2)
+    job = await client.start({"prompt": "x"})
+    await teller.tell(completed(job.task_id))
+    await job.wait(WITHIN_S)
+    with pytest.raises(QueueFull, match="for 2 workers") as full:
+        await submit(client, 2 * TWO + 1)
+    took = examples.completed().data.timings.total
+    assert took is not None
+    assert took / 2 <= full.value.retry_after <= 1.25 * took / 2
+
+
+async def test_a_refused_request_leaves_no_one_listening(
+    client: Client, management: ManagementApi, amqp_vhost: str
+) -> None:
+    await submit(client, TWO)
+    with pytest.raises(QueueFull):
+        await client.start({"prompt": "x", "task_id": "refused"})
+    bindings = management.call("GET", f"/api/bindings/{amqp_vhost}")
+    assert not [binding for binding in bindings if "refused" in binding["routing_key"]]
+
+
+async def test_a_login_that_may_only_publish_can_submit_and_hears_that_the_queue_is_full(
+    declared: str, rabbitmq: RabbitMQ, management: ManagementApi, amqp_vhost: str
+) -> None:
+    management.call("PUT", f"/api/users/{amqp_vhost}", {"password": "sesame", "tags": ""})
+    only_write = {"configure": "^$", "write": "^acestep\\.requests$", "read": "^$"}
+    management.call("PUT", f"/api/permissions/{amqp_vhost}/{amqp_vhost}", only_write)
+    url = declared.replace("guest:guest", f"{amqp_vhost}:sesame")
+    assert url != declared
+    try:
+        async with Client(url) as producer:
+            with pytest.raises(QueueFull) as full:
+                await submit(producer, TWO + 1)
+            with pytest.raises(Unreachable, match="permission"):
+                await producer.start({"prompt": "x"})
+    finally:
+        management.call("DELETE", f"/api/users/{amqp_vhost}")
+    assert full.value.waiting in {None, TWO}  # brokers differ in whether this login may ask
+
+
+async def test_a_request_is_sent_again_when_its_connection_breaks(
+    proxied: Client, proxy: Proxy, teller: Teller
+) -> None:
+    await proxied.submit({"prompt": "x", "task_id": "one"})
+    proxy.cut()
+    await proxied.submit({"prompt": "x", "task_id": "two"})
+    assert [(await teller.take(GENERATE)).message_id for _ in range(TWO)] == ["one", "two"]
+
+
+async def test_a_broker_that_stays_away_is_an_error_that_says_so(declared: str, proxy: Proxy) -> None:
+    async with Client(proxy.url(declared), patience_s=0.5) as client:
+        proxy.refuse()
+        with pytest.raises(Unreachable, match=r"nothing was sent|sending the same task id again is safe"):
+            await client.submit({"prompt": "x"})
+
+
+async def test_a_cancel_goes_to_the_control_exchange_with_the_time_of_asking(client: Client, teller: Teller) -> None:
+    queue = await teller.channel.declare_queue(exclusive=True)
+    await queue.bind(CONTROL, "cancel.*")
+    await client.cancel("order-4711")
+    message = await teller.take(queue.name)
+    assert (message.routing_key, message.body, message.delivery_mode) == ("cancel.order-4711", b"", 2)
+    assert message.timestamp is not None
+
+
+async def test_a_cancel_that_nobody_can_hear_is_an_error(client: Client, teller: Teller, declared: str) -> None:
+    await teller.channel.exchange_delete(CONTROL)
+    with pytest.raises(NoQueue, match="topology --declare"):
+        await client.cancel("order-4711")
+
+
+@pytest.mark.parametrize("call", [lambda c: c.submit({"prompt": "x"}), lambda c: c.job("x"), lambda c: c.cancel("x")])
+async def test_before_anything_is_declared_every_call_says_what_to_do(
+    amqp_url: str, call: Callable[[Client], Awaitable[object]]
+) -> None:
+    async with Client(amqp_url) as client:
+        with pytest.raises(NoQueue, match="topology --declare"):
+            await call(client)
+
+
+async def test_a_wrong_password_is_an_error_that_does_not_show_it(declared: str) -> None:
+    with pytest.raises(Unreachable, match="password") as error:
+        async with Client(declared.replace("guest:guest", "guest:sesame")):
+            pass
+    assert "sesame" not in str(error.value)
+
+
+async def within(seconds: float, events: AsyncIterator[JobEvent | WorkerEvent]) -> list[JobEvent | WorkerEvent]:
+    """The next event, if it comes in time."""
+    try:
+        return [await asyncio.wait_for(anext(events), seconds)]
+    except TimeoutError:
+        return []
+
+
+async def give_up(events: AsyncIterator[JobEvent | WorkerEvent]) -> None:
+    assert await within(0.3, events) == []
+
+
+def own_queues(management: ManagementApi, vhost: str) -> list[str]:
+    queues = management.call("GET", f"/api/queues/{vhost}?columns=name")
+    return [queue["name"] for queue in queues if queue["name"].startswith("acestep.client.")]
+
+
+async def consume(teller: Teller, workers: int) -> None:
+    """So many consumers, each with one request in hand, until the teller leaves."""
+    assert teller._connection is not None
+    for _ in range(workers):
+        channel = await teller._connection.channel()
+        await channel.set_qos(prefetch_count=1)
+        queue = await channel.get_queue(GENERATE, ensure=False)
+        await queue.consume(_hold)
+
+
+async def _hold(message: object) -> None:
+    """Take it and never settle it."""
+
+
+async def submit(client: Client, count: int) -> None:
+    for _ in range(count):
+        await client.submit({"prompt": "x"})

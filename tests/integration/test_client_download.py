@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Downloads from a store that misbehaves: what arrives is whole and right, or nothing is kept."""
+
+import hashlib
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from consumer.client.download import TRIES, download
+from consumer.client.errors import DownloadFailed
+from schemas import examples
+from schemas.events import Audio, Completed
+
+SONG = os.urandom(3 << 20)
+ID = examples.TASK_ID
+Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Store:
+    """An HTTP server with one song. ``faults`` answer the first requests, one each; ``ranges`` are what was asked."""
+
+    def __init__(self) -> None:
+        self.song = SONG
+        self.knows_ranges = True
+        self.faults: list[Answer] = []
+        self.ranges: list[str | None] = []
+        self.url = ""
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        asked = request.headers.get("Range")
+        self.ranges.append(asked)
+        if self.faults:
+            return await self.faults.pop(0)(request)
+        if asked is None or not self.knows_ranges:
+            return web.Response(body=self.song)
+        start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        if start >= len(self.song):
+            return web.Response(status=416)
+        return web.Response(status=206, body=self.song[start:])
+
+    async def breaks_off(self, request: web.Request) -> web.StreamResponse:
+        """Half of the song, then the connection ends."""
+        response = web.StreamResponse(headers={"Content-Length": str(len(self.song))})
+        await response.prepare(request)
+        await response.write(self.song[: len(self.song) // 2])
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    async def is_overloaded(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(status=503)
+
+    async def refuses(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(status=403)
+
+
+@pytest.fixture
+async def store() -> AsyncIterator[Store]:
+    ours = Store()
+    app = web.Application()
+    app.router.add_get("/song", ours.answer)
+    async with TestServer(app) as server:
+        ours.url = str(server.make_url("/song"))
+        yield ours
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("consumer.client.download.backoff", lambda *_: iter([0.0] * 100))
+
+
+def job(uri: str = "s3://acestep/jobs/order-4711/0.wav", body: bytes = SONG) -> Completed:
+    (audio,) = examples.completed().data.audios
+    named = audio.model_copy(update={"uri": uri, "bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()})
+    return examples.completed().data.model_copy(update={"audios": (named,)})
+
+
+async def fetch(store: Store, folder: Path, what: Completed | None = None) -> Path:
+    async def link(_: Audio) -> str:
+        return store.url
+
+    (path,) = await download(what or job(), folder, link)
+    return path
+
+
+def files(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
+def part(folder: Path) -> Path:
+    return folder / f"{ID}-0.wav.part"
+
+
+async def test_a_song_arrives_whole(store: Store, tmp_path: Path) -> None:
+    path = await fetch(store, tmp_path / "new")
+    assert path == tmp_path / "new" / f"{ID}-0.wav"
+    assert path.read_bytes() == SONG
+    assert files(path.parent) == [path]
+
+
+async def test_a_download_that_breaks_off_goes_on_where_it_stopped(store: Store, tmp_path: Path) -> None:
+    store.faults = [store.breaks_off, store.is_overloaded]
+    assert (await fetch(store, tmp_path)).read_bytes() == SONG
+    first, second, third = store.ranges
+    assert first is None
+    assert second == third
+    assert second is not None
+    assert 0 < int(second.removeprefix("bytes=").removesuffix("-")) <= len(SONG) // 2
+
+
+async def test_what_an_earlier_call_left_is_gone_on_with(store: Store, tmp_path: Path) -> None:
+    part(tmp_path).write_bytes(SONG[:1000])
+    assert (await fetch(store, tmp_path)).read_bytes() == SONG
+    assert store.ranges == ["bytes=1000-"]
+
+
+async def test_a_store_that_knows_no_ranges_is_read_from_the_start(store: Store, tmp_path: Path) -> None:
+    store.knows_ranges = False
+    part(tmp_path).write_bytes(b"x" * 1000)
+    assert (await fetch(store, tmp_path)).read_bytes() == SONG
+
+
+@pytest.mark.parametrize("left", [b"x" * 1000, b"x" * len(SONG), b"x" * (len(SONG) + 1)])
+async def test_what_is_left_of_something_else_is_thrown_away(store: Store, tmp_path: Path, left: bytes) -> None:
+    part(tmp_path).write_bytes(left)
+    assert (await fetch(store, tmp_path)).read_bytes() == SONG
+
+
+async def test_a_file_that_differs_is_replaced(store: Store, tmp_path: Path) -> None:
+    (tmp_path / f"{ID}-0.wav").write_bytes(b"x" * len(SONG))
+    assert (await fetch(store, tmp_path)).read_bytes() == SONG
+
+
+async def test_a_song_that_is_not_the_one_that_the_event_names_is_not_kept(store: Store, tmp_path: Path) -> None:
+    store.song = SONG[:-1] + bytes([SONG[-1] ^ 1])
+    with pytest.raises(DownloadFailed, match="SHA-256"):
+        await fetch(store, tmp_path)
+    assert files(tmp_path) == []
+
+
+async def test_a_song_that_is_larger_than_the_event_says_is_not_read_to_its_end(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(DownloadFailed, match="larger"):
+        await fetch(store, tmp_path, job(body=SONG[:1000]))
+    assert files(tmp_path) == []
+
+
+async def test_a_link_that_is_refused_says_why_at_once(store: Store, tmp_path: Path) -> None:
+    store.faults = [store.refuses]
+    with pytest.raises(DownloadFailed, match="expired"):
+        await fetch(store, tmp_path)
+    assert len(store.ranges) == 1
+
+
+async def test_a_store_that_stays_away_is_given_up_and_the_beginning_stays(store: Store, tmp_path: Path) -> None:
+    store.faults = [store.breaks_off, *[store.is_overloaded] * TRIES]
+    with pytest.raises(DownloadFailed, match="HTTP 503; gave up"):
+        await fetch(store, tmp_path)
+    assert 0 < part(tmp_path).stat().st_size <= len(SONG) // 2
+    assert (await fetch(store, tmp_path)).read_bytes() == SONG
+
+
+@pytest.mark.parametrize("uri", ["s3://b/..", "s3://b/x\ny", "s3://b/" + "x" * 300])
+async def test_an_event_cannot_choose_a_place_outside_the_folder(store: Store, tmp_path: Path, uri: str) -> None:
+    folder = tmp_path / "songs"
+    for task_id in ("../../x", "/x", "ok\0"):
+        with pytest.raises(DownloadFailed, match="no name for a file"):
+            await fetch(store, folder, job().model_copy(update={"task_id": task_id}))
+    if uri != "s3://b/..":
+        with pytest.raises(DownloadFailed, match="no name for a file"):
+            await fetch(store, folder, job(uri=uri))
+    assert not folder.exists()

@@ -1,0 +1,380 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``acestep-consumer doctor`` against real servers: what it finds, and that it leaves nothing behind."""
+
+import json
+import os
+import socket
+import subprocess
+from collections.abc import AsyncGenerator, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import aio_pika
+import boto3
+import pytest
+
+from consumer.broker.connection import Link
+from consumer.broker.topology import GENERATE
+from consumer.commands.doctor_broker import look_at_broker, look_at_management
+from consumer.commands.doctor_machine import Machine, look_at_port
+from consumer.commands.doctor_models import look_at_lm
+from consumer.commands.doctor_report import Finding
+from consumer.commands.doctor_storage import CHECKS, look_at_storage
+from consumer.health import Health
+from consumer.settings import Settings, WorkerSettings, load
+from infra.local.rabbitmq import RabbitMQ
+from infra.local.s3 import SeaweedFS
+from infra.rabbitmq.users import User
+from tests.support.servers import ManagementApi
+from tests.support.worker import COMMAND, ROOT, clean_environment
+
+# The machine that runs the tests may be busy, so that starting Python is not counted here.
+FAST_S = 5.0
+LEVELS = {"ok", "warn", "fail", "skip"}
+
+
+def run_doctor(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [*COMMAND, "doctor", *arguments],
+        env=clean_environment({"ACESTEP_DEVICE": "cpu", "ACESTEP_HTTP_PORT": "0", **variables}),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def report_of(done: "subprocess.CompletedProcess[str]") -> dict[str, Any]:
+    assert done.stderr == ""
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert {finding["level"] for finding in found["findings"]} <= LEVELS
+    assert found["took_s"] < FAST_S
+    return found
+
+
+def by_check(found: dict[str, Any]) -> dict[str, dict[str, str]]:
+    return {finding["check"]: finding for finding in found["findings"]}
+
+
+async def looked(findings: AsyncGenerator[Finding]) -> dict[str, Finding]:
+    return {finding.check: finding async for finding in findings}
+
+
+def settings_of(environment: dict[str, str], **more: str) -> Settings:
+    ours = {name: value for name, value in environment.items() if name.startswith("ACESTEP_")}
+    return load(ours | more, env_file=None)
+
+
+async def declare(settings: Settings) -> None:
+    async with Link(settings.broker, "test"):
+        pass
+
+
+def queues(management: ManagementApi, vhost: str) -> set[str]:
+    return {queue["name"] for queue in management.call("GET", f"/api/queues/{vhost}")}
+
+
+@pytest.fixture
+def settings(service_environment: dict[str, str]) -> Settings:
+    return settings_of(service_environment)
+
+
+@pytest.fixture
+def aws(service_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The store's keys in this process's environment, as boto3 wants them."""
+    for name, value in service_environment.items():
+        if name.startswith("AWS_"):
+            monkeypatch.setenv(name, value)
+    return service_environment
+
+
+@pytest.fixture
+def limited_user(management: ManagementApi, amqp_vhost: str, rabbitmq: RabbitMQ) -> Iterator[Any]:
+    """Makes a user with these permissions; returns an AMQP URL with its login."""
+    name = f"limited-{amqp_vhost}"
+
+    def make(configure: str, write: str, read: str, tags: str = "") -> str:
+        management.call("PUT", f"/api/users/{name}", {"password": "secret", "tags": tags})
+        rights = {"configure": configure, "write": write, "read": read}
+        management.call("PUT", f"/api/permissions/{amqp_vhost}/{name}", rights)
+        return f"amqp://{name}:secret@127.0.0.1:{rabbitmq.port}/{amqp_vhost}"
+
+    yield make
+    management.call("DELETE", f"/api/users/{name}")
+
+
+async def test_everything_in_place_is_all_ok_and_nothing_is_left_behind(
+    service_environment: dict[str, str],
+    tiny_checkpoints: Path,
+    management: ManagementApi,
+    rabbitmq: RabbitMQ,
+    s3: SeaweedFS,
+    s3_prefix: str,
+    amqp_vhost: str,
+    tmp_path: Path,
+) -> None:
+    environment = service_environment | {
+        "ACESTEP_CHECKPOINT_DIR": str(tiny_checkpoints),
+        "ACESTEP_CONFIG_PATH2": "acestep-v15-base",
+        "ACESTEP_INIT_LLM": "true",
+        "ACESTEP_MANAGEMENT_URL": rabbitmq.management_url,
+        "ACESTEP_SCRATCH_DIR": str(tmp_path),
+        "ACESTEP_EXECUTION_TIMEOUT_S": "600",
+    }
+    await declare(settings_of(environment))
+    before = queues(management, amqp_vhost)
+    done = run_doctor("--json", **environment)
+    found = report_of(done)
+    assert done.returncode == 0, done.stdout
+    assert found["fit"] is True
+    told = by_check(found)
+    expected = {
+        "settings", "broker", "acks", "permissions", "limit", "topology", "queue", "management", "bindings",
+        "broker clock", *CHECKS, "packages", "device", "tier", "model acestep-v15-turbo", "model acestep-v15-base",
+        "language model", "scratch", "port",
+    }  # fmt: skip
+    assert expected <= set(told)
+    assert {check: told[check]["level"] for check in expected} == dict.fromkeys(expected, "ok")
+    assert "RabbitMQ" in told["broker"]["said"]
+    assert queues(management, amqp_vhost) == before
+    assert list(tmp_path.iterdir()) == []  # noqa: ASYNC240 - nothing else runs in this loop
+    assert keys_under(s3, s3_prefix) == []
+
+
+def keys_under(s3: SeaweedFS, prefix: str) -> list[str]:
+    client = boto3.client(
+        "s3",
+        endpoint_url=s3.endpoint,
+        aws_access_key_id=s3.access_key,
+        aws_secret_access_key=s3.secret_key,
+        region_name="us-east-1",
+    )
+    try:
+        found = client.list_objects_v2(Bucket=s3.bucket, Prefix=prefix)
+    finally:
+        client.close()
+    return [each["Key"] for each in found.get("Contents", ())]
+
+
+def test_an_empty_broker_is_fit_and_stays_empty(
+    service_environment: dict[str, str], management: ManagementApi, amqp_vhost: str, tiny_checkpoints: Path
+) -> None:
+    done = run_doctor(**service_environment, ACESTEP_CHECKPOINT_DIR=str(tiny_checkpoints))
+    assert done.returncode == 0, done.stdout
+    assert "\x1b[" not in done.stdout
+    lines = done.stdout.splitlines()
+    assert lines[-1].endswith("a worker can start here")
+    assert any(line.startswith("warn  topology") and "queue acestep.generate" in line for line in lines)
+    assert any("→" in line and "topology --declare" in line for line in lines)
+    assert queues(management, amqp_vhost) == set()
+
+
+def test_settings_that_cannot_be_read_are_a_line_each_and_the_rest_says_why_it_was_not_checked() -> None:
+    done = run_doctor("--json", ACESTEP_QUEUE_MAXSIZE="many", ACESTEP_QUEUE_MAX="1")
+    assert done.returncode == 6
+    found = report_of(done)["findings"]
+    assert [finding["level"] for finding in found] == ["fail", "fail", "skip"]
+    assert "did you mean ACESTEP_QUEUE_MAXSIZE?" in found[0]["said"]
+    assert "depends on the settings" in found[2]["said"]
+
+
+async def test_the_card_is_told_with_its_tier_and_its_language_model(tmp_path: Path) -> None:
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text("#!/bin/sh\necho 'NVIDIA L40S, 46068'\n")  # noqa: ASYNC240 - nothing else runs in this loop
+    driver.chmod(0o755)  # noqa: ASYNC240 - as above
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": "0", "HF_HUB_CACHE": str(tmp_path)}
+    settings = load({}, env_file=None)
+    machine = Machine(settings, environ)
+    told = await looked(machine.device())
+    assert told["device"].said.startswith("NVIDIA L40S, 45.0 GB, from nvidia-smi")
+    assert told["tier"].said.startswith("unlimited of ")
+    lm = await looked(look_at_lm(settings, machine, environ))
+    assert "ACE-Step/acestep-5Hz-lm-4B is on the hub" in lm["language model"].said
+
+
+def test_servers_that_accept_and_never_answer_cost_their_own_lines_only() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(50)
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        done = run_doctor(
+            "--json",
+            ACESTEP_AMQP_URL=f"amqp://guest:guest@{address}/",
+            ACESTEP_MANAGEMENT_URL=f"http://{address}",
+            ACESTEP_S3_ENDPOINT=f"http://{address}",
+            AWS_ACCESS_KEY_ID="x",
+            AWS_SECRET_ACCESS_KEY="y",
+        )
+    assert done.returncode == 6
+    told = by_check(report_of(done))
+    for check in ("broker", "management", "storage"):
+        assert told[check]["level"] == "fail"
+        assert told[check]["said"].startswith("no answer within ")
+        assert told[check]["fix"]
+    assert told["scratch"]["level"] in {"ok", "warn"}
+    assert told["port"]["level"] == "ok"
+
+
+async def test_a_broker_that_is_not_there_leaves_its_other_checks_unchecked() -> None:
+    found = await looked(look_at_broker(load({"ACESTEP_AMQP_URL": "amqp://127.0.0.1:1/"}, env_file=None)))
+    assert found["broker"].level == "fail"
+    assert "out of reach" in found["broker"].said
+    assert {found[check].level for check in set(found) - {"broker"}} == {"skip"}
+
+
+@pytest.mark.parametrize(("login", "vhost", "said"), [("guest:wrong", "", "password"), ("guest:guest", "x", "exists")])
+async def test_a_refused_login_is_told_with_what_to_check(
+    rabbitmq: RabbitMQ, login: str, vhost: str, said: str
+) -> None:
+    url = f"amqp://{login}@127.0.0.1:{rabbitmq.port}/{vhost or '%2F'}"
+    found = await looked(look_at_broker(load({"ACESTEP_AMQP_URL": url}, env_file=None)))
+    assert found["broker"].level == "fail"
+    assert said in found["broker"].said
+    assert "wrong" not in found["broker"].said
+
+
+async def test_permissions_that_a_worker_needs_are_missed_by_name(settings: Settings, limited_user: Any) -> None:
+    await declare(settings)
+    url = limited_user("^acestep[.]", "^acestep[.](requests|generate|control|dead-letter)", "^acestep[.](?!events$)")
+    found = await looked(look_at_broker(load({"ACESTEP_AMQP_URL": url}, env_file=None)))
+    assert found["permissions"].level == "fail"
+    lacking = set(found["permissions"].said.removeprefix("this user may not ").split(", "))
+    assert lacking == {
+        "write on acestep.events",
+        "write on acestep.events.unrouted",
+        "write on amq.default",
+        "read on acestep.events",
+    }
+
+
+async def test_a_user_who_may_not_configure_is_told_so(settings: Settings, limited_user: Any) -> None:
+    await declare(settings)
+    found = await looked(look_at_broker(load({"ACESTEP_AMQP_URL": limited_user("^$", ".*", ".*")}, env_file=None)))
+    assert found["permissions"].level == "fail"
+    assert "configure on acestep.generate" in found["permissions"].said
+    assert found["topology"].level == "fail"
+    assert "a worker declares its queues" in (found["topology"].fix or "")
+
+
+async def test_the_smallest_permissions_that_the_fix_names_are_enough(settings: Settings, limited_user: Any) -> None:
+    await declare(settings)
+    url = limited_user("^acestep[.].*", "^(acestep[.].*|amq[.]default)$", "^acestep[.].*")
+    found = await looked(look_at_broker(load({"ACESTEP_AMQP_URL": url}, env_file=None)))
+    assert {check for check, finding in found.items() if finding.level not in {"ok", "warn"}} == set()
+    assert found["permissions"].level == "ok"
+
+
+async def test_the_login_that_is_made_for_a_worker_is_enough(
+    settings: Settings, limited_user: Any, management: ManagementApi, amqp_vhost: str
+) -> None:
+    await declare(settings)
+    role = User.parse("worker")
+    rights = role.permission(amqp_vhost)
+    url = limited_user(rights["configure"], rights["write"], rights["read"])
+    for bound in role.topic_permissions(amqp_vhost):
+        management.call("PUT", f"/api/topic-permissions/{amqp_vhost}/{urlsplit(url).username}", bound)
+    found = await looked(look_at_broker(load({"ACESTEP_AMQP_URL": url}, env_file=None)))
+    assert {check for check, finding in found.items() if finding.level not in {"ok", "warn"}} == set()
+    assert found["permissions"].level == "ok"
+
+
+async def test_a_queue_of_the_other_type_is_an_error(settings: Settings, service_environment: dict[str, str]) -> None:
+    await declare(settings)
+    found = await looked(look_at_broker(settings_of(service_environment, ACESTEP_QUEUE_TYPE="quorum")))
+    assert found["topology"].level == "fail"
+    assert "x-queue-type" in found["topology"].said
+    assert found["limit"].level == "skip"
+
+
+async def test_a_limit_other_than_the_setting_is_told_with_the_commands(
+    settings: Settings, service_environment: dict[str, str], management: ManagementApi, amqp_vhost: str
+) -> None:
+    await declare(settings)
+    found = await looked(look_at_broker(settings_of(service_environment, ACESTEP_QUEUE_MAXSIZE="100")))
+    assert found["limit"].level == "fail"
+    assert "declared for 200 messages" in found["limit"].said
+    assert "rabbitmqctl set_policy" in (found["limit"].fix or "")
+    assert found["topology"].level == "ok"
+    policy = {"pattern": "^acestep[.]", "definition": {"max-length": 7}, "apply-to": "queues", "priority": 1}
+    management.call("PUT", f"/api/policies/{amqp_vhost}/forgotten", policy)
+    found = await looked(look_at_broker(settings))
+    assert found["limit"].level == "fail"
+    assert "hold only 7 messages" in found["limit"].said
+
+
+async def test_requests_that_nobody_takes_are_a_warning(settings: Settings, amqp_url: str) -> None:
+    await declare(settings)
+    connection = await aio_pika.connect(amqp_url)
+    async with connection, connection.channel() as channel:
+        await channel.default_exchange.publish(aio_pika.Message(b"{}"), GENERATE)
+    found = await looked(look_at_broker(settings))
+    assert found["queue"].level == "warn"
+    assert "1 of 200 wait; consumers: 0" in found["queue"].said
+
+
+async def test_the_management_api_is_judged_by_what_its_user_may(
+    settings: Settings, service_environment: dict[str, str], rabbitmq: RabbitMQ, limited_user: Any
+) -> None:
+    await declare(settings)
+    url = urlsplit(limited_user(".*", ".*", ".*", tags="monitoring"))
+    api = rabbitmq.management_url
+    login = f"{quote(url.username or '')}:{url.password}"
+    viewer = settings_of(service_environment, ACESTEP_MANAGEMENT_URL=api.replace("//", f"//{login}@"))
+    found = await looked(look_at_management(viewer.broker))
+    assert found["management"].level == "fail"
+    assert "its tags: monitoring" in found["management"].said
+    assert found["bindings"].level == "ok"
+    stranger = settings_of(service_environment, ACESTEP_MANAGEMENT_URL=api.replace("//", "//guest:wrong@"))
+    assert "refuses the login" in (await looked(look_at_management(stranger.broker)))["management"].said
+    nobody = settings_of(service_environment, ACESTEP_MANAGEMENT_URL="http://127.0.0.1:1")
+    assert "no answer" in (await looked(look_at_management(nobody.broker)))["management"].said
+
+
+async def test_a_binding_that_somebody_removed_is_missed(
+    settings: Settings, service_environment: dict[str, str], rabbitmq: RabbitMQ, amqp_url: str
+) -> None:
+    await declare(settings)
+    connection = await aio_pika.connect(amqp_url)
+    async with connection, connection.channel() as channel:
+        queue = await channel.get_queue(GENERATE, ensure=False)
+        await queue.unbind("acestep.requests", "generate.#")
+    watched = settings_of(service_environment, ACESTEP_MANAGEMENT_URL=rabbitmq.management_url)
+    found = await looked(look_at_management(watched.broker))
+    assert found["bindings"].level == "warn"
+    assert "acestep.requests → acestep.generate" in found["bindings"].said
+
+
+async def test_storage_that_refuses_the_keys_is_told_and_its_clock_is_read_all_the_same(
+    aws: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    found = await looked(look_at_storage(settings_of(aws).storage))
+    assert found["storage"].level == "ok"
+    assert found["storage clock"].level == "ok"
+    assert found["bucket"].level == "fail"
+    assert "AWS_SECRET_ACCESS_KEY" in found["bucket"].said
+    assert {found[check].level for check in CHECKS[3:]} == {"skip"}
+
+
+async def test_a_bucket_that_is_not_there_is_a_workers_to_make(aws: dict[str, str]) -> None:
+    found = await looked(look_at_storage(settings_of(aws, ACESTEP_S3_BUCKET="not-there-yet").storage))
+    assert found["bucket"].level == "warn"
+    assert {found[check].level for check in CHECKS[3:]} == {"skip"}
+
+
+@pytest.mark.usefixtures("aws")
+async def test_storage_where_nobody_listens_fails_within_its_patience() -> None:
+    found = await looked(look_at_storage(settings_of({"ACESTEP_S3_ENDPOINT": "http://127.0.0.1:1"}).storage))
+    assert found["storage"].level == "fail"
+    assert "http://127.0.0.1:1" in found["storage"].said
+    assert "ACESTEP_S3_ENDPOINT" in (found["storage"].fix or "")
+    assert tuple(found) == CHECKS
+
+
+async def test_a_port_that_a_worker_has_is_a_warning() -> None:
+    async with Health({}, lambda _: (b"", "text/plain"), "127.0.0.1", 0) as worker:
+        found = await look_at_port(WorkerSettings(http_port=worker.port))
+    assert found.level == "warn"
+    assert "a worker has it" in found.said

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page's server: against a real broker, a real S3 and a light worker, with what a browser would send."""
+
+import asyncio
+import hashlib
+import json
+import re
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+
+import aio_pika
+import aiohttp
+import pytest
+
+from consumer.broker.topology import EVENTS
+from infra.local.s3 import SeaweedFS
+from schemas import examples
+from schemas.events import CONTENT_TYPE, JobCompleted
+from tests.support.broker import Peer
+from tests.support.listening import IN_HAND, WAITING, WITHIN_S, Listening, ListenProcess, Visitor, listening
+from tests.support.waiting import eventually
+from tests.support.worker import COMMAND, ROOT, clean_environment
+
+__all__ = ["listening"]
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(auto_decompress=False) as session:
+        yield session
+
+
+@pytest.fixture
+def visitor(listening: Listening, http: aiohttp.ClientSession) -> Visitor:
+    return Visitor(listening.url, http)
+
+
+async def forge(listening: Listening, task_id: str, **audio: object) -> None:
+    """Publish a ``completed`` event that names another object, as whoever may publish events could."""
+    data = examples.completed().data
+    song = data.audios[0].model_copy(update=audio)
+    event = JobCompleted.of(data.model_copy(update={"task_id": task_id, "audios": (song,)}))
+    async with Peer(listening.environment["ACESTEP_AMQP_URL"]) as peer:
+        exchange = await peer.channel.get_exchange(EVENTS, ensure=False)
+        await exchange.publish(aio_pika.Message(event.to_json(), content_type=CONTENT_TYPE), event.routing_key)
+
+
+async def test_the_page_comes_from_here_alone_and_says_so_to_the_browser(visitor: Visitor) -> None:
+    for path, kind in {"/": "text/html", "/style.css": "text/css", "/page.js": "text/javascript"}.items():
+        async with visitor.http.get(visitor.url + path) as answer:
+            text = await answer.text()
+            assert (answer.status, answer.content_type) == (200, kind)
+            assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+            assert re.findall(r"https?://[^\"'\s]+", text) == []
+            assert "innerHTML" not in text
+            assert " style=" not in text
+
+
+async def test_a_job_is_told_of_from_order_to_song(visitor: Visitor) -> None:
+    task_id = await visitor.order(prompt="slow jazz takes=1", audio_format="wav", seed="5", audio_duration=30)
+    seen: list[str] = []
+    async with asyncio.timeout(WITHIN_S), visitor.news() as batches:
+        async for _, batch in batches:
+            cards = [card for card in batch["cards"] if card["task_id"] == task_id]
+            seen += [card["state"] for card in cards]
+            if "completed" in seen:
+                break
+    (card,) = cards
+    assert "running" in seen
+    assert card["request"]["prompt"] == "slow jazz takes=1"
+    (song,) = card["songs"]
+    assert (song["seed"], song["name"]) == ("5", f"{task_id}-0.wav")
+
+
+async def test_a_song_is_sent_whole_in_ranges_and_not_twice(visitor: Visitor) -> None:
+    task_id = await visitor.order(prompt="bytes=300000")
+    size = (await visitor.until(task_id, "completed"))["songs"][0]["bytes"]
+    url = f"{visitor.url}/audio/{task_id}/0"
+    async with visitor.http.get(url) as answer:
+        song = await answer.read()
+        tag = answer.headers["ETag"]
+        assert (answer.status, answer.content_type, len(song)) == (200, "audio/wav", size)
+    assert tag == f'"{hashlib.sha256(song).hexdigest()}"'
+    for asked, first, stop in (
+        ("bytes=0-0", 0, 1),
+        ("bytes=100-199", 100, 200),
+        ("bytes=1000-", 1000, size),
+        ("bytes=-50", size - 50, size),
+        (f"bytes=10-{size * 2}", 10, size),
+    ):
+        async with visitor.http.get(url, headers={"Range": asked}) as answer:
+            assert await answer.read() == song[first:stop], asked
+            assert answer.status == 206
+            assert answer.headers["Content-Range"] == f"bytes {first}-{stop - 1}/{size}"
+    async with visitor.http.get(url, headers={"Range": f"bytes={size}-"}) as answer:
+        assert (answer.status, answer.headers["Content-Range"]) == (416, f"bytes */{size}")
+    async with visitor.http.get(url, headers={"If-None-Match": tag}) as answer:
+        assert (answer.status, await answer.read()) == (304, b"")
+    async with visitor.http.get(url, headers={"Range": "bytes=0-9", "If-Range": '"another"'}) as answer:
+        assert (answer.status, await answer.read()) == (200, song)
+    async with visitor.http.head(url) as answer:
+        assert (answer.status, answer.content_length) == (200, size)
+    async with visitor.http.get(url + "?download") as answer:
+        assert answer.headers["Content-Disposition"] == f'attachment; filename="{task_id}-0.wav"'
+
+
+@pytest.mark.parametrize("path", ["/audio/never-heard-of/0", "/audio/%2e%2e/0", "/audio/a/b/0", "/audio/x/-1"])
+async def test_there_is_no_song_where_no_job_left_one(visitor: Visitor, path: str) -> None:
+    async with visitor.http.get(visitor.url + path) as answer:
+        assert answer.status == 404
+
+
+async def test_an_event_cannot_make_the_page_hand_out_other_objects(visitor: Visitor, listening: Listening) -> None:
+    theirs = await visitor.order(prompt="a secret")
+    await visitor.until(theirs, "completed")
+    bucket, prefix = listening.environment["ACESTEP_S3_BUCKET"], listening.environment["ACESTEP_S3_PREFIX"]
+    for number, uri in enumerate(
+        (
+            f"s3://{bucket}/{prefix}/{theirs}/manifest.json",
+            f"s3://{bucket}/{prefix}/forged-1/../{theirs}/0.wav",
+            f"s3://elsewhere/{prefix}/forged-2/0.wav",
+            "http://127.0.0.1/forged-3",
+        )
+    ):
+        await forge(listening, f"forged-{number}", uri=uri)
+        await visitor.until(f"forged-{number}", "completed")
+        async with visitor.http.get(f"{visitor.url}/audio/forged-{number}/0") as answer:
+            assert answer.status == 403, uri
+
+
+async def test_a_song_that_is_gone_or_another_is_said_to_be(visitor: Visitor, listening: Listening) -> None:
+    task_id = await visitor.order(prompt="a song")
+    await visitor.until(task_id, "completed")
+    folder = f"s3://{listening.environment['ACESTEP_S3_BUCKET']}/{listening.environment['ACESTEP_S3_PREFIX']}"
+    await forge(listening, "gone", uri=f"{folder}/gone/0.wav")
+    await forge(listening, task_id, uri=f"{folder}/{task_id}/0.wav", bytes=7)
+    await visitor.until("gone", "completed")
+    async with visitor.http.get(f"{visitor.url}/audio/gone/0") as answer:
+        assert (answer.status, "is gone" in await answer.text()) == (404, True)
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", ""])
+async def test_another_site_in_the_same_browser_can_order_nothing(visitor: Visitor, origin: str) -> None:
+    for path in ("/jobs", "/jobs/x/cancel", "/jobs/x/show"):
+        assert (await visitor.post(path, {"prompt": "x"}, origin=origin))[0] == 403
+
+
+async def test_a_name_that_was_pointed_here_gets_no_answer(visitor: Visitor) -> None:
+    for path in ("/", "/events", "/audio/x/0"):
+        async with visitor.http.get(visitor.url + path, headers={"Host": "evil.example"}) as answer:
+            assert answer.status == 403
+            assert "--name" in await answer.text()
+
+
+async def test_a_form_that_a_foreign_page_can_send_is_no_order(visitor: Visitor) -> None:
+    headers = {"Origin": visitor.url, "Content-Type": "text/plain"}
+    async with visitor.http.post(visitor.url + "/jobs", data='{"prompt": "x"}', headers=headers) as answer:
+        assert answer.status == 415
+
+
+async def test_a_wrong_order_is_answered_with_every_field_and_shown_to_nobody(visitor: Visitor) -> None:
+    status, answer = await visitor.post(
+        "/jobs", {"task_id": "wrong", "prompt": "x", "seed": "y", "audio_duration": "z"}
+    )
+    assert status == 422
+    assert {problem["field"] for problem in answer["error"]["fields"]} == {"seed", "audio_duration"}
+    assert (await visitor.post("/jobs/wrong/cancel"))[0] == 404
+
+
+async def test_an_order_that_is_too_large_is_not_read(visitor: Visitor) -> None:
+    assert (await visitor.post("/jobs", {"prompt": "x" * 300_000}))[0] == 413
+
+
+async def test_a_full_queue_is_said_with_the_time_to_wait_and_running_and_waiting_jobs_can_be_stopped(
+    visitor: Visitor, tmp_path: Path
+) -> None:
+    never = f"until={tmp_path / 'never'}"
+    running = [await visitor.order(prompt=never) for _ in range(IN_HAND)]
+    for task_id in running:
+        await visitor.until(task_id, "running")
+    waiting = [await visitor.order(prompt=never) for _ in range(WAITING)]
+    try:
+        body = {"task_id": "one-too-many", "prompt": "x"}
+        async with visitor.http.post(visitor.url + "/jobs", json=body, headers={"Origin": visitor.url}) as answer:
+            error = (await answer.json())["error"]
+            assert (answer.status, error["code"]) == (503, "queue_full")
+            assert error["retry_after_s"] == int(answer.headers["Retry-After"]) > 0
+        assert (await visitor.post("/jobs/one-too-many/cancel"))[0] == 404
+    finally:
+        for task_id in (*waiting, *running):
+            assert (await visitor.post(f"/jobs/{task_id}/cancel"))[0] == 202
+    for task_id in (*running, *waiting):
+        card = await visitor.until(task_id, "cancelled")
+        assert (card["stopping"], card["error"]["code"]) == (False, "cancelled")
+
+
+async def test_a_page_that_comes_back_hears_only_what_is_new(visitor: Visitor) -> None:
+    first = await visitor.order(prompt="one")
+    await visitor.until(first, "completed")
+    async with visitor.news() as batches:
+        mark, everything = await anext(batches)
+    assert everything["fresh"]
+    second = await visitor.order(prompt="two")
+    await visitor.until(second, "completed")
+    async with visitor.news(mark) as batches:
+        _, batch = await anext(batches)
+    assert (batch["fresh"], [card["task_id"] for card in batch["cards"]]) == (False, [second])
+
+
+async def test_jobs_of_other_producers_show_up_too(visitor: Visitor, listening: Listening) -> None:
+    done = await asyncio.to_thread(
+        run, listening.environment, "submit", "--prompt", "elsewhere", "--format", "wav", "--wait", "--json"
+    )
+    task_id = json.loads(done.stdout)["subject"]
+    assert (await visitor.until(task_id, "completed"))["request"]["prompt"] == "elsewhere"
+
+
+async def test_after_a_restart_earlier_songs_are_found_by_their_id(
+    visitor: Visitor, listening: Listening, tmp_path: Path
+) -> None:
+    task_id = await visitor.order(prompt="yesterday")
+    await visitor.until(task_id, "completed")
+    with ListenProcess(tmp_path, listening.environment) as page:
+        later = Visitor(page.url, visitor.http)
+        async with later.http.get(f"{later.url}/audio/{task_id}/0", headers={"Range": "bytes=0-3"}) as answer:
+            assert (answer.status, await answer.read()) == (206, b"RIFF")
+        assert (await later.post("/jobs/never-heard-of/show"))[0] == 404
+        assert await later.post(f"/jobs/{task_id}/show") == (200, {"task_id": task_id})
+        assert (await later.until(task_id, "completed"))["request"]["prompt"] == "yesterday"
+
+
+async def test_sigterm_ends_it_at_once_while_pages_look(visitor: Visitor, listening: Listening, tmp_path: Path) -> None:
+    with ListenProcess(tmp_path, listening.environment) as page:
+        other = Visitor(page.url, visitor.http)
+        async with other.news() as batches, aclosing(batches):  # type: ignore[type-var]
+            await anext(batches)
+            page.process.id.end(grace_s=10)
+            await eventually(lambda: not page.process.running())
+            with pytest.raises((StopAsyncIteration, aiohttp.ClientError)):
+                await anext(batches)
+        assert page.process.returncode() == 0, page.log.read_text()
+        assert "Traceback" not in page.log.read_text()
+
+
+def test_without_a_broker_it_says_so(s3: SeaweedFS, listening: Listening) -> None:
+    nobody = listening.environment | {"ACESTEP_AMQP_URL": "amqp://guest:guest@127.0.0.1:9/"}
+    done = run(nobody, "listen", "--port", "0")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "ACESTEP_AMQP_URL" in done.stderr
+
+
+def test_a_port_that_is_taken_is_named_with_the_way_out(listening: Listening) -> None:
+    done = run(listening.environment, "listen", "--port", listening.url.rpartition(":")[2])
+    assert done.returncode == 2
+    assert "--port 0" in done.stderr
+
+
+def test_a_page_for_others_comes_with_a_warning(listening: Listening, tmp_path: Path) -> None:
+    with ListenProcess(tmp_path, listening.environment, "--host", "0.0.0.0", "--port", "0") as page:  # noqa: S104
+        assert "there is no login" in " ".join(page.log.read_text().split())
+    with ListenProcess(tmp_path, listening.environment) as page:
+        assert "no login" not in page.log.read_text()
+
+
+def run(environment: dict[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        env=clean_environment(environment),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=WITHIN_S,
+        check=False,
+    )

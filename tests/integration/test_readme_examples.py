@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The README's programs, as they stand there, against a real broker, store and worker."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import boto3
+import pytest
+
+from consumer.broker.connection import Link
+from consumer.client import Client
+from infra.local.s3 import REGION, SeaweedFS
+from tests.support.broker import broker_settings
+from tests.support.node import ensure_modules, run_node
+from tests.support.readme import examples
+from tests.support.worker import ROOT, clean_environment
+
+EXAMPLES = examples()
+
+
+def run_example(name: str, folder: Path, environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    """Write an example to ``folder`` and run it there, as somebody would who copied it."""
+    path = folder / name
+    path.write_text(EXAMPLES[name], encoding="utf-8")
+    if path.suffix == ".mjs":
+        (folder / "node_modules").symlink_to(ensure_modules())
+        return run_node(path, **environment)
+    return subprocess.run(
+        [sys.executable, str(path)],
+        cwd=folder,
+        env=clean_environment(environment | {"PYTHONPATH": str(ROOT)}),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_there_are_three_of_them() -> None:
+    assert set(EXAMPLES) == {"sdk.py", "plain_pika.py", "node.mjs"}
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_it_hears_progress_and_gets_its_song(
+    name: str, worker_environment: dict[str, str], s3: SeaweedFS, tmp_path: Path
+) -> None:
+    done = run_example(name, tmp_path, worker_environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    states = [line.split()[0] for line in lines[:-1]]
+    assert states[0] == "started"
+    assert states[-1] == "completed"
+    assert "progress" in states
+    assert any("%" in line for line in lines)
+    song = lines[-1]
+    size = (tmp_path / song).stat().st_size if name == "sdk.py" else size_in_storage(s3, song)
+    assert size > 1000
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+async def test_it_says_that_the_queue_is_full(
+    name: str, service_environment: dict[str, str], amqp_url: str, tmp_path: Path
+) -> None:
+    async with Link(broker_settings(amqp_url, queue_maxsize=1), "test"), Client(amqp_url) as client:
+        await client.submit({"prompt": "first"})
+        done = run_example(name, tmp_path, service_environment)
+    assert done.returncode == 1
+    assert "the queue is full, try again" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def size_in_storage(s3: SeaweedFS, uri: str) -> int:
+    client = boto3.client(
+        "s3",
+        endpoint_url=s3.endpoint,
+        aws_access_key_id=s3.access_key,
+        aws_secret_access_key=s3.secret_key,
+        region_name=REGION,
+    )
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    size: int = client.head_object(Bucket=bucket, Key=key)["ContentLength"]
+    return size

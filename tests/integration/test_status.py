@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``acestep-consumer status`` beside a real broker, with a stand-in for a worker."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aio_pika
+import pytest
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+
+from consumer.broker.connection import Link
+from consumer.broker.faults import LinkLost
+from consumer.broker.inspection import Depth, Inspection
+from consumer.broker.monitor import Monitor
+from consumer.broker.topology import DEAD_LETTER, EVENTS, GENERATE, REQUESTS
+from infra.local.rabbitmq import RabbitMQ
+from schemas.events import JobCompleted, Worker, WorkerEvent
+from tests.support.broker import broker_settings, until
+from tests.support.jobs import make_job, make_manifest
+from tests.support.servers import ManagementApi
+from tests.support.worker import COMMAND, ROOT, clean_environment
+
+WITHIN_S = 60.0
+
+
+def environment_of(url: str, **variables: str) -> dict[str, str]:
+    return clean_environment({"ACESTEP_AMQP_URL": url, "COLUMNS": "160", **variables})
+
+
+async def run_status(url: str, *arguments: str, **variables: str) -> tuple[int | None, str, str]:
+    """Run the command beside this event loop, which is the worker."""
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND,
+        "status",
+        *arguments,
+        env=environment_of(url, **variables),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await asyncio.wait_for(process.communicate(), WITHIN_S)
+    return process.returncode, out.decode(), err.decode()
+
+
+async def answer(url: str, *arguments: str, **variables: str) -> dict[str, Any]:
+    code, out, err = await run_status(url, "--json", *arguments, **variables)
+    assert (code, err) == (0, "")
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
+@asynccontextmanager
+async def consuming(url: str, worker_id: str, *prefetch: int) -> AsyncIterator[AbstractChannel]:
+    """A worker's connection with a consumer for each number, as a worker has after its prefetch changed."""
+    name = f"acestep-consumer {worker_id} consume"
+    connection = await aio_pika.connect(url, client_properties={"connection_name": name})
+    async with connection:
+        channel = await connection.channel()
+        queue = await channel.get_queue(GENERATE, ensure=False)
+        for number in prefetch:
+            await channel.set_qos(number)
+            await queue.consume(keep)
+        yield channel
+
+
+async def keep(message: AbstractIncomingMessage) -> None:
+    """Neither ack nor give back: it is in this worker's hands."""
+
+
+async def declare(url: str) -> None:
+    async with Link(broker_settings(url), "test"):
+        pass
+
+
+async def publish(channel: AbstractChannel, exchange: str, key: str, body: bytes = b"{}") -> None:
+    target = await channel.get_exchange(exchange, ensure=False)
+    await target.publish(aio_pika.Message(body), key, timeout=10)
+
+
+@asynccontextmanager
+async def announcing(channel: AbstractChannel, *events: WorkerEvent | JobCompleted) -> AsyncIterator[None]:
+    """Publish these events again and again, each time as others: whoever listens hears some of them."""
+
+    async def announce() -> None:
+        while True:
+            for event in events:
+                key = event.routing_key
+                fresh = event.model_copy(update={"id": f"{event.id}-{asyncio.get_running_loop().time()}"})
+                await publish(channel, EVENTS, key, fresh.to_json())
+            await asyncio.sleep(0.1)
+
+    task = asyncio.create_task(announce())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+def announcement(worker_id: str, prefetch: int) -> WorkerEvent:
+    data = Worker(worker_id=worker_id, state="ready", prefetch=prefetch, models=("m",), tier="tier6", vram_gb=24)
+    return WorkerEvent.of(data)
+
+
+def completion(total_s: float) -> JobCompleted:
+    manifest = make_manifest(make_job())
+    timings = manifest.timings.model_copy(update={"total": total_s})
+    return JobCompleted.of(manifest.model_copy(update={"timings": timings}))
+
+
+async def test_the_management_api_tells_hands_prefetch_and_bound(
+    amqp_url: str, amqp_vhost: str, rabbitmq: RabbitMQ, management: ManagementApi
+) -> None:
+    await declare(amqp_url)
+    async with consuming(amqp_url, "gpu-0", 2, 1) as channel, consuming(amqp_url, "gpu-1", 4):
+        for _ in range(9):
+            await publish(channel, REQUESTS, "generate")
+
+        async def counted() -> bool:
+            queue = management.call("GET", f"/api/queues/{amqp_vhost}/{GENERATE}")
+            connections = management.call("GET", f"/api/vhosts/{amqp_vhost}/connections")
+            named = [each for each in connections if each.get("client_properties", {}).get("connection_name")]
+            return queue.get("messages_unacknowledged") == 7 and queue.get("messages_ready") == 2 and len(named) == 2
+
+        await until(counted, "the API's statistics are up to date", WITHIN_S)
+        found = await answer(amqp_url, "--sample", "0", ACESTEP_MANAGEMENT_URL=rabbitmq.management_url)
+    queue = found["queue"]
+    assert (queue["ready"], queue["unacked"], queue["consumers"]) == (2, 7, 3)
+    assert (queue["limit"], queue["limit_from"], queue["bound"]) == (200, "broker", 207)
+    assert {(each["worker_id"], each["prefetch"]) for each in found["workers"]} == {("gpu-0", 3), ("gpu-1", 4)}
+    assert found["notes"] == []
+
+
+async def test_without_the_api_events_tell_of_workers_and_of_the_time_that_is_left(amqp_url: str) -> None:
+    await declare(amqp_url)
+    async with consuming(amqp_url, "w1", 2) as channel:
+        for _ in range(6):
+            await publish(channel, REQUESTS, "generate")
+        async with announcing(channel, announcement("w1", 2), completion(30)):
+            found = await answer(amqp_url, "--sample", "1")
+    assert found["queue"]["ready"] == 4
+    assert found["queue"]["unacked"] is None
+    assert found["queue"]["bound"] == 202
+    (worker,) = found["workers"]
+    assert (worker["worker_id"], worker["prefetch"], worker["tier"]) == ("w1", 2, "tier6")
+    assert found["pace"]["source"] == "events"
+    assert found["pace"]["jobs_a_minute"] > 0
+    assert found["eta_s"] == 4 * 30 / 2
+    assert any("ACESTEP_MANAGEMENT_URL" in note for note in found["notes"])
+
+
+async def test_dead_letters_and_events_that_nobody_heard_are_counted(amqp_url: str) -> None:
+    await declare(amqp_url)
+    connection = await aio_pika.connect(amqp_url)
+    async with connection, connection.channel() as channel:
+        await publish(channel, DEAD_LETTER, "")
+        await publish(channel, EVENTS, "job.progress.x")
+    code, out, err = await run_status(amqp_url, "--sample", "0")
+    assert code == 0, err
+    lines = dict(line.split("  ", 1) for line in out.splitlines() if "  " in line)
+    assert "1; see acestep-consumer dead list" in lines["dead letters"]
+    assert "1 kept" in lines["unrouted events"]
+    assert "none: nobody takes requests" in lines["workers"]
+    assert "\x1b[" not in out
+
+
+async def test_an_empty_broker_says_that_nothing_is_declared_and_stays_empty(
+    amqp_url: str, amqp_vhost: str, management: ManagementApi
+) -> None:
+    found = await answer(amqp_url, "--sample", "0")
+    assert found["queue"]["ready"] == 0
+    assert any("there is no acestep.generate yet" in note for note in found["notes"])
+    assert management.call("GET", f"/api/queues/{amqp_vhost}") == []
+
+
+async def test_no_queue_is_left_behind(amqp_url: str, amqp_vhost: str, management: ManagementApi) -> None:
+    await declare(amqp_url)
+    before = {queue["name"] for queue in management.call("GET", f"/api/queues/{amqp_vhost}")}
+    await answer(amqp_url, "--sample", "0.2")
+    assert {queue["name"] for queue in management.call("GET", f"/api/queues/{amqp_vhost}")} == before
+
+
+async def test_an_api_that_is_away_is_a_note_and_no_error(amqp_url: str) -> None:
+    await declare(amqp_url)
+    found = await answer(amqp_url, "--sample", "0", ACESTEP_MANAGEMENT_URL="http://127.0.0.1:1")
+    assert any("no answer from ACESTEP_MANAGEMENT_URL" in note for note in found["notes"])
+
+
+async def test_a_user_who_sees_no_connections_still_gets_the_numbers(
+    amqp_url: str, amqp_vhost: str, rabbitmq: RabbitMQ, management: ManagementApi
+) -> None:
+    """The broker tells users with the tag management of their own connections alone."""
+    await declare(amqp_url)
+    name = f"viewer-{amqp_vhost}"
+    management.call("PUT", f"/api/users/{name}", {"password": "secret", "tags": "management"})
+    rights = {"configure": "^$", "write": "^$", "read": ".*"}
+    management.call("PUT", f"/api/permissions/{amqp_vhost}/{name}", rights)
+    try:
+        async with consuming(amqp_url, "gpu-0", 5):
+            url = rabbitmq.management_url.replace("//", f"//{name}:secret@")
+            async with Monitor(broker_settings(amqp_url, management_url=url)) as monitor:
+
+                async def counted() -> bool:
+                    return bool((await monitor.request_queue()).consumers)
+
+                await until(counted, "the API's statistics are up to date", WITHIN_S)
+                (consumer,) = (await monitor.request_queue()).consumers
+    finally:
+        management.call("DELETE", f"/api/users/{name}")
+    assert consumer.prefetch == 5
+
+
+async def test_a_lost_connection_is_made_again(amqp_url: str, amqp_vhost: str, management: ManagementApi) -> None:
+    await declare(amqp_url)
+    async with Inspection(broker_settings(amqp_url), "test") as inspection:
+        assert await inspection.depths([GENERATE]) == {GENERATE: Depth(0, 0)}
+
+        async def closed() -> bool:
+            return management.close_connections(amqp_vhost) > 0
+
+        await until(closed, "the API sees the connection", WITHIN_S)
+
+        async def again() -> bool:
+            try:
+                return await inspection.depths([GENERATE]) == {GENERATE: Depth(0, 0)}
+            except LinkLost:
+                return False
+
+        await until(again, "it is connected again", WITHIN_S)
+
+
+@pytest.mark.parametrize("arguments", [(), ("--json",), ("--watch",)])
+async def test_no_broker_ends_with_4_and_one_line(arguments: tuple[str, ...]) -> None:
+    code, out, err = await run_status("amqp://127.0.0.1:1/", *arguments)
+    assert (code, out) == (4, "")
+    assert err.count("\n") == 1
+    assert "check ACESTEP_AMQP_URL, or ask acestep-consumer doctor" in err
+
+
+def test_watch_prints_a_line_each_time_until_ctrl_c(amqp_url: str) -> None:
+    asyncio.run(declare(amqp_url))
+    with subprocess.Popen(
+        [sys.executable, "-m", "consumer", "status", "--watch", "--json", "--sample", "0", "--every", "0.2"],
+        env=environment_of(amqp_url),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as watching:
+        assert watching.stdout is not None
+        assert watching.stderr is not None
+        first, second = (json.loads(watching.stdout.readline()) for _ in range(2))
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(WITHIN_S) == 130
+        assert "Traceback" not in watching.stderr.read()
+    assert first["time"] < second["time"]

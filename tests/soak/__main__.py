@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command: load and faults for so many minutes, then everything whole again, everything done, and the audit."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import secrets
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from infra.local.process import ServerError
+from infra.local.signals import stop_cleanly_on_signals
+from infra.local.state import LOCAL
+from tests.soak.audit import Evidence, Finding, audit
+from tests.soak.faults import Saboteur
+from tests.soak.ground import Ground
+from tests.soak.load import Producer
+from tests.soak.plan import plan
+from tests.soak.report import as_lines, as_table, figures, keep
+from tests.support.ear import Ear
+from tests.support.shelf import Shelf
+
+REPORT_EVERY_S = 5.0
+DONE_WITHIN_S = 180.0
+# With nothing in the queue and nothing in hand for so long, an event that has not come will not come.
+IDLE_S = 15.0
+_POLL_S = 0.5
+_CHECKS_AT_ONCE = 8
+
+_console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Soak:
+    """One run. ``run`` returns what the audit found."""
+
+    def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
+        self._arguments = arguments
+        self._folder = folder
+        self._began = time.monotonic()
+        self._ground = Ground(folder, quorum=arguments.quorum)
+        url = self._ground.environment["ACESTEP_AMQP_URL"]
+        self._ear = Ear(url)
+        self._producer = Producer(url, arguments.seed, arguments.rate)
+        self._saboteur = Saboteur(self._ground, lambda text: self._tell(f"! {text}"))
+
+    async def run(self) -> list[Finding]:
+        """Everything, from the first server to the last figure."""
+        self._tell("starting a broker, an S3 server and two workers ...")
+        async with self._ground, self._ear, self._producer:
+            telling = asyncio.create_task(self._tell_how_it_goes())
+            await self._break_things_under_load()
+            evidence = await self._settle()
+            telling.cancel()
+        return self._judge(evidence)
+
+    async def _break_things_under_load(self) -> None:
+        length_s = 60 * self._arguments.minutes
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._producer.run(length_s))
+            group.create_task(self._saboteur.carry_out(plan(self._arguments.seed, length_s)))
+        for seat in self._ground.seats:
+            seat.heal()
+            seat.wake()
+
+    async def _settle(self) -> Evidence:
+        """Wait until all is done, let the workers leave, and look at what there is."""
+        self._tell("no more faults, no more requests: waiting until everything is done ...")
+        unacked = await self._wait_until_done()
+        self._tell("the workers leave ...")
+        for seat in self._ground.seats:
+            await seat.leave()
+        return await self._look(unacked)
+
+    async def _wait_until_done(self) -> int:
+        """Return how many messages are unacked when nothing moves any more."""
+        began = idle_since = time.monotonic()
+        while (now := time.monotonic()) < began + DONE_WITHIN_S:
+            depth = await self._ground.depth()
+            if depth.ready or depth.unacked:
+                idle_since = now
+            elif not self._open or now > idle_since + IDLE_S:
+                break
+            await asyncio.sleep(_POLL_S)
+        return (await self._ground.depth()).unacked
+
+    async def _look(self, unacked: int) -> Evidence:
+        self._tell("looking at queue, bucket and scratch folders ...")
+        submissions, heard = self._producer.submissions, self._ear.heard
+        dead = await self._ground.dead_letters()
+        return Evidence(
+            submissions=submissions,
+            heard=heard,
+            wrongs=await self._wrongs(Evidence(submissions=submissions, heard=heard)),
+            dead=dead,
+            ready=(await self._ground.depth()).ready,
+            unacked=unacked,
+            leftovers=self._ground.leftovers(),
+            exits=sum((seat.exits for seat in self._ground.seats), start=type(self._ground.seats[0].exits)()),
+        )
+
+    async def _wrongs(self, evidence: Evidence) -> dict[str, list[str]]:
+        """Compare every completed job with the bucket."""
+        shelf = Shelf.of(self._ground.environment)
+        free = asyncio.Semaphore(_CHECKS_AT_ONCE)
+
+        async def check(task_id: str) -> tuple[str, list[str]]:
+            async with free:
+                done = next(end for end in evidence.ends[task_id] if end.state == "completed")
+                return task_id, await shelf.wrongs(done.data)
+
+        completed = [task_id for task_id, outcome in evidence.outcomes.items() if outcome == "completed"]
+        checked = await asyncio.gather(*map(check, completed))
+        return {task_id: wrongs for task_id, wrongs in checked if wrongs}
+
+    def _judge(self, evidence: Evidence) -> list[Finding]:
+        findings = audit(evidence)
+        done = {str(kind): count for kind, count in self._saboteur.done.items()}
+        numbers = figures(evidence, done, self._ear.lost)
+        keep(self._folder, evidence, numbers, findings)
+        _console.print(as_table(f"Soak of {self._arguments.minutes:g} minutes, seed {self._arguments.seed}", numbers))
+        return findings
+
+    @property
+    def _open(self) -> int:
+        """Accepted requests whose end nobody has heard."""
+        ended = {heard.task_id for heard in self._ear.heard if heard.terminal}
+        return sum(each.confirmed > 0 and each.task_id not in ended for each in self._producer.submissions.values())
+
+    async def _tell_how_it_goes(self) -> None:
+        while True:
+            await asyncio.sleep(REPORT_EVERY_S)
+            workers = ", ".join(f"{seat.name} {'up' if seat.up else 'down'}" for seat in self._ground.seats)
+            broken = "; ".join(map(str, self._saboteur.now)) or "nothing"
+            sent = len(self._producer.submissions)
+            self._tell(f"{sent} requests, {self._open} open; {workers}; broken: {broken}")
+
+    def _tell(self, text: str) -> None:
+        _console.print(f"{time.monotonic() - self._began:6.1f} s  {text}", markup=False)
+
+
+def main() -> int:
+    """Run the soak: 0 when every promise was kept, 1 when one was not."""
+    arguments = _parser().parse_args()
+    stop_cleanly_on_signals()
+    folder = LOCAL / f"soak-{arguments.seed}-{secrets.token_hex(3)}"
+    folder.mkdir(parents=True)
+    # The client library tells of every lost connection; here they are lost on purpose.
+    logging.basicConfig(filename=folder / "clients.log", level=logging.WARNING)
+    _console.print(f"logs and evidence: {folder}", markup=False)
+    try:
+        findings = asyncio.run(Soak(arguments, folder).run())
+    except ServerError as error:
+        _console.print(f"error: {error}", markup=False)
+        return 1
+    if not findings:
+        for data in (folder / "s3" / "data", folder / "rabbitmq" / "data"):
+            shutil.rmtree(data, ignore_errors=True)  # hundreds of megabytes that nobody needs now
+    for line in as_lines(findings):
+        _console.print(f"NOT KEPT: {line}", markup=False)
+    _console.print(f"{'every promise was kept' if not findings else 'the audit failed'}; {folder}", markup=False)
+    return 1 if findings else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bash infra/dev soak",
+        description="Two whole workers (their models alone are missing) under load while processes, broker, network "
+        "and storage break, then an audit: every accepted request ended once, with its songs in the bucket.",
+    )
+    parser.add_argument("--minutes", type=float, default=2, help="of load and faults (2); settling comes on top")
+    parser.add_argument("--seed", type=int, default=1, help="decides the faults and the load (1)")
+    parser.add_argument("--rate", type=float, default=4, help="requests a second (4)")
+    parser.add_argument("--quorum", action="store_true", help="quorum queues in place of classic ones")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

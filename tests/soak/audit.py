@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What must hold when all is over, whatever broke meanwhile. Pure: evidence in, findings out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from tests.soak.load import Sort, Submission
+from tests.support.ear import Heard
+
+COMPLETED, FAILED, REJECTED, CANCELLED, EXPIRED = "completed", "failed", "rejected", "cancelled", "expired"
+ENDS = (COMPLETED, FAILED, REJECTED, CANCELLED, EXPIRED)
+ENGINE_DIED = "engine_crashed"
+LEFT_WELL = 0
+KILLED = -9
+# A worker that cannot reach its storage when it starts says so and leaves.
+REFUSED_TO_START = 2
+
+_MAY_END = {
+    Sort.SONG: {COMPLETED},
+    Sort.TWO_SONGS: {COMPLETED},
+    Sort.LARGE: {COMPLETED},
+    Sort.TWICE: {COMPLETED},
+    Sort.INVALID: {REJECTED},
+    Sort.DEADLY: {FAILED},
+    Sort.EXPIRING: {COMPLETED, EXPIRED},
+    Sort.CANCELLED: {COMPLETED, CANCELLED},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that must not be. ``ids`` are the tasks, or whatever else it is about."""
+
+    rule: str
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What was seen.
+
+    Attributes:
+        submissions: by task id.
+        heard: all events of jobs.
+        wrongs: by task id, what the bucket lacks of a completed job's promises.
+        dead: the message ids of all dead letters.
+        ready: requests, and notices of given up ones, that are left on the broker.
+        unacked: messages that some worker still held when all were idle.
+        leftovers: files in scratch folders after the workers had left.
+        exits: how often workers ended with which status.
+    """
+
+    submissions: Mapping[str, Submission]
+    heard: Sequence[Heard]
+    wrongs: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    dead: Sequence[str] = ()
+    ready: int = 0
+    unacked: int = 0
+    leftovers: Sequence[str] = ()
+    exits: Mapping[int, int] = field(default_factory=dict)
+
+    @cached_property
+    def ends(self) -> dict[str, list[Heard]]:
+        """Terminal events by task id, in the order in which they came."""
+        ends: dict[str, list[Heard]] = defaultdict(list)
+        for heard in self.heard:
+            if heard.terminal:
+                ends[heard.task_id].append(heard)
+        return ends
+
+    @cached_property
+    def outcomes(self) -> dict[str, str]:
+        """How each task ended that did: ``completed`` if it ever completed, else its last end."""
+        return {
+            task_id: COMPLETED if any(end.state == COMPLETED for end in ends) else ends[-1].state
+            for task_id, ends in self.ends.items()
+        }
+
+    def sort_of(self, task_id: str) -> Sort | None:
+        """What the request was like; None for a task that nobody sent."""
+        submission = self.submissions.get(task_id)
+        return submission.sort if submission else None
+
+    @property
+    def accepted(self) -> list[str]:
+        """The tasks that the broker confirmed."""
+        return [task_id for task_id, submission in self.submissions.items() if submission.confirmed]
+
+
+def audit(evidence: Evidence) -> list[Finding]:
+    """Return all that must not be; nothing, when every promise was kept."""
+    rules = {
+        "accepted, and never ended": _never_ended,
+        "refused, and run all the same": _refused_and_run,
+        "ended, and nobody sent it": _unknown,
+        "ended in more than one way": _two_ends,
+        "ended as it must not": _wrong_end,
+        "completed, and not in the bucket as the event says": lambda seen: seen.wrongs,
+        "failed or rejected, and no dead letter": _no_dead_letter,
+        "completed, and a dead letter": _completed_and_dead,
+        "messages left on the broker": lambda seen: _count(seen.ready),
+        "messages that nobody settled": lambda seen: _count(seen.unacked),
+        "left in a scratch folder": lambda seen: seen.leftovers,
+        "a worker left in a way that it must not": _bad_exits,
+    }
+    found = ((rule, tuple(broken(evidence))) for rule, broken in rules.items())
+    return [Finding(rule, ids) for rule, ids in found if ids]
+
+
+def _never_ended(seen: Evidence) -> Iterable[str]:
+    return (task_id for task_id in seen.accepted if task_id not in seen.ends)
+
+
+def _refused_and_run(seen: Evidence) -> Iterable[str]:
+    return (task_id for task_id, each in seen.submissions.items() if not each.copies and task_id in seen.ends)
+
+
+def _unknown(seen: Evidence) -> Iterable[str]:
+    return (task_id for task_id in seen.ends if task_id not in seen.submissions)
+
+
+def _two_ends(seen: Evidence) -> Iterator[str]:
+    """One message has one end, told in the same bytes each time. Only a task that failed may be sent again."""
+    for task_id, ends in seen.ends.items():
+        submission = seen.submissions.get(task_id)
+        contents = {(end.state, end.body) for end in ends}
+        songs = {body for state, body in contents if state == COMPLETED}
+        if submission and (len(songs) > 1 or len(contents) > max(1, submission.copies)):
+            yield f"{task_id} ({', '.join(end.state for end in ends)})"
+
+
+def _wrong_end(seen: Evidence) -> Iterator[str]:
+    """Engines are killed on purpose, so a job may run out of tries: that alone is nobody's mistake."""
+    for task_id, ends in seen.ends.items():
+        submission = seen.submissions.get(task_id)
+        for end in ends if submission else ():
+            assert submission is not None
+            unlucky = end.state == FAILED and end.data["error"]["code"] == ENGINE_DIED
+            if end.state not in _MAY_END[submission.sort] and not unlucky:
+                error = end.data.get("error") or {}
+                yield f"{task_id} ({submission.sort}: {end.state} {error.get('code', '')} {error.get('message', '')})"
+
+
+def _no_dead_letter(seen: Evidence) -> Iterable[str]:
+    dead = set(seen.dead)
+    return (task_id for task_id, end in seen.outcomes.items() if end in (FAILED, REJECTED) and task_id not in dead)
+
+
+def _completed_and_dead(seen: Evidence) -> Iterable[str]:
+    """Not so those with an expiration: when the broker loses sight of a worker, it may give up what is being sung."""
+    only_completed = {
+        task_id
+        for task_id, ends in seen.ends.items()
+        if {end.state for end in ends} == {COMPLETED} and seen.sort_of(task_id) is not Sort.EXPIRING
+    }
+    return sorted(only_completed & set(seen.dead))
+
+
+def _count(number: int) -> tuple[str, ...]:
+    return (str(number),) if number else ()
+
+
+def _bad_exits(seen: Evidence) -> Iterator[str]:
+    for status, times in seen.exits.items():
+        if status not in (LEFT_WELL, KILLED, REFUSED_TO_START):
+            yield f"status {status}: {times} times"

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plan carried out, each fault at its time and for its time; afterwards all is whole again."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from tests.soak.plan import Fault, Kind
+from tests.support.faulty_s3 import s3_error
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from tests.soak.ground import Ground
+    from tests.soak.seat import Seat
+
+Tell = Callable[[str], None]
+
+
+class Saboteur:
+    """Breaks things on ``ground``. ``tell`` gets a line for each."""
+
+    def __init__(self, ground: Ground, tell: Tell) -> None:
+        self._ground = ground
+        self._tell = tell
+        self.done: Counter[Kind] = Counter()
+        self.now: set[Fault] = set()
+
+    async def carry_out(self, plan: Sequence[Fault]) -> None:
+        """Do all of it; return when the last fault is over."""
+        began = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            for fault in plan:
+                await asyncio.sleep(began + fault.at_s - time.monotonic())
+                group.create_task(self._do(fault))
+
+    async def _do(self, fault: Fault) -> None:
+        self._tell(str(fault))
+        self.now.add(fault)
+        try:
+            if await self._break(fault):
+                self.done[fault.kind] += 1
+        finally:
+            self.now.discard(fault)
+
+    async def _break(self, fault: Fault) -> bool:
+        """Do one fault and make it good again. False when there was nothing to break."""
+        match fault.kind.target:
+            case "broker":
+                return await self._break_broker(fault)
+            case "worker" | "engine":
+                return await _break_worker(fault, self._seat(fault))
+            case "amqp":
+                return await _break_amqp(fault, self._seat(fault))
+            case _:
+                return await _break_s3(fault, self._seat(fault))
+
+    def _seat(self, fault: Fault) -> Seat:
+        assert fault.seat is not None
+        return self._ground.seats[fault.seat]
+
+    async def _break_broker(self, fault: Fault) -> bool:
+        broker = self._ground.broker
+        if fault.kind is Kind.CONNECTIONS_CLOSED:
+            await asyncio.to_thread(self._ground.close_connections)
+            return True
+        await asyncio.to_thread(broker.kill if fault.kind is Kind.BROKER_KILLED else broker.stop)
+        await asyncio.sleep(fault.lasts_s)
+        await asyncio.to_thread(broker.start)
+        return True
+
+
+async def _break_worker(fault: Fault, seat: Seat) -> bool:
+    if fault.kind is Kind.ENGINE_KILLED:
+        return seat.kill_engine()
+    seat.rest()
+    hit = seat.signal(signal.SIGKILL if fault.kind is Kind.WORKER_KILLED else signal.SIGTERM)
+    await asyncio.sleep(fault.lasts_s)
+    if fault.kind is Kind.WORKER_HURRIED:
+        seat.signal(signal.SIGTERM)
+    seat.wake()
+    return hit
+
+
+async def _break_amqp(fault: Fault, seat: Seat) -> bool:
+    wire = seat.amqp
+    match fault.kind:
+        case Kind.AMQP_CUT:
+            return wire.cut() > 0
+        case Kind.AMQP_CUT_WITHIN:
+            wire.drop_after(round(2_000 * fault.dose))
+        case Kind.AMQP_STALLED:
+            wire.stall()
+        case Kind.AMQP_HALF_OPEN:
+            wire.abandon()
+        case Kind.AMQP_SLOW:
+            wire.slow(2_000 + 20_000 * fault.dose)
+        case _:
+            wire.refuse()
+    await asyncio.sleep(fault.lasts_s)
+    wire.heal()
+    return True
+
+
+async def _break_s3(fault: Fault, seat: Seat) -> bool:
+    wire = seat.wire
+    with ExitStack() as healing:
+        match fault.kind:
+            case Kind.S3_CUT:
+                return wire.cut() > 0
+            case Kind.S3_CUT_WITHIN:
+                wire.drop_after(round(40_000 * fault.dose))
+            case Kind.S3_HANGS:
+                wire.stall()
+            case Kind.S3_SLOW:
+                wire.slow(20_000 + 200_000 * fault.dose)
+            case Kind.S3_ERRORS:
+                healing.enter_context(seat.front.fault(_some_503s(fault)))
+            case Kind.S3_ANSWERS_LOST:
+                healing.enter_context(_answers_lost(fault, seat))
+            case _:
+                wire.refuse()
+        await asyncio.sleep(fault.lasts_s)
+    wire.heal()
+    return True
+
+
+def _some_503s(fault: Fault) -> Callable[[web.Request], web.Response | None]:
+    """Between a third and all of the requests, one after the other drawn from the fault's own chance."""
+    chance = random.Random(fault.dose)  # noqa: S311 - no secret
+    share = 1 / 3 + fault.dose
+
+    def answer(_: web.Request) -> web.Response | None:
+        return s3_error(503, "SlowDown") if chance.random() < share else None
+
+    return answer
+
+
+@contextmanager
+def _answers_lost(fault: Fault, seat: Seat) -> Iterator[None]:
+    """Requests are carried out, and some answers never come: was it written or not?"""
+    chance = random.Random(fault.dose)  # noqa: S311 - no secret
+    seat.front.lose_answers(lambda request: request.method in ("PUT", "POST") and chance.random() < 1 / 2)
+    try:
+        yield
+    finally:
+        seat.front.lose_answers(lambda _: False)

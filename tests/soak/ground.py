@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a soak runs on: a broker and an S3 server of its own, the workers' seats, and a look at what is left."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import aio_pika
+
+from consumer.broker.connection import Link
+from consumer.broker.topology import DEAD_LETTER, GENERATE, NOTICES
+from consumer.settings import load
+from infra.local.packages import ensure_rabbitmq
+from infra.local.rabbitmq import RabbitMQ
+from infra.local.s3 import REGION, SeaweedFS
+from infra.local.stack import Environment
+from tests.soak.plan import SEATS
+from tests.soak.seat import Seat
+from tests.support.servers import ManagementApi
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+PREFETCH = 4
+LIMIT = 60
+MAX_ATTEMPTS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """How many messages wait for workers: requests, and notices of requests that the broker gave up."""
+
+    ready: int
+    unacked: int
+
+
+class Ground:
+    """The servers and the workers of one soak. An async context manager: entering declares everything."""
+
+    def __init__(self, folder: Path, *, quorum: bool) -> None:
+        self._stack = AsyncExitStack()
+        self.folder = folder
+        self.broker = RabbitMQ(folder / "rabbitmq", management=True)
+        self.s3 = SeaweedFS(folder / "s3")
+        servers = Environment(
+            amqp_url=self.broker.amqp_url,
+            s3_endpoint=self.s3.endpoint,
+            s3_bucket=self.s3.bucket,
+            access_key=self.s3.access_key,
+            secret_key=self.s3.secret_key,
+            region=REGION,
+        )
+        self.environment = servers.variables() | {
+            "ACESTEP_S3_PREFIX": "soak",
+            "ACESTEP_QUEUE_TYPE": "quorum" if quorum else "classic",
+            "ACESTEP_QUEUE_WORKERS": str(PREFETCH),
+            "ACESTEP_QUEUE_MAXSIZE": str(LIMIT),
+            "ACESTEP_MAX_ATTEMPTS": str(MAX_ATTEMPTS),
+        }
+        self.seats = [Seat(number, folder, self.environment) for number in range(SEATS)]
+
+    async def __aenter__(self) -> Self:
+        ensure_rabbitmq()
+        await self._stack.__aenter__()
+        self._stack.callback(self.broker.close)
+        self._stack.callback(self.s3.close)
+        await asyncio.gather(asyncio.to_thread(self.broker.start), asyncio.to_thread(self.s3.start))
+        settings = load(environ=self.environment, env_file=None).broker
+        async with Link(settings, "soak"):
+            pass  # it declares the topology
+        for seat in self.seats:
+            await self._stack.enter_async_context(seat)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    def close_connections(self) -> None:
+        """Have the broker close everybody's connection, as an operator would."""
+        with suppress(AssertionError, OSError):  # some have gone already, or the broker has
+            ManagementApi(self.broker).close_connections("/")
+
+    async def depth(self) -> Depth:
+        """Ask the broker, which counts exactly; rabbitmqctl takes a second."""
+        listed = await asyncio.to_thread(
+            self.broker.ctl, "list_queues", "name", "messages_ready", "messages_unacknowledged", "--silent"
+        )
+        rows = (line.split("\t") for line in listed.splitlines())
+        counts = {row[0]: row[1:] for row in rows if len(row) == 3}
+        waiting = [counts[queue] for queue in (GENERATE, NOTICES)]
+        return Depth(sum(int(ready) for ready, _ in waiting), sum(int(unacked) for _, unacked in waiting))
+
+    async def dead_letters(self) -> list[str]:
+        """Take all dead letters and return their message ids."""
+        found: list[str] = []
+        async with await aio_pika.connect(self.broker.amqp_url) as connection:
+            channel = await connection.channel()
+            queue = await channel.get_queue(DEAD_LETTER, ensure=False)
+            while (message := await queue.get(no_ack=True, fail=False)) is not None:
+                found.append(message.message_id or "")
+        return found
+
+    def leftovers(self) -> list[str]:
+        """Return what lies in the workers' scratch folders."""
+        return [str(path.relative_to(self.folder)) for seat in self.seats for path in sorted(seat.scratch.iterdir())]

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The figures of a soak, for people and for a file."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Table
+
+from tests.soak.audit import ENDS, Evidence, Finding
+from tests.soak.load import Sort
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+_SHOWN_IDS = 20
+
+
+def figures(evidence: Evidence, faults: Mapping[str, int], lost_by_subscriber: int) -> dict[str, Any]:
+    """Return what is worth telling, as JSON."""
+    submissions = evidence.submissions.values()
+    outcomes = Counter(evidence.outcomes[task_id] for task_id in evidence.accepted if task_id in evidence.outcomes)
+    told = [end for ends in evidence.ends.values() for end in ends]
+    starts = Counter(heard.task_id for heard in evidence.heard if heard.state == "started")
+    return {
+        "submitted": len(submissions),
+        "accepted": len(evidence.accepted),
+        "refused (queue full)": sum(not each.confirmed and not each.unknown for each in submissions),
+        "fate of a publish unknown, sent again": sum(each.unknown for each in submissions),
+        **{state: outcomes[state] for state in ENDS},
+        "failed though nothing was wrong with it": sum(
+            evidence.outcomes.get(each.task_id) == "failed" and each.sort is not Sort.DEADLY for each in submissions
+        ),
+        "songs checked in the bucket": sum(
+            len(ends[0].data["audios"]) for ends in evidence.ends.values() if ends[0].state == "completed"
+        ),
+        "started again after a loss": sum(count - 1 for count in starts.values()),
+        "terminal events heard again": len(told) - len({(end.task_id, end.body) for end in told}),
+        "started or progress told after the end": _after_the_end(evidence),
+        "dead letters": len(evidence.dead),
+        "longest job, s": round(_longest_s(evidence), 1),
+        "subscriber's connections lost": lost_by_subscriber,
+        **{f"fault: {kind}": count for kind, count in sorted(faults.items())},
+        **{f"worker left with {status}": times for status, times in sorted(evidence.exits.items())},
+    }
+
+
+def as_table(title: str, numbers: Mapping[str, Any]) -> Table:
+    """Return the figures as a table."""
+    table = Table(box=box.SIMPLE, title=title, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in numbers.items():
+        table.add_row(name, str(value))
+    return table
+
+
+def as_lines(findings: Sequence[Finding]) -> list[str]:
+    """Return the findings, a few ids each."""
+    return [
+        f"{finding.rule}: {len(finding.ids)}\n    " + "\n    ".join(finding.ids[:_SHOWN_IDS]) for finding in findings
+    ]
+
+
+def keep(folder: Path, evidence: Evidence, numbers: Mapping[str, Any], findings: Sequence[Finding]) -> None:
+    """Write down all that was seen: one file for the figures, one line an event, one line a request."""
+    summary = {"figures": numbers, "findings": {finding.rule: finding.ids for finding in findings}}
+    (folder / "figures.json").write_text(json.dumps(summary, indent=1))
+    with (folder / "events.jsonl").open("w") as file:
+        for heard in evidence.heard:
+            file.write(json.dumps({"at": heard.at, "event": heard.event}) + "\n")
+    with (folder / "requests.jsonl").open("w") as file:
+        for each in evidence.submissions.values():
+            file.write(json.dumps(vars(each)) + "\n")
+
+
+def _after_the_end(evidence: Evidence) -> int:
+    """Where a worker goes on that the broker took for dead, the one that took over may have ended the job before."""
+    ended: set[str] = set()
+    late = 0
+    for heard in evidence.heard:
+        late += heard.task_id in ended and not heard.terminal
+        if heard.terminal:
+            ended.add(heard.task_id)
+    return late
+
+
+def _longest_s(evidence: Evidence) -> float:
+    """From a request's first publish to its first terminal event."""
+    return max(
+        (
+            ends[0].at - evidence.submissions[task_id].sent_at
+            for task_id, ends in evidence.ends.items()
+            if task_id in evidence.submissions
+        ),
+        default=0.0,
+    )

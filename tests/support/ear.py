@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A subscriber as a careful backend writes it: a durable queue of its own, and every event kept as it came."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
+
+import aio_pika
+from aio_pika.exceptions import AMQPError
+
+from consumer.broker.topology import EVENTS
+from schemas.events import JobState
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from aio_pika.abc import AbstractIncomingMessage
+
+_AGAIN_S = 0.2
+_AT_ONCE = 100
+_FIRST_S = 30.0
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One event as it came. ``at`` is a time of the monotonic clock."""
+
+    state: str
+    task_id: str
+    body: bytes
+    at: float = field(compare=False)
+
+    @cached_property
+    def event(self) -> dict[str, Any]:
+        """The CloudEvent."""
+        event: dict[str, Any] = json.loads(self.body)
+        return event
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What it tells."""
+        data: dict[str, Any] = self.event["data"]
+        return data
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the job ended with it."""
+        return JobState(self.state).terminal
+
+
+class Ear:
+    """Hears all events of jobs. Its queue stays when the broker or the connection does not, and it comes back to it."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._queue = f"ear-{uuid.uuid4().hex}"
+        self._listening = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.heard: list[Heard] = []
+        self.lost = 0
+        """How often its connection went away."""
+
+    def of(self, task_id: str) -> list[Heard]:
+        """All events of one job, in the order in which they came."""
+        return [heard for heard in self.heard if heard.task_id == task_id]
+
+    def states(self, task_id: str) -> list[str]:
+        """The states of one job's events."""
+        return [heard.state for heard in self.of(task_id)]
+
+    def terminal(self, task_id: str) -> list[Heard]:
+        """How a job ended, as often as it was told."""
+        return [heard for heard in self.of(task_id) if heard.terminal]
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._keep_listening(), name="ear")
+        async with asyncio.timeout(_FIRST_S):
+            await self._listening.wait()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _keep_listening(self) -> None:
+        while True:
+            try:
+                await self._listen()
+            except (AMQPError, OSError, RuntimeError):
+                await asyncio.sleep(_AGAIN_S)
+
+    async def _listen(self) -> None:
+        """Listen until the connection is gone."""
+        gone = asyncio.Event()
+        connection = await aio_pika.connect(self._url, timeout=10, client_properties={"connection_name": "ear"})
+        async with connection:
+            connection.close_callbacks.add(lambda *_: gone.set())
+            channel = await connection.channel()
+            channel.close_callbacks.add(lambda *_: gone.set())
+            await channel.set_qos(_AT_ONCE)
+            queue = await channel.declare_queue(self._queue, durable=True)
+            await queue.bind(EVENTS, "job.#")
+            await queue.consume(self._take)
+            self._listening.set()
+            await gone.wait()
+            self.lost += 1
+
+    async def _take(self, message: AbstractIncomingMessage) -> None:
+        _, state, task_id = (message.routing_key or "").split(".", 2)
+        self.heard.append(Heard(state, task_id, message.body, time.monotonic()))
+        with suppress(AMQPError, OSError, RuntimeError):  # it comes again then, and says the same
+            await message.ack()

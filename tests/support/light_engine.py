@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A renderer process without a model: real pipe, real files, and work that a request's prompt describes.
+
+Words of the prompt that say something, in any order: ``takes=0.5`` (seconds), ``until=PATH`` (a file that somebody
+makes), ``bytes=9000000`` (size of each song), ``crash`` (the process dies of it). A song is noise, and other noise each
+time: two renderings of one job never agree, as they would not with random seeds.
+
+Run by the supervisor as ``python -m tests.support.light_engine FD``.
+"""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import wave
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from consumer.engine.frames import FrameSocket
+from consumer.engine.messages import (
+    FROM_ENGINE,
+    TO_ENGINE,
+    Broken,
+    Configure,
+    Done,
+    FromEngine,
+    Progressed,
+    Ready,
+    Render,
+    RendererReport,
+    Stop,
+)
+from consumer.job import LoadedModel, Rendering, Track, Variant
+from schemas.events import ErrorCode
+
+REPORT = RendererReport(
+    device="cpu",
+    device_name="none",
+    vram_gb=24,
+    models=(LoadedModel("acestep-v15-turbo", Variant.TURBO),),
+    formats=("wav",),
+)
+RATE, CHANNELS, SAMPLE_BYTES = 48_000, 2, 2
+STEPS, STEP_S = 4, 0.01
+
+
+@dataclass(slots=True)
+class Work:
+    """What a prompt describes."""
+
+    takes_s: float = 0.0
+    until: Path | None = None
+    song_bytes: int = 20_000
+    crash: bool = False
+
+    @classmethod
+    def of(cls, prompt: str) -> "Work":
+        """Read the words that say something."""
+        words = dict(word.partition("=")[::2] for word in prompt.split())
+        return cls(
+            takes_s=float(words.get("takes", 0)),
+            until=Path(words["until"]) if "until" in words else None,
+            song_bytes=int(words.get("bytes", 20_000)),
+            crash="crash" in words,
+        )
+
+
+@dataclass
+class Engine:
+    """Answers orders, each in a thread of its own."""
+
+    pipe: FrameSocket
+    stopped: set[int] = field(default_factory=set)
+
+    def say(self, message: FromEngine) -> None:
+        """Send one message; without anybody to hear it, leave."""
+        try:
+            self.pipe.send(FROM_ENGINE.dump_json(message))
+        except OSError:
+            os._exit(0)
+
+    def take(self, message: object) -> None:
+        """Act on one message."""
+        match message:
+            case Configure():
+                self.say(Ready(report=REPORT))
+            case Stop(order=order):
+                self.stopped.add(order)
+            case Render():
+                threading.Thread(target=self.render, args=(message,), daemon=True).start()
+
+    def render(self, order: Render) -> None:
+        """Work, and answer: with the songs, or that it was told to stop."""
+        work = Work.of(order.job.request.prompt)
+        if work.crash:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.say(self.answer(order, work))
+        self.stopped.discard(order.order)
+
+    def answer(self, order: Render, work: Work) -> FromEngine:
+        """Do the work; nobody waits for it when it was stopped, or when its folder is gone."""
+        if self.finishes(order.order, work):
+            with suppress(FileNotFoundError):
+                return Done(order=order.order, result=sing(order, work.song_bytes))
+        return Broken(order=order.order, code=ErrorCode.CANCELLED, reason="cancelled")
+
+    def finishes(self, order: int, work: Work) -> bool:
+        """Let the work take its time; False when nobody waits for it any more."""
+        for step in range(1, STEPS + 1):
+            if not self.wait(order, work.takes_s / STEPS):
+                return False
+            self.say(Progressed(order=order, fraction=step / STEPS, stage="render"))
+        while work.until is not None and not work.until.exists():
+            if not self.wait(order, STEP_S):
+                return False
+        return True
+
+    def wait(self, order: int, seconds: float) -> bool:
+        """Let time pass; False as soon as nobody waits for the order any more."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0 and order not in self.stopped:
+            time.sleep(min(STEP_S, left))
+        return order not in self.stopped
+
+
+def sing(order: Render, song_bytes: int) -> Rendering:
+    """Write the job's songs."""
+    tracks = tuple(write(order.folder / f"{index}.wav", seed, song_bytes) for index, seed in enumerate(order.job.seeds))
+    return Rendering(tracks=tracks, render_s=0.01, encode_s=0.001)
+
+
+def write(path: Path, seed: int, song_bytes: int) -> Track:
+    """Write noise as a WAV file of about ``song_bytes``."""
+    frames = max(1, song_bytes // (CHANNELS * SAMPLE_BYTES))
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(CHANNELS)
+        file.setsampwidth(SAMPLE_BYTES)
+        file.setframerate(RATE)
+        file.writeframes(os.urandom(frames * CHANNELS * SAMPLE_BYTES))
+    return Track(
+        path=path,
+        seed=seed,
+        format="wav",
+        content_type="audio/wav",
+        sample_rate=RATE,
+        channels=CHANNELS,
+        duration_s=frames / RATE,
+    )
+
+
+def main() -> None:
+    """Serve until the pipe ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    engine = Engine(FrameSocket(socket.socket(fileno=int(sys.argv[1]))))
+    for payload in engine.pipe:
+        engine.take(TO_ENGINE.validate_json(payload))
+
+
+if __name__ == "__main__":
+    main()

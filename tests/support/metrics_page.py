@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page of metrics as a worker composes it, without starting anything."""
+
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+from consumer.app import Worker
+from consumer.engine.engines import Engines
+from consumer.policy.tiers import BUILT_IN
+from consumer.settings import load
+
+
+def page_of_a_worker() -> str:
+    """The page of a worker that has not begun. Needs a running event loop."""
+    settings = load({}, env_file=None)
+    engines = Engines(settings, BUILT_IN, log_json=True)
+    page = Worker(settings, engines, grace_s=0, read_again=lambda: settings)._metrics()
+    return page.render("")[0].decode()
+
+
+def families_of_a_worker() -> dict[str, Metric]:
+    """Every family on that page, by name. Needs a running event loop."""
+    return {family.name: family for family in parse(page_of_a_worker())}
+
+
+def sample_names(families: dict[str, Metric]) -> set[str]:
+    """The names under which these families' samples are asked for in PromQL."""
+    suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
+    return {name + suffix for name, family in families.items() for suffix in suffixes.get(family.type, ("",))}

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A worker between proxies, and eyes on both of its sides: what most fault tests need."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from consumer.broker.topology import GENERATE
+from tests.support.broker import Peer
+from tests.support.ear import Ear
+from tests.support.faulty_s3 import FaultyS3
+from tests.support.proxy import Proxy
+from tests.support.shelf import Shelf
+from tests.support.waiting import eventually
+from tests.support.worker import WorkerProcess, running
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable
+    from pathlib import Path
+
+    from aiohttp import web
+
+WITHIN_S = 60.0
+# What the worker calls its connections; see `Where.of`.
+PUBLISHING, CONSUMING = b" publish", b" consume"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A light worker whose broker is behind ``amqp`` and whose storage is behind ``s3``; the others look directly."""
+
+    worker: WorkerProcess
+    amqp: Proxy
+    s3: FaultyS3
+    ear: Ear
+    peer: Peer
+    shelf: Shelf
+
+    async def is_ready(self) -> None:
+        """Wait until the worker says that it is. It asks its storage, which this event loop may serve."""
+        deadline = time.monotonic() + WITHIN_S
+        while (await asyncio.to_thread(self.worker.get, "/readyz"))[0] != HTTPStatus.OK:
+            assert time.monotonic() < deadline, f"not ready within {WITHIN_S:g} s"
+
+    async def all_ended(self, *task_ids: str, within_s: float = WITHIN_S) -> None:
+        """Wait until a terminal event of each was heard."""
+        await eventually(lambda: all(map(self.ear.terminal, task_ids)), within_s)
+
+    async def ended(self, count: int, task_ids: Iterable[str]) -> None:
+        """Wait until terminal events of so many of these were heard."""
+        await eventually(lambda: sum(map(bool, map(self.ear.terminal, task_ids))) >= count, WITHIN_S)
+
+    async def assert_completed_once(self, *task_ids: str) -> None:
+        """Every copy of each one's end says the same, and the bucket has what it promises."""
+        for task_id in task_ids:
+            told = self.ear.terminal(task_id)
+            assert {heard.state for heard in told} == {"completed"}
+            assert len({heard.body for heard in told}) == 1
+            assert await self.shelf.wrongs(told[0].data) == []
+
+    async def assert_nothing_left(self) -> None:
+        """Have the worker leave: what it had not settled would be ready again, unless another worker takes it."""
+        await asyncio.to_thread(self.worker.process.end, WITHIN_S)
+        assert await self.peer.ready(GENERATE) == 0
+
+
+@asynccontextmanager
+async def scene(environment: dict[str, str], folder: Path, **variables: str) -> AsyncIterator[Scene]:
+    """Start a worker with these variables between proxies, in a folder of its own."""
+    async with AsyncExitStack() as stack:
+        url = environment["ACESTEP_AMQP_URL"]
+        amqp = await stack.enter_async_context(Proxy.for_url(url))
+        s3 = await stack.enter_async_context(FaultyS3(environment["ACESTEP_S3_ENDPOINT"]))
+        through = {"ACESTEP_AMQP_URL": amqp.url(url), "ACESTEP_S3_ENDPOINT": s3.endpoint}
+        own = folder / "between-proxies"
+        own.mkdir()
+        worker = WorkerProcess(own, environment | through | variables, light=True)
+        await stack.enter_async_context(running(worker))
+        ear = await stack.enter_async_context(Ear(url))
+        peer = await stack.enter_async_context(Peer(url))
+        yield Scene(worker, amqp, s3, ear, peer, Shelf.of(environment))
+
+
+def manifest_of(task_id: str, method: str) -> Callable[[web.Request], bool]:
+    """Match this request for a task's manifest."""
+    return lambda request: request.method == method and request.path.endswith(f"/{task_id}/manifest.json")

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bucket as somebody sees it who heard an event: is everything there that it promises?"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import boto3
+from botocore.config import Config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from mypy_boto3_s3 import S3Client
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """A key prefix of a bucket."""
+
+    client: S3Client
+    bucket: str
+    prefix: str
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> Self:
+        """Look where a worker with these variables puts its songs."""
+        client = boto3.client(
+            "s3",
+            endpoint_url=environment["ACESTEP_S3_ENDPOINT"],
+            aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
+            region_name=environment["AWS_DEFAULT_REGION"],
+            config=Config(signature_version="s3v4", s3={"addressing_style": "path"}),
+        )
+        return cls(client, environment["ACESTEP_S3_BUCKET"], environment["ACESTEP_S3_PREFIX"])
+
+    async def names(self, task_id: str) -> set[str]:
+        """Return the last parts of the keys of one job's objects."""
+        return await asyncio.to_thread(self._names, f"{self.prefix}/{task_id}/")
+
+    async def wrongs(self, data: Mapping[str, Any]) -> list[str]:
+        """Compare the data of a ``completed`` event with what lies here; a line for each difference."""
+        return await asyncio.to_thread(lambda: list(self._wrongs(data)))
+
+    def open_uploads(self) -> list[str]:
+        """Return the keys of uploads in parts that nobody has ended."""
+        found = self.client.list_multipart_uploads(Bucket=self.bucket, Prefix=f"{self.prefix}/")
+        return [upload["Key"] for upload in found.get("Uploads", ())]
+
+    def _names(self, folder: str) -> set[str]:
+        found = self.client.list_objects_v2(Bucket=self.bucket, Prefix=folder)
+        return {item["Key"].removeprefix(folder) for item in found.get("Contents", ())}
+
+    def _wrongs(self, data: Mapping[str, Any]) -> Iterator[str]:
+        task_id, audios = data["task_id"], data["audios"]
+        names = self._names(f"{self.prefix}/{task_id}/")
+        promised = {audio["uri"].rpartition("/")[2] for audio in audios}
+        if missing := (promised | {MANIFEST}) - names:
+            yield f"missing: {', '.join(sorted(missing))}"
+            return
+        if json.loads(self._read(f"{self.prefix}/{task_id}/{MANIFEST}")) != data:
+            yield "the manifest is not what the event says"
+        for audio in audios:
+            body = self._read(audio["uri"].removeprefix(f"s3://{self.bucket}/"))
+            if (len(body), hashlib.sha256(body).hexdigest()) != (audio["bytes"], audio["sha256"]):
+                yield f"{audio['uri']}: {len(body)} bytes with another sha256 than the event's {audio['bytes']}"
+
+    def _read(self, key: str) -> bytes:
+        return self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The documents follow the code, describe what is sent, and agree with what is declared on the broker."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from pydantic import SecretStr
+
+from consumer.broker.topology import CONTROL, EVENTS, GENERATE, REQUESTS, Topology, topology
+from consumer.settings import BrokerSettings
+from schemas import examples
+from schemas.asyncapi import EXCHANGES, asyncapi
+from schemas.events import CloudEvent, parse_event
+from schemas.export import documents, event_schema, manifest_schema, write
+from schemas.request import request_json_schema
+
+COMMITTED = Path(__file__).parents[3] / "schemas"
+DOCUMENT = asyncapi()
+CHANNELS: dict[str, Any] = DOCUMENT["channels"]
+EXAMPLES = examples.events()
+
+
+def declared() -> Topology:
+    settings = BrokerSettings.model_validate({"url": SecretStr("amqp://localhost/")})
+    return topology(settings)
+
+
+@pytest.mark.parametrize("name", documents())
+def test_the_committed_copy_is_what_the_code_says(name: str) -> None:
+    """When this fails: ``acestep-consumer schema export schemas``."""
+    assert (COMMITTED / name).read_text(encoding="utf-8") == documents()[name]
+
+
+def test_no_document_is_left_over() -> None:
+    kept = {path.name for path in COMMITTED.glob("*.json")}
+    assert kept == set(documents())
+
+
+def test_export_makes_the_folder_and_returns_what_it_wrote(tmp_path: Path) -> None:
+    paths = write(tmp_path / "new" / "folder")
+    assert {path.name: path.read_text(encoding="utf-8") for path in paths} == documents()
+
+
+@pytest.mark.parametrize("name", [name for name in documents() if name.endswith(".schema.json")])
+def test_every_schema_is_a_valid_one(name: str) -> None:
+    Draft202012Validator.check_schema(json.loads(documents()[name]))
+
+
+@pytest.mark.parametrize("event", EXAMPLES.values(), ids=lambda event: type(event).__name__)
+def test_every_example_event_is_valid_in_the_union_and_in_its_own_schema(event: CloudEvent) -> None:
+    body = json.loads(event.to_json())
+    Draft202012Validator(event_schema()).validate(body)
+    (own,) = (
+        schema
+        for name, text in documents().items()
+        if name.startswith(("job.", "worker.")) and (schema := json.loads(text))["title"] == type(event).__name__
+    )
+    Draft202012Validator(own).validate(body)
+    assert parse_event(event.to_json()) == event
+
+
+def test_an_example_request_and_manifests_of_both_kinds_are_valid() -> None:
+    Draft202012Validator(request_json_schema()).validate(examples.REQUEST)
+    manifests = Draft202012Validator(manifest_schema())
+    manifests.validate(examples.completed().data.model_dump(mode="json"))
+    manifests.validate(examples.unfinished("failed").data.model_dump(mode="json"))
+
+
+def test_a_body_that_breaks_a_rule_is_not_valid() -> None:
+    assert list(Draft202012Validator(request_json_schema()).iter_errors({"batch_size": 0}))
+    assert list(Draft202012Validator(event_schema()).iter_errors({"type": "acestep.job.completed.v1"}))
+
+
+@pytest.mark.parametrize("message", DOCUMENT["components"]["messages"].values(), ids=lambda message: message["name"])
+def test_every_message_example_is_valid_by_the_documents_own_schemas(message: dict[str, Any]) -> None:
+    for example in message.get("examples", ()):
+        schema = {**message["payload"], "components": DOCUMENT["components"]}
+        Draft202012Validator(schema).validate(example["payload"])
+
+
+def test_exchanges_are_those_that_the_worker_declares() -> None:
+    assert {exchange.name: exchange.type for exchange in declared().exchanges} == EXCHANGES
+    described = [binding["exchange"] for binding in amqp_bindings() if "exchange" in binding]
+    assert {exchange["name"]: exchange["type"] for exchange in described} == {
+        name: EXCHANGES[name] for name in (REQUESTS, EVENTS, CONTROL)
+    }
+
+
+def test_queues_and_their_arguments_are_those_that_the_worker_declares() -> None:
+    queues = {queue.name: queue.arguments for queue in declared().queues}
+    described = {
+        channel["address"]: channel["x-arguments"] for channel in CHANNELS.values() if "x-arguments" in channel
+    }
+    assert described.keys() <= queues.keys()
+    assert GENERATE in described
+    for name, arguments in described.items():
+        assert arguments.items() <= queues[name].items()
+
+
+@pytest.mark.parametrize("event", EXAMPLES.values(), ids=lambda event: type(event).__name__)
+def test_events_go_where_the_document_says(event: Any) -> None:
+    channel = CHANNELS["workerEvents" if event.routing_key.startswith("worker.") else "jobEvents"]
+    values = event.routing_key.split(".", 2)
+    assert values[1] in channel["parameters"]["state"]["enum"]
+    names = list(channel["parameters"])
+    address = channel["address"].format(**{names[0]: values[1], names[1]: values[2]})
+    assert address == event.routing_key
+
+
+def amqp_bindings() -> list[dict[str, Any]]:
+    return [channel["bindings"]["amqp"] for channel in CHANNELS.values() if "bindings" in channel]

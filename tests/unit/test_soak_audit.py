@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The soak's audit: silent when every promise was kept, and each broken one is found and named."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.soak.audit import Evidence, audit
+from tests.soak.load import Sort, Submission
+from tests.support.ear import Heard
+
+AUDIO = {"uri": "s3://b/soak/a/0.wav", "bytes": 1, "sha256": "00"}
+
+
+def sent(task_id: str = "a", sort: Sort = Sort.SONG, **counts: int) -> dict[str, Submission]:
+    counts = {"confirmed": 0, "refused": 0, "unknown": 0} | (counts or {"confirmed": 1})
+    confirmed, refused, unknown = counts["confirmed"], counts["refused"], counts["unknown"]
+    return {task_id: Submission(task_id, sort, 0.0, confirmed=confirmed, refused=refused, unknown=unknown)}
+
+
+def end(state: str = "completed", task_id: str = "a", *, code: str = "internal_error", note: str = "") -> Heard:
+    data: dict[str, Any] = {"task_id": task_id, "note": note}
+    data |= {"audios": [AUDIO]} if state == "completed" else {"error": {"code": code, "message": ""}}
+    return Heard(state, task_id, json.dumps({"data": data}).encode(), 1.0)
+
+
+def rules(**evidence: Any) -> list[str]:
+    return [finding.rule for finding in audit(Evidence(**{"submissions": sent(), "heard": [end()], **evidence}))]
+
+
+def test_a_job_that_ended_well_is_no_finding() -> None:
+    assert rules() == []
+
+
+def test_an_end_that_was_told_twice_in_the_same_bytes_is_no_finding() -> None:
+    assert rules(heard=[end("started"), end(), end()]) == []
+
+
+@pytest.mark.parametrize(
+    ("sort", "state", "dead"),
+    [
+        (Sort.INVALID, "rejected", ["a"]),
+        (Sort.DEADLY, "failed", ["a"]),
+        (Sort.EXPIRING, "expired", ["a"]),
+        (Sort.EXPIRING, "completed", []),
+        (Sort.CANCELLED, "cancelled", []),
+        (Sort.CANCELLED, "completed", []),
+    ],
+)
+def test_each_sort_of_request_may_end_as_it_should(sort: Sort, state: str, dead: list[str]) -> None:
+    assert rules(submissions=sent(sort=sort), heard=[end(state)], dead=dead) == []
+
+
+def test_a_job_whose_engine_was_killed_too_often_is_no_finding() -> None:
+    assert rules(heard=[end("failed", code="engine_crashed")], dead=["a"]) == []
+
+
+def test_a_task_that_failed_and_was_sent_again_may_end_twice() -> None:
+    twice = sent(sort=Sort.TWICE, confirmed=2)
+    assert rules(submissions=twice, heard=[end("failed", code="engine_crashed"), end()], dead=["a"]) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "evidence"),
+    [
+        ("accepted, and never ended", {"heard": []}),
+        ("refused, and run all the same", {"submissions": sent(refused=1)}),
+        ("ended, and nobody sent it", {"submissions": {}}),
+        ("ended in more than one way", {"heard": [end(), end(note="other bytes")]}),
+        ("ended in more than one way", {"submissions": sent(sort=Sort.EXPIRING), "heard": [end(), end("expired")]}),
+        (
+            "ended in more than one way",
+            {"submissions": sent(sort=Sort.TWICE, confirmed=2), "heard": [end(), end(note="other bytes")]},
+        ),
+        ("ended as it must not", {"heard": [end("failed")], "dead": ["a"]}),
+        ("ended as it must not", {"submissions": sent(sort=Sort.INVALID)}),
+        ("completed, and not in the bucket as the event says", {"wrongs": {"a": ["missing: 0.wav"]}}),
+        ("failed or rejected, and no dead letter", {"heard": [end("failed", code="engine_crashed")]}),
+        ("completed, and a dead letter", {"dead": ["a"]}),
+        ("messages left on the broker", {"ready": 1}),
+        ("messages that nobody settled", {"unacked": 1}),
+        ("left in a scratch folder", {"leftovers": ["worker-1/scratch/x"]}),
+        ("a worker left in a way that it must not", {"exits": {0: 1, -9: 3, 1: 1}}),
+    ],
+)
+def test_a_broken_promise_is_found_and_named(rule: str, evidence: dict[str, Any]) -> None:
+    assert rule in rules(**evidence)
+
+
+def test_the_broker_may_give_up_a_request_with_an_expiration_that_a_worker_has_in_hand() -> None:
+    assert rules(submissions=sent(sort=Sort.EXPIRING), dead=["a"]) == []
+
+
+def test_a_finding_names_the_task() -> None:
+    (finding,) = audit(Evidence(submissions=sent("lost"), heard=[]))
+    assert finding.ids == ("lost",)

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``status`` concludes from what it sees, and how it is shown."""
+
+import io
+import json
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from consumer.broker.inspection import Depth
+from consumer.broker.monitor import Consuming, RequestQueue, _request_queue
+from consumer.broker.topology import DEAD_LETTER, GENERATE, UNROUTED
+from consumer.commands.status_report import Heard, PacePart, Seen, Status, eta_s, status_of
+from consumer.commands.status_table import picture
+from schemas.events import JobCompleted, Worker, WorkerEvent
+from tests.support.broker import failed_event
+from tests.support.jobs import make_job, make_manifest
+
+
+def completed(total_s: float) -> JobCompleted:
+    manifest = make_manifest(make_job())
+    return JobCompleted.of(
+        manifest.model_copy(update={"timings": manifest.timings.model_copy(update={"total": total_s})})
+    )
+
+
+def announced(worker_id: str, *, prefetch: int = 4, state: Any = "ready") -> WorkerEvent:
+    data = Worker(worker_id=worker_id, state=state, prefetch=prefetch, models=("m",), tier="tier6", vram_gb=24)
+    return WorkerEvent.of(data)
+
+
+def monitored(*consumers: tuple[str, int], unacked: int = 6, acked_per_s: float | None = 0.5) -> RequestQueue:
+    return RequestQueue(
+        ready=0,
+        unacked=unacked,
+        acked_per_s=acked_per_s,
+        limit=150,
+        consumers=tuple(Consuming(worker_id=name, prefetch=prefetch) for name, prefetch in consumers),
+    )
+
+
+def status(
+    ready: int = 0, consumers: int = 0, *, heard: Heard | None = None, monitor: RequestQueue | None = None
+) -> Status:
+    depths = {GENERATE: Depth(ready, consumers), DEAD_LETTER: Depth(2, 0), UNROUTED: None}
+    seen = Seen(
+        broker="amqp://host/",
+        version="3.10.8",
+        limit=200,
+        depths=depths,
+        monitored=monitor,
+        heard=heard or Heard(0.0),
+        now_s=60.0,
+    )
+    return status_of(seen)
+
+
+def shown(answer: Status) -> str:
+    text = io.StringIO()
+    Console(file=text, width=200, highlight=False).print(picture(answer))
+    return text.getvalue()
+
+
+def test_the_bound_is_the_limit_and_the_prefetch_of_all_workers() -> None:
+    found = status(10, 3, monitor=monitored(("a", 4), ("b", 8)))
+    assert (found.queue.limit, found.queue.limit_from, found.queue.bound) == (150, "broker", 162)
+    assert found.queue.unacked == 6
+    assert [(each.worker_id, each.prefetch) for each in found.workers] == [("a", 4), ("b", 8)]
+
+
+def test_without_the_management_api_the_bound_is_known_when_every_consumer_was_heard() -> None:
+    heard = Heard(0.0)
+    heard.hear(announced("a"), 1)
+    heard.hear(announced("b", prefetch=2), 2)
+    assert status(0, 2, heard=heard).queue.bound == 206
+    assert status(0, 3, heard=heard).queue.bound is None
+    assert status(0, 1).queue.bound is None
+    assert status(0, 0).queue.bound == 200
+
+
+def test_a_worker_that_stopped_is_not_counted() -> None:
+    heard = Heard(0.0)
+    heard.hear(announced("a"), 1)
+    heard.hear(announced("a", state="stopped"), 2)
+    assert status(0, 0, heard=heard).workers == ()
+
+
+def test_what_a_worker_said_of_itself_goes_with_the_brokers_count() -> None:
+    heard = Heard(0.0)
+    heard.hear(announced("a", prefetch=2), 1)
+    (worker,) = status(0, 1, heard=heard, monitor=monitored(("a", 8))).workers
+    assert (worker.prefetch, worker.tier, worker.models) == (8, "tier6", ("m",))
+
+
+def test_the_queue_is_empty_after_its_jobs_over_all_hands() -> None:
+    heard = Heard(0.0)
+    for at in (10, 20, 30):
+        heard.hear(completed(40), at)
+    found = status(20, 1, heard=heard, monitor=monitored(("a", 4), acked_per_s=None))
+    assert found.pace.job_s == 40
+    assert found.pace.jobs_a_minute == 3
+    assert found.eta_s == 20 * 40 / 4
+
+
+def test_the_rate_stands_in_where_the_seconds_of_a_job_are_not_known() -> None:
+    found = status(20, 1, monitor=monitored(("a", 4), acked_per_s=0.5))
+    assert (found.pace.jobs_a_minute, found.pace.source) == (30, "broker")
+    assert found.eta_s == 40
+
+
+def test_what_is_not_known_is_not_guessed() -> None:
+    found = status(20, 1)
+    assert (found.eta_s, found.pace.jobs_a_minute, found.queue.unacked) == (None, None, None)
+
+
+@pytest.mark.parametrize("prefetch", [None, 0, 4])
+def test_an_empty_queue_is_empty_now(prefetch: int | None) -> None:
+    assert eta_s(0, PacePart(jobs_a_minute=None, job_s=None, source=None, heard_s=0), prefetch) == 0
+
+
+def test_jobs_that_end_otherwise_count_but_say_nothing_of_their_length() -> None:
+    heard = Heard(0.0)
+    heard.hear(failed_event("t"), 30)
+    pace = heard.pace(60)
+    assert (pace.jobs_a_minute, pace.job_s) == (1, None)
+
+
+def test_what_was_heard_long_ago_is_forgotten() -> None:
+    heard = Heard(0.0)
+    heard.hear(completed(5), 10)
+    heard.hear(completed(5), 1_000)
+    pace = heard.pace(1_020)
+    assert (pace.jobs_a_minute, pace.heard_s) == (0.2, 300)
+
+
+def test_the_picture_says_what_a_person_needs() -> None:
+    text = shown(status(200, 0, monitor=monitored()))
+    assert "200 of 150; producers are refused" in text
+    assert "none: nobody takes requests" in text
+    assert "2; see acestep-consumer dead list" in text
+    text = shown(status(10, 1, monitor=monitored(("w1", 4))))
+    assert "154 = limit 150 (from the broker) + all prefetch" in text
+    assert "30 jobs a minute" in text
+    assert "about 20 s" in text
+    assert "w1" in text
+
+
+def test_the_json_is_one_object_that_can_be_read_back() -> None:
+    answer = status(3, 1, monitor=monitored(("w1", 4)))
+    assert Status.model_validate_json(answer.model_dump_json()) == answer
+    assert json.loads(answer.model_dump_json())["queue"]["ready"] == 3
+
+
+def detail(connection: str, prefetch: int) -> dict[str, Any]:
+    return {"prefetch_count": prefetch, "channel_details": {"connection_name": connection}}
+
+
+def test_the_management_apis_answer_is_read_as_workers_and_limits() -> None:
+    queue = {
+        "messages_ready": 5,
+        "messages_unacknowledged": 3,
+        "arguments": {"x-max-length": 300},
+        "effective_policy_definition": {"max-length": 100},
+        "message_stats": {"ack_details": {"rate": 0.0, "avg_rate": 0.25}},
+        "consumer_details": [detail("c1", 2), detail("c2", 8), detail("c1", 3), detail("c3", 1)],
+    }
+    names = {"c1": "acestep-consumer gpu-1 consume", "c2": "acestep-consumer gpu-0 consume", "c3": ""}
+    found = _request_queue(queue, names)
+    assert (found.ready, found.unacked, found.limit, found.acked_per_s) == (5, 3, 100, 0.25)
+    assert [(each.worker_id, each.prefetch) for each in found.consumers] == [("c3", 1), ("gpu-0", 8), ("gpu-1", 5)]
+
+
+def test_a_queue_that_the_api_knows_little_of_yet_is_read_too() -> None:
+    found = _request_queue({"arguments": {}, "effective_policy_definition": None}, {})
+    assert found == RequestQueue(ready=0, unacked=0, acked_per_s=None, limit=None, consumers=())
