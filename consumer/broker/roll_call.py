@@ -10,6 +10,7 @@ import asyncio
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from consumer.broker.faults import mapped
 from consumer.broker.topology import CONTROL
@@ -51,8 +52,9 @@ class RollCall:
 
     async def _listen(self, channel: Channel) -> None:
         with mapped():
-            declared = await channel.queue_declare(exclusive=True, auto_delete=True, timeout=RPC_TIMEOUT_S)
-            queue = declared.queue or ""
+            # Named by us: a login may be allowed what begins with `acestep.`, and no more.
+            queue = f"{CONTROL}.{uuid4().hex}"
+            await channel.queue_declare(queue, exclusive=True, auto_delete=True, timeout=RPC_TIMEOUT_S)
             await channel.queue_bind(queue, CONTROL, STATUS, timeout=RPC_TIMEOUT_S)
             await channel.basic_consume(queue, self._hear, no_ack=True, timeout=RPC_TIMEOUT_S)
 

@@ -9,7 +9,7 @@ from typing import Final
 from consumer.broker.ack_timeout import ack_timeout_warning
 from consumer.broker.capacity import Standing
 from consumer.broker.faults import BrokerFault, BrokerRefused, describe
-from consumer.broker.inspection import Comparison, Depth, Inspection, Lack
+from consumer.broker.inspection import DEFAULT_EXCHANGE, Comparison, Depth, Inspection, Lack
 from consumer.broker.management import vhost_of
 from consumer.broker.monitor import Monitor
 from consumer.broker.topology import (
@@ -28,6 +28,8 @@ from consumer.settings import BrokerSettings, Settings
 
 CHECKS: Final = ("broker", "acks", "permissions", "limit", "topology", "queue")
 _NAME: Final = "acestep-consumer doctor"
+# It is measured by publishing to a throw-away queue and reading from it.
+_TO_MEASURE: Final = {Lack("configure", GENERATE), Lack("write", DEFAULT_EXCHANGE), Lack("read", GENERATE)}
 _DECLARES: Final = "a worker declares it when it starts, or: acestep-consumer topology --declare"
 _MAY_SET: Final = {"administrator", "policymaker"}
 
@@ -89,15 +91,17 @@ def _version(inspection: Inspection, settings: Settings) -> Iterator[Finding]:
 
 async def _standing(inspection: Inspection, settings: BrokerSettings) -> AsyncGenerator[Finding]:
     wanted = topology_with(settings, settings.queue_maxsize)
-    yield judge_permissions(await inspection.lacks(wanted), vhost_of(settings))
+    lacking = await inspection.lacks(wanted)
+    yield judge_permissions(lacking, vhost_of(settings))
     try:
-        limit = await inspection.limit()
+        limit = None if (unmeasurable := _TO_MEASURE & set(lacking)) else await inspection.limit()
     except BrokerRefused as refusal:
         # It differs in more than the limit, or may not be asked: the comparison says which.
         yield skip("limit", f"the queue does not let it be measured: {_first_line(refusal)}")
         limit = None
     else:
-        yield judge_limit(limit, settings)
+        unmeasured = skip("limit", f"this user may not {', '.join(map(str, unmeasurable))}")
+        yield unmeasured if unmeasurable else judge_limit(limit, settings)
     argument = limit.argument if limit else settings.queue_maxsize if settings.management_url is None else None
     yield judge_topology(await inspection.compare(topology_with(settings, argument)))
     depths = await inspection.depths((GENERATE, DEAD_LETTER, NOTICES, UNROUTED))

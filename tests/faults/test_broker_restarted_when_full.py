@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The broker restarts while its queue is full and workers have more in hand: what came back over the limit is done."""
+
+import asyncio
+from pathlib import Path
+
+from infra.local.rabbitmq import RabbitMQ
+from tests.support.broker import Peer
+from tests.support.ear import Ear
+from tests.support.scene import WITHIN_S
+from tests.support.waiting import eventually
+from tests.support.worker import WorkerProcess, running
+
+LIMIT, IN_HAND = 4, 2
+
+
+async def test_work_in_hand_is_not_given_up_by_a_broker_that_restarts_with_a_full_queue(
+    own_rabbitmq: RabbitMQ, service_environment: dict[str, str], tmp_path: Path
+) -> None:
+    go, url = tmp_path / "go", own_rabbitmq.amqp_url
+    environment = service_environment | {
+        "ACESTEP_AMQP_URL": url,
+        "ACESTEP_QUEUE_MAXSIZE": str(LIMIT),
+        "ACESTEP_QUEUE_WORKERS": str(IN_HAND),
+    }
+    held = [f"held-{number}" for number in range(IN_HAND)]
+    waiting = [f"waiting-{number}" for number in range(LIMIT)]
+    async with running(WorkerProcess(tmp_path, environment, light=True)) as worker, Ear(url) as ear:
+        async with Peer(url) as peer:
+            for task_id in held:
+                await peer.submit(task_id=task_id, prompt=f"until={go}")
+            await eventually(lambda: all("started" in ear.states(task_id) for task_id in held), WITHIN_S)
+            for task_id in waiting:
+                await peer.submit(task_id=task_id)
+            await asyncio.to_thread(own_rabbitmq.kill)
+        # A classic queue that comes up with more than its limit gives up the oldest: those that were in hand.
+        await asyncio.to_thread(own_rabbitmq.start)
+        await eventually(lambda: worker.get("/readyz")[0] == 200, WITHIN_S)
+        go.touch()
+        await eventually(lambda: all(map(ear.terminal, (*held, *waiting))), WITHIN_S)
+    ends = {task_id: {heard.state for heard in ear.terminal(task_id)} for task_id in (*held, *waiting)}
+    assert ends == dict.fromkeys((*held, *waiting), {"completed"})

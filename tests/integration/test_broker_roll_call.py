@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is there: one message on the control exchange, one announcement of each worker."""
+
+import asyncio
+
+import aio_pika
+import pytest
+
+from consumer.broker import roll_call as module
+from consumer.broker.connection import Link
+from consumer.broker.roll_call import RollCall
+from consumer.broker.topology import CONTROL
+from tests.support.broker import Peer, broker_settings
+from tests.support.waiting import eventually
+
+
+async def ask(peer: Peer, reply_to: str | None = None) -> None:
+    exchange = await peer.channel.get_exchange(CONTROL, ensure=False)
+    await exchange.publish(aio_pika.Message(b"\xff", reply_to=reply_to), "status")
+
+
+async def test_every_worker_that_listens_announces_itself(amqp_url: str) -> None:
+    heard: list[str] = []
+
+    def announcing(name: str) -> RollCall:
+        async def announce() -> None:
+            heard.append(name)
+
+        return RollCall(link, announce)
+
+    async with Link(broker_settings(amqp_url), "control") as link, Peer(amqp_url) as peer:
+        for name in ("one", "two"):
+            await announcing(name).start()
+        await ask(peer, reply_to="amq.rabbitmq.reply-to.nonsense")
+        await eventually(lambda: sorted(heard) == ["one", "two"])
+
+
+async def test_a_crowd_of_questions_gets_one_answer_a_while(amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "AT_MOST_EVERY_S", 60.0)
+    heard: list[str] = []
+
+    async def announce() -> None:
+        heard.append("here")
+
+    async with Link(broker_settings(amqp_url), "control") as link, Peer(amqp_url) as peer:
+        roll_call = RollCall(link, announce)
+        await roll_call.start()
+        await ask(peer)
+        await eventually(lambda: heard)
+        await asyncio.gather(*(ask(peer) for _ in range(20)))
+        await roll_call.stop()
+    assert heard == ["here"]
+
+
+async def test_it_is_asked_again_on_the_next_connection(amqp_url: str) -> None:
+    heard: list[str] = []
+
+    async def announce() -> None:
+        heard.append("here")
+
+    async with Link(broker_settings(amqp_url), "control") as link, Peer(amqp_url) as peer:
+        await RollCall(link, announce).start()
+        link.renew("the test says so")
+        await link.channel()
+        await ask(peer)
+        await eventually(lambda: heard)
