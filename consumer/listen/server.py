@@ -2,6 +2,7 @@
 """The routes: the page itself, news of jobs, songs, and what the page may ask for."""
 
 import asyncio
+from contextlib import suppress
 from http import HTTPStatus
 from importlib.resources import files
 from typing import Final
@@ -70,12 +71,12 @@ class Server:
             return _problem(HTTPStatus.SERVICE_UNAVAILABLE, "too_many", f"{MOST_PAGES} pages are open already")
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
-        await response.write(f"retry: {AGAIN_MS}\n\n".encode())
-        with self._board.feed(request.headers.get("Last-Event-ID", "")) as feed:
-            await self._tell(feed, response)
+        with self._board.feed(request.headers.get("Last-Event-ID", "")) as feed, suppress(ConnectionError):
+            await self._tell(feed, response)  # until the page is closed
         return response
 
     async def _tell(self, feed: Feed, response: web.StreamResponse) -> None:
+        await response.write(f"retry: {AGAIN_MS}\n\n".encode())
         while not self._closing.is_set():
             try:
                 await asyncio.wait_for(feed.news.wait(), STILL_HERE_S)

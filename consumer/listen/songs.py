@@ -106,9 +106,14 @@ class Songs:
             return response
         async with self._opened(audio, span) as chunks:
             await response.prepare(request)
-            async for chunk in chunks:
-                await response.write(chunk)
-        await response.write_eof()
+            try:
+                async for chunk in chunks:
+                    await response.write(chunk)
+            except (aiohttp.ClientError, ConnectionError, TimeoutError):
+                # The listener moved on, which players do all the time, or storage broke off: then a cut connection
+                # makes the browser ask for the rest.
+                if request.transport is not None:
+                    request.transport.abort()
         return response
 
     @asynccontextmanager

@@ -2,14 +2,13 @@
 """The page as people meet it: in headless Chromium, with mouse, keyboard and a small screen."""
 
 import asyncio
-import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import aiohttp
-from playwright.async_api import Page, expect
+from playwright.async_api import Locator, Page, expect
 
+from tests.support.broker import Peer
 from tests.support.browser import tab
 from tests.support.listening import IN_HAND, WAITING, Listening, ListenProcess, Visitor, listening
 
@@ -46,7 +45,15 @@ async def ask(page: Page, prompt: str, **fields: str) -> None:
     await page.get_by_role("button", name="Make it").click()
 
 
-def job(page: Page, title: str) -> Any:
+async def holds(page: Page, expression: str) -> None:
+    """Wait until a JavaScript expression is true. Playwright's own wait would need `eval`, which the page forbids."""
+    deadline = time.monotonic() + WITHIN_MS / 1000
+    while not await page.evaluate(expression):
+        assert time.monotonic() < deadline, expression
+        await asyncio.sleep(0.02)
+
+
+def job(page: Page, title: str) -> Locator:
     return page.locator(".job").filter(has=page.get_by_role("heading", name=title, exact=True))
 
 
@@ -90,12 +97,12 @@ async def test_a_waveform_is_drawn_a_song_plays_seeks_pauses_and_can_be_saved(
         before = await card.locator("canvas").evaluate(PAINTED)
         assert before["share"] > 0.2
         await card.get_by_role("button", name="Play").click()
-        await page.wait_for_function("document.querySelector('audio').currentTime > 0.5", timeout=WITHIN_MS)
+        await holds(page, "document.querySelector('audio').currentTime > 0.5")
         slider = card.get_by_role("slider", name="Position in the song")
         await slider.focus()
         await page.keyboard.press("End")
         await page.keyboard.press("PageDown")
-        await page.wait_for_function("document.querySelector('audio').currentTime > 7", timeout=WITHIN_MS)
+        await holds(page, "document.querySelector('audio').currentTime > 7")
         assert (await card.locator("canvas").evaluate(PAINTED))["colours"] > before["colours"]
         await card.get_by_role("button", name="Pause").click()
         await expect(card.get_by_role("button", name="Play")).to_be_visible()
@@ -155,8 +162,8 @@ async def test_a_full_queue_is_a_clear_message_with_a_count_and_the_words_stay(
         await expect(answer).not_to_have_text(first)
         await expect(page.get_by_label("What should it sound like?")).to_have_value("one too many")
         await expect(job(page, "one too many")).to_have_count(0)
-        while await (stops := page.get_by_role("button", name="Stop:")).count():
-            await stops.first.click()
+        for task_id in (*waiting, *running):
+            await page.locator(f"#job-{task_id}").get_by_role("button", name="Stop").click()
         await asyncio.gather(*(visitor.until(task_id, "cancelled") for task_id in (*running, *waiting)))
         # The browser itself writes refused requests to the console.
         browser.complaints = [each for each in browser.complaints if "503" not in each]
@@ -179,6 +186,11 @@ async def test_failed_and_rejected_jobs_say_why(listening: Listening) -> None:
     async with aiohttp.ClientSession() as session, tab(listening.url) as browser:
         visitor = Visitor(listening.url, session)
         await visitor.order(prompt="crash now")
+        async with Peer(listening.environment["ACESTEP_AMQP_URL"]) as peer:
+            await peer.submit(task_id="not-ours", audio_format="midi")
+        wrong = browser.page.locator("#job-not-ours")
+        await expect(wrong.locator(".state")).to_have_text("Rejected")
+        await expect(wrong.locator(".details")).to_contain_text("audio_format")
         card = job(browser.page, "crash now")
         await expect(card.locator(".state")).to_have_text("Failed")
         await expect(card.locator(".reason")).to_contain_text("engine_crashed")
@@ -226,7 +238,5 @@ async def test_a_page_whose_server_went_away_comes_back_by_itself_and_keeps_its_
                 await ask(page, "after it")
                 await expect(job(page, "after it")).to_have_attribute("data-state", "completed")
                 await job(page, "before the end").get_by_role("button", name="Play").click()
-                await page.wait_for_function(
-                    "[...document.querySelectorAll('audio')].some((each) => each.readyState > 1)"
-                )
+                await holds(page, "[...document.querySelectorAll('audio')].some((each) => each.readyState > 1)")
                 browser.complaints = [each for each in browser.complaints if "ERR_" not in each]

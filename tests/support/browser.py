@@ -38,10 +38,11 @@ class Tab:
         """Write complaints down from now on; ``origin`` is the only server that it may talk to."""
         self.page.on("console", self._hear)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on(
-            "request",
-            lambda request: request.url.startswith(origin) or self.complaints.append(f"foreign: {request.url}"),
-        )
+        self.page.on("request", lambda request: self._check(request.url, origin))
+
+    def _check(self, url: str, origin: str) -> None:
+        if not url.startswith(origin):
+            self.complaints.append(f"foreign: {url}")
 
     def _hear(self, message: ConsoleMessage) -> None:
         if message.type in {"error", "warning"}:

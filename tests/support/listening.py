@@ -58,6 +58,7 @@ class ListenProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.process.end(10)
+        assert error is not None or "Traceback" not in self.log.read_text(), tail(self.log)
 
 
 @dataclass(frozen=True)

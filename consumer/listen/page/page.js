@@ -582,7 +582,7 @@ function countDown(seconds, text) {
   };
   answer(line, "wait", "");
   line.hidden = false;
-  line.append(`${text} `, Object.assign(document.createElement("span"), { ariaLive: "off" }));
+  line.append(`${startingLarge(text)} `, Object.assign(document.createElement("span"), { ariaLive: "off" }));
   step();
   countdown = setInterval(step, 1000);
 }
@@ -590,12 +590,12 @@ function countDown(seconds, text) {
 function refuse(error) {
   const line = byId("answer");
   if (error.code === "queue_full") {
-    countDown(error.retry_after_s, error.message.replace(/; try again in .*$/, "."));
+    countDown(error.retry_after_s, `${error.message.replace(/; try again in .*$/, "")}.`);
   } else if (error.fields) {
     answer(line, "bad", error.fields.map(({ field, rule }) => `${field}: ${rule}`).join("\n"));
     mark(error.fields.map(({ field }) => field).filter((field) => FIELDS.includes(field)));
   } else {
-    answer(line, "bad", error.message);
+    answer(line, "bad", startingLarge(error.message));
   }
 }
 
@@ -633,7 +633,7 @@ form.addEventListener("input", () => (orderId = newId()));
 async function showJob(taskId) {
   if (!jobs.has(taskId)) {
     const { error } = await post(`/jobs/${encodeURIComponent(taskId)}/show`);
-    if (error) return error.message;
+    if (error) return startingLarge(error.message);
     for (let tries = 0; tries < 50 && !jobs.has(taskId); tries++) await new Promise((done) => setTimeout(done, 100));
   }
   const element = jobs.get(taskId)?.element;
