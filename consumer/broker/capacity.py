@@ -134,17 +134,20 @@ async def _measure(connection: AbstractConnection, wanted: int, argument: int | 
     The queue is a classic one, whatever the real one is: on those the limit is exact.
     """
     name = f"{PROBES}{uuid4().hex}"
-    arguments: ArgumentsType = {"x-queue-type": "classic", "x-overflow": "reject-publish"}
+    # Nothing is dead-lettered here: a user who may not write to the default exchange is refused at once, by name. The
+    # publishes would end the connection instead.
+    arguments: ArgumentsType = {
+        "x-queue-type": "classic",
+        "x-overflow": "reject-publish",
+        "x-dead-letter-exchange": "",
+    }
     if argument is not None:
         arguments["x-max-length"] = argument
     with mapped():
         opened = await connection.channel(publisher_confirms=False)
         channel = cast("Channel", await opened.get_underlay_channel())
         await channel.queue_declare(name, exclusive=True, arguments=arguments, timeout=_CALL_TIMEOUT_S)
-        await _send(channel, name, 1)
-        # An answer before the rest: a user who may not publish is refused by name here, and by a lost connection there.
-        await channel.queue_declare(name, passive=True, timeout=_CALL_TIMEOUT_S)
-        await _send(channel, name, min(wanted, MEASURED_AT_MOST))
+        await _send(channel, name, min(wanted, MEASURED_AT_MOST) + 1)
         # A get waits its turn behind the messages. Asking for their number does not: the queue answers that first.
         first = await channel.basic_get(name, no_ack=True, timeout=_CALL_TIMEOUT_S)
         await channel.queue_delete(name, timeout=_CALL_TIMEOUT_S)

@@ -165,6 +165,13 @@ class Client:
         except (Unroutable, Nacked) as fault:
             raise NoQueue(f"no worker hears that {task_id} is to stop; {NOT_DECLARED}") from fault
 
+    async def call_roll(self) -> None:
+        """Ask every worker to announce itself; ``stream("worker.#")`` hears the answers, if there are any."""
+        try:
+            await self._line.publish(CONTROL, "status", aio_pika.Message(b""))
+        except (Unroutable, Nacked):
+            return
+
     async def result(self, event_or_id: TerminalEvent | str, folder: Path | str) -> tuple[Path, ...]:
         """Download a job's songs to ``folder`` and compare size and SHA-256. Returns the files, in the songs' order.
 

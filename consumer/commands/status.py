@@ -31,7 +31,7 @@ from schemas.events import JobEvent, WorkerEvent
 _NAME: Final = "acestep-consumer status"
 _UNMONITORED: Final = (
     "without ACESTEP_MANAGEMENT_URL, what is in workers' hands is not known, and of workers only those are seen that "
-    "announce something while this listens"
+    "answer while this listens"
 )
 _UNDECLARED: Final = f"there is no {GENERATE} yet: start a worker, or run acestep-consumer topology --declare"
 
@@ -143,6 +143,7 @@ async def _listen(settings: BrokerSettings, look: _Look) -> None:
     try:
         async with Client(settings.url.get_secret_value()) as client, client.subscribe() as events:
             look.listens()
+            await client.call_roll()
             async for event in events:
                 look.hear(event)
     except ClientError as error:

@@ -95,6 +95,8 @@ class Heard:
         """Take in an event."""
         if isinstance(event, WorkerEvent):
             self.workers[event.data.worker_id] = event.data
+            if event.data.seconds_per_job is not None and not self._job_s:
+                self._job_s.append(event.data.seconds_per_job)
         elif event.state.terminal:
             self._ended_s.append(now_s)
             if isinstance(event, JobCompleted) and event.data.timings.total is not None:

@@ -71,7 +71,7 @@ async def test_a_job_that_is_submitted_shows_its_progress_its_song_and_its_words
         page = browser.page
         await ask(page, "late jazz bytes=600000 takes=3", Lyrics="[verse]\nla <b>la</b>", Seconds="9000", Seed="7")
         card = job(page, "late jazz bytes=600000 takes=3")
-        bar = card.get_by_role("progressbar")
+        bar = card.locator("progress")
         await expect(bar).to_be_visible()
         seen = {await bar.evaluate("bar => bar.value")}
         while await card.get_attribute("data-state") == "running":
@@ -203,6 +203,9 @@ async def test_on_a_phone_nothing_is_wider_than_the_screen(listening: Listening)
         page = browser.page
         await ask(page, "averylongwordwithoutanyspace" * 8, Seconds="5000", Seed="9223372036854775807")
         card = page.locator(".job").first
+        await expect(card).to_have_attribute("data-state", "completed")
+        await expect(card.locator("canvas[data-drawn]")).to_have_count(0)
+        await card.locator("canvas").scroll_into_view_if_needed()
         await expect(card.locator("canvas[data-drawn]")).to_have_count(1)
         await card.get_by_text("The request's words").tap()
         assert await page.evaluate(WIDER_THAN_THE_SCREEN) == []

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aio_pika
@@ -24,7 +25,7 @@ from schemas.events import JobCompleted, Worker, WorkerEvent
 from tests.support.broker import broker_settings, until
 from tests.support.jobs import make_job, make_manifest
 from tests.support.servers import ManagementApi
-from tests.support.worker import COMMAND, ROOT, clean_environment
+from tests.support.worker import COMMAND, ROOT, WorkerProcess, clean_environment, running
 
 WITHIN_S = 60.0
 
@@ -153,6 +154,17 @@ async def test_without_the_api_events_tell_of_workers_and_of_the_time_that_is_le
     assert found["pace"]["jobs_a_minute"] > 0
     assert found["eta_s"] == 4 * 30 / 2
     assert any("ACESTEP_MANAGEMENT_URL" in note for note in found["notes"])
+
+
+async def test_a_worker_that_has_nothing_to_tell_answers_when_it_is_asked(
+    service_environment: dict[str, str], tmp_path: Path
+) -> None:
+    settings = {**service_environment, "ACESTEP_QUEUE_WORKERS": "3", "ACESTEP_WORKER_ID": "quiet"}
+    async with running(WorkerProcess(tmp_path, settings, light=True)):
+        found = await answer(service_environment["ACESTEP_AMQP_URL"], "--sample", "3")
+    (worker,) = found["workers"]
+    assert (worker["worker_id"], worker["prefetch"], worker["state"]) == ("quiet", 3, "ready")
+    assert found["queue"]["bound"] == 203
 
 
 async def test_dead_letters_and_events_that_nobody_heard_are_counted(amqp_url: str) -> None:

@@ -61,7 +61,7 @@ async def tab(url: str, **context: Any) -> AsyncIterator[Tab]:
             yield found
         finally:
             await browser.close()
-    assert found.complaints == []
+    assert found.complaints == [], found.complaints
 
 
 def ensure_chromium() -> str:
