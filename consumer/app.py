@@ -177,7 +177,8 @@ class Worker:
         self._refusals = Refusals()
         self._patience = Patience(self._on_storage)
         self._links = {
-            use: Link(settings.broker, f"acestep-consumer {self._id} {use}") for use in ("publish", "consume")
+            use: Link(settings.broker, f"acestep-consumer {self._id} {use}", with_stream=False)
+            for use in ("publish", "consume")
         }
         self._control = Control(settings.broker, f"acestep-consumer {self._id} control")
         self._publisher = Publisher(self._links["publish"], self._id, self._refusals.add)
@@ -472,7 +473,7 @@ class Worker:
 
     @property
     def _broker_is_up(self) -> bool:
-        return all(link.is_up for link in (*self._links.values(), self._control.link)) and self._consumer is not None
+        return all(link.is_up for link in self._links.values()) and self._consumer is not None
 
     async def _broker_up(self) -> bool:
         return self._broker_is_up

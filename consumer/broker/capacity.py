@@ -28,6 +28,7 @@ from consumer.broker.faults import BrokerRefused, mapped
 from consumer.broker.management import Management, vhost_of
 from consumer.broker.topology import (
     CAPACITY,
+    CONTROL_LOG,
     GENERATE,
     PROBES,
     Topology,
@@ -115,7 +116,8 @@ async def _stand(connection: AbstractConnection, settings: BrokerSettings, only:
 
 def _part(whole: Topology, only: str | None) -> Topology:
     if only is None:
-        return whole
+        # The stream has no part in the limit, and after a crash of the broker it may be the last to come back.
+        return whole.without(CONTROL_LOG)
     return Topology((), tuple(queue for queue in whole.queues if queue.name == only), ())
 
 

@@ -15,8 +15,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self, cast
 
-import aio_pika
 import structlog
+from aio_pika import Connection
 from aiormq.channel import Channel
 from yarl import URL
 
@@ -25,6 +25,7 @@ from consumer.broker.backoff import backoff
 from consumer.broker.capacity import agree
 from consumer.broker.declare import declare
 from consumer.broker.faults import BrokerFault, BrokerRefused, LinkLost, describe, mapped
+from consumer.broker.topology import CONTROL_LOG
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,8 +60,16 @@ class Link:
     tried again, because a broker that was good once can be good again.
     """
 
-    def __init__(self, settings: BrokerSettings, name: str) -> None:
-        """``name`` is what the broker lists the connection under."""
+    def __init__(self, settings: BrokerSettings, name: str, *, with_stream: bool = True) -> None:
+        """Take part in the settings' broker.
+
+        Args:
+            settings: where it is, and how much it may hold.
+            name: what the broker lists the connection under.
+            with_stream: declare the stream of cancellations too. After a crash of the broker a stream may be out of
+                reach for a minute, and what does not need it shall not wait for it.
+        """
+        self._with_stream = with_stream
         self._url = _with_heartbeat(settings.url)
         self._name = name
         self._settings = settings
@@ -209,14 +218,13 @@ class Link:
         )
 
     async def _open(self) -> None:
-        with mapped():
-            self._connection = await aio_pika.connect(
-                self._url, timeout=CONNECT_TIMEOUT_S, client_properties={"connection_name": self._name}
-            )
+        # Known before it is open: a connection that could not be opened wants to be closed too.
+        self._connection = connection = Connection(self._url, client_properties={"connection_name": self._name})
         try:
             with mapped():
+                await connection.connect(timeout=CONNECT_TIMEOUT_S)
                 async with asyncio.timeout(SET_UP_TIMEOUT_S):
-                    channel = await self._set_up(self._connection)
+                    channel = await self._set_up(connection)
         except BaseException:
             await self._drop()
             raise
@@ -225,7 +233,8 @@ class Link:
     async def _set_up(self, connection: AbstractConnection) -> Channel:
         self._server_version = _version_of(connection)
         if self._topology is None:
-            self._topology = await agree(connection, self._settings)
+            whole = await agree(connection, self._settings)
+            self._topology = whole if self._with_stream else whole.without(CONTROL_LOG)
         # Unroutable publishes are silent by default.
         opened = await connection.channel(publisher_confirms=True, on_return_raises=True)
         await declare(opened, self._topology)

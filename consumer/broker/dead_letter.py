@@ -26,6 +26,8 @@ WORKER = "x-acestep-worker"
 TIME = "x-acestep-time"
 ATTEMPTS = "x-acestep-attempts"
 EXPIRATION = "x-acestep-expiration"
+RETURNED = "x-acestep-returned"
+"""Of a message that the broker gave up while a worker had it, and that is in the queue again."""
 USER_ID = "x-acestep-user-id"
 
 # What the broker writes down when it delivers a message again, or gives it up itself.
@@ -84,6 +86,12 @@ def revived_properties(properties: Basic.Properties) -> Basic.Properties:
     revived = _copy(properties, headers)
     revived.timestamp = datetime.now(UTC).replace(microsecond=0)
     return revived
+
+
+def returned_properties(properties: Basic.Properties) -> Basic.Properties:
+    """Return the properties of a message that goes back to the queue as the one that it was, and not as a new one."""
+    headers = {name: _writable(value) for name, value in (properties.headers or {}).items() if not _ledger(name)}
+    return _copy(properties, {**headers, RETURNED: True})
 
 
 def _ledger(name: str) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 
+from consumer.broker.dead_letter import RETURNED
 from consumer.broker.faults import BrokerFault, describe, mapped
 from consumer.errors import ConsumerError, Verdict
 
@@ -96,7 +97,8 @@ class Delivery:
     def redelivered(self) -> bool:
         """Whether somebody had this message before and did not settle it."""
         counts = (self.headers.get(name) for name in ("x-delivery-count", "x-acquired-count"))
-        return bool(self._message.redelivered) or any(isinstance(count, int) and count > 0 for count in counts)
+        again = any(isinstance(count, int) and count > 0 for count in counts)
+        return bool(self._message.redelivered) or RETURNED in self.headers or again
 
     @property
     def fingerprint(self) -> str:

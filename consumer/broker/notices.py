@@ -18,9 +18,9 @@ from uuid import uuid4
 import structlog
 
 from consumer.broker.consumer import CONSUMER_TIMEOUT_MS
-from consumer.broker.dead_letter import CODE, death_of
+from consumer.broker.dead_letter import CODE, death_of, returned_properties
 from consumer.broker.delivery import Reply
-from consumer.broker.faults import BrokerFault, mapped
+from consumer.broker.faults import BrokerFault, Nacked, mapped
 from consumer.broker.topology import GENERATE, NOTICES
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from consumer.settings import BrokerSettings
 
 PREFETCH = 8
+# A classic queue refuses publishes at its limit and gives nothing up. But one that comes back from a crash of the
+# broker with more than the limit, because what was in hand is waiting again, gives up the oldest: the work in hand.
+OVERFULL = "maxlen"
 RPC_TIMEOUT_S = 10.0
 SETTLE_TIMEOUT_S = 10.0
 # A notice that cannot be told must not circle between us and the broker at full speed.
@@ -117,8 +120,13 @@ class Notices:
     async def _run(self, message: DeliveredMessage) -> None:
         notice = notice_of(message)
         try:
-            if notice is not None:
+            if notice is not None and notice.reason == OVERFULL:
+                await _give_back(message)
+            elif notice is not None:
                 await self._tell(notice)
+        except Nacked:
+            await asyncio.sleep(RETURN_DELAY_S)  # no room for it yet
+            await _settle(message, told=False)
         except Exception:  # noqa: BLE001 - the last line of defence: whatever it was, the notice comes again
             _log.exception("notice not told, trying again", message_id=message.header.properties.message_id)
             await asyncio.sleep(RETURN_DELAY_S)
@@ -148,6 +156,21 @@ def notice_of(message: DeliveredMessage) -> Notice | None:
         reply=Reply(properties.reply_to or None, properties.correlation_id or None),
         reason=death.code,
         at=death.at,
+    )
+
+
+async def _give_back(message: DeliveredMessage) -> None:
+    """Put a request back into the queue as the one that it was. Raises ``BrokerFault``: the queue may be full."""
+    with mapped():
+        await message.channel.basic_publish(
+            message.body,
+            routing_key=GENERATE,
+            properties=returned_properties(message.header.properties),
+            mandatory=True,
+            timeout=RPC_TIMEOUT_S,
+        )
+    _log.warning(
+        "the broker restarted with a full queue: a request is back in it", id=message.header.properties.message_id
     )
 
 

@@ -112,6 +112,14 @@ class Topology:
     bindings: tuple[Binding, ...]
     policies: tuple[Policy, ...] = ()
 
+    def without(self, queue: str) -> Topology:
+        """Return the same but for one queue."""
+        return replace(
+            self,
+            queues=tuple(each for each in self.queues if each.name != queue),
+            bindings=tuple(each for each in self.bindings if each.queue != queue),
+        )
+
     def as_definitions(self, vhost: str = "/") -> dict[str, list[dict[str, JsonValue]]]:
         """Return the JSON that ``rabbitmqctl import_definitions`` and the management API take."""
         definitions: dict[str, list[dict[str, JsonValue]]] = {

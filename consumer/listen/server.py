@@ -70,8 +70,8 @@ class Server:
         if self._board.watched >= MOST_PAGES:
             return _problem(HTTPStatus.SERVICE_UNAVAILABLE, "too_many", f"{MOST_PAGES} pages are open already")
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
-        await response.prepare(request)
         with self._board.feed(request.headers.get("Last-Event-ID", "")) as feed, suppress(ConnectionError):
+            await response.prepare(request)
             await self._tell(feed, response)  # until the page is closed
         return response
 

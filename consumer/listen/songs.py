@@ -102,11 +102,10 @@ class Songs:
             )
         response = _response(audio, span, headers)
         if request.method == "HEAD":
-            await response.prepare(request)
             return response
         async with self._opened(audio, span) as chunks:
-            await response.prepare(request)
             try:
+                await response.prepare(request)
                 async for chunk in chunks:
                     await response.write(chunk)
             except (aiohttp.ClientError, ConnectionError, TimeoutError):

@@ -236,7 +236,7 @@ async def test_a_page_whose_server_went_away_comes_back_by_itself_and_keeps_its_
             await asyncio.to_thread(first.process.end, 10)
             await expect(page.locator("#line")).to_contain_text("trying again")
             port = first.url.rpartition(":")[2]
-            with await asyncio.to_thread(ListenProcess(tmp_path, listening.environment, "--port", port).__enter__):
+            with ListenProcess(tmp_path, listening.environment, "--port", port):
                 await expect(page.locator("#line")).to_have_text("live")
                 await ask(page, "after it")
                 await expect(job(page, "after it")).to_have_attribute("data-state", "completed")
