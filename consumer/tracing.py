@@ -9,7 +9,7 @@ variables, ``OTEL_EXPORTER_OTLP_ENDPOINT`` above all; without one of them nothin
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import structlog
 
@@ -18,9 +18,10 @@ from consumer.case import Case
 try:
     from opentelemetry import trace
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-except ImportError:  # the extra `otel` is not installed
-    if not TYPE_CHECKING:
-        trace = None
+except ImportError:  # the extra `otel`
+    INSTALLED = False
+else:
+    INSTALLED = True
 
 TRACE_ID: Final = slice(3, 35)
 """Where the trace's id stands in a ``traceparent``."""
@@ -53,12 +54,12 @@ def set_up_tracing(worker_id: str) -> None:
 def job_span(case: Case) -> Iterator[None]:
     """Make the body the span of a job, and leave its ``traceparent`` in ``case``."""
     case.traceparent = case.delivery.traceparent
-    if trace is None:
+    if not INSTALLED:
         with structlog.contextvars.bound_contextvars(**_ids(case)):
             yield
         return
     parent = TraceContextTextMapPropagator().extract({"traceparent": case.traceparent or ""})
-    attributes = {
+    attributes: dict[str, str | int] = {
         "messaging.system": "rabbitmq",
         "messaging.operation.type": "process",
         "messaging.operation.name": "process",
@@ -81,7 +82,7 @@ def job_span(case: Case) -> Iterator[None]:
 @contextmanager
 def stage_span(stage: str) -> Iterator[None]:
     """Make the body a span within the job's."""
-    if trace is None:
+    if not INSTALLED:
         yield
         return
     with trace.get_tracer(_NAME).start_as_current_span(stage):

@@ -22,7 +22,6 @@ from infra.local.s3 import SeaweedFS
 from tests.support.fake_store import FakeStore
 from tests.support.jobs import make_failure, make_job, make_manifest, make_rendering, make_track
 
-
 TRACE = f"00-{'a' * 32}-{'b' * 16}-01"
 
 

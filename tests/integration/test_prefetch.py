@@ -88,7 +88,9 @@ async def broker_lists(management: ManagementApi, vhost: str, prefetch: Callable
 
     async def so() -> bool:
         listed = await asyncio.to_thread(management.call, "GET", f"/api/consumers/{vhost}")
-        at_the_broker = [consumer["prefetch_count"] for consumer in listed if consumer["queue"]["name"] == GENERATE]
+        at_the_broker: list[int] = [
+            consumer["prefetch_count"] for consumer in listed if consumer["queue"]["name"] == GENERATE
+        ]
         return sum(at_the_broker) == prefetch()
 
     await until(so, f"the broker lists a prefetch of {prefetch()}")

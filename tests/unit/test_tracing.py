@@ -80,7 +80,7 @@ def test_without_a_recorder_the_producers_trace_is_passed_on() -> None:
 
 
 def test_without_the_package_the_producers_trace_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracing, "trace", None)
+    monkeypatch.setattr(tracing, "INSTALLED", False)
     job = case()
     with job_span(job), stage_span("render"):
         assert structlog.contextvars.get_contextvars() == {"task_id": "song", "trace_id": TRACE_ID}
