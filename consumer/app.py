@@ -34,7 +34,7 @@ from consumer.engine.engines import Engines
 from consumer.engine.messages import RendererReport
 from consumer.engine.supervisor import EngineState, EngineUnusable
 from consumer.engine.usage import Usage
-from consumer.errors import ConsumerError, DiskFull, Unpublished
+from consumer.errors import ConsumerError, DiskFull, StorageUnavailable, Unpublished
 from consumer.eta import CostModel
 from consumer.fleet.lifeline import mute
 from consumer.hangup import Terminal
@@ -144,6 +144,9 @@ async def run_worker(
         table = load_table(settings.worker.tier_table)
         engines = engines or Engines(settings, table, log_json=as_json)
         await Worker(settings, engines, grace_s, read_again).run()
+    except StorageUnavailable as error:
+        log.error("cannot start", reason=str(error))  # noqa: TRY400 - the text is the whole story
+        return Exit.UNREACHABLE
     except (SettingsError, TierTableError, BrokerRefused, ConsumerError) as error:
         log.error("cannot start", reason=str(error))  # noqa: TRY400 - the text is the whole story
         return Exit.USAGE

@@ -19,10 +19,11 @@ class Kept:
     message: str | None = None
     traceparent: str | None = None
 
-    def answers(self, message: str, *, redelivered: bool) -> bool:
+    def answers(self, message: str, *, same: bool) -> bool:
         """Whether this is how ``message`` ended.
 
         Songs answer every message that asks for their task. An end without songs answers the one message that came to
-        it and came again: whoever sends a failed task anew wants another try.
+        it: whoever sends a failed task anew wants another try. ``same`` says that an equal fingerprint can only be
+        that one message come again.
         """
-        return isinstance(self.ending, Completed) or (redelivered and self.message == message)
+        return isinstance(self.ending, Completed) or (same and self.message == message)

@@ -37,7 +37,7 @@ class Obituary:
     async def _kept(self, notice: Notice, task_id: str) -> Kept:
         message = fingerprint(notice.body, notice.message_id, notice.sent)
         found = await self._store.find(task_id)
-        if found is not None and found.answers(message, redelivered=True):
+        if found is not None and found.answers(message, same=True):
             return found
         scene = Scene(self._worker_id, 1, notice.at or datetime.now(UTC))
         ending = unfinished(_error(notice.reason), None, task_id, scene)

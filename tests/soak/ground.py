@@ -6,11 +6,12 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import aio_pika
 
 from consumer.broker.connection import Link
+from consumer.broker.notices import OVERFULL
 from consumer.broker.topology import DEAD_LETTER, GENERATE, NOTICES
 from consumer.settings import load
 from infra.local.packages import ensure_rabbitmq
@@ -97,13 +98,18 @@ class Ground:
         return Depth(sum(int(ready) for ready, _ in waiting), sum(int(unacked) for _, unacked in waiting))
 
     async def dead_letters(self) -> list[str]:
-        """Take all dead letters and return their message ids."""
+        """Take all dead letters and return their message ids; not those that went back to their queue at once.
+
+        A classic queue that restarts over its limit gives up the oldest; workers put them back.
+        """
         found: list[str] = []
         async with await aio_pika.connect(self.broker.amqp_url) as connection:
             channel = await connection.channel()
             queue = await channel.get_queue(DEAD_LETTER, ensure=False)
             while (message := await queue.get(no_ack=True, fail=False)) is not None:
-                found.append(message.message_id or "")
+                deaths: Any = message.headers.get("x-death") or [{}]
+                if deaths[0].get("reason") != OVERFULL:
+                    found.append(message.message_id or "")
         return found
 
     def leftovers(self) -> list[str]:

@@ -4,6 +4,7 @@
 import asyncio
 import json
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -305,6 +306,20 @@ async def test_a_failed_task_that_is_sent_anew_is_tried_anew(stage: Stage) -> No
     sent_anew = await stage.process(request())
     assert stage.events.states[-1] == "completed"
     assert sent_anew.verdict is Verdict.ACK
+
+
+async def test_a_failure_is_told_again_when_a_crashed_broker_has_forgotten_that_it_delivered(stage: Stage) -> None:
+    async def crash(_: Job) -> None:
+        raise EngineCrashed("the renderer process ended with exit code -9")
+
+    stage.renderer.before = crash
+    sent = datetime(2026, 1, 1, tzinfo=UTC)
+    for _ in range(2):
+        await stage.process(FakeDelivery(body=request().body, sent=sent))
+    await stage.process(FakeDelivery(body=request().body, sent=sent + timedelta(seconds=1)))
+    failures = [event.to_json() for event, _ in stage.events.published if event.state == "failed"]
+    assert failures[0] == failures[1] != failures[2]
+    assert stage.events.states.count("started") == 2
 
 
 async def test_a_cancelled_job_stops_in_the_middle_and_is_told_as_cancelled(stage: Stage) -> None:
