@@ -34,5 +34,10 @@ class Chronicle:
         expected_s = case.estimate.expected_s if case.estimate else None
         self._tally.job_ended(ending, case.job, redelivered=case.delivery.redelivered, expected_s=expected_s)
         if isinstance(ending, Completed) and case.job and ending.timings.total is not None:
-            music_s = sum(audio.duration_s for audio in ending.audios)
-            self._costs.learn(case.job, music_s, ending.timings.total)
+            self._costs.learn(case.job, _music_s(ending), ending.timings.total)
+
+
+def _music_s(ending: Completed) -> float:
+    """Seconds of music that were made, all songs together."""
+    planned = ending.request.audio_duration
+    return sum(audio.duration_s if planned is None else planned for audio in ending.audios)

@@ -201,9 +201,10 @@ class Producer:
 def _body(task_id: str, sort: Sort, dose: float) -> bytes:
     if sort is Sort.INVALID and dose < 1 / 3:
         return b'{"prompt": "never closed'
-    words = [f"takes={0.1 + dose:.2f}"]
-    if sort is Sort.CANCELLED:
-        words = [f"takes={3 * dose:.2f}"]
+    # What takes longer asks for more music, as it would be with a model: workers estimate the one from the other.
+    songs = 2 if sort is Sort.TWO_SONGS else 1
+    takes = 3 * dose if sort is Sort.CANCELLED else songs * (0.1 + dose)
+    words = [f"takes={takes:.2f}"]
     if sort is Sort.LARGE:
         words.append(f"bytes={_LARGE_BYTES}")
     if sort is Sort.DEADLY:
@@ -212,10 +213,10 @@ def _body(task_id: str, sort: Sort, dose: float) -> bytes:
         "task_id": task_id,
         "prompt": " ".join(words),
         "audio_format": "wav",
-        "audio_duration": 10,
+        "audio_duration": round(10 + 100 * takes / songs),
     }
-    if sort is Sort.TWO_SONGS:
-        fields["batch_size"] = 2
+    if songs > 1:
+        fields["batch_size"] = songs
     if sort is Sort.INVALID:
         fields["batch_size"] = "many"
     return json.dumps(fields).encode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _SHOWN_IDS = 20
+_LEARNED = 50
 
 
 def figures(evidence: Evidence, faults: Mapping[str, int], lost_by_subscriber: int) -> dict[str, Any]:
@@ -43,10 +45,25 @@ def figures(evidence: Evidence, faults: Mapping[str, int], lost_by_subscriber: i
         "started or progress told after the end": _after_the_end(evidence),
         "dead letters": len(evidence.dead),
         "longest job, s": round(_longest_s(evidence), 1),
+        "median error of the estimates after 50 jobs, %": _estimate_error(evidence),
         "subscriber's connections lost": lost_by_subscriber,
         **{f"fault: {kind}": count for kind, count in sorted(faults.items())},
         **{f"worker left with {status}": times for status, times in sorted(evidence.exits.items())},
     }
+
+
+def _estimate_error(evidence: Evidence) -> float | None:
+    """Compare what the start of a job announced with what the job took; per cent of the latter."""
+    expected: dict[tuple[str, str], float] = {}
+    errors = []
+    for heard in evidence.heard:
+        key = heard.task_id, heard.event["source"]
+        if heard.state == "started" and heard.data["expected_s"] is not None:
+            expected[key] = heard.data["expected_s"]
+        elif heard.state == "completed" and key in expected and heard.data["timings"]["total"]:
+            took = heard.data["timings"]["total"]
+            errors.append(abs(expected.pop(key) - took) / took)
+    return round(100 * median(errors[_LEARNED:]), 1) if len(errors) > _LEARNED else None
 
 
 def as_table(title: str, numbers: Mapping[str, Any]) -> Table:
