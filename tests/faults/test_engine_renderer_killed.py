@@ -3,8 +3,9 @@
 
 from pathlib import Path
 
+from consumer.broker.connection import Link
 from consumer.broker.topology import DEAD_LETTER, GENERATE
-from tests.support.broker import Peer
+from tests.support.broker import Peer, broker_settings
 from tests.support.ear import Ear
 from tests.support.engines import ONE_MODEL, at_work, ends, signal_engine, state_of
 from tests.support.waiting import eventually
@@ -20,6 +21,8 @@ async def test_songs_go_on_in_the_next_renderer(own_worker_environment: dict[str
     settings = {**ONE_MODEL, "ACESTEP_QUEUE_WORKERS": "3", "ACESTEP_MAX_ATTEMPTS": str(KILLS + 1)}
     worker = WorkerProcess(tmp_path, own_worker_environment | settings)
     names = [f"song-{number}" for number in range(SONGS)]
+    async with Link(broker_settings(url), "declares"):
+        pass
     async with Ear(url) as ear, Peer(url) as peer:
         async with running(worker):
             assert state_of(worker, "renderer") == {"ready": True, "restarts": 0}

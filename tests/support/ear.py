@@ -7,18 +7,20 @@ import asyncio
 import json
 import time
 import uuid
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import aio_pika
 from aio_pika.exceptions import AMQPError
+from yarl import URL
 
 from consumer.broker.topology import EVENTS
 from schemas.events import JobState
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from types import TracebackType
 
     from aio_pika.abc import AbstractIncomingMessage
@@ -102,8 +104,10 @@ class Ear:
     async def _listen(self) -> None:
         """Listen until the connection is gone."""
         gone = asyncio.Event()
-        connection = await aio_pika.connect(self._url, timeout=10, client_properties={"connection_name": "ear"})
-        async with connection:
+        connection = aio_pika.Connection(URL(self._url), client_properties={"connection_name": "ear"})
+        # Closed also when it could not be opened: else its destructor tries to, without an event loop.
+        async with _closing(connection):
+            await connection.connect(timeout=10)
             connection.close_callbacks.add(lambda *_: gone.set())
             channel = await connection.channel()
             channel.close_callbacks.add(lambda *_: gone.set())
@@ -120,3 +124,11 @@ class Ear:
         self.heard.append(Heard(state, task_id, message.body, time.monotonic()))
         with suppress(AMQPError, OSError, RuntimeError):  # it comes again then, and says the same
             await message.ack()
+
+
+@asynccontextmanager
+async def _closing(connection: aio_pika.Connection) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        await connection.close()

@@ -18,15 +18,21 @@ MIB = 1 << 20
 
 def test_memory_that_is_held_is_seen_and_a_mapped_file_is_not(tmp_path: Path) -> None:
     file = tmp_path / "weights"
-    file.write_bytes(b"x" * (64 * MIB))
+    file.write_bytes(b"x" * (96 * MIB))
     before = held_bytes(os.getpid())
-    held = b"x" * (32 * MIB)
-    with file.open("rb") as weights, mmap.mmap(weights.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+    # Straight from the kernel: an allocator may have memory to give that the process holds already.
+    with (
+        mmap.mmap(-1, 32 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as held,
+        file.open("rb") as weights,
+        mmap.mmap(weights.fileno(), 0, prot=mmap.PROT_READ) as mapped,
+    ):
+        held.write(b"x" * len(held))
         assert sum(mapped[i] for i in range(0, len(mapped), 4096)) > 0
         after = held_bytes(os.getpid())
     assert before is not None
     assert after is not None
-    assert len(held) * 0.9 < after - before < len(held) * 1.5
+    # What was written from may be held as well.
+    assert 32 * MIB * 0.9 < after - before < 72 * MIB
 
 
 def test_a_process_that_is_gone_holds_nothing_that_is_known() -> None:
