@@ -60,7 +60,7 @@ from consumer.policy.admit import Limits
 from consumer.policy.tiers import TierTableError, load_table
 from consumer.ports import Delivery, Planner, Renderer
 from consumer.reload import Reloader
-from consumer.s3 import S3Connection
+from consumer.s3 import S3Connection, S3Refused
 from consumer.scratch import scratch_root
 from consumer.settings import Settings, SettingsError
 from consumer.storage import S3Store
@@ -146,7 +146,8 @@ async def run_worker(
         await Worker(settings, engines, grace_s, read_again).run()
     except StorageUnavailable as error:
         log.error("cannot start", reason=str(error))  # noqa: TRY400 - the text is the whole story
-        return Exit.UNREACHABLE
+        # A refusal stays; an outage passes, and a supervisor may try again.
+        return Exit.USAGE if isinstance(error, S3Refused) else Exit.UNREACHABLE
     except (SettingsError, TierTableError, BrokerRefused, ConsumerError) as error:
         log.error("cannot start", reason=str(error))  # noqa: TRY400 - the text is the whole story
         return Exit.USAGE

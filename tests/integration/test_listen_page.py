@@ -91,8 +91,8 @@ async def test_a_waveform_is_drawn_a_song_plays_seeks_pauses_and_can_be_saved(
 ) -> None:
     async with tab(listening.url) as browser:
         page = browser.page
-        await ask(page, "bytes=1900000")
-        card = job(page, "bytes=1900000")
+        await ask(page, "bytes=11520000")
+        card = job(page, "bytes=11520000")
         await expect(card.locator("canvas[data-drawn]")).to_be_visible()
         before = await card.locator("canvas").evaluate(PAINTED)
         assert before["share"] > 0.2
@@ -101,12 +101,13 @@ async def test_a_waveform_is_drawn_a_song_plays_seeks_pauses_and_can_be_saved(
         slider = card.get_by_role("slider", name="Position in the song")
         await slider.focus()
         await page.keyboard.press("End")
-        await page.keyboard.press("PageDown")
+        for _ in range(4):  # far from the end, also on a slow machine
+            await page.keyboard.press("PageDown")
         await holds(page, "document.querySelector('audio').currentTime > 7")
         assert (await card.locator("canvas").evaluate(PAINTED))["colours"] > before["colours"]
         await card.get_by_role("button", name="Pause").click()
         await expect(card.get_by_role("button", name="Play")).to_be_visible()
-        assert " of 0:09" in str(await slider.get_attribute("aria-valuetext"))
+        assert " of 1:00" in str(await slider.get_attribute("aria-valuetext"))
         async with page.expect_download() as saving:
             await card.get_by_role("link", name="Download").click()
         saved = await saving.value
@@ -166,7 +167,7 @@ async def test_a_full_queue_is_a_clear_message_with_a_count_and_the_words_stay(
             await page.locator(f"#job-{task_id}").get_by_role("button", name="Stop").click()
         await asyncio.gather(*(visitor.until(task_id, "cancelled") for task_id in (*running, *waiting)))
         # The browser itself writes refused requests to the console.
-        browser.complaints = [each for each in browser.complaints if "503" not in each]
+        browser.expected = "503"
 
 
 async def test_a_wrong_field_is_named_marked_and_focused(listening: Listening) -> None:
@@ -242,4 +243,4 @@ async def test_a_page_whose_server_went_away_comes_back_by_itself_and_keeps_its_
                 await expect(job(page, "after it")).to_have_attribute("data-state", "completed")
                 await job(page, "before the end").get_by_role("button", name="Play").click()
                 await holds(page, "[...document.querySelectorAll('audio')].some((each) => each.readyState > 1)")
-                browser.complaints = [each for each in browser.complaints if "ERR_" not in each]
+                browser.expected = "ERR_"
