@@ -191,8 +191,6 @@ class Worker:
         self._inputs: AllowedInputs | None = None
         self._patient_store: PatientStore | None = None
         self._disk: Disk | None = None
-        self._trials: Trials | None = None
-        self._excusing: asyncio.Task[None] | None = None
         self._pacing: asyncio.Task[None] | None = None
         self._terminal = Terminal()
         self._reloader = Reloader(read_again or (lambda: settings), settings, self._apply)
@@ -257,7 +255,6 @@ class Worker:
         gc.freeze()
         if self._disk is not None and self._disk.full:
             await self._consumer.pause(DISK)
-        await self._links["consume"].attach(self._excuse_lost)
         await self._consumer.start()
         await self._announce("ready")
         self._tell()
@@ -318,18 +315,14 @@ class Worker:
             execution_timeout_s=lambda: self._settings.worker.execution_timeout_s,
         )
         pipeline = Pipeline(ports, rules)
-        self._trials = trials
+        # Said as soon as the connection is gone: the next worker counts what nobody excused.
+        self._links["consume"].on_loss(trials.excuse_lost)
 
         async def process(delivery: Delivery) -> None:
             await disk.look()
             await pipeline.process(delivery)
 
         return Consumer(self._links["consume"], settings.broker, process, self._publisher)
-
-    async def _excuse_lost(self, _: object) -> None:
-        """On a new channel: what was in hand on the old one comes again, and no message is to blame."""
-        if self._trials is not None:
-            self._excusing = asyncio.create_task(self._trials.excuse_lost(), name="excuse")
 
     async def _on_storage(self, away: bool) -> None:  # noqa: FBT001 - a callback's one argument
         """Take no messages whose songs have no place."""

@@ -374,11 +374,6 @@ def parse_event(body: bytes) -> JobEvent | WorkerEvent:
     return _EVENT.validate_json(body)
 
 
-def event_json_schema() -> dict[str, Any]:
-    """Return the JSON Schema of every event, a union discriminated by ``type``."""
-    return _EVENT.json_schema()
-
-
 def _envelope(subject: str, what: str, worker_id: str, time: datetime) -> dict[str, Any]:
     """The id is derived from what the event says, so that a repeat can be recognised."""
     return {

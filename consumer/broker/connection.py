@@ -77,6 +77,9 @@ class Link:
         self._topology: Topology | None = None
         self._server_version: str | None = None
         self._steps: list[Step] = []
+        self._on_loss: list[Callable[[], Awaitable[None]]] = []
+        # Those calls while they run: the event loop itself holds tasks weakly.
+        self._telling: set[asyncio.Future[None]] = set()
         self._connection: AbstractConnection | None = None
         self._channel: Channel | None = None
         self._up = asyncio.Event()
@@ -128,6 +131,10 @@ class Link:
         """Do not do ``step`` on later channels; harmless when repeated."""
         with suppress(ValueError):
             self._steps.remove(step)
+
+    def on_loss(self, call: Callable[[], Awaitable[None]]) -> None:
+        """Call this, in a task of its own, each time when a channel is gone and its deliveries with it."""
+        self._on_loss.append(call)
 
     def renew(self, reason: str) -> None:
         """Drop the connection and make a new one."""
@@ -182,10 +189,17 @@ class Link:
             await self._lost.wait()
             _log.warning("broker link lost, connecting again", link=self._name, reason=self._loss)
             await self._drop()
+            self._tell_loss()
             if time.monotonic() - since > SETTLED_S:
                 waits = backoff(FIRST_WAIT_S, LONGEST_WAIT_S)
             await asyncio.sleep(next(waits))
             await self._connect(waits, first=False)
+
+    def _tell_loss(self) -> None:
+        for call in self._on_loss:
+            task = asyncio.ensure_future(call())
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
 
     async def _connect(self, waits: Iterator[float], *, first: bool) -> None:
         """Try until the link is up. On the ``first`` connect, a refusal is raised."""

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Workers lose their broker with a job in hand, one after the other: they live, so the job is not blamed."""
+
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from tests.support.broker import Peer
+from tests.support.ear import Ear
+from tests.support.proxy import Proxy
+from tests.support.waiting import eventually
+from tests.support.worker import WorkerProcess, running
+
+WITHIN_S = 60.0
+NAMES = ("a", "b", "c")
+
+
+def starts(ear: Ear) -> list[str]:
+    """Who began the job, in order."""
+    return [heard.data["worker_id"] for heard in ear.of("song") if heard.state == "started"]
+
+
+async def test_a_job_outlasts_more_lost_connections_than_it_has_tries(
+    service_environment: dict[str, str], tmp_path: Path
+) -> None:
+    url, go = service_environment["ACESTEP_AMQP_URL"], tmp_path / "go"
+    async with AsyncExitStack() as stack:
+        ways: dict[str, Proxy] = {}
+        for name in NAMES:
+            ways[name] = await stack.enter_async_context(Proxy.for_url(url))
+            own = {"ACESTEP_WORKER_ID": name, "ACESTEP_AMQP_URL": ways[name].url(url), "ACESTEP_MAX_ATTEMPTS": "2"}
+            (tmp_path / name).mkdir()
+            worker = WorkerProcess(tmp_path / name, service_environment | own, light=True)
+            await stack.enter_async_context(running(worker))
+        ear = await stack.enter_async_context(Ear(url))
+        peer = await stack.enter_async_context(Peer(url))
+        await peer.submit(task_id="song", prompt=f"until={go}")
+        for number in range(1, len(NAMES) + 1):
+            await eventually(lambda: len(starts(ear)) == number or ear.terminal("song"), WITHIN_S)  # noqa: B023 - awaited at once
+            assert ear.terminal("song") == []
+            if number < len(NAMES):
+                # For good: it cannot say over a new connection what became of the old one.
+                ways[starts(ear)[-1]].refuse()
+        assert sorted(starts(ear)) == list(NAMES)
+        go.touch()
+        await eventually(lambda: ear.terminal("song"), WITHIN_S)
+        for way in ways.values():
+            way.heal()
+    assert {heard.state for heard in ear.terminal("song")} == {"completed"}
