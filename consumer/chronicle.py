@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Follows every job from start to end, for those who count, and for those who want to know how long it takes."""
+"""Follows every job from start to end: for those who count, for its trace, and to learn how long jobs take."""
 
 from consumer.case import Case
 from consumer.ending import Ending
 from consumer.eta import CostModel, Estimate
 from consumer.job import Job
 from consumer.tally import JobTally
+from consumer.tracing import note_end
 from schemas.events import Completed
 
 
@@ -31,6 +32,7 @@ class Chronicle:
         if case.answer is not None:
             self._tally.event_repeated()
             return
+        note_end(ending)
         expected_s = case.estimate.expected_s if case.estimate else None
         self._tally.job_ended(ending, case.job, redelivered=case.delivery.redelivered, expected_s=expected_s)
         if isinstance(ending, Completed) and case.job and ending.timings.total is not None:

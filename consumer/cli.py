@@ -7,6 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Coroutine
+from contextlib import redirect_stdout
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -45,7 +46,7 @@ Since = Annotated[str | None, typer.Option("--since", help="only newer ones: 90s
 def main() -> None:
     """Run the command line; Ctrl-C ends with 130 and no traceback."""
     try:
-        app()
+        app(prog_name="acestep-consumer")  # for `python -m consumer` too: completion cannot call itself by that
     except KeyboardInterrupt:
         raise SystemExit(Exit.INTERRUPTED) from None
 
@@ -136,9 +137,18 @@ def submit(
     priority: Annotated[int, typer.Option(min=0, max=9, help="9 goes first")] = 0,
     wait: Annotated[bool, typer.Option("--wait", help="stay until the job ends, with a progress bar")] = False,
     download: Annotated[Path | None, typer.Option(help="folder for the songs; implies --wait")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print the terminal event as one line of JSON")] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="print one line of JSON: id, place and expected time; with --wait the final event"),
+    ] = False,
 ) -> None:
-    """Publish one request, from flags or a JSON file (flags win), and optionally wait for its songs."""
+    """Publish one request, from flags or a JSON file (flags win), and optionally wait for its songs.
+
+    Prints the task id; on a terminal also the place in the queue and when the songs will be there. That is reckoned
+    from what waits, and from what workers have in hand and took lately; priorities and longer requests can change it.
+    With `--json`: `task_id`, `position` (1 is next, 0 in a worker's hands), `in_hand`, `workers`, `expected_s` and
+    `note`; what is not known is null, and `note` says why.
+    """
     from consumer.commands import submit as command  # noqa: PLC0415 - see run
 
     flags = {
@@ -226,6 +236,9 @@ def cancel(
 def schema(
     what: Annotated[str, typer.Argument(help="`request`, `events`, `manifest`, or `export`")] = "request",
     folder: Annotated[Path | None, typer.Argument(help="with `export`: the folder to write to")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="`export` prints its files as one JSON list; the rest is JSON anyway")
+    ] = False,
 ) -> None:
     """Print the JSON Schema of requests, events or manifests, or write all documents to a folder.
 
@@ -238,8 +251,8 @@ def schema(
     if (what == "export") is (folder is None):
         raise typer.BadParameter("`export` takes a folder, and nothing else does")
     if folder is not None:
-        for path in write(folder):
-            sys.stdout.write(f"{path}\n")
+        paths = [str(path) for path in write(folder)]
+        sys.stdout.write((json.dumps(paths) if as_json else "\n".join(paths)) + "\n")
     elif what in SCHEMAS:
         sys.stdout.write(json.dumps(SCHEMAS[what](), indent=2) + "\n")
     else:
@@ -249,11 +262,14 @@ def schema(
 @app.command()
 def topology(
     declare: Annotated[bool, typer.Option("--declare", help="create it on the broker; repeating is harmless")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="with `--declare`: print what was declared; without, it is JSON anyway")
+    ] = False,
 ) -> None:
     """Print exchanges, queues and bindings as RabbitMQ definitions, or declare them."""
     from consumer.commands import topology as command  # noqa: PLC0415 - see run
 
-    _await(command.topology(_settings(), note, declare=declare))
+    _await(command.topology(_settings(), note, declare=declare, as_json=as_json))
 
 
 @app.command()
@@ -404,11 +420,14 @@ def dead_list(
 
 
 @dead.command("show")
-def dead_show(task_id: Annotated[str, typer.Argument(help="task id or message id")]) -> None:
+def dead_show(
+    task_id: Annotated[str, typer.Argument(help="task id or message id")],
+    as_json: Annotated[bool, typer.Option("--json", help="one line of JSON each, in place of an indented one")] = False,
+) -> None:
     """Print a dead letter in full as JSON: why, properties, headers, body. Secrets are masked."""
     from consumer.commands import dead as command  # noqa: PLC0415 - see run
 
-    raise typer.Exit(command.show_one(_settings(), _choice(task_id, None, None), note))
+    raise typer.Exit(command.show_one(_settings(), _choice(task_id, None, None), note, as_json=as_json))
 
 
 @dead.command("requeue")
@@ -417,6 +436,7 @@ def dead_requeue(
     everything: Annotated[bool, typer.Option("--all", help="all of them, or all that the filters leave")] = False,
     code: Code = None,
     since: Since = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one line of JSON each, as `dead list` prints it")] = False,
 ) -> None:
     """Give dead letters another chance: same body, same id, at the end of the queue. Prints their task ids.
 
@@ -426,7 +446,8 @@ def dead_requeue(
     """
     from consumer.commands import dead as command  # noqa: PLC0415 - see run
 
-    raise typer.Exit(command.requeue(_settings(), _chosen(task_id, code, since, everything=everything), note))
+    chosen = _chosen(task_id, code, since, everything=everything)
+    raise typer.Exit(command.requeue(_settings(), chosen, note, as_json=as_json))
 
 
 @dead.command("purge")
@@ -436,17 +457,19 @@ def dead_purge(
     code: Code = None,
     since: Since = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="one line of JSON each, as `dead list` prints it")] = False,
 ) -> None:
     """Remove dead letters for good, after a question that says how many."""
     from consumer.commands import dead as command  # noqa: PLC0415 - see run
 
     chosen = _chosen(task_id, code, since, everything=everything)
-    raise typer.Exit(command.purge(_settings(), chosen, note, None if yes else _agree))
+    raise typer.Exit(command.purge(_settings(), chosen, note, None if yes else _agree, as_json=as_json))
 
 
 def _agree(question: str) -> bool:
     try:
-        return typer.confirm(question, err=True)
+        with redirect_stdout(sys.stderr):  # with `err=True` a blank of the question still goes to stdout
+            return typer.confirm(question)
     except typer.Abort:  # nobody is there to answer
         note.print("no answer; --yes does not ask")
         return False

@@ -27,7 +27,8 @@
     ├── Expired                 expired, dead-lettered: nobody wants it any more
     ├── Recalled                as an earlier try of this message ended
     └── Interrupted             no event, handed back: the worker stops, the next one takes the message
-        └── DiskFull            no event, handed back: this worker has no room for the job's files now
+        ├── DiskFull            no event, handed back: this worker has no room for the job's files now
+        └── SentOn              no event, acked: another worker has a copy of the message
 """
 
 import errno
@@ -258,6 +259,15 @@ class DiskFull(Interrupted):
         if isinstance(error, cls) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
             return True
         return error.__cause__ is not None and cls.lies_behind(error.__cause__)
+
+
+class SentOn(Interrupted):
+    """A copy of the message waits for a worker with a larger card, confirmed by the broker."""
+
+    verdict = Verdict.ACK
+
+    def __init__(self, tier: str) -> None:
+        super().__init__(f"sent on to {tier}")
 
 
 class Unpublished(Exception):

@@ -2,7 +2,8 @@
 """What Prometheus reads. Nothing is counted here: at every scrape, collectors ask those who know.
 
 A collector is a small class with one subject. ``Metrics`` holds them in a registry of this worker's own, so that two
-workers in one process, as in tests, do not meet. Another subject is another class here and one more in ``app.py``.
+workers in one process, as in tests, do not meet. Another subject is another class here and one more in
+``observation.py``.
 """
 
 import shutil

@@ -19,7 +19,7 @@ from consumer.job import NO_SONGS, Job
 from consumer.narrator import Narrator
 from consumer.outcome import Outcome, known, manifest, told, untold
 from consumer.policy.admit import Limits, admit
-from consumer.ports import Cancellations, Delivery, Events, Inputs, Planner, Renderer, Report, Store
+from consumer.ports import Cancellations, Delivery, Events, Inputs, Planner, Renderer, Report, Routes, Store
 from consumer.scratch import scratch_folder
 from consumer.stopwatch import Stopwatch
 from consumer.tracing import job_span
@@ -34,6 +34,7 @@ class Ports:
     """The outside, as the story sees it."""
 
     store: Store
+    routes: Routes
     trials: Trials
     cancellations: Cancellations
     inputs: Inputs
@@ -99,6 +100,7 @@ class Pipeline:
 
     async def _perform(self, case: Case) -> Completed:
         request, trials = check_queue_deadline(case.request, case.delivery), self._ports.trials
+        await self._ports.routes.send_on(request, case.delivery)
         async with trials.of(request.task_id, case.delivery) as case.attempt:
             tries, trace = trials.left(case.attempt), case.traceparent
             job = replace(admit(request, self._rules.limits()), tries=tries, traceparent=trace)

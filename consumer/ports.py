@@ -9,7 +9,7 @@ from typing import Protocol
 from consumer.attempt import Attempt
 from consumer.ending import Kept
 from consumer.errors import ConsumerError, Verdict
-from consumer.job import Heard, Job, Plan, Rendering, Sources, StoredObject
+from consumer.job import Heard, Job, Plan, Rendering, Request, Sources, StoredObject
 from schemas.events import JobEvent
 
 Report = Callable[[float, str], None]
@@ -52,6 +52,16 @@ class Delivery(Protocol):
         """Whether the broker has taken the message back, so that another worker may have it."""
 
     @property
+    def tier(self) -> str | None:
+        """The tier whose queue it was sent on to; None: it comes from the producers' queue."""
+
+    async def forward(self, tier: str) -> bool:
+        """Publish a copy to the queue of that tier, confirmed. False: no worker is there, or there is no room.
+
+        Raises ``Unpublished`` when nobody knows.
+        """
+
+    @property
     def reply(self) -> "Reply":
         """Where and under which name the terminal event is awaited besides the exchange."""
 
@@ -91,6 +101,16 @@ class Store(Protocol):
         """Write down how a task ended, unless that is written; return what is. Raises ``StorageUnavailable``.
 
         ``instead_of`` is an earlier end to replace.
+        """
+
+
+class Routes(Protocol):
+    """Knows who else could do a request."""
+
+    async def send_on(self, request: Request, delivery: Delivery) -> None:
+        """Hand the message to another worker where that is better. Raises ``SentOn`` then.
+
+        Raises ``Interrupted`` when nobody knows whether it got there.
         """
 
 

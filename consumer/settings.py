@@ -6,11 +6,12 @@ A variable that starts with ``ACESTEP_`` and is not listed here stops the start:
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal
+from urllib.parse import unquote, urlsplit
 
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
@@ -25,12 +26,12 @@ from pydantic import (
     SecretStr,
     TypeAdapter,
     ValidationError,
-    model_validator,
 )
 
 from consumer.secret_files import SUFFIX, SecretFileError, layered, read_all
 
 _URL = TypeAdapter(AmqpDsn)
+_BETWEEN_URLS = re.compile(r",\s*(?=amqps?://)")
 
 
 class SettingsError(Exception):
@@ -67,13 +68,26 @@ def _workers(value: object) -> object:
     return value
 
 
-def _amqp_url(value: SecretStr) -> SecretStr:
+def split_urls(text: str) -> tuple[str, ...]:
+    """Return the URLs of ``ACESTEP_AMQP_URL``, one for each node of a cluster. A comma in a password separates none."""
+    return tuple(url.strip() for url in _BETWEEN_URLS.split(text))
+
+
+def _amqp_urls(value: SecretStr | str) -> tuple[SecretStr, ...]:
+    urls = split_urls(value.get_secret_value() if isinstance(value, SecretStr) else value)
     try:
-        _URL.validate_python(value.get_secret_value())
+        for url in urls:
+            _URL.validate_python(url)
     except ValidationError as error:
         # The text of pydantic's own error would repeat the URL, and with it the password.
-        raise ValueError("must look like amqp://user:password@host:5672/vhost") from error
-    return value
+        raise ValueError(
+            "must look like amqp://user:password@host:5672/vhost; for a cluster, one such URL a node, comma-separated"
+        ) from error
+    if any("," in urlsplit(url).path for url in urls):
+        raise ValueError("each of several URLs must begin with amqp:// or amqps://; a comma in a virtual host is %2C")
+    if len({unquote(urlsplit(url).path).removeprefix("/") or "/" for url in urls}) > 1:
+        raise ValueError("the URLs must be of one cluster's nodes and name the same virtual host")
+    return tuple(map(SecretStr, urls))
 
 
 def _http_url(value: SecretStr | None) -> SecretStr | None:
@@ -83,6 +97,7 @@ def _http_url(value: SecretStr | None) -> SecretStr | None:
     return value
 
 
+AmqpUrls = Annotated[tuple[SecretStr, ...], BeforeValidator(_amqp_urls)]
 List = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_networks)]
 AutoBool = Annotated[bool | None, BeforeValidator(_auto)]
@@ -104,8 +119,11 @@ class Section(BaseModel):
 class BrokerSettings(Section):
     """RabbitMQ: where it is, and how much it may hold."""
 
-    url: Annotated[SecretStr, "amqp"] = variable(
-        "ACESTEP_AMQP_URL", SecretStr("amqp://guest:guest@127.0.0.1:5672/"), "broker, `amqp://` or `amqps://`"
+    urls: AmqpUrls = variable(
+        "ACESTEP_AMQP_URL",
+        SecretStr("amqp://guest:guest@127.0.0.1:5672/"),
+        "broker, `amqp://` or `amqps://`; a cluster's nodes comma-separated, tried in turn",
+        validate_default=True,
     )
     queue_type: Literal["classic", "quorum"] = variable(
         "ACESTEP_QUEUE_TYPE", "classic", "`classic`: exact limit, priorities; `quorum`: replicated"
@@ -126,14 +144,25 @@ class BrokerSettings(Section):
     )
 
     @property
+    def url(self) -> SecretStr:
+        """The first node's URL: virtual host and login are the same on all."""
+        return self.urls[0]
+
+    @property
+    def every_url(self) -> SecretStr:
+        """All nodes' URLs, comma-separated."""
+        return SecretStr(",".join(url.get_secret_value() for url in self.urls))
+
+    route_by_tier: bool = variable(
+        "ACESTEP_ROUTE_BY_TIER",
+        False,  # noqa: FBT003 - a default
+        "what exceeds this card's limits goes on to a worker with a larger card, if there is one",
+    )
+
+    @property
     def workers_at_start(self) -> int:
         """The prefetch of the first consumer; with ``auto`` 2: one job renders while the next is fetched or stored."""
         return self.queue_workers or min(2, self.queue_workers_max)
-
-    @model_validator(mode="after")
-    def _check_url(self) -> Self:
-        _amqp_url(self.url)
-        return self
 
 
 class StorageSettings(Section):

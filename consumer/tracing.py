@@ -2,8 +2,11 @@
 """Distributed tracing with OpenTelemetry, where it is installed and asked for; else the producer's trace is passed on.
 
 A message's header ``traceparent`` (W3C Trace Context) makes its job a part of the producer's trace: a span for the job,
-one for each stage. Names follow OpenTelemetry's conventions for messaging. Exporters are set by OpenTelemetry's own
-variables, ``OTEL_EXPORTER_OTLP_ENDPOINT`` above all; without one of them nothing is recorded.
+one for each stage. Names follow OpenTelemetry's conventions for messaging; where those leave a choice, the producer's
+context is the parent of the job's span, not a link: a job is one message, and nothing else is its cause.
+
+Exporters are set by OpenTelemetry's own variables, ``OTEL_EXPORTER_OTLP_ENDPOINT`` above all; without one of them
+nothing is recorded.
 """
 
 import os
@@ -14,10 +17,13 @@ from typing import Final
 import structlog
 
 from consumer.case import Case
+from consumer.ending import Ending
+from consumer.errors import ConsumerError
+from schemas.events import Completed
 
 try:
     from opentelemetry import trace
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+    from opentelemetry.context import Context
 except ImportError:  # the extra `otel`
     INSTALLED = False
 else:
@@ -26,11 +32,21 @@ else:
 TRACE_ID: Final = slice(3, 35)
 """Where the trace's id stands in a ``traceparent``."""
 
+_PARENT_ID, _FLAGS = slice(36, 52), slice(53, 55)
 _NAME: Final = "acestep-consumer"
 _QUEUE: Final = "acestep.generate"
+_OF_EVERY_JOB: Final[dict[str, str | int]] = {
+    "messaging.system": "rabbitmq",
+    "messaging.operation.type": "process",
+    "messaging.operation.name": "process",
+}
 _ASKED: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_TRACES_EXPORTER")
 
 log = structlog.get_logger()
+
+if INSTALLED:
+    # Once: looking one up takes longer than a span. This one finds the provider, whenever it is set.
+    tracer: trace.Tracer = trace.get_tracer(_NAME)
 
 
 def set_up_tracing(worker_id: str) -> None:
@@ -58,35 +74,89 @@ def job_span(case: Case) -> Iterator[None]:
         with structlog.contextvars.bound_contextvars(**_ids(case)):
             yield
         return
-    parent = TraceContextTextMapPropagator().extract({"traceparent": case.traceparent or ""})
-    attributes: dict[str, str | int] = {
-        "messaging.system": "rabbitmq",
-        "messaging.operation.type": "process",
-        "messaging.operation.name": "process",
-        "messaging.destination.name": _QUEUE,
-        "messaging.message.id": case.task_id or "",
-        "messaging.message.body.size": len(case.delivery.body),
-    }
-    span = trace.get_tracer(_NAME).start_as_current_span(
-        f"process {_QUEUE}", context=parent, kind=trace.SpanKind.CONSUMER, attributes=attributes
+    queue = _QUEUE if case.delivery.tier is None else f"{_QUEUE}.{case.delivery.tier}"
+    span = tracer.start_span(
+        f"process {queue}",
+        _context_of(case.traceparent),
+        kind=trace.SpanKind.CONSUMER,
+        attributes=_attributes(case, queue),
     )
-    with span as current:
-        carrier: dict[str, str] = {}
-        if current.is_recording():
-            TraceContextTextMapPropagator().inject(carrier)
-        case.traceparent = carrier.get("traceparent", case.traceparent)
-        with structlog.contextvars.bound_contextvars(**_ids(case)):
+    if span.is_recording():
+        case.traceparent = _written(span.get_span_context())
+    with structlog.contextvars.bound_contextvars(**_ids(case)), trace.use_span(span, end_on_exit=True):
+        try:
             yield
+        except Exception as error:
+            span.set_attribute("error.type", _type_of(error))
+            raise
 
 
 @contextmanager
 def stage_span(stage: str) -> Iterator[None]:
     """Make the body a span within the job's."""
-    if not INSTALLED:
+    if not INSTALLED or not trace.get_current_span().is_recording():
         yield
         return
-    with trace.get_tracer(_NAME).start_as_current_span(stage):
-        yield
+    span = tracer.start_span(stage)
+    with trace.use_span(span, end_on_exit=True):
+        try:
+            yield
+        except Exception as error:
+            span.set_attribute("error.type", _type_of(error))
+            raise
+
+
+def note_end(ending: Ending) -> None:
+    """Write on the job's span how the job ended, unless it is done. A cancelled one did not fail.
+
+    ``error.type`` is one of ``schemas.events.ErrorCode``.
+    """
+    if not INSTALLED or isinstance(ending, Completed):
+        return
+    span = trace.get_current_span()
+    span.set_attribute("acestep.state", ending.status)
+    if ending.status != "cancelled":
+        span.set_attribute("error.type", ending.error.code.value)
+        span.set_status(trace.StatusCode.ERROR, ending.error.message)
+
+
+def _type_of(error: Exception) -> str:
+    """Return a word of which there are few: one of ``schemas.events.ErrorCode``, or an exception's name."""
+    return error.code.value if isinstance(error, ConsumerError) else type(error).__name__
+
+
+def _context_of(traceparent: str | None) -> "Context":
+    """Return the context that the producer sent: well formed, as a delivery's is. Empty without one."""
+    if traceparent is None:
+        return Context()
+    sent = trace.SpanContext(
+        int(traceparent[TRACE_ID], 16),
+        int(traceparent[_PARENT_ID], 16),
+        is_remote=True,
+        trace_flags=trace.TraceFlags(int(traceparent[_FLAGS], 16)),
+    )
+    return trace.set_span_in_context(trace.NonRecordingSpan(sent), Context())
+
+
+def _written(of: "trace.SpanContext") -> str:
+    return f"00-{of.trace_id:032x}-{of.span_id:016x}-{of.trace_flags:02x}"
+
+
+def _attributes(case: Case, queue: str) -> dict[str, str | int]:
+    """What messages and jobs have. The queue is the destination: routing keys are as many as producers like."""
+    delivery = case.delivery
+    attributes = {
+        **_OF_EVERY_JOB,
+        "messaging.destination.name": queue,
+        "messaging.message.body.size": len(delivery.body),
+    }
+    if delivery.message_id is not None:
+        attributes["messaging.message.id"] = delivery.message_id
+    if (conversation := delivery.reply.correlation_id) is not None:
+        attributes["messaging.message.conversation_id"] = conversation
+    if case.task_id is not None:
+        attributes["acestep.task_id"] = case.task_id
+    return attributes
 
 
 def _ids(case: Case) -> dict[str, str | None]:

@@ -16,7 +16,7 @@ import pytest
 
 from infra.local.packages import ensure_rabbitmq
 from infra.local.rabbitmq import RabbitMQ
-from infra.local.s3 import REGION, SeaweedFS
+from infra.local.s3 import SeaweedFS
 from infra.local.stack import Environment
 from tests.support.servers import ManagementApi
 
@@ -80,14 +80,7 @@ def s3_prefix() -> str:
 @pytest.fixture
 def service_environment(amqp_url: str, s3: SeaweedFS, s3_prefix: str) -> dict[str, str]:
     """The variables that point a worker or a client at this test's virtual host and prefix."""
-    servers = Environment(
-        amqp_url=amqp_url,
-        s3_endpoint=s3.endpoint,
-        s3_bucket=s3.bucket,
-        access_key=s3.access_key,
-        secret_key=s3.secret_key,
-        region=REGION,
-    )
+    servers = Environment.of(amqp_url, s3)
     return servers.variables() | {"ACESTEP_S3_PREFIX": s3_prefix}
 
 

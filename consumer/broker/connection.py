@@ -13,6 +13,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from itertools import cycle
 from typing import TYPE_CHECKING, Self, cast
 
 import structlog
@@ -49,6 +50,8 @@ FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 10.0
 # A link that lives shorter than this has not recovered: the next wait goes on where the last one stopped.
 SETTLED_S = 10.0
+# Longer than a quorum queue takes to elect a leader.
+RENEWED_AT_MOST_S = 30.0
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -70,7 +73,10 @@ class Link:
                 reach for a minute, and what does not need it shall not wait for it.
         """
         self._with_stream = with_stream
-        self._url = _with_heartbeat(settings.url)
+        self._urls = tuple(map(_with_heartbeat, settings.urls))
+        # Each try takes the next node of the cluster: the one that was lost is the least likely to answer.
+        self._turns = cycle(self._urls)
+        self._url = self._urls[0]
         self._name = name
         self._settings = settings
         # As it stands on the broker, known from the first connect on.
@@ -83,6 +89,7 @@ class Link:
         self._connection: AbstractConnection | None = None
         self._channel: Channel | None = None
         self._up = asyncio.Event()
+        self._up_since = 0.0
         self._lost = asyncio.Event()
         self._loss = ""
         self._keeper: asyncio.Task[None] | None = None
@@ -143,6 +150,16 @@ class Link:
             self._up.clear()
             self._lost.set()
 
+    def refused(self) -> None:
+        """Note that the broker refused a publish on this channel; it is renewed then, unless it is new.
+
+        A quorum queue without a leader refuses. RabbitMQ 3.10 goes on refusing for good on a channel that published to
+        that queue for the first time just then, and takes everything on another one. A queue that is full refuses too,
+        and for that one a new channel changes nothing: hence not at each refusal.
+        """
+        if time.monotonic() - self._up_since > RENEWED_AT_MOST_S:
+            self.renew("the broker refuses publishes")
+
     async def declare_again(self) -> None:
         """Restore what somebody deleted, on the open channel. Raises ``BrokerFault``."""
         if self._connection is None or self._topology is None:
@@ -162,9 +179,22 @@ class Link:
         except BrokerFault:  # not there; or the connection is lost, which shows at once
             await self.declare_again()
 
+    async def stand(self, tier: str) -> None:
+        """Declare the queue of a tier, unless it stands: what it was declared with stays. Raises ``BrokerFault``."""
+        if self._connection is None or self._topology is None:
+            raise LinkLost("not connected")
+        queue = self._topology.tier_queue(tier)
+        with suppress(BrokerFault), mapped():  # not there, or the link is lost, which shows at once
+            async with asyncio.timeout(SET_UP_TIMEOUT_S), self._connection.channel() as channel:
+                await channel.declare_queue(queue.name, passive=True)
+            return
+        with mapped():
+            async with asyncio.timeout(SET_UP_TIMEOUT_S), self._connection.channel() as channel:
+                await channel.declare_queue(queue.name, durable=True, arguments=dict(queue.arguments))
+
     async def __aenter__(self) -> Self:
         lenient.install()
-        if self._url.query.get("no_verify_ssl", "0") != "0":
+        if any(url.query.get("no_verify_ssl", "0") != "0" for url in self._urls):
             _log.warning("the broker's certificate is not verified: take no_verify_ssl out of ACESTEP_AMQP_URL")
         await self._connect(backoff(FIRST_WAIT_S, LONGEST_WAIT_S), first=True)
         self._keeper = asyncio.create_task(self._keep(), name=f"link {self._name}")
@@ -232,6 +262,7 @@ class Link:
         )
 
     async def _open(self) -> None:
+        self._url = next(self._turns)
         # Known before it is open: a connection that could not be opened wants to be closed too.
         self._connection = connection = Connection(self._url, client_properties={"connection_name": self._name})
         try:
@@ -259,6 +290,7 @@ class Link:
 
     def _use(self, channel: Channel) -> None:
         self._channel = channel
+        self._up_since = time.monotonic()
         self._lost.clear()
         channel.closing.add_done_callback(lambda closing: self._on_closing(channel, closing))
         self._up.set()
@@ -279,7 +311,7 @@ class Link:
 
     @property
     def address(self) -> str:
-        """The broker's URL without user, password and query."""
+        """The URL of the node that it is connected to, or tried last, without user, password and query."""
         return str(self._url.with_user(None).with_query(None))
 
 

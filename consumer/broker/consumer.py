@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The way in: as many deliveries in hand as there are workers, each in a task of ours.
 
-RabbitMQ fixes a consumer's prefetch when the consumer starts, and what a cancelled consumer holds stays in hand until
-it is settled. So a larger count starts one more consumer on the channel, for the difference. A smaller one cancels as
-many as hold too much together, and starts small ones in their place as deliveries are settled: nothing is delivered
-again, and nothing new comes before fewer are in hand than the count. (A limit for the whole channel could be changed in
-place, but quorum queues do not know it and RabbitMQ 4 deprecates it.)
+Most come from the producers' queue; some from other queues, as long as these have something. When the count changes, or
+what it is shared out to (``consumer.broker.shares``), nothing is delivered again, and nothing new comes before fewer
+are in hand than the count. (A limit for the whole channel could be changed in place and would span queues, but quorum
+queues do not know it and RabbitMQ 4 deprecates it.)
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,8 +21,9 @@ from uuid import uuid4
 import structlog
 from aiormq.channel import Channel
 
-from consumer.broker.delivery import DeadLetters, Delivery
+from consumer.broker.delivery import Delivery, Outbox
 from consumer.broker.faults import BrokerFault, describe, mapped
+from consumer.broker.shares import Share, next_start, next_stop
 from consumer.broker.topology import GENERATE
 from consumer.errors import Verdict
 
@@ -53,20 +54,21 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 @dataclass(frozen=True, slots=True)
 class _InHand:
     tag: str
+    queue: str
     delivery: Delivery
 
 
 class Consumer:
-    """Consumes ``acestep.generate`` on ``link`` and hands every delivery to ``handle``.
+    """Consumes ``acestep.generate``, and what else it shall serve, on ``link``; hands every delivery to ``handle``.
 
     The tasks are ours, not the client library's: those die with their channel, and a job that has the GPU must not.
     It runs on while its message is delivered again; its own delivery is stale then.
     """
 
-    def __init__(self, link: Link, settings: BrokerSettings, handle: Handle, dead_letters: DeadLetters) -> None:
+    def __init__(self, link: Link, settings: BrokerSettings, handle: Handle, outbox: Outbox) -> None:
         self._link = link
         self._handle = handle
-        self._dead_letters = dead_letters
+        self._outbox = outbox
         self._prefetch = settings.workers_at_start
         self._arguments: ArgumentsType = {}
         if settings.queue_type == "quorum":
@@ -74,8 +76,10 @@ class Consumer:
         self._tasks: dict[asyncio.Task[None], _InHand] = {}
         self._finished = 0
         self._channel: Channel | None = None
-        # Of the present channel, by consumer tag: what each consumer may hold.
-        self._shares: dict[str, int] = {}
+        # Of the present channel, by consumer tag, the oldest first.
+        self._shares: dict[str, Share] = {}
+        # How many of the deliveries may be of other queues than the producers'.
+        self._served: dict[str, int] = {}
         self._leaving = False
         self._paused_by: set[str] = set()
         self._changing = asyncio.Lock()
@@ -108,6 +112,19 @@ class Consumer:
         self._prefetch = count
         # Shielded: the client library closes the channel under a call that is cancelled, and with it all work in hand.
         await asyncio.shield(self._fit_soon())
+
+    async def serve(self, queue: str, count: int) -> None:
+        """Let up to ``count`` of the deliveries in hand be of this queue too, and so many fewer of the producers'.
+
+        It goes first. 0: take nothing new from it.
+        """
+        if self._served.get(queue, 0) != count:
+            self._served[queue] = count
+            await asyncio.shield(self._fit_soon())
+
+    def held(self, queue: str) -> int:
+        """Return how many deliveries of this queue are in hand and not settled."""
+        return sum(held.queue == queue and not held.delivery.settled for held in self._tasks.values())
 
     async def pause(self, reason: str) -> None:
         """Take nothing new while this reason lasts, or another one. What is in hand stays in hand."""
@@ -153,8 +170,7 @@ class Consumer:
             self._channel = channel
             self._shares.clear()
             channel.on_consumer_cancel_callbacks.add(self._on_cancelled_by_broker)
-            if not self._paused_by:
-                await self._add_consumer(channel, self._prefetch)
+            await self._arrange(channel)
 
     def _fit_soon(self) -> asyncio.Task[None]:
         """Start ``_fit`` unless it runs; it looks at what is in hand once more before it ends."""
@@ -163,27 +179,42 @@ class Consumer:
         return self._fitting
 
     async def _fit(self) -> None:
-        """Make the consumers' shares add up to the prefetch, as far as deliveries of cancelled ones leave room."""
+        """Share the prefetch out anew, as far as deliveries of cancelled consumers leave room."""
         async with self._changing:
             channel = self._channel
             if channel is None or channel.is_closed or self._leaving:
                 return  # the next channel starts with the new count
             try:
-                while (room := self._room()) > 0 or (room < 0 and self._shares):
-                    if room > 0:
-                        await self._add_consumer(channel, room)
-                    else:
-                        youngest = next(reversed(self._shares))
-                        await self._full(youngest)
-                        await self._cancel(youngest)
+                await self._arrange(channel)
             except BrokerFault as fault:
                 self._link.renew(f"the prefetch could not be changed: {describe(fault)}")
 
-    def _room(self) -> int:
-        """How many more may come than the consumers and the deliveries of cancelled ones make; below 0: fewer."""
-        left_over = sum(held.tag not in self._shares and not held.delivery.stale for held in self._tasks.values())
-        wanted = 0 if self._paused_by else self._prefetch
-        return wanted - sum(self._shares.values()) - left_over
+    async def _arrange(self, channel: Channel) -> None:
+        """Make moves until there is none left. What is wanted may change with each."""
+        while True:
+            held = self._shares, self._left_over(), self._targets(), self._prefetch
+            if tag := next_stop(*held):
+                await self._full(tag)
+                await self._cancel(tag)
+            elif share := next_start(*held):
+                await self._add_consumer(channel, share)
+            else:
+                return
+
+    def _targets(self) -> dict[str, int]:
+        """How many deliveries may be in hand, by queue; the producers' queue has what the others leave."""
+        if self._paused_by:
+            return {}
+        targets, left = {}, self._prefetch
+        for queue, count in self._served.items():
+            targets[queue] = min(count, left)
+            left -= targets[queue]
+        return {**targets, GENERATE: left}
+
+    def _left_over(self) -> Counter[str]:
+        """Deliveries in hand whose consumer is gone, by queue."""
+        held = self._tasks.values()
+        return Counter(each.queue for each in held if each.tag not in self._shares and not each.delivery.stale)
 
     async def _full(self, tag: str) -> None:
         """Wait until nothing can be on its way to this consumer: it is full, or the queue has nothing for it.
@@ -191,14 +222,14 @@ class Consumer:
         What arrives at a quorum queue's consumer after its end goes back, and counts as an attempt that never was.
         """
         for _ in range(_ARRIVAL_POLLS):
-            if self._unsettled(tag) >= self._shares[tag]:
+            if self._unsettled(tag) >= self._shares[tag].count:
                 return
             await asyncio.sleep(_POLL_S)
 
     def _unsettled(self, tag: str) -> int:
         return sum(held.tag == tag and not held.delivery.settled for held in self._tasks.values())
 
-    async def _add_consumer(self, channel: Channel, share: int) -> None:
+    async def _add_consumer(self, channel: Channel, share: Share) -> None:
         """Set the prefetch and start. In this order: it holds for consumers that start after it, and only for them.
 
         The tag is new each time: RabbitMQ 4.3 may keep the old one after it has cancelled a consumer.
@@ -206,10 +237,10 @@ class Consumer:
         tag = f"acestep-{uuid4().hex}"
         self._shares[tag] = share
         with mapped():
-            await channel.basic_qos(prefetch_count=share, timeout=RPC_TIMEOUT_S)
+            await channel.basic_qos(prefetch_count=share.count, timeout=RPC_TIMEOUT_S)
             await channel.basic_consume(
-                GENERATE,
-                partial(self._take, tag),
+                share.queue,
+                partial(self._take, tag, share.queue),
                 consumer_tag=tag,
                 arguments=self._arguments,
                 timeout=RPC_TIMEOUT_S,
@@ -227,11 +258,11 @@ class Consumer:
         # goes on delivering to a consumer that the client has forgotten.
         self._link.renew("the broker cancelled the consumer")
 
-    async def _take(self, tag: str, message: DeliveredMessage) -> None:
-        delivery = Delivery(message, self._dead_letters)
+    async def _take(self, tag: str, queue: str, message: DeliveredMessage) -> None:
+        delivery = Delivery(message, self._outbox)
         run = self._give_back if self._leaving else self._run
         task = asyncio.create_task(run(delivery), name=f"delivery {message.delivery_tag}")
-        self._tasks[task] = _InHand(tag, delivery)
+        self._tasks[task] = _InHand(tag, queue, delivery)
         task.add_done_callback(partial(self._on_end, tag))
 
     def _on_end(self, tag: str, task: asyncio.Task[None]) -> None:

@@ -94,6 +94,21 @@ def returned_properties(properties: Basic.Properties) -> Basic.Properties:
     return _copy(properties, {**headers, RETURNED: True})
 
 
+def forwarded_properties(
+    properties: Basic.Properties, waited_s: float | None, *, redelivered: bool
+) -> Basic.Properties:
+    """Return the properties of a message that waits on in another queue, as the one that it was.
+
+    Its expiration goes on from where it is, as far as ``waited_s`` (seconds so far) tells.
+    """
+    headers = {name: _writable(value) for name, value in (properties.headers or {}).items() if not _ledger(name)}
+    copy = _copy(properties, {**headers, RETURNED: True} if redelivered else headers)
+    if properties.expiration:
+        left_ms = float(properties.expiration) - 1000 * (waited_s or 0)
+        copy.expiration = str(max(0, round(left_ms)))
+    return copy
+
+
 def _ledger(name: str) -> bool:
     return name.startswith((OURS, *BROKERS))
 

@@ -63,7 +63,7 @@ class DeadQueue:
     def __init__(self, settings: BrokerSettings, at_most: int | None = None) -> None:
         """``at_most``: look at so many letters, the oldest; None: at all."""
         self._at_most = at_most
-        self._url = settings.url.get_secret_value()
+        self._urls = tuple(url.get_secret_value() for url in settings.urls)
         self._connection: AbstractConnection | None = None
         self._is_quorum = settings.queue_type == "quorum"
         self._count = 0
@@ -77,13 +77,9 @@ class DeadQueue:
             LinkLost: the broker is out of reach.
         """
         lenient.install()
+        self._connection = connection = await self._connect()
         try:
-            with mapped():
-                self._connection = await aio_pika.connect(self._url, timeout=CONNECT_TIMEOUT_S)
-        except LinkLost as loss:
-            raise LinkLost(f"no connection to the broker: {describe(loss)}; check ACESTEP_AMQP_URL") from loss
-        try:
-            await self._open(self._connection)
+            await self._open(connection)
         except BaseException:
             await self._close()
             raise
@@ -96,6 +92,18 @@ class DeadQueue:
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 await self._put_back()
         await self._close()
+
+    async def _connect(self) -> AbstractConnection:
+        """Connect to the first node that answers."""
+        loss: LinkLost | None = None
+        for url in self._urls:
+            try:
+                with mapped():
+                    return await aio_pika.connect(url, timeout=CONNECT_TIMEOUT_S)
+            except LinkLost as error:
+                loss = error
+        told = describe(loss) if loss else "no URL"
+        raise LinkLost(f"no connection to the broker: {told}; check ACESTEP_AMQP_URL") from loss
 
     @property
     def count(self) -> int:

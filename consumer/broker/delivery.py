@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 
-from consumer.broker.dead_letter import RETURNED
+from consumer.broker.dead_letter import RETURNED, forwarded_properties
 from consumer.broker.faults import BrokerFault, describe, mapped
+from consumer.broker.topology import tier_of
 from consumer.errors import ConsumerError, Verdict
 
 if TYPE_CHECKING:
@@ -33,11 +34,14 @@ class AlreadySettledError(RuntimeError):
     """A delivery was settled a second time: a mistake in the program. The broker would close the channel over it."""
 
 
-class DeadLetters(Protocol):
-    """Where messages go that could not be run."""
+class Outbox(Protocol):
+    """Where messages go that are not done here."""
 
     async def dead_letter(self, body: bytes, properties: Basic.Properties, reason: ConsumerError | None) -> None:
-        """Keep the message. Raises ``Unpublished``."""
+        """Keep a message that could not be run. Raises ``Unpublished``."""
+
+    async def forward(self, body: bytes, properties: Basic.Properties, tier: str) -> bool:
+        """Publish to the queue of a tier. False: no worker there, or no room. Raises ``Unpublished``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +62,9 @@ def fingerprint(body: bytes, message_id: str | None, sent: datetime | None) -> s
 class Delivery:
     """A message of the queue, and the right to settle it."""
 
-    def __init__(self, message: DeliveredMessage, dead_letters: DeadLetters) -> None:
+    def __init__(self, message: DeliveredMessage, outbox: Outbox) -> None:
         self._message = message
-        self._dead_letters = dead_letters
+        self._outbox = outbox
         self._properties = message.header.properties
         self._received = time.time()
         self._settled = False
@@ -112,17 +116,14 @@ class Delivery:
         return header if isinstance(header, str) and _TRACEPARENT.fullmatch(header) else None
 
     @property
-    def attempt(self) -> int:
-        """1 on the first delivery. Quorum queues count; classic queues only tell that there was one before: 2."""
-        count = self.headers.get("x-delivery-count")
-        if isinstance(count, int):
-            return count + 1
-        return 2 if self._message.redelivered else 1
-
-    @property
     def reply(self) -> Reply:
         """Where the terminal event is awaited besides the exchange, and under which correlation id."""
         return Reply(self._properties.reply_to or None, self._properties.correlation_id or None)
+
+    @property
+    def tier(self) -> str | None:
+        """The tier whose queue it was sent on to; None: it comes from the producers' queue."""
+        return tier_of(self._message.routing_key or "") if not self._message.exchange else None
 
     @property
     def settled(self) -> bool:
@@ -133,6 +134,15 @@ class Delivery:
     def stale(self) -> bool:
         """Whether its channel is gone: the broker has given the message, or will give it, to another consumer."""
         return self._message.channel.is_closed
+
+    async def forward(self, tier: str) -> bool:
+        """Publish a copy to the queue of that tier, confirmed. False: no worker is there, or there is no room.
+
+        Raises:
+            Unpublished: nobody knows whether it is there.
+        """
+        copy = forwarded_properties(self._properties, self.queued_s, redelivered=self.redelivered)
+        return await self._outbox.forward(self.body, copy, tier)
 
     async def settle(self, verdict: Verdict, reason: ConsumerError | None = None) -> None:
         """Ack, requeue, or move to the dead-letter exchange with the reason. A stale delivery is left alone.
@@ -158,7 +168,7 @@ class Delivery:
 
     async def _move_to_dead_letters(self, reason: ConsumerError | None) -> None:
         try:
-            await self._dead_letters.dead_letter(self.body, self._properties, reason)
+            await self._outbox.dead_letter(self.body, self._properties, reason)
         except BaseException:
             self._settled = False
             raise

@@ -15,8 +15,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, Self, TypeVar, cast
 from uuid import uuid4
 
-import aio_pika
 from aio_pika import exceptions as amqp
+from aio_pika.connection import Connection
 from aiormq.channel import Channel
 from aiormq.exceptions import ChannelAccessRefused
 from yarl import URL
@@ -98,6 +98,8 @@ class Inspection:
     def __init__(self, settings: BrokerSettings, name: str) -> None:
         self._settings = settings
         self._name = name
+        self._urls = tuple(URL(url.get_secret_value()) for url in settings.urls)
+        self._url = self._urls[0]
         self._connection: AbstractConnection | None = None
 
     async def __aenter__(self) -> Self:
@@ -110,18 +112,28 @@ class Inspection:
         await self._drop()
 
     async def connect(self) -> None:
-        """Connect."""
-        with mapped():
-            self._connection = await aio_pika.connect(
-                self._settings.url.get_secret_value(),
-                timeout=CONNECT_TIMEOUT_S,
-                client_properties={"connection_name": self._name},
-            )
+        """Connect to the first node that answers. Raises ``BrokerFault``, that of the last one."""
+        *others, last = self._urls
+        for url in others:
+            with suppress(LinkLost):
+                return await self._connect(url)
+        return await self._connect(last)
+
+    async def _connect(self, url: URL) -> None:
+        self._url = url
+        # Known before it is open: a connection that could not be opened wants to be closed too.
+        self._connection = connection = Connection(url, client_properties={"connection_name": self._name})
+        try:
+            with mapped():
+                await connection.connect(timeout=CONNECT_TIMEOUT_S)
+        except BaseException:
+            await self._drop()
+            raise
 
     @property
     def address(self) -> str:
-        """The broker's URL without user, password and query."""
-        return str(URL(self._settings.url.get_secret_value()).with_user(None).with_query(None))
+        """The URL of the node that it is connected to, or tried last, without user, password and query."""
+        return str(self._url.with_user(None).with_query(None))
 
     @property
     def version(self) -> str | None:

@@ -8,14 +8,9 @@ connection's reader: the connection ends, the message is delivered again, and no
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pamqp import decode
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    Decoder = Callable[[bytes], tuple[int, Any]]
 
 _TIMESTAMP_BYTES = 8
 _LENGTH_BYTES = 4

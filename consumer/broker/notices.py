@@ -21,7 +21,7 @@ from consumer.broker.consumer import CONSUMER_TIMEOUT_MS
 from consumer.broker.dead_letter import CODE, death_of, returned_properties
 from consumer.broker.delivery import Reply
 from consumer.broker.faults import BrokerFault, Nacked, mapped
-from consumer.broker.topology import GENERATE, NOTICES
+from consumer.broker.topology import GENERATE, NOTICES, tier_of
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -61,6 +61,8 @@ class Notice:
     """The broker's own word: ``expired``, ``rejected``, ``maxlen``, ``delivery_limit``."""
     at: datetime | None
     """When the broker gave it up, in UTC."""
+    queue: str
+    """The queue that it waited in."""
 
 
 Tell = Callable[[Notice], Awaitable[None]]
@@ -121,7 +123,7 @@ class Notices:
         notice = notice_of(message)
         try:
             if notice is not None and notice.reason == OVERFULL:
-                await _give_back(message)
+                await _give_back(message, notice.queue)
             elif notice is not None:
                 await self._tell(notice)
         except Nacked:
@@ -144,7 +146,7 @@ def notice_of(message: DeliveredMessage) -> Notice | None:
     if not message.routing_key and CODE in headers:
         return None
     match headers.get("x-death"):
-        case [{"queue": str(queue)}, *_] if queue == GENERATE:
+        case [{"queue": str(queue)}, *_] if queue == GENERATE or tier_of(queue):
             death = death_of({name: value for name, value in headers.items() if name != CODE})
         case _:
             _log.warning("no request of ours among the dead letters, left alone", message_id=properties.message_id)
@@ -156,15 +158,16 @@ def notice_of(message: DeliveredMessage) -> Notice | None:
         reply=Reply(properties.reply_to or None, properties.correlation_id or None),
         reason=death.code,
         at=death.at,
+        queue=queue,
     )
 
 
-async def _give_back(message: DeliveredMessage) -> None:
-    """Put a request back into the queue as the one that it was. Raises ``BrokerFault``: the queue may be full."""
+async def _give_back(message: DeliveredMessage, queue: str) -> None:
+    """Put a request back into its queue as the one that it was. Raises ``BrokerFault``: the queue may be full."""
     with mapped():
         await message.channel.basic_publish(
             message.body,
-            routing_key=GENERATE,
+            routing_key=queue,
             properties=returned_properties(message.header.properties),
             mandatory=True,
             timeout=RPC_TIMEOUT_S,

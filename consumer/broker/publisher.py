@@ -7,14 +7,15 @@ import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import structlog
 from pamqp.commands import Basic
 
 from consumer.broker.backoff import backoff
 from consumer.broker.dead_letter import dead_letter_properties
-from consumer.broker.faults import BrokerFault, LinkLost, Unroutable, describe, mapped
-from consumer.broker.topology import DEAD_LETTER, EVENTS
+from consumer.broker.faults import BrokerFault, LinkLost, Nacked, Unroutable, describe, mapped
+from consumer.broker.topology import CONTROL, DEAD_LETTER, EVENTS, TIER, tier_queue
 from consumer.errors import ConsumerError, Unpublished
 from schemas.events import CONTENT_TYPE, JobEvent, JobProgress, JobStarted, WorkerEvent
 
@@ -36,6 +37,7 @@ LONGEST_WAIT_S = 5.0
 # A reply_to is a stranger's text: RabbitMQ ends the connection over a malformed direct reply-to. Twice, so that an
 # answer outlives one lost connection, and no more, so that such a text cannot take the link down again and again.
 REPLY_TRIES = 2
+FORWARD_TRIES = 3
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -60,8 +62,8 @@ class Publisher:
         self._link = link
         self._on_fault = on_fault
         self._worker_id = worker_id
-        # Returned messages are matched by message_id, and dead letters carry the id that their producer chose.
-        self._one_dead_letter = asyncio.Lock()
+        # Returned messages are matched by message_id, and producers' own messages carry the ids that those chose.
+        self._one_of_theirs = asyncio.Lock()
 
     async def publish(self, event: JobEvent, reply: Reply) -> None:
         """Publish to the events exchange; a terminal event then goes to ``reply.reply_to`` as well.
@@ -90,11 +92,42 @@ class Publisher:
             Unpublished: the broker did not confirm it within 60 seconds of its turn; one goes out at a time.
         """
         kept = dead_letter_properties(properties, reason, self._worker_id)
-        async with self._one_dead_letter:
+        async with self._one_of_theirs:
             # The exchange has another queue, so that the broker would not return what misses this one.
             with suppress(BrokerFault):
                 await self._link.ensure(DEAD_LETTER)
             await self._insist(_Outgoing(DEAD_LETTER, "", body, kept), PATIENCE_S)
+
+    async def forward(self, body: bytes, properties: Basic.Properties, tier: str) -> bool:
+        """Publish a request to the queue of a tier. False: no worker of that tier is there, or its queue is full.
+
+        Raises:
+            Unpublished: the broker did not confirm it; a copy may be there all the same.
+        """
+        if not await self.call(tier):
+            return False
+        message = _Outgoing("", tier_queue(tier), body, properties)
+        async with self._one_of_theirs:
+            try:
+                await self._insist(message, PATIENCE_S, tries=FORWARD_TRIES)
+            except (Nacked, Unroutable) as fault:
+                _log.info("not sent on", tier=tier, reason=describe(fault))
+                return False
+            except BrokerFault as fault:
+                raise Unpublished(f"{message.routing_key}: {describe(fault)}") from fault
+        await self.call(tier)  # so that it is taken at once
+        return True
+
+    async def call(self, tier: str) -> bool:
+        """Return whether a worker of that tier hears us. Raises ``Unpublished``."""
+        properties = Basic.Properties(message_id=uuid4().hex)
+        try:
+            await self._insist(_Outgoing(CONTROL, f"{TIER}.{tier}", b"", properties), SHORT_PATIENCE_S, tries=2)
+        except Unroutable:
+            return False
+        except BrokerFault as fault:
+            raise Unpublished(f"{TIER}.{tier}: {describe(fault)}") from fault
+        return True
 
     async def _answer(self, event: JobEvent, body: bytes, reply_to: str, correlation_id: str | None) -> None:
         """A requester who does not take the answer has the event; the job does not suffer for it.
@@ -127,6 +160,8 @@ class Publisher:
                         return await self._publish_once(message)
                     except BrokerFault as error:
                         self._on_fault(fault := error)
+                    if isinstance(fault, Nacked):
+                        self._link.refused()
                     if tries is not None and (tried == tries or not isinstance(fault, LinkLost)):
                         raise fault
                     await self._recover(message, fault)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pydantic import JsonValue
 
     from consumer.settings import BrokerSettings
@@ -32,6 +34,11 @@ SYNC = "sync"
 CAPACITY = "acestep-capacity"
 # Throw-away queues on which the limit is measured carry this name and a number.
 PROBES = f"{GENERATE}.probe-"
+
+# What was sent on waits in a queue of its tier: this, and the tier's name.
+TIERS = f"{GENERATE}."
+# Followed by a tier's name, a routing key of the control exchange: is anybody of that tier there?
+TIER = "tier"
 
 MAX_PRIORITY = 9
 
@@ -120,6 +127,15 @@ class Topology:
             bindings=tuple(each for each in self.bindings if each.queue != queue),
         )
 
+    def tier_queue(self, tier: str) -> Queue:
+        """Return the queue of that tier: the producers' in everything but its name."""
+        requests = next(queue for queue in self.queues if queue.name == GENERATE)
+        return replace(requests, name=tier_queue(tier))
+
+    def with_tiers(self, tiers: Iterable[str]) -> Topology:
+        """Return the same and the queues of these tiers."""
+        return replace(self, queues=(*self.queues, *map(self.tier_queue, tiers)))
+
     def as_definitions(self, vhost: str = "/") -> dict[str, list[dict[str, JsonValue]]]:
         """Return the JSON that ``rabbitmqctl import_definitions`` and the management API take."""
         definitions: dict[str, list[dict[str, JsonValue]]] = {
@@ -135,7 +151,17 @@ class Topology:
 
 def capacity_policy(limit: int) -> Policy:
     """Return the policy that lets ``limit`` requests wait; the next publish is refused."""
-    return Policy(CAPACITY, "^acestep[.]generate($|[.]probe-)", {"max-length": limit, "overflow": "reject-publish"})
+    return Policy(CAPACITY, "^acestep[.]generate($|[.])", {"max-length": limit, "overflow": "reject-publish"})
+
+
+def tier_queue(tier: str) -> str:
+    """Return the name of the queue of what was sent on to that tier."""
+    return f"{TIERS}{tier}"
+
+
+def tier_of(queue: str) -> str | None:
+    """Return the tier whose queue has that name; None: it is no such queue."""
+    return queue.removeprefix(TIERS) if queue.startswith(TIERS) and not queue.startswith(PROBES) else None
 
 
 def topology(settings: BrokerSettings) -> Topology:

@@ -11,7 +11,7 @@
 
 Reading order: ``client`` (what it can do), ``job`` (one job as its producer sees it), ``subscription`` (events without
 gaps and repeats), ``inbox`` (which event is whose), ``line`` (the connection), ``endings`` and ``download`` (results in
-S3), ``pace`` (when to try again), ``errors``.
+S3), ``pace`` (when to try again), ``outlook`` and ``muster`` (what a request can expect), ``errors``.
 """
 
 from consumer.client.client import Client
@@ -25,6 +25,7 @@ from consumer.client.errors import (
     Unreachable,
 )
 from consumer.client.job import Job
+from consumer.client.outlook import Outlook
 
 __all__ = [
     "Client",
@@ -34,6 +35,7 @@ __all__ = [
     "NoQueue",
     "NoSongs",
     "NotEndedYet",
+    "Outlook",
     "QueueFull",
     "Unreachable",
 ]

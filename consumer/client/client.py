@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The client: a connection to the broker, and everything a producer or a subscriber does with it."""
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -12,19 +13,22 @@ from uuid import uuid4
 import aio_pika
 
 from consumer import settings as settings_module
-from consumer.broker.faults import BrokerFault, Nacked, Unroutable
-from consumer.broker.topology import CONTROL, GENERATE, REQUESTS
+from consumer.broker.faults import BrokerFault, BrokerRefused, Nacked, Unroutable, describe
+from consumer.broker.topology import CONTROL, EVENTS, GENERATE, REQUESTS
 from consumer.client.endings import Endings
 from consumer.client.errors import DownloadFailed, NoQueue, NoSongs, QueueFull
 from consumer.client.inbox import Inbox
 from consumer.client.job import Job
-from consumer.client.line import NOT_DECLARED, Line
+from consumer.client.line import NOT_DECLARED, Line, as_client_error
+from consumer.client.muster import QUESTION, muster
+from consumer.client.outlook import Depth, Outlook, outlook_of
 from consumer.client.pace import Pace
 from consumer.client.subscription import Subscription
 from consumer.settings import StorageSettings
-from schemas.events import Audio, JobCompleted, JobEvent, TerminalEvent, WorkerEvent
+from schemas.events import Audio, JobCompleted, JobEvent, TerminalEvent, Worker, WorkerEvent
 
 ROUTING_KEY: Final = "generate"
+MAY_NOT_ASK: Final = f"this login may not hear {EVENTS}, or not publish `{QUESTION}` to {CONTROL}"
 EVERYTHING: Final = ("job.#", "worker.#")
 
 
@@ -32,8 +36,8 @@ class Client:
     """A producer's and subscriber's connection; an async context manager. A lost connection is made again by itself.
 
     Args:
-        url: the broker, ``amqp://`` or ``amqps://``. None: broker and storage as the environment and ``.env`` say
-            (``ACESTEP_AMQP_URL``, ``ACESTEP_S3_…``, ``AWS_…``).
+        url: the broker, ``amqp://`` or ``amqps://``; of a cluster, its nodes' URLs, comma-separated. None: broker and
+            storage as the environment and ``.env`` say (``ACESTEP_AMQP_URL``, ``ACESTEP_S3_…``, ``AWS_…``).
         storage: where results are. Without it, downloads need presigned URLs in the events, and a job that had ended
             before anybody listened to it cannot be told from one that waits.
         patience_s: how long a publish goes on over lost connections, in seconds.
@@ -44,7 +48,7 @@ class Client:
     ) -> None:
         if url is None:
             found = settings_module.load()
-            url, storage = found.broker.url.get_secret_value(), storage or found.storage
+            url, storage = found.broker.every_url.get_secret_value(), storage or found.storage
         self._line = Line(url, patience_s)
         self._endings = None if storage is None else Endings(storage)
         self._pace = Pace()
@@ -71,6 +75,8 @@ class Client:
         expiration_s: float | None = None,
     ) -> str:
         """Publish one request and wait for the broker's confirm. Returns its task id; hears nothing of the job.
+
+        ``outlook``, right after it, says what it can expect.
 
         Args:
             request: a body as ACE-Step's ``POST /release_task`` takes it; gets a ``task_id`` when it has none.
@@ -104,6 +110,38 @@ class Client:
         except Nacked as fault:
             raise await self._queue_full() from fault
         return task_id
+
+    async def outlook(self, within_s: float = 2.0) -> Outlook:
+        """Say what a request that was submitted just now can expect: its place, and the seconds until its songs.
+
+        Never an error, and apart from ``submit``: it asks the broker how many wait and each worker what it has in hand
+        and how long its latest jobs took, and returns as soon as all have answered. That is a few milliseconds; a
+        worker answers once a second at most, so do not ask for each request of a thousand. A login that may not hear
+        or ask the workers gets ``position`` alone.
+
+        A job's turn comes when the jobs in hand and those before it have left room; then it takes as long as jobs do.
+        Left out is what nobody can know: priorities (whoever has a higher one goes first, whenever it comes), that
+        requests differ in length and songs, which workers come and go, and whether workers that were half empty lately
+        are as quick when they are full.
+
+        Args:
+            within_s: after this many seconds it is said without those who have not answered.
+        """
+        depth: Depth | None = None
+        answers: dict[str, Worker] = {}
+        trouble = None
+        try:
+            async with asyncio.timeout(within_s):
+                ready, consumers = await self._line.depth(GENERATE)
+                depth = Depth(ready=ready, consumers=consumers)
+                await muster(self._line, answers, consumers, self._pace.hear)
+        except TimeoutError:
+            pass  # what was not said in time is missing below
+        except BrokerFault as fault:
+            # The refusal's own text says what a worker's login needs, which is more than this one should get.
+            may_not = depth is not None and isinstance(fault, BrokerRefused)
+            trouble = MAY_NOT_ASK if may_not else describe(fault)
+        return outlook_of(depth, tuple(answers.values()), self._pace.job_s, trouble)
 
     async def start(
         self,
@@ -166,11 +204,14 @@ class Client:
             raise NoQueue(f"no worker hears that {task_id} is to stop; {NOT_DECLARED}") from fault
 
     async def call_roll(self) -> None:
-        """Ask every worker to announce itself; ``stream("worker.#")`` hears the answers, if there are any."""
-        try:
-            await self._line.publish(CONTROL, "status", aio_pika.Message(b""))
-        except (Unroutable, Nacked):
-            return
+        """Ask every worker to announce itself; ``stream("worker.#")`` hears the answers, if there are any.
+
+        Raises:
+            Unreachable: the connection was lost, or this login may not ask.
+            NoQueue: nothing is declared yet.
+        """
+        with as_client_error("the workers were not asked"):
+            await self._line.ask(CONTROL, QUESTION)
 
     async def result(self, event_or_id: TerminalEvent | str, folder: Path | str) -> tuple[Path, ...]:
         """Download a job's songs to ``folder`` and compare size and SHA-256. Returns the files, in the songs' order.

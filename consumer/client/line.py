@@ -3,8 +3,10 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import cycle, islice
 from typing import Final, Self
 
 import aio_pika
@@ -16,6 +18,7 @@ from yarl import URL
 from consumer.broker.backoff import backoff
 from consumer.broker.faults import BrokerFault, BrokerRefused, LinkLost, Nacked, describe, mapped
 from consumer.client.errors import ClientError, NoQueue, Unreachable
+from consumer.settings import split_urls
 
 # A dead peer is noticed after two of them. The worker's is shorter; a program that computes between two calls of ours
 # must not lose its connection at once.
@@ -38,15 +41,18 @@ class Line:
     """Owns the connection, and the channel that publishes. Entering connects once, so that a wrong URL shows at once.
 
     Args:
-        url: ``amqp://`` or ``amqps://``.
+        url: ``amqp://`` or ``amqps://``; of a cluster, its nodes' URLs, comma-separated.
         patience_s: how long a publish goes on over lost connections, in seconds.
     """
 
     def __init__(self, url: str, patience_s: float) -> None:
-        self._url = _with_heartbeat(url)
+        urls = tuple(map(_with_heartbeat, split_urls(url)))
+        self._turns, self._nodes = cycle(urls), len(urls)
         self._patience_s = patience_s
         self._connection: AbstractConnection | None = None
         self._publishing: AbstractChannel | None = None
+        # How many publishes wait for their confirm on a channel.
+        self._waiting: Counter[AbstractChannel] = Counter()
         self._connecting = asyncio.Lock()
         self._closed = False
 
@@ -75,6 +81,20 @@ class Line:
             await close_quietly(channel)
         return declared.message_count or 0, declared.consumer_count or 0
 
+    async def ask(self, exchange: str, routing_key: str) -> None:
+        """Publish an empty message once, on a channel of its own: a refusal closes it, with all that waits there.
+
+        Raises:
+            BrokerFault: it was refused, or the connection was lost.
+        """
+        connection = await self._connected()
+        with checked():
+            channel = await asyncio.wait_for(connection.channel(publisher_confirms=True), CONNECT_TIMEOUT_S)
+        try:
+            await _publish(channel, exchange, routing_key, aio_pika.Message(b""))
+        finally:
+            await close_quietly(channel)
+
     async def publish(self, exchange: str, routing_key: str, message: aio_pika.Message) -> None:
         """Publish until the broker confirms, over lost connections too.
 
@@ -92,7 +112,7 @@ class Line:
                     try:
                         channel = await self._publisher()
                         sent, unsure = True, sent
-                        return await _publish(channel, exchange, routing_key, message)
+                        return await self._send(channel, exchange, routing_key, message)
                     except Nacked as error:
                         if unsure:
                             raise Unreachable(f"the connection was lost before the confirm; {UNKNOWN}") from error
@@ -114,6 +134,26 @@ class Line:
                     self._publishing = await connection.channel(publisher_confirms=True, on_return_raises=True)
             return self._publishing
 
+    async def _send(self, channel: AbstractChannel, exchange: str, routing_key: str, message: aio_pika.Message) -> None:
+        """Publish once. A channel that was refused something is used no more, and closed when nothing waits on it.
+
+        RabbitMQ 3.10 refuses for good what a channel sends to a quorum queue if the first of it came while the queue
+        had no leader. That is not to be told from a queue that is full.
+        """
+        self._waiting[channel] += 1
+        try:
+            await _publish(channel, exchange, routing_key, message)
+        except Nacked:
+            if channel is self._publishing:
+                self._publishing = None
+            raise
+        finally:
+            self._waiting[channel] -= 1
+            if not self._waiting[channel]:
+                del self._waiting[channel]
+                if channel is not self._publishing:
+                    await close_quietly(channel)
+
     async def _connected(self) -> AbstractConnection:
         async with self._connecting:
             return await self._connect()
@@ -123,8 +163,17 @@ class Line:
             raise BrokerRefused("this client is closed: use it inside `async with Client() as client`")
         if self._connection is None or _is_lost(self._connection):
             await self._drop()
-            self._connection = await _connect(self._url)
+            self._connection = await self._connect_to_any()
         return self._connection
+
+    async def _connect_to_any(self) -> AbstractConnection:
+        """Try each node of the cluster once, beginning with the one whose turn it is."""
+        for url in islice(self._turns, self._nodes - 1):
+            try:
+                return await _connect(url)
+            except LinkLost as error:
+                _log.warning("broker node not reachable: %s; trying the next one", describe(error))
+        return await _connect(next(self._turns))
 
     async def _drop(self) -> None:
         connection, self._connection, self._publishing = self._connection, None, None

@@ -21,6 +21,11 @@ class Pace:
     def __init__(self) -> None:
         self._job_s: float | None = None
 
+    @property
+    def job_s(self) -> float | None:
+        """That mean; None before anything was heard."""
+        return self._job_s
+
     def hear(self, event: JobEvent | WorkerEvent) -> None:
         """Learn from an event, if there is something to learn."""
         took = _seconds(event)

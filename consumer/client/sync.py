@@ -18,6 +18,7 @@ from typing import Any, Self, TypeVar
 
 from consumer import client as asynchronous
 from consumer.client.errors import ClientError, DownloadFailed, NoQueue, NoSongs, NotEndedYet, QueueFull, Unreachable
+from consumer.client.outlook import Outlook
 from consumer.settings import StorageSettings
 from schemas.events import JobEvent, TerminalEvent, WorkerEvent
 
@@ -31,6 +32,7 @@ __all__ = [
     "NoQueue",
     "NoSongs",
     "NotEndedYet",
+    "Outlook",
     "QueueFull",
     "Unreachable",
 ]
@@ -88,6 +90,10 @@ class Client:
                 expiration_s=expiration_s,
             )
         )
+
+    def outlook(self, within_s: float = 2.0) -> Outlook:
+        """Say what a request that was submitted just now can expect. See ``consumer.client.Client.outlook``."""
+        return self._loop.run(self._client.outlook(within_s))
 
     def start(
         self,

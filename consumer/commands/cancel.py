@@ -27,7 +27,7 @@ class Cancellation:
 async def cancel(settings: Settings, order: Cancellation, note: Console) -> Exit:
     """Publish the cancellations, and stay until all the jobs have ended when asked to."""
     try:
-        async with Client(settings.broker.url.get_secret_value()) as client:
+        async with Client(settings.broker.every_url.get_secret_value()) as client:
             if order.wait:
                 return await _cancel_and_wait(client, order, note)
             await _ask(client, order.task_ids)

@@ -11,6 +11,8 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ValidationError
 
+from consumer.commands.torch_build import blind
+
 Source = Literal["nvidia-smi", "torch", "--vram", "nobody"]
 
 _SMI: Final = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
@@ -54,7 +56,12 @@ def find(device: str, environ: Mapping[str, str]) -> Found:
     if asked == "cpu":
         return Found("CPU", 0, "nobody", "ACESTEP_DEVICE is cpu")
     smi = _ask_smi(asked, environ)
-    return smi if isinstance(smi, Found) else _ask_torch(asked, environ, smi)
+    if isinstance(smi, Found):
+        return smi
+    # A device that is asked for by name is torch's to refuse: it says what it sees instead.
+    if asked == "auto" and (why := blind()) is not None:
+        return Found("no GPU", 0, "nobody", f"{smi}, and {why}")
+    return _ask_torch(asked, environ, smi)
 
 
 def _ask_smi(asked: str, environ: Mapping[str, str]) -> Found | str:

@@ -64,17 +64,19 @@ def show_list(settings: Settings, choice: Choice, note: Console, *, limit: int, 
     return _answer(_list(settings.broker, choice, note, limit, as_json=as_json), note)
 
 
-def show_one(settings: Settings, choice: Choice, note: Console) -> Exit:
-    """Print every letter of one task in full."""
-    return _answer(_show(settings.broker, choice, note), note)
+def show_one(settings: Settings, choice: Choice, note: Console, *, as_json: bool) -> Exit:
+    """Print every letter of one task in full: indented, or with ``as_json`` a line each."""
+    return _answer(_show(settings.broker, choice, note, as_json=as_json), note)
 
 
-def requeue(settings: Settings, choice: Choice, note: Console) -> Exit:
-    """Publish the letters to the requests again, each removed after its confirm; prints the task ids."""
-    return _answer(_requeue(settings.broker, choice, note), note)
+def requeue(settings: Settings, choice: Choice, note: Console, *, as_json: bool) -> Exit:
+    """Publish the letters to the requests again, each removed after its confirm; prints the task ids, or lines."""
+    return _answer(_requeue(settings.broker, choice, note, as_json=as_json), note)
 
 
-def purge(settings: Settings, choice: Choice, note: Console, agree: Callable[[str], bool] | None) -> Exit:
+def purge(
+    settings: Settings, choice: Choice, note: Console, agree: Callable[[str], bool] | None, *, as_json: bool
+) -> Exit:
     """Remove the letters for good, after ``agree`` said yes to the question; without it, at once."""
     if agree is not None:
         counted = _Tally()
@@ -85,8 +87,8 @@ def purge(settings: Settings, choice: Choice, note: Console, agree: Callable[[st
             note.print("nothing was removed")
             return Exit.USAGE
         # Newer ones stand behind those that were counted: they were not asked about.
-        return _answer(_purge(settings.broker, choice, note, counted.seen), note)
-    return _answer(_purge(settings.broker, choice, note, None), note)
+        return _answer(_purge(settings.broker, choice, note, counted.seen, as_json=as_json), note)
+    return _answer(_purge(settings.broker, choice, note, None, as_json=as_json), note)
 
 
 @dataclass(slots=True)
@@ -112,7 +114,7 @@ async def _list(broker: BrokerSettings, choice: Choice, note: Console, limit: in
                 break
             shown += 1
             if as_json:
-                sys.stdout.write(json.dumps(row.as_json()) + "\n")
+                _name(row, as_json=True)
             else:
                 view.add(rows, row)
         count = queue.count
@@ -123,16 +125,17 @@ async def _list(broker: BrokerSettings, choice: Choice, note: Console, limit: in
     return Exit.DONE
 
 
-async def _show(broker: BrokerSettings, choice: Choice, note: Console) -> Exit:
+async def _show(broker: BrokerSettings, choice: Choice, note: Console, *, as_json: bool) -> Exit:
     found = 0
     async with DeadQueue(broker) as queue, aclosing(_fitting(queue, choice)) as fitting:
         async for letter, _ in fitting:
             found += 1
-            sys.stdout.write(view.as_text(view.in_full(letter)) + "\n")
+            whole = view.in_full(letter)
+            sys.stdout.write((json.dumps(whole) if as_json else view.as_text(whole)) + "\n")
     return Exit.DONE if found else _none(choice, note)
 
 
-async def _requeue(broker: BrokerSettings, choice: Choice, note: Console) -> Exit:
+async def _requeue(broker: BrokerSettings, choice: Choice, note: Console, *, as_json: bool) -> Exit:
     done = 0
     async with DeadQueue(broker) as queue, aclosing(_fitting(queue, choice)) as fitting:
         async for letter, row in fitting:
@@ -152,7 +155,7 @@ async def _requeue(broker: BrokerSettings, choice: Choice, note: Console) -> Exi
                 )
                 raise
             done += 1
-            sys.stdout.write(view.printable(row.task_id or row.message_id or "–") + "\n")
+            _name(row, as_json=as_json)
     note.print(f"{_letters(done)} requeued", style="green")
     return Exit.DONE if done else _none(choice, note)
 
@@ -165,12 +168,14 @@ async def _count(broker: BrokerSettings, choice: Choice, note: Console, tally: _
     return Exit.DONE if tally.fitting else _none(choice, note)
 
 
-async def _purge(broker: BrokerSettings, choice: Choice, note: Console, first: int | None) -> Exit:
+async def _purge(broker: BrokerSettings, choice: Choice, note: Console, first: int | None, *, as_json: bool) -> Exit:
     done = 0
     async with DeadQueue(broker, at_most=first) as queue, aclosing(_fitting(queue, choice)) as fitting:
-        async for letter, _ in fitting:
+        async for letter, row in fitting:
             await queue.remove(letter)
             done += 1
+            if as_json:
+                _name(row, as_json=True)
     note.print(f"{_letters(done)} removed", style="green")
     return Exit.DONE if done else _none(choice, note)
 
@@ -181,6 +186,12 @@ async def _fitting(queue: DeadQueue, choice: Choice) -> AsyncGenerator[tuple[Dea
             row = Row.of(letter)
             if choice.fits(row):
                 yield letter, row
+
+
+def _name(row: Row, *, as_json: bool) -> None:
+    """Print what was done with: its id, or its line of ``dead list --json``."""
+    text = json.dumps(row.as_json()) if as_json else view.printable(row.task_id or row.message_id or "–")
+    sys.stdout.write(text + "\n")
 
 
 def _none(choice: Choice, note: Console) -> Exit:

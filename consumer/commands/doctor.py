@@ -4,13 +4,14 @@
 import os
 import sys
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from consumer import settings as settings_module
+from consumer.commands.aside import aside
 from consumer.commands.doctor_machine import Machine
 from consumer.commands.doctor_models import look_at_lm, look_at_models
 from consumer.commands.doctor_probe import Probe, limit_after, run
@@ -18,7 +19,7 @@ from consumer.commands.doctor_report import Finding, Report, fail, ok, skip
 from consumer.commands.doctor_table import show
 from consumer.commands.exits import Exit
 from consumer.commands.hush import hush
-from consumer.settings import Settings, SettingsError
+from consumer.settings import BrokerSettings, Settings, SettingsError, StorageSettings
 
 _SLOW = "the machine or its disk is busy: try again"
 _SEEN_BY_PLAN = "`acestep-consumer plan` waits for it; torch and drivers can be slow to start"
@@ -84,27 +85,40 @@ def _probes(settings: Settings, environ: Mapping[str, str]) -> Iterator[Probe]:
     yield Probe(check="port", look=machine.port, late="warn", fix=_SLOW)
 
 
-# These need packages that take a second to import: time in which the card and the encoders are looked at already.
+# These need packages that take a second to import, and several where the machine is busy. The imports run beside the
+# event loop: on it they would keep the other probes from telling in time what they have found already.
 
 
 async def _look_at_broker(settings: Settings) -> AsyncGenerator[Finding]:
-    from consumer.commands.doctor_broker import look_at_broker  # noqa: PLC0415 - see above
+    def load() -> Callable[[Settings], AsyncGenerator[Finding]]:
+        from consumer.commands.doctor_broker import look_at_broker  # noqa: PLC0415 - see above
 
-    async for finding in look_at_broker(settings):
+        return look_at_broker
+
+    look = await aside(load)
+    async for finding in look(settings):
         yield finding
 
 
 async def _look_at_management(settings: Settings) -> AsyncGenerator[Finding]:
-    from consumer.commands.doctor_broker import look_at_management  # noqa: PLC0415 - see above
+    def load() -> Callable[[BrokerSettings], AsyncGenerator[Finding]]:
+        from consumer.commands.doctor_broker import look_at_management  # noqa: PLC0415 - see above
 
-    async for finding in look_at_management(settings.broker):
+        return look_at_management
+
+    look = await aside(load)
+    async for finding in look(settings.broker):
         yield finding
 
 
 async def _look_at_storage(settings: Settings) -> AsyncGenerator[Finding]:
-    from consumer.commands.doctor_storage import look_at_storage  # noqa: PLC0415 - see above
+    def load() -> Callable[[StorageSettings], AsyncGenerator[Finding]]:
+        from consumer.commands.doctor_storage import look_at_storage  # noqa: PLC0415 - see above
 
-    async for finding in look_at_storage(settings.storage):
+        return look_at_storage
+
+    look = await aside(load)
+    async for finding in look(settings.storage):
         yield finding
 
 

@@ -13,15 +13,13 @@ from consumer.commands.card import DeviceMissing
 from consumer.commands.checkpoint_folder import faults_of_lm, faults_of_pipeline
 from consumer.commands.doctor_machine import Machine
 from consumer.commands.doctor_report import Finding, fail, ok, skip, warn
-from consumer.engine.renderer.registry import Checkpoint, CheckpointError, resolve
+from consumer.engine.planner import registry as lms
+from consumer.engine.renderer.registry import CheckpointError, resolve
 from consumer.policy.language import LmPlan, LmWish, plan_lm
-from consumer.policy.tiers import LMS, TierTableError, load_table
+from consumer.policy.tiers import TierTableError, load_table
 from consumer.settings import EngineSettings, Settings
 
 _TRUE: Final = {"1", "on", "yes", "true"}
-# Published under their own names; the 1.7B model is a part of another repository.
-_LMS_ON_HUB: Final = tuple(name for name in LMS if not name.endswith("1.7B"))
-_ORGANISATION: Final = "ACE-Step"
 _AT_START: Final = "the first start fetches it, which takes minutes; fetch it before with: hf download"
 
 
@@ -52,6 +50,7 @@ async def look_at_lm(settings: Settings, machine: Machine, environ: Mapping[str,
         yield fail("language model", "ACESTEP_LM_BACKEND is vllm, and vLLM is not installed", _VLLM)
 
 
+_WITHOUT_LM: Final = "put it there, or set ACESTEP_LM_MODEL_PATH; ACESTEP_INIT_LLM=false does without"
 _VLLM: Final = "pip install 'acestep-consumer[vllm]', or unset ACESTEP_LM_BACKEND"
 
 
@@ -63,7 +62,7 @@ def judge_model(name: str, checkpoint_dir: Path | None, environ: Mapping[str, st
     except CheckpointError as error:
         said, _, cure = str(error).partition(". ")
         return fail(check, said, cure or "set ACESTEP_CHECKPOINT_DIR or ACESTEP_CONFIG_PATH")
-    folder = checkpoint.folder or _snapshot(checkpoint, environ)
+    folder = checkpoint.folder or _snapshot(checkpoint.hub_id, environ)
     if folder is None:
         return _from_hub(check, checkpoint.hub_id or name, environ)
     return _whole(check, folder, tuple(faults_of_pipeline(folder)))
@@ -72,18 +71,14 @@ def judge_model(name: str, checkpoint_dir: Path | None, environ: Mapping[str, st
 def judge_lm(plan: LmPlan, checkpoint_dir: Path | None, environ: Mapping[str, str]) -> Finding:
     """Say whether the language model is there and whole. Without it a worker starts, unless it is insisted on."""
     check = "language model"
-    places = (Path(plan.model).expanduser(), *([checkpoint_dir / plan.model] if checkpoint_dir else []))
-    folder = next((place for place in places if (place / "config.json").is_file()), None)
-    hub_id = f"{_ORGANISATION}/{plan.model}" if plan.model in _LMS_ON_HUB else plan.model
-    if folder is None and hub_id.count("/") == 1:
-        checkpoint = Checkpoint(plan.model, hub_id=hub_id)
-        folder = _snapshot(checkpoint, environ)
-        if folder is None:
-            return _from_hub(check, hub_id, environ)
-    if folder is None:
-        said = f"{plan.model} is not found: looked for {', '.join(map(str, places))}"
-        fix = "put it there, or set ACESTEP_LM_MODEL_PATH; ACESTEP_INIT_LLM=false does without"
+    try:
+        place = lms.resolve(plan.model, checkpoint_dir)
+    except lms.LmNotFound as error:
+        said, fix = str(error).partition(";")[0], _WITHOUT_LM
         return fail(check, said, fix) if plan.required else warn(check, f"{said}; a worker starts without", fix)
+    folder = place.folder or _snapshot(place.hub_id, environ)
+    if folder is None:
+        return _from_hub(check, place.hub_id or plan.model, environ)
     return _whole(check, folder, tuple(faults_of_lm(folder)))
 
 
@@ -100,11 +95,11 @@ def _from_hub(check: str, hub_id: str, environ: Mapping[str, str]) -> Finding:
     return warn(check, f"{hub_id} is on the hub and not on this disk", f"{_AT_START} {hub_id}")
 
 
-def _snapshot(checkpoint: Checkpoint, environ: Mapping[str, str]) -> Path | None:
+def _snapshot(hub_id: str | None, environ: Mapping[str, str]) -> Path | None:
     """Return the newest copy in the hub's cache, where the hub's client would look for it."""
-    if checkpoint.hub_id is None:
+    if hub_id is None:
         return None
-    root = _cache(environ) / f"models--{checkpoint.hub_id.replace('/', '--')}" / "snapshots"
+    root = _cache(environ) / f"models--{hub_id.replace('/', '--')}" / "snapshots"
     return max(_folders(root), key=os.path.getmtime, default=None)
 
 

@@ -6,26 +6,34 @@ import signal
 import sys
 import webbrowser
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 from aiohttp import web
 from rich.console import Console
 
+from consumer.broker.faults import BrokerFault, BrokerRefused
+from consumer.broker.inspection import Depth, Inspection
+from consumer.broker.topology import GENERATE
 from consumer.client import Client, ClientError
 from consumer.client.endings import Endings
 from consumer.commands.aside import aside
 from consumer.commands.exits import Exit, refused
+from consumer.commands.hush import hush
 from consumer.listen.board import Board
 from consumer.listen.guard import Guard, is_loopback
-from consumer.listen.reporter import catch_up, report
+from consumer.listen.pulse import Pulse
+from consumer.listen.reporter import catch_up, feel, report
 from consumer.listen.server import Server
 from consumer.listen.songs import Songs
-from consumer.settings import Settings
+from consumer.settings import BrokerSettings, Settings
 
 # Songs that somebody listens to are cut at the end; pages are let go before.
 _CLOSE_S: Final = 1.0
+_NAME: Final = "acestep-consumer listen"
+# A broker whose machine lost its power says nothing at all.
+_LOOK_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,28 +48,73 @@ class Stand:
 
 async def listen(settings: Settings, stand: Stand, note: Console) -> Exit:
     """Serve the page until Ctrl-C or SIGTERM, or until the broker refuses to tell more."""
+    hush()
     try:
-        async with Client(settings.broker.url.get_secret_value(), storage=settings.storage) as client:
+        async with Client(settings.broker.every_url.get_secret_value(), storage=settings.storage) as client:
             return await _serve(client, settings, stand, note)
     except ClientError as error:
         return refused(error, note)
 
 
 async def _serve(client: Client, settings: Settings, stand: Stand, note: Console) -> Exit:
-    board, endings = Board(), Endings(settings.storage)
+    board, endings, glance = Board(), Endings(settings.storage), _Glance(settings.broker, note)
     try:
         async with client.subscribe("job.#") as events, Songs(settings.storage, endings, board) as songs:
             app = Server(client, board, songs, endings).application(Guard(stand.host, stand.names))
             try:
                 async with _site(app, stand) as url:
                     await _welcome(url, stand, note)
-                    await _until_the_end(report(events, board), catch_up(board, endings))
+                    await _until_the_end(report(events, board), catch_up(board, endings), feel(glance, board))
             except OSError as error:
                 note.print(_no_place(stand, error), style="red", markup=False)
                 return Exit.USAGE
     finally:
+        await glance.close()
         await endings.close()
     return Exit.DONE
+
+
+class _Glance:
+    """How the request queue is, over a connection of its own, which is made again when it was lost."""
+
+    def __init__(self, settings: BrokerSettings, note: Console) -> None:
+        self._settings = settings
+        self._note = note
+        self._there = True
+        self._stack = AsyncExitStack()
+        self._inspection: Inspection | None = None
+
+    async def __call__(self) -> Pulse:
+        """Look, and note when the broker went or came."""
+        pulse = await self._look()
+        if pulse.broker is not self._there:
+            self._there = pulse.broker
+            words = "the broker is back" if pulse.broker else "the broker is away; it is waited for, Ctrl-C ends"
+            self._note.print(words, style="dim" if pulse.broker else "yellow", markup=False)
+        return pulse
+
+    async def close(self) -> None:
+        """Leave the broker."""
+        self._inspection = None
+        await self._stack.aclose()
+
+    async def _look(self) -> Pulse:
+        try:
+            async with asyncio.timeout(_LOOK_S):
+                depth = await self._depth()
+        except BrokerRefused:
+            return Pulse(broker=True)  # this login may not look
+        except (BrokerFault, TimeoutError):
+            await self.close()
+            return Pulse(broker=False)
+        if depth is None:
+            return Pulse(broker=True, declared=False)
+        return Pulse(broker=True, waiting=depth.ready, workers=depth.consumers)
+
+    async def _depth(self) -> Depth | None:
+        if self._inspection is None:
+            self._inspection = await self._stack.enter_async_context(Inspection(self._settings, _NAME))
+        return await self._inspection.depth(GENERATE)
 
 
 @asynccontextmanager

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """``status``: the queue and its workers, once or live.
 
-Three witnesses. AMQP tells how many messages wait. Events tell how jobs end, for as long as somebody listens. The
-management API, where ``ACESTEP_MANAGEMENT_URL`` is set, tells what is in hand, whose prefetch is what, and rates.
+Three witnesses. AMQP tells how many messages wait. Events tell how jobs end, and what workers say of themselves when
+they are asked, for as long as somebody listens. The management API, where ``ACESTEP_MANAGEMENT_URL`` is set, tells what
+is in hand, whose prefetch is what, and rates.
 """
 
 import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,15 +24,15 @@ from consumer.client import Client, ClientError
 from consumer.commands.exits import Exit
 from consumer.commands.hush import hush
 from consumer.commands.live import drawing
-from consumer.commands.status_report import Heard, Seen, Status, status_of
+from consumer.commands.status_report import ASK_EVERY_S, Heard, Seen, Status, status_of
 from consumer.commands.status_table import picture
 from consumer.settings import BrokerSettings
 from schemas.events import JobEvent, WorkerEvent
 
 _NAME: Final = "acestep-consumer status"
 _UNMONITORED: Final = (
-    "without ACESTEP_MANAGEMENT_URL, what is in workers' hands is not known, and of workers only those are seen that "
-    "answer while this listens"
+    "without ACESTEP_MANAGEMENT_URL, workers and what they have in hand are known only from those that answer while "
+    "this listens"
 )
 _UNDECLARED: Final = f"there is no {GENERATE} yet: start a worker, or run acestep-consumer topology --declare"
 
@@ -92,6 +93,12 @@ class _Look:
         self._notes["events"] = f"events are not heard: {why}"
         self.settled.set()
 
+    def asked(self, refusal: str | None) -> None:
+        """Note whether the workers could be asked to announce themselves."""
+        self._notes.pop("asking", None)
+        if refusal is not None:
+            self._notes["asking"] = refusal
+
     async def status(self) -> Status:
         """Ask everybody. Raises ``BrokerFault`` when the broker is out of reach."""
         depths = await self._inspection.depths((GENERATE, DEAD_LETTER, UNROUTED))
@@ -141,13 +148,35 @@ async def _listen(settings: BrokerSettings, look: _Look) -> None:
     """Hear events until cancelled; a user who may not is told so, and the rest goes on."""
     await look.declared.wait()
     try:
-        async with Client(settings.url.get_secret_value()) as client, client.subscribe() as events:
+        async with Client(settings.every_url.get_secret_value()) as client, client.subscribe() as events:
             look.listens()
-            await client.call_roll()
-            async for event in events:
-                look.hear(event)
+            async with _asking(client, look):
+                async for event in events:
+                    look.hear(event)
     except ClientError as error:
         look.is_deaf(str(error))
+
+
+@asynccontextmanager
+async def _asking(client: Client, look: _Look) -> AsyncIterator[None]:
+    """Let the workers announce themselves again and again: what they have in hand changes all the time."""
+
+    async def ask() -> None:
+        while True:
+            try:
+                await client.call_roll()
+                look.asked(None)
+            except ClientError as error:
+                look.asked(str(error))
+            await asyncio.sleep(ASK_EVERY_S)
+
+    asking = asyncio.create_task(ask(), name="ask")
+    try:
+        yield
+    finally:
+        asking.cancel()
+        with suppress(asyncio.CancelledError):
+            await asking
 
 
 async def _once(look: _Look, order: Order) -> None:

@@ -21,6 +21,9 @@ from schemas.events import JobCompleted, JobEvent, Worker, WorkerEvent
 
 RateSource = Literal["broker", "events"]
 WINDOW_S: Final = 300.0
+ASK_EVERY_S: Final = 2.0
+SILENT_S: Final = 5 * ASK_EVERY_S
+"""Workers are asked again and again. One that has not answered for so long is gone, whatever it had in hand."""
 _JOBS: Final = 100
 
 
@@ -33,7 +36,8 @@ class QueuePart(_Part):
 
     Attributes:
         ready: messages that wait; ``limit`` of them may.
-        unacked: messages in workers' hands; None: not known without the management API.
+        unacked: messages in workers' hands; None: not known.
+        unacked_from: the broker's management API, or the workers' own answers, when all of them answered.
         consumers: AMQP consumers. A worker has one, for a while several after its prefetch changed.
         bound: most messages that can be accepted and not finished: the limit and all prefetch; None: not known.
     """
@@ -41,6 +45,7 @@ class QueuePart(_Part):
     name: str
     ready: int
     unacked: int | None
+    unacked_from: Literal["broker", "workers"] | None = None
     limit: int
     limit_from: Literal["settings", "broker"]
     consumers: int
@@ -53,6 +58,7 @@ class WorkerPart(_Part):
     worker_id: str
     state: str | None = None
     prefetch: int | None = None
+    in_hand: int | None = None
     tier: str | None = None
     vram_gb: float | None = None
     models: tuple[str, ...] = ()
@@ -89,18 +95,26 @@ class Heard:
         self._began_s = began_s
         self._ended_s: deque[float] = deque()
         self._job_s: deque[float] = deque(maxlen=_JOBS)
-        self.workers: dict[str, Worker] = {}
+        self._workers: dict[str, tuple[float, Worker]] = {}
 
     def hear(self, event: JobEvent | WorkerEvent, now_s: float) -> None:
         """Take in an event."""
         if isinstance(event, WorkerEvent):
-            self.workers[event.data.worker_id] = event.data
+            self._workers[event.data.worker_id] = now_s, event.data
             if event.data.seconds_per_job is not None and not self._job_s:
                 self._job_s.append(event.data.seconds_per_job)
         elif event.state.terminal:
             self._ended_s.append(now_s)
             if isinstance(event, JobCompleted) and event.data.timings.total is not None:
                 self._job_s.append(event.data.timings.total)
+
+    def workers(self, now_s: float) -> dict[str, Worker]:
+        """Return what each worker said last, by its id: those that are there still."""
+        return {
+            name: data
+            for name, (said_s, data) in sorted(self._workers.items())
+            if data.state != "stopped" and said_s >= now_s - SILENT_S
+        }
 
     def pace(self, now_s: float) -> PacePart:
         """Return how fast jobs ended in the last five minutes, or since listening began."""
@@ -136,6 +150,7 @@ def status_of(seen: Seen, notes: Iterable[str] = ()) -> Status:
     pace = _pace(seen)
     limit, limit_from = _limit(seen)
     prefetch = _sum_of_prefetch(seen, workers, requests.consumers)
+    unacked, unacked_from = _unacked(seen, workers, requests.consumers)
     return Status(
         time=datetime.now(UTC),
         broker=seen.broker,
@@ -143,7 +158,8 @@ def status_of(seen: Seen, notes: Iterable[str] = ()) -> Status:
         queue=QueuePart(
             name=GENERATE,
             ready=requests.ready,
-            unacked=seen.monitored.unacked if seen.monitored else None,
+            unacked=unacked,
+            unacked_from=unacked_from,
             limit=limit,
             limit_from=limit_from,
             consumers=requests.consumers,
@@ -172,9 +188,9 @@ def eta_s(ready: int, pace: PacePart, prefetch: int | None) -> float | None:
 
 def _workers(seen: Seen) -> tuple[WorkerPart, ...]:
     """Those that consume, by the broker's word, with what they said of themselves. Else those that said something."""
-    told = seen.heard.workers
+    told = seen.heard.workers(seen.now_s)
     if seen.monitored is None:
-        return tuple(_told(data) for name, data in sorted(told.items()) if data.state != "stopped")
+        return tuple(map(_told, told.values()))
     return tuple(
         (_told(told[each.worker_id]) if each.worker_id in told else WorkerPart(worker_id=each.worker_id)).model_copy(
             update={"prefetch": each.prefetch}
@@ -188,6 +204,7 @@ def _told(data: Worker) -> WorkerPart:
         worker_id=data.worker_id,
         state=data.state,
         prefetch=data.prefetch,
+        in_hand=data.in_hand,
         tier=data.tier,
         vram_gb=data.vram_gb,
         models=data.models,
@@ -207,6 +224,22 @@ def _limit(seen: Seen) -> tuple[int, Literal["settings", "broker"]]:
     if seen.monitored is not None and seen.monitored.limit is not None:
         return seen.monitored.limit, "broker"
     return seen.limit, "settings"
+
+
+def _unacked(
+    seen: Seen, workers: tuple[WorkerPart, ...], consumers: int
+) -> tuple[int | None, Literal["broker", "workers"] | None]:
+    """The broker's count; else the workers' own, where nobody is missing."""
+    if seen.monitored is not None:
+        return seen.monitored.unacked, "broker"
+    if not workers or _taking(workers) < consumers:
+        return None, None
+    return sum(worker.in_hand or 0 for worker in workers), "workers"
+
+
+def _taking(workers: tuple[WorkerPart, ...]) -> int:
+    """Workers that consume; one that drains still has jobs in hand, and no consumer any more."""
+    return sum(worker.state != "draining" for worker in workers)
 
 
 def _sum_of_prefetch(seen: Seen, workers: tuple[WorkerPart, ...], consumers: int) -> int | None:

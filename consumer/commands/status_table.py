@@ -29,7 +29,7 @@ def _rows(status: Status) -> Iterator[tuple[str, Text | str]]:
     queue = status.queue
     yield "broker", f"RabbitMQ {status.version or ''} at {status.broker}, {status.time.astimezone():%H:%M:%S}"
     yield "waiting", _waiting(queue.ready, queue.limit)
-    yield "in workers' hands", UNKNOWN if queue.unacked is None else f"{queue.unacked:,}"
+    yield "in workers' hands", _in_hand(status)
     yield "workers", _count(status)
     bound = UNKNOWN if queue.bound is None else f"{queue.bound:,}"
     yield "accepted at most", f"{bound} = limit {queue.limit:,} (from the {queue.limit_from}) + all prefetch"
@@ -45,6 +45,15 @@ def _waiting(ready: int, limit: int) -> Text:
     style = "bold red" if fullness >= _FULL else "yellow" if fullness >= _NEARLY_FULL else "green"
     refused = "; producers are refused" if fullness >= _FULL else ""
     return Text(f"{ready:,} of {limit:,}{refused}", style=style)
+
+
+def _in_hand(status: Status) -> str:
+    """The broker's count stands alone; what workers say of themselves is named as that."""
+    queue, told = status.queue, [each.in_hand for each in status.workers if each.in_hand is not None]
+    if queue.unacked is None:
+        answered = f"{len(told)} answered for {queue.consumers} consumer{'' if queue.consumers == 1 else 's'}"
+        return f"at least {sum(told):,} ({answered})" if told else UNKNOWN
+    return f"{queue.unacked:,}" + " (as the workers say)" * (queue.unacked_from == "workers")
 
 
 def _count(status: Status) -> Text:
@@ -71,10 +80,11 @@ def _eta(status: Status) -> str:
 
 def _workers(workers: tuple[WorkerPart, ...]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("worker", "state", "prefetch", "tier", "VRAM GB", "models"):
+    for column in ("worker", "state", "in hand", "prefetch", "tier", "VRAM GB", "models"):
         table.add_column(column, style="cyan" if column == "worker" else "", overflow="fold")
     for each in workers:
         vram = UNKNOWN if each.vram_gb is None else f"{each.vram_gb:.1f}"
         models = ", ".join(each.models) or UNKNOWN
-        table.add_row(each.worker_id, each.state or UNKNOWN, number(each.prefetch), each.tier or UNKNOWN, vram, models)
+        hands = number(each.in_hand), number(each.prefetch)
+        table.add_row(each.worker_id, each.state or UNKNOWN, *hands, each.tier or UNKNOWN, vram, models)
     return table

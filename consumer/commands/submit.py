@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``submit``: publish one request; on demand wait with a progress bar, and download what was sung."""
+"""``submit``: publish one request and say what it can expect; on demand wait with a progress bar, and download."""
 
 import asyncio
+import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from consumer.client import Client, ClientError, DownloadFailed, Job
+from consumer.client import Client, ClientError, DownloadFailed, Job, Outlook
 from consumer.commands.exits import Exit, refused
+from consumer.commands.units import seconds
 from consumer.settings import Settings
 from schemas.events import JobCompleted, JobProgress, JobStarted, TerminalEvent
 
@@ -30,20 +32,37 @@ class Submission:
 async def submit(settings: Settings, order: Submission, note: Console) -> Exit:
     """Publish, and stay until the job ends when asked to."""
     try:
-        async with Client(settings.broker.url.get_secret_value(), storage=settings.storage) as client:
+        async with Client(settings.broker.every_url.get_secret_value(), storage=settings.storage) as client:
             if order.wait:
                 job = await client.start(order.body, priority=order.priority)
-                return await _stay(job, order, note)
+                return await _stay(client, job, order, note)
             task_id = await client.submit(order.body, priority=order.priority)
+            await _leave(client, task_id, order, note)
     except ClientError as error:
         return refused(error, note)
-    sys.stdout.write(task_id + "\n")
     return Exit.DONE
 
 
-async def _stay(job: Job, order: Submission, note: Console) -> Exit:
+async def _leave(client: Client, task_id: str, order: Submission, note: Console) -> None:
+    """Print the id, and what the request can expect where somebody reads it: a script's loop is not kept waiting."""
+    if order.as_json:
+        try:
+            outlook = await client.outlook()
+        except asyncio.CancelledError:
+            note.print(f"accepted as {task_id}", markup=False)
+            raise
+        sys.stdout.write(json.dumps({"task_id": task_id, **asdict(outlook)}) + "\n")
+        return
+    sys.stdout.write(task_id + "\n")
+    sys.stdout.flush()
+    if note.is_terminal:
+        note.print(in_words(await client.outlook()), style="dim", markup=False)
+
+
+async def _stay(client: Client, job: Job, order: Submission, note: Console) -> Exit:
     note.print(f"accepted as {job.task_id}", markup=False)
     try:
+        note.print(in_words(await client.outlook()), style="dim", markup=False)
         event = await _follow(job, note)
     except asyncio.CancelledError:
         note.print(f"the job goes on; `acestep-consumer watch {job.task_id}` follows it", markup=False)
@@ -57,6 +76,20 @@ async def _stay(job: Job, order: Submission, note: Console) -> Exit:
         return Exit.JOB_FAILED
     _tell(event, note)
     return await _download(job, order.download, note) if order.download and event.data.audios else Exit.DONE
+
+
+def in_words(outlook: Outlook) -> str:
+    """Return what can be expected as one line, such as ``number 3 in the queue; songs in about 40 s (2 workers)``."""
+    parts = []
+    if outlook.position is not None:
+        parts.append(f"number {outlook.position:,} in the queue" if outlook.position else "in a worker's hands")
+    if outlook.expected_s is not None:
+        workers = "1 worker" if outlook.workers == 1 else f"{outlook.workers:,} workers"
+        jobs = "1 job" if outlook.in_hand == 1 else f"{outlook.in_hand or 0:,} jobs"
+        parts.append(f"songs in about {seconds(outlook.expected_s)} ({workers}, {jobs} in hand)")
+    if outlook.note is not None:
+        parts.append(outlook.note)
+    return "; ".join(parts)
 
 
 async def _follow(job: Job, note: Console) -> TerminalEvent:

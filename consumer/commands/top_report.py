@@ -14,7 +14,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel, ConfigDict
 
 WINDOW_S: Final = 60.0
-Labels = Mapping[str, str]
 
 
 class PageUnreadable(Exception):

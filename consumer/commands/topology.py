@@ -10,18 +10,39 @@ from consumer.broker.connection import Link
 from consumer.broker.faults import BrokerFault
 from consumer.broker.topology import topology as wanted
 from consumer.commands.exits import Exit
+from consumer.policy.tiers import TierTableError, load_table
 from consumer.settings import Settings
+from consumer.telemetry import set_up_logs
 
 
-async def topology(settings: Settings, note: Console, *, declare: bool) -> Exit:
-    """Print RabbitMQ definitions, or create the objects; repeating is harmless."""
-    if not declare:
-        sys.stdout.write(json.dumps(wanted(settings.broker).as_definitions(), indent=2) + "\n")
-        return Exit.DONE
+async def topology(settings: Settings, note: Console, *, declare: bool, as_json: bool) -> Exit:
+    """Print RabbitMQ definitions, or create the objects, and print them when asked to; repeating is harmless."""
     try:
-        async with Link(settings.broker, "acestep-consumer topology"):
+        tiers = _tiers(settings)
+        if declare:
+            await _declare(settings, tiers)
             note.print("declared", style="green")
+    except TierTableError as error:
+        note.print(str(error), style="red", markup=False, soft_wrap=True)
+        return Exit.USAGE
     except BrokerFault as error:
         note.print(str(error), style="red", markup=False, soft_wrap=True)
         return Exit.UNREACHABLE
+    if as_json or not declare:
+        definitions = wanted(settings.broker).with_tiers(tiers).as_definitions()
+        sys.stdout.write(json.dumps(definitions, indent=2) + "\n")
     return Exit.DONE
+
+
+def _tiers(settings: Settings) -> tuple[str, ...]:
+    """The tiers that have a queue. Raises ``TierTableError``."""
+    if not settings.broker.route_by_tier:
+        return ()
+    return tuple(tier.name for tier in load_table(settings.worker.tier_table).tiers)
+
+
+async def _declare(settings: Settings, tiers: tuple[str, ...]) -> None:
+    set_up_logs("warning", settings.worker.log_format)  # a broker that is away is waited for: let it be said
+    async with Link(settings.broker, "acestep-consumer topology") as link:
+        for tier in tiers:
+            await link.stand(tier)

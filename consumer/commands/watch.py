@@ -15,7 +15,7 @@ from schemas.events import JobCompleted, JobEvent, JobProgress, JobStarted, Work
 async def watch(settings: Settings, task_id: str | None, note: Console, *, as_json: bool) -> Exit:
     """Print events until Ctrl-C, or until the one job that was asked for ends; it may have ended already."""
     try:
-        async with Client(settings.broker.url.get_secret_value(), storage=settings.storage) as client:
+        async with Client(settings.broker.every_url.get_secret_value(), storage=settings.storage) as client:
             if task_id:
                 await _print((await client.job(task_id)).events(), note, as_json=as_json)
             else:

@@ -8,7 +8,7 @@ from contextlib import suppress
 import structlog
 
 from consumer.engine.memory import available_bytes
-from consumer.engine.messages import Configure, ConfigurePlanner, RendererReport, Vitals
+from consumer.engine.messages import Configure, ConfigurePlanner, RendererReport
 from consumer.engine.planner.direct import DirectPlanner
 from consumer.engine.planning import LmPlanner, PlannerSupervisor
 from consumer.engine.rendering import RendererSupervisor
@@ -103,11 +103,6 @@ class Engines:
     def renderer_usage(self) -> Usage:
         """How the renderer's device is used, over all its processes."""
         return self._renderer.usage
-
-    @property
-    def renderer_vitals(self) -> Vitals | None:
-        """What the renderer last said about its device; None until it says so, and again when it is replaced."""
-        return self._renderer.vitals
 
     def limits(self) -> Limits:
         """What may be asked of this worker now. Only after ``start``."""

@@ -39,7 +39,6 @@ class PlannerReport:
 
     model: str
     backend: Literal["vllm", "pt"]
-    planner_device: str
     warnings: tuple[str, ...] = ()
 
 

@@ -122,11 +122,6 @@ class Supervisor(Generic[ReportT]):
         """Process id of the engine, while there is one."""
         return self._process.pid if self._process else None
 
-    @property
-    def vitals(self) -> Vitals | None:
-        """What the process last said about its device; None until it says so, and again when it is replaced."""
-        return self.usage.vitals
-
     async def start(self) -> ReportT:
         """Start the process and wait until its models are loaded. Raises ``EngineUnusable``."""
         self._keeper = asyncio.create_task(self._keep(), name=f"{self.name} supervisor")

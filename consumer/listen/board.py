@@ -11,20 +11,27 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict
 
 from consumer.listen.card import Card, request_shown, told
+from consumer.listen.pulse import Pulse
 from schemas.events import JobEvent
 from schemas.request import GenerationRequest
 
 KEPT: Final = 100
+# More than any queue's limit should be: a job that waits is forgotten only to keep memory bounded.
+MOST: Final = 1000
 _NOBODY: Final = datetime.min.replace(tzinfo=UTC)
 
 
 class Batch(BaseModel):
-    """What a page is sent: cards that changed, ids of jobs that are forgotten; ``fresh``: these are all there are."""
+    """What a page is sent: cards that changed, ids of jobs that are forgotten; ``fresh``: these are all there are.
+
+    ``pulse`` is None before the broker was first looked at.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     now: datetime
     fresh: bool
+    pulse: Pulse | None
     cards: tuple[Card, ...]
     gone: tuple[str, ...]
 
@@ -32,26 +39,32 @@ class Batch(BaseModel):
 class Feed:
     """News for one page. What it has not taken yet is kept as ids: a slow page costs no memory and skips states."""
 
-    def __init__(self, *, fresh: bool, changed: Iterator[str]) -> None:
+    def __init__(self, *, fresh: bool, stale: bool, changed: Iterator[str]) -> None:
         self.fresh = fresh
         self.changed = dict.fromkeys(changed)
         self.gone: dict[str, None] = {}
         self.news = asyncio.Event()
-        if fresh or self.changed:
+        if fresh or stale or self.changed:
             self.news.set()
 
 
 class Board:
-    """Jobs in the order in which they came up. The oldest that has ended goes first when there are more than ``kept``.
+    """Jobs in the order in which they came up: all that are waiting or running, and the last that have ended.
 
     Args:
-        kept: jobs that are remembered.
+        kept: jobs that have ended and are remembered.
+        most: jobs in all.
         clock: tells the time, in UTC.
     """
 
-    def __init__(self, kept: int = KEPT, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(
+        self, kept: int = KEPT, most: int = MOST, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
         self._kept = kept
+        self._most = most
         self._clock = clock
+        self._pulse: Pulse | None = None
+        self._felt_in = 0
         self._cards: dict[str, Card] = {}
         self._changed_in: dict[str, int] = {}
         self._version = self._forgot_in = self._number = 0
@@ -89,6 +102,21 @@ class Board:
         if card is not None and card.state == "waiting":
             self._forget(task_id)
 
+    def doubt(self, task_id: str) -> None:
+        """Show that nobody knows whether the broker took a job; one that a worker has begun was taken."""
+        card = self._cards.get(task_id)
+        if card is not None and card.state == "waiting":
+            self._put(card.model_copy(update={"unsure": True}))
+
+    def feel(self, pulse: Pulse) -> None:
+        """Take in how broker and workers are."""
+        if pulse == self._pulse:
+            return
+        self._pulse = pulse
+        self._version += 1
+        self._felt_in = self._version
+        self.wake()
+
     def stop(self, task_id: str) -> None:
         """Show that somebody asked for the job to stop."""
         card = self._cards.get(task_id)
@@ -105,7 +133,7 @@ class Board:
         """Open news for a page that has seen everything up to ``mark``."""
         seen = self._read(mark)
         changed = (task_id for task_id, version in self._changed_in.items() if version > (seen or 0))
-        feed = Feed(fresh=seen is None, changed=changed)
+        feed = Feed(fresh=seen is None, stale=self._felt_in > (seen or 0), changed=changed)
         self._feeds.add(feed)
         try:
             yield feed
@@ -113,14 +141,14 @@ class Board:
             self._feeds.discard(feed)
 
     def wake(self) -> None:
-        """Let every page's news come through, if there are none too: its server ends."""
+        """Let every page's news come through, also when no card has changed."""
         for feed in self._feeds:
             feed.news.set()
 
     def take(self, feed: Feed) -> Batch:
         """Return what the page has not seen yet; it counts as seen."""
         cards = tuple(self._cards[task_id] for task_id in feed.changed if task_id in self._cards)
-        batch = Batch(now=self._clock(), fresh=feed.fresh, cards=cards, gone=tuple(feed.gone))
+        batch = Batch(now=self._clock(), fresh=feed.fresh, pulse=self._pulse, cards=cards, gone=tuple(feed.gone))
         feed.fresh = False
         feed.changed.clear()
         feed.gone.clear()
@@ -147,12 +175,11 @@ class Board:
             feed.changed[card.task_id] = None
             feed.gone.pop(card.task_id, None)
             feed.news.set()
-        if len(self._cards) > self._kept:
-            self._forget(self._least_wanted())
-
-    def _least_wanted(self) -> str:
-        ended = (task_id for task_id, card in self._cards.items() if card.ended)
-        return next(ended, next(iter(self._cards)))
+        ended = [task_id for task_id, card in self._cards.items() if card.ended]
+        if len(ended) > self._kept:
+            self._forget(ended[0])
+        elif len(self._cards) > self._most:
+            self._forget(next(iter((*ended, *self._cards))))
 
     def _forget(self, task_id: str) -> None:
         self._version += 1

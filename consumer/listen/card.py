@@ -8,6 +8,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from consumer.formats import FORMATS
 from schemas.events import (
     Adjustment,
     Audio,
@@ -29,6 +30,7 @@ State = Literal["waiting", "running", "completed", "failed", "rejected", "cancel
 
 # The id is shown elsewhere, the seeds say whether they are random, and nobody reads a quarter of a megabyte of codes.
 _LEFT_OUT: Final = {"task_id", "use_random_seed", "audio_code_string"}
+_AS_IT_IS: Final = "application/octet-stream"
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.-]")
 
 
@@ -39,6 +41,7 @@ class Song(BaseModel):
 
     name: str
     format: str
+    content_type: str
     duration_s: float
     sample_rate: int
     channels: int
@@ -48,6 +51,8 @@ class Song(BaseModel):
 
 class Card(BaseModel):
     """What is known of one job. ``number`` counts jobs as they came up, ``heard`` is our clock at the last news.
+
+    ``unsure``: it was submitted from here, and whether the broker took it is not known.
 
     ``audios`` stays here: where the songs lie is nothing that a browser has to know.
     """
@@ -61,6 +66,7 @@ class Card(BaseModel):
     heard: datetime
     state: State = "waiting"
     stopping: bool = False
+    unsure: bool = False
     request: dict[str, JsonValue] | None = None
     attempt: int = 0
     worker_id: str = ""
@@ -95,7 +101,7 @@ def told(card: Card, event: JobEvent, heard: datetime) -> Card:
             changes = _completed(data)
         case _:
             changes = _unfinished(event.data)
-    over = {"changed": event.time, "heard": heard, "stopping": False, "remaining_s": None}
+    over = {"changed": event.time, "heard": heard, "stopping": False, "unsure": False, "remaining_s": None}
     return card.model_copy(update=changes | over)
 
 
@@ -110,6 +116,11 @@ def request_shown(request: GenerationRequest) -> dict[str, JsonValue]:
 def file_name(task_id: str, audio: Audio) -> str:
     """Return a name to save the song under; an event must not choose more than letters."""
     return _UNSAFE.sub("_", f"{task_id}-{PurePosixPath(audio.uri).name}")
+
+
+def content_type_of(audio: Audio) -> str:
+    """Return what the song is sent as. By our own table: an event's own type could make a browser run it."""
+    return FORMATS[audio.format].content_type if audio.format in FORMATS else _AS_IT_IS
 
 
 def _outlived(card: Card, event: JobStarted) -> bool:
@@ -140,7 +151,8 @@ def _started(card: Card, event: JobStarted, heard: datetime) -> Card:
 def _progressed(card: Card, event: JobProgress, heard: datetime) -> Card:
     data = event.data
     changes = {"progress": data.progress, "stage": data.stage, "remaining_s": data.remaining_s}
-    return card.model_copy(update={"state": "running", "changed": event.time, "heard": heard, **changes})
+    over = {"state": "running", "changed": event.time, "heard": heard, "unsure": False}
+    return card.model_copy(update=changes | over)
 
 
 def _completed(data: Completed) -> dict[str, object]:
@@ -180,6 +192,7 @@ def _song(task_id: str, audio: Audio) -> Song:
     return Song(
         name=file_name(task_id, audio),
         format=audio.format,
+        content_type=content_type_of(audio),
         duration_s=audio.duration_s,
         sample_rate=audio.sample_rate,
         channels=audio.channels,

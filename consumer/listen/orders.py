@@ -8,7 +8,7 @@ from uuid import uuid4
 from schemas.request import FieldProblem, GenerationRequest, RequestInvalid, parse_request
 
 FIELDS: Final = frozenset(
-    {"task_id", "prompt", "lyrics", "audio_duration", "thinking", "audio_format", "model", "seed"}
+    {"task_id", "prompt", "lyrics", "audio_duration", "batch_size", "thinking", "audio_format", "model", "seed"}
 )
 
 

@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Events onto the board, and a look into storage for jobs whose events were missed."""
+"""Events onto the board, a look into storage for jobs whose events were missed, and how the broker is."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
 from consumer.client import DownloadFailed
 from consumer.client.endings import Endings
 from consumer.listen.board import Board
+from consumer.listen.pulse import Pulse
 from schemas.events import JobCompleted, JobEvent, TerminalEvent, WorkerEvent
 
 # A worker tells of progress twice a second; a job that waits tells nothing, and asking costs one small request.
 SILENT_S: Final = 60.0
 LOOK_EVERY_S: Final = 30.0
+# People notice within seconds that nothing moves; it is one small question to the broker.
+FEEL_EVERY_S: Final = 2.0
 
 
 async def report(events: AsyncIterator[JobEvent | WorkerEvent], board: Board) -> None:
@@ -32,6 +35,13 @@ async def catch_up(board: Board, endings: Endings) -> None:
                 ending = await endings.find(card.task_id)
                 if ending is not None and _is_about(ending, card.since.timestamp()):
                     board.hear(ending)
+
+
+async def feel(look: Callable[[], Awaitable[Pulse]], board: Board) -> None:
+    """Tell the board again and again how broker and workers are."""
+    while True:
+        board.feel(await look())
+        await asyncio.sleep(FEEL_EVERY_S)
 
 
 def _is_about(ending: TerminalEvent, since: float) -> bool:

@@ -70,7 +70,9 @@ class Server:
         if self._board.watched >= MOST_PAGES:
             return _problem(HTTPStatus.SERVICE_UNAVAILABLE, "too_many", f"{MOST_PAGES} pages are open already")
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
-        with self._board.feed(request.headers.get("Last-Event-ID", "")) as feed, suppress(ConnectionError):
+        # A browser that comes back by itself sends the header; a page that was hidden for a while sends the query.
+        mark = request.headers.get("Last-Event-ID") or request.query.get("since", "")
+        with self._board.feed(mark) as feed, suppress(ConnectionError):
             await response.prepare(request)
             await self._tell(feed, response)  # until the page is closed
         return response
@@ -112,8 +114,7 @@ class Server:
         try:
             await self._client.submit(body)
         except ClientError as error:
-            if not isinstance(error, Unreachable):
-                self._board.withdraw(task_id)
+            (self._board.doubt if isinstance(error, Unreachable) else self._board.withdraw)(task_id)
             return _refusal(error)
         return web.json_response({"task_id": task_id}, status=HTTPStatus.ACCEPTED)
 

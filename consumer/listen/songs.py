@@ -14,14 +14,13 @@ from aiohttp import web
 
 from consumer.client import DownloadFailed
 from consumer.client.endings import Endings
-from consumer.formats import FORMATS
 from consumer.listen.board import Board
+from consumer.listen.card import content_type_of
 from consumer.settings import StorageSettings
 from schemas.events import Audio, JobCompleted
 
 _CONNECT_S, _READ_S = 10.0, 30.0
 _CHUNK_BYTES: Final = 64 << 10
-_AS_IT_IS: Final = "application/octet-stream"
 
 
 class NotHere(Exception):
@@ -145,13 +144,11 @@ class Songs:
 
 
 def _headers(audio: Audio, tag: str, name: str | None) -> dict[str, str]:
-    # By our own table: an object's or an event's own type could make a browser run it.
-    kind = FORMATS[audio.format].content_type if audio.format in FORMATS else _AS_IT_IS
     headers = {
         "Accept-Ranges": "bytes",
         # Songs are written once. The browser's cache saves the second request, for the waveform.
         "Cache-Control": "private, max-age=86400, immutable",
-        "Content-Type": kind,
+        "Content-Type": content_type_of(audio),
         "ETag": tag,
     }
     return headers | ({"Content-Disposition": f'attachment; filename="{name}"'} if name else {})

@@ -140,7 +140,6 @@ class Split:
     card: int
     reserve: int
     lm: int
-    lm_weights: int
     lm_song: int
     renderer: int
     weights: int
@@ -198,7 +197,6 @@ def split_of(card: Card, load: Load, workload: Workload) -> Split:
         card=card.bytes,
         reserve=min(measured.RESERVE_BYTES, card.bytes),
         lm=lm.memory if lm else 0,
-        lm_weights=lm.weights if lm else 0,
         lm_song=lm.song(workload) if lm else 0,
         renderer=budget.limit or 0,
         weights=load.weights,

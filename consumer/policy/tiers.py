@@ -27,7 +27,7 @@ class Tier(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1, max_length=64)
     max_vram_gb: float = Field(default=float("inf"), gt=0)
     exclusive: bool = False
     max_seconds_with_lm: int = Field(ge=MIN_DURATION_S, le=MAX_DURATION_S)

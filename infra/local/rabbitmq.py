@@ -122,8 +122,7 @@ class RabbitMQ:
         """
         scripts = self._scripts()
         self._write_files()
-        if self._epmd is None:
-            self._epmd = self._run([_epmd_command(), "-address", LOOPBACK, "-port", str(self._epmd_port)])
+        self._start_port_mapper()
         self._broker = self._run([str(scripts / "rabbitmq-server")])
         try:
             wait_until(self._ready, what="RabbitMQ", processes=self.processes, timeout_s=_START_TIMEOUT_S)
@@ -176,6 +175,10 @@ class RabbitMQ:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _start_port_mapper(self) -> None:
+        if self._epmd is None:
+            self._epmd = self._run([_epmd_command(), "-address", LOOPBACK, "-port", str(self._epmd_port)])
 
     def _ready(self) -> bool:
         # The listeners open last in RabbitMQ's boot, so an answer here means that everything else is up.

@@ -57,6 +57,11 @@ class Environment:
             region=variables.get("AWS_DEFAULT_REGION", REGION),
         )
 
+    @classmethod
+    def of(cls, amqp_url: str, store: SeaweedFS) -> Environment:
+        """A broker, and a SeaweedFS of our own."""
+        return cls(amqp_url, store.endpoint, store.bucket, store.access_key, store.secret_key)
+
     def exports(self) -> str:
         """The same as lines for a POSIX shell to `eval`."""
         return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in self.variables().items())
@@ -145,7 +150,7 @@ class Stack:
         store.start()
         self.processes += [process.id for process in store.processes]
         self.leftovers += store.sockets()
-        return Environment(amqp_url, store.endpoint, store.bucket, store.access_key, store.secret_key)
+        return Environment.of(amqp_url, store)
 
 
 def given_broker() -> str | None:

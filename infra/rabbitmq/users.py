@@ -57,11 +57,11 @@ _TASK_ID = "[A-Za-z0-9_-]{1,128}"
 
 ROLES = {
     "producer": Role(
-        "publishes requests, asks for jobs to stop, reads replies from a queue of its own",
+        "publishes requests, asks for jobs to stop and who is there, reads replies from a queue of its own",
         configure=(_OWN,),
         write=(r"acestep\.requests", r"acestep\.control", _OWN),
         read=(_OWN,),
-        keys={"acestep.requests": r"generate(\..*)?", "acestep.control": rf"cancel\.{_TASK_ID}"},
+        keys={"acestep.requests": r"generate(\..*)?", "acestep.control": rf"(cancel\.{_TASK_ID}|status)"},
     ),
     "subscriber": Role(
         "hears events through queues of its own",
@@ -74,7 +74,7 @@ ROLES = {
         configure=(_ALL,),
         write=(r"acestep\.(?!requests$).*", r"amq\.default"),
         read=(_ALL,),
-        keys={"acestep.control": r"sync\..*"},
+        keys={"acestep.control": r"(sync|tier)\..*"},
     ),
     "operator": Role(
         "everything with these queues: dead letters, topology; and, by the management API, the limit of the queue",

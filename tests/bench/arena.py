@@ -8,7 +8,8 @@ import json
 import os
 import sys
 import uuid
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import aio_pika
 from aio_pika.exceptions import AMQPError
@@ -21,24 +22,30 @@ from tests.bench.chore import AUDIO, request_fields, s3_client
 from tests.bench.tap import Lap
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import TracebackType
 
     from aio_pika.abc import AbstractChannel, AbstractQueue
+    from pamqp.common import FieldValue
 
 TASK = "generate"
 _LONGEST_QUEUE = 1_000_000
 _HEARD = {"completed": "bench.completed", "started": "bench.started"}
+_WORKERS = ("worker", "observed")
 _CONNECT_S = 15
 _PUBLISHES_AT_ONCE = 200
 _DELETES_AT_ONCE = 1000
+
+Referee = Callable[["asyncio.subprocess.Process"], Awaitable[None]]
+"""Talks with a contender while it runs; returns when there is no more to say."""
 
 
 class BenchError(Exception):
     """The numbers would mean nothing; the text says why."""
 
 
-def settings_for(prefetch: int) -> Settings:
-    """Return the worker's settings for this prefetch, on the servers that the environment names."""
+def settings_for(prefetch: int, **more: str) -> Settings:
+    """Return the worker's settings for this prefetch, on the servers that the environment names; ``more`` replace."""
     return load(
         env_file=None,
         overrides={
@@ -49,6 +56,7 @@ def settings_for(prefetch: int) -> Settings:
             "ACESTEP_HTTP_PORT": "0",
             "ACESTEP_LOG_LEVEL": "warning",
             "ACESTEP_S3_PREFIX": os.environ.get("ACESTEP_S3_PREFIX", "bench"),
+            **more,
         },
     )
 
@@ -85,27 +93,54 @@ class Arena:
 
     async def run(self, contender: str, prefetch: int, messages: int, limit_s: float) -> Lap:
         """Let a contender work off a queue of ``messages``. Raises ``BenchError`` when it did not do its work."""
+        words = await self.work_off(contender, prefetch, messages, limit_s)
+        return Lap(**json.loads(words[-1]))
+
+    async def work_off(
+        self,
+        contender: str,
+        prefetch: int,
+        messages: int,
+        limit_s: float,
+        *,
+        variables: Mapping[str, str] | None = None,
+        referee: Referee | None = None,
+        log: BinaryIO | None = None,
+    ) -> list[bytes]:
+        """Let a contender work off a queue of ``messages``; return the lines that it printed, one at least.
+
+        Args:
+            contender: its module.
+            prefetch: deliveries in its hands.
+            messages: how many.
+            limit_s: seconds that it may take.
+            variables: more for its environment.
+            referee: reads what it prints, up to a point, and may write to it.
+            log: a file for what it says on standard error; None: the terminal.
+
+        Raises:
+            BenchError: it did not do its work.
+        """
         prefix = f"bench-{uuid.uuid4().hex[:12]}"
         task_ids = [str(uuid.uuid4()) for _ in range(messages)]
-        await self._fill(task_ids, wrapped=contender == "taskiq_rabbit")
+        await self._fill(task_ids, wrapped=contender == "taskiq_rabbit", traced=contender == "observed")
+        command = [sys.executable, "-m", f"tests.bench.contenders.{contender}", str(prefetch), str(messages)]
+        environment = {**os.environ, **(variables or {}), "ACESTEP_S3_PREFIX": prefix}
         try:
-            lap = await _race(contender, prefetch, messages, prefix, limit_s)
+            words = await _race(contender, command, environment, limit_s, referee, log)
             await self._check(contender, task_ids, prefix)
         finally:
             await asyncio.to_thread(self._clear, prefix)
             for queue in (*self._heard.values(), self._requests, await self._queue(UNROUTED)):
                 await queue.purge()
-        return lap
+        return words
 
-    async def _fill(self, task_ids: list[str], *, wrapped: bool) -> None:
-        bodies = [_body(task_id, wrapped=wrapped) for task_id in task_ids]
-        for start in range(0, len(bodies), _PUBLISHES_AT_ONCE):
-            await asyncio.gather(*map(self._publish, bodies[start : start + _PUBLISHES_AT_ONCE]))
+    async def _fill(self, task_ids: list[str], *, wrapped: bool, traced: bool) -> None:
+        messages = [_message(_body(task_id, wrapped=wrapped), traced=traced) for task_id in task_ids]
+        for start in range(0, len(messages), _PUBLISHES_AT_ONCE):
+            await asyncio.gather(*map(self._publish, messages[start : start + _PUBLISHES_AT_ONCE]))
 
-    async def _publish(self, body: bytes) -> None:
-        message = aio_pika.Message(
-            body, content_type="application/json", delivery_mode=aio_pika.DeliveryMode.PERSISTENT
-        )
+    async def _publish(self, message: aio_pika.Message) -> None:
         # Straight to the queue: that is where a request is when the clock starts.
         await self._channel.default_exchange.publish(message, GENERATE)
 
@@ -120,7 +155,7 @@ class Arena:
         facts = {
             "the queue is empty": not (await self._queue(GENERATE)).declaration_result.message_count,
             "one completed event each": sorted(told) == sorted(wanted),
-            "the worker tells of each start": contender != "worker" or started == len(wanted),
+            "the worker tells of each start": contender not in _WORKERS or started == len(wanted),
             "one song and one manifest each": set(sizes) == songs | manifests,
             "songs are whole": all(sizes.get(key) == len(AUDIO) for key in songs),
         }
@@ -143,18 +178,22 @@ class Arena:
             self._s3.delete_objects(Bucket=self._settings.storage.bucket, Delete={"Objects": doomed, "Quiet": True})
 
 
-async def _race(contender: str, prefetch: int, messages: int, prefix: str, limit_s: float) -> Lap:
+async def _race(
+    contender: str,
+    command: list[str],
+    environment: Mapping[str, str],
+    limit_s: float,
+    referee: Referee | None,
+    log: BinaryIO | None,
+) -> list[bytes]:
+    pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        f"tests.bench.contenders.{contender}",
-        str(prefetch),
-        str(messages),
-        env={**os.environ, "ACESTEP_S3_PREFIX": prefix},
-        stdout=asyncio.subprocess.PIPE,
+        *command, env=environment, stdout=pipe, stderr=log, stdin=None if referee is None else pipe
     )
     try:
         async with asyncio.timeout(limit_s):
+            if referee is not None:
+                await referee(process)
             output, _ = await process.communicate()
     except TimeoutError as error:
         raise BenchError(f"{contender} was not done after {limit_s:.0f} s") from error
@@ -164,8 +203,20 @@ async def _race(contender: str, prefetch: int, messages: int, prefix: str, limit
             await process.wait()
     lines = output.splitlines()
     if process.returncode or not lines:
+        if log is not None:
+            log.seek(0)
+            sys.stderr.write(log.read().decode())
         raise BenchError(f"{contender} ended with status {process.returncode}; its words are above")
-    return Lap(**json.loads(lines[-1]))
+    return lines
+
+
+def _message(body: bytes, *, traced: bool) -> aio_pika.Message:
+    """A request; ``traced`` by a producer that has its traces recorded."""
+    headers: dict[str, FieldValue] | None = (
+        {"traceparent": f"00-{uuid.uuid4().hex}-{uuid.uuid4().hex[:16]}-01"} if traced else None
+    )
+    mode = aio_pika.DeliveryMode.PERSISTENT
+    return aio_pika.Message(body, content_type="application/json", delivery_mode=mode, headers=headers)
 
 
 def _body(task_id: str, *, wrapped: bool) -> bytes:

@@ -8,6 +8,8 @@ event, and songs that come as files. Events go to durable queues, as a backend h
 before it is confirmed. The clock runs from the first delivery to the last ack. Contenders take turns, round by round,
 because machines are noisy: read the ratios, not the rates. On a machine that does other work the ratios bend, too:
 CPU time a message is the steadier number there.
+
+At the end the worker is compared with itself, metrics, logs and tracing on and off (`tests/bench/overhead.py`).
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from rich.table import Table
 
 from consumer.settings import SettingsError
 from tests.bench.arena import Arena, BenchError
+from tests.bench.overhead import Overhead, overhead
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,20 +60,31 @@ def main() -> int:
     arguments = _parser().parse_args()
     _warn_when_crowded()
     try:
-        laps = asyncio.run(_contest(arguments))
+        laps, observed = asyncio.run(_run(arguments))
     except (BenchError, SettingsError) as error:
         _console.print(f"error: {error}", markup=False)
         return 1
     summary = summarise(laps)
-    _console.print(_table(summary))
-    sys.stdout.write(json.dumps({"bench": "broker", **_machine(), "rounds": arguments.rounds, "results": summary}))
-    sys.stdout.write("\n")
+    if summary:
+        _console.print(_table(summary))
+    if observed is not None:
+        _console.print(observed.table())
+    found = {"results": summary, "overhead": None if observed is None else observed.summary()}
+    sys.stdout.write(json.dumps({"bench": "broker", **_machine(), "rounds": arguments.rounds, **found}) + "\n")
     return 0
 
 
-async def _contest(arguments: argparse.Namespace) -> Laps:
-    laps: Laps = defaultdict(list)
+async def _run(arguments: argparse.Namespace) -> tuple[Laps, Overhead | None]:
     async with Arena() as arena:
+        laps = await _contest(arena, arguments)
+        if not arguments.pairs:
+            return laps, None
+        return laps, await overhead(arena, arguments.overhead_prefetch, arguments.pairs, _console.print)
+
+
+async def _contest(arena: Arena, arguments: argparse.Namespace) -> Laps:
+    laps: Laps = defaultdict(list)
+    if arguments.contenders:
         counts = {prefetch: await _trial(arena, prefetch, arguments.seconds) for prefetch in arguments.prefetch}
         for turn, prefetch, contender in _turns(arguments):
             limit_s = _SLOWEST * arguments.seconds + 60
@@ -162,8 +176,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=5, help="rounds for each contender and prefetch (5)")
     parser.add_argument("--prefetch", type=int, nargs="+", default=list(_PREFETCHES), help="(1 8 64)")
     parser.add_argument(
-        "--contenders", nargs="+", choices=list(CONTENDERS), default=_installed(), help="(all that are installed)"
+        "--contenders", nargs="*", choices=list(CONTENDERS), default=_installed(), help="(all that are installed)"
     )
+    parser.add_argument(
+        "--pairs", type=int, default=24, help="comparisons of the worker with and without telemetry; 0: none (24)"
+    )
+    parser.add_argument("--overhead-prefetch", type=int, default=8, help="prefetch of these comparisons (8)")
     return parser
 
 

@@ -11,11 +11,15 @@ import json
 import sys
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from aiormq.channel import Channel
 
+from consumer.broker.topology import GENERATE
+
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from aiormq.abc import DeliveredMessage
 
 
@@ -39,37 +43,61 @@ class Tap:
     def __init__(self, expected: int) -> None:
         self._expected = expected
         self._acked = 0
-        self._began = 0.0
-        self._began_cpu = 0.0
+        self._began: Moment | None = None
         self._lap: asyncio.Future[Lap] = asyncio.get_running_loop().create_future()
-        self._wrap_consume()
-        self._wrap_ack()
+        listen_in(self._on_delivery, self._on_ack)
 
     async def lap(self) -> Lap:
         """Wait for the last ack."""
         return await self._lap
 
-    def _wrap_consume(self) -> None:
-        consume = Channel.basic_consume
+    async def _on_delivery(self) -> None:
+        if self._began is None:
+            self._began = Moment.now()
 
-        async def basic_consume(channel: Channel, queue: str, consumer_callback: Any, **rest: Any) -> Any:
-            async def on_delivery(message: DeliveredMessage) -> Any:
-                if not self._began:
-                    self._began, self._began_cpu = time.perf_counter(), time.process_time()
-                return await consumer_callback(message)
+    def _on_ack(self) -> None:
+        self._acked += 1
+        if self._acked == self._expected and self._began is not None:
+            seconds, cpu_seconds = self._began.until(Moment.now())
+            self._lap.set_result(Lap(self._acked, seconds, cpu_seconds))
 
-            return await consume(channel, queue, on_delivery, **rest)
 
-        Channel.basic_consume = basic_consume  # type: ignore[method-assign, assignment] # the tap itself
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What both clocks show: the wall's and the process's, of all its threads, in seconds."""
 
-    def _wrap_ack(self) -> None:
-        ack = Channel.basic_ack
+    wall: float
+    cpu: float
 
-        async def basic_ack(channel: Channel, *arguments: Any, **rest: Any) -> None:
-            await ack(channel, *arguments, **rest)
-            self._acked += 1
-            if self._acked == self._expected:
-                seconds, cpu = time.perf_counter() - self._began, time.process_time() - self._began_cpu
-                self._lap.set_result(Lap(self._acked, seconds, cpu))
+    @classmethod
+    def now(cls) -> Self:
+        """Read them."""
+        return cls(time.perf_counter(), time.process_time())
 
-        Channel.basic_ack = basic_ack  # type: ignore[method-assign, assignment] # the tap itself
+    def until(self, end: Moment) -> tuple[float, float]:
+        """Return the seconds on both."""
+        return end.wall - self.wall, end.cpu - self.cpu
+
+
+def listen_in(on_delivery: Callable[[], Awaitable[None]], on_ack: Callable[[], None]) -> None:
+    """Call these for every request of this process: before its handler begins, and once its ack has left."""
+    consume, ack = Channel.basic_consume, Channel.basic_ack
+    of_requests: set[Channel] = set()
+
+    async def basic_consume(channel: Channel, queue: str, consumer_callback: Any, **rest: Any) -> Any:
+        async def delivered(message: DeliveredMessage) -> Any:
+            await on_delivery()
+            return await consumer_callback(message)
+
+        if queue != GENERATE:  # the worker hears of cancellations, too
+            return await consume(channel, queue, consumer_callback, **rest)
+        of_requests.add(channel)
+        return await consume(channel, queue, delivered, **rest)
+
+    async def basic_ack(channel: Channel, *arguments: Any, **rest: Any) -> None:
+        await ack(channel, *arguments, **rest)
+        if channel in of_requests:
+            on_ack()
+
+    Channel.basic_consume = basic_consume  # type: ignore[method-assign, assignment] # the tap itself
+    Channel.basic_ack = basic_ack  # type: ignore[method-assign, assignment] # as above

@@ -17,7 +17,7 @@ from consumer.broker.faults import BrokerRefused
 from consumer.broker.management import vhost_of
 from consumer.broker.topology import CAPACITY, GENERATE, capacity_policy, topology
 from tests.support.broker import Peer, broker_settings, until
-from tests.support.worker import COMMAND, ROOT, clean_environment
+from tests.support.command import run_command
 
 if TYPE_CHECKING:
     from consumer.settings import BrokerSettings
@@ -292,13 +292,4 @@ async def test_the_command_that_declares_prints_the_policy_and_sets_it(amqp_url:
 
 
 async def topology_command(variables: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return await asyncio.to_thread(
-        subprocess.run,
-        [*COMMAND, "topology", *arguments],
-        env=clean_environment(variables),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return await asyncio.to_thread(run_command, "topology", *arguments, variables=variables)

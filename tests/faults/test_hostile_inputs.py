@@ -12,27 +12,21 @@ import gzip
 import json
 import socket
 import time
-from contextlib import asynccontextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
-import boto3
 import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 from structlog.testing import capture_logs
 
 from consumer.errors import ConsumerError, InputNotAllowed, InputUnreadable, InvalidRequest
-from consumer.inputs import AllowedInputs
-from consumer.objects import Objects
 from consumer.outcome import Scene, unfinished
-from consumer.s3 import S3Connection
-from consumer.settings import InputSettings, StorageSettings
 from consumer.validate import parse
 from schemas.events import unfinished_event
-from tests.support.https_server import OTHER_NAME, HttpsServer, RawHttpsServer, make_certificate
+from tests.support.https_server import OTHER_NAME, HttpsServer, RawHttpsServer
+from tests.support.inputs import certificate, naming, open_inputs, session, web_host
 from tests.support.jobs import make_job
 
 if TYPE_CHECKING:
@@ -40,11 +34,15 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
+    import boto3
+
+    from consumer.inputs import AllowedInputs
     from infra.local.s3 import SeaweedFS
 
     Connect = Callable[..., AbstractAsyncContextManager[AllowedInputs]]
 
-THIS_MACHINE = "127.0.0.1/32"
+__all__ = ["certificate", "session", "web_host"]
+
 SCENE = Scene("w1", 1, datetime.now(UTC))
 # One of each kind: loopback, private, carrier-grade NAT, link-local, and so on; then their disguises in IPv6.
 NOT_PUBLIC = [
@@ -79,45 +77,21 @@ class Names(AbstractResolver):
         """Nothing to end."""
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return make_certificate(tmp_path_factory.mktemp("tls"))
-
-
-@pytest.fixture
-async def web_host(certificate: tuple[Path, Path]) -> AsyncIterator[HttpsServer]:
-    async with HttpsServer(*certificate) as server:
-        yield server
-
-
 @pytest.fixture
 async def raw_host(certificate: tuple[Path, Path]) -> AsyncIterator[RawHttpsServer]:
     async with RawHttpsServer(*certificate) as server:
         yield server
 
 
-@pytest.fixture(scope="module")
-def session(s3: SeaweedFS) -> boto3.Session:
-    return boto3.Session(aws_access_key_id=s3.access_key, aws_secret_access_key=s3.secret_key, region_name="us-east-1")
-
-
 @pytest.fixture
 def connect(s3: SeaweedFS, session: boto3.Session) -> Connect:
     """Opens inputs that may read the named server on this machine; arguments override settings."""
 
-    @asynccontextmanager
-    async def opened(
+    def opened(
         server: HttpsServer | RawHttpsServer | None = None, resolver: AbstractResolver | None = None, **values: Any
-    ) -> AsyncIterator[AllowedInputs]:
-        storage = StorageSettings(endpoint=s3.endpoint, bucket=s3.bucket)
-        hosts = (server.host,) if server else ()
-        settings = InputSettings.model_validate({"hosts": hosts, "networks": THIS_MACHINE, **values})
-        tls = server.trust if server else None
-        async with (
-            S3Connection(storage, session=session, patience_s=5) as connection,
-            AllowedInputs(Objects(connection), storage, settings, tls=tls, resolver=resolver) as inputs,
-        ):
-            yield inputs
+    ) -> AbstractAsyncContextManager[AllowedInputs]:
+        here = {"hosts": (server.host,), "tls": server.trust} if server else {}
+        return open_inputs(s3, session, **{"resolver": resolver, **here, **values})
 
     return opened
 
@@ -131,10 +105,7 @@ def redirect(location: bytes) -> bytes:
 
 
 async def fetch(inputs: AllowedInputs, folder: Path, place: str) -> bytes:
-    """Fetch one source, past the request's own rules: this is the second line of defence."""
-    job = make_job(task_type="cover")
-    job = replace(job, request=job.request.model_copy(update={"src_audio_path": place}))
-    sources = await inputs.fetch(job, folder)
+    sources = await inputs.fetch(naming(make_job(task_type="cover"), src_audio_path=place), folder)
     assert sources.source is not None
     return sources.source.read_bytes()
 

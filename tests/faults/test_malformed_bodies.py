@@ -196,7 +196,7 @@ async def working(environment: dict[str, str]) -> AsyncIterator[Worker]:
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(worker.run())
         yield worker
-        worker._on_signal()
+        worker._signals.leave()
         await running
 
 
@@ -217,7 +217,9 @@ async def send(case: Case, peer: Peer, management: ManagementApi, vhost: str) ->
 
 async def settled(worker: Worker, count: int) -> None:
     """Wait until the worker has settled so many deliveries."""
-    await eventually(lambda: worker._consumer is not None and worker._consumer.finished >= count, within_s=90)
+    await eventually(
+        lambda: (consumer := worker._seen.consumer) is not None and consumer.finished >= count, within_s=90
+    )
 
 
 async def terminal_events(peer: Peer) -> str:

@@ -2,8 +2,6 @@
 """S3 goes away under work in hand, and comes back: no job fails of it, nothing new is taken, nothing is done twice."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 from consumer.client import Client
@@ -11,20 +9,10 @@ from schemas.events import JobCompleted, WorkerEvent
 from tests.support.broker import Peer
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
-from tests.support.worker import WorkerProcess
+from tests.support.worker import WorkerProcess, running
 
 SONG = {"prompt": "x", "audio_duration": 10, "inference_steps": 1, "audio_format": "wav"}
 IN_HAND, LATER = 2, 3
-
-
-@asynccontextmanager
-async def running(worker: WorkerProcess) -> AsyncIterator[WorkerProcess]:
-    """Start and end the worker in a thread: it reaches storage through a proxy that this thread serves."""
-    await asyncio.to_thread(worker.__enter__)
-    try:
-        yield worker
-    finally:
-        await asyncio.to_thread(worker.__exit__, None, None, None)
 
 
 async def test_jobs_wait_for_storage_and_are_done_when_it_is_back(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from infra.local.rabbitmq import RabbitMQ
-from infra.local.s3 import REGION, SeaweedFS
+from infra.local.s3 import SeaweedFS
 from infra.local.stack import Environment
 from tests.support.servers import ManagementApi
 from tests.support.worker import WorkerProcess
@@ -33,14 +33,7 @@ def environment_of_a_worker(
     """Settings of a worker with both tiny models, on a virtual host and a prefix of its own."""
     vhost = f"worker-{uuid.uuid4().hex}"
     management.add_vhost(vhost)
-    servers = Environment(
-        amqp_url=rabbitmq.vhost_url(vhost),
-        s3_endpoint=s3.endpoint,
-        s3_bucket=s3.bucket,
-        access_key=s3.access_key,
-        secret_key=s3.secret_key,
-        region=REGION,
-    )
+    servers = Environment.of(rabbitmq.vhost_url(vhost), s3)
     yield servers.variables() | {
         "ACESTEP_S3_PREFIX": vhost,
         "ACESTEP_CHECKPOINT_DIR": str(checkpoints),

@@ -2,7 +2,7 @@
 """The batcher with jobs that break, jobs that are given up, and memory that runs out: nobody else notices."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
@@ -38,15 +38,6 @@ from tests.support.stage import (
 )
 
 POISONED = 13  # inference steps: only the job that is to break has so many
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_core() -> Iterator[None]:
-    """Tiny tensors are slower on several cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -98,6 +98,32 @@ async def test_the_link_comes_back_after_a_cut_a_channel_error_and_an_operator(
         assert all(channel.is_closed for channel in channels[:-1])
 
 
+async def test_of_a_cluster_it_takes_the_node_that_answers_and_comes_back_to_another_one(amqp_url: str) -> None:
+    async with Proxy.for_url(amqp_url) as one, Proxy.for_url(amqp_url) as two, Proxy.for_url(amqp_url) as three:
+        one.refuse()
+        nodes = [proxy.url(amqp_url) for proxy in (one, two, three)]
+        with capture_logs() as logs:
+            async with Link(broker_settings(",".join(nodes)), "worker") as link:
+                assert (two.open, three.open) == (1, 0)
+                two.refuse()
+                await eventually(lambda: link.is_up and three.open == 1)
+    named = [entry["broker"].rpartition(":")[2].partition("/")[0] for entry in logs if "broker" in entry]
+    assert named == [str(proxy.port) for proxy in (one, two, three)]
+    assert "guest" not in str(logs)
+
+
+async def test_a_channel_on_which_publishes_are_refused_is_renewed_once_it_is_not_new(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Link(broker_settings(amqp_url), "worker") as link:
+        first = await link.channel()
+        link.refused()
+        assert await link.channel() is first
+        monkeypatch.setattr("consumer.broker.connection.RENEWED_AT_MOST_S", 0.0)
+        link.refused()
+        assert await link.channel() is not first
+
+
 async def test_what_was_deleted_while_the_link_was_down_is_declared_again(amqp_url: str) -> None:
     async with (
         Peer(amqp_url) as operator,

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from schemas.events import JobCompleted, parse_event
+from tests.support.command import run_command
 from tests.support.worker import COMMAND, ROOT, clean_environment
 
 
@@ -24,16 +25,7 @@ class Cli:
     def __call__(
         self, *arguments: str, text: str | None = None, **variables: str
     ) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [*COMMAND, *arguments],
-            env=clean_environment(self.environment | variables),
-            cwd=ROOT,
-            input=text,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        return run_command(*arguments, variables=self.environment | variables, text=text)
 
 
 @pytest.fixture
@@ -117,6 +109,12 @@ def test_topology_prints_definitions_that_name_the_limit(cli: Cli) -> None:
     assert queues["acestep.generate"]["x-max-length"] == 7
 
 
+def test_topology_prints_what_it_declared_when_asked_to(cli: Cli, amqp_url: str) -> None:
+    declared = cli("topology", "--declare", "--json", ACESTEP_AMQP_URL=amqp_url)
+    assert (declared.returncode, json.loads(declared.stdout)) == (0, json.loads(cli("topology").stdout))
+    assert cli("topology", "--declare", ACESTEP_AMQP_URL=amqp_url).stdout == ""
+
+
 def test_schema_prints_json_schemas(cli: Cli) -> None:
     request = json.loads(cli("schema", "request").stdout)
     events = json.loads(cli("schema", "events").stdout)
@@ -129,6 +127,8 @@ def test_schema_export_writes_every_document_and_names_it(cli: Cli, tmp_path: Pa
     paths = [Path(line) for line in done.stdout.splitlines()]
     assert {path.name for path in paths} >= {"request.schema.json", "job.completed.schema.json", "asyncapi.json"}
     assert json.loads((tmp_path / "docs" / "asyncapi.json").read_text())["asyncapi"] == "3.0.0"
+    as_json = cli("schema", "export", str(tmp_path / "docs"), "--json")
+    assert [Path(each) for each in json.loads(as_json.stdout)] == paths
     assert cli("schema", "export").returncode == cli("schema", "events", str(tmp_path)).returncode == 2
 
 

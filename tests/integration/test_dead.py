@@ -19,7 +19,7 @@ from consumer.broker.topology import DEAD_LETTER, GENERATE
 from consumer.commands.dead_view import Row
 from consumer.errors import ConsumerError, MalformedBody, RenderFailed
 from tests.support.broker import Peer, broker_settings, until
-from tests.support.worker import COMMAND, ROOT, clean_environment
+from tests.support.command import run_command
 
 LONG_AGO = "2020-01-01T00:00:00+00:00"
 
@@ -33,17 +33,7 @@ class Dead:
 
     async def __call__(self, *arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
         variables = {"ACESTEP_AMQP_URL": self.url, "ACESTEP_QUEUE_TYPE": self.queue_type, "COLUMNS": "200"}
-        return await asyncio.to_thread(
-            subprocess.run,
-            [*COMMAND, "dead", *arguments],
-            env=clean_environment(variables),
-            cwd=ROOT,
-            input=text,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        return await asyncio.to_thread(run_command, "dead", *arguments, variables=variables, text=text)
 
     async def rows(self, *arguments: str) -> list[dict[str, Any]]:
         """What ``list --json`` prints."""
@@ -226,6 +216,37 @@ async def test_a_purge_without_question_removes_only_what_fits(amqp_url: str, de
     assert (done.returncode, "1 dead letter removed" in done.stderr) == (0, True)
     assert await dead.ids() == ["silent"]
     assert "no dead letter fits" in (await dead("purge", "--all", "--code", "expired", "--yes")).stderr
+
+
+async def test_what_was_done_with_is_a_line_of_json_each_as_the_list_prints_it(amqp_url: str, dead: Dead) -> None:
+    await bury(amqp_url, "t1", "t2", "t3", "t4")
+    first, *others = await dead.rows()
+    requeued = await dead("requeue", "t1", "--json")
+    assert (requeued.returncode, [json.loads(line) for line in requeued.stdout.splitlines()]) == (0, [first])
+    purged = await dead("purge", "--all", "--yes", "--json")
+    assert (purged.returncode, [json.loads(line) for line in purged.stdout.splitlines()]) == (0, others)
+    assert await ready(amqp_url, GENERATE) == 1
+    nothing = await dead("purge", "--all", "--yes", "--json")
+    assert (nothing.returncode, nothing.stdout) == (0, "")
+
+
+async def test_json_leaves_the_exit_codes_and_the_question_as_they_are(amqp_url: str, dead: Dead) -> None:
+    await bury(amqp_url, "t1", "t2", "t3", queue_maxsize=1)
+    full = await dead("requeue", "--all", "--json")
+    assert (full.returncode, [json.loads(line)["task_id"] for line in full.stdout.splitlines()]) == (3, ["t1"])
+    for arguments in (("requeue", "nobody"), ("purge", "nobody", "--yes"), ("show", "nobody")):
+        done = await dead(*arguments, "--json")
+        assert (done.returncode, done.stdout) == (2, "")
+    asked = await dead("purge", "--all", "--json", text="n\n")
+    assert (asked.returncode, asked.stdout) == (2, "")
+    assert await dead.ids() == ["t2", "t3"]
+
+
+async def test_a_letter_in_full_is_one_line_when_that_is_asked_for(amqp_url: str, dead: Dead) -> None:
+    await bury(amqp_url, "t1")
+    shown, one_line = await dead("show", "t1"), await dead("show", "t1", "--json")
+    (line,) = one_line.stdout.splitlines()
+    assert (one_line.returncode, json.loads(line)) == (0, json.loads(shown.stdout))
 
 
 @pytest.mark.parametrize(

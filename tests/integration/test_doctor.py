@@ -26,8 +26,8 @@ from consumer.settings import Settings, WorkerSettings, load
 from infra.local.rabbitmq import RabbitMQ
 from infra.local.s3 import SeaweedFS
 from infra.rabbitmq.users import User
+from tests.support.command import run_command
 from tests.support.servers import ManagementApi
-from tests.support.worker import COMMAND, ROOT, clean_environment
 
 # Under five on a machine with nothing else to do; tests may run beside others. A probe that hung would take for ever.
 FAST_S = 15.0
@@ -35,15 +35,7 @@ LEVELS = {"ok", "warn", "fail", "skip"}
 
 
 def run_doctor(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [*COMMAND, "doctor", *arguments],
-        env=clean_environment({"ACESTEP_DEVICE": "cpu", "ACESTEP_HTTP_PORT": "0", **variables}),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return run_command("doctor", *arguments, variables={"ACESTEP_DEVICE": "cpu", "ACESTEP_HTTP_PORT": "0", **variables})
 
 
 def report_of(done: "subprocess.CompletedProcess[str]") -> dict[str, Any]:

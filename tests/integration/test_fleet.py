@@ -5,7 +5,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -19,9 +18,10 @@ import pytest
 from consumer.client import Client
 from infra.local.process import tail
 from schemas.events import JobCompleted, JobEvent, JobStarted, WorkerEvent
+from tests.support.command import run_command
 from tests.support.fleet import FleetProcess
 from tests.support.waiting import eventually
-from tests.support.worker import COMMAND, ROOT, clean_environment
+from tests.support.worker import COMMAND
 
 DOUBLE = [sys.executable, "-m", "tests.support.worker_double"]
 LOAD_S = 120.0
@@ -308,15 +308,7 @@ __version__ = "2.11"
 
 def run_with_gpus(variables: dict[str, str], *arguments: str) -> tuple[int, list[dict[str, object]]]:
     """Exit code and log of ``acestep-consumer run`` with these arguments."""
-    done = subprocess.run(
-        [*COMMAND, "run", *arguments],
-        env=clean_environment(variables),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_command("run", *arguments, variables=variables)
     return done.returncode, [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
 
 

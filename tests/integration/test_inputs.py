@@ -3,9 +3,8 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import replace
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,35 +14,19 @@ from aiohttp import web
 
 from consumer.errors import InputNotAllowed, InputUnreadable
 from consumer.inputs import AllowedInputs
-from consumer.job import Job, Sources
-from consumer.objects import Objects
-from consumer.s3 import S3Connection
+from consumer.job import Sources
 from consumer.settings import InputSettings, SettingsError, StorageSettings
 from infra.local.s3 import SeaweedFS
-from tests.support.https_server import HttpsServer, make_certificate
+from tests.support.https_server import HttpsServer
+from tests.support.inputs import certificate, naming, open_inputs, session, web_host
 from tests.support.jobs import make_job
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+__all__ = ["certificate", "session", "web_host"]
+
 Connect = Callable[..., AbstractAsyncContextManager[AllowedInputs]]
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return make_certificate(tmp_path_factory.mktemp("tls"))
-
-
-@pytest.fixture
-async def web_host(certificate: tuple[Path, Path]) -> AsyncIterator[HttpsServer]:
-    async with HttpsServer(*certificate) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def session(s3: SeaweedFS) -> boto3.Session:
-    """One for all tests: it takes a third of a second to read its description of S3."""
-    return boto3.Session(aws_access_key_id=s3.access_key, aws_secret_access_key=s3.secret_key, region_name="us-east-1")
 
 
 @pytest.fixture
@@ -55,25 +38,11 @@ def client(s3: SeaweedFS, session: boto3.Session) -> "S3Client":
 def connect(s3: SeaweedFS, session: boto3.Session, web_host: HttpsServer) -> Connect:
     """Opens inputs that allow the web host; arguments override settings."""
 
-    @asynccontextmanager
-    async def opened(
-        *, trusting: bool = True, checkpoint_dir: Path | None = None, **values: Any
-    ) -> AsyncIterator[AllowedInputs]:
-        storage = StorageSettings(endpoint=s3.endpoint, bucket=s3.bucket)
-        settings = InputSettings.model_validate({"hosts": (web_host.host,), "networks": "127.0.0.1", **values})
+    def opened(*, trusting: bool = True, **values: Any) -> AbstractAsyncContextManager[AllowedInputs]:
         tls = web_host.trust if trusting else None
-        async with (
-            S3Connection(storage, session=session, patience_s=5) as connection,
-            AllowedInputs(Objects(connection), storage, settings, tls=tls, checkpoint_dir=checkpoint_dir) as inputs,
-        ):
-            yield inputs
+        return open_inputs(s3, session, **{"hosts": (web_host.host,), "tls": tls, **values})
 
     return opened
-
-
-def naming(job: Job, **places: str) -> Job:
-    """Put places into a job that the request's own rules would not let in: this is the second line of defence."""
-    return replace(job, request=job.request.model_copy(update=places))
 
 
 async def fetch(inputs: AllowedInputs, folder: Path, source: str) -> Path:

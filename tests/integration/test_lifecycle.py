@@ -3,7 +3,6 @@
 
 import os
 import signal
-import subprocess
 import time
 import uuid
 from pathlib import Path
@@ -13,8 +12,9 @@ import pytest
 from consumer.client import Client
 from schemas.events import JobCompleted, WorkerEvent
 from tests.support.broker import Peer
+from tests.support.command import run_command
 from tests.support.waiting import eventually
-from tests.support.worker import COMMAND, ROOT, WorkerProcess, clean_environment
+from tests.support.worker import WorkerProcess
 
 SLOW = {"audio_duration": 60, "inference_steps": 40}
 
@@ -26,15 +26,8 @@ def environment(service_environment: dict[str, str], tiny_checkpoints: Path) -> 
 
 def refused_start(environment: dict[str, str], folder: Path, **variables: str) -> tuple[int, str]:
     """Exit code and log of a worker that does not start."""
-    done = subprocess.run(
-        [*COMMAND, "run"],
-        env=clean_environment(environment | {"ACESTEP_HTTP_PORT": "0", "ACESTEP_SCRATCH_DIR": str(folder)} | variables),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    here = {"ACESTEP_HTTP_PORT": "0", "ACESTEP_SCRATCH_DIR": str(folder)}
+    done = run_command("run", variables=environment | here | variables)
     return done.returncode, done.stderr
 
 

@@ -10,18 +10,14 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 
-import aio_pika
 import aiohttp
 import pytest
 
-from consumer.broker.topology import EVENTS
 from infra.local.s3 import SeaweedFS
 from schemas import examples
-from schemas.events import CONTENT_TYPE, JobCompleted
-from tests.support.broker import Peer
-from tests.support.listening import IN_HAND, WAITING, WITHIN_S, Listening, ListenProcess, Visitor, listening
+from tests.support.command import run_command
+from tests.support.listening import IN_HAND, WAITING, WITHIN_S, Listening, ListenProcess, Visitor, listening, made, tell
 from tests.support.waiting import eventually
-from tests.support.worker import COMMAND, ROOT, clean_environment
 
 __all__ = ["listening"]
 
@@ -39,12 +35,7 @@ def visitor(listening: Listening, http: aiohttp.ClientSession) -> Visitor:
 
 async def forge(listening: Listening, task_id: str, **audio: object) -> None:
     """Publish a ``completed`` event that names another object, as whoever may publish events could."""
-    data = examples.completed().data
-    song = data.audios[0].model_copy(update=audio)
-    event = JobCompleted.of(data.model_copy(update={"task_id": task_id, "audios": (song,)}))
-    async with Peer(listening.environment["ACESTEP_AMQP_URL"]) as peer:
-        exchange = await peer.channel.get_exchange(EVENTS, ensure=False)
-        await exchange.publish(aio_pika.Message(event.to_json(), content_type=CONTENT_TYPE), event.routing_key)
+    await tell(listening, made(task_id, examples.completed().data.audios[0].model_copy(update=audio)))
 
 
 async def test_the_page_comes_from_here_alone_and_says_so_to_the_browser(visitor: Visitor) -> None:
@@ -207,6 +198,30 @@ async def test_a_page_that_comes_back_hears_only_what_is_new(visitor: Visitor) -
     assert (batch["fresh"], [card["task_id"] for card in batch["cards"]]) == (False, [second])
 
 
+async def test_a_page_that_was_hidden_comes_back_with_what_it_has_seen(visitor: Visitor) -> None:
+    await visitor.until(await visitor.order(prompt="one"), "completed")
+    async with visitor.news() as batches:
+        mark, _ = await anext(batches)
+    second = await visitor.order(prompt="two")
+    await visitor.until(second, "completed")
+    async with visitor.news(query=f"?since={mark}") as batches:
+        _, batch = await anext(batches)
+    assert (batch["fresh"], [card["task_id"] for card in batch["cards"]]) == (False, [second])
+
+
+async def test_nothing_that_a_browser_gets_holds_a_password_a_key_or_an_address_of_storage(
+    visitor: Visitor, listening: Listening
+) -> None:
+    task_id = await visitor.order(prompt="a secret")
+    got = json.dumps(await visitor.until(task_id, "completed"))
+    for path in ("/", "/page.js", f"/audio/{task_id}/0", "/audio/never/0"):
+        async with visitor.http.get(visitor.url + path) as answer:
+            got += f"{dict(answer.headers)}{await answer.read()!r}"
+    for name in ("ACESTEP_AMQP_URL", "ACESTEP_S3_ENDPOINT", "AWS_SECRET_ACCESS_KEY"):
+        assert listening.environment[name] not in got
+    assert "X-Amz" not in got
+
+
 async def test_jobs_of_other_producers_show_up_too(visitor: Visitor, listening: Listening) -> None:
     done = await asyncio.to_thread(
         run, listening.environment, "submit", "--prompt", "elsewhere", "--format", "wav", "--wait", "--json"
@@ -263,12 +278,4 @@ def test_a_page_for_others_comes_with_a_warning(listening: Listening, tmp_path: 
 
 
 def run(environment: dict[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        env=clean_environment(environment),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=WITHIN_S,
-        check=False,
-    )
+    return run_command(*arguments, variables=environment)

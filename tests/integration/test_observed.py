@@ -22,7 +22,7 @@ from infra import promtool
 from infra.local.packages import ensure_rabbitmq
 from infra.local.ports import LOOPBACK, PortClaim
 from infra.local.process import Process, tail
-from infra.local.s3 import REGION, SeaweedFS
+from infra.local.s3 import SeaweedFS
 from infra.local.stack import Environment
 from tests.support.rabbitmq_metrics import MeasuredRabbitMQ
 from tests.support.worker import WorkerProcess, clean_environment
@@ -68,14 +68,7 @@ def watched(
     broker: MeasuredRabbitMQ, s3: SeaweedFS, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[WorkerProcess]:
     """A worker on that broker, with a renderer that needs no model."""
-    servers = Environment(
-        amqp_url=broker.amqp_url,
-        s3_endpoint=s3.endpoint,
-        s3_bucket=s3.bucket,
-        access_key=s3.access_key,
-        secret_key=s3.secret_key,
-        region=REGION,
-    )
+    servers = Environment.of(broker.amqp_url, s3)
     variables = servers.variables() | {"ACESTEP_S3_PREFIX": uuid.uuid4().hex}
     with WorkerProcess(tmp_path_factory.mktemp("worker"), variables, light=True) as worker:
         yield worker

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Songs in a pack against the same songs alone: latents and sound equal up to rounding, whatever the company."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,6 @@ from consumer.job import Plan, Sources
 from schemas.events import Metas
 from tests.support.loras import write_lora
 from tests.support.stage import CODES, Result, Stage, assert_same, open_booths, order_for, recording, watch_the_device
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_core() -> Iterator[None]:
-    """Tiny tensors are slower on several cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

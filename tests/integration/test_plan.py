@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.worker import COMMAND, ROOT, clean_environment
+from tests.support.command import run_command
 
 HIDDEN = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "COLUMNS": "200"}
 SEES_NOTHING = "raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')"
@@ -44,15 +44,7 @@ KEYS = {
 
 
 def run_plan(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [*COMMAND, "plan", *arguments],
-        env=clean_environment({**HIDDEN, **variables}),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
+    return run_command("plan", *arguments, variables={**HIDDEN, **variables}, within_s=180)
 
 
 def answer(*arguments: str, **variables: str) -> dict[str, Any]:

@@ -41,15 +41,6 @@ CODES = "".join(f"<|audio_code_{61 * index}|>" for index in range(10))
 Samples = NDArray[np.float32]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_core() -> Iterator[None]:
-    """Tiny tensors are slower on several cores, and another thread count may add up in another order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import subprocess
 import urllib.error
 import urllib.request
 import uuid
@@ -26,8 +25,9 @@ from consumer.s3 import Place, S3Connection
 from consumer.settings import StorageSettings
 from schemas.events import TerminalEvent
 from tests.support.broker import Peer, until
+from tests.support.command import run_command
 from tests.support.engine_double import write_song
-from tests.support.worker import COMMAND, ROOT, WorkerProcess, clean_environment, running
+from tests.support.worker import WorkerProcess, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -204,10 +204,7 @@ def test_no_command_repeats_a_password_that_the_broker_refuses(
         "ACESTEP_LOG_LEVEL": "debug",
         "ACESTEP_HTTP_PORT": "0",
     }
-    done = subprocess.run(
-        [*COMMAND, *command], env=clean_environment(environment), cwd=ROOT,
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+    done = run_command(*command, variables=environment)
     assert done.returncode in {2, 4}, done.stderr
     assert "user and the password" in done.stderr.replace("\n", " ") or "ACESTEP_AMQP_URL" in done.stderr
     assert not [secret for secret in wrong.forms if secret in done.stdout + done.stderr]

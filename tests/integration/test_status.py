@@ -14,12 +14,14 @@ from typing import Any
 import aio_pika
 import pytest
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from yarl import URL
 
 from consumer.broker.connection import Link
 from consumer.broker.faults import LinkLost
 from consumer.broker.inspection import Depth, Inspection
 from consumer.broker.monitor import Monitor
 from consumer.broker.topology import DEAD_LETTER, EVENTS, GENERATE, REQUESTS
+from consumer.client import Client
 from infra.local.rabbitmq import RabbitMQ
 from schemas.events import JobCompleted, Worker, WorkerEvent
 from tests.support.broker import broker_settings, until
@@ -104,8 +106,16 @@ async def announcing(channel: AbstractChannel, *events: WorkerEvent | JobComplet
         await asyncio.wait({task})
 
 
-def announcement(worker_id: str, prefetch: int) -> WorkerEvent:
-    data = Worker(worker_id=worker_id, state="ready", prefetch=prefetch, models=("m",), tier="tier6", vram_gb=24)
+def announcement(worker_id: str, prefetch: int, in_hand: int = 0) -> WorkerEvent:
+    data = Worker(
+        worker_id=worker_id,
+        state="ready",
+        prefetch=prefetch,
+        in_hand=in_hand,
+        models=("m",),
+        tier="tier6",
+        vram_gb=24,
+    )
     return WorkerEvent.of(data)
 
 
@@ -143,10 +153,10 @@ async def test_without_the_api_events_tell_of_workers_and_of_the_time_that_is_le
     async with consuming(amqp_url, "w1", 2) as channel:
         for _ in range(6):
             await publish(channel, REQUESTS, "generate")
-        async with announcing(channel, announcement("w1", 2), completion(30)):
+        async with announcing(channel, announcement("w1", 2, in_hand=2), completion(30)):
             found = await answer(amqp_url, "--sample", "1")
     assert found["queue"]["ready"] == 4
-    assert found["queue"]["unacked"] is None
+    assert (found["queue"]["unacked"], found["queue"]["unacked_from"]) == (2, "workers")
     assert found["queue"]["bound"] == 202
     (worker,) = found["workers"]
     assert (worker["worker_id"], worker["prefetch"], worker["tier"]) == ("w1", 2, "tier6")
@@ -165,6 +175,56 @@ async def test_a_worker_that_has_nothing_to_tell_answers_when_it_is_asked(
     (worker,) = found["workers"]
     assert (worker["worker_id"], worker["prefetch"], worker["state"]) == ("quiet", 3, "ready")
     assert found["queue"]["bound"] == 203
+
+
+async def test_what_a_worker_has_in_hand_is_asked_again_and_again(
+    service_environment: dict[str, str], tmp_path: Path
+) -> None:
+    settings = {**service_environment, "ACESTEP_QUEUE_WORKERS": "2"}
+    url, end = settings["ACESTEP_AMQP_URL"], tmp_path / "end"
+    async with running(WorkerProcess(tmp_path, settings, light=True)), Client(url) as client:
+        process = await asyncio.create_subprocess_exec(
+            *COMMAND, "status", "--watch", "--json", "--sample", "0", "--every", "0.2",
+            env=environment_of(url), cwd=ROOT, stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            await shows_in_hand(process, 0)
+            jobs = [await client.start({"prompt": f"until={end}", "audio_format": "wav"}) for _ in range(2)]
+            await shows_in_hand(process, 2)
+            end.touch()
+            for job in jobs:
+                await job.wait(WITHIN_S)
+            await shows_in_hand(process, 0)
+            process.send_signal(signal.SIGINT)
+            assert await process.wait() == 130
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+
+async def shows_in_hand(process: asyncio.subprocess.Process, wanted: int) -> None:
+    assert process.stdout is not None
+    async with asyncio.timeout(WITHIN_S):
+        while json.loads(await process.stdout.readline())["queue"]["unacked"] != wanted:
+            pass
+
+
+async def test_a_login_that_may_not_ask_the_workers_hears_events_all_the_same(
+    amqp_url: str, amqp_vhost: str, management: ManagementApi
+) -> None:
+    await declare(amqp_url)
+    name = f"listener-{amqp_vhost}"
+    management.call("PUT", f"/api/users/{name}", {"password": "secret", "tags": ""})
+    rights = {"configure": r"^acestep\.client\.", "write": r"^acestep\.client\.", "read": ".*"}
+    management.call("PUT", f"/api/permissions/{amqp_vhost}/{name}", rights)
+    try:
+        async with consuming(amqp_url, "w1", 2) as channel, announcing(channel, announcement("w1", 2)):
+            found = await answer(str(URL(amqp_url).with_user(name).with_password("secret")), "--sample", "2")
+    finally:
+        management.call("DELETE", f"/api/users/{name}")
+    assert [each["worker_id"] for each in found["workers"]] == ["w1"]
+    assert any("the workers were not asked" in note for note in found["notes"])
 
 
 async def test_dead_letters_and_events_that_nobody_heard_are_counted(amqp_url: str) -> None:

@@ -8,7 +8,6 @@ told of another, is refused with what to change, and sends nothing that is not T
 from __future__ import annotations
 
 import asyncio
-import subprocess
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,8 +27,9 @@ from consumer.objects import Objects
 from consumer.s3 import Place, S3Connection, S3Refused
 from consumer.settings import StorageSettings
 from tests.support.broker import Peer, broker_settings, failed_event
+from tests.support.command import run_command
 from tests.support.tls import Authority, Front, TlsRabbitMQ
-from tests.support.worker import COMMAND, ROOT, WorkerProcess, clean_environment, running
+from tests.support.worker import WorkerProcess, running
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -229,10 +229,7 @@ class TestWorker:
         self, environment: dict[str, str], broker: TlsRabbitMQ, stranger: Authority, tmp_path: Path
     ) -> None:
         (tmp_path / "amqp_url").write_text(broker.tls_url(cafile=stranger.bundle))
-        done = subprocess.run(
-            [*COMMAND, "run"], env=clean_environment(environment | {"ACESTEP_HTTP_PORT": "0"}), cwd=ROOT,
-            capture_output=True, text=True, check=False, timeout=120,
-        )  # fmt: skip
+        done = run_command("run", variables=environment | {"ACESTEP_HTTP_PORT": "0"})
         assert done.returncode == 2, done.stderr
         assert "trust the broker's certificate" in done.stderr
         assert "guest:guest" not in done.stderr

@@ -10,6 +10,7 @@ import boto3
 import pytest
 from aiohttp import web
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from tests.support.broker import Peer
 from tests.support.ear import Ear
@@ -24,15 +25,28 @@ class Collector:
     """An OTLP endpoint that keeps what it is sent."""
 
     def __init__(self) -> None:
-        self.spans: dict[str, tuple[str, str]] = {}
-        """By name: the trace that a span belongs to, and its parent."""
+        self.spans: list[Span] = []
 
     async def take(self, request: web.Request) -> web.Response:
         told = ExportTraceServiceRequest.FromString(await request.read())
         for resource in told.resource_spans:
             for scope in resource.scope_spans:
-                self.spans |= {span.name: (span.trace_id.hex(), span.parent_span_id.hex()) for span in scope.spans}
+                self.spans += scope.spans
         return web.Response()
+
+    def stages(self) -> dict[str, Span]:
+        """Return the stages of the one job that has any, by name."""
+        return {span.name: span for span in self.spans if span.name in STAGES}
+
+    def jobs(self) -> dict[str, Span]:
+        """Return the spans of jobs, by task id."""
+        jobs = [span for span in self.spans if span.name == "process acestep.generate"]
+        return {str(attributes_of(span)["acestep.task_id"]): span for span in jobs}
+
+
+def attributes_of(span: Span) -> dict[str, str | int]:
+    values = ((each.key, each.value) for each in span.attributes)
+    return {key: value.string_value if value.HasField("string_value") else value.int_value for key, value in values}
 
 
 @pytest.fixture
@@ -54,14 +68,28 @@ async def test_the_producers_trace_is_continued_wherever_the_job_leaves_a_mark(
     settings = service_environment | {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_BSP_SCHEDULE_DELAY": "100"}
     body = json.dumps({"task_id": "song", "prompt": "x", "audio_format": "wav"}).encode()
     async with running(WorkerProcess(tmp_path, settings, light=True)) as worker, Ear(url) as ear, Peer(url) as peer:
-        await peer.request(body, headers={"traceparent": f"00-{TRACE_ID}-{PARENT_ID}-01"})
+        sent = {"headers": {"traceparent": f"00-{TRACE_ID}-{PARENT_ID}-01"}}
+        await peer.request(body, message_id="m-1", correlation_id="c-1", **sent)
         # Another one, which cannot be read: why is a line of the log.
-        await peer.request(b'{"task_id": "bad", "bpm": "x"}', headers={"traceparent": f"00-{TRACE_ID}-{PARENT_ID}-01"})
+        await peer.request(b'{"task_id": "bad", "bpm": "x"}', **sent)
         await eventually(lambda: ear.terminal("song") and ear.terminal("bad"), 60)
-        await eventually(lambda: found.spans.keys() >= STAGES, 60)
+        await eventually(lambda: found.stages().keys() >= STAGES and found.jobs().keys() >= {"song", "bad"}, 60)
         logged = worker.log_lines(task_id="bad")
-    assert found.spans["process acestep.generate"] == (TRACE_ID, PARENT_ID)
-    assert {found.spans[stage][0] for stage in STAGES} == {TRACE_ID}
+    jobs, stages = found.jobs(), found.stages()
+    assert {(job.trace_id.hex(), job.parent_span_id.hex()) for job in jobs.values()} == {(TRACE_ID, PARENT_ID)}
+    assert {(stage.trace_id.hex(), stage.parent_span_id) for stage in stages.values()} == {
+        (TRACE_ID, jobs["song"].span_id)
+    }
+    assert (
+        attributes_of(jobs["song"]).items()
+        >= {
+            "messaging.message.id": "m-1",
+            "messaging.message.conversation_id": "c-1",
+        }.items()
+    )
+    assert jobs["song"].status.code == Status.STATUS_CODE_UNSET
+    assert jobs["bad"].status.code == Status.STATUS_CODE_ERROR
+    assert attributes_of(jobs["bad"])["error.type"] == "invalid_request"
     assert {heard.event["traceparent"][3:35] for heard in ear.of("song")} == {TRACE_ID}
     assert {line["trace_id"] for line in logged} == {TRACE_ID}
     kept = await asyncio.to_thread(metadata, service_environment)

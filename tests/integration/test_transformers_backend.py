@@ -2,8 +2,7 @@
 """The transformers backend on a tiny Qwen3: against plain calls of the model, and many songs against each alone."""
 
 import gc
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,31 +11,26 @@ import pytest
 import torch
 import xgrammar
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from consumer.engine.planner.backend import Backend, Codes, Generation, Sampling, Text, Written
+from consumer.engine.planner.backend import Generation, Written
 from consumer.engine.planner.guidance import Rows, choose
 from consumer.engine.planner.row_cache import RowCache
 from consumer.engine.planner.transformers_backend import TransformersBackend, load
+from tests.support.lm_songs import (
+    GRAMMAR,
+    WRITTEN_BY_GRAMMAR,
+    finish,
+    mixture,
+    plain_sum,
+    song,
+    text,
+    write,
+)
 
 CODES = 700
 CONTEXT = 512
 ROOM = 64 * 640
-STEPS = 2000
-"""More steps than any test needs: a backend that never ends a song fails instead of hanging."""
-
-GRAMMAR = 'root ::= "bpm: " [1-9] [0-9] [0-9]? "\\nkey: " [A-G] ("#" | "b")? " " ("major" | "minor") "\\n"'
-WRITTEN_BY_GRAMMAR = re.compile(r"bpm: [1-9][0-9]{1,2}\nkey: [A-G][#b]? (major|minor)\n")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two test runs side by side on two cores: threads that wait for each other cost more than they bring."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -99,64 +93,6 @@ def make(loaded: tuple[Any, Any, range]) -> Callable[..., TransformersBackend]:
 @pytest.fixture
 def backend(make: Callable[..., TransformersBackend]) -> TransformersBackend:
     return make()
-
-
-def prompt(length: int, seed: int) -> tuple[int, ...]:
-    return tuple(torch.randint(3, 250, (length,), generator=torch.Generator().manual_seed(seed)).tolist())
-
-
-def song(seed: int, *, count: int = 20, length: int = 30, guided: bool = True, **sampling: Any) -> Generation:
-    return Generation(
-        prompt=prompt(length, seed),
-        unconditional=prompt(length // 3, seed + 1000) if guided else None,
-        constraint=Codes(count),
-        sampling=Sampling(seed=seed, cfg_scale=2.0 if guided else 1.0, **{"top_p": 0.9, **sampling}),
-    )
-
-
-def text(seed: int, *, max_tokens: int = 60, grammar: str | None = GRAMMAR, **sampling: Any) -> Generation:
-    return replace(song(seed, **sampling), constraint=Text(grammar, max_tokens))
-
-
-def mixture() -> list[Generation]:
-    """Every kind of song: long and short, guided or not, codes and texts, all samplings."""
-    return [
-        song(1, count=31, length=40),
-        song(2, count=5, length=3, guided=False),
-        text(3),
-        song(4, count=17, length=90, temperature=0),
-        song(5, count=40, length=11, top_k=20, top_p=1.0),
-        text(6, guided=False, length=55, temperature=1.5),
-        song(7, count=23, length=64, repetition_penalty=1.3),
-        song(8, count=1, length=20),
-    ]
-
-
-def finish(backend: Backend, found: dict[int, Written] | None = None) -> dict[int, Written]:
-    """Step until nothing is left; the last news of each sequence."""
-    last = dict(found or {})
-    for _ in range(STEPS):
-        if backend.idle:
-            return last
-        last.update((news.number, news) for news in backend.step())
-    raise AssertionError("the backend does not come to an end")
-
-
-def write(backend: Backend, *generations: Generation) -> list[tuple[int, ...] | None]:
-    for number, generation in enumerate(generations):
-        backend.add(number, generation)
-    last = finish(backend)
-    return [last[number].tokens for number in range(len(generations))]
-
-
-@torch.inference_mode()
-def plain_sum(model: Any, generation: Generation, written: Iterable[int]) -> Tensor:
-    """The guided logits, u + s (c − u), from whole passes over whole sequences, no cache, no batch."""
-    assert generation.unconditional is not None
-    pair = (generation.prompt, generation.unconditional)
-    c, u = (model(torch.tensor([[*ids, *written]])).logits[0, -1] for ids in pair)
-    guided: Tensor = u + generation.sampling.cfg_scale * (c - u)
-    return guided
 
 
 def test_guided_greedy_codes_are_those_of_plain_calls_of_the_model(

@@ -4,9 +4,8 @@
 vLLM pins its own torch, so it lives in an environment of its own, in which ``bash infra/dev test`` runs this file.
 """
 
-import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib import metadata
 from importlib.util import find_spec
@@ -25,7 +24,7 @@ from transformers import AutoModelForCausalLM
 
 from consumer.engine import tiny_lm
 from consumer.engine.planner import vllm_engine
-from consumer.engine.planner.backend import Codes, Generation, Sampling, Text, Written
+from consumer.engine.planner.backend import Generation, Written
 from consumer.engine.planner.grammar import metadata_grammar
 from consumer.engine.planner.guidance import Rows, choose
 from consumer.engine.planner.metadata import Metadata
@@ -33,6 +32,17 @@ from consumer.engine.planner.tokens import LmTokens
 from consumer.engine.planner.transformers_backend import TransformersBackend, load
 from consumer.engine.planner.vllm_backend import VllmBackend, open_vllm
 from consumer.engine.planner.vllm_engine import EngineSize, VllmUnavailable
+from tests.support.lm_songs import (
+    GRAMMAR,
+    WRITTEN_BY_GRAMMAR,
+    finish,
+    mixture,
+    plain_sum,
+    prompt,
+    song,
+    text,
+    write,
+)
 
 vllm_engine.prepare()
 from consumer.engine.planner import vllm_guidance  # noqa: E402 - it imports vLLM, which wants `prepare` first
@@ -42,13 +52,8 @@ from consumer.engine.planner.vllm_guidance import GuidanceProcessor  # noqa: E40
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 CONTEXT = 512
-STEPS = 2000
-"""More steps than any test needs: a backend that never ends a song fails instead of hanging."""
 
 Alone = list[tuple[int, ...] | None]
-
-GRAMMAR = 'root ::= "bpm: " [1-9] [0-9] [0-9]? "\\nkey: " [A-G] ("#" | "b")? " " ("major" | "minor") "\\n"'
-WRITTEN_BY_GRAMMAR = re.compile(r"bpm: [1-9][0-9]{1,2}\nkey: [A-G][#b]? (major|minor)\n")
 
 
 @pytest.fixture(scope="module")
@@ -101,64 +106,6 @@ def backend(opened: VllmBackend) -> Iterator[VllmBackend]:
     assert opened.idle
     assert opened._room.empty
     assert not opened._engine._engine.has_unfinished_requests()
-
-
-def prompt(length: int, seed: int) -> tuple[int, ...]:
-    return tuple(random.Random(seed * 1000 + length).choices(range(250), k=length))  # noqa: S311 - no secret
-
-
-def song(seed: int, *, count: int = 20, length: int = 30, guided: bool = True, **sampling: Any) -> Generation:
-    return Generation(
-        prompt=prompt(length, seed),
-        unconditional=prompt(max(1, length // 3), seed + 1000) if guided else None,
-        constraint=Codes(count),
-        sampling=Sampling(seed=seed, cfg_scale=2.0 if guided else 1.0, **{"top_p": 0.9, **sampling}),
-    )
-
-
-def text(seed: int, *, max_tokens: int = 60, grammar: str | None = GRAMMAR, **sampling: Any) -> Generation:
-    return replace(song(seed, **sampling), constraint=Text(grammar, max_tokens))
-
-
-def mixture() -> list[Generation]:
-    """Every kind of song: long and short, guided or not, codes and texts, all samplings."""
-    return [
-        song(1, count=31, length=40),
-        song(2, count=5, length=3, guided=False),
-        text(3),
-        song(4, count=17, length=90, temperature=0),
-        song(5, count=40, length=11, top_k=20, top_p=1.0),
-        text(6, guided=False, length=55, temperature=1.5),
-        song(7, count=23, length=64, repetition_penalty=1.3),
-        song(8, count=1, length=20),
-    ]
-
-
-def finish(backend: VllmBackend, found: dict[int, Written] | None = None) -> dict[int, Written]:
-    """Step until nothing is left; the last news of each sequence."""
-    last = dict(found or {})
-    for _ in range(STEPS):
-        if backend.idle:
-            return last
-        last.update((news.number, news) for news in backend.step())
-    raise AssertionError("the backend does not come to an end")
-
-
-def write(backend: VllmBackend, *generations: Generation) -> list[tuple[int, ...] | None]:
-    for number, generation in enumerate(generations):
-        backend.add(number, generation)
-    last = finish(backend)
-    return [last[number].tokens for number in range(len(generations))]
-
-
-@torch.inference_mode()
-def plain_sum(model: Any, generation: Generation, written: Iterable[int]) -> Tensor:
-    """The guided logits, u + s (c − u), from whole passes over whole sequences, no cache, no batch."""
-    assert generation.unconditional is not None
-    pair = (generation.prompt, generation.unconditional)
-    c, u = (model(torch.tensor([[*ids, *written]])).logits[0, -1] for ids in pair)
-    guided: Tensor = u + generation.sampling.cfg_scale * (c - u)
-    return guided
 
 
 def test_guided_greedy_codes_are_those_of_plain_calls_of_the_model(

@@ -16,7 +16,7 @@ from consumer.broker.topology import DEAD_LETTER, GENERATE, NOTICES
 from consumer.settings import load
 from infra.local.packages import ensure_rabbitmq
 from infra.local.rabbitmq import RabbitMQ
-from infra.local.s3 import REGION, SeaweedFS
+from infra.local.s3 import SeaweedFS
 from infra.local.stack import Environment
 from tests.soak.plan import SEATS
 from tests.soak.seat import Seat
@@ -47,14 +47,7 @@ class Ground:
         self.folder = folder
         self.broker = RabbitMQ(folder / "rabbitmq", management=True)
         self.s3 = SeaweedFS(folder / "s3")
-        servers = Environment(
-            amqp_url=self.broker.amqp_url,
-            s3_endpoint=self.s3.endpoint,
-            s3_bucket=self.s3.bucket,
-            access_key=self.s3.access_key,
-            secret_key=self.s3.secret_key,
-            region=REGION,
-        )
+        servers = Environment.of(self.broker.amqp_url, self.s3)
         self.environment = servers.variables() | {
             "ACESTEP_S3_PREFIX": "soak",
             "ACESTEP_QUEUE_TYPE": "quorum" if quorum else "classic",

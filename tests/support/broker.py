@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
 
 import aio_pika
-from pydantic import SecretStr
 
 from consumer.broker.topology import EVENTS, REQUESTS
 from consumer.settings import BrokerSettings
@@ -43,7 +42,7 @@ async def until(check: Callable[[], Awaitable[bool]], what: str, within_s: float
 
 def broker_settings(url: str, **values: Any) -> BrokerSettings:
     """Return settings for the broker at ``url``; ``values`` override fields by name."""
-    return BrokerSettings.model_validate({"url": SecretStr(url), **values})
+    return BrokerSettings.model_validate({"urls": url, **values})
 
 
 def progress_event(task_id: str, sequence: int) -> JobProgress:

@@ -53,12 +53,17 @@ class Tab:
 
 
 @asynccontextmanager
-async def tab(url: str, **context: Any) -> AsyncIterator[Tab]:
-    """Open ``url`` in a browser of its own, and fail when the page complained of anything."""
+async def tab(url: str, *, first: str = "", **context: Any) -> AsyncIterator[Tab]:
+    """Open ``url`` in a browser of its own, and fail when the page complained of anything.
+
+    ``first`` is JavaScript that runs before the page's own; ``context`` are Playwright's options for a new context.
+    """
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=ensure_chromium(), args=list(_FLAGS))
         try:
-            found = Tab(await (await browser.new_context(**context)).new_page())
+            opened = await browser.new_context(**context)
+            await opened.add_init_script(first)
+            found = Tab(await opened.new_page())
             found.watch(url)
             await found.page.goto(url + "/")
             yield found

@@ -10,6 +10,7 @@ import uuid
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, Self
 
 import aio_pika
@@ -17,6 +18,7 @@ from aio_pika.exceptions import AMQPError
 from yarl import URL
 
 from consumer.broker.topology import EVENTS
+from consumer.settings import split_urls
 from schemas.events import JobState
 
 if TYPE_CHECKING:
@@ -58,10 +60,14 @@ class Heard:
 
 
 class Ear:
-    """Hears all events of jobs. Its queue stays when the broker or the connection does not, and it comes back to it."""
+    """Hears all events of jobs. Its queue stays when the broker or the connection does not, and it comes back to it.
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    Of a cluster, ``url`` names the nodes, comma-separated, and ``queue_type`` is ``quorum``.
+    """
+
+    def __init__(self, url: str, queue_type: str = "classic") -> None:
+        self._turns = cycle(split_urls(url))
+        self._queue_type = queue_type
         self._queue = f"ear-{uuid.uuid4().hex}"
         self._listening = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -104,7 +110,7 @@ class Ear:
     async def _listen(self) -> None:
         """Listen until the connection is gone."""
         gone = asyncio.Event()
-        connection = aio_pika.Connection(URL(self._url), client_properties={"connection_name": "ear"})
+        connection = aio_pika.Connection(URL(next(self._turns)), client_properties={"connection_name": "ear"})
         # Closed also when it could not be opened: else its destructor tries to, without an event loop.
         async with _closing(connection):
             await connection.connect(timeout=10)
@@ -112,7 +118,7 @@ class Ear:
             channel = await connection.channel()
             channel.close_callbacks.add(lambda *_: gone.set())
             await channel.set_qos(_AT_ONCE)
-            queue = await channel.declare_queue(self._queue, durable=True)
+            queue = await channel.declare_queue(self._queue, durable=True, arguments={"x-queue-type": self._queue_type})
             await queue.bind(EVENTS, "job.#")
             await queue.consume(self._take)
             self._listening.set()

@@ -30,6 +30,10 @@ class FakeDelivery:
     traceparent: str | None = None
     reply: Reply = field(default_factory=lambda: Reply(reply_to=None, correlation_id=None))
     stale: bool = False
+    tier: str | None = None
+    reachable: tuple[str, ...] = ()
+    """Tiers that have a worker."""
+    forwarded: list[str] = field(default_factory=list)
     verdict: Verdict | None = None
     reason: ConsumerError | None = None
     settled: bool = False
@@ -38,6 +42,12 @@ class FakeDelivery:
     def fingerprint(self) -> str:
         """As of a real one."""
         return fingerprint(self.body, self.message_id, self.sent)
+
+    async def forward(self, tier: str) -> bool:
+        """Remember where a copy went."""
+        if tier in self.reachable:
+            self.forwarded.append(tier)
+        return tier in self.reachable
 
     async def settle(self, verdict: Verdict, reason: ConsumerError | None = None) -> None:
         """Remember the verdict."""

@@ -3,7 +3,8 @@
 
 Words of the prompt that say something, in any order: ``takes=0.5`` (seconds), ``until=PATH`` (a file that somebody
 makes), ``bytes=9000000`` (size of each song), ``crash`` (the process dies of it). A song is noise, and other noise each
-time: two renderings of one job never agree, as they would not with random seeds.
+time: two renderings of one job never agree, as they would not with random seeds. Its card has 24 GB, or as many as
+``MAX_CUDA_VRAM`` says.
 
 Run by the supervisor as ``python -m tests.support.light_engine FD``.
 """
@@ -16,7 +17,7 @@ import threading
 import time
 import wave
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from consumer.engine.frames import FrameSocket
@@ -85,8 +86,8 @@ class Engine:
     def take(self, message: object) -> None:
         """Act on one message."""
         match message:
-            case Configure():
-                self.say(Ready(report=REPORT))
+            case Configure(settings=settings):
+                self.say(Ready(report=replace(REPORT, vram_gb=settings.max_vram_gb or REPORT.vram_gb)))
             case Stop(order=order):
                 self.stopped.add(order)
             case Render():

@@ -4,20 +4,31 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import re
+import subprocess
 import time
 import uuid
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+import aio_pika
 import aiohttp
+import boto3
+import numpy as np
 import pytest
 
+from consumer.audio import encode
+from consumer.broker.topology import EVENTS
 from infra.local.process import Process, tail
-from infra.local.s3 import REGION, SeaweedFS
+from infra.local.s3 import SeaweedFS
 from infra.local.stack import Environment
+from schemas import examples
+from schemas.events import CONTENT_TYPE, Audio, JobCompleted, JobEvent, TerminalEvent, Unfinished, unfinished_event
+from schemas.request import GenerationRequest
+from tests.support.broker import Peer
 from tests.support.worker import COMMAND, ROOT, WorkerProcess, clean_environment
 
 if TYPE_CHECKING:
@@ -31,6 +42,7 @@ if TYPE_CHECKING:
 WITHIN_S = 20.0
 # As few as can be: tests fill the queue.
 IN_HAND, WAITING = 2, 2
+_RATE = 48_000
 
 
 class ListenProcess:
@@ -80,14 +92,7 @@ def listening(
 ) -> Iterator[Listening]:
     """A page and a light worker on a virtual host and a prefix of their own, for one file's tests."""
     with _virtual_host(management) as vhost:
-        servers = Environment(
-            amqp_url=rabbitmq.vhost_url(vhost),
-            s3_endpoint=s3.endpoint,
-            s3_bucket=s3.bucket,
-            access_key=s3.access_key,
-            secret_key=s3.secret_key,
-            region=REGION,
-        )
+        servers = Environment.of(rabbitmq.vhost_url(vhost), s3)
         environment = servers.variables() | {
             "ACESTEP_S3_PREFIX": vhost,
             "ACESTEP_QUEUE_WORKERS": str(IN_HAND),
@@ -98,6 +103,26 @@ def listening(
             yield Listening(page, worker, environment)
 
 
+@pytest.fixture
+def unattended(listening: Listening, management: ManagementApi, tmp_path: Path) -> Iterator[Listening]:
+    """A page on a virtual host of its own, where queues are declared and no worker is."""
+    with _virtual_host(management) as vhost:
+        url = listening.environment["ACESTEP_AMQP_URL"].rpartition("/")[0]
+        environment = listening.environment | {"ACESTEP_AMQP_URL": f"{url}/{vhost}"}
+        declared = subprocess.run(
+            [*COMMAND, "topology", "--declare"],
+            env=clean_environment(environment),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=WITHIN_S,
+            check=False,
+        )
+        assert declared.returncode == 0, declared.stderr
+        with ListenProcess(tmp_path, environment) as page:
+            yield Listening(page, listening.worker, environment)
+
+
 @contextmanager
 def _virtual_host(management: ManagementApi) -> Iterator[str]:
     vhost = f"listen-{uuid.uuid4().hex}"
@@ -106,6 +131,61 @@ def _virtual_host(management: ManagementApi) -> Iterator[str]:
         yield vhost
     finally:
         management.delete_vhost(vhost)
+
+
+async def tell(listening: Listening, *events: JobEvent) -> None:
+    """Publish events as a worker would, or whoever else may."""
+    async with Peer(listening.environment["ACESTEP_AMQP_URL"]) as peer:
+        exchange = await peer.channel.get_exchange(EVENTS, ensure=False)
+        for event in events:
+            await exchange.publish(aio_pika.Message(event.to_json(), content_type=CONTENT_TYPE), event.routing_key)
+
+
+def ended(status: Any, task_id: str, **error: object) -> TerminalEvent:
+    """The end of a job without songs; ``error`` replaces fields of the example's."""
+    data = examples.unfinished(status).data
+    assert isinstance(data, Unfinished)
+    changes = {"task_id": task_id, "error": data.error.model_copy(update=error)}
+    return unfinished_event(data.model_copy(update=changes))
+
+
+def made(task_id: str, *audios: Audio, prompt: str = "", lyrics: str = "", **data: object) -> JobCompleted:
+    """The end of a job with these songs; ``data`` replaces other fields of the example's."""
+    request = GenerationRequest(prompt=prompt or task_id, lyrics=lyrics)
+    changes = {"task_id": task_id, "request": request, "audios": audios, **data}
+    return JobCompleted.of(examples.completed().data.model_copy(update=changes))
+
+
+def record(listening: Listening, folder: Path, task_id: str, audio_format: str, seconds: float = 12.0) -> Audio:
+    """Put a song into the job's place in S3: a tone that swells, written by the worker's own encoder."""
+    at = np.arange(int(seconds * _RATE), dtype=np.float32) / _RATE
+    tone = (np.sin(2 * np.pi * 220 * at) * at / seconds / 2).astype(np.float32)
+    encoded = encode(np.stack((tone, tone)), folder / "0", audio_format, _RATE)
+    return keep(
+        listening,
+        f"{task_id}/{encoded.path.name}",
+        encoded.path.read_bytes(),
+        format=audio_format,
+        sample_rate=encoded.sample_rate,
+        duration_s=encoded.duration_s,
+    )
+
+
+def keep(listening: Listening, name: str, body: bytes, **audio: object) -> Audio:
+    """Put an object below the prefix; the song that an event would call it. ``audio``: what the song says of itself."""
+    variables = listening.environment
+    storage = boto3.client(
+        "s3",
+        endpoint_url=variables["ACESTEP_S3_ENDPOINT"],
+        region_name=variables["AWS_DEFAULT_REGION"],
+        aws_access_key_id=variables["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=variables["AWS_SECRET_ACCESS_KEY"],
+    )
+    bucket, key = variables["ACESTEP_S3_BUCKET"], f"{variables['ACESTEP_S3_PREFIX']}/{name}"
+    storage.put_object(Bucket=bucket, Key=key, Body=body)
+    storage.close()
+    facts = {"uri": f"s3://{bucket}/{key}", "bytes": len(body), "sha256": hashlib.sha256(body).hexdigest(), **audio}
+    return examples.completed().data.audios[0].model_copy(update=facts)
 
 
 class Visitor:
@@ -141,10 +221,10 @@ class Visitor:
         raise AssertionError("the news ended")
 
     @asynccontextmanager
-    async def news(self, mark: str = "") -> AsyncIterator[AsyncIterator[tuple[str, dict[str, Any]]]]:
+    async def news(self, mark: str = "", query: str = "") -> AsyncIterator[AsyncIterator[tuple[str, dict[str, Any]]]]:
         """Hear batches, each with its mark; ``mark``: what was heard last."""
         headers = {"Last-Event-ID": mark} if mark else {}
-        async with self.http.get(self.url + "/events", headers=headers) as answer:
+        async with self.http.get(f"{self.url}/events{query}", headers=headers) as answer:
             assert answer.content_type == "text/event-stream"
             yield _batches(answer)
 

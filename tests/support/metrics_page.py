@@ -14,7 +14,7 @@ def page_of_a_worker() -> str:
     """The page of a worker that has not begun. Needs a running event loop."""
     settings = load({}, env_file=None)
     engines = Engines(settings, BUILT_IN, log_json=True)
-    page = Worker(settings, engines, grace_s=0, read_again=lambda: settings)._metrics()
+    page = Worker(settings, engines, grace_s=0, read_again=lambda: settings)._seen.metrics()
     return page.render("")[0].decode()
 
 

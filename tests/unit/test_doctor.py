@@ -20,6 +20,7 @@ from consumer.broker.ack_timeout import ack_timeout_warning
 from consumer.broker.capacity import Standing
 from consumer.broker.inspection import Comparison, Depth, Lack
 from consumer.broker.topology import DEAD_LETTER, GENERATE, NOTICES, UNROUTED, topology_with
+from consumer.commands import card
 from consumer.commands.aside import aside
 from consumer.commands.card import Found
 from consumer.commands.checkpoint_folder import faults_of_lm, faults_of_pipeline
@@ -48,6 +49,7 @@ from consumer.commands.doctor_probe import Probe, limit_after, run
 from consumer.commands.doctor_report import Finding, Report, fail, ok, skip, warn
 from consumer.commands.doctor_storage import judge_clock, judge_condition, judge_delete
 from consumer.commands.doctor_table import show
+from consumer.commands.torch_build import blind, blind_build
 from consumer.formats import FORMATS
 from consumer.policy.language import LmPlan
 from consumer.policy.tiers import BUILT_IN
@@ -223,6 +225,51 @@ def test_no_card_is_a_warning_unless_the_cpu_is_meant() -> None:
     none = Found("no GPU", 0, "nobody", "there is no nvidia-smi, and torch sees no GPU")
     assert judge_card(none, EngineSettings(), torch=None).level == "warn"
     assert judge_card(none, EngineSettings(device="cpu"), torch=None).level == "ok"
+
+
+@pytest.mark.parametrize(
+    ("build", "platform", "driver", "why"),
+    [
+        ("__version__ = '2.13.0+cpu'\ncuda = None\nhip = None\nxpu = None", "linux", "c", "for the CPU alone"),
+        ("cuda = '13.0'\nhip = None\nxpu = None", "linux", "libnowhere.so.1", "no NVIDIA driver (libnowhere.so.1)"),
+        ("cuda = '13.0'", "linux", "libc.so.6", None),
+        ("cuda = '13.0'", "win32", "libnowhere.so.1", None),
+        ("cuda = None\nhip = '6.4'", "linux", "libnowhere.so.1", None),
+        ("cuda = None\nxpu = '20250101'", "linux", "libnowhere.so.1", None),
+        ("cuda = None", "darwin", "libnowhere.so.1", None),
+        ("import nothing_of_that_name", "linux", "libnowhere.so.1", None),
+    ],
+)
+def test_a_torch_that_cannot_see_a_gpu_is_known_by_its_build(
+    tmp_path: Path, build: str, platform: str, driver: str, why: str | None
+) -> None:
+    (tmp_path / "version.py").write_text(build)
+    found = blind_build(tmp_path, platform, driver)
+    assert found is None if why is None else why in (found or "")
+
+
+def test_the_build_tells_the_same_as_torch_itself() -> None:
+    """Of the torch that is installed here, whichever it is."""
+    import torch  # noqa: PLC0415 - the other tests of this file do without
+
+    if blind() is not None:
+        assert not torch.cuda.is_available()
+        assert not torch.xpu.is_available()
+
+
+def test_torch_is_not_asked_where_its_build_tells_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(card, "blind", lambda: "torch is a build for the CPU alone")
+    monkeypatch.setattr(card, "_ask_torch", lambda *_: pytest.fail("importing torch takes seconds"))
+    found = card.find("auto", {"PATH": str(tmp_path)})
+    assert (found.vram_gb, found.by) == (0, "nobody")
+    assert found.why == "there is no nvidia-smi, and torch is a build for the CPU alone"
+
+
+def test_torch_is_asked_for_a_device_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It refuses with what it sees instead, which its build does not tell."""
+    monkeypatch.setattr(card, "blind", lambda: "torch is a build for the CPU alone")
+    monkeypatch.setattr(card, "_ask_torch", lambda *_: Found("asked", 0, "torch"))
+    assert card.find("cuda:1", {"PATH": str(tmp_path)}).name == "asked"
 
 
 def test_models_that_do_not_fit_the_card_are_told() -> None:

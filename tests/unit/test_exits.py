@@ -2,25 +2,17 @@
 """The exit codes are documented where people look: in ``--help`` and in the README."""
 
 import re
-import subprocess
 from pathlib import Path
 
 from consumer.commands.exits import MEANINGS, Exit, listed
-from tests.support.worker import COMMAND, ROOT, clean_environment
+from tests.support.command import run_command
 
 README = Path(__file__).parents[2] / "README.md"
 
 
 def help_of(*arguments: str) -> str:
-    done = subprocess.run(
-        [*COMMAND, *arguments, "--help"],
-        env=clean_environment({"COLUMNS": "400", "TERM": "dumb"}),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
+    done = run_command(*arguments, "--help", variables={"COLUMNS": "400", "TERM": "dumb"})
+    assert done.returncode == 0, done.stderr
     return " ".join(done.stdout.split())
 
 

@@ -15,6 +15,9 @@ from consumer.errors import Cancelled, EngineCrashed, StorageUnavailable, Unpubl
 from consumer.eta import CostModel
 from consumer.job import Job
 from consumer.pipeline import Pipeline, Ports, Rules
+from consumer.policy.tiers import BUILT_IN
+from consumer.ports import Routes
+from consumer.routing import ByTier, StayHere
 from consumer.tally import JobTally
 from consumer.trials import Trials
 from schemas.events import JobCompleted, JobEvent, JobFailed, JobRejected, JobStarted, Unfinished
@@ -36,12 +39,14 @@ class Stage:
     events: FakeEvents = field(default_factory=FakeEvents)
     attempts: FakeAttempts = field(default_factory=FakeAttempts)
     cancellations: FakeCancellations = field(default_factory=FakeCancellations)
+    routes: Routes = field(default_factory=StayHere)
     tally: JobTally = field(default_factory=JobTally)
 
     def pipeline(self) -> Pipeline:
         self.trials = Trials(self.attempts, most=3)
         ports = Ports(
             store=self.store,
+            routes=self.routes,
             trials=self.trials,
             cancellations=self.cancellations,
             inputs=NoInputs(),
@@ -500,3 +505,54 @@ async def test_the_second_job_of_a_kind_has_an_estimate(stage: Stage) -> None:
     expected = [event.data.expected_s for event, _ in stage.events.published if isinstance(event, JobStarted)]
     assert expected[0] is None
     assert expected[1] is not None
+
+
+@pytest.fixture
+def routing(stage: Stage) -> Stage:
+    stage.routes = ByTier(make_limits, BUILT_IN)  # a card of tier 6: 480 seconds, 8 songs
+    return stage
+
+
+LONG = {"audio_duration": 600}
+
+
+async def test_what_exceeds_the_card_is_sent_on_and_acked_and_nobody_hears_of_it(routing: Stage) -> None:
+    delivery = request(**LONG)
+    delivery.reachable = ("unlimited",)
+    await routing.process(delivery)
+    assert (delivery.forwarded, delivery.verdict) == (["unlimited"], Verdict.ACK)
+    assert (routing.events.published, routing.renderer.rendered, routing.store.objects) == ([], [], {})
+    assert not routing.tally.jobs
+
+
+async def test_with_no_larger_card_there_it_is_clamped_here(routing: Stage) -> None:
+    delivery = await routing.process(request(**LONG))
+    assert (delivery.forwarded, delivery.verdict) == ([], Verdict.ACK)
+    event = routing.events.published[-1][0]
+    assert isinstance(event, JobCompleted)
+    assert [change.applied for change in event.data.policy.adjustments] == [480]
+
+
+async def test_what_was_sent_on_already_is_done_here(routing: Stage) -> None:
+    delivery = request(**LONG)
+    delivery.reachable, delivery.tier = ("tier6", "unlimited"), "unlimited"
+    await routing.process(delivery)
+    assert (delivery.forwarded, routing.renderer.rendered) == ([], ["song"])
+
+
+async def test_what_has_ended_already_is_answered_and_not_sent_on(routing: Stage) -> None:
+    await routing.process(request(**LONG))
+    again = FakeDelivery(body=request(**LONG).body, redelivered=True, reachable=("unlimited",))
+    await routing.process(again)
+    assert (again.forwarded, routing.renderer.rendered) == ([], ["song"])
+
+
+async def test_when_nobody_knows_whether_the_copy_arrived_the_message_goes_back(routing: Stage) -> None:
+    delivery = request(**LONG)
+
+    async def unknown(_tier: str) -> bool:
+        raise Unpublished("no confirm")
+
+    delivery.forward = unknown  # type: ignore[method-assign, assignment]
+    await routing.process(delivery)
+    assert (delivery.verdict, routing.events.published, routing.store.objects) == (Verdict.REQUEUE, [], {})

@@ -44,6 +44,29 @@ def test_a_malformed_broker_url_is_explained_without_repeating_it(url: str) -> N
     assert "sesame" not in str(caught.value)
 
 
+def test_the_nodes_of_a_cluster_are_comma_separated_urls_and_a_comma_in_a_password_separates_nothing() -> None:
+    one, two = "amqps://user:se,same@a:5671/music", "amqps://user:se,same@b:5671/music"
+    broker = load({"ACESTEP_AMQP_URL": f"{one}, {two}"}, None).broker
+    assert [url.get_secret_value() for url in broker.urls] == [one, two]
+    assert broker.url.get_secret_value() == one
+    assert broker.every_url.get_secret_value() == f"{one},{two}"
+    assert "se,same" not in repr(broker)
+
+
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [
+        ("http://user:sesame@b", "begin with amqp"),
+        ("b:5672", "begin with amqp"),
+        ("amqp://user:sesame@b/x", "same virt"),
+    ],
+)
+def test_a_wrong_url_among_several_is_explained_without_repeating_it(second: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=words) as caught:
+        load({"ACESTEP_AMQP_URL": f"amqp://user:sesame@a:5672/,{second}"}, None)
+    assert "sesame" not in str(caught.value)
+
+
 def test_secrets_do_not_show_in_the_repr() -> None:
     settings = load({"ACESTEP_AMQP_URL": "amqp://user:sesame@host:5672/"}, None)
     assert "sesame" not in repr(settings)

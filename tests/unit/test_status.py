@@ -25,8 +25,16 @@ def completed(total_s: float) -> JobCompleted:
     )
 
 
-def announced(worker_id: str, *, prefetch: int = 4, state: Any = "ready") -> WorkerEvent:
-    data = Worker(worker_id=worker_id, state=state, prefetch=prefetch, models=("m",), tier="tier6", vram_gb=24)
+def announced(worker_id: str, *, prefetch: int = 4, state: Any = "ready", in_hand: int = 0) -> WorkerEvent:
+    data = Worker(
+        worker_id=worker_id,
+        state=state,
+        prefetch=prefetch,
+        in_hand=in_hand,
+        models=("m",),
+        tier="tier6",
+        vram_gb=24,
+    )
     return WorkerEvent.of(data)
 
 
@@ -71,24 +79,60 @@ def test_the_bound_is_the_limit_and_the_prefetch_of_all_workers() -> None:
 
 def test_without_the_management_api_the_bound_is_known_when_every_consumer_was_heard() -> None:
     heard = Heard(0.0)
-    heard.hear(announced("a"), 1)
-    heard.hear(announced("b", prefetch=2), 2)
+    heard.hear(announced("a"), 51)
+    heard.hear(announced("b", prefetch=2), 52)
     assert status(0, 2, heard=heard).queue.bound == 206
     assert status(0, 3, heard=heard).queue.bound is None
     assert status(0, 1).queue.bound is None
     assert status(0, 0).queue.bound == 200
 
 
+def test_without_the_management_api_the_workers_say_what_they_have_in_hand() -> None:
+    heard = Heard(0.0)
+    heard.hear(announced("a", in_hand=3), 51)
+    heard.hear(announced("b", in_hand=1), 52)
+    heard.hear(announced("c", in_hand=2, state="draining"), 53)
+    found = status(0, 2, heard=heard)
+    assert (found.queue.unacked, found.queue.unacked_from) == (6, "workers")
+    assert [(each.worker_id, each.in_hand) for each in found.workers] == [("a", 3), ("b", 1), ("c", 2)]
+    assert "6 (as the workers say)" in shown(found)
+
+
+def test_in_hand_is_at_least_what_those_say_that_answered() -> None:
+    heard = Heard(0.0)
+    heard.hear(announced("a", in_hand=3), 51)
+    found = status(0, 2, heard=heard)
+    assert (found.queue.unacked, found.queue.unacked_from) == (None, None)
+    assert "at least 3 (1 answered for 2 consumers)" in shown(found)
+
+
+def test_the_brokers_count_goes_before_the_workers_own() -> None:
+    heard = Heard(0.0)
+    heard.hear(announced("a", in_hand=3), 51)
+    found = status(0, 1, heard=heard, monitor=monitored(("a", 4), unacked=5))
+    assert (found.queue.unacked, found.queue.unacked_from) == (5, "broker")
+    assert "(as the workers say)" not in shown(found)
+
+
+def test_a_worker_says_what_it_has_in_hand_by_the_latest_and_one_that_fell_silent_is_gone() -> None:
+    heard = Heard(0.0)
+    heard.hear(announced("a", in_hand=3), 40)
+    heard.hear(announced("b", in_hand=3), 40)
+    heard.hear(announced("a", in_hand=1), 59)
+    found = status(0, 1, heard=heard)
+    assert (found.queue.unacked, [each.worker_id for each in found.workers]) == (1, ["a"])
+
+
 def test_a_worker_that_stopped_is_not_counted() -> None:
     heard = Heard(0.0)
-    heard.hear(announced("a"), 1)
-    heard.hear(announced("a", state="stopped"), 2)
+    heard.hear(announced("a"), 51)
+    heard.hear(announced("a", state="stopped"), 52)
     assert status(0, 0, heard=heard).workers == ()
 
 
 def test_what_a_worker_said_of_itself_goes_with_the_brokers_count() -> None:
     heard = Heard(0.0)
-    heard.hear(announced("a", prefetch=2), 1)
+    heard.hear(announced("a", prefetch=2), 51)
     (worker,) = status(0, 1, heard=heard, monitor=monitored(("a", 8))).workers
     assert (worker.prefetch, worker.tier, worker.models) == (8, "tier6", ("m",))
 

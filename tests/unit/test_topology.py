@@ -8,7 +8,16 @@ import re
 
 import pytest
 
-from consumer.broker.topology import DEAD_LETTER, GENERATE, PROBES, UNROUTED, Topology, capacity_policy, topology
+from consumer.broker.topology import (
+    DEAD_LETTER,
+    GENERATE,
+    PROBES,
+    UNROUTED,
+    Topology,
+    capacity_policy,
+    tier_of,
+    topology,
+)
 from tests.support.broker import broker_settings
 
 URL = "amqp://guest:guest@127.0.0.1:5672/"
@@ -124,18 +133,29 @@ def test_with_the_management_api_a_policy_holds_the_limit_and_the_queue_has_none
     assert policy == {
         "vhost": "music",
         "name": "acestep-capacity",
-        "pattern": "^acestep[.]generate($|[.]probe-)",
+        "pattern": "^acestep[.]generate($|[.])",
         "apply-to": "queues",
         "priority": 10,
         "definition": {"max-length": 7, "overflow": "reject-publish"},
     }
 
 
-def test_the_policy_covers_the_request_queue_and_what_measures_it_and_nothing_else() -> None:
+def test_a_tier_s_queue_is_the_request_queue_under_another_name() -> None:
+    wanted = built(queue_maxsize=7).with_tiers(("tier6",))
+    assert queue_arguments(wanted, "acestep.generate.tier6") == queue_arguments(wanted, "acestep.generate")
+    assert "acestep.generate.tier6" not in {binding.queue for binding in wanted.bindings}
+    assert (tier_of("acestep.generate.tier6"), tier_of("acestep.generate"), tier_of(f"{PROBES}1")) == (
+        "tier6",
+        None,
+        None,
+    )
+
+
+def test_the_policy_covers_the_queues_of_requests_and_what_measures_it_and_nothing_else() -> None:
     pattern = capacity_policy(7).pattern
     covered = [
         name
-        for name in (GENERATE, f"{PROBES}1", DEAD_LETTER, UNROUTED, f"{GENERATE}.other")
+        for name in (GENERATE, f"{PROBES}1", DEAD_LETTER, UNROUTED, f"{GENERATE}.tier6", f"{GENERATE}d")
         if re.search(pattern, name)
     ]
-    assert covered == [GENERATE, f"{PROBES}1"]
+    assert covered == [GENERATE, f"{PROBES}1", f"{GENERATE}.tier6"]

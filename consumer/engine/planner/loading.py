@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a model's name to a backend that writes: where the model is, which backend runs it, within how much memory."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
@@ -13,16 +12,10 @@ from huggingface_hub import snapshot_download
 from consumer.engine.messages import ConfigurePlanner, PlannerReport
 from consumer.engine.planner.backend import Backend
 from consumer.engine.planner.offloaded import OffloadedBackend
+from consumer.engine.planner.registry import LmNotFound, resolve
 from consumer.engine.planner.tokens import LmTokens, TokenizerUnfit
 from consumer.engine.renderer.quiet import quietly
 
-HUB: Final = {
-    "acestep-5Hz-lm-0.6B": "ACE-Step/acestep-5Hz-lm-0.6B",
-    "acestep-5Hz-lm-4B": "ACE-Step/acestep-5Hz-lm-4B",
-}
-"""The 1.7B model is published inside ``ACE-Step/Ace-Step1.5`` alone."""
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")
 _CPU_CACHE_GB = 2.0
 _Name = Literal["vllm", "pt"]
@@ -61,9 +54,7 @@ def load(configure: ConfigurePlanner) -> Loaded:
         except LmUnusable as error:
             reasons.append(f"{name}: {error}")
             continue
-        report = PlannerReport(
-            model=folder.name, backend=name, planner_device=str(device), warnings=tuple(map(_fell_back, reasons))
-        )
+        report = PlannerReport(model=folder.name, backend=name, warnings=tuple(map(_fell_back, reasons)))
         return Loaded(backend, tokens, report)
     raise LmUnusable(f"{folder.name} cannot be loaded. {'; '.join(reasons)}")
 
@@ -74,16 +65,14 @@ def find(model: str, checkpoint_dir: Path | None) -> Path:
     Raises:
         LmUnusable: it is in none of them.
     """
-    given = Path(model).expanduser()
-    for folder in (given, *([checkpoint_dir / model] if checkpoint_dir else [])):
-        if (folder / "config.json").is_file():
-            return folder.resolve()
-    hub_id = HUB.get(model, model)
-    if not _HUB_ID.fullmatch(hub_id):
-        where = (
-            f"{checkpoint_dir / model}" if checkpoint_dir else "a folder of that name (ACESTEP_CHECKPOINT_DIR is unset)"
-        )
-        raise LmUnusable(f"language model {model} is not found: looked for {where}; set ACESTEP_LM_MODEL_PATH")
+    try:
+        place = resolve(model, checkpoint_dir)
+    except LmNotFound as error:
+        raise LmUnusable(str(error)) from error
+    return place.folder or _fetched(place.hub_id or model)
+
+
+def _fetched(hub_id: str) -> Path:
     try:
         return Path(snapshot_download(hub_id, allow_patterns=list(_FILES)))
     except Exception as error:

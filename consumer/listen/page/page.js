@@ -17,20 +17,29 @@ const STATES = {
   expired: "Expired",
 };
 const STAGES = { plan: "planning", render: "rendering", encode: "encoding", upload: "storing" };
-const LABELS = { audio_duration: "seconds", audio_format: "format", lm_model_path: "language model" };
+const LABELS = { audio_duration: "seconds", audio_format: "format", batch_size: "songs", lm_model_path: "language model" };
 const NO_WORDS = ["prompt", "lyrics", "model"];
-const FIELDS = ["prompt", "lyrics", "audio_duration", "audio_format", "model", "seed", "thinking"];
+const FIELDS = ["prompt", "lyrics", "audio_duration", "batch_size", "audio_format", "model", "seed", "thinking"];
+const KINDS = { "": "All", running: "Running", waiting: "Waiting", completed: "With songs", unmade: "Without songs" };
+// A browser keeps six connections to one server for all its tabs: one that nobody looks at gives its own back.
+const HIDDEN_MS = 10_000;
 
 const byId = (id) => document.getElementById(id);
 const jobs = new Map();
 const peaksOf = new Map();
+// What was asked for here: of these a screen reader is told, and not of everybody's.
+const mine = new Set();
+let pulse = null;
 let arrived = false;
 
 // --- texts ---------------------------------------------------------------------------------------------------------
 
 const isEnded = (card) => card.state !== "waiting" && card.state !== "running";
 
-const firstLine = (text) => text.trim().split("\n", 1)[0].slice(0, 160);
+function firstLine(text) {
+  const letters = [...text.trim().split("\n", 1)[0]];
+  return letters.length > 160 ? `${letters.slice(0, 160).join("").trimEnd()}…` : letters.join("");
+}
 
 const titleOf = ({ request, metas, task_id }) =>
   firstLine(request?.prompt || metas?.caption || request?.sample_query || "") || `Job ${task_id.slice(0, 24)}`;
@@ -57,7 +66,9 @@ function shown(value) {
 }
 
 function doing({ card, heardAt }) {
-  if (card.state === "waiting") return card.stopping ? "asked to stop; it ends when it comes up" : "waits in the queue";
+  if (card.state === "waiting" && card.stopping) return "asked to stop; it ends when it comes up";
+  if (card.state === "waiting" && card.unsure) return "nobody knows whether the broker took it; making it again is safe";
+  if (card.state === "waiting") return "waits in the queue";
   const parts = [card.stopping ? "stopping" : STAGES[card.stage] ?? (card.stage || "started")];
   if (card.progress > 0) parts.push(`${Math.floor(card.progress * 100)}%`);
   if (card.remaining_s !== null) {
@@ -70,7 +81,8 @@ function doing({ card, heardAt }) {
 
 const labelled = (field) => LABELS[field] ?? field.replaceAll("_", " ");
 
-const startingLarge = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+// Not names of fields: these are what a program would send.
+const startingLarge = (text) => (/^\w+(_| = )/.test(text) ? text : text.charAt(0).toUpperCase() + text.slice(1));
 
 function adjusted({ field, requested, applied, reason }) {
   return startingLarge(`${labelled(field)}: asked for ${shown(requested)}, made with ${shown(applied)} – ${reason}`);
@@ -111,7 +123,7 @@ function setList(list, texts) {
   const key = JSON.stringify(texts);
   if (list.dataset.key === key) return;
   list.dataset.key = key;
-  list.replaceChildren(...texts.map((text) => Object.assign(document.createElement("li"), { textContent: text })));
+  list.replaceChildren(...texts.map((text) => Object.assign(document.createElement("li"), { dir: "auto", textContent: text })));
 }
 
 function setPairs(list, pairs) {
@@ -122,7 +134,7 @@ function setPairs(list, pairs) {
   list.replaceChildren(
     ...items.flatMap(([name, value]) => [
       Object.assign(document.createElement("dt"), { textContent: name }),
-      Object.assign(document.createElement("dd"), { textContent: shown(value) }),
+      Object.assign(document.createElement("dd"), { dir: "auto", textContent: shown(value) }),
     ]),
   );
 }
@@ -210,7 +222,8 @@ class Player {
     this.audio = this.part("audio");
     this.slider = this.part("input");
     this.canvas = this.part("canvas");
-    this.name = card.songs.length > 1 ? `song ${index + 1} of ${card.songs.length}` : "the song";
+    this.title = titleOf(card);
+    this.name = `${card.songs.length > 1 ? `song ${index + 1} of ${card.songs.length}` : "the song"}: ${this.title}`;
     this.peaks = null;
     this.fill();
     this.listen();
@@ -231,6 +244,9 @@ class Player {
     setText(this.part(".facts"), facts.join(" · "));
     this.showState();
     this.showTime();
+    this.isPlayable = Boolean(this.audio.canPlayType(song.content_type));
+    this.part(".play").disabled = slider.disabled = !this.isPlayable;
+    if (!this.isPlayable) this.trouble(`This browser cannot play ${song.format.toUpperCase()}. Download the song to hear it.`);
   }
 
   listen() {
@@ -254,6 +270,7 @@ class Player {
     Player.playing = this;
     this.trouble("");
     if (this.audio.error) this.audio.load();
+    if (navigator.mediaSession) navigator.mediaSession.metadata = new MediaMetadata({ title: this.title });
     try {
       await this.audio.play();
     } catch (error) {
@@ -294,7 +311,7 @@ class Player {
   }
 
   async drawWave() {
-    if (this.song.bytes > LARGEST_PICTURE_BYTES || !this.element.isConnected) return;
+    if (!this.isPlayable || this.song.bytes > LARGEST_PICTURE_BYTES || !this.element.isConnected) return;
     try {
       this.peaks = await peaksFor(this.url);
       this.canvas.dataset.drawn = "true";
@@ -308,7 +325,7 @@ class Player {
   async explain() {
     const answer = await fetch(this.url, { headers: { Range: "bytes=0-0" } }).catch(() => null);
     if (!answer) this.trouble("This page's server does not answer.");
-    else if (answer.ok) this.trouble("This browser cannot play the format; the download works.");
+    else if (answer.ok) this.trouble(`This browser cannot play this ${this.song.format.toUpperCase()} file. Download it to hear it elsewhere.`);
     else this.trouble((await answer.text()).trim());
   }
 
@@ -337,7 +354,7 @@ class Job {
     this.players = [];
     const id = this.part(".id");
     id.href = `#${card.task_id}`;
-    id.textContent = card.task_id;
+    id.textContent = id.title = card.task_id;
     this.part(".stop").addEventListener("click", () => this.stop());
     this.part(".again").addEventListener("click", () => fillForm(this.card.request ?? {}));
   }
@@ -350,7 +367,8 @@ class Job {
     this.showHead();
     this.showWay();
     setText(this.part(".reason"), reasonOf(card));
-    setList(this.part(".details"), (card.error?.details ?? []).map(detailed));
+    const details = (card.error?.details ?? []).map(detailed);
+    setList(this.part(".details"), details.filter((text) => !card.error.message.includes(text)));
     setList(this.part(".notes"), notesOf(card));
     this.showWords();
     this.showSongs();
@@ -390,6 +408,7 @@ class Job {
     const { prompt = "", lyrics = "" } = request;
     setText(this.part(".prompt"), prompt);
     setText(this.part(".lyrics"), lyrics);
+    this.part(".lyrics").lang = /^[a-z]{2,3}$/.test(metas?.language ?? "") ? metas.language : "";
     const parameters = Object.entries(request).filter(([name]) => !NO_WORDS.includes(name));
     setPairs(this.part("dl"), [
       ...parameters.map(([name, value]) => [labelled(name), value]),
@@ -402,6 +421,7 @@ class Job {
       ["language", metas?.language],
       ["made in", timings?.total && spoken(timings.total)],
       ["worker", worker_id && (tier ? `${worker_id} (${tier})` : worker_id)],
+      ["id", this.card.task_id],
     ]);
   }
 
@@ -425,11 +445,14 @@ class Job {
     stop.setAttribute("aria-label", `${stop.textContent}: ${titleOf(card)}`);
     if (focused && (stop.hidden || stop.disabled)) this.element.focus({ preventScroll: true });
     this.part(".again").hidden = !card.request;
+    this.part(".foot").hidden = !card.request && stop.hidden;
+    this.part(".again").setAttribute("aria-label", `Use these words: ${titleOf(card)}`);
   }
 
   // Not every step is worth a word of a screen reader: changes of state, and each quarter.
   tell(before) {
     const { card } = this;
+    if (!mine.has(card.task_id)) return;
     const quarter = Math.floor(card.progress * 4);
     if (card.state !== before.state) {
       const songs = card.songs.length ? `, ${card.songs.length} song${card.songs.length > 1 ? "s" : ""}` : "";
@@ -440,6 +463,7 @@ class Job {
   }
 
   async stop() {
+    mine.add(this.card.task_id);
     const { error } = await post(`/jobs/${this.card.task_id}/cancel`);
     if (!error) return;
     setText(this.part(".doing"), error.message);
@@ -474,9 +498,41 @@ function showModels() {
   }
 }
 
+// --- which jobs are shown ------------------------------------------------------------------------------------------------
+
+const kindOf = ({ state }) => (state in KINDS ? state : "unmade");
+
+const kinds = Object.keys(KINDS).map((kind) => {
+  const button = Object.assign(document.createElement("button"), { type: "button" });
+  button.addEventListener("click", () => showKind(kind));
+  return { kind, button };
+});
+byId("kinds").append(...kinds.map(({ button }) => button));
+
+function showKind(only) {
+  byId("list").dataset.only = only;
+  for (const { kind, button } of kinds) button.setAttribute("aria-pressed", String(kind === only));
+  count();
+}
+
+function count() {
+  const only = byId("list").dataset.only;
+  const counts = {};
+  for (const { card } of jobs.values()) counts[kindOf(card)] = (counts[kindOf(card)] ?? 0) + 1;
+  counts[""] = jobs.size;
+  for (const { kind, button } of kinds) {
+    button.hidden = !counts[kind] && kind !== only;
+    setText(button, `${KINDS[kind]} ${counts[kind] ?? 0}`);
+  }
+  byId("kinds").hidden = jobs.size < 2;
+  byId("nothing").hidden = jobs.size > 0;
+}
+
+showKind("");
+
 // --- news ------------------------------------------------------------------------------------------------------------------
 
-function receive({ now, fresh, cards, gone }) {
+function receive({ now, fresh, pulse: felt, cards, gone }) {
   // Ages by the server's own clock: this device's may be wrong.
   const here = Date.now() - Date.parse(now);
   const told = new Set(cards.map((card) => card.task_id));
@@ -488,22 +544,62 @@ function receive({ now, fresh, cards, gone }) {
   for (const taskId of gone) if (jobs.has(taskId) && !isEnded(jobs.get(taskId).card)) takeDown(taskId);
   for (const card of cards.sort((one, other) => one.number - other.number)) putUp(card, Date.parse(card.heard) + here);
   const spare = [...jobs].filter(([, { card, players }]) => isEnded(card) && !players.includes(Player.playing));
-  for (const [taskId] of spare.slice(0, Math.max(0, jobs.size - KEPT))) takeDown(taskId);
-  byId("nothing").hidden = jobs.size > 0;
+  for (const [taskId] of spare.slice(0, Math.max(0, spare.length - KEPT))) takeDown(taskId);
+  count();
   showModels();
+  showPulse(felt);
   if (fresh && !arrived) goTo(location.hash);
+  if (!arrived) performance.mark("jobs");
   arrived = true;
 }
 
+let source = null;
+let seen = "";
+
 function connect() {
-  const source = new EventSource("/events");
-  source.onopen = () => showLine("on", "live");
-  source.onmessage = ({ data }) => receive(JSON.parse(data));
-  source.onerror = () => {
-    showLine("off", "no connection, trying again");
-    // The browser tries again by itself, but not after an answer such as a proxy's 502.
-    if (source.readyState === EventSource.CLOSED) setTimeout(connect, 3000);
+  source?.close();
+  source = new EventSource(seen ? `/events?since=${seen}` : "/events");
+  source.onopen = () => showPulse(pulse);
+  source.onmessage = ({ data, lastEventId }) => {
+    seen = lastEventId;
+    receive(JSON.parse(data));
   };
+  source.onerror = ({ target }) => {
+    showLine("off", "no connection, trying again");
+    setText(byId("queue"), "");
+    // The browser tries again by itself, but not after an answer such as a proxy's 502.
+    if (target.readyState === EventSource.CLOSED) setTimeout(() => target === source && connect(), 3000);
+  };
+}
+
+let hiding = 0;
+
+function pause() {
+  source?.close();
+  source = null;
+  showLine("off", "paused while hidden");
+}
+
+document.addEventListener("visibilitychange", () => {
+  clearTimeout(hiding);
+  if (document.hidden) hiding = setTimeout(pause, HIDDEN_MS);
+  else if (!source) connect();
+});
+
+const counted = (number, one, many) => `${number} ${number === 1 ? one : many}`;
+
+function showPulse(felt) {
+  pulse = felt;
+  if (felt && !felt.broker) showLine("away", "the broker is away; news will follow");
+  else showLine("on", "live");
+  setText(byId("queue"), felt?.broker ? queueLine(felt) : "");
+}
+
+function queueLine({ declared, waiting, workers }) {
+  if (!declared) return "there is no queue: start a worker";
+  if (workers === null) return "";
+  const wait = waiting ? counted(waiting, "request waits", "requests wait") : "nothing waits";
+  return workers ? `${counted(workers, "worker", "workers")}, ${wait}` : `no worker takes requests, ${wait}`;
 }
 
 function showLine(state, text) {
@@ -560,6 +656,9 @@ function fillForm(request) {
     if (field.type === "checkbox") field.checked = Boolean(request[name]);
     else field.value = request[name] ?? (name === "audio_format" ? "mp3" : "");
   }
+  // Ogg and Opus are one format; the list has one of them.
+  if (request.audio_format === "ogg") form.elements.audio_format.value = "opus";
+  if (request.model || request.seed || request.thinking) byId("more").open = true;
   orderId = newId();
   mark([]);
   answer(byId("answer"), "", "");
@@ -568,7 +667,9 @@ function fillForm(request) {
 
 function mark(names) {
   for (const name of FIELDS) form.elements[name].setAttribute("aria-invalid", String(names.includes(name)));
-  if (names.length) form.elements[names[0]]?.focus();
+  const first = form.elements[names[0]];
+  if (byId("more").contains(first)) byId("more").open = true;
+  first?.focus();
 }
 
 // A date in an alert would be read out each second: the line is an alert once, the count is not.
@@ -616,6 +717,8 @@ form.addEventListener("submit", async (event) => {
   }
   const button = form.querySelector("button");
   button.disabled = true;
+  mine.add(orderId);
+  if (pulse && !pulse.broker) answer(byId("answer"), "wait", "The broker is away. Trying for half a minute.");
   const { error, task_id: taskId } = await post("/jobs", readForm());
   button.disabled = false;
   button.focus();
@@ -625,6 +728,8 @@ form.addEventListener("submit", async (event) => {
   }
   orderId = newId();
   accept(taskId);
+  // In one column, the job is far below the form.
+  if (getComputedStyle(document.querySelector("main")).gridTemplateColumns.split(" ").length < 2) showJob(taskId);
 });
 
 // Other words are another job. The same words sent again, after an answer that was lost, are the same.
@@ -636,8 +741,15 @@ async function showJob(taskId) {
     if (error) return startingLarge(error.message);
     for (let tries = 0; tries < 50 && !jobs.has(taskId); tries++) await new Promise((done) => setTimeout(done, 100));
   }
-  const element = jobs.get(taskId)?.element;
-  element?.scrollIntoView({ block: "start" });
+  const job = jobs.get(taskId);
+  const only = byId("list").dataset.only;
+  if (job && only && only !== kindOf(job.card)) showKind("");
+  const element = job?.element;
+  // Twice: on the way there, jobs above it get the height that they really have.
+  for (let times = 0; element && times < 2; times++) {
+    element.scrollIntoView({ block: "start" });
+    await new Promise((done) => setTimeout(done, 50));
+  }
   element?.focus({ preventScroll: true });
   return "";
 }
@@ -655,7 +767,10 @@ byId("find").addEventListener("submit", async (event) => {
 
 async function goTo(hash) {
   const taskId = hash.slice(1);
-  if (/^[A-Za-z0-9_-]{1,128}$/.test(taskId) && taskId !== "jobs") answer(byId("found"), "bad", await showJob(taskId));
+  if (!/^[A-Za-z0-9_-]{1,128}$/.test(taskId) || taskId === "jobs") return;
+  const trouble = await showJob(taskId);
+  if (trouble) byId("earlier").open = true;
+  answer(byId("found"), "bad", trouble);
 }
 
 window.addEventListener("hashchange", () => goTo(location.hash));

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a publish makes of lost connections and refusals; the broker's part is in tests/integration/test_client.py."""
 
+import asyncio
 from collections.abc import Iterator
+from typing import Any, cast
 
 import aio_pika
 import pytest
@@ -68,6 +70,40 @@ async def test_a_refusal_after_a_connection_that_was_lost_before_sending_is_stil
 ) -> None:
     with pytest.raises(Nacked):
         await publish(monkeypatch, Script(Nacked("full"), connects=(LinkLost("gone"),)))
+
+
+class Channel:
+    """As much of a channel as is looked at."""
+
+    is_closed = False
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+
+async def test_a_channel_that_was_refused_something_is_left_and_closed_when_nothing_waits_on_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits, answer = asyncio.Event(), asyncio.Event()
+
+    async def scripted(_channel: object, exchange: str, *_: object) -> None:
+        if exchange == "full":
+            raise Nacked("full")
+        waits.set()
+        await answer.wait()
+
+    monkeypatch.setattr("consumer.client.line._publish", scripted)
+    line, channel = Line("amqp://nowhere/", 5.0), cast("Any", Channel())
+    line._publishing = channel
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(line.publish("slow", "k", MESSAGE))
+        await waits.wait()
+        with pytest.raises(Nacked):
+            await line.publish("full", "k", MESSAGE)
+        assert line._publishing is None
+        assert not channel.is_closed
+        answer.set()
+    assert channel.is_closed
 
 
 async def test_a_refusal_after_a_lost_confirm_does_not_claim_that_nothing_was_taken(

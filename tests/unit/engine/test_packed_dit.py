@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The packed DiT against diffusers' own forward pass, voice by voice, and how often it is compiled."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,15 +27,6 @@ class Voice:
     context: torch.Tensor
     states: torch.Tensor
     time: float
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_core() -> Iterator[None]:
-    """Tiny tensors are slower on several cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -71,14 +71,14 @@ async def test_a_job_that_kills_every_process_fails_after_its_attempts(tmp_path:
 
 async def test_vitals_are_kept_until_the_process_is_replaced_and_totals_beyond(tmp_path: Path) -> None:
     async with supervised() as engine:
-        assert (engine.vitals, engine.usage.songs) == (None, 0)
+        assert (engine.usage.vitals, engine.usage.songs) == (None, 0)
         await render(engine, tmp_path, "tell", batch_size=2)
-        assert engine.vitals == vitals(songs_done=2)
+        assert engine.usage.vitals == vitals(songs_done=2)
         pid = engine.pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         await eventually(lambda: engine.pid != pid)
-        await eventually(lambda: engine.vitals is None)
+        await eventually(lambda: engine.usage.vitals is None)
         assert (engine.usage.songs, engine.usage.audio_s) == (2, 120)
         await eventually(lambda: engine.ready)
         await render(engine, tmp_path, "tell")
@@ -138,14 +138,14 @@ async def test_a_share_of_the_card_holds_for_every_process_to_come(tmp_path: Pat
         for share in (16.0, 10.5):
             engine.allot(share)
             await render(engine, tmp_path, "tell")
-            assert engine.vitals is not None
-            assert engine.vitals.memory_limit_gb == share
+            assert engine.usage.vitals is not None
+            assert engine.usage.vitals.memory_limit_gb == share
         assert engine.pid is not None
         os.kill(engine.pid, signal.SIGKILL)
         await eventually(lambda: engine.restarts and engine.ready)
         await render(engine, tmp_path, "tell")
-        assert engine.vitals is not None
-        assert engine.vitals.memory_limit_gb == 10.5
+        assert engine.usage.vitals is not None
+        assert engine.usage.vitals.memory_limit_gb == 10.5
 
 
 async def test_a_job_may_have_fewer_tries_than_the_worker_gives(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from consumer.listen.board import Board
+from consumer.listen.pulse import Pulse
 from schemas import examples
 from schemas.events import JobStarted, TerminalEvent
 from schemas.request import GenerationRequest
@@ -67,9 +68,9 @@ def test_a_page_that_comes_back_gets_what_changed_meanwhile_alone() -> None:
 
 def test_a_page_that_was_with_another_server_or_missed_a_removal_starts_anew() -> None:
     board = Board(kept=1)
-    board.hear(started("one"))
+    board.hear(failed("one"))
     mark = board.mark
-    board.hear(started("two"))
+    board.hear(failed("two"))
     for strange in (mark, Board().mark, f"{board.mark}9", "nonsense", f"{board.mark.split('-')[0]}-²"):
         with board.feed(strange) as feed:
             batch = board.take(feed)
@@ -90,16 +91,68 @@ def test_a_slow_page_skips_states_and_holds_no_more_than_there_are_jobs() -> Non
         assert {card.state for card in batch.cards} == {"failed"}
 
 
-def test_of_too_many_jobs_the_oldest_that_has_ended_is_forgotten_first() -> None:
+def test_of_too_many_ended_jobs_the_oldest_is_forgotten_and_none_that_waits_or_runs() -> None:
     board = Board(kept=2)
-    board.hear(started("runs"))
-    board.hear(failed("ended"))
+    for number in range(50):
+        board.hear(started(f"runs-{number}"))
+        board.order(f"waits-{number}", REQUEST)
     with board.feed() as feed:
         board.take(feed)
-        board.hear(started("new"))
-        assert board.take(feed).gone == ("ended",)
+        for number in range(3):
+            board.hear(failed(f"ended-{number}"))
+        assert board.take(feed).gone == ("ended-0",)
+    assert len(board.silent(-1)) == 100
+
+
+def test_memory_has_an_end_and_jobs_that_have_ended_go_first() -> None:
+    board = Board(kept=2, most=3)
+    for task_id in ("first", "second"):
+        board.hear(started(task_id))
+    board.hear(failed("ended"))
+    board.hear(started("third"))
     assert board.card("ended") is None
-    assert board.card("runs") is not None
+    board.hear(started("fourth"))
+    assert board.card("first") is None
+    assert {card.task_id for card in board.silent(-1)} == {"second", "third", "fourth"}
+
+
+def test_pages_hear_how_the_broker_is_once_for_each_change() -> None:
+    board = Board()
+    with board.feed() as feed:
+        assert board.take(feed).pulse is None
+        board.feel(Pulse(broker=False))
+        assert feed.news.is_set()
+        assert board.take(feed).pulse == Pulse(broker=False)
+        board.feel(Pulse(broker=False))
+        assert not feed.news.is_set()
+
+
+def test_a_page_that_comes_back_hears_how_the_broker_is_if_that_changed_meanwhile() -> None:
+    board = Board()
+    board.feel(Pulse(broker=True, waiting=0, workers=1))
+    mark = board.mark
+    with board.feed(mark) as feed:
+        assert not feed.news.is_set()
+    board.feel(Pulse(broker=False))
+    with board.feed(mark) as feed:
+        assert feed.news.is_set()
+        batch = board.take(feed)
+    assert (batch.fresh, batch.cards, batch.pulse) == (False, (), Pulse(broker=False))
+
+
+def test_an_order_whose_confirm_was_lost_is_in_doubt_until_a_worker_tells_of_it() -> None:
+    board = Board()
+    board.order("one", REQUEST)
+    board.doubt("one")
+    board.doubt("unknown")
+    card = board.card("one")
+    assert card is not None
+    assert (card.state, card.unsure) == ("waiting", True)
+    board.hear(started("one"))
+    board.doubt("one")
+    card = board.card("one")
+    assert card is not None
+    assert not card.unsure
 
 
 def test_an_order_waits_until_a_worker_takes_it_and_keeps_its_words() -> None:

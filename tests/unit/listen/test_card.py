@@ -4,7 +4,7 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from consumer.listen.card import Card, file_name, request_shown, told
+from consumer.listen.card import Card, content_type_of, file_name, request_shown, told
 from schemas import examples
 from schemas.events import JobCompleted, JobEvent, JobProgress, JobStarted, Unfinished
 from schemas.request import GenerationRequest
@@ -97,3 +97,10 @@ def test_a_file_name_has_no_room_for_a_header_or_a_path() -> None:
 def test_only_what_differs_from_the_defaults_is_shown_of_a_request() -> None:
     request = GenerationRequest(task_id="t", prompt="jazz", audio_code_string="<|audio_code_1|>", thinking=True)
     assert request_shown(request) == {"prompt": "jazz", "thinking": True}
+
+
+def test_a_song_is_sent_as_what_its_format_is_whatever_its_event_says() -> None:
+    audio = examples.completed().data.audios[0]
+    lied = audio.model_copy(update={"content_type": "text/html"})
+    assert content_type_of(lied) == "audio/flac"
+    assert content_type_of(lied.model_copy(update={"format": "html"})) == "application/octet-stream"

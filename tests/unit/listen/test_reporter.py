@@ -11,6 +11,7 @@ import pytest
 from consumer.client import DownloadFailed
 from consumer.listen import reporter
 from consumer.listen.board import Board
+from consumer.listen.pulse import Pulse
 from schemas import examples
 from schemas.events import JobEvent, TerminalEvent, WorkerEvent
 from schemas.request import GenerationRequest
@@ -76,3 +77,19 @@ async def test_the_end_of_a_silent_job_is_found_in_storage_also_after_a_failure(
 async def test_an_earlier_cancellation_of_the_same_id_does_not_end_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     earlier = examples.unfinished("cancelled").model_copy(update={"time": datetime.now(UTC) - timedelta(hours=1)})
     assert await caught_up(waiting(), Endings(earlier), monkeypatch) == "waiting"
+
+
+async def test_the_board_is_told_again_and_again_how_the_broker_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporter, "FEEL_EVERY_S", 0.001)
+    seen = [Pulse(broker=True, waiting=0, workers=1), Pulse(broker=False)]
+
+    async def look() -> Pulse:
+        return seen.pop(0) if len(seen) > 1 else seen[0]
+
+    board = Board()
+    with board.feed() as feed:
+        work = asyncio.create_task(reporter.feel(look, board))
+        try:
+            await eventually(lambda: board.take(feed).pulse == Pulse(broker=False), 10)
+        finally:
+            work.cancel()

@@ -2,7 +2,7 @@
 """The arithmetic from logits to tokens, against plain formulas, and against what a seed promises."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -15,15 +15,6 @@ from consumer.engine.planner.guidance import MASKED, Rows, choose, exponential, 
 
 VOCABULARY = 3000
 PLAIN = Sampling(seed=1, temperature=1.0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two test runs side by side on two cores: threads that wait for each other cost more than they bring."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def logits_of(rows: int, seed: int = 0, columns: int = VOCABULARY) -> Tensor:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from pydantic import SecretStr
 
 from consumer.broker.topology import CONTROL, EVENTS, GENERATE, REQUESTS, Topology, topology
 from consumer.settings import BrokerSettings
@@ -24,7 +23,7 @@ EXAMPLES = examples.events()
 
 
 def declared() -> Topology:
-    settings = BrokerSettings.model_validate({"url": SecretStr("amqp://localhost/")})
+    settings = BrokerSettings.model_validate({"urls": "amqp://localhost/"})
     return topology(settings)
 
 

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What metrics, logs and tracing take of a worker's time: the same worker with all of them on and with all of them off.
+
+Both take turns within one process, stretch by stretch, and only neighbours are compared. In the path of a message are
+RabbitMQ, S3 and everything of the worker but the engine, which is done at once: no job is shorter, so that no share is
+larger. CPU time is that of all of the worker's threads, the exporter's and its last export included.
+
+A job that ends well writes no line at `info`: what logs take of it is the binding of its ids.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from rich import box
+from rich.table import Table
+
+from tests.bench.arena import BenchError
+from tests.bench.observers import Observers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tests.bench.arena import Arena
+
+SONG_S: Final = 60 / 1165
+"""Seconds of the shortest real job: a song of 30 s, 8 steps, packed with others, on one NVIDIA H200."""
+
+_STRETCH: Final = 250
+_PAIRS_AT_ONCE: Final = 8
+_SPANS: Final = 5
+"""Of a job: itself, fetch, plan, render, upload."""
+
+_LIMIT_S: Final = 300
+_US: Final = 1e6
+_CLOCKS: Final = {"cpu": "CPU time", "wall": "wall time"}
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two neighbouring stretches: microseconds a job on each clock, without telemetry and with it."""
+
+    off: dict[str, float]
+    on: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """What was measured at this prefetch."""
+
+    prefetch: int
+    pairs: tuple[Pair, ...]
+
+    def summary(self) -> dict[str, Any]:
+        """Return a plain document: microseconds a job, and the extra as a share of a job; medians with quartiles."""
+        return {
+            "prefetch": self.prefetch,
+            "pairs": len(self.pairs),
+            "messages": _STRETCH,
+            **{clock: self._of(clock) for clock in _CLOCKS},
+        }
+
+    def _of(self, clock: str) -> dict[str, Any]:
+        extra = [pair.on[clock] - pair.off[clock] for pair in self.pairs]
+        return {
+            "job_us": round(statistics.median(pair.off[clock] for pair in self.pairs), 1),
+            "extra_us": _spread(extra, 1),
+            "share": _spread([pair.on[clock] / pair.off[clock] - 1 for pair in self.pairs], 4),
+            "share_of_song": round(statistics.median(extra) / (SONG_S * _US), 5),
+        }
+
+    def table(self) -> Table:
+        """Return the same for eyes."""
+        title = (
+            f"Metrics, logs and tracing, prefetch {self.prefetch}: medians of {len(self.pairs)} pairs (and quartiles)"
+        )
+        table = Table("", box=box.SIMPLE, title=title)
+        for about in _CLOCKS.values():
+            table.add_column(about, justify="right")
+        found = [self._of(clock) for clock in _CLOCKS]
+        table.add_row("a job without them", *(f"{of['job_us']:,.0f} µs" for of in found))
+        table.add_row("what they add", *(_told(of["extra_us"], "{:,.0f}", " µs") for of in found))
+        table.add_row("of this job", *(_told(of["share"], "{:.1%}") for of in found))
+        table.add_row("of a song of 30 s", *(f"{of['share_of_song']:.2%}" for of in found))
+        return table
+
+
+def _told(spread: dict[str, float], form: str, unit: str = "") -> str:
+    median, low, high = (form.format(spread[name]) for name in ("median", "low", "high"))
+    return f"{median}{unit}  ({low} to {high})"
+
+
+async def overhead(arena: Arena, prefetch: int, pairs: int, tell: Callable[[str], None]) -> Overhead:
+    """Measure. The worker is started anew every few pairs, since processes differ, too.
+
+    Raises:
+        BenchError: it did not do its work, or not all of it was counted, traced and logged.
+    """
+    found: list[Pair] = []
+    while len(found) < pairs:
+        found += await _sitting(arena, prefetch, min(_PAIRS_AT_ONCE, pairs - len(found)))
+        tell(f"telemetry on and off: {len(found)} of {pairs} pairs")
+    return Overhead(prefetch, tuple(found))
+
+
+async def _sitting(arena: Arena, prefetch: int, pairs: int) -> list[Pair]:
+    stretches = 1 + 2 * pairs
+    async with Observers() as observers:
+        variables = {**observers.variables, "BENCH_STRETCH": str(_STRETCH)}
+        words = await arena.work_off(
+            "observed",
+            prefetch,
+            _STRETCH * stretches,
+            _LIMIT_S,
+            variables=variables,
+            referee=observers.attend,
+            log=observers.log,
+        )
+        _require_all_seen(observers, jobs=_STRETCH * (1 + pairs))
+    measured = json.loads(words[-1])
+    return [_pair(measured[start : start + 2]) for start in range(0, len(measured), 2)]
+
+
+def _require_all_seen(observers: Observers, *, jobs: int) -> None:
+    """With everything on, everything must have arrived: else something cheaper was measured."""
+    spans = observers.spans()
+    if observers.counted != jobs:
+        raise BenchError(f"metrics tell of {observers.counted} jobs of {jobs}")
+    if "ready" not in observers.logged():
+        raise BenchError("the log does not tell of the start")
+    if spans != _SPANS * jobs:
+        raise BenchError(f"{spans} spans of {_SPANS * jobs} arrived")
+
+
+def _pair(stretches: Sequence[dict[str, Any]]) -> Pair:
+    by_state = {stretch["on"]: _clocks(stretch) for stretch in stretches}
+    return Pair(off=by_state[False], on=by_state[True])
+
+
+def _clocks(stretch: dict[str, Any]) -> dict[str, float]:
+    each = _US / stretch["messages"]
+    return {"cpu": stretch["cpu_seconds"] * each, "wall": stretch["seconds"] * each}
+
+
+def _spread(values: Sequence[float], digits: int) -> dict[str, float]:
+    low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
+    return {"median": round(median, digits), "low": round(low, digits), "high": round(high, digits)}

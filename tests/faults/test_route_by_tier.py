@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Workers with cards of different sizes on one queue: what exceeds the small one's limits, and every way to lose it."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from consumer.broker.topology import GENERATE, tier_queue
+from tests.support.broker import until
+from tests.support.proxy import Direction, Where
+from tests.support.scene import CONSUMING, WITHIN_S, Scene, scene
+from tests.support.waiting import eventually
+from tests.support.worker import WorkerProcess, running
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from tests.support.ear import Heard
+
+ROUTING = {"ACESTEP_ROUTE_BY_TIER": "true", "ACESTEP_QUEUE_WORKERS": "2"}
+SMALL = {**ROUTING, "MAX_CUDA_VRAM": "4", "ACESTEP_WORKER_ID": "small"}
+LARGE = {**ROUTING, "MAX_CUDA_VRAM": "24", "ACESTEP_WORKER_ID": "large"}
+BIG = {"audio_duration": 400, "batch_size": 2}
+
+
+@asynccontextmanager
+async def large(environment: dict[str, str], folder: Path) -> AsyncIterator[WorkerProcess]:
+    """A second worker, with a card of 24 GB, that is there for others."""
+    folder.mkdir()  # noqa: ASYNC240 - at once
+    async with running(WorkerProcess(folder, environment | LARGE, light=True)) as worker:
+        await there(worker)
+        yield worker
+
+
+async def there(worker: WorkerProcess) -> None:
+    """Wait until it takes messages, and others are told so."""
+    await eventually(lambda: worker.log_lines(event="ready"), WITHIN_S)
+
+
+def whole(told: Heard) -> bool:
+    """Whether a job had all that it asked for, from the larger card."""
+    policy: dict[str, Any] = told.data["policy"]
+    return (policy["tier"], policy["adjustments"], told.data["worker_id"]) == ("tier6", [], "large")
+
+
+async def assert_whole_and_once(stage: Scene, *task_ids: str) -> None:
+    await stage.assert_completed_once(*task_ids)
+    assert all(whole(told) for task_id in task_ids for told in stage.ear.terminal(task_id))
+
+
+async def nothing_waits(stage: Scene) -> bool:
+    return not await stage.peer.ready(GENERATE) and not await stage.peer.ready(tier_queue("tier6"))
+
+
+async def test_what_exceeds_the_small_card_is_done_whole_by_the_large_one_and_the_rest_by_both(
+    own_worker_environment: dict[str, str], tmp_path: Path
+) -> None:
+    async with (
+        scene(own_worker_environment, tmp_path, **SMALL) as stage,
+        large(own_worker_environment, tmp_path / "large"),
+    ):
+        await there(stage.worker)
+        bigs = [f"big-{number}" for number in range(6)]
+        smalls = [f"small-{number}" for number in range(12)]
+        for number, task_id in enumerate(smalls):
+            await stage.peer.submit(task_id=task_id, prompt="takes=0.2")
+            if number < len(bigs):
+                await stage.peer.submit(task_id=bigs[number], **BIG)
+        await stage.all_ended(*bigs, *smalls)
+        await stage.assert_completed_once(*smalls)
+        await assert_whole_and_once(stage, *bigs)
+        assert {stage.ear.terminal(task_id)[0].data["worker_id"] for task_id in smalls} == {"small", "large"}
+        await eventually(lambda: stage.worker.log_lines(event="sent on to a larger card", tier="tier6"), WITHIN_S)
+        await until(lambda: nothing_waits(stage), "both queues are empty")
+
+
+async def test_without_a_larger_card_it_is_clamped_and_said(
+    own_worker_environment: dict[str, str], tmp_path: Path
+) -> None:
+    async with scene(own_worker_environment, tmp_path, **SMALL) as stage:
+        await there(stage.worker)
+        await stage.peer.submit(task_id="big", **BIG)
+        await stage.all_ended("big")
+        policy = stage.ear.terminal("big")[0].data["policy"]
+        assert {change["field"]: change["applied"] for change in policy["adjustments"]} == {
+            "audio_duration": 180,
+            "batch_size": 1,
+        }
+
+
+async def test_what_was_sent_on_outlives_the_large_worker_and_is_done_whole_by_the_next(
+    own_worker_environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Two are in its hands when it is killed, and two wait. What it had from the producers themselves may be clamped."""
+    task_ids = [f"big-{number}" for number in range(4)]
+    go = tmp_path / "go"
+    async with scene(own_worker_environment, tmp_path, **SMALL) as stage:
+        await there(stage.worker)
+        async with large(own_worker_environment, tmp_path / "first") as first:
+            for task_id in task_ids:
+                await stage.peer.submit(task_id=task_id, prompt=f"until={go}", **BIG)
+            await eventually(lambda: sum("started" in stage.ear.states(each) for each in task_ids) == 2, WITHIN_S)
+
+            async def waiting() -> bool:
+                return await stage.peer.ready(tier_queue("tier6")) == 2
+
+            await until(waiting, "two wait for the large card")
+            first.kill()
+        go.touch()
+        async with large(own_worker_environment, tmp_path / "second"):
+            await stage.all_ended(*task_ids)
+        await stage.assert_completed_once(*task_ids)
+        assert sum(whole(stage.ear.terminal(task_id)[0]) for task_id in task_ids) >= 2
+        await until(lambda: nothing_waits(stage), "both queues are empty")
+
+
+async def test_a_worker_killed_between_sending_on_and_its_ack_costs_nothing_and_says_nothing_new(
+    own_worker_environment: dict[str, str], tmp_path: Path
+) -> None:
+    task_ids = [f"big-{number}" for number in range(6)]
+    async with (
+        scene(own_worker_environment, tmp_path, **SMALL) as stage,
+        large(own_worker_environment, tmp_path / "large"),
+    ):
+        await there(stage.worker)
+        stage.amqp.stall(Where(Direction.UP, CONSUMING))
+        for task_id in task_ids:
+            await stage.peer.submit(task_id=task_id, **BIG)
+        await stage.all_ended(*task_ids)
+        # All that it may have in hand.
+        await eventually(lambda: len(stage.worker.log_lines(event="sent on to a larger card")) == 2, WITHIN_S)
+        told = sum(len(stage.ear.terminal(task_id)) for task_id in task_ids)
+        stage.worker.kill()
+        stage.amqp.cut()
+        await eventually(lambda: sum(len(stage.ear.terminal(task_id)) for task_id in task_ids) == told + 2, WITHIN_S)
+        await assert_whole_and_once(stage, *task_ids)
+        await until(lambda: nothing_waits(stage), "both queues are empty")
+
+
+async def test_the_large_worker_that_drains_is_sent_nothing_more(
+    own_worker_environment: dict[str, str], tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    async with scene(own_worker_environment, tmp_path, **SMALL) as stage:
+        await there(stage.worker)
+        async with large(own_worker_environment, tmp_path / "large") as leaving:
+            await stage.peer.submit(task_id="in-hand", prompt=f"until={go}", **BIG)
+            await eventually(lambda: "started" in stage.ear.states("in-hand"), WITHIN_S)
+            ending = asyncio.create_task(asyncio.to_thread(leaving.process.end, WITHIN_S))
+            await eventually(lambda: leaving.log_lines(event="draining"), WITHIN_S)
+            await stage.peer.submit(task_id="late", **BIG)
+            await stage.all_ended("late")
+            go.touch()
+            await ending
+        await stage.all_ended("in-hand")
+        await assert_whole_and_once(stage, "in-hand")
+        assert stage.ear.terminal("late")[0].data["worker_id"] == "small"

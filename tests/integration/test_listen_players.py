@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page's players in headless Chromium: songs as workers encode them, and what is said when one cannot be heard."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Locator, Page, expect
+
+from consumer.formats import FORMATS
+from tests.support.browser import tab
+from tests.support.listening import Listening, ListenProcess, keep, listening, made, record, tell
+
+__all__ = ["listening"]
+
+WITHIN_MS = 30_000
+SECONDS = 12.0
+expect.set_options(timeout=WITHIN_MS)
+
+# A browser that was built without AAC.
+WITHOUT_AAC = """
+    const can = HTMLMediaElement.prototype.canPlayType;
+    HTMLMediaElement.prototype.canPlayType = function (type) {
+        return type.includes("aac") ? "" : can.call(this, type);
+    };
+"""
+
+
+def job(page: Page, task_id: str) -> Locator:
+    return page.locator(f"#job-{task_id}")
+
+
+async def reaches(song: Locator, at_least: float) -> None:
+    """Wait until the song that plays is so far, in seconds."""
+    deadline = time.monotonic() + WITHIN_MS / 1000
+    while await song.locator("audio").evaluate("audio => audio.currentTime") < at_least:
+        assert time.monotonic() < deadline, await song.locator("audio").evaluate("audio => audio.error?.message")
+        await asyncio.sleep(0.02)
+
+
+async def test_songs_of_every_format_that_workers_make_are_drawn_play_and_seek(
+    listening: Listening, tmp_path: Path
+) -> None:
+    songs = {name: record(listening, tmp_path, f"in-{name}", name, SECONDS) for name in FORMATS}
+    await tell(listening, *(made(f"in-{name}", song) for name, song in songs.items()))
+    async with tab(listening.url) as browser:
+        ranges: list[str | None] = []
+        browser.page.on("response", lambda answer: ranges.append(answer.headers.get("content-range")))
+        for name in FORMATS:
+            song = job(browser.page, f"in-{name}")
+            await song.scroll_into_view_if_needed()
+            await expect(song.locator("canvas[data-drawn]")).to_be_visible()
+            await song.get_by_role("button", name="Play").click()
+            await reaches(song, 0.2)
+            if name != "aac":  # ADTS does not say how long it is: browsers guess, and the page goes by the event
+                duration = await song.locator("audio").evaluate("audio => audio.duration")
+                assert duration == pytest.approx(SECONDS, abs=0.1)
+            await expect(song.locator(".time")).to_contain_text("/ 0:12")
+            await song.get_by_role("slider").fill("9")
+            await reaches(song, 9.2)
+            await song.locator("audio").evaluate("audio => audio.pause()")
+            await expect(song.locator(".trouble")).to_be_hidden()
+        assert any(ranges), "players ask for parts"
+
+
+async def test_of_several_songs_each_has_its_name_and_one_plays_at_a_time(listening: Listening, tmp_path: Path) -> None:
+    audio = record(listening, tmp_path, "several", "mp3")
+    await tell(listening, made("several", audio, audio, audio, prompt="three takes"))
+    async with tab(listening.url) as browser:
+        songs = job(browser.page, "several").locator(".song")
+        await expect(songs).to_have_count(3)
+        for number in (1, 2):
+            play = songs.nth(number).get_by_role("button", name=f"Play song {number + 1} of 3: three takes")
+            await play.click()
+            await reaches(songs.nth(number), 0.1)
+        assert await songs.nth(1).locator("audio").evaluate("audio => audio.paused")
+        title = await browser.page.evaluate("navigator.mediaSession.metadata.title")
+        assert title == "three takes"
+
+
+async def test_a_browser_without_the_codec_is_told_so_at_once_and_offered_the_file(
+    listening: Listening, tmp_path: Path
+) -> None:
+    await tell(listening, made("no-codec", record(listening, tmp_path, "no-codec", "aac")))
+    async with tab(listening.url, first=WITHOUT_AAC) as browser:
+        song = job(browser.page, "no-codec")
+        await expect(song.locator(".trouble")).to_contain_text("This browser cannot play AAC. Download the song")
+        await expect(song.get_by_role("button", name="Play")).to_be_disabled()
+        await expect(song.get_by_role("slider")).to_be_disabled()
+        assert await saved_size(browser.page, song) > 0
+
+
+async def test_a_file_that_does_not_play_is_said_to_be_so_and_can_be_saved(listening: Listening) -> None:
+    broken = keep(listening, "broken/0.flac", b"no music" * 1000, format="flac", duration_s=SECONDS)
+    await tell(listening, made("broken", broken))
+    async with tab(listening.url) as browser:
+        song = job(browser.page, "broken")
+        await song.get_by_role("button", name="Play").click()
+        await expect(song.locator(".trouble")).to_contain_text("cannot play this FLAC file")
+        assert await saved_size(browser.page, song) == broken.bytes
+
+
+async def test_without_access_to_storage_jobs_are_shown_and_songs_say_why_they_are_silent(
+    listening: Listening, tmp_path: Path
+) -> None:
+    audio = record(listening, tmp_path, "stored", "mp3")
+    wrong = listening.environment | {"AWS_SECRET_ACCESS_KEY": "wrong"}
+    with ListenProcess(tmp_path, wrong) as page:
+        async with tab(page.url) as browser:
+            await tell(listening, made("stored", audio))
+            song = job(browser.page, "stored")
+            await expect(song.locator(".state")).to_have_text("Done")
+            await expect(song.locator(".trouble")).to_contain_text("storage refuses")
+            assert "X-Amz" not in await song.inner_html()
+            browser.expected = "502"
+
+
+async def saved_size(page: Page, song: Locator) -> int:
+    """Click on Download; the file's size in bytes."""
+    async with page.expect_download() as saving:
+        await song.get_by_role("link", name="Download").click()
+    return (await (await saving.value).path()).stat().st_size

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests between cards of different sizes, on a real broker: sent on, served, adopted, never lost."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import aio_pika
+import pytest
+
+from consumer.broker.connection import Link
+from consumer.broker.consumer import Consumer
+from consumer.broker.delivery import Delivery
+from consumer.broker.publisher import Publisher
+from consumer.broker.tier_queues import TierQueues
+from consumer.broker.topology import CONTROL, GENERATE, TIER, tier_queue
+from consumer.errors import Verdict
+from consumer.policy.tiers import BUILT_IN
+from tests.support.broker import Peer, broker_settings, until
+from tests.support.waiting import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+NAMES = tuple(tier.name for tier in BUILT_IN.tiers)
+LARGE, LARGE_QUEUE = "unlimited", tier_queue("unlimited")
+
+
+class Card:
+    """A worker's way in, and a handler that keeps deliveries in hand until the test lets go of them."""
+
+    def __init__(self) -> None:
+        self.taken: list[Delivery] = []
+        self.most = 0
+        self.go = asyncio.Event()
+        self.in_hand = 0
+        self.calls = 0
+
+    async def hold(self, delivery: Delivery) -> None:
+        self.taken.append(delivery)
+        self.in_hand += 1
+        self.most = max(self.most, self.in_hand)
+        await self.go.wait()
+        self.in_hand -= 1
+        await delivery.settle(Verdict.ACK)
+
+    async def finish(self, count: int) -> None:
+        """Let what is in hand end, and keep what comes after it."""
+        before, self.go = self.go, asyncio.Event()
+        assert self.in_hand == count
+        before.set()
+        await eventually(lambda: all(delivery.settled for delivery in self.taken[:count]))
+
+    def of(self, tier: str | None) -> list[bytes]:
+        return [delivery.body for delivery in self.taken if delivery.tier == tier]
+
+
+@asynccontextmanager
+async def worker(url: str, card: Card, own: str, **values: Any) -> AsyncIterator[tuple[Consumer, TierQueues]]:
+    orphaned_s = values.pop("orphaned_s", 60.0)
+    settings = broker_settings(url, **values)
+    async with (
+        Link(settings, "consume") as link,
+        Link(settings, "publish") as out,
+        Link(settings, "control") as control,
+    ):
+        publisher = Publisher(out, own)
+
+        async def call(tier: str) -> bool:
+            card.calls += 1
+            return await publisher.call(tier)
+
+        consumer = Consumer(link, settings, card.hold, publisher)
+        tiers = TierQueues(control, consumer, own=own, tiers=NAMES, call=call, orphaned_s=orphaned_s)
+        await consumer.start()
+        await tiers.start()
+        yield consumer, tiers
+        await tiers.stop()
+        await consumer.stop()
+
+
+async def sent_on(card: Card, tier: str = LARGE) -> list[bool]:
+    """Have a card send on all that it holds, and ack what arrived."""
+    answers = [await delivery.forward(tier) for delivery in card.taken]
+    for delivery, arrived in zip(card.taken, answers, strict=True):
+        if arrived:
+            await delivery.settle(Verdict.ACK)
+    return answers
+
+
+@asynccontextmanager
+async def small_and_large(url: str, **values: Any) -> AsyncIterator[tuple[Peer, Card, Card]]:
+    small, large = Card(), Card()
+    async with AsyncExitStack() as stack:
+        peer = await stack.enter_async_context(Peer(url))
+        await stack.enter_async_context(worker(url, small, "tier1", queue_workers=2, **values))
+        for number in range(2):
+            await peer.request(b"big %d" % number, message_id="twice the same")
+        await eventually(lambda: small.in_hand == 2)
+        await stack.enter_async_context(worker(url, large, LARGE, queue_workers=2, **values))
+        yield peer, small, large
+        small.go.set()
+        large.go.set()
+
+
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+async def test_what_is_sent_on_is_taken_by_the_larger_card_and_counts_as_its_own(
+    amqp_url: str, queue_type: str
+) -> None:
+    async with small_and_large(amqp_url, queue_type=queue_type) as (peer, small, large):
+        assert await sent_on(small) == [True, True]
+        await eventually(lambda: large.of(LARGE) == [b"big 0", b"big 1"])
+        for number in range(3):
+            await peer.request(b"small %d" % number)
+        await peer.ready(GENERATE)
+        assert large.most == 2
+        assert [(each.fingerprint, each.message_id) for each in large.taken] == [
+            (each.fingerprint, each.message_id) for each in small.taken[:2]
+        ]
+
+
+async def test_nobody_of_that_tier_means_that_nothing_is_sent_on(amqp_url: str) -> None:
+    async with small_and_large(amqp_url) as (peer, small, _):
+        assert await small.taken[0].forward("tier6") is False
+        assert await peer.ready(tier_queue("tier6")) == 0
+
+
+async def test_a_full_queue_means_that_nothing_is_sent_on(amqp_url: str) -> None:
+    async with small_and_large(amqp_url, queue_maxsize=1) as (peer, small, large):
+        for taken in (1, 2):
+            await big(peer, b"waiting")
+            await eventually(lambda taken=taken: large.in_hand == taken)  # type: ignore[misc]
+        await big(peer, b"waiting")
+        assert await small.taken[0].forward(LARGE) is False
+        assert await peer.ready(LARGE_QUEUE) == 1
+
+
+async def test_the_prefetch_spans_both_queues_and_work_for_this_tier_goes_first(amqp_url: str) -> None:
+    card = Card()
+    async with Peer(amqp_url) as peer, worker(amqp_url, card, LARGE, queue_workers=3) as (consumer, _):
+        await big(peer, b"big 0", b"big 1")
+        await eventually(lambda: sorted(card.of(LARGE)) == [b"big 0", b"big 1"])
+        for number in range(6):
+            await peer.request(b"small %d" % number)
+        await eventually(lambda: card.in_hand == 3)
+        await until(lambda: ready_is(peer, GENERATE, 5), "one is in hand and five wait")
+        await card.finish(3)  # with no work of its tier left, all places are the producers' queue's
+        await eventually(lambda: len(card.taken) == 6)
+        await big(peer, b"big 2")
+        card.go.set()
+        await eventually(lambda: len(card.taken) == 9 and consumer.in_hand == 0)
+        assert card.most == 3
+
+
+async def test_under_load_from_both_queues_nothing_is_lost_and_never_more_is_in_hand(amqp_url: str) -> None:
+    done: Counter[bytes] = Counter()
+    in_hand, most = 0, 0
+
+    async def handle(delivery: Delivery) -> None:
+        nonlocal in_hand, most
+        in_hand += 1
+        most = max(most, in_hand)
+        await asyncio.sleep(0.01)
+        in_hand -= 1
+        done[delivery.body] += 1
+        await delivery.settle(Verdict.ACK)
+
+    card = Card()
+    card.hold = handle  # type: ignore[method-assign]
+    wanted = {b"%d" % number for number in range(200)}
+    async with Peer(amqp_url) as peer, worker(amqp_url, card, LARGE, queue_workers=4, queue_maxsize=500):
+        for number, body in enumerate(sorted(wanted)):
+            if number % 5 == 0:
+                await big(peer, body)
+            else:
+                await peer.request(body)
+            if number % 20 == 0:
+                await asyncio.sleep(0.05)  # so that the queues run empty and fill again
+        await eventually(lambda: set(done) == wanted, 60)
+    assert (set(done.values()), most <= 4) == ({1}, True)
+
+
+async def test_requests_of_a_tier_that_nobody_has_any_more_are_taken_by_whoever_is_there(amqp_url: str) -> None:
+    card = Card()
+    async with Peer(amqp_url) as peer, worker(amqp_url, card, "tier1", queue_workers=2, orphaned_s=0.5):
+        await big(peer, b"left behind")
+        await eventually(lambda: card.of(LARGE) == [b"left behind"])
+        assert await card.taken[0].forward(LARGE) is False
+        card.go.set()
+
+
+async def test_a_tier_with_a_worker_keeps_its_requests_however_long_they_wait(amqp_url: str) -> None:
+    small, large = Card(), Card()
+    async with (
+        Peer(amqp_url) as peer,
+        worker(amqp_url, large, LARGE, queue_workers=1),
+        worker(amqp_url, small, "tier1", queue_workers=1, orphaned_s=0.1),
+    ):
+        await big(peer, b"0", b"1")
+        await eventually(lambda: large.of(LARGE) == [b"0"])
+        await eventually(lambda: small.calls > 5)
+        assert (small.taken, await peer.ready(LARGE_QUEUE)) == ([], 1)
+        large.go.set()
+        await eventually(lambda: large.of(LARGE) == [b"0", b"1"])
+
+
+async def test_who_stops_is_not_sent_anything_more(amqp_url: str) -> None:
+    async with small_and_large(amqp_url) as (_, small, _):
+        other = Card()
+        async with worker(amqp_url, other, "tier6") as (_, tiers):
+            assert await small.taken[0].forward("tier6") is True
+            await tiers.stop()
+            assert await small.taken[1].forward("tier6") is False
+            other.go.set()
+
+
+async def test_who_lost_the_broker_is_there_again_when_it_is_back(amqp_url: str) -> None:
+    async with small_and_large(amqp_url) as (_, small, _):
+        other = Card()
+        async with worker(amqp_url, other, "tier6") as (_, tiers):
+            tiers._link.renew("a test")
+
+            async def again() -> bool:
+                return await small.taken[0].forward("tier6")
+
+            await until(again, "the worker of tier 6 is there")
+            await eventually(lambda: b"big 0" in other.of("tier6"))
+            other.go.set()
+
+
+async def test_a_request_that_expires_in_the_queue_of_a_tier_is_given_up_there(amqp_url: str) -> None:
+    """What it waited before counts: of two hours it had an hour and a half already."""
+    async with small_and_large(amqp_url) as (peer, small, large):
+        await sent_on(small)
+        await eventually(lambda: large.in_hand == 2)
+        sent, headers = time.time() - 5_400, {"traceparent": "00-a"}
+        await peer.request(b"late", expiration=7_200, timestamp=sent, message_id="late", headers=headers)
+        await eventually(lambda: small.taken[-1].body == b"late")
+        assert await small.taken[-1].forward(LARGE) is True
+        waiting = await peer.look(LARGE_QUEUE)
+        assert waiting.expiration == pytest.approx(1_800, abs=60)
+        assert (waiting.message_id, waiting.headers) == ("late", headers)
+        await waiting.nack()
+
+
+async def big(peer: Peer, *bodies: bytes) -> None:
+    """Put requests into the queue of the large tier as a worker does, and call."""
+    for body in bodies:
+        await peer.channel.default_exchange.publish(aio_pika.Message(body), LARGE_QUEUE)
+    control = await peer.channel.get_exchange(CONTROL, ensure=False)
+    await control.publish(aio_pika.Message(b""), f"{TIER}.{LARGE}", mandatory=False)
+
+
+async def ready_is(peer: Peer, queue: str, count: int) -> bool:
+    return await peer.ready(queue) == count

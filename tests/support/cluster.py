@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real RabbitMQ cluster on loopback: brokers that know each other, each to be killed, stopped and brought back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Self
+
+from infra.local.process import ServerError
+from infra.local.rabbitmq import RabbitMQ
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+SIZE = 3
+FORMED_WITHIN_S = 60.0
+_POLL_S = 0.2
+
+_CONFIGURATION = """\
+# Nodes that cannot see most of the others stop working rather than go on apart.
+cluster_partition_handling = pause_minority
+"""
+
+# Only the first one starts by itself. Three that find each other at the same time take ten seconds more.
+_JOINING = """\
+cluster_formation.peer_discovery_backend = classic_config
+cluster_formation.classic_config.nodes.1 = {first}
+cluster_formation.classic_config.nodes.2 = {own}
+cluster_formation.discovery_retry_interval = 250
+cluster_formation.discovery_retry_limit = 200
+"""
+
+
+class Node(RabbitMQ):
+    """One broker of a cluster. The first one's port mapper and cookie are everybody's."""
+
+    def __init__(self, folder: Path, first: Node | None = None) -> None:
+        super().__init__(folder)
+        self._first = first
+        if first is not None:
+            self._epmd_port = first._epmd_port
+
+    @property
+    def name(self) -> str:
+        """What the cluster calls it, such as ``acestep-24813@localhost``."""
+        return self._node
+
+    @property
+    def running(self) -> bool:
+        """Whether its process runs."""
+        return self._broker is not None and self._broker.running()
+
+    def sees(self) -> set[str]:
+        """Return the names of the nodes that run in its cluster, as it knows them."""
+        status = json.loads(self.ctl("cluster_status", "--formatter", "json"))
+        return set(status["running_nodes"])
+
+    def stop(self) -> None:
+        """Stop the broker in good order. The port mapper stays: the others need it."""
+        if self._broker is not None:
+            self._broker.end()
+            self._broker = None
+
+    def close(self) -> None:
+        """End it for good; the first one only after all others."""
+        super().close()
+        super().stop()
+
+    def prepare(self) -> None:
+        """Make what the other nodes need of the first one: the cookie and the port mapper."""
+        self._write_files()
+        self._start_port_mapper()
+
+    def _start_port_mapper(self) -> None:
+        if self._first is None:
+            super()._start_port_mapper()
+
+    def _write_files(self) -> None:
+        cookie = self.folder / ".erlang.cookie"
+        if self._first is not None and not cookie.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(self._first.folder / ".erlang.cookie", cookie)
+        super()._write_files()
+        with (self.folder / "rabbitmq.conf").open("a") as configuration:
+            configuration.write(_CONFIGURATION)
+            if self._first is not None:
+                configuration.write(_JOINING.format(first=self._first.name, own=self.name))
+
+
+class Cluster:
+    """Nodes that form a cluster as a context manager is entered."""
+
+    def __init__(self, folder: Path, size: int = SIZE) -> None:
+        first = Node(folder / "node-0")
+        self.nodes = [first, *(Node(folder / f"node-{number}", first) for number in range(1, size))]
+
+    @property
+    def amqp_url(self) -> str:
+        """The default virtual host at every node, as ``ACESTEP_AMQP_URL`` takes it."""
+        return self.vhost_url("/")
+
+    def vhost_url(self, vhost: str, nodes: Sequence[Node] = ()) -> str:
+        """Return the comma-separated URLs of a virtual host: at these nodes, or at all."""
+        return ",".join(node.vhost_url(vhost) for node in nodes or self.nodes)
+
+    def add_vhost(self, vhost: str) -> None:
+        """Make a virtual host that guest may use."""
+        self.nodes[0].ctl("add_vhost", vhost)
+        self.nodes[0].ctl("set_permissions", "--vhost", vhost, "guest", ".*", ".*", ".*")
+
+    def leader(self, queue: str, asked: Node, vhost: str = "/") -> Node:
+        """Return the node that leads a quorum queue, or is the home of a classic one, as ``asked`` knows it."""
+        listed = json.loads(asked.ctl("list_queues", "--vhost", vhost, "name", "leader", "--formatter", "json"))
+        (leader,) = (each["leader"] for each in listed if each["name"] == queue)
+        return next(node for node in self.nodes if node.name == leader)
+
+    def __enter__(self) -> Self:
+        try:
+            self.nodes[0].prepare()
+            with ThreadPoolExecutor(len(self.nodes)) as threads:
+                list(threads.map(Node.start, self.nodes))
+            self.wait_for(self.nodes)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all nodes at once, those too that are down."""
+        for node in reversed(self.nodes):
+            node.close()
+
+    def mend(self) -> None:
+        """Bring back the nodes that are down."""
+        if down := [node for node in self.nodes if not node.running]:
+            with ThreadPoolExecutor(len(down)) as threads:
+                list(threads.map(Node.start, down))
+            self.wait_for(self.nodes)
+
+    def wait_for(self, nodes: Sequence[Node]) -> None:
+        """Return when the first of these sees exactly these running.
+
+        Raises:
+            ServerError: it does not within a minute; with what it sees.
+        """
+        wanted, deadline = {node.name for node in nodes}, time.monotonic() + FORMED_WITHIN_S
+        while (seen := nodes[0].sees()) != wanted:
+            if time.monotonic() > deadline:
+                raise ServerError(
+                    f"no cluster of {sorted(wanted)} within {FORMED_WITHIN_S:g} s: {nodes[0].name} sees {sorted(seen)}"
+                )
+            time.sleep(_POLL_S)

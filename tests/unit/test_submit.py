@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``submit`` says of a request's place and time."""
+
+from typing import Any
+
+import pytest
+
+from consumer.client import Outlook
+from consumer.commands.submit import in_words
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, "number 3 in the queue; songs in about 1 min 10 s (2 workers, 4 jobs in hand)"),
+        (
+            {"position": 0, "workers": 1, "in_hand": 1},
+            "in a worker's hands; songs in about 1 min 10 s (1 worker, 1 job in hand)",
+        ),
+        ({"expected_s": None, "note": "nobody answered"}, "number 3 in the queue; nobody answered"),
+        ({"position": None, "expected_s": None, "note": "no broker"}, "no broker"),
+        (
+            {"note": "and more"},
+            "number 3 in the queue; songs in about 1 min 10 s (2 workers, 4 jobs in hand); and more",
+        ),
+    ],
+)
+def test_it_is_a_line_of_what_is_known_and_why_the_rest_is_not(fields: dict[str, Any], words: str) -> None:
+    known = {"position": 3, "in_hand": 4, "workers": 2, "expected_s": 70.0}
+    assert in_words(Outlook(**{**known, **fields})) == words
