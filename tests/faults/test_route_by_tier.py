@@ -94,8 +94,8 @@ async def test_without_a_larger_card_it_is_clamped_and_said(
 async def test_what_was_sent_on_outlives_the_large_worker_and_is_done_whole_by_the_next(
     own_worker_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """Two are in its hands when it is killed, and two wait. What it had from the producers themselves may be clamped."""
-    task_ids = [f"big-{number}" for number in range(4)]
+    """Two are in its hands when it is killed, and two wait. What came to it from the producers may be clamped now."""
+    task_ids = [f"outlives-{number}" for number in range(4)]
     go = tmp_path / "go"
     async with scene(own_worker_environment, tmp_path, **SMALL) as stage:
         await there(stage.worker)
@@ -120,7 +120,7 @@ async def test_what_was_sent_on_outlives_the_large_worker_and_is_done_whole_by_t
 async def test_a_worker_killed_between_sending_on_and_its_ack_costs_nothing_and_says_nothing_new(
     own_worker_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    task_ids = [f"big-{number}" for number in range(6)]
+    task_ids = [f"killed-{number}" for number in range(6)]
     async with (
         scene(own_worker_environment, tmp_path, **SMALL) as stage,
         large(own_worker_environment, tmp_path / "large"),
