@@ -131,7 +131,6 @@ class Worker:
         self._control = Control(settings.broker, f"acestep-consumer {self._id} control")
         # Of cards and what they may be asked for; only who sends requests on needs to know of others.
         self._table = load_table(settings.worker.tier_table) if settings.broker.route_by_tier else None
-        self._routes: Routes = ByTier(engines.limits, self._table) if self._table else StayHere()
         refusals = Refusals()
         self._publisher = Publisher(self._links["publish"], self._id, refusals.add)
         self._seen = Observation(
@@ -142,6 +141,7 @@ class Worker:
             jobs=self._jobs,
             refusals=refusals,
         )
+        self._routes = self._new_routes()
         self._reloader = Reloader(read_again or (lambda: settings), settings, self._apply)
         self._signals = Signals(self._reloader.ask)
         # What comes with the start. Settings that are read again reach it from then on.
@@ -241,6 +241,15 @@ class Worker:
             except OSError as error:
                 raise SettingsError(f"ACESTEP_SCRATCH_DIR: {error.filename}: {error.strerror}") from error
             await asyncio.sleep(POLL_S)
+
+    def _new_routes(self) -> Routes:
+        """Where requests go that another card is better for. What goes there is counted, from 0: a first step shows."""
+        if self._table is None:
+            return StayHere()
+        routes = ByTier(self._engines.limits, self._table)
+        routes.sent.update({tier.name: 0 for tier in self._table.tiers[1:]})
+        self._seen.sent_on = routes.sent
+        return routes
 
     def _new_inputs(self, objects: Objects) -> AllowedInputs:
         settings = self._settings

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Follows every job from start to end: for those who count, for its trace, and to learn how long jobs take."""
 
+import structlog
+
 from consumer.case import Case
 from consumer.ending import Ending
 from consumer.eta import CostModel, Estimate
@@ -8,6 +10,8 @@ from consumer.job import Job
 from consumer.tally import JobTally
 from consumer.tracing import note_end
 from schemas.events import Completed
+
+log = structlog.get_logger()
 
 
 class Chronicle:
@@ -31,10 +35,13 @@ class Chronicle:
         """Take note of an end that has been told."""
         if case.answer is not None:
             self._tally.event_repeated()
+            log.info("job was done before, told again")
             return
         note_end(ending)
         expected_s = case.estimate.expected_s if case.estimate else None
         self._tally.job_ended(ending, case.job, redelivered=case.delivery.redelivered, expected_s=expected_s)
+        if isinstance(ending, Completed):  # why there are no songs, the witness has said
+            log.info("job done", songs=len(ending.audios), total_s=ending.timings.total, attempt=ending.attempt)
         if isinstance(ending, Completed) and case.job and ending.timings.total is not None:
             self._costs.learn(case.job, _music_s(ending), ending.timings.total)
 

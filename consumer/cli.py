@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from consumer import settings as settings_module
 from consumer.commands.exits import Exit, listed
@@ -61,7 +62,7 @@ def _settings(**overrides: object) -> Settings:
     try:
         return settings_module.load(overrides=given)
     except SettingsError as error:
-        note.print(f"[red]settings:[/red] {error}", markup=True)
+        note.print(f"[red]settings:[/red] {escape(str(error))}", markup=True, soft_wrap=True)
         raise typer.Exit(Exit.USAGE) from error
 
 
@@ -196,7 +197,7 @@ def listen(
 ) -> None:
     """Serve a page to hear the songs: jobs as they happen, players with waveforms, and a form to ask for more.
 
-    It shows every job on the queue from its start on, the last 100 of them, and jobs that ended earlier by their id.
+    It shows jobs from its start on: all that wait or run, and the last 100 that ended. Earlier ones come by their id.
     Songs come out of S3 through this command, so the browser needs no access to it. Ctrl-C ends it; jobs go on.
 
     There is no login: whoever reaches the page can hear everything, submit and cancel. For use from elsewhere, forward
@@ -210,7 +211,7 @@ def listen(
 
 @app.command()
 def cancel(
-    task_ids: Annotated[list[str], typer.Argument(metavar="TASK_ID...", help="what `submit` printed")],
+    task_ids: Annotated[list[str], typer.Argument(metavar="TASK_ID", help="what `submit` printed")],
     wait: Annotated[bool, typer.Option("--wait", help="stay until they have ended, and print how")] = False,
     timeout: Annotated[float | None, typer.Option("--timeout", min=0, help="wait no longer, seconds")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print terminal events, a line of JSON each")] = False,
@@ -353,11 +354,12 @@ def status(
     `waiting` counts against the limit; accepted but unfinished are at most the limit and the prefetch of all workers.
     With ACESTEP_MANAGEMENT_URL the broker tells who consumes, with which prefetch, and the throughput of the last
     minutes. Without it, that is known only as far as events tell while this command listens: `--sample 60` hears more.
+    With ACESTEP_ROUTE_BY_TIER, what waits for larger cards is told by tier.
     """
     from consumer.commands import status as command  # noqa: PLC0415 - see run
 
     order = command.Order(watch=watch, sample_s=sample, every_s=every, as_json=as_json)
-    _await(command.status(_settings().broker, order, note))
+    _await(command.status(_settings(), order, note))
 
 
 @app.command()

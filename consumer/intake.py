@@ -58,6 +58,8 @@ class Intake:
     async def hold(self, reason: str, *, on: bool) -> None:
         """Take nothing new for this reason; or, with ``on`` false, no longer hold back for it."""
         await (self._consumer.pause(reason) if on else self._consumer.resume(reason))
+        if self._tiers is not None:
+            self._tiers.look()
 
     async def drain(self, grace_s: float, hurry: asyncio.Event) -> None:
         """Take nothing more, and end what is in hand or hand it back.
@@ -80,6 +82,7 @@ class Intake:
             draining.cancel()
             await self._consumer.drain(0)
         await self._announcements.leaving("stopped")
+        log.info("stopped")
 
     def _stop_pacing(self) -> None:
         pacing, self._pacing = self._pacing, None

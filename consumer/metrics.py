@@ -148,6 +148,18 @@ class PublisherCollector(Collector):
         yield _by(("reason",), "acestep_publishes_refused", about, counts)
 
 
+class RoutingCollector(Collector):
+    """The requests that larger cards were given. ``sent_on`` tells by the tier's name; empty where nothing is sent."""
+
+    def __init__(self, sent_on: Callable[[], Mapping[str, int]]) -> None:
+        self._sent_on = sent_on
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the family, a sample for each tier."""
+        counts = (((tier,), count) for tier, count in self._sent_on().items())
+        yield _by(("tier",), "acestep_requests_sent_on", "Requests sent on to a larger card, by its tier.", counts)
+
+
 class ScratchCollector(Collector):
     """The disk that work files lie on."""
 

@@ -2,8 +2,8 @@
 """What of a worker can be seen from outside while it starts, works and stops: its metrics, and whether it can work."""
 
 import tempfile
-from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from consumer.broker.connection import Link
@@ -18,6 +18,7 @@ from consumer.metrics import (
     PublisherCollector,
     ReadyCollector,
     RendererCollector,
+    RoutingCollector,
     ScratchCollector,
     StorageCollector,
     WorkerCollector,
@@ -44,6 +45,7 @@ class Observation:
         store: the storage, from when it is first asked.
         disk: the disk under the scratch folder.
         consumer: takes the messages.
+        sent_on: the requests that larger cards were given, by tier; empty where nothing is sent on.
     """
 
     settings: Settings
@@ -56,6 +58,7 @@ class Observation:
     store: S3Store | None = None
     disk: Disk | None = None
     consumer: Consumer | None = None
+    sent_on: Mapping[str, int] = field(default_factory=dict)
 
     def metrics(self) -> Metrics:
         """Return what Prometheus reads, complete from the first moment."""
@@ -69,6 +72,7 @@ class Observation:
             StorageCollector(lambda: self.traffic, lambda: self.patience.away),
             PublisherCollector(self.refusals),
             ScratchCollector(scratch),
+            RoutingCollector(lambda: self.sent_on),
         )
 
     def checks(self) -> dict[str, Check]:

@@ -374,4 +374,6 @@ def variable_of(field: Any) -> str:
 def _shown(default: Any) -> str:
     if default is None or default == ():
         return "–"
+    if isinstance(default, bool):
+        return str(default).lower()  # as it is written in the environment
     return default.get_secret_value() if isinstance(default, SecretStr) else str(default)

@@ -22,7 +22,7 @@ def set_up_logs(level: str, style: Literal["auto", "console", "json"]) -> bool:
     last: list[Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if as_json
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), timestamp_key="time")]
     )
     structlog.configure(
         processors=[_threshold, *shared, *last],

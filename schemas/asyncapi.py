@@ -33,6 +33,7 @@ _TRACE_HEADERS: Final[Json] = {
     "properties": {"traceparent": {"type": "string", "description": "W3C trace context; the worker's spans go on it."}},
 }
 _TASK: Final[Json] = {"description": f"The task id: {TASK_ID_PATTERN}"}
+_TIER: Final[Json] = {"description": "The name of a tier in the table of the card's policy, such as tier6."}
 _WORDS: Final = {
     JobState.STARTED: "The job is in a worker's hands and the card's policy has been applied.",
     JobState.PROGRESS: "How far it is. May be lost, at most two a second, never after the terminal event.",
@@ -94,16 +95,38 @@ def _channels() -> Json:
             "messages": _refs("components", "cancel"),
             "bindings": _routed("acestep.control"),
         },
+        "tierCalls": {
+            "address": "tier.{tier}",
+            "description": "Between workers that send requests on to larger cards (ACESTEP_ROUTE_BY_TIER): a mandatory "
+            "publish comes back when no worker of that tier is there, and else makes those look at their tier's queue.",
+            "parameters": {"tier": _TIER},
+            "messages": _refs("components", "tierCall"),
+            "bindings": _routed("acestep.control"),
+        },
         "replies": {
             "address": None,
             "description": "The queue that a request's reply_to names: it gets the terminal event as well.",
             "messages": _refs("components", *_terminal()),
         },
+        **_queues(),
+    }
+
+
+def _queues() -> Json:
+    return {
         "generateQueue": _queue(
             "acestep.generate",
             "Requests that wait for a worker. Its limit is ACESTEP_QUEUE_MAXSIZE.",
             ("request",),
             {"x-overflow": "reject-publish", "x-dead-letter-exchange": "acestep.dead-letter"},
+        ),
+        "tierQueue": _queue(
+            "acestep.generate.{tier}",
+            "Requests that a worker sent on to larger cards (ACESTEP_ROUTE_BY_TIER): bytes, id, priority "
+            "and deadline as they came. Its limit is ACESTEP_QUEUE_MAXSIZE too. Producers do not publish here.",
+            ("request",),
+            {"x-overflow": "reject-publish", "x-dead-letter-exchange": "acestep.dead-letter"},
+            {"tier": _TIER},
         ),
         "deadLetterQueue": _queue(
             "acestep.dead-letter", "Requests that could not be run: bytes and headers as they came.", ("request",), {}
@@ -176,6 +199,11 @@ def _messages() -> Json:
             "title": "Cancellation",
             "summary": "No body. The property timestamp says when it was asked for.",
         },
+        "tierCall": {
+            "name": "tierCall",
+            "title": "Is anybody of that tier there?",
+            "summary": "No body.",
+        },
         **{name: _event_message(name, kind, event) for name, (kind, event) in kinds.items()},
     }
 
@@ -215,11 +243,14 @@ def _request_name() -> str:
     return str(names[_REQUEST]["$ref"]).rpartition("/")[2]
 
 
-def _queue(name: str, description: str, messages: tuple[str, ...], arguments: Json) -> Json:
+def _queue(
+    name: str, description: str, messages: tuple[str, ...], arguments: Json, parameters: Json | None = None
+) -> Json:
     queue = {"name": name, "durable": True, "exclusive": False, "autoDelete": False, "vhost": "/"}
     return {
         "address": name,
         "description": description,
+        **({"parameters": parameters} if parameters else {}),
         "messages": _refs("components", *messages),
         "bindings": {"amqp": {"is": "queue", "queue": queue, "bindingVersion": BINDING_VERSION}},
         "x-arguments": arguments,

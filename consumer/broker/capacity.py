@@ -49,7 +49,7 @@ MEASURED_AT_MOST = 20_000
 _CALL_TIMEOUT_S = 20.0
 _TRANSIENT = 1
 _OTHER_LENGTH = re.compile(
-    rf"inequivalent arg 'x-max-length' for queue '{re.escape(GENERATE)}'.*current is (?:the value )?'?(none|\d+)"
+    r"inequivalent arg 'x-max-length' for queue '([^']*)'.*current is (?:the value )?'?(none|\d+)", re.DOTALL
 )
 
 
@@ -107,11 +107,17 @@ async def _stand(connection: AbstractConnection, settings: BrokerSettings, only:
     try:
         await _declare(connection, _part(topology_with(settings, limit), only))
     except BrokerRefused as refusal:
-        if (found := _OTHER_LENGTH.search(str(refusal))) is None:
-            raise
-        limit = None if found[1] == "none" else int(found[1])
+        limit = limit_told(refusal, GENERATE)
         await _declare(connection, _part(topology_with(settings, limit), only))
     return limit
+
+
+def limit_told(refusal: BrokerRefused, queue: str) -> int | None:
+    """Return the limit that this queue was declared with, where the refusal is about that; else raise the refusal."""
+    found = _OTHER_LENGTH.search(str(refusal))
+    if found is None or found[1] != queue:
+        raise refusal
+    return None if found[2] == "none" else int(found[2])
 
 
 def _part(whole: Topology, only: str | None) -> Topology:

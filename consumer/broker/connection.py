@@ -23,10 +23,10 @@ from yarl import URL
 
 from consumer.broker import lenient
 from consumer.broker.backoff import backoff
-from consumer.broker.capacity import agree
+from consumer.broker.capacity import agree, limit_told
 from consumer.broker.declare import declare
 from consumer.broker.faults import BrokerFault, BrokerRefused, LinkLost, describe, mapped
-from consumer.broker.topology import CONTROL_LOG
+from consumer.broker.topology import CONTROL_LOG, Topology
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from aio_pika.abc import AbstractConnection
     from pydantic import SecretStr
 
-    from consumer.broker.topology import Topology
+    from consumer.broker.topology import Queue
     from consumer.settings import BrokerSettings
 
 Step = Callable[[Channel], Awaitable[None]]
@@ -50,6 +50,8 @@ FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 10.0
 # A link that lives shorter than this has not recovered: the next wait goes on where the last one stopped.
 SETTLED_S = 10.0
+# A broker that stays away, for the same reason, is in the log so often.
+REMINDER_S = 60.0
 # Longer than a quorum queue takes to elect a leader.
 RENEWED_AT_MOST_S = 30.0
 
@@ -90,6 +92,8 @@ class Link:
         self._channel: Channel | None = None
         self._up = asyncio.Event()
         self._up_since = 0.0
+        # What was said last of a broker that is away, and from when on it is worth saying again.
+        self._said, self._say_again = "", 0.0
         self._lost = asyncio.Event()
         self._loss = ""
         self._keeper: asyncio.Task[None] | None = None
@@ -150,14 +154,14 @@ class Link:
             self._up.clear()
             self._lost.set()
 
-    def refused(self) -> None:
+    def refused(self, at_most_s: float | None = None) -> None:
         """Note that the broker refused a publish on this channel; it is renewed then, unless it is new.
 
         A quorum queue without a leader refuses. RabbitMQ 3.10 goes on refusing for good on a channel that published to
         that queue for the first time just then, and takes everything on another one. A queue that is full refuses too,
-        and for that one a new channel changes nothing: hence not at each refusal.
+        and for that one a new channel changes nothing: hence not at each refusal, but every ``at_most_s`` seconds.
         """
-        if time.monotonic() - self._up_since > RENEWED_AT_MOST_S:
+        if time.monotonic() - self._up_since > (RENEWED_AT_MOST_S if at_most_s is None else at_most_s):
             self.renew("the broker refuses publishes")
 
     async def declare_again(self) -> None:
@@ -180,17 +184,25 @@ class Link:
             await self.declare_again()
 
     async def stand(self, tier: str) -> None:
-        """Declare the queue of a tier, unless it stands: what it was declared with stays. Raises ``BrokerFault``."""
+        """Declare the queue of a tier; the limit of one that stands stays.
+
+        Raises:
+            BrokerRefused: it stands with other settings. One that drops requests, or tells nobody, is none of ours.
+            BrokerFault: it could not be declared.
+        """
         if self._connection is None or self._topology is None:
             raise LinkLost("not connected")
         queue = self._topology.tier_queue(tier)
-        with suppress(BrokerFault), mapped():  # not there, or the link is lost, which shows at once
-            async with asyncio.timeout(SET_UP_TIMEOUT_S), self._connection.channel() as channel:
-                await channel.declare_queue(queue.name, passive=True)
-            return
+        try:
+            await self._declare(self._connection, queue)
+        except BrokerRefused as refusal:
+            await self._declare(self._connection, queue.bounded_by(limit_told(refusal, queue.name)))
+
+    @staticmethod
+    async def _declare(connection: AbstractConnection, queue: Queue) -> None:
         with mapped():
-            async with asyncio.timeout(SET_UP_TIMEOUT_S), self._connection.channel() as channel:
-                await channel.declare_queue(queue.name, durable=True, arguments=dict(queue.arguments))
+            async with asyncio.timeout(SET_UP_TIMEOUT_S), connection.channel() as channel:
+                await declare(channel, Topology((), (queue,), ()))
 
     async def __aenter__(self) -> Self:
         lenient.install()
@@ -248,16 +260,22 @@ class Link:
                 # This task is all that can bring the link back: it must outlive what nobody foresaw.
                 _log.exception("broker link: unexpected error", link=self._name, wait_s=round(wait, 2))
             else:
+                self._said = ""
                 _log.info("broker link up", link=self._name, broker=self.address)
                 return
             await asyncio.sleep(wait)
 
     def _log_failure(self, error: BrokerFault, wait: float) -> None:
-        _log.warning(
+        """Say it once a minute, and when the reason is another one; a worker's links try for as long as it takes."""
+        reason, now = describe(error), time.monotonic()
+        news = reason != self._said or now >= self._say_again
+        if news:
+            self._said, self._say_again = reason, now + REMINDER_S
+        (_log.warning if news else _log.debug)(
             "broker not reachable, trying again",
             link=self._name,
             broker=self.address,
-            reason=describe(error),
+            reason=reason,
             wait_s=round(wait, 2),
         )
 

@@ -100,6 +100,11 @@ class Consumer:
         """Deliveries that the broker may leave with us unsettled."""
         return self._prefetch
 
+    @property
+    def takes(self) -> bool:
+        """Whether new deliveries may come; not while it pauses or leaves."""
+        return not self._paused_by and not self._leaving
+
     async def start(self) -> None:
         """Consume, on this channel and on every later one. Raises ``BrokerRefused``."""
         await self._link.attach(self._consume)
@@ -123,8 +128,9 @@ class Consumer:
             await asyncio.shield(self._fit_soon())
 
     def held(self, queue: str) -> int:
-        """Return how many deliveries of this queue are in hand and not settled."""
-        return sum(held.queue == queue and not held.delivery.settled for held in self._tasks.values())
+        """Return how many deliveries of this queue are in hand, ours to settle and not settled."""
+        held = (each.delivery for each in self._tasks.values() if each.queue == queue)
+        return sum(not delivery.settled and not delivery.stale for delivery in held)
 
     async def pause(self, reason: str) -> None:
         """Take nothing new while this reason lasts, or another one. What is in hand stays in hand."""
@@ -169,6 +175,9 @@ class Consumer:
         async with self._changing:
             self._channel = channel
             self._shares.clear()
+            # Whether these queues are still there and hold something is for their keeper to say anew. One that is gone
+            # would else keep this channel, and the producers' queue with it, from ever being served.
+            self._served.clear()
             channel.on_consumer_cancel_callbacks.add(self._on_cancelled_by_broker)
             await self._arrange(channel)
 

@@ -30,6 +30,9 @@ RETURNED = "x-acestep-returned"
 """Of a message that the broker gave up while a worker had it, and that is in the queue again."""
 USER_ID = "x-acestep-user-id"
 
+# RabbitMQ routes a message to the queues that these name as well, whoever publishes it: one copy more at each publish.
+_ADDRESSES = ("CC", "BCC")
+
 # What the broker writes down when it delivers a message again, or gives it up itself.
 BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
 
@@ -82,16 +85,14 @@ def revived_properties(properties: Basic.Properties) -> Basic.Properties:
     Two do not come back: the expiration, because its time is over and the message is wanted now, and the user, because
     the broker lets nobody sign for another. And it is sent now: deadlines and cancellations of its first life are over.
     """
-    headers = {name: _writable(value) for name, value in (properties.headers or {}).items() if not _ledger(name)}
-    revived = _copy(properties, headers)
+    revived = _copy(properties, _producers(properties))
     revived.timestamp = datetime.now(UTC).replace(microsecond=0)
     return revived
 
 
 def returned_properties(properties: Basic.Properties) -> Basic.Properties:
     """Return the properties of a message that goes back to the queue as the one that it was, and not as a new one."""
-    headers = {name: _writable(value) for name, value in (properties.headers or {}).items() if not _ledger(name)}
-    return _copy(properties, {**headers, RETURNED: True})
+    return _copy(properties, {**_producers(properties), RETURNED: True})
 
 
 def forwarded_properties(
@@ -101,12 +102,18 @@ def forwarded_properties(
 
     Its expiration goes on from where it is, as far as ``waited_s`` (seconds so far) tells.
     """
-    headers = {name: _writable(value) for name, value in (properties.headers or {}).items() if not _ledger(name)}
+    headers = _producers(properties)
     copy = _copy(properties, {**headers, RETURNED: True} if redelivered else headers)
     if properties.expiration:
         left_ms = float(properties.expiration) - 1000 * (waited_s or 0)
         copy.expiration = str(max(0, round(left_ms)))
     return copy
+
+
+def _producers(properties: Basic.Properties) -> dict[str, Any]:
+    """Return the producer's own headers, without what would send copies elsewhere."""
+    headers = properties.headers or {}
+    return {name: _writable(value) for name, value in headers.items() if not _ledger(name) and name not in _ADDRESSES}
 
 
 def _ledger(name: str) -> bool:

@@ -142,6 +142,8 @@ class Delivery:
             Unpublished: nobody knows whether it is there.
         """
         copy = forwarded_properties(self._properties, self.queued_s, redelivered=self.redelivered)
+        if copy.expiration == "0":
+            return False  # it came in time, and would expire there at once; its producer's clock may be wrong
         return await self._outbox.forward(self.body, copy, tier)
 
     async def settle(self, verdict: Verdict, reason: ConsumerError | None = None) -> None:

@@ -96,7 +96,7 @@ def _judge(error: Exception) -> BrokerFault:
 def _refusal(error: Exception) -> str | None:  # noqa: PLR0911 - a line per cause
     match error:
         case amqp.ProbableAuthenticationError() | amqp.AuthenticationError():
-            return f"{error}: check the user and the password in ACESTEP_AMQP_URL"
+            return f"{str(error).rstrip('.')}: check the user and the password in ACESTEP_AMQP_URL"
         case amqp.InvalidFrameError() if _closed_instead_of_opened(error):
             return (
                 "the broker does not open the virtual host: check that the one in ACESTEP_AMQP_URL exists, that the "

@@ -14,7 +14,7 @@ from pamqp.commands import Basic
 
 from consumer.broker.backoff import backoff
 from consumer.broker.dead_letter import dead_letter_properties
-from consumer.broker.faults import BrokerFault, LinkLost, Nacked, Unroutable, describe, mapped
+from consumer.broker.faults import BrokerFault, BrokerRefused, LinkLost, Nacked, Unroutable, describe, mapped
 from consumer.broker.topology import CONTROL, DEAD_LETTER, EVENTS, TIER, tier_queue
 from consumer.errors import ConsumerError, Unpublished
 from schemas.events import CONTENT_TYPE, JobEvent, JobProgress, JobStarted, WorkerEvent
@@ -38,6 +38,7 @@ LONGEST_WAIT_S = 5.0
 # answer outlives one lost connection, and no more, so that such a text cannot take the link down again and again.
 REPLY_TRIES = 2
 FORWARD_TRIES = 3
+RENEWED_FOR_A_TIER_S = 600.0
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -48,6 +49,8 @@ class _Outgoing:
     routing_key: str
     body: bytes
     properties: Basic.Properties
+    asks: bool = False
+    """Whether a refusal is an answer, and no fault."""
 
 
 class Publisher:
@@ -104,27 +107,37 @@ class Publisher:
         Raises:
             Unpublished: the broker did not confirm it; a copy may be there all the same.
         """
-        if not await self.call(tier):
-            return False
-        message = _Outgoing("", tier_queue(tier), body, properties)
-        async with self._one_of_theirs:
-            try:
-                await self._insist(message, PATIENCE_S, tries=FORWARD_TRIES)
-            except (Nacked, Unroutable) as fault:
-                _log.info("not sent on", tier=tier, reason=describe(fault))
+        message = _Outgoing("", tier_queue(tier), body, properties, asks=True)
+        try:
+            if not await self.call(tier):
                 return False
-            except BrokerFault as fault:
-                raise Unpublished(f"{message.routing_key}: {describe(fault)}") from fault
-        await self.call(tier)  # so that it is taken at once
+            async with self._one_of_theirs:
+                await self._insist(message, PATIENCE_S, tries=FORWARD_TRIES)
+        except (Nacked, Unroutable, BrokerRefused) as fault:
+            _log.info("not sent on", tier=tier, reason=describe(fault))
+            return False
+        except BrokerFault as fault:
+            raise Unpublished(f"{message.routing_key}: {describe(fault)}") from fault
+        # So that it is taken at once. It is there, whatever becomes of this call: it is found all the same.
+        with suppress(Unpublished, BrokerRefused):
+            await self.call(tier)
         return True
 
     async def call(self, tier: str) -> bool:
-        """Return whether a worker of that tier hears us. Raises ``Unpublished``."""
+        """Return whether a worker of that tier hears us.
+
+        Raises:
+            Unpublished: the broker did not say.
+            BrokerRefused: this user may not ask.
+        """
         properties = Basic.Properties(message_id=uuid4().hex)
         try:
-            await self._insist(_Outgoing(CONTROL, f"{TIER}.{tier}", b"", properties), SHORT_PATIENCE_S, tries=2)
+            question = _Outgoing(CONTROL, f"{TIER}.{tier}", b"", properties, asks=True)
+            await self._insist(question, SHORT_PATIENCE_S, tries=2)
         except Unroutable:
             return False
+        except BrokerRefused:
+            raise
         except BrokerFault as fault:
             raise Unpublished(f"{TIER}.{tier}: {describe(fault)}") from fault
         return True
@@ -159,9 +172,7 @@ class Publisher:
                     try:
                         return await self._publish_once(message)
                     except BrokerFault as error:
-                        self._on_fault(fault := error)
-                    if isinstance(fault, Nacked):
-                        self._link.refused()
+                        self._note(message, fault := error)
                     if tries is not None and (tried == tries or not isinstance(fault, LinkLost)):
                         raise fault
                     await self._recover(message, fault)
@@ -169,6 +180,13 @@ class Publisher:
         except TimeoutError:
             why = "no confirm" if fault is None else describe(fault)
             raise Unpublished(f"{message.routing_key or message.exchange}: {why} in {patience_s:g} s") from fault
+
+    def _note(self, message: _Outgoing, fault: BrokerFault) -> None:
+        if isinstance(fault, Nacked):
+            # The queue of a tier may be full for hours, which is no reason to connect anew all the time.
+            self._link.refused(RENEWED_FOR_A_TIER_S if message.asks else None)
+        if not (message.asks and isinstance(fault, Nacked | Unroutable)):
+            self._on_fault(fault)
 
     async def _publish_once(self, message: _Outgoing) -> None:
         channel = await self._link.channel()

@@ -4,7 +4,7 @@
 A worker serves the queue of its own tier, and only while that has something: its deliveries come out of the same
 prefetch. It lets senders know that it is there by a queue of its own, bound to ``acestep.control`` under
 ``tier.<name>``: a mandatory publish with that key comes back when nobody of the tier is there, and else makes those
-who are look at their queue.
+who are look at their queue. Who pauses, for want of disk or storage, is not there.
 
 The last worker of a tier may leave while requests wait for it. Then whoever finds them serves them, whatever the card.
 """
@@ -20,7 +20,7 @@ from uuid import uuid4
 
 import structlog
 
-from consumer.broker.faults import BrokerFault, describe, mapped
+from consumer.broker.faults import BrokerFault, LinkLost, describe, mapped
 from consumer.broker.topology import CONTROL, TIER, tier_queue
 from consumer.errors import Unpublished
 
@@ -82,21 +82,29 @@ class TierQueues:
         self._called = asyncio.Event()
         self._leaving = False
         self._ear: str | None = None
+        # Whether calls come to it.
+        self._bound = False
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Declare the queues and serve them from now on. Raises ``BrokerRefused``."""
         await self._link.attach(self._listen)
+        with suppress(Unpublished):  # a link that is lost just now comes back; a user who may not call must know
+            await self._call(self._own)
         self._task = asyncio.create_task(self._run(), name="tier queues")
+
+    def look(self) -> None:
+        """Look at the queues now: something has changed."""
+        self._called.set()
 
     async def stop(self) -> None:
         """Be there no more: what is sent on now goes elsewhere. What is in hand stays in hand."""
         self._link.detach(self._listen)
         self._leaving = True
-        self._called.set()
+        self.look()
         if self._task is not None:
             # Not cancelled at once: the client library closes the channel under a call that is cancelled.
-            await asyncio.wait({self._task}, timeout=STOP_TIMEOUT_S)
+            await asyncio.wait({self._task}, timeout=STOP_TIMEOUT_S if self._link.is_up else 0)
             self._task.cancel()
         if self._ear is not None and self._link.is_up:
             with suppress(BrokerFault), mapped():
@@ -110,23 +118,42 @@ class TierQueues:
             self._ear = queue = f"{CONTROL}.{uuid4().hex}"
             await channel.queue_declare(queue, exclusive=True, auto_delete=True, timeout=RPC_TIMEOUT_S)
             await channel.basic_consume(queue, self._hear, no_ack=True, timeout=RPC_TIMEOUT_S)
-            # Last: who is called must be able to hear it.
-            await channel.queue_bind(queue, CONTROL, f"{TIER}.{self._own}", timeout=RPC_TIMEOUT_S)
+        # Last: who is called must be able to hear it.
+        self._bound = False
+        await self._be_there(channel)
+        self.look()
+
+    async def _be_there(self, channel: Channel) -> None:
+        """Have calls come while messages are taken, and not while they are not."""
+        takes = self._consumer.takes
+        if self._ear is not None and takes != self._bound:
+            change = channel.queue_bind if takes else channel.queue_unbind
+            with mapped():
+                await change(self._ear, CONTROL, f"{TIER}.{self._own}", timeout=RPC_TIMEOUT_S)
+            self._bound = takes
 
     async def _hear(self, _: DeliveredMessage) -> None:
-        self._called.set()
+        self.look()
 
     async def _run(self) -> None:
         round_at = time.monotonic() + self._until_next_round()
         while not self._leaving:
+            busy = False
             try:
+                await self._be_there(await self._channel())
                 busy = any([await self._serve(tier) for tier in (self._own, *self._adopted)])
-                if time.monotonic() >= round_at:
+                if time.monotonic() >= round_at and self._consumer.takes:
                     await self._look_round()
                     round_at = time.monotonic() + self._until_next_round()
-            except (BrokerFault, Unpublished) as fault:
-                busy = False
+            except Unpublished as error:
+                _log.info("nobody can be called", reason=describe(error))
+            except BrokerFault as fault:
                 _log.info("the queues of tiers are out of sight", reason=describe(fault))
+                await self._let_go()
+                await self._link.channel()
+            except Exception:  # noqa: BLE001 - the comment says why
+                # Others count on this task as long as calls come to it: it must outlive what nobody foresaw.
+                _log.exception("the queues of tiers: unexpected error")
             await self._rest(LOOK_AGAIN_S if busy else min(LOOK_S, self._orphaned_s))
 
     async def _rest(self, seconds: float) -> None:
@@ -152,6 +179,11 @@ class TierQueues:
         await self._consumer.serve(queue, ready and ready + self._consumer.held(queue))
         return ready > 0
 
+    async def _let_go(self) -> None:
+        """Keep no place for queues that may be empty."""
+        for tier in (self._own, *self._adopted):
+            await self._consumer.serve(tier_queue(tier), 0)
+
     async def _look_round(self) -> None:
         before, self._adopted = self._adopted, {tier for tier in self._others if await self._is_orphaned(tier)}
         for tier in before - self._adopted:
@@ -169,7 +201,13 @@ class TierQueues:
         return time.monotonic() - since >= self._orphaned_s
 
     async def _ready(self, queue: str) -> int:
-        channel = await self._link.channel()
+        channel = await self._channel()
         with mapped():
             found = await channel.queue_declare(queue, passive=True, timeout=RPC_TIMEOUT_S)
         return found.message_count or 0
+
+    async def _channel(self) -> Channel:
+        """Return the open channel. Raises ``LinkLost``: who waited for it would keep places for what may be empty."""
+        if not self._link.is_up:
+            raise LinkLost("not connected")
+        return await self._link.channel()

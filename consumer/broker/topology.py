@@ -74,6 +74,11 @@ class Queue:
     name: str
     arguments: Arguments
 
+    def bounded_by(self, limit: int | None) -> Queue:
+        """Return the same with another limit as its argument; None: without one."""
+        others = {name: value for name, value in self.arguments.items() if name != "x-max-length"}
+        return Queue(self.name, others if limit is None else {**others, "x-max-length": limit})
+
 
 @dataclass(frozen=True, slots=True)
 class Binding:

@@ -18,6 +18,7 @@ from consumer.client.client import Client
 from consumer.client.errors import (
     ClientError,
     DownloadFailed,
+    InvalidTaskId,
     NoQueue,
     NoSongs,
     NotEndedYet,
@@ -31,6 +32,7 @@ __all__ = [
     "Client",
     "ClientError",
     "DownloadFailed",
+    "InvalidTaskId",
     "Job",
     "NoQueue",
     "NoSongs",

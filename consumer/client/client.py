@@ -3,6 +3,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from consumer import settings as settings_module
 from consumer.broker.faults import BrokerFault, BrokerRefused, Nacked, Unroutable, describe
 from consumer.broker.topology import CONTROL, EVENTS, GENERATE, REQUESTS
 from consumer.client.endings import Endings
-from consumer.client.errors import DownloadFailed, NoQueue, NoSongs, QueueFull
+from consumer.client.errors import DownloadFailed, InvalidTaskId, NoQueue, NoSongs, QueueFull
 from consumer.client.inbox import Inbox
 from consumer.client.job import Job
 from consumer.client.line import NOT_DECLARED, Line, as_client_error
@@ -26,10 +27,12 @@ from consumer.client.pace import Pace
 from consumer.client.subscription import Subscription
 from consumer.settings import StorageSettings
 from schemas.events import Audio, JobCompleted, JobEvent, TerminalEvent, Worker, WorkerEvent
+from schemas.request import TASK_ID_PATTERN
 
 ROUTING_KEY: Final = "generate"
 MAY_NOT_ASK: Final = f"this login may not hear {EVENTS}, or not publish `{QUESTION}` to {CONTROL}"
 EVERYTHING: Final = ("job.#", "worker.#")
+_TASK_ID: Final = re.compile(TASK_ID_PATTERN)
 
 
 class Client:
@@ -86,12 +89,13 @@ class Client:
             expiration_s: seconds that the request may wait in the queue.
 
         Raises:
+            InvalidTaskId: the request's ``task_id`` is none; nothing was sent.
             QueueFull: the broker refused it; ``retry_after`` says when to try again.
             NoQueue: no worker has declared the queues yet.
             Unreachable: the connection was lost; whether the request was taken may be unknown, and sending the same
                 task id again is safe.
         """
-        task_id = str(request.get("task_id") or uuid4())
+        task_id = _id_of(request)
         message = aio_pika.Message(
             json.dumps({**request, "task_id": task_id}).encode(),
             content_type="application/json",
@@ -152,7 +156,7 @@ class Client:
         expiration_s: float | None = None,
     ) -> Job:
         """Publish one request as ``submit`` does, and listen to its job from before that: no event is missed."""
-        task_id = str(request.get("task_id") or uuid4())
+        task_id = _id_of(request)
         job = Job(task_id, self, since=datetime.now(UTC))
         await self._inbox.follow(job)
         try:
@@ -169,7 +173,7 @@ class Client:
 
     async def job(self, task_id: str) -> Job:
         """Listen to a job that somebody submitted, now or long ago. An end that came before is found in storage."""
-        job = Job(task_id, self)
+        job = Job(_checked(task_id), self)
         await self._inbox.follow(job)
         self._inbox.look(job)
         return job
@@ -199,7 +203,7 @@ class Client:
             timestamp=datetime.now(UTC),
         )
         try:
-            await self._line.publish(CONTROL, f"cancel.{task_id}", message)
+            await self._line.publish(CONTROL, f"cancel.{_checked(task_id)}", message)
         except (Unroutable, Nacked) as fault:
             raise NoQueue(f"no worker hears that {task_id} is to stop; {NOT_DECLARED}") from fault
 
@@ -269,3 +273,14 @@ class Client:
                 "or set ACESTEP_S3_PRESIGN_SECONDS for the workers"
             )
         return audio.url
+
+
+def _id_of(request: Mapping[str, object]) -> str:
+    return _checked(str(request.get("task_id") or uuid4()))
+
+
+def _checked(task_id: str) -> str:
+    """Return it. An id is part of routing keys: ``*`` or a dot in it would hear of other jobs, or of none for ever."""
+    if not _TASK_ID.fullmatch(task_id):
+        raise InvalidTaskId(task_id)
+    return task_id

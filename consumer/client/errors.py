@@ -4,6 +4,7 @@
 ::
 
     ClientError
+    ├── InvalidTaskId   no job can have this id; nothing was sent; a ValueError too
     ├── QueueFull       nothing was accepted; retry_after says when to try again
     ├── NoQueue         nobody has declared the queues yet
     ├── Unreachable     the broker cannot be reached, or refuses the login
@@ -17,6 +18,13 @@ from schemas.events import JobCompleted, TerminalEvent
 
 class ClientError(Exception):
     """Base of all; the text says what happened and what to do."""
+
+
+class InvalidTaskId(ClientError, ValueError):
+    """No job can have this id: nothing was sent, since nobody could follow or cancel what would come of it."""
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__(f"{task_id!r} is no task id: 1 to 128 letters, digits, - and _")
 
 
 class QueueFull(ClientError):

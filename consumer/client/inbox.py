@@ -15,6 +15,10 @@ from consumer.client.line import Line
 from consumer.client.subscription import Subscription
 from schemas.events import JobEvent, WorkerEvent
 
+# So long the broker has for bindings that are being taken back when the client leaves: an AMQP call that is cut off
+# closes its channel, with a line about it in the log.
+_PARTING_S: Final = 1.0
+
 _log: Final = logging.getLogger("consumer.client")
 
 
@@ -35,7 +39,8 @@ class Inbox:
         self._reading: asyncio.Task[None] | None = None
         self._opening = asyncio.Lock()
         self._binding = asyncio.Lock()
-        self._errands: set[asyncio.Task[None]] = set()
+        self._looks: set[asyncio.Task[None]] = set()
+        self._unbindings: set[asyncio.Task[None]] = set()
 
     async def follow(self, job: Job) -> None:
         """Hear this job's events from the return on. Raises ``ClientError``."""
@@ -54,7 +59,7 @@ class Inbox:
     def look(self, job: Job) -> None:
         """See in storage, beside everything else, whether the job has ended: its event may have come before us."""
         if self._endings is not None and job.ended is None:
-            self._do(self._look(job, self._endings))
+            self._do(self._look(job, self._endings), self._looks)
         else:
             job.remark("whether it ended earlier is not known: this client was not told where the results are")
 
@@ -67,9 +72,13 @@ class Inbox:
         """End everything; who still waits for a job gets a ``ClientError``."""
         if self._reading is None:
             return
-        for task in (self._reading, *self._errands):
+        unbindings = frozenset(self._unbindings)
+        if unbindings:
+            await asyncio.wait(unbindings, timeout=_PARTING_S)
+        leftover = {self._reading, *self._looks, *unbindings}
+        for task in leftover:
             task.cancel()
-        await asyncio.wait({self._reading, *self._errands})
+        await asyncio.wait(leftover)
         self._break(ClientError("the client was closed before the job ended"))
         await self._subscription.__aexit__()
 
@@ -86,7 +95,7 @@ class Inbox:
             job.tell(event)
         if event.state.terminal and event.subject in self._jobs:
             del self._jobs[event.subject]
-            self._do(self._unbind(event.subject))
+            self._do(self._unbind(event.subject), self._unbindings)
 
     def _on_gap(self) -> None:
         _log.warning("the broker had dropped this client's queue: events may be missing, ends are looked up in storage")
@@ -127,10 +136,10 @@ class Inbox:
                 job.fail(error)
         self._jobs.clear()
 
-    def _do(self, errand: Coroutine[Any, Any, None]) -> None:
+    def _do(self, errand: Coroutine[Any, Any, None], among: set[asyncio.Task[None]]) -> None:
         task = asyncio.create_task(errand)
-        self._errands.add(task)
-        task.add_done_callback(self._errands.discard)
+        among.add(task)
+        task.add_done_callback(among.discard)
 
 
 def _key(task_id: str) -> str:

@@ -4,6 +4,10 @@
 Jobs run side by side in a worker: ``prefetch`` of them, on one card. ``seconds_per_job`` is what a job took from the
 broker's delivery to its end, beside the others. So a busy worker ends ``prefetch / seconds_per_job`` jobs a second
 (Little's law); that the jobs share a card is in the seconds already, and is not counted again.
+
+Only ``acestep.generate`` is looked at. Where workers send requests on to larger cards (``ACESTEP_ROUTE_BY_TIER``), such
+a request waits a second time, in the queue of a tier: its place is that of the first wait, and its seconds leave the
+second one out.
 """
 
 from collections.abc import Collection, Iterable

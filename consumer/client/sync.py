@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from consumer import client as asynchronous
-from consumer.client.errors import ClientError, DownloadFailed, NoQueue, NoSongs, NotEndedYet, QueueFull, Unreachable
+from consumer.client.errors import (
+    ClientError,
+    DownloadFailed,
+    InvalidTaskId,
+    NoQueue,
+    NoSongs,
+    NotEndedYet,
+    QueueFull,
+    Unreachable,
+)
 from consumer.client.outlook import Outlook
 from consumer.settings import StorageSettings
 from schemas.events import JobEvent, TerminalEvent, WorkerEvent
@@ -28,6 +37,7 @@ __all__ = [
     "Client",
     "ClientError",
     "DownloadFailed",
+    "InvalidTaskId",
     "Job",
     "NoQueue",
     "NoSongs",

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from consumer.client import Client, ClientError
 from consumer.commands.exits import Exit, refused
+from consumer.commands.hush import hush_libraries
 from consumer.settings import Settings
 from schemas.events import JobCancelled, JobEvent, WorkerEvent
 
@@ -26,6 +27,7 @@ class Cancellation:
 
 async def cancel(settings: Settings, order: Cancellation, note: Console) -> Exit:
     """Publish the cancellations, and stay until all the jobs have ended when asked to."""
+    hush_libraries()
     try:
         async with Client(settings.broker.every_url.get_secret_value()) as client:
             if order.wait:
@@ -57,6 +59,7 @@ async def _cancel_and_wait(client: Client, order: Cancellation, note: Console) -
                 "before it, or was never submitted, does not end again",
                 style="red",
                 markup=False,
+                soft_wrap=True,
             )
             return Exit.JOB_FAILED
     return Exit.JOB_FAILED if others else Exit.DONE

@@ -18,6 +18,7 @@ from consumer.broker.faults import BrokerFault, Nacked, Unroutable, describe
 from consumer.commands import dead_view as view
 from consumer.commands.dead_view import Row
 from consumer.commands.exits import Exit
+from consumer.commands.hush import hush_libraries
 from consumer.settings import BrokerSettings, Settings
 from schemas.events import ErrorCode
 
@@ -99,10 +100,11 @@ class _Tally:
 
 def _answer(work: Coroutine[Any, Any, Exit], note: Console) -> Exit:
     """Run it; a fault of the broker becomes its text and the exit code."""
+    hush_libraries()
     try:
         return asyncio.run(work)
     except BrokerFault as fault:
-        note.print(describe(fault), style="red", markup=False)
+        note.print(describe(fault), style="red", markup=False, soft_wrap=True)
         return Exit.UNREACHABLE
 
 
@@ -119,7 +121,7 @@ async def _list(broker: BrokerSettings, choice: Choice, note: Console, limit: in
                 view.add(rows, row)
         count = queue.count
     if shown and not as_json:
-        Console(highlight=False).print(rows)
+        view.console().print(rows)
     hint = "; --limit shows more" if more else ""
     note.print(f"{_letters(shown)} shown, {count:,} in the queue{hint}", style="dim")
     return Exit.DONE

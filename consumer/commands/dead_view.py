@@ -12,6 +12,7 @@ from datetime import datetime
 
 from pydantic import JsonValue
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -22,6 +23,8 @@ from schemas.strict_json import JsonRefused, loads
 MASK = "***"
 MAX_BODY_CHARACTERS = 100_000
 _DEEPEST = 32
+# Columns where no terminal says how many there are.
+_WIDE = 1000
 _SECRET_NAME = re.compile(r"passw|secret|token|authori[sz]ation|cookie|credential|signature|api[-_]?key", re.IGNORECASE)
 # The password in a URL, and what signs one.
 _SECRET_TEXT = re.compile(
@@ -71,6 +74,12 @@ class Row:
             "bytes": self.size,
             "worker": self.worker,
         }
+
+
+def console() -> Console:
+    """Return where tables go: folded to fit a terminal; elsewhere a letter is a line, for ``grep`` and pagers."""
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(highlight=False, width=_WIDE)
 
 
 def table() -> Table:

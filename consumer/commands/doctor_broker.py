@@ -19,11 +19,14 @@ from consumer.broker.topology import (
     UNROUTED,
     UNROUTED_KEPT,
     Topology,
+    tier_queue,
     topology_with,
 )
 from consumer.broker.versions import STREAMS, differences, number_of, untested
 from consumer.commands.doctor_clock import clock
 from consumer.commands.doctor_report import Finding, fail, ok, skip, warn
+from consumer.commands.tier_names import tier_names
+from consumer.policy.tiers import TierTableError
 from consumer.settings import BrokerSettings, Settings
 
 CHECKS: Final = ("broker", "acks", "permissions", "limit", "topology", "queue")
@@ -49,6 +52,8 @@ async def look_at_broker(settings: Settings) -> AsyncGenerator[Finding]:
             yield finding
         async for finding in _standing(inspection, settings.broker):
             yield finding
+        if tiers := _tiers(settings):
+            yield judge_tiers(await inspection.depths(map(tier_queue, tiers)))
 
 
 async def look_at_management(settings: BrokerSettings) -> AsyncGenerator[Finding]:
@@ -106,6 +111,14 @@ async def _standing(inspection: Inspection, settings: BrokerSettings) -> AsyncGe
     yield judge_topology(await inspection.compare(topology_with(settings, argument)))
     depths = await inspection.depths((GENERATE, DEAD_LETTER, NOTICES, UNROUTED))
     yield judge_depths(depths, settings.queue_maxsize)
+
+
+def _tiers(settings: Settings) -> tuple[str, ...] | None:
+    """The tiers that requests are sent on to; None: they are not, or the table cannot be read, which `tier` says."""
+    try:
+        return tier_names(settings)
+    except TierTableError:
+        return None
 
 
 def judge_version(version: str | None, address: str, queue_type: str) -> Finding:
@@ -209,6 +222,14 @@ def judge_depths(depths: Mapping[str, Depth | None], limit: int) -> Finding:  # 
     if unheard >= UNROUTED_KEPT:
         return warn("queue", f"{said}; {UNROUTED} is full of events that nobody was bound to hear", _UNHEARD)
     return ok("queue", said)
+
+
+def judge_tiers(depths: Mapping[str, Depth | None]) -> Finding:
+    """Say whether the queues of what is sent on to larger cards stand, and what waits in them."""
+    if missing := [queue for queue, depth in depths.items() if depth is None]:
+        return warn("tier queues", f"not there yet: {', '.join(missing)}", _DECLARES.replace("it when", "them when"))
+    waiting = sum(depth.ready for depth in depths.values() if depth)
+    return ok("tier queues", f"all {len(depths)} are there; requests that were sent on and wait: {waiting:,}")
 
 
 _UNHEARD: Final = "harmless: the oldest are dropped. To hear them, bind a queue to acestep.events"

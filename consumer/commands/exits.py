@@ -42,7 +42,13 @@ def listed() -> str:
 
 def refused(error: "ClientError", note: Console) -> Exit:
     """Say what went wrong and choose the exit code."""
-    from consumer.client import QueueFull  # noqa: PLC0415 - half a second, and `--help` and completion need no client
+    # Half a second, and `--help` and completion need no client.
+    from consumer.client import InvalidTaskId, QueueFull  # noqa: PLC0415 - as said above
 
-    note.print(str(error), style="red", markup=False)
-    return Exit.QUEUE_FULL if isinstance(error, QueueFull) else Exit.UNREACHABLE
+    note.print(str(error), style="red", markup=False, soft_wrap=True)
+    match error:
+        case InvalidTaskId():
+            return Exit.USAGE
+        case QueueFull():
+            return Exit.QUEUE_FULL
+    return Exit.UNREACHABLE

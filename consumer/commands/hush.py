@@ -6,5 +6,11 @@ import logging
 
 def hush() -> None:
     """Let the broker's client libraries say nothing on stderr."""
-    for library in ("aiormq", "aio_pika", "consumer.client"):
+    hush_libraries()
+    logging.getLogger("consumer.client").setLevel(logging.CRITICAL)
+
+
+def hush_libraries() -> None:
+    """Silence the AMQP libraries alone: that a subscription was lost and is made again is said by our own client."""
+    for library in ("aiormq", "aio_pika"):
         logging.getLogger(library).setLevel(logging.CRITICAL)

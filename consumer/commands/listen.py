@@ -15,19 +15,21 @@ from rich.console import Console
 
 from consumer.broker.faults import BrokerFault, BrokerRefused
 from consumer.broker.inspection import Depth, Inspection
-from consumer.broker.topology import GENERATE
+from consumer.broker.topology import GENERATE, tier_queue
 from consumer.client import Client, ClientError
 from consumer.client.endings import Endings
 from consumer.commands.aside import aside
 from consumer.commands.exits import Exit, refused
 from consumer.commands.hush import hush
+from consumer.commands.tier_names import tier_names
 from consumer.listen.board import Board
 from consumer.listen.guard import Guard, is_loopback
 from consumer.listen.pulse import Pulse
 from consumer.listen.reporter import catch_up, feel, report
 from consumer.listen.server import Server
 from consumer.listen.songs import Songs
-from consumer.settings import BrokerSettings, Settings
+from consumer.policy.tiers import TierTableError
+from consumer.settings import Settings
 
 # Songs that somebody listens to are cut at the end; pages are let go before.
 _CLOSE_S: Final = 1.0
@@ -52,12 +54,15 @@ async def listen(settings: Settings, stand: Stand, note: Console) -> Exit:
     try:
         async with Client(settings.broker.every_url.get_secret_value(), storage=settings.storage) as client:
             return await _serve(client, settings, stand, note)
+    except TierTableError as error:
+        note.print(str(error), style="red", markup=False, soft_wrap=True)
+        return Exit.USAGE
     except ClientError as error:
         return refused(error, note)
 
 
 async def _serve(client: Client, settings: Settings, stand: Stand, note: Console) -> Exit:
-    board, endings, glance = Board(), Endings(settings.storage), _Glance(settings.broker, note)
+    glance, board, endings = _Glance(settings, note), Board(), Endings(settings.storage)
     try:
         async with client.subscribe("job.#") as events, Songs(settings.storage, endings, board) as songs:
             app = Server(client, board, songs, endings).application(Guard(stand.host, stand.names))
@@ -75,10 +80,14 @@ async def _serve(client: Client, settings: Settings, stand: Stand, note: Console
 
 
 class _Glance:
-    """How the request queue is, over a connection of its own, which is made again when it was lost."""
+    """How the queues of requests are, over a connection of its own, which is made again when it was lost.
 
-    def __init__(self, settings: BrokerSettings, note: Console) -> None:
-        self._settings = settings
+    Raises ``TierTableError`` where requests are sent on, and the tiers cannot be read.
+    """
+
+    def __init__(self, settings: Settings, note: Console) -> None:
+        self._settings = settings.broker
+        self._tiers = tier_names(settings) or ()
         self._note = note
         self._there = True
         self._stack = AsyncExitStack()
@@ -101,7 +110,8 @@ class _Glance:
     async def _look(self) -> Pulse:
         try:
             async with asyncio.timeout(_LOOK_S):
-                depth = await self._depth()
+                depth = await self._depth(GENERATE)
+                sent_on = await self._sent_on() if depth else 0
         except BrokerRefused:
             return Pulse(broker=True)  # this login may not look
         except (BrokerFault, TimeoutError):
@@ -109,12 +119,22 @@ class _Glance:
             return Pulse(broker=False)
         if depth is None:
             return Pulse(broker=True, declared=False)
-        return Pulse(broker=True, waiting=depth.ready, workers=depth.consumers)
+        return Pulse(broker=True, waiting=depth.ready + sent_on, workers=depth.consumers)
 
-    async def _depth(self) -> Depth | None:
+    async def _sent_on(self) -> int:
+        """Requests that wait for larger cards. A worker declares the queues of all tiers: with one missing, none is."""
+        ready = 0
+        for tier in reversed(self._tiers):
+            depth = await self._depth(tier_queue(tier))
+            if depth is None:
+                break
+            ready += depth.ready
+        return ready
+
+    async def _depth(self, queue: str) -> Depth | None:
         if self._inspection is None:
             self._inspection = await self._stack.enter_async_context(Inspection(self._settings, _NAME))
-        return await self._inspection.depth(GENERATE)
+        return await self._inspection.depth(queue)
 
 
 @asynccontextmanager

@@ -19,14 +19,16 @@ from rich.console import Console
 from consumer.broker.faults import BrokerFault, BrokerRefused, describe
 from consumer.broker.inspection import Inspection
 from consumer.broker.monitor import Monitor, RequestQueue
-from consumer.broker.topology import DEAD_LETTER, GENERATE, UNROUTED
+from consumer.broker.topology import DEAD_LETTER, GENERATE, UNROUTED, tier_queue
 from consumer.client import Client, ClientError
 from consumer.commands.exits import Exit
 from consumer.commands.hush import hush
 from consumer.commands.live import drawing
 from consumer.commands.status_report import ASK_EVERY_S, Heard, Seen, Status, status_of
 from consumer.commands.status_table import picture
-from consumer.settings import BrokerSettings
+from consumer.commands.tier_names import tier_names
+from consumer.policy.tiers import TierTableError
+from consumer.settings import BrokerSettings, Settings
 from schemas.events import JobEvent, WorkerEvent
 
 _NAME: Final = "acestep-consumer status"
@@ -47,15 +49,18 @@ class Order:
     as_json: bool
 
 
-async def status(settings: BrokerSettings, order: Order, note: Console) -> Exit:
+async def status(settings: Settings, order: Order, note: Console) -> Exit:
     """Print the status, once or until Ctrl-C."""
     hush()
     try:
-        async with _looking(settings) as look:
+        async with _looking(settings.broker, tier_names(settings)) as look:
             if order.sample_s and not order.as_json:
                 note.print(f"listening to events for {order.sample_s:g} s …", style="dim")
             await asyncio.sleep(order.sample_s)
             await (_watch(look, order, note) if order.watch else _once(look, order))
+    except TierTableError as error:
+        note.print(str(error), style="red", markup=False, soft_wrap=True)
+        return Exit.USAGE
     except BrokerFault as fault:
         what = (
             describe(fault) if isinstance(fault, BrokerRefused) else f"no connection to the broker: {describe(fault)}"
@@ -69,11 +74,15 @@ async def status(settings: BrokerSettings, order: Order, note: Console) -> Exit:
 class _Look:
     """The witnesses together."""
 
-    def __init__(self, settings: BrokerSettings, inspection: Inspection, monitor: Monitor | None) -> None:
+    def __init__(
+        self, settings: BrokerSettings, tiers: tuple[str, ...] | None, inspection: Inspection, monitor: Monitor | None
+    ) -> None:
         self._settings = settings
+        self._tiers = tiers
         self._inspection = inspection
         self._monitor = monitor
         self._heard = Heard(time.monotonic())
+        self._asked_s: float | None = None
         self._notes: dict[str, str] = {} if monitor else {"monitor": _UNMONITORED}
         # Set once somebody listens, or it is known that nobody can for now.
         self.settled = asyncio.Event()
@@ -98,10 +107,13 @@ class _Look:
         self._notes.pop("asking", None)
         if refusal is not None:
             self._notes["asking"] = refusal
+        elif self._asked_s is None:
+            self._asked_s = time.monotonic()
 
     async def status(self) -> Status:
         """Ask everybody. Raises ``BrokerFault`` when the broker is out of reach."""
-        depths = await self._inspection.depths((GENERATE, DEAD_LETTER, UNROUTED))
+        of_tiers = map(tier_queue, self._tiers or ())
+        depths = await self._inspection.depths((GENERATE, DEAD_LETTER, UNROUTED, *of_tiers))
         declared = depths[GENERATE] is not None
         (self.declared if declared else self.settled).set()
         seen = Seen(
@@ -109,6 +121,8 @@ class _Look:
             version=self._inspection.version,
             limit=self._settings.queue_maxsize,
             depths=depths,
+            tiers=self._tiers,
+            asked_s=self._asked_s,
             monitored=await self._monitored() if declared else None,
             heard=self._heard,
             now_s=time.monotonic(),
@@ -128,11 +142,11 @@ class _Look:
 
 
 @asynccontextmanager
-async def _looking(settings: BrokerSettings) -> AsyncIterator[_Look]:
+async def _looking(settings: BrokerSettings, tiers: tuple[str, ...] | None) -> AsyncIterator[_Look]:
     async with AsyncExitStack() as stack:
         inspection = await stack.enter_async_context(Inspection(settings, _NAME))
         monitor = await stack.enter_async_context(Monitor(settings)) if settings.management_url else None
-        look = _Look(settings, inspection, monitor)
+        look = _Look(settings, tiers, inspection, monitor)
         # At first, so that no queue is made for listening where there is nothing to listen to.
         await look.status()
         listening = asyncio.create_task(_listen(settings, look), name="listen")

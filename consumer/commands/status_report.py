@@ -6,8 +6,8 @@ seconds-per-job ÷ sum-of-prefetch, and the queue is empty after as many of thos
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from statistics import fmean
 from typing import Final, Literal
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from consumer.broker.inspection import Depth
 from consumer.broker.monitor import RequestQueue
-from consumer.broker.topology import DEAD_LETTER, GENERATE, UNROUTED
+from consumer.broker.topology import DEAD_LETTER, GENERATE, UNROUTED, tier_queue
 from schemas.events import JobCompleted, JobEvent, Worker, WorkerEvent
 
 RateSource = Literal["broker", "events"]
@@ -24,6 +24,8 @@ WINDOW_S: Final = 300.0
 ASK_EVERY_S: Final = 2.0
 SILENT_S: Final = 5 * ASK_EVERY_S
 """Workers are asked again and again. One that has not answered for so long is gone, whatever it had in hand."""
+ANSWERED_S: Final = 2.0
+"""Who is there has answered by then. Workers announce themselves once a second at most, however often one asks."""
 _JOBS: Final = 100
 
 
@@ -39,7 +41,8 @@ class QueuePart(_Part):
         unacked: messages in workers' hands; None: not known.
         unacked_from: the broker's management API, or the workers' own answers, when all of them answered.
         consumers: AMQP consumers. A worker has one, for a while several after its prefetch changed.
-        bound: most messages that can be accepted and not finished: the limit and all prefetch; None: not known.
+        bound: most messages that can be accepted and not finished: the limit and all prefetch; None: not known. What is
+            sent on to larger cards comes on top: ``limit`` in the queue of each tier.
     """
 
     name: str
@@ -50,6 +53,13 @@ class QueuePart(_Part):
     limit_from: Literal["settings", "broker"]
     consumers: int
     bound: int | None
+
+
+class TierPart(_Part):
+    """Requests that were sent on to the cards of a tier, and ``ready``: those of them that wait in its queue."""
+
+    tier: str
+    ready: int
 
 
 class WorkerPart(_Part):
@@ -74,12 +84,18 @@ class PacePart(_Part):
 
 
 class Status(_Part):
-    """The whole answer. ``eta_s``: seconds until what waits now has been taken and done; None: not known."""
+    """The whole answer.
+
+    Attributes:
+        tiers: the tiers whose queues hold something; None: nothing is sent on (``ACESTEP_ROUTE_BY_TIER``).
+        eta_s: seconds until what waits in the request queue now has been taken and done; None: not known.
+    """
 
     time: datetime
     broker: str
     version: str | None
     queue: QueuePart
+    tiers: tuple[TierPart, ...] | None = None
     workers: tuple[WorkerPart, ...]
     dead_letters: int
     unrouted_events: int
@@ -132,12 +148,21 @@ class Heard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """Everything that was looked at. ``monitored`` None: there is no management API to ask. ``now_s``: as ``Heard``."""
+    """Everything that was looked at. Times are of the same clock as those of ``Heard``.
+
+    Attributes:
+        depths: of queues, by name.
+        tiers: the tiers that requests are sent on to; None: they are not.
+        asked_s: when the workers were first asked to announce themselves; None: they were not.
+        monitored: None: there is no management API to ask.
+    """
 
     broker: str
     version: str | None
     limit: int
     depths: Mapping[str, Depth | None]
+    tiers: tuple[str, ...] | None = None
+    asked_s: float | None = None
     monitored: RequestQueue | None
     heard: Heard
     now_s: float
@@ -146,9 +171,14 @@ class Seen:
 def status_of(seen: Seen, notes: Iterable[str] = ()) -> Status:
     """Put together what follows from it."""
     requests = seen.depths[GENERATE] or Depth(0, 0)
+    limit, limit_from = _limit(seen)
+    tiers = _tiers(seen)
+    if tiers is not None:
+        # The broker's figures are of one queue. A worker's prefetch is shared out among several then, and an ack there
+        # may be of a request that was sent on: what the workers say counts.
+        seen = replace(seen, monitored=None)
     workers = _workers(seen)
     pace = _pace(seen)
-    limit, limit_from = _limit(seen)
     prefetch = _sum_of_prefetch(seen, workers, requests.consumers)
     unacked, unacked_from = _unacked(seen, workers, requests.consumers)
     return Status(
@@ -165,12 +195,13 @@ def status_of(seen: Seen, notes: Iterable[str] = ()) -> Status:
             consumers=requests.consumers,
             bound=None if prefetch is None else limit + prefetch,
         ),
+        tiers=tiers,
         workers=workers,
         dead_letters=_ready(seen, DEAD_LETTER),
         unrouted_events=_ready(seen, UNROUTED),
         pace=pace,
         eta_s=eta_s(requests.ready, pace, prefetch),
-        notes=tuple(notes),
+        notes=(*notes, *_unattended(seen, tiers or ())),
     )
 
 
@@ -184,6 +215,26 @@ def eta_s(ready: int, pace: PacePart, prefetch: int | None) -> float | None:
     if pace.job_s is not None and prefetch:
         return round(ready * pace.job_s / prefetch, 1)
     return round(60 * ready / pace.jobs_a_minute, 1) if pace.jobs_a_minute else None
+
+
+def _tiers(seen: Seen) -> tuple[TierPart, ...] | None:
+    if seen.tiers is None:
+        return None
+    waiting = ((tier, _ready(seen, tier_queue(tier))) for tier in seen.tiers)
+    return tuple(TierPart(tier=tier, ready=ready) for tier, ready in waiting if ready)
+
+
+def _unattended(seen: Seen, tiers: Iterable[TierPart]) -> Iterator[str]:
+    """Say where requests wait for cards of which none answered, once all had time to."""
+    if seen.asked_s is None or seen.now_s < seen.asked_s + ANSWERED_S:
+        return
+    there = {worker.tier for worker in seen.heard.workers(seen.now_s).values() if worker.state != "draining"}
+    for part in tiers:
+        if part.tier not in there:
+            yield (
+                f"{part.ready:,} wait in {tier_queue(part.tier)}, and no worker of {part.tier} answered: start one, or "
+                "after a minute others with ACESTEP_ROUTE_BY_TIER take them, within their own limits"
+            )
 
 
 def _workers(seen: Seen) -> tuple[WorkerPart, ...]:

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from consumer.commands.status_report import PacePart, Status, WorkerPart
+from consumer.commands.status_report import PacePart, Status, TierPart, WorkerPart
 from consumer.commands.units import UNKNOWN, number, seconds
 
 _FULL, _NEARLY_FULL = 1.0, 0.8
@@ -29,10 +29,13 @@ def _rows(status: Status) -> Iterator[tuple[str, Text | str]]:
     queue = status.queue
     yield "broker", f"RabbitMQ {status.version or ''} at {status.broker}, {status.time.astimezone():%H:%M:%S}"
     yield "waiting", _waiting(queue.ready, queue.limit)
+    if status.tiers is not None:
+        yield "sent on, waiting", _sent_on(status.tiers)
     yield "in workers' hands", _in_hand(status)
     yield "workers", _count(status)
     bound = UNKNOWN if queue.bound is None else f"{queue.bound:,}"
-    yield "accepted at most", f"{bound} = limit {queue.limit:,} (from the {queue.limit_from}) + all prefetch"
+    sent_on = "" if status.tiers is None else f"; {queue.limit:,} more for each tier that is sent something"
+    yield "accepted at most", f"{bound} = limit {queue.limit:,} (from the {queue.limit_from}) + all prefetch{sent_on}"
     yield "throughput", _throughput(status.pace)
     yield "queue empty in", _eta(status)
     dead = status.dead_letters
@@ -45,6 +48,10 @@ def _waiting(ready: int, limit: int) -> Text:
     style = "bold red" if fullness >= _FULL else "yellow" if fullness >= _NEARLY_FULL else "green"
     refused = "; producers are refused" if fullness >= _FULL else ""
     return Text(f"{ready:,} of {limit:,}{refused}", style=style)
+
+
+def _sent_on(tiers: tuple[TierPart, ...]) -> str:
+    return ", ".join(f"{part.ready:,} for {part.tier}" for part in tiers) or "0"
 
 
 def _in_hand(status: Status) -> str:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from consumer.client import Client, ClientError, DownloadFailed, Job, Outlook
 from consumer.commands.exits import Exit, refused
+from consumer.commands.hush import hush_libraries
 from consumer.commands.units import seconds
 from consumer.settings import Settings
 from schemas.events import JobCompleted, JobProgress, JobStarted, TerminalEvent
@@ -31,6 +32,7 @@ class Submission:
 
 async def submit(settings: Settings, order: Submission, note: Console) -> Exit:
     """Publish, and stay until the job ends when asked to."""
+    hush_libraries()
     try:
         async with Client(settings.broker.every_url.get_secret_value(), storage=settings.storage) as client:
             if order.wait:
@@ -49,29 +51,32 @@ async def _leave(client: Client, task_id: str, order: Submission, note: Console)
         try:
             outlook = await client.outlook()
         except asyncio.CancelledError:
-            note.print(f"accepted as {task_id}", markup=False)
+            note.print(f"accepted as {task_id}", markup=False, soft_wrap=True)
             raise
         sys.stdout.write(json.dumps({"task_id": task_id, **asdict(outlook)}) + "\n")
         return
     sys.stdout.write(task_id + "\n")
     sys.stdout.flush()
     if note.is_terminal:
-        note.print(in_words(await client.outlook()), style="dim", markup=False)
+        note.print(in_words(await client.outlook()), style="dim", markup=False, soft_wrap=True)
 
 
 async def _stay(client: Client, job: Job, order: Submission, note: Console) -> Exit:
-    note.print(f"accepted as {job.task_id}", markup=False)
+    note.print(f"accepted as {job.task_id}", markup=False, soft_wrap=True)
     try:
-        note.print(in_words(await client.outlook()), style="dim", markup=False)
+        note.print(in_words(await client.outlook()), style="dim", markup=False, soft_wrap=True)
         event = await _follow(job, note)
     except asyncio.CancelledError:
-        note.print(f"the job goes on; `acestep-consumer watch {job.task_id}` follows it", markup=False)
+        note.print(f"the job goes on; `acestep-consumer watch {job.task_id}` follows it", markup=False, soft_wrap=True)
         raise
     if order.as_json:
         sys.stdout.write(event.model_dump_json() + "\n")
     if not isinstance(event, JobCompleted):
         note.print(
-            f"{event.data.status}: {event.data.error.code}: {event.data.error.message}", style="red", markup=False
+            f"{event.data.status}: {event.data.error.code}: {event.data.error.message}",
+            style="red",
+            markup=False,
+            soft_wrap=True,
         )
         return Exit.JOB_FAILED
     _tell(event, note)
@@ -116,18 +121,22 @@ async def _follow(job: Job, note: Console) -> TerminalEvent:
 def _tell(event: JobCompleted, note: Console) -> None:
     data = event.data
     for change in data.policy.adjustments:
-        note.print(f"adjusted {change.field}: {change.requested} -> {change.applied} ({change.reason})", markup=False)
+        note.print(
+            f"adjusted {change.field}: {change.requested} -> {change.applied} ({change.reason})",
+            markup=False,
+            soft_wrap=True,
+        )
     for warning in data.warnings:
-        note.print(f"warning: {warning}", markup=False)
+        note.print(f"warning: {warning}", markup=False, soft_wrap=True)
     for audio in data.audios:
-        note.print(f"{audio.uri}  {audio.duration_s:g} s  seed {audio.seed}", markup=False)
+        note.print(f"{audio.uri}  {audio.duration_s:g} s  seed {audio.seed}", markup=False, soft_wrap=True)
 
 
 async def _download(job: Job, folder: Path, note: Console) -> Exit:
     try:
         for path in await job.result(folder):
-            note.print(f"saved {path}", markup=False)
+            note.print(f"saved {path}", markup=False, soft_wrap=True)
     except DownloadFailed as error:
-        note.print(f"download: {error}", style="red", markup=False)
+        note.print(f"download: {error}", style="red", markup=False, soft_wrap=True)
         return Exit.UNREACHABLE
     return Exit.DONE

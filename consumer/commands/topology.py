@@ -10,7 +10,8 @@ from consumer.broker.connection import Link
 from consumer.broker.faults import BrokerFault
 from consumer.broker.topology import topology as wanted
 from consumer.commands.exits import Exit
-from consumer.policy.tiers import TierTableError, load_table
+from consumer.commands.tier_names import tier_names
+from consumer.policy.tiers import TierTableError
 from consumer.settings import Settings
 from consumer.telemetry import set_up_logs
 
@@ -18,7 +19,7 @@ from consumer.telemetry import set_up_logs
 async def topology(settings: Settings, note: Console, *, declare: bool, as_json: bool) -> Exit:
     """Print RabbitMQ definitions, or create the objects, and print them when asked to; repeating is harmless."""
     try:
-        tiers = _tiers(settings)
+        tiers = tier_names(settings) or ()
         if declare:
             await _declare(settings, tiers)
             note.print("declared", style="green")
@@ -32,13 +33,6 @@ async def topology(settings: Settings, note: Console, *, declare: bool, as_json:
         definitions = wanted(settings.broker).with_tiers(tiers).as_definitions()
         sys.stdout.write(json.dumps(definitions, indent=2) + "\n")
     return Exit.DONE
-
-
-def _tiers(settings: Settings) -> tuple[str, ...]:
-    """The tiers that have a queue. Raises ``TierTableError``."""
-    if not settings.broker.route_by_tier:
-        return ()
-    return tuple(tier.name for tier in load_table(settings.worker.tier_table).tiers)
 
 
 async def _declare(settings: Settings, tiers: tuple[str, ...]) -> None:

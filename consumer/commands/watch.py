@@ -8,12 +8,14 @@ from rich.console import Console
 
 from consumer.client import Client, ClientError
 from consumer.commands.exits import Exit, refused
+from consumer.commands.hush import hush_libraries
 from consumer.settings import Settings
 from schemas.events import JobCompleted, JobEvent, JobProgress, JobStarted, WorkerEvent
 
 
 async def watch(settings: Settings, task_id: str | None, note: Console, *, as_json: bool) -> Exit:
     """Print events until Ctrl-C, or until the one job that was asked for ends; it may have ended already."""
+    hush_libraries()
     try:
         async with Client(settings.broker.every_url.get_secret_value(), storage=settings.storage) as client:
             if task_id:
@@ -48,4 +50,6 @@ def _more(event: JobEvent) -> str:
             return f" {data.progress:.0%} {data.stage}"
         case JobCompleted(data=data):
             return "".join(f" {audio.uri}" for audio in data.audios)
-    return f" {event.data.error.code}: {event.data.error.message}"
+    error = event.data.error
+    # "cancelled cancelled: cancelled on request" is twice too much.
+    return f": {error.message}" if str(error.code) == str(event.state) else f" {error.code}: {error.message}"

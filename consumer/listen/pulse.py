@@ -10,7 +10,8 @@ class Pulse(BaseModel):
     Attributes:
         broker: it answers.
         declared: the queue is there.
-        waiting: requests in it that no worker has in hand; None when this login may not look.
+        waiting: requests that no worker has in hand, in it or, sent on, in the queue of a tier; None when this login
+            may not look.
         workers: how many take requests from it; None as above.
     """
 

@@ -144,6 +144,7 @@ class _Demo:
                 output = self._output(child, worker)
             finally:
                 child.kill()
+        say("The event that told of it, as any subscriber hears it:")
         print(output, flush=True)
         if child.returncode:
             raise ServerError(f"submit ended with status {child.returncode}\n{tail(self._log)}")

@@ -213,7 +213,7 @@ async def _race(
 def _message(body: bytes, *, traced: bool) -> aio_pika.Message:
     """A request; ``traced`` by a producer that has its traces recorded."""
     headers: dict[str, FieldValue] | None = (
-        {"traceparent": f"00-{uuid.uuid4().hex}-{uuid.uuid4().hex[:16]}-01"} if traced else None
+        {"traceparent": f"00-{os.urandom(16).hex()}-{os.urandom(8).hex()}-01"} if traced else None
     )
     mode = aio_pika.DeliveryMode.PERSISTENT
     return aio_pika.Message(body, content_type="application/json", delivery_mode=mode, headers=headers)

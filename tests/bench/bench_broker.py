@@ -31,7 +31,7 @@ from rich.table import Table
 
 from consumer.settings import SettingsError
 from tests.bench.arena import Arena, BenchError
-from tests.bench.overhead import Overhead, overhead
+from tests.bench.overhead import Overhead, Plan, overhead
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,7 +79,8 @@ async def _run(arguments: argparse.Namespace) -> tuple[Laps, Overhead | None]:
         laps = await _contest(arena, arguments)
         if not arguments.pairs:
             return laps, None
-        return laps, await overhead(arena, arguments.overhead_prefetch, arguments.pairs, _console.print)
+        plan = Plan(prefetch=arguments.overhead_prefetch, pairs=arguments.pairs, traced=arguments.traced)
+        return laps, await overhead(arena, plan, _console.print)
 
 
 async def _contest(arena: Arena, arguments: argparse.Namespace) -> Laps:
@@ -182,6 +183,7 @@ def _parser() -> argparse.ArgumentParser:
         "--pairs", type=int, default=24, help="comparisons of the worker with and without telemetry; 0: none (24)"
     )
     parser.add_argument("--overhead-prefetch", type=int, default=8, help="prefetch of these comparisons (8)")
+    parser.add_argument("--traced", type=float, default=1.0, help="share of the jobs that are traced in them (1)")
     return parser
 
 

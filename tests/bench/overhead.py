@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import statistics
 from dataclasses import dataclass
+from math import sqrt
 from typing import TYPE_CHECKING, Any, Final
 
 from rich import box
@@ -47,17 +48,32 @@ class Pair:
     on: dict[str, float]
 
 
-@dataclass(frozen=True, slots=True)
-class Overhead:
-    """What was measured at this prefetch."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to measure: so many pairs of stretches, at this prefetch, with this share of the jobs traced (0 to 1)."""
 
     prefetch: int
+    pairs: int
+    traced: float = 1.0
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """OpenTelemetry's own variables for it."""
+        return {"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": str(self.traced)}
+
+
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """What was measured."""
+
+    plan: Plan
     pairs: tuple[Pair, ...]
 
     def summary(self) -> dict[str, Any]:
         """Return a plain document: microseconds a job, and the extra as a share of a job; medians with quartiles."""
         return {
-            "prefetch": self.prefetch,
+            "prefetch": self.plan.prefetch,
+            "traced": self.plan.traced,
             "pairs": len(self.pairs),
             "messages": _STRETCH,
             **{clock: self._of(clock) for clock in _CLOCKS},
@@ -75,7 +91,8 @@ class Overhead:
     def table(self) -> Table:
         """Return the same for eyes."""
         title = (
-            f"Metrics, logs and tracing, prefetch {self.prefetch}: medians of {len(self.pairs)} pairs (and quartiles)"
+            f"Metrics, logs and tracing of {self.plan.traced:.0%} of the jobs, prefetch {self.plan.prefetch}: medians "
+            f"of {len(self.pairs)} pairs (and quartiles)"
         )
         table = Table("", box=box.SIMPLE, title=title)
         for about in _CLOCKS.values():
@@ -93,46 +110,48 @@ def _told(spread: dict[str, float], form: str, unit: str = "") -> str:
     return f"{median}{unit}  ({low} to {high})"
 
 
-async def overhead(arena: Arena, prefetch: int, pairs: int, tell: Callable[[str], None]) -> Overhead:
+async def overhead(arena: Arena, plan: Plan, tell: Callable[[str], None]) -> Overhead:
     """Measure. The worker is started anew every few pairs, since processes differ, too.
 
     Raises:
         BenchError: it did not do its work, or not all of it was counted, traced and logged.
     """
     found: list[Pair] = []
-    while len(found) < pairs:
-        found += await _sitting(arena, prefetch, min(_PAIRS_AT_ONCE, pairs - len(found)))
-        tell(f"telemetry on and off: {len(found)} of {pairs} pairs")
-    return Overhead(prefetch, tuple(found))
+    while len(found) < plan.pairs:
+        found += await _sitting(arena, plan, min(_PAIRS_AT_ONCE, plan.pairs - len(found)))
+        tell(f"telemetry on and off: {len(found)} of {plan.pairs} pairs")
+    return Overhead(plan, tuple(found))
 
 
-async def _sitting(arena: Arena, prefetch: int, pairs: int) -> list[Pair]:
+async def _sitting(arena: Arena, plan: Plan, pairs: int) -> list[Pair]:
     stretches = 1 + 2 * pairs
     async with Observers() as observers:
-        variables = {**observers.variables, "BENCH_STRETCH": str(_STRETCH)}
+        variables = {**observers.variables, **plan.variables, "BENCH_STRETCH": str(_STRETCH)}
         words = await arena.work_off(
             "observed",
-            prefetch,
+            plan.prefetch,
             _STRETCH * stretches,
             _LIMIT_S,
             variables=variables,
             referee=observers.attend,
             log=observers.log,
         )
-        _require_all_seen(observers, jobs=_STRETCH * (1 + pairs))
+        _require_all_seen(observers, plan.traced, jobs=_STRETCH * (1 + pairs))
     measured = json.loads(words[-1])
     return [_pair(measured[start : start + 2]) for start in range(0, len(measured), 2)]
 
 
-def _require_all_seen(observers: Observers, *, jobs: int) -> None:
+def _require_all_seen(observers: Observers, traced: float, *, jobs: int) -> None:
     """With everything on, everything must have arrived: else something cheaper was measured."""
     spans = observers.spans()
     if observers.counted != jobs:
         raise BenchError(f"metrics tell of {observers.counted} jobs of {jobs}")
     if "ready" not in observers.logged():
         raise BenchError("the log does not tell of the start")
-    if spans != _SPANS * jobs:
-        raise BenchError(f"{spans} spans of {_SPANS * jobs} arrived")
+    # Who is traced is drawn by lot: five standard deviations, which are none where all or nobody is.
+    spread = 5 * sqrt(jobs * traced * (1 - traced))
+    if abs(spans / _SPANS - traced * jobs) > spread:
+        raise BenchError(f"{spans} spans arrived of {_SPANS} each of {traced:.0%} of {jobs} jobs")
 
 
 def _pair(stretches: Sequence[dict[str, Any]]) -> Pair:

@@ -54,9 +54,11 @@ async def test_a_worker_that_starts_before_its_broker_waits_and_says_so(amqp_url
             async with Link(broker_settings(proxy.url(amqp_url)), "worker") as link:
                 assert link.is_up
     claim.release()
-    waiting = [entry for entry in logs if entry["log_level"] == "warning"]
+    waiting = [entry for entry in logs if "wait_s" in entry]
     assert len(waiting) >= 2
     assert all("Connect call failed" in entry["reason"] for entry in waiting)
+    # It tries every few seconds, for hours if need be: the same reason is news once a minute.
+    assert [entry["log_level"] for entry in waiting] == ["warning"] + ["debug"] * (len(waiting) - 1)
     assert "guest" not in str(logs)
 
 

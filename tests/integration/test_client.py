@@ -3,6 +3,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from consumer.broker.connection import Link
 from consumer.broker.topology import CONTROL, EVENTS, GENERATE
-from consumer.client import Client, ClientError, NoQueue, NotEndedYet, QueueFull, Unreachable
+from consumer.client import Client, ClientError, InvalidTaskId, NoQueue, NotEndedYet, QueueFull, Unreachable
 from infra.local.rabbitmq import RabbitMQ
 from schemas import examples
 from schemas.events import CONTENT_TYPE, JobCompleted, JobEvent, JobProgress, Progress, WorkerEvent
@@ -124,6 +125,38 @@ async def test_a_wait_that_is_over_too_soon_says_how_far_the_job_is(client: Clie
 async def test_without_storage_a_wait_says_that_an_earlier_end_cannot_be_known(client: Client) -> None:
     with pytest.raises(NotEndedYet, match="whether it ended earlier is not known"):
         await client.wait("long-gone", 0.1)
+
+
+@pytest.mark.parametrize("task_id", ["a b", "a.*", "#", "x" * 129])
+async def test_an_id_that_no_job_can_have_is_refused_before_anything_is_sent(
+    task_id: str, client: Client, teller: Teller
+) -> None:
+    """As part of a routing key it would hear of other jobs, or wait for ever for an event under another id."""
+    calls: tuple[Awaitable[object], ...] = (
+        client.submit({"task_id": task_id}),
+        client.start({"task_id": task_id}),
+        client.job(task_id),
+        client.wait(task_id),
+        client.cancel(task_id),
+    )
+    for call in calls:
+        with pytest.raises(InvalidTaskId, match="is no task id: 1 to 128 letters"):
+            await call
+    assert (await teller.channel.declare_queue(GENERATE, passive=True)).declaration_result.message_count == 0
+
+
+async def test_who_leaves_right_after_the_end_leaves_no_line_in_the_log(
+    declared: str, teller: Teller, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The binding of an ended job is being taken back then; cut off in the middle, its channel would break."""
+    with caplog.at_level(logging.WARNING):
+        for _ in range(5):
+            async with Client(declared) as client:
+                job = await client.start({"prompt": "jazz"})
+                await teller.take(GENERATE)
+                await teller.tell(completed(job.task_id))
+                await job.wait(WITHIN_S)
+    assert caplog.messages == []
 
 
 async def test_who_waits_when_the_client_is_closed_is_told(declared: str) -> None:

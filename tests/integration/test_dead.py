@@ -97,6 +97,15 @@ async def test_the_table_shows_id_code_and_reason_and_says_how_many_there_are(am
     assert "1 dead letter shown, 2 in the queue; --limit shows more" in done.stderr
 
 
+async def test_a_letter_is_one_line_where_the_output_goes_to_a_program(amqp_url: str, dead: Dead) -> None:
+    """As wide as a narrow terminal it would be folded into eight, and ``grep`` would find neither id nor reason."""
+    task_id, reason = "9b30df5d-6d89-4065-a054-3c38bfaf2175", "a reason with as many words as reasons have " * 3
+    await bury(amqp_url, task_id, error=MalformedBody(reason))
+    done = await asyncio.to_thread(run_command, "dead", "list", variables={"ACESTEP_AMQP_URL": amqp_url})
+    (line,) = (line for line in done.stdout.splitlines() if task_id in line)
+    assert reason.strip() in line
+
+
 async def test_what_expired_in_the_queue_is_listed_as_that(amqp_url: str, dead: Dead) -> None:
     async with Link(broker_settings(amqp_url), "worker"), Peer(amqp_url) as producer:
         await producer.request(body("late"), message_id="late", expiration=0.01)

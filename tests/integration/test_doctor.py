@@ -21,6 +21,7 @@ from consumer.commands.doctor_machine import Machine, look_at_port
 from consumer.commands.doctor_models import look_at_lm
 from consumer.commands.doctor_report import Finding
 from consumer.commands.doctor_storage import CHECKS, look_at_storage
+from consumer.commands.tier_names import tier_names
 from consumer.health import Health
 from consumer.settings import Settings, WorkerSettings, load
 from infra.local.rabbitmq import RabbitMQ
@@ -60,8 +61,9 @@ def settings_of(environment: dict[str, str], **more: str) -> Settings:
 
 
 async def declare(settings: Settings) -> None:
-    async with Link(settings.broker, "test"):
-        pass
+    async with Link(settings.broker, "test") as link:
+        for tier in tier_names(settings) or ():
+            await link.stand(tier)
 
 
 def queues(management: ManagementApi, vhost: str) -> set[str]:
@@ -114,6 +116,7 @@ async def test_everything_in_place_is_all_ok_and_nothing_is_left_behind(
         "ACESTEP_MANAGEMENT_URL": rabbitmq.management_url,
         "ACESTEP_SCRATCH_DIR": str(tmp_path),
         "ACESTEP_EXECUTION_TIMEOUT_S": "600",
+        "ACESTEP_ROUTE_BY_TIER": "true",
     }
     await declare(settings_of(environment))
     before = queues(management, amqp_vhost)
@@ -123,9 +126,9 @@ async def test_everything_in_place_is_all_ok_and_nothing_is_left_behind(
     assert found["fit"] is True
     told = by_check(found)
     expected = {
-        "settings", "broker", "acks", "permissions", "limit", "topology", "queue", "management", "bindings",
-        "broker clock", *CHECKS, "packages", "device", "tier", "model acestep-v15-turbo", "model acestep-v15-base",
-        "language model", "scratch", "port",
+        "settings", "broker", "acks", "permissions", "limit", "topology", "queue", "tier queues", "management",
+        "bindings", "broker clock", *CHECKS, "packages", "device", "tier", "model acestep-v15-turbo",
+        "model acestep-v15-base", "language model", "scratch", "port",
     }  # fmt: skip
     assert expected <= set(told)
     assert {check: told[check]["level"] for check in expected} == dict.fromkeys(expected, "ok")

@@ -15,7 +15,8 @@ import kubernetes_validate  # type: ignore[import-untyped]  # it has none
 import pytest
 import yaml
 
-from consumer.broker.topology import GENERATE
+from consumer.broker.topology import GENERATE, tier_queue
+from consumer.policy.tiers import BUILT_IN
 from consumer.settings import known_variables, load
 from tests.support.keda import SCHEMAS, autoscaler_of
 
@@ -119,6 +120,22 @@ def test_the_settings_are_ones_that_the_worker_takes() -> None:
     assert names <= known_variables()
     settings = load({**CONFIGURATION, "ACESTEP_HTTP_PORT": plain["ACESTEP_HTTP_PORT"]}, env_file=None)
     assert settings.worker.http_port == WORKER["ports"][0]["containerPort"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_second_trigger_of_the_readme_watches_the_queue_of_a_tier_as_the_first_one_watches_its_own(
+    version: str,
+) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", (FOLDER / "README.md").read_text(), re.DOTALL)
+    (second,) = yaml.safe_load(block)
+    scaled = copy.deepcopy(SCALED)
+    (first,) = scaled["spec"]["triggers"]
+    scaled["spec"]["triggers"].append(second)
+    check(scaled, version)
+    kubernetes_validate.validate(autoscaler_of(scaled), version, strict=True)
+    queue = second["metadata"]["queueName"]
+    assert queue in {tier_queue(tier.name) for tier in BUILT_IN.tiers}
+    assert second == {**first, "metadata": {**first["metadata"], "queueName": queue}}
 
 
 def test_a_worker_has_longer_to_leave_than_its_longest_job_takes() -> None:

@@ -3,6 +3,7 @@
 
 import asyncio
 import hashlib
+import io
 import json
 import re
 import subprocess
@@ -10,11 +11,20 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 
+import aio_pika
 import aiohttp
 import pytest
+from rich.console import Console
 
+from consumer.broker.connection import Link
+from consumer.broker.topology import tier_queue
+from consumer.commands.listen import _Glance
+from consumer.listen.pulse import Pulse
+from consumer.policy.tiers import BUILT_IN
+from consumer.settings import Settings, load
 from infra.local.s3 import SeaweedFS
 from schemas import examples
+from tests.support.broker import Peer
 from tests.support.command import run_command
 from tests.support.listening import IN_HAND, WAITING, WITHIN_S, Listening, ListenProcess, Visitor, listening, made, tell
 from tests.support.waiting import eventually
@@ -242,6 +252,30 @@ async def test_after_a_restart_earlier_songs_are_found_by_their_id(
         assert (await later.post("/jobs/never-heard-of/show"))[0] == 404
         assert await later.post(f"/jobs/{task_id}/show") == (200, {"task_id": task_id})
         assert (await later.until(task_id, "completed"))["request"]["prompt"] == "yesterday"
+
+
+async def test_what_waits_for_larger_cards_counts_as_waiting_where_requests_are_sent_on(amqp_url: str) -> None:
+    plain = load({"ACESTEP_AMQP_URL": amqp_url}, env_file=None)
+    routed = load({"ACESTEP_AMQP_URL": amqp_url, "ACESTEP_ROUTE_BY_TIER": "true"}, env_file=None)
+    async with Link(plain.broker, "test") as link, Peer(amqp_url) as peer:
+        await peer.request(b"{}")
+        assert await looked(routed) == Pulse(
+            broker=True, waiting=1, workers=0
+        )  # no worker has declared the tiers' queues
+        for tier in BUILT_IN.tiers:
+            await link.stand(tier.name)
+        for tier in (BUILT_IN.tiers[1], BUILT_IN.tiers[-1]):
+            await peer.channel.default_exchange.publish(aio_pika.Message(b"{}"), tier_queue(tier.name), timeout=10)
+        assert await looked(routed) == Pulse(broker=True, waiting=3, workers=0)
+        assert await looked(plain) == Pulse(broker=True, waiting=1, workers=0)
+
+
+async def looked(settings: Settings) -> Pulse:
+    glance = _Glance(settings, Console(file=io.StringIO()))
+    try:
+        return await glance()
+    finally:
+        await glance.close()
 
 
 async def test_sigterm_ends_it_at_once_while_pages_look(visitor: Visitor, listening: Listening, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from consumer.broker.connection import Link
 from consumer.broker.faults import LinkLost
 from consumer.broker.inspection import Depth, Inspection
 from consumer.broker.monitor import Monitor
-from consumer.broker.topology import DEAD_LETTER, EVENTS, GENERATE, REQUESTS
+from consumer.broker.topology import DEAD_LETTER, EVENTS, GENERATE, REQUESTS, tier_queue
 from consumer.client import Client
 from infra.local.rabbitmq import RabbitMQ
 from schemas.events import JobCompleted, Worker, WorkerEvent
@@ -225,6 +225,32 @@ async def test_a_login_that_may_not_ask_the_workers_hears_events_all_the_same(
         management.call("DELETE", f"/api/users/{name}")
     assert [each["worker_id"] for each in found["workers"]] == ["w1"]
     assert any("the workers were not asked" in note for note in found["notes"])
+
+
+async def test_what_was_sent_on_is_told_by_tier_with_a_warning_where_nobody_of_it_is_there(amqp_url: str) -> None:
+    async with Link(broker_settings(amqp_url), "test") as link:
+        for tier in ("tier6", "unlimited"):
+            await link.stand(tier)
+    async with consuming(amqp_url, "w1", 2) as channel:
+        for tier, count in (("tier6", 1), ("unlimited", 2)):
+            for _ in range(count):
+                await channel.default_exchange.publish(aio_pika.Message(b"{}"), tier_queue(tier), timeout=10)
+        async with announcing(channel, announcement("w1", 2)):
+            found = await answer(amqp_url, "--sample", "3", ACESTEP_ROUTE_BY_TIER="true")
+            plain = await answer(amqp_url, "--sample", "0")
+    assert found["tiers"] == [{"tier": "tier6", "ready": 1}, {"tier": "unlimited", "ready": 2}]
+    assert found["queue"]["ready"] == 0
+    (warning,) = (note for note in found["notes"] if "wait in" in note)
+    assert "2 wait in acestep.generate.unlimited, and no worker of unlimited answered" in warning
+    assert plain["tiers"] is None
+
+
+async def test_a_tier_table_that_cannot_be_read_is_an_error_of_usage(amqp_url: str, tmp_path: Path) -> None:
+    table = tmp_path / "tiers.toml"
+    table.write_text("version = 1")
+    code, out, err = await run_status(amqp_url, ACESTEP_ROUTE_BY_TIER="true", ACESTEP_TIER_TABLE=str(table))
+    assert (code, out) == (2, "")
+    assert str(table) in err
 
 
 async def test_dead_letters_and_events_that_nobody_heard_are_counted(amqp_url: str) -> None:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
+import uuid
 from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,19 +14,25 @@ from typing import TYPE_CHECKING, Any
 import aio_pika
 import pytest
 
+from consumer.broker import connection
 from consumer.broker.connection import Link
 from consumer.broker.consumer import Consumer
 from consumer.broker.delivery import Delivery
+from consumer.broker.faults import BrokerRefused
 from consumer.broker.publisher import Publisher
 from consumer.broker.tier_queues import TierQueues
 from consumer.broker.topology import CONTROL, GENERATE, TIER, tier_queue
-from consumer.errors import Verdict
+from consumer.errors import Unpublished, Verdict
 from consumer.policy.tiers import BUILT_IN
 from tests.support.broker import Peer, broker_settings, until
+from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
+
+    from infra.local.rabbitmq import RabbitMQ
+    from tests.support.servers import ManagementApi
 
 NAMES = tuple(tier.name for tier in BUILT_IN.tiers)
 LARGE, LARGE_QUEUE = "unlimited", tier_queue("unlimited")
@@ -61,12 +69,12 @@ class Card:
 
 @asynccontextmanager
 async def worker(url: str, card: Card, own: str, **values: Any) -> AsyncIterator[tuple[Consumer, TierQueues]]:
-    orphaned_s = values.pop("orphaned_s", 60.0)
+    orphaned_s, control_url = values.pop("orphaned_s", 60.0), values.pop("control_url", url)
     settings = broker_settings(url, **values)
     async with (
         Link(settings, "consume") as link,
         Link(settings, "publish") as out,
-        Link(settings, "control") as control,
+        Link(broker_settings(control_url, **values), "control") as control,
     ):
         publisher = Publisher(out, own)
 
@@ -137,6 +145,23 @@ async def test_a_full_queue_means_that_nothing_is_sent_on(amqp_url: str) -> None
         await big(peer, b"waiting")
         assert await small.taken[0].forward(LARGE) is False
         assert await peer.ready(LARGE_QUEUE) == 1
+
+
+async def test_to_find_nobody_or_a_full_queue_is_no_fault_and_costs_no_connection(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "RENEWED_AT_MOST_S", 0.0)
+    faults: list[Exception] = []
+    async with Peer(amqp_url) as peer, Link(broker_settings(amqp_url, queue_maxsize=1), "publish") as link:
+        await link.stand(LARGE)
+        publisher, properties = Publisher(link, "w1", faults.append), aio_pika.Message(b"").properties
+        assert await publisher.forward(b"big", properties, LARGE) is False
+        there = await peer.channel.declare_queue(exclusive=True)
+        await there.bind(CONTROL, f"{TIER}.{LARGE}")
+        before = await link.channel()
+        assert [await publisher.forward(b"big", properties, LARGE) for _ in range(2)] == [True, False]
+        assert await link.channel() is before
+    assert faults == []
 
 
 async def test_the_prefetch_spans_both_queues_and_work_for_this_tier_goes_first(amqp_url: str) -> None:
@@ -245,6 +270,185 @@ async def test_a_request_that_expires_in_the_queue_of_a_tier_is_given_up_there(a
         assert waiting.expiration == pytest.approx(1_800, abs=60)
         assert (waiting.message_id, waiting.headers) == ("late", headers)
         await waiting.nack()
+
+
+async def test_what_would_expire_on_its_arrival_there_stays(amqp_url: str) -> None:
+    """It was delivered in time; a producer's clock that is an hour late says something else."""
+    async with small_and_large(amqp_url) as (peer, small, large):
+        await sent_on(small)
+        await eventually(lambda: large.in_hand == 2)
+        await peer.request(b"late", expiration=60, timestamp=time.time() - 3_600)
+        await eventually(lambda: small.taken[-1].body == b"late")
+        assert await small.taken[-1].forward(LARGE) is False
+        assert await peer.ready(LARGE_QUEUE) == 0
+
+
+async def test_copies_that_its_producer_wanted_are_not_made_once_more(amqp_url: str) -> None:
+    """Else each worker that sends it on would put another copy into the producers' queue, and so without end."""
+    async with small_and_large(amqp_url) as (peer, small, large):
+        await sent_on(small)
+        await eventually(lambda: large.in_hand == 2)
+        await peer.request(b"big", headers={"CC": [GENERATE]})
+        await eventually(lambda: small.taken[-1].body == b"big")
+        assert await small.taken[-1].forward(LARGE) is True
+        await peer.request(b"after")
+        await eventually(lambda: small.taken[-1].body == b"after")
+        assert [delivery.body for delivery in small.taken].count(b"big") == 1
+
+
+async def test_it_was_sent_on_even_if_the_call_that_it_is_there_got_lost(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said otherwise, it would go back as well and be done twice."""
+    call, calls = Publisher.call, 0
+
+    async def only_once(publisher: Publisher, tier: str) -> bool:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            raise Unpublished("a test")
+        return await call(publisher, tier)
+
+    async with small_and_large(amqp_url) as (_, small, _):
+        monkeypatch.setattr(Publisher, "call", only_once)
+        assert await small.taken[0].forward(LARGE) is True
+        assert calls == 2
+
+
+async def test_who_pauses_is_not_sent_anything_until_it_goes_on(amqp_url: str) -> None:
+    async with small_and_large(amqp_url) as (_, small, _):
+        other = Card()
+        async with worker(amqp_url, other, "tier6") as (consumer, tiers):
+            await consumer.pause("a test")
+            tiers.look()
+            await eventually(lambda: not tiers._bound)
+            assert await small.taken[0].forward("tier6") is False
+            await consumer.resume("a test")
+            tiers.look()
+            await eventually(lambda: tiers._bound)
+            assert await small.taken[0].forward("tier6") is True
+            other.go.set()
+
+
+async def test_while_the_queues_are_out_of_sight_no_place_is_kept_for_them(amqp_url: str) -> None:
+    card = Card()
+    async with (
+        Peer(amqp_url) as peer,
+        Proxy.for_url(amqp_url) as proxy,
+        worker(amqp_url, card, LARGE, queue_workers=1, control_url=proxy.url(amqp_url)) as (consumer, _),
+    ):
+        await peer.request(b"first")
+        await eventually(lambda: card.in_hand == 1)
+        await big(peer, b"taken by another")
+        await eventually(lambda: consumer._served.get(LARGE_QUEUE) == 1)
+        proxy.refuse()
+        await peer.take(LARGE_QUEUE)
+        await peer.request(b"second")
+        await card.finish(1)
+        await eventually(lambda: card.of(None) == [b"first", b"second"])
+        proxy.heal()
+        card.go.set()
+
+
+async def test_a_queue_that_is_gone_does_not_keep_the_producers_queue_from_being_served(amqp_url: str) -> None:
+    card, settings = Card(), broker_settings(amqp_url, queue_workers=2)
+    async with Peer(amqp_url) as peer, Link(settings, "consume") as link, Link(settings, "publish") as out:
+        consumer = Consumer(link, settings, card.hold, Publisher(out, "w1"))
+        await link.stand(LARGE)
+        await consumer.start()
+        await consumer.serve(LARGE_QUEUE, 1)
+        await peer.channel.queue_delete(LARGE_QUEUE)
+        await eventually(lambda: not link.is_up)
+        await peer.request(b"small")
+        await eventually(lambda: card.of(None) == [b"small"])
+        card.go.set()
+        await consumer.stop()
+
+
+async def test_a_queue_that_stands_keeps_its_limit_and_with_other_settings_is_refused(amqp_url: str) -> None:
+    """One that drops what is too much, or lets it expire unheard, would lose requests."""
+    async with Peer(amqp_url) as peer:
+        async with Link(broker_settings(amqp_url, queue_maxsize=5), "a worker") as link:
+            await link.stand(LARGE)
+        await peer.channel.queue_delete(GENERATE)
+        await peer.channel.declare_queue(tier_queue("tier6"), durable=True)
+        async with Link(broker_settings(amqp_url, queue_maxsize=7), "another") as link:
+            await link.stand(LARGE)
+            with pytest.raises(BrokerRefused, match="tier6"):
+                await link.stand("tier6")
+
+
+@pytest.fixture
+def url_of_who_may_not_call(rabbitmq: RabbitMQ, management: ManagementApi, amqp_vhost: str) -> Iterator[str]:
+    """A user with all permissions but that to ask for workers of a tier."""
+    name, everything = f"user-{uuid.uuid4().hex}", {"configure": ".*", "write": ".*", "read": ".*"}
+    management.call("PUT", f"/api/users/{name}", {"password": name, "tags": ""})
+    management.call("PUT", f"/api/permissions/{amqp_vhost}/{name}", everything)
+    only = {"exchange": CONTROL, "write": "^sync[.].*$", "read": ".*"}
+    management.call("PUT", f"/api/topic-permissions/{amqp_vhost}/{name}", only)
+    yield f"amqp://{name}:{name}@127.0.0.1:{rabbitmq.port}/{amqp_vhost}"
+    management.call("DELETE", f"/api/users/{name}")
+
+
+async def test_who_may_not_call_does_not_start_and_who_may_not_any_more_sends_nothing_on(
+    url_of_who_may_not_call: str,
+) -> None:
+    url = url_of_who_may_not_call
+    with pytest.raises(BrokerRefused, match=f"{TIER}.{LARGE}"):
+        async with worker(url, Card(), LARGE):
+            pass
+    async with Link(broker_settings(url), "publish") as out:
+        properties = aio_pika.Message(b"").properties
+        assert await Publisher(out, "w1").forward(b"big", properties, LARGE) is False
+
+
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+async def test_whatever_changes_at_once_nothing_is_lost_and_never_more_is_in_hand(
+    amqp_url: str, queue_type: str
+) -> None:
+    """Shares, prefetch, pauses and lost links, in any order."""
+    chance = random.Random(7)  # noqa: S311 - a repeatable run
+    done: set[bytes] = set()
+    in_hand: set[Delivery] = set()
+    most = 0
+
+    async def handle(delivery: Delivery) -> None:
+        nonlocal most
+        in_hand.add(delivery)
+        most = max(most, sum(not each.stale for each in in_hand))
+        await asyncio.sleep(chance.uniform(0, 0.05))
+        in_hand.discard(delivery)
+        done.add(delivery.body)
+        await delivery.settle(Verdict.ACK)
+
+    settings = broker_settings(amqp_url, queue_workers=3, queue_type=queue_type, queue_maxsize=500)
+    async with Peer(amqp_url) as peer, Link(settings, "consume") as link, Link(settings, "publish") as out:
+        consumer = Consumer(link, settings, handle, Publisher(out, "w1"))
+        await link.stand(LARGE)
+        await consumer.start()
+        changes = (
+            lambda: consumer.serve(LARGE_QUEUE, chance.randint(0, 5)),
+            lambda: consumer.set_prefetch(chance.randint(1, 4)),
+            lambda: consumer.pause("a test"),
+            lambda: consumer.resume("a test"),
+        )
+        async with asyncio.TaskGroup() as going:
+            for number in range(30):
+                await peer.channel.default_exchange.publish(aio_pika.Message(b"big %d" % number), LARGE_QUEUE)
+                await peer.request(b"small %d" % number)
+                going.create_task(chance.choice(changes)())
+                if number % 10 == 9:
+                    link.renew("a test")
+                await asyncio.sleep(chance.uniform(0, 0.05))
+        await link.channel()
+        await consumer.resume("a test")
+        await consumer.set_prefetch(2)
+        await consumer.serve(LARGE_QUEUE, 1)
+        await eventually(lambda: len(done) == 60)
+        await eventually(lambda: consumer.in_hand == 0)
+        assert most <= 4
+        assert [await peer.ready(queue) for queue in (GENERATE, LARGE_QUEUE)] == [0, 0]
+        await consumer.stop()
 
 
 async def big(peer: Peer, *bodies: bytes) -> None:

@@ -10,17 +10,17 @@ from consumer.policy.tiers import BUILT_IN
 from consumer.settings import load
 
 
-def page_of_a_worker() -> str:
-    """The page of a worker that has not begun. Needs a running event loop."""
-    settings = load({}, env_file=None)
+def page_of_a_worker(**variables: str) -> str:
+    """The page of a worker that has not begun, with these settings. Needs a running event loop."""
+    settings = load(variables, env_file=None)
     engines = Engines(settings, BUILT_IN, log_json=True)
     page = Worker(settings, engines, grace_s=0, read_again=lambda: settings)._seen.metrics()
     return page.render("")[0].decode()
 
 
-def families_of_a_worker() -> dict[str, Metric]:
+def families_of_a_worker(**variables: str) -> dict[str, Metric]:
     """Every family on that page, by name. Needs a running event loop."""
-    return {family.name: family for family in parse(page_of_a_worker())}
+    return {family.name: family for family in parse(page_of_a_worker(**variables))}
 
 
 def sample_names(families: dict[str, Metric]) -> set[str]:

@@ -31,6 +31,7 @@ from consumer.commands.doctor_broker import (
     judge_limit,
     judge_permissions,
     judge_tags,
+    judge_tiers,
     judge_topology,
     judge_version,
 )
@@ -182,6 +183,14 @@ def test_what_waits_is_worth_a_line_when_nobody_takes_it(
     found = judge_depths(depths, 200)
     assert found.level == level
     assert said in found.said
+
+
+def test_queues_of_tiers_that_are_missing_are_named_and_what_waits_in_them_is_counted() -> None:
+    found = judge_tiers({"acestep.generate.tier1": Depth(0, 0), "acestep.generate.tier2": None})
+    assert (found.level, found.said) == ("warn", "not there yet: acestep.generate.tier2")
+    assert "declares them when it starts" in (found.fix or "")
+    found = judge_tiers({"acestep.generate.tier1": Depth(0, 0), "acestep.generate.tier2": Depth(3, 1)})
+    assert (found.level, found.said) == ("ok", "all 2 are there; requests that were sent on and wait: 3")
 
 
 # Clocks and storage

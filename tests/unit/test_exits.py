@@ -2,9 +2,14 @@
 """The exit codes are documented where people look: in ``--help`` and in the README."""
 
 import re
+from io import StringIO
 from pathlib import Path
 
-from consumer.commands.exits import MEANINGS, Exit, listed
+import pytest
+from rich.console import Console
+
+from consumer.client import ClientError, InvalidTaskId, QueueFull, Unreachable
+from consumer.commands.exits import MEANINGS, Exit, listed, refused
 from tests.support.command import run_command
 
 README = Path(__file__).parents[2] / "README.md"
@@ -34,6 +39,20 @@ def test_the_readme_lists_the_same_codes() -> None:
 
 def test_the_line_begins_with_success() -> None:
     assert listed().startswith("Exit codes: 0 done · 1 ")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InvalidTaskId("a b"), Exit.USAGE),
+        (QueueFull(3.0), Exit.QUEUE_FULL),
+        (Unreachable("no connection to the broker: check [ACESTEP_AMQP_URL] " + "and so on " * 20), Exit.UNREACHABLE),
+    ],
+)
+def test_a_client_error_is_one_line_however_narrow_the_output_and_has_its_code(error: ClientError, code: Exit) -> None:
+    said = StringIO()
+    assert refused(error, Console(file=said, width=40)) is code
+    assert said.getvalue() == f"{error}\n"
 
 
 def test_completion_can_be_installed() -> None:

@@ -19,10 +19,12 @@ from consumer.metrics import (
     PublisherCollector,
     ReadyCollector,
     RendererCollector,
+    RoutingCollector,
     ScratchCollector,
     StorageCollector,
     WorkerCollector,
 )
+from consumer.policy.tiers import BUILT_IN
 from consumer.tally import JobTally, Refusals
 from consumer.traffic import Traffic
 from tests.support.jobs import make_job, make_manifest
@@ -156,6 +158,26 @@ def test_storage_publishes_readiness_and_disk_have_their_page(tmp_path: Path) ->
     assert found["acestep_s3_away"] == 1
     assert found["acestep_ready"] == 0
     assert 0 < found["acestep_scratch_free_bytes"] <= found["acestep_scratch_size_bytes"]
+
+
+def test_requests_that_were_sent_on_are_counted_by_tier_and_without_routing_there_are_none() -> None:
+    page = Metrics(RoutingCollector(lambda: {"tier6": 0, "unlimited": 3}))
+    families = parse(page.render("")[0].decode())
+    assert {(each.name, each.labels["tier"], each.value) for family in families for each in family.samples} == {
+        ("acestep_requests_sent_on_total", "tier6", 0),
+        ("acestep_requests_sent_on_total", "unlimited", 3),
+    }
+    assert samples(Metrics(RoutingCollector(dict))) == {}
+
+
+async def test_a_worker_counts_what_it_sends_on_from_zero_for_each_larger_tier_and_only_with_the_setting() -> None:
+    def tiers(**variables: str) -> dict[str, float]:
+        family = families_of_a_worker(**variables)["acestep_requests_sent_on"]
+        return {sample.labels["tier"]: sample.value for sample in family.samples}
+
+    assert tiers() == {}
+    larger = [tier.name for tier in BUILT_IN.tiers[1:]]
+    assert tiers(ACESTEP_ROUTE_BY_TIER="true") == dict.fromkeys(larger, 0)
 
 
 def test_a_folder_that_is_not_there_has_no_disk(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from consumer.chronicle import Chronicle
 from consumer.engine.planner.direct import DirectPlanner
@@ -94,6 +95,16 @@ async def test_a_request_is_started_sung_stored_told_and_acked(stage: Stage) -> 
     assert event.data.request.audio_duration == 30
     assert event.data.worker_id == "worker-1"
     assert event.data.timings.total is not None
+
+
+async def test_the_log_has_a_line_for_each_job_that_is_done(stage: Stage) -> None:
+    with capture_logs() as logs:
+        await stage.process(request(batch_size=2))
+        await stage.process(request(batch_size=2))
+    done, again = logs
+    assert (done["event"], done["songs"], done["attempt"]) == ("job done", 2, 1)
+    assert done["total_s"] >= 0
+    assert again["event"] == "job was done before, told again"
 
 
 async def test_the_event_comes_after_the_manifest_and_the_settlement_after_the_event(stage: Stage) -> None:

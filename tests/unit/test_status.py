@@ -10,8 +10,8 @@ from rich.console import Console
 
 from consumer.broker.inspection import Depth
 from consumer.broker.monitor import Consuming, RequestQueue, _request_queue
-from consumer.broker.topology import DEAD_LETTER, GENERATE, UNROUTED
-from consumer.commands.status_report import Heard, PacePart, Seen, Status, eta_s, status_of
+from consumer.broker.topology import DEAD_LETTER, GENERATE, UNROUTED, tier_queue
+from consumer.commands.status_report import Heard, PacePart, Seen, Status, TierPart, eta_s, status_of
 from consumer.commands.status_table import picture
 from schemas.events import JobCompleted, Worker, WorkerEvent
 from tests.support.broker import failed_event
@@ -38,6 +38,10 @@ def announced(worker_id: str, *, prefetch: int = 4, state: Any = "ready", in_han
     return WorkerEvent.of(data)
 
 
+def of_tier(tier: str, state: Any) -> Worker:
+    return Worker(worker_id="of-tier", state=state, prefetch=1, in_hand=0, models=("m",), tier=tier, vram_gb=80)
+
+
 def monitored(*consumers: tuple[str, int], unacked: int = 6, acked_per_s: float | None = 0.5) -> RequestQueue:
     return RequestQueue(
         ready=0,
@@ -59,6 +63,23 @@ def status(
         depths=depths,
         monitored=monitor,
         heard=heard or Heard(0.0),
+        now_s=60.0,
+    )
+    return status_of(seen)
+
+
+def routed(sent_on: dict[str, int], heard: Heard, asked_s: float | None, monitor: RequestQueue | None = None) -> Status:
+    """With requests that wait for larger cards; workers were first asked at ``asked_s``, and it is 60 s."""
+    depths: dict[str, Depth | None] = {tier_queue(tier): Depth(ready, 0) for tier, ready in sent_on.items()}
+    seen = Seen(
+        broker="amqp://host/",
+        version="3.10.8",
+        limit=200,
+        depths=depths | {GENERATE: Depth(0, 1), DEAD_LETTER: None, UNROUTED: None},
+        tiers=("tier1", "tier6", "unlimited"),
+        asked_s=asked_s,
+        monitored=monitor,
+        heard=heard,
         now_s=60.0,
     )
     return status_of(seen)
@@ -176,6 +197,46 @@ def test_what_was_heard_long_ago_is_forgotten() -> None:
     heard.hear(completed(5), 1_000)
     pace = heard.pace(1_020)
     assert (pace.jobs_a_minute, pace.heard_s) == (0.2, 300)
+
+
+def test_requests_that_wait_for_larger_cards_are_told_by_tier() -> None:
+    heard = Heard(0.0)
+    heard.hear(announced("a"), 59)
+    found = routed({"tier6": 1_200}, heard, asked_s=50)
+    assert found.tiers == (TierPart(tier="tier6", ready=1_200),)
+    assert found.notes == ()
+    assert found.queue.ready == 0
+    assert "sent on, waiting   1,200 for tier6" in shown(found)
+    assert "200 more for each tier" in shown(found)
+    assert "sent on, waiting   0" in shown(routed({"tier6": 0}, heard, asked_s=50))
+
+
+def test_where_requests_are_sent_on_the_workers_own_words_go_before_the_figures_of_one_queue() -> None:
+    heard = Heard(0.0)
+    heard.hear(announced("a", prefetch=4, in_hand=3), 59)
+    found = routed({}, heard, 50, monitored(("a", 1), unacked=1, acked_per_s=9))
+    assert (found.queue.limit, found.queue.limit_from) == (150, "broker")
+    assert (found.queue.unacked, found.queue.unacked_from, found.queue.bound) == (3, "workers", 154)
+    assert [(each.worker_id, each.prefetch) for each in found.workers] == [("a", 4)]
+    assert found.pace.jobs_a_minute is None
+
+
+def test_where_nothing_is_sent_on_nothing_is_said_of_it() -> None:
+    assert status().tiers is None
+    assert "sent on" not in shown(status())
+
+
+def test_requests_that_wait_for_a_tier_of_which_nobody_answered_are_a_warning() -> None:
+    heard = Heard(0.0)
+    heard.hear(announced("small"), 59)
+    heard.hear(WorkerEvent.of(of_tier("unlimited", "draining")), 59)
+    (note,) = routed({"tier6": 2, "unlimited": 3}, heard, asked_s=50).notes
+    assert note.startswith("3 wait in acestep.generate.unlimited, and no worker of unlimited answered")
+
+
+@pytest.mark.parametrize("asked_s", [None, 59.0])
+def test_workers_that_were_not_asked_or_only_just_are_not_missed(asked_s: float | None) -> None:
+    assert routed({"unlimited": 3}, Heard(0.0), asked_s).notes == ()
 
 
 def test_the_picture_says_what_a_person_needs() -> None:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from consumer.job import Request
 from consumer.policy.admit import Limits, admit
 from consumer.policy.routing import better_tiers
-from consumer.policy.tiers import BUILT_IN
+from consumer.policy.tiers import BUILT_IN, TierTableError
+from consumer.routing import ByTier
 from schemas.events import LmChoice
 from schemas.request import parse_request
 from tests.support.admission import make_limits
@@ -101,8 +102,8 @@ def test_every_way_goes_up_and_is_named_once(
     seconds: int,
     songs: int,
     came_by: str | None,
-    thinking: bool,
-    on_limit: str,  # noqa: FBT001 - drawn by name
+    thinking: bool,  # noqa: FBT001 - drawn by name
+    on_limit: str,
 ) -> None:
     request = asked(audio_duration=seconds, batch_size=songs, thinking=thinking, on_limit=on_limit)
     limits = make_limits(vram_gb)
@@ -126,3 +127,11 @@ def test_a_chain_of_cards_ends(name: str) -> None:
     while ways := offered(request, make_limits(4), came_by=name):
         name, steps = ways[-1], steps + 1
     assert steps < len(NAMES)
+
+
+@pytest.mark.parametrize("name", ["24 GB", "größer", "#", "probe-1", BUILT_IN.tiers[0].name])
+def test_a_name_that_cannot_be_that_of_one_queue_is_refused(name: str) -> None:
+    last = BUILT_IN.tiers[-1].model_copy(update={"name": name})
+    table = BUILT_IN.model_copy(update={"tiers": (*BUILT_IN.tiers[:-1], last)})
+    with pytest.raises(TierTableError, match=name):
+        ByTier(lambda: make_limits(4), table)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from consumer.broker.topology import CONTROL, EVENTS, GENERATE, REQUESTS, Topology, topology
+from consumer.broker.topology import CONTROL, EVENTS, GENERATE, REQUESTS, TIER, Topology, tier_queue, topology
 from consumer.settings import BrokerSettings
 from schemas import examples
 from schemas.asyncapi import EXCHANGES, asyncapi
@@ -89,14 +89,19 @@ def test_exchanges_are_those_that_the_worker_declares() -> None:
 
 
 def test_queues_and_their_arguments_are_those_that_the_worker_declares() -> None:
-    queues = {queue.name: queue.arguments for queue in declared().queues}
+    queues = {queue.name: queue.arguments for queue in declared().with_tiers(["{tier}"]).queues}
     described = {
         channel["address"]: channel["x-arguments"] for channel in CHANNELS.values() if "x-arguments" in channel
     }
     assert described.keys() <= queues.keys()
-    assert GENERATE in described
+    assert {GENERATE, tier_queue("{tier}")} <= described.keys()
     for name, arguments in described.items():
         assert arguments.items() <= queues[name].items()
+
+
+def test_workers_are_called_by_tier_as_the_document_says() -> None:
+    assert CHANNELS["tierCalls"]["address"] == f"{TIER}.{{tier}}"
+    assert CHANNELS["tierCalls"]["bindings"]["amqp"]["exchange"]["name"] == CONTROL
 
 
 @pytest.mark.parametrize("event", EXAMPLES.values(), ids=lambda event: type(event).__name__)

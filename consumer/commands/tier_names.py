@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tiers that have a queue of their own, by the settings."""
+
+from consumer.policy.tiers import load_table
+from consumer.settings import Settings
+
+
+def tier_names(settings: Settings) -> tuple[str, ...] | None:
+    """Return the names of all tiers, the smallest first; None: nothing is sent on, without ``ACESTEP_ROUTE_BY_TIER``.
+
+    Raises:
+        TierTableError: the file of ``ACESTEP_TIER_TABLE`` is none.
+    """
+    if not settings.broker.route_by_tier:
+        return None
+    return tuple(tier.name for tier in load_table(settings.worker.tier_table).tiers)
