@@ -59,6 +59,8 @@ class ConsumerError(Exception):
     status: ClassVar[Status | None] = "failed"
     verdict: ClassVar[Verdict] = Verdict.DEAD_LETTER
     retryable: ClassVar[bool] = False
+    attempts: int | None = None
+    """How many tries it took, where somebody counted."""
 
     def __init__(self, message: str, *, task_id: str | None = None) -> None:
         super().__init__(message)
@@ -235,9 +237,10 @@ class Expired(ConsumerError):
 class Recalled(ConsumerError):
     """What an earlier try of the same message came to, read from storage."""
 
-    def __init__(self, code: ErrorCode, message: str) -> None:
+    def __init__(self, code: ErrorCode, message: str, attempts: int | None = None) -> None:
         super().__init__(message)
         self.code = code  # type: ignore[misc]  # each has another
+        self.attempts = attempts
 
 
 class Interrupted(ConsumerError):

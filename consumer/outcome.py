@@ -87,7 +87,7 @@ def told(kept: Kept) -> Outcome:
         return Outcome(JobCompleted.of(ending).model_copy(update=trace), Verdict.ACK)
     verdict = Verdict.ACK if ending.status == "cancelled" else Verdict.DEAD_LETTER
     event = unfinished_event(ending).model_copy(update=trace)
-    return Outcome(event, verdict, Recalled(ending.error.code, ending.error.message))
+    return Outcome(event, verdict, Recalled(ending.error.code, ending.error.message, ending.error.attempts))
 
 
 def untold(error: ConsumerError) -> Outcome:

@@ -150,6 +150,8 @@ def _headers(properties: Basic.Properties, reason: ConsumerError | None, worker_
     if isinstance(redelivered, int):
         # Only now: a quorum queue of dead letters counts in the same header how often somebody looked.
         headers.setdefault(ATTEMPTS, redelivered + 1)
+    if reason is not None and reason.attempts is not None:
+        headers[ATTEMPTS] = reason.attempts
     return headers | {
         CODE: str(ErrorCode.INTERNAL if reason is None else reason.code),
         REASON: _cut("no reason was given" if reason is None else str(reason)),

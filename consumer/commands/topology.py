@@ -7,7 +7,7 @@ import sys
 from rich.console import Console
 
 from consumer.broker.connection import Link
-from consumer.broker.faults import BrokerFault
+from consumer.broker.faults import BrokerFault, BrokerRefused
 from consumer.broker.topology import topology as wanted
 from consumer.commands.exits import Exit
 from consumer.commands.tier_names import tier_names
@@ -24,6 +24,9 @@ async def topology(settings: Settings, note: Console, *, declare: bool, as_json:
             await _declare(settings, tiers)
             note.print("declared", style="green")
     except TierTableError as error:
+        note.print(str(error), style="red", markup=False, soft_wrap=True)
+        return Exit.USAGE
+    except BrokerRefused as error:
         note.print(str(error), style="red", markup=False, soft_wrap=True)
         return Exit.USAGE
     except BrokerFault as error:

@@ -384,6 +384,8 @@ def url_of_who_may_not_call(rabbitmq: RabbitMQ, management: ManagementApi, amqp_
     name, everything = f"user-{uuid.uuid4().hex}", {"configure": ".*", "write": ".*", "read": ".*"}
     management.call("PUT", f"/api/users/{name}", {"password": name, "tags": ""})
     management.call("PUT", f"/api/permissions/{amqp_vhost}/{name}", everything)
+    # RabbitMQ 4.3 wants the exchange to be there first.
+    management.call("PUT", f"/api/exchanges/{amqp_vhost}/{CONTROL}", {"type": "topic", "durable": True})
     only = {"exchange": CONTROL, "write": "^sync[.].*$", "read": ".*"}
     management.call("PUT", f"/api/topic-permissions/{amqp_vhost}/{name}", only)
     yield f"amqp://{name}:{name}@127.0.0.1:{rabbitmq.port}/{amqp_vhost}"

@@ -75,6 +75,9 @@ class StandInLink:
     async def channel(self) -> Channel:
         return cast("Channel", self._channel)
 
+    def refused(self, at_most_s: float | None = None) -> None:
+        """A refusal may renew the channel; this one stays."""
+
     async def declare_again(self) -> None:
         raise LinkLost("not now")
 
