@@ -40,10 +40,12 @@ class Chronicle:
         note_end(ending)
         expected_s = case.estimate.expected_s if case.estimate else None
         self._tally.job_ended(ending, case.job, redelivered=case.delivery.redelivered, expected_s=expected_s)
-        if isinstance(ending, Completed):  # why there are no songs, the witness has said
-            log.info("job done", songs=len(ending.audios), total_s=ending.timings.total, attempt=ending.attempt)
-        if isinstance(ending, Completed) and case.job and ending.timings.total is not None:
-            self._costs.learn(case.job, _music_s(ending), ending.timings.total)
+        if not isinstance(ending, Completed):
+            return  # why there are no songs, the witness has said
+        total_s = ending.timings.total
+        log.info("job done", songs=len(ending.audios), total_s=total_s, attempt=ending.attempt)
+        if case.job and total_s is not None:
+            self._costs.learn(case.job, _music_s(ending), total_s)
 
 
 def _music_s(ending: Completed) -> float:

@@ -5,7 +5,7 @@ Both take turns within one process, stretch by stretch, and only neighbours are 
 RabbitMQ, S3 and everything of the worker but the engine, which is done at once: no job is shorter, so that no share is
 larger. CPU time is that of all of the worker's threads, the exporter's and its last export included.
 
-A job that ends well writes no line at `info`: what logs take of it is the binding of its ids.
+A job that ends well writes one line of log.
 """
 
 from __future__ import annotations
