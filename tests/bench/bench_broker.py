@@ -180,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
         "--contenders", nargs="*", choices=list(CONTENDERS), default=_installed(), help="(all that are installed)"
     )
     parser.add_argument(
-        "--pairs", type=int, default=24, help="comparisons of the worker with and without telemetry; 0: none (24)"
+        "--pairs", type=int, default=8, help="comparisons of the worker with and without telemetry; 0: none (8)"
     )
     parser.add_argument("--overhead-prefetch", type=int, default=8, help="prefetch of these comparisons (8)")
     parser.add_argument("--traced", type=float, default=1.0, help="share of the jobs that are traced in them (1)")

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 SONG_S: Final = 60 / 1165
 """Seconds of the shortest real job: a song of 30 s, 8 steps, packed with others, on one NVIDIA H200."""
 
-_STRETCH: Final = 250
-_PAIRS_AT_ONCE: Final = 8
+_STRETCH: Final = 1_000
+_PAIRS_AT_ONCE: Final = 4
 _SPANS: Final = 5
 """Of a job: itself, fetch, plan, render, upload."""
 
