@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests that another card is better for: handed on before anything is begun (``ACESTEP_ROUTE_BY_TIER``)."""
 
-import re
 from collections import Counter
 from collections.abc import Callable
 
@@ -10,13 +9,9 @@ import structlog
 from consumer.errors import Interrupted, SentOn, Unpublished
 from consumer.job import Request
 from consumer.policy.admit import Limits
-from consumer.policy.routing import better_tiers
-from consumer.policy.tiers import TierTable, TierTableError
+from consumer.policy.routing import better_tiers, queue_names
+from consumer.policy.tiers import TierTable
 from consumer.ports import Delivery
-
-# A tier's name becomes part of a queue's name and of a binding, where * and # stand for others; the queues on which
-# the broker's limit is measured have the other name.
-_NAME = re.compile(r"(?!probe-)[A-Za-z0-9_.-]+")
 
 log = structlog.get_logger()
 
@@ -33,7 +28,7 @@ class ByTier:
 
     def __init__(self, limits: Callable[[], Limits], table: TierTable) -> None:
         """Raise ``TierTableError`` when a tier's name cannot be that of a queue."""
-        _check_names(table)
+        queue_names(table)
         self._limits = limits
         self._table = table
         self.sent: Counter[str] = Counter()
@@ -57,13 +52,3 @@ class ByTier:
             return await delivery.forward(tier)
         except Unpublished as error:
             raise Interrupted(f"not sent on to {tier}: {error}") from error
-
-
-def _check_names(table: TierTable) -> None:
-    names = [tier.name for tier in table.tiers]
-    for name in names:
-        if not _NAME.fullmatch(name) or names.count(name) > 1:
-            raise TierTableError(
-                f"ACESTEP_TIER_TABLE: with ACESTEP_ROUTE_BY_TIER each tier has a queue of its name, so {name!r} must "
-                "occur once, have letters, digits, '.', '_' and '-' alone, and not begin with 'probe-'"
-            )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which larger cards would give a request more than this one can. Pure."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
@@ -8,11 +9,27 @@ from math import prod
 from consumer.errors import ConsumerError, LimitExceeded, LmUnavailable
 from consumer.job import Request
 from consumer.policy.admit import Limits, admit
-from consumer.policy.tiers import Tier, TierTable
+from consumer.policy.tiers import Tier, TierTable, TierTableError
 from schemas.events import Adjustment, LmChoice
 
 _BY_TIER = ("audio_duration", "batch_size")
 """What a larger card allows more of; all else is bounded alike everywhere."""
+
+# A tier's name becomes part of a queue's name and of a binding, where * and # stand for others; the queues on which
+# the broker's limit is measured have the other name.
+_NAME = re.compile(r"(?!probe-)[A-Za-z0-9_.-]+")
+
+
+def queue_names(table: TierTable) -> tuple[str, ...]:
+    """Return the tiers' names, the smallest first. Raises ``TierTableError`` unless each can be that of a queue."""
+    names = tuple(tier.name for tier in table.tiers)
+    for name in names:
+        if not _NAME.fullmatch(name) or names.count(name) > 1:
+            raise TierTableError(
+                f"ACESTEP_TIER_TABLE: with ACESTEP_ROUTE_BY_TIER each tier has a queue of its name, so {name!r} must "
+                "occur once, have letters, digits, '.', '_' and '-' alone, and not begin with 'probe-'"
+            )
+    return names
 
 
 def better_tiers(request: Request, limits: Limits, table: TierTable, came_by: str | None = None) -> Iterator[str]:

@@ -69,7 +69,7 @@ def watched(
 ) -> Iterator[WorkerProcess]:
     """A worker on that broker, with a renderer that needs no model."""
     servers = Environment.of(broker.amqp_url, s3)
-    variables = servers.variables() | {"ACESTEP_S3_PREFIX": uuid.uuid4().hex}
+    variables = servers.variables() | {"ACESTEP_S3_PREFIX": uuid.uuid4().hex, "ACESTEP_ROUTE_BY_TIER": "true"}
     with WorkerProcess(tmp_path_factory.mktemp("worker"), variables, light=True) as worker:
         yield worker
 
