@@ -29,6 +29,8 @@ async def test_songs_go_on_in_the_next_renderer(own_worker_environment: dict[str
             for name in names:
                 await peer.submit(task_id=name, **SONG)
             for kills in range(1, KILLS + 1):
+                # What the last one did may still be told until then.
+                await eventually(lambda: state_of(worker, "renderer").get("ready"), WITHIN_S)
                 before = len(ear.heard)
                 await eventually(lambda since=before: at_work(ear, "render", since), WITHIN_S)  # type: ignore[misc]  # mypy knows no default here
                 signal_engine(worker, "renderer")
