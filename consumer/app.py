@@ -41,6 +41,7 @@ from consumer.objects import Objects
 from consumer.observation import Observation
 from consumer.patience import Patience, PatientAttempts, PatientInputs, PatientStore
 from consumer.pipeline import Pipeline, Ports, Rules
+from consumer.policy.routing import queue_names
 from consumer.policy.tiers import TierTableError, load_table
 from consumer.ports import Delivery, Routes
 from consumer.reload import Reloader
@@ -294,7 +295,7 @@ class Worker:
         """The way in for what smaller cards send on. The engines have been started."""
         if self._table is None:
             return None
-        own, tiers = self._engines.limits().tier.name, (tier.name for tier in self._table.tiers)
+        own, tiers = self._engines.limits().tier.name, queue_names(self._table)
         return TierQueues(self._control.link, consumer, own=own, tiers=tiers, call=self._publisher.call)
 
     async def _on_storage(self, away: bool) -> None:  # noqa: FBT001 - a callback's one argument

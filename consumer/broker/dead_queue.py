@@ -95,15 +95,15 @@ class DeadQueue:
 
     async def _connect(self) -> AbstractConnection:
         """Connect to the first node that answers."""
-        loss: LinkLost | None = None
-        for url in self._urls:
-            try:
-                with mapped():
-                    return await aio_pika.connect(url, timeout=CONNECT_TIMEOUT_S)
-            except LinkLost as error:
-                loss = error
-        told = describe(loss) if loss else "no URL"
-        raise LinkLost(f"no connection to the broker: {told}; check ACESTEP_AMQP_URL") from loss
+        *others, last = self._urls
+        for url in others:
+            with suppress(LinkLost), mapped():
+                return await aio_pika.connect(url, timeout=CONNECT_TIMEOUT_S)
+        try:
+            with mapped():
+                return await aio_pika.connect(last, timeout=CONNECT_TIMEOUT_S)
+        except LinkLost as loss:
+            raise LinkLost(f"no connection to the broker: {describe(loss)}; check ACESTEP_AMQP_URL") from loss
 
     @property
     def count(self) -> int:

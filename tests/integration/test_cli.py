@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from yarl import URL
 
 from schemas.events import JobCompleted, parse_event
 from tests.support.command import run_command
@@ -217,3 +218,17 @@ def test_watch_of_one_task_ends_with_it(cli: Cli) -> None:
         printed, _ = watching.communicate(timeout=60)
     assert watching.returncode == 0
     assert f"{task_id}  completed s3://" in printed
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["status", "--json", "--sample", "0"], ["dead", "list"], ["topology", "--declare"], ["cancel", "song"]],
+    ids=lambda command: command[0],
+)
+def test_of_a_cluster_whose_first_node_is_down_the_next_one_is_asked(
+    cli: Cli, amqp_url: str, command: list[str]
+) -> None:
+    assert cli("topology", "--declare", ACESTEP_AMQP_URL=amqp_url).returncode == 0
+    nobody = URL(amqp_url).with_port(1)
+    done = cli(*command, ACESTEP_AMQP_URL=f"{nobody},{amqp_url}")
+    assert done.returncode == 0, done.stderr

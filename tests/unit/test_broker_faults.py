@@ -71,12 +71,14 @@ class OneBadTry:
 class StandInLink:
     def __init__(self, channel: OneBadTry) -> None:
         self._channel = channel
+        self.refusals: list[float | None] = []
 
     async def channel(self) -> Channel:
         return cast("Channel", self._channel)
 
     def refused(self, at_most_s: float | None = None) -> None:
         """A refusal may renew the channel; this one stays."""
+        self.refusals.append(at_most_s)
 
     async def declare_again(self) -> None:
         raise LinkLost("not now")
@@ -107,6 +109,19 @@ async def test_publishing_raises_only_unpublished_in_the_end(
     monkeypatch.setattr(publisher_module, "PATIENCE_S", 0.06)
     with pytest.raises(Unpublished):
         await publisher_on(OneBadTry(error, always=True)).publish(failed_event("t1"), Reply(None, None))
+
+
+@pytest.mark.parametrize(
+    ("error", "noted"),
+    [(instance(aio_pika.exceptions.DeliveryError), [None]), (instance(aio_pika.exceptions.PublishError), [])],
+    ids=["nacked", "returned"],
+)
+async def test_only_what_the_broker_refuses_is_a_reason_for_another_channel(
+    error: BaseException, noted: list[None]
+) -> None:
+    link = StandInLink(OneBadTry(error))
+    await Publisher(cast("Link", link), "w1").publish(failed_event("t1"), Reply(reply_to=None, correlation_id=None))
+    assert link.refusals == noted
 
 
 async def test_a_mistake_of_our_own_is_not_taken_for_a_fault() -> None:
