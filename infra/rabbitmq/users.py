@@ -50,7 +50,7 @@ class Role:
 
 # Queues that the broker names, for replies: exclusive, so that nobody else can read them.
 _OWN = r"amq\.gen-.*"
-# Queues of subscribers, as consumer.client names them.
+# Queues of subscribers, as acestep_consumer.client names them.
 _CLIENT = r"acestep\.client\..*"
 _ALL = r"acestep\..*"
 _TASK_ID = "[A-Za-z0-9_-]{1,128}"
@@ -171,7 +171,7 @@ def _arguments() -> argparse.Namespace:
     roles = "\n".join(f"  {name:11} {role.about}" for name, role in ROLES.items())
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").split("\n\n")[0],
-        epilog=f"roles:\n{roles}\n\nA program that submits and waits for events, as consumer.client does, is both: "
+        epilog=f"roles:\n{roles}\n\nA program that submits and waits for events, as acestep_consumer.client does, is both: "
         "app=producer+subscriber.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 import aio_pika
 from aio_pika.exceptions import AMQPError
 
-from consumer.broker.connection import Link
-from consumer.broker.faults import BrokerRefused
-from consumer.broker.topology import EVENTS, GENERATE, UNROUTED
-from consumer.settings import Settings, load
+from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.faults import BrokerRefused
+from acestep_consumer.broker.topology import EVENTS, GENERATE, UNROUTED
+from acestep_consumer.settings import Settings, load
 from tests.bench.chore import AUDIO, request_fields, s3_client
 from tests.bench.tap import Lap
 

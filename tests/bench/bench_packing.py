@@ -23,10 +23,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from consumer.engine import tiny_checkpoint
-from consumer.engine.messages import Render
-from consumer.engine.renderer.booth import Booth
-from consumer.engine.renderer.song import Song
+from acestep_consumer.engine import tiny_checkpoint
+from acestep_consumer.engine.messages import Render
+from acestep_consumer.engine.renderer.booth import Booth
+from acestep_consumer.engine.renderer.song import Song
 from tests.support.stage import Stage, open_booths, order_for
 
 GOAL = 1.0

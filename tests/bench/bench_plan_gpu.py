@@ -19,13 +19,13 @@ from pathlib import Path
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from consumer.engine.messages import ConfigurePlanner
-from consumer.engine.planning import PlannerSupervisor
-from consumer.engine.tiny_lm import make_tokenizer
-from consumer.job import Job, Request
-from consumer.policy.admit import admit
-from schemas.events import LmChoice
-from schemas.request import parse_request
+from acestep_consumer.engine.messages import ConfigurePlanner
+from acestep_consumer.engine.planning import PlannerSupervisor
+from acestep_consumer.engine.tiny_lm import make_tokenizer
+from acestep_consumer.job import Job, Request
+from acestep_consumer.policy.admit import admit
+from acestep_schemas.events import LmChoice
+from acestep_schemas.request import parse_request
 from tests.bench.bench_planner_gpu import shape_of
 from tests.support.admission import make_limits
 

@@ -20,16 +20,16 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from consumer.engine import tiny_lm
-from consumer.engine.messages import ConfigurePlanner
-from consumer.engine.planner.desk import Desk
-from consumer.engine.planner.loading import load
-from consumer.engine.planner.writer import Writer
-from consumer.engine.planning import PlannerSupervisor
-from consumer.job import Job, Plan, Request
-from consumer.policy.admit import admit
-from schemas.events import LmChoice
-from schemas.request import parse_request
+from acestep_consumer.engine import tiny_lm
+from acestep_consumer.engine.messages import ConfigurePlanner
+from acestep_consumer.engine.planner.desk import Desk
+from acestep_consumer.engine.planner.loading import load
+from acestep_consumer.engine.planner.writer import Writer
+from acestep_consumer.engine.planning import PlannerSupervisor
+from acestep_consumer.job import Job, Plan, Request
+from acestep_consumer.policy.admit import admit
+from acestep_schemas.events import LmChoice
+from acestep_schemas.request import parse_request
 from tests.support.admission import make_limits
 
 Think = Callable[[Job], Awaitable[Plan]]

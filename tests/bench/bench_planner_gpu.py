@@ -29,7 +29,7 @@ from typing import Any, Self
 
 import torch
 
-from consumer.engine.planner.backend import Backend, Codes, Generation, Sampling, Text, Written
+from acestep_consumer.engine.planner.backend import Backend, Codes, Generation, Sampling, Text, Written
 
 SONG_CODES = 1500
 _QWEN3 = {
@@ -201,14 +201,14 @@ def _song(source: random.Random, seed: int, tokens: int) -> Generation:
 
 
 def _open_vllm(folder: Path, size: str, arguments: argparse.Namespace) -> Arena:
-    from consumer.engine.planner.vllm_backend import open_vllm  # noqa: PLC0415 - needs vLLM
+    from acestep_consumer.engine.planner.vllm_backend import open_vllm  # noqa: PLC0415 - needs vLLM
 
     options = {**_options(size), "compiled": arguments.compiled}
     return Arena(open_vllm(str(folder), None, _CODES, _engine_size(arguments), **options), _CODES)
 
 
 def _open_stock(folder: Path, size: str, arguments: argparse.Namespace) -> StockArena:
-    from consumer.engine.planner import vllm_engine  # noqa: PLC0415 - needs vLLM
+    from acestep_consumer.engine.planner import vllm_engine  # noqa: PLC0415 - needs vLLM
 
     vllm_engine.prepare()
     from tests.bench.contenders.vllm_stock import StockGuidance  # noqa: PLC0415 - needs vLLM, prepared
@@ -220,8 +220,8 @@ def _open_stock(folder: Path, size: str, arguments: argparse.Namespace) -> Stock
 def _open_pt(folder: Path, size: str, arguments: argparse.Namespace) -> Arena:
     from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415 - as long as the others' imports
 
-    from consumer.engine.planner.transformers_backend import TransformersBackend  # noqa: PLC0415
-    from consumer.engine.tiny_lm import make_tokenizer  # noqa: PLC0415
+    from acestep_consumer.engine.planner.transformers_backend import TransformersBackend  # noqa: PLC0415
+    from acestep_consumer.engine.tiny_lm import make_tokenizer  # noqa: PLC0415
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = AutoConfig.from_pretrained(folder)
@@ -239,7 +239,7 @@ _OPEN: Mapping[str, Callable[[Path, str, argparse.Namespace], Any]] = {
 
 
 def _engine_size(arguments: argparse.Namespace) -> Any:
-    from consumer.engine.planner.vllm_engine import EngineSize  # noqa: PLC0415 - needs torch only, but belongs to vLLM
+    from acestep_consumer.engine.planner.vllm_engine import EngineSize  # noqa: PLC0415 - needs torch only, but belongs to vLLM
 
     return EngineSize(memory_gb=arguments.memory_gb, rows=2 * max(arguments.in_flight), context=arguments.context)
 
@@ -284,7 +284,7 @@ class Watch:
     """Takes the time of the parts of a step while it is entered: on the host, and of our processor on the device."""
 
     def __init__(self, backend: Any) -> None:
-        from consumer.engine.planner.vllm_guidance import GuidanceProcessor  # noqa: PLC0415 - needs vLLM
+        from acestep_consumer.engine.planner.vllm_guidance import GuidanceProcessor  # noqa: PLC0415 - needs vLLM
 
         engine = backend._engine._engine
         core = engine.engine_core.engine_core
@@ -353,9 +353,9 @@ class Watch:
 
 def check(folder: Path, arguments: argparse.Namespace) -> int:
     """Codes and texts of the tiny model, many together, joining at odd times: pairs in step and grammar held."""
-    from consumer.engine import tiny_lm  # noqa: PLC0415 - needs transformers
-    from consumer.engine.planner.tokens import LmTokens  # noqa: PLC0415
-    from consumer.engine.planner.vllm_backend import open_vllm  # noqa: PLC0415
+    from acestep_consumer.engine import tiny_lm  # noqa: PLC0415 - needs transformers
+    from acestep_consumer.engine.planner.tokens import LmTokens  # noqa: PLC0415
+    from acestep_consumer.engine.planner.vllm_backend import open_vllm  # noqa: PLC0415
 
     model = tiny_lm.write(folder)
     tokens = LmTokens.load(model)

@@ -24,14 +24,14 @@ import torch
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as record
 
-from consumer.engine import tiny_checkpoint
-from consumer.engine.renderer import studio
-from consumer.engine.renderer.arguments import Arguments
-from consumer.engine.renderer.batcher import Batcher
-from consumer.engine.renderer.graphs import GraphedFlow
-from consumer.engine.renderer.rehearsal import rehearsal
-from consumer.engine.renderer.take import Watch
-from consumer.settings import EngineSettings
+from acestep_consumer.engine import tiny_checkpoint
+from acestep_consumer.engine.renderer import studio
+from acestep_consumer.engine.renderer.arguments import Arguments
+from acestep_consumer.engine.renderer.batcher import Batcher
+from acestep_consumer.engine.renderer.graphs import GraphedFlow
+from acestep_consumer.engine.renderer.rehearsal import rehearsal
+from acestep_consumer.engine.renderer.take import Watch
+from acestep_consumer.settings import EngineSettings
 from tests.bench import full_size
 
 MIXED = (30, 60, 90, 120, 150, 180, 210, 240, 270, 300)

@@ -46,18 +46,18 @@ from urllib.parse import unquote, urlsplit
 import aio_pika
 from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
 
-from consumer.broker.connection import Link
-from consumer.broker.faults import BrokerRefused
-from consumer.broker.topology import GENERATE
-from consumer.client import Client, ClientError
-from consumer.fleet import census, gpus
-from consumer.settings import Settings, SettingsError, load
-from consumer.telemetry import set_up_logs
+from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.faults import BrokerRefused
+from acestep_consumer.broker.topology import GENERATE
+from acestep_consumer.client import Client, ClientError
+from acestep_consumer.fleet import census, gpus
+from acestep_consumer.settings import Settings, SettingsError, load
+from acestep_consumer.telemetry import set_up_logs
+from acestep_schemas.events import Completed, JobCompleted, JobProgress, JobStarted, Unfinished, WorkerEvent
 from infra.local.ports import LOOPBACK
 from infra.local.process import Process, ProcessId, ServerError, tail
 from infra.local.signals import stop_cleanly_on_signals
 from infra.local.stack import Environment, Stack
-from schemas.events import Completed, JobCompleted, JobProgress, JobStarted, Unfinished, WorkerEvent
 
 ROOT: Final = Path(__file__).parents[2]
 NO_GPUS: Final = "none"
@@ -336,7 +336,7 @@ class Trial:
         """Append a result for each window. Raises ``BenchError``, or what the servers and the client raise."""
         settings = self._site.settings(self._variables)
         await _clear_queue(settings)
-        command = [sys.executable, "-m", "consumer", "run", "--grace", "1"]
+        command = [sys.executable, "-m", "acestep_consumer", "run", "--grace", "1"]
         command += [] if self._crew.gpus == NO_GPUS else ["--gpus", self._crew.gpus]
         began = time.monotonic()
         self._worker = worker = Process(
@@ -617,7 +617,7 @@ def _write(what: str, folder: Path, arguments: argparse.Namespace) -> None:
     name = DIT if what == "dit" else _lm_name(arguments)
     if (folder / name).exists():
         return
-    from consumer.engine import tiny_checkpoint, tiny_lm  # noqa: PLC0415 - torch: in the writers' processes only
+    from acestep_consumer.engine import tiny_checkpoint, tiny_lm  # noqa: PLC0415 - torch: in the writers' processes only
     from tests.bench import full_size  # noqa: PLC0415 - as above
     from tests.bench.bench_plan_gpu import write_model  # noqa: PLC0415 - as above
 
@@ -703,7 +703,11 @@ def _cpu_seconds(root: int) -> dict[int, tuple[str, float]]:
 
 
 def _role(command: str) -> str:
-    roles = {"consumer.engine.renderer": "renderer", "consumer.engine.planner": "planner", "consumer run": "consumer"}
+    roles = {
+        "acestep_consumer.engine.renderer": "renderer",
+        "acestep_consumer.engine.planner": "planner",
+        "acestep_consumer run": "consumer",
+    }
     return next((role for words, role in roles.items() if words in command), "other")
 
 

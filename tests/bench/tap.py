@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from aiormq.channel import Channel
 
-from consumer.broker.topology import GENERATE
+from acestep_consumer.broker.topology import GENERATE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

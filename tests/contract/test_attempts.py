@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 import boto3
 import pytest
 
-from consumer.attempts import Ledger
-from consumer.objects import Objects
-from consumer.s3 import S3Connection
-from consumer.settings import StorageSettings
+from acestep_consumer.attempts import Ledger
+from acestep_consumer.objects import Objects
+from acestep_consumer.s3 import S3Connection
+from acestep_consumer.settings import StorageSettings
 from infra.local.s3 import SeaweedFS
 
 FIRST = "a" * 32

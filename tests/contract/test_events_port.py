@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
-from consumer.broker import publisher as publisher_module
-from consumer.broker.connection import Link
-from consumer.broker.delivery import Reply
-from consumer.broker.publisher import Publisher
-from consumer.errors import Unpublished
-from schemas.events import parse_event
+from acestep_consumer.broker import publisher as publisher_module
+from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.delivery import Reply
+from acestep_consumer.broker.publisher import Publisher
+from acestep_consumer.errors import Unpublished
+from acestep_schemas.events import parse_event
 from tests.support.broker import Peer, broker_settings, failed_event, progress_event
 from tests.support.fakes import FakeEvents
 from tests.support.proxy import Proxy
@@ -21,8 +21,8 @@ from tests.support.proxy import Proxy
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from consumer import ports
-    from schemas.events import JobEvent, WorkerEvent
+    from acestep_consumer import ports
+    from acestep_schemas.events import JobEvent, WorkerEvent
 
 REPLY_TO = "answers"
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import boto3
 import pytest
 
-from consumer.ending import Kept
-from consumer.errors import StorageUnavailable
-from consumer.job import StoredObject
-from consumer.objects import PART_BYTES, Objects
-from consumer.outcome import told
-from consumer.ports import Store
-from consumer.s3 import S3Connection
-from consumer.settings import StorageSettings
-from consumer.storage import S3Store
+from acestep_consumer.ending import Kept
+from acestep_consumer.errors import StorageUnavailable
+from acestep_consumer.job import StoredObject
+from acestep_consumer.objects import PART_BYTES, Objects
+from acestep_consumer.outcome import told
+from acestep_consumer.ports import Store
+from acestep_consumer.s3 import S3Connection
+from acestep_consumer.settings import StorageSettings
+from acestep_consumer.storage import S3Store
 from infra.local.s3 import SeaweedFS
 from tests.support.fake_store import FakeStore
 from tests.support.jobs import make_failure, make_job, make_manifest, make_rendering, make_track

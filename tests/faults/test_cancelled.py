@@ -8,7 +8,7 @@ from pathlib import Path
 import aio_pika
 import pytest
 
-from consumer.broker.topology import CONTROL, DEAD_LETTER, GENERATE
+from acestep_consumer.broker.topology import CONTROL, DEAD_LETTER, GENERATE
 from tests.support.broker import Peer
 from tests.support.ear import Ear
 from tests.support.waiting import eventually

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 
-from consumer.broker.connection import Link
-from consumer.broker.topology import DEAD_LETTER, GENERATE
-from consumer.client import Client, NoQueue, QueueFull, Unreachable
+from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE
+from acestep_consumer.client import Client, NoQueue, QueueFull, Unreachable
 from infra.local.packages import ensure_rabbitmq
 from infra.local.s3 import REGION, SeaweedFS
 from infra.local.stack import Environment

@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-from consumer.broker.topology import DEAD_LETTER
+from acestep_consumer.broker.topology import DEAD_LETTER
 from tests.support.proxy import Direction, Where
 from tests.support.scene import PUBLISHING, WITHIN_S, manifest_of, scene
 from tests.support.waiting import eventually

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from consumer.broker.topology import GENERATE
+from acestep_consumer.broker.topology import GENERATE
 from tests.support.broker import Peer, until
 from tests.support.ear import Ear
 from tests.support.shelf import Shelf

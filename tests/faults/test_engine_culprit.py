@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from consumer.engine.supervisor import EngineState
-from consumer.errors import EngineCrashed
+from acestep_consumer.engine.supervisor import EngineState
+from acestep_consumer.errors import EngineCrashed
 from tests.support.engines import Diary, meet, render, supervised
 from tests.support.waiting import eventually
 
 
 @pytest.fixture(autouse=True)
 def _quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("consumer.engine.supervisor.FIRST_RESTART_S", 0.01)
+    monkeypatch.setattr("acestep_consumer.engine.supervisor.FIRST_RESTART_S", 0.01)
 
 
 async def test_of_several_the_one_that_kills_is_found_and_the_others_are_done_before_anybody_new(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from consumer.errors import EngineCrashed
+from acestep_consumer.errors import EngineCrashed
 from tests.support.broker import Peer
 from tests.support.ear import Ear
 from tests.support.engines import ONE_MODEL, Diary, at_work, ends, meet, render, signal_engine, state_of, supervised
@@ -17,7 +17,7 @@ from tests.support.worker import WorkerProcess, running
 
 @pytest.fixture(autouse=True)
 def _quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("consumer.engine.supervisor.FIRST_RESTART_S", 0.01)
+    monkeypatch.setattr("acestep_consumer.engine.supervisor.FIRST_RESTART_S", 0.01)
 
 
 async def test_a_process_that_hangs_is_replaced_although_it_tells_its_vitals(tmp_path: Path) -> None:

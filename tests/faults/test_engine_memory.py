@@ -10,7 +10,7 @@ from tests.support.engines import render, supervised
 
 @pytest.fixture(autouse=True)
 def _quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("consumer.engine.supervisor.FIRST_RESTART_S", 0.01)
+    monkeypatch.setattr("acestep_consumer.engine.supervisor.FIRST_RESTART_S", 0.01)
 
 
 async def test_a_process_that_grows_past_its_limit_is_replaced(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 
 from pathlib import Path
 
-from consumer.broker.connection import Link
-from consumer.broker.topology import DEAD_LETTER, GENERATE
+from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE
 from tests.support.broker import Peer, broker_settings
 from tests.support.ear import Ear
 from tests.support.engines import ONE_MODEL, at_work, ends, signal_engine, state_of

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from consumer.engine.supervisor import EngineState, EngineUnusable
-from consumer.errors import Interrupted
+from acestep_consumer.engine.supervisor import EngineState, EngineUnusable
+from acestep_consumer.errors import Interrupted
 from tests.support.engines import render, supervisor
 from tests.support.waiting import eventually
 
 
 @pytest.fixture(autouse=True)
 def _quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("consumer.engine.supervisor.FIRST_RESTART_S", 0.01)
+    monkeypatch.setattr("acestep_consumer.engine.supervisor.FIRST_RESTART_S", 0.01)
 
 
 async def test_an_engine_that_never_gets_ready_is_given_up() -> None:

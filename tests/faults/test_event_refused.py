@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-from consumer.broker.topology import EVENTS, GENERATE
+from acestep_consumer.broker.topology import EVENTS, GENERATE
 from tests.support.scene import WITHIN_S, scene
 from tests.support.waiting import eventually
 

@@ -4,7 +4,7 @@
 import json
 from pathlib import Path
 
-from consumer.broker.topology import GENERATE, UNROUTED
+from acestep_consumer.broker.topology import GENERATE, UNROUTED
 from tests.support.broker import Peer
 from tests.support.worker import WorkerProcess, running
 

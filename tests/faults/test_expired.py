@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from consumer.broker.topology import DEAD_LETTER, NOTICES
+from acestep_consumer.broker.topology import DEAD_LETTER, NOTICES
 from tests.support.broker import Peer, until
 from tests.support.ear import Ear
 from tests.support.waiting import eventually

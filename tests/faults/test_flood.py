@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from aio_pika.exceptions import DeliveryError
 
-from consumer.broker.connection import Link
-from consumer.broker.topology import GENERATE
+from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.topology import GENERATE
 from tests.support.broker import Peer, broker_settings
 from tests.support.scene import WITHIN_S, scene
 from tests.support.waiting import eventually

@@ -21,16 +21,16 @@ from typing import TYPE_CHECKING, Any, Final
 import boto3
 import pytest
 
-from consumer.app import Worker
-from consumer.broker.connection import Link
-from consumer.broker.dead_letter import CODE
-from consumer.broker.topology import DEAD_LETTER, EVENTS, GENERATE, REQUESTS
-from consumer.settings import load
-from consumer.validate import parse
+from acestep_consumer.app import Worker
+from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.dead_letter import CODE
+from acestep_consumer.broker.topology import DEAD_LETTER, EVENTS, GENERATE, REQUESTS
+from acestep_consumer.settings import load
+from acestep_consumer.validate import parse
+from acestep_schemas.aliases import ALIASES, METAS, PARAM_OBJ
+from acestep_schemas.events import JobCompleted, JobState, parse_event
+from acestep_schemas.request import GenerationRequest
 from infra.local.ports import PortClaim
-from schemas.aliases import ALIASES, METAS, PARAM_OBJ
-from schemas.events import JobCompleted, JobState, parse_event
-from schemas.request import GenerationRequest
 from tests.support.broker import Peer
 from tests.support.fake_engine import FakeEngines
 from tests.support.waiting import eventually

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from consumer.broker.topology import DEAD_LETTER
+from acestep_consumer.broker.topology import DEAD_LETTER
 from tests.support.scene import scene
 
 POISON = b"\xff\xfe{not a request"

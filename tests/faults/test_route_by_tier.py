@@ -7,7 +7,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from consumer.broker.topology import GENERATE, tier_queue
+from acestep_consumer.broker.topology import GENERATE, tier_queue
 from tests.support.broker import until
 from tests.support.proxy import Direction, Where
 from tests.support.scene import CONSUMING, WITHIN_S, Scene, scene

@@ -4,8 +4,8 @@
 import asyncio
 from pathlib import Path
 
-from consumer.client import Client
-from schemas.events import JobCompleted, WorkerEvent
+from acestep_consumer.client import Client
+from acestep_schemas.events import JobCompleted, WorkerEvent
 from tests.support.broker import Peer
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually

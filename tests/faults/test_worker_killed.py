@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from consumer.broker.topology import DEAD_LETTER
+from acestep_consumer.broker.topology import DEAD_LETTER
 from tests.support.proxy import Direction, Where
 from tests.support.scene import CONSUMING, PUBLISHING, WITHIN_S, Scene, manifest_of, scene
 from tests.support.waiting import eventually

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from consumer.broker.topology import DEAD_LETTER
+from acestep_consumer.broker.topology import DEAD_LETTER
 from tests.support.broker import Peer
 from tests.support.ear import Ear
 from tests.support.waiting import eventually

@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import AutoencoderOobleck
 
-from consumer.engine.renderer.decode import TileDecoder, normalised
-from consumer.engine.renderer.quiet import quietly
+from acestep_consumer.engine.renderer.decode import TileDecoder, normalised
+from acestep_consumer.engine.renderer.quiet import quietly
 
 pytestmark = [
     pytest.mark.gpu,

@@ -11,13 +11,13 @@ import pytest
 import torch
 from diffusers import AceStepPipeline
 
-from consumer.engine.renderer.arguments import Arguments
-from consumer.engine.renderer.batcher import Batcher
-from consumer.engine.renderer.quiet import quietly
-from consumer.engine.renderer.studio import open_studio
-from consumer.engine.renderer.take import Watch
-from consumer.engine.tiny_checkpoint import BASE, TURBO, write
-from consumer.settings import EngineSettings
+from acestep_consumer.engine.renderer.arguments import Arguments
+from acestep_consumer.engine.renderer.batcher import Batcher
+from acestep_consumer.engine.renderer.quiet import quietly
+from acestep_consumer.engine.renderer.studio import open_studio
+from acestep_consumer.engine.renderer.take import Watch
+from acestep_consumer.engine.tiny_checkpoint import BASE, TURBO, write
+from acestep_consumer.settings import EngineSettings
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm card")]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from schemas.asyncapi import asyncapi
-from schemas.export import documents
+from acestep_schemas.asyncapi import asyncapi
+from acestep_schemas.export import documents
 from tests.support.node import FOLDER, ensure_modules, run_node
 
 CHECK = FOLDER / "check_asyncapi.mjs"

@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 import torch
 
-from consumer.audio import decode
-from consumer.engine.messages import Render
-from consumer.engine.renderer.batcher import Batcher
-from consumer.engine.renderer.booth import Booth
-from consumer.engine.renderer.budget import Budget, Footprint
-from consumer.engine.renderer.conditioning import Conditioner
-from consumer.engine.renderer.render import Equipment, render
-from consumer.engine.renderer.song import Song
-from consumer.engine.renderer.take import Take, Watch
-from consumer.engine.tiny_checkpoint import BASE, TURBO
-from consumer.errors import Cancelled, RenderFailed, ResourceExhausted
-from consumer.job import Rendering, Sources
+from acestep_consumer.audio import decode
+from acestep_consumer.engine.messages import Render
+from acestep_consumer.engine.renderer.batcher import Batcher
+from acestep_consumer.engine.renderer.booth import Booth
+from acestep_consumer.engine.renderer.budget import Budget, Footprint
+from acestep_consumer.engine.renderer.conditioning import Conditioner
+from acestep_consumer.engine.renderer.render import Equipment, render
+from acestep_consumer.engine.renderer.song import Song
+from acestep_consumer.engine.renderer.take import Take, Watch
+from acestep_consumer.engine.tiny_checkpoint import BASE, TURBO
+from acestep_consumer.errors import Cancelled, RenderFailed, ResourceExhausted
+from acestep_consumer.job import Rendering, Sources
 from tests.support.stage import (
     RATE,
     WITHIN_S,

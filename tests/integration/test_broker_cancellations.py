@@ -13,11 +13,11 @@ import aio_pika
 import pytest
 from pamqp.header import ContentHeader
 
-from consumer.broker import cancellations as module
-from consumer.broker.cancellations import Cancellations
-from consumer.broker.connection import Link
-from consumer.broker.faults import BrokerRefused
-from consumer.broker.topology import CONTROL, CONTROL_LOG
+from acestep_consumer.broker import cancellations as module
+from acestep_consumer.broker.cancellations import Cancellations
+from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.faults import BrokerRefused
+from acestep_consumer.broker.topology import CONTROL, CONTROL_LOG
 from infra.local.rabbitmq import RabbitMQ
 from tests.support.broker import Peer, broker_settings, until
 from tests.support.proxy import Proxy

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 from structlog.testing import capture_logs
 
-from consumer.broker.connection import Link
-from consumer.broker.faults import BrokerFault, BrokerRefused, LinkLost, mapped
-from consumer.broker.topology import GENERATE
+from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.faults import BrokerFault, BrokerRefused, LinkLost, mapped
+from acestep_consumer.broker.topology import GENERATE
 from infra.local.ports import PortClaim
 from tests.support.broker import Peer, broker_settings
 from tests.support.proxy import Proxy
@@ -121,7 +121,7 @@ async def test_a_channel_on_which_publishes_are_refused_is_renewed_once_it_is_no
         first = await link.channel()
         link.refused()
         assert await link.channel() is first
-        monkeypatch.setattr("consumer.broker.connection.RENEWED_AT_MOST_S", 0.0)
+        monkeypatch.setattr("acestep_consumer.broker.connection.RENEWED_AT_MOST_S", 0.0)
         link.refused()
         assert await link.channel() is not first
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pamqp.header import ContentHeader
 
-from consumer.broker import consumer as consumer_module
-from consumer.broker.connection import Link
-from consumer.broker.consumer import Consumer
-from consumer.broker.delivery import AlreadySettledError, Delivery
-from consumer.broker.publisher import Publisher
-from consumer.broker.topology import DEAD_LETTER, GENERATE
-from consumer.errors import MalformedBody, Verdict
+from acestep_consumer.broker import consumer as consumer_module
+from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.consumer import Consumer
+from acestep_consumer.broker.delivery import AlreadySettledError, Delivery
+from acestep_consumer.broker.publisher import Publisher
+from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE
+from acestep_consumer.errors import MalformedBody, Verdict
 from tests.support.broker import Peer, broker_settings, failed_event, until
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 from pamqp.commands import Basic
 
-from consumer.broker import publisher as publisher_module
-from consumer.broker.connection import Link
-from consumer.broker.delivery import Reply
-from consumer.broker.publisher import Publisher
-from consumer.broker.topology import DEAD_LETTER, EVENTS, GENERATE, UNROUTED
-from consumer.errors import MalformedBody, Unpublished
-from schemas.events import Worker, WorkerEvent, parse_event
+from acestep_consumer.broker import publisher as publisher_module
+from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.delivery import Reply
+from acestep_consumer.broker.publisher import Publisher
+from acestep_consumer.broker.topology import DEAD_LETTER, EVENTS, GENERATE, UNROUTED
+from acestep_consumer.errors import MalformedBody, Unpublished
+from acestep_schemas.events import Worker, WorkerEvent, parse_event
 from tests.support.broker import Peer, broker_settings, failed_event, progress_event, until
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually

@@ -6,10 +6,10 @@ import asyncio
 import aio_pika
 import pytest
 
-from consumer.broker import roll_call as module
-from consumer.broker.connection import Link
-from consumer.broker.roll_call import RollCall
-from consumer.broker.topology import CONTROL
+from acestep_consumer.broker import roll_call as module
+from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.roll_call import RollCall
+from acestep_consumer.broker.topology import CONTROL
 from tests.support.broker import Peer, broker_settings
 from tests.support.waiting import eventually
 

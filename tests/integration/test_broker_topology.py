@@ -11,9 +11,9 @@ from urllib.parse import quote
 import pytest
 from aio_pika.exceptions import DeliveryError
 
-from consumer.broker.connection import Link
-from consumer.broker.faults import BrokerRefused
-from consumer.broker.topology import GENERATE, topology
+from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.faults import BrokerRefused
+from acestep_consumer.broker.topology import GENERATE, topology
 from tests.support.broker import Peer, broker_settings
 
 if TYPE_CHECKING:

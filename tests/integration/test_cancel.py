@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from consumer.broker.cancellations import Cancellations
-from consumer.broker.connection import Link
-from consumer.broker.delivery import Reply
-from consumer.broker.publisher import Publisher
-from schemas.events import ErrorCode, ErrorReport, TerminalEvent, Unfinished, parse_event, unfinished_event
+from acestep_consumer.broker.cancellations import Cancellations
+from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.delivery import Reply
+from acestep_consumer.broker.publisher import Publisher
+from acestep_schemas.events import ErrorCode, ErrorReport, TerminalEvent, Unfinished, parse_event, unfinished_event
 from tests.support.broker import broker_settings, failed_event
 from tests.support.worker import COMMAND, ROOT, clean_environment
 

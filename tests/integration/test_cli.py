@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from yarl import URL
 
-from schemas.events import JobCompleted, parse_event
+from acestep_schemas.events import JobCompleted, parse_event
 from tests.support.command import run_command
 from tests.support.worker import COMMAND, ROOT, clean_environment
 

@@ -10,12 +10,12 @@ from typing import Any
 import aio_pika
 import pytest
 
-from consumer.broker.connection import Link
-from consumer.broker.topology import CONTROL, EVENTS, GENERATE
-from consumer.client import Client, ClientError, InvalidTaskId, NoQueue, NotEndedYet, QueueFull, Unreachable
+from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.topology import CONTROL, EVENTS, GENERATE
+from acestep_consumer.client import Client, ClientError, InvalidTaskId, NoQueue, NotEndedYet, QueueFull, Unreachable
+from acestep_schemas import examples
+from acestep_schemas.events import CONTENT_TYPE, JobCompleted, JobEvent, JobProgress, Progress, WorkerEvent
 from infra.local.rabbitmq import RabbitMQ
-from schemas import examples
-from schemas.events import CONTENT_TYPE, JobCompleted, JobEvent, JobProgress, Progress, WorkerEvent
 from tests.support.broker import Peer, broker_settings, failed_event, until
 from tests.support.proxy import Proxy
 from tests.support.servers import ManagementApi

@@ -10,10 +10,10 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from consumer.client.download import TRIES, download
-from consumer.client.errors import DownloadFailed
-from schemas import examples
-from schemas.events import Audio, Completed
+from acestep_consumer.client.download import TRIES, download
+from acestep_consumer.client.errors import DownloadFailed
+from acestep_schemas import examples
+from acestep_schemas.events import Audio, Completed
 
 SONG = os.urandom(3 << 20)
 ID = examples.TASK_ID
@@ -70,7 +70,7 @@ async def store() -> AsyncIterator[Store]:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("consumer.client.download.backoff", lambda *_: iter([0.0] * 100))
+    monkeypatch.setattr("acestep_consumer.client.download.backoff", lambda *_: iter([0.0] * 100))
 
 
 def job(uri: str = "s3://acestep/jobs/order-4711/0.wav", body: bytes = SONG) -> Completed:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from consumer import settings as settings_module
-from consumer.client import Client, DownloadFailed, NoSongs, sync
-from consumer.settings import StorageSettings
-from schemas.events import JobCompleted
+from acestep_consumer import settings as settings_module
+from acestep_consumer.client import Client, DownloadFailed, NoSongs, sync
+from acestep_consumer.settings import StorageSettings
+from acestep_schemas.events import JobCompleted
 from tests.support.proxy import Proxy
 from tests.support.servers import ManagementApi
 from tests.support.worker import WorkerProcess

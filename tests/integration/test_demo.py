@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from acestep_schemas.events import JobCompleted, parse_event
 from infra.tables import README
-from schemas.events import JobCompleted, parse_event
 from tests.support.worker import COMMAND, ROOT, clean_environment
 
 BLOCKS = re.findall(r"```bash\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from consumer.client import Client
+from acestep_consumer.client import Client
+from acestep_schemas.events import JobCompleted, JobEvent, JobStarted, WorkerEvent
 from infra.local.process import tail
-from schemas.events import JobCompleted, JobEvent, JobStarted, WorkerEvent
 from tests.support.command import run_command
 from tests.support.fleet import FleetProcess
 from tests.support.waiting import eventually
@@ -296,7 +296,7 @@ async def test_no_job_is_lost_when_a_worker_is_killed_nor_when_the_fleet_is(
 
 FAKE_TORCH = """
 import sys
-if "consumer.fleet.census" not in sys.orig_argv:
+if "acestep_consumer.fleet.census" not in sys.orig_argv:
     raise ModuleNotFoundError("No module named 'torch'", name="torch")
 class cuda:
     device_count = lambda: 2

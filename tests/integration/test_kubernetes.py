@@ -15,9 +15,9 @@ import kubernetes_validate  # type: ignore[import-untyped]  # it has none
 import pytest
 import yaml
 
-from consumer.broker.topology import GENERATE, tier_queue
-from consumer.policy.tiers import BUILT_IN
-from consumer.settings import known_variables, load
+from acestep_consumer.broker.topology import GENERATE, tier_queue
+from acestep_consumer.policy.tiers import BUILT_IN
+from acestep_consumer.settings import known_variables, load
 from tests.support.keda import SCHEMAS, autoscaler_of
 
 ROOT = Path(__file__).parents[2]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from consumer.client import Client
-from schemas.events import JobCompleted, WorkerEvent
+from acestep_consumer.client import Client
+from acestep_schemas.events import JobCompleted, WorkerEvent
 from tests.support.broker import Peer
 from tests.support.command import run_command
 from tests.support.waiting import eventually

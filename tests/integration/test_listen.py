@@ -16,14 +16,14 @@ import aiohttp
 import pytest
 from rich.console import Console
 
-from consumer.broker.connection import Link
-from consumer.broker.topology import tier_queue
-from consumer.commands.listen import _Glance
-from consumer.listen.pulse import Pulse
-from consumer.policy.tiers import BUILT_IN
-from consumer.settings import Settings, load
+from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.topology import tier_queue
+from acestep_consumer.commands.listen import _Glance
+from acestep_consumer.listen.pulse import Pulse
+from acestep_consumer.policy.tiers import BUILT_IN
+from acestep_consumer.settings import Settings, load
+from acestep_schemas import examples
 from infra.local.s3 import SeaweedFS
-from schemas import examples
 from tests.support.broker import Peer
 from tests.support.command import run_command
 from tests.support.listening import IN_HAND, WAITING, WITHIN_S, Listening, ListenProcess, Visitor, listening, made, tell

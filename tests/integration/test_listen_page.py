@@ -10,8 +10,8 @@ from typing import Any, Literal
 import aiohttp
 from playwright.async_api import Locator, Page, expect
 
-from schemas import examples
-from schemas.events import JobProgress, JobStarted, ModelChoice, Progress
+from acestep_schemas import examples
+from acestep_schemas.events import JobProgress, JobStarted, ModelChoice, Progress
 from tests.support.broker import Peer
 from tests.support.browser import tab
 from tests.support.listening import (

@@ -17,7 +17,7 @@ from urllib.request import urlopen
 import pytest
 import yaml
 
-from consumer.client import Client
+from acestep_consumer.client import Client
 from infra import promtool
 from infra.local.packages import ensure_rabbitmq
 from infra.local.ports import LOOPBACK, PortClaim

@@ -16,10 +16,10 @@ import pytest
 from aio_pika.abc import AbstractIncomingMessage
 from yarl import URL
 
-from consumer.broker.connection import Link
-from consumer.broker.topology import CONTROL, EVENTS, GENERATE
-from consumer.client import Client, sync
-from schemas.events import Worker, WorkerEvent
+from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.topology import CONTROL, EVENTS, GENERATE
+from acestep_consumer.client import Client, sync
+from acestep_schemas.events import Worker, WorkerEvent
 from tests.support.broker import Peer, broker_settings, until
 from tests.support.proxy import Proxy
 from tests.support.servers import ManagementApi

@@ -3,12 +3,12 @@
 
 import asyncio
 
-from consumer.broker.connection import Link
-from consumer.broker.consumer import Consumer
-from consumer.broker.delivery import Delivery
-from consumer.broker.publisher import Publisher
-from consumer.broker.topology import GENERATE
-from consumer.errors import Verdict
+from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.consumer import Consumer
+from acestep_consumer.broker.delivery import Delivery
+from acestep_consumer.broker.publisher import Publisher
+from acestep_consumer.broker.topology import GENERATE
+from acestep_consumer.errors import Verdict
 from tests.support.broker import Peer, broker_settings
 from tests.support.waiting import eventually
 

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from consumer.engine.messages import ConfigurePlanner
-from consumer.engine.planner.metadata import Metadata
-from consumer.engine.planning import PlannerSupervisor
-from consumer.engine.supervisor import EngineUnusable
-from consumer.errors import PlanFailed
-from consumer.job import Heard, Job, Plan, Request
-from consumer.policy.admit import Limits, admit
-from schemas.events import LmChoice
-from schemas.request import parse_request
+from acestep_consumer.engine.messages import ConfigurePlanner
+from acestep_consumer.engine.planner.metadata import Metadata
+from acestep_consumer.engine.planning import PlannerSupervisor
+from acestep_consumer.engine.supervisor import EngineUnusable
+from acestep_consumer.errors import PlanFailed
+from acestep_consumer.job import Heard, Job, Plan, Request
+from acestep_consumer.policy.admit import Limits, admit
+from acestep_schemas.events import LmChoice
+from acestep_schemas.request import parse_request
 from tests.support.admission import make_limits
 
 LM = LmChoice(model="acestep-5Hz-lm-0.6B", backend="pt")

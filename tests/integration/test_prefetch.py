@@ -17,18 +17,18 @@ import pytest
 from aiohttp import ClientSession
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from consumer.app import Worker
-from consumer.broker.connection import Link
-from consumer.broker.consumer import Consumer
-from consumer.broker.delivery import Delivery
-from consumer.broker.publisher import Publisher
-from consumer.broker.topology import GENERATE
-from consumer.client import Client
-from consumer.concurrency import Concurrency, Habits
-from consumer.errors import Verdict
-from consumer.settings import load
+from acestep_consumer.app import Worker
+from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.consumer import Consumer
+from acestep_consumer.broker.delivery import Delivery
+from acestep_consumer.broker.publisher import Publisher
+from acestep_consumer.broker.topology import GENERATE
+from acestep_consumer.client import Client
+from acestep_consumer.concurrency import Concurrency, Habits
+from acestep_consumer.errors import Verdict
+from acestep_consumer.settings import load
+from acestep_schemas.events import JobCompleted, JobStarted, WorkerEvent
 from infra.local.ports import PortClaim
-from schemas.events import JobCompleted, JobStarted, WorkerEvent
 from tests.support.broker import Peer, broker_settings, until
 from tests.support.fake_engine import FakeEngines, FakeRenderer
 from tests.support.vitals import vitals
@@ -37,8 +37,8 @@ from tests.support.waiting import eventually
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-    from consumer.job import Job
-    from consumer.settings import Settings
+    from acestep_consumer.job import Job
+    from acestep_consumer.settings import Settings
     from tests.support.servers import ManagementApi
 
 
@@ -236,8 +236,8 @@ def auto_environment(service_environment: dict[str, str], monkeypatch: pytest.Mo
         if name.startswith("AWS_"):
             monkeypatch.setenv(name, value)
     habits = Habits(measure_s=0.4, jobs_each=4, least_jobs=8, rest_s=1, memory_s=60)
-    monkeypatch.setattr("consumer.pacer.INTERVAL_S", 0.04)
-    monkeypatch.setattr("consumer.intake.Concurrency", partial(Concurrency, habits=habits))
+    monkeypatch.setattr("acestep_consumer.pacer.INTERVAL_S", 0.04)
+    monkeypatch.setattr("acestep_consumer.intake.Concurrency", partial(Concurrency, habits=habits))
     claim = PortClaim(1)
     yield service_environment | {
         "ACESTEP_QUEUE_WORKERS": "auto",

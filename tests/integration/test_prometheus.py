@@ -14,7 +14,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from consumer.broker.topology import DEAD_LETTER, GENERATE
+from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE
 from infra import promtool
 from infra.local.packages import ensure_rabbitmq
 from tests.support.metrics_page import families_of_a_worker, page_of_a_worker, sample_names

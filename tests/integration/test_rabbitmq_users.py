@@ -17,14 +17,14 @@ import pytest
 from aiormq.exceptions import ChannelAccessRefused
 from pydantic import SecretStr
 
-from consumer.broker.connection import Link
-from consumer.broker.consumer import Consumer
-from consumer.broker.dead_queue import DeadQueue
-from consumer.broker.delivery import Reply
-from consumer.broker.faults import BrokerRefused
-from consumer.broker.management import Management
-from consumer.broker.publisher import Publisher
-from consumer.broker.topology import (
+from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.consumer import Consumer
+from acestep_consumer.broker.dead_queue import DeadQueue
+from acestep_consumer.broker.delivery import Reply
+from acestep_consumer.broker.faults import BrokerRefused
+from acestep_consumer.broker.management import Management
+from acestep_consumer.broker.publisher import Publisher
+from acestep_consumer.broker.topology import (
     CONTROL,
     CONTROL_LOG,
     DEAD_LETTER,
@@ -34,8 +34,8 @@ from consumer.broker.topology import (
     REQUESTS,
     UNROUTED,
 )
-from consumer.client import Client
-from consumer.errors import Verdict
+from acestep_consumer.client import Client
+from acestep_consumer.errors import Verdict
 from infra.rabbitmq.users import ROLES, User
 from tests.support.broker import Peer, broker_settings, failed_event
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from aio_pika.abc import AbstractChannel
 
-    from consumer.broker.delivery import Delivery
+    from acestep_consumer.broker.delivery import Delivery
     from infra.local.rabbitmq import RabbitMQ
     from tests.support.servers import ManagementApi
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import boto3
 import pytest
 
-from consumer.client import Client
-from schemas.events import JobCompleted, TerminalEvent
+from acestep_consumer.client import Client
+from acestep_schemas.events import JobCompleted, TerminalEvent
 from tests.support.broker import Peer
 from tests.support.engine_double import write_song
 from tests.support.worker import WorkerProcess, running

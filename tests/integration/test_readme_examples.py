@@ -8,8 +8,8 @@ from pathlib import Path
 import boto3
 import pytest
 
-from consumer.broker.connection import Link
-from consumer.client import Client
+from acestep_consumer.broker.connection import Link
+from acestep_consumer.client import Client
 from infra.local.s3 import REGION, SeaweedFS
 from tests.support.broker import broker_settings
 from tests.support.node import ensure_modules, run_node

@@ -20,19 +20,19 @@ import torch
 from diffusers import AceStepPipeline, FlowMatchEulerDiscreteScheduler
 from numpy.typing import NDArray
 
-from consumer.audio import decode, encode
-from consumer.engine.messages import Listen, Render
-from consumer.engine.renderer import studio
-from consumer.engine.renderer.device import Offload
-from consumer.engine.renderer.quiet import quietly
-from consumer.engine.renderer.render import Equipment, listen, render
-from consumer.engine.tiny_checkpoint import write
-from consumer.errors import Cancelled, InputUnreadable, RenderFailed
-from consumer.formats import FORMATS
-from consumer.job import Job, Plan, Rendering, Sources
-from consumer.settings import EngineSettings
-from schemas.events import LimitsReport, Metas, ModelChoice, PolicyReport
-from schemas.request import GenerationRequest
+from acestep_consumer.audio import decode, encode
+from acestep_consumer.engine.messages import Listen, Render
+from acestep_consumer.engine.renderer import studio
+from acestep_consumer.engine.renderer.device import Offload
+from acestep_consumer.engine.renderer.quiet import quietly
+from acestep_consumer.engine.renderer.render import Equipment, listen, render
+from acestep_consumer.engine.tiny_checkpoint import write
+from acestep_consumer.errors import Cancelled, InputUnreadable, RenderFailed
+from acestep_consumer.formats import FORMATS
+from acestep_consumer.job import Job, Plan, Rendering, Sources
+from acestep_consumer.settings import EngineSettings
+from acestep_schemas.events import LimitsReport, Metas, ModelChoice, PolicyReport
+from acestep_schemas.request import GenerationRequest
 
 RATE = 48_000
 TURBO, BASE = "acestep-v15-turbo", "acestep-v15-base"

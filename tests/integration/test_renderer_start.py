@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from consumer.engine.renderer import studio
-from consumer.engine.renderer.checkpoint import load_models, variant_of
-from consumer.engine.renderer.device import DeviceReport, Offload
-from consumer.engine.renderer.registry import CheckpointError
-from consumer.engine.renderer.studio import open_studio
-from consumer.engine.tiny_checkpoint import write
-from consumer.formats import FORMATS
-from consumer.job import LoadedModel, Variant
-from consumer.settings import EngineSettings
+from acestep_consumer.engine.renderer import studio
+from acestep_consumer.engine.renderer.checkpoint import load_models, variant_of
+from acestep_consumer.engine.renderer.device import DeviceReport, Offload
+from acestep_consumer.engine.renderer.registry import CheckpointError
+from acestep_consumer.engine.renderer.studio import open_studio
+from acestep_consumer.engine.tiny_checkpoint import write
+from acestep_consumer.formats import FORMATS
+from acestep_consumer.job import LoadedModel, Variant
+from acestep_consumer.settings import EngineSettings
 
 ROOT = Path(__file__).parents[2]
 TURBO, BASE = "acestep-v15-turbo", "acestep-v15-base"
@@ -189,7 +189,7 @@ def test_the_tiny_model_speaks_the_real_models_dimensions(checkpoints: Path) -> 
 
 def test_the_consumer_side_of_the_engine_imports_no_torch() -> None:
     code = (
-        "import consumer.engine.messages, consumer.formats, consumer.engine.supervisor, sys;"
+        "import acestep_consumer.engine.messages, acestep_consumer.formats, acestep_consumer.engine.supervisor, sys;"
         "sys.exit(any(name.split('.')[0] in ('torch', 'diffusers', 'av', 'numpy') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, timeout=60).returncode == 0

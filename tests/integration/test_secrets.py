@@ -19,11 +19,11 @@ from urllib.parse import quote, urlsplit
 import boto3
 import pytest
 
-from consumer.client import Client
-from consumer.objects import Objects
-from consumer.s3 import Place, S3Connection
-from consumer.settings import StorageSettings
-from schemas.events import TerminalEvent
+from acestep_consumer.client import Client
+from acestep_consumer.objects import Objects
+from acestep_consumer.s3 import Place, S3Connection
+from acestep_consumer.settings import StorageSettings
+from acestep_schemas.events import TerminalEvent
 from tests.support.broker import Peer, until
 from tests.support.command import run_command
 from tests.support.engine_double import write_song

@@ -16,14 +16,14 @@ import pytest
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from yarl import URL
 
-from consumer.broker.connection import Link
-from consumer.broker.faults import LinkLost
-from consumer.broker.inspection import Depth, Inspection
-from consumer.broker.monitor import Monitor
-from consumer.broker.topology import DEAD_LETTER, EVENTS, GENERATE, REQUESTS, tier_queue
-from consumer.client import Client
+from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.faults import LinkLost
+from acestep_consumer.broker.inspection import Depth, Inspection
+from acestep_consumer.broker.monitor import Monitor
+from acestep_consumer.broker.topology import DEAD_LETTER, EVENTS, GENERATE, REQUESTS, tier_queue
+from acestep_consumer.client import Client
+from acestep_schemas.events import JobCompleted, Worker, WorkerEvent
 from infra.local.rabbitmq import RabbitMQ
-from schemas.events import JobCompleted, Worker, WorkerEvent
 from tests.support.broker import broker_settings, until
 from tests.support.jobs import make_job, make_manifest
 from tests.support.servers import ManagementApi
@@ -344,7 +344,7 @@ async def test_no_broker_ends_with_4_and_one_line(arguments: tuple[str, ...]) ->
 def test_watch_prints_a_line_each_time_until_ctrl_c(amqp_url: str) -> None:
     asyncio.run(declare(amqp_url))
     with subprocess.Popen(
-        [sys.executable, "-m", "consumer", "status", "--watch", "--json", "--sample", "0", "--every", "0.2"],
+        [sys.executable, "-m", "acestep_consumer", "status", "--watch", "--json", "--sample", "0", "--every", "0.2"],
         env=environment_of(amqp_url),
         cwd=ROOT,
         stdout=subprocess.PIPE,

@@ -15,14 +15,14 @@ import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
-from consumer.ending import Kept
-from consumer.errors import StorageUnavailable
-from consumer.objects import PART_BYTES, Objects
-from consumer.s3 import S3Connection, S3Refused
-from consumer.settings import StorageSettings
-from consumer.storage import S3Store
+from acestep_consumer.ending import Kept
+from acestep_consumer.errors import StorageUnavailable
+from acestep_consumer.objects import PART_BYTES, Objects
+from acestep_consumer.s3 import S3Connection, S3Refused
+from acestep_consumer.settings import StorageSettings
+from acestep_consumer.storage import S3Store
+from acestep_schemas.events import Completed
 from infra.local.s3 import SeaweedFS
-from schemas.events import Completed
 from tests.support.faulty_s3 import FaultyS3, s3_error
 from tests.support.jobs import make_job, make_manifest, make_rendering, make_track
 from tests.support.waiting import eventually

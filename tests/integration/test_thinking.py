@@ -8,9 +8,9 @@ from pathlib import Path
 import boto3
 import pytest
 
-from consumer.client import Client
+from acestep_consumer.client import Client
+from acestep_schemas.events import Completed, JobCompleted, JobProgress, WorkerEvent
 from infra.local.s3 import SeaweedFS
-from schemas.events import Completed, JobCompleted, JobProgress, WorkerEvent
 from tests.support.engine_double import write_song
 from tests.support.worker import WorkerProcess
 

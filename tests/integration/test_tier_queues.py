@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 import aio_pika
 import pytest
 
-from consumer.broker import connection
-from consumer.broker.connection import Link
-from consumer.broker.consumer import Consumer
-from consumer.broker.delivery import Delivery
-from consumer.broker.faults import BrokerRefused
-from consumer.broker.publisher import Publisher
-from consumer.broker.tier_queues import TierQueues
-from consumer.broker.topology import CONTROL, GENERATE, TIER, tier_queue
-from consumer.errors import Unpublished, Verdict
-from consumer.policy.tiers import BUILT_IN
+from acestep_consumer.broker import connection
+from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.consumer import Consumer
+from acestep_consumer.broker.delivery import Delivery
+from acestep_consumer.broker.faults import BrokerRefused
+from acestep_consumer.broker.publisher import Publisher
+from acestep_consumer.broker.tier_queues import TierQueues
+from acestep_consumer.broker.topology import CONTROL, GENERATE, TIER, tier_queue
+from acestep_consumer.errors import Unpublished, Verdict
+from acestep_consumer.policy.tiers import BUILT_IN
 from tests.support.broker import Peer, broker_settings, until
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually

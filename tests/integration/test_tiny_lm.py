@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from consumer.engine import tiny_lm
-from consumer.engine.planner import prompts
-from consumer.engine.planner.metadata import Metadata
-from consumer.engine.planner.tags import CODE_COUNT
-from consumer.engine.planner.tokens import LmTokens
+from acestep_consumer.engine import tiny_lm
+from acestep_consumer.engine.planner import prompts
+from acestep_consumer.engine.planner.metadata import Metadata
+from acestep_consumer.engine.planner.tags import CODE_COUNT
+from acestep_consumer.engine.planner.tokens import LmTokens
 
 
 @pytest.fixture(scope="module")

@@ -17,15 +17,15 @@ import boto3
 import pytest
 from pydantic import SecretStr
 
-from consumer.broker.connection import Link
-from consumer.broker.delivery import Reply
-from consumer.broker.faults import BrokerFault, BrokerRefused, LinkLost
-from consumer.broker.management import Management
-from consumer.broker.publisher import Publisher
-from consumer.client import Client, Unreachable
-from consumer.objects import Objects
-from consumer.s3 import Place, S3Connection, S3Refused
-from consumer.settings import StorageSettings
+from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.delivery import Reply
+from acestep_consumer.broker.faults import BrokerFault, BrokerRefused, LinkLost
+from acestep_consumer.broker.management import Management
+from acestep_consumer.broker.publisher import Publisher
+from acestep_consumer.client import Client, Unreachable
+from acestep_consumer.objects import Objects
+from acestep_consumer.s3 import Place, S3Connection, S3Refused
+from acestep_consumer.settings import StorageSettings
 from tests.support.broker import Peer, broker_settings, failed_event
 from tests.support.command import run_command
 from tests.support.tls import Authority, Front, TlsRabbitMQ

@@ -13,10 +13,10 @@ import xgrammar
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from consumer.engine.planner.backend import Generation, Written
-from consumer.engine.planner.guidance import Rows, choose
-from consumer.engine.planner.row_cache import RowCache
-from consumer.engine.planner.transformers_backend import TransformersBackend, load
+from acestep_consumer.engine.planner.backend import Generation, Written
+from acestep_consumer.engine.planner.guidance import Rows, choose
+from acestep_consumer.engine.planner.row_cache import RowCache
+from acestep_consumer.engine.planner.transformers_backend import TransformersBackend, load
 from tests.support.lm_songs import (
     GRAMMAR,
     WRITTEN_BY_GRAMMAR,

@@ -22,16 +22,16 @@ import xgrammar
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from consumer.engine import tiny_lm
-from consumer.engine.planner import vllm_engine
-from consumer.engine.planner.backend import Generation, Written
-from consumer.engine.planner.grammar import metadata_grammar
-from consumer.engine.planner.guidance import Rows, choose
-from consumer.engine.planner.metadata import Metadata
-from consumer.engine.planner.tokens import LmTokens
-from consumer.engine.planner.transformers_backend import TransformersBackend, load
-from consumer.engine.planner.vllm_backend import VllmBackend, open_vllm
-from consumer.engine.planner.vllm_engine import EngineSize, VllmUnavailable
+from acestep_consumer.engine import tiny_lm
+from acestep_consumer.engine.planner import vllm_engine
+from acestep_consumer.engine.planner.backend import Generation, Written
+from acestep_consumer.engine.planner.grammar import metadata_grammar
+from acestep_consumer.engine.planner.guidance import Rows, choose
+from acestep_consumer.engine.planner.metadata import Metadata
+from acestep_consumer.engine.planner.tokens import LmTokens
+from acestep_consumer.engine.planner.transformers_backend import TransformersBackend, load
+from acestep_consumer.engine.planner.vllm_backend import VllmBackend, open_vllm
+from acestep_consumer.engine.planner.vllm_engine import EngineSize, VllmUnavailable
 from tests.support.lm_songs import (
     GRAMMAR,
     WRITTEN_BY_GRAMMAR,
@@ -45,8 +45,8 @@ from tests.support.lm_songs import (
 )
 
 vllm_engine.prepare()
-from consumer.engine.planner import vllm_guidance  # noqa: E402 - it imports vLLM, which wants `prepare` first
-from consumer.engine.planner.vllm_guidance import GuidanceProcessor  # noqa: E402 - as above
+from acestep_consumer.engine.planner import vllm_guidance  # noqa: E402 - it imports vLLM, which wants `prepare` first
+from acestep_consumer.engine.planner.vllm_guidance import GuidanceProcessor  # noqa: E402 - as above
 
 # vLLM and what it imports warn of their own use of torch.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -16,10 +16,10 @@ import av
 import boto3
 import pytest
 
-from consumer.client import Client
-from consumer.scratch import OWNER
+from acestep_consumer.client import Client
+from acestep_consumer.scratch import OWNER
+from acestep_schemas.events import JobCompleted, JobEvent, JobStarted, TerminalEvent, Unfinished, WorkerEvent
 from infra.local.s3 import SeaweedFS
-from schemas.events import JobCompleted, JobEvent, JobStarted, TerminalEvent, Unfinished, WorkerEvent
 from tests.support.broker import Peer
 from tests.support.engine_double import write_song
 from tests.support.worker import WorkerProcess

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 import aio_pika
 from aio_pika.exceptions import AMQPError, DeliveryError, PublishError
 
-from consumer.broker.topology import CONTROL, REQUESTS
+from acestep_consumer.broker.topology import CONTROL, REQUESTS
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Jobs made the way the worker makes them: read, then admitted."""
 
-from consumer.job import Job, LoadedModel, Request, Variant
-from consumer.policy.admit import Limits, admit
-from consumer.policy.tiers import BUILT_IN
-from schemas.request import parse_request
+from acestep_consumer.job import Job, LoadedModel, Request, Variant
+from acestep_consumer.policy.admit import Limits, admit
+from acestep_consumer.policy.tiers import BUILT_IN
+from acestep_schemas.request import parse_request
 
 TURBO = LoadedModel("acestep-v15-turbo", Variant.TURBO)
 BASE = LoadedModel("acestep-v15-base", Variant.BASE)

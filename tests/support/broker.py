@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import aio_pika
 
-from consumer.broker.topology import EVENTS, REQUESTS
-from consumer.settings import BrokerSettings
-from schemas.events import (
+from acestep_consumer.broker.topology import EVENTS, REQUESTS
+from acestep_consumer.settings import BrokerSettings
+from acestep_schemas.events import (
     ErrorCode,
     ErrorReport,
     JobProgress,

@@ -17,9 +17,9 @@ import aio_pika
 from aio_pika.exceptions import AMQPError
 from yarl import URL
 
-from consumer.broker.topology import EVENTS
-from consumer.settings import split_urls
-from schemas.events import JobState
+from acestep_consumer.broker.topology import EVENTS
+from acestep_consumer.settings import split_urls
+from acestep_schemas.events import JobState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

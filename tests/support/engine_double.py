@@ -13,8 +13,8 @@ import time
 import wave
 from pathlib import Path
 
-from consumer.engine.frames import FrameSocket
-from consumer.engine.messages import (
+from acestep_consumer.engine.frames import FrameSocket
+from acestep_consumer.engine.messages import (
     FROM_ENGINE,
     TO_ENGINE,
     Allot,
@@ -30,8 +30,8 @@ from consumer.engine.messages import (
     Stop,
     Unusable,
 )
-from consumer.job import LoadedModel, Rendering, Track, Variant
-from schemas.events import ErrorCode
+from acestep_consumer.job import LoadedModel, Rendering, Track, Variant
+from acestep_schemas.events import ErrorCode
 from tests.support.vitals import vitals
 
 REPORT = RendererReport(

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from consumer.engine.messages import Configure
-from consumer.engine.rendering import RendererSupervisor
-from consumer.engine.watch import Bounds
-from consumer.job import Plan, Rendering, Sources
-from consumer.settings import EngineSettings
-from schemas.events import Metas
+from acestep_consumer.engine.messages import Configure
+from acestep_consumer.engine.rendering import RendererSupervisor
+from acestep_consumer.engine.watch import Bounds
+from acestep_consumer.job import Plan, Rendering, Sources
+from acestep_consumer.settings import EngineSettings
+from acestep_schemas.events import Metas
 from tests.support.admission import admitted_job
 from tests.support.ear import Ear
 from tests.support.worker import WorkerProcess
@@ -92,7 +92,7 @@ def pid_of(worker: WorkerProcess, engine: str) -> int | None:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if f"consumer.engine.{engine}".encode() in words:
+        if f"acestep_consumer.engine.{engine}".encode() in words:
             return pid
     return None
 

@@ -7,15 +7,15 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from consumer.attempt import Attempt
-from consumer.broker.delivery import AlreadySettledError, Reply, fingerprint
-from consumer.errors import ConsumerError, Unpublished, Verdict
+from acestep_consumer.attempt import Attempt
+from acestep_consumer.broker.delivery import AlreadySettledError, Reply, fingerprint
+from acestep_consumer.errors import ConsumerError, Unpublished, Verdict
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from consumer import ports
-    from schemas.events import JobEvent
+    from acestep_consumer import ports
+    from acestep_schemas.events import JobEvent
 
 
 @dataclass

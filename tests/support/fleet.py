@@ -13,9 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from consumer.fleet.fleet import STEADY_S, Fleet
-from consumer.fleet.seats import Seat
-from consumer.telemetry import set_up_logs
+from acestep_consumer.fleet.fleet import STEADY_S, Fleet
+from acestep_consumer.fleet.seats import Seat
+from acestep_consumer.telemetry import set_up_logs
 from infra.local.process import Process, ProcessId
 from tests.support.worker import ROOT, clean_environment
 

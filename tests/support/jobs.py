@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from consumer.job import Job, Rendering, StoredObject, Track
-from schemas.events import (
+from acestep_consumer.job import Job, Rendering, StoredObject, Track
+from acestep_schemas.events import (
     Audio,
     Completed,
     ErrorCode,
@@ -19,7 +19,7 @@ from schemas.events import (
     Timings,
     Unfinished,
 )
-from schemas.request import GenerationRequest
+from acestep_schemas.request import GenerationRequest
 
 
 def make_job(*, task_id: str | None = None, **request_fields: Any) -> Job:

@@ -20,8 +20,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from consumer.engine.frames import FrameSocket
-from consumer.engine.messages import (
+from acestep_consumer.engine.frames import FrameSocket
+from acestep_consumer.engine.messages import (
     FROM_ENGINE,
     TO_ENGINE,
     Broken,
@@ -34,8 +34,8 @@ from consumer.engine.messages import (
     RendererReport,
     Stop,
 )
-from consumer.job import LoadedModel, Rendering, Track, Variant
-from schemas.events import ErrorCode
+from acestep_consumer.job import LoadedModel, Rendering, Track, Variant
+from acestep_schemas.events import ErrorCode
 
 REPORT = RendererReport(
     device="cpu",

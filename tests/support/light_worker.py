@@ -7,9 +7,9 @@ Run as ``python -m tests.support.light_worker run``, wherever only the consumer'
 
 import os
 
-from consumer import s3
-from consumer.cli import main
-from consumer.engine.rendering import RendererSupervisor
+from acestep_consumer import s3
+from acestep_consumer.cli import main
+from acestep_consumer.engine.rendering import RendererSupervisor
 
 if __name__ == "__main__":
     s3._READ_S = int(os.environ.get("LIGHT_S3_READ_S", s3._READ_S))  # type: ignore[misc]

@@ -20,14 +20,22 @@ import boto3
 import numpy as np
 import pytest
 
-from consumer.audio import encode
-from consumer.broker.topology import EVENTS
+from acestep_consumer.audio import encode
+from acestep_consumer.broker.topology import EVENTS
+from acestep_schemas import examples
+from acestep_schemas.events import (
+    CONTENT_TYPE,
+    Audio,
+    JobCompleted,
+    JobEvent,
+    TerminalEvent,
+    Unfinished,
+    unfinished_event,
+)
+from acestep_schemas.request import GenerationRequest
 from infra.local.process import Process, tail
 from infra.local.s3 import SeaweedFS
 from infra.local.stack import Environment
-from schemas import examples
-from schemas.events import CONTENT_TYPE, Audio, JobCompleted, JobEvent, TerminalEvent, Unfinished, unfinished_event
-from schemas.request import GenerationRequest
 from tests.support.broker import Peer
 from tests.support.worker import COMMAND, ROOT, WorkerProcess, clean_environment
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from consumer.engine.planner.backend import Backend, Codes, Generation, Sampling, Text, Written
+from acestep_consumer.engine.planner.backend import Backend, Codes, Generation, Sampling, Text, Written
 
 GRAMMAR = 'root ::= "bpm: " [1-9] [0-9] [0-9]? "\\nkey: " [A-G] ("#" | "b")? " " ("major" | "minor") "\\n"'
 WRITTEN_BY_GRAMMAR = re.compile(r"bpm: [1-9][0-9]{1,2}\nkey: [A-G][#b]? (major|minor)\n")

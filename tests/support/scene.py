@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from consumer.broker.topology import GENERATE
+from acestep_consumer.broker.topology import GENERATE
 from tests.support.broker import Peer
 from tests.support.ear import Ear
 from tests.support.faulty_s3 import FaultyS3

@@ -4,8 +4,8 @@
 import random
 from dataclasses import dataclass, field
 
-from consumer.concurrency import Concurrency
-from consumer.throughput import Reading
+from acestep_consumer.concurrency import Concurrency
+from acestep_consumer.throughput import Reading
 
 
 @dataclass

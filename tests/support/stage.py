@@ -15,20 +15,20 @@ import pytest
 import soundfile
 import torch
 
-from consumer.audio import encode
-from consumer.engine.messages import Render
-from consumer.engine.renderer import studio
-from consumer.engine.renderer.arguments import Inputs, arguments_for, reads_source
-from consumer.engine.renderer.batcher import Batcher
-from consumer.engine.renderer.booth import Booth, lora_of
-from consumer.engine.renderer.budget import Budget
-from consumer.engine.renderer.song import Song
-from consumer.engine.renderer.take import Performance, Sound, Take, Watch
-from consumer.engine.tiny_checkpoint import BASE, TURBO
-from consumer.job import Job, Plan, Sources
-from consumer.settings import EngineSettings
-from schemas.events import LimitsReport, Metas, ModelChoice, PolicyReport
-from schemas.request import GenerationRequest
+from acestep_consumer.audio import encode
+from acestep_consumer.engine.messages import Render
+from acestep_consumer.engine.renderer import studio
+from acestep_consumer.engine.renderer.arguments import Inputs, arguments_for, reads_source
+from acestep_consumer.engine.renderer.batcher import Batcher
+from acestep_consumer.engine.renderer.booth import Booth, lora_of
+from acestep_consumer.engine.renderer.budget import Budget
+from acestep_consumer.engine.renderer.song import Song
+from acestep_consumer.engine.renderer.take import Performance, Sound, Take, Watch
+from acestep_consumer.engine.tiny_checkpoint import BASE, TURBO
+from acestep_consumer.job import Job, Plan, Sources
+from acestep_consumer.settings import EngineSettings
+from acestep_schemas.events import LimitsReport, Metas, ModelChoice, PolicyReport
+from acestep_schemas.request import GenerationRequest
 
 RATE, FRAMES_PER_S = 48_000, 25
 WITHIN_S = 120.0

@@ -4,7 +4,7 @@
 from dataclasses import replace
 from typing import Any
 
-from consumer.engine.messages import Vitals
+from acestep_consumer.engine.messages import Vitals
 
 _PLAUSIBLE = Vitals(
     ready_s=10,

@@ -19,7 +19,7 @@ from infra.local.ports import PortClaim
 from infra.local.process import Process, tail
 
 ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-m", "consumer"]
+COMMAND = [sys.executable, "-m", "acestep_consumer"]
 LIGHT_COMMAND = [sys.executable, "-m", "tests.support.light_worker"]
 LIGHT_VARIABLES = {"ACESTEP_INIT_LLM": "false"}
 READY_S = 120.0

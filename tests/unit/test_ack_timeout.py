@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from consumer.broker.ack_timeout import ack_timeout_warning
+from acestep_consumer.broker.ack_timeout import ack_timeout_warning
 
 HALF_AN_HOUR, TWO_HOURS = 1_800, 7_200
 

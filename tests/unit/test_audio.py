@@ -10,9 +10,9 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from consumer.audio import Samples, check_encoders, decode, encode
-from consumer.errors import InputUnreadable, RenderFailed
-from consumer.formats import FORMATS
+from acestep_consumer.audio import Samples, check_encoders, decode, encode
+from acestep_consumer.errors import InputUnreadable, RenderFailed
+from acestep_consumer.formats import FORMATS
 
 RATE = 48_000
 
@@ -53,7 +53,7 @@ def test_a_missing_encoder_takes_only_its_own_formats_away(monkeypatch: pytest.M
     broken = {
         name: replace(found, codec="no-such-codec") for name, found in FORMATS.items() if found.codec == "libopus"
     }
-    monkeypatch.setattr("consumer.audio.FORMATS", {**FORMATS, **broken})
+    monkeypatch.setattr("acestep_consumer.audio.FORMATS", {**FORMATS, **broken})
     assert set(FORMATS) - set(check_encoders()) == {"ogg", "opus"}
 
 

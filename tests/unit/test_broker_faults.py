@@ -15,12 +15,12 @@ from aiormq.abc import DeliveredMessage
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from consumer.broker import publisher as publisher_module
-from consumer.broker.connection import Link
-from consumer.broker.delivery import Reply
-from consumer.broker.faults import BrokerFault, BrokerRefused, LinkLost, Nacked, Unroutable, describe, mapped
-from consumer.broker.publisher import Publisher
-from consumer.errors import Unpublished
+from acestep_consumer.broker import publisher as publisher_module
+from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.delivery import Reply
+from acestep_consumer.broker.faults import BrokerFault, BrokerRefused, LinkLost, Nacked, Unroutable, describe, mapped
+from acestep_consumer.broker.publisher import Publisher
+from acestep_consumer.errors import Unpublished
 from tests.support.broker import failed_event
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from pamqp import decode
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from consumer.broker import lenient
-from consumer.broker.dead_letter import dead_letter_properties
-from consumer.errors import MalformedBody
+from acestep_consumer.broker import lenient
+from acestep_consumer.broker.dead_letter import dead_letter_properties
+from acestep_consumer.errors import MalformedBody
 
 # What the codec hands out for header values; it writes fewer kinds than it reads.
 _scalars = (

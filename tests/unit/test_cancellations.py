@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from consumer.broker import cancellations as module
-from consumer.broker.cancellations import RETENTION_S, Cancellations
-from consumer.broker.connection import Link
+from acestep_consumer.broker import cancellations as module
+from acestep_consumer.broker.cancellations import RETENTION_S, Cancellations
+from acestep_consumer.broker.connection import Link
 from tests.support.broker import broker_settings
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from consumer.cli import app
+from acestep_consumer.cli import app
 from tests.support.command import run_command
 
 # They work until they are stopped, or write files: there is no result to print.

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer.concurrency import Concurrency, Habits, ladder
-from consumer.throughput import Reading, Throughput
+from acestep_consumer.concurrency import Concurrency, Habits, ladder
+from acestep_consumer.throughput import Reading, Throughput
 from tests.support.simulated_card import SimulatedCard, drive
 
 HOUR_S = 3600.0

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from pamqp.commands import Basic
 
-from consumer.broker.dead_letter import dead_letter_properties, death_of, revived_properties
-from consumer.broker.dead_queue import DeadLetter
-from consumer.commands.dead import Choice, read_since
-from consumer.commands.dead_view import Row, as_text, in_full, masked
-from consumer.errors import RenderFailed
+from acestep_consumer.broker.dead_letter import dead_letter_properties, death_of, revived_properties
+from acestep_consumer.broker.dead_queue import DeadLetter
+from acestep_consumer.commands.dead import Choice, read_since
+from acestep_consumer.commands.dead_view import Row, as_text, in_full, masked
+from acestep_consumer.errors import RenderFailed
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 DEATH: Any = {"reason": "delivery_limit", "queue": "acestep.generate", "time": NOW, "count": 1}

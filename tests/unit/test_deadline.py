@@ -5,8 +5,8 @@ import asyncio
 
 import pytest
 
-from consumer.deadline import deadline
-from consumer.errors import ExecutionTimeout
+from acestep_consumer.deadline import deadline
+from acestep_consumer.errors import ExecutionTimeout
 
 
 async def test_a_job_over_its_time_fails_with_the_limit_named() -> None:

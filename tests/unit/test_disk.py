@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from consumer.disk import Disk, Space
-from consumer.errors import DiskFull, RenderFailed
+from acestep_consumer.disk import Disk, Space
+from acestep_consumer.errors import DiskFull, RenderFailed
 
 GIB = 1 << 30
 

@@ -16,15 +16,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from consumer.broker.ack_timeout import ack_timeout_warning
-from consumer.broker.capacity import Standing
-from consumer.broker.inspection import Comparison, Depth, Lack
-from consumer.broker.topology import DEAD_LETTER, GENERATE, NOTICES, UNROUTED, topology_with
-from consumer.commands import card
-from consumer.commands.aside import aside
-from consumer.commands.card import Found
-from consumer.commands.checkpoint_folder import faults_of_lm, faults_of_pipeline
-from consumer.commands.doctor_broker import (
+from acestep_consumer.broker.ack_timeout import ack_timeout_warning
+from acestep_consumer.broker.capacity import Standing
+from acestep_consumer.broker.inspection import Comparison, Depth, Lack
+from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE, NOTICES, UNROUTED, topology_with
+from acestep_consumer.commands import card
+from acestep_consumer.commands.aside import aside
+from acestep_consumer.commands.card import Found
+from acestep_consumer.commands.checkpoint_folder import faults_of_lm, faults_of_pipeline
+from acestep_consumer.commands.doctor_broker import (
     judge_acks,
     judge_bindings,
     judge_depths,
@@ -35,8 +35,8 @@ from consumer.commands.doctor_broker import (
     judge_topology,
     judge_version,
 )
-from consumer.commands.doctor_clock import clock
-from consumer.commands.doctor_machine import (
+from acestep_consumer.commands.doctor_clock import clock
+from acestep_consumer.commands.doctor_machine import (
     ENOUGH_BYTES,
     LEAST_BYTES,
     judge_card,
@@ -45,17 +45,17 @@ from consumer.commands.doctor_machine import (
     look_at_port,
     look_at_scratch,
 )
-from consumer.commands.doctor_models import judge_lm, judge_model
-from consumer.commands.doctor_probe import Probe, limit_after, run
-from consumer.commands.doctor_report import Finding, Report, fail, ok, skip, warn
-from consumer.commands.doctor_storage import judge_clock, judge_condition, judge_delete
-from consumer.commands.doctor_table import show
-from consumer.commands.torch_build import blind, blind_build
-from consumer.formats import FORMATS
-from consumer.policy.language import LmPlan
-from consumer.policy.tiers import BUILT_IN
-from consumer.s3 import Answer, Place
-from consumer.settings import BrokerSettings, EngineSettings, Settings, WorkerSettings, load
+from acestep_consumer.commands.doctor_models import judge_lm, judge_model
+from acestep_consumer.commands.doctor_probe import Probe, limit_after, run
+from acestep_consumer.commands.doctor_report import Finding, Report, fail, ok, skip, warn
+from acestep_consumer.commands.doctor_storage import judge_clock, judge_condition, judge_delete
+from acestep_consumer.commands.doctor_table import show
+from acestep_consumer.commands.torch_build import blind, blind_build
+from acestep_consumer.formats import FORMATS
+from acestep_consumer.policy.language import LmPlan
+from acestep_consumer.policy.tiers import BUILT_IN
+from acestep_consumer.s3 import Answer, Place
+from acestep_consumer.settings import BrokerSettings, EngineSettings, Settings, WorkerSettings, load
 from tests.support.broker import broker_settings
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)

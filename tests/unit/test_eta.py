@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from consumer.eta import CostModel, Estimate, Line
-from consumer.job import Job
+from acestep_consumer.eta import CostModel, Estimate, Line
+from acestep_consumer.job import Job
 from tests.support.jobs import make_job
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from consumer.client import ClientError, InvalidTaskId, QueueFull, Unreachable
-from consumer.commands.exits import MEANINGS, Exit, listed, refused
+from acestep_consumer.client import ClientError, InvalidTaskId, QueueFull, Unreachable
+from acestep_consumer.commands.exits import MEANINGS, Exit, listed, refused
 from tests.support.command import run_command
 
 README = Path(__file__).parents[2] / "README.md"

@@ -6,8 +6,8 @@ import pty
 
 import pytest
 
-from consumer import hangup
-from consumer.hangup import Terminal
+from acestep_consumer import hangup
+from acestep_consumer.hangup import Terminal
 
 
 def test_a_terminal_is_gone_once_its_other_end_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from consumer.health import EngineStates, Health
+from acestep_consumer.health import EngineStates, Health
 
 ENGINES = {"renderer": {"ready": True, "restarts": 0}, "planner": {"ready": False, "restarts": 3}}
 

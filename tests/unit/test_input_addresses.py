@@ -5,8 +5,8 @@ from ipaddress import ip_address
 
 import pytest
 
-from consumer.addresses import is_public
-from consumer.inputs import shown
+from acestep_consumer.addresses import is_public
+from acestep_consumer.inputs import shown
 
 EDGES_OF_PUBLIC = [
     "1.0.0.0", "9.255.255.255", "11.0.0.0", "100.63.255.255", "100.128.0.0", "126.255.255.255", "128.0.0.0",

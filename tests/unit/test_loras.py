@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from consumer.engine.messages import TO_ENGINE, Render
-from consumer.errors import ConsumerError, InputNotAllowed, InputUnreadable
-from consumer.job import Plan, Sources
-from consumer.loras import LoraCache, LoraFolder
-from schemas.events import Metas
+from acestep_consumer.engine.messages import TO_ENGINE, Render
+from acestep_consumer.errors import ConsumerError, InputNotAllowed, InputUnreadable
+from acestep_consumer.job import Plan, Sources
+from acestep_consumer.loras import LoraCache, LoraFolder
+from acestep_schemas.events import Metas
 from tests.support.jobs import make_job
 
 

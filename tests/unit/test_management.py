@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from consumer.broker.faults import BrokerRefused, LinkLost
-from consumer.broker.management import Management, _read, _rivals, vhost_of
-from consumer.broker.topology import CAPACITY
-from consumer.settings import SettingsError, load
+from acestep_consumer.broker.faults import BrokerRefused, LinkLost
+from acestep_consumer.broker.management import Management, _read, _rivals, vhost_of
+from acestep_consumer.broker.topology import CAPACITY
+from acestep_consumer.settings import SettingsError, load
 from tests.support.broker import broker_settings
 
 

@@ -10,9 +10,9 @@ from aiohttp import ClientSession
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from consumer.engine.usage import Usage
-from consumer.health import Health
-from consumer.metrics import (
+from acestep_consumer.engine.usage import Usage
+from acestep_consumer.health import Health
+from acestep_consumer.metrics import (
     EngineCollector,
     JobCollector,
     Metrics,
@@ -24,9 +24,9 @@ from consumer.metrics import (
     StorageCollector,
     WorkerCollector,
 )
-from consumer.policy.tiers import BUILT_IN
-from consumer.tally import JobTally, Refusals
-from consumer.traffic import Traffic
+from acestep_consumer.policy.tiers import BUILT_IN
+from acestep_consumer.tally import JobTally, Refusals
+from acestep_consumer.traffic import Traffic
 from tests.support.jobs import make_job, make_manifest
 from tests.support.metrics_page import families_of_a_worker, sample_names
 from tests.support.vitals import vitals

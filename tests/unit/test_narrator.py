@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 
 import pytest
 
-from consumer.broker.delivery import Reply
-from consumer.eta import Estimate
-from consumer.narrator import Narrator
-from consumer.outcome import Scene
-from schemas.events import JobEvent, JobProgress, JobStarted, Progress
+from acestep_consumer.broker.delivery import Reply
+from acestep_consumer.eta import Estimate
+from acestep_consumer.narrator import Narrator
+from acestep_consumer.outcome import Scene
+from acestep_schemas.events import JobEvent, JobProgress, JobStarted, Progress
 from tests.support.admission import admitted_job
 from tests.support.fakes import FakeEvents
 
@@ -27,7 +27,7 @@ def progress(events: FakeEvents) -> list[Progress]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("consumer.narrator.INTERVAL_S", 0.01)
+    monkeypatch.setattr("acestep_consumer.narrator.INTERVAL_S", 0.01)
 
 
 @pytest.mark.usefixtures("quick")

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from consumer import pacer as pacer_module
-from consumer.concurrency import Concurrency
-from consumer.engine.usage import Usage
-from consumer.pacer import JOB_S, Pacer
-from consumer.throughput import Reading
+from acestep_consumer import pacer as pacer_module
+from acestep_consumer.concurrency import Concurrency
+from acestep_consumer.engine.usage import Usage
+from acestep_consumer.pacer import JOB_S, Pacer
+from acestep_consumer.throughput import Reading
 from tests.support.vitals import vitals
 from tests.support.waiting import eventually
 

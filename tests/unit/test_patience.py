@@ -5,8 +5,8 @@ import asyncio
 
 import pytest
 
-from consumer.errors import InputUnreadable, ManifestUnreadable, StorageUnavailable
-from consumer.patience import Patience
+from acestep_consumer.errors import InputUnreadable, ManifestUnreadable, StorageUnavailable
+from acestep_consumer.patience import Patience
 from tests.support.waiting import eventually
 
 

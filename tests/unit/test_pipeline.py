@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from consumer.chronicle import Chronicle
-from consumer.engine.planner.direct import DirectPlanner
-from consumer.errors import Cancelled, EngineCrashed, StorageUnavailable, Unpublished, Verdict
-from consumer.eta import CostModel
-from consumer.job import Job
-from consumer.pipeline import Pipeline, Ports, Rules
-from consumer.policy.tiers import BUILT_IN
-from consumer.ports import Routes
-from consumer.routing import ByTier, StayHere
-from consumer.tally import JobTally
-from consumer.trials import Trials
-from schemas.events import JobCompleted, JobEvent, JobFailed, JobRejected, JobStarted, Unfinished
+from acestep_consumer.chronicle import Chronicle
+from acestep_consumer.engine.planner.direct import DirectPlanner
+from acestep_consumer.errors import Cancelled, EngineCrashed, StorageUnavailable, Unpublished, Verdict
+from acestep_consumer.eta import CostModel
+from acestep_consumer.job import Job
+from acestep_consumer.pipeline import Pipeline, Ports, Rules
+from acestep_consumer.policy.tiers import BUILT_IN
+from acestep_consumer.ports import Routes
+from acestep_consumer.routing import ByTier, StayHere
+from acestep_consumer.tally import JobTally
+from acestep_consumer.trials import Trials
+from acestep_schemas.events import JobCompleted, JobEvent, JobFailed, JobRejected, JobStarted, Unfinished
 from tests.support.admission import make_limits
 from tests.support.fake_engine import FakeRenderer, NoInputs
 from tests.support.fake_store import FakeStore

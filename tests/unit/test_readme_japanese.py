@@ -5,7 +5,7 @@ import re
 
 import yaml
 
-from consumer.settings import describe, known_variables
+from acestep_consumer.settings import describe, known_variables
 from infra.tables import JAPANESE, README, japanese_tier_table
 from tests.support.metrics_page import families_of_a_worker, sample_names
 

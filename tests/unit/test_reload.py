@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from consumer import settings
-from consumer.reload import RELOADABLE, Reloader, compare
-from consumer.settings import SECTIONS, Settings, SettingsError
-from consumer.telemetry import set_log_level
+from acestep_consumer import settings
+from acestep_consumer.reload import RELOADABLE, Reloader, compare
+from acestep_consumer.settings import SECTIONS, Settings, SettingsError
+from acestep_consumer.telemetry import set_log_level
 
 
 def load(**variables: str) -> Settings:
@@ -107,7 +107,7 @@ def test_a_line_of_env_that_cannot_be_read_is_an_error_and_not_a_default(tmp_pat
 def test_the_lowest_level_changes_for_loggers_that_were_used_before(capfd: pytest.CaptureFixture[str]) -> None:
     import structlog  # noqa: PLC0415 - beside its one use
 
-    from consumer.telemetry import set_up_logs  # noqa: PLC0415 - as above
+    from acestep_consumer.telemetry import set_up_logs  # noqa: PLC0415 - as above
 
     try:
         set_up_logs("info", "json")

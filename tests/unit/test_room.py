@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consumer.room import Room
+from acestep_consumer.room import Room
 
 
 class Guests:

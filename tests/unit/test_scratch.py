@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from consumer.errors import DiskFull
-from consumer.scratch import scratch_folder, scratch_root, sweep
+from acestep_consumer.errors import DiskFull
+from acestep_consumer.scratch import scratch_folder, scratch_root, sweep
 
 
 def test_two_runs_of_one_task_have_a_folder_each(tmp_path: Path) -> None:

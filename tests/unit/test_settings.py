@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import AliasChoices
 
-from consumer.settings import SECRETS, SECTIONS, SettingsError, describe, known_variables, load
+from acestep_consumer.settings import SECRETS, SECTIONS, SettingsError, describe, known_variables, load
 
 
 def test_without_any_variable_the_defaults_hold() -> None:

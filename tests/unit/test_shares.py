@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer.broker.shares import Share, next_start, next_stop
+from acestep_consumer.broker.shares import Share, next_start, next_stop
 
 MAIN, SIDE = "main", "side"
 

@@ -11,13 +11,13 @@ import os, signal, sys
 class Finder:
     @staticmethod
     def find_spec(name, path=None, target=None):
-        if name == "consumer.cli":
+        if name == "acestep_consumer.cli":
             os.kill(os.getpid(), signal.SIGINT)
             signal.pthread_sigmask(signal.SIG_BLOCK, ())  # a call in which a pending signal takes effect
 
 sys.meta_path.insert(0, Finder)
 {ignore}
-from consumer.__main__ import main
+from acestep_consumer.__main__ import main
 sys.argv = ["acestep-consumer", "--help"]
 main()
 """

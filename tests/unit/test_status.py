@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from consumer.broker.inspection import Depth
-from consumer.broker.monitor import Consuming, RequestQueue, _request_queue
-from consumer.broker.topology import DEAD_LETTER, GENERATE, UNROUTED, tier_queue
-from consumer.commands.status_report import Heard, PacePart, Seen, Status, TierPart, eta_s, status_of
-from consumer.commands.status_table import picture
-from schemas.events import JobCompleted, Worker, WorkerEvent
+from acestep_consumer.broker.inspection import Depth
+from acestep_consumer.broker.monitor import Consuming, RequestQueue, _request_queue
+from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE, UNROUTED, tier_queue
+from acestep_consumer.commands.status_report import Heard, PacePart, Seen, Status, TierPart, eta_s, status_of
+from acestep_consumer.commands.status_table import picture
+from acestep_schemas.events import JobCompleted, Worker, WorkerEvent
 from tests.support.broker import failed_event
 from tests.support.jobs import make_job, make_manifest
 

@@ -14,9 +14,9 @@ from botocore.credentials import ReadOnlyCredentials
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer.s3 import Payload, Place, S3Connection, _Signer
-from consumer.settings import StorageSettings
-from consumer.storage import object_key, track_name
+from acestep_consumer.s3 import Payload, Place, S3Connection, _Signer
+from acestep_consumer.settings import StorageSettings
+from acestep_consumer.storage import object_key, track_name
 from tests.support.jobs import make_track
 
 TASK_IDS = st.from_regex(r"[A-Za-z0-9_-]{1,128}", fullmatch=True)

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from consumer.client import Outlook
-from consumer.commands.submit import in_words
+from acestep_consumer.client import Outlook
+from acestep_consumer.commands.submit import in_words
 
 
 @pytest.mark.parametrize(

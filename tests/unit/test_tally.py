@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 
 import pytest
 
-from consumer.broker.faults import LinkLost, Nacked, Unroutable
-from consumer.job import Job
-from consumer.tally import BOUNDS_S, MOST_NAMES, NONE, OTHER, Histogram, JobTally, Refusals
-from consumer.traffic import Traffic
-from schemas.events import Completed, ErrorCode, ErrorReport, LmChoice, ModelChoice, Timings, Unfinished
+from acestep_consumer.broker.faults import LinkLost, Nacked, Unroutable
+from acestep_consumer.job import Job
+from acestep_consumer.tally import BOUNDS_S, MOST_NAMES, NONE, OTHER, Histogram, JobTally, Refusals
+from acestep_consumer.traffic import Traffic
+from acestep_schemas.events import Completed, ErrorCode, ErrorReport, LmChoice, ModelChoice, Timings, Unfinished
 from tests.support.jobs import make_job, make_manifest
 
 TIMINGS = Timings(queued=3, plan=0.2, render=2, encode=0.05, upload=0.3, total=2.6)

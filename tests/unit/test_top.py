@@ -7,13 +7,13 @@ import time
 import pytest
 from rich.console import Console
 
-from consumer.commands.top import NoWorker, address_of, completed
-from consumer.commands.top_report import Page, PageUnreadable, Recorder, Top, read_page, top_of
-from consumer.commands.top_table import picture
-from consumer.engine.usage import Usage
-from consumer.metrics import EngineCollector, Metrics, RendererCollector, StorageCollector
-from consumer.settings import WorkerSettings
-from consumer.traffic import Traffic
+from acestep_consumer.commands.top import NoWorker, address_of, completed
+from acestep_consumer.commands.top_report import Page, PageUnreadable, Recorder, Top, read_page, top_of
+from acestep_consumer.commands.top_table import picture
+from acestep_consumer.engine.usage import Usage
+from acestep_consumer.metrics import EngineCollector, Metrics, RendererCollector, StorageCollector
+from acestep_consumer.settings import WorkerSettings
+from acestep_consumer.traffic import Traffic
 from tests.support.metrics_page import families_of_a_worker
 from tests.support.vitals import vitals
 

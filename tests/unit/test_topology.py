@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from consumer.broker.topology import (
+from acestep_consumer.broker.topology import (
     DEAD_LETTER,
     GENERATE,
     PROBES,

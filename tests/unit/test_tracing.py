@@ -12,13 +12,13 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from consumer import tracing
-from consumer.broker.delivery import Reply
-from consumer.broker.topology import tier_queue
-from consumer.case import Case
-from consumer.errors import LmUnavailable
-from consumer.tracing import job_span, note_end, stage_span
-from schemas.events import ErrorCode, ErrorReport, Unfinished
+from acestep_consumer import tracing
+from acestep_consumer.broker.delivery import Reply
+from acestep_consumer.broker.topology import tier_queue
+from acestep_consumer.case import Case
+from acestep_consumer.errors import LmUnavailable
+from acestep_consumer.tracing import job_span, note_end, stage_span
+from acestep_schemas.events import ErrorCode, ErrorReport, Unfinished
 from tests.support.fakes import FakeDelivery
 
 TRACE_ID, PARENT_ID = "a" * 32, "b" * 16

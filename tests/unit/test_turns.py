@@ -5,7 +5,7 @@ import asyncio
 
 import pytest
 
-from consumer.turns import Turns
+from acestep_consumer.turns import Turns
 
 
 async def test_the_same_key_waits_and_another_key_does_not() -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 
-from consumer.commands.units import UNKNOWN, number, seconds, share, size
+from acestep_consumer.commands.units import UNKNOWN, number, seconds, share, size
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from consumer.errors import ConsumerError, InvalidRequest, MalformedBody, MessageTooLarge, Verdict
-from consumer.job import Request
-from consumer.validate import parse, readable_task_id
+from acestep_consumer.errors import ConsumerError, InvalidRequest, MalformedBody, MessageTooLarge, Verdict
+from acestep_consumer.job import Request
+from acestep_consumer.validate import parse, readable_task_id
 
 # A busy machine is no failure.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

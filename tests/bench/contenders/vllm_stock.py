@@ -13,8 +13,8 @@ from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
-from consumer.engine.planner.backend import Generation
-from consumer.engine.planner.song import Song
+from acestep_consumer.engine.planner.backend import Generation
+from acestep_consumer.engine.planner.song import Song
 
 
 class StockGuidance(LogitsProcessor):  # type: ignore[misc]  # vLLM is Any to mypy: it is not there where mypy runs

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from consumer.client.errors import ClientError, NotEndedYet
-from consumer.client.job import Job
-from schemas import examples
-from schemas.events import JobEvent, JobProgress, Progress, TerminalEvent
+from acestep_consumer.client.errors import ClientError, NotEndedYet
+from acestep_consumer.client.job import Job
+from acestep_schemas import examples
+from acestep_schemas.events import JobEvent, JobProgress, Progress, TerminalEvent
 
 ID = examples.TASK_ID
 END = examples.completed()

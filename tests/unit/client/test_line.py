@@ -8,9 +8,9 @@ from typing import Any, cast
 import aio_pika
 import pytest
 
-from consumer.broker.faults import BrokerFault, BrokerRefused, LinkLost, Nacked, Unroutable
-from consumer.client.errors import NoQueue, Unreachable
-from consumer.client.line import Line, Missing
+from acestep_consumer.broker.faults import BrokerFault, BrokerRefused, LinkLost, Nacked, Unroutable
+from acestep_consumer.client.errors import NoQueue, Unreachable
+from acestep_consumer.client.line import Line, Missing
 
 MESSAGE = aio_pika.Message(b"{}")
 
@@ -42,13 +42,13 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
         while True:
             yield 0.0
 
-    monkeypatch.setattr("consumer.client.line.backoff", at_once)
+    monkeypatch.setattr("acestep_consumer.client.line.backoff", at_once)
 
 
 async def publish(monkeypatch: pytest.MonkeyPatch, script: Script, patience_s: float = 5.0) -> Script:
     line = Line("amqp://nowhere/", patience_s)
     monkeypatch.setattr(line, "_publisher", script.publisher)
-    monkeypatch.setattr("consumer.client.line._publish", script.publish)
+    monkeypatch.setattr("acestep_consumer.client.line._publish", script.publish)
     await line.publish("e", "k", MESSAGE)
     return script
 
@@ -92,7 +92,7 @@ async def test_a_channel_that_was_refused_something_is_left_and_closed_when_noth
         waits.set()
         await answer.wait()
 
-    monkeypatch.setattr("consumer.client.line._publish", scripted)
+    monkeypatch.setattr("acestep_consumer.client.line._publish", scripted)
     line, channel = Line("amqp://nowhere/", 5.0), cast("Any", Channel())
     line._publishing = channel
     async with asyncio.TaskGroup() as tasks:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from consumer.client.outlook import Depth, Outlook, expected, outlook_of
-from schemas.events import Worker
+from acestep_consumer.client.outlook import Depth, Outlook, expected, outlook_of
+from acestep_schemas.events import Worker
 
 
 def worker(worker_id: str = "w1", **fields: Any) -> Worker:

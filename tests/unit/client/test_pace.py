@@ -3,9 +3,9 @@
 
 import pytest
 
-from consumer.client.pace import GUESS_S, LONGEST_S, NO_WORKER_S, SHORTEST_S, Pace
-from schemas import examples
-from schemas.events import JobCompleted, Timings
+from acestep_consumer.client.pace import GUESS_S, LONGEST_S, NO_WORKER_S, SHORTEST_S, Pace
+from acestep_schemas import examples
+from acestep_schemas.events import JobCompleted, Timings
 
 
 @pytest.fixture(autouse=True)

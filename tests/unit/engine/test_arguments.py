@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from consumer.engine.renderer.arguments import Arguments, Inputs, arguments_for, reads_source
-from consumer.errors import LimitExceeded, RenderFailed
-from consumer.job import Job, LoadedModel, Plan, Variant
-from schemas.events import LimitsReport, Metas, ModelChoice, PolicyReport
-from schemas.request import GenerationRequest
+from acestep_consumer.engine.renderer.arguments import Arguments, Inputs, arguments_for, reads_source
+from acestep_consumer.errors import LimitExceeded, RenderFailed
+from acestep_consumer.job import Job, LoadedModel, Plan, Variant
+from acestep_schemas.events import LimitsReport, Metas, ModelChoice, PolicyReport
+from acestep_schemas.request import GenerationRequest
 
 TURBO = LoadedModel("acestep-v15-turbo", Variant.TURBO)
 BASE = LoadedModel("acestep-v15-base", Variant.BASE)

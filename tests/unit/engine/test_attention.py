@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from consumer.engine.renderer.attention import EVERYWHERE, attend, fastest, name_of, one_by_one
+from acestep_consumer.engine.renderer.attention import EVERYWHERE, attend, fastest, name_of, one_by_one
 
 HEADS, KEY_HEADS, DIM, SCALE = 4, 2, 8, 0.37
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer.engine.renderer.budget import ENOUGH_TOKENS, TILE_RUNGS, Budget, Footprint
+from acestep_consumer.engine.renderer.budget import ENOUGH_TOKENS, TILE_RUNGS, Budget, Footprint
 
 GIB = 2**30
 LEAST_TOKENS = 512

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from consumer.engine.renderer.device import DeviceError, DeviceReport, Offload, inspect, offload_for
-from consumer.settings import EngineSettings
+from acestep_consumer.engine.renderer.device import DeviceError, DeviceReport, Offload, inspect, offload_for
+from acestep_consumer.settings import EngineSettings
 
 
 def settings(device: str = "auto", **more: object) -> EngineSettings:

@@ -4,8 +4,8 @@
 import pytest
 import torch
 
-from consumer.engine.renderer.faults import is_fatal, translate
-from consumer.errors import Cancelled, ConsumerError, InputUnreadable, RenderFailed, ResourceExhausted
+from acestep_consumer.engine.renderer.faults import is_fatal, translate
+from acestep_consumer.errors import Cancelled, ConsumerError, InputUnreadable, RenderFailed, ResourceExhausted
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from consumer.engine.renderer.lora_file import Delta, read_lora
-from consumer.errors import InputUnreadable
+from acestep_consumer.engine.renderer.lora_file import Delta, read_lora
+from acestep_consumer.errors import InputUnreadable
 from tests.support.loras import (
     LAYERS,
     RANK,

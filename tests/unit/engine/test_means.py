@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer.engine.renderer.budget import TILE_RUNGS, Budget
-from consumer.engine.renderer.means import Means, Stage
+from acestep_consumer.engine.renderer.budget import TILE_RUNGS, Budget
+from acestep_consumer.engine.renderer.means import Means, Stage
 
 
 def test_it_starts_with_what_the_budget_allows() -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from consumer.engine.engines import bounds_of
-from consumer.engine.memory import available_bytes, held_bytes
-from consumer.settings import EngineSettings
+from acestep_consumer.engine.engines import bounds_of
+from acestep_consumer.engine.memory import available_bytes, held_bytes
+from acestep_consumer.settings import EngineSettings
 
 MIB = 1 << 20
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from consumer.engine.renderer.offload import OneAtATime
+from acestep_consumer.engine.renderer.offload import OneAtATime
 
 CARD = torch.device("meta")
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consumer.engine.renderer.pack import Grid, Pack, lay_out, tokens_of
+from acestep_consumer.engine.renderer.pack import Grid, Pack, lay_out, tokens_of
 
 CPU = torch.device("cpu")
 CHANNELS = 3

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from consumer.engine import tiny_checkpoint
-from consumer.engine.renderer.compiling import allow_many_kinds
-from consumer.engine.renderer.packed_dit import PackedDit
+from acestep_consumer.engine import tiny_checkpoint
+from acestep_consumer.engine.renderer.compiling import allow_many_kinds
+from acestep_consumer.engine.renderer.packed_dit import PackedDit
 
 CHANNELS, WIDTH = 4, 32
 ODD = [2, 25, 1, 60, 33]

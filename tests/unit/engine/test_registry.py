@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from consumer.engine.renderer.registry import HUB, ORIGINAL, Checkpoint, CheckpointError, resolve
+from acestep_consumer.engine.renderer.registry import HUB, ORIGINAL, Checkpoint, CheckpointError, resolve
 
 
 def checkpoint_at(folder: Path, kind: str = "AceStepPipeline") -> Path:

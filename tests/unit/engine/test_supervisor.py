@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from consumer.engine.process import EngineProcess
-from consumer.engine.supervisor import EngineUnusable
-from consumer.errors import EngineCrashed, Interrupted, RenderFailed
-from consumer.job import Plan, Sources
-from schemas.events import Metas
+from acestep_consumer.engine.process import EngineProcess
+from acestep_consumer.engine.supervisor import EngineUnusable
+from acestep_consumer.errors import EngineCrashed, Interrupted, RenderFailed
+from acestep_consumer.job import Plan, Sources
+from acestep_schemas.events import Metas
 from tests.support.admission import admitted_job
 from tests.support.engines import render, supervised, supervisor
 from tests.support.vitals import vitals
@@ -22,7 +22,7 @@ from tests.support.waiting import eventually
 
 @pytest.fixture(autouse=True)
 def _quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("consumer.engine.supervisor.FIRST_RESTART_S", 0.01)
+    monkeypatch.setattr("acestep_consumer.engine.supervisor.FIRST_RESTART_S", 0.01)
 
 
 async def test_a_job_comes_back_with_its_songs_and_its_progress(tmp_path: Path) -> None:

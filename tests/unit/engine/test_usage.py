@@ -3,8 +3,8 @@
 
 import pytest
 
-from consumer.engine.messages import Vitals
-from consumer.engine.usage import Usage
+from acestep_consumer.engine.messages import Vitals
+from acestep_consumer.engine.usage import Usage
 from tests.support.vitals import vitals
 
 

@@ -5,11 +5,11 @@ import asyncio
 
 import pytest
 
-from consumer.engine.messages import Allot, Broken, Done, FromEngine, Loading, Progressed, Ready
-from consumer.engine.orders import Orders
-from consumer.engine.watch import Bounds, Watch
-from consumer.job import Rendering
-from schemas.events import ErrorCode
+from acestep_consumer.engine.messages import Allot, Broken, Done, FromEngine, Loading, Progressed, Ready
+from acestep_consumer.engine.orders import Orders
+from acestep_consumer.engine.watch import Bounds, Watch
+from acestep_consumer.job import Rendering
+from acestep_schemas.events import ErrorCode
 from tests.support.engine_double import REPORT
 from tests.support.vitals import vitals
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from consumer.fleet import census
-from consumer.fleet.census import CensusFailed
+from acestep_consumer.fleet import census
+from acestep_consumer.fleet.census import CensusFailed
 from tests.support.worker import ROOT
 
 

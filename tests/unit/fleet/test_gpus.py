@@ -3,8 +3,8 @@
 
 import pytest
 
-from consumer.fleet.census import Census
-from consumer.fleet.gpus import BadChoice, Gpu, GpuMissing, choose, ordered, parse, visible
+from acestep_consumer.fleet.census import Census
+from acestep_consumer.fleet.gpus import BadChoice, Gpu, GpuMissing, choose, ordered, parse, visible
 
 CUDA_ONLY = "CUDA_VISIBLE_DEVICES"
 

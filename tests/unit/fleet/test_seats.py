@@ -3,10 +3,10 @@
 
 import pytest
 
-from consumer import settings as settings_module
-from consumer.fleet.gpus import Gpu
-from consumer.fleet.seats import Contradiction, Seat, check, seats_for
-from consumer.settings import Settings
+from acestep_consumer import settings as settings_module
+from acestep_consumer.fleet.gpus import Gpu
+from acestep_consumer.fleet.seats import Contradiction, Seat, check, seats_for
+from acestep_consumer.settings import Settings
 
 GPUS = (Gpu(0, {"CUDA_VISIBLE_DEVICES": "4"}), Gpu(2, {"CUDA_VISIBLE_DEVICES": "MIG-a"}))
 

@@ -4,11 +4,11 @@
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from consumer.listen.board import Board
-from consumer.listen.pulse import Pulse
-from schemas import examples
-from schemas.events import JobStarted, TerminalEvent
-from schemas.request import GenerationRequest
+from acestep_consumer.listen.board import Board
+from acestep_consumer.listen.pulse import Pulse
+from acestep_schemas import examples
+from acestep_schemas.events import JobStarted, TerminalEvent
+from acestep_schemas.request import GenerationRequest
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 REQUEST = GenerationRequest(prompt="slow jazz")

@@ -4,10 +4,10 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from consumer.listen.card import Card, content_type_of, file_name, request_shown, told
-from schemas import examples
-from schemas.events import JobCompleted, JobEvent, JobProgress, JobStarted, Unfinished
-from schemas.request import GenerationRequest
+from acestep_consumer.listen.card import Card, content_type_of, file_name, request_shown, told
+from acestep_schemas import examples
+from acestep_schemas.events import JobCompleted, JobEvent, JobProgress, JobStarted, Unfinished
+from acestep_schemas.request import GenerationRequest
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 BLANK = Card(task_id=examples.TASK_ID, number=1, since=NOW, changed=NOW - timedelta(days=365), heard=NOW)

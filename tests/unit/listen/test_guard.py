@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from consumer.listen.guard import HEADERS, Guard, is_loopback
+from acestep_consumer.listen.guard import HEADERS, Guard, is_loopback
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8090", "localhost:8090", "LOCALHOST", "[::1]:8090", "127.0.0.2"])

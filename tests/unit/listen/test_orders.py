@@ -3,8 +3,8 @@
 
 import pytest
 
-from consumer.listen.orders import read_order
-from schemas.request import RequestInvalid
+from acestep_consumer.listen.orders import read_order
+from acestep_schemas.request import RequestInvalid
 
 
 def test_an_order_gets_an_id_and_empty_fields_are_left_out() -> None:

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from consumer.client import DownloadFailed
-from consumer.listen import reporter
-from consumer.listen.board import Board
-from consumer.listen.pulse import Pulse
-from schemas import examples
-from schemas.events import JobEvent, TerminalEvent, WorkerEvent
-from schemas.request import GenerationRequest
+from acestep_consumer.client import DownloadFailed
+from acestep_consumer.listen import reporter
+from acestep_consumer.listen.board import Board
+from acestep_consumer.listen.pulse import Pulse
+from acestep_schemas import examples
+from acestep_schemas.events import JobEvent, TerminalEvent, WorkerEvent
+from acestep_schemas.request import GenerationRequest
 from tests.support.waiting import eventually
 
 TASK = examples.TASK_ID

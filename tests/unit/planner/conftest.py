@@ -3,8 +3,8 @@
 
 import pytest
 
-from consumer.engine import tiny_lm
-from consumer.engine.planner.tokens import LmTokens
+from acestep_consumer.engine import tiny_lm
+from acestep_consumer.engine.planner.tokens import LmTokens
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,8 @@
 
 from hypothesis import strategies as st
 
-from consumer.engine.planner.metadata import Metadata
-from schemas import coerce
+from acestep_consumer.engine.planner.metadata import Metadata
+from acestep_schemas import coerce
 
 # Words that no line of YAML or of the grammar has to break, of any script, with what YAML has to quote. No tags: the
 # model may not write what could be one.

@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from consumer.engine.planner.backend import Codes, Generation, Sampling, Written
-from consumer.engine.planner.desk import Desk
-from consumer.errors import PlanFailed
+from acestep_consumer.engine.planner.backend import Codes, Generation, Sampling, Written
+from acestep_consumer.engine.planner.desk import Desk
+from acestep_consumer.errors import PlanFailed
 
 
 class Counter:

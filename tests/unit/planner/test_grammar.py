@@ -10,9 +10,9 @@ import xgrammar
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from consumer.engine.planner.grammar import MAX_CAPTION_LINES, metadata_grammar, song_grammar
-from consumer.engine.planner.metadata import FIELDS, Metadata, parse, thought, written
-from consumer.engine.planner.tokens import LmTokens
+from acestep_consumer.engine.planner.grammar import MAX_CAPTION_LINES, metadata_grammar, song_grammar
+from acestep_consumer.engine.planner.metadata import FIELDS, Metadata, parse, thought, written
+from acestep_consumer.engine.planner.tokens import LmTokens
 from tests.unit.planner import songs
 
 Matcher = Callable[[str], xgrammar.GrammarMatcher]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
-from consumer.engine.planner.backend import Sampling
-from consumer.engine.planner.guidance import MASKED, Rows, choose, exponential, guide
+from acestep_consumer.engine.planner.backend import Sampling
+from acestep_consumer.engine.planner.guidance import MASKED, Rows, choose, exponential, guide
 
 VOCABULARY = 3000
 PLAIN = Sampling(seed=1, temperature=1.0)

@@ -6,7 +6,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer.engine.planner.metadata import Metadata, MetadataError, parse, thought, written
+from acestep_consumer.engine.planner.metadata import Metadata, MetadataError, parse, thought, written
 from tests.unit.planner.songs import PARTS, WHOLE
 
 LONG = "A soaring synthwave anthem with gated drums, wide analogue pads and a lead that never quite comes to rest"

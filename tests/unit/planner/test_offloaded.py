@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import torch
 
-from consumer.engine.planner.backend import Codes, Generation, Sampling, Written
-from consumer.engine.planner.offloaded import OffloadedBackend
+from acestep_consumer.engine.planner.backend import Codes, Generation, Sampling, Written
+from acestep_consumer.engine.planner.offloaded import OffloadedBackend
 
 
 class Model:

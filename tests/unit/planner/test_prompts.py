@@ -3,10 +3,10 @@
 
 import pytest
 
-from consumer.engine.planner import prompts
-from consumer.engine.planner.metadata import Metadata
-from consumer.engine.planner.prompts import Prompt
-from consumer.engine.planner.tokens import LmTokens
+from acestep_consumer.engine.planner import prompts
+from acestep_consumer.engine.planner.metadata import Metadata
+from acestep_consumer.engine.planner.prompts import Prompt
+from acestep_consumer.engine.planner.tokens import LmTokens
 
 CAPTION = "Warm lo-fi piano, vinyl crackle"
 LYRICS = "[Verse]\nRain on the window\n\n[Chorus]\nStay"

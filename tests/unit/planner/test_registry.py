@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from consumer.engine.planner.registry import HUB, LmNotFound, LmPlace, resolve
-from consumer.policy.tiers import LMS
+from acestep_consumer.engine.planner.registry import HUB, LmNotFound, LmPlace, resolve
+from acestep_consumer.policy.tiers import LMS
 
 
 def lm(folder: Path) -> Path:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much vLLM is given at once."""
 
-from consumer.engine.planner.room import Need, Room
+from acestep_consumer.engine.planner.room import Need, Room
 
 
 def test_a_song_needs_rows_blocks_to_its_end_and_its_prompts_at_once() -> None:

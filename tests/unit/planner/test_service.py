@@ -6,12 +6,12 @@ from typing import Any, cast
 
 import pytest
 
-from consumer.engine.messages import Broken, Done, FromEngine, Stop, Think
-from consumer.engine.planner.service import Service
-from consumer.engine.planner.writer import Writer
-from consumer.errors import PlanFailed
-from consumer.job import Plan
-from schemas.events import ErrorCode, Metas
+from acestep_consumer.engine.messages import Broken, Done, FromEngine, Stop, Think
+from acestep_consumer.engine.planner.service import Service
+from acestep_consumer.engine.planner.writer import Writer
+from acestep_consumer.errors import PlanFailed
+from acestep_consumer.job import Plan
+from acestep_schemas.events import ErrorCode, Metas
 from tests.support.admission import admitted_job
 from tests.support.waiting import eventually
 

@@ -8,9 +8,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from consumer.engine.planner import prompts
-from consumer.engine.planner.tags import CODE_COUNT, code
-from consumer.engine.planner.tokens import LmTokens, TokenizerUnfit
+from acestep_consumer.engine.planner import prompts
+from acestep_consumer.engine.planner.tags import CODE_COUNT, code
+from acestep_consumer.engine.planner.tokens import LmTokens, TokenizerUnfit
 
 
 def with_tokens(*added: str) -> Any:

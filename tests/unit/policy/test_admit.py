@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer.errors import InvalidRequest, LimitExceeded, LmUnavailable, ModelUnavailable, TaskUnsupported
-from consumer.job import Job, LoadedModel, Request, Variant
-from consumer.policy.admit import Limits, admit
-from consumer.policy.tiers import BUILT_IN
-from schemas.events import LmChoice
-from schemas.request import parse_request
+from acestep_consumer.errors import InvalidRequest, LimitExceeded, LmUnavailable, ModelUnavailable, TaskUnsupported
+from acestep_consumer.job import Job, LoadedModel, Request, Variant
+from acestep_consumer.policy.admit import Limits, admit
+from acestep_consumer.policy.tiers import BUILT_IN
+from acestep_schemas.events import LmChoice
+from acestep_schemas.request import parse_request
 
 TURBO = LoadedModel("acestep-v15-turbo", Variant.TURBO)
 BASE = LoadedModel("acestep-v15-base", Variant.BASE)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from consumer.policy import measured
-from consumer.policy.capacity import (
+from acestep_consumer.policy import measured
+from acestep_consumer.policy.capacity import (
     LEAST_WORKERS,
     Capacity,
     Card,
@@ -20,9 +20,9 @@ from consumer.policy.capacity import (
     lm_on_card,
     split_of,
 )
-from consumer.policy.language import Backend, LmWish, plan_lm
-from consumer.policy.measured import DIT_2B, DIT_SIZES, DIT_XL, GIB, SPEEDS
-from consumer.policy.tiers import BUILT_IN, LMS, OFFLOAD_BELOW_GB
+from acestep_consumer.policy.language import Backend, LmWish, plan_lm
+from acestep_consumer.policy.measured import DIT_2B, DIT_SIZES, DIT_XL, GIB, SPEEDS
+from acestep_consumer.policy.tiers import BUILT_IN, LMS, OFFLOAD_BELOW_GB
 
 SIZES = st.floats(min_value=1, max_value=300)
 WORKLOADS = st.builds(

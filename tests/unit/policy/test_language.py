@@ -3,8 +3,8 @@
 
 import pytest
 
-from consumer.policy.language import LmPlan, LmWish, plan_lm, renderer_share
-from consumer.policy.tiers import BUILT_IN
+from acestep_consumer.policy.language import LmPlan, LmWish, plan_lm, renderer_share
+from acestep_consumer.policy.tiers import BUILT_IN
 
 
 def plan(vram_gb: float, **wish: object) -> LmPlan | None:

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer.job import Request
-from consumer.policy.admit import Limits, admit
-from consumer.policy.routing import better_tiers
-from consumer.policy.tiers import BUILT_IN, TierTableError
-from consumer.routing import ByTier
-from schemas.events import LmChoice
-from schemas.request import parse_request
+from acestep_consumer.job import Request
+from acestep_consumer.policy.admit import Limits, admit
+from acestep_consumer.policy.routing import better_tiers
+from acestep_consumer.policy.tiers import BUILT_IN, TierTableError
+from acestep_consumer.routing import ByTier
+from acestep_schemas.events import LmChoice
+from acestep_schemas.request import parse_request
 from tests.support.admission import make_limits
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumer.policy.tiers import BUILT_IN, LM_MEMORY_GB, TierTableError, load_table
+from acestep_consumer.policy.tiers import BUILT_IN, LM_MEMORY_GB, TierTableError, load_table
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from consumer.broker.topology import CONTROL, EVENTS, GENERATE, REQUESTS, TIER, Topology, tier_queue, topology
-from consumer.settings import BrokerSettings
-from schemas import examples
-from schemas.asyncapi import EXCHANGES, asyncapi
-from schemas.events import CloudEvent, parse_event
-from schemas.export import documents, event_schema, manifest_schema, write
-from schemas.request import request_json_schema
+from acestep_consumer.broker.topology import CONTROL, EVENTS, GENERATE, REQUESTS, TIER, Topology, tier_queue, topology
+from acestep_consumer.settings import BrokerSettings
+from acestep_schemas import examples
+from acestep_schemas.asyncapi import EXCHANGES, asyncapi
+from acestep_schemas.events import CloudEvent, parse_event
+from acestep_schemas.export import documents, event_schema, manifest_schema, write
+from acestep_schemas.request import request_json_schema
 
 COMMITTED = Path(__file__).parents[3] / "schemas"
 DOCUMENT = asyncapi()

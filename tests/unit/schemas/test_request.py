@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from schemas import coerce
-from schemas.aliases import ALIASES, METAS, NO_COUNTERPART
-from schemas.request import (
+from acestep_schemas import coerce
+from acestep_schemas.aliases import ALIASES, METAS, NO_COUNTERPART
+from acestep_schemas.request import (
     TASK_ID_PATTERN,
     FieldProblem,
     GenerationRequest,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from schemas.strict_json import MAX_DEPTH, MAX_NODES, JsonRefused, loads
+from acestep_schemas.strict_json import MAX_DEPTH, MAX_NODES, JsonRefused, loads
 
 # A busy machine is no failure.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One message in hand, settled exactly once, on the channel that brought it or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+import structlog
+
+from acestep_consumer.broker.dead_letter import RETURNED, forwarded_properties
+from acestep_consumer.broker.faults import BrokerFault, describe, mapped
+from acestep_consumer.broker.topology import tier_of
+from acestep_consumer.errors import ConsumerError, Verdict
+
+if TYPE_CHECKING:
+    from aiormq.abc import DeliveredMessage
+    from pamqp.commands import Basic
+
+# A socket that takes nothing more for so long is as good as closed; whoever settles must not wait for its heartbeat.
+SETTLE_TIMEOUT_S = 10.0
+
+_TRACEPARENT = re.compile("00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class AlreadySettledError(RuntimeError):
+    """A delivery was settled a second time: a mistake in the program. The broker would close the channel over it."""
+
+
+class Outbox(Protocol):
+    """Where messages go that are not done here."""
+
+    async def dead_letter(self, body: bytes, properties: Basic.Properties, reason: ConsumerError | None) -> None:
+        """Keep a message that could not be run. Raises ``Unpublished``."""
+
+    async def forward(self, body: bytes, properties: Basic.Properties, tier: str) -> bool:
+        """Publish to the queue of a tier. False: no worker there, or no room. Raises ``Unpublished``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The AMQP properties that the job's events echo."""
+
+    reply_to: str | None
+    correlation_id: str | None
+
+
+def fingerprint(body: bytes, message_id: str | None, sent: datetime | None) -> str:
+    """Tell messages apart by what their producers wrote: 32 hexadecimal digits."""
+    digest = hashlib.blake2b(body, digest_size=16)
+    digest.update(repr((message_id, sent and sent.timestamp())).encode())
+    return digest.hexdigest()
+
+
+class Delivery:
+    """A message of the queue, and the right to settle it."""
+
+    def __init__(self, message: DeliveredMessage, outbox: Outbox) -> None:
+        self._message = message
+        self._outbox = outbox
+        self._properties = message.header.properties
+        self._received = time.time()
+        self._settled = False
+
+    @property
+    def body(self) -> bytes:
+        """The message's bytes as they came."""
+        return self._message.body
+
+    @property
+    def message_id(self) -> str | None:
+        """AMQP ``message_id``."""
+        return self._properties.message_id or None
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        """AMQP headers; empty when there are none."""
+        return self._properties.headers or {}
+
+    @property
+    def queued_s(self) -> float | None:
+        """Seconds from the producer's ``timestamp`` to the arrival here; None without one.
+
+        The timestamp has whole seconds and another machine's clock: a difference below zero reads as zero.
+        """
+        return None if self.sent is None else max(0.0, self._received - self.sent.timestamp())
+
+    @property
+    def sent(self) -> datetime | None:
+        """The producer's ``timestamp``, in UTC; None without one."""
+        return self._properties.timestamp
+
+    @property
+    def redelivered(self) -> bool:
+        """Whether somebody had this message before and did not settle it."""
+        counts = (self.headers.get(name) for name in ("x-delivery-count", "x-acquired-count"))
+        again = any(isinstance(count, int) and count > 0 for count in counts)
+        return bool(self._message.redelivered) or RETURNED in self.headers or again
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for each delivery of this message, and another for one that is sent anew: 32 hexadecimal digits."""
+        return fingerprint(self.body, self.message_id, self.sent)
+
+    @property
+    def traceparent(self) -> str | None:
+        """The header of that name (W3C Trace Context), when there is a valid one."""
+        header = self.headers.get("traceparent")
+        return header if isinstance(header, str) and _TRACEPARENT.fullmatch(header) else None
+
+    @property
+    def reply(self) -> Reply:
+        """Where the terminal event is awaited besides the exchange, and under which correlation id."""
+        return Reply(self._properties.reply_to or None, self._properties.correlation_id or None)
+
+    @property
+    def tier(self) -> str | None:
+        """The tier whose queue it was sent on to; None: it comes from the producers' queue."""
+        return tier_of(self._message.routing_key or "") if not self._message.exchange else None
+
+    @property
+    def settled(self) -> bool:
+        """Whether the verdict has been carried out, or is being carried out."""
+        return self._settled
+
+    @property
+    def stale(self) -> bool:
+        """Whether its channel is gone: the broker has given the message, or will give it, to another consumer."""
+        return self._message.channel.is_closed
+
+    async def forward(self, tier: str) -> bool:
+        """Publish a copy to the queue of that tier, confirmed. False: no worker is there, or there is no room.
+
+        Raises:
+            Unpublished: nobody knows whether it is there.
+        """
+        copy = forwarded_properties(self._properties, self.queued_s, redelivered=self.redelivered)
+        if copy.expiration == "0":
+            return False  # it came in time, and would expire there at once; its producer's clock may be wrong
+        return await self._outbox.forward(self.body, copy, tier)
+
+    async def settle(self, verdict: Verdict, reason: ConsumerError | None = None) -> None:
+        """Ack, requeue, or move to the dead-letter exchange with the reason. A stale delivery is left alone.
+
+        Raises:
+            Unpublished: the dead letter was not confirmed. The delivery is not settled then.
+            AlreadySettledError: it was settled before.
+        """
+        if self._settled:
+            raise AlreadySettledError(f"delivery {self._message.delivery_tag} is settled already; {verdict} came late")
+        if self.stale:
+            self._leave(verdict, "its channel is closed")
+            return
+        self._settled = True
+        if verdict is Verdict.DEAD_LETTER:
+            await self._move_to_dead_letters(reason)
+        try:
+            with mapped():
+                async with asyncio.timeout(SETTLE_TIMEOUT_S):
+                    await self._tell_broker(verdict)
+        except BrokerFault as fault:
+            self._leave(verdict, describe(fault))
+
+    async def _move_to_dead_letters(self, reason: ConsumerError | None) -> None:
+        try:
+            await self._outbox.dead_letter(self.body, self._properties, reason)
+        except BaseException:
+            self._settled = False
+            raise
+
+    async def _tell_broker(self, verdict: Verdict) -> None:
+        channel, tag = self._message.channel, self._message.delivery_tag
+        if tag is None:
+            raise AlreadySettledError("the message was not delivered to a consumer")
+        # Both wait until the frame has left: closing the connection drops what is still queued inside the client.
+        if verdict is Verdict.REQUEUE:
+            await channel.basic_nack(tag, requeue=True)
+        else:
+            await channel.basic_ack(tag)
+
+    def _leave(self, verdict: Verdict, why: str) -> None:
+        self._settled = True
+        _log.info("stale delivery left alone; it comes again", verdict=str(verdict), reason=why)

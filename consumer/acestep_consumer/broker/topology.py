@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stands on the broker, as plain data: exchanges, queues, bindings, and the policy that holds a limit.
+
+The same data declares the objects at every connect and prints the definitions file that operators import.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pydantic import JsonValue
+
+    from acestep_consumer.settings import BrokerSettings
+
+REQUESTS = "acestep.requests"
+GENERATE = "acestep.generate"
+EVENTS = "acestep.events"
+UNROUTED = "acestep.events.unrouted"
+CONTROL = "acestep.control"
+DEAD_LETTER = "acestep.dead-letter"
+NOTICES = "acestep.dead-letter.notices"
+CONTROL_LOG = "acestep.control.log"
+
+# The first word of a routing key of the control exchange.
+CANCEL = "cancel"
+SYNC = "sync"
+
+CAPACITY = "acestep-capacity"
+# Throw-away queues on which the limit is measured carry this name and a number.
+PROBES = f"{GENERATE}.probe-"
+
+# What was sent on waits in a queue of its tier: this, and the tier's name.
+TIERS = f"{GENERATE}."
+# Followed by a tier's name, a routing key of the control exchange: is anybody of that tier there?
+TIER = "tier"
+
+MAX_PRIORITY = 9
+
+# Longer than a request may sensibly wait. RabbitMQ drops a stream's old segments as a whole, when it begins a new one.
+CONTROL_LOG_DAYS = 7
+# Some 18,000 cancellations: 2 s for a worker that starts, and still below 10 s on a machine with no core to spare.
+CONTROL_LOG_BYTES = 4 << 20
+CONTROL_LOG_SEGMENT_BYTES = 512 << 10
+UNROUTED_KEPT = 10_000
+
+# RabbitMQ 4 drops a message from a quorum queue at its 21st delivery, and no terminal event would tell. The worker
+# counts attempts itself, so the broker's limit is set out of reach. Not by -1: RabbitMQ 3.10 reads that as a limit
+# already exceeded and drops the message at its first requeue.
+UNREACHED_DELIVERY_LIMIT = 1_000_000
+
+Kind = Literal["classic", "quorum"]
+Arguments = dict[str, str | int]
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A durable exchange."""
+
+    name: str
+    type: Literal["topic", "fanout"]
+    arguments: Arguments = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A durable queue."""
+
+    name: str
+    arguments: Arguments
+
+    def bounded_by(self, limit: int | None) -> Queue:
+        """Return the same with another limit as its argument; None: without one."""
+        others = {name: value for name, value in self.arguments.items() if name != "x-max-length"}
+        return Queue(self.name, others if limit is None else {**others, "x-max-length": limit})
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Messages of ``exchange`` that match ``routing_key`` go to ``queue``."""
+
+    exchange: str
+    queue: str
+    routing_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Arguments that the broker applies to queues by their name, and that can be changed while they hold messages."""
+
+    name: str
+    pattern: str
+    definition: Arguments
+    # Above 0, which is what policies have by default: of those that match a queue, RabbitMQ applies one.
+    priority: int = 10
+    apply_to: str = "queues"
+
+    def as_body(self) -> dict[str, JsonValue]:
+        """Return what the management API takes."""
+        return {
+            "pattern": self.pattern,
+            "apply-to": self.apply_to,
+            "priority": self.priority,
+            "definition": dict(self.definition),
+        }
+
+    def as_command(self, vhost: str) -> str:
+        """Return the line for a shell that sets it."""
+        options = ["-p", vhost, "--priority", str(self.priority), "--apply-to", self.apply_to]
+        return shlex.join(["rabbitmqctl", "set_policy", *options, self.name, self.pattern, json.dumps(self.definition)])
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """All objects, each kind in the order of declaration."""
+
+    exchanges: tuple[Exchange, ...]
+    queues: tuple[Queue, ...]
+    bindings: tuple[Binding, ...]
+    policies: tuple[Policy, ...] = ()
+
+    def without(self, queue: str) -> Topology:
+        """Return the same but for one queue."""
+        return replace(
+            self,
+            queues=tuple(each for each in self.queues if each.name != queue),
+            bindings=tuple(each for each in self.bindings if each.queue != queue),
+        )
+
+    def tier_queue(self, tier: str) -> Queue:
+        """Return the queue of that tier: the producers' in everything but its name."""
+        requests = next(queue for queue in self.queues if queue.name == GENERATE)
+        return replace(requests, name=tier_queue(tier))
+
+    def with_tiers(self, tiers: Iterable[str]) -> Topology:
+        """Return the same and the queues of these tiers."""
+        return replace(self, queues=(*self.queues, *map(self.tier_queue, tiers)))
+
+    def as_definitions(self, vhost: str = "/") -> dict[str, list[dict[str, JsonValue]]]:
+        """Return the JSON that ``rabbitmqctl import_definitions`` and the management API take."""
+        definitions: dict[str, list[dict[str, JsonValue]]] = {
+            "exchanges": [_exchange_definition(exchange, vhost) for exchange in self.exchanges],
+            "queues": [_queue_definition(queue, vhost) for queue in self.queues],
+            "bindings": [_binding_definition(binding, vhost) for binding in self.bindings],
+        }
+        if self.policies:
+            policies = [{"vhost": vhost, "name": policy.name, **policy.as_body()} for policy in self.policies]
+            definitions["policies"] = policies
+        return definitions
+
+
+def capacity_policy(limit: int) -> Policy:
+    """Return the policy that lets ``limit`` requests wait; the next publish is refused."""
+    return Policy(CAPACITY, "^acestep[.]generate($|[.])", {"max-length": limit, "overflow": "reject-publish"})
+
+
+def tier_queue(tier: str) -> str:
+    """Return the name of the queue of what was sent on to that tier."""
+    return f"{TIERS}{tier}"
+
+
+def tier_of(queue: str) -> str | None:
+    """Return the tier whose queue has that name; None: it is no such queue."""
+    return queue.removeprefix(TIERS) if queue.startswith(TIERS) and not queue.startswith(PROBES) else None
+
+
+def topology(settings: BrokerSettings) -> Topology:
+    """Return the objects that the worker wants, for the queue type and the length limit of ``settings``.
+
+    A policy holds the limit where the worker can set one, else the queue's own argument.
+    """
+    if settings.management_url is None:
+        return topology_with(settings, settings.queue_maxsize)
+    return replace(topology_with(settings, None), policies=(capacity_policy(settings.queue_maxsize),))
+
+
+def topology_with(settings: BrokerSettings, limit: int | None) -> Topology:
+    """Return the objects with ``limit`` as the request queue's argument; None: without one.
+
+    What a queue dead-letters to comes before the queue: a message that finds its target missing is lost.
+    """
+    kind = settings.queue_type
+    return Topology(
+        exchanges=(
+            Exchange(DEAD_LETTER, "fanout"),
+            Exchange(UNROUTED, "fanout"),
+            Exchange(EVENTS, "topic", {"alternate-exchange": UNROUTED}),
+            Exchange(CONTROL, "topic"),
+            Exchange(REQUESTS, "topic"),
+        ),
+        queues=(
+            Queue(DEAD_LETTER, _lasting(kind)),
+            # Not bounded, as the queue beside it. A limit could only drop a notice, and then a producer waits for ever,
+            # or refuse it, and then a worker's dead letter counts as not published and is sent twice. A running worker
+            # keeps it empty. Without workers it grows with what expires, until RabbitMQ's disk limit stops producers.
+            Queue(NOTICES, _lasting(kind)),
+            Queue(CONTROL_LOG, _kept()),
+            Queue(UNROUTED, {**_lasting(kind), "x-max-length": UNROUTED_KEPT, "x-overflow": "drop-head"}),
+            Queue(GENERATE, {**_lasting(kind), **_bounded(kind, limit)}),
+        ),
+        bindings=(
+            Binding(DEAD_LETTER, DEAD_LETTER, ""),
+            Binding(DEAD_LETTER, NOTICES, ""),
+            Binding(CONTROL, CONTROL_LOG, f"{CANCEL}.*"),
+            Binding(CONTROL, CONTROL_LOG, f"{SYNC}.*"),
+            Binding(UNROUTED, UNROUTED, ""),
+            Binding(REQUESTS, GENERATE, "generate.#"),
+        ),
+    )
+
+
+def _lasting(kind: Kind) -> Arguments:
+    """The type is always named: a virtual host may have another default."""
+    if kind == "classic":
+        return {"x-queue-type": "classic"}
+    return {"x-queue-type": "quorum", "x-delivery-limit": UNREACHED_DELIVERY_LIMIT}
+
+
+def _kept() -> Arguments:
+    """A stream: what is read stays, for a time and up to a size."""
+    return {
+        "x-queue-type": "stream",
+        "x-max-age": f"{CONTROL_LOG_DAYS}D",
+        "x-max-length-bytes": CONTROL_LOG_BYTES,
+        "x-stream-max-segment-size-bytes": CONTROL_LOG_SEGMENT_BYTES,
+    }
+
+
+def _bounded(kind: Kind, limit: int | None) -> Arguments:
+    arguments: Arguments = {"x-overflow": "reject-publish", "x-dead-letter-exchange": DEAD_LETTER}
+    if limit is not None:
+        arguments["x-max-length"] = limit
+    if kind == "classic":
+        # Quorum queues know priorities without being asked, and refuse this argument.
+        return {**arguments, "x-max-priority": MAX_PRIORITY}
+    return {**arguments, "x-dead-letter-strategy": "at-least-once"}
+
+
+def _exchange_definition(exchange: Exchange, vhost: str) -> dict[str, JsonValue]:
+    return {
+        "name": exchange.name,
+        "vhost": vhost,
+        "type": exchange.type,
+        "durable": True,
+        "auto_delete": False,
+        "internal": False,
+        "arguments": dict(exchange.arguments),
+    }
+
+
+def _queue_definition(queue: Queue, vhost: str) -> dict[str, JsonValue]:
+    return {
+        "name": queue.name,
+        "vhost": vhost,
+        "durable": True,
+        "auto_delete": False,
+        "arguments": dict(queue.arguments),
+    }
+
+
+def _binding_definition(binding: Binding, vhost: str) -> dict[str, JsonValue]:
+    return {
+        "source": binding.exchange,
+        "vhost": vhost,
+        "destination": binding.queue,
+        "destination_type": "queue",
+        "routing_key": binding.routing_key,
+        "arguments": {},
+    }

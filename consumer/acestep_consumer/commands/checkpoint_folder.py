@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a checkpoint on disk is whole: every part that its index names, every weights file as long as it says.
+
+Nothing is loaded. A safetensors file begins with a header that says where each tensor ends, so that a download that
+broke off shows by the file's size.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from acestep_consumer.engine.renderer.registry import INDEX
+
+_WEIGHTS: Final = "*.safetensors"
+_SHARDS: Final = "*.safetensors.index.json"
+_HEADER_AT_MOST: Final = 100 << 20
+_LENGTH_BYTES: Final = 8
+# What each kind of part has to have, of which one must be there. A part of another kind is a model.
+_OF_TOKENIZERS: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+
+
+def faults_of_pipeline(folder: Path) -> Iterator[str]:
+    """Yield what is missing or damaged in a folder in diffusers' format, a line each."""
+    try:
+        index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        parts = {name: part for name, part in index.items() if isinstance(part, list) and len(part) > 1 and part[1]}
+    except (OSError, ValueError, AttributeError) as error:
+        yield f"{INDEX} cannot be read ({error})"
+        return
+    for name, (library, kind, *_) in parts.items():
+        # Not every "Tokenizer" reads text: ACE-Step's audio tokenizer is a model.
+        kind_of_part = "Tokenizer" if library == "transformers" and "Tokenizer" in kind else kind
+        yield from (f"{name}: {fault}" for fault in _faults_of_part(folder / name, kind_of_part))
+
+
+def faults_of_lm(folder: Path) -> Iterator[str]:
+    """Yield what is missing or damaged in a language model's folder."""
+    yield from _faults_of_model(folder)
+    yield from _faults_of_tokenizer(folder)
+
+
+def _faults_of_part(folder: Path, kind: str) -> Iterator[str]:
+    if not folder.is_dir():
+        yield "the folder is missing"
+    elif "Scheduler" in kind:
+        yield from () if (folder / "scheduler_config.json").is_file() else ("scheduler_config.json is missing",)
+    elif kind == "Tokenizer":
+        yield from _faults_of_tokenizer(folder)
+    else:
+        yield from _faults_of_model(folder)
+
+
+def _faults_of_tokenizer(folder: Path) -> Iterator[str]:
+    if not any((folder / name).is_file() for name in _OF_TOKENIZERS):
+        yield "there is no tokenizer"
+
+
+def _faults_of_model(folder: Path) -> Iterator[str]:
+    if not (folder / "config.json").is_file():
+        yield "config.json is missing"
+    files = {path.name: path for path in sorted(folder.glob(_WEIGHTS))}
+    missing = sorted(_shards(folder) - set(files))
+    if missing:
+        yield f"{', '.join(missing)} missing"
+    elif not files:
+        yield f"no weights ({_WEIGHTS})"
+    for path in files.values():
+        if (fault := _fault_of_weights(path)) is not None:
+            yield f"{path.name} {fault}"
+
+
+def _shards(folder: Path) -> set[str]:
+    """The files that an index of shards names."""
+    named: set[str] = set()
+    for path in folder.glob(_SHARDS):
+        try:
+            named |= set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError):
+            named.add(f"{path.name} (unreadable)")
+    return named
+
+
+def _fault_of_weights(path: Path) -> str | None:
+    """Compare the size with what the header promises."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            if not 0 < length <= min(_HEADER_AT_MOST, size - _LENGTH_BYTES):
+                return "is no safetensors file, or was cut off"
+            header: dict[str, Any] = json.loads(file.read(length))
+        ends = (tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__")
+        whole = _LENGTH_BYTES + length + max(ends, default=0)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"cannot be read ({type(error).__name__})"
+    return None if size == whole else f"has {size:,} bytes of {whole:,}: fetch it again"

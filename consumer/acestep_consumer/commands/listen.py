@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``listen``: the page to hear the songs, from its start to Ctrl-C."""
+
+import asyncio
+import signal
+import sys
+import webbrowser
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from aiohttp import web
+from rich.console import Console
+
+from acestep_consumer.broker.faults import BrokerFault, BrokerRefused
+from acestep_consumer.broker.inspection import Depth, Inspection
+from acestep_consumer.broker.topology import GENERATE, tier_queue
+from acestep_consumer.client import Client, ClientError
+from acestep_consumer.client.endings import Endings
+from acestep_consumer.commands.aside import aside
+from acestep_consumer.commands.exits import Exit, refused
+from acestep_consumer.commands.hush import hush
+from acestep_consumer.commands.tier_names import tier_names
+from acestep_consumer.listen.board import Board
+from acestep_consumer.listen.guard import Guard, is_loopback
+from acestep_consumer.listen.pulse import Pulse
+from acestep_consumer.listen.reporter import catch_up, feel, report
+from acestep_consumer.listen.server import Server
+from acestep_consumer.listen.songs import Songs
+from acestep_consumer.policy.tiers import TierTableError
+from acestep_consumer.settings import Settings
+
+# Songs that somebody listens to are cut at the end; pages are let go before.
+_CLOSE_S: Final = 1.0
+_NAME: Final = "acestep-consumer listen"
+# A broker whose machine lost its power says nothing at all.
+_LOOK_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stand:
+    """Where the page is served. ``names``: more host names that it is called by; ``show``: open it in a browser."""
+
+    host: str
+    port: int
+    names: tuple[str, ...]
+    show: bool
+
+
+async def listen(settings: Settings, stand: Stand, note: Console) -> Exit:
+    """Serve the page until Ctrl-C or SIGTERM, or until the broker refuses to tell more."""
+    hush()
+    try:
+        async with Client(settings.broker.every_url.get_secret_value(), storage=settings.storage) as client:
+            return await _serve(client, settings, stand, note)
+    except TierTableError as error:
+        note.print(str(error), style="red", markup=False, soft_wrap=True)
+        return Exit.USAGE
+    except ClientError as error:
+        return refused(error, note)
+
+
+async def _serve(client: Client, settings: Settings, stand: Stand, note: Console) -> Exit:
+    glance, board, endings = _Glance(settings, note), Board(), Endings(settings.storage)
+    try:
+        async with client.subscribe("job.#") as events, Songs(settings.storage, endings, board) as songs:
+            app = Server(client, board, songs, endings).application(Guard(stand.host, stand.names))
+            try:
+                async with _site(app, stand) as url:
+                    await _welcome(url, stand, note)
+                    await _until_the_end(report(events, board), catch_up(board, endings), feel(glance, board))
+            except OSError as error:
+                note.print(_no_place(stand, error), style="red", markup=False)
+                return Exit.USAGE
+    finally:
+        await glance.close()
+        await endings.close()
+    return Exit.DONE
+
+
+class _Glance:
+    """How the queues of requests are, over a connection of its own, which is made again when it was lost.
+
+    Raises ``TierTableError`` where requests are sent on, and the tiers cannot be read.
+    """
+
+    def __init__(self, settings: Settings, note: Console) -> None:
+        self._settings = settings.broker
+        self._tiers = tier_names(settings) or ()
+        self._note = note
+        self._there = True
+        self._stack = AsyncExitStack()
+        self._inspection: Inspection | None = None
+
+    async def __call__(self) -> Pulse:
+        """Look, and note when the broker went or came."""
+        pulse = await self._look()
+        if pulse.broker is not self._there:
+            self._there = pulse.broker
+            words = "the broker is back" if pulse.broker else "the broker is away; it is waited for, Ctrl-C ends"
+            self._note.print(words, style="dim" if pulse.broker else "yellow", markup=False)
+        return pulse
+
+    async def close(self) -> None:
+        """Leave the broker."""
+        self._inspection = None
+        await self._stack.aclose()
+
+    async def _look(self) -> Pulse:
+        try:
+            async with asyncio.timeout(_LOOK_S):
+                depth = await self._depth(GENERATE)
+                sent_on = await self._sent_on() if depth else 0
+        except BrokerRefused:
+            return Pulse(broker=True)  # this login may not look
+        except (BrokerFault, TimeoutError):
+            await self.close()
+            return Pulse(broker=False)
+        if depth is None:
+            return Pulse(broker=True, declared=False)
+        return Pulse(broker=True, waiting=depth.ready + sent_on, workers=depth.consumers)
+
+    async def _sent_on(self) -> int:
+        """Requests that wait for larger cards. A worker declares the queues of all tiers: with one missing, none is."""
+        ready = 0
+        for tier in reversed(self._tiers):
+            depth = await self._depth(tier_queue(tier))
+            if depth is None:
+                break
+            ready += depth.ready
+        return ready
+
+    async def _depth(self, queue: str) -> Depth | None:
+        if self._inspection is None:
+            self._inspection = await self._stack.enter_async_context(Inspection(self._settings, _NAME))
+        return await self._inspection.depth(queue)
+
+
+@asynccontextmanager
+async def _site(app: web.Application, stand: Stand) -> AsyncIterator[str]:
+    """Listen; the page's URL. Raises ``OSError`` when the address cannot be had."""
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_CLOSE_S)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, stand.host, stand.port).start()
+        host = f"[{stand.host}]" if ":" in stand.host else stand.host
+        yield f"http://{host}:{runner.addresses[0][1]}/"
+    finally:
+        await runner.cleanup()
+
+
+async def _welcome(url: str, stand: Stand, note: Console) -> None:
+    sys.stdout.write(url + "\n")
+    sys.stdout.flush()
+    if not is_loopback(stand.host):
+        note.print(
+            f"warning: {stand.host} is open to others, and there is no login: whoever reaches this page can hear all "
+            "songs, submit and cancel. Safer: 127.0.0.1 with `ssh -L`, or a proxy with a login.",
+            style="yellow",
+            markup=False,
+        )
+    note.print("listening; Ctrl-C ends", style="dim")
+    if stand.show and not await aside(lambda: webbrowser.open(url)):
+        note.print("no browser was found here; open the address yourself", markup=False)
+
+
+async def _until_the_end(*works: Coroutine[Any, Any, None]) -> None:
+    """Work until SIGTERM, or until one of these fails. Raises what it failed of."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    tasks = {asyncio.create_task(work) for work in (*works, _wait(ended))}
+    loop.add_signal_handler(signal.SIGTERM, ended.set)
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def _wait(ended: asyncio.Event) -> None:
+    await ended.wait()
+
+
+def _no_place(stand: Stand, error: OSError) -> str:
+    return f"{stand.host}:{stand.port}: {error.strerror}; is another one running? --port 0 takes a free port"

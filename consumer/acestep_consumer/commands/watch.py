@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``watch``: events as they come."""
+
+import sys
+from collections.abc import AsyncIterator
+
+from rich.console import Console
+
+from acestep_consumer.client import Client, ClientError
+from acestep_consumer.commands.exits import Exit, refused
+from acestep_consumer.commands.hush import hush_libraries
+from acestep_consumer.settings import Settings
+from acestep_schemas.events import JobCompleted, JobEvent, JobProgress, JobStarted, WorkerEvent
+
+
+async def watch(settings: Settings, task_id: str | None, note: Console, *, as_json: bool) -> Exit:
+    """Print events until Ctrl-C, or until the one job that was asked for ends; it may have ended already."""
+    hush_libraries()
+    try:
+        async with Client(settings.broker.every_url.get_secret_value(), storage=settings.storage) as client:
+            if task_id:
+                await _print((await client.job(task_id)).events(), note, as_json=as_json)
+            else:
+                async with client.subscribe() as events:
+                    await _print(events, note, as_json=as_json)
+    except ClientError as error:
+        return refused(error, note)
+    return Exit.DONE
+
+
+async def _print(events: AsyncIterator[JobEvent | WorkerEvent], note: Console, *, as_json: bool) -> None:
+    note.print("watching; Ctrl-C ends", style="dim")
+    async for event in events:
+        sys.stdout.write((event.model_dump_json() if as_json else _line(event)) + "\n")
+        sys.stdout.flush()
+
+
+def _line(event: JobEvent | WorkerEvent) -> str:
+    when = event.time.astimezone().strftime("%H:%M:%S")
+    if isinstance(event, WorkerEvent):
+        return f"{when}  worker {event.data.worker_id} is {event.data.state}"
+    return f"{when}  {event.subject}  {event.state}{_more(event)}"
+
+
+def _more(event: JobEvent) -> str:
+    match event:
+        case JobStarted():
+            return ""
+        case JobProgress(data=data):
+            return f" {data.progress:.0%} {data.stage}"
+        case JobCompleted(data=data):
+            return "".join(f" {audio.uri}" for audio in data.audios)
+    error = event.data.error
+    # "cancelled cancelled: cancelled on request" is twice too much.
+    return f": {error.message}" if str(error.code) == str(event.state) else f" {error.code}: {error.message}"

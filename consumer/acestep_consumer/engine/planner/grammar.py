@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the language model may write: grammars in xgrammar's EBNF, which vLLM's structured outputs take as well.
+
+They end where the answer ends, so that the only token that fits then is the end of the turn. Lyrics end when the model
+ends them.
+
+The form of the text rules decides what they cost with 217,000 tokens. The bounded ``line`` takes seconds to compile,
+but as a rule of its own once per compiler: later grammars take a tenth of a second. Lyrics are one repeated class,
+line breaks included: tokens then fit or do not whatever came before. As a list of lines, each step takes milliseconds.
+"""
+
+import json
+from collections.abc import Collection
+from typing import Final
+
+from acestep_consumer.engine.planner.metadata import FIELDS, Metadata, written
+from acestep_consumer.policy.tiers import MAX_BPM, MAX_DURATION_S, MIN_BPM, MIN_DURATION_S
+from acestep_schemas import coerce
+
+MAX_CAPTION_LINES: Final = 10
+_NOTHING_KNOWN: Final = Metadata()
+
+# No control characters, and nothing that a tag or a code block begins or ends with: audio codes are words of the
+# vocabulary like any other, and would fit as plain text.
+_FORBIDDEN = r"\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029<>`"
+_SPACES = r" \xa0\u1680\u2000-\u200f\u202f\u205f\u3000\ufeff"
+# YAML reads a bare `no` as false, and quotes it for that reason. The model may write either.
+_LANGUAGES = " | ".join(json.dumps(word) for word in (*coerce.LANGUAGES, "'no'"))
+
+_TEXT = rf"""
+caption ::= start line? ("\n  " line){{0,{MAX_CAPTION_LINES - 1}}}
+start ::= [^\n{_FORBIDDEN}{_SPACES}]
+line ::= [^\n{_FORBIDDEN}]{{1,120}}
+"""
+_SONG = rf"""
+lyrics ::= start [^{_FORBIDDEN}]*
+"""
+_VALUES = rf"""
+keyscale ::= [A-G] ("#" | "b" | "♯" | "♭")? (" major" | " minor")
+language ::= {_LANGUAGES}
+timesignature ::= [2346]
+"""
+
+
+def metadata_grammar(
+    fixed: Metadata = _NOTHING_KNOWN,
+    *,
+    fields: Collection[str] = FIELDS,
+    max_duration_s: int = MAX_DURATION_S,
+) -> str:
+    """The metadata phase: thoughts of exactly ``fields``, ending with ``</think>``.
+
+    What ``fixed`` knows is written as it stands; the rest is the model's choice. ``max_duration_s`` bounds the choice
+    of a duration only.
+    """
+    return f"root ::= {_thoughts(fixed, fields)}\n{_rules(max_duration_s)}"
+
+
+def song_grammar(
+    fixed: Metadata = _NOTHING_KNOWN,
+    *,
+    fields: Collection[str] = FIELDS,
+    max_duration_s: int = MAX_DURATION_S,
+) -> str:
+    """Sample, format and understand: the same thoughts, then lyrics under their heading to the end of the turn.
+
+    Lyrics that ``fixed`` knows are written as they stand.
+    """
+    lyrics = "lyrics" if fixed.lyrics is None else _literal(fixed.lyrics)
+    root = rf'root ::= {_thoughts(fixed, fields)} "\n\n# Lyric\n" {lyrics}'
+    return f"{root}\n{_rules(max_duration_s)}{_SONG}"
+
+
+def _thoughts(fixed: Metadata, fields: Collection[str]) -> str:
+    lines = [_field(fixed, field) for field in FIELDS if field in fields]
+    return " ".join([r'"<think>\n"', *(rf'{line} "\n"' for line in lines), '"</think>"'])
+
+
+def _field(fixed: Metadata, field: str) -> str:
+    """One line of YAML: a literal where it is fixed, else its name and the rule of that name."""
+    value = getattr(fixed, field)
+    if value is None:
+        return f'"{field}: " {field}'
+    return _literal(written(Metadata(**{field: value})))
+
+
+def _rules(max_duration_s: int) -> str:
+    bpm, duration = _between(MIN_BPM, MAX_BPM), _between(MIN_DURATION_S, max(max_duration_s, MIN_DURATION_S))
+    return f"bpm ::= {bpm}\nduration ::= {duration}{_VALUES}{_TEXT}"
+
+
+def _literal(text: str) -> str:
+    # EBNF has JSON's escapes, but not its pairs of surrogates.
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _between(low: int, high: int) -> str:
+    """Numbers from ``low`` to ``high`` without leading zeros, by their digits."""
+    lengths = range(len(str(low)), len(str(high)) + 1)
+    parts = (_same_length(str(max(low, 10 ** (n - 1))), str(min(high, 10**n - 1))) for n in lengths)
+    return " | ".join(parts)
+
+
+def _same_length(low: str, high: str) -> str:
+    """Numbers of as many digits as both ends have: the first digit's lowest, highest and those between."""
+    if low == high:
+        return f'"{low}"'
+    if len(low) == 1:
+        return f"[{low}-{high}]"
+    (first, low_rest), (last, high_rest) = (low[0], low[1:]), (high[0], high[1:])
+    zeros, nines = "0" * len(low_rest), "9" * len(low_rest)
+    if first == last:
+        return f'"{first}" ({_same_length(low_rest, high_rest)})'
+    if (low_rest, high_rest) == (zeros, nines):
+        return f"[{first}-{last}]" + " [0-9]" * len(low_rest)
+    parts = []
+    if low_rest != zeros:
+        parts.append(_same_length(low, first + nines))
+        low = str(int(first) + 1) + zeros
+    if high_rest != nines:
+        parts.append(_same_length(last + zeros, high))
+        high = str(int(last) - 1) + nines
+    return " | ".join([*parts, *([_same_length(low, high)] if low <= high else [])])

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a model's name to a backend that writes: where the model is, which backend runs it, within how much memory."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import snapshot_download
+
+from acestep_consumer.engine.messages import ConfigurePlanner, PlannerReport
+from acestep_consumer.engine.planner.backend import Backend
+from acestep_consumer.engine.planner.offloaded import OffloadedBackend
+from acestep_consumer.engine.planner.registry import LmNotFound, resolve
+from acestep_consumer.engine.planner.tokens import LmTokens, TokenizerUnfit
+from acestep_consumer.engine.renderer.quiet import quietly
+
+_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")
+_CPU_CACHE_GB = 2.0
+_Name = Literal["vllm", "pt"]
+
+
+class LmUnusable(Exception):
+    """The language model cannot be loaded as asked; the text says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A backend with its vocabulary, and what to tell the worker."""
+
+    backend: Backend
+    tokens: LmTokens
+    report: PlannerReport
+
+
+def load(configure: ConfigurePlanner) -> Loaded:
+    """Load the model on the backend that was asked for; without a wish, on the first that works here.
+
+    Raises:
+        LmUnusable: no model, no tokenizer, or no backend.
+    """
+    folder = find(configure.model, configure.checkpoint_dir)
+    device = _device(configure.device)
+    try:
+        tokens = LmTokens.load(folder)
+    except TokenizerUnfit as error:
+        raise LmUnusable(str(error)) from error
+    wanted: tuple[_Name, ...] = (configure.backend,) if configure.backend else ("vllm", "pt")
+    reasons: list[str] = []
+    for name in wanted:
+        try:
+            backend = _OPEN[name](configure, folder, tokens, device)
+        except LmUnusable as error:
+            reasons.append(f"{name}: {error}")
+            continue
+        report = PlannerReport(model=folder.name, backend=name, warnings=tuple(map(_fell_back, reasons)))
+        return Loaded(backend, tokens, report)
+    raise LmUnusable(f"{folder.name} cannot be loaded. {'; '.join(reasons)}")
+
+
+def find(model: str, checkpoint_dir: Path | None) -> Path:
+    """Find the model's folder: that path, then that name in ``checkpoint_dir``, then the hub.
+
+    Raises:
+        LmUnusable: it is in none of them.
+    """
+    try:
+        place = resolve(model, checkpoint_dir)
+    except LmNotFound as error:
+        raise LmUnusable(str(error)) from error
+    return place.folder or _fetched(place.hub_id or model)
+
+
+def _fetched(hub_id: str) -> Path:
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=list(_FILES)))
+    except Exception as error:
+        raise LmUnusable(f"language model {hub_id} cannot be fetched from the hub: {type(error).__name__}") from error
+
+
+def _open_vllm(configure: ConfigurePlanner, folder: Path, tokens: LmTokens, device: torch.device) -> Backend:
+    from acestep_consumer.engine.planner.vllm_backend import open_vllm  # noqa: PLC0415 - only where it is wanted
+    from acestep_consumer.engine.planner.vllm_engine import EngineSize, VllmUnavailable  # noqa: PLC0415
+
+    if configure.offload:
+        raise LmUnusable("ACESTEP_LM_OFFLOAD_TO_CPU works with ACESTEP_LM_BACKEND=pt only")
+    try:
+        size = EngineSize(memory_gb=configure.memory_gb if device.type == "cuda" else _CPU_CACHE_GB)
+        options: dict[str, Any] = {"dtype": _dtype_name(device)}
+        return open_vllm(str(folder), tokens.tokenizer, _codes(tokens), size, compiled=device.type == "cuda", **options)
+    except (VllmUnavailable, OSError, ValueError, RuntimeError) as error:
+        raise LmUnusable(_first_line(error)) from error
+
+
+def _open_transformers(configure: ConfigurePlanner, folder: Path, tokens: LmTokens, device: torch.device) -> Backend:
+    from acestep_consumer.engine.planner.transformers_backend import TransformersBackend, masks_for  # noqa: PLC0415
+    from acestep_consumer.engine.planner.transformers_backend import load as load_model  # noqa: PLC0415
+
+    try:
+        with quietly():
+            model, tokenizer = load_model(str(folder), str(device), getattr(torch, _dtype_name(device)))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise LmUnusable(_first_line(error)) from error
+    cache = _cache_tokens(model, configure.memory_gb if device.type == "cuda" else None)
+    masks = masks_for(model, tokenizer)
+
+    def open_backend() -> Backend:
+        return TransformersBackend(model, tokenizer, _codes(tokens), cache_tokens=cache, masks=masks)
+
+    return OffloadedBackend(model, device, open_backend) if configure.offload else open_backend()
+
+
+_OPEN: Mapping[str, Callable[[ConfigurePlanner, Path, LmTokens, torch.device], Backend]] = {
+    "vllm": _open_vllm,
+    "pt": _open_transformers,
+}
+
+
+def _cache_tokens(model: Any, memory_gb: float | None) -> int:
+    """How many tokens of keys and values fit beside the weights."""
+    config = model.config
+    weights = sum(part.numel() * part.element_size() for part in model.parameters())
+    each = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * model.dtype.itemsize
+    room = _CPU_CACHE_GB * 1e9 if memory_gb is None else memory_gb * 1e9 - weights
+    if room < each * 2048:
+        raise LmUnusable(f"{memory_gb:g} GB leave no room for a song beside the weights, {weights / 1e9:.1f} GB")
+    return int(room // each)
+
+
+def _codes(tokens: LmTokens) -> range:
+    return range(tokens.first_code, tokens.first_code + tokens.code_count)
+
+
+def _device(asked: str) -> torch.device:
+    if asked.strip().lower() != "auto":
+        return torch.device(asked)
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _dtype_name(device: torch.device) -> str:
+    return "bfloat16" if device.type in ("cuda", "xpu") else "float32"
+
+
+def _fell_back(reason: str) -> str:
+    return f"the language model runs on another backend than the first choice; {reason}"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

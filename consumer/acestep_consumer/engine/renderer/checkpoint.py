@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints into memory: each model's weights once, and parts that two models have in common once for both."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AceStepPipeline
+
+from acestep_consumer.engine.renderer.device import DeviceReport, offload_for
+from acestep_consumer.engine.renderer.quiet import quietly
+from acestep_consumer.engine.renderer.registry import Checkpoint, CheckpointError, resolve
+from acestep_consumer.job import LoadedModel, Variant
+from acestep_consumer.settings import EngineSettings
+
+# ACE-Step trains the DiT; every model ships the same text encoder and the same VAE.
+_IN_COMMON = ("text_encoder", "vae")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelHandle:
+    """A loaded model: what others may know of it, and the pipeline whose weights are used. Nobody calls it."""
+
+    model: LoadedModel
+    pipeline: Any
+
+
+def load_models(settings: EngineSettings, device: DeviceReport, say: Callable[[str], None]) -> tuple[ModelHandle, ...]:
+    """Load every model that the settings name, the primary first; ``say`` hears what is being loaded.
+
+    Weights are read from safetensors only and no code comes from a checkpoint. They land on ``device``, or stay in RAM
+    where they are to be offloaded. The hub is asked only for what is not on disk, and never with ``HF_HUB_OFFLINE=1``.
+
+    Raises:
+        CheckpointError: a model is not found or cannot be read; none of them has been loaded if it was not found.
+    """
+    found = {each.name: each for each in (resolve(name, settings.checkpoint_dir) for name in settings.models)}
+    offload = offload_for(device, settings).models
+    shelf = _Shelf(enabled=len(found) > 1)
+    return tuple(_load(checkpoint, device, shelf, say, keep_in_ram=offload) for checkpoint in found.values())
+
+
+def _load(
+    checkpoint: Checkpoint, device: DeviceReport, shelf: "_Shelf", say: Callable[[str], None], *, keep_in_ram: bool
+) -> ModelHandle:
+    say(f"loading {checkpoint.name} from {checkpoint.folder or checkpoint.hub_id}")
+    try:
+        with quietly():
+            folder = checkpoint.folder or _download(checkpoint)
+            keys = shelf.keys(folder)
+            shared = shelf.take(keys)
+            pipeline = AceStepPipeline.from_pretrained(
+                folder, dtype=device.dtype, use_safetensors=True, local_files_only=True, **shared
+            )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        where = checkpoint.folder or checkpoint.hub_id
+        raise CheckpointError(f"model {checkpoint.name} cannot be loaded from {where}: {error}") from error
+    for part in sorted(shared):
+        say(f"{checkpoint.name} shares its {part.replace('_', ' ')} with a model loaded before")
+    shelf.put(keys, pipeline)
+    _prepare(pipeline)
+    if not keep_in_ram:
+        pipeline.to(device.device)
+    return ModelHandle(_facts(checkpoint.name, pipeline), pipeline)
+
+
+def _download(checkpoint: Checkpoint) -> Path:
+    """Return the hub's snapshot on this disk, fetched if need be."""
+    return Path(AceStepPipeline.download(checkpoint.hub_id, use_safetensors=True))
+
+
+def _prepare(pipeline: Any) -> None:
+    """Inference only, and the VAE's normalised weights computed once.
+
+    ``weight_norm`` computes each weight anew in every forward pass and hangs it on the module.
+    """
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval().requires_grad_(requires_grad=False)
+    for module in pipeline.vae.modules():
+        if hasattr(module, "weight_g"):
+            torch.nn.utils.remove_weight_norm(module)
+
+
+def _facts(name: str, pipeline: Any) -> LoadedModel:
+    return LoadedModel(
+        name=name,
+        variant=variant_of(name, pipeline.transformer.config),
+        sample_rate=pipeline.sample_rate,
+        latent_rate=pipeline.latents_per_second,
+    )
+
+
+def variant_of(name: str, config: Any) -> Variant:
+    """Return the family: the DiT's config knows turbo for sure; SFT and base have one config and differ in name."""
+    version = str(config.get("model_version") or "").lower()
+    if config.get("is_turbo") or version == "turbo":
+        return Variant.TURBO
+    return Variant.SFT if "sft" in version or "sft" in name.lower() else Variant.BASE
+
+
+class _Shelf:
+    """Parts loaded so far, by the content of their files. The content decides: a finetuned VAE has the same shapes."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        self._enabled = enabled
+        self._parts: dict[str, Any] = {}
+
+    def keys(self, folder: Path) -> dict[str, str]:
+        """Return a fingerprint per part that may be shared. Reads 1.5 GB for a real model: about two seconds."""
+        if not self._enabled:
+            return {}
+        return {part: f"{part} {_fingerprint(folder / part)}" for part in _IN_COMMON}
+
+    def take(self, keys: dict[str, str]) -> dict[str, Any]:
+        return {part: self._parts[key] for part, key in keys.items() if key in self._parts}
+
+    def put(self, keys: dict[str, str], pipeline: Any) -> None:
+        self._parts.update({key: getattr(pipeline, part) for part, key in keys.items()})
+
+
+def _fingerprint(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for line in _contents(folder):
+        digest.update(line.encode())
+    return digest.hexdigest()
+
+
+def _contents(folder: Path) -> Iterator[str]:
+    """Weights by their hash, the config without its notes on where and with what it was written."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            yield f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n"
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    notes = {"transformers_version", "dtype", "torch_dtype"}
+    kept = {key: value for key, value in config.items() if not key.startswith("_") and key not in notes}
+    yield json.dumps(kept, sort_keys=True)

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every way a job can end badly. An error carries its own consequence: code, terminal state, verdict, public text.
+
+::
+
+    ConsumerError
+    ├── Refused                 rejected, dead-lettered: the message itself is at fault
+    │   ├── MessageTooLarge
+    │   ├── MalformedBody
+    │   ├── InvalidRequest      details: field, value, rule
+    │   ├── LimitExceeded       on_limit = reject
+    │   ├── TaskUnsupported
+    │   └── InputNotAllowed
+    ├── Failed                  failed, dead-lettered: it was tried and cannot be done
+    │   ├── ModelUnavailable    on_model_unavailable = fail
+    │   ├── LmUnavailable
+    │   ├── PlanFailed
+    │   ├── InputUnreadable
+    │   ├── RenderFailed
+    │   ├── ResourceExhausted
+    │   ├── ExecutionTimeout
+    │   ├── EngineCrashed       tried again first, up to the attempt limit
+    │   ├── WorkerLost          likewise
+    │   └── StorageUnavailable  waited for
+    │       └── ManifestUnreadable  not waited for: it stays as it is
+    ├── Cancelled               cancelled, acked
+    ├── Expired                 expired, dead-lettered: nobody wants it any more
+    ├── Recalled                as an earlier try of this message ended
+    └── Interrupted             no event, handed back: the worker stops, the next one takes the message
+        ├── DiskFull            no event, handed back: this worker has no room for the job's files now
+        └── SentOn              no event, acked: another worker has a copy of the message
+"""
+
+import errno
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import ClassVar, Literal
+
+from pydantic import JsonValue
+
+from acestep_schemas.events import ErrorCode
+from acestep_schemas.request import FieldProblem
+
+Status = Literal["failed", "rejected", "cancelled", "expired"]
+
+
+class Verdict(StrEnum):
+    """What happens to the delivery once the terminal event is confirmed."""
+
+    ACK = "ack"
+    DEAD_LETTER = "dead-letter"
+    REQUEUE = "requeue"
+
+
+class ConsumerError(Exception):
+    """Base of all. ``str(error)`` is the public text: it names what is wrong and holds no secret and no path."""
+
+    code: ClassVar[ErrorCode] = ErrorCode.INTERNAL
+    status: ClassVar[Status | None] = "failed"
+    verdict: ClassVar[Verdict] = Verdict.DEAD_LETTER
+    retryable: ClassVar[bool] = False
+    attempts: int | None = None
+    """How many tries it took, where somebody counted."""
+
+    def __init__(self, message: str, *, task_id: str | None = None) -> None:
+        super().__init__(message)
+        self.task_id = task_id
+
+    @property
+    def details(self) -> tuple[dict[str, JsonValue], ...]:
+        """Structured findings for the event; most errors have none."""
+        return ()
+
+
+class Refused(ConsumerError):
+    """The message cannot be run by anyone as it is."""
+
+    status = "rejected"
+
+
+class MessageTooLarge(Refused):
+    """The body is over the size limit (bytes)."""
+
+    code = ErrorCode.MESSAGE_TOO_LARGE
+
+    def __init__(self, size: int, limit: int, *, task_id: str | None = None) -> None:
+        super().__init__(f"the message has {size:,} bytes; the limit is {limit:,}", task_id=task_id)
+
+
+class MalformedBody(Refused):
+    """The body is not a JSON object that can be read safely."""
+
+    code = ErrorCode.MALFORMED_BODY
+
+    def __init__(self, reason: str, *, task_id: str | None = None) -> None:
+        super().__init__(f"the body is not a JSON object: {reason}", task_id=task_id)
+
+
+class InvalidRequest(Refused):
+    """One or more fields break a rule; ``problems`` names all of them."""
+
+    code = ErrorCode.INVALID_REQUEST
+
+    def __init__(self, problems: Sequence[FieldProblem], *, task_id: str | None = None) -> None:
+        text = "; ".join(f"{p.field} = {p.value}: {p.rule}" for p in problems)
+        super().__init__(text, task_id=task_id)
+        self.problems = tuple(problems)
+
+    @property
+    def details(self) -> tuple[dict[str, JsonValue], ...]:
+        """Field, value and rule of each problem."""
+        return tuple(problem.model_dump(mode="json") for problem in self.problems)
+
+
+class LimitExceeded(Refused):
+    """The request exceeds the tier's limits and asked not to be clamped."""
+
+    code = ErrorCode.LIMIT_EXCEEDED
+
+    def __init__(self, message: str, exceeded: Sequence[dict[str, JsonValue]] = ()) -> None:
+        super().__init__(message)
+        self.exceeded = tuple(exceeded)
+
+    @property
+    def details(self) -> tuple[dict[str, JsonValue], ...]:
+        """Field, requested and allowed value of each limit."""
+        return self.exceeded
+
+
+class TaskUnsupported(Refused):
+    """The chosen model cannot do this task type."""
+
+    code = ErrorCode.TASK_UNSUPPORTED
+
+
+class InputNotAllowed(Refused):
+    """An audio input names a place that the operator did not allow."""
+
+    code = ErrorCode.INPUT_NOT_ALLOWED
+
+
+class Failed(ConsumerError):
+    """It was tried and cannot be done."""
+
+
+class ModelUnavailable(Failed):
+    """The model is not loaded here and the request refused the fallback."""
+
+    code = ErrorCode.MODEL_UNAVAILABLE
+    retryable = True
+
+
+class LmUnavailable(Failed):
+    """The request needs the 5Hz language model and none is loaded."""
+
+    code = ErrorCode.LM_UNAVAILABLE
+    retryable = True
+
+
+class PlanFailed(Failed):
+    """The language model could not write what this job needs."""
+
+    code = ErrorCode.PLAN_FAILED
+    retryable = True
+
+
+class InputUnreadable(Failed):
+    """An audio input is missing, too large, too long or not audio."""
+
+    code = ErrorCode.INPUT_UNREADABLE
+
+
+class RenderFailed(Failed):
+    """The pipeline refused the arguments or broke on them."""
+
+    code = ErrorCode.RENDER_FAILED
+
+
+class ResourceExhausted(Failed):
+    """The card has too little memory for this job alone."""
+
+    code = ErrorCode.RESOURCE_EXHAUSTED
+    retryable = True
+
+
+class ExecutionTimeout(Failed):
+    """The job ran longer than the operator allows."""
+
+    code = ErrorCode.EXECUTION_TIMEOUT
+    retryable = True
+
+
+class EngineCrashed(Failed):
+    """The engine process died with this job inside."""
+
+    code = ErrorCode.ENGINE_CRASHED
+    retryable = True
+
+
+class WorkerLost(EngineCrashed):
+    """The whole worker died with this job inside, as often as it may; ``tries`` are all that were made."""
+
+    def __init__(self, unexplained: int, tries: int) -> None:
+        super().__init__(f"the worker died {unexplained} times with this job in hand")
+        self.tries = tries
+
+
+class StorageUnavailable(Failed):
+    """S3 could not be reached, or refused, for longer than the worker waits."""
+
+    code = ErrorCode.STORAGE_UNAVAILABLE
+    retryable = True
+
+
+class ManifestUnreadable(StorageUnavailable):
+    """Something else lies where the job's manifest belongs."""
+
+
+class Cancelled(ConsumerError):
+    """Somebody asked for this job to stop."""
+
+    code = ErrorCode.CANCELLED
+    status = "cancelled"
+    verdict = Verdict.ACK
+
+    def __init__(self) -> None:
+        super().__init__("cancelled on request")
+
+
+class Expired(ConsumerError):
+    """It waited in the queue for longer than its producer allows."""
+
+    code = ErrorCode.EXPIRED
+    status = "expired"
+
+
+class Recalled(ConsumerError):
+    """What an earlier try of the same message came to, read from storage."""
+
+    def __init__(self, code: ErrorCode, message: str, attempts: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code  # type: ignore[misc]  # each has another
+        self.attempts = attempts
+
+
+class Interrupted(ConsumerError):
+    """The worker stops before the job is done: no event, the message goes back to the queue."""
+
+    status = None
+    verdict = Verdict.REQUEUE
+
+
+class DiskFull(Interrupted):
+    """The scratch disk of this worker is full: its own trouble and not the job's."""
+
+    def __init__(self) -> None:
+        super().__init__("the worker's scratch disk is full")
+
+    @classmethod
+    def lies_behind(cls, error: BaseException) -> bool:
+        """Whether a full disk, or a full quota, is what this error is or was raised from."""
+        if isinstance(error, cls) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+            return True
+        return error.__cause__ is not None and cls.lies_behind(error.__cause__)
+
+
+class SentOn(Interrupted):
+    """A copy of the message waits for a worker with a larger card, confirmed by the broker."""
+
+    verdict = Verdict.ACK
+
+    def __init__(self, tier: str) -> None:
+        super().__init__(f"sent on to {tier}")
+
+
+class Unpublished(Exception):
+    """An event could not be confirmed: the delivery must not be settled as done."""
+
+
+def error_of_code(code: ErrorCode, text: str) -> ConsumerError:
+    """Rebuild an error that crossed a process boundary as its code and public text."""
+    if code is ErrorCode.CANCELLED:
+        return Cancelled()
+    kinds: tuple[type[ConsumerError], ...] = (LimitExceeded, TaskUnsupported, *Failed.__subclasses__())
+    return {kind.code: kind for kind in kinds}.get(code, ConsumerError)(text)

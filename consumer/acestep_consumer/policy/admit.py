@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Admission: a readable request and this worker's limits make a Job, or an error that says why not. Pure.
+
+Nothing is changed in silence: every value that differs from what was asked becomes an adjustment in the event.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pydantic import JsonValue
+
+from acestep_consumer.errors import InvalidRequest, LimitExceeded, LmUnavailable, ModelUnavailable, TaskUnsupported
+from acestep_consumer.job import Job, LoadedModel, Request, Variant
+from acestep_consumer.policy.tiers import MAX_BPM, MIN_BPM, MIN_DURATION_S, Tier
+from acestep_schemas.events import Adjustment, LimitsReport, LmChoice, ModelChoice, PolicyReport
+from acestep_schemas.request import FieldProblem, GenerationRequest
+
+_EVERY_VARIANT = frozenset(("text2music", "repaint", "cover"))
+_TASKS = {
+    Variant.TURBO: _EVERY_VARIANT,
+    Variant.SFT: _EVERY_VARIANT,
+    Variant.BASE: _EVERY_VARIANT | {"extract", "lego", "complete"},
+}
+_NEED_SOURCE = frozenset(("repaint", "extract", "lego", "complete"))
+_WITHOUT_LM = frozenset(("cover", "repaint"))
+_LM_REQUIRED = ("thinking", "sample_mode", "sample_query", "use_format", "analysis_only", "full_analysis_only")
+_LM_COMPLETES = ("bpm", "key_scale", "time_signature", "audio_duration")
+_SEED_BYTES = 4  # seeds as short as ACE-Step's own
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What this worker has: its card's tier, its models (the primary first), its LM and its encoders."""
+
+    tier: Tier
+    table_version: str
+    vram_gb: float
+    models: tuple[LoadedModel, ...]
+    formats: frozenset[str]
+    lm: LmChoice | None = None
+
+
+def admit(request: Request, limits: Limits) -> Job:
+    """Apply the tier's policy to one request.
+
+    Raises:
+        Refused: the request exceeds a limit and asked for rejection, or no model here can do the task.
+        ModelUnavailable: the model is not loaded and the request refused the fallback.
+        LmUnavailable: the request needs the LM and none is loaded.
+    """
+    asked = request.body
+    _check_format(asked, limits)
+    model, choice = _choose_model(asked, limits)
+    task, adjustments = _settle_task(asked, model, choice)
+    lm = _choose_lm(asked, task, limits)
+    adjustments = (*adjustments, *_other_lm(asked, lm))
+    report = _limits_for(limits.tier, with_lm=lm is not None)
+    clamps = tuple(_clamps(asked, report))
+    if clamps and asked.on_limit == "reject":
+        raise _exceeded(clamps)
+    changes = {change.field: change.applied for change in (*adjustments, *clamps)}
+    batch = int(str(changes.get("batch_size", asked.batch_size)))
+    seeds = tuple(_seeds(asked, request.task_id, batch))
+    fixed = {"task_id": request.task_id, "model": model.name, "seed": seeds, "use_random_seed": False}
+    return Job(
+        task_id=request.task_id,
+        request=asked.model_copy(update={**changes, **fixed}),
+        model=choice,
+        lm=lm,
+        policy=PolicyReport(
+            tier=limits.tier.name,
+            vram_gb=round(limits.vram_gb, 2),
+            lm_loaded=limits.lm is not None,
+            table_version=limits.table_version,
+            limits=report,
+            adjustments=(*adjustments, *clamps),
+        ),
+        seeds=seeds,
+        given=frozenset(asked.model_fields_set),
+        warnings=(*request.warnings, *_notes(asked, task)),
+    )
+
+
+def _check_format(asked: GenerationRequest, limits: Limits) -> None:
+    if asked.audio_format not in limits.formats:
+        rule = f"this worker has no encoder for it; it has {', '.join(sorted(limits.formats))}"
+        raise InvalidRequest([FieldProblem(field="audio_format", value=asked.audio_format, rule=rule)])
+
+
+def _choose_model(asked: GenerationRequest, limits: Limits) -> tuple[LoadedModel, ModelChoice]:
+    wanted = asked.model
+    loaded = {model.name: model for model in limits.models}
+    primary = limits.models[0]
+    model = primary if wanted is None else loaded.get(wanted)
+    if model is None and asked.on_model_unavailable == "fail":
+        raise ModelUnavailable(f"model {wanted} is not loaded here; loaded: {', '.join(loaded)}")
+    used = model or primary
+    return used, ModelChoice(requested=wanted, used=used.name, fallback=model is None)
+
+
+def _settle_task(
+    asked: GenerationRequest, model: LoadedModel, choice: ModelChoice
+) -> tuple[str, tuple[Adjustment, ...]]:
+    """Return the task that will run, and the change when a cover has nothing to cover."""
+    task = asked.task_type
+    has_source = bool(asked.src_audio_path)
+    if task in _NEED_SOURCE and not has_source:
+        rule = f"task_type {task} needs source audio: s3://bucket/key or https://host/path"
+        raise InvalidRequest([FieldProblem(field="src_audio_path", value="", rule=rule)])
+    if task == "cover" and not has_source and not asked.audio_code_string:
+        reason = "a cover needs src_audio_path or audio_code_string"
+        return "text2music", (Adjustment(field="task_type", requested=task, applied="text2music", reason=reason),)
+    if task not in _TASKS[model.variant]:
+        raise TaskUnsupported(_cannot(task, model, choice))
+    return task, ()
+
+
+def _cannot(task: str, model: LoadedModel, choice: ModelChoice) -> str:
+    able = ", ".join(sorted(_TASKS[model.variant]))
+    stood_in = f" (it stands in for {choice.requested}, which is not loaded)" if choice.fallback else ""
+    return f"model {model.name}{stood_in} cannot do task_type {task}; it can do {able}"
+
+
+def _choose_lm(asked: GenerationRequest, task: str, limits: Limits) -> LmChoice | None:
+    """The LM is skipped where the source audio already says what to sing."""
+    if task in _WITHOUT_LM and not (asked.analysis_only or asked.full_analysis_only):
+        return None
+    required = [name for name in _LM_REQUIRED if getattr(asked, name)]
+    if asked.audio_code_string and required == ["thinking"]:
+        return None  # the codes that thinking would write are there already
+    if required and limits.lm is None:
+        raise LmUnavailable(f"{required[0]} needs the 5Hz language model, and this worker has none loaded")
+    wanted = required or any(not getattr(asked, name) for name in _LM_COMPLETES)
+    return limits.lm if wanted else None
+
+
+def _other_lm(asked: GenerationRequest, lm: LmChoice | None) -> Iterator[Adjustment]:
+    """A worker has one language model on one backend; a request that names another is told which wrote its plan."""
+    if lm is None:
+        return
+    reason = "this worker has one language model"
+    named = (asked.lm_model_path or "").rstrip("/").rsplit("/", 1)[-1]
+    if named and named != lm.model:
+        yield Adjustment(field="lm_model_path", requested=asked.lm_model_path, applied=lm.model, reason=reason)
+    if asked.lm_backend and asked.lm_backend != lm.backend:
+        yield Adjustment(field="lm_backend", requested=asked.lm_backend, applied=lm.backend, reason=reason)
+
+
+def _limits_for(tier: Tier, *, with_lm: bool) -> LimitsReport:
+    return LimitsReport(
+        max_duration_s=tier.max_seconds_with_lm if with_lm else tier.max_seconds,
+        max_batch_size=tier.max_batch_with_lm if with_lm else tier.max_batch,
+    )
+
+
+def _clamps(asked: GenerationRequest, limits: LimitsReport) -> Iterator[Adjustment]:
+    bounds: tuple[tuple[str, float | None, int, int, str], ...] = (
+        ("audio_duration", asked.audio_duration, MIN_DURATION_S, limits.max_duration_s, "seconds of song"),
+        ("batch_size", asked.batch_size, 1, limits.max_batch_size, "songs a request"),
+        ("bpm", asked.bpm, MIN_BPM, MAX_BPM, "beats a minute"),
+    )
+    for field, value, least, most, unit in bounds:
+        if value is not None and not least <= value <= most:
+            reason = f"this worker allows {least} to {most} {unit}"
+            yield Adjustment(field=field, requested=value, applied=min(max(value, least), most), reason=reason)
+
+
+def _exceeded(clamps: tuple[Adjustment, ...]) -> LimitExceeded:
+    text = "; ".join(f"{clamp.field} = {clamp.requested}: {clamp.reason}" for clamp in clamps)
+    details: list[dict[str, JsonValue]] = [clamp.model_dump(mode="json") for clamp in clamps]
+    return LimitExceeded(f"{text} (on_limit is reject)", details)
+
+
+def _seeds(asked: GenerationRequest, task_id: str, songs: int) -> Iterator[int]:
+    """Given seeds first (-1 is none), then counting on from the last; otherwise drawn from the task id.
+
+    A redelivery therefore sings the same song, on whichever worker.
+    """
+    given = asked.seed
+    last = given[-1] if given else -1
+    for index in range(songs):
+        seed = given[index] if index < len(given) else last + index - len(given) + 1
+        unset = seed < 0 or last < 0 <= index - len(given)
+        yield _drawn(task_id, index) if unset else seed
+
+
+def _drawn(task_id: str, index: int) -> int:
+    digest = hashlib.sha256(f"{task_id}/{index}".encode()).digest()
+    return int.from_bytes(digest[:_SEED_BYTES])
+
+
+def _notes(asked: GenerationRequest, task: str) -> Iterator[str]:
+    if asked.thinking and task in _WITHOUT_LM:
+        yield f"thinking has no effect: the language model is skipped for {task}"
+    if asked.thinking and asked.audio_code_string:
+        yield "thinking has no effect: audio_code_string was given"
+    if asked.lora and (asked.analysis_only or asked.full_analysis_only):
+        yield "lora has no effect: an analysis makes no song"

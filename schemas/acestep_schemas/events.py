@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What subscribers hear: CloudEvents 1.0 with one typed ``data`` per state, as a union discriminated by ``type``.
+
+``Completed`` is also the manifest that lies beside the audio in S3.
+"""
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+from uuid import UUID, uuid5
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
+
+from acestep_schemas.request import GenerationRequest
+
+CONTENT_TYPE = "application/cloudevents+json"
+_NAMESPACE = UUID("6f0f7f6c-0f5b-5a0e-9a0e-3c1f1f0a7d15")
+
+
+class JobState(StrEnum):
+    """The states that a job's events announce."""
+
+    STARTED = "started"
+    PROGRESS = "progress"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    REJECTED = "rejected"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether no event follows this one."""
+        return self not in (JobState.STARTED, JobState.PROGRESS)
+
+
+class ErrorCode(StrEnum):
+    """Machine-readable reason in ``failed``, ``rejected``, ``cancelled`` and ``expired`` events."""
+
+    MESSAGE_TOO_LARGE = "message_too_large"
+    MALFORMED_BODY = "malformed_body"
+    INVALID_REQUEST = "invalid_request"
+    LIMIT_EXCEEDED = "limit_exceeded"
+    TASK_UNSUPPORTED = "task_unsupported"
+    MODEL_UNAVAILABLE = "model_unavailable"
+    LM_UNAVAILABLE = "lm_unavailable"
+    PLAN_FAILED = "plan_failed"
+    INPUT_NOT_ALLOWED = "input_not_allowed"
+    INPUT_UNREADABLE = "input_unreadable"
+    RENDER_FAILED = "render_failed"
+    RESOURCE_EXHAUSTED = "resource_exhausted"
+    EXECUTION_TIMEOUT = "execution_timeout"
+    ENGINE_CRASHED = "engine_crashed"
+    STORAGE_UNAVAILABLE = "storage_unavailable"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    INTERNAL = "internal_error"
+
+
+class Frozen(BaseModel):
+    """Base of everything here: immutable, and strict about unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Adjustment(Frozen):
+    """One value that policy changed, and why."""
+
+    field: str
+    requested: JsonValue
+    applied: JsonValue
+    reason: str
+
+
+class LimitsReport(Frozen):
+    """The limits that this message met."""
+
+    max_duration_s: int
+    max_batch_size: int
+
+
+class PolicyReport(Frozen):
+    """What the GPU tier's policy saw and did."""
+
+    tier: str
+    vram_gb: float
+    lm_loaded: bool
+    table_version: str
+    limits: LimitsReport
+    adjustments: tuple[Adjustment, ...] = ()
+
+
+class ModelChoice(Frozen):
+    """The DiT model that was asked for, and the one that sings."""
+
+    requested: str | None
+    used: str
+    fallback: bool
+
+
+class LmChoice(Frozen):
+    """The language model that planned this job."""
+
+    model: str
+    backend: Literal["vllm", "pt"]
+
+
+class Audio(Frozen):
+    """One song in S3. ``duration_s`` is seconds of sound, ``bytes`` and ``sha256`` are those of the object."""
+
+    uri: str
+    url: str | None = None
+    format: str
+    content_type: str
+    sample_rate: int
+    channels: int
+    duration_s: float
+    bytes: int
+    sha256: str
+    seed: int
+
+
+class Metas(Frozen):
+    """The musical metadata that the song was made with."""
+
+    bpm: int | None = None
+    duration: float | None = None
+    keyscale: str = ""
+    timesignature: str = ""
+    language: str = ""
+    caption: str = ""
+    lyrics: str = ""
+
+
+class Timings(Frozen):
+    """Seconds per stage; None where a stage did not run or could not be measured."""
+
+    queued: float | None = None
+    plan: float | None = None
+    render: float | None = None
+    encode: float | None = None
+    upload: float | None = None
+    total: float | None = None
+
+
+class ErrorReport(Frozen):
+    """Why a job ended without songs. ``details`` names fields and rules where there are any."""
+
+    code: ErrorCode
+    message: str
+    retryable: bool
+    attempts: int
+    details: tuple[dict[str, JsonValue], ...] = ()
+
+
+class Started(Frozen):
+    """Data of ``started``: the job is in a worker's hands and policy has been applied.
+
+    ``expected_s`` are the seconds that such a job took here before; None where there was none.
+    """
+
+    task_id: str
+    attempt: int
+    worker_id: str
+    model: ModelChoice
+    lm: LmChoice | None
+    policy: PolicyReport
+    expected_s: float | None = None
+
+
+class Progress(Frozen):
+    """Data of ``progress``: ``progress`` is 0 to 1 and never falls; ``sequence`` counts from 1 within an attempt.
+
+    ``remaining_s`` are the seconds that are still to come, as far as that can be told.
+    """
+
+    task_id: str
+    progress: Annotated[float, Field(ge=0, le=1)]
+    stage: str
+    sequence: int
+    remaining_s: float | None = None
+
+
+class Completed(Frozen):
+    """Data of ``completed``, and the manifest in S3.
+
+    ``audio_codes`` are the numbers of the codes that each song was made from, 5 a second; none without a plan of codes.
+    With them, the seeds and the metadata a song can be made again without the language model.
+    """
+
+    task_id: str
+    status: Literal["succeeded"] = "succeeded"
+    attempt: int
+    worker_id: str
+    finished_at: datetime
+    model: ModelChoice
+    lm: LmChoice | None
+    policy: PolicyReport
+    audios: tuple[Audio, ...]
+    request: GenerationRequest
+    metas: Metas
+    audio_codes: tuple[tuple[int, ...], ...] = ()
+    timings: Timings
+    warnings: tuple[str, ...] = ()
+
+
+class Unfinished(Frozen):
+    """Data of ``failed``, ``rejected``, ``cancelled`` and ``expired``."""
+
+    task_id: str
+    status: Literal["failed", "rejected", "cancelled", "expired"]
+    attempt: int
+    worker_id: str
+    finished_at: datetime
+    error: ErrorReport
+    policy: PolicyReport | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class Worker(Frozen):
+    """Data of a worker's own events. ``seconds_per_job`` is what its latest jobs took; None before the first."""
+
+    worker_id: str
+    state: Literal["ready", "draining", "stopped"]
+    prefetch: int
+    models: tuple[str, ...]
+    tier: str
+    vram_gb: float
+    in_hand: int = 0
+    seconds_per_job: float | None = None
+
+
+class CloudEvent(Frozen):
+    """The envelope, CloudEvents 1.0 in JSON structured mode. Subclasses fix ``type`` and ``data``.
+
+    ``traceparent`` is the extension for distributed tracing (W3C Trace Context); left out where there is no trace.
+    """
+
+    specversion: Literal["1.0"] = "1.0"
+    id: str
+    source: str
+    subject: str
+    time: datetime
+    datacontenttype: Literal["application/json"] = "application/json"
+    traceparent: str | None = None
+
+    def to_json(self) -> bytes:
+        """Return the message body."""
+        # An attribute without a value is left out: CloudEvents knows no null.
+        return self.model_dump_json(exclude={"traceparent"} if self.traceparent is None else None).encode()
+
+
+class _JobEvent(CloudEvent):
+    @property
+    def state(self) -> JobState:
+        """The job state that this event announces."""
+        return JobState(self.type_name.split(".")[2])
+
+    @property
+    def type_name(self) -> str:
+        """The CloudEvents ``type``; subclasses narrow the field to a literal."""
+        return str(getattr(self, "type"))  # noqa: B009 - the field exists on every subclass only
+
+    @property
+    def routing_key(self) -> str:
+        """``job.<state>.<task_id>``."""
+        return f"job.{self.state}.{self.subject}"
+
+
+class JobStarted(_JobEvent):
+    """``job.started``."""
+
+    type: Literal["acestep.job.started.v1"] = "acestep.job.started.v1"
+    data: Started
+
+    @classmethod
+    def of(cls, data: Started) -> Self:
+        """Wrap ``data``; another attempt is another event."""
+        return cls(**_envelope(data.task_id, f"started/{data.attempt}", data.worker_id, _now()), data=data)
+
+
+class JobProgress(_JobEvent):
+    """``job.progress``: may be lost, never comes after the terminal event."""
+
+    type: Literal["acestep.job.progress.v1"] = "acestep.job.progress.v1"
+    data: Progress
+
+    @classmethod
+    def of(cls, data: Progress, *, attempt: int, worker_id: str) -> Self:
+        """Wrap ``data``."""
+        return cls(**_envelope(data.task_id, f"progress/{attempt}/{data.sequence}", worker_id, _now()), data=data)
+
+
+class JobCompleted(_JobEvent):
+    """``job.completed``."""
+
+    type: Literal["acestep.job.completed.v1"] = "acestep.job.completed.v1"
+    data: Completed
+
+    @classmethod
+    def of(cls, data: Completed) -> Self:
+        """Wrap ``data``. The same manifest gives the same event, byte for byte, whoever publishes it."""
+        return cls(**_envelope(data.task_id, data.status, data.worker_id, data.finished_at), data=data)
+
+
+class JobFailed(_JobEvent):
+    """``job.failed``: it was started and could not be finished."""
+
+    type: Literal["acestep.job.failed.v1"] = "acestep.job.failed.v1"
+    data: Unfinished
+
+
+class JobRejected(_JobEvent):
+    """``job.rejected``: it was not started, because of what the message says."""
+
+    type: Literal["acestep.job.rejected.v1"] = "acestep.job.rejected.v1"
+    data: Unfinished
+
+
+class JobCancelled(_JobEvent):
+    """``job.cancelled``."""
+
+    type: Literal["acestep.job.cancelled.v1"] = "acestep.job.cancelled.v1"
+    data: Unfinished
+
+
+class JobExpired(_JobEvent):
+    """``job.expired``."""
+
+    type: Literal["acestep.job.expired.v1"] = "acestep.job.expired.v1"
+    data: Unfinished
+
+
+class WorkerEvent(CloudEvent):
+    """``worker.<state>``: a worker came, drains or left."""
+
+    type: Literal["acestep.worker.ready.v1", "acestep.worker.draining.v1", "acestep.worker.stopped.v1"]
+    data: Worker
+
+    @property
+    def routing_key(self) -> str:
+        """``worker.<state>.<worker_id>``."""
+        return f"worker.{self.data.state}.{self.data.worker_id}"
+
+    @classmethod
+    def of(cls, data: Worker) -> Self:
+        """Wrap ``data``; each announcement is an event of its own."""
+        now = _now()
+        envelope = _envelope(data.worker_id, f"{data.state}/{now.isoformat()}", data.worker_id, now)
+        return cls(**envelope, type=f"acestep.worker.{data.state}.v1", data=data)
+
+
+type_of_unfinished: dict[str, type[JobFailed | JobRejected | JobCancelled | JobExpired]] = {
+    "failed": JobFailed,
+    "rejected": JobRejected,
+    "cancelled": JobCancelled,
+    "expired": JobExpired,
+}
+
+JobEvent = JobStarted | JobProgress | JobCompleted | JobFailed | JobRejected | JobCancelled | JobExpired
+TerminalEvent = JobCompleted | JobFailed | JobRejected | JobCancelled | JobExpired
+Event = Annotated[JobEvent | WorkerEvent, Field(discriminator="type")]
+_EVENT: TypeAdapter[JobEvent | WorkerEvent] = TypeAdapter(Event)
+
+
+def unfinished_event(data: Unfinished) -> TerminalEvent:
+    """Wrap the data of a job that ended without songs in the event of its status."""
+    envelope = _envelope(data.task_id, data.status, data.worker_id, data.finished_at)
+    return type_of_unfinished[data.status](**envelope, data=data)
+
+
+def parse_event(body: bytes) -> JobEvent | WorkerEvent:
+    """Read one event. Raises pydantic's ``ValidationError`` when it is none of ours."""
+    return _EVENT.validate_json(body)
+
+
+def _envelope(subject: str, what: str, worker_id: str, time: datetime) -> dict[str, Any]:
+    """The id is derived from what the event says, so that a repeat can be recognised."""
+    return {
+        "id": str(uuid5(_NAMESPACE, f"{subject}/{what}")),
+        "source": f"/acestep-consumer/{worker_id}",
+        "subject": subject,
+        "time": time,
+    }
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

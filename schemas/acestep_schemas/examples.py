@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One message of each kind, for the documents and for whoever writes a producer. Built from the models, so valid."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, get_args
+
+from acestep_schemas.events import (
+    Adjustment,
+    Audio,
+    CloudEvent,
+    Completed,
+    ErrorCode,
+    ErrorReport,
+    JobCompleted,
+    JobEvent,
+    JobProgress,
+    JobStarted,
+    LimitsReport,
+    LmChoice,
+    Metas,
+    ModelChoice,
+    PolicyReport,
+    Progress,
+    Started,
+    TerminalEvent,
+    Timings,
+    Unfinished,
+    Worker,
+    WorkerEvent,
+    type_of_unfinished,
+    unfinished_event,
+)
+from acestep_schemas.request import GenerationRequest
+
+TASK_ID: Final = "order-4711"
+WORKER_ID: Final = "gpu-01-1"
+_BEGAN: Final = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
+_ENDED: Final = _BEGAN + timedelta(seconds=9)
+
+REQUEST: Final[dict[str, Any]] = {
+    "task_id": TASK_ID,
+    "prompt": "slow jazz, brushed drums, double bass",
+    "lyrics": "[inst]",
+    "audio_duration": 900,
+    "audio_format": "flac",
+    "thinking": True,
+    "seed": [42],
+}
+"""It asks for more seconds than any card sings, to show what ``policy`` says then."""
+
+_MODEL: Final = ModelChoice(requested=None, used="acestep-v15-turbo", fallback=False)
+_LM: Final = LmChoice(model="acestep-5Hz-lm-1.7B", backend="vllm")
+_POLICY: Final = PolicyReport(
+    tier="unlimited",
+    vram_gb=143.8,
+    lm_loaded=True,
+    table_version="acestep-1.5-2026-02",
+    limits=LimitsReport(max_duration_s=600, max_batch_size=8),
+    adjustments=(
+        Adjustment(field="audio_duration", requested=900, applied=600, reason="the tier's limit is 600 seconds"),
+    ),
+)
+_ERRORS: Final = {
+    "failed": (ErrorCode.RESOURCE_EXHAUSTED, "the card has too little memory for this job alone", True, ()),
+    "rejected": (
+        ErrorCode.INVALID_REQUEST,
+        "audio_format = midi: must be one of mp3, wav, wav32, flac, ogg, opus, aac",
+        False,
+        ({"field": "audio_format", "value": "midi", "rule": "must be one of mp3, wav, wav32, flac, ogg, opus, aac"},),
+    ),
+    "cancelled": (ErrorCode.CANCELLED, "cancelled on request", False, ()),
+    "expired": (ErrorCode.EXPIRED, "it waited longer than its deadline allows", True, ()),
+}
+
+
+def started() -> JobStarted:
+    """Return a ``started`` event."""
+    data = Started(
+        task_id=TASK_ID, attempt=1, worker_id=WORKER_ID, model=_MODEL, lm=_LM, policy=_POLICY, expected_s=9.0
+    )
+    return JobStarted.of(data).model_copy(update={"time": _BEGAN})
+
+
+def progress() -> JobProgress:
+    """Return a ``progress`` event."""
+    data = Progress(task_id=TASK_ID, progress=0.62, stage="render", sequence=7, remaining_s=3.4)
+    return JobProgress.of(data, attempt=1, worker_id=WORKER_ID).model_copy(update={"time": _BEGAN})
+
+
+def completed() -> JobCompleted:
+    """Return a ``completed`` event of one song."""
+    return JobCompleted.of(
+        Completed(
+            task_id=TASK_ID,
+            attempt=1,
+            worker_id=WORKER_ID,
+            finished_at=_ENDED,
+            model=_MODEL,
+            lm=_LM,
+            policy=_POLICY,
+            audios=(_audio(),),
+            request=GenerationRequest.model_validate({**REQUEST, "audio_duration": 600}),
+            metas=Metas(bpm=72, duration=600, keyscale="D minor", timesignature="4", language="unknown"),
+            audio_codes=((51_023, 7_344, 60_101),),
+            timings=Timings(queued=0.4, plan=3.2, render=4.1, encode=0.9, upload=0.3, total=8.6),
+        )
+    )
+
+
+def unfinished(status: Any) -> TerminalEvent:
+    """Return the terminal event of a job without songs: ``failed``, ``rejected``, ``cancelled`` or ``expired``."""
+    code, message, retryable, details = _ERRORS[status]
+    error = ErrorReport(code=code, message=message, retryable=retryable, attempts=1, details=details)
+    data = Unfinished(task_id=TASK_ID, status=status, attempt=1, worker_id=WORKER_ID, finished_at=_ENDED, error=error)
+    return unfinished_event(data)
+
+
+def worker() -> WorkerEvent:
+    """Return a worker's announcement."""
+    data = Worker(
+        worker_id=WORKER_ID,
+        state="ready",
+        prefetch=8,
+        models=("acestep-v15-turbo",),
+        tier=_POLICY.tier,
+        vram_gb=_POLICY.vram_gb,
+        in_hand=5,
+        seconds_per_job=8.6,
+    )
+    return WorkerEvent.of(data).model_copy(update={"time": _BEGAN, "id": "5d3e6a2e-9b1f-5c55-8c0b-6f1f3a0f7c11"})
+
+
+def events() -> dict[type[CloudEvent], CloudEvent]:
+    """Return an example for each kind of event; every kind has one."""
+    found: tuple[CloudEvent, ...] = (started(), progress(), completed(), *map(unfinished, type_of_unfinished), worker())
+    examples = {type(event): event for event in found}
+    return {kind: examples[kind] for kind in (*get_args(JobEvent), WorkerEvent)}
+
+
+def _audio() -> Audio:
+    return Audio(
+        uri=f"s3://acestep/jobs/{TASK_ID}/0.flac",
+        format="flac",
+        content_type="audio/flac",
+        sample_rate=48_000,
+        channels=2,
+        duration_s=600.0,
+        bytes=68_204_117,
+        sha256="9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+        seed=42,
+    )

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a field's value stands in a body: under which of its names, in which of the nested objects, and what is left.
+
+Nothing is dropped in silence: a field that nobody reads, and a value that another one outranks, become warnings.
+"""
+
+import re
+import reprlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Final
+
+from acestep_schemas.aliases import METAS, NO_COUNTERPART, PARAM_OBJ
+from acestep_schemas.strict_json import JsonRefused, loads
+
+# ACE-Step writes "N/A" for these where it knows nothing, and clients send that back.
+_METADATA: Final = frozenset({"bpm", "key_scale", "time_signature", "audio_duration"})
+_MAX_SHOWN: Final = 100
+_MAX_UNKNOWN: Final = 50
+_MAX_GUESSED: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A value and the path under which the sender wrote it, such as ``metas.keyscale``."""
+
+    path: str
+    value: object
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A nested object that cannot be read."""
+
+    field: str
+    value: object
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One object to look in. ``prefix`` is its path; ``repeated`` are keys that its text holds twice."""
+
+    prefix: str
+    values: Mapping[str, object]
+    repeated: tuple[str, ...] = ()
+
+
+class Lookup:
+    """A body, opened. ``names`` maps each field to its own name and its aliases, in the order of their rank."""
+
+    def __init__(self, body: Mapping[str, object], names: Mapping[str, tuple[str, ...]]) -> None:
+        self._names = names
+        self._owners = {name: field for field, own in names.items() for name in own}
+        self._containers = tuple(_containers(body))
+        opened = [_open(name, body[name]) for name in self._containers]
+        self.broken = tuple(part for part in opened if isinstance(part, Broken))
+        self._sources = (Source("", body), *(part for part in opened if isinstance(part, Source)))
+
+    def hits(self, field: str) -> tuple[Found, ...]:
+        """Every value given for a field; the first one counts."""
+        return tuple(
+            Found(source.prefix + name, source.values[name])
+            for source in self._sources
+            for name in self._names[field]
+            if name in source.values and not _absent(field, source.values[name])
+        )
+
+    def warnings(self) -> Iterator[str]:
+        """What was given and is not read."""
+        for source in self._sources:
+            for key in source.repeated:
+                yield f"'{shown(source.prefix + key)}' is given twice: the last one counts"
+        yield from self._outranked()
+        yield from self._without_counterpart()
+        yield from self._unknown()
+
+    def _outranked(self) -> Iterator[str]:
+        for field in self._names:
+            hits = self.hits(field)
+            ignored = [repr(hit.path) for hit in hits[1:] if hit.value != hits[0].value]
+            if ignored:
+                yield f"{', '.join(ignored)} is ignored: {hits[0].path!r} outranks it"
+
+    def _unread(self) -> Iterator[tuple[Source, str]]:
+        for source in self._sources:
+            for key in source.values:
+                if key not in self._owners and (source.prefix or not self._opened(key)):
+                    yield source, key
+
+    def _opened(self, key: str) -> bool:
+        """Whether a key of the body is a nested object that was read, or an empty one."""
+        return key in self._containers or (key in (PARAM_OBJ, *METAS) and _empty(self._sources[0].values[key]))
+
+    def _without_counterpart(self) -> Iterator[str]:
+        for source, key in self._unread():
+            if key in NO_COUNTERPART and not _blank(source.values[key]):
+                yield f"'{source.prefix}{key}' has no counterpart here and is ignored"
+
+    def _unknown(self) -> Iterator[str]:
+        unknown = [(source, key) for source, key in self._unread() if key not in NO_COUNTERPART]
+        for source, key in unknown[:_MAX_UNKNOWN]:
+            yield f"unknown field '{shown(source.prefix + key)}' is ignored{self._guess(key)}"
+        if len(unknown) > _MAX_UNKNOWN:
+            yield f"{len(unknown) - _MAX_UNKNOWN:,} more unknown fields are ignored"
+
+    def _guess(self, key: str) -> str:
+        """A suggestion, when a name is close; a long key is not worth the comparison."""
+        if key in METAS and self._containers:
+            return f": '{self._containers[-1]}' was read"
+        snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key[:_MAX_GUESSED]).lower()
+        close = get_close_matches(snake, self._owners, n=1, cutoff=0.8)
+        return f"; did you mean '{self._owners[close[0]]}'?" if close else ""
+
+
+def shown(value: object) -> str:
+    """At most 100 printable characters of a value, for messages to people."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, str):
+        return _brief(value)[:_MAX_SHOWN]
+    excerpt = value if len(value) <= _MAX_SHOWN else value[: _MAX_SHOWN - 1] + "…"
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in excerpt)[:_MAX_SHOWN]
+
+
+def _brief(value: object) -> str:
+    try:
+        return _REPR.repr(value)
+    except ValueError:  # Python prints no integer of thousands of digits
+        return "a very large number"
+
+
+def _brief_repr() -> reprlib.Repr:
+    brief = reprlib.Repr()
+    brief.maxstring = brief.maxother = brief.maxlong = 40
+    return brief
+
+
+_REPR: Final = _brief_repr()
+
+
+def _containers(body: Mapping[str, object]) -> Iterator[str]:
+    """The nested objects to look in: ``param_obj``, then one of the metadata objects."""
+    if not _empty(body.get(PARAM_OBJ)):
+        yield PARAM_OBJ
+    yield from [name for name in METAS if not _empty(body.get(name))][:1]
+
+
+def _open(name: str, value: object) -> Source | Broken:
+    repeated: tuple[str, ...] = ()
+    if isinstance(value, str):
+        try:
+            document = loads(value)
+        except JsonRefused as exc:
+            return Broken(name, value, f"must be an object, or JSON text of one: {exc}")
+        value, repeated = document.value, document.repeated
+    if not isinstance(value, Mapping):
+        return Broken(name, value, "must be an object, or JSON text of one")
+    return Source(f"{name}.", value, repeated)
+
+
+def _blank(value: object) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _empty(value: object) -> bool:
+    return _blank(value) or value == {}
+
+
+def _absent(field: str, value: object) -> bool:
+    if field in _METADATA and isinstance(value, str) and value.strip().upper() == "N/A":
+        return True
+    return _blank(value)

@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The request: one canonical model, and the reading of every body that ACE-Step 1.5's ``POST /release_task`` accepts.
+
+Only what would be nonsense on any machine is refused here. What depends on the GPU (duration, batch, model)
+is decided later, and reported.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Final, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails
+
+from acestep_schemas import coerce
+from acestep_schemas.aliases import ALIASES
+from acestep_schemas.lookup import Found, Lookup, shown
+
+TASK_ID_PATTERN: Final = r"^[A-Za-z0-9_-]{1,128}$"
+AudioFormat = Literal["mp3", "wav", "wav32", "flac", "ogg", "opus", "aac"]
+TaskType = Literal["text2music", "cover", "repaint", "extract", "lego", "complete"]
+
+Flag = Annotated[bool, BeforeValidator(coerce.boolean)]
+Integer = Annotated[int, BeforeValidator(coerce.integer)]
+Real = Annotated[float, BeforeValidator(coerce.real)]
+Text = Annotated[str, BeforeValidator(coerce.text)]
+OptionalText = Annotated[str | None, BeforeValidator(coerce.optional(coerce.text))]
+Name = Annotated[str | None, BeforeValidator(coerce.optional(coerce.trimmed))]
+Count = Annotated[int | None, BeforeValidator(coerce.optional(coerce.positive_integer))]
+Seconds = Annotated[float | None, BeforeValidator(coerce.optional(coerce.positive_real))]
+Seed = Annotated[int, Field(ge=-1, le=2**63 - 1)]
+Place = Annotated[str | None, BeforeValidator(coerce.optional(coerce.place))]
+_Word = BeforeValidator(coerce.word)
+_DAY: Final = 86_400
+
+
+class LoraChoice(BaseModel):
+    """A LoRA for this request alone, added to the DiT's weights ``scale`` times."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", title="LoraChoice")
+
+    path: Annotated[str, BeforeValidator(coerce.lora_path)] = Field(
+        max_length=1_024,
+        description="Safetensors: s3://bucket/key.safetensors, s3://bucket/folder/, or a name in the checkpoint "
+        "folder's loras/.",
+    )
+    scale: Real = Field(default=1.0, ge=-4, le=4, description="How strongly it is applied; 1 is as it was trained.")
+
+
+class GenerationRequest(BaseModel):
+    """One request for one or more songs, in ACE-Step's own field names.
+
+    None, and an empty text or list, mean "not given". Times are seconds.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", title="GenerationRequest")
+
+    task_id: Name = Field(
+        default=None,
+        pattern=TASK_ID_PATTERN,
+        description="Idempotency key. The message id stands in for it; without either, the worker makes one up.",
+    )
+    task_type: Annotated[TaskType, _Word] = Field(
+        default="text2music", description="What to do; turbo models know text2music, repaint and cover."
+    )
+    model: Name = Field(
+        default=None, max_length=256, description="The DiT model; the worker's primary model when not given."
+    )
+    lora: Annotated[LoraChoice | None, BeforeValidator(coerce.lora)] = Field(
+        default=None, description="A LoRA to sing with: an object of path and scale, or the path alone."
+    )
+    on_limit: Annotated[Literal["clamp", "reject"], _Word] = Field(
+        default="clamp", description="Over the GPU tier's limit: clamp to it and report that, or reject the request."
+    )
+    on_model_unavailable: Annotated[Literal["fallback", "fail"], _Word] = Field(
+        default="fallback", description="Model not loaded: use the primary one and report that, or fail."
+    )
+
+    queue_deadline_s: Seconds = Field(
+        default=None,
+        le=7 * _DAY,
+        description="Seconds that it may wait in the queue, from the message's timestamp; then it expires.",
+    )
+
+    prompt: Text = Field(default="", max_length=8_192, description="Description of the music.")
+    lyrics: Text = Field(
+        default="", max_length=32_768, description="Lyrics. None, [inst] and [instrumental] mean instrumental."
+    )
+    vocal_language: Annotated[str, BeforeValidator(coerce.language)] = Field(
+        default="en", json_schema_extra={"enum": list(coerce.LANGUAGES)}, description="Language of the lyrics."
+    )
+    bpm: Count = Field(default=None, le=10_000, description="Beats per minute; the model knows 30 to 300.")
+    key_scale: Annotated[str | None, BeforeValidator(coerce.optional(coerce.key_scale))] = Field(
+        default=None, pattern=r"^[A-G](#|b|♯|♭)? (major|minor)$", description="Key, such as C major or F# minor."
+    )
+    time_signature: Annotated[
+        Literal["2", "3", "4", "6"] | None, BeforeValidator(coerce.optional(coerce.time_signature))
+    ] = Field(default=None, description="Time signature: 2 is 2/4, 3 is 3/4, 4 is 4/4, 6 is 6/8.")
+    audio_duration: Seconds = Field(
+        default=None, le=_DAY, description="Seconds of music, 10 to 600 on the largest tier. 0 means not given."
+    )
+    batch_size: Integer = Field(default=1, ge=1, le=1_000, description="Songs in this request, 1 to 8.")
+    seed: Annotated[tuple[Seed, ...], BeforeValidator(coerce.seeds)] = Field(
+        default=(), max_length=1_000, description="A seed per song; -1, or none for a song, is random."
+    )
+    use_random_seed: Flag = Field(
+        default_factory=lambda found: not found["seed"],
+        description="Draw the seeds. True unless a seed is given: a given seed is honoured.",
+    )
+
+    inference_steps: Integer = Field(default=8, ge=1, le=200, description="Denoising steps.")
+    guidance_scale: Real = Field(
+        default=7.0, ge=0, le=30, description="Classifier-free guidance of the DiT; turbo models have theirs built in."
+    )
+    shift: Real = Field(default=3.0, gt=0, le=10, description="Shift of the diffusion times.")
+    timesteps: Annotated[tuple[float, ...] | None, BeforeValidator(coerce.optional(coerce.timesteps))] = Field(
+        default=None, max_length=200, description="Diffusion times from 1 down to 0, in place of steps and shift."
+    )
+    infer_method: Annotated[Literal["ode", "sde"], _Word] = Field(
+        default="ode", description="Sampler: ode is deterministic, sde adds noise at each step."
+    )
+    use_adg: Flag = Field(default=False, description="Adaptive dual guidance. There is none here; asking is reported.")
+    cfg_interval_start: Real = Field(default=0.0, ge=0, le=1, description="Where guidance sets in, as a share of time.")
+    cfg_interval_end: Real = Field(default=1.0, ge=0, le=1, description="Where guidance ends, as a share of time.")
+    use_tiled_decode: Flag = Field(default=True, description="Decode in tiles: much less memory, the same sound.")
+    audio_format: Annotated[AudioFormat, _Word] = Field(
+        default="mp3", description="File format; wav32 is 32-bit float, ogg and opus both mean Ogg/Opus."
+    )
+
+    src_audio_path: Place = Field(
+        default=None, max_length=2_048, description="Audio to cover, repaint or work on: s3://bucket/key or https://."
+    )
+    reference_audio_path: Place = Field(
+        default=None, max_length=2_048, description="Audio whose timbre to follow: s3://bucket/key or https://."
+    )
+    repainting_start: Real = Field(default=0.0, ge=0, le=_DAY, description="Where the repainted part begins.")
+    repainting_end: Seconds = Field(
+        default=None, le=_DAY, description="Where the repainted part ends; 0, -1 or none is the end of the audio."
+    )
+    audio_cover_strength: Real = Field(default=1.0, ge=0, le=1, description="How closely a cover follows its source.")
+    audio_code_string: Text = Field(
+        default="", max_length=256 * 1024, description="Semantic audio codes to render, in place of the LM's."
+    )
+    instruction: OptionalText = Field(
+        default=None, max_length=2_048, description="Instruction to the model; each task type has its own."
+    )
+    track_name: Name = Field(default=None, max_length=128, description="Track to extract or to add.")
+    track_classes: Annotated[tuple[Annotated[str, Field(max_length=128)], ...], BeforeValidator(coerce.names)] = Field(
+        default=(), max_length=64, description="Tracks to complete the music with."
+    )
+
+    thinking: Flag = Field(default=False, description="Let the LM write audio codes for the DiT to render.")
+    sample_mode: Flag = Field(default=False, description="Let the LM invent prompt, lyrics and metadata.")
+    sample_query: Text = Field(default="", max_length=8_192, description="What sample mode should be about.")
+    use_format: Flag = Field(default=False, description="Let the LM rewrite prompt and lyrics.")
+    analysis_only: Flag = Field(default=False, description="Return metadata, no audio.")
+    full_analysis_only: Flag = Field(default=False, description="Describe the source audio, no new audio.")
+    use_cot_caption: Flag = Field(default=True, description="Let the LM, when there is one, refine the prompt.")
+    use_cot_language: Flag = Field(default=True, description="Let the LM, when there is one, find the language.")
+    is_format_caption: Flag = Field(default=False, description="The prompt has been rewritten already.")
+    constrained_decoding: Flag = Field(default=True, description="Hold the LM's metadata to its grammar.")
+    constrained_decoding_debug: Flag = Field(default=False, description="Log the constrained decoding.")
+    allow_lm_batch: Flag = Field(default=True, description="Let the LM work on all songs of the request at once.")
+    lm_model_path: Name = Field(default=None, max_length=2_048, description="The 5Hz LM; else the worker's.")
+    lm_backend: Annotated[Literal["vllm", "pt"] | None, BeforeValidator(coerce.optional(coerce.lm_backend))] = Field(
+        default=None, description="What should run the LM; else what the worker has."
+    )
+    lm_temperature: Real = Field(default=0.85, ge=0, le=5, description="Sampling temperature of the LM.")
+    lm_cfg_scale: Real = Field(default=2.5, ge=0, le=30, description="Classifier-free guidance of the LM; 1 is off.")
+    lm_top_k: Integer = Field(default=0, ge=0, le=1_000_000, description="Sample among the k likeliest; 0 is off.")
+    lm_top_p: Real = Field(default=0.9, gt=0, le=1, description="Sample among the likeliest of this mass; 1 is off.")
+    lm_repetition_penalty: Real = Field(default=1.0, gt=0, le=10, description="Penalty on repetition; 1 is off.")
+    lm_negative_prompt: Text = Field(
+        default="NO USER INPUT", max_length=8_192, description="What the LM is guided away from."
+    )
+
+    @field_validator("cfg_interval_end")
+    @classmethod
+    def _after_the_start(cls, end: float, info: ValidationInfo) -> float:
+        if end < info.data.get("cfg_interval_start", 0):
+            raise ValueError("must not be below cfg_interval_start")
+        return end
+
+    @field_validator("repainting_end")
+    @classmethod
+    def _after_the_beginning(cls, end: float | None, info: ValidationInfo) -> float | None:
+        if end is not None and end <= info.data.get("repainting_start", 0):
+            raise ValueError("must be above repainting_start, or 0 for the end of the audio")
+        return end
+
+    @property
+    def instrumental(self) -> bool:
+        """Whether nobody sings."""
+        return self.lyrics.strip().lower() in ("", "[inst]", "[instrumental]")
+
+
+class FieldProblem(BaseModel):
+    """One field that breaks a rule. ``value`` is at most 100 characters of what was sent."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    field: str
+    value: str
+    rule: str
+
+
+class RequestInvalid(ValueError):
+    """The body breaks one or more rules; ``problems`` names all of them."""
+
+    def __init__(self, problems: tuple[FieldProblem, ...]) -> None:
+        super().__init__("; ".join(f"{p.field} = {p.value}: {p.rule}" for p in problems))
+        self.problems = problems
+
+
+_FIELDS: Final = GenerationRequest.model_fields
+_NAMES: Final = {field: (field, *ALIASES.get(field, ())) for field in _FIELDS}
+_FLAGS: Final = tuple(name for name, field in _FIELDS.items() if field.annotation is bool)
+_RULES: Final[dict[str, str]] = {
+    "extra_forbidden": "is not one of its fields",
+    "greater_than": "must be above {gt:,}",
+    "greater_than_equal": "must be at least {ge:,}",
+    "less_than_equal": "must be at most {le:,}",
+    "literal_error": "must be {expected}",
+    "missing": "must be given",
+    "model_type": "must be an object of path and scale, or the path alone",
+    "string_pattern_mismatch": "must match {pattern}",
+    "string_too_long": "must have at most {max_length:,} characters",
+    "string_unicode": "must be valid Unicode, without lone surrogates",
+    "too_long": "must have at most {max_length:,} entries",
+    "value_error": "{error}",
+}
+
+
+def parse_request(body: Mapping[str, object]) -> tuple[GenerationRequest, tuple[str, ...]]:
+    """Read a body, with ACE-Step's aliases, nesting and coercions; also return what was odd about it.
+
+    A field is looked up in the body, then in ``param_obj``, then in the first of ``metas``, ``meta``, ``metadata``,
+    ``user_metadata`` and ``userMetadata``, each time by its own name and then by its aliases. None and blank text
+    count as not given.
+
+    Raises:
+        RequestInvalid: with every field that breaks a rule, not the first alone.
+    """
+    lookup = Lookup(body, _NAMES)
+    given = {field: hits[0] for field in _NAMES if (hits := lookup.hits(field))}
+    problems = [FieldProblem(field=part.field, value=shown(part.value), rule=part.rule) for part in lookup.broken]
+    try:
+        request = GenerationRequest.model_validate({field: found.value for field, found in given.items()})
+    except ValidationError as exc:
+        raise RequestInvalid((*problems, *_problems(exc, given))) from None
+    if problems:
+        raise RequestInvalid(tuple(problems))
+    settled, seed_warnings = _settle_seed(request, given)
+    return settled, (*lookup.warnings(), *_rereadings(given, request), *seed_warnings)
+
+
+def read_task_id(body: Mapping[str, object]) -> str | None:
+    """The task id in a body that may be wrong in every other respect; None without a valid one."""
+    hits = Lookup(body, _NAMES).hits("task_id")
+    try:
+        return GenerationRequest(task_id=coerce.text(hits[0].value)).task_id if hits else None
+    except ValueError:
+        return None
+
+
+def request_json_schema() -> dict[str, Any]:
+    """The canonical request as JSON Schema (draft 2020-12); ``x-aliases`` holds the other names of a field."""
+    schema = GenerationRequest.model_json_schema()
+    for field, aliases in ALIASES.items():
+        schema["properties"][field]["x-aliases"] = list(aliases)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _problems(exc: ValidationError, given: Mapping[str, Found]) -> tuple[FieldProblem, ...]:
+    """One problem per field, in our words; the first finding of a list stands for the others."""
+    rules: dict[str, str] = {}
+    for error in exc.errors(include_url=False):
+        if error["type"] != "default_factory_not_called":  # follows from another field's problem
+            rules.setdefault(str(error["loc"][0]), _inner_name(error) + _rule(error))
+    return tuple(_problem(field, given[field], rule) for field, rule in rules.items())
+
+
+def _inner_name(error: ErrorDetails) -> str:
+    """The name of a part of the field, where it has parts with names."""
+    part = error["loc"][1:2]
+    return f"{shown(part[0])} " if part and isinstance(part[0], str) else ""
+
+
+def _rule(error: ErrorDetails) -> str:
+    """The rule with its bounds; an error that the table does not know keeps pydantic's words."""
+    if error["type"] not in _RULES:
+        return error["msg"]
+    return _RULES[error["type"]].format(**{name: _plain(bound) for name, bound in error.get("ctx", {}).items()})
+
+
+def _plain(bound: object) -> object:
+    return int(bound) if isinstance(bound, float) and bound.is_integer() else bound
+
+
+def _problem(field: str, found: Found, rule: str) -> FieldProblem:
+    where = "" if found.path == field else f" (written as {found.path})"
+    return FieldProblem(field=field, value=shown(found.value), rule=rule + where)
+
+
+def _settle_seed(request: GenerationRequest, given: Mapping[str, Found]) -> tuple[GenerationRequest, tuple[str, ...]]:
+    """Make ``use_random_seed`` and ``seed`` agree: random exactly when there is no seed."""
+    if request.use_random_seed and request.seed:
+        path = given["use_random_seed"].path
+        return request.model_copy(update={"seed": ()}), (f"'seed' is ignored because {path!r} is true",)
+    if not request.use_random_seed and not request.seed:
+        path = given["use_random_seed"].path
+        warning = f"{path!r} is false but no seed is given: one is drawn and reported"
+        return request.model_copy(update={"use_random_seed": True}), (warning,)
+    return request, ()
+
+
+def _rereadings(given: Mapping[str, Found], request: GenerationRequest) -> Iterator[str]:
+    """Values that were read as something else than what they say."""
+    for flag in _FLAGS:
+        if flag in given and isinstance(given[flag].value, str):
+            yield from _odd_flag(given[flag])
+    if request.vocal_language == "unknown" and coerce.word(given["vocal_language"].value) != "unknown":
+        yield f"language {shown(given['vocal_language'].value)!r} is not one the model knows: 'unknown' is used"
+    if "lm_backend" in given and coerce.word(given["lm_backend"].value) == "mlx":
+        yield "LM backend 'mlx' has no counterpart here: 'pt' is used"
+
+
+def _odd_flag(found: Found) -> Iterator[str]:
+    written = coerce.word(found.value)
+    if written not in coerce.TRUE_WORDS | coerce.FALSE_WORDS:
+        hint = "; the file format is 'audio_format'" if written in get_args(AudioFormat) else ""
+        yield f"{found.path!r} is {shown(found.value)!r}, which is read as false{hint}"
