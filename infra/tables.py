@@ -4,8 +4,8 @@
 import re
 from pathlib import Path
 
+from acestep_consumer.config.settings import describe
 from acestep_consumer.policy.tiers import BUILT_IN, Tier
-from acestep_consumer.settings import describe
 
 README = Path(__file__).parents[1] / "README.md"
 JAPANESE = Path(__file__).parent / "README.ja.md"

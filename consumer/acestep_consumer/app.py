@@ -16,48 +16,47 @@ from pathlib import Path
 
 import structlog
 
-from acestep_consumer.announcements import Announcements
-from acestep_consumer.attempts import Ledger
-from acestep_consumer.broker.ack_timeout import ack_timeout_warning
 from acestep_consumer.broker.connection import Link
 from acestep_consumer.broker.consumer import Consumer
-from acestep_consumer.broker.faults import BrokerRefused
+from acestep_consumer.broker.errors import BrokerRefused
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.broker.tier_queues import TierQueues
-from acestep_consumer.chronicle import Chronicle
-from acestep_consumer.commands.exits import Exit
-from acestep_consumer.control import Control
-from acestep_consumer.disk import POLL_S, Disk, WatchedInputs, WatchedRenderer
+from acestep_consumer.broker.versions import ack_timeout_warning
+from acestep_consumer.config.exit_codes import Exit
+from acestep_consumer.config.logs import set_log_level, set_up_logs
+from acestep_consumer.config.settings import Settings, SettingsError
+from acestep_consumer.domain.errors import ConsumerError, DiskFull, StorageUnavailable
+from acestep_consumer.domain.ports import Delivery, Routes
 from acestep_consumer.engine.engines import Engines
+from acestep_consumer.engine.interface import EngineSet
 from acestep_consumer.engine.supervisor import EngineUnusable
-from acestep_consumer.engine_set import EngineSet
-from acestep_consumer.errors import ConsumerError, DiskFull, StorageUnavailable
-from acestep_consumer.eta import CostModel
-from acestep_consumer.health import Health
-from acestep_consumer.inputs import AllowedInputs
-from acestep_consumer.intake import Intake
-from acestep_consumer.obituary import Obituary
-from acestep_consumer.objects import Objects
-from acestep_consumer.observation import Observation
-from acestep_consumer.patience import Patience, PatientAttempts, PatientInputs, PatientStore
+from acestep_consumer.execution.eta import CostModel
+from acestep_consumer.execution.retries import Trials
+from acestep_consumer.execution.scratch import scratch_root
+from acestep_consumer.execution.tier_forwarding import ByTier, StayHere
+from acestep_consumer.inputs.fetch import AllowedInputs
+from acestep_consumer.observability.http import Health
+from acestep_consumer.observability.job_stats import Chronicle, JobTally, Refusals
+from acestep_consumer.observability.tracing import set_up_tracing
 from acestep_consumer.pipeline import Pipeline, Ports, Rules
-from acestep_consumer.policy.routing import queue_names
+from acestep_consumer.policy.tier_choice import queue_names
 from acestep_consumer.policy.tiers import TierTableError, load_table
-from acestep_consumer.ports import Delivery, Routes
-from acestep_consumer.reload import Reloader
-from acestep_consumer.routing import ByTier, StayHere
-from acestep_consumer.s3 import S3Connection, S3Refused
-from acestep_consumer.scratch import scratch_root
-from acestep_consumer.settings import Settings, SettingsError
-from acestep_consumer.signals import Signals
-from acestep_consumer.storage import S3Store
-from acestep_consumer.tally import JobTally, Refusals
-from acestep_consumer.telemetry import set_log_level, set_up_logs
-from acestep_consumer.tracing import set_up_tracing
-from acestep_consumer.trials import Trials
+from acestep_consumer.storage.attempts import Ledger
+from acestep_consumer.storage.disk import POLL_S, Disk, WatchedInputs, WatchedRenderer
+from acestep_consumer.storage.objects import Objects
+from acestep_consumer.storage.outage import Patience, PatientAttempts, PatientInputs, PatientStore
+from acestep_consumer.storage.results import S3Store
+from acestep_consumer.storage.s3_client import S3Connection, S3Refused
+from acestep_consumer.worker.announcements import Announcements
+from acestep_consumer.worker.control import Control
+from acestep_consumer.worker.expirations import Obituary
+from acestep_consumer.worker.intake import Intake
+from acestep_consumer.worker.readiness import Observation
+from acestep_consumer.worker.reload import Reloader
+from acestep_consumer.worker.signals import Signals
 
 S3_PATIENCE_S = 10.0
-"""Then it is an outage, and work in hand waits for its end (``acestep_consumer.patience``)."""
+"""Then it is an outage, and work in hand waits for its end (``acestep_consumer.storage.outage``)."""
 
 STORAGE, DISK = "storage", "disk"
 """Reasons to take nothing new."""

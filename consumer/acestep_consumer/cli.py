@@ -17,12 +17,12 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from acestep_consumer import settings as settings_module
-from acestep_consumer.commands.exits import Exit, listed
-from acestep_consumer.settings import Settings, SettingsError
+from acestep_consumer.config import settings as settings_module
+from acestep_consumer.config.exit_codes import Exit, listed
+from acestep_consumer.config.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
-    from acestep_consumer.commands.dead import Choice
+    from acestep_consumer.commands.dead.run import Choice
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -305,9 +305,9 @@ def plan(
 
     `ACESTEP_QUEUE_WORKERS=auto` finds the number of workers while it works; this command says where that will end.
     """
-    from acestep_consumer.commands import plan as command  # noqa: PLC0415 - see run
-    from acestep_consumer.commands.survey import Question  # noqa: PLC0415 - as above
-    from acestep_consumer.formats import FORMATS  # noqa: PLC0415 - as above
+    from acestep_consumer.audio.formats import FORMATS  # noqa: PLC0415 - as above
+    from acestep_consumer.commands.plan import run as command  # noqa: PLC0415 - see run
+    from acestep_consumer.commands.plan.survey import Question  # noqa: PLC0415 - as above
 
     if audio_format not in FORMATS:
         raise typer.BadParameter(f"--format {audio_format}: choose one of {', '.join(FORMATS)}")
@@ -337,7 +337,7 @@ def doctor(
     clocks; the card and its tier; models on disk; encoders; the scratch folder; the port. Nothing is changed and no
     model is loaded. Exit code 0: a worker can start here. 6: something failed.
     """
-    from acestep_consumer.commands import doctor as command  # noqa: PLC0415 - see run
+    from acestep_consumer.commands.doctor import run as command  # noqa: PLC0415 - see run
 
     _await(command.doctor(as_json=as_json))
 
@@ -356,7 +356,7 @@ def status(
     minutes. Without it, that is known only as far as events tell while this command listens: `--sample 60` hears more.
     With ACESTEP_ROUTE_BY_TIER, what waits for larger cards is told by tier.
     """
-    from acestep_consumer.commands import status as command  # noqa: PLC0415 - see run
+    from acestep_consumer.commands.status import run as command  # noqa: PLC0415 - see run
 
     order = command.Order(watch=watch, sample_s=sample, every_s=every, as_json=as_json)
     _await(command.status(_settings(), order, note))
@@ -376,7 +376,7 @@ def top(
     It reads the worker's own `/metrics` and `/readyz`, every second, until Ctrl-C. Rates are those of the last minute,
     or since this command began. Workers of a fleet (`run --gpus`) have ports that count up: `--url http://host:8081`.
     """
-    from acestep_consumer.commands import top as command  # noqa: PLC0415 - see run
+    from acestep_consumer.commands.top import run as command  # noqa: PLC0415 - see run
 
     try:
         address = command.address_of(_settings().worker) if url is None else command.completed(url)
@@ -393,8 +393,8 @@ def tiny_checkpoint(
 ) -> None:
     """Write small models with random weights: real code, no music. Use as ACESTEP_CHECKPOINT_DIR."""
     try:
-        from acestep_consumer.engine import tiny_checkpoint as dit  # noqa: PLC0415 - needs torch
-        from acestep_consumer.engine import tiny_lm as lm  # noqa: PLC0415 - as above
+        from acestep_consumer.engine.testing import tiny_checkpoint as dit  # noqa: PLC0415 - needs torch
+        from acestep_consumer.engine.testing import tiny_lm as lm  # noqa: PLC0415 - as above
     except ImportError as error:
         note.print(f"{error.name} is missing: pip install 'acestep-consumer[engine]'")
         raise typer.Exit(Exit.USAGE) from error
@@ -415,7 +415,7 @@ def dead_list(
     Nothing is removed and the order stays. They are taken for the time of the look and put back; the broker marks them
     as redelivered, which changes nothing.
     """
-    from acestep_consumer.commands import dead as command  # noqa: PLC0415 - see run
+    from acestep_consumer.commands.dead import run as command  # noqa: PLC0415 - see run
 
     choice = _choice(None, code, since)
     raise typer.Exit(command.show_list(_settings(), choice, note, limit=limit, as_json=as_json))
@@ -427,7 +427,7 @@ def dead_show(
     as_json: Annotated[bool, typer.Option("--json", help="one line of JSON each, in place of an indented one")] = False,
 ) -> None:
     """Print a dead letter in full as JSON: why, properties, headers, body. Secrets are masked."""
-    from acestep_consumer.commands import dead as command  # noqa: PLC0415 - see run
+    from acestep_consumer.commands.dead import run as command  # noqa: PLC0415 - see run
 
     raise typer.Exit(command.show_one(_settings(), _choice(task_id, None, None), note, as_json=as_json))
 
@@ -446,7 +446,7 @@ def dead_requeue(
     stops with 3, and the others stay. A deadline in the queue (`expiration`) is not set again. The job ends a second
     time then: after the terminal event that it had comes another one.
     """
-    from acestep_consumer.commands import dead as command  # noqa: PLC0415 - see run
+    from acestep_consumer.commands.dead import run as command  # noqa: PLC0415 - see run
 
     chosen = _chosen(task_id, code, since, everything=everything)
     raise typer.Exit(command.requeue(_settings(), chosen, note, as_json=as_json))
@@ -462,7 +462,7 @@ def dead_purge(
     as_json: Annotated[bool, typer.Option("--json", help="one line of JSON each, as `dead list` prints it")] = False,
 ) -> None:
     """Remove dead letters for good, after a question that says how many."""
-    from acestep_consumer.commands import dead as command  # noqa: PLC0415 - see run
+    from acestep_consumer.commands.dead import run as command  # noqa: PLC0415 - see run
 
     chosen = _chosen(task_id, code, since, everything=everything)
     raise typer.Exit(command.purge(_settings(), chosen, note, None if yes else _agree, as_json=as_json))
@@ -485,7 +485,7 @@ def _chosen(task_id: str | None, code: str | None, since: str | None, *, everyth
 
 
 def _choice(task_id: str | None, code: str | None, since: str | None) -> "Choice":
-    from acestep_consumer.commands.dead import CODES, Choice, read_since  # noqa: PLC0415 - see run
+    from acestep_consumer.commands.dead.run import CODES, Choice, read_since  # noqa: PLC0415 - see run
 
     if code is not None and code not in CODES:
         raise typer.BadParameter(f"--code {code}: choose one of {', '.join(CODES)}")

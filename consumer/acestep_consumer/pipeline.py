@@ -9,23 +9,29 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from acestep_consumer.cancelling import unless_cancelled
-from acestep_consumer.case import Case
-from acestep_consumer.chronicle import Chronicle
-from acestep_consumer.deadline import check_queue_deadline, deadline
-from acestep_consumer.ending import Kept
-from acestep_consumer.errors import Interrupted, StorageUnavailable
-from acestep_consumer.job import NO_SONGS, Job
-from acestep_consumer.narrator import Narrator
-from acestep_consumer.outcome import Outcome, known, manifest, told, untold
+from acestep_consumer.concurrency.locks import Turns
+from acestep_consumer.domain.errors import Interrupted, StorageUnavailable
+from acestep_consumer.domain.job import NO_SONGS, Job
+from acestep_consumer.domain.outcome import Kept, Outcome, known, manifest, told, untold
+from acestep_consumer.domain.ports import (
+    Cancellations,
+    Delivery,
+    Events,
+    Inputs,
+    Planner,
+    Renderer,
+    Report,
+    Routes,
+    Store,
+)
+from acestep_consumer.execution.cancel_scope import check_queue_deadline, deadline, unless_cancelled
+from acestep_consumer.execution.context import Case, Witness
+from acestep_consumer.execution.progress import Narrator
+from acestep_consumer.execution.retries import Trials
+from acestep_consumer.execution.scratch import scratch_folder
+from acestep_consumer.observability.job_stats import Chronicle
+from acestep_consumer.observability.tracing import Stopwatch, job_span
 from acestep_consumer.policy.admit import Limits, admit
-from acestep_consumer.ports import Cancellations, Delivery, Events, Inputs, Planner, Renderer, Report, Routes, Store
-from acestep_consumer.scratch import scratch_folder
-from acestep_consumer.stopwatch import Stopwatch
-from acestep_consumer.tracing import job_span
-from acestep_consumer.trials import Trials
-from acestep_consumer.turns import Turns
-from acestep_consumer.witness import Witness
 from acestep_schemas.events import Completed
 
 

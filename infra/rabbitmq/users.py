@@ -171,7 +171,7 @@ def _arguments() -> argparse.Namespace:
     roles = "\n".join(f"  {name:11} {role.about}" for name, role in ROLES.items())
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").split("\n\n")[0],
-        epilog=f"roles:\n{roles}\n\nA program that submits and waits for events, as acestep_consumer.client does, is both: "
+        epilog=f"roles:\n{roles}\n\nA program that submits and waits for events, as the Python client does, is both: "
         "app=producer+subscriber.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

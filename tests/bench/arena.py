@@ -15,9 +15,9 @@ import aio_pika
 from aio_pika.exceptions import AMQPError
 
 from acestep_consumer.broker.connection import Link
-from acestep_consumer.broker.faults import BrokerRefused
+from acestep_consumer.broker.errors import BrokerRefused
 from acestep_consumer.broker.topology import EVENTS, GENERATE, UNROUTED
-from acestep_consumer.settings import Settings, load
+from acestep_consumer.config.settings import Settings, load
 from tests.bench.chore import AUDIO, request_fields, s3_client
 from tests.bench.tap import Lap
 

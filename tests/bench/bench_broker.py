@@ -29,7 +29,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from acestep_consumer.settings import SettingsError
+from acestep_consumer.config.settings import SettingsError
 from tests.bench.arena import Arena, BenchError
 from tests.bench.overhead import Overhead, Plan, overhead
 

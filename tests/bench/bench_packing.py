@@ -23,10 +23,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from acestep_consumer.engine import tiny_checkpoint
 from acestep_consumer.engine.messages import Render
-from acestep_consumer.engine.renderer.booth import Booth
-from acestep_consumer.engine.renderer.song import Song
+from acestep_consumer.engine.renderer.model_runner import Booth
+from acestep_consumer.engine.renderer.sample import Song
+from acestep_consumer.engine.testing import tiny_checkpoint
 from tests.support.stage import Stage, open_booths, order_for
 
 GOAL = 1.0

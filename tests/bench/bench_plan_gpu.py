@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from acestep_consumer.domain.job import Job, Request
+from acestep_consumer.engine.adapters import PlannerSupervisor
 from acestep_consumer.engine.messages import ConfigurePlanner
-from acestep_consumer.engine.planning import PlannerSupervisor
-from acestep_consumer.engine.tiny_lm import make_tokenizer
-from acestep_consumer.job import Job, Request
+from acestep_consumer.engine.testing.tiny_lm import make_tokenizer
 from acestep_consumer.policy.admit import admit
 from acestep_schemas.events import LmChoice
 from acestep_schemas.request import parse_request

@@ -20,13 +20,13 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from acestep_consumer.engine import tiny_lm
+from acestep_consumer.domain.job import Job, Plan, Request
+from acestep_consumer.engine.adapters import PlannerSupervisor
 from acestep_consumer.engine.messages import ConfigurePlanner
-from acestep_consumer.engine.planner.desk import Desk
+from acestep_consumer.engine.planner.engine_loop import Desk
 from acestep_consumer.engine.planner.loading import load
-from acestep_consumer.engine.planner.writer import Writer
-from acestep_consumer.engine.planning import PlannerSupervisor
-from acestep_consumer.job import Job, Plan, Request
+from acestep_consumer.engine.planner.planning import Writer
+from acestep_consumer.engine.testing import tiny_lm
 from acestep_consumer.policy.admit import admit
 from acestep_schemas.events import LmChoice
 from acestep_schemas.request import parse_request

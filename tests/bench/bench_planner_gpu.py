@@ -221,7 +221,7 @@ def _open_pt(folder: Path, size: str, arguments: argparse.Namespace) -> Arena:
     from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415 - as long as the others' imports
 
     from acestep_consumer.engine.planner.transformers_backend import TransformersBackend  # noqa: PLC0415
-    from acestep_consumer.engine.tiny_lm import make_tokenizer  # noqa: PLC0415
+    from acestep_consumer.engine.testing.tiny_lm import make_tokenizer  # noqa: PLC0415
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = AutoConfig.from_pretrained(folder)
@@ -353,9 +353,9 @@ class Watch:
 
 def check(folder: Path, arguments: argparse.Namespace) -> int:
     """Codes and texts of the tiny model, many together, joining at odd times: pairs in step and grammar held."""
-    from acestep_consumer.engine import tiny_lm  # noqa: PLC0415 - needs transformers
     from acestep_consumer.engine.planner.tokens import LmTokens  # noqa: PLC0415
     from acestep_consumer.engine.planner.vllm_backend import open_vllm  # noqa: PLC0415
+    from acestep_consumer.engine.testing import tiny_lm  # noqa: PLC0415 - needs transformers
 
     model = tiny_lm.write(folder)
     tokens = LmTokens.load(model)

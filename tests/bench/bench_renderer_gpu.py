@@ -24,14 +24,14 @@ import torch
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as record
 
-from acestep_consumer.engine import tiny_checkpoint
-from acestep_consumer.engine.renderer import studio
-from acestep_consumer.engine.renderer.arguments import Arguments
-from acestep_consumer.engine.renderer.batcher import Batcher
-from acestep_consumer.engine.renderer.graphs import GraphedFlow
-from acestep_consumer.engine.renderer.rehearsal import rehearsal
-from acestep_consumer.engine.renderer.take import Watch
-from acestep_consumer.settings import EngineSettings
+from acestep_consumer.config.settings import EngineSettings
+from acestep_consumer.engine.renderer import startup
+from acestep_consumer.engine.renderer.batch_request import Watch
+from acestep_consumer.engine.renderer.cuda_graphs import GraphedFlow
+from acestep_consumer.engine.renderer.model_runner import rehearsal
+from acestep_consumer.engine.renderer.pipeline_arguments import Arguments
+from acestep_consumer.engine.renderer.scheduler import Batcher
+from acestep_consumer.engine.testing import tiny_checkpoint
 from tests.bench import full_size
 
 MIXED = (30, 60, 90, 120, 150, 180, 210, 240, 270, 300)
@@ -212,7 +212,7 @@ def measure_all(asked: argparse.Namespace, folder: Path, model: str) -> None:
 
     device = "cpu" if asked.tiny else "cuda"
     settings = EngineSettings(checkpoint_dir=folder, config_path=model, device=device, max_vram_gb=asked.vram)
-    opened = studio.open_studio(settings, say)
+    opened = startup.open_studio(settings, say)
     batcher = opened.batcher
     say(f"ready: {opened.report.attention}, compiled={opened.report.compiled}, {batcher.means}, {opened.footprint}")
     peak = 0.0 if asked.tiny else matrix_peak()

@@ -47,12 +47,12 @@ import aio_pika
 from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
 
 from acestep_consumer.broker.connection import Link
-from acestep_consumer.broker.faults import BrokerRefused
+from acestep_consumer.broker.errors import BrokerRefused
 from acestep_consumer.broker.topology import GENERATE
 from acestep_consumer.client import Client, ClientError
-from acestep_consumer.fleet import census, gpus
-from acestep_consumer.settings import Settings, SettingsError, load
-from acestep_consumer.telemetry import set_up_logs
+from acestep_consumer.config.logs import set_up_logs
+from acestep_consumer.config.settings import Settings, SettingsError, load
+from acestep_consumer.multi_gpu import device_count, selection
 from acestep_schemas.events import Completed, JobCompleted, JobProgress, JobStarted, Unfinished, WorkerEvent
 from infra.local.ports import LOOPBACK
 from infra.local.process import Process, ProcessId, ServerError, tail
@@ -561,10 +561,10 @@ def _crew(text: str, arguments: argparse.Namespace) -> Crew:
     jobs = int(workers) if workers else arguments.workers
     if chosen == NO_GPUS:
         return Crew(NO_GPUS, jobs, 1)
-    environ = gpus.ordered(os.environ)
+    environ = selection.ordered(os.environ)
     try:
-        found = gpus.choose(gpus.parse(chosen), gpus.visible(census.take(environ), environ))
-    except (gpus.BadChoice, gpus.GpuMissing, census.CensusFailed) as error:
+        found = selection.choose(selection.parse(chosen), selection.visible(device_count.take(environ), environ))
+    except (selection.BadChoice, selection.GpuMissing, device_count.CensusFailed) as error:
         raise BenchError(str(error)) from error
     return Crew(chosen, jobs, len(found))
 
@@ -617,7 +617,7 @@ def _write(what: str, folder: Path, arguments: argparse.Namespace) -> None:
     name = DIT if what == "dit" else _lm_name(arguments)
     if (folder / name).exists():
         return
-    from acestep_consumer.engine import tiny_checkpoint, tiny_lm  # noqa: PLC0415 - torch: in the writers' processes only
+    from acestep_consumer.engine.testing import tiny_checkpoint, tiny_lm  # noqa: PLC0415 - needs torch
     from tests.bench import full_size  # noqa: PLC0415 - as above
     from tests.bench.bench_plan_gpu import write_model  # noqa: PLC0415 - as above
 

@@ -21,16 +21,16 @@ from typing import TYPE_CHECKING, Any
 import boto3
 from botocore.config import Config
 
+from acestep_consumer.domain.job import Rendering, Sources, StoredObject, Track
+from acestep_consumer.domain.outcome import Scene, manifest
 from acestep_consumer.engine.planner.direct import DirectPlanner
-from acestep_consumer.job import Rendering, Sources, StoredObject, Track
-from acestep_consumer.outcome import Scene, manifest
 from acestep_schemas.events import CONTENT_TYPE, JobCompleted, Timings
 from tests.support.admission import admitted_job
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-    from acestep_consumer.settings import Settings
+    from acestep_consumer.config.settings import Settings
 
 AUDIO = random.Random(64).randbytes(64 << 10)  # noqa: S311 - noise, not a secret
 AUDIO_SHA256 = hashlib.sha256(AUDIO).hexdigest()

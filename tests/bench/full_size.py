@@ -14,7 +14,7 @@ from diffusers.pipelines.ace_step.modeling_ace_step import (
 )
 from transformers import Qwen3Config, Qwen3Model
 
-from acestep_consumer.engine import tiny_checkpoint
+from acestep_consumer.engine.testing import tiny_checkpoint
 
 _LATENT = 64
 _HEADS: dict[str, Any] = {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}

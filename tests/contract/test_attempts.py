@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 import boto3
 import pytest
 
-from acestep_consumer.attempts import Ledger
-from acestep_consumer.objects import Objects
-from acestep_consumer.s3 import S3Connection
-from acestep_consumer.settings import StorageSettings
+from acestep_consumer.config.settings import StorageSettings
+from acestep_consumer.storage.attempts import Ledger
+from acestep_consumer.storage.objects import Objects
+from acestep_consumer.storage.s3_client import S3Connection
 from infra.local.s3 import SeaweedFS
 
 FIRST = "a" * 32

@@ -14,7 +14,7 @@ from acestep_consumer.broker.consumer import Consumer
 from acestep_consumer.broker.delivery import AlreadySettledError, Delivery, Reply
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE
-from acestep_consumer.errors import MalformedBody, Verdict
+from acestep_consumer.domain.errors import MalformedBody, Verdict
 from tests.support.broker import Peer, broker_settings, until
 from tests.support.fakes import FakeDelivery
 from tests.support.waiting import eventually
@@ -22,7 +22,7 @@ from tests.support.waiting import eventually
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from acestep_consumer import ports
+    from acestep_consumer.domain import ports
 
 REASON = MalformedBody("no")
 

@@ -12,7 +12,7 @@ from acestep_consumer.broker import publisher as publisher_module
 from acestep_consumer.broker.connection import Link
 from acestep_consumer.broker.delivery import Reply
 from acestep_consumer.broker.publisher import Publisher
-from acestep_consumer.errors import Unpublished
+from acestep_consumer.domain.errors import Unpublished
 from acestep_schemas.events import parse_event
 from tests.support.broker import Peer, broker_settings, failed_event, progress_event
 from tests.support.fakes import FakeEvents
@@ -21,7 +21,7 @@ from tests.support.proxy import Proxy
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from acestep_consumer import ports
+    from acestep_consumer.domain import ports
     from acestep_schemas.events import JobEvent, WorkerEvent
 
 REPLY_TO = "answers"

@@ -9,15 +9,14 @@ from pathlib import Path
 import boto3
 import pytest
 
-from acestep_consumer.ending import Kept
-from acestep_consumer.errors import StorageUnavailable
-from acestep_consumer.job import StoredObject
-from acestep_consumer.objects import PART_BYTES, Objects
-from acestep_consumer.outcome import told
-from acestep_consumer.ports import Store
-from acestep_consumer.s3 import S3Connection
-from acestep_consumer.settings import StorageSettings
-from acestep_consumer.storage import S3Store
+from acestep_consumer.config.settings import StorageSettings
+from acestep_consumer.domain.errors import StorageUnavailable
+from acestep_consumer.domain.job import StoredObject
+from acestep_consumer.domain.outcome import Kept, told
+from acestep_consumer.domain.ports import Store
+from acestep_consumer.storage.objects import PART_BYTES, Objects
+from acestep_consumer.storage.results import S3Store
+from acestep_consumer.storage.s3_client import S3Connection
 from infra.local.s3 import SeaweedFS
 from tests.support.fake_store import FakeStore
 from tests.support.jobs import make_failure, make_job, make_manifest, make_rendering, make_track

@@ -13,14 +13,14 @@ import pytest
 from aio_pika.exceptions import DeliveryError
 
 from acestep_consumer.broker.connection import Link
-from acestep_consumer.broker.faults import BrokerRefused
+from acestep_consumer.broker.errors import BrokerRefused
 from acestep_consumer.broker.management import vhost_of
 from acestep_consumer.broker.topology import CAPACITY, GENERATE, capacity_policy, topology
 from tests.support.broker import Peer, broker_settings, until
 from tests.support.command import run_command
 
 if TYPE_CHECKING:
-    from acestep_consumer.settings import BrokerSettings
+    from acestep_consumer.config.settings import BrokerSettings
     from infra.local.rabbitmq import RabbitMQ
     from tests.support.servers import ManagementApi
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from acestep_consumer.domain.errors import EngineCrashed
 from acestep_consumer.engine.supervisor import EngineState
-from acestep_consumer.errors import EngineCrashed
 from tests.support.engines import Diary, meet, render, supervised
 from tests.support.waiting import eventually
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from acestep_consumer.errors import EngineCrashed
+from acestep_consumer.domain.errors import EngineCrashed
 from tests.support.broker import Peer
 from tests.support.ear import Ear
 from tests.support.engines import ONE_MODEL, Diary, at_work, ends, meet, render, signal_engine, state_of, supervised

@@ -5,11 +5,10 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
+from acestep_consumer.config.settings import EngineSettings
+from acestep_consumer.domain.job import Plan, Sources
+from acestep_consumer.engine.adapters import PlannerSupervisor, RendererSupervisor
 from acestep_consumer.engine.messages import Configure, ConfigurePlanner
-from acestep_consumer.engine.planning import PlannerSupervisor
-from acestep_consumer.engine.rendering import RendererSupervisor
-from acestep_consumer.job import Plan, Sources
-from acestep_consumer.settings import EngineSettings
 from acestep_schemas.events import Metas
 from tests.support.admission import admitted_job
 from tests.support.waiting import eventually

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from acestep_consumer.domain.errors import Interrupted
 from acestep_consumer.engine.supervisor import EngineState, EngineUnusable
-from acestep_consumer.errors import Interrupted
 from tests.support.engines import render, supervisor
 from tests.support.waiting import eventually
 

@@ -24,11 +24,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from acestep_consumer.audio import check_decoder, decode, encode
-from acestep_consumer.decoding import process
-from acestep_consumer.decoding.confinement import landlock_version
-from acestep_consumer.errors import Cancelled, InputUnreadable, RenderFailed
-from acestep_consumer.formats import FORMATS
+from acestep_consumer.audio.codec import check_decoder, decode, encode
+from acestep_consumer.audio.formats import FORMATS
+from acestep_consumer.audio.sandbox import process
+from acestep_consumer.audio.sandbox.landlock import landlock_version
+from acestep_consumer.domain.errors import Cancelled, InputUnreadable, RenderFailed
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ CURE = "send WAV, FLAC, MP3, OGG, M4A or another common format"
 CONFINED = """
 import sys
 sys.path += sys.argv.pop().split("\\n")
-from acestep_consumer.decoding.__main__ import _rehearse
-from acestep_consumer.decoding.confinement import Limits, confine
+from acestep_consumer.audio.sandbox.__main__ import _rehearse
+from acestep_consumer.audio.sandbox.landlock import Limits, confine
 _rehearse()
 import ctypes, os, signal, socket, subprocess, time
 rate, most, cpu, wall, memory = map(int, sys.argv[1:6])
@@ -280,8 +280,8 @@ class TestItsEnd:
     async def test_it_ends_with_the_process_that_started_it_however_that_died(self, song: Path) -> None:
         script = f"""
 from pathlib import Path
-from acestep_consumer.audio import decode
-from acestep_consumer.decoding import process
+from acestep_consumer.audio.codec import decode
+from acestep_consumer.audio.sandbox import process
 process._PROGRAM = {CONFINED + "time.sleep(60)"!r}
 decode(Path({str(song)!r}), sample_rate=48_000, max_seconds=10)
 """

@@ -21,9 +21,9 @@ from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 from structlog.testing import capture_logs
 
-from acestep_consumer.errors import ConsumerError, InputNotAllowed, InputUnreadable, InvalidRequest
-from acestep_consumer.outcome import Scene, unfinished
-from acestep_consumer.validate import parse
+from acestep_consumer.domain.errors import ConsumerError, InputNotAllowed, InputUnreadable, InvalidRequest
+from acestep_consumer.domain.outcome import Scene, unfinished
+from acestep_consumer.domain.parse import parse
 from acestep_schemas.events import unfinished_event
 from tests.support.https_server import OTHER_NAME, HttpsServer, RawHttpsServer
 from tests.support.inputs import certificate, naming, open_inputs, session, web_host
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     import boto3
 
-    from acestep_consumer.inputs import AllowedInputs
+    from acestep_consumer.inputs.fetch import AllowedInputs
     from infra.local.s3 import SeaweedFS
 
     Connect = Callable[..., AbstractAsyncContextManager[AllowedInputs]]

@@ -25,8 +25,8 @@ from acestep_consumer.app import Worker
 from acestep_consumer.broker.connection import Link
 from acestep_consumer.broker.dead_letter import CODE
 from acestep_consumer.broker.topology import DEAD_LETTER, EVENTS, GENERATE, REQUESTS
-from acestep_consumer.settings import load
-from acestep_consumer.validate import parse
+from acestep_consumer.config.settings import load
+from acestep_consumer.domain.parse import parse
 from acestep_schemas.aliases import ALIASES, METAS, PARAM_OBJ
 from acestep_schemas.events import JobCompleted, JobState, parse_event
 from acestep_schemas.request import GenerationRequest

@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import AutoencoderOobleck
 
-from acestep_consumer.engine.renderer.decode import TileDecoder, normalised
-from acestep_consumer.engine.renderer.quiet import quietly
+from acestep_consumer.engine.renderer.quiet_imports import quietly
+from acestep_consumer.engine.renderer.vae_decode import TileDecoder, normalised
 
 pytestmark = [
     pytest.mark.gpu,

@@ -11,13 +11,13 @@ import pytest
 import torch
 from diffusers import AceStepPipeline
 
-from acestep_consumer.engine.renderer.arguments import Arguments
-from acestep_consumer.engine.renderer.batcher import Batcher
-from acestep_consumer.engine.renderer.quiet import quietly
-from acestep_consumer.engine.renderer.studio import open_studio
-from acestep_consumer.engine.renderer.take import Watch
-from acestep_consumer.engine.tiny_checkpoint import BASE, TURBO, write
-from acestep_consumer.settings import EngineSettings
+from acestep_consumer.config.settings import EngineSettings
+from acestep_consumer.engine.renderer.batch_request import Watch
+from acestep_consumer.engine.renderer.pipeline_arguments import Arguments
+from acestep_consumer.engine.renderer.quiet_imports import quietly
+from acestep_consumer.engine.renderer.scheduler import Batcher
+from acestep_consumer.engine.renderer.startup import open_studio
+from acestep_consumer.engine.testing.tiny_checkpoint import BASE, TURBO, write
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm card")]
 

@@ -18,7 +18,7 @@ from tests.support.worker import WorkerProcess
 @pytest.fixture(scope="session")
 def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the tiny turbo and base models and the tiny language model."""
-    from acestep_consumer.engine import tiny_checkpoint, tiny_lm  # noqa: PLC0415 - torch, only where it is needed
+    from acestep_consumer.engine.testing import tiny_checkpoint, tiny_lm  # noqa: PLC0415 - needs torch
 
     folder = tmp_path_factory.mktemp("checkpoints")
     tiny_checkpoint.write(folder)

@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 import torch
 
-from acestep_consumer.audio import decode
+from acestep_consumer.audio.codec import decode
+from acestep_consumer.domain.errors import Cancelled, RenderFailed, ResourceExhausted
+from acestep_consumer.domain.job import Rendering, Sources
 from acestep_consumer.engine.messages import Render
-from acestep_consumer.engine.renderer.batcher import Batcher
-from acestep_consumer.engine.renderer.booth import Booth
-from acestep_consumer.engine.renderer.budget import Budget, Footprint
+from acestep_consumer.engine.renderer.batch_request import Take, Watch
 from acestep_consumer.engine.renderer.conditioning import Conditioner
+from acestep_consumer.engine.renderer.model_runner import Booth
 from acestep_consumer.engine.renderer.render import Equipment, render
-from acestep_consumer.engine.renderer.song import Song
-from acestep_consumer.engine.renderer.take import Take, Watch
-from acestep_consumer.engine.tiny_checkpoint import BASE, TURBO
-from acestep_consumer.errors import Cancelled, RenderFailed, ResourceExhausted
-from acestep_consumer.job import Rendering, Sources
+from acestep_consumer.engine.renderer.sample import Song
+from acestep_consumer.engine.renderer.scheduler import Batcher
+from acestep_consumer.engine.testing.tiny_checkpoint import BASE, TURBO
+from acestep_consumer.policy.memory_budget import Budget, Footprint
 from tests.support.stage import (
     RATE,
     WITHIN_S,

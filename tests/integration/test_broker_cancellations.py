@@ -16,7 +16,7 @@ from pamqp.header import ContentHeader
 from acestep_consumer.broker import cancellations as module
 from acestep_consumer.broker.cancellations import Cancellations
 from acestep_consumer.broker.connection import Link
-from acestep_consumer.broker.faults import BrokerRefused
+from acestep_consumer.broker.errors import BrokerRefused
 from acestep_consumer.broker.topology import CONTROL, CONTROL_LOG
 from infra.local.rabbitmq import RabbitMQ
 from tests.support.broker import Peer, broker_settings, until

@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from acestep_consumer.broker.connection import Link
-from acestep_consumer.broker.faults import BrokerFault, BrokerRefused, LinkLost, mapped
+from acestep_consumer.broker.errors import BrokerFault, BrokerRefused, LinkLost, mapped
 from acestep_consumer.broker.topology import GENERATE
 from infra.local.ports import PortClaim
 from tests.support.broker import Peer, broker_settings

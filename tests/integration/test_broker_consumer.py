@@ -20,7 +20,7 @@ from acestep_consumer.broker.consumer import Consumer
 from acestep_consumer.broker.delivery import AlreadySettledError, Delivery
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE
-from acestep_consumer.errors import MalformedBody, Verdict
+from acestep_consumer.domain.errors import MalformedBody, Verdict
 from tests.support.broker import Peer, broker_settings, failed_event, until
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually

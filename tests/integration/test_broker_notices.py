@@ -12,14 +12,14 @@ import aio_pika
 import pytest
 from pamqp.commands import Basic
 
-from acestep_consumer.broker import notices as module
+from acestep_consumer.broker import dead_letter_notices as module
 from acestep_consumer.broker.connection import Link
 from acestep_consumer.broker.dead_letter import CODE
+from acestep_consumer.broker.dead_letter_notices import Notice, Notices
 from acestep_consumer.broker.delivery import Reply
-from acestep_consumer.broker.notices import Notice, Notices
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE, NOTICES
-from acestep_consumer.errors import RenderFailed
+from acestep_consumer.domain.errors import RenderFailed
 from tests.support.broker import Peer, broker_settings, until
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually

@@ -14,7 +14,7 @@ from acestep_consumer.broker.connection import Link
 from acestep_consumer.broker.delivery import Reply
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.broker.topology import DEAD_LETTER, EVENTS, GENERATE, UNROUTED
-from acestep_consumer.errors import MalformedBody, Unpublished
+from acestep_consumer.domain.errors import MalformedBody, Unpublished
 from acestep_schemas.events import Worker, WorkerEvent, parse_event
 from tests.support.broker import Peer, broker_settings, failed_event, progress_event, until
 from tests.support.proxy import Proxy

@@ -6,9 +6,9 @@ import asyncio
 import aio_pika
 import pytest
 
-from acestep_consumer.broker import roll_call as module
+from acestep_consumer.broker import status_requests as module
 from acestep_consumer.broker.connection import Link
-from acestep_consumer.broker.roll_call import RollCall
+from acestep_consumer.broker.status_requests import RollCall
 from acestep_consumer.broker.topology import CONTROL
 from tests.support.broker import Peer, broker_settings
 from tests.support.waiting import eventually

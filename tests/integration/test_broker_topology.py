@@ -12,7 +12,7 @@ import pytest
 from aio_pika.exceptions import DeliveryError
 
 from acestep_consumer.broker.connection import Link
-from acestep_consumer.broker.faults import BrokerRefused
+from acestep_consumer.broker.errors import BrokerRefused
 from acestep_consumer.broker.topology import GENERATE, topology
 from tests.support.broker import Peer, broker_settings
 

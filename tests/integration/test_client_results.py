@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from acestep_consumer import settings as settings_module
 from acestep_consumer.client import Client, DownloadFailed, NoSongs, sync
-from acestep_consumer.settings import StorageSettings
+from acestep_consumer.config import settings as settings_module
+from acestep_consumer.config.settings import StorageSettings
 from acestep_schemas.events import JobCompleted
 from tests.support.proxy import Proxy
 from tests.support.servers import ManagementApi

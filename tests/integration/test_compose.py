@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from acestep_consumer.settings import known_variables, load
+from acestep_consumer.config.settings import known_variables, load
 from infra.local.compose import ComposeServers, docker_answers
 from infra.local.process import ServerError
 

@@ -13,11 +13,11 @@ import pytest
 from pamqp.commands import Basic
 
 from acestep_consumer.broker.connection import Link
-from acestep_consumer.broker.dead_queue import DeadLetter, DeadQueue
+from acestep_consumer.broker.dead_letter_queue import DeadLetter, DeadQueue
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE
-from acestep_consumer.commands.dead_view import Row
-from acestep_consumer.errors import ConsumerError, MalformedBody, RenderFailed
+from acestep_consumer.commands.dead.view import Row
+from acestep_consumer.domain.errors import ConsumerError, MalformedBody, RenderFailed
 from tests.support.broker import Peer, broker_settings, until
 from tests.support.command import run_command
 

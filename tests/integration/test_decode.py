@@ -14,10 +14,9 @@ from diffusers import AceStepPipeline, AutoencoderOobleck
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acestep_consumer.engine.renderer.decode import TileDecoder, normalised, reach
-from acestep_consumer.engine.renderer.quiet import quietly
-from acestep_consumer.engine.renderer.tiles import batch_sizes, layout, lengths
-from acestep_consumer.engine.tiny_checkpoint import TURBO
+from acestep_consumer.engine.renderer.quiet_imports import quietly
+from acestep_consumer.engine.renderer.vae_decode import TileDecoder, batch_sizes, layout, lengths, normalised, reach
+from acestep_consumer.engine.testing.tiny_checkpoint import TURBO
 
 REAL_RATIOS = [2, 4, 4, 6, 10]
 # Same blocks, 8 samples a latent: long songs in no time. It sees 19 latents far, more than the real one with its 9.

@@ -16,14 +16,14 @@ import pytest
 
 from acestep_consumer.broker.connection import Link
 from acestep_consumer.broker.topology import GENERATE
-from acestep_consumer.commands.doctor_broker import look_at_broker, look_at_management
-from acestep_consumer.commands.doctor_machine import Machine, look_at_port
-from acestep_consumer.commands.doctor_models import look_at_lm
-from acestep_consumer.commands.doctor_report import Finding
-from acestep_consumer.commands.doctor_storage import CHECKS, look_at_storage
+from acestep_consumer.commands.doctor.broker import look_at_broker, look_at_management
+from acestep_consumer.commands.doctor.machine import Machine, look_at_port
+from acestep_consumer.commands.doctor.models import look_at_lm
+from acestep_consumer.commands.doctor.report import Finding
+from acestep_consumer.commands.doctor.storage import CHECKS, look_at_storage
 from acestep_consumer.commands.tier_names import tier_names
-from acestep_consumer.health import Health
-from acestep_consumer.settings import Settings, WorkerSettings, load
+from acestep_consumer.config.settings import Settings, WorkerSettings, load
+from acestep_consumer.observability.http import Health
 from infra.local.rabbitmq import RabbitMQ
 from infra.local.s3 import SeaweedFS
 from infra.rabbitmq.users import User

@@ -296,7 +296,7 @@ async def test_no_job_is_lost_when_a_worker_is_killed_nor_when_the_fleet_is(
 
 FAKE_TORCH = """
 import sys
-if "acestep_consumer.fleet.census" not in sys.orig_argv:
+if "acestep_consumer.multi_gpu.device_count" not in sys.orig_argv:
     raise ModuleNotFoundError("No module named 'torch'", name="torch")
 class cuda:
     device_count = lambda: 2

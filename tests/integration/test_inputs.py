@@ -12,10 +12,10 @@ import boto3
 import pytest
 from aiohttp import web
 
-from acestep_consumer.errors import InputNotAllowed, InputUnreadable
-from acestep_consumer.inputs import AllowedInputs
-from acestep_consumer.job import Sources
-from acestep_consumer.settings import InputSettings, SettingsError, StorageSettings
+from acestep_consumer.config.settings import InputSettings, SettingsError, StorageSettings
+from acestep_consumer.domain.errors import InputNotAllowed, InputUnreadable
+from acestep_consumer.domain.job import Sources
+from acestep_consumer.inputs.fetch import AllowedInputs
 from infra.local.s3 import SeaweedFS
 from tests.support.https_server import HttpsServer
 from tests.support.inputs import certificate, naming, open_inputs, session, web_host

@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from acestep_consumer.broker.topology import GENERATE, tier_queue
+from acestep_consumer.config.settings import known_variables, load
 from acestep_consumer.policy.tiers import BUILT_IN
-from acestep_consumer.settings import known_variables, load
 from tests.support.keda import SCHEMAS, autoscaler_of
 
 ROOT = Path(__file__).parents[2]

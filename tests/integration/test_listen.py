@@ -19,9 +19,9 @@ from rich.console import Console
 from acestep_consumer.broker.connection import Link
 from acestep_consumer.broker.topology import tier_queue
 from acestep_consumer.commands.listen import _Glance
-from acestep_consumer.listen.pulse import Pulse
+from acestep_consumer.config.settings import Settings, load
 from acestep_consumer.policy.tiers import BUILT_IN
-from acestep_consumer.settings import Settings, load
+from acestep_consumer.webui.job_board import Pulse
 from acestep_schemas import examples
 from infra.local.s3 import SeaweedFS
 from tests.support.broker import Peer

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Locator, Page, expect
 
-from acestep_consumer.formats import FORMATS
+from acestep_consumer.audio.formats import FORMATS
 from tests.support.browser import tab
 from tests.support.listening import Listening, ListenProcess, keep, listening, made, record, tell
 

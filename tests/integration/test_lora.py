@@ -13,9 +13,9 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from diffusers.models.transformers.ace_step_transformer import AceStepTransformer1DModel
 
-from acestep_consumer.engine import tiny_checkpoint
+from acestep_consumer.domain.errors import InputUnreadable, RenderFailed
 from acestep_consumer.engine.renderer.lora import Lora, LoraShelf
-from acestep_consumer.errors import InputUnreadable, RenderFailed
+from acestep_consumer.engine.testing import tiny_checkpoint
 from tests.support.loras import (
     LAYERS,
     RANK,

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from acestep_consumer.domain.job import Plan, Sources
 from acestep_consumer.engine.messages import Render
-from acestep_consumer.engine.renderer.booth import Booth
-from acestep_consumer.engine.renderer.budget import Budget
-from acestep_consumer.engine.renderer.take import Watch
-from acestep_consumer.engine.tiny_checkpoint import BASE, TURBO
-from acestep_consumer.job import Plan, Sources
+from acestep_consumer.engine.renderer.batch_request import Watch
+from acestep_consumer.engine.renderer.model_runner import Booth
+from acestep_consumer.engine.testing.tiny_checkpoint import BASE, TURBO
+from acestep_consumer.policy.memory_budget import Budget
 from acestep_schemas.events import Metas
 from tests.support.loras import write_lora
 from tests.support.stage import CODES, Result, Stage, assert_same, open_booths, order_for, recording, watch_the_device

@@ -8,7 +8,7 @@ from acestep_consumer.broker.consumer import Consumer
 from acestep_consumer.broker.delivery import Delivery
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.broker.topology import GENERATE
-from acestep_consumer.errors import Verdict
+from acestep_consumer.domain.errors import Verdict
 from tests.support.broker import Peer, broker_settings
 from tests.support.waiting import eventually
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from acestep_consumer.domain.errors import PlanFailed
+from acestep_consumer.domain.job import Heard, Job, Plan, Request
+from acestep_consumer.engine.adapters import PlannerSupervisor
 from acestep_consumer.engine.messages import ConfigurePlanner
 from acestep_consumer.engine.planner.metadata import Metadata
-from acestep_consumer.engine.planning import PlannerSupervisor
 from acestep_consumer.engine.supervisor import EngineUnusable
-from acestep_consumer.errors import PlanFailed
-from acestep_consumer.job import Heard, Job, Plan, Request
 from acestep_consumer.policy.admit import Limits, admit
 from acestep_schemas.events import LmChoice
 from acestep_schemas.request import parse_request

@@ -24,9 +24,9 @@ from acestep_consumer.broker.delivery import Delivery
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.broker.topology import GENERATE
 from acestep_consumer.client import Client
-from acestep_consumer.concurrency import Concurrency, Habits
-from acestep_consumer.errors import Verdict
-from acestep_consumer.settings import load
+from acestep_consumer.config.settings import load
+from acestep_consumer.domain.errors import Verdict
+from acestep_consumer.worker.prefetch_policy import Concurrency, Habits
 from acestep_schemas.events import JobCompleted, JobStarted, WorkerEvent
 from infra.local.ports import PortClaim
 from tests.support.broker import Peer, broker_settings, until
@@ -37,8 +37,8 @@ from tests.support.waiting import eventually
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-    from acestep_consumer.job import Job
-    from acestep_consumer.settings import Settings
+    from acestep_consumer.config.settings import Settings
+    from acestep_consumer.domain.job import Job
     from tests.support.servers import ManagementApi
 
 
@@ -236,8 +236,8 @@ def auto_environment(service_environment: dict[str, str], monkeypatch: pytest.Mo
         if name.startswith("AWS_"):
             monkeypatch.setenv(name, value)
     habits = Habits(measure_s=0.4, jobs_each=4, least_jobs=8, rest_s=1, memory_s=60)
-    monkeypatch.setattr("acestep_consumer.pacer.INTERVAL_S", 0.04)
-    monkeypatch.setattr("acestep_consumer.intake.Concurrency", partial(Concurrency, habits=habits))
+    monkeypatch.setattr("acestep_consumer.worker.prefetch_controller.INTERVAL_S", 0.04)
+    monkeypatch.setattr("acestep_consumer.worker.intake.Concurrency", partial(Concurrency, habits=habits))
     claim = PortClaim(1)
     yield service_environment | {
         "ACESTEP_QUEUE_WORKERS": "auto",

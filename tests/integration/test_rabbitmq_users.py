@@ -19,9 +19,9 @@ from pydantic import SecretStr
 
 from acestep_consumer.broker.connection import Link
 from acestep_consumer.broker.consumer import Consumer
-from acestep_consumer.broker.dead_queue import DeadQueue
+from acestep_consumer.broker.dead_letter_queue import DeadQueue
 from acestep_consumer.broker.delivery import Reply
-from acestep_consumer.broker.faults import BrokerRefused
+from acestep_consumer.broker.errors import BrokerRefused
 from acestep_consumer.broker.management import Management
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.broker.topology import (
@@ -35,7 +35,7 @@ from acestep_consumer.broker.topology import (
     UNROUTED,
 )
 from acestep_consumer.client import Client
-from acestep_consumer.errors import Verdict
+from acestep_consumer.domain.errors import Verdict
 from infra.rabbitmq.users import ROLES, User
 from tests.support.broker import Peer, broker_settings, failed_event
 

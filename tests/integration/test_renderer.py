@@ -20,17 +20,17 @@ import torch
 from diffusers import AceStepPipeline, FlowMatchEulerDiscreteScheduler
 from numpy.typing import NDArray
 
-from acestep_consumer.audio import decode, encode
+from acestep_consumer.audio.codec import decode, encode
+from acestep_consumer.audio.formats import FORMATS
+from acestep_consumer.config.settings import EngineSettings
+from acestep_consumer.domain.errors import Cancelled, InputUnreadable, RenderFailed
+from acestep_consumer.domain.job import Job, Plan, Rendering, Sources
 from acestep_consumer.engine.messages import Listen, Render
-from acestep_consumer.engine.renderer import studio
+from acestep_consumer.engine.renderer import startup
 from acestep_consumer.engine.renderer.device import Offload
-from acestep_consumer.engine.renderer.quiet import quietly
+from acestep_consumer.engine.renderer.quiet_imports import quietly
 from acestep_consumer.engine.renderer.render import Equipment, listen, render
-from acestep_consumer.engine.tiny_checkpoint import write
-from acestep_consumer.errors import Cancelled, InputUnreadable, RenderFailed
-from acestep_consumer.formats import FORMATS
-from acestep_consumer.job import Job, Plan, Rendering, Sources
-from acestep_consumer.settings import EngineSettings
+from acestep_consumer.engine.testing.tiny_checkpoint import write
 from acestep_schemas.events import LimitsReport, Metas, ModelChoice, PolicyReport
 from acestep_schemas.request import GenerationRequest
 
@@ -52,7 +52,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def equipment(checkpoints: Path) -> Equipment:
     """Both models."""
     settings = EngineSettings(checkpoint_dir=checkpoints, config_path2=BASE, device="cpu", pack_wait_ms=0)
-    return Equipment(studio.open_studio(settings).batcher)
+    return Equipment(startup.open_studio(settings).batcher)
 
 
 @pytest.fixture(scope="module")
@@ -349,9 +349,9 @@ def test_an_offloaded_song_equals_one_with_everything_loaded(
     *, dit: bool, checkpoints: Path, equipment: Equipment, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The card is the CPU here: the modules' comings and goings are real, the distance is not."""
-    monkeypatch.setattr(studio, "offload_for", lambda *_: Offload(models=True, dit=dit))
+    monkeypatch.setattr(startup, "offload_for", lambda *_: Offload(models=True, dit=dit))
     settings = EngineSettings(checkpoint_dir=checkpoints, config_path2=BASE, device="cpu", pack_wait_ms=0)
-    batcher = studio.open_studio(settings).batcher
+    batcher = startup.open_studio(settings).batcher
     offloading = Equipment(batcher)
     for model, fields in ((BASE, FROM_SOURCE["cover blended"][0]), (TURBO, TASKS["codes"][0])):
         order = ordered(tmp_path, model=model, sources=Sources(source=source), **fields)

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from acestep_consumer.engine.renderer import studio
+from acestep_consumer.audio.formats import FORMATS
+from acestep_consumer.config.settings import EngineSettings
+from acestep_consumer.domain.job import LoadedModel, Variant
+from acestep_consumer.engine.renderer import startup
 from acestep_consumer.engine.renderer.checkpoint import load_models, variant_of
 from acestep_consumer.engine.renderer.device import DeviceReport, Offload
 from acestep_consumer.engine.renderer.registry import CheckpointError
-from acestep_consumer.engine.renderer.studio import open_studio
-from acestep_consumer.engine.tiny_checkpoint import write
-from acestep_consumer.formats import FORMATS
-from acestep_consumer.job import LoadedModel, Variant
-from acestep_consumer.settings import EngineSettings
+from acestep_consumer.engine.renderer.startup import open_studio
+from acestep_consumer.engine.testing.tiny_checkpoint import write
 
 ROOT = Path(__file__).parents[2]
 TURBO, BASE = "acestep-v15-turbo", "acestep-v15-base"
@@ -139,7 +139,7 @@ def test_the_family_is_read_from_config_and_name(name: str, config: dict[str, ob
 
 def test_offloading_is_reported_and_every_part_waits_in_ram(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Offloading itself needs a card; the decision does not."""
-    monkeypatch.setattr(studio, "offload_for", lambda *_: Offload(models=True, dit=True))
+    monkeypatch.setattr(startup, "offload_for", lambda *_: Offload(models=True, dit=True))
     opened = open_studio(settings(checkpoints, TURBO, BASE))
     assert opened.report.offload
     cards = [booth.parts.card for booth in opened.batcher._booths.values()]
@@ -189,7 +189,8 @@ def test_the_tiny_model_speaks_the_real_models_dimensions(checkpoints: Path) -> 
 
 def test_the_consumer_side_of_the_engine_imports_no_torch() -> None:
     code = (
-        "import acestep_consumer.engine.messages, acestep_consumer.formats, acestep_consumer.engine.supervisor, sys;"
+        "import sys, acestep_consumer.audio.formats;"
+        "import acestep_consumer.engine.messages, acestep_consumer.engine.supervisor;"
         "sys.exit(any(name.split('.')[0] in ('torch', 'diffusers', 'av', 'numpy') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, timeout=60).returncode == 0

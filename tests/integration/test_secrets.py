@@ -20,9 +20,9 @@ import boto3
 import pytest
 
 from acestep_consumer.client import Client
-from acestep_consumer.objects import Objects
-from acestep_consumer.s3 import Place, S3Connection
-from acestep_consumer.settings import StorageSettings
+from acestep_consumer.config.settings import StorageSettings
+from acestep_consumer.storage.objects import Objects
+from acestep_consumer.storage.s3_client import Place, S3Connection
 from acestep_schemas.events import TerminalEvent
 from tests.support.broker import Peer, until
 from tests.support.command import run_command

@@ -17,9 +17,9 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from yarl import URL
 
 from acestep_consumer.broker.connection import Link
-from acestep_consumer.broker.faults import LinkLost
+from acestep_consumer.broker.errors import LinkLost
 from acestep_consumer.broker.inspection import Depth, Inspection
-from acestep_consumer.broker.monitor import Monitor
+from acestep_consumer.broker.management import Monitor
 from acestep_consumer.broker.topology import DEAD_LETTER, EVENTS, GENERATE, REQUESTS, tier_queue
 from acestep_consumer.client import Client
 from acestep_schemas.events import JobCompleted, Worker, WorkerEvent

@@ -15,12 +15,12 @@ import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
-from acestep_consumer.ending import Kept
-from acestep_consumer.errors import StorageUnavailable
-from acestep_consumer.objects import PART_BYTES, Objects
-from acestep_consumer.s3 import S3Connection, S3Refused
-from acestep_consumer.settings import StorageSettings
-from acestep_consumer.storage import S3Store
+from acestep_consumer.config.settings import StorageSettings
+from acestep_consumer.domain.errors import StorageUnavailable
+from acestep_consumer.domain.outcome import Kept
+from acestep_consumer.storage.objects import PART_BYTES, Objects
+from acestep_consumer.storage.results import S3Store
+from acestep_consumer.storage.s3_client import S3Connection, S3Refused
 from acestep_schemas.events import Completed
 from infra.local.s3 import SeaweedFS
 from tests.support.faulty_s3 import FaultyS3, s3_error

@@ -18,11 +18,11 @@ from acestep_consumer.broker import connection
 from acestep_consumer.broker.connection import Link
 from acestep_consumer.broker.consumer import Consumer
 from acestep_consumer.broker.delivery import Delivery
-from acestep_consumer.broker.faults import BrokerRefused
+from acestep_consumer.broker.errors import BrokerRefused
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.broker.tier_queues import TierQueues
 from acestep_consumer.broker.topology import CONTROL, GENERATE, TIER, tier_queue
-from acestep_consumer.errors import Unpublished, Verdict
+from acestep_consumer.domain.errors import Unpublished, Verdict
 from acestep_consumer.policy.tiers import BUILT_IN
 from tests.support.broker import Peer, broker_settings, until
 from tests.support.proxy import Proxy

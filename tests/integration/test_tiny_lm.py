@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from acestep_consumer.engine import tiny_lm
 from acestep_consumer.engine.planner import prompts
+from acestep_consumer.engine.planner.audio_codes import CODE_COUNT
 from acestep_consumer.engine.planner.metadata import Metadata
-from acestep_consumer.engine.planner.tags import CODE_COUNT
 from acestep_consumer.engine.planner.tokens import LmTokens
+from acestep_consumer.engine.testing import tiny_lm
 
 
 @pytest.fixture(scope="module")

@@ -19,13 +19,13 @@ from pydantic import SecretStr
 
 from acestep_consumer.broker.connection import Link
 from acestep_consumer.broker.delivery import Reply
-from acestep_consumer.broker.faults import BrokerFault, BrokerRefused, LinkLost
+from acestep_consumer.broker.errors import BrokerFault, BrokerRefused, LinkLost
 from acestep_consumer.broker.management import Management
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.client import Client, Unreachable
-from acestep_consumer.objects import Objects
-from acestep_consumer.s3 import Place, S3Connection, S3Refused
-from acestep_consumer.settings import StorageSettings
+from acestep_consumer.config.settings import StorageSettings
+from acestep_consumer.storage.objects import Objects
+from acestep_consumer.storage.s3_client import Place, S3Connection, S3Refused
 from tests.support.broker import Peer, broker_settings, failed_event
 from tests.support.command import run_command
 from tests.support.tls import Authority, Front, TlsRabbitMQ

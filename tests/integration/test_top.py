@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from acestep_consumer.engine.usage import Usage
-from acestep_consumer.health import Health
-from acestep_consumer.metrics import EngineCollector, Metrics, RendererCollector, WorkerCollector
+from acestep_consumer.engine.device_usage import Usage
+from acestep_consumer.observability.http import Health
+from acestep_consumer.observability.metrics import EngineCollector, Metrics, RendererCollector, WorkerCollector
 from tests.support.vitals import vitals
 from tests.support.worker import COMMAND, ROOT, clean_environment
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import boto3
 import pytest
 
-from acestep_consumer.objects import PART_BYTES, Content, Objects
-from acestep_consumer.s3 import Place, S3Connection
-from acestep_consumer.settings import StorageSettings
+from acestep_consumer.config.settings import StorageSettings
+from acestep_consumer.storage.objects import PART_BYTES, Content, Objects
+from acestep_consumer.storage.s3_client import Place, S3Connection
 from infra.local.s3 import SeaweedFS
 from tests.support.faulty_s3 import FaultyS3, s3_error
 

@@ -22,7 +22,6 @@ import xgrammar
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from acestep_consumer.engine import tiny_lm
 from acestep_consumer.engine.planner import vllm_engine
 from acestep_consumer.engine.planner.backend import Generation, Written
 from acestep_consumer.engine.planner.grammar import metadata_grammar
@@ -32,6 +31,7 @@ from acestep_consumer.engine.planner.tokens import LmTokens
 from acestep_consumer.engine.planner.transformers_backend import TransformersBackend, load
 from acestep_consumer.engine.planner.vllm_backend import VllmBackend, open_vllm
 from acestep_consumer.engine.planner.vllm_engine import EngineSize, VllmUnavailable
+from acestep_consumer.engine.testing import tiny_lm
 from tests.support.lm_songs import (
     GRAMMAR,
     WRITTEN_BY_GRAMMAR,

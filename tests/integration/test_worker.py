@@ -17,7 +17,7 @@ import boto3
 import pytest
 
 from acestep_consumer.client import Client
-from acestep_consumer.scratch import OWNER
+from acestep_consumer.execution.scratch import OWNER
 from acestep_schemas.events import JobCompleted, JobEvent, JobStarted, TerminalEvent, Unfinished, WorkerEvent
 from infra.local.s3 import SeaweedFS
 from tests.support.broker import Peer

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Self
 import aio_pika
 
 from acestep_consumer.broker.connection import Link
-from acestep_consumer.broker.notices import OVERFULL
+from acestep_consumer.broker.dead_letter_notices import OVERFULL
 from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE, NOTICES
-from acestep_consumer.settings import load
+from acestep_consumer.config.settings import load
 from infra.local.packages import ensure_rabbitmq
 from infra.local.rabbitmq import RabbitMQ
 from infra.local.s3 import SeaweedFS

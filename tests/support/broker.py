@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import aio_pika
 
 from acestep_consumer.broker.topology import EVENTS, REQUESTS
-from acestep_consumer.settings import BrokerSettings
+from acestep_consumer.config.settings import BrokerSettings
 from acestep_schemas.events import (
     ErrorCode,
     ErrorReport,

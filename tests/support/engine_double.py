@@ -13,7 +13,8 @@ import time
 import wave
 from pathlib import Path
 
-from acestep_consumer.engine.frames import FrameSocket
+from acestep_consumer.domain.job import LoadedModel, Rendering, Track, Variant
+from acestep_consumer.engine.framing import FrameSocket
 from acestep_consumer.engine.messages import (
     FROM_ENGINE,
     TO_ENGINE,
@@ -30,7 +31,6 @@ from acestep_consumer.engine.messages import (
     Stop,
     Unusable,
 )
-from acestep_consumer.job import LoadedModel, Rendering, Track, Variant
 from acestep_schemas.events import ErrorCode
 from tests.support.vitals import vitals
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from acestep_consumer.config.settings import EngineSettings
+from acestep_consumer.domain.job import Plan, Rendering, Sources
+from acestep_consumer.engine.adapters import RendererSupervisor
 from acestep_consumer.engine.messages import Configure
-from acestep_consumer.engine.rendering import RendererSupervisor
-from acestep_consumer.engine.watch import Bounds
-from acestep_consumer.job import Plan, Rendering, Sources
-from acestep_consumer.settings import EngineSettings
+from acestep_consumer.engine.watchdog import Bounds
 from acestep_schemas.events import Metas
 from tests.support.admission import admitted_job
 from tests.support.ear import Ear

@@ -6,14 +6,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from acestep_consumer.domain.job import Heard, Job, LoadedModel, Plan, Rendering, Sources, Variant
+from acestep_consumer.domain.ports import Report
+from acestep_consumer.engine.device_usage import Usage
 from acestep_consumer.engine.messages import RendererReport
 from acestep_consumer.engine.planner.direct import DirectPlanner
 from acestep_consumer.engine.supervisor import EngineState
-from acestep_consumer.engine.usage import Usage
-from acestep_consumer.job import Heard, Job, LoadedModel, Plan, Rendering, Sources, Variant
 from acestep_consumer.policy.admit import Limits
 from acestep_consumer.policy.tiers import BUILT_IN
-from acestep_consumer.ports import Report
 from tests.support.engine_double import write_song
 
 REPORT = RendererReport(

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 
 from pydantic import TypeAdapter
 
-from acestep_consumer.ending import Ending, Kept
-from acestep_consumer.errors import StorageUnavailable
-from acestep_consumer.job import Job, Rendering, StoredObject, Track
-from acestep_consumer.storage import MANIFEST, object_key, track_name
+from acestep_consumer.domain.errors import StorageUnavailable
+from acestep_consumer.domain.job import Job, Rendering, StoredObject, Track
+from acestep_consumer.domain.outcome import Ending, Kept
+from acestep_consumer.storage.results import MANIFEST, object_key, track_name
 
 _ENDING: TypeAdapter[Ending] = TypeAdapter(Ending)
 

@@ -7,14 +7,14 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from acestep_consumer.attempt import Attempt
 from acestep_consumer.broker.delivery import AlreadySettledError, Reply, fingerprint
-from acestep_consumer.errors import ConsumerError, Unpublished, Verdict
+from acestep_consumer.domain.errors import ConsumerError, Unpublished, Verdict
+from acestep_consumer.domain.job import Attempt
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from acestep_consumer import ports
+    from acestep_consumer.domain import ports
     from acestep_schemas.events import JobEvent
 
 

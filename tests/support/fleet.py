@@ -13,9 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from acestep_consumer.fleet.fleet import STEADY_S, Fleet
-from acestep_consumer.fleet.seats import Seat
-from acestep_consumer.telemetry import set_up_logs
+from acestep_consumer.config.logs import set_up_logs
+from acestep_consumer.multi_gpu.parent import STEADY_S, Fleet
+from acestep_consumer.multi_gpu.placement import Seat
 from infra.local.process import Process, ProcessId
 from tests.support.worker import ROOT, clean_environment
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import pytest
 
-from acestep_consumer.inputs import AllowedInputs
-from acestep_consumer.objects import Objects
-from acestep_consumer.s3 import S3Connection
-from acestep_consumer.settings import InputSettings, StorageSettings
+from acestep_consumer.config.settings import InputSettings, StorageSettings
+from acestep_consumer.inputs.fetch import AllowedInputs
+from acestep_consumer.storage.objects import Objects
+from acestep_consumer.storage.s3_client import S3Connection
 from infra.local.s3 import REGION
 from tests.support.https_server import HttpsServer, make_certificate
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from aiohttp.abc import AbstractResolver
 
-    from acestep_consumer.job import Job
+    from acestep_consumer.domain.job import Job
     from infra.local.s3 import SeaweedFS
 
 THIS_MACHINE = "127.0.0.1/32"

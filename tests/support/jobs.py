@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from acestep_consumer.job import Job, Rendering, StoredObject, Track
+from acestep_consumer.domain.job import Job, Rendering, StoredObject, Track
 from acestep_schemas.events import (
     Audio,
     Completed,

@@ -20,7 +20,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from acestep_consumer.engine.frames import FrameSocket
+from acestep_consumer.domain.job import LoadedModel, Rendering, Track, Variant
+from acestep_consumer.engine.framing import FrameSocket
 from acestep_consumer.engine.messages import (
     FROM_ENGINE,
     TO_ENGINE,
@@ -34,7 +35,6 @@ from acestep_consumer.engine.messages import (
     RendererReport,
     Stop,
 )
-from acestep_consumer.job import LoadedModel, Rendering, Track, Variant
 from acestep_schemas.events import ErrorCode
 
 REPORT = RendererReport(

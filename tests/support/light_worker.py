@@ -7,11 +7,11 @@ Run as ``python -m tests.support.light_worker run``, wherever only the consumer'
 
 import os
 
-from acestep_consumer import s3
 from acestep_consumer.cli import main
-from acestep_consumer.engine.rendering import RendererSupervisor
+from acestep_consumer.engine.adapters import RendererSupervisor
+from acestep_consumer.storage import s3_client
 
 if __name__ == "__main__":
-    s3._READ_S = int(os.environ.get("LIGHT_S3_READ_S", s3._READ_S))  # type: ignore[misc]
+    s3_client._READ_S = int(os.environ.get("LIGHT_S3_READ_S", s3_client._READ_S))  # type: ignore[misc]
     RendererSupervisor.module = "tests.support.light_engine"
     main()

@@ -20,7 +20,7 @@ import boto3
 import numpy as np
 import pytest
 
-from acestep_consumer.audio import encode
+from acestep_consumer.audio.codec import encode
 from acestep_consumer.broker.topology import EVENTS
 from acestep_schemas import examples
 from acestep_schemas.events import (

@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 from safetensors.torch import save_file
 
-from acestep_consumer.engine import tiny_checkpoint
+from acestep_consumer.engine.testing import tiny_checkpoint
 
 RANK: Final = 4
 LAYERS: Final = tuple(

@@ -5,9 +5,9 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from acestep_consumer.app import Worker
+from acestep_consumer.config.settings import load
 from acestep_consumer.engine.engines import Engines
 from acestep_consumer.policy.tiers import BUILT_IN
-from acestep_consumer.settings import load
 
 
 def page_of_a_worker(**variables: str) -> str:

@@ -4,8 +4,7 @@
 import random
 from dataclasses import dataclass, field
 
-from acestep_consumer.concurrency import Concurrency
-from acestep_consumer.throughput import Reading
+from acestep_consumer.worker.prefetch_policy import Concurrency, Reading
 
 
 @dataclass

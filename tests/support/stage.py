@@ -15,18 +15,18 @@ import pytest
 import soundfile
 import torch
 
-from acestep_consumer.audio import encode
+from acestep_consumer.audio.codec import encode
+from acestep_consumer.config.settings import EngineSettings
+from acestep_consumer.domain.job import Job, Plan, Sources
 from acestep_consumer.engine.messages import Render
-from acestep_consumer.engine.renderer import studio
-from acestep_consumer.engine.renderer.arguments import Inputs, arguments_for, reads_source
-from acestep_consumer.engine.renderer.batcher import Batcher
-from acestep_consumer.engine.renderer.booth import Booth, lora_of
-from acestep_consumer.engine.renderer.budget import Budget
-from acestep_consumer.engine.renderer.song import Song
-from acestep_consumer.engine.renderer.take import Performance, Sound, Take, Watch
-from acestep_consumer.engine.tiny_checkpoint import BASE, TURBO
-from acestep_consumer.job import Job, Plan, Sources
-from acestep_consumer.settings import EngineSettings
+from acestep_consumer.engine.renderer import startup
+from acestep_consumer.engine.renderer.batch_request import Performance, Sound, Take, Watch
+from acestep_consumer.engine.renderer.model_runner import Booth, lora_of
+from acestep_consumer.engine.renderer.pipeline_arguments import Inputs, arguments_for, reads_source
+from acestep_consumer.engine.renderer.sample import Song
+from acestep_consumer.engine.renderer.scheduler import Batcher
+from acestep_consumer.engine.testing.tiny_checkpoint import BASE, TURBO
+from acestep_consumer.policy.memory_budget import Budget
 from acestep_schemas.events import LimitsReport, Metas, ModelChoice, PolicyReport
 from acestep_schemas.request import GenerationRequest
 
@@ -76,7 +76,7 @@ def recording(stem: Path, *, seconds: float, hz: float) -> Path:
 def open_booths(checkpoints: Path) -> dict[str, Booth]:
     """Load both tiny models once; any number of batchers can use them in turn."""
     settings = EngineSettings(checkpoint_dir=checkpoints, config_path2=BASE, device="cpu", pack_wait_ms=0)
-    return dict(studio.open_studio(settings).batcher._booths)
+    return dict(startup.open_studio(settings).batcher._booths)
 
 
 @dataclass(frozen=True, slots=True)

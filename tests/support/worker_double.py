@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from acestep_consumer.fleet.lifeline import leave_with_fleet
+from acestep_consumer.multi_gpu.parent_pipe import leave_with_fleet
 
 GIVES_UP_S = 60.0
 

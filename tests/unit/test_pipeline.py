@@ -10,17 +10,16 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from acestep_consumer.chronicle import Chronicle
+from acestep_consumer.domain.errors import Cancelled, EngineCrashed, StorageUnavailable, Unpublished, Verdict
+from acestep_consumer.domain.job import Job
+from acestep_consumer.domain.ports import Routes
 from acestep_consumer.engine.planner.direct import DirectPlanner
-from acestep_consumer.errors import Cancelled, EngineCrashed, StorageUnavailable, Unpublished, Verdict
-from acestep_consumer.eta import CostModel
-from acestep_consumer.job import Job
+from acestep_consumer.execution.eta import CostModel
+from acestep_consumer.execution.retries import Trials
+from acestep_consumer.execution.tier_forwarding import ByTier, StayHere
+from acestep_consumer.observability.job_stats import Chronicle, JobTally
 from acestep_consumer.pipeline import Pipeline, Ports, Rules
 from acestep_consumer.policy.tiers import BUILT_IN
-from acestep_consumer.ports import Routes
-from acestep_consumer.routing import ByTier, StayHere
-from acestep_consumer.tally import JobTally
-from acestep_consumer.trials import Trials
 from acestep_schemas.events import JobCompleted, JobEvent, JobFailed, JobRejected, JobStarted, Unfinished
 from tests.support.admission import make_limits
 from tests.support.fake_engine import FakeRenderer, NoInputs

@@ -21,7 +21,7 @@ from uuid import uuid4
 import structlog
 from pamqp.commands import Basic
 
-from acestep_consumer.broker.faults import BrokerFault, LinkLost, mapped
+from acestep_consumer.broker.errors import BrokerFault, LinkLost, mapped
 from acestep_consumer.broker.topology import CANCEL, CONTROL, CONTROL_LOG, CONTROL_LOG_DAYS, SYNC
 from acestep_schemas.request import TASK_ID_PATTERN
 

@@ -21,12 +21,11 @@ from aio_pika import Connection
 from aiormq.channel import Channel
 from yarl import URL
 
-from acestep_consumer.broker import lenient
+from acestep_consumer.broker import lenient_codec
 from acestep_consumer.broker.backoff import backoff
-from acestep_consumer.broker.capacity import agree, limit_told
-from acestep_consumer.broker.declare import declare
-from acestep_consumer.broker.faults import BrokerFault, BrokerRefused, LinkLost, describe, mapped
-from acestep_consumer.broker.topology import CONTROL_LOG, Topology
+from acestep_consumer.broker.errors import BrokerFault, BrokerRefused, LinkLost, describe, mapped
+from acestep_consumer.broker.queue_limit import agree, limit_told
+from acestep_consumer.broker.topology import CONTROL_LOG, Topology, declare
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from acestep_consumer.broker.topology import Queue
-    from acestep_consumer.settings import BrokerSettings
+    from acestep_consumer.config.settings import BrokerSettings
 
 Step = Callable[[Channel], Awaitable[None]]
 """What must be done on every new channel. Raises a ``BrokerFault`` when it cannot."""
@@ -205,7 +204,7 @@ class Link:
                 await declare(channel, Topology((), (queue,), ()))
 
     async def __aenter__(self) -> Self:
-        lenient.install()
+        lenient_codec.install()
         if any(url.query.get("no_verify_ssl", "0") != "0" for url in self._urls):
             _log.warning("the broker's certificate is not verified: take no_verify_ssl out of ACESTEP_AMQP_URL")
         await self._connect(backoff(FIRST_WAIT_S, LONGEST_WAIT_S), first=True)

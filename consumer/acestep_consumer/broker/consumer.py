@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way in: as many deliveries in hand as there are workers, each in a task of ours.
+"""Consumes requests: holds as many unacked deliveries as the prefetch allows and runs each in a task of its own.
 
-Most come from the producers' queue; some from other queues, as long as these have something. When the count changes, or
-what it is shared out to (``acestep_consumer.broker.shares``), nothing is delivered again, and nothing new comes before fewer
-are in hand than the count. (A limit for the whole channel could be changed in place and would span queues, but quorum
-queues do not know it and RabbitMQ 4 deprecates it.)
+Most come from the producers' queue; some from tier queues, as long as these have something. When the prefetch changes,
+or how it is shared among queues (``prefetch_shares``), nothing is redelivered, and nothing new arrives before fewer
+deliveries are unacked than the new prefetch. (A limit for the whole channel could be changed in place and would span
+queues, but quorum queues do not know it and RabbitMQ 4 deprecates it.)
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ import structlog
 from aiormq.channel import Channel
 
 from acestep_consumer.broker.delivery import Delivery, Outbox
-from acestep_consumer.broker.faults import BrokerFault, describe, mapped
-from acestep_consumer.broker.shares import Share, next_start, next_stop
+from acestep_consumer.broker.errors import BrokerFault, describe, mapped
+from acestep_consumer.broker.prefetch_shares import Share, next_start, next_stop
 from acestep_consumer.broker.topology import GENERATE
-from acestep_consumer.errors import Verdict
+from acestep_consumer.domain.errors import Verdict
 
 if TYPE_CHECKING:
     from aiormq.abc import ArgumentsType, DeliveredMessage
 
     from acestep_consumer.broker.connection import Link
-    from acestep_consumer.settings import BrokerSettings
+    from acestep_consumer.config.settings import BrokerSettings
 
 Handle = Callable[[Delivery], Awaitable[None]]
 """Run one message and settle it. What escapes is logged, and the message goes back to the queue."""

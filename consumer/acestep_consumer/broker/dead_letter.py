@@ -16,7 +16,7 @@ from pamqp.commands import Basic
 from acestep_schemas.events import ErrorCode
 
 if TYPE_CHECKING:
-    from acestep_consumer.errors import ConsumerError
+    from acestep_consumer.domain.errors import ConsumerError
 
 # Every header of ours begins so; none of them outlives a second chance.
 OURS = "x-acestep-"

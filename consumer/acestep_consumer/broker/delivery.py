@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import structlog
 
 from acestep_consumer.broker.dead_letter import RETURNED, forwarded_properties
-from acestep_consumer.broker.faults import BrokerFault, describe, mapped
+from acestep_consumer.broker.errors import BrokerFault, describe, mapped
 from acestep_consumer.broker.topology import tier_of
-from acestep_consumer.errors import ConsumerError, Verdict
+from acestep_consumer.domain.errors import ConsumerError, Verdict
 
 if TYPE_CHECKING:
     from aiormq.abc import DeliveredMessage

@@ -21,8 +21,8 @@ from aiormq.channel import Channel
 from aiormq.exceptions import ChannelAccessRefused
 from yarl import URL
 
-from acestep_consumer.broker import capacity
-from acestep_consumer.broker.faults import BrokerFault, BrokerRefused, LinkLost, mapped
+from acestep_consumer.broker import queue_limit
+from acestep_consumer.broker.errors import BrokerFault, BrokerRefused, LinkLost, mapped
 from acestep_consumer.broker.topology import GENERATE, PROBES, REQUESTS, Exchange, Queue, Topology
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from aio_pika.abc import AbstractConnection
     from aiormq.abc import ArgumentsType
 
-    from acestep_consumer.settings import BrokerSettings
+    from acestep_consumer.config.settings import BrokerSettings
 
 T = TypeVar("T")
 Operation = Literal["configure", "write", "read"]
@@ -164,11 +164,11 @@ class Inspection:
             await self._drop()
             raise
 
-    async def limit(self) -> capacity.Standing | None:
+    async def limit(self) -> queue_limit.Standing | None:
         """Measure how many requests may wait; None: there is no request queue yet."""
         if await self.depth(GENERATE) is None:
             return None
-        return await capacity.look(self._opened, self._settings)
+        return await queue_limit.look(self._opened, self._settings)
 
     async def compare(self, wanted: Topology) -> Comparison:
         """Compare exchanges and queues with those that stand. AMQP does not tell of bindings."""

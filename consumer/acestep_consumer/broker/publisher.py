@@ -14,16 +14,16 @@ from pamqp.commands import Basic
 
 from acestep_consumer.broker.backoff import backoff
 from acestep_consumer.broker.dead_letter import dead_letter_properties
-from acestep_consumer.broker.faults import BrokerFault, BrokerRefused, LinkLost, Nacked, Unroutable, describe, mapped
+from acestep_consumer.broker.errors import BrokerFault, BrokerRefused, LinkLost, Nacked, Unroutable, describe, mapped
 from acestep_consumer.broker.topology import CONTROL, DEAD_LETTER, EVENTS, TIER, tier_queue
-from acestep_consumer.errors import ConsumerError, Unpublished
+from acestep_consumer.domain.errors import ConsumerError, Unpublished
 from acestep_schemas.events import CONTENT_TYPE, JobEvent, JobProgress, JobStarted, WorkerEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from acestep_consumer.broker.connection import Link
-    from acestep_consumer.ports import Reply
+    from acestep_consumer.domain.ports import Reply
 
 APP_ID = "acestep-consumer"
 OURS, CLIENTS = "acestep.", "acestep.client."

@@ -20,9 +20,9 @@ from uuid import uuid4
 
 import structlog
 
-from acestep_consumer.broker.faults import BrokerFault, LinkLost, describe, mapped
+from acestep_consumer.broker.errors import BrokerFault, LinkLost, describe, mapped
 from acestep_consumer.broker.topology import CONTROL, TIER, tier_queue
-from acestep_consumer.errors import Unpublished
+from acestep_consumer.domain.errors import Unpublished
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable

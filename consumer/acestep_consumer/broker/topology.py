@@ -11,12 +11,15 @@ import shlex
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
+from acestep_consumer.broker.errors import mapped
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from aio_pika.abc import AbstractChannel
     from pydantic import JsonValue
 
-    from acestep_consumer.settings import BrokerSettings
+    from acestep_consumer.config.settings import BrokerSettings
 
 REQUESTS = "acestep.requests"
 GENERATE = "acestep.generate"
@@ -272,3 +275,17 @@ def _binding_definition(binding: Binding, vhost: str) -> dict[str, JsonValue]:
         "routing_key": binding.routing_key,
         "arguments": {},
     }
+
+
+async def declare(channel: AbstractChannel, wanted: Topology) -> None:
+    """Create what is missing; what is there as wanted stays untouched. Raises ``BrokerFault``."""
+    with mapped():
+        for exchange in wanted.exchanges:
+            await channel.declare_exchange(
+                exchange.name, exchange.type, durable=True, arguments=dict(exchange.arguments)
+            )
+        for queue in wanted.queues:
+            await channel.declare_queue(queue.name, durable=True, arguments=dict(queue.arguments))
+        underlay = await channel.get_underlay_channel()
+        for binding in wanted.bindings:
+            await underlay.queue_bind(binding.queue, binding.exchange, binding.routing_key)

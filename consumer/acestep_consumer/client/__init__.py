@@ -25,8 +25,8 @@ from acestep_consumer.client.errors import (
     QueueFull,
     Unreachable,
 )
+from acestep_consumer.client.estimate import Outlook
 from acestep_consumer.client.job import Job
-from acestep_consumer.client.outlook import Outlook
 
 __all__ = [
     "Client",

@@ -13,19 +13,19 @@ from uuid import uuid4
 
 import aio_pika
 
-from acestep_consumer import settings as settings_module
-from acestep_consumer.broker.faults import BrokerFault, BrokerRefused, Nacked, Unroutable, describe
+from acestep_consumer.broker.errors import BrokerFault, BrokerRefused, Nacked, Unroutable, describe
 from acestep_consumer.broker.topology import CONTROL, EVENTS, GENERATE, REQUESTS
-from acestep_consumer.client.endings import Endings
+from acestep_consumer.client.connection import NOT_DECLARED, Line, as_client_error
+from acestep_consumer.client.dispatcher import Inbox
 from acestep_consumer.client.errors import DownloadFailed, InvalidTaskId, NoQueue, NoSongs, QueueFull
-from acestep_consumer.client.inbox import Inbox
+from acestep_consumer.client.estimate import Depth, Outlook, outlook_of
 from acestep_consumer.client.job import Job
-from acestep_consumer.client.line import NOT_DECLARED, Line, as_client_error
-from acestep_consumer.client.muster import QUESTION, muster
-from acestep_consumer.client.outlook import Depth, Outlook, outlook_of
-from acestep_consumer.client.pace import Pace
+from acestep_consumer.client.results import Endings
+from acestep_consumer.client.retry_after import Pace
 from acestep_consumer.client.subscription import Subscription
-from acestep_consumer.settings import StorageSettings
+from acestep_consumer.client.worker_survey import QUESTION, muster
+from acestep_consumer.config import settings as settings_module
+from acestep_consumer.config.settings import StorageSettings
 from acestep_schemas.events import Audio, JobCompleted, JobEvent, TerminalEvent, Worker, WorkerEvent
 from acestep_schemas.request import TASK_ID_PATTERN
 

@@ -13,9 +13,9 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 from pydantic import TypeAdapter, ValidationError
 
 from acestep_consumer.broker.backoff import backoff
-from acestep_consumer.broker.faults import BrokerFault, BrokerRefused, LinkLost, describe, mapped
+from acestep_consumer.broker.errors import BrokerFault, BrokerRefused, LinkLost, describe, mapped
 from acestep_consumer.broker.topology import EVENTS
-from acestep_consumer.client.line import (
+from acestep_consumer.client.connection import (
     FIRST_WAIT_S,
     LONGEST_WAIT_S,
     Line,

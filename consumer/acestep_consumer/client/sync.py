@@ -27,8 +27,8 @@ from acestep_consumer.client.errors import (
     QueueFull,
     Unreachable,
 )
-from acestep_consumer.client.outlook import Outlook
-from acestep_consumer.settings import StorageSettings
+from acestep_consumer.client.estimate import Outlook
+from acestep_consumer.config.settings import StorageSettings
 from acestep_schemas.events import JobEvent, TerminalEvent, WorkerEvent
 
 T = TypeVar("T")

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from acestep_consumer.client import Client, ClientError
-from acestep_consumer.commands.exits import Exit, refused
-from acestep_consumer.commands.hush import hush_libraries
-from acestep_consumer.settings import Settings
+from acestep_consumer.commands.errors import refused
+from acestep_consumer.commands.terminal import hush_libraries
+from acestep_consumer.config.exit_codes import Exit
+from acestep_consumer.config.settings import Settings
 from acestep_schemas.events import JobCancelled, JobEvent, WorkerEvent
 
 

@@ -7,12 +7,12 @@ import sys
 
 import structlog
 
-from acestep_consumer.commands.exits import Exit
-from acestep_consumer.fleet import census, gpus, seats
-from acestep_consumer.fleet.fleet import Fleet
-from acestep_consumer.fleet.lifeline import leave_with_fleet
-from acestep_consumer.settings import Settings
-from acestep_consumer.telemetry import set_up_logs
+from acestep_consumer.config.exit_codes import Exit
+from acestep_consumer.config.logs import set_up_logs
+from acestep_consumer.config.settings import Settings
+from acestep_consumer.multi_gpu import device_count, placement, selection
+from acestep_consumer.multi_gpu.parent import Fleet
+from acestep_consumer.multi_gpu.parent_pipe import leave_with_fleet
 
 log = structlog.get_logger()
 
@@ -27,16 +27,16 @@ def run_fleet(asked: str, settings: Settings, given: dict[str, str], *, grace_s:
         grace_s: seconds that work in hand may take after the first signal.
     """
     as_json = set_up_logs(settings.worker.log_level, settings.worker.log_format)
-    environ = gpus.ordered(os.environ)
+    environ = selection.ordered(os.environ)
     try:
-        numbers = gpus.parse(asked)
-        seats.check(settings.engine)
-        chosen = gpus.choose(numbers, gpus.visible(census.take(environ), environ))
-        places = seats.seats_for(chosen, settings, log_format="json" if as_json else "console")
-    except (gpus.BadChoice, seats.Contradiction) as error:
+        numbers = selection.parse(asked)
+        placement.check(settings.engine)
+        chosen = selection.choose(numbers, selection.visible(device_count.take(environ), environ))
+        places = placement.seats_for(chosen, settings, log_format="json" if as_json else "console")
+    except (selection.BadChoice, placement.Contradiction) as error:
         log.error("cannot start", reason=str(error))  # noqa: TRY400 - the text is the whole story
         return Exit.USAGE
-    except (census.CensusFailed, gpus.GpuMissing) as error:
+    except (device_count.CensusFailed, selection.GpuMissing) as error:
         log.error("cannot start", reason=str(error))  # noqa: TRY400 - as above
         return Exit.ENGINE
     log.info("fleet starts", workers={seat.name: seat.environment["ACESTEP_WORKER_ID"] for seat in places})

@@ -13,23 +13,23 @@ from typing import Any, Final
 from aiohttp import web
 from rich.console import Console
 
-from acestep_consumer.broker.faults import BrokerFault, BrokerRefused
+from acestep_consumer.broker.errors import BrokerFault, BrokerRefused
 from acestep_consumer.broker.inspection import Depth, Inspection
 from acestep_consumer.broker.topology import GENERATE, tier_queue
 from acestep_consumer.client import Client, ClientError
-from acestep_consumer.client.endings import Endings
-from acestep_consumer.commands.aside import aside
-from acestep_consumer.commands.exits import Exit, refused
-from acestep_consumer.commands.hush import hush
+from acestep_consumer.client.results import Endings
+from acestep_consumer.commands.errors import refused
+from acestep_consumer.commands.terminal import hush
+from acestep_consumer.commands.threads import aside
 from acestep_consumer.commands.tier_names import tier_names
-from acestep_consumer.listen.board import Board
-from acestep_consumer.listen.guard import Guard, is_loopback
-from acestep_consumer.listen.pulse import Pulse
-from acestep_consumer.listen.reporter import catch_up, feel, report
-from acestep_consumer.listen.server import Server
-from acestep_consumer.listen.songs import Songs
+from acestep_consumer.config.exit_codes import Exit
+from acestep_consumer.config.settings import Settings
 from acestep_consumer.policy.tiers import TierTableError
-from acestep_consumer.settings import Settings
+from acestep_consumer.webui.audio_proxy import Songs
+from acestep_consumer.webui.job_board import Board, Pulse
+from acestep_consumer.webui.origin_check import Guard, is_loopback
+from acestep_consumer.webui.reporter import catch_up, feel, report
+from acestep_consumer.webui.server import Server
 
 # Songs that somebody listens to are cut at the end; pages are let go before.
 _CLOSE_S: Final = 1.0

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from acestep_consumer.client import Client, ClientError, DownloadFailed, Job, Outlook
-from acestep_consumer.commands.exits import Exit, refused
-from acestep_consumer.commands.hush import hush_libraries
-from acestep_consumer.commands.units import seconds
-from acestep_consumer.settings import Settings
+from acestep_consumer.commands.errors import refused
+from acestep_consumer.commands.terminal import hush_libraries, seconds
+from acestep_consumer.config.exit_codes import Exit
+from acestep_consumer.config.settings import Settings
 from acestep_schemas.events import JobCompleted, JobProgress, JobStarted, TerminalEvent
 
 

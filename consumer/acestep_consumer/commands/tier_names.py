@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tiers that have a queue of their own, by the settings."""
 
-from acestep_consumer.policy.routing import queue_names
+from acestep_consumer.config.settings import Settings
+from acestep_consumer.policy.tier_choice import queue_names
 from acestep_consumer.policy.tiers import load_table
-from acestep_consumer.settings import Settings
 
 
 def tier_names(settings: Settings) -> tuple[str, ...] | None:

@@ -7,13 +7,13 @@ import sys
 from rich.console import Console
 
 from acestep_consumer.broker.connection import Link
-from acestep_consumer.broker.faults import BrokerFault, BrokerRefused
+from acestep_consumer.broker.errors import BrokerFault, BrokerRefused
 from acestep_consumer.broker.topology import topology as wanted
-from acestep_consumer.commands.exits import Exit
 from acestep_consumer.commands.tier_names import tier_names
+from acestep_consumer.config.exit_codes import Exit
+from acestep_consumer.config.logs import set_up_logs
+from acestep_consumer.config.settings import Settings
 from acestep_consumer.policy.tiers import TierTableError
-from acestep_consumer.settings import Settings
-from acestep_consumer.telemetry import set_up_logs
 
 
 async def topology(settings: Settings, note: Console, *, declare: bool, as_json: bool) -> Exit:

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 from rich.console import Console
 
 from acestep_consumer.client import Client, ClientError
-from acestep_consumer.commands.exits import Exit, refused
-from acestep_consumer.commands.hush import hush_libraries
-from acestep_consumer.settings import Settings
+from acestep_consumer.commands.errors import refused
+from acestep_consumer.commands.terminal import hush_libraries
+from acestep_consumer.config.exit_codes import Exit
+from acestep_consumer.config.settings import Settings
 from acestep_schemas.events import JobCompleted, JobEvent, JobProgress, JobStarted, WorkerEvent
 
 

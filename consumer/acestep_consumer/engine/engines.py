@@ -7,19 +7,18 @@ from contextlib import suppress
 
 import structlog
 
-from acestep_consumer.engine.memory import available_bytes
+from acestep_consumer.config.settings import EngineSettings, Settings
+from acestep_consumer.domain.ports import Planner, Renderer
+from acestep_consumer.engine.adapters import LmPlanner, PlannerSupervisor, RendererSupervisor
+from acestep_consumer.engine.device_usage import Usage
 from acestep_consumer.engine.messages import Configure, ConfigurePlanner, RendererReport
 from acestep_consumer.engine.planner.direct import DirectPlanner
-from acestep_consumer.engine.planning import LmPlanner, PlannerSupervisor
-from acestep_consumer.engine.rendering import RendererSupervisor
+from acestep_consumer.engine.process_memory import available_bytes
 from acestep_consumer.engine.supervisor import EngineState, EngineUnusable
-from acestep_consumer.engine.usage import Usage
-from acestep_consumer.engine.watch import Bounds
+from acestep_consumer.engine.watchdog import Bounds
 from acestep_consumer.policy.admit import Limits
-from acestep_consumer.policy.language import RESERVE_GB, LmPlan, LmWish, plan_lm, renderer_share
+from acestep_consumer.policy.lm_choice import RESERVE_GB, LmPlan, LmWish, plan_lm, renderer_share
 from acestep_consumer.policy.tiers import TierTable
-from acestep_consumer.ports import Planner, Renderer
-from acestep_consumer.settings import EngineSettings, Settings
 from acestep_schemas.events import LmChoice
 
 RAM_SHARE = 0.9

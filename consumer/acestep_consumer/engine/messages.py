@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from acestep_consumer.job import Heard, Job, LoadedModel, Plan, Rendering, Sources
-from acestep_consumer.settings import EngineSettings
+from acestep_consumer.config.settings import EngineSettings
+from acestep_consumer.domain.job import Heard, Job, LoadedModel, Plan, Rendering, Sources
 from acestep_schemas.events import ErrorCode
 
 

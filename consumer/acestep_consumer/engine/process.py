@@ -16,7 +16,7 @@ from typing import Self
 import structlog
 from pydantic import ValidationError
 
-from acestep_consumer.engine import frames
+from acestep_consumer.engine import framing
 from acestep_consumer.engine.messages import FROM_ENGINE, TO_ENGINE, FromEngine, ToEngine
 
 GRACE_S = 5.0
@@ -69,13 +69,13 @@ class EngineProcess:
     def send(self, message: ToEngine) -> None:
         """Queue one message; a child that is gone takes nothing, and ``messages`` tells so."""
         if not self._writer.is_closing():
-            self._writer.write(frames.pack(TO_ENGINE.dump_json(message)))
+            self._writer.write(framing.pack(TO_ENGINE.dump_json(message)))
 
     async def messages(self) -> AsyncIterator[FromEngine]:
         """Yield what the child says, until it is gone. One that says what cannot be understood is ended."""
         try:
             while True:
-                yield FROM_ENGINE.validate_json(await frames.read(self._reader))
+                yield FROM_ENGINE.validate_json(await framing.read(self._reader))
         except (asyncio.IncompleteReadError, ConnectionError):
             return
         except ValidationError:

@@ -17,7 +17,10 @@ from typing import ClassVar, Generic, TypeVar
 
 import structlog
 
-from acestep_consumer.engine.memory import held_bytes
+from acestep_consumer.concurrency.locks import Room
+from acestep_consumer.domain.errors import DiskFull, EngineCrashed, Interrupted, error_of_code
+from acestep_consumer.domain.ports import Report
+from acestep_consumer.engine.device_usage import Usage
 from acestep_consumer.engine.messages import (
     Broken,
     Done,
@@ -31,13 +34,10 @@ from acestep_consumer.engine.messages import (
     Unusable,
     Vitals,
 )
-from acestep_consumer.engine.orders import Orders
+from acestep_consumer.engine.pending_requests import Orders
 from acestep_consumer.engine.process import EngineProcess
-from acestep_consumer.engine.usage import Usage
-from acestep_consumer.engine.watch import Bounds, Watch
-from acestep_consumer.errors import DiskFull, EngineCrashed, Interrupted, error_of_code
-from acestep_consumer.ports import Report
-from acestep_consumer.room import Room
+from acestep_consumer.engine.process_memory import held_bytes
+from acestep_consumer.engine.watchdog import Bounds, Watch
 
 ReportT = TypeVar("ReportT")
 AnswerT = TypeVar("AnswerT")

@@ -10,8 +10,14 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from acestep_consumer.errors import InvalidRequest, LimitExceeded, LmUnavailable, ModelUnavailable, TaskUnsupported
-from acestep_consumer.job import Job, LoadedModel, Request, Variant
+from acestep_consumer.domain.errors import (
+    InvalidRequest,
+    LimitExceeded,
+    LmUnavailable,
+    ModelUnavailable,
+    TaskUnsupported,
+)
+from acestep_consumer.domain.job import Job, LoadedModel, Request, Variant
 from acestep_consumer.policy.tiers import MAX_BPM, MIN_BPM, MIN_DURATION_S, Tier
 from acestep_schemas.events import Adjustment, LimitsReport, LmChoice, ModelChoice, PolicyReport
 from acestep_schemas.request import FieldProblem, GenerationRequest

@@ -11,7 +11,7 @@ import aio_pika
 from aio_pika.abc import AbstractIncomingMessage
 
 from acestep_consumer.broker.topology import EVENTS, GENERATE
-from acestep_consumer.settings import Settings
+from acestep_consumer.config.settings import Settings
 from tests.bench.arena import settings_for
 from tests.bench.chore import Chore, Notice
 from tests.bench.tap import Tap

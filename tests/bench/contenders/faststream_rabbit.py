@@ -10,7 +10,7 @@ from typing import Any
 from faststream.rabbit import Channel, ExchangeType, RabbitBroker, RabbitExchange, RabbitQueue
 
 from acestep_consumer.broker.topology import EVENTS, GENERATE
-from acestep_consumer.settings import Settings
+from acestep_consumer.config.settings import Settings
 from tests.bench.arena import settings_for
 from tests.bench.chore import Chore
 from tests.bench.tap import Tap

@@ -22,11 +22,11 @@ from typing import Any
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
-from acestep_consumer import tracing
 from acestep_consumer.app import run_worker
-from acestep_consumer.settings import Settings
-from acestep_consumer.tally import JobTally
-from acestep_consumer.telemetry import set_log_level
+from acestep_consumer.config.logs import set_log_level
+from acestep_consumer.config.settings import Settings
+from acestep_consumer.observability import tracing
+from acestep_consumer.observability.job_stats import JobTally
 from tests.bench.arena import settings_for
 from tests.bench.contenders.worker import InstantRenderer
 from tests.bench.tap import Moment, listen_in

@@ -14,7 +14,7 @@ from taskiq.api import run_receiver_task
 from taskiq_aio_pika import AioPikaBroker, Exchange, Queue
 
 from acestep_consumer.broker.topology import DEAD_LETTER, EVENTS, GENERATE, REQUESTS
-from acestep_consumer.settings import Settings
+from acestep_consumer.config.settings import Settings
 from tests.bench.arena import TASK, settings_for
 from tests.bench.chore import Chore
 from tests.bench.contenders.bare_aio_pika import event_of

@@ -14,7 +14,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
 from acestep_consumer.engine.planner.backend import Generation
-from acestep_consumer.engine.planner.song import Song
+from acestep_consumer.engine.planner.sequence import Song
 
 
 class StockGuidance(LogitsProcessor):  # type: ignore[misc]  # vLLM is Any to mypy: it is not there where mypy runs

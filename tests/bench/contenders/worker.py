@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 from acestep_consumer.app import run_worker
-from acestep_consumer.job import Job, Plan, Rendering, Sources
-from acestep_consumer.ports import Report
-from acestep_consumer.settings import Settings
+from acestep_consumer.config.settings import Settings
+from acestep_consumer.domain.job import Job, Plan, Rendering, Sources
+from acestep_consumer.domain.ports import Report
 from tests.bench.arena import settings_for
 from tests.bench.chore import song
 from tests.bench.tap import Tap

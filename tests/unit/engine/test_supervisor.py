@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from acestep_consumer.domain.errors import EngineCrashed, Interrupted, RenderFailed
+from acestep_consumer.domain.job import Plan, Sources
 from acestep_consumer.engine.process import EngineProcess
 from acestep_consumer.engine.supervisor import EngineUnusable
-from acestep_consumer.errors import EngineCrashed, Interrupted, RenderFailed
-from acestep_consumer.job import Plan, Sources
 from acestep_schemas.events import Metas
 from tests.support.admission import admitted_job
 from tests.support.engines import render, supervised, supervisor

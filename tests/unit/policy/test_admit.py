@@ -5,8 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acestep_consumer.errors import InvalidRequest, LimitExceeded, LmUnavailable, ModelUnavailable, TaskUnsupported
-from acestep_consumer.job import Job, LoadedModel, Request, Variant
+from acestep_consumer.domain.errors import (
+    InvalidRequest,
+    LimitExceeded,
+    LmUnavailable,
+    ModelUnavailable,
+    TaskUnsupported,
+)
+from acestep_consumer.domain.job import Job, LoadedModel, Request, Variant
 from acestep_consumer.policy.admit import Limits, admit
 from acestep_consumer.policy.tiers import BUILT_IN
 from acestep_schemas.events import LmChoice

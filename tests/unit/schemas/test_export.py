@@ -9,7 +9,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from acestep_consumer.broker.topology import CONTROL, EVENTS, GENERATE, REQUESTS, TIER, Topology, tier_queue, topology
-from acestep_consumer.settings import BrokerSettings
+from acestep_consumer.config.settings import BrokerSettings
 from acestep_schemas import examples
 from acestep_schemas.asyncapi import EXCHANGES, asyncapi
 from acestep_schemas.events import CloudEvent, parse_event

@@ -15,7 +15,8 @@ from typing import NoReturn
 
 import structlog
 
-from acestep_consumer.engine import frames
+from acestep_consumer.config.logs import set_up_logs
+from acestep_consumer.engine import framing
 from acestep_consumer.engine.messages import (
     FROM_ENGINE,
     TO_ENGINE,
@@ -26,7 +27,6 @@ from acestep_consumer.engine.messages import (
     ToEngine,
     Unusable,
 )
-from acestep_consumer.telemetry import set_up_logs
 
 EXIT_UNUSABLE, EXIT_ENGINE_DEAD = 3, 4
 
@@ -43,14 +43,14 @@ class Pipe:
     async def hear(self) -> ToEngine:
         """Wait for the next message; leave when the parent is gone."""
         try:
-            payload = await frames.read(self._reader)
+            payload = await framing.read(self._reader)
         except (asyncio.IncompleteReadError, ConnectionError):
             leave(0)
         return TO_ENGINE.validate_json(payload)
 
     def say(self, message: FromEngine) -> None:
         """Send one message."""
-        self._writer.write(frames.pack(FROM_ENGINE.dump_json(message)))
+        self._writer.write(framing.pack(FROM_ENGINE.dump_json(message)))
 
     async def flush(self) -> None:
         """Wait until everything said has left."""
@@ -75,10 +75,10 @@ async def serve(pipe: Pipe, configure: ConfigurePlanner) -> None:
     await pipe.flush()
     try:
         # Not at the top: torch takes seconds and may be missing, and the parent must hear of either.
-        from acestep_consumer.engine.planner.desk import Desk  # noqa: PLC0415 - see above
+        from acestep_consumer.engine.planner.engine_loop import Desk  # noqa: PLC0415 - see above
         from acestep_consumer.engine.planner.loading import LmUnusable, load  # noqa: PLC0415
+        from acestep_consumer.engine.planner.planning import Writer  # noqa: PLC0415
         from acestep_consumer.engine.planner.service import Service  # noqa: PLC0415
-        from acestep_consumer.engine.planner.writer import Writer  # noqa: PLC0415
     except ImportError as error:
         await refuse(pipe, f"{error.name} is missing: pip install 'acestep-consumer[engine]'")
     try:

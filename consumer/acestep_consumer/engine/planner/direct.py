@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The planner of a worker without a language model: what the request says is the plan."""
 
-from acestep_consumer.job import Job, Plan, Sources
-from acestep_consumer.ports import Report
+from acestep_consumer.domain.job import Job, Plan, Sources
+from acestep_consumer.domain.ports import Report
 from acestep_schemas.events import Metas
 
 DEFAULT_DURATION_S = 60.0

@@ -11,10 +11,10 @@ from huggingface_hub import snapshot_download
 
 from acestep_consumer.engine.messages import ConfigurePlanner, PlannerReport
 from acestep_consumer.engine.planner.backend import Backend
-from acestep_consumer.engine.planner.offloaded import OffloadedBackend
+from acestep_consumer.engine.planner.offload import OffloadedBackend
 from acestep_consumer.engine.planner.registry import LmNotFound, resolve
 from acestep_consumer.engine.planner.tokens import LmTokens, TokenizerUnfit
-from acestep_consumer.engine.renderer.quiet import quietly
+from acestep_consumer.engine.renderer.quiet_imports import quietly
 
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")
 _CPU_CACHE_GB = 2.0

@@ -8,7 +8,7 @@ from typing import Final
 
 import yaml
 
-from acestep_consumer.engine.planner.tags import END_THINK, THINK, harmless
+from acestep_consumer.engine.planner.audio_codes import END_THINK, THINK, harmless
 from acestep_consumer.policy.tiers import MAX_BPM, MAX_DURATION_S, MIN_BPM, MIN_DURATION_S
 from acestep_schemas import coerce
 

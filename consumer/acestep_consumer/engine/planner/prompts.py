@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from acestep_consumer.engine.planner.audio_codes import code, harmless
 from acestep_consumer.engine.planner.metadata import Metadata, thought
-from acestep_consumer.engine.planner.tags import code, harmless
 
 GENERATE: Final = "Generate audio semantic tokens based on the given conditions:"
 UNDERSTAND: Final = "Understand the given musical conditions and describe the audio semantics accordingly:"

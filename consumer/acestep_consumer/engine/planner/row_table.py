@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from acestep_consumer.engine.planner.guidance import Rows, choose, guide
-from acestep_consumer.engine.planner.song import NOTHING, Song
+from acestep_consumer.engine.planner.sequence import NOTHING, Song
 from acestep_consumer.engine.planner.token_masks import TokenMasks, masked
 
 Row = tuple[Song, int]

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import structlog
 
+from acestep_consumer.domain.errors import ConsumerError
 from acestep_consumer.engine.messages import Broken, Done, FromEngine, Progressed, Stop, Think, ToEngine
-from acestep_consumer.engine.planner.writer import Writer
-from acestep_consumer.errors import ConsumerError
+from acestep_consumer.engine.planner.planning import Writer
 from acestep_schemas.events import ErrorCode
 
 Say = Callable[[FromEngine], None]

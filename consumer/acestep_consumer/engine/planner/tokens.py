@@ -8,8 +8,8 @@ from typing import Any, Self
 
 from transformers import AutoTokenizer
 
+from acestep_consumer.engine.planner.audio_codes import CODE_COUNT, END_OF_TURN, code
 from acestep_consumer.engine.planner.prompts import Prompt
-from acestep_consumer.engine.planner.tags import CODE_COUNT, END_OF_TURN, code
 
 
 class TokenizerUnfit(Exception):

@@ -21,10 +21,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from acestep_consumer.engine.planner.backend import Generation, Text, Written
-from acestep_consumer.engine.planner.replay import Replay
+from acestep_consumer.engine.planner.cuda_graph import Replay
 from acestep_consumer.engine.planner.row_cache import ATTENTION, RowCache
 from acestep_consumer.engine.planner.row_table import Group, Part, Row, RowTable
-from acestep_consumer.engine.planner.song import Song
+from acestep_consumer.engine.planner.sequence import Song
 from acestep_consumer.engine.planner.token_masks import GrammarRefused, TokenMasks
 
 PREFILL_TOKENS = 8192

@@ -15,10 +15,10 @@ from transformers import AutoConfig, GenerationConfig
 
 from acestep_consumer.engine.planner import vllm_engine
 from acestep_consumer.engine.planner.backend import Generation, Text, Written
-from acestep_consumer.engine.planner.draft import Draft, Stage
-from acestep_consumer.engine.planner.song import Song
+from acestep_consumer.engine.planner.sequence import Song
 from acestep_consumer.engine.planner.token_masks import GrammarRefused, TokenMasks
 from acestep_consumer.engine.planner.vllm_engine import EngineSize, Output, VllmEngine
+from acestep_consumer.engine.planner.vllm_sequence import Draft, Stage
 
 NEWS_EVERY = 8
 """A song has news of its first token, and then of every so many: 1.6 seconds of song."""

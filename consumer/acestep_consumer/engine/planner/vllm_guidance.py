@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
-from acestep_consumer.engine.planner.draft import Draft, Stage
 from acestep_consumer.engine.planner.guidance import Rows, choose, guide
 from acestep_consumer.engine.planner.token_masks import TokenMasks, masked
+from acestep_consumer.engine.planner.vllm_sequence import Draft, Stage
 
 CERTAIN = 1e30
 """A logit above all that a model gives: whoever takes the likeliest token takes this one."""

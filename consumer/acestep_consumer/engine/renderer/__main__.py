@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The renderer process: ``python -m acestep_consumer.engine.renderer FD``, started by the supervisor with a socket as FD.
+"""The renderer process: ``python -m acestep_consumer.engine.renderer FD``; FD is a socket to the supervisor.
 
 It lives as long as the pipe. Signals meant for the worker reach it too (a terminal's Ctrl-C, a service manager's
 SIGTERM); it leaves them to its parent, which drains first.
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 import structlog
 
-from acestep_consumer.engine.frames import FrameSocket
+from acestep_consumer.config.logs import set_up_logs
+from acestep_consumer.engine.framing import FrameSocket
 from acestep_consumer.engine.messages import (
     FROM_ENGINE,
     TO_ENGINE,
@@ -27,7 +28,6 @@ from acestep_consumer.engine.messages import (
     ToEngine,
     Unusable,
 )
-from acestep_consumer.telemetry import set_up_logs
 
 if TYPE_CHECKING:
     from acestep_consumer.engine.renderer.service import Service
@@ -87,7 +87,7 @@ def open_service(pipe: Pipe, configure: Configure) -> "Service":
         from acestep_consumer.engine.renderer.device import DeviceError  # noqa: PLC0415 - see above
         from acestep_consumer.engine.renderer.registry import CheckpointError  # noqa: PLC0415
         from acestep_consumer.engine.renderer.service import Service  # noqa: PLC0415
-        from acestep_consumer.engine.renderer.studio import open_studio  # noqa: PLC0415
+        from acestep_consumer.engine.renderer.startup import open_studio  # noqa: PLC0415
     except ImportError as error:
         pipe.say(Unusable(reason=f"{error.name} is missing: pip install 'acestep-consumer[engine]'"))
         leave(EXIT_UNUSABLE)

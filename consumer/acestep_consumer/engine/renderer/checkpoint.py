@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from diffusers import AceStepPipeline
 
+from acestep_consumer.config.settings import EngineSettings
+from acestep_consumer.domain.job import LoadedModel, Variant
 from acestep_consumer.engine.renderer.device import DeviceReport, offload_for
-from acestep_consumer.engine.renderer.quiet import quietly
+from acestep_consumer.engine.renderer.quiet_imports import quietly
 from acestep_consumer.engine.renderer.registry import Checkpoint, CheckpointError, resolve
-from acestep_consumer.job import LoadedModel, Variant
-from acestep_consumer.settings import EngineSettings
 
 # ACE-Step trains the DiT; every model ships the same text encoder and the same VAE.
 _IN_COMMON = ("text_encoder", "vae")

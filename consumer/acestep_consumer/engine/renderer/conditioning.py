@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from acestep_consumer.engine.renderer.draft import Draft, Drafting, Words
-from acestep_consumer.engine.renderer.faults import is_out_of_memory
+from acestep_consumer.engine.renderer.components import Parts
+from acestep_consumer.engine.renderer.errors import is_out_of_memory
 from acestep_consumer.engine.renderer.packed_dit import Condition, PackedDit
-from acestep_consumer.engine.renderer.parts import Parts
-from acestep_consumer.engine.renderer.randomness import generators_for
-from acestep_consumer.engine.renderer.song import Blend, Guidance, Song
-from acestep_consumer.engine.renderer.texts import States, TextEncoder
+from acestep_consumer.engine.renderer.prepare import Draft, Drafting, Words
+from acestep_consumer.engine.renderer.rng import generators_for
+from acestep_consumer.engine.renderer.sample import Blend, Guidance, Song
+from acestep_consumer.engine.renderer.text_encoder import States, TextEncoder
 
 _REFERENCE_S = 30
 _NO_GUIDANCE = 1.0

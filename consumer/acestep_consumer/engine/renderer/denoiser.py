@@ -10,10 +10,10 @@ from itertools import accumulate
 
 import torch
 
-from acestep_consumer.engine.renderer.graphs import GraphedFlow
+from acestep_consumer.engine.renderer.cuda_graphs import GraphedFlow
 from acestep_consumer.engine.renderer.pack import Pack
 from acestep_consumer.engine.renderer.packed_dit import Condition, PackedDit
-from acestep_consumer.engine.renderer.song import Song
+from acestep_consumer.engine.renderer.sample import Song
 
 
 @dataclass(frozen=True, slots=True, eq=False)

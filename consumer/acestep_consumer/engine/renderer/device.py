@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.policy.tiers import OFFLOAD_BELOW_GB
-from acestep_consumer.settings import EngineSettings
 
 _GIB = 2**30
 # CUDA stands for ROCm too: torch calls both by that name.

@@ -18,9 +18,9 @@ from typing import Any, Final, Self
 import torch
 from torch import nn
 
+from acestep_consumer.domain.errors import InputUnreadable, RenderFailed
 from acestep_consumer.engine.renderer.lora_file import Delta, read_lora
-from acestep_consumer.errors import InputUnreadable, RenderFailed
-from acestep_consumer.loras import PEFT_CONFIG, PEFT_WEIGHTS
+from acestep_consumer.inputs.loras import PEFT_CONFIG, PEFT_WEIGHTS
 
 # accelerate, diffusers and torch set these on a module to have it called in another way, bound to that very module.
 _BOUND: Final = ("forward", "_old_forward", "_hf_hook", "_diffusers_hook", "_compiled_call_impl")

@@ -18,8 +18,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 from safetensors import SafetensorError, safe_open
 
-from acestep_consumer.errors import InputUnreadable
-from acestep_consumer.loras import PEFT_CONFIG, PEFT_WEIGHTS
+from acestep_consumer.domain.errors import InputUnreadable
+from acestep_consumer.inputs.loras import PEFT_CONFIG, PEFT_WEIGHTS
 
 _HEADER: Final = "lora_adapter_metadata"  # diffusers puts PEFT's configuration there
 _PREFIXES: Final = ("base_model.model.", "transformer.", "diffusion_model.", "decoder.")

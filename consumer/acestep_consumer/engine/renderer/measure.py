@@ -6,9 +6,9 @@ from functools import partial
 
 import torch
 
-from acestep_consumer.engine.renderer.booth import Booth
-from acestep_consumer.engine.renderer.budget import TILE_RUNGS, Budget, Footprint
+from acestep_consumer.engine.renderer.model_runner import Booth
 from acestep_consumer.engine.renderer.packed_dit import PackedDit
+from acestep_consumer.policy.memory_budget import TILE_RUNGS, Budget, Footprint
 
 # A little more than was seen: allocators round up, and fragments are lost.
 _MARGIN = 1.15

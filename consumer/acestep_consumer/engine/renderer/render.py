@@ -10,17 +10,17 @@ from time import perf_counter
 import structlog
 import torch
 
-from acestep_consumer import audio
+from acestep_consumer.audio import codec
+from acestep_consumer.domain.errors import Cancelled, RenderFailed
+from acestep_consumer.domain.job import Heard, Rendering, Track
+from acestep_consumer.domain.ports import Report
 from acestep_consumer.engine.messages import Listen, Render
-from acestep_consumer.engine.renderer.arguments import Arguments, Inputs, arguments_for, reads_source
-from acestep_consumer.engine.renderer.batcher import Batcher
-from acestep_consumer.engine.renderer.booth import lora_of
-from acestep_consumer.engine.renderer.faults import translate
-from acestep_consumer.engine.renderer.take import Performance, Watch
-from acestep_consumer.errors import Cancelled, RenderFailed
-from acestep_consumer.job import Heard, Rendering, Track
+from acestep_consumer.engine.renderer.batch_request import Performance, Watch
+from acestep_consumer.engine.renderer.errors import translate
+from acestep_consumer.engine.renderer.model_runner import lora_of
+from acestep_consumer.engine.renderer.pipeline_arguments import Arguments, Inputs, arguments_for, reads_source
+from acestep_consumer.engine.renderer.scheduler import Batcher
 from acestep_consumer.policy.tiers import MAX_DURATION_S
-from acestep_consumer.ports import Report
 
 Stopped = Callable[[], bool]
 # Denoising takes this share of the stage, the VAE decode the rest.
@@ -37,10 +37,10 @@ class Equipment:
     max_input_s: float = MAX_DURATION_S
     cores: AbstractContextManager[object] = field(default_factory=nullcontext)
 
-    def decode(self, path: Path, sample_rate: int, what: str, cancelled: Stopped) -> audio.Samples:
+    def decode(self, path: Path, sample_rate: int, what: str, cancelled: Stopped) -> codec.Samples:
         """Read one input, as ``audio.decode`` does; no more inputs at a time than there are CPU cores."""
         with self.cores:
-            return audio.decode(
+            return codec.decode(
                 path, sample_rate=sample_rate, max_seconds=self.max_input_s, what=what, stopped=cancelled
             )
 
@@ -147,7 +147,7 @@ class _Session:
 
     def _track(self, song: torch.Tensor, seed: int, stem: Path) -> Track:
         audio_format = self._job.request.audio_format
-        file = audio.encode(song.numpy(), stem, audio_format, self._model.sample_rate)
+        file = codec.encode(song.numpy(), stem, audio_format, self._model.sample_rate)
         return Track(
             path=file.path,
             seed=seed,

@@ -11,6 +11,8 @@ from typing import NoReturn
 import structlog
 import torch
 
+from acestep_consumer.domain.errors import ConsumerError, DiskFull
+from acestep_consumer.domain.job import Heard, Rendering
 from acestep_consumer.engine.messages import (
     Allot,
     Broken,
@@ -24,12 +26,10 @@ from acestep_consumer.engine.messages import (
     ToEngine,
     Vitals,
 )
-from acestep_consumer.engine.renderer.batcher import Batcher
-from acestep_consumer.engine.renderer.faults import is_fatal
+from acestep_consumer.engine.renderer.errors import is_fatal
 from acestep_consumer.engine.renderer.render import Equipment, listen, render
-from acestep_consumer.engine.renderer.studio import Studio
-from acestep_consumer.errors import ConsumerError, DiskFull
-from acestep_consumer.job import Heard, Rendering
+from acestep_consumer.engine.renderer.scheduler import Batcher
+from acestep_consumer.engine.renderer.startup import Studio
 
 Say = Callable[[FromEngine], None]
 Leave = Callable[[BaseException], NoReturn]

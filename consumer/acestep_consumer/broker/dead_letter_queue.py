@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The queue of dead letters, for a person who looks through it: each letter is left, revived or removed.
+
+Letters are taken without being removed, and held until the end. What was neither revived nor removed then goes back to
+where it stood. The one trace is the mark ``redelivered`` (on a quorum queue a count), which nothing here reads and no
+revived letter carries. If this program dies, the broker puts all back, on a quorum queue perhaps in another order.
+While letters are held, another reader finds the queue empty; workers go on adding to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self, cast
+
+import aio_pika
+from aio_pika import exceptions as amqp
+from pamqp.commands import Basic
+
+from acestep_consumer.broker import lenient_codec
+from acestep_consumer.broker.dead_letter import Death, death_of, revived_properties
+from acestep_consumer.broker.errors import BrokerFault, BrokerRefused, LinkLost, describe, mapped
+from acestep_consumer.broker.topology import DEAD_LETTER, REQUESTS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from types import TracebackType
+
+    from aio_pika.abc import AbstractConnection
+    from aiormq.abc import DeliveredMessage
+    from aiormq.channel import Channel
+
+    from acestep_consumer.config.settings import BrokerSettings
+
+CONNECT_TIMEOUT_S = 10.0
+CALL_TIMEOUT_S = 30.0
+CLOSE_TIMEOUT_S = 3.0
+ROUTING_KEY = "generate"
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A dead letter in hand."""
+
+    body: bytes
+    properties: Basic.Properties
+    death: Death
+    tag: int
+
+    @property
+    def message_id(self) -> str | None:
+        """AMQP ``message_id``, as the producer set it."""
+        return self.properties.message_id or None
+
+
+class DeadQueue:
+    """The dead letters of the broker that ``settings`` name. Use as an async context manager.
+
+    Nothing is declared: a look at the broker must not depend on how its queues were declared, or change them.
+    """
+
+    def __init__(self, settings: BrokerSettings, at_most: int | None = None) -> None:
+        """``at_most``: look at so many letters, the oldest; None: at all."""
+        self._at_most = at_most
+        self._urls = tuple(url.get_secret_value() for url in settings.urls)
+        self._connection: AbstractConnection | None = None
+        self._is_quorum = settings.queue_type == "quorum"
+        self._count = 0
+        self._taken = 0
+
+    async def __aenter__(self) -> Self:
+        """Connect.
+
+        Raises:
+            BrokerRefused: login, virtual host, or there is no such queue.
+            LinkLost: the broker is out of reach.
+        """
+        lenient_codec.install()
+        self._connection = connection = await self._connect()
+        try:
+            await self._open(connection)
+        except BaseException:
+            await self._close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(BrokerFault), mapped():
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                await self._put_back()
+        await self._close()
+
+    async def _connect(self) -> AbstractConnection:
+        """Connect to the first node that answers."""
+        *others, last = self._urls
+        for url in others:
+            with suppress(LinkLost), mapped():
+                return await aio_pika.connect(url, timeout=CONNECT_TIMEOUT_S)
+        try:
+            with mapped():
+                return await aio_pika.connect(last, timeout=CONNECT_TIMEOUT_S)
+        except LinkLost as loss:
+            raise LinkLost(f"no connection to the broker: {describe(loss)}; check ACESTEP_AMQP_URL") from loss
+
+    @property
+    def count(self) -> int:
+        """How many letters waited when the queue was opened."""
+        return self._count
+
+    async def _put_back(self) -> None:
+        """Closing the channel alone would do on a classic queue.
+
+        A quorum queue puts what comes back behind what came back before: only a full round keeps the order.
+        """
+        if self._is_quorum:
+            while self._taken < self._count and (await self._get()).delivery_tag is not None:
+                pass
+        await self._channel.basic_nack(0, multiple=True, requeue=True)
+
+    async def letters(self) -> AsyncGenerator[DeadLetter]:
+        """Yield what waited when the queue was opened, oldest first; what comes meanwhile is for the next time."""
+        for _ in range(self._count if self._at_most is None else min(self._count, self._at_most)):
+            with mapped():
+                message = await self._get()
+            if message.delivery_tag is None:
+                return
+            yield _letter(message, message.delivery_tag)
+
+    async def remove(self, letter: DeadLetter) -> None:
+        """Take it off the queue for good. Raises ``LinkLost``."""
+        with mapped():
+            await self._channel.basic_ack(letter.tag)
+
+    async def revive(self, letter: DeadLetter) -> None:
+        """Publish it to the requests again, and remove it once the broker has confirmed that.
+
+        Between the two it is in both places: who dies there leaves a copy, which the task id makes harmless.
+
+        Raises:
+            Nacked: the queue of requests is full; the letter stays.
+            Unroutable: nobody has declared that queue; the letter stays.
+            LinkLost: the letter stays, and may have been published.
+        """
+        with mapped():
+            await self._channel.basic_publish(
+                letter.body,
+                exchange=REQUESTS,
+                routing_key=ROUTING_KEY,
+                properties=revived_properties(letter.properties),
+                mandatory=True,
+                timeout=CALL_TIMEOUT_S,
+            )
+        await self.remove(letter)
+
+    async def _get(self) -> DeliveredMessage:
+        self._taken += 1
+        return await self._channel.basic_get(DEAD_LETTER, timeout=CALL_TIMEOUT_S)
+
+    async def _open(self, connection: AbstractConnection) -> None:
+        with mapped():
+            opened = await connection.channel(publisher_confirms=True, on_return_raises=True)
+            self._channel = cast("Channel", await opened.get_underlay_channel())
+            try:
+                standing = await self._channel.queue_declare(DEAD_LETTER, passive=True, timeout=CALL_TIMEOUT_S)
+            except amqp.ChannelNotFoundEntity as error:
+                raise BrokerRefused(
+                    f"there is no queue {DEAD_LETTER} yet: start a worker, or run `acestep-consumer topology --declare`"
+                ) from error
+        self._count = (standing.message_count if standing else None) or 0
+
+    async def _close(self) -> None:
+        if self._connection is None:
+            return
+        with suppress(BrokerFault), mapped():
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self._connection.close()
+
+
+def _letter(message: DeliveredMessage, tag: int) -> DeadLetter:
+    properties = message.header.properties
+    return DeadLetter(message.body, properties, death_of(properties.headers or {}), tag)

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One connection to the broker: made when it is needed, made again when it was lost."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import cycle, islice
+from typing import Final, Self
+
+import aio_pika
+from aio_pika.abc import AbstractChannel, AbstractConnection
+from aio_pika.connection import Connection
+from aio_pika.exceptions import ChannelNotFoundEntity
+from yarl import URL
+
+from acestep_consumer.broker.backoff import backoff
+from acestep_consumer.broker.errors import BrokerFault, BrokerRefused, LinkLost, Nacked, describe, mapped
+from acestep_consumer.client.errors import ClientError, NoQueue, Unreachable
+from acestep_consumer.config.settings import split_urls
+
+# A dead peer is noticed after two of them. The worker's is shorter; a program that computes between two calls of ours
+# must not lose its connection at once.
+HEARTBEAT_S: Final = 30
+CONNECT_TIMEOUT_S: Final = 10.0
+CLOSE_TIMEOUT_S: Final = 3.0
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
+
+NOT_DECLARED: Final = "start a worker, or run `acestep-consumer topology --declare`"
+UNKNOWN: Final = "whether it was taken is unknown; sending the same task id again is safe"
+
+_log: Final = logging.getLogger("acestep_consumer.client")
+
+
+class Missing(BrokerFault):
+    """An exchange or a queue is not there."""
+
+
+class Line:
+    """Owns the connection, and the channel that publishes. Entering connects once, so that a wrong URL shows at once.
+
+    Args:
+        url: ``amqp://`` or ``amqps://``; of a cluster, its nodes' URLs, comma-separated.
+        patience_s: how long a publish goes on over lost connections, in seconds.
+    """
+
+    def __init__(self, url: str, patience_s: float) -> None:
+        urls = tuple(map(_with_heartbeat, split_urls(url)))
+        self._turns, self._nodes = cycle(urls), len(urls)
+        self._patience_s = patience_s
+        self._connection: AbstractConnection | None = None
+        self._publishing: AbstractChannel | None = None
+        # How many publishes wait for their confirm on a channel.
+        self._waiting: Counter[AbstractChannel] = Counter()
+        self._connecting = asyncio.Lock()
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        with as_client_error("no connection to the broker"):
+            await self._connected()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._closed = True
+        await self._drop()
+
+    async def channel(self) -> AbstractChannel:
+        """Open a channel for a subscription. Raises ``BrokerFault``."""
+        connection = await self._connected()
+        with checked():
+            return await asyncio.wait_for(connection.channel(publisher_confirms=False), CONNECT_TIMEOUT_S)
+
+    async def depth(self, queue: str) -> tuple[int, int]:
+        """Return (messages ready, consumers) of a queue. Raises ``BrokerFault``."""
+        channel = await self.channel()
+        try:
+            with checked():
+                declared = (await channel.declare_queue(queue, passive=True)).declaration_result
+        finally:
+            await close_quietly(channel)
+        return declared.message_count or 0, declared.consumer_count or 0
+
+    async def ask(self, exchange: str, routing_key: str) -> None:
+        """Publish an empty message once, on a channel of its own: a refusal closes it, with all that waits there.
+
+        Raises:
+            BrokerFault: it was refused, or the connection was lost.
+        """
+        connection = await self._connected()
+        with checked():
+            channel = await asyncio.wait_for(connection.channel(publisher_confirms=True), CONNECT_TIMEOUT_S)
+        try:
+            await _publish(channel, exchange, routing_key, aio_pika.Message(b""))
+        finally:
+            await close_quietly(channel)
+
+    async def publish(self, exchange: str, routing_key: str, message: aio_pika.Message) -> None:
+        """Publish until the broker confirms, over lost connections too.
+
+        Raises:
+            Nacked: it was refused, and no earlier try can have been taken.
+            Unroutable: no queue takes it.
+            NoQueue: the exchange is not there.
+            Unreachable: no confirm in time, or a refusal after a try whose confirm was lost.
+        """
+        sent = unsure = False
+        fault: BrokerFault | None = None
+        try:
+            async with asyncio.timeout(self._patience_s):
+                for wait in backoff(FIRST_WAIT_S, LONGEST_WAIT_S):
+                    try:
+                        channel = await self._publisher()
+                        sent, unsure = True, sent
+                        return await self._send(channel, exchange, routing_key, message)
+                    except Nacked as error:
+                        if unsure:
+                            raise Unreachable(f"the connection was lost before the confirm; {UNKNOWN}") from error
+                        raise
+                    except LinkLost as error:
+                        fault = error
+                        _log.warning("broker connection lost while publishing: %s; trying again", describe(error))
+                    await asyncio.sleep(wait)
+        except TimeoutError:
+            raise Unreachable(_gave_up(self._patience_s, fault, sent=sent)) from fault
+        except (Missing, BrokerRefused) as error:
+            raise client_error(error, "the request was not accepted") from error
+
+    async def _publisher(self) -> AbstractChannel:
+        async with self._connecting:
+            if self._publishing is None or self._publishing.is_closed:
+                connection = await self._connect()
+                with checked():
+                    self._publishing = await connection.channel(publisher_confirms=True, on_return_raises=True)
+            return self._publishing
+
+    async def _send(self, channel: AbstractChannel, exchange: str, routing_key: str, message: aio_pika.Message) -> None:
+        """Publish once. A channel that was refused something is used no more, and closed when nothing waits on it.
+
+        RabbitMQ 3.10 refuses for good what a channel sends to a quorum queue if the first of it came while the queue
+        had no leader. That is not to be told from a queue that is full.
+        """
+        self._waiting[channel] += 1
+        try:
+            await _publish(channel, exchange, routing_key, message)
+        except Nacked:
+            if channel is self._publishing:
+                self._publishing = None
+            raise
+        finally:
+            self._waiting[channel] -= 1
+            if not self._waiting[channel]:
+                del self._waiting[channel]
+                if channel is not self._publishing:
+                    await close_quietly(channel)
+
+    async def _connected(self) -> AbstractConnection:
+        async with self._connecting:
+            return await self._connect()
+
+    async def _connect(self) -> AbstractConnection:
+        if self._closed:
+            raise BrokerRefused("this client is closed: use it inside `async with Client() as client`")
+        if self._connection is None or _is_lost(self._connection):
+            await self._drop()
+            self._connection = await self._connect_to_any()
+        return self._connection
+
+    async def _connect_to_any(self) -> AbstractConnection:
+        """Try each node of the cluster once, beginning with the one whose turn it is."""
+        for url in islice(self._turns, self._nodes - 1):
+            try:
+                return await _connect(url)
+            except LinkLost as error:
+                _log.warning("broker node not reachable: %s; trying the next one", describe(error))
+        return await _connect(next(self._turns))
+
+    async def _drop(self) -> None:
+        connection, self._connection, self._publishing = self._connection, None, None
+        if connection is not None:
+            with suppress(BrokerFault), mapped():
+                await asyncio.wait_for(connection.close(), CLOSE_TIMEOUT_S)
+            await connection.close()  # what did not end in time is left to itself
+
+
+@contextmanager
+def checked() -> Iterator[None]:
+    """Turn the client library's exceptions into faults; what is not there is one of its own."""
+    with mapped():
+        try:
+            yield
+        except ChannelNotFoundEntity as error:
+            raise Missing(str(error)) from error
+
+
+def client_error(fault: BrokerFault, what: str) -> ClientError:
+    """Return the error that a caller gets for ``fault``."""
+    if isinstance(fault, Missing):
+        return NoQueue(f"{what}: the queues are not declared yet; {NOT_DECLARED}")
+    hint = "" if isinstance(fault, BrokerRefused) else "; check ACESTEP_AMQP_URL"
+    return Unreachable(f"{what}: {describe(fault)}{hint}")
+
+
+@contextmanager
+def as_client_error(what: str) -> Iterator[None]:
+    """Raise a ``ClientError`` in a fault's place; ``what`` did not happen."""
+    try:
+        yield
+    except BrokerFault as fault:
+        raise client_error(fault, what) from fault
+
+
+async def close_quietly(channel: AbstractChannel) -> None:
+    """Close a channel that may be gone already."""
+    if not channel.is_closed:
+        with suppress(BrokerFault), mapped():
+            await asyncio.wait_for(channel.close(), CLOSE_TIMEOUT_S)
+
+
+async def _publish(channel: AbstractChannel, exchange: str, routing_key: str, message: aio_pika.Message) -> None:
+    with checked():
+        target = await channel.get_exchange(exchange, ensure=False)
+        await target.publish(message, routing_key)
+
+
+async def _connect(url: URL) -> AbstractConnection:
+    connection = Connection(url, client_properties={"connection_name": "acestep client"})
+    try:
+        with checked():
+            await connection.connect(timeout=CONNECT_TIMEOUT_S)
+    except BaseException:
+        # Else its destructor closes it, at a time when there may be no event loop.
+        await connection.close()
+        raise
+    return connection
+
+
+def _is_lost(connection: AbstractConnection) -> bool:
+    """The connection's own `is_closed` says only whether somebody closed it on this side."""
+    return connection.transport is None or connection.transport.connection.is_closed
+
+
+def _gave_up(patience_s: float, fault: BrokerFault | None, *, sent: bool) -> str:
+    why = f": {describe(fault)}" if fault else "; it takes no messages while its memory or disk is short"
+    text = f"the broker did not confirm within {patience_s:g} s{why}"
+    return f"{text}; {UNKNOWN}" if sent else f"{text}; nothing was sent"
+
+
+def _with_heartbeat(url: str) -> URL:
+    parsed = URL(url)
+    return parsed if "heartbeat" in parsed.query else parsed.update_query(heartbeat=HEARTBEAT_S)

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which card this machine has, asked without torch where that is possible: nvidia-smi first, then torch elsewhere."""
+
+import csv
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from pydantic import BaseModel, ValidationError
+
+from acestep_consumer.commands.doctor.torch_build import blind
+
+Source = Literal["nvidia-smi", "torch", "--vram", "nobody"]
+
+_SMI: Final = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
+_SMI_TIMEOUT_S: Final = 20
+_TORCH_TIMEOUT_S: Final = 120
+_MIB_PER_GIB: Final = 1024
+_NVIDIA = re.compile(r"auto|cuda(?::(\d+))?")
+
+
+class _Looked(BaseModel):
+    device: str
+    name: str
+    vram_gb: float
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A card, its memory in GiB, who told of it, and what torch calls its kind.
+
+    Without a card ``vram_gb`` is 0, and ``why`` says who was asked in vain.
+    """
+
+    name: str
+    vram_gb: float
+    by: Source
+    why: str = ""
+    kind: str = "cuda"
+
+
+class DeviceMissing(Exception):
+    """The device that ``ACESTEP_DEVICE`` names is not there; the text says what is."""
+
+
+def find(device: str, environ: Mapping[str, str]) -> Found:
+    """Find the card that a worker with this ``ACESTEP_DEVICE`` and this environment would use.
+
+    Raises:
+        DeviceMissing: torch does not see the device that was asked for.
+    """
+    asked = device.strip().lower()
+    if asked == "cpu":
+        return Found("CPU", 0, "nobody", "ACESTEP_DEVICE is cpu")
+    smi = _ask_smi(asked, environ)
+    if isinstance(smi, Found):
+        return smi
+    # A device that is asked for by name is torch's to refuse: it says what it sees instead.
+    if asked == "auto" and (why := blind()) is not None:
+        return Found("no GPU", 0, "nobody", f"{smi}, and {why}")
+    return _ask_torch(asked, environ, smi)
+
+
+def _ask_smi(asked: str, environ: Mapping[str, str]) -> Found | str:
+    """Return the card, or why nvidia-smi does not tell."""
+    entry = _entry(asked, environ)
+    if entry is None:
+        return "nvidia-smi cannot tell which card is meant"
+    try:
+        done = _run((*_SMI, f"--id={entry}"), environ, _SMI_TIMEOUT_S)
+    except FileNotFoundError:
+        return "there is no nvidia-smi"
+    except (OSError, subprocess.TimeoutExpired):
+        return "nvidia-smi gives no answer"
+    rows = [row for row in csv.reader(done.stdout.splitlines(), skipinitialspace=True) if row]
+    try:
+        name, mib = rows[0]
+        return Found(name, float(mib) / _MIB_PER_GIB, "nvidia-smi")
+    except (IndexError, ValueError):
+        return f"nvidia-smi names no card ({_last_line(done)})"
+
+
+def _entry(asked: str, environ: Mapping[str, str]) -> str | None:
+    """Return the card as nvidia-smi's ``--id`` takes it: by number or UUID. It knows no MIG instance, and none hidden.
+
+    Where nothing hides cards, torch may count in another order than nvidia-smi; cards of one kind are alike.
+    """
+    nvidia = _NVIDIA.fullmatch(asked)
+    if nvidia is None:
+        return None
+    number = int(nvidia[1] or 0)
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return str(number)
+    entries = [entry.strip() for entry in visible.split(",")]
+    entry = entries[number] if number < len(entries) else ""
+    return entry if entry and not entry.startswith(("MIG-", "-")) else None
+
+
+def _ask_torch(asked: str, environ: Mapping[str, str], before: str) -> Found:
+    command = (sys.executable, "-m", "acestep_consumer.engine.renderer.probe_device", asked)
+    try:
+        done = _run(command, environ, _TORCH_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return Found("no GPU", 0, "nobody", f"{before}, and torch gives no answer")
+    try:
+        # The last line: drivers and plug-ins may print while torch is imported.
+        looked = _Looked.model_validate_json(done.stdout.strip().rpartition("\n")[2])
+    except ValidationError:
+        if "ACESTEP_DEVICE" in done.stderr:
+            raise DeviceMissing(_last_line(done)) from None
+        return Found("no GPU", 0, "nobody", f"{before}, and torch cannot be asked ({_last_line(done)})")
+    if looked.vram_gb <= 0:
+        return Found("no GPU", 0, "nobody", f"{before}, and torch sees no GPU")
+    return Found(looked.name, looked.vram_gb, "torch", kind=looked.device.partition(":")[0])
+
+
+def _run(command: Sequence[str], environ: Mapping[str, str], timeout_s: float) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(  # noqa: S603 - the driver's own tool, and this package
+        command, env=dict(environ), capture_output=True, text=True, timeout=timeout_s, check=False
+    )
+
+
+def _last_line(done: "subprocess.CompletedProcess[str]") -> str:
+    text = done.stderr.strip() or done.stdout.strip()
+    return text.rpartition("\n")[2] or f"exit code {done.returncode}"

@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One card and one workload put to the worker's own rules: the tier table, the choice of the LM, the renderer's budget.
+
+What is added here are the words. The figures behind the songs a minute are in ``acestep_consumer.policy.benchmarks``.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from acestep_consumer.commands.plan.answer import (
+    CardPart,
+    FitPart,
+    LmPart,
+    MemoryPart,
+    ModelPart,
+    OffloadPart,
+    Plan,
+    SongsPart,
+    TierPart,
+    WorkersPart,
+    WorkloadPart,
+)
+from acestep_consumer.commands.plan.gpu import Found
+from acestep_consumer.config.settings import Settings
+from acestep_consumer.policy import benchmarks
+from acestep_consumer.policy.benchmarks import DIT_2B, DIT_SIZES, DIT_XL, GIB, MEASURED_ON, REFERENCE, DitSize
+from acestep_consumer.policy.lm_choice import LmPlan, LmWish, plan_lm
+from acestep_consumer.policy.sizing import Capacity, Card, Lm, Load, Workload, capacity, left_over, lm_on_card
+from acestep_consumer.policy.tiers import MIN_DURATION_S, OFFLOAD_BELOW_GB, Tier, TierTable
+
+_OFFLOADABLE = ("cuda", "xpu")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What was asked on the command line.
+
+    ``vram_gb`` and ``card`` None: this machine's. ``guided`` None: as the model is used to. ``cores`` None: this
+    machine's if its card is meant, else as many as it takes.
+    """
+
+    vram_gb: float | None = None
+    card: str | None = None
+    duration_s: float = 300
+    batch: int = 1
+    thinking: bool = True
+    steps: int = 8
+    guided: bool | None = None
+    audio_format: str = "mp3"
+    cores: int | None = None
+
+
+class Survey:
+    """Puts the worker's rules to one card and one workload."""
+
+    def __init__(self, settings: Settings, table: TierTable, found: Found, question: Question) -> None:
+        self._settings = settings
+        self._engine = settings.engine
+        self._table = table
+        self._found = found
+        self._asked = question
+        self._tier = table.tier_of(found.vram_gb)
+        self._speed = benchmarks.speed_of(found.name)
+        self._card = Card(name=found.name, vram_gb=found.vram_gb, speed=self._speed or REFERENCE)
+        self._names = tuple(dict.fromkeys(self._engine.models))
+        self._lm_plan = self._plan_lm()
+        self._workload = self._clamped()
+        self._lm = lm_on_card(self._lm_plan, self._workload) if self._lm_plan and not self._lm_is_apart() else None
+        offload = self._offloads()
+        self._load = Load(
+            models=tuple(map(size_of, self._names)),
+            lm=self._lm,
+            offload_models=offload,
+            offload_dit=offload and self._engine.offload_dit is not False,
+            pack_tokens=self._engine.pack_tokens,
+        )
+        self._cores = self._cores_there()
+        self._capacity = capacity(self._card, self._load, self._workload, self._cores or math.inf)
+
+    def plan(self) -> Plan:
+        """Return the answer."""
+        return Plan(
+            card=self._card_part(),
+            tier=_tier_part(self._tier, self._table),
+            offload=self._offload_part(),
+            models=tuple(ModelPart(name=name, size=size_of(name).name) for name in self._names),
+            lm=self._lm_part(),
+            possible=tuple(self._possible()),
+            fits=self._capacity.fits,
+            memory=_memory_part(self._capacity),
+            workload=self._workload_part(),
+            workers=self._workers_part(),
+            songs=self._songs_part(),
+            notes=tuple(self._notes()),
+        )
+
+    def _plan_lm(self) -> LmPlan | None:
+        engine = self._engine
+        wish = LmWish(init=engine.init_llm, model=engine.lm_model_path, backend=engine.lm_backend)
+        return plan_lm(wish, self._tier, self._found.vram_gb)
+
+    def _lm_is_apart(self) -> bool:
+        """Whether the LM is set to another device than the renderer."""
+        lm, renderer = (each.strip().lower() for each in (self._engine.lm_device, self._engine.device))
+        own = {"auto", renderer, *(("cuda", "cuda:0") if renderer in ("auto", "cuda", "cuda:0") else ())}
+        return lm not in own
+
+    def _cores_there(self) -> int | None:
+        if self._asked.cores is not None:
+            return self._asked.cores
+        return os.cpu_count() if self._found.by in ("nvidia-smi", "torch") else None
+
+    def _thinks(self) -> bool:
+        return self._asked.thinking and self._lm_plan is not None
+
+    def _clamped(self) -> Workload:
+        """Return the workload as this tier admits it; the LM's part is left out where it is elsewhere or not loaded."""
+        asked, thinks = self._asked, self._thinks()
+        longest, most = (
+            (self._tier.max_seconds_with_lm, self._tier.max_batch_with_lm)
+            if thinks
+            else (self._tier.max_seconds, self._tier.max_batch)
+        )
+        return Workload(
+            duration_s=min(max(asked.duration_s, MIN_DURATION_S), longest),
+            batch=min(asked.batch, most),
+            thinking=thinks and not self._lm_is_apart(),
+            steps=asked.steps,
+            guided="turbo" not in self._names[0].lower() if asked.guided is None else asked.guided,
+            audio_format=asked.audio_format,
+        )
+
+    def _offloads(self) -> bool:
+        if self._found.kind not in _OFFLOADABLE or not self._found.vram_gb:
+            return False
+        return self._found.vram_gb < OFFLOAD_BELOW_GB if self._engine.offload is None else self._engine.offload
+
+    def _card_part(self) -> CardPart:
+        known = self._speed is not None
+        return CardPart(
+            name=self._found.name,
+            vram_gb=round(self._found.vram_gb, 2),
+            found_by=self._found.by,
+            compute=round(self._card.compute, 3) if known else None,
+            bandwidth=round(self._card.bandwidth, 3) if known else None,
+        )
+
+    def _offload_part(self) -> OffloadPart:
+        if not self._found.vram_gb or self._found.kind not in _OFFLOADABLE:
+            because = "there is no card whose memory it would free"
+        elif self._engine.offload is not None:
+            because = "ACESTEP_OFFLOAD_TO_CPU is set"
+        else:
+            side = "below" if self._load.offload_models else "not below"
+            because = f"the card is {side} {OFFLOAD_BELOW_GB:g} GB"
+        return OffloadPart(models=self._load.offload_models, dit=self._load.offload_dit, because=because)
+
+    def _lm_part(self) -> LmPart | None:
+        if self._lm_plan is None:
+            return None
+        lm = lm_on_card(self._lm_plan, self._workload)
+        return LmPart(
+            model=lm.model,
+            backend=lm.backend,
+            backend_is_set=self._lm_plan.backend is not None,
+            memory_gb=round(self._lm_plan.memory_gb, 1),
+            weights_gib=_gib(benchmarks.lm_size(lm.model).weights),
+            songs_at_once=lm.room(self._workload),
+        )
+
+    def _possible(self) -> Iterator[FitPart]:
+        """Every pair of a DiT size and an LM that the tier lists."""
+        if not self._found.vram_gb:
+            return
+        for name in (None, *self._tier.lms):
+            lm = self._listed(name)
+            for size in DIT_SIZES:
+                left = left_over(self._card, self._with(size, lm))
+                yield FitPart(dit=size.name, lm=name, fits=left >= 0, left_gib=_gib(left))
+
+    def _listed(self, name: str | None) -> Lm | None:
+        wish = LmWish(init=name is not None, model=name, backend=self._engine.lm_backend)
+        wanted = plan_lm(wish, self._tier, self._found.vram_gb)
+        return lm_on_card(wanted, Workload()) if wanted else None
+
+    def _with(self, size: DitSize, lm: Lm | None) -> Load:
+        load = self._load
+        return Load(
+            models=(size,),
+            lm=lm,
+            offload_models=load.offload_models,
+            offload_dit=load.offload_dit,
+            pack_tokens=load.pack_tokens,
+        )
+
+    def _workload_part(self) -> WorkloadPart:
+        work = self._workload
+        return WorkloadPart(
+            model=self._names[0],
+            duration_s=work.duration_s,
+            batch=work.batch,
+            thinking=self._thinks(),
+            steps=work.steps,
+            guided=work.guided,
+            audio_format=work.audio_format,
+        )
+
+    def _workers_part(self) -> WorkersPart:
+        found = self._capacity
+        return WorkersPart(
+            recommended=found.workers,
+            set_now=self._settings.broker.queue_workers,
+            in_lm=found.lm_jobs,
+            in_renderer=found.render_jobs,
+            elsewhere=found.other_jobs,
+            bound_by=found.bound_by,
+            because=self._because(),
+        )
+
+    def _songs_part(self) -> SongsPart:
+        found = self._capacity
+        return SongsPart(
+            a_minute=None if found.songs_a_minute is None else round(found.songs_a_minute, 1),
+            lm_s=round(found.lm_s, 4),
+            renderer_s=round(found.render_s, 4),
+            encoding_cores=round(found.encoding_cores, 1),
+            rests_on=self._rests_on(),
+        )
+
+    def _because(self) -> str:
+        """Say in one line why there are no more workers."""
+        found, work = self._capacity, self._workload
+        if not self._found.vram_gb:
+            return "without a GPU nothing was measured: one job renders while the next is fetched or the last is stored"
+        if not found.fits:
+            return self._missing()
+        takes = f"a song takes {found.render_s:.2f} s of the card in the renderer"
+        if self._workload.thinking:
+            takes += f" and {found.lm_s:.2f} s in the language model"
+        if found.bound_by == "encoding":
+            return (
+                f"bound by encoding {work.audio_format} on {self._cores} processor cores (flac takes little); {takes}"
+            )
+        if found.bound_by != "memory":
+            return f"bound by the {found.bound_by}: {takes}; more jobs in hand would bring little but waiting"
+        room = f"the renderer has room for {found.render_room} songs of {work.duration_s:g} s"
+        if work.thinking:
+            room = f"the language model has room for {found.lm_room} songs of {work.duration_s:g} s, {room}"
+        return f"bound by memory: {room}; {takes}"
+
+    def _missing(self) -> str:
+        missing = -left_over(self._card, self._load, self._workload) / GIB
+        smaller = [part for part in self._possible() if part.fits and part.dit == size_of(self._names[0]).name]
+        with_lm = [part.lm for part in smaller if part.lm]
+        text = f"it does not fit: {max(missing, 0.1):.1f} GiB are missing"
+        if self._lm is not None and with_lm:
+            return f"{text}; ACESTEP_LM_MODEL_PATH={with_lm[-1]} fits"
+        if self._lm is not None and smaller:
+            return f"{text}; it fits without the language model: ACESTEP_INIT_LLM=false"
+        if not self._load.offload_models:
+            return f"{text}; ACESTEP_OFFLOAD_TO_CPU=true keeps idle models in RAM"
+        return f"{text}; shorter songs or a smaller model may fit"
+
+    def _rests_on(self) -> str:
+        origin = f"measured on one {MEASURED_ON}, full shapes with random weights"
+        if not self._found.vram_gb:
+            return "nothing: no measurement without a GPU"
+        if self._speed is None:
+            return f"{origin}, and stated at an H200's speed: that of {self._found.name} is not known here"
+        if self._speed == REFERENCE:
+            return origin
+        mine, reference = self._speed, REFERENCE
+        return (
+            f"{origin}, scaled by data sheets: {mine.tflops:g} of {reference.tflops:g} TFLOP/s (bf16, dense), "
+            f"{mine.gigabytes_s:g} of {reference.gigabytes_s:g} GB/s; an estimate, not a measurement"
+        )
+
+    def _notes(self) -> Iterator[str]:
+        if self._found.why:
+            yield f"no card found: {self._found.why}. Name one with --vram, e.g. `plan --vram 24`"
+        if self._speed is None and self._found.vram_gb:
+            yield f"--card gives the speed of one of these: {', '.join(benchmarks.SPEEDS)}"
+        yield from self._lm_plan.warnings if self._lm_plan else ()
+        yield from self._notes_on_workload()
+        yield from self._notes_on_models()
+        yield from self._notes_on_host()
+
+    def _notes_on_workload(self) -> Iterator[str]:
+        asked, work = self._asked, self._workload
+        if asked.thinking and self._lm_plan is None:
+            cure = "ACESTEP_INIT_LLM=true loads one" if self._tier.lms else f"{self._tier.name} lists none"
+            yield f"requests with `thinking` end failed here: no language model is loaded ({cure}); reckoned without it"
+        clamps = (("duration", asked.duration_s, work.duration_s), ("batch", asked.batch, work.batch))
+        for what, wanted, applied in clamps:
+            if wanted != applied:
+                yield f"{what} {wanted:g} is outside {self._tier.name}'s limits: reckoned with {applied:g}"
+
+    def _notes_on_models(self) -> Iterator[str]:
+        for name in self._names:
+            if not name.rstrip("/").rpartition("/")[2].lower().startswith("acestep-v15"):
+                yield f"the size of {name} is not known here: taken for {size_of(name).name}"
+        if self._load.models[0] is DIT_XL and self._found.vram_gb:
+            yield "XL was not measured: its speed is scaled from the 2B model by parameters, its memory by its shapes"
+        if self._lm_is_apart() and self._lm_plan:
+            yield f"the language model is on {self._engine.lm_device}: neither its memory nor its time is counted here"
+        if self._lm is not None and self._lm.backend == "pt" and not self._lm.model.endswith("1.7B"):
+            yield "transformers was measured with the 1.7B language model; its speed here is scaled as vLLM's differs"
+        if self._load.offload_models or (self._engine.lm_offload and self._lm):
+            yield "offloading: the time that weights take from RAM and back is not counted: expect fewer songs a minute"
+
+    def _notes_on_host(self) -> Iterator[str]:
+        found = self._capacity
+        if found.encoding_cores > 1:
+            there = "--cores says how many there are" if self._cores is None else f"reckoned with {self._cores}"
+            what = self._workload.audio_format
+            yield f"encoding {what} keeps {math.ceil(found.encoding_cores)} processor cores busy; {there}"
+        most = self._settings.broker.queue_workers_max
+        if found.workers > most:
+            yield f"ACESTEP_QUEUE_WORKERS=auto stops at ACESTEP_QUEUE_WORKERS_MAX = {most}"
+
+
+def size_of(name: str) -> DitSize:
+    """Return the size of a DiT model by its name."""
+    return DIT_XL if "xl" in name.rstrip("/").rpartition("/")[2].lower().split("-") else DIT_2B
+
+
+def _tier_part(tier: Tier, table: TierTable) -> TierPart:
+    return TierPart(
+        name=tier.name,
+        table_version=table.version,
+        max_duration_s_with_lm=tier.max_seconds_with_lm,
+        max_duration_s=tier.max_seconds,
+        max_batch_with_lm=tier.max_batch_with_lm,
+        max_batch=tier.max_batch,
+    )
+
+
+def _memory_part(found: Capacity) -> MemoryPart | None:
+    split = found.split
+    if split is None:
+        return None
+    return MemoryPart(
+        card_gib=_gib(split.card),
+        reserve_gib=_gib(split.reserve),
+        lm_gib=_gib(split.lm),
+        lm_song_gib=_gib(split.lm_song),
+        renderer_gib=_gib(split.renderer),
+        renderer_weights_gib=_gib(split.weights),
+        renderer_working_gib=_gib(split.working),
+        renderer_song_gib=_gib(split.song),
+    )
+
+
+def _gib(size: float) -> float:
+    return round(size / GIB, 2)

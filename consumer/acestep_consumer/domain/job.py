@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The chain that a message becomes: Request -> Job -> Plan -> Track -> StoredObject. All frozen."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from acestep_schemas.events import Adjustment, LmChoice, Metas, ModelChoice, PolicyReport
+from acestep_schemas.request import GenerationRequest
+
+
+class Variant(StrEnum):
+    """The families of ACE-Step 1.5 DiT weights; they differ in guidance and in the tasks they were trained for."""
+
+    TURBO = "turbo"
+    SFT = "sft"
+    BASE = "base"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A DiT model that the renderer holds. ``sample_rate`` in Hz, ``latent_rate`` in latent frames a second."""
+
+    name: str
+    variant: Variant
+    sample_rate: int = 48_000
+    latent_rate: float = 25.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A readable message: its id, the validated body, and what was odd about it."""
+
+    task_id: str
+    body: GenerationRequest
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A request that policy has admitted. ``request`` holds the effective values, after every clamp.
+
+    ``traceparent`` is the trace that the work belongs to.
+    ``request.audio_duration`` is seconds, or None when the source audio or the planner decides;
+    ``seeds`` has one entry per song; ``given`` are the fields that the producer really set; ``tries`` are the processes
+    that may die under this job before it fails; None: the worker's setting.
+    """
+
+    task_id: str
+    request: GenerationRequest
+    model: ModelChoice
+    lm: LmChoice | None
+    policy: PolicyReport
+    seeds: tuple[int, ...]
+    given: frozenset[str] = frozenset()
+    warnings: tuple[str, ...] = ()
+    tries: int | None = None
+    traceparent: str | None = None
+
+    @property
+    def analysis(self) -> bool:
+        """Whether the answer is metadata alone, without a song."""
+        return self.request.analysis_only or self.request.full_analysis_only
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """Files on this machine: copies of the audio inputs, in the job's scratch folder, and the LoRA's weights.
+
+    A LoRA from S3 lies in the scratch folder too; one of the checkpoint folder is read where it is.
+    """
+
+    source: Path | None = None
+    reference: Path | None = None
+    lora: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """The source audio as the language model reads it: audio codes as text, 5 a second, and its length in seconds."""
+
+    codes: str
+    source_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What the songs are made from: metadata, and audio codes (5 a second) per song, or none."""
+
+    metas: Metas
+    audio_codes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Track:
+    """One encoded song on disk. ``duration_s`` is seconds, ``sample_rate`` Hz."""
+
+    path: Path
+    seed: int
+    format: str
+    content_type: str
+    sample_rate: int
+    channels: int
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendering:
+    """What the renderer returns for a job: the songs, the seconds it took, and what it could not do as asked."""
+
+    tracks: tuple[Track, ...]
+    render_s: float
+    encode_s: float
+    adjustments: tuple[Adjustment, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+NO_SONGS = Rendering(tracks=(), render_s=0.0, encode_s=0.0)
+"""Of a job whose answer is metadata alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredObject:
+    """One song in S3: where it is and what it weighs, with the track that it came from."""
+
+    track: Track
+    uri: str
+    url: str | None
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """A try of a message.
+
+    ``message`` is the message's fingerprint, ``number`` counts from 1, ``unexplained`` are the earlier tries after
+    which nobody was left to say why they ended.
+    """
+
+    task_id: str
+    message: str
+    number: int = 1
+    unexplained: int = 0

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a message's bytes to a request, or to an error that says what is wrong and whose job it was."""
+
+import re
+from collections.abc import Mapping
+from typing import Final
+from uuid import UUID, uuid4, uuid5
+
+from acestep_consumer.domain.errors import InvalidRequest, MalformedBody, MessageTooLarge
+from acestep_consumer.domain.job import Request
+from acestep_schemas.lookup import shown
+from acestep_schemas.request import TASK_ID_PATTERN, RequestInvalid, parse_request, read_task_id
+from acestep_schemas.strict_json import Document, JsonRefused, loads
+
+# Fixed for good: a message id that cannot be a task id must give the same task on every worker and every redelivery.
+_MESSAGE_IDS: Final = UUID("7d1c8a52-93be-4f0c-8d5f-0a6be3b1c947")
+# A body beyond this is not searched for a task id: it was refused for its size alone.
+_MAX_SEARCHED_BYTES: Final = 4 * 1024 * 1024
+
+
+def parse(body: bytes, message_id: str | None, *, max_bytes: int) -> Request:
+    """Read one message. The task id is the body's own, else the message id, else a new one.
+
+    Every error carries the task id where one can be read, so that a ``rejected`` event can be published.
+
+    Args:
+        body: JSON object in UTF-8; a byte order mark is tolerated.
+        message_id: AMQP's property; one that does not fit a task id becomes a UUIDv5 of itself.
+        max_bytes: Larger bodies are refused before they are decoded.
+
+    Raises:
+        MessageTooLarge: more than ``max_bytes``.
+        MalformedBody: not UTF-8, not JSON, not an object, nested too deep, or too many values.
+        InvalidRequest: fields that break a rule, all of them.
+    """
+    fallback = _task_id_of_message(message_id)
+    if len(body) > max_bytes:
+        raise MessageTooLarge(len(body), max_bytes, task_id=fallback)
+    try:
+        document = _document(body)
+        fields = _object(document)
+    except ValueError as exc:
+        raise MalformedBody(str(exc), task_id=fallback) from None
+    try:
+        request, warnings = parse_request(fields)
+    except RequestInvalid as exc:
+        raise InvalidRequest(exc.problems, task_id=read_task_id(fields) or fallback) from None
+    task_id = request.task_id or fallback or str(uuid4())
+    twice = tuple(f"'{shown(key)}' is given twice: the last one counts" for key in document.repeated)
+    return Request(task_id, request.model_copy(update={"task_id": task_id}), twice + warnings)
+
+
+def readable_task_id(body: bytes, message_id: str | None) -> str | None:
+    """The id to report a message under, whatever else is wrong with it: the body's, else the message's, else None."""
+    own: str | None = None
+    if len(body) <= _MAX_SEARCHED_BYTES:
+        try:
+            own = read_task_id(_object(_document(body)))
+        except ValueError:
+            own = None
+    return own or _task_id_of_message(message_id)
+
+
+def _document(body: bytes) -> Document:
+    try:
+        return loads(body.decode("utf-8-sig"))
+    except UnicodeDecodeError as exc:
+        raise JsonRefused(f"not UTF-8 at byte {exc.start}: {exc.reason}") from None
+
+
+def _object(document: Document) -> Mapping[str, object]:
+    if isinstance(document.value, dict):
+        return document.value
+    raise JsonRefused(f"it holds {_JSON_NAMES[type(document.value)]}")
+
+
+_JSON_NAMES: Final[dict[type, str]] = {
+    list: "a list",
+    str: "a text",
+    int: "a number",
+    float: "a number",
+    bool: "true or false alone",
+    type(None): "null",
+}
+
+
+def _task_id_of_message(message_id: str | None) -> str | None:
+    if not message_id:
+        return None
+    if re.fullmatch(TASK_ID_PATTERN, message_id):
+        return message_id
+    return str(uuid5(_MESSAGE_IDS, message_id.encode("utf-8", "backslashreplace").decode()))

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A job as far as the CPU can take it: texts as tokens, the first noise, the number of frames.
+
+It is made in the job's own thread. What waits for the device's thread would otherwise keep the device waiting.
+"""
+
+import math
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+
+from acestep_consumer.engine.renderer.components import Parts
+from acestep_consumer.engine.renderer.pipeline_arguments import CODES_PER_SECOND, Arguments
+from acestep_consumer.engine.renderer.rng import generators_for
+
+_TEXT, _LYRICS = 256, 2048  # tokens that the model reads of each
+_DEFAULT_S = 60.0
+_CODE = re.compile(r"<\|audio_code_(\d+)\|>")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Words:
+    """One text condition as token ids: what it should sound like, and what is sung."""
+
+    text: list[int]
+    lyrics: list[int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Draft:
+    """A job before the device has seen it.
+
+    ``words``: the task's texts and, for a cover that is blended with its text, those of the text alone.
+    ``codes``: each song's audio codes, or none. ``frames``: latent frames, None when the source audio decides.
+    ``noise``: [songs, frames, channels], None likewise.
+    ``length``: latent frames, as exactly as is known by now.
+    """
+
+    arguments: Arguments
+    task: str
+    words: tuple[Words, ...]
+    codes: tuple[list[int], ...]
+    frames: int | None
+    length: int
+    noise: torch.Tensor | None
+    generators: tuple[torch.Generator, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def given(self) -> Any:
+        """The pipeline's arguments."""
+        return self.arguments.pipeline
+
+    @property
+    def condition_tokens(self) -> int:
+        """Tokens of all the conditions of one song; the empty condition of guidance has one."""
+        return sum(len(words.text) + len(words.lyrics) + 1 for words in self.words) + 1
+
+
+class Drafting:
+    """Makes drafts for one model. Safe to use from many threads."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._pipeline = parts.pipeline
+        self._dtype = parts.dtype
+        self._channels: int = parts.dit.dit.config.audio_acoustic_hidden_dim
+        # A tokenizer's truncation is set anew for each text, on the tokenizer.
+        self._tokenizing = threading.Lock()
+
+    def draft(self, arguments: Arguments) -> Draft:
+        """Prepare one job. Raises ``ValueError`` and ``TypeError`` for what the pipeline refuses."""
+        given = arguments.pipeline
+        task = _task_of(given)
+        self._check(given, task)
+        texts = list(self._texts(given, task))
+        words, cuts = zip(*(self._tokenized(*text) for text in texts), strict=True)
+        codes = tuple(self._parsed(text) for text in given.get("audio_codes") or ())
+        frames = self._frames(given, codes)
+        generators = generators_for(arguments.seeds)
+        return Draft(
+            arguments=arguments,
+            task=task,
+            words=words,
+            codes=codes,
+            frames=frames,
+            length=frames or math.ceil(self._seconds(given) * self._pipeline.latents_per_second),
+            noise=None if frames is None else self.noise(generators, frames),
+            generators=tuple(generators),
+            warnings=cuts[0],
+        )
+
+    def noise(self, generators: list[torch.Generator], frames: int) -> torch.Tensor:
+        """Draw the first noise of songs, [songs, frames, channels], on the CPU."""
+        shape = (len(generators), frames, self._channels)
+        noise: torch.Tensor = randn_tensor(shape, generator=generators, device=torch.device("cpu"), dtype=self._dtype)
+        return noise
+
+    def _check(self, given: Any, task: str) -> None:
+        names = (
+            "prompt",
+            "lyrics",
+            "num_inference_steps",
+            "guidance_scale",
+            "shift",
+            "audio_cover_strength",
+            "cfg_interval_start",
+            "cfg_interval_end",
+        )
+        window = {name: given.get(name) for name in ("repainting_start", "repainting_end")}
+        self._pipeline.check_inputs(**{name: given[name] for name in names}, **window, task_type=task)
+
+    def _texts(self, given: Any, task: str) -> Iterator[tuple[str, str]]:
+        instruction = given["instruction"] or self._instruction(given["task_type"] if task != "cover" else task, given)
+        yield self._formatted(given, instruction)
+        if task == "cover" and given["audio_cover_strength"] < 1.0:
+            yield self._formatted(given, self._instruction("text2music", given))
+
+    def _instruction(self, task: str, given: Any) -> str:
+        instruction: str = self._pipeline._get_task_instruction(  # noqa: SLF001 - the pipeline's words, not a copy of them
+            task, given["track_name"], given["complete_track_classes"]
+        )
+        return instruction
+
+    def _formatted(self, given: Any, instruction: str) -> tuple[str, str]:
+        text, lyrics = self._pipeline._format_prompt(  # noqa: SLF001 - as above
+            prompt=given["prompt"][0],
+            lyrics=given["lyrics"][0],
+            vocal_language=given["vocal_language"],
+            audio_duration=self._seconds(given),
+            instruction=instruction,
+            bpm=given["bpm"],
+            keyscale=given["keyscale"],
+            timesignature=given["timesignature"],
+        )
+        return text, lyrics
+
+    def _tokenized(self, text: str, lyrics: str) -> tuple[Words, tuple[str, ...]]:
+        """Return the tokens that the model reads, and a warning for each text that is longer."""
+        (text_ids, text_count), (lyric_ids, lyric_count) = self._tokens(text, _TEXT), self._tokens(lyrics, _LYRICS)
+        counts = (("prompt", text_count, _TEXT), ("lyrics", lyric_count, _LYRICS))
+        cut = tuple(
+            f"{name} was cut: it makes {count} tokens, and the model reads {most}"
+            for name, count, most in counts
+            if count > most
+        )
+        return Words(text_ids, lyric_ids), cut
+
+    def _tokens(self, text: str, most: int) -> tuple[list[int], int]:
+        with self._tokenizing:
+            whole = len(self._pipeline.tokenizer(text, verbose=False).input_ids)
+            return self._pipeline.tokenizer(text, truncation=True, max_length=most).input_ids, whole
+
+    def _seconds(self, given: Any) -> float:
+        """Return the length that the text condition speaks of."""
+        if given.get("audio_codes"):
+            return len(_CODE.findall(given["audio_codes"][0])) / CODES_PER_SECOND
+        if given["audio_duration"] is None and given.get("src_audio") is not None:
+            return float(given["src_audio"].shape[-1] / self._pipeline.sample_rate)
+        return float(given["audio_duration"] or _DEFAULT_S)
+
+    def _parsed(self, text: str) -> list[int]:
+        """Return the codes of a text. A number that the model does not have means its last one, as in diffusers."""
+        tokenizer = self._pipeline.audio_tokenizer
+        if tokenizer is None:
+            raise ValueError("this checkpoint has no audio tokenizer, so it cannot read audio codes")
+        most = math.prod(tokenizer.quantizer.levels) - 1
+        return [min(int(number), most) for number in _CODE.findall(text)]
+
+    def _frames(self, given: Any, codes: tuple[list[int], ...]) -> int | None:
+        rate: float = self._pipeline.latents_per_second
+        if codes:
+            return round(len(codes[0]) * rate / CODES_PER_SECOND)
+        return None if given.get("src_audio") is not None else math.ceil(self._seconds(given) * rate)
+
+
+def _task_of(given: Any) -> str:
+    """Return the task that the model does: a song from audio codes is a cover."""
+    task: str = given["task_type"]
+    return "cover" if given.get("audio_codes") and task == "text2music" else task

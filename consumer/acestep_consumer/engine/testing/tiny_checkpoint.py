@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints small enough for a laptop and a test: the real classes of ACE-Step 1.5 with random weights.
+
+What they sing is noise. They exist so that the whole way from request to audio file can be run anywhere. Two models
+are written, as an operator would have them: a turbo and a base, which share text encoder and VAE as the real ones do.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AceStepPipeline, AutoencoderOobleck, FlowMatchEulerDiscreteScheduler
+from diffusers.models.transformers.ace_step_transformer import AceStepTransformer1DModel
+from diffusers.pipelines.ace_step.modeling_ace_step import (
+    AceStepAudioTokenDetokenizer,
+    AceStepAudioTokenizer,
+    AceStepConditionEncoder,
+)
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
+
+from acestep_consumer.engine.renderer.quiet_imports import quietly
+
+TURBO, BASE = "acestep-v15-turbo", "acestep-v15-base"
+_END = "<|endoftext|>"
+_README = """\
+# {name}, tiny, with random weights
+
+Made by `acestep-consumer tiny-checkpoint`. The architecture is that of ACE-Step 1.5, the weights are random numbers:
+the songs are noise. Use it to try out and test the worker, and a real checkpoint for music.
+"""
+
+# 64 in the real model. The VAE's encoder is as wide as twice this number, at the full sample rate: it decides how long
+# a cover takes.
+_LATENT_CHANNELS = 4
+_WIDTH = 32
+_ATTENTION: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+_BLOCK: dict[str, Any] = {"hidden_size": _WIDTH, "intermediate_size": 2 * _WIDTH, **_ATTENTION}
+
+
+def write(folder: Path, say: Callable[[str], None] = lambda _: None) -> tuple[Path, Path]:
+    """Write both checkpoints below ``folder``, which can then be ``ACESTEP_CHECKPOINT_DIR``.
+
+    The weights are drawn from fixed seeds, so that the same versions of torch and diffusers write the same numbers.
+    Files that are there already are overwritten. Returns the two folders, turbo first.
+    """
+    folders = folder / TURBO, folder / BASE
+    with quietly():
+        with _private_randomness(0):
+            shared = {"vae": _vae(), "text_encoder": _text_encoder(), "tokenizer": tokenizer()}
+        for target, turbo in zip(folders, (True, False), strict=True):
+            say(f"writing {target.name} with random weights")
+            AceStepPipeline(**shared, **_own_parts(turbo=turbo)).save_pretrained(target)
+            (target / "README.md").write_text(_README.format(name=target.name), encoding="utf-8")
+    return folders
+
+
+@contextmanager
+def _private_randomness(seed: int) -> Iterator[None]:
+    """Draw weights from a fixed seed and leave the caller's random state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _own_parts(*, turbo: bool) -> dict[str, Any]:
+    """What turbo and base do not share: the DiT and everything trained with it."""
+    with _private_randomness(1 if turbo else 2):
+        parts = {
+            "transformer": _transformer(turbo=turbo),
+            "condition_encoder": _condition_encoder(),
+            "audio_tokenizer": AceStepAudioTokenizer(
+                **_BLOCK, audio_acoustic_hidden_dim=_LATENT_CHANNELS, fsq_dim=_WIDTH
+            ),
+            "audio_token_detokenizer": AceStepAudioTokenDetokenizer(
+                **_BLOCK, audio_acoustic_hidden_dim=_LATENT_CHANNELS
+            ),
+        }
+    # ACE-Step computes its own schedule; the scheduler takes it as it is.
+    return {**parts, "scheduler": FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=1.0)}
+
+
+def _transformer(*, turbo: bool) -> Any:
+    return AceStepTransformer1DModel(
+        **_BLOCK,
+        num_hidden_layers=2,
+        in_channels=3 * _LATENT_CHANNELS,
+        audio_acoustic_hidden_dim=_LATENT_CHANNELS,
+        encoder_hidden_size=_WIDTH,
+        is_turbo=turbo,
+        model_version="turbo" if turbo else "base",
+    )
+
+
+def _condition_encoder() -> Any:
+    encoder = AceStepConditionEncoder(
+        **_BLOCK,
+        text_hidden_dim=_WIDTH,
+        timbre_hidden_dim=_LATENT_CHANNELS,
+        num_lyric_encoder_hidden_layers=2,
+        num_timbre_encoder_hidden_layers=2,
+    )
+    # In a real checkpoint this is encoded silence; zeros would hide a wrong use of it.
+    encoder.silence_latent.normal_(std=0.5)
+    return encoder
+
+
+def _text_encoder() -> Any:
+    return Qwen3Model(
+        Qwen3Config(
+            **_BLOCK, num_hidden_layers=2, vocab_size=len(_vocabulary()), tie_word_embeddings=True, use_cache=False
+        )
+    )
+
+
+def _vae() -> Any:
+    """The real hop of 1,920 samples (25 latents a second at 48 kHz), with few channels."""
+    vae = AutoencoderOobleck(
+        encoder_hidden_size=2 * _LATENT_CHANNELS,
+        downsampling_ratios=[2, 4, 4, 6, 10],
+        channel_multiples=[1, 1, 1, 1, 1],
+        decoder_channels=8,
+        decoder_input_channels=_LATENT_CHANNELS,
+        audio_channels=2,
+        sampling_rate=48_000,
+    )
+    # Random biases would drown the latents: every seed would sing the same tone.
+    for name, parameter in vae.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.zeros_(parameter)
+    return vae
+
+
+def _vocabulary() -> dict[str, int]:
+    """Every byte is a token, and one token ends a text."""
+    return {token: index for index, token in enumerate((*sorted(pre_tokenizers.ByteLevel.alphabet()), _END))}
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer of bytes: any text, no vocabulary to download."""
+    bytewise = Tokenizer(models.BPE(vocab=_vocabulary(), merges=[]))
+    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytewise.decoder = decoders.ByteLevel()
+    bytewise.add_special_tokens([AddedToken(_END, special=True)])
+    return PreTrainedTokenizerFast(tokenizer_object=bytewise, eos_token=_END, pad_token=_END)

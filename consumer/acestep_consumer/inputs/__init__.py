@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Audio and LoRA inputs of a request: fetched from allowed places only."""

@@ -1,0 +1,421 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The way in for audio and LoRAs: from places that the operator allowed, and nowhere else.
+
+Audio comes from ``s3://`` buckets and ``https://`` hosts; a LoRA from the same buckets, or from this machine by its
+name.
+
+A message may name any place. What it may make this worker read is decided here, before the first byte and again at
+every redirect; how much it may bring is counted while the bytes arrive.
+
+Names of hosts are compared with the operator's list. Where a name leads is another matter, and may change between two
+look-ups: so the address is checked when the socket to it is opened, and nowhere else.
+"""
+
+import asyncio
+import re
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Final, Self
+
+import aiohttp
+import structlog
+from aiohttp.abc import AbstractResolver
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from yarl import URL
+
+from acestep_consumer.config.settings import InputSettings, SettingsError, StorageSettings
+from acestep_consumer.domain.errors import InputNotAllowed, InputUnreadable
+from acestep_consumer.domain.job import Job, Sources
+from acestep_consumer.inputs.loras import PEFT_CONFIG, PEFT_WEIGHTS, LoraCache, LoraFolder
+from acestep_consumer.inputs.ssrf import AddressRefused, require_allowed
+from acestep_consumer.storage.objects import Head, Objects
+from acestep_consumer.storage.s3_client import Place, Receiver, S3Refused
+from acestep_schemas.request import GenerationRequest
+
+SOURCE_FIELD: Final = "src_audio_path"
+REFERENCE_FIELD: Final = "reference_audio_path"
+LORA_FIELD: Final = "lora.path"
+
+_NEED_SOURCE: Final = frozenset({"cover", "repaint", "extract", "lego", "complete"})
+_SUFFIX: Final = re.compile(r"\.[a-z0-9]{1,7}")
+_HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s/@?#:\\\[\]]+)(:\d{1,5})?")
+_ACCEPTED: Final = "audio inputs are s3://bucket/key or https://host/path"
+_HTTPS_PORT: Final = 443
+_CHUNK_BYTES: Final = 1 << 20
+_ATTEMPTS: Final = 3
+_MAX_REDIRECTS: Final = 3
+_MAX_SHOWN: Final = 200
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_PASSING_STATUS: Final = frozenset({408, 429, 500, 502, 503, 504})
+_OK: Final = 200
+_CONFIG_BYTES: Final = 1 << 20
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class _MayPass(Exception):
+    """One attempt failed; the next one may not. The text is the public reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    """How many bytes are read, and the setting that says so, if any."""
+
+    bytes: int
+    setting: str = ""
+
+    def __str__(self) -> str:
+        return f"more than {self.bytes:,} bytes" + (f" ({self.setting})" if self.setting else "")
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """One input of a request: the field that names it, the place it names, and how large it may be."""
+
+    field: str
+    place: Place | URL
+    limit: _Limit
+
+    def __str__(self) -> str:
+        return f"{self.field} = {shown(str(self.place))}"
+
+    @property
+    def suffix(self) -> str:
+        """The ending of the name, when it looks like one: the decoder takes it as a hint."""
+        path = self.place.key if isinstance(self.place, Place) else self.place.path
+        suffix = PurePosixPath(path).suffix.lower()
+        return suffix if _SUFFIX.fullmatch(suffix) else ""
+
+
+@dataclass(frozen=True, slots=True)
+class _LoraPart(_Input):
+    """A file of a LoRA in S3."""
+
+    place: Place
+
+    @property
+    def name(self) -> str:
+        """Its name on disk, which tells the renderer what it is."""
+        name = self.place.key.rpartition("/")[2]
+        return name if name in (PEFT_WEIGHTS, PEFT_CONFIG) else "lora.safetensors"
+
+    @property
+    def config(self) -> "_LoraPart | None":
+        """The configuration that PEFT writes beside these weights: without it their scale is unknown."""
+        if self.name != PEFT_WEIGHTS:
+            return None
+        key = self.place.key.removesuffix(PEFT_WEIGHTS) + PEFT_CONFIG
+        return _LoraPart(self.field, Place(self.place.bucket, key), _Limit(_CONFIG_BYTES))
+
+
+class AllowedInputs:
+    """``ports.Inputs``, limited to what the operator allows. An async context manager.
+
+    Args:
+        objects: reads ``s3://`` inputs with the worker's own keys.
+        storage: the result bucket, which is always allowed.
+        settings: buckets, hosts, and the limits of one input. A malformed host raises ``SettingsError``.
+        checkpoint_dir: its folder ``loras`` holds the LoRAs that requests may name.
+        tls: trusts other certificates than the system does.
+        resolver: finds the addresses of hosts in the system's place.
+    """
+
+    def __init__(  # noqa: PLR0913 - the last three have defaults, and two of them are for networks of one's own
+        self,
+        objects: Objects,
+        storage: StorageSettings,
+        settings: InputSettings,
+        *,
+        checkpoint_dir: Path | None = None,
+        tls: ssl.SSLContext | None = None,
+        resolver: AbstractResolver | None = None,
+    ) -> None:
+        self._objects = objects
+        self._storage = storage
+        self._checkpoint_dir = checkpoint_dir
+        self._lora_cache = LoraCache()
+        self._tls = tls
+        self._resolver = resolver
+        self._http: aiohttp.ClientSession
+        self.allow(settings)
+
+    def allow(self, settings: InputSettings) -> None:
+        """Let these settings hold for what is fetched from now on.
+
+        Raises:
+            SettingsError: a host is malformed; nothing has changed then.
+        """
+        self._hosts = frozenset(map(_host_and_port, settings.hosts))
+        self._buckets = frozenset({self._storage.bucket, *settings.buckets})
+        self._audio_limit = _Limit(settings.max_bytes, "ACESTEP_INPUT_MAX_BYTES")
+        self._lora_limit = _Limit(settings.lora_max_bytes, "ACESTEP_LORA_MAX_BYTES")
+        self._lora_folder = LoraFolder(self._checkpoint_dir, settings.lora_max_bytes)
+        self._timeout_s = settings.timeout_s
+        self._networks = settings.networks
+
+    async def __aenter__(self) -> Self:
+        self._http = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                ssl=self._tls or True, resolver=self._resolver, socket_factory=self._open_socket
+            ),
+            trust_env=False,  # a proxy would connect for us, to where it likes
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=30),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": "acestep-consumer", "Accept-Encoding": "identity"},
+            auto_decompress=False,  # what a few bytes would unpack to is not counted
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.close()
+
+    async def fetch(self, job: Job, folder: Path) -> Sources:
+        """Copy the job's audio inputs into ``folder``, as ``source`` and ``reference`` with the ending they came with.
+
+        A LoRA from S3 comes into its folder ``lora``; one of the checkpoint folder is not copied. An analysis has none.
+
+        Raises:
+            InputNotAllowed: a place that is not allowed; nothing has been read then.
+            InputUnreadable: missing, forbidden, too large or too slow.
+            StorageUnavailable: S3 stays out of reach.
+        """
+        request = job.request
+        source = self._admit(SOURCE_FIELD, request.src_audio_path if _needs_source(request) else None)
+        reference = self._admit(REFERENCE_FIELD, request.reference_audio_path)
+        lora = None if request.lora is None or job.analysis else await self._admit_lora(request.lora.path)
+        return Sources(
+            source=await self._copy(source, folder / "source"),
+            reference=await self._copy(reference, folder / "reference"),
+            lora=await self._bring_lora(lora, folder / "lora") if isinstance(lora, _LoraPart) else lora,
+        )
+
+    def _admit(self, field: str, text: str | None) -> _Input | None:
+        """Read a place, or refuse it by name."""
+        if text is None:
+            return None
+        scheme = text.partition(":")[0].lower()
+        try:
+            if scheme == "s3":
+                return _Input(field, self._require_bucket(text), self._audio_limit)
+            if scheme == "https":
+                return _Input(field, self._require_host(_url(text)), self._audio_limit)
+        except InputNotAllowed as error:
+            raise InputNotAllowed(f"{field} = {shown(text)}: {error}") from error
+        raise InputNotAllowed(
+            f"{field} = {shown(text)}: {_ACCEPTED}; files of the worker's machine, http:// and data: are not read. Put "
+            "the audio into the result bucket, or have its bucket added to ACESTEP_INPUT_BUCKETS or its host to "
+            "ACESTEP_INPUT_HOSTS"
+        )
+
+    async def _admit_lora(self, text: str) -> _LoraPart | Path:
+        """Read the place of a LoRA, or find it on this machine."""
+        try:
+            if text.startswith("s3://"):
+                place = self._require_bucket(text + (PEFT_WEIGHTS if text.endswith("/") else ""))
+                return _LoraPart(LORA_FIELD, place, self._lora_limit)
+            return await asyncio.to_thread(self._lora_folder.find, text)
+        except (InputNotAllowed, InputUnreadable) as error:
+            raise type(error)(f"{LORA_FIELD} = {shown(text)}: {error}") from error
+
+    def _require_bucket(self, text: str) -> Place:
+        bucket, _, key = text[len("s3://") :].partition("/")
+        if not text.lower().startswith("s3://") or not key:
+            raise InputNotAllowed("must look like s3://bucket/key")
+        if bucket not in self._buckets:
+            raise InputNotAllowed(f"the bucket {bucket[:63]!r} is not in ACESTEP_INPUT_BUCKETS")
+        if not {".", ".."}.isdisjoint(key.split("/")):
+            # Servers that tidy up paths would take them as a way into another bucket.
+            raise InputNotAllowed("a key with '.' or '..' between slashes is not read")
+        return Place(bucket, key)
+
+    def _require_host(self, url: URL) -> URL:
+        if url.scheme != "https":
+            raise InputNotAllowed(f"{url.scheme}:// is not read, https:// is")
+        if url.user is not None or url.password is not None:
+            raise InputNotAllowed("a URL with a user name is not read")
+        if not url.raw_host:
+            raise InputNotAllowed("must look like https://host/path")
+        if (url.raw_host, url.port) not in self._hosts:
+            host = url.raw_host if url.port == _HTTPS_PORT else f"{url.raw_host}:{url.port}"
+            raise InputNotAllowed(f"the host {host!r} is not in ACESTEP_INPUT_HOSTS")
+        return url
+
+    def _open_socket(self, target: aiohttp.AddrInfoType) -> socket.socket:
+        """Open a socket to an address that was found for a host, or raise ``AddressRefused``."""
+        family, kind, protocol, _, (address, *_) = target
+        require_allowed(address, self._networks)
+        return socket.socket(family, kind, protocol)
+
+    async def _copy(self, wanted: _Input | None, stem: Path) -> Path | None:
+        if wanted is None:
+            return None
+        target = stem.with_name(stem.name + wanted.suffix)
+        receiver = partial(self._save, wanted, target)
+        async with self._in_time(wanted):
+            if isinstance(wanted.place, Place):
+                await self._copy_object(wanted, wanted.place, receiver)
+            else:
+                await self._copy_url(wanted, wanted.place, receiver)
+        return target
+
+    async def _bring_lora(self, weights: _LoraPart, folder: Path) -> Path:
+        """Make ``folder`` with the LoRA's weights, and with their configuration if they have one.
+
+        S3 is asked for the version each time, and for the bytes when they are not here yet.
+        """
+        heads = await self._heads(weights)
+        version = "\n".join(f"{part.place} {head.metadata.get('etag')} {head.bytes}" for part, head in heads.items())
+
+        async def fetch(target: Path) -> None:
+            for part in heads:
+                async with self._in_time(part):
+                    await self._copy_object(part, part.place, partial(self._save, part, target / part.name))
+
+        await self._lora_cache.give(version, folder, fetch)
+        return folder / weights.name
+
+    async def _heads(self, weights: _LoraPart) -> dict[_LoraPart, Head]:
+        """Return what S3 knows of the weights, and of their configuration if there is one."""
+        parts = (weights, weights.config) if weights.config else (weights,)
+        async with self._in_time(weights):
+            heads = {part: head for part in parts if (head := await self._head(part))}
+        if weights not in heads:
+            raise InputUnreadable(f"{weights}: S3 says NoSuchKey")
+        return heads
+
+    async def _head(self, part: _LoraPart) -> Head | None:
+        try:
+            head = await self._objects.head(part.place)
+        except S3Refused as error:
+            raise InputUnreadable(f"{part}: S3 says {error.s3_code}") from error
+        if head and head.bytes > part.limit.bytes:
+            raise InputUnreadable(f"{part}: {part.limit}")
+        return head
+
+    @asynccontextmanager
+    async def _in_time(self, wanted: _Input) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._timeout_s) as clock:
+                yield
+        except TimeoutError as error:
+            if not clock.expired():
+                raise
+            raise InputUnreadable(
+                f"{wanted}: not here after {self._timeout_s:g} s (ACESTEP_INPUT_TIMEOUT_S)"
+            ) from error
+
+    async def _copy_object(self, wanted: _Input, place: Place, receiver: Receiver) -> None:
+        try:
+            await self._objects.receive(place, receiver)
+        except S3Refused as error:
+            raise InputUnreadable(f"{wanted}: S3 says {error.s3_code}") from error
+
+    async def _copy_url(self, wanted: _Input, url: URL, receiver: Receiver) -> None:
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(_MayPass),
+            stop=stop_after_attempt(_ATTEMPTS),
+            wait=wait_random_exponential(multiplier=0.2, max=2),
+            reraise=True,
+        )
+        try:
+            await retrying(self._copy_url_once, wanted, url, receiver)
+        except _MayPass as error:
+            raise InputUnreadable(f"{wanted}: {error}") from error
+
+    async def _copy_url_once(self, wanted: _Input, url: URL, receiver: Receiver) -> None:
+        """Follow redirects by hand: each target must be allowed as the first one was."""
+        for _ in range(_MAX_REDIRECTS + 1):
+            try:
+                async with self._http.get(url, allow_redirects=False) as response:
+                    if response.status not in _REDIRECTS:
+                        _require_readable(wanted, response)
+                        return await receiver(response.content.iter_chunked(_CHUNK_BYTES))
+                    location = response.headers.get("Location", "")
+            except (aiohttp.ClientError, TimeoutError) as error:
+                raise _network_failure(wanted, url, error) from error
+            url = self._redirect(wanted, url, location)
+        raise InputUnreadable(f"{wanted}: more than {_MAX_REDIRECTS} redirects")
+
+    def _redirect(self, wanted: _Input, url: URL, location: str) -> URL:
+        try:
+            return self._require_host(url.join(_url(location)))
+        except InputNotAllowed as error:
+            raise InputNotAllowed(f"{wanted}: redirected to {shown(location)}: {error}") from error
+
+    async def _save(self, wanted: _Input, target: Path, chunks: AsyncIterator[bytes]) -> None:
+        total = 0
+        with await asyncio.to_thread(target.open, "wb") as file:
+            async for chunk in chunks:
+                total += len(chunk)
+                if total > wanted.limit.bytes:
+                    raise InputUnreadable(f"{wanted}: {wanted.limit}")
+                await asyncio.to_thread(file.write, chunk)
+        if not total:
+            raise InputUnreadable(f"{wanted}: empty")
+
+
+def shown(uri: str) -> str:
+    """Return what may be said about a URI in public: no query, fragment or user, which are secrets in some.
+
+    What is not printable is escaped: of a header's bytes that are no text, no event could be made.
+    """
+    bare = re.split(r"[?#]", uri, maxsplit=1)[0]
+    bare = re.sub(r"//[^/]*@", "//", bare)
+    brief = bare if len(bare) <= _MAX_SHOWN else f"{bare[:_MAX_SHOWN]}…"
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in brief)
+
+
+def _url(text: str) -> URL:
+    try:
+        return URL(text)
+    except ValueError as error:
+        raise InputNotAllowed("not a URL that can be read") from error
+
+
+def _host_and_port(entry: str) -> tuple[str | None, int | None]:
+    """Read ``host`` or ``host:port`` as the operator writes it; requests are compared with it exactly."""
+    try:
+        url = URL(f"https://{entry}") if _HOST.fullmatch(entry) else None
+    except ValueError:
+        url = None
+    if url is None:
+        raise SettingsError(f"ACESTEP_INPUT_HOSTS: {entry!r} must be a host name, or host:port")
+    return url.raw_host, url.port
+
+
+def _require_readable(wanted: _Input, response: aiohttp.ClientResponse) -> None:
+    if response.status in _PASSING_STATUS:
+        raise _MayPass(f"the host says {response.status}")
+    if response.status != _OK:
+        raise InputUnreadable(f"{wanted}: the host says {response.status}")
+    codings = ",".join(response.headers.getall("Content-Encoding", ())).split(",")
+    if any(coding.strip().lower() not in ("", "identity") for coding in codings):
+        raise InputUnreadable(f"{wanted}: compressed in transit, although that was not asked for")
+    if (response.content_length or 0) > wanted.limit.bytes:
+        raise InputUnreadable(f"{wanted}: {wanted.limit}")
+
+
+def _network_failure(wanted: _Input, url: URL, error: Exception) -> Exception:
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return InputUnreadable(f"{wanted}: the host's certificate is not trusted")
+    if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, AddressRefused):
+        _log.warning("address refused", host=url.raw_host, address=error.os_error.address)
+        return InputNotAllowed(
+            f"{wanted}: the host {url.raw_host!r} is not on the public internet, and its network is not in "
+            "ACESTEP_INPUT_NETWORKS"
+        )
+    if isinstance(error, aiohttp.ClientResponseError):
+        return InputUnreadable(f"{wanted}: the host's answer is not HTTP, or has too many or too long headers")
+    return _MayPass(f"{type(error).__name__} while reading")
+
+
+def _needs_source(request: GenerationRequest) -> bool:
+    return request.task_type in _NEED_SOURCE or request.full_analysis_only

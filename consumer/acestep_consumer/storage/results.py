@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where songs go: ``<prefix>/<task_id>/<index>.<ext>``, then ``manifest.json``, which marks the job as done.
+
+Every object is written once. Who comes second, after a crash or in a race, finds the first one's object and takes it
+over with its checksum and seed. So a manifest stays true, whatever happens after it was written. A job that ends
+without songs leaves its manifest too: that record is what makes the end of a task one end, whoever tells it.
+"""
+
+import asyncio
+import hashlib
+import os
+import re
+import uuid
+from collections.abc import Coroutine, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import structlog
+from pydantic import TypeAdapter, ValidationError
+
+from acestep_consumer.config.settings import StorageSettings
+from acestep_consumer.domain.errors import ManifestUnreadable, StorageUnavailable
+from acestep_consumer.domain.job import Job, Rendering, StoredObject, Track
+from acestep_consumer.domain.outcome import Ending, Kept
+from acestep_consumer.storage.objects import PART_BYTES, Content, Found, Head, Objects
+from acestep_consumer.storage.s3_client import Place, S3Refused
+from acestep_schemas.request import TASK_ID_PATTERN
+
+T = TypeVar("T")
+
+MANIFEST: Final = "manifest.json"
+
+_log = structlog.get_logger(__name__)
+_TASK_ID: Final = re.compile(TASK_ID_PATTERN)
+_TRANSFERS: Final = 16
+_ENDING: Final[TypeAdapter[Ending]] = TypeAdapter(Ending)
+_MESSAGE: Final = "message"
+_TRACE: Final = "traceparent"
+
+
+def object_key(prefix: str, task_id: str, name: str) -> str:
+    """Return the key of one of a job's objects. Raises ``ValueError`` for an id that could leave its folder."""
+    if not _TASK_ID.fullmatch(task_id):
+        raise ValueError(f"not a task id: {task_id[:128]!r}")
+    return _join(prefix, task_id, name)
+
+
+def track_name(index: int, track: Track) -> str:
+    """Return the last part of a song's key: its index and the ending that the encoder gave it."""
+    return f"{index}{track.path.suffix.lower()}"
+
+
+class S3Store:
+    """``ports.Store`` on S3-compatible storage."""
+
+    def __init__(self, objects: Objects, settings: StorageSettings) -> None:
+        self._objects = objects
+        self._bucket = settings.bucket
+        self._prefix = settings.prefix
+        self._presign_s = settings.presign_s
+        # A song of up to one part is in memory while it is sent.
+        self._transfers = asyncio.Semaphore(_TRANSFERS)
+
+    async def find(self, task_id: str) -> Kept | None:
+        """Return how a task ended, if it did. Raises ``StorageUnavailable``."""
+        place = self._place(task_id, MANIFEST)
+        found = await self._objects.find(place)
+        return None if found is None else _read_manifest(place, task_id, found)
+
+    async def put(self, job: Job, rendering: Rendering) -> tuple[StoredObject, ...]:
+        """Upload the tracks under their final keys, or take over the ones there. Raises ``StorageUnavailable``."""
+        return await _together(
+            self._put_track(self._place(job.task_id, track_name(index, track)), track, job.traceparent)
+            for index, track in enumerate(rendering.tracks)
+        )
+
+    async def commit(self, kept: Kept, instead_of: Kept | None = None) -> Kept:
+        """Write down how a task ended, unless that is written; return what is. Raises ``StorageUnavailable``.
+
+        ``instead_of`` is what was found before the work began and does not answer this message: as long as that lies
+        there, it is replaced.
+        """
+        place = self._place(kept.ending.task_id, MANIFEST)
+        content = _manifest(kept)
+        if await self._objects.write_new(place, content):
+            return kept
+        winner = await self.find(kept.ending.task_id)
+        if winner is None:
+            raise StorageUnavailable(f"{place} was there a moment ago and is gone: who deletes manifests?")
+        if winner != instead_of:
+            return winner
+        await self._objects.write(place, content)
+        return kept
+
+    async def check(self) -> None:
+        """Prove at start that results can be stored: a bucket (made when missing), a write, a read, a delete.
+
+        Raises:
+            StorageUnavailable: names the bucket and what S3 said.
+        """
+        if not await self._objects.has_bucket(self._bucket):
+            await self._objects.make_bucket(self._bucket)
+            _log.info("storage.bucket_created", bucket=self._bucket)
+        place = Place(self._bucket, _join(self._prefix, f".check-{uuid.uuid4().hex}"))
+        body = uuid.uuid4().bytes
+        await self._objects.write(place, _plain(body, "application/octet-stream"))
+        if await self._objects.read(place) != body:
+            raise StorageUnavailable(f"{place} does not read as it was written")
+        await self._objects.try_conditions(place)
+        try:
+            await self._objects.delete(place)
+        except S3Refused as error:
+            # Nothing else here deletes, so keys that may not are good enough.
+            _log.warning("storage.check_left_behind", object=str(place), reason=error.s3_code)
+
+    async def ready(self) -> None:
+        """Ask for the bucket, which is cheap enough for every probe. Raises ``StorageUnavailable``."""
+        if not await self._objects.has_bucket(self._bucket):
+            raise StorageUnavailable(f"s3://{self._bucket}: NoSuchBucket")
+
+    async def _put_track(self, place: Place, track: Track, traceparent: str | None) -> StoredObject:
+        async with self._transfers:
+            stored = await self._write(place, track, traceparent)
+        if not self._presign_s:
+            return stored
+        return replace(stored, url=await self._objects.presign(place, self._presign_s))
+
+    async def _write(self, place: Place, track: Track, traceparent: str | None) -> StoredObject:
+        size, content = await asyncio.to_thread(_content, track, traceparent)
+        ours = StoredObject(track=track, uri=str(place), url=None, bytes=size, sha256=content.sha256)
+        if await self._objects.write_new(place, content):
+            return ours
+        head = await self._objects.head(place)
+        earlier = _take_over(place, track, head) if head else None
+        if earlier is not None:
+            return earlier
+        # Nobody who writes as we do left this, so no manifest speaks of it.
+        _log.warning("storage.foreign_object_replaced", object=str(place))
+        await self._objects.write(place, content)
+        return ours
+
+    def _place(self, task_id: str, name: str) -> Place:
+        return Place(self._bucket, object_key(self._prefix, task_id, name))
+
+
+def _take_over(place: Place, track: Track, head: Head) -> StoredObject | None:
+    """Describe the song of an earlier attempt from its metadata; None when it is not one of ours."""
+    try:
+        earlier = replace(
+            track,
+            seed=int(head.metadata["seed"]),
+            sample_rate=int(head.metadata["sample-rate"]),
+            channels=int(head.metadata["channels"]),
+            duration_s=float(head.metadata["duration-s"]),
+        )
+        sha256 = head.metadata["sha256"]
+    except (KeyError, ValueError):
+        return None
+    return StoredObject(track=earlier, uri=str(place), url=None, bytes=head.bytes, sha256=sha256)
+
+
+def _read_manifest(place: Place, task_id: str, found: Found) -> Kept:
+    try:
+        ending = _ENDING.validate_json(found.body)
+    except ValidationError as error:
+        raise ManifestUnreadable(f"{place} is not a manifest that can be read") from error
+    if ending.task_id != task_id:
+        raise ManifestUnreadable(f"{place} is the manifest of another task, {ending.task_id}")
+    return Kept(ending, found.metadata.get(_MESSAGE), found.metadata.get(_TRACE))
+
+
+def _manifest(kept: Kept) -> Content:
+    said = {_MESSAGE: kept.message, _TRACE: kept.traceparent}
+    metadata = {name: value for name, value in said.items() if value is not None}
+    return _plain(kept.ending.model_dump_json().encode(), "application/json", metadata)
+
+
+def _plain(body: bytes, content_type: str, metadata: Mapping[str, str] | None = None) -> Content:
+    sha256 = hashlib.sha256(body).hexdigest()
+    return Content(body=body, sha256=sha256, content_type=content_type, metadata=metadata or {})
+
+
+def _content(track: Track, traceparent: str | None) -> tuple[int, Content]:
+    """Return the size in bytes, and the content: in memory unless it needs several parts.
+
+    The metadata say what a later attempt must know to take the object over.
+    """
+    size, sha256, body = _measure(track.path)
+    metadata = {
+        "sha256": sha256,
+        "seed": str(track.seed),
+        "sample-rate": str(track.sample_rate),
+        "channels": str(track.channels),
+        "duration-s": repr(track.duration_s),
+        **({_TRACE: traceparent} if traceparent else {}),
+    }
+    return size, Content(body=body, sha256=sha256, content_type=track.content_type, metadata=metadata)
+
+
+def _measure(path: Path) -> tuple[int, str, bytes | Path]:
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > PART_BYTES:
+            return size, hashlib.file_digest(file, "sha256").hexdigest(), path
+        body = file.read()
+    return len(body), hashlib.sha256(body).hexdigest(), body
+
+
+def _join(*parts: str) -> str:
+    return "/".join(stripped for part in parts if (stripped := part.strip("/")))
+
+
+async def _together(calls: Iterable[Coroutine[Any, Any, T]]) -> tuple[T, ...]:
+    """Run the calls at once; the first failure ends the others and is raised as it is, not in a group."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return tuple(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()

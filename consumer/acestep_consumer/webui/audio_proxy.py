@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sound out of S3 for a browser: only objects that a job's end names, whole or the range that was asked for."""
+
+import os
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final, Self
+
+import aiohttp
+from aiohttp import web
+
+from acestep_consumer.client import DownloadFailed
+from acestep_consumer.client.results import Endings
+from acestep_consumer.config.settings import StorageSettings
+from acestep_consumer.webui.job_board import Board
+from acestep_consumer.webui.job_view import content_type_of
+from acestep_schemas.events import Audio, JobCompleted
+
+_CONNECT_S, _READ_S = 10.0, 30.0
+_CHUNK_BYTES: Final = 64 << 10
+
+
+class NotHere(Exception):
+    """There is no such song, or it cannot be had now. ``status`` is the HTTP status; the text is for a person."""
+
+    def __init__(self, status: HTTPStatus, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes ``first`` to ``last``, both included."""
+
+    first: int
+    last: int
+
+    @property
+    def bytes(self) -> int:
+        """How many."""
+        return self.last - self.first + 1
+
+
+class Songs:
+    """The songs in the result bucket. An async context manager; connects to S3 when somebody first listens.
+
+    Args:
+        settings: where results are.
+        endings: reads how a job ended, for jobs that the board has forgotten.
+        board: what was heard.
+    """
+
+    def __init__(self, settings: StorageSettings, endings: Endings, board: Board) -> None:
+        self._settings = settings
+        self._endings = endings
+        self._board = board
+        self._http: aiohttp.ClientSession
+
+    async def __aenter__(self) -> Self:
+        self._http = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=_trust()),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_READ_S),
+            auto_decompress=False,
+            trust_env=True,
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.close()
+
+    async def find(self, task_id: str, index: int) -> Audio:
+        """Return the song of that number. Raises ``NotHere``."""
+        card = self._board.card(task_id)
+        audios = card.audios if card else await self._written_down(task_id)
+        if index >= len(audios):
+            raise NotHere(HTTPStatus.NOT_FOUND, f"{task_id} has no song number {index + 1} that is known here")
+        audio = audios[index]
+        if not self._is_ours(task_id, audio.uri):
+            raise NotHere(HTTPStatus.FORBIDDEN, f"{audio.uri} is not where this job's songs belong")
+        return audio
+
+    async def send(self, request: web.Request, audio: Audio, name: str | None) -> web.StreamResponse:
+        """Answer with the song, or the part of it that was asked for. ``name``: to be saved under that name.
+
+        Raises:
+            NotHere: storage does not give it.
+        """
+        tag = f'"{audio.sha256}"'
+        headers = _headers(audio, tag, name)
+        if request.headers.get("If-None-Match") == tag:
+            return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=headers)
+        try:
+            span = _span(request, audio.bytes, tag)
+        except ValueError:
+            return web.Response(
+                status=HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
+                headers=headers | {"Content-Range": f"bytes */{audio.bytes}"},
+            )
+        response = _response(audio, span, headers)
+        if request.method == "HEAD":
+            return response
+        async with self._opened(audio, span) as chunks:
+            try:
+                await response.prepare(request)
+                async for chunk in chunks:
+                    await response.write(chunk)
+            except (aiohttp.ClientError, ConnectionError, TimeoutError):
+                # The listener moved on, which players do all the time, or storage broke off: then a cut connection
+                # makes the browser ask for the rest.
+                if request.transport is not None:
+                    request.transport.abort()
+        return response
+
+    @asynccontextmanager
+    async def _opened(self, audio: Audio, span: Span | None) -> AsyncIterator[AsyncIterator[bytes]]:
+        wanted = {"Range": f"bytes={span.first}-{span.last}"} if span else {}
+        expected = (HTTPStatus.PARTIAL_CONTENT, span.bytes) if span else (HTTPStatus.OK, audio.bytes)
+        try:
+            link = await self._endings.link(audio.uri)
+            answer = await self._http.get(link, headers=wanted, allow_redirects=False)
+        except (DownloadFailed, aiohttp.ClientError, TimeoutError) as error:
+            # An aiohttp error may hold the link, which is a key to the song.
+            why = error if isinstance(error, DownloadFailed) else f"{audio.uri}: {type(error).__name__}"
+            raise NotHere(HTTPStatus.BAD_GATEWAY, f"storage does not answer: {why}") from error
+        async with answer:
+            if (answer.status, answer.content_length) != expected:
+                raise _refused(audio, answer)
+            yield answer.content.iter_chunked(_CHUNK_BYTES)
+
+    async def _written_down(self, task_id: str) -> tuple[Audio, ...]:
+        try:
+            ending = await self._endings.find(task_id)
+        except DownloadFailed as error:
+            raise NotHere(HTTPStatus.BAD_GATEWAY, str(error)) from error
+        return ending.data.audios if isinstance(ending, JobCompleted) else ()
+
+    def _is_ours(self, task_id: str, uri: str) -> bool:
+        """Whoever may publish events could name any object; only a job's own folder counts."""
+        folder = "/".join(part for part in (self._settings.bucket, self._settings.prefix.strip("/"), task_id) if part)
+        return uri.startswith(f"s3://{folder}/") and ".." not in uri
+
+
+def _headers(audio: Audio, tag: str, name: str | None) -> dict[str, str]:
+    headers = {
+        "Accept-Ranges": "bytes",
+        # Songs are written once. The browser's cache saves the second request, for the waveform.
+        "Cache-Control": "private, max-age=86400, immutable",
+        "Content-Type": content_type_of(audio),
+        "ETag": tag,
+    }
+    return headers | ({"Content-Disposition": f'attachment; filename="{name}"'} if name else {})
+
+
+def _span(request: web.Request, size: int, tag: str) -> Span | None:
+    """Return what is asked for; None for everything. Raises ``ValueError`` when there are no such bytes."""
+    if request.headers.get("If-Range", tag) != tag:
+        return None
+    asked = request.headers.get("Range", "")
+    if not asked or "," in asked:  # several at once may be answered with everything
+        return None
+    part = request.http_range
+    first, stop, _ = part.indices(size)
+    if first >= stop:
+        raise ValueError(asked)
+    return Span(first, stop - 1)
+
+
+def _response(audio: Audio, span: Span | None, headers: dict[str, str]) -> web.StreamResponse:
+    status = HTTPStatus.PARTIAL_CONTENT if span else HTTPStatus.OK
+    response = web.StreamResponse(status=status, headers=headers)
+    response.content_length = span.bytes if span else audio.bytes
+    if span:
+        response.headers["Content-Range"] = f"bytes {span.first}-{span.last}/{audio.bytes}"
+    return response
+
+
+def _refused(audio: Audio, answer: aiohttp.ClientResponse) -> NotHere:
+    if answer.status == HTTPStatus.NOT_FOUND:
+        return NotHere(HTTPStatus.NOT_FOUND, f"{audio.uri} is gone: somebody deleted it")
+    if answer.status in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE):
+        return NotHere(HTTPStatus.BAD_GATEWAY, f"{audio.uri} is not as large as its job says: somebody changed it")
+    return NotHere(HTTPStatus.BAD_GATEWAY, f"storage refuses {audio.uri}: HTTP {answer.status}")
+
+
+def _trust() -> ssl.SSLContext | bool:
+    """The authorities that S3 calls trust as well."""
+    bundle = os.environ.get("AWS_CA_BUNDLE")
+    return ssl.create_default_context(cafile=bundle) if bundle else True

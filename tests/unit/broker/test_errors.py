@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The client library's exceptions end in the broker package: each is mapped, and publishing raises none of them."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import TYPE_CHECKING, Any, cast
+
+import aio_pika.exceptions
+import aiormq.exceptions
+import pamqp.exceptions
+import pytest
+from aiormq.abc import DeliveredMessage
+from pamqp.commands import Basic
+from pamqp.header import ContentHeader
+
+from acestep_consumer.broker import publisher as publisher_module
+from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.delivery import Reply
+from acestep_consumer.broker.errors import BrokerFault, BrokerRefused, LinkLost, Nacked, Unroutable, describe, mapped
+from acestep_consumer.broker.publisher import Publisher
+from acestep_consumer.domain.errors import Unpublished
+from tests.support.broker import failed_event
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from aiormq.channel import Channel
+
+
+def library_exceptions() -> Iterator[type[BaseException]]:
+    for module in (aiormq.exceptions, aio_pika.exceptions, pamqp.exceptions):
+        for name in vars(module):
+            found = getattr(module, name)
+            if isinstance(found, type) and issubclass(found, BaseException):
+                yield found
+
+
+RETURN = Basic.Return(312, "NO_ROUTE", "x", "k")
+# What else comes out of it: the operating system's errors, a cancellation nobody asked for, a bare Exception.
+OTHERS = [TimeoutError(), ConnectionResetError(104, "reset"), OSError("gone"), asyncio.CancelledError(), Exception()]
+
+
+def instance(kind: type[BaseException]) -> BaseException:
+    if kind is aio_pika.exceptions.PublishError:
+        returned = DeliveredMessage(RETURN, ContentHeader(), b"", cast("Any", None))
+        return aio_pika.exceptions.PublishError(returned, RETURN)
+    if kind is aio_pika.exceptions.DeliveryError:
+        return aio_pika.exceptions.DeliveryError(None, Basic.Nack(1))
+    return kind("one", "two") if issubclass(kind, pamqp.exceptions.PAMQPException) else kind()
+
+
+ALL = [instance(kind) for kind in sorted(set(library_exceptions()), key=lambda kind: kind.__name__)] + OTHERS
+
+
+class OneBadTry:
+    """A channel whose first publish raises, and whose later ones are confirmed."""
+
+    is_closed = False
+
+    def __init__(self, error: BaseException, *, always: bool = False) -> None:
+        self.error, self.always, self.tries = error, always, 0
+
+    async def basic_publish(self, body: bytes, **_: object) -> None:
+        self.tries += 1
+        if self.always or self.tries == 1:
+            raise self.error
+
+
+class StandInLink:
+    def __init__(self, channel: OneBadTry) -> None:
+        self._channel = channel
+        self.refusals: list[float | None] = []
+
+    async def channel(self) -> Channel:
+        return cast("Channel", self._channel)
+
+    def refused(self, at_most_s: float | None = None) -> None:
+        """A refusal may renew the channel; this one stays."""
+        self.refusals.append(at_most_s)
+
+    async def declare_again(self) -> None:
+        raise LinkLost("not now")
+
+
+def publisher_on(channel: OneBadTry) -> Publisher:
+    return Publisher(cast("Link", StandInLink(channel)), "w1")
+
+
+@pytest.mark.parametrize("error", ALL, ids=lambda error: type(error).__name__)
+async def test_every_exception_of_the_library_becomes_one_of_ours(error: BaseException) -> None:
+    with pytest.raises(BrokerFault) as fault, mapped():
+        raise error
+    assert fault.value.__cause__ is error
+
+
+@pytest.mark.parametrize("error", ALL, ids=lambda error: type(error).__name__)
+async def test_publishing_tries_again_after_any_of_them(error: BaseException) -> None:
+    channel = OneBadTry(error)
+    await publisher_on(channel).publish(failed_event("t1"), Reply(reply_to=None, correlation_id=None))
+    assert channel.tries == 2
+
+
+@pytest.mark.parametrize("error", ALL, ids=lambda error: type(error).__name__)
+async def test_publishing_raises_only_unpublished_in_the_end(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher_module, "PATIENCE_S", 0.06)
+    with pytest.raises(Unpublished):
+        await publisher_on(OneBadTry(error, always=True)).publish(failed_event("t1"), Reply(None, None))
+
+
+@pytest.mark.parametrize(
+    ("error", "noted"),
+    [(instance(aio_pika.exceptions.DeliveryError), [None]), (instance(aio_pika.exceptions.PublishError), [])],
+    ids=["nacked", "returned"],
+)
+async def test_only_what_the_broker_refuses_is_a_reason_for_another_channel(
+    error: BaseException, noted: list[None]
+) -> None:
+    link = StandInLink(OneBadTry(error))
+    await Publisher(cast("Link", link), "w1").publish(failed_event("t1"), Reply(reply_to=None, correlation_id=None))
+    assert link.refusals == noted
+
+
+async def test_a_mistake_of_our_own_is_not_taken_for_a_fault() -> None:
+    with pytest.raises(ZeroDivisionError), mapped():
+        raise ZeroDivisionError
+
+
+async def test_a_real_cancellation_passes() -> None:
+    async def wait() -> None:
+        with mapped():
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (instance(aio_pika.exceptions.PublishError), Unroutable),
+        (instance(aio_pika.exceptions.DeliveryError), Nacked),
+        (aiormq.exceptions.ChannelInvalidStateError(), LinkLost),
+        (aiormq.exceptions.ConnectionInternalError("541"), LinkLost),
+        (
+            aiormq.exceptions.ConnectionInternalError(
+                "Cannot declare a queue of type 'rabbit_stream_queue': the corresponding feature flag is disabled"
+            ),
+            BrokerRefused,
+        ),
+        (aiormq.exceptions.ChannelNotFoundEntity("no exchange"), LinkLost),
+        (aiormq.exceptions.ChannelPreconditionFailed("unknown delivery tag 1"), LinkLost),
+        (aiormq.exceptions.ChannelPreconditionFailed("inequivalent arg 'x-max-length'"), BrokerRefused),
+        (aiormq.exceptions.ProbableAuthenticationError("ACCESS_REFUSED"), BrokerRefused),
+        (aiormq.exceptions.ChannelAccessRefused("ACCESS_REFUSED"), BrokerRefused),
+        (aiormq.exceptions.InvalidFrameError("bad frame"), LinkLost),
+        (aiormq.exceptions.ProtocolSyntaxError("AMQP1"), BrokerRefused),
+    ],
+)
+async def test_patience_and_a_person_are_told_apart(error: Exception, kind: type[BrokerFault]) -> None:
+    with pytest.raises(BrokerFault) as fault, mapped():
+        raise error
+    assert type(fault.value) is kind
+
+
+async def test_a_certificate_that_is_not_trusted_is_a_matter_for_a_person() -> None:
+    error = aiormq.exceptions.AMQPConnectionError(1, "certificate verify failed")
+    error.__cause__ = ssl.SSLCertVerificationError()
+    with pytest.raises(BrokerRefused, match="trust the broker's certificate"), mapped():
+        raise error
+
+
+def test_a_fault_is_described_by_its_text_or_at_least_its_kind() -> None:
+    assert describe(OSError(111, "Connect call failed")) == "Connect call failed"
+    assert describe(aiormq.exceptions.ChannelInvalidStateError()) == "ChannelInvalidStateError"

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a publish makes of lost connections and refusals; the broker's part is in tests/integration/test_client.py."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any, cast
+
+import aio_pika
+import pytest
+
+from acestep_consumer.broker.errors import BrokerFault, BrokerRefused, LinkLost, Nacked, Unroutable
+from acestep_consumer.client.connection import Line, Missing
+from acestep_consumer.client.errors import NoQueue, Unreachable
+
+MESSAGE = aio_pika.Message(b"{}")
+
+
+class Script:
+    """Each publish ends as the next fault says; None is a confirm. ``connects`` does the same for opening a channel."""
+
+    def __init__(self, *publishes: BrokerFault | None, connects: tuple[BrokerFault | None, ...] = ()) -> None:
+        self._publishes = iter(publishes)
+        self._connects = iter(connects)
+        self.published = 0
+
+    async def publisher(self) -> None:
+        _raise(next(self._connects, None))
+
+    async def publish(self, *_: object) -> None:
+        self.published += 1
+        _raise(next(self._publishes))
+
+
+def _raise(fault: BrokerFault | None) -> None:
+    if fault is not None:
+        raise fault
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    def at_once(*_: float) -> Iterator[float]:
+        while True:
+            yield 0.0
+
+    monkeypatch.setattr("acestep_consumer.client.connection.backoff", at_once)
+
+
+async def publish(monkeypatch: pytest.MonkeyPatch, script: Script, patience_s: float = 5.0) -> Script:
+    line = Line("amqp://nowhere/", patience_s)
+    monkeypatch.setattr(line, "_publisher", script.publisher)
+    monkeypatch.setattr("acestep_consumer.client.connection._publish", script.publish)
+    await line.publish("e", "k", MESSAGE)
+    return script
+
+
+async def test_a_lost_connection_is_another_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = LinkLost("gone")
+    script = await publish(monkeypatch, Script(lost, lost, None, connects=(lost, None, lost)))
+    assert script.published == 3
+
+
+@pytest.mark.parametrize("fault", [Nacked("full"), Unroutable("nobody")])
+async def test_a_refusal_is_the_callers_to_judge(monkeypatch: pytest.MonkeyPatch, fault: BrokerFault) -> None:
+    with pytest.raises(type(fault)):
+        await publish(monkeypatch, Script(fault))
+
+
+async def test_a_refusal_after_a_connection_that_was_lost_before_sending_is_still_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(Nacked):
+        await publish(monkeypatch, Script(Nacked("full"), connects=(LinkLost("gone"),)))
+
+
+class Channel:
+    """As much of a channel as is looked at."""
+
+    is_closed = False
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+
+async def test_a_channel_that_was_refused_something_is_left_and_closed_when_nothing_waits_on_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits, answer = asyncio.Event(), asyncio.Event()
+
+    async def scripted(_channel: object, exchange: str, *_: object) -> None:
+        if exchange == "full":
+            raise Nacked("full")
+        waits.set()
+        await answer.wait()
+
+    monkeypatch.setattr("acestep_consumer.client.connection._publish", scripted)
+    line, channel = Line("amqp://nowhere/", 5.0), cast("Any", Channel())
+    line._publishing = channel
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(line.publish("slow", "k", MESSAGE))
+        await waits.wait()
+        with pytest.raises(Nacked):
+            await line.publish("full", "k", MESSAGE)
+        assert line._publishing is None
+        assert not channel.is_closed
+        answer.set()
+    assert channel.is_closed
+
+
+async def test_a_refusal_after_a_lost_confirm_does_not_claim_that_nothing_was_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(Unreachable, match="sending the same task id again is safe"):
+        await publish(monkeypatch, Script(LinkLost("gone"), Nacked("full")))
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "words"),
+    [(Missing("no exchange"), NoQueue, "topology --declare"), (BrokerRefused("no permission"), Unreachable, "permis")],
+)
+async def test_what_another_try_would_not_change_is_an_error_at_once(
+    monkeypatch: pytest.MonkeyPatch, fault: BrokerFault, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        await publish(monkeypatch, Script(fault))
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (Script(*[LinkLost("gone")] * 100_000), "gone.*sending the same task id again is safe"),
+        (Script(connects=(LinkLost("gone"),) * 100_000), "gone.*nothing was sent"),
+    ],
+)
+async def test_patience_ends_and_says_whether_anything_was_sent(
+    monkeypatch: pytest.MonkeyPatch, script: Script, words: str
+) -> None:
+    with pytest.raises(Unreachable, match=words):
+        await publish(monkeypatch, script, patience_s=0.05)

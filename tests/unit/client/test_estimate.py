@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a request can expect, from what the broker and the workers said."""
+
+from typing import Any
+
+import pytest
+
+from acestep_consumer.client.estimate import Depth, Outlook, expected, outlook_of
+from acestep_schemas.events import Worker
+
+
+def worker(worker_id: str = "w1", **fields: Any) -> Worker:
+    """A worker with one job in hand, of one, which take a minute each."""
+    said = {"state": "ready", "prefetch": 1, "in_hand": 1, "seconds_per_job": 60.0}
+    return Worker(worker_id=worker_id, models=("m",), tier="tier6", vram_gb=24, **{**said, **fields})
+
+
+def outlook(ready: int, *answers: Worker, consumers: int | None = None, **others: Any) -> Outlook:
+    depth = Depth(ready=ready, consumers=len(answers) if consumers is None else consumers)
+    return outlook_of(depth, answers, others.get("heard_s"), others.get("trouble"))
+
+
+def test_a_request_in_a_workers_hands_takes_what_a_job_takes() -> None:
+    assert outlook(0, worker()) == Outlook(position=0, in_hand=1, workers=1, expected_s=60)
+
+
+@pytest.mark.parametrize(("position", "expected_s"), [(1, 30 + 60), (2, 90 + 60), (10, 570 + 60)])
+def test_one_job_at_a_time_the_queue_moves_on_once_a_job(position: int, expected_s: float) -> None:
+    """The job in hand is half done, on average."""
+    assert expected(position, [worker()], None) == pytest.approx(expected_s)
+
+
+def test_jobs_side_by_side_end_as_often_as_their_seconds_over_the_hands_say() -> None:
+    """Four that take 60 s beside each other end one in 15 s; that they share a card is in the 60 s already."""
+    assert expected(4, [worker(prefetch=4, in_hand=4)], None) == pytest.approx(3.5 * 15 + 60)
+
+
+def test_a_free_hand_takes_a_request_at_once() -> None:
+    idle = worker(prefetch=4, in_hand=2)
+    assert expected(1, [idle], None) == expected(2, [idle], None) == pytest.approx(60)
+    assert expected(3, [idle], None) == pytest.approx(0.5 * 15 + 60)
+
+
+def test_all_workers_move_the_queue_and_the_quicker_ones_more_of_it() -> None:
+    quick, slow = worker("a", seconds_per_job=20.0), worker("b", seconds_per_job=60.0)
+    ends_a_second = 1 / 20 + 1 / 60
+    # Three of four jobs are the quick one's, and a job takes 30 s in the mean over those.
+    assert expected(0, [quick, slow], None) == pytest.approx(30)
+    assert expected(8, [quick, slow], None) == pytest.approx(7.5 / ends_a_second + 30)
+
+
+def test_a_worker_that_has_learned_nothing_yet_is_taken_to_be_like_the_others() -> None:
+    new = worker("b", seconds_per_job=None)
+    assert expected(2, [worker(), new], None) == expected(2, [worker(), worker("b")], None)
+
+
+def test_what_this_client_has_heard_stands_in_where_no_worker_has_a_figure() -> None:
+    assert expected(0, [worker(seconds_per_job=None)], 12.0) == pytest.approx(12)
+    assert expected(0, [worker(seconds_per_job=20.0)], 12.0) == pytest.approx(20)
+
+
+def test_more_wait_longer_and_more_workers_make_it_shorter() -> None:
+    waits = [expected(position, [worker(prefetch=3, in_hand=3)], None) or 0 for position in range(20)]
+    assert waits == sorted(set(waits))
+    crews = [expected(20, [worker(str(number)) for number in range(count)], None) or 0 for count in range(1, 9)]
+    assert crews == sorted(set(crews), reverse=True)
+
+
+def test_a_worker_that_drains_takes_nothing_and_its_jobs_are_in_hand() -> None:
+    found = outlook(1, worker(), worker("b", state="draining", in_hand=3), consumers=1)
+    assert found == Outlook(position=1, in_hand=4, workers=1, expected_s=90)
+
+
+@pytest.mark.parametrize(
+    ("found", "note"),
+    [
+        (outlook_of(None, (), None), "did not answer in time"),
+        (outlook_of(None, (), None, "it is gone"), "it is gone"),
+        (outlook(1), "acestep-consumer run"),
+        (outlook(1, consumers=2), "no worker answered in time"),
+        (outlook(1, consumers=2, trouble="not allowed"), "not allowed"),
+        (outlook(1, worker(seconds_per_job=None)), "no worker has finished a job yet"),
+    ],
+)
+def test_what_cannot_be_known_is_not_guessed_and_the_note_says_why(found: Outlook, note: str) -> None:
+    assert found.expected_s is None
+    assert note in (found.note or "")
+
+
+def test_a_figure_without_those_who_did_not_answer_says_so() -> None:
+    found = outlook(1, worker(), consumers=3)
+    assert found.expected_s == 90
+    assert "1 answered for 3 consumers" in (found.note or "")

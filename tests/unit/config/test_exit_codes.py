@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The exit codes are documented where people look: in ``--help`` and in the README."""
+
+import re
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from acestep_consumer.client import ClientError, InvalidTaskId, QueueFull, Unreachable
+from acestep_consumer.commands.errors import refused
+from acestep_consumer.config.exit_codes import MEANINGS, Exit, listed
+from tests.support.command import run_command
+
+README = Path(__file__).parents[3] / "README.md"
+
+
+def help_of(*arguments: str) -> str:
+    done = run_command(*arguments, "--help", variables={"COLUMNS": "400", "TERM": "dumb"})
+    assert done.returncode == 0, done.stderr
+    return " ".join(done.stdout.split())
+
+
+def test_every_code_has_a_meaning() -> None:
+    assert set(MEANINGS) == set(Exit)
+    assert len(set(MEANINGS.values())) == len(Exit)
+
+
+def test_the_help_lists_every_code() -> None:
+    text = help_of()
+    for code, meaning in MEANINGS.items():
+        assert f"{code:d} {meaning}".replace("`", "") in text
+
+
+def test_the_readme_lists_the_same_codes() -> None:
+    rows = dict(re.findall(r"^\| (\d+) \| (.+) \|$", README.read_text(encoding="utf-8"), re.MULTILINE))
+    assert rows == {f"{code:d}": meaning for code, meaning in MEANINGS.items()}
+
+
+def test_the_line_begins_with_success() -> None:
+    assert listed().startswith("Exit codes: 0 done · 1 ")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InvalidTaskId("a b"), Exit.USAGE),
+        (QueueFull(3.0), Exit.QUEUE_FULL),
+        (Unreachable("no connection to the broker: check [ACESTEP_AMQP_URL] " + "and so on " * 20), Exit.UNREACHABLE),
+    ],
+)
+def test_a_client_error_is_one_line_however_narrow_the_output_and_has_its_code(error: ClientError, code: Exit) -> None:
+    said = StringIO()
+    assert refused(error, Console(file=said, width=40)) is code
+    assert said.getvalue() == f"{error}\n"
+
+
+def test_completion_can_be_installed() -> None:
+    assert "--install-completion" in help_of()

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings: defaults, precedence, and errors that help."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pydantic import AliasChoices
+
+from acestep_consumer.config.settings import SECRETS, SECTIONS, SettingsError, describe, known_variables, load
+
+
+def test_without_any_variable_the_defaults_hold() -> None:
+    settings = load({}, None)
+    assert (settings.broker.queue_maxsize, settings.broker.queue_workers, settings.engine.lanes) == (200, 1, 1)
+    assert settings.engine.models == ("acestep-v15-turbo",)
+    assert settings.broker.queue_type == "classic"
+
+
+def test_the_command_line_beats_the_environment_beats_the_file(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("ACESTEP_QUEUE_WORKERS=2\nACESTEP_QUEUE_MAXSIZE=20\nACESTEP_API_WORKERS=2\n")
+    settings = load({"ACESTEP_QUEUE_WORKERS": "3", "ACESTEP_QUEUE_MAXSIZE": "30"}, file, {"ACESTEP_QUEUE_WORKERS": "4"})
+    assert (settings.broker.queue_workers, settings.broker.queue_maxsize, settings.engine.lanes) == (4, 30, 2)
+
+
+def test_an_unknown_variable_stops_the_start_with_a_suggestion() -> None:
+    with pytest.raises(SettingsError, match=r"ACESTEP_QUEUE_MAXSIZ is not a setting.*mean ACESTEP_QUEUE_MAXSIZE"):
+        load({"ACESTEP_QUEUE_MAXSIZ": "5"}, None)
+
+
+def test_every_problem_is_listed_at_once() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load({"ACESTEP_QUEUE_MAXSIZE": "many", "ACESTEP_LM_BACKEND": "tpu", "ACESTEP_OFFLOAD_TO_CPU": "perhaps"}, None)
+    text = str(caught.value)
+    assert len(text.splitlines()) == 3
+    assert all(name in text for name in ("ACESTEP_QUEUE_MAXSIZE", "ACESTEP_LM_BACKEND", "ACESTEP_OFFLOAD_TO_CPU"))
+
+
+@pytest.mark.parametrize("url", ["amqp://user:sesame@[bad", "http://user:sesame@host", "sesame"])
+def test_a_malformed_broker_url_is_explained_without_repeating_it(url: str) -> None:
+    with pytest.raises(SettingsError, match="ACESTEP_AMQP_URL") as caught:
+        load({"ACESTEP_AMQP_URL": url}, None)
+    assert "sesame" not in str(caught.value)
+
+
+def test_the_nodes_of_a_cluster_are_comma_separated_urls_and_a_comma_in_a_password_separates_nothing() -> None:
+    one, two = "amqps://user:se,same@a:5671/music", "amqps://user:se,same@b:5671/music"
+    broker = load({"ACESTEP_AMQP_URL": f"{one}, {two}"}, None).broker
+    assert [url.get_secret_value() for url in broker.urls] == [one, two]
+    assert broker.url.get_secret_value() == one
+    assert broker.every_url.get_secret_value() == f"{one},{two}"
+    assert "se,same" not in repr(broker)
+
+
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [
+        ("http://user:sesame@b", "begin with amqp"),
+        ("b:5672", "begin with amqp"),
+        ("amqp://user:sesame@b/x", "same virt"),
+    ],
+)
+def test_a_wrong_url_among_several_is_explained_without_repeating_it(second: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=words) as caught:
+        load({"ACESTEP_AMQP_URL": f"amqp://user:sesame@a:5672/,{second}"}, None)
+    assert "sesame" not in str(caught.value)
+
+
+def test_secrets_do_not_show_in_the_repr() -> None:
+    settings = load({"ACESTEP_AMQP_URL": "amqp://user:sesame@host:5672/"}, None)
+    assert "sesame" not in repr(settings)
+    assert "sesame" not in settings.model_dump_json()
+
+
+def test_a_blank_variable_counts_as_unset() -> None:
+    assert load({"ACESTEP_QUEUE_WORKERS": " ", "ACESTEP_CONFIG_PATH2": ""}, None).broker.queue_workers == 1
+
+
+def test_lists_are_comma_separated() -> None:
+    settings = load({"ACESTEP_INPUT_BUCKETS": "stems, uploads,,", "ACESTEP_INPUT_HOSTS": "cdn.example.org"}, None)
+    assert settings.inputs.buckets == ("stems", "uploads")
+    assert settings.inputs.hosts == ("cdn.example.org",)
+
+
+def test_networks_are_blocks_of_addresses_and_a_single_address_is_a_block_of_one() -> None:
+    networks = load({"ACESTEP_INPUT_NETWORKS": "10.20.0.0/16, fd00::/8,127.0.0.1"}, None).inputs.networks
+    assert [str(network) for network in networks] == ["10.20.0.0/16", "fd00::/8", "127.0.0.1/32"]
+    assert load({}, None).inputs.networks == ()
+
+
+@pytest.mark.parametrize("network", ["10.20.0.1/16", "10.20.0.0/33", "inside.example", "10.20", "fd00::/200"])
+def test_a_malformed_network_is_answered_with_examples(network: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load({"ACESTEP_INPUT_NETWORKS": f"10.0.0.0/8,{network}"}, None)
+    assert str(caught.value) == (
+        f"ACESTEP_INPUT_NETWORKS: {network!r} must be a network such as 10.20.0.0/16 or fd00::/8"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "at_start"), [("1", 1, 1), ("1024", 1024, 1024), ("auto", None, 2), (" Auto ", None, 2)]
+)
+def test_workers_are_a_number_or_left_to_the_worker(text: str, value: int | None, at_start: int) -> None:
+    broker = load({"ACESTEP_QUEUE_WORKERS": text}, None).broker
+    assert (broker.queue_workers, broker.workers_at_start, broker.queue_workers_max) == (value, at_start, 64)
+
+
+def test_a_word_for_the_workers_that_is_not_auto_is_answered_with_the_choice() -> None:
+    with pytest.raises(SettingsError, match="ACESTEP_QUEUE_WORKERS: must be a number of jobs, 1 to 1024, or auto"):
+        load({"ACESTEP_QUEUE_WORKERS": "automatic"}, None)
+
+
+def test_auto_does_not_start_above_its_maximum() -> None:
+    environ = {"ACESTEP_QUEUE_WORKERS": "auto", "ACESTEP_QUEUE_WORKERS_MAX": "1"}
+    assert load(environ, None).broker.workers_at_start == 1
+
+
+@pytest.mark.parametrize("text", ["0", "1025", "-1", "many", "2.5"])
+@pytest.mark.parametrize("name", ["ACESTEP_QUEUE_WORKERS", "ACESTEP_QUEUE_WORKERS_MAX"])
+def test_a_number_of_workers_that_cannot_be_is_refused(name: str, text: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{name}: "):
+        load({name: text}, None)
+
+
+@pytest.mark.parametrize(("text", "value"), [("auto", None), ("true", True), ("0", False), ("AUTO", None)])
+def test_a_switch_may_be_left_to_the_card(text: str, value: bool | None) -> None:  # noqa: FBT001 - a table of values
+    assert load({"ACESTEP_INIT_LLM": text}, None).engine.init_llm is value
+
+
+def test_up_to_three_models_are_named_the_first_is_primary() -> None:
+    environ = {f"ACESTEP_CONFIG_PATH{n}": f"model{n}" for n in ("", "2", "3")}
+    assert load(environ, None).engine.models == ("model", "model2", "model3")
+
+
+def test_variables_of_other_programs_are_left_alone() -> None:
+    load({"PATH": "/bin", "AWS_SECRET_ACCESS_KEY": "x"}, None)
+
+
+def test_every_setting_is_described() -> None:
+    rows = list(describe())
+    assert {name for name, _, _ in rows} == known_variables()
+    assert all(about for _, _, about in rows)
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    path = tmp_path / "amqp_url"
+    path.write_text("amqp://user:sesame@host:5672/\n")
+    return path
+
+
+class TestSecretFiles:
+    @pytest.mark.parametrize("end", ["", "\n", "\r\n", "\n\n"])
+    def test_a_file_holds_the_secret_in_the_variables_place(self, end: str, tmp_path: Path) -> None:
+        for name in ("amqp", "http"):
+            (tmp_path / name).write_text(f"{name}://user:sesame@host:1{end}", newline="")
+        files = {
+            f"ACESTEP_{kind}_URL_FILE": str(tmp_path / name)
+            for kind, name in (("AMQP", "amqp"), ("MANAGEMENT", "http"))
+        }
+        broker = load(files, None).broker
+        assert broker.url.get_secret_value() == "amqp://user:sesame@host:1"
+        assert broker.management_url is not None
+        assert broker.management_url.get_secret_value() == "http://user:sesame@host:1"
+        assert "sesame" not in repr(broker)
+
+    def test_both_at_once_are_refused_by_name(self, secret: Path) -> None:
+        with pytest.raises(SettingsError) as caught:
+            load({"ACESTEP_AMQP_URL": "amqp://user:other@host/", "ACESTEP_AMQP_URL_FILE": str(secret)}, None)
+        assert str(caught.value) == "ACESTEP_AMQP_URL and ACESTEP_AMQP_URL_FILE are both set: unset one of them"
+
+    def test_the_environments_choice_puts_the_other_one_of_the_env_file_aside(
+        self, secret: Path, tmp_path: Path
+    ) -> None:
+        file = tmp_path / ".env"
+        file.write_text("ACESTEP_AMQP_URL=amqp://user:other@elsewhere/\n")
+        assert "@host" in load({"ACESTEP_AMQP_URL_FILE": str(secret)}, file).broker.url.get_secret_value()
+        file.write_text(f"ACESTEP_AMQP_URL_FILE={secret}\n")
+        environ = {"ACESTEP_AMQP_URL": "amqp://user:other@elsewhere/"}
+        assert "@elsewhere" in load(environ, file).broker.url.get_secret_value()
+        assert "@host" in load({"ACESTEP_AMQP_URL": " "}, file).broker.url.get_secret_value()
+
+    @pytest.mark.parametrize(
+        ("make", "why"),
+        [
+            (lambda _: None, "cannot be read: No such file or directory"),
+            (lambda path: path.mkdir(), "cannot be read: Is a directory"),
+            (lambda path: path.write_bytes(b"\n"), "is empty"),
+            (lambda path: path.write_bytes(b"sesame\xff"), "holds no text"),
+            (lambda path: path.write_bytes(b"sesame" * 20_000), "is larger than 65,536 bytes: is it the right file?"),
+        ],
+        ids=["missing", "folder", "empty", "bytes", "huge"],
+    )
+    def test_a_file_that_cannot_be_used_is_named_with_its_variable(
+        self, make: Callable[[Path], object], why: str, tmp_path: Path
+    ) -> None:
+        make(tmp_path / "secret")
+        with pytest.raises(SettingsError) as caught:
+            load({"ACESTEP_MANAGEMENT_URL_FILE": str(tmp_path / "secret")}, None)
+        assert str(caught.value) == f"ACESTEP_MANAGEMENT_URL_FILE: {tmp_path / 'secret'} {why}"
+        assert caught.value.__cause__ is None or "sesame" not in repr(caught.value.__cause__)
+
+    def test_a_malformed_secret_is_explained_with_the_variable_that_named_its_file(self, tmp_path: Path) -> None:
+        (tmp_path / "secret").write_text("http://user:sesame@host")
+        with pytest.raises(SettingsError) as caught:
+            load({"ACESTEP_AMQP_URL_FILE": str(tmp_path / "secret")}, None)
+        assert str(caught.value).startswith("ACESTEP_AMQP_URL, as read from ACESTEP_AMQP_URL_FILE: must look like amqp")
+        assert "sesame" not in str(caught.value)
+
+    def test_every_setting_that_hides_its_value_may_come_from_a_file(self) -> None:
+        hidden = {
+            str(field.validation_alias.choices[0])
+            for section in SECTIONS.values()
+            for field in section.model_fields.values()
+            if isinstance(field.validation_alias, AliasChoices) and "SecretStr" in repr(field.annotation)
+        }
+        assert hidden == set(SECRETS)
+        assert {f"{name}_FILE" for name in hidden} <= known_variables()

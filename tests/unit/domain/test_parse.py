@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From bytes to a request: task ids, and errors that say what is wrong and whose job it was."""
+
+import json
+from uuid import UUID
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from acestep_consumer.domain.errors import ConsumerError, InvalidRequest, MalformedBody, MessageTooLarge, Verdict
+from acestep_consumer.domain.job import Request
+from acestep_consumer.domain.parse import parse, readable_task_id
+
+# A busy machine is no failure.
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+LIMIT = 1_000_000
+# UUIDv5 of "order 17": part of the contract, as a redelivery to a newer worker must find the same task.
+ORDER_17 = "b242620e-6ee4-5c1c-9e56-afd127146162"
+
+
+def read(body: object, message_id: str | None = None) -> Request:
+    return parse(json.dumps(body).encode(), message_id, max_bytes=LIMIT)
+
+
+class TestTaskId:
+    def test_the_bodys_own_comes_first(self) -> None:
+        assert read({"task_id": "mine"}, "message").task_id == "mine"
+
+    def test_a_fitting_message_id_stands_in(self) -> None:
+        assert read({}, "message-1").task_id == "message-1"
+
+    def test_another_message_id_becomes_the_same_uuid_every_time(self) -> None:
+        assert read({}, "order 17").task_id == ORDER_17
+        assert readable_task_id(b"junk", "order 17") == ORDER_17
+        assert UUID(ORDER_17).version == 5
+
+    @pytest.mark.parametrize("message_id", ["a b", "m\n", "x" * 129, "é", "\ud800"])
+    def test_a_message_id_that_does_not_fit_is_never_used_as_it_is(self, message_id: str) -> None:
+        assert UUID(read({}, message_id).task_id).version == 5
+
+    @pytest.mark.parametrize("missing", [None, ""])
+    def test_without_any_a_new_one_is_made_up(self, missing: str | None) -> None:
+        first, second = read({}, missing).task_id, read({}, missing).task_id
+        assert UUID(first).version == 4
+        assert first != second
+
+    @pytest.mark.parametrize("message_id", [None, "m", "order 17"])
+    def test_the_request_carries_it_too_so_that_it_can_be_sent_again(self, message_id: str | None) -> None:
+        request = read({}, message_id)
+        assert request.body.task_id == request.task_id
+        again = read(request.body.model_dump(mode="json"), "another message")
+        assert again == request
+
+
+class TestRefusals:
+    def test_size_is_checked_before_anything_is_decoded(self) -> None:
+        with pytest.raises(MessageTooLarge, match="101 bytes; the limit is 100") as caught:
+            parse(b"\xff" * 101, "m", max_bytes=100)
+        assert caught.value.task_id == "m"
+
+    def test_a_body_that_fills_the_limit_is_read(self) -> None:
+        body = b'{"prompt": "blues"}'
+        assert parse(body, None, max_bytes=len(body)).body.prompt == "blues"
+
+    @pytest.mark.parametrize(
+        ("body", "reason"),
+        [
+            (b"", "line 1, column 1"),
+            (b"{", "line 1, column 2"),
+            (b'{"bpm":\n 9,}', "line 2"),
+            (b'{"prompt": "\xff"}', "not UTF-8 at byte 12"),
+            ('{"prompt": "é"}'.encode("utf-16"), "not UTF-8 at byte 0"),
+            (b"[]", "holds a list"),
+            (b'"text"', "holds a text"),
+            (b"7", "holds a number"),
+            (b"7.5", "holds a number"),
+            (b"true", "holds true or false alone"),
+            (b"null", "holds null"),
+            (b'{"bpm": NaN}', "NaN is not a JSON number, at line 1, column 9"),
+            (b'{"a":' * 33 + b"1" + b"}" * 33, "nested deeper than 32 levels"),
+            (b"[" * 500_000, "nested deeper than 32 levels"),
+            (b'{"a": [' + b"0," * 20_001 + b"0]}", "more than 20,000 values"),
+        ],
+    )
+    def test_what_is_no_json_object_is_refused_with_the_place(self, body: bytes, reason: str) -> None:
+        with pytest.raises(MalformedBody) as caught:
+            parse(body, "m", max_bytes=LIMIT)
+        assert reason in str(caught.value)
+        assert (caught.value.task_id, caught.value.verdict) == ("m", Verdict.DEAD_LETTER)
+
+    def test_a_broken_field_is_reported_under_the_bodys_own_task_id(self) -> None:
+        with pytest.raises(InvalidRequest, match="bpm = fast: must be a number") as caught:
+            read({"task_id": "mine", "bpm": "fast"}, "message")
+        assert caught.value.task_id == "mine"
+        assert caught.value.details == ({"field": "bpm", "value": "fast", "rule": "must be a number"},)
+
+    def test_a_broken_task_id_is_reported_under_the_message_id(self) -> None:
+        with pytest.raises(InvalidRequest, match="task_id = a b") as caught:
+            read({"task_id": "a b"}, "message")
+        assert caught.value.task_id == "message"
+
+    def test_a_huge_number_is_named_like_any_other_wrong_value(self) -> None:
+        with pytest.raises(InvalidRequest, match="bpm"):
+            parse(b'{"bpm": ' + b"9" * 100_000 + b"}", None, max_bytes=LIMIT)
+
+
+class TestTolerance:
+    def test_a_byte_order_mark_is_no_matter(self) -> None:
+        assert parse(b'\xef\xbb\xbf{"prompt": "blues"}', None, max_bytes=LIMIT).body.prompt == "blues"
+
+    def test_of_a_key_given_twice_the_last_one_counts_and_that_is_said(self) -> None:
+        request = parse(b'{"bpm": 90, "prompt": "x", "bpm": 91}', None, max_bytes=LIMIT)
+        assert request.body.bpm == 91
+        assert request.warnings == ("'bpm' is given twice: the last one counts",)
+
+    def test_what_the_reading_warns_of_is_passed_on(self) -> None:
+        assert read({"batchSize": 2}).warnings == ("unknown field 'batchSize' is ignored; did you mean 'batch_size'?",)
+
+
+class TestReadableTaskId:
+    @pytest.mark.parametrize(
+        ("body", "message_id", "expected"),
+        [
+            (b'{"task_id": "mine", "bpm": "fast"}', "m", "mine"),
+            (b'{"task_id": "a b"}', "m", "m"),
+            (b'{"task_id": "mine"', "m", "m"),
+            (b"[1]", "m", "m"),
+            (b"\xff", None, None),
+            (b"\xff", "", None),
+            (b"{}", None, None),
+            (b'{"task_id": "mine", "x": "' + b"y" * 5_000_000 + b'"}', "m", "m"),
+        ],
+    )
+    def test_it_is_the_bodys_else_the_messages_else_none(
+        self, body: bytes, message_id: str | None, expected: str | None
+    ) -> None:
+        assert readable_task_id(body, message_id) == expected
+
+
+bodies = st.binary(max_size=60) | st.text(alphabet='{}[]",:\\ 019.-eNatrufls\n', max_size=60).map(str.encode)
+
+
+def attempt(body: bytes, message_id: str | None) -> Request | ConsumerError:
+    try:
+        return parse(body, message_id, max_bytes=50)
+    except (MessageTooLarge, MalformedBody, InvalidRequest) as exc:
+        return exc
+
+
+@patient
+@given(bodies, st.none() | st.text(alphabet=st.characters(), max_size=20))
+def test_garbage_raises_nothing_but_our_own_errors(body: bytes, message_id: str | None) -> None:
+    outcome = attempt(body, message_id)
+    expected = readable_task_id(body if len(body) <= 50 else b"", message_id)
+    if isinstance(outcome, ConsumerError):
+        assert str(outcome).encode()
+        assert outcome.task_id == expected
+    else:
+        assert expected in (outcome.task_id, None)

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The desk: many callers, one stepped backend, and what happens when a pair falls out of step."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+
+from acestep_consumer.domain.errors import PlanFailed
+from acestep_consumer.engine.planner.backend import Codes, Generation, Sampling, Written
+from acestep_consumer.engine.planner.engine_loop import Desk
+
+
+class Counter:
+    """A backend whose sequences are 0, 1, 2, …; ``bad_pairs`` fall out of step, ``poison`` cannot be written."""
+
+    def __init__(self, bad_pairs: int = 0, poison: int | None = None) -> None:
+        self.writing: dict[int, tuple[int, int]] = {}
+        self.bad_pairs = bad_pairs
+        self.poison = poison
+        self.most_at_once = 0
+
+    @property
+    def idle(self) -> bool:
+        return not self.writing
+
+    def add(self, number: int, generation: Generation) -> None:
+        assert isinstance(generation.constraint, Codes)
+        self.writing[number] = (0, generation.constraint.count)
+
+    def drop(self, number: int) -> None:
+        self.writing.pop(number, None)
+
+    def step(self) -> Sequence[Written]:
+        self.most_at_once = max(self.most_at_once, len(self.writing))
+        return [self._next(number) for number in list(self.writing)]
+
+    def _next(self, number: int) -> Written:
+        done, wanted = self.writing.pop(number)
+        if wanted == self.poison:
+            return Written(number, 0, error="it is poison")
+        if done == 1 and self.bad_pairs > 0:
+            self.bad_pairs -= 1
+            return Written(number, done, out_of_step=True)
+        if done + 1 == wanted:
+            return Written(number, wanted, tokens=tuple(range(wanted)))
+        self.writing[number] = (done + 1, wanted)
+        return Written(number, done + 1)
+
+
+def codes(count: int) -> Generation:
+    return Generation(prompt=(1,), unconditional=None, constraint=Codes(count), sampling=Sampling(seed=1))
+
+
+@asynccontextmanager
+async def desk(backend: Counter) -> AsyncIterator[Desk]:
+    made = Desk(backend)
+    running = asyncio.create_task(made.run())
+    try:
+        async with asyncio.timeout(10):
+            yield made
+    finally:
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+
+
+async def test_callers_write_together_and_get_their_own_tokens() -> None:
+    backend = Counter()
+    async with desk(backend) as made:
+        results = await asyncio.gather(*(made.write(codes(count)) for count in (3, 5, 8)))
+    assert [len(tokens) for tokens in results] == [3, 5, 8]
+    assert backend.most_at_once == 3
+
+
+async def test_progress_is_told_as_it_comes() -> None:
+    heard: list[int] = []
+    async with desk(Counter()) as made:
+        await made.write(codes(4), heard.append)
+    assert heard == [1, 2, 3]
+
+
+async def test_a_pair_out_of_step_is_written_again_from_the_start() -> None:
+    async with desk(Counter(bad_pairs=2)) as made:
+        assert await made.write(codes(4)) == (0, 1, 2, 3)
+
+
+async def test_a_pair_that_never_keeps_step_fails_its_job() -> None:
+    async with desk(Counter(bad_pairs=100)) as made:
+        with pytest.raises(PlanFailed, match="out of step 4 times"):
+            await made.write(codes(4))
+
+
+async def test_a_sequence_that_cannot_be_written_fails_alone() -> None:
+    async with desk(Counter(poison=7)) as made:
+        good, bad = await asyncio.gather(made.write(codes(4)), made.write(codes(7)), return_exceptions=True)
+    assert good == (0, 1, 2, 3)
+    assert isinstance(bad, PlanFailed)
+
+
+async def test_a_cancelled_caller_takes_its_sequence_with_it() -> None:
+    backend = Counter()
+    async with desk(backend) as made:
+        endless = asyncio.create_task(made.write(codes(10**9)))
+        await asyncio.sleep(0.01)
+        endless.cancel()
+        await asyncio.wait((endless,))
+        assert backend.idle
+        assert await made.write(codes(2)) == (0, 1)

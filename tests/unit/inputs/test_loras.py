@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LoRAs on this machine: which names lead to a file, which lead nowhere, and what the cache keeps."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from acestep_consumer.domain.errors import ConsumerError, InputNotAllowed, InputUnreadable
+from acestep_consumer.domain.job import Plan, Sources
+from acestep_consumer.engine.messages import TO_ENGINE, Render
+from acestep_consumer.inputs.loras import LoraCache, LoraFolder
+from acestep_schemas.events import Metas
+from tests.support.jobs import make_job
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> Path:
+    """A checkpoint folder with LoRAs, and beside it a secret."""
+    folder = tmp_path / "checkpoints"
+    (folder / "loras").mkdir(parents=True)
+    (tmp_path / "secret.safetensors").write_bytes(b"secret")
+    (folder / "model.safetensors").write_bytes(b"a model, no LoRA")
+    return folder
+
+
+def put(checkpoints: Path, name: str) -> Path:
+    path = checkpoints / "loras" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"weights")
+    return path
+
+
+class TestFolder:
+    @pytest.mark.parametrize(
+        ("file", "name"),
+        [
+            ("jazz.safetensors", "jazz"),
+            ("jazz.safetensors", "jazz.safetensors"),
+            ("Big Band v1.2.safetensors", "Big Band v1.2"),
+            ("jazz/adapter_model.safetensors", "jazz"),
+            ("jazz/pytorch_lora_weights.safetensors", "jazz"),
+        ],
+    )
+    def test_a_name_is_a_file_or_a_folder_with_one(self, checkpoints: Path, file: str, name: str) -> None:
+        path = put(checkpoints, file)
+        assert LoraFolder(checkpoints, 100).find(name) == path
+
+    @pytest.mark.parametrize(
+        "name",
+        ["", ".", "..", "../model", "../../secret", "/etc/passwd", "a/b", "jazz\0", "~", "x" * 200, "s3:", "\udcff"],
+    )
+    def test_a_name_that_is_none_is_refused(self, checkpoints: Path, name: str) -> None:
+        with pytest.raises(InputNotAllowed, match="neither the name of a LoRA"):
+            LoraFolder(checkpoints, 100).find(name)
+
+    @pytest.mark.parametrize("kind", ["file", "folder"])
+    def test_a_link_must_not_lead_out_of_the_folder(self, checkpoints: Path, tmp_path: Path, kind: str) -> None:
+        outside = tmp_path / "outside"
+        outside.mkdir()
+        (outside / "adapter_model.safetensors").write_bytes(b"secret")
+        if kind == "file":
+            (checkpoints / "loras/jazz.safetensors").symlink_to(tmp_path / "secret.safetensors")
+        else:
+            (checkpoints / "loras/jazz").symlink_to(outside)
+        with pytest.raises(InputNotAllowed, match="leads out of the folder loras") as caught:
+            LoraFolder(checkpoints, 100).find("jazz")
+        assert str(tmp_path) not in str(caught.value)
+
+    def test_a_link_within_the_folder_and_a_linked_folder_are_the_operators_choice(
+        self, checkpoints: Path, tmp_path: Path
+    ) -> None:
+        path = put(checkpoints, "jazz.safetensors")
+        (checkpoints / "loras/blues.safetensors").symlink_to(path)
+        (tmp_path / "linked").mkdir()
+        (tmp_path / "linked/loras").symlink_to(checkpoints / "loras")
+        assert LoraFolder(tmp_path / "linked", 100).find("blues").samefile(path)
+
+    @pytest.mark.parametrize("name", ["blues", "model", "jazz.bin"])
+    def test_what_is_not_there_is_said_with_what_was_looked_for(self, checkpoints: Path, name: str) -> None:
+        (checkpoints / "loras/jazz.bin").write_bytes(b"a pickle")
+        with pytest.raises(InputUnreadable, match=rf"neither {name}\.safetensors nor {name}/adapter_model") as caught:
+            LoraFolder(checkpoints, 100).find(name)
+        assert str(checkpoints) not in str(caught.value)
+
+    def test_a_file_that_is_too_large_is_not_read(self, checkpoints: Path) -> None:
+        put(checkpoints, "jazz.safetensors")
+        with pytest.raises(InputUnreadable, match=r"more than 6 bytes \(ACESTEP_LORA_MAX_BYTES\)"):
+            LoraFolder(checkpoints, 6).find("jazz")
+
+    def test_without_a_checkpoint_folder_there_are_no_names(self) -> None:
+        with pytest.raises(InputNotAllowed, match="ACESTEP_CHECKPOINT_DIR"):
+            LoraFolder(None, 100).find("jazz")
+
+
+class Shop:
+    """Where LoRAs are fetched; it counts."""
+
+    def __init__(self, *, wait: asyncio.Event | None = None, error: ConsumerError | None = None) -> None:
+        self.fetched: list[str] = []
+        self.wait = wait
+        self.error = error
+
+    def sells(self, name: str) -> Callable[[Path], Awaitable[None]]:
+        async def fetch(folder: Path) -> None:
+            self.fetched.append(name)
+            (folder / "lora.safetensors").write_text(name)
+            if self.wait:
+                await self.wait.wait()
+            if self.error:
+                raise self.error
+
+        return fetch
+
+
+def job_folder(root: Path, name: str) -> Path:
+    (root / name).mkdir()
+    return root / name / "lora"
+
+
+def kept(root: Path) -> list[str]:
+    return sorted(path.read_text() for path in root.glob(".loras/*/*"))
+
+
+class TestCache:
+    async def test_the_least_recently_used_one_leaves(self, tmp_path: Path) -> None:
+        cache, shop = LoraCache(most=2), Shop()
+        for number, name in enumerate("abacab"):
+            await cache.give(name, job_folder(tmp_path, str(number)), shop.sells(name))
+        assert shop.fetched == ["a", "b", "c", "b"]
+        assert kept(tmp_path) == ["a", "b"]
+
+    async def test_a_job_keeps_its_own_when_the_cache_lets_go(self, tmp_path: Path) -> None:
+        cache, shop = LoraCache(most=1), Shop()
+        mine = job_folder(tmp_path, "1")
+        await cache.give("a", mine, shop.sells("a"))
+        await cache.give("b", job_folder(tmp_path, "2"), shop.sells("b"))
+        assert kept(tmp_path) == ["b"]
+        assert (mine / "lora.safetensors").read_text() == "a"
+
+    async def test_jobs_that_come_together_wait_for_one_fetch(self, tmp_path: Path) -> None:
+        arrived = asyncio.Event()
+        cache, shop = LoraCache(), Shop(wait=arrived)
+        jobs = [
+            asyncio.create_task(cache.give("a", job_folder(tmp_path, str(job)), shop.sells("a"))) for job in range(3)
+        ]
+        asyncio.get_running_loop().call_later(0.01, arrived.set)
+        await asyncio.gather(*jobs)
+        assert shop.fetched == ["a"]
+
+    async def test_a_fetch_that_fails_leaves_nothing_and_is_tried_again_by_the_next_job(self, tmp_path: Path) -> None:
+        cache = LoraCache()
+        with pytest.raises(InputUnreadable):
+            await cache.give("a", job_folder(tmp_path, "1"), Shop(error=InputUnreadable("gone")).sells("a"))
+        assert kept(tmp_path) == []
+        await cache.give("a", job_folder(tmp_path, "2"), Shop().sells("a"))
+        assert kept(tmp_path) == ["a"]
+
+    async def test_a_job_that_is_cancelled_does_not_take_the_others_lora_away(self, tmp_path: Path) -> None:
+        arrived = asyncio.Event()
+        cache, shop = LoraCache(), Shop(wait=arrived)
+        first, second = (
+            asyncio.create_task(cache.give("a", job_folder(tmp_path, name), shop.sells("a"))) for name in ("1", "2")
+        )
+        await asyncio.sleep(0)
+        first.cancel()
+        arrived.set()
+        await second
+        assert first.cancelled()
+        assert (tmp_path / "2/lora/lora.safetensors").read_text() == "a"
+        assert kept(tmp_path) == ["a"]
+
+    async def test_without_hard_links_it_is_copied(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_: object) -> None:
+            raise PermissionError("no links here")
+
+        monkeypatch.setattr("os.link", refuse)
+        target = job_folder(tmp_path, "1")
+        await LoraCache().give("a", target, Shop().sells("a"))
+        assert (target / "lora.safetensors").read_text() == "a"
+
+
+def test_the_file_and_the_scale_reach_the_renderer() -> None:
+    sources = Sources(lora=Path("/scratch/job/lora/lora.safetensors"))
+    job = make_job(lora={"path": "s3://styles/jazz.safetensors", "scale": 0.8})
+    order = Render(order=1, job=job, plan=Plan(metas=Metas()), sources=sources, folder=Path("/scratch/job"))
+    assert TO_ENGINE.validate_json(TO_ENGINE.dump_json(order)) == order

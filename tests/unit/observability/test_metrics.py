@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page that Prometheus reads, read with Prometheus' own parser."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from aiohttp import ClientSession
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+from acestep_consumer.engine.device_usage import Usage
+from acestep_consumer.observability.http import Health
+from acestep_consumer.observability.job_stats import JobTally, Refusals
+from acestep_consumer.observability.metrics import (
+    EngineCollector,
+    JobCollector,
+    Metrics,
+    PublisherCollector,
+    ReadyCollector,
+    RendererCollector,
+    RoutingCollector,
+    ScratchCollector,
+    StorageCollector,
+    WorkerCollector,
+)
+from acestep_consumer.policy.tiers import BUILT_IN
+from acestep_consumer.storage.s3_client import Traffic
+from tests.support.jobs import make_job, make_manifest
+from tests.support.metrics_page import families_of_a_worker, sample_names
+from tests.support.vitals import vitals
+
+GAUGES_OF_VITALS = {
+    "acestep_gpu_idle_ratio",
+    "acestep_vram_used_bytes",
+    "acestep_vram_limit_bytes",
+    "acestep_pack_songs",
+    "acestep_pack_tokens",
+}
+COUNTERS = {"acestep_songs_total", "acestep_audio_seconds_total", "acestep_memory_squeezes_total"}
+
+
+@dataclass
+class Hands:
+    in_hand: int = 3
+    prefetch: int = 8
+
+
+def metrics(usage: Usage, consumer: Hands | None) -> Metrics:
+    return Metrics(WorkerCollector(lambda: consumer, 200), RendererCollector(lambda: usage))
+
+
+def samples(page: Metrics) -> dict[str, float]:
+    body, _ = page.render("")
+    return {sample.name: sample.value for family in parse(body.decode()) for sample in family.samples}
+
+
+def half_idle() -> Usage:
+    usage = Usage()
+    now = time.monotonic()
+    usage.process_ready(now - 40)
+    usage.note(vitals(busy_s=20), now - 0.5)
+    return usage
+
+
+def test_a_page_shows_the_worker_and_its_device() -> None:
+    found = samples(metrics(half_idle(), Hands()))
+    assert found.pop("acestep_gpu_idle_ratio") == pytest.approx(0.5, abs=0.05)
+    assert found == {
+        "acestep_vram_used_bytes": 12.5 * 2**30,
+        "acestep_vram_limit_bytes": 40 * 2**30,
+        "acestep_pack_songs": 2,
+        "acestep_pack_tokens": 750,
+        "acestep_workers": 8,
+        "acestep_in_hand": 3,
+        "acestep_queue_limit": 200,
+        "acestep_songs_total": 4,
+        "acestep_audio_seconds_total": 120,
+        "acestep_memory_squeezes_total": 1,
+    }
+
+
+def test_before_the_start_counters_are_zero_and_what_is_unknown_has_no_sample() -> None:
+    known = {"acestep_workers": 0, "acestep_in_hand": 0, "acestep_queue_limit": 200}
+    assert samples(metrics(Usage(), None)) == known | dict.fromkeys(COUNTERS, 0)
+
+
+def test_a_device_without_memory_of_its_own_shows_none() -> None:
+    usage = Usage()
+    usage.note(vitals(memory_gb=0, memory_limit_gb=0), time.monotonic() - 1)
+    assert set(samples(metrics(usage, None))) >= {"acestep_pack_songs"}
+    assert not {"acestep_vram_used_bytes", "acestep_vram_limit_bytes"} & set(samples(metrics(usage, None)))
+
+
+def test_counters_do_not_fall_when_the_process_is_replaced() -> None:
+    usage = half_idle()
+    page = metrics(usage, Hands())
+    before = samples(page)
+    usage.process_gone()
+    after = samples(page)
+    assert {name: after[name] for name in COUNTERS} == {name: before[name] for name in COUNTERS}
+    assert not GAUGES_OF_VITALS & set(after)
+
+
+async def test_every_family_of_a_worker_has_a_help_that_is_a_sentence_and_a_name_with_our_prefix() -> None:
+    families = families_of_a_worker()
+    assert len(families) >= 29
+    for name, family in families.items():
+        assert name.startswith("acestep_")
+        assert family.type in ("counter", "gauge", "histogram")
+        assert family.documentation.endswith(".")
+
+
+async def test_no_label_of_a_worker_grows_with_its_work() -> None:
+    """What may label a sample is one of these: each has as many values as the code, the tiers or the models."""
+    labels = {key for family in families_of_a_worker().values() for sample in family.samples for key in sample.labels}
+    assert labels <= {"check", "state", "model", "tier", "code", "stage", "le", "reason", "engine"}
+
+
+async def test_a_worker_that_has_not_begun_shows_no_readiness_and_all_error_codes_at_zero() -> None:
+    families = families_of_a_worker()
+    ready = {sample.labels["check"]: sample.value for sample in families["acestep_ready"].samples}
+    assert ready.keys() >= {"broker", "storage", "models"}
+    assert set(ready.values()) == {0}
+    assert {sample.value for sample in families["acestep_job_errors"].samples} == {0}
+    assert {"acestep_jobs_total", "acestep_stage_seconds_bucket"} <= sample_names(families)
+
+
+def test_jobs_become_counters_and_their_stages_histograms() -> None:
+    tally, job = JobTally(), make_job()
+    tally.job_ended(make_manifest(job), job)
+    body, _ = Metrics(JobCollector(tally)).render("")
+    families = {family.name: family for family in parse(body.decode())}
+    (jobs,) = families["acestep_jobs"].samples
+    assert (jobs.labels, jobs.value) == ({"state": "completed", "model": "acestep-v15-turbo", "tier": "tier1"}, 1)
+    buckets = {
+        sample.labels["le"]: sample.value
+        for sample in families["acestep_stage_seconds"].samples
+        if sample.labels["stage"] == "total" and sample.name.endswith("_bucket")
+    }
+    assert (buckets["0.25"], buckets["0.5"], buckets["1800.0"], buckets["+Inf"]) == (0, 1, 1, 1)
+
+
+def test_storage_publishes_readiness_and_disk_have_their_page(tmp_path: Path) -> None:
+    refusals, traffic = Refusals(), Traffic(sent_bytes=7, received_bytes=5, retries=2)
+    refusals.counts["nacked"] = 3
+    page = Metrics(
+        StorageCollector(lambda: traffic, lambda: True),
+        PublisherCollector(refusals),
+        ReadyCollector(lambda: {"storage": False}),
+        ScratchCollector(tmp_path),
+    )
+    found = samples(page)
+    assert found["acestep_s3_sent_bytes_total"] == 7
+    assert found["acestep_s3_received_bytes_total"] == 5
+    assert found["acestep_s3_retries_total"] == 2
+    assert found["acestep_s3_away"] == 1
+    assert found["acestep_ready"] == 0
+    assert 0 < found["acestep_scratch_free_bytes"] <= found["acestep_scratch_size_bytes"]
+
+
+def test_requests_that_were_sent_on_are_counted_by_tier_and_without_routing_there_are_none() -> None:
+    page = Metrics(RoutingCollector(lambda: {"tier6": 0, "unlimited": 3}))
+    families = parse(page.render("")[0].decode())
+    assert {(each.name, each.labels["tier"], each.value) for family in families for each in family.samples} == {
+        ("acestep_requests_sent_on_total", "tier6", 0),
+        ("acestep_requests_sent_on_total", "unlimited", 3),
+    }
+    assert samples(Metrics(RoutingCollector(dict))) == {}
+
+
+async def test_a_worker_counts_what_it_sends_on_from_zero_for_each_larger_tier_and_only_with_the_setting() -> None:
+    def tiers(**variables: str) -> dict[str, float]:
+        family = families_of_a_worker(**variables)["acestep_requests_sent_on"]
+        return {sample.labels["tier"]: sample.value for sample in family.samples}
+
+    assert tiers() == {}
+    larger = [tier.name for tier in BUILT_IN.tiers[1:]]
+    assert tiers(ACESTEP_ROUTE_BY_TIER="true") == dict.fromkeys(larger, 0)
+
+
+def test_a_folder_that_is_not_there_has_no_disk(tmp_path: Path) -> None:
+    assert samples(Metrics(ScratchCollector(tmp_path / "none"))) == {}
+
+
+def test_openmetrics_is_spoken_to_who_asks_for_it() -> None:
+    tally, job = JobTally(), make_job()
+    tally.job_ended(make_manifest(job), job)
+    body, content_type = Metrics(JobCollector(tally)).render("application/openmetrics-text; version=1.0.0")
+    assert content_type.startswith("application/openmetrics-text; version=1.0.0")
+    families = {family.name for family in parse_openmetrics(body.decode())}  # type: ignore[no-untyped-call]  # the library leaves it so
+    assert {"acestep_jobs", "acestep_stage_seconds"} <= families
+
+
+def test_two_workers_in_one_process_do_not_meet() -> None:
+    one, other = metrics(Usage(), Hands(prefetch=1)), metrics(Usage(), Hands(prefetch=2))
+    assert (samples(one)["acestep_workers"], samples(other)["acestep_workers"]) == (1, 2)
+
+
+async def test_the_page_is_served_next_to_the_health_pages() -> None:
+    page = metrics(half_idle(), Hands())
+    async with Health({}, page.render, "127.0.0.1", 0) as health, ClientSession() as client:
+        async with client.get(f"http://127.0.0.1:{health.port}/metrics") as answer:
+            assert answer.status == 200
+            assert answer.headers["Content-Type"].startswith("text/plain; version=")
+            assert "acestep_workers" in {family.name for family in parse(await answer.text())}
+        async with client.get(f"http://127.0.0.1:{health.port}/healthz") as answer:
+            assert answer.status == 200
+
+
+def test_restarts_are_counted_for_each_engine() -> None:
+    families = parse(Metrics(EngineCollector(lambda: {"renderer": 2, "planner": 0})).render("")[0].decode())
+    assert {
+        (sample.name, sample.labels["engine"], sample.value) for family in families for sample in family.samples
+    } == {("acestep_engine_restarts_total", "renderer", 2), ("acestep_engine_restarts_total", "planner", 0)}

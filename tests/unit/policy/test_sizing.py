@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a card can do: properties that must hold whatever the measured figures are, and a few that pin them down."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from acestep_consumer.policy import benchmarks
+from acestep_consumer.policy.benchmarks import DIT_2B, DIT_SIZES, DIT_XL, GIB, SPEEDS
+from acestep_consumer.policy.lm_choice import Backend, LmWish, plan_lm
+from acestep_consumer.policy.sizing import (
+    LEAST_WORKERS,
+    Capacity,
+    Card,
+    Load,
+    Workload,
+    capacity,
+    left_over,
+    lm_on_card,
+    split_of,
+)
+from acestep_consumer.policy.tiers import BUILT_IN, LMS, OFFLOAD_BELOW_GB
+
+SIZES = st.floats(min_value=1, max_value=300)
+WORKLOADS = st.builds(
+    Workload,
+    duration_s=st.floats(min_value=10, max_value=600),
+    batch=st.integers(1, 8),
+    thinking=st.booleans(),
+    steps=st.integers(1, 100),
+    guided=st.booleans(),
+    audio_format=st.sampled_from(sorted(benchmarks.ENCODE_S_PER_SECOND)),
+)
+LOADS = st.tuples(st.sampled_from([(DIT_2B,), (DIT_XL,), (DIT_2B, DIT_XL)]), st.sampled_from([None, *LMS]))
+
+
+def load_of(vram_gb: float, models: object, lm: str | None, workload: Workload) -> Load:
+    """The load as a worker on such a card would have it; None is the tier's own choice of an LM."""
+    plan = plan_lm(LmWish(init=True, model=lm), BUILT_IN.tier_of(vram_gb), vram_gb)
+    assert plan is not None
+    offload = vram_gb < OFFLOAD_BELOW_GB
+    return Load(
+        models=models,  # type: ignore[arg-type]  # hypothesis hands out a tuple of sizes
+        lm=lm_on_card(plan, workload),
+        offload_models=offload,
+        offload_dit=offload,
+    )
+
+
+def on(vram_gb: float, workload: Workload, load: tuple[object, str | None] = ((DIT_2B,), None)) -> Capacity:
+    return capacity(Card(name="H200", vram_gb=vram_gb), load_of(vram_gb, *load, workload), workload)
+
+
+@given(SIZES, SIZES, WORKLOADS, LOADS)
+def test_more_memory_never_means_fewer_workers_or_songs_within_a_tier(
+    one: float, other: float, workload: Workload, load: tuple[object, str | None]
+) -> None:
+    less, more = sorted((one, other))
+    assume(BUILT_IN.tier_of(less) == BUILT_IN.tier_of(more))
+    models = {(lm.model, lm.backend) for size in (less, more) if (lm := load_of(size, *load, workload).lm)}
+    assume(len(models) == 1)
+    before, after = on(less, workload, load), on(more, workload, load)
+    assert after.fits >= before.fits
+    assert after.workers >= before.workers
+    assert (after.songs_a_minute or 0) >= (before.songs_a_minute or 0) * (1 - 1e-9)
+
+
+@given(SIZES, WORKLOADS, LOADS)
+def test_what_is_recommended_fits_byte_by_byte(
+    vram_gb: float, workload: Workload, load: tuple[object, str | None]
+) -> None:
+    found = on(vram_gb, workload, load)
+    assume(found.fits)
+    loaded = load_of(vram_gb, *load, workload)
+    footprint = loaded.footprint()
+    frames = -(-workload.duration_s * 25 // 1)
+    song = frames * footprint.frame + benchmarks.CONDITION_TOKENS * footprint.condition_token
+    budget = loaded.budget(Card(name="H200", vram_gb=vram_gb))
+    working = max(budget.tokens * footprint.token, budget.tiles * footprint.tile)
+    renderer = footprint.weights + working + found.render_songs * song
+    lm = loaded.lm
+    assert lm is not None
+    if workload.thinking:
+        assert found.lm_songs >= 1
+        assert lm.weights + found.lm_songs * lm.song(workload) <= lm.memory
+    assert found.render_songs >= 1
+    assert renderer + lm.memory + benchmarks.RESERVE_BYTES <= vram_gb * GIB
+
+
+@given(SIZES, WORKLOADS, LOADS)
+def test_the_jobs_add_up_and_there_are_at_least_two(
+    vram_gb: float, workload: Workload, load: tuple[object, str | None]
+) -> None:
+    found = on(vram_gb, workload, load)
+    assert found.workers >= LEAST_WORKERS
+    assert found.workers == found.lm_jobs + found.render_jobs + found.other_jobs
+    assert found.fits is (found.songs_a_minute is not None)
+    assert (found.bound_by is None) is (found.songs_a_minute is None)
+
+
+@given(SIZES, WORKLOADS, LOADS, st.floats(min_value=1.25, max_value=10))
+def test_longer_songs_are_fewer_a_minute(
+    vram_gb: float, workload: Workload, load: tuple[object, str | None], times: float
+) -> None:
+    short, long = (
+        on(vram_gb, workload, load),
+        on(vram_gb, replace(workload, duration_s=workload.duration_s * times), load),
+    )
+    assume(short.songs_a_minute is not None and long.songs_a_minute is not None)
+    assert (long.songs_a_minute or 0) < (short.songs_a_minute or 0)
+
+
+@given(SIZES, WORKLOADS)
+def test_guidance_steps_and_thinking_cost_songs(vram_gb: float, workload: Workload) -> None:
+    plain = replace(workload, guided=False, thinking=False)
+    at_best = on(vram_gb, plain)
+    assume(at_best.fits)
+    for harder in (
+        replace(plain, guided=True),
+        replace(plain, steps=plain.steps * 2),
+        replace(plain, thinking=True),
+    ):
+        assert (on(vram_gb, harder).songs_a_minute or 0) <= (at_best.songs_a_minute or 0)
+
+
+@given(SIZES, WORKLOADS, st.integers(1, 128))
+def test_too_few_processor_cores_bound_the_songs(vram_gb: float, workload: Workload, cores: int) -> None:
+    load, card = load_of(vram_gb, (DIT_2B,), None, workload), Card(name="H200", vram_gb=vram_gb)
+    found, enough = capacity(card, load, workload, cores), capacity(card, load, workload)
+    assume(enough.fits)
+    assert found.encoding_cores <= cores * (1 + 1e-9)
+    assert (found.bound_by == "encoding") is (enough.encoding_cores > cores)
+
+
+@pytest.mark.parametrize("name", sorted(SPEEDS))
+def test_a_slower_card_makes_fewer_songs_than_the_measured_one(name: str) -> None:
+    speed = benchmarks.speed_of(f"NVIDIA {name}")
+    assert speed is not None
+    load = load_of(80, (DIT_2B,), None, Workload())
+    mine = capacity(Card(name=name, vram_gb=80, speed=speed), load, Workload()).songs_a_minute or 0
+    reference = capacity(Card(name="H200", vram_gb=80), load, Workload()).songs_a_minute or 0
+    assert mine <= reference
+    assert (mine == reference) is (name == "H200")
+
+
+def test_a_card_is_known_by_the_name_that_the_driver_prints_and_by_no_other() -> None:
+    assert benchmarks.speed_of("NVIDIA L40S") == benchmarks.speed_of("l40s") == SPEEDS["L40S"]
+    assert benchmarks.speed_of("NVIDIA A100-SXM4-40GB MIG 1g.5gb") is None
+    assert benchmarks.speed_of("AMD Instinct MI300X") is None
+
+
+@pytest.mark.parametrize("backend", ["vllm", "pt"])
+@pytest.mark.parametrize("model", [*LMS, "/models/my-finetune"])
+def test_more_songs_in_the_language_model_are_more_songs_a_minute(model: str, backend: Backend) -> None:
+    rates = [benchmarks.lm_songs_a_minute(model, backend, songs, 300) for songs in range(1, benchmarks.MOST_IN_LM + 1)]
+    assert all(after > before for before, after in pairwise(rates))
+    assert benchmarks.lm_songs_a_minute(model, backend, 1_000, 300) == pytest.approx(rates[-1])
+
+
+def test_the_measured_points_are_met_exactly() -> None:
+    points = {songs: benchmarks.lm_songs_a_minute(LMS[1], "vllm", songs, 300) for songs in (1, 4, 16, 64)}
+    assert points == pytest.approx({1: 16.3, 4: 48, 16: 168, 64: 350})
+    assert benchmarks.lm_songs_a_minute(LMS[1], "pt", 64, 300) == pytest.approx(166)
+    assert benchmarks.lm_songs_a_minute(LMS[1], "vllm", 64, 150) == pytest.approx(700)
+
+
+def test_the_shapes_give_the_bytes_that_were_measured() -> None:
+    assert Load().weights / GIB == pytest.approx(6.2, abs=0.02)
+    assert DIT_2B.condition_bytes == 2 * 98_304
+    assert benchmarks.LM_SIZES[LMS[1]].token_bytes == 114_688
+
+
+def test_both_share_the_time_of_one_card() -> None:
+    found = on(141, Workload(), ((DIT_2B,), LMS[1]))
+    assert found.songs_a_minute == pytest.approx(60 / (found.lm_s + found.render_s))
+    assert found.lm_s == pytest.approx(60 / 350)
+    # 8 steps of 3,750 tokens, the decode of 300 s, and the preparation.
+    assert found.render_s == pytest.approx(8 * 3750 * 6.2e-6 + 0.18 + 0.02)
+
+
+def test_offloading_leaves_one_part_on_the_card() -> None:
+    whole, half, bare = (
+        Load(models=(DIT_2B, DIT_XL), offload_models=models, offload_dit=dit)
+        for models, dit in ((False, False), (True, False), (True, True))
+    )
+    assert bare.weights == DIT_XL.weights
+    assert half.weights == DIT_XL.weights + DIT_2B.weights + 2 * max(benchmarks.OWN_PARTS)
+    assert bare.weights < half.weights < whole.weights
+
+
+def test_two_models_share_the_text_encoder_and_the_vae() -> None:
+    one, other, both = (Load(models=models).weights for models in ((DIT_2B,), (DIT_XL,), (DIT_2B, DIT_XL)))
+    shared = 2 * sum(benchmarks.SHARED_PARTS) + benchmarks.LOADED_BEYOND_PARAMETERS
+    assert both == one + other - shared
+
+
+def test_the_language_model_falls_to_transformers_where_vllm_has_no_room_for_a_song() -> None:
+    tight, roomy = (plan_lm(LmWish(init=True, model=LMS[0]), BUILT_IN.tier_of(size), size) for size in (12, 80))
+    assert tight is not None
+    assert roomy is not None
+    assert lm_on_card(tight, Workload()).backend == "pt"
+    assert lm_on_card(roomy, Workload()).backend == "vllm"
+    assert lm_on_card(replace(tight, backend="vllm"), Workload()).room(Workload()) == 0
+
+
+def test_without_a_gpu_nothing_is_promised() -> None:
+    found = capacity(Card(name="CPU", vram_gb=0), Load(), Workload(thinking=False))
+    assert (found.workers, found.songs_a_minute, found.bound_by, found.split) == (LEAST_WORKERS, None, None, None)
+
+
+def test_a_language_model_that_takes_the_renderers_place_does_not_fit() -> None:
+    largest = "acestep-5Hz-lm-4B"
+    assert not on(16, Workload(), ((DIT_2B,), largest)).fits
+    assert left_over(Card(name="", vram_gb=16), load_of(16, (DIT_2B,), largest, Workload())) < 0
+    assert on(16, Workload()).fits  # left to itself, the worker takes a smaller one
+
+
+@pytest.mark.parametrize("size", DIT_SIZES)
+@given(SIZES)
+def test_the_shares_are_the_card(size: benchmarks.DitSize, vram_gb: float) -> None:
+    card, load = Card(name="", vram_gb=vram_gb), load_of(vram_gb, (size,), None, Workload())
+    split = split_of(card, load, Workload())
+    if split.renderer:
+        assert split.reserve + split.lm + split.renderer == split.card
+    else:
+        assert split.reserve + split.lm >= split.card

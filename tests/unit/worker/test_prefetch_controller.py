@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop of ``ACESTEP_QUEUE_WORKERS=auto``: what it reads, what it sets, and what it survives."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+import pytest
+
+from acestep_consumer.engine.device_usage import Usage
+from acestep_consumer.worker import prefetch_controller as pacer_module
+from acestep_consumer.worker.prefetch_controller import JOB_S, Pacer
+from acestep_consumer.worker.prefetch_policy import Concurrency, Reading
+from tests.support.vitals import vitals
+from tests.support.waiting import eventually
+
+
+@dataclass
+class Hands:
+    in_hand: int = 2
+    finished: int = 5
+    prefetch: int = 2
+    broken: bool = False
+    was_set: list[int] = field(default_factory=list)
+
+    async def set_prefetch(self, count: int) -> None:
+        if self.broken:
+            raise ZeroDivisionError
+        self.prefetch = count
+        self.was_set.append(count)
+
+
+class Script(Concurrency):
+    """A policy that answers as it is told, and keeps what it reads."""
+
+    def __init__(self, *answers: int) -> None:
+        super().__init__(2, 64)
+        self._answers = list(answers)
+        self.heard: list[Reading] = []
+
+    def read(self, reading: Reading) -> int:
+        self.heard.append(reading)
+        return self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+
+
+def pacer(hands: Hands, policy: Concurrency, usage: Usage | None = None) -> tuple[Pacer, list[int]]:
+    told: list[int] = []
+
+    async def tell() -> None:
+        told.append(hands.prefetch)
+
+    return Pacer(hands, usage or Usage(), policy, tell), told
+
+
+async def test_a_change_is_set_and_then_told_and_the_same_number_is_neither() -> None:
+    hands = Hands()
+    pace, told = pacer(hands, Script(2, 3, 3, 2))
+    for _ in range(4):
+        await pace.step()
+    assert (hands.was_set, told) == ([3, 2], [3, 2])
+
+
+async def test_it_reads_the_worker_and_its_engine() -> None:
+    usage, script = Usage(), Script(2)
+    usage.note(vitals(audio_s=90, memory_gb=30, memory_limit_gb=40, squeezes=7), 1.0)
+    pace, _ = pacer(Hands(), script, usage)
+    await pace.step()
+    (read,) = script.heard
+    assert (read.finished, read.in_hand, read.memory, read.squeezes) == (5, 2, 0.75, 7)
+    assert read.work == 90 + 5 * JOB_S
+
+
+async def test_an_engine_that_tells_nothing_is_measured_by_its_jobs() -> None:
+    script = Script(2)
+    pace, _ = pacer(Hands(), script)
+    await pace.step()
+    assert (script.heard[0].work, script.heard[0].memory) == (5 * JOB_S, None)
+
+
+async def test_a_step_that_fails_is_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pacer_module, "INTERVAL_S", 0.001)
+    hands = Hands(broken=True)
+    script = Script(3)
+    pace, told = pacer(hands, script)
+    running = asyncio.create_task(pace.run())
+    await eventually(lambda: len(script.heard) > 2)
+    assert told == []
+    hands.broken = False
+    await eventually(lambda: hands.was_set == [3])
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
