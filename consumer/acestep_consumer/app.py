@@ -16,7 +16,7 @@ from pathlib import Path
 
 import structlog
 
-from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.consumer import Consumer
 from acestep_consumer.broker.errors import BrokerRefused
 from acestep_consumer.broker.publisher import Publisher
@@ -31,27 +31,27 @@ from acestep_consumer.engine.engines import Engines
 from acestep_consumer.engine.interface import EngineSet
 from acestep_consumer.engine.supervisor import EngineUnusable
 from acestep_consumer.execution.eta import CostModel
-from acestep_consumer.execution.retries import Trials
+from acestep_consumer.execution.retries import RetryPolicy
 from acestep_consumer.execution.scratch import scratch_root
-from acestep_consumer.execution.tier_forwarding import ByTier, StayHere
+from acestep_consumer.execution.tier_forwarding import NoForwarding, TierForwarding
 from acestep_consumer.inputs.fetch import AllowedInputs
-from acestep_consumer.observability.http import Health
-from acestep_consumer.observability.job_stats import Chronicle, JobTally, Refusals
+from acestep_consumer.observability.http import HealthServer
+from acestep_consumer.observability.job_stats import JobObserver, JobStats, Refusals
 from acestep_consumer.observability.tracing import set_up_tracing
 from acestep_consumer.pipeline import Pipeline, Ports, Rules
 from acestep_consumer.policy.tier_choice import queue_names
 from acestep_consumer.policy.tiers import TierTableError, load_table
-from acestep_consumer.storage.attempts import Ledger
-from acestep_consumer.storage.disk import POLL_S, Disk, WatchedInputs, WatchedRenderer
+from acestep_consumer.storage.attempts import S3AttemptStore
+from acestep_consumer.storage.disk import POLL_S, DiskGuard, GuardedInputs, GuardedRenderer
 from acestep_consumer.storage.objects import Objects
-from acestep_consumer.storage.outage import Patience, PatientAttempts, PatientInputs, PatientStore
+from acestep_consumer.storage.outage import OutageGate, RetryingAttempts, RetryingInputs, RetryingStore
 from acestep_consumer.storage.results import S3Store
 from acestep_consumer.storage.s3_client import S3Connection, S3Refused
 from acestep_consumer.worker.announcements import Announcements
-from acestep_consumer.worker.control import Control
-from acestep_consumer.worker.expirations import Obituary
+from acestep_consumer.worker.control import ControlChannel
+from acestep_consumer.worker.expirations import ExpirationHandler
 from acestep_consumer.worker.intake import Intake
-from acestep_consumer.worker.readiness import Observation
+from acestep_consumer.worker.readiness import WorkerState
 from acestep_consumer.worker.reload import Reloader
 from acestep_consumer.worker.signals import Signals
 
@@ -103,7 +103,7 @@ class _Prepared:
 
     intake: Intake
     announcements: Announcements
-    obituary: Obituary
+    obituary: ExpirationHandler
 
 
 class Worker:
@@ -121,19 +121,19 @@ class Worker:
         self._grace_s = grace_s
         self._id = settings.worker.worker_id or f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
         self._began = time.perf_counter()
-        self._jobs = JobTally()
+        self._jobs = JobStats()
         self._costs = CostModel()
-        self._patience = Patience(self._on_storage)
+        self._patience = OutageGate(self._on_storage)
         self._links = {
-            use: Link(settings.broker, f"acestep-consumer {self._id} {use}", with_stream=False)
+            use: BrokerConnection(settings.broker, f"acestep-consumer {self._id} {use}", with_stream=False)
             for use in ("publish", "consume")
         }
-        self._control = Control(settings.broker, f"acestep-consumer {self._id} control")
+        self._control = ControlChannel(settings.broker, f"acestep-consumer {self._id} control")
         # Of cards and what they may be asked for; only who sends requests on needs to know of others.
         self._table = load_table(settings.worker.tier_table) if settings.broker.route_by_tier else None
         refusals = Refusals()
         self._publisher = Publisher(self._links["publish"], self._id, refusals.add)
-        self._seen = Observation(
+        self._seen = WorkerState(
             settings=settings,
             engines=engines,
             links=tuple(self._links.values()),
@@ -146,7 +146,7 @@ class Worker:
         self._signals = Signals(self._reloader.ask)
         # What comes with the start. Settings that are read again reach it from then on.
         self._objects: Objects | None = None
-        self._store: PatientStore | None = None
+        self._store: RetryingStore | None = None
         self._inputs: AllowedInputs | None = None
         self._intake: Intake | None = None
 
@@ -166,7 +166,7 @@ class Worker:
         worker, seen = self._settings.worker, self._seen
         # Health first: an orchestrator must see a live process while gigabytes of weights load.
         metrics = seen.metrics().render
-        pages = Health(seen.checks(), metrics, worker.http_host, worker.http_port, engines=seen.engine_states)
+        pages = HealthServer(seen.checks(), metrics, worker.http_host, worker.http_port, engines=seen.engine_states)
         health = await stack.enter_async_context(pages)
         log.info("starting", worker=self._id, health=f"http://{worker.http_host}:{health.port}/readyz")
         scratch = await self._open_scratch(stack)
@@ -179,7 +179,7 @@ class Worker:
         seen.traffic = connection.traffic
         self._objects = objects = Objects(await stack.enter_async_context(connection))
         seen.store = S3Store(objects, self._settings.storage)
-        self._store = store = PatientStore(seen.store, self._patience)
+        self._store = store = RetryingStore(seen.store, self._patience)
         await seen.store.check()
         self._inputs = inputs = self._new_inputs(objects)
         await stack.enter_async_context(inputs)
@@ -188,7 +188,7 @@ class Worker:
         await loading
         await stack.enter_async_context(self._control)
         await stack.enter_async_context(self._links["consume"])
-        seen.disk = disk = Disk(scratch, lambda: self._settings.engine.scratch_min_gb, self._on_disk)
+        seen.disk = disk = DiskGuard(scratch, lambda: self._settings.engine.scratch_min_gb, self._on_disk)
         await disk.look()
         stack.callback(asyncio.create_task(disk.run(), name="disk").cancel)
         seen.consumer = consumer = self._new_consumer(scratch, disk, objects, store, inputs)
@@ -198,7 +198,7 @@ class Worker:
         )
         tiers = self._new_tier_queues(consumer)
         self._intake = intake = Intake(consumer, self._engines.renderer_usage, announcements, tiers)
-        return _Prepared(intake, announcements, Obituary(store, self._publisher, self._id))
+        return _Prepared(intake, announcements, ExpirationHandler(store, self._publisher, self._id))
 
     async def _begin(self, prepared: _Prepared) -> None:
         """Start consuming: from here on messages are in hand."""
@@ -245,8 +245,8 @@ class Worker:
     def _new_routes(self) -> Routes:
         """Where requests go that another card is better for. What goes there is counted, from 0: a first step shows."""
         if self._table is None:
-            return StayHere()
-        routes = ByTier(self._engines.limits, self._table)
+            return NoForwarding()
+        routes = TierForwarding(self._engines.limits, self._table)
         routes.sent.update({tier.name: 0 for tier in self._table.tiers[1:]})
         self._seen.sent_on = routes.sent
         return routes
@@ -257,21 +257,21 @@ class Worker:
         return AllowedInputs(objects, settings.storage, settings.inputs, checkpoint_dir=checkpoint_dir)
 
     def _new_consumer(
-        self, scratch: Path, disk: Disk, objects: Objects, store: PatientStore, inputs: AllowedInputs
+        self, scratch: Path, disk: DiskGuard, objects: Objects, store: RetryingStore, inputs: AllowedInputs
     ) -> Consumer:
         settings = self._settings
-        attempts = PatientAttempts(Ledger(objects, settings.storage), self._patience)
-        trials = Trials(attempts, settings.worker.max_attempts)
+        attempts = RetryingAttempts(S3AttemptStore(objects, settings.storage), self._patience)
+        trials = RetryPolicy(attempts, settings.worker.max_attempts)
         ports = Ports(
             store=store,
             routes=self._routes,
             trials=trials,
             cancellations=self._control.cancellations,
-            inputs=PatientInputs(WatchedInputs(inputs, disk), self._patience),
+            inputs=RetryingInputs(GuardedInputs(inputs, disk), self._patience),
             planner=self._engines.planner,
-            renderer=WatchedRenderer(self._engines.renderer, disk),
+            renderer=GuardedRenderer(self._engines.renderer, disk),
             events=self._publisher,
-            chronicle=Chronicle(self._jobs, self._costs),
+            chronicle=JobObserver(self._jobs, self._costs),
         )
         rules = Rules(
             worker_id=self._id,

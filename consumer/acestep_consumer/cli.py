@@ -22,7 +22,7 @@ from acestep_consumer.config.exit_codes import Exit, listed
 from acestep_consumer.config.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
-    from acestep_consumer.commands.dead.run import Choice
+    from acestep_consumer.commands.dead.run import DeadLetterFilter
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -168,7 +168,7 @@ def submit(
     body = _request_of(file) | {name: value for name, value in flags.items() if value is not None}
     if not body:
         raise typer.BadParameter("give a JSON file or at least --prompt")
-    order = command.Submission(body, priority, wait=wait or download is not None, download=download, as_json=as_json)
+    order = command.SubmitOptions(body, priority, wait=wait or download is not None, download=download, as_json=as_json)
     _await(command.submit(_settings(), order, note))
 
 
@@ -205,7 +205,7 @@ def listen(
     """
     from acestep_consumer.commands import listen as command  # noqa: PLC0415 - see run
 
-    stand = command.Stand(host=host, port=port, names=tuple(names or ()), show=open_)
+    stand = command.ListenOptions(host=host, port=port, names=tuple(names or ()), show=open_)
     _await(command.listen(_settings(), stand, note))
 
 
@@ -229,7 +229,7 @@ def cancel(
         if not re.fullmatch(TASK_ID_PATTERN, task_id):
             raise typer.BadParameter(f"{task_id!r} is no task id: 1 to 128 letters, digits, - and _")
     waits = wait or timeout is not None or as_json
-    order = command.Cancellation(tuple(dict.fromkeys(task_ids)), wait=waits, timeout_s=timeout, as_json=as_json)
+    order = command.CancelOptions(tuple(dict.fromkeys(task_ids)), wait=waits, timeout_s=timeout, as_json=as_json)
     _await(command.cancel(_settings(), order, note))
 
 
@@ -307,13 +307,13 @@ def plan(
     """
     from acestep_consumer.audio.formats import FORMATS  # noqa: PLC0415 - as above
     from acestep_consumer.commands.plan import run as command  # noqa: PLC0415 - see run
-    from acestep_consumer.commands.plan.survey import Question  # noqa: PLC0415 - as above
+    from acestep_consumer.commands.plan.survey import PlanQuestion  # noqa: PLC0415 - as above
 
     if audio_format not in FORMATS:
         raise typer.BadParameter(f"--format {audio_format}: choose one of {', '.join(FORMATS)}")
     if not (math.isfinite(vram or 0) and math.isfinite(duration)):
         raise typer.BadParameter("--vram and --duration are numbers")
-    question = Question(
+    question = PlanQuestion(
         vram_gb=vram,
         card=card,
         duration_s=duration,
@@ -358,8 +358,8 @@ def status(
     """
     from acestep_consumer.commands.status import run as command  # noqa: PLC0415 - see run
 
-    order = command.Order(watch=watch, sample_s=sample, every_s=every, as_json=as_json)
-    _await(command.status(_settings(), order, note))
+    options = command.StatusOptions(watch=watch, sample_s=sample, every_s=every, as_json=as_json)
+    _await(command.status(_settings(), options, note))
 
 
 @app.command()
@@ -382,7 +382,7 @@ def top(
         address = command.address_of(_settings().worker) if url is None else command.completed(url)
     except command.NoWorker as error:
         raise typer.BadParameter(str(error)) from error
-    _await(command.top(command.Order(address, once=once, as_json=as_json), note))
+    _await(command.top(command.TopOptions(address, once=once, as_json=as_json), note))
 
 
 @app.command("tiny-checkpoint")
@@ -477,20 +477,20 @@ def _agree(question: str) -> bool:
         return False
 
 
-def _chosen(task_id: str | None, code: str | None, since: str | None, *, everything: bool) -> "Choice":
+def _chosen(task_id: str | None, code: str | None, since: str | None, *, everything: bool) -> "DeadLetterFilter":
     """Which ones an order that changes things is about: it must say so."""
     if (task_id is None) is not everything:
         raise typer.BadParameter("name a task id, or give --all")
     return _choice(task_id, code, since)
 
 
-def _choice(task_id: str | None, code: str | None, since: str | None) -> "Choice":
-    from acestep_consumer.commands.dead.run import CODES, Choice, read_since  # noqa: PLC0415 - see run
+def _choice(task_id: str | None, code: str | None, since: str | None) -> "DeadLetterFilter":
+    from acestep_consumer.commands.dead.run import CODES, DeadLetterFilter, read_since  # noqa: PLC0415 - see run
 
     if code is not None and code not in CODES:
         raise typer.BadParameter(f"--code {code}: choose one of {', '.join(CODES)}")
     try:
-        return Choice(task_id, code, None if since is None else read_since(since, datetime.now(UTC)))
+        return DeadLetterFilter(task_id, code, None if since is None else read_since(since, datetime.now(UTC)))
     except ValueError as error:
         raise typer.BadParameter(f"--since {error}") from error
 

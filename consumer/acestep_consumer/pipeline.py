@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from acestep_consumer.concurrency.locks import Turns
+from acestep_consumer.concurrency.locks import KeyedLock
 from acestep_consumer.domain.errors import Interrupted, StorageUnavailable
 from acestep_consumer.domain.job import NO_SONGS, Job
-from acestep_consumer.domain.outcome import Kept, Outcome, known, manifest, told, untold
+from acestep_consumer.domain.outcome import Outcome, TerminalRecord, known, manifest, told, untold
 from acestep_consumer.domain.ports import (
     Cancellations,
     Delivery,
@@ -25,12 +25,12 @@ from acestep_consumer.domain.ports import (
     Store,
 )
 from acestep_consumer.execution.cancel_scope import check_queue_deadline, deadline, unless_cancelled
-from acestep_consumer.execution.context import Case, Witness
-from acestep_consumer.execution.progress import Narrator
-from acestep_consumer.execution.retries import Trials
+from acestep_consumer.execution.context import JobContext, Witness
+from acestep_consumer.execution.progress import ProgressReporter
+from acestep_consumer.execution.retries import RetryPolicy
 from acestep_consumer.execution.scratch import scratch_folder
-from acestep_consumer.observability.job_stats import Chronicle
-from acestep_consumer.observability.tracing import Stopwatch, job_span
+from acestep_consumer.observability.job_stats import JobObserver
+from acestep_consumer.observability.tracing import StageTimer, job_span
 from acestep_consumer.policy.admit import Limits, admit
 from acestep_schemas.events import Completed
 
@@ -41,13 +41,13 @@ class Ports:
 
     store: Store
     routes: Routes
-    trials: Trials
+    trials: RetryPolicy
     cancellations: Cancellations
     inputs: Inputs
     planner: Planner
     renderer: Renderer
     events: Events
-    chronicle: Chronicle
+    chronicle: JobObserver
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,12 +70,12 @@ class Pipeline:
     def __init__(self, ports: Ports, rules: Rules) -> None:
         self._ports = ports
         self._rules = rules
-        self._turns = Turns()
+        self._turns = KeyedLock()
         self._witness = Witness(rules.worker_id)
 
     async def process(self, delivery: Delivery) -> None:
         """Bring one message to its end. Raises ``Unpublished`` when nobody could be told: nothing is settled then."""
-        case = Case.of(delivery, self._rules.max_message_bytes)
+        case = JobContext.of(delivery, self._rules.max_message_bytes)
         with job_span(case):
             outcome = await self._outcome_of(case)
             if outcome.event is not None:
@@ -83,7 +83,7 @@ class Pipeline:
                 self._ports.chronicle.ended(case, outcome.event.data)
             await delivery.settle(outcome.verdict, outcome.error)
 
-    async def _outcome_of(self, case: Case) -> Outcome:
+    async def _outcome_of(self, case: JobContext) -> Outcome:
         if case.task_id is None:
             return untold(known(case.read))
         try:
@@ -92,9 +92,9 @@ class Pipeline:
         except Interrupted as error:
             return untold(error)
         except StorageUnavailable as error:  # nothing can be written down there; the producer hears of it all the same
-            return told(Kept(self._witness.without_songs(error, case, case.task_id), None, case.traceparent))
+            return told(TerminalRecord(self._witness.without_songs(error, case, case.task_id), None, case.traceparent))
 
-    async def _kept(self, case: Case, task_id: str) -> Kept:
+    async def _kept(self, case: JobContext, task_id: str) -> TerminalRecord:
         """Return how the task ended, as it is written down: what comes after a crash must say the same."""
         case.found = await self._ports.store.find(task_id)
         if case.answer is not None:
@@ -102,9 +102,11 @@ class Pipeline:
         asked = self._ports.cancellations.wait(task_id, case.delivery.sent)
         work = unless_cancelled(lambda: self._perform(case), asked)
         ending = await self._witness.end_of(work, case, task_id)
-        return await self._ports.store.commit(Kept(ending, case.delivery.fingerprint, case.traceparent), case.found)
+        return await self._ports.store.commit(
+            TerminalRecord(ending, case.delivery.fingerprint, case.traceparent), case.found
+        )
 
-    async def _perform(self, case: Case) -> Completed:
+    async def _perform(self, case: JobContext) -> Completed:
         request, trials = check_queue_deadline(case.request, case.delivery), self._ports.trials
         await self._ports.routes.send_on(request, case.delivery)
         async with trials.of(request.task_id, case.delivery) as case.attempt:
@@ -113,13 +115,13 @@ class Pipeline:
             estimate, scene = self._ports.chronicle.begins(case, job), self._witness.scene(case)
             async with (
                 deadline(self._rules.execution_timeout_s()),
-                Narrator(self._ports.events, job, scene, case.delivery.reply, estimate) as narrator,
+                ProgressReporter(self._ports.events, job, scene, case.delivery.reply, estimate) as narrator,
             ):
                 with scratch_folder(self._rules.scratch, job.task_id) as folder:
                     return await self._make(job, case, folder, narrator.report)
 
-    async def _make(self, job: Job, case: Case, folder: Path, report: Report) -> Completed:
-        watch, ports = Stopwatch(), self._ports
+    async def _make(self, job: Job, case: JobContext, folder: Path, report: Report) -> Completed:
+        watch, ports = StageTimer(), self._ports
         with watch("fetch"):
             sources = await ports.inputs.fetch(job, folder)
         with watch("plan"):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 import aio_pika
 from aio_pika.exceptions import AMQPError
 
-from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.errors import BrokerRefused
 from acestep_consumer.broker.topology import EVENTS, GENERATE, UNROUTED
 from acestep_consumer.config.settings import Settings, load
@@ -71,7 +71,7 @@ class Arena:
     async def __aenter__(self) -> Self:
         url = self._settings.broker.url.get_secret_value()
         try:
-            async with asyncio.timeout(_CONNECT_S), Link(self._settings.broker, "bench"):
+            async with asyncio.timeout(_CONNECT_S), BrokerConnection(self._settings.broker, "bench"):
                 pass  # it declares the topology
             self._connection = await aio_pika.connect(url)
         except (BrokerRefused, TimeoutError) as error:

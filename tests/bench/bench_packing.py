@@ -24,8 +24,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 from acestep_consumer.engine.messages import Render
-from acestep_consumer.engine.renderer.model_runner import Booth
-from acestep_consumer.engine.renderer.sample import Song
+from acestep_consumer.engine.renderer.model_runner import ModelRunner
+from acestep_consumer.engine.renderer.sample import Sample
 from acestep_consumer.engine.testing import tiny_checkpoint
 from tests.support.stage import Stage, open_booths, order_for
 
@@ -35,10 +35,10 @@ _SECONDS = (30, 12, 45, 20, 8, 60, 15, 25)
 Way = Callable[[], None]
 
 
-class SilentBooth(Booth):
+class SilentBooth(ModelRunner):
     """A booth that makes no sound of its songs."""
 
-    def sound(self, songs: Sequence[Song], tiles_at_once: int) -> list[torch.Tensor]:
+    def sound(self, songs: Sequence[Sample], tiles_at_once: int) -> list[torch.Tensor]:
         """Return silence, [2, 1] for each song."""
         return [torch.zeros(2, 1)] * len(songs)
 
@@ -63,7 +63,9 @@ def _measured(model: str, arguments: argparse.Namespace) -> dict[str, float]:
     """Return the medians of both ways, in seconds, and of the rounds' ratios."""
     with tempfile.TemporaryDirectory(prefix="acestep-") as folder:
         tiny_checkpoint.write(Path(folder))
-        booths: dict[str, Booth] = {name: SilentBooth(booth.parts) for name, booth in open_booths(Path(folder)).items()}
+        booths: dict[str, ModelRunner] = {
+            name: SilentBooth(booth.parts) for name, booth in open_booths(Path(folder)).items()
+        }
     stage = Stage(booths)
     orders = _orders(model, arguments)
     ways: tuple[Way, Way] = (lambda: _together(stage, orders), lambda: _one_by_one(stage, orders))

@@ -23,9 +23,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from acestep_consumer.domain.job import Job, Plan, Request
 from acestep_consumer.engine.adapters import PlannerSupervisor
 from acestep_consumer.engine.messages import ConfigurePlanner
-from acestep_consumer.engine.planner.engine_loop import Desk
+from acestep_consumer.engine.planner.engine_loop import EngineLoop
 from acestep_consumer.engine.planner.loading import load
-from acestep_consumer.engine.planner.planning import Writer
+from acestep_consumer.engine.planner.planning import SongPlanner
 from acestep_consumer.engine.testing import tiny_lm
 from acestep_consumer.policy.admit import admit
 from acestep_schemas.events import LmChoice
@@ -59,9 +59,9 @@ async def compare(folder: Path, jobs: int, rounds: int) -> dict[str, float]:
     supervisor = PlannerSupervisor(configure, max_attempts=1)
     await supervisor.start()
     loaded = load(configure)
-    desk = Desk(loaded.backend)
+    desk = EngineLoop(loaded.backend)
     stepping = asyncio.create_task(desk.run())
-    writer = Writer(desk, loaded.tokens)
+    writer = SongPlanner(desk, loaded.tokens)
     await writer.warm_up()
     ways: dict[str, Think] = {
         "process": lambda job: supervisor.think(job, None, lambda *_: None),

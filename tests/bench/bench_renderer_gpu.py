@@ -26,11 +26,11 @@ from torch.profiler import profile as record
 
 from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.engine.renderer import startup
-from acestep_consumer.engine.renderer.batch_request import Watch
+from acestep_consumer.engine.renderer.batch_request import RequestCallbacks
 from acestep_consumer.engine.renderer.cuda_graphs import GraphedFlow
 from acestep_consumer.engine.renderer.model_runner import rehearsal
-from acestep_consumer.engine.renderer.pipeline_arguments import Arguments
-from acestep_consumer.engine.renderer.scheduler import Batcher
+from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
+from acestep_consumer.engine.renderer.scheduler import Scheduler
 from acestep_consumer.engine.testing import tiny_checkpoint
 from tests.bench import full_size
 
@@ -44,7 +44,7 @@ def tell(line: str) -> None:
     sys.stdout.flush()
 
 
-def arguments(seconds: int, seed: int, model: str = tiny_checkpoint.TURBO) -> Arguments:
+def arguments(seconds: int, seed: int, model: str = tiny_checkpoint.TURBO) -> PipelineArguments:
     steps, guidance = (8, 1.0) if model == tiny_checkpoint.TURBO else (50, 7.0)
     codes = "".join(f"<|audio_code_{(seed * 7919 + 61 * index) % 64_000}|>" for index in range(5 * seconds))
     usual = rehearsal(codes=True)
@@ -53,14 +53,14 @@ def arguments(seconds: int, seed: int, model: str = tiny_checkpoint.TURBO) -> Ar
     return replace(usual, pipeline={**usual.pipeline, **given}, seeds=(seed,), steps=steps)
 
 
-def songs_a_minute(batcher: Batcher, lengths: Sequence[int], in_flight: int, seconds: float) -> tuple[float, float]:
+def songs_a_minute(batcher: Scheduler, lengths: Sequence[int], in_flight: int, seconds: float) -> tuple[float, float]:
     """Keep so many songs in flight for so long. Returns songs a minute and the device's busy share."""
     (model,) = batcher._booths
     numbers, done, stop = itertools.count(1), itertools.count(), threading.Event()
 
     def keep_singing(mine: Iterator[int]) -> None:
         while not stop.is_set():
-            performance = batcher.sing(model, arguments(next(mine), next(numbers), model), None, Watch())
+            performance = batcher.sing(model, arguments(next(mine), next(numbers), model), None, RequestCallbacks())
             performance.sounds[0].result().wait()
             next(done)
 
@@ -88,7 +88,7 @@ def flops_of_step(seconds: float, condition: int = 700, width: int = 2048) -> fl
     return 24 * layer + 12 * 4 * n * n * width + 12 * 4 * n * min(n, 257) * width
 
 
-def step_ms(batcher: Batcher, seconds: Sequence[int], *, times: int = 10, condition: int = 700) -> float:
+def step_ms(batcher: Scheduler, seconds: Sequence[int], *, times: int = 10, condition: int = 700) -> float:
     """Return the milliseconds of one DiT step of one pack, over so many steps."""
     (booth,) = batcher._booths.values()
     dit = booth.parts.dit
@@ -110,7 +110,7 @@ def step_ms(batcher: Batcher, seconds: Sequence[int], *, times: int = 10, condit
     return batcher.errand(run)
 
 
-def for_a_second(batcher: Batcher, seconds: Sequence[int], rounds: int = 3) -> str:
+def for_a_second(batcher: Scheduler, seconds: Sequence[int], rounds: int = 3) -> str:
     """Compare steps and products at the clock that the card can hold, a second of each in turn."""
     steps, products = [], []
     for _ in range(rounds):
@@ -234,7 +234,7 @@ def measure_all(asked: argparse.Namespace, folder: Path, model: str) -> None:
         profile(batcher)
 
 
-def profile(batcher: Batcher) -> None:
+def profile(batcher: Scheduler) -> None:
     with record(activities=[ProfilerActivity.CUDA]) as kernels:
         songs_a_minute(batcher, (30,), 16, 1)
     tell(kernels.key_averages().table(sort_by="cuda_time_total", row_limit=25, max_name_column_width=80))

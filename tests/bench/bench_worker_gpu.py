@@ -46,7 +46,7 @@ from urllib.parse import unquote, urlsplit
 import aio_pika
 from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
 
-from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.errors import BrokerRefused
 from acestep_consumer.broker.topology import GENERATE
 from acestep_consumer.client import Client, ClientError
@@ -564,7 +564,7 @@ def _crew(text: str, arguments: argparse.Namespace) -> Crew:
     environ = selection.ordered(os.environ)
     try:
         found = selection.choose(selection.parse(chosen), selection.visible(device_count.take(environ), environ))
-    except (selection.BadChoice, selection.GpuMissing, device_count.CensusFailed) as error:
+    except (selection.BadChoice, selection.GpuMissing, device_count.DeviceCountFailed) as error:
         raise BenchError(str(error)) from error
     return Crew(chosen, jobs, len(found))
 
@@ -657,7 +657,7 @@ async def _clear_queue(settings: Settings) -> None:
         async with connection:
             channel = await connection.channel()
             await channel.queue_delete(GENERATE)
-        async with Link(settings.broker, "bench"):
+        async with BrokerConnection(settings.broker, "bench"):
             pass  # it declares the topology
 
 

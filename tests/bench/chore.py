@@ -22,7 +22,7 @@ import boto3
 from botocore.config import Config
 
 from acestep_consumer.domain.job import Rendering, Sources, StoredObject, Track
-from acestep_consumer.domain.outcome import Scene, manifest
+from acestep_consumer.domain.outcome import RunInfo, manifest
 from acestep_consumer.engine.planner.direct import DirectPlanner
 from acestep_schemas.events import CONTENT_TYPE, JobCompleted, Timings
 from tests.support.admission import admitted_job
@@ -157,7 +157,7 @@ def _example_event(place: str) -> dict[str, Any]:
     stored = StoredObject(track=track, uri=f"{place}/{task_id}/0.wav", url=None, bytes=len(AUDIO), sha256=AUDIO_SHA256)
     timings = Timings(queued=1.234, plan=0.001, render=0.001, encode=0.001, upload=0.012, total=0.034)
     rendering = Rendering(tracks=(track,), render_s=0.0, encode_s=0.0)
-    scene = Scene(WORKER_ID, 1, datetime.now(UTC))
+    scene = RunInfo(WORKER_ID, 1, datetime.now(UTC))
     event = JobCompleted.of(manifest(job, plan, rendering, (stored,), timings, scene))
     example: dict[str, Any] = event.model_dump(mode="json")
     return example

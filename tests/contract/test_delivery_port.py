@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
-from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.consumer import Consumer
-from acestep_consumer.broker.delivery import AlreadySettledError, Delivery, Reply
+from acestep_consumer.broker.delivery import AlreadySettledError, AmqpDelivery, AmqpReply
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE
 from acestep_consumer.domain.errors import MalformedBody, Verdict
@@ -30,7 +30,7 @@ REASON = MalformedBody("no")
 class Desk(Protocol):
     """Where a delivery comes from, and where its message is afterwards."""
 
-    async def deliver(self, body: bytes, message_id: str, reply: Reply) -> ports.Delivery:
+    async def deliver(self, body: bytes, message_id: str, reply: AmqpReply) -> ports.Delivery:
         """Send a message and take it in hand."""
 
     async def lose_channel(self) -> None:
@@ -44,7 +44,7 @@ class Fake:
     def __init__(self) -> None:
         self._delivery = FakeDelivery()
 
-    async def deliver(self, body: bytes, message_id: str, reply: Reply) -> ports.Delivery:
+    async def deliver(self, body: bytes, message_id: str, reply: AmqpReply) -> ports.Delivery:
         self._delivery = FakeDelivery(body=body, message_id=message_id, reply=reply)
         return self._delivery
 
@@ -63,10 +63,12 @@ class Fake:
 class Real:
     """Takes one delivery and then no other, so that a message that comes back can be seen."""
 
-    def __init__(self, consumer: Consumer, peer: Peer, link: Link, taken: asyncio.Queue[Delivery]) -> None:
+    def __init__(
+        self, consumer: Consumer, peer: Peer, link: BrokerConnection, taken: asyncio.Queue[AmqpDelivery]
+    ) -> None:
         self._consumer, self._peer, self._link, self._taken = consumer, peer, link, taken
 
-    async def deliver(self, body: bytes, message_id: str, reply: Reply) -> ports.Delivery:
+    async def deliver(self, body: bytes, message_id: str, reply: AmqpReply) -> ports.Delivery:
         properties = {"reply_to": reply.reply_to, "correlation_id": reply.correlation_id}
         await self._peer.request(body, message_id=message_id, **properties)
         delivery = await self._taken.get()
@@ -94,16 +96,16 @@ async def desk(request: pytest.FixtureRequest) -> AsyncIterator[Desk]:
     if request.param == "fake":
         yield Fake()
         return
-    taken: asyncio.Queue[Delivery] = asyncio.Queue()
+    taken: asyncio.Queue[AmqpDelivery] = asyncio.Queue()
 
-    async def keep(delivery: Delivery) -> None:
+    async def keep(delivery: AmqpDelivery) -> None:
         taken.put_nowait(delivery)
         await asyncio.Event().wait()
 
     settings = broker_settings(request.getfixturevalue("amqp_url"))
     async with AsyncExitStack() as stack:
-        link = await stack.enter_async_context(Link(settings, "consume"))
-        out = await stack.enter_async_context(Link(settings, "publish"))
+        link = await stack.enter_async_context(BrokerConnection(settings, "consume"))
+        out = await stack.enter_async_context(BrokerConnection(settings, "publish"))
         consumer = Consumer(link, settings, keep, Publisher(out, "w1"))
         await consumer.start()
         peer = await stack.enter_async_context(Peer(request.getfixturevalue("amqp_url")))
@@ -112,7 +114,7 @@ async def desk(request: pytest.FixtureRequest) -> AsyncIterator[Desk]:
 
 
 async def delivered(desk: Desk) -> ports.Delivery:
-    return await desk.deliver(b"{}", "m1", Reply(reply_to="r1", correlation_id="c1"))
+    return await desk.deliver(b"{}", "m1", AmqpReply(reply_to="r1", correlation_id="c1"))
 
 
 class TestDelivery:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 
 from acestep_consumer.broker import publisher as publisher_module
-from acestep_consumer.broker.connection import Link
-from acestep_consumer.broker.delivery import Reply
+from acestep_consumer.broker.connection import BrokerConnection
+from acestep_consumer.broker.delivery import AmqpReply
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.domain.errors import Unpublished
 from acestep_schemas.events import parse_event
@@ -84,7 +84,7 @@ async def station(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     url = request.getfixturevalue("amqp_url")
     async with AsyncExitStack() as stack:
         proxy = await stack.enter_async_context(Proxy.for_url(url))
-        link = await stack.enter_async_context(Link(broker_settings(proxy.url(url)), "publish"))
+        link = await stack.enter_async_context(BrokerConnection(broker_settings(proxy.url(url)), "publish"))
         peer = await stack.enter_async_context(Peer(url))
         await peer.channel.declare_queue(REPLY_TO, exclusive=True)
         yield Real(Publisher(link, "w1"), peer, proxy, await peer.subscribe("job.#"))
@@ -92,21 +92,21 @@ async def station(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 class TestEvents:
     async def test_events_are_heard_in_order_with_the_correlation_id(self, station: Station) -> None:
-        reply = Reply(reply_to=None, correlation_id="c1")
+        reply = AmqpReply(reply_to=None, correlation_id="c1")
         sent: list[JobEvent] = [progress_event("t1", 1), progress_event("t1", 2), failed_event("t1")]
         for event in sent:
             await station.events.publish(event, reply)
         assert await station.heard() == [(event, "c1") for event in sent]
 
     async def test_the_terminal_event_alone_is_answered_to_reply_to(self, station: Station) -> None:
-        reply = Reply(reply_to=REPLY_TO, correlation_id=None)
+        reply = AmqpReply(reply_to=REPLY_TO, correlation_id=None)
         end = failed_event("t1")
         await station.events.publish(progress_event("t1", 1), reply)
         await station.events.publish(end, reply)
         assert await station.answered() == [end]
 
     async def test_an_event_can_be_published_again(self, station: Station) -> None:
-        reply = Reply(reply_to=None, correlation_id=None)
+        reply = AmqpReply(reply_to=None, correlation_id=None)
         event = failed_event("t1")
         await station.events.publish(event, reply)
         await station.events.publish(event, reply)
@@ -115,4 +115,4 @@ class TestEvents:
     async def test_what_is_not_confirmed_raises_unpublished(self, station: Station) -> None:
         await station.go_down()
         with pytest.raises(Unpublished, match=r"job\.failed\.t1"):
-            await station.events.publish(failed_event("t1"), Reply(reply_to=None, correlation_id=None))
+            await station.events.publish(failed_event("t1"), AmqpReply(reply_to=None, correlation_id=None))

@@ -12,7 +12,7 @@ import pytest
 from acestep_consumer.config.settings import StorageSettings
 from acestep_consumer.domain.errors import StorageUnavailable
 from acestep_consumer.domain.job import StoredObject
-from acestep_consumer.domain.outcome import Kept, told
+from acestep_consumer.domain.outcome import TerminalRecord, told
 from acestep_consumer.domain.ports import Store
 from acestep_consumer.storage.objects import PART_BYTES, Objects
 from acestep_consumer.storage.results import S3Store
@@ -70,7 +70,7 @@ class TestAStore:
         job = make_job(lyrics="ünïcode ♯", bpm=97, seed=(5,), audio_duration=0.1 + 0.2)
         stored = await store.put(job, make_rendering(make_track(tmp_path / "a.wav")))
 
-        committed = await store.commit(Kept(make_manifest(job, stored), "m1"))
+        committed = await store.commit(TerminalRecord(make_manifest(job, stored), "m1"))
         found = await store.find(job.task_id)
 
         assert found is not None
@@ -80,14 +80,14 @@ class TestAStore:
     async def test_an_end_without_songs_is_kept_as_well(self, store: Store) -> None:
         ending = make_failure("no-songs")
 
-        await store.commit(Kept(ending, "m1", TRACE))
+        await store.commit(TerminalRecord(ending, "m1", TRACE))
         found = await store.find("no-songs")
 
-        assert found == Kept(ending, "m1", TRACE)
+        assert found == TerminalRecord(ending, "m1", TRACE)
 
     async def test_an_end_is_replaced_only_by_who_saw_it_before_the_work(self, store: Store) -> None:
-        first = await store.commit(Kept(make_failure("twice", "the first"), "m1"))
-        second, third = (Kept(make_failure("twice", f"the {word}"), word) for word in ("second", "third"))
+        first = await store.commit(TerminalRecord(make_failure("twice", "the first"), "m1"))
+        second, third = (TerminalRecord(make_failure("twice", f"the {word}"), word) for word in ("second", "third"))
 
         assert await store.commit(second) == first
         assert await store.commit(second, first) == second
@@ -95,9 +95,9 @@ class TestAStore:
 
     async def test_the_first_commit_wins_and_the_second_gets_it_back(self, store: Store) -> None:
         job = make_job()
-        first = await store.commit(Kept(make_manifest(job, worker_id="first"), "m1"))
+        first = await store.commit(TerminalRecord(make_manifest(job, worker_id="first"), "m1"))
 
-        second = await store.commit(Kept(make_manifest(job, worker_id="second"), "m2"))
+        second = await store.commit(TerminalRecord(make_manifest(job, worker_id="second"), "m2"))
 
         assert second == first
         assert second.ending.worker_id == "first"
@@ -106,15 +106,15 @@ class TestAStore:
         job = make_job()
         manifests = [make_manifest(job, worker_id=f"worker-{number}") for number in range(8)]
 
-        returned = await asyncio.gather(*(store.commit(Kept(manifest, "m1")) for manifest in manifests))
+        returned = await asyncio.gather(*(store.commit(TerminalRecord(manifest, "m1")) for manifest in manifests))
 
         assert len({each.ending.worker_id for each in returned}) == 1
 
     async def test_a_commit_repeated_after_a_lost_answer_returns_its_own_manifest(self, store: Store) -> None:
         manifest = make_manifest(make_job())
-        await store.commit(Kept(manifest, "m1"))
+        await store.commit(TerminalRecord(manifest, "m1"))
 
-        assert await store.commit(Kept(manifest, "m1")) == Kept(manifest, "m1")
+        assert await store.commit(TerminalRecord(manifest, "m1")) == TerminalRecord(manifest, "m1")
 
     @pytest.mark.parametrize("size", [64, PART_BYTES + 1], ids=["small", "in parts"])
     async def test_a_second_attempt_takes_over_the_song_of_the_first(

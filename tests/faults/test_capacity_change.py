@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aio_pika.exceptions import DeliveryError
 
-from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.errors import BrokerRefused
 from acestep_consumer.broker.management import vhost_of
 from acestep_consumer.broker.topology import CAPACITY, GENERATE, capacity_policy, topology
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 async def start(settings: BrokerSettings) -> None:
     """Start and stop what a worker has at the broker."""
-    async with asyncio.timeout(60), Link(settings, "worker"):
+    async with asyncio.timeout(60), BrokerConnection(settings, "worker"):
         pass
 
 
@@ -216,13 +216,13 @@ async def test_a_management_api_that_refuses_stops_the_start_and_says_why(
 async def test_a_management_api_that_is_away_is_waited_for(amqp_url: str) -> None:
     settings = broker_settings(amqp_url, management_url="http://127.0.0.1:1")
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(1), Link(settings, "worker"):
+        async with asyncio.timeout(1), BrokerConnection(settings, "worker"):
             pass
 
 
 async def test_a_worker_that_runs_keeps_going_while_the_limit_changes(amqp_url: str, managed: dict[str, Any]) -> None:
     """Also across a reconnect: it does not put its own, older limit back."""
-    async with Link(broker_settings(amqp_url, queue_maxsize=5, **managed), "old") as old:
+    async with BrokerConnection(broker_settings(amqp_url, queue_maxsize=5, **managed), "old") as old:
         await start(broker_settings(amqp_url, queue_maxsize=7, **managed))
         before = await old.channel()
         old.renew("the test says so")

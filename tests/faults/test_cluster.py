@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 
-from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE
 from acestep_consumer.client import Client, NoQueue, QueueFull, Unreachable
 from infra.local.packages import ensure_rabbitmq
@@ -219,7 +219,7 @@ async def test_a_classic_queue_is_away_with_its_node_and_the_worker_waits_for_it
     home, elsewhere, _ = cluster.nodes
     await asyncio.to_thread(cluster.add_vhost, vhost)
     environment = environment | {"ACESTEP_QUEUE_TYPE": "classic"}
-    async with Link(broker_settings(home.vhost_url(vhost), queue_maxsize=LIMIT), "declares"):
+    async with BrokerConnection(broker_settings(home.vhost_url(vhost), queue_maxsize=LIMIT), "declares"):
         pass
     async with Scene(cluster, environment, tmp_path, vhost) as scene:
         worker = await scene.worker("w", cluster.nodes.index(elsewhere))

@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE
 from tests.support.broker import Peer, broker_settings
 from tests.support.ear import Ear
@@ -21,7 +21,7 @@ async def test_songs_go_on_in_the_next_renderer(own_worker_environment: dict[str
     settings = {**ONE_MODEL, "ACESTEP_QUEUE_WORKERS": "3", "ACESTEP_MAX_ATTEMPTS": str(KILLS + 1)}
     worker = WorkerProcess(tmp_path, own_worker_environment | settings)
     names = [f"song-{number}" for number in range(SONGS)]
-    async with Link(broker_settings(url), "declares"):
+    async with BrokerConnection(broker_settings(url), "declares"):
         pass
     async with Ear(url) as ear, Peer(url) as peer:
         async with running(worker):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from aio_pika.exceptions import DeliveryError
 
-from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.topology import GENERATE
 from tests.support.broker import Peer, broker_settings
 from tests.support.scene import WITHIN_S, scene
@@ -40,7 +40,7 @@ async def test_without_a_worker_the_limit_is_what_is_accepted(
     queue_type: str, amqp_url: str, record_testsuite_property: Callable[[str, object], None]
 ) -> None:
     settings = broker_settings(amqp_url, queue_type=queue_type, queue_maxsize=LIMIT)
-    async with Link(settings, "declares"), Peer(amqp_url) as peer:
+    async with BrokerConnection(settings, "declares"), Peer(amqp_url) as peer:
         accepted = await accepted_of(peer, [f"song-{number}" for number in range(FLOOD)])
         assert await peer.ready(GENERATE) == len(accepted)
         # Full is full: what comes after the flood is refused.

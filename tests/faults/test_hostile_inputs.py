@@ -22,7 +22,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from structlog.testing import capture_logs
 
 from acestep_consumer.domain.errors import ConsumerError, InputNotAllowed, InputUnreadable, InvalidRequest
-from acestep_consumer.domain.outcome import Scene, unfinished
+from acestep_consumer.domain.outcome import RunInfo, unfinished
 from acestep_consumer.domain.parse import parse
 from acestep_schemas.events import unfinished_event
 from tests.support.https_server import OTHER_NAME, HttpsServer, RawHttpsServer
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["certificate", "session", "web_host"]
 
-SCENE = Scene("w1", 1, datetime.now(UTC))
+SCENE = RunInfo("w1", 1, datetime.now(UTC))
 # One of each kind: loopback, private, carrier-grade NAT, link-local, and so on; then their disguises in IPv6.
 NOT_PUBLIC = [
     "127.0.0.1", "127.9.9.9", "0.0.0.7", "10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1", "100.64.0.1",

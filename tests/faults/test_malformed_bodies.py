@@ -22,7 +22,7 @@ import boto3
 import pytest
 
 from acestep_consumer.app import Worker
-from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.dead_letter import CODE
 from acestep_consumer.broker.topology import DEAD_LETTER, EVENTS, GENERATE, REQUESTS
 from acestep_consumer.config.settings import load
@@ -276,7 +276,7 @@ async def test_five_hundred_bodies_that_nobody_should_send_end_once_each_and_the
 ) -> None:
     mark = f"escaped-{s3_prefix}"
     cases = Fuzzer(SEED, mark).cases(BODIES)
-    async with Link(load(environment, None).broker, "topology"), Peer(amqp_url) as peer:
+    async with BrokerConnection(load(environment, None).broker, "topology"), Peer(amqp_url) as peer:
         heard = await terminal_events(peer)
         async with working(environment) as worker:
             for case in cases:
@@ -302,7 +302,7 @@ async def test_a_task_id_that_would_leave_its_prefix_names_no_object(
 ) -> None:
     """As the body's own it is refused; as the message's it becomes an id that cannot go anywhere."""
     own = task_id.format(mark=f"escaped-{s3_prefix}")
-    async with Link(load(environment, None).broker, "topology"), Peer(amqp_url) as peer:
+    async with BrokerConnection(load(environment, None).broker, "topology"), Peer(amqp_url) as peer:
         heard = await terminal_events(peer)
         async with working(environment) as worker:
             body: dict[str, Any] = {"prompt": "blues", "audio_duration": 10}

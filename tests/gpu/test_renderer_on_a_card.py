@@ -12,10 +12,10 @@ import torch
 from diffusers import AceStepPipeline
 
 from acestep_consumer.config.settings import EngineSettings
-from acestep_consumer.engine.renderer.batch_request import Watch
-from acestep_consumer.engine.renderer.pipeline_arguments import Arguments
+from acestep_consumer.engine.renderer.batch_request import RequestCallbacks
+from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
 from acestep_consumer.engine.renderer.quiet_imports import quietly
-from acestep_consumer.engine.renderer.scheduler import Batcher
+from acestep_consumer.engine.renderer.scheduler import Scheduler
 from acestep_consumer.engine.renderer.startup import open_studio
 from acestep_consumer.engine.testing.tiny_checkpoint import BASE, TURBO, write
 
@@ -53,24 +53,27 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def batcher_with(checkpoints: Path, **settings: Any) -> Batcher:
+def batcher_with(checkpoints: Path, **settings: Any) -> Scheduler:
     chosen = EngineSettings(checkpoint_dir=checkpoints, config_path2=BASE, device="cuda", pack_wait_ms=50, **settings)
     return open_studio(chosen).batcher
 
 
-def arguments(case: str, method: str = "ode", *, model: str = TURBO) -> Arguments:
+def arguments(case: str, method: str = "ode", *, model: str = TURBO) -> PipelineArguments:
     given = {**NOTHING_ELSE, **CASES[case], "guidance_scale": 1.0 if model == TURBO else 7.0}
     if "task_type" in CASES[case]:
         noise = torch.randn(2, 3 * 48_000, generator=torch.Generator().manual_seed(1)) / 10
         given |= {"src_audio": noise, "reference_audio": noise}
     assert method in ("ode", "sde")
-    return Arguments(pipeline=given, seeds=(5,), steps=8, method=method, tiled=False)  # type: ignore[arg-type]  # above
+    return PipelineArguments(pipeline=given, seeds=(5,), steps=8, method=method, tiled=False)  # type: ignore[arg-type]  # above
 
 
-def songs_of(batcher: Batcher, *, together: bool = False) -> list[torch.Tensor]:
+def songs_of(batcher: Scheduler, *, together: bool = False) -> list[torch.Tensor]:
     """One song of each kind, all in flight at once or one after the other."""
     kinds = [(model, case, method) for model in (TURBO, BASE) for case in CASES for method in ("ode", "sde")]
-    asked = (batcher.sing(model, arguments(case, method, model=model), None, Watch()) for model, case, method in kinds)
+    asked = (
+        batcher.sing(model, arguments(case, method, model=model), None, RequestCallbacks())
+        for model, case, method in kinds
+    )
     begun = list(asked) if together else asked
     return [performance.sounds[0].result(timeout=300).wait() for performance in begun]
 
@@ -120,7 +123,7 @@ def test_out_of_memory_on_the_card_moves_models_to_ram_and_the_song_is_the_same(
         return step(*given)
 
     booth.step = short_of_memory_once  # type: ignore[assignment,method-assign]  # a fault to order
-    performance = batcher.sing(TURBO, arguments("text2music"), None, Watch())
+    performance = batcher.sing(TURBO, arguments("text2music"), None, RequestCallbacks())
     assert close(performance.sounds[0].result(timeout=300).wait(), expected, 0.1)
     assert performance.notes == ["memory ran out: models wait in RAM between uses from now on"]
 
@@ -129,7 +132,7 @@ def test_out_of_memory_on_the_card_moves_models_to_ram_and_the_song_is_the_same(
 @pytest.mark.parametrize("model", [TURBO, BASE])
 def test_a_song_in_bfloat16_is_as_near_to_float32_as_plain_diffusers(model: str, case: str, checkpoints: Path) -> None:
     half, exact = (plainly(checkpoints / model, case, dtype) for dtype in (torch.bfloat16, torch.float32))
-    (sound,) = batcher_with(checkpoints).sing(model, arguments(case, model=model), None, Watch()).sounds
+    (sound,) = batcher_with(checkpoints).sing(model, arguments(case, model=model), None, RequestCallbacks()).sounds
     ours = sound.result(timeout=300).wait()
     assert ours.shape == exact.shape
     assert (ours - exact).norm() < 1.25 * (half - exact).norm()

@@ -16,14 +16,14 @@ from acestep_consumer.audio.codec import decode
 from acestep_consumer.domain.errors import Cancelled, RenderFailed, ResourceExhausted
 from acestep_consumer.domain.job import Rendering, Sources
 from acestep_consumer.engine.messages import Render
-from acestep_consumer.engine.renderer.batch_request import Take, Watch
+from acestep_consumer.engine.renderer.batch_request import BatchRequest, RequestCallbacks
 from acestep_consumer.engine.renderer.conditioning import Conditioner
-from acestep_consumer.engine.renderer.model_runner import Booth
-from acestep_consumer.engine.renderer.render import Equipment, render
-from acestep_consumer.engine.renderer.sample import Song
-from acestep_consumer.engine.renderer.scheduler import Batcher
+from acestep_consumer.engine.renderer.model_runner import ModelRunner
+from acestep_consumer.engine.renderer.render import RenderResources, render
+from acestep_consumer.engine.renderer.sample import Sample
+from acestep_consumer.engine.renderer.scheduler import Scheduler
 from acestep_consumer.engine.testing.tiny_checkpoint import BASE, TURBO
-from acestep_consumer.policy.memory_budget import Budget, Footprint
+from acestep_consumer.policy.memory_budget import MemoryBudget, MemoryFootprint
 from tests.support.stage import (
     RATE,
     WITHIN_S,
@@ -41,12 +41,12 @@ POISONED = 13  # inference steps: only the job that is to break has so many
 
 
 @pytest.fixture(scope="module")
-def booths(tiny_checkpoints: Path) -> dict[str, Booth]:
+def booths(tiny_checkpoints: Path) -> dict[str, ModelRunner]:
     return open_booths(tiny_checkpoints)
 
 
 @pytest.fixture
-def stage(booths: dict[str, Booth], monkeypatch: pytest.MonkeyPatch) -> Stage:
+def stage(booths: dict[str, ModelRunner], monkeypatch: pytest.MonkeyPatch) -> Stage:
     """A batcher that has never run out of memory."""
     made = Stage(booths)
     watch_the_device(made, monkeypatch)
@@ -67,12 +67,12 @@ def poisoned(tmp_path: Path) -> Render:
     return order_for(tmp_path, audio_duration=0.7, inference_steps=POISONED, seeds=(66,))
 
 
-def seed_of(song: Song) -> int:
+def seed_of(song: Sample) -> int:
     assert song.scheduler.generators
     return song.scheduler.generators[0].initial_seed()
 
 
-def is_poisoned(song: Song) -> bool:
+def is_poisoned(song: Sample) -> bool:
     return song.steps == POISONED
 
 
@@ -95,14 +95,14 @@ def assert_only_the_middle_one_fails(
 def test_a_song_whose_step_breaks_fails_alone(
     stage: Stage, neighbours: list[Render], poisoned: Render, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    advance = Song.advance
+    advance = Sample.advance
 
-    def breaking(self: Song, velocities: Any) -> None:
+    def breaking(self: Sample, velocities: Any) -> None:
         if is_poisoned(self) and self.step == 1:
             raise ValueError("this song cannot go on")
         advance(self, velocities)
 
-    monkeypatch.setattr(Song, "advance", breaking)
+    monkeypatch.setattr(Sample, "advance", breaking)
     assert_only_the_middle_one_fails(stage, neighbours, poisoned, ValueError, "cannot go on")
     assert stage.largest == 4
 
@@ -110,15 +110,15 @@ def test_a_song_whose_step_breaks_fails_alone(
 def test_a_song_that_breaks_the_whole_packs_step_fails_alone(
     stage: Stage, neighbours: list[Render], poisoned: Render, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = Booth.step
+    step = ModelRunner.step
 
-    def breaking(self: Booth, songs: Sequence[Song], lora: Any) -> Any:
+    def breaking(self: ModelRunner, songs: Sequence[Sample], lora: Any) -> Any:
         found = step(self, songs, lora)
         if any(is_poisoned(song) and song.step == 1 for song in songs):
             raise RuntimeError("the pack broke")
         return found
 
-    monkeypatch.setattr(Booth, "step", breaking)
+    monkeypatch.setattr(ModelRunner, "step", breaking)
     assert_only_the_middle_one_fails(stage, neighbours, poisoned, RuntimeError, "the pack broke")
     assert stage.largest == 4
 
@@ -127,16 +127,19 @@ def test_a_song_that_breaks_the_decode_fails_alone(
     stage: Stage, neighbours: list[Render], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is ready at the same step as its neighbours, so that all are decoded together."""
-    poisoned, sound = order_for(tmp_path, audio_duration=0.7, inference_steps=3, seeds=(66,), shift=1.0), Booth.sound
+    poisoned, sound = (
+        order_for(tmp_path, audio_duration=0.7, inference_steps=3, seeds=(66,), shift=1.0),
+        ModelRunner.sound,
+    )
     heard: list[int] = []
 
-    def breaking(self: Booth, songs: Sequence[Song], tiles: int) -> Any:
+    def breaking(self: ModelRunner, songs: Sequence[Sample], tiles: int) -> Any:
         heard.append(len(songs))
         if any(song.frames == 18 for song in songs):
             raise RuntimeError("the decode broke")
         return sound(self, songs, tiles)
 
-    monkeypatch.setattr(Booth, "sound", breaking)
+    monkeypatch.setattr(ModelRunner, "sound", breaking)
     assert_only_the_middle_one_fails(stage, neighbours, poisoned, RuntimeError, "the decode broke")
     assert heard[0] == 4
 
@@ -145,14 +148,14 @@ def test_a_song_that_is_no_number_leaves_its_neighbours_numbers(
     stage: Stage, neighbours: list[Render], poisoned: Render, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stays in the pack, as infinities of half precision would."""
-    voices = Song.voices
+    voices = Sample.voices
 
-    def spoiled(self: Song) -> Any:
+    def spoiled(self: Sample) -> Any:
         if is_poisoned(self):
             self.latents = torch.full_like(self.latents, torch.nan)
         return voices(self)
 
-    monkeypatch.setattr(Song, "voices", spoiled)
+    monkeypatch.setattr(Sample, "voices", spoiled)
     with stage.held():
         middle = stage.submit(poisoned)
         performances = [stage.submit(order) for order in neighbours]
@@ -198,19 +201,19 @@ def test_a_job_of_two_songs_that_breaks_at_the_last_step_costs_no_second_decode(
 ) -> None:
     """Its first song is ready when its second one breaks: the job has failed, and nothing of it is decoded."""
     poisoned = order_for(tmp_path, audio_duration=0.7, inference_steps=3, seeds=(66, 67))
-    advance, sound, heard = Song.advance, Booth.sound, []
+    advance, sound, heard = Sample.advance, ModelRunner.sound, []
 
-    def breaking(self: Song, velocities: Any) -> None:
+    def breaking(self: Sample, velocities: Any) -> None:
         if self.frames == 18 and self.step == 2 and seed_of(self) == 67:
             raise ValueError("so close")
         advance(self, velocities)
 
-    def listening(self: Booth, songs: Sequence[Song], tiles: int) -> Any:
+    def listening(self: ModelRunner, songs: Sequence[Sample], tiles: int) -> Any:
         heard.append([song.frames for song in songs])
         return sound(self, songs, tiles)
 
-    monkeypatch.setattr(Song, "advance", breaking)
-    monkeypatch.setattr(Booth, "sound", listening)
+    monkeypatch.setattr(Sample, "advance", breaking)
+    monkeypatch.setattr(ModelRunner, "sound", listening)
     assert_only_the_middle_one_fails(stage, neighbours, poisoned, ValueError, "so close")
     assert heard == [[13, 23, 8], [13, 23, 8]]
 
@@ -220,7 +223,7 @@ def test_a_cancelled_job_leaves_the_pack_within_a_step(
 ) -> None:
     """It is given up during its second step, and no third one is taken."""
     enough = threading.Event()
-    watch = Watch(enough.is_set, lambda done: enough.set() if done * POISONED > 1.5 else None)
+    watch = RequestCallbacks(enough.is_set, lambda done: enough.set() if done * POISONED > 1.5 else None)
     with stage.held():
         middle = stage.submit(poisoned, watch)
         performances = [stage.submit(order) for order in neighbours]
@@ -235,7 +238,7 @@ def test_a_cancelled_job_leaves_the_pack_within_a_step(
 
 def test_a_job_that_is_given_up_while_it_waits_never_starts(stage: Stage, neighbours: list[Render]) -> None:
     with stage.held():
-        given_up = stage.submit(neighbours[0], Watch(cancelled=lambda: True))
+        given_up = stage.submit(neighbours[0], RequestCallbacks(cancelled=lambda: True))
         performance = stage.submit(neighbours[1])
     with pytest.raises(Cancelled):
         stage.result(given_up)
@@ -251,7 +254,7 @@ def test_a_lone_job_starts_without_company_and_others_join_it(stage: Stage, neig
         begun.set()
         assert follow.wait(WITHIN_S)
 
-    first = stage.submit(neighbours[0], Watch(progressed=progressed))
+    first = stage.submit(neighbours[0], RequestCallbacks(progressed=progressed))
     assert begun.wait(WITHIN_S)
     assert [len(pack.songs) for pack in stage.packs] == [1]
     second = stage.submit(neighbours[1])
@@ -275,10 +278,10 @@ def test_two_models_take_turns_step_by_step(stage: Stage, tmp_path: Path) -> Non
 
 
 def test_jobs_wait_while_others_hold_the_memory_and_go_on_in_their_order(
-    booths: dict[str, Booth], neighbours: list[Render], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    booths: dict[str, ModelRunner], neighbours: list[Render], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A latent frame is a byte here, and half of all bytes are a step's: 547 frames may be there at once."""
-    stage = Stage(booths, Budget(limit=1094, footprint=Footprint(token=1, frame=1, tile=1)))
+    stage = Stage(booths, MemoryBudget(limit=1094, footprint=MemoryFootprint(token=1, frame=1, tile=1)))
     watch_the_device(stage, monkeypatch)
     assert stage.budget.free == 1094
     assert stage.budget.working == 547
@@ -301,7 +304,7 @@ def test_jobs_wait_while_others_hold_the_memory_and_go_on_in_their_order(
 
 
 def without_memory(
-    monkeypatch: pytest.MonkeyPatch, method: str, too_much: Callable[[Any], bool], owner: type = Booth
+    monkeypatch: pytest.MonkeyPatch, method: str, too_much: Callable[[Any], bool], owner: type = ModelRunner
 ) -> list[int]:
     """Let a method run out of memory when its first argument is too much. Returns how much was asked, call by call."""
     original, asked = getattr(owner, method), []
@@ -316,9 +319,9 @@ def without_memory(
     return asked
 
 
-def rendered(batcher: Batcher, order: Render) -> Rendering:
+def rendered(batcher: Scheduler, order: Render) -> Rendering:
     order.folder.mkdir(exist_ok=True)
-    return render(Equipment(batcher), order, lambda *_: None, lambda: False)
+    return render(RenderResources(batcher), order, lambda *_: None, lambda: False)
 
 
 def arrived(stage: Stage, jobs: int) -> bool:
@@ -375,15 +378,15 @@ def test_one_job_of_many_songs_that_are_too_much_together_is_packed_song_by_song
 def test_a_decode_that_is_too_much_takes_fewer_tiles_and_remembers_it(
     stage: Stage, neighbours: list[Render], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, sound, tiles_asked = stage.together(neighbours), Booth.sound, []
+    before, sound, tiles_asked = stage.together(neighbours), ModelRunner.sound, []
 
-    def hungry(self: Booth, songs: Sequence[Song], tiles: int) -> Any:
+    def hungry(self: ModelRunner, songs: Sequence[Sample], tiles: int) -> Any:
         tiles_asked.append(tiles)
         if tiles > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return sound(self, songs, tiles)
 
-    monkeypatch.setattr(Booth, "sound", hungry)
+    monkeypatch.setattr(ModelRunner, "sound", hungry)
     after = stage.together(neighbours)
     assert tiles_asked == [8, 4, 1]
     assert after[0].notes == [
@@ -431,7 +434,7 @@ def test_models_are_offloaded_before_a_job_gets_the_device_to_itself(
     """The card that this needs is played by a note; nothing has moved on this device."""
     notes = ["models wait in RAM"]
     hungry = iter((True, False))
-    monkeypatch.setattr(Batcher, "_offload", lambda self: notes.pop() if notes else None)
+    monkeypatch.setattr(Scheduler, "_offload", lambda self: notes.pop() if notes else None)
     before = stage.alone(neighbours[0])
     notes.append("models wait in RAM")
     without_memory(monkeypatch, "step", lambda songs: next(hungry, False))
@@ -445,20 +448,20 @@ def test_the_whole_ladder_down_to_the_job_that_fails(
 ) -> None:
     """One job never fits. It is given less company, a freed card, the device to itself, and only then it fails."""
     offloads = ["models wait in RAM"]
-    monkeypatch.setattr(Batcher, "_offload", lambda self: offloads.pop() if offloads else None)
+    monkeypatch.setattr(Scheduler, "_offload", lambda self: offloads.pop() if offloads else None)
     orders = [order_for(tmp_path / str(n), audio_duration=1, inference_steps=3, seeds=(n,)) for n in range(3)]
     giant = order_for(tmp_path / "giant", audio_duration=4, inference_steps=3, seeds=(9,))
     before = stage.together(orders)
     packs: list[list[int]] = []
-    step = Booth.step
+    step = ModelRunner.step
 
-    def hungry(self: Booth, songs: Sequence[Song], lora: Any) -> Any:
+    def hungry(self: ModelRunner, songs: Sequence[Sample], lora: Any) -> Any:
         packs.append([song.frames for song in songs])
         if any(song.frames == 100 for song in songs):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return step(self, songs, lora)
 
-    monkeypatch.setattr(Booth, "step", hungry)
+    monkeypatch.setattr(ModelRunner, "step", hungry)
     futures = rendered_together(stage, [orders[0], giant, *orders[1:]])
     with pytest.raises(ResourceExhausted, match="too little memory"):
         futures[1].result()
@@ -480,17 +483,17 @@ def test_a_job_with_the_device_to_itself_says_so_and_equals_itself(
     shy = order_for(neighbours[0].folder, audio_duration=4, inference_steps=3, infer_method="sde", seeds=(9,))
     before = stage.alone(shy)
     stage.batcher.means.tokens = 1  # no packs any more
-    present: set[Take] = set()
-    step = Booth.step
+    present: set[BatchRequest] = set()
+    step = ModelRunner.step
 
-    def hungry(self: Booth, songs: Sequence[Song], lora: Any) -> Any:
+    def hungry(self: ModelRunner, songs: Sequence[Sample], lora: Any) -> Any:
         present.clear()
         present.update(take for take in stage.batcher._active if not take.over)
         if any(song.frames == 100 and song.step == 1 for song in songs) and len(present) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return step(self, songs, lora)
 
-    monkeypatch.setattr(Booth, "step", hungry)
+    monkeypatch.setattr(ModelRunner, "step", hungry)
     found, *others = stage.together([shy, *neighbours])
     assert found.notes[-1] == "memory ran out: the job was begun anew with the device to itself"
     assert_same(found, before)
@@ -503,15 +506,15 @@ def test_memory_that_runs_out_in_a_songs_own_arithmetic_is_no_reason_to_fail(
     stage: Stage, neighbours: list[Render], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After the pass through the DiT there is guidance and the scheduler's step, and both allocate."""
-    before, advance = stage.together(neighbours), Song.advance
+    before, advance = stage.together(neighbours), Sample.advance
     hungry = iter((False, False, True))
 
-    def short(self: Song, velocities: Any) -> None:
+    def short(self: Sample, velocities: Any) -> None:
         if next(hungry, False):
             raise torch.OutOfMemoryError("CUDA out of memory")
         advance(self, velocities)
 
-    monkeypatch.setattr(Song, "advance", short)
+    monkeypatch.setattr(Sample, "advance", short)
     after: list[Result] = stage.together(neighbours)
     for one, other in zip(after, before, strict=True):
         assert_same(one, other)

@@ -14,8 +14,8 @@ import pytest
 from pamqp.header import ContentHeader
 
 from acestep_consumer.broker import cancellations as module
-from acestep_consumer.broker.cancellations import Cancellations
-from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.cancellations import CancellationLog
+from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.errors import BrokerRefused
 from acestep_consumer.broker.topology import CONTROL, CONTROL_LOG
 from infra.local.rabbitmq import RabbitMQ
@@ -70,17 +70,17 @@ def with_properties(odd: bytes) -> Callable[[ContentHeader], bytes]:
 
 
 @asynccontextmanager
-async def following(url: str) -> AsyncIterator[tuple[Cancellations, Link]]:
+async def following(url: str) -> AsyncIterator[tuple[CancellationLog, BrokerConnection]]:
     """A worker's part that hears cancellations, started."""
-    async with Link(broker_settings(url), "control") as link:
-        known = Cancellations(link)
+    async with BrokerConnection(broker_settings(url), "control") as link:
+        known = CancellationLog(link)
         await asyncio.wait_for(known.start(), 20)
         yield known, link
         await known.stop()
 
 
 async def declare(url: str) -> None:
-    async with Link(broker_settings(url), "topology"):
+    async with BrokerConnection(broker_settings(url), "topology"):
         pass
 
 
@@ -128,8 +128,11 @@ async def test_a_cut_while_the_past_is_read_does_not_end_the_start(amqp_url: str
     await declare(amqp_url)
     async with Peer(amqp_url) as peer:
         await asyncio.gather(*(cancel(peer, f"t{number}", timestamp=NOW) for number in range(500)))
-    async with Proxy.for_url(amqp_url) as proxy, Link(broker_settings(proxy.url(amqp_url)), "control") as link:
-        known = Cancellations(link)
+    async with (
+        Proxy.for_url(amqp_url) as proxy,
+        BrokerConnection(broker_settings(proxy.url(amqp_url)), "control") as link,
+    ):
+        known = CancellationLog(link)
         proxy.drop_after(30_000)
         await asyncio.wait_for(known.start(), 20)
         assert proxy.accepted == 2
@@ -201,8 +204,11 @@ async def test_a_reading_that_does_not_end_is_begun_anew(amqp_url: str, monkeypa
     await declare(amqp_url)
     async with Peer(amqp_url) as peer:
         await cancel(peer, "t1", b"x" * 1_000_000, timestamp=NOW)
-    async with Proxy.for_url(amqp_url) as proxy, Link(broker_settings(proxy.url(amqp_url)), "control") as link:
-        known = Cancellations(link)
+    async with (
+        Proxy.for_url(amqp_url) as proxy,
+        BrokerConnection(broker_settings(proxy.url(amqp_url)), "control") as link,
+    ):
+        known = CancellationLog(link)
         proxy.slow(500_000)
         starting = asyncio.create_task(known.start())
         await eventually(lambda: proxy.accepted > 1)
@@ -214,7 +220,7 @@ async def test_a_reading_that_does_not_end_is_begun_anew(amqp_url: str, monkeypa
 
 
 async def test_the_link_tells_the_brokers_version(amqp_url: str, rabbitmq: RabbitMQ) -> None:
-    async with Link(broker_settings(amqp_url), "worker") as link:
+    async with BrokerConnection(broker_settings(amqp_url), "worker") as link:
         listed = await asyncio.to_thread(rabbitmq.ctl, "version")
         assert link.server_version
         assert link.server_version in listed

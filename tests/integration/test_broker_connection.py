@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from structlog.testing import capture_logs
 
-from acestep_consumer.broker.connection import Link
-from acestep_consumer.broker.errors import BrokerFault, BrokerRefused, LinkLost, mapped
+from acestep_consumer.broker.connection import BrokerConnection
+from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost, mapped
 from acestep_consumer.broker.topology import GENERATE
 from infra.local.ports import PortClaim
 from tests.support.broker import Peer, broker_settings
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
     from infra.local.rabbitmq import RabbitMQ
 
 
-async def break_channel(link: Link) -> None:
+async def break_channel(link: BrokerConnection) -> None:
     """Do what the broker closes a channel for: publish to an exchange that is not there."""
     channel = await link.channel()
-    with pytest.raises(BrokerFault), mapped():
+    with pytest.raises(BrokerError), mapped():
         await channel.basic_publish(b"", exchange="nowhere")
 
 
 async def test_a_wrong_password_is_an_error_at_once_that_does_not_repeat_it(amqp_url: str) -> None:
     url = amqp_url.replace("guest:guest@", "guest:sesame@")
     with capture_logs() as logs, pytest.raises(BrokerRefused, match="check the user and the password") as refused:
-        async with Link(broker_settings(url), "worker"):
+        async with BrokerConnection(broker_settings(url), "worker"):
             pass
     assert "sesame" not in f"{refused.value!r} {logs}"
 
 
 async def test_a_missing_virtual_host_is_an_error_at_once(amqp_url: str) -> None:
     with pytest.raises(BrokerRefused, match="does not open the virtual host"):
-        async with Link(broker_settings(f"{amqp_url}-gone"), "worker"):
+        async with BrokerConnection(broker_settings(f"{amqp_url}-gone"), "worker"):
             pass
 
 
@@ -51,7 +51,7 @@ async def test_a_worker_that_starts_before_its_broker_waits_and_says_so(amqp_url
     with capture_logs() as logs:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(start_late(proxy, logs))
-            async with Link(broker_settings(proxy.url(amqp_url)), "worker") as link:
+            async with BrokerConnection(broker_settings(proxy.url(amqp_url)), "worker") as link:
                 assert link.is_up
     claim.release()
     waiting = [entry for entry in logs if "wait_s" in entry]
@@ -70,7 +70,7 @@ async def start_late(proxy: Proxy, logs: list[EventDict]) -> None:
 
 
 async def test_the_broker_lists_the_connection_by_its_name(amqp_url: str, amqp_vhost: str, rabbitmq: RabbitMQ) -> None:
-    async with Link(broker_settings(amqp_url), "acestep-consumer w1 consume"):
+    async with BrokerConnection(broker_settings(amqp_url), "acestep-consumer w1 consume"):
         listed = await asyncio.to_thread(rabbitmq.ctl, "list_connections", "vhost", "client_properties")
     (line,) = (line for line in listed.splitlines() if amqp_vhost in line)
     assert "acestep-consumer w1 consume" in line
@@ -84,7 +84,10 @@ async def test_the_link_comes_back_after_a_cut_a_channel_error_and_an_operator(
     async def step(channel: Channel) -> None:
         channels.append(channel)
 
-    async with Proxy.for_url(amqp_url) as proxy, Link(broker_settings(proxy.url(amqp_url)), "worker") as link:
+    async with (
+        Proxy.for_url(amqp_url) as proxy,
+        BrokerConnection(broker_settings(proxy.url(amqp_url)), "worker") as link,
+    ):
         await link.attach(step)
 
         proxy.cut()
@@ -105,7 +108,7 @@ async def test_of_a_cluster_it_takes_the_node_that_answers_and_comes_back_to_ano
         one.refuse()
         nodes = [proxy.url(amqp_url) for proxy in (one, two, three)]
         with capture_logs() as logs:
-            async with Link(broker_settings(",".join(nodes)), "worker") as link:
+            async with BrokerConnection(broker_settings(",".join(nodes)), "worker") as link:
                 assert (two.open, three.open) == (1, 0)
                 two.refuse()
                 await eventually(lambda: link.is_up and three.open == 1)
@@ -117,7 +120,7 @@ async def test_of_a_cluster_it_takes_the_node_that_answers_and_comes_back_to_ano
 async def test_a_channel_on_which_publishes_are_refused_is_renewed_once_it_is_not_new(
     amqp_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with Link(broker_settings(amqp_url), "worker") as link:
+    async with BrokerConnection(broker_settings(amqp_url), "worker") as link:
         first = await link.channel()
         link.refused()
         assert await link.channel() is first
@@ -130,7 +133,7 @@ async def test_what_was_deleted_while_the_link_was_down_is_declared_again(amqp_u
     async with (
         Peer(amqp_url) as operator,
         Proxy.for_url(amqp_url) as proxy,
-        Link(broker_settings(proxy.url(amqp_url)), "worker") as link,
+        BrokerConnection(broker_settings(proxy.url(amqp_url)), "worker") as link,
     ):
         proxy.refuse()
         await eventually(lambda: not link.is_up)
@@ -143,7 +146,7 @@ async def test_what_was_deleted_while_the_link_was_down_is_declared_again(amqp_u
 async def test_a_peer_that_falls_silent_is_given_up_after_its_heartbeats(amqp_url: str) -> None:
     async with Proxy.for_url(amqp_url) as proxy:
         url = f"{proxy.url(amqp_url)}?heartbeat=1"
-        async with Link(broker_settings(url), "worker") as link:
+        async with BrokerConnection(broker_settings(url), "worker") as link:
             proxy.stall()
             await eventually(lambda: not link.is_up)
             proxy.heal()
@@ -153,7 +156,7 @@ async def test_a_peer_that_falls_silent_is_given_up_after_its_heartbeats(amqp_ur
 async def test_a_slow_connection_is_slow_and_not_lost(amqp_url: str) -> None:
     async with Proxy.for_url(amqp_url) as proxy:
         proxy.slow(20_000)
-        async with Link(broker_settings(proxy.url(amqp_url)), "worker") as link:
+        async with BrokerConnection(broker_settings(proxy.url(amqp_url)), "worker") as link:
             assert link.is_up
         assert proxy.accepted == 1
 
@@ -162,7 +165,7 @@ async def test_a_connection_that_dies_within_the_handshake_is_tried_again(amqp_u
     async with Proxy.for_url(amqp_url) as proxy:
         for dropped_after in (3, 100, 700, 1_500):
             proxy.drop_after(dropped_after)
-            async with Link(broker_settings(proxy.url(amqp_url)), "worker") as link:
+            async with BrokerConnection(broker_settings(proxy.url(amqp_url)), "worker") as link:
                 assert link.is_up
         assert proxy.accepted == 8
 
@@ -172,7 +175,7 @@ async def test_a_step_that_the_broker_refuses_is_an_error_and_leaves_the_link_us
         with mapped():
             await channel.queue_declare(GENERATE, durable=True, arguments={"x-max-length": 1})
 
-    async with Link(broker_settings(amqp_url), "worker") as link:
+    async with BrokerConnection(broker_settings(amqp_url), "worker") as link:
         with pytest.raises(BrokerRefused, match="other settings"):
             await link.attach(step)
         await link.channel()
@@ -186,8 +189,8 @@ async def test_a_step_that_loses_the_link_is_done_on_the_next(amqp_url: str) -> 
         nonlocal tries
         tries += 1
         if tries == 1:
-            raise LinkLost("once")
+            raise ConnectionLost("once")
 
-    async with Link(broker_settings(amqp_url), "worker") as link:
+    async with BrokerConnection(broker_settings(amqp_url), "worker") as link:
         await link.attach(step)
         await eventually(lambda: tries == 2 and link.is_up)

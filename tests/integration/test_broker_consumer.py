@@ -15,9 +15,9 @@ import pytest
 from pamqp.header import ContentHeader
 
 from acestep_consumer.broker import consumer as consumer_module
-from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.consumer import Consumer
-from acestep_consumer.broker.delivery import AlreadySettledError, Delivery
+from acestep_consumer.broker.delivery import AlreadySettledError, AmqpDelivery
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE
 from acestep_consumer.domain.errors import MalformedBody, Verdict
@@ -35,10 +35,10 @@ class Hands:
     """A handler that keeps deliveries in hand until the test lets go of them."""
 
     def __init__(self) -> None:
-        self.taken: list[Delivery] = []
+        self.taken: list[AmqpDelivery] = []
         self.go = asyncio.Event()
 
-    async def hold(self, delivery: Delivery) -> None:
+    async def hold(self, delivery: AmqpDelivery) -> None:
         self.taken.append(delivery)
         await self.go.wait()
         await delivery.settle(Verdict.ACK)
@@ -50,10 +50,10 @@ class Hands:
 
 @asynccontextmanager
 async def worker(
-    url: str, handle: Callable[[Delivery], Awaitable[None]], **values: Any
-) -> AsyncIterator[tuple[Consumer, Link]]:
+    url: str, handle: Callable[[AmqpDelivery], Awaitable[None]], **values: Any
+) -> AsyncIterator[tuple[Consumer, BrokerConnection]]:
     settings = broker_settings(url, **values)
-    async with Link(settings, "consume") as link, Link(settings, "publish") as out:
+    async with BrokerConnection(settings, "consume") as link, BrokerConnection(settings, "publish") as out:
         consumer = Consumer(link, settings, handle, Publisher(out, "w1"))
         await consumer.start()
         yield consumer, link
@@ -80,7 +80,7 @@ async def test_no_more_are_in_hand_than_there_are_workers(amqp_url: str) -> None
 async def test_a_message_that_goes_back_comes_again_and_says_so(amqp_url: str, queue_type: str) -> None:
     again: list[bool] = []
 
-    async def handle(delivery: Delivery) -> None:
+    async def handle(delivery: AmqpDelivery) -> None:
         again.append(delivery.redelivered)
         await delivery.settle(Verdict.REQUEUE if len(again) < 3 else Verdict.ACK)
 
@@ -111,7 +111,7 @@ async def test_a_delivery_tells_its_properties(amqp_url: str) -> None:
 async def test_a_delivery_is_settled_once(amqp_url: str) -> None:
     outcome: list[BaseException] = []
 
-    async def handle(delivery: Delivery) -> None:
+    async def handle(delivery: AmqpDelivery) -> None:
         await delivery.settle(Verdict.ACK)
         with pytest.raises(AlreadySettledError) as late:
             await delivery.settle(Verdict.REQUEUE)
@@ -127,7 +127,7 @@ async def test_a_delivery_is_settled_once(amqp_url: str) -> None:
 
 
 async def test_a_dead_letter_keeps_bytes_and_headers_and_tells_why(amqp_url: str) -> None:
-    async def handle(delivery: Delivery) -> None:
+    async def handle(delivery: AmqpDelivery) -> None:
         await delivery.settle(Verdict.DEAD_LETTER, MalformedBody("x" * 2_000))
 
     body = b"\xff\x00 not json"
@@ -170,7 +170,7 @@ async def test_a_handler_that_fails_or_forgets_to_settle_gives_its_message_back(
     monkeypatch.setattr(consumer_module, "RETURN_DELAY_S", 0.05)
     runs: Counter[bytes] = Counter()
 
-    async def handle(delivery: Delivery) -> None:
+    async def handle(delivery: AmqpDelivery) -> None:
         runs[delivery.body] += 1
         if runs[delivery.body] > 1:
             await delivery.settle(Verdict.ACK)
@@ -287,7 +287,7 @@ ODD_PROPERTIES = {
 async def test_odd_properties_neither_end_the_connection_nor_block_the_queue(
     amqp_url: str, odd: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def handle(delivery: Delivery) -> None:
+    async def handle(delivery: AmqpDelivery) -> None:
         await delivery.settle(Verdict.DEAD_LETTER, MalformedBody("odd"))
 
     async with Peer(amqp_url) as peer, worker(amqp_url, handle) as (_, link):
@@ -307,7 +307,7 @@ class Job:
         self._publisher = publisher
         self.acked: Counter[str] = Counter()
 
-    async def run(self, delivery: Delivery) -> None:
+    async def run(self, delivery: AmqpDelivery) -> None:
         task_id = delivery.message_id
         assert task_id is not None
         await asyncio.sleep(0.005)
@@ -319,7 +319,7 @@ class Job:
 async def run_under_faults(url: str, peer_url: str, jobs: int, fault: Callable[[Job], Awaitable[None]]) -> set[str]:
     """Run ``jobs`` messages to their end while ``fault`` strikes; return the task ids whose event was heard."""
     settings = broker_settings(url, queue_workers=8, queue_maxsize=1_000)
-    async with Link(settings, "consume") as link, Link(settings, "publish") as out:
+    async with BrokerConnection(settings, "consume") as link, BrokerConnection(settings, "publish") as out:
         job = Job(Publisher(out, "w1"))
         consumer = Consumer(link, settings, job.run, Publisher(out, "w1"))
         async with Peer(peer_url) as peer:
@@ -378,7 +378,11 @@ async def test_a_memory_alarm_delays_events_and_holds_up_no_ack(
 ) -> None:
     hands = Hands()
     settings = broker_settings(amqp_url, queue_workers=1)
-    async with Link(settings, "consume") as link, Link(settings, "publish") as out, Peer(amqp_url) as peer:
+    async with (
+        BrokerConnection(settings, "consume") as link,
+        BrokerConnection(settings, "publish") as out,
+        Peer(amqp_url) as peer,
+    ):
         publisher = Publisher(out, "w1")
         consumer = Consumer(link, settings, hands.hold, publisher)
         await peer.request(b"1")

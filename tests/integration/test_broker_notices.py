@@ -13,10 +13,10 @@ import pytest
 from pamqp.commands import Basic
 
 from acestep_consumer.broker import dead_letter_notices as module
-from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.dead_letter import CODE
-from acestep_consumer.broker.dead_letter_notices import Notice, Notices
-from acestep_consumer.broker.delivery import Reply
+from acestep_consumer.broker.dead_letter_notices import DeadLetterNotice, DeadLetterNotices
+from acestep_consumer.broker.delivery import AmqpReply
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE, NOTICES
 from acestep_consumer.domain.errors import RenderFailed
@@ -35,13 +35,13 @@ class Ear:
     """Hears notices; holds them in hand, or refuses them, while the test wants that."""
 
     def __init__(self, refusals: int = 0) -> None:
-        self.heard: list[Notice] = []
+        self.heard: list[DeadLetterNotice] = []
         self.calls = 0
         self.go = asyncio.Event()
         self.go.set()
         self._refusals = refusals
 
-    async def tell(self, notice: Notice) -> None:
+    async def tell(self, notice: DeadLetterNotice) -> None:
         self.calls += 1
         await self.go.wait()
         if self.calls <= self._refusals:
@@ -54,11 +54,11 @@ class Ear:
 
 
 @asynccontextmanager
-async def telling(url: str, ear: Ear, **values: Any) -> AsyncIterator[Link]:
+async def telling(url: str, ear: Ear, **values: Any) -> AsyncIterator[BrokerConnection]:
     """A worker's part that hears notices, started."""
     settings = broker_settings(url, **values)
-    async with Link(settings, "control") as link:
-        notices = Notices(link, settings, ear.tell)
+    async with BrokerConnection(settings, "control") as link:
+        notices = DeadLetterNotices(link, settings, ear.tell)
         await notices.start()
         yield link
         await notices.stop()
@@ -95,17 +95,17 @@ async def test_a_request_that_expires_in_the_queue_is_told_with_all_that_its_eve
         await eventually(lambda: len(ear.heard) == 2)
         full, bare = sorted(ear.heard, key=lambda notice: notice.body, reverse=True)
         assert (full.body, full.message_id, full.sent, full.reason) == (b"late", "m1", NOW, "expired")
-        assert full.reply == Reply("r1", "c1")
+        assert full.reply == AmqpReply("r1", "c1")
         assert full.at is not None
         assert abs((full.at - datetime.now(UTC)).total_seconds()) < 300
-        assert (bare.body, bare.sent, bare.reply) == (b"bare", None, Reply(None, None))
+        assert (bare.body, bare.sent, bare.reply) == (b"bare", None, AmqpReply(None, None))
         assert await peer.ready(DEAD_LETTER) == 2
     assert await unsettled(amqp_url) == 0
 
 
 @KINDS
 async def test_what_expired_without_any_worker_is_told_by_the_next_one(amqp_url: str, queue_type: str) -> None:
-    async with Link(broker_settings(amqp_url, queue_type=queue_type), "topology"), Peer(amqp_url) as peer:
+    async with BrokerConnection(broker_settings(amqp_url, queue_type=queue_type), "topology"), Peer(amqp_url) as peer:
         for number in range(20):
             await expire(peer, b"%d" % number)
         await is_dead(amqp_url, 20)

@@ -7,8 +7,8 @@ import aio_pika
 import pytest
 
 from acestep_consumer.broker import status_requests as module
-from acestep_consumer.broker.connection import Link
-from acestep_consumer.broker.status_requests import RollCall
+from acestep_consumer.broker.connection import BrokerConnection
+from acestep_consumer.broker.status_requests import StatusRequests
 from acestep_consumer.broker.topology import CONTROL
 from tests.support.broker import Peer, broker_settings
 from tests.support.waiting import eventually
@@ -22,13 +22,13 @@ async def ask(peer: Peer, reply_to: str | None = None) -> None:
 async def test_every_worker_that_listens_announces_itself(amqp_url: str) -> None:
     heard: list[str] = []
 
-    def announcing(name: str) -> RollCall:
+    def announcing(name: str) -> StatusRequests:
         async def announce() -> None:
             heard.append(name)
 
-        return RollCall(link, announce)
+        return StatusRequests(link, announce)
 
-    async with Link(broker_settings(amqp_url), "control") as link, Peer(amqp_url) as peer:
+    async with BrokerConnection(broker_settings(amqp_url), "control") as link, Peer(amqp_url) as peer:
         for name in ("one", "two"):
             await announcing(name).start()
         await ask(peer, reply_to="amq.rabbitmq.reply-to.nonsense")
@@ -42,8 +42,8 @@ async def test_a_crowd_of_questions_gets_one_answer_a_while(amqp_url: str, monke
     async def announce() -> None:
         heard.append("here")
 
-    async with Link(broker_settings(amqp_url), "control") as link, Peer(amqp_url) as peer:
-        roll_call = RollCall(link, announce)
+    async with BrokerConnection(broker_settings(amqp_url), "control") as link, Peer(amqp_url) as peer:
+        roll_call = StatusRequests(link, announce)
         await roll_call.start()
         await ask(peer)
         await eventually(lambda: heard)
@@ -58,8 +58,8 @@ async def test_it_is_asked_again_on_the_next_connection(amqp_url: str) -> None:
     async def announce() -> None:
         heard.append("here")
 
-    async with Link(broker_settings(amqp_url), "control") as link, Peer(amqp_url) as peer:
-        await RollCall(link, announce).start()
+    async with BrokerConnection(broker_settings(amqp_url), "control") as link, Peer(amqp_url) as peer:
+        await StatusRequests(link, announce).start()
         link.renew("the test says so")
         await link.channel()
         await ask(peer)

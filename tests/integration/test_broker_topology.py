@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 from aio_pika.exceptions import DeliveryError
 
-from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.errors import BrokerRefused
 from acestep_consumer.broker.topology import GENERATE, topology
 from tests.support.broker import Peer, broker_settings
@@ -43,7 +43,7 @@ async def test_declaring_twice_leaves_exactly_the_topology(
     amqp_url: str, amqp_vhost: str, management: ManagementApi, queue_type: str
 ) -> None:
     settings = broker_settings(amqp_url, queue_type=queue_type, queue_maxsize=7)
-    async with Link(settings, "first"), Link(settings, "second"):
+    async with BrokerConnection(settings, "first"), BrokerConnection(settings, "second"):
         pass
     found = await asyncio.to_thread(standing, management, amqp_vhost)
     assert found == wanted(amqp_vhost, queue_type=queue_type, queue_maxsize=7)
@@ -60,12 +60,12 @@ async def test_a_worker_starts_on_imported_definitions(
     }
     path = f"/api/definitions/{quote(amqp_vhost, safe='')}"
     await asyncio.to_thread(management.call, "POST", path, definitions)
-    async with Link(settings, "worker") as link:
+    async with BrokerConnection(settings, "worker") as link:
         assert link.is_up
 
 
 async def test_a_full_classic_queue_refuses_exactly_what_is_over_the_limit(amqp_url: str) -> None:
-    async with Link(broker_settings(amqp_url, queue_maxsize=20), "worker"), Peer(amqp_url) as producer:
+    async with BrokerConnection(broker_settings(amqp_url, queue_maxsize=20), "worker"), Peer(amqp_url) as producer:
         sent = await asyncio.gather(*(producer.request(b"{}") for _ in range(50)), return_exceptions=True)
         refused = [outcome for outcome in sent if outcome is not None]
         assert len(refused) == 30
@@ -76,8 +76,8 @@ async def test_a_full_classic_queue_refuses_exactly_what_is_over_the_limit(amqp_
 
 
 async def test_a_queue_with_another_limit_is_an_error_that_names_the_setting(amqp_url: str) -> None:
-    async with Link(broker_settings(amqp_url, queue_maxsize=20), "worker"):
+    async with BrokerConnection(broker_settings(amqp_url, queue_maxsize=20), "worker"):
         pass
     with pytest.raises(BrokerRefused, match="ACESTEP_QUEUE_MAXSIZE"):
-        async with Link(broker_settings(amqp_url, queue_maxsize=21), "worker"):
+        async with BrokerConnection(broker_settings(amqp_url, queue_maxsize=21), "worker"):
             pass

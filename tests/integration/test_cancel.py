@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from acestep_consumer.broker.cancellations import Cancellations
-from acestep_consumer.broker.connection import Link
-from acestep_consumer.broker.delivery import Reply
+from acestep_consumer.broker.cancellations import CancellationLog
+from acestep_consumer.broker.connection import BrokerConnection
+from acestep_consumer.broker.delivery import AmqpReply
 from acestep_consumer.broker.publisher import Publisher
 from acestep_schemas.events import ErrorCode, ErrorReport, TerminalEvent, Unfinished, parse_event, unfinished_event
 from tests.support.broker import broker_settings, failed_event
@@ -45,16 +45,19 @@ def cancelled_event(task_id: str) -> TerminalEvent:
 
 
 @asynccontextmanager
-async def worker(url: str, ends: dict[str, Callable[[str], TerminalEvent]]) -> AsyncIterator[Cancellations]:
+async def worker(url: str, ends: dict[str, Callable[[str], TerminalEvent]]) -> AsyncIterator[CancellationLog]:
     """The broker's side of a worker, which ends each task as ``ends`` says once it is to be cancelled."""
-    async with Link(broker_settings(url), "control") as link, Link(broker_settings(url), "publish") as out:
-        known = Cancellations(link)
+    async with (
+        BrokerConnection(broker_settings(url), "control") as link,
+        BrokerConnection(broker_settings(url), "publish") as out,
+    ):
+        known = CancellationLog(link)
         await known.start()
         publisher = Publisher(out, "w1")
 
         async def obey(task_id: str) -> None:
             await known.wait(task_id, None)
-            await publisher.publish(ends[task_id](task_id), Reply(None, None))
+            await publisher.publish(ends[task_id](task_id), AmqpReply(None, None))
 
         async with asyncio.TaskGroup() as tasks:
             working = [tasks.create_task(obey(task_id)) for task_id in ends]
@@ -107,7 +110,7 @@ async def test_ctrl_c_leaves_with_130_and_the_cancellation_stays(amqp_url: str) 
 
 
 async def test_without_workers_the_next_one_knows(amqp_url: str) -> None:
-    async with Link(broker_settings(amqp_url), "topology"):
+    async with BrokerConnection(broker_settings(amqp_url), "topology"):
         pass
     assert (await cancel(amqp_url, "t1")).returncode == 0
     async with worker(amqp_url, {}) as known:

@@ -10,7 +10,7 @@ from typing import Any
 import aio_pika
 import pytest
 
-from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.topology import CONTROL, EVENTS, GENERATE
 from acestep_consumer.client import Client, ClientError, InvalidTaskId, NoQueue, NotEndedYet, QueueFull, Unreachable
 from acestep_schemas import examples
@@ -49,7 +49,7 @@ def completed(task_id: str, **changes: Any) -> JobCompleted:
 @pytest.fixture
 async def declared(amqp_url: str) -> str:
     """A virtual host with everything that a worker declares, room for two requests, and no worker."""
-    async with Link(broker_settings(amqp_url, queue_maxsize=TWO), "test"):
+    async with BrokerConnection(broker_settings(amqp_url, queue_maxsize=TWO), "test"):
         return amqp_url
 
 

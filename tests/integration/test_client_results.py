@@ -139,7 +139,7 @@ async def test_a_running_job_can_be_cancelled_by_another_client(client: Client, 
 
 
 def test_the_same_without_async(tmp_path: Path) -> None:
-    with sync.Client() as client:
+    with sync.SyncClient() as client:
         job = client.start({**SONG, "prompt": "x"})
         states = [str(event.state) for event in job.events()]
         assert (states[0], states[-1]) == ("started", "completed")
@@ -154,12 +154,12 @@ def test_the_same_without_async(tmp_path: Path) -> None:
 
 
 async def test_without_async_also_where_a_loop_runs_as_in_a_notebook() -> None:
-    with sync.Client() as client:
+    with sync.SyncClient() as client:
         assert client.start({**SONG, "prompt": "x"}).wait(WITHIN_S).data.status == "succeeded"
 
 
 def test_leaving_a_stream_without_async_ends_the_subscription() -> None:
-    with sync.Client() as client:
+    with sync.SyncClient() as client:
         client.start({**SONG, "prompt": "x"})
         seen = threading.Event()
 
@@ -178,7 +178,7 @@ def test_leaving_a_stream_without_async_ends_the_subscription() -> None:
 
 
 def test_a_cancel_and_a_wait_that_is_too_short_without_async(tmp_path: Path) -> None:
-    with sync.Client() as client:
+    with sync.SyncClient() as client:
         job = client.start({**SONG, "prompt": f"until={tmp_path / 'never'}"})
         with pytest.raises(sync.NotEndedYet):
             job.wait(0.05)

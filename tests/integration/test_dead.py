@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from pamqp.commands import Basic
 
-from acestep_consumer.broker.connection import Link
-from acestep_consumer.broker.dead_letter_queue import DeadLetter, DeadQueue
+from acestep_consumer.broker.connection import BrokerConnection
+from acestep_consumer.broker.dead_letter_queue import DeadLetter, DeadLetterQueue
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE
-from acestep_consumer.commands.dead.view import Row
+from acestep_consumer.commands.dead.view import DeadLetterRow
 from acestep_consumer.domain.errors import ConsumerError, MalformedBody, RenderFailed
 from tests.support.broker import Peer, broker_settings, until
 from tests.support.command import run_command
@@ -54,7 +54,7 @@ async def bury(
     url: str, *task_ids: str, error: ConsumerError | None = None, headers: dict[str, Any] | None = None, **values: Any
 ) -> None:
     """Let a worker give up a request of each id, in this order."""
-    async with Link(broker_settings(url, **values), "worker") as link:
+    async with BrokerConnection(broker_settings(url, **values), "worker") as link:
         for task_id in task_ids:
             properties = Basic.Properties(
                 message_id=task_id, headers=headers, correlation_id="c1", priority=7, content_type="application/json"
@@ -107,7 +107,7 @@ async def test_a_letter_is_one_line_where_the_output_goes_to_a_program(amqp_url:
 
 
 async def test_what_expired_in_the_queue_is_listed_as_that(amqp_url: str, dead: Dead) -> None:
-    async with Link(broker_settings(amqp_url), "worker"), Peer(amqp_url) as producer:
+    async with BrokerConnection(broker_settings(amqp_url), "worker"), Peer(amqp_url) as producer:
         await producer.request(body("late"), message_id="late", expiration=0.01)
 
         async def expired() -> bool:
@@ -156,7 +156,7 @@ async def test_a_requeued_letter_is_the_request_as_it_came(amqp_url: str, dead: 
 async def test_what_the_broker_gave_up_comes_back_without_the_brokers_notes_and_does_not_expire_again(
     amqp_url: str, dead: Dead
 ) -> None:
-    async with Link(broker_settings(amqp_url), "worker"), Peer(amqp_url) as peer:
+    async with BrokerConnection(broker_settings(amqp_url), "worker"), Peer(amqp_url) as peer:
         await peer.request(body("late"), message_id="late", expiration=0.01, headers={"mine": "1"})
         await peer.look(DEAD_LETTER)
     assert (await dead("requeue", "--all")).returncode == 0
@@ -180,16 +180,16 @@ async def test_who_dies_between_the_confirm_and_the_ack_leaves_a_copy_and_loses_
     class Killed(BaseException):
         pass
 
-    async def die(_self: DeadQueue, _letter: DeadLetter) -> None:
+    async def die(_self: DeadLetterQueue, _letter: DeadLetter) -> None:
         raise Killed
 
     await bury(amqp_url, "t1", "t2")
-    monkeypatch.setattr(DeadQueue, "remove", die)
+    monkeypatch.setattr(DeadLetterQueue, "remove", die)
     with pytest.raises(Killed):
-        async with DeadQueue(broker_settings(amqp_url)) as queue:
+        async with DeadLetterQueue(broker_settings(amqp_url)) as queue:
             await queue.revive(await anext(queue.letters()))
-    async with DeadQueue(broker_settings(amqp_url)) as queue:
-        assert [Row.of(letter).task_id async for letter in queue.letters()] == ["t1", "t2"]
+    async with DeadLetterQueue(broker_settings(amqp_url)) as queue:
+        assert [DeadLetterRow.of(letter).task_id async for letter in queue.letters()] == ["t1", "t2"]
     async with Peer(amqp_url) as worker:
         assert (await worker.take(GENERATE)).message_id == "t1"
 
@@ -198,7 +198,7 @@ async def test_letters_that_come_during_a_requeue_wait_for_the_next_one(amqp_url
     """Else a request that fails at once would be requeued for ever."""
     await bury(amqp_url, "t1", "t2")
     seen = []
-    async with DeadQueue(broker_settings(amqp_url)) as queue:
+    async with DeadLetterQueue(broker_settings(amqp_url)) as queue:
         async for letter in queue.letters():
             await queue.revive(letter)
             seen.append(letter.message_id)

@@ -14,7 +14,7 @@ import aio_pika
 import boto3
 import pytest
 
-from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.topology import GENERATE
 from acestep_consumer.commands.doctor.broker import look_at_broker, look_at_management
 from acestep_consumer.commands.doctor.machine import Machine, look_at_port
@@ -23,7 +23,7 @@ from acestep_consumer.commands.doctor.report import Finding
 from acestep_consumer.commands.doctor.storage import CHECKS, look_at_storage
 from acestep_consumer.commands.tier_names import tier_names
 from acestep_consumer.config.settings import Settings, WorkerSettings, load
-from acestep_consumer.observability.http import Health
+from acestep_consumer.observability.http import HealthServer
 from infra.local.rabbitmq import RabbitMQ
 from infra.local.s3 import SeaweedFS
 from infra.rabbitmq.users import User
@@ -61,7 +61,7 @@ def settings_of(environment: dict[str, str], **more: str) -> Settings:
 
 
 async def declare(settings: Settings) -> None:
-    async with Link(settings.broker, "test") as link:
+    async with BrokerConnection(settings.broker, "test") as link:
         for tier in tier_names(settings) or ():
             await link.stand(tier)
 
@@ -369,7 +369,7 @@ async def test_storage_where_nobody_listens_fails_within_its_patience() -> None:
 
 
 async def test_a_port_that_a_worker_has_is_a_warning() -> None:
-    async with Health({}, lambda _: (b"", "text/plain"), "127.0.0.1", 0) as worker:
+    async with HealthServer({}, lambda _: (b"", "text/plain"), "127.0.0.1", 0) as worker:
         found = await look_at_port(WorkerSettings(http_port=worker.port))
     assert found.level == "warn"
     assert "a worker has it" in found.said

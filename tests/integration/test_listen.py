@@ -16,12 +16,12 @@ import aiohttp
 import pytest
 from rich.console import Console
 
-from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.topology import tier_queue
-from acestep_consumer.commands.listen import _Glance
+from acestep_consumer.commands.listen import _QueuePoll
 from acestep_consumer.config.settings import Settings, load
 from acestep_consumer.policy.tiers import BUILT_IN
-from acestep_consumer.webui.job_board import Pulse
+from acestep_consumer.webui.job_board import QueueState
 from acestep_schemas import examples
 from infra.local.s3 import SeaweedFS
 from tests.support.broker import Peer
@@ -257,21 +257,21 @@ async def test_after_a_restart_earlier_songs_are_found_by_their_id(
 async def test_what_waits_for_larger_cards_counts_as_waiting_where_requests_are_sent_on(amqp_url: str) -> None:
     plain = load({"ACESTEP_AMQP_URL": amqp_url}, env_file=None)
     routed = load({"ACESTEP_AMQP_URL": amqp_url, "ACESTEP_ROUTE_BY_TIER": "true"}, env_file=None)
-    async with Link(plain.broker, "test") as link, Peer(amqp_url) as peer:
+    async with BrokerConnection(plain.broker, "test") as link, Peer(amqp_url) as peer:
         await peer.request(b"{}")
-        assert await looked(routed) == Pulse(
+        assert await looked(routed) == QueueState(
             broker=True, waiting=1, workers=0
         )  # no worker has declared the tiers' queues
         for tier in BUILT_IN.tiers:
             await link.stand(tier.name)
         for tier in (BUILT_IN.tiers[1], BUILT_IN.tiers[-1]):
             await peer.channel.default_exchange.publish(aio_pika.Message(b"{}"), tier_queue(tier.name), timeout=10)
-        assert await looked(routed) == Pulse(broker=True, waiting=3, workers=0)
-        assert await looked(plain) == Pulse(broker=True, waiting=1, workers=0)
+        assert await looked(routed) == QueueState(broker=True, waiting=3, workers=0)
+        assert await looked(plain) == QueueState(broker=True, waiting=1, workers=0)
 
 
-async def looked(settings: Settings) -> Pulse:
-    glance = _Glance(settings, Console(file=io.StringIO()))
+async def looked(settings: Settings) -> QueueState:
+    glance = _QueuePoll(settings, Console(file=io.StringIO()))
     try:
         return await glance()
     finally:

@@ -14,7 +14,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 from diffusers.models.transformers.ace_step_transformer import AceStepTransformer1DModel
 
 from acestep_consumer.domain.errors import InputUnreadable, RenderFailed
-from acestep_consumer.engine.renderer.lora import Lora, LoraShelf
+from acestep_consumer.engine.renderer.lora import AdaptedModelCache, Lora
 from acestep_consumer.engine.testing import tiny_checkpoint
 from tests.support.loras import (
     LAYERS,
@@ -93,24 +93,24 @@ class TestMerged:
         self, dit: Any, tiny_checkpoints: Path, tmp_path: Path, key: Callable[[str, str], str], scale: float
     ) -> None:
         path = write_lora(tmp_path / "jazz.safetensors", random_lora(key=key))
-        merged = sing(LoraShelf().adapted(dit, Lora.at(path, scale)))
+        merged = sing(AdaptedModelCache().adapted(dit, Lora.at(path, scale)))
         torch.testing.assert_close(merged, beside(tiny_checkpoints, path, scale), atol=1e-5, rtol=0)
         assert torch.equal(merged, sing(dit)) is (scale == 0)
 
     def test_the_scale_that_peft_writes_beside_counts(self, dit: Any, tiny_checkpoints: Path, tmp_path: Path) -> None:
         path = write_peft_lora(tmp_path, alpha=3 * RANK)
         plain = write_lora(tmp_path / "plain.safetensors", random_lora(key=peft_key))
-        merged = sing(LoraShelf().adapted(dit, Lora.at(path, 0.5)))
+        merged = sing(AdaptedModelCache().adapted(dit, Lora.at(path, 0.5)))
         torch.testing.assert_close(merged, beside(tiny_checkpoints, plain, 1.5), atol=1e-5, rtol=0)
 
     def test_the_scale_in_diffusers_header_counts(self, dit: Any, tiny_checkpoints: Path, tmp_path: Path) -> None:
         config = {"transformer.r": RANK, "transformer.lora_alpha": 2, "transformer.target_modules": list(LAYERS)}
         path = write_lora(tmp_path / "jazz.safetensors", lora_adapter_metadata=json.dumps(config))
-        merged = sing(LoraShelf().adapted(dit, Lora.at(path, 0.8)))
+        merged = sing(AdaptedModelCache().adapted(dit, Lora.at(path, 0.8)))
         torch.testing.assert_close(merged, beside(tiny_checkpoints, path, 0.8, config), atol=1e-5, rtol=0)
 
     def test_what_is_left_is_a_plain_model(self, dit: Any, tmp_path: Path) -> None:
-        adapted = LoraShelf().adapted(dit, Lora.at(write_lora(tmp_path / "jazz.safetensors"), 1))
+        adapted = AdaptedModelCache().adapted(dit, Lora.at(write_lora(tmp_path / "jazz.safetensors"), 1))
         assert type(adapted) is type(dit)
         assert [type(module) for module in adapted.modules()] == [type(module) for module in dit.modules()]
         assert list(adapted.state_dict()) == list(dit.state_dict())
@@ -119,7 +119,7 @@ class TestMerged:
 
     def test_only_what_the_lora_changes_takes_memory(self, dit: Any, tmp_path: Path) -> None:
         layer = "layers.1.cross_attn.to_v"
-        shelf = LoraShelf()
+        shelf = AdaptedModelCache()
         adapted = shelf.adapted(dit, Lora.at(write_lora(tmp_path / "jazz.safetensors", random_lora([layer])), 1))
         places = {name: weight.data_ptr() for name, weight in dit.state_dict().items()}
         moved = {name for name, weight in adapted.state_dict().items() if weight.data_ptr() != places[name]}
@@ -128,30 +128,30 @@ class TestMerged:
 
     def test_in_half_precision_the_sum_is_rounded_once(self, tiny_checkpoints: Path, tmp_path: Path) -> None:
         path = write_lora(tmp_path / "jazz.safetensors", random_lora(strength=0.03))
-        exact = LoraShelf().adapted(load(tiny_checkpoints).bfloat16().float(), Lora.at(path, 0.7))
-        adapted = LoraShelf().adapted(load(tiny_checkpoints).bfloat16(), Lora.at(path, 0.7))
+        exact = AdaptedModelCache().adapted(load(tiny_checkpoints).bfloat16().float(), Lora.at(path, 0.7))
+        adapted = AdaptedModelCache().adapted(load(tiny_checkpoints).bfloat16(), Lora.at(path, 0.7))
         for name, weight in adapted.state_dict().items():
             assert torch.equal(weight, exact.state_dict()[name].bfloat16()), name
 
     def test_a_caller_in_inference_mode_gets_weights_that_can_be_moved_later(self, dit: Any, tmp_path: Path) -> None:
         lora = Lora.at(write_lora(tmp_path / "jazz.safetensors"), 1)
         with torch.inference_mode():
-            adapted = LoraShelf().adapted(dit, lora)
+            adapted = AdaptedModelCache().adapted(dit, lora)
         assert not any(weight.is_inference() for weight in adapted.parameters())
 
     def test_moving_the_adapted_one_leaves_the_base_where_it_is(self, dit: Any, tmp_path: Path) -> None:
-        LoraShelf().adapted(dit, Lora.at(write_lora(tmp_path / "jazz.safetensors"), 1)).to("meta")
+        AdaptedModelCache().adapted(dit, Lora.at(write_lora(tmp_path / "jazz.safetensors"), 1)).to("meta")
         assert {weight.device.type for weight in dit.parameters()} == {"cpu"}
 
 
 def test_hooks_of_the_base_are_not_called_for_the_adapted_one(dit: Any, tmp_path: Path) -> None:
     """They move the base's weights, and would run the base in its stead."""
     lora = Lora.at(write_lora(tmp_path / "jazz.safetensors"), 1)
-    expected = sing(LoraShelf().adapted(dit, lora))
+    expected = sing(AdaptedModelCache().adapted(dit, lora))
     called = []
     dit.register_forward_pre_hook(lambda *_: called.append("hook"))
     add_hook_to_module(dit, ModelHook())
-    assert torch.equal(sing(LoraShelf().adapted(dit, lora)), expected)
+    assert torch.equal(sing(AdaptedModelCache().adapted(dit, lora)), expected)
     assert called == []
     assert not torch.equal(sing(dit), expected)
     assert called == ["hook"]
@@ -159,7 +159,7 @@ def test_hooks_of_the_base_are_not_called_for_the_adapted_one(dit: Any, tmp_path
 
 class TestShelf:
     def test_the_same_question_gets_the_same_object(self, dit: Any, tmp_path: Path) -> None:
-        shelf = LoraShelf()
+        shelf = AdaptedModelCache()
         first = write_lora(tmp_path / "1/jazz.safetensors")
         linked, copied = tmp_path / "linked.safetensors", write_lora(tmp_path / "2/copied.safetensors")
         os.link(first, linked)
@@ -171,7 +171,7 @@ class TestShelf:
     def test_other_content_another_scale_and_another_base_are_other_questions(
         self, dit: Any, tiny_checkpoints: Path, tmp_path: Path
     ) -> None:
-        shelf = LoraShelf(most=4)
+        shelf = AdaptedModelCache(most=4)
         path = write_lora(tmp_path / "jazz.safetensors")
         other = write_lora(tmp_path / "blues.safetensors", random_lora(seed=1))
         other_base = load(tiny_checkpoints)
@@ -195,7 +195,7 @@ class TestShelf:
     def test_the_least_recently_used_one_leaves(self, dit: Any, tmp_path: Path) -> None:
         path = write_lora(tmp_path / "jazz.safetensors")
         one, two, three = (Lora.at(path, scale) for scale in (1, 2, 3))
-        shelf = LoraShelf(most=2)
+        shelf = AdaptedModelCache(most=2)
         first, second = shelf.adapted(dit, one), shelf.adapted(dit, two)
         assert shelf.adapted(dit, one) is first
         shelf.adapted(dit, three)
@@ -203,7 +203,7 @@ class TestShelf:
         assert shelf.adapted(dit, two) is not second
 
     def test_it_can_be_emptied(self, dit: Any, tmp_path: Path) -> None:
-        shelf = LoraShelf()
+        shelf = AdaptedModelCache()
         lora = Lora.at(write_lora(tmp_path / "jazz.safetensors"), 1)
         adapted = shelf.adapted(dit, lora)
         shelf.clear()
@@ -211,7 +211,7 @@ class TestShelf:
         assert shelf.adapted(dit, lora) is not adapted
 
     def test_threads_that_ask_at_once_get_one_object(self, dit: Any, tmp_path: Path) -> None:
-        shelf = LoraShelf()
+        shelf = AdaptedModelCache()
         lora = Lora.at(write_lora(tmp_path / "jazz.safetensors"), 1)
         with ThreadPoolExecutor(4) as threads:
             adapted = list(threads.map(lambda _: shelf.adapted(dit, lora), range(8)))
@@ -219,7 +219,7 @@ class TestShelf:
 
     def test_a_shelf_for_none_is_a_mistake(self) -> None:
         with pytest.raises(ValueError, match="one adapted DiT at least"):
-            LoraShelf(most=0)
+            AdaptedModelCache(most=0)
 
 
 @pytest.mark.usefixtures("untouched")
@@ -228,7 +228,7 @@ class TestRefused:
         layer = "layers.0.self_attn.to_q"
         tensors = {diffusers_key(layer, "A"): torch.ones(RANK, 64), diffusers_key(layer, "B"): torch.ones(64, RANK)}
         with pytest.raises(RenderFailed) as caught:
-            LoraShelf().adapted(dit, Lora.at(write_lora(tmp_path / "jazz.safetensors", tensors), 1))
+            AdaptedModelCache().adapted(dit, Lora.at(write_lora(tmp_path / "jazz.safetensors", tensors), 1))
         assert str(caught.value) == (
             "the LoRA does not fit this model: layers.0.self_attn.to_q has weights of 32 x 32, and the LoRA's are "
             "64 x 64"
@@ -240,10 +240,10 @@ class TestRefused:
     def test_a_lora_for_layers_that_the_model_does_not_have(self, dit: Any, tmp_path: Path, layer: str) -> None:
         tensors = {diffusers_key(layer, "A"): torch.ones(RANK, 32), diffusers_key(layer, "B"): torch.ones(32, RANK)}
         with pytest.raises(RenderFailed, match=f"has no linear layer '{layer}'$"):
-            LoraShelf().adapted(dit, Lora.at(write_lora(tmp_path / "jazz.safetensors", tensors), 1))
+            AdaptedModelCache().adapted(dit, Lora.at(write_lora(tmp_path / "jazz.safetensors", tensors), 1))
 
     def test_a_bad_file_does_not_cost_the_one_on_the_shelf(self, dit: Any, tmp_path: Path) -> None:
-        shelf = LoraShelf()
+        shelf = AdaptedModelCache()
         good, bad = Lora.at(write_lora(tmp_path / "jazz.safetensors"), 1), tmp_path / "bad.safetensors"
         adapted = shelf.adapted(dit, good)
         bad.write_bytes(b"no weights")

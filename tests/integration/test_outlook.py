@@ -16,7 +16,7 @@ import pytest
 from aio_pika.abc import AbstractIncomingMessage
 from yarl import URL
 
-from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.topology import CONTROL, EVENTS, GENERATE
 from acestep_consumer.client import Client, sync
 from acestep_schemas.events import Worker, WorkerEvent
@@ -36,7 +36,7 @@ FACTOR = 3.0
 @pytest.fixture
 async def declared(amqp_url: str) -> str:
     """A virtual host with everything that a worker declares, and no worker."""
-    async with Link(broker_settings(amqp_url), "test"):
+    async with BrokerConnection(broker_settings(amqp_url), "test"):
         return amqp_url
 
 
@@ -255,7 +255,7 @@ async def test_the_client_without_async_says_the_same(declared: str) -> None:
     async with worker_that_says(declared, said(in_hand=0)):
 
         def ask() -> sync.Outlook:
-            with sync.Client(declared) as client:
+            with sync.SyncClient(declared) as client:
                 client.submit({"prompt": "x"})
                 return client.outlook(PATIENT_S)
 

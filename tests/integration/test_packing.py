@@ -10,22 +10,22 @@ import torch
 
 from acestep_consumer.domain.job import Plan, Sources
 from acestep_consumer.engine.messages import Render
-from acestep_consumer.engine.renderer.batch_request import Watch
-from acestep_consumer.engine.renderer.model_runner import Booth
+from acestep_consumer.engine.renderer.batch_request import RequestCallbacks
+from acestep_consumer.engine.renderer.model_runner import ModelRunner
 from acestep_consumer.engine.testing.tiny_checkpoint import BASE, TURBO
-from acestep_consumer.policy.memory_budget import Budget
+from acestep_consumer.policy.memory_budget import MemoryBudget
 from acestep_schemas.events import Metas
 from tests.support.loras import write_lora
 from tests.support.stage import CODES, Result, Stage, assert_same, open_booths, order_for, recording, watch_the_device
 
 
 @pytest.fixture(scope="module")
-def booths(tiny_checkpoints: Path) -> dict[str, Booth]:
+def booths(tiny_checkpoints: Path) -> dict[str, ModelRunner]:
     return open_booths(tiny_checkpoints)
 
 
 @pytest.fixture
-def stage(booths: dict[str, Booth], monkeypatch: pytest.MonkeyPatch) -> Stage:
+def stage(booths: dict[str, ModelRunner], monkeypatch: pytest.MonkeyPatch) -> Stage:
     made = Stage(booths)
     watch_the_device(made, monkeypatch)
     return made
@@ -120,7 +120,7 @@ def test_songs_from_a_moment_to_ten_minutes_share_a_pack(
     model: str, stage: Stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A voice of ten minutes is 7500 tokens, so that a pack has room for it once. Its sound would take a minute."""
-    monkeypatch.setattr(Booth, "sound", lambda self, songs, tiles: [torch.zeros(2, 1)] * len(songs))
+    monkeypatch.setattr(ModelRunner, "sound", lambda self, songs, tiles: [torch.zeros(2, 1)] * len(songs))
     longest, scale = (600, 1.0) if model == TURBO else (60, 3.0)
     orders = [
         order_for(
@@ -150,7 +150,7 @@ def test_a_song_that_joins_at_anothers_step_costs_neither_anything(
         if (order := next(coming, None)) is not None:
             late.append(stage.submit(order))
 
-    early = stage.result(stage.submit(first, Watch(progressed=joined)))
+    early = stage.result(stage.submit(first, RequestCallbacks(progressed=joined)))
     found = [early, *(stage.result(performance) for performance in late)]
     steps = [pack.steps for pack in stage.packs]
     assert steps == [(0,), (1, 0), (2, 1, 0), (3, 1, 0), (4, 1), (5,)]
@@ -196,10 +196,10 @@ def test_songs_with_different_loras_never_share_a_pack(stage: Stage, tmp_path: P
 
 @pytest.mark.parametrize("tokens", [1, 60])
 def test_no_pack_is_larger_than_allowed_unless_it_is_a_single_song(
-    tokens: int, booths: dict[str, Booth], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tokens: int, booths: dict[str, ModelRunner], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A voice of a second is 13 tokens. A guided song has two, until its interval ends."""
-    stage = Stage(booths, Budget(max_tokens=tokens))
+    stage = Stage(booths, MemoryBudget(max_tokens=tokens))
     watch_the_device(stage, monkeypatch)
     lengths = (1, 4, 0.4, 2, 1, 1, 3.3)
     fields: dict[str, Any] = {"model": BASE, "inference_steps": 3, "guidance_scale": 3.0, "cfg_interval_end": 0.6}

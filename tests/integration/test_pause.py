@@ -3,9 +3,9 @@
 
 import asyncio
 
-from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.consumer import Consumer
-from acestep_consumer.broker.delivery import Delivery
+from acestep_consumer.broker.delivery import AmqpDelivery
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.broker.topology import GENERATE
 from acestep_consumer.domain.errors import Verdict
@@ -17,11 +17,15 @@ async def test_consuming_goes_on_when_the_last_reason_is_gone(amqp_url: str) -> 
     settings = broker_settings(amqp_url, queue_workers=2)
     done: list[bytes] = []
 
-    async def handle(delivery: Delivery) -> None:
+    async def handle(delivery: AmqpDelivery) -> None:
         done.append(delivery.body)
         await delivery.settle(Verdict.ACK)
 
-    async with Link(settings, "consume") as link, Link(settings, "publish") as out, Peer(amqp_url) as peer:
+    async with (
+        BrokerConnection(settings, "consume") as link,
+        BrokerConnection(settings, "publish") as out,
+        Peer(amqp_url) as peer,
+    ):
         consumer = Consumer(link, settings, handle, Publisher(out, "w1"))
         await consumer.pause("disk")
         await consumer.start()

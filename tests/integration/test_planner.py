@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from acestep_consumer.domain.errors import PlanFailed
-from acestep_consumer.domain.job import Heard, Job, Plan, Request
+from acestep_consumer.domain.job import Job, Plan, Request, TokenizedSource
 from acestep_consumer.engine.adapters import PlannerSupervisor
 from acestep_consumer.engine.messages import ConfigurePlanner
 from acestep_consumer.engine.planner.metadata import Metadata
@@ -53,7 +53,7 @@ async def planner(tiny_checkpoints: Path) -> AsyncIterator[PlannerSupervisor]:
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def think(planner: PlannerSupervisor, heard: Heard | None = None, **fields: object) -> Plan:
+async def think(planner: PlannerSupervisor, heard: TokenizedSource | None = None, **fields: object) -> Plan:
     async with asyncio.timeout(120):
         return await planner.think(job(**fields), heard, lambda *_: None)
 
@@ -115,7 +115,7 @@ async def test_a_caption_may_be_rewritten_only_when_allowed(planner: PlannerSupe
 
 async def test_words_are_invented_rewritten_and_found_in_what_was_heard(planner: PlannerSupervisor) -> None:
     """Side by side, because the tiny model's lyrics never end: they are cut at what the DiT would read."""
-    heard = Heard(codes="".join(f"<|audio_code_{n}|>" for n in range(60)), source_s=12.2)
+    heard = TokenizedSource(codes="".join(f"<|audio_code_{n}|>" for n in range(60)), source_s=12.2)
     invented, rewritten, described = await asyncio.gather(
         think(planner, sample_query="a sea shanty", lyrics="", analysis_only=True, bpm=70),
         think(planner, use_format=True, analysis_only=True, key_scale="C major"),

@@ -18,15 +18,15 @@ from aiohttp import ClientSession
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from acestep_consumer.app import Worker
-from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.consumer import Consumer
-from acestep_consumer.broker.delivery import Delivery
+from acestep_consumer.broker.delivery import AmqpDelivery
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.broker.topology import GENERATE
 from acestep_consumer.client import Client
 from acestep_consumer.config.settings import load
 from acestep_consumer.domain.errors import Verdict
-from acestep_consumer.worker.prefetch_policy import Concurrency, Habits
+from acestep_consumer.worker.prefetch_policy import PrefetchPolicy, PrefetchTuning
 from acestep_schemas.events import JobCompleted, JobStarted, WorkerEvent
 from infra.local.ports import PortClaim
 from tests.support.broker import Peer, broker_settings, until
@@ -46,12 +46,12 @@ class Desk:
     """A handler that keeps deliveries in hand until the test has one finished."""
 
     def __init__(self) -> None:
-        self.open: list[tuple[Delivery, asyncio.Event]] = []
+        self.open: list[tuple[AmqpDelivery, asyncio.Event]] = []
         self.redelivered = 0
         self.done: Counter[bytes] = Counter()
         self.most = 0
 
-    async def hold(self, delivery: Delivery) -> None:
+    async def hold(self, delivery: AmqpDelivery) -> None:
         entry = (delivery, asyncio.Event())
         self.open.append(entry)
         self.most = max(self.most, len(self.open))
@@ -67,9 +67,9 @@ class Desk:
 
 
 @asynccontextmanager
-async def consuming(url: str, desk: Desk, **values: Any) -> AsyncIterator[tuple[Consumer, Link]]:
+async def consuming(url: str, desk: Desk, **values: Any) -> AsyncIterator[tuple[Consumer, BrokerConnection]]:
     settings = broker_settings(url, **values)
-    async with Link(settings, "consume") as link, Link(settings, "publish") as out:
+    async with BrokerConnection(settings, "consume") as link, BrokerConnection(settings, "publish") as out:
         consumer = Consumer(link, settings, desk.hold, Publisher(out, "w1"))
         await consumer.start()
         yield consumer, link
@@ -182,14 +182,18 @@ async def test_changes_under_load_lose_nothing_and_deliver_nothing_again(amqp_ur
     again: list[bool] = []
     done: Counter[bytes] = Counter()
 
-    async def handle(delivery: Delivery) -> None:
+    async def handle(delivery: AmqpDelivery) -> None:
         again.append(delivery.redelivered)
         await asyncio.sleep(chance.uniform(0.02, 0.2))
         await delivery.settle(Verdict.ACK)
         done[delivery.body] += 1
 
     settings = broker_settings(amqp_url, queue_workers=4, queue_type=queue_type, queue_maxsize=1_000)
-    async with Link(settings, "consume") as link, Link(settings, "publish") as out, Peer(amqp_url) as peer:
+    async with (
+        BrokerConnection(settings, "consume") as link,
+        BrokerConnection(settings, "publish") as out,
+        Peer(amqp_url) as peer,
+    ):
         for number in range(jobs):
             await peer.request(b"%d" % number, delivery_mode=2)
         consumer = Consumer(link, settings, handle, Publisher(out, "w1"))
@@ -235,9 +239,9 @@ def auto_environment(service_environment: dict[str, str], monkeypatch: pytest.Mo
     for name, value in service_environment.items():
         if name.startswith("AWS_"):
             monkeypatch.setenv(name, value)
-    habits = Habits(measure_s=0.4, jobs_each=4, least_jobs=8, rest_s=1, memory_s=60)
+    habits = PrefetchTuning(measure_s=0.4, jobs_each=4, least_jobs=8, rest_s=1, memory_s=60)
     monkeypatch.setattr("acestep_consumer.worker.prefetch_controller.INTERVAL_S", 0.04)
-    monkeypatch.setattr("acestep_consumer.worker.intake.Concurrency", partial(Concurrency, habits=habits))
+    monkeypatch.setattr("acestep_consumer.worker.intake.Concurrency", partial(PrefetchPolicy, habits=habits))
     claim = PortClaim(1)
     yield service_environment | {
         "ACESTEP_QUEUE_WORKERS": "auto",
@@ -305,7 +309,7 @@ async def test_auto_climbs_with_the_throughput_and_every_job_is_done_once(
     completed: Counter[str] = Counter()
     attempts: Counter[int] = Counter()
     told: list[int] = []
-    async with Link(settings.broker, "topology"), Peer(amqp_url) as peer, Client(amqp_url) as client:
+    async with BrokerConnection(settings.broker, "topology"), Peer(amqp_url) as peer, Client(amqp_url) as client:
         await fill_queue(peer, jobs)
         async with (
             asyncio.timeout(120),
@@ -346,7 +350,7 @@ async def test_auto_steps_back_when_the_renderer_tells_of_too_little_memory(
 
     engines.renderer.before = before
     told: list[int] = []
-    async with Link(settings.broker, "topology"), Peer(amqp_url) as peer, Client(amqp_url) as client:
+    async with BrokerConnection(settings.broker, "topology"), Peer(amqp_url) as peer, Client(amqp_url) as client:
         await fill_queue(peer, 300)
         async with (
             asyncio.timeout(60),

@@ -17,10 +17,10 @@ import pytest
 from aiormq.exceptions import ChannelAccessRefused
 from pydantic import SecretStr
 
-from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.consumer import Consumer
-from acestep_consumer.broker.dead_letter_queue import DeadQueue
-from acestep_consumer.broker.delivery import Reply
+from acestep_consumer.broker.dead_letter_queue import DeadLetterQueue
+from acestep_consumer.broker.delivery import AmqpReply
 from acestep_consumer.broker.errors import BrokerRefused
 from acestep_consumer.broker.management import Management
 from acestep_consumer.broker.publisher import Publisher
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from aio_pika.abc import AbstractChannel
 
-    from acestep_consumer.broker.delivery import Delivery
+    from acestep_consumer.broker.delivery import AmqpDelivery
     from infra.local.rabbitmq import RabbitMQ
     from tests.support.servers import ManagementApi
 
@@ -67,9 +67,9 @@ def urls(rabbitmq: RabbitMQ, management: ManagementApi, amqp_vhost: str, tmp_pat
 
 
 @pytest.fixture
-async def declared(urls: dict[str, str]) -> AsyncIterator[Link]:
+async def declared(urls: dict[str, str]) -> AsyncIterator[BrokerConnection]:
     """The worker's own link: its user declares the topology and measures the limit."""
-    async with Link(broker_settings(urls["worker"], queue_maxsize=5), "worker") as link:
+    async with BrokerConnection(broker_settings(urls["worker"], queue_maxsize=5), "worker") as link:
         yield link
 
 
@@ -167,12 +167,12 @@ def bind_foreign(queue: str, exchange: str) -> Act:
 
 class TestTheirParts:
     async def test_a_request_goes_from_producer_to_worker_and_back_as_reply_and_event(
-        self, declared: Link, urls: dict[str, str]
+        self, declared: BrokerConnection, urls: dict[str, str]
     ) -> None:
         publisher = Publisher(declared, "w1")
         settings = broker_settings(urls["worker"])
 
-        async def answer(delivery: Delivery) -> None:
+        async def answer(delivery: AmqpDelivery) -> None:
             await publisher.publish(failed_event("t1"), delivery.reply)
             await delivery.settle(Verdict.DEAD_LETTER)
 
@@ -189,11 +189,11 @@ class TestTheirParts:
             async with asyncio.timeout(20):
                 assert (await anext(events)).subject == "t1"
         await consumer.drain(5)
-        async with DeadQueue(broker_settings(urls["operator"])) as dead:
+        async with DeadLetterQueue(broker_settings(urls["operator"])) as dead:
             [letter] = [letter async for letter in dead.letters()]
             await dead.revive(letter)
 
-    async def test_direct_replies_work_too(self, declared: Link, urls: dict[str, str]) -> None:
+    async def test_direct_replies_work_too(self, declared: BrokerConnection, urls: dict[str, str]) -> None:
         async with channel_of(urls["producer"]) as channel:
             arrived: asyncio.Queue[Any] = asyncio.Queue()
             direct = await channel.get_queue("amq.rabbitmq.reply-to", ensure=False)
@@ -205,23 +205,25 @@ class TestTheirParts:
                 request = await (await worker.get_queue(GENERATE, ensure=False)).get()
                 assert request.reply_to
                 await Publisher(declared, "w1").publish(
-                    failed_event("t1"), Reply(reply_to=request.reply_to, correlation_id=None)
+                    failed_event("t1"), AmqpReply(reply_to=request.reply_to, correlation_id=None)
                 )
                 await request.ack()
             async with asyncio.timeout(20):
                 assert json.loads((await arrived.get()).body)["subject"] == "t1"
 
     async def test_a_program_with_two_roles_submits_listens_and_cancels(
-        self, declared: Link, urls: dict[str, str]
+        self, declared: BrokerConnection, urls: dict[str, str]
     ) -> None:
         async with Client(urls["app"]) as client, client.subscribe("job.#") as events:
             assert await client.submit({"task_id": "t2", "prompt": "jazz"}) == "t2"
             await client.cancel("t2")
-            await Publisher(declared, "w1").publish(failed_event("t2"), Reply(reply_to=None, correlation_id=None))
+            await Publisher(declared, "w1").publish(failed_event("t2"), AmqpReply(reply_to=None, correlation_id=None))
             async with asyncio.timeout(20):
                 assert (await anext(events)).subject == "t2"
 
-    async def test_a_worker_hears_cancellations_and_notices(self, declared: Link, urls: dict[str, str]) -> None:
+    async def test_a_worker_hears_cancellations_and_notices(
+        self, declared: BrokerConnection, urls: dict[str, str]
+    ) -> None:
         assert not await refused(urls["producer"], publish(CONTROL, "cancel.t3"))
         assert not await refused(urls["worker"], publish(CONTROL, "sync.mark"))
         assert not await refused(urls["worker"], consume(NOTICES))
@@ -234,7 +236,7 @@ class TestTheirParts:
                 assert (await heard.get()).routing_key == "cancel.t3"
 
     async def test_the_operator_alone_sets_the_limit(
-        self, declared: Link, urls: dict[str, str], rabbitmq: RabbitMQ
+        self, declared: BrokerConnection, urls: dict[str, str], rabbitmq: RabbitMQ
     ) -> None:
         def limits(role: str) -> Management:
             return Management(broker_settings(urls[role], management_url=SecretStr(rabbitmq.management_url)))
@@ -247,7 +249,9 @@ class TestTheirParts:
 
 
 class TestTheRest:
-    async def test_a_producer_cannot_do_the_others_parts(self, declared: Link, urls: dict[str, str]) -> None:
+    async def test_a_producer_cannot_do_the_others_parts(
+        self, declared: BrokerConnection, urls: dict[str, str]
+    ) -> None:
         attempts = {
             "take requests": take(GENERATE),
             "consume requests": consume(GENERATE),
@@ -269,7 +273,9 @@ class TestTheRest:
         }
         assert await allowed(urls["producer"], attempts) == []
 
-    async def test_a_subscriber_cannot_do_the_others_parts(self, declared: Link, urls: dict[str, str]) -> None:
+    async def test_a_subscriber_cannot_do_the_others_parts(
+        self, declared: BrokerConnection, urls: dict[str, str]
+    ) -> None:
         attempts = {
             "publish events": publish(EVENTS, "job.completed.t1"),
             "publish requests": publish(REQUESTS, "generate"),
@@ -285,7 +291,7 @@ class TestTheRest:
         }
         assert await allowed(urls["subscriber"], attempts) == []
 
-    async def test_a_worker_cannot_do_the_others_parts(self, declared: Link, urls: dict[str, str]) -> None:
+    async def test_a_worker_cannot_do_the_others_parts(self, declared: BrokerConnection, urls: dict[str, str]) -> None:
         attempts = {
             "publish requests": publish(REQUESTS, "generate"),
             "cancel": publish(CONTROL, "cancel.t1"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.client import Client
 from infra.local.s3 import REGION, SeaweedFS
 from tests.support.broker import broker_settings
@@ -63,7 +63,7 @@ def test_it_hears_progress_and_gets_its_song(
 async def test_it_says_that_the_queue_is_full(
     name: str, service_environment: dict[str, str], amqp_url: str, tmp_path: Path
 ) -> None:
-    async with Link(broker_settings(amqp_url, queue_maxsize=1), "test"), Client(amqp_url) as client:
+    async with BrokerConnection(broker_settings(amqp_url, queue_maxsize=1), "test"), Client(amqp_url) as client:
         await client.submit({"prompt": "first"})
         done = run_example(name, tmp_path, service_environment)
     assert done.returncode == 1

@@ -25,11 +25,11 @@ from acestep_consumer.audio.formats import FORMATS
 from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.errors import Cancelled, InputUnreadable, RenderFailed
 from acestep_consumer.domain.job import Job, Plan, Rendering, Sources
-from acestep_consumer.engine.messages import Listen, Render
+from acestep_consumer.engine.messages import Render, TokenizeAudio
 from acestep_consumer.engine.renderer import startup
 from acestep_consumer.engine.renderer.device import Offload
 from acestep_consumer.engine.renderer.quiet_imports import quietly
-from acestep_consumer.engine.renderer.render import Equipment, listen, render
+from acestep_consumer.engine.renderer.render import RenderResources, listen, render
 from acestep_consumer.engine.testing.tiny_checkpoint import write
 from acestep_schemas.events import LimitsReport, Metas, ModelChoice, PolicyReport
 from acestep_schemas.request import GenerationRequest
@@ -49,10 +49,10 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def equipment(checkpoints: Path) -> Equipment:
+def equipment(checkpoints: Path) -> RenderResources:
     """Both models."""
     settings = EngineSettings(checkpoint_dir=checkpoints, config_path2=BASE, device="cpu", pack_wait_ms=0)
-    return Equipment(startup.open_studio(settings).batcher)
+    return RenderResources(startup.open_studio(settings).batcher)
 
 
 @pytest.fixture(scope="module")
@@ -119,12 +119,12 @@ def ordered(
     )
 
 
-def made_by(equipment: Equipment, order: Render) -> list[Samples]:
+def made_by(equipment: RenderResources, order: Render) -> list[Samples]:
     order.folder.mkdir(exist_ok=True)
     return [samples_of(track.path) for track in rendered(equipment, order).tracks]
 
 
-def rendered(equipment: Equipment, order: Render) -> Rendering:
+def rendered(equipment: RenderResources, order: Render) -> Rendering:
     return render(equipment, order, lambda *_: None, lambda: False)
 
 
@@ -223,7 +223,7 @@ FROM_SOURCE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 @pytest.mark.parametrize("model", [TURBO, BASE])
 @pytest.mark.parametrize("case", TASKS)
 def test_a_song_equals_plain_diffusers(
-    case: str, model: str, equipment: Equipment, plain: dict[str, Any], tmp_path: Path
+    case: str, model: str, equipment: RenderResources, plain: dict[str, Any], tmp_path: Path
 ) -> None:
     fields, arguments = TASKS[case]
     (ours,) = made_by(equipment, ordered(tmp_path, model=model, **fields))
@@ -238,7 +238,7 @@ BY_MODEL = [(BASE, name) for name in FROM_SOURCE] + [
 
 @pytest.mark.parametrize("case", BY_MODEL, ids=" ".join)
 def test_a_song_from_source_audio_equals_plain_diffusers(
-    case: tuple[str, str], equipment: Equipment, plain: dict[str, Any], source: Path, tmp_path: Path
+    case: tuple[str, str], equipment: RenderResources, plain: dict[str, Any], source: Path, tmp_path: Path
 ) -> None:
     model, name = case
     fields, arguments = FROM_SOURCE[name]
@@ -248,7 +248,7 @@ def test_a_song_from_source_audio_equals_plain_diffusers(
 
 
 def test_reference_and_source_audio_together_equal_plain_diffusers(
-    equipment: Equipment, plain: dict[str, Any], source: Path, reference: Path, tmp_path: Path
+    equipment: RenderResources, plain: dict[str, Any], source: Path, reference: Path, tmp_path: Path
 ) -> None:
     sources = Sources(source=source, reference=reference)
     (ours,) = made_by(equipment, ordered(tmp_path, task_type="cover", sources=sources))
@@ -257,7 +257,7 @@ def test_reference_and_source_audio_together_equal_plain_diffusers(
 
 
 def test_guidance_and_its_interval_equal_plain_diffusers(
-    equipment: Equipment, plain: dict[str, Any], tmp_path: Path
+    equipment: RenderResources, plain: dict[str, Any], tmp_path: Path
 ) -> None:
     fields: dict[str, Any] = {
         "audio_duration": 1,
@@ -272,7 +272,7 @@ def test_guidance_and_its_interval_equal_plain_diffusers(
 
 @pytest.mark.parametrize("model", [TURBO, BASE])
 def test_sde_equals_plain_diffusers_after_the_same_seed(
-    model: str, equipment: Equipment, plain: dict[str, Any], tmp_path: Path
+    model: str, equipment: RenderResources, plain: dict[str, Any], tmp_path: Path
 ) -> None:
     """Without inputs all noise is one stream: the plain pipeline needs no generator at all."""
     (ours,) = made_by(equipment, ordered(tmp_path, model=model, audio_duration=1, infer_method="sde"))
@@ -281,7 +281,7 @@ def test_sde_equals_plain_diffusers_after_the_same_seed(
 
 
 def test_sde_with_source_audio_equals_plain_diffusers_with_the_songs_generator(
-    equipment: Equipment, plain: dict[str, Any], source: Path, tmp_path: Path
+    equipment: RenderResources, plain: dict[str, Any], source: Path, tmp_path: Path
 ) -> None:
     order = ordered(tmp_path, task_type="cover", infer_method="sde", sources=Sources(source=source))
     (ours,) = made_by(equipment, order)
@@ -293,7 +293,7 @@ def test_sde_with_source_audio_equals_plain_diffusers_with_the_songs_generator(
 
 @pytest.mark.parametrize("tiled", [True, False])
 def test_a_song_of_many_tiles_equals_plain_diffusers_without_tiles(
-    *, tiled: bool, equipment: Equipment, plain: dict[str, Any], tmp_path: Path
+    *, tiled: bool, equipment: RenderResources, plain: dict[str, Any], tmp_path: Path
 ) -> None:
     """Tiles are always used and never heard, whatever ``use_tiled_decode`` says."""
     (ours,) = made_by(equipment, ordered(tmp_path, audio_duration=37, inference_steps=1, use_tiled_decode=tiled))
@@ -303,7 +303,7 @@ def test_a_song_of_many_tiles_equals_plain_diffusers_without_tiles(
 @pytest.mark.parametrize("method", ["ode", "sde"])
 @pytest.mark.parametrize("task", ["text2music", "cover"])
 def test_a_song_in_a_batch_equals_the_song_alone(
-    task: str, method: str, equipment: Equipment, source: Path, tmp_path: Path
+    task: str, method: str, equipment: RenderResources, source: Path, tmp_path: Path
 ) -> None:
     fields: dict[str, Any] = {"task_type": task, "infer_method": method, "sources": Sources(source=source)}
     if task == "text2music":
@@ -315,7 +315,7 @@ def test_a_song_in_a_batch_equals_the_song_alone(
     assert not np.allclose(together[0], together[1], atol=1e-2)
 
 
-def test_a_batch_equals_a_plain_batch(equipment: Equipment, plain: dict[str, Any], tmp_path: Path) -> None:
+def test_a_batch_equals_a_plain_batch(equipment: RenderResources, plain: dict[str, Any], tmp_path: Path) -> None:
     """Songs with audio codes of their own, as the planner makes them."""
     codes = (CODES, CODES.replace("_6", "_7"))
     planned = Plan(metas=Metas(), audio_codes=codes)
@@ -334,7 +334,7 @@ def test_a_batch_equals_a_plain_batch(equipment: Equipment, plain: dict[str, Any
 
 @pytest.mark.parametrize("frames", [7, 14, 55])
 def test_a_length_that_plain_diffusers_miscounts_is_rendered(
-    frames: int, equipment: Equipment, plain: dict[str, Any], tmp_path: Path
+    frames: int, equipment: RenderResources, plain: dict[str, Any], tmp_path: Path
 ) -> None:
     """``frames / 25.0 * 25.0`` is a little more than ``frames`` for some counts, and diffusers rounds up."""
     duration = (frames - 0.5) / 25
@@ -346,13 +346,19 @@ def test_a_length_that_plain_diffusers_miscounts_is_rendered(
 
 @pytest.mark.parametrize("dit", [True, False])
 def test_an_offloaded_song_equals_one_with_everything_loaded(
-    *, dit: bool, checkpoints: Path, equipment: Equipment, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    *,
+    dit: bool,
+    checkpoints: Path,
+    equipment: RenderResources,
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The card is the CPU here: the modules' comings and goings are real, the distance is not."""
     monkeypatch.setattr(startup, "offload_for", lambda *_: Offload(models=True, dit=dit))
     settings = EngineSettings(checkpoint_dir=checkpoints, config_path2=BASE, device="cpu", pack_wait_ms=0)
     batcher = startup.open_studio(settings).batcher
-    offloading = Equipment(batcher)
+    offloading = RenderResources(batcher)
     for model, fields in ((BASE, FROM_SOURCE["cover blended"][0]), (TURBO, TASKS["codes"][0])):
         order = ordered(tmp_path, model=model, sources=Sources(source=source), **fields)
         assert all(map(same, made_by(offloading, order), made_by(equipment, order)))
@@ -371,7 +377,7 @@ def _after(calls: int) -> Callable[[], bool]:
     return lambda: next(answers)
 
 
-def test_progress_rises_to_the_end_of_each_stage(equipment: Equipment, tmp_path: Path) -> None:
+def test_progress_rises_to_the_end_of_each_stage(equipment: RenderResources, tmp_path: Path) -> None:
     """Two songs: each is encoded as soon as it is there, so that the stages meet; within a stage it only rises."""
     heard: dict[str, list[float]] = {"render": [], "encode": []}
     order = ordered(tmp_path, audio_duration=1, inference_steps=4, seeds=(1, 2))
@@ -381,7 +387,7 @@ def test_progress_rises_to_the_end_of_each_stage(equipment: Equipment, tmp_path:
 
 @pytest.mark.parametrize("steps_before", [0, 1, 3])
 def test_a_cancelled_song_stops_at_the_next_step_and_leaves_no_trace(
-    steps_before: int, equipment: Equipment, tmp_path: Path
+    steps_before: int, equipment: RenderResources, tmp_path: Path
 ) -> None:
     heard: list[float] = []
     order = ordered(tmp_path, audio_duration=1, infer_method="sde")
@@ -397,7 +403,7 @@ def test_a_cancelled_song_stops_at_the_next_step_and_leaves_no_trace(
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_format_comes_out_of_the_renderer(name: str, equipment: Equipment, tmp_path: Path) -> None:
+def test_every_format_comes_out_of_the_renderer(name: str, equipment: RenderResources, tmp_path: Path) -> None:
     made = rendered(equipment, ordered(tmp_path, audio_duration=1.2, audio_format=name, seeds=(3, 4)))
     assert [track.path.name for track in made.tracks] == [f"{index}{FORMATS[name].suffix}" for index in range(2)]
     assert [track.seed for track in made.tracks] == [3, 4]
@@ -410,12 +416,14 @@ def test_every_format_comes_out_of_the_renderer(name: str, equipment: Equipment,
     assert made.encode_s > 0
 
 
-def test_without_any_duration_a_song_has_a_minute(equipment: Equipment, tmp_path: Path) -> None:
+def test_without_any_duration_a_song_has_a_minute(equipment: RenderResources, tmp_path: Path) -> None:
     (track,) = rendered(equipment, ordered(tmp_path, inference_steps=1, use_tiled_decode=True)).tracks
     assert track.duration_s == 60
 
 
-def test_a_compressed_source_at_another_rate_is_covered(equipment: Equipment, source: Path, tmp_path: Path) -> None:
+def test_a_compressed_source_at_another_rate_is_covered(
+    equipment: RenderResources, source: Path, tmp_path: Path
+) -> None:
     samples = samples_of(source)[:, ::2]
     file = encode(np.ascontiguousarray(samples), tmp_path / "source", "mp3", RATE // 2).path
     order = ordered(tmp_path, task_type="cover", inference_steps=1, sources=Sources(source=file))
@@ -423,7 +431,7 @@ def test_a_compressed_source_at_another_rate_is_covered(equipment: Equipment, so
     assert track.duration_s == pytest.approx(2, abs=0.1)
 
 
-def test_warnings_name_what_was_not_done(equipment: Equipment, tmp_path: Path) -> None:
+def test_warnings_name_what_was_not_done(equipment: RenderResources, tmp_path: Path) -> None:
     order = ordered(tmp_path, audio_duration=1, inference_steps=1, use_adg=True, guidance_scale=3, prompt="long " * 99)
     made = rendered(equipment, order)
     assert [text.split(" ")[0] for text in made.warnings] == ["use_adg", "guidance_scale", "prompt"]
@@ -435,7 +443,7 @@ def test_warnings_name_what_was_not_done(equipment: Equipment, tmp_path: Path) -
     [(None, "the source audio is missing"), (b"no sound", "the source audio cannot be read as audio")],
 )
 def test_a_bad_input_is_named_and_the_renderer_goes_on(
-    content: bytes | None, said: str, equipment: Equipment, tmp_path: Path
+    content: bytes | None, said: str, equipment: RenderResources, tmp_path: Path
 ) -> None:
     file = tmp_path / "input"
     if content is not None:
@@ -445,17 +453,17 @@ def test_a_bad_input_is_named_and_the_renderer_goes_on(
     assert rendered(equipment, ordered(tmp_path, audio_duration=1)).tracks
 
 
-def test_an_input_over_the_time_limit_is_refused(equipment: Equipment, source: Path, tmp_path: Path) -> None:
+def test_an_input_over_the_time_limit_is_refused(equipment: RenderResources, source: Path, tmp_path: Path) -> None:
     order = ordered(tmp_path, task_type="cover", sources=Sources(source=source))
     with pytest.raises(InputUnreadable, match=r"longer than 1\.5 seconds"):
         render(replace(equipment, max_input_s=1.5), order, lambda *_: None, lambda: False)
 
 
 def test_listening_gives_the_codes_that_a_cover_of_the_same_audio_is_made_from(
-    equipment: Equipment, source: Path, tmp_path: Path
+    equipment: RenderResources, source: Path, tmp_path: Path
 ) -> None:
     from_audio = ordered(tmp_path, task_type="cover", sources=Sources(source=source), src_audio_path="s3://b/a.wav")
-    heard = listen(equipment, Listen(order=1, job=from_audio.job, sources=from_audio.sources), lambda: False)
+    heard = listen(equipment, TokenizeAudio(order=1, job=from_audio.job, sources=from_audio.sources), lambda: False)
     assert heard.source_s == 2
     assert heard.codes.count("<|audio_code_") == 10
     from_codes = ordered(tmp_path, task_type="cover", audio_code_string=heard.codes)
@@ -463,7 +471,7 @@ def test_listening_gives_the_codes_that_a_cover_of_the_same_audio_is_made_from(
     np.testing.assert_allclose(covered, again, atol=1e-4)
 
 
-def test_listening_without_audio_says_what_is_missing(equipment: Equipment, tmp_path: Path) -> None:
+def test_listening_without_audio_says_what_is_missing(equipment: RenderResources, tmp_path: Path) -> None:
     job = ordered(tmp_path, full_analysis_only=True).job
     with pytest.raises(RenderFailed, match="src_audio_path"):
-        listen(equipment, Listen(order=1, job=job, sources=Sources()), lambda: False)
+        listen(equipment, TokenizeAudio(order=1, job=job, sources=Sources()), lambda: False)

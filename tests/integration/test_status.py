@@ -16,9 +16,9 @@ import pytest
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from yarl import URL
 
-from acestep_consumer.broker.connection import Link
-from acestep_consumer.broker.errors import LinkLost
-from acestep_consumer.broker.inspection import Depth, Inspection
+from acestep_consumer.broker.connection import BrokerConnection
+from acestep_consumer.broker.errors import ConnectionLost
+from acestep_consumer.broker.inspection import BrokerInspection, QueueDepth
 from acestep_consumer.broker.management import Monitor
 from acestep_consumer.broker.topology import DEAD_LETTER, EVENTS, GENERATE, REQUESTS, tier_queue
 from acestep_consumer.client import Client
@@ -77,7 +77,7 @@ async def keep(message: AbstractIncomingMessage) -> None:
 
 
 async def declare(url: str) -> None:
-    async with Link(broker_settings(url), "test"):
+    async with BrokerConnection(broker_settings(url), "test"):
         pass
 
 
@@ -228,7 +228,7 @@ async def test_a_login_that_may_not_ask_the_workers_hears_events_all_the_same(
 
 
 async def test_what_was_sent_on_is_told_by_tier_with_a_warning_where_nobody_of_it_is_there(amqp_url: str) -> None:
-    async with Link(broker_settings(amqp_url), "test") as link:
+    async with BrokerConnection(broker_settings(amqp_url), "test") as link:
         for tier in ("tier6", "unlimited"):
             await link.stand(tier)
     async with consuming(amqp_url, "w1", 2) as channel:
@@ -316,8 +316,8 @@ async def test_a_user_who_sees_no_connections_still_gets_the_numbers(
 
 async def test_a_lost_connection_is_made_again(amqp_url: str, amqp_vhost: str, management: ManagementApi) -> None:
     await declare(amqp_url)
-    async with Inspection(broker_settings(amqp_url), "test") as inspection:
-        assert await inspection.depths([GENERATE]) == {GENERATE: Depth(0, 0)}
+    async with BrokerInspection(broker_settings(amqp_url), "test") as inspection:
+        assert await inspection.depths([GENERATE]) == {GENERATE: QueueDepth(0, 0)}
 
         async def closed() -> bool:
             return management.close_connections(amqp_vhost) > 0
@@ -326,8 +326,8 @@ async def test_a_lost_connection_is_made_again(amqp_url: str, amqp_vhost: str, m
 
         async def again() -> bool:
             try:
-                return await inspection.depths([GENERATE]) == {GENERATE: Depth(0, 0)}
-            except LinkLost:
+                return await inspection.depths([GENERATE]) == {GENERATE: QueueDepth(0, 0)}
+            except ConnectionLost:
                 return False
 
         await until(again, "it is connected again", WITHIN_S)

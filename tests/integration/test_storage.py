@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 from acestep_consumer.config.settings import StorageSettings
 from acestep_consumer.domain.errors import StorageUnavailable
-from acestep_consumer.domain.outcome import Kept
+from acestep_consumer.domain.outcome import TerminalRecord
 from acestep_consumer.storage.objects import PART_BYTES, Objects
 from acestep_consumer.storage.results import S3Store
 from acestep_consumer.storage.s3_client import S3Connection, S3Refused
@@ -130,7 +130,7 @@ class TestWhatLiesInTheBucket:
     async def test_the_manifest_is_the_completed_data_as_json(self, connect: Connect, shelf: Shelf) -> None:
         manifest = make_manifest(make_job(task_id="t1"))
         async with connect() as store:
-            await store.commit(Kept(manifest, "m1"))
+            await store.commit(TerminalRecord(manifest, "m1"))
 
         found = shelf.get("t1/manifest.json")
         assert found["Body"].read() == manifest.model_dump_json().encode()
@@ -155,7 +155,7 @@ class TestWhatLiesInTheBucket:
         async def work(store: S3Store, name: str) -> None:
             tracks = [make_track(tmp_path / f"{name}{index}.wav", name.encode() * 99, seed=index) for index in (1, 2)]
             stored = await store.put(job, make_rendering(*tracks))
-            await store.commit(Kept(make_manifest(job, stored, worker_id=name), name))
+            await store.commit(TerminalRecord(make_manifest(job, stored, worker_id=name), name))
 
         async with connect() as store:
             await asyncio.gather(*(work(store, f"worker-{number}") for number in range(6)))
@@ -265,7 +265,7 @@ class TestWhatMayPass:
     async def test_a_refusal_that_stays_is_not_asked_for_twice(self, connect: Connect, faulty: FaultyS3) -> None:
         async with connect(endpoint=faulty.endpoint) as store:
             with faulty.fault(lambda _: s3_error(403, "AccessDenied")), pytest.raises(S3Refused) as caught:
-                await store.commit(Kept(make_manifest(make_job(task_id="t1"))))
+                await store.commit(TerminalRecord(make_manifest(make_job(task_id="t1"))))
         assert str(caught.value).endswith("/t1/manifest.json: AccessDenied (these keys may not do that here)")
         assert len(faulty.requests) == 1
 
@@ -336,7 +336,7 @@ class TestLostAnswers:
         manifest = make_manifest(make_job())
         faulty.lose_answer_once(_is_put)
         async with connect(endpoint=faulty.endpoint) as store:
-            assert (await store.commit(Kept(manifest, "m1"))).ending == manifest
+            assert (await store.commit(TerminalRecord(manifest, "m1"))).ending == manifest
 
 
 class TestStoresWithoutConditionalWrites:
@@ -345,8 +345,8 @@ class TestStoresWithoutConditionalWrites:
         refuse = faulty.fault(lambda r: s3_error(501, "NotImplemented") if "If-None-Match" in r.headers else None)
         async with connect(endpoint=faulty.endpoint) as store:
             with refuse, capture_logs() as logs:
-                first = await store.commit(Kept(make_manifest(job, worker_id="first"), "first"))
-                second = await store.commit(Kept(make_manifest(job, worker_id="second"), "second"))
+                first = await store.commit(TerminalRecord(make_manifest(job, worker_id="first"), "first"))
+                second = await store.commit(TerminalRecord(make_manifest(job, worker_id="second"), "second"))
         assert first == second
         assert [entry["event"] for entry in logs] == ["storage.no_conditional_writes"]
 
@@ -356,8 +356,8 @@ class TestStoresWithoutConditionalWrites:
         async with connect(endpoint=faulty.endpoint) as store:
             with capture_logs() as logs:
                 await store.check()
-            first = await store.commit(Kept(make_manifest(job, worker_id="first"), "first"))
-            second = await store.commit(Kept(make_manifest(job, worker_id="second"), "second"))
+            first = await store.commit(TerminalRecord(make_manifest(job, worker_id="first"), "first"))
+            second = await store.commit(TerminalRecord(make_manifest(job, worker_id="second"), "second"))
         assert first == second
         assert [entry["event"] for entry in logs] == ["storage.no_conditional_writes"]
 

@@ -15,9 +15,9 @@ import aio_pika
 import pytest
 
 from acestep_consumer.broker import connection
-from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.consumer import Consumer
-from acestep_consumer.broker.delivery import Delivery
+from acestep_consumer.broker.delivery import AmqpDelivery
 from acestep_consumer.broker.errors import BrokerRefused
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.broker.tier_queues import TierQueues
@@ -42,13 +42,13 @@ class Card:
     """A worker's way in, and a handler that keeps deliveries in hand until the test lets go of them."""
 
     def __init__(self) -> None:
-        self.taken: list[Delivery] = []
+        self.taken: list[AmqpDelivery] = []
         self.most = 0
         self.go = asyncio.Event()
         self.in_hand = 0
         self.calls = 0
 
-    async def hold(self, delivery: Delivery) -> None:
+    async def hold(self, delivery: AmqpDelivery) -> None:
         self.taken.append(delivery)
         self.in_hand += 1
         self.most = max(self.most, self.in_hand)
@@ -72,9 +72,9 @@ async def worker(url: str, card: Card, own: str, **values: Any) -> AsyncIterator
     orphaned_s, control_url = values.pop("orphaned_s", 60.0), values.pop("control_url", url)
     settings = broker_settings(url, **values)
     async with (
-        Link(settings, "consume") as link,
-        Link(settings, "publish") as out,
-        Link(broker_settings(control_url, **values), "control") as control,
+        BrokerConnection(settings, "consume") as link,
+        BrokerConnection(settings, "publish") as out,
+        BrokerConnection(broker_settings(control_url, **values), "control") as control,
     ):
         publisher = Publisher(out, own)
 
@@ -152,7 +152,7 @@ async def test_to_find_nobody_or_a_full_queue_is_no_fault_and_costs_no_connectio
 ) -> None:
     monkeypatch.setattr(connection, "RENEWED_AT_MOST_S", 0.0)
     faults: list[Exception] = []
-    async with Peer(amqp_url) as peer, Link(broker_settings(amqp_url, queue_maxsize=1), "publish") as link:
+    async with Peer(amqp_url) as peer, BrokerConnection(broker_settings(amqp_url, queue_maxsize=1), "publish") as link:
         await link.stand(LARGE)
         publisher, properties = Publisher(link, "w1", faults.append), aio_pika.Message(b"").properties
         assert await publisher.forward(b"big", properties, LARGE) is False
@@ -185,7 +185,7 @@ async def test_under_load_from_both_queues_nothing_is_lost_and_never_more_is_in_
     done: Counter[bytes] = Counter()
     in_hand, most = 0, 0
 
-    async def handle(delivery: Delivery) -> None:
+    async def handle(delivery: AmqpDelivery) -> None:
         nonlocal in_hand, most
         in_hand += 1
         most = max(most, in_hand)
@@ -352,7 +352,11 @@ async def test_while_the_queues_are_out_of_sight_no_place_is_kept_for_them(amqp_
 
 async def test_a_queue_that_is_gone_does_not_keep_the_producers_queue_from_being_served(amqp_url: str) -> None:
     card, settings = Card(), broker_settings(amqp_url, queue_workers=2)
-    async with Peer(amqp_url) as peer, Link(settings, "consume") as link, Link(settings, "publish") as out:
+    async with (
+        Peer(amqp_url) as peer,
+        BrokerConnection(settings, "consume") as link,
+        BrokerConnection(settings, "publish") as out,
+    ):
         consumer = Consumer(link, settings, card.hold, Publisher(out, "w1"))
         await link.stand(LARGE)
         await consumer.start()
@@ -368,11 +372,11 @@ async def test_a_queue_that_is_gone_does_not_keep_the_producers_queue_from_being
 async def test_a_queue_that_stands_keeps_its_limit_and_with_other_settings_is_refused(amqp_url: str) -> None:
     """One that drops what is too much, or lets it expire unheard, would lose requests."""
     async with Peer(amqp_url) as peer:
-        async with Link(broker_settings(amqp_url, queue_maxsize=5), "a worker") as link:
+        async with BrokerConnection(broker_settings(amqp_url, queue_maxsize=5), "a worker") as link:
             await link.stand(LARGE)
         await peer.channel.queue_delete(GENERATE)
         await peer.channel.declare_queue(tier_queue("tier6"), durable=True)
-        async with Link(broker_settings(amqp_url, queue_maxsize=7), "another") as link:
+        async with BrokerConnection(broker_settings(amqp_url, queue_maxsize=7), "another") as link:
             await link.stand(LARGE)
             with pytest.raises(BrokerRefused, match="tier6"):
                 await link.stand("tier6")
@@ -399,7 +403,7 @@ async def test_who_may_not_call_does_not_start_and_who_may_not_any_more_sends_no
     with pytest.raises(BrokerRefused, match=f"{TIER}.{LARGE}"):
         async with worker(url, Card(), LARGE):
             pass
-    async with Link(broker_settings(url), "publish") as out:
+    async with BrokerConnection(broker_settings(url), "publish") as out:
         properties = aio_pika.Message(b"").properties
         assert await Publisher(out, "w1").forward(b"big", properties, LARGE) is False
 
@@ -411,10 +415,10 @@ async def test_whatever_changes_at_once_nothing_is_lost_and_never_more_is_in_han
     """Shares, prefetch, pauses and lost links, in any order."""
     chance = random.Random(7)  # noqa: S311 - a repeatable run
     done: set[bytes] = set()
-    in_hand: set[Delivery] = set()
+    in_hand: set[AmqpDelivery] = set()
     most = 0
 
-    async def handle(delivery: Delivery) -> None:
+    async def handle(delivery: AmqpDelivery) -> None:
         nonlocal most
         in_hand.add(delivery)
         most = max(most, sum(not each.stale for each in in_hand))
@@ -424,7 +428,11 @@ async def test_whatever_changes_at_once_nothing_is_lost_and_never_more_is_in_han
         await delivery.settle(Verdict.ACK)
 
     settings = broker_settings(amqp_url, queue_workers=3, queue_type=queue_type, queue_maxsize=500)
-    async with Peer(amqp_url) as peer, Link(settings, "consume") as link, Link(settings, "publish") as out:
+    async with (
+        Peer(amqp_url) as peer,
+        BrokerConnection(settings, "consume") as link,
+        BrokerConnection(settings, "publish") as out,
+    ):
         consumer = Consumer(link, settings, handle, Publisher(out, "w1"))
         await link.stand(LARGE)
         await consumer.start()

@@ -17,15 +17,15 @@ import boto3
 import pytest
 from pydantic import SecretStr
 
-from acestep_consumer.broker.connection import Link
-from acestep_consumer.broker.delivery import Reply
-from acestep_consumer.broker.errors import BrokerFault, BrokerRefused, LinkLost
+from acestep_consumer.broker.connection import BrokerConnection
+from acestep_consumer.broker.delivery import AmqpReply
+from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost
 from acestep_consumer.broker.management import Management
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.client import Client, Unreachable
 from acestep_consumer.config.settings import StorageSettings
 from acestep_consumer.storage.objects import Objects
-from acestep_consumer.storage.s3_client import Place, S3Connection, S3Refused
+from acestep_consumer.storage.s3_client import ObjectAddress, S3Connection, S3Refused
 from tests.support.broker import Peer, broker_settings, failed_event
 from tests.support.command import run_command
 from tests.support.tls import Authority, Front, TlsRabbitMQ
@@ -73,10 +73,13 @@ class TestBroker:
         self, broker: TlsRabbitMQ, authority: Authority
     ) -> None:
         url = broker.tls_url(cafile=authority.bundle)
-        async with Front(broker.tls_port, None) as wire, Link(broker_settings(plainly(wire, url)), "tls") as link:
+        async with (
+            Front(broker.tls_port, None) as wire,
+            BrokerConnection(broker_settings(plainly(wire, url)), "tls") as link,
+        ):
             async with Peer(url) as peer:
                 queue = await peer.subscribe("job.#")
-                await Publisher(link, "w1").publish(failed_event("t1"), Reply(reply_to=None, correlation_id=None))
+                await Publisher(link, "w1").publish(failed_event("t1"), AmqpReply(reply_to=None, correlation_id=None))
                 assert b"t1" in (await peer.take(queue)).body
             async with Client(plainly(wire, url)) as client:
                 assert await client.submit({"task_id": "t1"}) == "t1"
@@ -89,7 +92,7 @@ class TestBroker:
         url = broker.tls_url() if trust.startswith("the") else broker.tls_url(cafile=stranger.bundle)
         async with Front(broker.tls_port, None) as wire:
             with pytest.raises(BrokerRefused, match="trust the broker's certificate") as refusal:
-                await Link(broker_settings(plainly(wire, url)), "tls").__aenter__()
+                await BrokerConnection(broker_settings(plainly(wire, url)), "tls").__aenter__()
             assert "cafile=" in str(refusal.value)
             assert "guest:guest" not in str(refusal.value)
             with pytest.raises(Unreachable, match="certificate"):
@@ -102,7 +105,7 @@ class TestBroker:
         async with Front(broker.port, authority.certificate(OTHER_NAME)) as imposter:
             url = plainly(imposter, broker.tls_url(cafile=authority.bundle))
             with pytest.raises(BrokerRefused, match="Hostname mismatch"):
-                await Link(broker_settings(url), "tls").__aenter__()
+                await BrokerConnection(broker_settings(url), "tls").__aenter__()
 
     async def test_a_broker_that_does_not_speak_tls_is_told_nothing(
         self, broker: TlsRabbitMQ, authority: Authority, monkeypatch: pytest.MonkeyPatch
@@ -110,8 +113,8 @@ class TestBroker:
         """Somebody on the way could answer without TLS, to be told the password."""
         async with Front(broker.port, None) as wire:
             url = plainly(wire, broker.tls_url(cafile=authority.bundle))
-            link = Link(broker_settings(url), "tls")
-            with pytest.raises(BrokerFault):
+            link = BrokerConnection(broker_settings(url), "tls")
+            with pytest.raises(BrokerError):
                 await link._open()
             assert wire.spoke_only_tls
 
@@ -139,7 +142,7 @@ class TestManagementApi:
         assert port
         async with Front(port, None) as wire:
             url = SecretStr(f"https://guest:guest@localhost:{wire.port}")
-            with pytest.raises(LinkLost):
+            with pytest.raises(ConnectionLost):
                 await Management(broker_settings("amqp://localhost", management_url=url)).set_limit(5)
             assert wire.spoke_only_tls
 
@@ -159,7 +162,7 @@ class TestStorage:
         self, s3: SeaweedFS, s3_front: Front, authority: Authority, s3_prefix: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("AWS_CA_BUNDLE", str(authority.bundle))
-        place = Place(s3.bucket, f"{s3_prefix}/a")
+        place = ObjectAddress(s3.bucket, f"{s3_prefix}/a")
         async with objects_at(s3, s3_front.port) as (objects, connection):
             # Both ways: boto3's own, and the signed requests of the event loop.
             await connection.call(
@@ -176,7 +179,7 @@ class TestStorage:
         monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
         if trust == "another authority":
             monkeypatch.setenv("AWS_CA_BUNDLE", str(stranger.bundle))
-        place = Place(s3.bucket, "a")
+        place = ObjectAddress(s3.bucket, "a")
         async with (
             Front(s3.port, authority.certificate()) as front,
             Front(front.port, None) as wire,
@@ -199,7 +202,7 @@ class TestStorage:
             objects_at(s3, imposter.port) as (objects, _),
         ):
             with pytest.raises(S3Refused, match="certificate"):
-                await objects.head(Place(s3.bucket, "a"))
+                await objects.head(ObjectAddress(s3.bucket, "a"))
 
 
 class TestWorker:

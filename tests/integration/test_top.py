@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from acestep_consumer.engine.device_usage import Usage
-from acestep_consumer.observability.http import Health
+from acestep_consumer.engine.device_usage import DeviceUsage
+from acestep_consumer.observability.http import HealthServer
 from acestep_consumer.observability.metrics import EngineCollector, Metrics, RendererCollector, WorkerCollector
 from tests.support.vitals import vitals
 from tests.support.worker import COMMAND, ROOT, clean_environment
@@ -29,9 +29,9 @@ class Hands:
 
 
 @asynccontextmanager
-async def worker_at_work(*, ready: bool = True, port: int = 0) -> AsyncIterator[Health]:
+async def worker_at_work(*, ready: bool = True, port: int = 0) -> AsyncIterator[HealthServer]:
     """The pages of a worker that ends ten songs a second."""
-    usage = Usage()
+    usage = DeviceUsage()
     usage.process_ready(time.monotonic() - 30)
     usage.note(vitals(songs_done=5, busy_s=15), time.monotonic())
     page = Metrics(
@@ -48,7 +48,7 @@ async def worker_at_work(*, ready: bool = True, port: int = 0) -> AsyncIterator[
             songs += 1
             usage.note(vitals(songs_done=songs, busy_s=15), time.monotonic())
 
-    async with Health({"storage": is_ready}, page.render, "127.0.0.1", port) as health:
+    async with HealthServer({"storage": is_ready}, page.render, "127.0.0.1", port) as health:
         working = asyncio.create_task(work())
         try:
             yield health

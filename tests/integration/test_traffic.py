@@ -9,8 +9,8 @@ import boto3
 import pytest
 
 from acestep_consumer.config.settings import StorageSettings
-from acestep_consumer.storage.objects import PART_BYTES, Content, Objects
-from acestep_consumer.storage.s3_client import Place, S3Connection
+from acestep_consumer.storage.objects import PART_BYTES, ObjectContent, Objects
+from acestep_consumer.storage.s3_client import ObjectAddress, S3Connection
 from infra.local.s3 import SeaweedFS
 from tests.support.faulty_s3 import FaultyS3, s3_error
 
@@ -25,8 +25,8 @@ async def line(s3: SeaweedFS) -> AsyncIterator[tuple[S3Connection, FaultyS3]]:
             yield connection, front
 
 
-def content(body: bytes | Path, of: bytes) -> Content:
-    return Content(body=body, sha256=hashlib.sha256(of).hexdigest(), content_type="text/plain")
+def content(body: bytes | Path, of: bytes) -> ObjectContent:
+    return ObjectContent(body=body, sha256=hashlib.sha256(of).hexdigest(), content_type="text/plain")
 
 
 async def test_bytes_of_small_and_of_large_objects_count_once_each_way(
@@ -35,8 +35,8 @@ async def test_bytes_of_small_and_of_large_objects_count_once_each_way(
     connection, _ = line
     objects, large = Objects(connection), tmp_path / "large"
     large.write_bytes(b"x" * (PART_BYTES + 5))
-    await objects.write(Place(s3.bucket, f"{s3_prefix}/small"), content(b"abc", b"abc"))
-    await objects.write(Place(s3.bucket, f"{s3_prefix}/large"), content(large, large.read_bytes()))
+    await objects.write(ObjectAddress(s3.bucket, f"{s3_prefix}/small"), content(b"abc", b"abc"))
+    await objects.write(ObjectAddress(s3.bucket, f"{s3_prefix}/large"), content(large, large.read_bytes()))
     assert connection.traffic.sent_bytes == 3 + PART_BYTES + 5
 
     async def take(chunks: AsyncIterator[bytes]) -> None:
@@ -44,8 +44,8 @@ async def test_bytes_of_small_and_of_large_objects_count_once_each_way(
             pass
 
     before = connection.traffic.received_bytes
-    assert await objects.read(Place(s3.bucket, f"{s3_prefix}/small")) == b"abc"
-    await objects.receive(Place(s3.bucket, f"{s3_prefix}/large"), take)
+    assert await objects.read(ObjectAddress(s3.bucket, f"{s3_prefix}/small")) == b"abc"
+    await objects.receive(ObjectAddress(s3.bucket, f"{s3_prefix}/large"), take)
     assert connection.traffic.received_bytes - before == 3 + PART_BYTES + 5
     assert connection.traffic.retries == 0
 
@@ -56,5 +56,5 @@ async def test_each_try_after_the_first_counts(
     connection, front = line
     refusals = [s3_error(503, "SlowDown"), s3_error(500, "InternalError")]
     with front.fault(lambda _: refusals.pop() if refusals else None):
-        await Objects(connection).write(Place(s3.bucket, f"{s3_prefix}/late"), content(b"abc", b"abc"))
+        await Objects(connection).write(ObjectAddress(s3.bucket, f"{s3_prefix}/late"), content(b"abc", b"abc"))
     assert connection.traffic.retries == 2

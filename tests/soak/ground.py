@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import aio_pika
 
-from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.dead_letter_notices import OVERFULL
 from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE, NOTICES
 from acestep_consumer.config.settings import load
@@ -64,7 +64,7 @@ class Ground:
         self._stack.callback(self.s3.close)
         await asyncio.gather(asyncio.to_thread(self.broker.start), asyncio.to_thread(self.s3.start))
         settings = load(environ=self.environment, env_file=None).broker
-        async with Link(settings, "soak"):
+        async with BrokerConnection(settings, "soak"):
             pass  # it declares the topology
         for seat in self.seats:
             await self._stack.enter_async_context(seat)

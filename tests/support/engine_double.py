@@ -18,8 +18,6 @@ from acestep_consumer.engine.framing import FrameSocket
 from acestep_consumer.engine.messages import (
     FROM_ENGINE,
     TO_ENGINE,
-    Allot,
-    Broken,
     Configure,
     Done,
     FromEngine,
@@ -28,6 +26,8 @@ from acestep_consumer.engine.messages import (
     Ready,
     Render,
     RendererReport,
+    RequestFailed,
+    SetMemoryShare,
     Stop,
     Unusable,
 )
@@ -65,7 +65,7 @@ class Double:
             case Configure(memory_gb=memory):
                 self.memory_gb = memory
                 self.say(Ready(report=REPORT))
-            case Allot(memory_gb=memory):
+            case SetMemoryShare(memory_gb=memory):
                 self.memory_gb = memory
             case Stop(order=order):
                 self.stopped.add(order)
@@ -85,7 +85,7 @@ class Double:
         """Behave in a way that does not end with a song, if that is asked for."""
         match words[0]:
             case "fail":
-                self.say(Broken(order=order, code=ErrorCode.RENDER_FAILED, reason="it broke"))
+                self.say(RequestFailed(order=order, code=ErrorCode.RENDER_FAILED, reason="it broke"))
             case "wait":
                 self.wait(order, Path(words[1]))
             case "deaf":
@@ -158,7 +158,7 @@ class Double:
         while order not in self.stopped:
             time.sleep(0.01)
         mark.touch()
-        self.say(Broken(order=order, code=ErrorCode.CANCELLED, reason="stopped"))
+        self.say(RequestFailed(order=order, code=ErrorCode.CANCELLED, reason="stopped"))
 
 
 def note(diary: Path, line: str) -> None:

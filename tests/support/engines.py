@@ -15,7 +15,7 @@ from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.job import Plan, Rendering, Sources
 from acestep_consumer.engine.adapters import RendererSupervisor
 from acestep_consumer.engine.messages import Configure
-from acestep_consumer.engine.watchdog import Bounds
+from acestep_consumer.engine.watchdog import WatchdogLimits
 from acestep_schemas.events import Metas
 from tests.support.admission import admitted_job
 from tests.support.ear import Ear
@@ -33,7 +33,9 @@ THINKING = {"ACESTEP_INIT_LLM": "true", "ACESTEP_LM_BACKEND": "pt"}
 def supervisor(model: str = "any", max_attempts: int = 2, **bounds: Any) -> RendererSupervisor:
     """A supervisor of the double; ``model`` and the jobs' prompts say how it behaves."""
     configure = Configure(settings=EngineSettings(config_path=model))
-    return RendererSupervisor(configure, max_attempts=max_attempts, bounds=Bounds(look_s=0.02, **bounds), module=DOUBLE)
+    return RendererSupervisor(
+        configure, max_attempts=max_attempts, bounds=WatchdogLimits(look_s=0.02, **bounds), module=DOUBLE
+    )
 
 
 @asynccontextmanager

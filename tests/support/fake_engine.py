@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from acestep_consumer.domain.job import Heard, Job, LoadedModel, Plan, Rendering, Sources, Variant
+from acestep_consumer.domain.job import Job, LoadedModel, Plan, Rendering, Sources, TokenizedSource, Variant
 from acestep_consumer.domain.ports import Report
-from acestep_consumer.engine.device_usage import Usage
+from acestep_consumer.engine.device_usage import DeviceUsage
 from acestep_consumer.engine.messages import RendererReport
 from acestep_consumer.engine.planner.direct import DirectPlanner
 from acestep_consumer.engine.supervisor import EngineState
@@ -48,9 +48,9 @@ class FakeRenderer:
         finally:
             self.at_once -= 1
 
-    async def listen(self, job: Job, sources: Sources) -> Heard:
+    async def listen(self, job: Job, sources: Sources) -> TokenizedSource:
         """Hear five codes."""
-        return Heard(codes="<|audio_code_1|>" * 5, source_s=1.0)
+        return TokenizedSource(codes="<|audio_code_1|>" * 5, source_s=1.0)
 
 
 @dataclass
@@ -61,7 +61,7 @@ class FakeEngines:
     planner: DirectPlanner = field(default_factory=DirectPlanner)
     report: RendererReport = REPORT
     ready: bool = True
-    renderer_usage: Usage = field(default_factory=Usage)
+    renderer_usage: DeviceUsage = field(default_factory=DeviceUsage)
     states: dict[str, EngineState] = field(default_factory=lambda: {"renderer": EngineState(ready=True, restarts=0)})
 
     def limits(self) -> Limits:

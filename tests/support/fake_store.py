@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from acestep_consumer.domain.errors import StorageUnavailable
 from acestep_consumer.domain.job import Job, Rendering, StoredObject, Track
-from acestep_consumer.domain.outcome import Ending, Kept
+from acestep_consumer.domain.outcome import Ending, TerminalRecord
 from acestep_consumer.storage.results import MANIFEST, object_key, track_name
 
 _ENDING: TypeAdapter[Ending] = TypeAdapter(Ending)
@@ -26,9 +26,9 @@ class FakeStore:
     down: bool = False
     objects: dict[str, bytes] = field(default_factory=dict)
     _stored: dict[str, StoredObject] = field(default_factory=dict)
-    _kept: dict[str, Kept] = field(default_factory=dict)
+    _kept: dict[str, TerminalRecord] = field(default_factory=dict)
 
-    async def find(self, task_id: str) -> Kept | None:
+    async def find(self, task_id: str) -> TerminalRecord | None:
         self._answer()
         key = self._key(task_id, MANIFEST)
         if key not in self.objects:
@@ -39,7 +39,7 @@ class FakeStore:
         self._answer()
         return tuple(self._put(job.task_id, index, track) for index, track in enumerate(rendering.tracks))
 
-    async def commit(self, kept: Kept, instead_of: Kept | None = None) -> Kept:
+    async def commit(self, kept: TerminalRecord, instead_of: TerminalRecord | None = None) -> TerminalRecord:
         found = await self.find(kept.ending.task_id)
         if found is not None and found != instead_of:
             return found

@@ -7,7 +7,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from acestep_consumer.broker.delivery import AlreadySettledError, Reply, fingerprint
+from acestep_consumer.broker.delivery import AlreadySettledError, AmqpReply, fingerprint
 from acestep_consumer.domain.errors import ConsumerError, Unpublished, Verdict
 from acestep_consumer.domain.job import Attempt
 
@@ -28,7 +28,7 @@ class FakeDelivery:
     sent: datetime | None = None
     redelivered: bool = False
     traceparent: str | None = None
-    reply: Reply = field(default_factory=lambda: Reply(reply_to=None, correlation_id=None))
+    reply: AmqpReply = field(default_factory=lambda: AmqpReply(reply_to=None, correlation_id=None))
     stale: bool = False
     tier: str | None = None
     reachable: tuple[str, ...] = ()

@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from acestep_consumer.config.logs import set_up_logs
-from acestep_consumer.multi_gpu.parent import STEADY_S, Fleet
-from acestep_consumer.multi_gpu.placement import Seat
+from acestep_consumer.multi_gpu.parent import STEADY_S, WorkerGroup
+from acestep_consumer.multi_gpu.placement import Placement
 from infra.local.process import Process, ProcessId
 from tests.support.worker import ROOT, clean_environment
 
@@ -66,8 +66,8 @@ class FleetProcess:
 def main() -> int:
     order = json.loads(sys.argv[1])
     set_up_logs("info", "json")
-    seats = [Seat(name, environment) for name, environment in order["seats"].items()]
-    fleet = Fleet(seats, order["command"], os.environ, labelled=order["labelled"], steady_s=order["steady_s"])
+    seats = [Placement(name, environment) for name, environment in order["seats"].items()]
+    fleet = WorkerGroup(seats, order["command"], os.environ, labelled=order["labelled"], steady_s=order["steady_s"])
     return asyncio.run(fleet.run())
 
 

@@ -25,7 +25,6 @@ from acestep_consumer.engine.framing import FrameSocket
 from acestep_consumer.engine.messages import (
     FROM_ENGINE,
     TO_ENGINE,
-    Broken,
     Configure,
     Done,
     FromEngine,
@@ -33,6 +32,7 @@ from acestep_consumer.engine.messages import (
     Ready,
     Render,
     RendererReport,
+    RequestFailed,
     Stop,
 )
 from acestep_schemas.events import ErrorCode
@@ -106,7 +106,7 @@ class Engine:
         if self.finishes(order.order, work):
             with suppress(FileNotFoundError):
                 return Done(order=order.order, result=sing(order, work.song_bytes))
-        return Broken(order=order.order, code=ErrorCode.CANCELLED, reason="cancelled")
+        return RequestFailed(order=order.order, code=ErrorCode.CANCELLED, reason="cancelled")
 
     def finishes(self, order: int, work: Work) -> bool:
         """Let the work take its time; False when nobody waits for it any more."""

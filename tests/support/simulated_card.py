@@ -4,7 +4,7 @@
 import random
 from dataclasses import dataclass, field
 
-from acestep_consumer.worker.prefetch_policy import Concurrency, Reading
+from acestep_consumer.worker.prefetch_policy import PrefetchPolicy, WorkerSample
 
 
 @dataclass
@@ -44,7 +44,7 @@ class SimulatedCard:
         packed = min(workers, self.pack)
         return packed / (self.launch_s + packed * self.song_s)
 
-    def run(self, seconds: float, workers: int) -> Reading:
+    def run(self, seconds: float, workers: int) -> WorkerSample:
         """Let simulated time pass with this prefetch; return what is to be seen then."""
         end = self.now_s + seconds
         self._take(workers)
@@ -56,7 +56,7 @@ class SimulatedCard:
             self._take(workers)
         self.now_s = end
         share = (self.memory_gb + self.memory_gb_each * self.in_hand) / self.limit_gb
-        return Reading(
+        return WorkerSample(
             now_s=end,
             finished=self.finished,
             work=float(self.finished),
@@ -80,7 +80,7 @@ class SimulatedCard:
             self._pack_ends_s = self.now_s + seconds * max(0.1, self._random.gauss(1, self.noise))
 
 
-def drive(card: SimulatedCard, concurrency: Concurrency, seconds: float, interval_s: float = 2.0) -> list[int]:
+def drive(card: SimulatedCard, concurrency: PrefetchPolicy, seconds: float, interval_s: float = 2.0) -> list[int]:
     """Let the controller run the card; return the number of workers after each reading."""
     end, numbers = card.now_s + seconds, []
     while card.now_s < end:

@@ -20,13 +20,13 @@ from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.job import Job, Plan, Sources
 from acestep_consumer.engine.messages import Render
 from acestep_consumer.engine.renderer import startup
-from acestep_consumer.engine.renderer.batch_request import Performance, Sound, Take, Watch
-from acestep_consumer.engine.renderer.model_runner import Booth, lora_of
-from acestep_consumer.engine.renderer.pipeline_arguments import Inputs, arguments_for, reads_source
-from acestep_consumer.engine.renderer.sample import Song
-from acestep_consumer.engine.renderer.scheduler import Batcher
+from acestep_consumer.engine.renderer.batch_request import AudioCopy, BatchFutures, BatchRequest, RequestCallbacks
+from acestep_consumer.engine.renderer.model_runner import ModelRunner, lora_of
+from acestep_consumer.engine.renderer.pipeline_arguments import DecodedInputs, arguments_for, reads_source
+from acestep_consumer.engine.renderer.sample import Sample
+from acestep_consumer.engine.renderer.scheduler import Scheduler
 from acestep_consumer.engine.testing.tiny_checkpoint import BASE, TURBO
-from acestep_consumer.policy.memory_budget import Budget
+from acestep_consumer.policy.memory_budget import MemoryBudget
 from acestep_schemas.events import LimitsReport, Metas, ModelChoice, PolicyReport
 from acestep_schemas.request import GenerationRequest
 
@@ -73,7 +73,7 @@ def recording(stem: Path, *, seconds: float, hz: float) -> Path:
     return encode((chord + noise).astype(np.float32), stem, "wav32", RATE).path
 
 
-def open_booths(checkpoints: Path) -> dict[str, Booth]:
+def open_booths(checkpoints: Path) -> dict[str, ModelRunner]:
     """Load both tiny models once; any number of batchers can use them in turn."""
     settings = EngineSettings(checkpoint_dir=checkpoints, config_path2=BASE, device="cpu", pack_wait_ms=0)
     return dict(startup.open_studio(settings).batcher._booths)
@@ -84,7 +84,7 @@ class Pack:
     """One step of the DiT: whose songs were in it, and how far each was."""
 
     model: str
-    songs: tuple[Song, ...]
+    songs: tuple[Sample, ...]
     steps: tuple[int, ...]
     tokens: int
 
@@ -102,24 +102,24 @@ class Result:
 class Stage:
     """A batcher of a test's own, and a diary of what it did."""
 
-    booths: dict[str, Booth]
-    budget: Budget = field(default_factory=Budget)
+    booths: dict[str, ModelRunner]
+    budget: MemoryBudget = field(default_factory=MemoryBudget)
     packs: list[Pack] = field(default_factory=list)
     latents: dict[int, torch.Tensor] = field(default_factory=dict)
-    batcher: Batcher = field(init=False)
+    batcher: Scheduler = field(init=False)
 
     def __post_init__(self) -> None:
-        self.batcher = Batcher(self.booths, torch.device("cpu"), self.budget)
+        self.batcher = Scheduler(self.booths, torch.device("cpu"), self.budget)
 
-    def submit(self, order: Render, watch: Watch | None = None) -> Performance:
+    def submit(self, order: Render, watch: RequestCallbacks | None = None) -> BatchFutures:
         """Hand a job over, as the renderer does; returns at once."""
         model = self.batcher.models[order.job.model.used]
         source = order.sources.source if reads_source(order.job, order.plan) else None
-        inputs = Inputs(_read(source), _read(order.sources.reference))
+        inputs = DecodedInputs(_read(source), _read(order.sources.reference))
         asked = order.job.request.lora
         lora = lora_of(order.sources.lora, asked.scale) if asked else None
         arguments = arguments_for(order.job, order.plan, model, inputs)
-        return self.batcher.sing(model.name, arguments, lora, watch or Watch())
+        return self.batcher.sing(model.name, arguments, lora, watch or RequestCallbacks())
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -149,7 +149,7 @@ class Stage:
         """Return what becomes of a job that has no company."""
         return self.result(self.submit(order))
 
-    def result(self, performance: Performance) -> Result:
+    def result(self, performance: BatchFutures) -> Result:
         """Wait for a job. Raises what broke it."""
         audio = [sound.result(WITHIN_S).wait() for sound in performance.sounds]
         return Result([self.latents[id(sound)] for sound in performance.sounds], audio, performance.notes)
@@ -162,21 +162,21 @@ class Stage:
 
 def watch_the_device(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Write each pack and each song's latents into the stage's diary."""
-    step, deliver, batcher = Booth.step, Take.deliver, stage.batcher
+    step, deliver, batcher = ModelRunner.step, BatchRequest.deliver, stage.batcher
 
-    def watched_step(self: Booth, songs: Sequence[Song], lora: Any) -> Any:
+    def watched_step(self: ModelRunner, songs: Sequence[Sample], lora: Any) -> Any:
         tally = batcher.tally
         steps = tuple(song.step for song in songs)
         stage.packs.append(Pack(self.parts.model.name, tuple(songs), steps, tally.tokens_in_pack))
         return step(self, songs, lora)
 
-    def watched_delivery(self: Take, song: Song, sound: Sound) -> None:
+    def watched_delivery(self: BatchRequest, song: Sample, sound: AudioCopy) -> None:
         index = next(index for index, each in enumerate(self.songs) if each is song)
         stage.latents[id(self.performance.sounds[index])] = song.latents.clone()
         deliver(self, song, sound)
 
-    monkeypatch.setattr(Booth, "step", watched_step)
-    monkeypatch.setattr(Take, "deliver", watched_delivery)
+    monkeypatch.setattr(ModelRunner, "step", watched_step)
+    monkeypatch.setattr(BatchRequest, "deliver", watched_delivery)
 
 
 def assert_same(ours: Result, theirs: Result) -> None:

@@ -4,9 +4,9 @@
 from dataclasses import replace
 from typing import Any
 
-from acestep_consumer.engine.messages import Vitals
+from acestep_consumer.engine.messages import EngineStats
 
-_PLAUSIBLE = Vitals(
+_PLAUSIBLE = EngineStats(
     ready_s=10,
     busy_s=5,
     songs_done=4,
@@ -20,6 +20,6 @@ _PLAUSIBLE = Vitals(
 )
 
 
-def vitals(**fields: Any) -> Vitals:
+def vitals(**fields: Any) -> EngineStats:
     """Return vitals with these fields."""
     return replace(_PLAUSIBLE, **fields)

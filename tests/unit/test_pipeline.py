@@ -15,9 +15,9 @@ from acestep_consumer.domain.job import Job
 from acestep_consumer.domain.ports import Routes
 from acestep_consumer.engine.planner.direct import DirectPlanner
 from acestep_consumer.execution.eta import CostModel
-from acestep_consumer.execution.retries import Trials
-from acestep_consumer.execution.tier_forwarding import ByTier, StayHere
-from acestep_consumer.observability.job_stats import Chronicle, JobTally
+from acestep_consumer.execution.retries import RetryPolicy
+from acestep_consumer.execution.tier_forwarding import NoForwarding, TierForwarding
+from acestep_consumer.observability.job_stats import JobObserver, JobStats
 from acestep_consumer.pipeline import Pipeline, Ports, Rules
 from acestep_consumer.policy.tiers import BUILT_IN
 from acestep_schemas.events import JobCompleted, JobEvent, JobFailed, JobRejected, JobStarted, Unfinished
@@ -39,11 +39,11 @@ class Stage:
     events: FakeEvents = field(default_factory=FakeEvents)
     attempts: FakeAttempts = field(default_factory=FakeAttempts)
     cancellations: FakeCancellations = field(default_factory=FakeCancellations)
-    routes: Routes = field(default_factory=StayHere)
-    tally: JobTally = field(default_factory=JobTally)
+    routes: Routes = field(default_factory=NoForwarding)
+    tally: JobStats = field(default_factory=JobStats)
 
     def pipeline(self) -> Pipeline:
-        self.trials = Trials(self.attempts, most=3)
+        self.trials = RetryPolicy(self.attempts, most=3)
         ports = Ports(
             store=self.store,
             routes=self.routes,
@@ -53,7 +53,7 @@ class Stage:
             planner=DirectPlanner(),
             renderer=self.renderer,
             events=self.events,
-            chronicle=Chronicle(self.tally, CostModel()),
+            chronicle=JobObserver(self.tally, CostModel()),
         )
         rules = Rules(
             worker_id="worker-1",
@@ -519,7 +519,7 @@ async def test_the_second_job_of_a_kind_has_an_estimate(stage: Stage) -> None:
 
 @pytest.fixture
 def routing(stage: Stage) -> Stage:
-    stage.routes = ByTier(make_limits, BUILT_IN)  # a card of tier 6: 480 seconds, 8 songs
+    stage.routes = TierForwarding(make_limits, BUILT_IN)  # a card of tier 6: 480 seconds, 8 songs
     return stage
 
 

@@ -26,7 +26,7 @@ from acestep_consumer.audio.sandbox.process import (
     DecoderTookTooLong,
     decode_into,
 )
-from acestep_consumer.audio.sandbox.verdict import Verdict
+from acestep_consumer.audio.sandbox.verdict import DecodeExit
 from acestep_consumer.domain.errors import InputUnreadable, RenderFailed
 
 Samples = NDArray[np.float32]
@@ -37,10 +37,10 @@ _TONE_RATE = 48_000
 _CHUNK = 1 << 16
 _CURE = "send WAV, FLAC, MP3, OGG, M4A or another common format"
 _REFUSALS: Final = {
-    Verdict.NO_AUDIO_TRACK: "has no audio track",
-    Verdict.NO_SOUND: "holds no sound",
-    Verdict.NOT_AUDIO: f"cannot be read as audio: {_CURE}",
-    Verdict.TOO_MUCH_MEMORY: f"needs more than {MEMORY_BYTES >> 20:,} MiB of memory to be read: {_CURE}",
+    DecodeExit.NO_AUDIO_TRACK: "has no audio track",
+    DecodeExit.NO_SOUND: "holds no sound",
+    DecodeExit.NOT_AUDIO: f"cannot be read as audio: {_CURE}",
+    DecodeExit.TOO_MUCH_MEMORY: f"needs more than {MEMORY_BYTES >> 20:,} MiB of memory to be read: {_CURE}",
 }
 
 
@@ -99,12 +99,12 @@ def _opened(path: Path, what: str) -> BinaryIO:
         raise InputUnreadable(f"{what} cannot be read as audio ({type(error).__name__})") from error
 
 
-def _require_stereo(verdict: Verdict, what: str, max_seconds: float) -> None:
-    if verdict is Verdict.TOO_LONG:
+def _require_stereo(verdict: DecodeExit, what: str, max_seconds: float) -> None:
+    if verdict is DecodeExit.TOO_LONG:
         raise InputUnreadable(f"{what} is longer than {max_seconds:g} seconds")
-    if verdict is Verdict.NO_ROOM:
+    if verdict is DecodeExit.NO_ROOM:
         raise RenderFailed(f"the worker's disk has no room for the samples of {what}")
-    if verdict is not Verdict.STEREO:
+    if verdict is not DecodeExit.STEREO:
         raise InputUnreadable(f"{what} {_REFUSALS[verdict]}")
 
 

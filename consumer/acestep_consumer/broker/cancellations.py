@@ -21,7 +21,7 @@ from uuid import uuid4
 import structlog
 from pamqp.commands import Basic
 
-from acestep_consumer.broker.errors import BrokerFault, LinkLost, mapped
+from acestep_consumer.broker.errors import BrokerError, ConnectionLost, mapped
 from acestep_consumer.broker.topology import CANCEL, CONTROL, CONTROL_LOG, CONTROL_LOG_DAYS, SYNC
 from acestep_schemas.request import TASK_ID_PATTERN
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from aiormq.abc import DeliveredMessage
     from aiormq.channel import Channel
 
-    from acestep_consumer.broker.connection import Link
+    from acestep_consumer.broker.connection import BrokerConnection
 
 RETENTION_S = CONTROL_LOG_DAYS * 24 * 3600.0
 # More than the stream holds of the smallest messages: a bound against a broker whose stream somebody declared larger.
@@ -47,22 +47,22 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Cancel:
+class _CancelRequest:
     """When it was sent, as far as its sender told, and when it was heard here; seconds since 1970."""
 
     sent_s: float | None
     heard_s: float
 
 
-class Cancellations:
+class CancellationLog:
     """Follows the stream on ``link``, which should carry nothing that must not wait for a reading of some seconds."""
 
-    def __init__(self, link: Link, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, link: BrokerConnection, clock: Callable[[], float] = time.time) -> None:
         """``clock`` returns seconds since 1970."""
         self._link = link
         self._clock = clock
         # The one heard last stands last.
-        self._known: dict[str, _Cancel] = {}
+        self._known: dict[str, _CancelRequest] = {}
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
         self._marks: dict[str, asyncio.Future[None]] = {}
         self._read = asyncio.Event()
@@ -110,7 +110,7 @@ class Cancellations:
         self._link.detach(self._follow)
 
     async def _follow(self, channel: Channel) -> None:
-        """A ``Step``: read from the beginning, to one's own mark at least. Raises ``BrokerFault``."""
+        """A ``Step``: read from the beginning, to one's own mark at least. Raises ``BrokerError``."""
         mark = uuid4().hex
         read = self._marks[mark] = asyncio.get_running_loop().create_future()
         began = time.perf_counter()
@@ -129,9 +129,9 @@ class Cancellations:
                 await self._publish_mark(channel, mark)
                 await asyncio.wait((read, channel.closing), return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError as error:
-            raise LinkLost(f"{CONTROL_LOG} was not read to its end in {CATCH_UP_TIMEOUT_S:g} s") from error
+            raise ConnectionLost(f"{CONTROL_LOG} was not read to its end in {CATCH_UP_TIMEOUT_S:g} s") from error
         if not read.done():
-            raise LinkLost("the channel was closed")
+            raise ConnectionLost("the channel was closed")
 
     async def _subscribe(self, channel: Channel) -> None:
         channel.on_consumer_cancel_callbacks.add(self._on_cancelled_by_broker)
@@ -154,7 +154,7 @@ class Cancellations:
             self._note(name, message.header.properties.timestamp)
         elif kind == SYNC and (mark := self._marks.get(name)) and not mark.done():
             mark.set_result(None)
-        with suppress(BrokerFault), mapped():
+        with suppress(BrokerError), mapped():
             # Each by itself: what stays unacked for half an hour costs the channel on RabbitMQ before 4.3.
             await message.channel.basic_ack(message.delivery_tag or 0, wait=False)
 
@@ -162,7 +162,7 @@ class Cancellations:
         if not _TASK_ID.fullmatch(task_id):
             return
         before = self._known.pop(task_id, None)
-        cancel = _Cancel(_later(before, sent), self._clock())
+        cancel = _CancelRequest(_later(before, sent), self._clock())
         if not self._is_old(cancel):
             self._known[task_id] = cancel
         self._forget()
@@ -177,12 +177,12 @@ class Cancellations:
                 return
             del self._known[first]
 
-    def _is_old(self, cancel: _Cancel) -> bool:
+    def _is_old(self, cancel: _CancelRequest) -> bool:
         oldest = self._clock() - RETENTION_S
         return cancel.heard_s < oldest or (cancel.sent_s is not None and cancel.sent_s < oldest)
 
 
-def _later(before: _Cancel | None, sent: datetime | None) -> float | None:
+def _later(before: _CancelRequest | None, sent: datetime | None) -> float | None:
     """Return the time of the two together: the later one, as far as both have one, else that of the new one."""
     sent_s = None if sent is None else sent.timestamp()
     if before is None or before.sent_s is None or sent_s is None:

@@ -23,7 +23,7 @@ from yarl import URL
 
 from acestep_consumer.broker import lenient_codec
 from acestep_consumer.broker.backoff import backoff
-from acestep_consumer.broker.errors import BrokerFault, BrokerRefused, LinkLost, describe, mapped
+from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost, describe, mapped
 from acestep_consumer.broker.queue_limit import agree, limit_told
 from acestep_consumer.broker.topology import CONTROL_LOG, Topology, declare
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from acestep_consumer.config.settings import BrokerSettings
 
 Step = Callable[[Channel], Awaitable[None]]
-"""What must be done on every new channel. Raises a ``BrokerFault`` when it cannot."""
+"""What must be done on every new channel. Raises a ``BrokerError`` when it cannot."""
 
 # The event loop does nothing long, so a short heartbeat costs nothing: a dead peer is noticed after three of them.
 HEARTBEAT_S = 10
@@ -57,7 +57,7 @@ RENEWED_AT_MOST_S = 30.0
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
-class Link:
+class BrokerConnection:
     """A connection to the broker that comes back.
 
     ``async with`` waits until it is up for the first time. Only then is a refusal an error; later ones are logged and
@@ -130,7 +130,7 @@ class Link:
             return
         try:
             await step(await self.channel())
-        except LinkLost:
+        except ConnectionLost:
             self.renew("a step could not be done")
         except BrokerRefused:
             self.detach(step)
@@ -164,22 +164,22 @@ class Link:
             self.renew("the broker refuses publishes")
 
     async def declare_again(self) -> None:
-        """Restore what somebody deleted, on the open channel. Raises ``BrokerFault``."""
+        """Restore what somebody deleted, on the open channel. Raises ``BrokerError``."""
         if self._connection is None or self._topology is None:
-            raise LinkLost("not connected")
+            raise ConnectionLost("not connected")
         with mapped():
             async with asyncio.timeout(SET_UP_TIMEOUT_S), self._connection.channel() as channel:
                 await declare(channel, self._topology)
 
     async def ensure(self, queue: str) -> None:
-        """Declare everything again if this queue is not there. Raises ``BrokerFault``."""
+        """Declare everything again if this queue is not there. Raises ``BrokerError``."""
         if self._connection is None:
-            raise LinkLost("not connected")
+            raise ConnectionLost("not connected")
         try:
             with mapped():
                 async with asyncio.timeout(SET_UP_TIMEOUT_S), self._connection.channel() as channel:
                     await channel.declare_queue(queue, passive=True)
-        except BrokerFault:  # not there; or the connection is lost, which shows at once
+        except BrokerError:  # not there; or the connection is lost, which shows at once
             await self.declare_again()
 
     async def stand(self, tier: str) -> None:
@@ -190,7 +190,7 @@ class Link:
             BrokerFault: it could not be declared.
         """
         if self._connection is None or self._topology is None:
-            raise LinkLost("not connected")
+            raise ConnectionLost("not connected")
         queue = self._topology.tier_queue(tier)
         try:
             await self._declare(self._connection, queue)
@@ -251,7 +251,7 @@ class Link:
                 if first:
                     raise
                 self._log_failure(error, wait)
-            except BrokerFault as error:
+            except BrokerError as error:
                 self._log_failure(error, wait)
             except Exception:
                 if first:
@@ -264,7 +264,7 @@ class Link:
                 return
             await asyncio.sleep(wait)
 
-    def _log_failure(self, error: BrokerFault, wait: float) -> None:
+    def _log_failure(self, error: BrokerError, wait: float) -> None:
         """Say it once a minute, and when the reason is another one; a worker's links try for as long as it takes."""
         reason, now = describe(error), time.monotonic()
         news = reason != self._said or now >= self._say_again
@@ -322,7 +322,7 @@ class Link:
         connection, self._connection, self._channel = self._connection, None, None
         if connection is None:
             return
-        with suppress(BrokerFault), mapped():
+        with suppress(BrokerError), mapped():
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await connection.close()
 

@@ -21,19 +21,19 @@ from uuid import uuid4
 import structlog
 from aiormq.channel import Channel
 
-from acestep_consumer.broker.delivery import Delivery, Outbox
-from acestep_consumer.broker.errors import BrokerFault, describe, mapped
-from acestep_consumer.broker.prefetch_shares import Share, next_start, next_stop
+from acestep_consumer.broker.delivery import AmqpDelivery, MessageForwarder
+from acestep_consumer.broker.errors import BrokerError, describe, mapped
+from acestep_consumer.broker.prefetch_shares import PrefetchShare, next_start, next_stop
 from acestep_consumer.broker.topology import GENERATE
 from acestep_consumer.domain.errors import Verdict
 
 if TYPE_CHECKING:
     from aiormq.abc import ArgumentsType, DeliveredMessage
 
-    from acestep_consumer.broker.connection import Link
+    from acestep_consumer.broker.connection import BrokerConnection
     from acestep_consumer.config.settings import BrokerSettings
 
-Handle = Callable[[Delivery], Awaitable[None]]
+Handle = Callable[[AmqpDelivery], Awaitable[None]]
 """Run one message and settle it. What escapes is logged, and the message goes back to the queue."""
 
 RPC_TIMEOUT_S = 10.0
@@ -55,7 +55,7 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 class _InHand:
     tag: str
     queue: str
-    delivery: Delivery
+    delivery: AmqpDelivery
 
 
 class Consumer:
@@ -65,7 +65,9 @@ class Consumer:
     It runs on while its message is delivered again; its own delivery is stale then.
     """
 
-    def __init__(self, link: Link, settings: BrokerSettings, handle: Handle, outbox: Outbox) -> None:
+    def __init__(
+        self, link: BrokerConnection, settings: BrokerSettings, handle: Handle, outbox: MessageForwarder
+    ) -> None:
         self._link = link
         self._handle = handle
         self._outbox = outbox
@@ -77,7 +79,7 @@ class Consumer:
         self._finished = 0
         self._channel: Channel | None = None
         # Of the present channel, by consumer tag, the oldest first.
-        self._shares: dict[str, Share] = {}
+        self._shares: dict[str, PrefetchShare] = {}
         # How many of the deliveries may be of other queues than the producers'.
         self._served: dict[str, int] = {}
         self._leaving = False
@@ -167,7 +169,7 @@ class Consumer:
         self._link.detach(self._consume)
         async with self._changing:
             for tag in list(self._shares):
-                with suppress(BrokerFault):
+                with suppress(BrokerError):
                     await self._cancel(tag)
 
     async def _consume(self, channel: Channel) -> None:
@@ -195,7 +197,7 @@ class Consumer:
                 return  # the next channel starts with the new count
             try:
                 await self._arrange(channel)
-            except BrokerFault as fault:
+            except BrokerError as fault:
                 self._link.renew(f"the prefetch could not be changed: {describe(fault)}")
 
     async def _arrange(self, channel: Channel) -> None:
@@ -238,7 +240,7 @@ class Consumer:
     def _unsettled(self, tag: str) -> int:
         return sum(held.tag == tag and not held.delivery.settled for held in self._tasks.values())
 
-    async def _add_consumer(self, channel: Channel, share: Share) -> None:
+    async def _add_consumer(self, channel: Channel, share: PrefetchShare) -> None:
         """Set the prefetch and start. In this order: it holds for consumers that start after it, and only for them.
 
         The tag is new each time: RabbitMQ 4.3 may keep the old one after it has cancelled a consumer.
@@ -256,7 +258,7 @@ class Consumer:
             )
 
     async def _cancel(self, tag: str) -> None:
-        """Stop this consumer. Raises ``BrokerFault``."""
+        """Stop this consumer. Raises ``BrokerError``."""
         del self._shares[tag]
         if self._channel is not None and not self._channel.is_closed:
             with mapped():
@@ -268,7 +270,7 @@ class Consumer:
         self._link.renew("the broker cancelled the consumer")
 
     async def _take(self, tag: str, queue: str, message: DeliveredMessage) -> None:
-        delivery = Delivery(message, self._outbox)
+        delivery = AmqpDelivery(message, self._outbox)
         run = self._give_back if self._leaving else self._run
         task = asyncio.create_task(run(delivery), name=f"delivery {message.delivery_tag}")
         self._tasks[task] = _InHand(tag, queue, delivery)
@@ -279,7 +281,7 @@ class Consumer:
         if tag not in self._shares and not self._leaving:
             self._fit_soon()
 
-    async def _run(self, delivery: Delivery) -> None:
+    async def _run(self, delivery: AmqpDelivery) -> None:
         try:
             await self._handle(delivery)
         except Exception:  # noqa: BLE001 - the last line of defence: whatever it was, the message goes back
@@ -290,5 +292,5 @@ class Consumer:
             await asyncio.sleep(RETURN_DELAY_S)
             await self._give_back(delivery)
 
-    async def _give_back(self, delivery: Delivery) -> None:
+    async def _give_back(self, delivery: AmqpDelivery) -> None:
         await delivery.settle(Verdict.REQUEUE)

@@ -41,7 +41,7 @@ _PERSISTENT = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Death:
+class DeadLetterReason:
     """Why a message is among the dead letters."""
 
     code: str
@@ -65,18 +65,22 @@ def dead_letter_properties(
     return _copy(properties, _headers(properties, reason, worker_id))
 
 
-def death_of(headers: dict[str, Any]) -> Death:
+def death_of(headers: dict[str, Any]) -> DeadLetterReason:
     """Read why a dead letter is one, from what the worker wrote or else the broker."""
     worker, attempts = headers.get(WORKER), headers.get(ATTEMPTS)
     attempts = attempts if isinstance(attempts, int) else None
     if CODE in headers:
         at = _utc(headers.get(TIME))
-        return Death(str(headers[CODE]), str(headers.get(REASON, "")), at, attempts, str(worker) if worker else None)
+        return DeadLetterReason(
+            str(headers[CODE]), str(headers.get(REASON, "")), at, attempts, str(worker) if worker else None
+        )
     match headers.get("x-death"):
         case [dict() as last, *_]:
             code, queue = str(last.get("reason", "unknown")), last.get("queue", "a queue")
-            return Death(code, f"the broker gave it up in {queue}: {code}", _utc(last.get("time")), attempts, None)
-    return Death("unknown", "nobody wrote down why", None, attempts, None)
+            return DeadLetterReason(
+                code, f"the broker gave it up in {queue}: {code}", _utc(last.get("time")), attempts, None
+            )
+    return DeadLetterReason("unknown", "nobody wrote down why", None, attempts, None)
 
 
 def revived_properties(properties: Basic.Properties) -> Basic.Properties:

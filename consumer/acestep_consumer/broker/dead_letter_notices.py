@@ -19,8 +19,8 @@ import structlog
 
 from acestep_consumer.broker.consumer import CONSUMER_TIMEOUT_MS
 from acestep_consumer.broker.dead_letter import CODE, death_of, returned_properties
-from acestep_consumer.broker.delivery import Reply
-from acestep_consumer.broker.errors import BrokerFault, Nacked, mapped
+from acestep_consumer.broker.delivery import AmqpReply
+from acestep_consumer.broker.errors import BrokerError, Nacked, mapped
 from acestep_consumer.broker.topology import GENERATE, NOTICES, tier_of
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from aiormq.abc import ArgumentsType, DeliveredMessage
     from aiormq.channel import Channel
 
-    from acestep_consumer.broker.connection import Link
+    from acestep_consumer.broker.connection import BrokerConnection
     from acestep_consumer.config.settings import BrokerSettings
 
 PREFETCH = 8
@@ -47,7 +47,7 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
+class DeadLetterNotice:
     """A request that the broker gave up before a worker ended it."""
 
     body: bytes
@@ -55,7 +55,7 @@ class Notice:
     message_id: str | None
     sent: datetime | None
     """The producer's ``timestamp``, in UTC."""
-    reply: Reply
+    reply: AmqpReply
     """Where the terminal event is awaited besides the exchange."""
     reason: str
     """The broker's own word: ``expired``, ``rejected``, ``maxlen``, ``delivery_limit``."""
@@ -65,18 +65,18 @@ class Notice:
     """The queue that it waited in."""
 
 
-Tell = Callable[[Notice], Awaitable[None]]
+Tell = Callable[[DeadLetterNotice], Awaitable[None]]
 """Publish the terminal event, confirmed. What escapes is logged, and the notice comes again, here or elsewhere."""
 
 
-class Notices:
+class DeadLetterNotices:
     """Consumes the notices on ``link`` and hands to ``tell`` what nobody has told yet; acked once that returned.
 
     A crash between the two tells twice. The tasks are ours, not the client library's: those die with their channel,
     and take down the channel that they publish on.
     """
 
-    def __init__(self, link: Link, settings: BrokerSettings, tell: Tell) -> None:
+    def __init__(self, link: BrokerConnection, settings: BrokerSettings, tell: Tell) -> None:
         self._link = link
         self._tell = tell
         self._arguments: ArgumentsType = {}
@@ -94,7 +94,7 @@ class Notices:
         """Take no more, and let what is in hand end, for 5 seconds at most. What is not told comes again elsewhere."""
         self._link.detach(self._consume)
         if self._channel is not None and not self._channel.is_closed:
-            with suppress(BrokerFault), mapped():
+            with suppress(BrokerError), mapped():
                 await self._channel.basic_cancel(self._tag, timeout=RPC_TIMEOUT_S)
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=STOP_TIMEOUT_S)
@@ -137,7 +137,7 @@ class Notices:
             await _settle(message, told=True)
 
 
-def notice_of(message: DeliveredMessage) -> Notice | None:
+def notice_of(message: DeliveredMessage) -> DeadLetterNotice | None:
     """Return what is to be told about a dead letter; None: a worker has told, or it never was a request."""
     properties = message.header.properties
     headers = properties.headers or {}
@@ -151,11 +151,11 @@ def notice_of(message: DeliveredMessage) -> Notice | None:
         case _:
             _log.warning("no request of ours among the dead letters, left alone", message_id=properties.message_id)
             return None
-    return Notice(
+    return DeadLetterNotice(
         body=message.body,
         message_id=properties.message_id or None,
         sent=properties.timestamp,
-        reply=Reply(properties.reply_to or None, properties.correlation_id or None),
+        reply=AmqpReply(properties.reply_to or None, properties.correlation_id or None),
         reason=death.code,
         at=death.at,
         queue=queue,
@@ -163,7 +163,7 @@ def notice_of(message: DeliveredMessage) -> Notice | None:
 
 
 async def _give_back(message: DeliveredMessage, queue: str) -> None:
-    """Put a request back into its queue as the one that it was. Raises ``BrokerFault``: the queue may be full."""
+    """Put a request back into its queue as the one that it was. Raises ``BrokerError``: the queue may be full."""
     with mapped():
         await message.channel.basic_publish(
             message.body,
@@ -180,6 +180,6 @@ async def _give_back(message: DeliveredMessage, queue: str) -> None:
 async def _settle(message: DeliveredMessage, *, told: bool) -> None:
     """Ack, or give back. On a channel that is gone neither is needed: the notice comes again."""
     channel, tag = message.channel, message.delivery_tag or 0
-    with suppress(BrokerFault), mapped():
+    with suppress(BrokerError), mapped():
         async with asyncio.timeout(SETTLE_TIMEOUT_S):
             await (channel.basic_ack(tag) if told else channel.basic_nack(tag, requeue=True))

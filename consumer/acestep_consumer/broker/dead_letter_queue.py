@@ -19,8 +19,8 @@ from aio_pika import exceptions as amqp
 from pamqp.commands import Basic
 
 from acestep_consumer.broker import lenient_codec
-from acestep_consumer.broker.dead_letter import Death, death_of, revived_properties
-from acestep_consumer.broker.errors import BrokerFault, BrokerRefused, LinkLost, describe, mapped
+from acestep_consumer.broker.dead_letter import DeadLetterReason, death_of, revived_properties
+from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost, describe, mapped
 from acestep_consumer.broker.topology import DEAD_LETTER, REQUESTS
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class DeadLetter:
 
     body: bytes
     properties: Basic.Properties
-    death: Death
+    death: DeadLetterReason
     tag: int
 
     @property
@@ -54,7 +54,7 @@ class DeadLetter:
         return self.properties.message_id or None
 
 
-class DeadQueue:
+class DeadLetterQueue:
     """The dead letters of the broker that ``settings`` name. Use as an async context manager.
 
     Nothing is declared: a look at the broker must not depend on how its queues were declared, or change them.
@@ -88,7 +88,7 @@ class DeadQueue:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with suppress(BrokerFault), mapped():
+        with suppress(BrokerError), mapped():
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 await self._put_back()
         await self._close()
@@ -97,13 +97,13 @@ class DeadQueue:
         """Connect to the first node that answers."""
         *others, last = self._urls
         for url in others:
-            with suppress(LinkLost), mapped():
+            with suppress(ConnectionLost), mapped():
                 return await aio_pika.connect(url, timeout=CONNECT_TIMEOUT_S)
         try:
             with mapped():
                 return await aio_pika.connect(last, timeout=CONNECT_TIMEOUT_S)
-        except LinkLost as loss:
-            raise LinkLost(f"no connection to the broker: {describe(loss)}; check ACESTEP_AMQP_URL") from loss
+        except ConnectionLost as loss:
+            raise ConnectionLost(f"no connection to the broker: {describe(loss)}; check ACESTEP_AMQP_URL") from loss
 
     @property
     def count(self) -> int:
@@ -130,7 +130,7 @@ class DeadQueue:
             yield _letter(message, message.delivery_tag)
 
     async def remove(self, letter: DeadLetter) -> None:
-        """Take it off the queue for good. Raises ``LinkLost``."""
+        """Take it off the queue for good. Raises ``ConnectionLost``."""
         with mapped():
             await self._channel.basic_ack(letter.tag)
 
@@ -174,7 +174,7 @@ class DeadQueue:
     async def _close(self) -> None:
         if self._connection is None:
             return
-        with suppress(BrokerFault), mapped():
+        with suppress(BrokerError), mapped():
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._connection.close()
 

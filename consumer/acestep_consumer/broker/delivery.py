@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import structlog
 
 from acestep_consumer.broker.dead_letter import RETURNED, forwarded_properties
-from acestep_consumer.broker.errors import BrokerFault, describe, mapped
+from acestep_consumer.broker.errors import BrokerError, describe, mapped
 from acestep_consumer.broker.topology import tier_of
 from acestep_consumer.domain.errors import ConsumerError, Verdict
 
@@ -34,7 +34,7 @@ class AlreadySettledError(RuntimeError):
     """A delivery was settled a second time: a mistake in the program. The broker would close the channel over it."""
 
 
-class Outbox(Protocol):
+class MessageForwarder(Protocol):
     """Where messages go that are not done here."""
 
     async def dead_letter(self, body: bytes, properties: Basic.Properties, reason: ConsumerError | None) -> None:
@@ -45,7 +45,7 @@ class Outbox(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class AmqpReply:
     """The AMQP properties that the job's events echo."""
 
     reply_to: str | None
@@ -59,10 +59,10 @@ def fingerprint(body: bytes, message_id: str | None, sent: datetime | None) -> s
     return digest.hexdigest()
 
 
-class Delivery:
+class AmqpDelivery:
     """A message of the queue, and the right to settle it."""
 
-    def __init__(self, message: DeliveredMessage, outbox: Outbox) -> None:
+    def __init__(self, message: DeliveredMessage, outbox: MessageForwarder) -> None:
         self._message = message
         self._outbox = outbox
         self._properties = message.header.properties
@@ -116,9 +116,9 @@ class Delivery:
         return header if isinstance(header, str) and _TRACEPARENT.fullmatch(header) else None
 
     @property
-    def reply(self) -> Reply:
+    def reply(self) -> AmqpReply:
         """Where the terminal event is awaited besides the exchange, and under which correlation id."""
-        return Reply(self._properties.reply_to or None, self._properties.correlation_id or None)
+        return AmqpReply(self._properties.reply_to or None, self._properties.correlation_id or None)
 
     @property
     def tier(self) -> str | None:
@@ -165,7 +165,7 @@ class Delivery:
             with mapped():
                 async with asyncio.timeout(SETTLE_TIMEOUT_S):
                     await self._tell_broker(verdict)
-        except BrokerFault as fault:
+        except BrokerError as fault:
             self._leave(verdict, describe(fault))
 
     async def _move_to_dead_letters(self, reason: ConsumerError | None) -> None:

@@ -25,23 +25,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-class BrokerFault(Exception):
+class BrokerError(Exception):
     """Base of all."""
 
 
-class LinkLost(BrokerFault):
+class ConnectionLost(BrokerError):
     """The connection or the channel went away, or the broker did not answer in time."""
 
 
-class Nacked(BrokerFault):
+class Nacked(BrokerError):
     """The broker refused the message on its publisher confirm: a queue is full, or could not store it."""
 
 
-class Unroutable(BrokerFault):
+class Unroutable(BrokerError):
     """No queue takes the message, or its address cannot be written as AMQP."""
 
 
-class BrokerRefused(BrokerFault):
+class BrokerRefused(BrokerError):
     """The broker refuses what we ask, and will go on doing so; the text says what to change."""
 
 
@@ -58,8 +58,8 @@ def mapped() -> Iterator[None]:
         # aiormq cancels what waits on a channel that it closes. Nobody asked this task to stop: a loss, then.
         if _is_cancelled():
             raise
-        raise LinkLost("the channel was closed") from error
-    except BrokerFault:
+        raise ConnectionLost("the channel was closed") from error
+    except BrokerError:
         raise
     except amqp.PublishError as error:
         raise Unroutable(str(error)) from error
@@ -71,7 +71,7 @@ def mapped() -> Iterator[None]:
         # aiormq ends what still waits on a channel closed without a reason with a bare Exception.
         if type(error) is not Exception:
             raise
-        raise LinkLost("the channel was closed") from error
+        raise ConnectionLost("the channel was closed") from error
 
 
 def describe(error: BaseException) -> str:
@@ -87,10 +87,10 @@ def _is_cancelled() -> bool:
     return task is None or task.cancelling() > 0
 
 
-def _judge(error: Exception) -> BrokerFault:
+def _judge(error: Exception) -> BrokerError:
     """Tell a refusal, which needs a person, from a loss, which needs patience."""
     refusal = _refusal(error)
-    return LinkLost(describe(error)) if refusal is None else BrokerRefused(refusal)
+    return ConnectionLost(describe(error)) if refusal is None else BrokerRefused(refusal)
 
 
 def _refusal(error: Exception) -> str | None:  # noqa: PLR0911 - a line per cause

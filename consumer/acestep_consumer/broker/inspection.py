@@ -22,7 +22,7 @@ from aiormq.exceptions import ChannelAccessRefused
 from yarl import URL
 
 from acestep_consumer.broker import queue_limit
-from acestep_consumer.broker.errors import BrokerFault, BrokerRefused, LinkLost, mapped
+from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost, mapped
 from acestep_consumer.broker.topology import GENERATE, PROBES, REQUESTS, Exchange, Queue, Topology
 
 if TYPE_CHECKING:
@@ -45,16 +45,16 @@ CLOSE_TIMEOUT_S = 1.0
 DEFAULT_EXCHANGE = "amq.default"
 
 
-class Absent(BrokerRefused):
+class ObjectMissing(BrokerRefused):
     """There is no such object."""
 
 
-class Forbidden(BrokerRefused):
+class AccessRefused(BrokerRefused):
     """This user may not."""
 
 
 @dataclass(frozen=True, slots=True)
-class Depth:
+class QueueDepth:
     """A queue at one moment: messages that wait, and consumers. Messages in consumers' hands are not counted."""
 
     ready: int
@@ -62,7 +62,7 @@ class Depth:
 
 
 @dataclass(frozen=True, slots=True)
-class Lack:
+class MissingPermission:
     """A permission that this user does not have on ``name``."""
 
     operation: Operation
@@ -73,7 +73,7 @@ class Lack:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class TopologyDiff:
     """The objects on the broker beside those that are wanted, as ``queue acestep.generate``.
 
     Attributes:
@@ -87,8 +87,8 @@ class Comparison:
     unseen: tuple[str, ...]
 
 
-class Inspection:
-    """A connection for looking. An async context manager; every call raises ``BrokerFault``.
+class BrokerInspection:
+    """A connection for looking. An async context manager; every call raises ``BrokerError``.
 
     Args:
         settings: the broker, and what a worker would want of it.
@@ -112,10 +112,10 @@ class Inspection:
         await self._drop()
 
     async def connect(self) -> None:
-        """Connect to the first node that answers. Raises ``BrokerFault``, that of the last one."""
+        """Connect to the first node that answers. Raises ``BrokerError``, that of the last one."""
         *others, last = self._urls
         for url in others:
-            with suppress(LinkLost):
+            with suppress(ConnectionLost):
                 return await self._connect(url)
         return await self._connect(last)
 
@@ -142,47 +142,47 @@ class Inspection:
         told = transport.connection.server_properties.get("version") if transport else None
         return told if isinstance(told, str) else None
 
-    async def depth(self, queue: str) -> Depth | None:
+    async def depth(self, queue: str) -> QueueDepth | None:
         """Return how many messages wait and how many consumers there are; None: there is no such queue."""
 
-        async def ask(channel: Channel) -> Depth | None:
+        async def ask(channel: Channel) -> QueueDepth | None:
             try:
                 told = await channel.queue_declare(queue, passive=True, timeout=CALL_TIMEOUT_S)
             except amqp.ChannelNotFoundEntity:
                 return None
-            return Depth(told.message_count or 0, told.consumer_count or 0)
+            return QueueDepth(told.message_count or 0, told.consumer_count or 0)
 
         return await self._ask(ask)
 
-    async def depths(self, queues: Iterable[str]) -> dict[str, Depth | None]:
-        """Return ``depth`` of several queues. After ``LinkLost``, the next call connects again."""
+    async def depths(self, queues: Iterable[str]) -> dict[str, QueueDepth | None]:
+        """Return ``depth`` of several queues. After ``ConnectionLost``, the next call connects again."""
         if self._connection is None:
             await self.connect()
         try:
             return {queue: await self.depth(queue) for queue in queues}
-        except LinkLost:
+        except ConnectionLost:
             await self._drop()
             raise
 
-    async def limit(self) -> queue_limit.Standing | None:
+    async def limit(self) -> queue_limit.LimitInForce | None:
         """Measure how many requests may wait; None: there is no request queue yet."""
         if await self.depth(GENERATE) is None:
             return None
         return await queue_limit.look(self._opened, self._settings)
 
-    async def compare(self, wanted: Topology) -> Comparison:
+    async def compare(self, wanted: Topology) -> TopologyDiff:
         """Compare exchanges and queues with those that stand. AMQP does not tell of bindings."""
         items: tuple[Exchange | Queue, ...] = (*wanted.exchanges, *wanted.queues)
         verdicts = await asyncio.gather(*map(self._compared, items))
         names = (f"{type(item).__name__.lower()} {item.name}" for item in items)
         found = list(zip(names, verdicts, strict=True))
-        return Comparison(
+        return TopologyDiff(
             missing=tuple(name for name, verdict in found if verdict == "missing"),
             different=tuple(str(verdict) for _, verdict in found if isinstance(verdict, BrokerRefused)),
             unseen=tuple(name for name, verdict in found if verdict == "unseen"),
         )
 
-    async def lacks(self, wanted: Topology) -> tuple[Lack, ...]:
+    async def lacks(self, wanted: Topology) -> tuple[MissingPermission, ...]:
         """Return what this user may not do, of what a worker does.
 
         Only throw-away queues are touched, with names like the request queue's: permissions go by name. Write
@@ -190,28 +190,30 @@ class Inspection:
         publish is refused some time later, and what was said on its channel meanwhile costs the connection.
         """
         probe = _probe()
-        lack = await self._lack(lambda channel: _declare(channel, probe), {probe: Lack("configure", GENERATE)})
+        lack = await self._lack(
+            lambda channel: _declare(channel, probe), {probe: MissingPermission("configure", GENERATE)}
+        )
         if lack is not None:
             return (lack,)
-        to_default = {DEFAULT_EXCHANGE: Lack("write", DEFAULT_EXCHANGE)}
+        to_default = {DEFAULT_EXCHANGE: MissingPermission("write", DEFAULT_EXCHANGE)}
         asked = [
-            self._lack(lambda channel: _get(channel, probe), {probe: Lack("read", GENERATE)}),
+            self._lack(lambda channel: _get(channel, probe), {probe: MissingPermission("read", GENERATE)}),
             self._lack(lambda channel: _dead_letter(channel, exchange=""), to_default),
         ]
         for name in (exchange.name for exchange in wanted.exchanges):
-            bound = {name: Lack("read", name), probe: Lack("write", GENERATE)}
+            bound = {name: MissingPermission("read", name), probe: MissingPermission("write", GENERATE)}
             asked.append(self._lack(partial(_bind, queue=probe, exchange=name), bound))
             if name != REQUESTS:  # a worker publishes no requests
-                asked.append(self._lack(partial(_dead_letter, exchange=name), {name: Lack("write", name)}))
+                asked.append(self._lack(partial(_dead_letter, exchange=name), {name: MissingPermission("write", name)}))
         return tuple(dict.fromkeys(lack for lack in await asyncio.gather(*asked) if lack is not None))
 
-    async def _lack(self, step: Step, by_name: Mapping[str, Lack]) -> Lack | None:
+    async def _lack(self, step: Step, by_name: Mapping[str, MissingPermission]) -> MissingPermission | None:
         """Try it; the refusal names the object, and ``by_name`` says what that means. What is missing is no lack."""
         try:
             await self._ask(step)
-        except Forbidden as refusal:
+        except AccessRefused as refusal:
             return next((lack for name, lack in by_name.items() if f"'{name}'" in str(refusal)), None)
-        except Absent:
+        except ObjectMissing:
             return None
         return None
 
@@ -220,9 +222,9 @@ class Inspection:
             # Only what is there is declared: that compares the arguments, and makes nothing.
             await self._ask(partial(_declare_as_wanted, item=item, passive=True))
             await self._ask(partial(_declare_as_wanted, item=item, passive=False))
-        except Absent:
+        except ObjectMissing:
             return "missing"
-        except Forbidden:
+        except AccessRefused:
             return "unseen"
         except BrokerRefused as refusal:
             return refusal
@@ -240,13 +242,13 @@ class Inspection:
     async def _drop(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            with suppress(BrokerFault, TimeoutError), mapped():
+            with suppress(BrokerError, TimeoutError), mapped():
                 await asyncio.wait_for(connection.close(), CLOSE_TIMEOUT_S)
 
     @property
     def _opened(self) -> AbstractConnection:
         if self._connection is None:
-            raise LinkLost("not connected")
+            raise ConnectionLost("not connected")
         return self._connection
 
 
@@ -256,12 +258,12 @@ def _sorted() -> Iterator[None]:
     try:
         with mapped():
             yield
-    except BrokerFault as fault:
+    except BrokerError as fault:
         match fault.__cause__:
             case amqp.ChannelNotFoundEntity():
-                raise Absent(str(fault)) from fault
+                raise ObjectMissing(str(fault)) from fault
             case ChannelAccessRefused():
-                raise Forbidden(str(fault)) from fault
+                raise AccessRefused(str(fault)) from fault
         raise
 
 

@@ -19,7 +19,7 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 import aiohttp
 from yarl import URL
 
-from acestep_consumer.broker.errors import BrokerRefused, LinkLost, describe
+from acestep_consumer.broker.errors import BrokerRefused, ConnectionLost, describe
 from acestep_consumer.broker.topology import CAPACITY, GENERATE, capacity_policy
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Management:
         except ssl.SSLCertVerificationError as error:
             raise BrokerRefused(f"ACESTEP_MANAGEMENT_URL: {error}: trust its certificate (SSL_CERT_FILE)") from error
         except (OSError, http.client.HTTPException) as error:
-            raise LinkLost(f"no answer from ACESTEP_MANAGEMENT_URL: {describe(error)}") from error
+            raise ConnectionLost(f"no answer from ACESTEP_MANAGEMENT_URL: {describe(error)}") from error
         finally:
             connection.close()
         return _read(answer.status, text)
@@ -92,7 +92,7 @@ def _read(status: int, text: bytes) -> Any:
     if status in _REFUSALS:
         raise BrokerRefused(f"ACESTEP_MANAGEMENT_URL: {_REFUSALS[HTTPStatus(status)]}")
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        raise LinkLost(f"ACESTEP_MANAGEMENT_URL answers {status}")
+        raise ConnectionLost(f"ACESTEP_MANAGEMENT_URL answers {status}")
     if status >= HTTPStatus.MULTIPLE_CHOICES:
         raise BrokerRefused(f"ACESTEP_MANAGEMENT_URL answers {status}: {text[:200].decode(errors='replace')}")
     try:
@@ -143,7 +143,7 @@ _REFUSALS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Consuming:
+class ConsumerInfo:
     """One worker's consumers of the request queue: who it is, and how many messages it may hold."""
 
     worker_id: str
@@ -166,13 +166,13 @@ class RequestQueue:
     unacked: int
     acked_per_s: float | None
     limit: int | None
-    consumers: tuple[Consuming, ...]
+    consumers: tuple[ConsumerInfo, ...]
 
 
 class Monitor:
     """The API at ``ACESTEP_MANAGEMENT_URL``, which must be set. An async context manager.
 
-    Every call raises ``LinkLost`` when the API is out of reach, and ``BrokerRefused`` when it says no.
+    Every call raises ``ConnectionLost`` when the API is out of reach, and ``BrokerRefused`` when it says no.
     """
 
     def __init__(self, settings: BrokerSettings) -> None:
@@ -229,12 +229,12 @@ class Monitor:
                 if answer.status in _REFUSALS:
                     raise BrokerRefused(f"ACESTEP_MANAGEMENT_URL: {_REFUSALS[HTTPStatus(answer.status)]}")
                 if answer.status != HTTPStatus.OK:
-                    raise LinkLost(f"ACESTEP_MANAGEMENT_URL answers {answer.status}")
+                    raise ConnectionLost(f"ACESTEP_MANAGEMENT_URL answers {answer.status}")
                 return await answer.json(content_type=None)
         except aiohttp.ClientConnectorCertificateError as error:
             raise BrokerRefused("ACESTEP_MANAGEMENT_URL: its certificate is not trusted (SSL_CERT_FILE)") from error
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise LinkLost(f"no answer from ACESTEP_MANAGEMENT_URL: {describe(error)}") from error
+            raise ConnectionLost(f"no answer from ACESTEP_MANAGEMENT_URL: {describe(error)}") from error
         except ValueError as error:
             raise BrokerRefused("ACESTEP_MANAGEMENT_URL answers with no JSON: is it the management API?") from error
 
@@ -261,14 +261,14 @@ def _limit(queue: dict[str, Any]) -> int | None:
     return min((each for each in (argument, policy) if each is not None), default=None)
 
 
-def _consumers(details: Any, names: dict[str, str]) -> tuple[Consuming, ...]:
+def _consumers(details: Any, names: dict[str, str]) -> tuple[ConsumerInfo, ...]:
     """A worker that changes its prefetch has several consumers for a while, whose shares add up."""
     shares: dict[str, int] = {}
     for each in details:
         connection = (each.get("channel_details") or {}).get("connection_name", "")
         worker = _worker(names.get(connection, ""), connection)
         shares[worker] = shares.get(worker, 0) + each.get("prefetch_count", 0)
-    return tuple(Consuming(worker_id=worker, prefetch=share) for worker, share in sorted(shares.items()))
+    return tuple(ConsumerInfo(worker_id=worker, prefetch=share) for worker, share in sorted(shares.items()))
 
 
 def _worker(name: str, connection: str) -> str:

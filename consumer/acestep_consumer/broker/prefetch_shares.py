@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class PrefetchShare:
     """What one consumer may hold: up to ``count`` deliveries of ``queue``."""
 
     queue: str
@@ -24,8 +24,8 @@ class Share:
 
 
 def next_start(
-    shares: Mapping[str, Share], left_over: Mapping[str, int], targets: Mapping[str, int], most: int
-) -> Share | None:
+    shares: Mapping[str, PrefetchShare], left_over: Mapping[str, int], targets: Mapping[str, int], most: int
+) -> PrefetchShare | None:
     """Return the consumer to start next; None: none.
 
     Args:
@@ -38,12 +38,12 @@ def next_start(
     for queue, target in targets.items():
         lack = min(room, target - _held(queue, shares.values(), left_over))
         if lack > 0:
-            return Share(queue, lack)
+            return PrefetchShare(queue, lack)
     return None
 
 
 def next_stop(
-    shares: Mapping[str, Share], left_over: Mapping[str, int], targets: Mapping[str, int], most: int
+    shares: Mapping[str, PrefetchShare], left_over: Mapping[str, int], targets: Mapping[str, int], most: int
 ) -> str | None:
     """Return the tag of the consumer to cancel next, the youngest of those that may hold too much; None: none."""
     too_many = _held_in_all(shares.values(), left_over) > most
@@ -53,9 +53,9 @@ def next_stop(
     return None
 
 
-def _held_in_all(shares: Iterable[Share], left_over: Mapping[str, int]) -> int:
+def _held_in_all(shares: Iterable[PrefetchShare], left_over: Mapping[str, int]) -> int:
     return sum(share.count for share in shares) + sum(left_over.values())
 
 
-def _held(queue: str, shares: Iterable[Share], left_over: Mapping[str, int]) -> int:
+def _held(queue: str, shares: Iterable[PrefetchShare], left_over: Mapping[str, int]) -> int:
     return sum(share.count for share in shares if share.queue == queue) + left_over.get(queue, 0)

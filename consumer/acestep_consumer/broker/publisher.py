@@ -14,7 +14,15 @@ from pamqp.commands import Basic
 
 from acestep_consumer.broker.backoff import backoff
 from acestep_consumer.broker.dead_letter import dead_letter_properties
-from acestep_consumer.broker.errors import BrokerFault, BrokerRefused, LinkLost, Nacked, Unroutable, describe, mapped
+from acestep_consumer.broker.errors import (
+    BrokerError,
+    BrokerRefused,
+    ConnectionLost,
+    Nacked,
+    Unroutable,
+    describe,
+    mapped,
+)
 from acestep_consumer.broker.topology import CONTROL, DEAD_LETTER, EVENTS, TIER, tier_queue
 from acestep_consumer.domain.errors import ConsumerError, Unpublished
 from acestep_schemas.events import CONTENT_TYPE, JobEvent, JobProgress, JobStarted, WorkerEvent
@@ -22,7 +30,7 @@ from acestep_schemas.events import CONTENT_TYPE, JobEvent, JobProgress, JobStart
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from acestep_consumer.broker.connection import Link
+    from acestep_consumer.broker.connection import BrokerConnection
     from acestep_consumer.domain.ports import Reply
 
 APP_ID = "acestep-consumer"
@@ -60,7 +68,9 @@ class Publisher:
     second copy: subscribers recognise it by the event's id.
     """
 
-    def __init__(self, link: Link, worker_id: str, on_fault: Callable[[BrokerFault], None] = lambda _: None) -> None:
+    def __init__(
+        self, link: BrokerConnection, worker_id: str, on_fault: Callable[[BrokerError], None] = lambda _: None
+    ) -> None:
         """``on_fault`` is told of each try that came to nothing."""
         self._link = link
         self._on_fault = on_fault
@@ -97,7 +107,7 @@ class Publisher:
         kept = dead_letter_properties(properties, reason, self._worker_id)
         async with self._one_of_theirs:
             # The exchange has another queue, so that the broker would not return what misses this one.
-            with suppress(BrokerFault):
+            with suppress(BrokerError):
                 await self._link.ensure(DEAD_LETTER)
             await self._insist(_Outgoing(DEAD_LETTER, "", body, kept), PATIENCE_S)
 
@@ -116,7 +126,7 @@ class Publisher:
         except (Nacked, Unroutable, BrokerRefused) as fault:
             _log.info("not sent on", tier=tier, reason=describe(fault))
             return False
-        except BrokerFault as fault:
+        except BrokerError as fault:
             raise Unpublished(f"{message.routing_key}: {describe(fault)}") from fault
         # So that it is taken at once. It is there, whatever becomes of this call: it is found all the same.
         with suppress(Unpublished, BrokerRefused):
@@ -138,7 +148,7 @@ class Publisher:
             return False
         except BrokerRefused:
             raise
-        except BrokerFault as fault:
+        except BrokerError as fault:
             raise Unpublished(f"{TIER}.{tier}: {describe(fault)}") from fault
         return True
 
@@ -155,7 +165,7 @@ class Publisher:
         message = _Outgoing("", reply_to, body, properties)
         try:
             await self._insist(message, PATIENCE_S, tries=REPLY_TRIES)
-        except BrokerFault as fault:
+        except BrokerError as fault:
             _log.info("reply not taken", reply_to=reply_to, reason=describe(fault), event_type=event.type)
 
     async def _insist(self, message: _Outgoing, patience_s: float, tries: int | None = None) -> None:
@@ -165,15 +175,15 @@ class Publisher:
             Unpublished: ``patience_s`` seconds have passed.
             BrokerFault: with ``tries``, the fault that ended them.
         """
-        fault: BrokerFault | None = None
+        fault: BrokerError | None = None
         try:
             async with asyncio.timeout(patience_s):
                 for tried, wait in enumerate(backoff(FIRST_WAIT_S, LONGEST_WAIT_S), 1):
                     try:
                         return await self._publish_once(message)
-                    except BrokerFault as error:
+                    except BrokerError as error:
                         self._note(message, fault := error)
-                    if tries is not None and (tried == tries or not isinstance(fault, LinkLost)):
+                    if tries is not None and (tried == tries or not isinstance(fault, ConnectionLost)):
                         raise fault
                     await self._recover(message, fault)
                     await asyncio.sleep(wait)
@@ -181,7 +191,7 @@ class Publisher:
             why = "no confirm" if fault is None else describe(fault)
             raise Unpublished(f"{message.routing_key or message.exchange}: {why} in {patience_s:g} s") from fault
 
-    def _note(self, message: _Outgoing, fault: BrokerFault) -> None:
+    def _note(self, message: _Outgoing, fault: BrokerError) -> None:
         if isinstance(fault, Nacked):
             # The queue of a tier may be full for hours, which is no reason to connect anew all the time.
             self._link.refused(RENEWED_FOR_A_TIER_S if message.asks else None)
@@ -201,10 +211,10 @@ class Publisher:
                 wait=False,
             )
 
-    async def _recover(self, message: _Outgoing, fault: BrokerFault) -> None:
+    async def _recover(self, message: _Outgoing, fault: BrokerError) -> None:
         """Both of our exchanges always have a queue: when one has not, somebody deleted it."""
         if message.exchange and isinstance(fault, Unroutable):
-            with suppress(BrokerFault):
+            with suppress(BrokerError):
                 await self._link.declare_again()
 
 

@@ -54,7 +54,7 @@ _OTHER_LENGTH = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class LimitInForce:
     """The limit as it stands.
 
     Attributes:
@@ -82,7 +82,7 @@ async def agree(connection: AbstractConnection, settings: BrokerSettings) -> Top
     return topology_with(settings, limit)
 
 
-async def look(connection: AbstractConnection, settings: BrokerSettings) -> Standing:
+async def look(connection: AbstractConnection, settings: BrokerSettings) -> LimitInForce:
     """Measure what holds now, and change nothing. The request queue must be there.
 
     Raises:
@@ -94,8 +94,8 @@ async def look(connection: AbstractConnection, settings: BrokerSettings) -> Stan
     try:
         _judge(settings, argument, kept)
     except BrokerRefused as refusal:
-        return Standing(argument, kept, str(refusal))
-    return Standing(argument, kept, None)
+        return LimitInForce(argument, kept, str(refusal))
+    return LimitInForce(argument, kept, None)
 
 
 async def _stand(connection: AbstractConnection, settings: BrokerSettings, only: str | None = None) -> int | None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from aiormq.abc import DeliveredMessage
     from aiormq.channel import Channel
 
-    from acestep_consumer.broker.connection import Link
+    from acestep_consumer.broker.connection import BrokerConnection
 
 STATUS = "status"
 RPC_TIMEOUT_S = 10.0
@@ -29,10 +29,10 @@ RPC_TIMEOUT_S = 10.0
 AT_MOST_EVERY_S = 1.0
 
 
-class RollCall:
+class StatusRequests:
     """Hears the question on ``link`` and calls ``announce``, once a second at most."""
 
-    def __init__(self, link: Link, announce: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, link: BrokerConnection, announce: Callable[[], Awaitable[None]]) -> None:
         self._link = link
         self._announce = announce
         self._announcing: asyncio.Task[None] | None = None

@@ -20,7 +20,7 @@ from uuid import uuid4
 
 import structlog
 
-from acestep_consumer.broker.errors import BrokerFault, LinkLost, describe, mapped
+from acestep_consumer.broker.errors import BrokerError, ConnectionLost, describe, mapped
 from acestep_consumer.broker.topology import CONTROL, TIER, tier_queue
 from acestep_consumer.domain.errors import Unpublished
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from aiormq.abc import DeliveredMessage
     from aiormq.channel import Channel
 
-    from acestep_consumer.broker.connection import Link
+    from acestep_consumer.broker.connection import BrokerConnection
     from acestep_consumer.broker.consumer import Consumer
 
 RPC_TIMEOUT_S = 10.0
@@ -61,7 +61,7 @@ class TierQueues:
 
     def __init__(  # noqa: PLR0913 - all by name but the first two
         self,
-        link: Link,
+        link: BrokerConnection,
         consumer: Consumer,
         *,
         own: str,
@@ -107,7 +107,7 @@ class TierQueues:
             await asyncio.wait({self._task}, timeout=STOP_TIMEOUT_S if self._link.is_up else 0)
             self._task.cancel()
         if self._ear is not None and self._link.is_up:
-            with suppress(BrokerFault), mapped():
+            with suppress(BrokerError), mapped():
                 channel = await self._link.channel()
                 await channel.queue_delete(self._ear, timeout=RPC_TIMEOUT_S)
 
@@ -147,7 +147,7 @@ class TierQueues:
                     round_at = time.monotonic() + self._until_next_round()
             except Unpublished as error:
                 _log.info("nobody can be called", reason=describe(error))
-            except BrokerFault as fault:
+            except BrokerError as fault:
                 _log.info("the queues of tiers are out of sight", reason=describe(fault))
                 await self._let_go()
                 await self._link.channel()
@@ -207,7 +207,7 @@ class TierQueues:
         return found.message_count or 0
 
     async def _channel(self) -> Channel:
-        """Return the open channel. Raises ``LinkLost``: who waited for it would keep places for what may be empty."""
+        """Return the open channel. Raises ``ConnectionLost`` rather than wait, which would hold prefetch."""
         if not self._link.is_up:
-            raise LinkLost("not connected")
+            raise ConnectionLost("not connected")
         return await self._link.channel()

@@ -9,9 +9,9 @@
 
 ``acestep_consumer.client.sync`` is the same without ``async``, for scripts, the REPL and notebooks.
 
-Reading order: ``client`` (what it can do), ``job`` (one job as its producer sees it), ``subscription`` (events without
-gaps and repeats), ``inbox`` (which event is whose), ``line`` (the connection), ``endings`` and ``download`` (results in
-S3), ``pace`` (when to try again), ``outlook`` and ``muster`` (what a request can expect), ``errors``.
+Reading order: ``client`` (submit, subscribe, cancel), ``job`` (handle of one job), ``subscription`` (events without
+gaps or duplicates), ``dispatcher`` (which event belongs to which job), ``connection``, ``results`` and ``download``
+(S3), ``retry_after``, ``estimate`` and ``worker_survey`` (queue position and waiting time), ``errors``.
 """
 
 from acestep_consumer.client.client import Client
@@ -25,8 +25,8 @@ from acestep_consumer.client.errors import (
     QueueFull,
     Unreachable,
 )
-from acestep_consumer.client.estimate import Outlook
-from acestep_consumer.client.job import Job
+from acestep_consumer.client.estimate import QueueEstimate as Outlook
+from acestep_consumer.client.job import JobHandle as Job
 
 __all__ = [
     "Client",

@@ -13,15 +13,15 @@ from uuid import uuid4
 
 import aio_pika
 
-from acestep_consumer.broker.errors import BrokerFault, BrokerRefused, Nacked, Unroutable, describe
+from acestep_consumer.broker.errors import BrokerError, BrokerRefused, Nacked, Unroutable, describe
 from acestep_consumer.broker.topology import CONTROL, EVENTS, GENERATE, REQUESTS
-from acestep_consumer.client.connection import NOT_DECLARED, Line, as_client_error
-from acestep_consumer.client.dispatcher import Inbox
+from acestep_consumer.client.connection import NOT_DECLARED, ClientConnection, as_client_error
+from acestep_consumer.client.dispatcher import Dispatcher
 from acestep_consumer.client.errors import DownloadFailed, InvalidTaskId, NoQueue, NoSongs, QueueFull
-from acestep_consumer.client.estimate import Depth, Outlook, outlook_of
-from acestep_consumer.client.job import Job
-from acestep_consumer.client.results import Endings
-from acestep_consumer.client.retry_after import Pace
+from acestep_consumer.client.estimate import QueueEstimate, RequestQueueDepth, outlook_of
+from acestep_consumer.client.job import JobHandle
+from acestep_consumer.client.results import Results
+from acestep_consumer.client.retry_after import RetryAfter
 from acestep_consumer.client.subscription import Subscription
 from acestep_consumer.client.worker_survey import QUESTION, muster
 from acestep_consumer.config import settings as settings_module
@@ -52,10 +52,10 @@ class Client:
         if url is None:
             found = settings_module.load()
             url, storage = found.broker.every_url.get_secret_value(), storage or found.storage
-        self._line = Line(url, patience_s)
-        self._endings = None if storage is None else Endings(storage)
-        self._pace = Pace()
-        self._inbox = Inbox(self._line, self._endings, self._pace.hear)
+        self._line = ClientConnection(url, patience_s)
+        self._endings = None if storage is None else Results(storage)
+        self._pace = RetryAfter()
+        self._inbox = Dispatcher(self._line, self._endings, self._pace.hear)
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -115,7 +115,7 @@ class Client:
             raise await self._queue_full() from fault
         return task_id
 
-    async def outlook(self, within_s: float = 2.0) -> Outlook:
+    async def outlook(self, within_s: float = 2.0) -> QueueEstimate:
         """Say what a request that was submitted just now can expect: its place, and the seconds until its songs.
 
         Never an error, and apart from ``submit``: it asks the broker how many wait and each worker what it has in hand
@@ -131,17 +131,17 @@ class Client:
         Args:
             within_s: after this many seconds it is said without those who have not answered.
         """
-        depth: Depth | None = None
+        depth: RequestQueueDepth | None = None
         answers: dict[str, Worker] = {}
         trouble = None
         try:
             async with asyncio.timeout(within_s):
                 ready, consumers = await self._line.depth(GENERATE)
-                depth = Depth(ready=ready, consumers=consumers)
+                depth = RequestQueueDepth(ready=ready, consumers=consumers)
                 await muster(self._line, answers, consumers, self._pace.hear)
         except TimeoutError:
             pass  # what was not said in time is missing below
-        except BrokerFault as fault:
+        except BrokerError as fault:
             # The refusal's own text says what a worker's login needs, which is more than this one should get.
             may_not = depth is not None and isinstance(fault, BrokerRefused)
             trouble = MAY_NOT_ASK if may_not else describe(fault)
@@ -154,10 +154,10 @@ class Client:
         priority: int = 0,
         correlation_id: str | None = None,
         expiration_s: float | None = None,
-    ) -> Job:
+    ) -> JobHandle:
         """Publish one request as ``submit`` does, and listen to its job from before that: no event is missed."""
         task_id = _id_of(request)
-        job = Job(task_id, self, since=datetime.now(UTC))
+        job = JobHandle(task_id, self, since=datetime.now(UTC))
         await self._inbox.follow(job)
         try:
             await self.submit(
@@ -171,9 +171,9 @@ class Client:
             raise
         return job
 
-    async def job(self, task_id: str) -> Job:
+    async def job(self, task_id: str) -> JobHandle:
         """Listen to a job that somebody submitted, now or long ago. An end that came before is found in storage."""
-        job = Job(_checked(task_id), self)
+        job = JobHandle(_checked(task_id), self)
         await self._inbox.follow(job)
         self._inbox.look(job)
         return job
@@ -255,7 +255,7 @@ class Client:
 
     async def _queue_full(self) -> QueueFull:
         waiting = workers = None
-        with suppress(BrokerFault):  # this login may be allowed to publish alone
+        with suppress(BrokerError):  # this login may be allowed to publish alone
             waiting, workers = await self._line.depth(GENERATE)
         return QueueFull(self._pace.retry_after(workers), waiting, workers)
 

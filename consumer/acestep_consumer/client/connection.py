@@ -16,7 +16,7 @@ from aio_pika.exceptions import ChannelNotFoundEntity
 from yarl import URL
 
 from acestep_consumer.broker.backoff import backoff
-from acestep_consumer.broker.errors import BrokerFault, BrokerRefused, LinkLost, Nacked, describe, mapped
+from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost, Nacked, describe, mapped
 from acestep_consumer.client.errors import ClientError, NoQueue, Unreachable
 from acestep_consumer.config.settings import split_urls
 
@@ -33,11 +33,11 @@ UNKNOWN: Final = "whether it was taken is unknown; sending the same task id agai
 _log: Final = logging.getLogger("acestep_consumer.client")
 
 
-class Missing(BrokerFault):
+class ObjectNotFound(BrokerError):
     """An exchange or a queue is not there."""
 
 
-class Line:
+class ClientConnection:
     """Owns the connection, and the channel that publishes. Entering connects once, so that a wrong URL shows at once.
 
     Args:
@@ -66,13 +66,13 @@ class Line:
         await self._drop()
 
     async def channel(self) -> AbstractChannel:
-        """Open a channel for a subscription. Raises ``BrokerFault``."""
+        """Open a channel for a subscription. Raises ``BrokerError``."""
         connection = await self._connected()
         with checked():
             return await asyncio.wait_for(connection.channel(publisher_confirms=False), CONNECT_TIMEOUT_S)
 
     async def depth(self, queue: str) -> tuple[int, int]:
-        """Return (messages ready, consumers) of a queue. Raises ``BrokerFault``."""
+        """Return (messages ready, consumers) of a queue. Raises ``BrokerError``."""
         channel = await self.channel()
         try:
             with checked():
@@ -105,7 +105,7 @@ class Line:
             Unreachable: no confirm in time, or a refusal after a try whose confirm was lost.
         """
         sent = unsure = False
-        fault: BrokerFault | None = None
+        fault: BrokerError | None = None
         try:
             async with asyncio.timeout(self._patience_s):
                 for wait in backoff(FIRST_WAIT_S, LONGEST_WAIT_S):
@@ -117,13 +117,13 @@ class Line:
                         if unsure:
                             raise Unreachable(f"the connection was lost before the confirm; {UNKNOWN}") from error
                         raise
-                    except LinkLost as error:
+                    except ConnectionLost as error:
                         fault = error
                         _log.warning("broker connection lost while publishing: %s; trying again", describe(error))
                     await asyncio.sleep(wait)
         except TimeoutError:
             raise Unreachable(_gave_up(self._patience_s, fault, sent=sent)) from fault
-        except (Missing, BrokerRefused) as error:
+        except (ObjectNotFound, BrokerRefused) as error:
             raise client_error(error, "the request was not accepted") from error
 
     async def _publisher(self) -> AbstractChannel:
@@ -171,14 +171,14 @@ class Line:
         for url in islice(self._turns, self._nodes - 1):
             try:
                 return await _connect(url)
-            except LinkLost as error:
+            except ConnectionLost as error:
                 _log.warning("broker node not reachable: %s; trying the next one", describe(error))
         return await _connect(next(self._turns))
 
     async def _drop(self) -> None:
         connection, self._connection, self._publishing = self._connection, None, None
         if connection is not None:
-            with suppress(BrokerFault), mapped():
+            with suppress(BrokerError), mapped():
                 await asyncio.wait_for(connection.close(), CLOSE_TIMEOUT_S)
             await connection.close()  # what did not end in time is left to itself
 
@@ -190,12 +190,12 @@ def checked() -> Iterator[None]:
         try:
             yield
         except ChannelNotFoundEntity as error:
-            raise Missing(str(error)) from error
+            raise ObjectNotFound(str(error)) from error
 
 
-def client_error(fault: BrokerFault, what: str) -> ClientError:
+def client_error(fault: BrokerError, what: str) -> ClientError:
     """Return the error that a caller gets for ``fault``."""
-    if isinstance(fault, Missing):
+    if isinstance(fault, ObjectNotFound):
         return NoQueue(f"{what}: the queues are not declared yet; {NOT_DECLARED}")
     hint = "" if isinstance(fault, BrokerRefused) else "; check ACESTEP_AMQP_URL"
     return Unreachable(f"{what}: {describe(fault)}{hint}")
@@ -206,14 +206,14 @@ def as_client_error(what: str) -> Iterator[None]:
     """Raise a ``ClientError`` in a fault's place; ``what`` did not happen."""
     try:
         yield
-    except BrokerFault as fault:
+    except BrokerError as fault:
         raise client_error(fault, what) from fault
 
 
 async def close_quietly(channel: AbstractChannel) -> None:
     """Close a channel that may be gone already."""
     if not channel.is_closed:
-        with suppress(BrokerFault), mapped():
+        with suppress(BrokerError), mapped():
             await asyncio.wait_for(channel.close(), CLOSE_TIMEOUT_S)
 
 
@@ -240,7 +240,7 @@ def _is_lost(connection: AbstractConnection) -> bool:
     return connection.transport is None or connection.transport.connection.is_closed
 
 
-def _gave_up(patience_s: float, fault: BrokerFault | None, *, sent: bool) -> str:
+def _gave_up(patience_s: float, fault: BrokerError | None, *, sent: bool) -> str:
     why = f": {describe(fault)}" if fault else "; it takes no messages while its memory or disk is short"
     text = f"the broker did not confirm within {patience_s:g} s{why}"
     return f"{text}; {UNKNOWN}" if sent else f"{text}; nothing was sent"

@@ -8,10 +8,10 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Final
 
-from acestep_consumer.client.connection import Line
+from acestep_consumer.client.connection import ClientConnection
 from acestep_consumer.client.errors import ClientError, DownloadFailed
-from acestep_consumer.client.job import Job
-from acestep_consumer.client.results import Endings
+from acestep_consumer.client.job import JobHandle
+from acestep_consumer.client.results import Results
 from acestep_consumer.client.subscription import Subscription
 from acestep_schemas.events import JobEvent, WorkerEvent
 
@@ -22,7 +22,7 @@ _PARTING_S: Final = 1.0
 _log: Final = logging.getLogger("acestep_consumer.client")
 
 
-class Inbox:
+class Dispatcher:
     """One queue for all jobs of a client: made at the first job, one binding a job, gone with the client.
 
     Args:
@@ -31,18 +31,20 @@ class Inbox:
         listener: called with every event.
     """
 
-    def __init__(self, line: Line, endings: Endings | None, listener: Callable[[JobEvent | WorkerEvent], None]) -> None:
+    def __init__(
+        self, line: ClientConnection, endings: Results | None, listener: Callable[[JobEvent | WorkerEvent], None]
+    ) -> None:
         self._endings = endings
         # Workers' announcements are few, and say how long jobs take.
         self._subscription = Subscription(line, ("worker.#",), listener=listener, on_gap=self._on_gap)
-        self._jobs: defaultdict[str, list[Job]] = defaultdict(list)
+        self._jobs: defaultdict[str, list[JobHandle]] = defaultdict(list)
         self._reading: asyncio.Task[None] | None = None
         self._opening = asyncio.Lock()
         self._binding = asyncio.Lock()
         self._looks: set[asyncio.Task[None]] = set()
         self._unbindings: set[asyncio.Task[None]] = set()
 
-    async def follow(self, job: Job) -> None:
+    async def follow(self, job: JobHandle) -> None:
         """Hear this job's events from the return on. Raises ``ClientError``."""
         async with self._opening:
             if self._reading is None or self._reading.done():
@@ -56,14 +58,14 @@ class Inbox:
             self._forget(job)
             raise
 
-    def look(self, job: Job) -> None:
+    def look(self, job: JobHandle) -> None:
         """See in storage, beside everything else, whether the job has ended: its event may have come before us."""
         if self._endings is not None and job.ended is None:
             self._do(self._look(job, self._endings), self._looks)
         else:
             job.remark("whether it ended earlier is not known: this client was not told where the results are")
 
-    async def leave(self, job: Job) -> None:
+    async def leave(self, job: JobHandle) -> None:
         """Do not follow the job any more."""
         if self._forget(job):
             await self._unbind(job.task_id)
@@ -103,7 +105,7 @@ class Inbox:
             for job in jobs:
                 self.look(job)
 
-    async def _look(self, job: Job, endings: Endings) -> None:
+    async def _look(self, job: JobHandle, endings: Results) -> None:
         try:
             ending = await endings.find(job.task_id)
         except DownloadFailed as error:
@@ -120,7 +122,7 @@ class Inbox:
             if task_id not in self._jobs:  # somebody may follow it again by now
                 await self._subscription.drop(_key(task_id))
 
-    def _forget(self, job: Job) -> bool:
+    def _forget(self, job: JobHandle) -> bool:
         """Return whether nobody follows this task any more."""
         jobs = self._jobs.get(job.task_id, [])
         with suppress(ValueError):

@@ -31,7 +31,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,254}")
 _log: Final = logging.getLogger("acestep_consumer.client")
 
 
-class _Again(Exception):
+class _RetryDownload(Exception):
     """This try failed; the next one may not."""
 
 
@@ -101,7 +101,7 @@ class _Download:
         while (have := await asyncio.to_thread(self._have)) < self._audio.bytes or not self._part.exists():
             try:
                 await self._get_from(have)
-            except (_Again, aiohttp.ClientError, TimeoutError) as error:
+            except (_RetryDownload, aiohttp.ClientError, TimeoutError) as error:
                 futile = 0 if await asyncio.to_thread(self._have) > have else futile + 1
                 text = str(error) or type(error).__name__
                 if futile == TRIES:
@@ -122,7 +122,7 @@ class _Download:
                         raise DownloadFailed(f"{self._audio.uri} is larger than the {self._audio.bytes:,} bytes named")
                     await asyncio.to_thread(file.write, chunk)
         if room > 0:
-            raise _Again("the answer ended early")
+            raise _RetryDownload("the answer ended early")
 
     def _judge(self, status: int) -> None:
         if status in {_OK, _PARTIAL}:
@@ -132,7 +132,7 @@ class _Download:
         if status in {_FORBIDDEN, _NOT_FOUND}:
             hint = {_FORBIDDEN: "the link has expired, or these keys may not read it", _NOT_FOUND: "it is gone"}[status]
             raise DownloadFailed(f"{self._audio.uri}: HTTP {status}: {hint}")
-        raise _Again(f"HTTP {status}")
+        raise _RetryDownload(f"HTTP {status}")
 
     def _have(self) -> int:
         return self._part.stat().st_size if self._part.exists() else 0

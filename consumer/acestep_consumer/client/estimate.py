@@ -18,7 +18,7 @@ from acestep_schemas.events import Worker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outlook:
+class QueueEstimate:
     """What is known of a request that was submitted just now. None: not known; ``note`` says why.
 
     Attributes:
@@ -37,7 +37,7 @@ class Outlook:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Depth:
+class RequestQueueDepth:
     """The request queue at one moment: messages that wait, and AMQP consumers."""
 
     ready: int
@@ -45,8 +45,8 @@ class Depth:
 
 
 def outlook_of(
-    depth: Depth | None, answers: Collection[Worker], heard_s: float | None, trouble: str | None = None
-) -> Outlook:
+    depth: RequestQueueDepth | None, answers: Collection[Worker], heard_s: float | None, trouble: str | None = None
+) -> QueueEstimate:
     """Put together what follows.
 
     Args:
@@ -57,7 +57,7 @@ def outlook_of(
     """
     taking = [worker for worker in answers if worker.state == "ready" and worker.prefetch > 0]
     expected_s = None if depth is None or not depth.consumers else expected(depth.ready, taking, heard_s)
-    return Outlook(
+    return QueueEstimate(
         position=None if depth is None else depth.ready,
         in_hand=sum(worker.in_hand for worker in answers) if answers else None,
         workers=len(taking),
@@ -87,7 +87,7 @@ def _free_hands(workers: Iterable[Worker]) -> int:
     return sum(max(0, worker.prefetch - worker.in_hand) for worker in workers)
 
 
-def _note(depth: Depth | None, workers: int, trouble: str | None, *, known: bool) -> str | None:
+def _note(depth: RequestQueueDepth | None, workers: int, trouble: str | None, *, known: bool) -> str | None:
     if depth is None:
         return f"the queue could not be asked: {trouble or 'the broker did not answer in time'}"
     if not depth.consumers:

@@ -14,7 +14,7 @@ from acestep_schemas.events import Completed, JobEvent, JobProgress, TerminalEve
 _SKEW_S: Final = 5.0
 
 
-class Office(Protocol):
+class JobChannel(Protocol):
     """What a job needs from its client."""
 
     async def cancel(self, task_id: str) -> None:
@@ -24,7 +24,7 @@ class Office(Protocol):
         """Download the songs of a job."""
 
 
-class Job:
+class JobHandle:
     """A job that somebody listens to. Made by ``Client.start`` and ``Client.job``.
 
     Attributes:
@@ -32,7 +32,7 @@ class Job:
         ended: its terminal event; None while it waits or runs.
     """
 
-    def __init__(self, task_id: str, office: Office, *, since: datetime | None = None) -> None:
+    def __init__(self, task_id: str, office: JobChannel, *, since: datetime | None = None) -> None:
         self.task_id = task_id
         self.ended: TerminalEvent | None = None
         self._office = office

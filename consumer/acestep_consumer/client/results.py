@@ -16,7 +16,7 @@ from acestep_schemas.request import TASK_ID_PATTERN
 
 if TYPE_CHECKING:
     from acestep_consumer.storage.objects import Objects
-    from acestep_consumer.storage.s3_client import Place
+    from acestep_consumer.storage.s3_client import ObjectAddress
 
 MANIFEST: Final = "manifest.json"
 # Long enough for one download on a slow line; a longer one gets another link on the way.
@@ -28,7 +28,7 @@ _ENDING: Final[TypeAdapter[Completed | Unfinished]] = TypeAdapter(
 _TASK_ID: Final = re.compile(TASK_ID_PATTERN)
 
 
-class Endings:
+class Results:
     """Reads what workers left in the result bucket of ``settings``. Each call raises ``DownloadFailed``."""
 
     def __init__(self, settings: StorageSettings) -> None:
@@ -71,13 +71,13 @@ class Endings:
             return self._objects
 
 
-def _place(bucket: str, key: str) -> "Place":
-    from acestep_consumer.storage.s3_client import Place  # noqa: PLC0415 - see above
+def _place(bucket: str, key: str) -> "ObjectAddress":
+    from acestep_consumer.storage.s3_client import ObjectAddress  # noqa: PLC0415 - see above
 
-    return Place(bucket, key)
+    return ObjectAddress(bucket, key)
 
 
-def _event(place: "Place", body: bytes) -> TerminalEvent:
+def _event(place: "ObjectAddress", body: bytes) -> TerminalEvent:
     try:
         ending = _ENDING.validate_json(body, extra="ignore")
     except ValidationError as error:

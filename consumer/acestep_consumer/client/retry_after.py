@@ -15,7 +15,7 @@ SHORTEST_S, LONGEST_S = 1.0, 300.0
 _WEIGHT: Final = 0.1
 
 
-class Pace:
+class RetryAfter:
     """The mean seconds of a job in a worker's hands, from ``completed`` and workers' events that pass by anyway."""
 
     def __init__(self) -> None:

@@ -13,13 +13,13 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 from pydantic import TypeAdapter, ValidationError
 
 from acestep_consumer.broker.backoff import backoff
-from acestep_consumer.broker.errors import BrokerFault, BrokerRefused, LinkLost, describe, mapped
+from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost, describe, mapped
 from acestep_consumer.broker.topology import EVENTS
 from acestep_consumer.client.connection import (
     FIRST_WAIT_S,
     LONGEST_WAIT_S,
-    Line,
-    Missing,
+    ClientConnection,
+    ObjectNotFound,
     as_client_error,
     checked,
     client_error,
@@ -64,7 +64,7 @@ class Subscription:
 
     def __init__(
         self,
-        line: Line,
+        line: ClientConnection,
         keys: Iterable[str] = (),
         *,
         listener: Callable[[JobEvent | WorkerEvent], None],
@@ -98,7 +98,7 @@ class Subscription:
             self._repair.cancel()
             await asyncio.wait({self._repair})
         if self._channel is not None:
-            with suppress(BrokerFault), mapped():
+            with suppress(BrokerError), mapped():
                 await self._queue.cancel(self._tag, timeout=LONGEST_WAIT_S)
                 await self._queue.delete(if_unused=False, if_empty=False, timeout=LONGEST_WAIT_S)
             await close_quietly(self._channel)
@@ -120,7 +120,7 @@ class Subscription:
             self._lost = message is None
             if message is not None:
                 self._held = self._read(message)
-                with suppress(BrokerFault), mapped():
+                with suppress(BrokerError), mapped():
                     await message.ack()
         event, self._held = self._held, None
         self._listener(event)
@@ -134,18 +134,18 @@ class Subscription:
             with checked():
                 async with self._restoring:
                     await self._queue.bind(EVENTS, key, timeout=RPC_TIMEOUT_S)
-        except LinkLost as fault:
+        except ConnectionLost as fault:
             # The next channel is opened with all keys, this one among them.
             with as_client_error("no subscription"), mapped():
                 await asyncio.wait_for(opened.wait(), SET_UP_TIMEOUT_S)
             _log.info("subscribed to %s after %s", key, describe(fault))
-        except BrokerFault as fault:
+        except BrokerError as fault:
             raise client_error(fault, "no subscription") from fault
 
     async def drop(self, key: str) -> None:
         """Do not hear ``key`` any more."""
         self._keys.pop(key, None)
-        with suppress(BrokerFault), checked():
+        with suppress(BrokerError), checked():
             async with self._restoring:
                 await self._queue.unbind(EVENTS, key, timeout=RPC_TIMEOUT_S)
 
@@ -194,7 +194,7 @@ class Subscription:
                 except BrokerRefused as fault:
                     with as_client_error("the subscription ended"):
                         raise fault from None
-                except BrokerFault as fault:
+                except BrokerError as fault:
                     _log.warning("subscription lost: %s; trying again", describe(fault))
                     await asyncio.sleep(wait)
                 else:
@@ -206,7 +206,7 @@ class Subscription:
         """Whether the broker still has our queue."""
         try:
             await self._line.depth(self._name)
-        except Missing:
+        except ObjectNotFound:
             return False
         return True
 

@@ -27,7 +27,7 @@ from acestep_consumer.client.errors import (
     QueueFull,
     Unreachable,
 )
-from acestep_consumer.client.estimate import Outlook
+from acestep_consumer.client.estimate import QueueEstimate as Outlook
 from acestep_consumer.config.settings import StorageSettings
 from acestep_schemas.events import JobEvent, TerminalEvent, WorkerEvent
 
@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 
-class Client:
+class SyncClient:
     """The same methods and arguments as ``acestep_consumer.client.Client``. Connects when it is made.
 
     Use it with ``with``, or call ``close`` at the end. Threads may share it.
@@ -112,16 +112,16 @@ class Client:
         priority: int = 0,
         correlation_id: str | None = None,
         expiration_s: float | None = None,
-    ) -> "Job":
+    ) -> "SyncJob":
         """Publish one request and listen to its job. See ``acestep_consumer.client.Client.start``."""
         started = self._client.start(
             request, priority=priority, correlation_id=correlation_id, expiration_s=expiration_s
         )
-        return Job(self._loop.run(started), self._loop)
+        return SyncJob(self._loop.run(started), self._loop)
 
-    def job(self, task_id: str) -> "Job":
+    def job(self, task_id: str) -> "SyncJob":
         """Listen to a job that somebody submitted, now or long ago."""
-        return Job(self._loop.run(self._client.job(task_id)), self._loop)
+        return SyncJob(self._loop.run(self._client.job(task_id)), self._loop)
 
     def wait(self, task_id: str, timeout_s: float | None = None) -> TerminalEvent:
         """Return the terminal event of a job. Raises ``NotEndedYet``."""
@@ -140,7 +140,7 @@ class Client:
         return self._loop.iterate(self._client.stream(*routing_keys))
 
 
-class Job:
+class SyncJob:
     """A job that somebody listens to; see ``acestep_consumer.client.Job``."""
 
     def __init__(self, job: asynchronous.Job, loop: "_LoopThread") -> None:
@@ -221,3 +221,8 @@ class _LoopThread:
 
 async def _next(items: AsyncGenerator[T, None]) -> T | None:
     return await anext(items, None)
+
+
+# The public names are those of the asynchronous client.
+Client = SyncClient
+Job = SyncJob

@@ -11,7 +11,7 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from pydantic import ValidationError
 
 from acestep_consumer.broker.topology import CONTROL, EVENTS
-from acestep_consumer.client.connection import Line, checked, close_quietly
+from acestep_consumer.client.connection import ClientConnection, checked, close_quietly
 from acestep_consumer.client.subscription import PREFIX
 from acestep_schemas.events import Worker, WorkerEvent, parse_event
 
@@ -24,7 +24,9 @@ STRAGGLE_S: Final = 0.3
 _log: Final = logging.getLogger("acestep_consumer.client")
 
 
-async def muster(line: Line, answers: dict[str, Worker], wanted: int, listener: Callable[[WorkerEvent], None]) -> None:
+async def muster(
+    line: ClientConnection, answers: dict[str, Worker], wanted: int, listener: Callable[[WorkerEvent], None]
+) -> None:
     """Put what each worker says into ``answers``, by its id: until ``wanted`` are ready, or nobody follows the last.
 
     Whoever calls sets the limit: the first answer is waited for. They come within milliseconds, or a second after the

@@ -17,7 +17,7 @@ from acestep_schemas.events import JobCancelled, JobEvent, WorkerEvent
 
 
 @dataclass(frozen=True, slots=True)
-class Cancellation:
+class CancelOptions:
     """What the flags say. ``timeout_s``: wait no longer than that; None: for ever."""
 
     task_ids: Sequence[str]
@@ -26,7 +26,7 @@ class Cancellation:
     as_json: bool
 
 
-async def cancel(settings: Settings, order: Cancellation, note: Console) -> Exit:
+async def cancel(settings: Settings, order: CancelOptions, note: Console) -> Exit:
     """Publish the cancellations, and stay until all the jobs have ended when asked to."""
     hush_libraries()
     try:
@@ -45,7 +45,7 @@ async def _ask(client: Client, task_ids: Iterable[str]) -> None:
         await client.cancel(task_id)
 
 
-async def _cancel_and_wait(client: Client, order: Cancellation, note: Console) -> Exit:
+async def _cancel_and_wait(client: Client, order: CancelOptions, note: Console) -> Exit:
     waiting = set(order.task_ids)
     # Ears first, so that no end is missed.
     async with client.subscribe(*(f"job.*.{task_id}" for task_id in waiting)) as events:

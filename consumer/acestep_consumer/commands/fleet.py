@@ -11,7 +11,7 @@ from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.logs import set_up_logs
 from acestep_consumer.config.settings import Settings
 from acestep_consumer.multi_gpu import device_count, placement, selection
-from acestep_consumer.multi_gpu.parent import Fleet
+from acestep_consumer.multi_gpu.parent import WorkerGroup
 from acestep_consumer.multi_gpu.parent_pipe import leave_with_fleet
 
 log = structlog.get_logger()
@@ -33,15 +33,15 @@ def run_fleet(asked: str, settings: Settings, given: dict[str, str], *, grace_s:
         placement.check(settings.engine)
         chosen = selection.choose(numbers, selection.visible(device_count.take(environ), environ))
         places = placement.seats_for(chosen, settings, log_format="json" if as_json else "console")
-    except (selection.BadChoice, placement.Contradiction) as error:
+    except (selection.BadChoice, placement.ConflictingSetting) as error:
         log.error("cannot start", reason=str(error))  # noqa: TRY400 - the text is the whole story
         return Exit.USAGE
-    except (device_count.CensusFailed, selection.GpuMissing) as error:
+    except (device_count.DeviceCountFailed, selection.GpuMissing) as error:
         log.error("cannot start", reason=str(error))  # noqa: TRY400 - as above
         return Exit.ENGINE
     log.info("fleet starts", workers={seat.name: seat.environment["ACESTEP_WORKER_ID"] for seat in places})
     command = [sys.executable, "-m", "acestep_consumer", "run", "--grace", str(grace_s)]
-    return asyncio.run(Fleet(places, command, environ | given, labelled=not as_json).run())
+    return asyncio.run(WorkerGroup(places, command, environ | given, labelled=not as_json).run())
 
 
 def join_fleet(lifeline: int, settings: Settings) -> None:

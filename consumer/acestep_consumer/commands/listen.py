@@ -13,11 +13,11 @@ from typing import Any, Final
 from aiohttp import web
 from rich.console import Console
 
-from acestep_consumer.broker.errors import BrokerFault, BrokerRefused
-from acestep_consumer.broker.inspection import Depth, Inspection
+from acestep_consumer.broker.errors import BrokerError, BrokerRefused
+from acestep_consumer.broker.inspection import BrokerInspection, QueueDepth
 from acestep_consumer.broker.topology import GENERATE, tier_queue
 from acestep_consumer.client import Client, ClientError
-from acestep_consumer.client.results import Endings
+from acestep_consumer.client.results import Results
 from acestep_consumer.commands.errors import refused
 from acestep_consumer.commands.terminal import hush
 from acestep_consumer.commands.threads import aside
@@ -25,11 +25,11 @@ from acestep_consumer.commands.tier_names import tier_names
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.settings import Settings
 from acestep_consumer.policy.tiers import TierTableError
-from acestep_consumer.webui.audio_proxy import Songs
-from acestep_consumer.webui.job_board import Board, Pulse
-from acestep_consumer.webui.origin_check import Guard, is_loopback
+from acestep_consumer.webui.audio_proxy import AudioProxy
+from acestep_consumer.webui.job_board import JobBoard, QueueState
+from acestep_consumer.webui.origin_check import OriginCheck, is_loopback
 from acestep_consumer.webui.reporter import catch_up, feel, report
-from acestep_consumer.webui.server import Server
+from acestep_consumer.webui.server import PageServer
 
 # Songs that somebody listens to are cut at the end; pages are let go before.
 _CLOSE_S: Final = 1.0
@@ -39,7 +39,7 @@ _LOOK_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Stand:
+class ListenOptions:
     """Where the page is served. ``names``: more host names that it is called by; ``show``: open it in a browser."""
 
     host: str
@@ -48,7 +48,7 @@ class Stand:
     show: bool
 
 
-async def listen(settings: Settings, stand: Stand, note: Console) -> Exit:
+async def listen(settings: Settings, stand: ListenOptions, note: Console) -> Exit:
     """Serve the page until Ctrl-C or SIGTERM, or until the broker refuses to tell more."""
     hush()
     try:
@@ -61,11 +61,11 @@ async def listen(settings: Settings, stand: Stand, note: Console) -> Exit:
         return refused(error, note)
 
 
-async def _serve(client: Client, settings: Settings, stand: Stand, note: Console) -> Exit:
-    glance, board, endings = _Glance(settings, note), Board(), Endings(settings.storage)
+async def _serve(client: Client, settings: Settings, stand: ListenOptions, note: Console) -> Exit:
+    glance, board, endings = _QueuePoll(settings, note), JobBoard(), Results(settings.storage)
     try:
-        async with client.subscribe("job.#") as events, Songs(settings.storage, endings, board) as songs:
-            app = Server(client, board, songs, endings).application(Guard(stand.host, stand.names))
+        async with client.subscribe("job.#") as events, AudioProxy(settings.storage, endings, board) as songs:
+            app = PageServer(client, board, songs, endings).application(OriginCheck(stand.host, stand.names))
             try:
                 async with _site(app, stand) as url:
                     await _welcome(url, stand, note)
@@ -79,7 +79,7 @@ async def _serve(client: Client, settings: Settings, stand: Stand, note: Console
     return Exit.DONE
 
 
-class _Glance:
+class _QueuePoll:
     """How the queues of requests are, over a connection of its own, which is made again when it was lost.
 
     Raises ``TierTableError`` where requests are sent on, and the tiers cannot be read.
@@ -91,9 +91,9 @@ class _Glance:
         self._note = note
         self._there = True
         self._stack = AsyncExitStack()
-        self._inspection: Inspection | None = None
+        self._inspection: BrokerInspection | None = None
 
-    async def __call__(self) -> Pulse:
+    async def __call__(self) -> QueueState:
         """Look, and note when the broker went or came."""
         pulse = await self._look()
         if pulse.broker is not self._there:
@@ -107,19 +107,19 @@ class _Glance:
         self._inspection = None
         await self._stack.aclose()
 
-    async def _look(self) -> Pulse:
+    async def _look(self) -> QueueState:
         try:
             async with asyncio.timeout(_LOOK_S):
                 depth = await self._depth(GENERATE)
                 sent_on = await self._sent_on() if depth else 0
         except BrokerRefused:
-            return Pulse(broker=True)  # this login may not look
-        except (BrokerFault, TimeoutError):
+            return QueueState(broker=True)  # this login may not look
+        except (BrokerError, TimeoutError):
             await self.close()
-            return Pulse(broker=False)
+            return QueueState(broker=False)
         if depth is None:
-            return Pulse(broker=True, declared=False)
-        return Pulse(broker=True, waiting=depth.ready + sent_on, workers=depth.consumers)
+            return QueueState(broker=True, declared=False)
+        return QueueState(broker=True, waiting=depth.ready + sent_on, workers=depth.consumers)
 
     async def _sent_on(self) -> int:
         """Requests that wait for larger cards. A worker declares the queues of all tiers: with one missing, none is."""
@@ -131,14 +131,14 @@ class _Glance:
             ready += depth.ready
         return ready
 
-    async def _depth(self, queue: str) -> Depth | None:
+    async def _depth(self, queue: str) -> QueueDepth | None:
         if self._inspection is None:
-            self._inspection = await self._stack.enter_async_context(Inspection(self._settings, _NAME))
+            self._inspection = await self._stack.enter_async_context(BrokerInspection(self._settings, _NAME))
         return await self._inspection.depth(queue)
 
 
 @asynccontextmanager
-async def _site(app: web.Application, stand: Stand) -> AsyncIterator[str]:
+async def _site(app: web.Application, stand: ListenOptions) -> AsyncIterator[str]:
     """Listen; the page's URL. Raises ``OSError`` when the address cannot be had."""
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=_CLOSE_S)
     await runner.setup()
@@ -150,7 +150,7 @@ async def _site(app: web.Application, stand: Stand) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-async def _welcome(url: str, stand: Stand, note: Console) -> None:
+async def _welcome(url: str, stand: ListenOptions, note: Console) -> None:
     sys.stdout.write(url + "\n")
     sys.stdout.flush()
     if not is_loopback(stand.host):
@@ -185,5 +185,5 @@ async def _wait(ended: asyncio.Event) -> None:
     await ended.wait()
 
 
-def _no_place(stand: Stand, error: OSError) -> str:
+def _no_place(stand: ListenOptions, error: OSError) -> str:
     return f"{stand.host}:{stand.port}: {error.strerror}; is another one running? --port 0 takes a free port"

@@ -20,7 +20,7 @@ from acestep_schemas.events import JobCompleted, JobProgress, JobStarted, Termin
 
 
 @dataclass(frozen=True, slots=True)
-class Submission:
+class SubmitOptions:
     """What the flags say."""
 
     body: Mapping[str, object]
@@ -30,7 +30,7 @@ class Submission:
     as_json: bool
 
 
-async def submit(settings: Settings, order: Submission, note: Console) -> Exit:
+async def submit(settings: Settings, order: SubmitOptions, note: Console) -> Exit:
     """Publish, and stay until the job ends when asked to."""
     hush_libraries()
     try:
@@ -45,7 +45,7 @@ async def submit(settings: Settings, order: Submission, note: Console) -> Exit:
     return Exit.DONE
 
 
-async def _leave(client: Client, task_id: str, order: Submission, note: Console) -> None:
+async def _leave(client: Client, task_id: str, order: SubmitOptions, note: Console) -> None:
     """Print the id, and what the request can expect where somebody reads it: a script's loop is not kept waiting."""
     if order.as_json:
         try:
@@ -61,7 +61,7 @@ async def _leave(client: Client, task_id: str, order: Submission, note: Console)
         note.print(in_words(await client.outlook()), style="dim", markup=False, soft_wrap=True)
 
 
-async def _stay(client: Client, job: Job, order: Submission, note: Console) -> Exit:
+async def _stay(client: Client, job: Job, order: SubmitOptions, note: Console) -> Exit:
     note.print(f"accepted as {job.task_id}", markup=False, soft_wrap=True)
     try:
         note.print(in_words(await client.outlook()), style="dim", markup=False, soft_wrap=True)

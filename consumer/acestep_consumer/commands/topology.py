@@ -6,8 +6,8 @@ import sys
 
 from rich.console import Console
 
-from acestep_consumer.broker.connection import Link
-from acestep_consumer.broker.errors import BrokerFault, BrokerRefused
+from acestep_consumer.broker.connection import BrokerConnection
+from acestep_consumer.broker.errors import BrokerError, BrokerRefused
 from acestep_consumer.broker.topology import topology as wanted
 from acestep_consumer.commands.tier_names import tier_names
 from acestep_consumer.config.exit_codes import Exit
@@ -29,7 +29,7 @@ async def topology(settings: Settings, note: Console, *, declare: bool, as_json:
     except BrokerRefused as error:
         note.print(str(error), style="red", markup=False, soft_wrap=True)
         return Exit.USAGE
-    except BrokerFault as error:
+    except BrokerError as error:
         note.print(str(error), style="red", markup=False, soft_wrap=True)
         return Exit.UNREACHABLE
     if as_json or not declare:
@@ -40,6 +40,6 @@ async def topology(settings: Settings, note: Console, *, declare: bool, as_json:
 
 async def _declare(settings: Settings, tiers: tuple[str, ...]) -> None:
     set_up_logs("warning", settings.worker.log_format)  # a broker that is away is waited for: let it be said
-    async with Link(settings.broker, "acestep-consumer topology") as link:
+    async with BrokerConnection(settings.broker, "acestep-consumer topology") as link:
         for tier in tiers:
             await link.stand(tier)

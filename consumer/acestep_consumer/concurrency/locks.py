@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 
-class Room:
+class SharedLock:
     """Places in a room, for coroutines of one event loop.
 
     Whoever wants to be alone goes first: while one waits for that, nobody else comes in. Within each of the two lines
@@ -77,7 +77,7 @@ class Room:
         return self._for_company or None
 
 
-class Turns:
+class KeyedLock:
     """A lock per key that exists only while somebody holds or awaits it."""
 
     def __init__(self) -> None:

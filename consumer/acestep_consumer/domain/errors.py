@@ -234,7 +234,7 @@ class Expired(ConsumerError):
     status = "expired"
 
 
-class Recalled(ConsumerError):
+class PreviousOutcome(ConsumerError):
     """What an earlier try of the same message came to, read from storage."""
 
     def __init__(self, code: ErrorCode, message: str, attempts: int | None = None) -> None:
@@ -264,7 +264,7 @@ class DiskFull(Interrupted):
         return error.__cause__ is not None and cls.lies_behind(error.__cause__)
 
 
-class SentOn(Interrupted):
+class ForwardedToTier(Interrupted):
     """A copy of the message waits for a worker with a larger card, confirmed by the broker."""
 
     verdict = Verdict.ACK

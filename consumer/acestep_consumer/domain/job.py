@@ -76,7 +76,7 @@ class Sources:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Heard:
+class TokenizedSource:
     """The source audio as the language model reads it: audio codes as text, 5 a second, and its length in seconds."""
 
     codes: str

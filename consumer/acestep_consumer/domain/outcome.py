@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from datetime import datetime
 
-from acestep_consumer.domain.errors import ConsumerError, Recalled, Verdict, WorkerLost
+from acestep_consumer.domain.errors import ConsumerError, PreviousOutcome, Verdict, WorkerLost
 from acestep_consumer.domain.job import Job, Plan, Rendering, StoredObject
 from acestep_schemas.events import (
     Audio,
@@ -23,7 +23,7 @@ Ending = Completed | Unfinished
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class TerminalRecord:
     """The record of it. ``message`` is the fingerprint of the message that it answers; None: not known.
 
     ``traceparent`` is the trace that the work belonged to: an event that is told again belongs to it as well.
@@ -56,7 +56,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class RunInfo:
     """Who worked on the message, on which attempt, and when it ended."""
 
     worker_id: str
@@ -65,7 +65,7 @@ class Scene:
 
 
 def manifest(  # noqa: PLR0913, PLR0917 - it gathers what every stage returned, once
-    job: Job, plan: Plan, rendering: Rendering, objects: tuple[StoredObject, ...], timings: Timings, scene: Scene
+    job: Job, plan: Plan, rendering: Rendering, objects: tuple[StoredObject, ...], timings: Timings, scene: RunInfo
 ) -> Completed:
     """Write down a finished job: what was asked, what was done, and where the songs are."""
     request = job.request.model_copy(update={"audio_duration": plan.metas.duration or job.request.audio_duration})
@@ -88,7 +88,7 @@ def manifest(  # noqa: PLR0913, PLR0917 - it gathers what every stage returned, 
     )
 
 
-def unfinished(error: ConsumerError, job: Job | None, task_id: str, scene: Scene) -> Unfinished:
+def unfinished(error: ConsumerError, job: Job | None, task_id: str, scene: RunInfo) -> Unfinished:
     """Write down why a task ended without songs."""
     attempt = error.tries if isinstance(error, WorkerLost) else scene.attempt
     return Unfinished(
@@ -103,14 +103,14 @@ def unfinished(error: ConsumerError, job: Job | None, task_id: str, scene: Scene
     )
 
 
-def told(kept: Kept) -> Outcome:
+def told(kept: TerminalRecord) -> Outcome:
     """Turn an end into its event. The same end gives the same event, whoever publishes it."""
     ending, trace = kept.ending, {"traceparent": kept.traceparent}
     if isinstance(ending, Completed):
         return Outcome(JobCompleted.of(ending).model_copy(update=trace), Verdict.ACK)
     verdict = Verdict.ACK if ending.status == "cancelled" else Verdict.DEAD_LETTER
     event = unfinished_event(ending).model_copy(update=trace)
-    return Outcome(event, verdict, Recalled(ending.error.code, ending.error.message, ending.error.attempts))
+    return Outcome(event, verdict, PreviousOutcome(ending.error.code, ending.error.message, ending.error.attempts))
 
 
 def untold(error: ConsumerError) -> Outcome:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Protocol
 
 from acestep_consumer.domain.errors import ConsumerError, Verdict
-from acestep_consumer.domain.job import Attempt, Heard, Job, Plan, Rendering, Request, Sources, StoredObject
-from acestep_consumer.domain.outcome import Kept
+from acestep_consumer.domain.job import Attempt, Job, Plan, Rendering, Request, Sources, StoredObject, TokenizedSource
+from acestep_consumer.domain.outcome import TerminalRecord
 from acestep_schemas.events import JobEvent
 
 Report = Callable[[float, str], None]
@@ -90,13 +90,13 @@ class Events(Protocol):
 class Store(Protocol):
     """S3-compatible storage of results."""
 
-    async def find(self, task_id: str) -> Kept | None:
+    async def find(self, task_id: str) -> TerminalRecord | None:
         """Return how a task ended, if it did. Raises ``StorageUnavailable``."""
 
     async def put(self, job: Job, rendering: Rendering) -> tuple[StoredObject, ...]:
         """Upload the tracks under their final keys. Raises ``StorageUnavailable``."""
 
-    async def commit(self, kept: Kept, instead_of: Kept | None = None) -> Kept:
+    async def commit(self, kept: TerminalRecord, instead_of: TerminalRecord | None = None) -> TerminalRecord:
         """Write down how a task ended, unless that is written; return what is. Raises ``StorageUnavailable``.
 
         ``instead_of`` is an earlier end to replace.
@@ -113,7 +113,7 @@ class Routes(Protocol):
         """
 
 
-class Attempts(Protocol):
+class AttemptStore(Protocol):
     """Remembers the tries of messages that came again."""
 
     async def next(self, task_id: str, message: str, *, redelivered: bool) -> Attempt:
@@ -153,5 +153,5 @@ class Renderer(Protocol):
     async def render(self, job: Job, plan: Plan, sources: Sources, folder: Path, report: Report) -> Rendering:
         """Return encoded tracks. Cancelling the call stops the work at the next step. Raises ``Failed`` errors."""
 
-    async def listen(self, job: Job, sources: Sources) -> Heard:
+    async def listen(self, job: Job, sources: Sources) -> TokenizedSource:
         """Return the source audio as audio codes, for analysis. Raises ``Failed`` errors."""

@@ -5,17 +5,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from acestep_consumer.domain.job import Heard, Job, Plan, Rendering, Sources
+from acestep_consumer.domain.job import Job, Plan, Rendering, Sources, TokenizedSource
 from acestep_consumer.domain.ports import Report
-from acestep_consumer.engine.messages import Allot, Configure, Listen, PlannerReport, Render, RendererReport, Think
+from acestep_consumer.engine.messages import (
+    Configure,
+    PlannerReport,
+    PlanSongs,
+    Render,
+    RendererReport,
+    SetMemoryShare,
+    TokenizeAudio,
+)
 from acestep_consumer.engine.planner.direct import DirectPlanner
 from acestep_consumer.engine.supervisor import Supervisor
 
 
-class Listener(Protocol):
+class AudioTokenizer(Protocol):
     """Turns audio into audio codes; the renderer does."""
 
-    async def listen(self, job: Job, sources: Sources) -> Heard:
+    async def listen(self, job: Job, sources: Sources) -> TokenizedSource:
         """Return the source audio's codes."""
 
 
@@ -26,11 +34,11 @@ class PlannerSupervisor(Supervisor[PlannerReport]):
     module = "acestep_consumer.engine.planner"
     report_type = PlannerReport
 
-    async def think(self, job: Job, heard: Heard | None, report: Report) -> Plan:
+    async def think(self, job: Job, heard: TokenizedSource | None, report: Report) -> Plan:
         """Write one plan, again on a new process if the old one dies under it."""
 
-        def order(number: int) -> Think:
-            return Think(order=number, job=job, heard=heard)
+        def order(number: int) -> PlanSongs:
+            return PlanSongs(order=number, job=job, heard=heard)
 
         return await self.ask(job.task_id, order, Plan, report, tries=job.tries)
 
@@ -38,7 +46,7 @@ class PlannerSupervisor(Supervisor[PlannerReport]):
 class LmPlanner:
     """Implements ``ports.Planner`` with a language model for the jobs that admission gave one."""
 
-    def __init__(self, planner: PlannerSupervisor, listener: Listener) -> None:
+    def __init__(self, planner: PlannerSupervisor, listener: AudioTokenizer) -> None:
         self._planner = planner
         self._listener = listener
         self._direct = DirectPlanner()
@@ -62,7 +70,7 @@ class RendererSupervisor(Supervisor[RendererReport]):
         """Tell this process, and each that takes its place, how much of the device is its own."""
         assert isinstance(self._configure, Configure)  # noqa: S101 - the renderer's first message
         self._configure = replace(self._configure, memory_gb=memory_gb)
-        self._send(Allot(memory_gb=memory_gb))
+        self._send(SetMemoryShare(memory_gb=memory_gb))
 
     async def render(self, job: Job, plan: Plan, sources: Sources, folder: Path, report: Report) -> Rendering:
         """Render one job, again on a new process if the old one dies under it."""
@@ -72,10 +80,10 @@ class RendererSupervisor(Supervisor[RendererReport]):
 
         return await self.ask(job.task_id, order, Rendering, report, tries=job.tries)
 
-    async def listen(self, job: Job, sources: Sources) -> Heard:
+    async def listen(self, job: Job, sources: Sources) -> TokenizedSource:
         """Turn the job's source audio into audio codes."""
 
-        def order(number: int) -> Listen:
-            return Listen(order=number, job=job, sources=sources)
+        def order(number: int) -> TokenizeAudio:
+            return TokenizeAudio(order=number, job=job, sources=sources)
 
-        return await self.ask(job.task_id, order, Heard, lambda *_: None, tries=job.tries)
+        return await self.ask(job.task_id, order, TokenizedSource, lambda *_: None, tries=job.tries)

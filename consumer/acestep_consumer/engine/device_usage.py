@@ -6,13 +6,13 @@ No clock of its own: whoever calls passes the time, in seconds of any steady clo
 
 from collections import deque
 
-from acestep_consumer.engine.messages import Vitals
+from acestep_consumer.engine.messages import EngineStats
 
 # The share of idle time is that of the last minute: long enough to span a pack, short enough to see a pause.
 WINDOW_S = 60.0
 
 
-class Usage:
+class DeviceUsage:
     """The vitals of one engine, over all processes that it goes through."""
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class Usage:
         self._squeezes_before = 0
         # When, and the device's busy seconds by then; the first one is at least a window old once there are any.
         self._busy: deque[tuple[float, float]] = deque()
-        self.vitals: Vitals | None = None
+        self.vitals: EngineStats | None = None
 
     @property
     def songs(self) -> int:
@@ -61,7 +61,7 @@ class Usage:
         """A process is up; its device has done nothing yet."""
         self._busy.append((now_s, 0.0))
 
-    def note(self, vitals: Vitals, now_s: float) -> None:
+    def note(self, vitals: EngineStats, now_s: float) -> None:
         """Take in what the process says."""
         self.vitals = vitals
         self._busy.append((now_s, vitals.busy_s))

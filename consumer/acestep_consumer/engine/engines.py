@@ -10,14 +10,14 @@ import structlog
 from acestep_consumer.config.settings import EngineSettings, Settings
 from acestep_consumer.domain.ports import Planner, Renderer
 from acestep_consumer.engine.adapters import LmPlanner, PlannerSupervisor, RendererSupervisor
-from acestep_consumer.engine.device_usage import Usage
+from acestep_consumer.engine.device_usage import DeviceUsage
 from acestep_consumer.engine.messages import Configure, ConfigurePlanner, RendererReport
 from acestep_consumer.engine.planner.direct import DirectPlanner
 from acestep_consumer.engine.process_memory import available_bytes
 from acestep_consumer.engine.supervisor import EngineState, EngineUnusable
-from acestep_consumer.engine.watchdog import Bounds
+from acestep_consumer.engine.watchdog import WatchdogLimits
 from acestep_consumer.policy.admit import Limits
-from acestep_consumer.policy.lm_choice import RESERVE_GB, LmPlan, LmWish, plan_lm, renderer_share
+from acestep_consumer.policy.lm_choice import RESERVE_GB, LmPlan, LmRequest, plan_lm, renderer_share
 from acestep_consumer.policy.tiers import TierTable
 from acestep_schemas.events import LmChoice
 
@@ -99,7 +99,7 @@ class Engines:
         return self._renderer.report
 
     @property
-    def renderer_usage(self) -> Usage:
+    def renderer_usage(self) -> DeviceUsage:
         """How the renderer's device is used, over all its processes."""
         return self._renderer.usage
 
@@ -152,9 +152,9 @@ class Engines:
         loaded = self._planner.report if self._planner else None
         return LmChoice(model=loaded.model, backend=loaded.backend) if loaded else None
 
-    def _wish(self) -> LmWish:
+    def _wish(self) -> LmRequest:
         engine = self._settings.engine
-        return LmWish(init=engine.init_llm, model=engine.lm_model_path, backend=engine.lm_backend)
+        return LmRequest(init=engine.init_llm, model=engine.lm_model_path, backend=engine.lm_backend)
 
     def _configure(self) -> Configure:
         return Configure(
@@ -178,13 +178,13 @@ class Engines:
         )
 
 
-def bounds_of(settings: EngineSettings) -> Bounds:
+def bounds_of(settings: EngineSettings) -> WatchdogLimits:
     """Return what an engine process may take before it is replaced."""
     if settings.ram_gb is not None:
         ram, why = round(settings.ram_gb * _GIB), "ACESTEP_ENGINE_RAM_GB"
-        return Bounds(hang_s=settings.hang_s, ram_bytes=ram, ram_why=why)
+        return WatchdogLimits(hang_s=settings.hang_s, ram_bytes=ram, ram_why=why)
     available = available_bytes()
-    return Bounds(
+    return WatchdogLimits(
         hang_s=settings.hang_s,
         ram_bytes=None if available is None else round(RAM_SHARE * available),
         ram_why=f"ACESTEP_ENGINE_RAM_GB is unset: {RAM_SHARE:.0%} of what there is",

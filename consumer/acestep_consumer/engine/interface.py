@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from acestep_consumer.domain.ports import Planner, Renderer
-from acestep_consumer.engine.device_usage import Usage
+from acestep_consumer.engine.device_usage import DeviceUsage
 from acestep_consumer.engine.messages import RendererReport
 from acestep_consumer.engine.supervisor import EngineState
 from acestep_consumer.policy.admit import Limits
@@ -35,7 +35,7 @@ class EngineSet(Protocol):
         """What the renderer found. Only after ``start``."""
 
     @property
-    def renderer_usage(self) -> Usage:
+    def renderer_usage(self) -> DeviceUsage:
         """How the renderer's device is used."""
 
     def limits(self) -> Limits:

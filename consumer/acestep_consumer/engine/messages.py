@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from acestep_consumer.config.settings import EngineSettings
-from acestep_consumer.domain.job import Heard, Job, LoadedModel, Plan, Rendering, Sources
+from acestep_consumer.domain.job import Job, LoadedModel, Plan, Rendering, Sources, TokenizedSource
 from acestep_schemas.events import ErrorCode
 
 
@@ -76,17 +76,17 @@ class ConfigurePlanner:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Think:
+class PlanSongs:
     """Parent to planner: write what the job leaves open. ``heard`` are the source audio's codes, for analysis."""
 
     kind: Literal["think"] = "think"
     order: int
     job: Job
-    heard: Heard | None = None
+    heard: TokenizedSource | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listen:
+class TokenizeAudio:
     """Parent to renderer: turn the source audio into audio codes."""
 
     kind: Literal["listen"] = "listen"
@@ -116,7 +116,7 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Allot:
+class SetMemoryShare:
     """Parent to renderer: use so many GiB of the device from now on; the rest is the language model's."""
 
     kind: Literal["allot"] = "allot"
@@ -163,11 +163,11 @@ class Done:
 
     kind: Literal["done"] = "done"
     order: int
-    result: Rendering | Plan | Heard
+    result: Rendering | Plan | TokenizedSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Broken:
+class RequestFailed:
     """Child to parent: this order alone came to nothing. ``reason`` is public text."""
 
     kind: Literal["broken"] = "broken"
@@ -177,7 +177,7 @@ class Broken:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NoRoom:
+class ScratchFull:
     """Child to parent: the disk has no room for this order's files. Nothing is wrong with the order."""
 
     kind: Literal["no-room"] = "no-room"
@@ -185,7 +185,7 @@ class NoRoom:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Vitals:
+class EngineStats:
     """Child to parent, about once a second while it works: how the device is used.
 
     Times in seconds, counts and times since the process was ready; memory in GiB.
@@ -216,8 +216,8 @@ class Vitals:
     squeezes: int
 
 
-ToEngine = Configure | ConfigurePlanner | Allot | Render | Think | Listen | Stop
-FromEngine = Loading | Ready | Unusable | Progressed | Done | Broken | NoRoom | Vitals
+ToEngine = Configure | ConfigurePlanner | SetMemoryShare | Render | PlanSongs | TokenizeAudio | Stop
+FromEngine = Loading | Ready | Unusable | Progressed | Done | RequestFailed | ScratchFull | EngineStats
 
 TO_ENGINE: TypeAdapter[ToEngine] = TypeAdapter(Annotated[ToEngine, Field(discriminator="kind")])
 FROM_ENGINE: TypeAdapter[FromEngine] = TypeAdapter(Annotated[FromEngine, Field(discriminator="kind")])

@@ -10,13 +10,13 @@ from acestep_consumer.domain.ports import Report
 
 
 @dataclass(slots=True)
-class _Order:
+class _PendingRequest:
     answer: "asyncio.Future[object]"
     report: Report
     stopped_s: float | None = None
 
 
-class Orders:
+class PendingRequests:
     """Sent and not answered. No clock of its own: whoever calls passes the time, in seconds of any steady clock.
 
     An order that was stopped stays until the process answers it: until then it is inside, and can bring it down.
@@ -24,7 +24,7 @@ class Orders:
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
-        self._open: dict[int, _Order] = {}
+        self._open: dict[int, _PendingRequest] = {}
         self._none = asyncio.Event()
         self._none.set()
         self.since_s = 0.0
@@ -44,7 +44,7 @@ class Orders:
             self.since_s = now_s
         self._none.clear()
         number = next(self._numbers)
-        order = self._open[number] = _Order(asyncio.get_running_loop().create_future(), report)
+        order = self._open[number] = _PendingRequest(asyncio.get_running_loop().create_future(), report)
         return number, order.answer
 
     def stop(self, number: int, now_s: float) -> bool:

@@ -17,27 +17,27 @@ from typing import ClassVar, Generic, TypeVar
 
 import structlog
 
-from acestep_consumer.concurrency.locks import Room
+from acestep_consumer.concurrency.locks import SharedLock
 from acestep_consumer.domain.errors import DiskFull, EngineCrashed, Interrupted, error_of_code
 from acestep_consumer.domain.ports import Report
-from acestep_consumer.engine.device_usage import Usage
+from acestep_consumer.engine.device_usage import DeviceUsage
 from acestep_consumer.engine.messages import (
-    Broken,
     Done,
+    EngineStats,
     FromEngine,
     Loading,
-    NoRoom,
     Progressed,
     Ready,
+    RequestFailed,
+    ScratchFull,
     Stop,
     ToEngine,
     Unusable,
-    Vitals,
 )
-from acestep_consumer.engine.pending_requests import Orders
+from acestep_consumer.engine.pending_requests import PendingRequests
 from acestep_consumer.engine.process import EngineProcess
 from acestep_consumer.engine.process_memory import held_bytes
-from acestep_consumer.engine.watchdog import Bounds, Watch
+from acestep_consumer.engine.watchdog import Watchdog, WatchdogLimits
 
 ReportT = TypeVar("ReportT")
 AnswerT = TypeVar("AnswerT")
@@ -88,14 +88,14 @@ class Supervisor(Generic[ReportT]):
     report_type: type[ReportT]
 
     def __init__(
-        self, configure: ToEngine, *, max_attempts: int, bounds: Bounds | None = None, module: str | None = None
+        self, configure: ToEngine, *, max_attempts: int, bounds: WatchdogLimits | None = None, module: str | None = None
     ) -> None:
         self._module = module or self.module
         self._configure = configure
         self._max_attempts = max_attempts
-        self._bounds = bounds or Bounds()
-        self._orders = Orders()
-        self._room = Room()
+        self._bounds = bounds or WatchdogLimits()
+        self._orders = PendingRequests()
+        self._room = SharedLock()
         self._first: asyncio.Future[ReportT] = asyncio.get_running_loop().create_future()
         self._up = False
         self._over = False
@@ -103,7 +103,7 @@ class Supervisor(Generic[ReportT]):
         self._process: EngineProcess | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
-        self.usage = Usage()
+        self.usage = DeviceUsage()
         self.report: ReportT | None = None
         self.restarts = 0
 
@@ -272,7 +272,7 @@ class Supervisor(Generic[ReportT]):
         self._process = process
         if self._stopping.is_set():
             process.close()
-        watch = Watch(self._bounds, time.monotonic())
+        watch = Watchdog(self._bounds, time.monotonic())
         guard = asyncio.create_task(self._guard(process, watch), name=f"{self.name} guard")
         was_ready = False
         try:
@@ -287,7 +287,7 @@ class Supervisor(Generic[ReportT]):
             self._lose(await process.end(), watch.found)
         return was_ready
 
-    async def _guard(self, process: EngineProcess, watch: Watch) -> None:
+    async def _guard(self, process: EngineProcess, watch: Watchdog) -> None:
         """Kill the process when it is of no more use.
 
         Two looks in a row must say so: what the process said while this one stood still is read in between.
@@ -327,11 +327,11 @@ class Supervisor(Generic[ReportT]):
                 self._orders.report(number, fraction, stage)
             case Done(order=number, result=result):
                 self._orders.answer(number, result)
-            case Broken(order=number, code=code, reason=reason):
+            case RequestFailed(order=number, code=code, reason=reason):
                 self._orders.answer(number, error_of_code(code, reason))
-            case NoRoom(order=number):
+            case ScratchFull(order=number):
                 self._orders.answer(number, DiskFull())
-            case Vitals():
+            case EngineStats():
                 self.usage.note(message, time.monotonic())
             case _:
                 log.error("engine said something that is not its part", engine=self.name, kind=message.kind)

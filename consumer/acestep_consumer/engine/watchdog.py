@@ -6,8 +6,17 @@ No clock of its own: whoever calls passes the time, in seconds of any steady clo
 
 from dataclasses import dataclass
 
-from acestep_consumer.engine.messages import Broken, Done, FromEngine, Loading, NoRoom, Progressed, Ready, Vitals
-from acestep_consumer.engine.pending_requests import Orders
+from acestep_consumer.engine.messages import (
+    Done,
+    EngineStats,
+    FromEngine,
+    Loading,
+    Progressed,
+    Ready,
+    RequestFailed,
+    ScratchFull,
+)
+from acestep_consumer.engine.pending_requests import PendingRequests
 
 STOP_S = 30.0
 """A stopped order ends at its next step. Steps take up to seconds."""
@@ -19,7 +28,7 @@ _GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bounds:
+class WatchdogLimits:
     """What a process may take before it is replaced.
 
     Attributes:
@@ -39,10 +48,10 @@ class Bounds:
     look_s: float = 1.0
 
 
-class Watch:
+class Watchdog:
     """Over one process. ``found`` is why it was ended, once it was."""
 
-    def __init__(self, bounds: Bounds, now_s: float) -> None:
+    def __init__(self, bounds: WatchdogLimits, now_s: float) -> None:
         self._bounds = bounds
         self._progress_s = now_s
         self._songs = 0
@@ -52,19 +61,19 @@ class Watch:
     def hear(self, message: FromEngine, now_s: float) -> None:
         """Take a message as a sign of progress, if it is one. Vitals are one when a song more is done."""
         match message:
-            case Vitals(songs_done=songs):
+            case EngineStats(songs_done=songs):
                 if songs <= self._songs:
                     return
                 self._songs = songs
             case Ready():
                 self._ready = True
-            case Loading() | Progressed() | Done() | Broken() | NoRoom():
+            case Loading() | Progressed() | Done() | RequestFailed() | ScratchFull():
                 pass
             case _:
                 return
         self._progress_s = now_s
 
-    def fault(self, orders: Orders, held: int | None, now_s: float) -> str | None:
+    def fault(self, orders: PendingRequests, held: int | None, now_s: float) -> str | None:
         """Return why the process must be replaced; None while it is all right. ``held`` is its RAM, in bytes."""
         return (
             self._of_memory(held)
@@ -84,13 +93,13 @@ class Watch:
             return None
         return f"it loaded for {self._bounds.start_s:g} s without progress"
 
-    def _of_stop(self, orders: Orders, now_s: float) -> str | None:
+    def _of_stop(self, orders: PendingRequests, now_s: float) -> str | None:
         stopped_s = orders.first_stop_s
         if stopped_s is None or now_s - stopped_s <= self._bounds.stop_s:
             return None
         return f"it went on for {self._bounds.stop_s:g} s with an order that was stopped"
 
-    def _of_hang(self, orders: Orders, now_s: float) -> str | None:
+    def _of_hang(self, orders: PendingRequests, now_s: float) -> str | None:
         if not self._ready or not orders:
             return None
         if now_s - max(self._progress_s, orders.since_s) <= self._bounds.hang_s:

@@ -10,7 +10,7 @@ import structlog
 
 from acestep_consumer.domain.errors import ConsumerError, Interrupted
 from acestep_consumer.domain.job import Attempt, Job, Request
-from acestep_consumer.domain.outcome import Ending, Kept, Scene, known, unfinished
+from acestep_consumer.domain.outcome import Ending, RunInfo, TerminalRecord, known, unfinished
 from acestep_consumer.domain.parse import parse, readable_task_id
 from acestep_consumer.domain.ports import Delivery
 from acestep_consumer.execution.eta import Estimate
@@ -18,7 +18,7 @@ from acestep_schemas.events import Unfinished
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Case:
+class JobContext:
     """What is known of a message.
 
     Attributes:
@@ -35,7 +35,7 @@ class Case:
     delivery: Delivery
     read: Request | ConsumerError
     task_id: str | None
-    found: Kept | None = None
+    found: TerminalRecord | None = None
     attempt: Attempt | None = None
     job: Job | None = None
     estimate: Estimate | None = None
@@ -59,7 +59,7 @@ class Case:
         return self.read
 
     @property
-    def answer(self) -> Kept | None:
+    def answer(self) -> TerminalRecord | None:
         """How this message ended before, if it did."""
         delivery, found = self.delivery, self.found
         # The time of sending tells one message from the next. Whether it comes again does so only as long as the broker
@@ -84,11 +84,11 @@ class Witness:
     def __init__(self, worker_id: str) -> None:
         self._worker_id = worker_id
 
-    def scene(self, case: Case) -> Scene:
+    def scene(self, case: JobContext) -> RunInfo:
         """Return who works on the message, on which try, now."""
-        return Scene(self._worker_id, case.number, datetime.now(UTC))
+        return RunInfo(self._worker_id, case.number, datetime.now(UTC))
 
-    async def end_of(self, work: Awaitable[Ending], case: Case, task_id: str) -> Ending:
+    async def end_of(self, work: Awaitable[Ending], case: JobContext, task_id: str) -> Ending:
         """Return what ``work`` returns, or what its error says. Interruption and cancellation pass: no end yet."""
         try:
             return await work
@@ -97,7 +97,7 @@ class Witness:
         except Exception as error:  # noqa: BLE001 - whatever broke, the producer hears of it
             return self.without_songs(error, case, task_id)
 
-    def without_songs(self, error: Exception, case: Case, task_id: str) -> Unfinished:
+    def without_songs(self, error: Exception, case: JobContext, task_id: str) -> Unfinished:
         """Return how the task ended because of ``error``, which is logged: the text of a bug is for the log alone."""
         ours = known(error)
         if type(ours) is ConsumerError:

@@ -24,7 +24,7 @@ Kind = tuple[str, int, bool]
 
 
 @dataclass(slots=True)
-class Line:
+class RecencyWeightedFit:
     """A straight line through points, weighted by age. Sums are all that it keeps."""
 
     weight: float = 0.0
@@ -77,8 +77,8 @@ class CostModel:
     """Learns, and tells."""
 
     def __init__(self) -> None:
-        self._kinds: dict[Kind, Line] = {}
-        self._seconds = Line()
+        self._kinds: dict[Kind, RecencyWeightedFit] = {}
+        self._seconds = RecencyWeightedFit()
 
     def expect(self, job: Job) -> Estimate:
         """Estimate a job that begins now."""
@@ -88,7 +88,7 @@ class CostModel:
     def learn(self, job: Job, music_s: float, took_s: float) -> None:
         """Take in what a job took that ended with so many seconds of music, all songs together."""
         if len(self._kinds) < MOST_KINDS or _kind(job) in self._kinds:
-            self._kinds.setdefault(_kind(job), Line()).add(music_s, took_s)
+            self._kinds.setdefault(_kind(job), RecencyWeightedFit()).add(music_s, took_s)
         self._seconds.add(0.0, took_s)
 
     @property

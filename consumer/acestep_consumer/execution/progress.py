@@ -9,7 +9,7 @@ import structlog
 
 from acestep_consumer.domain.errors import Unpublished
 from acestep_consumer.domain.job import Job
-from acestep_consumer.domain.outcome import Scene
+from acestep_consumer.domain.outcome import RunInfo
 from acestep_consumer.domain.ports import Events, Reply
 from acestep_consumer.execution.eta import Estimate
 from acestep_schemas.events import JobEvent, JobProgress, JobStarted, Progress, Started
@@ -19,13 +19,13 @@ INTERVAL_S = 0.5
 log = structlog.get_logger()
 
 
-class Narrator:
+class ProgressReporter:
     """Publishes beside the work and never holds it up: what cannot be published is dropped.
 
     Leaving the context waits for the publish in flight, so that nothing can overtake the terminal event.
     """
 
-    def __init__(self, events: Events, job: Job, scene: Scene, reply: Reply, estimate: Estimate) -> None:
+    def __init__(self, events: Events, job: Job, scene: RunInfo, reply: Reply, estimate: Estimate) -> None:
         self._events = events
         self._job = job
         self._scene = scene

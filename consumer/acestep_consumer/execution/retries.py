@@ -9,13 +9,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
-from acestep_consumer.concurrency.locks import Room
+from acestep_consumer.concurrency.locks import SharedLock
 from acestep_consumer.domain.errors import Interrupted, StorageUnavailable, WorkerLost
 from acestep_consumer.domain.job import Attempt
-from acestep_consumer.domain.ports import Attempts, Delivery
+from acestep_consumer.domain.ports import AttemptStore, Delivery
 
 
-class Trials:
+class RetryPolicy:
     """The tries that are being made.
 
     Args:
@@ -23,10 +23,10 @@ class Trials:
         most: tries that may end without a word.
     """
 
-    def __init__(self, attempts: Attempts, most: int) -> None:
+    def __init__(self, attempts: AttemptStore, most: int) -> None:
         self._attempts = attempts
         self._most = most
-        self._room = Room()
+        self._room = SharedLock()
         self._running: dict[Attempt, Delivery] = {}
 
     @asynccontextmanager

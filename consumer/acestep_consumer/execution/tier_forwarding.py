@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import structlog
 
-from acestep_consumer.domain.errors import Interrupted, SentOn, Unpublished
+from acestep_consumer.domain.errors import ForwardedToTier, Interrupted, Unpublished
 from acestep_consumer.domain.job import Request
 from acestep_consumer.domain.ports import Delivery
 from acestep_consumer.policy.admit import Limits
@@ -16,14 +16,14 @@ from acestep_consumer.policy.tiers import TierTable
 log = structlog.get_logger()
 
 
-class StayHere:
+class NoForwarding:
     """Every request is done by the worker that took it."""
 
     async def send_on(self, request: Request, delivery: Delivery) -> None:
         """Do nothing."""
 
 
-class ByTier:
+class TierForwarding:
     """What exceeds this card's limits goes to a larger one, as long as a worker has one."""
 
     def __init__(self, limits: Callable[[], Limits], table: TierTable) -> None:
@@ -45,7 +45,7 @@ class ByTier:
             if await self._taken_by(tier, delivery):
                 self.sent[tier] += 1
                 log.info("sent on to a larger card", tier=tier)
-                raise SentOn(tier)
+                raise ForwardedToTier(tier)
 
     async def _taken_by(self, tier: str, delivery: Delivery) -> bool:
         try:

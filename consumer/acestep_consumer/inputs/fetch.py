@@ -34,8 +34,8 @@ from acestep_consumer.domain.errors import InputNotAllowed, InputUnreadable
 from acestep_consumer.domain.job import Job, Sources
 from acestep_consumer.inputs.loras import PEFT_CONFIG, PEFT_WEIGHTS, LoraCache, LoraFolder
 from acestep_consumer.inputs.ssrf import AddressRefused, require_allowed
-from acestep_consumer.storage.objects import Head, Objects
-from acestep_consumer.storage.s3_client import Place, Receiver, S3Refused
+from acestep_consumer.storage.objects import ObjectHead, Objects
+from acestep_consumer.storage.s3_client import ObjectAddress, Receiver, S3Refused
 from acestep_schemas.request import GenerationRequest
 
 SOURCE_FIELD: Final = "src_audio_path"
@@ -59,7 +59,7 @@ _CONFIG_BYTES: Final = 1 << 20
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
-class _MayPass(Exception):
+class _TransientFetchError(Exception):
     """One attempt failed; the next one may not. The text is the public reason."""
 
 
@@ -79,7 +79,7 @@ class _Input:
     """One input of a request: the field that names it, the place it names, and how large it may be."""
 
     field: str
-    place: Place | URL
+    place: ObjectAddress | URL
     limit: _Limit
 
     def __str__(self) -> str:
@@ -88,7 +88,7 @@ class _Input:
     @property
     def suffix(self) -> str:
         """The ending of the name, when it looks like one: the decoder takes it as a hint."""
-        path = self.place.key if isinstance(self.place, Place) else self.place.path
+        path = self.place.key if isinstance(self.place, ObjectAddress) else self.place.path
         suffix = PurePosixPath(path).suffix.lower()
         return suffix if _SUFFIX.fullmatch(suffix) else ""
 
@@ -97,7 +97,7 @@ class _Input:
 class _LoraPart(_Input):
     """A file of a LoRA in S3."""
 
-    place: Place
+    place: ObjectAddress
 
     @property
     def name(self) -> str:
@@ -111,7 +111,7 @@ class _LoraPart(_Input):
         if self.name != PEFT_WEIGHTS:
             return None
         key = self.place.key.removesuffix(PEFT_WEIGHTS) + PEFT_CONFIG
-        return _LoraPart(self.field, Place(self.place.bucket, key), _Limit(_CONFIG_BYTES))
+        return _LoraPart(self.field, ObjectAddress(self.place.bucket, key), _Limit(_CONFIG_BYTES))
 
 
 class AllowedInputs:
@@ -225,7 +225,7 @@ class AllowedInputs:
         except (InputNotAllowed, InputUnreadable) as error:
             raise type(error)(f"{LORA_FIELD} = {shown(text)}: {error}") from error
 
-    def _require_bucket(self, text: str) -> Place:
+    def _require_bucket(self, text: str) -> ObjectAddress:
         bucket, _, key = text[len("s3://") :].partition("/")
         if not text.lower().startswith("s3://") or not key:
             raise InputNotAllowed("must look like s3://bucket/key")
@@ -234,7 +234,7 @@ class AllowedInputs:
         if not {".", ".."}.isdisjoint(key.split("/")):
             # Servers that tidy up paths would take them as a way into another bucket.
             raise InputNotAllowed("a key with '.' or '..' between slashes is not read")
-        return Place(bucket, key)
+        return ObjectAddress(bucket, key)
 
     def _require_host(self, url: URL) -> URL:
         if url.scheme != "https":
@@ -260,7 +260,7 @@ class AllowedInputs:
         target = stem.with_name(stem.name + wanted.suffix)
         receiver = partial(self._save, wanted, target)
         async with self._in_time(wanted):
-            if isinstance(wanted.place, Place):
+            if isinstance(wanted.place, ObjectAddress):
                 await self._copy_object(wanted, wanted.place, receiver)
             else:
                 await self._copy_url(wanted, wanted.place, receiver)
@@ -282,7 +282,7 @@ class AllowedInputs:
         await self._lora_cache.give(version, folder, fetch)
         return folder / weights.name
 
-    async def _heads(self, weights: _LoraPart) -> dict[_LoraPart, Head]:
+    async def _heads(self, weights: _LoraPart) -> dict[_LoraPart, ObjectHead]:
         """Return what S3 knows of the weights, and of their configuration if there is one."""
         parts = (weights, weights.config) if weights.config else (weights,)
         async with self._in_time(weights):
@@ -291,7 +291,7 @@ class AllowedInputs:
             raise InputUnreadable(f"{weights}: S3 says NoSuchKey")
         return heads
 
-    async def _head(self, part: _LoraPart) -> Head | None:
+    async def _head(self, part: _LoraPart) -> ObjectHead | None:
         try:
             head = await self._objects.head(part.place)
         except S3Refused as error:
@@ -312,7 +312,7 @@ class AllowedInputs:
                 f"{wanted}: not here after {self._timeout_s:g} s (ACESTEP_INPUT_TIMEOUT_S)"
             ) from error
 
-    async def _copy_object(self, wanted: _Input, place: Place, receiver: Receiver) -> None:
+    async def _copy_object(self, wanted: _Input, place: ObjectAddress, receiver: Receiver) -> None:
         try:
             await self._objects.receive(place, receiver)
         except S3Refused as error:
@@ -320,14 +320,14 @@ class AllowedInputs:
 
     async def _copy_url(self, wanted: _Input, url: URL, receiver: Receiver) -> None:
         retrying = AsyncRetrying(
-            retry=retry_if_exception_type(_MayPass),
+            retry=retry_if_exception_type(_TransientFetchError),
             stop=stop_after_attempt(_ATTEMPTS),
             wait=wait_random_exponential(multiplier=0.2, max=2),
             reraise=True,
         )
         try:
             await retrying(self._copy_url_once, wanted, url, receiver)
-        except _MayPass as error:
+        except _TransientFetchError as error:
             raise InputUnreadable(f"{wanted}: {error}") from error
 
     async def _copy_url_once(self, wanted: _Input, url: URL, receiver: Receiver) -> None:
@@ -393,7 +393,7 @@ def _host_and_port(entry: str) -> tuple[str | None, int | None]:
 
 def _require_readable(wanted: _Input, response: aiohttp.ClientResponse) -> None:
     if response.status in _PASSING_STATUS:
-        raise _MayPass(f"the host says {response.status}")
+        raise _TransientFetchError(f"the host says {response.status}")
     if response.status != _OK:
         raise InputUnreadable(f"{wanted}: the host says {response.status}")
     codings = ",".join(response.headers.getall("Content-Encoding", ())).split(",")
@@ -414,7 +414,7 @@ def _network_failure(wanted: _Input, url: URL, error: Exception) -> Exception:
         )
     if isinstance(error, aiohttp.ClientResponseError):
         return InputUnreadable(f"{wanted}: the host's answer is not HTTP, or has too many or too long headers")
-    return _MayPass(f"{type(error).__name__} while reading")
+    return _TransientFetchError(f"{type(error).__name__} while reading")
 
 
 def _needs_source(request: GenerationRequest) -> bool:

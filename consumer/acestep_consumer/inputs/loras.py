@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from acestep_consumer.concurrency.locks import Turns
+from acestep_consumer.concurrency.locks import KeyedLock
 from acestep_consumer.domain.errors import InputNotAllowed, InputUnreadable
 from acestep_schemas.coerce import LORA_NAME, LORA_SUFFIX
 
@@ -91,7 +91,7 @@ class LoraCache:
     def __init__(self, most: int = 8) -> None:
         self._most = most
         self._kept: OrderedDict[str, Path] = OrderedDict()
-        self._turns = Turns()
+        self._turns = KeyedLock()
 
     async def give(self, key: str, target: Path, fetch: Fetch) -> None:
         """Make the folder ``target`` with the LoRA that ``key`` names; ``fetch`` is called when it is not here.

@@ -16,11 +16,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 TIMEOUT_S = 120
 
 
-class CensusFailed(Exception):
+class DeviceCountFailed(Exception):
     """Torch gave no answer; the text says why and what to do."""
 
 
-class Census(BaseModel):
+class DeviceCount(BaseModel):
     """``torch``: its version. ``cuda``, ``hip``: the versions it is built for, or None. ``count``: visible GPUs."""
 
     model_config = ConfigDict(frozen=True)
@@ -31,7 +31,7 @@ class Census(BaseModel):
     count: int
 
 
-def take(environ: Mapping[str, str]) -> Census:
+def take(environ: Mapping[str, str]) -> DeviceCount:
     """Ask torch in a process with this environment: what hides GPUs there hides them here.
 
     Raises:
@@ -43,24 +43,24 @@ def take(environ: Mapping[str, str]) -> Census:
             command, env=dict(environ), capture_output=True, text=True, timeout=TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise CensusFailed(
+        raise DeviceCountFailed(
             f"torch did not say within {TIMEOUT_S} s which GPUs it sees; does nvidia-smi hang?"
         ) from error
     # The last line: drivers and plug-ins may print while torch is imported.
     answer = done.stdout.strip().rpartition("\n")[2]
     with suppress(ValidationError):
-        return Census.model_validate_json(answer)
+        return DeviceCount.model_validate_json(answer)
     reason = done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}"
     if "No module named 'torch'" in reason:
-        raise CensusFailed("torch is missing: pip install 'acestep-consumer[engine]'")
-    raise CensusFailed(f"torch cannot be asked for GPUs: {reason}")
+        raise DeviceCountFailed("torch is missing: pip install 'acestep-consumer[engine]'")
+    raise DeviceCountFailed(f"torch cannot be asked for GPUs: {reason}")
 
 
 def main() -> None:
     """Print the census as one line of JSON."""
     import torch  # noqa: PLC0415 - here alone: whoever imports this module does not want torch
 
-    found = Census(
+    found = DeviceCount(
         torch=str(torch.__version__), cuda=torch.version.cuda, hip=torch.version.hip, count=torch.cuda.device_count()
     )
     sys.stdout.write(json.dumps(found.model_dump()) + "\n")

@@ -16,8 +16,8 @@ import structlog
 
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.multi_gpu.output import LabelledOutput
-from acestep_consumer.multi_gpu.parent_pipe import Lifeline, Terminal, mute
-from acestep_consumer.multi_gpu.placement import Seat
+from acestep_consumer.multi_gpu.parent_pipe import ParentPipe, Terminal, mute
+from acestep_consumer.multi_gpu.placement import Placement
 
 FIRST_RESTART_S: Final = 0.5
 LAST_RESTART_S: Final = 30.0
@@ -31,7 +31,7 @@ _NOT_AGAIN = (Exit.DONE, Exit.USAGE, Exit.ENGINE)
 log = structlog.get_logger()
 
 
-class Fleet:
+class WorkerGroup:
     """Workers, one at each seat.
 
     Args:
@@ -44,7 +44,7 @@ class Fleet:
 
     def __init__(
         self,
-        seats: Sequence[Seat],
+        seats: Sequence[Placement],
         command: Sequence[str],
         environment: Mapping[str, str],
         *,
@@ -56,7 +56,7 @@ class Fleet:
         self._environment = environment
         self._labelled = labelled
         self._steady_s = steady_s
-        self._lifeline = Lifeline()
+        self._lifeline = ParentPipe()
         self._workers: dict[str, asyncio.subprocess.Process] = {}
         self._signals: list[signal.Signals] = []
         self._stopping = asyncio.Event()
@@ -69,7 +69,7 @@ class Fleet:
         log.info("fleet ends", exit_codes={seat.name: code for seat, code in zip(self._seats, codes, strict=True)})
         return next((code for code in codes if code != Exit.DONE), Exit.DONE)
 
-    async def _keep(self, seat: Seat) -> int:
+    async def _keep(self, seat: Placement) -> int:
         """Keep a worker at this seat until one leaves for good. Returns that one's exit code."""
         pause, proven = FIRST_RESTART_S, False
         while not self._stopping.is_set():
@@ -88,7 +88,7 @@ class Fleet:
             pause = min(2 * pause, LAST_RESTART_S)
         return Exit.DONE
 
-    async def _run_one(self, seat: Seat) -> int:
+    async def _run_one(self, seat: Placement) -> int:
         """Run one worker to its end. Returns its exit code as a shell gives it: 128 and the number for a signal."""
         output = LabelledOutput(seat.name) if self._labelled else None
         try:
@@ -106,7 +106,7 @@ class Fleet:
             await asyncio.to_thread(output.finish, _LAST_WORDS_S)
         return code if code >= 0 else 128 - code
 
-    async def _start(self, seat: Seat, output: LabelledOutput | None) -> asyncio.subprocess.Process:
+    async def _start(self, seat: Placement, output: LabelledOutput | None) -> asyncio.subprocess.Process:
         inlet = output.inlet if output is not None else None
         # A worker that has not come so far as to listen would die of a SIGHUP. It inherits that they are held back.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
@@ -147,7 +147,7 @@ class Fleet:
         told = {128 + number for number in self._signals}
         return Exit.DONE if code in told else code
 
-    def _tell_final(self, seat: Seat, code: int) -> None:
+    def _tell_final(self, seat: Placement, code: int) -> None:
         others = [name for name in self._workers if name != seat.name]
         if code == Exit.DONE:
             log.info("worker left", seat=seat.name, others=others)

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 
-class Lifeline:
+class ParentPipe:
     """The fleet's end. Entering opens the pipe, leaving closes it; ``worker_end`` is for the workers to inherit."""
 
     def __enter__(self) -> Self:

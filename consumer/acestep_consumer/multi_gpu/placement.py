@@ -14,12 +14,12 @@ _LONGEST_ID, _LAST_PORT = 128, 65_535
 _THE_ONE = ("auto", "cuda", "cuda:0")
 
 
-class Contradiction(Exception):
+class ConflictingSetting(Exception):
     """A setting cannot hold for several workers; the text says which and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
+class Placement:
     """A worker's place: its ``name`` in the fleet's log, and ``environment``, what its own has beyond the others'."""
 
     name: str
@@ -33,14 +33,18 @@ def check(engine: EngineSettings) -> None:
         Contradiction: they do not.
     """
     if engine.device.strip().lower() not in _THE_ONE[:2]:
-        raise Contradiction(f"--gpus decides the device, and ACESTEP_DEVICE={engine.device} does too; drop one of them")
+        raise ConflictingSetting(
+            f"--gpus decides the device, and ACESTEP_DEVICE={engine.device} does too; drop one of them"
+        )
     if engine.lm_device.strip().lower() not in (*_THE_ONE, "cpu"):
-        raise Contradiction(
+        raise ConflictingSetting(
             f"ACESTEP_LM_DEVICE={engine.lm_device}: with --gpus each worker sees its own GPU alone; unset it"
         )
 
 
-def seats_for(gpus: Sequence[Gpu], settings: Settings, *, log_format: Literal["console", "json"]) -> tuple[Seat, ...]:
+def seats_for(
+    gpus: Sequence[Gpu], settings: Settings, *, log_format: Literal["console", "json"]
+) -> tuple[Placement, ...]:
     """Seat one worker at each GPU.
 
     A worker sees its own GPU and no other, so for it that is ``cuda:0``. ``ACESTEP_DEVICE=cuda:2`` alone would not do:
@@ -51,7 +55,7 @@ def seats_for(gpus: Sequence[Gpu], settings: Settings, *, log_format: Literal["c
     """
     base = settings.worker.worker_id or f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
     return tuple(
-        Seat(
+        Placement(
             name=gpu.name,
             environment={
                 **gpu.visibility,
@@ -68,7 +72,7 @@ def seats_for(gpus: Sequence[Gpu], settings: Settings, *, log_format: Literal["c
 def _worker_id(base: str, gpu: Gpu) -> str:
     worker_id = f"{base}-{gpu.name}"
     if len(worker_id) > _LONGEST_ID:
-        raise Contradiction(f"ACESTEP_WORKER_ID: {worker_id} is longer than {_LONGEST_ID} characters; shorten it")
+        raise ConflictingSetting(f"ACESTEP_WORKER_ID: {worker_id} is longer than {_LONGEST_ID} characters; shorten it")
     return worker_id
 
 
@@ -76,7 +80,7 @@ def _port(worker: WorkerSettings, position: int) -> int:
     """The port that was set for the first worker, the next for the second; 0, a free one, for all."""
     port = worker.http_port and worker.http_port + position
     if port > _LAST_PORT:
-        raise Contradiction(
+        raise ConflictingSetting(
             f"ACESTEP_HTTP_PORT={worker.http_port}: each worker takes the next one, and {port} is no port; lower it"
         )
     return port

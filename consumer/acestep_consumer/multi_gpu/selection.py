@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from acestep_consumer.multi_gpu.device_count import Census
+from acestep_consumer.multi_gpu.device_count import DeviceCount
 
 ALL: Final = "all"
 _MIG = "MIG-"
@@ -57,7 +57,7 @@ def ordered(environ: Mapping[str, str]) -> dict[str, str]:
     return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", **environ}
 
 
-def visible(census: Census, environ: Mapping[str, str]) -> tuple[Gpu, ...]:
+def visible(census: DeviceCount, environ: Mapping[str, str]) -> tuple[Gpu, ...]:
     """List the GPUs that torch sees. Where a variable restricts them, they are numbered by their place in its list.
 
     Its entries, be they numbers, UUIDs or MIG instances, are passed on as they are.
@@ -96,7 +96,7 @@ def choose(asked: tuple[int, ...] | None, found: Sequence[Gpu]) -> tuple[Gpu, ..
     return tuple(found[number] for number in asked)
 
 
-def _variables(census: Census) -> tuple[str, ...]:
+def _variables(census: DeviceCount) -> tuple[str, ...]:
     """What restricts GPUs, the strongest first. ROCm reads both names, and vLLM wants them to agree there."""
     return ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES") if census.hip else ("CUDA_VISIBLE_DEVICES",)
 
@@ -105,7 +105,7 @@ def _split(value: str) -> list[str]:
     return [entry.strip() for entry in value.split(",") if entry.strip()]
 
 
-def _none(census: Census, given: str | None, environ: Mapping[str, str]) -> str:
+def _none(census: DeviceCount, given: str | None, environ: Mapping[str, str]) -> str:
     if not census.cuda and not census.hip:
         cure = "install a build for the card, or run without --gpus"
         return f"torch {census.torch} is built for neither CUDA nor ROCm; {cure}"

@@ -18,7 +18,7 @@ EngineStates = Callable[[], Mapping[str, Mapping[str, bool | int]]]
 """Tells of each engine, by name, whether it is ``ready`` and how many ``restarts`` it had."""
 
 
-class Health:
+class HealthServer:
     """A small HTTP server. ``checks`` are named conditions; all must hold for readiness. ``engines`` are for people."""
 
     def __init__(

@@ -14,7 +14,7 @@ import structlog
 
 from acestep_consumer.domain.job import Job
 from acestep_consumer.domain.outcome import Ending
-from acestep_consumer.execution.context import Case
+from acestep_consumer.execution.context import JobContext
 from acestep_consumer.execution.eta import CostModel, Estimate
 from acestep_consumer.observability.tracing import note_end
 from acestep_schemas.events import Completed, ErrorCode, Timings, Unfinished
@@ -51,7 +51,7 @@ class Histogram:
 
 
 @dataclass(slots=True)
-class JobTally:
+class JobStats:
     """All jobs of this worker. ``job_ended`` is called once for each, when its terminal event is confirmed."""
 
     jobs: Counter[tuple[str, str, str]] = field(default_factory=Counter)
@@ -154,7 +154,7 @@ class Refusals:
 log = structlog.get_logger()
 
 
-class Chronicle:
+class JobObserver:
     """Sees the jobs of one worker.
 
     Args:
@@ -162,16 +162,16 @@ class Chronicle:
         costs: learns what they take.
     """
 
-    def __init__(self, tally: JobTally, costs: CostModel) -> None:
+    def __init__(self, tally: JobStats, costs: CostModel) -> None:
         self._tally = tally
         self._costs = costs
 
-    def begins(self, case: Case, job: Job) -> Estimate:
+    def begins(self, case: JobContext, job: Job) -> Estimate:
         """Take note that a job begins; return what it will probably take."""
         case.job, case.estimate = job, self._costs.expect(job)
         return case.estimate
 
-    def ended(self, case: Case, ending: Ending) -> None:
+    def ended(self, case: JobContext, ending: Ending) -> None:
         """Take note of an end that has been told."""
         if case.answer is not None:
             self._tally.event_repeated()

@@ -18,15 +18,15 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from acestep_consumer.engine.device_usage import Usage
-from acestep_consumer.engine.messages import Vitals
-from acestep_consumer.observability.job_stats import Histogram, JobTally, Refusals
+from acestep_consumer.engine.device_usage import DeviceUsage
+from acestep_consumer.engine.messages import EngineStats
+from acestep_consumer.observability.job_stats import Histogram, JobStats, Refusals
 from acestep_consumer.storage.s3_client import Traffic
 
 _GIB = 1 << 30
 
 
-class InHand(Protocol):
+class ConsumerState(Protocol):
     """What the broker's side of the worker tells: ``acestep_consumer.broker.consumer.Consumer``."""
 
     @property
@@ -58,7 +58,7 @@ class WorkerCollector(Collector):
     ``queue_limit`` is the setting: RabbitMQ's own metrics tell how long a queue is, and not how long it may be.
     """
 
-    def __init__(self, consumer: Callable[[], InHand | None], queue_limit: int) -> None:
+    def __init__(self, consumer: Callable[[], ConsumerState | None], queue_limit: int) -> None:
         self._consumer = consumer
         self._queue_limit = queue_limit
 
@@ -88,7 +88,7 @@ class ReadyCollector(Collector):
 class JobCollector(Collector):
     """The jobs that came to an end."""
 
-    def __init__(self, tally: JobTally) -> None:
+    def __init__(self, tally: JobStats) -> None:
         self._tally = tally
 
     def collect(self) -> Iterator[Metric]:
@@ -109,7 +109,7 @@ class JobCollector(Collector):
 
 
 # Name, help, and where in the tally it is.
-_OF_JOBS: tuple[tuple[str, str, Callable[[JobTally], float]], ...] = (
+_OF_JOBS: tuple[tuple[str, str, Callable[[JobStats], float]], ...] = (
     ("acestep_redeliveries", "Jobs whose message somebody had before.", lambda of: of.redeliveries),
     ("acestep_retried_jobs", "Jobs that ended on a later attempt than the first.", lambda of: of.retries),
     ("acestep_repeated_events", "Messages whose job was done already.", lambda of: of.repeats),
@@ -179,7 +179,7 @@ class ScratchCollector(Collector):
 class RendererCollector(Collector):
     """How the renderer uses its device. What is not known has no sample: a gauge of 0 would be a claim."""
 
-    def __init__(self, usage: Callable[[], Usage]) -> None:
+    def __init__(self, usage: Callable[[], DeviceUsage]) -> None:
         self._usage = usage
 
     def collect(self) -> Iterator[Metric]:
@@ -210,7 +210,7 @@ class EngineCollector(Collector):
 
 
 # Name, help, and where in the vitals it is.
-_OF_VITALS: tuple[tuple[str, str, Callable[[Vitals], float | None]], ...] = (
+_OF_VITALS: tuple[tuple[str, str, Callable[[EngineStats], float | None]], ...] = (
     ("acestep_vram_used_bytes", "Device memory in use by the renderer.", lambda now: _bytes(now.memory_gb)),
     ("acestep_vram_limit_bytes", "The renderer's share of device memory.", lambda now: _bytes(now.memory_limit_gb)),
     ("acestep_pack_songs", "Songs of the last denoising step.", lambda now: now.songs_in_pack),
@@ -218,7 +218,7 @@ _OF_VITALS: tuple[tuple[str, str, Callable[[Vitals], float | None]], ...] = (
 )
 
 
-def _gauges(usage: Usage) -> Iterator[Metric]:
+def _gauges(usage: DeviceUsage) -> Iterator[Metric]:
     idle = usage.idle_share(time.monotonic())
     yield GaugeMetricFamily("acestep_gpu_idle_ratio", "Share of the last minute in which the device had no work.", idle)
     for name, about, value in _OF_VITALS:

@@ -20,7 +20,7 @@ import structlog
 from acestep_consumer.domain.errors import ConsumerError
 from acestep_consumer.domain.job import Rendering
 from acestep_consumer.domain.outcome import Ending
-from acestep_consumer.execution.context import Case
+from acestep_consumer.execution.context import JobContext
 from acestep_schemas.events import Completed, Timings
 
 try:
@@ -69,7 +69,7 @@ def set_up_tracing(worker_id: str) -> None:
 
 
 @contextmanager
-def job_span(case: Case) -> Iterator[None]:
+def job_span(case: JobContext) -> Iterator[None]:
     """Make the body the span of a job, and leave its ``traceparent`` in ``case``."""
     case.traceparent = case.delivery.traceparent
     if not INSTALLED:
@@ -144,7 +144,7 @@ def _written(of: "trace.SpanContext") -> str:
     return f"00-{of.trace_id:032x}-{of.span_id:016x}-{of.trace_flags:02x}"
 
 
-def _attributes(case: Case, queue: str) -> dict[str, str | int]:
+def _attributes(case: JobContext, queue: str) -> dict[str, str | int]:
     """What messages and jobs have. The queue is the destination: routing keys are as many as producers like."""
     delivery = case.delivery
     attributes = {
@@ -161,12 +161,12 @@ def _attributes(case: Case, queue: str) -> dict[str, str | int]:
     return attributes
 
 
-def _ids(case: Case) -> dict[str, str | None]:
+def _ids(case: JobContext) -> dict[str, str | None]:
     ids = {"task_id": case.task_id}
     return ids if case.traceparent is None else {**ids, "trace_id": case.traceparent[TRACE_ID]}
 
 
-class Stopwatch:
+class StageTimer:
     """Starts on creation; each stage is measured by ``with watch("plan"):``."""
 
     def __init__(self) -> None:

@@ -65,7 +65,7 @@ class LmSize:
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
+class GpuSpeed:
     """How fast a card is: dense bf16 matrix TFLOP/s with float32 sums, and memory GB/s, from the maker's data sheet."""
 
     tflops: float
@@ -133,26 +133,26 @@ ENCODE_S_PER_SECOND: Final[Mapping[str, float]] = MappingProxyType(
 )
 
 # As nvidia-smi and torch name them, without "NVIDIA ".
-SPEEDS: Final[Mapping[str, Speed]] = MappingProxyType(
+SPEEDS: Final[Mapping[str, GpuSpeed]] = MappingProxyType(
     {
-        "H200": Speed(989, 4800),
-        "H100 80GB HBM3": Speed(989, 3350),
-        "H100 PCIe": Speed(756, 2000),
-        "A100-SXM4-80GB": Speed(312, 2039),
-        "A100-SXM4-40GB": Speed(312, 1555),
-        "A100 80GB PCIe": Speed(312, 1935),
-        "A100-PCIE-40GB": Speed(312, 1555),
-        "L40S": Speed(362, 864),
-        "L40": Speed(181, 864),
-        "L4": Speed(121, 300),
-        "GeForce RTX 4090": Speed(165, 1008),
-        "GeForce RTX 3090": Speed(71, 936),
+        "H200": GpuSpeed(989, 4800),
+        "H100 80GB HBM3": GpuSpeed(989, 3350),
+        "H100 PCIe": GpuSpeed(756, 2000),
+        "A100-SXM4-80GB": GpuSpeed(312, 2039),
+        "A100-SXM4-40GB": GpuSpeed(312, 1555),
+        "A100 80GB PCIe": GpuSpeed(312, 1935),
+        "A100-PCIE-40GB": GpuSpeed(312, 1555),
+        "L40S": GpuSpeed(362, 864),
+        "L40": GpuSpeed(181, 864),
+        "L4": GpuSpeed(121, 300),
+        "GeForce RTX 4090": GpuSpeed(165, 1008),
+        "GeForce RTX 3090": GpuSpeed(71, 936),
     }
 )
 REFERENCE: Final = SPEEDS["H200"]
 
 
-def speed_of(name: str) -> Speed | None:
+def speed_of(name: str) -> GpuSpeed | None:
     """Return the speed of the card with this name, None for one that is not in the table."""
     known = {each.casefold(): speed for each, speed in SPEEDS.items()}
     return known.get(" ".join(name.split()).casefold().removeprefix("nvidia "))

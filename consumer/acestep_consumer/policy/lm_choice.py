@@ -20,7 +20,7 @@ RESERVE_GB = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LmWish:
+class LmRequest:
     """What the operator set; None leaves it to the card. ``init`` True insists, False forbids."""
 
     init: bool | None = None
@@ -39,7 +39,7 @@ class LmPlan:
     warnings: tuple[str, ...] = ()
 
 
-def plan_lm(wish: LmWish, tier: Tier, vram_gb: float) -> LmPlan | None:
+def plan_lm(wish: LmRequest, tier: Tier, vram_gb: float) -> LmPlan | None:
     """Choose the LM for a card, or none.
 
     The largest that the tier lists is the ceiling, and the default where it leaves the renderer room.

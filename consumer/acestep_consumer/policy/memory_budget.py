@@ -15,7 +15,7 @@ _AT_LEAST_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Footprint:
+class MemoryFootprint:
     """Bytes that work takes on this device. All zero where there is nothing to measure.
 
     ``weights``: all models. ``token``: a step's working memory for each token of the pack. ``condition_token``: keys
@@ -31,7 +31,7 @@ class Footprint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Budget:
+class MemoryBudget:
     """How much work may be on the device at once.
 
     Args:
@@ -41,7 +41,7 @@ class Budget:
     """
 
     limit: int | None = None
-    footprint: Footprint = Footprint()
+    footprint: MemoryFootprint = MemoryFootprint()
     max_tokens: int = ENOUGH_TOKENS
 
     @property

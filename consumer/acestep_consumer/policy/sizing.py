@@ -5,7 +5,7 @@ The language model and the renderer share one card. Each gets as many songs as m
 a job more is being fetched or stored, and some are being encoded. That sum is the recommended number of workers.
 
 The rules are those that the worker follows: the LM's memory as ``language.plan_lm`` gives it, the renderer's as its
-``Budget`` counts it. The figures are in ``measured``.
+``MemoryBudget`` counts it. The figures are in ``measured``.
 """
 
 import math
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from acestep_consumer.policy import benchmarks
-from acestep_consumer.policy.benchmarks import DIT_2B, REFERENCE, DitSize, Speed
+from acestep_consumer.policy.benchmarks import DIT_2B, REFERENCE, DitSize, GpuSpeed
 from acestep_consumer.policy.lm_choice import Backend, LmPlan
-from acestep_consumer.policy.memory_budget import ENOUGH_TOKENS, Budget, Footprint
+from acestep_consumer.policy.memory_budget import ENOUGH_TOKENS, MemoryBudget, MemoryFootprint
 
 Bound = Literal["memory", "renderer", "language model", "encoding"]
 
@@ -26,12 +26,12 @@ _GAIN = math.log2(1.1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
+class GpuSpec:
     """A card: its memory in GiB (0: no GPU) and its speed; a card of unknown speed counts as the measured one."""
 
     name: str
     vram_gb: float
-    speed: Speed = REFERENCE
+    speed: GpuSpeed = REFERENCE
 
     @property
     def bytes(self) -> int:
@@ -72,7 +72,7 @@ class Workload:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lm:
+class LmSpec:
     """A language model on the card. ``memory``: bytes, for weights and sequences together."""
 
     model: str
@@ -95,11 +95,11 @@ class Lm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
+class ModelSet:
     """What is on the card: DiT models (the first one works), the LM, and what waits in RAM between uses."""
 
     models: tuple[DitSize, ...] = (DIT_2B,)
-    lm: Lm | None = None
+    lm: LmSpec | None = None
     offload_models: bool = False
     offload_dit: bool = False
     pack_tokens: int = ENOUGH_TOKENS
@@ -115,10 +115,10 @@ class Load:
             return max(*dits, others) if self.offload_dit else sum(dits) + others
         return sum(dits) + len(dits) * sum(own) + sum(shared) + benchmarks.LOADED_BEYOND_PARAMETERS
 
-    def footprint(self) -> Footprint:
+    def footprint(self) -> MemoryFootprint:
         """Bytes that the renderer's work takes, as it would measure them at start."""
         widest = max(model.hidden for model in self.models)
-        return Footprint(
+        return MemoryFootprint(
             weights=self.weights,
             token=benchmarks.STEP_BYTES_PER_TOKEN * widest // DIT_2B.hidden,
             condition_token=max(model.condition_bytes for model in self.models),
@@ -126,15 +126,15 @@ class Load:
             frame=benchmarks.FRAME_BYTES,
         )
 
-    def budget(self, card: Card) -> Budget:
+    def budget(self, card: GpuSpec) -> MemoryBudget:
         """Return what the renderer may use: all that the LM leaves."""
         lm = self.lm.memory if self.lm else 0
         limit = max(0, card.bytes - benchmarks.RESERVE_BYTES - lm)
-        return Budget(limit=limit, footprint=self.footprint(), max_tokens=self.pack_tokens)
+        return MemoryBudget(limit=limit, footprint=self.footprint(), max_tokens=self.pack_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Split:
+class MemorySplit:
     """Bytes of the card: ``card`` = ``reserve`` + ``lm`` + ``renderer``; a song takes ``lm_song`` and ``song``."""
 
     card: int
@@ -178,22 +178,22 @@ class Capacity:
     lm_s: float = 0.0
     render_s: float = 0.0
     encoding_cores: float = 0.0
-    split: Split | None = None
+    split: MemorySplit | None = None
 
 
-def lm_on_card(plan: LmPlan, workload: Workload) -> Lm:
+def lm_on_card(plan: LmPlan, workload: Workload) -> LmSpec:
     """Return the LM as it would be loaded: with the backend left open, vLLM unless it has no room for a song."""
     memory = int(plan.memory_gb * 1e9)
     if plan.backend is not None:
-        return Lm(model=plan.model, backend=plan.backend, memory=memory)
-    first = Lm(model=plan.model, backend="vllm", memory=memory)
-    return first if first.room(workload) else Lm(model=plan.model, backend="pt", memory=memory)
+        return LmSpec(model=plan.model, backend=plan.backend, memory=memory)
+    first = LmSpec(model=plan.model, backend="vllm", memory=memory)
+    return first if first.room(workload) else LmSpec(model=plan.model, backend="pt", memory=memory)
 
 
-def split_of(card: Card, load: Load, workload: Workload) -> Split:
+def split_of(card: GpuSpec, load: ModelSet, workload: Workload) -> MemorySplit:
     """Share the card's memory out."""
     budget, lm = load.budget(card), load.lm
-    return Split(
+    return MemorySplit(
         card=card.bytes,
         reserve=min(benchmarks.RESERVE_BYTES, card.bytes),
         lm=lm.memory if lm else 0,
@@ -205,12 +205,12 @@ def split_of(card: Card, load: Load, workload: Workload) -> Split:
     )
 
 
-def render_room(split: Split) -> int:
+def render_room(split: MemorySplit) -> int:
     """Songs that the renderer can hold at once beside its weights and the largest step or decode."""
     return max(0, (split.renderer - split.weights - split.working) // split.song)
 
 
-def capacity(card: Card, load: Load, workload: Workload, cores: float = math.inf) -> Capacity:
+def capacity(card: GpuSpec, load: ModelSet, workload: Workload, cores: float = math.inf) -> Capacity:
     """Reckon what this card can do with this load of this workload, and with so many processor cores to encode."""
     if card.vram_gb <= 0:
         return Capacity(fits=True)
@@ -219,21 +219,21 @@ def capacity(card: Card, load: Load, workload: Workload, cores: float = math.inf
     lm_room, room = lm.room(workload) if lm else 0, render_room(split)
     if room == 0 or (lm is not None and lm_room == 0) or (workload.thinking and lm is None):
         return Capacity(fits=False, lm_room=lm_room, render_room=room, split=split)
-    return _Reckoning(card, load, lm, workload, load.budget(card).tokens, cores).capacity(split, lm_room, room)
+    return _SongTimes(card, load, lm, workload, load.budget(card).tokens, cores).capacity(split, lm_room, room)
 
 
 @dataclass(frozen=True, slots=True)
-class _Reckoning:
+class _SongTimes:
     """Times of one song on one card. ``pack``: tokens that one step takes; ``cores``: what encodes."""
 
-    card: Card
-    load: Load
-    lm: Lm | None
+    card: GpuSpec
+    load: ModelSet
+    lm: LmSpec | None
     workload: Workload
     pack: int
     cores: float
 
-    def capacity(self, split: Split, lm_room: int, room: int) -> Capacity:
+    def capacity(self, split: MemorySplit, lm_room: int, room: int) -> Capacity:
         batch = self.workload.batch
         rendering, wanted = self._render_jobs(room), self._render_jobs(None)
         render_s = self._render_s(min(room, rendering * batch))
@@ -323,7 +323,7 @@ def _knee(most: int, rate: Callable[[int], float]) -> int:
     return jobs
 
 
-def left_over(card: Card, load: Load, workload: Workload = Workload()) -> int:
+def left_over(card: GpuSpec, load: ModelSet, workload: Workload = Workload()) -> int:
     """Return the bytes left beside the weights and one song; negative: so many are missing."""
     split = split_of(card, load, workload)
     lm_left = load.lm.memory - load.lm.weights - load.lm.song(workload) if load.lm else 0

@@ -16,15 +16,15 @@ from typing import Final
 
 from acestep_consumer.config.settings import StorageSettings
 from acestep_consumer.domain.job import Attempt
-from acestep_consumer.storage.objects import Content, Objects
+from acestep_consumer.storage.objects import ObjectContent, Objects
 from acestep_consumer.storage.results import object_key
-from acestep_consumer.storage.s3_client import Place
+from acestep_consumer.storage.s3_client import ObjectAddress
 
 _BEGUN: Final = {"state": "begun"}
 _EXCUSED: Final = {"state": "excused"}
 
 
-class Ledger:
+class S3AttemptStore:
     """``ports.Attempts`` in S3."""
 
     def __init__(self, objects: Objects, settings: StorageSettings) -> None:
@@ -58,11 +58,11 @@ class Ledger:
         body = await self._objects.read(self._place(attempt))
         return None if body is None else json.loads(body)
 
-    def _place(self, attempt: Attempt) -> Place:
+    def _place(self, attempt: Attempt) -> ObjectAddress:
         name = f"attempts/{attempt.message}-{attempt.number}.json"
-        return Place(self._bucket, object_key(self._prefix, attempt.task_id, name))
+        return ObjectAddress(self._bucket, object_key(self._prefix, attempt.task_id, name))
 
 
-def _content(state: dict[str, str]) -> Content:
+def _content(state: dict[str, str]) -> ObjectContent:
     body = json.dumps(state).encode()
-    return Content(body=body, sha256=hashlib.sha256(body).hexdigest(), content_type="application/json")
+    return ObjectContent(body=body, sha256=hashlib.sha256(body).hexdigest(), content_type="application/json")

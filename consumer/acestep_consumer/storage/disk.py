@@ -18,7 +18,7 @@ from typing import Final
 import structlog
 
 from acestep_consumer.domain.errors import DiskFull
-from acestep_consumer.domain.job import Heard, Job, Plan, Rendering, Sources
+from acestep_consumer.domain.job import Job, Plan, Rendering, Sources, TokenizedSource
 from acestep_consumer.domain.ports import Inputs, Renderer, Report
 
 POLL_S: Final = 2.0
@@ -35,14 +35,14 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Space:
+class DiskSpace:
     """What a file system has, in bytes. Without room for some more files, none of its bytes are of use."""
 
     total: int
     free: int
 
     @classmethod
-    def of(cls, folder: Path) -> "Space":
+    def of(cls, folder: Path) -> "DiskSpace":
         """Ask the file system that ``folder`` lies on. Raises ``OSError``."""
         found = os.statvfs(folder)
         # Some file systems make files as needed, and say 0 to how many there may be.
@@ -50,7 +50,7 @@ class Space:
         return cls(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize if usable else 0)
 
 
-class Disk:
+class DiskGuard:
     """Knows whether there is room for another job.
 
     Args:
@@ -88,7 +88,7 @@ class Disk:
     async def look(self) -> None:
         """See how much is free, and tell of a change."""
         async with self._changing:
-            space = Space.of(self._folder)
+            space = DiskSpace.of(self._folder)
             mark = self._mark(space)
             if not self.full and space.free < mark:
                 await self._change(space, full=True, reason="less is free than ACESTEP_SCRATCH_MIN_GB")
@@ -101,7 +101,7 @@ class Disk:
             self._resting_until = time.monotonic() + self._rest_s
             self._rest_s = min(2 * self._rest_s, LAST_REST_S)
             if not self.full:
-                await self._change(Space.of(self._folder), full=True, reason="a job's file could not be written")
+                await self._change(DiskSpace.of(self._folder), full=True, reason="a job's file could not be written")
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
@@ -118,7 +118,7 @@ class Disk:
         """Note that a job's files could be written."""
         self._rest_s = self._first_rest_s
 
-    async def _change(self, space: Space, *, full: bool, reason: str = "") -> None:
+    async def _change(self, space: DiskSpace, *, full: bool, reason: str = "") -> None:
         self.full = full
         numbers = {"folder": str(self._folder), "free_bytes": space.free, "needed_bytes": self._mark(space)}
         if full:
@@ -127,17 +127,17 @@ class Disk:
             log.info("scratch disk has room again", **numbers)
         await self._on_change(full)
 
-    def _mark(self, space: Space) -> int:
+    def _mark(self, space: DiskSpace) -> int:
         return int(min(self._min_gb() * _GIB, space.total / 4))
 
     async def _may_write(self) -> bool:
         return time.monotonic() >= self._resting_until and await asyncio.to_thread(_can_write, self._folder)
 
 
-class WatchedInputs:
+class GuardedInputs:
     """``ports.Inputs`` on a disk that may be full."""
 
-    def __init__(self, inputs: Inputs, disk: Disk) -> None:
+    def __init__(self, inputs: Inputs, disk: DiskGuard) -> None:
         self._inputs = inputs
         self._disk = disk
 
@@ -147,10 +147,10 @@ class WatchedInputs:
             return await self._inputs.fetch(job, folder)
 
 
-class WatchedRenderer:
+class GuardedRenderer:
     """A ``ports.Renderer`` on a disk that may be full."""
 
-    def __init__(self, renderer: Renderer, disk: Disk) -> None:
+    def __init__(self, renderer: Renderer, disk: DiskGuard) -> None:
         self._renderer = renderer
         self._disk = disk
 
@@ -161,7 +161,7 @@ class WatchedRenderer:
         self._disk.wrote()
         return rendering
 
-    async def listen(self, job: Job, sources: Sources) -> Heard:
+    async def listen(self, job: Job, sources: Sources) -> TokenizedSource:
         """Turn source audio into audio codes; nothing is written for that."""
         return await self._renderer.listen(job, sources)
 
@@ -169,6 +169,6 @@ class WatchedRenderer:
 def _can_write(folder: Path) -> bool:
     """Whether some space can be had; statvfs knows nothing of quotas."""
     with suppress(OSError), tempfile.TemporaryFile(dir=folder) as file:
-        os.posix_fallocate(file.fileno(), 0, min(_PROBE_BYTES, Space.of(folder).free // 2) or 1)
+        os.posix_fallocate(file.fileno(), 0, min(_PROBE_BYTES, DiskSpace.of(folder).free // 2) or 1)
         return True
     return False

@@ -15,12 +15,12 @@ from botocore.exceptions import BotoCoreError, ClientError
 from acestep_consumer.storage.s3_client import (
     DEFAULT_REGION,
     NOTHING,
-    Answer,
-    Payload,
-    Place,
+    ObjectAddress,
     Receiver,
     S3Connection,
+    S3Payload,
     S3Refused,
+    S3Response,
 )
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _UNCONDITIONAL: Final = frozenset({"NotImplemented", "MethodNotAllowed", "501"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Content:
+class ObjectContent:
     """What an object is to hold: bytes, or a file that is sent in parts. ``sha256`` is hexadecimal."""
 
     body: bytes | Path
@@ -48,7 +48,7 @@ class Content:
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class ObjectHead:
     """What S3 knows about an object besides its bytes. ``metadata`` has lower-case names without ``x-amz-meta-``."""
 
     bytes: int
@@ -56,8 +56,8 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A small object as it was read. ``metadata`` as in ``Head``."""
+class SmallObject:
+    """A small object as it was read. ``metadata`` as in ``ObjectHead``."""
 
     body: bytes
     metadata: Mapping[str, str]
@@ -70,40 +70,40 @@ class Objects:
         self._s3 = connection
         self._conditional = True
 
-    async def read(self, place: Place) -> bytes | None:
+    async def read(self, place: ObjectAddress) -> bytes | None:
         """Return a small object's bytes; None when there is none."""
         found = await self.find(place)
         return None if found is None else found.body
 
-    async def find(self, place: Place) -> Found | None:
+    async def find(self, place: ObjectAddress) -> SmallObject | None:
         """Return a small object with its metadata; None when there is none."""
         answer = await self._s3.ask("GET", place)
         if answer.ok:
-            return Found(answer.body, _metadata(answer))
+            return SmallObject(answer.body, _metadata(answer))
         if answer.code in ("NoSuchKey", str(_NOT_FOUND)):
             return None
         raise S3Refused(place, answer.code)
 
-    async def receive(self, place: Place, receiver: Receiver) -> None:
+    async def receive(self, place: ObjectAddress, receiver: Receiver) -> None:
         """Stream an object into ``receiver``, which is called anew for each attempt."""
         await self._s3.receive(place, receiver)
 
-    async def head(self, place: Place) -> Head | None:
+    async def head(self, place: ObjectAddress) -> ObjectHead | None:
         """Return size and metadata; None when there is no such object."""
         answer = await self._s3.ask("HEAD", place)
         if answer.status == _NOT_FOUND:
             return None
         _require_ok(place, answer)
-        return Head(int(answer.headers["Content-Length"]), _metadata(answer))
+        return ObjectHead(int(answer.headers["Content-Length"]), _metadata(answer))
 
-    async def write(self, place: Place, content: Content) -> None:
+    async def write(self, place: ObjectAddress, content: ObjectContent) -> None:
         """Write an object, in place of one that is there."""
         if isinstance(content.body, Path):
             await self._upload(place, content, content.body, only_new=False)
         else:
             _require_ok(place, await self._put(place, content, content.body))
 
-    async def write_new(self, place: Place, content: Content) -> bool:
+    async def write_new(self, place: ObjectAddress, content: ObjectContent) -> bool:
         """Write an object unless one is there.
 
         Returns:
@@ -121,13 +121,13 @@ class Objects:
         _require_ok(place, await self._put(place, content, content.body))
         return True
 
-    async def delete(self, place: Place) -> None:
+    async def delete(self, place: ObjectAddress) -> None:
         """Delete an object; a missing one is no error."""
         answer = await self._s3.ask("DELETE", place)
         if answer.status != _NOT_FOUND:
             _require_ok(place, answer)
 
-    async def presign(self, place: Place, lifetime_s: int) -> str:
+    async def presign(self, place: ObjectAddress, lifetime_s: int) -> str:
         """Return a URL that lets whoever has it read the object for ``lifetime_s`` seconds."""
         names = {"Bucket": place.bucket, "Key": place.key}
         sign = partial(self._s3.client.generate_presigned_url, "get_object", Params=names, ExpiresIn=lifetime_s)
@@ -135,11 +135,11 @@ class Objects:
 
     async def has_bucket(self, bucket: str) -> bool:
         """Whether the bucket is there and lets us in: the cheapest question that needs valid keys."""
-        answer = await self._s3.ask("HEAD", Place(bucket))
+        answer = await self._s3.ask("HEAD", ObjectAddress(bucket))
         if answer.status == _FORBIDDEN:
-            await self.read(Place(bucket, "any"))  # fails as well, and says why: the answer to HEAD has no body
+            await self.read(ObjectAddress(bucket, "any"))  # fails as well, and says why: the answer to HEAD has no body
         if answer.status != _NOT_FOUND:
-            _require_ok(Place(bucket), answer)
+            _require_ok(ObjectAddress(bucket), answer)
         return answer.ok
 
     async def make_bucket(self, bucket: str) -> None:
@@ -148,25 +148,25 @@ class Objects:
         if self._s3.endpoint is None and self._s3.region != DEFAULT_REGION:
             arguments["CreateBucketConfiguration"] = {"LocationConstraint": self._s3.region}
         try:
-            await self._s3.call(Place(bucket), partial(self._s3.client.create_bucket, **arguments))
+            await self._s3.call(ObjectAddress(bucket), partial(self._s3.client.create_bucket, **arguments))
         except S3Refused as error:
             if error.s3_code != "BucketAlreadyOwnedByYou":
                 raise
 
-    async def try_conditions(self, place: Place) -> None:
+    async def try_conditions(self, place: ObjectAddress) -> None:
         """Learn at ``place``, where an object lies, whether this store honours conditional writes."""
-        nothing = Content(body=NOTHING.body, sha256=NOTHING.sha256, content_type="text/plain")
+        nothing = ObjectContent(body=NOTHING.body, sha256=NOTHING.sha256, content_type="text/plain")
         if await self.write_new(place, nothing):
             self._give_up_conditions(place, "NotImplemented")
 
     async def _put(
-        self, place: Place, content: Content, body: bytes, condition: Mapping[str, str] | None = None
-    ) -> Answer:
+        self, place: ObjectAddress, content: ObjectContent, body: bytes, condition: Mapping[str, str] | None = None
+    ) -> S3Response:
         metadata = {_META + name: value for name, value in content.metadata.items()}
         headers = {"Content-Type": content.content_type, **metadata, **(condition or {})}
-        return await self._s3.ask("PUT", place, Payload(body, content.sha256), headers)
+        return await self._s3.ask("PUT", place, S3Payload(body, content.sha256), headers)
 
-    async def _upload(self, place: Place, content: Content, file: Path, *, only_new: bool) -> bool:
+    async def _upload(self, place: ObjectAddress, content: ObjectContent, file: Path, *, only_new: bool) -> bool:
         names: Any = {"Bucket": place.bucket, "Key": place.key}
         created = await self._s3.call(
             place,
@@ -188,7 +188,7 @@ class Objects:
                 self._s3.submit(partial(self._abort, names))
         return written
 
-    async def _send_parts(self, place: Place, names: Any, file: Path) -> "list[CompletedPartTypeDef]":
+    async def _send_parts(self, place: ObjectAddress, names: Any, file: Path) -> "list[CompletedPartTypeDef]":
         size = (await asyncio.to_thread(file.stat)).st_size
         parts: list[CompletedPartTypeDef] = []
         for number, offset in enumerate(range(0, size, PART_BYTES), start=1):
@@ -203,7 +203,9 @@ class Objects:
             body = stream.read(PART_BYTES)
         return self._s3.client.upload_part(**names, PartNumber=number, Body=body)["ETag"]
 
-    async def _finish(self, place: Place, names: Any, parts: "list[CompletedPartTypeDef]", *, only_new: bool) -> bool:
+    async def _finish(
+        self, place: ObjectAddress, names: Any, parts: "list[CompletedPartTypeDef]", *, only_new: bool
+    ) -> bool:
         finish = partial(self._s3.client.complete_multipart_upload, **names, MultipartUpload={"Parts": parts})
         if only_new and self._conditional:
             try:
@@ -224,7 +226,7 @@ class Objects:
         with suppress(BotoCoreError, ClientError):
             self._s3.client.abort_multipart_upload(**names)
 
-    def _give_up_conditions(self, place: Place, code: str) -> None:
+    def _give_up_conditions(self, place: ObjectAddress, code: str) -> None:
         """Look before each write from now on, when the store has no conditional writes; raise for any other code."""
         if code not in _UNCONDITIONAL:
             raise S3Refused(place, code)
@@ -237,10 +239,10 @@ class Objects:
             )
 
 
-def _metadata(answer: Answer) -> dict[str, str]:
+def _metadata(answer: S3Response) -> dict[str, str]:
     return {name.lower().removeprefix(_META): value for name, value in answer.headers.items()}
 
 
-def _require_ok(place: Place, answer: Answer) -> None:
+def _require_ok(place: ObjectAddress, answer: S3Response) -> None:
     if not answer.ok:
         raise S3Refused(place, answer.code)

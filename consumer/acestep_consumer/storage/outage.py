@@ -14,8 +14,8 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_ran
 
 from acestep_consumer.domain.errors import ManifestUnreadable, StorageUnavailable
 from acestep_consumer.domain.job import Attempt, Job, Rendering, Sources, StoredObject
-from acestep_consumer.domain.outcome import Kept
-from acestep_consumer.domain.ports import Attempts, Inputs, Store
+from acestep_consumer.domain.outcome import TerminalRecord
+from acestep_consumer.domain.ports import AttemptStore, Inputs, Store
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ FIRST_S, LAST_S = 0.5, 15.0
 log = structlog.get_logger()
 
 
-class Patience:
+class OutageGate:
     """Waits out outages.
 
     Args:
@@ -66,10 +66,10 @@ class Patience:
         log.error("storage is away: work in hand waits, nothing new is taken", reason=str(error))
 
 
-class PatientStore:
+class RetryingStore:
     """A ``ports.Store`` that waits where another would fail."""
 
-    def __init__(self, store: Store, patience: Patience) -> None:
+    def __init__(self, store: Store, patience: OutageGate) -> None:
         self._store = store
         self._patience = patience
 
@@ -77,7 +77,7 @@ class PatientStore:
         """Ask this store from the next call on."""
         self._store = store
 
-    async def find(self, task_id: str) -> Kept | None:
+    async def find(self, task_id: str) -> TerminalRecord | None:
         """Return how a task ended, if it did. Raises ``ManifestUnreadable``."""
         return await self._patience.outlast(lambda: self._store.find(task_id))
 
@@ -85,15 +85,15 @@ class PatientStore:
         """Upload the tracks. What is there already is not sent again."""
         return await self._patience.outlast(lambda: self._store.put(job, rendering))
 
-    async def commit(self, kept: Kept, instead_of: Kept | None = None) -> Kept:
+    async def commit(self, kept: TerminalRecord, instead_of: TerminalRecord | None = None) -> TerminalRecord:
         """Write down how a task ended; return what is written. Raises ``ManifestUnreadable``."""
         return await self._patience.outlast(lambda: self._store.commit(kept, instead_of))
 
 
-class PatientAttempts:
-    """``ports.Attempts`` that wait where others would fail."""
+class RetryingAttempts:
+    """``ports.AttemptStore`` that wait where others would fail."""
 
-    def __init__(self, attempts: Attempts, patience: Patience) -> None:
+    def __init__(self, attempts: AttemptStore, patience: OutageGate) -> None:
         self._attempts = attempts
         self._patience = patience
 
@@ -110,10 +110,10 @@ class PatientAttempts:
         await self._attempts.excuse(attempt)
 
 
-class PatientInputs:
+class RetryingInputs:
     """``ports.Inputs`` that wait where others would fail."""
 
-    def __init__(self, inputs: Inputs, patience: Patience) -> None:
+    def __init__(self, inputs: Inputs, patience: OutageGate) -> None:
         self._inputs = inputs
         self._patience = patience
 

@@ -22,9 +22,9 @@ from pydantic import TypeAdapter, ValidationError
 from acestep_consumer.config.settings import StorageSettings
 from acestep_consumer.domain.errors import ManifestUnreadable, StorageUnavailable
 from acestep_consumer.domain.job import Job, Rendering, StoredObject, Track
-from acestep_consumer.domain.outcome import Ending, Kept
-from acestep_consumer.storage.objects import PART_BYTES, Content, Found, Head, Objects
-from acestep_consumer.storage.s3_client import Place, S3Refused
+from acestep_consumer.domain.outcome import Ending, TerminalRecord
+from acestep_consumer.storage.objects import PART_BYTES, ObjectContent, ObjectHead, Objects, SmallObject
+from acestep_consumer.storage.s3_client import ObjectAddress, S3Refused
 from acestep_schemas.request import TASK_ID_PATTERN
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ class S3Store:
         # A song of up to one part is in memory while it is sent.
         self._transfers = asyncio.Semaphore(_TRANSFERS)
 
-    async def find(self, task_id: str) -> Kept | None:
+    async def find(self, task_id: str) -> TerminalRecord | None:
         """Return how a task ended, if it did. Raises ``StorageUnavailable``."""
         place = self._place(task_id, MANIFEST)
         found = await self._objects.find(place)
@@ -75,7 +75,7 @@ class S3Store:
             for index, track in enumerate(rendering.tracks)
         )
 
-    async def commit(self, kept: Kept, instead_of: Kept | None = None) -> Kept:
+    async def commit(self, kept: TerminalRecord, instead_of: TerminalRecord | None = None) -> TerminalRecord:
         """Write down how a task ended, unless that is written; return what is. Raises ``StorageUnavailable``.
 
         ``instead_of`` is what was found before the work began and does not answer this message: as long as that lies
@@ -102,7 +102,7 @@ class S3Store:
         if not await self._objects.has_bucket(self._bucket):
             await self._objects.make_bucket(self._bucket)
             _log.info("storage.bucket_created", bucket=self._bucket)
-        place = Place(self._bucket, _join(self._prefix, f".check-{uuid.uuid4().hex}"))
+        place = ObjectAddress(self._bucket, _join(self._prefix, f".check-{uuid.uuid4().hex}"))
         body = uuid.uuid4().bytes
         await self._objects.write(place, _plain(body, "application/octet-stream"))
         if await self._objects.read(place) != body:
@@ -119,14 +119,14 @@ class S3Store:
         if not await self._objects.has_bucket(self._bucket):
             raise StorageUnavailable(f"s3://{self._bucket}: NoSuchBucket")
 
-    async def _put_track(self, place: Place, track: Track, traceparent: str | None) -> StoredObject:
+    async def _put_track(self, place: ObjectAddress, track: Track, traceparent: str | None) -> StoredObject:
         async with self._transfers:
             stored = await self._write(place, track, traceparent)
         if not self._presign_s:
             return stored
         return replace(stored, url=await self._objects.presign(place, self._presign_s))
 
-    async def _write(self, place: Place, track: Track, traceparent: str | None) -> StoredObject:
+    async def _write(self, place: ObjectAddress, track: Track, traceparent: str | None) -> StoredObject:
         size, content = await asyncio.to_thread(_content, track, traceparent)
         ours = StoredObject(track=track, uri=str(place), url=None, bytes=size, sha256=content.sha256)
         if await self._objects.write_new(place, content):
@@ -140,11 +140,11 @@ class S3Store:
         await self._objects.write(place, content)
         return ours
 
-    def _place(self, task_id: str, name: str) -> Place:
-        return Place(self._bucket, object_key(self._prefix, task_id, name))
+    def _place(self, task_id: str, name: str) -> ObjectAddress:
+        return ObjectAddress(self._bucket, object_key(self._prefix, task_id, name))
 
 
-def _take_over(place: Place, track: Track, head: Head) -> StoredObject | None:
+def _take_over(place: ObjectAddress, track: Track, head: ObjectHead) -> StoredObject | None:
     """Describe the song of an earlier attempt from its metadata; None when it is not one of ours."""
     try:
         earlier = replace(
@@ -160,28 +160,28 @@ def _take_over(place: Place, track: Track, head: Head) -> StoredObject | None:
     return StoredObject(track=earlier, uri=str(place), url=None, bytes=head.bytes, sha256=sha256)
 
 
-def _read_manifest(place: Place, task_id: str, found: Found) -> Kept:
+def _read_manifest(place: ObjectAddress, task_id: str, found: SmallObject) -> TerminalRecord:
     try:
         ending = _ENDING.validate_json(found.body)
     except ValidationError as error:
         raise ManifestUnreadable(f"{place} is not a manifest that can be read") from error
     if ending.task_id != task_id:
         raise ManifestUnreadable(f"{place} is the manifest of another task, {ending.task_id}")
-    return Kept(ending, found.metadata.get(_MESSAGE), found.metadata.get(_TRACE))
+    return TerminalRecord(ending, found.metadata.get(_MESSAGE), found.metadata.get(_TRACE))
 
 
-def _manifest(kept: Kept) -> Content:
+def _manifest(kept: TerminalRecord) -> ObjectContent:
     said = {_MESSAGE: kept.message, _TRACE: kept.traceparent}
     metadata = {name: value for name, value in said.items() if value is not None}
     return _plain(kept.ending.model_dump_json().encode(), "application/json", metadata)
 
 
-def _plain(body: bytes, content_type: str, metadata: Mapping[str, str] | None = None) -> Content:
+def _plain(body: bytes, content_type: str, metadata: Mapping[str, str] | None = None) -> ObjectContent:
     sha256 = hashlib.sha256(body).hexdigest()
-    return Content(body=body, sha256=sha256, content_type=content_type, metadata=metadata or {})
+    return ObjectContent(body=body, sha256=sha256, content_type=content_type, metadata=metadata or {})
 
 
-def _content(track: Track, traceparent: str | None) -> tuple[int, Content]:
+def _content(track: Track, traceparent: str | None) -> tuple[int, ObjectContent]:
     """Return the size in bytes, and the content: in memory unless it needs several parts.
 
     The metadata say what a later attempt must know to take the object over.
@@ -195,7 +195,7 @@ def _content(track: Track, traceparent: str | None) -> tuple[int, Content]:
         "duration-s": repr(track.duration_s),
         **({_TRACE: traceparent} if traceparent else {}),
     }
-    return size, Content(body=body, sha256=sha256, content_type=track.content_type, metadata=metadata)
+    return size, ObjectContent(body=body, sha256=sha256, content_type=track.content_type, metadata=metadata)
 
 
 def _measure(path: Path) -> tuple[int, str, bytes | Path]:

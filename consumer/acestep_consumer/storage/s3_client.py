@@ -91,12 +91,12 @@ class S3Refused(StorageUnavailable):
         self.s3_code = s3_code
 
 
-class _MayPass(Exception):
+class _TransientS3Error(Exception):
     """One attempt failed; the next one may not. The text names no address: it ends up in events."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ObjectAddress:
     """A bucket, or an object in it."""
 
     bucket: str
@@ -107,7 +107,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Payload:
+class S3Payload:
     """What a request sends. ``sha256`` is hexadecimal; it is part of the signature, and S3 checks it."""
 
     body: bytes = b""
@@ -118,11 +118,11 @@ class Payload:
         return io.BytesIO(self.body) if len(self.body) > _WARNING_BYTES else self.body or None
 
 
-NOTHING: Final = Payload()
+NOTHING: Final = S3Payload()
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class S3Response:
     """What S3 said."""
 
     status: int
@@ -170,7 +170,7 @@ class S3Connection:
         self._patience_s = patience_s
         self.traffic = Traffic()
         self._retrying = AsyncRetrying(
-            retry=retry_if_exception_type(_MayPass),
+            retry=retry_if_exception_type(_TransientS3Error),
             stop=stop_before_delay(patience_s),
             wait=wait_random_exponential(multiplier=0.2, max=5),
             before_sleep=self.traffic.retried,
@@ -199,16 +199,16 @@ class S3Connection:
         self._threads.shutdown(wait=False)
 
     async def ask(
-        self, method: str, place: Place, payload: Payload = NOTHING, headers: Mapping[str, str] | None = None
-    ) -> Answer:
+        self, method: str, place: ObjectAddress, payload: S3Payload = NOTHING, headers: Mapping[str, str] | None = None
+    ) -> S3Response:
         """Make one request, again while its failure may pass. What S3 answers in the end is the caller's to judge."""
         return await self._patiently(place, partial(self._ask_once, method, place, payload, headers or {}))
 
-    async def receive(self, place: Place, receiver: Receiver) -> None:
+    async def receive(self, place: ObjectAddress, receiver: Receiver) -> None:
         """Stream an object into ``receiver``, which is called anew for each attempt."""
         await self._patiently(place, partial(self._receive_once, place, receiver))
 
-    async def call(self, place: Place, call: Callable[[], T]) -> T:
+    async def call(self, place: ObjectAddress, call: Callable[[], T]) -> T:
         """Make a call of ``client`` in a thread, again while its failure may pass."""
         return await self._patiently(place, partial(self._call_once, place, call))
 
@@ -216,41 +216,43 @@ class S3Connection:
         """Make a call of ``client`` in a thread some time; nobody hears how it went."""
         self._threads.submit(call)
 
-    async def _patiently(self, place: Place, attempt: Callable[[], Awaitable[T]]) -> T:
+    async def _patiently(self, place: ObjectAddress, attempt: Callable[[], Awaitable[T]]) -> T:
         try:
             result: T = await self._retrying(attempt)
-        except _MayPass as error:
+        except _TransientS3Error as error:
             raise StorageUnavailable(f"{place}: {error}; gave up after {self._patience_s:g} s") from error
         return result
 
-    async def _ask_once(self, method: str, place: Place, payload: Payload, headers: Mapping[str, str]) -> Answer:
+    async def _ask_once(
+        self, method: str, place: ObjectAddress, payload: S3Payload, headers: Mapping[str, str]
+    ) -> S3Response:
         url, signed = await self._sign(method, place, payload.sha256, headers)
         try:
             async with self._http.request(
                 method, url, data=payload.stream(), headers=signed, allow_redirects=False
             ) as response:
-                answer = Answer(response.status, response.headers, await response.read())
+                answer = S3Response(response.status, response.headers, await response.read())
         except (aiohttp.ClientError, TimeoutError) as error:
             raise _network_failure(place, error) from error
         self.traffic.sent_bytes += len(payload.body)
         self.traffic.received_bytes += len(answer.body)
         if not answer.ok and _may_pass(answer.status, answer.code):
-            raise _MayPass(answer.code)
+            raise _TransientS3Error(answer.code)
         return answer
 
-    async def _receive_once(self, place: Place, receiver: Receiver) -> None:
+    async def _receive_once(self, place: ObjectAddress, receiver: Receiver) -> None:
         url, signed = await self._sign("GET", place, _NO_BYTES, {})
         try:
             async with self._http.get(url, headers=signed, allow_redirects=False) as response:
                 if response.status not in OK:
-                    answer = Answer(response.status, response.headers, await response.read())
+                    answer = S3Response(response.status, response.headers, await response.read())
                     raise _verdict(place, answer.status, answer.code)
                 async with aclosing(self.traffic.receiving(response.content.iter_chunked(_CHUNK_BYTES))) as chunks:
                     await receiver(chunks)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise _network_failure(place, error) from error
 
-    async def _call_once(self, place: Place, call: Callable[[], T]) -> T:
+    async def _call_once(self, place: ObjectAddress, call: Callable[[], T]) -> T:
         try:
             return await self._in_thread(call)
         except ClientError as error:
@@ -260,13 +262,13 @@ class S3Connection:
             # The texts of network errors hold the endpoint, so only their names go on.
             name = type(error).__name__
             passing = isinstance(error, HTTPClientError | BotoConnectionError) and not isinstance(error, SSLError)
-            raise (_MayPass(name) if passing else S3Refused(place, name)) from error
+            raise (_TransientS3Error(name) if passing else S3Refused(place, name)) from error
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     async def _sign(
-        self, method: str, place: Place, sha256: str, headers: Mapping[str, str]
+        self, method: str, place: ObjectAddress, sha256: str, headers: Mapping[str, str]
     ) -> tuple[URL, dict[str, str]]:
         if time.monotonic() > self._signer_until:
             await self._renew_signer()
@@ -294,7 +296,7 @@ class S3Connection:
             try:
                 url = self.client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "k"})
             except BotoCoreError as error:
-                raise S3Refused(Place(bucket), type(error).__name__) from error
+                raise S3Refused(ObjectAddress(bucket), type(error).__name__) from error
             self._bases[bucket] = url.partition("?")[0].removesuffix("k")
         return self._bases[bucket]
 
@@ -341,14 +343,14 @@ def _may_pass(status: int, code: str) -> bool:
     return status in _PASSING_STATUS or code in _PASSING_CODES
 
 
-def _verdict(place: Place, status: int, code: str) -> Exception:
-    return _MayPass(code) if _may_pass(status, code) else S3Refused(place, code)
+def _verdict(place: ObjectAddress, status: int, code: str) -> Exception:
+    return _TransientS3Error(code) if _may_pass(status, code) else S3Refused(place, code)
 
 
-def _network_failure(place: Place, error: Exception) -> Exception:
+def _network_failure(place: ObjectAddress, error: Exception) -> Exception:
     """A certificate stays wrong; all else on the wire may pass. The texts hold the endpoint, so names only."""
     wrong_certificate = isinstance(error, aiohttp.ClientConnectorCertificateError)
-    return S3Refused(place, "SSLError") if wrong_certificate else _MayPass(type(error).__name__)
+    return S3Refused(place, "SSLError") if wrong_certificate else _TransientS3Error(type(error).__name__)
 
 
 @dataclass(slots=True)

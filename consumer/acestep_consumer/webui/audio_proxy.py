@@ -13,9 +13,9 @@ import aiohttp
 from aiohttp import web
 
 from acestep_consumer.client import DownloadFailed
-from acestep_consumer.client.results import Endings
+from acestep_consumer.client.results import Results
 from acestep_consumer.config.settings import StorageSettings
-from acestep_consumer.webui.job_board import Board
+from acestep_consumer.webui.job_board import JobBoard
 from acestep_consumer.webui.job_view import content_type_of
 from acestep_schemas.events import Audio, JobCompleted
 
@@ -23,7 +23,7 @@ _CONNECT_S, _READ_S = 10.0, 30.0
 _CHUNK_BYTES: Final = 64 << 10
 
 
-class NotHere(Exception):
+class SongUnavailable(Exception):
     """There is no such song, or it cannot be had now. ``status`` is the HTTP status; the text is for a person."""
 
     def __init__(self, status: HTTPStatus, text: str) -> None:
@@ -32,7 +32,7 @@ class NotHere(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class ByteRange:
     """Bytes ``first`` to ``last``, both included."""
 
     first: int
@@ -44,7 +44,7 @@ class Span:
         return self.last - self.first + 1
 
 
-class Songs:
+class AudioProxy:
     """The songs in the result bucket. An async context manager; connects to S3 when somebody first listens.
 
     Args:
@@ -53,7 +53,7 @@ class Songs:
         board: what was heard.
     """
 
-    def __init__(self, settings: StorageSettings, endings: Endings, board: Board) -> None:
+    def __init__(self, settings: StorageSettings, endings: Results, board: JobBoard) -> None:
         self._settings = settings
         self._endings = endings
         self._board = board
@@ -72,14 +72,14 @@ class Songs:
         await self._http.close()
 
     async def find(self, task_id: str, index: int) -> Audio:
-        """Return the song of that number. Raises ``NotHere``."""
+        """Return the song of that number. Raises ``SongUnavailable``."""
         card = self._board.card(task_id)
         audios = card.audios if card else await self._written_down(task_id)
         if index >= len(audios):
-            raise NotHere(HTTPStatus.NOT_FOUND, f"{task_id} has no song number {index + 1} that is known here")
+            raise SongUnavailable(HTTPStatus.NOT_FOUND, f"{task_id} has no song number {index + 1} that is known here")
         audio = audios[index]
         if not self._is_ours(task_id, audio.uri):
-            raise NotHere(HTTPStatus.FORBIDDEN, f"{audio.uri} is not where this job's songs belong")
+            raise SongUnavailable(HTTPStatus.FORBIDDEN, f"{audio.uri} is not where this job's songs belong")
         return audio
 
     async def send(self, request: web.Request, audio: Audio, name: str | None) -> web.StreamResponse:
@@ -115,7 +115,7 @@ class Songs:
         return response
 
     @asynccontextmanager
-    async def _opened(self, audio: Audio, span: Span | None) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def _opened(self, audio: Audio, span: ByteRange | None) -> AsyncIterator[AsyncIterator[bytes]]:
         wanted = {"Range": f"bytes={span.first}-{span.last}"} if span else {}
         expected = (HTTPStatus.PARTIAL_CONTENT, span.bytes) if span else (HTTPStatus.OK, audio.bytes)
         try:
@@ -124,7 +124,7 @@ class Songs:
         except (DownloadFailed, aiohttp.ClientError, TimeoutError) as error:
             # An aiohttp error may hold the link, which is a key to the song.
             why = error if isinstance(error, DownloadFailed) else f"{audio.uri}: {type(error).__name__}"
-            raise NotHere(HTTPStatus.BAD_GATEWAY, f"storage does not answer: {why}") from error
+            raise SongUnavailable(HTTPStatus.BAD_GATEWAY, f"storage does not answer: {why}") from error
         async with answer:
             if (answer.status, answer.content_length) != expected:
                 raise _refused(audio, answer)
@@ -134,7 +134,7 @@ class Songs:
         try:
             ending = await self._endings.find(task_id)
         except DownloadFailed as error:
-            raise NotHere(HTTPStatus.BAD_GATEWAY, str(error)) from error
+            raise SongUnavailable(HTTPStatus.BAD_GATEWAY, str(error)) from error
         return ending.data.audios if isinstance(ending, JobCompleted) else ()
 
     def _is_ours(self, task_id: str, uri: str) -> bool:
@@ -154,7 +154,7 @@ def _headers(audio: Audio, tag: str, name: str | None) -> dict[str, str]:
     return headers | ({"Content-Disposition": f'attachment; filename="{name}"'} if name else {})
 
 
-def _span(request: web.Request, size: int, tag: str) -> Span | None:
+def _span(request: web.Request, size: int, tag: str) -> ByteRange | None:
     """Return what is asked for; None for everything. Raises ``ValueError`` when there are no such bytes."""
     if request.headers.get("If-Range", tag) != tag:
         return None
@@ -165,10 +165,10 @@ def _span(request: web.Request, size: int, tag: str) -> Span | None:
     first, stop, _ = part.indices(size)
     if first >= stop:
         raise ValueError(asked)
-    return Span(first, stop - 1)
+    return ByteRange(first, stop - 1)
 
 
-def _response(audio: Audio, span: Span | None, headers: dict[str, str]) -> web.StreamResponse:
+def _response(audio: Audio, span: ByteRange | None, headers: dict[str, str]) -> web.StreamResponse:
     status = HTTPStatus.PARTIAL_CONTENT if span else HTTPStatus.OK
     response = web.StreamResponse(status=status, headers=headers)
     response.content_length = span.bytes if span else audio.bytes
@@ -177,12 +177,14 @@ def _response(audio: Audio, span: Span | None, headers: dict[str, str]) -> web.S
     return response
 
 
-def _refused(audio: Audio, answer: aiohttp.ClientResponse) -> NotHere:
+def _refused(audio: Audio, answer: aiohttp.ClientResponse) -> SongUnavailable:
     if answer.status == HTTPStatus.NOT_FOUND:
-        return NotHere(HTTPStatus.NOT_FOUND, f"{audio.uri} is gone: somebody deleted it")
+        return SongUnavailable(HTTPStatus.NOT_FOUND, f"{audio.uri} is gone: somebody deleted it")
     if answer.status in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE):
-        return NotHere(HTTPStatus.BAD_GATEWAY, f"{audio.uri} is not as large as its job says: somebody changed it")
-    return NotHere(HTTPStatus.BAD_GATEWAY, f"storage refuses {audio.uri}: HTTP {answer.status}")
+        return SongUnavailable(
+            HTTPStatus.BAD_GATEWAY, f"{audio.uri} is not as large as its job says: somebody changed it"
+        )
+    return SongUnavailable(HTTPStatus.BAD_GATEWAY, f"storage refuses {audio.uri}: HTTP {answer.status}")
 
 
 def _trust() -> ssl.SSLContext | bool:

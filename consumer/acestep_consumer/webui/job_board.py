@@ -10,12 +10,12 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict
 
-from acestep_consumer.webui.job_view import Card, request_shown, told
+from acestep_consumer.webui.job_view import JobView, request_shown, told
 from acestep_schemas.events import JobEvent
 from acestep_schemas.request import GenerationRequest
 
 
-class Pulse(BaseModel):
+class QueueState(BaseModel):
     """The request queue at one moment.
 
     Attributes:
@@ -40,7 +40,7 @@ MOST: Final = 1000
 _NOBODY: Final = datetime.min.replace(tzinfo=UTC)
 
 
-class Batch(BaseModel):
+class BoardUpdate(BaseModel):
     """What a page is sent: cards that changed, ids of jobs that are forgotten; ``fresh``: these are all there are.
 
     ``pulse`` is None before the broker was first looked at.
@@ -50,12 +50,12 @@ class Batch(BaseModel):
 
     now: datetime
     fresh: bool
-    pulse: Pulse | None
-    cards: tuple[Card, ...]
+    pulse: QueueState | None
+    cards: tuple[JobView, ...]
     gone: tuple[str, ...]
 
 
-class Feed:
+class UpdateFeed:
     """News for one page. What it has not taken yet is kept as ids: a slow page costs no memory and skips states."""
 
     def __init__(self, *, fresh: bool, stale: bool, changed: Iterator[str]) -> None:
@@ -67,7 +67,7 @@ class Feed:
             self.news.set()
 
 
-class Board:
+class JobBoard:
     """Jobs in the order in which they came up: all that are waiting or running, and the last that have ended.
 
     Args:
@@ -82,12 +82,12 @@ class Board:
         self._kept = kept
         self._most = most
         self._clock = clock
-        self._pulse: Pulse | None = None
+        self._pulse: QueueState | None = None
         self._felt_in = 0
-        self._cards: dict[str, Card] = {}
+        self._cards: dict[str, JobView] = {}
         self._changed_in: dict[str, int] = {}
         self._version = self._forgot_in = self._number = 0
-        self._feeds: set[Feed] = set()
+        self._feeds: set[UpdateFeed] = set()
         self._epoch = uuid4().hex[:8]
 
     @property
@@ -100,7 +100,7 @@ class Board:
         """How many pages look."""
         return len(self._feeds)
 
-    def card(self, task_id: str) -> Card | None:
+    def card(self, task_id: str) -> JobView | None:
         """Return what is known of a job; None for one that was never heard of, or is forgotten."""
         return self._cards.get(task_id)
 
@@ -127,7 +127,7 @@ class Board:
         if card is not None and card.state == "waiting":
             self._put(card.model_copy(update={"unsure": True}))
 
-    def feel(self, pulse: Pulse) -> None:
+    def feel(self, pulse: QueueState) -> None:
         """Take in how broker and workers are."""
         if pulse == self._pulse:
             return
@@ -142,17 +142,17 @@ class Board:
         if card is not None and not card.ended:
             self._put(card.model_copy(update={"stopping": True}))
 
-    def silent(self, seconds: float) -> tuple[Card, ...]:
+    def silent(self, seconds: float) -> tuple[JobView, ...]:
         """Return unfinished jobs of which nothing was heard for so long."""
         since = self._clock() - timedelta(seconds=seconds)
         return tuple(card for card in self._cards.values() if not card.ended and card.heard <= since)
 
     @contextmanager
-    def feed(self, mark: str = "") -> Iterator[Feed]:
+    def feed(self, mark: str = "") -> Iterator[UpdateFeed]:
         """Open news for a page that has seen everything up to ``mark``."""
         seen = self._read(mark)
         changed = (task_id for task_id, version in self._changed_in.items() if version > (seen or 0))
-        feed = Feed(fresh=seen is None, stale=self._felt_in > (seen or 0), changed=changed)
+        feed = UpdateFeed(fresh=seen is None, stale=self._felt_in > (seen or 0), changed=changed)
         self._feeds.add(feed)
         try:
             yield feed
@@ -164,10 +164,10 @@ class Board:
         for feed in self._feeds:
             feed.news.set()
 
-    def take(self, feed: Feed) -> Batch:
+    def take(self, feed: UpdateFeed) -> BoardUpdate:
         """Return what the page has not seen yet; it counts as seen."""
         cards = tuple(self._cards[task_id] for task_id in feed.changed if task_id in self._cards)
-        batch = Batch(now=self._clock(), fresh=feed.fresh, pulse=self._pulse, cards=cards, gone=tuple(feed.gone))
+        batch = BoardUpdate(now=self._clock(), fresh=feed.fresh, pulse=self._pulse, cards=cards, gone=tuple(feed.gone))
         feed.fresh = False
         feed.changed.clear()
         feed.gone.clear()
@@ -182,11 +182,11 @@ class Board:
         seen = int(version)
         return seen if self._forgot_in <= seen <= self._version else None
 
-    def _new(self, task_id: str, since: datetime) -> Card:
+    def _new(self, task_id: str, since: datetime) -> JobView:
         self._number += 1
-        return Card(task_id=task_id, number=self._number, since=since, changed=_NOBODY, heard=self._clock())
+        return JobView(task_id=task_id, number=self._number, since=since, changed=_NOBODY, heard=self._clock())
 
-    def _put(self, card: Card) -> None:
+    def _put(self, card: JobView) -> None:
         self._version += 1
         self._cards[card.task_id] = card
         self._changed_in[card.task_id] = self._version

@@ -34,7 +34,7 @@ _AS_IT_IS: Final = "application/octet-stream"
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.-]")
 
 
-class Song(BaseModel):
+class SongView(BaseModel):
     """A song as the page needs it. ``seed`` is text: JavaScript rounds numbers above 2^53."""
 
     model_config = ConfigDict(frozen=True)
@@ -49,7 +49,7 @@ class Song(BaseModel):
     seed: str
 
 
-class Card(BaseModel):
+class JobView(BaseModel):
     """What is known of one job. ``number`` counts jobs as they came up, ``heard`` is our clock at the last news.
 
     ``unsure``: it was submitted from here, and whether the broker took it is not known.
@@ -78,7 +78,7 @@ class Card(BaseModel):
     tier: str = ""
     adjustments: tuple[Adjustment, ...] = ()
     warnings: tuple[str, ...] = ()
-    songs: tuple[Song, ...] = ()
+    songs: tuple[SongView, ...] = ()
     metas: Metas | None = None
     timings: Timings | None = None
     error: ErrorReport | None = None
@@ -90,7 +90,7 @@ class Card(BaseModel):
         return self.state not in ("waiting", "running")
 
 
-def told(card: Card, event: JobEvent, heard: datetime) -> Card:
+def told(card: JobView, event: JobEvent, heard: datetime) -> JobView:
     """Return the card after an event; the same card when the event is late and says nothing new."""
     match event:
         case JobStarted():
@@ -123,13 +123,13 @@ def content_type_of(audio: Audio) -> str:
     return FORMATS[audio.format].content_type if audio.format in FORMATS else _AS_IT_IS
 
 
-def _outlived(card: Card, event: JobStarted) -> bool:
+def _outlived(card: JobView, event: JobStarted) -> bool:
     """Whether the job has ended after this start; a later one means that the id was submitted again."""
     return card.ended and event.time <= card.changed
 
 
-def _started(card: Card, event: JobStarted, heard: datetime) -> Card:
-    again = Card(
+def _started(card: JobView, event: JobStarted, heard: datetime) -> JobView:
+    again = JobView(
         task_id=card.task_id, number=card.number, since=card.since, changed=event.time, heard=heard,
         request=card.request, stopping=card.stopping and not card.ended,
     )  # fmt: skip
@@ -148,7 +148,7 @@ def _started(card: Card, event: JobStarted, heard: datetime) -> Card:
     )
 
 
-def _progressed(card: Card, event: JobProgress, heard: datetime) -> Card:
+def _progressed(card: JobView, event: JobProgress, heard: datetime) -> JobView:
     data = event.data
     changes = {"progress": data.progress, "stage": data.stage, "remaining_s": data.remaining_s}
     over = {"state": "running", "changed": event.time, "heard": heard, "unsure": False}
@@ -188,8 +188,8 @@ def _unfinished(data: Unfinished) -> dict[str, object]:
     }
 
 
-def _song(task_id: str, audio: Audio) -> Song:
-    return Song(
+def _song(task_id: str, audio: Audio) -> SongView:
+    return SongView(
         name=file_name(task_id, audio),
         format=audio.format,
         content_type=content_type_of(audio),

@@ -34,7 +34,7 @@ def is_loopback(host: str) -> bool:
     return host.lower() == "localhost" if address is None else address.is_loopback
 
 
-class Guard:
+class OriginCheck:
     """Checks where requests come from.
 
     Args:

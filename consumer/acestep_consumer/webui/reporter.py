@@ -7,8 +7,8 @@ from contextlib import suppress
 from typing import Final
 
 from acestep_consumer.client import DownloadFailed
-from acestep_consumer.client.results import Endings
-from acestep_consumer.webui.job_board import Board, Pulse
+from acestep_consumer.client.results import Results
+from acestep_consumer.webui.job_board import JobBoard, QueueState
 from acestep_schemas.events import JobCompleted, JobEvent, TerminalEvent, WorkerEvent
 
 # A worker tells of progress twice a second; a job that waits tells nothing, and asking costs one small request.
@@ -18,14 +18,14 @@ LOOK_EVERY_S: Final = 30.0
 FEEL_EVERY_S: Final = 2.0
 
 
-async def report(events: AsyncIterator[JobEvent | WorkerEvent], board: Board) -> None:
+async def report(events: AsyncIterator[JobEvent | WorkerEvent], board: JobBoard) -> None:
     """Put events up as they come, for as long as they come."""
     async for event in events:
         if not isinstance(event, WorkerEvent):
             board.hear(event)
 
 
-async def catch_up(board: Board, endings: Endings) -> None:
+async def catch_up(board: JobBoard, endings: Results) -> None:
     """Look every half minute whether jobs that have gone silent have ended: a long cut may have cost their events."""
     while True:
         await asyncio.sleep(LOOK_EVERY_S)
@@ -36,7 +36,7 @@ async def catch_up(board: Board, endings: Endings) -> None:
                     board.hear(ending)
 
 
-async def feel(look: Callable[[], Awaitable[Pulse]], board: Board) -> None:
+async def feel(look: Callable[[], Awaitable[QueueState]], board: JobBoard) -> None:
     """Tell the board again and again how broker and workers are."""
     while True:
         board.feel(await look())

@@ -12,11 +12,11 @@ from uuid import uuid4
 from aiohttp import web
 
 from acestep_consumer.client import Client, ClientError, DownloadFailed, QueueFull, Unreachable
-from acestep_consumer.client.results import Endings
-from acestep_consumer.webui.audio_proxy import NotHere, Songs
-from acestep_consumer.webui.job_board import Board, Feed
+from acestep_consumer.client.results import Results
+from acestep_consumer.webui.audio_proxy import AudioProxy, SongUnavailable
+from acestep_consumer.webui.job_board import JobBoard, UpdateFeed
 from acestep_consumer.webui.job_view import file_name
-from acestep_consumer.webui.origin_check import Guard, add_headers
+from acestep_consumer.webui.origin_check import OriginCheck, add_headers
 from acestep_schemas.request import TASK_ID_PATTERN, FieldProblem, GenerationRequest, RequestInvalid, parse_request
 
 FILES: Final = {
@@ -36,7 +36,7 @@ AGAIN_MS: Final = 1000
 _TASK_ID: Final = "{task_id:" + TASK_ID_PATTERN.strip("^$") + "}"
 
 
-class Server:
+class PageServer:
     """What answers the page.
 
     Args:
@@ -46,20 +46,20 @@ class Server:
         endings: for jobs that somebody asks for by id.
     """
 
-    def __init__(self, client: Client, board: Board, songs: Songs, endings: Endings) -> None:
+    def __init__(self, client: Client, board: JobBoard, songs: AudioProxy, endings: Results) -> None:
         self._client = client
         self._board = board
         self._songs = songs
         self._endings = endings
         self._closing = asyncio.Event()
 
-    def application(self, guard: Guard) -> web.Application:
+    def application(self, guard: OriginCheck) -> web.Application:
         """Return the application; requests that ``guard`` refuses reach no route."""
         app = web.Application(middlewares=[guard.middleware], client_max_size=LARGEST_ORDER_BYTES)
         app.on_response_prepare.append(add_headers)
         app.on_shutdown.append(self._close)
         for path, (name, kind) in FILES.items():
-            app.router.add_get(path, _File(name, kind))
+            app.router.add_get(path, _PageFile(name, kind))
         app.router.add_get("/events", self._events)
         app.router.add_get(f"/audio/{_TASK_ID}/{{index:[0-9]{{1,3}}}}", self._audio)
         app.router.add_post("/jobs", self._order)
@@ -78,7 +78,7 @@ class Server:
             await self._tell(feed, response)  # until the page is closed
         return response
 
-    async def _tell(self, feed: Feed, response: web.StreamResponse) -> None:
+    async def _tell(self, feed: UpdateFeed, response: web.StreamResponse) -> None:
         await response.write(f"retry: {AGAIN_MS}\n\n".encode())
         while not self._closing.is_set():
             try:
@@ -96,7 +96,7 @@ class Server:
             audio = await self._songs.find(task_id, index)
             name = file_name(task_id, audio) if "download" in request.query else None
             return await self._songs.send(request, audio, name)
-        except NotHere as error:
+        except SongUnavailable as error:
             return web.Response(status=error.status, text=f"{error}\n")
 
     async def _order(self, request: web.Request) -> web.Response:
@@ -150,7 +150,7 @@ class Server:
         self._board.wake()
 
 
-class _File:
+class _PageFile:
     """One of the page's files, read once."""
 
     def __init__(self, name: str, kind: str) -> None:

@@ -5,7 +5,7 @@ from typing import Literal
 
 import structlog
 
-from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.consumer import Consumer
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.domain.errors import Unpublished
@@ -32,7 +32,7 @@ class Announcements:
         self,
         worker_id: str,
         publisher: Publisher,
-        link: Link,
+        link: BrokerConnection,
         *,
         engines: EngineSet,
         consumer: Consumer,

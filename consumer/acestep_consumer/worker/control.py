@@ -9,22 +9,22 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
-from acestep_consumer.broker.cancellations import Cancellations
-from acestep_consumer.broker.connection import Link
-from acestep_consumer.broker.dead_letter_notices import Notices, Tell
-from acestep_consumer.broker.status_requests import RollCall
+from acestep_consumer.broker.cancellations import CancellationLog
+from acestep_consumer.broker.connection import BrokerConnection
+from acestep_consumer.broker.dead_letter_notices import DeadLetterNotices, Tell
+from acestep_consumer.broker.status_requests import StatusRequests
 from acestep_consumer.config.settings import BrokerSettings
 
 
-class Control:
+class ControlChannel:
     """The connection and its listeners. Entering it returns when every cancellation of the last week is known."""
 
     def __init__(self, settings: BrokerSettings, name: str) -> None:
         """``name`` is what the broker lists the connection under."""
         self._settings = settings
         self._stack = AsyncExitStack()
-        self.link = Link(settings, name)
-        self.cancellations = Cancellations(self.link)
+        self.link = BrokerConnection(settings, name)
+        self.cancellations = CancellationLog(self.link)
 
     async def __aenter__(self) -> Self:
         await self._stack.enter_async_context(self.link)
@@ -39,6 +39,6 @@ class Control:
 
     async def attend(self, tell: Tell, announce: Callable[[], Awaitable[None]]) -> None:
         """Hand notices to ``tell`` from now on, and call ``announce`` when somebody asks. Raises ``BrokerRefused``."""
-        for listener in (Notices(self.link, self._settings, tell), RollCall(self.link, announce)):
+        for listener in (DeadLetterNotices(self.link, self._settings, tell), StatusRequests(self.link, announce)):
             await listener.start()
             self._stack.push_async_callback(listener.stop)

@@ -5,17 +5,17 @@ from datetime import UTC, datetime
 
 import structlog
 
-from acestep_consumer.broker.dead_letter_notices import Notice
+from acestep_consumer.broker.dead_letter_notices import DeadLetterNotice
 from acestep_consumer.broker.delivery import fingerprint
 from acestep_consumer.domain.errors import ConsumerError, Expired
-from acestep_consumer.domain.outcome import Kept, Scene, told, unfinished
+from acestep_consumer.domain.outcome import RunInfo, TerminalRecord, told, unfinished
 from acestep_consumer.domain.parse import readable_task_id
 from acestep_consumer.domain.ports import Events, Store
 
 log = structlog.get_logger()
 
 
-class Obituary:
+class ExpirationHandler:
     """Writes down how such a task ended, and publishes that."""
 
     def __init__(self, store: Store, events: Events, worker_id: str) -> None:
@@ -23,7 +23,7 @@ class Obituary:
         self._events = events
         self._worker_id = worker_id
 
-    async def tell(self, notice: Notice) -> None:
+    async def tell(self, notice: DeadLetterNotice) -> None:
         """Publish the terminal event, the same one again if need be. Raises ``Unpublished``."""
         task_id = readable_task_id(notice.body, notice.message_id)
         if task_id is None:
@@ -33,14 +33,14 @@ class Obituary:
         if outcome.event is not None:
             await self._events.publish(outcome.event, notice.reply)
 
-    async def _kept(self, notice: Notice, task_id: str) -> Kept:
+    async def _kept(self, notice: DeadLetterNotice, task_id: str) -> TerminalRecord:
         message = fingerprint(notice.body, notice.message_id, notice.sent)
         found = await self._store.find(task_id)
         if found is not None and found.answers(message, same=True):
             return found
-        scene = Scene(self._worker_id, 1, notice.at or datetime.now(UTC))
+        scene = RunInfo(self._worker_id, 1, notice.at or datetime.now(UTC))
         ending = unfinished(_error(notice.reason), None, task_id, scene)
-        return await self._store.commit(Kept(ending, message), found)
+        return await self._store.commit(TerminalRecord(ending, message), found)
 
 
 def _error(reason: str) -> ConsumerError:

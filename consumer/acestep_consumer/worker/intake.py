@@ -8,10 +8,10 @@ import structlog
 from acestep_consumer.broker.consumer import Consumer
 from acestep_consumer.broker.tier_queues import TierQueues
 from acestep_consumer.config.settings import BrokerSettings
-from acestep_consumer.engine.device_usage import Usage
+from acestep_consumer.engine.device_usage import DeviceUsage
 from acestep_consumer.worker.announcements import Announcements
-from acestep_consumer.worker.prefetch_controller import Pacer
-from acestep_consumer.worker.prefetch_policy import Concurrency
+from acestep_consumer.worker.prefetch_controller import PrefetchController
+from acestep_consumer.worker.prefetch_policy import PrefetchPolicy
 
 log = structlog.get_logger()
 
@@ -27,7 +27,7 @@ class Intake:
     """
 
     def __init__(
-        self, consumer: Consumer, usage: Usage, announcements: Announcements, tiers: TierQueues | None = None
+        self, consumer: Consumer, usage: DeviceUsage, announcements: Announcements, tiers: TierQueues | None = None
     ) -> None:
         self._consumer = consumer
         self._tiers = tiers
@@ -39,8 +39,8 @@ class Intake:
         """Let the prefetch follow what the card can do, where the operator leaves it to us."""
         self._stop_pacing()
         if settings.queue_workers is None:
-            policy = Concurrency(settings.workers_at_start, settings.queue_workers_max)
-            pacer = Pacer(self._consumer, self._usage, policy, self._announcements.ready)
+            policy = PrefetchPolicy(settings.workers_at_start, settings.queue_workers_max)
+            pacer = PrefetchController(self._consumer, self._usage, policy, self._announcements.ready)
             self._pacing = asyncio.create_task(pacer.run(), name="pacer")
 
     async def change(self, settings: BrokerSettings) -> None:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import structlog
 
-from acestep_consumer.worker.prefetch_policy import Concurrency, Reading
+from acestep_consumer.worker.prefetch_policy import PrefetchPolicy, WorkerSample
 
 # Often enough to see memory run short before many more jobs are taken; a measurement has fifteen readings or more.
 INTERVAL_S = 2.0
@@ -22,7 +22,7 @@ JOB_S = 10.0
 log = structlog.get_logger()
 
 
-class Paced(Protocol):
+class PrefetchHolder(Protocol):
     """Whose prefetch is set: ``acestep_consumer.broker.consumer.Consumer``."""
 
     @property
@@ -41,8 +41,8 @@ class Paced(Protocol):
         """Let so many be in hand from now on."""
 
 
-class Worked(Protocol):
-    """What the engine has done and how its memory is: ``acestep_consumer.engine.device_usage.Usage``."""
+class EngineProgress(Protocol):
+    """What the engine has done and how its memory is: ``acestep_consumer.engine.device_usage.DeviceUsage``."""
 
     @property
     def audio_s(self) -> float:
@@ -57,7 +57,7 @@ class Worked(Protocol):
         """Memory in use as a share of the limit; None: not known."""
 
 
-class Pacer:
+class PrefetchController:
     """Keeps the prefetch at what the policy says.
 
     Args:
@@ -68,7 +68,11 @@ class Pacer:
     """
 
     def __init__(
-        self, consumer: Paced, worked: Worked, concurrency: Concurrency, on_change: Callable[[], Awaitable[None]]
+        self,
+        consumer: PrefetchHolder,
+        worked: EngineProgress,
+        concurrency: PrefetchPolicy,
+        on_change: Callable[[], Awaitable[None]],
     ) -> None:
         self._consumer = consumer
         self._worked = worked
@@ -94,9 +98,9 @@ class Pacer:
             await self._consumer.set_prefetch(workers)
             await self._on_change()
 
-    def _reading(self) -> Reading:
+    def _reading(self) -> WorkerSample:
         finished = self._consumer.finished
-        return Reading(
+        return WorkerSample(
             now_s=time.monotonic(),
             finished=finished,
             work=self._worked.audio_s + JOB_S * finished,

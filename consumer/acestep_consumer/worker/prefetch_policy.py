@@ -26,7 +26,7 @@ from typing import Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class WorkerSample:
     """The worker at one moment.
 
     Attributes:
@@ -46,7 +46,7 @@ class Reading:
     squeezes: int = 0
 
 
-class Throughput:
+class ThroughputSample:
     """One measurement with a fixed number of workers.
 
     Args:
@@ -57,14 +57,14 @@ class Throughput:
     def __init__(self, workers: int, begin_after: int) -> None:
         self._workers = workers
         self._begin_after = begin_after
-        self._first: Reading | None = None
-        self._last: Reading | None = None
+        self._first: WorkerSample | None = None
+        self._last: WorkerSample | None = None
         self._readings = 0
         self._in_hand = 0
         # Sums over readings of time and work, each since the first reading.
         self._time = self._work = self._time_squared = self._time_work = 0.0
 
-    def add(self, reading: Reading) -> None:
+    def add(self, reading: WorkerSample) -> None:
         """Take in one reading; those before the beginning are ignored."""
         if self._first is None:
             if reading.finished < self._begin_after or reading.in_hand > self._workers:
@@ -107,7 +107,7 @@ _FIRST_RUNGS = (1, 2, 3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Habits:
+class PrefetchTuning:
     """The numbers of the policy.
 
     Attributes:
@@ -144,7 +144,7 @@ class Habits:
 
 
 @dataclass(frozen=True, slots=True)
-class _Trial:
+class _PrefetchStep:
     """A step that has to prove itself: where it came from, and the throughput there."""
 
     home: int
@@ -160,7 +160,7 @@ def ladder(most: int) -> tuple[int, ...]:
     return (*(rung for rung in rungs if rung < most), most)
 
 
-class Concurrency:
+class PrefetchPolicy:
     """Decides on the number of workers.
 
     Args:
@@ -169,15 +169,15 @@ class Concurrency:
         habits: the numbers of the policy.
     """
 
-    def __init__(self, start: int, most: int, habits: Habits | None = None) -> None:
-        self._habits = habits or Habits()
+    def __init__(self, start: int, most: int, habits: PrefetchTuning | None = None) -> None:
+        self._habits = habits or PrefetchTuning()
         self._rungs = ladder(most)
         self._rung = self._floor = max(i for i, rung in enumerate(self._rungs) if rung <= min(start, most))
         self.reason: Reason = "start"
-        self._measured = Throughput(self.workers, 0)
-        self._last: Reading | None = None
+        self._measured = ThroughputSample(self.workers, 0)
+        self._last: WorkerSample | None = None
         self._idle = 0
-        self._trial: _Trial | None = None
+        self._trial: _PrefetchStep | None = None
         self._rate_at_rest: float | None = None
         self._upwards = True
         self._rest_s = self._habits.rest_s
@@ -194,7 +194,7 @@ class Concurrency:
         """The number it has decided on."""
         return self._rungs[self._rung]
 
-    def read(self, reading: Reading) -> int:
+    def read(self, reading: WorkerSample) -> int:
         """Take in a reading; return the number of workers to have from now on."""
         last, self._last = self._last, reading
         if last is None or _is_another_count(last, reading):
@@ -208,7 +208,7 @@ class Concurrency:
             self._weigh(reading)
         return self.workers
 
-    def _weigh(self, reading: Reading) -> None:
+    def _weigh(self, reading: WorkerSample) -> None:
         """Decide by the measurement, if it says something by now."""
         habits = self._habits
         self._idle = self._idle + 1 if reading.in_hand < habits.full * self.workers else 0
@@ -222,14 +222,14 @@ class Concurrency:
         jobs = max(habits.least_jobs, habits.jobs_each * self.workers)
         return measured.seconds >= habits.measure_s and measured.finished >= jobs
 
-    def _on_idle(self, reading: Reading) -> None:
+    def _on_idle(self, reading: WorkerSample) -> None:
         trial, self._trial = self._trial, None
         if trial is None:
             self._measure_anew(reading)
         else:
             self._move(trial.home, "idle", reading)
 
-    def _on_measured(self, rate: float, reading: Reading) -> None:
+    def _on_measured(self, rate: float, reading: WorkerSample) -> None:
         if self._measured.fullness < self._habits.full:
             self._on_idle(reading)
         elif self._trial is None:
@@ -237,7 +237,7 @@ class Concurrency:
         else:
             self._judge(self._trial, rate, reading)
 
-    def _judge(self, trial: _Trial, rate: float, reading: Reading) -> None:
+    def _judge(self, trial: _PrefetchStep, rate: float, reading: WorkerSample) -> None:
         """Keep the step, and go on in the same direction at once; or take it back, and rest."""
         up, habits = self._rung > trial.home, self._habits
         enough = trial.rate * (1 + habits.gain if up else 1 - habits.loss)
@@ -257,7 +257,7 @@ class Concurrency:
             self._rest_until_s = reading.now_s + self._rest_s
             self._measure_anew(reading)
 
-    def _on_rest(self, rate: float, reading: Reading) -> None:
+    def _on_rest(self, rate: float, reading: WorkerSample) -> None:
         """Note the throughput of this number, and start a trial when it is time."""
         before, self._rate_at_rest = self._rate_at_rest, rate
         if before is not None and abs(rate - before) > self._habits.change * before:
@@ -270,7 +270,7 @@ class Concurrency:
         if not tried:
             self._measure_anew(reading)
 
-    def _try(self, rate: float, reading: Reading, *, up: bool) -> bool:
+    def _try(self, rate: float, reading: WorkerSample, *, up: bool) -> bool:
         """Take a step on trial; tell whether there was one to take."""
         rung = self._rung + 1 if up else self._rung - 1
         allowed = rung < self._ceiling or reading.now_s >= self._ceiling_until_s
@@ -278,11 +278,11 @@ class Concurrency:
             return False
         if not up and rung < self._floor:
             return False
-        self._trial = _Trial(self._rung, rate)
+        self._trial = _PrefetchStep(self._rung, rate)
         self._move(rung, "trial", reading)
         return True
 
-    def _is_squeezed(self, last: Reading, reading: Reading) -> bool:
+    def _is_squeezed(self, last: WorkerSample, reading: WorkerSample) -> bool:
         """Tell whether memory is short, once the jobs of a larger number have left."""
         memory, before = reading.memory, self._share_before_step
         short = memory is not None and memory >= self._habits.memory
@@ -294,7 +294,7 @@ class Concurrency:
         self._share_before_step = None
         return reading.squeezes > last.squeezes or (short and self._share_counts)
 
-    def _give_way(self, reading: Reading) -> None:
+    def _give_way(self, reading: WorkerSample) -> None:
         """Go one step back, if there is one, and stay below for a while."""
         if self._rung == 0:
             return
@@ -307,16 +307,16 @@ class Concurrency:
         self._move(self._rung - 1, "memory", reading)
         self._judge_memory_from = reading.finished + self.workers
 
-    def _move(self, rung: int, reason: Reason, reading: Reading) -> None:
+    def _move(self, rung: int, reason: Reason, reading: WorkerSample) -> None:
         self._rung, self.reason = rung, reason
         self._measure_anew(reading)
 
-    def _measure_anew(self, reading: Reading) -> None:
+    def _measure_anew(self, reading: WorkerSample) -> None:
         """Forget the measurement; the next begins when every worker has had a job of this number."""
         self._idle = 0
-        self._measured = Throughput(self.workers, reading.finished + self.workers)
+        self._measured = ThroughputSample(self.workers, reading.finished + self.workers)
 
 
-def _is_another_count(last: Reading, reading: Reading) -> bool:
+def _is_another_count(last: WorkerSample, reading: WorkerSample) -> bool:
     """Tell whether a counter or the clock began anew, so that differences mean nothing."""
     return reading.now_s <= last.now_s or reading.finished < last.finished or reading.work < last.work

@@ -6,12 +6,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.consumer import Consumer
 from acestep_consumer.config.settings import Settings
 from acestep_consumer.engine.interface import EngineSet
 from acestep_consumer.observability.http import Check
-from acestep_consumer.observability.job_stats import JobTally, Refusals
+from acestep_consumer.observability.job_stats import JobStats, Refusals
 from acestep_consumer.observability.metrics import (
     EngineCollector,
     JobCollector,
@@ -24,14 +24,14 @@ from acestep_consumer.observability.metrics import (
     StorageCollector,
     WorkerCollector,
 )
-from acestep_consumer.storage.disk import Disk
-from acestep_consumer.storage.outage import Patience
+from acestep_consumer.storage.disk import DiskGuard
+from acestep_consumer.storage.outage import OutageGate
 from acestep_consumer.storage.results import S3Store
 from acestep_consumer.storage.s3_client import Traffic
 
 
 @dataclass(slots=True, kw_only=True)
-class Observation:
+class WorkerState:
     """The parts that are looked at. Those that come with the start are None until then; who makes one enters it here.
 
     Attributes:
@@ -50,13 +50,13 @@ class Observation:
 
     settings: Settings
     engines: EngineSet
-    links: Collection[Link]
-    patience: Patience
-    jobs: JobTally
+    links: Collection[BrokerConnection]
+    patience: OutageGate
+    jobs: JobStats
     refusals: Refusals
     traffic: Traffic | None = None
     store: S3Store | None = None
-    disk: Disk | None = None
+    disk: DiskGuard | None = None
     consumer: Consumer | None = None
     sent_on: Mapping[str, int] = field(default_factory=dict)
 

@@ -26,7 +26,7 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class SettingsChange:
     """What another look at the settings brings.
 
     Attributes:
@@ -44,7 +44,7 @@ Apply = Callable[[Settings], Awaitable[None]]
 """Let these settings hold. Raises ``SettingsError`` for a value that its user cannot read; nothing is changed then."""
 
 
-def compare(running: Settings, found: Settings) -> Change:
+def compare(running: Settings, found: Settings) -> SettingsChange:
     """Tell what of ``found`` can hold at once and what cannot. Pure."""
     sections, changed, waiting = {}, [], []
     for name in SECTIONS:
@@ -55,7 +55,7 @@ def compare(running: Settings, found: Settings) -> Change:
         sections[name] = old.model_copy(update={field: getattr(new, field) for field in now})
         changed += _variables(old, now)
         waiting += _variables(old, differing - fields)
-    return Change(running.model_copy(update=sections), tuple(changed), tuple(waiting))
+    return SettingsChange(running.model_copy(update=sections), tuple(changed), tuple(waiting))
 
 
 class Reloader:

@@ -26,7 +26,7 @@ from acestep_consumer.app import run_worker
 from acestep_consumer.config.logs import set_log_level
 from acestep_consumer.config.settings import Settings
 from acestep_consumer.observability import tracing
-from acestep_consumer.observability.job_stats import JobTally
+from acestep_consumer.observability.job_stats import JobStats
 from tests.bench.arena import settings_for
 from tests.bench.contenders.worker import InstantRenderer
 from tests.bench.tap import Moment, listen_in
@@ -50,14 +50,14 @@ class Switch:
     """Turns metrics, logs and tracing on and off, all at once."""
 
     def __init__(self) -> None:
-        self._count = (JobTally.job_ended, JobTally.event_repeated)
+        self._count = (JobStats.job_ended, JobStats.event_repeated)
 
     def turn(self, *, on: bool) -> None:
         """Do it."""
         tracing.INSTALLED = on
         set_log_level("info" if on else "error")
         ended, repeated = self._count if on else (_nothing, _nothing)
-        JobTally.job_ended, JobTally.event_repeated = ended, repeated  # type: ignore[method-assign] # the switch itself
+        JobStats.job_ended, JobStats.event_repeated = ended, repeated  # type: ignore[method-assign] # the switch itself
 
 
 def _nothing(*_: Any, **__: Any) -> None:

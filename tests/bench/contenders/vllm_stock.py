@@ -14,7 +14,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
 from acestep_consumer.engine.planner.backend import Generation
-from acestep_consumer.engine.planner.sequence import Song
+from acestep_consumer.engine.planner.sequence import TokenSequence
 
 
 class StockGuidance(LogitsProcessor):  # type: ignore[misc]  # vLLM is Any to mypy: it is not there where mypy runs
@@ -59,7 +59,7 @@ class StockGuidance(LogitsProcessor):  # type: ignore[misc]  # vLLM is Any to my
 
 def submit(engine: Any, number: int, generation: Generation, codes: range) -> None:
     """Hand in both requests of a song."""
-    song, sampling = Song(number, generation), generation.sampling
+    song, sampling = TokenSequence(number, generation), generation.sampling
     for branch, prompt in enumerate(song.prompts):
         parameters = SamplingParams(
             max_tokens=song.wanted,

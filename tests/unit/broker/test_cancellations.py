@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from acestep_consumer.broker import cancellations as module
-from acestep_consumer.broker.cancellations import RETENTION_S, Cancellations
-from acestep_consumer.broker.connection import Link
+from acestep_consumer.broker.cancellations import RETENTION_S, CancellationLog
+from acestep_consumer.broker.connection import BrokerConnection
 from tests.support.broker import broker_settings
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -31,8 +31,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-async def known(clock: Clock) -> Cancellations:
-    return Cancellations(Link(broker_settings("amqp://localhost/"), "worker"), clock)
+async def known(clock: Clock) -> CancellationLog:
+    return CancellationLog(BrokerConnection(broker_settings("amqp://localhost/"), "worker"), clock)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ async def known(clock: Clock) -> Cancellations:
     ],
 )
 async def test_a_cancellation_of_an_earlier_second_is_not_meant_for_the_message(
-    known: Cancellations,
+    known: CancellationLog,
     cancelled: datetime | None,
     sent: datetime | None,
     asked: bool,  # noqa: FBT001 - the expectation
@@ -59,7 +59,7 @@ async def test_a_cancellation_of_an_earlier_second_is_not_meant_for_the_message(
     assert not known.asked("t2", sent)
 
 
-async def test_the_latest_of_two_counts_in_whatever_order_they_come(known: Cancellations) -> None:
+async def test_the_latest_of_two_counts_in_whatever_order_they_come(known: CancellationLog) -> None:
     known._note("t1", NOON)
     known._note("t1", NOON - 10 * SECOND)
     assert known.asked("t1", NOON)
@@ -67,7 +67,7 @@ async def test_the_latest_of_two_counts_in_whatever_order_they_come(known: Cance
     assert known.asked("t1", NOON + 10 * SECOND)
 
 
-async def test_one_without_a_time_counts_until_a_later_one_has_one(known: Cancellations) -> None:
+async def test_one_without_a_time_counts_until_a_later_one_has_one(known: CancellationLog) -> None:
     known._note("t1", NOON)
     known._note("t1", None)
     assert known.asked("t1", NOON + SECOND)
@@ -77,7 +77,7 @@ async def test_one_without_a_time_counts_until_a_later_one_has_one(known: Cancel
 
 @pytest.mark.parametrize("sent", [NOON, None])
 async def test_what_is_older_than_the_stream_keeps_is_forgotten(
-    known: Cancellations, clock: Clock, sent: datetime | None
+    known: CancellationLog, clock: Clock, sent: datetime | None
 ) -> None:
     known._note("t1", sent)
     clock.now_s += RETENTION_S + 1
@@ -86,12 +86,12 @@ async def test_what_is_older_than_the_stream_keeps_is_forgotten(
     assert set(known._known) == {"t2"}
 
 
-async def test_what_was_too_old_when_it_was_read_is_not_kept(known: Cancellations) -> None:
+async def test_what_was_too_old_when_it_was_read_is_not_kept(known: CancellationLog) -> None:
     known._note("t1", NOON - timedelta(days=8))
     assert not known._known
 
 
-async def test_a_flood_pushes_out_what_was_heard_first(known: Cancellations, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_flood_pushes_out_what_was_heard_first(known: CancellationLog, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "KEPT_AT_MOST", 3)
     for number in range(5):
         known._note(f"t{number}", NOON)
@@ -101,12 +101,12 @@ async def test_a_flood_pushes_out_what_was_heard_first(known: Cancellations, mon
 
 
 @pytest.mark.parametrize("task_id", ["", "a b", "a.b", "../a", "a\n", "ä", "x" * 129, "#", "*"])
-async def test_what_is_no_task_id_is_not_kept(known: Cancellations, task_id: str) -> None:
+async def test_what_is_no_task_id_is_not_kept(known: CancellationLog, task_id: str) -> None:
     known._note(task_id, NOON)
     assert not known._known
 
 
-async def test_waiting_ends_with_a_cancellation_that_is_meant_for_the_message(known: Cancellations) -> None:
+async def test_waiting_ends_with_a_cancellation_that_is_meant_for_the_message(known: CancellationLog) -> None:
     meant = [asyncio.create_task(known.wait("t1", NOON)) for _ in range(2)]
     later = asyncio.create_task(known.wait("t1", NOON + SECOND))
     other = asyncio.create_task(known.wait("t2", NOON))
@@ -122,6 +122,6 @@ async def test_waiting_ends_with_a_cancellation_that_is_meant_for_the_message(kn
     assert not known._waiting
 
 
-async def test_who_comes_after_the_cancellation_does_not_wait(known: Cancellations) -> None:
+async def test_who_comes_after_the_cancellation_does_not_wait(known: CancellationLog) -> None:
     known._note("t1", NOON)
     await asyncio.wait_for(known.wait("t1", NOON), 5)

@@ -16,9 +16,17 @@ from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
 from acestep_consumer.broker import publisher as publisher_module
-from acestep_consumer.broker.connection import Link
-from acestep_consumer.broker.delivery import Reply
-from acestep_consumer.broker.errors import BrokerFault, BrokerRefused, LinkLost, Nacked, Unroutable, describe, mapped
+from acestep_consumer.broker.connection import BrokerConnection
+from acestep_consumer.broker.delivery import AmqpReply
+from acestep_consumer.broker.errors import (
+    BrokerError,
+    BrokerRefused,
+    ConnectionLost,
+    Nacked,
+    Unroutable,
+    describe,
+    mapped,
+)
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.domain.errors import Unpublished
 from tests.support.broker import failed_event
@@ -81,16 +89,16 @@ class StandInLink:
         self.refusals.append(at_most_s)
 
     async def declare_again(self) -> None:
-        raise LinkLost("not now")
+        raise ConnectionLost("not now")
 
 
 def publisher_on(channel: OneBadTry) -> Publisher:
-    return Publisher(cast("Link", StandInLink(channel)), "w1")
+    return Publisher(cast("BrokerConnection", StandInLink(channel)), "w1")
 
 
 @pytest.mark.parametrize("error", ALL, ids=lambda error: type(error).__name__)
 async def test_every_exception_of_the_library_becomes_one_of_ours(error: BaseException) -> None:
-    with pytest.raises(BrokerFault) as fault, mapped():
+    with pytest.raises(BrokerError) as fault, mapped():
         raise error
     assert fault.value.__cause__ is error
 
@@ -98,7 +106,7 @@ async def test_every_exception_of_the_library_becomes_one_of_ours(error: BaseExc
 @pytest.mark.parametrize("error", ALL, ids=lambda error: type(error).__name__)
 async def test_publishing_tries_again_after_any_of_them(error: BaseException) -> None:
     channel = OneBadTry(error)
-    await publisher_on(channel).publish(failed_event("t1"), Reply(reply_to=None, correlation_id=None))
+    await publisher_on(channel).publish(failed_event("t1"), AmqpReply(reply_to=None, correlation_id=None))
     assert channel.tries == 2
 
 
@@ -108,7 +116,7 @@ async def test_publishing_raises_only_unpublished_in_the_end(
 ) -> None:
     monkeypatch.setattr(publisher_module, "PATIENCE_S", 0.06)
     with pytest.raises(Unpublished):
-        await publisher_on(OneBadTry(error, always=True)).publish(failed_event("t1"), Reply(None, None))
+        await publisher_on(OneBadTry(error, always=True)).publish(failed_event("t1"), AmqpReply(None, None))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +128,9 @@ async def test_only_what_the_broker_refuses_is_a_reason_for_another_channel(
     error: BaseException, noted: list[None]
 ) -> None:
     link = StandInLink(OneBadTry(error))
-    await Publisher(cast("Link", link), "w1").publish(failed_event("t1"), Reply(reply_to=None, correlation_id=None))
+    await Publisher(cast("BrokerConnection", link), "w1").publish(
+        failed_event("t1"), AmqpReply(reply_to=None, correlation_id=None)
+    )
     assert link.refusals == noted
 
 
@@ -146,25 +156,25 @@ async def test_a_real_cancellation_passes() -> None:
     [
         (instance(aio_pika.exceptions.PublishError), Unroutable),
         (instance(aio_pika.exceptions.DeliveryError), Nacked),
-        (aiormq.exceptions.ChannelInvalidStateError(), LinkLost),
-        (aiormq.exceptions.ConnectionInternalError("541"), LinkLost),
+        (aiormq.exceptions.ChannelInvalidStateError(), ConnectionLost),
+        (aiormq.exceptions.ConnectionInternalError("541"), ConnectionLost),
         (
             aiormq.exceptions.ConnectionInternalError(
                 "Cannot declare a queue of type 'rabbit_stream_queue': the corresponding feature flag is disabled"
             ),
             BrokerRefused,
         ),
-        (aiormq.exceptions.ChannelNotFoundEntity("no exchange"), LinkLost),
-        (aiormq.exceptions.ChannelPreconditionFailed("unknown delivery tag 1"), LinkLost),
+        (aiormq.exceptions.ChannelNotFoundEntity("no exchange"), ConnectionLost),
+        (aiormq.exceptions.ChannelPreconditionFailed("unknown delivery tag 1"), ConnectionLost),
         (aiormq.exceptions.ChannelPreconditionFailed("inequivalent arg 'x-max-length'"), BrokerRefused),
         (aiormq.exceptions.ProbableAuthenticationError("ACCESS_REFUSED"), BrokerRefused),
         (aiormq.exceptions.ChannelAccessRefused("ACCESS_REFUSED"), BrokerRefused),
-        (aiormq.exceptions.InvalidFrameError("bad frame"), LinkLost),
+        (aiormq.exceptions.InvalidFrameError("bad frame"), ConnectionLost),
         (aiormq.exceptions.ProtocolSyntaxError("AMQP1"), BrokerRefused),
     ],
 )
-async def test_patience_and_a_person_are_told_apart(error: Exception, kind: type[BrokerFault]) -> None:
-    with pytest.raises(BrokerFault) as fault, mapped():
+async def test_patience_and_a_person_are_told_apart(error: Exception, kind: type[BrokerError]) -> None:
+    with pytest.raises(BrokerError) as fault, mapped():
         raise error
     assert type(fault.value) is kind
 

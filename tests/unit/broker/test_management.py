@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from acestep_consumer.broker.errors import BrokerRefused, LinkLost
+from acestep_consumer.broker.errors import BrokerRefused, ConnectionLost
 from acestep_consumer.broker.management import Management, _read, _rivals, vhost_of
 from acestep_consumer.broker.topology import CAPACITY
 from acestep_consumer.config.settings import SettingsError, load
@@ -62,7 +62,7 @@ def test_a_rival_is_another_policy_that_covers_the_request_queue(policy: dict[st
         (404, b"", BrokerRefused),
         (400, b"bad_request", BrokerRefused),
         (302, b"", BrokerRefused),
-        (503, b"", LinkLost),
+        (503, b"", ConnectionLost),
         (200, b"<html>", BrokerRefused),
     ],
 )

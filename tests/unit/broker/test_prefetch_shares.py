@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acestep_consumer.broker.prefetch_shares import Share, next_start, next_stop
+from acestep_consumer.broker.prefetch_shares import PrefetchShare, next_start, next_stop
 
 MAIN, SIDE = "main", "side"
 
@@ -20,7 +20,7 @@ class Desk:
     """Consumers and what they hold, without a broker."""
 
     most: int
-    shares: dict[str, Share] = field(default_factory=dict)
+    shares: dict[str, PrefetchShare] = field(default_factory=dict)
     held: dict[str, int] = field(default_factory=dict)
     gone: Counter[str] = field(default_factory=Counter)
     tags: int = 0
@@ -64,33 +64,33 @@ class Desk:
 
 
 def test_a_queue_alone_has_all_of_it() -> None:
-    assert next_start({}, {}, {MAIN: 4}, 4) == Share(MAIN, 4)
-    assert next_start({"a": Share(MAIN, 4)}, {}, {MAIN: 4}, 4) is None
+    assert next_start({}, {}, {MAIN: 4}, 4) == PrefetchShare(MAIN, 4)
+    assert next_start({"a": PrefetchShare(MAIN, 4)}, {}, {MAIN: 4}, 4) is None
 
 
 def test_more_room_is_one_more_consumer_for_the_difference() -> None:
-    assert next_start({"a": Share(MAIN, 2)}, {}, {MAIN: 5}, 5) == Share(MAIN, 3)
+    assert next_start({"a": PrefetchShare(MAIN, 2)}, {}, {MAIN: 5}, 5) == PrefetchShare(MAIN, 3)
 
 
 def test_what_a_cancelled_consumer_left_in_hand_takes_its_place_until_it_is_settled() -> None:
     assert next_start({}, {MAIN: 4}, {SIDE: 2, MAIN: 2}, 4) is None
-    assert next_start({}, {MAIN: 3}, {SIDE: 2, MAIN: 2}, 4) == Share(SIDE, 1)
-    assert next_start({"a": Share(SIDE, 1)}, {MAIN: 2}, {SIDE: 2, MAIN: 2}, 4) == Share(SIDE, 1)
+    assert next_start({}, {MAIN: 3}, {SIDE: 2, MAIN: 2}, 4) == PrefetchShare(SIDE, 1)
+    assert next_start({"a": PrefetchShare(SIDE, 1)}, {MAIN: 2}, {SIDE: 2, MAIN: 2}, 4) == PrefetchShare(SIDE, 1)
 
 
 def test_the_youngest_consumer_of_a_queue_that_may_hold_too_much_goes_first() -> None:
-    shares = {"a": Share(MAIN, 1), "b": Share(SIDE, 1), "c": Share(MAIN, 2)}
+    shares = {"a": PrefetchShare(MAIN, 1), "b": PrefetchShare(SIDE, 1), "c": PrefetchShare(MAIN, 2)}
     assert next_stop(shares, {}, {SIDE: 2, MAIN: 2}, 4) == "c"
     assert next_stop(shares, {}, {SIDE: 0, MAIN: 3}, 4) == "b"
     assert next_stop(shares, {}, {SIDE: 1, MAIN: 3}, 4) is None
 
 
 def test_what_another_queue_left_in_hand_counts_too() -> None:
-    assert next_stop({"a": Share(MAIN, 1)}, {SIDE: 1}, {SIDE: 0, MAIN: 1}, 1) == "a"
+    assert next_stop({"a": PrefetchShare(MAIN, 1)}, {SIDE: 1}, {SIDE: 0, MAIN: 1}, 1) == "a"
 
 
 def test_without_targets_every_consumer_goes() -> None:
-    assert next_stop({"a": Share(MAIN, 1)}, {}, {}, 4) == "a"
+    assert next_stop({"a": PrefetchShare(MAIN, 1)}, {}, {}, 4) == "a"
     assert next_start({}, {}, {}, 4) is None
 
 

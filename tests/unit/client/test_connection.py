@@ -8,8 +8,8 @@ from typing import Any, cast
 import aio_pika
 import pytest
 
-from acestep_consumer.broker.errors import BrokerFault, BrokerRefused, LinkLost, Nacked, Unroutable
-from acestep_consumer.client.connection import Line, Missing
+from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost, Nacked, Unroutable
+from acestep_consumer.client.connection import ClientConnection, ObjectNotFound
 from acestep_consumer.client.errors import NoQueue, Unreachable
 
 MESSAGE = aio_pika.Message(b"{}")
@@ -18,7 +18,7 @@ MESSAGE = aio_pika.Message(b"{}")
 class Script:
     """Each publish ends as the next fault says; None is a confirm. ``connects`` does the same for opening a channel."""
 
-    def __init__(self, *publishes: BrokerFault | None, connects: tuple[BrokerFault | None, ...] = ()) -> None:
+    def __init__(self, *publishes: BrokerError | None, connects: tuple[BrokerError | None, ...] = ()) -> None:
         self._publishes = iter(publishes)
         self._connects = iter(connects)
         self.published = 0
@@ -31,7 +31,7 @@ class Script:
         _raise(next(self._publishes))
 
 
-def _raise(fault: BrokerFault | None) -> None:
+def _raise(fault: BrokerError | None) -> None:
     if fault is not None:
         raise fault
 
@@ -46,7 +46,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def publish(monkeypatch: pytest.MonkeyPatch, script: Script, patience_s: float = 5.0) -> Script:
-    line = Line("amqp://nowhere/", patience_s)
+    line = ClientConnection("amqp://nowhere/", patience_s)
     monkeypatch.setattr(line, "_publisher", script.publisher)
     monkeypatch.setattr("acestep_consumer.client.connection._publish", script.publish)
     await line.publish("e", "k", MESSAGE)
@@ -54,13 +54,13 @@ async def publish(monkeypatch: pytest.MonkeyPatch, script: Script, patience_s: f
 
 
 async def test_a_lost_connection_is_another_try(monkeypatch: pytest.MonkeyPatch) -> None:
-    lost = LinkLost("gone")
+    lost = ConnectionLost("gone")
     script = await publish(monkeypatch, Script(lost, lost, None, connects=(lost, None, lost)))
     assert script.published == 3
 
 
 @pytest.mark.parametrize("fault", [Nacked("full"), Unroutable("nobody")])
-async def test_a_refusal_is_the_callers_to_judge(monkeypatch: pytest.MonkeyPatch, fault: BrokerFault) -> None:
+async def test_a_refusal_is_the_callers_to_judge(monkeypatch: pytest.MonkeyPatch, fault: BrokerError) -> None:
     with pytest.raises(type(fault)):
         await publish(monkeypatch, Script(fault))
 
@@ -69,7 +69,7 @@ async def test_a_refusal_after_a_connection_that_was_lost_before_sending_is_stil
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with pytest.raises(Nacked):
-        await publish(monkeypatch, Script(Nacked("full"), connects=(LinkLost("gone"),)))
+        await publish(monkeypatch, Script(Nacked("full"), connects=(ConnectionLost("gone"),)))
 
 
 class Channel:
@@ -93,7 +93,7 @@ async def test_a_channel_that_was_refused_something_is_left_and_closed_when_noth
         await answer.wait()
 
     monkeypatch.setattr("acestep_consumer.client.connection._publish", scripted)
-    line, channel = Line("amqp://nowhere/", 5.0), cast("Any", Channel())
+    line, channel = ClientConnection("amqp://nowhere/", 5.0), cast("Any", Channel())
     line._publishing = channel
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(line.publish("slow", "k", MESSAGE))
@@ -110,15 +110,18 @@ async def test_a_refusal_after_a_lost_confirm_does_not_claim_that_nothing_was_ta
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with pytest.raises(Unreachable, match="sending the same task id again is safe"):
-        await publish(monkeypatch, Script(LinkLost("gone"), Nacked("full")))
+        await publish(monkeypatch, Script(ConnectionLost("gone"), Nacked("full")))
 
 
 @pytest.mark.parametrize(
     ("fault", "error", "words"),
-    [(Missing("no exchange"), NoQueue, "topology --declare"), (BrokerRefused("no permission"), Unreachable, "permis")],
+    [
+        (ObjectNotFound("no exchange"), NoQueue, "topology --declare"),
+        (BrokerRefused("no permission"), Unreachable, "permis"),
+    ],
 )
 async def test_what_another_try_would_not_change_is_an_error_at_once(
-    monkeypatch: pytest.MonkeyPatch, fault: BrokerFault, error: type[Exception], words: str
+    monkeypatch: pytest.MonkeyPatch, fault: BrokerError, error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
         await publish(monkeypatch, Script(fault))
@@ -127,8 +130,8 @@ async def test_what_another_try_would_not_change_is_an_error_at_once(
 @pytest.mark.parametrize(
     ("script", "words"),
     [
-        (Script(*[LinkLost("gone")] * 100_000), "gone.*sending the same task id again is safe"),
-        (Script(connects=(LinkLost("gone"),) * 100_000), "gone.*nothing was sent"),
+        (Script(*[ConnectionLost("gone")] * 100_000), "gone.*sending the same task id again is safe"),
+        (Script(connects=(ConnectionLost("gone"),) * 100_000), "gone.*nothing was sent"),
     ],
 )
 async def test_patience_ends_and_says_whether_anything_was_sent(

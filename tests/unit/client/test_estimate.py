@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from acestep_consumer.client.estimate import Depth, Outlook, expected, outlook_of
+from acestep_consumer.client.estimate import QueueEstimate, RequestQueueDepth, expected, outlook_of
 from acestep_schemas.events import Worker
 
 
@@ -15,13 +15,13 @@ def worker(worker_id: str = "w1", **fields: Any) -> Worker:
     return Worker(worker_id=worker_id, models=("m",), tier="tier6", vram_gb=24, **{**said, **fields})
 
 
-def outlook(ready: int, *answers: Worker, consumers: int | None = None, **others: Any) -> Outlook:
-    depth = Depth(ready=ready, consumers=len(answers) if consumers is None else consumers)
+def outlook(ready: int, *answers: Worker, consumers: int | None = None, **others: Any) -> QueueEstimate:
+    depth = RequestQueueDepth(ready=ready, consumers=len(answers) if consumers is None else consumers)
     return outlook_of(depth, answers, others.get("heard_s"), others.get("trouble"))
 
 
 def test_a_request_in_a_workers_hands_takes_what_a_job_takes() -> None:
-    assert outlook(0, worker()) == Outlook(position=0, in_hand=1, workers=1, expected_s=60)
+    assert outlook(0, worker()) == QueueEstimate(position=0, in_hand=1, workers=1, expected_s=60)
 
 
 @pytest.mark.parametrize(("position", "expected_s"), [(1, 30 + 60), (2, 90 + 60), (10, 570 + 60)])
@@ -68,7 +68,7 @@ def test_more_wait_longer_and_more_workers_make_it_shorter() -> None:
 
 def test_a_worker_that_drains_takes_nothing_and_its_jobs_are_in_hand() -> None:
     found = outlook(1, worker(), worker("b", state="draining", in_hand=3), consumers=1)
-    assert found == Outlook(position=1, in_hand=4, workers=1, expected_s=90)
+    assert found == QueueEstimate(position=1, in_hand=4, workers=1, expected_s=90)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_worker_that_drains_takes_nothing_and_its_jobs_are_in_hand() -> None:
         (outlook(1, worker(seconds_per_job=None)), "no worker has finished a job yet"),
     ],
 )
-def test_what_cannot_be_known_is_not_guessed_and_the_note_says_why(found: Outlook, note: str) -> None:
+def test_what_cannot_be_known_is_not_guessed_and_the_note_says_why(found: QueueEstimate, note: str) -> None:
     assert found.expected_s is None
     assert note in (found.note or "")
 

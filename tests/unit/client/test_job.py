@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from acestep_consumer.client.errors import ClientError, NotEndedYet
-from acestep_consumer.client.job import Job
+from acestep_consumer.client.job import JobHandle
 from acestep_schemas import examples
 from acestep_schemas.events import JobEvent, JobProgress, Progress, TerminalEvent
 
@@ -29,14 +29,14 @@ def progress(sequence: int) -> JobProgress:
     return JobProgress.of(data, attempt=1, worker_id="w").model_copy(update={"time": ENDED_AT})
 
 
-def told(*events: JobEvent) -> Job:
-    job = Job(ID, Nobody())
+def told(*events: JobEvent) -> JobHandle:
+    job = JobHandle(ID, Nobody())
     for event in events:
         job.tell(event)
     return job
 
 
-async def heard(job: Job) -> list[JobEvent]:
+async def heard(job: JobHandle) -> list[JobEvent]:
     return [event async for event in job.events()]
 
 
@@ -76,13 +76,13 @@ async def test_a_result_is_that_of_the_terminal_event(tmp_path: Path) -> None:
 def test_an_end_found_in_storage_counts_unless_it_is_of_an_earlier_try(
     ending: TerminalEvent, sent_before_s: int, *, believed: bool
 ) -> None:
-    job = Job(ID, Nobody(), since=ENDED_AT - timedelta(seconds=sent_before_s))
+    job = JobHandle(ID, Nobody(), since=ENDED_AT - timedelta(seconds=sent_before_s))
     job.found(ending)
     assert (job.ended == ending) is believed
 
 
 def test_who_follows_somebody_elses_job_believes_any_end() -> None:
-    job = Job(ID, Nobody())
+    job = JobHandle(ID, Nobody())
     job.found(examples.unfinished("cancelled"))
     assert job.ended is not None
 

@@ -3,7 +3,7 @@
 
 import pytest
 
-from acestep_consumer.client.retry_after import GUESS_S, LONGEST_S, NO_WORKER_S, SHORTEST_S, Pace
+from acestep_consumer.client.retry_after import GUESS_S, LONGEST_S, NO_WORKER_S, SHORTEST_S, RetryAfter
 from acestep_schemas import examples
 from acestep_schemas.events import JobCompleted, Timings
 
@@ -19,8 +19,8 @@ def took(total: float | None) -> JobCompleted:
     return event.model_copy(update={"data": data})
 
 
-def heard(*totals: float | None) -> Pace:
-    pace = Pace()
+def heard(*totals: float | None) -> RetryAfter:
+    pace = RetryAfter()
     for total in totals:
         pace.hear(took(total))
     return pace
@@ -31,7 +31,7 @@ def test_before_anything_is_heard_it_is_a_guess() -> None:
 
 
 def test_other_events_teach_nothing() -> None:
-    pace = Pace()
+    pace = RetryAfter()
     for event in (examples.started(), examples.progress(), examples.unfinished("failed")):
         pace.hear(event)
     assert pace.retry_after(1) == GUESS_S
@@ -44,7 +44,7 @@ def test_it_is_a_jobs_time_over_the_number_of_workers(workers: int | None, wait:
 
 def test_it_is_learned_from_what_a_worker_announces_too() -> None:
     event = examples.worker()
-    pace = Pace()
+    pace = RetryAfter()
     pace.hear(event.model_copy(update={"data": event.data.model_copy(update={"seconds_per_job": 44.0})}))
     assert pace.retry_after(2) == 22
 

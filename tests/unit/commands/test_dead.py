@@ -11,17 +11,17 @@ from pamqp.commands import Basic
 
 from acestep_consumer.broker.dead_letter import dead_letter_properties, death_of, revived_properties
 from acestep_consumer.broker.dead_letter_queue import DeadLetter
-from acestep_consumer.commands.dead.run import Choice, read_since
-from acestep_consumer.commands.dead.view import Row, as_text, in_full, masked
+from acestep_consumer.commands.dead.run import DeadLetterFilter, read_since
+from acestep_consumer.commands.dead.view import DeadLetterRow, as_text, in_full, masked
 from acestep_consumer.domain.errors import RenderFailed
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 DEATH: Any = {"reason": "delivery_limit", "queue": "acestep.generate", "time": NOW, "count": 1}
 
 
-def row(**values: Any) -> Row:
+def row(**values: Any) -> DeadLetterRow:
     fields = {"task_id": "t1", "message_id": "m1", "code": "expired", "reason": "", "at": NOW, "attempts": None}
-    return Row(**{**fields, "size": 2, "worker": None, **values})
+    return DeadLetterRow(**{**fields, "size": 2, "worker": None, **values})
 
 
 @pytest.mark.parametrize(
@@ -44,21 +44,21 @@ def test_anything_else_is_refused_with_examples(text: str) -> None:
 @pytest.mark.parametrize(
     ("choice", "fits"),
     [
-        (Choice(), True),
-        (Choice(id="t1"), True),
-        (Choice(id="m1"), True),
-        (Choice(id="t2"), False),
-        (Choice(id="t1", code="cancelled"), False),
-        (Choice(code="expired", since=NOW), True),
-        (Choice(since=NOW + timedelta(seconds=1)), False),
+        (DeadLetterFilter(), True),
+        (DeadLetterFilter(id="t1"), True),
+        (DeadLetterFilter(id="m1"), True),
+        (DeadLetterFilter(id="t2"), False),
+        (DeadLetterFilter(id="t1", code="cancelled"), False),
+        (DeadLetterFilter(code="expired", since=NOW), True),
+        (DeadLetterFilter(since=NOW + timedelta(seconds=1)), False),
     ],
 )
-def test_a_choice_fits_what_fits_every_part_of_it(choice: Choice, fits: bool) -> None:  # noqa: FBT001 - the expectation
+def test_a_choice_fits_what_fits_every_part_of_it(choice: DeadLetterFilter, fits: bool) -> None:  # noqa: FBT001 - the expectation
     assert choice.fits(row()) is fits
 
 
 def test_a_letter_without_a_date_is_older_than_any() -> None:
-    assert not Choice(since=NOW - timedelta(days=10_000)).fits(row(at=None))
+    assert not DeadLetterFilter(since=NOW - timedelta(days=10_000)).fits(row(at=None))
 
 
 def test_a_worker_writes_down_code_reason_time_and_tries_and_they_are_read_back() -> None:

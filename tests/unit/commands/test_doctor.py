@@ -17,8 +17,8 @@ import pytest
 from rich.console import Console
 
 from acestep_consumer.audio.formats import FORMATS
-from acestep_consumer.broker.inspection import Comparison, Depth, Lack
-from acestep_consumer.broker.queue_limit import Standing
+from acestep_consumer.broker.inspection import MissingPermission, QueueDepth, TopologyDiff
+from acestep_consumer.broker.queue_limit import LimitInForce
 from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE, NOTICES, UNROUTED, topology_with
 from acestep_consumer.broker.versions import ack_timeout_warning
 from acestep_consumer.commands.doctor.broker import (
@@ -45,17 +45,17 @@ from acestep_consumer.commands.doctor.machine import (
 )
 from acestep_consumer.commands.doctor.models import judge_lm, judge_model
 from acestep_consumer.commands.doctor.probe import Probe, limit_after, run
-from acestep_consumer.commands.doctor.report import Finding, Report, fail, ok, skip, warn
+from acestep_consumer.commands.doctor.report import DoctorReport, Finding, fail, ok, skip, warn
 from acestep_consumer.commands.doctor.storage import judge_clock, judge_condition, judge_delete
 from acestep_consumer.commands.doctor.table import show
 from acestep_consumer.commands.doctor.torch_build import blind, blind_build
 from acestep_consumer.commands.plan import gpu
-from acestep_consumer.commands.plan.gpu import Found
+from acestep_consumer.commands.plan.gpu import DetectedGpu
 from acestep_consumer.commands.threads import aside
 from acestep_consumer.config.settings import BrokerSettings, EngineSettings, Settings, WorkerSettings, load
 from acestep_consumer.policy.lm_choice import LmPlan
 from acestep_consumer.policy.tiers import BUILT_IN
-from acestep_consumer.storage.s3_client import Answer, Place
+from acestep_consumer.storage.s3_client import ObjectAddress, S3Response
 from tests.support.broker import broker_settings
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -103,30 +103,32 @@ def test_a_short_ack_timeout_is_a_warning_with_the_cure() -> None:
 
 
 def test_lacking_permissions_are_named_with_the_command_that_gives_them() -> None:
-    found = judge_permissions((Lack("write", "acestep.events"), Lack("read", GENERATE)), "music")
+    found = judge_permissions(
+        (MissingPermission("write", "acestep.events"), MissingPermission("read", GENERATE)), "music"
+    )
     assert found.level == "fail"
     assert "write on acestep.events, read on acestep.generate" in found.said
     assert found.fix is not None
     assert found.fix.startswith("rabbitmqctl set_permissions -p music USER ")
-    assert "were not tried" in judge_permissions((Lack("configure", GENERATE),), "/").said
+    assert "were not tried" in judge_permissions((MissingPermission("configure", GENERATE),), "/").said
     assert judge_permissions((), "/").level == "ok"
 
 
 def test_a_limit_as_set_is_fine_wherever_it_stands() -> None:
-    assert "by a policy" in judge_limit(Standing(None, 200, None), with_policy()).said
-    assert "by the queue's argument" in judge_limit(Standing(200, 200, None), without_policy()).said
+    assert "by a policy" in judge_limit(LimitInForce(None, 200, None), with_policy()).said
+    assert "by the queue's argument" in judge_limit(LimitInForce(200, 200, None), without_policy()).said
 
 
 def test_another_limit_is_an_error_where_no_start_would_change_it() -> None:
     objection = "a policy lets acestep.generate hold only 50\nrabbitmqctl set_policy …"
-    found = judge_limit(Standing(None, 50, objection), without_policy())
+    found = judge_limit(LimitInForce(None, 50, objection), without_policy())
     assert (found.level, found.fix) == ("fail", "rabbitmqctl set_policy …")
 
 
 def test_another_limit_is_a_warning_where_the_next_start_sets_the_policy() -> None:
-    assert judge_limit(Standing(None, 50, "50, not 200"), with_policy()).level == "warn"
+    assert judge_limit(LimitInForce(None, 50, "50, not 200"), with_policy()).level == "warn"
     # A policy only lowers an argument.
-    assert judge_limit(Standing(50, 50, "50, not 200\nmake it anew"), with_policy()).level == "fail"
+    assert judge_limit(LimitInForce(50, 50, "50, not 200\nmake it anew"), with_policy()).level == "fail"
 
 
 def test_a_queue_that_is_not_there_has_no_limit_yet() -> None:
@@ -138,13 +140,13 @@ def test_a_queue_that_is_not_there_has_no_limit_yet() -> None:
 @pytest.mark.parametrize(
     ("found", "level"),
     [
-        (Comparison((), (), ()), "ok"),
-        (Comparison(("queue acestep.generate",), (), ()), "warn"),
-        (Comparison((), ("inequivalent arg 'x-queue-type'",), ()), "fail"),
-        (Comparison((), (), ("queue acestep.generate",)), "fail"),
+        (TopologyDiff((), (), ()), "ok"),
+        (TopologyDiff(("queue acestep.generate",), (), ()), "warn"),
+        (TopologyDiff((), ("inequivalent arg 'x-queue-type'",), ()), "fail"),
+        (TopologyDiff((), (), ("queue acestep.generate",)), "fail"),
     ],
 )
-def test_the_topology_is_compared(found: Comparison, level: str) -> None:
+def test_the_topology_is_compared(found: TopologyDiff, level: str) -> None:
     assert judge_topology(found).level == level
 
 
@@ -179,17 +181,17 @@ def test_only_some_tags_may_set_policies() -> None:
 def test_what_waits_is_worth_a_line_when_nobody_takes_it(
     ready: int, consumers: int, others: dict[str, int], level: str, said: str
 ) -> None:
-    depths = {GENERATE: Depth(ready, consumers), **{name: Depth(count, 0) for name, count in others.items()}}
+    depths = {GENERATE: QueueDepth(ready, consumers), **{name: QueueDepth(count, 0) for name, count in others.items()}}
     found = judge_depths(depths, 200)
     assert found.level == level
     assert said in found.said
 
 
 def test_queues_of_tiers_that_are_missing_are_named_and_what_waits_in_them_is_counted() -> None:
-    found = judge_tiers({"acestep.generate.tier1": Depth(0, 0), "acestep.generate.tier2": None})
+    found = judge_tiers({"acestep.generate.tier1": QueueDepth(0, 0), "acestep.generate.tier2": None})
     assert (found.level, found.said) == ("warn", "not there yet: acestep.generate.tier2")
     assert "declares them when it starts" in (found.fix or "")
-    found = judge_tiers({"acestep.generate.tier1": Depth(0, 0), "acestep.generate.tier2": Depth(3, 1)})
+    found = judge_tiers({"acestep.generate.tier1": QueueDepth(0, 0), "acestep.generate.tier2": QueueDepth(3, 1)})
     assert (found.level, found.said) == ("ok", "all 2 are there; requests that were sent on and wait: 3")
 
 
@@ -211,11 +213,11 @@ def test_the_storages_date_header_is_read_and_may_be_missing() -> None:
 
 @pytest.mark.parametrize(("status", "level"), [(412, "ok"), (200, "warn"), (501, "warn"), (403, "fail")])
 def test_conditional_writes_are_judged_by_the_answer(status: int, level: str) -> None:
-    assert judge_condition(Answer(status, {}, b"")).level == level
+    assert judge_condition(S3Response(status, {}, b"")).level == level
 
 
 def test_keys_that_may_not_delete_are_good_enough() -> None:
-    found = judge_delete(Place("b", "k"), Answer(403, {}, b"<Error><Code>AccessDenied</Code></Error>"))
+    found = judge_delete(ObjectAddress("b", "k"), S3Response(403, {}, b"<Error><Code>AccessDenied</Code></Error>"))
     assert found.level == "warn"
     assert "AccessDenied; s3://b/k stays behind" in found.said
 
@@ -224,14 +226,14 @@ def test_keys_that_may_not_delete_are_good_enough() -> None:
 
 
 def test_a_card_is_told_with_its_source_and_a_cpu_build_beside_one_is_an_error() -> None:
-    card = Found("NVIDIA L40S", 45.0, "nvidia-smi")
+    card = DetectedGpu("NVIDIA L40S", 45.0, "nvidia-smi")
     assert judge_card(card, EngineSettings(), torch="2.13.0+cu130").level == "ok"
     assert judge_card(card, EngineSettings(), torch="2.13.0+cpu").level == "fail"
     assert "MAX_CUDA_VRAM" in judge_card(card, EngineSettings(max_vram_gb=8), torch=None).said
 
 
 def test_no_card_is_a_warning_unless_the_cpu_is_meant() -> None:
-    none = Found("no GPU", 0, "nobody", "there is no nvidia-smi, and torch sees no GPU")
+    none = DetectedGpu("no GPU", 0, "nobody", "there is no nvidia-smi, and torch sees no GPU")
     assert judge_card(none, EngineSettings(), torch=None).level == "warn"
     assert judge_card(none, EngineSettings(device="cpu"), torch=None).level == "ok"
 
@@ -277,14 +279,14 @@ def test_torch_is_not_asked_where_its_build_tells_enough(tmp_path: Path, monkeyp
 def test_torch_is_asked_for_a_device_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It refuses with what it sees instead, which its build does not tell."""
     monkeypatch.setattr(gpu, "blind", lambda: "torch is a build for the CPU alone")
-    monkeypatch.setattr(gpu, "_ask_torch", lambda *_: Found("asked", 0, "torch"))
+    monkeypatch.setattr(gpu, "_ask_torch", lambda *_: DetectedGpu("asked", 0, "torch"))
     assert gpu.find("cuda:1", {"PATH": str(tmp_path)}).name == "asked"
 
 
 def test_models_that_do_not_fit_the_card_are_told() -> None:
     crowded = settings_with(ACESTEP_INIT_LLM="true", ACESTEP_LM_MODEL_PATH="acestep-5Hz-lm-4B")
-    assert judge_tier(Found("some card", 16, "nvidia-smi"), BUILT_IN, crowded).level == "warn"
-    found = judge_tier(Found("some card", 48, "nvidia-smi"), BUILT_IN, settings_with())
+    assert judge_tier(DetectedGpu("some card", 16, "nvidia-smi"), BUILT_IN, crowded).level == "warn"
+    found = judge_tier(DetectedGpu("some card", 48, "nvidia-smi"), BUILT_IN, settings_with())
     assert found.level == "ok"
     assert found.said.startswith("unlimited of acestep-1.5-2026-02: songs of up to 600 s")
 
@@ -513,7 +515,7 @@ async def test_a_call_aside_gives_its_result_or_its_error() -> None:
         await aside(Path("/nowhere/at/all").stat)
 
 
-def printed(report: Report) -> str:
+def printed(report: DoctorReport) -> str:
     text = io.StringIO()
     show(report, Console(file=text, width=40, highlight=False))
     return text.getvalue()
@@ -521,7 +523,9 @@ def printed(report: Report) -> str:
 
 def test_the_table_is_never_cut_or_wrapped_and_has_no_colours_off_a_terminal() -> None:
     command = "rabbitmqctl set_policy " + "x" * 100
-    report = Report(findings=(ok("a", "fine"), fail("check", "bad\nvery bad", f"run this:\n{command}")), took_s=1.25)
+    report = DoctorReport(
+        findings=(ok("a", "fine"), fail("check", "bad\nvery bad", f"run this:\n{command}")), took_s=1.25
+    )
     assert printed(report).splitlines() == [
         "ok    a      fine",
         "fail  check  bad",
@@ -533,7 +537,7 @@ def test_the_table_is_never_cut_or_wrapped_and_has_no_colours_off_a_terminal() -
 
 
 def test_a_report_without_failures_is_fit_whatever_was_skipped() -> None:
-    report = Report(findings=(ok("a", "x"), warn("b", "y"), skip("c", "z")), took_s=0.1)
+    report = DoctorReport(findings=(ok("a", "x"), warn("b", "y"), skip("c", "z")), took_s=0.1)
     assert report.fit
     assert printed(report).splitlines()[-1] == "1 ok, 1 warn, 1 skip in 0.1 s: a worker can start here"
     told = json.loads(report.model_dump_json())

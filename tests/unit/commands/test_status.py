@@ -8,10 +8,18 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from acestep_consumer.broker.inspection import Depth
-from acestep_consumer.broker.management import Consuming, RequestQueue, _request_queue
+from acestep_consumer.broker.inspection import QueueDepth
+from acestep_consumer.broker.management import ConsumerInfo, RequestQueue, _request_queue
 from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE, UNROUTED, tier_queue
-from acestep_consumer.commands.status.report import Heard, PacePart, Seen, Status, TierPart, eta_s, status_of
+from acestep_consumer.commands.status.report import (
+    ObservedEvents,
+    PacePart,
+    StatusInputs,
+    StatusReport,
+    TierQueuePart,
+    eta_s,
+    status_of,
+)
 from acestep_consumer.commands.status.table import picture
 from acestep_schemas.events import JobCompleted, Worker, WorkerEvent
 from tests.support.broker import failed_event
@@ -48,34 +56,36 @@ def monitored(*consumers: tuple[str, int], unacked: int = 6, acked_per_s: float 
         unacked=unacked,
         acked_per_s=acked_per_s,
         limit=150,
-        consumers=tuple(Consuming(worker_id=name, prefetch=prefetch) for name, prefetch in consumers),
+        consumers=tuple(ConsumerInfo(worker_id=name, prefetch=prefetch) for name, prefetch in consumers),
     )
 
 
 def status(
-    ready: int = 0, consumers: int = 0, *, heard: Heard | None = None, monitor: RequestQueue | None = None
-) -> Status:
-    depths = {GENERATE: Depth(ready, consumers), DEAD_LETTER: Depth(2, 0), UNROUTED: None}
-    seen = Seen(
+    ready: int = 0, consumers: int = 0, *, heard: ObservedEvents | None = None, monitor: RequestQueue | None = None
+) -> StatusReport:
+    depths = {GENERATE: QueueDepth(ready, consumers), DEAD_LETTER: QueueDepth(2, 0), UNROUTED: None}
+    seen = StatusInputs(
         broker="amqp://host/",
         version="3.10.8",
         limit=200,
         depths=depths,
         monitored=monitor,
-        heard=heard or Heard(0.0),
+        heard=heard or ObservedEvents(0.0),
         now_s=60.0,
     )
     return status_of(seen)
 
 
-def routed(sent_on: dict[str, int], heard: Heard, asked_s: float | None, monitor: RequestQueue | None = None) -> Status:
+def routed(
+    sent_on: dict[str, int], heard: ObservedEvents, asked_s: float | None, monitor: RequestQueue | None = None
+) -> StatusReport:
     """With requests that wait for larger cards; workers were first asked at ``asked_s``, and it is 60 s."""
-    depths: dict[str, Depth | None] = {tier_queue(tier): Depth(ready, 0) for tier, ready in sent_on.items()}
-    seen = Seen(
+    depths: dict[str, QueueDepth | None] = {tier_queue(tier): QueueDepth(ready, 0) for tier, ready in sent_on.items()}
+    seen = StatusInputs(
         broker="amqp://host/",
         version="3.10.8",
         limit=200,
-        depths=depths | {GENERATE: Depth(0, 1), DEAD_LETTER: None, UNROUTED: None},
+        depths=depths | {GENERATE: QueueDepth(0, 1), DEAD_LETTER: None, UNROUTED: None},
         tiers=("tier1", "tier6", "unlimited"),
         asked_s=asked_s,
         monitored=monitor,
@@ -85,7 +95,7 @@ def routed(sent_on: dict[str, int], heard: Heard, asked_s: float | None, monitor
     return status_of(seen)
 
 
-def shown(answer: Status) -> str:
+def shown(answer: StatusReport) -> str:
     text = io.StringIO()
     Console(file=text, width=200, highlight=False).print(picture(answer))
     return text.getvalue()
@@ -99,7 +109,7 @@ def test_the_bound_is_the_limit_and_the_prefetch_of_all_workers() -> None:
 
 
 def test_without_the_management_api_the_bound_is_known_when_every_consumer_was_heard() -> None:
-    heard = Heard(0.0)
+    heard = ObservedEvents(0.0)
     heard.hear(announced("a"), 51)
     heard.hear(announced("b", prefetch=2), 52)
     assert status(0, 2, heard=heard).queue.bound == 206
@@ -109,7 +119,7 @@ def test_without_the_management_api_the_bound_is_known_when_every_consumer_was_h
 
 
 def test_without_the_management_api_the_workers_say_what_they_have_in_hand() -> None:
-    heard = Heard(0.0)
+    heard = ObservedEvents(0.0)
     heard.hear(announced("a", in_hand=3), 51)
     heard.hear(announced("b", in_hand=1), 52)
     heard.hear(announced("c", in_hand=2, state="draining"), 53)
@@ -120,7 +130,7 @@ def test_without_the_management_api_the_workers_say_what_they_have_in_hand() -> 
 
 
 def test_in_hand_is_at_least_what_those_say_that_answered() -> None:
-    heard = Heard(0.0)
+    heard = ObservedEvents(0.0)
     heard.hear(announced("a", in_hand=3), 51)
     found = status(0, 2, heard=heard)
     assert (found.queue.unacked, found.queue.unacked_from) == (None, None)
@@ -128,7 +138,7 @@ def test_in_hand_is_at_least_what_those_say_that_answered() -> None:
 
 
 def test_the_brokers_count_goes_before_the_workers_own() -> None:
-    heard = Heard(0.0)
+    heard = ObservedEvents(0.0)
     heard.hear(announced("a", in_hand=3), 51)
     found = status(0, 1, heard=heard, monitor=monitored(("a", 4), unacked=5))
     assert (found.queue.unacked, found.queue.unacked_from) == (5, "broker")
@@ -136,7 +146,7 @@ def test_the_brokers_count_goes_before_the_workers_own() -> None:
 
 
 def test_a_worker_says_what_it_has_in_hand_by_the_latest_and_one_that_fell_silent_is_gone() -> None:
-    heard = Heard(0.0)
+    heard = ObservedEvents(0.0)
     heard.hear(announced("a", in_hand=3), 40)
     heard.hear(announced("b", in_hand=3), 40)
     heard.hear(announced("a", in_hand=1), 59)
@@ -145,21 +155,21 @@ def test_a_worker_says_what_it_has_in_hand_by_the_latest_and_one_that_fell_silen
 
 
 def test_a_worker_that_stopped_is_not_counted() -> None:
-    heard = Heard(0.0)
+    heard = ObservedEvents(0.0)
     heard.hear(announced("a"), 51)
     heard.hear(announced("a", state="stopped"), 52)
     assert status(0, 0, heard=heard).workers == ()
 
 
 def test_what_a_worker_said_of_itself_goes_with_the_brokers_count() -> None:
-    heard = Heard(0.0)
+    heard = ObservedEvents(0.0)
     heard.hear(announced("a", prefetch=2), 51)
     (worker,) = status(0, 1, heard=heard, monitor=monitored(("a", 8))).workers
     assert (worker.prefetch, worker.tier, worker.models) == (8, "tier6", ("m",))
 
 
 def test_the_queue_is_empty_after_its_jobs_over_all_hands() -> None:
-    heard = Heard(0.0)
+    heard = ObservedEvents(0.0)
     for at in (10, 20, 30):
         heard.hear(completed(40), at)
     found = status(20, 1, heard=heard, monitor=monitored(("a", 4), acked_per_s=None))
@@ -185,14 +195,14 @@ def test_an_empty_queue_is_empty_now(prefetch: int | None) -> None:
 
 
 def test_jobs_that_end_otherwise_count_but_say_nothing_of_their_length() -> None:
-    heard = Heard(0.0)
+    heard = ObservedEvents(0.0)
     heard.hear(failed_event("t"), 30)
     pace = heard.pace(60)
     assert (pace.jobs_a_minute, pace.job_s) == (1, None)
 
 
 def test_what_was_heard_long_ago_is_forgotten() -> None:
-    heard = Heard(0.0)
+    heard = ObservedEvents(0.0)
     heard.hear(completed(5), 10)
     heard.hear(completed(5), 1_000)
     pace = heard.pace(1_020)
@@ -200,10 +210,10 @@ def test_what_was_heard_long_ago_is_forgotten() -> None:
 
 
 def test_requests_that_wait_for_larger_cards_are_told_by_tier() -> None:
-    heard = Heard(0.0)
+    heard = ObservedEvents(0.0)
     heard.hear(announced("a"), 59)
     found = routed({"tier6": 1_200}, heard, asked_s=50)
-    assert found.tiers == (TierPart(tier="tier6", ready=1_200),)
+    assert found.tiers == (TierQueuePart(tier="tier6", ready=1_200),)
     assert found.notes == ()
     assert found.queue.ready == 0
     assert "sent on, waiting   1,200 for tier6" in shown(found)
@@ -212,7 +222,7 @@ def test_requests_that_wait_for_larger_cards_are_told_by_tier() -> None:
 
 
 def test_where_requests_are_sent_on_the_workers_own_words_go_before_the_figures_of_one_queue() -> None:
-    heard = Heard(0.0)
+    heard = ObservedEvents(0.0)
     heard.hear(announced("a", prefetch=4, in_hand=3), 59)
     found = routed({}, heard, 50, monitored(("a", 1), unacked=1, acked_per_s=9))
     assert (found.queue.limit, found.queue.limit_from) == (150, "broker")
@@ -227,7 +237,7 @@ def test_where_nothing_is_sent_on_nothing_is_said_of_it() -> None:
 
 
 def test_requests_that_wait_for_a_tier_of_which_nobody_answered_are_a_warning() -> None:
-    heard = Heard(0.0)
+    heard = ObservedEvents(0.0)
     heard.hear(announced("small"), 59)
     heard.hear(WorkerEvent.of(of_tier("unlimited", "draining")), 59)
     (note,) = routed({"tier6": 2, "unlimited": 3}, heard, asked_s=50).notes
@@ -236,7 +246,7 @@ def test_requests_that_wait_for_a_tier_of_which_nobody_answered_are_a_warning() 
 
 @pytest.mark.parametrize("asked_s", [None, 59.0])
 def test_workers_that_were_not_asked_or_only_just_are_not_missed(asked_s: float | None) -> None:
-    assert routed({"unlimited": 3}, Heard(0.0), asked_s).notes == ()
+    assert routed({"unlimited": 3}, ObservedEvents(0.0), asked_s).notes == ()
 
 
 def test_the_picture_says_what_a_person_needs() -> None:
@@ -253,7 +263,7 @@ def test_the_picture_says_what_a_person_needs() -> None:
 
 def test_the_json_is_one_object_that_can_be_read_back() -> None:
     answer = status(3, 1, monitor=monitored(("w1", 4)))
-    assert Status.model_validate_json(answer.model_dump_json()) == answer
+    assert StatusReport.model_validate_json(answer.model_dump_json()) == answer
     assert json.loads(answer.model_dump_json())["queue"]["ready"] == 3
 
 

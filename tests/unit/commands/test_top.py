@@ -7,11 +7,18 @@ import time
 import pytest
 from rich.console import Console
 
-from acestep_consumer.commands.top.report import Page, PageUnreadable, Recorder, Top, read_page, top_of
+from acestep_consumer.commands.top.report import (
+    MetricsHistory,
+    MetricsPage,
+    MetricsUnreadable,
+    TopReport,
+    read_page,
+    top_of,
+)
 from acestep_consumer.commands.top.run import NoWorker, address_of, completed
 from acestep_consumer.commands.top.table import picture
 from acestep_consumer.config.settings import WorkerSettings
-from acestep_consumer.engine.device_usage import Usage
+from acestep_consumer.engine.device_usage import DeviceUsage
 from acestep_consumer.observability.metrics import EngineCollector, Metrics, RendererCollector, StorageCollector
 from acestep_consumer.storage.s3_client import Traffic
 from tests.support.metrics_page import families_of_a_worker
@@ -38,25 +45,25 @@ acestep_stage_seconds_count{stage="plan"} 0
 """
 
 
-def counted(songs: int, now_s: float) -> Page:
+def counted(songs: int, now_s: float) -> MetricsPage:
     return read_page(f"# TYPE acestep_songs_total counter\nacestep_songs_total {songs}\n", now_s)
 
 
-def top_after(*pages: Page) -> Top:
-    recorder = Recorder()
+def top_after(*pages: MetricsPage) -> TopReport:
+    recorder = MetricsHistory()
     for page in pages:
         recorder.add(page)
     return top_of(URL, pages[-1], recorder, READY)
 
 
-def shown(top: Top) -> str:
+def shown(top: TopReport) -> str:
     text = io.StringIO()
     Console(file=text, width=200, highlight=False).print(picture(top))
     return text.getvalue()
 
 
 def test_the_families_of_a_real_worker_are_the_ones_that_are_read() -> None:
-    usage = Usage()
+    usage = DeviceUsage()
     usage.process_ready(time.monotonic() - 40)
     usage.note(vitals(songs_done=7, memory_gb=10, memory_limit_gb=20, songs_in_pack=3), time.monotonic())
     traffic = Traffic()
@@ -131,13 +138,13 @@ def test_a_worker_that_was_restarted_counts_from_nothing_again() -> None:
 
 @pytest.mark.parametrize("text", ["<html>not found</html>", "", "# TYPE other gauge\nother 1\n"])
 def test_a_page_of_somebody_else_is_refused(text: str) -> None:
-    with pytest.raises(PageUnreadable):
+    with pytest.raises(MetricsUnreadable):
         read_page(text, 0)
 
 
 def test_a_worker_that_is_not_ready_says_why() -> None:
     page = counted(1, 0)
-    recorder = Recorder()
+    recorder = MetricsHistory()
     recorder.add(page)
     found = top_of(URL, page, recorder, {"status": "not ready", "checks": {"broker": False, "models": True}})
     assert "not ready (broker)" in shown(found)

@@ -5,11 +5,11 @@ import asyncio
 
 import pytest
 
-from acestep_consumer.concurrency.locks import Turns
+from acestep_consumer.concurrency.locks import KeyedLock
 
 
 async def test_the_same_key_waits_and_another_key_does_not() -> None:
-    turns, order = Turns(), []
+    turns, order = KeyedLock(), []
 
     async def take(key: str, name: str, gate: asyncio.Event) -> None:
         async with turns.of(key):
@@ -30,7 +30,7 @@ async def test_the_same_key_waits_and_another_key_does_not() -> None:
 
 
 async def test_a_turn_that_ends_badly_or_is_cancelled_frees_the_key() -> None:
-    turns = Turns()
+    turns = KeyedLock()
     with pytest.raises(RuntimeError):
         async with turns.of("a"):
             raise RuntimeError

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acestep_consumer.concurrency.locks import Room
+from acestep_consumer.concurrency.locks import SharedLock
 
 
 class Guests:
     """Send coroutines into a room, and see who is inside."""
 
     def __init__(self) -> None:
-        self.room = Room()
+        self.room = SharedLock()
         self.inside: list[str] = []
         self.came: list[str] = []
         self._doors: dict[str, asyncio.Event] = {}
@@ -88,7 +88,7 @@ async def test_one_who_wants_to_be_alone_waits_for_all_and_then_goes_before_the_
 
 
 async def test_one_who_goes_from_company_to_being_alone_is_not_overtaken_by_newcomers() -> None:
-    room, order = Room(), []
+    room, order = SharedLock(), []
 
     async def suspect(name: str) -> None:
         async with room.shared():
@@ -115,7 +115,7 @@ async def test_who_gives_up_waiting_to_be_alone_no_longer_holds_the_others_up() 
 
 
 async def test_who_is_cancelled_just_when_its_turn_came_gives_the_place_back() -> None:
-    room = Room()
+    room = SharedLock()
     async with room.alone():
         waiting = asyncio.create_task(room.alone().__aenter__())
         await asyncio.sleep(0)
@@ -127,7 +127,7 @@ async def test_who_is_cancelled_just_when_its_turn_came_gives_the_place_back() -
 
 
 async def test_a_visit_that_ends_badly_frees_the_room() -> None:
-    room = Room()
+    room = SharedLock()
     for visit in (room.shared, room.alone):
         with pytest.raises(RuntimeError):
             async with visit():

@@ -3,17 +3,17 @@
 
 import pytest
 
-from acestep_consumer.engine.device_usage import Usage
-from acestep_consumer.engine.messages import Vitals
+from acestep_consumer.engine.device_usage import DeviceUsage
+from acestep_consumer.engine.messages import EngineStats
 from tests.support.vitals import vitals
 
 
-def told(usage: Usage, now_s: float, busy_s: float, **fields: float) -> None:
+def told(usage: DeviceUsage, now_s: float, busy_s: float, **fields: float) -> None:
     usage.note(vitals(busy_s=busy_s, **fields), now_s)
 
 
 def test_before_anything_is_told_nothing_is_claimed() -> None:
-    usage = Usage()
+    usage = DeviceUsage()
     assert usage.vitals is None
     assert (usage.songs, usage.audio_s, usage.squeezes) == (0, 0.0, 0)
     assert usage.idle_share(5.0) is None
@@ -21,7 +21,7 @@ def test_before_anything_is_told_nothing_is_claimed() -> None:
 
 
 def test_totals_go_on_over_the_processes_of_an_engine() -> None:
-    usage = Usage()
+    usage = DeviceUsage()
     told(usage, 1, 1, songs_done=3, audio_s=90, squeezes=1)
     told(usage, 2, 2, songs_done=5, audio_s=150, squeezes=2)
     usage.process_gone()
@@ -36,7 +36,7 @@ def test_totals_go_on_over_the_processes_of_an_engine() -> None:
 
 
 def test_the_idle_share_is_that_of_the_last_minute_not_since_the_start() -> None:
-    usage = Usage()
+    usage = DeviceUsage()
     usage.process_ready(0)
     for second in range(1, 601):  # ten minutes of work
         told(usage, second, second)
@@ -51,7 +51,7 @@ def test_the_idle_share_is_that_of_the_last_minute_not_since_the_start() -> None
 
 def test_silence_counts_as_idle() -> None:
     """An engine that has nothing to do need not say so."""
-    usage = Usage()
+    usage = DeviceUsage()
     usage.process_ready(0)
     assert usage.idle_share(30) == 1
     for second in range(31, 61):
@@ -62,7 +62,7 @@ def test_silence_counts_as_idle() -> None:
 
 
 def test_the_idle_share_stays_a_share_when_clocks_disagree() -> None:
-    usage = Usage()
+    usage = DeviceUsage()
     usage.process_ready(0)
     told(usage, 1, 50)
     assert usage.idle_share(2) == 0
@@ -71,7 +71,7 @@ def test_the_idle_share_stays_a_share_when_clocks_disagree() -> None:
 
 
 def test_it_forgets_what_is_older_than_its_window() -> None:
-    usage = Usage()
+    usage = DeviceUsage()
     for second in range(10_000):
         told(usage, second, second)
     assert len(usage._busy) <= 62
@@ -79,7 +79,7 @@ def test_it_forgets_what_is_older_than_its_window() -> None:
 
 @pytest.mark.parametrize(("used", "limit", "share"), [(30, 40, 0.75), (30, 0, None), (0, 0, None)])
 def test_the_memory_share_needs_a_limit(used: float, limit: float, share: float | None) -> None:
-    usage = Usage()
+    usage = DeviceUsage()
     told(usage, 1, 1, memory_gb=used, memory_limit_gb=limit)
     assert usage.memory_share == share
-    assert isinstance(usage.vitals, Vitals)
+    assert isinstance(usage.vitals, EngineStats)

@@ -6,18 +6,18 @@ import asyncio
 import pytest
 
 from acestep_consumer.domain.job import Rendering
-from acestep_consumer.engine.messages import Allot, Broken, Done, FromEngine, Loading, Progressed, Ready
-from acestep_consumer.engine.pending_requests import Orders
-from acestep_consumer.engine.watchdog import Bounds, Watch
+from acestep_consumer.engine.messages import Done, FromEngine, Loading, Progressed, Ready, RequestFailed, SetMemoryShare
+from acestep_consumer.engine.pending_requests import PendingRequests
+from acestep_consumer.engine.watchdog import Watchdog, WatchdogLimits
 from acestep_schemas.events import ErrorCode
 from tests.support.engine_double import REPORT
 from tests.support.vitals import vitals
 
-BOUNDS = Bounds(hang_s=10, stop_s=3, start_s=100, ram_bytes=3 << 30, ram_why="the test says so")
+BOUNDS = WatchdogLimits(hang_s=10, stop_s=3, start_s=100, ram_bytes=3 << 30, ram_why="the test says so")
 SIGNS: list[FromEngine] = [
     Progressed(order=1, fraction=0.1, stage="render"),
     Done(order=1, result=Rendering(tracks=(), render_s=0, encode_s=0)),
-    Broken(order=1, code=ErrorCode.RENDER_FAILED, reason="it broke"),
+    RequestFailed(order=1, code=ErrorCode.RENDER_FAILED, reason="it broke"),
     vitals(songs_done=1),
 ]
 
@@ -27,23 +27,23 @@ def silent(*_: object) -> None:
 
 
 @pytest.fixture
-async def orders() -> Orders:
-    return Orders()
+async def orders() -> PendingRequests:
+    return PendingRequests()
 
 
 @pytest.fixture
-def watch() -> Watch:
+def watch() -> Watchdog:
     """Over a process that started at 0 and was ready at 5."""
-    watch = Watch(BOUNDS, 0)
+    watch = Watchdog(BOUNDS, 0)
     watch.hear(Ready(report=REPORT), 5)
     return watch
 
 
-async def test_a_process_without_orders_may_be_silent_for_ever(watch: Watch, orders: Orders) -> None:
+async def test_a_process_without_orders_may_be_silent_for_ever(watch: Watchdog, orders: PendingRequests) -> None:
     assert watch.fault(orders, 0, 1e6) is None
 
 
-async def test_the_clock_of_a_hang_starts_with_the_first_order(watch: Watch, orders: Orders) -> None:
+async def test_the_clock_of_a_hang_starts_with_the_first_order(watch: Watchdog, orders: PendingRequests) -> None:
     orders.add(silent, 1000)
     assert watch.fault(orders, 0, 1010) is None
     # Whoever comes later changes nothing: a busy queue must not hide a hang.
@@ -54,14 +54,16 @@ async def test_the_clock_of_a_hang_starts_with_the_first_order(watch: Watch, ord
 
 
 @pytest.mark.parametrize("sign", SIGNS, ids=lambda sign: sign.kind)
-async def test_a_sign_of_progress_starts_the_clock_anew(watch: Watch, orders: Orders, sign: FromEngine) -> None:
+async def test_a_sign_of_progress_starts_the_clock_anew(
+    watch: Watchdog, orders: PendingRequests, sign: FromEngine
+) -> None:
     orders.add(silent, 5)
     watch.hear(sign, 14)
     assert watch.fault(orders, 0, 23) is None
     assert watch.fault(orders, 0, 25) is not None
 
 
-async def test_vitals_without_a_song_more_are_no_progress(watch: Watch, orders: Orders) -> None:
+async def test_vitals_without_a_song_more_are_no_progress(watch: Watchdog, orders: PendingRequests) -> None:
     orders.add(silent, 5)
     watch.hear(vitals(songs_done=4), 6)
     for now in range(7, 16):
@@ -70,7 +72,7 @@ async def test_vitals_without_a_song_more_are_no_progress(watch: Watch, orders: 
 
 
 async def test_an_order_that_was_stopped_must_be_answered_soon_whatever_else_goes_on(
-    watch: Watch, orders: Orders
+    watch: Watchdog, orders: PendingRequests
 ) -> None:
     number, answer = orders.add(silent, 5)
     orders.add(silent, 5)
@@ -85,25 +87,27 @@ async def test_an_order_that_was_stopped_must_be_answered_soon_whatever_else_goe
     assert watch.fault(orders, 0, 9.1) is None
 
 
-async def test_a_process_may_load_for_long_but_not_without_progress(orders: Orders) -> None:
-    watch = Watch(BOUNDS, 0)
+async def test_a_process_may_load_for_long_but_not_without_progress(orders: PendingRequests) -> None:
+    watch = Watchdog(BOUNDS, 0)
     watch.hear(Loading(what="weights"), 90)
     assert watch.fault(orders, 0, 190) is None
     assert "loaded for 100 s without progress" in str(watch.fault(orders, 0, 190.1))
 
 
-async def test_memory_beyond_the_limit_is_told_with_the_figures_and_the_setting(watch: Watch, orders: Orders) -> None:
+async def test_memory_beyond_the_limit_is_told_with_the_figures_and_the_setting(
+    watch: Watchdog, orders: PendingRequests
+) -> None:
     assert watch.fault(orders, 3 << 30, 6) is None
     assert watch.fault(orders, 7 << 29, 6) == "it holds 3.50 GB of RAM, more than 3.00 GB (the test says so)"
 
 
-async def test_memory_that_is_not_known_or_not_bounded_is_no_fault(watch: Watch, orders: Orders) -> None:
+async def test_memory_that_is_not_known_or_not_bounded_is_no_fault(watch: Watchdog, orders: PendingRequests) -> None:
     assert watch.fault(orders, None, 6) is None
-    assert Watch(Bounds(), 0).fault(orders, 1 << 60, 6) is None
+    assert Watchdog(WatchdogLimits(), 0).fault(orders, 1 << 60, 6) is None
 
 
 async def test_orders_are_answered_once_and_all_are_told_of_a_loss() -> None:
-    orders, heard = Orders(), []
+    orders, heard = PendingRequests(), []
     first, answer = orders.add(lambda *news: heard.append(news), 0)
     second, lost = orders.add(silent, 0)
     orders.report(first, 0.5, "render")
@@ -117,7 +121,7 @@ async def test_orders_are_answered_once_and_all_are_told_of_a_loss() -> None:
 
 
 async def test_who_waits_for_an_empty_process_also_waits_for_what_was_stopped() -> None:
-    orders = Orders()
+    orders = PendingRequests()
     number, answer = orders.add(silent, 0)
     answer.cancel()
     orders.stop(number, 1)
@@ -129,7 +133,7 @@ async def test_who_waits_for_an_empty_process_also_waits_for_what_was_stopped() 
         await waiting
 
 
-def test_a_message_of_the_other_direction_is_no_sign(watch: Watch) -> None:
+def test_a_message_of_the_other_direction_is_no_sign(watch: Watchdog) -> None:
     before = watch._progress_s
-    watch.hear(Allot(memory_gb=1), 50)  # type: ignore[arg-type]  # a process that is confused
+    watch.hear(SetMemoryShare(memory_gb=1), 50)  # type: ignore[arg-type]  # a process that is confused
     assert watch._progress_s == before

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from acestep_consumer.domain.job import Job
-from acestep_consumer.execution.eta import CostModel, Estimate, Line
+from acestep_consumer.execution.eta import CostModel, Estimate, RecencyWeightedFit
 from tests.support.jobs import make_job
 
 
@@ -71,7 +71,7 @@ def test_a_job_whose_length_the_planner_decides_is_expected_to_be_like_the_other
 
 
 def test_no_line_falls_or_goes_below_zero() -> None:
-    line = Line()
+    line = RecencyWeightedFit()
     for x, y in ((10, 5.0), (20, 1.0), (30, 0.5)):
         line.add(x, y)
     assert line.at(1000) >= 0

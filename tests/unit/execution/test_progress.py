@@ -6,19 +6,19 @@ from datetime import UTC, datetime
 
 import pytest
 
-from acestep_consumer.broker.delivery import Reply
-from acestep_consumer.domain.outcome import Scene
+from acestep_consumer.broker.delivery import AmqpReply
+from acestep_consumer.domain.outcome import RunInfo
 from acestep_consumer.execution.eta import Estimate
-from acestep_consumer.execution.progress import Narrator
+from acestep_consumer.execution.progress import ProgressReporter
 from acestep_schemas.events import JobEvent, JobProgress, JobStarted, Progress
 from tests.support.admission import admitted_job
 from tests.support.fakes import FakeEvents
 
-REPLY = Reply(reply_to=None, correlation_id="c-1")
+REPLY = AmqpReply(reply_to=None, correlation_id="c-1")
 
 
-def narrator(events: FakeEvents) -> Narrator:
-    return Narrator(events, admitted_job(), Scene("worker-1", 1, datetime.now(UTC)), REPLY, Estimate(20.0))
+def narrator(events: FakeEvents) -> ProgressReporter:
+    return ProgressReporter(events, admitted_job(), RunInfo("worker-1", 1, datetime.now(UTC)), REPLY, Estimate(20.0))
 
 
 def progress(events: FakeEvents) -> list[Progress]:
@@ -76,7 +76,7 @@ async def test_leaving_waits_for_the_publish_in_flight() -> None:
     events, gate = FakeEvents(), asyncio.Event()
     publish = events.publish
 
-    async def slow(event: JobEvent, reply: Reply) -> None:
+    async def slow(event: JobEvent, reply: AmqpReply) -> None:
         await gate.wait()
         await publish(event, reply)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from acestep_consumer.multi_gpu import device_count
-from acestep_consumer.multi_gpu.device_count import CensusFailed
+from acestep_consumer.multi_gpu.device_count import DeviceCountFailed
 from tests.support.worker import ROOT
 
 
@@ -34,15 +34,15 @@ def test_the_torch_that_is_installed_can_be_asked() -> None:
 
 def test_a_torch_that_is_missing_is_named_with_what_installs_it(tmp_path: Path) -> None:
     missing = "raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')"
-    with pytest.raises(CensusFailed, match=r"pip install 'acestep-consumer\[engine\]'"):
+    with pytest.raises(DeviceCountFailed, match=r"pip install 'acestep-consumer\[engine\]'"):
         device_count.take(environ_with_torch(tmp_path, missing))
 
 
 def test_a_torch_that_breaks_is_quoted(tmp_path: Path) -> None:
-    with pytest.raises(CensusFailed, match=r"libcuda\.so is of another version"):
+    with pytest.raises(DeviceCountFailed, match=r"libcuda\.so is of another version"):
         device_count.take(environ_with_torch(tmp_path, "raise OSError('libcuda.so is of another version')"))
 
 
 def test_a_torch_that_dies_without_a_word_is_told_with_its_exit_code(tmp_path: Path) -> None:
-    with pytest.raises(CensusFailed, match="exit code 3"):
+    with pytest.raises(DeviceCountFailed, match="exit code 3"):
         device_count.take(environ_with_torch(tmp_path, "import os; os._exit(3)"))

@@ -5,7 +5,7 @@ import pytest
 
 from acestep_consumer.config import settings as settings_module
 from acestep_consumer.config.settings import Settings
-from acestep_consumer.multi_gpu.placement import Contradiction, Seat, check, seats_for
+from acestep_consumer.multi_gpu.placement import ConflictingSetting, Placement, check, seats_for
 from acestep_consumer.multi_gpu.selection import Gpu
 
 GPUS = (Gpu(0, {"CUDA_VISIBLE_DEVICES": "4"}), Gpu(2, {"CUDA_VISIBLE_DEVICES": "MIG-a"}))
@@ -15,7 +15,7 @@ def settings(**variables: str) -> Settings:
     return settings_module.load(environ=variables, env_file=None)
 
 
-def seats(**variables: str) -> tuple[Seat, ...]:
+def seats(**variables: str) -> tuple[Placement, ...]:
     return seats_for(GPUS, settings(**variables), log_format="json")
 
 
@@ -56,7 +56,7 @@ def test_without_a_name_the_workers_of_two_fleets_on_a_host_differ() -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:1", "cuda:0", "xpu", "mps"])
 def test_a_device_that_is_set_contradicts_the_choice_of_gpus(device: str) -> None:
-    with pytest.raises(Contradiction, match=f"ACESTEP_DEVICE={device}"):
+    with pytest.raises(ConflictingSetting, match=f"ACESTEP_DEVICE={device}"):
         check(settings(ACESTEP_DEVICE=device).engine)
 
 
@@ -68,12 +68,12 @@ def test_a_device_that_leaves_the_choice_open_does_not(device: str) -> None:
 def test_the_language_model_stays_on_its_workers_gpu_or_on_the_cpu() -> None:
     for device in ("auto", "cuda", "cuda:0", "cpu"):
         check(settings(ACESTEP_LM_DEVICE=device).engine)
-    with pytest.raises(Contradiction, match="ACESTEP_LM_DEVICE=cuda:1"):
+    with pytest.raises(ConflictingSetting, match="ACESTEP_LM_DEVICE=cuda:1"):
         check(settings(ACESTEP_LM_DEVICE="cuda:1").engine)
 
 
 def test_a_name_or_port_without_room_for_all_workers_is_refused() -> None:
-    with pytest.raises(Contradiction, match="ACESTEP_WORKER_ID"):
+    with pytest.raises(ConflictingSetting, match="ACESTEP_WORKER_ID"):
         seats(ACESTEP_WORKER_ID="w" * 125)
-    with pytest.raises(Contradiction, match="ACESTEP_HTTP_PORT=65535"):
+    with pytest.raises(ConflictingSetting, match="ACESTEP_HTTP_PORT=65535"):
         seats(ACESTEP_HTTP_PORT="65535")

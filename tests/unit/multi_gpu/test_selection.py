@@ -3,18 +3,18 @@
 
 import pytest
 
-from acestep_consumer.multi_gpu.device_count import Census
+from acestep_consumer.multi_gpu.device_count import DeviceCount
 from acestep_consumer.multi_gpu.selection import BadChoice, Gpu, GpuMissing, choose, ordered, parse, visible
 
 CUDA_ONLY = "CUDA_VISIBLE_DEVICES"
 
 
-def nvidia(count: int) -> Census:
-    return Census(torch="2.11.0", cuda="13.0", hip=None, count=count)
+def nvidia(count: int) -> DeviceCount:
+    return DeviceCount(torch="2.11.0", cuda="13.0", hip=None, count=count)
 
 
-def amd(count: int) -> Census:
-    return Census(torch="2.11.0", cuda=None, hip="7.1", count=count)
+def amd(count: int) -> DeviceCount:
+    return DeviceCount(torch="2.11.0", cuda=None, hip="7.1", count=count)
 
 
 def entries(gpus: tuple[Gpu, ...], variable: str = CUDA_ONLY) -> list[str]:
@@ -76,10 +76,10 @@ def test_on_nvidia_the_name_for_amd_means_nothing() -> None:
         (amd(0), {}, "rocm-smi"),
         (nvidia(0), {CUDA_ONLY: "9"}, "CUDA_VISIBLE_DEVICES=9; correct or unset it"),
         (nvidia(0), {CUDA_ONLY: ""}, "CUDA_VISIBLE_DEVICES=; correct or unset it"),
-        (Census(torch="2.13.0+cpu", cuda=None, hip=None, count=0), {CUDA_ONLY: "0"}, "neither CUDA nor ROCm"),
+        (DeviceCount(torch="2.13.0+cpu", cuda=None, hip=None, count=0), {CUDA_ONLY: "0"}, "neither CUDA nor ROCm"),
     ],
 )
-def test_where_there_is_no_gpu_the_reason_is_told(census: Census, environ: dict[str, str], says: str) -> None:
+def test_where_there_is_no_gpu_the_reason_is_told(census: DeviceCount, environ: dict[str, str], says: str) -> None:
     with pytest.raises(GpuMissing, match=says):
         visible(census, environ)
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from acestep_consumer.observability.http import EngineStates, Health
+from acestep_consumer.observability.http import EngineStates, HealthServer
 
 ENGINES = {"renderer": {"ready": True, "restarts": 0}, "planner": {"ready": False, "restarts": 3}}
 
@@ -24,7 +24,7 @@ async def broken() -> bool:
 
 
 async def page(path: str, *, engines: EngineStates = dict, **checks: Any) -> tuple[int, Any]:
-    pages = Health(checks, lambda _: (b"", "text/plain"), "127.0.0.1", 0, engines=engines)
+    pages = HealthServer(checks, lambda _: (b"", "text/plain"), "127.0.0.1", 0, engines=engines)
     async with (
         pages,
         ClientSession() as client,

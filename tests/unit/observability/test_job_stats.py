@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from acestep_consumer.broker.errors import LinkLost, Nacked, Unroutable
+from acestep_consumer.broker.errors import ConnectionLost, Nacked, Unroutable
 from acestep_consumer.domain.job import Job
-from acestep_consumer.observability.job_stats import BOUNDS_S, MOST_NAMES, NONE, OTHER, Histogram, JobTally, Refusals
+from acestep_consumer.observability.job_stats import BOUNDS_S, MOST_NAMES, NONE, OTHER, Histogram, JobStats, Refusals
 from acestep_consumer.storage.s3_client import Traffic
 from acestep_schemas.events import Completed, ErrorCode, ErrorReport, LmChoice, ModelChoice, Timings, Unfinished
 from tests.support.jobs import make_job, make_manifest
@@ -35,7 +35,7 @@ def failed(job: Job | None, code: ErrorCode = ErrorCode.RENDER_FAILED, attempt: 
 
 
 def test_a_job_is_counted_by_state_model_and_tier_and_each_stage_is_timed() -> None:
-    tally, job = JobTally(), make_job()
+    tally, job = JobStats(), make_job()
     tally.job_ended(completed(job), job)
     assert tally.jobs == {("completed", "acestep-v15-turbo", "tier1"): 1}
     assert {stage: histogram.total for stage, histogram in tally.stages.items()} == TIMINGS.model_dump()
@@ -43,7 +43,7 @@ def test_a_job_is_counted_by_state_model_and_tier_and_each_stage_is_timed() -> N
 
 
 def test_a_message_that_nobody_could_read_has_neither_model_nor_tier() -> None:
-    tally = JobTally()
+    tally = JobStats()
     tally.job_ended(failed(None, ErrorCode.MALFORMED_BODY), None)
     assert tally.jobs == {("failed", NONE, NONE): 1}
     assert tally.errors["malformed_body"] == 1
@@ -52,14 +52,14 @@ def test_a_message_that_nobody_could_read_has_neither_model_nor_tier() -> None:
 
 
 def test_a_job_that_failed_is_timed_as_far_as_it_came() -> None:
-    tally, job = JobTally(), make_job()
+    tally, job = JobStats(), make_job()
     tally.job_ended(failed(job), job, timings=Timings(plan=0.2, total=5))
     assert tally.stages["total"].total == 5
     assert sum(tally.stages["render"].counts) == 0
 
 
 def test_redeliveries_later_attempts_and_repeated_events_are_counted() -> None:
-    tally, job = JobTally(), make_job()
+    tally, job = JobStats(), make_job()
     tally.job_ended(failed(job, attempt=3), job, redelivered=True)
     tally.job_ended(completed(job), job)
     tally.event_repeated()
@@ -67,7 +67,7 @@ def test_redeliveries_later_attempts_and_repeated_events_are_counted() -> None:
 
 
 def test_audio_codes_count_when_the_language_model_wrote_them() -> None:
-    tally, job = JobTally(), make_job()
+    tally, job = JobStats(), make_job()
     lm, codes = LmChoice(model="acestep-5Hz-lm-0.6B", backend="pt"), ((1, 2, 3), (4, 5))
     tally.job_ended(completed(job, lm=lm, audio_codes=codes), job)
     given = job.request.model_copy(update={"audio_code_string": "<|audio_code_1|>"})
@@ -77,7 +77,7 @@ def test_audio_codes_count_when_the_language_model_wrote_them() -> None:
 
 
 def test_an_estimate_is_compared_with_what_the_job_took() -> None:
-    tally, job = JobTally(), make_job()
+    tally, job = JobStats(), make_job()
     tally.job_ended(completed(job), job, expected_s=1.3)
     tally.job_ended(completed(job), job)
     assert (tally.expected_s, tally.estimated_s) == (1.3, 2.6)
@@ -85,7 +85,7 @@ def test_an_estimate_is_compared_with_what_the_job_took() -> None:
 
 
 def test_names_do_not_grow_without_bound() -> None:
-    tally, job = JobTally(), make_job()
+    tally, job = JobStats(), make_job()
     for number in range(1000):
         other = replace(job, model=ModelChoice(requested=None, used=f"model-{number}", fallback=False))
         tally.job_ended(completed(job), other)
@@ -104,14 +104,14 @@ def test_a_bucket_ends_at_its_bound(value: float, bucket: int) -> None:
 
 def test_a_refused_publish_is_counted_and_a_lost_link_is_not() -> None:
     refusals = Refusals()
-    for fault in (Nacked(), Unroutable(), Unroutable(), LinkLost()):
+    for fault in (Nacked(), Unroutable(), Unroutable(), ConnectionLost()):
         refusals.add(fault)
     assert refusals.counts == {"nacked": 1, "unroutable": 2}
 
 
 def test_counting_a_job_takes_less_than_a_fifth_of_a_millisecond() -> None:
     """About 6 µs on a quiet machine; the bound leaves room for a busy one. The best of five rounds counts."""
-    tally, job = JobTally(), make_job()
+    tally, job = JobStats(), make_job()
     manifest = completed(job)
 
     def round_of(jobs: int) -> float:

@@ -10,9 +10,9 @@ from aiohttp import ClientSession
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from acestep_consumer.engine.device_usage import Usage
-from acestep_consumer.observability.http import Health
-from acestep_consumer.observability.job_stats import JobTally, Refusals
+from acestep_consumer.engine.device_usage import DeviceUsage
+from acestep_consumer.observability.http import HealthServer
+from acestep_consumer.observability.job_stats import JobStats, Refusals
 from acestep_consumer.observability.metrics import (
     EngineCollector,
     JobCollector,
@@ -47,7 +47,7 @@ class Hands:
     prefetch: int = 8
 
 
-def metrics(usage: Usage, consumer: Hands | None) -> Metrics:
+def metrics(usage: DeviceUsage, consumer: Hands | None) -> Metrics:
     return Metrics(WorkerCollector(lambda: consumer, 200), RendererCollector(lambda: usage))
 
 
@@ -56,8 +56,8 @@ def samples(page: Metrics) -> dict[str, float]:
     return {sample.name: sample.value for family in parse(body.decode()) for sample in family.samples}
 
 
-def half_idle() -> Usage:
-    usage = Usage()
+def half_idle() -> DeviceUsage:
+    usage = DeviceUsage()
     now = time.monotonic()
     usage.process_ready(now - 40)
     usage.note(vitals(busy_s=20), now - 0.5)
@@ -83,11 +83,11 @@ def test_a_page_shows_the_worker_and_its_device() -> None:
 
 def test_before_the_start_counters_are_zero_and_what_is_unknown_has_no_sample() -> None:
     known = {"acestep_workers": 0, "acestep_in_hand": 0, "acestep_queue_limit": 200}
-    assert samples(metrics(Usage(), None)) == known | dict.fromkeys(COUNTERS, 0)
+    assert samples(metrics(DeviceUsage(), None)) == known | dict.fromkeys(COUNTERS, 0)
 
 
 def test_a_device_without_memory_of_its_own_shows_none() -> None:
-    usage = Usage()
+    usage = DeviceUsage()
     usage.note(vitals(memory_gb=0, memory_limit_gb=0), time.monotonic() - 1)
     assert set(samples(metrics(usage, None))) >= {"acestep_pack_songs"}
     assert not {"acestep_vram_used_bytes", "acestep_vram_limit_bytes"} & set(samples(metrics(usage, None)))
@@ -128,7 +128,7 @@ async def test_a_worker_that_has_not_begun_shows_no_readiness_and_all_error_code
 
 
 def test_jobs_become_counters_and_their_stages_histograms() -> None:
-    tally, job = JobTally(), make_job()
+    tally, job = JobStats(), make_job()
     tally.job_ended(make_manifest(job), job)
     body, _ = Metrics(JobCollector(tally)).render("")
     families = {family.name: family for family in parse(body.decode())}
@@ -185,7 +185,7 @@ def test_a_folder_that_is_not_there_has_no_disk(tmp_path: Path) -> None:
 
 
 def test_openmetrics_is_spoken_to_who_asks_for_it() -> None:
-    tally, job = JobTally(), make_job()
+    tally, job = JobStats(), make_job()
     tally.job_ended(make_manifest(job), job)
     body, content_type = Metrics(JobCollector(tally)).render("application/openmetrics-text; version=1.0.0")
     assert content_type.startswith("application/openmetrics-text; version=1.0.0")
@@ -194,13 +194,13 @@ def test_openmetrics_is_spoken_to_who_asks_for_it() -> None:
 
 
 def test_two_workers_in_one_process_do_not_meet() -> None:
-    one, other = metrics(Usage(), Hands(prefetch=1)), metrics(Usage(), Hands(prefetch=2))
+    one, other = metrics(DeviceUsage(), Hands(prefetch=1)), metrics(DeviceUsage(), Hands(prefetch=2))
     assert (samples(one)["acestep_workers"], samples(other)["acestep_workers"]) == (1, 2)
 
 
 async def test_the_page_is_served_next_to_the_health_pages() -> None:
     page = metrics(half_idle(), Hands())
-    async with Health({}, page.render, "127.0.0.1", 0) as health, ClientSession() as client:
+    async with HealthServer({}, page.render, "127.0.0.1", 0) as health, ClientSession() as client:
         async with client.get(f"http://127.0.0.1:{health.port}/metrics") as answer:
             assert answer.status == 200
             assert answer.headers["Content-Type"].startswith("text/plain; version=")

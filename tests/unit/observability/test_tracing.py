@@ -12,10 +12,10 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from acestep_consumer.broker.delivery import Reply
+from acestep_consumer.broker.delivery import AmqpReply
 from acestep_consumer.broker.topology import tier_queue
 from acestep_consumer.domain.errors import LmUnavailable
-from acestep_consumer.execution.context import Case
+from acestep_consumer.execution.context import JobContext
 from acestep_consumer.observability import tracing
 from acestep_consumer.observability.tracing import job_span, note_end, stage_span
 from acestep_schemas.events import ErrorCode, ErrorReport, Unfinished
@@ -35,8 +35,8 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
     provider.shutdown()
 
 
-def case(traceparent: str | None = TRACEPARENT, **properties: Any) -> Case:
-    return Case.of(FakeDelivery(body=b'{"task_id": "song"}', traceparent=traceparent, **properties), 1_000)
+def case(traceparent: str | None = TRACEPARENT, **properties: Any) -> JobContext:
+    return JobContext.of(FakeDelivery(body=b'{"task_id": "song"}', traceparent=traceparent, **properties), 1_000)
 
 
 def ending(status: Literal["failed", "cancelled"], code: ErrorCode) -> Unfinished:
@@ -66,7 +66,7 @@ def test_the_job_is_a_child_of_the_producers_span_and_the_stages_are_children_of
 
 
 def test_the_span_says_what_the_conventions_for_messaging_ask_for(spans: InMemorySpanExporter) -> None:
-    with job_span(case(message_id="m-1", reply=Reply(reply_to=None, correlation_id="c-1"))):
+    with job_span(case(message_id="m-1", reply=AmqpReply(reply_to=None, correlation_id="c-1"))):
         pass
     assert only(spans).attributes == {
         "messaging.system": "rabbitmq",
@@ -90,7 +90,7 @@ def test_a_job_that_was_sent_on_comes_from_its_tiers_queue(spans: InMemorySpanEx
 
 
 def test_what_a_message_does_not_have_is_left_out(spans: InMemorySpanExporter) -> None:
-    with job_span(Case.of(FakeDelivery(body=b"no JSON"), 1_000)):
+    with job_span(JobContext.of(FakeDelivery(body=b"no JSON"), 1_000)):
         pass
     assert only(spans).attributes == {
         "messaging.system": "rabbitmq",

@@ -3,12 +3,12 @@
 
 import pytest
 
-from acestep_consumer.policy.lm_choice import LmPlan, LmWish, plan_lm, renderer_share
+from acestep_consumer.policy.lm_choice import LmPlan, LmRequest, plan_lm, renderer_share
 from acestep_consumer.policy.tiers import BUILT_IN
 
 
 def plan(vram_gb: float, **wish: object) -> LmPlan | None:
-    return plan_lm(LmWish(**wish), BUILT_IN.tier_of(vram_gb), vram_gb)  # type: ignore[arg-type]  # a table of wishes
+    return plan_lm(LmRequest(**wish), BUILT_IN.tier_of(vram_gb), vram_gb)  # type: ignore[arg-type]  # a table of wishes
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from acestep_consumer.policy import benchmarks
 from acestep_consumer.policy.benchmarks import DIT_2B, DIT_SIZES, DIT_XL, GIB, SPEEDS
-from acestep_consumer.policy.lm_choice import Backend, LmWish, plan_lm
+from acestep_consumer.policy.lm_choice import Backend, LmRequest, plan_lm
 from acestep_consumer.policy.sizing import (
     LEAST_WORKERS,
     Capacity,
-    Card,
-    Load,
+    GpuSpec,
+    ModelSet,
     Workload,
     capacity,
     left_over,
@@ -37,12 +37,12 @@ WORKLOADS = st.builds(
 LOADS = st.tuples(st.sampled_from([(DIT_2B,), (DIT_XL,), (DIT_2B, DIT_XL)]), st.sampled_from([None, *LMS]))
 
 
-def load_of(vram_gb: float, models: object, lm: str | None, workload: Workload) -> Load:
+def load_of(vram_gb: float, models: object, lm: str | None, workload: Workload) -> ModelSet:
     """The load as a worker on such a card would have it; None is the tier's own choice of an LM."""
-    plan = plan_lm(LmWish(init=True, model=lm), BUILT_IN.tier_of(vram_gb), vram_gb)
+    plan = plan_lm(LmRequest(init=True, model=lm), BUILT_IN.tier_of(vram_gb), vram_gb)
     assert plan is not None
     offload = vram_gb < OFFLOAD_BELOW_GB
-    return Load(
+    return ModelSet(
         models=models,  # type: ignore[arg-type]  # hypothesis hands out a tuple of sizes
         lm=lm_on_card(plan, workload),
         offload_models=offload,
@@ -51,7 +51,7 @@ def load_of(vram_gb: float, models: object, lm: str | None, workload: Workload) 
 
 
 def on(vram_gb: float, workload: Workload, load: tuple[object, str | None] = ((DIT_2B,), None)) -> Capacity:
-    return capacity(Card(name="H200", vram_gb=vram_gb), load_of(vram_gb, *load, workload), workload)
+    return capacity(GpuSpec(name="H200", vram_gb=vram_gb), load_of(vram_gb, *load, workload), workload)
 
 
 @given(SIZES, SIZES, WORKLOADS, LOADS)
@@ -78,7 +78,7 @@ def test_what_is_recommended_fits_byte_by_byte(
     footprint = loaded.footprint()
     frames = -(-workload.duration_s * 25 // 1)
     song = frames * footprint.frame + benchmarks.CONDITION_TOKENS * footprint.condition_token
-    budget = loaded.budget(Card(name="H200", vram_gb=vram_gb))
+    budget = loaded.budget(GpuSpec(name="H200", vram_gb=vram_gb))
     working = max(budget.tokens * footprint.token, budget.tiles * footprint.tile)
     renderer = footprint.weights + working + found.render_songs * song
     lm = loaded.lm
@@ -128,7 +128,7 @@ def test_guidance_steps_and_thinking_cost_songs(vram_gb: float, workload: Worklo
 
 @given(SIZES, WORKLOADS, st.integers(1, 128))
 def test_too_few_processor_cores_bound_the_songs(vram_gb: float, workload: Workload, cores: int) -> None:
-    load, card = load_of(vram_gb, (DIT_2B,), None, workload), Card(name="H200", vram_gb=vram_gb)
+    load, card = load_of(vram_gb, (DIT_2B,), None, workload), GpuSpec(name="H200", vram_gb=vram_gb)
     found, enough = capacity(card, load, workload, cores), capacity(card, load, workload)
     assume(enough.fits)
     assert found.encoding_cores <= cores * (1 + 1e-9)
@@ -140,8 +140,8 @@ def test_a_slower_card_makes_fewer_songs_than_the_measured_one(name: str) -> Non
     speed = benchmarks.speed_of(f"NVIDIA {name}")
     assert speed is not None
     load = load_of(80, (DIT_2B,), None, Workload())
-    mine = capacity(Card(name=name, vram_gb=80, speed=speed), load, Workload()).songs_a_minute or 0
-    reference = capacity(Card(name="H200", vram_gb=80), load, Workload()).songs_a_minute or 0
+    mine = capacity(GpuSpec(name=name, vram_gb=80, speed=speed), load, Workload()).songs_a_minute or 0
+    reference = capacity(GpuSpec(name="H200", vram_gb=80), load, Workload()).songs_a_minute or 0
     assert mine <= reference
     assert (mine == reference) is (name == "H200")
 
@@ -168,7 +168,7 @@ def test_the_measured_points_are_met_exactly() -> None:
 
 
 def test_the_shapes_give_the_bytes_that_were_measured() -> None:
-    assert Load().weights / GIB == pytest.approx(6.2, abs=0.02)
+    assert ModelSet().weights / GIB == pytest.approx(6.2, abs=0.02)
     assert DIT_2B.condition_bytes == 2 * 98_304
     assert benchmarks.LM_SIZES[LMS[1]].token_bytes == 114_688
 
@@ -183,7 +183,7 @@ def test_both_share_the_time_of_one_card() -> None:
 
 def test_offloading_leaves_one_part_on_the_card() -> None:
     whole, half, bare = (
-        Load(models=(DIT_2B, DIT_XL), offload_models=models, offload_dit=dit)
+        ModelSet(models=(DIT_2B, DIT_XL), offload_models=models, offload_dit=dit)
         for models, dit in ((False, False), (True, False), (True, True))
     )
     assert bare.weights == DIT_XL.weights
@@ -192,13 +192,13 @@ def test_offloading_leaves_one_part_on_the_card() -> None:
 
 
 def test_two_models_share_the_text_encoder_and_the_vae() -> None:
-    one, other, both = (Load(models=models).weights for models in ((DIT_2B,), (DIT_XL,), (DIT_2B, DIT_XL)))
+    one, other, both = (ModelSet(models=models).weights for models in ((DIT_2B,), (DIT_XL,), (DIT_2B, DIT_XL)))
     shared = 2 * sum(benchmarks.SHARED_PARTS) + benchmarks.LOADED_BEYOND_PARAMETERS
     assert both == one + other - shared
 
 
 def test_the_language_model_falls_to_transformers_where_vllm_has_no_room_for_a_song() -> None:
-    tight, roomy = (plan_lm(LmWish(init=True, model=LMS[0]), BUILT_IN.tier_of(size), size) for size in (12, 80))
+    tight, roomy = (plan_lm(LmRequest(init=True, model=LMS[0]), BUILT_IN.tier_of(size), size) for size in (12, 80))
     assert tight is not None
     assert roomy is not None
     assert lm_on_card(tight, Workload()).backend == "pt"
@@ -207,21 +207,21 @@ def test_the_language_model_falls_to_transformers_where_vllm_has_no_room_for_a_s
 
 
 def test_without_a_gpu_nothing_is_promised() -> None:
-    found = capacity(Card(name="CPU", vram_gb=0), Load(), Workload(thinking=False))
+    found = capacity(GpuSpec(name="CPU", vram_gb=0), ModelSet(), Workload(thinking=False))
     assert (found.workers, found.songs_a_minute, found.bound_by, found.split) == (LEAST_WORKERS, None, None, None)
 
 
 def test_a_language_model_that_takes_the_renderers_place_does_not_fit() -> None:
     largest = "acestep-5Hz-lm-4B"
     assert not on(16, Workload(), ((DIT_2B,), largest)).fits
-    assert left_over(Card(name="", vram_gb=16), load_of(16, (DIT_2B,), largest, Workload())) < 0
+    assert left_over(GpuSpec(name="", vram_gb=16), load_of(16, (DIT_2B,), largest, Workload())) < 0
     assert on(16, Workload()).fits  # left to itself, the worker takes a smaller one
 
 
 @pytest.mark.parametrize("size", DIT_SIZES)
 @given(SIZES)
 def test_the_shares_are_the_card(size: benchmarks.DitSize, vram_gb: float) -> None:
-    card, load = Card(name="", vram_gb=vram_gb), load_of(vram_gb, (size,), None, Workload())
+    card, load = GpuSpec(name="", vram_gb=vram_gb), load_of(vram_gb, (size,), None, Workload())
     split = split_of(card, load, Workload())
     if split.renderer:
         assert split.reserve + split.lm + split.renderer == split.card

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acestep_consumer.domain.job import Request
-from acestep_consumer.execution.tier_forwarding import ByTier
+from acestep_consumer.execution.tier_forwarding import TierForwarding
 from acestep_consumer.policy.admit import Limits, admit
 from acestep_consumer.policy.tier_choice import better_tiers
 from acestep_consumer.policy.tiers import BUILT_IN, TierTableError
@@ -134,4 +134,4 @@ def test_a_name_that_cannot_be_that_of_one_queue_is_refused(name: str) -> None:
     last = BUILT_IN.tiers[-1].model_copy(update={"name": name})
     table = BUILT_IN.model_copy(update={"tiers": (*BUILT_IN.tiers[:-1], last)})
     with pytest.raises(TierTableError, match=name):
-        ByTier(lambda: make_limits(4), table)
+        TierForwarding(lambda: make_limits(4), table)

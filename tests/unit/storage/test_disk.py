@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from acestep_consumer.domain.errors import DiskFull, RenderFailed
-from acestep_consumer.storage.disk import Disk, Space
+from acestep_consumer.storage.disk import DiskGuard, DiskSpace
 
 GIB = 1 << 30
 
@@ -19,12 +19,12 @@ GIB = 1 << 30
 class Scene:
     """A disk whose free space a test sets, and what the worker heard."""
 
-    disk: Disk
+    disk: DiskGuard
     told: list[bool]
-    space: list[Space] = field(default_factory=lambda: [Space(100 * GIB, 50 * GIB)])
+    space: list[DiskSpace] = field(default_factory=lambda: [DiskSpace(100 * GIB, 50 * GIB)])
 
     async def look(self, free_gb: float) -> list[bool]:
-        self.space[0] = Space(self.space[0].total, int(free_gb * GIB))
+        self.space[0] = DiskSpace(self.space[0].total, int(free_gb * GIB))
         await self.disk.look()
         return self.told
 
@@ -36,8 +36,8 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
     async def tell(full: bool) -> None:  # noqa: FBT001 - a callback's one argument
         told.append(full)
 
-    made = Scene(Disk(tmp_path, lambda: 1.0, tell, first_rest_s=0.1), told)
-    monkeypatch.setattr(Space, "of", lambda _: made.space[0])
+    made = Scene(DiskGuard(tmp_path, lambda: 1.0, tell, first_rest_s=0.1), told)
+    monkeypatch.setattr(DiskSpace, "of", lambda _: made.space[0])
     return made
 
 
@@ -50,7 +50,7 @@ async def test_less_than_the_mark_stops_and_a_little_more_goes_on_each_told_once
 
 
 async def test_more_than_a_quarter_of_a_small_disk_is_never_asked_for(scene: Scene) -> None:
-    scene.space[0] = Space(2 * GIB, 2 * GIB)
+    scene.space[0] = DiskSpace(2 * GIB, 2 * GIB)
     assert await scene.look(0.51) == []
     assert await scene.look(0.49) == [True]
 
@@ -98,6 +98,6 @@ def test_a_disk_that_may_have_no_more_files_has_nothing_free(monkeypatch: pytest
         f_favail: int = 3
 
     monkeypatch.setattr("os.statvfs", lambda _: Found())
-    assert Space.of(tmp_path) == Space(1000 * 4096, 0)
+    assert DiskSpace.of(tmp_path) == DiskSpace(1000 * 4096, 0)
     monkeypatch.setattr("os.statvfs", lambda _: Found(f_files=0, f_favail=0))
-    assert Space.of(tmp_path) == Space(1000 * 4096, 900 * 4096)
+    assert DiskSpace.of(tmp_path) == DiskSpace(1000 * 4096, 900 * 4096)

@@ -6,7 +6,7 @@ import asyncio
 import pytest
 
 from acestep_consumer.domain.errors import InputUnreadable, ManifestUnreadable, StorageUnavailable
-from acestep_consumer.storage.outage import Patience
+from acestep_consumer.storage.outage import OutageGate
 from tests.support.waiting import eventually
 
 
@@ -24,11 +24,11 @@ class Storage:
         return "here"
 
 
-def patience(told: list[bool]) -> Patience:
+def patience(told: list[bool]) -> OutageGate:
     async def tell(away: bool) -> None:  # noqa: FBT001 - a callback's one argument
         told.append(away)
 
-    return Patience(tell, first_s=0.001, last_s=0.002)
+    return OutageGate(tell, first_s=0.001, last_s=0.002)
 
 
 async def test_a_call_is_made_again_until_storage_is_back_and_both_are_told_once() -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from acestep_consumer.config.settings import StorageSettings
 from acestep_consumer.storage.results import object_key, track_name
-from acestep_consumer.storage.s3_client import Payload, Place, S3Connection, _Signer
+from acestep_consumer.storage.s3_client import ObjectAddress, S3Connection, S3Payload, _Signer
 from tests.support.jobs import make_track
 
 TASK_IDS = st.from_regex(r"[A-Za-z0-9_-]{1,128}", fullmatch=True)
@@ -48,8 +48,8 @@ def test_a_song_is_named_by_its_index_and_the_encoders_ending(tmp_path: Path, fi
     assert track_name(3, make_track(tmp_path / file)) == name
 
 
-@pytest.mark.parametrize(("place", "uri"), [(Place("b"), "s3://b"), (Place("b", "k/"), "s3://b/k/")])
-def test_a_place_reads_as_its_uri(place: Place, uri: str) -> None:
+@pytest.mark.parametrize(("place", "uri"), [(ObjectAddress("b"), "s3://b"), (ObjectAddress("b", "k/"), "s3://b/k/")])
+def test_a_place_reads_as_its_uri(place: ObjectAddress, uri: str) -> None:
     assert str(place) == uri
 
 
@@ -73,8 +73,8 @@ def test_a_bucket_is_addressed_as_its_store_wants_it(endpoint: str | None, regio
 
 def test_a_large_body_is_streamed_and_a_small_one_is_not() -> None:
     """Of a large body of bytes aiohttp warns, and warnings are errors here."""
-    assert Payload(b"x").stream() == b"x"
-    stream = Payload(bytes(2 << 20)).stream()
+    assert S3Payload(b"x").stream() == b"x"
+    stream = S3Payload(bytes(2 << 20)).stream()
     assert not isinstance(stream, bytes | None)
     assert len(stream.read()) == 2 << 20
 

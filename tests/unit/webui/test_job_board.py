@@ -4,7 +4,7 @@
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from acestep_consumer.webui.job_board import Board, Pulse
+from acestep_consumer.webui.job_board import JobBoard, QueueState
 from acestep_schemas import examples
 from acestep_schemas.events import JobStarted, TerminalEvent
 from acestep_schemas.request import GenerationRequest
@@ -35,7 +35,7 @@ def failed(task_id: str) -> TerminalEvent:
 
 
 def test_a_page_that_comes_gets_everything_and_then_what_changes() -> None:
-    board = Board()
+    board = JobBoard()
     board.hear(started("one"))
     with board.feed() as feed:
         first = board.take(feed)
@@ -47,14 +47,14 @@ def test_a_page_that_comes_gets_everything_and_then_what_changes() -> None:
 
 
 def test_a_page_that_comes_to_an_empty_board_is_told_so() -> None:
-    board = Board()
+    board = JobBoard()
     with board.feed() as feed:
         assert feed.news.is_set()
         assert (board.take(feed).fresh, board.take(feed).cards) == (True, ())
 
 
 def test_a_page_that_comes_back_gets_what_changed_meanwhile_alone() -> None:
-    board = Board()
+    board = JobBoard()
     board.hear(started("one"))
     mark = board.mark
     board.hear(started("two"))
@@ -66,18 +66,18 @@ def test_a_page_that_comes_back_gets_what_changed_meanwhile_alone() -> None:
 
 
 def test_a_page_that_was_with_another_server_or_missed_a_removal_starts_anew() -> None:
-    board = Board(kept=1)
+    board = JobBoard(kept=1)
     board.hear(failed("one"))
     mark = board.mark
     board.hear(failed("two"))
-    for strange in (mark, Board().mark, f"{board.mark}9", "nonsense", f"{board.mark.split('-')[0]}-²"):
+    for strange in (mark, JobBoard().mark, f"{board.mark}9", "nonsense", f"{board.mark.split('-')[0]}-²"):
         with board.feed(strange) as feed:
             batch = board.take(feed)
             assert (batch.fresh, [card.task_id for card in batch.cards]) == (True, ["two"])
 
 
 def test_a_slow_page_skips_states_and_holds_no_more_than_there_are_jobs() -> None:
-    board = Board(kept=3)
+    board = JobBoard(kept=3)
     with board.feed() as feed:
         board.take(feed)
         for number in range(50):
@@ -91,7 +91,7 @@ def test_a_slow_page_skips_states_and_holds_no_more_than_there_are_jobs() -> Non
 
 
 def test_of_too_many_ended_jobs_the_oldest_is_forgotten_and_none_that_waits_or_runs() -> None:
-    board = Board(kept=2)
+    board = JobBoard(kept=2)
     for number in range(50):
         board.hear(started(f"runs-{number}"))
         board.order(f"waits-{number}", REQUEST)
@@ -104,7 +104,7 @@ def test_of_too_many_ended_jobs_the_oldest_is_forgotten_and_none_that_waits_or_r
 
 
 def test_memory_has_an_end_and_jobs_that_have_ended_go_first() -> None:
-    board = Board(kept=2, most=3)
+    board = JobBoard(kept=2, most=3)
     for task_id in ("first", "second"):
         board.hear(started(task_id))
     board.hear(failed("ended"))
@@ -116,31 +116,31 @@ def test_memory_has_an_end_and_jobs_that_have_ended_go_first() -> None:
 
 
 def test_pages_hear_how_the_broker_is_once_for_each_change() -> None:
-    board = Board()
+    board = JobBoard()
     with board.feed() as feed:
         assert board.take(feed).pulse is None
-        board.feel(Pulse(broker=False))
+        board.feel(QueueState(broker=False))
         assert feed.news.is_set()
-        assert board.take(feed).pulse == Pulse(broker=False)
-        board.feel(Pulse(broker=False))
+        assert board.take(feed).pulse == QueueState(broker=False)
+        board.feel(QueueState(broker=False))
         assert not feed.news.is_set()
 
 
 def test_a_page_that_comes_back_hears_how_the_broker_is_if_that_changed_meanwhile() -> None:
-    board = Board()
-    board.feel(Pulse(broker=True, waiting=0, workers=1))
+    board = JobBoard()
+    board.feel(QueueState(broker=True, waiting=0, workers=1))
     mark = board.mark
     with board.feed(mark) as feed:
         assert not feed.news.is_set()
-    board.feel(Pulse(broker=False))
+    board.feel(QueueState(broker=False))
     with board.feed(mark) as feed:
         assert feed.news.is_set()
         batch = board.take(feed)
-    assert (batch.fresh, batch.cards, batch.pulse) == (False, (), Pulse(broker=False))
+    assert (batch.fresh, batch.cards, batch.pulse) == (False, (), QueueState(broker=False))
 
 
 def test_an_order_whose_confirm_was_lost_is_in_doubt_until_a_worker_tells_of_it() -> None:
-    board = Board()
+    board = JobBoard()
     board.order("one", REQUEST)
     board.doubt("one")
     board.doubt("unknown")
@@ -155,7 +155,7 @@ def test_an_order_whose_confirm_was_lost_is_in_doubt_until_a_worker_tells_of_it(
 
 
 def test_an_order_waits_until_a_worker_takes_it_and_keeps_its_words() -> None:
-    board = Board()
+    board = JobBoard()
     board.order("one", REQUEST)
     card = board.card("one")
     assert card is not None
@@ -167,7 +167,7 @@ def test_an_order_waits_until_a_worker_takes_it_and_keeps_its_words() -> None:
 
 
 def test_an_order_that_was_refused_goes_and_one_that_runs_all_the_same_stays() -> None:
-    board = Board()
+    board = JobBoard()
     board.order("refused", REQUEST)
     board.withdraw("refused")
     board.order("taken", REQUEST)
@@ -179,7 +179,7 @@ def test_an_order_that_was_refused_goes_and_one_that_runs_all_the_same_stays() -
 
 
 def test_a_job_that_is_to_stop_shows_it_until_it_has_ended() -> None:
-    board = Board()
+    board = JobBoard()
     board.hear(started("one"))
     board.stop("one")
     card = board.card("one")
@@ -194,7 +194,7 @@ def test_a_job_that_is_to_stop_shows_it_until_it_has_ended() -> None:
 
 def test_silent_jobs_are_those_that_have_not_ended_and_said_nothing_for_long() -> None:
     clock = Clock()
-    board = Board(clock=clock)
+    board = JobBoard(clock=clock)
     board.hear(started("old"))
     board.hear(failed("ended"))
     clock.now += timedelta(seconds=50)
@@ -204,14 +204,14 @@ def test_silent_jobs_are_those_that_have_not_ended_and_said_nothing_for_long() -
 
 
 def test_a_page_that_left_costs_nothing() -> None:
-    board = Board()
+    board = JobBoard()
     with board.feed():
         assert board.watched == 1
     assert board.watched == 0
 
 
 def test_waking_lets_pages_through_without_news() -> None:
-    board = Board()
+    board = JobBoard()
     with board.feed(board.mark) as feed:
         board.wake()
         assert feed.news.is_set()

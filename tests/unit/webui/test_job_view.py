@@ -4,16 +4,16 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from acestep_consumer.webui.job_view import Card, content_type_of, file_name, request_shown, told
+from acestep_consumer.webui.job_view import JobView, content_type_of, file_name, request_shown, told
 from acestep_schemas import examples
 from acestep_schemas.events import JobCompleted, JobEvent, JobProgress, JobStarted, Unfinished
 from acestep_schemas.request import GenerationRequest
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
-BLANK = Card(task_id=examples.TASK_ID, number=1, since=NOW, changed=NOW - timedelta(days=365), heard=NOW)
+BLANK = JobView(task_id=examples.TASK_ID, number=1, since=NOW, changed=NOW - timedelta(days=365), heard=NOW)
 
 
-def after(*events: JobEvent, card: Card = BLANK) -> Card:
+def after(*events: JobEvent, card: JobView = BLANK) -> JobView:
     for event in events:
         card = told(card, event, NOW)
     return card

@@ -10,7 +10,7 @@ import pytest
 
 from acestep_consumer.client import DownloadFailed
 from acestep_consumer.webui import reporter
-from acestep_consumer.webui.job_board import Board, Pulse
+from acestep_consumer.webui.job_board import JobBoard, QueueState
 from acestep_schemas import examples
 from acestep_schemas.events import JobEvent, TerminalEvent, WorkerEvent
 from acestep_schemas.request import GenerationRequest
@@ -34,7 +34,7 @@ class Endings:
         return self.ending
 
 
-async def caught_up(board: Board, endings: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+async def caught_up(board: JobBoard, endings: Any, monkeypatch: pytest.MonkeyPatch) -> str:
     """Let the look-ups go on until the third; the job's state then."""
     monkeypatch.setattr(reporter, "LOOK_EVERY_S", 0.001)
     monkeypatch.setattr(reporter, "SILENT_S", 0.0)
@@ -48,8 +48,8 @@ async def caught_up(board: Board, endings: Any, monkeypatch: pytest.MonkeyPatch)
     return card.state
 
 
-def waiting() -> Board:
-    board = Board()
+def waiting() -> JobBoard:
+    board = JobBoard()
     board.order(TASK, GenerationRequest(prompt="x"))
     return board
 
@@ -59,7 +59,7 @@ async def test_events_of_jobs_go_up_and_those_of_workers_do_not() -> None:
         yield examples.worker()
         yield examples.started()
 
-    board = Board()
+    board = JobBoard()
     await reporter.report(events(), board)
     assert board.card(TASK) is not None
     assert board.card(examples.WORKER_ID) is None
@@ -80,15 +80,15 @@ async def test_an_earlier_cancellation_of_the_same_id_does_not_end_a_job(monkeyp
 
 async def test_the_board_is_told_again_and_again_how_the_broker_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reporter, "FEEL_EVERY_S", 0.001)
-    seen = [Pulse(broker=True, waiting=0, workers=1), Pulse(broker=False)]
+    seen = [QueueState(broker=True, waiting=0, workers=1), QueueState(broker=False)]
 
-    async def look() -> Pulse:
+    async def look() -> QueueState:
         return seen.pop(0) if len(seen) > 1 else seen[0]
 
-    board = Board()
+    board = JobBoard()
     with board.feed() as feed:
         work = asyncio.create_task(reporter.feel(look, board))
         try:
-            await eventually(lambda: board.take(feed).pulse == Pulse(broker=False), 10)
+            await eventually(lambda: board.take(feed).pulse == QueueState(broker=False), 10)
         finally:
             work.cancel()

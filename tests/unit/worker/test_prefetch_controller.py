@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from acestep_consumer.engine.device_usage import Usage
+from acestep_consumer.engine.device_usage import DeviceUsage
 from acestep_consumer.worker import prefetch_controller as pacer_module
-from acestep_consumer.worker.prefetch_controller import JOB_S, Pacer
-from acestep_consumer.worker.prefetch_policy import Concurrency, Reading
+from acestep_consumer.worker.prefetch_controller import JOB_S, PrefetchController
+from acestep_consumer.worker.prefetch_policy import PrefetchPolicy, WorkerSample
 from tests.support.vitals import vitals
 from tests.support.waiting import eventually
 
@@ -29,26 +29,28 @@ class Hands:
         self.was_set.append(count)
 
 
-class Script(Concurrency):
+class Script(PrefetchPolicy):
     """A policy that answers as it is told, and keeps what it reads."""
 
     def __init__(self, *answers: int) -> None:
         super().__init__(2, 64)
         self._answers = list(answers)
-        self.heard: list[Reading] = []
+        self.heard: list[WorkerSample] = []
 
-    def read(self, reading: Reading) -> int:
+    def read(self, reading: WorkerSample) -> int:
         self.heard.append(reading)
         return self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
 
 
-def pacer(hands: Hands, policy: Concurrency, usage: Usage | None = None) -> tuple[Pacer, list[int]]:
+def pacer(
+    hands: Hands, policy: PrefetchPolicy, usage: DeviceUsage | None = None
+) -> tuple[PrefetchController, list[int]]:
     told: list[int] = []
 
     async def tell() -> None:
         told.append(hands.prefetch)
 
-    return Pacer(hands, usage or Usage(), policy, tell), told
+    return PrefetchController(hands, usage or DeviceUsage(), policy, tell), told
 
 
 async def test_a_change_is_set_and_then_told_and_the_same_number_is_neither() -> None:
@@ -60,7 +62,7 @@ async def test_a_change_is_set_and_then_told_and_the_same_number_is_neither() ->
 
 
 async def test_it_reads_the_worker_and_its_engine() -> None:
-    usage, script = Usage(), Script(2)
+    usage, script = DeviceUsage(), Script(2)
     usage.note(vitals(audio_s=90, memory_gb=30, memory_limit_gb=40, squeezes=7), 1.0)
     pace, _ = pacer(Hands(), script, usage)
     await pace.step()

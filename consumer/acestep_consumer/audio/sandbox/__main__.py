@@ -16,8 +16,8 @@ import av.subtitles.codeccontext  # PyAV imports it at the first such stream, wh
 from av.audio.frame import AudioFrame
 from av.container import InputContainer
 
-from acestep_consumer.audio.sandbox.landlock import Limits, confine
-from acestep_consumer.audio.sandbox.verdict import Verdict
+from acestep_consumer.audio.sandbox.landlock import ProcessLimits, confine
+from acestep_consumer.audio.sandbox.verdict import DecodeExit
 
 FRAME_BYTES: Final = 8
 """One sample of both channels."""
@@ -36,10 +36,10 @@ _CODECS: Final = frozenset(
 )  # fmt: skip
 
 
-class _Unfit(Exception):
+class _Unusable(Exception):
     """The input is read as far as it is needed, and is not to be used."""
 
-    def __init__(self, verdict: Verdict) -> None:
+    def __init__(self, verdict: DecodeExit) -> None:
         super().__init__(verdict.name)
         self.verdict = verdict
 
@@ -48,22 +48,22 @@ def main() -> None:
     """Confine this process, decode, and leave with the verdict."""
     sample_rate, most_samples, cpu_s, wall_s, memory_bytes = map(int, sys.argv[1:6])
     _rehearse()
-    confine(Limits(cpu_s, wall_s, memory_bytes, output_bytes=most_samples * FRAME_BYTES))
+    confine(ProcessLimits(cpu_s, wall_s, memory_bytes, output_bytes=most_samples * FRAME_BYTES))
     sys.exit(run(sys.stdin.buffer, sys.stdout.buffer, sample_rate, most_samples))
 
 
-def run(source: BinaryIO, target: BinaryIO, sample_rate: int, most_samples: int) -> Verdict:
+def run(source: BinaryIO, target: BinaryIO, sample_rate: int, most_samples: int) -> DecodeExit:
     """Decode ``source`` into ``target``; never raises for what the source holds."""
     try:
         return _decode(source, target, sample_rate, most_samples)
-    except _Unfit as found:
+    except _Unusable as found:
         return found.verdict
     except MemoryError:  # FFmpeg's own is one of these as well
-        return Verdict.TOO_MUCH_MEMORY
+        return DecodeExit.TOO_MUCH_MEMORY
     except (av.FFmpegError, ValueError):
-        return Verdict.NOT_AUDIO
+        return DecodeExit.NOT_AUDIO
     except OSError:  # of the target: there is nothing else to write to, and the source is FFmpeg's to complain about
-        return Verdict.NO_ROOM
+        return DecodeExit.NO_ROOM
 
 
 def _rehearse() -> None:
@@ -73,17 +73,17 @@ def _rehearse() -> None:
     run(io.BytesIO(silence), io.BytesIO(), sample_rate=8_000, most_samples=1)
 
 
-def _decode(source: BinaryIO, target: BinaryIO, sample_rate: int, most_samples: int) -> Verdict:
+def _decode(source: BinaryIO, target: BinaryIO, sample_rate: int, most_samples: int) -> DecodeExit:
     options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "none", "codec_whitelist": _known_codecs()}
     samples = 0
     with av.open(source, mode="r", options=options) as container:
         for frame in _resampled(container, sample_rate):
             samples += frame.samples
             if samples > most_samples:
-                raise _Unfit(Verdict.TOO_LONG)
+                raise _Unusable(DecodeExit.TOO_LONG)
             target.write(_stereo(frame))
     target.flush()
-    return Verdict.STEREO if samples else Verdict.NO_SOUND
+    return DecodeExit.STEREO if samples else DecodeExit.NO_SOUND
 
 
 def _known_codecs() -> str:
@@ -93,11 +93,11 @@ def _known_codecs() -> str:
 def _resampled(container: InputContainer, sample_rate: int) -> Iterator[AudioFrame]:
     """Decode the first audio track, piece by piece."""
     if not container.streams.audio:
-        raise _Unfit(Verdict.NO_AUDIO_TRACK)
+        raise _Unusable(DecodeExit.NO_AUDIO_TRACK)
     stream = container.streams.audio[0]
     # Whitelists hold while FFmpeg looks at the file; the decoder that is used is opened here.
     if stream.codec_context is None or stream.codec_context.name not in _known_codecs().split(","):
-        raise _Unfit(Verdict.NOT_AUDIO)
+        raise _Unusable(DecodeExit.NOT_AUDIO)
     stream.codec_context.thread_count = 1
     resampler: av.AudioResampler | None = None
     for frame in container.decode(stream):

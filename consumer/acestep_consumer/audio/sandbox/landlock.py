@@ -28,7 +28,7 @@ _SCOPES_SINCE, _SCOPES = 6, 0b11  # no signals to others, no abstract sockets of
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ProcessLimits:
     """What one decoder may use. Times in seconds; ``wall_s`` counts also while it waits."""
 
     cpu_s: int
@@ -37,7 +37,7 @@ class Limits:
     output_bytes: int
 
 
-def confine(limits: Limits) -> None:
+def confine(limits: ProcessLimits) -> None:
     """Give up for good what decoding does not need. Everything must be imported, and the three streams open.
 
     Standard input, output and error stay; no other file can be opened, and no process or thread started (root may

@@ -15,7 +15,7 @@ from typing import BinaryIO, Final
 import av
 import structlog
 
-from acestep_consumer.audio.sandbox.verdict import Verdict
+from acestep_consumer.audio.sandbox.verdict import DecodeExit
 from acestep_consumer.domain.errors import Cancelled
 
 CPU_S: Final = 60
@@ -49,11 +49,11 @@ class DecoderDied(Exception):
 
 def decode_into(
     target: BinaryIO, source: BinaryIO, *, sample_rate: int, most_samples: int, stopped: Callable[[], bool]
-) -> Verdict:
+) -> DecodeExit:
     """Decode the audio file ``source`` as stereo float32 samples into ``target``, both of them open files.
 
-    ``stopped`` is asked ten times a second whether the job still wants it. Only ``Verdict.STEREO`` leaves samples that
-    are of use, at most ``most_samples`` a channel.
+    ``stopped`` is asked ten times a second whether the job still wants it. Only ``DecodeExit.STEREO`` leaves usable
+    samples, at most ``most_samples`` a channel.
 
     Raises:
         Cancelled: ``stopped`` said so.
@@ -100,11 +100,11 @@ def _listen(child: "subprocess.Popen[bytes]", stopped: Callable[[], bool]) -> st
     return said.decode(errors="replace")
 
 
-def _judge(code: int, said: str) -> Verdict:
+def _judge(code: int, said: str) -> DecodeExit:
     if code in _OUT_OF_TIME:
         raise DecoderTookTooLong
     try:
-        return Verdict(code)
+        return DecodeExit(code)
     except ValueError as error:
         log.warning("decoder died", exit_code=code, said=said)
         raise DecoderDied(f"exit code {code}") from error

@@ -4,7 +4,7 @@
 from enum import IntEnum
 
 
-class Verdict(IntEnum):
+class DecodeExit(IntEnum):
     """Exit codes. Python's own are below 10, a shell's above 125."""
 
     STEREO = 0

@@ -13,10 +13,10 @@ from typing import Any
 
 from rich.console import Console
 
-from acestep_consumer.broker.dead_letter_queue import DeadLetter, DeadQueue
-from acestep_consumer.broker.errors import BrokerFault, Nacked, Unroutable, describe
+from acestep_consumer.broker.dead_letter_queue import DeadLetter, DeadLetterQueue
+from acestep_consumer.broker.errors import BrokerError, Nacked, Unroutable, describe
 from acestep_consumer.commands.dead import view
-from acestep_consumer.commands.dead.view import Row
+from acestep_consumer.commands.dead.view import DeadLetterRow
 from acestep_consumer.commands.terminal import hush_libraries
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.settings import BrokerSettings, Settings
@@ -30,14 +30,14 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class DeadLetterFilter:
     """Which dead letters are meant: those that fit everything that is given."""
 
     id: str | None = None
     code: str | None = None
     since: datetime | None = None
 
-    def fits(self, row: Row) -> bool:
+    def fits(self, row: DeadLetterRow) -> bool:
         """Whether it is meant. A letter that nobody dated is older than any ``since``."""
         return (
             (self.id is None or self.id in {row.task_id, row.message_id})
@@ -60,27 +60,27 @@ def read_since(text: str, now: datetime) -> datetime:
         raise ValueError(f"{text}: give a span such as 90s, 30m, 12h, 7d, or a time such as 2026-03-01T12:00") from None
 
 
-def show_list(settings: Settings, choice: Choice, note: Console, *, limit: int, as_json: bool) -> Exit:
+def show_list(settings: Settings, choice: DeadLetterFilter, note: Console, *, limit: int, as_json: bool) -> Exit:
     """Print a line for each letter, oldest first, ``limit`` at most."""
     return _answer(_list(settings.broker, choice, note, limit, as_json=as_json), note)
 
 
-def show_one(settings: Settings, choice: Choice, note: Console, *, as_json: bool) -> Exit:
+def show_one(settings: Settings, choice: DeadLetterFilter, note: Console, *, as_json: bool) -> Exit:
     """Print every letter of one task in full: indented, or with ``as_json`` a line each."""
     return _answer(_show(settings.broker, choice, note, as_json=as_json), note)
 
 
-def requeue(settings: Settings, choice: Choice, note: Console, *, as_json: bool) -> Exit:
+def requeue(settings: Settings, choice: DeadLetterFilter, note: Console, *, as_json: bool) -> Exit:
     """Publish the letters to the requests again, each removed after its confirm; prints the task ids, or lines."""
     return _answer(_requeue(settings.broker, choice, note, as_json=as_json), note)
 
 
 def purge(
-    settings: Settings, choice: Choice, note: Console, agree: Callable[[str], bool] | None, *, as_json: bool
+    settings: Settings, choice: DeadLetterFilter, note: Console, agree: Callable[[str], bool] | None, *, as_json: bool
 ) -> Exit:
     """Remove the letters for good, after ``agree`` said yes to the question; without it, at once."""
     if agree is not None:
-        counted = _Tally()
+        counted = _RequeueCounts()
         code = _answer(_count(settings.broker, choice, note, counted), note)
         if code is not Exit.DONE or not counted.fitting:
             return code
@@ -93,7 +93,7 @@ def purge(
 
 
 @dataclass(slots=True)
-class _Tally:
+class _RequeueCounts:
     seen: int = 0
     fitting: int = 0
 
@@ -103,14 +103,14 @@ def _answer(work: Coroutine[Any, Any, Exit], note: Console) -> Exit:
     hush_libraries()
     try:
         return asyncio.run(work)
-    except BrokerFault as fault:
+    except BrokerError as fault:
         note.print(describe(fault), style="red", markup=False, soft_wrap=True)
         return Exit.UNREACHABLE
 
 
-async def _list(broker: BrokerSettings, choice: Choice, note: Console, limit: int, *, as_json: bool) -> Exit:
+async def _list(broker: BrokerSettings, choice: DeadLetterFilter, note: Console, limit: int, *, as_json: bool) -> Exit:
     rows, shown, more = view.table(), 0, False
-    async with DeadQueue(broker) as queue, aclosing(_fitting(queue, choice)) as fitting:
+    async with DeadLetterQueue(broker) as queue, aclosing(_fitting(queue, choice)) as fitting:
         async for _, row in fitting:
             if more := shown == limit:
                 break
@@ -127,9 +127,9 @@ async def _list(broker: BrokerSettings, choice: Choice, note: Console, limit: in
     return Exit.DONE
 
 
-async def _show(broker: BrokerSettings, choice: Choice, note: Console, *, as_json: bool) -> Exit:
+async def _show(broker: BrokerSettings, choice: DeadLetterFilter, note: Console, *, as_json: bool) -> Exit:
     found = 0
-    async with DeadQueue(broker) as queue, aclosing(_fitting(queue, choice)) as fitting:
+    async with DeadLetterQueue(broker) as queue, aclosing(_fitting(queue, choice)) as fitting:
         async for letter, _ in fitting:
             found += 1
             whole = view.in_full(letter)
@@ -137,9 +137,9 @@ async def _show(broker: BrokerSettings, choice: Choice, note: Console, *, as_jso
     return Exit.DONE if found else _none(choice, note)
 
 
-async def _requeue(broker: BrokerSettings, choice: Choice, note: Console, *, as_json: bool) -> Exit:
+async def _requeue(broker: BrokerSettings, choice: DeadLetterFilter, note: Console, *, as_json: bool) -> Exit:
     done = 0
-    async with DeadQueue(broker) as queue, aclosing(_fitting(queue, choice)) as fitting:
+    async with DeadLetterQueue(broker) as queue, aclosing(_fitting(queue, choice)) as fitting:
         async for letter, row in fitting:
             try:
                 await queue.revive(letter)
@@ -151,7 +151,7 @@ async def _requeue(broker: BrokerSettings, choice: Choice, note: Console, *, as_
             except Unroutable:
                 note.print("no queue takes requests yet: run `acestep-consumer topology --declare`", style="red")
                 return Exit.UNREACHABLE
-            except BrokerFault:
+            except BrokerError:
                 note.print(
                     f"{_letters(done)} requeued; the next one stays, and may have been requeued too", style="red"
                 )
@@ -162,17 +162,19 @@ async def _requeue(broker: BrokerSettings, choice: Choice, note: Console, *, as_
     return Exit.DONE if done else _none(choice, note)
 
 
-async def _count(broker: BrokerSettings, choice: Choice, note: Console, tally: _Tally) -> Exit:
-    async with DeadQueue(broker) as queue, aclosing(_fitting(queue, choice)) as fitting:
+async def _count(broker: BrokerSettings, choice: DeadLetterFilter, note: Console, tally: _RequeueCounts) -> Exit:
+    async with DeadLetterQueue(broker) as queue, aclosing(_fitting(queue, choice)) as fitting:
         async for _ in fitting:
             tally.fitting += 1
         tally.seen = queue.count
     return Exit.DONE if tally.fitting else _none(choice, note)
 
 
-async def _purge(broker: BrokerSettings, choice: Choice, note: Console, first: int | None, *, as_json: bool) -> Exit:
+async def _purge(
+    broker: BrokerSettings, choice: DeadLetterFilter, note: Console, first: int | None, *, as_json: bool
+) -> Exit:
     done = 0
-    async with DeadQueue(broker, at_most=first) as queue, aclosing(_fitting(queue, choice)) as fitting:
+    async with DeadLetterQueue(broker, at_most=first) as queue, aclosing(_fitting(queue, choice)) as fitting:
         async for letter, row in fitting:
             await queue.remove(letter)
             done += 1
@@ -182,21 +184,23 @@ async def _purge(broker: BrokerSettings, choice: Choice, note: Console, first: i
     return Exit.DONE if done else _none(choice, note)
 
 
-async def _fitting(queue: DeadQueue, choice: Choice) -> AsyncGenerator[tuple[DeadLetter, Row]]:
+async def _fitting(
+    queue: DeadLetterQueue, choice: DeadLetterFilter
+) -> AsyncGenerator[tuple[DeadLetter, DeadLetterRow]]:
     async with aclosing(queue.letters()) as letters:
         async for letter in letters:
-            row = Row.of(letter)
+            row = DeadLetterRow.of(letter)
             if choice.fits(row):
                 yield letter, row
 
 
-def _name(row: Row, *, as_json: bool) -> None:
+def _name(row: DeadLetterRow, *, as_json: bool) -> None:
     """Print what was done with: its id, or its line of ``dead list --json``."""
     text = json.dumps(row.as_json()) if as_json else view.printable(row.task_id or row.message_id or "–")
     sys.stdout.write(text + "\n")
 
 
-def _none(choice: Choice, note: Console) -> Exit:
+def _none(choice: DeadLetterFilter, note: Console) -> Exit:
     """Nothing fits: a mistake when one was named, and nothing to do otherwise."""
     if choice.id is None:
         note.print("no dead letter fits")

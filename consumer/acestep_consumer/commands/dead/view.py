@@ -35,7 +35,7 @@ _SECRET_TEXT = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class DeadLetterRow:
     """A dead letter in a line."""
 
     task_id: str | None
@@ -48,7 +48,7 @@ class Row:
     worker: str | None
 
     @classmethod
-    def of(cls, letter: DeadLetter) -> "Row":
+    def of(cls, letter: DeadLetter) -> "DeadLetterRow":
         """Read a letter; the task id is the one that the worker would use."""
         death = letter.death
         return cls(
@@ -94,7 +94,7 @@ def table() -> Table:
     return empty
 
 
-def add(rows: Table, row: Row) -> None:
+def add(rows: Table, row: DeadLetterRow) -> None:
     """Add a letter to the table; its time is shown in this machine's zone."""
     when = row.at.astimezone().strftime("%Y-%m-%d %H:%M:%S") if row.at else "–"
     tries = str(row.attempts) if row.attempts else "–"
@@ -119,7 +119,7 @@ def in_full(letter: DeadLetter) -> dict[str, JsonValue]:
         "app_id": properties.app_id,
     }
     return {
-        **Row.of(letter).as_json(),
+        **DeadLetterRow.of(letter).as_json(),
         "properties": masked({name: value for name, value in named.items() if value not in {None, ""}}),
         "headers": masked(properties.headers or {}),
         "body": masked(_body(letter.body)),

@@ -6,10 +6,16 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import Final
 
-from acestep_consumer.broker.errors import BrokerFault, BrokerRefused, describe
-from acestep_consumer.broker.inspection import DEFAULT_EXCHANGE, Comparison, Depth, Inspection, Lack
+from acestep_consumer.broker.errors import BrokerError, BrokerRefused, describe
+from acestep_consumer.broker.inspection import (
+    DEFAULT_EXCHANGE,
+    BrokerInspection,
+    MissingPermission,
+    QueueDepth,
+    TopologyDiff,
+)
 from acestep_consumer.broker.management import Monitor, vhost_of
-from acestep_consumer.broker.queue_limit import Standing
+from acestep_consumer.broker.queue_limit import LimitInForce
 from acestep_consumer.broker.topology import (
     DEAD_LETTER,
     GENERATE,
@@ -29,18 +35,22 @@ from acestep_consumer.policy.tiers import TierTableError
 CHECKS: Final = ("broker", "acks", "permissions", "limit", "topology", "queue")
 _NAME: Final = "acestep-consumer doctor"
 # It is measured by publishing to a throw-away queue and reading from it.
-_TO_MEASURE: Final = {Lack("configure", GENERATE), Lack("write", DEFAULT_EXCHANGE), Lack("read", GENERATE)}
+_TO_MEASURE: Final = {
+    MissingPermission("configure", GENERATE),
+    MissingPermission("write", DEFAULT_EXCHANGE),
+    MissingPermission("read", GENERATE),
+}
 _DECLARES: Final = "a worker declares it when it starts, or: acestep-consumer topology --declare"
 _MAY_SET: Final = {"administrator", "policymaker"}
 
 
 async def look_at_broker(settings: Settings) -> AsyncGenerator[Finding]:
     """Ask the broker through AMQP. Nothing on it is changed."""
-    inspection = Inspection(settings.broker, _NAME)
+    inspection = BrokerInspection(settings.broker, _NAME)
     async with AsyncExitStack() as stack:
         try:
             await stack.enter_async_context(inspection)
-        except BrokerFault as fault:
+        except BrokerError as fault:
             yield _unreachable(inspection.address, fault)
             for check in CHECKS[1:]:
                 yield skip(check, "no connection to the broker")
@@ -67,14 +77,14 @@ async def look_at_management(settings: BrokerSettings) -> AsyncGenerator[Finding
         except BrokerRefused as refusal:
             yield fail("management", str(refusal), "correct ACESTEP_MANAGEMENT_URL, or unset it")
             return
-        except BrokerFault as fault:
+        except BrokerError as fault:
             yield fail("management", describe(fault), "a worker waits for it at its start; unset it to do without")
             return
         if monitor.time is not None:
             yield clock("broker clock", monitor.time, datetime.now(UTC))
 
 
-def _unreachable(address: str, fault: BrokerFault) -> Finding:
+def _unreachable(address: str, fault: BrokerError) -> Finding:
     if isinstance(fault, BrokerRefused):
         return fail("broker", f"{address} refuses: {fault}")
     return fail(
@@ -82,7 +92,7 @@ def _unreachable(address: str, fault: BrokerFault) -> Finding:
     )
 
 
-def _version(inspection: Inspection, settings: Settings) -> Iterator[Finding]:
+def _version(inspection: BrokerInspection, settings: Settings) -> Iterator[Finding]:
     broker = settings.broker
     yield judge_version(inspection.version, inspection.address, broker.queue_type)
     longest_s = settings.worker.execution_timeout_s
@@ -91,7 +101,7 @@ def _version(inspection: Inspection, settings: Settings) -> Iterator[Finding]:
     )
 
 
-async def _standing(inspection: Inspection, settings: BrokerSettings) -> AsyncGenerator[Finding]:
+async def _standing(inspection: BrokerInspection, settings: BrokerSettings) -> AsyncGenerator[Finding]:
     wanted = topology_with(settings, settings.queue_maxsize)
     lacking = await inspection.lacks(wanted)
     yield judge_permissions(lacking, vhost_of(settings))
@@ -139,7 +149,7 @@ def judge_acks(warning: str | None) -> Finding:
     return warn("acks", f"{said}: longer jobs would be done again and again", cure or None)
 
 
-def judge_permissions(lacking: tuple[Lack, ...], vhost: str) -> Finding:
+def judge_permissions(lacking: tuple[MissingPermission, ...], vhost: str) -> Finding:
     """Say what this user may not do."""
     if not lacking:
         return ok("permissions", "this user may configure, write and read what a worker needs")
@@ -151,7 +161,7 @@ def judge_permissions(lacking: tuple[Lack, ...], vhost: str) -> Finding:
     return fail("permissions", said, f"rabbitmqctl set_permissions -p {vhost} USER {rights}")
 
 
-def judge_limit(found: Standing | None, settings: BrokerSettings) -> Finding:
+def judge_limit(found: LimitInForce | None, settings: BrokerSettings) -> Finding:
     """Say how many requests may wait, as measured."""
     wanted = settings.queue_maxsize
     if found is None:
@@ -167,7 +177,7 @@ def judge_limit(found: Standing | None, settings: BrokerSettings) -> Finding:
     return fail("limit", said, cure or None)
 
 
-def judge_topology(found: Comparison) -> Finding:
+def judge_topology(found: TopologyDiff) -> Finding:
     """Say whether exchanges and queues stand as the settings want them."""
     if found.different:
         said = "\n".join(found.different)
@@ -200,7 +210,7 @@ def judge_tags(tags: frozenset[str]) -> Finding:
     return fail("management", said, "rabbitmqctl set_user_tags USER monitoring policymaker")
 
 
-def judge_depths(depths: Mapping[str, Depth | None], limit: int) -> Finding:  # noqa: PLR0911 - a line per cause
+def judge_depths(depths: Mapping[str, QueueDepth | None], limit: int) -> Finding:  # noqa: PLR0911 - a line per cause
     """Say what waits; work that nobody takes and letters that nobody reads are worth a line."""
     requests = depths[GENERATE]
     if requests is None:
@@ -221,7 +231,7 @@ def judge_depths(depths: Mapping[str, Depth | None], limit: int) -> Finding:  # 
     return ok("queue", said)
 
 
-def judge_tiers(depths: Mapping[str, Depth | None]) -> Finding:
+def judge_tiers(depths: Mapping[str, QueueDepth | None]) -> Finding:
     """Say whether the queues of what is sent on to larger cards stand, and what waits in them."""
     if missing := [queue for queue, depth in depths.items() if depth is None]:
         return warn("tier queues", f"not there yet: {', '.join(missing)}", _DECLARES.replace("it when", "them when"))

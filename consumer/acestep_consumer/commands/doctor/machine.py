@@ -20,8 +20,8 @@ import aiohttp
 from acestep_consumer.audio.formats import FORMATS
 from acestep_consumer.commands.doctor.report import Finding, fail, ok, warn
 from acestep_consumer.commands.plan import gpu as cards
-from acestep_consumer.commands.plan.gpu import DeviceMissing, Found
-from acestep_consumer.commands.plan.survey import Question, Survey
+from acestep_consumer.commands.plan.gpu import DetectedGpu, DeviceMissing
+from acestep_consumer.commands.plan.survey import PlanQuestion, PlanSurvey
 from acestep_consumer.commands.threads import aside
 from acestep_consumer.config.settings import EngineSettings, Settings, WorkerSettings
 from acestep_consumer.policy.tiers import TierTable, TierTableError, load_table
@@ -40,7 +40,7 @@ class Machine:
     def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
         self._settings = settings
         self._environ = environ
-        self._card: asyncio.Task[Found] | None = None
+        self._card: asyncio.Task[DetectedGpu] | None = None
 
     async def packages(self) -> AsyncGenerator[Finding]:
         """Look for what the engine processes import, without importing it."""
@@ -65,14 +65,14 @@ class Machine:
         yield judge_card(found, self._settings.engine, torch=_version("torch"))
         yield judge_tier(found, table, self._settings)
 
-    async def card(self) -> Found:
+    async def card(self) -> DetectedGpu:
         """Return the card that a worker would use, at the size that the settings pretend. Raises ``DeviceMissing``."""
         if self._card is None:
             engine = self._settings.engine
             self._card = asyncio.create_task(aside(lambda: cards.find(engine.device, self._environ)))
         found = await asyncio.shield(self._card)
         pretended = self._settings.engine.max_vram_gb
-        return found if pretended is None else Found(found.name, pretended, found.by, found.why, found.kind)
+        return found if pretended is None else DetectedGpu(found.name, pretended, found.by, found.why, found.kind)
 
     async def encoders(self) -> AsyncGenerator[Finding]:
         """Have a process try them: FFmpeg stays out of this one."""
@@ -103,7 +103,7 @@ class Machine:
         yield await look_at_port(self._settings.worker)
 
 
-def judge_card(found: Found, engine: EngineSettings, *, torch: str | None) -> Finding:
+def judge_card(found: DetectedGpu, engine: EngineSettings, *, torch: str | None) -> Finding:
     """Say which card it is, and whether it can be used."""
     pretended = "" if engine.max_vram_gb is None else " (MAX_CUDA_VRAM pretends that)"
     if engine.device.strip().lower() == "cpu":
@@ -118,14 +118,14 @@ def judge_card(found: Found, engine: EngineSettings, *, torch: str | None) -> Fi
     return ok("device", said)
 
 
-def judge_tier(found: Found, table: TierTable, settings: Settings) -> Finding:
+def judge_tier(found: DetectedGpu, table: TierTable, settings: Settings) -> Finding:
     """Say what the card may be asked for, and whether the models fit."""
     tier = table.tier_of(found.vram_gb)
     said = (
         f"{tier.name} of {table.version}: songs of up to {tier.max_seconds_with_lm} s with the LM and "
         f"{tier.max_seconds} s without, batches of up to {tier.max_batch_with_lm} and {tier.max_batch}"
     )
-    plan = Survey(settings, table, found, Question()).plan()
+    plan = PlanSurvey(settings, table, found, PlanQuestion()).plan()
     if found.vram_gb and not plan.fits:
         return warn("tier", f"{said}; {plan.workers.because}", "acestep-consumer plan says what fits")
     return ok("tier", said)

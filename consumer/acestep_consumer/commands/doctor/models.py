@@ -16,7 +16,7 @@ from acestep_consumer.commands.threads import aside
 from acestep_consumer.config.settings import EngineSettings, Settings
 from acestep_consumer.engine.planner import registry as lms
 from acestep_consumer.engine.renderer.registry import CheckpointError, resolve
-from acestep_consumer.policy.lm_choice import LmPlan, LmWish, plan_lm
+from acestep_consumer.policy.lm_choice import LmPlan, LmRequest, plan_lm
 from acestep_consumer.policy.tiers import TierTableError, load_table
 
 _TRUE: Final = {"1", "on", "yes", "true"}
@@ -38,7 +38,9 @@ async def look_at_lm(settings: Settings, machine: Machine, environ: Mapping[str,
     except (DeviceMissing, TierTableError):
         yield skip("language model", "which one it is depends on the card's tier")
         return
-    plan = plan_lm(LmWish(init=engine.init_llm, model=engine.lm_model_path, backend=engine.lm_backend), tier, vram_gb)
+    plan = plan_lm(
+        LmRequest(init=engine.init_llm, model=engine.lm_model_path, backend=engine.lm_backend), tier, vram_gb
+    )
     if plan is None:
         because = "ACESTEP_INIT_LLM is false" if engine.init_llm is False else f"{tier.name} loads none by itself"
         yield ok("language model", f"none: {because}; requests that need it end as failed")

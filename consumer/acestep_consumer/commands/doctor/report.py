@@ -27,7 +27,7 @@ class Finding(BaseModel):
     fix: str | None = None
 
 
-class Report(BaseModel):
+class DoctorReport(BaseModel):
     """All lines, in the order in which a worker would meet these things. ``took_s``: seconds."""
 
     model_config = ConfigDict(frozen=True)

@@ -13,7 +13,7 @@ from rich.console import Console
 from acestep_consumer.commands.doctor.machine import Machine
 from acestep_consumer.commands.doctor.models import look_at_lm, look_at_models
 from acestep_consumer.commands.doctor.probe import Probe, limit_after, run
-from acestep_consumer.commands.doctor.report import Finding, Report, fail, ok, skip
+from acestep_consumer.commands.doctor.report import DoctorReport, Finding, fail, ok, skip
 from acestep_consumer.commands.doctor.table import show
 from acestep_consumer.commands.terminal import hush
 from acestep_consumer.commands.threads import aside
@@ -30,7 +30,7 @@ async def doctor(*, as_json: bool) -> Exit:
     began = time.perf_counter()
     hush()
     findings = await _examine(os.environ)
-    report = Report(findings=findings, took_s=round(time.perf_counter() - began, 2))
+    report = DoctorReport(findings=findings, took_s=round(time.perf_counter() - began, 2))
     if as_json:
         sys.stdout.write(report.model_dump_json(indent=2) + "\n")
     else:

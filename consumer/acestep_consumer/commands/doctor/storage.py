@@ -13,7 +13,7 @@ from acestep_consumer.commands.doctor.broker import clock
 from acestep_consumer.commands.doctor.report import Finding, fail, ok, skip, warn
 from acestep_consumer.config.settings import StorageSettings
 from acestep_consumer.domain.errors import StorageUnavailable
-from acestep_consumer.storage.s3_client import NOTHING, Answer, Payload, Place, S3Connection, S3Refused
+from acestep_consumer.storage.s3_client import NOTHING, ObjectAddress, S3Connection, S3Payload, S3Refused, S3Response
 
 CHECKS: Final = ("storage", "storage clock", "bucket", "write and read", "conditional write", "delete")
 # One more try after the first: a doctor that waits long is not asked.
@@ -42,7 +42,7 @@ async def look_at_storage(settings: StorageSettings) -> AsyncGenerator[Finding]:
 
 async def _tour(connection: S3Connection, settings: StorageSettings, where: str) -> AsyncGenerator[Finding]:
     """Yield a finding for each of ``CHECKS``, in that order."""
-    bucket = Place(settings.bucket)
+    bucket = ObjectAddress(settings.bucket)
     head = await connection.ask("HEAD", bucket)
     yield ok("storage", f"{where} answers")
     # Before anything that may be refused: a wrong clock is a reason to be refused.
@@ -54,14 +54,14 @@ async def _tour(connection: S3Connection, settings: StorageSettings, where: str)
         return
     await _require(connection, bucket, head)
     yield ok("bucket", f"{bucket} is there, and these keys may look")
-    async for finding in _tries(connection, Place(settings.bucket, _key(settings.prefix))):
+    async for finding in _tries(connection, ObjectAddress(settings.bucket, _key(settings.prefix))):
         yield finding
 
 
-async def _tries(connection: S3Connection, place: Place) -> AsyncGenerator[Finding]:
+async def _tries(connection: S3Connection, place: ObjectAddress) -> AsyncGenerator[Finding]:
     """Write, read, write under a condition, delete."""
     body = place.key.encode()
-    payload = Payload(body, hashlib.sha256(body).hexdigest())
+    payload = S3Payload(body, hashlib.sha256(body).hexdigest())
     await _require(connection, place, await connection.ask("PUT", place, payload))
     read = await connection.ask("GET", place)
     await _require(connection, place, read)
@@ -74,17 +74,17 @@ async def _tries(connection: S3Connection, place: Place) -> AsyncGenerator[Findi
     yield judge_delete(place, await connection.ask("DELETE", place))
 
 
-async def _require(connection: S3Connection, place: Place, answer: Answer) -> None:
+async def _require(connection: S3Connection, place: ObjectAddress, answer: S3Response) -> None:
     """Raise ``S3Refused`` unless it did as asked. An answer to HEAD has no body: a GET fails as well, and says why."""
     if answer.ok:
         return
     code = answer.code
     if not answer.body:
-        code = (await connection.ask("GET", Place(place.bucket, place.key or "any"))).code
+        code = (await connection.ask("GET", ObjectAddress(place.bucket, place.key or "any"))).code
     raise S3Refused(place, code)
 
 
-def judge_condition(answer: Answer) -> Finding:
+def judge_condition(answer: S3Response) -> Finding:
     """Judge the answer to a write of an object that is there, under the condition that it is not."""
     if answer.status == HTTPStatus.PRECONDITION_FAILED:
         return ok("conditional write", "honoured: a task has one manifest, whoever writes it")
@@ -95,7 +95,7 @@ def judge_condition(answer: Answer) -> Finding:
     return fail("conditional write", f"refused: {answer.code}", "these keys must be allowed to put objects")
 
 
-def judge_delete(place: Place, answer: Answer) -> Finding:
+def judge_delete(place: ObjectAddress, answer: S3Response) -> Finding:
     """Judge the answer to a delete. A worker deletes next to nothing, so that keys that may not are good enough."""
     if answer.ok:
         return ok("delete", "the object is gone again")

@@ -7,13 +7,13 @@ from typing import Final
 from rich.console import Console
 from rich.text import Text
 
-from acestep_consumer.commands.doctor.report import Finding, Level, Report
+from acestep_consumer.commands.doctor.report import DoctorReport, Finding, Level
 
 _STYLES: Final[dict[Level, str]] = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 _LEVEL_WIDTH: Final = 6
 
 
-def show(report: Report, console: Console) -> None:
+def show(report: DoctorReport, console: Console) -> None:
     """Print all lines. Never cut or wrapped: a fix may be a command that is to be copied."""
     width = max((len(finding.check) for finding in report.findings), default=0) + 2
     for finding in report.findings:
@@ -34,7 +34,7 @@ def _lines(finding: Finding, width: int) -> Iterator[Text]:
         yield Text.assemble(indent, ("  " if number else "→ ", "bold"), line)
 
 
-def _sum(report: Report) -> Text:
+def _sum(report: DoctorReport) -> Text:
     levels: tuple[Level, ...] = ("ok", "warn", "fail", "skip")
     counts = ", ".join(f"{report.count(level)} {level}" for level in levels if report.count(level))
     verdict = "a worker can start here" if report.fit else "a worker cannot work here yet"

@@ -6,11 +6,11 @@ from pydantic import BaseModel, ConfigDict
 from acestep_consumer.policy.sizing import Bound
 
 
-class _Part(BaseModel):
+class _PlanPart(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class CardPart(_Part):
+class CardPart(_PlanPart):
     """The card. Speeds are relative to the one that was measured; None: unknown, reckoned as the measured one."""
 
     name: str
@@ -20,7 +20,7 @@ class CardPart(_Part):
     bandwidth: float | None
 
 
-class TierPart(_Part):
+class TierLimitsPart(_PlanPart):
     """The tier's limits, with the LM and without."""
 
     name: str
@@ -31,7 +31,7 @@ class TierPart(_Part):
     max_batch: int
 
 
-class OffloadPart(_Part):
+class OffloadPart(_PlanPart):
     """What waits in RAM between uses, and why."""
 
     models: bool
@@ -39,14 +39,14 @@ class OffloadPart(_Part):
     because: str
 
 
-class ModelPart(_Part):
+class ModelPart(_PlanPart):
     """A DiT model that the settings name."""
 
     name: str
     size: str
 
 
-class LmPart(_Part):
+class LmPart(_PlanPart):
     """The language model. ``memory_gb`` counts in 10⁹ bytes, as the settings do."""
 
     model: str
@@ -57,7 +57,7 @@ class LmPart(_Part):
     songs_at_once: int
 
 
-class FitPart(_Part):
+class FitPart(_PlanPart):
     """A pair of models: GiB left beside one song of 300 s, negative when it does not fit."""
 
     dit: str
@@ -66,7 +66,7 @@ class FitPart(_Part):
     left_gib: float
 
 
-class MemoryPart(_Part):
+class MemoryPart(_PlanPart):
     """How the card is shared, GiB."""
 
     card_gib: float
@@ -79,7 +79,7 @@ class MemoryPart(_Part):
     renderer_song_gib: float
 
 
-class WorkloadPart(_Part):
+class WorkloadPart(_PlanPart):
     """What each message asks for, after the tier's clamps."""
 
     model: str
@@ -91,7 +91,7 @@ class WorkloadPart(_Part):
     audio_format: str
 
 
-class WorkersPart(_Part):
+class WorkersPart(_PlanPart):
     """The recommended number of workers: where their jobs are, and why it is no more."""
 
     recommended: int
@@ -103,7 +103,7 @@ class WorkersPart(_Part):
     because: str
 
 
-class SongsPart(_Part):
+class ExpectedSongsPart(_PlanPart):
     """Expected songs a minute at best, None when unknown, and what takes the time: seconds of the card for a song."""
 
     a_minute: float | None
@@ -113,11 +113,11 @@ class SongsPart(_Part):
     rests_on: str
 
 
-class Plan(_Part):
+class PlanReport(_PlanPart):
     """The whole answer; ``--json`` prints it."""
 
     card: CardPart
-    tier: TierPart
+    tier: TierLimitsPart
     offload: OffloadPart
     models: tuple[ModelPart, ...]
     lm: LmPart | None
@@ -126,5 +126,5 @@ class Plan(_Part):
     memory: MemoryPart | None
     workload: WorkloadPart
     workers: WorkersPart
-    songs: SongsPart
+    songs: ExpectedSongsPart
     notes: tuple[str, ...]

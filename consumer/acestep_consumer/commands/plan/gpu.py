@@ -22,14 +22,14 @@ _MIB_PER_GIB: Final = 1024
 _NVIDIA = re.compile(r"auto|cuda(?::(\d+))?")
 
 
-class _Looked(BaseModel):
+class _TorchAnswer(BaseModel):
     device: str
     name: str
     vram_gb: float
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class DetectedGpu:
     """A card, its memory in GiB, who told of it, and what torch calls its kind.
 
     Without a card ``vram_gb`` is 0, and ``why`` says who was asked in vain.
@@ -46,7 +46,7 @@ class DeviceMissing(Exception):
     """The device that ``ACESTEP_DEVICE`` names is not there; the text says what is."""
 
 
-def find(device: str, environ: Mapping[str, str]) -> Found:
+def find(device: str, environ: Mapping[str, str]) -> DetectedGpu:
     """Find the card that a worker with this ``ACESTEP_DEVICE`` and this environment would use.
 
     Raises:
@@ -54,17 +54,17 @@ def find(device: str, environ: Mapping[str, str]) -> Found:
     """
     asked = device.strip().lower()
     if asked == "cpu":
-        return Found("CPU", 0, "nobody", "ACESTEP_DEVICE is cpu")
+        return DetectedGpu("CPU", 0, "nobody", "ACESTEP_DEVICE is cpu")
     smi = _ask_smi(asked, environ)
-    if isinstance(smi, Found):
+    if isinstance(smi, DetectedGpu):
         return smi
     # A device that is asked for by name is torch's to refuse: it says what it sees instead.
     if asked == "auto" and (why := blind()) is not None:
-        return Found("no GPU", 0, "nobody", f"{smi}, and {why}")
+        return DetectedGpu("no GPU", 0, "nobody", f"{smi}, and {why}")
     return _ask_torch(asked, environ, smi)
 
 
-def _ask_smi(asked: str, environ: Mapping[str, str]) -> Found | str:
+def _ask_smi(asked: str, environ: Mapping[str, str]) -> DetectedGpu | str:
     """Return the card, or why nvidia-smi does not tell."""
     entry = _entry(asked, environ)
     if entry is None:
@@ -78,7 +78,7 @@ def _ask_smi(asked: str, environ: Mapping[str, str]) -> Found | str:
     rows = [row for row in csv.reader(done.stdout.splitlines(), skipinitialspace=True) if row]
     try:
         name, mib = rows[0]
-        return Found(name, float(mib) / _MIB_PER_GIB, "nvidia-smi")
+        return DetectedGpu(name, float(mib) / _MIB_PER_GIB, "nvidia-smi")
     except (IndexError, ValueError):
         return f"nvidia-smi names no card ({_last_line(done)})"
 
@@ -100,22 +100,22 @@ def _entry(asked: str, environ: Mapping[str, str]) -> str | None:
     return entry if entry and not entry.startswith(("MIG-", "-")) else None
 
 
-def _ask_torch(asked: str, environ: Mapping[str, str], before: str) -> Found:
+def _ask_torch(asked: str, environ: Mapping[str, str], before: str) -> DetectedGpu:
     command = (sys.executable, "-m", "acestep_consumer.engine.renderer.probe_device", asked)
     try:
         done = _run(command, environ, _TORCH_TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired):
-        return Found("no GPU", 0, "nobody", f"{before}, and torch gives no answer")
+        return DetectedGpu("no GPU", 0, "nobody", f"{before}, and torch gives no answer")
     try:
         # The last line: drivers and plug-ins may print while torch is imported.
-        looked = _Looked.model_validate_json(done.stdout.strip().rpartition("\n")[2])
+        looked = _TorchAnswer.model_validate_json(done.stdout.strip().rpartition("\n")[2])
     except ValidationError:
         if "ACESTEP_DEVICE" in done.stderr:
             raise DeviceMissing(_last_line(done)) from None
-        return Found("no GPU", 0, "nobody", f"{before}, and torch cannot be asked ({_last_line(done)})")
+        return DetectedGpu("no GPU", 0, "nobody", f"{before}, and torch cannot be asked ({_last_line(done)})")
     if looked.vram_gb <= 0:
-        return Found("no GPU", 0, "nobody", f"{before}, and torch sees no GPU")
-    return Found(looked.name, looked.vram_gb, "torch", kind=looked.device.partition(":")[0])
+        return DetectedGpu("no GPU", 0, "nobody", f"{before}, and torch sees no GPU")
+    return DetectedGpu(looked.name, looked.vram_gb, "torch", kind=looked.device.partition(":")[0])
 
 
 def _run(command: Sequence[str], environ: Mapping[str, str], timeout_s: float) -> "subprocess.CompletedProcess[str]":

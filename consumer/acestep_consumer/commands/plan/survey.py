@@ -11,30 +11,39 @@ from dataclasses import dataclass
 
 from acestep_consumer.commands.plan.answer import (
     CardPart,
+    ExpectedSongsPart,
     FitPart,
     LmPart,
     MemoryPart,
     ModelPart,
     OffloadPart,
-    Plan,
-    SongsPart,
-    TierPart,
+    PlanReport,
+    TierLimitsPart,
     WorkersPart,
     WorkloadPart,
 )
-from acestep_consumer.commands.plan.gpu import Found
+from acestep_consumer.commands.plan.gpu import DetectedGpu
 from acestep_consumer.config.settings import Settings
 from acestep_consumer.policy import benchmarks
 from acestep_consumer.policy.benchmarks import DIT_2B, DIT_SIZES, DIT_XL, GIB, MEASURED_ON, REFERENCE, DitSize
-from acestep_consumer.policy.lm_choice import LmPlan, LmWish, plan_lm
-from acestep_consumer.policy.sizing import Capacity, Card, Lm, Load, Workload, capacity, left_over, lm_on_card
+from acestep_consumer.policy.lm_choice import LmPlan, LmRequest, plan_lm
+from acestep_consumer.policy.sizing import (
+    Capacity,
+    GpuSpec,
+    LmSpec,
+    ModelSet,
+    Workload,
+    capacity,
+    left_over,
+    lm_on_card,
+)
 from acestep_consumer.policy.tiers import MIN_DURATION_S, OFFLOAD_BELOW_GB, Tier, TierTable
 
 _OFFLOADABLE = ("cuda", "xpu")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
+class PlanQuestion:
     """What was asked on the command line.
 
     ``vram_gb`` and ``card`` None: this machine's. ``guided`` None: as the model is used to. ``cores`` None: this
@@ -52,10 +61,10 @@ class Question:
     cores: int | None = None
 
 
-class Survey:
+class PlanSurvey:
     """Puts the worker's rules to one card and one workload."""
 
-    def __init__(self, settings: Settings, table: TierTable, found: Found, question: Question) -> None:
+    def __init__(self, settings: Settings, table: TierTable, found: DetectedGpu, question: PlanQuestion) -> None:
         self._settings = settings
         self._engine = settings.engine
         self._table = table
@@ -63,13 +72,13 @@ class Survey:
         self._asked = question
         self._tier = table.tier_of(found.vram_gb)
         self._speed = benchmarks.speed_of(found.name)
-        self._card = Card(name=found.name, vram_gb=found.vram_gb, speed=self._speed or REFERENCE)
+        self._card = GpuSpec(name=found.name, vram_gb=found.vram_gb, speed=self._speed or REFERENCE)
         self._names = tuple(dict.fromkeys(self._engine.models))
         self._lm_plan = self._plan_lm()
         self._workload = self._clamped()
         self._lm = lm_on_card(self._lm_plan, self._workload) if self._lm_plan and not self._lm_is_apart() else None
         offload = self._offloads()
-        self._load = Load(
+        self._load = ModelSet(
             models=tuple(map(size_of, self._names)),
             lm=self._lm,
             offload_models=offload,
@@ -79,9 +88,9 @@ class Survey:
         self._cores = self._cores_there()
         self._capacity = capacity(self._card, self._load, self._workload, self._cores or math.inf)
 
-    def plan(self) -> Plan:
+    def plan(self) -> PlanReport:
         """Return the answer."""
-        return Plan(
+        return PlanReport(
             card=self._card_part(),
             tier=_tier_part(self._tier, self._table),
             offload=self._offload_part(),
@@ -98,7 +107,7 @@ class Survey:
 
     def _plan_lm(self) -> LmPlan | None:
         engine = self._engine
-        wish = LmWish(init=engine.init_llm, model=engine.lm_model_path, backend=engine.lm_backend)
+        wish = LmRequest(init=engine.init_llm, model=engine.lm_model_path, backend=engine.lm_backend)
         return plan_lm(wish, self._tier, self._found.vram_gb)
 
     def _lm_is_apart(self) -> bool:
@@ -180,14 +189,14 @@ class Survey:
                 left = left_over(self._card, self._with(size, lm))
                 yield FitPart(dit=size.name, lm=name, fits=left >= 0, left_gib=_gib(left))
 
-    def _listed(self, name: str | None) -> Lm | None:
-        wish = LmWish(init=name is not None, model=name, backend=self._engine.lm_backend)
+    def _listed(self, name: str | None) -> LmSpec | None:
+        wish = LmRequest(init=name is not None, model=name, backend=self._engine.lm_backend)
         wanted = plan_lm(wish, self._tier, self._found.vram_gb)
         return lm_on_card(wanted, Workload()) if wanted else None
 
-    def _with(self, size: DitSize, lm: Lm | None) -> Load:
+    def _with(self, size: DitSize, lm: LmSpec | None) -> ModelSet:
         load = self._load
-        return Load(
+        return ModelSet(
             models=(size,),
             lm=lm,
             offload_models=load.offload_models,
@@ -219,9 +228,9 @@ class Survey:
             because=self._because(),
         )
 
-    def _songs_part(self) -> SongsPart:
+    def _songs_part(self) -> ExpectedSongsPart:
         found = self._capacity
-        return SongsPart(
+        return ExpectedSongsPart(
             a_minute=None if found.songs_a_minute is None else round(found.songs_a_minute, 1),
             lm_s=round(found.lm_s, 4),
             renderer_s=round(found.render_s, 4),
@@ -326,8 +335,8 @@ def size_of(name: str) -> DitSize:
     return DIT_XL if "xl" in name.rstrip("/").rpartition("/")[2].lower().split("-") else DIT_2B
 
 
-def _tier_part(tier: Tier, table: TierTable) -> TierPart:
-    return TierPart(
+def _tier_part(tier: Tier, table: TierTable) -> TierLimitsPart:
+    return TierLimitsPart(
         name=tier.name,
         table_version=table.version,
         max_duration_s_with_lm=tier.max_seconds_with_lm,

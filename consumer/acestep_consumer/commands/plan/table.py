@@ -8,12 +8,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from acestep_consumer.commands.plan.answer import Plan
+from acestep_consumer.commands.plan.answer import PlanReport
 
 Row = tuple[str, str]
 
 
-def show(plan: Plan, console: Console) -> None:
+def show(plan: PlanReport, console: Console) -> None:
     """Print it: the card, what fits, the advice, and what to know about it."""
     console.print(_rows("Card", _card(plan)))
     if plan.possible:
@@ -32,7 +32,7 @@ def _rows(title: str, rows: Iterator[Row]) -> Table:
     return table
 
 
-def _card(plan: Plan) -> Iterator[Row]:
+def _card(plan: PlanReport) -> Iterator[Row]:
     tier = plan.tier
     yield "card", f"{plan.card.name}, {plan.card.vram_gb:g} GB (from {plan.card.found_by})"
     yield "tier", f"{tier.name} of table {tier.table_version}"
@@ -45,7 +45,7 @@ def _card(plan: Plan) -> Iterator[Row]:
         yield from _memory(plan)
 
 
-def _lm(plan: Plan) -> str:
+def _lm(plan: PlanReport) -> str:
     if plan.lm is None:
         return "none"
     lm = plan.lm
@@ -53,13 +53,13 @@ def _lm(plan: Plan) -> str:
     return f"{lm.model} on {backend}, {lm.memory_gb:g} GB of memory, {lm.songs_at_once} songs at once"
 
 
-def _offload(plan: Plan) -> str:
+def _offload(plan: PlanReport) -> str:
     offload = plan.offload
     what = "off" if not offload.models else "on, the DiT too" if offload.dit else "on, all but the DiT"
     return f"{what}: {offload.because}"
 
 
-def _memory(plan: Plan) -> Iterator[Row]:
+def _memory(plan: PlanReport) -> Iterator[Row]:
     memory = plan.memory
     assert memory is not None  # noqa: S101 - asked before
     shares = f"{memory.lm_gib:g} language model + {memory.renderer_gib:g} renderer + {memory.reserve_gib:g} reserve"
@@ -68,7 +68,7 @@ def _memory(plan: Plan) -> Iterator[Row]:
     yield "renderer, GiB", f"{memory.renderer_weights_gib:g} weights, {work}"
 
 
-def _possible(plan: Plan) -> Table:
+def _possible(plan: PlanReport) -> Table:
     """What else would fit: a row for each LM, a column for each size of DiT."""
     sizes = list(dict.fromkeys(part.dit for part in plan.possible))
     table = Table(title="What fits", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
@@ -84,7 +84,7 @@ def _left(gib: float) -> str:
     return f"{gib:.1f} GiB left" if gib >= 0 else f"[red]no, {-gib:.1f} GiB short[/red]"
 
 
-def _workload(plan: Plan) -> Iterator[Row]:
+def _workload(plan: PlanReport) -> Iterator[Row]:
     work, workers, songs = plan.workload, plan.workers, plan.songs
     thinking = "thinking" if work.thinking else "no thinking"
     guided = ", guided" if work.guided else ""

@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from acestep_consumer.broker.inspection import Depth
+from acestep_consumer.broker.inspection import QueueDepth
 from acestep_consumer.broker.management import RequestQueue
 from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE, UNROUTED, tier_queue
 from acestep_schemas.events import JobCompleted, JobEvent, Worker, WorkerEvent
@@ -29,11 +29,11 @@ ANSWERED_S: Final = 2.0
 _JOBS: Final = 100
 
 
-class _Part(BaseModel):
+class _StatusPart(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class QueuePart(_Part):
+class QueuePart(_StatusPart):
     """The request queue.
 
     Attributes:
@@ -55,14 +55,14 @@ class QueuePart(_Part):
     bound: int | None
 
 
-class TierPart(_Part):
+class TierQueuePart(_StatusPart):
     """Requests that were sent on to the cards of a tier, and ``ready``: those of them that wait in its queue."""
 
     tier: str
     ready: int
 
 
-class WorkerPart(_Part):
+class WorkerPart(_StatusPart):
     """A worker that consumes, or that announced itself. None: not known."""
 
     worker_id: str
@@ -74,7 +74,7 @@ class WorkerPart(_Part):
     models: tuple[str, ...] = ()
 
 
-class PacePart(_Part):
+class PacePart(_StatusPart):
     """How fast jobs end. ``jobs_a_minute`` and ``job_s`` (seconds in a worker's hands) are None until it is known."""
 
     jobs_a_minute: float | None
@@ -83,7 +83,7 @@ class PacePart(_Part):
     heard_s: float
 
 
-class Status(_Part):
+class StatusReport(_StatusPart):
     """The whole answer.
 
     Attributes:
@@ -95,7 +95,7 @@ class Status(_Part):
     broker: str
     version: str | None
     queue: QueuePart
-    tiers: tuple[TierPart, ...] | None = None
+    tiers: tuple[TierQueuePart, ...] | None = None
     workers: tuple[WorkerPart, ...]
     dead_letters: int
     unrouted_events: int
@@ -104,7 +104,7 @@ class Status(_Part):
     notes: tuple[str, ...]
 
 
-class Heard:
+class ObservedEvents:
     """What events told while somebody listened, of late. Times are seconds of any steady clock."""
 
     def __init__(self, began_s: float) -> None:
@@ -147,8 +147,8 @@ class Heard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """Everything that was looked at. Times are of the same clock as those of ``Heard``.
+class StatusInputs:
+    """Everything that was looked at. Times are of the same clock as those of ``ObservedEvents``.
 
     Attributes:
         depths: of queues, by name.
@@ -160,17 +160,17 @@ class Seen:
     broker: str
     version: str | None
     limit: int
-    depths: Mapping[str, Depth | None]
+    depths: Mapping[str, QueueDepth | None]
     tiers: tuple[str, ...] | None = None
     asked_s: float | None = None
     monitored: RequestQueue | None
-    heard: Heard
+    heard: ObservedEvents
     now_s: float
 
 
-def status_of(seen: Seen, notes: Iterable[str] = ()) -> Status:
+def status_of(seen: StatusInputs, notes: Iterable[str] = ()) -> StatusReport:
     """Put together what follows from it."""
-    requests = seen.depths[GENERATE] or Depth(0, 0)
+    requests = seen.depths[GENERATE] or QueueDepth(0, 0)
     limit, limit_from = _limit(seen)
     tiers = _tiers(seen)
     if tiers is not None:
@@ -181,7 +181,7 @@ def status_of(seen: Seen, notes: Iterable[str] = ()) -> Status:
     pace = _pace(seen)
     prefetch = _sum_of_prefetch(seen, workers, requests.consumers)
     unacked, unacked_from = _unacked(seen, workers, requests.consumers)
-    return Status(
+    return StatusReport(
         time=datetime.now(UTC),
         broker=seen.broker,
         version=seen.version,
@@ -217,14 +217,14 @@ def eta_s(ready: int, pace: PacePart, prefetch: int | None) -> float | None:
     return round(60 * ready / pace.jobs_a_minute, 1) if pace.jobs_a_minute else None
 
 
-def _tiers(seen: Seen) -> tuple[TierPart, ...] | None:
+def _tiers(seen: StatusInputs) -> tuple[TierQueuePart, ...] | None:
     if seen.tiers is None:
         return None
     waiting = ((tier, _ready(seen, tier_queue(tier))) for tier in seen.tiers)
-    return tuple(TierPart(tier=tier, ready=ready) for tier, ready in waiting if ready)
+    return tuple(TierQueuePart(tier=tier, ready=ready) for tier, ready in waiting if ready)
 
 
-def _unattended(seen: Seen, tiers: Iterable[TierPart]) -> Iterator[str]:
+def _unattended(seen: StatusInputs, tiers: Iterable[TierQueuePart]) -> Iterator[str]:
     """Say where requests wait for cards of which none answered, once all had time to."""
     if seen.asked_s is None or seen.now_s < seen.asked_s + ANSWERED_S:
         return
@@ -237,7 +237,7 @@ def _unattended(seen: Seen, tiers: Iterable[TierPart]) -> Iterator[str]:
             )
 
 
-def _workers(seen: Seen) -> tuple[WorkerPart, ...]:
+def _workers(seen: StatusInputs) -> tuple[WorkerPart, ...]:
     """Those that consume, by the broker's word, with what they said of themselves. Else those that said something."""
     told = seen.heard.workers(seen.now_s)
     if seen.monitored is None:
@@ -262,7 +262,7 @@ def _told(data: Worker) -> WorkerPart:
     )
 
 
-def _pace(seen: Seen) -> PacePart:
+def _pace(seen: StatusInputs) -> PacePart:
     """The broker counts all acks; events are heard only since somebody listens."""
     pace = seen.heard.pace(seen.now_s)
     by_broker = seen.monitored.acked_per_s if seen.monitored else None
@@ -271,14 +271,14 @@ def _pace(seen: Seen) -> PacePart:
     return pace.model_copy(update={"jobs_a_minute": round(60 * by_broker, 2), "source": "broker"})
 
 
-def _limit(seen: Seen) -> tuple[int, Literal["settings", "broker"]]:
+def _limit(seen: StatusInputs) -> tuple[int, Literal["settings", "broker"]]:
     if seen.monitored is not None and seen.monitored.limit is not None:
         return seen.monitored.limit, "broker"
     return seen.limit, "settings"
 
 
 def _unacked(
-    seen: Seen, workers: tuple[WorkerPart, ...], consumers: int
+    seen: StatusInputs, workers: tuple[WorkerPart, ...], consumers: int
 ) -> tuple[int | None, Literal["broker", "workers"] | None]:
     """The broker's count; else the workers' own, where nobody is missing."""
     if seen.monitored is not None:
@@ -293,13 +293,13 @@ def _taking(workers: tuple[WorkerPart, ...]) -> int:
     return sum(worker.state != "draining" for worker in workers)
 
 
-def _sum_of_prefetch(seen: Seen, workers: tuple[WorkerPart, ...], consumers: int) -> int | None:
+def _sum_of_prefetch(seen: StatusInputs, workers: tuple[WorkerPart, ...], consumers: int) -> int | None:
     """None where a worker's prefetch is not known, or there are consumers that nobody told of."""
     known = [worker.prefetch for worker in workers if worker.prefetch is not None]
     complete = seen.monitored is not None or len(workers) >= consumers
     return sum(known) if complete and len(known) == len(workers) else None
 
 
-def _ready(seen: Seen, queue: str) -> int:
+def _ready(seen: StatusInputs, queue: str) -> int:
     depth = seen.depths.get(queue)
     return depth.ready if depth else 0

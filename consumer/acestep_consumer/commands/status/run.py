@@ -16,12 +16,12 @@ from typing import Final
 
 from rich.console import Console
 
-from acestep_consumer.broker.errors import BrokerFault, BrokerRefused, describe
-from acestep_consumer.broker.inspection import Inspection
+from acestep_consumer.broker.errors import BrokerError, BrokerRefused, describe
+from acestep_consumer.broker.inspection import BrokerInspection
 from acestep_consumer.broker.management import Monitor, RequestQueue
 from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE, UNROUTED, tier_queue
 from acestep_consumer.client import Client, ClientError
-from acestep_consumer.commands.status.report import ASK_EVERY_S, Heard, Seen, Status, status_of
+from acestep_consumer.commands.status.report import ASK_EVERY_S, ObservedEvents, StatusInputs, StatusReport, status_of
 from acestep_consumer.commands.status.table import picture
 from acestep_consumer.commands.terminal import drawing, hush
 from acestep_consumer.commands.tier_names import tier_names
@@ -39,7 +39,7 @@ _UNDECLARED: Final = f"there is no {GENERATE} yet: start a worker, or run aceste
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class StatusOptions:
     """What the flags say. ``sample_s``: how long to listen before the first answer; ``every_s``: between two."""
 
     watch: bool
@@ -48,7 +48,7 @@ class Order:
     as_json: bool
 
 
-async def status(settings: Settings, order: Order, note: Console) -> Exit:
+async def status(settings: Settings, order: StatusOptions, note: Console) -> Exit:
     """Print the status, once or until Ctrl-C."""
     hush()
     try:
@@ -60,7 +60,7 @@ async def status(settings: Settings, order: Order, note: Console) -> Exit:
     except TierTableError as error:
         note.print(str(error), style="red", markup=False, soft_wrap=True)
         return Exit.USAGE
-    except BrokerFault as fault:
+    except BrokerError as fault:
         what = (
             describe(fault) if isinstance(fault, BrokerRefused) else f"no connection to the broker: {describe(fault)}"
         )
@@ -70,17 +70,21 @@ async def status(settings: Settings, order: Order, note: Console) -> Exit:
     return Exit.DONE
 
 
-class _Look:
+class _StatusProbe:
     """The witnesses together."""
 
     def __init__(
-        self, settings: BrokerSettings, tiers: tuple[str, ...] | None, inspection: Inspection, monitor: Monitor | None
+        self,
+        settings: BrokerSettings,
+        tiers: tuple[str, ...] | None,
+        inspection: BrokerInspection,
+        monitor: Monitor | None,
     ) -> None:
         self._settings = settings
         self._tiers = tiers
         self._inspection = inspection
         self._monitor = monitor
-        self._heard = Heard(time.monotonic())
+        self._heard = ObservedEvents(time.monotonic())
         self._asked_s: float | None = None
         self._notes: dict[str, str] = {} if monitor else {"monitor": _UNMONITORED}
         # Set once somebody listens, or it is known that nobody can for now.
@@ -89,7 +93,7 @@ class _Look:
 
     def listens(self) -> None:
         """Count from now: nothing was heard before."""
-        self._heard = Heard(time.monotonic())
+        self._heard = ObservedEvents(time.monotonic())
         self.settled.set()
 
     def hear(self, event: JobEvent | WorkerEvent) -> None:
@@ -109,13 +113,13 @@ class _Look:
         elif self._asked_s is None:
             self._asked_s = time.monotonic()
 
-    async def status(self) -> Status:
-        """Ask everybody. Raises ``BrokerFault`` when the broker is out of reach."""
+    async def status(self) -> StatusReport:
+        """Ask everybody. Raises ``BrokerError`` when the broker is out of reach."""
         of_tiers = map(tier_queue, self._tiers or ())
         depths = await self._inspection.depths((GENERATE, DEAD_LETTER, UNROUTED, *of_tiers))
         declared = depths[GENERATE] is not None
         (self.declared if declared else self.settled).set()
-        seen = Seen(
+        seen = StatusInputs(
             broker=self._inspection.address,
             version=self._inspection.version,
             limit=self._settings.queue_maxsize,
@@ -133,7 +137,7 @@ class _Look:
             return None
         try:
             found = await self._monitor.request_queue()
-        except BrokerFault as fault:
+        except BrokerError as fault:
             self._notes["monitor"] = describe(fault)
             return None
         self._notes.pop("monitor", None)
@@ -141,11 +145,11 @@ class _Look:
 
 
 @asynccontextmanager
-async def _looking(settings: BrokerSettings, tiers: tuple[str, ...] | None) -> AsyncIterator[_Look]:
+async def _looking(settings: BrokerSettings, tiers: tuple[str, ...] | None) -> AsyncIterator[_StatusProbe]:
     async with AsyncExitStack() as stack:
-        inspection = await stack.enter_async_context(Inspection(settings, _NAME))
+        inspection = await stack.enter_async_context(BrokerInspection(settings, _NAME))
         monitor = await stack.enter_async_context(Monitor(settings)) if settings.management_url else None
-        look = _Look(settings, tiers, inspection, monitor)
+        look = _StatusProbe(settings, tiers, inspection, monitor)
         # At first, so that no queue is made for listening where there is nothing to listen to.
         await look.status()
         listening = asyncio.create_task(_listen(settings, look), name="listen")
@@ -157,7 +161,7 @@ async def _looking(settings: BrokerSettings, tiers: tuple[str, ...] | None) -> A
             await asyncio.wait({listening})
 
 
-async def _listen(settings: BrokerSettings, look: _Look) -> None:
+async def _listen(settings: BrokerSettings, look: _StatusProbe) -> None:
     """Hear events until cancelled; a user who may not is told so, and the rest goes on."""
     await look.declared.wait()
     try:
@@ -171,7 +175,7 @@ async def _listen(settings: BrokerSettings, look: _Look) -> None:
 
 
 @asynccontextmanager
-async def _asking(client: Client, look: _Look) -> AsyncIterator[None]:
+async def _asking(client: Client, look: _StatusProbe) -> AsyncIterator[None]:
     """Let the workers announce themselves again and again: what they have in hand changes all the time."""
 
     async def ask() -> None:
@@ -192,7 +196,7 @@ async def _asking(client: Client, look: _Look) -> AsyncIterator[None]:
             await asking
 
 
-async def _once(look: _Look, order: Order) -> None:
+async def _once(look: _StatusProbe, order: StatusOptions) -> None:
     answer = await look.status()
     if order.as_json:
         sys.stdout.write(answer.model_dump_json(indent=2) + "\n")
@@ -200,13 +204,13 @@ async def _once(look: _Look, order: Order) -> None:
         Console(highlight=False).print(picture(answer))
 
 
-async def _watch(look: _Look, order: Order, note: Console) -> None:
+async def _watch(look: _StatusProbe, order: StatusOptions, note: Console) -> None:
     """Show it again and again; a broker that goes away is waited for."""
     with drawing(Console(highlight=False)) as draw:
         while True:
             try:
                 answer = await look.status()
-            except BrokerFault as fault:
+            except BrokerError as fault:
                 text = f"the broker is out of reach: {describe(fault)}; trying again. Ctrl-C ends"
                 note.print(text, style="red", markup=False) if order.as_json else draw(text)
             else:
@@ -214,6 +218,6 @@ async def _watch(look: _Look, order: Order, note: Console) -> None:
             await asyncio.sleep(order.every_s)
 
 
-def _print_line(answer: Status) -> None:
+def _print_line(answer: StatusReport) -> None:
     sys.stdout.write(answer.model_dump_json() + "\n")
     sys.stdout.flush()

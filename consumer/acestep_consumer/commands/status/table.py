@@ -8,13 +8,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from acestep_consumer.commands.status.report import PacePart, Status, TierPart, WorkerPart
+from acestep_consumer.commands.status.report import PacePart, StatusReport, TierQueuePart, WorkerPart
 from acestep_consumer.commands.terminal import UNKNOWN, number, seconds
 
 _FULL, _NEARLY_FULL = 1.0, 0.8
 
 
-def picture(status: Status) -> RenderableType:
+def picture(status: StatusReport) -> RenderableType:
     """Return the answer as a picture for a terminal."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="cyan", no_wrap=True)
@@ -25,7 +25,7 @@ def picture(status: Status) -> RenderableType:
     return Group(table, *([_workers(status.workers)] if status.workers else []), *notes)
 
 
-def _rows(status: Status) -> Iterator[tuple[str, Text | str]]:
+def _rows(status: StatusReport) -> Iterator[tuple[str, Text | str]]:
     queue = status.queue
     yield "broker", f"RabbitMQ {status.version or ''} at {status.broker}, {status.time.astimezone():%H:%M:%S}"
     yield "waiting", _waiting(queue.ready, queue.limit)
@@ -50,11 +50,11 @@ def _waiting(ready: int, limit: int) -> Text:
     return Text(f"{ready:,} of {limit:,}{refused}", style=style)
 
 
-def _sent_on(tiers: tuple[TierPart, ...]) -> str:
+def _sent_on(tiers: tuple[TierQueuePart, ...]) -> str:
     return ", ".join(f"{part.ready:,} for {part.tier}" for part in tiers) or "0"
 
 
-def _in_hand(status: Status) -> str:
+def _in_hand(status: StatusReport) -> str:
     """The broker's count stands alone; what workers say of themselves is named as that."""
     queue, told = status.queue, [each.in_hand for each in status.workers if each.in_hand is not None]
     if queue.unacked is None:
@@ -63,7 +63,7 @@ def _in_hand(status: Status) -> str:
     return f"{queue.unacked:,}" + " (as the workers say)" * (queue.unacked_from == "workers")
 
 
-def _count(status: Status) -> Text:
+def _count(status: StatusReport) -> Text:
     consumers = status.queue.consumers
     if not consumers:
         return Text("none: nobody takes requests", style="bold red" if status.queue.ready else "yellow")
@@ -79,7 +79,7 @@ def _throughput(pace: PacePart) -> str:
     return f"{number(pace.jobs_a_minute)} jobs a minute{job} (from {source})"
 
 
-def _eta(status: Status) -> str:
+def _eta(status: StatusReport) -> str:
     if status.eta_s == 0:
         return "now"
     return "about " + seconds(status.eta_s) if status.eta_s is not None else UNKNOWN

@@ -16,15 +16,15 @@ from pydantic import BaseModel, ConfigDict
 WINDOW_S: Final = 60.0
 
 
-class PageUnreadable(Exception):
+class MetricsUnreadable(Exception):
     """What was read is no page of a worker's metrics."""
 
 
-class _Part(BaseModel):
+class _TopPart(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class JobsPart(_Part):
+class JobsPart(_TopPart):
     """Jobs: in hand, how many may be, and those that ended, by state."""
 
     in_hand: int | None
@@ -32,7 +32,7 @@ class JobsPart(_Part):
     ended: dict[str, int]
 
 
-class SongsPart(_Part):
+class SongRatesPart(_TopPart):
     """Songs: in all, and a minute of late. ``times_real_time``: seconds of audio made in a second."""
 
     total: int | None
@@ -40,7 +40,7 @@ class SongsPart(_Part):
     times_real_time: float | None
 
 
-class DevicePart(_Part):
+class DevicePart(_TopPart):
     """The renderer's device. ``busy``: share of the last minute, 0 to 1; memory in bytes."""
 
     busy: float | None
@@ -51,7 +51,7 @@ class DevicePart(_Part):
     squeezes: int | None
 
 
-class StoragePart(_Part):
+class StoragePart(_TopPart):
     """The line to S3: bytes in all, bytes a second of late, tries after the first, whether work waits for it."""
 
     sent: float | None
@@ -62,7 +62,7 @@ class StoragePart(_Part):
     away: bool | None
 
 
-class Top(_Part):
+class TopReport(_TopPart):
     """The whole answer.
 
     Attributes:
@@ -77,7 +77,7 @@ class Top(_Part):
     status: Literal["ready", "not ready", "unknown"]
     checks: dict[str, bool]
     jobs: JobsPart
-    songs: SongsPart
+    songs: SongRatesPart
     device: DevicePart
     restarts: dict[str, int]
     storage: StoragePart
@@ -86,7 +86,7 @@ class Top(_Part):
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class MetricsPage:
     """A page of metrics as it was at ``read_s``, seconds of any steady clock."""
 
     families: Mapping[str, Metric]
@@ -119,7 +119,7 @@ class Page:
         return {key: round(total / counts[key], 3) for key, total in sums.items() if counts.get(key)}
 
 
-def read_page(text: str, now_s: float) -> Page:
+def read_page(text: str, now_s: float) -> MetricsPage:
     """Parse a page in Prometheus's text format.
 
     Raises:
@@ -128,19 +128,19 @@ def read_page(text: str, now_s: float) -> Page:
     try:
         families = {family.name: family for family in text_string_to_metric_families(text)}
     except ValueError as error:
-        raise PageUnreadable("its /metrics is not in Prometheus's format") from error
+        raise MetricsUnreadable("its /metrics is not in Prometheus's format") from error
     if not any(name.startswith("acestep_") for name in families):
-        raise PageUnreadable("its /metrics has no acestep_ family: is it a worker of this program?")
-    return Page(families, now_s)
+        raise MetricsUnreadable("its /metrics has no acestep_ family: is it a worker of this program?")
+    return MetricsPage(families, now_s)
 
 
-class Recorder:
+class MetricsHistory:
     """The pages of the last minute: what counts upwards becomes a rate."""
 
     def __init__(self) -> None:
-        self._pages: deque[Page] = deque()
+        self._pages: deque[MetricsPage] = deque()
 
-    def add(self, page: Page) -> None:
+    def add(self, page: MetricsPage) -> None:
         """Keep a page. After a restart counters begin at 0 again, and so does the window."""
         if self._pages and _went_back(self._pages[-1], page):
             self._pages.clear()
@@ -161,11 +161,11 @@ class Recorder:
         return None if before is None or now is None else (now - before) / self.window_s
 
 
-def top_of(url: str, page: Page, recorder: Recorder, readiness: Mapping[str, object]) -> Top:
+def top_of(url: str, page: MetricsPage, recorder: MetricsHistory, readiness: Mapping[str, object]) -> TopReport:
     """Put together what the pages tell. ``readiness`` is the body of ``/readyz``; empty where there is none."""
     checks = readiness.get("checks")
     told = readiness.get("status")
-    return Top(
+    return TopReport(
         url=url,
         status="ready" if told == "ready" else "not ready" if told == "not ready" else "unknown",
         checks={str(name): bool(holds) for name, holds in checks.items()} if isinstance(checks, dict) else {},
@@ -183,16 +183,16 @@ def top_of(url: str, page: Page, recorder: Recorder, readiness: Mapping[str, obj
     )
 
 
-def _songs(page: Page, recorder: Recorder) -> SongsPart:
+def _songs(page: MetricsPage, recorder: MetricsHistory) -> SongRatesPart:
     rate = recorder.rate("acestep_songs_total")
-    return SongsPart(
+    return SongRatesPart(
         total=_whole(page.value("acestep_songs_total")),
         a_minute=None if rate is None else round(60 * rate, 2),
         times_real_time=_rounded(recorder.rate("acestep_audio_seconds_total")),
     )
 
 
-def _device(page: Page) -> DevicePart:
+def _device(page: MetricsPage) -> DevicePart:
     idle = page.value("acestep_gpu_idle_ratio")
     return DevicePart(
         busy=None if idle is None else round(1 - idle, 4),
@@ -204,7 +204,7 @@ def _device(page: Page) -> DevicePart:
     )
 
 
-def _storage(page: Page, recorder: Recorder) -> StoragePart:
+def _storage(page: MetricsPage, recorder: MetricsHistory) -> StoragePart:
     away = page.value("acestep_s3_away")
     return StoragePart(
         sent=page.value("acestep_s3_sent_bytes_total"),
@@ -216,7 +216,7 @@ def _storage(page: Page, recorder: Recorder) -> StoragePart:
     )
 
 
-def _went_back(before: Page, now: Page) -> bool:
+def _went_back(before: MetricsPage, now: MetricsPage) -> bool:
     names = ("acestep_songs_total", "acestep_s3_sent_bytes_total", "acestep_s3_received_bytes_total")
     return any((now.value(name) or 0) < (before.value(name) or 0) for name in names)
 

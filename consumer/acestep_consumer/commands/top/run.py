@@ -13,7 +13,14 @@ import aiohttp
 from rich.console import Console
 
 from acestep_consumer.commands.terminal import drawing
-from acestep_consumer.commands.top.report import Page, PageUnreadable, Recorder, Top, read_page, top_of
+from acestep_consumer.commands.top.report import (
+    MetricsHistory,
+    MetricsPage,
+    MetricsUnreadable,
+    TopReport,
+    read_page,
+    top_of,
+)
 from acestep_consumer.commands.top.table import picture
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.settings import WorkerSettings
@@ -26,7 +33,7 @@ _ASKS_FOR: Final = {"Accept": "text/plain"}
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class TopOptions:
     """What the flags say. ``once``: one answer, after a second in which rates are counted."""
 
     url: str
@@ -68,11 +75,11 @@ def completed(url: str) -> str:
     return whole
 
 
-async def top(order: Order, note: Console) -> Exit:
+async def top(order: TopOptions, note: Console) -> Exit:
     """Show the worker, once or until Ctrl-C."""
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S)) as http:
-            watcher = _Watcher(http, order.url.rstrip("/"))
+            watcher = _MetricsPoll(http, order.url.rstrip("/"))
             first = await watcher.read()
             await (_once(watcher, order) if order.once or order.as_json else _watch(watcher, first))
     except NoWorker as error:
@@ -81,15 +88,15 @@ async def top(order: Order, note: Console) -> Exit:
     return Exit.DONE
 
 
-class _Watcher:
+class _MetricsPoll:
     """Reads one worker's pages."""
 
     def __init__(self, http: aiohttp.ClientSession, url: str) -> None:
         self._http = http
         self._url = url
-        self._recorder = Recorder()
+        self._recorder = MetricsHistory()
 
-    async def read(self) -> Top:
+    async def read(self) -> TopReport:
         """Read both pages. Raises ``NoWorker``."""
         try:
             page = await self._page()
@@ -101,15 +108,15 @@ class _Watcher:
             ) from error
         except (aiohttp.ClientError, TimeoutError) as error:
             raise NoWorker(f"no answer from {self._url}: {str(error) or type(error).__name__}") from error
-        except (PageUnreadable, ValueError) as error:
+        except (MetricsUnreadable, ValueError) as error:
             raise NoWorker(f"{self._url} answers, but {error}") from error
         self._recorder.add(page)
         return top_of(self._url, page, self._recorder, readiness)
 
-    async def _page(self) -> Page:
+    async def _page(self) -> MetricsPage:
         async with self._http.get(f"{self._url}/metrics", headers=_ASKS_FOR) as answer:
             if answer.status != HTTPStatus.OK:
-                raise PageUnreadable(f"its /metrics says {answer.status}: is it a worker of this program?")
+                raise MetricsUnreadable(f"its /metrics says {answer.status}: is it a worker of this program?")
             return read_page(await answer.text(), time.monotonic())
 
     async def _readiness(self) -> dict[str, Any]:
@@ -121,7 +128,7 @@ class _Watcher:
             return body if isinstance(body, dict) else {}
 
 
-async def _once(watcher: _Watcher, order: Order) -> None:
+async def _once(watcher: _MetricsPoll, order: TopOptions) -> None:
     """Count for a second: a rate needs two readings."""
     while True:
         await asyncio.sleep(EVERY_S)
@@ -135,7 +142,7 @@ async def _once(watcher: _Watcher, order: Order) -> None:
             return
 
 
-async def _watch(watcher: _Watcher, seen: Top) -> None:
+async def _watch(watcher: _MetricsPoll, seen: TopReport) -> None:
     """Draw it every second; a worker that goes away is waited for."""
     with drawing(Console(highlight=False)) as draw:
         while True:

@@ -9,12 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from acestep_consumer.commands.terminal import UNKNOWN, number, seconds, share, size
-from acestep_consumer.commands.top.report import DevicePart, JobsPart, StoragePart, Top
+from acestep_consumer.commands.top.report import DevicePart, JobsPart, StoragePart, TopReport
 
 _BAR_WIDTH = 24
 
 
-def picture(top: Top) -> RenderableType:
+def picture(top: TopReport) -> RenderableType:
     """Return the worker as a picture for a terminal."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="cyan", no_wrap=True)
@@ -25,14 +25,14 @@ def picture(top: Top) -> RenderableType:
     return Group(_head(top), table)
 
 
-def _head(top: Top) -> Text:
+def _head(top: TopReport) -> Text:
     style = {"ready": "bold green", "not ready": "bold red", "unknown": "yellow"}[top.status]
     failing = [name for name, holds in top.checks.items() if not holds]
     why = f" ({', '.join(failing)})" if failing else ""
     return Text.assemble((top.url, "bold"), "  ", (top.status + why, style))
 
 
-def _rows(top: Top) -> Iterator[tuple[str, float | None, str]]:
+def _rows(top: TopReport) -> Iterator[tuple[str, float | None, str]]:
     jobs, songs, device = top.jobs, top.songs, top.device
     yield "jobs in hand", _of(jobs.in_hand, jobs.workers), f"{number(jobs.in_hand)} of {number(jobs.workers)}"
     yield "device busy", device.busy, f"{share(device.busy)} of the last minute"

@@ -33,7 +33,7 @@ EXIT_UNUSABLE, EXIT_ENGINE_DEAD = 3, 4
 log = structlog.get_logger()
 
 
-class Pipe:
+class PlannerPipe:
     """Typed messages on the socket."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -62,41 +62,41 @@ async def main() -> None:
     """Load what the first message says, then serve until the pipe ends."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    pipe = Pipe(*await asyncio.open_unix_connection(sock=socket.socket(fileno=int(sys.argv[1]))))
+    pipe = PlannerPipe(*await asyncio.open_unix_connection(sock=socket.socket(fileno=int(sys.argv[1]))))
     configure = await pipe.hear()
     assert isinstance(configure, ConfigurePlanner)  # noqa: S101 - the supervisor's first message
     set_up_logs(configure.log_level, "json" if configure.log_json else "console")
     await serve(pipe, configure)
 
 
-async def serve(pipe: Pipe, configure: ConfigurePlanner) -> None:
+async def serve(pipe: PlannerPipe, configure: ConfigurePlanner) -> None:
     """Load the model and have orders written."""
     pipe.say(Loading(what=f"loading {configure.model}"))
     await pipe.flush()
     try:
         # Not at the top: torch takes seconds and may be missing, and the parent must hear of either.
-        from acestep_consumer.engine.planner.engine_loop import Desk  # noqa: PLC0415 - see above
+        from acestep_consumer.engine.planner.engine_loop import EngineLoop  # noqa: PLC0415 - see above
         from acestep_consumer.engine.planner.loading import LmUnusable, load  # noqa: PLC0415
-        from acestep_consumer.engine.planner.planning import Writer  # noqa: PLC0415
-        from acestep_consumer.engine.planner.service import Service  # noqa: PLC0415
+        from acestep_consumer.engine.planner.planning import SongPlanner  # noqa: PLC0415
+        from acestep_consumer.engine.planner.service import PlannerService  # noqa: PLC0415
     except ImportError as error:
         await refuse(pipe, f"{error.name} is missing: pip install 'acestep-consumer[engine]'")
     try:
         loaded = load(configure)
     except LmUnusable as error:
         await refuse(pipe, str(error))
-    desk = Desk(loaded.backend)
+    desk = EngineLoop(loaded.backend)
     stepping = asyncio.create_task(desk.run(), name="steps")
     stepping.add_done_callback(on_steps_ended)
-    writer = Writer(desk, loaded.tokens)
+    writer = SongPlanner(desk, loaded.tokens)
     await writer.warm_up()
-    service = Service(writer, pipe.say)
+    service = PlannerService(writer, pipe.say)
     pipe.say(Ready(report=loaded.report))
     while True:
         service.take(await pipe.hear())
 
 
-async def refuse(pipe: Pipe, reason: str) -> NoReturn:
+async def refuse(pipe: PlannerPipe, reason: str) -> NoReturn:
     """Say why this can never work, and leave."""
     pipe.say(Unusable(reason=reason))
     await pipe.flush()

@@ -13,7 +13,7 @@ _SEEN_BEFORE = 2
 """How often a pass has to have run before it is recorded: recording costs about as much as a run."""
 
 
-class Replay:
+class CudaGraph:
     """Runs a pass, and from the third time in a row on replays its recording; on CPUs it just runs it."""
 
     def __init__(self, device: torch.device) -> None:

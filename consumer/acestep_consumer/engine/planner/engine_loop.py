@@ -21,18 +21,18 @@ log = structlog.get_logger()
 
 
 @dataclass(slots=True)
-class _Open:
+class _OpenSequence:
     answer: asyncio.Future[Written]
     told: Callable[[int], None]
 
 
-class Desk:
+class EngineLoop:
     """Takes sequences to a backend and brings back what was written. ``run`` must be running."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._numbers = itertools.count(1)
-        self._open: dict[int, _Open] = {}
+        self._open: dict[int, _OpenSequence] = {}
         self._work = asyncio.Event()
 
     async def write(self, generation: Generation, told: Callable[[int], None] = lambda _: None) -> tuple[int, ...]:
@@ -64,7 +64,7 @@ class Desk:
 
     async def _write_once(self, generation: Generation, told: Callable[[int], None]) -> Written:
         number = next(self._numbers)
-        entry = self._open[number] = _Open(asyncio.get_running_loop().create_future(), told)
+        entry = self._open[number] = _OpenSequence(asyncio.get_running_loop().create_future(), told)
         self._backend.add(number, generation)
         self._work.set()
         try:

@@ -12,14 +12,14 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from acestep_consumer.domain.errors import PlanFailed
-from acestep_consumer.domain.job import Heard, Job, Plan
+from acestep_consumer.domain.job import Job, Plan, TokenizedSource
 from acestep_consumer.domain.ports import Report
 from acestep_consumer.engine.planner import prompts
 from acestep_consumer.engine.planner.backend import Codes, Generation, Sampling, Text
-from acestep_consumer.engine.planner.engine_loop import Desk
+from acestep_consumer.engine.planner.engine_loop import EngineLoop
 from acestep_consumer.engine.planner.grammar import metadata_grammar, song_grammar
 from acestep_consumer.engine.planner.metadata import FIELDS, Metadata, MetadataError, parse
-from acestep_consumer.engine.planner.prompts import Guided, Prompt
+from acestep_consumer.engine.planner.prompts import GuidedPrompts, Prompt
 from acestep_consumer.engine.planner.tokens import LmTokens
 from acestep_consumer.policy.tiers import MAX_DURATION_S, MIN_DURATION_S
 from acestep_schemas.events import Metas
@@ -40,7 +40,7 @@ _NUMBER = re.compile(r"<\|audio_code_(\d+)\|>")
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class PlanDraft:
     """The song so far. ``caption`` is what the model is told; one of its own stands in the metadata."""
 
     caption: str
@@ -49,10 +49,10 @@ class Draft:
     warnings: tuple[str, ...] = ()
 
 
-class Writer:
+class SongPlanner:
     """Writes plans at a desk; one call per job, any number at a time."""
 
-    def __init__(self, desk: Desk, tokens: LmTokens) -> None:
+    def __init__(self, desk: EngineLoop, tokens: LmTokens) -> None:
         self._desk = desk
         self._tokens = tokens
 
@@ -64,7 +64,7 @@ class Writer:
         for songs in WARM_SONGS:
             await asyncio.gather(*(self._desk.write(_begun(prompt, Codes(2))) for _ in range(songs)))
 
-    async def write(self, job: Job, heard: Heard | None, report: Report) -> Plan:
+    async def write(self, job: Job, heard: TokenizedSource | None, report: Report) -> Plan:
         """Return the plan of one job. Raises ``PlanFailed``."""
         request = job.request
         draft = given(job)
@@ -83,13 +83,13 @@ class Writer:
             return _plan(job, draft, _given_codes(request))
         return _plan(job, draft, await self._codes(job, draft, report))
 
-    async def _describe(self, job: Job, draft: Draft, heard: Heard) -> Draft:
+    async def _describe(self, job: Job, draft: PlanDraft, heard: TokenizedSource) -> PlanDraft:
         """Words and metadata of a song that was heard."""
         prompt = prompts.understand(map(int, _NUMBER.findall(heard.codes)))
         fixed = replace(draft.metadata, duration=_whole(heard.source_s))
         return _merge(draft, await self._song(job, prompt, fixed), request=None)
 
-    async def _invent(self, job: Job, draft: Draft) -> Draft:
+    async def _invent(self, job: Job, draft: PlanDraft) -> PlanDraft:
         """A whole song from a description."""
         request = job.request
         query = request.sample_query or request.prompt
@@ -97,12 +97,12 @@ class Writer:
         prompt = prompts.sample(query, instrumental=instrumental)
         return _merge(draft, await self._song(job, prompt, draft.metadata), request)
 
-    async def _rewrite(self, job: Job, draft: Draft) -> Draft:
+    async def _rewrite(self, job: Job, draft: PlanDraft) -> PlanDraft:
         """Better words for the same song."""
         prompt = prompts.rewrite(draft.caption, draft.lyrics)
         return _merge(draft, await self._song(job, prompt, draft.metadata), request=None)
 
-    async def _complete(self, job: Job, draft: Draft) -> Draft:
+    async def _complete(self, job: Job, draft: PlanDraft) -> PlanDraft:
         """The metadata that is missing."""
         request = job.request
         fields = _fields(request)
@@ -117,17 +117,17 @@ class Writer:
         grammar = song_grammar(replace(fixed, caption=None), max_duration_s=job.policy.limits.max_duration_s)
         return _read(await self._text(job, prompt, grammar, SONG_TOKENS))
 
-    async def _text(self, job: Job, prompt: Prompt | Guided, grammar: str, max_tokens: int) -> str:
-        away = prompt.unconditional if isinstance(prompt, Guided) else None
+    async def _text(self, job: Job, prompt: Prompt | GuidedPrompts, grammar: str, max_tokens: int) -> str:
+        away = prompt.unconditional if isinstance(prompt, GuidedPrompts) else None
         generation = Generation(
-            prompt=self._tokens.encode(prompt.conditional if isinstance(prompt, Guided) else prompt),
+            prompt=self._tokens.encode(prompt.conditional if isinstance(prompt, GuidedPrompts) else prompt),
             unconditional=self._tokens.encode(away) if away else None,
             constraint=Text(grammar, max_tokens, cut=away is None),
             sampling=sampling_of(job.request, job.seeds[0], guided=away is not None),
         )
         return self._tokens.decode(await self._desk.write(generation))
 
-    async def _codes(self, job: Job, draft: Draft, report: Report) -> tuple[str, ...]:
+    async def _codes(self, job: Job, draft: PlanDraft, report: Report) -> tuple[str, ...]:
         """Audio codes for every song, side by side or one after the other."""
         duration = draft.metadata.duration or job.request.audio_duration
         if duration is None:
@@ -141,7 +141,9 @@ class Writer:
             return tuple(await asyncio.gather(*songs))
         return tuple([await song for song in songs])
 
-    async def _song_codes(self, job: Job, guided: Guided, count: int, seed: int, told: Callable[[int], None]) -> str:
+    async def _song_codes(
+        self, job: Job, guided: GuidedPrompts, count: int, seed: int, told: Callable[[int], None]
+    ) -> str:
         generation = Generation(
             prompt=self._tokens.encode(guided.conditional),
             unconditional=self._tokens.encode(guided.unconditional),
@@ -157,11 +159,11 @@ def _begun(prompt: tuple[int, ...], constraint: Codes | Text) -> Generation:
     return Generation(prompt=prompt, unconditional=prompt, constraint=constraint, sampling=sampling)
 
 
-def given(job: Job) -> Draft:
+def given(job: Job) -> PlanDraft:
     """What the request says itself; only what it really gives is fixed."""
     request = job.request
     seconds = request.audio_duration
-    return Draft(
+    return PlanDraft(
         caption=request.prompt,
         lyrics=request.lyrics,
         metadata=Metadata(
@@ -175,7 +177,7 @@ def given(job: Job) -> Draft:
     )
 
 
-def wants_metadata(job: Job, draft: Draft) -> bool:
+def wants_metadata(job: Job, draft: PlanDraft) -> bool:
     """Whether the metadata phase has anything to do: codes are always planned on complete thoughts."""
     request = job.request
     missing = any(getattr(draft.metadata, field) is None for field in ("bpm", "duration", "keyscale", "timesignature"))
@@ -206,14 +208,14 @@ def _may_rewrite_caption(request: GenerationRequest) -> bool:
     return request.use_cot_caption and not request.is_format_caption
 
 
-def _merge(draft: Draft, found: Metadata, request: GenerationRequest | None) -> Draft:
+def _merge(draft: PlanDraft, found: Metadata, request: GenerationRequest | None) -> PlanDraft:
     """Take over what was written, but keep words that ``request`` gives."""
     keeps_lyrics = request is not None and bool(request.lyrics.strip())
     lyrics = draft.lyrics if keeps_lyrics else (found.lyrics or draft.lyrics)
     return replace(draft, caption=found.caption or draft.caption, lyrics=lyrics, metadata=replace(found, lyrics=None))
 
 
-def _plan(job: Job, draft: Draft, codes: tuple[str, ...] = ()) -> Plan:
+def _plan(job: Job, draft: PlanDraft, codes: tuple[str, ...] = ()) -> Plan:
     metadata, request = draft.metadata, job.request
     planned = request.audio_duration if request.audio_duration is not None else metadata.duration
     metas = Metas(

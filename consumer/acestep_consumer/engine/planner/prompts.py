@@ -44,26 +44,26 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Guided:
+class GuidedPrompts:
     """The two prompts of classifier-free guidance."""
 
     conditional: Prompt
     unconditional: Prompt
 
 
-def metadata_phase(caption: str, lyrics: str, negative: str = "") -> Guided:
+def metadata_phase(caption: str, lyrics: str, negative: str = "") -> GuidedPrompts:
     """Ask for metadata. Away from it leads the negative prompt, or the lyrics without any caption."""
     away = _song(negative, lyrics) if _says_something(negative) else _lyrics(lyrics)
-    return Guided(_prompt(GENERATE, _song(caption, lyrics)), _prompt(GENERATE, away))
+    return GuidedPrompts(_prompt(GENERATE, _song(caption, lyrics)), _prompt(GENERATE, away))
 
 
-def codes_phase(caption: str, lyrics: str, metadata: Metadata, negative: str = "") -> Guided:
+def codes_phase(caption: str, lyrics: str, metadata: Metadata, negative: str = "") -> GuidedPrompts:
     """Ask for audio codes, with the metadata as the model's own thoughts.
 
     Away from them lead empty thoughts on the negative prompt, or on the same caption when there is none.
     """
     away = negative if _says_something(negative) else caption
-    return Guided(
+    return GuidedPrompts(
         _prompt(GENERATE, _song(caption, lyrics), thought(metadata)),
         _prompt(GENERATE, _song(away, lyrics), thought(Metadata())),
     )

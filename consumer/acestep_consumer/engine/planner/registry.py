@@ -23,14 +23,14 @@ class LmNotFound(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class LmPlace:
+class LmLocation:
     """Where a language model is: in ``folder``, or else on the hub as ``hub_id``. One of them is None."""
 
     folder: Path | None = None
     hub_id: str | None = None
 
 
-def resolve(model: str, checkpoint_dir: Path | None) -> LmPlace:
+def resolve(model: str, checkpoint_dir: Path | None) -> LmLocation:
     """Find the model: a folder of that path, then one of that name in ``checkpoint_dir``, then the hub.
 
     Raises:
@@ -39,9 +39,9 @@ def resolve(model: str, checkpoint_dir: Path | None) -> LmPlace:
     given = Path(model).expanduser()
     for folder in (given, *([checkpoint_dir / model] if checkpoint_dir else [])):
         if (folder / "config.json").is_file():
-            return LmPlace(folder=folder.resolve())
+            return LmLocation(folder=folder.resolve())
     hub_id = HUB.get(model, model)
     if _HUB_ID.fullmatch(hub_id):
-        return LmPlace(hub_id=hub_id)
+        return LmLocation(hub_id=hub_id)
     where = f"{checkpoint_dir / model}" if checkpoint_dir else "a folder of that name (ACESTEP_CHECKPOINT_DIR is unset)"
     raise LmNotFound(f"language model {model} is not found: looked for {where}; set ACESTEP_LM_MODEL_PATH")

@@ -30,7 +30,7 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers has no types
     """A cache of rows, for ``layers`` layers. Each pass of the model is announced by ``prefill`` or ``decode``."""
 
     def __init__(self, layers: int) -> None:
-        self._place = _Place()
+        self._place = _CachePosition()
         self._rows: list[_RowLayer] = [_RowLayer(self._place) for _ in range(layers)]
         super().__init__(layers=self._rows)
 
@@ -83,7 +83,7 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers has no types
             layer.move(sources, targets)
 
 
-class _Place:
+class _CachePosition:
     """Where the layers read and write in this pass; one for all layers."""
 
     rows = 0
@@ -99,7 +99,7 @@ class _RowLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
 
     is_sliding = False
 
-    def __init__(self, place: _Place) -> None:
+    def __init__(self, place: _CachePosition) -> None:
         super().__init__()
         self.place = place
 

@@ -13,15 +13,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from acestep_consumer.engine.planner.guidance import Rows, choose, guide
-from acestep_consumer.engine.planner.sequence import NOTHING, Song
+from acestep_consumer.engine.planner.sequence import NOTHING, TokenSequence
 from acestep_consumer.engine.planner.token_masks import TokenMasks, masked
 
-Row = tuple[Song, int]
+Row = tuple[TokenSequence, int]
 """A row of the batch: which song, and which of its prompts."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Part:
+class VocabularySlice:
     """The part ``ids`` of the vocabulary that songs choose from, and the language model's head for it.
 
     ``weight`` [ids, channels], ``bias`` [ids] or None. ``masks``: for texts, what allows their tokens.
@@ -36,14 +36,14 @@ class Part:
 class RowTable:
     """The rows' next tokens ``ids`` and how many they have read, ``positions``; int64 [rows] both."""
 
-    def __init__(self, rows: Sequence[Row], groups: Sequence["Group"], unread: int, device: torch.device) -> None:
+    def __init__(self, rows: Sequence[Row], groups: Sequence["RowGroup"], unread: int, device: torch.device) -> None:
         """``unread``: how many of each row's tokens the model has yet to read, 1 at the start of a step, then 0."""
         last = [song.tokens[-1] if song.tokens else 0 for song, _ in rows]
         self.ids = torch.tensor(last, device=device)
         self.positions = torch.tensor([song.length(branch) - unread for song, branch in rows], device=device)
         self._groups = groups
 
-    def advance(self, hidden: Tensor) -> dict[Song, int]:
+    def advance(self, hidden: Tensor) -> dict[TokenSequence, int]:
         """Choose every song's next token from the rows' hidden states [rows, channels]. Waits for the device."""
         chosen = [group.choose(hidden) for group in self._groups]
         for group, tokens in zip(self._groups, chosen, strict=True):
@@ -52,10 +52,10 @@ class RowTable:
         return dict(zip(songs, torch.cat(chosen).tolist(), strict=True))
 
 
-class Group:
+class RowGroup:
     """Songs that choose from one part of the vocabulary."""
 
-    def __init__(self, songs: Sequence[Song], rows: Sequence[Row], part: Part) -> None:
+    def __init__(self, songs: Sequence[TokenSequence], rows: Sequence[Row], part: VocabularySlice) -> None:
         device = part.weight.device
         row_of = {pair: row for row, pair in enumerate(rows)}
         conditional = [row_of[song, 0] for song in songs]
@@ -103,7 +103,7 @@ class Group:
         return masked(guided, self._table.to(guided.device, non_blocking=True))
 
 
-def _seen(songs: Iterable[Song], ids: range, device: torch.device) -> Tensor:
+def _seen(songs: Iterable[TokenSequence], ids: range, device: torch.device) -> Tensor:
     """Which of the tokens ``ids`` are in each song's prompt or have been written; bool [songs, ids]."""
     known = [{*song.generation.prompt, *song.tokens} for song in songs]
     at = [(row, token - ids.start) for row, tokens in enumerate(known) for token in tokens if token in ids]

@@ -11,7 +11,7 @@ NOTHING = -1
 
 
 @dataclass(slots=True, eq=False)
-class Song:
+class TokenSequence:
     """A sequence and what it has written. ``text``: how far it is in its grammar, when it is text."""
 
     number: int

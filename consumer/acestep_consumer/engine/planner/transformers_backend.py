@@ -21,10 +21,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from acestep_consumer.engine.planner.backend import Generation, Text, Written
-from acestep_consumer.engine.planner.cuda_graph import Replay
+from acestep_consumer.engine.planner.cuda_graph import CudaGraph
 from acestep_consumer.engine.planner.row_cache import ATTENTION, RowCache
-from acestep_consumer.engine.planner.row_table import Group, Part, Row, RowTable
-from acestep_consumer.engine.planner.sequence import Song
+from acestep_consumer.engine.planner.row_table import Row, RowGroup, RowTable, VocabularySlice
+from acestep_consumer.engine.planner.sequence import TokenSequence
 from acestep_consumer.engine.planner.token_masks import GrammarRefused, TokenMasks
 
 PREFILL_TOKENS = 8192
@@ -62,10 +62,10 @@ class TransformersBackend:
         self._masks = masks or masks_for(model, tokenizer)
         self._codes, self._words = _part(head, codes, None), _part(head, range(self._vocabulary), self._masks)
         self._cache = RowCache(config.num_hidden_layers)
-        self._replay = Replay(self._device)
+        self._replay = CudaGraph(self._device)
         self._cache_tokens = cache_tokens
         self._prefill_tokens = prefill_tokens
-        self._waiting: deque[Song] = deque()
+        self._waiting: deque[TokenSequence] = deque()
         self._rows: list[Row] = []  # as they are in the cache
         self._table: RowTable | None = None
 
@@ -76,7 +76,7 @@ class TransformersBackend:
 
     def add(self, number: int, generation: Generation) -> None:
         """Take a sequence in; it joins the others at the next step, or waits for room, first come first served."""
-        self._waiting.append(Song(number, generation))
+        self._waiting.append(TokenSequence(number, generation))
 
     @torch.inference_mode()
     def drop(self, number: int) -> None:
@@ -96,9 +96,9 @@ class TransformersBackend:
         self._leave({song for song, done in last.items() if done})
         return [*news, *(done or song.news for song, done in last.items())]
 
-    def _admit(self) -> tuple[list[Song], list[Written]]:
+    def _admit(self) -> tuple[list[TokenSequence], list[Written]]:
         """Take from the queue who fits; return them, and the last news of those who never will."""
-        newcomers: list[Song] = []
+        newcomers: list[TokenSequence] = []
         refused: list[Written] = []
         while self._waiting:
             song = self._waiting[0]
@@ -113,7 +113,7 @@ class TransformersBackend:
             self._waiting.popleft()
         return newcomers, refused
 
-    def _refusal(self, song: Song) -> str | None:
+    def _refusal(self, song: TokenSequence) -> str | None:
         """Why this sequence can never be written, in public words; None when it can."""
         if not all(song.prompts) or song.wanted < 1:
             return "an empty prompt, or no token to write"
@@ -125,7 +125,7 @@ class TransformersBackend:
             return f"prompt and text need {song.width} tokens; the planner's memory has no room for that"
         return None
 
-    def _has_room(self, newcomers: list[Song], song: Song) -> bool:
+    def _has_room(self, newcomers: list[TokenSequence], song: TokenSequence) -> bool:
         """Whether the song fits beside those who are there and those who join in this step."""
         new = [len(prompt) for joining in (*newcomers, song) for prompt in joining.prompts]
         if newcomers and len(new) * max(new) > self._prefill_tokens:
@@ -133,7 +133,7 @@ class TransformersBackend:
         width = max([song.width, *(other.width for other in newcomers), *(other.width for other, _ in self._rows)])
         return RowCache.area(len(self._rows) + len(new), width) <= self._cache_tokens
 
-    def _begin(self, song: Song) -> str | None:
+    def _begin(self, song: TokenSequence) -> str | None:
         """Get its grammar ready; return why that fails."""
         constraint = song.generation.constraint
         if isinstance(constraint, Text):
@@ -143,7 +143,7 @@ class TransformersBackend:
                 return f"the grammar is not valid: {error}"
         return None
 
-    def _next_tokens(self, newcomers: list[Song]) -> dict[Song, int]:
+    def _next_tokens(self, newcomers: list[TokenSequence]) -> dict[TokenSequence, int]:
         """Read what is new in every row, newcomers' prompts included, and choose each song's next token."""
         old = len(self._rows)
         joining: list[Row] = [(song, branch) for song in newcomers for branch in range(len(song.prompts))]
@@ -188,7 +188,7 @@ class TransformersBackend:
         hidden: Tensor = output.last_hidden_state
         return hidden
 
-    def _leave(self, gone: set[Song]) -> None:
+    def _leave(self, gone: set[TokenSequence]) -> None:
         """Free the rows of songs; the last rows move into the holes."""
         if not gone:
             return
@@ -209,7 +209,7 @@ class TransformersBackend:
         codes = [song for song in songs if song.text is None]
         texts = [song for song in songs if song.text is not None]
         parts = ((codes, self._codes), (texts, self._words))
-        groups = [Group(members, self._rows, part) for members, part in parts if members]
+        groups = [RowGroup(members, self._rows, part) for members, part in parts if members]
         return RowTable(self._rows, groups, unread, self._device)
 
 
@@ -245,6 +245,8 @@ def _ends(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(ends)
 
 
-def _part(head: Any, ids: range, masks: TokenMasks | None) -> Part:
+def _part(head: Any, ids: range, masks: TokenMasks | None) -> VocabularySlice:
     rows = slice(ids.start, ids.stop)
-    return Part(ids, head.weight[rows].detach(), None if head.bias is None else head.bias[rows].detach(), masks)
+    return VocabularySlice(
+        ids, head.weight[rows].detach(), None if head.bias is None else head.bias[rows].detach(), masks
+    )

@@ -15,10 +15,10 @@ from transformers import AutoConfig, GenerationConfig
 
 from acestep_consumer.engine.planner import vllm_engine
 from acestep_consumer.engine.planner.backend import Generation, Text, Written
-from acestep_consumer.engine.planner.sequence import Song
+from acestep_consumer.engine.planner.sequence import TokenSequence
 from acestep_consumer.engine.planner.token_masks import GrammarRefused, TokenMasks
-from acestep_consumer.engine.planner.vllm_engine import EngineSize, Output, VllmEngine
-from acestep_consumer.engine.planner.vllm_sequence import Draft, Stage
+from acestep_consumer.engine.planner.vllm_engine import EngineOutput, EngineSize, VllmEngine
+from acestep_consumer.engine.planner.vllm_sequence import SharedState, VllmSequence
 
 NEWS_EVERY = 8
 """A song has news of its first token, and then of every so many: 1.6 seconds of song."""
@@ -30,13 +30,13 @@ class VllmBackend:
     ``stage`` is the one that the engine's logits processor reads. Without masks in it no text can be written.
     """
 
-    def __init__(self, engine: VllmEngine, stage: Stage) -> None:
+    def __init__(self, engine: VllmEngine, stage: SharedState) -> None:
         self._engine = engine
         self._stage = stage
         self._ends = stage.masks.ends if stage.masks else frozenset()
         self._room = engine.room()
         self._drafts = stage.drafts
-        self._waiting: deque[Song] = deque()
+        self._waiting: deque[TokenSequence] = deque()
         self._refused: list[Written] = []
 
     @property
@@ -46,7 +46,7 @@ class VllmBackend:
 
     def add(self, number: int, generation: Generation) -> None:
         """Take a sequence in; it joins the others at the next step, or waits for room, first come first served."""
-        song = Song(number, generation)
+        song = TokenSequence(number, generation)
         error = self._refusal(song)
         if error is None:
             self._waiting.append(song)
@@ -89,14 +89,14 @@ class VllmBackend:
             if not self._room.take(need):
                 break
             self._waiting.popleft()
-            self._drafts[song.number] = Draft(song, need)
+            self._drafts[song.number] = VllmSequence(song, need)
             try:
                 self._engine.submit(song, self._ends)
             except ValueError as error:
                 self._release(song.number)
                 self._refused.append(Written(song.number, 0, error=f"the language model does not take this: {error}"))
 
-    def _refusal(self, song: Song) -> str | None:
+    def _refusal(self, song: TokenSequence) -> str | None:
         """Why this sequence can never be written, in public words; None when it can. Gets a text's grammar ready."""
         if not all(song.prompts) or song.wanted < 1:
             return "an empty prompt, or no token to write"
@@ -108,7 +108,7 @@ class VllmBackend:
             return f"prompt and text need {song.width} tokens; the planner's memory has no room for that"
         return self._begin(song)
 
-    def _begin(self, song: Song) -> str | None:
+    def _begin(self, song: TokenSequence) -> str | None:
         constraint = song.generation.constraint
         if isinstance(constraint, Text):
             if self._stage.masks is None:
@@ -119,7 +119,7 @@ class VllmBackend:
                 return f"the grammar is not valid: {error}"
         return None
 
-    def _conclude(self, draft: Draft, outputs: Sequence[Output]) -> Written | None:
+    def _conclude(self, draft: VllmSequence, outputs: Sequence[EngineOutput]) -> Written | None:
         """The last news of a song that is finished, or void."""
         if not outputs and not draft.void:
             return None
@@ -132,7 +132,7 @@ class VllmBackend:
             return Written(draft.song.number, draft.chosen, out_of_step=True)
         return self._read(draft.song, outputs[0])
 
-    def _read(self, song: Song, output: Output) -> Written:
+    def _read(self, song: TokenSequence, output: EngineOutput) -> Written:
         """Take what vLLM has written; its numbers are checked because a model without probabilities writes anything."""
         count = len(output.tokens)
         if song.text is not None:
@@ -145,7 +145,7 @@ class VllmBackend:
             return Written(song.number, count, error="the language model gave no probabilities")
         return Written(song.number, count, tokens=output.tokens)
 
-    def _progress(self, draft: Draft) -> Written | None:
+    def _progress(self, draft: VllmSequence) -> Written | None:
         count = draft.chosen - self._engine.ahead
         if count < (draft.told + NEWS_EVERY if draft.told else 1):
             return None
@@ -161,7 +161,7 @@ def open_vllm(
 ) -> VllmBackend:
     """Load a model from a folder; ``codes`` are the token ids of the audio codes.
 
-    ``tokenizer`` is transformers'; with None, codes are all that can be written. ``compiled``: see ``Stage``.
+    ``tokenizer`` is transformers'; with None, codes are all that can be written. ``compiled``: see ``SharedState``.
     ``options`` go to vLLM (``EngineArgs``).
 
     Raises:
@@ -173,7 +173,7 @@ def open_vllm(
 
     width = AutoConfig.from_pretrained(model).vocab_size
     masks = None if tokenizer is None else TokenMasks(tokenizer, width, _ends(model, tokenizer))
-    stage = Stage({}, range(width), codes, masks, compiled)
+    stage = SharedState({}, range(width), codes, masks, compiled)
     return VllmBackend(vllm_engine.start(model, processor_for(stage), size, **options), stage)
 
 

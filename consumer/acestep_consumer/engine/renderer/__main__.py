@@ -30,14 +30,14 @@ from acestep_consumer.engine.messages import (
 )
 
 if TYPE_CHECKING:
-    from acestep_consumer.engine.renderer.service import Service
+    from acestep_consumer.engine.renderer.service import RendererService
 
 EXIT_UNUSABLE, EXIT_DEVICE_LOST, EXIT_MISUNDERSTOOD = 3, 4, 5
 
 log = structlog.get_logger()
 
 
-class Pipe:
+class RendererPipe:
     """Typed messages on the socket. Its end is noticed at once, whatever the main thread does, and ends the process."""
 
     def __init__(self, number: int) -> None:
@@ -70,7 +70,7 @@ def main() -> None:
     """Load what the first message says, then serve until the pipe ends."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    pipe = Pipe(int(sys.argv[1]))
+    pipe = RendererPipe(int(sys.argv[1]))
     configure = pipe.hear()
     assert isinstance(configure, Configure)  # noqa: S101 - the supervisor's first message
     set_up_logs(configure.log_level, "json" if configure.log_json else "console")
@@ -79,14 +79,14 @@ def main() -> None:
         service.take(pipe.hear())
 
 
-def open_service(pipe: Pipe, configure: Configure) -> "Service":
+def open_service(pipe: RendererPipe, configure: Configure) -> "RendererService":
     """Load the models and tell what there is; leave when that can never work."""
     keep_kernels(configure.settings.compile_cache)
     try:
         # Not at the top: torch takes seconds and may be missing, and the parent must hear of either.
         from acestep_consumer.engine.renderer.device import DeviceError  # noqa: PLC0415 - see above
         from acestep_consumer.engine.renderer.registry import CheckpointError  # noqa: PLC0415
-        from acestep_consumer.engine.renderer.service import Service  # noqa: PLC0415
+        from acestep_consumer.engine.renderer.service import RendererService  # noqa: PLC0415
         from acestep_consumer.engine.renderer.startup import open_studio  # noqa: PLC0415
     except ImportError as error:
         pipe.say(Unusable(reason=f"{error.name} is missing: pip install 'acestep-consumer[engine]'"))
@@ -98,7 +98,7 @@ def open_service(pipe: Pipe, configure: Configure) -> "Service":
     except (DeviceError, CheckpointError) as error:
         pipe.say(Unusable(reason=str(error)))
         leave(EXIT_UNUSABLE)
-    service = Service(studio, pipe.say, lost, max_input_s=configure.max_input_s)
+    service = RendererService(studio, pipe.say, lost, max_input_s=configure.max_input_s)
     pipe.say(Ready(report=studio.report))
     return service
 

@@ -9,13 +9,13 @@ from functools import cache
 import torch
 
 from acestep_consumer.engine.renderer.lora import Lora
-from acestep_consumer.engine.renderer.model_runner import Booth
-from acestep_consumer.engine.renderer.prepare import Draft
-from acestep_consumer.engine.renderer.sample import Song
+from acestep_consumer.engine.renderer.model_runner import ModelRunner
+from acestep_consumer.engine.renderer.prepare import PreparedRequest
+from acestep_consumer.engine.renderer.sample import Sample
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
+class RequestCallbacks:
     """Who waits for a job: ``cancelled`` is asked between steps, ``progressed`` hears of denoising, 0 to 1."""
 
     cancelled: Callable[[], bool] = lambda: False
@@ -23,14 +23,14 @@ class Watch:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sound:
+class AudioCopy:
     """A song's samples on their way to RAM."""
 
     samples: torch.Tensor
     arrived: torch.cuda.Event | None = None
 
     @classmethod
-    def leaving(cls, audio: torch.Tensor) -> "Sound":
+    def leaving(cls, audio: torch.Tensor) -> "AudioCopy":
         """Start the copy of [channels, samples] to RAM and go on."""
         if audio.device.type != "cuda":
             return cls(audio.cpu())
@@ -60,46 +60,46 @@ def _copies(device: torch.device) -> torch.cuda.Stream:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Performance:
+class BatchFutures:
     """A job's songs, each as soon as it is done.
 
     ``notes``: texts that were cut, and what was done for lack of memory; complete when the last song is done.
     """
 
-    sounds: "tuple[Future[Sound], ...]"
+    sounds: "tuple[Future[AudioCopy], ...]"
     notes: list[str]
 
 
 @dataclass(slots=True, eq=False)
-class Take:
+class BatchRequest:
     """A job from its draft to its last sound.
 
     ``bytes``: what its songs hold. ``alone``: nothing else may be there. ``waited``: for memory, at least once.
     """
 
-    booth: Booth
+    booth: ModelRunner
     lora: Lora | None
-    draft: Draft
-    watch: Watch
+    draft: PreparedRequest
+    watch: RequestCallbacks
     bytes: int
-    performance: Performance
-    songs: Sequence[Song] = ()
+    performance: BatchFutures
+    songs: Sequence[Sample] = ()
     alone: bool = False
     waited: bool = False
     _decoded: set[int] = field(default_factory=set)
 
     @property
-    def kind(self) -> tuple[Booth, Lora | None]:
+    def kind(self) -> tuple[ModelRunner, Lora | None]:
         """Takes of one kind can share a pack."""
         return self.booth, self.lora
 
     @property
-    def unfinished(self) -> list[Song]:
+    def unfinished(self) -> list[Sample]:
         """Songs with steps to go."""
         return [song for song in self.songs if not song.done]
 
     @property
-    def finished(self) -> list[Song]:
+    def finished(self) -> list[Sample]:
         """Songs that are denoised and not decoded."""
         return [song for index, song in enumerate(self.songs) if song.done and index not in self._decoded]
 
@@ -113,7 +113,7 @@ class Take:
         done, steps = sum(song.step for song in self.songs), sum(song.steps for song in self.songs)
         self.watch.progressed(done / steps)
 
-    def deliver(self, song: Song, sound: Sound) -> None:
+    def deliver(self, song: Sample, sound: AudioCopy) -> None:
         """Hand over one song."""
         index = next(index for index, each in enumerate(self.songs) if each is song)
         self._decoded.add(index)

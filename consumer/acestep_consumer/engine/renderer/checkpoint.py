@@ -40,12 +40,17 @@ def load_models(settings: EngineSettings, device: DeviceReport, say: Callable[[s
     """
     found = {each.name: each for each in (resolve(name, settings.checkpoint_dir) for name in settings.models)}
     offload = offload_for(device, settings).models
-    shelf = _Shelf(enabled=len(found) > 1)
+    shelf = _ComponentCache(enabled=len(found) > 1)
     return tuple(_load(checkpoint, device, shelf, say, keep_in_ram=offload) for checkpoint in found.values())
 
 
 def _load(
-    checkpoint: Checkpoint, device: DeviceReport, shelf: "_Shelf", say: Callable[[str], None], *, keep_in_ram: bool
+    checkpoint: Checkpoint,
+    device: DeviceReport,
+    shelf: "_ComponentCache",
+    say: Callable[[str], None],
+    *,
+    keep_in_ram: bool,
 ) -> ModelHandle:
     say(f"loading {checkpoint.name} from {checkpoint.folder or checkpoint.hub_id}")
     try:
@@ -103,7 +108,7 @@ def variant_of(name: str, config: Any) -> Variant:
     return Variant.SFT if "sft" in version or "sft" in name.lower() else Variant.BASE
 
 
-class _Shelf:
+class _ComponentCache:
     """Parts loaded so far, by the content of their files. The content decides: a finetuned VAE has the same shapes."""
 
     def __init__(self, *, enabled: bool) -> None:

@@ -14,13 +14,13 @@ from diffusers import AceStepPipeline
 
 from acestep_consumer.domain.job import LoadedModel
 from acestep_consumer.engine.renderer.checkpoint import ModelHandle
-from acestep_consumer.engine.renderer.offload import OneAtATime
+from acestep_consumer.engine.renderer.offload import ModuleSwapper
 from acestep_consumer.engine.renderer.packed_dit import PackedDit
 from acestep_consumer.engine.renderer.rng import SongScheduler, SongVae
 from acestep_consumer.engine.renderer.vae_decode import TileDecoder
 
 
-class Parts:
+class Components:
     """What a model consists of, and where each part is.
 
     Args:
@@ -39,9 +39,9 @@ class Parts:
         self.dit = PackedDit(parts["transformer"])
         self.decoder = decoder
         self.dtype: torch.dtype = parts["transformer"].dtype
-        self.card: OneAtATime | None = None
+        self.card: ModuleSwapper | None = None
 
-    def offload(self, card: OneAtATime, *, keep_dit: bool) -> None:
+    def offload(self, card: ModuleSwapper, *, keep_dit: bool) -> None:
         """Keep each part in RAM until it is used; the DiT stays on the device if asked."""
         modules = {name: part for name, part in self.pipeline.components.items() if isinstance(part, torch.nn.Module)}
         if keep_dit:

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from acestep_consumer.engine.renderer.components import Parts
+from acestep_consumer.engine.renderer.components import Components
 from acestep_consumer.engine.renderer.errors import is_out_of_memory
 from acestep_consumer.engine.renderer.packed_dit import Condition, PackedDit
-from acestep_consumer.engine.renderer.prepare import Draft, Drafting, Words
+from acestep_consumer.engine.renderer.prepare import PreparedRequest, RequestPreparer, TokenizedText
 from acestep_consumer.engine.renderer.rng import generators_for
-from acestep_consumer.engine.renderer.sample import Blend, Guidance, Song
+from acestep_consumer.engine.renderer.sample import CoverBlend, Guidance, Sample
 from acestep_consumer.engine.renderer.text_encoder import States, TextEncoder
 
 _REFERENCE_S = 30
@@ -26,14 +26,14 @@ _NO_GUIDANCE = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Score:
+class _EncodedRequest:
     """A draft on the device.
 
     ``context``: [songs, frames, 2 * channels]; ``noise``: [songs, frames, channels]; ``states``: for each of the
     draft's words, one for all songs or one for each, [tokens, width].
     """
 
-    draft: Draft
+    draft: PreparedRequest
     context: torch.Tensor
     noise: torch.Tensor
     generators: tuple[torch.Generator, ...]
@@ -54,14 +54,14 @@ class Conditioner:
         texts: encodes texts.
     """
 
-    def __init__(self, parts: Parts, drafting: Drafting, texts: TextEncoder) -> None:
+    def __init__(self, parts: Components, drafting: RequestPreparer, texts: TextEncoder) -> None:
         self._parts = parts
         self._pipeline = parts.pipeline
         self._drafting = drafting
         self._texts = texts
         self._silence: torch.Tensor | None = None
 
-    def songs(self, drafts: Sequence[Draft], dit: PackedDit) -> list[tuple[Song, ...] | Exception]:
+    def songs(self, drafts: Sequence[PreparedRequest], dit: PackedDit) -> list[tuple[Sample, ...] | Exception]:
         """Prepare the songs of each draft, or say why there are none. Raises when memory runs out."""
         states = self._texts.encode([words for draft in drafts for words in draft.words])
         hints = self._hints([codes for draft in drafts for codes in draft.codes])
@@ -69,13 +69,13 @@ class Conditioner:
             self._score(draft, list(islice(states, len(draft.words))), list(islice(hints, len(draft.codes))))
             for draft in drafts
         ]
-        conditions = self._conditions([score for score in found if isinstance(score, _Score)], dit)
+        conditions = self._conditions([score for score in found if isinstance(score, _EncodedRequest)], dit)
         return [score if isinstance(score, Exception) else tuple(self._cast(score, conditions)) for score in found]
 
     def warm(self) -> None:
         """Encode once what every song needs, and run the encoders."""
         self._silent_timbre()
-        for _ in self._texts.encode([Words([0] * 64, [0] * 64)]):
+        for _ in self._texts.encode([TokenizedText([0] * 64, [0] * 64)]):
             pass
 
     def _hints(self, codes: Sequence[list[int]]) -> Iterator[torch.Tensor]:
@@ -93,7 +93,9 @@ class Conditioner:
         frames = detokenizer.pool_window_size
         yield from torch.split(latents, [frames * len(some) for some in codes])
 
-    def _score(self, draft: Draft, encoded: Sequence[States], hints: Sequence[torch.Tensor]) -> _Score | Exception:
+    def _score(
+        self, draft: PreparedRequest, encoded: Sequence[States], hints: Sequence[torch.Tensor]
+    ) -> _EncodedRequest | Exception:
         try:
             context, timbres = self._material(draft, hints)
             noise, generators = draft.noise, draft.generators
@@ -106,9 +108,9 @@ class Conditioner:
                 raise
             return error
         states = tuple(tuple(torch.cat([lyrics, timbre, text]) for timbre in timbres) for text, lyrics in encoded)
-        return _Score(draft, context, noise.to(self._parts.device, non_blocking=True), generators, states)
+        return _EncodedRequest(draft, context, noise.to(self._parts.device, non_blocking=True), generators, states)
 
-    def _conditions(self, scores: Sequence[_Score], dit: PackedDit) -> dict[int, Condition]:
+    def _conditions(self, scores: Sequence[_EncodedRequest], dit: PackedDit) -> dict[int, Condition]:
         """Return the condition of each state by the state's identity; 0 is the empty condition."""
         if not scores:
             return {}
@@ -119,21 +121,23 @@ class Conditioner:
         self._parts.use(dit.dit)
         return dict(zip(states, dit.conditions(list(states.values())), strict=True))
 
-    def _cast(self, score: _Score, conditions: dict[int, Condition]) -> Iterator[Song]:
+    def _cast(self, score: _EncodedRequest, conditions: dict[int, Condition]) -> Iterator[Sample]:
         draft, given = score.draft, score.draft.given
         for index, generator in enumerate(score.generators):
             own, *others = (conditions[id(some[index % len(some)])] for some in score.states)
             interval = (given["cfg_interval_start"], given["cfg_interval_end"])
-            yield Song(
+            yield Sample(
                 latents=score.noise[index],
                 context=score.context[index],
                 condition=own,
                 scheduler=self._parts.scheduler(generator, given, stochastic=draft.arguments.method == "sde"),
                 guidance=Guidance(given["guidance_scale"], interval, conditions[0]) if score.guided else None,
-                blend=Blend(given["audio_cover_strength"], others[0]) if others else None,
+                blend=CoverBlend(given["audio_cover_strength"], others[0]) if others else None,
             )
 
-    def _material(self, draft: Draft, hints: Sequence[torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    def _material(
+        self, draft: PreparedRequest, hints: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Return the songs' context, [songs, frames, 2 * channels], and one timbre for all or one for each."""
         given, songs = draft.given, len(draft.generators)
         where: dict[str, Any] = {"device": self._parts.device, "dtype": self._parts.dtype, "batch_size": songs}

@@ -19,7 +19,7 @@ from acestep_consumer.engine.renderer.packed_dit import PackedDit
 MOST_TOKENS = 8192
 
 
-class Graph:
+class CapturedGraph:
     """One call of a function, recorded: the same kernels on the same memory, replayed with new inputs.
 
     Args:
@@ -63,14 +63,14 @@ class GraphedFlow:
         self._context = context
         self._memory = memory
         self._graphed = graphed and pack.tokens <= MOST_TOKENS
-        self._graph: Graph | None = None
+        self._graph: CapturedGraph | None = None
 
     def __call__(self, latents: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         """Return velocities, [tokens * patch, channels], of latents of that shape at times [voices + 1]."""
         if not self._graphed:
             return self._compute(latents, times)
         if self._graph is None:
-            self._graph = Graph(self._compute, (latents, times), _pool_of(latents.device))
+            self._graph = CapturedGraph(self._compute, (latents, times), _pool_of(latents.device))
         return self._graph(latents, times)
 
     def _compute(self, latents: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
@@ -81,14 +81,14 @@ class GraphedShapes:
     """A function as one graph for each shape that it is called with, the latest few of them.
 
     Args:
-        function: as for ``Graph``.
+        function: as for ``CapturedGraph``.
         most: recordings to keep.
     """
 
     def __init__(self, function: Callable[..., torch.Tensor], most: int = 8) -> None:
         self._function = function
         self._most = most
-        self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
+        self._graphs: OrderedDict[Hashable, CapturedGraph] = OrderedDict()
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         """Return what the function returns; overwritten by the next call with the same shapes."""
@@ -96,7 +96,7 @@ class GraphedShapes:
         if key not in self._graphs:
             # The first call of all loads kernels, and a recording must not.
             self._function(*inputs)
-            self._graphs[key] = Graph(self._function, inputs, pool=None)
+            self._graphs[key] = CapturedGraph(self._function, inputs, pool=None)
         self._graphs.move_to_end(key)
         if len(self._graphs) > self._most:
             self._graphs.popitem(last=False)
@@ -110,13 +110,13 @@ class GraphedShapes:
 @cache
 def _pool_of(device: torch.device) -> Any:
     """Return memory for graphs of packs, which come one after the other and can use it in turn."""
-    keeper = Graph(torch.clone, (torch.zeros(1, device=device),), pool=torch.cuda.graph_pool_handle())
+    keeper = CapturedGraph(torch.clone, (torch.zeros(1, device=device),), pool=torch.cuda.graph_pool_handle())
     _keepers.append(keeper)
     return keeper.pool
 
 
 # A pool ends with its last graph; these never end.
-_keepers: list[Graph] = []
+_keepers: list[CapturedGraph] = []
 
 
 # Two kinds of blocks (with a window and without), for each model and each precision; torch gives up at 8.

@@ -4,10 +4,10 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from acestep_consumer.policy.memory_budget import TILE_RUNGS, Budget
+from acestep_consumer.policy.memory_budget import TILE_RUNGS, MemoryBudget
 
 
-class Stage(Enum):
+class DeviceStage(Enum):
     """What the device was doing."""
 
     PREPARE = "prepare"
@@ -16,7 +16,7 @@ class Stage(Enum):
 
 
 @dataclass(slots=True)
-class Means:
+class Degradation:
     """``tokens`` of a pack, ``tiles`` of a decode, ``jobs`` prepared together; ``squeezes``: times it went down."""
 
     tokens: int
@@ -25,21 +25,21 @@ class Means:
     squeezes: int = 0
 
     @classmethod
-    def of(cls, budget: Budget) -> "Means":
+    def of(cls, budget: MemoryBudget) -> "Degradation":
         """Return what the budget allows."""
         return cls(tokens=budget.tokens, tiles=budget.tiles)
 
-    def step_down(self, stage: Stage, members: int, tokens: int) -> str | None:
+    def step_down(self, stage: DeviceStage, members: int, tokens: int) -> str | None:
         """Ask for less after ``stage`` ran out of memory with so many members and tokens.
 
         Returns what was done, in words for the job's event, or None when nothing is left to give up here.
         """
         match stage:
-            case Stage.PREPARE:
+            case DeviceStage.PREPARE:
                 done = self._fewer_jobs(members)
-            case Stage.STEP:
+            case DeviceStage.STEP:
                 done = self._fewer_tokens(members, tokens)
-            case Stage.DECODE:
+            case DeviceStage.DECODE:
                 done = self._fewer_tiles()
         self.squeezes += done is not None
         return done

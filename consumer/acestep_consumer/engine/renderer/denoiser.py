@@ -13,17 +13,17 @@ import torch
 from acestep_consumer.engine.renderer.cuda_graphs import GraphedFlow
 from acestep_consumer.engine.renderer.pack import Pack
 from acestep_consumer.engine.renderer.packed_dit import Condition, PackedDit
-from acestep_consumer.engine.renderer.sample import Song
+from acestep_consumer.engine.renderer.sample import Sample
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Cast:
+class _PackMembers:
     """Who is in a pack: each song with its voices at this step."""
 
-    songs: tuple[Song, ...]
+    songs: tuple[Sample, ...]
     voices: tuple[tuple[Condition, ...], ...]
 
-    def is_again(self, other: "_Cast | None") -> bool:
+    def is_again(self, other: "_PackMembers | None") -> bool:
         """Whether the same songs with the same voices were packed before; by identity, nothing is compared."""
         return other is not None and self.members() == other.members()
 
@@ -49,16 +49,16 @@ class Denoiser:
     def __init__(self, dit: PackedDit, *, graphed: bool = False) -> None:
         self.dit = dit
         self._graphed = graphed
-        self._cast: _Cast | None = None
+        self._cast: _PackMembers | None = None
         self._pack: Pack | None = None
         self._flow: GraphedFlow | None = None
 
-    def velocities(self, songs: Sequence[Song]) -> list[Sequence[torch.Tensor]]:
+    def velocities(self, songs: Sequence[Sample]) -> list[Sequence[torch.Tensor]]:
         """Return what each song's next step needs: velocities, [frames, channels] for each of its voices.
 
         They are overwritten by the next call.
         """
-        cast = _Cast(tuple(songs), tuple(song.voices() for song in songs))
+        cast = _PackMembers(tuple(songs), tuple(song.voices() for song in songs))
         if not cast.is_again(self._cast):
             self._prepare(cast)
         assert self._pack is not None  # noqa: S101 - prepared above
@@ -72,7 +72,7 @@ class Denoiser:
         """Drop the layout and what hangs on it: memory that the next pack will take again."""
         self._cast = self._pack = self._flow = None
 
-    def _prepare(self, cast: _Cast) -> None:
+    def _prepare(self, cast: _PackMembers) -> None:
         self.forget()
         conditions = cast.conditions()
         frames = [song.frames for song, voices in zip(cast.songs, cast.voices, strict=True) for _ in voices]
@@ -82,7 +82,7 @@ class Denoiser:
         self._flow = GraphedFlow(self.dit, pack, context, memory, graphed=self._graphed)
         self._cast, self._pack = cast, pack
 
-    def _times(self, cast: _Cast) -> torch.Tensor:
+    def _times(self, cast: _PackMembers) -> torch.Tensor:
         """Return the flow time of each voice, and one for the empty voice at the pack's end."""
         times = [song.time for song, voices in zip(cast.songs, cast.voices, strict=True) for _ in voices]
         return torch.tensor([*times, 0.0], dtype=self.dit.dtype).to(self.dit.device, non_blocking=True)

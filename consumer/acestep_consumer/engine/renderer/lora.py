@@ -42,16 +42,16 @@ class Lora:
             InputUnreadable: the file is gone.
         """
         try:
-            files = [_File.at(path)]
+            files = [_LoraFile.at(path)]
             if path.name == PEFT_WEIGHTS and (config := path.with_name(PEFT_CONFIG)).is_file():
-                files.append(_File.at(config))
+                files.append(_LoraFile.at(config))
             return cls(path, scale, "-".join(map(_digest, files)))
         except OSError as error:
             raise InputUnreadable(f"the LoRA's file cannot be read ({type(error).__name__})") from error
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
+class _LoraFile:
     """A file, whatever its name: each job that uses a fetched LoRA has a hard link of its own."""
 
     path: Path = field(compare=False)
@@ -64,7 +64,7 @@ class _File:
 
 
 @lru_cache(maxsize=64)
-def _digest(file: _File) -> str:
+def _digest(file: _LoraFile) -> str:
     with file.path.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
@@ -78,7 +78,7 @@ class _Adapted:
     bytes: int
 
 
-class LoraShelf:
+class AdaptedModelCache:
     """The adapted DiTs at hand; the least recently used one leaves. For any number of threads.
 
     Args:

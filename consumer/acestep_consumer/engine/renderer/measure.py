@@ -6,9 +6,9 @@ from functools import partial
 
 import torch
 
-from acestep_consumer.engine.renderer.model_runner import Booth
+from acestep_consumer.engine.renderer.model_runner import ModelRunner
 from acestep_consumer.engine.renderer.packed_dit import PackedDit
-from acestep_consumer.policy.memory_budget import TILE_RUNGS, Budget, Footprint
+from acestep_consumer.policy.memory_budget import TILE_RUNGS, MemoryBudget, MemoryFootprint
 
 # A little more than was seen: allocators round up, and fragments are lost.
 _MARGIN = 1.15
@@ -20,7 +20,7 @@ _CONDITION = 90
 Say = Callable[[str], None]
 
 
-def measure(booths: Sequence[Booth], device: torch.device, say: Say) -> Footprint:
+def measure(booths: Sequence[ModelRunner], device: torch.device, say: Say) -> MemoryFootprint:
     """Run every model once and return what work takes; zeros where memory cannot be asked for. Takes seconds.
 
     The first run on a device loads and compiles kernels; with a compiled DiT that takes the better part of a minute,
@@ -29,12 +29,12 @@ def measure(booths: Sequence[Booth], device: torch.device, say: Say) -> Footprin
     for booth in booths:
         _warm_up(booth, say)
     if device.type != "cuda":
-        return Footprint()
+        return MemoryFootprint()
     for booth in booths:
         say(f"warming up {booth.parts.model.name}: a song that nobody hears")
         booth.rehearse()
         booth.rest()
-    return Footprint(
+    return MemoryFootprint(
         weights=max(_weight_bytes(booth, device) for booth in booths),
         token=max(_token_bytes(booth, device) for booth in booths),
         condition_token=max(_condition_bytes(booth.parts.dit) for booth in booths),
@@ -43,7 +43,7 @@ def measure(booths: Sequence[Booth], device: torch.device, say: Say) -> Footprin
     )
 
 
-def _warm_up(booth: Booth, say: Say) -> None:
+def _warm_up(booth: ModelRunner, say: Say) -> None:
     name = booth.parts.model.name
     say(f"warming up {name}: the DiT")
     booth.parts.use(booth.parts.dit.dit)
@@ -70,20 +70,20 @@ def _step(dit: PackedDit, tokens: int) -> torch.Tensor:
     return dit.velocities(pack, latents, context, memory, torch.zeros(3, device=dit.device, dtype=dit.dtype))
 
 
-def _weight_bytes(booth: Booth, device: torch.device) -> int:
+def _weight_bytes(booth: ModelRunner, device: torch.device) -> int:
     """All that is loaded; where parts wait in RAM, what is on the card together with the DiT, the largest of them."""
     booth.parts.use(booth.parts.dit.dit)
     return torch.cuda.memory_allocated(device)
 
 
-def _token_bytes(booth: Booth, device: torch.device) -> int:
+def _token_bytes(booth: ModelRunner, device: torch.device) -> int:
     dit = booth.parts.dit
     booth.parts.use(dit.dit)
     small, large = (_peak_of(partial(_step, dit, tokens), device) for tokens in (_SMALL, _LARGE))
     return round(_MARGIN * (large - small) / (_LARGE - _SMALL))
 
 
-def _tile_bytes(booth: Booth, device: torch.device) -> int:
+def _tile_bytes(booth: ModelRunner, device: torch.device) -> int:
     tiles = TILE_RUNGS[0]
     booth.parts.use(booth.parts.decoder)
     return round(_MARGIN * _peak_of(lambda: booth.decode_tiles(tiles), device) / tiles)
@@ -95,7 +95,7 @@ def _condition_bytes(dit: PackedDit) -> int:
     return 2 * 2 * dit.layers * int(attention.kv_heads * attention.head_dim) * dit.dtype.itemsize
 
 
-def _frame_bytes(booth: Booth) -> int:
+def _frame_bytes(booth: ModelRunner) -> int:
     channels: int = booth.parts.dit.dit.config.audio_acoustic_hidden_dim
     latents = 3 * channels * booth.parts.dtype.itemsize
     sound = booth.parts.decoder.hop * booth.parts.vae.config.audio_channels * _FLOAT32 * _SOUND_COPIES
@@ -112,10 +112,12 @@ def _peak_of(work: Callable[[], object], device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def budget_for(footprint: Footprint, device: torch.device, share_gb: float | None, max_tokens: int) -> Budget:
+def budget_for(
+    footprint: MemoryFootprint, device: torch.device, share_gb: float | None, max_tokens: int
+) -> MemoryBudget:
     """Return what fits: in ``share_gb`` GiB, or in all that is free on the device now."""
     if device.type != "cuda":
-        return Budget(footprint=footprint, max_tokens=max_tokens)
+        return MemoryBudget(footprint=footprint, max_tokens=max_tokens)
     torch.cuda.empty_cache()  # what the trial runs took, a language model may want
     free, total = torch.cuda.mem_get_info(device)
     limit = free + torch.cuda.memory_reserved(device)
@@ -123,4 +125,4 @@ def budget_for(footprint: Footprint, device: torch.device, share_gb: float | Non
         limit = min(limit, round(share_gb * 2**30))
         # Beyond its share the renderer runs out of memory, not its neighbour.
         torch.cuda.set_per_process_memory_fraction(min(limit / total, 1.0), device)
-    return Budget(limit=limit, footprint=footprint, max_tokens=max_tokens)
+    return MemoryBudget(limit=limit, footprint=footprint, max_tokens=max_tokens)

@@ -7,30 +7,30 @@ from pathlib import Path
 
 import torch
 
-from acestep_consumer.engine.renderer.components import Parts
+from acestep_consumer.engine.renderer.components import Components
 from acestep_consumer.engine.renderer.conditioning import Conditioner
 from acestep_consumer.engine.renderer.denoiser import Denoiser
-from acestep_consumer.engine.renderer.lora import Lora, LoraShelf
-from acestep_consumer.engine.renderer.offload import OneAtATime
+from acestep_consumer.engine.renderer.lora import AdaptedModelCache, Lora
+from acestep_consumer.engine.renderer.offload import ModuleSwapper
 from acestep_consumer.engine.renderer.packed_dit import PackedDit
-from acestep_consumer.engine.renderer.pipeline_arguments import CODES_PER_SECOND, INSTRUMENTAL, Arguments
-from acestep_consumer.engine.renderer.prepare import Draft, Drafting
+from acestep_consumer.engine.renderer.pipeline_arguments import CODES_PER_SECOND, INSTRUMENTAL, PipelineArguments
+from acestep_consumer.engine.renderer.prepare import PreparedRequest, RequestPreparer
 from acestep_consumer.engine.renderer.rng import generators_for
-from acestep_consumer.engine.renderer.sample import Song
+from acestep_consumer.engine.renderer.sample import Sample
 from acestep_consumer.engine.renderer.text_encoder import TextEncoder
 from acestep_consumer.engine.renderer.vae_decode import lengths, normalised
 from acestep_consumer.policy.memory_budget import TILE_RUNGS
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
+class Acceleration:
     """What makes the device faster and is not there everywhere: compiled blocks, recorded graphs."""
 
     compiled: bool = False
     graphed: bool = False
 
 
-class Booth:
+class ModelRunner:
     """One model.
 
     Args:
@@ -38,13 +38,13 @@ class Booth:
         speed: see there.
     """
 
-    def __init__(self, parts: Parts, speed: Speed = Speed()) -> None:
+    def __init__(self, parts: Components, speed: Acceleration = Acceleration()) -> None:
         self.parts = parts
-        self.drafting = Drafting(parts)
+        self.drafting = RequestPreparer(parts)
         self._speed = speed
         self._texts = TextEncoder(parts, graphed=speed.graphed)
         self._conditioner = Conditioner(parts, self.drafting, self._texts)
-        self._loras = LoraShelf()
+        self._loras = AdaptedModelCache()
         self._denoisers: dict[Lora | None, Denoiser] = {None: self._denoiser(parts.dit)}
 
     @property
@@ -52,7 +52,7 @@ class Booth:
         """Memory of the weights that a LoRA changed."""
         return self._loras.bytes
 
-    def songs(self, drafts: Sequence[Draft], lora: Lora | None) -> list[tuple[Song, ...] | Exception]:
+    def songs(self, drafts: Sequence[PreparedRequest], lora: Lora | None) -> list[tuple[Sample, ...] | Exception]:
         """Prepare the songs of drafts that use the same LoRA, or say why one has none. Raises out of memory."""
         return self._conditioner.songs(drafts, self.denoiser(lora).dit)
 
@@ -64,13 +64,13 @@ class Booth:
             self._denoisers = {None: self._denoisers[None], lora: self._denoiser(adapted)}
         return self._denoisers[lora]
 
-    def step(self, songs: Sequence[Song], lora: Lora | None) -> list[Sequence[torch.Tensor]]:
+    def step(self, songs: Sequence[Sample], lora: Lora | None) -> list[Sequence[torch.Tensor]]:
         """Return the velocities of each song's voices."""
         denoiser = self.denoiser(lora)
         self.parts.use(denoiser.dit.dit)
         return denoiser.velocities(songs)
 
-    def sound(self, songs: Sequence[Song], tiles_at_once: int) -> list[torch.Tensor]:
+    def sound(self, songs: Sequence[Sample], tiles_at_once: int) -> list[torch.Tensor]:
         """Decode finished songs: float32 samples, [channels, samples] each, at -1 dBFS."""
         decoder = self.parts.use(self.parts.decoder)
         return [normalised(audio) for audio in decoder.decode([song.latents for song in songs], tiles_at_once)]
@@ -106,11 +106,11 @@ class Booth:
         silence = torch.zeros(lengths(decoder.overlap)[0], channels, device=self.parts.device)
         decoder.decode([silence] * tiles, tiles)
 
-    def offload(self, card: OneAtATime) -> None:
+    def offload(self, card: ModuleSwapper) -> None:
         """Keep every part in RAM until it is used, from now on. What is at a fixed place in memory is given up."""
         self.forget()
         self.parts.offload(card, keep_dit=False)
-        self._speed = Speed(compiled=self._speed.compiled)
+        self._speed = Acceleration(compiled=self._speed.compiled)
         self._texts.give_up_graphs()
         self._denoisers = {None: self._denoiser(self.parts.dit)}
 
@@ -141,7 +141,7 @@ _SECONDS = 30
 _STEPS = 2
 
 
-def rehearsal(*, codes: bool) -> Arguments:
+def rehearsal(*, codes: bool) -> PipelineArguments:
     """Return the arguments of a song from text, or from audio codes as the language model writes them."""
     made_from = {"audio_codes": ["<|audio_code_0|>" * CODES_PER_SECOND * _SECONDS]} if codes else {}
     given = {
@@ -166,4 +166,4 @@ def rehearsal(*, codes: bool) -> Arguments:
         "audio_duration": None if codes else float(_SECONDS),
         **made_from,
     }
-    return Arguments(pipeline=given, seeds=(0,), steps=_STEPS, method="ode", tiled=True)
+    return PipelineArguments(pipeline=given, seeds=(0,), steps=_STEPS, method="ode", tiled=True)

@@ -11,7 +11,7 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 
 
-class OneAtATime:
+class ModuleSwapper:
     """The modules that share the card. Not for several threads: a call takes the other modules' weights away."""
 
     def __init__(self, device: torch.device) -> None:
@@ -24,7 +24,7 @@ class OneAtATime:
         if self._has(module):
             return
         module.to("cpu")
-        add_hook_to_module(module, _Entrance(self, self._device))
+        add_hook_to_module(module, _SwapHook(self, self._device))
         self._adopted.append(module)
 
     def admit(self, module: torch.nn.Module) -> None:
@@ -46,10 +46,10 @@ class OneAtATime:
         return any(module is each for each in self._adopted)
 
 
-class _Entrance(ModelHook):  # type: ignore[misc]  # accelerate has no types
+class _SwapHook(ModelHook):  # type: ignore[misc]  # accelerate has no types
     """Admits its module before each call. diffusers reads from ``execution_device`` where a call's tensors belong."""
 
-    def __init__(self, card: OneAtATime, device: torch.device) -> None:
+    def __init__(self, card: ModuleSwapper, device: torch.device) -> None:
         self._card = card
         self.execution_device = device
 

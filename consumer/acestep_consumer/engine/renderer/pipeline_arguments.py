@@ -25,7 +25,7 @@ _NO_GUIDANCE = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Arguments:
+class PipelineArguments:
     """One call of the pipeline: its arguments less generators and callbacks, a seed per song, and how to sample."""
 
     pipeline: Mapping[str, Any]
@@ -38,7 +38,7 @@ class Arguments:
 
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
+class DecodedInputs:
     """Decoded audio inputs at the model's sample rate: anything of shape [2, samples]."""
 
     source: Any = None
@@ -56,16 +56,18 @@ def reads_source(job: Job, plan: Plan) -> bool:
     return job.request.task_type != "text2music" and not codes_of(job, plan)
 
 
-def arguments_for(job: Job, plan: Plan, model: LoadedModel, inputs: Inputs = Inputs()) -> Arguments:
+def arguments_for(
+    job: Job, plan: Plan, model: LoadedModel, inputs: DecodedInputs = DecodedInputs()
+) -> PipelineArguments:
     """Translate one admitted job.
 
     Raises:
         RenderFailed: the task cannot be done with what was given.
         LimitExceeded: the input is longer than the tier allows and the request asked for rejection.
     """
-    draft = _Draft(job, plan, model, inputs)
+    draft = ArgumentBuilder(job, plan, model, inputs)
     pipeline = {**draft.texts(), **draft.sampling(), **draft.material()}
-    return Arguments(
+    return PipelineArguments(
         pipeline=pipeline,
         seeds=job.seeds,
         steps=len(pipeline["timesteps"] or ()) or pipeline["num_inference_steps"],
@@ -77,16 +79,19 @@ def arguments_for(job: Job, plan: Plan, model: LoadedModel, inputs: Inputs = Inp
 
 
 @dataclass(slots=True)
-class _Draft:
+class ArgumentBuilder:
+    """Collects the pipeline arguments of one job."""
+
     job: Job
     plan: Plan
     model: LoadedModel
-    inputs: Inputs
+    inputs: DecodedInputs
     adjustments: list[Adjustment] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     @property
     def request(self) -> GenerationRequest:
+        """The effective request."""
         return self.job.request
 
     def texts(self) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from acestep_consumer.engine.renderer.components import Parts
-from acestep_consumer.engine.renderer.pipeline_arguments import CODES_PER_SECOND, Arguments
+from acestep_consumer.engine.renderer.components import Components
+from acestep_consumer.engine.renderer.pipeline_arguments import CODES_PER_SECOND, PipelineArguments
 from acestep_consumer.engine.renderer.rng import generators_for
 
 _TEXT, _LYRICS = 256, 2048  # tokens that the model reads of each
@@ -24,7 +24,7 @@ _CODE = re.compile(r"<\|audio_code_(\d+)\|>")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Words:
+class TokenizedText:
     """One text condition as token ids: what it should sound like, and what is sung."""
 
     text: list[int]
@@ -32,7 +32,7 @@ class Words:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Draft:
+class PreparedRequest:
     """A job before the device has seen it.
 
     ``words``: the task's texts and, for a cover that is blended with its text, those of the text alone.
@@ -41,9 +41,9 @@ class Draft:
     ``length``: latent frames, as exactly as is known by now.
     """
 
-    arguments: Arguments
+    arguments: PipelineArguments
     task: str
-    words: tuple[Words, ...]
+    words: tuple[TokenizedText, ...]
     codes: tuple[list[int], ...]
     frames: int | None
     length: int
@@ -62,17 +62,17 @@ class Draft:
         return sum(len(words.text) + len(words.lyrics) + 1 for words in self.words) + 1
 
 
-class Drafting:
+class RequestPreparer:
     """Makes drafts for one model. Safe to use from many threads."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Components) -> None:
         self._pipeline = parts.pipeline
         self._dtype = parts.dtype
         self._channels: int = parts.dit.dit.config.audio_acoustic_hidden_dim
         # A tokenizer's truncation is set anew for each text, on the tokenizer.
         self._tokenizing = threading.Lock()
 
-    def draft(self, arguments: Arguments) -> Draft:
+    def draft(self, arguments: PipelineArguments) -> PreparedRequest:
         """Prepare one job. Raises ``ValueError`` and ``TypeError`` for what the pipeline refuses."""
         given = arguments.pipeline
         task = _task_of(given)
@@ -82,7 +82,7 @@ class Drafting:
         codes = tuple(self._parsed(text) for text in given.get("audio_codes") or ())
         frames = self._frames(given, codes)
         generators = generators_for(arguments.seeds)
-        return Draft(
+        return PreparedRequest(
             arguments=arguments,
             task=task,
             words=words,
@@ -139,7 +139,7 @@ class Drafting:
         )
         return text, lyrics
 
-    def _tokenized(self, text: str, lyrics: str) -> tuple[Words, tuple[str, ...]]:
+    def _tokenized(self, text: str, lyrics: str) -> tuple[TokenizedText, tuple[str, ...]]:
         """Return the tokens that the model reads, and a warning for each text that is longer."""
         (text_ids, text_count), (lyric_ids, lyric_count) = self._tokens(text, _TEXT), self._tokens(lyrics, _LYRICS)
         counts = (("prompt", text_count, _TEXT), ("lyrics", lyric_count, _LYRICS))
@@ -148,7 +148,7 @@ class Drafting:
             for name, count, most in counts
             if count > most
         )
-        return Words(text_ids, lyric_ids), cut
+        return TokenizedText(text_ids, lyric_ids), cut
 
     def _tokens(self, text: str, most: int) -> tuple[list[int], int]:
         with self._tokenizing:

@@ -12,14 +12,19 @@ import torch
 
 from acestep_consumer.audio import codec
 from acestep_consumer.domain.errors import Cancelled, RenderFailed
-from acestep_consumer.domain.job import Heard, Rendering, Track
+from acestep_consumer.domain.job import Rendering, TokenizedSource, Track
 from acestep_consumer.domain.ports import Report
-from acestep_consumer.engine.messages import Listen, Render
-from acestep_consumer.engine.renderer.batch_request import Performance, Watch
+from acestep_consumer.engine.messages import Render, TokenizeAudio
+from acestep_consumer.engine.renderer.batch_request import BatchFutures, RequestCallbacks
 from acestep_consumer.engine.renderer.errors import translate
 from acestep_consumer.engine.renderer.model_runner import lora_of
-from acestep_consumer.engine.renderer.pipeline_arguments import Arguments, Inputs, arguments_for, reads_source
-from acestep_consumer.engine.renderer.scheduler import Batcher
+from acestep_consumer.engine.renderer.pipeline_arguments import (
+    DecodedInputs,
+    PipelineArguments,
+    arguments_for,
+    reads_source,
+)
+from acestep_consumer.engine.renderer.scheduler import Scheduler
 from acestep_consumer.policy.tiers import MAX_DURATION_S
 
 Stopped = Callable[[], bool]
@@ -30,10 +35,10 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Equipment:
+class RenderResources:
     """What every job of this process uses: the device's batcher, the limit of inputs, and a slot for each CPU core."""
 
-    batcher: Batcher
+    batcher: Scheduler
     max_input_s: float = MAX_DURATION_S
     cores: AbstractContextManager[object] = field(default_factory=nullcontext)
 
@@ -45,7 +50,7 @@ class Equipment:
             )
 
 
-def render(equipment: Equipment, order: Render, report: Report, cancelled: Stopped) -> Rendering:
+def render(equipment: RenderResources, order: Render, report: Report, cancelled: Stopped) -> Rendering:
     """Make the songs of one job and encode them into its folder as ``0.mp3``, ``1.mp3``, ….
 
     ``report`` hears of the stages ``render`` and ``encode``. ``cancelled`` is asked between denoising steps and between
@@ -65,7 +70,7 @@ def render(equipment: Equipment, order: Render, report: Report, cancelled: Stopp
         raise ours from error
 
 
-def listen(equipment: Equipment, order: Listen, cancelled: Stopped) -> Heard:
+def listen(equipment: RenderResources, order: TokenizeAudio, cancelled: Stopped) -> TokenizedSource:
     """Read a job's source audio as audio codes. Raises ``Failed`` errors; ``Cancelled`` when ``cancelled`` says so."""
     try:
         return _listen(equipment, order, cancelled)
@@ -77,18 +82,18 @@ def listen(equipment: Equipment, order: Listen, cancelled: Stopped) -> Heard:
         raise ours from error
 
 
-def _listen(equipment: Equipment, order: Listen, cancelled: Stopped) -> Heard:
+def _listen(equipment: RenderResources, order: TokenizeAudio, cancelled: Stopped) -> TokenizedSource:
     if order.sources.source is None:
         raise RenderFailed("full_analysis_only needs source audio: src_audio_path")
     name = order.job.model.used
     rate = equipment.batcher.models[name].sample_rate
     samples = equipment.decode(order.sources.source, rate, "the source audio", cancelled)
     codes = equipment.batcher.listen(name, torch.from_numpy(samples), order.job.seeds[0])
-    return Heard(codes="".join(f"<|audio_code_{code}|>" for code in codes), source_s=samples.shape[-1] / rate)
+    return TokenizedSource(codes="".join(f"<|audio_code_{code}|>" for code in codes), source_s=samples.shape[-1] / rate)
 
 
 class _Session:
-    def __init__(self, equipment: Equipment, order: Render, report: Report, cancelled: Stopped) -> None:
+    def __init__(self, equipment: RenderResources, order: Render, report: Report, cancelled: Stopped) -> None:
         self._equipment = equipment
         self._order = order
         self._job = order.job
@@ -111,7 +116,7 @@ class _Session:
             warnings=(*arguments.warnings, *performance.notes),
         )
 
-    def _listen(self) -> Inputs:
+    def _listen(self) -> DecodedInputs:
         """Decode the inputs that the task uses."""
 
         def read(path: Path | None, what: str) -> torch.Tensor | None:
@@ -122,15 +127,15 @@ class _Session:
 
         sources = self._order.sources
         source = sources.source if reads_source(self._job, self._order.plan) else None
-        return Inputs(read(source, "the source audio"), read(sources.reference, "the reference audio"))
+        return DecodedInputs(read(source, "the source audio"), read(sources.reference, "the reference audio"))
 
-    def _sing(self, arguments: Arguments) -> Performance:
+    def _sing(self, arguments: PipelineArguments) -> BatchFutures:
         asked = self._job.request.lora
         lora = lora_of(self._order.sources.lora, asked.scale) if asked else None
-        watch = Watch(self._cancelled, lambda done: self._report(_DENOISING * done, "render"))
+        watch = RequestCallbacks(self._cancelled, lambda done: self._report(_DENOISING * done, "render"))
         return self._equipment.batcher.sing(self._model.name, arguments, lora, watch)
 
-    def _encode(self, performance: Performance) -> tuple[tuple[Track, ...], float]:
+    def _encode(self, performance: BatchFutures) -> tuple[tuple[Track, ...], float]:
         """Encode each song as soon as it is there. Returns the tracks and the seconds that the last one took."""
         tracks, took_s = [], 0.0
         for index, (sound, seed) in enumerate(zip(performance.sounds, self._job.seeds, strict=True)):

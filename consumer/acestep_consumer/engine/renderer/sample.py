@@ -49,7 +49,7 @@ class Guidance:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Blend:
+class CoverBlend:
     """A cover's pull towards its text alone: velocities are mixed, ``strength`` parts cover."""
 
     strength: float
@@ -61,7 +61,7 @@ class Blend:
 
 
 @dataclass(slots=True, eq=False)
-class Song:
+class Sample:
     """One song. ``latents``: [frames, channels]; ``context``: source latents and chunk mask, [frames, 2 * channels]."""
 
     latents: torch.Tensor
@@ -69,7 +69,7 @@ class Song:
     condition: Condition
     scheduler: SongScheduler
     guidance: Guidance | None = None
-    blend: Blend | None = None
+    blend: CoverBlend | None = None
     step: int = 0
 
     @property

@@ -27,19 +27,19 @@ import torch
 
 from acestep_consumer.domain.errors import Cancelled
 from acestep_consumer.domain.job import LoadedModel
-from acestep_consumer.engine.renderer.batch_request import Performance, Sound, Take, Watch
+from acestep_consumer.engine.renderer.batch_request import AudioCopy, BatchFutures, BatchRequest, RequestCallbacks
 from acestep_consumer.engine.renderer.cuda_graphs import allow_many_kinds
-from acestep_consumer.engine.renderer.degradation import Means, Stage
+from acestep_consumer.engine.renderer.degradation import Degradation, DeviceStage
 from acestep_consumer.engine.renderer.device_clock import DeviceClock
 from acestep_consumer.engine.renderer.errors import is_fatal, is_out_of_memory
 from acestep_consumer.engine.renderer.lora import Lora
-from acestep_consumer.engine.renderer.model_runner import Booth
-from acestep_consumer.engine.renderer.offload import OneAtATime
+from acestep_consumer.engine.renderer.model_runner import ModelRunner
+from acestep_consumer.engine.renderer.offload import ModuleSwapper
 from acestep_consumer.engine.renderer.pack import tokens_of
-from acestep_consumer.engine.renderer.pipeline_arguments import Arguments
-from acestep_consumer.engine.renderer.sample import Song
-from acestep_consumer.engine.renderer.waiting_queue import Line, Room
-from acestep_consumer.policy.memory_budget import Budget
+from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
+from acestep_consumer.engine.renderer.sample import Sample
+from acestep_consumer.engine.renderer.waiting_queue import DeviceCapacity, WaitingQueue
+from acestep_consumer.policy.memory_budget import MemoryBudget
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class _Errand:
+class _DeviceTask:
     """Something short for the device's thread, between two packs."""
 
     run: Callable[[], object]
@@ -55,7 +55,7 @@ class _Errand:
 
 
 @dataclass(slots=True)
-class Tally:
+class SchedulerStats:
     """What was done since the start, and the last pack."""
 
     songs: int = 0
@@ -64,7 +64,7 @@ class Tally:
     tokens_in_pack: int = 0
 
 
-class Batcher:
+class Scheduler:
     """Has songs made. Its methods are for any thread.
 
     Args:
@@ -74,31 +74,35 @@ class Batcher:
         wait_s: how long the first job of a pack waits for company.
     """
 
-    def __init__(self, booths: Mapping[str, Booth], device: torch.device, budget: Budget, *, wait_s: float = 0) -> None:
+    def __init__(
+        self, booths: Mapping[str, ModelRunner], device: torch.device, budget: MemoryBudget, *, wait_s: float = 0
+    ) -> None:
         self._booths = booths
         self._device = device
         self._wait_s = wait_s
-        self._inbox: queue.SimpleQueue[Take | _Errand] = queue.SimpleQueue()
-        self._line = Line()
-        self._active: list[Take] = []
+        self._inbox: queue.SimpleQueue[BatchRequest | _DeviceTask] = queue.SimpleQueue()
+        self._line = WaitingQueue()
+        self._active: list[BatchRequest] = []
         self._turn = 0
         self.budget = budget
-        self.means = Means.of(budget)
+        self.means = Degradation.of(budget)
         self.clock = DeviceClock(device)
-        self.tally = Tally()
+        self.tally = SchedulerStats()
         self.models: Mapping[str, LoadedModel] = {name: booth.parts.model for name, booth in booths.items()}
         threading.Thread(target=self._work, name="device", daemon=True).start()
 
-    def sing(self, model: str, arguments: Arguments, lora: Lora | None, watch: Watch) -> Performance:
+    def sing(
+        self, model: str, arguments: PipelineArguments, lora: Lora | None, watch: RequestCallbacks
+    ) -> BatchFutures:
         """Have one job's songs made. Returns at once; the futures raise what broke, ``Cancelled`` among it.
 
         Raises ``ValueError`` and ``TypeError`` for what the model refuses.
         """
         booth = self._booths[model]
         draft = booth.drafting.draft(arguments)
-        performance = Performance(tuple(Future() for _ in arguments.seeds), list(draft.warnings))
+        performance = BatchFutures(tuple(Future() for _ in arguments.seeds), list(draft.warnings))
         held = len(arguments.seeds) * self.budget.held(draft.length, draft.condition_tokens)
-        self._inbox.put(Take(booth, lora, draft, watch, held, performance))
+        self._inbox.put(BatchRequest(booth, lora, draft, watch, held, performance))
         return performance
 
     def listen(self, model: str, source: torch.Tensor, seed: int) -> tuple[int, ...]:
@@ -108,13 +112,13 @@ class Batcher:
     def errand(self, run: Callable[[], T]) -> T:
         """Run something short on the device's thread, between two packs, and return its result."""
         result: Future[object] = Future()
-        self._inbox.put(_Errand(run, result))
+        self._inbox.put(_DeviceTask(run, result))
         found: T = result.result()  # type: ignore[assignment]  # a queue of many kinds cannot say which
         return found
 
-    def rebudget(self, budget: Budget) -> None:
+    def rebudget(self, budget: MemoryBudget) -> None:
         """Work within another budget from now on."""
-        self.budget, self.means = budget, replace(Means.of(budget), squeezes=self.means.squeezes)
+        self.budget, self.means = budget, replace(Degradation.of(budget), squeezes=self.means.squeezes)
 
     @property
     def squeezes(self) -> int:
@@ -168,8 +172,8 @@ class Batcher:
             except queue.Empty:
                 return
 
-    def _file(self, order: Take | _Errand) -> None:
-        if isinstance(order, Take):
+    def _file(self, order: BatchRequest | _DeviceTask) -> None:
+        if isinstance(order, BatchRequest):
             self._line.takes.append(order)
             return
         try:
@@ -187,14 +191,14 @@ class Batcher:
         """Prepare waiting jobs, in their order, as far as there is room."""
         while takes := self._line.next_batch(self._room(), self.means.jobs):
             before = len(self._line.takes)
-            self._attempt(Stage.PREPARE, takes, self._prepare)
+            self._attempt(DeviceStage.PREPARE, takes, self._prepare)
             if len(self._line.takes) == before:
                 return  # memory ran out: the next round tries with less
 
-    def _room(self) -> Room:
-        return Room(self._active, self.budget, sum(booth.lora_bytes for booth in self._booths.values()))
+    def _room(self) -> DeviceCapacity:
+        return DeviceCapacity(self._active, self.budget, sum(booth.lora_bytes for booth in self._booths.values()))
 
-    def _prepare(self, takes: Sequence[Take]) -> None:
+    def _prepare(self, takes: Sequence[BatchRequest]) -> None:
         booth, lora = takes[0].kind
         prepared = booth.songs([take.draft for take in takes], lora)
         for take, songs in zip(takes, prepared, strict=True):
@@ -213,11 +217,11 @@ class Batcher:
         self._turn += 1
         kind = kinds[self._turn % len(kinds)]
         pack = self._pack_of([take for take in self._active if take.kind == kind and take.unfinished])
-        self._attempt(Stage.STEP, list(pack), lambda takes: self._advance({take: pack[take] for take in takes}))
+        self._attempt(DeviceStage.STEP, list(pack), lambda takes: self._advance({take: pack[take] for take in takes}))
 
-    def _pack_of(self, takes: Sequence[Take]) -> dict[Take, list[Song]]:
+    def _pack_of(self, takes: Sequence[BatchRequest]) -> dict[BatchRequest, list[Sample]]:
         """Return the oldest songs that are few enough tokens together; at least one."""
-        pack: dict[Take, list[Song]] = {}
+        pack: dict[BatchRequest, list[Sample]] = {}
         room = self.means.tokens
         for take in takes:
             for song in take.unfinished:
@@ -228,7 +232,7 @@ class Batcher:
                 room -= tokens
         return pack
 
-    def _advance(self, pack: Mapping[Take, Sequence[Song]]) -> None:
+    def _advance(self, pack: Mapping[BatchRequest, Sequence[Sample]]) -> None:
         takes = list(pack)
         booth, lora = takes[0].kind
         songs = [song for some in pack.values() for song in some]
@@ -254,18 +258,20 @@ class Batcher:
         if takes:
             # Models share a VAE or not; one booth's songs at a time.
             booth = takes[0].booth
-            self._attempt(Stage.DECODE, [take for take in takes if take.booth is booth], self._sound)
+            self._attempt(DeviceStage.DECODE, [take for take in takes if take.booth is booth], self._sound)
         self._forget_over()
 
-    def _sound(self, takes: Sequence[Take]) -> None:
+    def _sound(self, takes: Sequence[BatchRequest]) -> None:
         songs = [(take, song) for take in takes for song in take.finished]
         sounds = takes[0].booth.sound([song for _, song in songs], self.means.tiles)
         for (take, song), audio in zip(songs, sounds, strict=True):
-            take.deliver(song, Sound.leaving(audio))
+            take.deliver(song, AudioCopy.leaving(audio))
             self.tally.songs += 1
             self.tally.audio_s += song.frames / take.booth.parts.model.latent_rate
 
-    def _attempt(self, stage: Stage, takes: Sequence[Take], work: Callable[[Sequence[Take]], None]) -> None:
+    def _attempt(
+        self, stage: DeviceStage, takes: Sequence[BatchRequest], work: Callable[[Sequence[BatchRequest]], None]
+    ) -> None:
         """Do some work for several jobs; if it breaks, for each alone; what breaks alone has failed."""
         try:
             with self.clock.working():
@@ -282,12 +288,12 @@ class Batcher:
                 for take in takes:
                     self._attempt(stage, [take], work)
 
-    def _squeeze(self, stage: Stage, takes: Sequence[Take], error: Exception) -> None:
+    def _squeeze(self, stage: DeviceStage, takes: Sequence[BatchRequest], error: Exception) -> None:
         """Memory ran out: go one step down the ladder; the work is tried again in the next round."""
         # Frames that the error came through hold what they had allocated.
         traceback.clear_frames(error.__traceback__)
         self._free()
-        members = self.tally.songs_in_pack if stage is Stage.STEP else len(takes)
+        members = self.tally.songs_in_pack if stage is DeviceStage.STEP else len(takes)
         done = self.means.step_down(stage, members, self.tally.tokens_in_pack) or self._offload()
         if done is None:
             self._isolate(takes, error)
@@ -296,7 +302,7 @@ class Batcher:
         for take in takes:
             take.performance.notes.append(done)
 
-    def _isolate(self, takes: Sequence[Take], error: Exception) -> None:
+    def _isolate(self, takes: Sequence[BatchRequest], error: Exception) -> None:
         """Give each job the device to itself, once."""
         for take in reversed(takes):  # so that the first of them is at the head of the line
             if take.alone or len(self._active) + len(self._line.takes) == 1:
@@ -313,7 +319,7 @@ class Batcher:
         """Let models wait in RAM from now on; None where that frees nothing."""
         if self._device.type != "cuda" or any(booth.parts.card is not None for booth in self._booths.values()):
             return None
-        card = OneAtATime(self._device)
+        card = ModuleSwapper(self._device)
         for booth in self._booths.values():
             booth.offload(card)
         torch.cuda.empty_cache()
@@ -326,7 +332,7 @@ class Batcher:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _fail(self, take: Take, error: Exception) -> None:
+    def _fail(self, take: BatchRequest, error: Exception) -> None:
         take.fail(error)
         self._line.leave(take)
         if take in self._active:
@@ -349,7 +355,7 @@ class Batcher:
         self._forget_over()
 
 
-def _tokens(take: Take, songs: Sequence[Song]) -> int:
+def _tokens(take: BatchRequest, songs: Sequence[Sample]) -> int:
     """Return the tokens of the songs' voices at their next step."""
     patch = take.booth.parts.dit.patch
     return sum(tokens_of([song.frames], patch)[0] * len(song.voices()) for song in songs)

@@ -12,24 +12,24 @@ import structlog
 import torch
 
 from acestep_consumer.domain.errors import ConsumerError, DiskFull
-from acestep_consumer.domain.job import Heard, Rendering
+from acestep_consumer.domain.job import Rendering, TokenizedSource
 from acestep_consumer.engine.messages import (
-    Allot,
-    Broken,
     Done,
+    EngineStats,
     FromEngine,
-    Listen,
-    NoRoom,
     Progressed,
     Render,
+    RequestFailed,
+    ScratchFull,
+    SetMemoryShare,
     Stop,
     ToEngine,
-    Vitals,
+    TokenizeAudio,
 )
 from acestep_consumer.engine.renderer.errors import is_fatal
-from acestep_consumer.engine.renderer.render import Equipment, listen, render
-from acestep_consumer.engine.renderer.scheduler import Batcher
-from acestep_consumer.engine.renderer.startup import Studio
+from acestep_consumer.engine.renderer.render import RenderResources, listen, render
+from acestep_consumer.engine.renderer.scheduler import Scheduler
+from acestep_consumer.engine.renderer.startup import RendererRuntime
 
 Say = Callable[[FromEngine], None]
 Leave = Callable[[BaseException], NoReturn]
@@ -42,14 +42,14 @@ _GIB = 2**30
 log = structlog.get_logger()
 
 
-class Service:
+class RendererService:
     """Hands orders to threads. ``leave`` is called when the device is lost and only a new process can help."""
 
-    def __init__(self, studio: Studio, say: Say, leave: Leave, *, max_input_s: float) -> None:
+    def __init__(self, studio: RendererRuntime, say: Say, leave: Leave, *, max_input_s: float) -> None:
         self._studio = studio
         self._say = say
         self._leave = leave
-        self._equipment = Equipment(studio.batcher, max_input_s, threading.BoundedSemaphore(os.cpu_count() or 1))
+        self._equipment = RenderResources(studio.batcher, max_input_s, threading.BoundedSemaphore(os.cpu_count() or 1))
         self._stopped: set[int] = set()
         self._orders = ThreadPoolExecutor(_MOST_ORDERS, thread_name_prefix="order")
         self._open: set[int] = set()
@@ -59,36 +59,36 @@ class Service:
     def take(self, message: ToEngine) -> None:
         """Accept an order, or the word that nobody waits for one any more."""
         match message:
-            case Render() | Listen():
+            case Render() | TokenizeAudio():
                 self._open.add(message.order)
                 self._orders.submit(self._work, message)
             case Stop(order=number):
                 self._stopped.add(number)
-            case Allot(memory_gb=memory):
+            case SetMemoryShare(memory_gb=memory):
                 self._orders.submit(self._studio.share, memory)
 
-    def _work(self, order: Render | Listen) -> None:
+    def _work(self, order: Render | TokenizeAudio) -> None:
         try:
             self._say(self._answer(order))
         finally:
             self._open.discard(order.order)
             self._stopped.discard(order.order)
 
-    def _answer(self, order: Render | Listen) -> FromEngine:
+    def _answer(self, order: Render | TokenizeAudio) -> FromEngine:
         try:
             return Done(order=order.order, result=self._result(order))
         except DiskFull:
-            return NoRoom(order=order.order)
+            return ScratchFull(order=order.order)
         except ConsumerError as error:
             if error.__cause__ is not None and is_fatal(error.__cause__):
                 self._leave(error.__cause__)
-            return Broken(order=order.order, code=error.code, reason=str(error))
+            return RequestFailed(order=order.order, code=error.code, reason=str(error))
 
-    def _result(self, order: Render | Listen) -> Rendering | Heard:
+    def _result(self, order: Render | TokenizeAudio) -> Rendering | TokenizedSource:
         def stopped() -> bool:
             return order.order in self._stopped
 
-        if isinstance(order, Listen):
+        if isinstance(order, TokenizeAudio):
             return listen(self._equipment, order, stopped)
         return render(self._equipment, order, self._reporter(order.order), stopped)
 
@@ -118,11 +118,11 @@ class Service:
                 )
 
 
-def vitals_of(batcher: Batcher, device: str, in_hand: int, ready_s: float) -> Vitals:
+def vitals_of(batcher: Scheduler, device: str, in_hand: int, ready_s: float) -> EngineStats:
     """Return how the device is used."""
     tally, limit = batcher.tally, batcher.budget.limit
     on_card = torch.device(device).type == "cuda"
-    return Vitals(
+    return EngineStats(
         ready_s=ready_s,
         busy_s=batcher.clock.busy_s,
         songs_done=tally.songs,

@@ -11,25 +11,25 @@ from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.engine.messages import RendererReport
 from acestep_consumer.engine.renderer.attention import fastest, name_of
 from acestep_consumer.engine.renderer.checkpoint import ModelHandle, load_models
-from acestep_consumer.engine.renderer.components import Parts
+from acestep_consumer.engine.renderer.components import Components
 from acestep_consumer.engine.renderer.device import DeviceReport, Offload, inspect, offload_for
 from acestep_consumer.engine.renderer.measure import budget_for, measure
-from acestep_consumer.engine.renderer.model_runner import Booth, Speed
-from acestep_consumer.engine.renderer.offload import OneAtATime
-from acestep_consumer.engine.renderer.scheduler import Batcher
+from acestep_consumer.engine.renderer.model_runner import Acceleration, ModelRunner
+from acestep_consumer.engine.renderer.offload import ModuleSwapper
+from acestep_consumer.engine.renderer.scheduler import Scheduler
 from acestep_consumer.engine.renderer.vae_decode import TileDecoder
-from acestep_consumer.policy.memory_budget import Budget, Footprint
+from acestep_consumer.policy.memory_budget import MemoryBudget, MemoryFootprint
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Studio:
+class RendererRuntime:
     """What the renderer process works with."""
 
     report: RendererReport
-    batcher: Batcher
-    footprint: Footprint
+    batcher: Scheduler
+    footprint: MemoryFootprint
     settings: EngineSettings
 
     def share(self, memory_gb: float) -> None:
@@ -40,7 +40,9 @@ class Studio:
         )
 
 
-def open_studio(settings: EngineSettings, say: Say = lambda _: None, *, share_gb: float | None = None) -> Studio:
+def open_studio(
+    settings: EngineSettings, say: Say = lambda _: None, *, share_gb: float | None = None
+) -> RendererRuntime:
     """Load everything that the settings name.
 
     Raises:
@@ -55,7 +57,9 @@ def open_studio(settings: EngineSettings, say: Say = lambda _: None, *, share_gb
     speed = speed_of(report, settings, offload)
     attention = name_of(fastest(device.type, device.index, report.dtype))
     booths = {booth.parts.model.name: booth for booth in _booths(handles, device, offload, speed)}
-    batcher = Batcher(booths, device, Budget(max_tokens=settings.pack_tokens), wait_s=settings.pack_wait_ms / 1000)
+    batcher = Scheduler(
+        booths, device, MemoryBudget(max_tokens=settings.pack_tokens), wait_s=settings.pack_wait_ms / 1000
+    )
     footprint = batcher.errand(lambda: measure(list(booths.values()), device, say))
     # A card of pretended size is used as if it had that size.
     share_gb = share_gb or settings.max_vram_gb
@@ -71,27 +75,29 @@ def open_studio(settings: EngineSettings, say: Say = lambda _: None, *, share_gb
         compiled=speed.compiled,
         warnings=tuple(_warnings(settings, report, offload)),
     )
-    return Studio(found, batcher, footprint, settings)
+    return RendererRuntime(found, batcher, footprint, settings)
 
 
-def speed_of(report: DeviceReport, settings: EngineSettings, offload: Offload) -> Speed:
+def speed_of(report: DeviceReport, settings: EngineSettings, offload: Offload) -> Acceleration:
     """Decide what is compiled and recorded: on CUDA devices, unless set otherwise."""
     wanted = report.kind == "cuda" if settings.compile is None else settings.compile
     # A recording is for weights at one place, and offloaded weights come to another each time.
-    return Speed(compiled=wanted, graphed=wanted and report.kind == "cuda" and not offload.models)
+    return Acceleration(compiled=wanted, graphed=wanted and report.kind == "cuda" and not offload.models)
 
 
-def _booths(handles: Sequence[ModelHandle], device: torch.device, offload: Offload, speed: Speed) -> Iterator[Booth]:
+def _booths(
+    handles: Sequence[ModelHandle], device: torch.device, offload: Offload, speed: Acceleration
+) -> Iterator[ModelRunner]:
     decoders: dict[int, TileDecoder] = {}
-    card = OneAtATime(device)
+    card = ModuleSwapper(device)
     for handle in handles:
         vae = handle.pipeline.vae
         if id(vae) not in decoders:
             decoders[id(vae)] = TileDecoder(vae, compiled=speed.compiled)
-        parts = Parts(handle, device, decoders[id(vae)])
+        parts = Components(handle, device, decoders[id(vae)])
         if offload.models:
             parts.offload(card, keep_dit=not offload.dit)
-        yield Booth(parts, speed)
+        yield ModelRunner(parts, speed)
 
 
 def _warnings(settings: EngineSettings, device: DeviceReport, offload: Offload) -> Iterator[str]:

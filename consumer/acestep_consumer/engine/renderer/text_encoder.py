@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from acestep_consumer.engine.renderer.components import Parts
+from acestep_consumer.engine.renderer.components import Components
 from acestep_consumer.engine.renderer.cuda_graphs import GraphedShapes
-from acestep_consumer.engine.renderer.prepare import Words
+from acestep_consumer.engine.renderer.prepare import TokenizedText
 
 Encode = Callable[..., torch.Tensor]
 States = tuple[torch.Tensor, torch.Tensor]
@@ -34,12 +34,12 @@ class TextEncoder:
         graphed: replay the encoders as CUDA graphs; for CUDA devices only.
     """
 
-    def __init__(self, parts: Parts, *, graphed: bool = False) -> None:
+    def __init__(self, parts: Components, *, graphed: bool = False) -> None:
         self._parts = parts
         self._pipeline = parts.pipeline
         self._graphs = (GraphedShapes(self._text), GraphedShapes(self._lyrics)) if graphed else None
 
-    def encode(self, words: Sequence[Words]) -> Iterator[States]:
+    def encode(self, words: Sequence[TokenizedText]) -> Iterator[States]:
         """Yield the states of each text, in order."""
         for start in range(0, len(words), MOST_ROWS):
             yield from self._encode_some(words[start : start + MOST_ROWS])
@@ -53,7 +53,7 @@ class TextEncoder:
         """Record no more graphs: the weights will move."""
         self._graphs = None
 
-    def _encode_some(self, words: Sequence[Words]) -> Iterator[States]:
+    def _encode_some(self, words: Sequence[TokenizedText]) -> Iterator[States]:
         ids, lyric_ids = (self._padded([each.text for each in words]), self._padded([each.lyrics for each in words]))
         heard = torch.tensor([len(each.lyrics) for each in words] + [1] * (len(ids) - len(words)))
         mask = (torch.arange(lyric_ids.shape[1]) < heard[:, None]).to(self._parts.device)

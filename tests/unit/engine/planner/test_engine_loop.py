@@ -9,7 +9,7 @@ import pytest
 
 from acestep_consumer.domain.errors import PlanFailed
 from acestep_consumer.engine.planner.backend import Codes, Generation, Sampling, Written
-from acestep_consumer.engine.planner.engine_loop import Desk
+from acestep_consumer.engine.planner.engine_loop import EngineLoop
 
 
 class Counter:
@@ -54,8 +54,8 @@ def codes(count: int) -> Generation:
 
 
 @asynccontextmanager
-async def desk(backend: Counter) -> AsyncIterator[Desk]:
-    made = Desk(backend)
+async def desk(backend: Counter) -> AsyncIterator[EngineLoop]:
+    made = EngineLoop(backend)
     running = asyncio.create_task(made.run())
     try:
         async with asyncio.timeout(10):

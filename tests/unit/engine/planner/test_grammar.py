@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from acestep_consumer.engine.planner.grammar import MAX_CAPTION_LINES, metadata_grammar, song_grammar
 from acestep_consumer.engine.planner.metadata import FIELDS, Metadata, parse, thought, written
 from acestep_consumer.engine.planner.tokens import LmTokens
-from tests.unit.planner import songs
+from tests.unit.engine.planner import songs
 
 Matcher = Callable[[str], xgrammar.GrammarMatcher]
 Fits = Callable[[str, str], bool]

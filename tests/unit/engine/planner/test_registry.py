@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from acestep_consumer.engine.planner.registry import HUB, LmNotFound, LmPlace, resolve
+from acestep_consumer.engine.planner.registry import HUB, LmLocation, LmNotFound, resolve
 from acestep_consumer.policy.tiers import LMS
 
 
@@ -20,11 +20,11 @@ def test_a_folder_goes_before_the_checkpoint_folder_and_that_before_the_hub(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     name = "acestep-5Hz-lm-0.6B"
-    assert resolve(name, tmp_path / "checkpoints") == LmPlace(hub_id=f"ACE-Step/{name}")
+    assert resolve(name, tmp_path / "checkpoints") == LmLocation(hub_id=f"ACE-Step/{name}")
     second = lm(tmp_path / "checkpoints" / name)
-    assert resolve(name, tmp_path / "checkpoints") == LmPlace(folder=second)
+    assert resolve(name, tmp_path / "checkpoints") == LmLocation(folder=second)
     first = lm(tmp_path / name)
-    assert resolve(name, tmp_path / "checkpoints") == LmPlace(folder=first)
+    assert resolve(name, tmp_path / "checkpoints") == LmLocation(folder=first)
 
 
 def test_a_folder_without_a_model_is_passed_over(tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_a_folder_without_a_model_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_any_hub_id_may_be_named() -> None:
-    assert resolve("somebody/their-lm", None) == LmPlace(hub_id="somebody/their-lm")
+    assert resolve("somebody/their-lm", None) == LmLocation(hub_id="somebody/their-lm")
 
 
 def test_a_model_that_is_nowhere_is_refused_with_where_it_was_looked_for(tmp_path: Path) -> None:

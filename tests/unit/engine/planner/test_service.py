@@ -8,9 +8,9 @@ import pytest
 
 from acestep_consumer.domain.errors import PlanFailed
 from acestep_consumer.domain.job import Plan
-from acestep_consumer.engine.messages import Broken, Done, FromEngine, Stop, Think
-from acestep_consumer.engine.planner.planning import Writer
-from acestep_consumer.engine.planner.service import Service
+from acestep_consumer.engine.messages import Done, FromEngine, PlanSongs, RequestFailed, Stop
+from acestep_consumer.engine.planner.planning import SongPlanner
+from acestep_consumer.engine.planner.service import PlannerService
 from acestep_schemas.events import ErrorCode, Metas
 from tests.support.admission import admitted_job
 from tests.support.waiting import eventually
@@ -33,10 +33,10 @@ class ScriptedWriter:
         return PLAN
 
 
-async def served(writer: ScriptedWriter) -> tuple[Service, list[FromEngine]]:
+async def served(writer: ScriptedWriter) -> tuple[PlannerService, list[FromEngine]]:
     said: list[FromEngine] = []
-    service = Service(cast("Writer", writer), said.append)
-    service.take(Think(order=7, job=admitted_job()))
+    service = PlannerService(cast("SongPlanner", writer), said.append)
+    service.take(PlanSongs(order=7, job=admitted_job()))
     return service, said
 
 
@@ -44,10 +44,10 @@ async def served(writer: ScriptedWriter) -> tuple[Service, list[FromEngine]]:
     ("ends", "answer"),
     [
         (None, Done(order=7, result=PLAN)),
-        (PlanFailed("no"), Broken(order=7, code=ErrorCode.PLAN_FAILED, reason="no")),
+        (PlanFailed("no"), RequestFailed(order=7, code=ErrorCode.PLAN_FAILED, reason="no")),
         (
             KeyError("x"),
-            Broken(order=7, code=ErrorCode.PLAN_FAILED, reason="the planner broke on this request (KeyError)"),
+            RequestFailed(order=7, code=ErrorCode.PLAN_FAILED, reason="the planner broke on this request (KeyError)"),
         ),
     ],
     ids=["done", "failed", "a bug"],
@@ -69,4 +69,4 @@ async def test_an_order_that_is_stopped_is_answered_too(begun: bool) -> None:  #
     service.take(Stop(order=7))
     await eventually(lambda: said)
     service.take(Stop(order=7))
-    assert said == [Broken(order=7, code=ErrorCode.CANCELLED, reason="stopped on request")]
+    assert said == [RequestFailed(order=7, code=ErrorCode.CANCELLED, reason="stopped on request")]

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from acestep_consumer.engine.renderer.offload import OneAtATime
+from acestep_consumer.engine.renderer.offload import ModuleSwapper
 
 CARD = torch.device("meta")
 
@@ -27,8 +27,8 @@ class Traveller(torch.nn.Module):
         return number + 1
 
 
-def card_of(*modules: torch.nn.Module) -> OneAtATime:
-    card = OneAtATime(CARD)
+def card_of(*modules: torch.nn.Module) -> ModuleSwapper:
+    card = ModuleSwapper(CARD)
     for module in modules:
         card.adopt(module)
     return card

@@ -8,13 +8,18 @@ import pytest
 
 from acestep_consumer.domain.errors import LimitExceeded, RenderFailed
 from acestep_consumer.domain.job import Job, LoadedModel, Plan, Variant
-from acestep_consumer.engine.renderer.pipeline_arguments import Arguments, Inputs, arguments_for, reads_source
+from acestep_consumer.engine.renderer.pipeline_arguments import (
+    DecodedInputs,
+    PipelineArguments,
+    arguments_for,
+    reads_source,
+)
 from acestep_schemas.events import LimitsReport, Metas, ModelChoice, PolicyReport
 from acestep_schemas.request import GenerationRequest
 
 TURBO = LoadedModel("acestep-v15-turbo", Variant.TURBO)
 BASE = LoadedModel("acestep-v15-base", Variant.BASE)
-SOURCE = Inputs(source=np.zeros((2, 20 * 48_000), dtype=np.float32))
+SOURCE = DecodedInputs(source=np.zeros((2, 20 * 48_000), dtype=np.float32))
 
 
 def job(*, seeds: tuple[int, ...] = (7,), max_duration_s: int = 600, **request: Any) -> Job:
@@ -42,10 +47,12 @@ def codes(count: int, first: int = 0) -> str:
     return "".join(f"<|audio_code_{first + index}|>" for index in range(count))
 
 
-NO_PLAN, NO_INPUTS = plan(), Inputs()
+NO_PLAN, NO_INPUTS = plan(), DecodedInputs()
 
 
-def translate(job: Job, plan: Plan = NO_PLAN, model: LoadedModel = BASE, inputs: Inputs = NO_INPUTS) -> Arguments:
+def translate(
+    job: Job, plan: Plan = NO_PLAN, model: LoadedModel = BASE, inputs: DecodedInputs = NO_INPUTS
+) -> PipelineArguments:
     return arguments_for(job, plan, model, inputs)
 
 
