@@ -8,12 +8,12 @@ manifest repeats the event without rendering again. The outside is behind ports;
 
 from dataclasses import dataclass
 
-from acestep_consumer.domain.errors import Interrupted, StorageUnavailable
+from acestep_consumer.domain.errors import Identified, Interrupted, StorageUnavailable, Unpublished
 from acestep_consumer.domain.job import NO_SONGS
 from acestep_consumer.domain.outcome import (
+    AUDIO_DELETED,
     Outcome,
     TerminalRecord,
-    as_consumer_error,
     manifest,
     outcome_of,
     silent_outcome,
@@ -54,6 +54,8 @@ class Pipeline:
         context = JobContext.of(delivery, self._runner.rules.max_message_bytes)
         with job_span(context):
             outcome = await self._outcome_of(context)
+            if context.progress is not None:
+                await context.progress.finished()
             if outcome.event is not None:
                 await self._ports.events.publish(outcome.event, delivery.reply)
                 self._ports.observer.ended(context, outcome.event.data)
@@ -62,7 +64,7 @@ class Pipeline:
     async def _outcome_of(self, context: JobContext) -> Outcome:
         task_id = context.task_id
         if task_id is None:
-            return silent_outcome(as_consumer_error(context.parsed))
+            return await _identified(context.delivery)
         try:
             async with self._runner.exclusively(task_id):
                 return outcome_of(await self._record_of(context, task_id))
@@ -74,22 +76,36 @@ class Pipeline:
 
     async def _record_of(self, context: JobContext, task_id: str) -> TerminalRecord:
         """Return the task's terminal record, written before anybody is told: after a crash it says the same."""
-        context.found = await self._ports.store.find(task_id)
+        store = self._ports.store
+        context.found = await store.find(task_id)
         if context.answer is not None:
-            return context.answer
+            if not await store.missing(context.answer):
+                context.repeated = True
+                return context.answer.for_body(context.body_hash)
+            context.warnings = (AUDIO_DELETED,)
         ending = await self._runner.run(context, task_id, self._stages)
-        return await self._ports.store.commit(context.record(ending), context.found)
+        return await store.commit(context.record(ending), context.found)
 
     async def _stages(self, run: JobRun) -> Completed:
         job, ports, stage = run.job, self._ports, StageTimer()
         with stage("fetch"):
             sources = await ports.inputs.fetch(job, run.folder)
-        with stage("plan"):
-            plan = await ports.planner.plan(job, sources, run.report)
-        with stage("render"):
-            render = ports.renderer.render
-            rendering = NO_SONGS if job.analysis else await render(job, plan, sources, run.folder, run.report)
+        async with self._runner.running_time():
+            with stage("plan"):
+                plan = await ports.planner.plan(job, sources, run.report)
+            with stage("render"):
+                render = ports.renderer.render
+                rendering = NO_SONGS if job.analysis else await render(job, plan, sources, run.folder, run.report)
         with stage("upload"):
             objects = await ports.store.put(job, rendering)
         timings = stage.timings(rendering, run.context.delivery.queued_s)
         return manifest(job, plan, rendering, objects, timings, self._runner.info(run.context))
+
+
+async def _identified(delivery: Delivery) -> Outcome:
+    """Give a message without any id one: only then can a redelivery be recognised as the same job."""
+    try:
+        await delivery.identify()
+    except Unpublished as error:
+        return silent_outcome(Interrupted(f"no id given: {error}"))
+    return silent_outcome(Identified())

@@ -25,10 +25,12 @@
     │       └── ManifestUnreadable  not waited for: it stays as it is
     ├── Cancelled               cancelled, acked
     ├── Expired                 expired, dead-lettered: nobody wants it any more
-    ├── Recalled                as an earlier try of this message ended
+    ├── PreviousOutcome         as an earlier attempt at this message ended
+    ├── Unidentified            neither task id nor message id: it gets one before anything else
     └── Interrupted             no event, handed back: the worker stops, the next one takes the message
         ├── DiskFull            no event, handed back: this worker has no room for the job's files now
-        └── SentOn              no event, acked: another worker has a copy of the message
+        ├── ForwardedToTier     no event, acked: a copy waits for a worker of a larger tier
+        └── Identified          no event, acked: a copy with an id waits in its place
 """
 
 import errno
@@ -271,6 +273,22 @@ class ForwardedToTier(Interrupted):
 
     def __init__(self, tier: str) -> None:
         super().__init__(f"sent on to {tier}")
+
+
+class Unidentified(ConsumerError):
+    """The message has neither a task id nor a message id, so a redelivery could not be recognised."""
+
+    def __init__(self) -> None:
+        super().__init__("the message has neither task_id nor message_id")
+
+
+class Identified(Interrupted):
+    """A copy of the message with a message id is in the queue, confirmed by the broker."""
+
+    verdict = Verdict.ACK
+
+    def __init__(self) -> None:
+        super().__init__("published again with a message id")
 
 
 class Unpublished(Exception):

@@ -32,7 +32,7 @@ class Request:
 class Job:
     """A request that policy has admitted. ``request`` holds the effective values, after every clamp.
 
-    ``traceparent`` is the trace that the work belongs to.
+    ``traceparent`` is the trace that the work belongs to, ``message`` the fingerprint of the message that asked for it.
     ``request.audio_duration`` is seconds, or None when the source audio or the planner decides;
     ``seeds`` has one entry per song; ``given`` are the fields that the producer really set; ``tries`` are the processes
     that may die under this job before it fails; None: the worker's setting.
@@ -48,6 +48,7 @@ class Job:
     warnings: tuple[str, ...] = ()
     tries: int | None = None
     traceparent: str | None = None
+    message: str = ""
 
     @property
     def analysis(self) -> bool:

@@ -2,8 +2,9 @@
 """Terminal record of a task, its event, and the settlement of its delivery. Pure."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Final
 
 from acestep_consumer.domain.errors import ConsumerError, PreviousOutcome, Verdict, WorkerLost
 from acestep_consumer.domain.job import Job, Plan, Rendering, StoredObject
@@ -21,6 +22,12 @@ from acestep_schemas.events import (
 
 Ending = Completed | Unfinished
 
+OTHER_BODY: Final = (
+    "this task had ended before, for a message with another body: the songs are those of that request. "
+    "Use a new task_id for a new request"
+)
+AUDIO_DELETED: Final = "the audio of an earlier run of this task had been deleted: it was rendered again"
+
 
 @dataclass(frozen=True, slots=True)
 class TerminalRecord:
@@ -29,12 +36,14 @@ class TerminalRecord:
     Attributes:
         ending: data of the terminal event.
         message: fingerprint of the message that ended so; None: not known.
+        body: SHA-256 of its body, hexadecimal; None: not known.
         traceparent: the trace that the job belonged to; a repeated event carries it again.
     """
 
     ending: Ending
     message: str | None = None
     traceparent: str | None = None
+    body: str | None = None
 
     def answers(self, message: str, *, same: bool) -> bool:
         """Whether this is the end of ``message``.
@@ -44,6 +53,19 @@ class TerminalRecord:
         fingerprint can only be a redelivery of that message.
         """
         return isinstance(self.ending, Completed) or (same and self.message == message)
+
+    def yields_to(self, other: "TerminalRecord") -> bool:
+        """Whether ``other``, which comes later, replaces this record. Songs are never replaced by an error."""
+        if isinstance(self.ending, Completed):
+            return False
+        return isinstance(other.ending, Completed) or self.message != other.message
+
+    def for_body(self, body: str) -> "TerminalRecord":
+        """Return the record as the answer to a message with this body, with a warning if it was another one's."""
+        if self.body in (None, body) or not isinstance(self.ending, Completed):
+            return self
+        warnings = (*self.ending.warnings, OTHER_BODY)
+        return replace(self, ending=self.ending.model_copy(update={"warnings": warnings}))
 
 
 _CODE = re.compile(r"<\|audio_code_(\d+)\|>")

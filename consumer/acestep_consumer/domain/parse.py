@@ -4,9 +4,9 @@
 import re
 from collections.abc import Mapping
 from typing import Final
-from uuid import UUID, uuid4, uuid5
+from uuid import UUID, uuid5
 
-from acestep_consumer.domain.errors import InvalidRequest, MalformedBody, MessageTooLarge
+from acestep_consumer.domain.errors import InvalidRequest, MalformedBody, MessageTooLarge, Unidentified
 from acestep_consumer.domain.job import Request
 from acestep_schemas.lookup import shown
 from acestep_schemas.request import TASK_ID_PATTERN, RequestInvalid, parse_request, read_task_id
@@ -19,7 +19,7 @@ _MAX_SEARCHED_BYTES: Final = 4 * 1024 * 1024
 
 
 def parse(body: bytes, message_id: str | None, *, max_bytes: int) -> Request:
-    """Read one message. The task id is the body's own, else the message id, else a new one.
+    """Read one message. The task id is the body's own, else the message id.
 
     Every error carries the task id where one can be read, so that a ``rejected`` event can be published.
 
@@ -32,6 +32,7 @@ def parse(body: bytes, message_id: str | None, *, max_bytes: int) -> Request:
         MessageTooLarge: more than ``max_bytes``.
         MalformedBody: not UTF-8, not JSON, not an object, nested too deep, or too many values.
         InvalidRequest: fields that break a rule, all of them.
+        Unidentified: neither the body nor the message has an id.
     """
     fallback = _task_id_of_message(message_id)
     if len(body) > max_bytes:
@@ -45,7 +46,9 @@ def parse(body: bytes, message_id: str | None, *, max_bytes: int) -> Request:
         request, warnings = parse_request(fields)
     except RequestInvalid as exc:
         raise InvalidRequest(exc.problems, task_id=read_task_id(fields) or fallback) from None
-    task_id = request.task_id or fallback or str(uuid4())
+    task_id = request.task_id or fallback
+    if task_id is None:
+        raise Unidentified
     twice = tuple(f"'{shown(key)}' is given twice: the last one counts" for key in document.repeated)
     return Request(task_id, request.model_copy(update={"task_id": task_id}), twice + warnings)
 

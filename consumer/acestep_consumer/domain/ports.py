@@ -60,6 +60,12 @@ class Delivery(Protocol):
         Raises ``Unpublished`` when nobody knows.
         """
 
+    async def identify(self) -> None:
+        """Publish a copy with a message id, confirmed, which is consumed before the rest of the queue.
+
+        For a message without any id. Raises ``Unpublished`` when the confirm is missing.
+        """
+
     @property
     def reply(self) -> "Reply":
         """Where and under which name the terminal event is awaited besides the exchange."""
@@ -96,10 +102,14 @@ class Store(Protocol):
     async def put(self, job: Job, rendering: Rendering) -> tuple[StoredObject, ...]:
         """Upload the tracks under their final keys. Raises ``StorageUnavailable``."""
 
-    async def commit(self, kept: TerminalRecord, instead_of: TerminalRecord | None = None) -> TerminalRecord:
-        """Write down how a task ended, unless that is written; return what is. Raises ``StorageUnavailable``.
+    async def missing(self, record: TerminalRecord) -> bool:
+        """Whether audio of a completed task has been deleted or replaced. Raises ``StorageUnavailable``."""
 
-        ``instead_of`` is an earlier end to replace.
+    async def commit(self, record: TerminalRecord, instead_of: TerminalRecord | None = None) -> TerminalRecord:
+        """Write a task's terminal record, and return the one in force. Raises ``StorageUnavailable``.
+
+        A completed task stays completed; a completed record replaces one without songs; of two without songs, the
+        latest message's counts. ``instead_of`` is an earlier record to replace in any case.
         """
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Context of one delivery: the parsed request, the task's earlier record, its attempt and its job."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Self
 
@@ -10,6 +11,7 @@ from acestep_consumer.domain.outcome import Ending, TerminalRecord
 from acestep_consumer.domain.parse import parse, readable_task_id
 from acestep_consumer.domain.ports import Delivery
 from acestep_consumer.execution.eta import Estimate
+from acestep_consumer.execution.progress import ProgressReporter
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -25,6 +27,9 @@ class JobContext:
         job: the admitted job; None before admission.
         estimate: expected duration; None before admission.
         traceparent: the trace that the job belongs to, if any.
+        repeated: whether the task had ended before, so that its event is published again.
+        warnings: of the processing itself, for the manifest.
+        progress: publishes ``started`` and ``progress``; None before admission.
     """
 
     delivery: Delivery
@@ -35,6 +40,9 @@ class JobContext:
     job: Job | None = None
     estimate: Estimate | None = None
     traceparent: str | None = None
+    repeated: bool = False
+    warnings: tuple[str, ...] = ()
+    progress: ProgressReporter | None = None
 
     @classmethod
     def of(cls, delivery: Delivery, max_bytes: int) -> Self:
@@ -69,6 +77,11 @@ class JobContext:
         """From 1; 1 as long as it is not counted."""
         return self.attempt.number if self.attempt else 1
 
+    @property
+    def body_hash(self) -> str:
+        """SHA-256 of the body, hexadecimal."""
+        return hashlib.sha256(self.delivery.body).hexdigest()
+
     def record(self, ending: Ending) -> TerminalRecord:
         """Return the record that says that this message ended so."""
-        return TerminalRecord(ending, self.delivery.fingerprint, self.traceparent)
+        return TerminalRecord(ending, self.delivery.fingerprint, self.traceparent, self.body_hash)

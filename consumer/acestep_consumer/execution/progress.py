@@ -22,7 +22,8 @@ log = structlog.get_logger()
 class ProgressReporter:
     """Publishes in a task of its own, so that the job never waits; an event that cannot be published is dropped.
 
-    Leaving the context waits for the publish in flight, so that no event can follow the terminal one.
+    Leaving the context does not wait for the publish in flight, so that an unreachable broker cannot hold back the
+    manifest. ``finished`` does: call it before the terminal event, which no other event may follow.
     """
 
     def __init__(self, events: Events, job: Job, info: RunInfo, reply: Reply, estimate: Estimate) -> None:
@@ -37,13 +38,16 @@ class ProgressReporter:
         self._changed = asyncio.Event()
         self._over = asyncio.Event()
 
-    async def __aenter__(self) -> Self:
+    def __enter__(self) -> Self:
         self._task = asyncio.create_task(self._publish_all(), name=f"progress {self._job.task_id}")
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         self._changed.set()
+
+    async def finished(self) -> None:
+        """Wait for the publish in flight."""
         await asyncio.shield(self._task)
 
     def report(self, fraction: float, stage: str) -> None:

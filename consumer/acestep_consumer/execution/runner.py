@@ -2,7 +2,7 @@
 """Runs a job's stages inside everything that wraps a job.
 
 From outside to inside: one run per task id, cancellation, the queue deadline, tier forwarding, the attempt, admission,
-the execution deadline, progress events, the scratch folder. An error anywhere in it becomes the job's ending.
+progress events, the scratch folder. An error anywhere in it becomes the job's ending.
 """
 
 from collections.abc import Awaitable, Callable
@@ -107,6 +107,14 @@ class JobRunner:
         except Exception as error:  # noqa: BLE001 - whatever broke, the producer gets a terminal event
             return self.failure(error, context, task_id)
 
+    def running_time(self) -> AbstractAsyncContextManager[None]:
+        """Bound the body by the execution timeout. Raises ``ExecutionTimeout``.
+
+        For the stages that compute. Waiting for storage or the broker is not running time: an outage has a bound of
+        its own, and no job fails because of one.
+        """
+        return deadline(self.rules.execution_timeout_s())
+
     def info(self, context: JobContext) -> RunInfo:
         """Return worker, attempt and the present moment, for an ending."""
         return RunInfo(self.rules.worker_id, context.attempt_number, datetime.now(UTC))
@@ -126,11 +134,19 @@ class JobRunner:
         async with self._retries.attempt(request.task_id, context.delivery) as context.attempt:
             context.job = job = self._admit(request, context)
             context.estimate = self._costs.expect(job)
-            progress = ProgressReporter(self._events, job, self.info(context), context.delivery.reply, context.estimate)
-            async with deadline(rules.execution_timeout_s()), progress:
-                with scratch_folder(rules.scratch, job.task_id) as folder:
-                    return await stages(JobRun(context=context, job=job, folder=folder, report=progress.report))
+            context.progress = progress = ProgressReporter(
+                self._events, job, self.info(context), context.delivery.reply, context.estimate
+            )
+            with progress, scratch_folder(rules.scratch, job.task_id) as folder:
+                return await stages(JobRun(context=context, job=job, folder=folder, report=progress.report))
 
     def _admit(self, request: Request, context: JobContext) -> Job:
         tries = None if context.attempt is None else self._retries.remaining(context.attempt)
-        return replace(admit(request, self.rules.limits()), tries=tries, traceparent=context.traceparent)
+        job = admit(request, self.rules.limits())
+        return replace(
+            job,
+            tries=tries,
+            traceparent=context.traceparent,
+            message=context.delivery.fingerprint,
+            warnings=(*job.warnings, *context.warnings),
+        )

@@ -168,7 +168,7 @@ class JobObserver:
 
     def ended(self, context: JobContext, ending: Ending) -> None:
         """Count a job whose terminal event is confirmed."""
-        if context.answer is not None:
+        if context.repeated:
             self._tally.event_repeated()
             log.info("job had ended before: event repeated")
             return

@@ -11,6 +11,7 @@ from acestep_consumer.domain.errors import ConsumerError, Expired
 from acestep_consumer.domain.outcome import RunInfo, TerminalRecord, outcome_of, unfinished
 from acestep_consumer.domain.parse import readable_task_id
 from acestep_consumer.domain.ports import Events, Store
+from acestep_consumer.execution.runner import JobRunner
 
 log = structlog.get_logger()
 
@@ -18,18 +19,19 @@ log = structlog.get_logger()
 class ExpirationHandler:
     """Writes the terminal record of such a task and publishes its event."""
 
-    def __init__(self, store: Store, events: Events, worker_id: str) -> None:
+    def __init__(self, store: Store, events: Events, runner: JobRunner) -> None:
         self._store = store
         self._events = events
-        self._worker_id = worker_id
+        self._runner = runner
 
     async def tell(self, notice: DeadLetterNotice) -> None:
         """Publish the terminal event, the same one again if need be. Raises ``Unpublished``."""
         task_id = readable_task_id(notice.body, notice.message_id)
         if task_id is None:
-            log.warning("request without an id was dead-lettered by the broker", reason=notice.reason)
-            return
-        outcome = outcome_of(await self._record_of(notice, task_id))
+            raise ValueError("a notice without an id has no task")
+        # A running job of this task ends first: it may belong to another message, and its songs answer this one too.
+        async with self._runner.exclusively(task_id):
+            outcome = outcome_of(await self._record_of(notice, task_id))
         if outcome.event is not None:
             await self._events.publish(outcome.event, notice.reply)
 
@@ -38,7 +40,7 @@ class ExpirationHandler:
         found = await self._store.find(task_id)
         if found is not None and found.answers(message, same=True):
             return found
-        info = RunInfo(self._worker_id, 1, notice.at or datetime.now(UTC))
+        info = RunInfo(self._runner.rules.worker_id, 1, notice.at or datetime.now(UTC))
         ending = unfinished(_error(notice.reason), None, task_id, info)
         return await self._store.commit(TerminalRecord(ending, message), found)
 

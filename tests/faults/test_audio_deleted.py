@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The manifest is there and its audio is not, as after a lifecycle rule: the songs are made again."""
+
+import asyncio
+from pathlib import Path
+
+from tests.support.scene import WITHIN_S, scene
+from tests.support.waiting import eventually
+
+
+async def test_a_finished_task_whose_audio_was_deleted_is_rendered_again(
+    service_environment: dict[str, str], tmp_path: Path
+) -> None:
+    async with scene(service_environment, tmp_path) as seen:
+        await seen.peer.submit(task_id="song", batch_size=2)
+        await seen.all_ended("song")
+        first = seen.ear.terminal("song")[0].data
+        key = first["audios"][1]["uri"].removeprefix(f"s3://{seen.shelf.bucket}/")
+        await asyncio.to_thread(seen.shelf.client.delete_object, Bucket=seen.shelf.bucket, Key=key)
+        await seen.peer.submit(task_id="song", batch_size=2)
+        await eventually(lambda: len(seen.ear.terminal("song")) == 2, WITHIN_S)
+        again = seen.ear.terminal("song")[1]
+        assert again.state == "completed"
+        assert await seen.shelf.wrongs(again.data) == []
+        assert [audio["seed"] for audio in again.data["audios"]] == [audio["seed"] for audio in first["audios"]]
+        assert [warning for warning in again.data["warnings"] if "deleted" in warning]
