@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from infra.local import rabbitmq4
 from infra.local.process import ServerError
 from infra.local.rabbitmq import PACKAGE, scripts_folder
 
@@ -41,16 +42,23 @@ if command -v systemctl >/dev/null; then systemctl disable {PACKAGE} || true; fi
 
 
 def ensure_rabbitmq() -> None:
-    """Return once RabbitMQ is installed, having installed Debian's package if it was not.
+    """Return once RabbitMQ is installed, having installed Debian's package, or made a RabbitMQ 4, if it was not.
 
     Raises:
         ServerError: it is missing and cannot be installed from here; says what to do.
     """
-    if scripts_folder() is not None:
+    installed, install = (
+        (rabbitmq4.is_installed, rabbitmq4.install) if rabbitmq4.wanted() else (_system_has_it, _install)
+    )
+    if installed():
         return
     with _one_at_a_time():
-        if scripts_folder() is None:
-            _install()
+        if not installed():
+            install()
+
+
+def _system_has_it() -> bool:
+    return scripts_folder() is not None
 
 
 def _install() -> None:

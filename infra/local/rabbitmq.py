@@ -12,6 +12,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from infra.local import rabbitmq4
 from infra.local.ports import LOOPBACK, PortClaim
 from infra.local.process import Process, ServerError, wait_until
 
@@ -82,6 +83,7 @@ class RabbitMQ:
         self.folder = folder.absolute()
         self._management = management
         self._guarded = guarded
+        self._version4 = rabbitmq4.wanted()
         self._claim = PortClaim(4)
         self.port, self._management_port, self._distribution_port, self._epmd_port = self._claim.ports
         self._node = f"acestep-{self.port}@localhost"
@@ -120,10 +122,10 @@ class RabbitMQ:
         Raises:
             ServerError: RabbitMQ is not installed, or it did not come up; quotes the end of its log.
         """
-        scripts = self._scripts()
+        server = self._script("rabbitmq-server")
         self._write_files()
         self._start_port_mapper()
-        self._broker = self._run([str(scripts / "rabbitmq-server")])
+        self._broker = self._run([server])
         try:
             wait_until(self._ready, what="RabbitMQ", processes=self.processes, timeout_s=_START_TIMEOUT_S)
         except BaseException:
@@ -153,9 +155,9 @@ class RabbitMQ:
         Raises:
             ServerError: the command failed; with what it said.
         """
-        command = [str(self._scripts() / "rabbitmqctl"), "--quiet", "--node", self._node, *arguments]
+        command = [self._script("rabbitmqctl"), "--quiet", "--node", self._node, *arguments]
         done = subprocess.run(
-            command, env=self._environment(), cwd=self.folder, capture_output=True, text=True, check=False
+            self._wrapped(command), env=self._environment(), cwd=self.folder, capture_output=True, text=True, check=False
         )
         if done.returncode:
             raise ServerError(f"rabbitmqctl {' '.join(arguments)} failed:\n{done.stderr.strip()}")
@@ -178,21 +180,27 @@ class RabbitMQ:
 
     def _start_port_mapper(self) -> None:
         if self._epmd is None:
-            self._epmd = self._run([_epmd_command(), "-address", LOOPBACK, "-port", str(self._epmd_port)])
+            epmd = "epmd" if self._version4 else _epmd_command()
+            self._epmd = self._run([epmd, "-address", LOOPBACK, "-port", str(self._epmd_port)])
 
     def _ready(self) -> bool:
         # The listeners open last in RabbitMQ's boot, so an answer here means that everything else is up.
         api = not self._management or _accepts(self._management_port)
         return api and speaks_amqp(LOOPBACK, self.port)
 
-    def _scripts(self) -> Path:
+    def _script(self, name: str) -> str:
+        if self._version4:
+            return rabbitmq4.script(name)
         folder = scripts_folder()
         if folder is None:
             raise ServerError(f"RabbitMQ is not installed; on Debian or Ubuntu: apt-get install {PACKAGE}")
-        return folder
+        return str(folder / name)
+
+    def _wrapped(self, argv: list[str]) -> list[str]:
+        return rabbitmq4.inside(self.folder, argv) if self._version4 else argv
 
     def _run(self, argv: list[str]) -> Process:
-        return Process(argv, env=self._environment(), folder=self.folder, log=self._log, guarded=self._guarded)
+        return Process(self._wrapped(argv), env=self._environment(), folder=self.folder, log=self._log, guarded=self._guarded)
 
     def _write_files(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
