@@ -157,7 +157,12 @@ class RabbitMQ:
         """
         command = [self._script("rabbitmqctl"), "--quiet", "--node", self._node, *arguments]
         done = subprocess.run(
-            self._wrapped(command), env=self._environment(), cwd=self.folder, capture_output=True, text=True, check=False
+            self._wrapped(command),
+            env=self._environment(),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
             raise ServerError(f"rabbitmqctl {' '.join(arguments)} failed:\n{done.stderr.strip()}")
@@ -200,7 +205,9 @@ class RabbitMQ:
         return rabbitmq4.inside(self.folder, argv) if self._version4 else argv
 
     def _run(self, argv: list[str]) -> Process:
-        return Process(self._wrapped(argv), env=self._environment(), folder=self.folder, log=self._log, guarded=self._guarded)
+        return Process(
+            self._wrapped(argv), env=self._environment(), folder=self.folder, log=self._log, guarded=self._guarded
+        )
 
     def _write_files(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

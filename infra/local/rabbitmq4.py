@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RabbitMQ 4 beside the system's own version: Debian's package of a newer release, in a folder that is a root of its own.
+"""RabbitMQ 4 beside the system's own version: the package of a newer Debian, in a root file system of its own.
 
 ``ACESTEP_LOCAL_RABBITMQ=4`` (``bash infra/dev test --rabbitmq 4``) makes every local broker one of these. Making the
 folder needs root and debootstrap, and takes one to three minutes; it is kept in the user's cache.

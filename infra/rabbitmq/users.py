@@ -7,8 +7,9 @@ Needs Python alone, none of this project's packages:
     rabbitmqctl import_definitions users.json          # or POST it to the management API's /api/definitions
 
 A definitions file adds and changes what it names and leaves everything else alone. In it are salted hashes only. The
-passwords, and URLs for ACESTEP_AMQP_URL_FILE, lie in the folder of --secrets, readable by you alone: NAME.password and
-NAME.url. A password that is there already is used, so the command can be repeated.
+passwords, and URLs for ACESTEP_AMQP_URL_FILE, lie in the folder of --secrets, readable by you alone (or by the user of
+--owner: a container reads its secrets as user 10001): NAME.password and NAME.url. A password that is there already is
+used, so the command can be repeated.
 """
 
 from __future__ import annotations
@@ -161,6 +162,9 @@ def main() -> None:
         passwords = {user.name: _password(arguments.secrets, user.name) for user in users}
         for name, password in passwords.items():
             _keep(arguments.secrets / f"{name}.url", _url(arguments.url, name, password))
+        if arguments.owner is not None:
+            for path in (arguments.secrets, *sorted(arguments.secrets.iterdir())):
+                os.chown(path, arguments.owner, -1)
     except (OSError, ValueError) as error:
         sys.exit(f"users.py: {error}")
     vhost = unquote(urlsplit(arguments.url).path.removeprefix("/")) or "/"
@@ -177,6 +181,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("users", nargs="*", metavar="NAME=ROLE[+ROLE]", help="default: one user for each role")
     parser.add_argument("--secrets", type=Path, required=True, help="folder of passwords and URLs; made if missing")
+    parser.add_argument(
+        "--owner", type=int, metavar="UID", help="give the files to this user; the container image's is 10001 (as root)"
+    )
     parser.add_argument(
         "--url", default="amqp://127.0.0.1:5672/", help="the broker and its virtual host, without a user: %(default)s"
     )

@@ -30,7 +30,10 @@ async def test_storage_that_is_away_for_longer_than_the_limit_does_not_end_the_j
         broken = seen.s3.fault(lambda request: s3_error(503, "SlowDown") if ".wav" in request.path else None)
         with broken:
             await seen.peer.submit(task_id="song", prompt="takes=0.5")
-            await eventually(lambda: seen.worker.log_lines(event="storage is away: work in hand waits, nothing new is taken"), WITHIN_S)
+            await eventually(
+                lambda: seen.worker.log_lines(event="storage is away: work in hand waits, nothing new is taken"),
+                WITHIN_S,
+            )
             # Longer than the limit counts from here, with the job waiting in its upload.
             until = time.monotonic() + LIMIT_S + 2
             while time.monotonic() < until:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import configparser
+import inspect
 import json
 import os
 import re
@@ -15,11 +16,13 @@ from typing import Any
 import pytest
 import yaml
 
+from acestep_consumer.cli import run
 from acestep_consumer.config.settings import known_variables, load
 from infra.local.compose import ComposeServers, docker_answers
 from infra.local.process import ServerError
 
 ROOT = Path(__file__).resolve().parents[2]
+GRACE_S = inspect.signature(run).parameters["grace"].default
 FILE = ROOT / "docker-compose.yml"
 TEXT = FILE.read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
@@ -119,7 +122,8 @@ def test_what_runs_our_image_has_a_read_only_root_no_capabilities_and_gains_no_p
     assert [mount.split(":")[0] for mount in service["tmpfs"]] == ["/tmp"]  # noqa: S108 - the container's own
     assert not {"privileged", "cap_add", "user", "pid", "ipc", "network_mode", "devices"} & set(service)
     written = [mount for mount in service.get("volumes", []) if not mount.endswith(":ro")]
-    assert written == (["checkpoints:/checkpoints"] if name == "checkpoint" else [])
+    allowed = {"checkpoint": ["checkpoints:/checkpoints"], "worker-gpu": ["cache:/var/cache/acestep"]}
+    assert written == allowed.get(name, [])
 
 
 @pytest.mark.parametrize("name", ["worker", "worker-gpu"])
@@ -154,7 +158,39 @@ def test_the_secret_files_of_development_open_the_servers_of_development() -> No
 
 def test_the_gpu_worker_and_the_watchers_start_only_when_asked_for() -> None:
     asked = {name: service["profiles"] for name, service in SERVICES.items() if "profiles" in service}
-    assert asked == {"worker-gpu": ["gpu"], "prometheus": ["observe"], "grafana": ["observe"]}
+    assert asked == {
+        "checkpoint": ["demo"],
+        "worker": ["demo"],
+        "worker-gpu": ["gpu"],
+        "prometheus": ["observe"],
+        "grafana": ["observe"],
+    }
+
+
+def test_no_profile_starts_a_worker_with_random_weights_beside_a_real_one() -> None:
+    """Both would consume one queue, and half of the customers' songs would be noise."""
+    starts = [name for name, service in SERVICES.items() if "gpu" in service.get("profiles", ["gpu"])]
+    assert starts == ["rabbitmq", "minio", "bucket", "worker-gpu"]
+
+
+def test_the_gpu_image_has_vllm_and_the_compiler_that_triton_needs() -> None:
+    assert SERVICES["worker-gpu"]["build"]["args"] == {"EXTRAS": "engine,vllm"}
+    dockerfile = (ROOT / "infra/Dockerfile").read_text()
+    assert 'ARG COMPILER="gcc libc6-dev"' in dockerfile
+    assert SERVICES["worker-gpu"]["shm_size"] == "4gb"
+
+
+def test_kernels_and_hub_downloads_of_the_gpu_worker_outlive_its_container() -> None:
+    worker = SERVICES["worker-gpu"]
+    places = [Path(worker["environment"][name]) for name in ("ACESTEP_COMPILE_CACHE", "HF_HOME")]
+    mounts = [Path(mount.split(":")[1]) for mount in worker["volumes"] if mount.split(":")[0] in COMPOSE["volumes"]]
+    assert all(any(place.is_relative_to(mount) for mount in mounts) for place in places)
+
+
+@pytest.mark.parametrize("name", ["worker", "worker-gpu"])
+def test_a_worker_is_killed_later_than_its_own_grace_ends(name: str) -> None:
+    minutes = int(SERVICES[name]["stop_grace_period"].removesuffix("m"))
+    assert 60 * minutes >= GRACE_S + 60
 
 
 def test_the_image_runs_as_an_ordinary_user_and_copies_only_what_is_not_ignored() -> None:

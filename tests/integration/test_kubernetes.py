@@ -73,8 +73,9 @@ def test_the_autoscaler_that_keda_makes_is_one_that_kubernetes_takes(version: st
     kubernetes_validate.validate(autoscaler_of(SCALED), version, strict=True)
 
 
-def test_the_kustomization_names_every_file_but_the_example_of_secrets() -> None:
-    assert set(KUSTOMIZATION["resources"]) == {path.name for path in FILES} - {"secrets.example.yaml"}
+def test_the_kustomization_names_every_file_but_the_example_of_secrets_and_the_job_of_the_start() -> None:
+    by_hand = {"secrets.example.yaml", "fill-checkpoints.yaml"}
+    assert set(KUSTOMIZATION["resources"]) == {path.name for path in FILES} - by_hand
     assert WORKER["image"] in {image["name"] for image in KUSTOMIZATION["images"]}
 
 
@@ -87,7 +88,7 @@ def test_what_kustomize_makes_of_it_is_valid_and_keeps_the_names_together() -> N
         check(document, VERSIONS[-1])
     (worker,) = rendered["Deployment"]["spec"]["template"]["spec"]["containers"]
     assert worker["envFrom"][0]["configMapRef"]["name"] == rendered["ConfigMap"]["metadata"]["name"]
-    assert worker["image"] == "registry.example.com/acestep-consumer:0.1.0"
+    assert worker["image"] == "registry.example.com/acestep-consumer:0.2.0"
 
 
 def test_whatever_refers_to_a_pod_a_claim_or_a_secret_finds_it() -> None:
@@ -101,6 +102,21 @@ def test_whatever_refers_to_a_pod_a_claim_or_a_secret_finds_it() -> None:
     assert volumes["checkpoints"]["persistentVolumeClaim"]["claimName"] == claim
     assert SCALED["spec"]["scaleTargetRef"]["name"] == DEPLOYMENT["metadata"]["name"]
     assert WORKER["envFrom"][0]["configMapRef"]["name"] == KUSTOMIZATION["configMapGenerator"][0]["name"]
+
+
+def test_the_claim_of_the_checkpoints_can_be_filled() -> None:
+    """A claim that is mounted read-only everywhere stays empty; a job writes what the workers read."""
+    claim = DOCUMENTS["checkpoints: PersistentVolumeClaim"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    pod = DOCUMENTS["fill-checkpoints: Job"]["spec"]["template"]["spec"]
+    (filler,) = pod["containers"]
+    volume = next(volume for volume in pod["volumes"] if volume["name"] == "checkpoints")
+    assert volume["persistentVolumeClaim"] == {"claimName": claim["metadata"]["name"]}
+    mount = next(mount for mount in filler["volumeMounts"] if mount["name"] == "checkpoints")
+    assert "readOnly" not in mount
+    target = Path(filler["args"][filler["args"].index("--local-dir") + 1])
+    assert target.parent == Path(CONFIGURATION["ACESTEP_CHECKPOINT_DIR"]) == Path(mount["mountPath"])
+    assert pod["securityContext"] == POD["securityContext"]
 
 
 def test_the_secrets_of_the_example_have_the_keys_that_are_read() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import uuid
@@ -36,6 +37,7 @@ from acestep_consumer.broker.topology import (
 )
 from acestep_consumer.client import Client
 from acestep_consumer.domain.errors import Verdict
+from infra.rabbitmq import users
 from infra.rabbitmq.users import ROLES, User
 from tests.support.broker import Peer, broker_settings, failed_event
 
@@ -348,3 +350,12 @@ class TestTheScript:
         assert both.topic_permissions("/") == []
         assert "acestep" in both.permission("/")["read"]
         assert User.parse("worker").roles == ("worker",)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files to another user")
+def test_the_files_can_be_given_to_the_user_of_the_container(tmp_path: Path) -> None:
+    secrets = tmp_path / "secrets"
+    command = [sys.executable, users.__file__, "--secrets", str(secrets), "--owner", "10001"]
+    subprocess.run([*command, "worker"], capture_output=True, check=True)
+    owners = {(path.stat().st_uid, path.stat().st_mode & 0o777) for path in secrets.iterdir()}
+    assert owners == {(10001, 0o600)}
