@@ -25,8 +25,8 @@ from acestep_consumer.broker.versions import ack_timeout_warning
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.logs import set_log_level, set_up_logs
 from acestep_consumer.config.settings import Settings, SettingsError
-from acestep_consumer.domain.errors import ConsumerError, DiskFull, StorageUnavailable
-from acestep_consumer.domain.ports import Delivery, Routes
+from acestep_consumer.domain.errors import ConsumerError, DiskFull, StorageRefused, StorageUnavailable
+from acestep_consumer.domain.ports import Delivery, Objects, Routes
 from acestep_consumer.engine.engines import Engines
 from acestep_consumer.engine.interface import EngineSet
 from acestep_consumer.engine.supervisor import EngineUnusable
@@ -41,12 +41,11 @@ from acestep_consumer.observability.tracing import set_up_tracing
 from acestep_consumer.pipeline import Pipeline, Ports, Rules
 from acestep_consumer.policy.tier_choice import queue_names
 from acestep_consumer.policy.tiers import TierTableError, load_table
-from acestep_consumer.storage.attempts import S3AttemptStore
+from acestep_consumer.storage.attempts import AttemptRecords
 from acestep_consumer.storage.disk import POLL_S, DiskGuard, GuardedInputs, GuardedRenderer
-from acestep_consumer.storage.objects import Objects
 from acestep_consumer.storage.outage import OutageGate, RetryingAttempts, RetryingInputs, RetryingStore
-from acestep_consumer.storage.results import S3Store
-from acestep_consumer.storage.s3_client import S3Connection, S3Refused
+from acestep_consumer.storage.results import ResultStore
+from acestep_consumer.storage.s3.objects import S3Objects
 from acestep_consumer.worker.announcements import Announcements
 from acestep_consumer.worker.control import ControlChannel
 from acestep_consumer.worker.expirations import ExpirationHandler
@@ -87,7 +86,7 @@ async def run_worker(
     except StorageUnavailable as error:
         log.error("cannot start", reason=str(error))  # noqa: TRY400 - the text is the whole story
         # A refusal stays; an outage passes, and a supervisor may try again.
-        return Exit.USAGE if isinstance(error, S3Refused) else Exit.UNREACHABLE
+        return Exit.USAGE if isinstance(error, StorageRefused) else Exit.UNREACHABLE
     except (SettingsError, TierTableError, BrokerRefused, ConsumerError) as error:
         log.error("cannot start", reason=str(error))  # noqa: TRY400 - the text is the whole story
         return Exit.USAGE
@@ -175,10 +174,10 @@ class Worker:
         stack.push_async_callback(self._engines.stop)
         stack.callback(loading.cancel)
         # Storage before the broker: a message is taken only when its songs have a place.
-        connection = S3Connection(self._settings.storage, patience_s=S3_PATIENCE_S)
-        seen.traffic = connection.traffic
-        self._objects = objects = Objects(await stack.enter_async_context(connection))
-        seen.store = S3Store(objects, self._settings.storage)
+        self._objects = objects = S3Objects(self._settings.storage, retry_s=S3_PATIENCE_S)
+        seen.traffic = objects.traffic
+        await stack.enter_async_context(objects)
+        seen.store = ResultStore(objects, self._settings.storage)
         self._store = store = RetryingStore(seen.store, self._patience)
         await seen.store.check()
         self._inputs = inputs = self._new_inputs(objects)
@@ -260,7 +259,7 @@ class Worker:
         self, scratch: Path, disk: DiskGuard, objects: Objects, store: RetryingStore, inputs: AllowedInputs
     ) -> Consumer:
         settings = self._settings
-        attempts = RetryingAttempts(S3AttemptStore(objects, settings.storage), self._patience)
+        attempts = RetryingAttempts(AttemptRecords(objects, settings.storage), self._patience)
         trials = RetryPolicy(attempts, settings.worker.max_attempts)
         ports = Ports(
             store=store,
@@ -316,7 +315,7 @@ class Worker:
         before, self._settings = self._settings, settings
         set_log_level(settings.worker.log_level)
         if self._store is not None and self._objects is not None:
-            self._store.use(S3Store(self._objects, settings.storage))
+            self._store.use(ResultStore(self._objects, settings.storage))
         if self._intake is not None and not self._signals.stop.is_set() and before.broker != settings.broker:
             await self._intake.change(settings.broker)
 

@@ -64,7 +64,8 @@ async def listen(settings: Settings, stand: ListenOptions, note: Console) -> Exi
 async def _serve(client: Client, settings: Settings, stand: ListenOptions, note: Console) -> Exit:
     glance, board, endings = _QueuePoll(settings, note), JobBoard(), Results(settings.storage)
     try:
-        async with client.subscribe("job.#") as events, AudioProxy(settings.storage, endings, board) as songs:
+        async with client.subscribe("job.#") as events:
+            songs = AudioProxy(settings.storage, endings, board)
             app = PageServer(client, board, songs, endings).application(OriginCheck(stand.host, stand.names))
             try:
                 async with _site(app, stand) as url:

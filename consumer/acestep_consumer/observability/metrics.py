@@ -18,10 +18,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from acestep_consumer.domain.objects import Traffic
 from acestep_consumer.engine.device_usage import DeviceUsage
 from acestep_consumer.engine.messages import EngineStats
 from acestep_consumer.observability.job_stats import Histogram, JobStats, Refusals
-from acestep_consumer.storage.s3_client import Traffic
 
 _GIB = 1 << 30
 

@@ -18,9 +18,9 @@ from acestep_consumer.commands.top.report import (
 from acestep_consumer.commands.top.run import NoWorker, address_of, completed
 from acestep_consumer.commands.top.table import picture
 from acestep_consumer.config.settings import WorkerSettings
+from acestep_consumer.domain.objects import Traffic
 from acestep_consumer.engine.device_usage import DeviceUsage
 from acestep_consumer.observability.metrics import EngineCollector, Metrics, RendererCollector, StorageCollector
-from acestep_consumer.storage.s3_client import Traffic
 from tests.support.metrics_page import families_of_a_worker
 from tests.support.vitals import vitals
 

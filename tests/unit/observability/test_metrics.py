@@ -10,6 +10,7 @@ from aiohttp import ClientSession
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
+from acestep_consumer.domain.objects import Traffic
 from acestep_consumer.engine.device_usage import DeviceUsage
 from acestep_consumer.observability.http import HealthServer
 from acestep_consumer.observability.job_stats import JobStats, Refusals
@@ -26,7 +27,6 @@ from acestep_consumer.observability.metrics import (
     WorkerCollector,
 )
 from acestep_consumer.policy.tiers import BUILT_IN
-from acestep_consumer.storage.s3_client import Traffic
 from tests.support.jobs import make_job, make_manifest
 from tests.support.metrics_page import families_of_a_worker, sample_names
 from tests.support.vitals import vitals
