@@ -116,7 +116,7 @@ class Section(BaseModel):
 
 
 class BrokerSettings(Section):
-    """RabbitMQ: address, queue limit, prefetch."""
+    """Broker: RabbitMQ's address, the queue limit, prefetch."""
 
     urls: AmqpUrls = variable(
         "ACESTEP_AMQP_URL",
@@ -174,7 +174,7 @@ class BrokerSettings(Section):
 
 
 class StorageSettings(Section):
-    """S3: where results are stored."""
+    """Storage (S3): where results are stored."""
 
     endpoint: str | None = variable("ACESTEP_S3_ENDPOINT", None, "S3 endpoint URL; unset: AWS")
     bucket: str = variable("ACESTEP_S3_BUCKET", "acestep", "bucket for results", min_length=3, max_length=63)
@@ -203,7 +203,7 @@ class InputSettings(Section):
 
 
 class EngineSettings(Section):
-    """The renderer and planner processes: models, device, memory."""
+    """Engine: models, device and memory of the renderer and planner processes."""
 
     config_path: str = variable(
         "ACESTEP_CONFIG_PATH", "acestep-v15-turbo", "primary DiT model: name, folder or Hugging Face id"
@@ -267,7 +267,7 @@ class EngineSettings(Section):
 
 
 class WorkerSettings(Section):
-    """The worker as a whole."""
+    """Worker: identity, limits of jobs, health port, log."""
 
     worker_id: str | None = variable(
         "ACESTEP_WORKER_ID",
@@ -322,12 +322,22 @@ def known_variables() -> frozenset[str]:
 
 def describe() -> Iterator[tuple[str, str, str]]:
     """Yield (variable, default, description) of all settings, section by section."""
+    for _, rows in describe_sections():
+        yield from rows
+
+
+def describe_sections() -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
+    """Yield each section's title and its rows of (variable, default, description)."""
     for section in SECTIONS.values():
-        for field in section.model_fields.values():
-            name = variable_of(field)
-            yield name, _shown(field.default), field.description or ""
-            if name in SECRETS:
-                yield name + SUFFIX, _shown(None), f"file that contains `{name}`"
+        yield (section.__doc__ or "").partition(":")[0], list(_describe_section(section))
+
+
+def _describe_section(section: type[Section]) -> Iterator[tuple[str, str, str]]:
+    for field in section.model_fields.values():
+        name = variable_of(field)
+        yield name, _shown(field.default), field.description or ""
+        if name in SECRETS:
+            yield name + SUFFIX, _shown(None), f"file that contains `{name}`"
 
 
 def load(
