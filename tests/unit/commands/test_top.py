@@ -16,7 +16,7 @@ from acestep_consumer.commands.top.report import (
     top_of,
 )
 from acestep_consumer.commands.top.run import NoWorker, address_of, completed
-from acestep_consumer.commands.top.table import picture
+from acestep_consumer.commands.top.table import table
 from acestep_consumer.config.settings import WorkerSettings
 from acestep_consumer.domain.objects import Traffic
 from acestep_consumer.engine.device_usage import DeviceUsage
@@ -58,7 +58,7 @@ def top_after(*pages: MetricsPage) -> TopReport:
 
 def shown(top: TopReport) -> str:
     text = io.StringIO()
-    Console(file=text, width=200, highlight=False).print(picture(top))
+    Console(file=text, width=200, highlight=False).print(table(top))
     return text.getvalue()
 
 
@@ -153,7 +153,7 @@ def test_a_worker_that_is_not_ready_says_why() -> None:
 
 def test_storage_that_is_away_is_told_loudly() -> None:
     page = read_page("# TYPE acestep_s3_away gauge\nacestep_s3_away 1\n", 0)
-    assert "OUT OF REACH" in shown(top_after(page))
+    assert "UNREACHABLE, jobs wait" in shown(top_after(page))
 
 
 @pytest.mark.parametrize(
