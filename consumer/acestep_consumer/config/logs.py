@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Logs: readable on a terminal, JSON otherwise, to stderr. stdout belongs to what a command prints."""
 
+import inspect
 import logging
 import sys
 from typing import Literal
@@ -25,7 +26,7 @@ def set_up_logs(level: str, style: Literal["auto", "console", "json"]) -> bool:
         else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), timestamp_key="time")]
     )
     structlog.configure(
-        processors=[_threshold, *shared, *last],
+        processors=[_threshold, _add_module, *shared, *last],
         # Every level: loggers keep what they are made of, and the lowest level may change.
         wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
@@ -56,6 +57,17 @@ class _Threshold:
 
 
 _threshold = _Threshold()
+
+
+def _add_module(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Add the dotted name of the module that logs, as ``logger``: the key that libraries' lines have for theirs."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_globals["__name__"].startswith((__name__, "structlog")):
+        frame = frame.f_back
+    if frame is not None:
+        spec = frame.f_globals.get("__spec__")  # knows the name of a module that was started with ``python -m``
+        event["logger"] = spec.name if spec else frame.f_globals["__name__"]
+    return event
 
 
 def _adopt_standard_logging(shared: list[Processor], last: list[Processor]) -> None:
