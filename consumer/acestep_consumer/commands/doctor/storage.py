@@ -78,7 +78,7 @@ async def _tries(connection: S3Client, place: ObjectAddress) -> AsyncGenerator[F
 
 
 async def _require(connection: S3Client, place: ObjectAddress, answer: S3Response) -> None:
-    """Raise ``StorageRefused`` unless it succeeded. A response to HEAD has no body, so a GET is sent to get the reason."""
+    """Raise ``StorageRefused`` unless it succeeded. A HEAD has no body: a GET gets the reason."""
     if answer.ok:
         return
     code = answer.code
