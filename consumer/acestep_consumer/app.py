@@ -198,7 +198,8 @@ class Worker:
         state.disk = disk = DiskGuard(scratch, lambda: self._settings.engine.scratch_min_gb, self._on_disk)
         await disk.look()
         stack.callback(asyncio.create_task(disk.run(), name="disk").cancel)
-        state.consumer = consumer = self._new_consumer(scratch, disk, objects, store, inputs)
+        runner = self._new_runner(scratch, objects)
+        state.consumer = consumer = self._new_consumer(runner, disk, store, inputs)
         announcements = Announcements(
             self._id,
             self._publisher,
@@ -209,7 +210,7 @@ class Worker:
         )
         tiers = self._new_tier_queues(consumer)
         self._intake = intake = Intake(consumer, self._engines.renderer_usage, announcements, tiers)
-        return _Prepared(intake, announcements, ExpirationHandler(store, self._publisher, self._id))
+        return _Prepared(intake, announcements, ExpirationHandler(store, self._publisher, runner))
 
     async def _begin(self, prepared: _Prepared) -> None:
         """Start consuming."""
@@ -273,21 +274,13 @@ class Worker:
         checkpoint_dir = settings.engine.checkpoint_dir
         return AllowedInputs(objects, settings.storage, settings.inputs, checkpoint_dir=checkpoint_dir)
 
-    def _new_consumer(
-        self, scratch: Path, disk: DiskGuard, objects: Objects, store: RetryingStore, inputs: AllowedInputs
-    ) -> Consumer:
+    def _new_runner(self, scratch: Path, objects: Objects) -> JobRunner:
         settings = self._settings
         attempts = RetryingAttempts(AttemptRecords(objects, settings.storage), self._outage)
         retries = RetryPolicy(attempts, settings.worker.max_attempts)
-        ports = Ports(
-            inputs=RetryingInputs(GuardedInputs(inputs, disk), self._outage),
-            planner=self._engines.planner,
-            renderer=GuardedRenderer(self._engines.renderer, disk),
-            store=store,
-            events=self._publisher,
-            observer=JobObserver(self._jobs, self._costs),
-        )
-        runner = JobRunner(
+        # As soon as the connection is lost, not when it is back: the next worker counts attempts that nobody excused.
+        self._connections["consume"].on_loss(retries.excuse_lost)
+        return JobRunner(
             retries=retries,
             cancellations=self._control.cancellations,
             routes=self._routes,
@@ -301,10 +294,20 @@ class Worker:
                 execution_timeout_s=lambda: self._settings.worker.execution_timeout_s,
             ),
         )
-        # As soon as the connection is lost, not when it is back: the next worker counts attempts that nobody excused.
-        self._connections["consume"].on_loss(retries.excuse_lost)
+
+    def _new_consumer(
+        self, runner: JobRunner, disk: DiskGuard, store: RetryingStore, inputs: AllowedInputs
+    ) -> Consumer:
+        ports = Ports(
+            inputs=RetryingInputs(GuardedInputs(inputs, disk), self._outage),
+            planner=self._engines.planner,
+            renderer=GuardedRenderer(self._engines.renderer, disk),
+            store=store,
+            events=self._publisher,
+            observer=JobObserver(self._jobs, self._costs),
+        )
         pipeline = Pipeline(ports, runner)
-        return Consumer(self._connections["consume"], settings.broker, pipeline.process, self._publisher)
+        return Consumer(self._connections["consume"], self._settings.broker, pipeline.process, self._publisher)
 
     def _new_tier_queues(self, consumer: Consumer) -> TierQueues | None:
         """Create the consumer of tier queues. The engines have been started."""

@@ -7,8 +7,9 @@ Needs only Python, none of this project's packages:
     rabbitmqctl import_definitions users.json          # or POST it to the management API's /api/definitions
 
 Importing a definitions file adds or updates the objects in it and leaves all others alone. It contains salted hashes
-only. Passwords, and URLs for ACESTEP_AMQP_URL_FILE, are written to the folder of --secrets, readable by you alone, or
-by the user of --owner (a container reads its secrets as user 10001): NAME.password and NAME.url. Existing passwords are reused, so the command can be repeated.
+only. Passwords, and URLs for ACESTEP_AMQP_URL_FILE, are written to the folder of --secrets as NAME.password and
+NAME.url, readable by you alone, or by the user of --owner (a container reads its secrets as user 10001). Existing
+passwords are reused, so the command can be repeated.
 """
 
 from __future__ import annotations

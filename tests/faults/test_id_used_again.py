@@ -53,7 +53,7 @@ async def test_a_redelivery_still_takes_over_the_song_that_its_own_first_deliver
         with seen.s3.hold(manifest_of("song", "PUT")) as commit:
             await seen.peer.submit(task_id="song")
             await eventually(lambda: commit.waiting == 1, WITHIN_S)
-            await seen.amqp.cut()
+            seen.amqp.cut()
             await eventually(lambda: len([h for h in seen.ear.of("song") if h.state == "started"]) >= 1, WITHIN_S)
         await seen.all_ended("song")
         await seen.assert_completed_once("song")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Waiting for the broker or for storage is not running time: no job fails for an outage that is longer than its limit."""
+"""Waiting for the broker or storage is not running time: no job fails for an outage longer than its limit."""
 
 import asyncio
 import time

@@ -3,7 +3,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -39,7 +39,8 @@ class FakeObjects:
 
     async def get(self, address: ObjectAddress) -> SmallObject | None:
         self._answer()
-        return self.objects.get(address)
+        found = self.objects.get(address)
+        return found and replace(found, etag=_etag(found))
 
     @asynccontextmanager
     async def open(self, address: ObjectAddress, span: ByteRange | None = None) -> AsyncIterator[FakeStream]:
@@ -56,8 +57,12 @@ class FakeObjects:
         found = self.objects.get(address)
         if found is None:
             return None
-        etag = f'"{sha256(found.body).hexdigest()}"'
-        return ObjectHead(size=len(found.body), etag=etag, metadata=found.metadata)
+        return ObjectHead(size=len(found.body), etag=_etag(found), metadata=found.metadata)
+
+    async def replace(self, address: ObjectAddress, content: ObjectContent, etag: str) -> bool:
+        self._answer()
+        found = self.objects.get(address)
+        return found is not None and _etag(found) == etag and await self.put(address, content)
 
     async def put(self, address: ObjectAddress, content: ObjectContent, *, only_new: bool = False) -> bool:
         self._answer()
@@ -97,6 +102,10 @@ class FakeObjects:
     def _answer(self) -> None:
         if self.down:
             raise StorageUnavailable("s3://fake: the store is down")
+
+
+def _etag(found: SmallObject) -> str:
+    return f'"{sha256(found.body).hexdigest()}"'
 
 
 class FakeStore(ResultStore):

@@ -34,6 +34,7 @@ class FakeDelivery:
     reachable: tuple[str, ...] = ()
     """Tiers that have a worker."""
     forwarded: list[str] = field(default_factory=list)
+    identified: bool = False
     verdict: Verdict | None = None
     reason: ConsumerError | None = None
     settled: bool = False
@@ -42,6 +43,10 @@ class FakeDelivery:
     def fingerprint(self) -> str:
         """As of a real one."""
         return fingerprint(self.body, self.message_id, self.sent)
+
+    async def identify(self) -> None:
+        """Remember that a copy with an id was published."""
+        self.identified = True
 
     async def forward(self, tier: str) -> bool:
         """Remember where a copy went."""

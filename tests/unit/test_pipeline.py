@@ -11,7 +11,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from acestep_consumer.domain.errors import Cancelled, EngineCrashed, StorageUnavailable, Unpublished, Verdict
-from acestep_consumer.domain.job import Job
+from acestep_consumer.domain.job import Job, Rendering, StoredObject
+from acestep_consumer.domain.outcome import AUDIO_DELETED, OTHER_BODY, TerminalRecord
 from acestep_consumer.domain.ports import Routes
 from acestep_consumer.engine.planner.direct import DirectPlanner
 from acestep_consumer.execution.eta import CostModel
@@ -21,11 +22,12 @@ from acestep_consumer.execution.tier_forwarding import NoForwarding, TierForward
 from acestep_consumer.observability.job_stats import JobObserver, JobStats
 from acestep_consumer.pipeline import Pipeline, Ports
 from acestep_consumer.policy.tiers import BUILT_IN
-from acestep_schemas.events import JobCompleted, JobEvent, JobFailed, JobRejected, JobStarted, Unfinished
+from acestep_schemas.events import Completed, JobCompleted, JobEvent, JobFailed, JobRejected, JobStarted, Unfinished
 from tests.support.admission import make_limits
 from tests.support.fake_engine import FakeRenderer, NoInputs
 from tests.support.fake_store import FakeStore
 from tests.support.fakes import FakeAttempts, FakeCancellations, FakeDelivery, FakeEvents
+from tests.support.jobs import make_failure
 from tests.support.waiting import eventually
 
 
@@ -192,10 +194,22 @@ async def test_an_oversized_message_is_rejected_under_the_id_in_its_body(stage: 
     assert delivery.verdict is Verdict.DEAD_LETTER
 
 
-async def test_bad_input_without_any_id_is_dead_lettered_without_an_event(stage: Stage) -> None:
-    delivery = await stage.process(FakeDelivery(body=b"\xff\xfe"))
-    assert stage.events.published == []
-    assert delivery.verdict is Verdict.DEAD_LETTER
+@pytest.mark.parametrize("body", [b"\xff\xfe", b'{"prompt": "jazz"}'])
+async def test_a_message_without_any_id_is_published_again_with_one_and_acked(stage: Stage, body: bytes) -> None:
+    delivery = await stage.process(FakeDelivery(body=body))
+    assert (delivery.identified, delivery.verdict) == (True, Verdict.ACK)
+    assert (stage.events.published, stage.renderer.rendered) == ([], [])
+
+
+async def test_a_message_that_cannot_be_given_an_id_goes_back_to_the_queue(stage: Stage) -> None:
+    delivery = FakeDelivery(body=b'{"prompt": "jazz"}')
+
+    async def unconfirmed() -> None:
+        raise Unpublished("no confirm")
+
+    delivery.identify = unconfirmed  # type: ignore[method-assign]
+    await stage.process(delivery)
+    assert (delivery.verdict, stage.events.published) == (Verdict.REQUEUE, [])
 
 
 async def test_a_job_that_breaks_is_failed_and_dead_lettered_and_leaves_no_files(stage: Stage) -> None:
@@ -572,3 +586,49 @@ async def test_a_forward_without_a_confirm_requeues_the_message(routing: Stage) 
     delivery.forward = unknown  # type: ignore[method-assign, assignment]
     await routing.process(delivery)
     assert (delivery.verdict, routing.events.published, routing.store.objects) == (Verdict.REQUEUE, [], {})
+
+
+async def test_the_songs_of_another_body_are_answered_with_a_warning(stage: Stage) -> None:
+    await stage.process(request())
+    await stage.process(request(prompt="rock"))
+    first, second = (event for event, _ in stage.events.published if isinstance(event, JobCompleted))
+    assert second.data.audios == first.data.audios
+    assert (OTHER_BODY in first.data.warnings, OTHER_BODY in second.data.warnings) == (False, True)
+
+
+async def test_a_completed_task_whose_audio_is_gone_is_rendered_again(stage: Stage) -> None:
+    await stage.process(request())
+    audio = next(address for address in stage.store.objects if address.key.endswith("0.wav"))
+    del stage.store.objects[audio]
+    await stage.process(FakeDelivery(body=request().body, redelivered=True))
+    first, second = (event for event, _ in stage.events.published if isinstance(event, JobCompleted))
+    assert stage.renderer.rendered == ["song", "song"]
+    assert [audio.seed for audio in second.data.audios] == [audio.seed for audio in first.data.audios]
+    assert AUDIO_DELETED in second.data.warnings
+
+
+async def test_songs_replace_an_end_without_songs_that_came_meanwhile(stage: Stage) -> None:
+    """Another worker may have rejected a worse message with the same id while this one rendered."""
+
+    async def reject(_: Job) -> None:
+        await stage.store.commit(TerminalRecord(make_failure("song"), "another message"))
+
+    stage.renderer.before = reject
+    await stage.process(request())
+    assert stage.events.states[-1] == "completed"
+    record = await stage.store.find("song")
+    assert record is not None
+    assert isinstance(record.ending, Completed)
+
+
+async def test_waiting_for_storage_is_not_running_time(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, timeout_s=0.05)
+    put = stage.store.put
+
+    async def slow(job: Job, rendering: Rendering) -> tuple[StoredObject, ...]:
+        await asyncio.sleep(0.2)
+        return await put(job, rendering)
+
+    stage.store.put = slow  # type: ignore[method-assign]
+    await stage.process(request())
+    assert stage.events.states[-1] == "completed"

@@ -82,10 +82,11 @@ class ObjectHead:
 
 @dataclass(frozen=True, slots=True)
 class SmallObject:
-    """An object that was read whole into memory."""
+    """An object that was read whole into memory. ``etag`` as in ``ObjectHead``."""
 
     body: bytes
     metadata: Mapping[str, str]
+    etag: str = ""
 
 
 @dataclass(slots=True)

@@ -133,6 +133,9 @@ class Objects(Protocol):
             False when ``only_new`` and one is there. It may be our own, written by an attempt whose answer was lost.
         """
 
+    async def replace(self, address: ObjectAddress, content: ObjectContent, etag: str) -> bool:
+        """Write a small object in place of the one with this ETag. False: it is another one by now."""
+
     async def delete(self, address: ObjectAddress) -> None:
         """Delete an object; a missing one is no error."""
 

@@ -85,6 +85,10 @@ class RetryingStore:
         """Upload the tracks. What is there already is not sent again."""
         return await self._patience.outlast(lambda: self._store.put(job, rendering))
 
+    async def missing(self, record: TerminalRecord) -> bool:
+        """Whether audio of a completed task is gone, or is not what its manifest says."""
+        return await self._patience.outlast(lambda: self._store.missing(record))
+
     async def commit(self, kept: TerminalRecord, instead_of: TerminalRecord | None = None) -> TerminalRecord:
         """Write down how a task ended; return what is written. Raises ``ManifestUnreadable``."""
         return await self._patience.outlast(lambda: self._store.commit(kept, instead_of))

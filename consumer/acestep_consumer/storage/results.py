@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Results of jobs: ``<prefix>/<task_id>/<index>.<ext>``, then ``manifest.json``, which marks the job as done.
 
-Every object is written once. Whoever comes second, after a crash or in a race, finds the first one's object and takes
-it over with its checksum and seed. So a manifest stays true, whatever happens after it was written. A job without songs
-leaves a manifest too: this record is why a task has one terminal event, whichever worker publishes it.
+Every audio object is written once, and carries the fingerprint of the message that it was made for. A later attempt at
+the same message, after a crash or in a race, takes it over with its checksum and seed. Another message with the same
+task id writes beside it, as ``<index>-<fingerprint>.<ext>``: so a manifest stays true, whatever happens after it was
+written. A job without songs leaves a manifest too: this record is why a message has one terminal event, whichever
+worker publishes it.
 """
 
 import asyncio
@@ -24,6 +26,7 @@ from acestep_consumer.domain.job import Job, Rendering, StoredObject, Track
 from acestep_consumer.domain.objects import ObjectAddress, ObjectContent, ObjectHead, SmallObject
 from acestep_consumer.domain.outcome import Ending, TerminalRecord
 from acestep_consumer.domain.ports import Objects
+from acestep_schemas.events import Completed
 from acestep_schemas.request import TASK_ID_PATTERN
 
 T = TypeVar("T")
@@ -36,6 +39,11 @@ _TRANSFERS: Final = 16
 _ENDING: Final[TypeAdapter[Ending]] = TypeAdapter(Ending)
 _MESSAGE: Final = "message"
 _TRACE: Final = "traceparent"
+_BODY: Final = "body-sha256"
+_SHA256: Final = "sha256"
+_COMMIT_TRIES: Final = 8
+_SHORT: Final = 8
+"""Digits of a fingerprint in a name."""
 
 
 def object_key(prefix: str, task_id: str, name: str) -> str:
@@ -45,7 +53,7 @@ def object_key(prefix: str, task_id: str, name: str) -> str:
     return _join(prefix, task_id, name)
 
 
-def track_name(index: int, track: Track) -> str:
+def track_name(index: int | str, track: Track) -> str:
     """Return the last part of a song's key: its index and the ending that the encoder gave it."""
     return f"{index}{track.path.suffix.lower()}"
 
@@ -69,28 +77,36 @@ class ResultStore:
 
     async def put(self, job: Job, rendering: Rendering) -> tuple[StoredObject, ...]:
         """Upload the tracks under their final keys, or take over the ones there. Raises ``StorageUnavailable``."""
-        return await _together(
-            self._put_track(self._place(job.task_id, track_name(index, track)), track, job.traceparent)
-            for index, track in enumerate(rendering.tracks)
-        )
+        return await _together(self._put_track(job, index, track) for index, track in enumerate(rendering.tracks))
+
+    async def missing(self, record: TerminalRecord) -> bool:
+        """Whether audio of a completed task is gone, or is another one. Raises ``StorageUnavailable``."""
+        if not isinstance(record.ending, Completed):
+            return False
+        heads = await _together(self._objects.head(ObjectAddress.of(audio.uri)) for audio in record.ending.audios)
+        pairs = zip(heads, record.ending.audios, strict=True)
+        return any(head is None or head.metadata.get(_SHA256) != audio.sha256 for head, audio in pairs)
 
     async def commit(self, record: TerminalRecord, instead_of: TerminalRecord | None = None) -> TerminalRecord:
-        """Record how a task ended, unless there is a record; return the one there is. Raises ``StorageUnavailable``.
+        """Write a task's terminal record, and return the one in force. Raises ``StorageUnavailable``.
 
-        ``instead_of`` was found before the job began and does not answer this message: it is replaced, unless another
-        record has replaced it meanwhile.
+        A completed task stays completed; a completed record replaces one without songs; of two without songs, the
+        latest message's counts. ``instead_of`` is an earlier record to replace in any case.
         """
         place = self._place(record.ending.task_id, MANIFEST)
         content = _manifest(record)
-        if await self._objects.put(place, content, only_new=True):
-            return record
-        winner = await self.find(record.ending.task_id)
-        if winner is None:
-            raise StorageUnavailable(f"{place} existed a moment ago and is gone: something deletes manifests")
-        if winner != instead_of:
-            return winner
-        await self._objects.put(place, content)
-        return record
+        for _ in range(_COMMIT_TRIES):
+            if await self._objects.put(place, content, only_new=True):
+                return record
+            found = await self._objects.get(place)
+            if found is None:
+                continue
+            winner = _read_manifest(place, record.ending.task_id, found)
+            if winner != instead_of and not winner.yields_to(record):
+                return winner
+            if await self._objects.replace(place, content, found.etag):
+                return record
+        raise StorageUnavailable(f"{place} changed at each of {_COMMIT_TRIES} tries: something else writes manifests")
 
     async def check(self) -> None:
         """Try at the start what storing results takes: a bucket (created when missing), a write, a read, a delete.
@@ -119,22 +135,28 @@ class ResultStore:
         if not await self._objects.has_bucket(self._bucket):
             raise StorageUnavailable(f"s3://{self._bucket}: NoSuchBucket")
 
-    async def _put_track(self, place: ObjectAddress, track: Track, traceparent: str | None) -> StoredObject:
+    async def _put_track(self, job: Job, index: int, track: Track) -> StoredObject:
         async with self._transfers:
-            stored = await self._write(place, track, traceparent)
+            content = await asyncio.to_thread(_content, track, job)
+            stored = await self._write(job, track_name(index, track), track, content)
+            if stored is None:
+                beside = track_name(f"{index}-{job.message[:_SHORT]}", track)
+                stored = await self._write(job, beside, track, content)
+            if stored is None:
+                raise StorageUnavailable(f"{self._place(job.task_id, beside)} belongs to another message")
         if not self._presign_s:
             return stored
-        return replace(stored, url=await self._objects.presign(place, self._presign_s))
+        return replace(stored, url=await self._objects.presign(ObjectAddress.of(stored.uri), self._presign_s))
 
-    async def _write(self, place: ObjectAddress, track: Track, traceparent: str | None) -> StoredObject:
-        content = await asyncio.to_thread(_content, track, traceparent)
+    async def _write(self, job: Job, name: str, track: Track, content: ObjectContent) -> StoredObject | None:
+        """Write a song, or take over the one that an earlier attempt at this message wrote. None: another message's."""
+        place = self._place(job.task_id, name)
         ours = StoredObject(track=track, uri=str(place), url=None, bytes=content.size, sha256=content.sha256)
         if await self._objects.put(place, content, only_new=True):
             return ours
         head = await self._objects.head(place)
-        earlier = _take_over(place, track, head) if head else None
-        if earlier is not None:
-            return earlier
+        if head is not None and _SHA256 in head.metadata:
+            return _take_over(place, track, head) if head.metadata.get(_MESSAGE) == job.message else None
         # It lacks our metadata: no worker wrote it, and no manifest names it.
         _log.warning("storage.foreign_object_replaced", object=str(place))
         await self._objects.put(place, content)
@@ -145,7 +167,7 @@ class ResultStore:
 
 
 def _take_over(place: ObjectAddress, track: Track, head: ObjectHead) -> StoredObject | None:
-    """Describe the song of an earlier attempt from its metadata; None when it is not one of ours."""
+    """Describe the song of an earlier attempt from its metadata; None when these cannot be read."""
     try:
         earlier = replace(
             track,
@@ -154,40 +176,42 @@ def _take_over(place: ObjectAddress, track: Track, head: ObjectHead) -> StoredOb
             channels=int(head.metadata["channels"]),
             duration_s=float(head.metadata["duration-s"]),
         )
-        sha256 = head.metadata["sha256"]
     except (KeyError, ValueError):
         return None
-    return StoredObject(track=earlier, uri=str(place), url=None, bytes=head.size, sha256=sha256)
+    return StoredObject(track=earlier, uri=str(place), url=None, bytes=head.size, sha256=head.metadata[_SHA256])
 
 
 def _read_manifest(place: ObjectAddress, task_id: str, found: SmallObject) -> TerminalRecord:
     try:
-        ending = _ENDING.validate_json(found.body)
+        # A newer worker may have written fields that this version does not know.
+        ending = _ENDING.validate_json(found.body, extra="ignore")
     except ValidationError as error:
         raise ManifestUnreadable(f"{place} is not a manifest that can be read") from error
     if ending.task_id != task_id:
         raise ManifestUnreadable(f"{place} is the manifest of another task, {ending.task_id}")
-    return TerminalRecord(ending, found.metadata.get(_MESSAGE), found.metadata.get(_TRACE))
+    metadata = found.metadata
+    return TerminalRecord(ending, metadata.get(_MESSAGE), metadata.get(_TRACE), metadata.get(_BODY))
 
 
 def _manifest(record: TerminalRecord) -> ObjectContent:
-    named = {_MESSAGE: record.message, _TRACE: record.traceparent}
+    named = {_MESSAGE: record.message, _TRACE: record.traceparent, _BODY: record.body}
     metadata = {name: value for name, value in named.items() if value is not None}
     return ObjectContent.of(record.ending.model_dump_json().encode(), "application/json", metadata)
 
 
-def _content(track: Track, traceparent: str | None) -> ObjectContent:
+def _content(track: Track, job: Job) -> ObjectContent:
     """Describe a song's file. The metadata are what a later attempt needs to take the object over."""
     with track.path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     metadata = {
-        "sha256": sha256,
+        _SHA256: sha256,
+        _MESSAGE: job.message,
         "seed": str(track.seed),
         "sample-rate": str(track.sample_rate),
         "channels": str(track.channels),
         "duration-s": repr(track.duration_s),
-        **({_TRACE: traceparent} if traceparent else {}),
+        **({_TRACE: job.traceparent} if job.traceparent else {}),
     }
     return ObjectContent(body=track.path, size=size, sha256=sha256, content_type=track.content_type, metadata=metadata)
 

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from acestep_consumer.domain.errors import ConsumerError, InvalidRequest, MalformedBody, MessageTooLarge, Verdict
+from acestep_consumer.domain.errors import (
+    ConsumerError,
+    InvalidRequest,
+    MalformedBody,
+    MessageTooLarge,
+    Unidentified,
+    Verdict,
+)
 from acestep_consumer.domain.job import Request
 from acestep_consumer.domain.parse import parse, readable_task_id
 
@@ -19,7 +26,7 @@ LIMIT = 1_000_000
 ORDER_17 = "b242620e-6ee4-5c1c-9e56-afd127146162"
 
 
-def read(body: object, message_id: str | None = None) -> Request:
+def read(body: object, message_id: str | None = "m") -> Request:
     return parse(json.dumps(body).encode(), message_id, max_bytes=LIMIT)
 
 
@@ -40,13 +47,13 @@ class TestTaskId:
         assert UUID(read({}, message_id).task_id).version == 5
 
     @pytest.mark.parametrize("missing", [None, ""])
-    def test_without_any_a_new_one_is_made_up(self, missing: str | None) -> None:
-        first, second = read({}, missing).task_id, read({}, missing).task_id
-        assert UUID(first).version == 4
-        assert first != second
+    def test_none_is_made_up_for_a_message_without_any(self, missing: str | None) -> None:
+        """It would be another one at each delivery."""
+        with pytest.raises(Unidentified):
+            read({}, missing)
 
-    @pytest.mark.parametrize("message_id", [None, "m", "order 17"])
-    def test_the_request_carries_it_too_so_that_it_can_be_sent_again(self, message_id: str | None) -> None:
+    @pytest.mark.parametrize("message_id", ["m", "order 17"])
+    def test_the_request_carries_it_too_so_that_it_can_be_sent_again(self, message_id: str) -> None:
         request = read({}, message_id)
         assert request.body.task_id == request.task_id
         again = read(request.body.model_dump(mode="json"), "another message")
@@ -61,7 +68,7 @@ class TestRefusals:
 
     def test_a_body_that_fills_the_limit_is_read(self) -> None:
         body = b'{"prompt": "blues"}'
-        assert parse(body, None, max_bytes=len(body)).body.prompt == "blues"
+        assert parse(body, "m", max_bytes=len(body)).body.prompt == "blues"
 
     @pytest.mark.parametrize(
         ("body", "reason"),
@@ -102,15 +109,15 @@ class TestRefusals:
 
     def test_a_huge_number_is_named_like_any_other_wrong_value(self) -> None:
         with pytest.raises(InvalidRequest, match="bpm"):
-            parse(b'{"bpm": ' + b"9" * 100_000 + b"}", None, max_bytes=LIMIT)
+            parse(b'{"bpm": ' + b"9" * 100_000 + b"}", "m", max_bytes=LIMIT)
 
 
 class TestTolerance:
     def test_a_byte_order_mark_is_no_matter(self) -> None:
-        assert parse(b'\xef\xbb\xbf{"prompt": "blues"}', None, max_bytes=LIMIT).body.prompt == "blues"
+        assert parse(b'\xef\xbb\xbf{"prompt": "blues"}', "m", max_bytes=LIMIT).body.prompt == "blues"
 
     def test_of_a_key_given_twice_the_last_one_counts_and_that_is_said(self) -> None:
-        request = parse(b'{"bpm": 90, "prompt": "x", "bpm": 91}', None, max_bytes=LIMIT)
+        request = parse(b'{"bpm": 90, "prompt": "x", "bpm": 91}', "m", max_bytes=LIMIT)
         assert request.body.bpm == 91
         assert request.warnings == ("'bpm' is given twice: the last one counts",)
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The narrator: started once, progress that only rises and is rare, nothing after the end, nothing held up."""
+"""Progress events: started once, progress that only rises and is rare, none after the end, nothing held up."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 import pytest
@@ -17,8 +19,16 @@ from tests.support.fakes import FakeEvents
 REPLY = AmqpReply(reply_to=None, correlation_id="c-1")
 
 
-def narrator(events: FakeEvents) -> ProgressReporter:
+def reporter(events: FakeEvents) -> ProgressReporter:
     return ProgressReporter(events, admitted_job(), RunInfo("worker-1", 1, datetime.now(UTC)), REPLY, Estimate(20.0))
+
+
+@asynccontextmanager
+async def reporting(events: FakeEvents) -> AsyncIterator[ProgressReporter]:
+    """A job's reporter, from its start to the moment before the terminal event."""
+    with reporter(events) as progress:
+        yield progress
+    await progress.finished()
 
 
 def progress(events: FakeEvents) -> list[Progress]:
@@ -33,9 +43,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("quick")
 async def test_progress_rises_and_is_numbered() -> None:
     events = FakeEvents()
-    async with narrator(events) as voice:
+    async with reporting(events) as job:
         for step in (1, 2, 1, 8, 5):
-            voice.report(step / 8, "render")
+            job.report(step / 8, "render")
             await asyncio.sleep(0.02)
     told = progress(events)
     fractions = [data.progress for data in told]
@@ -46,33 +56,33 @@ async def test_progress_rises_and_is_numbered() -> None:
 
 async def test_a_burst_of_reports_becomes_at_most_two_events_a_second() -> None:
     events = FakeEvents()
-    async with narrator(events) as voice:
+    async with reporting(events) as job:
         for step in range(100):
-            voice.report(step / 100, "render")
+            job.report(step / 100, "render")
             await asyncio.sleep(0.001)
     assert len(progress(events)) <= 1
 
 
-async def test_a_job_that_is_done_at_once_tells_of_its_start_alone() -> None:
+async def test_a_job_that_is_done_at_once_publishes_started_alone() -> None:
     events = FakeEvents()
-    async with narrator(events) as voice:
-        voice.report(1.0, "render")
+    async with reporting(events) as job:
+        job.report(1.0, "render")
         await asyncio.sleep(0.01)
     assert events.states == ["started"]
 
 
 @pytest.mark.usefixtures("quick")
-async def test_nothing_is_said_after_the_end() -> None:
+async def test_nothing_is_published_after_the_end() -> None:
     events = FakeEvents()
-    async with narrator(events) as voice:
+    async with reporting(events) as job:
         pass
     said = len(events.published)
-    voice.report(1.0, "upload")
+    job.report(1.0, "upload")
     await asyncio.sleep(0.05)
     assert len(events.published) == said
 
 
-async def test_leaving_waits_for_the_publish_in_flight() -> None:
+async def test_the_job_does_not_wait_for_a_publish_and_the_terminal_event_does() -> None:
     events, gate = FakeEvents(), asyncio.Event()
     publish = events.publish
 
@@ -81,23 +91,20 @@ async def test_leaving_waits_for_the_publish_in_flight() -> None:
         await publish(event, reply)
 
     events.publish = slow  # type: ignore[method-assign, assignment]
-
-    async def tell() -> None:
-        async with narrator(events):
-            await asyncio.sleep(0)
-
-    leaving = asyncio.create_task(tell())
-    done, _ = await asyncio.wait((leaving,), timeout=0.05)
+    with reporter(events) as job:
+        await asyncio.sleep(0)
+    finishing = asyncio.create_task(job.finished())
+    done, _ = await asyncio.wait((finishing,), timeout=0.05)
     assert not done
     gate.set()
-    await leaving
+    await finishing
     assert events.states == ["started"]
 
 
-async def test_a_broker_that_is_away_does_not_hurt_the_job() -> None:
+async def test_an_unreachable_broker_does_not_fail_the_job() -> None:
     events = FakeEvents(down=True)
-    async with narrator(events) as voice:
-        voice.report(0.5, "render")
+    async with reporting(events) as job:
+        job.report(0.5, "render")
         await asyncio.sleep(0)
     assert events.published == []
 
@@ -105,9 +112,9 @@ async def test_a_broker_that_is_away_does_not_hurt_the_job() -> None:
 @pytest.mark.usefixtures("quick")
 async def test_the_start_says_what_is_expected_and_progress_what_remains() -> None:
     events = FakeEvents()
-    async with narrator(events) as voice:
+    async with reporting(events) as job:
         for step in (2, 4, 6):
-            voice.report(step / 8, "render")
+            job.report(step / 8, "render")
             await asyncio.sleep(0.02)
     started = events.published[0][0]
     assert isinstance(started, JobStarted)

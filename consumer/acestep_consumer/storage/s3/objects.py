@@ -71,7 +71,7 @@ class S3Objects:
         """Return a small object; None when there is none."""
         answer = await self.client.ask("GET", address)
         if answer.ok:
-            return SmallObject(answer.body, _metadata(answer.headers))
+            return SmallObject(answer.body, _metadata(answer.headers), answer.headers.get("ETag", ""))
         error = refused(address, answer.code)
         if error.missing:
             return None
@@ -98,9 +98,14 @@ class S3Objects:
             size=int(headers["Content-Length"]), etag=headers.get("ETag", ""), metadata=_metadata(headers)
         )
 
+    async def replace(self, address: ObjectAddress, content: ObjectContent, etag: str) -> bool:
+        """Write a small object in place of the one with this ETag. False: it is another one by now."""
+        etag = etag if self._conditional else ""
+        return await self._put_whole(address, content, {"If-Match": etag} if etag else {})
+
     async def put(self, address: ObjectAddress, content: ObjectContent, *, only_new: bool = False) -> bool:
         """Write an object; ``only_new``: unless one is there. Returns whether it was written."""
-        put = self._put_parts if content.size > self.part_bytes else self._put_whole
+        put = self._put_parts if content.size > self.part_bytes else self._put_new
         if only_new and self._conditional:
             try:
                 return await put(address, content, only_new=True)
@@ -160,13 +165,15 @@ class S3Objects:
         if await self.put(address, ObjectContent.of(b"", "text/plain"), only_new=True):
             self._give_up_conditions(address)
 
-    async def _put_whole(self, address: ObjectAddress, content: ObjectContent, *, only_new: bool) -> bool:
+    async def _put_new(self, address: ObjectAddress, content: ObjectContent, *, only_new: bool) -> bool:
+        return await self._put_whole(address, content, {"If-None-Match": "*"} if only_new else {})
+
+    async def _put_whole(self, address: ObjectAddress, content: ObjectContent, condition: Mapping[str, str]) -> bool:
         body = _part(content, 0, content.size)
         metadata = {_META + name: value for name, value in content.metadata.items()}
-        condition = {"If-None-Match": "*"} if only_new else {}
         headers = {"Content-Type": content.content_type, **metadata, **condition}
         answer = await self.client.ask("PUT", address, S3Payload(body, content.sha256), headers)
-        if only_new and answer.status == _PRECONDITION_FAILED:
+        if condition and answer.status == _PRECONDITION_FAILED:
             return False
         _require_ok(address, answer)
         return True
