@@ -12,7 +12,7 @@ import pytest
 
 from acestep_consumer.config.settings import StorageSettings
 from acestep_consumer.domain.errors import StorageRefused, StorageUnavailable
-from acestep_consumer.domain.objects import ByteRange, ObjectAddress, ObjectContent, SmallObject
+from acestep_consumer.domain.objects import ByteRange, ObjectAddress, ObjectContent
 from acestep_consumer.domain.ports import Objects
 from acestep_consumer.storage.s3.objects import S3Objects
 from infra.local.s3 import SeaweedFS
@@ -72,7 +72,19 @@ async def read(objects: Objects, address: ObjectAddress, span: ByteRange | None 
 class TestObjects:
     async def test_an_object_is_read_as_it_was_written_with_its_metadata(self, place: Place) -> None:
         assert await place.objects.put(place.at("a"), text(b"hello", seed="7"))
-        assert await place.objects.get(place.at("a")) == SmallObject(b"hello", {"seed": "7"})
+        found = await place.objects.get(place.at("a"))
+        assert found is not None
+        assert (found.body, found.metadata) == (b"hello", {"seed": "7"})
+
+    async def test_an_object_is_replaced_only_as_long_as_it_is_the_one_that_was_read(self, place: Place) -> None:
+        await place.objects.put(place.at("a"), text(b"one"))
+        found = await place.objects.get(place.at("a"))
+        assert found is not None
+        assert await place.objects.replace(place.at("a"), text(b"two"), found.etag)
+        assert not await place.objects.replace(place.at("a"), text(b"three"), found.etag)
+        now = await place.objects.get(place.at("a"))
+        assert now is not None
+        assert now.body == b"two"
 
     async def test_a_missing_object_is_none_to_get_and_to_head_and_refused_to_open(self, place: Place) -> None:
         assert await place.objects.get(place.at("none")) is None

@@ -4,6 +4,7 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import boto3
@@ -11,7 +12,7 @@ import pytest
 
 from acestep_consumer.config.settings import StorageSettings
 from acestep_consumer.domain.errors import StorageUnavailable
-from acestep_consumer.domain.job import StoredObject
+from acestep_consumer.domain.job import Rendering, StoredObject
 from acestep_consumer.domain.outcome import TerminalRecord, outcome_of
 from acestep_consumer.domain.ports import Store
 from acestep_consumer.storage.results import ResultStore
@@ -86,13 +87,29 @@ class TestAStore:
 
         assert found == TerminalRecord(ending, "m1", TRACE)
 
-    async def test_an_end_is_replaced_only_by_who_saw_it_before_the_work(self, store: Store) -> None:
-        first = await store.commit(TerminalRecord(make_failure("twice", "the first"), "m1"))
-        second, third = (TerminalRecord(make_failure("twice", f"the {word}"), word) for word in ("second", "third"))
+    async def test_of_two_messages_without_songs_the_later_ones_end_counts(self, store: Store) -> None:
+        first = TerminalRecord(make_failure("twice", "the first"), "m1")
+        second = TerminalRecord(make_failure("twice", "the second"), "m2")
+        assert await store.commit(first) == first
+        assert await store.commit(second) == second
+        assert await store.find("twice") == second
 
-        assert await store.commit(second) == first
-        assert await store.commit(second, first) == second
-        assert await store.commit(third, first) == second
+    async def test_a_message_that_ended_without_songs_keeps_its_first_end(self, store: Store) -> None:
+        first = await store.commit(TerminalRecord(make_failure("twice", "the first"), "m1"))
+        assert await store.commit(TerminalRecord(make_failure("twice", "the second"), "m1")) == first
+
+    async def test_songs_replace_an_end_without_songs_and_never_the_reverse(self, store: Store) -> None:
+        job = make_job()
+        await store.commit(TerminalRecord(make_failure(job.task_id), "m1"))
+        songs = TerminalRecord(make_manifest(job), "m2")
+        assert await store.commit(songs) == songs
+        assert await store.commit(TerminalRecord(make_failure(job.task_id), "m3")) == songs
+
+    async def test_songs_whose_audio_is_gone_are_replaced_by_who_saw_that(self, store: Store) -> None:
+        job = make_job()
+        gone = await store.commit(TerminalRecord(make_manifest(job), "m1"))
+        again = TerminalRecord(make_manifest(job, worker_id="second"), "m1")
+        assert await store.commit(again, gone) == again
 
     async def test_the_first_commit_wins_and_the_second_gets_it_back(self, store: Store) -> None:
         job = make_job()
@@ -132,9 +149,32 @@ class TestAStore:
         assert _said(second) == _said(first)
         assert second[0].track.seed == 11
 
+    async def test_another_message_never_takes_over_or_replaces_a_song(self, store: Store, tmp_path: Path) -> None:
+        """Two requests under one id: whichever manifest counts in the end, its checksums fit."""
+        first = await store.put(make_job(task_id="one", message="aaaaaaaaaa"), rendering_of(tmp_path / "a.wav", b"1"))
+        second = await store.put(make_job(task_id="one", message="bbbbbbbbbb"), rendering_of(tmp_path / "b.wav", b"2"))
+        again = await store.put(make_job(task_id="one", message="bbbbbbbbbb"), rendering_of(tmp_path / "c.wav", b"3"))
+        assert _said(second) == _said(again) != _said(first)
+        assert [stored[0].uri.rpartition("/")[2] for stored in (first, second)] == ["0.wav", "0-bbbbbbbb.wav"]
+
+    async def test_audio_that_is_gone_or_another_is_missing(self, store: Store, tmp_path: Path) -> None:
+        job = make_job()
+        stored = await store.put(job, rendering_of(tmp_path / "a.wav", b"1"))
+        record = TerminalRecord(make_manifest(job, stored), "m1")
+        assert not await store.missing(record)
+        elsewhere = (replace(stored[0], uri=f"{stored[0].uri}.gone"),)
+        assert await store.missing(TerminalRecord(make_manifest(job, elsewhere), "m1"))
+        other = (replace(stored[0], sha256="0" * 64),)
+        assert await store.missing(TerminalRecord(make_manifest(job, other), "m1"))
+        assert not await store.missing(TerminalRecord(make_failure(job.task_id), "m1"))
+
     async def test_an_id_that_could_leave_its_folder_is_not_a_key(self, store: Store) -> None:
         with pytest.raises(ValueError, match="not a task id"):
             await store.find("../other")
+
+
+def rendering_of(path: Path, content: bytes) -> Rendering:
+    return make_rendering(make_track(path, content))
 
 
 def _said(stored: tuple[StoredObject, ...]) -> list[tuple[str, int, str, int, float]]:

@@ -22,7 +22,7 @@ from acestep_schemas.events import (
 from acestep_schemas.request import GenerationRequest
 
 
-def make_job(*, task_id: str | None = None, **request_fields: Any) -> Job:
+def make_job(*, task_id: str | None = None, message: str = "m1", **request_fields: Any) -> Job:
     """Return an admitted job with ``request_fields`` in its request, and a task id of its own."""
     request = GenerationRequest(**{"prompt": "a waltz", **request_fields})
     return Job(
@@ -32,6 +32,7 @@ def make_job(*, task_id: str | None = None, **request_fields: Any) -> Job:
         lm=None,
         policy=make_policy(),
         seeds=tuple(range(1, request.batch_size + 1)),
+        message=message,
     )
 
 
