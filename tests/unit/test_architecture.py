@@ -68,7 +68,7 @@ MAY_NAME = {
     "boto3": {"storage.s3"},
     "botocore": {"storage.s3"},
     "opentelemetry": {"observability.tracing"},
-    "prometheus_client": {"observability.metrics", "commands.top.report"},
+    "prometheus_client": {"observability.metrics", "observability.job_stats", "commands.top.report"},
 }
 
 
