@@ -5,6 +5,7 @@ Everything that can refuse to start does so before the first message is taken.
 """
 
 import asyncio
+import errno
 import gc
 import os
 import socket
@@ -57,6 +58,9 @@ from acestep_consumer.worker.signals import Signals
 
 S3_RETRY_S = 10.0
 """Seconds of retries within one call to S3. After that it is an outage, and running jobs wait (``storage.outage``)."""
+
+LOADING_REPORT_S = 10.0
+"""How often a worker reports that it is still loading."""
 
 STORAGE, DISK = "storage", "disk"
 """Reasons to pause consuming."""
@@ -167,7 +171,10 @@ class Worker:
         # Health first: an orchestrator must see a live process while gigabytes of weights load.
         metrics = state.metrics().render
         pages = HealthServer(state.checks(), metrics, worker.http_host, worker.http_port, engines=state.engine_states)
-        health = await stack.enter_async_context(pages)
+        try:
+            health = await stack.enter_async_context(pages)
+        except OSError as error:
+            raise SettingsError(_cannot_listen(worker.http_host, worker.http_port, error)) from error
         log.info("starting", worker=self._id, health=f"http://{worker.http_host}:{health.port}/readyz")
         scratch = await self._open_scratch(stack)
         # The engines are the slowest part and depend on nothing: they load while the rest connects.
@@ -185,7 +192,7 @@ class Worker:
         await stack.enter_async_context(inputs)
         await stack.enter_async_context(self._connections["publish"])
         log.info("broker and storage ready", after_s=round(time.perf_counter() - self._began, 2))
-        await loading
+        await self._report_until(loading)
         await stack.enter_async_context(self._control)
         await stack.enter_async_context(self._connections["consume"])
         state.disk = disk = DiskGuard(scratch, lambda: self._settings.engine.scratch_min_gb, self._on_disk)
@@ -231,6 +238,12 @@ class Worker:
         if broken.done():
             broken.result()
         broken.cancel()
+
+    async def _report_until(self, loading: asyncio.Task[None]) -> None:
+        """Wait for the engines; a line now and then tells slow loading from a hang. Raises what ``loading`` raises."""
+        while not (await asyncio.wait({loading}, timeout=LOADING_REPORT_S))[0]:
+            log.info("still loading models", after_s=round(time.perf_counter() - self._began))
+        loading.result()
 
     async def _open_scratch(self, stack: AsyncExitStack) -> Path:
         """Create this worker's scratch folder and remove those of killed workers. Waits while the disk is full."""
@@ -331,3 +344,11 @@ class Worker:
         version = self._connections["consume"].server_version
         if note := ack_timeout_warning(version, broker.queue_type, longest_s, broker.consumer_timeout_s):
             log.warning("broker", note=note)
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> str:
+    """Say why the health pages cannot be served, and which setting to change."""
+    if error.errno == errno.EADDRINUSE:
+        return f"ACESTEP_HTTP_PORT: port {port} on {host} is in use; a second worker on this machine needs another port"
+    reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+    return f"ACESTEP_HTTP_HOST: cannot listen on {host}:{port}: {reason}"

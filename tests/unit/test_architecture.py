@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "commands": "audio broker client config domain engine multi_gpu policy storage webui schemas",
     "pipeline": "domain execution observability policy concurrency schemas",
     "app": "broker config domain engine execution inputs observability pipeline policy storage worker",
-    "cli": "app audio commands config engine schemas",
+    "cli": "app audio commands config schemas",
     "__main__": "cli",
     PRODUCT: "",
 }

@@ -212,5 +212,5 @@ class Renderer(Protocol):
     async def render(self, job: Job, plan: Plan, sources: Sources, folder: Path, report: Report) -> Rendering:
         """Return encoded tracks. Cancelling the call stops the work at the next step. Raises ``Failed`` errors."""
 
-    async def listen(self, job: Job, sources: Sources) -> TokenizedSource:
+    async def tokenize_audio(self, job: Job, sources: Sources) -> TokenizedSource:
         """Return the source audio as audio codes, for analysis. Raises ``Failed`` errors."""

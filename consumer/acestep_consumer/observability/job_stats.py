@@ -158,7 +158,7 @@ class Refusals(MetricGroup):
             counter.inc()
 
 
-log = structlog.get_logger(__name__)
+log = structlog.get_logger()
 
 
 class JobObserver:

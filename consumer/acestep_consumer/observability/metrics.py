@@ -115,7 +115,7 @@ def scratch_metrics(folder: Path) -> Iterator[Metric]:
 
 def renderer_metrics(usage: DeviceUsage) -> Iterator[Metric]:
     """The renderer's device and output. An unknown value has no sample, since 0 would be a claim."""
-    now, idle = usage.vitals, usage.idle_share(time.monotonic())
+    now, idle = usage.stats, usage.idle_share(time.monotonic())
     for name, about, value in (
         ("acestep_gpu_idle_ratio", "Share of the last minute in which the device had no work.", idle),
         ("acestep_vram_used_bytes", "Device memory in use by the renderer.", _bytes(now.memory_gb) if now else None),
@@ -131,7 +131,7 @@ def renderer_metrics(usage: DeviceUsage) -> Iterator[Metric]:
     yield CounterMetricFamily("acestep_songs", "Finished songs.", usage.songs)
     yield CounterMetricFamily("acestep_audio_seconds", "Seconds of finished audio.", usage.audio_s)
     about = "Times that a lack of device memory made a batch smaller, or jobs wait."
-    yield CounterMetricFamily("acestep_memory_squeezes", about, usage.squeezes)
+    yield CounterMetricFamily("acestep_memory_squeezes", about, usage.reductions)
 
 
 def engine_metrics(restarts: Mapping[str, int]) -> Iterator[Metric]:

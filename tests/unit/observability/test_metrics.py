@@ -30,12 +30,12 @@ from acestep_consumer.observability.metrics import (
     worker_metrics,
 )
 from acestep_consumer.policy.tiers import BUILT_IN
+from tests.support.engine_stats import engine_stats
 from tests.support.jobs import make_job, make_manifest
 from tests.support.metrics_page import families_of_a_worker, sample_names, samples_in, samples_of
-from tests.support.vitals import vitals
 
 PAGES = Path(__file__).parent / "pages"
-GAUGES_OF_VITALS = {
+GAUGES_OF_STATS = {
     "acestep_gpu_idle_ratio",
     "acestep_vram_used_bytes",
     "acestep_vram_limit_bytes",
@@ -63,7 +63,7 @@ def half_idle() -> DeviceUsage:
     usage = DeviceUsage()
     now = time.monotonic()
     usage.process_ready(now - 40)
-    usage.note(vitals(busy_s=20), now - 0.5)
+    usage.note(engine_stats(busy_s=20), now - 0.5)
     return usage
 
 
@@ -91,7 +91,7 @@ def test_before_the_start_counters_are_zero_and_what_is_unknown_has_no_sample() 
 
 def test_a_device_without_memory_of_its_own_shows_none() -> None:
     usage = DeviceUsage()
-    usage.note(vitals(memory_gb=0, memory_limit_gb=0), time.monotonic() - 1)
+    usage.note(engine_stats(memory_gb=0, memory_limit_gb=0), time.monotonic() - 1)
     assert set(samples(metrics(usage, None))) >= {"acestep_pack_songs"}
     assert not {"acestep_vram_used_bytes", "acestep_vram_limit_bytes"} & set(samples(metrics(usage, None)))
 
@@ -103,7 +103,7 @@ def test_counters_do_not_fall_when_the_process_is_replaced() -> None:
     usage.process_gone()
     after = samples(page)
     assert {name: after[name] for name in COUNTERS} == {name: before[name] for name in COUNTERS}
-    assert not GAUGES_OF_VITALS & set(after)
+    assert not GAUGES_OF_STATS & set(after)
 
 
 async def test_every_family_of_a_worker_has_a_help_that_is_a_sentence_and_a_name_with_our_prefix() -> None:
