@@ -159,8 +159,8 @@ async def _announce(url: str, options: ListenOptions, note: Console) -> None:
     sys.stdout.flush()
     if not is_loopback(options.host):
         print_warning(
-            f"{options.host} exposes this page to the network, and it has no login: everyone who reaches it can hear "
-            "all songs, submit and cancel. Safer: 127.0.0.1 with `ssh -L`, or a proxy with a login.",
+            f"{options.host} exposes this page to the network, and there is no login: everyone who reaches it can "
+            "hear all songs, submit and cancel. Safer: 127.0.0.1 with `ssh -L`, or a proxy with a login.",
             note,
         )
     note.print("serving; press Ctrl-C to stop", style="dim")

@@ -10,7 +10,7 @@ class _PlanPart(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class CardPart(_PlanPart):
+class GpuPart(_PlanPart):
     """The GPU. Speeds are relative to the measured one; None: unknown, calculated as if it were that one."""
 
     name: str
@@ -116,7 +116,7 @@ class ExpectedSongsPart(_PlanPart):
 class PlanReport(_PlanPart):
     """The whole report."""
 
-    card: CardPart
+    card: GpuPart
     tier: TierLimitsPart
     offload: OffloadPart
     models: tuple[ModelPart, ...]

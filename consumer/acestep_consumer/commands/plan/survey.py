@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from acestep_consumer.commands.plan.answer import (
-    CardPart,
     ExpectedSongsPart,
     FitPart,
+    GpuPart,
     LmPart,
     MemoryPart,
     ModelPart,
@@ -147,9 +147,9 @@ class PlanSurvey:
             return False
         return self._found.vram_gb < OFFLOAD_BELOW_GB if self._engine.offload is None else self._engine.offload
 
-    def _gpu_part(self) -> CardPart:
+    def _gpu_part(self) -> GpuPart:
         known = self._speed is not None
-        return CardPart(
+        return GpuPart(
             name=self._found.name,
             vram_gb=round(self._found.vram_gb, 2),
             found_by=self._found.by,
