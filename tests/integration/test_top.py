@@ -16,7 +16,7 @@ from aiohttp import web
 from acestep_consumer.engine.device_usage import DeviceUsage
 from acestep_consumer.observability.http import HealthServer
 from acestep_consumer.observability.metrics import EngineCollector, Metrics, RendererCollector, WorkerCollector
-from tests.support.vitals import vitals
+from tests.support.engine_stats import engine_stats
 from tests.support.worker import COMMAND, ROOT, clean_environment
 
 WITHIN_S = 60.0
@@ -33,7 +33,7 @@ async def worker_at_work(*, ready: bool = True, port: int = 0) -> AsyncIterator[
     """The pages of a worker that ends ten songs a second."""
     usage = DeviceUsage()
     usage.process_ready(time.monotonic() - 30)
-    usage.note(vitals(songs_done=5, busy_s=15), time.monotonic())
+    usage.note(engine_stats(songs_done=5, busy_s=15), time.monotonic())
     page = Metrics(
         WorkerCollector(Hands, 200), RendererCollector(lambda: usage), EngineCollector(lambda: {"renderer": 1})
     )
@@ -46,7 +46,7 @@ async def worker_at_work(*, ready: bool = True, port: int = 0) -> AsyncIterator[
         while True:
             await asyncio.sleep(0.1)
             songs += 1
-            usage.note(vitals(songs_done=songs, busy_s=15), time.monotonic())
+            usage.note(engine_stats(songs_done=songs, busy_s=15), time.monotonic())
 
     async with HealthServer({"storage": is_ready}, page.render, "127.0.0.1", port) as health:
         working = asyncio.create_task(work())

@@ -66,7 +66,8 @@ async def listen(settings: Settings, options: ListenOptions, note: Console) -> E
 async def _serve(client: Client, settings: Settings, options: ListenOptions, note: Console) -> Exit:
     queue, board, endings = _QueuePoll(settings, note), JobBoard(), Results(settings.storage)
     try:
-        async with client.subscribe("job.#") as events, AudioProxy(settings.storage, endings, board) as songs:
+        async with client.subscribe("job.#") as events:
+            songs = AudioProxy(settings.storage, endings, board)
             app = PageServer(client, board, songs, endings).application(OriginCheck(options.host, options.names))
             try:
                 async with _site(app, options) as url:

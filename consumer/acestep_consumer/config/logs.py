@@ -60,13 +60,13 @@ _threshold = _Threshold()
 
 
 def _add_module(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Add the calling module as ``logger``, the key under which standard logging's records have their name."""
+    """Add the dotted name of the module that logs, as ``logger``: the key that libraries' lines have for theirs."""
     frame = inspect.currentframe()
-    frame = frame and frame.f_back
-    while frame is not None and frame.f_globals["__name__"].startswith("structlog."):
+    while frame is not None and frame.f_globals["__name__"].startswith((__name__, "structlog")):
         frame = frame.f_back
     if frame is not None:
-        event["logger"] = frame.f_globals["__name__"]
+        spec = frame.f_globals.get("__spec__")  # knows the name of a module that was started with ``python -m``
+        event["logger"] = spec.name if spec else frame.f_globals["__name__"]
     return event
 
 

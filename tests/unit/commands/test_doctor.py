@@ -53,9 +53,10 @@ from acestep_consumer.commands.plan import gpu
 from acestep_consumer.commands.plan.gpu import DetectedGpu
 from acestep_consumer.commands.threads import run_in_thread
 from acestep_consumer.config.settings import BrokerSettings, EngineSettings, Settings, WorkerSettings, load
+from acestep_consumer.domain.objects import ObjectAddress
 from acestep_consumer.policy.lm_choice import LmPlan
 from acestep_consumer.policy.tiers import BUILT_IN
-from acestep_consumer.storage.s3_client import ObjectAddress, S3Response
+from acestep_consumer.storage.s3.client import S3Response
 from tests.support.broker import broker_settings
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)

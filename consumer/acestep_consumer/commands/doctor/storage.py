@@ -12,8 +12,9 @@ from uuid import uuid4
 from acestep_consumer.commands.doctor.broker import clock
 from acestep_consumer.commands.doctor.report import Finding, fail, ok, skip, warn
 from acestep_consumer.config.settings import StorageSettings
-from acestep_consumer.domain.errors import StorageUnavailable
-from acestep_consumer.storage.s3_client import NOTHING, ObjectAddress, S3Connection, S3Payload, S3Refused, S3Response
+from acestep_consumer.domain.errors import StorageRefused, StorageUnavailable
+from acestep_consumer.domain.objects import ObjectAddress
+from acestep_consumer.storage.s3.client import NOTHING, S3Client, S3Payload, S3Response, refused
 
 CHECKS: Final = ("storage", "storage clock", "bucket", "write and read", "conditional write", "delete")
 # Time for one retry.
@@ -27,20 +28,20 @@ async def check_storage(settings: StorageSettings) -> AsyncGenerator[Finding]:
     where = settings.endpoint or "AWS"
     done = 0
     try:
-        async with S3Connection(settings, patience_s=PATIENCE_S) as connection:
+        async with S3Client(settings, retry_s=PATIENCE_S) as connection:
             async for finding in _checks(connection, settings, where):
                 done += 1
                 yield finding
     except StorageUnavailable as error:
         failed = CHECKS[done]
         said = f"{where}: {error}" if failed == "storage" else str(error)
-        fix = _UNREACHABLE if failed == "storage" and not isinstance(error, S3Refused) else None
+        fix = _UNREACHABLE if failed == "storage" and not isinstance(error, StorageRefused) else None
         yield fail(failed, said, fix)
         for check in CHECKS[done + 1 :]:
             yield skip(check, f"{failed} failed")
 
 
-async def _checks(connection: S3Connection, settings: StorageSettings, where: str) -> AsyncGenerator[Finding]:
+async def _checks(connection: S3Client, settings: StorageSettings, where: str) -> AsyncGenerator[Finding]:
     """Yield a finding for each of ``CHECKS``, in that order."""
     bucket = ObjectAddress(settings.bucket)
     head = await connection.ask("HEAD", bucket)
@@ -58,7 +59,7 @@ async def _checks(connection: S3Connection, settings: StorageSettings, where: st
         yield finding
 
 
-async def _tries(connection: S3Connection, place: ObjectAddress) -> AsyncGenerator[Finding]:
+async def _tries(connection: S3Client, place: ObjectAddress) -> AsyncGenerator[Finding]:
     """Write, read, write conditionally, delete."""
     body = place.key.encode()
     payload = S3Payload(body, hashlib.sha256(body).hexdigest())
@@ -76,14 +77,14 @@ async def _tries(connection: S3Connection, place: ObjectAddress) -> AsyncGenerat
     yield judge_delete(place, await connection.ask("DELETE", place))
 
 
-async def _require(connection: S3Connection, place: ObjectAddress, answer: S3Response) -> None:
-    """Raise ``S3Refused`` unless it succeeded. A response to HEAD has no body, so a GET is sent to get the reason."""
+async def _require(connection: S3Client, place: ObjectAddress, answer: S3Response) -> None:
+    """Raise ``StorageRefused`` unless it succeeded. A HEAD has no body: a GET gets the reason."""
     if answer.ok:
         return
     code = answer.code
     if not answer.body:
         code = (await connection.ask("GET", ObjectAddress(place.bucket, place.key or "any"))).code
-    raise S3Refused(place, code)
+    raise refused(place, code)
 
 
 def judge_condition(answer: S3Response) -> Finding:
