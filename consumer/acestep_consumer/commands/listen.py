@@ -42,7 +42,7 @@ _POLL_TIMEOUT_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class ListenOptions:
-    """Where the page is served. ``names``: additional host names; ``show``: open it in a browser."""
+    """Options of ``listen``. ``names``: additional host names; ``show``: open the page in a browser."""
 
     host: str
     port: int

@@ -67,7 +67,7 @@ class FitPart(_PlanPart):
 
 
 class MemoryPart(_PlanPart):
-    """How the GPU's memory is split, GiB."""
+    """Split of the GPU's memory, GiB."""
 
     card_gib: float
     reserve_gib: float
@@ -80,7 +80,7 @@ class MemoryPart(_PlanPart):
 
 
 class WorkloadPart(_PlanPart):
-    """What each request asks for, within the tier's limits."""
+    """A request of the workload, within the tier's limits."""
 
     model: str
     duration_s: float

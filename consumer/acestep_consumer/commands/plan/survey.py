@@ -240,7 +240,7 @@ class PlanSurvey:
         )
 
     def _because(self) -> str:
-        """Say in one line what limits the number of workers."""
+        """Return the reason, in one line, for not recommending more workers."""
         found, work = self._capacity, self._workload
         if not self._found.vram_gb:
             return "no CPU measurements: one job renders while another is fetched or uploaded"
