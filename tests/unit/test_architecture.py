@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "client": "broker config domain storage schemas",
     "webui": "audio client config domain schemas",
     "commands": "audio broker client config domain engine multi_gpu policy storage webui schemas",
-    "pipeline": "domain execution observability policy concurrency schemas",
+    "pipeline": "domain execution observability schemas",
     "app": "broker config domain engine execution inputs observability pipeline policy storage worker",
     "cli": "app audio commands config schemas",
     "__main__": "cli",
