@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Songs for the language model's backends, the same for each: long and short, guided or not, codes and texts."""
+
+import random
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from acestep_consumer.engine.planner.backend import Backend, Codes, Generation, Sampling, Text, Written
+
+GRAMMAR = 'root ::= "bpm: " [1-9] [0-9] [0-9]? "\\nkey: " [A-G] ("#" | "b")? " " ("major" | "minor") "\\n"'
+WRITTEN_BY_GRAMMAR = re.compile(r"bpm: [1-9][0-9]{1,2}\nkey: [A-G][#b]? (major|minor)\n")
+STEPS = 2000
+"""More steps than any test needs: a backend that never ends a song fails instead of hanging."""
+
+
+def prompt(length: int, seed: int) -> tuple[int, ...]:
+    """So many tokens of the byte alphabet, the same for the same seed."""
+    return tuple(random.Random(seed * 1000 + length).choices(range(250), k=length))  # noqa: S311 - no secret
+
+
+def song(seed: int, *, count: int = 20, length: int = 30, guided: bool = True, **sampling: Any) -> Generation:
+    """A song of ``count`` codes after a prompt of ``length`` tokens."""
+    return Generation(
+        prompt=prompt(length, seed),
+        unconditional=prompt(max(1, length // 3), seed + 1000) if guided else None,
+        constraint=Codes(count),
+        sampling=Sampling(seed=seed, cfg_scale=2.0 if guided else 1.0, **{"top_p": 0.9, **sampling}),
+    )
+
+
+def text(seed: int, *, max_tokens: int = 60, grammar: str | None = GRAMMAR, **sampling: Any) -> Generation:
+    """A text as the grammar has it, if there is one."""
+    return replace(song(seed, **sampling), constraint=Text(grammar, max_tokens))
+
+
+def mixture() -> list[Generation]:
+    """Every kind of song: long and short, guided or not, codes and texts, all samplings."""
+    return [
+        song(1, count=31, length=40),
+        song(2, count=5, length=3, guided=False),
+        text(3),
+        song(4, count=17, length=90, temperature=0),
+        song(5, count=40, length=11, top_k=20, top_p=1.0),
+        text(6, guided=False, length=55, temperature=1.5),
+        song(7, count=23, length=64, repetition_penalty=1.3),
+        song(8, count=1, length=20),
+    ]
+
+
+def finish(backend: Backend, found: dict[int, Written] | None = None) -> dict[int, Written]:
+    """Step until nothing is left; the last news of each sequence."""
+    last = dict(found or {})
+    for _ in range(STEPS):
+        if backend.idle:
+            return last
+        last.update((news.number, news) for news in backend.step())
+    raise AssertionError("the backend does not come to an end")
+
+
+def write(backend: Backend, *generations: Generation) -> list[tuple[int, ...] | None]:
+    """What each of these writes when they begin together; None for one that failed."""
+    for number, generation in enumerate(generations):
+        backend.add(number, generation)
+    last = finish(backend)
+    return [last[number].tokens for number in range(len(generations))]
+
+
+@torch.inference_mode()
+def plain_sum(model: Any, generation: Generation, written: Iterable[int]) -> Tensor:
+    """The guided logits, u + s (c − u), from whole passes over whole sequences, no cache, no batch."""
+    assert generation.unconditional is not None
+    pair = (generation.prompt, generation.unconditional)
+    c, u = (model(torch.tensor([[*ids, *written]])).logits[0, -1] for ids in pair)
+    guided: Tensor = u + generation.sampling.cfg_scale * (c - u)
+    return guided

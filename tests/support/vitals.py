@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Vitals for tests, plausible, with what a test cares about as arguments."""
+
+from dataclasses import replace
+from typing import Any
+
+from acestep_consumer.engine.messages import EngineStats
+
+_PLAUSIBLE = EngineStats(
+    ready_s=10,
+    busy_s=5,
+    songs_done=4,
+    audio_s=120,
+    in_hand=3,
+    songs_in_pack=2,
+    tokens_in_pack=750,
+    memory_gb=12.5,
+    memory_limit_gb=40,
+    squeezes=1,
+)
+
+
+def vitals(**fields: Any) -> EngineStats:
+    """Return vitals with these fields."""
+    return replace(_PLAUSIBLE, **fields)
