@@ -42,7 +42,7 @@ _POLL_TIMEOUT_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class ListenOptions:
-    """Where the page is served. ``names``: additional host names; ``show``: open it in a browser."""
+    """Options of ``listen``. ``names``: additional host names; ``show``: open the page in a browser."""
 
     host: str
     port: int
@@ -160,8 +160,8 @@ async def _announce(url: str, options: ListenOptions, note: Console) -> None:
     sys.stdout.flush()
     if not is_loopback(options.host):
         print_warning(
-            f"{options.host} exposes this page to the network, and it has no login: everyone who reaches it can hear "
-            "all songs, submit and cancel. Safer: 127.0.0.1 with `ssh -L`, or a proxy with a login.",
+            f"{options.host} exposes this page to the network, and there is no login: everyone who reaches it can "
+            "hear all songs, submit and cancel. Safer: 127.0.0.1 with `ssh -L`, or a proxy with a login.",
             note,
         )
     note.print("serving; press Ctrl-C to stop", style="dim")

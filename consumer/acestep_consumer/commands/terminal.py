@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Final
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 Draw = Callable[[RenderableType], None]
 
@@ -44,6 +46,16 @@ def silence_amqp_libraries() -> None:
     """Silence the AMQP libraries' log; our client's own, about subscriptions lost and restored, stays."""
     for library in ("aiormq", "aio_pika"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
+
+
+def bullet_list(notes: "Iterable[str]") -> Table:
+    """Return notes as a list with a hanging indent."""
+    found = Table.grid(padding=(0, 1, 0, 0))
+    found.add_column(width=1)
+    found.add_column(overflow="fold")
+    for note in notes:
+        found.add_row("-", Text(note), style="yellow")
+    return found
 
 
 UNKNOWN: Final = "–"

@@ -30,7 +30,7 @@ _SEED_BYTES = 4  # seeds as short as ACE-Step's own
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What this worker offers: its GPU's tier, its models (primary first), LM and audio formats."""
+    """A worker's capabilities: GPU tier, models (primary first), LM and audio formats."""
 
     tier: Tier
     table_version: str

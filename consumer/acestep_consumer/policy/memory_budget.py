@@ -32,7 +32,7 @@ class MemoryFootprint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryBudget:
-    """How much work fits on the device at once.
+    """The amount of work that fits on the device at once.
 
     Args:
         limit: bytes that the renderer may use; None: unknown, nothing waits for memory.

@@ -135,7 +135,7 @@ class ModelSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemorySplit:
-    """How the GPU's memory is split, bytes: ``gpu`` = ``reserve`` + ``lm`` + ``renderer``.
+    """Split of the GPU's memory, bytes: ``gpu`` = ``reserve`` + ``lm`` + ``renderer``.
 
     A song takes ``lm_song`` in the LM and ``song`` in the renderer.
     """

@@ -37,11 +37,11 @@ from acestep_consumer.commands.doctor.checkpoint import faults_of_lm, faults_of_
 from acestep_consumer.commands.doctor.machine import (
     ENOUGH_BYTES,
     LEAST_BYTES,
+    check_port,
+    check_scratch,
     judge_encoders,
     judge_gpu,
     judge_tier,
-    look_at_port,
-    look_at_scratch,
 )
 from acestep_consumer.commands.doctor.models import judge_lm, judge_model
 from acestep_consumer.commands.doctor.probe import Probe, limit_after, run
@@ -304,7 +304,7 @@ def test_encoders_are_read_from_what_the_process_printed() -> None:
 
 
 def test_a_scratch_folder_that_is_not_there_yet_is_tried_above(tmp_path: Path) -> None:
-    found = look_at_scratch(tmp_path / "work" / "files")
+    found = check_scratch(tmp_path / "work" / "files")
     assert found.level in {"ok", "warn"}
     assert not (tmp_path / "work").exists()
     assert list(tmp_path.iterdir()) == []
@@ -317,13 +317,13 @@ def test_little_room_for_work_files_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, level: str
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
-    assert look_at_scratch(tmp_path).level == level
+    assert check_scratch(tmp_path).level == level
 
 
 def test_a_scratch_folder_that_is_a_file_cannot_be_written(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
-    assert look_at_scratch(file).level == "fail"
+    assert check_scratch(file).level == "fail"
 
 
 async def test_a_port_is_free_or_taken_by_a_stranger() -> None:
@@ -331,15 +331,15 @@ async def test_a_port_is_free_or_taken_by_a_stranger() -> None:
         stranger.bind(("127.0.0.1", 0))
         stranger.listen()
         port = stranger.getsockname()[1]
-        taken = await look_at_port(WorkerSettings(http_port=port))
+        taken = await check_port(WorkerSettings(http_port=port))
     assert taken.level == "fail"
     assert f"cannot listen on 127.0.0.1:{port}" in taken.said
-    assert (await look_at_port(WorkerSettings(http_port=port))).level == "ok"
-    assert (await look_at_port(WorkerSettings(http_port=0))).level == "ok"
+    assert (await check_port(WorkerSettings(http_port=port))).level == "ok"
+    assert (await check_port(WorkerSettings(http_port=0))).level == "ok"
 
 
 async def test_an_address_that_is_not_ours_cannot_be_bound() -> None:
-    found = await look_at_port(WorkerSettings(http_host="192.0.2.1"))
+    found = await check_port(WorkerSettings(http_host="192.0.2.1"))
     assert found.level == "fail"
     assert "ACESTEP_HTTP_HOST" in (found.fix or "")
 
@@ -487,9 +487,9 @@ async def test_a_probe_that_hangs_keeps_what_it_found_and_costs_the_others_nothi
         yield warn("third", "there", "do something")
 
     probes = (
-        Probe(check="slow", look=hangs, late="warn", fix="wait"),
-        Probe(check="odd", look=breaks),
-        Probe(check="fine", look=works),
+        Probe(check="slow", run=hangs, late="warn", fix="wait"),
+        Probe(check="odd", run=breaks),
+        Probe(check="fine", run=works),
     )
     began = time.monotonic()
     found = await run(probes, limit_s=0.2, retry_s=0.3)
@@ -515,7 +515,7 @@ async def test_a_slow_answer_is_a_warning_and_no_failure() -> None:
             await asyncio.Event().wait()
         yield ok("queue", "there")
 
-    found = await run((Probe(check="server", look=slow, fix="start it"),), limit_s=0.1, retry_s=10)
+    found = await run((Probe(check="server", run=slow, fix="start it"),), limit_s=0.1, retry_s=10)
     assert [(each.check, each.level) for each in found] == [("server", "ok"), ("queue", "ok"), ("speed", "warn")]
     assert found[2].said == "only the second try was answered in time: server"
 

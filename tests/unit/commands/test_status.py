@@ -301,9 +301,9 @@ def test_at_80_columns_no_name_is_broken_and_notes_have_a_hanging_indent() -> No
     worker = found.workers[0].model_copy(update={"models": models, "tier": "unlimited", "state": "draining"})
     text = shown(found.model_copy(update={"workers": (worker,)}), width=80)
     assert all(name in text for name in (*models, "render-1-gpu0", "unlimited", "draining"))
-    _, *others = text[text.index("-  one note") :].splitlines()
+    _, *others = text[text.index("- one note") :].splitlines()
     assert others
-    assert all(line.startswith("   ") for line in others)
+    assert all(line.startswith("  ") for line in others)
 
 
 def test_unrouted_events_are_said_to_be_harmless() -> None:

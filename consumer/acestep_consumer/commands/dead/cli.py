@@ -115,7 +115,7 @@ def _confirm(question: str) -> bool:
 def _explicit_filter(
     task_id: str | None, code: str | None, since: str | None, *, everything: bool
 ) -> "DeadLetterFilter":
-    """Return the filter of a command that changes something: it must name an id, or say that all are meant."""
+    """Return the filter of a command that changes something: it needs an id or ``--all``."""
     if (task_id is None) is not everything:
         raise UsageError("give an id, or --all")
     return _filter(task_id, code, since)

@@ -131,9 +131,9 @@ async def _list(broker: BrokerSettings, choice: DeadLetterFilter, note: Console,
 async def _show(broker: BrokerSettings, choice: DeadLetterFilter, note: Console, *, as_json: bool) -> Exit:
     found = 0
     async with DeadLetterQueue(broker) as queue, aclosing(_matching(queue, choice)) as matching:
-        async for letter, _ in matching:
+        async for message, _ in matching:
             found += 1
-            whole = view.in_full(letter)
+            whole = view.in_full(message)
             sys.stdout.write((json.dumps(whole) if as_json else view.as_text(whole)) + "\n")
     return Exit.DONE if found else _none(choice, note)
 
@@ -141,9 +141,9 @@ async def _show(broker: BrokerSettings, choice: DeadLetterFilter, note: Console,
 async def _requeue(broker: BrokerSettings, choice: DeadLetterFilter, note: Console, *, as_json: bool) -> Exit:
     done = 0
     async with DeadLetterQueue(broker) as queue, aclosing(_matching(queue, choice)) as matching:
-        async for letter, row in matching:
+        async for message, row in matching:
             try:
-                await queue.revive(letter)
+                await queue.revive(message)
             except Nacked:
                 print_error(
                     f"the queue is full: {_dead_letters(done)} requeued, the others stay; try again later", note
@@ -174,8 +174,8 @@ async def _purge(
 ) -> Exit:
     done = 0
     async with DeadLetterQueue(broker, at_most=first) as queue, aclosing(_matching(queue, choice)) as matching:
-        async for letter, row in matching:
-            await queue.remove(letter)
+        async for message, row in matching:
+            await queue.remove(message)
             done += 1
             if as_json:
                 _print_done(row, as_json=True)
@@ -187,10 +187,10 @@ async def _matching(
     queue: DeadLetterQueue, choice: DeadLetterFilter
 ) -> AsyncGenerator[tuple[DeadLetter, DeadLetterRow]]:
     async with aclosing(queue.letters()) as letters:
-        async for letter in letters:
-            row = DeadLetterRow.of(letter)
+        async for message in letters:
+            row = DeadLetterRow.of(message)
             if choice.matches(row):
-                yield letter, row
+                yield message, row
 
 
 def _print_done(row: DeadLetterRow, *, as_json: bool) -> None:

@@ -47,17 +47,17 @@ class DeadLetterRow:
     worker: str | None
 
     @classmethod
-    def of(cls, letter: DeadLetter) -> "DeadLetterRow":
+    def of(cls, message: DeadLetter) -> "DeadLetterRow":
         """Summarise a dead letter; its task id is the one that a worker would use."""
-        death = letter.death
+        death = message.death
         return cls(
-            task_id=readable_task_id(letter.body, letter.message_id),
-            message_id=letter.message_id,
+            task_id=readable_task_id(message.body, message.message_id),
+            message_id=message.message_id,
             code=death.code,
             reason=death.reason,
             at=death.at,
             attempts=death.attempts,
-            size=len(letter.body),
+            size=len(message.body),
             worker=death.worker,
         )
 
@@ -102,12 +102,12 @@ def _one_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
-def in_full(letter: DeadLetter) -> dict[str, JsonValue]:
+def in_full(message: DeadLetter) -> dict[str, JsonValue]:
     """Return a dead letter as JSON with secrets masked; a body that is not JSON is text, undecodable bytes escaped.
 
     Masked are headers and fields whose names suggest a secret, and passwords and signatures in URLs.
     """
-    properties = letter.properties
+    properties = message.properties
     named: dict[str, object] = {
         "content_type": properties.content_type,
         "content_encoding": properties.content_encoding,
@@ -119,10 +119,10 @@ def in_full(letter: DeadLetter) -> dict[str, JsonValue]:
         "app_id": properties.app_id,
     }
     return {
-        **DeadLetterRow.of(letter).as_json(),
+        **DeadLetterRow.of(message).as_json(),
         "properties": masked({name: value for name, value in named.items() if value not in {None, ""}}),
         "headers": masked(properties.headers or {}),
-        "body": masked(_body(letter.body)),
+        "body": masked(_body(message.body)),
     }
 
 

@@ -44,7 +44,7 @@ _DECLARES: Final = "a worker declares it when it starts; or run: acestep-consume
 _MAY_SET: Final = {"administrator", "policymaker"}
 
 
-async def look_at_broker(settings: Settings) -> AsyncGenerator[Finding]:
+async def check_broker(settings: Settings) -> AsyncGenerator[Finding]:
     """Check the broker over AMQP. Nothing on it is changed."""
     inspection = BrokerInspection(settings.broker, _NAME)
     async with AsyncExitStack() as stack:
@@ -63,7 +63,7 @@ async def look_at_broker(settings: Settings) -> AsyncGenerator[Finding]:
             yield judge_tiers(await inspection.depths(map(tier_queue, tiers)))
 
 
-async def look_at_management(settings: BrokerSettings) -> AsyncGenerator[Finding]:
+async def check_management(settings: BrokerSettings) -> AsyncGenerator[Finding]:
     """Check the management API: the user's tags, the bindings, the broker's clock."""
     if settings.management_url is None:
         yield skip(

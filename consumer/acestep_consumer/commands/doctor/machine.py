@@ -98,11 +98,11 @@ class Machine:
     async def scratch(self) -> AsyncGenerator[Finding]:
         """Write to the scratch folder."""
         folder = self._settings.engine.scratch_dir or Path(tempfile.gettempdir())
-        yield await run_in_thread(lambda: look_at_scratch(folder))
+        yield await run_in_thread(lambda: check_scratch(folder))
 
     async def port(self) -> AsyncGenerator[Finding]:
         """Check that the port for health checks and metrics is free."""
-        yield await look_at_port(self._settings.worker)
+        yield await check_port(self._settings.worker)
 
 
 def judge_gpu(found: DetectedGpu, engine: EngineSettings, *, torch: str | None) -> Finding:
@@ -149,7 +149,7 @@ def judge_encoders(code: int | None, out: str, err: str) -> Iterator[Finding]:
     yield ok("decoder", "audio inputs can be decoded") if decoder is None else fail("decoder", str(decoder))
 
 
-def look_at_scratch(folder: Path) -> Finding:
+def check_scratch(folder: Path) -> Finding:
     """Write a file to the folder, or to its nearest existing parent: a worker creates the rest."""
     existing = next(each for each in (folder, *folder.resolve().parents) if each.exists())
     fix = "free some space, or set ACESTEP_SCRATCH_DIR to another folder"
@@ -167,7 +167,7 @@ def look_at_scratch(folder: Path) -> Finding:
     return ok("scratch", said) if free >= ENOUGH_BYTES else warn("scratch", f"{said}; a large job needs 2 GB", fix)
 
 
-async def look_at_port(worker: WorkerSettings) -> Finding:
+async def check_port(worker: WorkerSettings) -> Finding:
     """Try to bind the port; if that fails, check whether a worker uses it."""
     host, port = worker.http_host, worker.http_port
     if port == 0:

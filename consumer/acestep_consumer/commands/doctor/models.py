@@ -23,13 +23,13 @@ _TRUE: Final = {"1", "on", "yes", "true"}
 _AT_START: Final = "the first start downloads it, which takes minutes; download it before with: hf download"
 
 
-async def look_at_models(settings: EngineSettings, environ: Mapping[str, str]) -> AsyncGenerator[Finding]:
+async def check_models(settings: EngineSettings, environ: Mapping[str, str]) -> AsyncGenerator[Finding]:
     """Check each configured DiT model."""
     for name in dict.fromkeys(settings.models):
         yield await run_in_thread(partial(judge_model, name, settings.checkpoint_dir, environ))
 
 
-async def look_at_lm(settings: Settings, machine: Machine, environ: Mapping[str, str]) -> AsyncGenerator[Finding]:
+async def check_lm(settings: Settings, machine: Machine, environ: Mapping[str, str]) -> AsyncGenerator[Finding]:
     """Check the language model that a worker would load here."""
     engine = settings.engine
     try:

@@ -21,13 +21,13 @@ class Probe:
 
     Attributes:
         check: its name if it gives no answer.
-        look: yields findings one by one, so that those before a hang are kept.
+        run: yields findings one by one, so that those before a hang are kept.
         late: the level of no answer, not even to the second try.
         fix: what to do then.
     """
 
     check: str
-    look: Callable[[], AsyncGenerator[Finding]]
+    run: Callable[[], AsyncGenerator[Finding]]
     late: Level = "fail"
     fix: str | None = None
 
@@ -71,7 +71,7 @@ async def _findings(probe: Probe, limit_s: float) -> tuple[list[Finding], bool]:
     """Return the findings so far, and whether that is all of them."""
     found: list[Finding] = []
     try:
-        async with asyncio.timeout(limit_s), aclosing(probe.look()) as findings:
+        async with asyncio.timeout(limit_s), aclosing(probe.run()) as findings:
             async for finding in findings:
                 found.append(finding)  # noqa: PERF401 - those before a hang are kept
     except TimeoutError:

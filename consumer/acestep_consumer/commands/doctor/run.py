@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from acestep_consumer.commands.doctor.machine import Machine
-from acestep_consumer.commands.doctor.models import look_at_lm, look_at_models
+from acestep_consumer.commands.doctor.models import check_lm, check_models
 from acestep_consumer.commands.doctor.probe import Probe, limit_after, run
 from acestep_consumer.commands.doctor.report import DoctorReport, Finding, fail, ok, skip
 from acestep_consumer.commands.doctor.table import show
@@ -63,67 +63,67 @@ def _probes(settings: Settings, environ: Mapping[str, str]) -> Iterator[Probe]:
     machine = Machine(settings, environ)
     yield Probe(
         check="broker",
-        look=partial(_look_at_broker, settings),
+        run=partial(_check_broker, settings),
         fix="is the address in ACESTEP_AMQP_URL right, and does a firewall let it through?",
     )
     yield Probe(
         check="management",
-        look=partial(_look_at_management, settings),
+        run=partial(_check_management, settings),
         fix="is the address in ACESTEP_MANAGEMENT_URL right?",
     )
     yield Probe(
         check="storage",
-        look=partial(_look_at_storage, settings),
+        run=partial(_check_storage, settings),
         fix="is ACESTEP_S3_ENDPOINT right, and does a firewall let it through?",
     )
-    yield Probe(check="packages", look=machine.packages, fix=_SLOW)
-    yield Probe(check="device", look=machine.device, late="warn", fix=_SLOW_TORCH)
-    yield Probe(check="models", look=partial(look_at_models, settings.engine, environ), late="warn", fix=_SLOW)
-    yield Probe(check="language model", look=partial(look_at_lm, settings, machine, environ), late="skip")
-    yield Probe(check="encoders", look=machine.encoders, late="warn", fix=_SLOW)
+    yield Probe(check="packages", run=machine.packages, fix=_SLOW)
+    yield Probe(check="device", run=machine.device, late="warn", fix=_SLOW_TORCH)
+    yield Probe(check="models", run=partial(check_models, settings.engine, environ), late="warn", fix=_SLOW)
+    yield Probe(check="language model", run=partial(check_lm, settings, machine, environ), late="skip")
+    yield Probe(check="encoders", run=machine.encoders, late="warn", fix=_SLOW)
     yield Probe(
         check="scratch",
-        look=machine.scratch,
+        run=machine.scratch,
         late="fail",
         fix="its file system hangs: use another folder, ACESTEP_SCRATCH_DIR",
     )
-    yield Probe(check="port", look=machine.port, late="warn", fix=_SLOW)
+    yield Probe(check="port", run=machine.port, late="warn", fix=_SLOW)
 
 
 # These need packages that take a second to import, and several on a busy machine. They are imported in threads: on the
 # event loop they would delay the other probes.
 
 
-async def _look_at_broker(settings: Settings) -> AsyncGenerator[Finding]:
+async def _check_broker(settings: Settings) -> AsyncGenerator[Finding]:
     def load() -> Callable[[Settings], AsyncGenerator[Finding]]:
-        from acestep_consumer.commands.doctor.broker import look_at_broker  # noqa: PLC0415 - see above
+        from acestep_consumer.commands.doctor.broker import check_broker  # noqa: PLC0415 - see above
 
-        return look_at_broker
+        return check_broker
 
-    look = await run_in_thread(load)
-    async for finding in look(settings):
+    check = await run_in_thread(load)
+    async for finding in check(settings):
         yield finding
 
 
-async def _look_at_management(settings: Settings) -> AsyncGenerator[Finding]:
+async def _check_management(settings: Settings) -> AsyncGenerator[Finding]:
     def load() -> Callable[[BrokerSettings], AsyncGenerator[Finding]]:
-        from acestep_consumer.commands.doctor.broker import look_at_management  # noqa: PLC0415 - see above
+        from acestep_consumer.commands.doctor.broker import check_management  # noqa: PLC0415 - see above
 
-        return look_at_management
+        return check_management
 
-    look = await run_in_thread(load)
-    async for finding in look(settings.broker):
+    check = await run_in_thread(load)
+    async for finding in check(settings.broker):
         yield finding
 
 
-async def _look_at_storage(settings: Settings) -> AsyncGenerator[Finding]:
+async def _check_storage(settings: Settings) -> AsyncGenerator[Finding]:
     def load() -> Callable[[StorageSettings], AsyncGenerator[Finding]]:
-        from acestep_consumer.commands.doctor.storage import look_at_storage  # noqa: PLC0415 - see above
+        from acestep_consumer.commands.doctor.storage import check_storage  # noqa: PLC0415 - see above
 
-        return look_at_storage
+        return check_storage
 
-    look = await run_in_thread(load)
-    async for finding in look(settings.storage):
+    check = await run_in_thread(load)
+    async for finding in check(settings.storage):
         yield finding
 
 

@@ -23,7 +23,7 @@ _UNREACHABLE: Final = "start it, or correct ACESTEP_S3_ENDPOINT; keys: AWS_ACCES
 _RISK: Final = "two workers that finish the same job at the same moment may both store it; use S3 with If-None-Match"
 
 
-async def look_at_storage(settings: StorageSettings) -> AsyncGenerator[Finding]:
+async def check_storage(settings: StorageSettings) -> AsyncGenerator[Finding]:
     """Check the bucket with a temporary object, which is deleted again."""
     where = settings.endpoint or "AWS"
     done = 0

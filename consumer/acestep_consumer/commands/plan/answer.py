@@ -10,7 +10,7 @@ class _PlanPart(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class CardPart(_PlanPart):
+class GpuPart(_PlanPart):
     """The GPU. Speeds are relative to the measured one; None: unknown, calculated as if it were that one."""
 
     name: str
@@ -67,7 +67,7 @@ class FitPart(_PlanPart):
 
 
 class MemoryPart(_PlanPart):
-    """How the GPU's memory is split, GiB."""
+    """Split of the GPU's memory, GiB."""
 
     card_gib: float
     reserve_gib: float
@@ -80,7 +80,7 @@ class MemoryPart(_PlanPart):
 
 
 class WorkloadPart(_PlanPart):
-    """What each request asks for, within the tier's limits."""
+    """A request of the workload, within the tier's limits."""
 
     model: str
     duration_s: float
@@ -116,7 +116,7 @@ class ExpectedSongsPart(_PlanPart):
 class PlanReport(_PlanPart):
     """The whole report."""
 
-    card: CardPart
+    card: GpuPart
     tier: TierLimitsPart
     offload: OffloadPart
     models: tuple[ModelPart, ...]

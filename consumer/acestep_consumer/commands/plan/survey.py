@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from acestep_consumer.commands.plan.answer import (
-    CardPart,
     ExpectedSongsPart,
     FitPart,
+    GpuPart,
     LmPart,
     MemoryPart,
     ModelPart,
@@ -147,9 +147,9 @@ class PlanSurvey:
             return False
         return self._found.vram_gb < OFFLOAD_BELOW_GB if self._engine.offload is None else self._engine.offload
 
-    def _gpu_part(self) -> CardPart:
+    def _gpu_part(self) -> GpuPart:
         known = self._speed is not None
-        return CardPart(
+        return GpuPart(
             name=self._found.name,
             vram_gb=round(self._found.vram_gb, 2),
             found_by=self._found.by,
@@ -240,7 +240,7 @@ class PlanSurvey:
         )
 
     def _because(self) -> str:
-        """Say in one line what limits the number of workers."""
+        """Return the reason, in one line, for not recommending more workers."""
         found, work = self._capacity, self._workload
         if not self._found.vram_gb:
             return "no CPU measurements: one job renders while another is fetched or uploaded"

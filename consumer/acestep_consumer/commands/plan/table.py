@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from acestep_consumer.commands.plan.answer import PlanReport
-from acestep_consumer.commands.terminal import plural, two_digits
+from acestep_consumer.commands.terminal import bullet_list, plural, two_digits
 
 Row = tuple[str, str]
 
@@ -24,8 +24,8 @@ def show(plan: PlanReport, console: Console) -> None:
     if plan.possible:
         console.print(_possible(plan))
     console.print(_rows("This workload", _workload(plan)))
-    for note in plan.notes:
-        console.print(f"- {note}", style="yellow", markup=False)
+    if plan.notes:
+        console.print(bullet_list(plan.notes))
 
 
 def _rows(title: str, rows: Iterator[Row]) -> Table:
@@ -102,6 +102,6 @@ def _workload(plan: PlanReport) -> Iterator[Row]:
         planning = f"{workers.in_lm} in the LM, " if work.thinking else ""
         rest = f"{workers.elsewhere} fetching, encoding or uploading"
         yield "jobs", f"{planning}{workers.in_renderer} in the renderer, {rest}"
-    yield "limit", workers.because
+    yield "why not more", workers.because
     yield "basis", songs.rests_on
     yield "songs per minute", "unknown" if songs.a_minute is None else f"about {two_digits(songs.a_minute)} at best"

@@ -148,7 +148,7 @@ class ObservedEvents:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusInputs:
-    """What all sources said. Times are of the same clock as those of ``ObservedEvents``.
+    """Input from all sources. Times are of the same clock as those of ``ObservedEvents``.
 
     Attributes:
         depths: of queues, by name.

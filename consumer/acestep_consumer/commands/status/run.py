@@ -32,7 +32,7 @@ from acestep_consumer.policy.tiers import TierTableError
 from acestep_schemas.events import JobEvent, WorkerEvent
 
 _NAME: Final = "acestep-consumer status"
-_UNMONITORED: Final = "figures of workers come from those that answered; set ACESTEP_MANAGEMENT_URL for complete ones"
+_UNMONITORED: Final = "set ACESTEP_MANAGEMENT_URL to include workers that do not answer"
 _UNDECLARED: Final = f"there is no queue {GENERATE} yet: start a worker, or run acestep-consumer topology --declare"
 
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from acestep_consumer.commands.status.report import PacePart, StatusReport, TierQueuePart, WorkerPart
-from acestep_consumer.commands.terminal import UNKNOWN, number, plural, seconds
+from acestep_consumer.commands.terminal import UNKNOWN, bullet_list, number, plural, seconds
 
 _FULL, _NEARLY_FULL = 1.0, 0.8
 
@@ -25,18 +25,8 @@ def table(status: StatusReport) -> RenderableType:
     if status.workers:
         parts.append(_workers(status.workers))
     if status.notes:
-        parts.append(_notes(status.notes))
+        parts.append(bullet_list(status.notes))
     return Group(*parts)
-
-
-def _notes(notes: tuple[str, ...]) -> Table:
-    """A list with a hanging indent."""
-    found = Table(box=None, show_header=False, pad_edge=False, style="yellow")
-    found.add_column(width=1)
-    found.add_column(overflow="fold")
-    for note in notes:
-        found.add_row("-", note)
-    return found
 
 
 def _rows(status: StatusReport) -> Iterator[tuple[str, Text | str]]:

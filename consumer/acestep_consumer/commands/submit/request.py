@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+from acestep_consumer.domain.tasks import TASKS, SourceAudio
 from acestep_consumer.policy.tiers import MAX_BATCH, MAX_BPM, MAX_DURATION_S, MIN_BPM, MIN_DURATION_S
 from acestep_schemas.aliases import ALIASES
 from acestep_schemas.request import GenerationRequest, RequestInvalid, parse_request
@@ -73,6 +74,8 @@ def check(body: Mapping[str, object], from_flags: frozenset[str]) -> tuple[str, 
     except RequestInvalid as error:
         lines = (_problem(each.field, each.value, each.rule, from_flags) for each in error.problems)
         raise RequestRefused("\n".join(lines)) from None
+    if TASKS[request.task_type].source is SourceAudio.REQUIRED and not request.src_audio_path:
+        raise RequestRefused(_problem("task_type", request.task_type, "needs source audio (--source)", from_flags))
     outside = tuple(_outside_bounds(request, from_flags))
     if not outside:
         return warnings
