@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's story: servers, a tiny checkpoint, a worker, one real request, the audio checked.
+"""The demo: servers, a tiny checkpoint, a worker, one real request, the audio checked.
 
-What a person reads goes to standard error. Standard output has two lines: the terminal event, the audio's path.
+What a person reads goes to standard error. Standard output has two paths, a line each: the terminal event's file, the
+audio's.
 """
 
 from __future__ import annotations
@@ -49,16 +50,16 @@ and run the demo again: it uses them.
 
 
 def main() -> int:
-    """Run the demo in a folder of its own; audio and worker's log stay. Raises ServerError when a part fails."""
+    """Run the demo in a folder of its own; event, audio and log stay. Raises ServerError when a part fails."""
     folder = LOCAL / f"demo-{secrets.token_hex(4)}"
     folder.mkdir(parents=True)
-    say(f"The demo's folder: {folder}")
+    say(f"Demo in {folder}: servers, model, worker, one request.")
     try:
-        audio = _Demo(folder).run()
+        event, audio = _Demo(folder).run()
     finally:
         for part in ("servers", "checkpoints"):
             shutil.rmtree(folder / part, ignore_errors=True)
-    print(audio, flush=True)
+    print(event, audio, sep="\n", flush=True)
     return 0
 
 
@@ -68,13 +69,15 @@ class _Demo:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._audio = folder / "audio"
+        self._event_file = folder / "event.json"
         self._log = folder / "worker.log"
         self._real = bool(os.environ.get("ACESTEP_CHECKPOINT_DIR"))
         self._claim = PortClaim(1)
 
-    def run(self) -> Path:
-        """Returns the path of the checked audio file."""
+    def run(self) -> tuple[Path, Path]:
+        """Returns the paths of the terminal event and of the checked audio file."""
         with ExitStack() as running:
+            say("1/4  Servers")
             environment = running.enter_context(Stack(self._folder / "servers"))
             variables = os.environ | environment.variables() | self._worker_variables()
             self._make_checkpoint(variables)
@@ -83,10 +86,10 @@ class _Demo:
             self._wait_until_ready(worker)
             event = self._submit(worker, variables)
             audio = self._check(event)
-        say("Checked: the file is whole, decodes, lasts as long as asked for, and has the event's SHA-256.")
         if not self._real:
             say(_RANDOM_WEIGHTS)
-        return audio
+        say("The event and the song:")
+        return self._event_file, audio
 
     def _worker_variables(self) -> dict[str, str]:
         variables = {"ACESTEP_HTTP_PORT": str(self._claim.ports[0])}
@@ -98,16 +101,17 @@ class _Demo:
 
     def _make_checkpoint(self, variables: dict[str, str]) -> None:
         if self._real:
-            say(f"Using the checkpoints in {variables['ACESTEP_CHECKPOINT_DIR']}.")
+            say(f"2/4  Model: the checkpoints in {variables['ACESTEP_CHECKPOINT_DIR']}")
             return
-        say("Making a tiny checkpoint with random weights ...")
+        say("2/4  Model: writing a tiny one with random weights (about ten seconds) ...")
         command = [_consumer_command(), "tiny-checkpoint", variables["ACESTEP_CHECKPOINT_DIR"]]
         done = subprocess.run(command, env=variables, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ServerError(f"tiny-checkpoint failed with status {done.returncode}:\n{done.stdout}{done.stderr}")
 
     def _start_worker(self, variables: dict[str, str]) -> Process:
-        say(f"Starting a worker; its log: {self._log}")
+        say("3/4  Worker: starting, loading the model ...")
+        say(f"Its log: {self._log}")
         return Process([_consumer_command(), "run"], env=variables, folder=ROOT, log=self._log, guarded=True)
 
     def _stop_worker(self, worker: Process) -> None:
@@ -126,14 +130,14 @@ class _Demo:
             if now - started > timeout_s:
                 raise ServerError(f"the worker was not ready after {timeout_s:.0f} s\n{tail(self._log)}")
             if now - reported > _REPORT_EVERY_S:
-                say(f"  still loading the model, {now - started:.0f} s ...")
+                say(f"Still loading the model, {now - started:.0f} s ...")
                 reported = now
             time.sleep(_POLL_S)
-        say(f"The worker is ready after {time.monotonic() - started:.1f} s.")
+        say(f"Ready after {time.monotonic() - started:.1f} s.")
 
     def _submit(self, worker: Process, variables: dict[str, str]) -> dict[str, Any]:
-        """Send the request as any producer would and return the terminal event, also printed as it came."""
-        say(f"Submitting: {PROMPT!r}, {DURATION_S} s")
+        """Send the request as any producer would; keep the terminal event in a file and return it."""
+        say(f"4/4  Request: {PROMPT!r}, {DURATION_S} s ...")
         command = [
             _consumer_command(), "submit", "--prompt", PROMPT, "--lyrics", LYRICS, "--duration", str(DURATION_S),
             "--format", "wav", "--wait", "--download", str(self._audio), "--json",
@@ -144,10 +148,9 @@ class _Demo:
                 output = self._output(child, worker)
             finally:
                 child.kill()
-        say("The event that told of it, as any subscriber hears it:")
-        print(output, flush=True)
         if child.returncode:
-            raise ServerError(f"submit ended with status {child.returncode}\n{tail(self._log)}")
+            raise ServerError(f"submit ended with status {child.returncode}: {output[:500]}\n{tail(self._log)}")
+        self._event_file.write_text(output + "\n", encoding="utf-8")
         return self._event(output)
 
     def _output(self, child: subprocess.Popen[str], worker: Process) -> str:
@@ -183,7 +186,15 @@ class _Demo:
         if hashlib.sha256(content).hexdigest() != promised["sha256"]:
             raise ServerError(f"{files[0]} does not have the event's SHA-256 {promised['sha256']}")
         _check_sound(files[0])
+        _say_what_came(event["data"], promised)
         return files[0]
+
+
+def _say_what_came(data: dict[str, Any], song: dict[str, Any]) -> None:
+    stages = ((name, data["timings"][name]) for name in ("queued", "render", "encode", "upload"))
+    say(f"Completed. Seconds: {', '.join(f'{name} {value:.1f}' for name, value in stages if value is not None)}.")
+    say(f"In storage: {song['uri']}, {song['bytes']:,} bytes, and its manifest.")
+    say("Downloaded and checked: it decodes, lasts as long as requested, and has the event's SHA-256.")
 
 
 def _check_sound(path: Path) -> None:
