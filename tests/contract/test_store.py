@@ -12,7 +12,7 @@ import pytest
 from acestep_consumer.config.settings import StorageSettings
 from acestep_consumer.domain.errors import StorageUnavailable
 from acestep_consumer.domain.job import StoredObject
-from acestep_consumer.domain.outcome import TerminalRecord, told
+from acestep_consumer.domain.outcome import TerminalRecord, outcome_of
 from acestep_consumer.domain.ports import Store
 from acestep_consumer.storage.objects import PART_BYTES, Objects
 from acestep_consumer.storage.results import S3Store
@@ -74,7 +74,7 @@ class TestAStore:
         found = await store.find(job.task_id)
 
         assert found is not None
-        assert told(found) == told(committed)
+        assert outcome_of(found) == outcome_of(committed)
         assert found.message == "m1"
 
     async def test_an_end_without_songs_is_kept_as_well(self, store: Store) -> None:

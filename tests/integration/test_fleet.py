@@ -324,7 +324,7 @@ def test_the_command_starts_a_worker_for_each_gpu_with_its_options_and_ends_with
     (starts,) = [line for line in log if line["event"] == "fleet starts"]
     assert starts["workers"] == {"gpu1": "host-gpu1", "gpu0": "host-gpu0"}
     assert {line["worker"] for line in log if line["event"] == "starting"} == BOTH
-    reasons = {line["worker"]: line["reason"] for line in log if line["event"] == "the engine cannot work"}
+    reasons = {line["worker"]: line["reason"] for line in log if line["event"] == "engine cannot start"}
     assert set(reasons) == BOTH
     assert all("torch is missing" in str(reason) for reason in reasons.values())
 

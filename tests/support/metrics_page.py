@@ -14,7 +14,7 @@ def page_of_a_worker(**variables: str) -> str:
     """The page of a worker that has not begun, with these settings. Needs a running event loop."""
     settings = load(variables, env_file=None)
     engines = Engines(settings, BUILT_IN, log_json=True)
-    page = Worker(settings, engines, grace_s=0, read_again=lambda: settings)._seen.metrics()
+    page = Worker(settings, engines, grace_s=0, read_again=lambda: settings)._state.metrics()
     return page.render("")[0].decode()
 
 

@@ -106,7 +106,7 @@ class Store(Protocol):
 class Routes(Protocol):
     """Knows who else could do a request."""
 
-    async def send_on(self, request: Request, delivery: Delivery) -> None:
+    async def forward(self, request: Request, delivery: Delivery) -> None:
         """Hand the message to another worker where that is better. Raises ``SentOn`` then.
 
         Raises ``Interrupted`` when nobody knows whether it got there.

@@ -32,6 +32,7 @@ from yarl import URL
 from acestep_consumer.config.settings import InputSettings, SettingsError, StorageSettings
 from acestep_consumer.domain.errors import InputNotAllowed, InputUnreadable
 from acestep_consumer.domain.job import Job, Sources
+from acestep_consumer.domain.tasks import TASKS
 from acestep_consumer.inputs.loras import PEFT_CONFIG, PEFT_WEIGHTS, LoraCache, LoraFolder
 from acestep_consumer.inputs.ssrf import AddressRefused, require_allowed
 from acestep_consumer.storage.objects import ObjectHead, Objects
@@ -42,7 +43,6 @@ SOURCE_FIELD: Final = "src_audio_path"
 REFERENCE_FIELD: Final = "reference_audio_path"
 LORA_FIELD: Final = "lora.path"
 
-_NEED_SOURCE: Final = frozenset({"cover", "repaint", "extract", "lego", "complete"})
 _SUFFIX: Final = re.compile(r"\.[a-z0-9]{1,7}")
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s/@?#:\\\[\]]+)(:\d{1,5})?")
 _ACCEPTED: Final = "audio inputs are s3://bucket/key or https://host/path"
@@ -418,4 +418,4 @@ def _network_failure(wanted: _Input, url: URL, error: Exception) -> Exception:
 
 
 def _needs_source(request: GenerationRequest) -> bool:
-    return request.task_type in _NEED_SOURCE or request.full_analysis_only
+    return TASKS[request.task_type].reads_source or request.full_analysis_only

@@ -15,7 +15,7 @@ import structlog
 from acestep_consumer.domain.job import Job
 from acestep_consumer.domain.outcome import Ending
 from acestep_consumer.execution.context import JobContext
-from acestep_consumer.execution.eta import CostModel, Estimate
+from acestep_consumer.execution.eta import CostModel
 from acestep_consumer.observability.tracing import note_end
 from acestep_schemas.events import Completed, ErrorCode, Timings, Unfinished
 
@@ -166,26 +166,21 @@ class JobObserver:
         self._tally = tally
         self._costs = costs
 
-    def begins(self, case: JobContext, job: Job) -> Estimate:
-        """Take note that a job begins; return what it will probably take."""
-        case.job, case.estimate = job, self._costs.expect(job)
-        return case.estimate
-
-    def ended(self, case: JobContext, ending: Ending) -> None:
-        """Take note of an end that has been told."""
-        if case.answer is not None:
+    def ended(self, context: JobContext, ending: Ending) -> None:
+        """Count a job whose terminal event is confirmed."""
+        if context.answer is not None:
             self._tally.event_repeated()
-            log.info("job was done before, told again")
+            log.info("job had ended before: event repeated")
             return
         note_end(ending)
-        expected_s = case.estimate.expected_s if case.estimate else None
-        self._tally.job_ended(ending, case.job, redelivered=case.delivery.redelivered, expected_s=expected_s)
+        expected_s = context.estimate.expected_s if context.estimate else None
+        self._tally.job_ended(ending, context.job, redelivered=context.delivery.redelivered, expected_s=expected_s)
         if not isinstance(ending, Completed):
-            return  # why there are no songs, the witness has said
+            return  # the runner has logged the reason
         total_s = ending.timings.total
         log.info("job done", songs=len(ending.audios), total_s=total_s, attempt=ending.attempt)
-        if case.job and total_s is not None:
-            self._costs.learn(case.job, _music_s(ending), total_s)
+        if context.job and total_s is not None:
+            self._costs.learn(context.job, _music_s(ending), total_s)
 
 
 def _music_s(ending: Completed) -> float:

@@ -17,19 +17,12 @@ from acestep_consumer.domain.errors import (
     ModelUnavailable,
     TaskUnsupported,
 )
-from acestep_consumer.domain.job import Job, LoadedModel, Request, Variant
+from acestep_consumer.domain.job import Job, LoadedModel, Request
+from acestep_consumer.domain.tasks import TASKS, SourceAudio, Task, tasks_of
 from acestep_consumer.policy.tiers import MAX_BPM, MIN_BPM, MIN_DURATION_S, Tier
 from acestep_schemas.events import Adjustment, LimitsReport, LmChoice, ModelChoice, PolicyReport
 from acestep_schemas.request import FieldProblem, GenerationRequest
 
-_EVERY_VARIANT = frozenset(("text2music", "repaint", "cover"))
-_TASKS = {
-    Variant.TURBO: _EVERY_VARIANT,
-    Variant.SFT: _EVERY_VARIANT,
-    Variant.BASE: _EVERY_VARIANT | {"extract", "lego", "complete"},
-}
-_NEED_SOURCE = frozenset(("repaint", "extract", "lego", "complete"))
-_WITHOUT_LM = frozenset(("cover", "repaint"))
 _LM_REQUIRED = ("thinking", "sample_mode", "sample_query", "use_format", "analysis_only", "full_analysis_only")
 _LM_COMPLETES = ("bpm", "key_scale", "time_signature", "audio_duration")
 _SEED_BYTES = 4  # seeds as short as ACE-Step's own
@@ -107,30 +100,31 @@ def _choose_model(asked: GenerationRequest, limits: Limits) -> tuple[LoadedModel
 
 def _settle_task(
     asked: GenerationRequest, model: LoadedModel, choice: ModelChoice
-) -> tuple[str, tuple[Adjustment, ...]]:
+) -> tuple[Task, tuple[Adjustment, ...]]:
     """Return the task that will run, and the change when a cover has nothing to cover."""
-    task = asked.task_type
+    task = TASKS[asked.task_type]
     has_source = bool(asked.src_audio_path)
-    if task in _NEED_SOURCE and not has_source:
-        rule = f"task_type {task} needs source audio: s3://bucket/key or https://host/path"
+    if task.source is SourceAudio.REQUIRED and not has_source:
+        rule = f"task_type {task.name} needs source audio: s3://bucket/key or https://host/path"
         raise InvalidRequest([FieldProblem(field="src_audio_path", value="", rule=rule)])
-    if task == "cover" and not has_source and not asked.audio_code_string:
-        reason = "a cover needs src_audio_path or audio_code_string"
-        return "text2music", (Adjustment(field="task_type", requested=task, applied="text2music", reason=reason),)
-    if task not in _TASKS[model.variant]:
+    if task.source is SourceAudio.OPTIONAL and not has_source and not asked.audio_code_string:
+        reason = f"a {task.name} needs src_audio_path or audio_code_string"
+        change = Adjustment(field="task_type", requested=task.name, applied="text2music", reason=reason)
+        return TASKS["text2music"], (change,)
+    if model.variant not in task.variants:
         raise TaskUnsupported(_cannot(task, model, choice))
     return task, ()
 
 
-def _cannot(task: str, model: LoadedModel, choice: ModelChoice) -> str:
-    able = ", ".join(sorted(_TASKS[model.variant]))
+def _cannot(task: Task, model: LoadedModel, choice: ModelChoice) -> str:
+    able = ", ".join(tasks_of(model.variant))
     stood_in = f" (it stands in for {choice.requested}, which is not loaded)" if choice.fallback else ""
-    return f"model {model.name}{stood_in} cannot do task_type {task}; it can do {able}"
+    return f"model {model.name}{stood_in} cannot do task_type {task.name}; it can do {able}"
 
 
-def _choose_lm(asked: GenerationRequest, task: str, limits: Limits) -> LmChoice | None:
+def _choose_lm(asked: GenerationRequest, task: Task, limits: Limits) -> LmChoice | None:
     """The LM is skipped where the source audio already says what to sing."""
-    if task in _WITHOUT_LM and not (asked.analysis_only or asked.full_analysis_only):
+    if not task.uses_lm and not (asked.analysis_only or asked.full_analysis_only):
         return None
     required = [name for name in _LM_REQUIRED if getattr(asked, name)]
     if asked.audio_code_string and required == ["thinking"]:
@@ -196,9 +190,9 @@ def _drawn(task_id: str, index: int) -> int:
     return int.from_bytes(digest[:_SEED_BYTES])
 
 
-def _notes(asked: GenerationRequest, task: str) -> Iterator[str]:
-    if asked.thinking and task in _WITHOUT_LM:
-        yield f"thinking has no effect: the language model is skipped for {task}"
+def _notes(asked: GenerationRequest, task: Task) -> Iterator[str]:
+    if asked.thinking and not task.uses_lm:
+        yield f"thinking has no effect: the language model is skipped for {task.name}"
     if asked.thinking and asked.audio_code_string:
         yield "thinking has no effect: audio_code_string was given"
     if asked.lora and (asked.analysis_only or asked.full_analysis_only):

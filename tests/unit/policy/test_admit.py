@@ -12,7 +12,8 @@ from acestep_consumer.domain.errors import (
     ModelUnavailable,
     TaskUnsupported,
 )
-from acestep_consumer.domain.job import Job, LoadedModel, Request, Variant
+from acestep_consumer.domain.job import Job, LoadedModel, Request
+from acestep_consumer.domain.tasks import Variant
 from acestep_consumer.policy.admit import Limits, admit
 from acestep_consumer.policy.tiers import BUILT_IN
 from acestep_schemas.events import LmChoice
