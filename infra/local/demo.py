@@ -142,30 +142,35 @@ class _Demo:
             _consumer_command(), "submit", "--prompt", PROMPT, "--lyrics", LYRICS, "--duration", str(DURATION_S),
             "--format", "wav", "--wait", "--download", str(self._audio), "--json",
         ]  # fmt: skip
-        # The progress bar is drawn on the terminal's standard error by the command itself.
-        with subprocess.Popen(command, env=variables, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+        # What it says of queue and estimates is of no use before the first job; what went wrong is.
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, env=variables, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as child:
             try:
-                output = self._output(child, worker)
+                output, said = self._output(child, worker)
             finally:
                 child.kill()
         if child.returncode:
-            raise ServerError(f"submit ended with status {child.returncode}: {output[:500]}\n{tail(self._log)}")
-        self._event_file.write_text(output + "\n", encoding="utf-8")
+            raise ServerError(f"submit ended with status {child.returncode}\n{said}\n{tail(self._log)}")
+        self._event_file.write_text(output, encoding="utf-8")
         return self._event(output)
 
-    def _output(self, child: subprocess.Popen[str], worker: Process) -> str:
-        """What the command prints; it is not waited for when the worker it waits for has died."""
-        deadline = time.monotonic() + _SUBMIT_TIMEOUT_S
+    def _output(self, child: subprocess.Popen[str], worker: Process) -> tuple[str, str]:
+        """Both outputs of the command; it is not waited for when the worker it waits for has died."""
+        started = reported = time.monotonic()
         while True:
             try:
-                return child.communicate(timeout=1)[0].strip()
+                return child.communicate(timeout=1)
             except subprocess.TimeoutExpired:
+                now = time.monotonic()
                 if not worker.running():
                     raise ServerError(
                         f"the worker died at work, status {worker.returncode()}\n{tail(self._log)}"
                     ) from None
-                if time.monotonic() > deadline:
+                if now - started > _SUBMIT_TIMEOUT_S:
                     raise ServerError(f"no result after {_SUBMIT_TIMEOUT_S:.0f} s\n{tail(self._log)}") from None
+                if now - reported > _REPORT_EVERY_S:
+                    say(f"Still rendering, {now - started:.0f} s ...")
+                    reported = now
 
     def _event(self, output: str) -> dict[str, Any]:
         try:
