@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of the documentation that repeat the code: settings, tiers, exit codes, metrics, alerts.
+"""Generates the tables of the documentation from the code: settings, tiers, exit codes, metrics, alerts.
 
 ``python -m infra.tables`` writes them between the markers ``<!-- NAME -->`` and ``<!-- /NAME -->`` of each page.
 """
@@ -51,18 +51,18 @@ _JAPANESE_TIER_WORDS = (
 )
 _JAPANESE_EXIT_CODES = (
     "正常終了",
-    "ジョブが曲を作らずに終わった",
+    "ジョブが失敗またはキャンセルされたか、時間内に終わらず、曲がない",
     "使い方または設定の誤り",
     "キューが満杯",
     "ブローカー・ストレージ・ワーカーに接続できない",
-    "エンジンが動作できない",
+    "エンジンを使用できない",
     "`doctor` が、ワーカーを起動できない問題を見つけた",
     "Ctrl-C で中断された",
 )
 
 
 def settings_table() -> str:
-    """One row per environment variable."""
+    """Return the settings, one row per environment variable."""
     return _table(
         ("variable", "default", "meaning"),
         ((f"`{name}`", default if default == "–" else f"`{default}`", about) for name, default, about in describe()),
@@ -70,13 +70,13 @@ def settings_table() -> str:
 
 
 def tier_table() -> str:
-    """One row per GPU tier, built in."""
+    """Return the built-in tier table."""
     head = ("tier", "VRAM GB", "max seconds with / without LM", "max batch with / without LM", "LM by default", "LMs")
     return _table(head, map(_tier_row, BUILT_IN.tiers))
 
 
 def japanese_tier_table() -> str:
-    """The same for the Japanese page."""
+    """Return the tier table in Japanese."""
     table = _table(_JAPANESE_TIER_HEAD, map(_tier_row, BUILT_IN.tiers))
     for english, japanese in _JAPANESE_TIER_WORDS:
         table = table.replace(english, japanese)
@@ -84,18 +84,18 @@ def japanese_tier_table() -> str:
 
 
 def exit_code_table() -> str:
-    """One row per exit code of the commands."""
+    """Return the exit codes of the commands."""
     return _table(("exit code", "meaning"), ((f"{code:d}", meaning) for code, meaning in MEANINGS.items()))
 
 
 def japanese_exit_code_table() -> str:
-    """The same for the Japanese page; a new code needs a new translation."""
+    """Return the exit codes in Japanese; a new code needs a new translation."""
     rows = ((f"{code:d}", meaning) for code, meaning in zip(MEANINGS, _JAPANESE_EXIT_CODES, strict=True))
     return _table(("終了コード", "意味"), rows)
 
 
 def metrics_table() -> str:
-    """One row per family of metrics on a worker's page, by name."""
+    """Return the metrics of a worker, one row per family, by name."""
     # It composes a worker, which takes a second: the other tables do not.
     from tests.support.metrics_page import families_of_a_worker  # noqa: PLC0415
 
@@ -108,7 +108,7 @@ def metrics_table() -> str:
 
 
 def alert_table() -> str:
-    """One row per alert rule of ``infra/prometheus/alerts.yml``."""
+    """Return the alert rules, in the order of their file."""
     return _table(
         ("alert", "severity", "summary"),
         (
@@ -119,7 +119,7 @@ def alert_table() -> str:
 
 
 def alert_rules() -> list[dict[str, Any]]:
-    """The alert rules, in the order of their file."""
+    """Return the rules of ``infra/prometheus/alerts.yml``, in their order."""
     groups = yaml.safe_load(ALERT_RULES.read_text(encoding="utf-8"))["groups"]
     return [rule for group in groups for rule in group["rules"]]
 
@@ -148,7 +148,7 @@ def with_tables(page: Path) -> str:
 
 
 def main() -> None:
-    """Rewrite all pages."""
+    """Update all pages."""
     for page in PAGES:
         page.write_text(with_tables(page), encoding="utf-8")
 
@@ -181,7 +181,7 @@ def _size(tier: Tier) -> str:
 
 
 def _plain(summary: str) -> str:
-    """An alert's summary without Prometheus' templates."""
+    """Return an alert's summary without Prometheus' templates."""
     named = re.sub(r"\{\{ \$labels\.(\w+) \}\}", r"`\1`", summary)
     return re.sub(r"\{\{ \$value.*?\}\}", "N", named)
 

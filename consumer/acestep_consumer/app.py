@@ -5,6 +5,7 @@ Everything that can refuse to start does so before the first message is taken.
 """
 
 import asyncio
+import errno
 import gc
 import os
 import socket
@@ -25,8 +26,8 @@ from acestep_consumer.broker.versions import ack_timeout_warning
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.logs import set_log_level, set_up_logs
 from acestep_consumer.config.settings import Settings, SettingsError
-from acestep_consumer.domain.errors import ConsumerError, DiskFull, StorageUnavailable
-from acestep_consumer.domain.ports import Routes
+from acestep_consumer.domain.errors import ConsumerError, DiskFull, StorageRefused, StorageUnavailable
+from acestep_consumer.domain.ports import Objects, Routes
 from acestep_consumer.engine.engines import Engines
 from acestep_consumer.engine.interface import EngineSet
 from acestep_consumer.engine.supervisor import EngineUnusable
@@ -42,12 +43,11 @@ from acestep_consumer.observability.tracing import set_up_tracing
 from acestep_consumer.pipeline import Pipeline, Ports
 from acestep_consumer.policy.tier_choice import queue_names
 from acestep_consumer.policy.tiers import TierTableError, load_table
-from acestep_consumer.storage.attempts import S3AttemptStore
+from acestep_consumer.storage.attempts import AttemptRecords
 from acestep_consumer.storage.disk import POLL_S, DiskGuard, GuardedInputs, GuardedRenderer
-from acestep_consumer.storage.objects import Objects
 from acestep_consumer.storage.outage import OutageGate, RetryingAttempts, RetryingInputs, RetryingStore
-from acestep_consumer.storage.results import S3Store
-from acestep_consumer.storage.s3_client import S3Connection, S3Refused
+from acestep_consumer.storage.results import ResultStore
+from acestep_consumer.storage.s3.objects import S3Objects
 from acestep_consumer.worker.announcements import Announcements
 from acestep_consumer.worker.control import ControlChannel
 from acestep_consumer.worker.expirations import ExpirationHandler
@@ -56,8 +56,11 @@ from acestep_consumer.worker.readiness import WorkerState
 from acestep_consumer.worker.reload import Reloader
 from acestep_consumer.worker.signals import Signals
 
-S3_PATIENCE_S = 10.0
+S3_RETRY_S = 10.0
 """Seconds of retries within one call to S3. After that it is an outage, and running jobs wait (``storage.outage``)."""
+
+LOADING_REPORT_S = 10.0
+"""How often a worker reports that it is still loading."""
 
 STORAGE, DISK = "storage", "disk"
 """Reasons to pause consuming."""
@@ -88,7 +91,7 @@ async def run_worker(
     except StorageUnavailable as error:
         log.error("cannot start", reason=str(error))  # noqa: TRY400 - the text is the whole story
         # A refusal is permanent; an outage passes, and a process supervisor may start us again.
-        return Exit.USAGE if isinstance(error, S3Refused) else Exit.UNREACHABLE
+        return Exit.USAGE if isinstance(error, StorageRefused) else Exit.UNREACHABLE
     except (SettingsError, TierTableError, BrokerRefused, ConsumerError) as error:
         log.error("cannot start", reason=str(error))  # noqa: TRY400 - the text is the whole story
         return Exit.USAGE
@@ -168,7 +171,10 @@ class Worker:
         # Health first: an orchestrator must see a live process while gigabytes of weights load.
         metrics = state.metrics().render
         pages = HealthServer(state.checks(), metrics, worker.http_host, worker.http_port, engines=state.engine_states)
-        health = await stack.enter_async_context(pages)
+        try:
+            health = await stack.enter_async_context(pages)
+        except OSError as error:
+            raise SettingsError(_cannot_listen(worker.http_host, worker.http_port, error)) from error
         log.info("starting", worker=self._id, health=f"http://{worker.http_host}:{health.port}/readyz")
         scratch = await self._open_scratch(stack)
         # The engines are the slowest part and depend on nothing: they load while the rest connects.
@@ -176,17 +182,17 @@ class Worker:
         stack.push_async_callback(self._engines.stop)
         stack.callback(loading.cancel)
         # Storage before the broker: no message is consumed before its songs can be stored.
-        connection = S3Connection(self._settings.storage, patience_s=S3_PATIENCE_S)
-        state.traffic = connection.traffic
-        self._objects = objects = Objects(await stack.enter_async_context(connection))
-        state.store = S3Store(objects, self._settings.storage)
+        self._objects = objects = S3Objects(self._settings.storage, retry_s=S3_RETRY_S)
+        state.traffic = objects.traffic
+        await stack.enter_async_context(objects)
+        state.store = ResultStore(objects, self._settings.storage)
         self._store = store = RetryingStore(state.store, self._outage)
         await state.store.check()
         self._inputs = inputs = self._new_inputs(objects)
         await stack.enter_async_context(inputs)
         await stack.enter_async_context(self._connections["publish"])
         log.info("broker and storage ready", after_s=round(time.perf_counter() - self._began, 2))
-        await loading
+        await self._report_until(loading)
         await stack.enter_async_context(self._control)
         await stack.enter_async_context(self._connections["consume"])
         state.disk = disk = DiskGuard(scratch, lambda: self._settings.engine.scratch_min_gb, self._on_disk)
@@ -233,6 +239,12 @@ class Worker:
             broken.result()
         broken.cancel()
 
+    async def _report_until(self, loading: asyncio.Task[None]) -> None:
+        """Wait for the engines; a line now and then tells slow loading from a hang. Raises what ``loading`` raises."""
+        while not (await asyncio.wait({loading}, timeout=LOADING_REPORT_S))[0]:
+            log.info("still loading models", after_s=round(time.perf_counter() - self._began))
+        loading.result()
+
     async def _open_scratch(self, stack: AsyncExitStack) -> Path:
         """Create this worker's scratch folder and remove those of killed workers. Waits while the disk is full."""
         folder, logged = self._settings.engine.scratch_dir, False
@@ -265,7 +277,7 @@ class Worker:
         self, scratch: Path, disk: DiskGuard, objects: Objects, store: RetryingStore, inputs: AllowedInputs
     ) -> Consumer:
         settings = self._settings
-        attempts = RetryingAttempts(S3AttemptStore(objects, settings.storage), self._outage)
+        attempts = RetryingAttempts(AttemptRecords(objects, settings.storage), self._outage)
         retries = RetryPolicy(attempts, settings.worker.max_attempts)
         ports = Ports(
             inputs=RetryingInputs(GuardedInputs(inputs, disk), self._outage),
@@ -320,7 +332,7 @@ class Worker:
         before, self._settings = self._settings, settings
         set_log_level(settings.worker.log_level)
         if self._store is not None and self._objects is not None:
-            self._store.use(S3Store(self._objects, settings.storage))
+            self._store.use(ResultStore(self._objects, settings.storage))
         if self._intake is not None and not self._signals.stop.is_set() and before.broker != settings.broker:
             await self._intake.change(settings.broker)
 
@@ -332,3 +344,11 @@ class Worker:
         version = self._connections["consume"].server_version
         if note := ack_timeout_warning(version, broker.queue_type, longest_s, broker.consumer_timeout_s):
             log.warning("broker", note=note)
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> str:
+    """Say why the health pages cannot be served, and which setting to change."""
+    if error.errno == errno.EADDRINUSE:
+        return f"ACESTEP_HTTP_PORT: port {port} on {host} is in use; a second worker on this machine needs another port"
+    reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+    return f"ACESTEP_HTTP_HOST: cannot listen on {host}:{port}: {reason}"

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo: servers, a tiny checkpoint, a worker, one real request, the audio checked.
+"""The demo: starts servers and a worker with a tiny checkpoint, submits one request, and checks the audio.
 
-What a person reads goes to standard error. Standard output has two paths, a line each: the terminal event's file, the
-audio's.
+Messages go to standard error. Standard output has two lines: the path of the terminal event, and that of the audio.
 """
 
 from __future__ import annotations
@@ -41,16 +40,16 @@ _REPORT_EVERY_S = 10.0
 _POLL_S = 0.2
 
 _RANDOM_WEIGHTS = """
-The demo's model has random weights: what you hear is noise, made by every part of the real path.
-For real music, have an ACE-Step 1.5 checkpoint on this machine and a GPU, set
-  ACESTEP_CHECKPOINT_DIR   the folder that holds the checkpoints
+The demo's model has random weights, so the audio is noise, but it went through the whole real pipeline.
+For music you need a GPU and an ACE-Step 1.5 checkpoint on this machine. Set
+  ACESTEP_CHECKPOINT_DIR   the folder with the checkpoints
   ACESTEP_CONFIG_PATH      the model in it, for example acestep-v15-turbo
-and run the demo again: it uses them.
+and run the demo again.
 """
 
 
 def main() -> int:
-    """Run the demo in a folder of its own; event, audio and log stay. Raises ServerError when a part fails."""
+    """Run the demo in a new folder, in which event, audio and log remain. Raises ServerError if a step fails."""
     folder = LOCAL / f"demo-{secrets.token_hex(4)}"
     folder.mkdir(parents=True)
     say(f"Demo in {folder}: servers, model, worker, one request.")
@@ -64,7 +63,7 @@ def main() -> int:
 
 
 class _Demo:
-    """One run: everything it starts ends with `run()`, in reverse order."""
+    """One run; everything it starts is stopped at the end of `run()`, in reverse order."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -75,7 +74,7 @@ class _Demo:
         self._claim = PortClaim(1)
 
     def run(self) -> tuple[Path, Path]:
-        """Returns the paths of the terminal event and of the checked audio file."""
+        """Run the demo; returns the paths of the terminal event and of the checked audio file."""
         with ExitStack() as running:
             say("1/4  Servers")
             environment = running.enter_context(Stack(self._folder / "servers"))
@@ -128,7 +127,7 @@ class _Demo:
             if not worker.running():
                 raise ServerError(f"the worker ended with status {worker.returncode()}\n{tail(self._log)}")
             if now - started > timeout_s:
-                raise ServerError(f"the worker was not ready after {timeout_s:.0f} s\n{tail(self._log)}")
+                raise ServerError(f"the worker was not ready within {timeout_s:.0f} s\n{tail(self._log)}")
             if now - reported > _REPORT_EVERY_S:
                 say(f"Still loading the model, {now - started:.0f} s ...")
                 reported = now
@@ -136,13 +135,13 @@ class _Demo:
         say(f"Ready after {time.monotonic() - started:.1f} s.")
 
     def _submit(self, worker: Process, variables: dict[str, str]) -> dict[str, Any]:
-        """Send the request as any producer would; keep the terminal event in a file and return it."""
+        """Submit the request as any producer would; keeps the terminal event in a file and returns it."""
         say(f"4/4  Request: {PROMPT!r}, {DURATION_S} s ...")
         command = [
             _consumer_command(), "submit", "--prompt", PROMPT, "--lyrics", LYRICS, "--duration", str(DURATION_S),
             "--format", "wav", "--wait", "--download", str(self._audio), "--json",
         ]  # fmt: skip
-        # What it says of queue and estimates is of no use before the first job; what went wrong is.
+        # Its estimate is of no use before the first job; its errors are.
         pipe = subprocess.PIPE
         with subprocess.Popen(command, env=variables, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as child:
             try:
@@ -155,7 +154,7 @@ class _Demo:
         return self._event(output)
 
     def _output(self, child: subprocess.Popen[str], worker: Process) -> tuple[str, str]:
-        """Both outputs of the command; it is not waited for when the worker it waits for has died."""
+        """Return the command's two outputs. Raises ServerError if the worker dies meanwhile."""
         started = reported = time.monotonic()
         while True:
             try:
@@ -163,9 +162,7 @@ class _Demo:
             except subprocess.TimeoutExpired:
                 now = time.monotonic()
                 if not worker.running():
-                    raise ServerError(
-                        f"the worker died at work, status {worker.returncode()}\n{tail(self._log)}"
-                    ) from None
+                    raise ServerError(f"the worker died, status {worker.returncode()}\n{tail(self._log)}") from None
                 if now - started > _SUBMIT_TIMEOUT_S:
                     raise ServerError(f"no result after {_SUBMIT_TIMEOUT_S:.0f} s\n{tail(self._log)}") from None
                 if now - reported > _REPORT_EVERY_S:
@@ -182,16 +179,16 @@ class _Demo:
         return event
 
     def _check(self, event: dict[str, Any]) -> Path:
-        """The downloaded file, after comparing it with what the event promises."""
-        promised = event["data"]["audios"][0]
+        """Compare the downloaded file with the event and return its path."""
+        described = event["data"]["audios"][0]
         files = sorted(path for path in self._audio.rglob("*.wav") if path.is_file())
         if len(files) != 1:
             raise ServerError(f"expected one audio file in {self._audio}, found {len(files)}")
         content = files[0].read_bytes()
-        if hashlib.sha256(content).hexdigest() != promised["sha256"]:
-            raise ServerError(f"{files[0]} does not have the event's SHA-256 {promised['sha256']}")
+        if hashlib.sha256(content).hexdigest() != described["sha256"]:
+            raise ServerError(f"{files[0]} does not have the event's SHA-256 {described['sha256']}")
         _check_sound(files[0])
-        _say_what_came(event["data"], promised)
+        _say_what_came(event["data"], described)
         return files[0]
 
 
@@ -216,7 +213,7 @@ def _check_sound(path: Path) -> None:
 
 
 def _consumer_command() -> str:
-    """The installed `acestep-consumer`, beside the running Python."""
+    """Return the installed `acestep-consumer`, beside the running Python."""
     command = Path(sys.executable).with_name("acestep-consumer")
     if not command.exists():
         raise ServerError(f"{command} is missing; run: bash infra/dev setup")

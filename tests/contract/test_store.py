@@ -14,13 +14,13 @@ from acestep_consumer.domain.errors import StorageUnavailable
 from acestep_consumer.domain.job import StoredObject
 from acestep_consumer.domain.outcome import TerminalRecord, outcome_of
 from acestep_consumer.domain.ports import Store
-from acestep_consumer.storage.objects import PART_BYTES, Objects
-from acestep_consumer.storage.results import S3Store
-from acestep_consumer.storage.s3_client import S3Connection
+from acestep_consumer.storage.results import ResultStore
+from acestep_consumer.storage.s3.objects import S3Objects
 from infra.local.s3 import SeaweedFS
 from tests.support.fake_store import FakeStore
 from tests.support.jobs import make_failure, make_job, make_manifest, make_rendering, make_track
 
+PART_BYTES = 5 << 20  # the smallest that S3 takes
 TRACE = f"00-{'a' * 32}-{'b' * 16}-01"
 
 
@@ -39,8 +39,9 @@ async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
     prefix: str = request.getfixturevalue("s3_prefix")
     settings = StorageSettings(endpoint=server.endpoint, bucket=server.bucket, prefix=prefix)
     session: boto3.Session = request.getfixturevalue("session")
-    async with S3Connection(settings, session=session, patience_s=5) as connection:
-        yield S3Store(Objects(connection), settings)
+    async with S3Objects(settings, session=session, retry_s=5) as objects:
+        objects.part_bytes = PART_BYTES
+        yield ResultStore(objects, settings)
 
 
 class TestAStore:

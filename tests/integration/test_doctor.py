@@ -21,7 +21,7 @@ from acestep_consumer.commands.doctor.machine import Machine, look_at_port
 from acestep_consumer.commands.doctor.models import look_at_lm
 from acestep_consumer.commands.doctor.report import Finding
 from acestep_consumer.commands.doctor.storage import CHECKS, look_at_storage
-from acestep_consumer.commands.tier_names import tier_names
+from acestep_consumer.commands.topology import tier_names
 from acestep_consumer.config.settings import Settings, WorkerSettings, load
 from acestep_consumer.observability.http import HealthServer
 from infra.local.rabbitmq import RabbitMQ
@@ -183,10 +183,10 @@ async def test_the_card_is_told_with_its_tier_and_its_language_model(tmp_path: P
     settings = load({}, env_file=None)
     machine = Machine(settings, environ)
     told = await looked(machine.device())
-    assert told["device"].said.startswith("NVIDIA L40S, 45.0 GB, from nvidia-smi")
+    assert told["device"].said.startswith("NVIDIA L40S, 45.0 GB (from nvidia-smi)")
     assert told["tier"].said.startswith("unlimited of ")
     lm = await looked(look_at_lm(settings, machine, environ))
-    assert "ACE-Step/acestep-5Hz-lm-4B is on the hub" in lm["language model"].said
+    assert "ACE-Step/acestep-5Hz-lm-4B is not on this disk yet" in lm["language model"].said
 
 
 def test_servers_that_accept_and_never_answer_cost_their_own_lines_only() -> None:
@@ -215,7 +215,7 @@ def test_servers_that_accept_and_never_answer_cost_their_own_lines_only() -> Non
 async def test_a_broker_that_is_not_there_leaves_its_other_checks_unchecked() -> None:
     found = await looked(look_at_broker(load({"ACESTEP_AMQP_URL": "amqp://127.0.0.1:1/"}, env_file=None)))
     assert found["broker"].level == "fail"
-    assert "out of reach" in found["broker"].said
+    assert "is unreachable" in found["broker"].said
     assert {found[check].level for check in set(found) - {"broker"}} == {"skip"}
 
 
@@ -235,7 +235,7 @@ async def test_permissions_that_a_worker_needs_are_missed_by_name(settings: Sett
     url = limited_user("^acestep[.]", "^acestep[.](requests|generate|control|dead-letter)", "^acestep[.](?!events$)")
     found = await looked(look_at_broker(load({"ACESTEP_AMQP_URL": url}, env_file=None)))
     assert found["permissions"].level == "fail"
-    lacking = set(found["permissions"].said.removeprefix("this user may not ").split(", "))
+    lacking = set(found["permissions"].said.removeprefix("this user lacks ").split(", "))
     assert lacking == {
         "write on acestep.events",
         "write on acestep.events.unrouted",
@@ -306,7 +306,7 @@ async def test_requests_that_nobody_takes_are_a_warning(settings: Settings, amqp
         await channel.default_exchange.publish(aio_pika.Message(b"{}"), GENERATE)
     found = await looked(look_at_broker(settings))
     assert found["queue"].level == "warn"
-    assert "1 of 200 wait; consumers: 0" in found["queue"].said
+    assert "1 of 200 waiting; consumers: 0" in found["queue"].said
 
 
 async def test_the_management_api_is_judged_by_what_its_user_may(
@@ -319,7 +319,7 @@ async def test_the_management_api_is_judged_by_what_its_user_may(
     viewer = settings_of(service_environment, ACESTEP_MANAGEMENT_URL=api.replace("//", f"//{login}@"))
     found = await looked(look_at_management(viewer.broker))
     assert found["management"].level == "fail"
-    assert "its tags: monitoring" in found["management"].said
+    assert "user tags: monitoring" in found["management"].said
     assert found["bindings"].level == "ok"
     stranger = settings_of(service_environment, ACESTEP_MANAGEMENT_URL=api.replace("//", "//guest:wrong@"))
     assert "refuses the login" in (await looked(look_at_management(stranger.broker)))["management"].said
@@ -372,4 +372,4 @@ async def test_a_port_that_a_worker_has_is_a_warning() -> None:
     async with HealthServer({}, lambda _: (b"", "text/plain"), "127.0.0.1", 0) as worker:
         found = await look_at_port(WorkerSettings(http_port=worker.port))
     assert found.level == "warn"
-    assert "a worker has it" in found.said
+    assert "in use by another worker" in found.said

@@ -49,7 +49,7 @@ class FakeRenderer:
         finally:
             self.at_once -= 1
 
-    async def listen(self, job: Job, sources: Sources) -> TokenizedSource:
+    async def tokenize_audio(self, job: Job, sources: Sources) -> TokenizedSource:
         """Hear five codes."""
         return TokenizedSource(codes="<|audio_code_1|>" * 5, source_s=1.0)
 

@@ -23,18 +23,18 @@ MAY_IMPORT = {
     "audio": "domain",
     "storage": "config domain schemas",
     "broker": "config domain schemas",
-    "inputs": "config domain storage concurrency schemas",
+    "inputs": "config domain concurrency schemas",
     "execution": "domain policy concurrency schemas",
     "engine": "audio config domain inputs policy concurrency schemas",
-    "observability": "domain engine execution storage schemas",
+    "observability": "domain engine execution schemas",
     "multi_gpu": "config",
     "worker": "broker config domain engine execution multi_gpu observability storage schemas",
     "client": "broker config domain storage schemas",
-    "webui": "audio client config schemas",
+    "webui": "audio client config domain schemas",
     "commands": "audio broker client config domain engine multi_gpu policy storage webui schemas",
     "pipeline": "domain execution observability policy concurrency schemas",
     "app": "broker config domain engine execution inputs observability pipeline policy storage worker",
-    "cli": "app audio commands config engine schemas",
+    "cli": "app audio commands config schemas",
     "__main__": "cli",
     PRODUCT: "",
 }
@@ -65,8 +65,8 @@ MAY_NAME = {
     "aio_pika": {"broker", "client"},
     "aiormq": {"broker", "client"},
     "pamqp": {"broker", "client"},
-    "boto3": {"storage"},
-    "botocore": {"storage"},
+    "boto3": {"storage.s3"},
+    "botocore": {"storage.s3"},
     "opentelemetry": {"observability.tracing"},
     "prometheus_client": {"observability.metrics", "commands.top.report"},
 }
@@ -129,6 +129,12 @@ def test_a_heavy_or_foreign_package_is_imported_in_its_own_folder_only(path: Pat
         if any(inside(name, {package}) for name in imports_of(path)) and not inside(name_of(path), rooms)
     }
     assert strangers == set()
+
+
+def test_an_adapter_of_the_object_storage_is_named_only_where_it_is_chosen() -> None:
+    """All others see `domain.ports.Objects`, so that another storage is one folder more."""
+    chosen = {name_of(path) for path in MODULES if any("storage.s3" in name for name in imports_of(path))}
+    assert chosen == {"app", "client.results", "commands.doctor.storage", "storage.s3.objects"}
 
 
 def test_no_two_classes_share_a_name() -> None:

@@ -18,10 +18,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from acestep_consumer.domain.objects import Traffic
 from acestep_consumer.engine.device_usage import DeviceUsage
 from acestep_consumer.engine.messages import EngineStats
 from acestep_consumer.observability.job_stats import Histogram, JobStats, Refusals
-from acestep_consumer.storage.s3_client import Traffic
 
 _GIB = 1 << 30
 
@@ -189,7 +189,7 @@ class RendererCollector(Collector):
         yield CounterMetricFamily("acestep_songs", "Songs finished.", usage.songs)
         yield CounterMetricFamily("acestep_audio_seconds", "Seconds of audio finished.", usage.audio_s)
         yield CounterMetricFamily(
-            "acestep_memory_squeezes", "Times that memory made a pack smaller, or work wait.", usage.squeezes
+            "acestep_memory_squeezes", "Times that memory made a pack smaller, or work wait.", usage.reductions
         )
 
 
@@ -209,8 +209,8 @@ class EngineCollector(Collector):
         yield family
 
 
-# Name, help, and where in the vitals it is.
-_OF_VITALS: tuple[tuple[str, str, Callable[[EngineStats], float | None]], ...] = (
+# Name, help, and value in the stats.
+_OF_STATS: tuple[tuple[str, str, Callable[[EngineStats], float | None]], ...] = (
     ("acestep_vram_used_bytes", "Device memory in use by the renderer.", lambda now: _bytes(now.memory_gb)),
     ("acestep_vram_limit_bytes", "The renderer's share of device memory.", lambda now: _bytes(now.memory_limit_gb)),
     ("acestep_pack_songs", "Songs of the last denoising step.", lambda now: now.songs_in_pack),
@@ -221,8 +221,8 @@ _OF_VITALS: tuple[tuple[str, str, Callable[[EngineStats], float | None]], ...] =
 def _gauges(usage: DeviceUsage) -> Iterator[Metric]:
     idle = usage.idle_share(time.monotonic())
     yield GaugeMetricFamily("acestep_gpu_idle_ratio", "Share of the last minute in which the device had no work.", idle)
-    for name, about, value in _OF_VITALS:
-        yield GaugeMetricFamily(name, about, value(usage.vitals) if usage.vitals else None)
+    for name, about, value in _OF_STATS:
+        yield GaugeMetricFamily(name, about, value(usage.stats) if usage.stats else None)
 
 
 def _by(

@@ -49,7 +49,7 @@ class EngineProgress(Protocol):
         """Seconds of audio finished so far; 0 from an engine that does not tell."""
 
     @property
-    def squeezes(self) -> int:
+    def reductions(self) -> int:
         """Times so far that memory made a pack smaller, or work wait."""
 
     @property
@@ -106,5 +106,5 @@ class PrefetchController:
             work=self._engine.audio_s + JOB_S * finished,
             in_hand=self._consumer.in_hand,
             memory=self._engine.memory_share,
-            squeezes=self._engine.squeezes,
+            squeezes=self._engine.reductions,
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.consumer import Consumer
 from acestep_consumer.config.settings import Settings
+from acestep_consumer.domain.objects import Traffic
 from acestep_consumer.engine.interface import EngineSet
 from acestep_consumer.observability.http import Check
 from acestep_consumer.observability.job_stats import JobStats, Refusals
@@ -26,8 +27,7 @@ from acestep_consumer.observability.metrics import (
 )
 from acestep_consumer.storage.disk import DiskGuard
 from acestep_consumer.storage.outage import OutageGate
-from acestep_consumer.storage.results import S3Store
-from acestep_consumer.storage.s3_client import Traffic
+from acestep_consumer.storage.results import ResultStore
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,7 +55,7 @@ class WorkerState:
     jobs: JobStats
     refusals: Refusals
     traffic: Traffic | None = None
-    store: S3Store | None = None
+    store: ResultStore | None = None
     disk: DiskGuard | None = None
     consumer: Consumer | None = None
     forwarded: Mapping[str, int] = field(default_factory=dict)

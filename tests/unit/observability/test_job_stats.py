@@ -2,7 +2,6 @@
 """What a worker counts: each job once, under names that cannot grow, at a cost that nobody notices."""
 
 import time
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -11,7 +10,6 @@ import pytest
 from acestep_consumer.broker.errors import ConnectionLost, Nacked, Unroutable
 from acestep_consumer.domain.job import Job
 from acestep_consumer.observability.job_stats import BOUNDS_S, MOST_NAMES, NONE, OTHER, Histogram, JobStats, Refusals
-from acestep_consumer.storage.s3_client import Traffic
 from acestep_schemas.events import Completed, ErrorCode, ErrorReport, LmChoice, ModelChoice, Timings, Unfinished
 from tests.support.jobs import make_job, make_manifest
 
@@ -121,13 +119,3 @@ def test_counting_a_job_takes_less_than_a_fifth_of_a_millisecond() -> None:
         return (time.perf_counter() - start) / jobs
 
     assert min(round_of(1000) for _ in range(5)) < 200e-6
-
-
-async def test_received_bytes_are_counted_as_they_pass() -> None:
-    async def chunks() -> AsyncIterator[bytes]:
-        for chunk in (b"abc", b"", b"de"):
-            yield chunk
-
-    traffic = Traffic()
-    assert [chunk async for chunk in traffic.receiving(chunks())] == [b"abc", b"", b"de"]
-    assert traffic.received_bytes == 5

@@ -10,6 +10,7 @@ from aiohttp import ClientSession
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
+from acestep_consumer.domain.objects import Traffic
 from acestep_consumer.engine.device_usage import DeviceUsage
 from acestep_consumer.observability.http import HealthServer
 from acestep_consumer.observability.job_stats import JobStats, Refusals
@@ -26,10 +27,9 @@ from acestep_consumer.observability.metrics import (
     WorkerCollector,
 )
 from acestep_consumer.policy.tiers import BUILT_IN
-from acestep_consumer.storage.s3_client import Traffic
+from tests.support.engine_stats import engine_stats
 from tests.support.jobs import make_job, make_manifest
 from tests.support.metrics_page import families_of_a_worker, sample_names
-from tests.support.vitals import vitals
 
 GAUGES_OF_VITALS = {
     "acestep_gpu_idle_ratio",
@@ -60,7 +60,7 @@ def half_idle() -> DeviceUsage:
     usage = DeviceUsage()
     now = time.monotonic()
     usage.process_ready(now - 40)
-    usage.note(vitals(busy_s=20), now - 0.5)
+    usage.note(engine_stats(busy_s=20), now - 0.5)
     return usage
 
 
@@ -88,7 +88,7 @@ def test_before_the_start_counters_are_zero_and_what_is_unknown_has_no_sample() 
 
 def test_a_device_without_memory_of_its_own_shows_none() -> None:
     usage = DeviceUsage()
-    usage.note(vitals(memory_gb=0, memory_limit_gb=0), time.monotonic() - 1)
+    usage.note(engine_stats(memory_gb=0, memory_limit_gb=0), time.monotonic() - 1)
     assert set(samples(metrics(usage, None))) >= {"acestep_pack_songs"}
     assert not {"acestep_vram_used_bytes", "acestep_vram_limit_bytes"} & set(samples(metrics(usage, None)))
 
