@@ -14,7 +14,7 @@ from typing import Any, Final
 import yaml
 
 from acestep_consumer.config.exit_codes import MEANINGS
-from acestep_consumer.config.settings import describe
+from acestep_consumer.config.settings import describe_sections
 from acestep_consumer.policy.tiers import BUILT_IN, Tier
 
 ROOT: Final = Path(__file__).parents[1]
@@ -62,11 +62,8 @@ _JAPANESE_EXIT_CODES = (
 
 
 def settings_table() -> str:
-    """Return the settings, one row per environment variable."""
-    return _table(
-        ("variable", "default", "meaning"),
-        ((f"`{name}`", default if default == "–" else f"`{default}`", about) for name, default, about in describe()),
-    )
+    """Return the settings, a table for each section, one row per environment variable."""
+    return "\n\n".join(f"### {title}\n\n{_settings(rows)}" for title, rows in describe_sections())
 
 
 def tier_table() -> str:
@@ -159,6 +156,11 @@ _SUFFIX = {"counter": "_total"}
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     head = tuple(head)
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows)).replace("| --- ", "|---")
+
+
+def _settings(rows: Iterable[tuple[str, str, str]]) -> str:
+    shown = ((f"`{name}`", default if default == "–" else f"`{default}`", about) for name, default, about in rows)
+    return _table(("variable", "default", "meaning"), shown)
 
 
 def _tier_row(tier: Tier) -> tuple[str, ...]:
