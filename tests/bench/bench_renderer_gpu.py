@@ -25,6 +25,7 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as record
 
 from acestep_consumer.config.settings import EngineSettings
+from acestep_consumer.domain.audio_codes import CODE_COUNT, CODES_PER_SECOND, format_codes
 from acestep_consumer.engine.renderer import startup
 from acestep_consumer.engine.renderer.batch_request import RequestCallbacks
 from acestep_consumer.engine.renderer.cuda_graphs import GraphedFlow
@@ -46,7 +47,7 @@ def tell(line: str) -> None:
 
 def arguments(seconds: int, seed: int, model: str = tiny_checkpoint.TURBO) -> PipelineArguments:
     steps, guidance = (8, 1.0) if model == tiny_checkpoint.TURBO else (50, 7.0)
-    codes = "".join(f"<|audio_code_{(seed * 7919 + 61 * index) % 64_000}|>" for index in range(5 * seconds))
+    codes = format_codes((seed * 7919 + 61 * index) % CODE_COUNT for index in range(CODES_PER_SECOND * seconds))
     usual = warm_up_arguments(codes=True)
     given = {"prompt": [PROMPT], "lyrics": [LYRICS], "num_inference_steps": steps, "audio_codes": [codes]}
     given["guidance_scale"] = guidance

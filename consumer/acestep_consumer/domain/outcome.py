@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a job ended: the terminal event, and what becomes of its delivery. Pure."""
 
-import re
 from dataclasses import dataclass
 from datetime import datetime
 
+from acestep_consumer.domain.audio_codes import parse_codes
 from acestep_consumer.domain.errors import ConsumerError, PreviousOutcome, Verdict, WorkerLost
 from acestep_consumer.domain.job import Job, Plan, Rendering, StoredObject
 from acestep_schemas.events import (
@@ -41,9 +41,6 @@ class TerminalRecord:
         that one message come again.
         """
         return isinstance(self.ending, Completed) or (same and self.message == message)
-
-
-_CODE = re.compile(r"<\|audio_code_(\d+)\|>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +80,7 @@ def manifest(  # noqa: PLR0913, PLR0917 - it gathers what every stage returned, 
         request=request,
         metas=plan.metas.model_copy(update={"duration": sung_s}),
         timings=timings,
-        audio_codes=tuple(map(_numbers, plan.audio_codes)),
+        audio_codes=tuple(map(parse_codes, plan.audio_codes)),
         warnings=(*job.warnings, *plan.warnings, *rendering.warnings),
     )
 
@@ -123,11 +120,6 @@ def known(error: object) -> ConsumerError:
     if isinstance(error, ConsumerError):
         return error
     return ConsumerError(f"internal error ({type(error).__name__}); the worker's log has the details")
-
-
-def _numbers(codes: str) -> tuple[int, ...]:
-    """Audio codes as numbers: their text is four times as long."""
-    return tuple(map(int, _CODE.findall(codes)))
 
 
 def _report(error: ConsumerError, attempts: int) -> ErrorReport:
