@@ -261,7 +261,7 @@ async def working(settings: Settings, engines: FakeEngines, card: SharedCard) ->
         rendering = tasks.create_task(card.work())
         running = tasks.create_task(worker.run())
         yield worker
-        worker._signals.leave()
+        worker._signals.shut_down()
         await running
         rendering.cancel()
 
@@ -324,7 +324,7 @@ async def test_auto_climbs_with_the_throughput_and_every_job_is_done_once(
                         attempts[started.attempt] += 1
                     case WorkerEvent(data=news):
                         told.append(news.prefetch)
-            consumer = worker._seen.consumer
+            consumer = worker._state.consumer
             assert consumer is not None
             await broker_lists(management, amqp_vhost, lambda: consumer.prefetch)
             assert (await scraped(settings))["acestep_workers"] == consumer.prefetch

@@ -11,7 +11,8 @@ import torch
 
 from acestep_consumer.audio.formats import FORMATS
 from acestep_consumer.config.settings import EngineSettings
-from acestep_consumer.domain.job import LoadedModel, Variant
+from acestep_consumer.domain.job import LoadedModel
+from acestep_consumer.domain.tasks import Variant
 from acestep_consumer.engine.renderer import startup
 from acestep_consumer.engine.renderer.checkpoint import load_models, variant_of
 from acestep_consumer.engine.renderer.device import DeviceReport, Offload

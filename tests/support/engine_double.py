@@ -13,7 +13,8 @@ import time
 import wave
 from pathlib import Path
 
-from acestep_consumer.domain.job import LoadedModel, Rendering, Track, Variant
+from acestep_consumer.domain.job import LoadedModel, Rendering, Track
+from acestep_consumer.domain.tasks import Variant
 from acestep_consumer.engine.framing import FrameSocket
 from acestep_consumer.engine.messages import (
     FROM_ENGINE,

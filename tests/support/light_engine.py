@@ -20,7 +20,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from acestep_consumer.domain.job import LoadedModel, Rendering, Track, Variant
+from acestep_consumer.domain.job import LoadedModel, Rendering, Track
+from acestep_consumer.domain.tasks import Variant
 from acestep_consumer.engine.framing import FrameSocket
 from acestep_consumer.engine.messages import (
     FROM_ENGINE,

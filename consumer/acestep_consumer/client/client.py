@@ -17,7 +17,7 @@ from acestep_consumer.broker.errors import BrokerError, BrokerRefused, Nacked, U
 from acestep_consumer.broker.topology import CONTROL, EVENTS, GENERATE, REQUESTS
 from acestep_consumer.client.connection import NOT_DECLARED, ClientConnection, as_client_error
 from acestep_consumer.client.dispatcher import Dispatcher
-from acestep_consumer.client.errors import DownloadFailed, InvalidTaskId, NoQueue, NoSongs, QueueFull
+from acestep_consumer.client.errors import InvalidTaskId, NoQueue, NoSongs, QueueFull
 from acestep_consumer.client.estimate import QueueEstimate, RequestQueueDepth, outlook_of
 from acestep_consumer.client.job import JobHandle
 from acestep_consumer.client.results import Results
@@ -26,7 +26,7 @@ from acestep_consumer.client.subscription import Subscription
 from acestep_consumer.client.worker_survey import QUESTION, muster
 from acestep_consumer.config import settings as settings_module
 from acestep_consumer.config.settings import StorageSettings
-from acestep_schemas.events import Audio, JobCompleted, JobEvent, TerminalEvent, Worker, WorkerEvent
+from acestep_schemas.events import JobCompleted, JobEvent, TerminalEvent, Worker, WorkerEvent
 from acestep_schemas.request import TASK_ID_PATTERN
 
 ROUTING_KEY: Final = "generate"
@@ -236,7 +236,7 @@ class Client:
             raise NoSongs(event)
         from acestep_consumer.client.download import download  # noqa: PLC0415 - an HTTP client, which many programs never need
 
-        return await download(event.data, Path(folder), self._link)
+        return await download(event.data, Path(folder), self._endings)
 
     @asynccontextmanager
     async def subscribe(self, *routing_keys: str) -> AsyncIterator[AsyncIterator[JobEvent | WorkerEvent]]:
@@ -258,21 +258,6 @@ class Client:
         with suppress(BrokerError):  # this login may be allowed to publish alone
             waiting, workers = await self._line.depth(GENERATE)
         return QueueFull(self._pace.retry_after(workers), waiting, workers)
-
-    async def _link(self, audio: Audio) -> str:
-        """Our own keys make a fresh link; the event's may have expired."""
-        if self._endings is not None:
-            try:
-                return await self._endings.link(audio.uri)
-            except DownloadFailed:
-                if audio.url is None:
-                    raise
-        if audio.url is None:
-            raise DownloadFailed(
-                f"{audio.uri}: this client has no access to storage and the event has no URL; give Client its storage, "
-                "or set ACESTEP_S3_PRESIGN_SECONDS for the workers"
-            )
-        return audio.url
 
 
 def _id_of(request: Mapping[str, object]) -> str:

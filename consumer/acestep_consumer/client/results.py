@@ -1,26 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results in S3: how a job ended, and links to its songs. Needs keys that may read; connects when first asked."""
+"""Results in storage: how a job ended, and its songs. Needs keys that may read; connects when first asked."""
 
 import asyncio
 import re
-from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Annotated, Final
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Annotated, Final
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from acestep_consumer.client.errors import DownloadFailed
 from acestep_consumer.config.settings import StorageSettings
 from acestep_consumer.domain.errors import StorageUnavailable
+from acestep_consumer.domain.objects import ByteRange, ObjectAddress
+from acestep_consumer.domain.ports import Objects, ObjectStream
 from acestep_schemas.events import Completed, JobCompleted, TerminalEvent, Unfinished, unfinished_event
 from acestep_schemas.request import TASK_ID_PATTERN
 
-if TYPE_CHECKING:
-    from acestep_consumer.storage.objects import Objects
-    from acestep_consumer.storage.s3_client import ObjectAddress
-
 MANIFEST: Final = "manifest.json"
-# Long enough for one download on a slow line; a longer one gets another link on the way.
-LINK_S: Final = 3600
 
 _ENDING: Final[TypeAdapter[Completed | Unfinished]] = TypeAdapter(
     Annotated[Completed | Unfinished, Field(discriminator="status")]
@@ -29,7 +26,7 @@ _TASK_ID: Final = re.compile(TASK_ID_PATTERN)
 
 
 class Results:
-    """Reads what workers left in the result bucket of ``settings``. Each call raises ``DownloadFailed``."""
+    """Reads the results that workers stored in the bucket of ``settings``. ``find`` raises ``DownloadFailed``."""
 
     def __init__(self, settings: StorageSettings) -> None:
         self._settings = settings
@@ -42,44 +39,38 @@ class Results:
         if not _TASK_ID.fullmatch(task_id):
             raise DownloadFailed(f"{task_id[:128]!r} is not a task id")
         key = "/".join(part for part in (self._settings.prefix.strip("/"), task_id, MANIFEST) if part)
-        place = _place(self._settings.bucket, key)
+        address = ObjectAddress(self._settings.bucket, key)
         try:
-            body = await (await self._connected()).read(place)
+            found = await (await self._connected()).get(address)
         except StorageUnavailable as error:
             raise DownloadFailed(str(error)) from error
-        return None if body is None else _event(place, body)
+        return None if found is None else _event(address, found.body)
 
-    async def link(self, uri: str) -> str:
-        """Return a URL from which ``s3://bucket/key`` can be read for an hour."""
-        bucket, _, key = uri.removeprefix("s3://").partition("/")
-        try:
-            return await (await self._connected()).presign(_place(bucket, key), LINK_S)
-        except StorageUnavailable as error:
-            raise DownloadFailed(str(error)) from error
+    @asynccontextmanager
+    async def open(self, uri: str, span: ByteRange | None = None) -> AsyncIterator[ObjectStream]:
+        """Open a song for reading, or ``span`` of it. Raises ``StorageUnavailable``, ``StorageRefused`` here."""
+        objects = await self._connected()
+        async with objects.open(ObjectAddress.of(uri), span) as stream:
+            yield stream
 
     async def close(self) -> None:
         """Close connections."""
         await self._stack.aclose()
 
-    async def _connected(self) -> "Objects":
-        from acestep_consumer.storage.objects import Objects  # noqa: PLC0415 - half a second, and many programs never look into S3
-        from acestep_consumer.storage.s3_client import S3Connection  # noqa: PLC0415 - as above
+    async def _connected(self) -> Objects:
+        from acestep_consumer.storage.s3.objects import S3Objects  # noqa: PLC0415 - half a second, and many programs read no results
 
         async with self._connecting:
             if self._objects is None:
-                self._objects = Objects(await self._stack.enter_async_context(S3Connection(self._settings)))
+                self._objects = await self._stack.enter_async_context(S3Objects(self._settings))
             return self._objects
 
 
-def _place(bucket: str, key: str) -> "ObjectAddress":
-    from acestep_consumer.storage.s3_client import ObjectAddress  # noqa: PLC0415 - see above
-
-    return ObjectAddress(bucket, key)
-
-
-def _event(place: "ObjectAddress", body: bytes) -> TerminalEvent:
+def _event(address: ObjectAddress, body: bytes) -> TerminalEvent:
     try:
         ending = _ENDING.validate_json(body, extra="ignore")
     except ValidationError as error:
-        raise DownloadFailed(f"{place} is not a manifest that can be read; is this package too old for it?") from error
+        raise DownloadFailed(
+            f"{address} is not a manifest that can be read; is this package too old for it?"
+        ) from error
     return JobCompleted.of(ending) if isinstance(ending, Completed) else unfinished_event(ending)

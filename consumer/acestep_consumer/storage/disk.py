@@ -143,6 +143,7 @@ class GuardedInputs:
 
     async def fetch(self, job: Job, folder: Path) -> Sources:
         """Copy the job's inputs into ``folder``. Raises ``DiskFull`` and what the inputs raise."""
+        await self._disk.look()
         async with self._disk.watching():
             return await self._inputs.fetch(job, folder)
 

@@ -1,26 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sound out of S3 for a browser: only objects that a job's end names, whole or the range that was asked for."""
+"""Songs in storage for a browser: only objects that a terminal event names, whole or the range that was asked for."""
 
-import os
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final, Self
 
-import aiohttp
 from aiohttp import web
 
 from acestep_consumer.client import DownloadFailed
 from acestep_consumer.client.results import Results
 from acestep_consumer.config.settings import StorageSettings
+from acestep_consumer.domain.errors import StorageRefused, StorageUnavailable
+from acestep_consumer.domain.objects import ByteRange
+from acestep_consumer.domain.ports import ObjectStream
 from acestep_consumer.webui.job_board import JobBoard
 from acestep_consumer.webui.job_view import content_type_of
 from acestep_schemas.events import Audio, JobCompleted
-
-_CONNECT_S, _READ_S = 10.0, 30.0
-_CHUNK_BYTES: Final = 64 << 10
 
 
 class SongUnavailable(Exception):
@@ -31,21 +26,8 @@ class SongUnavailable(Exception):
         self.status = status
 
 
-@dataclass(frozen=True, slots=True)
-class ByteRange:
-    """Bytes ``first`` to ``last``, both included."""
-
-    first: int
-    last: int
-
-    @property
-    def bytes(self) -> int:
-        """How many."""
-        return self.last - self.first + 1
-
-
 class AudioProxy:
-    """The songs in the result bucket. An async context manager; connects to S3 when somebody first listens.
+    """The songs in the result bucket.
 
     Args:
         settings: where results are.
@@ -57,19 +39,6 @@ class AudioProxy:
         self._settings = settings
         self._endings = endings
         self._board = board
-        self._http: aiohttp.ClientSession
-
-    async def __aenter__(self) -> Self:
-        self._http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=_trust()),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_READ_S),
-            auto_decompress=False,
-            trust_env=True,
-        )
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._http.close()
 
     async def find(self, task_id: str, index: int) -> Audio:
         """Return the song of that number. Raises ``SongUnavailable``."""
@@ -86,7 +55,7 @@ class AudioProxy:
         """Answer with the song, or the part of it that was asked for. ``name``: to be saved under that name.
 
         Raises:
-            NotHere: storage does not give it.
+            SongUnavailable: storage does not give it.
         """
         tag = f'"{audio.sha256}"'
         headers = _headers(audio, tag, name)
@@ -102,12 +71,12 @@ class AudioProxy:
         response = _response(audio, span, headers)
         if request.method == "HEAD":
             return response
-        async with self._opened(audio, span) as chunks:
+        async with self._opened(audio, span) as stream:
             try:
                 await response.prepare(request)
-                async for chunk in chunks:
+                async for chunk in stream:
                     await response.write(chunk)
-            except (aiohttp.ClientError, ConnectionError, TimeoutError):
+            except (StorageUnavailable, ConnectionError):
                 # The listener moved on, which players do all the time, or storage broke off: then a cut connection
                 # makes the browser ask for the rest.
                 if request.transport is not None:
@@ -115,20 +84,16 @@ class AudioProxy:
         return response
 
     @asynccontextmanager
-    async def _opened(self, audio: Audio, span: ByteRange | None) -> AsyncIterator[AsyncIterator[bytes]]:
-        wanted = {"Range": f"bytes={span.first}-{span.last}"} if span else {}
-        expected = (HTTPStatus.PARTIAL_CONTENT, span.bytes) if span else (HTTPStatus.OK, audio.bytes)
+    async def _opened(self, audio: Audio, span: ByteRange | None) -> AsyncIterator[ObjectStream]:
         try:
-            link = await self._endings.link(audio.uri)
-            answer = await self._http.get(link, headers=wanted, allow_redirects=False)
-        except (DownloadFailed, aiohttp.ClientError, TimeoutError) as error:
-            # An aiohttp error may hold the link, which is a key to the song.
-            why = error if isinstance(error, DownloadFailed) else f"{audio.uri}: {type(error).__name__}"
-            raise SongUnavailable(HTTPStatus.BAD_GATEWAY, f"storage does not answer: {why}") from error
-        async with answer:
-            if (answer.status, answer.content_length) != expected:
-                raise _refused(audio, answer)
-            yield answer.content.iter_chunked(_CHUNK_BYTES)
+            async with self._endings.open(audio.uri, span) as stream:
+                if stream.size != audio.bytes:
+                    raise SongUnavailable(HTTPStatus.BAD_GATEWAY, _changed(audio))
+                yield stream
+        except StorageRefused as error:
+            raise _refused(audio, error) from error
+        except StorageUnavailable as error:
+            raise SongUnavailable(HTTPStatus.BAD_GATEWAY, f"storage does not answer: {error}") from error
 
     async def _written_down(self, task_id: str) -> tuple[Audio, ...]:
         try:
@@ -177,17 +142,13 @@ def _response(audio: Audio, span: ByteRange | None, headers: dict[str, str]) -> 
     return response
 
 
-def _refused(audio: Audio, answer: aiohttp.ClientResponse) -> SongUnavailable:
-    if answer.status == HTTPStatus.NOT_FOUND:
+def _refused(audio: Audio, error: StorageRefused) -> SongUnavailable:
+    if error.missing:
         return SongUnavailable(HTTPStatus.NOT_FOUND, f"{audio.uri} is gone: somebody deleted it")
-    if answer.status in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE):
-        return SongUnavailable(
-            HTTPStatus.BAD_GATEWAY, f"{audio.uri} is not as large as its job says: somebody changed it"
-        )
-    return SongUnavailable(HTTPStatus.BAD_GATEWAY, f"storage refuses {audio.uri}: HTTP {answer.status}")
+    if error.reason == "InvalidRange":
+        return SongUnavailable(HTTPStatus.BAD_GATEWAY, _changed(audio))
+    return SongUnavailable(HTTPStatus.BAD_GATEWAY, f"storage refuses {error}")
 
 
-def _trust() -> ssl.SSLContext | bool:
-    """The authorities that S3 calls trust as well."""
-    bundle = os.environ.get("AWS_CA_BUNDLE")
-    return ssl.create_default_context(cafile=bundle) if bundle else True
+def _changed(audio: Audio) -> str:
+    return f"{audio.uri} is not as large as its job says: somebody changed it"

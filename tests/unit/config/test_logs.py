@@ -73,3 +73,20 @@ def test_each_console_line_names_its_module(package: Path) -> None:
     lines = logged(package, "console")
     for event, module in EXPECTED.items():
         assert any(event in line and f"[{module}]" in line for line in lines)
+
+
+LEVELS = """
+import logging, structlog
+from acestep_consumer.config.logs import set_log_level, set_up_logs
+log = structlog.get_logger()
+assert set_up_logs("info", "auto")
+log.debug("too low")
+set_log_level("debug")
+log.debug("low enough")
+"""
+
+
+def test_the_level_can_change_while_loggers_are_cached() -> None:
+    done = subprocess.run([sys.executable, "-c", LEVELS], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == ""
+    assert [json.loads(line)["event"] for line in done.stderr.splitlines()] == ["low enough"]

@@ -12,7 +12,8 @@ import torch
 from diffusers import AceStepPipeline
 
 from acestep_consumer.config.settings import EngineSettings
-from acestep_consumer.domain.job import LoadedModel, Variant
+from acestep_consumer.domain.job import LoadedModel
+from acestep_consumer.domain.tasks import Variant
 from acestep_consumer.engine.renderer.device import DeviceReport, offload_for
 from acestep_consumer.engine.renderer.quiet_imports import quietly
 from acestep_consumer.engine.renderer.registry import Checkpoint, CheckpointError, resolve

@@ -12,7 +12,8 @@ import torch
 
 from acestep_consumer.domain.audio_codes import CODES_PER_SECOND, parse_songs
 from acestep_consumer.domain.errors import LimitExceeded, RenderFailed
-from acestep_consumer.domain.job import Job, LoadedModel, Plan, Variant
+from acestep_consumer.domain.job import Job, LoadedModel, Plan
+from acestep_consumer.domain.tasks import TASKS, Variant
 from acestep_schemas.events import Adjustment
 from acestep_schemas.request import GenerationRequest, TaskType
 
@@ -20,7 +21,6 @@ from acestep_schemas.request import GenerationRequest, TaskType
 DEFAULT_INSTRUCTION = "Fill the audio semantic mask based on the given conditions:"
 INSTRUMENTAL = "[Instrumental]"
 
-_REPAINTED = frozenset(("repaint", "lego"))
 _NO_GUIDANCE = 1.0
 
 
@@ -115,7 +115,7 @@ def codes_of(job: Job, plan: Plan) -> tuple[str, ...]:
 
 def reads_source(job: Job, plan: Plan) -> bool:
     """Whether the source audio is used: not by text2music, and not where there are audio codes."""
-    return job.request.task_type != "text2music" and not codes_of(job, plan)
+    return TASKS[job.request.task_type].reads_source and not codes_of(job, plan)
 
 
 def arguments_for(
@@ -215,7 +215,7 @@ class _MaterialBuilder:
         seconds = self._within_limit(self.inputs.source.shape[-1] / rate, "the source audio")
         self._note_length(seconds, "the source audio")
         source = self.inputs.source[:, : round(seconds * rate)]
-        if self._request.task_type not in _REPAINTED:
+        if not TASKS[self._request.task_type].has_window:
             return _Material(src_audio=source)
         start, end = self._window(seconds)
         return _Material(src_audio=source, repainting_start=start, repainting_end=end)

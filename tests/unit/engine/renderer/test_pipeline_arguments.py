@@ -11,7 +11,8 @@ import torch
 
 from acestep_consumer.domain.audio_codes import format_codes
 from acestep_consumer.domain.errors import LimitExceeded, RenderFailed
-from acestep_consumer.domain.job import Job, LoadedModel, Plan, Variant
+from acestep_consumer.domain.job import Job, LoadedModel, Plan
+from acestep_consumer.domain.tasks import Variant
 from acestep_consumer.engine.renderer.pipeline_arguments import (
     DecodedInputs,
     PipelineArguments,
