@@ -15,7 +15,7 @@ from aiohttp import web
 
 from acestep_consumer.engine.device_usage import DeviceUsage
 from acestep_consumer.observability.http import HealthServer
-from acestep_consumer.observability.metrics import EngineCollector, Metrics, RendererCollector, WorkerCollector
+from acestep_consumer.observability.metrics import Metrics, engine_metrics, renderer_metrics, worker_metrics
 from tests.support.engine_stats import engine_stats
 from tests.support.worker import COMMAND, ROOT, clean_environment
 
@@ -35,7 +35,9 @@ async def worker_at_work(*, ready: bool = True, port: int = 0) -> AsyncIterator[
     usage.process_ready(time.monotonic() - 30)
     usage.note(engine_stats(songs_done=5, busy_s=15), time.monotonic())
     page = Metrics(
-        WorkerCollector(Hands, 200), RendererCollector(lambda: usage), EngineCollector(lambda: {"renderer": 1})
+        lambda: worker_metrics(Hands(), 200),
+        lambda: renderer_metrics(usage),
+        lambda: engine_metrics({"renderer": 1}),
     )
 
     async def is_ready() -> bool:

@@ -3,7 +3,7 @@
 
 import asyncio
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -11,7 +11,6 @@ from typing import Self
 
 import aiohttp
 from aiohttp import web
-from multidict import CIMultiDictProxy
 from yarl import URL
 
 from tests.support.waiting import eventually
@@ -57,7 +56,7 @@ class FaultyS3:
         self._cut: Callable[[web.Request], bool] = lambda _: False
         self._cut_after = self._cuts = 0
         self.requests: list[tuple[str, str]] = []
-        self._headers: list[tuple[str, CIMultiDictProxy[str]]] = []
+        self._headers: list[tuple[str, Mapping[str, str]]] = []
         self.endpoint = ""
 
     async def __aenter__(self) -> Self:
@@ -119,7 +118,7 @@ class FaultyS3:
         """Drop the connection after so many bytes of the answers to the next ``times`` matching requests."""
         self._cut, self._cut_after, self._cuts = to, after, times
 
-    def headers_of(self, method: str) -> list[CIMultiDictProxy[str]]:
+    def headers_of(self, method: str) -> list[Mapping[str, str]]:
         """The headers of all requests with that method."""
         return [headers for each, headers in self._headers if each == method]
 

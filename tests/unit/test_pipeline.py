@@ -26,6 +26,7 @@ from tests.support.admission import make_limits
 from tests.support.fake_engine import FakeRenderer, NoInputs
 from tests.support.fake_store import FakeStore
 from tests.support.fakes import FakeAttempts, FakeCancellations, FakeDelivery, FakeEvents
+from tests.support.metrics_page import samples_of
 from tests.support.waiting import eventually
 
 
@@ -41,7 +42,7 @@ class Stage:
     attempts: FakeAttempts = field(default_factory=FakeAttempts)
     cancellations: FakeCancellations = field(default_factory=FakeCancellations)
     routes: Routes = field(default_factory=NoForwarding)
-    tally: JobStats = field(default_factory=JobStats)
+    stats: JobStats = field(default_factory=JobStats)
 
     def pipeline(self) -> Pipeline:
         self.retries = RetryPolicy(self.attempts, most=3)
@@ -52,7 +53,7 @@ class Stage:
             renderer=self.renderer,
             store=self.store,
             events=self.events,
-            observer=JobObserver(self.tally, costs),
+            observer=JobObserver(self.stats, costs),
         )
         runner = JobRunner(
             retries=self.retries,
@@ -510,8 +511,9 @@ async def test_a_job_is_counted_once_and_a_repeat_as_a_repeat(stage: Stage) -> N
     pipeline = stage.pipeline()
     for redelivered in (False, True):
         await pipeline.process(FakeDelivery(body=request().body, redelivered=redelivered))
-    assert dict(stage.tally.jobs) == {("completed", "acestep-v15-turbo", "tier6"): 1}
-    assert stage.tally.repeats == 1
+    found = samples_of(stage.stats.collect)
+    assert found['acestep_jobs_total{model="acestep-v15-turbo",state="completed",tier="tier6"}'] == 1
+    assert found["acestep_repeated_events_total"] == 1
 
 
 async def test_the_second_job_of_a_kind_has_an_estimate(stage: Stage) -> None:
@@ -538,7 +540,7 @@ async def test_a_request_over_the_tier_is_forwarded_and_acked_without_an_event(r
     await routing.process(delivery)
     assert (delivery.forwarded, delivery.verdict) == (["unlimited"], Verdict.ACK)
     assert (routing.events.published, routing.renderer.rendered, routing.store.objects) == ([], [], {})
-    assert not routing.tally.jobs
+    assert not any(name.startswith("acestep_jobs_total") for name in samples_of(routing.stats.collect))
 
 
 async def test_without_a_larger_tier_the_request_is_clamped(routing: Stage) -> None:

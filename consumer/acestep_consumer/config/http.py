@@ -24,9 +24,12 @@ NETWORK_ERRORS: Final = (aiohttp.ClientError, TimeoutError)
 """Raised when there is no answer, or only a part of one."""
 
 
-def authorities(bundle: str | None) -> ssl.SSLContext | bool:
-    """Return the certificate authorities to trust: those of the file ``bundle``; None: the system's."""
-    return ssl.create_default_context(cafile=bundle) if bundle else True
+def authorities(bundle: str | None = None) -> ssl.SSLContext:
+    """Return the certificate authorities to trust: those of the file ``bundle``; None: the system's.
+
+    The system's are those of SSL_CERT_FILE where it is set. aiohttp's own default reads that when it is imported.
+    """
+    return ssl.create_default_context(cafile=bundle)
 
 
 def open_session(
@@ -40,14 +43,14 @@ def open_session(
     """Return a session without cookies; who calls this closes it.
 
     Args:
-        connector: how to connect; None: the system's resolver and certificate authorities.
+        connector: how to connect; None: by the system's resolver, trusting the system's authorities.
         timeout: how long to wait.
         headers: sent with each request.
         proxy: through which every request goes.
         trust_env: use the proxies and logins of the environment and of ``.netrc``.
     """
     return aiohttp.ClientSession(
-        connector=connector,
+        connector=connector or aiohttp.TCPConnector(ssl=authorities()),
         timeout=timeout,
         headers={"User-Agent": "acestep-consumer", "Accept-Encoding": "identity", **(headers or {})},
         cookie_jar=aiohttp.DummyCookieJar(),

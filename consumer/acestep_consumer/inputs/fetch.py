@@ -28,7 +28,7 @@ from aiohttp.abc import AbstractResolver
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 from yarl import URL
 
-from acestep_consumer.config.http import NETWORK_ERRORS, RETRYABLE, open_session
+from acestep_consumer.config.http import NETWORK_ERRORS, RETRYABLE, authorities, open_session
 from acestep_consumer.config.settings import InputSettings, SettingsError, StorageSettings
 from acestep_consumer.domain.errors import InputNotAllowed, InputUnreadable, StorageRefused
 from acestep_consumer.domain.job import Job, Sources
@@ -160,7 +160,7 @@ class AllowedInputs:
 
     async def __aenter__(self) -> Self:
         connector = aiohttp.TCPConnector(
-            ssl=self._tls or True, resolver=self._resolver, socket_factory=self._open_socket
+            ssl=self._tls or authorities(), resolver=self._resolver, socket_factory=self._open_socket
         )
         # Without the environment's proxy: that would open the connection in our place, to any address.
         self._http = open_session(connector, trust_env=False)

@@ -14,16 +14,15 @@ from acestep_consumer.engine.interface import EngineSet
 from acestep_consumer.observability.http import Check
 from acestep_consumer.observability.job_stats import JobStats, Refusals
 from acestep_consumer.observability.metrics import (
-    EngineCollector,
-    JobCollector,
     Metrics,
-    PublisherCollector,
-    ReadyCollector,
-    RendererCollector,
-    RoutingCollector,
-    ScratchCollector,
-    StorageCollector,
-    WorkerCollector,
+    engine_metrics,
+    forwarding_metrics,
+    process_metrics,
+    readiness_metrics,
+    renderer_metrics,
+    scratch_metrics,
+    storage_metrics,
+    worker_metrics,
 )
 from acestep_consumer.storage.disk import DiskGuard
 from acestep_consumer.storage.outage import OutageGate
@@ -64,15 +63,16 @@ class WorkerState:
         """Return all metrics, complete from the first scrape on."""
         scratch = self.settings.engine.scratch_dir or Path(tempfile.gettempdir())
         return Metrics(
-            WorkerCollector(lambda: self.consumer, self.settings.broker.queue_maxsize),
-            ReadyCollector(self.known),
-            JobCollector(self.jobs),
-            RendererCollector(lambda: self.engines.renderer_usage),
-            EngineCollector(lambda: {name: state.restarts for name, state in self.engines.states.items()}),
-            StorageCollector(lambda: self.traffic, lambda: self.outage.away),
-            PublisherCollector(self.refusals),
-            ScratchCollector(scratch),
-            RoutingCollector(lambda: self.forwarded),
+            lambda: worker_metrics(self.consumer, self.settings.broker.queue_maxsize),
+            lambda: readiness_metrics(self.known()),
+            self.jobs.collect,
+            lambda: renderer_metrics(self.engines.renderer_usage),
+            lambda: engine_metrics({name: state.restarts for name, state in self.engines.states.items()}),
+            lambda: storage_metrics(self.traffic or Traffic(), away=self.outage.away),
+            self.refusals.collect,
+            lambda: scratch_metrics(scratch),
+            lambda: forwarding_metrics(self.forwarded),
+            process_metrics,
         )
 
     def checks(self) -> dict[str, Check]:

@@ -20,7 +20,7 @@ from acestep_consumer.commands.top.table import table
 from acestep_consumer.config.settings import WorkerSettings
 from acestep_consumer.domain.objects import Traffic
 from acestep_consumer.engine.device_usage import DeviceUsage
-from acestep_consumer.observability.metrics import EngineCollector, Metrics, RendererCollector, StorageCollector
+from acestep_consumer.observability.metrics import Metrics, engine_metrics, renderer_metrics, storage_metrics
 from tests.support.engine_stats import engine_stats
 from tests.support.metrics_page import families_of_a_worker
 
@@ -69,9 +69,9 @@ def test_the_families_of_a_real_worker_are_the_ones_that_are_read() -> None:
     traffic = Traffic()
     traffic.sent_bytes = 5_000_000
     page = Metrics(
-        RendererCollector(lambda: usage),
-        EngineCollector(lambda: {"renderer": 2, "planner": 0}),
-        StorageCollector(lambda: traffic, lambda: False),
+        lambda: renderer_metrics(usage),
+        lambda: engine_metrics({"renderer": 2, "planner": 0}),
+        lambda: storage_metrics(traffic, away=False),
     ).render("text/plain")[0]
     found = top_after(read_page(page.decode(), 0))
     assert (found.songs.total, found.device.pack_songs, found.device.vram_limit) == (7, 3, 20 * 2**30)

@@ -24,6 +24,7 @@ from acestep_consumer.commands.plan import gpu as gpus
 from acestep_consumer.commands.plan.gpu import DetectedGpu, DeviceMissing
 from acestep_consumer.commands.plan.survey import PlanQuestion, PlanSurvey
 from acestep_consumer.commands.threads import run_in_thread
+from acestep_consumer.config.http import NETWORK_ERRORS, open_session
 from acestep_consumer.config.settings import EngineSettings, Settings, WorkerSettings
 from acestep_consumer.policy.tiers import TierTable, TierTableError, load_table
 
@@ -194,8 +195,8 @@ def _bind(host: str, port: int) -> None:
 
 async def _is_worker(host: str, port: int) -> bool:
     timeout = aiohttp.ClientTimeout(total=1)
-    with suppress(aiohttp.ClientError, TimeoutError, ValueError):
-        async with aiohttp.ClientSession(timeout=timeout) as http, http.get(f"http://{host}:{port}/healthz") as answer:
+    with suppress(*NETWORK_ERRORS, ValueError):
+        async with open_session(timeout=timeout) as http, http.get(f"http://{host}:{port}/healthz") as answer:
             return bool(await answer.json() == {"status": "alive"})
     return False
 

@@ -24,6 +24,7 @@ from acestep_consumer.commands.top.report import (
 )
 from acestep_consumer.commands.top.table import table
 from acestep_consumer.config.exit_codes import Exit
+from acestep_consumer.config.http import open_session
 from acestep_consumer.config.settings import WorkerSettings
 
 EVERY_S: Final = 1.0
@@ -79,7 +80,7 @@ def completed(url: str) -> str:
 async def top(options: TopOptions, note: Console) -> Exit:
     """Show the worker, once or until Ctrl-C."""
     try:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S)) as http:
+        async with open_session(timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S)) as http:
             poll = _MetricsPoll(http, options.url.rstrip("/"))
             first = await poll.read()
             await (_print(poll, options) if options.once or options.as_json else _watch(poll, first))
