@@ -26,6 +26,7 @@ ALERT_RULES: Final = ROOT / "infra/prometheus/alerts.yml"
 # prometheus_client does not tell the labels of a metric that has no sample yet.
 LABELS: Final[Mapping[str, str]] = MappingProxyType(
     {
+        "acestep_build_info": "version, python",
         "acestep_engine_restarts": "engine",
         "acestep_job_errors": "code",
         "acestep_jobs": "state, model, tier",
