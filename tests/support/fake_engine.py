@@ -50,7 +50,7 @@ class FakeRenderer:
             self.at_once -= 1
 
     async def tokenize_audio(self, job: Job, sources: Sources) -> TokenizedSource:
-        """Hear five codes."""
+        """Return five codes."""
         return TokenizedSource(codes="<|audio_code_1|>" * 5, source_s=1.0)
 
 
