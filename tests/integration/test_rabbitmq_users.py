@@ -22,7 +22,7 @@ from acestep_consumer.broker.consumer import Consumer
 from acestep_consumer.broker.dead_letter_queue import DeadLetterQueue
 from acestep_consumer.broker.delivery import AmqpReply
 from acestep_consumer.broker.errors import BrokerRefused
-from acestep_consumer.broker.management import Management
+from acestep_consumer.broker.management import ManagementClient
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.broker.topology import (
     CONTROL,
@@ -238,13 +238,15 @@ class TestTheirParts:
     async def test_the_operator_alone_sets_the_limit(
         self, declared: BrokerConnection, urls: dict[str, str], rabbitmq: RabbitMQ
     ) -> None:
-        def limits(role: str) -> Management:
-            return Management(broker_settings(urls[role], management_url=SecretStr(rabbitmq.management_url)))
+        async def set_limit(role: str) -> None:
+            settings = broker_settings(urls[role], management_url=SecretStr(rabbitmq.management_url))
+            async with ManagementClient(settings) as management:
+                await management.set_limit(4)
 
-        await limits("operator").set_limit(4)
+        await set_limit("operator")
         for role in ("producer", "subscriber", "worker"):
             with pytest.raises(BrokerRefused, match=r"login|policymaker"):
-                await limits(role).set_limit(4)
+                await set_limit(role)
         assert not await refused(urls["operator"], publish(REQUESTS, "generate"))
 
 

@@ -19,7 +19,7 @@ from yarl import URL
 from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.errors import ConnectionLost
 from acestep_consumer.broker.inspection import BrokerInspection, QueueDepth
-from acestep_consumer.broker.management import Monitor
+from acestep_consumer.broker.management import ManagementClient
 from acestep_consumer.broker.topology import DEAD_LETTER, EVENTS, GENERATE, REQUESTS, tier_queue
 from acestep_consumer.client import Client
 from acestep_schemas.events import JobCompleted, Worker, WorkerEvent
@@ -302,7 +302,7 @@ async def test_a_user_who_sees_no_connections_still_gets_the_numbers(
     try:
         async with consuming(amqp_url, "gpu-0", 5):
             url = rabbitmq.management_url.replace("//", f"//{name}:secret@")
-            async with Monitor(broker_settings(amqp_url, management_url=url)) as monitor:
+            async with ManagementClient(broker_settings(amqp_url, management_url=url)) as monitor:
 
                 async def counted() -> bool:
                     return bool((await monitor.request_queue()).consumers)

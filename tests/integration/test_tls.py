@@ -20,10 +20,10 @@ from pydantic import SecretStr
 from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.delivery import AmqpReply
 from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost
-from acestep_consumer.broker.management import Management
+from acestep_consumer.broker.management import ManagementClient
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.client import Client, Unreachable
-from acestep_consumer.config.settings import StorageSettings
+from acestep_consumer.config.settings import BrokerSettings, StorageSettings
 from acestep_consumer.storage.objects import Objects
 from acestep_consumer.storage.s3_client import ObjectAddress, S3Connection, S3Refused
 from tests.support.broker import Peer, broker_settings, failed_event
@@ -119,6 +119,11 @@ class TestBroker:
             assert wire.spoke_only_tls
 
 
+async def set_limit(settings: BrokerSettings) -> None:
+    async with ManagementClient(settings) as management:
+        await management.set_limit(5)
+
+
 class TestManagementApi:
     async def test_it_is_reached_with_its_authority_alone(
         self, rabbitmq: RabbitMQ, authority: Authority, stranger: Authority, monkeypatch: pytest.MonkeyPatch
@@ -127,15 +132,15 @@ class TestManagementApi:
         assert port
         async with Front(port, authority.certificate()) as front:
             url = SecretStr(f"https://guest:guest@localhost:{front.port}")
-            management = Management(broker_settings("amqp://guest:guest@localhost/no-such-vhost", management_url=url))
+            settings = broker_settings("amqp://guest:guest@localhost/no-such-vhost", management_url=url)
             with pytest.raises(BrokerRefused, match="trust its certificate"):
-                await management.set_limit(5)
+                await set_limit(settings)
             monkeypatch.setenv("SSL_CERT_FILE", str(stranger.bundle))
             with pytest.raises(BrokerRefused, match="trust its certificate"):
-                await management.set_limit(5)
+                await set_limit(settings)
             monkeypatch.setenv("SSL_CERT_FILE", str(authority.bundle))
             with pytest.raises(BrokerRefused, match="knows no such virtual host"):
-                await management.set_limit(5)
+                await set_limit(settings)
 
     async def test_an_api_that_does_not_speak_tls_is_told_nothing(self, rabbitmq: RabbitMQ) -> None:
         port = urlsplit(rabbitmq.management_url).port
@@ -143,7 +148,7 @@ class TestManagementApi:
         async with Front(port, None) as wire:
             url = SecretStr(f"https://guest:guest@localhost:{wire.port}")
             with pytest.raises(ConnectionLost):
-                await Management(broker_settings("amqp://localhost", management_url=url)).set_limit(5)
+                await set_limit(broker_settings("amqp://localhost", management_url=url))
             assert wire.spoke_only_tls
 
 

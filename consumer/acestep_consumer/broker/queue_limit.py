@@ -24,7 +24,7 @@ from uuid import uuid4
 from pamqp.commands import Basic
 
 from acestep_consumer.broker.errors import BrokerRefused, mapped
-from acestep_consumer.broker.management import Management, vhost_of
+from acestep_consumer.broker.management import ManagementClient, vhost_of
 from acestep_consumer.broker.topology import (
     CAPACITY,
     CONTROL_LOG,
@@ -76,7 +76,8 @@ async def agree(connection: AbstractConnection, settings: BrokerSettings) -> Top
         LinkLost: the broker or its management API is out of reach.
     """
     if settings.management_url is not None:
-        await Management(settings).set_limit(settings.queue_maxsize)
+        async with ManagementClient(settings) as management:
+            await management.set_limit(settings.queue_maxsize)
     limit = await _stand(connection, settings)
     _judge(settings, limit, await _measure(connection, settings.queue_maxsize, limit))
     return topology_with(settings, limit)

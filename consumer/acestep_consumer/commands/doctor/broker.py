@@ -14,7 +14,7 @@ from acestep_consumer.broker.inspection import (
     QueueDepth,
     TopologyDiff,
 )
-from acestep_consumer.broker.management import Monitor, vhost_of
+from acestep_consumer.broker.management import ManagementClient, vhost_of
 from acestep_consumer.broker.queue_limit import LimitInForce
 from acestep_consumer.broker.topology import (
     DEAD_LETTER,
@@ -70,7 +70,7 @@ async def look_at_management(settings: BrokerSettings) -> AsyncGenerator[Finding
             "management", "ACESTEP_MANAGEMENT_URL is not set; the limit is then fixed when the queue is declared"
         )
         return
-    async with Monitor(settings) as monitor:
+    async with ManagementClient(settings) as monitor:
         try:
             yield judge_tags(await monitor.tags())
             yield judge_bindings(topology_with(settings, None), await monitor.bindings())

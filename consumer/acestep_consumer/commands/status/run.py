@@ -18,7 +18,7 @@ from rich.console import Console
 
 from acestep_consumer.broker.errors import BrokerError, BrokerRefused, describe
 from acestep_consumer.broker.inspection import BrokerInspection
-from acestep_consumer.broker.management import Monitor, RequestQueue
+from acestep_consumer.broker.management import ManagementClient, RequestQueue
 from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE, UNROUTED, tier_queue
 from acestep_consumer.client import Client, ClientError
 from acestep_consumer.commands.status.report import ASK_EVERY_S, ObservedEvents, StatusInputs, StatusReport, status_of
@@ -78,7 +78,7 @@ class _StatusProbe:
         settings: BrokerSettings,
         tiers: tuple[str, ...] | None,
         inspection: BrokerInspection,
-        monitor: Monitor | None,
+        monitor: ManagementClient | None,
     ) -> None:
         self._settings = settings
         self._tiers = tiers
@@ -148,7 +148,7 @@ class _StatusProbe:
 async def _looking(settings: BrokerSettings, tiers: tuple[str, ...] | None) -> AsyncIterator[_StatusProbe]:
     async with AsyncExitStack() as stack:
         inspection = await stack.enter_async_context(BrokerInspection(settings, _NAME))
-        monitor = await stack.enter_async_context(Monitor(settings)) if settings.management_url else None
+        monitor = await stack.enter_async_context(ManagementClient(settings)) if settings.management_url else None
         look = _StatusProbe(settings, tiers, inspection, monitor)
         # At first, so that no queue is made for listening where there is nothing to listen to.
         await look.status()
