@@ -15,8 +15,8 @@ import pytest
 
 from acestep_consumer.broker.cancellations import CancellationLog
 from acestep_consumer.broker.connection import BrokerConnection
-from acestep_consumer.broker.delivery import AmqpReply
 from acestep_consumer.broker.publisher import Publisher
+from acestep_consumer.domain.ports import Reply
 from acestep_schemas.events import ErrorCode, ErrorReport, TerminalEvent, Unfinished, parse_event, unfinished_event
 from tests.support.broker import broker_settings, failed_event
 from tests.support.worker import COMMAND, ROOT, clean_environment
@@ -57,7 +57,7 @@ async def worker(url: str, ends: dict[str, Callable[[str], TerminalEvent]]) -> A
 
         async def obey(task_id: str) -> None:
             await known.wait(task_id, None)
-            await publisher.publish(ends[task_id](task_id), AmqpReply(None, None))
+            await publisher.publish(ends[task_id](task_id), Reply())
 
         async with asyncio.TaskGroup() as tasks:
             working = [tasks.create_task(obey(task_id)) for task_id in ends]

@@ -20,7 +20,6 @@ from pydantic import SecretStr
 from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.consumer import Consumer
 from acestep_consumer.broker.dead_letter_queue import DeadLetterQueue
-from acestep_consumer.broker.delivery import AmqpReply
 from acestep_consumer.broker.errors import BrokerRefused
 from acestep_consumer.broker.management import ManagementClient
 from acestep_consumer.broker.publisher import Publisher
@@ -36,6 +35,7 @@ from acestep_consumer.broker.topology import (
 )
 from acestep_consumer.client import Client
 from acestep_consumer.domain.errors import Verdict
+from acestep_consumer.domain.ports import Reply
 from infra.rabbitmq.users import ROLES, User
 from tests.support.broker import Peer, broker_settings, failed_event
 
@@ -205,7 +205,7 @@ class TestTheirParts:
                 request = await (await worker.get_queue(GENERATE, ensure=False)).get()
                 assert request.reply_to
                 await Publisher(declared, "w1").publish(
-                    failed_event("t1"), AmqpReply(reply_to=request.reply_to, correlation_id=None)
+                    failed_event("t1"), Reply(reply_to=request.reply_to, correlation_id=None)
                 )
                 await request.ack()
             async with asyncio.timeout(20):
@@ -217,7 +217,7 @@ class TestTheirParts:
         async with Client(urls["app"]) as client, client.subscribe("job.#") as events:
             assert await client.submit({"task_id": "t2", "prompt": "jazz"}) == "t2"
             await client.cancel("t2")
-            await Publisher(declared, "w1").publish(failed_event("t2"), AmqpReply(reply_to=None, correlation_id=None))
+            await Publisher(declared, "w1").publish(failed_event("t2"), Reply())
             async with asyncio.timeout(20):
                 assert (await anext(events)).subject == "t2"
 

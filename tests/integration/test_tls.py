@@ -18,12 +18,12 @@ import pytest
 from pydantic import SecretStr
 
 from acestep_consumer.broker.connection import BrokerConnection
-from acestep_consumer.broker.delivery import AmqpReply
 from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost
 from acestep_consumer.broker.management import ManagementClient
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.client import Client, Unreachable
 from acestep_consumer.config.settings import BrokerSettings, StorageSettings
+from acestep_consumer.domain.ports import Reply
 from acestep_consumer.storage.objects import Objects
 from acestep_consumer.storage.s3_client import ObjectAddress, S3Connection, S3Refused
 from tests.support.broker import Peer, broker_settings, failed_event
@@ -79,7 +79,7 @@ class TestBroker:
         ):
             async with Peer(url) as peer:
                 queue = await peer.subscribe("job.#")
-                await Publisher(link, "w1").publish(failed_event("t1"), AmqpReply(reply_to=None, correlation_id=None))
+                await Publisher(link, "w1").publish(failed_event("t1"), Reply())
                 assert b"t1" in (await peer.take(queue)).body
             async with Client(plainly(wire, url)) as client:
                 assert await client.submit({"task_id": "t1"}) == "t1"

@@ -21,9 +21,10 @@ from uuid import uuid4
 import structlog
 from aiormq.channel import Channel
 
-from acestep_consumer.broker.delivery import AmqpDelivery, MessageForwarder
+from acestep_consumer.broker.delivery import AmqpDelivery
 from acestep_consumer.broker.errors import BrokerError, describe, mapped
 from acestep_consumer.broker.prefetch_shares import PrefetchShare, next_start, next_stop
+from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.broker.topology import GENERATE
 from acestep_consumer.domain.errors import Verdict
 
@@ -65,9 +66,7 @@ class Consumer:
     It runs on while its message is delivered again; its own delivery is stale then.
     """
 
-    def __init__(
-        self, link: BrokerConnection, settings: BrokerSettings, handle: Handle, outbox: MessageForwarder
-    ) -> None:
+    def __init__(self, link: BrokerConnection, settings: BrokerSettings, handle: Handle, outbox: Publisher) -> None:
         self._link = link
         self._handle = handle
         self._outbox = outbox

@@ -19,9 +19,9 @@ import structlog
 
 from acestep_consumer.broker.consumer import CONSUMER_TIMEOUT_MS
 from acestep_consumer.broker.dead_letter import CODE, death_of, returned_properties
-from acestep_consumer.broker.delivery import AmqpReply
 from acestep_consumer.broker.errors import BrokerError, Nacked, mapped
 from acestep_consumer.broker.topology import GENERATE, NOTICES, tier_of
+from acestep_consumer.domain.ports import Reply
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -55,7 +55,7 @@ class DeadLetterNotice:
     message_id: str | None
     sent: datetime | None
     """The producer's ``timestamp``, in UTC."""
-    reply: AmqpReply
+    reply: Reply
     """Where the terminal event is awaited besides the exchange."""
     reason: str
     """The broker's own word: ``expired``, ``rejected``, ``maxlen``, ``delivery_limit``."""
@@ -155,7 +155,7 @@ def notice_of(message: DeliveredMessage) -> DeadLetterNotice | None:
         body=message.body,
         message_id=properties.message_id or None,
         sent=properties.timestamp,
-        reply=AmqpReply(properties.reply_to or None, properties.correlation_id or None),
+        reply=Reply(properties.reply_to or None, properties.correlation_id or None),
         reason=death.code,
         at=death.at,
         queue=queue,

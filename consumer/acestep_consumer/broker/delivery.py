@@ -7,9 +7,8 @@ import asyncio
 import hashlib
 import re
 import time
-from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -17,10 +16,12 @@ from acestep_consumer.broker.dead_letter import RETURNED, forwarded_properties
 from acestep_consumer.broker.errors import BrokerError, describe, mapped
 from acestep_consumer.broker.topology import tier_of
 from acestep_consumer.domain.errors import ConsumerError, Verdict
+from acestep_consumer.domain.ports import Reply
 
 if TYPE_CHECKING:
     from aiormq.abc import DeliveredMessage
-    from pamqp.commands import Basic
+
+    from acestep_consumer.broker.publisher import Publisher
 
 # A socket that takes nothing more for so long is as good as closed; whoever settles must not wait for its heartbeat.
 SETTLE_TIMEOUT_S = 10.0
@@ -34,24 +35,6 @@ class AlreadySettledError(RuntimeError):
     """A delivery was settled a second time: a mistake in the program. The broker would close the channel over it."""
 
 
-class MessageForwarder(Protocol):
-    """Where messages go that are not done here."""
-
-    async def dead_letter(self, body: bytes, properties: Basic.Properties, reason: ConsumerError | None) -> None:
-        """Keep a message that could not be run. Raises ``Unpublished``."""
-
-    async def forward(self, body: bytes, properties: Basic.Properties, tier: str) -> bool:
-        """Publish to the queue of a tier. False: no worker there, or no room. Raises ``Unpublished``."""
-
-
-@dataclass(frozen=True, slots=True)
-class AmqpReply:
-    """The AMQP properties that the job's events echo."""
-
-    reply_to: str | None
-    correlation_id: str | None
-
-
 def fingerprint(body: bytes, message_id: str | None, sent: datetime | None) -> str:
     """Tell messages apart by what their producers wrote: 32 hexadecimal digits."""
     digest = hashlib.blake2b(body, digest_size=16)
@@ -62,7 +45,7 @@ def fingerprint(body: bytes, message_id: str | None, sent: datetime | None) -> s
 class AmqpDelivery:
     """A message of the queue, and the right to settle it."""
 
-    def __init__(self, message: DeliveredMessage, outbox: MessageForwarder) -> None:
+    def __init__(self, message: DeliveredMessage, outbox: Publisher) -> None:
         self._message = message
         self._outbox = outbox
         self._properties = message.header.properties
@@ -116,9 +99,9 @@ class AmqpDelivery:
         return header if isinstance(header, str) and _TRACEPARENT.fullmatch(header) else None
 
     @property
-    def reply(self) -> AmqpReply:
+    def reply(self) -> Reply:
         """Where the terminal event is awaited besides the exchange, and under which correlation id."""
-        return AmqpReply(self._properties.reply_to or None, self._properties.correlation_id or None)
+        return Reply(self._properties.reply_to or None, self._properties.correlation_id or None)
 
     @property
     def tier(self) -> str | None:

@@ -17,7 +17,6 @@ from pamqp.header import ContentHeader
 
 from acestep_consumer.broker import publisher as publisher_module
 from acestep_consumer.broker.connection import BrokerConnection
-from acestep_consumer.broker.delivery import AmqpReply
 from acestep_consumer.broker.errors import (
     BrokerError,
     BrokerRefused,
@@ -29,6 +28,7 @@ from acestep_consumer.broker.errors import (
 )
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.domain.errors import Unpublished
+from acestep_consumer.domain.ports import Reply
 from tests.support.broker import failed_event
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ async def test_every_exception_of_the_library_becomes_one_of_ours(error: BaseExc
 @pytest.mark.parametrize("error", ALL, ids=lambda error: type(error).__name__)
 async def test_publishing_tries_again_after_any_of_them(error: BaseException) -> None:
     channel = OneBadTry(error)
-    await publisher_on(channel).publish(failed_event("t1"), AmqpReply(reply_to=None, correlation_id=None))
+    await publisher_on(channel).publish(failed_event("t1"), Reply())
     assert channel.tries == 2
 
 
@@ -116,7 +116,7 @@ async def test_publishing_raises_only_unpublished_in_the_end(
 ) -> None:
     monkeypatch.setattr(publisher_module, "PATIENCE_S", 0.06)
     with pytest.raises(Unpublished):
-        await publisher_on(OneBadTry(error, always=True)).publish(failed_event("t1"), AmqpReply(None, None))
+        await publisher_on(OneBadTry(error, always=True)).publish(failed_event("t1"), Reply())
 
 
 @pytest.mark.parametrize(
@@ -128,9 +128,7 @@ async def test_only_what_the_broker_refuses_is_a_reason_for_another_channel(
     error: BaseException, noted: list[None]
 ) -> None:
     link = StandInLink(OneBadTry(error))
-    await Publisher(cast("BrokerConnection", link), "w1").publish(
-        failed_event("t1"), AmqpReply(reply_to=None, correlation_id=None)
-    )
+    await Publisher(cast("BrokerConnection", link), "w1").publish(failed_event("t1"), Reply())
     assert link.refusals == noted
 
 
