@@ -99,8 +99,8 @@ async def test_events_of_other_jobs_stay_with_the_others(client: Client, teller:
     mine, other = await client.start({"prompt": "a"}), await client.start({"prompt": "b"})
     await teller.tell(failed_event(other.task_id), completed(mine.task_id))
     async with asyncio.timeout(WITHIN_S):
-        assert (await mine.wait()).data.status == "succeeded"
-        assert (await other.wait()).data.status == "failed"
+        assert (await mine.wait()).state == "completed"
+        assert (await other.wait()).state == "failed"
         assert [event.subject async for event in mine.events()] == [mine.task_id]
 
 

@@ -69,7 +69,7 @@ async def test_an_end_that_came_before_anybody_asked_is_found_as_it_was_told(cli
 async def test_an_end_without_songs_is_found_too(client: Client, tmp_path: Path) -> None:
     job = await client.start({"prompt": "x", "audio_format": "midi"})
     event = await job.wait(WITHIN_S)
-    assert event.data.status == "rejected"
+    assert event.state == "rejected"
     async with Client() as late:
         assert await late.wait(job.task_id, WITHIN_S) == event
         with pytest.raises(NoSongs, match="audio_format") as no_songs:
@@ -93,7 +93,7 @@ async def test_an_end_that_came_while_the_broker_had_dropped_our_queue_is_found(
         mark.touch()
         await other_job.wait(WITHIN_S)
         proxy.heal()
-        assert (await job.wait(WITHIN_S)).data.status == "succeeded"
+        assert (await job.wait(WITHIN_S)).state == "completed"
 
 
 async def test_songs_are_downloaded_whole_and_only_once(client: Client, tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ async def test_a_running_job_can_be_cancelled_by_another_client(client: Client, 
         await anext(job.events())
         async with Client() as other:
             await other.cancel(job.task_id)
-        assert (await job.wait()).data.status == "cancelled"
+        assert (await job.wait()).state == "cancelled"
 
 
 def test_the_same_without_async(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_the_same_without_async(tmp_path: Path) -> None:
 
 async def test_without_async_also_where_a_loop_runs_as_in_a_notebook() -> None:
     with sync.SyncClient() as client:
-        assert client.start({**SONG, "prompt": "x"}).wait(WITHIN_S).data.status == "succeeded"
+        assert client.start({**SONG, "prompt": "x"}).wait(WITHIN_S).state == "completed"
 
 
 def test_leaving_a_stream_without_async_ends_the_subscription() -> None:
@@ -183,6 +183,6 @@ def test_a_cancel_and_a_wait_that_is_too_short_without_async(tmp_path: Path) -> 
         with pytest.raises(sync.NotEndedYet):
             job.wait(0.05)
         job.cancel()
-        assert job.wait(WITHIN_S).data.status == "cancelled"
+        assert job.wait(WITHIN_S).state == "cancelled"
         with pytest.raises(sync.NoSongs):
             job.result(tmp_path)

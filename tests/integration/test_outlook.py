@@ -97,7 +97,7 @@ async def test_the_expected_time_is_about_the_time_that_it_takes(
     ):
         assert "no worker has finished a job yet" in ((await client.outlook(PATIENT_S)).note or "")
         for job in [await client.start(request) for _ in range(4)]:
-            assert (await job.wait()).data.status == "succeeded"
+            assert (await job.wait()).state == "completed"
         for _ in range(8):
             await client.submit(request)
         last = await client.start(request)

@@ -71,7 +71,7 @@ class FakeEvents:
         if self.down:
             raise Unpublished(f"{event.routing_key}: the fake is down")
         self.published.append((event, reply))
-        if event.state.terminal and reply.reply_to:
+        if event.terminal and reply.reply_to:
             self.answers.append((reply.reply_to, event))
 
     @property

@@ -90,7 +90,7 @@ class Publisher:
         properties = _event_properties(event, event.id, reply.correlation_id)
         patience_s = SHORT_PATIENCE_S if isinstance(event, JobProgress) else PATIENCE_S
         await self._insist(_Outgoing(EVENTS, event.routing_key, body, properties), patience_s)
-        if event.state.terminal and reply.reply_to:
+        if event.terminal and reply.reply_to:
             await self._answer(event, body, reply.reply_to, reply.correlation_id)
 
     async def announce(self, event: WorkerEvent) -> None:

@@ -95,7 +95,7 @@ class Dispatcher:
     def _sort(self, event: JobEvent) -> None:
         for job in tuple(self._jobs.get(event.subject, ())):
             job.tell(event)
-        if event.state.terminal and event.subject in self._jobs:
+        if event.terminal and event.subject in self._jobs:
             del self._jobs[event.subject]
             self._do(self._unbind(event.subject), self._unbindings)
 

@@ -177,7 +177,7 @@ def _completed(data: Completed) -> dict[str, object]:
 
 def _unfinished(data: Unfinished) -> dict[str, object]:
     return {
-        "state": data.status,
+        "state": data.state,
         "attempt": data.attempt,
         "worker_id": data.worker_id,
         "adjustments": data.policy.adjustments if data.policy else (),
