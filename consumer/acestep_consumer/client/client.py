@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 from uuid import uuid4
 
 import aio_pika
@@ -24,10 +24,11 @@ from acestep_consumer.client.results import Results
 from acestep_consumer.client.retry_after import RetryAfter
 from acestep_consumer.client.subscription import Subscription
 from acestep_consumer.client.worker_survey import QUESTION, muster
-from acestep_consumer.config import settings as settings_module
-from acestep_consumer.config.settings import StorageSettings
 from acestep_schemas.events import Audio, JobCompleted, JobEvent, TerminalEvent, Worker, WorkerEvent
 from acestep_schemas.request import TASK_ID_PATTERN
+
+if TYPE_CHECKING:
+    from acestep_consumer.config.settings import StorageSettings
 
 ROUTING_KEY: Final = "generate"
 MAY_NOT_ASK: Final = f"this login may not hear {EVENTS}, or not publish `{QUESTION}` to {CONTROL}"
@@ -47,10 +48,12 @@ class Client:
     """
 
     def __init__(
-        self, url: str | None = None, *, storage: StorageSettings | None = None, patience_s: float = 30.0
+        self, url: str | None = None, *, storage: "StorageSettings | None" = None, patience_s: float = 30.0
     ) -> None:
         if url is None:
-            found = settings_module.load()
+            from acestep_consumer.config.settings import load  # noqa: PLC0415 - needs python-dotenv, which a given URL does not
+
+            found = load()
             url, storage = found.broker.every_url.get_secret_value(), storage or found.storage
         self._line = ClientConnection(url, patience_s)
         self._endings = None if storage is None else Results(storage)

@@ -18,7 +18,7 @@ from yarl import URL
 from acestep_consumer.broker.backoff import backoff
 from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost, Nacked, describe, mapped
 from acestep_consumer.client.errors import ClientError, NoQueue, Unreachable
-from acestep_consumer.config.settings import split_urls
+from acestep_consumer.config.amqp_urls import split_urls
 
 # A dead peer is noticed after two of them. The worker's is shorter; a program that computes between two calls of ours
 # must not lose its connection at once.

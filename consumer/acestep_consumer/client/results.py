@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Final
 from pydantic import Field, TypeAdapter, ValidationError
 
 from acestep_consumer.client.errors import DownloadFailed
-from acestep_consumer.config.settings import StorageSettings
 from acestep_consumer.domain.errors import StorageUnavailable
 from acestep_schemas.events import Completed, JobCompleted, TerminalEvent, Unfinished, unfinished_event
 from acestep_schemas.request import TASK_ID_PATTERN
 
 if TYPE_CHECKING:
+    from acestep_consumer.config.settings import StorageSettings
     from acestep_consumer.storage.objects import Objects
     from acestep_consumer.storage.s3_client import ObjectAddress
 
@@ -31,7 +31,7 @@ _TASK_ID: Final = re.compile(TASK_ID_PATTERN)
 class Results:
     """Reads what workers left in the result bucket of ``settings``. Each call raises ``DownloadFailed``."""
 
-    def __init__(self, settings: StorageSettings) -> None:
+    def __init__(self, settings: "StorageSettings") -> None:
         self._settings = settings
         self._objects: Objects | None = None
         self._stack = AsyncExitStack()

@@ -14,7 +14,7 @@ import atexit
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from acestep_consumer import client as asynchronous
 from acestep_consumer.client.errors import (
@@ -28,8 +28,10 @@ from acestep_consumer.client.errors import (
     Unreachable,
 )
 from acestep_consumer.client.estimate import QueueEstimate as Outlook
-from acestep_consumer.config.settings import StorageSettings
 from acestep_schemas.events import JobEvent, TerminalEvent, WorkerEvent
+
+if TYPE_CHECKING:
+    from acestep_consumer.config.settings import StorageSettings
 
 T = TypeVar("T")
 
@@ -55,7 +57,7 @@ class SyncClient:
     """
 
     def __init__(
-        self, url: str | None = None, *, storage: StorageSettings | None = None, patience_s: float = 30.0
+        self, url: str | None = None, *, storage: "StorageSettings | None" = None, patience_s: float = 30.0
     ) -> None:
         client = asynchronous.Client(url, storage=storage, patience_s=patience_s)
         self._loop = _LoopThread()

@@ -6,7 +6,6 @@ A variable that starts with ``ACESTEP_`` and is not listed here stops the start:
 
 import difflib
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -28,10 +27,10 @@ from pydantic import (
     ValidationError,
 )
 
+from acestep_consumer.config.amqp_urls import split_urls
 from acestep_consumer.config.secret_files import SUFFIX, SecretFileError, layered, read_all
 
 _URL = TypeAdapter(AmqpDsn)
-_BETWEEN_URLS = re.compile(r",\s*(?=amqps?://)")
 
 
 class SettingsError(Exception):
@@ -66,11 +65,6 @@ def _workers(value: object) -> object:
     if isinstance(value, str) and not value.strip().isdecimal():
         raise ValueError("must be a number of jobs, 1 to 1024, or auto")
     return value
-
-
-def split_urls(text: str) -> tuple[str, ...]:
-    """Return the URLs of ``ACESTEP_AMQP_URL``, one for each node of a cluster. A comma in a password separates none."""
-    return tuple(url.strip() for url in _BETWEEN_URLS.split(text))
 
 
 def _amqp_urls(value: SecretStr | str) -> tuple[SecretStr, ...]:
