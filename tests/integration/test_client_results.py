@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from acestep_consumer.client import Client, DownloadFailed, NoSongs, sync
+from acestep_consumer.client import Client, DownloadFailed, JobRejectedError, NotEndedYet, sync
+from acestep_consumer.client import job as job_module
 from acestep_consumer.config import settings as settings_module
 from acestep_consumer.config.settings import StorageSettings
 from acestep_schemas.events import JobCompleted
@@ -72,9 +73,9 @@ async def test_an_end_without_songs_is_found_too(client: Client, tmp_path: Path)
     assert event.state == "rejected"
     async with Client() as late:
         assert await late.wait(job.task_id, WITHIN_S) == event
-        with pytest.raises(NoSongs, match="audio_format") as no_songs:
+        with pytest.raises(JobRejectedError, match=r"was rejected: invalid_request: .*audio_format") as no_songs:
             await late.result(job.task_id, tmp_path)
-    assert no_songs.value.event == event
+    assert (no_songs.value.event, no_songs.value.code) == (event, "invalid_request")
 
 
 async def test_an_end_that_came_while_the_broker_had_dropped_our_queue_is_found(
@@ -148,9 +149,61 @@ def test_the_same_without_async(tmp_path: Path) -> None:
         assert client.result(job.task_id, tmp_path) == (path,)
         task_id = client.submit({**SONG, "prompt": "y"})
         assert client.job(task_id).wait(WITHIN_S).subject == task_id
+        assert repr(job) == f"<Job {job.task_id}: completed>"
     client.close()  # once more does no harm
     with pytest.raises(sync.ClientError, match="closed"):
         client.submit(SONG)
+
+
+async def test_a_wait_for_an_id_that_no_job_has_ends_once_nothing_waits_and_nothing_runs(
+    client: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(job_module, "ASK_EVERY_S", 0.2)
+    mark = tmp_path / "go"
+    job = await client.start({**SONG, "prompt": f"until={mark}"})
+    await anext(job.events())
+    waiting = asyncio.create_task(client.wait("no-such-job"))
+    async with asyncio.timeout(WITHIN_S):
+        assert not await client.is_idle()
+        mark.touch()
+        await job.wait()
+        with pytest.raises(NotEndedYet, match="no job no-such-job is known"):
+            await waiting
+
+
+def test_a_client_without_async_connects_at_its_first_call_and_may_be_used_without_with(tmp_path: Path) -> None:
+    client = sync.Client("amqp://127.0.0.1:1/")  # nothing listens there, and nothing was tried yet
+    with pytest.raises(sync.Unreachable), client:
+        pass
+    with pytest.raises(sync.Unreachable):
+        client.submit(SONG)
+    client.close()
+    ours = sync.Client()
+    try:
+        assert ours.start({**SONG, "prompt": "x"}).wait(WITHIN_S).state == "completed"
+    finally:
+        ours.close()
+
+
+def test_a_client_without_async_that_was_never_used_can_be_closed() -> None:
+    client = sync.Client("amqp://127.0.0.1:1/")
+    client.close()
+    with pytest.raises(sync.ClientError, match="closed"):
+        client.submit(SONG)
+
+
+def test_a_subscription_without_async_misses_nothing_from_its_block_on() -> None:
+    with sync.Client() as client, client.subscribe("job.completed.*") as events:
+        (task_id,) = client.submit_many([{**SONG, "prompt": "x"}])
+        event = next(events)
+        assert (event.state, event.subject) == ("completed", task_id)
+        first, second = client.submit_many([{**SONG, "prompt": "y"}] * 2)
+        assert {next(events).subject for _ in range(2)} == {first, second}
+
+
+def test_closing_the_client_inside_a_subscription_is_no_error() -> None:
+    with sync.Client() as client, client.subscribe("job.#"):
+        client.close()
 
 
 async def test_without_async_also_where_a_loop_runs_as_in_a_notebook() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results in S3: how a job ended, and links to its songs. Needs keys that may read; connects when first asked."""
+"""Results in S3: reads how a job ended, and signs URLs of its songs. Connects at the first call."""
 
 import asyncio
 import re
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from acestep_consumer.storage.s3_client import ObjectAddress
 
 MANIFEST: Final = "manifest.json"
-# Long enough for one download on a slow line; a longer one gets another link on the way.
-LINK_S: Final = 3600
+# Long enough for one download over a slow connection; a longer one gets another URL on the way.
+URL_LIFETIME_S: Final = 3600
 
-_ENDING: Final[TypeAdapter[Completed | Unfinished]] = TypeAdapter(
+_MANIFEST: Final[TypeAdapter[Completed | Unfinished]] = TypeAdapter(
     Annotated[Completed | Unfinished, Field(discriminator="status")]
 )
 _TASK_ID: Final = re.compile(TASK_ID_PATTERN)
 
 
 class Results:
-    """Reads what workers left in the result bucket of ``settings``. Each call raises ``DownloadFailed``."""
+    """The result bucket of ``settings``. Needs keys that may read; each call raises ``DownloadFailed``."""
 
     def __init__(self, settings: "StorageSettings") -> None:
         self._settings = settings
@@ -38,22 +38,22 @@ class Results:
         self._connecting = asyncio.Lock()
 
     async def find(self, task_id: str) -> TerminalEvent | None:
-        """Return the terminal event of a job that has ended, as its worker published it; None when there is no end."""
+        """Return the terminal event of a job that has ended, as its worker published it; None: it has not ended."""
         if not _TASK_ID.fullmatch(task_id):
             raise DownloadFailed(f"{task_id[:128]!r} is not a task id")
         key = "/".join(part for part in (self._settings.prefix.strip("/"), task_id, MANIFEST) if part)
-        place = _place(self._settings.bucket, key)
+        address = _address(self._settings.bucket, key)
         try:
-            body = await (await self._connected()).read(place)
+            body = await (await self._connected()).read(address)
         except StorageUnavailable as error:
             raise DownloadFailed(str(error)) from error
-        return None if body is None else _event(place, body)
+        return None if body is None else _event(address, body)
 
     async def link(self, uri: str) -> str:
         """Return a URL from which ``s3://bucket/key`` can be read for an hour."""
         bucket, _, key = uri.removeprefix("s3://").partition("/")
         try:
-            return await (await self._connected()).presign(_place(bucket, key), LINK_S)
+            return await (await self._connected()).presign(_address(bucket, key), URL_LIFETIME_S)
         except StorageUnavailable as error:
             raise DownloadFailed(str(error)) from error
 
@@ -62,7 +62,7 @@ class Results:
         await self._stack.aclose()
 
     async def _connected(self) -> "Objects":
-        from acestep_consumer.storage.objects import Objects  # noqa: PLC0415 - half a second, and many programs never look into S3
+        from acestep_consumer.storage.objects import Objects  # noqa: PLC0415 - boto3: half a second, and no producer needs it
         from acestep_consumer.storage.s3_client import S3Connection  # noqa: PLC0415 - as above
 
         async with self._connecting:
@@ -71,15 +71,17 @@ class Results:
             return self._objects
 
 
-def _place(bucket: str, key: str) -> "ObjectAddress":
+def _address(bucket: str, key: str) -> "ObjectAddress":
     from acestep_consumer.storage.s3_client import ObjectAddress  # noqa: PLC0415 - see above
 
     return ObjectAddress(bucket, key)
 
 
-def _event(place: "ObjectAddress", body: bytes) -> TerminalEvent:
+def _event(address: "ObjectAddress", body: bytes) -> TerminalEvent:
     try:
-        ending = _ENDING.validate_json(body, extra="ignore")
+        data = _MANIFEST.validate_json(body, extra="ignore")
     except ValidationError as error:
-        raise DownloadFailed(f"{place} is not a manifest that can be read; is this package too old for it?") from error
-    return JobCompleted.of(ending) if isinstance(ending, Completed) else unfinished_event(ending)
+        raise DownloadFailed(
+            f"{address} is not a manifest that can be read; is this package too old for it?"
+        ) from error
+    return JobCompleted.of(data) if isinstance(data, Completed) else unfinished_event(data)
