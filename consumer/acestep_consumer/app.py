@@ -295,7 +295,7 @@ class Worker:
         if self._table is None:
             return None
         own, tiers = self._engines.limits().tier.name, queue_names(self._table)
-        return TierQueues(self._control.link, consumer, own=own, tiers=tiers, call=self._publisher.call)
+        return TierQueues(self._control.link, consumer, own=own, tiers=tiers, notify_tier=self._publisher.notify_tier)
 
     async def _on_storage(self, away: bool) -> None:  # noqa: FBT001 - a callback's one argument
         """Take no messages whose songs have no place."""

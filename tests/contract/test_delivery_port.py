@@ -73,12 +73,12 @@ class Real:
         properties = {"reply_to": reply.reply_to, "correlation_id": reply.correlation_id}
         await self._peer.request(body, message_id=message_id, **properties)
         delivery = await self._taken.get()
-        await self._consumer._take_no_more()
+        await self._consumer._stop_consuming()
         return delivery
 
     async def lose_channel(self) -> None:
         old = await self._link.channel()
-        self._link.renew("a test")
+        self._link.reconnect("a test")
         await eventually(lambda: old.is_closed and self._link.is_up)
 
     async def is_now(self, place: str) -> bool:

@@ -93,7 +93,7 @@ async def test_who_waits_for_a_job_that_does_not_end_is_told_so_in_time(amqp_url
         done = await cancel(amqp_url, "t1", "gone", "--timeout", "3")
         assert (done.returncode, done.stdout) == (1, "t1 cancelled\n")
         assert "no end yet: gone." in done.stderr
-        assert known.asked("gone", None)
+        assert known.is_cancelled("gone", None)
 
 
 async def test_ctrl_c_leaves_with_130_and_the_cancellation_stays(amqp_url: str) -> None:
@@ -114,7 +114,7 @@ async def test_without_workers_the_next_one_knows(amqp_url: str) -> None:
         pass
     assert (await cancel(amqp_url, "t1")).returncode == 0
     async with worker(amqp_url, {}) as known:
-        assert known.asked("t1", None)
+        assert known.is_cancelled("t1", None)
 
 
 async def test_before_anybody_declared_the_queues_it_says_what_to_do(amqp_url: str) -> None:

@@ -263,7 +263,7 @@ async def test_what_waits_for_larger_cards_counts_as_waiting_where_requests_are_
             broker=True, waiting=1, workers=0
         )  # no worker has declared the tiers' queues
         for tier in BUILT_IN.tiers:
-            await link.stand(tier.name)
+            await link.declare_tier_queue(tier.name)
         for tier in (BUILT_IN.tiers[1], BUILT_IN.tiers[-1]):
             await peer.channel.default_exchange.publish(aio_pika.Message(b"{}"), tier_queue(tier.name), timeout=10)
         assert await looked(routed) == QueueState(broker=True, waiting=3, workers=0)

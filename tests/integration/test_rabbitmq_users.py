@@ -190,8 +190,8 @@ class TestTheirParts:
                 assert (await anext(events)).subject == "t1"
         await consumer.drain(5)
         async with DeadLetterQueue(broker_settings(urls["operator"])) as dead:
-            [letter] = [letter async for letter in dead.letters()]
-            await dead.revive(letter)
+            [letter] = [letter async for letter in dead.messages()]
+            await dead.requeue(letter)
 
     async def test_direct_replies_work_too(self, declared: BrokerConnection, urls: dict[str, str]) -> None:
         async with channel_of(urls["producer"]) as channel:

@@ -230,7 +230,7 @@ async def test_a_login_that_may_not_ask_the_workers_hears_events_all_the_same(
 async def test_what_was_sent_on_is_told_by_tier_with_a_warning_where_nobody_of_it_is_there(amqp_url: str) -> None:
     async with BrokerConnection(broker_settings(amqp_url), "test") as link:
         for tier in ("tier6", "unlimited"):
-            await link.stand(tier)
+            await link.declare_tier_queue(tier)
     async with consuming(amqp_url, "w1", 2) as channel:
         for tier, count in (("tier6", 1), ("unlimited", 2)):
             for _ in range(count):

@@ -52,7 +52,7 @@ class FakeDelivery:
     async def settle(self, verdict: Verdict, reason: ConsumerError | None = None) -> None:
         """Remember the verdict."""
         if self.settled:
-            raise AlreadySettledError(f"settled already; {verdict} came late")
+            raise AlreadySettledError(f"settled already; not as {verdict}")
         self.settled = True
         if not self.stale:
             self.verdict, self.reason = verdict, reason

@@ -42,4 +42,4 @@ async def _declare(settings: Settings, tiers: tuple[str, ...]) -> None:
     set_up_logs("warning", settings.worker.log_format)  # a broker that is away is waited for: let it be said
     async with BrokerConnection(settings.broker, "acestep-consumer topology") as link:
         for tier in tiers:
-            await link.stand(tier)
+            await link.declare_tier_queue(tier)

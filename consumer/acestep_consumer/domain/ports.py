@@ -30,7 +30,7 @@ class Reply:
 
 
 class Delivery(Protocol):
-    """One message in hand. It is settled exactly once, last."""
+    """One delivered message. It is settled exactly once, last."""
 
     @property
     def body(self) -> bytes:

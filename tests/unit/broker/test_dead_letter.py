@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import decode
 from pamqp.commands import Basic
@@ -18,7 +18,6 @@ from acestep_consumer.broker import lenient_codec
 from acestep_consumer.broker.dead_letter import dead_letter_properties
 from acestep_consumer.domain.errors import MalformedBody
 
-patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # What the codec hands out for header values; it writes fewer kinds than it reads.
 _scalars = (
     st.none()
@@ -42,7 +41,6 @@ def written_and_read(properties: Basic.Properties) -> Basic.Properties:
     return read.properties
 
 
-@patient
 @given(headers=st.dictionaries(_names, _values, max_size=4))
 def test_a_dead_letter_can_be_written_whatever_its_headers_hold(headers: dict[str, Any]) -> None:
     kept = dead_letter_properties(Basic.Properties(headers=headers), MalformedBody("no"), "w1")
@@ -61,7 +59,6 @@ def test_a_value_that_the_codec_cannot_write_back_is_kept_in_a_form_that_it_can(
     assert (letter.headers["k"], letter.headers["deep"]) == (kept, {"list": [kept]})
 
 
-@patient
 @given(st.binary(max_size=255))
 def test_any_short_string_can_be_read_and_sent_back(raw: bytes) -> None:
     consumed, text = lenient_codec.short_string(bytes([len(raw)]) + raw + b"rest")
@@ -71,7 +68,6 @@ def test_any_short_string_can_be_read_and_sent_back(raw: bytes) -> None:
         assert text.encode() == raw
 
 
-@patient
 @given(st.integers(0, 2**64 - 1))
 def test_any_timestamp_can_be_read(seconds: int) -> None:
     consumed, time = lenient_codec.timestamp(seconds.to_bytes(8, "big") + b"rest")
@@ -79,7 +75,6 @@ def test_any_timestamp_can_be_read(seconds: int) -> None:
     assert time is None or isinstance(time, datetime)
 
 
-@patient
 @given(st.binary(max_size=60))
 def test_any_header_table_can_be_read_or_is_marked(raw: bytes) -> None:
     consumed, headers = lenient_codec.table(len(raw).to_bytes(4, "big") + raw)

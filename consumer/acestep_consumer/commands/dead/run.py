@@ -142,7 +142,7 @@ async def _requeue(broker: BrokerSettings, choice: DeadLetterFilter, note: Conso
     async with DeadLetterQueue(broker) as queue, aclosing(_fitting(queue, choice)) as fitting:
         async for letter, row in fitting:
             try:
-                await queue.revive(letter)
+                await queue.requeue(letter)
             except Nacked:
                 note.print(
                     f"the queue is full: {_letters(done)} requeued, the others stay; try again later", style="red"
@@ -187,7 +187,7 @@ async def _purge(
 async def _fitting(
     queue: DeadLetterQueue, choice: DeadLetterFilter
 ) -> AsyncGenerator[tuple[DeadLetter, DeadLetterRow]]:
-    async with aclosing(queue.letters()) as letters:
+    async with aclosing(queue.messages()) as letters:
         async for letter in letters:
             row = DeadLetterRow.of(letter)
             if choice.fits(row):

@@ -103,7 +103,7 @@ def _version(inspection: BrokerInspection, settings: Settings) -> Iterator[Findi
 
 async def _standing(inspection: BrokerInspection, settings: BrokerSettings) -> AsyncGenerator[Finding]:
     wanted = topology_with(settings, settings.queue_maxsize)
-    lacking = await inspection.lacks(wanted)
+    lacking = await inspection.missing_permissions(wanted)
     yield judge_permissions(lacking, vhost_of(settings))
     try:
         limit = None if (unmeasurable := _TO_MEASURE & set(lacking)) else await inspection.limit()
