@@ -137,7 +137,7 @@ async def test_a_song_that_is_gone_is_said_to_be(visitor: Visitor, listening: Li
     await forge(listening, "gone", uri=f"{folder}/gone/0.wav")
     await visitor.until("gone", "completed")
     async with visitor.http.get(f"{visitor.url}/audio/gone/0") as answer:
-        assert (answer.status, "is gone" in await answer.text()) == (404, True)
+        assert (answer.status, "was deleted" in await answer.text()) == (404, True)
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", ""])

@@ -26,9 +26,8 @@ from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.settings import Settings
 from acestep_consumer.policy.tiers import TierTableError
 from acestep_consumer.webui.audio_proxy import AudioProxy
-from acestep_consumer.webui.job_board import JobBoard, QueueState
+from acestep_consumer.webui.job_board import JobBoard, QueueState, add_events, look_up_silent_jobs, poll_queue_state
 from acestep_consumer.webui.origin_check import OriginCheck, is_loopback
-from acestep_consumer.webui.reporter import catch_up, feel, report
 from acestep_consumer.webui.server import PageServer
 
 # Songs that somebody listens to are cut at the end; pages are let go before.
@@ -69,7 +68,9 @@ async def _serve(client: Client, settings: Settings, stand: ListenOptions, note:
             try:
                 async with _site(app, stand) as url:
                     await _welcome(url, stand, note)
-                    await _until_the_end(report(events, board), catch_up(board, endings), feel(glance, board))
+                    await _until_the_end(
+                        add_events(events, board), look_up_silent_jobs(board, endings), poll_queue_state(glance, board)
+                    )
             except OSError as error:
                 note.print(_no_place(stand, error), style="red", markup=False)
                 return Exit.USAGE

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sound out of S3 for a browser: only objects that a job's end names, whole or the range that was asked for."""
+"""Proxies songs from S3 to browsers: only objects that a terminal event names, whole or the requested range."""
 
 import os
 import ssl
@@ -24,7 +24,7 @@ _CHUNK_BYTES: Final = 64 << 10
 
 
 class SongUnavailable(Exception):
-    """There is no such song, or it cannot be had now. ``status`` is the HTTP status; the text is for a person."""
+    """The song does not exist, or cannot be fetched now. ``status`` is the HTTP status; the text is for a person."""
 
     def __init__(self, status: HTTPStatus, text: str) -> None:
         super().__init__(text)
@@ -40,22 +40,22 @@ class ByteRange:
 
     @property
     def bytes(self) -> int:
-        """How many."""
+        """Number of bytes."""
         return self.last - self.first + 1
 
 
 class AudioProxy:
-    """The songs in the result bucket. An async context manager; connects to S3 when somebody first listens.
+    """The songs in the result bucket. An async context manager; connects to S3 at the first song.
 
     Args:
-        settings: where results are.
-        endings: reads how a job ended, for jobs that the board has forgotten.
-        board: what was heard.
+        settings: where results are stored.
+        results: reads how a job ended, for jobs that the board has forgotten.
+        board: the latest jobs.
     """
 
-    def __init__(self, settings: StorageSettings, endings: Results, board: JobBoard) -> None:
+    def __init__(self, settings: StorageSettings, results: Results, board: JobBoard) -> None:
         self._settings = settings
-        self._endings = endings
+        self._results = results
         self._board = board
         self._http: aiohttp.ClientSession
 
@@ -72,21 +72,21 @@ class AudioProxy:
         await self._http.close()
 
     async def find(self, task_id: str, index: int) -> Audio:
-        """Return the song of that number. Raises ``SongUnavailable``."""
-        card = self._board.card(task_id)
-        audios = card.audios if card else await self._written_down(task_id)
+        """Return the song of that number, from 0. Raises ``SongUnavailable``."""
+        view = self._board.get(task_id)
+        audios = view.audios if view else await self._stored(task_id)
         if index >= len(audios):
-            raise SongUnavailable(HTTPStatus.NOT_FOUND, f"{task_id} has no song number {index + 1} that is known here")
+            raise SongUnavailable(HTTPStatus.NOT_FOUND, f"{task_id} has no song number {index + 1}")
         audio = audios[index]
-        if not self._is_ours(task_id, audio.uri):
-            raise SongUnavailable(HTTPStatus.FORBIDDEN, f"{audio.uri} is not where this job's songs belong")
+        if not self._is_in_folder(task_id, audio.uri):
+            raise SongUnavailable(HTTPStatus.FORBIDDEN, f"{audio.uri} is outside of this job's folder")
         return audio
 
     async def send(self, request: web.Request, audio: Audio, name: str | None) -> web.StreamResponse:
-        """Answer with the song, or the part of it that was asked for. ``name``: to be saved under that name.
+        """Answer with the song or the requested range of it. ``name``: the file name to save it under.
 
         Raises:
-            NotHere: storage does not give it.
+            SongUnavailable: it cannot be fetched from storage.
         """
         tag = f'"{audio.sha256}"'
         headers = _headers(audio, tag, name)
@@ -108,8 +108,8 @@ class AudioProxy:
                 async for chunk in chunks:
                     await response.write(chunk)
             except (aiohttp.ClientError, ConnectionError, TimeoutError):
-                # The listener moved on, which players do all the time, or storage broke off: then a cut connection
-                # makes the browser ask for the rest.
+                # The player closed the connection, which it does all the time, or storage did: then an aborted
+                # connection makes the browser request the rest.
                 if request.transport is not None:
                     request.transport.abort()
         return response
@@ -119,10 +119,10 @@ class AudioProxy:
         wanted = {"Range": f"bytes={span.first}-{span.last}"} if span else {}
         expected = (HTTPStatus.PARTIAL_CONTENT, span.bytes) if span else (HTTPStatus.OK, audio.bytes)
         try:
-            link = await self._endings.link(audio.uri)
+            link = await self._results.link(audio.uri)
             answer = await self._http.get(link, headers=wanted, allow_redirects=False)
         except (DownloadFailed, aiohttp.ClientError, TimeoutError) as error:
-            # An aiohttp error may hold the link, which is a key to the song.
+            # An aiohttp error may hold the presigned URL, which is a secret.
             why = error if isinstance(error, DownloadFailed) else f"{audio.uri}: {type(error).__name__}"
             raise SongUnavailable(HTTPStatus.BAD_GATEWAY, f"storage does not answer: {why}") from error
         async with answer:
@@ -130,15 +130,15 @@ class AudioProxy:
                 raise _refused(audio, answer)
             yield answer.content.iter_chunked(_CHUNK_BYTES)
 
-    async def _written_down(self, task_id: str) -> tuple[Audio, ...]:
+    async def _stored(self, task_id: str) -> tuple[Audio, ...]:
         try:
-            ending = await self._endings.find(task_id)
+            end = await self._results.find(task_id)
         except DownloadFailed as error:
             raise SongUnavailable(HTTPStatus.BAD_GATEWAY, str(error)) from error
-        return ending.data.audios if isinstance(ending, JobCompleted) else ()
+        return end.data.audios if isinstance(end, JobCompleted) else ()
 
-    def _is_ours(self, task_id: str, uri: str) -> bool:
-        """Whoever may publish events could name any object; only a job's own folder counts."""
+    def _is_in_folder(self, task_id: str, uri: str) -> bool:
+        """Whether an object is in the job's own folder: whoever may publish events could name any object."""
         folder = "/".join(part for part in (self._settings.bucket, self._settings.prefix.strip("/"), task_id) if part)
         return uri.startswith(f"s3://{folder}/") and ".." not in uri
 
@@ -146,7 +146,7 @@ class AudioProxy:
 def _headers(audio: Audio, tag: str, name: str | None) -> dict[str, str]:
     headers = {
         "Accept-Ranges": "bytes",
-        # Songs are written once. The browser's cache saves the second request, for the waveform.
+        # Songs are written once. The browser's cache answers the second request, for the waveform.
         "Cache-Control": "private, max-age=86400, immutable",
         "Content-Type": content_type_of(audio),
         "ETag": tag,
@@ -155,11 +155,11 @@ def _headers(audio: Audio, tag: str, name: str | None) -> dict[str, str]:
 
 
 def _span(request: web.Request, size: int, tag: str) -> ByteRange | None:
-    """Return what is asked for; None for everything. Raises ``ValueError`` when there are no such bytes."""
+    """Return the requested range; None: the whole song. Raises ``ValueError`` when there are no such bytes."""
     if request.headers.get("If-Range", tag) != tag:
         return None
     asked = request.headers.get("Range", "")
-    if not asked or "," in asked:  # several at once may be answered with everything
+    if not asked or "," in asked:  # several ranges may be answered with the whole
         return None
     part = request.http_range
     first, stop, _ = part.indices(size)
@@ -179,15 +179,15 @@ def _response(audio: Audio, span: ByteRange | None, headers: dict[str, str]) -> 
 
 def _refused(audio: Audio, answer: aiohttp.ClientResponse) -> SongUnavailable:
     if answer.status == HTTPStatus.NOT_FOUND:
-        return SongUnavailable(HTTPStatus.NOT_FOUND, f"{audio.uri} is gone: somebody deleted it")
+        return SongUnavailable(HTTPStatus.NOT_FOUND, f"{audio.uri} was deleted")
     if answer.status in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE):
         return SongUnavailable(
-            HTTPStatus.BAD_GATEWAY, f"{audio.uri} is not as large as its job says: somebody changed it"
+            HTTPStatus.BAD_GATEWAY, f"{audio.uri} does not have the size in its event: it was changed"
         )
     return SongUnavailable(HTTPStatus.BAD_GATEWAY, f"storage refuses {audio.uri}: HTTP {answer.status}")
 
 
 def _trust() -> ssl.SSLContext | bool:
-    """The authorities that S3 calls trust as well."""
+    """Trust the same certificate authorities as S3 calls do."""
     bundle = os.environ.get("AWS_CA_BUNDLE")
     return ssl.create_default_context(cafile=bundle) if bundle else True
