@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The request: one canonical model, and the reading of every body that ACE-Step 1.5's ``POST /release_task`` accepts.
+"""The request: one canonical model, and parsing of every body that ACE-Step 1.5's ``POST /release_task`` accepts.
 
-Only what would be nonsense on any machine is refused here. What depends on the GPU (duration, batch, model)
-is decided later, and reported.
+Only values that are invalid on any machine are refused here. Limits that depend on the GPU (duration, batch, model) are
+applied later, and reported.
 """
 
 from collections.abc import Iterator, Mapping
@@ -197,7 +197,7 @@ class GenerationRequest(BaseModel):
 
     @property
     def instrumental(self) -> bool:
-        """Whether nobody sings."""
+        """Whether the song has no vocals."""
         return self.lyrics.strip().lower() in ("", "[inst]", "[instrumental]")
 
 
@@ -239,7 +239,7 @@ _RULES: Final[dict[str, str]] = {
 
 
 def parse_request(body: Mapping[str, object]) -> tuple[GenerationRequest, tuple[str, ...]]:
-    """Read a body, with ACE-Step's aliases, nesting and coercions; also return what was odd about it.
+    """Parse a body with ACE-Step's aliases, nesting and coercions. Returns the request and warnings.
 
     A field is looked up in the body, then in ``param_obj``, then in the first of ``metas``, ``meta``, ``metadata``,
     ``user_metadata`` and ``userMetadata``, each time by its own name and then by its aliases. None and blank text
@@ -262,7 +262,7 @@ def parse_request(body: Mapping[str, object]) -> tuple[GenerationRequest, tuple[
 
 
 def read_task_id(body: Mapping[str, object]) -> str | None:
-    """The task id in a body that may be wrong in every other respect; None without a valid one."""
+    """Return the task id of a body that may be invalid otherwise; None: it has no valid one."""
     hits = Lookup(body, _NAMES).hits("task_id")
     try:
         return GenerationRequest(task_id=coerce.text(hits[0].value)).task_id if hits else None
@@ -271,7 +271,7 @@ def read_task_id(body: Mapping[str, object]) -> str | None:
 
 
 def request_json_schema() -> dict[str, Any]:
-    """The canonical request as JSON Schema (draft 2020-12); ``x-aliases`` holds the other names of a field."""
+    """Return the canonical request as JSON Schema (draft 2020-12); ``x-aliases`` holds the other names of a field."""
     schema = GenerationRequest.model_json_schema()
     for field, aliases in ALIASES.items():
         schema["properties"][field]["x-aliases"] = list(aliases)
@@ -279,7 +279,7 @@ def request_json_schema() -> dict[str, Any]:
 
 
 def _problems(exc: ValidationError, given: Mapping[str, Found]) -> tuple[FieldProblem, ...]:
-    """One problem per field, in our words; the first finding of a list stands for the others."""
+    """Return one problem per field, in this module's words; of several errors in a list the first one."""
     rules: dict[str, str] = {}
     for error in exc.errors(include_url=False):
         if error["type"] != "default_factory_not_called":  # follows from another field's problem
@@ -288,13 +288,13 @@ def _problems(exc: ValidationError, given: Mapping[str, Found]) -> tuple[FieldPr
 
 
 def _inner_name(error: ErrorDetails) -> str:
-    """The name of a part of the field, where it has parts with names."""
+    """Return the name of the part that is wrong, where a field has named parts."""
     part = error["loc"][1:2]
     return f"{shown(part[0])} " if part and isinstance(part[0], str) else ""
 
 
 def _rule(error: ErrorDetails) -> str:
-    """The rule with its bounds; an error that the table does not know keeps pydantic's words."""
+    """Return the rule with its bounds, or pydantic's text for an error that the table does not have."""
     if error["type"] not in _RULES:
         return error["msg"]
     return _RULES[error["type"]].format(**{name: _plain(bound) for name, bound in error.get("ctx", {}).items()})
@@ -322,14 +322,14 @@ def _settle_seed(request: GenerationRequest, given: Mapping[str, Found]) -> tupl
 
 
 def _rereadings(given: Mapping[str, Found], request: GenerationRequest) -> Iterator[str]:
-    """Values that were read as something else than what they say."""
+    """Yield warnings about values that were read as something else than they say."""
     for flag in _FLAGS:
         if flag in given and isinstance(given[flag].value, str):
             yield from _odd_flag(given[flag])
     if request.vocal_language == "unknown" and coerce.word(given["vocal_language"].value) != "unknown":
-        yield f"language {shown(given['vocal_language'].value)!r} is not one the model knows: 'unknown' is used"
+        yield f"language {shown(given['vocal_language'].value)!r} is not supported: 'unknown' is used"
     if "lm_backend" in given and coerce.word(given["lm_backend"].value) == "mlx":
-        yield "LM backend 'mlx' has no counterpart here: 'pt' is used"
+        yield "LM backend 'mlx' is not supported: 'pt' is used"
 
 
 def _odd_flag(found: Found) -> Iterator[str]:

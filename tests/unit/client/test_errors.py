@@ -20,7 +20,7 @@ ID = examples.TASK_ID
 @pytest.mark.parametrize(
     ("state", "error", "code", "text"),
     [
-        ("failed", JobFailedError, ErrorCode.RESOURCE_EXHAUSTED, f"{ID} failed: resource_exhausted: the card has too"),
+        ("failed", JobFailedError, ErrorCode.RESOURCE_EXHAUSTED, f"{ID} failed: resource_exhausted: the GPU has too"),
         ("rejected", JobRejectedError, ErrorCode.INVALID_REQUEST, f"{ID} was rejected: invalid_request: audio_format"),
         ("cancelled", JobCancelledError, ErrorCode.CANCELLED, f"{ID} was cancelled"),
         ("expired", JobExpiredError, ErrorCode.EXPIRED, f"{ID} expired: it waited longer than its deadline allows"),
