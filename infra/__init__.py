@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What surrounds the product: the one command for people and CI, local servers, containers."""
+"""Everything around the product: the command for people and CI, local servers, deployment, sizing."""

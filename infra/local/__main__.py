@@ -20,7 +20,7 @@ _CHILD_GRACE_S = 15
 
 
 def main() -> int:
-    """Run one command; the exit status is 0, 1 after an error that was told, or the child's own."""
+    """Run one command; returns 0, 1 after an error, or the exit status of the child."""
     arguments = _parser().parse_args()
     stop_cleanly_on_signals()
     try:
@@ -34,10 +34,10 @@ def _run(arguments: argparse.Namespace) -> int:
     match arguments.verb:
         case "up" | "env":
             print(state.up().exports())
-            say('Use it: eval "$(bash infra/dev up)". End it: bash infra/dev down.')
+            say('Set the variables with: eval "$(bash infra/dev up)"; stop the servers with: bash infra/dev down')
             return 0
         case "down":
-            say("Ended the local stack." if state.down() else "Nothing is up.")
+            say("Stopped the local servers." if state.down() else "No local servers are running.")
             return 0
         case "exec":
             return _exec(arguments.command[arguments.command[:1] == ["--"] :])
@@ -46,7 +46,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _exec(command: list[str]) -> int:
-    """Run a command with servers of its own, which end with it."""
+    """Run a command with its own servers, which are stopped afterwards."""
     if not command:
         raise ServerError("exec needs a command: python -m infra.local exec -- COMMAND [ARGUMENT...]")
     with ExitStack() as running:
@@ -82,11 +82,11 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m infra.local", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    verbs.add_parser("up", help="leave a broker and a store running; print the variables to export")
-    verbs.add_parser("env", help="the same as up: print the variables, starting what is not there")
-    verbs.add_parser("down", help="end what up started")
-    verbs.add_parser("demo", help="a request from end to end")
-    run = verbs.add_parser("exec", help="run a command with a broker and a store of its own")
+    verbs.add_parser("up", help="start a broker and an S3 server in the background; print the variables to export")
+    verbs.add_parser("env", help="same as up")
+    verbs.add_parser("down", help="stop the servers of up, and delete their data")
+    verbs.add_parser("demo", help="run one request from end to end")
+    run = verbs.add_parser("exec", help="run a command with its own broker and S3 server")
     run.add_argument("command", nargs=argparse.REMAINDER, help="-- COMMAND [ARGUMENT...]")
     return parser
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Owns the servers under Docker Compose: RabbitMQ and MinIO from the project's docker-compose.yml, on free ports."""
+"""Runs RabbitMQ and MinIO with Docker Compose, from the project's docker-compose.yml, on free ports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _UP_TIMEOUT_S = 600
 
 
 def docker_answers() -> bool:
-    """True if a Docker engine answers and its client knows Compose."""
+    """Whether a Docker engine answers and its client has Compose."""
     if shutil.which("docker") is None:
         return False
     probes = (["docker", "version", "--format", "{{.Server.Version}}"], ["docker", "compose", "version"])
@@ -27,15 +27,15 @@ def docker_answers() -> bool:
 
 
 class ComposeServers:
-    """RabbitMQ and MinIO of one's own: a Compose project with its own name, ports and volumes."""
+    """A Compose project with its own name, ports and volumes."""
 
     bucket = "acestep"
 
     def __init__(self, project: str | None = None) -> None:
-        """Name the project; nothing runs yet.
+        """Choose the project's name; nothing is started yet.
 
         Args:
-            project: the name of one that runs, to end it; else a new one.
+            project: the name of a running one, to stop it; None: a new one.
         """
         self.project = project or f"acestep-{secrets.token_hex(4)}"
         self.access_key, self.secret_key = "local", secrets.token_hex(16)
@@ -52,10 +52,10 @@ class ComposeServers:
         return f"http://{LOOPBACK}:{self._claim.ports[2]}"
 
     def start(self) -> None:
-        """Start both and return once they are healthy and the bucket is there.
+        """Start both; returns once they are healthy and the bucket exists.
 
         Raises:
-            ServerError: Compose failed; with what it said.
+            ServerError: Compose failed; with its output.
         """
         try:
             self._compose("up", "--detach", "--wait", "rabbitmq", "minio")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's story: servers, a tiny checkpoint, a worker, one real request, the audio checked.
+"""The demo: starts servers and a worker with a tiny checkpoint, submits one request, and checks the audio.
 
-What a person reads goes to standard error. Standard output has two lines: the terminal event, the audio's path.
+Messages go to standard error. Standard output has two lines: the terminal event, and the path of the audio.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ _REPORT_EVERY_S = 10.0
 _POLL_S = 0.2
 
 _RANDOM_WEIGHTS = """
-The demo's model has random weights: what you hear is noise, made by every part of the real path.
-For real music, have an ACE-Step 1.5 checkpoint on this machine and a GPU, set
-  ACESTEP_CHECKPOINT_DIR   the folder that holds the checkpoints
+The demo's model has random weights, so the audio is noise, but it went through the whole real pipeline.
+For music you need a GPU and an ACE-Step 1.5 checkpoint on this machine. Set
+  ACESTEP_CHECKPOINT_DIR   the folder with the checkpoints
   ACESTEP_CONFIG_PATH      the model in it, for example acestep-v15-turbo
-and run the demo again: it uses them.
+and run the demo again.
 """
 
 
 def main() -> int:
-    """Run the demo in a folder of its own; audio and worker's log stay. Raises ServerError when a part fails."""
+    """Run the demo in a new folder, in which audio and worker log remain. Raises ServerError if a step fails."""
     folder = LOCAL / f"demo-{secrets.token_hex(4)}"
     folder.mkdir(parents=True)
-    say(f"The demo's folder: {folder}")
+    say(f"Folder of this demo: {folder}")
     try:
         audio = _Demo(folder).run()
     finally:
@@ -63,7 +63,7 @@ def main() -> int:
 
 
 class _Demo:
-    """One run: everything it starts ends with `run()`, in reverse order."""
+    """One run; everything it starts is stopped at the end of `run()`, in reverse order."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -73,7 +73,7 @@ class _Demo:
         self._claim = PortClaim(1)
 
     def run(self) -> Path:
-        """Returns the path of the checked audio file."""
+        """Run the demo; returns the path of the checked audio file."""
         with ExitStack() as running:
             environment = running.enter_context(Stack(self._folder / "servers"))
             variables = os.environ | environment.variables() | self._worker_variables()
@@ -83,7 +83,7 @@ class _Demo:
             self._wait_until_ready(worker)
             event = self._submit(worker, variables)
             audio = self._check(event)
-        say("Checked: the file is whole, decodes, lasts as long as asked for, and has the event's SHA-256.")
+        say("Checked: the file decodes, has the requested duration, and matches the SHA-256 in the event.")
         if not self._real:
             say(_RANDOM_WEIGHTS)
         return audio
@@ -100,7 +100,7 @@ class _Demo:
         if self._real:
             say(f"Using the checkpoints in {variables['ACESTEP_CHECKPOINT_DIR']}.")
             return
-        say("Making a tiny checkpoint with random weights ...")
+        say("Writing a tiny checkpoint with random weights (about ten seconds) ...")
         command = [_consumer_command(), "tiny-checkpoint", variables["ACESTEP_CHECKPOINT_DIR"]]
         done = subprocess.run(command, env=variables, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -124,7 +124,7 @@ class _Demo:
             if not worker.running():
                 raise ServerError(f"the worker ended with status {worker.returncode()}\n{tail(self._log)}")
             if now - started > timeout_s:
-                raise ServerError(f"the worker was not ready after {timeout_s:.0f} s\n{tail(self._log)}")
+                raise ServerError(f"the worker was not ready within {timeout_s:.0f} s\n{tail(self._log)}")
             if now - reported > _REPORT_EVERY_S:
                 say(f"  still loading the model, {now - started:.0f} s ...")
                 reported = now
@@ -132,7 +132,7 @@ class _Demo:
         say(f"The worker is ready after {time.monotonic() - started:.1f} s.")
 
     def _submit(self, worker: Process, variables: dict[str, str]) -> dict[str, Any]:
-        """Send the request as any producer would and return the terminal event, also printed as it came."""
+        """Submit the request as any producer would; prints and returns the terminal event."""
         say(f"Submitting: {PROMPT!r}, {DURATION_S} s")
         command = [
             _consumer_command(), "submit", "--prompt", PROMPT, "--lyrics", LYRICS, "--duration", str(DURATION_S),
@@ -144,23 +144,21 @@ class _Demo:
                 output = self._output(child, worker)
             finally:
                 child.kill()
-        say("The event that told of it, as any subscriber hears it:")
+        say("The terminal event, as every subscriber receives it:")
         print(output, flush=True)
         if child.returncode:
             raise ServerError(f"submit ended with status {child.returncode}\n{tail(self._log)}")
         return self._event(output)
 
     def _output(self, child: subprocess.Popen[str], worker: Process) -> str:
-        """What the command prints; it is not waited for when the worker it waits for has died."""
+        """Return the command's output. Raises ServerError if the worker dies meanwhile."""
         deadline = time.monotonic() + _SUBMIT_TIMEOUT_S
         while True:
             try:
                 return child.communicate(timeout=1)[0].strip()
             except subprocess.TimeoutExpired:
                 if not worker.running():
-                    raise ServerError(
-                        f"the worker died at work, status {worker.returncode()}\n{tail(self._log)}"
-                    ) from None
+                    raise ServerError(f"the worker died, status {worker.returncode()}\n{tail(self._log)}") from None
                 if time.monotonic() > deadline:
                     raise ServerError(f"no result after {_SUBMIT_TIMEOUT_S:.0f} s\n{tail(self._log)}") from None
 
@@ -174,14 +172,14 @@ class _Demo:
         return event
 
     def _check(self, event: dict[str, Any]) -> Path:
-        """The downloaded file, after comparing it with what the event promises."""
-        promised = event["data"]["audios"][0]
+        """Compare the downloaded file with the event and return its path."""
+        described = event["data"]["audios"][0]
         files = sorted(path for path in self._audio.rglob("*.wav") if path.is_file())
         if len(files) != 1:
             raise ServerError(f"expected one audio file in {self._audio}, found {len(files)}")
         content = files[0].read_bytes()
-        if hashlib.sha256(content).hexdigest() != promised["sha256"]:
-            raise ServerError(f"{files[0]} does not have the event's SHA-256 {promised['sha256']}")
+        if hashlib.sha256(content).hexdigest() != described["sha256"]:
+            raise ServerError(f"{files[0]} does not have the event's SHA-256 {described['sha256']}")
         _check_sound(files[0])
         return files[0]
 
@@ -200,7 +198,7 @@ def _check_sound(path: Path) -> None:
 
 
 def _consumer_command() -> str:
-    """The installed `acestep-consumer`, beside the running Python."""
+    """Return the installed `acestep-consumer`, beside the running Python."""
     command = Path(sys.executable).with_name("acestep-consumer")
     if not command.exists():
         raise ServerError(f"{command} is missing; run: bash infra/dev setup")

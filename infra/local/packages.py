@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Owns the one thing that pip cannot bring: Debian's rabbitmq-server, installed when it is missing."""
+"""Installs Debian's rabbitmq-server if it is missing: the only dependency that pip cannot install."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 _INSTALL_TIMEOUT_S = 900
 
-# The package starts a broker as a system service and enables it for the next boot. We want the files only. An existing
-# policy is the owner's and stays; ours goes again, whatever happens.
+# The package starts a broker as a system service and enables it at boot, which policy-rc.d prevents: only the files are
+# needed. An existing policy is left alone; ours is removed in any case.
 _POLICY = Path("/usr/sbin/policy-rc.d")
 _INSTALL = f"""
 set -e
@@ -41,14 +41,14 @@ if command -v systemctl >/dev/null; then systemctl disable {PACKAGE} || true; fi
 
 
 def ensure_rabbitmq() -> None:
-    """Return once RabbitMQ is installed, having installed Debian's package if it was not.
+    """Install Debian's package unless RabbitMQ is installed.
 
     Raises:
-        ServerError: it is missing and cannot be installed from here; says what to do.
+        ServerError: it cannot be installed; the message says what to do.
     """
     if scripts_folder() is not None:
         return
-    with _one_at_a_time():
+    with _install_lock():
         if scripts_folder() is None:
             _install()
 
@@ -56,8 +56,8 @@ def ensure_rabbitmq() -> None:
 def _install() -> None:
     if shutil.which("apt-get") is None:
         raise ServerError(
-            "RabbitMQ is not installed and this is not Debian or Ubuntu. Install it (rabbitmq-server must be on PATH), "
-            "start Docker, or set ACESTEP_AMQP_URL to a broker that answers."
+            "RabbitMQ is not installed, and this is not Debian or Ubuntu. Install it (with rabbitmq-server on PATH), "
+            "start Docker, or set ACESTEP_AMQP_URL to a running broker."
         )
     say = f"Installing {PACKAGE} with apt-get, once (about a minute); its system service is not started ..."
     print(say, file=sys.stderr, flush=True)
@@ -76,14 +76,14 @@ def _as_root() -> list[str]:
     if not may or may.returncode:
         raise ServerError(
             f"RabbitMQ is not installed, and installing it needs root. Run: sudo apt-get install {PACKAGE}\n"
-            "or start Docker, or set ACESTEP_AMQP_URL to a broker that answers."
+            "or start Docker, or set ACESTEP_AMQP_URL to a running broker."
         )
     return ["sudo", "-n"]
 
 
 @contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    """Hold a lock that is ours alone: two stacks started side by side install once."""
+def _install_lock() -> Iterator[None]:
+    """Hold a lock, so that two stacks started side by side install once."""
     with (Path(tempfile.gettempdir()) / f"acestep-install-{os.getuid()}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Owns free loopback ports: found, and claimed against every other stack on this machine."""
+"""Finds free loopback ports and reserves them against other stacks on this machine."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import sys
 
 LOOPBACK = "127.0.0.1"
 
-# Below Linux's range for outgoing connections (32768 and up): nothing borrows such a port while a server restarts.
+# Below Linux's range for outgoing connections (32768 and up), so none takes such a port while a server restarts.
 _CANDIDATES = range(20_000, 32_000)
 _TRIES = 1_000
 
 
 class PortClaim:
-    """Holds `count` free TCP ports of 127.0.0.1 until `release()`.
+    """Reserves `count` free TCP ports of 127.0.0.1 until `release()`.
 
-    "Free" is only true at the moment of looking. So that two stacks started side by side do not find the same port
-    free, each port is also claimed by a name in Linux's abstract socket namespace, which the kernel gives back when
-    this process ends, however it ends.
+    A port that is free now may be taken a moment later. So that two stacks started side by side do not choose the same
+    one, each port is also reserved by a name in Linux's abstract socket namespace, which the kernel releases when this
+    process ends, however it ends.
     """
 
     def __init__(self, count: int) -> None:
@@ -46,7 +46,7 @@ class PortClaim:
         return True
 
     def release(self) -> None:
-        """Let other stacks have the ports again; harmless when repeated."""
+        """Release the ports; can be called again."""
         while self._claims:
             self._claims.pop().close()
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Owns the life of a process that we start: its own group, a log, an end by number and never by name.
+"""Starts and stops processes, each in its own group and with a log; stopped by pid, never by name.
 
-A guarded process also ends when we are killed without a chance to clean up: a small shell waits at a pipe that only
-we hold, and the kernel closes it for us.
+A guarded process also ends when we are killed and cannot clean up: a small shell waits at a pipe that only we hold
+open, and the kernel closes it.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ _GUARD = 'read -r _; kill -TERM "$1" && sleep 5; kill -KILL -- "-$1"'
 
 
 class ServerError(RuntimeError):
-    """A local server could not be had; the text says which, why, and what to do."""
+    """A local server could not be started; the message says which, why, and what to do."""
 
 
 @dataclass(frozen=True)
 class ProcessId:
-    """A process by number and start time (clock ticks since boot), so that a reused number is never mistaken for it."""
+    """A process by pid and start time (clock ticks since boot), so that a reused pid is not mistaken for it."""
 
     pid: int
     started: str
 
     @classmethod
     def of(cls, pid: int) -> ProcessId:
-        """The identity of a process that runs now, or of a child that ended and was not waited for yet.
+        """Return the identity of a running process, or of a child that ended and was not waited for yet.
 
         Raises:
             ProcessLookupError: there is no such process.
@@ -52,14 +52,14 @@ class ProcessId:
         return cls(pid, found[1])
 
     def alive(self) -> bool:
-        """True while this very process runs; a zombie does not."""
+        """Whether this process runs; a zombie does not."""
         found = _state_and_start(self.pid)
         return found is not None and found[0] != "Z" and found[1] == self.started
 
     def end(self, grace_s: float = 20.0) -> None:
-        """SIGTERM to the process; once it is gone, or after `grace_s` seconds, SIGKILL to what is left of its group.
+        """Send SIGTERM to the process; once it is gone, or after `grace_s` seconds, SIGKILL to the rest of its group.
 
-        Only the leader is asked: its own children are its to stop in order.
+        SIGTERM goes to the leader only, which stops its own children in order.
         """
         if not self.alive():
             return
@@ -82,7 +82,7 @@ class Process:
             env: its whole environment.
             folder: its working folder.
             log: standard output and error are appended here.
-            guarded: end it when this process dies; False for a process that is to stay.
+            guarded: end it when this process dies; False: it keeps running.
 
         Raises:
             ServerError: the command cannot be started.
@@ -91,7 +91,7 @@ class Process:
         self._child: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
         try:
-            # An interruption here would leave a server that nobody knows of.
+            # A signal in between would leave a server that is not recorded.
             with held():
                 self._child = _start(argv, env, folder, log)
                 self.id = ProcessId.of(self._child.pid)
@@ -103,21 +103,21 @@ class Process:
             raise
 
     def running(self) -> bool:
-        """True while the process runs."""
+        """Whether the process runs."""
         return self._child is not None and self._child.poll() is None
 
     def returncode(self) -> int | None:
-        """The exit status, negative for a signal; None while it runs."""
+        """Return the exit status, negative for a signal; None while it runs."""
         return None if self._child is None else self._child.poll()
 
     def end(self, grace_s: float = 20.0) -> None:
-        """End it: SIGTERM, then SIGKILL after `grace_s` seconds; harmless when repeated."""
+        """Send SIGTERM, then SIGKILL after `grace_s` seconds; can be called again."""
         if self.running():
             self.id.end(grace_s)
         self._reap()
 
     def kill(self) -> None:
-        """End it at once, as a power cut would: SIGKILL."""
+        """Send SIGKILL, as a power failure would."""
         if self.running():
             _signal_group(self.id.pid, signal.SIGKILL)
         self._reap()
@@ -132,7 +132,7 @@ class Process:
 
 
 def wait_until(ready: Callable[[], bool], *, what: str, processes: Sequence[Process], timeout_s: float) -> None:
-    """Poll `ready` until it holds.
+    """Poll `ready` until it is true.
 
     Raises:
         ServerError: a process ended first, or `timeout_s` seconds passed; with the last lines of the process's log.
@@ -150,7 +150,7 @@ def wait_until(ready: Callable[[], bool], *, what: str, processes: Sequence[Proc
 
 
 def tail(log: Path, lines: int = _LOG_TAIL_LINES) -> str:
-    """The last lines of a log, headed by its path; says so when there is nothing to show."""
+    """Return the path and the last lines of a log, or that it is empty."""
     text = log.read_text(errors="replace") if log.exists() else ""
     last = "\n".join(text.splitlines()[-lines:])
     return f"--- end of {log}\n{last}" if last else f"--- {log} is empty"
@@ -174,7 +174,7 @@ def _state_and_start(pid: int) -> tuple[str, str] | None:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    # The command's name, in parentheses, may hold anything: count from behind the last one.
+    # The command's name, in parentheses, may contain anything: split after the last one.
     fields = stat.rpartition(")")[2].split()
     return fields[0], fields[19]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Owns a private RabbitMQ: a broker and its port mapper on free loopback ports, everything it writes in one folder."""
+"""Runs a private RabbitMQ: broker and port mapper on free loopback ports, with all its files in one folder."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ management.disable_stats = false
 collect_statistics_interval = 1000
 """
 
-# Few schedulers that never spin: cheap when idle, for many brokers run side by side in tests.
+# Few schedulers that never spin, so that idle brokers cost little: tests run many side by side.
 _VM_ARGUMENTS = "+S 2:2 +SDio 2 +sbwt none -kernel inet_dist_use_interface {127,0,0,1}"
 
 
 def scripts_folder() -> Path | None:
-    """Where rabbitmq-server and rabbitmqctl lie, or None when RabbitMQ is not installed."""
+    """Return the folder of rabbitmq-server and rabbitmqctl; None: RabbitMQ is not installed."""
     on_path = shutil.which("rabbitmq-server")
     candidates = [Path(folder) for folder in _PACKAGE_FOLDERS] + ([Path(on_path).parent] if on_path else [])
     return next((folder for folder in candidates if (folder / "rabbitmq-server").exists()), None)
 
 
 def speaks_amqp(host: str, port: int, *, tls: bool = False, timeout_s: float = 2.0) -> bool:
-    """True if a broker answers the AMQP 0.9.1 protocol header with its connection.start."""
+    """Whether a broker answers the AMQP 0.9.1 protocol header with connection.start."""
     try:
         with socket.create_connection((host, port), timeout=timeout_s) as plain:
             connection = ssl.create_default_context().wrap_socket(plain, server_hostname=host) if tls else plain
@@ -66,18 +66,18 @@ def speaks_amqp(host: str, port: int, *, tls: bool = False, timeout_s: float = 2
 
 
 class RabbitMQ:
-    """A broker of one's own.
+    """A private broker.
 
     Use it as a context manager, or call `start()` and `stop()`. `restart()` keeps the ports and the data.
     """
 
     def __init__(self, folder: Path, *, management: bool = False, guarded: bool = True) -> None:
-        """Claim ports; nothing runs yet.
+        """Reserve ports; nothing is started yet.
 
         Args:
-            folder: data, log, configuration and cookie go here; it is made if missing and stays afterwards.
-            management: serve the HTTP API as well, at `management_url`.
-            guarded: end the broker when this process dies; False leaves it running.
+            folder: for data, log, configuration and cookie; created if missing, and not deleted.
+            management: also serve the HTTP API, at `management_url`.
+            guarded: stop the broker when this process dies; False: it keeps running.
         """
         self.folder = folder.absolute()
         self._management = management
@@ -96,29 +96,29 @@ class RabbitMQ:
 
     @property
     def management_url(self) -> str:
-        """The HTTP API's address, with no slash at the end; the user and the password are guest.
+        """The HTTP API's address, without a trailing slash; user and password are guest.
 
         Raises:
-            ServerError: this broker was made without management.
+            ServerError: the broker was created without management.
         """
         if not self._management:
-            raise ServerError("this broker has no HTTP API: make it with management=True")
+            raise ServerError("this broker has no HTTP API: create it with management=True")
         return f"http://{LOOPBACK}:{self._management_port}"
 
     @property
     def processes(self) -> tuple[Process, ...]:
-        """What runs for this broker, in the order in which it is to be ended."""
+        """The broker's processes, in the order in which they are stopped."""
         return tuple(process for process in (self._broker, self._epmd) if process is not None)
 
     def vhost_url(self, vhost: str) -> str:
-        """The AMQP URL of a virtual host; the name must need no quoting, but for the default one, `/`."""
+        """Return the AMQP URL of a virtual host, whose name needs no quoting except for the default, `/`."""
         return f"amqp://guest:guest@{LOOPBACK}:{self.port}/{vhost.replace('/', '%2F')}"
 
     def start(self) -> None:
-        """Start the broker and return once it accepts connections: about five seconds on one core.
+        """Start the broker; returns once it accepts connections, about five seconds on one core.
 
         Raises:
-            ServerError: RabbitMQ is not installed, or it did not come up; quotes the end of its log.
+            ServerError: RabbitMQ is not installed or does not start; with the end of its log.
         """
         scripts = self._scripts()
         self._write_files()
@@ -131,13 +131,13 @@ class RabbitMQ:
             raise
 
     def stop(self) -> None:
-        """Stop the broker, then its port mapper; what is durable stays on disk. Harmless when repeated."""
+        """Stop the broker and its port mapper; durable data stays on disk. Can be called again."""
         for process in self.processes:
             process.end()
         self._broker = self._epmd = None
 
     def kill(self) -> None:
-        """End the broker at once, as a power cut would; `start()` brings it back."""
+        """Kill the broker, as a power failure would; `start()` starts it again."""
         if self._broker is not None:
             self._broker.kill()
             self._broker = None
@@ -148,10 +148,10 @@ class RabbitMQ:
         self.start()
 
     def ctl(self, *arguments: str) -> str:
-        """Run rabbitmqctl on this broker (about a second) and return what it prints.
+        """Run rabbitmqctl on this broker (about a second) and return its output.
 
         Raises:
-            ServerError: the command failed; with what it said.
+            ServerError: the command failed; with its output.
         """
         command = [str(self._scripts() / "rabbitmqctl"), "--quiet", "--node", self._node, *arguments]
         done = subprocess.run(
@@ -162,7 +162,7 @@ class RabbitMQ:
         return done.stdout
 
     def close(self) -> None:
-        """End it for good, at once; the ports may go to others."""
+        """Kill it and release the ports."""
         self.kill()
         self.stop()
         self._claim.release()
@@ -181,7 +181,7 @@ class RabbitMQ:
             self._epmd = self._run([_epmd_command(), "-address", LOOPBACK, "-port", str(self._epmd_port)])
 
     def _ready(self) -> bool:
-        # The listeners open last in RabbitMQ's boot, so an answer here means that everything else is up.
+        # RabbitMQ opens its listeners last, so an answer means that everything else is up.
         api = not self._management or _accepts(self._management_port)
         return api and speaks_amqp(LOOPBACK, self.port)
 
@@ -210,7 +210,7 @@ class RabbitMQ:
     def _environment(self) -> dict[str, str]:
         ours = {name: value for name, value in os.environ.items() if not name.startswith(("RABBITMQ_", "ERL_"))}
         return ours | {
-            "HOME": str(self.folder),  # where Erlang looks for the cookie
+            "HOME": str(self.folder),  # where Erlang reads the cookie
             "ERL_EPMD_ADDRESS": LOOPBACK,
             "ERL_EPMD_PORT": str(self._epmd_port),
             "ERL_CRASH_DUMP_BYTES": "0",
@@ -226,7 +226,7 @@ class RabbitMQ:
             "RABBITMQ_PID_FILE": str(self.folder / "pid"),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": _VM_ARGUMENTS,
             "RABBITMQ_CTL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
-            # The start script then becomes the broker instead of staying in front of it: one process, one SIGTERM.
+            # The start script then execs the broker instead of starting a child: one process, one SIGTERM.
             "RUNNING_UNDER_SYSTEMD": "true",
         }
 

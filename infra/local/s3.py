@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Owns a private S3 server: SeaweedFS on free loopback ports, everything it writes in one folder."""
+"""Runs a private S3 server: SeaweedFS on free loopback ports, with all its files in one folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _START_TIMEOUT_S = 60.0
 _REQUEST_TIMEOUT_S = 5.0
 _PROBE = "acestep-local-ready"
 
-# Every service inside has an HTTP and a gRPC port. The gRPC one would be the HTTP one plus 10,000 unless it is set.
+# Every service in it has an HTTP and a gRPC port; the gRPC port defaults to the HTTP port plus 10,000.
 _PORT_OPTIONS = (
     "s3.port",
     "s3.port.grpc",
@@ -48,18 +48,18 @@ _PORT_OPTIONS = (
 
 
 class SeaweedFS:
-    """An S3 server of one's own, with one bucket and one pair of keys that may do everything.
+    """A private S3 server with one bucket and one pair of keys with full access.
 
     Use it as a context manager, or call `start()` and `stop()`. `restart()` keeps the ports, the keys and the data.
     """
 
     def __init__(self, folder: Path, *, bucket: str = "acestep", guarded: bool = True) -> None:
-        """Claim ports; nothing runs yet.
+        """Reserve ports; nothing is started yet.
 
         Args:
-            folder: data and log go here; it is made if missing and stays afterwards.
-            bucket: made at the start.
-            guarded: end the server when this process dies; False leaves it running.
+            folder: for data and log; created if missing, and not deleted.
+            bucket: created at start.
+            guarded: stop the server when this process dies; False: it keeps running.
         """
         self.folder = folder.absolute()
         self.bucket = bucket
@@ -73,16 +73,16 @@ class SeaweedFS:
 
     @property
     def endpoint(self) -> str:
-        """The server's address, with no slash at the end."""
+        """The server's address, without a trailing slash."""
         return f"http://{LOOPBACK}:{self.port}"
 
     @property
     def processes(self) -> tuple[Process, ...]:
-        """What runs for this server."""
+        """The server's process."""
         return (self._server,) if self._server else ()
 
     def sockets(self) -> list[Path]:
-        """The Unix sockets it has open: SeaweedFS names them after its ports and leaves some of them behind."""
+        """Return its Unix sockets: SeaweedFS names them after its ports and does not remove all of them."""
         return [
             path
             for port in self._claim.ports
@@ -90,10 +90,10 @@ class SeaweedFS:
         ]
 
     def start(self) -> None:
-        """Start the server and return once the bucket stores and gives back: about a second.
+        """Start the server; returns once an object can be written and read, about a second.
 
         Raises:
-            ServerError: SeaweedFS is not installed, or it did not come up; quotes the end of its log.
+            ServerError: SeaweedFS is not installed or does not start; with the end of its log.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "data").mkdir(exist_ok=True)
@@ -108,11 +108,11 @@ class SeaweedFS:
             raise
 
     def stop(self) -> None:
-        """Stop the server; what was stored stays on disk. Harmless when repeated."""
+        """Stop the server; objects stay on disk. Can be called again."""
         self._end(lambda server: server.end())
 
     def kill(self) -> None:
-        """End the server at once, as a power cut would; `start()` brings it back."""
+        """Kill the server, as a power failure would; `start()` starts it again."""
         self._end(lambda server: server.kill())
 
     def restart(self) -> None:
@@ -121,7 +121,7 @@ class SeaweedFS:
         self.start()
 
     def close(self) -> None:
-        """Stop for good: the ports may go to others."""
+        """Kill it and release the ports."""
         self.kill()
         self._claim.release()
 
@@ -135,7 +135,7 @@ class SeaweedFS:
         self.close()
 
     def _ready(self) -> bool:
-        # The bucket answers before the volumes do, above all after a restart: only a round trip tells.
+        # The bucket answers before the volumes do, especially after a restart, so an object is written and read.
         account = Account(self.endpoint, self.access_key, self.secret_key)
         probe = f"/{self.bucket}/{_PROBE}"
         return (
@@ -158,12 +158,12 @@ class SeaweedFS:
             str(weed_command()), f"-logdir={self.folder}", "mini", f"-dir={self.folder / 'data'}",
             f"-ip={LOOPBACK}", f"-ip.bind={LOOPBACK}", *ports, f"-bucket={self.bucket}",
             "-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false",
-            "-master.telemetry=false",  # it would report to its makers
+            "-master.telemetry=false",  # it would report usage to its developers
         ]  # fmt: skip
 
 
 def weed_command() -> Path:
-    """The `weed` program: beside the running Python (where its PyPI package puts it), else on PATH.
+    """Return the `weed` program: beside the running Python (where its PyPI package installs it), else on PATH.
 
     Raises:
         ServerError: it is in neither place.
@@ -177,18 +177,18 @@ def weed_command() -> Path:
 
 @dataclass(frozen=True)
 class Account:
-    """Where an S3 server is (http or https) and the keys to it; just enough of a client to ask whether it works."""
+    """A minimal S3 client: the address (http or https) and keys of a server, to check whether it works."""
 
     endpoint: str
     access_key: str
     secret_key: str = field(repr=False)
 
     def may_use(self, bucket: str) -> bool:
-        """True if the server answers and lets these keys into the bucket."""
+        """Whether the server answers and these keys have access to the bucket."""
         return self.request("HEAD", f"/{bucket}")[0] == HTTPStatus.OK
 
     def request(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
-        """Send one signed request; the path needs no quoting. Gives the status, 0 for no answer, and the body."""
+        """Send a signed request to a path that needs no quoting. Returns status (0: no answer) and body."""
         url = urlsplit(self.endpoint)
         kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
         connection = kind(url.netloc, timeout=_REQUEST_TIMEOUT_S)
@@ -202,7 +202,7 @@ class Account:
             connection.close()
 
     def _signed(self, method: str, host: str, path: str, body: bytes) -> dict[str, str]:
-        """The headers that sign a request, after the AWS documentation of Signature Version 4."""
+        """Return the headers of AWS Signature Version 4."""
         now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         scope = f"{now[:8]}/{REGION}/s3/aws4_request"
         content = hashlib.sha256(body).hexdigest()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Owns the way out on Ctrl-C, SIGTERM and a closed terminal: every `finally` runs, once, undisturbed."""
+"""Exits cleanly on Ctrl-C, SIGTERM and a closed terminal: every `finally` runs, and only once."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def stop_cleanly_on_signals() -> None:
-    """Make the first of these signals raise SystemExit in the main thread and ignore the others from then on.
+    """Raise SystemExit in the main thread on the first of these signals, and ignore further ones.
 
-    The exit status is a shell's: 128 plus the signal's number. Clean-up is bounded in time, so it need not be hurried.
+    The exit status is that of a shell: 128 + the signal's number. Clean-up takes a bounded time.
     """
     for number in _ENDINGS:
         signal.signal(number, _stop)
@@ -26,9 +26,9 @@ def stop_cleanly_on_signals() -> None:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Keep these signals back until the block is left: for the moment between a child's birth and knowing its number.
+    """Delay these signals until the block is left: between starting a child and knowing its pid.
 
-    Not by a signal mask, which the child would inherit. Outside the main thread signals never interrupt anyway.
+    Not with a signal mask, which the child would inherit. Outside the main thread signals never interrupt anyway.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Owns the choice of servers: the caller's own, Docker Compose, or native processes."""
+"""Chooses and starts the servers: the caller's own, Docker Compose, or native processes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Environment:
-    """Where the servers are, as the product's settings name it."""
+    """The servers' addresses and keys, under the names of the product's settings."""
 
     amqp_url: str = field(repr=False)
     s3_endpoint: str
@@ -35,7 +35,7 @@ class Environment:
     region: str = REGION
 
     def variables(self) -> dict[str, str]:
-        """The environment variables for a worker, a client or a test."""
+        """Return the environment variables for a worker, a client or a test."""
         return {
             "ACESTEP_AMQP_URL": self.amqp_url,
             "ACESTEP_S3_ENDPOINT": self.s3_endpoint,
@@ -47,7 +47,7 @@ class Environment:
 
     @classmethod
     def from_variables(cls, variables: dict[str, str]) -> Environment:
-        """The inverse of `variables()`; a missing one raises KeyError."""
+        """Return the inverse of `variables()`; a missing one raises KeyError."""
         return cls(
             amqp_url=variables["ACESTEP_AMQP_URL"],
             s3_endpoint=variables["ACESTEP_S3_ENDPOINT"],
@@ -59,33 +59,32 @@ class Environment:
 
     @classmethod
     def of(cls, amqp_url: str, store: SeaweedFS) -> Environment:
-        """A broker, and a SeaweedFS of our own."""
+        """Return the environment of a broker and a private SeaweedFS."""
         return cls(amqp_url, store.endpoint, store.bucket, store.access_key, store.secret_key)
 
     def exports(self) -> str:
-        """The same as lines for a POSIX shell to `eval`."""
+        """Return the variables as lines for a POSIX shell to `eval`."""
         return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in self.variables().items())
 
 
 def say(text: str) -> None:
-    """Tell a person what happens: standard error, since standard output is for results."""
+    """Print a message to standard error; standard output is for results."""
     print(text, file=sys.stderr, flush=True)
 
 
 class Stack:
-    """A broker and a store, started in a moment's notice and ended together.
+    """A broker and an S3 server; a context manager that yields their `Environment`.
 
-    As a context manager it gives the `Environment`. Which servers, in this order: the broker of ACESTEP_AMQP_URL when
-    that answers (with the store of ACESTEP_S3_ENDPOINT when that lets us in); Docker Compose when an engine answers;
-    else rabbitmq-server and SeaweedFS as our own processes.
+    In this order: the broker of ACESTEP_AMQP_URL if it answers (with the storage of ACESTEP_S3_ENDPOINT if the keys are
+    accepted); Docker Compose if an engine answers; else rabbitmq-server and SeaweedFS as our own processes.
     """
 
     def __init__(self, folder: Path, *, guarded: bool = True) -> None:
-        """Choose nothing yet.
+        """Remember where to start; nothing is chosen yet.
 
         Args:
-            folder: the servers' data and logs go here.
-            guarded: end native servers when this process dies; False leaves them running.
+            folder: for the servers' data and logs.
+            guarded: stop native servers when this process dies; False: they keep running.
         """
         self._folder = folder
         self._guarded = guarded
@@ -103,10 +102,10 @@ class Stack:
         self.close()
 
     def start(self) -> Environment:
-        """Start what is not there yet.
+        """Start the servers that are not running.
 
         Raises:
-            ServerError: a server could not be had.
+            ServerError: a server could not be started.
         """
         try:
             return self._start()
@@ -154,7 +153,7 @@ class Stack:
 
 
 def given_broker() -> str | None:
-    """ACESTEP_AMQP_URL if it is set and a broker answers there; says which way it went."""
+    """Return ACESTEP_AMQP_URL if a broker answers there, else None; prints which."""
     url = os.environ.get("ACESTEP_AMQP_URL")
     if not url:
         return None
@@ -162,20 +161,20 @@ def given_broker() -> str | None:
     where = f"{parts.hostname}:{parts.port or (5671 if parts.scheme == 'amqps' else 5672)}"
     host, _, port = where.rpartition(":")
     if not speaks_amqp(host, int(port), tls=parts.scheme == "amqps"):
-        say(f"ACESTEP_AMQP_URL names {where}, but no broker answers there: using another.")
+        say(f"ACESTEP_AMQP_URL names {where}, but no broker answers there: starting another.")
         return None
-    say(f"Using the broker of ACESTEP_AMQP_URL, {where}. Messages that wait there will be taken too.")
+    say(f"Using the broker of ACESTEP_AMQP_URL, {where}. Messages already waiting there will be processed too.")
     return url
 
 
 def given_store(amqp_url: str) -> Environment | None:
-    """The store of ACESTEP_S3_ENDPOINT if it is set with its bucket and keys, and lets us in."""
+    """Return the storage of ACESTEP_S3_ENDPOINT if it is set with bucket and keys, and accepts these; else None."""
     try:
         given = Environment.from_variables(dict(os.environ) | {"ACESTEP_AMQP_URL": amqp_url})
     except KeyError:
         return None
     if not Account(given.s3_endpoint, given.access_key, given.secret_key).may_use(given.s3_bucket):
-        say(f"ACESTEP_S3_ENDPOINT names {given.s3_endpoint}, but its bucket does not let us in: using another.")
+        say(f"ACESTEP_S3_ENDPOINT names {given.s3_endpoint}, but its bucket is not accessible: starting another.")
         return None
-    say(f"Using the store of ACESTEP_S3_ENDPOINT, {given.s3_endpoint}, bucket {given.s3_bucket}.")
+    say(f"Using the storage of ACESTEP_S3_ENDPOINT, {given.s3_endpoint}, bucket {given.s3_bucket}.")
     return given

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Owns the stack that `up` leaves running and `down` ends: what was started, written down in `.local/stack.json`."""
+"""Starts servers in the background (`up`) and stops them (`down`); what was started is in `.local/stack.json`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LOCAL = ROOT / ".local"
 
 @dataclass(frozen=True)
 class Running:
-    """A stack that `up` started: where it is, and exactly what to end."""
+    """Servers that `up` started: their addresses, and what to stop."""
 
     variables: dict[str, str]
     folder: Path
@@ -34,11 +34,11 @@ class Running:
     compose_project: str | None
 
     def alive(self) -> bool:
-        """True while every native server of it runs; a Compose project is taken at its word."""
+        """Whether all native servers run; a Compose project is assumed to."""
         return all(process.alive() for process in self.processes)
 
     def end(self) -> None:
-        """End the servers, by number and start time or by project name, and remove their data."""
+        """Stop the servers, by pid and start time or by project name, and delete their data."""
         if self.compose_project is not None:
             ComposeServers(self.compose_project).close()
         for process in self.processes:
@@ -49,24 +49,24 @@ class Running:
 
 
 def up(local: Path = LOCAL) -> Environment:
-    """Leave a stack running, or find the one that is; the same `Environment` either way.
+    """Start servers in the background, or return the environment of those that run.
 
     Raises:
-        ServerError: a server could not be had.
+        ServerError: a server could not be started.
     """
     with _locked(local):
         running = _read(local)
         if running is not None and running.alive():
-            say("The local stack is already up.")
+            say("The local servers are already running.")
             return Environment.from_variables(running.variables)
         if running is not None:
-            say("The local stack of before is gone: starting anew.")
+            say("The local servers are not running any more: starting new ones.")
             running.end()
         return _start(local)
 
 
 def down(local: Path = LOCAL) -> bool:
-    """End what `up` started; False if there was nothing to end."""
+    """Stop what `up` started; False: nothing was running."""
     with _locked(local):
         running = _read(local)
         if running is None:
@@ -92,7 +92,7 @@ def _start(local: Path) -> Environment:
 
 
 def _write(local: Path, running: Running) -> None:
-    # It holds keys, if only those of throw-away servers: for the owner's eyes.
+    # It contains keys, though only of temporary servers: readable by the owner only.
     path = local / "stack.json"
     path.touch(mode=0o600)
     path.write_text(json.dumps(asdict(running), default=str, indent=2))
@@ -114,7 +114,7 @@ def _read(local: Path) -> Running | None:
 
 @contextmanager
 def _locked(local: Path) -> Iterator[None]:
-    """Two at once take turns, so the second finds what the first has done."""
+    """Serialise concurrent calls, so that the second sees what the first started."""
     local.mkdir(parents=True, exist_ok=True)
     with (local / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

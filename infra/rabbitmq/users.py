@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Users of RabbitMQ that may do their part and no more: definitions for the broker, passwords in files.
+"""Creates RabbitMQ users with least privilege: definitions for the broker, passwords in files.
 
-Needs Python alone, none of this project's packages:
+Needs only Python, none of this project's packages:
 
     python infra/rabbitmq/users.py --secrets secrets --url amqps://broker.example:5671/music > users.json
     rabbitmqctl import_definitions users.json          # or POST it to the management API's /api/definitions
 
-A definitions file adds and changes what it names and leaves everything else alone. In it are salted hashes only. The
-passwords, and URLs for ACESTEP_AMQP_URL_FILE, lie in the folder of --secrets, readable by you alone: NAME.password and
-NAME.url. A password that is there already is used, so the command can be repeated.
+Importing a definitions file adds or updates the objects in it and leaves all others alone. It contains salted hashes
+only. Passwords, and URLs for ACESTEP_AMQP_URL_FILE, are written to the folder of --secrets, readable by you alone:
+NAME.password and NAME.url. Existing passwords are reused, so the command can be repeated.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _PASSWORD_BYTES = 32
 
 @dataclass(frozen=True)
 class Role:
-    """What a role may do, as regular expressions over the names of queues and exchanges.
+    """A role's permissions, as regular expressions for the names of queues and exchanges.
 
-    A name must match one of them as a whole. ``keys`` bounds, by exchange, the routing keys that it may publish with;
-    exchanges not named there are not bounded. The roles of one user add up.
+    A name must match one of them completely. ``keys`` restricts, by exchange, the routing keys for publishing; other
+    exchanges are not restricted. The roles of one user add up.
     """
 
     about: str
@@ -48,36 +48,36 @@ class Role:
     tags: tuple[str, ...] = ()
 
 
-# Queues that the broker names, for replies: exclusive, so that nobody else can read them.
+# Reply queues named by the broker: exclusive, so that no other connection can read them.
 _OWN = r"amq\.gen-.*"
-# Queues of subscribers, as acestep_consumer.client names them.
+# Subscriber queues of acestep_consumer.client.
 _CLIENT = r"acestep\.client\..*"
 _ALL = r"acestep\..*"
 _TASK_ID = "[A-Za-z0-9_-]{1,128}"
 
 ROLES = {
     "producer": Role(
-        "publishes requests, asks for jobs to stop and who is there, reads replies from a queue of its own",
+        "publishes requests, cancellations and status requests; reads replies from its own queue",
         configure=(_OWN,),
         write=(r"acestep\.requests", r"acestep\.control", _OWN),
         read=(_OWN,),
         keys={"acestep.requests": r"generate(\..*)?", "acestep.control": rf"(cancel\.{_TASK_ID}|status)"},
     ),
     "subscriber": Role(
-        "hears events through queues of its own",
+        "receives events through its own queues",
         configure=(_OWN, _CLIENT),
         write=(_OWN, _CLIENT),
         read=(_OWN, _CLIENT, r"acestep\.events"),
     ),
     "worker": Role(
-        "declares everything, takes requests, publishes events, replies and dead letters; publishes no requests",
+        "declares everything, takes requests, publishes events, replies and dead letters, but no requests",
         configure=(_ALL,),
         write=(r"acestep\.(?!requests$).*", r"amq\.default"),
         read=(_ALL,),
         keys={"acestep.control": r"(sync|tier)\..*"},
     ),
     "operator": Role(
-        "everything with these queues: dead letters, topology; and, by the management API, the limit of the queue",
+        "full access to these queues: dead letters, topology, and the queue limit over the management API",
         configure=(_ALL,),
         write=(_ALL, r"amq\.default"),
         read=(_ALL,),
@@ -88,17 +88,17 @@ ROLES = {
 
 @dataclass(frozen=True)
 class User:
-    """One login: its name, and all that its roles allow."""
+    """A user and its roles."""
 
     name: str
     roles: tuple[str, ...]
 
     @classmethod
     def parse(cls, text: str) -> User:
-        """Read ``NAME=ROLE+ROLE``, or ``ROLE`` alone for a user of that name.
+        """Parse ``NAME=ROLE+ROLE``, or ``ROLE`` alone for a user of that name.
 
         Raises:
-            ValueError: the name or a role is not one.
+            ValueError: the name or a role is invalid.
         """
         name, _, roles = text.partition("=")
         wanted = tuple((roles or name).split("+"))
@@ -108,7 +108,7 @@ class User:
         return cls(name, wanted)
 
     def permission(self, vhost: str) -> dict[str, str]:
-        """Return its permission, as a definitions file has it."""
+        """Return the permissions in the format of a definitions file."""
         found = [ROLES[role] for role in self.roles]
         return {
             "user": self.name,
@@ -119,7 +119,7 @@ class User:
         }
 
     def topic_permissions(self, vhost: str) -> list[dict[str, str]]:
-        """Return the bounds of its routing keys. An exchange that one of its roles leaves open stays open."""
+        """Return the restrictions on routing keys. An exchange that one role does not restrict is not restricted."""
         found = [ROLES[role] for role in self.roles]
         bounded = {exchange for role in found for exchange in role.keys}
         return [
@@ -130,7 +130,7 @@ class User:
 
 
 def definitions(users: list[User], passwords: dict[str, str], vhost: str) -> dict[str, list[dict[str, object]]]:
-    """Return what the broker imports."""
+    """Return the definitions for the broker."""
     return {
         "vhosts": [{"name": vhost}],
         "users": [
@@ -154,7 +154,7 @@ def password_hash(password: str) -> str:
 
 
 def main() -> None:
-    """Keep the passwords, print the definitions."""
+    """Write the passwords and print the definitions."""
     arguments = _arguments()
     try:
         users = [User.parse(text) for text in arguments.users or ROLES]
@@ -171,20 +171,22 @@ def _arguments() -> argparse.Namespace:
     roles = "\n".join(f"  {name:11} {role.about}" for name, role in ROLES.items())
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").split("\n\n")[0],
-        epilog=f"roles:\n{roles}\n\nA program that submits and waits for events, as the Python client does, is both: "
+        epilog=f"roles:\n{roles}\n\nA program that submits and receives events, as the Python client does, has two: "
         "app=producer+subscriber.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("users", nargs="*", metavar="NAME=ROLE[+ROLE]", help="default: one user for each role")
-    parser.add_argument("--secrets", type=Path, required=True, help="folder of passwords and URLs; made if missing")
+    parser.add_argument("users", nargs="*", metavar="NAME=ROLE[+ROLE]", help="default: one user per role")
+    parser.add_argument("--secrets", type=Path, required=True, help="folder for passwords and URLs; created if missing")
     parser.add_argument(
-        "--url", default="amqp://127.0.0.1:5672/", help="the broker and its virtual host, without a user: %(default)s"
+        "--url",
+        default="amqp://127.0.0.1:5672/",
+        help="URL of the broker and virtual host, without a user (default: %(default)s)",
     )
     return parser.parse_args()
 
 
 def _joined(patterns: Iterable[str]) -> str:
-    """Return one anchored expression; RabbitMQ would otherwise look for a match anywhere in the name."""
+    """Return one anchored expression; without anchors RabbitMQ matches anywhere in the name."""
     found = dict.fromkeys(patterns)
     return f"^({'|'.join(found)})$" if found else NOTHING
 
@@ -194,11 +196,11 @@ def _may_write(role: Role, exchange: str) -> bool:
 
 
 def _password(folder: Path, name: str) -> str:
-    """Return the password that is kept, or make one and keep it."""
+    """Return the existing password, or create one."""
     path = folder / f"{name}.password"
     if path.exists():
         if not (kept := path.read_text(encoding="utf-8").rstrip("\r\n")):
-            raise ValueError(f"{path} is empty: write a password into it, or remove it and get a new one")
+            raise ValueError(f"{path} is empty: write a password to it, or remove it to get a new one")
         return kept
     made = secrets.token_urlsafe(_PASSWORD_BYTES)
     _keep(path, made)

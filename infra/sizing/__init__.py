@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many workers a stream of requests needs, by simulation: ``python -m infra.simulate --help``."""
+"""Simulates how many workers a stream of requests needs: ``python -m infra.simulate --help``."""

@@ -27,7 +27,7 @@ from acestep_consumer.engine.messages import Render
 from acestep_consumer.engine.renderer.model_runner import ModelRunner
 from acestep_consumer.engine.renderer.sample import Sample
 from acestep_consumer.engine.testing import tiny_checkpoint
-from tests.support.stage import Stage, open_booths, order_for
+from tests.support.scheduler_harness import SchedulerHarness, open_runners, render_message
 
 GOAL = 1.0
 _SECONDS = (30, 12, 45, 20, 8, 60, 15, 25)
@@ -35,12 +35,12 @@ _SECONDS = (30, 12, 45, 20, 8, 60, 15, 25)
 Way = Callable[[], None]
 
 
-class SilentBooth(ModelRunner):
-    """A booth that makes no sound of its songs."""
+class SilentRunner(ModelRunner):
+    """A runner that skips the VAE decode."""
 
-    def sound(self, songs: Sequence[Sample], tiles_at_once: int) -> list[torch.Tensor]:
+    def decode(self, samples: Sequence[Sample], tiles_at_once: int) -> list[torch.Tensor]:
         """Return silence, [2, 1] for each song."""
-        return [torch.zeros(2, 1)] * len(songs)
+        return [torch.zeros(2, 1)] * len(samples)
 
 
 def main() -> int:
@@ -63,12 +63,12 @@ def _measured(model: str, arguments: argparse.Namespace) -> dict[str, float]:
     """Return the medians of both ways, in seconds, and of the rounds' ratios."""
     with tempfile.TemporaryDirectory(prefix="acestep-") as folder:
         tiny_checkpoint.write(Path(folder))
-        booths: dict[str, ModelRunner] = {
-            name: SilentBooth(booth.parts) for name, booth in open_booths(Path(folder)).items()
+        runners: dict[str, ModelRunner] = {
+            name: SilentRunner(runner.parts) for name, runner in open_runners(Path(folder)).items()
         }
-    stage = Stage(booths)
-    orders = _orders(model, arguments)
-    ways: tuple[Way, Way] = (lambda: _together(stage, orders), lambda: _one_by_one(stage, orders))
+    harness = SchedulerHarness(runners)
+    messages = _messages(model, arguments)
+    ways: tuple[Way, Way] = (lambda: _together(harness, messages), lambda: _one_by_one(harness, messages))
     taken = [_round(ways, turned=bool(number % 2)) for number in range(arguments.rounds + 1)][1:]  # the first warms up
     ratios = [alone / packed for packed, alone in taken]
     return {
@@ -80,11 +80,11 @@ def _measured(model: str, arguments: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def _orders(model: str, arguments: argparse.Namespace) -> list[Render]:
+def _messages(model: str, arguments: argparse.Namespace) -> list[Render]:
     lengths = [_SECONDS[number % len(_SECONDS)] * arguments.length for number in range(arguments.jobs)]
     fields = {"model": model, "inference_steps": arguments.steps, "guidance_scale": 3.0}
     return [
-        order_for(Path(), audio_duration=max(seconds, 1), seeds=(seed,), **fields)
+        render_message(Path(), audio_duration=max(seconds, 1), seeds=(seed,), **fields)
         for seed, seconds in enumerate(lengths)
     ]
 
@@ -99,16 +99,16 @@ def _round(ways: tuple[Way, Way], *, turned: bool) -> tuple[float, float]:
     return taken[0], taken[1]
 
 
-def _together(stage: Stage, orders: Sequence[Render]) -> None:
-    with stage.held():
-        performances = [stage.submit(order) for order in orders]
-    for performance in performances:
-        performance.sounds[-1].result()
+def _together(harness: SchedulerHarness, messages: Sequence[Render]) -> None:
+    with harness.held():
+        all_futures = [harness.submit(message) for message in messages]
+    for futures in all_futures:
+        futures.audio[-1].result()
 
 
-def _one_by_one(stage: Stage, orders: Sequence[Render]) -> None:
-    for order in orders:
-        stage.submit(order).sounds[-1].result()
+def _one_by_one(harness: SchedulerHarness, messages: Sequence[Render]) -> None:
+    for message in messages:
+        harness.submit(message).audio[-1].result()
 
 
 def _say(text: str) -> None:

@@ -73,7 +73,7 @@ async def lap(planner: PlannerSupervisor, jobs: int) -> dict[str, float]:
                 heard = True
                 firsts.append(time.perf_counter() - began)
 
-        await planner.think(make_job(seed), None, report)
+        await planner.plan_songs(make_job(seed), None, report)
 
     await asyncio.gather(*(one(seed) for seed in range(jobs)))
     seconds = time.perf_counter() - began

@@ -32,7 +32,7 @@ from acestep_schemas.events import LmChoice
 from acestep_schemas.request import parse_request
 from tests.support.admission import make_limits
 
-Think = Callable[[Job], Awaitable[Plan]]
+PlanJob = Callable[[Job], Awaitable[Plan]]
 
 
 def make_job(seed: int) -> Job:
@@ -43,10 +43,10 @@ def make_job(seed: int) -> Job:
     return admit(Request(f"job-{seed}", body), limits)
 
 
-async def round_of(think: Think, jobs: int) -> float:
+async def round_of(plan: PlanJob, jobs: int) -> float:
     """Milliseconds a job, all of them in flight."""
     began = time.perf_counter()
-    await asyncio.gather(*(think(make_job(seed)) for seed in range(jobs)))
+    await asyncio.gather(*(plan(make_job(seed)) for seed in range(jobs)))
     return 1000 * (time.perf_counter() - began) / jobs
 
 
@@ -59,18 +59,18 @@ async def compare(folder: Path, jobs: int, rounds: int) -> dict[str, float]:
     supervisor = PlannerSupervisor(configure, max_attempts=1)
     await supervisor.start()
     loaded = load(configure)
-    desk = EngineLoop(loaded.backend)
-    stepping = asyncio.create_task(desk.run())
-    writer = SongPlanner(desk, loaded.tokens)
-    await writer.warm_up()
-    ways: dict[str, Think] = {
-        "process": lambda job: supervisor.think(job, None, lambda *_: None),
-        "in-process": lambda job: writer.write(job, None, lambda *_: None),
+    engine_loop = EngineLoop(loaded.backend)
+    stepping = asyncio.create_task(engine_loop.run())
+    planner = SongPlanner(engine_loop, loaded.tokens)
+    await planner.warm_up()
+    ways: dict[str, PlanJob] = {
+        "process": lambda job: supervisor.plan_songs(job, None, lambda *_: None),
+        "in-process": lambda job: planner.plan(job, None, lambda *_: None),
     }
     found: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
-        for name, think in ways.items():
-            taken = await round_of(think, jobs)
+        for name, plan in ways.items():
+            taken = await round_of(plan, jobs)
             if number:  # the first round warms up
                 found[name].append(taken)
     stepping.cancel()

@@ -29,7 +29,14 @@ from typing import Any, Self
 
 import torch
 
-from acestep_consumer.engine.planner.backend import Backend, Codes, Generation, Sampling, Text, Written
+from acestep_consumer.engine.planner.backend import (
+    Backend,
+    CodeConstraint,
+    Generation,
+    Sampling,
+    SequenceOutput,
+    TextConstraint,
+)
 
 SONG_CODES = 1500
 _QWEN3 = {
@@ -155,10 +162,10 @@ class Arena:
         while not self.backend.idle:
             for news in self.backend.step():
                 if news.error or news.out_of_step:
-                    raise RuntimeError(f"song {news.number}: {news}")
-                if news.number in waiting:
-                    waiting.remove(news.number)
-                    yield news.number
+                    raise RuntimeError(f"song {news.sequence_id}: {news}")
+                if news.sequence_id in waiting:
+                    waiting.remove(news.sequence_id)
+                    yield news.sequence_id
 
 
 class StockArena:
@@ -195,7 +202,7 @@ def _song(source: random.Random, seed: int, tokens: int) -> Generation:
     return Generation(
         prompt=prompt,
         unconditional=prompt[:200],
-        constraint=Codes(tokens),
+        constraint=CodeConstraint(tokens),
         sampling=Sampling(seed=seed, temperature=0.85, top_p=0.9, cfg_scale=2.5),
     )
 
@@ -366,16 +373,16 @@ def check(folder: Path, arguments: argparse.Namespace) -> int:
     wanted = {}
     for number in range(40):
         prompt = tuple(source.choices(range(250), k=source.randrange(5, 200)))
-        constraint = Text(_GRAMMAR, 60) if number % 3 == 0 else Codes(source.randrange(1, 200))
+        constraint = TextConstraint(_GRAMMAR, 60) if number % 3 == 0 else CodeConstraint(source.randrange(1, 200))
         sampling = Sampling(seed=number, cfg_scale=2.0, top_p=0.9, repetition_penalty=1.1 if number % 5 == 0 else 1.0)
         wanted[number] = Generation(prompt=prompt, unconditional=prompt[:3], constraint=constraint, sampling=sampling)
-    last: dict[int, Written] = {}
+    last: dict[int, SequenceOutput] = {}
     queue = list(wanted)
     while queue or not backend.idle:
         for number in queue[: source.randrange(3)]:
             backend.add(number, wanted[number])
             queue.remove(number)
-        last.update((news.number, news) for news in backend.step())
+        last.update((news.sequence_id, news) for news in backend.step())
     bad = [news for number, news in last.items() if not _kept(news.tokens, wanted[number], codes, tokens)]
     _say(
         f"check: {len(last) - len(bad)} of {len(wanted)} as they should be; asynchronous: {backend._engine.ahead == 1}"
@@ -388,7 +395,7 @@ def check(folder: Path, arguments: argparse.Namespace) -> int:
 def _kept(written: tuple[int, ...] | None, generation: Generation, codes: range, tokens: Any) -> bool:
     if written is None:
         return False
-    if isinstance(generation.constraint, Codes):
+    if isinstance(generation.constraint, CodeConstraint):
         return len(written) == generation.constraint.count and all(token in codes for token in written)
     return re.fullmatch(r"bpm: [1-9]\d{1,2}\nkey: [A-G][#b]? (major|minor)\n", tokens.decode(written)) is not None
 

@@ -28,7 +28,7 @@ from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.engine.renderer import startup
 from acestep_consumer.engine.renderer.batch_request import RequestCallbacks
 from acestep_consumer.engine.renderer.cuda_graphs import GraphedFlow
-from acestep_consumer.engine.renderer.model_runner import rehearsal
+from acestep_consumer.engine.renderer.model_runner import warm_up_arguments
 from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
 from acestep_consumer.engine.renderer.scheduler import Scheduler
 from acestep_consumer.engine.testing import tiny_checkpoint
@@ -47,33 +47,33 @@ def tell(line: str) -> None:
 def arguments(seconds: int, seed: int, model: str = tiny_checkpoint.TURBO) -> PipelineArguments:
     steps, guidance = (8, 1.0) if model == tiny_checkpoint.TURBO else (50, 7.0)
     codes = "".join(f"<|audio_code_{(seed * 7919 + 61 * index) % 64_000}|>" for index in range(5 * seconds))
-    usual = rehearsal(codes=True)
+    usual = warm_up_arguments(codes=True)
     given = {"prompt": [PROMPT], "lyrics": [LYRICS], "num_inference_steps": steps, "audio_codes": [codes]}
     given["guidance_scale"] = guidance
     return replace(usual, pipeline={**usual.pipeline, **given}, seeds=(seed,), steps=steps)
 
 
-def songs_a_minute(batcher: Scheduler, lengths: Sequence[int], in_flight: int, seconds: float) -> tuple[float, float]:
+def songs_a_minute(scheduler: Scheduler, lengths: Sequence[int], in_flight: int, seconds: float) -> tuple[float, float]:
     """Keep so many songs in flight for so long. Returns songs a minute and the device's busy share."""
-    (model,) = batcher._booths
+    (model,) = scheduler._runners
     numbers, done, stop = itertools.count(1), itertools.count(), threading.Event()
 
-    def keep_singing(mine: Iterator[int]) -> None:
+    def keep_rendering(mine: Iterator[int]) -> None:
         while not stop.is_set():
-            performance = batcher.sing(model, arguments(next(mine), next(numbers), model), None, RequestCallbacks())
-            performance.sounds[0].result().wait()
+            futures = scheduler.submit(model, arguments(next(mine), next(numbers), model), None, RequestCallbacks())
+            futures.audio[0].result().wait()
             next(done)
 
     threads = [
-        threading.Thread(target=keep_singing, args=(itertools.cycle((*lengths[at:], *lengths[:at])),), daemon=True)
+        threading.Thread(target=keep_rendering, args=(itertools.cycle((*lengths[at:], *lengths[:at])),), daemon=True)
         for at in (index % len(lengths) for index in range(in_flight))
     ]
     for thread in threads:
         thread.start()
     time.sleep(seconds / 3)  # past the start, when all arrive at once
-    before, busy, began = next(done), batcher.clock.busy_s, time.perf_counter()
+    before, busy, began = next(done), scheduler.clock.busy_s, time.perf_counter()
     time.sleep(seconds)
-    after, busy, took = next(done), batcher.clock.busy_s - busy, time.perf_counter() - began
+    after, busy, took = next(done), scheduler.clock.busy_s - busy, time.perf_counter() - began
     stop.set()
     for thread in threads:
         thread.join()
@@ -88,10 +88,10 @@ def flops_of_step(seconds: float, condition: int = 700, width: int = 2048) -> fl
     return 24 * layer + 12 * 4 * n * n * width + 12 * 4 * n * min(n, 257) * width
 
 
-def step_ms(batcher: Scheduler, seconds: Sequence[int], *, times: int = 10, condition: int = 700) -> float:
+def step_ms(scheduler: Scheduler, seconds: Sequence[int], *, times: int = 10, condition: int = 700) -> float:
     """Return the milliseconds of one DiT step of one pack, over so many steps."""
-    (booth,) = batcher._booths.values()
-    dit = booth.parts.dit
+    (runner,) = scheduler._runners.values()
+    dit = runner.parts.dit
 
     def run() -> float:
         width, channels = dit.dit.config.encoder_hidden_size, dit.dit.config.audio_acoustic_hidden_dim
@@ -101,21 +101,21 @@ def step_ms(batcher: Scheduler, seconds: Sequence[int], *, times: int = 10, cond
         pack = dit.lay_out(frames, conditions)
         context, memory = (
             pack.join([make(each, 2 * channels) for each in frames]),
-            torch.cat([c.memory for c in conditions], dim=2),
+            torch.cat([c.kv for c in conditions], dim=2),
         )
-        flow = GraphedFlow(dit, pack, context, memory, graphed=booth._speed.graphed)
+        flow = GraphedFlow(dit, pack, context, memory, graphed=runner._acceleration.graphed)
         latents, flow_times = pack.join([make(each, channels) for each in frames]), make(len(frames) + 1)
         return timed(lambda: flow(latents, flow_times), times)
 
-    return batcher.errand(run)
+    return scheduler.run_on_device(run)
 
 
-def for_a_second(batcher: Scheduler, seconds: Sequence[int], rounds: int = 3) -> str:
+def for_a_second(scheduler: Scheduler, seconds: Sequence[int], rounds: int = 3) -> str:
     """Compare steps and products at the clock that the card can hold, a second of each in turn."""
     steps, products = [], []
     for _ in range(rounds):
         products.append(matrix_peak(700))
-        steps.append(sum(map(flops_of_step, seconds)) / step_ms(batcher, seconds, times=40) / 1e9)
+        steps.append(sum(map(flops_of_step, seconds)) / step_ms(scheduler, seconds, times=40) / 1e9)
     shares = ", ".join(f"{100 * step / product:.0f}%" for step, product in zip(steps, products, strict=True))
     return f"for a second: {max(steps):.0f} of {max(products):.0f} TFLOP/s; rounds: {shares}"
 
@@ -212,31 +212,32 @@ def measure_all(asked: argparse.Namespace, folder: Path, model: str) -> None:
 
     device = "cpu" if asked.tiny else "cuda"
     settings = EngineSettings(checkpoint_dir=folder, config_path=model, device=device, max_vram_gb=asked.vram)
-    opened = startup.open_studio(settings, say)
-    batcher = opened.batcher
-    say(f"ready: {opened.report.attention}, compiled={opened.report.compiled}, {batcher.means}, {opened.footprint}")
+    opened = startup.open_runtime(settings, say)
+    scheduler = opened.scheduler
+    report, limits = opened.report, scheduler.degradation
+    say(f"ready: {report.attention}, compiled={report.compiled}, {limits}, {opened.footprint}")
     peak = 0.0 if asked.tiny else matrix_peak()
     tell(f"matrix peak {peak:.0f} TFLOP/s")
     for pack in asked.steps.split(";") if asked.steps else ():
         seconds = [int(each) for each in pack.split(",")]
-        took = step_ms(batcher, seconds)
+        took = step_ms(scheduler, seconds)
         rate = sum(map(flops_of_step, seconds)) / took / 1e9
         share = f", {100 * rate / peak:.0f}% of peak" if peak else ""
         tell(f"DiT step of {pack} s: {took:.2f} ms, {rate:.0f} TFLOP/s{share}")
         if peak:
-            tell(f"  {for_a_second(batcher, seconds)}")
+            tell(f"  {for_a_second(scheduler, seconds)}")
     for name, lengths, in_flight in cases(asked.cases):
-        rate, busy = songs_a_minute(batcher, lengths, in_flight, asked.seconds)
-        tally = batcher.tally
-        last = f"last pack {tally.songs_in_pack} songs, {tally.tokens_in_pack} tokens"
-        tell(f"{name}: {rate:.0f} songs/min, device busy {100 * busy:.0f}%, {last}, squeezes {batcher.means.squeezes}")
+        rate, busy = songs_a_minute(scheduler, lengths, in_flight, asked.seconds)
+        stats = scheduler.stats
+        last = f"last batch {stats.songs_in_pack} songs, {stats.tokens_in_pack} tokens"
+        tell(f"{name}: {rate:.0f} songs/min, device busy {100 * busy:.0f}%, {last}, reductions {limits.reductions}")
     if asked.profile:
-        profile(batcher)
+        profile(scheduler)
 
 
-def profile(batcher: Scheduler) -> None:
+def profile(scheduler: Scheduler) -> None:
     with record(activities=[ProfilerActivity.CUDA]) as kernels:
-        songs_a_minute(batcher, (30,), 16, 1)
+        songs_a_minute(scheduler, (30,), 16, 1)
     tell(kernels.key_averages().table(sort_by="cuda_time_total", row_limit=25, max_name_column_width=80))
 
 

@@ -561,9 +561,9 @@ def _crew(text: str, arguments: argparse.Namespace) -> Crew:
     jobs = int(workers) if workers else arguments.workers
     if chosen == NO_GPUS:
         return Crew(NO_GPUS, jobs, 1)
-    environ = selection.ordered(os.environ)
+    environ = selection.in_pci_order(os.environ)
     try:
-        found = selection.choose(selection.parse(chosen), selection.visible(device_count.take(environ), environ))
+        found = selection.choose(selection.parse(chosen), selection.visible(device_count.ask_torch(environ), environ))
     except (selection.BadChoice, selection.GpuMissing, device_count.DeviceCountFailed) as error:
         raise BenchError(str(error)) from error
     return Crew(chosen, jobs, len(found))

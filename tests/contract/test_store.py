@@ -12,15 +12,15 @@ import pytest
 from acestep_consumer.config.settings import StorageSettings
 from acestep_consumer.domain.errors import StorageUnavailable
 from acestep_consumer.domain.job import StoredObject
-from acestep_consumer.domain.outcome import TerminalRecord, told
+from acestep_consumer.domain.outcome import TerminalRecord, outcome_of
 from acestep_consumer.domain.ports import Store
-from acestep_consumer.storage.objects import PART_BYTES, Objects
-from acestep_consumer.storage.results import S3Store
-from acestep_consumer.storage.s3_client import S3Connection
+from acestep_consumer.storage.results import ResultStore
+from acestep_consumer.storage.s3.objects import S3Objects
 from infra.local.s3 import SeaweedFS
 from tests.support.fake_store import FakeStore
 from tests.support.jobs import make_failure, make_job, make_manifest, make_rendering, make_track
 
+PART_BYTES = 5 << 20  # the smallest that S3 takes
 TRACE = f"00-{'a' * 32}-{'b' * 16}-01"
 
 
@@ -39,8 +39,9 @@ async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
     prefix: str = request.getfixturevalue("s3_prefix")
     settings = StorageSettings(endpoint=server.endpoint, bucket=server.bucket, prefix=prefix)
     session: boto3.Session = request.getfixturevalue("session")
-    async with S3Connection(settings, session=session, patience_s=5) as connection:
-        yield S3Store(Objects(connection), settings)
+    async with S3Objects(settings, session=session, retry_s=5) as objects:
+        objects.part_bytes = PART_BYTES
+        yield ResultStore(objects, settings)
 
 
 class TestAStore:
@@ -74,7 +75,7 @@ class TestAStore:
         found = await store.find(job.task_id)
 
         assert found is not None
-        assert told(found) == told(committed)
+        assert outcome_of(found) == outcome_of(committed)
         assert found.message == "m1"
 
     async def test_an_end_without_songs_is_kept_as_well(self, store: Store) -> None:

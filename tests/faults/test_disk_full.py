@@ -133,7 +133,7 @@ async def test_without_room_even_for_a_folder_a_worker_starts_and_waits(
     disk.allow_files(2)
     (disk.folder / "other").touch()
     async with running(WorkerProcess(tmp_path, environment, light=True, await_ready=False)) as worker:
-        await eventually(lambda: worker.log_lines(event="scratch disk is full: nothing is taken"), WITHIN_S)
+        await eventually(lambda: worker.log_lines(event="scratch disk is full: waiting for space"), WITHIN_S)
         assert await room(worker) is False
         disk.allow_files(4096)
         await eventually(lambda: worker.log_lines(event="ready"), WITHIN_S)

@@ -118,7 +118,7 @@ async def test_a_second_signal_hands_everything_back_at_once(
         await eventually(lambda: here.worker.log_lines(event="draining"))
         here.send(number)
         await here.leave(AT_ONCE_S)
-        assert here.worker.log_lines(event="leaving at once", handed_back=IN_HAND)
+        assert here.worker.log_lines(event="stopping at once", requeued=IN_HAND)
         await here.audit(done=0)
 
 

@@ -57,7 +57,7 @@ async def test_a_process_that_answers_a_stopped_order_stays(tmp_path: Path) -> N
         await eventually(mark.with_suffix(".began").exists)
         task.cancel()
         await eventually(mark.exists)
-        await eventually(lambda: not engine._orders)
+        await eventually(lambda: not engine._requests)
         await render(engine, tmp_path, "sing")
         assert engine.pid == pid
 

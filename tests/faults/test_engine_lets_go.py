@@ -35,8 +35,8 @@ async def test_the_renderer_answers_an_order_that_was_stopped(tiny_checkpoints: 
         await eventually(lambda: seen.any, 60)
         task.cancel()
         await asyncio.wait((task,))
-        assert len(engine._orders) == 1
-        await eventually(lambda: not engine._orders, WITHIN_S)
+        assert len(engine._requests) == 1
+        await eventually(lambda: not engine._requests, WITHIN_S)
         assert engine.restarts == 0
     finally:
         await engine.stop()
@@ -51,11 +51,11 @@ async def test_the_planner_answers_an_order_that_was_stopped(tiny_checkpoints: P
     thinking = job.request.model_copy(update={"thinking": True})
     await engine.start()
     try:
-        task = asyncio.create_task(engine.think(replace(job, request=thinking), None, seen))
+        task = asyncio.create_task(engine.plan_songs(replace(job, request=thinking), None, seen))
         await eventually(lambda: seen.any, 60)
         task.cancel()
         await asyncio.wait((task,))
-        await eventually(lambda: not engine._orders, WITHIN_S)
+        await eventually(lambda: not engine._requests, WITHIN_S)
         assert engine.restarts == 0
     finally:
         await engine.stop()

@@ -196,7 +196,7 @@ async def working(environment: dict[str, str]) -> AsyncIterator[Worker]:
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(worker.run())
         yield worker
-        worker._signals.leave()
+        worker._signals.shut_down()
         await running
 
 
@@ -218,7 +218,7 @@ async def send(case: Case, peer: Peer, management: ManagementApi, vhost: str) ->
 async def settled(worker: Worker, count: int) -> None:
     """Wait until the worker has settled so many deliveries."""
     await eventually(
-        lambda: (consumer := worker._seen.consumer) is not None and consumer.finished >= count, within_s=90
+        lambda: (consumer := worker._state.consumer) is not None and consumer.finished >= count, within_s=90
     )
 
 

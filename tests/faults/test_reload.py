@@ -17,7 +17,7 @@ from tests.support.worker import WorkerProcess, running
 
 WITHIN_S = 60.0
 JOBS = 5
-RELOADED, FAILED = "settings reloaded", "settings not reloaded: all stays as it is"
+RELOADED, FAILED = "settings reloaded", "settings not reloaded, nothing changed"
 
 
 @dataclass

@@ -73,7 +73,7 @@ async def test_what_exceeds_the_small_card_is_done_whole_by_the_large_one_and_th
         await stage.assert_completed_once(*smalls)
         await assert_whole_and_once(stage, *bigs)
         assert {stage.ear.terminal(task_id)[0].data["worker_id"] for task_id in smalls} == {"small", "large"}
-        await eventually(lambda: stage.worker.log_lines(event="sent on to a larger card", tier="tier6"), WITHIN_S)
+        await eventually(lambda: stage.worker.log_lines(event="forwarded to a larger tier", tier="tier6"), WITHIN_S)
         await until(lambda: nothing_waits(stage), "both queues are empty")
 
 
@@ -131,7 +131,7 @@ async def test_a_worker_killed_between_sending_on_and_its_ack_costs_nothing_and_
             await stage.peer.submit(task_id=task_id, **BIG)
         await stage.all_ended(*task_ids)
         # All that it may have in hand.
-        await eventually(lambda: len(stage.worker.log_lines(event="sent on to a larger card")) == 2, WITHIN_S)
+        await eventually(lambda: len(stage.worker.log_lines(event="forwarded to a larger tier")) == 2, WITHIN_S)
         told = sum(len(stage.ear.terminal(task_id)) for task_id in task_ids)
         stage.worker.kill()
         stage.amqp.cut()

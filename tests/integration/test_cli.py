@@ -4,6 +4,7 @@
 import hashlib
 import json
 import signal
+import socket
 import subprocess
 import uuid
 from dataclasses import dataclass
@@ -62,6 +63,56 @@ def test_submit_reads_a_json_file_and_flags_win(cli: Cli, tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("worker")
+def test_submit_has_flags_for_what_people_ask_for(cli: Cli, tmp_path: Path) -> None:
+    lyrics = tmp_path / "lyrics.txt"
+    lyrics.write_text("[verse]\nWords from a file\n")
+    done = cli(
+        "submit", "--prompt", "jazz", "--duration", "10", "--lyrics-file", str(lyrics), "--language", "ja", "--bpm",
+        "120", "--key", "C minor", "--steps", "2", "--guidance", "5", "--expires", "600", "--timeout", "100", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    event = parse_event(done.stdout.encode())
+    assert isinstance(event, JobCompleted)
+    asked = event.data.request
+    assert (asked.lyrics, asked.vocal_language, asked.bpm) == ("[verse]\nWords from a file\n", "ja", 120)
+    assert (asked.key_scale, asked.inference_steps, asked.guidance_scale) == ("C minor", 2, 5)
+
+
+def test_submit_waits_no_longer_than_it_was_told_and_says_that_the_job_goes_on(cli: Cli, amqp_url: str) -> None:
+    assert cli("topology", "--declare", ACESTEP_AMQP_URL=amqp_url).returncode == 0
+    done = cli("submit", "--prompt", "x", "--task-id", "mine", "--timeout", "0.5", ACESTEP_AMQP_URL=amqp_url)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "error: no result within 0.5 s" in done.stderr
+    assert "The job is not cancelled. Follow it with: acestep-consumer watch mine" in done.stderr
+
+
+def test_a_misspelled_field_is_sent_with_a_warning(cli: Cli, amqp_url: str) -> None:
+    assert cli("topology", "--declare", ACESTEP_AMQP_URL=amqp_url).returncode == 0
+    done = cli("submit", "-", text=json.dumps({"prompt": "x", "audio_formt": "wav"}), ACESTEP_AMQP_URL=amqp_url)
+    assert done.returncode == 0
+    assert done.stderr.startswith("warning: unknown field 'audio_formt' is ignored")
+
+
+def test_topology_does_not_wait_for_a_broker_that_is_away(cli: Cli) -> None:
+    done = cli("topology", "--declare", ACESTEP_AMQP_URL="amqp://user:sesame@127.0.0.1:1/")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "error: no connection to the broker" in done.stderr
+    assert "sesame" not in done.stderr
+
+
+def test_a_second_worker_on_a_port_that_is_taken_says_so_in_a_line_and_ends_with_2(cli: Cli) -> None:
+    with socket.socket() as first:
+        first.bind(("127.0.0.1", 0))
+        first.listen()
+        port = first.getsockname()[1]
+        done = cli("run", ACESTEP_HTTP_PORT=str(port))
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    said = f"ACESTEP_HTTP_PORT: port {port} on 127.0.0.1 is in use; a second worker on this machine needs another port"
+    assert json.loads(line)["reason"] == said
+
+
+@pytest.mark.usefixtures("worker")
 def test_submit_reads_standard_input_and_without_wait_prints_the_task_id(cli: Cli) -> None:
     task_id = uuid.uuid4().hex
     done = cli("submit", "-", text=json.dumps({"task_id": task_id, "prompt": "x", "duration": 10}))
@@ -70,9 +121,9 @@ def test_submit_reads_standard_input_and_without_wait_prints_the_task_id(cli: Cl
 
 @pytest.mark.usefixtures("worker")
 def test_a_job_that_is_rejected_ends_submit_with_1_and_the_reason(cli: Cli) -> None:
-    done = cli("submit", "--prompt", "x", "--format", "midi", "--wait")
+    done = cli("submit", "--prompt", "x", "--batch-size", "8", "--on-limit", "reject", "--wait")
     assert done.returncode == 1
-    assert "audio_format" in done.stderr
+    assert "error: job rejected (limit_exceeded): batch_size = 8" in done.stderr
     assert done.stdout == ""
 
 
@@ -135,7 +186,7 @@ def test_schema_export_writes_every_document_and_names_it(cli: Cli, tmp_path: Pa
 
 @pytest.mark.usefixtures("worker")
 def test_watch_tells_of_a_job_that_has_ended_already(cli: Cli) -> None:
-    done = cli("submit", "--prompt", "x", "--format", "midi", "--wait", "--json")
+    done = cli("submit", "--prompt", "x", "--batch-size", "8", "--on-limit", "reject", "--wait", "--json")
     (ended,) = done.stdout.splitlines()
     task_id = json.loads(ended)["subject"]
     assert cli("watch", task_id, "--json").stdout.splitlines() == [ended]

@@ -5,6 +5,7 @@ import hashlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -13,7 +14,7 @@ from aiohttp.test_utils import TestServer
 from acestep_consumer.client.download import TRIES, download
 from acestep_consumer.client.errors import DownloadFailed
 from acestep_schemas import examples
-from acestep_schemas.events import Audio, Completed
+from acestep_schemas.events import Completed
 
 SONG = os.urandom(3 << 20)
 ID = examples.TASK_ID
@@ -73,17 +74,15 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("acestep_consumer.client.download.backoff", lambda *_: iter([0.0] * 100))
 
 
-def job(uri: str = "s3://acestep/jobs/order-4711/0.wav", body: bytes = SONG) -> Completed:
+def job(uri: str = "s3://acestep/jobs/order-4711/0.wav", body: bytes = SONG, url: str | None = None) -> Completed:
     (audio,) = examples.completed().data.audios
-    named = audio.model_copy(update={"uri": uri, "bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()})
+    digest = hashlib.sha256(body).hexdigest()
+    named = audio.model_copy(update={"uri": uri, "url": url, "bytes": len(body), "sha256": digest})
     return examples.completed().data.model_copy(update={"audios": (named,)})
 
 
-async def fetch(store: Store, folder: Path, what: Completed | None = None) -> Path:
-    async def link(_: Audio) -> str:
-        return store.url
-
-    (path,) = await download(what or job(), folder, link)
+async def fetch(store: Store, folder: Path, **fields: Any) -> Path:
+    (path,) = await download(job(url=store.url, **fields), folder, None)
     return path
 
 
@@ -144,7 +143,7 @@ async def test_a_song_that_is_not_the_one_that_the_event_names_is_not_kept(store
 
 async def test_a_song_that_is_larger_than_the_event_says_is_not_read_to_its_end(store: Store, tmp_path: Path) -> None:
     with pytest.raises(DownloadFailed, match="larger"):
-        await fetch(store, tmp_path, job(body=SONG[:1000]))
+        await fetch(store, tmp_path, body=SONG[:1000])
     assert files(tmp_path) == []
 
 
@@ -168,8 +167,8 @@ async def test_an_event_cannot_choose_a_place_outside_the_folder(store: Store, t
     folder = tmp_path / "songs"
     for task_id in ("../../x", "/x", "ok\0"):
         with pytest.raises(DownloadFailed, match="not a valid file name"):
-            await fetch(store, folder, job().model_copy(update={"task_id": task_id}))
+            await download(job(url=store.url).model_copy(update={"task_id": task_id}), folder, None)
     if uri != "s3://b/..":
         with pytest.raises(DownloadFailed, match="not a valid file name"):
-            await fetch(store, folder, job(uri=uri))
+            await fetch(store, folder, uri=uri)
     assert not folder.exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import subprocess
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from acestep_consumer.commands.dead.view import DeadLetterRow
 from acestep_consumer.domain.errors import ConsumerError, MalformedBody, RenderFailed
 from tests.support.broker import Peer, broker_settings, until
 from tests.support.command import run_command
+from tests.support.worker import COMMAND, ROOT, clean_environment
 
 LONG_AGO = "2020-01-01T00:00:00+00:00"
 
@@ -218,13 +220,29 @@ async def test_a_purge_asks_first_and_says_how_many(amqp_url: str, dead: Dead) -
     assert await dead.ids() == ["t2"]
 
 
+async def test_ctrl_c_at_the_question_of_a_purge_removes_nothing_and_ends_with_130(amqp_url: str, dead: Dead) -> None:
+    await bury(amqp_url, "t1")
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND, "dead", "purge", "--all", env=clean_environment({"ACESTEP_AMQP_URL": amqp_url}), cwd=ROOT,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr is not None
+    async with asyncio.timeout(60):
+        assert b"Remove 1 dead letter for good?" in await process.stderr.readuntil(b"[y/N]: ")
+        process.send_signal(signal.SIGINT)
+        _, said = await process.communicate()
+    assert process.returncode == 130
+    assert b"Traceback" not in said
+    assert await dead.ids() == ["t1"]
+
+
 async def test_a_purge_without_question_removes_only_what_fits(amqp_url: str, dead: Dead) -> None:
     await bury(amqp_url, "broken", error=MalformedBody("no"))
     await bury(amqp_url, "silent")
     done = await dead("purge", "--all", "--code", "malformed_body", "--yes")
     assert (done.returncode, "1 dead letter removed" in done.stderr) == (0, True)
     assert await dead.ids() == ["silent"]
-    assert "no dead letter fits" in (await dead("purge", "--all", "--code", "expired", "--yes")).stderr
+    assert "no dead letter matches" in (await dead("purge", "--all", "--code", "expired", "--yes")).stderr
 
 
 async def test_what_was_done_with_is_a_line_of_json_each_as_the_list_prints_it(amqp_url: str, dead: Dead) -> None:

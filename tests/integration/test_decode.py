@@ -15,7 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acestep_consumer.engine.renderer.quiet_imports import quietly
-from acestep_consumer.engine.renderer.vae_decode import TileDecoder, batch_sizes, layout, lengths, normalised, reach
+from acestep_consumer.engine.renderer.vae_decode import (
+    TileDecoder,
+    batch_sizes,
+    layout,
+    normalised,
+    receptive_field,
+    window_lengths,
+)
 from acestep_consumer.engine.testing.tiny_checkpoint import TURBO
 
 REAL_RATIOS = [2, 4, 4, 6, 10]
@@ -83,7 +90,7 @@ def seams(frames: int, overlap: int) -> list[int]:
 
 def around_the_ladder(overlap: int) -> list[int]:
     """One latent less, as many and one more than each length."""
-    return [length + extra for length in lengths(overlap) for extra in (-1, 0, 1)]
+    return [length + extra for length in window_lengths(overlap) for extra in (-1, 0, 1)]
 
 
 # --- Layout
@@ -105,7 +112,7 @@ def test_windows_lie_inside_the_song_and_have_one_length_of_the_ladder(frames: i
     tiles = layout(frames, overlap)
     assert all(0 <= tile.start < tile.stop <= frames for tile in tiles)
     (length,) = {tile.stop - tile.start for tile in tiles}
-    longest_that_fits = max((each for each in lengths(overlap) if each <= frames), default=frames)
+    longest_that_fits = max((each for each in window_lengths(overlap) if each <= frames), default=frames)
     assert length == longest_that_fits
 
 
@@ -120,7 +127,7 @@ def test_what_is_kept_lies_an_overlap_away_from_every_cut(frames: int, overlap: 
 def test_usual_songs_fill_their_tiles(seconds: int, tiles: int) -> None:
     overlap = 9
     assert len(layout(25 * seconds, overlap)) == tiles
-    assert 25 * seconds >= 0.96 * ((lengths(overlap)[0] - 2 * overlap) * tiles + 2 * overlap)
+    assert 25 * seconds >= 0.96 * ((window_lengths(overlap)[0] - 2 * overlap) * tiles + 2 * overlap)
 
 
 def test_few_batch_sizes_are_used_and_two_is_none_of_them() -> None:
@@ -144,7 +151,7 @@ def frames_changed_by_a_latent(vae: Any, frame: int, frames: int) -> list[int]:
 @pytest.mark.parametrize(("vae", "expected"), [("wide", 9), ("brisk", 19)])
 def test_the_decoder_sees_as_far_as_its_kernels_say(vae: str, expected: int, request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue(vae)
-    seen = reach(model.decoder, model.hop_length)
+    seen = receptive_field(model.decoder, model.hop_length)
     changed = frames_changed_by_a_latent(model, 30, 61)
     assert seen == expected
     assert (changed[0], changed[-1]) == (30 - seen, 30 + seen)
@@ -260,9 +267,9 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_warm_decoder_compiles_no_more_and_sounds_the_same() -> None:
     vae = random_vae([2], [1])
     decoder = TileDecoder(vae, compiled=True)
-    lines = list(decoder.warm(tiles_at_once=4))
+    lines = list(decoder.warm_up(tiles_at_once=4))
     assert len(lines) == 1
-    longest = lengths(decoder.overlap)[0]
+    longest = window_lengths(decoder.overlap)[0]
     assert lines[0] == f"compiling the VAE decoder, shape 1 of 1: 4 × {longest} latents"
     songs = [latents(frames) for frames in (2_000, 200, 100, 8)]
     with torch.compiler.set_stance("fail_on_recompile"):
@@ -275,7 +282,7 @@ def test_a_warm_decoder_compiles_no_more_and_sounds_the_same() -> None:
 @pytest.mark.usefixtures("traced")
 def test_two_decoders_with_every_shape_each_stay_below_torchs_limit() -> None:
     decoders = [TileDecoder(random_vae([2], [1]), compiled=True) for _ in range(2)]
-    lines = [line for decoder in decoders for at_once in (8, 4, 1) for line in decoder.warm(at_once)]
+    lines = [line for decoder in decoders for at_once in (8, 4, 1) for line in decoder.warm_up(at_once)]
     assert len(lines) == 2 * (2 + 1 + 1)
     with torch.compiler.set_stance("fail_on_recompile"):
         for at_once in (1, 4, 8):
@@ -283,7 +290,7 @@ def test_two_decoders_with_every_shape_each_stay_below_torchs_limit() -> None:
 
 
 def test_a_decoder_that_is_not_compiled_has_nothing_to_warm(brisk: Any) -> None:
-    assert list(TileDecoder(brisk).warm()) == []
+    assert list(TileDecoder(brisk).warm_up()) == []
 
 
 # --- Level

@@ -16,12 +16,12 @@ import pytest
 
 from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.topology import GENERATE
-from acestep_consumer.commands.doctor.broker import look_at_broker, look_at_management
-from acestep_consumer.commands.doctor.machine import Machine, look_at_port
-from acestep_consumer.commands.doctor.models import look_at_lm
+from acestep_consumer.commands.doctor.broker import check_broker, check_management
+from acestep_consumer.commands.doctor.machine import Machine, check_port
+from acestep_consumer.commands.doctor.models import check_lm
 from acestep_consumer.commands.doctor.report import Finding
-from acestep_consumer.commands.doctor.storage import CHECKS, look_at_storage
-from acestep_consumer.commands.tier_names import tier_names
+from acestep_consumer.commands.doctor.storage import CHECKS, check_storage
+from acestep_consumer.commands.topology import tier_names
 from acestep_consumer.config.settings import Settings, WorkerSettings, load
 from acestep_consumer.observability.http import HealthServer
 from infra.local.rabbitmq import RabbitMQ
@@ -183,10 +183,10 @@ async def test_the_card_is_told_with_its_tier_and_its_language_model(tmp_path: P
     settings = load({}, env_file=None)
     machine = Machine(settings, environ)
     told = await looked(machine.device())
-    assert told["device"].said.startswith("NVIDIA L40S, 45.0 GB, from nvidia-smi")
+    assert told["device"].said.startswith("NVIDIA L40S, 45.0 GB (from nvidia-smi)")
     assert told["tier"].said.startswith("unlimited of ")
-    lm = await looked(look_at_lm(settings, machine, environ))
-    assert "ACE-Step/acestep-5Hz-lm-4B is on the hub" in lm["language model"].said
+    lm = await looked(check_lm(settings, machine, environ))
+    assert "ACE-Step/acestep-5Hz-lm-4B is not on this disk yet" in lm["language model"].said
 
 
 def test_servers_that_accept_and_never_answer_cost_their_own_lines_only() -> None:
@@ -213,9 +213,9 @@ def test_servers_that_accept_and_never_answer_cost_their_own_lines_only() -> Non
 
 
 async def test_a_broker_that_is_not_there_leaves_its_other_checks_unchecked() -> None:
-    found = await looked(look_at_broker(load({"ACESTEP_AMQP_URL": "amqp://127.0.0.1:1/"}, env_file=None)))
+    found = await looked(check_broker(load({"ACESTEP_AMQP_URL": "amqp://127.0.0.1:1/"}, env_file=None)))
     assert found["broker"].level == "fail"
-    assert "out of reach" in found["broker"].said
+    assert "is unreachable" in found["broker"].said
     assert {found[check].level for check in set(found) - {"broker"}} == {"skip"}
 
 
@@ -224,7 +224,7 @@ async def test_a_refused_login_is_told_with_what_to_check(
     rabbitmq: RabbitMQ, login: str, vhost: str, said: str
 ) -> None:
     url = f"amqp://{login}@127.0.0.1:{rabbitmq.port}/{vhost or '%2F'}"
-    found = await looked(look_at_broker(load({"ACESTEP_AMQP_URL": url}, env_file=None)))
+    found = await looked(check_broker(load({"ACESTEP_AMQP_URL": url}, env_file=None)))
     assert found["broker"].level == "fail"
     assert said in found["broker"].said
     assert "wrong" not in found["broker"].said
@@ -233,9 +233,9 @@ async def test_a_refused_login_is_told_with_what_to_check(
 async def test_permissions_that_a_worker_needs_are_missed_by_name(settings: Settings, limited_user: Any) -> None:
     await declare(settings)
     url = limited_user("^acestep[.]", "^acestep[.](requests|generate|control|dead-letter)", "^acestep[.](?!events$)")
-    found = await looked(look_at_broker(load({"ACESTEP_AMQP_URL": url}, env_file=None)))
+    found = await looked(check_broker(load({"ACESTEP_AMQP_URL": url}, env_file=None)))
     assert found["permissions"].level == "fail"
-    lacking = set(found["permissions"].said.removeprefix("this user may not ").split(", "))
+    lacking = set(found["permissions"].said.removeprefix("this user lacks ").split(", "))
     assert lacking == {
         "write on acestep.events",
         "write on acestep.events.unrouted",
@@ -246,7 +246,7 @@ async def test_permissions_that_a_worker_needs_are_missed_by_name(settings: Sett
 
 async def test_a_user_who_may_not_configure_is_told_so(settings: Settings, limited_user: Any) -> None:
     await declare(settings)
-    found = await looked(look_at_broker(load({"ACESTEP_AMQP_URL": limited_user("^$", ".*", ".*")}, env_file=None)))
+    found = await looked(check_broker(load({"ACESTEP_AMQP_URL": limited_user("^$", ".*", ".*")}, env_file=None)))
     assert found["permissions"].level == "fail"
     assert "configure on acestep.generate" in found["permissions"].said
     assert found["topology"].level == "fail"
@@ -256,7 +256,7 @@ async def test_a_user_who_may_not_configure_is_told_so(settings: Settings, limit
 async def test_the_smallest_permissions_that_the_fix_names_are_enough(settings: Settings, limited_user: Any) -> None:
     await declare(settings)
     url = limited_user("^acestep[.].*", "^(acestep[.].*|amq[.]default)$", "^acestep[.].*")
-    found = await looked(look_at_broker(load({"ACESTEP_AMQP_URL": url}, env_file=None)))
+    found = await looked(check_broker(load({"ACESTEP_AMQP_URL": url}, env_file=None)))
     assert {check for check, finding in found.items() if finding.level not in {"ok", "warn"}} == set()
     assert found["permissions"].level == "ok"
 
@@ -270,14 +270,14 @@ async def test_the_login_that_is_made_for_a_worker_is_enough(
     url = limited_user(rights["configure"], rights["write"], rights["read"])
     for bound in role.topic_permissions(amqp_vhost):
         management.call("PUT", f"/api/topic-permissions/{amqp_vhost}/{urlsplit(url).username}", bound)
-    found = await looked(look_at_broker(load({"ACESTEP_AMQP_URL": url}, env_file=None)))
+    found = await looked(check_broker(load({"ACESTEP_AMQP_URL": url}, env_file=None)))
     assert {check for check, finding in found.items() if finding.level not in {"ok", "warn"}} == set()
     assert found["permissions"].level == "ok"
 
 
 async def test_a_queue_of_the_other_type_is_an_error(settings: Settings, service_environment: dict[str, str]) -> None:
     await declare(settings)
-    found = await looked(look_at_broker(settings_of(service_environment, ACESTEP_QUEUE_TYPE="quorum")))
+    found = await looked(check_broker(settings_of(service_environment, ACESTEP_QUEUE_TYPE="quorum")))
     assert found["topology"].level == "fail"
     assert "x-queue-type" in found["topology"].said
     assert found["limit"].level == "skip"
@@ -287,14 +287,14 @@ async def test_a_limit_other_than_the_setting_is_told_with_the_commands(
     settings: Settings, service_environment: dict[str, str], management: ManagementApi, amqp_vhost: str
 ) -> None:
     await declare(settings)
-    found = await looked(look_at_broker(settings_of(service_environment, ACESTEP_QUEUE_MAXSIZE="100")))
+    found = await looked(check_broker(settings_of(service_environment, ACESTEP_QUEUE_MAXSIZE="100")))
     assert found["limit"].level == "fail"
     assert "declared for 200 messages" in found["limit"].said
     assert "rabbitmqctl set_policy" in (found["limit"].fix or "")
     assert found["topology"].level == "ok"
     policy = {"pattern": "^acestep[.]", "definition": {"max-length": 7}, "apply-to": "queues", "priority": 1}
     management.call("PUT", f"/api/policies/{amqp_vhost}/forgotten", policy)
-    found = await looked(look_at_broker(settings))
+    found = await looked(check_broker(settings))
     assert found["limit"].level == "fail"
     assert "hold only 7 messages" in found["limit"].said
 
@@ -304,9 +304,9 @@ async def test_requests_that_nobody_takes_are_a_warning(settings: Settings, amqp
     connection = await aio_pika.connect(amqp_url)
     async with connection, connection.channel() as channel:
         await channel.default_exchange.publish(aio_pika.Message(b"{}"), GENERATE)
-    found = await looked(look_at_broker(settings))
+    found = await looked(check_broker(settings))
     assert found["queue"].level == "warn"
-    assert "1 of 200 wait; consumers: 0" in found["queue"].said
+    assert "1 of 200 waiting; consumers: 0" in found["queue"].said
 
 
 async def test_the_management_api_is_judged_by_what_its_user_may(
@@ -317,14 +317,14 @@ async def test_the_management_api_is_judged_by_what_its_user_may(
     api = rabbitmq.management_url
     login = f"{quote(url.username or '')}:{url.password}"
     viewer = settings_of(service_environment, ACESTEP_MANAGEMENT_URL=api.replace("//", f"//{login}@"))
-    found = await looked(look_at_management(viewer.broker))
+    found = await looked(check_management(viewer.broker))
     assert found["management"].level == "fail"
-    assert "its tags: monitoring" in found["management"].said
+    assert "user tags: monitoring" in found["management"].said
     assert found["bindings"].level == "ok"
     stranger = settings_of(service_environment, ACESTEP_MANAGEMENT_URL=api.replace("//", "//guest:wrong@"))
-    assert "refuses the login" in (await looked(look_at_management(stranger.broker)))["management"].said
+    assert "refuses the login" in (await looked(check_management(stranger.broker)))["management"].said
     nobody = settings_of(service_environment, ACESTEP_MANAGEMENT_URL="http://127.0.0.1:1")
-    assert "no answer" in (await looked(look_at_management(nobody.broker)))["management"].said
+    assert "no answer" in (await looked(check_management(nobody.broker)))["management"].said
 
 
 async def test_a_binding_that_somebody_removed_is_missed(
@@ -336,7 +336,7 @@ async def test_a_binding_that_somebody_removed_is_missed(
         queue = await channel.get_queue(GENERATE, ensure=False)
         await queue.unbind("acestep.requests", "generate.#")
     watched = settings_of(service_environment, ACESTEP_MANAGEMENT_URL=rabbitmq.management_url)
-    found = await looked(look_at_management(watched.broker))
+    found = await looked(check_management(watched.broker))
     assert found["bindings"].level == "warn"
     assert "acestep.requests → acestep.generate" in found["bindings"].said
 
@@ -345,7 +345,7 @@ async def test_storage_that_refuses_the_keys_is_told_and_its_clock_is_read_all_t
     aws: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    found = await looked(look_at_storage(settings_of(aws).storage))
+    found = await looked(check_storage(settings_of(aws).storage))
     assert found["storage"].level == "ok"
     assert found["storage clock"].level == "ok"
     assert found["bucket"].level == "fail"
@@ -354,14 +354,14 @@ async def test_storage_that_refuses_the_keys_is_told_and_its_clock_is_read_all_t
 
 
 async def test_a_bucket_that_is_not_there_is_a_workers_to_make(aws: dict[str, str]) -> None:
-    found = await looked(look_at_storage(settings_of(aws, ACESTEP_S3_BUCKET="not-there-yet").storage))
+    found = await looked(check_storage(settings_of(aws, ACESTEP_S3_BUCKET="not-there-yet").storage))
     assert found["bucket"].level == "warn"
     assert {found[check].level for check in CHECKS[3:]} == {"skip"}
 
 
 @pytest.mark.usefixtures("aws")
 async def test_storage_where_nobody_listens_fails_within_its_patience() -> None:
-    found = await looked(look_at_storage(settings_of({"ACESTEP_S3_ENDPOINT": "http://127.0.0.1:1"}).storage))
+    found = await looked(check_storage(settings_of({"ACESTEP_S3_ENDPOINT": "http://127.0.0.1:1"}).storage))
     assert found["storage"].level == "fail"
     assert "http://127.0.0.1:1" in found["storage"].said
     assert "ACESTEP_S3_ENDPOINT" in (found["storage"].fix or "")
@@ -370,6 +370,6 @@ async def test_storage_where_nobody_listens_fails_within_its_patience() -> None:
 
 async def test_a_port_that_a_worker_has_is_a_warning() -> None:
     async with HealthServer({}, lambda _: (b"", "text/plain"), "127.0.0.1", 0) as worker:
-        found = await look_at_port(WorkerSettings(http_port=worker.port))
+        found = await check_port(WorkerSettings(http_port=worker.port))
     assert found.level == "warn"
-    assert "a worker has it" in found.said
+    assert "in use by another worker" in found.said

@@ -247,7 +247,7 @@ def test_a_given_store_that_refuses_the_keys_is_reported_and_not_used(
         monkeypatch.setenv(name, value)
     assert given_store("amqp://h") is None
     said = capsys.readouterr().err
-    assert f"{s3.endpoint}, but its bucket does not let us in" in said
+    assert f"{s3.endpoint}, but its bucket is not accessible" in said
     assert "hush" not in said
 
 

@@ -31,7 +31,7 @@ Shared = dict[str, torch.Tensor]
 
 @pytest.fixture
 def dit(tiny_checkpoints: Path) -> Any:
-    """The tiny turbo DiT, in float32, ready to sing."""
+    """The tiny turbo DiT, in float32."""
     return load(tiny_checkpoints)
 
 
@@ -52,7 +52,7 @@ def untouched(dit: Any) -> Iterator[None]:
     assert [type(module) for module in dit.modules()] == kinds
 
 
-def sing(dit: Any, **kwargs: Any) -> torch.Tensor:
+def run_dit(dit: Any, **kwargs: Any) -> torch.Tensor:
     """One step over two voices of 30 frames, [2, 30, channels]."""
     generator = torch.Generator().manual_seed(3)
     channels = dit.config.audio_acoustic_hidden_dim
@@ -82,31 +82,31 @@ def beside(checkpoints: Path, path: Path, scale: float, metadata: dict[str, Any]
         str(path.parent), weight_name=path.name, local_files_only=True, return_lora_metadata=True
     )
     dit.load_lora_adapter(state, metadata=metadata)
-    return sing(dit, attention_kwargs={"scale": scale})
+    return run_dit(dit, attention_kwargs={"scale": scale})
 
 
 @pytest.mark.usefixtures("untouched")
 class TestMerged:
     @pytest.mark.parametrize("key", [diffusers_key, peft_key], ids=["diffusers", "ACE-Step"])
     @pytest.mark.parametrize("scale", [1.0, 0.8, -0.5, 0.0])
-    def test_it_sings_what_diffusers_sings_with_the_layers_beside(
+    def test_it_gives_what_diffusers_gives_with_the_lora_layers_added(
         self, dit: Any, tiny_checkpoints: Path, tmp_path: Path, key: Callable[[str, str], str], scale: float
     ) -> None:
         path = write_lora(tmp_path / "jazz.safetensors", random_lora(key=key))
-        merged = sing(AdaptedModelCache().adapted(dit, Lora.at(path, scale)))
+        merged = run_dit(AdaptedModelCache().adapted(dit, Lora.at(path, scale)))
         torch.testing.assert_close(merged, beside(tiny_checkpoints, path, scale), atol=1e-5, rtol=0)
-        assert torch.equal(merged, sing(dit)) is (scale == 0)
+        assert torch.equal(merged, run_dit(dit)) is (scale == 0)
 
     def test_the_scale_that_peft_writes_beside_counts(self, dit: Any, tiny_checkpoints: Path, tmp_path: Path) -> None:
         path = write_peft_lora(tmp_path, alpha=3 * RANK)
         plain = write_lora(tmp_path / "plain.safetensors", random_lora(key=peft_key))
-        merged = sing(AdaptedModelCache().adapted(dit, Lora.at(path, 0.5)))
+        merged = run_dit(AdaptedModelCache().adapted(dit, Lora.at(path, 0.5)))
         torch.testing.assert_close(merged, beside(tiny_checkpoints, plain, 1.5), atol=1e-5, rtol=0)
 
     def test_the_scale_in_diffusers_header_counts(self, dit: Any, tiny_checkpoints: Path, tmp_path: Path) -> None:
         config = {"transformer.r": RANK, "transformer.lora_alpha": 2, "transformer.target_modules": list(LAYERS)}
         path = write_lora(tmp_path / "jazz.safetensors", lora_adapter_metadata=json.dumps(config))
-        merged = sing(AdaptedModelCache().adapted(dit, Lora.at(path, 0.8)))
+        merged = run_dit(AdaptedModelCache().adapted(dit, Lora.at(path, 0.8)))
         torch.testing.assert_close(merged, beside(tiny_checkpoints, path, 0.8, config), atol=1e-5, rtol=0)
 
     def test_what_is_left_is_a_plain_model(self, dit: Any, tmp_path: Path) -> None:
@@ -117,14 +117,14 @@ class TestMerged:
         assert all(type(weight) is torch.nn.Parameter and not weight.requires_grad for weight in adapted.parameters())
         assert not {id(weight) for weight in adapted.parameters()} & {id(weight) for weight in dit.parameters()}
 
-    def test_only_what_the_lora_changes_takes_memory(self, dit: Any, tmp_path: Path) -> None:
+    def test_only_changed_weights_take_memory(self, dit: Any, tmp_path: Path) -> None:
         layer = "layers.1.cross_attn.to_v"
-        shelf = AdaptedModelCache()
-        adapted = shelf.adapted(dit, Lora.at(write_lora(tmp_path / "jazz.safetensors", random_lora([layer])), 1))
+        cache = AdaptedModelCache()
+        adapted = cache.adapted(dit, Lora.at(write_lora(tmp_path / "jazz.safetensors", random_lora([layer])), 1))
         places = {name: weight.data_ptr() for name, weight in dit.state_dict().items()}
         moved = {name for name, weight in adapted.state_dict().items() if weight.data_ptr() != places[name]}
         assert moved == {f"{layer}.weight"}
-        assert shelf.bytes == dit.get_submodule(layer).weight.nbytes
+        assert cache.bytes == dit.get_submodule(layer).weight.nbytes
 
     def test_in_half_precision_the_sum_is_rounded_once(self, tiny_checkpoints: Path, tmp_path: Path) -> None:
         path = write_lora(tmp_path / "jazz.safetensors", random_lora(strength=0.03))
@@ -147,42 +147,42 @@ class TestMerged:
 def test_hooks_of_the_base_are_not_called_for_the_adapted_one(dit: Any, tmp_path: Path) -> None:
     """They move the base's weights, and would run the base in its stead."""
     lora = Lora.at(write_lora(tmp_path / "jazz.safetensors"), 1)
-    expected = sing(AdaptedModelCache().adapted(dit, lora))
+    expected = run_dit(AdaptedModelCache().adapted(dit, lora))
     called = []
     dit.register_forward_pre_hook(lambda *_: called.append("hook"))
     add_hook_to_module(dit, ModelHook())
-    assert torch.equal(sing(AdaptedModelCache().adapted(dit, lora)), expected)
+    assert torch.equal(run_dit(AdaptedModelCache().adapted(dit, lora)), expected)
     assert called == []
-    assert not torch.equal(sing(dit), expected)
+    assert not torch.equal(run_dit(dit), expected)
     assert called == ["hook"]
 
 
 class TestShelf:
     def test_the_same_question_gets_the_same_object(self, dit: Any, tmp_path: Path) -> None:
-        shelf = AdaptedModelCache()
+        cache = AdaptedModelCache()
         first = write_lora(tmp_path / "1/jazz.safetensors")
         linked, copied = tmp_path / "linked.safetensors", write_lora(tmp_path / "2/copied.safetensors")
         os.link(first, linked)
-        adapted = shelf.adapted(dit, Lora.at(first, 0.8))
-        assert shelf.adapted(dit, Lora.at(linked, 0.8)) is adapted
-        assert shelf.adapted(dit, Lora.at(copied, 0.8)) is adapted
+        adapted = cache.adapted(dit, Lora.at(first, 0.8))
+        assert cache.adapted(dit, Lora.at(linked, 0.8)) is adapted
+        assert cache.adapted(dit, Lora.at(copied, 0.8)) is adapted
         assert Lora.at(linked, 0.8) == Lora.at(copied, 0.8)
 
     def test_other_content_another_scale_and_another_base_are_other_questions(
         self, dit: Any, tiny_checkpoints: Path, tmp_path: Path
     ) -> None:
-        shelf = AdaptedModelCache(most=4)
+        cache = AdaptedModelCache(max_models=4)
         path = write_lora(tmp_path / "jazz.safetensors")
         other = write_lora(tmp_path / "blues.safetensors", random_lora(seed=1))
         other_base = load(tiny_checkpoints)
         adapted = [
-            shelf.adapted(dit, Lora.at(path, 0.8)),
-            shelf.adapted(dit, Lora.at(path, 0.7)),
-            shelf.adapted(dit, Lora.at(other, 0.8)),
-            shelf.adapted(other_base, Lora.at(path, 0.8)),
+            cache.adapted(dit, Lora.at(path, 0.8)),
+            cache.adapted(dit, Lora.at(path, 0.7)),
+            cache.adapted(dit, Lora.at(other, 0.8)),
+            cache.adapted(other_base, Lora.at(path, 0.8)),
         ]
         assert len(set(map(id, adapted))) == 4
-        assert shelf.adapted(dit, Lora.at(path, 0.8)) is adapted[0]
+        assert cache.adapted(dit, Lora.at(path, 0.8)) is adapted[0]
 
     def test_a_file_that_was_written_anew_is_another_lora(self, tmp_path: Path) -> None:
         path = write_peft_lora(tmp_path, alpha=4)
@@ -195,31 +195,31 @@ class TestShelf:
     def test_the_least_recently_used_one_leaves(self, dit: Any, tmp_path: Path) -> None:
         path = write_lora(tmp_path / "jazz.safetensors")
         one, two, three = (Lora.at(path, scale) for scale in (1, 2, 3))
-        shelf = AdaptedModelCache(most=2)
-        first, second = shelf.adapted(dit, one), shelf.adapted(dit, two)
-        assert shelf.adapted(dit, one) is first
-        shelf.adapted(dit, three)
-        assert shelf.adapted(dit, one) is first
-        assert shelf.adapted(dit, two) is not second
+        cache = AdaptedModelCache(max_models=2)
+        first, second = cache.adapted(dit, one), cache.adapted(dit, two)
+        assert cache.adapted(dit, one) is first
+        cache.adapted(dit, three)
+        assert cache.adapted(dit, one) is first
+        assert cache.adapted(dit, two) is not second
 
     def test_it_can_be_emptied(self, dit: Any, tmp_path: Path) -> None:
-        shelf = AdaptedModelCache()
+        cache = AdaptedModelCache()
         lora = Lora.at(write_lora(tmp_path / "jazz.safetensors"), 1)
-        adapted = shelf.adapted(dit, lora)
-        shelf.clear()
-        assert shelf.bytes == 0
-        assert shelf.adapted(dit, lora) is not adapted
+        adapted = cache.adapted(dit, lora)
+        cache.clear()
+        assert cache.bytes == 0
+        assert cache.adapted(dit, lora) is not adapted
 
     def test_threads_that_ask_at_once_get_one_object(self, dit: Any, tmp_path: Path) -> None:
-        shelf = AdaptedModelCache()
+        cache = AdaptedModelCache()
         lora = Lora.at(write_lora(tmp_path / "jazz.safetensors"), 1)
         with ThreadPoolExecutor(4) as threads:
-            adapted = list(threads.map(lambda _: shelf.adapted(dit, lora), range(8)))
+            adapted = list(threads.map(lambda _: cache.adapted(dit, lora), range(8)))
         assert len(set(map(id, adapted))) == 1
 
-    def test_a_shelf_for_none_is_a_mistake(self) -> None:
+    def test_a_cache_for_none_is_an_error(self) -> None:
         with pytest.raises(ValueError, match="one adapted DiT at least"):
-            AdaptedModelCache(most=0)
+            AdaptedModelCache(max_models=0)
 
 
 @pytest.mark.usefixtures("untouched")
@@ -242,14 +242,14 @@ class TestRefused:
         with pytest.raises(RenderFailed, match=f"has no linear layer '{layer}'$"):
             AdaptedModelCache().adapted(dit, Lora.at(write_lora(tmp_path / "jazz.safetensors", tensors), 1))
 
-    def test_a_bad_file_does_not_cost_the_one_on_the_shelf(self, dit: Any, tmp_path: Path) -> None:
-        shelf = AdaptedModelCache()
+    def test_a_bad_file_does_not_evict_the_cached_one(self, dit: Any, tmp_path: Path) -> None:
+        cache = AdaptedModelCache()
         good, bad = Lora.at(write_lora(tmp_path / "jazz.safetensors"), 1), tmp_path / "bad.safetensors"
-        adapted = shelf.adapted(dit, good)
+        adapted = cache.adapted(dit, good)
         bad.write_bytes(b"no weights")
         with pytest.raises(InputUnreadable):
-            shelf.adapted(dit, Lora.at(bad, 1))
-        assert shelf.adapted(dit, good) is adapted
+            cache.adapted(dit, Lora.at(bad, 1))
+        assert cache.adapted(dit, good) is adapted
 
     def test_a_file_that_is_gone(self, tmp_path: Path) -> None:
         with pytest.raises(InputUnreadable, match=r"^the LoRA's file cannot be read \(FileNotFoundError\)$"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Songs in a pack against the same songs alone: latents and sound equal up to rounding, whatever the company."""
+"""Songs in a batch against the same songs alone: latents and audio are equal up to rounding, whatever the others."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,18 +16,27 @@ from acestep_consumer.engine.testing.tiny_checkpoint import BASE, TURBO
 from acestep_consumer.policy.memory_budget import MemoryBudget
 from acestep_schemas.events import Metas
 from tests.support.loras import write_lora
-from tests.support.stage import CODES, Result, Stage, assert_same, open_booths, order_for, recording, watch_the_device
+from tests.support.scheduler_harness import (
+    CODES,
+    Result,
+    SchedulerHarness,
+    assert_same,
+    open_runners,
+    record_device,
+    recording,
+    render_message,
+)
 
 
 @pytest.fixture(scope="module")
-def booths(tiny_checkpoints: Path) -> dict[str, ModelRunner]:
-    return open_booths(tiny_checkpoints)
+def runners(tiny_checkpoints: Path) -> dict[str, ModelRunner]:
+    return open_runners(tiny_checkpoints)
 
 
 @pytest.fixture
-def stage(booths: dict[str, ModelRunner], monkeypatch: pytest.MonkeyPatch) -> Stage:
-    made = Stage(booths)
-    watch_the_device(made, monkeypatch)
+def harness(runners: dict[str, ModelRunner], monkeypatch: pytest.MonkeyPatch) -> SchedulerHarness:
+    made = SchedulerHarness(runners)
+    record_device(made, monkeypatch)
     return made
 
 
@@ -82,28 +91,28 @@ ONLY_BASE: dict[str, Asked] = {
 }
 
 
-def orders_for(
+def render_messages(
     table: Mapping[str, Asked], model: str, inputs: Mapping[str, Sources], folder: Path
 ) -> dict[str, Render]:
     """Give each job a seed of its own: nothing that is mixed up can look right."""
     return {
-        name: order_for(folder, model=model, seeds=(index,), sources=inputs[which], **fields)
+        name: render_message(folder, model=model, seeds=(index,), sources=inputs[which], **fields)
         for index, (name, (which, fields)) in enumerate(table.items())
     }
 
 
 @pytest.mark.parametrize(("model", "table"), [(TURBO, EITHER), (BASE, EITHER | ONLY_BASE)], ids=["turbo", "base"])
-def test_a_song_of_any_task_in_a_pack_of_all_tasks_equals_the_song_alone(
-    model: str, table: dict[str, Asked], stage: Stage, inputs: dict[str, Sources], tmp_path: Path
+def test_a_song_of_any_task_in_a_batch_of_all_tasks_equals_the_song_alone(
+    model: str, table: dict[str, Asked], harness: SchedulerHarness, inputs: dict[str, Sources], tmp_path: Path
 ) -> None:
-    orders = orders_for(table, model, inputs, tmp_path)
-    packed = dict(zip(orders, stage.together(list(orders.values())), strict=True))
-    assert len(stage.packs[0].songs) == len(table)
-    assert len({len(pack.songs) for pack in stage.packs}) > 2  # they left at different steps
-    stage.packs.clear()
-    for name, order in orders.items():
-        assert_same(packed[name], stage.alone(order))
-    assert stage.largest == 1
+    messages = render_messages(table, model, inputs, tmp_path)
+    packed = dict(zip(messages, harness.together(list(messages.values())), strict=True))
+    assert len(harness.batches[0].samples) == len(table)
+    assert len({len(batch.samples) for batch in harness.batches}) > 2  # they left at different steps
+    harness.batches.clear()
+    for name, message in messages.items():
+        assert_same(packed[name], harness.alone(message))
+    assert harness.largest == 1
     assert_all_differ(list(packed.values()))
 
 
@@ -116,99 +125,100 @@ def assert_all_differ(results: list[Result]) -> None:
 
 
 @pytest.mark.parametrize("model", [TURBO, BASE])
-def test_songs_from_a_moment_to_ten_minutes_share_a_pack(
-    model: str, stage: Stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_songs_from_a_moment_to_ten_minutes_share_a_batch(
+    model: str, harness: SchedulerHarness, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A voice of ten minutes is 7500 tokens, so that a pack has room for it once. Its sound would take a minute."""
-    monkeypatch.setattr(ModelRunner, "sound", lambda self, songs, tiles: [torch.zeros(2, 1)] * len(songs))
+    """A branch of ten minutes is 7500 tokens, so that a batch can hold one. Decoding it would take a minute."""
+    monkeypatch.setattr(ModelRunner, "decode", lambda self, samples, tiles: [torch.zeros(2, 1)] * len(samples))
     longest, scale = (600, 1.0) if model == TURBO else (60, 3.0)
-    orders = [
-        order_for(
+    messages = [
+        render_message(
             tmp_path, model=model, audio_duration=seconds, inference_steps=steps, seeds=(index,), guidance_scale=scale
         )
         for index, (seconds, steps) in enumerate([(longest, 1), (10, 2), (0.26, 2), (0.6, 1), (3, 2), (7.4, 2)])
     ]
-    packed = stage.together(orders)
-    assert len(stage.packs[0].songs) == len(orders)
+    packed = harness.together(messages)
+    assert len(harness.batches[0].samples) == len(messages)
     assert [len(one.latents[0]) for one in packed] == [25 * longest, 250, 7, 15, 75, 185]
-    for one, order in zip(packed, orders, strict=True):
-        assert_same(one, stage.alone(order))
+    for one, message in zip(packed, messages, strict=True):
+        assert_same(one, harness.alone(message))
 
 
 @pytest.mark.parametrize("method", ["ode", "sde"])
 @pytest.mark.parametrize("model", [TURBO, BASE])
 def test_a_song_that_joins_at_anothers_step_costs_neither_anything(
-    model: str, method: str, stage: Stage, tmp_path: Path
+    model: str, method: str, harness: SchedulerHarness, tmp_path: Path
 ) -> None:
     """The second job arrives after each of the first one's steps; it is over before the first one ends."""
     fields: dict[str, Any] = {"model": model, "infer_method": method, "guidance_scale": 3.0}
-    first = order_for(tmp_path, inference_steps=6, seeds=(1,), **fields)
-    others = [order_for(tmp_path, audio_duration=0.5 + n / 10, seeds=(10 + n,), **fields) for n in range(3)]
+    first = render_message(tmp_path, inference_steps=6, seeds=(1,), **fields)
+    others = [render_message(tmp_path, audio_duration=0.5 + n / 10, seeds=(10 + n,), **fields) for n in range(3)]
     late, coming = [], iter(others)
 
     def joined(_done: float) -> None:
-        if (order := next(coming, None)) is not None:
-            late.append(stage.submit(order))
+        if (message := next(coming, None)) is not None:
+            late.append(harness.submit(message))
 
-    early = stage.result(stage.submit(first, RequestCallbacks(progressed=joined)))
-    found = [early, *(stage.result(performance) for performance in late)]
-    steps = [pack.steps for pack in stage.packs]
+    early = harness.result(harness.submit(first, RequestCallbacks(progressed=joined)))
+    found = [early, *(harness.result(futures) for futures in late)]
+    steps = [batch.steps for batch in harness.batches]
     assert steps == [(0,), (1, 0), (2, 1, 0), (3, 1, 0), (4, 1), (5,)]
-    for one, order in zip(found, [first, *others], strict=True):
-        assert_same(one, stage.alone(order))
+    for one, message in zip(found, [first, *others], strict=True):
+        assert_same(one, harness.alone(message))
 
 
 @pytest.mark.parametrize("model", [TURBO, BASE])
-def test_jobs_of_several_songs_share_a_pack_song_by_song(
-    model: str, stage: Stage, inputs: dict[str, Sources], tmp_path: Path
+def test_jobs_of_several_songs_share_a_batch_song_by_song(
+    model: str, harness: SchedulerHarness, inputs: dict[str, Sources], tmp_path: Path
 ) -> None:
     planned = Plan(metas=Metas(), audio_codes=(CODES, CODES.replace("_6", "_7")))
-    orders = [
-        order_for(tmp_path, model=model, seeds=(1, 2, 3), infer_method="sde"),
-        order_for(tmp_path, model=model, seeds=(2, 1), task_type="cover", sources=inputs["source"]),
-        order_for(tmp_path, model=model, seeds=(1, 5), plan=planned),
+    messages = [
+        render_message(tmp_path, model=model, seeds=(1, 2, 3), infer_method="sde"),
+        render_message(tmp_path, model=model, seeds=(2, 1), task_type="cover", sources=inputs["source"]),
+        render_message(tmp_path, model=model, seeds=(1, 5), plan=planned),
     ]
-    packed = stage.together(orders)
-    assert len(stage.packs[0].songs) == 7
-    for one, order in zip(packed, orders, strict=True):
-        assert_same(one, stage.alone(order))
+    packed = harness.together(messages)
+    assert len(harness.batches[0].samples) == 7
+    for one, message in zip(packed, messages, strict=True):
+        assert_same(one, harness.alone(message))
     # Text alone is equal in every respect but the seed.
     for index, seed in enumerate((1, 2, 3)):
-        only = stage.alone(order_for(tmp_path, model=model, seeds=(seed,), infer_method="sde"))
+        only = harness.alone(render_message(tmp_path, model=model, seeds=(seed,), infer_method="sde"))
         assert_same(Result([packed[0].latents[index]], [packed[0].audio[index]], []), only)
 
 
-def test_songs_with_different_loras_never_share_a_pack(stage: Stage, tmp_path: Path) -> None:
+def test_songs_with_different_loras_never_share_a_batch(harness: SchedulerHarness, tmp_path: Path) -> None:
     adapted = Sources(lora=write_lora(tmp_path / "loud.safetensors"))
     fields: dict[str, Any] = {"lora": {"path": "s3://bucket/loud.safetensors"}}
-    orders = [
-        order_for(tmp_path, seeds=(1,)),
-        order_for(tmp_path, seeds=(2,), sources=adapted, **fields),
-        order_for(tmp_path, seeds=(3,)),
-        order_for(tmp_path, seeds=(4,), sources=adapted, **fields),
+    messages = [
+        render_message(tmp_path, seeds=(1,)),
+        render_message(tmp_path, seeds=(2,), sources=adapted, **fields),
+        render_message(tmp_path, seeds=(3,)),
+        render_message(tmp_path, seeds=(4,), sources=adapted, **fields),
     ]
-    packed = stage.together(orders)
-    assert [len(pack.songs) for pack in stage.packs] == [2, 2, 2, 2]
+    packed = harness.together(messages)
+    assert [len(batch.samples) for batch in harness.batches] == [2, 2, 2, 2]
     assert_all_differ(packed)
-    for one, order in zip(packed, orders, strict=True):
-        assert_same(one, stage.alone(order))
+    for one, message in zip(packed, messages, strict=True):
+        assert_same(one, harness.alone(message))
 
 
 @pytest.mark.parametrize("tokens", [1, 60])
-def test_no_pack_is_larger_than_allowed_unless_it_is_a_single_song(
-    tokens: int, booths: dict[str, ModelRunner], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_no_batch_is_larger_than_allowed_unless_it_is_a_single_song(
+    tokens: int, runners: dict[str, ModelRunner], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A voice of a second is 13 tokens. A guided song has two, until its interval ends."""
-    stage = Stage(booths, MemoryBudget(max_tokens=tokens))
-    watch_the_device(stage, monkeypatch)
+    """A branch of a second is 13 tokens. A guided song has two, until its interval ends."""
+    harness = SchedulerHarness(runners, MemoryBudget(max_tokens=tokens))
+    record_device(harness, monkeypatch)
     lengths = (1, 4, 0.4, 2, 1, 1, 3.3)
     fields: dict[str, Any] = {"model": BASE, "inference_steps": 3, "guidance_scale": 3.0, "cfg_interval_end": 0.6}
-    orders = [
-        order_for(tmp_path, audio_duration=seconds, seeds=(index,), **fields) for index, seconds in enumerate(lengths)
+    messages = [
+        render_message(tmp_path, audio_duration=seconds, seeds=(index,), **fields)
+        for index, seconds in enumerate(lengths)
     ]
-    packed = stage.together(orders)
-    assert all(pack.tokens <= tokens or len(pack.songs) == 1 for pack in stage.packs)
-    assert any(pack.tokens > tokens for pack in stage.packs)
-    assert (stage.largest > 1) == (tokens > 1)
-    for one, order in zip(packed, orders, strict=True):
-        assert_same(one, stage.alone(order))
+    packed = harness.together(messages)
+    assert all(batch.tokens <= tokens or len(batch.samples) == 1 for batch in harness.batches)
+    assert any(batch.tokens > tokens for batch in harness.batches)
+    assert (harness.largest > 1) == (tokens > 1)
+    for one, message in zip(packed, messages, strict=True):
+        assert_same(one, harness.alone(message))

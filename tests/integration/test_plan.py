@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from acestep_consumer.commands.terminal import two_digits
 from tests.support.command import run_command
 
 HIDDEN = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "COLUMNS": "200"}
@@ -137,7 +138,7 @@ def test_a_workload_is_clamped_as_a_request_would_be_and_its_model_decides_on_gu
         "guided": True,
         "audio_format": "flac",
     }
-    assert sum("outside tier4's limits" in note for note in found["notes"]) == 2
+    assert sum("exceeds tier4's limits" in note for note in found["notes"]) == 2
     turbo = answer(*plain, "--model", "acestep-v15-turbo")
     assert turbo["workload"]["guided"] is False
     assert turbo["songs"]["a_minute"] > 5 * found["songs"]["a_minute"]
@@ -177,8 +178,30 @@ def test_another_card_is_scaled_by_its_data_sheet_and_an_unknown_one_is_not(fake
     scaled = answer(**fake_smi(gpu0="NVIDIA L40S, 46068"), ACESTEP_INIT_LLM="false")
     assert "scaled by data sheets: 362 of 989 TFLOP/s" in scaled["songs"]["rests_on"]
     unknown = answer("--vram", "45", "--card", "Frobozz 9000", ACESTEP_INIT_LLM="false")
-    assert "stated at an H200's speed" in unknown["songs"]["rests_on"]
+    assert "the figures are an H200's, expect less" in unknown["songs"]["rests_on"]
     assert scaled["songs"]["renderer_s"] > 2 * unknown["songs"]["renderer_s"]
+
+
+@pytest.mark.parametrize("name", ["RTX 3090", "NVIDIA GeForce RTX 3090", "rtx3090"])
+def test_a_card_that_is_known_by_name_has_its_own_memory_and_speed_however_it_is_spelled(name: str) -> None:
+    found = answer("--card", name)
+    assert found["card"]["name"] == "NVIDIA GeForce RTX 3090"
+    assert (found["card"]["vram_gb"], found["card"]["found_by"], found["tier"]["name"]) == (24, "--card", "tier6")
+    assert found["songs"] == answer("--vram", "24", "--card", name)["songs"]
+    assert found["songs"]["a_minute"] < answer("--vram", "24")["songs"]["a_minute"] / 3
+    assert answer("--card", name, MAX_CUDA_VRAM="12")["card"]["vram_gb"] == 12
+
+
+def test_a_card_whose_memory_is_not_known_wants_it_given() -> None:
+    done = run_plan("--card", "Frobozz 9000")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "the memory of Frobozz 9000 is unknown: add --vram GB" in done.stderr
+
+
+def test_figures_of_another_card_are_said_to_be_that_before_they_are_shown() -> None:
+    lines = run_plan("--vram", "45", "--card", "Frobozz 9000").stdout.splitlines()
+    assert lines[0] == "Unknown GPU: Frobozz 9000. All speeds below are those of an H200; expect less."
+    assert "Unknown" not in run_plan("--card", "L40S").stdout
 
 
 def test_without_a_card_it_says_who_was_asked_and_answers_for_the_lowest_tier() -> None:
@@ -187,7 +210,7 @@ def test_without_a_card_it_says_who_was_asked_and_answers_for_the_lowest_tier() 
     assert found["tier"]["name"] == "tier1"
     assert found["songs"]["a_minute"] is None
     assert found["memory"] is None
-    assert any("no card found" in note and "--vram" in note for note in found["notes"])
+    assert any("no GPU detected" in note and "--vram" in note for note in found["notes"])
 
 
 def test_a_driver_that_does_not_answer_is_quoted(fake_smi: FakeSmi) -> None:
@@ -222,10 +245,10 @@ def test_the_table_for_eyes_says_what_the_json_says() -> None:
     text = " ".join(run_plan("--vram", "141", "--cores", "16").stdout.split())
     assert f"ACESTEP_QUEUE_WORKERS={found['workers']['recommended']} " in text
     assert "`auto`" in text
-    assert f"{found['songs']['a_minute']:g} at best" in text
+    assert f"about {two_digits(found['songs']['a_minute'])} at best" in text
     for told in (found["workers"]["because"], found["songs"]["rests_on"], *found["notes"]):
         assert told in text
-    assert "bound by encoding mp3 on 16 processor cores" in text
+    assert "limited by encoding mp3 on 16 CPU cores" in text
 
 
 def test_help_teaches_with_examples() -> None:

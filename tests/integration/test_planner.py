@@ -53,13 +53,13 @@ async def planner(tiny_checkpoints: Path) -> AsyncIterator[PlannerSupervisor]:
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def think(planner: PlannerSupervisor, heard: TokenizedSource | None = None, **fields: object) -> Plan:
+async def plan_for(planner: PlannerSupervisor, source: TokenizedSource | None = None, **fields: object) -> Plan:
     async with asyncio.timeout(120):
-        return await planner.think(job(**fields), heard, lambda *_: None)
+        return await planner.plan_songs(job(**fields), source, lambda *_: None)
 
 
 async def test_thinking_gives_metadata_and_exactly_five_codes_a_second(planner: PlannerSupervisor) -> None:
-    plan = await think(planner, thinking=True)
+    plan = await plan_for(planner, thinking=True)
     assert codes_in(plan) == [50]
     metas = plan.metas
     assert metas.duration == 10
@@ -68,14 +68,14 @@ async def test_thinking_gives_metadata_and_exactly_five_codes_a_second(planner: 
 
 
 async def test_what_the_request_gives_is_never_overwritten(planner: PlannerSupervisor) -> None:
-    plan = await think(planner, thinking=True, bpm=99, key_scale="F# minor", time_signature="3", audio_duration=12)
+    plan = await plan_for(planner, thinking=True, bpm=99, key_scale="F# minor", time_signature="3", audio_duration=12)
     metas = plan.metas
     assert (metas.bpm, metas.keyscale, metas.timesignature, metas.duration) == (99, "F# minor", "3", 12)
 
 
 async def test_a_duration_that_is_left_open_is_planned_within_the_tiers_limit(planner: PlannerSupervisor) -> None:
     plans = await asyncio.gather(
-        *(think(planner, analysis_only=True, audio_duration=None, seed=seed) for seed in range(4))
+        *(plan_for(planner, analysis_only=True, audio_duration=None, seed=seed) for seed in range(4))
     )
     most = limits().tier.max_seconds_with_lm
     assert all(plan.metas.duration is not None and 10 <= plan.metas.duration <= most for plan in plans)
@@ -83,43 +83,43 @@ async def test_a_duration_that_is_left_open_is_planned_within_the_tiers_limit(pl
 
 
 async def test_the_same_seed_gives_the_same_plan_whatever_else_is_written(planner: PlannerSupervisor) -> None:
-    alone = await think(planner, thinking=True, seed=3)
-    together = await asyncio.gather(*(think(planner, thinking=True, seed=seed) for seed in range(6)))
+    alone = await plan_for(planner, thinking=True, seed=3)
+    together = await asyncio.gather(*(plan_for(planner, thinking=True, seed=seed) for seed in range(6)))
     assert together[3] == alone
     assert len({plan.audio_codes for plan in together}) == 6
 
 
 async def test_a_batch_has_one_metadata_and_codes_for_each_song(planner: PlannerSupervisor) -> None:
-    plan = await think(planner, thinking=True, batch_size=3, seed=[1, 2, 3])
+    plan = await plan_for(planner, thinking=True, batch_size=3, seed=[1, 2, 3])
     assert codes_in(plan) == [50, 50, 50]
     assert len(set(plan.audio_codes)) == 3
-    one_by_one = await think(planner, thinking=True, batch_size=3, seed=[1, 2, 3], allow_lm_batch=False)
-    assert one_by_one.audio_codes == plan.audio_codes
+    sequentially = await plan_for(planner, thinking=True, batch_size=3, seed=[1, 2, 3], allow_lm_batch=False)
+    assert sequentially.audio_codes == plan.audio_codes
 
 
 async def test_without_thinking_missing_metadata_is_completed_and_no_codes_are_written(
     planner: PlannerSupervisor,
 ) -> None:
-    plan = await think(planner, bpm=120)
+    plan = await plan_for(planner, bpm=120)
     assert plan.audio_codes == ()
     assert plan.metas.bpm == 120
     assert plan.metas.keyscale
 
 
 async def test_a_caption_may_be_rewritten_only_when_allowed(planner: PlannerSupervisor) -> None:
-    rewritten = await think(planner, analysis_only=True, use_cot_caption=True)
-    formatted = await think(planner, analysis_only=True, use_cot_caption=True, is_format_caption=True)
+    rewritten = await plan_for(planner, analysis_only=True, use_cot_caption=True)
+    formatted = await plan_for(planner, analysis_only=True, use_cot_caption=True, is_format_caption=True)
     assert rewritten.metas.caption != "slow jazz"
     assert formatted.metas.caption == "slow jazz"
 
 
-async def test_words_are_invented_rewritten_and_found_in_what_was_heard(planner: PlannerSupervisor) -> None:
-    """Side by side, because the tiny model's lyrics never end: they are cut at what the DiT would read."""
-    heard = TokenizedSource(codes="".join(f"<|audio_code_{n}|>" for n in range(60)), source_s=12.2)
+async def test_texts_are_created_formatted_and_derived_from_audio_codes(planner: PlannerSupervisor) -> None:
+    """Concurrently, because the tiny model's lyrics never end: they are truncated at what the DiT would read."""
+    source = TokenizedSource(codes="".join(f"<|audio_code_{n}|>" for n in range(60)), source_s=12.2)
     invented, rewritten, described = await asyncio.gather(
-        think(planner, sample_query="a sea shanty", lyrics="", analysis_only=True, bpm=70),
-        think(planner, use_format=True, analysis_only=True, key_scale="C major"),
-        think(planner, heard, full_analysis_only=True, audio_duration=None),
+        plan_for(planner, sample_query="a sea shanty", lyrics="", analysis_only=True, bpm=70),
+        plan_for(planner, use_format=True, analysis_only=True, key_scale="C major"),
+        plan_for(planner, source, full_analysis_only=True, audio_duration=None),
     )
     assert invented.metas.bpm == 70
     assert invented.metas.caption not in ("", "slow jazz")
@@ -129,41 +129,43 @@ async def test_words_are_invented_rewritten_and_found_in_what_was_heard(planner:
 
 
 async def test_progress_counts_codes(planner: PlannerSupervisor) -> None:
-    heard: list[float] = []
+    progress: list[float] = []
     async with asyncio.timeout(120):
-        await planner.think(job(thinking=True), None, lambda fraction, _: heard.append(fraction))
-    assert heard == sorted(heard)
-    assert len(heard) > 5
-    assert 0.5 < heard[-1] <= 1
+        await planner.plan_songs(job(thinking=True), None, lambda fraction, _: progress.append(fraction))
+    assert progress == sorted(progress)
+    assert len(progress) > 5
+    assert 0.5 < progress[-1] <= 1
 
 
 async def test_a_cancelled_job_stops_and_the_others_go_on(planner: PlannerSupervisor) -> None:
     began = asyncio.Event()
-    endless = asyncio.create_task(planner.think(job(thinking=True, audio_duration=480), None, lambda *_: began.set()))
+    endless = asyncio.create_task(
+        planner.plan_songs(job(thinking=True, audio_duration=480), None, lambda *_: began.set())
+    )
     async with asyncio.timeout(60):
         await began.wait()
     endless.cancel()
     await asyncio.wait((endless,))
     assert endless.cancelled()
-    assert codes_in(await think(planner, thinking=True)) == [50]
+    assert codes_in(await plan_for(planner, thinking=True)) == [50]
 
 
-async def test_a_job_that_cannot_be_written_fails_alone(planner: PlannerSupervisor) -> None:
-    long = think(planner, thinking=True, lyrics="la " * 10_000)
-    fine = think(planner, thinking=True)
+async def test_a_job_that_cannot_be_planned_fails_alone(planner: PlannerSupervisor) -> None:
+    long = plan_for(planner, thinking=True, lyrics="la " * 10_000)
+    fine = plan_for(planner, thinking=True)
     broken, plan = await asyncio.gather(long, fine, return_exceptions=True)
     assert isinstance(broken, PlanFailed)
     assert isinstance(plan, Plan)
 
 
-async def test_a_model_that_waits_in_ram_writes_the_same(planner: PlannerSupervisor, tiny_checkpoints: Path) -> None:
+async def test_an_offloaded_model_gives_the_same_plan(planner: PlannerSupervisor, tiny_checkpoints: Path) -> None:
     configure = ConfigurePlanner(
         model=LM.model, backend="pt", memory_gb=2, device="cpu", checkpoint_dir=tiny_checkpoints, offload=True
     )
     offloaded = PlannerSupervisor(configure, max_attempts=1)
     await offloaded.start()
     try:
-        assert await think(offloaded, thinking=True, seed=5) == await think(planner, thinking=True, seed=5)
+        assert await plan_for(offloaded, thinking=True, seed=5) == await plan_for(planner, thinking=True, seed=5)
     finally:
         await offloaded.stop()
 

@@ -30,8 +30,8 @@ from acestep_consumer.worker.prefetch_policy import PrefetchPolicy, PrefetchTuni
 from acestep_schemas.events import JobCompleted, JobStarted, WorkerEvent
 from infra.local.ports import PortClaim
 from tests.support.broker import Peer, broker_settings, until
+from tests.support.engine_stats import engine_stats
 from tests.support.fake_engine import FakeEngines, FakeRenderer
-from tests.support.vitals import vitals
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ async def working(settings: Settings, engines: FakeEngines, card: SharedCard) ->
         rendering = tasks.create_task(card.work())
         running = tasks.create_task(worker.run())
         yield worker
-        worker._signals.leave()
+        worker._signals.shut_down()
         await running
         rendering.cancel()
 
@@ -324,7 +324,7 @@ async def test_auto_climbs_with_the_throughput_and_every_job_is_done_once(
                         attempts[started.attempt] += 1
                     case WorkerEvent(data=news):
                         told.append(news.prefetch)
-            consumer = worker._seen.consumer
+            consumer = worker._state.consumer
             assert consumer is not None
             await broker_lists(management, amqp_vhost, lambda: consumer.prefetch)
             assert (await scraped(settings))["acestep_workers"] == consumer.prefetch
@@ -345,7 +345,7 @@ async def test_auto_steps_back_when_the_renderer_tells_of_too_little_memory(
     async def before(job: Job) -> None:
         nonlocal squeezes
         squeezes += engines.renderer.at_once > 4
-        engines.renderer_usage.note(vitals(audio_s=0, squeezes=squeezes), time.monotonic())
+        engines.renderer_usage.note(engine_stats(audio_s=0, reductions=squeezes), time.monotonic())
         await card.render(job)
 
     engines.renderer.before = before
@@ -362,4 +362,4 @@ async def test_auto_steps_back_when_the_renderer_tells_of_too_little_memory(
                 assert isinstance(event, WorkerEvent)
                 told.append(event.data.prefetch)
     assert told[-2:] == [6, 4]
-    assert engines.renderer_usage.squeezes > 0
+    assert engines.renderer_usage.reductions > 0

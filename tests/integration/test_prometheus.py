@@ -120,7 +120,7 @@ def test_every_metric_of_the_broker_in_alerts_and_dashboards_is_on_its_pages(bro
 
 
 async def test_promtool_finds_nothing_to_say_about_a_workers_page() -> None:
-    done = promtool.run("check", "metrics", says=page_of_a_worker())
+    done = promtool.run("check", "metrics", stdin=page_of_a_worker())
     assert (done.returncode, done.stdout) == (0, "")
 
 

@@ -29,7 +29,7 @@ from acestep_consumer.engine.messages import Render, TokenizeAudio
 from acestep_consumer.engine.renderer import startup
 from acestep_consumer.engine.renderer.device import Offload
 from acestep_consumer.engine.renderer.quiet_imports import quietly
-from acestep_consumer.engine.renderer.render import RenderResources, listen, render
+from acestep_consumer.engine.renderer.render import RenderResources, render, tokenize_audio
 from acestep_consumer.engine.testing.tiny_checkpoint import write
 from acestep_schemas.events import LimitsReport, Metas, ModelChoice, PolicyReport
 from acestep_schemas.request import GenerationRequest
@@ -49,10 +49,10 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def equipment(checkpoints: Path) -> RenderResources:
+def resources(checkpoints: Path) -> RenderResources:
     """Both models."""
     settings = EngineSettings(checkpoint_dir=checkpoints, config_path2=BASE, device="cpu", pack_wait_ms=0)
-    return RenderResources(startup.open_studio(settings).batcher)
+    return RenderResources(startup.open_runtime(settings).scheduler)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def tensor(path: Path) -> torch.Tensor:
     return torch.from_numpy(soundfile.read(path, dtype="float32")[0].T.copy())
 
 
-def ordered(
+def render_message(
     folder: Path,
     *,
     seeds: tuple[int, ...] = (7,),
@@ -98,7 +98,7 @@ def ordered(
     fields = {"prompt": "slow jazz", "lyrics": "[verse]\nla la", "audio_format": "wav32", "use_tiled_decode": False}
     asked = GenerationRequest.model_validate({**fields, **request})
     return Render(
-        order=1,
+        request_id=1,
         job=Job(
             task_id="job",
             request=asked,
@@ -119,13 +119,13 @@ def ordered(
     )
 
 
-def made_by(equipment: RenderResources, order: Render) -> list[Samples]:
-    order.folder.mkdir(exist_ok=True)
-    return [samples_of(track.path) for track in rendered(equipment, order).tracks]
+def made_by(resources: RenderResources, message: Render) -> list[Samples]:
+    message.folder.mkdir(exist_ok=True)
+    return [samples_of(track.path) for track in rendered(resources, message).tracks]
 
 
-def rendered(equipment: RenderResources, order: Render) -> Rendering:
-    return render(equipment, order, lambda *_: None, lambda: False)
+def rendered(resources: RenderResources, message: Render) -> Rendering:
+    return render(resources, message, lambda *_: None, lambda: False)
 
 
 def samples_of(path: Path) -> Samples:
@@ -133,7 +133,7 @@ def samples_of(path: Path) -> Samples:
 
 
 def same(ours: Samples, theirs: Samples) -> bool:
-    """Equal up to the rounding of float32: a pack adds up in another order."""
+    """Equal up to the rounding of float32: a batch adds up in another order."""
     return ours.shape == theirs.shape and bool(np.abs(ours - theirs).max() < 1e-5)
 
 
@@ -223,10 +223,10 @@ FROM_SOURCE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 @pytest.mark.parametrize("model", [TURBO, BASE])
 @pytest.mark.parametrize("case", TASKS)
 def test_a_song_equals_plain_diffusers(
-    case: str, model: str, equipment: RenderResources, plain: dict[str, Any], tmp_path: Path
+    case: str, model: str, resources: RenderResources, plain: dict[str, Any], tmp_path: Path
 ) -> None:
     fields, arguments = TASKS[case]
-    (ours,) = made_by(equipment, ordered(tmp_path, model=model, **fields))
+    (ours,) = made_by(resources, render_message(tmp_path, model=model, **fields))
     assert same(ours, made_plainly(plain[model], 7, **arguments))
 
 
@@ -238,26 +238,26 @@ BY_MODEL = [(BASE, name) for name in FROM_SOURCE] + [
 
 @pytest.mark.parametrize("case", BY_MODEL, ids=" ".join)
 def test_a_song_from_source_audio_equals_plain_diffusers(
-    case: tuple[str, str], equipment: RenderResources, plain: dict[str, Any], source: Path, tmp_path: Path
+    case: tuple[str, str], resources: RenderResources, plain: dict[str, Any], source: Path, tmp_path: Path
 ) -> None:
     model, name = case
     fields, arguments = FROM_SOURCE[name]
-    (ours,) = made_by(equipment, ordered(tmp_path, model=model, sources=Sources(source=source), **fields))
+    (ours,) = made_by(resources, render_message(tmp_path, model=model, sources=Sources(source=source), **fields))
     theirs = made_plainly(plain[model], 7, src_audio=tensor(source), audio_duration=None, **arguments)
     assert same(ours, theirs)
 
 
 def test_reference_and_source_audio_together_equal_plain_diffusers(
-    equipment: RenderResources, plain: dict[str, Any], source: Path, reference: Path, tmp_path: Path
+    resources: RenderResources, plain: dict[str, Any], source: Path, reference: Path, tmp_path: Path
 ) -> None:
     sources = Sources(source=source, reference=reference)
-    (ours,) = made_by(equipment, ordered(tmp_path, task_type="cover", sources=sources))
+    (ours,) = made_by(resources, render_message(tmp_path, task_type="cover", sources=sources))
     arguments = {"src_audio": tensor(source), "reference_audio": tensor(reference), "audio_duration": None}
     assert same(ours, made_plainly(plain[TURBO], 7, task_type="cover", **arguments))
 
 
 def test_guidance_and_its_interval_equal_plain_diffusers(
-    equipment: RenderResources, plain: dict[str, Any], tmp_path: Path
+    resources: RenderResources, plain: dict[str, Any], tmp_path: Path
 ) -> None:
     fields: dict[str, Any] = {
         "audio_duration": 1,
@@ -265,26 +265,26 @@ def test_guidance_and_its_interval_equal_plain_diffusers(
         "cfg_interval_start": 0.2,
         "cfg_interval_end": 0.6,
     }
-    (ours,) = made_by(equipment, ordered(tmp_path, model=BASE, **fields))
+    (ours,) = made_by(resources, render_message(tmp_path, model=BASE, **fields))
     assert same(ours, made_plainly(plain[BASE], 7, **fields))
     assert not same(ours, made_plainly(plain[BASE], 7, **{**fields, "guidance_scale": 1.0}))
 
 
 @pytest.mark.parametrize("model", [TURBO, BASE])
 def test_sde_equals_plain_diffusers_after_the_same_seed(
-    model: str, equipment: RenderResources, plain: dict[str, Any], tmp_path: Path
+    model: str, resources: RenderResources, plain: dict[str, Any], tmp_path: Path
 ) -> None:
     """Without inputs all noise is one stream: the plain pipeline needs no generator at all."""
-    (ours,) = made_by(equipment, ordered(tmp_path, model=model, audio_duration=1, infer_method="sde"))
+    (ours,) = made_by(resources, render_message(tmp_path, model=model, audio_duration=1, infer_method="sde"))
     with sampling(plain[model], None):
         assert same(ours, made_plainly(plain[model], 7, audio_duration=1, generator=None))
 
 
 def test_sde_with_source_audio_equals_plain_diffusers_with_the_songs_generator(
-    equipment: RenderResources, plain: dict[str, Any], source: Path, tmp_path: Path
+    resources: RenderResources, plain: dict[str, Any], source: Path, tmp_path: Path
 ) -> None:
-    order = ordered(tmp_path, task_type="cover", infer_method="sde", sources=Sources(source=source))
-    (ours,) = made_by(equipment, order)
+    message = render_message(tmp_path, task_type="cover", infer_method="sde", sources=Sources(source=source))
+    (ours,) = made_by(resources, message)
     noise = torch.Generator().manual_seed(7)
     arguments = {"task_type": "cover", "src_audio": tensor(source), "audio_duration": None, "generator": noise}
     with sampling(plain[TURBO], noise):
@@ -293,33 +293,33 @@ def test_sde_with_source_audio_equals_plain_diffusers_with_the_songs_generator(
 
 @pytest.mark.parametrize("tiled", [True, False])
 def test_a_song_of_many_tiles_equals_plain_diffusers_without_tiles(
-    *, tiled: bool, equipment: RenderResources, plain: dict[str, Any], tmp_path: Path
+    *, tiled: bool, resources: RenderResources, plain: dict[str, Any], tmp_path: Path
 ) -> None:
     """Tiles are always used and never heard, whatever ``use_tiled_decode`` says."""
-    (ours,) = made_by(equipment, ordered(tmp_path, audio_duration=37, inference_steps=1, use_tiled_decode=tiled))
+    (ours,) = made_by(resources, render_message(tmp_path, audio_duration=37, inference_steps=1, use_tiled_decode=tiled))
     assert same(ours, made_plainly(plain[TURBO], 7, audio_duration=37, num_inference_steps=1))
 
 
 @pytest.mark.parametrize("method", ["ode", "sde"])
 @pytest.mark.parametrize("task", ["text2music", "cover"])
 def test_a_song_in_a_batch_equals_the_song_alone(
-    task: str, method: str, equipment: RenderResources, source: Path, tmp_path: Path
+    task: str, method: str, resources: RenderResources, source: Path, tmp_path: Path
 ) -> None:
     fields: dict[str, Any] = {"task_type": task, "infer_method": method, "sources": Sources(source=source)}
     if task == "text2music":
         fields |= {"audio_duration": 1}
-    together = made_by(equipment, ordered(tmp_path / "both", seeds=(7, 8), **fields))
+    together = made_by(resources, render_message(tmp_path / "both", seeds=(7, 8), **fields))
     for seed, song in zip((7, 8), together, strict=True):
-        (alone,) = made_by(equipment, ordered(tmp_path / str(seed), seeds=(seed,), **fields))
+        (alone,) = made_by(resources, render_message(tmp_path / str(seed), seeds=(seed,), **fields))
         assert np.allclose(song, alone, atol=1e-5)
     assert not np.allclose(together[0], together[1], atol=1e-2)
 
 
-def test_a_batch_equals_a_plain_batch(equipment: RenderResources, plain: dict[str, Any], tmp_path: Path) -> None:
+def test_a_batch_equals_a_plain_batch(resources: RenderResources, plain: dict[str, Any], tmp_path: Path) -> None:
     """Songs with audio codes of their own, as the planner makes them."""
     codes = (CODES, CODES.replace("_6", "_7"))
     planned = Plan(metas=Metas(), audio_codes=codes)
-    ours = made_by(equipment, ordered(tmp_path, model=BASE, seeds=(7, 8), plan=planned))
+    ours = made_by(resources, render_message(tmp_path, model=BASE, seeds=(7, 8), plan=planned))
     generators = [torch.Generator().manual_seed(seed) for seed in (7, 8)]
     theirs = plain[BASE](
         prompt=["slow jazz"] * 2,
@@ -334,13 +334,13 @@ def test_a_batch_equals_a_plain_batch(equipment: RenderResources, plain: dict[st
 
 @pytest.mark.parametrize("frames", [7, 14, 55])
 def test_a_length_that_plain_diffusers_miscounts_is_rendered(
-    frames: int, equipment: RenderResources, plain: dict[str, Any], tmp_path: Path
+    frames: int, resources: RenderResources, plain: dict[str, Any], tmp_path: Path
 ) -> None:
     """``frames / 25.0 * 25.0`` is a little more than ``frames`` for some counts, and diffusers rounds up."""
     duration = (frames - 0.5) / 25
     with pytest.raises(RuntimeError, match="size"):
         made_plainly(plain[TURBO], 7, audio_duration=duration)
-    (ours,) = made_by(equipment, ordered(tmp_path, audio_duration=duration))
+    (ours,) = made_by(resources, render_message(tmp_path, audio_duration=duration))
     assert ours.shape == (2, frames * 1_920)
 
 
@@ -349,26 +349,26 @@ def test_an_offloaded_song_equals_one_with_everything_loaded(
     *,
     dit: bool,
     checkpoints: Path,
-    equipment: RenderResources,
+    resources: RenderResources,
     source: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The card is the CPU here: the modules' comings and goings are real, the distance is not."""
+    """The device is the CPU here: modules are registered and loaded, but not moved."""
     monkeypatch.setattr(startup, "offload_for", lambda *_: Offload(models=True, dit=dit))
     settings = EngineSettings(checkpoint_dir=checkpoints, config_path2=BASE, device="cpu", pack_wait_ms=0)
-    batcher = startup.open_studio(settings).batcher
-    offloading = RenderResources(batcher)
+    scheduler = startup.open_runtime(settings).scheduler
+    offloading = RenderResources(scheduler)
     for model, fields in ((BASE, FROM_SOURCE["cover blended"][0]), (TURBO, TASKS["codes"][0])):
-        order = ordered(tmp_path, model=model, sources=Sources(source=source), **fields)
-        assert all(map(same, made_by(offloading, order), made_by(equipment, order)))
+        message = render_message(tmp_path, model=model, sources=Sources(source=source), **fields)
+        assert all(map(same, made_by(offloading, message), made_by(resources, message)))
         with pytest.raises(Cancelled):
-            render(offloading, order, lambda *_: None, _after(4))
-    for _ in range(2):  # before the second errand the device's thread has found that nothing is left to do
-        batcher.errand(lambda: None)
-    (card,) = {booth.parts.card for booth in batcher._booths.values()}
-    assert card is not None
-    assert card._present is None
+            render(offloading, message, lambda *_: None, _after(4))
+    for _ in range(2):  # before the second call the device's thread has found that it is idle
+        scheduler.run_on_device(lambda: None)
+    (swapper,) = {runner.parts.swapper for runner in scheduler._runners.values()}
+    assert swapper is not None
+    assert swapper._loaded is None
 
 
 def _after(calls: int) -> Callable[[], bool]:
@@ -377,34 +377,34 @@ def _after(calls: int) -> Callable[[], bool]:
     return lambda: next(answers)
 
 
-def test_progress_rises_to_the_end_of_each_stage(equipment: RenderResources, tmp_path: Path) -> None:
+def test_progress_rises_to_the_end_of_each_stage(resources: RenderResources, tmp_path: Path) -> None:
     """Two songs: each is encoded as soon as it is there, so that the stages meet; within a stage it only rises."""
-    heard: dict[str, list[float]] = {"render": [], "encode": []}
-    order = ordered(tmp_path, audio_duration=1, inference_steps=4, seeds=(1, 2))
-    render(equipment, order, lambda fraction, stage: heard[stage].append(round(fraction, 3)), lambda: False)
-    assert heard == {"render": [0.225, 0.45, 0.675, 0.9, 1.0], "encode": [0.5, 1.0]}
+    progress: dict[str, list[float]] = {"render": [], "encode": []}
+    message = render_message(tmp_path, audio_duration=1, inference_steps=4, seeds=(1, 2))
+    render(resources, message, lambda fraction, stage: progress[stage].append(round(fraction, 3)), lambda: False)
+    assert progress == {"render": [0.225, 0.45, 0.675, 0.9, 1.0], "encode": [0.5, 1.0]}
 
 
 @pytest.mark.parametrize("steps_before", [0, 1, 3])
 def test_a_cancelled_song_stops_at_the_next_step_and_leaves_no_trace(
-    steps_before: int, equipment: RenderResources, tmp_path: Path
+    steps_before: int, resources: RenderResources, tmp_path: Path
 ) -> None:
-    heard: list[float] = []
-    order = ordered(tmp_path, audio_duration=1, infer_method="sde")
-    (before,) = made_by(equipment, order)
+    progress: list[float] = []
+    message = render_message(tmp_path, audio_duration=1, infer_method="sde")
+    (before,) = made_by(resources, message)
     for file in tmp_path.iterdir():
         file.unlink()
     with pytest.raises(Cancelled):
-        render(equipment, order, lambda fraction, _: heard.append(fraction), lambda: len(heard) >= steps_before)
-    assert len(heard) == steps_before
+        render(resources, message, lambda fraction, _: progress.append(fraction), lambda: len(progress) >= steps_before)
+    assert len(progress) == steps_before
     assert list(tmp_path.iterdir()) == []
-    (after,) = made_by(equipment, order)
+    (after,) = made_by(resources, message)
     assert same(before, after)
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_format_comes_out_of_the_renderer(name: str, equipment: RenderResources, tmp_path: Path) -> None:
-    made = rendered(equipment, ordered(tmp_path, audio_duration=1.2, audio_format=name, seeds=(3, 4)))
+def test_every_format_comes_out_of_the_renderer(name: str, resources: RenderResources, tmp_path: Path) -> None:
+    made = rendered(resources, render_message(tmp_path, audio_duration=1.2, audio_format=name, seeds=(3, 4)))
     assert [track.path.name for track in made.tracks] == [f"{index}{FORMATS[name].suffix}" for index in range(2)]
     assert [track.seed for track in made.tracks] == [3, 4]
     for track in made.tracks:
@@ -416,24 +416,26 @@ def test_every_format_comes_out_of_the_renderer(name: str, equipment: RenderReso
     assert made.encode_s > 0
 
 
-def test_without_any_duration_a_song_has_a_minute(equipment: RenderResources, tmp_path: Path) -> None:
-    (track,) = rendered(equipment, ordered(tmp_path, inference_steps=1, use_tiled_decode=True)).tracks
+def test_without_any_duration_a_song_has_a_minute(resources: RenderResources, tmp_path: Path) -> None:
+    (track,) = rendered(resources, render_message(tmp_path, inference_steps=1, use_tiled_decode=True)).tracks
     assert track.duration_s == 60
 
 
 def test_a_compressed_source_at_another_rate_is_covered(
-    equipment: RenderResources, source: Path, tmp_path: Path
+    resources: RenderResources, source: Path, tmp_path: Path
 ) -> None:
     samples = samples_of(source)[:, ::2]
     file = encode(np.ascontiguousarray(samples), tmp_path / "source", "mp3", RATE // 2).path
-    order = ordered(tmp_path, task_type="cover", inference_steps=1, sources=Sources(source=file))
-    (track,) = rendered(equipment, order).tracks
+    message = render_message(tmp_path, task_type="cover", inference_steps=1, sources=Sources(source=file))
+    (track,) = rendered(resources, message).tracks
     assert track.duration_s == pytest.approx(2, abs=0.1)
 
 
-def test_warnings_name_what_was_not_done(equipment: RenderResources, tmp_path: Path) -> None:
-    order = ordered(tmp_path, audio_duration=1, inference_steps=1, use_adg=True, guidance_scale=3, prompt="long " * 99)
-    made = rendered(equipment, order)
+def test_warnings_name_what_was_not_done(resources: RenderResources, tmp_path: Path) -> None:
+    message = render_message(
+        tmp_path, audio_duration=1, inference_steps=1, use_adg=True, guidance_scale=3, prompt="long " * 99
+    )
+    made = rendered(resources, message)
     assert [text.split(" ")[0] for text in made.warnings] == ["use_adg", "guidance_scale", "prompt"]
     assert "the model reads 256" in made.warnings[-1]
 
@@ -443,35 +445,39 @@ def test_warnings_name_what_was_not_done(equipment: RenderResources, tmp_path: P
     [(None, "the source audio is missing"), (b"no sound", "the source audio cannot be read as audio")],
 )
 def test_a_bad_input_is_named_and_the_renderer_goes_on(
-    content: bytes | None, said: str, equipment: RenderResources, tmp_path: Path
+    content: bytes | None, said: str, resources: RenderResources, tmp_path: Path
 ) -> None:
     file = tmp_path / "input"
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(InputUnreadable, match=said):
-        rendered(equipment, ordered(tmp_path, task_type="cover", sources=Sources(source=file)))
-    assert rendered(equipment, ordered(tmp_path, audio_duration=1)).tracks
+        rendered(resources, render_message(tmp_path, task_type="cover", sources=Sources(source=file)))
+    assert rendered(resources, render_message(tmp_path, audio_duration=1)).tracks
 
 
-def test_an_input_over_the_time_limit_is_refused(equipment: RenderResources, source: Path, tmp_path: Path) -> None:
-    order = ordered(tmp_path, task_type="cover", sources=Sources(source=source))
+def test_an_input_over_the_time_limit_is_refused(resources: RenderResources, source: Path, tmp_path: Path) -> None:
+    message = render_message(tmp_path, task_type="cover", sources=Sources(source=source))
     with pytest.raises(InputUnreadable, match=r"longer than 1\.5 seconds"):
-        render(replace(equipment, max_input_s=1.5), order, lambda *_: None, lambda: False)
+        render(replace(resources, max_input_s=1.5), message, lambda *_: None, lambda: False)
 
 
-def test_listening_gives_the_codes_that_a_cover_of_the_same_audio_is_made_from(
-    equipment: RenderResources, source: Path, tmp_path: Path
+def test_tokenizing_audio_gives_the_codes_that_a_cover_of_it_is_made_from(
+    resources: RenderResources, source: Path, tmp_path: Path
 ) -> None:
-    from_audio = ordered(tmp_path, task_type="cover", sources=Sources(source=source), src_audio_path="s3://b/a.wav")
-    heard = listen(equipment, TokenizeAudio(order=1, job=from_audio.job, sources=from_audio.sources), lambda: False)
-    assert heard.source_s == 2
-    assert heard.codes.count("<|audio_code_") == 10
-    from_codes = ordered(tmp_path, task_type="cover", audio_code_string=heard.codes)
-    (covered,), (again,) = (made_by(equipment, order) for order in (from_audio, from_codes))
+    from_audio = render_message(
+        tmp_path, task_type="cover", sources=Sources(source=source), src_audio_path="s3://b/a.wav"
+    )
+    progress = tokenize_audio(
+        resources, TokenizeAudio(request_id=1, job=from_audio.job, sources=from_audio.sources), lambda: False
+    )
+    assert progress.source_s == 2
+    assert progress.codes.count("<|audio_code_") == 10
+    from_codes = render_message(tmp_path, task_type="cover", audio_code_string=progress.codes)
+    (covered,), (again,) = (made_by(resources, message) for message in (from_audio, from_codes))
     np.testing.assert_allclose(covered, again, atol=1e-4)
 
 
-def test_listening_without_audio_says_what_is_missing(equipment: RenderResources, tmp_path: Path) -> None:
-    job = ordered(tmp_path, full_analysis_only=True).job
+def test_tokenizing_without_source_audio_says_what_is_missing(resources: RenderResources, tmp_path: Path) -> None:
+    job = render_message(tmp_path, full_analysis_only=True).job
     with pytest.raises(RenderFailed, match="src_audio_path"):
-        listen(equipment, TokenizeAudio(order=1, job=job, sources=Sources()), lambda: False)
+        tokenize_audio(resources, TokenizeAudio(request_id=1, job=job, sources=Sources()), lambda: False)

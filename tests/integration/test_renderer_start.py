@@ -11,12 +11,13 @@ import torch
 
 from acestep_consumer.audio.formats import FORMATS
 from acestep_consumer.config.settings import EngineSettings
-from acestep_consumer.domain.job import LoadedModel, Variant
+from acestep_consumer.domain.job import LoadedModel
+from acestep_consumer.domain.tasks import Variant
 from acestep_consumer.engine.renderer import startup
 from acestep_consumer.engine.renderer.checkpoint import load_models, variant_of
 from acestep_consumer.engine.renderer.device import DeviceReport, Offload
 from acestep_consumer.engine.renderer.registry import CheckpointError
-from acestep_consumer.engine.renderer.startup import open_studio
+from acestep_consumer.engine.renderer.startup import open_runtime
 from acestep_consumer.engine.testing.tiny_checkpoint import write
 
 ROOT = Path(__file__).parents[2]
@@ -37,19 +38,19 @@ def settings(checkpoints: Path, *models: str, **more: object) -> EngineSettings:
 
 
 def quiet(_: str) -> None:
-    """Hear nothing."""
+    """Ignore progress."""
 
 
 def test_the_report_says_what_is_there(checkpoints: Path) -> None:
-    said: list[str] = []
-    opened = open_studio(settings(checkpoints, TURBO, BASE), said.append)
+    notes: list[str] = []
+    opened = open_runtime(settings(checkpoints, TURBO, BASE), notes.append)
     report = opened.report
     assert report.models == (LoadedModel(TURBO, Variant.TURBO), LoadedModel(BASE, Variant.BASE))
     assert (report.device, report.vram_gb, report.offload) == ("cpu", 0, False)
-    assert (report.attention, report.compiled) == ("one by one", False)
+    assert (report.attention, report.compiled) == ("sdpa per sequence", False)
     assert (report.formats, report.warnings) == (tuple(FORMATS), ())
-    assert set(opened.batcher.models) == {TURBO, BASE}
-    assert [text.split(" from ")[0] for text in said if text.startswith("loading")] == [
+    assert set(opened.scheduler.models) == {TURBO, BASE}
+    assert [text.split(" from ")[0] for text in notes if text.startswith("loading")] == [
         f"loading {TURBO}",
         f"loading {BASE}",
     ]
@@ -81,8 +82,8 @@ def test_a_model_named_twice_is_loaded_once(checkpoints: Path) -> None:
 
 
 def test_two_models_share_weights_and_nothing_that_a_song_changes(checkpoints: Path) -> None:
-    opened = open_studio(settings(checkpoints, TURBO, BASE))
-    one, other = (booth.parts for booth in opened.batcher._booths.values())
+    opened = open_runtime(settings(checkpoints, TURBO, BASE))
+    one, other = (runner.parts for runner in opened.scheduler._runners.values())
     assert one.pipeline.text_encoder is other.pipeline.text_encoder
     assert one.decoder is other.decoder
     assert [a.data_ptr() for a in one.vae.parameters()] == [b.data_ptr() for b in other.vae.parameters()]
@@ -91,10 +92,10 @@ def test_two_models_share_weights_and_nothing_that_a_song_changes(checkpoints: P
 
 
 def test_a_missing_second_model_is_found_out_before_the_first_is_loaded(checkpoints: Path) -> None:
-    said: list[str] = []
+    notes: list[str] = []
     with pytest.raises(CheckpointError, match="model acestep-v15-sft was not found"):
-        load_models(settings(checkpoints, TURBO, "acestep-v15-sft"), CPU, said.append)
-    assert said == []
+        load_models(settings(checkpoints, TURBO, "acestep-v15-sft"), CPU, notes.append)
+    assert notes == []
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
@@ -137,31 +138,33 @@ def test_the_family_is_read_from_config_and_name(name: str, config: dict[str, ob
     assert variant_of(name, config) is expected
 
 
-def test_offloading_is_reported_and_every_part_waits_in_ram(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Offloading itself needs a card; the decision does not."""
+def test_offloading_is_reported_and_every_component_is_registered(
+    checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Offloading itself needs a GPU; the decision does not."""
     monkeypatch.setattr(startup, "offload_for", lambda *_: Offload(models=True, dit=True))
-    opened = open_studio(settings(checkpoints, TURBO, BASE))
+    opened = open_runtime(settings(checkpoints, TURBO, BASE))
     assert opened.report.offload
-    cards = [booth.parts.card for booth in opened.batcher._booths.values()]
-    assert cards[0] is not None
-    assert cards[0] is cards[1]
+    swappers = [runner.parts.swapper for runner in opened.scheduler._runners.values()]
+    assert swappers[0] is not None
+    assert swappers[0] is swappers[1]
 
 
 def test_threads_that_operators_used_to_ask_for_are_named_as_needless(checkpoints: Path) -> None:
-    (warning,) = open_studio(settings(checkpoints, TURBO, lanes=4)).report.warnings
+    (warning,) = open_runtime(settings(checkpoints, TURBO, lanes=4)).report.warnings
     assert warning.startswith("ACESTEP_API_WORKERS = 4 has no effect")
 
 
-def test_a_rehearsed_song_sounds_and_leaves_nothing_behind(checkpoints: Path) -> None:
-    """Cards rehearse at start. Here it is seen to be a song, at -1 dBFS, and no pack of it stays."""
-    opened = open_studio(settings(checkpoints, TURBO, BASE))
-    for booth in opened.batcher._booths.values():
-        assert opened.batcher.errand(booth.rehearse) == pytest.approx(10 ** (-1 / 20), abs=1e-3)
-        assert booth.denoiser(None)._pack is None
+def test_the_warm_up_song_has_audio_and_leaves_no_batch_behind(checkpoints: Path) -> None:
+    """GPUs render it at start. Its peak is at -1 dBFS, and no batch of it stays."""
+    opened = open_runtime(settings(checkpoints, TURBO, BASE))
+    for runner in opened.scheduler._runners.values():
+        assert opened.scheduler.run_on_device(runner.render_warm_up) == pytest.approx(10 ** (-1 / 20), abs=1e-3)
+        assert runner.denoiser(None)._pack is None
 
 
-def test_offloading_that_wins_nothing_is_named(checkpoints: Path) -> None:
-    report = open_studio(settings(checkpoints, TURBO, offload=True)).report
+def test_offloading_that_frees_nothing_is_named(checkpoints: Path) -> None:
+    report = open_runtime(settings(checkpoints, TURBO, offload=True)).report
     assert not report.offload
     assert report.warnings[0].startswith("ACESTEP_OFFLOAD_TO_CPU has no effect on cpu")
 

@@ -21,8 +21,8 @@ import pytest
 
 from acestep_consumer.client import Client
 from acestep_consumer.config.settings import StorageSettings
-from acestep_consumer.storage.objects import Objects
-from acestep_consumer.storage.s3_client import ObjectAddress, S3Connection
+from acestep_consumer.domain.objects import ObjectAddress
+from acestep_consumer.storage.s3.objects import S3Objects
 from acestep_schemas.events import TerminalEvent
 from tests.support.broker import Peer, until
 from tests.support.command import run_command
@@ -220,5 +220,5 @@ async def test_the_keys_for_s3_may_lie_in_a_file(
     )
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "keys"))
     settings = StorageSettings(endpoint=s3.endpoint, bucket=s3.bucket)
-    async with S3Connection(settings, patience_s=5) as connection:
-        assert await Objects(connection).head(ObjectAddress(s3.bucket, f"{s3_prefix}/none")) is None
+    async with S3Objects(settings, retry_s=5) as objects:
+        assert await objects.head(ObjectAddress(s3.bucket, f"{s3_prefix}/none")) is None

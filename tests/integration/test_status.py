@@ -240,8 +240,8 @@ async def test_what_was_sent_on_is_told_by_tier_with_a_warning_where_nobody_of_i
             plain = await answer(amqp_url, "--sample", "0")
     assert found["tiers"] == [{"tier": "tier6", "ready": 1}, {"tier": "unlimited", "ready": 2}]
     assert found["queue"]["ready"] == 0
-    (warning,) = (note for note in found["notes"] if "wait in" in note)
-    assert "2 wait in acestep.generate.unlimited, and no worker of unlimited answered" in warning
+    (warning,) = (note for note in found["notes"] if "waiting in" in note)
+    assert "2 waiting in acestep.generate.unlimited, and no worker of unlimited answered" in warning
     assert plain["tiers"] is None
 
 
@@ -263,8 +263,8 @@ async def test_dead_letters_and_events_that_nobody_heard_are_counted(amqp_url: s
     assert code == 0, err
     lines = dict(line.split("  ", 1) for line in out.splitlines() if "  " in line)
     assert "1; see acestep-consumer dead list" in lines["dead letters"]
-    assert "1 kept" in lines["unrouted events"]
-    assert "none: nobody takes requests" in lines["workers"]
+    assert lines["unrouted events"].strip() == "1, kept; harmless: no subscriber was connected"
+    assert "none: no requests are taken" in lines["workers"]
     assert "\x1b[" not in out
 
 
@@ -273,7 +273,7 @@ async def test_an_empty_broker_says_that_nothing_is_declared_and_stays_empty(
 ) -> None:
     found = await answer(amqp_url, "--sample", "0")
     assert found["queue"]["ready"] == 0
-    assert any("there is no acestep.generate yet" in note for note in found["notes"])
+    assert any("there is no queue acestep.generate yet" in note for note in found["notes"])
     assert management.call("GET", f"/api/queues/{amqp_vhost}") == []
 
 
@@ -338,7 +338,7 @@ async def test_no_broker_ends_with_4_and_one_line(arguments: tuple[str, ...]) ->
     code, out, err = await run_status("amqp://127.0.0.1:1/", *arguments)
     assert (code, out) == (4, "")
     assert err.count("\n") == 1
-    assert "check ACESTEP_AMQP_URL, or ask acestep-consumer doctor" in err
+    assert "check ACESTEP_AMQP_URL, or run acestep-consumer doctor" in err
 
 
 def test_watch_prints_a_line_each_time_until_ctrl_c(amqp_url: str) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``S3Store`` on a real S3 server: what lies there afterwards, and what it does when S3 misbehaves."""
+"""``ResultStore`` on a real S3 server: what lies there afterwards, and what it does when S3 misbehaves."""
 
 import asyncio
 import hashlib
@@ -16,11 +16,10 @@ from aiohttp import web
 from structlog.testing import capture_logs
 
 from acestep_consumer.config.settings import StorageSettings
-from acestep_consumer.domain.errors import StorageUnavailable
+from acestep_consumer.domain.errors import StorageRefused, StorageUnavailable
 from acestep_consumer.domain.outcome import TerminalRecord
-from acestep_consumer.storage.objects import PART_BYTES, Objects
-from acestep_consumer.storage.results import S3Store
-from acestep_consumer.storage.s3_client import S3Connection, S3Refused
+from acestep_consumer.storage.results import ResultStore
+from acestep_consumer.storage.s3.objects import S3Objects
 from acestep_schemas.events import Completed
 from infra.local.s3 import SeaweedFS
 from tests.support.faulty_s3 import FaultyS3, s3_error
@@ -31,7 +30,8 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
 
-Connect = Callable[..., AbstractAsyncContextManager[S3Store]]
+Connect = Callable[..., AbstractAsyncContextManager[ResultStore]]
+PART_BYTES = 5 << 20  # the smallest that S3 takes
 
 
 def _session(server: SeaweedFS, **keys: str) -> boto3.Session:
@@ -44,12 +44,13 @@ def _session(server: SeaweedFS, **keys: str) -> boto3.Session:
 
 @asynccontextmanager
 async def _store(
-    server: SeaweedFS, prefix: str, session: boto3.Session, *, patience_s: float = 10, **settings: Any
-) -> AsyncIterator[S3Store]:
+    server: SeaweedFS, prefix: str, session: boto3.Session, *, retry_s: float = 10, **settings: Any
+) -> AsyncIterator[ResultStore]:
     values = {"endpoint": server.endpoint, "bucket": server.bucket, "prefix": prefix, **settings}
     chosen = StorageSettings.model_validate(values)
-    async with S3Connection(chosen, session=session, patience_s=patience_s) as connection:
-        yield S3Store(Objects(connection), chosen)
+    async with S3Objects(chosen, session=session, retry_s=retry_s) as objects:
+        objects.part_bytes = PART_BYTES
+        yield ResultStore(objects, chosen)
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +153,7 @@ class TestWhatLiesInTheBucket:
     ) -> None:
         job = make_job(batch_size=2)
 
-        async def work(store: S3Store, name: str) -> None:
+        async def work(store: ResultStore, name: str) -> None:
             tracks = [make_track(tmp_path / f"{name}{index}.wav", name.encode() * 99, seed=index) for index in (1, 2)]
             stored = await store.put(job, make_rendering(*tracks))
             await store.commit(TerminalRecord(make_manifest(job, stored, worker_id=name), name))
@@ -256,7 +257,7 @@ class TestWhatMayPass:
     async def test_an_outage_ends_in_an_error_that_names_bucket_and_code(
         self, connect: Connect, faulty: FaultyS3, s3: SeaweedFS, s3_prefix: str
     ) -> None:
-        async with connect(endpoint=faulty.endpoint, patience_s=0.5) as store:
+        async with connect(endpoint=faulty.endpoint, retry_s=0.5) as store:
             with faulty.fault(lambda _: s3_error(503, "SlowDown")), pytest.raises(StorageUnavailable) as caught:
                 await store.find("t1")
         place = f"s3://{s3.bucket}/{s3_prefix}/t1/manifest.json"
@@ -264,14 +265,14 @@ class TestWhatMayPass:
 
     async def test_a_refusal_that_stays_is_not_asked_for_twice(self, connect: Connect, faulty: FaultyS3) -> None:
         async with connect(endpoint=faulty.endpoint) as store:
-            with faulty.fault(lambda _: s3_error(403, "AccessDenied")), pytest.raises(S3Refused) as caught:
+            with faulty.fault(lambda _: s3_error(403, "AccessDenied")), pytest.raises(StorageRefused) as caught:
                 await store.commit(TerminalRecord(make_manifest(make_job(task_id="t1"))))
         assert str(caught.value).endswith("/t1/manifest.json: AccessDenied (these keys may not do that here)")
         assert len(faulty.requests) == 1
 
     async def test_a_server_that_dies_and_returns_is_waited_for(self, own_s3: SeaweedFS, tmp_path: Path) -> None:
         track = make_track(tmp_path / "a.wav")
-        async with _store(own_s3, "jobs", _session(own_s3), patience_s=30) as store:
+        async with _store(own_s3, "jobs", _session(own_s3), retry_s=30) as store:
             await store.check()
             own_s3.kill()
             waiting = asyncio.create_task(store.put(make_job(), make_rendering(track)))
@@ -280,7 +281,7 @@ class TestWhatMayPass:
         assert stored.bytes == len(track.path.read_bytes())
 
     async def test_a_server_that_is_gone_is_an_error_without_its_address(self, own_s3: SeaweedFS) -> None:
-        async with _store(own_s3, "jobs", _session(own_s3), patience_s=0.3) as store:
+        async with _store(own_s3, "jobs", _session(own_s3), retry_s=0.3) as store:
             own_s3.kill()
             with pytest.raises(StorageUnavailable) as caught:
                 await store.ready()
@@ -306,7 +307,7 @@ class TestLargeSongsInTrouble:
         track = make_track(tmp_path / "a.wav", b"p" * (PART_BYTES + 1))
         async with connect(endpoint=faulty.endpoint) as store:
             refuse = faulty.fault(lambda r: s3_error(403, "AccessDenied") if r.query.get("partNumber") == "2" else None)
-            with refuse, pytest.raises(S3Refused, match="AccessDenied"):
+            with refuse, pytest.raises(StorageRefused, match="AccessDenied"):
                 await store.put(make_job(), make_rendering(track))
 
             await eventually(lambda: not shelf.open_uploads())

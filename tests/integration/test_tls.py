@@ -23,9 +23,11 @@ from acestep_consumer.broker.management import ManagementClient
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.client import Client, Unreachable
 from acestep_consumer.config.settings import BrokerSettings, StorageSettings
+from acestep_consumer.domain.errors import StorageRefused
+from acestep_consumer.domain.objects import ObjectAddress
 from acestep_consumer.domain.ports import Reply
-from acestep_consumer.storage.objects import Objects
-from acestep_consumer.storage.s3_client import ObjectAddress, S3Connection, S3Refused
+from acestep_consumer.storage.s3.client import S3Client
+from acestep_consumer.storage.s3.objects import S3Objects
 from tests.support.broker import Peer, broker_settings, failed_event
 from tests.support.command import run_command
 from tests.support.tls import Authority, Front, TlsRabbitMQ
@@ -153,13 +155,13 @@ class TestManagementApi:
 
 
 @asynccontextmanager
-async def objects_at(s3: SeaweedFS, port: int, name: str = "localhost") -> AsyncIterator[tuple[Objects, S3Connection]]:
+async def objects_at(s3: SeaweedFS, port: int, name: str = "localhost") -> AsyncIterator[tuple[S3Objects, S3Client]]:
     session = boto3.Session(
         aws_access_key_id=s3.access_key, aws_secret_access_key=s3.secret_key, region_name="us-east-1"
     )
     settings = StorageSettings(endpoint=f"https://{name}:{port}", bucket=s3.bucket)
-    async with S3Connection(settings, session=session, patience_s=3) as connection:
-        yield Objects(connection), connection
+    async with S3Objects(settings, session=session, retry_s=3) as objects:
+        yield objects, objects.client
 
 
 class TestStorage:
@@ -171,11 +173,11 @@ class TestStorage:
         async with objects_at(s3, s3_front.port) as (objects, connection):
             # Both ways: boto3's own, and the signed requests of the event loop.
             await connection.call(
-                place, lambda: connection.client.put_object(Bucket=s3.bucket, Key=place.key, Body=b"song")
+                place, lambda: connection.boto3.put_object(Bucket=s3.bucket, Key=place.key, Body=b"song")
             )
             head = await objects.head(place)
         assert head is not None
-        assert head.bytes == 4
+        assert head.size == 4
 
     @pytest.mark.parametrize("trust", ["the system's authorities", "another authority"])
     async def test_without_it_both_ways_are_refused_with_what_to_change(
@@ -192,9 +194,9 @@ class TestStorage:
         ):
             for attempt in (
                 objects.head(place),
-                connection.call(place, lambda: connection.client.head_object(Bucket=s3.bucket, Key="a")),
+                connection.call(place, lambda: connection.boto3.head_object(Bucket=s3.bucket, Key="a")),
             ):
-                with pytest.raises(S3Refused, match="the certificate is not trusted; set AWS_CA_BUNDLE"):
+                with pytest.raises(StorageRefused, match="the certificate is not trusted; set AWS_CA_BUNDLE"):
                     await attempt
             assert wire.spoke_only_tls
 
@@ -206,7 +208,7 @@ class TestStorage:
             Front(s3.port, authority.certificate(OTHER_NAME)) as imposter,
             objects_at(s3, imposter.port) as (objects, _),
         ):
-            with pytest.raises(S3Refused, match="certificate"):
+            with pytest.raises(StorageRefused, match="certificate"):
                 await objects.head(ObjectAddress(s3.bucket, "a"))
 
 

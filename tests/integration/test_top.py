@@ -15,8 +15,8 @@ from aiohttp import web
 
 from acestep_consumer.engine.device_usage import DeviceUsage
 from acestep_consumer.observability.http import HealthServer
-from acestep_consumer.observability.metrics import EngineCollector, Metrics, RendererCollector, WorkerCollector
-from tests.support.vitals import vitals
+from acestep_consumer.observability.metrics import Metrics, engine_metrics, renderer_metrics, worker_metrics
+from tests.support.engine_stats import engine_stats
 from tests.support.worker import COMMAND, ROOT, clean_environment
 
 WITHIN_S = 60.0
@@ -33,9 +33,11 @@ async def worker_at_work(*, ready: bool = True, port: int = 0) -> AsyncIterator[
     """The pages of a worker that ends ten songs a second."""
     usage = DeviceUsage()
     usage.process_ready(time.monotonic() - 30)
-    usage.note(vitals(songs_done=5, busy_s=15), time.monotonic())
+    usage.note(engine_stats(songs_done=5, busy_s=15), time.monotonic())
     page = Metrics(
-        WorkerCollector(Hands, 200), RendererCollector(lambda: usage), EngineCollector(lambda: {"renderer": 1})
+        lambda: worker_metrics(Hands(), 200),
+        lambda: renderer_metrics(usage),
+        lambda: engine_metrics({"renderer": 1}),
     )
 
     async def is_ready() -> bool:
@@ -46,7 +48,7 @@ async def worker_at_work(*, ready: bool = True, port: int = 0) -> AsyncIterator[
         while True:
             await asyncio.sleep(0.1)
             songs += 1
-            usage.note(vitals(songs_done=songs, busy_s=15), time.monotonic())
+            usage.note(engine_stats(songs_done=songs, busy_s=15), time.monotonic())
 
     async with HealthServer({"storage": is_ready}, page.render, "127.0.0.1", port) as health:
         working = asyncio.create_task(work())
@@ -101,7 +103,7 @@ async def test_the_address_comes_from_the_settings() -> None:
 async def test_nobody_there_ends_with_4_and_says_how_to_name_another() -> None:
     code, out, err = await run_top("--url", "127.0.0.1:1")
     assert (code, out) == (4, "")
-    assert "nobody listens at http://127.0.0.1:1" in err
+    assert "no worker at http://127.0.0.1:1" in err
     assert "--url" in err
 
 
@@ -114,14 +116,14 @@ async def test_a_stranger_at_the_port_is_not_taken_for_a_worker() -> None:
     finally:
         await runner.cleanup()
     assert code == 4
-    assert "its /metrics says 404: is it a worker of this program?" in err
+    assert "its /metrics returned 404: is it an acestep-consumer worker?" in err
 
 
 @pytest.mark.parametrize("url", ["http://", "ftp://host", "http://host:port"])
 async def test_an_address_that_is_none_is_a_wrong_use(url: str) -> None:
     code, _, err = await run_top("--once", "--url", url)
     assert code == 2
-    assert f"{url} is no address such as" in err
+    assert f"{url} is not an address such as" in err
 
 
 async def test_live_it_waits_for_a_worker_that_goes_and_comes_back() -> None:
@@ -131,7 +133,7 @@ async def test_live_it_waits_for_a_worker_that_goes_and_comes_back() -> None:
             process = await start_top("--url", f"http://127.0.0.1:{port}")
             stack.push_async_callback(ended, process)
             await read_until(process, "3 of 8")
-        await read_until(process, "trying again")
+        await read_until(process, "retrying")
         async with worker_at_work(port=port):
             await read_until(process, "3 of 8")
         process.send_signal(signal.SIGINT)

@@ -13,11 +13,11 @@ import xgrammar
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from acestep_consumer.engine.planner.backend import Generation, Written
-from acestep_consumer.engine.planner.guidance import Rows, choose
+from acestep_consumer.engine.planner.backend import Generation, SequenceOutput
+from acestep_consumer.engine.planner.guidance import RowSampling, choose
 from acestep_consumer.engine.planner.row_cache import RowCache
 from acestep_consumer.engine.planner.transformers_backend import TransformersBackend, load
-from tests.support.lm_songs import (
+from tests.support.lm_generations import (
     GRAMMAR,
     WRITTEN_BY_GRAMMAR,
     finish,
@@ -114,7 +114,7 @@ def test_guided_sampled_codes_are_those_of_plain_calls_of_the_model(
 ) -> None:
     codes = loaded[2]
     generation = song(11, count=25, temperature=0.85, repetition_penalty=1.2)
-    rows = Rows.of([generation.sampling], "cpu")
+    rows = RowSampling.of([generation.sampling], "cpu")
     expected: list[int] = []
     for step in range(25):
         logits = plain_sum(plain, generation, expected)[None, codes.start : codes.stop]
@@ -152,11 +152,11 @@ def test_joining_and_leaving_at_odd_times_changes_nothing(make: Callable[..., Tr
     songs = mixture()
     alone = [write(make(), generation)[0] for generation in songs]
     backend = make()
-    last: dict[int, Written] = {}
+    last: dict[int, SequenceOutput] = {}
     for number, generation in reversed(list(enumerate(songs))):
         backend.add(number, generation)
         for _ in range(1 + number % 3):
-            last.update((news.number, news) for news in backend.step())
+            last.update((news.sequence_id, news) for news in backend.step())
     last = finish(backend, last)
     assert [last[number].tokens for number in range(len(songs))] == alone
 
@@ -164,7 +164,7 @@ def test_joining_and_leaving_at_odd_times_changes_nothing(make: Callable[..., Tr
 def test_every_step_writes_one_token_of_every_song(backend: TransformersBackend) -> None:
     backend.add(1, song(1, count=3))
     backend.add(2, song(2, count=2, guided=False))
-    seen = [[(news.number, news.count, news.tokens is not None) for news in backend.step()] for _ in range(3)]
+    seen = [[(news.sequence_id, news.count, news.tokens is not None) for news in backend.step()] for _ in range(3)]
     assert seen == [[(1, 1, False), (2, 1, False)], [(1, 2, False), (2, 2, True)], [(1, 3, True)]]
     assert backend.idle
     assert backend.step() == []
@@ -186,10 +186,10 @@ def test_dropped_songs_are_gone_and_the_others_go_on_undisturbed(make: Callable[
     for number, generation in enumerate(songs):
         backend.add(number, generation)
     backend.drop(7)  # still waiting
-    last = {news.number: news for _ in range(4) for news in backend.step()}
+    last = {news.sequence_id: news for _ in range(4) for news in backend.step()}
     for number in (0, 3, 99):  # two that are being written, one that never was there
         backend.drop(number)
-    assert not {0, 3} & {news.number for news in backend.step()}
+    assert not {0, 3} & {news.sequence_id for news in backend.step()}
     last = finish(backend, last)
     assert last[0].tokens is None
     assert 7 not in last
@@ -208,18 +208,18 @@ def test_dropping_everything_leaves_nothing(backend: TransformersBackend) -> Non
     assert backend.step() == []
 
 
-def test_memory_stays_within_the_budget_and_newcomers_wait(make: Callable[..., TransformersBackend]) -> None:
+def test_memory_stays_within_the_budget_and_new_sequences_wait(make: Callable[..., TransformersBackend]) -> None:
     songs = [song(seed, count=60, length=60) for seed in range(9)]
     alone = [write(make(), generation)[0] for generation in songs]
     budget = RowCache.area(8, 120)
     backend = make(cache_tokens=budget)
     for number, generation in enumerate(songs):
         backend.add(number, generation)
-    last: dict[int, Written] = {}
+    last: dict[int, SequenceOutput] = {}
     together = 0
     while not backend.idle:
         news = backend.step()
-        last.update((each.number, each) for each in news)
+        last.update((each.sequence_id, each) for each in news)
         together = max(together, len(news))
         assert backend._cache.size <= budget
     assert together == 4
@@ -250,7 +250,7 @@ def test_one_step_reads_no_more_prompt_tokens_than_its_bound(make: Callable[...,
     songs = [song(seed, count=9, length=length) for seed, length in enumerate((30, 30, 30, 200, 10))]
     for number, generation in enumerate(songs):
         backend.add(number, generation)
-    joined = [{news.number for news in backend.step()} for _ in range(4)]
+    joined = [{news.sequence_id for news in backend.step()} for _ in range(4)]
     # Two pairs of 30 make 120; the long one goes alone, since it has to go some time.
     assert joined == [{0, 1}, {0, 1, 2}, {0, 1, 2, 3}, {0, 1, 2, 3, 4}]
 
@@ -258,17 +258,21 @@ def test_one_step_reads_no_more_prompt_tokens_than_its_bound(make: Callable[...,
 @pytest.mark.parametrize(
     ("poison", "words"),
     [
-        pytest.param(song(1, length=CONTEXT, count=1), "has room for 512", id="a prompt over the context"),
-        pytest.param(song(1, length=100, count=CONTEXT - 99), "has room for 512", id="a text over the context"),
+        pytest.param(song(1, length=CONTEXT, count=1), "context is 512", id="a prompt over the context"),
+        pytest.param(song(1, length=100, count=CONTEXT - 99), "context is 512", id="a text over the context"),
         pytest.param(replace(song(1), prompt=()), "empty prompt", id="no prompt"),
         pytest.param(replace(song(1), unconditional=()), "empty prompt", id="no unconditional prompt"),
-        pytest.param(replace(song(1), prompt=(5, 10**6)), "does not know", id="a token outside the vocabulary"),
-        pytest.param(replace(song(1), unconditional=(-1,)), "does not know", id="a negative token"),
-        pytest.param(song(1, count=0), "no token to write", id="nothing to write"),
-        pytest.param(text(1, grammar="root ::= ("), "grammar is not valid", id="a broken grammar"),
+        pytest.param(
+            replace(song(1), prompt=(5, 10**6)), "outside the vocabulary", id="a token outside the vocabulary"
+        ),
+        pytest.param(replace(song(1), unconditional=(-1,)), "outside the vocabulary", id="a negative token"),
+        pytest.param(song(1, count=0), "no token to generate", id="nothing to write"),
+        pytest.param(text(1, grammar="root ::= ("), "grammar is invalid", id="a broken grammar"),
     ],
 )
-def test_a_poisoned_song_fails_alone(make: Callable[..., TransformersBackend], poison: Generation, words: str) -> None:
+def test_a_faulty_sequence_fails_alone(
+    make: Callable[..., TransformersBackend], poison: Generation, words: str
+) -> None:
     good = [song(2), text(3), song(4, guided=False)]
     alone = [write(make(), generation)[0] for generation in good]
     backend = make()
@@ -287,7 +291,7 @@ def test_a_song_larger_than_the_whole_budget_is_refused_and_does_not_block(
     backend.add(1, song(1, length=100, count=100))
     backend.add(2, song(2, length=10, count=10))
     last = finish(backend)
-    assert "memory has no room" in (last[1].error or "")
+    assert "memory is too small" in (last[1].error or "")
     assert last[2].tokens is not None
 
 
@@ -307,7 +311,7 @@ def test_logits_that_are_no_numbers_fail_their_song_alone_and_leave_nothing_behi
             backend = make()
             backend.add(1, first)
             backend.add(2, second)
-            last = {news.number: news for news in backend.step()}
+            last = {news.sequence_id: news for news in backend.step()}
             backend.add(3, song(3, guided=False))  # in the very row that the second had
             last = finish(backend, last)
         finally:
@@ -369,7 +373,7 @@ def test_a_model_with_sliding_attention_is_refused(loaded: tuple[Any, Any, range
         vocab_size=10, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=1,
         num_key_value_heads=1, head_dim=8, use_sliding_window=True, sliding_window=4, max_window_layers=1,
     )  # fmt: skip
-    with pytest.raises(ValueError, match="another kind than full attention"):
+    with pytest.raises(ValueError, match="layers without full attention"):
         TransformersBackend(Qwen3ForCausalLM(config), loaded[1], range(5), cache_tokens=ROOM)
 
 

@@ -23,16 +23,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from acestep_consumer.engine.planner import vllm_engine
-from acestep_consumer.engine.planner.backend import Generation, Written
+from acestep_consumer.engine.planner.backend import Generation, SequenceOutput
 from acestep_consumer.engine.planner.grammar import metadata_grammar
-from acestep_consumer.engine.planner.guidance import Rows, choose
+from acestep_consumer.engine.planner.guidance import RowSampling, choose
 from acestep_consumer.engine.planner.metadata import Metadata
 from acestep_consumer.engine.planner.tokens import LmTokens
 from acestep_consumer.engine.planner.transformers_backend import TransformersBackend, load
 from acestep_consumer.engine.planner.vllm_backend import VllmBackend, open_vllm
 from acestep_consumer.engine.planner.vllm_engine import EngineSize, VllmUnavailable
 from acestep_consumer.engine.testing import tiny_lm
-from tests.support.lm_songs import (
+from tests.support.lm_generations import (
     GRAMMAR,
     WRITTEN_BY_GRAMMAR,
     finish,
@@ -104,7 +104,7 @@ def backend(opened: VllmBackend) -> Iterator[VllmBackend]:
     assert opened.idle
     yield opened
     assert opened.idle
-    assert opened._room.empty
+    assert opened._budget.empty
     assert not opened._engine._engine.has_unfinished_requests()
 
 
@@ -125,7 +125,7 @@ def test_guided_sampled_codes_are_those_of_plain_calls_of_the_model(
     backend: VllmBackend, plain: Any, codes: range
 ) -> None:
     generation = song(11, count=25, temperature=0.85, repetition_penalty=1.2)
-    rows = Rows.of([generation.sampling], "cpu")
+    rows = RowSampling.of([generation.sampling], "cpu")
     expected: list[int] = []
     for step in range(25):
         logits = plain_sum(plain, generation, expected)[None, codes.start : codes.stop]
@@ -157,9 +157,9 @@ def test_both_backends_write_the_same(folder: Path, codes: range, alone: Alone) 
     other = TransformersBackend(*load(str(folder), "cpu", torch.float32), codes, cache_tokens=64 * 640)
     for number, generation in enumerate(mixture()):
         other.add(number, generation)
-    last: dict[int, Written] = {}
+    last: dict[int, SequenceOutput] = {}
     while not other.idle:
-        last.update((news.number, news) for news in other.step())
+        last.update((news.sequence_id, news) for news in other.step())
     assert [last[number].tokens for number in range(len(mixture()))] == alone
 
 
@@ -170,11 +170,11 @@ def test_many_in_flight_write_what_each_writes_alone(backend: VllmBackend, alone
 
 def test_joining_and_leaving_at_odd_times_changes_nothing(backend: VllmBackend, alone: Alone) -> None:
     songs = mixture()
-    last: dict[int, Written] = {}
+    last: dict[int, SequenceOutput] = {}
     for number, generation in reversed(list(enumerate(songs))):
         backend.add(number, generation)
         for _ in range(1 + number % 3):
-            last.update((news.number, news) for news in backend.step())
+            last.update((news.sequence_id, news) for news in backend.step())
     last = finish(backend, last)
     assert [last[number].tokens for number in range(len(songs))] == alone
 
@@ -221,7 +221,7 @@ def late(backend: VllmBackend, patch: pytest.MonkeyPatch, request: str, steps: i
 
 @pytest.mark.parametrize("request_name", ["7.0", "7.1"], ids=["the conditional", "the unconditional"])
 @pytest.mark.parametrize("steps", [1, 3])
-def test_a_pair_that_is_out_of_step_is_noticed_void_and_can_be_written_again(
+def test_a_pair_that_is_out_of_step_is_detected_void_and_can_be_generated_again(
     backend: VllmBackend, request_name: str, steps: int
 ) -> None:
     alone = [write(backend, song(seed))[0] for seed in (1, 2)]
@@ -232,20 +232,20 @@ def test_a_pair_that_is_out_of_step_is_noticed_void_and_can_be_written_again(
         last = finish(backend)
     assert last[7].out_of_step
     assert last[7].tokens is None
-    assert last[8].tokens == alone[1]  # its neighbour has not noticed
+    assert last[8].tokens == alone[1]  # the other sequence is not affected
     assert write(backend, song(1)) == [alone[0]]
 
 
 def test_a_pair_whose_rows_were_given_different_tokens_is_void(backend: VllmBackend) -> None:
-    """Whatever the reason may be: what counts is that both rows read the same song."""
+    """Whatever the reason may be: what counts is that both rows have the same tokens."""
     backend.add(1, song(1))
     backend.step()
-    processor = staged(backend)
-    next(seat for seat in processor._seats.values() if seat.branch == 1).written[-1] += 1
+    processor = processor_of(backend)
+    next(row for row in processor._rows.values() if row.branch == 1).output[-1] += 1
     assert finish(backend)[1].out_of_step
 
 
-def staged(backend: VllmBackend) -> GuidanceProcessor:
+def processor_of(backend: VllmBackend) -> GuidanceProcessor:
     """The processor that vLLM has made."""
     runner = backend._engine._engine.model_executor.driver_worker.worker.model_runner
     found: list[GuidanceProcessor] = [
@@ -260,10 +260,10 @@ def test_more_songs_than_fit_wait_and_no_pair_is_torn(backend: VllmBackend) -> N
     for number, generation in enumerate(songs):
         backend.add(number, generation)
     most: int = 0
-    last: dict[int, Written] = {}
+    last: dict[int, SequenceOutput] = {}
     while not backend.idle:
-        last.update((news.number, news) for news in backend.step())
-        most = max(most, len(backend._drafts))
+        last.update((news.sequence_id, news) for news in backend.step())
+        most = max(most, len(backend._running))
     assert most == 6
     assert all(news.tokens is not None for news in last.values())
     assert last[5].tokens == write(backend, songs[5])[0]
@@ -276,7 +276,7 @@ def test_codes_are_exactly_as_many_as_were_asked_for_and_nothing_else(backend: V
         assert all(token in codes for token in written)
 
 
-def test_progress_is_told_from_the_first_token_on_and_only_grows(backend: VllmBackend) -> None:
+def test_progress_is_reported_from_the_first_token_on_and_only_grows(backend: VllmBackend) -> None:
     backend.add(1, song(1, count=40))
     counts = []
     while not backend.idle:
@@ -288,12 +288,12 @@ def test_dropped_songs_are_gone_and_the_others_go_on_undisturbed(backend: VllmBa
     for number, generation in enumerate(mixture()):
         backend.add(number, generation)
     backend.drop(7)  # still waiting
-    last = {news.number: news for _ in range(4) for news in backend.step()}
+    last = {news.sequence_id: news for _ in range(4) for news in backend.step()}
     for number in (0, 3, 99):  # two that are being written, one that never was there
         backend.drop(number)
     news = backend.step()
-    assert not {0, 3} & {each.number for each in news}
-    last = finish(backend, last | {each.number: each for each in news})
+    assert not {0, 3} & {each.sequence_id for each in news}
+    last = finish(backend, last | {each.sequence_id: each for each in news})
     assert last[0].tokens is None
     assert 7 not in last
     for number in (1, 2, 4, 5, 6):
@@ -314,17 +314,19 @@ def test_dropping_everything_leaves_nothing(backend: VllmBackend) -> None:
 @pytest.mark.parametrize(
     ("poison", "words"),
     [
-        pytest.param(song(1, length=CONTEXT, count=1), "has room for 512", id="a prompt over the context"),
-        pytest.param(song(1, length=100, count=CONTEXT - 99), "has room for 512", id="a text over the context"),
+        pytest.param(song(1, length=CONTEXT, count=1), "context is 512", id="a prompt over the context"),
+        pytest.param(song(1, length=100, count=CONTEXT - 99), "context is 512", id="a text over the context"),
         pytest.param(replace(song(1), prompt=()), "empty prompt", id="no prompt"),
         pytest.param(replace(song(1), unconditional=()), "empty prompt", id="no unconditional prompt"),
-        pytest.param(replace(song(1), prompt=(5, 10**6)), "does not know", id="a token outside the vocabulary"),
-        pytest.param(replace(song(1), unconditional=(-1,)), "does not know", id="a negative token"),
-        pytest.param(song(1, count=0), "no token to write", id="nothing to write"),
-        pytest.param(text(1, grammar="root ::= ("), "grammar is not valid", id="a broken grammar"),
+        pytest.param(
+            replace(song(1), prompt=(5, 10**6)), "outside the vocabulary", id="a token outside the vocabulary"
+        ),
+        pytest.param(replace(song(1), unconditional=(-1,)), "outside the vocabulary", id="a negative token"),
+        pytest.param(song(1, count=0), "no token to generate", id="nothing to write"),
+        pytest.param(text(1, grammar="root ::= ("), "grammar is invalid", id="a broken grammar"),
     ],
 )
-def test_a_poisoned_song_fails_alone(backend: VllmBackend, alone: Alone, poison: Generation, words: str) -> None:
+def test_a_faulty_sequence_fails_alone(backend: VllmBackend, alone: Alone, poison: Generation, words: str) -> None:
     good = mixture()
     for number, generation in ((1, good[1]), (50, poison), (7, good[7])):
         backend.add(number, generation)
@@ -348,7 +350,7 @@ def test_a_song_that_vllm_itself_refuses_fails_alone_and_leaves_no_half_behind(b
         backend.add(1, song(1))
         backend.add(2, song(2))
         last = finish(backend)
-    assert last[1].error == "the language model does not take this: not this one"
+    assert last[1].error == "the language model refused the request: not this one"
     assert last[2].tokens is not None
 
 
@@ -356,7 +358,7 @@ def test_logits_that_are_no_numbers_fail_their_song(backend: VllmBackend) -> Non
     apply = GuidanceProcessor.apply
 
     def poisoned(processor: GuidanceProcessor, logits: Tensor) -> Tensor:
-        rows = [row for row, seat in processor._seats.items() if seat.draft.song.number in (1, 2)]
+        rows = [index for index, row in processor._rows.items() if row.state.sequence.sequence_id in (1, 2)]
         logits[rows] = torch.nan
         return apply(processor, logits)
 
@@ -408,7 +410,7 @@ def test_free_text_ends_with_the_end_token_and_stays_in_the_vocabulary(backend: 
     bare = [text(n, grammar=None, guided=False, temperature=0.01, top_p=1.0) for n in range(6)]
     end = tokens.end_of_turn
 
-    def biased(logits: Tensor, rows: Rows, step: Tensor, *rest: Any) -> Tensor:
+    def biased(logits: Tensor, rows: RowSampling, step: Tensor, *rest: Any) -> Tensor:
         logits[step == 9, end] = 1e6  # a random model would seldom find the one token of 64,000 that ends a text
         return choose(logits, rows, step, *rest)
 
@@ -430,7 +432,7 @@ def test_guidance_of_scale_1_needs_no_second_request(backend: VllmBackend) -> No
     generation = replace(generation, sampling=replace(generation.sampling, cfg_scale=1.0))
     backend.add(1, generation)
     backend.step()
-    assert len(staged(backend)._seats) == 1
+    assert len(processor_of(backend)._rows) == 1
     assert finish(backend)[1].tokens == write(backend, replace(generation, unconditional=None))[0]
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Jobs made the way the worker makes them: read, then admitted."""
 
-from acestep_consumer.domain.job import Job, LoadedModel, Request, Variant
+from acestep_consumer.domain.job import Job, LoadedModel, Request
+from acestep_consumer.domain.tasks import Variant
 from acestep_consumer.policy.admit import Limits, admit
 from acestep_consumer.policy.tiers import BUILT_IN
 from acestep_schemas.request import parse_request

@@ -13,7 +13,8 @@ import time
 import wave
 from pathlib import Path
 
-from acestep_consumer.domain.job import LoadedModel, Rendering, Track, Variant
+from acestep_consumer.domain.job import LoadedModel, Rendering, Track
+from acestep_consumer.domain.tasks import Variant
 from acestep_consumer.engine.framing import FrameSocket
 from acestep_consumer.engine.messages import (
     FROM_ENGINE,
@@ -32,7 +33,7 @@ from acestep_consumer.engine.messages import (
     Unusable,
 )
 from acestep_schemas.events import ErrorCode
-from tests.support.vitals import vitals
+from tests.support.engine_stats import engine_stats
 
 REPORT = RendererReport(
     device="cpu",
@@ -49,45 +50,45 @@ class Double:
         self.stopped: set[int] = set()
         self.memory_gb: float | None = None
 
-    def say(self, message: FromEngine) -> None:
+    def send(self, message: FromEngine) -> None:
         self.pipe.send(FROM_ENGINE.dump_json(message))
 
-    def take(self, message: object) -> None:
+    def handle(self, message: object) -> None:
         match message:
             case Configure(settings=settings) if settings.config_path == "missing":
-                self.say(Unusable(reason="no checkpoint named missing"))
+                self.send(Unusable(reason="no checkpoint named missing"))
             case Configure(settings=settings) if settings.config_path == "dies-while-loading":
                 os._exit(7)
             case Configure(settings=settings) if settings.config_path == "never-ready":
-                self.say(Loading(what="for ever"))
+                self.send(Loading(step="for ever"))
             case Configure(settings=settings) if settings.config_path == "slowly-ready":
                 threading.Thread(target=self.load_slowly, daemon=True).start()
             case Configure(memory_gb=memory):
                 self.memory_gb = memory
-                self.say(Ready(report=REPORT))
+                self.send(Ready(report=REPORT))
             case SetMemoryShare(memory_gb=memory):
                 self.memory_gb = memory
-            case Stop(order=order):
-                self.stopped.add(order)
+            case Stop(request_id=request_id):
+                self.stopped.add(request_id)
             case Render():
                 threading.Thread(target=self.render, args=(message,), daemon=True).start()
 
-    def render(self, order: Render) -> None:
-        words = order.job.request.prompt.split()
-        if self.leave_open(order.order, words):
+    def render(self, request: Render) -> None:
+        words = request.job.request.prompt.split()
+        if self.leave_open(request.request_id, words):
             return
-        self.take_time(order, words)
+        self.take_time(request, words)
         for step in range(1, 5):
-            self.say(Progressed(order=order.order, fraction=step / 4, stage="render"))
-        self.say(Done(order=order.order, result=sing(order)))
+            self.send(Progressed(request_id=request.request_id, fraction=step / 4, stage="render"))
+        self.send(Done(request_id=request.request_id, result=render_songs(request)))
 
-    def leave_open(self, order: int, words: list[str]) -> bool:
+    def leave_open(self, request_id: int, words: list[str]) -> bool:
         """Behave in a way that does not end with a song, if that is asked for."""
         match words[0]:
             case "fail":
-                self.say(RequestFailed(order=order, code=ErrorCode.RENDER_FAILED, reason="it broke"))
+                self.send(RequestFailed(request_id=request_id, code=ErrorCode.RENDER_FAILED, reason="it broke"))
             case "wait":
-                self.wait(order, Path(words[1]))
+                self.wait(request_id, Path(words[1]))
             case "deaf":
                 Path(words[1]).touch()
             case "rant-once" if not Path(words[1]).exists():
@@ -97,7 +98,7 @@ class Double:
                 return False
         return True
 
-    def take_time(self, order: Render, words: list[str]) -> None:
+    def take_time(self, request: Render, words: list[str]) -> None:
         """Do, or suffer, what comes before the song."""
         match words[0]:
             case "crash":
@@ -105,19 +106,19 @@ class Double:
             case "crash-once":
                 self.crash_once(Path(words[1]))
             case "tell":
-                self.say(vitals(songs_done=len(order.job.seeds), memory_limit_gb=self.memory_gb or 40))
+                self.send(engine_stats(songs_done=len(request.job.seeds), memory_limit_gb=self.memory_gb or 40))
             case "hang-once":
                 self.hang_once(Path(words[1]))
             case "swell-once":
                 self.swell_once(Path(words[1]), int(words[2]))
             case "meet" | "meet-and-crash":
-                self.meet(order, Path(words[1]), int(words[2]), fatal=words[0] == "meet-and-crash")
+                self.meet(request, Path(words[1]), int(words[2]), fatal=words[0] == "meet-and-crash")
 
     def load_slowly(self) -> None:
         for part in range(8):
-            self.say(Loading(what=f"part {part}"))
+            self.send(Loading(step=f"part {part}"))
             time.sleep(0.5)
-        self.say(Ready(report=REPORT))
+        self.send(Ready(report=REPORT))
 
     def crash_once(self, mark: Path) -> None:
         if not mark.exists():
@@ -129,7 +130,7 @@ class Double:
         if not mark.exists():
             mark.touch()
             while True:
-                self.say(vitals(songs_done=0))
+                self.send(engine_stats(songs_done=0))
                 time.sleep(0.02)
 
     def swell_once(self, mark: Path, mib: int) -> None:
@@ -138,12 +139,12 @@ class Double:
             mark.touch()
             held = b"x" * (mib << 20)
             while held:
-                self.say(Progressed(order=1, fraction=0.5, stage="render"))
+                self.send(Progressed(request_id=1, fraction=0.5, stage="render"))
                 time.sleep(0.02)
 
-    def meet(self, order: Render, diary: Path, company: int, *, fatal: bool) -> None:
+    def meet(self, request: Render, diary: Path, company: int, *, fatal: bool) -> None:
         """Note the way in, wait until so many have come (in this process or one before), and note the way out."""
-        seed = order.job.seeds[0]
+        seed = request.job.seeds[0]
         note(diary, f"{os.getpid()} in {seed}")
         while sum(" in " in line for line in diary.read_text().splitlines()) < company:
             time.sleep(0.01)
@@ -152,13 +153,13 @@ class Double:
         time.sleep(0.2)
         note(diary, f"{os.getpid()} out {seed}")
 
-    def wait(self, order: int, mark: Path) -> None:
+    def wait(self, request_id: int, mark: Path) -> None:
         """Work until told to stop, then leave a mark."""
         mark.with_suffix(".began").touch()
-        while order not in self.stopped:
+        while request_id not in self.stopped:
             time.sleep(0.01)
         mark.touch()
-        self.say(RequestFailed(order=order, code=ErrorCode.CANCELLED, reason="stopped"))
+        self.send(RequestFailed(request_id=request_id, code=ErrorCode.CANCELLED, reason="stopped"))
 
 
 def note(diary: Path, line: str) -> None:
@@ -168,9 +169,9 @@ def note(diary: Path, line: str) -> None:
     os.close(file)
 
 
-def sing(order: Render) -> Rendering:
+def render_songs(request: Render) -> Rendering:
     return Rendering(
-        tracks=tuple(write_song(order.folder / f"{i}.wav", seed) for i, seed in enumerate(order.job.seeds)),
+        tracks=tuple(write_song(request.folder / f"{i}.wav", seed) for i, seed in enumerate(request.job.seeds)),
         render_s=0.01,
         encode_s=0.001,
     )
@@ -197,7 +198,7 @@ def main() -> None:
     pipe = FrameSocket(socket.socket(fileno=int(sys.argv[1])))
     double = Double(pipe)
     for payload in pipe:
-        double.take(TO_ENGINE.validate_json(payload))
+        double.handle(TO_ENGINE.validate_json(payload))
 
 
 if __name__ == "__main__":

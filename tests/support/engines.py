@@ -30,18 +30,18 @@ THINKING = {"ACESTEP_INIT_LLM": "true", "ACESTEP_LM_BACKEND": "pt"}
 """Settings of a worker that has the tiny language model."""
 
 
-def supervisor(model: str = "any", max_attempts: int = 2, **bounds: Any) -> RendererSupervisor:
+def supervisor(model: str = "any", max_attempts: int = 2, **limits: Any) -> RendererSupervisor:
     """A supervisor of the double; ``model`` and the jobs' prompts say how it behaves."""
     configure = Configure(settings=EngineSettings(config_path=model))
     return RendererSupervisor(
-        configure, max_attempts=max_attempts, bounds=WatchdogLimits(look_s=0.02, **bounds), module=DOUBLE
+        configure, max_attempts=max_attempts, limits=WatchdogLimits(check_interval_s=0.02, **limits), module=DOUBLE
     )
 
 
 @asynccontextmanager
-async def supervised(max_attempts: int = 2, **bounds: Any) -> AsyncIterator[RendererSupervisor]:
+async def supervised(max_attempts: int = 2, **limits: Any) -> AsyncIterator[RendererSupervisor]:
     """A supervisor with its process up, ended afterwards."""
-    engine = supervisor(max_attempts=max_attempts, **bounds)
+    engine = supervisor(max_attempts=max_attempts, **limits)
     await engine.start()
     try:
         yield engine

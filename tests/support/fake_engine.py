@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from acestep_consumer.domain.job import Job, LoadedModel, Plan, Rendering, Sources, TokenizedSource, Variant
+from acestep_consumer.domain.job import Job, LoadedModel, Plan, Rendering, Sources, TokenizedSource
 from acestep_consumer.domain.ports import Report
+from acestep_consumer.domain.tasks import Variant
 from acestep_consumer.engine.device_usage import DeviceUsage
 from acestep_consumer.engine.messages import RendererReport
 from acestep_consumer.engine.planner.direct import DirectPlanner
@@ -48,7 +49,7 @@ class FakeRenderer:
         finally:
             self.at_once -= 1
 
-    async def listen(self, job: Job, sources: Sources) -> TokenizedSource:
+    async def tokenize_audio(self, job: Job, sources: Sources) -> TokenizedSource:
         """Hear five codes."""
         return TokenizedSource(codes="<|audio_code_1|>" * 5, source_s=1.0)
 

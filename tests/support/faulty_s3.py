@@ -3,7 +3,7 @@
 
 import asyncio
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -12,6 +12,8 @@ from typing import Self
 import aiohttp
 from aiohttp import web
 from yarl import URL
+
+from tests.support.waiting import eventually
 
 Fault = Callable[[web.Request], web.Response | None]
 """Answers in the server's place, or returns None to let the request pass."""
@@ -51,7 +53,10 @@ class FaultyS3:
         self._lost: Callable[[web.Request], bool] = lambda _: False
         # Claim success where the condition failed. The header itself is signed and cannot be taken out.
         self.ignore_conditions = False
+        self._cut: Callable[[web.Request], bool] = lambda _: False
+        self._cut_after = self._cuts = 0
         self.requests: list[tuple[str, str]] = []
+        self._headers: list[tuple[str, Mapping[str, str]]] = []
         self.endpoint = ""
 
     async def __aenter__(self) -> Self:
@@ -109,8 +114,17 @@ class FaultyS3:
         """Carry requests that match out, then drop the connection in place of the answer; from now on."""
         self._lost = to
 
+    def cut_answers(self, to: Callable[[web.Request], bool], *, after: int, times: int) -> None:
+        """Drop the connection after so many bytes of the answers to the next ``times`` matching requests."""
+        self._cut, self._cut_after, self._cuts = to, after, times
+
+    def headers_of(self, method: str) -> list[Mapping[str, str]]:
+        """The headers of all requests with that method."""
+        return [headers for each, headers in self._headers if each == method]
+
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         self.requests.append((request.method, request.path_qs))
+        self._headers.append((request.method, request.headers))
         for fault in self._faults:
             answer = fault(request)
             if answer is not None:
@@ -121,6 +135,20 @@ class FaultyS3:
         await self._held(request, answered=True)
         if self._lost(request) and isinstance(request.transport, asyncio.Transport):
             request.transport.abort()
+        if self._cuts and self._cut(request):
+            self._cuts -= 1
+            return await self._cut_off(request, answer)
+        return answer
+
+    async def _cut_off(self, request: web.Request, whole: web.Response) -> web.StreamResponse:
+        assert isinstance(whole.body, bytes)
+        assert isinstance(request.transport, asyncio.Transport)
+        answer = web.StreamResponse(status=whole.status, headers=whole.headers)
+        answer.content_length = len(whole.body)
+        await answer.prepare(request)
+        await answer.write(whole.body[: self._cut_after])
+        await eventually(lambda: request.transport is None or not request.transport.get_write_buffer_size())
+        request.transport.abort()
         return answer
 
     async def _held(self, request: web.Request, *, answered: bool) -> None:

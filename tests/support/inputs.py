@@ -15,8 +15,7 @@ import pytest
 
 from acestep_consumer.config.settings import InputSettings, StorageSettings
 from acestep_consumer.inputs.fetch import AllowedInputs
-from acestep_consumer.storage.objects import Objects
-from acestep_consumer.storage.s3_client import S3Connection
+from acestep_consumer.storage.s3.objects import S3Objects
 from infra.local.s3 import REGION
 from tests.support.https_server import HttpsServer, make_certificate
 
@@ -67,10 +66,8 @@ async def open_inputs(
     storage = StorageSettings(endpoint=s3.endpoint, bucket=s3.bucket)
     settings = InputSettings.model_validate({"hosts": hosts, "networks": THIS_MACHINE, **values})
     async with (
-        S3Connection(storage, session=session, patience_s=5) as connection,
-        AllowedInputs(
-            Objects(connection), storage, settings, tls=tls, resolver=resolver, checkpoint_dir=checkpoint_dir
-        ) as inputs,
+        S3Objects(storage, session=session, retry_s=5) as objects,
+        AllowedInputs(objects, storage, settings, tls=tls, resolver=resolver, checkpoint_dir=checkpoint_dir) as inputs,
     ):
         yield inputs
 

@@ -20,7 +20,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from acestep_consumer.domain.job import LoadedModel, Rendering, Track, Variant
+from acestep_consumer.domain.job import LoadedModel, Rendering, Track
+from acestep_consumer.domain.tasks import Variant
 from acestep_consumer.engine.framing import FrameSocket
 from acestep_consumer.engine.messages import (
     FROM_ENGINE,
@@ -76,60 +77,62 @@ class Engine:
     pipe: FrameSocket
     stopped: set[int] = field(default_factory=set)
 
-    def say(self, message: FromEngine) -> None:
+    def send(self, message: FromEngine) -> None:
         """Send one message; without anybody to hear it, leave."""
         try:
             self.pipe.send(FROM_ENGINE.dump_json(message))
         except OSError:
             os._exit(0)
 
-    def take(self, message: object) -> None:
+    def handle(self, message: object) -> None:
         """Act on one message."""
         match message:
             case Configure(settings=settings):
-                self.say(Ready(report=replace(REPORT, vram_gb=settings.max_vram_gb or REPORT.vram_gb)))
-            case Stop(order=order):
-                self.stopped.add(order)
+                self.send(Ready(report=replace(REPORT, vram_gb=settings.max_vram_gb or REPORT.vram_gb)))
+            case Stop(request_id=request_id):
+                self.stopped.add(request_id)
             case Render():
                 threading.Thread(target=self.render, args=(message,), daemon=True).start()
 
-    def render(self, order: Render) -> None:
+    def render(self, request: Render) -> None:
         """Work, and answer: with the songs, or that it was told to stop."""
-        work = Work.of(order.job.request.prompt)
+        work = Work.of(request.job.request.prompt)
         if work.crash:
             os.kill(os.getpid(), signal.SIGKILL)
-        self.say(self.answer(order, work))
-        self.stopped.discard(order.order)
+        self.send(self.answer(request, work))
+        self.stopped.discard(request.request_id)
 
-    def answer(self, order: Render, work: Work) -> FromEngine:
+    def answer(self, request: Render, work: Work) -> FromEngine:
         """Do the work; nobody waits for it when it was stopped, or when its folder is gone."""
-        if self.finishes(order.order, work):
+        if self.finishes(request.request_id, work):
             with suppress(FileNotFoundError):
-                return Done(order=order.order, result=sing(order, work.song_bytes))
-        return RequestFailed(order=order.order, code=ErrorCode.CANCELLED, reason="cancelled")
+                return Done(request_id=request.request_id, result=render_songs(request, work.song_bytes))
+        return RequestFailed(request_id=request.request_id, code=ErrorCode.CANCELLED, reason="cancelled")
 
-    def finishes(self, order: int, work: Work) -> bool:
+    def finishes(self, request_id: int, work: Work) -> bool:
         """Let the work take its time; False when nobody waits for it any more."""
         for step in range(1, STEPS + 1):
-            if not self.wait(order, work.takes_s / STEPS):
+            if not self.wait(request_id, work.takes_s / STEPS):
                 return False
-            self.say(Progressed(order=order, fraction=step / STEPS, stage="render"))
+            self.send(Progressed(request_id=request_id, fraction=step / STEPS, stage="render"))
         while work.until is not None and not work.until.exists():
-            if not self.wait(order, STEP_S):
+            if not self.wait(request_id, STEP_S):
                 return False
         return True
 
-    def wait(self, order: int, seconds: float) -> bool:
+    def wait(self, request_id: int, seconds: float) -> bool:
         """Let time pass; False as soon as nobody waits for the order any more."""
         deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0 and order not in self.stopped:
+        while (left := deadline - time.monotonic()) > 0 and request_id not in self.stopped:
             time.sleep(min(STEP_S, left))
-        return order not in self.stopped
+        return request_id not in self.stopped
 
 
-def sing(order: Render, song_bytes: int) -> Rendering:
+def render_songs(request: Render, song_bytes: int) -> Rendering:
     """Write the job's songs."""
-    tracks = tuple(write(order.folder / f"{index}.wav", seed, song_bytes) for index, seed in enumerate(order.job.seeds))
+    tracks = tuple(
+        write(request.folder / f"{index}.wav", seed, song_bytes) for index, seed in enumerate(request.job.seeds)
+    )
     return Rendering(tracks=tracks, render_s=0.01, encode_s=0.001)
 
 
@@ -158,7 +161,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     engine = Engine(FrameSocket(socket.socket(fileno=int(sys.argv[1]))))
     for payload in engine.pipe:
-        engine.take(TO_ENGINE.validate_json(payload))
+        engine.handle(TO_ENGINE.validate_json(payload))
 
 
 if __name__ == "__main__":

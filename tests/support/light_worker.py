@@ -2,16 +2,18 @@
 """The whole worker, command line and all, with another program for its renderer process: ready in two seconds.
 
 Run as ``python -m tests.support.light_worker run``, wherever only the consumer's side of a worker matters.
-``LIGHT_S3_READ_S`` is how long it waits for a silent S3 server, in place of half a minute.
+``LIGHT_S3_READ_S`` is how long it waits for a silent S3 server, in place of half a minute. Its multipart uploads have
+parts of 8 MiB, so that tests need not send songs of hundreds.
 """
 
 import os
 
 from acestep_consumer.cli import main
 from acestep_consumer.engine.adapters import RendererSupervisor
-from acestep_consumer.storage import s3_client
+from acestep_consumer.storage.s3 import client, objects
 
 if __name__ == "__main__":
-    s3_client._READ_S = int(os.environ.get("LIGHT_S3_READ_S", s3_client._READ_S))  # type: ignore[misc]
+    client._READ_S = int(os.environ.get("LIGHT_S3_READ_S", client._READ_S))  # type: ignore[misc]
+    objects.PART_BYTES = 8 << 20  # type: ignore[misc]
     RendererSupervisor.module = "tests.support.light_engine"
     main()

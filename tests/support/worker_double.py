@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A worker without work, for a fleet: it notes the signals it hears and does what ``DOUBLE`` says.
+"""A worker without jobs, for a worker group: it notes the signals it gets and does what ``DOUBLE`` says.
 
 ``exit N``: leave at once with N. ``deaf``: let signals do what they do by default. ``drain``: note each signal in the
 file ``NOTES``, and after the first one leave with 0 as soon as there is a file ``RELEASE``. Of several, separated by
@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from acestep_consumer.multi_gpu.parent_pipe import leave_with_fleet
+from acestep_consumer.multi_gpu.parent_pipe import exit_with_parent
 
 GIVES_UP_S = 60.0
 
@@ -21,7 +21,7 @@ def main() -> int:
     what, _, code = this_time().partition(" ")
     if what == "exit":
         return int(code)
-    leave_with_fleet(int(sys.argv[sys.argv.index("--lifeline") + 1]), labelled="LABELLED" in os.environ)
+    exit_with_parent(int(sys.argv[sys.argv.index("--lifeline") + 1]), labelled="LABELLED" in os.environ)
     heard = note_signals(Path(os.environ["NOTES"])) if what == "drain" else []
     sys.stderr.write("up\n")
     deadline = time.monotonic() + GIVES_UP_S

@@ -3,6 +3,7 @@
 
 import ast
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,18 +24,18 @@ MAY_IMPORT = {
     "audio": "domain",
     "storage": "config domain schemas",
     "broker": "config domain schemas",
-    "inputs": "config domain storage concurrency schemas",
+    "inputs": "config domain concurrency schemas",
     "execution": "domain policy concurrency schemas",
     "engine": "audio config domain inputs policy concurrency schemas",
-    "observability": "domain engine execution storage schemas",
+    "observability": "domain engine execution schemas",
     "multi_gpu": "config",
     "worker": "broker config domain engine execution multi_gpu observability storage schemas",
     "client": "broker config domain storage schemas",
-    "webui": "audio client config schemas",
+    "webui": "audio client config domain schemas",
     "commands": "audio broker client config domain engine multi_gpu policy storage webui schemas",
-    "pipeline": "domain execution observability policy concurrency schemas",
+    "pipeline": "domain execution observability schemas",
     "app": "broker config domain engine execution inputs observability pipeline policy storage worker",
-    "cli": "app audio commands config engine schemas",
+    "cli": "app audio commands config schemas",
     "__main__": "cli",
     PRODUCT: "",
 }
@@ -65,10 +66,10 @@ MAY_NAME = {
     "aio_pika": {"broker", "client"},
     "aiormq": {"broker", "client"},
     "pamqp": {"broker", "client"},
-    "boto3": {"storage"},
-    "botocore": {"storage"},
+    "boto3": {"storage.s3"},
+    "botocore": {"storage.s3"},
     "opentelemetry": {"observability.tracing"},
-    "prometheus_client": {"observability.metrics", "commands.top.report"},
+    "prometheus_client": {"observability.metrics", "observability.job_stats", "commands.top.report"},
 }
 
 
@@ -87,9 +88,15 @@ def folder_of(name: str) -> str:
     return name.split(".", maxsplit=1)[0]
 
 
+@cache
+def nodes_of(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+@cache
 def imports_of(path: Path) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -131,12 +138,18 @@ def test_a_heavy_or_foreign_package_is_imported_in_its_own_folder_only(path: Pat
     assert strangers == set()
 
 
+def test_an_adapter_of_the_object_storage_is_named_only_where_it_is_chosen() -> None:
+    """All others see `domain.ports.Objects`, so that another storage is one folder more."""
+    chosen = {name_of(path) for path in MODULES if any("storage.s3" in name for name in imports_of(path))}
+    assert chosen == {"app", "client.results", "commands.doctor.storage", "storage.s3.objects"}
+
+
 def test_no_two_classes_share_a_name() -> None:
     places = defaultdict(list)
     for path in MODULES:
         if not path.is_relative_to(ROOT / "consumer"):
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes_of(path):
             if isinstance(node, ast.ClassDef):
                 places[node.name].append(f"{name_of(path)}:{node.lineno}")
     assert {name: found for name, found in places.items() if len(found) > 1} == {}
@@ -144,11 +157,7 @@ def test_no_two_classes_share_a_name() -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_no_function_is_longer_than_sixty_lines(path: Path) -> None:
-    functions = (
-        node
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    )
+    functions = (node for node in nodes_of(path) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
     assert {function.name for function in functions if body_lines(function) > 60} == set()
 
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line as a whole: ``--json`` everywhere, completion, no colours where nobody sees them."""
+"""The command line as a whole: ``--json`` everywhere, help, usage errors, completion, no colours off a terminal."""
 
+import re
 from collections.abc import Iterator
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -47,3 +49,44 @@ def test_what_no_terminal_sees_has_no_colours(arguments: list[str], code: int) -
     done = run_command(*arguments, variables={})
     assert done.returncode == code
     assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_the_version_can_be_asked_for() -> None:
+    done = run_command("--version", variables={})
+    assert (done.returncode, done.stdout) == (0, f"acestep-consumer {version('acestep-consumer')}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["cancel", "a.b"], "'a.b' is not a task id: 1 to 128 letters, digits, - and _"),
+        (["submit", "--task-id", "a b"], "'a b' is not a task id: 1 to 128 letters, digits, - and _"),
+        (["watch", "a.b"], "'a.b' is not a task id: 1 to 128 letters, digits, - and _"),
+        (["schema", "export"], "`export` needs a folder; the others take none"),
+        (["dead", "requeue"], "give an id, or --all"),
+        (["status", "--sampl", "1"], "No such option: --sampl"),
+        (["statsu"], "No such command 'statsu'"),
+        (["run", "--grace", "-1"], "Invalid value for '--grace'"),
+        (["submit", "--prompt", "x", "--format", "midi"], "--format midi: must be 'mp3'"),
+        (["submit", "--prompt", "x", "--lora-scale", "1"], "--lora-scale needs --lora"),
+        (["submit", "--lyrics", "x", "--lyrics-file", "-"], "--lyrics and --lyrics-file exclude each other"),
+        (["plan", "--card", "Frobozz 9000"], "the memory of Frobozz 9000 is unknown: add --vram GB"),
+        (["tiny-checkpoint", "/proc/x"], "cannot write to /proc/x"),
+    ],
+    ids=" ".join,
+)
+def test_every_wrong_use_is_an_error_of_the_same_form_and_ends_with_2(arguments: list[str], said: str) -> None:
+    done = run_command(*arguments, variables={"COLUMNS": "40"})
+    assert (done.returncode, done.stdout) == (2, "")
+    error, *hint = done.stderr.splitlines()
+    assert error.startswith(f"error: {said}")
+    assert all(line.startswith("Try 'acestep-consumer ") for line in hint)
+
+
+@pytest.mark.parametrize("command", [name for name, _ in leaves(get_command(app))] + ["", "dead"])
+def test_help_begins_with_a_short_summary_and_has_no_types_or_ranges(command: str) -> None:
+    done = run_command(*command.split(), "--help", variables={"COLUMNS": "80"})
+    assert done.returncode == 0, done.stderr
+    if command:
+        assert done.stdout.splitlines()[3].rstrip().endswith("."), "one line of 80 columns"
+    assert not re.search(r"<(bool|str|int|float|path)|<=|range\]", done.stdout)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The story, on fakes: what is said, in which order, and what becomes of the delivery."""
+"""The pipeline on fakes: events, their order, and the settlement of the delivery."""
 
 import asyncio
 import json
@@ -16,15 +16,17 @@ from acestep_consumer.domain.ports import Routes
 from acestep_consumer.engine.planner.direct import DirectPlanner
 from acestep_consumer.execution.eta import CostModel
 from acestep_consumer.execution.retries import RetryPolicy
+from acestep_consumer.execution.runner import JobLimits, JobRunner
 from acestep_consumer.execution.tier_forwarding import NoForwarding, TierForwarding
 from acestep_consumer.observability.job_stats import JobObserver, JobStats
-from acestep_consumer.pipeline import Pipeline, Ports, Rules
+from acestep_consumer.pipeline import Pipeline, Ports
 from acestep_consumer.policy.tiers import BUILT_IN
 from acestep_schemas.events import JobCompleted, JobEvent, JobFailed, JobRejected, JobStarted, Unfinished
 from tests.support.admission import make_limits
 from tests.support.fake_engine import FakeRenderer, NoInputs
 from tests.support.fake_store import FakeStore
 from tests.support.fakes import FakeAttempts, FakeCancellations, FakeDelivery, FakeEvents
+from tests.support.metrics_page import samples_of
 from tests.support.waiting import eventually
 
 
@@ -40,29 +42,34 @@ class Stage:
     attempts: FakeAttempts = field(default_factory=FakeAttempts)
     cancellations: FakeCancellations = field(default_factory=FakeCancellations)
     routes: Routes = field(default_factory=NoForwarding)
-    tally: JobStats = field(default_factory=JobStats)
+    stats: JobStats = field(default_factory=JobStats)
 
     def pipeline(self) -> Pipeline:
-        self.trials = RetryPolicy(self.attempts, most=3)
+        self.retries = RetryPolicy(self.attempts, most=3)
+        costs = CostModel()
         ports = Ports(
-            store=self.store,
-            routes=self.routes,
-            trials=self.trials,
-            cancellations=self.cancellations,
             inputs=NoInputs(),
             planner=DirectPlanner(),
             renderer=self.renderer,
+            store=self.store,
             events=self.events,
-            chronicle=JobObserver(self.tally, CostModel()),
+            observer=JobObserver(self.stats, costs),
         )
-        rules = Rules(
-            worker_id="worker-1",
-            scratch=self.scratch,
-            limits=make_limits,
-            max_message_bytes=10_000,
-            execution_timeout_s=lambda: self.timeout_s,
+        runner = JobRunner(
+            retries=self.retries,
+            cancellations=self.cancellations,
+            routes=self.routes,
+            events=self.events,
+            costs=costs,
+            rules=JobLimits(
+                worker_id="worker-1",
+                scratch=self.scratch,
+                limits=make_limits,
+                max_message_bytes=10_000,
+                execution_timeout_s=lambda: self.timeout_s,
+            ),
         )
-        return Pipeline(ports, rules)
+        return Pipeline(ports, runner)
 
     async def process(self, delivery: FakeDelivery) -> FakeDelivery:
         await self.pipeline().process(delivery)
@@ -84,7 +91,7 @@ def request(**fields: object) -> FakeDelivery:
     return FakeDelivery(body=json.dumps({"task_id": "song", "prompt": "jazz", **fields}).encode())
 
 
-async def test_a_request_is_started_sung_stored_told_and_acked(stage: Stage) -> None:
+async def test_a_request_is_started_rendered_stored_published_and_acked(stage: Stage) -> None:
     delivery = await stage.process(request(batch_size=2, seed=7, audio_duration=30))
     assert (stage.events.states[0], stage.events.states[-1]) == ("started", "completed")
     assert delivery.verdict is Verdict.ACK
@@ -96,14 +103,14 @@ async def test_a_request_is_started_sung_stored_told_and_acked(stage: Stage) -> 
     assert event.data.timings.total is not None
 
 
-async def test_the_log_has_a_line_for_each_job_that_is_done(stage: Stage) -> None:
+async def test_each_finished_job_is_logged_once(stage: Stage) -> None:
     with capture_logs() as logs:
         await stage.process(request(batch_size=2))
         await stage.process(request(batch_size=2))
     done, again = logs
     assert (done["event"], done["songs"], done["attempt"]) == ("job done", 2, 1)
     assert done["total_s"] >= 0
-    assert again["event"] == "job was done before, told again"
+    assert again["event"] == "job had ended before: event repeated"
 
 
 async def test_the_event_comes_after_the_manifest_and_the_settlement_after_the_event(stage: Stage) -> None:
@@ -133,7 +140,7 @@ async def test_a_redelivery_that_finds_the_manifest_repeats_the_event_without_re
     assert again.verdict is Verdict.ACK
 
 
-async def test_two_deliveries_of_one_task_take_turns_and_render_once(stage: Stage) -> None:
+async def test_two_deliveries_of_one_task_run_one_after_the_other_and_render_once(stage: Stage) -> None:
     async def slowly(_: Job) -> None:
         await asyncio.sleep(0.01)
 
@@ -146,7 +153,7 @@ async def test_two_deliveries_of_one_task_take_turns_and_render_once(stage: Stag
     assert len(completed) == 5
 
 
-async def test_deliveries_of_different_tasks_run_side_by_side(stage: Stage) -> None:
+async def test_deliveries_of_different_tasks_run_concurrently(stage: Stage) -> None:
     together = asyncio.Barrier(3)
 
     async def meet(_: Job) -> None:
@@ -186,7 +193,7 @@ async def test_an_oversized_message_is_rejected_under_the_id_in_its_body(stage: 
     assert delivery.verdict is Verdict.DEAD_LETTER
 
 
-async def test_bad_input_without_any_id_is_dead_lettered_in_silence(stage: Stage) -> None:
+async def test_bad_input_without_any_id_is_dead_lettered_without_an_event(stage: Stage) -> None:
     delivery = await stage.process(FakeDelivery(body=b"\xff\xfe"))
     assert stage.events.published == []
     assert delivery.verdict is Verdict.DEAD_LETTER
@@ -215,7 +222,7 @@ async def test_a_bug_is_reported_without_its_text(stage: Stage) -> None:
     assert "secret" not in stage.unfinished().model_dump_json()
 
 
-async def test_a_cancelled_job_is_told_as_cancelled_and_acked(stage: Stage) -> None:
+async def test_a_cancelled_job_ends_as_cancelled_and_is_acked(stage: Stage) -> None:
     async def cancel(_: Job) -> None:
         raise Cancelled
 
@@ -225,7 +232,7 @@ async def test_a_cancelled_job_is_told_as_cancelled_and_acked(stage: Stage) -> N
     assert delivery.verdict is Verdict.ACK
 
 
-async def test_a_cancelled_coroutine_settles_and_says_nothing(stage: Stage) -> None:
+async def test_a_cancelled_coroutine_settles_and_publishes_nothing(stage: Stage) -> None:
     began = asyncio.Event()
 
     async def forever(_: Job) -> None:
@@ -288,7 +295,7 @@ async def test_unknown_fields_become_warnings_in_the_event(stage: Stage) -> None
     assert any("mood" in warning for warning in event.data.warnings)
 
 
-async def test_a_failure_that_comes_again_is_told_again_word_for_word_and_not_tried_again(stage: Stage) -> None:
+async def test_the_redelivery_of_a_failed_message_repeats_the_event_and_is_not_tried_again(stage: Stage) -> None:
     async def crash(_: Job) -> None:
         raise EngineCrashed("the renderer process ended with exit code -9")
 
@@ -303,7 +310,7 @@ async def test_a_failure_that_comes_again_is_told_again_word_for_word_and_not_tr
     assert again.reason.code == "engine_crashed"
 
 
-async def test_a_rejection_that_comes_again_is_told_again_word_for_word(stage: Stage) -> None:
+async def test_the_redelivery_of_a_rejected_message_repeats_the_event(stage: Stage) -> None:
     body = b'{"task_id": "song", "audio_format": "midi"}'
     await stage.process(FakeDelivery(body=body))
     await stage.process(FakeDelivery(body=body, redelivered=True))
@@ -311,7 +318,7 @@ async def test_a_rejection_that_comes_again_is_told_again_word_for_word(stage: S
     assert first == second
 
 
-async def test_a_failed_task_that_is_sent_anew_is_tried_anew(stage: Stage) -> None:
+async def test_a_failed_task_that_is_published_again_is_tried_again(stage: Stage) -> None:
     async def crash(_: Job) -> None:
         raise EngineCrashed("the renderer process ended with exit code -9")
 
@@ -323,7 +330,7 @@ async def test_a_failed_task_that_is_sent_anew_is_tried_anew(stage: Stage) -> No
     assert sent_anew.verdict is Verdict.ACK
 
 
-async def test_a_failure_is_told_again_when_a_crashed_broker_has_forgotten_that_it_delivered(stage: Stage) -> None:
+async def test_a_failure_is_repeated_when_a_crashed_broker_has_lost_the_redelivered_flag(stage: Stage) -> None:
     async def crash(_: Job) -> None:
         raise EngineCrashed("the renderer process ended with exit code -9")
 
@@ -337,7 +344,7 @@ async def test_a_failure_is_told_again_when_a_crashed_broker_has_forgotten_that_
     assert stage.events.states.count("started") == 2
 
 
-async def test_a_cancelled_job_stops_in_the_middle_and_is_told_as_cancelled(stage: Stage) -> None:
+async def test_a_running_job_stops_when_it_is_cancelled(stage: Stage) -> None:
     stopped = asyncio.Event()
 
     async def forever(_: Job) -> None:
@@ -422,7 +429,7 @@ async def test_a_job_whose_worker_died_too_often_fails_without_another_try(stage
     assert delivery.verdict is Verdict.DEAD_LETTER
 
 
-async def test_the_last_try_of_a_suspect_is_made_with_nobody_else_in_the_room(stage: Stage) -> None:
+async def test_the_last_attempt_of_a_suspect_runs_alone(stage: Stage) -> None:
     """Two neighbours are at work when it comes; it waits for them, and the next one waits for it."""
     stage.attempts.unexplained = 2
     at_once: dict[str, int] = {}
@@ -447,7 +454,7 @@ async def test_the_last_try_of_a_suspect_is_made_with_nobody_else_in_the_room(st
     assert (at_once["suspect"], at_once["n3"]) == (1, 1)
 
 
-async def test_a_worker_that_stops_excuses_what_it_hands_back(stage: Stage) -> None:
+async def test_a_worker_that_stops_excuses_the_attempts_that_it_requeues(stage: Stage) -> None:
     began = asyncio.Event()
 
     async def forever(_: Job) -> None:
@@ -474,10 +481,10 @@ async def test_a_broker_that_took_a_message_back_is_no_fault_of_the_message(stag
     delivery = request()
     task = asyncio.create_task(pipeline.process(delivery))
     await began.wait()
-    await stage.trials.excuse_lost()
+    await stage.retries.excuse_lost()
     assert stage.attempts.excused == []
     delivery.stale = True
-    await stage.trials.excuse_lost()
+    await stage.retries.excuse_lost()
     go.set()
     await task
     assert [attempt.number for attempt in stage.attempts.excused] == [1]
@@ -486,7 +493,7 @@ async def test_a_broker_that_took_a_message_back_is_no_fault_of_the_message(stag
 TRACE = f"00-{'a' * 32}-{'b' * 16}-01"
 
 
-async def test_the_producers_trace_is_in_every_event_and_in_what_is_told_again(stage: Stage) -> None:
+async def test_the_producers_trace_is_in_every_event_and_in_repeated_ones(stage: Stage) -> None:
     traced = request()
     traced.traceparent = TRACE
     await stage.process(traced)
@@ -504,8 +511,9 @@ async def test_a_job_is_counted_once_and_a_repeat_as_a_repeat(stage: Stage) -> N
     pipeline = stage.pipeline()
     for redelivered in (False, True):
         await pipeline.process(FakeDelivery(body=request().body, redelivered=redelivered))
-    assert dict(stage.tally.jobs) == {("completed", "acestep-v15-turbo", "tier6"): 1}
-    assert stage.tally.repeats == 1
+    found = samples_of(stage.stats.collect)
+    assert found['acestep_jobs_total{model="acestep-v15-turbo",state="completed",tier="tier6"}'] == 1
+    assert found["acestep_repeated_events_total"] == 1
 
 
 async def test_the_second_job_of_a_kind_has_an_estimate(stage: Stage) -> None:
@@ -526,16 +534,16 @@ def routing(stage: Stage) -> Stage:
 LONG = {"audio_duration": 600}
 
 
-async def test_what_exceeds_the_card_is_sent_on_and_acked_and_nobody_hears_of_it(routing: Stage) -> None:
+async def test_a_request_over_the_tier_is_forwarded_and_acked_without_an_event(routing: Stage) -> None:
     delivery = request(**LONG)
     delivery.reachable = ("unlimited",)
     await routing.process(delivery)
     assert (delivery.forwarded, delivery.verdict) == (["unlimited"], Verdict.ACK)
     assert (routing.events.published, routing.renderer.rendered, routing.store.objects) == ([], [], {})
-    assert not routing.tally.jobs
+    assert not any(name.startswith("acestep_jobs_total") for name in samples_of(routing.stats.collect))
 
 
-async def test_with_no_larger_card_there_it_is_clamped_here(routing: Stage) -> None:
+async def test_without_a_larger_tier_the_request_is_clamped(routing: Stage) -> None:
     delivery = await routing.process(request(**LONG))
     assert (delivery.forwarded, delivery.verdict) == ([], Verdict.ACK)
     event = routing.events.published[-1][0]
@@ -543,21 +551,21 @@ async def test_with_no_larger_card_there_it_is_clamped_here(routing: Stage) -> N
     assert [change.applied for change in event.data.policy.adjustments] == [480]
 
 
-async def test_what_was_sent_on_already_is_done_here(routing: Stage) -> None:
+async def test_a_forwarded_request_is_not_forwarded_again(routing: Stage) -> None:
     delivery = request(**LONG)
     delivery.reachable, delivery.tier = ("tier6", "unlimited"), "unlimited"
     await routing.process(delivery)
     assert (delivery.forwarded, routing.renderer.rendered) == ([], ["song"])
 
 
-async def test_what_has_ended_already_is_answered_and_not_sent_on(routing: Stage) -> None:
+async def test_an_ended_task_is_answered_and_not_forwarded(routing: Stage) -> None:
     await routing.process(request(**LONG))
     again = FakeDelivery(body=request(**LONG).body, redelivered=True, reachable=("unlimited",))
     await routing.process(again)
     assert (again.forwarded, routing.renderer.rendered) == ([], ["song"])
 
 
-async def test_when_nobody_knows_whether_the_copy_arrived_the_message_goes_back(routing: Stage) -> None:
+async def test_a_forward_without_a_confirm_requeues_the_message(routing: Stage) -> None:
     delivery = request(**LONG)
 
     async def unknown(_tier: str) -> bool:

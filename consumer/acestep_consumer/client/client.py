@@ -18,13 +18,13 @@ from acestep_consumer.broker.errors import BrokerError, BrokerRefused, Nacked, U
 from acestep_consumer.broker.topology import CONTROL, EVENTS, GENERATE, REQUESTS
 from acestep_consumer.client.connection import NOT_DECLARED, ClientConnection, as_client_error
 from acestep_consumer.client.dispatcher import Dispatcher
-from acestep_consumer.client.errors import ClientError, DownloadFailed, InvalidTaskId, NoQueue, QueueFull, no_songs
+from acestep_consumer.client.errors import ClientError, InvalidTaskId, NoQueue, QueueFull, no_songs
 from acestep_consumer.client.estimate import QueueEstimate, RequestQueueDepth, RetryAfter, estimate
 from acestep_consumer.client.job import JobHandle
 from acestep_consumer.client.results import Results
 from acestep_consumer.client.subscription import Subscription
 from acestep_consumer.client.worker_survey import STATUS_REQUEST, survey_workers
-from acestep_schemas.events import Audio, JobCompleted, JobEvent, TerminalEvent, Worker, WorkerEvent
+from acestep_schemas.events import JobCompleted, JobEvent, TerminalEvent, Worker, WorkerEvent
 from acestep_schemas.request import TASK_ID_PATTERN
 from acestep_schemas.request_body import RequestBody
 
@@ -261,7 +261,7 @@ class Client:
             raise no_songs(event)
         from acestep_consumer.client.download import download  # noqa: PLC0415 - an HTTP client, which many programs never need
 
-        return await download(event.data, Path(folder), self._url_of)
+        return await download(event.data, Path(folder), self._results)
 
     @asynccontextmanager
     async def subscribe(self, *routing_keys: str) -> AsyncIterator[AsyncIterator[JobEvent | WorkerEvent]]:
@@ -328,21 +328,6 @@ class Client:
         with suppress(BrokerError):  # this login may be allowed to publish alone
             waiting, workers = await self._connection.depth(GENERATE)
         return QueueFull(self._retry_after.retry_after(workers), waiting, workers)
-
-    async def _url_of(self, audio: Audio) -> str:
-        """Return a URL signed with this client's own keys, else the event's, which may have expired."""
-        if self._results is not None:
-            try:
-                return await self._results.link(audio.uri)
-            except DownloadFailed:
-                if audio.url is None:
-                    raise
-        if audio.url is None:
-            raise DownloadFailed(
-                f"{audio.uri}: this client has no access to storage and the event has no URL; give Client its storage, "
-                "or set ACESTEP_S3_PRESIGN_SECONDS for the workers"
-            )
-        return audio.url
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Downloads songs to files, with resume: each file is whole and verified, or does not exist."""
+"""Downloads songs to files, with resume: each file appears whole and verified, or not at all."""
 
 import asyncio
 import hashlib
 import logging
 import os
 import re
-import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterable
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -15,12 +14,12 @@ import aiohttp
 
 from acestep_consumer.broker.backoff import backoff
 from acestep_consumer.client.errors import DownloadFailed
+from acestep_consumer.client.results import Results
+from acestep_consumer.config.http import NETWORK_ERRORS, authorities, open_session
+from acestep_consumer.domain.errors import StorageUnavailable
+from acestep_consumer.domain.objects import ByteRange
 from acestep_schemas.events import Audio, Completed
 
-UrlOf = Callable[[Audio], Awaitable[str]]
-"""Returns a URL from which the song can be read; called for each try, because URLs expire."""
-
-CONNECT_S, READ_S = 10.0, 30.0
 # Tries in a row that brought no byte.
 TRIES: Final = 5
 CONCURRENT_SONGS: Final = 4
@@ -35,10 +34,15 @@ class _RetryDownload(Exception):
     """This try failed; another one may succeed."""
 
 
-async def download(job: Completed, folder: Path, url_of: UrlOf) -> tuple[Path, ...]:
-    """Write the songs of a job to ``folder`` (made when missing) as ``<task id>-<index>.<ending>``.
+async def download(job: Completed, folder: Path, results: Results | None) -> tuple[Path, ...]:
+    """Write the songs of a job to ``folder`` (created when missing) as ``<task id>-<index>.<ending>``.
 
-    A file that exists already and is right is left alone. A download that an earlier call left unfinished is resumed.
+    A file that exists already and is right is left alone. An interrupted download of an earlier call is resumed.
+
+    Args:
+        job: names the songs, with sizes and digests.
+        folder: the folder of the files.
+        results: reads songs with this program's own keys; None, or where these do not suffice: by the job's URLs.
 
     Raises:
         DownloadFailed: a song cannot be fetched, or differs from its event in size or SHA-256.
@@ -46,16 +50,13 @@ async def download(job: Completed, folder: Path, url_of: UrlOf) -> tuple[Path, .
     paths = [folder / _name(job, audio) for audio in job.audios]
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
     slots = asyncio.Semaphore(CONCURRENT_SONGS)
-    async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(ssl=_trust()),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=READ_S),
-        auto_decompress=False,
-        trust_env=True,
-    ) as session:
+    # The same certificate authorities as for S3 calls.
+    connector = aiohttp.TCPConnector(ssl=authorities(os.environ.get("AWS_CA_BUNDLE")))
+    async with open_session(connector, trust_env=True) as session:
 
         async def fetch(audio: Audio, path: Path) -> None:
             async with slots:
-                await _Download(session, audio, path, url_of).run()
+                await _Download(session, audio, path, results).run()
 
         tasks = [asyncio.ensure_future(fetch(*song)) for song in zip(job.audios, paths, strict=True)]
         try:
@@ -68,14 +69,14 @@ async def download(job: Completed, folder: Path, url_of: UrlOf) -> tuple[Path, .
 
 
 class _Download:
-    """The download of one song: to ``<name>.part`` first, which is renamed when size and SHA-256 are right."""
+    """The download of one song to ``<name>.part``, which is renamed when size and SHA-256 are right."""
 
-    def __init__(self, session: aiohttp.ClientSession, audio: Audio, path: Path, url_of: UrlOf) -> None:
+    def __init__(self, session: aiohttp.ClientSession, audio: Audio, path: Path, results: Results | None) -> None:
         self._session = session
         self._audio = audio
         self._path = path
         self._part = path.with_name(path.name + ".part")
-        self._url_of = url_of
+        self._results = results
 
     async def run(self) -> None:
         if await asyncio.to_thread(self._is_right, self._path):
@@ -101,7 +102,7 @@ class _Download:
         while (have := await asyncio.to_thread(self._have)) < self._audio.bytes or not self._part.exists():
             try:
                 await self._get_from(have)
-            except (_RetryDownload, aiohttp.ClientError, TimeoutError) as error:
+            except (_RetryDownload, *NETWORK_ERRORS) as error:
                 without_bytes = 0 if await asyncio.to_thread(self._have) > have else without_bytes + 1
                 text = str(error) or type(error).__name__
                 if without_bytes == TRIES:
@@ -110,21 +111,46 @@ class _Download:
                 await asyncio.sleep(next(waits))
 
     async def _get_from(self, offset: int) -> None:
+        """Get the bytes from ``offset`` on, with this program's own keys where it has any: a URL may have expired."""
+        if self._results is None:
+            await self._get_url(offset)
+            return
+        try:
+            async with self._results.open(self._audio.uri, ByteRange(offset, self._audio.bytes - 1)) as stream:
+                if stream.size > self._audio.bytes:
+                    raise self._too_large()
+                await self._write(offset, stream)
+        except StorageUnavailable as error:
+            if self._audio.url is None:
+                raise DownloadFailed(str(error)) from error
+            self._results = None
+            await self._get_url(await asyncio.to_thread(self._have))
+
+    async def _get_url(self, offset: int) -> None:
+        if self._audio.url is None:
+            raise DownloadFailed(
+                f"{self._audio.uri}: this client has no access to storage and the event has no URL; give Client its "
+                "storage, or set ACESTEP_S3_PRESIGN_SECONDS for the workers"
+            )
         headers = {"Range": f"bytes={offset}-"} if offset else {}
-        async with self._session.get(await self._url_of(self._audio), headers=headers) as answer:
+        async with self._session.get(self._audio.url, headers=headers) as answer:
             self._check_status(answer.status)
-            with self._part.open("ab" if answer.status == _PARTIAL else "wb") as file:
-                left = self._audio.bytes - (offset if answer.status == _PARTIAL else 0)
-                async for chunk in answer.content.iter_chunked(_CHUNK_BYTES):
-                    left -= len(chunk)
-                    if left < 0:
-                        self._part.unlink()
-                        raise DownloadFailed(
-                            f"{self._audio.uri} is larger than its event says: {self._audio.bytes:,} bytes"
-                        )
-                    await asyncio.to_thread(file.write, chunk)
+            await self._write(offset if answer.status == _PARTIAL else 0, answer.content.iter_chunked(_CHUNK_BYTES))
+
+    async def _write(self, offset: int, chunks: AsyncIterable[bytes]) -> None:
+        left = self._audio.bytes - offset
+        with self._part.open("ab" if offset else "wb") as file:
+            async for chunk in chunks:
+                left -= len(chunk)
+                if left < 0:
+                    self._part.unlink()
+                    raise self._too_large()
+                await asyncio.to_thread(file.write, chunk)
         if left > 0:
             raise _RetryDownload("the answer ended early")
+
+    def _too_large(self) -> DownloadFailed:
+        return DownloadFailed(f"{self._audio.uri} is larger than its event says: {self._audio.bytes:,} bytes")
 
     def _check_status(self, status: int) -> None:
         if status in {_OK, _PARTIAL}:
@@ -152,9 +178,3 @@ def _name(job: Completed, audio: Audio) -> str:
     if not _NAME.fullmatch(name):
         raise DownloadFailed(f"{audio.uri}: {name!r} is not a valid file name")
     return name
-
-
-def _trust() -> ssl.SSLContext | bool:
-    """Trust the same certificate authorities as S3 calls do."""
-    bundle = os.environ.get("AWS_CA_BUNDLE")
-    return ssl.create_default_context(cafile=bundle) if bundle else True

@@ -1,26 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results in S3: reads how a job ended, and signs URLs of its songs. Connects at the first call."""
+"""Results in storage: reads how a job ended, and its songs. Connects at the first call."""
 
 import asyncio
 import re
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Final
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from acestep_consumer.client.errors import DownloadFailed
 from acestep_consumer.domain.errors import StorageUnavailable
+from acestep_consumer.domain.objects import ByteRange, ObjectAddress
+from acestep_consumer.domain.ports import Objects, ObjectStream
 from acestep_schemas.events import Completed, JobCompleted, TerminalEvent, Unfinished, unfinished_event
 from acestep_schemas.request import TASK_ID_PATTERN
 
 if TYPE_CHECKING:
     from acestep_consumer.config.settings import StorageSettings
-    from acestep_consumer.storage.objects import Objects
-    from acestep_consumer.storage.s3_client import ObjectAddress
 
 MANIFEST: Final = "manifest.json"
-# Long enough for one download over a slow connection; a longer one gets another URL on the way.
-URL_LIFETIME_S: Final = 3600
 
 _MANIFEST: Final[TypeAdapter[Completed | Unfinished]] = TypeAdapter(
     Annotated[Completed | Unfinished, Field(discriminator="status")]
@@ -29,7 +28,7 @@ _TASK_ID: Final = re.compile(TASK_ID_PATTERN)
 
 
 class Results:
-    """The result bucket of ``settings``. Needs keys that may read; each call raises ``DownloadFailed``."""
+    """The results that workers stored in the bucket of ``settings``. Needs keys that may read."""
 
     def __init__(self, settings: "StorageSettings") -> None:
         self._settings = settings
@@ -38,46 +37,42 @@ class Results:
         self._connecting = asyncio.Lock()
 
     async def find(self, task_id: str) -> TerminalEvent | None:
-        """Return the terminal event of a job that has ended, as its worker published it; None: it has not ended."""
+        """Return the terminal event of a job as its worker published it; None: it has not ended.
+
+        Raises:
+            DownloadFailed: the storage is unreachable or refuses, or the manifest cannot be parsed.
+        """
         if not _TASK_ID.fullmatch(task_id):
             raise DownloadFailed(f"{task_id[:128]!r} is not a task id")
         key = "/".join(part for part in (self._settings.prefix.strip("/"), task_id, MANIFEST) if part)
-        address = _address(self._settings.bucket, key)
+        address = ObjectAddress(self._settings.bucket, key)
         try:
-            body = await (await self._connected()).read(address)
+            found = await (await self._connected()).get(address)
         except StorageUnavailable as error:
             raise DownloadFailed(str(error)) from error
-        return None if body is None else _event(address, body)
+        return None if found is None else _event(address, found.body)
 
-    async def link(self, uri: str) -> str:
-        """Return a URL from which ``s3://bucket/key`` can be read for an hour."""
-        bucket, _, key = uri.removeprefix("s3://").partition("/")
-        try:
-            return await (await self._connected()).presign(_address(bucket, key), URL_LIFETIME_S)
-        except StorageUnavailable as error:
-            raise DownloadFailed(str(error)) from error
+    @asynccontextmanager
+    async def open(self, uri: str, span: ByteRange | None = None) -> AsyncIterator[ObjectStream]:
+        """Open a song for reading, or ``span`` of it. Raises ``StorageUnavailable``, ``StorageRefused`` here."""
+        objects = await self._connected()
+        async with objects.open(ObjectAddress.of(uri), span) as stream:
+            yield stream
 
     async def close(self) -> None:
         """Close connections."""
         await self._stack.aclose()
 
-    async def _connected(self) -> "Objects":
-        from acestep_consumer.storage.objects import Objects  # noqa: PLC0415 - boto3: half a second, and no producer needs it
-        from acestep_consumer.storage.s3_client import S3Connection  # noqa: PLC0415 - as above
+    async def _connected(self) -> Objects:
+        from acestep_consumer.storage.s3.objects import S3Objects  # noqa: PLC0415 - boto3: half a second, and no producer needs it
 
         async with self._connecting:
             if self._objects is None:
-                self._objects = Objects(await self._stack.enter_async_context(S3Connection(self._settings)))
+                self._objects = await self._stack.enter_async_context(S3Objects(self._settings))
             return self._objects
 
 
-def _address(bucket: str, key: str) -> "ObjectAddress":
-    from acestep_consumer.storage.s3_client import ObjectAddress  # noqa: PLC0415 - see above
-
-    return ObjectAddress(bucket, key)
-
-
-def _event(address: "ObjectAddress", body: bytes) -> TerminalEvent:
+def _event(address: ObjectAddress, body: bytes) -> TerminalEvent:
     try:
         data = _MANIFEST.validate_json(body, extra="ignore")
     except ValidationError as error:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands behind each command of the CLI, a file a command. Each returns its exit code."""
+"""The commands of the CLI, one file or folder each; ``base`` has what they share. Each returns its exit code."""

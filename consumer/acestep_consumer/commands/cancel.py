@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``cancel``: ask for jobs to stop, and on demand stay until they have."""
+"""`acestep-consumer cancel`: sends cancellations, and waits for the jobs to end on demand."""
 
 import asyncio
 import sys
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from acestep_consumer.client import Client, ClientError
-from acestep_consumer.commands.errors import refused
-from acestep_consumer.commands.terminal import hush_libraries
+from acestep_consumer.commands.base import print_client_error, print_error
+from acestep_consumer.commands.terminal import plural, silence_amqp_libraries
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.settings import Settings
 from acestep_schemas.events import JobCancelled, JobEvent, WorkerEvent
@@ -18,7 +18,7 @@ from acestep_schemas.events import JobCancelled, JobEvent, WorkerEvent
 
 @dataclass(frozen=True, slots=True)
 class CancelOptions:
-    """What the flags say. ``timeout_s``: wait no longer than that; None: for ever."""
+    """Arguments of ``cancel``. ``timeout_s``: longest wait in seconds; None: no limit."""
 
     task_ids: Sequence[str]
     wait: bool
@@ -26,48 +26,55 @@ class CancelOptions:
     as_json: bool
 
 
-async def cancel(settings: Settings, order: CancelOptions, note: Console) -> Exit:
-    """Publish the cancellations, and stay until all the jobs have ended when asked to."""
-    hush_libraries()
+async def cancel(settings: Settings, options: CancelOptions, note: Console) -> Exit:
+    """Publish the cancellations; with ``wait``, stay until all the jobs have ended."""
+    silence_amqp_libraries()
     try:
         async with Client(settings.broker.every_url.get_secret_value()) as client:
-            if order.wait:
-                return await _cancel_and_wait(client, order, note)
-            await _ask(client, order.task_ids)
+            if options.wait:
+                return await _cancel_and_wait(client, options, note)
+            await _publish(client, options.task_ids)
     except ClientError as error:
-        return refused(error, note)
-    sys.stdout.write("".join(f"{task_id}\n" for task_id in order.task_ids))
+        return print_client_error(error, note)
+    sys.stdout.write("".join(f"{task_id}\n" for task_id in options.task_ids))
+    sys.stdout.flush()
+    sent = plural(len(options.task_ids), "cancellation")
+    note.print(
+        f"{sent} sent. Whether such a job exists was not checked; --wait shows how it ends", style="dim", soft_wrap=True
+    )
     return Exit.DONE
 
 
-async def _ask(client: Client, task_ids: Iterable[str]) -> None:
+async def _publish(client: Client, task_ids: Iterable[str]) -> None:
     for task_id in task_ids:
         await client.cancel(task_id)
 
 
-async def _cancel_and_wait(client: Client, order: CancelOptions, note: Console) -> Exit:
-    waiting = set(order.task_ids)
-    # Ears first, so that no end is missed.
+async def _cancel_and_wait(client: Client, options: CancelOptions, note: Console) -> Exit:
+    waiting = set(options.task_ids)
+    # Subscribed before the cancellations are sent, so that no event is missed.
     async with client.subscribe(*(f"job.*.{task_id}" for task_id in waiting)) as events:
-        await _ask(client, order.task_ids)
-        note.print("asked; waiting for the end. Ctrl-C leaves, and the cancellation stays", style="dim")
+        await _publish(client, options.task_ids)
+        note.print("Cancellation sent; waiting (Ctrl-C only stops waiting)", style="dim")
         try:
-            async with asyncio.timeout(order.timeout_s):
-                others = await _follow(events, waiting, as_json=order.as_json)
+            async with asyncio.timeout(options.timeout_s):
+                others = await _follow(events, waiting, as_json=options.as_json)
         except TimeoutError:
-            note.print(
-                f"no end yet: {', '.join(sorted(waiting))}. The cancellation holds when they come up; what ended "
-                "before it, or was never submitted, does not end again",
-                style="red",
-                markup=False,
-                soft_wrap=True,
-            )
+            for task_id in sorted(waiting):
+                print_error(
+                    f"{task_id}: no terminal event within {options.timeout_s:g} s. It may have ended earlier or not "
+                    "exist; the cancellation stays valid for 7 days",
+                    note,
+                )
             return Exit.JOB_FAILED
     return Exit.JOB_FAILED if others else Exit.DONE
 
 
 async def _follow(events: AsyncIterator[JobEvent | WorkerEvent], waiting: set[str], *, as_json: bool) -> int:
-    """Print how each job ends and take it out of ``waiting``, until that is empty. Returns how many were too late."""
+    """Print each terminal event and remove its job from ``waiting`` until that is empty.
+
+    Returns how many jobs ended otherwise than cancelled.
+    """
     others = 0
     async for event in events:
         if not event.terminal or event.subject not in waiting:

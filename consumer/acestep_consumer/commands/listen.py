@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``listen``: the page to hear the songs, from its start to Ctrl-C."""
+"""`acestep-consumer listen`: serves the web page until Ctrl-C."""
 
 import asyncio
+import os
 import signal
+import socket
 import sys
 import webbrowser
 from collections.abc import AsyncIterator, Coroutine
@@ -18,10 +20,10 @@ from acestep_consumer.broker.inspection import BrokerInspection, QueueDepth
 from acestep_consumer.broker.topology import GENERATE, tier_queue
 from acestep_consumer.client import Client, ClientError
 from acestep_consumer.client.results import Results
-from acestep_consumer.commands.errors import refused
-from acestep_consumer.commands.terminal import hush
-from acestep_consumer.commands.threads import aside
-from acestep_consumer.commands.tier_names import tier_names
+from acestep_consumer.commands.base import print_client_error, print_error, print_warning
+from acestep_consumer.commands.terminal import silence_client
+from acestep_consumer.commands.threads import run_in_thread
+from acestep_consumer.commands.topology import tier_names
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.settings import Settings
 from acestep_consumer.policy.tiers import TierTableError
@@ -30,16 +32,16 @@ from acestep_consumer.webui.job_board import JobBoard, QueueState, add_events, l
 from acestep_consumer.webui.origin_check import OriginCheck, is_loopback
 from acestep_consumer.webui.server import PageServer
 
-# Songs that somebody listens to are cut at the end; pages are let go before.
+# How long open requests may take at the end: a song that is playing is cut off.
 _CLOSE_S: Final = 1.0
 _NAME: Final = "acestep-consumer listen"
-# A broker whose machine lost its power says nothing at all.
-_LOOK_S: Final = 5.0
+# A broker whose machine lost power does not even refuse.
+_POLL_TIMEOUT_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class ListenOptions:
-    """Where the page is served. ``names``: more host names that it is called by; ``show``: open it in a browser."""
+    """Options of ``listen``. ``names``: additional host names; ``show``: open the page in a browser."""
 
     host: str
     port: int
@@ -47,83 +49,86 @@ class ListenOptions:
     show: bool
 
 
-async def listen(settings: Settings, stand: ListenOptions, note: Console) -> Exit:
-    """Serve the page until Ctrl-C or SIGTERM, or until the broker refuses to tell more."""
-    hush()
+async def listen(settings: Settings, options: ListenOptions, note: Console) -> Exit:
+    """Serve the page until Ctrl-C or SIGTERM, or until the broker refuses the subscription."""
+    silence_client()
     try:
         async with Client(settings.broker.every_url.get_secret_value(), storage=settings.storage) as client:
-            return await _serve(client, settings, stand, note)
+            return await _serve(client, settings, options, note)
     except TierTableError as error:
-        note.print(str(error), style="red", markup=False, soft_wrap=True)
+        print_error(str(error), note)
         return Exit.USAGE
     except ClientError as error:
-        return refused(error, note)
+        return print_client_error(error, note)
 
 
-async def _serve(client: Client, settings: Settings, stand: ListenOptions, note: Console) -> Exit:
-    glance, board, endings = _QueuePoll(settings, note), JobBoard(), Results(settings.storage)
+async def _serve(client: Client, settings: Settings, options: ListenOptions, note: Console) -> Exit:
+    queue, board, endings = _QueuePoll(settings, note), JobBoard(), Results(settings.storage)
     try:
-        async with client.subscribe("job.#") as events, AudioProxy(settings.storage, endings, board) as songs:
-            app = PageServer(client, board, songs, endings).application(OriginCheck(stand.host, stand.names))
+        async with client.subscribe("job.#") as events:
+            songs = AudioProxy(settings.storage, endings, board)
+            app = PageServer(client, board, songs, endings).application(OriginCheck(options.host, options.names))
             try:
-                async with _site(app, stand) as url:
-                    await _welcome(url, stand, note)
-                    await _until_the_end(
-                        add_events(events, board), look_up_silent_jobs(board, endings), poll_queue_state(glance, board)
+                async with _site(app, options) as url:
+                    await _announce(url, options, note)
+                    await _run_until_stopped(
+                        add_events(events, board), look_up_silent_jobs(board, endings), poll_queue_state(queue, board)
                     )
             except OSError as error:
-                note.print(_no_place(stand, error), style="red", markup=False)
+                print_error(_cannot_bind(options, error), note)
                 return Exit.USAGE
     finally:
-        await glance.close()
+        await queue.close()
         await endings.close()
     return Exit.DONE
 
 
 class _QueuePoll:
-    """How the queues of requests are, over a connection of its own, which is made again when it was lost.
+    """Polls the depth of the request queues over its own connection, and reconnects when that is lost.
 
-    Raises ``TierTableError`` where requests are sent on, and the tiers cannot be read.
+    Raises ``TierTableError`` where requests are forwarded by tier and the tier table is invalid.
     """
 
     def __init__(self, settings: Settings, note: Console) -> None:
         self._settings = settings.broker
         self._tiers = tier_names(settings) or ()
         self._note = note
-        self._there = True
+        self._connected = True
         self._stack = AsyncExitStack()
         self._inspection: BrokerInspection | None = None
 
     async def __call__(self) -> QueueState:
-        """Look, and note when the broker went or came."""
-        pulse = await self._look()
-        if pulse.broker is not self._there:
-            self._there = pulse.broker
-            words = "the broker is back" if pulse.broker else "the broker is away; it is waited for, Ctrl-C ends"
-            self._note.print(words, style="dim" if pulse.broker else "yellow", markup=False)
-        return pulse
+        """Poll once; print a line when the broker becomes unreachable or comes back."""
+        state = await self._poll()
+        if state.broker is not self._connected:
+            self._connected = state.broker
+            if state.broker:
+                self._note.print("connected to the broker again", style="dim")
+            else:
+                print_warning("broker unreachable, reconnecting; press Ctrl-C to stop", self._note)
+        return state
 
     async def close(self) -> None:
-        """Leave the broker."""
+        """Close the connection."""
         self._inspection = None
         await self._stack.aclose()
 
-    async def _look(self) -> QueueState:
+    async def _poll(self) -> QueueState:
         try:
-            async with asyncio.timeout(_LOOK_S):
+            async with asyncio.timeout(_POLL_TIMEOUT_S):
                 depth = await self._depth(GENERATE)
-                sent_on = await self._sent_on() if depth else 0
+                forwarded = await self._forwarded() if depth else 0
         except BrokerRefused:
-            return QueueState(broker=True)  # this login may not look
+            return QueueState(broker=True)  # this login may not read queue depths
         except (BrokerError, TimeoutError):
             await self.close()
             return QueueState(broker=False)
         if depth is None:
             return QueueState(broker=True, declared=False)
-        return QueueState(broker=True, waiting=depth.ready + sent_on, workers=depth.consumers)
+        return QueueState(broker=True, waiting=depth.ready + forwarded, workers=depth.consumers)
 
-    async def _sent_on(self) -> int:
-        """Requests that wait for larger cards. A worker declares the queues of all tiers: with one missing, none is."""
+    async def _forwarded(self) -> int:
+        """Count requests that wait in tier queues. A worker declares them all: if one is missing, so are the rest."""
         ready = 0
         for tier in reversed(self._tiers):
             depth = await self._depth(tier_queue(tier))
@@ -139,38 +144,37 @@ class _QueuePoll:
 
 
 @asynccontextmanager
-async def _site(app: web.Application, stand: ListenOptions) -> AsyncIterator[str]:
-    """Listen; the page's URL. Raises ``OSError`` when the address cannot be had."""
+async def _site(app: web.Application, options: ListenOptions) -> AsyncIterator[str]:
+    """Serve ``app``; yields the page's URL. Raises ``OSError`` if the address cannot be bound."""
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=_CLOSE_S)
     await runner.setup()
     try:
-        await web.TCPSite(runner, stand.host, stand.port).start()
-        host = f"[{stand.host}]" if ":" in stand.host else stand.host
+        await web.TCPSite(runner, options.host, options.port).start()
+        host = f"[{options.host}]" if ":" in options.host else options.host
         yield f"http://{host}:{runner.addresses[0][1]}/"
     finally:
         await runner.cleanup()
 
 
-async def _welcome(url: str, stand: ListenOptions, note: Console) -> None:
+async def _announce(url: str, options: ListenOptions, note: Console) -> None:
     sys.stdout.write(url + "\n")
     sys.stdout.flush()
-    if not is_loopback(stand.host):
-        note.print(
-            f"warning: {stand.host} is open to others, and there is no login: whoever reaches this page can hear all "
-            "songs, submit and cancel. Safer: 127.0.0.1 with `ssh -L`, or a proxy with a login.",
-            style="yellow",
-            markup=False,
+    if not is_loopback(options.host):
+        print_warning(
+            f"{options.host} exposes this page to the network, and there is no login: everyone who reaches it can "
+            "hear all songs, submit and cancel. Safer: 127.0.0.1 with `ssh -L`, or a proxy with a login.",
+            note,
         )
-    note.print("listening; Ctrl-C ends", style="dim")
-    if stand.show and not await aside(lambda: webbrowser.open(url)):
-        note.print("no browser was found here; open the address yourself", markup=False)
+    note.print("serving; press Ctrl-C to stop", style="dim")
+    if options.show and not await run_in_thread(lambda: webbrowser.open(url)):
+        note.print("no browser found; open the address by hand")
 
 
-async def _until_the_end(*works: Coroutine[Any, Any, None]) -> None:
-    """Work until SIGTERM, or until one of these fails. Raises what it failed of."""
-    loop, ended = asyncio.get_running_loop(), asyncio.Event()
-    tasks = {asyncio.create_task(work) for work in (*works, _wait(ended))}
-    loop.add_signal_handler(signal.SIGTERM, ended.set)
+async def _run_until_stopped(*coroutines: Coroutine[Any, Any, None]) -> None:
+    """Run these until SIGTERM or until one fails, and raise its error."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    tasks = {asyncio.create_task(coroutine) for coroutine in (*coroutines, _wait(stop))}
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
@@ -182,9 +186,13 @@ async def _until_the_end(*works: Coroutine[Any, Any, None]) -> None:
         await asyncio.wait(tasks)
 
 
-async def _wait(ended: asyncio.Event) -> None:
-    await ended.wait()
+async def _wait(stop: asyncio.Event) -> None:
+    await stop.wait()
 
 
-def _no_place(stand: ListenOptions, error: OSError) -> str:
-    return f"{stand.host}:{stand.port}: {error.strerror}; is another one running? --port 0 takes a free port"
+def _cannot_bind(options: ListenOptions, error: OSError) -> str:
+    # asyncio's own text repeats the address; that of an unknown host name has no errno of the system.
+    reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+    return (
+        f"cannot listen on {options.host}:{options.port}: {reason}. Is another one running? --port 0 takes a free port"
+    )

@@ -1,48 +1,61 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A picture that changes: drawn in place on a terminal, one below the other where the output goes elsewhere."""
+"""Terminal output: displays that update in place, and numbers with units."""
 
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Final
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 Draw = Callable[[RenderableType], None]
 
 
-def drawing(console: Console) -> AbstractContextManager[Draw]:
-    """Return a context in which each picture replaces the one before, if ``console`` is a terminal."""
-    return _in_place(console) if console.is_terminal else _one_below_the_other(console)
+def live_display(console: Console) -> AbstractContextManager[Draw]:
+    """Return a context whose function draws a frame: in place on a terminal, one below the other elsewhere."""
+    return _in_place(console) if console.is_terminal else _appended(console)
 
 
 @contextmanager
 def _in_place(console: Console) -> "Iterator[Draw]":
-    # Not on the alternate screen: what was seen last stays to be read after Ctrl-C.
+    # Not on the alternate screen: the last frame stays readable after Ctrl-C. The empty line below each frame is for
+    # the terminal's echo, "^C": at the end of a full line it would wrap, and the frame be redrawn one line too low.
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
-        yield lambda picture: live.update(picture, refresh=True)
+        yield lambda frame: live.update(Group(frame, ""), refresh=True)
 
 
 @contextmanager
-def _one_below_the_other(console: Console) -> "Iterator[Draw]":
-    # A line of text stays one line: somebody may search for it.
-    yield lambda picture: console.print(picture, soft_wrap=isinstance(picture, str))
+def _appended(console: Console) -> "Iterator[Draw]":
+    # A line of text stays one line, for grep.
+    yield lambda frame: console.print(frame, soft_wrap=isinstance(frame, str))
 
 
-def hush() -> None:
-    """Let the broker's client libraries say nothing on stderr."""
-    hush_libraries()
+def silence_client() -> None:
+    """Silence the log of the AMQP libraries and of our client: the command itself reports a lost connection."""
+    silence_amqp_libraries()
     logging.getLogger("acestep_consumer.client").setLevel(logging.CRITICAL)
 
 
-def hush_libraries() -> None:
-    """Silence the AMQP libraries alone: that a subscription was lost and is made again is said by our own client."""
+def silence_amqp_libraries() -> None:
+    """Silence the AMQP libraries' log; our client's own, about subscriptions lost and restored, stays."""
     for library in ("aiormq", "aio_pika"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
+
+
+def bullet_list(notes: "Iterable[str]") -> Table:
+    """Return notes as a list with a hanging indent."""
+    found = Table.grid(padding=(0, 1, 0, 0))
+    found.add_column(width=1)
+    found.add_column(overflow="fold")
+    for note in notes:
+        found.add_row("-", Text(note), style="yellow")
+    return found
 
 
 UNKNOWN: Final = "–"
@@ -52,7 +65,7 @@ _STEP: Final = 1000
 
 
 def seconds(value: float | None) -> str:
-    """Write seconds as ``1.5 s``, ``4 min 10 s`` or ``2 h 05 min``."""
+    """Format seconds as ``1.5 s``, ``4 min 10 s`` or ``2 h 05 min``."""
     if value is None:
         return UNKNOWN
     if value < _MINUTE:
@@ -64,7 +77,7 @@ def seconds(value: float | None) -> str:
 
 
 def size(value: float | None) -> str:
-    """Write bytes as ``512 B`` or ``1.5 MB``, in steps of a thousand."""
+    """Format bytes as ``512 B`` or ``1.5 MB``, in steps of 1000."""
     if value is None:
         return UNKNOWN
     for unit in _STEPS:
@@ -75,10 +88,20 @@ def size(value: float | None) -> str:
 
 
 def share(value: float | None) -> str:
-    """Write 0 to 1 as a percentage."""
+    """Format 0 to 1 as a percentage."""
     return UNKNOWN if value is None else f"{value:.0%}"
 
 
 def number(value: float | None) -> str:
-    """Write a count, or a rate with at most two digits behind the point."""
+    """Format a count, or a rate with at most two decimals."""
     return UNKNOWN if value is None else f"{round(value, 2):,g}" if value < 10_000 else f"{value:,.0f}"  # noqa: PLR2004 - `g` would write an exponent
+
+
+def plural(count: int, noun: str) -> str:
+    """Format a count with its noun: ``1 worker``, ``2 workers``."""
+    return f"{count:,} {noun}" + "s" * (count != 1)
+
+
+def two_digits(value: float) -> str:
+    """Format an estimate with two significant digits: ``1.2``, ``21``, ``1,100``."""
+    return f"{float(f'{value:.2g}'):,.10g}"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A blocking call beside the event loop that nobody has to wait for.
+"""Runs blocking calls in threads that do not delay the end of the program.
 
-The loop's own threads are waited for when the program ends. A file system that hangs, or a driver, would hold it up.
+asyncio joins the threads of its own executor at exit, so a file system or driver that hangs would hold the program up.
 """
 
 import asyncio
@@ -14,25 +14,25 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def aside(call: Callable[[], T]) -> T:
-    """Make ``call`` in a thread and return or raise what comes of it. When cancelled, the thread is left to itself."""
+async def run_in_thread(call: Callable[[], T]) -> T:
+    """Run ``call`` in a daemon thread; returns its result or raises its error. On cancellation the thread runs on."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
     def run() -> None:
         try:
             result = call()
-        except BaseException as error:  # noqa: BLE001 - whatever it is belongs to the one who waits
+        except BaseException as error:  # noqa: BLE001 - raised in the coroutine that waits
             _hand_over(loop, partial(_fail, future, error))
         else:
             _hand_over(loop, partial(_finish, future, result))
 
-    Thread(target=run, name="aside", daemon=True).start()
+    Thread(target=run, name="run_in_thread", daemon=True).start()
     return await future
 
 
 def _hand_over(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
-    with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+    with suppress(RuntimeError):  # the loop is closed, nothing waits for the result
         loop.call_soon_threadsafe(call)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``topology``: what stands on the broker, printed or declared."""
+"""`acestep-consumer topology`: prints the exchanges, queues and bindings, or declares them."""
 
 import json
 import sys
@@ -7,30 +7,42 @@ import sys
 from rich.console import Console
 
 from acestep_consumer.broker.connection import BrokerConnection
-from acestep_consumer.broker.errors import BrokerError, BrokerRefused
+from acestep_consumer.broker.errors import BrokerError, BrokerRefused, describe
+from acestep_consumer.broker.inspection import BrokerInspection
 from acestep_consumer.broker.topology import topology as wanted
-from acestep_consumer.commands.tier_names import tier_names
+from acestep_consumer.commands.base import print_error
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.logs import set_up_logs
 from acestep_consumer.config.settings import Settings
-from acestep_consumer.policy.tiers import TierTableError
+from acestep_consumer.policy.tier_choice import queue_names
+from acestep_consumer.policy.tiers import TierTableError, load_table
+
+_NAME = "acestep-consumer topology"
+
+
+def tier_names(settings: Settings) -> tuple[str, ...] | None:
+    """Return the names of the tiers that have queues, smallest first; None without ``ACESTEP_ROUTE_BY_TIER``.
+
+    Raises:
+        TierTableError: the file of ``ACESTEP_TIER_TABLE`` is invalid, or a name in it cannot be that of a queue.
+    """
+    if not settings.broker.route_by_tier:
+        return None
+    return queue_names(load_table(settings.worker.tier_table))
 
 
 async def topology(settings: Settings, note: Console, *, declare: bool, as_json: bool) -> Exit:
-    """Print RabbitMQ definitions, or create the objects, and print them when asked to; repeating is harmless."""
+    """Print RabbitMQ definitions, or declare the objects; declaring again changes nothing."""
     try:
         tiers = tier_names(settings) or ()
         if declare:
-            await _declare(settings, tiers)
-            note.print("declared", style="green")
-    except TierTableError as error:
-        note.print(str(error), style="red", markup=False, soft_wrap=True)
-        return Exit.USAGE
-    except BrokerRefused as error:
-        note.print(str(error), style="red", markup=False, soft_wrap=True)
+            where = await _declare(settings, tiers)
+            note.print(f"exchanges, queues and bindings declared on {where}", style="green", soft_wrap=True)
+    except (TierTableError, BrokerRefused) as error:
+        print_error(str(error), note)
         return Exit.USAGE
     except BrokerError as error:
-        note.print(str(error), style="red", markup=False, soft_wrap=True)
+        print_error(f"no connection to the broker: {describe(error)}; check ACESTEP_AMQP_URL", note)
         return Exit.UNREACHABLE
     if as_json or not declare:
         definitions = wanted(settings.broker).with_tiers(tiers).as_definitions()
@@ -38,8 +50,13 @@ async def topology(settings: Settings, note: Console, *, declare: bool, as_json:
     return Exit.DONE
 
 
-async def _declare(settings: Settings, tiers: tuple[str, ...]) -> None:
-    set_up_logs("warning", settings.worker.log_format)  # a broker that is away is waited for: let it be said
-    async with BrokerConnection(settings.broker, "acestep-consumer topology") as link:
+async def _declare(settings: Settings, tiers: tuple[str, ...]) -> str:
+    """Declare everything and return the broker's address. Raises ``BrokerError``."""
+    set_up_logs("warning", settings.worker.log_format)
+    # The worker's connection waits for a broker that is away; a command should fail at once.
+    async with BrokerInspection(settings.broker, _NAME) as inspection:
+        where = inspection.address
+    async with BrokerConnection(settings.broker, _NAME) as connection:
         for tier in tiers:
-            await link.declare_tier_queue(tier)
+            await connection.declare_tier_queue(tier)
+    return where

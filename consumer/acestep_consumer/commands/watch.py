@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``watch``: events as they come."""
+"""`acestep-consumer watch`: prints events as they arrive."""
 
 import sys
 from collections.abc import AsyncIterator
@@ -7,16 +7,16 @@ from collections.abc import AsyncIterator
 from rich.console import Console
 
 from acestep_consumer.client import Client, ClientError
-from acestep_consumer.commands.errors import refused
-from acestep_consumer.commands.terminal import hush_libraries
+from acestep_consumer.commands.base import print_client_error
+from acestep_consumer.commands.terminal import silence_amqp_libraries
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.settings import Settings
 from acestep_schemas.events import JobCompleted, JobEvent, JobProgress, JobStarted, WorkerEvent
 
 
 async def watch(settings: Settings, task_id: str | None, note: Console, *, as_json: bool) -> Exit:
-    """Print events until Ctrl-C, or until the one job that was asked for ends; it may have ended already."""
-    hush_libraries()
+    """Print events until Ctrl-C, or of one job until it ends; a job that has ended already prints its last event."""
+    silence_amqp_libraries()
     try:
         async with Client(settings.broker.every_url.get_secret_value(), storage=settings.storage) as client:
             if task_id:
@@ -25,12 +25,12 @@ async def watch(settings: Settings, task_id: str | None, note: Console, *, as_js
                 async with client.subscribe() as events:
                     await _print(events, note, as_json=as_json)
     except ClientError as error:
-        return refused(error, note)
+        return print_client_error(error, note)
     return Exit.DONE
 
 
 async def _print(events: AsyncIterator[JobEvent | WorkerEvent], note: Console, *, as_json: bool) -> None:
-    note.print("watching; Ctrl-C ends", style="dim")
+    note.print("watching events; press Ctrl-C to stop", style="dim")
     async for event in events:
         sys.stdout.write((event.model_dump_json() if as_json else _line(event)) + "\n")
         sys.stdout.flush()
@@ -52,5 +52,5 @@ def _more(event: JobEvent) -> str:
         case JobCompleted(data=data):
             return "".join(f" {audio.uri}" for audio in data.audios)
     error = event.data.error
-    # "cancelled cancelled: cancelled on request" is twice too much.
+    # The code of a cancelled job is "cancelled", as its state.
     return f": {error.message}" if str(error.code) == str(event.state) else f" {error.code}: {error.message}"

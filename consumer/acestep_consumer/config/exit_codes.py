@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exit codes of all commands, with their meanings: the one list."""
+"""Exit codes of all commands, and their meanings for ``--help`` and the docs."""
 
 from enum import IntEnum
 
 
 class Exit(IntEnum):
-    """Exit codes of all commands. What each means to a caller is in ``MEANINGS``."""
+    """Exit codes of all commands; ``MEANINGS`` describes them."""
 
     DONE = 0
     JOB_FAILED = 1
@@ -19,16 +19,16 @@ class Exit(IntEnum):
 
 MEANINGS = {
     Exit.DONE: "done",
-    Exit.JOB_FAILED: "the job ended without songs",
-    Exit.USAGE: "usage or settings",
+    Exit.JOB_FAILED: "no songs: the job failed, was cancelled or did not end in time",
+    Exit.USAGE: "wrong usage or settings",
     Exit.QUEUE_FULL: "queue full",
-    Exit.UNREACHABLE: "broker, storage or worker out of reach",
-    Exit.ENGINE: "an engine cannot work",
-    Exit.UNFIT: "`doctor` found something that stops a worker",
-    Exit.INTERRUPTED: "interrupted",
+    Exit.UNREACHABLE: "broker, storage or worker unreachable",
+    Exit.ENGINE: "the engine is unusable",
+    Exit.UNFIT: "`doctor` found a problem that stops a worker",
+    Exit.INTERRUPTED: "stopped with Ctrl-C",
 }
 
 
 def listed() -> str:
-    """Return all codes with their meanings, in one line."""
+    """Return all codes and meanings in one line."""
     return "Exit codes: " + " · ".join(f"{code:d} {meaning}" for code, meaning in MEANINGS.items()) + "."

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logs: readable on a terminal, JSON otherwise, to stderr. stdout belongs to what a command prints."""
+"""Log setup: structlog and ``logging`` to stderr, readable on a terminal, JSON otherwise. stdout is for results."""
 
+import inspect
 import logging
 import sys
 from typing import Literal
@@ -12,7 +13,7 @@ _LEVELS = logging.getLevelNamesMapping()
 
 
 def set_up_logs(level: str, style: Literal["auto", "console", "json"]) -> bool:
-    """Configure structlog and the standard library's logging alike. Returns whether the log is JSON."""
+    """Configure structlog and the standard library's logging to the same format. Returns whether it is JSON."""
     as_json = style == "json" or (style == "auto" and not sys.stderr.isatty())
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -25,8 +26,8 @@ def set_up_logs(level: str, style: Literal["auto", "console", "json"]) -> bool:
         else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), timestamp_key="time")]
     )
     structlog.configure(
-        processors=[_threshold, *shared, *last],
-        # Every level: loggers keep what they are made of, and the lowest level may change.
+        processors=[_threshold, _add_module, *shared, *last],
+        # Filtered by _Threshold instead: loggers are cached, and the level may change at run time.
         wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
@@ -37,7 +38,7 @@ def set_up_logs(level: str, style: Literal["auto", "console", "json"]) -> bool:
 
 
 def set_log_level(level: str) -> None:
-    """Log nothing below ``level`` from now on; libraries only from warnings on, unless it is ``debug``."""
+    """Set the minimum level; libraries log warnings and errors only, unless it is ``debug``."""
     _threshold.level = _LEVELS[level.upper()]
     logging.getLogger().setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
     for noisy in ("botocore", "urllib3", "s3transfer", "boto3", "asyncio"):
@@ -45,7 +46,7 @@ def set_log_level(level: str) -> None:
 
 
 class _Threshold:
-    """Drops lines below a level."""
+    """Drops events below a level."""
 
     level = logging.INFO
 
@@ -58,8 +59,19 @@ class _Threshold:
 _threshold = _Threshold()
 
 
+def _add_module(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Add the dotted name of the module that logs, as ``logger``: the key that libraries' lines have for theirs."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_globals["__name__"].startswith((__name__, "structlog")):
+        frame = frame.f_back
+    if frame is not None:
+        spec = frame.f_globals.get("__spec__")  # knows the name of a module that was started with ``python -m``
+        event["logger"] = spec.name if spec else frame.f_globals["__name__"]
+    return event
+
+
 def _adopt_standard_logging(shared: list[Processor], last: list[Processor]) -> None:
-    """Libraries log through ``logging``; give their lines the same form."""
+    """Route the standard library's ``logging``, which libraries use, through the same processors."""
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
@@ -68,5 +80,5 @@ def _adopt_standard_logging(shared: list[Processor], last: list[Processor]) -> N
     handler.setFormatter(formatter)
     logging.basicConfig(handlers=[handler], force=True)
     for repeated in ("aiormq", "aio_pika"):
-        # Whatever goes wrong there becomes an error of ours, which is logged once, with what it means.
+        # Their errors become ours, which are logged once, with what they mean.
         logging.getLogger(repeated).setLevel(logging.CRITICAL)

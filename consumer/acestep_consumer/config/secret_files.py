@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Secrets from files: ``NAME_FILE`` names a file that holds the value of ``NAME``.
+"""Secrets from files: ``NAME_FILE`` is the path of a file that contains the value of ``NAME``.
 
-Orchestrators hand secrets out as files: an environment is inherited by every child process, and shows in listings.
+Docker and Kubernetes mount secrets as files, because environment variables are inherited by every child process and
+visible in process listings.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,14 +15,14 @@ _MAX_BYTES: Final = 1 << 16
 
 
 class SecretFileError(Exception):
-    """One variable cannot be followed; the text names it and says why, and holds nothing of the file."""
+    """A secret file is unusable; the message names variable, path and reason, never the file's content."""
 
 
 def layered(layers: Iterable[Mapping[str, str]], secrets: Iterable[str]) -> dict[str, str]:
-    """Join layers of variables, later ones over earlier ones; a later ``NAME`` puts an earlier ``NAME_FILE`` aside.
+    """Merge layers of variables, later ones over earlier ones; a later ``NAME`` overrides an earlier ``NAME_FILE``.
 
     Raises:
-        SecretFileError: one layer sets both.
+        SecretFileError: a layer sets both.
     """
     joined: dict[str, str] = {}
     for layer in layers:
@@ -37,24 +38,24 @@ def layered(layers: Iterable[Mapping[str, str]], secrets: Iterable[str]) -> dict
 
 
 def read_all(values: Mapping[str, str], secrets: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield each secret whose file is named in ``values``, with what the file holds. Raises ``SecretFileError``."""
+    """Yield (name, content) of each secret that ``values`` gives as a file. Raises ``SecretFileError``."""
     for name in secrets:
         if (file := values.get(name + SUFFIX)) is not None:
             yield name, _read(name + SUFFIX, Path(file.strip()).expanduser())
 
 
 def _read(variable: str, path: Path) -> str:
-    """Return the file's text without the line end that editors and ``echo`` add."""
+    """Return the file's text without the trailing newline that editors and ``echo`` add."""
     try:
         with path.open("rb") as file:
-            held = file.read(_MAX_BYTES + 1)
-        text = held.decode().rstrip("\r\n")
+            content = file.read(_MAX_BYTES + 1)
+        text = content.decode().rstrip("\r\n")
     except OSError as error:
         raise SecretFileError(f"{variable}: {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError:
-        raise SecretFileError(f"{variable}: {path} holds no text") from None  # the error itself quotes the bytes
+        raise SecretFileError(f"{variable}: {path} is not UTF-8 text") from None  # the error itself quotes the bytes
     if not text.strip():
         raise SecretFileError(f"{variable}: {path} is empty")
-    if len(held) > _MAX_BYTES:
+    if len(content) > _MAX_BYTES:
         raise SecretFileError(f"{variable}: {path} is larger than {_MAX_BYTES:,} bytes: is it the right file?")
     return text

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an operator sets: environment variables and ``.env``, read once, checked at once, passed down frozen.
+"""Settings: environment variables and ``.env``, read and validated once, passed on as frozen sections.
 
-A variable that starts with ``ACESTEP_`` and is not listed here stops the start: a typo must not become a default.
+An unknown variable that starts with ``ACESTEP_`` is an error: a typo must not silently become a default. pydantic
+validates; pydantic-settings is not used, since secret files, layers and unknown variables would all be custom sources.
 """
 
 import difflib
@@ -12,8 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 
-from dotenv import dotenv_values
-from dotenv.parser import parse_stream
 from pydantic import (
     AfterValidator,
     AliasChoices,
@@ -34,16 +33,16 @@ _URL = TypeAdapter(AmqpDsn)
 
 
 class SettingsError(Exception):
-    """The environment cannot be used; the text lists every problem, a line each."""
+    """Settings are invalid; the message has one line per problem."""
 
 
 def _split(value: object) -> object:
-    """Read comma-separated text as a tuple; blanks are dropped."""
+    """Parse comma-separated text into a tuple without blanks."""
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
 def _networks(value: object) -> object:
-    """Read comma-separated CIDR blocks; a single address is a block of one."""
+    """Parse comma-separated CIDR blocks; a single address is a block of one."""
     parts = _split(value)
     return tuple(map(_network, parts)) if isinstance(parts, tuple) else parts
 
@@ -56,7 +55,7 @@ def _network(part: object) -> object:
 
 
 def _auto(value: object) -> object:
-    """Read ``auto`` as None: decided from the card, or while it works."""
+    """Parse ``auto`` as None: decided from the GPU, or at run time."""
     return None if isinstance(value, str) and value.strip().lower() == "auto" else value
 
 
@@ -73,7 +72,7 @@ def _amqp_urls(value: SecretStr | str) -> tuple[SecretStr, ...]:
         for url in urls:
             _URL.validate_python(url)
     except ValidationError as error:
-        # The text of pydantic's own error would repeat the URL, and with it the password.
+        # pydantic's own message would contain the URL, and with it the password.
         raise ValueError(
             "must look like amqp://user:password@host:5672/vhost; for a cluster, one such URL a node, comma-separated"
         ) from error
@@ -100,46 +99,55 @@ Path_ = Annotated[Path, AfterValidator(Path.expanduser)]
 
 
 def variable(name: str, default: Any, about: str, **bounds: Any) -> Any:
-    """Declare a setting: its environment variable, its default, and the line that the README prints."""
+    """Declare a setting: environment variable, default, and the description for the docs and ``run --help``."""
     return Field(default, validation_alias=AliasChoices(name), description=about, **bounds)
 
 
 class Section(BaseModel):
-    """A frozen group of settings, each filled from the environment variable that is its alias."""
+    """A frozen group of settings; each field's alias is its environment variable."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True, populate_by_name=True)
 
 
 class BrokerSettings(Section):
-    """RabbitMQ: where it is, and how much it may hold."""
+    """Broker: RabbitMQ's address, the queue limit, prefetch."""
 
     urls: AmqpUrls = variable(
         "ACESTEP_AMQP_URL",
         SecretStr("amqp://guest:guest@127.0.0.1:5672/"),
-        "broker, `amqp://` or `amqps://`; a cluster's nodes comma-separated, tried in turn",
+        "RabbitMQ URL, `amqp://` or `amqps://`; for a cluster, its nodes' URLs, comma-separated",
         validate_default=True,
     )
     queue_type: Literal["classic", "quorum"] = variable(
-        "ACESTEP_QUEUE_TYPE", "classic", "`classic`: exact limit, priorities; `quorum`: replicated"
+        "ACESTEP_QUEUE_TYPE", "classic", "`classic`: exact limit and priorities; `quorum`: replicated"
     )
-    queue_maxsize: int = variable("ACESTEP_QUEUE_MAXSIZE", 200, "messages that may wait; the next one is refused", ge=1)
+    queue_maxsize: int = variable(
+        "ACESTEP_QUEUE_MAXSIZE", 200, "most requests that may wait; further ones are rejected", ge=1
+    )
     management_url: Annotated[SecretStr | None, AfterValidator(_http_url)] = variable(
-        "ACESTEP_MANAGEMENT_URL", None, "RabbitMQ's management API: a changed limit then holds from the next start"
+        "ACESTEP_MANAGEMENT_URL",
+        None,
+        "RabbitMQ management API; with it, a changed queue limit takes effect at the next start",
     )
     consumer_timeout_s: float | None = variable(
-        "ACESTEP_AMQP_CONSUMER_TIMEOUT_S", None, "RabbitMQ's `consumer_timeout` in seconds, where changed; 0: off", ge=0
+        "ACESTEP_AMQP_CONSUMER_TIMEOUT_S",
+        None,
+        "the broker's `consumer_timeout` in seconds, if changed from its default; 0: off",
+        ge=0,
     )
     queue_workers: Workers = variable(
-        "ACESTEP_QUEUE_WORKERS", 1, "jobs in this worker's hands (= prefetch); `auto`: as many as make it faster"
+        "ACESTEP_QUEUE_WORKERS", 1, "concurrent jobs per worker (prefetch); `auto`: tuned at run time"
     )
-    queue_workers_max: int = variable("ACESTEP_QUEUE_WORKERS_MAX", 64, "most workers that `auto` tries", ge=1, le=1024)
+    queue_workers_max: int = variable(
+        "ACESTEP_QUEUE_WORKERS_MAX", 64, "upper limit for `ACESTEP_QUEUE_WORKERS=auto`", ge=1, le=1024
+    )
     max_message_bytes: int = variable(
-        "ACESTEP_MAX_MESSAGE_BYTES", 1 << 20, "largest request body read, bytes", ge=1024, le=128 << 20
+        "ACESTEP_MAX_MESSAGE_BYTES", 1 << 20, "largest accepted request body, bytes", ge=1024, le=128 << 20
     )
 
     @property
     def url(self) -> SecretStr:
-        """The first node's URL: virtual host and login are the same on all."""
+        """The first node's URL; virtual host and login are the same on all nodes."""
         return self.urls[0]
 
     @property
@@ -150,82 +158,100 @@ class BrokerSettings(Section):
     route_by_tier: bool = variable(
         "ACESTEP_ROUTE_BY_TIER",
         False,  # noqa: FBT003 - a default
-        "what exceeds this card's limits goes on to a worker with a larger card, if there is one",
+        "forward requests over this GPU's limits to a worker with a larger GPU, if there is one",
     )
 
     @property
     def workers_at_start(self) -> int:
-        """The prefetch of the first consumer; with ``auto`` 2: one job renders while the next is fetched or stored."""
+        """The initial prefetch; 2 with ``auto``: one job renders while the next is fetched or uploaded."""
         return self.queue_workers or min(2, self.queue_workers_max)
 
 
 class StorageSettings(Section):
-    """S3: where results go."""
+    """Storage (S3): where results are stored."""
 
     endpoint: str | None = variable("ACESTEP_S3_ENDPOINT", None, "S3 endpoint URL; unset: AWS")
     bucket: str = variable("ACESTEP_S3_BUCKET", "acestep", "bucket for results", min_length=3, max_length=63)
     prefix: str = variable("ACESTEP_S3_PREFIX", "jobs", "key prefix: `<prefix>/<task_id>/…`", max_length=256)
     presign_s: int = variable(
-        "ACESTEP_S3_PRESIGN_SECONDS", 0, "lifetime of presigned URLs in events, seconds; 0: none", ge=0, le=604_800
+        "ACESTEP_S3_PRESIGN_SECONDS", 0, "lifetime of presigned URLs in events, seconds; 0: no URLs", ge=0, le=604_800
     )
 
 
 class InputSettings(Section):
-    """Audio inputs: which places a message may name, and how much it may bring."""
+    """Audio inputs: allowed sources and size limits."""
 
-    buckets: List = variable("ACESTEP_INPUT_BUCKETS", (), "more buckets that `s3://` inputs may name, comma-separated")
-    hosts: List = variable("ACESTEP_INPUT_HOSTS", (), "hosts that `https://` inputs may name, comma-separated")
+    buckets: List = variable(
+        "ACESTEP_INPUT_BUCKETS", (), "additional buckets allowed for `s3://` inputs, comma-separated"
+    )
+    hosts: List = variable("ACESTEP_INPUT_HOSTS", (), "hosts allowed for `https://` inputs, comma-separated")
     networks: Networks = variable(
-        "ACESTEP_INPUT_NETWORKS", (), "private networks that these hosts may be in, such as `10.20.0.0/16`; none else"
+        "ACESTEP_INPUT_NETWORKS",
+        (),
+        "private networks allowed for these hosts, such as `10.20.0.0/16`; none by default",
     )
     max_bytes: int = variable("ACESTEP_INPUT_MAX_BYTES", 256 << 20, "largest audio input, bytes", ge=1)
     lora_max_bytes: int = variable("ACESTEP_LORA_MAX_BYTES", 1 << 30, "largest LoRA file, bytes", ge=1)
     max_seconds: int = variable("ACESTEP_INPUT_MAX_SECONDS", 600, "longest audio input, seconds", ge=1, le=600)
-    timeout_s: float = variable("ACESTEP_INPUT_TIMEOUT_S", 60, "time to fetch one input, seconds", gt=0)
+    timeout_s: float = variable("ACESTEP_INPUT_TIMEOUT_S", 60, "timeout for fetching one input, seconds", gt=0)
 
 
 class EngineSettings(Section):
-    """The renderer and planner processes: models, device, memory."""
+    """Engine: models, device and memory of the renderer and planner processes."""
 
-    config_path: str = variable("ACESTEP_CONFIG_PATH", "acestep-v15-turbo", "primary DiT model: name, folder or hub id")
+    config_path: str = variable(
+        "ACESTEP_CONFIG_PATH", "acestep-v15-turbo", "primary DiT model: name, folder or Hugging Face id"
+    )
     config_path2: str | None = variable("ACESTEP_CONFIG_PATH2", None, "second DiT model")
     config_path3: str | None = variable("ACESTEP_CONFIG_PATH3", None, "third DiT model")
-    checkpoint_dir: Path_ | None = variable("ACESTEP_CHECKPOINT_DIR", None, "folder that holds checkpoints by name")
-    device: str = variable("ACESTEP_DEVICE", "auto", "`auto`, `cuda`, `cuda:1`, `xpu`, `mps`, `cpu`")
-    lanes: int = variable("ACESTEP_API_WORKERS", 1, "no effect here: jobs share one batch, not threads", ge=1, le=64)
+    checkpoint_dir: Path_ | None = variable("ACESTEP_CHECKPOINT_DIR", None, "folder with one subfolder per model")
+    device: str = variable("ACESTEP_DEVICE", "auto", "renderer device: `auto`, `cuda`, `cuda:1`, `xpu`, `mps`, `cpu`")
+    lanes: int = variable(
+        "ACESTEP_API_WORKERS", 1, "accepted for compatibility, no effect: jobs share one batch", ge=1, le=64
+    )
     pack_tokens: int = variable(
-        "ACESTEP_PACK_TOKENS", 8192, "largest pack, tokens (12.5 are a second of song); more gains nothing", ge=512
+        "ACESTEP_PACK_TOKENS", 8192, "most tokens per batch (12.5 per second of audio); more gains nothing", ge=512
     )
     pack_wait_ms: float = variable(
-        "ACESTEP_PACK_WAIT_MS", 5, "how long an idle renderer waits for a job's company, ms", ge=0, le=1000
+        "ACESTEP_PACK_WAIT_MS", 5, "how long an idle renderer waits for more jobs to batch, ms", ge=0, le=1000
     )
-    compile: AutoBool = variable("ACESTEP_COMPILE", None, "compile DiT and VAE; `auto`: on CUDA")
+    compile: AutoBool = variable("ACESTEP_COMPILE", None, "compile DiT and VAE with torch.compile; `auto`: on CUDA")
     compile_cache: Path_ | None = variable(
-        "ACESTEP_COMPILE_CACHE", None, "folder of compiled kernels; unset: in the user's cache folder"
+        "ACESTEP_COMPILE_CACHE", None, "folder for compiled kernels; unset: in the user's cache folder"
     )
-    max_vram_gb: float | None = variable("MAX_CUDA_VRAM", None, "pretend that the card has this many GB", gt=0)
-    offload: AutoBool = variable("ACESTEP_OFFLOAD_TO_CPU", None, "keep idle models in RAM; `auto`: below 15.5 GB")
-    offload_dit: AutoBool = variable("ACESTEP_OFFLOAD_DIT_TO_CPU", None, "the DiT too; `auto`: as the models")
+    max_vram_gb: float | None = variable("MAX_CUDA_VRAM", None, "treat the GPU as having this much memory, GB", gt=0)
+    offload: AutoBool = variable(
+        "ACESTEP_OFFLOAD_TO_CPU", None, "keep idle models in RAM; `auto`: on GPUs below 15.5 GB"
+    )
+    offload_dit: AutoBool = variable(
+        "ACESTEP_OFFLOAD_DIT_TO_CPU", None, "offload the DiT as well; `auto`: like `ACESTEP_OFFLOAD_TO_CPU`"
+    )
     init_llm: AutoBool = variable(
-        "ACESTEP_INIT_LLM", None, "load the 5Hz LM: `auto` (as the tier says), `true`, `false`"
+        "ACESTEP_INIT_LLM", None, "load the 5Hz LM: `true`, `false`, or `auto` (the tier's default)"
     )
     lm_model_path: str | None = variable(
-        "ACESTEP_LM_MODEL_PATH", None, "5Hz LM; unset: the tier's largest that leaves the renderer room"
+        "ACESTEP_LM_MODEL_PATH", None, "5Hz LM; unset: the largest of the tier that leaves room for the renderer"
     )
     lm_backend: Literal["vllm", "pt"] | None = variable(
-        "ACESTEP_LM_BACKEND", None, "`vllm` or `pt` (transformers); unset: `vllm` where it works, else `pt`"
+        "ACESTEP_LM_BACKEND", None, "`vllm` or `pt` (transformers); unset: `vllm` if it works here, else `pt`"
     )
     lm_device: str = variable("ACESTEP_LM_DEVICE", "auto", "device of the 5Hz LM")
-    lm_offload: AutoBool = variable("ACESTEP_LM_OFFLOAD_TO_CPU", None, "keep the idle LM in RAM")
+    lm_offload: AutoBool = variable("ACESTEP_LM_OFFLOAD_TO_CPU", None, "keep the LM in RAM while it is idle")
     hang_s: float = variable(
-        "ACESTEP_ENGINE_HANG_S", 300, "an engine process that makes no progress for so many seconds is replaced", gt=0
+        "ACESTEP_ENGINE_HANG_S", 300, "replace an engine process that makes no progress for this many seconds", gt=0
     )
     ram_gb: float | None = variable(
-        "ACESTEP_ENGINE_RAM_GB", None, "an engine process that holds more RAM, GB, is replaced; unset: 90% of all", gt=0
+        "ACESTEP_ENGINE_RAM_GB",
+        None,
+        "replace an engine process that uses more RAM than this, GB; unset: 90% of the total",
+        gt=0,
     )
-    scratch_dir: Path_ | None = variable("ACESTEP_SCRATCH_DIR", None, "folder for work files; unset: the system's")
+    scratch_dir: Path_ | None = variable("ACESTEP_SCRATCH_DIR", None, "folder for temporary files; unset: the system's")
     scratch_min_gb: float = variable(
-        "ACESTEP_SCRATCH_MIN_GB", 1, "GB free there, or a quarter of a small disk: with less, no job is taken", ge=0
+        "ACESTEP_SCRATCH_MIN_GB",
+        1,
+        "minimum free GB there (a quarter of the disk if smaller); below it no jobs are taken",
+        ge=0,
     )
 
     @property
@@ -235,21 +261,26 @@ class EngineSettings(Section):
 
 
 class WorkerSettings(Section):
-    """The worker as a whole."""
+    """Worker: identity, limits of jobs, health port, log."""
 
     worker_id: str | None = variable(
-        "ACESTEP_WORKER_ID", None, "name in events; unset: host name and a number", pattern=r"^[A-Za-z0-9_-]{1,128}$"
+        "ACESTEP_WORKER_ID",
+        None,
+        "worker name in events and logs; unset: host name and process id",
+        pattern=r"^[A-Za-z0-9_-]{1,128}$",
     )
-    tier_table: Path_ | None = variable("ACESTEP_TIER_TABLE", None, "TOML file in place of the built-in tier table")
-    max_attempts: int = variable("ACESTEP_MAX_ATTEMPTS", 3, "tries of a job whose engine process dies", ge=1, le=20)
+    tier_table: Path_ | None = variable("ACESTEP_TIER_TABLE", None, "TOML file that replaces the built-in tier table")
+    max_attempts: int = variable("ACESTEP_MAX_ATTEMPTS", 3, "attempts at a job whose engine process dies", ge=1, le=20)
     execution_timeout_s: float | None = variable(
         "ACESTEP_EXECUTION_TIMEOUT_S", None, "longest run of one job, seconds; unset: no limit", gt=0
     )
-    http_port: int = variable("ACESTEP_HTTP_PORT", 8080, "health and metrics; 0: a free port", ge=0, le=65535)
-    http_host: str = variable("ACESTEP_HTTP_HOST", "127.0.0.1", "address that health and metrics listen on")
-    log_level: Literal["debug", "info", "warning", "error"] = variable("ACESTEP_LOG_LEVEL", "info", "lowest level")
+    http_port: int = variable(
+        "ACESTEP_HTTP_PORT", 8080, "port for health checks and metrics; 0: any free port", ge=0, le=65535
+    )
+    http_host: str = variable("ACESTEP_HTTP_HOST", "127.0.0.1", "address for health checks and metrics")
+    log_level: Literal["debug", "info", "warning", "error"] = variable("ACESTEP_LOG_LEVEL", "info", "minimum log level")
     log_format: Literal["auto", "console", "json"] = variable(
-        "ACESTEP_LOG_FORMAT", "auto", "`auto`: JSON unless a terminal"
+        "ACESTEP_LOG_FORMAT", "auto", "`console`, `json`, or `auto`: JSON unless stderr is a terminal"
     )
 
 
@@ -263,11 +294,11 @@ SECTIONS: dict[str, type[Section]] = {
 
 
 SECRETS = ("ACESTEP_AMQP_URL", "ACESTEP_MANAGEMENT_URL")
-"""Variables with passwords in them: each may be given as a file instead."""
+"""Variables that contain passwords; each can be given as ``NAME_FILE`` instead."""
 
 
 class Settings(BaseModel):
-    """All sections. Built by ``load``; the repr masks secrets."""
+    """All settings, by section. Built by ``load``; its repr masks secrets."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -279,18 +310,28 @@ class Settings(BaseModel):
 
 
 def known_variables() -> frozenset[str]:
-    """Return the names of all environment variables that are read."""
+    """Return the names of all known environment variables."""
     return frozenset(name for name, _, _ in describe())
 
 
 def describe() -> Iterator[tuple[str, str, str]]:
-    """Yield (variable, default, description) in the order of the README's table."""
+    """Yield (variable, default, description) of all settings, section by section."""
+    for _, rows in describe_sections():
+        yield from rows
+
+
+def describe_sections() -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
+    """Yield each section's title and its rows of (variable, default, description)."""
     for section in SECTIONS.values():
-        for field in section.model_fields.values():
-            name = variable_of(field)
-            yield name, _shown(field.default), field.description or ""
-            if name in SECRETS:
-                yield name + SUFFIX, _shown(None), f"a file that holds `{name}`, to be set in its place"
+        yield (section.__doc__ or "").partition(":")[0], list(_describe_section(section))
+
+
+def _describe_section(section: type[Section]) -> Iterator[tuple[str, str, str]]:
+    for field in section.model_fields.values():
+        name = variable_of(field)
+        yield name, _shown(field.default), field.description or ""
+        if name in SECRETS:
+            yield name + SUFFIX, _shown(None), f"file that contains `{name}`"
 
 
 def load(
@@ -298,10 +339,10 @@ def load(
     env_file: Path | None = Path(".env"),
     overrides: Mapping[str, str] | None = None,
 ) -> Settings:
-    """Read the settings: ``overrides`` (the command line) over ``environ`` over ``env_file`` over defaults.
+    """Load the settings. Precedence: ``overrides`` (command line), ``environ``, ``env_file``, defaults.
 
     Raises:
-        SettingsError: a name is unknown or a value is malformed; every problem is listed.
+        SettingsError: a variable is unknown or a value is invalid; the message lists every problem.
     """
     layers = (_read_env_file(env_file), os.environ if environ is None else environ, overrides or {})
     values, problems = _read_layers(layers)
@@ -317,7 +358,7 @@ def load(
 
 
 def _read_layers(layers: Iterable[Mapping[str, str]]) -> tuple[dict[str, str], list[str]]:
-    """Return all variables, the last layer on top, secrets read from their files; and what is wrong with them."""
+    """Merge the layers, later ones over earlier ones, and read secret files. Returns the variables and all problems."""
     set_ = [{name: value for name, value in layer.items() if value.strip()} for layer in layers]
     try:
         values = layered(set_, SECRETS)
@@ -335,10 +376,14 @@ def _pick(section: type[Section], values: Mapping[str, str]) -> dict[str, str]:
 def _read_env_file(path: Path | None) -> dict[str, str]:
     if path is None or not path.is_file():
         return {}
+    # Here and not above: a program that imports the client alone has no need of python-dotenv.
+    from dotenv import dotenv_values  # noqa: PLC0415 - as said
+    from dotenv.parser import parse_stream  # noqa: PLC0415 - as said
+
     with path.open(encoding="utf-8") as lines:
         wrong = [binding.original.line for binding in parse_stream(lines) if binding.error]
     if wrong:
-        # The library would leave such a line out, and a default take the place of what it was to set.
+        # python-dotenv skips such a line, and the setting would silently keep its default.
         raise SettingsError(f"{path}, line {wrong[0]}: not of the form NAME=value")
     return {name: value for name, value in dotenv_values(path).items() if value is not None}
 

@@ -22,6 +22,7 @@
     │   ├── EngineCrashed       tried again first, up to the attempt limit
     │   ├── WorkerLost          likewise
     │   └── StorageUnavailable  waited for
+    │       ├── StorageRefused      waited for as well: somebody may correct the keys
     │       └── ManifestUnreadable  not waited for: it stays as it is
     ├── Cancelled               cancelled, acked
     ├── Expired                 expired, dead-lettered: nobody wants it any more
@@ -210,6 +211,20 @@ class StorageUnavailable(Failed):
 
     code = ErrorCode.STORAGE_UNAVAILABLE
     retryable = True
+
+
+class StorageRefused(StorageUnavailable):
+    """The storage answered, and another try would get the same answer.
+
+    Attributes:
+        reason: the storage's own code for it, or the HTTP status.
+        missing: whether the answer means that there is no such object.
+    """
+
+    def __init__(self, address: object, reason: str, *, hint: str | None = None, missing: bool = False) -> None:
+        super().__init__(f"{address}: {reason}" + (f" ({hint})" if hint else ""))
+        self.reason = reason
+        self.missing = missing
 
 
 class ManifestUnreadable(StorageUnavailable):

@@ -2,19 +2,11 @@
 """The chain that a message becomes: Request -> Job -> Plan -> Track -> StoredObject. All frozen."""
 
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
+from acestep_consumer.domain.tasks import Variant
 from acestep_schemas.events import Adjustment, LmChoice, Metas, ModelChoice, PolicyReport
 from acestep_schemas.request import GenerationRequest
-
-
-class Variant(StrEnum):
-    """The families of ACE-Step 1.5 DiT weights; they differ in guidance and in the tasks they were trained for."""
-
-    TURBO = "turbo"
-    SFT = "sft"
-    BASE = "base"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a job ended: the terminal event, and what becomes of its delivery. Pure."""
+"""Terminal record of a task, its event, and the settlement of its delivery. Pure."""
 
 import re
 from dataclasses import dataclass
@@ -24,9 +24,12 @@ Ending = Completed | Unfinished
 
 @dataclass(frozen=True, slots=True)
 class TerminalRecord:
-    """The record of it. ``message`` is the fingerprint of the message that it answers; None: not known.
+    """How a task ended, as it is written to storage.
 
-    ``traceparent`` is the trace that the work belonged to: an event that is told again belongs to it as well.
+    Attributes:
+        ending: data of the terminal event.
+        message: fingerprint of the message that ended so; None: not known.
+        traceparent: the trace that the job belonged to; a repeated event carries it again.
     """
 
     ending: Ending
@@ -34,11 +37,11 @@ class TerminalRecord:
     traceparent: str | None = None
 
     def answers(self, message: str, *, same: bool) -> bool:
-        """Whether this is how ``message`` ended.
+        """Whether this is the end of ``message``.
 
-        Songs answer every message that asks for their task. An end without songs answers the one message that came to
-        it: whoever sends a failed task anew wants another try. ``same`` says that an equal fingerprint can only be
-        that one message come again.
+        A completed task answers every message with its id. A task that ended without songs answers only the message
+        that ended so: a producer that publishes a failed task again wants another try. ``same`` says that an equal
+        fingerprint can only be a redelivery of that message.
         """
         return isinstance(self.ending, Completed) or (same and self.message == message)
 
@@ -48,7 +51,7 @@ _CODE = re.compile(r"<\|audio_code_(\d+)\|>")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What becomes of a message: ``event`` is None when nothing may be said; ``error`` says why it is a dead letter."""
+    """Event to publish (None: none) and settlement of the delivery; ``error`` is the reason of a dead letter."""
 
     event: TerminalEvent | None
     verdict: Verdict
@@ -57,7 +60,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """Who worked on the message, on which attempt, and when it ended."""
+    """Worker, attempt number and time of an ending."""
 
     worker_id: str
     attempt: int
@@ -65,17 +68,17 @@ class RunInfo:
 
 
 def manifest(  # noqa: PLR0913, PLR0917 - it gathers what every stage returned, once
-    job: Job, plan: Plan, rendering: Rendering, objects: tuple[StoredObject, ...], timings: Timings, scene: RunInfo
+    job: Job, plan: Plan, rendering: Rendering, objects: tuple[StoredObject, ...], timings: Timings, info: RunInfo
 ) -> Completed:
-    """Write down a finished job: what was asked, what was done, and where the songs are."""
+    """Build the manifest of a completed job."""
     request = job.request.model_copy(update={"audio_duration": plan.metas.duration or job.request.audio_duration})
     sung_s = rendering.tracks[0].duration_s if rendering.tracks else plan.metas.duration
     policy = job.policy.model_copy(update={"adjustments": (*job.policy.adjustments, *rendering.adjustments)})
     return Completed(
         task_id=job.task_id,
-        attempt=scene.attempt,
-        worker_id=scene.worker_id,
-        finished_at=scene.now,
+        attempt=info.attempt,
+        worker_id=info.worker_id,
+        finished_at=info.now,
         model=job.model,
         lm=job.lm,
         policy=policy,
@@ -88,24 +91,24 @@ def manifest(  # noqa: PLR0913, PLR0917 - it gathers what every stage returned, 
     )
 
 
-def unfinished(error: ConsumerError, job: Job | None, task_id: str, scene: RunInfo) -> Unfinished:
-    """Write down why a task ended without songs."""
-    attempt = error.tries if isinstance(error, WorkerLost) else scene.attempt
+def unfinished(error: ConsumerError, job: Job | None, task_id: str, info: RunInfo) -> Unfinished:
+    """Build the data of a terminal event without songs."""
+    attempt = error.tries if isinstance(error, WorkerLost) else info.attempt
     return Unfinished(
         task_id=task_id,
         status=error.status or "failed",
         attempt=attempt,
-        worker_id=scene.worker_id,
-        finished_at=scene.now,
+        worker_id=info.worker_id,
+        finished_at=info.now,
         error=_report(error, attempt),
         policy=job.policy if job else None,
         warnings=job.warnings if job else (),
     )
 
 
-def told(kept: TerminalRecord) -> Outcome:
-    """Turn an end into its event. The same end gives the same event, whoever publishes it."""
-    ending, trace = kept.ending, {"traceparent": kept.traceparent}
+def outcome_of(record: TerminalRecord) -> Outcome:
+    """Return the event of a terminal record: the same record gives the same event, whoever publishes it."""
+    ending, trace = record.ending, {"traceparent": record.traceparent}
     if isinstance(ending, Completed):
         return Outcome(JobCompleted.of(ending).model_copy(update=trace), Verdict.ACK)
     verdict = Verdict.ACK if ending.status == "cancelled" else Verdict.DEAD_LETTER
@@ -113,13 +116,13 @@ def told(kept: TerminalRecord) -> Outcome:
     return Outcome(event, verdict, PreviousOutcome(ending.error.code, ending.error.message, ending.error.attempts))
 
 
-def untold(error: ConsumerError) -> Outcome:
-    """Make the outcome of which nobody hears: the message goes back, or nobody could tell whose it is."""
+def silent_outcome(error: ConsumerError) -> Outcome:
+    """Return the outcome without an event: the message is requeued, was forwarded, or has no readable id."""
     return Outcome(None, error.verdict, error)
 
 
-def known(error: object) -> ConsumerError:
-    """Return the error itself if it is one of ours; anything else is a bug, and its text stays in the log."""
+def as_consumer_error(error: object) -> ConsumerError:
+    """Return a ``ConsumerError`` unchanged. Anything else is a bug: its text stays in the log."""
     if isinstance(error, ConsumerError):
         return error
     return ConsumerError(f"internal error ({type(error).__name__}); the worker's log has the details")

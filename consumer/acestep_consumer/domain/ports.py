@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the story needs from the outside, as Protocols. Adapters implement them; unit tests use fakes of them."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Protocol
 
 from acestep_consumer.domain.errors import ConsumerError, Verdict
 from acestep_consumer.domain.job import Attempt, Job, Plan, Rendering, Request, Sources, StoredObject, TokenizedSource
+from acestep_consumer.domain.objects import ByteRange, ObjectAddress, ObjectContent, ObjectHead, SmallObject, Traffic
 from acestep_consumer.domain.outcome import TerminalRecord
 from acestep_schemas.events import JobEvent
 
@@ -89,8 +91,65 @@ class Events(Protocol):
         """Publish and wait for the broker's confirm. Raises ``Unpublished``."""
 
 
+class ObjectStream(Protocol):
+    """An object, or a part of it, while it is read. An interrupted read goes on where it stopped."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole object."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Yield the bytes, in chunks of at most a megabyte. Raises what the calls of ``Objects`` raise."""
+
+
+class Objects(Protocol):
+    """An object storage. Everything that reads or writes objects uses it; each adapter is a folder of ``storage``.
+
+    Failures that may pass are retried inside. Then each call raises ``StorageUnavailable``: out of reach for longer
+    than that, or its subclass ``StorageRefused``: it answered, and another try would get the same answer.
+    """
+
+    @property
+    def traffic(self) -> Traffic:
+        """Counts what all calls send and receive."""
+
+    async def get(self, address: ObjectAddress) -> SmallObject | None:
+        """Return a small object; None when there is none."""
+
+    def open(self, address: ObjectAddress, span: ByteRange | None = None) -> AbstractAsyncContextManager[ObjectStream]:
+        """Open an object for reading, or ``span`` of it. A missing object is ``StorageRefused`` with ``missing``."""
+
+    async def head(self, address: ObjectAddress) -> ObjectHead | None:
+        """Return what is known of an object; None when there is none."""
+
+    async def put(self, address: ObjectAddress, content: ObjectContent, *, only_new: bool = False) -> bool:
+        """Write an object, in place of one that is there unless ``only_new``.
+
+        Returns:
+            False when ``only_new`` and one is there. It may be our own, written by an attempt whose answer was lost.
+        """
+
+    async def delete(self, address: ObjectAddress) -> None:
+        """Delete an object; a missing one is no error."""
+
+    def list(self, prefix: ObjectAddress) -> AsyncIterator[ObjectAddress]:
+        """Yield the addresses of all objects whose key starts with that of ``prefix``, in the order of their keys."""
+
+    async def presign(self, address: ObjectAddress, lifetime_s: int) -> str:
+        """Return a URL that lets whoever has it read the object for ``lifetime_s`` seconds."""
+
+    async def has_bucket(self, bucket: str) -> bool:
+        """Whether the bucket exists and lets us in: the cheapest question that needs valid keys."""
+
+    async def make_bucket(self, bucket: str) -> None:
+        """Create a bucket; one that we own already is no error."""
+
+    async def check_conditions(self, address: ObjectAddress) -> None:
+        """Find out, at an existing object, whether ``only_new`` is atomic here; warn if not. May replace the object."""
+
+
 class Store(Protocol):
-    """S3-compatible storage of results."""
+    """Storage of results."""
 
     async def find(self, task_id: str) -> TerminalRecord | None:
         """Return how a task ended, if it did. Raises ``StorageUnavailable``."""
@@ -108,7 +167,7 @@ class Store(Protocol):
 class Routes(Protocol):
     """Knows who else could do a request."""
 
-    async def send_on(self, request: Request, delivery: Delivery) -> None:
+    async def forward(self, request: Request, delivery: Delivery) -> None:
         """Hand the message to another worker where that is better. Raises ``SentOn`` then.
 
         Raises ``Interrupted`` when nobody knows whether it got there.
@@ -155,5 +214,5 @@ class Renderer(Protocol):
     async def render(self, job: Job, plan: Plan, sources: Sources, folder: Path, report: Report) -> Rendering:
         """Return encoded tracks. Cancelling the call stops the work at the next step. Raises ``Failed`` errors."""
 
-    async def listen(self, job: Job, sources: Sources) -> TokenizedSource:
+    async def tokenize_audio(self, job: Job, sources: Sources) -> TokenizedSource:
         """Return the source audio as audio codes, for analysis. Raises ``Failed`` errors."""

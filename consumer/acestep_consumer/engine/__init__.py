@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine: child processes that plan and render, and the supervisor that keeps them alive."""
+"""The engine: the planner and renderer child processes, and their supervisors in the consumer process."""

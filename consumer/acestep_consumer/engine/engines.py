@@ -22,7 +22,7 @@ from acestep_consumer.policy.tiers import TierTable
 from acestep_schemas.events import LmChoice
 
 RAM_SHARE = 0.9
-"""Of what there is, unless set: one process that holds more is on its way to be killed by the system at any moment."""
+"""Share of all RAM that one engine process may hold, unless set: beyond that the kernel may kill it at any moment."""
 
 _GIB = 2**30
 
@@ -30,37 +30,37 @@ log = structlog.get_logger()
 
 
 class Engines:
-    """Starts what the settings and the card ask for, and says what this worker can do."""
+    """Starts the renderer, and the planner where the settings and the device allow one."""
 
     def __init__(self, settings: Settings, table: TierTable, *, log_json: bool) -> None:
         self._settings = settings
         self._table = table
         self._log_json = log_json
-        self._bounds = bounds_of(settings.engine)
+        self._watchdog_limits = watchdog_limits_of(settings.engine)
         self._renderer = RendererSupervisor(
-            self._configure(), max_attempts=settings.worker.max_attempts, bounds=self._bounds
+            self._configure(), max_attempts=settings.worker.max_attempts, limits=self._watchdog_limits
         )
         self._planner: PlannerSupervisor | None = None
         self._lm_plan: LmPlan | None = None
 
     async def start(self) -> None:
-        """Bring the renderer up, then the language model that its card has room for. Raises ``EngineUnusable``."""
+        """Start the renderer, then the language model that its device has memory for. Raises ``EngineUnusable``."""
         report = await self._renderer.start()
-        wanted = self._wish()
-        self._lm_plan = plan_lm(wanted, self._table.tier_of(report.vram_gb), report.vram_gb)
+        request = self._lm_request()
+        self._lm_plan = plan_lm(request, self._table.tier_of(report.vram_gb), report.vram_gb)
         if self._lm_plan is not None:
-            self._share_card(self._lm_plan, report)
+            self._share_memory(self._lm_plan, report)
             await self._start_planner(self._lm_plan, report)
 
     async def stop(self) -> None:
-        """End both."""
+        """Stop both."""
         if self._planner is not None:
             await self._planner.stop()
         await self._renderer.stop()
 
     async def wait_unusable(self) -> None:
-        """Wait until one of them gives up for good. Raises ``EngineUnusable`` then."""
-        waiting = [asyncio.create_task(engine.wait_unusable()) for engine in self._running()]
+        """Wait until one cannot be started any more. Raises ``EngineUnusable`` then."""
+        waiting = [asyncio.create_task(engine.wait_unusable()) for engine in self._supervisors()]
         try:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             for task in waiting:
@@ -74,37 +74,37 @@ class Engines:
 
     @property
     def ready(self) -> bool:
-        """Whether orders are welcome."""
-        return all(engine.ready for engine in self._running())
+        """Whether jobs are accepted."""
+        return all(engine.ready for engine in self._supervisors())
 
     @property
     def states(self) -> Mapping[str, EngineState]:
-        """Of each engine, by name, whether it takes orders and how often its process was replaced."""
-        return {engine.name: engine.state for engine in self._running()}
+        """State of each engine process, by name."""
+        return {engine.name: engine.state for engine in self._supervisors()}
 
     @property
     def renderer(self) -> Renderer:
-        """Makes the songs."""
+        """The port that renders songs."""
         return self._renderer
 
     @property
     def planner(self) -> Planner:
-        """Fills in what requests leave open."""
+        """The port that plans songs."""
         return LmPlanner(self._planner, self._renderer) if self._planner else DirectPlanner()
 
     @property
     def report(self) -> RendererReport:
-        """What the renderer found. Only after ``start``."""
+        """The renderer's device, models and formats. Only after ``start``."""
         assert self._renderer.report is not None  # noqa: S101 - the docstring's condition
         return self._renderer.report
 
     @property
     def renderer_usage(self) -> DeviceUsage:
-        """How the renderer's device is used, over all its processes."""
+        """Usage of the renderer's device, over all its processes."""
         return self._renderer.usage
 
     def limits(self) -> Limits:
-        """What may be asked of this worker now. Only after ``start``."""
+        """Return the limits of requests to this worker now. Only after ``start``."""
         report = self.report
         return Limits(
             tier=self._table.tier_of(report.vram_gb),
@@ -112,26 +112,26 @@ class Engines:
             vram_gb=report.vram_gb,
             models=report.models,
             formats=frozenset(report.formats),
-            lm=self._lm(),
+            lm=self._lm_choice(),
         )
 
     def warnings(self) -> Iterator[str]:
-        """What the operator should know about this start."""
+        """Yield notes for the operator on this start."""
         yield from self.report.warnings
         if self._lm_plan is not None:
             yield from self._lm_plan.warnings
         if self._planner is not None and self._planner.report is not None:
             yield from self._planner.report.warnings
 
-    def _share_card(self, plan: LmPlan, report: RendererReport) -> None:
-        """Agree on who may use how much, where both are on one card."""
+    def _share_memory(self, plan: LmPlan, report: RendererReport) -> None:
+        """Set the renderer's memory share where both engines are on one device."""
         if report.vram_gb and self._settings.engine.lm_device in ("auto", report.device):
-            self._renderer.allot(renderer_share(plan, report.vram_gb))
+            self._renderer.set_memory_share(renderer_share(plan, report.vram_gb))
 
     async def _start_planner(self, plan: LmPlan, report: RendererReport) -> None:
         attempts = self._settings.worker.max_attempts
         configure = self._configure_planner(plan, report)
-        planner = PlannerSupervisor(configure, max_attempts=attempts, bounds=self._bounds)
+        planner = PlannerSupervisor(configure, max_attempts=attempts, limits=self._watchdog_limits)
         self._planner = planner
         try:
             await planner.start()
@@ -140,19 +140,19 @@ class Engines:
                 raise
             self._planner = None
             if report.vram_gb:
-                self._renderer.allot(report.vram_gb - RESERVE_GB)
-            log.warning("no language model: requests that need it will fail", reason=str(error))
+                self._renderer.set_memory_share(report.vram_gb - RESERVE_GB)
+            log.warning("no language model was loaded, requests that need one will fail", reason=str(error))
 
-    def _running(self) -> Iterator[RendererSupervisor | PlannerSupervisor]:
+    def _supervisors(self) -> Iterator[RendererSupervisor | PlannerSupervisor]:
         yield self._renderer
         if self._planner is not None:
             yield self._planner
 
-    def _lm(self) -> LmChoice | None:
+    def _lm_choice(self) -> LmChoice | None:
         loaded = self._planner.report if self._planner else None
         return LmChoice(model=loaded.model, backend=loaded.backend) if loaded else None
 
-    def _wish(self) -> LmRequest:
+    def _lm_request(self) -> LmRequest:
         engine = self._settings.engine
         return LmRequest(init=engine.init_llm, model=engine.lm_model_path, backend=engine.lm_backend)
 
@@ -178,14 +178,14 @@ class Engines:
         )
 
 
-def bounds_of(settings: EngineSettings) -> WatchdogLimits:
-    """Return what an engine process may take before it is replaced."""
+def watchdog_limits_of(settings: EngineSettings) -> WatchdogLimits:
+    """Return the limits beyond which an engine process is killed and replaced."""
     if settings.ram_gb is not None:
-        ram, why = round(settings.ram_gb * _GIB), "ACESTEP_ENGINE_RAM_GB"
-        return WatchdogLimits(hang_s=settings.hang_s, ram_bytes=ram, ram_why=why)
+        ram, source = round(settings.ram_gb * _GIB), "ACESTEP_ENGINE_RAM_GB"
+        return WatchdogLimits(hang_s=settings.hang_s, ram_bytes=ram, ram_source=source)
     available = available_bytes()
     return WatchdogLimits(
         hang_s=settings.hang_s,
         ram_bytes=None if available is None else round(RAM_SHARE * available),
-        ram_why=f"ACESTEP_ENGINE_RAM_GB is unset: {RAM_SHARE:.0%} of what there is",
+        ram_source=f"ACESTEP_ENGINE_RAM_GB is unset: {RAM_SHARE:.0%} of all RAM",
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames on the pipe: a 4-byte big-endian length, then that many bytes of JSON."""
+"""Framing of messages on the pipe: a 4-byte big-endian length, then that many bytes of JSON."""
 
 import asyncio
 import socket
@@ -30,7 +30,7 @@ class FrameSocket:
         self._sending = threading.Lock()
 
     def __iter__(self) -> Iterator[bytes]:
-        """Yield payloads until the other side is gone."""
+        """Yield payloads until the other side closes."""
         while len(head := self._reader.read(_LENGTH.size)) == _LENGTH.size:
             (length,) = _LENGTH.unpack(head)
             payload = self._reader.read(length)
@@ -39,6 +39,6 @@ class FrameSocket:
             yield payload
 
     def send(self, payload: bytes) -> None:
-        """Send one frame. Raises ``OSError`` when the other side is gone."""
+        """Send one frame. Raises ``OSError`` when the other side has closed."""
         with self._sending:
             self._end.sendall(pack(payload))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engines as a worker uses them: what benchmarks and tests replace when they run without models."""
+"""The interface of a worker's engines, so that benchmarks and tests can run without models."""
 
 from collections.abc import Iterable, Mapping
 from typing import Protocol
@@ -12,43 +12,43 @@ from acestep_consumer.policy.admit import Limits
 
 
 class EngineSet(Protocol):
-    """A renderer and a planner that are started and stopped; ``engine.engines.Engines`` is the real one."""
+    """A renderer and a planner, started and stopped together; ``engine.engines.Engines`` is the real one."""
 
     @property
     def ready(self) -> bool:
-        """Whether orders are welcome."""
+        """Whether jobs are accepted."""
 
     @property
     def states(self) -> Mapping[str, EngineState]:
-        """Of each engine process, by name, whether it takes orders and how often it was replaced."""
+        """State of each engine process, by name."""
 
     @property
     def renderer(self) -> Renderer:
-        """Makes the songs."""
+        """The port that renders songs."""
 
     @property
     def planner(self) -> Planner:
-        """Fills in what requests leave open."""
+        """The port that plans songs."""
 
     @property
     def report(self) -> RendererReport:
-        """What the renderer found. Only after ``start``."""
+        """The renderer's device, models and formats. Only after ``start``."""
 
     @property
     def renderer_usage(self) -> DeviceUsage:
-        """How the renderer's device is used."""
+        """Usage of the renderer's device."""
 
     def limits(self) -> Limits:
-        """What may be asked of this worker now. Only after ``start``."""
+        """Return the limits of requests to this worker now. Only after ``start``."""
 
     def warnings(self) -> Iterable[str]:
-        """What the operator should know about this start."""
+        """Return notes for the operator on this start."""
 
     async def start(self) -> None:
-        """Bring them up. Raises ``EngineUnusable``."""
+        """Start both. Raises ``EngineUnusable``."""
 
     async def stop(self) -> None:
-        """End them."""
+        """Stop both."""
 
     async def wait_unusable(self) -> None:
-        """Wait until one gives up for good. Raises ``EngineUnusable`` then."""
+        """Wait until one cannot be started any more. Raises ``EngineUnusable`` then."""

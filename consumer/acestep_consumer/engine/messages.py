@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What crosses the pipe between the consumer process and an engine process: small, frozen, JSON.
+"""Messages on the pipe between the consumer process and an engine process: small, frozen, sent as JSON.
 
-Audio never does: it crosses as files in the job's scratch folder.
+Audio is not sent: it crosses as files in the job's scratch folder. Both processes are of one version, so that the
+messages may change freely.
 """
 
 from dataclasses import dataclass
@@ -17,9 +18,18 @@ from acestep_schemas.events import ErrorCode
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RendererReport:
-    """What the renderer found and loaded. ``vram_gb`` is 0 without a GPU; ``models`` starts with the primary.
+    """The renderer's device, models and formats, known once it is ready.
 
-    ``attention`` names the kernels that attend, ``compiled`` says whether the DiT and the decoder are compiled.
+    Attributes:
+        device: as torch names it, such as ``cuda:0``.
+        device_name: the product's name.
+        vram_gb: memory of the device in GiB; 0 without a GPU.
+        models: the loaded models, the primary first.
+        formats: audio formats that can be encoded.
+        offload: whether models wait in RAM between uses.
+        attention: the attention kernel in use.
+        compiled: whether the DiT and the VAE decoder are compiled.
+        warnings: notes for the operator.
     """
 
     device: str
@@ -35,7 +45,7 @@ class RendererReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannerReport:
-    """What the planner loaded. ``backend`` is the one that runs, whatever was asked for."""
+    """The planner's model and backend; ``backend`` is the one that runs, whatever was asked for."""
 
     model: str
     backend: Literal["vllm", "pt"]
@@ -44,9 +54,10 @@ class PlannerReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configure:
-    """Parent to child, first: load what these settings name.
+    """Parent to renderer, first: load the models that these settings name.
 
-    ``memory_gb``: the renderer's share of the device, if that is agreed already.
+    ``memory_gb``: the renderer's share of the device in GiB, if that is decided already. ``max_input_s``: longest
+    accepted audio input.
     """
 
     kind: Literal["configure"] = "configure"
@@ -59,7 +70,7 @@ class Configure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigurePlanner:
-    """Parent to child, first: load this language model. ``backend`` None: vLLM where installed, else transformers.
+    """Parent to planner, first: load this language model. ``backend`` None: vLLM where installed, else transformers.
 
     ``memory_gb`` bounds weights and key-value cache together; ``offload`` keeps the idle model in RAM.
     """
@@ -77,30 +88,30 @@ class ConfigurePlanner:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanSongs:
-    """Parent to planner: write what the job leaves open. ``heard`` are the source audio's codes, for analysis."""
+    """Parent to planner: plan what the job leaves open. ``source`` is the tokenized source audio, for analysis."""
 
-    kind: Literal["think"] = "think"
-    order: int
+    kind: Literal["plan-songs"] = "plan-songs"
+    request_id: int
     job: Job
-    heard: TokenizedSource | None = None
+    source: TokenizedSource | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizeAudio:
     """Parent to renderer: turn the source audio into audio codes."""
 
-    kind: Literal["listen"] = "listen"
-    order: int
+    kind: Literal["tokenize-audio"] = "tokenize-audio"
+    request_id: int
     job: Job
     sources: Sources
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Render:
-    """Parent to child: make this job's songs. ``order`` numbers the request on this pipe."""
+    """Parent to renderer: render this job's songs into ``folder``. ``request_id`` numbers the requests on this pipe."""
 
     kind: Literal["render"] = "render"
-    order: int
+    request_id: int
     job: Job
     plan: Plan
     sources: Sources
@@ -109,31 +120,31 @@ class Render:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
-    """Parent to child: nobody waits for this order any more."""
+    """Parent to child: nobody waits for this request any more."""
 
     kind: Literal["stop"] = "stop"
-    order: int
+    request_id: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetMemoryShare:
-    """Parent to renderer: use so many GiB of the device from now on; the rest is the language model's."""
+    """Parent to renderer: use at most so many GiB of the device from now on; the rest is the language model's."""
 
-    kind: Literal["allot"] = "allot"
+    kind: Literal["set-memory-share"] = "set-memory-share"
     memory_gb: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loading:
-    """Child to parent: still starting; ``what`` is for the log."""
+    """Child to parent: still starting; ``step`` is for the log."""
 
     kind: Literal["loading"] = "loading"
-    what: str
+    step: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """Child to parent: orders are welcome."""
+    """Child to parent: the models are loaded, and requests are accepted."""
 
     kind: Literal["ready"] = "ready"
     report: RendererReport | PlannerReport
@@ -141,7 +152,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unusable:
-    """Child to parent: it cannot start, and trying again would not help; ``reason`` says what to do."""
+    """Child to parent: it cannot start, and a restart would not help; ``reason`` says what to change."""
 
     kind: Literal["unusable"] = "unusable"
     reason: str
@@ -149,44 +160,44 @@ class Unusable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progressed:
-    """Child to parent: this order's ``stage`` is done to ``fraction``, 0 to 1."""
+    """Child to parent: this request's ``stage`` is done to ``fraction``, 0 to 1."""
 
     kind: Literal["progressed"] = "progressed"
-    order: int
+    request_id: int
     fraction: float
     stage: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """Child to parent: this order's result. Songs lie in the job's folder."""
+    """Child to parent: this request's result. Songs are in the job's folder."""
 
     kind: Literal["done"] = "done"
-    order: int
+    request_id: int
     result: Rendering | Plan | TokenizedSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestFailed:
-    """Child to parent: this order alone came to nothing. ``reason`` is public text."""
+    """Child to parent: this request failed, and no other did. ``reason`` is public text."""
 
-    kind: Literal["broken"] = "broken"
-    order: int
+    kind: Literal["request-failed"] = "request-failed"
+    request_id: int
     code: ErrorCode
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScratchFull:
-    """Child to parent: the disk has no room for this order's files. Nothing is wrong with the order."""
+    """Child to parent: the scratch disk is too full for this request's files. The request itself is fine."""
 
-    kind: Literal["no-room"] = "no-room"
-    order: int
+    kind: Literal["scratch-full"] = "scratch-full"
+    request_id: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """Child to parent, about once a second while it works: how the device is used.
+    """Child to parent, about once a second while it works: usage of the device.
 
     Times in seconds, counts and times since the process was ready; memory in GiB.
 
@@ -195,25 +206,25 @@ class EngineStats:
         busy_s: of these, with work on the device.
         songs_done: songs finished.
         audio_s: seconds of audio finished.
-        in_hand: orders accepted and not answered yet.
+        pending: requests accepted and not answered yet.
         songs_in_pack: songs of the last denoising step.
-        tokens_in_pack: their tokens.
+        tokens_in_pack: tokens of the last denoising step.
         memory_gb: in use on the device; 0 without a GPU.
         memory_limit_gb: the renderer's share of it; 0 when no limit is known.
-        squeezes: times that memory made a pack smaller, or work wait.
+        reductions: times that a lack of memory made a batch smaller, or a job wait.
     """
 
-    kind: Literal["vitals"] = "vitals"
+    kind: Literal["engine-stats"] = "engine-stats"
     ready_s: float
     busy_s: float
     songs_done: int
     audio_s: float
-    in_hand: int
+    pending: int
     songs_in_pack: int
     tokens_in_pack: int
     memory_gb: float
     memory_limit_gb: float
-    squeezes: int
+    reductions: int
 
 
 ToEngine = Configure | ConfigurePlanner | SetMemoryShare | Render | PlanSongs | TokenizeAudio | Stop

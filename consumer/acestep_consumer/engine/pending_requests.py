@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The orders inside one engine process: who waits for an answer, and who is in there unawaited."""
+"""Requests inside one engine process: sent and not answered, with the future that each answer goes to."""
 
 import asyncio
 import itertools
@@ -17,62 +17,63 @@ class _PendingRequest:
 
 
 class PendingRequests:
-    """Sent and not answered. No clock of its own: whoever calls passes the time, in seconds of any steady clock.
+    """Requests by id. It has no clock: callers pass the time, in seconds of any monotonic clock.
 
-    An order that was stopped stays until the process answers it: until then it is inside, and can bring it down.
+    A stopped request stays until the process answers it: until then it is inside, and can bring the process down.
     """
 
     def __init__(self) -> None:
-        self._numbers = itertools.count(1)
-        self._open: dict[int, _PendingRequest] = {}
-        self._none = asyncio.Event()
-        self._none.set()
+        self._ids = itertools.count(1)
+        self._pending: dict[int, _PendingRequest] = {}
+        self._empty = asyncio.Event()
+        self._empty.set()
         self.since_s = 0.0
-        """When the first of those that are open came into an empty process."""
+        """The time when the process was last given a request while it had none."""
 
     def __len__(self) -> int:
-        return len(self._open)
+        return len(self._pending)
 
     @property
     def first_stop_s(self) -> float | None:
-        """When the one that was stopped first was; None when none of these is stopped."""
-        return min((order.stopped_s for order in self._open.values() if order.stopped_s is not None), default=None)
+        """The time of the earliest stop among the pending requests; None when none is stopped."""
+        stops = (request.stopped_s for request in self._pending.values() if request.stopped_s is not None)
+        return min(stops, default=None)
 
     def add(self, report: Report, now_s: float) -> "tuple[int, asyncio.Future[object]]":
-        """Open an order: its number, and the future that gets the answer. An answer may be an exception, as a value."""
-        if not self._open:
+        """Add a request. Returns its id, and the future of its answer, which may be an exception as a value."""
+        if not self._pending:
             self.since_s = now_s
-        self._none.clear()
-        number = next(self._numbers)
-        order = self._open[number] = _PendingRequest(asyncio.get_running_loop().create_future(), report)
-        return number, order.answer
+        self._empty.clear()
+        request_id = next(self._ids)
+        request = self._pending[request_id] = _PendingRequest(asyncio.get_running_loop().create_future(), report)
+        return request_id, request.answer
 
-    def stop(self, number: int, now_s: float) -> bool:
-        """Note that nobody waits any more; tell whether the process has yet to answer."""
-        order = self._open.get(number)
-        if order is None:
+    def stop(self, request_id: int, now_s: float) -> bool:
+        """Mark a request as stopped: nobody waits for it any more. Returns whether it is still pending."""
+        request = self._pending.get(request_id)
+        if request is None:
             return False
-        order.stopped_s = now_s
+        request.stopped_s = now_s
         return True
 
-    def report(self, number: int, fraction: float, stage: str) -> None:
-        """Pass progress on."""
-        if (order := self._open.get(number)) is not None and order.stopped_s is None:
-            order.report(fraction, stage)
+    def report(self, request_id: int, fraction: float, stage: str) -> None:
+        """Report progress to the caller, unless the request was stopped."""
+        if (request := self._pending.get(request_id)) is not None and request.stopped_s is None:
+            request.report(fraction, stage)
 
-    def answer(self, number: int, answer: object) -> None:
-        """Close an order."""
-        order = self._open.pop(number, None)
-        if order is not None and not order.answer.done():
-            order.answer.set_result(answer)
-        if not self._open:
-            self._none.set()
+    def answer(self, request_id: int, answer: object) -> None:
+        """Set a request's answer and remove it."""
+        request = self._pending.pop(request_id, None)
+        if request is not None and not request.answer.done():
+            request.answer.set_result(answer)
+        if not self._pending:
+            self._empty.set()
 
-    def lose(self, answer: Callable[[], object]) -> None:
-        """Close all: the process is gone."""
-        for number in list(self._open):
-            self.answer(number, answer())
+    def answer_all(self, answer: Callable[[], object]) -> None:
+        """Answer every request, each with a new value: the process is gone."""
+        for request_id in list(self._pending):
+            self.answer(request_id, answer())
 
-    async def wait_none(self) -> None:
-        """Wait until the process has answered all that it was given."""
-        await self._none.wait()
+    async def wait_empty(self) -> None:
+        """Wait until the process has answered every request."""
+        await self._empty.wait()

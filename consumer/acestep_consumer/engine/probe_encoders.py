@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Encoder probe: ``python -m acestep_consumer.engine.probe_encoders`` prints as JSON which formats can be written.
 
-For whoever wants to know what an engine process would find, and wants to stay without FFmpeg.
+For ``doctor``, which must not import FFmpeg itself.
 """
 
 import json
@@ -9,9 +9,9 @@ import sys
 
 
 def main() -> None:
-    """Print ``formats``, those that can be written, and ``decoder``, why audio inputs cannot be read (null: they can).
+    """Print ``formats``, which can be encoded, and ``decoder``, why inputs cannot be decoded (null: they can).
 
-    Ends with a line on stderr where the packages are missing.
+    Exits with a line on stderr where the packages are missing.
     """
     try:
         from acestep_consumer.audio.codec import check_decoder, check_encoders  # noqa: PLC0415 - the package may be missing

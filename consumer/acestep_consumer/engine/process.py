@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One engine process as the consumer sees it: started, spoken to, ended. Knows nothing of jobs.
+"""An engine process as a child of the consumer process: start, messages, end. It knows nothing of jobs.
 
-The pipe is a socket pair that the child inherits. Its end is the child's signal to leave, so that no engine outlives
-its consumer, however that died.
+The pipe is a socket pair that the child inherits. The child exits when it closes, so that no engine outlives its
+consumer, however that ended.
 """
 
 import asyncio
@@ -21,16 +21,16 @@ from acestep_consumer.engine.messages import FROM_ENGINE, TO_ENGINE, FromEngine,
 
 GRACE_S = 5.0
 SECRETS = ("ACESTEP_AMQP_URL", "ACESTEP_MANAGEMENT_URL", "AWS_")
-"""What variables with keys in them begin with."""
+"""Prefixes of environment variables that contain credentials."""
 
-LAST_WORDS_S = 1.0
-"""What a child said before its end is read within this time."""
+READ_AFTER_EXIT_S = 1.0
+"""Time to read the last messages of a child that has exited."""
 
 log = structlog.get_logger()
 
 
 class EngineProcess:
-    """A running child. ``start`` it, iterate ``messages()`` until they end, then ``end`` it."""
+    """A running child: ``start`` it, iterate ``messages()`` until they end, then ``end`` it."""
 
     def __init__(
         self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -38,14 +38,14 @@ class EngineProcess:
         self._process = process
         self._reader = reader
         self._writer = writer
-        # A child of the child may hold its end of the pipe open beyond its death.
+        # A grandchild may hold the child's end of the pipe open after the child has exited.
         self._ending = asyncio.create_task(self._close_after_end(), name="engine process's end")
 
     @classmethod
     async def start(cls, module: str) -> Self:
-        """Run ``python -m module FD`` with our end of a socket pair open here. It inherits stderr for its log.
+        """Run ``python -m module FD``, where FD is the child's end of a socket pair. It logs to the inherited stderr.
 
-        It inherits the environment too, but for the keys to the broker and to storage: it needs neither.
+        It inherits the environment, except credentials for the broker and for storage: it needs neither.
         """
         ours, theirs = socket.socketpair()
         with theirs:
@@ -67,27 +67,27 @@ class EngineProcess:
         return self._process.pid
 
     def send(self, message: ToEngine) -> None:
-        """Queue one message; a child that is gone takes nothing, and ``messages`` tells so."""
+        """Queue one message; for a child that has exited it is dropped, and ``messages`` ends."""
         if not self._writer.is_closing():
             self._writer.write(framing.pack(TO_ENGINE.dump_json(message)))
 
     async def messages(self) -> AsyncIterator[FromEngine]:
-        """Yield what the child says, until it is gone. One that says what cannot be understood is ended."""
+        """Yield the child's messages until the pipe closes. A child that sends an invalid message is killed."""
         try:
             while True:
                 yield FROM_ENGINE.validate_json(await framing.read(self._reader))
         except (asyncio.IncompleteReadError, ConnectionError):
             return
         except ValidationError:
-            log.exception("engine not understood", pid=self.pid)
+            log.exception("invalid message from the engine process", pid=self.pid)
             await self.kill()
 
     def close(self) -> None:
-        """Close the pipe, which tells the child to leave."""
+        """Close the pipe; the child exits then."""
         self._writer.close()
 
     async def end(self) -> int:
-        """Close the pipe, give the child a moment to leave, kill it if it stays. Returns its exit code."""
+        """Close the pipe, wait a moment for the child to exit, then kill it. Returns its exit code."""
         self.close()
         try:
             return await asyncio.wait_for(self._process.wait(), GRACE_S)
@@ -97,12 +97,12 @@ class EngineProcess:
             self._ending.cancel()
 
     async def kill(self) -> int:
-        """End the child now; ``messages`` ends with it. Returns its exit code, negative for a signal."""
+        """Kill the child; ``messages`` ends with it. Returns its exit code, negative for a signal."""
         with suppress(ProcessLookupError):
             self._process.kill()
         return await self._process.wait()
 
     async def _close_after_end(self) -> None:
         await self._process.wait()
-        await asyncio.sleep(LAST_WORDS_S)
+        await asyncio.sleep(READ_AFTER_EXIT_S)
         self.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much RAM a process holds, and how much there is for it. Asked of Linux; elsewhere the answer is None."""
+"""RAM of a process and the RAM available to it, as Linux reports them; None elsewhere."""
 
 import os
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ _KIB = 1024
 
 
 def held_bytes(pid: int, proc: Path = _PROC) -> int | None:
-    """Return the resident memory of a process that only its end frees; None when that cannot be told.
+    """Return the resident memory of a process in bytes, without mapped files; None when it is unknown.
 
-    Mapped files are not in it: checkpoints are mapped, and the kernel takes such pages back when it wants them.
+    Checkpoints are mapped files, and the kernel reclaims their pages when it needs them.
     """
     try:
         lines = (proc / str(pid) / "status").read_text(encoding="ascii", errors="replace").splitlines()
@@ -24,13 +24,13 @@ def held_bytes(pid: int, proc: Path = _PROC) -> int | None:
 
 
 def available_bytes(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int | None:
-    """Return what this process and its children may hold at most: the machine's RAM, or its control group's limit."""
+    """Return the bytes that this process and its children may hold: the machine's RAM, or its cgroup's limit."""
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if "SC_PHYS_PAGES" in os.sysconf_names else 0
     return min((limit for limit in (machine, *_limits(proc, cgroups)) if limit > 0), default=None)
 
 
 def _limits(proc: Path, cgroups: Path) -> Iterator[int]:
-    """Yield the limits of every control group that this process is in, of version 2 and 1. No limit yields nothing."""
+    """Yield the limits of every cgroup that this process is in, of version 2 and 1."""
     try:
         groups = (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -44,7 +44,7 @@ def _limits(proc: Path, cgroups: Path) -> Iterator[int]:
 
 
 def _upwards(root: Path, path: str, name: str) -> Iterator[int]:
-    """Yield the limits from a group up to the root. Inside a container the path may be one of the host's."""
+    """Yield the limits from a group up to the root. Inside a container the path may be the host's."""
     inner = root / path.lstrip("/")
     for folder in (inner, *inner.parents):
         text = _text(folder / name)

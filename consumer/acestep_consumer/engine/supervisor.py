@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps one engine process alive and gives each job its own answer.
+"""Supervision of one engine process: it is started, watched and replaced, and each request gets its own answer.
 
-A job is an order with a future. When the process dies, crashed or killed for what ``watch`` found, its orders are done
-again on the next one; deliveries stay in hand meanwhile. Who was alone inside is to blame. Of several, nobody is: each
-becomes a suspect and runs alone on the next process, before anybody else does. Whoever is blamed too often fails with
-``EngineCrashed``.
+A request is a message with a future. When the process dies, by a crash or killed for a fault that the watchdog found,
+its requests are sent again to the next process; their deliveries stay unsettled meanwhile. A request that was alone in
+the process is counted as the cause. Of several, none is: each becomes a suspect and runs alone on the next process,
+before any other request does. A request that was the cause too often fails with ``EngineCrashed``.
 """
 
 import asyncio
@@ -53,34 +53,34 @@ class EngineUnusable(Exception):
 
 
 class ProcessLost(Exception):
-    """The process died under an order; ``inside`` counts the orders that it had then."""
+    """The process died with this request inside, beside ``pending`` - 1 others."""
 
-    def __init__(self, reason: str, inside: int) -> None:
+    def __init__(self, reason: str, pending: int) -> None:
         super().__init__(reason)
-        self.inside = inside
+        self.pending = pending
 
     @property
     def blame(self) -> int:
-        """1 for an order that was alone inside, else 0."""
-        return 1 if self.inside == 1 else 0
+        """1 for a request that was alone in the process, else 0."""
+        return 1 if self.pending == 1 else 0
 
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """How an engine is, for people: whether it takes orders, and how often its process was replaced."""
+    """State of an engine: whether it accepts requests, and how often its process was replaced."""
 
     ready: bool
     restarts: int
 
 
 class Supervisor(Generic[ReportT]):
-    """An engine process and its successors. A subclass says which: what people call it, what Python runs, what it says.
+    """One engine process and its successors. A subclass sets its name, its module and the type of its report.
 
     Args:
         configure: the first message to each process.
-        max_attempts: processes that may die of one order before it fails.
-        bounds: what a process may take before it is replaced.
-        module: another program that speaks the same messages.
+        max_attempts: processes that may die of one request before it fails.
+        limits: limits beyond which a process is killed and replaced.
+        module: another module to run, which uses the same messages.
     """
 
     name: ClassVar[str]
@@ -88,20 +88,20 @@ class Supervisor(Generic[ReportT]):
     report_type: type[ReportT]
 
     def __init__(
-        self, configure: ToEngine, *, max_attempts: int, bounds: WatchdogLimits | None = None, module: str | None = None
+        self, configure: ToEngine, *, max_attempts: int, limits: WatchdogLimits | None = None, module: str | None = None
     ) -> None:
         self._module = module or self.module
         self._configure = configure
         self._max_attempts = max_attempts
-        self._bounds = bounds or WatchdogLimits()
-        self._orders = PendingRequests()
-        self._room = SharedLock()
-        self._first: asyncio.Future[ReportT] = asyncio.get_running_loop().create_future()
-        self._up = False
-        self._over = False
-        self._up_or_over = asyncio.Event()
+        self._limits = limits or WatchdogLimits()
+        self._requests = PendingRequests()
+        self._access = SharedLock()
+        self._first_report: asyncio.Future[ReportT] = asyncio.get_running_loop().create_future()
+        self._ready = False
+        self._closed = False
+        self._ready_or_closed = asyncio.Event()
         self._process: EngineProcess | None = None
-        self._keeper: asyncio.Task[None] | None = None
+        self._supervision: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self.usage = DeviceUsage()
         self.report: ReportT | None = None
@@ -110,12 +110,12 @@ class Supervisor(Generic[ReportT]):
     @property
     def ready(self) -> bool:
         """Whether a process is up with its models loaded."""
-        return self._up
+        return self._ready
 
     @property
     def state(self) -> EngineState:
-        """Whether orders are welcome, and how often the process was replaced."""
-        return EngineState(self._up, self.restarts)
+        """Whether requests are accepted, and how often the process was replaced."""
+        return EngineState(self._ready, self.restarts)
 
     @property
     def pid(self) -> int | None:
@@ -124,87 +124,86 @@ class Supervisor(Generic[ReportT]):
 
     async def start(self) -> ReportT:
         """Start the process and wait until its models are loaded. Raises ``EngineUnusable``."""
-        self._keeper = asyncio.create_task(self._keep(), name=f"{self.name} supervisor")
-        await asyncio.wait((self._keeper, self._first), return_when=asyncio.FIRST_COMPLETED)
-        if self._keeper.done():
-            self._keeper.result()
+        self._supervision = asyncio.create_task(self._supervise(), name=f"{self.name} supervisor")
+        await asyncio.wait((self._supervision, self._first_report), return_when=asyncio.FIRST_COMPLETED)
+        if self._supervision.done():
+            self._supervision.result()
             raise EngineUnusable(f"the {self.name} was stopped while it was loading")
-        return self._first.result()
+        return self._first_report.result()
 
     async def wait_unusable(self) -> None:
-        """Wait until the engine gives up for good. Raises ``EngineUnusable`` then."""
-        if self._keeper is not None:
-            await asyncio.shield(self._keeper)
+        """Wait until the engine cannot be started any more. Raises ``EngineUnusable`` then."""
+        if self._supervision is not None:
+            await asyncio.shield(self._supervision)
 
     async def stop(self) -> None:
-        """End the process; orders still open are interrupted."""
+        """End the process; pending requests are interrupted."""
         self._stopping.set()
-        self._give_up()
+        self._close()
         if self._process is not None:
             self._process.close()
-        if self._keeper is not None:
+        if self._supervision is not None:
             with suppress(EngineUnusable):
-                await self._keeper
+                await self._supervision
 
     async def ask(
         self,
         task_id: str,
-        order: Callable[[int], ToEngine],
-        answer: type[AnswerT],
+        message_for: Callable[[int], ToEngine],
+        answer_type: type[AnswerT],
         report: Report,
         *,
         tries: int | None = None,
     ) -> AnswerT:
-        """Have one order done, again on a new process if the old one dies under it.
+        """Send a request and return its answer; if the process dies, send it to the next one.
 
-        ``order`` makes the message from its number, ``answer`` is what comes back. Cancelling the call stops the work
-        at its next step.
+        Cancelling the call stops the work in the process at its next step.
 
         Args:
             task_id: for the log.
-            order: as above.
-            answer: as above.
-            report: hears of progress.
-            tries: how often a process may die of this order before it fails, 1 or more; None: ``max_attempts``.
+            message_for: makes the message from its request id.
+            answer_type: type of the answer.
+            report: called with the request's progress.
+            tries: processes that may die of this request before it fails, 1 or more; None: ``max_attempts``.
 
         Raises:
-            EngineCrashed: a process died of this order ``tries`` times.
-            Interrupted: the supervisor was stopped, or has given up.
+            EngineCrashed: ``tries`` processes died of this request.
+            Interrupted: the supervisor was stopped, or cannot start the engine any more.
         """
         tries = self._max_attempts if tries is None else tries
         try:
-            result = await self._in_company(order, report)
+            result = await self._ask_shared(message_for, report)
         except ProcessLost as loss:
-            self._tell_loss(task_id, loss)
-            result = await self._alone(task_id, order, report, loss, tries)
-        assert isinstance(result, answer), f"{self.name} answered with {type(result).__name__}"  # noqa: S101 - narrows the type
+            self._log_loss(task_id, loss)
+            result = await self._ask_alone(task_id, message_for, report, loss, tries)
+        assert isinstance(result, answer_type), f"{self.name} answered with {type(result).__name__}"  # noqa: S101 - narrows the type
         return result
 
-    async def _in_company(self, order: Callable[[int], ToEngine], report: Report) -> object:
-        """Have an order done beside others. Raises ``ProcessLost``."""
+    async def _ask_shared(self, message_for: Callable[[int], ToEngine], report: Report) -> object:
+        """Send a request beside others. Raises ``ProcessLost``."""
         while True:
-            await self._wait_up()
-            async with self._room.shared():
-                # Whoever had to wait for a place may find the process gone: then suspects go first again.
-                if self._up:
-                    return await self._ask_once(order, report)
+            await self._wait_ready()
+            async with self._access.shared():
+                # The process may have died while this waited for access: then suspects go first again.
+                if self._ready:
+                    return await self._ask_once(message_for, report)
 
-    async def _alone(
-        self, task_id: str, order: Callable[[int], ToEngine], report: Report, loss: ProcessLost, tries: int
+    async def _ask_alone(
+        self, task_id: str, message_for: Callable[[int], ToEngine], report: Report, loss: ProcessLost, tries: int
     ) -> object:
-        """Have a suspect's order done with nothing else inside, until it is done or has been blamed ``tries`` times."""
+        """Send a suspect's request with nothing else in the process, until it is done or was the cause too often."""
         blamed = loss.blame
         if blamed >= tries:
             raise self._crashed(blamed, loss)
-        async with self._room.alone():
+        async with self._access.alone():
             while blamed < tries:
-                # One that was stopped has left the room, but perhaps not the process.
-                await self._orders.wait_none()
-                await self._wait_up()
+                # A stopped request has released its access, but may still be in the process.
+                await self._requests.wait_empty()
+                await self._wait_ready()
                 try:
-                    return await self._ask_once(order, report)
+                    return await self._ask_once(message_for, report)
                 except ProcessLost as again:
-                    self._tell_loss(task_id, again)
+                    self._log_loss(task_id, again)
                     loss, blamed = again, blamed + again.blame
         raise self._crashed(blamed, loss)
 
@@ -212,35 +211,41 @@ class Supervisor(Generic[ReportT]):
         times = "once" if blamed == 1 else f"{blamed} times"
         return EngineCrashed(f"the {self.name} process died {times} with this job inside; the last time {loss}")
 
-    async def _ask_once(self, order: Callable[[int], ToEngine], report: Report) -> object:
-        number, answer = self._orders.add(report, time.monotonic())
+    async def _ask_once(self, message_for: Callable[[int], ToEngine], report: Report) -> object:
+        request_id, answer = self._requests.add(report, time.monotonic())
         try:
-            self._send(order(number))
-            found = await answer
+            self._send(message_for(request_id))
+            result = await answer
         except asyncio.CancelledError:
-            if self._orders.stop(number, time.monotonic()):
-                self._send(Stop(order=number))
+            if self._requests.stop(request_id, time.monotonic()):
+                self._send(Stop(request_id=request_id))
             raise
-        if isinstance(found, Exception):
-            raise found
-        return found
+        if isinstance(result, Exception):
+            raise result
+        return result
 
-    async def _wait_up(self) -> None:
-        """Wait for a process that takes orders. Raises ``Interrupted`` when none will come."""
-        while not self._up:
-            if self._over:
+    async def _wait_ready(self) -> None:
+        """Wait for a process that accepts requests. Raises ``Interrupted`` when none will be started."""
+        while not self._ready:
+            if self._closed:
                 raise Interrupted("the worker stops")
-            await self._up_or_over.wait()
+            await self._ready_or_closed.wait()
 
-    def _tell_loss(self, task_id: str, loss: ProcessLost) -> None:
-        log.warning("engine died under a job", engine=self.name, task_id=task_id, inside=loss.inside, reason=str(loss))
+    def _log_loss(self, task_id: str, loss: ProcessLost) -> None:
+        log.warning(
+            "engine process died during a job",
+            engine=self.name,
+            task_id=task_id,
+            pending=loss.pending,
+            reason=str(loss),
+        )
 
     def _send(self, message: ToEngine) -> None:
         if self._process is not None:
             self._process.send(message)
 
-    async def _keep(self) -> None:
-        """Run one process after the other, until stopped or until one says that it is no use."""
+    async def _supervise(self) -> None:
+        """Run one process after the other, until stopped or until one reports that the engine is unusable."""
         failures = 0
         try:
             while True:
@@ -252,110 +257,110 @@ class Supervisor(Generic[ReportT]):
                         f"the {self.name} process died {failures} times while loading; its log is above"
                     )
                 self.restarts += 1
-                await self._pause(failures)
+                await self._back_off(failures)
         finally:
-            self._give_up()
+            self._close()
 
-    async def _pause(self, failures: int) -> None:
+    async def _back_off(self, failures: int) -> None:
         pause_s = min(FIRST_RESTART_S * 2**failures, LAST_RESTART_S)
         log.warning("engine restarts", engine=self.name, in_s=pause_s)
         with suppress(TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), pause_s)
 
     async def _run_one(self) -> bool:
-        """Run one process to its end; tell whether it had become ready."""
+        """Run one process to its end. Returns whether it had become ready."""
         try:
             process = await EngineProcess.start(self._module)
-        except OSError as error:  # no memory or no process left for one more: that may pass
-            log.error("engine process cannot be started", engine=self.name, reason=str(error))  # noqa: TRY400 - as it says
+        except OSError as error:  # no memory or no process table entry left: that may pass
+            log.error("engine process cannot be started", engine=self.name, reason=str(error))  # noqa: TRY400 - a condition, not a bug
             return False
         self._process = process
         if self._stopping.is_set():
             process.close()
-        watch = Watchdog(self._bounds, time.monotonic())
-        guard = asyncio.create_task(self._guard(process, watch), name=f"{self.name} guard")
+        watchdog = Watchdog(self._limits, time.monotonic())
+        monitor = asyncio.create_task(self._monitor(process, watchdog), name=f"{self.name} watchdog")
         was_ready = False
         try:
             process.send(self._configure)
             async for message in process.messages():
-                watch.hear(message, time.monotonic())
-                self._take(message)
-                was_ready = was_ready or self._up
+                watchdog.observe(message, time.monotonic())
+                self._handle(message)
+                was_ready = was_ready or self._ready
         finally:
-            guard.cancel()
-            self._down()
-            self._lose(await process.end(), watch.found)
+            monitor.cancel()
+            self._on_closed_pipe()
+            self._fail_pending(await process.end(), watchdog.kill_reason)
         return was_ready
 
-    async def _guard(self, process: EngineProcess, watch: Watchdog) -> None:
-        """Kill the process when it is of no more use.
+    async def _monitor(self, process: EngineProcess, watchdog: Watchdog) -> None:
+        """Kill the process once the watchdog finds a fault.
 
-        Two looks in a row must say so: what the process said while this one stood still is read in between.
+        Two checks in a row must find one: if this process itself was suspended, unread messages are read in between.
         """
-        bad_before = False
+        faulty_before = False
         while True:
-            await asyncio.sleep(self._bounds.look_s)
-            fault = watch.fault(self._orders, held_bytes(process.pid), time.monotonic())
-            if fault and bad_before:
-                watch.found = fault
+            await asyncio.sleep(self._limits.check_interval_s)
+            fault = watchdog.fault(self._requests, held_bytes(process.pid), time.monotonic())
+            if fault and faulty_before:
+                watchdog.kill_reason = fault
                 log.error("engine process is killed", engine=self.name, pid=process.pid, reason=fault)
                 await process.kill()
                 return
-            bad_before = fault is not None
+            faulty_before = fault is not None
 
-    def _down(self) -> None:
-        self._up = False
-        if not self._over:
-            self._up_or_over.clear()
+    def _on_closed_pipe(self) -> None:
+        self._ready = False
+        if not self._closed:
+            self._ready_or_closed.clear()
         self._process = None
         self.usage.process_gone()
 
-    def _give_up(self) -> None:
-        """No process will come any more: whoever waits for one hears of it."""
-        self._over = True
-        self._up_or_over.set()
+    def _close(self) -> None:
+        """Note that no process will be started any more, and wake those who wait for one."""
+        self._closed = True
+        self._ready_or_closed.set()
 
-    def _take(self, message: FromEngine) -> None:
+    def _handle(self, message: FromEngine) -> None:
         match message:
-            case Loading(what=what):
-                log.info("engine loading", engine=self.name, what=what)
+            case Loading(step=step):
+                log.info("engine loading", engine=self.name, step=step)
             case Ready(report=report) if isinstance(report, self.report_type):
-                self._welcome(report)
+                self._on_ready(report)
             case Unusable(reason=reason):
                 raise EngineUnusable(reason)
-            case Progressed(order=number, fraction=fraction, stage=stage):
-                self._orders.report(number, fraction, stage)
-            case Done(order=number, result=result):
-                self._orders.answer(number, result)
-            case RequestFailed(order=number, code=code, reason=reason):
-                self._orders.answer(number, error_of_code(code, reason))
-            case ScratchFull(order=number):
-                self._orders.answer(number, DiskFull())
+            case Progressed(request_id=request_id, fraction=fraction, stage=stage):
+                self._requests.report(request_id, fraction, stage)
+            case Done(request_id=request_id, result=result):
+                self._requests.answer(request_id, result)
+            case RequestFailed(request_id=request_id, code=code, reason=reason):
+                self._requests.answer(request_id, error_of_code(code, reason))
+            case ScratchFull(request_id=request_id):
+                self._requests.answer(request_id, DiskFull())
             case EngineStats():
                 self.usage.note(message, time.monotonic())
             case _:
-                log.error("engine said something that is not its part", engine=self.name, kind=message.kind)
+                log.error("unexpected message from the engine process", engine=self.name, kind=message.kind)
 
-    def _welcome(self, report: ReportT) -> None:
+    def _on_ready(self, report: ReportT) -> None:
         self.report = report
         self.usage.process_ready(time.monotonic())
-        self._up = True
-        self._up_or_over.set()
-        if not self._first.done():
-            self._first.set_result(report)
+        self._ready = True
+        self._ready_or_closed.set()
+        if not self._first_report.done():
+            self._first_report.set_result(report)
 
-    def _lose(self, exit_code: int, fault: str | None) -> None:
-        """Tell all who wait for the process that it is gone; ``fault`` is why it was killed, if it was."""
+    def _fail_pending(self, exit_code: int, kill_reason: str | None) -> None:
+        """Fail all pending requests: the process is gone."""
         stopping = self._stopping.is_set()
-        inside = len(self._orders)
-        reason = fault or f"it ended with {_said(exit_code)}"
+        pending = len(self._requests)
+        reason = kill_reason or f"it ended with {_exit_text(exit_code)}"
         if not stopping:
-            log.error("engine process gone", engine=self.name, exit_code=exit_code, reason=reason, inside=inside)
-        self._orders.lose(lambda: Interrupted("the worker stops") if stopping else ProcessLost(reason, inside))
+            log.error("engine process ended", engine=self.name, exit_code=exit_code, reason=reason, pending=pending)
+        self._requests.answer_all(lambda: Interrupted("the worker stops") if stopping else ProcessLost(reason, pending))
 
 
-def _said(exit_code: int) -> str:
-    """Name an exit code, or the signal that a negative one stands for."""
+def _exit_text(exit_code: int) -> str:
+    """Return an exit code as text; a negative one stands for a signal."""
     try:
         return f"signal {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exit code {exit_code}"
     except ValueError:

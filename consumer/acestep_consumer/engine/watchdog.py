@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether an engine process is still of use: it must get on with what it has, let go when told, and not grow.
-
-No clock of its own: whoever calls passes the time, in seconds of any steady clock.
-"""
+"""Watchdog of an engine process: finds hangs, requests that do not stop, and memory growth."""
 
 from dataclasses import dataclass
 
@@ -19,52 +16,55 @@ from acestep_consumer.engine.messages import (
 from acestep_consumer.engine.pending_requests import PendingRequests
 
 STOP_S = 30.0
-"""A stopped order ends at its next step. Steps take up to seconds."""
+"""A stopped request ends at its next step. Steps take up to seconds."""
 
 START_S = 1800.0
-"""Between two signs of progress while it loads: a checkpoint may come from a slow disk or a hub, or be compiled."""
+"""Between two signs of progress while loading: a checkpoint may come from a slow disk or the hub, or be compiled."""
 
 _GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchdogLimits:
-    """What a process may take before it is replaced.
+    """Limits beyond which a process is killed and replaced.
 
     Attributes:
-        hang_s: without progress while it has orders.
-        stop_s: until it answers an order that was stopped.
-        start_s: without progress while it loads.
-        ram_bytes: of RAM held; None: any.
-        ram_why: where that number comes from, for the log.
-        look_s: between two looks at the process.
+        hang_s: seconds without progress while it has requests.
+        stop_s: seconds until it answers a stopped request.
+        start_s: seconds without progress while it loads.
+        ram_bytes: RAM that it may hold; None: any.
+        ram_source: the setting or rule that ``ram_bytes`` comes from, for the log.
+        check_interval_s: seconds between two checks.
     """
 
     hang_s: float = 300.0
     stop_s: float = STOP_S
     start_s: float = START_S
     ram_bytes: int | None = None
-    ram_why: str = "ACESTEP_ENGINE_RAM_GB"
-    look_s: float = 1.0
+    ram_source: str = "ACESTEP_ENGINE_RAM_GB"
+    check_interval_s: float = 1.0
 
 
 class Watchdog:
-    """Over one process. ``found`` is why it was ended, once it was."""
+    """Watches one process. It has no clock: callers pass the time, in seconds of any monotonic clock.
 
-    def __init__(self, bounds: WatchdogLimits, now_s: float) -> None:
-        self._bounds = bounds
+    ``kill_reason`` is the fault for which the process was killed, once it was.
+    """
+
+    def __init__(self, limits: WatchdogLimits, now_s: float) -> None:
+        self._limits = limits
         self._progress_s = now_s
-        self._songs = 0
+        self._songs_done = 0
         self._ready = False
-        self.found: str | None = None
+        self.kill_reason: str | None = None
 
-    def hear(self, message: FromEngine, now_s: float) -> None:
-        """Take a message as a sign of progress, if it is one. Vitals are one when a song more is done."""
+    def observe(self, message: FromEngine, now_s: float) -> None:
+        """Note a message that is a sign of progress. Stats are one only if they count another finished song."""
         match message:
             case EngineStats(songs_done=songs):
-                if songs <= self._songs:
+                if songs <= self._songs_done:
                     return
-                self._songs = songs
+                self._songs_done = songs
             case Ready():
                 self._ready = True
             case Loading() | Progressed() | Done() | RequestFailed() | ScratchFull():
@@ -73,35 +73,37 @@ class Watchdog:
                 return
         self._progress_s = now_s
 
-    def fault(self, orders: PendingRequests, held: int | None, now_s: float) -> str | None:
-        """Return why the process must be replaced; None while it is all right. ``held`` is its RAM, in bytes."""
+    def fault(self, requests: PendingRequests, held: int | None, now_s: float) -> str | None:
+        """Return why the process must be replaced, or None. ``held`` is its RAM in bytes; None: unknown."""
         return (
-            self._of_memory(held)
-            or self._of_start(now_s)
-            or self._of_stop(orders, now_s)
-            or self._of_hang(orders, now_s)
+            self._memory_fault(held)
+            or self._start_fault(now_s)
+            or self._stop_fault(requests, now_s)
+            or self._hang_fault(requests, now_s)
         )
 
-    def _of_memory(self, held: int | None) -> str | None:
-        limit = self._bounds.ram_bytes
+    def _memory_fault(self, held: int | None) -> str | None:
+        limit = self._limits.ram_bytes
         if held is None or limit is None or held <= limit:
             return None
-        return f"it holds {held / _GIB:.2f} GB of RAM, more than {limit / _GIB:.2f} GB ({self._bounds.ram_why})"
+        return (
+            f"it held {held / _GIB:.2f} GB of RAM, above the limit of {limit / _GIB:.2f} GB ({self._limits.ram_source})"
+        )
 
-    def _of_start(self, now_s: float) -> str | None:
-        if self._ready or now_s - self._progress_s <= self._bounds.start_s:
+    def _start_fault(self, now_s: float) -> str | None:
+        if self._ready or now_s - self._progress_s <= self._limits.start_s:
             return None
-        return f"it loaded for {self._bounds.start_s:g} s without progress"
+        return f"it made no progress while loading for {self._limits.start_s:g} s"
 
-    def _of_stop(self, orders: PendingRequests, now_s: float) -> str | None:
-        stopped_s = orders.first_stop_s
-        if stopped_s is None or now_s - stopped_s <= self._bounds.stop_s:
+    def _stop_fault(self, requests: PendingRequests, now_s: float) -> str | None:
+        stopped_s = requests.first_stop_s
+        if stopped_s is None or now_s - stopped_s <= self._limits.stop_s:
             return None
-        return f"it went on for {self._bounds.stop_s:g} s with an order that was stopped"
+        return f"it did not end a stopped request within {self._limits.stop_s:g} s"
 
-    def _of_hang(self, orders: PendingRequests, now_s: float) -> str | None:
-        if not self._ready or not orders:
+    def _hang_fault(self, requests: PendingRequests, now_s: float) -> str | None:
+        if not self._ready or not requests:
             return None
-        if now_s - max(self._progress_s, orders.since_s) <= self._bounds.hang_s:
+        if now_s - max(self._progress_s, requests.since_s) <= self._limits.hang_s:
             return None
-        return f"it hung: no progress for {self._bounds.hang_s:g} s (ACESTEP_ENGINE_HANG_S) with work inside"
+        return f"it hung: no progress with pending requests for {self._limits.hang_s:g} s (ACESTEP_ENGINE_HANG_S)"

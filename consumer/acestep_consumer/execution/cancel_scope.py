@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Somebody may ask for a job to stop: the work is cancelled then, and ends as one of our errors."""
+"""Cancellation and deadlines of a job: each stops the work and raises one of our errors."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells subscribers how one job goes: ``started`` once, ``progress`` at most twice a second, never after the end."""
+"""Publishes a job's ``started`` event and its ``progress`` events, at most two a second and none after its end."""
 
 import asyncio
 from contextlib import suppress
@@ -20,71 +20,71 @@ log = structlog.get_logger()
 
 
 class ProgressReporter:
-    """Publishes beside the work and never holds it up: what cannot be published is dropped.
+    """Publishes in a task of its own, so that the job never waits; an event that cannot be published is dropped.
 
-    Leaving the context waits for the publish in flight, so that nothing can overtake the terminal event.
+    Leaving the context waits for the publish in flight, so that no event can follow the terminal one.
     """
 
-    def __init__(self, events: Events, job: Job, scene: RunInfo, reply: Reply, estimate: Estimate) -> None:
+    def __init__(self, events: Events, job: Job, info: RunInfo, reply: Reply, estimate: Estimate) -> None:
         self._events = events
         self._job = job
-        self._scene = scene
+        self._info = info
         self._reply = reply
         self._estimate = estimate
         self._spans = _spans(with_lm=job.lm is not None)
         self._trace = {"traceparent": job.traceparent}
         self._latest = (0.0, "")
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._over = asyncio.Event()
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._narrate(), name=f"narrate {self._job.task_id}")
+        self._task = asyncio.create_task(self._publish_all(), name=f"progress {self._job.task_id}")
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._over.set()
-        self._news.set()
+        self._changed.set()
         await asyncio.shield(self._task)
 
     def report(self, fraction: float, stage: str) -> None:
-        """Say how far ``stage`` is, 0 to 1. Falling values are ignored."""
+        """Report the progress of ``stage``, 0 to 1. Falling values are ignored."""
         low, high = self._spans.get(stage, (0.0, 1.0))
         overall = low + (high - low) * min(max(fraction, 0.0), 1.0)
         if overall > self._latest[0]:
             self._latest = (overall, stage)
-            self._news.set()
+            self._changed.set()
 
-    async def _narrate(self) -> None:
-        await self._tell(JobStarted.of(self._started()))
+    async def _publish_all(self) -> None:
+        await self._publish(JobStarted.of(self._started()))
         sequence = 0
         while await self._more():
             sequence += 1
-            await self._tell(self._progress(sequence))
+            await self._publish(self._progress(sequence))
 
     async def _more(self) -> bool:
-        """Keep silent for a while, then wait for news; False when the job is over.
+        """Wait for the interval and then for progress; False when the job is over.
 
-        ``started`` is news enough at first: a job that is done within the interval has no progress to tell.
+        The first interval follows ``started``: a job that ends within it publishes no progress.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(INTERVAL_S):
                 await self._over.wait()
-        await self._news.wait()
-        self._news.clear()
+        await self._changed.wait()
+        self._changed.clear()
         return not self._over.is_set()
 
-    async def _tell(self, event: JobEvent) -> None:
+    async def _publish(self, event: JobEvent) -> None:
         try:
             await self._events.publish(event.model_copy(update=self._trace), self._reply)
         except Unpublished as error:
             log.warning("event dropped", type=event.type, task_id=self._job.task_id, reason=str(error))
 
     def _started(self) -> Started:
-        job, scene = self._job, self._scene
+        job, info = self._job, self._info
         return Started(
             task_id=job.task_id,
-            attempt=scene.attempt,
-            worker_id=scene.worker_id,
+            attempt=info.attempt,
+            worker_id=info.worker_id,
             model=job.model,
             lm=job.lm,
             policy=job.policy,
@@ -100,7 +100,7 @@ class ProgressReporter:
             sequence=sequence,
             remaining_s=_rounded(self._estimate.remaining_s(fraction)),
         )
-        return JobProgress.of(data, attempt=self._scene.attempt, worker_id=self._scene.worker_id)
+        return JobProgress.of(data, attempt=self._info.attempt, worker_id=self._info.worker_id)
 
 
 def _spans(*, with_lm: bool) -> dict[str, tuple[float, float]]:

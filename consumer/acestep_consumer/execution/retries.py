@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tries of messages that may kill: counted, bounded, and the last one made alone, so that nobody dies of a neighbour.
+"""Attempts of messages, counted across workers and bounded; the last one runs alone.
 
-When a worker dies, all that it had in hand comes again, and one of these messages may be the cause. Most often none
-is. So they are tried together again as long as they may be; who has one try left has it with nobody else in the room.
+When a worker dies, all its messages are redelivered, and one of them may be the cause (a poison message). Most often
+none is. So they run together again, until one has a single attempt left: that one runs with no other job beside it.
 """
 
 import asyncio
@@ -16,27 +16,27 @@ from acestep_consumer.domain.ports import AttemptStore, Delivery
 
 
 class RetryPolicy:
-    """The tries that are being made.
+    """Counts the attempts that this worker makes.
 
     Args:
-        attempts: remembers them.
-        most: tries that may end without a word.
+        attempts: stores them.
+        most: attempts that may end without an explanation, such as a killed worker.
     """
 
     def __init__(self, attempts: AttemptStore, most: int) -> None:
         self._attempts = attempts
         self._most = most
-        self._room = SharedLock()
+        self._running_jobs = SharedLock()
         self._running: dict[Attempt, Delivery] = {}
 
     @asynccontextmanager
-    async def of(self, task_id: str, delivery: Delivery) -> AsyncIterator[Attempt]:
-        """Make the next try of a message. Raises ``WorkerLost`` when it has had all that it may have."""
-        known = delivery.fingerprint
-        attempt = await self._attempts.next(task_id, known, redelivered=delivery.redelivered)
+    async def attempt(self, task_id: str, delivery: Delivery) -> AsyncIterator[Attempt]:
+        """Make the body the next attempt at a message. Raises ``WorkerLost`` when none is left."""
+        message = delivery.fingerprint
+        attempt = await self._attempts.next(task_id, message, redelivered=delivery.redelivered)
         if attempt.unexplained >= self._most:
             raise WorkerLost(attempt.unexplained, attempt.number - 1)
-        async with self._place_of(attempt):
+        async with self._lock_for(attempt):
             await self._attempts.begin(attempt)
             self._running[attempt] = delivery
             try:
@@ -47,19 +47,19 @@ class RetryPolicy:
             finally:
                 self._running.pop(attempt, None)
 
-    def left(self, attempt: Attempt) -> int:
-        """Return the tries that a message has, this one among them."""
+    def remaining(self, attempt: Attempt) -> int:
+        """Return the attempts that a message has left, the present one included."""
         return self._most - attempt.unexplained
 
     async def excuse_lost(self) -> None:
-        """Excuse the tries whose messages the broker has taken back: their worker lives, only its connection died."""
+        """Excuse the attempts whose deliveries are stale: this worker lives, only its connection died."""
         lost = [attempt for attempt, delivery in self._running.items() if delivery.stale]
         await asyncio.gather(*map(self._excuse, lost))
 
-    def _place_of(self, attempt: Attempt) -> AbstractAsyncContextManager[None]:
-        alone = attempt.unexplained > 0 and self.left(attempt) == 1
-        return self._room.alone() if alone else self._room.shared()
+    def _lock_for(self, attempt: Attempt) -> AbstractAsyncContextManager[None]:
+        alone = attempt.unexplained > 0 and self.remaining(attempt) == 1
+        return self._running_jobs.alone() if alone else self._running_jobs.shared()
 
     async def _excuse(self, attempt: Attempt) -> None:
-        with suppress(StorageUnavailable):  # then it counts, which is a pity and no more
+        with suppress(StorageUnavailable):  # then it counts as an attempt, no more
             await self._attempts.excuse(attempt)

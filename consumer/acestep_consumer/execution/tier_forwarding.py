@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests that another card is better for: handed on before anything is begun (``ACESTEP_ROUTE_BY_TIER``)."""
+"""Forwards requests that exceed this worker's tier to the queue of a larger one (``ACESTEP_ROUTE_BY_TIER``)."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -17,38 +17,38 @@ log = structlog.get_logger()
 
 
 class NoForwarding:
-    """Every request is done by the worker that took it."""
+    """Routes without tier routing: every request stays with the worker that consumed it."""
 
-    async def send_on(self, request: Request, delivery: Delivery) -> None:
+    async def forward(self, request: Request, delivery: Delivery) -> None:
         """Do nothing."""
 
 
 class TierForwarding:
-    """What exceeds this card's limits goes to a larger one, as long as a worker has one."""
+    """Routes with tier routing: a request over this tier's limits goes to a larger tier that has a worker."""
 
     def __init__(self, limits: Callable[[], Limits], table: TierTable) -> None:
         """Raise ``TierTableError`` when a tier's name cannot be that of a queue."""
         queue_names(table)
         self._limits = limits
         self._table = table
-        self.sent: Counter[str] = Counter()
-        """Requests sent on so far, by the name of the tier."""
+        self.forwarded: Counter[str] = Counter()
+        """Requests forwarded so far, by tier."""
 
-    async def send_on(self, request: Request, delivery: Delivery) -> None:
-        """Hand the request to the queue of a larger tier that grants more of it and has a worker, the best first.
+    async def forward(self, request: Request, delivery: Delivery) -> None:
+        """Forward the request to the larger tier that grants most of it and has a worker, if there is one.
 
         Raises:
-            SentOn: a copy is safe there. The delivery may be acked.
-            Interrupted: nobody knows whether it is. The delivery goes back; the same end answers both.
+            ForwardedToTier: the broker confirmed a copy on that tier's queue; the delivery may be acked.
+            Interrupted: the confirm is missing. The delivery is requeued; one terminal record answers both copies.
         """
         for tier in better_tiers(request, self._limits(), self._table, delivery.tier):
-            if await self._taken_by(tier, delivery):
-                self.sent[tier] += 1
-                log.info("sent on to a larger card", tier=tier)
+            if await self._forwarded_to(tier, delivery):
+                self.forwarded[tier] += 1
+                log.info("forwarded to a larger tier", tier=tier)
                 raise ForwardedToTier(tier)
 
-    async def _taken_by(self, tier: str, delivery: Delivery) -> bool:
+    async def _forwarded_to(self, tier: str, delivery: Delivery) -> bool:
         try:
             return await delivery.forward(tier)
         except Unpublished as error:
-            raise Interrupted(f"not sent on to {tier}: {error}") from error
+            raise Interrupted(f"not forwarded to {tier}: {error}") from error

@@ -15,10 +15,9 @@ import asyncio
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Final, Self
@@ -29,20 +28,21 @@ from aiohttp.abc import AbstractResolver
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 from yarl import URL
 
+from acestep_consumer.config.http import NETWORK_ERRORS, RETRYABLE, authorities, open_session
 from acestep_consumer.config.settings import InputSettings, SettingsError, StorageSettings
-from acestep_consumer.domain.errors import InputNotAllowed, InputUnreadable
+from acestep_consumer.domain.errors import InputNotAllowed, InputUnreadable, StorageRefused
 from acestep_consumer.domain.job import Job, Sources
+from acestep_consumer.domain.objects import ObjectAddress, ObjectHead
+from acestep_consumer.domain.ports import Objects
+from acestep_consumer.domain.tasks import TASKS
 from acestep_consumer.inputs.loras import PEFT_CONFIG, PEFT_WEIGHTS, LoraCache, LoraFolder
 from acestep_consumer.inputs.ssrf import AddressRefused, require_allowed
-from acestep_consumer.storage.objects import ObjectHead, Objects
-from acestep_consumer.storage.s3_client import ObjectAddress, Receiver, S3Refused
 from acestep_schemas.request import GenerationRequest
 
 SOURCE_FIELD: Final = "src_audio_path"
 REFERENCE_FIELD: Final = "reference_audio_path"
 LORA_FIELD: Final = "lora.path"
 
-_NEED_SOURCE: Final = frozenset({"cover", "repaint", "extract", "lego", "complete"})
 _SUFFIX: Final = re.compile(r"\.[a-z0-9]{1,7}")
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s/@?#:\\\[\]]+)(:\d{1,5})?")
 _ACCEPTED: Final = "audio inputs are s3://bucket/key or https://host/path"
@@ -52,7 +52,6 @@ _ATTEMPTS: Final = 3
 _MAX_REDIRECTS: Final = 3
 _MAX_SHOWN: Final = 200
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-_PASSING_STATUS: Final = frozenset({408, 429, 500, 502, 503, 504})
 _OK: Final = 200
 _CONFIG_BYTES: Final = 1 << 20
 
@@ -160,16 +159,11 @@ class AllowedInputs:
         self._networks = settings.networks
 
     async def __aenter__(self) -> Self:
-        self._http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                ssl=self._tls or True, resolver=self._resolver, socket_factory=self._open_socket
-            ),
-            trust_env=False,  # a proxy would connect for us, to where it likes
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=30),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": "acestep-consumer", "Accept-Encoding": "identity"},
-            auto_decompress=False,  # what a few bytes would unpack to is not counted
+        connector = aiohttp.TCPConnector(
+            ssl=self._tls or authorities(), resolver=self._resolver, socket_factory=self._open_socket
         )
+        # Without the environment's proxy: that would open the connection in our place, to any address.
+        self._http = open_session(connector, trust_env=False)
         return self
 
     async def __aexit__(
@@ -258,12 +252,11 @@ class AllowedInputs:
         if wanted is None:
             return None
         target = stem.with_name(stem.name + wanted.suffix)
-        receiver = partial(self._save, wanted, target)
         async with self._in_time(wanted):
             if isinstance(wanted.place, ObjectAddress):
-                await self._copy_object(wanted, wanted.place, receiver)
+                await self._copy_object(wanted, wanted.place, target)
             else:
-                await self._copy_url(wanted, wanted.place, receiver)
+                await self._copy_url(wanted, wanted.place, target)
         return target
 
     async def _bring_lora(self, weights: _LoraPart, folder: Path) -> Path:
@@ -272,12 +265,12 @@ class AllowedInputs:
         S3 is asked for the version each time, and for the bytes when they are not here yet.
         """
         heads = await self._heads(weights)
-        version = "\n".join(f"{part.place} {head.metadata.get('etag')} {head.bytes}" for part, head in heads.items())
+        version = "\n".join(f"{part.place} {head.etag} {head.size}" for part, head in heads.items())
 
         async def fetch(target: Path) -> None:
             for part in heads:
                 async with self._in_time(part):
-                    await self._copy_object(part, part.place, partial(self._save, part, target / part.name))
+                    await self._copy_object(part, part.place, target / part.name)
 
         await self._lora_cache.give(version, folder, fetch)
         return folder / weights.name
@@ -294,9 +287,9 @@ class AllowedInputs:
     async def _head(self, part: _LoraPart) -> ObjectHead | None:
         try:
             head = await self._objects.head(part.place)
-        except S3Refused as error:
-            raise InputUnreadable(f"{part}: S3 says {error.s3_code}") from error
-        if head and head.bytes > part.limit.bytes:
+        except StorageRefused as error:
+            raise InputUnreadable(f"{part}: S3 says {error.reason}") from error
+        if head and head.size > part.limit.bytes:
             raise InputUnreadable(f"{part}: {part.limit}")
         return head
 
@@ -312,13 +305,14 @@ class AllowedInputs:
                 f"{wanted}: not here after {self._timeout_s:g} s (ACESTEP_INPUT_TIMEOUT_S)"
             ) from error
 
-    async def _copy_object(self, wanted: _Input, place: ObjectAddress, receiver: Receiver) -> None:
+    async def _copy_object(self, wanted: _Input, address: ObjectAddress, target: Path) -> None:
         try:
-            await self._objects.receive(place, receiver)
-        except S3Refused as error:
-            raise InputUnreadable(f"{wanted}: S3 says {error.s3_code}") from error
+            async with self._objects.open(address) as stream:
+                await _save(wanted, target, stream)
+        except StorageRefused as error:
+            raise InputUnreadable(f"{wanted}: S3 says {error.reason}") from error
 
-    async def _copy_url(self, wanted: _Input, url: URL, receiver: Receiver) -> None:
+    async def _copy_url(self, wanted: _Input, url: URL, target: Path) -> None:
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(_TransientFetchError),
             stop=stop_after_attempt(_ATTEMPTS),
@@ -326,20 +320,20 @@ class AllowedInputs:
             reraise=True,
         )
         try:
-            await retrying(self._copy_url_once, wanted, url, receiver)
+            await retrying(self._copy_url_once, wanted, url, target)
         except _TransientFetchError as error:
             raise InputUnreadable(f"{wanted}: {error}") from error
 
-    async def _copy_url_once(self, wanted: _Input, url: URL, receiver: Receiver) -> None:
+    async def _copy_url_once(self, wanted: _Input, url: URL, target: Path) -> None:
         """Follow redirects by hand: each target must be allowed as the first one was."""
         for _ in range(_MAX_REDIRECTS + 1):
             try:
                 async with self._http.get(url, allow_redirects=False) as response:
                     if response.status not in _REDIRECTS:
                         _require_readable(wanted, response)
-                        return await receiver(response.content.iter_chunked(_CHUNK_BYTES))
+                        return await _save(wanted, target, response.content.iter_chunked(_CHUNK_BYTES))
                     location = response.headers.get("Location", "")
-            except (aiohttp.ClientError, TimeoutError) as error:
+            except NETWORK_ERRORS as error:
                 raise _network_failure(wanted, url, error) from error
             url = self._redirect(wanted, url, location)
         raise InputUnreadable(f"{wanted}: more than {_MAX_REDIRECTS} redirects")
@@ -350,16 +344,17 @@ class AllowedInputs:
         except InputNotAllowed as error:
             raise InputNotAllowed(f"{wanted}: redirected to {shown(location)}: {error}") from error
 
-    async def _save(self, wanted: _Input, target: Path, chunks: AsyncIterator[bytes]) -> None:
-        total = 0
-        with await asyncio.to_thread(target.open, "wb") as file:
-            async for chunk in chunks:
-                total += len(chunk)
-                if total > wanted.limit.bytes:
-                    raise InputUnreadable(f"{wanted}: {wanted.limit}")
-                await asyncio.to_thread(file.write, chunk)
-        if not total:
-            raise InputUnreadable(f"{wanted}: empty")
+
+async def _save(wanted: _Input, target: Path, chunks: AsyncIterable[bytes]) -> None:
+    total = 0
+    with await asyncio.to_thread(target.open, "wb") as file:
+        async for chunk in chunks:
+            total += len(chunk)
+            if total > wanted.limit.bytes:
+                raise InputUnreadable(f"{wanted}: {wanted.limit}")
+            await asyncio.to_thread(file.write, chunk)
+    if not total:
+        raise InputUnreadable(f"{wanted}: empty")
 
 
 def shown(uri: str) -> str:
@@ -392,7 +387,7 @@ def _host_and_port(entry: str) -> tuple[str | None, int | None]:
 
 
 def _require_readable(wanted: _Input, response: aiohttp.ClientResponse) -> None:
-    if response.status in _PASSING_STATUS:
+    if response.status in RETRYABLE:
         raise _TransientFetchError(f"the host says {response.status}")
     if response.status != _OK:
         raise InputUnreadable(f"{wanted}: the host says {response.status}")
@@ -418,4 +413,4 @@ def _network_failure(wanted: _Input, url: URL, error: Exception) -> Exception:
 
 
 def _needs_source(request: GenerationRequest) -> bool:
-    return request.task_type in _NEED_SOURCE or request.full_analysis_only
+    return TASKS[request.task_type].reads_source or request.full_analysis_only

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``run --gpus``: one worker process for each GPU, all on the same queue. Nothing else coordinates them.
+"""``run --gpus``: one worker process per GPU, all on the same queue; they need no other coordination.
 
-``census`` counts the GPUs, ``gpus`` chooses among them, ``seats`` says what differs from worker to worker, ``fleet``
-keeps the workers running, ``output`` labels what they print, ``lifeline`` ends them when the fleet's process is gone.
+``device_count`` counts the GPUs, ``selection`` chooses among them, ``placement`` computes what differs from worker to
+worker, ``parent`` keeps the workers running, ``output`` labels what they print, ``parent_pipe`` ends them when the
+parent process is gone.
 """

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts the GPUs that torch sees. Torch is asked, not nvidia-smi: only what torch sees can render.
+"""Counts the GPUs that torch sees: nvidia-smi may list some that torch cannot use.
 
-It runs in a process of its own (``python -m acestep_consumer.multi_gpu.device_count``), so that the caller need not
-import torch.
+Torch is imported in a subprocess (``python -m acestep_consumer.multi_gpu.device_count``), not in the caller.
 """
 
 import json
@@ -17,11 +16,11 @@ TIMEOUT_S = 120
 
 
 class DeviceCountFailed(Exception):
-    """Torch gave no answer; the text says why and what to do."""
+    """Torch could not be asked; the message says why and what to do."""
 
 
 class DeviceCount(BaseModel):
-    """``torch``: its version. ``cuda``, ``hip``: the versions it is built for, or None. ``count``: visible GPUs."""
+    """``torch``: its version. ``cuda``, ``hip``: versions it is built for, or None. ``count``: visible GPUs."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -31,11 +30,11 @@ class DeviceCount(BaseModel):
     count: int
 
 
-def take(environ: Mapping[str, str]) -> DeviceCount:
-    """Ask torch in a process with this environment: what hides GPUs there hides them here.
+def ask_torch(environ: Mapping[str, str]) -> DeviceCount:
+    """Ask torch in a subprocess with this environment, so that CUDA_VISIBLE_DEVICES and the like apply.
 
     Raises:
-        CensusFailed: torch is missing, broken, or silent for ``TIMEOUT_S`` seconds.
+        DeviceCountFailed: torch is missing, fails, or does not answer within ``TIMEOUT_S`` seconds.
     """
     command = [sys.executable, "-m", __name__]
     try:
@@ -43,9 +42,7 @@ def take(environ: Mapping[str, str]) -> DeviceCount:
             command, env=dict(environ), capture_output=True, text=True, timeout=TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise DeviceCountFailed(
-            f"torch did not say within {TIMEOUT_S} s which GPUs it sees; does nvidia-smi hang?"
-        ) from error
+        raise DeviceCountFailed(f"torch did not report its GPUs within {TIMEOUT_S} s; does nvidia-smi hang?") from error
     # The last line: drivers and plug-ins may print while torch is imported.
     answer = done.stdout.strip().rpartition("\n")[2]
     with suppress(ValidationError):
@@ -53,12 +50,12 @@ def take(environ: Mapping[str, str]) -> DeviceCount:
     reason = done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}"
     if "No module named 'torch'" in reason:
         raise DeviceCountFailed("torch is missing: pip install 'acestep-consumer[engine]'")
-    raise DeviceCountFailed(f"torch cannot be asked for GPUs: {reason}")
+    raise DeviceCountFailed(f"torch cannot report its GPUs: {reason}")
 
 
 def main() -> None:
-    """Print the census as one line of JSON."""
-    import torch  # noqa: PLC0415 - here alone: whoever imports this module does not want torch
+    """Print the count as one line of JSON."""
+    import torch  # noqa: PLC0415 - only in the subprocess
 
     found = DeviceCount(
         torch=str(torch.__version__), cuda=torch.version.cuda, hip=torch.version.hip, count=torch.cuda.device_count()

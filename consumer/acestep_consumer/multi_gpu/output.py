@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What workers print, as one stream: each line headed by the name of the worker that wrote it."""
+"""Merges the output of several workers; each line is prefixed with the name of its worker."""
 
 import os
 import sys
@@ -11,30 +11,31 @@ _LONGEST_LINE = 1 << 20
 
 
 class LabelledOutput:
-    """A worker's output. Give ``inlet`` to the worker as its stdout and stderr, then close it here with ``opened``.
+    """Copies a worker's output with a prefix.
 
-    A thread copies: a terminal that is held back with Ctrl-S must not keep the fleet from hearing signals.
+    Pass ``inlet`` to the worker as stdout and stderr, then call ``opened``. A thread does the copying: a terminal that
+    is paused with Ctrl-S must not block the parent's signal handling.
     """
 
     def __init__(self, label: str, target: BinaryIO | None = None) -> None:
         self._outlet, self.inlet = os.pipe()
-        self._head = f"{label} | ".encode()
+        self._prefix = f"{label} | ".encode()
         self._target = target or sys.stderr.buffer
         self._thread = threading.Thread(target=self._copy, name=f"output of {label}", daemon=True)
         self._thread.start()
 
     def opened(self) -> None:
-        """The worker has the inlet, or never will: from now on its end is the end."""
+        """Close our copy of the inlet once the worker has it or failed to start; the worker's end closes the other."""
         os.close(self.inlet)
 
     def finish(self, within_s: float) -> None:
-        """Wait for the end; an engine process may hold the inlet a little longer than its worker."""
+        """Wait for the remaining output; an engine process may keep the inlet open a little longer than its worker."""
         self._thread.join(within_s)
 
     def _copy(self) -> None:
         with os.fdopen(self._outlet, "rb") as outlet:
             while line := outlet.readline(_LONGEST_LINE):
-                # Where nobody reads any more it goes nowhere, but it goes: the worker must not stall.
+                # Keep reading if the target is closed: a worker whose pipe is full would block.
                 with suppress(OSError):
-                    self._target.write(self._head + line.removesuffix(b"\n") + b"\n")
+                    self._target.write(self._prefix + line.removesuffix(b"\n") + b"\n")
                     self._target.flush()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps one worker process running at each seat: starts them, passes signals on, replaces the ones that die.
+"""The parent process of a group of workers: starts one per GPU, forwards signals, restarts workers that die.
 
-Workers run in sessions of their own. A terminal's Ctrl-C, which goes to a whole process group, reaches the fleet alone,
-and each worker hears it once: a second one would make it drop the work in hand.
+Workers run in sessions of their own. Ctrl-C in a terminal goes to a whole process group; this way it reaches the parent
+alone, and each worker gets it once: a second one would make it abandon its running jobs.
 """
 
 import asyncio
@@ -22,101 +22,102 @@ from acestep_consumer.multi_gpu.placement import Placement
 FIRST_RESTART_S: Final = 0.5
 LAST_RESTART_S: Final = 30.0
 STEADY_S: Final = 60.0
-"""A worker that lived this long did start: the next restart is as quick as the first, and the settings are good."""
+"""A worker that ran this long has started successfully: the settings are good, and the restart delay starts over."""
 
-_LAST_WORDS_S = 5.0
-_NOT_AGAIN = (Exit.DONE, Exit.USAGE, Exit.ENGINE)
-"""Another start would end the same way; or somebody told this worker alone to leave."""
+_OUTPUT_S = 5.0
+_FINAL = (Exit.DONE, Exit.USAGE, Exit.ENGINE)
+"""Exit codes after which a worker is not restarted: it would end the same way, or was asked to stop by itself."""
 
 log = structlog.get_logger()
 
 
 class WorkerGroup:
-    """Workers, one at each seat.
+    """A worker process for each placement.
 
     Args:
-        seats: the places, each with what its worker's environment has beyond the common one.
-        command: what starts a worker; ``--lifeline FD`` is added.
-        environment: what all workers have in common.
-        labelled: head each line of output with the seat's name; else the workers write where this process writes.
-        steady_s: how long a worker lives that did not fail to start, seconds.
+        placements: what each worker's environment has beyond the common one.
+        command: starts a worker; ``--lifeline FD`` is appended.
+        environment: common to all workers.
+        labelled: prefix each line of output with the placement's name; otherwise workers inherit stdout and stderr.
+        steady_s: run time in seconds after which a worker counts as successfully started.
     """
 
     def __init__(
         self,
-        seats: Sequence[Placement],
+        placements: Sequence[Placement],
         command: Sequence[str],
         environment: Mapping[str, str],
         *,
         labelled: bool,
         steady_s: float = STEADY_S,
     ) -> None:
-        self._seats = seats
+        self._placements = placements
         self._command = command
         self._environment = environment
         self._labelled = labelled
         self._steady_s = steady_s
-        self._lifeline = ParentPipe()
+        self._pipe = ParentPipe()
         self._workers: dict[str, asyncio.subprocess.Process] = {}
         self._signals: list[signal.Signals] = []
         self._stopping = asyncio.Event()
         self._terminal = Terminal()
 
     async def run(self) -> int:
-        """Run until every worker has left for good. Returns 0, or the exit code of the first seat that has another."""
-        with self._lifeline, _signals(self._forward):
-            codes = await asyncio.gather(*map(self._keep, self._seats))
-        log.info("fleet ends", exit_codes={seat.name: code for seat, code in zip(self._seats, codes, strict=True)})
+        """Run until all workers have ended for good. Returns 0, or the first exit code that is another."""
+        with self._pipe, _signals(self._forward):
+            codes = await asyncio.gather(*map(self._keep, self._placements))
+        ended = {each.name: code for each, code in zip(self._placements, codes, strict=True)}
+        log.info("all workers ended", exit_codes=ended)
         return next((code for code in codes if code != Exit.DONE), Exit.DONE)
 
-    async def _keep(self, seat: Placement) -> int:
-        """Keep a worker at this seat until one leaves for good. Returns that one's exit code."""
-        pause, proven = FIRST_RESTART_S, False
+    async def _keep(self, placement: Placement) -> int:
+        """Run a worker, and restart it until it ends for good. Returns its exit code."""
+        delay, proven = FIRST_RESTART_S, False
         while not self._stopping.is_set():
             began = time.monotonic()
-            code = await self._run_one(seat)
+            code = await self._run_one(placement)
             if self._stopping.is_set():
-                return self._as_told(code)
-            # Storage that is away at a restart is USAGE too; where a worker ran before, trying again may well help.
-            if code in _NOT_AGAIN and not (proven and code == Exit.USAGE):
-                self._tell_final(seat, code)
+                return self._without_signal(code)
+            # A worker also exits with USAGE if storage is unreachable; after a successful start, a restart may help.
+            if code in _FINAL and not (proven and code == Exit.USAGE):
+                self._log_final(placement, code)
                 return code
             if time.monotonic() - began >= self._steady_s:
-                pause, proven = FIRST_RESTART_S, True
-            log.error("worker died", seat=seat.name, exit_code=code, restarts_in_s=pause)
-            await self._sleep(pause)
-            pause = min(2 * pause, LAST_RESTART_S)
+                delay, proven = FIRST_RESTART_S, True
+            log.error("worker died", gpu=placement.name, exit_code=code, restarts_in_s=delay)
+            await self._sleep(delay)
+            delay = min(2 * delay, LAST_RESTART_S)
         return Exit.DONE
 
-    async def _run_one(self, seat: Placement) -> int:
-        """Run one worker to its end. Returns its exit code as a shell gives it: 128 and the number for a signal."""
-        output = LabelledOutput(seat.name) if self._labelled else None
+    async def _run_one(self, placement: Placement) -> int:
+        """Run one worker to its end. Returns its exit code as a shell does: 128 + the number of a signal."""
+        output = LabelledOutput(placement.name) if self._labelled else None
         try:
-            worker = await self._start(seat, output)
+            worker = await self._start(placement, output)
         except OSError as error:
-            log.error("worker does not start", seat=seat.name, reason=str(error))  # noqa: TRY400 - the text is all
+            log.error("worker does not start", gpu=placement.name, reason=str(error))  # noqa: TRY400 - the text is all
             return Exit.JOB_FAILED
         finally:
             if output is not None:
                 output.opened()
-        log.info("worker started", seat=seat.name, pid=worker.pid)
+        log.info("worker started", gpu=placement.name, pid=worker.pid)
         code = await worker.wait()
-        del self._workers[seat.name]
+        del self._workers[placement.name]
         if output is not None:
-            await asyncio.to_thread(output.finish, _LAST_WORDS_S)
+            await asyncio.to_thread(output.finish, _OUTPUT_S)
         return code if code >= 0 else 128 - code
 
-    async def _start(self, seat: Placement, output: LabelledOutput | None) -> asyncio.subprocess.Process:
+    async def _start(self, placement: Placement, output: LabelledOutput | None) -> asyncio.subprocess.Process:
         inlet = output.inlet if output is not None else None
-        # A worker that has not come so far as to listen would die of a SIGHUP. It inherits that they are held back.
+        # SIGHUP would kill a worker that has not installed its handler yet. It inherits the mask, and unblocks it then.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         try:
             worker = await asyncio.create_subprocess_exec(
                 *self._command,
                 "--lifeline",
-                str(self._lifeline.worker_end),
-                env={**self._environment, **seat.environment},
-                pass_fds=[self._lifeline.worker_end],
+                str(self._pipe.worker_end),
+                env={**self._environment, **placement.environment},
+                pass_fds=[self._pipe.worker_end],
                 start_new_session=True,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=inlet,
@@ -124,14 +125,14 @@ class WorkerGroup:
             )
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
-        self._workers[seat.name] = worker
-        # Signals that came while it was being born.
+        self._workers[placement.name] = worker
+        # Signals that arrived while it was being started.
         for number in self._signals:
             _send(worker, number)
         return worker
 
     def _forward(self, number: signal.Signals) -> None:
-        """Give every worker this signal, once. SIGHUP has them read their settings, unless our terminal is gone."""
+        """Forward a signal to every worker. SIGHUP reloads their settings, unless it is our terminal that closed."""
         if number == signal.SIGHUP and self._terminal.gone():
             mute()
             number = signal.SIGTERM
@@ -140,27 +141,26 @@ class WorkerGroup:
             self._stopping.set()
         for worker in self._workers.values():
             _send(worker, number)
-        log.info("signal passed on", signal=number.name, workers=list(self._workers))
+        log.info("signal forwarded", signal=number.name, workers=list(self._workers))
 
-    def _as_told(self, code: int) -> int:
-        """A worker that was still starting dies of SIGTERM or Ctrl-C: it had no work in hand, so all is well."""
-        told = {128 + number for number in self._signals}
-        return Exit.DONE if code in told else code
+    def _without_signal(self, code: int) -> int:
+        """Return the exit code, 0 if our signal killed a worker that was still starting: it had no job yet."""
+        return Exit.DONE if code in {128 + number for number in self._signals} else code
 
-    def _tell_final(self, seat: Placement, code: int) -> None:
-        others = [name for name in self._workers if name != seat.name]
+    def _log_final(self, placement: Placement, code: int) -> None:
+        others = [name for name in self._workers if name != placement.name]
         if code == Exit.DONE:
-            log.info("worker left", seat=seat.name, others=others)
+            log.info("worker ended", gpu=placement.name, others=others)
             return
         log.error(
-            "worker cannot work and is not started again; its own last line says why",
-            seat=seat.name,
+            "worker failed and is not restarted; its last log line says why",
+            gpu=placement.name,
             exit_code=code,
             others=others,
         )
 
     async def _sleep(self, seconds: float) -> None:
-        """Wait, but not longer than until a signal."""
+        """Sleep, or until a signal arrives."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), seconds)
 
@@ -172,7 +172,7 @@ def _send(worker: asyncio.subprocess.Process, number: signal.Signals) -> None:
 
 @contextmanager
 def _signals(handler: Callable[[signal.Signals], None]) -> Iterator[None]:
-    """Call ``handler`` on SIGTERM, SIGINT and SIGHUP; a SIGHUP that is ignored, as under nohup, stays so."""
+    """Call ``handler`` on SIGTERM, SIGINT and SIGHUP; a SIGHUP that is ignored, as under nohup, stays ignored."""
     loop = asyncio.get_running_loop()
     numbers = [signal.SIGTERM, signal.SIGINT]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No worker outlives its fleet: a pipe that nobody writes to, and whose end says that the fleet's process is gone.
+"""A pipe that ends the workers when their parent process is gone.
 
-The kernel closes it also when that process was killed. A worker takes the end for a SIGTERM: it drains and leaves.
+Nothing is written to it. The kernel closes the parent's end even if the parent is killed; a worker treats the end of
+file as a SIGTERM: it finishes its jobs and exits.
 """
 
 import os
@@ -13,7 +14,7 @@ from typing import Self
 
 
 class ParentPipe:
-    """The fleet's end. Entering opens the pipe, leaving closes it; ``worker_end`` is for the workers to inherit."""
+    """The parent's end, open while the context is entered; workers inherit ``worker_end``."""
 
     def __enter__(self) -> Self:
         self.worker_end, self._held = os.pipe()
@@ -26,23 +27,23 @@ class ParentPipe:
         os.close(self.worker_end)
 
 
-def leave_with_fleet(worker_end: int, *, labelled: bool) -> None:
-    """From now on, drain this process when the fleet's is gone.
+def exit_with_parent(worker_end: int, *, labelled: bool) -> None:
+    """Send this process SIGTERM when the parent process is gone.
 
-    ``labelled``: what we print goes through the fleet's process. With it gone, a line of log would be an error in the
-    middle of a job, so then it goes nowhere.
+    ``labelled``: our output goes through the parent. With that gone, a log line would raise in the middle of a job, so
+    output is discarded from then on.
     """
     threading.Thread(
-        target=_wait, args=(worker_end,), kwargs={"labelled": labelled}, name="lifeline", daemon=True
+        target=_wait, args=(worker_end,), kwargs={"labelled": labelled}, name="parent pipe", daemon=True
     ).start()
 
 
 def mute() -> None:
-    """Send what this process prints from now on nowhere."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    """Discard everything that this process prints from now on."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
-        os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+        os.dup2(devnull, stream.fileno())
+    os.close(devnull)
 
 
 def _wait(worker_end: int, *, labelled: bool) -> None:
@@ -56,13 +57,13 @@ _STDERR = 2
 
 
 class Terminal:
-    """The terminal that this process writes to, if it does; looked at when this is made."""
+    """The terminal on stderr, if there was one when this object was created."""
 
     def __init__(self) -> None:
         self._had_one = _is_terminal()
 
     def gone(self) -> bool:
-        """Whether it was there and is no more: the kernel takes it away before it sends SIGHUP."""
+        """Whether the terminal was closed since: the kernel detaches it before it sends SIGHUP."""
         return self._had_one and not _is_terminal()
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What differs from worker to worker in a fleet: its GPU, its name, its port. Pure."""
+"""Computes what differs from worker to worker: GPU, worker id, port. Pure."""
 
 import os
 import socket
@@ -11,47 +11,43 @@ from acestep_consumer.config.settings import EngineSettings, Settings, WorkerSet
 from acestep_consumer.multi_gpu.selection import Gpu
 
 _LONGEST_ID, _LAST_PORT = 128, 65_535
-_THE_ONE = ("auto", "cuda", "cuda:0")
+_FIRST_GPU = ("auto", "cuda", "cuda:0")
 
 
 class ConflictingSetting(Exception):
-    """A setting cannot hold for several workers; the text says which and what to do."""
+    """A setting does not work with several workers; the message says which, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """A worker's place: its ``name`` in the fleet's log, and ``environment``, what its own has beyond the others'."""
+    """A worker's ``name`` in the parent's log, and the part of its ``environment`` that differs from the others'."""
 
     name: str
     environment: Mapping[str, str]
 
 
 def check(engine: EngineSettings) -> None:
-    """Make sure that the settings leave the choice of devices to the fleet.
+    """Check that the settings leave the choice of devices to ``--gpus``.
 
     Raises:
-        Contradiction: they do not.
+        ConflictingSetting: they do not.
     """
-    if engine.device.strip().lower() not in _THE_ONE[:2]:
+    if engine.device.strip().lower() not in _FIRST_GPU[:2]:
+        raise ConflictingSetting(f"--gpus and ACESTEP_DEVICE={engine.device} both choose the device; drop one of them")
+    if engine.lm_device.strip().lower() not in (*_FIRST_GPU, "cpu"):
         raise ConflictingSetting(
-            f"--gpus decides the device, and ACESTEP_DEVICE={engine.device} does too; drop one of them"
-        )
-    if engine.lm_device.strip().lower() not in (*_THE_ONE, "cpu"):
-        raise ConflictingSetting(
-            f"ACESTEP_LM_DEVICE={engine.lm_device}: with --gpus each worker sees its own GPU alone; unset it"
+            f"ACESTEP_LM_DEVICE={engine.lm_device}: with --gpus each worker sees only its own GPU; unset it"
         )
 
 
-def seats_for(
-    gpus: Sequence[Gpu], settings: Settings, *, log_format: Literal["console", "json"]
-) -> tuple[Placement, ...]:
-    """Seat one worker at each GPU.
+def place(gpus: Sequence[Gpu], settings: Settings, *, log_format: Literal["console", "json"]) -> tuple[Placement, ...]:
+    """Return a placement for each GPU.
 
-    A worker sees its own GPU and no other, so for it that is ``cuda:0``. ``ACESTEP_DEVICE=cuda:2`` alone would not do:
-    vLLM takes the first GPU that it sees, whatever torch was told.
+    A worker sees only its own GPU, as ``cuda:0``. Setting ``ACESTEP_DEVICE=cuda:2`` would not be enough: vLLM uses the
+    first GPU that it sees.
 
     Raises:
-        Contradiction: the name or the port that is set does not fit.
+        ConflictingSetting: the worker id is too long or the ports run out.
     """
     base = settings.worker.worker_id or f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
     return tuple(
@@ -77,10 +73,10 @@ def _worker_id(base: str, gpu: Gpu) -> str:
 
 
 def _port(worker: WorkerSettings, position: int) -> int:
-    """The port that was set for the first worker, the next for the second; 0, a free one, for all."""
+    """Return the configured port for the first worker, the next one for the second; 0, any free one, for all."""
     port = worker.http_port and worker.http_port + position
     if port > _LAST_PORT:
         raise ConflictingSetting(
-            f"ACESTEP_HTTP_PORT={worker.http_port}: each worker takes the next one, and {port} is no port; lower it"
+            f"ACESTEP_HTTP_PORT={worker.http_port}: each worker uses the next port, and {port} does not exist; lower it"
         )
     return port

@@ -1,80 +1,94 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this worker has done, as plain numbers: counted where it happens, read when Prometheus asks.
+"""Counters and histograms of finished jobs and refused publishes, and the observer that fills them.
 
-Counting a job takes a few microseconds: dictionaries and lists of numbers, no locks, all on the event loop. No label
-grows with the work: task ids never are one, and what a producer may name is counted under the names that are loaded.
+No label grows with the number of jobs: task ids are no labels, and of the models and tiers that occur, the first
+``MAX_NAMES`` keep their names.
 """
 
-from bisect import bisect_left
-from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Final
 
 import structlog
+from prometheus_client import Counter, Histogram, Metric
 
 from acestep_consumer.domain.job import Job
 from acestep_consumer.domain.outcome import Ending
 from acestep_consumer.execution.context import JobContext
-from acestep_consumer.execution.eta import CostModel, Estimate
+from acestep_consumer.execution.eta import CostModel
 from acestep_consumer.observability.tracing import note_end
-from acestep_schemas.events import Completed, ErrorCode, Timings, Unfinished
+from acestep_schemas.events import Completed, ErrorCode, Timings
 
 NONE: Final = "none"
-"""Stands for the model or the tier of a job that never got so far as to have one."""
+"""Model or tier of a job that ended before it had one."""
 
 OTHER: Final = "other"
-"""Stands for every further name, once there are ``MOST_NAMES``."""
+"""Stands for every further name, once there are ``MAX_NAMES``."""
 
-MOST_NAMES: Final = 16
-STAGES: Final = tuple(Timings.model_fields)
-BOUNDS_S: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
-"""Upper bounds of the buckets of seconds: an upload on the left, a long song on a small card on the right."""
+MAX_NAMES: Final = 16
+STAGE_BUCKETS_S: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+"""Seconds: an upload on the left, a long song on a small GPU on the right."""
 
-ERROR_BOUNDS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2, 4)
-"""Upper bounds of the buckets of an estimate's error, as a share of what the job took."""
-
-
-class Histogram:
-    """Numbers by size. ``bounds`` are the buckets' upper ends, ascending; one more bucket takes what is larger."""
-
-    __slots__ = ("bounds", "counts", "total")
-
-    def __init__(self, bounds: tuple[float, ...] = BOUNDS_S) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.total = 0.0
-
-    def add(self, value: float) -> None:
-        """Count one number."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
+ERROR_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2, 4)
+"""Error of an estimate, as a share of the actual time."""
 
 
-@dataclass(slots=True)
-class JobStats:
+class MetricGroup:
+    """Metrics of one subject, collected together."""
+
+    def __init__(self, *metrics: Counter | Histogram) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families."""
+        for metric in self._metrics:
+            yield from metric.collect()
+
+
+class JobStats(MetricGroup):
     """All jobs of this worker. ``job_ended`` is called once for each, when its terminal event is confirmed."""
 
-    jobs: Counter[tuple[str, str, str]] = field(default_factory=Counter)
-    """By state, model and tier."""
-    errors: Counter[str] = field(default_factory=lambda: Counter({code.value: 0 for code in ErrorCode}))
-    """By code. All are there from the start: a rate cannot see the first of a series that was not."""
-    stages: dict[str, Histogram] = field(default_factory=lambda: {stage: Histogram() for stage in STAGES})
-    redeliveries: int = 0
-    retries: int = 0
-    """Jobs that ended on another than their first attempt."""
-    repeats: int = 0
-    lm_codes: int = 0
-    """Audio codes that the language model wrote. Each is one token, and 5 are a second of song."""
-    expected_s: float = 0.0
-    """Of the jobs that had an estimate."""
-    estimated_s: float = 0.0
-    """What the same jobs took in the end."""
-    estimate_error: Histogram = field(default_factory=lambda: Histogram(ERROR_BOUNDS))
-    _names: set[str] = field(default_factory=set)
+    def __init__(self) -> None:
+        self._jobs = Counter("acestep_jobs", "Finished jobs.", ("state", "model", "tier"), registry=None)
+        errors = Counter(
+            "acestep_job_errors", "Jobs that ended without songs, by error code.", ("code",), registry=None
+        )
+        stages = Histogram(
+            "acestep_stage_seconds", "Duration of a job's stages.", ("stage",), buckets=STAGE_BUCKETS_S, registry=None
+        )
+        self._eta_error = Histogram(
+            "acestep_eta_error_ratio",
+            "Absolute error of a job's estimated duration, as a share of the actual one.",
+            buckets=ERROR_BUCKETS,
+            registry=None,
+        )
+        self._redeliveries = _counter("acestep_redeliveries", "Finished jobs whose message had been redelivered.")
+        self._retried = _counter("acestep_retried_jobs", "Jobs that ended on a later attempt than the first.")
+        self._repeated = _counter("acestep_repeated_events", "Messages whose job had ended before: event repeated.")
+        self._lm_codes = _counter(
+            "acestep_lm_audio_codes", "Audio codes that the language model wrote; each is a token."
+        )
+        self._expected_s = _counter("acestep_eta_expected_seconds", "Estimated duration of jobs with an estimate.")
+        self._actual_s = _counter("acestep_eta_actual_seconds", "Actual duration of the same jobs.")
+        # All series exist from the start: a rate misses the first increase of a new one.
+        self._errors = {code: errors.labels(code.value) for code in ErrorCode}
+        self._stages = {stage: stages.labels(stage) for stage in Timings.model_fields}
+        self._names: set[str] = set()
+        super().__init__(
+            self._jobs,
+            errors,
+            stages,
+            self._eta_error,
+            self._redeliveries,
+            self._retried,
+            self._repeated,
+            self._lm_codes,
+            self._expected_s,
+            self._actual_s,
+        )
 
     def job_ended(
         self,
-        ending: Completed | Unfinished,
+        ending: Ending,
         job: Job | None,
         *,
         redelivered: bool = False,
@@ -84,49 +98,103 @@ class JobStats:
         """Count one job.
 
         Args:
-            ending: what its terminal event says.
-            job: what policy made of it; None: the message did not get so far.
-            redelivered: whether somebody had the message before.
+            ending: the data of its terminal event.
+            job: as policy admitted it; None: it was not.
+            redelivered: whether its message had been delivered before.
             timings: seconds per stage of a job without songs; one with songs brings its own.
-            expected_s: seconds from start to end that were estimated when it began; None: no estimate.
+            expected_s: estimated seconds from start to end; None: no estimate.
         """
         state = "completed" if isinstance(ending, Completed) else ending.status
-        self.jobs[state, self._known(job.model.used if job else None), self._known(_tier(ending))] += 1
-        self.redeliveries += redelivered
-        self.retries += ending.attempt > 1
+        self._jobs.labels(state, self._bounded(job.model.used if job else None), self._bounded(_tier(ending))).inc()
+        self._redeliveries.inc(redelivered)
+        self._retried.inc(ending.attempt > 1)
         if isinstance(ending, Completed):
             timings = ending.timings
-            self.lm_codes += _codes(ending)
+            self._lm_codes.inc(_codes(ending))
         else:
-            self.errors[ending.error.code.value] += 1
+            self._errors[ending.error.code].inc()
         if timings is not None:
             self._time(timings, expected_s)
 
     def event_repeated(self) -> None:
-        """Count a message whose job was done already: its event was published again, nothing was rendered."""
-        self.repeats += 1
+        """Count a message whose job had ended before: its event was published again, nothing was rendered."""
+        self._repeated.inc()
 
     def _time(self, timings: Timings, expected_s: float | None) -> None:
-        for stage, histogram in self.stages.items():
+        for stage, histogram in self._stages.items():
             seconds: float | None = getattr(timings, stage)
             if seconds is not None:
-                histogram.add(seconds)
+                histogram.observe(seconds)
         if expected_s is not None and timings.total:
-            self.expected_s += expected_s
-            self.estimated_s += timings.total
-            self.estimate_error.add(abs(expected_s - timings.total) / timings.total)
+            self._expected_s.inc(expected_s)
+            self._actual_s.inc(timings.total)
+            self._eta_error.observe(abs(expected_s - timings.total) / timings.total)
 
-    def _known(self, name: str | None) -> str:
+    def _bounded(self, name: str | None) -> str:
         if name is None:
             return NONE
         if name not in self._names:
-            if len(self._names) >= MOST_NAMES:
+            if len(self._names) >= MAX_NAMES:
                 return OTHER
             self._names.add(name)
         return name
 
 
-def _tier(ending: Completed | Unfinished) -> str | None:
+class Refusals(MetricGroup):
+    """Publishes that the broker did not confirm, by reason."""
+
+    REASONS: Final = ("nacked", "unroutable")
+
+    def __init__(self) -> None:
+        about = "Publishes that the broker did not confirm."
+        counter = Counter("acestep_publishes_refused", about, ("reason",), registry=None)
+        self._counters = {reason: counter.labels(reason) for reason in self.REASONS}
+        super().__init__(counter)
+
+    def add(self, error: Exception) -> None:
+        """Count a refused publish; a lost connection is none."""
+        counter = self._counters.get(type(error).__name__.lower())
+        if counter is not None:
+            counter.inc()
+
+
+log = structlog.get_logger()
+
+
+class JobObserver:
+    """Records finished jobs of one worker.
+
+    Args:
+        stats: counts them.
+        costs: learns their duration.
+    """
+
+    def __init__(self, stats: JobStats, costs: CostModel) -> None:
+        self._stats = stats
+        self._costs = costs
+
+    def ended(self, context: JobContext, ending: Ending) -> None:
+        """Count a job whose terminal event is confirmed."""
+        if context.answer is not None:
+            self._stats.event_repeated()
+            log.info("job had ended before: event repeated")
+            return
+        note_end(ending)
+        expected_s = context.estimate.expected_s if context.estimate else None
+        self._stats.job_ended(ending, context.job, redelivered=context.delivery.redelivered, expected_s=expected_s)
+        if not isinstance(ending, Completed):
+            return  # the runner has logged the reason
+        total_s = ending.timings.total
+        log.info("job done", songs=len(ending.audios), total_s=total_s, attempt=ending.attempt)
+        if context.job and total_s is not None:
+            self._costs.learn(context.job, _music_s(ending), total_s)
+
+
+def _counter(name: str, about: str) -> Counter:
+    return Counter(name, about, registry=None)
+
+
+def _tier(ending: Ending) -> str | None:
     return ending.policy.tier if ending.policy else None
 
 
@@ -136,59 +204,7 @@ def _codes(ending: Completed) -> int:
     return sum(map(len, ending.audio_codes)) if written else 0
 
 
-class Refusals:
-    """Publishes of ours that the broker did not confirm, by what was wrong."""
-
-    KINDS: Final = ("nacked", "unroutable")
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter(dict.fromkeys(self.KINDS, 0))
-
-    def add(self, fault: Exception) -> None:
-        """Count a publish that the broker refused; a lost connection is no refusal."""
-        kind = type(fault).__name__.lower()
-        if kind in self.KINDS:
-            self.counts[kind] += 1
-
-
-log = structlog.get_logger()
-
-
-class JobObserver:
-    """Sees the jobs of one worker.
-
-    Args:
-        tally: counts them.
-        costs: learns what they take.
-    """
-
-    def __init__(self, tally: JobStats, costs: CostModel) -> None:
-        self._tally = tally
-        self._costs = costs
-
-    def begins(self, case: JobContext, job: Job) -> Estimate:
-        """Take note that a job begins; return what it will probably take."""
-        case.job, case.estimate = job, self._costs.expect(job)
-        return case.estimate
-
-    def ended(self, case: JobContext, ending: Ending) -> None:
-        """Take note of an end that has been told."""
-        if case.answer is not None:
-            self._tally.event_repeated()
-            log.info("job was done before, told again")
-            return
-        note_end(ending)
-        expected_s = case.estimate.expected_s if case.estimate else None
-        self._tally.job_ended(ending, case.job, redelivered=case.delivery.redelivered, expected_s=expected_s)
-        if not isinstance(ending, Completed):
-            return  # why there are no songs, the witness has said
-        total_s = ending.timings.total
-        log.info("job done", songs=len(ending.audios), total_s=total_s, attempt=ending.attempt)
-        if case.job and total_s is not None:
-            self._costs.learn(case.job, _music_s(ending), total_s)
-
-
 def _music_s(ending: Completed) -> float:
-    """Seconds of music that were made, all songs together."""
+    """Seconds of music in all songs together."""
     planned = ending.request.audio_duration
     return sum(audio.duration_s if planned is None else planned for audio in ending.audios)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The GPU tier's policy: what a card may be asked for, and what a request becomes under it. Pure."""
+"""GPU tiers: their limits, admission of requests, choice of the LM, memory and throughput estimates. Pure."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Admission: a readable request and this worker's limits make a Job, or an error that says why not. Pure.
+"""Admission: turns a valid request into a ``Job`` within this worker's limits, or raises the reason not to. Pure.
 
-Nothing is changed in silence: every value that differs from what was asked becomes an adjustment in the event.
+Nothing is changed silently: every value that differs from the request becomes an adjustment in the event.
 """
 
 import hashlib
@@ -17,19 +17,12 @@ from acestep_consumer.domain.errors import (
     ModelUnavailable,
     TaskUnsupported,
 )
-from acestep_consumer.domain.job import Job, LoadedModel, Request, Variant
+from acestep_consumer.domain.job import Job, LoadedModel, Request
+from acestep_consumer.domain.tasks import TASKS, SourceAudio, Task, tasks_of
 from acestep_consumer.policy.tiers import MAX_BPM, MIN_BPM, MIN_DURATION_S, Tier
 from acestep_schemas.events import Adjustment, LimitsReport, LmChoice, ModelChoice, PolicyReport
 from acestep_schemas.request import FieldProblem, GenerationRequest
 
-_EVERY_VARIANT = frozenset(("text2music", "repaint", "cover"))
-_TASKS = {
-    Variant.TURBO: _EVERY_VARIANT,
-    Variant.SFT: _EVERY_VARIANT,
-    Variant.BASE: _EVERY_VARIANT | {"extract", "lego", "complete"},
-}
-_NEED_SOURCE = frozenset(("repaint", "extract", "lego", "complete"))
-_WITHOUT_LM = frozenset(("cover", "repaint"))
 _LM_REQUIRED = ("thinking", "sample_mode", "sample_query", "use_format", "analysis_only", "full_analysis_only")
 _LM_COMPLETES = ("bpm", "key_scale", "time_signature", "audio_duration")
 _SEED_BYTES = 4  # seeds as short as ACE-Step's own
@@ -37,7 +30,7 @@ _SEED_BYTES = 4  # seeds as short as ACE-Step's own
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What this worker has: its card's tier, its models (the primary first), its LM and its encoders."""
+    """A worker's capabilities: GPU tier, models (primary first), LM and audio formats."""
 
     tier: Tier
     table_version: str
@@ -48,11 +41,13 @@ class Limits:
 
 
 def admit(request: Request, limits: Limits) -> Job:
-    """Apply the tier's policy to one request.
+    """Apply the tier's limits to one request.
 
     Raises:
-        Refused: the request exceeds a limit and asked for rejection, or no model here can do the task.
-        ModelUnavailable: the model is not loaded and the request refused the fallback.
+        InvalidRequest: the format has no encoder here, or the task needs source audio.
+        LimitExceeded: the request exceeds a limit and has ``on_limit: reject``.
+        TaskUnsupported: the model cannot do the task.
+        ModelUnavailable: the model is not loaded and the request has ``on_model_unavailable: fail``.
         LmUnavailable: the request needs the LM and none is loaded.
     """
     asked = request.body
@@ -84,7 +79,7 @@ def admit(request: Request, limits: Limits) -> Job:
         ),
         seeds=seeds,
         given=frozenset(asked.model_fields_set),
-        warnings=(*request.warnings, *_notes(asked, task)),
+        warnings=(*request.warnings, *_warnings(asked, task)),
     )
 
 
@@ -107,34 +102,35 @@ def _choose_model(asked: GenerationRequest, limits: Limits) -> tuple[LoadedModel
 
 def _settle_task(
     asked: GenerationRequest, model: LoadedModel, choice: ModelChoice
-) -> tuple[str, tuple[Adjustment, ...]]:
+) -> tuple[Task, tuple[Adjustment, ...]]:
     """Return the task that will run, and the change when a cover has nothing to cover."""
-    task = asked.task_type
+    task = TASKS[asked.task_type]
     has_source = bool(asked.src_audio_path)
-    if task in _NEED_SOURCE and not has_source:
-        rule = f"task_type {task} needs source audio: s3://bucket/key or https://host/path"
+    if task.source is SourceAudio.REQUIRED and not has_source:
+        rule = f"task_type {task.name} needs source audio: s3://bucket/key or https://host/path"
         raise InvalidRequest([FieldProblem(field="src_audio_path", value="", rule=rule)])
-    if task == "cover" and not has_source and not asked.audio_code_string:
-        reason = "a cover needs src_audio_path or audio_code_string"
-        return "text2music", (Adjustment(field="task_type", requested=task, applied="text2music", reason=reason),)
-    if task not in _TASKS[model.variant]:
+    if task.source is SourceAudio.OPTIONAL and not has_source and not asked.audio_code_string:
+        reason = f"a {task.name} needs src_audio_path or audio_code_string"
+        change = Adjustment(field="task_type", requested=task.name, applied="text2music", reason=reason)
+        return TASKS["text2music"], (change,)
+    if model.variant not in task.variants:
         raise TaskUnsupported(_cannot(task, model, choice))
     return task, ()
 
 
-def _cannot(task: str, model: LoadedModel, choice: ModelChoice) -> str:
-    able = ", ".join(sorted(_TASKS[model.variant]))
-    stood_in = f" (it stands in for {choice.requested}, which is not loaded)" if choice.fallback else ""
-    return f"model {model.name}{stood_in} cannot do task_type {task}; it can do {able}"
+def _cannot(task: Task, model: LoadedModel, choice: ModelChoice) -> str:
+    able = ", ".join(tasks_of(model.variant))
+    fallback = f" (used instead of {choice.requested}, which is not loaded)" if choice.fallback else ""
+    return f"model {model.name}{fallback} cannot do task_type {task.name}; it can do {able}"
 
 
-def _choose_lm(asked: GenerationRequest, task: str, limits: Limits) -> LmChoice | None:
-    """The LM is skipped where the source audio already says what to sing."""
-    if task in _WITHOUT_LM and not (asked.analysis_only or asked.full_analysis_only):
+def _choose_lm(asked: GenerationRequest, task: Task, limits: Limits) -> LmChoice | None:
+    """Return the LM that plans the job; None where it is skipped, since the source audio already has the content."""
+    if not task.uses_lm and not (asked.analysis_only or asked.full_analysis_only):
         return None
     required = [name for name in _LM_REQUIRED if getattr(asked, name)]
     if asked.audio_code_string and required == ["thinking"]:
-        return None  # the codes that thinking would write are there already
+        return None  # the codes that thinking would generate are given
     if required and limits.lm is None:
         raise LmUnavailable(f"{required[0]} needs the 5Hz language model, and this worker has none loaded")
     wanted = required or any(not getattr(asked, name) for name in _LM_COMPLETES)
@@ -142,10 +138,10 @@ def _choose_lm(asked: GenerationRequest, task: str, limits: Limits) -> LmChoice 
 
 
 def _other_lm(asked: GenerationRequest, lm: LmChoice | None) -> Iterator[Adjustment]:
-    """A worker has one language model on one backend; a request that names another is told which wrote its plan."""
+    """Yield adjustments if the request names another LM or backend than this worker's only one."""
     if lm is None:
         return
-    reason = "this worker has one language model"
+    reason = "this worker has only one language model"
     named = (asked.lm_model_path or "").rstrip("/").rsplit("/", 1)[-1]
     if named and named != lm.model:
         yield Adjustment(field="lm_model_path", requested=asked.lm_model_path, applied=lm.model, reason=reason)
@@ -179,9 +175,9 @@ def _exceeded(clamps: tuple[Adjustment, ...]) -> LimitExceeded:
 
 
 def _seeds(asked: GenerationRequest, task_id: str, songs: int) -> Iterator[int]:
-    """Given seeds first (-1 is none), then counting on from the last; otherwise drawn from the task id.
+    """Yield a seed per song: the given ones (-1: none), then counting up from the last, else derived from the task id.
 
-    A redelivery therefore sings the same song, on whichever worker.
+    A redelivery therefore renders the same song on every worker.
     """
     given = asked.seed
     last = given[-1] if given else -1
@@ -196,10 +192,10 @@ def _drawn(task_id: str, index: int) -> int:
     return int.from_bytes(digest[:_SEED_BYTES])
 
 
-def _notes(asked: GenerationRequest, task: str) -> Iterator[str]:
-    if asked.thinking and task in _WITHOUT_LM:
-        yield f"thinking has no effect: the language model is skipped for {task}"
+def _warnings(asked: GenerationRequest, task: Task) -> Iterator[str]:
+    if asked.thinking and not task.uses_lm:
+        yield f"thinking has no effect: the language model is skipped for {task.name}"
     if asked.thinking and asked.audio_code_string:
         yield "thinking has no effect: audio_code_string was given"
     if asked.lora and (asked.analysis_only or asked.full_analysis_only):
-        yield "lora has no effect: an analysis makes no song"
+        yield "lora has no effect: an analysis renders no song"

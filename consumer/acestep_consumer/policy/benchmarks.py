@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was measured, or counted from the models' shapes: the figures that ``capacity`` reckons with, and their origin.
+"""Measurements, and figures that follow from the models' shapes: the data of ``sizing``, with their origin.
 
-Times are of one NVIDIA H200 (143,771 MiB; torch 2.11, bf16, full shapes with random weights) unless a comment says
-otherwise. Nothing here is a rule: rules are in ``tiers``, ``language`` and the renderer's ``budget``.
+Times were measured on one NVIDIA H200 (143,771 MiB; torch 2.11, bf16, full shapes with random weights) unless a comment
+says otherwise. The rules are elsewhere: ``tiers``, ``lm_choice`` and ``memory_budget``.
 """
 
 import itertools
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -42,13 +43,13 @@ class DitSize:
 
     @property
     def condition_bytes(self) -> int:
-        """Keys and values of one condition token, held twice: in the song and in its pack."""
+        """Bytes of keys and values of one condition token, stored twice: in the song and in its batch."""
         return 2 * 2 * self.layers * _KV_HEADS_WIDTH * _BF16
 
 
 @dataclass(frozen=True, slots=True)
 class LmSize:
-    """A size of 5Hz LM: parameters (217,204 entries of vocabulary, embedding tied) and layers."""
+    """A size of 5Hz LM: parameters (vocabulary 217,204, tied embedding) and layers."""
 
     parameters: int
     layers: int
@@ -60,48 +61,62 @@ class LmSize:
 
     @property
     def token_bytes(self) -> int:
-        """Keys and values of one token of one sequence."""
+        """Bytes of keys and values of one token of one sequence."""
         return 2 * self.layers * _KV_HEADS_WIDTH * _BF16
 
 
 @dataclass(frozen=True, slots=True)
 class GpuSpeed:
-    """How fast a card is: dense bf16 matrix TFLOP/s with float32 sums, and memory GB/s, from the maker's data sheet."""
+    """A GPU's speed from its data sheet: dense bf16 TFLOP/s with float32 accumulation, and memory GB/s."""
 
     tflops: float
     gigabytes_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class GpuModel:
+    """A GPU whose speed is known; ``memory_mib`` as nvidia-smi reports it."""
+
+    name: str
+    speed: GpuSpeed
+    memory_mib: int
+
+    @property
+    def memory_gib(self) -> float:
+        """Its memory in GiB."""
+        return self.memory_mib / 1024
 
 
 DIT_2B: Final = DitSize("2B", 1_575_000_000, layers=24, hidden=2048)
 DIT_XL: Final = DitSize("XL 5B", 5_000_000_000, layers=32, hidden=2560)
 DIT_SIZES: Final = (DIT_2B, DIT_XL)
 
-# Parameters beside the DiT. Several models on one card share the text encoder and the VAE.
+# Parameters beside the DiT. Several models on one GPU share the text encoder and the VAE.
 SHARED_PARTS: Final = (596_000_000, 169_000_000)  # text encoder, VAE
 OWN_PARTS: Final = (608_000_000, 105_000_000, 105_000_000)  # condition encoder, audio tokenizer, detokenizer
 # Measured: the 2B model takes 6.2 GiB when loaded, its parameters alone 5.88.
 LOADED_BEYOND_PARAMETERS: Final = round(0.32 * GIB)
 
-# DiT, packed: a step takes 23.3 ms for 3,750 tokens, and no step less than 4 ms. 2B turbo.
+# DiT, 2B turbo, batched: a step takes 23.3 ms for 3,750 tokens, and at least 4 ms.
 STEP_S_PER_TOKEN: Final = 6.2e-6
 STEP_FLOOR_S: Final = 0.004
-# What is left of a song's time in the whole renderer, which made 1,165 songs of 30 s a minute and 154 of 300 s. The
-# VAE's decoder alone takes 126 ms for 300 s.
+# The rest of a song's time in the renderer, which rendered 1,165 songs of 30 s per minute, and 154 of 300 s. The VAE's
+# decoder alone takes 126 ms for 300 s.
 DECODE_S_PER_SECOND: Final = 0.18 / 300
 PREPARE_S: Final = 0.02
 
-# Memory of the renderer's work. 2B; wider models take more for a token.
+# Working memory of the renderer, 2B; wider models need more per token.
 STEP_BYTES_PER_TOKEN: Final = 47_000
 TILE_BYTES: Final = round(0.72 * GIB)
 FRAME_BYTES: Final = 31_000
-CONDITION_TOKENS: Final = 700  # of a usual song; 2,305 at most
+CONDITION_TOKENS: Final = 700  # of a typical song; 2,305 at most
 
 RESERVE_BYTES: Final = round(RESERVE_GB * GIB)
-# Not measured, allowances inside the LM's memory: vLLM's context, activations and recorded graphs 1 GB, and the logits
-# processor's 4 MB a row.
+# Allowances within the LM's memory, not measured: 1 GB for vLLM's context, activations and CUDA graphs, and 4 MB per
+# row for the logits processor.
 LM_OVERHEAD_BYTES: Final[Mapping[Backend, int]] = MappingProxyType({"vllm": 1_512_000_000, "pt": 0})
 LM_PROMPT_TOKENS: Final = 250  # of each of the two sequences of a song
-LM_SEQUENCES_PER_SONG: Final = 2  # guided: with the condition and without
+LM_SEQUENCES_PER_SONG: Final = 2  # guided: conditional and unconditional
 
 LM_SIZES: Final[Mapping[str, LmSize]] = MappingProxyType(
     dict(
@@ -113,7 +128,7 @@ LM_SIZES: Final[Mapping[str, LmSize]] = MappingProxyType(
     )
 )
 
-# Songs a minute of 300 s (1,500 codes each, guided), the LM alone on the card, by songs in flight.
+# Songs per minute of 300 s (1,500 codes each, guided), the LM alone on the GPU, by concurrent songs.
 _LM_RATE_S: Final = 300
 _VLLM: Final[Mapping[str, tuple[tuple[int, float], ...]]] = MappingProxyType(
     {
@@ -122,51 +137,74 @@ _VLLM: Final[Mapping[str, tuple[tuple[int, float], ...]]] = MappingProxyType(
         LMS[2]: ((1, 10.3), (16, 60.0), (64, 333.0)),
     }
 )
-# transformers was measured with the 1.7B model; the others are taken to differ from it as they do on vLLM.
+# transformers was measured with the 1.7B model; the others are scaled by their ratio on vLLM.
 _PT: Final = ((1, 4.3), (64, 166.0))
 MOST_IN_LM: Final = 64
-"""Songs in flight: more were not measured, and vLLM is started with room for 128 sequences, two a song."""
+"""Concurrent songs: more were not measured, and vLLM is started with room for 128 sequences, two per song."""
 
-# Processor seconds that a second of stereo takes to encode, on one core of an AMD EPYC server. Noise, the hardest case.
+# CPU seconds to encode a second of stereo, on one core of an AMD EPYC server. Noise, the worst case.
 ENCODE_S_PER_SECOND: Final[Mapping[str, float]] = MappingProxyType(
     {"mp3": 0.055, "aac": 0.05, "ogg": 0.013, "opus": 0.013, "flac": 0.002, "wav": 0.001, "wav32": 0.001}
 )
 
-# As nvidia-smi and torch name them, without "NVIDIA ".
-SPEEDS: Final[Mapping[str, GpuSpeed]] = MappingProxyType(
-    {
-        "H200": GpuSpeed(989, 4800),
-        "H100 80GB HBM3": GpuSpeed(989, 3350),
-        "H100 PCIe": GpuSpeed(756, 2000),
-        "A100-SXM4-80GB": GpuSpeed(312, 2039),
-        "A100-SXM4-40GB": GpuSpeed(312, 1555),
-        "A100 80GB PCIe": GpuSpeed(312, 1935),
-        "A100-PCIE-40GB": GpuSpeed(312, 1555),
-        "L40S": GpuSpeed(362, 864),
-        "L40": GpuSpeed(181, 864),
-        "L4": GpuSpeed(121, 300),
-        "GeForce RTX 4090": GpuSpeed(165, 1008),
-        "GeForce RTX 3090": GpuSpeed(71, 936),
-    }
+REFERENCE: Final = GpuSpeed(989, 4800)
+"""The measured GPU's."""
+
+# Names and MiB as nvidia-smi prints them.
+_GPUS: Final = (
+    GpuModel("NVIDIA H200", REFERENCE, 143_771),
+    GpuModel("NVIDIA H100 80GB HBM3", GpuSpeed(989, 3350), 81_559),
+    GpuModel("NVIDIA H100 PCIe", GpuSpeed(756, 2000), 81_559),
+    GpuModel("NVIDIA A100-SXM4-80GB", GpuSpeed(312, 2039), 81_920),
+    GpuModel("NVIDIA A100-SXM4-40GB", GpuSpeed(312, 1555), 40_960),
+    GpuModel("NVIDIA A100 80GB PCIe", GpuSpeed(312, 1935), 81_920),
+    GpuModel("NVIDIA A100-PCIE-40GB", GpuSpeed(312, 1555), 40_960),
+    GpuModel("NVIDIA L40S", GpuSpeed(362, 864), 46_068),
+    GpuModel("NVIDIA L40", GpuSpeed(181, 864), 46_068),
+    GpuModel("NVIDIA L4", GpuSpeed(121, 300), 23_034),
+    GpuModel("NVIDIA GeForce RTX 4090", GpuSpeed(165, 1008), 24_564),
+    GpuModel("NVIDIA GeForce RTX 3090", GpuSpeed(71, 936), 24_576),
 )
-REFERENCE: Final = SPEEDS["H200"]
+_MODEL_NUMBER = re.compile(r"(?!\d+gb$)[a-z]*\d+[a-z]*")
 
 
-def speed_of(name: str) -> GpuSpeed | None:
-    """Return the speed of the card with this name, None for one that is not in the table."""
-    known = {each.casefold(): speed for each, speed in SPEEDS.items()}
-    return known.get(" ".join(name.split()).casefold().removeprefix("nvidia "))
+def gpu_names() -> tuple[str, ...]:
+    """Return the names of the GPUs whose speed is known."""
+    return tuple(gpu.name.removeprefix("NVIDIA ") for gpu in _GPUS)
+
+
+def find_gpu(name: str) -> GpuModel | None:
+    """Return the GPU with this name, in full or abbreviated: ``RTX 3090``, ``rtx3090``, ``A100 80GB``.
+
+    Every word of ``name`` must be one of the model's, so that "RTX 3090 Ti" is unknown and not a 3090. Of several that
+    match, the slowest is returned.
+    """
+    words = _words(name)
+    if not any(_MODEL_NUMBER.fullmatch(word) for word in words):
+        return None
+    exact = [gpu for gpu in _GPUS if _words(gpu.name) == words or _joined(gpu.name) == _joined(name)]
+    found = exact or [gpu for gpu in _GPUS if words <= _words(gpu.name)]
+    return min(found, key=lambda gpu: (gpu.speed.tflops, gpu.speed.gigabytes_s), default=None)
+
+
+def _words(name: str) -> frozenset[str]:
+    return frozenset(re.findall(r"[a-z0-9]+", name.casefold())) - {"nvidia", "geforce"}
+
+
+def _joined(name: str) -> str:
+    """Return the name without spaces and makers: ``rtx3090``."""
+    return re.sub(r"nvidia|geforce|[^a-z0-9]", "", name.casefold())
 
 
 def lm_size(model: str) -> LmSize:
-    """Return the size of an LM by name or path; one that is nobody's known size counts as the largest."""
+    """Return the size of an LM by name or path; an unknown one counts as the largest."""
     return LM_SIZES.get(_base(model), LM_SIZES[LMS[-1]])
 
 
 def lm_songs_a_minute(model: str, backend: Backend, in_flight: int, duration_s: float) -> float:
-    """Songs of ``duration_s`` seconds that the LM plans in a minute with so many in flight, alone on an H200.
+    """Return how many songs of ``duration_s`` seconds the LM plans per minute, ``in_flight`` at once, on an H200.
 
-    Between the measured points both axes are logarithmic. Codes alone count: metadata comes on top.
+    Interpolated between the measured points, logarithmic on both axes. Includes the codes only, not the metadata.
     """
     name = _base(model) if _base(model) in _VLLM else LMS[-1]
     rate = _between(_VLLM[name], in_flight)
@@ -180,7 +218,7 @@ def _base(model: str) -> str:
 
 
 def _between(points: tuple[tuple[int, float], ...], x: int) -> float:
-    """Read a curve at ``x``, from the first point up; beyond the last it is flat."""
+    """Interpolate a curve at ``x``; beyond the last point it is flat."""
     for (left, low), (right, high) in itertools.pairwise(points):
         if x <= right:
             return low * math.exp(math.log(high / low) * math.log(x / left) / math.log(right / left))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which 5Hz language model a card of this size gets, on which backend, with how much of its memory. Pure."""
+"""Chooses the 5Hz LM for a GPU, its backend and its share of the memory. Pure."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,19 +9,18 @@ from acestep_consumer.policy.tiers import LM_MEMORY_GB, LMS, OFFLOAD_BELOW_GB, T
 Backend = Literal["vllm", "pt"]
 
 SHARE_ABOVE_GB = 0.4
-"""Of what a card has beyond 24 GB, this part goes to the LM's key-value cache: sequences in flight, not weights."""
-
+"""Of the memory beyond 24 GB, this share goes to the LM's key-value cache, for more concurrent sequences."""
 
 RENDERER_GB, OFFLOADED_RENDERER_GB = 7.0, 4.5
-"""The least that a renderer of a 2B model works in: its weights, or the DiT's alone, and one song."""
+"""The minimum for a renderer with a 2B model: its weights (offloaded: the DiT's only) and one song."""
 
 RESERVE_GB = 1.0
-"""Left to nobody: the renderer's CUDA context, and what allocators lose. An allowance, not measured."""
+"""Reserved for the renderer's CUDA context and fragmentation. An allowance, not measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LmRequest:
-    """What the operator set; None leaves it to the card. ``init`` True insists, False forbids."""
+    """The operator's settings; None: decided by the GPU's tier. ``init`` True: required, False: none."""
 
     init: bool | None = None
     model: str | None = None
@@ -30,7 +29,7 @@ class LmRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LmPlan:
-    """What to load. ``backend`` None: vLLM where it is installed, else transformers. ``memory_gb`` bounds it all."""
+    """The LM to load. ``backend`` None: vLLM if installed, else transformers. ``memory_gb``: its whole budget."""
 
     model: str
     backend: Backend | None
@@ -40,9 +39,9 @@ class LmPlan:
 
 
 def plan_lm(wish: LmRequest, tier: Tier, vram_gb: float) -> LmPlan | None:
-    """Choose the LM for a card, or none.
+    """Choose the LM for a GPU, or none.
 
-    The largest that the tier lists is the ceiling, and the default where it leaves the renderer room.
+    The tier's largest LM is the upper bound, and the default if it leaves enough memory for the renderer.
     """
     wanted = tier.lm_by_default if wish.init is None else wish.init
     if not wanted:
@@ -58,7 +57,7 @@ def plan_lm(wish: LmRequest, tier: Tier, vram_gb: float) -> LmPlan | None:
 
 
 def renderer_share(plan: LmPlan, vram_gb: float) -> float:
-    """Return the GB that are left for a renderer on the same card."""
+    """Return the GB left for the renderer on the same GPU."""
     return max(vram_gb - plan.memory_gb - RESERVE_GB, 0.0)
 
 
@@ -68,7 +67,7 @@ def _model(asked: str | None, tier: Tier, vram_gb: float) -> tuple[str, tuple[st
         return _largest_that_leaves_room(tier.lms or LMS[:1], vram_gb), ()
     name = asked.rstrip("/").rsplit("/", 1)[-1]
     if name not in LMS or name in tier.lms or name == largest:
-        return asked, ()  # listed, or one of the operator's own, whose size nobody here knows
+        return asked, ()  # allowed by the tier, or a custom LM of unknown size
     return largest, (f"ACESTEP_LM_MODEL_PATH = {asked}: too large for {tier.name}; {largest} is used",)
 
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many jobs a card should hold, and how many songs a minute to expect of it. Pure arithmetic.
+"""Estimates how many concurrent jobs a GPU should have, and how many songs per minute it renders. Pure arithmetic.
 
-The language model and the renderer share one card. Each gets as many songs as make it faster and fit into its memory;
-a job more is being fetched or stored, and some are being encoded. That sum is the recommended number of workers.
+The LM and the renderer share one GPU. Each gets as many songs as increase its throughput and fit into its memory; one
+more job is fetched or uploaded, and some are encoded. The sum is the recommended number of workers (prefetch).
 
-The rules are those that the worker follows: the LM's memory as ``language.plan_lm`` gives it, the renderer's as its
-``MemoryBudget`` counts it. The figures are in ``measured``.
+The rules are the worker's own: ``lm_choice.plan_lm`` for the LM's memory, ``MemoryBudget`` for the renderer's. The
+measurements are in ``benchmarks``.
 """
 
 import math
@@ -22,12 +22,12 @@ Bound = Literal["memory", "renderer", "language model", "encoding"]
 
 LEAST_WORKERS = 2
 _GAIN = math.log2(1.1)
-"""Twice the jobs must bring a tenth more songs; fewer only make each job wait longer."""
+"""Doubling the jobs must increase throughput by at least a tenth; otherwise jobs only wait longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuSpec:
-    """A card: its memory in GiB (0: no GPU) and its speed; a card of unknown speed counts as the measured one."""
+    """A GPU: its memory in GiB (0: none) and its speed; of unknown speed, that of the measured GPU."""
 
     name: str
     vram_gb: float
@@ -35,23 +35,23 @@ class GpuSpec:
 
     @property
     def bytes(self) -> int:
-        """All its memory."""
+        """Its memory in bytes."""
         return int(self.vram_gb * benchmarks.GIB)
 
     @property
     def compute(self) -> float:
-        """Matrix products, relative to the measured card."""
+        """Speed of matrix products, relative to the measured GPU."""
         return self.speed.tflops / REFERENCE.tflops
 
     @property
     def bandwidth(self) -> float:
-        """Memory bandwidth, relative to the measured card."""
+        """Memory bandwidth, relative to the measured GPU."""
         return self.speed.gigabytes_s / REFERENCE.gigabytes_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What every message asks for. ``guided``: classifier-free guidance, which doubles the DiT's work."""
+    """A request of the expected traffic. ``guided``: classifier-free guidance, which doubles the DiT's work."""
 
     duration_s: float = 300
     batch: int = 1
@@ -67,13 +67,13 @@ class Workload:
 
     @property
     def tokens(self) -> int:
-        """DiT tokens that a song has in a step, all voices."""
+        """DiT tokens of a song in a step, over all guidance branches."""
         return math.ceil(self.duration_s * benchmarks.TOKENS_PER_SECOND) * (2 if self.guided else 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LmSpec:
-    """A language model on the card. ``memory``: bytes, for weights and sequences together."""
+    """An LM on the GPU. ``memory``: bytes for weights and sequences together."""
 
     model: str
     backend: Backend
@@ -81,22 +81,22 @@ class LmSpec:
 
     @property
     def weights(self) -> int:
-        """Bytes, with what the backend takes beside them."""
+        """Bytes of the weights and the backend's overhead."""
         return benchmarks.lm_size(self.model).weights + benchmarks.LM_OVERHEAD_BYTES[self.backend]
 
     def song(self, workload: Workload) -> int:
-        """Bytes of keys and values that a song takes until its last code."""
+        """Return the bytes of keys and values of a song with all its codes."""
         tokens = benchmarks.LM_PROMPT_TOKENS + math.ceil(workload.duration_s * benchmarks.CODES_PER_SECOND)
         return benchmarks.LM_SEQUENCES_PER_SONG * tokens * benchmarks.lm_size(self.model).token_bytes
 
     def room(self, workload: Workload) -> int:
-        """Songs that fit at once, as far as was measured."""
+        """Return how many songs fit at once, up to the largest number measured."""
         return min(max(0, (self.memory - self.weights) // self.song(workload)), benchmarks.MOST_IN_LM)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSet:
-    """What is on the card: DiT models (the first one works), the LM, and what waits in RAM between uses."""
+    """The models on the GPU: DiTs (the first one is used), LM, and whether idle ones are offloaded to RAM."""
 
     models: tuple[DitSize, ...] = (DIT_2B,)
     lm: LmSpec | None = None
@@ -106,7 +106,7 @@ class ModelSet:
 
     @property
     def weights(self) -> int:
-        """Bytes of the renderer's weights on the card; with offloading one part is there at a time."""
+        """Bytes of the renderer's weights on the GPU; with offloading only one component at a time."""
         own = [each * 2 for each in benchmarks.OWN_PARTS]
         shared = [each * 2 for each in benchmarks.SHARED_PARTS]
         dits = [model.weights for model in self.models]
@@ -116,7 +116,7 @@ class ModelSet:
         return sum(dits) + len(dits) * sum(own) + sum(shared) + benchmarks.LOADED_BEYOND_PARAMETERS
 
     def footprint(self) -> MemoryFootprint:
-        """Bytes that the renderer's work takes, as it would measure them at start."""
+        """Return the renderer's memory footprint, as it would measure it at start."""
         widest = max(model.hidden for model in self.models)
         return MemoryFootprint(
             weights=self.weights,
@@ -126,18 +126,21 @@ class ModelSet:
             frame=benchmarks.FRAME_BYTES,
         )
 
-    def budget(self, card: GpuSpec) -> MemoryBudget:
-        """Return what the renderer may use: all that the LM leaves."""
+    def budget(self, gpu: GpuSpec) -> MemoryBudget:
+        """Return the renderer's budget: the memory that the LM leaves."""
         lm = self.lm.memory if self.lm else 0
-        limit = max(0, card.bytes - benchmarks.RESERVE_BYTES - lm)
+        limit = max(0, gpu.bytes - benchmarks.RESERVE_BYTES - lm)
         return MemoryBudget(limit=limit, footprint=self.footprint(), max_tokens=self.pack_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemorySplit:
-    """Bytes of the card: ``card`` = ``reserve`` + ``lm`` + ``renderer``; a song takes ``lm_song`` and ``song``."""
+    """Split of the GPU's memory, bytes: ``gpu`` = ``reserve`` + ``lm`` + ``renderer``.
 
-    card: int
+    A song takes ``lm_song`` in the LM and ``song`` in the renderer.
+    """
+
+    gpu: int
     reserve: int
     lm: int
     lm_song: int
@@ -149,19 +152,19 @@ class MemorySplit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
-    """The answer.
+    """The estimate.
 
     Attributes:
-        fits: whether weights and one song fit at all.
-        workers: jobs in hand; ``ACESTEP_QUEUE_WORKERS``.
-        songs_a_minute: at best, with that many; None when it does not fit or nothing was measured for it.
-        bound_by: what a faster worker would need more of; None where ``songs_a_minute`` is.
-        lm_jobs: of the workers, those that keep the LM busy, with ``lm_songs`` of the ``lm_room`` that fit at once.
-        render_jobs: those that keep the renderer busy, with ``render_songs`` of the ``render_room`` that fit at once.
-        other_jobs: those that are being fetched, encoded or stored.
-        lm_s: seconds of the whole card that the LM takes for a song; ``render_s``: that the renderer takes.
-        encoding_cores: processor cores that encoding keeps busy.
-        split: how the memory is shared; None without a GPU.
+        fits: whether the weights and one song fit.
+        workers: concurrent jobs (``ACESTEP_QUEUE_WORKERS``).
+        songs_a_minute: at best, with that many jobs; None if it does not fit or was not measured.
+        bound_by: the bottleneck; None where ``songs_a_minute`` is None.
+        lm_jobs: of the workers, those in the LM, with ``lm_songs`` of the ``lm_room`` songs that fit.
+        render_jobs: those in the renderer, with ``render_songs`` of the ``render_room`` songs that fit.
+        other_jobs: those being fetched, encoded or uploaded.
+        lm_s: seconds of GPU time per song in the LM; ``render_s``: in the renderer.
+        encoding_cores: CPU cores that encoding uses.
+        split: how the memory is split; None without a GPU.
     """
 
     fits: bool
@@ -181,8 +184,8 @@ class Capacity:
     split: MemorySplit | None = None
 
 
-def lm_on_card(plan: LmPlan, workload: Workload) -> LmSpec:
-    """Return the LM as it would be loaded: with the backend left open, vLLM unless it has no room for a song."""
+def lm_on_gpu(plan: LmPlan, workload: Workload) -> LmSpec:
+    """Return the LM as it would be loaded; without a configured backend vLLM, unless that has no room for a song."""
     memory = int(plan.memory_gb * 1e9)
     if plan.backend is not None:
         return LmSpec(model=plan.model, backend=plan.backend, memory=memory)
@@ -190,12 +193,12 @@ def lm_on_card(plan: LmPlan, workload: Workload) -> LmSpec:
     return first if first.room(workload) else LmSpec(model=plan.model, backend="pt", memory=memory)
 
 
-def split_of(card: GpuSpec, load: ModelSet, workload: Workload) -> MemorySplit:
-    """Share the card's memory out."""
-    budget, lm = load.budget(card), load.lm
+def split_of(gpu: GpuSpec, load: ModelSet, workload: Workload) -> MemorySplit:
+    """Split the GPU's memory."""
+    budget, lm = load.budget(gpu), load.lm
     return MemorySplit(
-        card=card.bytes,
-        reserve=min(benchmarks.RESERVE_BYTES, card.bytes),
+        gpu=gpu.bytes,
+        reserve=min(benchmarks.RESERVE_BYTES, gpu.bytes),
         lm=lm.memory if lm else 0,
         lm_song=lm.song(workload) if lm else 0,
         renderer=budget.limit or 0,
@@ -206,27 +209,27 @@ def split_of(card: GpuSpec, load: ModelSet, workload: Workload) -> MemorySplit:
 
 
 def render_room(split: MemorySplit) -> int:
-    """Songs that the renderer can hold at once beside its weights and the largest step or decode."""
+    """Return how many songs fit in the renderer beside its weights and the largest step or decode."""
     return max(0, (split.renderer - split.weights - split.working) // split.song)
 
 
-def capacity(card: GpuSpec, load: ModelSet, workload: Workload, cores: float = math.inf) -> Capacity:
-    """Reckon what this card can do with this load of this workload, and with so many processor cores to encode."""
-    if card.vram_gb <= 0:
+def capacity(gpu: GpuSpec, load: ModelSet, workload: Workload, cores: float = math.inf) -> Capacity:
+    """Estimate what a GPU can do with these models, this workload and ``cores`` CPU cores for encoding."""
+    if gpu.vram_gb <= 0:
         return Capacity(fits=True)
-    split = split_of(card, load, workload)
+    split = split_of(gpu, load, workload)
     lm = load.lm if workload.thinking else None
     lm_room, room = lm.room(workload) if lm else 0, render_room(split)
     if room == 0 or (lm is not None and lm_room == 0) or (workload.thinking and lm is None):
         return Capacity(fits=False, lm_room=lm_room, render_room=room, split=split)
-    return _SongTimes(card, load, lm, workload, load.budget(card).tokens, cores).capacity(split, lm_room, room)
+    return _SongTimes(gpu, load, lm, workload, load.budget(gpu).tokens, cores).capacity(split, lm_room, room)
 
 
 @dataclass(frozen=True, slots=True)
 class _SongTimes:
-    """Times of one song on one card. ``pack``: tokens that one step takes; ``cores``: what encodes."""
+    """Times of one song on one GPU. ``pack``: most tokens of a step; ``cores``: CPU cores for encoding."""
 
-    card: GpuSpec
+    gpu: GpuSpec
     load: ModelSet
     lm: LmSpec | None
     workload: Workload
@@ -268,7 +271,7 @@ class _SongTimes:
 
     @property
     def _encode_s(self) -> float:
-        """Seconds of one core for one song."""
+        """CPU seconds to encode one song."""
         return self.workload.duration_s * benchmarks.ENCODE_S_PER_SECOND[self.workload.audio_format]
 
     @property
@@ -276,13 +279,13 @@ class _SongTimes:
         return self.cores / self._encode_s
 
     def _render_jobs(self, room: int | None) -> int:
-        """Jobs that fill the renderer's packs; ``room`` None: as if memory had no end."""
+        """Return how many jobs fill the renderer's batches; ``room`` None: with unlimited memory."""
         batch = self.workload.batch
         most = self.pack if room is None else max(1, room // batch)
         return _knee(most, lambda jobs: 1 / self._render_s(jobs * batch if room is None else min(room, jobs * batch)))
 
     def _lm_jobs(self, room: int, render_s: float) -> int:
-        """Jobs that keep the LM's steps full beside the renderer, or fast enough for what encodes."""
+        """Return how many jobs fill the LM's steps, or suffice for the speed of encoding."""
         if self.lm is None:
             return 0
         batch = self.workload.batch
@@ -294,37 +297,37 @@ class _SongTimes:
         return next((jobs for jobs in range(1, most) if rate(jobs) >= self._encoded_a_second), most)
 
     def _lm_s(self, songs: int) -> float:
-        """Seconds of the card for one song's codes: reading weights and cache, so that bandwidth counts."""
+        """Return the GPU seconds for one song's codes. It reads weights and cache, so it scales with bandwidth."""
         if self.lm is None:
             return 0.0
         rate = benchmarks.lm_songs_a_minute(self.lm.model, self.lm.backend, songs, self.workload.duration_s)
-        return 60 / rate / self.card.bandwidth
+        return 60 / rate / self.gpu.bandwidth
 
     def _render_s(self, songs: int) -> float:
-        """Seconds of the card for one song in packs of ``songs``, as far as a step takes them.
+        """Return the GPU seconds for one song in batches of ``songs``, or of as many as fit into a step.
 
-        A step is matrix products, and never faster than its launches, which the host makes. The VAE is bound by either
-        of compute and bandwidth in turn: the slower counts.
+        A step consists of matrix products, and is never faster than its kernel launches on the host. The VAE is limited
+        by compute and bandwidth in turn: the slower one counts.
         """
         packed = min(songs, max(1, self.pack // self.workload.tokens))
         size = self.load.models[0].parameters / DIT_2B.parameters
-        token_s = benchmarks.STEP_S_PER_TOKEN * size / self.card.compute
+        token_s = benchmarks.STEP_S_PER_TOKEN * size / self.gpu.compute
         step = max(packed * self.workload.tokens * token_s, benchmarks.STEP_FLOOR_S)
         decode = benchmarks.DECODE_S_PER_SECOND * self.workload.duration_s
-        slowest = min(self.card.compute, self.card.bandwidth)
+        slowest = min(self.gpu.compute, self.gpu.bandwidth)
         return self.workload.steps * step / packed + decode / slowest + benchmarks.PREPARE_S
 
 
 def _knee(most: int, rate: Callable[[int], float]) -> int:
-    """Return the jobs, up to ``most``, from which on one more brings less than ``_GAIN`` asks for."""
+    """Return the number of jobs, up to ``most``, beyond which one more gains less than ``_GAIN``."""
     jobs = 1
     while jobs < most and rate(jobs + 1) >= rate(jobs) * ((jobs + 1) / jobs) ** _GAIN:
         jobs += 1
     return jobs
 
 
-def left_over(card: GpuSpec, load: ModelSet, workload: Workload = Workload()) -> int:
-    """Return the bytes left beside the weights and one song; negative: so many are missing."""
-    split = split_of(card, load, workload)
+def left_over(gpu: GpuSpec, load: ModelSet, workload: Workload = Workload()) -> int:
+    """Return the bytes left beside the weights and one song; negative: missing."""
+    split = split_of(gpu, load, workload)
     lm_left = load.lm.memory - load.lm.weights - load.lm.song(workload) if load.lm else 0
     return min(lm_left, 0) + split.renderer - split.weights - split.working - split.song

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which larger cards would give a request more than this one can. Pure."""
+"""Chooses the larger tiers that grant a request more than this worker can. Pure."""
 
 import re
 from collections.abc import Iterator
@@ -13,49 +13,49 @@ from acestep_consumer.policy.tiers import Tier, TierTable, TierTableError
 from acestep_schemas.events import Adjustment, LmChoice
 
 _BY_TIER = ("audio_duration", "batch_size")
-"""What a larger card allows more of; all else is bounded alike everywhere."""
+"""The fields that tiers limit; all others have the same bounds everywhere."""
 
-# A tier's name becomes part of a queue's name and of a binding, where * and # stand for others; the queues on which
-# the broker's limit is measured have the other name.
+# A tier's name becomes part of a queue name and of a binding key, where * and # are wildcards. Queues that begin with
+# "probe-" are those on which the queue limit is measured.
 _NAME = re.compile(r"(?!probe-)[A-Za-z0-9_.-]+")
 
 
 def queue_names(table: TierTable) -> tuple[str, ...]:
-    """Return the tiers' names, the smallest first. Raises ``TierTableError`` unless each can be that of a queue."""
+    """Return the tiers' names, smallest first. Raises ``TierTableError`` if one cannot be part of a queue name."""
     names = tuple(tier.name for tier in table.tiers)
     for name in names:
         if not _NAME.fullmatch(name) or names.count(name) > 1:
             raise TierTableError(
                 f"ACESTEP_TIER_TABLE: with ACESTEP_ROUTE_BY_TIER each tier has a queue of its name, so {name!r} must "
-                "occur once, have letters, digits, '.', '_' and '-' alone, and not begin with 'probe-'"
+                "be unique, consist of letters, digits, '.', '_' and '-', and not begin with 'probe-'"
             )
     return names
 
 
 def better_tiers(request: Request, limits: Limits, table: TierTable, came_by: str | None = None) -> Iterator[str]:
-    """Yield the names of larger tiers that grant more of the request than this worker does, the best first.
+    """Yield the names of larger tiers that grant more of the request than this worker does, best first.
 
-    Of those that grant as much as each other the smallest comes first: the largest cards are for what nobody else can.
-    What asks for rejection is granted whole or not at all.
+    Among equals the smallest tier comes first, to keep the largest GPUs for requests that need them. A request with
+    ``on_limit: reject`` is granted completely or not at all.
 
     Args:
-        request: what is asked.
-        limits: what this worker has; a larger card is taken to have the same models, and the LM that its tier has.
-        table: the tiers, the smallest first.
-        came_by: the tier whose queue the request came from. Only tiers larger than that one are yielded, so that no
-            request goes in circles; none, if the table does not know it.
+        request: the request.
+        limits: this worker's; a larger GPU is assumed to have the same models, and its tier's default LM.
+        table: the tiers, smallest first.
+        came_by: the tier whose queue the request came from. Only larger tiers are yielded, so that no request is
+            forwarded in circles; none if the table does not contain it.
     """
     try:
         here = _granted(request, limits)
     except ConsumerError:
-        return  # it would fail anywhere, and the story says how
+        return  # it would fail anywhere
     if here < 1:
         offers = [(_granted(request, _on(tier, limits)), tier.name) for tier in _larger(limits, table, came_by)]
         yield from (name for granted, name in sorted(offers, key=lambda offer: -offer[0]) if granted > here)
 
 
 def _granted(request: Request, limits: Limits) -> float:
-    """Return how much of what a tier bounds would be done: 1 all of it, 0 nothing."""
+    """Return the share of the request that would be granted: 1 all of it, 0 nothing."""
     try:
         return prod(map(_share, admit(request, limits).policy.adjustments))
     except (LimitExceeded, LmUnavailable):
@@ -69,7 +69,7 @@ def _share(change: Adjustment) -> float:
 
 
 def _on(tier: Tier, limits: Limits) -> Limits:
-    """What a worker of that tier probably has."""
+    """Return the presumable limits of a worker of that tier."""
     lm = limits.lm
     if lm is None and tier.lm_by_default:
         lm = LmChoice(model=tier.lms[-1], backend="vllm")

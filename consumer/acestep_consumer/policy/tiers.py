@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tier table as data: how much music a card of a given size may be asked for.
+"""The tier table: limits on duration and batch size by GPU memory.
 
-The built-in rows are the limits of ACE-Step 1.5's own server, as of February 2026.
+The built-in rows are the limits of ACE-Step 1.5's own server as of February 2026.
 """
 
 import tomllib
@@ -19,11 +19,11 @@ LM_MEMORY_GB = dict(zip(LMS, (3.0, 8.0, 12.0), strict=True))
 
 
 class TierTableError(Exception):
-    """A tier table file cannot be used; the text names the file and the rule."""
+    """A tier table file is invalid; the message names the file and the rule."""
 
 
 class Tier(BaseModel):
-    """One row. Cards of up to ``max_vram_gb`` GB (below it, when ``exclusive``) get these limits."""
+    """One row: the limits for GPUs of up to ``max_vram_gb`` GB, or below it if ``exclusive``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,12 +38,12 @@ class Tier(BaseModel):
     lms: tuple[str, ...] = ()
 
     def holds(self, vram_gb: float) -> bool:
-        """Whether a card of this size belongs here or in a smaller tier."""
+        """Whether a GPU with this memory belongs to this tier or a smaller one."""
         return vram_gb < self.max_vram_gb if self.exclusive else vram_gb <= self.max_vram_gb
 
 
 class TierTable(BaseModel):
-    """Rows from the smallest card to the largest; the last one takes every card."""
+    """Rows from the smallest GPU to the largest; the last one has no upper bound."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,11 +55,11 @@ class TierTable(BaseModel):
     def _ascending_and_open(cls, tiers: tuple[Tier, ...]) -> tuple[Tier, ...]:
         sizes = [tier.max_vram_gb for tier in tiers]
         if sizes != sorted(set(sizes)) or sizes[-1] != float("inf"):
-            raise ValueError("max_vram_gb must grow from row to row, and the last row must not set it")
+            raise ValueError("max_vram_gb must increase from row to row, and the last row must not set it")
         return tiers
 
     def tier_of(self, vram_gb: float) -> Tier:
-        """Return the tier of a card with ``vram_gb`` GB; 0 means no GPU and gives the first row."""
+        """Return the tier of a GPU with ``vram_gb`` GB; without a GPU (0) it is the first row."""
         return next(tier for tier in self.tiers if tier.holds(vram_gb))
 
 
@@ -96,10 +96,10 @@ BUILT_IN = TierTable(version="acestep-1.5-2026-02", tiers=tuple(map(_row, _ROWS.
 
 
 def load_table(path: Path | None) -> TierTable:
-    """Return the built-in table, or the one in a TOML file (``version`` and ``[[tiers]]``).
+    """Return the built-in table, or one from a TOML file (``version`` and ``[[tiers]]``).
 
     Raises:
-        TierTableError: the file cannot be read or breaks a rule.
+        TierTableError: the file cannot be read or is invalid.
     """
     if path is None:
         return BUILT_IN

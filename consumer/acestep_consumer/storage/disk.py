@@ -143,6 +143,7 @@ class GuardedInputs:
 
     async def fetch(self, job: Job, folder: Path) -> Sources:
         """Copy the job's inputs into ``folder``. Raises ``DiskFull`` and what the inputs raise."""
+        await self._disk.look()
         async with self._disk.watching():
             return await self._inputs.fetch(job, folder)
 
@@ -161,9 +162,9 @@ class GuardedRenderer:
         self._disk.wrote()
         return rendering
 
-    async def listen(self, job: Job, sources: Sources) -> TokenizedSource:
+    async def tokenize_audio(self, job: Job, sources: Sources) -> TokenizedSource:
         """Turn source audio into audio codes; nothing is written for that."""
-        return await self._renderer.listen(job, sources)
+        return await self._renderer.tokenize_audio(job, sources)
 
 
 def _can_write(folder: Path) -> bool:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where songs go: ``<prefix>/<task_id>/<index>.<ext>``, then ``manifest.json``, which marks the job as done.
+"""Results of jobs: ``<prefix>/<task_id>/<index>.<ext>``, then ``manifest.json``, which marks the job as done.
 
-Every object is written once. Who comes second, after a crash or in a race, finds the first one's object and takes it
-over with its checksum and seed. So a manifest stays true, whatever happens after it was written. A job that ends
-without songs leaves its manifest too: that record is what makes the end of a task one end, whoever tells it.
+Every object is written once. Whoever comes second, after a crash or in a race, finds the first one's object and takes
+it over with its checksum and seed. So a manifest stays true, whatever happens after it was written. A job without songs
+leaves a manifest too: this record is why a task has one terminal event, whichever worker publishes it.
 """
 
 import asyncio
@@ -11,20 +11,19 @@ import hashlib
 import os
 import re
 import uuid
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import structlog
 from pydantic import TypeAdapter, ValidationError
 
 from acestep_consumer.config.settings import StorageSettings
-from acestep_consumer.domain.errors import ManifestUnreadable, StorageUnavailable
+from acestep_consumer.domain.errors import ManifestUnreadable, StorageRefused, StorageUnavailable
 from acestep_consumer.domain.job import Job, Rendering, StoredObject, Track
+from acestep_consumer.domain.objects import ObjectAddress, ObjectContent, ObjectHead, SmallObject
 from acestep_consumer.domain.outcome import Ending, TerminalRecord
-from acestep_consumer.storage.objects import PART_BYTES, ObjectContent, ObjectHead, Objects, SmallObject
-from acestep_consumer.storage.s3_client import ObjectAddress, S3Refused
+from acestep_consumer.domain.ports import Objects
 from acestep_schemas.request import TASK_ID_PATTERN
 
 T = TypeVar("T")
@@ -51,21 +50,21 @@ def track_name(index: int, track: Track) -> str:
     return f"{index}{track.path.suffix.lower()}"
 
 
-class S3Store:
-    """``ports.Store`` on S3-compatible storage."""
+class ResultStore:
+    """``ports.Store`` on an object storage."""
 
     def __init__(self, objects: Objects, settings: StorageSettings) -> None:
         self._objects = objects
         self._bucket = settings.bucket
         self._prefix = settings.prefix
         self._presign_s = settings.presign_s
-        # A song of up to one part is in memory while it is sent.
+        # A few chunks of each song are in memory while it is sent.
         self._transfers = asyncio.Semaphore(_TRANSFERS)
 
     async def find(self, task_id: str) -> TerminalRecord | None:
         """Return how a task ended, if it did. Raises ``StorageUnavailable``."""
         place = self._place(task_id, MANIFEST)
-        found = await self._objects.find(place)
+        found = await self._objects.get(place)
         return None if found is None else _read_manifest(place, task_id, found)
 
     async def put(self, job: Job, rendering: Rendering) -> tuple[StoredObject, ...]:
@@ -75,44 +74,45 @@ class S3Store:
             for index, track in enumerate(rendering.tracks)
         )
 
-    async def commit(self, kept: TerminalRecord, instead_of: TerminalRecord | None = None) -> TerminalRecord:
-        """Write down how a task ended, unless that is written; return what is. Raises ``StorageUnavailable``.
+    async def commit(self, record: TerminalRecord, instead_of: TerminalRecord | None = None) -> TerminalRecord:
+        """Record how a task ended, unless there is a record; return the one there is. Raises ``StorageUnavailable``.
 
-        ``instead_of`` is what was found before the work began and does not answer this message: as long as that lies
-        there, it is replaced.
+        ``instead_of`` was found before the job began and does not answer this message: it is replaced, unless another
+        record has replaced it meanwhile.
         """
-        place = self._place(kept.ending.task_id, MANIFEST)
-        content = _manifest(kept)
-        if await self._objects.write_new(place, content):
-            return kept
-        winner = await self.find(kept.ending.task_id)
+        place = self._place(record.ending.task_id, MANIFEST)
+        content = _manifest(record)
+        if await self._objects.put(place, content, only_new=True):
+            return record
+        winner = await self.find(record.ending.task_id)
         if winner is None:
-            raise StorageUnavailable(f"{place} was there a moment ago and is gone: who deletes manifests?")
+            raise StorageUnavailable(f"{place} existed a moment ago and is gone: something deletes manifests")
         if winner != instead_of:
             return winner
-        await self._objects.write(place, content)
-        return kept
+        await self._objects.put(place, content)
+        return record
 
     async def check(self) -> None:
-        """Prove at start that results can be stored: a bucket (made when missing), a write, a read, a delete.
+        """Try at the start what storing results takes: a bucket (created when missing), a write, a read, a delete.
 
         Raises:
-            StorageUnavailable: names the bucket and what S3 said.
+            StorageUnavailable: names the bucket and the storage's answer.
         """
         if not await self._objects.has_bucket(self._bucket):
             await self._objects.make_bucket(self._bucket)
             _log.info("storage.bucket_created", bucket=self._bucket)
         place = ObjectAddress(self._bucket, _join(self._prefix, f".check-{uuid.uuid4().hex}"))
         body = uuid.uuid4().bytes
-        await self._objects.write(place, _plain(body, "application/octet-stream"))
-        if await self._objects.read(place) != body:
+        await self._objects.put(place, ObjectContent.of(body, "application/octet-stream"))
+        read = await self._objects.get(place)
+        if read is None or read.body != body:
             raise StorageUnavailable(f"{place} does not read as it was written")
-        await self._objects.try_conditions(place)
+        await self._objects.check_conditions(place)
         try:
             await self._objects.delete(place)
-        except S3Refused as error:
-            # Nothing else here deletes, so keys that may not are good enough.
-            _log.warning("storage.check_left_behind", object=str(place), reason=error.s3_code)
+        except StorageRefused as error:
+            # Nothing else here deletes, so keys without that permission are good enough.
+            _log.warning("storage.check_left_behind", object=str(place), reason=error.reason)
 
     async def ready(self) -> None:
         """Ask for the bucket, which is cheap enough for every probe. Raises ``StorageUnavailable``."""
@@ -127,17 +127,17 @@ class S3Store:
         return replace(stored, url=await self._objects.presign(place, self._presign_s))
 
     async def _write(self, place: ObjectAddress, track: Track, traceparent: str | None) -> StoredObject:
-        size, content = await asyncio.to_thread(_content, track, traceparent)
-        ours = StoredObject(track=track, uri=str(place), url=None, bytes=size, sha256=content.sha256)
-        if await self._objects.write_new(place, content):
+        content = await asyncio.to_thread(_content, track, traceparent)
+        ours = StoredObject(track=track, uri=str(place), url=None, bytes=content.size, sha256=content.sha256)
+        if await self._objects.put(place, content, only_new=True):
             return ours
         head = await self._objects.head(place)
         earlier = _take_over(place, track, head) if head else None
         if earlier is not None:
             return earlier
-        # Nobody who writes as we do left this, so no manifest speaks of it.
+        # It lacks our metadata: no worker wrote it, and no manifest names it.
         _log.warning("storage.foreign_object_replaced", object=str(place))
-        await self._objects.write(place, content)
+        await self._objects.put(place, content)
         return ours
 
     def _place(self, task_id: str, name: str) -> ObjectAddress:
@@ -157,7 +157,7 @@ def _take_over(place: ObjectAddress, track: Track, head: ObjectHead) -> StoredOb
         sha256 = head.metadata["sha256"]
     except (KeyError, ValueError):
         return None
-    return StoredObject(track=earlier, uri=str(place), url=None, bytes=head.bytes, sha256=sha256)
+    return StoredObject(track=earlier, uri=str(place), url=None, bytes=head.size, sha256=sha256)
 
 
 def _read_manifest(place: ObjectAddress, task_id: str, found: SmallObject) -> TerminalRecord:
@@ -170,23 +170,17 @@ def _read_manifest(place: ObjectAddress, task_id: str, found: SmallObject) -> Te
     return TerminalRecord(ending, found.metadata.get(_MESSAGE), found.metadata.get(_TRACE))
 
 
-def _manifest(kept: TerminalRecord) -> ObjectContent:
-    said = {_MESSAGE: kept.message, _TRACE: kept.traceparent}
-    metadata = {name: value for name, value in said.items() if value is not None}
-    return _plain(kept.ending.model_dump_json().encode(), "application/json", metadata)
+def _manifest(record: TerminalRecord) -> ObjectContent:
+    named = {_MESSAGE: record.message, _TRACE: record.traceparent}
+    metadata = {name: value for name, value in named.items() if value is not None}
+    return ObjectContent.of(record.ending.model_dump_json().encode(), "application/json", metadata)
 
 
-def _plain(body: bytes, content_type: str, metadata: Mapping[str, str] | None = None) -> ObjectContent:
-    sha256 = hashlib.sha256(body).hexdigest()
-    return ObjectContent(body=body, sha256=sha256, content_type=content_type, metadata=metadata or {})
-
-
-def _content(track: Track, traceparent: str | None) -> tuple[int, ObjectContent]:
-    """Return the size in bytes, and the content: in memory unless it needs several parts.
-
-    The metadata say what a later attempt must know to take the object over.
-    """
-    size, sha256, body = _measure(track.path)
+def _content(track: Track, traceparent: str | None) -> ObjectContent:
+    """Describe a song's file. The metadata are what a later attempt needs to take the object over."""
+    with track.path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     metadata = {
         "sha256": sha256,
         "seed": str(track.seed),
@@ -195,16 +189,7 @@ def _content(track: Track, traceparent: str | None) -> tuple[int, ObjectContent]
         "duration-s": repr(track.duration_s),
         **({_TRACE: traceparent} if traceparent else {}),
     }
-    return size, ObjectContent(body=body, sha256=sha256, content_type=track.content_type, metadata=metadata)
-
-
-def _measure(path: Path) -> tuple[int, str, bytes | Path]:
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > PART_BYTES:
-            return size, hashlib.file_digest(file, "sha256").hexdigest(), path
-        body = file.read()
-    return len(body), hashlib.sha256(body).hexdigest(), body
+    return ObjectContent(body=track.path, size=size, sha256=sha256, content_type=track.content_type, metadata=metadata)
 
 
 def _join(*parts: str) -> str:

@@ -1,26 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Proxies songs from S3 to browsers: only objects that a terminal event names, whole or the requested range."""
+"""Proxies songs from storage to browsers: only objects that a terminal event names, whole or the requested range."""
 
-import os
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final, Self
 
-import aiohttp
 from aiohttp import web
 
 from acestep_consumer.client import DownloadFailed
 from acestep_consumer.client.results import Results
 from acestep_consumer.config.settings import StorageSettings
+from acestep_consumer.domain.errors import StorageRefused, StorageUnavailable
+from acestep_consumer.domain.objects import ByteRange
+from acestep_consumer.domain.ports import ObjectStream
 from acestep_consumer.webui.job_board import JobBoard
 from acestep_consumer.webui.job_view import content_type_of
 from acestep_schemas.events import Audio, JobCompleted
-
-_CONNECT_S, _READ_S = 10.0, 30.0
-_CHUNK_BYTES: Final = 64 << 10
 
 
 class SongUnavailable(Exception):
@@ -31,21 +26,8 @@ class SongUnavailable(Exception):
         self.status = status
 
 
-@dataclass(frozen=True, slots=True)
-class ByteRange:
-    """Bytes ``first`` to ``last``, both included."""
-
-    first: int
-    last: int
-
-    @property
-    def bytes(self) -> int:
-        """Number of bytes."""
-        return self.last - self.first + 1
-
-
 class AudioProxy:
-    """The songs in the result bucket. An async context manager; connects to S3 at the first song.
+    """The songs in the result bucket.
 
     Args:
         settings: where results are stored.
@@ -57,19 +39,6 @@ class AudioProxy:
         self._settings = settings
         self._results = results
         self._board = board
-        self._http: aiohttp.ClientSession
-
-    async def __aenter__(self) -> Self:
-        self._http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=_trust()),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_READ_S),
-            auto_decompress=False,
-            trust_env=True,
-        )
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._http.close()
 
     async def find(self, task_id: str, index: int) -> Audio:
         """Return the song of that number, from 0. Raises ``SongUnavailable``."""
@@ -102,12 +71,12 @@ class AudioProxy:
         response = _response(audio, span, headers)
         if request.method == "HEAD":
             return response
-        async with self._opened(audio, span) as chunks:
+        async with self._opened(audio, span) as stream:
             try:
                 await response.prepare(request)
-                async for chunk in chunks:
+                async for chunk in stream:
                     await response.write(chunk)
-            except (aiohttp.ClientError, ConnectionError, TimeoutError):
+            except (StorageUnavailable, ConnectionError):
                 # The player closed the connection, which it does all the time, or storage did: then an aborted
                 # connection makes the browser request the rest.
                 if request.transport is not None:
@@ -115,20 +84,16 @@ class AudioProxy:
         return response
 
     @asynccontextmanager
-    async def _opened(self, audio: Audio, span: ByteRange | None) -> AsyncIterator[AsyncIterator[bytes]]:
-        wanted = {"Range": f"bytes={span.first}-{span.last}"} if span else {}
-        expected = (HTTPStatus.PARTIAL_CONTENT, span.bytes) if span else (HTTPStatus.OK, audio.bytes)
+    async def _opened(self, audio: Audio, span: ByteRange | None) -> AsyncIterator[ObjectStream]:
         try:
-            link = await self._results.link(audio.uri)
-            answer = await self._http.get(link, headers=wanted, allow_redirects=False)
-        except (DownloadFailed, aiohttp.ClientError, TimeoutError) as error:
-            # An aiohttp error may hold the presigned URL, which is a secret.
-            why = error if isinstance(error, DownloadFailed) else f"{audio.uri}: {type(error).__name__}"
-            raise SongUnavailable(HTTPStatus.BAD_GATEWAY, f"storage does not answer: {why}") from error
-        async with answer:
-            if (answer.status, answer.content_length) != expected:
-                raise _refused(audio, answer)
-            yield answer.content.iter_chunked(_CHUNK_BYTES)
+            async with self._results.open(audio.uri, span) as stream:
+                if stream.size != audio.bytes:
+                    raise SongUnavailable(HTTPStatus.BAD_GATEWAY, _changed(audio))
+                yield stream
+        except StorageRefused as error:
+            raise _refused(audio, error) from error
+        except StorageUnavailable as error:
+            raise SongUnavailable(HTTPStatus.BAD_GATEWAY, f"storage does not answer: {error}") from error
 
     async def _stored(self, task_id: str) -> tuple[Audio, ...]:
         try:
@@ -177,17 +142,13 @@ def _response(audio: Audio, span: ByteRange | None, headers: dict[str, str]) -> 
     return response
 
 
-def _refused(audio: Audio, answer: aiohttp.ClientResponse) -> SongUnavailable:
-    if answer.status == HTTPStatus.NOT_FOUND:
+def _refused(audio: Audio, error: StorageRefused) -> SongUnavailable:
+    if error.missing:
         return SongUnavailable(HTTPStatus.NOT_FOUND, f"{audio.uri} was deleted")
-    if answer.status in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE):
-        return SongUnavailable(
-            HTTPStatus.BAD_GATEWAY, f"{audio.uri} does not have the size in its event: it was changed"
-        )
-    return SongUnavailable(HTTPStatus.BAD_GATEWAY, f"storage refuses {audio.uri}: HTTP {answer.status}")
+    if error.reason == "InvalidRange":
+        return SongUnavailable(HTTPStatus.BAD_GATEWAY, _changed(audio))
+    return SongUnavailable(HTTPStatus.BAD_GATEWAY, f"storage refuses {error}")
 
 
-def _trust() -> ssl.SSLContext | bool:
-    """Trust the same certificate authorities as S3 calls do."""
-    bundle = os.environ.get("AWS_CA_BUNDLE")
-    return ssl.create_default_context(cafile=bundle) if bundle else True
+def _changed(audio: Audio) -> str:
+    return f"{audio.uri} does not have the size in its event: it was changed"

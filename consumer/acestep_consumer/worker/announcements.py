@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker says of itself: its state as an event on the broker, and in the log what it is ready for."""
+"""Publishes worker.ready, worker.draining and worker.stopped events, and logs a summary once ready."""
 
 from typing import Literal
 
@@ -17,22 +17,22 @@ log = structlog.get_logger()
 
 
 class Announcements:
-    """Says it as it is at that moment.
+    """Publishes the worker's state as it is at that moment.
 
     Args:
-        worker_id: whose announcements they are.
+        worker_id: id in the events.
         publisher: publishes the events.
-        link: the connection that the publisher uses.
-        engines: what the worker can do. They have been started.
-        consumer: what it has in hand.
-        costs: what its latest jobs took.
+        connection: the publisher's connection.
+        engines: models and limits. They have been started.
+        consumer: prefetch and running jobs.
+        costs: mean duration of the latest jobs.
     """
 
     def __init__(  # noqa: PLR0913 - an announcement has this many sources
         self,
         worker_id: str,
         publisher: Publisher,
-        link: BrokerConnection,
+        connection: BrokerConnection,
         *,
         engines: EngineSet,
         consumer: Consumer,
@@ -40,27 +40,27 @@ class Announcements:
     ) -> None:
         self._id = worker_id
         self._publisher = publisher
-        self._link = link
+        self._connection = connection
         self._engines = engines
         self._consumer = consumer
         self._costs = costs
 
     async def ready(self) -> None:
-        """Say what this worker takes. Waits for a broker that is away."""
+        """Publish worker.ready with models, tier and prefetch. Waits while the broker is unreachable."""
         await self._publish("ready")
 
     async def leaving(self, state: Literal["draining", "stopped"]) -> None:
-        """Say that this worker leaves, or has left; but leaving does not wait for a broker that is away."""
-        if self._link.is_up:
+        """Publish worker.draining or worker.stopped, unless the broker is unreachable: a stop does not wait for it."""
+        if self._connection.is_up:
             await self._publish(state)
         else:
-            log.warning("announcement dropped", state=state, reason="the broker is away, and leaving does not wait")
+            log.warning("worker event dropped", state=state, reason="the broker is unreachable")
 
     def log_ready(self, *, prefetch: int | str, after_s: float) -> None:
-        """Write what came of the start into the log: device, limits and models.
+        """Log device, limits and models.
 
         Args:
-            prefetch: the number of jobs at once, or in words how it is found.
+            prefetch: the number, or how ``auto`` finds it.
             after_s: seconds since the start.
         """
         limits = self._engines.limits()
@@ -91,4 +91,4 @@ class Announcements:
         try:
             await self._publisher.announce(WorkerEvent.of(data))
         except Unpublished as error:
-            log.warning("announcement dropped", state=state, reason=str(error))
+            log.warning("worker event dropped", state=state, reason=str(error))

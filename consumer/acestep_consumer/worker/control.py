@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker hears besides requests: cancellations, requests that the broker gave up, and the question who is there.
+"""Control connection of a worker: cancellations, dead-letter notices and status requests.
 
-All of it on a connection of its own: reading a week of cancellations takes a second, and nothing shall wait for that.
+It is a connection of its own: reading a week of cancellations takes a second, and nothing else should wait for that.
 """
 
 from collections.abc import Awaitable, Callable
@@ -17,17 +17,17 @@ from acestep_consumer.config.settings import BrokerSettings
 
 
 class ControlChannel:
-    """The connection and its listeners. Entering it returns when every cancellation of the last week is known."""
+    """The connection and its consumers. Entering returns once all cancellations of the last week have been read."""
 
     def __init__(self, settings: BrokerSettings, name: str) -> None:
         """``name`` is what the broker lists the connection under."""
         self._settings = settings
         self._stack = AsyncExitStack()
-        self.link = BrokerConnection(settings, name)
-        self.cancellations = CancellationLog(self.link)
+        self.connection = BrokerConnection(settings, name)
+        self.cancellations = CancellationLog(self.connection)
 
     async def __aenter__(self) -> Self:
-        await self._stack.enter_async_context(self.link)
+        await self._stack.enter_async_context(self.connection)
         await self.cancellations.start()
         self._stack.push_async_callback(self.cancellations.stop)
         return self
@@ -37,8 +37,9 @@ class ControlChannel:
     ) -> None:
         await self._stack.aclose()
 
-    async def attend(self, tell: NoticeHandler, announce: Callable[[], Awaitable[None]]) -> None:
-        """Hand notices to ``tell`` from now on, and call ``announce`` when somebody asks. Raises ``BrokerRefused``."""
-        for listener in (DeadLetterNotices(self.link, self._settings, tell), StatusRequests(self.link, announce)):
+    async def listen(self, tell: NoticeHandler, announce: Callable[[], Awaitable[None]]) -> None:
+        """Pass dead-letter notices to ``tell``, status requests to ``announce``. Raises ``BrokerRefused``."""
+        link = self.connection
+        for listener in (DeadLetterNotices(link, self._settings, tell), StatusRequests(link, announce)):
             await listener.start()
             self._stack.push_async_callback(listener.stop)

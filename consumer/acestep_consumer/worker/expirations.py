@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells the end of requests that the broker gave up before a worker had them: most often because they expired."""
+"""Publishes terminal events of requests that the broker dead-lettered before a worker had them, mostly as expired."""
 
 from datetime import UTC, datetime
 
@@ -8,7 +8,7 @@ import structlog
 from acestep_consumer.broker.dead_letter_notices import DeadLetterNotice
 from acestep_consumer.broker.delivery import fingerprint
 from acestep_consumer.domain.errors import ConsumerError, Expired
-from acestep_consumer.domain.outcome import RunInfo, TerminalRecord, told, unfinished
+from acestep_consumer.domain.outcome import RunInfo, TerminalRecord, outcome_of, unfinished
 from acestep_consumer.domain.parse import readable_task_id
 from acestep_consumer.domain.ports import Events, Store
 
@@ -16,7 +16,7 @@ log = structlog.get_logger()
 
 
 class ExpirationHandler:
-    """Writes down how such a task ended, and publishes that."""
+    """Writes the terminal record of such a task and publishes its event."""
 
     def __init__(self, store: Store, events: Events, worker_id: str) -> None:
         self._store = store
@@ -27,23 +27,23 @@ class ExpirationHandler:
         """Publish the terminal event, the same one again if need be. Raises ``Unpublished``."""
         task_id = readable_task_id(notice.body, notice.message_id)
         if task_id is None:
-            log.warning("a request without an id was given up by the broker", reason=notice.reason)
+            log.warning("request without an id was dead-lettered by the broker", reason=notice.reason)
             return
-        outcome = told(await self._kept(notice, task_id))
+        outcome = outcome_of(await self._record_of(notice, task_id))
         if outcome.event is not None:
             await self._events.publish(outcome.event, notice.reply)
 
-    async def _kept(self, notice: DeadLetterNotice, task_id: str) -> TerminalRecord:
+    async def _record_of(self, notice: DeadLetterNotice, task_id: str) -> TerminalRecord:
         message = fingerprint(notice.body, notice.message_id, notice.sent)
         found = await self._store.find(task_id)
         if found is not None and found.answers(message, same=True):
             return found
-        scene = RunInfo(self._worker_id, 1, notice.at or datetime.now(UTC))
-        ending = unfinished(_error(notice.reason), None, task_id, scene)
+        info = RunInfo(self._worker_id, 1, notice.at or datetime.now(UTC))
+        ending = unfinished(_error(notice.reason), None, task_id, info)
         return await self._store.commit(TerminalRecord(ending, message), found)
 
 
 def _error(reason: str) -> ConsumerError:
     if reason == "expired":
         return Expired("it waited in the queue for longer than its expiration")
-    return ConsumerError(f"the broker gave the message up before a worker had it: {reason}")
+    return ConsumerError(f"the broker dead-lettered the message before a worker had it: {reason}")

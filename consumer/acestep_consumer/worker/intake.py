@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much a worker takes: as many messages at once as its settings or its card say, in the end no more."""
+"""Controls the consumer: start, prefetch, pause, drain."""
 
 import asyncio
 
@@ -17,13 +17,13 @@ log = structlog.get_logger()
 
 
 class Intake:
-    """Starts, paces and drains ``consumer``, and announces it.
+    """Starts, throttles and drains ``consumer``, and publishes the worker's state.
 
     Args:
-        consumer: takes the messages.
-        usage: tells how the card is used.
-        announcements: says what becomes of it.
-        tiers: has it take what smaller cards send on, where they do.
+        consumer: consumes the request queue.
+        usage: usage of the GPU, for ``ACESTEP_QUEUE_WORKERS=auto``.
+        announcements: publishes worker events.
+        tiers: consumes the tier queues as well, with tier routing.
     """
 
     def __init__(
@@ -33,58 +33,58 @@ class Intake:
         self._tiers = tiers
         self._usage = usage
         self._announcements = announcements
-        self._pacing: asyncio.Task[None] | None = None
+        self._controlling: asyncio.Task[None] | None = None
 
-    def pace(self, settings: BrokerSettings) -> None:
-        """Let the prefetch follow what the card can do, where the operator leaves it to us."""
-        self._stop_pacing()
+    def control_prefetch(self, settings: BrokerSettings) -> None:
+        """Tune the prefetch at run time, where ``ACESTEP_QUEUE_WORKERS`` is auto."""
+        self._stop_controller()
         if settings.queue_workers is None:
             policy = PrefetchPolicy(settings.workers_at_start, settings.queue_workers_max)
-            pacer = PrefetchController(self._consumer, self._usage, policy, self._announcements.ready)
-            self._pacing = asyncio.create_task(pacer.run(), name="pacer")
+            controller = PrefetchController(self._consumer, self._usage, policy, self._announcements.ready)
+            self._controlling = asyncio.create_task(controller.run(), name="prefetch controller")
 
     async def change(self, settings: BrokerSettings) -> None:
-        """Take as many as these settings say. Work in hand goes on."""
-        self.pace(settings)
+        """Apply reloaded settings to the prefetch. Running jobs are not affected."""
+        self.control_prefetch(settings)
         await self._consumer.set_prefetch(settings.workers_at_start)
         await self._announcements.ready()
 
     async def start(self) -> None:
-        """Take messages from now on. Raises ``BrokerRefused``."""
+        """Start consuming. Raises ``BrokerRefused``."""
         await self._consumer.start()
         if self._tiers is not None:
             await self._tiers.start()
 
-    async def hold(self, reason: str, *, on: bool) -> None:
-        """Take nothing new for this reason; or, with ``on`` false, no longer hold back for it."""
+    async def pause(self, reason: str, *, on: bool) -> None:
+        """Stop consuming for this reason; or, with ``on`` false, resume unless another reason is left."""
         await (self._consumer.pause(reason) if on else self._consumer.resume(reason))
         if self._tiers is not None:
             self._tiers.look()
 
     async def drain(self, grace_s: float, hurry: asyncio.Event) -> None:
-        """Take nothing more, and end what is in hand or hand it back.
+        """Stop consuming, and finish running jobs or requeue them.
 
         Args:
-            grace_s: seconds that work in hand may take.
-            hurry: set when it may take none any more.
+            grace_s: seconds that running jobs may take.
+            hurry: set when they are to be requeued at once.
         """
-        self._stop_pacing()
+        self._stop_controller()
         if self._tiers is not None:
             await self._tiers.stop()
-        log.info("draining", in_hand=self._consumer.in_hand, grace_s=grace_s)
+        log.info("draining", jobs=self._consumer.in_hand, grace_s=grace_s)
         await self._announcements.leaving("draining")
         draining = asyncio.create_task(self._consumer.drain(grace_s))
         hurrying = asyncio.create_task(hurry.wait())
         await asyncio.wait((draining, hurrying), return_when=asyncio.FIRST_COMPLETED)
         hurrying.cancel()
         if not draining.done():
-            log.warning("leaving at once", handed_back=self._consumer.in_hand)
+            log.warning("stopping at once", requeued=self._consumer.in_hand)
             draining.cancel()
             await self._consumer.drain(0)
         await self._announcements.leaving("stopped")
         log.info("stopped")
 
-    def _stop_pacing(self) -> None:
-        pacing, self._pacing = self._pacing, None
-        if pacing is not None:
-            pacing.cancel()
+    def _stop_controller(self) -> None:
+        running, self._controlling = self._controlling, None
+        if running is not None:
+            running.cancel()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ACESTEP_QUEUE_WORKERS=auto`` at work: reads the worker every few seconds and sets its prefetch as the policy says.
+"""Controller of ``ACESTEP_QUEUE_WORKERS=auto``: samples the worker every few seconds and sets its prefetch.
 
-What to do is decided in ``acestep_consumer.worker.prefetch_policy``; here are only the clock, the eyes and the hand.
+The decision is in ``prefetch_policy``, which is pure; this is its clock and its I/O.
 """
 
 import asyncio
@@ -24,25 +24,25 @@ log = structlog.get_logger()
 
 
 class PrefetchHolder(ConsumerState, Protocol):
-    """A consumer whose prefetch is set: ``acestep_consumer.broker.consumer.Consumer``."""
+    """Holder of the prefetch: ``broker.consumer.Consumer``."""
 
     @property
     def finished(self) -> int:
         """Deliveries settled so far."""
 
     async def set_prefetch(self, count: int) -> None:
-        """Let so many be in hand from now on."""
+        """Change the prefetch."""
 
 
 class EngineProgress(Protocol):
-    """What the engine has done and how its memory is: ``acestep_consumer.engine.device_usage.DeviceUsage``."""
+    """Work and memory of the engine: ``engine.device_usage.DeviceUsage``."""
 
     @property
     def audio_s(self) -> float:
         """Seconds of audio finished so far; 0 from an engine that does not tell."""
 
     @property
-    def squeezes(self) -> int:
+    def reductions(self) -> int:
         """Times so far that memory made a pack smaller, or work wait."""
 
     @property
@@ -51,53 +51,53 @@ class EngineProgress(Protocol):
 
 
 class PrefetchController:
-    """Keeps the prefetch at what the policy says.
+    """Keeps the prefetch at the policy's value.
 
     Args:
-        consumer: whose prefetch it is.
-        worked: what its engine tells.
-        concurrency: the policy.
-        on_change: told after every change.
+        consumer: holder of the prefetch.
+        engine: its engine's progress.
+        policy: decides on the prefetch.
+        on_change: called after every change.
     """
 
     def __init__(
         self,
         consumer: PrefetchHolder,
-        worked: EngineProgress,
-        concurrency: PrefetchPolicy,
+        engine: EngineProgress,
+        policy: PrefetchPolicy,
         on_change: Callable[[], Awaitable[None]],
     ) -> None:
         self._consumer = consumer
-        self._worked = worked
-        self._concurrency = concurrency
+        self._engine = engine
+        self._policy = policy
         self._on_change = on_change
 
     async def run(self) -> None:
-        """Work until cancelled. A step that fails is logged, and the next one is made all the same."""
+        """Adjust the prefetch until cancelled. A step that fails is logged, and the next one is made all the same."""
         while True:
             await asyncio.sleep(INTERVAL_S)
             try:
                 await self.step()
             except Exception:
-                # The worker's speed is in this task's hands: it must outlive what nobody foresaw.
+                # Without this task the prefetch would stay where it is for good: it must survive any error.
                 log.exception("prefetch not adjusted")
 
     async def step(self) -> None:
-        """Read once, and change the prefetch if that is the answer."""
+        """Sample once, and change the prefetch if the policy says so."""
         before = self._consumer.prefetch
-        workers = self._concurrency.read(self._reading())
+        workers = self._policy.read(self._sample())
         if workers != before:
-            log.info("prefetch", workers=workers, before=before, reason=self._concurrency.reason)
+            log.info("prefetch", workers=workers, before=before, reason=self._policy.reason)
             await self._consumer.set_prefetch(workers)
             await self._on_change()
 
-    def _reading(self) -> WorkerSample:
+    def _sample(self) -> WorkerSample:
         finished = self._consumer.finished
         return WorkerSample(
             now_s=time.monotonic(),
             finished=finished,
-            work=self._worked.audio_s + JOB_S * finished,
+            work=self._engine.audio_s + JOB_S * finished,
             in_hand=self._consumer.in_hand,
-            memory=self._worked.memory_share,
-            squeezes=self._worked.squeezes,
+            memory=self._engine.memory_share,
+            squeezes=self._engine.reductions,
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of a worker can be seen from outside while it starts, works and stops: its metrics, and whether it can work."""
+"""Readiness checks and metrics of a worker while it starts, runs and stops."""
 
 import tempfile
 from collections.abc import Collection, Mapping
@@ -9,99 +9,99 @@ from pathlib import Path
 from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.consumer import Consumer
 from acestep_consumer.config.settings import Settings
+from acestep_consumer.domain.objects import Traffic
 from acestep_consumer.engine.interface import EngineSet
 from acestep_consumer.observability.http import Check
 from acestep_consumer.observability.job_stats import JobStats, Refusals
 from acestep_consumer.observability.metrics import (
-    EngineCollector,
-    JobCollector,
     Metrics,
-    PublisherCollector,
-    ReadyCollector,
-    RendererCollector,
-    RoutingCollector,
-    ScratchCollector,
-    StorageCollector,
-    WorkerCollector,
+    engine_metrics,
+    forwarding_metrics,
+    process_metrics,
+    readiness_metrics,
+    renderer_metrics,
+    scratch_metrics,
+    storage_metrics,
+    worker_metrics,
 )
 from acestep_consumer.storage.disk import DiskGuard
 from acestep_consumer.storage.outage import OutageGate
-from acestep_consumer.storage.results import S3Store
-from acestep_consumer.storage.s3_client import Traffic
+from acestep_consumer.storage.results import ResultStore
 
 
 @dataclass(slots=True, kw_only=True)
 class WorkerState:
-    """The parts that are looked at. Those that come with the start are None until then; who makes one enters it here.
+    """Parts of a worker that checks and metrics read. Those that the start creates are None until then.
 
     Attributes:
         settings: as they were at the start; nothing that can be reloaded is read.
         engines: the renderer and the planner.
-        links: the connections to the broker that work depends on.
-        patience: knows whether storage is away.
-        jobs: the jobs that ended.
-        refusals: the publishes that the broker did not confirm.
-        traffic: the line to S3.
-        store: the storage, from when it is first asked.
-        disk: the disk under the scratch folder.
-        consumer: takes the messages.
-        sent_on: the requests that larger cards were given, by tier; empty where nothing is sent on.
+        connections: the broker connections that jobs depend on.
+        outage: says whether storage is unavailable.
+        jobs: statistics of finished jobs.
+        refusals: publishes that the broker did not confirm.
+        traffic: bytes to and from S3.
+        store: the result storage.
+        disk: the disk of the scratch folder.
+        consumer: the consumer of the request queue.
+        forwarded: requests forwarded to larger tiers, by tier; empty without tier routing.
     """
 
     settings: Settings
     engines: EngineSet
-    links: Collection[BrokerConnection]
-    patience: OutageGate
+    connections: Collection[BrokerConnection]
+    outage: OutageGate
     jobs: JobStats
     refusals: Refusals
     traffic: Traffic | None = None
-    store: S3Store | None = None
+    store: ResultStore | None = None
     disk: DiskGuard | None = None
     consumer: Consumer | None = None
-    sent_on: Mapping[str, int] = field(default_factory=dict)
+    forwarded: Mapping[str, int] = field(default_factory=dict)
 
     def metrics(self) -> Metrics:
-        """Return what Prometheus reads, complete from the first moment."""
+        """Return all metrics, complete from the first scrape on."""
         scratch = self.settings.engine.scratch_dir or Path(tempfile.gettempdir())
         return Metrics(
-            WorkerCollector(lambda: self.consumer, self.settings.broker.queue_maxsize),
-            ReadyCollector(self.known),
-            JobCollector(self.jobs),
-            RendererCollector(lambda: self.engines.renderer_usage),
-            EngineCollector(lambda: {name: state.restarts for name, state in self.engines.states.items()}),
-            StorageCollector(lambda: self.traffic, lambda: self.patience.away),
-            PublisherCollector(self.refusals),
-            ScratchCollector(scratch),
-            RoutingCollector(lambda: self.sent_on),
+            lambda: worker_metrics(self.consumer, self.settings.broker.queue_maxsize),
+            lambda: readiness_metrics(self.known()),
+            self.jobs.collect,
+            lambda: renderer_metrics(self.engines.renderer_usage),
+            lambda: engine_metrics({name: state.restarts for name, state in self.engines.states.items()}),
+            lambda: storage_metrics(self.traffic or Traffic(), away=self.outage.away),
+            self.refusals.collect,
+            lambda: scratch_metrics(scratch),
+            lambda: forwarding_metrics(self.forwarded),
+            process_metrics,
         )
 
     def checks(self) -> dict[str, Check]:
-        """Return the conditions of readiness, by name. Storage is asked anew each time."""
+        """Return the readiness checks by name. The one of storage makes a request."""
         return {
             "broker": self._broker_up,
             "storage": self._storage_up,
             "models": self._models_up,
-            "disk": self._room_on_disk,
+            "disk": self._disk_has_room,
         }
 
     def known(self) -> dict[str, bool]:
-        """Return the same conditions as far as they are known without asking anybody: a scrape must not wait."""
+        """Return the same conditions as last known: a scrape must not wait."""
         return {
-            "broker": all(link.is_up for link in self.links) and self.consumer is not None,
-            "storage": self.store is not None and not self.patience.away,
+            "broker": all(connection.is_up for connection in self.connections) and self.consumer is not None,
+            "storage": self.store is not None and not self.outage.away,
             "models": self.engines.ready,
             "disk": self.disk is not None and not self.disk.full,
         }
 
     def engine_states(self) -> dict[str, dict[str, bool | int]]:
-        """Return of each engine, by name, whether it is ``ready`` and how many ``restarts`` it had."""
+        """Return ``ready`` and ``restarts`` of each engine by name."""
         return {name: asdict(state) for name, state in self.engines.states.items()}
 
     async def _broker_up(self) -> bool:
         return self.known()["broker"]
 
     async def _storage_up(self) -> bool:
-        if self.store is None or self.patience.away:
+        if self.store is None or self.outage.away:
             return False
         await self.store.ready()
         return True
@@ -109,5 +109,5 @@ class WorkerState:
     async def _models_up(self) -> bool:
         return self.known()["models"]
 
-    async def _room_on_disk(self) -> bool:
+    async def _disk_has_room(self) -> bool:
         return self.known()["disk"]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SIGHUP: the settings are read again, and those that can change under work in hand do.
+"""Reload of settings on SIGHUP: applies those that may change while jobs run.
 
-All or nothing: settings that cannot be used change nothing. What needs a restart stays as it is and is named.
+All or nothing: invalid settings change nothing. Settings that need a restart keep their value and are named in the log.
 """
 
 import asyncio
@@ -27,12 +27,12 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class SettingsChange:
-    """What another look at the settings brings.
+    """Difference between the running settings and those just read.
 
     Attributes:
-        settings: what is to hold: the running settings with the reloadable ones replaced.
-        changed: the variables that hold from now on.
-        waiting: the variables that need a restart.
+        settings: the running settings with the reloadable ones replaced.
+        changed: variables that take effect now.
+        waiting: variables that need a restart.
     """
 
     settings: Settings
@@ -41,11 +41,11 @@ class SettingsChange:
 
 
 Apply = Callable[[Settings], Awaitable[None]]
-"""Let these settings hold. Raises ``SettingsError`` for a value that its user cannot read; nothing is changed then."""
+"""Apply settings. Raises ``SettingsError`` for a value that cannot be used; nothing is changed then."""
 
 
 def compare(running: Settings, found: Settings) -> SettingsChange:
-    """Tell what of ``found`` can hold at once and what cannot. Pure."""
+    """Compare two sets of settings. Pure."""
     sections, changed, waiting = {}, [], []
     for name in SECTIONS:
         fields = RELOADABLE.get(name, frozenset())
@@ -59,12 +59,12 @@ def compare(running: Settings, found: Settings) -> SettingsChange:
 
 
 class Reloader:
-    """Reads the settings when asked, one reading at a time.
+    """Reloads the settings on request, one reload at a time.
 
     Args:
-        read: returns the settings as they would be at a start. Raises ``SettingsError``.
-        running: the settings that hold now.
-        apply: lets the changed ones hold.
+        read: reads the settings as a start would. Raises ``SettingsError``.
+        running: the settings in force.
+        apply: puts changed ones into force.
     """
 
     def __init__(self, read: Callable[[], Settings], running: Settings, apply: Apply) -> None:
@@ -74,26 +74,26 @@ class Reloader:
         self._asked = asyncio.Event()
 
     def ask(self) -> None:
-        """Have the settings read soon; asking again before that is one reading."""
+        """Request a reload; several requests before it happens are one."""
         self._asked.set()
 
     async def run(self) -> None:
-        """Serve those who ask, until cancelled."""
+        """Serve requests until cancelled."""
         while True:
             await self._asked.wait()
             self._asked.clear()
             await self.reload()
 
     async def reload(self) -> None:
-        """Read and apply once. What cannot be used is logged, and all stays as it is."""
+        """Reload once. Invalid settings are logged, and nothing changes."""
         try:
             change = compare(self._running, self._read())
             await self._apply(change.settings)
         except (SettingsError, OSError, UnicodeDecodeError) as error:
-            log.error("settings not reloaded: all stays as it is", reason=str(error))  # noqa: TRY400 - the text is all
+            log.error("settings not reloaded, nothing changed", reason=str(error))  # noqa: TRY400 - the text is all
             return
         except Exception:
-            log.exception("settings not reloaded")  # a bug, and no reason to lose the work in hand
+            log.exception("settings not reloaded")  # a bug, and no reason to lose running jobs
             return
         self._running = change.settings
         log.info("settings reloaded", changed=list(change.changed))
@@ -103,7 +103,8 @@ class Reloader:
 
 def _section(settings: Settings, name: str) -> Section:
     section = getattr(settings, name)
-    assert isinstance(section, Section)  # noqa: S101 - narrows the type
+    if not isinstance(section, Section):
+        raise TypeError(f"{name} is no section of the settings")
     return section
 
 

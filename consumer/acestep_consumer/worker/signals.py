@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker is told by signals: SIGTERM and SIGINT to leave, again: at once; SIGHUP to read the settings again."""
+"""Signals of a worker: SIGTERM and SIGINT drain it, a second one stops it at once; SIGHUP reloads the settings."""
 
 import asyncio
 import signal
@@ -17,13 +17,13 @@ log = structlog.get_logger()
 
 
 class Signals:
-    """Listens to signals, and remembers whether to leave.
+    """Handles signals, and remembers whether to stop.
 
     Args:
         on_reload: called on a SIGHUP that an operator sent.
 
     Attributes:
-        stop: set by the first signal to leave.
+        stop: set by the first signal to stop.
         hurry: set by the second.
     """
 
@@ -34,15 +34,15 @@ class Signals:
         self.hurry = asyncio.Event()
 
     @contextmanager
-    def heard(self) -> Iterator[None]:
-        """Listen. A SIGHUP that is ignored, as under nohup, stays so."""
+    def handled(self) -> Iterator[None]:
+        """Handle signals in the body. A SIGHUP that is ignored, as under nohup, stays ignored."""
         loop = asyncio.get_running_loop()
-        handlers = {signal.SIGTERM: self.leave, signal.SIGINT: self.leave}
+        handlers = {signal.SIGTERM: self.shut_down, signal.SIGINT: self.shut_down}
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             handlers[signal.SIGHUP] = self._on_hangup
         for number, handler in handlers.items():
             loop.add_signal_handler(number, handler)
-        # A fleet starts its workers with SIGHUP held back: one that came before now is delivered now.
+        # A multi-GPU parent starts its workers with SIGHUP blocked: one that came before now is delivered now.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         try:
             yield
@@ -50,28 +50,28 @@ class Signals:
             for number in handlers:
                 loop.remove_signal_handler(number)
 
-    def leave(self) -> None:
-        """Act as on a signal to leave."""
+    def shut_down(self) -> None:
+        """Act as on SIGTERM."""
         (self.hurry if self.stop.is_set() else self.stop).set()
 
     async def unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
-        """Do this, but not longer than until the signal to leave: None then. Raises what ``work`` raises."""
+        """Return what ``work`` returns, or None if a signal to stop comes first. Raises what ``work`` raises."""
         working = asyncio.create_task(work, name="start")
         stopping = asyncio.create_task(self.stop.wait())
         await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         if working.done():
             return working.result()
-        log.info("told to stop while starting")
+        log.info("stopped while starting")
         working.cancel()
-        with suppress(asyncio.CancelledError, Exception):  # whatever it was, it is not needed any more
+        with suppress(asyncio.CancelledError, Exception):  # its result is not needed any more
             await working
         return None
 
     def _on_hangup(self) -> None:
-        """Have the settings read again; but when it is our terminal that went, leave."""
+        """Reload the settings; or, when the SIGHUP means that our terminal is gone, stop."""
         if self._terminal.gone():
             mute()  # a line of log would be an error in the middle of a job
-            self.leave()
+            self.shut_down()
         else:
             self._on_reload()

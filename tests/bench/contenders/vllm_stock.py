@@ -62,7 +62,7 @@ def submit(engine: Any, number: int, generation: Generation, codes: range) -> No
     song, sampling = TokenSequence(number, generation), generation.sampling
     for branch, prompt in enumerate(song.prompts):
         parameters = SamplingParams(
-            max_tokens=song.wanted,
+            max_tokens=song.max_tokens,
             ignore_eos=True,
             temperature=sampling.temperature,
             top_p=sampling.top_p,

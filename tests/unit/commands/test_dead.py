@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import io
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from pamqp.commands import Basic
+from rich.console import Console
 
 from acestep_consumer.broker.dead_letter import dead_letter_properties, death_of, requeued_properties
 from acestep_consumer.broker.dead_letter_queue import DeadLetter
 from acestep_consumer.commands.dead.run import DeadLetterFilter, read_since
-from acestep_consumer.commands.dead.view import DeadLetterRow, as_text, in_full, masked
+from acestep_consumer.commands.dead.view import DeadLetterRow, as_text, in_full, masked, print_row
 from acestep_consumer.domain.errors import RenderFailed
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -54,11 +56,11 @@ def test_anything_else_is_refused_with_examples(text: str) -> None:
     ],
 )
 def test_a_choice_fits_what_fits_every_part_of_it(choice: DeadLetterFilter, fits: bool) -> None:  # noqa: FBT001 - the expectation
-    assert choice.fits(row()) is fits
+    assert choice.matches(row()) is fits
 
 
 def test_a_letter_without_a_date_is_older_than_any() -> None:
-    assert not DeadLetterFilter(since=NOW - timedelta(days=10_000)).fits(row(at=None))
+    assert not DeadLetterFilter(since=NOW - timedelta(days=10_000)).matches(row(at=None))
 
 
 def test_a_worker_writes_down_code_reason_time_and_tries_and_they_are_read_back() -> None:
@@ -120,3 +122,26 @@ def test_a_body_that_is_no_json_is_text_that_cannot_command_the_terminal(body: b
     assert "\x1b" not in text
     assert '"task_id": "m1"' in text
     assert len(text) < 120_000
+
+
+REASON = (
+    "audio_format = m4a: must be 'mp3', 'wav', 'wav32', 'flac', 'ogg', 'opus' or 'aac'; src_audio_path = /etc/passwd"
+)
+
+
+def test_at_80_columns_no_character_of_a_dead_letter_is_lost() -> None:
+    found = row(task_id="9b30df5d-6d89-4065-a054-3c38bfaf2175", code="storage_unavailable", reason=REASON, attempts=2)
+    text = io.StringIO()
+    print_row(found, Console(file=text, force_terminal=True, width=80, color_system=None))
+    first, *rest = (line.rstrip() for line in text.getvalue().splitlines())
+    assert first == f"{found.task_id}  {found.code}  {NOW.astimezone():%Y-%m-%d %H:%M:%S}"
+    assert all(line.startswith("    ") and len(line) <= 80 for line in rest)
+    assert " ".join(line.strip() for line in rest) == f"{REASON} (2 bytes, 2 attempts)"
+
+
+def test_off_a_terminal_a_dead_letter_is_one_line_of_fields_without_padding() -> None:
+    text = io.StringIO()
+    print_row(row(reason=f"{REASON}\nand\tmore"), Console(file=text, width=40))
+    (line,) = text.getvalue().splitlines()
+    when = f"{NOW.astimezone():%Y-%m-%d %H:%M:%S}"
+    assert line.split("\t") == ["t1", "expired", when, "–", "2", f"{REASON} and more"]

@@ -37,25 +37,26 @@ from acestep_consumer.commands.doctor.checkpoint import faults_of_lm, faults_of_
 from acestep_consumer.commands.doctor.machine import (
     ENOUGH_BYTES,
     LEAST_BYTES,
-    judge_card,
+    check_port,
+    check_scratch,
     judge_encoders,
+    judge_gpu,
     judge_tier,
-    look_at_port,
-    look_at_scratch,
 )
 from acestep_consumer.commands.doctor.models import judge_lm, judge_model
 from acestep_consumer.commands.doctor.probe import Probe, limit_after, run
 from acestep_consumer.commands.doctor.report import DoctorReport, Finding, fail, ok, skip, warn
 from acestep_consumer.commands.doctor.storage import judge_clock, judge_condition, judge_delete
 from acestep_consumer.commands.doctor.table import show
-from acestep_consumer.commands.doctor.torch_build import blind, blind_build
+from acestep_consumer.commands.doctor.torch_build import no_gpu_reason, no_gpu_reason_of
 from acestep_consumer.commands.plan import gpu
 from acestep_consumer.commands.plan.gpu import DetectedGpu
-from acestep_consumer.commands.threads import aside
+from acestep_consumer.commands.threads import run_in_thread
 from acestep_consumer.config.settings import BrokerSettings, EngineSettings, Settings, WorkerSettings, load
+from acestep_consumer.domain.objects import ObjectAddress
 from acestep_consumer.policy.lm_choice import LmPlan
 from acestep_consumer.policy.tiers import BUILT_IN
-from acestep_consumer.storage.s3_client import ObjectAddress, S3Response
+from acestep_consumer.storage.s3.client import S3Response
 from tests.support.broker import broker_settings
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -110,13 +111,13 @@ def test_lacking_permissions_are_named_with_the_command_that_gives_them() -> Non
     assert "write on acestep.events, read on acestep.generate" in found.said
     assert found.fix is not None
     assert found.fix.startswith("rabbitmqctl set_permissions -p music USER ")
-    assert "were not tried" in judge_permissions((MissingPermission("configure", GENERATE),), "/").said
+    assert "were not checked" in judge_permissions((MissingPermission("configure", GENERATE),), "/").said
     assert judge_permissions((), "/").level == "ok"
 
 
 def test_a_limit_as_set_is_fine_wherever_it_stands() -> None:
-    assert "by a policy" in judge_limit(LimitInForce(None, 200, None), with_policy()).said
-    assert "by the queue's argument" in judge_limit(LimitInForce(200, 200, None), without_policy()).said
+    assert "set by a policy" in judge_limit(LimitInForce(None, 200, None), with_policy()).said
+    assert "set by the queue's argument" in judge_limit(LimitInForce(200, 200, None), without_policy()).said
 
 
 def test_another_limit_is_an_error_where_no_start_would_change_it() -> None:
@@ -134,7 +135,7 @@ def test_another_limit_is_a_warning_where_the_next_start_sets_the_policy() -> No
 def test_a_queue_that_is_not_there_has_no_limit_yet() -> None:
     found = judge_limit(None, without_policy(1_000))
     assert found.level == "warn"
-    assert "it will hold 1,000 messages" in (found.fix or "")
+    assert "its limit will be 1,000 messages" in (found.fix or "")
 
 
 @pytest.mark.parametrize(
@@ -168,14 +169,14 @@ def test_only_some_tags_may_set_policies() -> None:
 @pytest.mark.parametrize(
     ("ready", "consumers", "others", "level", "said"),
     [
-        (0, 0, {}, "ok", "0 of 200 wait"),
-        (5, 2, {}, "ok", "5 of 200 wait; consumers: 2"),
+        (0, 0, {}, "ok", "0 of 200 waiting"),
+        (5, 2, {}, "ok", "5 of 200 waiting; consumers: 2"),
         (5, 0, {}, "warn", "5 of 200"),
-        (200, 1, {}, "warn", "producers are refused"),
+        (200, 1, {}, "warn", "further requests are rejected"),
         (0, 1, {DEAD_LETTER: 3}, "warn", "dead letters: 3"),
-        (0, 0, {NOTICES: 4}, "warn", "no worker has told yet: 4"),
+        (0, 0, {NOTICES: 4}, "warn", "terminal events not published yet: 4"),
         (0, 1, {NOTICES: 4}, "ok", "0 of 200"),
-        (0, 1, {UNROUTED: 10_000}, "warn", "full of events"),
+        (0, 1, {UNROUTED: 10_000}, "warn", "is full: 10,000 events"),
     ],
 )
 def test_what_waits_is_worth_a_line_when_nobody_takes_it(
@@ -189,10 +190,10 @@ def test_what_waits_is_worth_a_line_when_nobody_takes_it(
 
 def test_queues_of_tiers_that_are_missing_are_named_and_what_waits_in_them_is_counted() -> None:
     found = judge_tiers({"acestep.generate.tier1": QueueDepth(0, 0), "acestep.generate.tier2": None})
-    assert (found.level, found.said) == ("warn", "not there yet: acestep.generate.tier2")
+    assert (found.level, found.said) == ("warn", "missing: acestep.generate.tier2")
     assert "declares them when it starts" in (found.fix or "")
     found = judge_tiers({"acestep.generate.tier1": QueueDepth(0, 0), "acestep.generate.tier2": QueueDepth(3, 1)})
-    assert (found.level, found.said) == ("ok", "all 2 are there; requests that were sent on and wait: 3")
+    assert (found.level, found.said) == ("ok", "all 2 exist; forwarded requests waiting: 3")
 
 
 # Clocks and storage
@@ -219,7 +220,7 @@ def test_conditional_writes_are_judged_by_the_answer(status: int, level: str) ->
 def test_keys_that_may_not_delete_are_good_enough() -> None:
     found = judge_delete(ObjectAddress("b", "k"), S3Response(403, {}, b"<Error><Code>AccessDenied</Code></Error>"))
     assert found.level == "warn"
-    assert "AccessDenied; s3://b/k stays behind" in found.said
+    assert "AccessDenied; s3://b/k is left behind" in found.said
 
 
 # This machine
@@ -227,21 +228,21 @@ def test_keys_that_may_not_delete_are_good_enough() -> None:
 
 def test_a_card_is_told_with_its_source_and_a_cpu_build_beside_one_is_an_error() -> None:
     card = DetectedGpu("NVIDIA L40S", 45.0, "nvidia-smi")
-    assert judge_card(card, EngineSettings(), torch="2.13.0+cu130").level == "ok"
-    assert judge_card(card, EngineSettings(), torch="2.13.0+cpu").level == "fail"
-    assert "MAX_CUDA_VRAM" in judge_card(card, EngineSettings(max_vram_gb=8), torch=None).said
+    assert judge_gpu(card, EngineSettings(), torch="2.13.0+cu130").level == "ok"
+    assert judge_gpu(card, EngineSettings(), torch="2.13.0+cpu").level == "fail"
+    assert "MAX_CUDA_VRAM" in judge_gpu(card, EngineSettings(max_vram_gb=8), torch=None).said
 
 
 def test_no_card_is_a_warning_unless_the_cpu_is_meant() -> None:
-    none = DetectedGpu("no GPU", 0, "nobody", "there is no nvidia-smi, and torch sees no GPU")
-    assert judge_card(none, EngineSettings(), torch=None).level == "warn"
-    assert judge_card(none, EngineSettings(device="cpu"), torch=None).level == "ok"
+    none = DetectedGpu("no GPU", 0, "none", "there is no nvidia-smi, and torch sees no GPU")
+    assert judge_gpu(none, EngineSettings(), torch=None).level == "warn"
+    assert judge_gpu(none, EngineSettings(device="cpu"), torch=None).level == "ok"
 
 
 @pytest.mark.parametrize(
     ("build", "platform", "driver", "why"),
     [
-        ("__version__ = '2.13.0+cpu'\ncuda = None\nhip = None\nxpu = None", "linux", "c", "for the CPU alone"),
+        ("__version__ = '2.13.0+cpu'\ncuda = None\nhip = None\nxpu = None", "linux", "c", "a CPU-only build"),
         ("cuda = '13.0'\nhip = None\nxpu = None", "linux", "libnowhere.so.1", "no NVIDIA driver (libnowhere.so.1)"),
         ("cuda = '13.0'", "linux", "libc.so.6", None),
         ("cuda = '13.0'", "win32", "libnowhere.so.1", None),
@@ -255,7 +256,7 @@ def test_a_torch_that_cannot_see_a_gpu_is_known_by_its_build(
     tmp_path: Path, build: str, platform: str, driver: str, why: str | None
 ) -> None:
     (tmp_path / "version.py").write_text(build)
-    found = blind_build(tmp_path, platform, driver)
+    found = no_gpu_reason_of(tmp_path, platform, driver)
     assert found is None if why is None else why in (found or "")
 
 
@@ -263,22 +264,22 @@ def test_the_build_tells_the_same_as_torch_itself() -> None:
     """Of the torch that is installed here, whichever it is."""
     import torch  # noqa: PLC0415 - the other tests of this file do without
 
-    if blind() is not None:
+    if no_gpu_reason() is not None:
         assert not torch.cuda.is_available()
         assert not torch.xpu.is_available()
 
 
 def test_torch_is_not_asked_where_its_build_tells_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "blind", lambda: "torch is a build for the CPU alone")
+    monkeypatch.setattr(gpu, "no_gpu_reason", lambda: "torch is a CPU-only build")
     monkeypatch.setattr(gpu, "_ask_torch", lambda *_: pytest.fail("importing torch takes seconds"))
     found = gpu.find("auto", {"PATH": str(tmp_path)})
-    assert (found.vram_gb, found.by) == (0, "nobody")
-    assert found.why == "there is no nvidia-smi, and torch is a build for the CPU alone"
+    assert (found.vram_gb, found.by) == (0, "none")
+    assert found.why == "there is no nvidia-smi, and torch is a CPU-only build"
 
 
 def test_torch_is_asked_for_a_device_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It refuses with what it sees instead, which its build does not tell."""
-    monkeypatch.setattr(gpu, "blind", lambda: "torch is a build for the CPU alone")
+    monkeypatch.setattr(gpu, "no_gpu_reason", lambda: "torch is a CPU-only build")
     monkeypatch.setattr(gpu, "_ask_torch", lambda *_: DetectedGpu("asked", 0, "torch"))
     assert gpu.find("cuda:1", {"PATH": str(tmp_path)}).name == "asked"
 
@@ -288,7 +289,7 @@ def test_models_that_do_not_fit_the_card_are_told() -> None:
     assert judge_tier(DetectedGpu("some card", 16, "nvidia-smi"), BUILT_IN, crowded).level == "warn"
     found = judge_tier(DetectedGpu("some card", 48, "nvidia-smi"), BUILT_IN, settings_with())
     assert found.level == "ok"
-    assert found.said.startswith("unlimited of acestep-1.5-2026-02: songs of up to 600 s")
+    assert found.said.startswith("unlimited of acestep-1.5-2026-02: songs of at most 600 s")
 
 
 def test_encoders_are_read_from_what_the_process_printed() -> None:
@@ -299,11 +300,11 @@ def test_encoders_are_read_from_what_the_process_printed() -> None:
     assert (lame.level, deaf.level) == ("warn", "fail")
     assert "aac, mp3, ogg, opus, wav32" in lame.said
     (broken,) = judge_encoders(1, "", "warning: x\nav is missing: pip install …")
-    assert (broken.level, broken.said) == ("fail", "cannot be tried: av is missing: pip install …")
+    assert (broken.level, broken.said) == ("fail", "check failed: av is missing: pip install …")
 
 
 def test_a_scratch_folder_that_is_not_there_yet_is_tried_above(tmp_path: Path) -> None:
-    found = look_at_scratch(tmp_path / "work" / "files")
+    found = check_scratch(tmp_path / "work" / "files")
     assert found.level in {"ok", "warn"}
     assert not (tmp_path / "work").exists()
     assert list(tmp_path.iterdir()) == []
@@ -316,13 +317,13 @@ def test_little_room_for_work_files_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, level: str
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
-    assert look_at_scratch(tmp_path).level == level
+    assert check_scratch(tmp_path).level == level
 
 
 def test_a_scratch_folder_that_is_a_file_cannot_be_written(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
-    assert look_at_scratch(file).level == "fail"
+    assert check_scratch(file).level == "fail"
 
 
 async def test_a_port_is_free_or_taken_by_a_stranger() -> None:
@@ -330,15 +331,15 @@ async def test_a_port_is_free_or_taken_by_a_stranger() -> None:
         stranger.bind(("127.0.0.1", 0))
         stranger.listen()
         port = stranger.getsockname()[1]
-        taken = await look_at_port(WorkerSettings(http_port=port))
+        taken = await check_port(WorkerSettings(http_port=port))
     assert taken.level == "fail"
-    assert f"127.0.0.1:{port} cannot be had" in taken.said
-    assert (await look_at_port(WorkerSettings(http_port=port))).level == "ok"
-    assert (await look_at_port(WorkerSettings(http_port=0))).level == "ok"
+    assert f"cannot listen on 127.0.0.1:{port}" in taken.said
+    assert (await check_port(WorkerSettings(http_port=port))).level == "ok"
+    assert (await check_port(WorkerSettings(http_port=0))).level == "ok"
 
 
 async def test_an_address_that_is_not_ours_cannot_be_bound() -> None:
-    found = await look_at_port(WorkerSettings(http_host="192.0.2.1"))
+    found = await check_port(WorkerSettings(http_host="192.0.2.1"))
     assert found.level == "fail"
     assert "ACESTEP_HTTP_HOST" in (found.fix or "")
 
@@ -381,7 +382,7 @@ def checkpoint(folder: Path) -> Path:
 def test_a_whole_checkpoint_has_no_faults(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "m")
     assert list(faults_of_pipeline(folder)) == []
-    assert judge_model("m", tmp_path, NO_HUB) == ok("model m", f"{folder} is whole")
+    assert judge_model("m", tmp_path, NO_HUB) == ok("model m", f"{folder} is complete")
 
 
 def test_a_download_that_broke_off_is_seen_by_its_size(tmp_path: Path) -> None:
@@ -391,7 +392,7 @@ def test_a_download_that_broke_off_is_seen_by_its_size(tmp_path: Path) -> None:
     assert fault.startswith("vae: model.safetensors has ")
     weights(folder / "vae" / "model.safetensors", missing=150)
     (fault,) = faults_of_pipeline(folder)
-    assert fault == "vae: model.safetensors is no safetensors file, or was cut off"
+    assert fault == "vae: model.safetensors is not a safetensors file, or was cut off"
 
 
 def test_missing_parts_are_named_one_by_one(tmp_path: Path) -> None:
@@ -404,7 +405,7 @@ def test_missing_parts_are_named_one_by_one(tmp_path: Path) -> None:
     assert list(faults_of_pipeline(folder)) == [
         "vae: no weights (*.safetensors)",
         "audio_tokenizer: config.json is missing",
-        "tokenizer: there is no tokenizer",
+        "tokenizer: no tokenizer",
         "scheduler: the folder is missing",
     ]
     found = judge_model("m", tmp_path, NO_HUB)
@@ -467,7 +468,7 @@ def test_a_language_model_that_is_missing_stops_only_who_insists_on_it(tmp_path:
     assert judge_lm(lm_plan("acestep-5Hz-lm-1.7B", required=False), tmp_path, NO_HUB).level == "warn"
     hub = judge_lm(lm_plan("acestep-5Hz-lm-0.6B", required=True), tmp_path, NO_HUB)
     assert hub.level == "warn"
-    assert "ACE-Step/acestep-5Hz-lm-0.6B is on the hub" in hub.said
+    assert "ACE-Step/acestep-5Hz-lm-0.6B is not on this disk yet" in hub.said
 
 
 # Probes and the report
@@ -486,12 +487,12 @@ async def test_a_probe_that_hangs_keeps_what_it_found_and_costs_the_others_nothi
         yield warn("third", "there", "do something")
 
     probes = (
-        Probe(check="slow", look=hangs, late="warn", fix="wait"),
-        Probe(check="odd", look=breaks),
-        Probe(check="fine", look=works),
+        Probe(check="slow", run=hangs, late="warn", fix="wait"),
+        Probe(check="odd", run=breaks),
+        Probe(check="fine", run=works),
     )
     began = time.monotonic()
-    found = await run(probes, limit_s=0.2)
+    found = await run(probes, limit_s=0.2, retry_s=0.3)
     assert time.monotonic() - began < 2
     assert [(each.check, each.level) for each in found] == [
         ("first", "ok"),
@@ -500,8 +501,23 @@ async def test_a_probe_that_hangs_keeps_what_it_found_and_costs_the_others_nothi
         ("odd", "fail"),
         ("third", "warn"),
     ]
-    assert found[1].said == "no answer within 0.2 s"
+    assert found[1].said == "no answer within 0.2 s, nor within 0.3 s"
     assert "ZeroDivisionError: nobody foresaw this" in found[3].said
+
+
+async def test_a_slow_answer_is_a_warning_and_no_failure() -> None:
+    tries = []
+
+    async def slow() -> AsyncGenerator[Finding]:
+        tries.append(1)
+        yield ok("server", "connected")
+        if len(tries) == 1:
+            await asyncio.Event().wait()
+        yield ok("queue", "there")
+
+    found = await run((Probe(check="server", run=slow, fix="start it"),), limit_s=0.1, retry_s=10)
+    assert [(each.check, each.level) for each in found] == [("server", "ok"), ("queue", "ok"), ("speed", "warn")]
+    assert found[2].said == "only the second try was answered in time: server"
 
 
 @pytest.mark.parametrize(("spent_s", "limit_s"), [(0.3, 3.5), (1.5, 2.9), (10, 2.0)])
@@ -509,10 +525,10 @@ def test_a_slow_start_leaves_the_probes_less_time(spent_s: float, limit_s: float
     assert limit_after(spent_s) == limit_s
 
 
-async def test_a_call_aside_gives_its_result_or_its_error() -> None:
-    assert await aside(lambda: 7) == 7
+async def test_a_call_in_a_thread_gives_its_result_or_its_error() -> None:
+    assert await run_in_thread(lambda: 7) == 7
     with pytest.raises(FileNotFoundError):
-        await aside(Path("/nowhere/at/all").stat)
+        await run_in_thread(Path("/nowhere/at/all").stat)
 
 
 def printed(report: DoctorReport) -> str:
@@ -530,9 +546,22 @@ def test_the_table_is_never_cut_or_wrapped_and_has_no_colours_off_a_terminal() -
         "ok    a      fine",
         "fail  check  bad",
         "             very bad",
-        "             → run this:",
-        f"               {command}",
-        "1 ok, 1 fail in 1.2 s: a worker cannot work here yet",
+        "      → run this:",
+        f"        {command}",
+        "1 ok, 1 fail in 1.2 s: a worker cannot start here",
+    ]
+
+
+def test_on_a_terminal_results_are_wrapped_at_words_below_themselves_and_fixes_are_not() -> None:
+    command = "rabbitmqctl set_policy " + "x" * 40
+    report = DoctorReport(findings=(warn("check", "several words that do not fit in here", command),), took_s=1)
+    text = io.StringIO()
+    show(report, Console(file=text, width=40, highlight=False, force_terminal=True, color_system=None))
+    assert [line.rstrip() for line in text.getvalue().splitlines()] == [
+        "warn  check  several words that do not",
+        "             fit in here",
+        f"      → {command}",
+        "1 warn in 1.0 s: a worker can start here",
     ]
 
 

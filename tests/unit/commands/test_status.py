@@ -20,7 +20,7 @@ from acestep_consumer.commands.status.report import (
     eta_s,
     status_of,
 )
-from acestep_consumer.commands.status.table import picture
+from acestep_consumer.commands.status.table import table
 from acestep_schemas.events import JobCompleted, Worker, WorkerEvent
 from tests.support.broker import failed_event
 from tests.support.jobs import make_job, make_manifest
@@ -70,7 +70,7 @@ def status(
         limit=200,
         depths=depths,
         monitored=monitor,
-        heard=heard or ObservedEvents(0.0),
+        observed=heard or ObservedEvents(0.0),
         now_s=60.0,
     )
     return status_of(seen)
@@ -89,15 +89,15 @@ def routed(
         tiers=("tier1", "tier6", "unlimited"),
         asked_s=asked_s,
         monitored=monitor,
-        heard=heard,
+        observed=heard,
         now_s=60.0,
     )
     return status_of(seen)
 
 
-def shown(answer: StatusReport) -> str:
+def shown(answer: StatusReport, width: int = 200) -> str:
     text = io.StringIO()
-    Console(file=text, width=200, highlight=False).print(picture(answer))
+    Console(file=text, width=width, highlight=False).print(table(answer))
     return text.getvalue()
 
 
@@ -110,8 +110,8 @@ def test_the_bound_is_the_limit_and_the_prefetch_of_all_workers() -> None:
 
 def test_without_the_management_api_the_bound_is_known_when_every_consumer_was_heard() -> None:
     heard = ObservedEvents(0.0)
-    heard.hear(announced("a"), 51)
-    heard.hear(announced("b", prefetch=2), 52)
+    heard.add(announced("a"), 51)
+    heard.add(announced("b", prefetch=2), 52)
     assert status(0, 2, heard=heard).queue.bound == 206
     assert status(0, 3, heard=heard).queue.bound is None
     assert status(0, 1).queue.bound is None
@@ -120,50 +120,50 @@ def test_without_the_management_api_the_bound_is_known_when_every_consumer_was_h
 
 def test_without_the_management_api_the_workers_say_what_they_have_in_hand() -> None:
     heard = ObservedEvents(0.0)
-    heard.hear(announced("a", in_hand=3), 51)
-    heard.hear(announced("b", in_hand=1), 52)
-    heard.hear(announced("c", in_hand=2, state="draining"), 53)
+    heard.add(announced("a", in_hand=3), 51)
+    heard.add(announced("b", in_hand=1), 52)
+    heard.add(announced("c", in_hand=2, state="draining"), 53)
     found = status(0, 2, heard=heard)
     assert (found.queue.unacked, found.queue.unacked_from) == (6, "workers")
     assert [(each.worker_id, each.in_hand) for each in found.workers] == [("a", 3), ("b", 1), ("c", 2)]
-    assert "6 (as the workers say)" in shown(found)
+    assert "6 (reported by workers)" in shown(found)
 
 
 def test_in_hand_is_at_least_what_those_say_that_answered() -> None:
     heard = ObservedEvents(0.0)
-    heard.hear(announced("a", in_hand=3), 51)
+    heard.add(announced("a", in_hand=3), 51)
     found = status(0, 2, heard=heard)
     assert (found.queue.unacked, found.queue.unacked_from) == (None, None)
-    assert "at least 3 (1 answered for 2 consumers)" in shown(found)
+    assert "at least 3 (reported by 1 worker of 2 consumers)" in shown(found)
 
 
 def test_the_brokers_count_goes_before_the_workers_own() -> None:
     heard = ObservedEvents(0.0)
-    heard.hear(announced("a", in_hand=3), 51)
+    heard.add(announced("a", in_hand=3), 51)
     found = status(0, 1, heard=heard, monitor=monitored(("a", 4), unacked=5))
     assert (found.queue.unacked, found.queue.unacked_from) == (5, "broker")
-    assert "(as the workers say)" not in shown(found)
+    assert "(reported by workers)" not in shown(found)
 
 
 def test_a_worker_says_what_it_has_in_hand_by_the_latest_and_one_that_fell_silent_is_gone() -> None:
     heard = ObservedEvents(0.0)
-    heard.hear(announced("a", in_hand=3), 40)
-    heard.hear(announced("b", in_hand=3), 40)
-    heard.hear(announced("a", in_hand=1), 59)
+    heard.add(announced("a", in_hand=3), 40)
+    heard.add(announced("b", in_hand=3), 40)
+    heard.add(announced("a", in_hand=1), 59)
     found = status(0, 1, heard=heard)
     assert (found.queue.unacked, [each.worker_id for each in found.workers]) == (1, ["a"])
 
 
 def test_a_worker_that_stopped_is_not_counted() -> None:
     heard = ObservedEvents(0.0)
-    heard.hear(announced("a"), 51)
-    heard.hear(announced("a", state="stopped"), 52)
+    heard.add(announced("a"), 51)
+    heard.add(announced("a", state="stopped"), 52)
     assert status(0, 0, heard=heard).workers == ()
 
 
 def test_what_a_worker_said_of_itself_goes_with_the_brokers_count() -> None:
     heard = ObservedEvents(0.0)
-    heard.hear(announced("a", prefetch=2), 51)
+    heard.add(announced("a", prefetch=2), 51)
     (worker,) = status(0, 1, heard=heard, monitor=monitored(("a", 8))).workers
     assert (worker.prefetch, worker.tier, worker.models) == (8, "tier6", ("m",))
 
@@ -171,7 +171,7 @@ def test_what_a_worker_said_of_itself_goes_with_the_brokers_count() -> None:
 def test_the_queue_is_empty_after_its_jobs_over_all_hands() -> None:
     heard = ObservedEvents(0.0)
     for at in (10, 20, 30):
-        heard.hear(completed(40), at)
+        heard.add(completed(40), at)
     found = status(20, 1, heard=heard, monitor=monitored(("a", 4), acked_per_s=None))
     assert found.pace.job_s == 40
     assert found.pace.jobs_a_minute == 3
@@ -196,34 +196,34 @@ def test_an_empty_queue_is_empty_now(prefetch: int | None) -> None:
 
 def test_jobs_that_end_otherwise_count_but_say_nothing_of_their_length() -> None:
     heard = ObservedEvents(0.0)
-    heard.hear(failed_event("t"), 30)
+    heard.add(failed_event("t"), 30)
     pace = heard.pace(60)
     assert (pace.jobs_a_minute, pace.job_s) == (1, None)
 
 
 def test_what_was_heard_long_ago_is_forgotten() -> None:
     heard = ObservedEvents(0.0)
-    heard.hear(completed(5), 10)
-    heard.hear(completed(5), 1_000)
+    heard.add(completed(5), 10)
+    heard.add(completed(5), 1_000)
     pace = heard.pace(1_020)
     assert (pace.jobs_a_minute, pace.heard_s) == (0.2, 300)
 
 
 def test_requests_that_wait_for_larger_cards_are_told_by_tier() -> None:
     heard = ObservedEvents(0.0)
-    heard.hear(announced("a"), 59)
+    heard.add(announced("a"), 59)
     found = routed({"tier6": 1_200}, heard, asked_s=50)
     assert found.tiers == (TierQueuePart(tier="tier6", ready=1_200),)
     assert found.notes == ()
     assert found.queue.ready == 0
-    assert "sent on, waiting   1,200 for tier6" in shown(found)
+    assert "forwarded        1,200 waiting for tier6" in shown(found)
     assert "200 more for each tier" in shown(found)
-    assert "sent on, waiting   0" in shown(routed({"tier6": 0}, heard, asked_s=50))
+    assert "forwarded        none waiting" in shown(routed({"tier6": 0}, heard, asked_s=50))
 
 
 def test_where_requests_are_sent_on_the_workers_own_words_go_before_the_figures_of_one_queue() -> None:
     heard = ObservedEvents(0.0)
-    heard.hear(announced("a", prefetch=4, in_hand=3), 59)
+    heard.add(announced("a", prefetch=4, in_hand=3), 59)
     found = routed({}, heard, 50, monitored(("a", 1), unacked=1, acked_per_s=9))
     assert (found.queue.limit, found.queue.limit_from) == (150, "broker")
     assert (found.queue.unacked, found.queue.unacked_from, found.queue.bound) == (3, "workers", 154)
@@ -233,15 +233,15 @@ def test_where_requests_are_sent_on_the_workers_own_words_go_before_the_figures_
 
 def test_where_nothing_is_sent_on_nothing_is_said_of_it() -> None:
     assert status().tiers is None
-    assert "sent on" not in shown(status())
+    assert "forwarded" not in shown(status())
 
 
 def test_requests_that_wait_for_a_tier_of_which_nobody_answered_are_a_warning() -> None:
     heard = ObservedEvents(0.0)
-    heard.hear(announced("small"), 59)
-    heard.hear(WorkerEvent.of(of_tier("unlimited", "draining")), 59)
+    heard.add(announced("small"), 59)
+    heard.add(WorkerEvent.of(of_tier("unlimited", "draining")), 59)
     (note,) = routed({"tier6": 2, "unlimited": 3}, heard, asked_s=50).notes
-    assert note.startswith("3 wait in acestep.generate.unlimited, and no worker of unlimited answered")
+    assert note.startswith("3 waiting in acestep.generate.unlimited, and no worker of unlimited answered")
 
 
 @pytest.mark.parametrize("asked_s", [None, 59.0])
@@ -251,12 +251,12 @@ def test_workers_that_were_not_asked_or_only_just_are_not_missed(asked_s: float 
 
 def test_the_picture_says_what_a_person_needs() -> None:
     text = shown(status(200, 0, monitor=monitored()))
-    assert "200 of 150; producers are refused" in text
-    assert "none: nobody takes requests" in text
+    assert "200 of 150; full, further requests are rejected" in text
+    assert "none: no requests are taken" in text
     assert "2; see acestep-consumer dead list" in text
     text = shown(status(10, 1, monitor=monitored(("w1", 4))))
-    assert "154 = limit 150 (from the broker) + all prefetch" in text
-    assert "30 jobs a minute" in text
+    assert "154 = queue limit 150 (from the broker) + prefetch 4" in text
+    assert "30 jobs per minute in the last minutes" in text
     assert "about 20 s" in text
     assert "w1" in text
 
@@ -289,3 +289,24 @@ def test_the_management_apis_answer_is_read_as_workers_and_limits() -> None:
 def test_a_queue_that_the_api_knows_little_of_yet_is_read_too() -> None:
     found = _request_queue({"arguments": {}, "effective_policy_definition": None}, {})
     assert found == RequestQueue(ready=0, unacked=0, acked_per_s=None, limit=None, consumers=())
+
+
+def test_at_80_columns_no_name_is_broken_and_notes_have_a_hanging_indent() -> None:
+    heard = ObservedEvents(0.0)
+    heard.add(announced("render-1-gpu0"), 59)
+    found = status(3, 1, heard=heard).model_copy(
+        update={"notes": ("one note that is longer than eighty columns " * 3,)}
+    )
+    models = ("acestep-v15-xl-turbo", "acestep-v15-base", "acestep-v15-sft")
+    worker = found.workers[0].model_copy(update={"models": models, "tier": "unlimited", "state": "draining"})
+    text = shown(found.model_copy(update={"workers": (worker,)}), width=80)
+    assert all(name in text for name in (*models, "render-1-gpu0", "unlimited", "draining"))
+    _, *others = text[text.index("- one note") :].splitlines()
+    assert others
+    assert all(line.startswith("  ") for line in others)
+
+
+def test_unrouted_events_are_said_to_be_harmless() -> None:
+    found = status()
+    assert "harmless" not in shown(found)
+    assert "19, kept; harmless: no subscriber was connected" in shown(found.model_copy(update={"unrouted_events": 19}))

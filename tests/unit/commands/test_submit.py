@@ -6,22 +6,22 @@ from typing import Any
 import pytest
 
 from acestep_consumer.client import Outlook
-from acestep_consumer.commands.submit import in_words
+from acestep_consumer.commands.submit.run import in_words
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({}, "number 3 in the queue; songs in about 1 min 10 s (2 workers, 4 jobs in hand)"),
+        ({}, "position 3 in the queue; songs in about 1 min 10 s (2 workers, 4 jobs in progress)"),
         (
             {"position": 0, "workers": 1, "in_hand": 1},
-            "in a worker's hands; songs in about 1 min 10 s (1 worker, 1 job in hand)",
+            "taken by a worker; songs in about 1 min 10 s (1 worker, 1 job in progress)",
         ),
-        ({"expected_s": None, "note": "nobody answered"}, "number 3 in the queue; nobody answered"),
+        ({"expected_s": None, "note": "nobody answered"}, "position 3 in the queue; nobody answered"),
         ({"position": None, "expected_s": None, "note": "no broker"}, "no broker"),
         (
             {"note": "and more"},
-            "number 3 in the queue; songs in about 1 min 10 s (2 workers, 4 jobs in hand); and more",
+            "position 3 in the queue; songs in about 1 min 10 s (2 workers, 4 jobs in progress); and more",
         ),
     ],
 )

@@ -1,7 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-import pytest
+import io
 
-from acestep_consumer.commands.terminal import UNKNOWN, number, seconds, share, size
+import pytest
+from rich.console import Console
+
+from acestep_consumer.commands.terminal import (
+    UNKNOWN,
+    live_display,
+    number,
+    plural,
+    seconds,
+    share,
+    size,
+    two_digits,
+)
 
 
 @pytest.mark.parametrize(
@@ -29,3 +41,34 @@ def test_shares_are_percentages() -> None:
 )
 def test_numbers_never_have_exponents(value: float | None, text: str) -> None:
     assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.123, "0.12"), (3.46, "3.5"), (21.4, "21"), (154, "150"), (1_165, "1,200"), (12_345, "12,000")],
+)
+def test_estimates_have_two_digits(value: float, text: str) -> None:
+    assert two_digits(value) == text
+
+
+def test_nouns_agree_with_their_numbers() -> None:
+    assert [plural(count, "job") for count in (0, 1, 2, 1_000)] == ["0 jobs", "1 job", "2 jobs", "1,000 jobs"]
+
+
+def test_each_frame_on_a_terminal_ends_with_an_empty_line() -> None:
+    """At the end of a full line the echo of Ctrl-C would wrap, and the first line of the last frame stay on screen."""
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=10, color_system=None)
+    with live_display(console) as draw:
+        draw("0123456789")
+        assert text.getvalue().endswith("0123456789\n")
+        draw("abcdefghij")
+        assert text.getvalue().endswith("abcdefghij\n")
+
+
+def test_elsewhere_frames_are_lines_one_below_the_other_however_narrow() -> None:
+    text = io.StringIO()
+    with live_display(Console(file=text, width=5)) as draw:
+        draw("a long line")
+        draw("another one")
+    assert text.getvalue() == "a long line\nanother one\n"

@@ -16,13 +16,13 @@ from acestep_consumer.commands.top.report import (
     top_of,
 )
 from acestep_consumer.commands.top.run import NoWorker, address_of, completed
-from acestep_consumer.commands.top.table import picture
+from acestep_consumer.commands.top.table import table
 from acestep_consumer.config.settings import WorkerSettings
+from acestep_consumer.domain.objects import Traffic
 from acestep_consumer.engine.device_usage import DeviceUsage
-from acestep_consumer.observability.metrics import EngineCollector, Metrics, RendererCollector, StorageCollector
-from acestep_consumer.storage.s3_client import Traffic
+from acestep_consumer.observability.metrics import Metrics, engine_metrics, renderer_metrics, storage_metrics
+from tests.support.engine_stats import engine_stats
 from tests.support.metrics_page import families_of_a_worker
-from tests.support.vitals import vitals
 
 URL = "http://127.0.0.1:8080"
 READY = {"status": "ready", "checks": {"broker": True, "models": True}}
@@ -58,20 +58,20 @@ def top_after(*pages: MetricsPage) -> TopReport:
 
 def shown(top: TopReport) -> str:
     text = io.StringIO()
-    Console(file=text, width=200, highlight=False).print(picture(top))
+    Console(file=text, width=200, highlight=False).print(table(top))
     return text.getvalue()
 
 
 def test_the_families_of_a_real_worker_are_the_ones_that_are_read() -> None:
     usage = DeviceUsage()
     usage.process_ready(time.monotonic() - 40)
-    usage.note(vitals(songs_done=7, memory_gb=10, memory_limit_gb=20, songs_in_pack=3), time.monotonic())
+    usage.note(engine_stats(songs_done=7, memory_gb=10, memory_limit_gb=20, songs_in_pack=3), time.monotonic())
     traffic = Traffic()
     traffic.sent_bytes = 5_000_000
     page = Metrics(
-        RendererCollector(lambda: usage),
-        EngineCollector(lambda: {"renderer": 2, "planner": 0}),
-        StorageCollector(lambda: traffic, lambda: False),
+        lambda: renderer_metrics(usage),
+        lambda: engine_metrics({"renderer": 2, "planner": 0}),
+        lambda: storage_metrics(traffic, away=False),
     ).render("text/plain")[0]
     found = top_after(read_page(page.decode(), 0))
     assert (found.songs.total, found.device.pack_songs, found.device.vram_limit) == (7, 3, 20 * 2**30)
@@ -153,7 +153,7 @@ def test_a_worker_that_is_not_ready_says_why() -> None:
 
 def test_storage_that_is_away_is_told_loudly() -> None:
     page = read_page("# TYPE acestep_s3_away gauge\nacestep_s3_away 1\n", 0)
-    assert "OUT OF REACH" in shown(top_after(page))
+    assert "UNREACHABLE, jobs wait" in shown(top_after(page))
 
 
 @pytest.mark.parametrize(

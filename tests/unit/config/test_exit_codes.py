@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from acestep_consumer.client import ClientError, InvalidTaskId, QueueFull, Unreachable
-from acestep_consumer.commands.errors import refused
+from acestep_consumer.commands.base import print_client_error
 from acestep_consumer.config.exit_codes import MEANINGS, Exit, listed
 from tests.support.command import run_command
 
@@ -52,8 +52,8 @@ def test_the_line_begins_with_success() -> None:
 )
 def test_a_client_error_is_one_line_however_narrow_the_output_and_has_its_code(error: ClientError, code: Exit) -> None:
     said = StringIO()
-    assert refused(error, Console(file=said, width=40)) is code
-    assert said.getvalue() == f"{error}\n"
+    assert print_client_error(error, Console(file=said, width=40)) is code
+    assert said.getvalue() == f"error: {error}\n"
 
 
 def test_completion_can_be_installed() -> None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings: defaults, precedence, and errors that help."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -187,7 +189,7 @@ class TestSecretFiles:
             (lambda _: None, "cannot be read: No such file or directory"),
             (lambda path: path.mkdir(), "cannot be read: Is a directory"),
             (lambda path: path.write_bytes(b"\n"), "is empty"),
-            (lambda path: path.write_bytes(b"sesame\xff"), "holds no text"),
+            (lambda path: path.write_bytes(b"sesame\xff"), "is not UTF-8 text"),
             (lambda path: path.write_bytes(b"sesame" * 20_000), "is larger than 65,536 bytes: is it the right file?"),
         ],
         ids=["missing", "folder", "empty", "bytes", "huge"],
@@ -217,3 +219,10 @@ class TestSecretFiles:
         }
         assert hidden == set(SECRETS)
         assert {f"{name}_FILE" for name in hidden} <= known_variables()
+
+
+def test_settings_can_be_imported_without_the_package_that_reads_env_files() -> None:
+    """A producer that imports the client alone needs neither it nor pydantic-settings."""
+    code = "import sys, acestep_consumer.config.settings; print({'dotenv', 'pydantic_settings'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "set()\n"

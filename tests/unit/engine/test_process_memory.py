@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from acestep_consumer.config.settings import EngineSettings
-from acestep_consumer.engine.engines import bounds_of
+from acestep_consumer.engine.engines import watchdog_limits_of
 from acestep_consumer.engine.process_memory import available_bytes, held_bytes
 
 MIB = 1 << 20
@@ -76,9 +76,9 @@ def test_without_a_limit_there_is_what_the_machine_has(tmp_path: Path, limit: st
 
 
 def test_a_limit_that_is_set_holds_and_otherwise_nine_tenths_of_what_there_is() -> None:
-    set_ = bounds_of(EngineSettings(ram_gb=1.5, hang_s=20))
-    assert (set_.ram_bytes, set_.ram_why, set_.hang_s) == (1536 * MIB, "ACESTEP_ENGINE_RAM_GB", 20)
-    unset, available = bounds_of(EngineSettings()), available_bytes()
+    set_ = watchdog_limits_of(EngineSettings(ram_gb=1.5, hang_s=20))
+    assert (set_.ram_bytes, set_.ram_source, set_.hang_s) == (1536 * MIB, "ACESTEP_ENGINE_RAM_GB", 20)
+    unset, available = watchdog_limits_of(EngineSettings()), available_bytes()
     assert available is not None
     assert (unset.ram_bytes, unset.hang_s) == (round(0.9 * available), 300)
-    assert unset.ram_why == "ACESTEP_ENGINE_RAM_GB is unset: 90% of what there is"
+    assert unset.ram_source == "ACESTEP_ENGINE_RAM_GB is unset: 90% of all RAM"

@@ -15,8 +15,8 @@ from acestep_consumer.engine.process import EngineProcess
 from acestep_consumer.engine.supervisor import EngineUnusable
 from acestep_schemas.events import Metas
 from tests.support.admission import admitted_job
+from tests.support.engine_stats import engine_stats
 from tests.support.engines import render, supervised, supervisor
-from tests.support.vitals import vitals
 from tests.support.waiting import eventually
 
 
@@ -26,14 +26,14 @@ def _quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_job_comes_back_with_its_songs_and_its_progress(tmp_path: Path) -> None:
-    heard: list[tuple[float, str]] = []
+    progress: list[tuple[float, str]] = []
     async with supervised() as engine:
         job = admitted_job(prompt="sing", batch_size=2, seed=5)
         plan = Plan(metas=Metas())
-        rendering = await engine.render(job, plan, Sources(), tmp_path, lambda *news: heard.append(news))
+        rendering = await engine.render(job, plan, Sources(), tmp_path, lambda *update: progress.append(update))
     assert [track.seed for track in rendering.tracks] == [5, 6]
     assert all(track.path.is_file() for track in rendering.tracks)
-    assert heard == [(0.25, "render"), (0.5, "render"), (0.75, "render"), (1.0, "render")]
+    assert progress == [(0.25, "render"), (0.5, "render"), (0.75, "render"), (1.0, "render")]
 
 
 async def test_many_jobs_share_one_process_and_get_their_own_answers(tmp_path: Path) -> None:
@@ -69,16 +69,16 @@ async def test_a_job_that_kills_every_process_fails_after_its_attempts(tmp_path:
             await render(engine, tmp_path, "crash")
 
 
-async def test_vitals_are_kept_until_the_process_is_replaced_and_totals_beyond(tmp_path: Path) -> None:
+async def test_stats_are_kept_until_the_process_is_replaced_and_totals_beyond(tmp_path: Path) -> None:
     async with supervised() as engine:
-        assert (engine.usage.vitals, engine.usage.songs) == (None, 0)
+        assert (engine.usage.stats, engine.usage.songs) == (None, 0)
         await render(engine, tmp_path, "tell", batch_size=2)
-        assert engine.usage.vitals == vitals(songs_done=2)
+        assert engine.usage.stats == engine_stats(songs_done=2)
         pid = engine.pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         await eventually(lambda: engine.pid != pid)
-        await eventually(lambda: engine.usage.vitals is None)
+        await eventually(lambda: engine.usage.stats is None)
         assert (engine.usage.songs, engine.usage.audio_s) == (2, 120)
         await eventually(lambda: engine.ready)
         await render(engine, tmp_path, "tell")
@@ -133,19 +133,19 @@ async def test_an_engine_does_not_outlive_its_consumer(tmp_path: Path) -> None:
     await engine.stop()
 
 
-async def test_a_share_of_the_card_holds_for_every_process_to_come(tmp_path: Path) -> None:
+async def test_a_memory_share_holds_for_every_later_process(tmp_path: Path) -> None:
     async with supervised() as engine:
         for share in (16.0, 10.5):
-            engine.allot(share)
+            engine.set_memory_share(share)
             await render(engine, tmp_path, "tell")
-            assert engine.usage.vitals is not None
-            assert engine.usage.vitals.memory_limit_gb == share
+            assert engine.usage.stats is not None
+            assert engine.usage.stats.memory_limit_gb == share
         assert engine.pid is not None
         os.kill(engine.pid, signal.SIGKILL)
         await eventually(lambda: engine.restarts and engine.ready)
         await render(engine, tmp_path, "tell")
-        assert engine.usage.vitals is not None
-        assert engine.usage.vitals.memory_limit_gb == 10.5
+        assert engine.usage.stats is not None
+        assert engine.usage.stats.memory_limit_gb == 10.5
 
 
 async def test_a_job_may_have_fewer_tries_than_the_worker_gives(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What makes an engine process one to be replaced, and what does not."""
+"""Faults for which an engine process is replaced, and conditions that are none."""
 
 import asyncio
 
@@ -11,129 +11,133 @@ from acestep_consumer.engine.pending_requests import PendingRequests
 from acestep_consumer.engine.watchdog import Watchdog, WatchdogLimits
 from acestep_schemas.events import ErrorCode
 from tests.support.engine_double import REPORT
-from tests.support.vitals import vitals
+from tests.support.engine_stats import engine_stats
 
-BOUNDS = WatchdogLimits(hang_s=10, stop_s=3, start_s=100, ram_bytes=3 << 30, ram_why="the test says so")
+LIMITS = WatchdogLimits(hang_s=10, stop_s=3, start_s=100, ram_bytes=3 << 30, ram_source="the test says so")
 SIGNS: list[FromEngine] = [
-    Progressed(order=1, fraction=0.1, stage="render"),
-    Done(order=1, result=Rendering(tracks=(), render_s=0, encode_s=0)),
-    RequestFailed(order=1, code=ErrorCode.RENDER_FAILED, reason="it broke"),
-    vitals(songs_done=1),
+    Progressed(request_id=1, fraction=0.1, stage="render"),
+    Done(request_id=1, result=Rendering(tracks=(), render_s=0, encode_s=0)),
+    RequestFailed(request_id=1, code=ErrorCode.RENDER_FAILED, reason="it broke"),
+    engine_stats(songs_done=1),
 ]
 
 
 def silent(*_: object) -> None:
-    """Hear no progress."""
+    """Ignore progress."""
 
 
 @pytest.fixture
-async def orders() -> PendingRequests:
+async def requests() -> PendingRequests:
     return PendingRequests()
 
 
 @pytest.fixture
-def watch() -> Watchdog:
+def watchdog() -> Watchdog:
     """Over a process that started at 0 and was ready at 5."""
-    watch = Watchdog(BOUNDS, 0)
-    watch.hear(Ready(report=REPORT), 5)
-    return watch
+    watchdog = Watchdog(LIMITS, 0)
+    watchdog.observe(Ready(report=REPORT), 5)
+    return watchdog
 
 
-async def test_a_process_without_orders_may_be_silent_for_ever(watch: Watchdog, orders: PendingRequests) -> None:
-    assert watch.fault(orders, 0, 1e6) is None
+async def test_a_process_without_requests_may_be_silent_for_ever(watchdog: Watchdog, requests: PendingRequests) -> None:
+    assert watchdog.fault(requests, 0, 1e6) is None
 
 
-async def test_the_clock_of_a_hang_starts_with_the_first_order(watch: Watchdog, orders: PendingRequests) -> None:
-    orders.add(silent, 1000)
-    assert watch.fault(orders, 0, 1010) is None
+async def test_the_time_of_a_hang_starts_with_the_first_request(watchdog: Watchdog, requests: PendingRequests) -> None:
+    requests.add(silent, 1000)
+    assert watchdog.fault(requests, 0, 1010) is None
     # Whoever comes later changes nothing: a busy queue must not hide a hang.
-    orders.add(silent, 1009)
-    fault = watch.fault(orders, 0, 1010.1)
+    requests.add(silent, 1009)
+    fault = watchdog.fault(requests, 0, 1010.1)
     assert fault is not None
     assert "10 s (ACESTEP_ENGINE_HANG_S)" in fault
 
 
 @pytest.mark.parametrize("sign", SIGNS, ids=lambda sign: sign.kind)
-async def test_a_sign_of_progress_starts_the_clock_anew(
-    watch: Watchdog, orders: PendingRequests, sign: FromEngine
+async def test_a_sign_of_progress_resets_the_time(
+    watchdog: Watchdog, requests: PendingRequests, sign: FromEngine
 ) -> None:
-    orders.add(silent, 5)
-    watch.hear(sign, 14)
-    assert watch.fault(orders, 0, 23) is None
-    assert watch.fault(orders, 0, 25) is not None
+    requests.add(silent, 5)
+    watchdog.observe(sign, 14)
+    assert watchdog.fault(requests, 0, 23) is None
+    assert watchdog.fault(requests, 0, 25) is not None
 
 
-async def test_vitals_without_a_song_more_are_no_progress(watch: Watchdog, orders: PendingRequests) -> None:
-    orders.add(silent, 5)
-    watch.hear(vitals(songs_done=4), 6)
+async def test_stats_without_another_song_are_no_progress(watchdog: Watchdog, requests: PendingRequests) -> None:
+    requests.add(silent, 5)
+    watchdog.observe(engine_stats(songs_done=4), 6)
     for now in range(7, 16):
-        watch.hear(vitals(songs_done=4), now)
-    assert watch.fault(orders, 0, 16.1) is not None
+        watchdog.observe(engine_stats(songs_done=4), now)
+    assert watchdog.fault(requests, 0, 16.1) is not None
 
 
-async def test_an_order_that_was_stopped_must_be_answered_soon_whatever_else_goes_on(
-    watch: Watchdog, orders: PendingRequests
+async def test_a_stopped_request_must_be_answered_soon_whatever_else_goes_on(
+    watchdog: Watchdog, requests: PendingRequests
 ) -> None:
-    number, answer = orders.add(silent, 5)
-    orders.add(silent, 5)
+    request_id, answer = requests.add(silent, 5)
+    requests.add(silent, 5)
     answer.cancel()
-    assert orders.stop(number, 6)
-    watch.hear(SIGNS[0], 9)
-    assert watch.fault(orders, 0, 9) is None
-    fault = watch.fault(orders, 0, 9.1)
+    assert requests.stop(request_id, 6)
+    watchdog.observe(SIGNS[0], 9)
+    assert watchdog.fault(requests, 0, 9) is None
+    fault = watchdog.fault(requests, 0, 9.1)
     assert fault is not None
     assert "stopped" in fault
-    orders.answer(number, None)
-    assert watch.fault(orders, 0, 9.1) is None
+    requests.answer(request_id, None)
+    assert watchdog.fault(requests, 0, 9.1) is None
 
 
-async def test_a_process_may_load_for_long_but_not_without_progress(orders: PendingRequests) -> None:
-    watch = Watchdog(BOUNDS, 0)
-    watch.hear(Loading(what="weights"), 90)
-    assert watch.fault(orders, 0, 190) is None
-    assert "loaded for 100 s without progress" in str(watch.fault(orders, 0, 190.1))
+async def test_a_process_may_load_for_long_but_not_without_progress(requests: PendingRequests) -> None:
+    watchdog = Watchdog(LIMITS, 0)
+    watchdog.observe(Loading(step="weights"), 90)
+    assert watchdog.fault(requests, 0, 190) is None
+    assert "no progress while loading for 100 s" in str(watchdog.fault(requests, 0, 190.1))
 
 
-async def test_memory_beyond_the_limit_is_told_with_the_figures_and_the_setting(
-    watch: Watchdog, orders: PendingRequests
+async def test_memory_beyond_the_limit_is_reported_with_the_figures_and_the_setting(
+    watchdog: Watchdog, requests: PendingRequests
 ) -> None:
-    assert watch.fault(orders, 3 << 30, 6) is None
-    assert watch.fault(orders, 7 << 29, 6) == "it holds 3.50 GB of RAM, more than 3.00 GB (the test says so)"
+    assert watchdog.fault(requests, 3 << 30, 6) is None
+    assert (
+        watchdog.fault(requests, 7 << 29, 6) == "it held 3.50 GB of RAM, above the limit of 3.00 GB (the test says so)"
+    )
 
 
-async def test_memory_that_is_not_known_or_not_bounded_is_no_fault(watch: Watchdog, orders: PendingRequests) -> None:
-    assert watch.fault(orders, None, 6) is None
-    assert Watchdog(WatchdogLimits(), 0).fault(orders, 1 << 60, 6) is None
+async def test_memory_that_is_not_known_or_not_bounded_is_no_fault(
+    watchdog: Watchdog, requests: PendingRequests
+) -> None:
+    assert watchdog.fault(requests, None, 6) is None
+    assert Watchdog(WatchdogLimits(), 0).fault(requests, 1 << 60, 6) is None
 
 
-async def test_orders_are_answered_once_and_all_are_told_of_a_loss() -> None:
-    orders, heard = PendingRequests(), []
-    first, answer = orders.add(lambda *news: heard.append(news), 0)
-    second, lost = orders.add(silent, 0)
-    orders.report(first, 0.5, "render")
-    orders.answer(first, "song")
-    orders.answer(first, "again")
-    orders.report(first, 0.9, "render")
-    assert not orders.stop(first, 1)
-    orders.lose(lambda: "gone")
-    assert (await answer, await lost, heard) == ("song", "gone", [(0.5, "render")])
-    assert (len(orders), second) == (0, first + 1)
+async def test_requests_are_answered_once_and_all_are_answered_when_the_process_dies() -> None:
+    requests, progress = PendingRequests(), []
+    first, answer = requests.add(lambda *update: progress.append(update), 0)
+    second, lost = requests.add(silent, 0)
+    requests.report(first, 0.5, "render")
+    requests.answer(first, "song")
+    requests.answer(first, "again")
+    requests.report(first, 0.9, "render")
+    assert not requests.stop(first, 1)
+    requests.answer_all(lambda: "gone")
+    assert (await answer, await lost, progress) == ("song", "gone", [(0.5, "render")])
+    assert (len(requests), second) == (0, first + 1)
 
 
-async def test_who_waits_for_an_empty_process_also_waits_for_what_was_stopped() -> None:
-    orders = PendingRequests()
-    number, answer = orders.add(silent, 0)
+async def test_waiting_for_an_empty_process_includes_stopped_requests() -> None:
+    requests = PendingRequests()
+    request_id, answer = requests.add(silent, 0)
     answer.cancel()
-    orders.stop(number, 1)
-    waiting = asyncio.create_task(orders.wait_none())
+    requests.stop(request_id, 1)
+    waiting = asyncio.create_task(requests.wait_empty())
     await asyncio.sleep(0)
     assert not waiting.done()
-    orders.answer(number, None)
+    requests.answer(request_id, None)
     async with asyncio.timeout(1):
         await waiting
 
 
-def test_a_message_of_the_other_direction_is_no_sign(watch: Watchdog) -> None:
-    before = watch._progress_s
-    watch.hear(SetMemoryShare(memory_gb=1), 50)  # type: ignore[arg-type]  # a process that is confused
-    assert watch._progress_s == before
+def test_a_message_of_the_other_direction_is_no_sign(watchdog: Watchdog) -> None:
+    before = watchdog._progress_s
+    watchdog.observe(SetMemoryShare(memory_gb=1), 50)  # type: ignore[arg-type]  # a process that is confused
+    assert watchdog._progress_s == before

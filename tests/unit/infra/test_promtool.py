@@ -32,7 +32,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_one_on_path_is_used_with_arguments_input_and_exit_status(kept: Path, tmp_path: Path) -> None:
     stand_in(tmp_path / "bin" / "promtool")
-    done = promtool.run("check", Path("a file"), says="words")
+    done = promtool.run("check", Path("a file"), stdin="words")
     assert (done.returncode, done.stdout) == (3, "['check', 'a file'] words\n")
     assert not kept.exists()
 

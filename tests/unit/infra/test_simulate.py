@@ -7,12 +7,17 @@ from pathlib import Path
 import pytest
 
 from infra.simulate import main, workers_of
-from infra.sizing.answer import requests_of, simulate
 from infra.sizing.arrivals import TraceUnreadableError, bursty, denser, poisson, read_trace
-from infra.sizing.services import constant, read_measured, read_plan
+from infra.sizing.report import requests_of, simulate
+from infra.sizing.service_times import constant, read_measured, read_plan
 from tests.support.jobs import make_job, make_manifest
 
-PLAN = {"songs": {"a_minute": 30.0}, "workers": {"recommended": 8}, "workload": {"batch": 2}}
+PLAN = {
+    "songs": {"a_minute": 30.0},
+    "workers": {"recommended": 8},
+    "workload": {"batch": 2},
+    "card": {"compute": 1.0},
+}
 
 
 def written(folder: Path, text: str, name: str = "file") -> Path:
@@ -50,7 +55,7 @@ def test_events_tell_when_their_requests_were_sent(tmp_path: Path) -> None:
 
 
 def test_a_trace_that_cannot_be_read_is_told_by_its_line(tmp_path: Path) -> None:
-    with pytest.raises(TraceUnreadableError, match="line 3: 'tomorrow' is no time"):
+    with pytest.raises(TraceUnreadableError, match="line 3: 'tomorrow' is not a time"):
         read_trace(written(tmp_path, "at\n1\ntomorrow\n"))
     with pytest.raises(TraceUnreadableError, match="no arrival times"):
         read_trace(written(tmp_path, "at\n"))
@@ -107,6 +112,9 @@ def test_a_plan_becomes_a_full_worker_that_makes_as_many_songs(tmp_path: Path) -
     """30 songs a minute in requests of 2 are 15 requests a minute: with 8 in hand, each takes 32 s."""
     services = read_plan(written(tmp_path, json.dumps(PLAN)))
     assert (services.seconds, services.in_hand) == ((32.0,), 8)
+    assert "UNKNOWN" not in services.rests_on
+    unknown = read_plan(written(tmp_path, json.dumps({**PLAN, "card": {"compute": None}})))
+    assert "UNKNOWN GPU: that is an H200's speed" in unknown.rests_on
     for broken in ("{}", "[]", "no", json.dumps({**PLAN, "songs": {"a_minute": None}})):
         with pytest.raises(TraceUnreadableError):
             read_plan(written(tmp_path, broken))
@@ -166,7 +174,7 @@ def test_what_is_wrong_with_the_arguments_is_said(
 def test_a_number_of_workers_that_is_none_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--an-hour", "5", "--takes", "5", "--workers", text])
-    assert "is no number of workers" in capsys.readouterr().err
+    assert "is not a number of workers" in capsys.readouterr().err
 
 
 def test_numbers_of_workers_are_a_range_a_list_or_one() -> None:

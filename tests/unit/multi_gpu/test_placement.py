@@ -5,7 +5,7 @@ import pytest
 
 from acestep_consumer.config import settings as settings_module
 from acestep_consumer.config.settings import Settings
-from acestep_consumer.multi_gpu.placement import ConflictingSetting, Placement, check, seats_for
+from acestep_consumer.multi_gpu.placement import ConflictingSetting, Placement, check, place
 from acestep_consumer.multi_gpu.selection import Gpu
 
 GPUS = (Gpu(0, {"CUDA_VISIBLE_DEVICES": "4"}), Gpu(2, {"CUDA_VISIBLE_DEVICES": "MIG-a"}))
@@ -15,12 +15,12 @@ def settings(**variables: str) -> Settings:
     return settings_module.load(environ=variables, env_file=None)
 
 
-def seats(**variables: str) -> tuple[Placement, ...]:
-    return seats_for(GPUS, settings(**variables), log_format="json")
+def placements(**variables: str) -> tuple[Placement, ...]:
+    return place(GPUS, settings(**variables), log_format="json")
 
 
 def test_each_worker_gets_its_gpu_its_name_and_the_next_port() -> None:
-    first, second = seats(ACESTEP_WORKER_ID="host", ACESTEP_HTTP_PORT="9000")
+    first, second = placements(ACESTEP_WORKER_ID="host", ACESTEP_HTTP_PORT="9000")
     assert (first.name, second.name) == ("gpu0", "gpu2")
     assert first.environment == {
         "CUDA_VISIBLE_DEVICES": "4",
@@ -36,19 +36,19 @@ def test_each_worker_gets_its_gpu_its_name_and_the_next_port() -> None:
     }
 
 
-def test_a_worker_reads_its_seat_without_complaint() -> None:
-    for seat in seats(ACESTEP_WORKER_ID="host"):
-        loaded = settings(**seat.environment)
-        assert loaded.worker.worker_id == seat.environment["ACESTEP_WORKER_ID"]
+def test_a_worker_reads_its_placement_without_complaint() -> None:
+    for each in placements(ACESTEP_WORKER_ID="host"):
+        loaded = settings(**each.environment)
+        assert loaded.worker.worker_id == each.environment["ACESTEP_WORKER_ID"]
         check(loaded.engine.model_copy(update={"device": "auto"}))
 
 
 def test_port_0_stays_0_for_all() -> None:
-    assert {seat.environment["ACESTEP_HTTP_PORT"] for seat in seats(ACESTEP_HTTP_PORT="0")} == {"0"}
+    assert {each.environment["ACESTEP_HTTP_PORT"] for each in placements(ACESTEP_HTTP_PORT="0")} == {"0"}
 
 
-def test_without_a_name_the_workers_of_two_fleets_on_a_host_differ() -> None:
-    names = {seat.environment["ACESTEP_WORKER_ID"] for seat in seats()}
+def test_without_a_name_the_workers_of_two_groups_on_a_host_differ() -> None:
+    names = {each.environment["ACESTEP_WORKER_ID"] for each in placements()}
     assert len(names) == 2
     assert all(name.endswith(("-gpu0", "-gpu2")) for name in names)
     assert len({name.rpartition("-")[0] for name in names}) == 1
@@ -74,6 +74,6 @@ def test_the_language_model_stays_on_its_workers_gpu_or_on_the_cpu() -> None:
 
 def test_a_name_or_port_without_room_for_all_workers_is_refused() -> None:
     with pytest.raises(ConflictingSetting, match="ACESTEP_WORKER_ID"):
-        seats(ACESTEP_WORKER_ID="w" * 125)
+        placements(ACESTEP_WORKER_ID="w" * 125)
     with pytest.raises(ConflictingSetting, match="ACESTEP_HTTP_PORT=65535"):
-        seats(ACESTEP_HTTP_PORT="65535")
+        placements(ACESTEP_HTTP_PORT="65535")

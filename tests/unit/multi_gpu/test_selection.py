@@ -4,7 +4,7 @@
 import pytest
 
 from acestep_consumer.multi_gpu.device_count import DeviceCount
-from acestep_consumer.multi_gpu.selection import BadChoice, Gpu, GpuMissing, choose, ordered, parse, visible
+from acestep_consumer.multi_gpu.selection import BadChoice, Gpu, GpuMissing, choose, in_pci_order, parse, visible
 
 CUDA_ONLY = "CUDA_VISIBLE_DEVICES"
 
@@ -70,7 +70,7 @@ def test_on_nvidia_the_name_for_amd_means_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("census", "environ", "says"),
+    ("found", "environ", "says"),
     [
         (nvidia(0), {}, "nvidia-smi"),
         (amd(0), {}, "rocm-smi"),
@@ -79,9 +79,9 @@ def test_on_nvidia_the_name_for_amd_means_nothing() -> None:
         (DeviceCount(torch="2.13.0+cpu", cuda=None, hip=None, count=0), {CUDA_ONLY: "0"}, "neither CUDA nor ROCm"),
     ],
 )
-def test_where_there_is_no_gpu_the_reason_is_told(census: DeviceCount, environ: dict[str, str], says: str) -> None:
+def test_where_there_is_no_gpu_the_reason_is_told(found: DeviceCount, environ: dict[str, str], says: str) -> None:
     with pytest.raises(GpuMissing, match=says):
-        visible(census, environ)
+        visible(found, environ)
 
 
 def test_a_number_that_is_too_high_is_told_with_what_there_is() -> None:
@@ -97,5 +97,5 @@ def test_all_is_every_gpu() -> None:
 
 
 def test_gpus_are_numbered_as_nvidia_smi_does_unless_somebody_chose_otherwise() -> None:
-    assert ordered({"HOME": "/"}) == {"HOME": "/", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    assert ordered({"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}) == {"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}
+    assert in_pci_order({"HOME": "/"}) == {"HOME": "/", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    assert in_pci_order({"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}) == {"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}

@@ -1,37 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page that Prometheus reads, read with Prometheus' own parser."""
 
+import platform
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from aiohttp import ClientSession
+from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
+from acestep_consumer.broker.errors import ConnectionLost, Nacked, Unroutable
+from acestep_consumer.domain.objects import Traffic
 from acestep_consumer.engine.device_usage import DeviceUsage
 from acestep_consumer.observability.http import HealthServer
 from acestep_consumer.observability.job_stats import JobStats, Refusals
 from acestep_consumer.observability.metrics import (
-    EngineCollector,
-    JobCollector,
     Metrics,
-    PublisherCollector,
-    ReadyCollector,
-    RendererCollector,
-    RoutingCollector,
-    ScratchCollector,
-    StorageCollector,
-    WorkerCollector,
+    engine_metrics,
+    forwarding_metrics,
+    process_metrics,
+    readiness_metrics,
+    renderer_metrics,
+    scratch_metrics,
+    storage_metrics,
+    worker_metrics,
 )
 from acestep_consumer.policy.tiers import BUILT_IN
-from acestep_consumer.storage.s3_client import Traffic
+from tests.support.engine_stats import engine_stats
 from tests.support.jobs import make_job, make_manifest
-from tests.support.metrics_page import families_of_a_worker, sample_names
-from tests.support.vitals import vitals
+from tests.support.metrics_page import families_of_a_worker, sample_names, samples_in, samples_of
 
-GAUGES_OF_VITALS = {
+PAGES = Path(__file__).parent / "pages"
+GAUGES_OF_STATS = {
     "acestep_gpu_idle_ratio",
     "acestep_vram_used_bytes",
     "acestep_vram_limit_bytes",
@@ -48,19 +52,18 @@ class Hands:
 
 
 def metrics(usage: DeviceUsage, consumer: Hands | None) -> Metrics:
-    return Metrics(WorkerCollector(lambda: consumer, 200), RendererCollector(lambda: usage))
+    return Metrics(lambda: worker_metrics(consumer, 200), lambda: renderer_metrics(usage))
 
 
 def samples(page: Metrics) -> dict[str, float]:
-    body, _ = page.render("")
-    return {sample.name: sample.value for family in parse(body.decode()) for sample in family.samples}
+    return samples_in(page.render("")[0].decode())
 
 
 def half_idle() -> DeviceUsage:
     usage = DeviceUsage()
     now = time.monotonic()
     usage.process_ready(now - 40)
-    usage.note(vitals(busy_s=20), now - 0.5)
+    usage.note(engine_stats(busy_s=20), now - 0.5)
     return usage
 
 
@@ -88,7 +91,7 @@ def test_before_the_start_counters_are_zero_and_what_is_unknown_has_no_sample() 
 
 def test_a_device_without_memory_of_its_own_shows_none() -> None:
     usage = DeviceUsage()
-    usage.note(vitals(memory_gb=0, memory_limit_gb=0), time.monotonic() - 1)
+    usage.note(engine_stats(memory_gb=0, memory_limit_gb=0), time.monotonic() - 1)
     assert set(samples(metrics(usage, None))) >= {"acestep_pack_songs"}
     assert not {"acestep_vram_used_bytes", "acestep_vram_limit_bytes"} & set(samples(metrics(usage, None)))
 
@@ -100,14 +103,14 @@ def test_counters_do_not_fall_when_the_process_is_replaced() -> None:
     usage.process_gone()
     after = samples(page)
     assert {name: after[name] for name in COUNTERS} == {name: before[name] for name in COUNTERS}
-    assert not GAUGES_OF_VITALS & set(after)
+    assert not GAUGES_OF_STATS & set(after)
 
 
 async def test_every_family_of_a_worker_has_a_help_that_is_a_sentence_and_a_name_with_our_prefix() -> None:
     families = families_of_a_worker()
     assert len(families) >= 29
     for name, family in families.items():
-        assert name.startswith("acestep_")
+        assert name.startswith(("acestep_", "process_"))
         assert family.type in ("counter", "gauge", "histogram")
         assert family.documentation.endswith(".")
 
@@ -115,7 +118,7 @@ async def test_every_family_of_a_worker_has_a_help_that_is_a_sentence_and_a_name
 async def test_no_label_of_a_worker_grows_with_its_work() -> None:
     """What may label a sample is one of these: each has as many values as the code, the tiers or the models."""
     labels = {key for family in families_of_a_worker().values() for sample in family.samples for key in sample.labels}
-    assert labels <= {"check", "state", "model", "tier", "code", "stage", "le", "reason", "engine"}
+    assert labels <= {"check", "state", "model", "tier", "code", "stage", "le", "reason", "engine", "version", "python"}
 
 
 async def test_a_worker_that_has_not_begun_shows_no_readiness_and_all_error_codes_at_zero() -> None:
@@ -128,9 +131,9 @@ async def test_a_worker_that_has_not_begun_shows_no_readiness_and_all_error_code
 
 
 def test_jobs_become_counters_and_their_stages_histograms() -> None:
-    tally, job = JobStats(), make_job()
-    tally.job_ended(make_manifest(job), job)
-    body, _ = Metrics(JobCollector(tally)).render("")
+    stats, job = JobStats(), make_job()
+    stats.job_ended(make_manifest(job), job)
+    body, _ = Metrics(stats.collect).render("")
     families = {family.name: family for family in parse(body.decode())}
     (jobs,) = families["acestep_jobs"].samples
     assert (jobs.labels, jobs.value) == ({"state": "completed", "model": "acestep-v15-turbo", "tier": "tier1"}, 1)
@@ -144,30 +147,33 @@ def test_jobs_become_counters_and_their_stages_histograms() -> None:
 
 def test_storage_publishes_readiness_and_disk_have_their_page(tmp_path: Path) -> None:
     refusals, traffic = Refusals(), Traffic(sent_bytes=7, received_bytes=5, retries=2)
-    refusals.counts["nacked"] = 3
-    page = Metrics(
-        StorageCollector(lambda: traffic, lambda: True),
-        PublisherCollector(refusals),
-        ReadyCollector(lambda: {"storage": False}),
-        ScratchCollector(tmp_path),
+    for error in (Nacked(), Nacked(), Unroutable(), ConnectionLost()):
+        refusals.add(error)
+    found = samples_of(
+        lambda: storage_metrics(traffic, away=True),
+        refusals.collect,
+        lambda: readiness_metrics({"storage": False}),
+        lambda: scratch_metrics(tmp_path),
     )
-    found = samples(page)
-    assert found["acestep_s3_sent_bytes_total"] == 7
-    assert found["acestep_s3_received_bytes_total"] == 5
-    assert found["acestep_s3_retries_total"] == 2
-    assert found["acestep_s3_away"] == 1
-    assert found["acestep_ready"] == 0
-    assert 0 < found["acestep_scratch_free_bytes"] <= found["acestep_scratch_size_bytes"]
-
-
-def test_requests_that_were_sent_on_are_counted_by_tier_and_without_routing_there_are_none() -> None:
-    page = Metrics(RoutingCollector(lambda: {"tier6": 0, "unlimited": 3}))
-    families = parse(page.render("")[0].decode())
-    assert {(each.name, each.labels["tier"], each.value) for family in families for each in family.samples} == {
-        ("acestep_requests_sent_on_total", "tier6", 0),
-        ("acestep_requests_sent_on_total", "unlimited", 3),
+    free, size = found.pop("acestep_scratch_free_bytes"), found.pop("acestep_scratch_size_bytes")
+    assert 0 < free <= size
+    assert found == {
+        "acestep_s3_sent_bytes_total": 7,
+        "acestep_s3_received_bytes_total": 5,
+        "acestep_s3_retries_total": 2,
+        "acestep_s3_away": 1,
+        'acestep_publishes_refused_total{reason="nacked"}': 2,
+        'acestep_publishes_refused_total{reason="unroutable"}': 1,
+        'acestep_ready{check="storage"}': 0,
     }
-    assert samples(Metrics(RoutingCollector(dict))) == {}
+
+
+def test_forwarded_requests_are_counted_by_tier_and_without_tier_routing_there_are_none() -> None:
+    assert samples_of(lambda: forwarding_metrics({"tier6": 0, "unlimited": 3})) == {
+        'acestep_requests_sent_on_total{tier="tier6"}': 0,
+        'acestep_requests_sent_on_total{tier="unlimited"}': 3,
+    }
+    assert samples_of(lambda: forwarding_metrics({})) == {}
 
 
 async def test_a_worker_counts_what_it_sends_on_from_zero_for_each_larger_tier_and_only_with_the_setting() -> None:
@@ -181,13 +187,24 @@ async def test_a_worker_counts_what_it_sends_on_from_zero_for_each_larger_tier_a
 
 
 def test_a_folder_that_is_not_there_has_no_disk(tmp_path: Path) -> None:
-    assert samples(Metrics(ScratchCollector(tmp_path / "none"))) == {}
+    assert samples_of(lambda: scratch_metrics(tmp_path / "none")) == {}
+
+
+def test_the_page_says_which_version_runs_and_what_its_process_takes() -> None:
+    found = samples_of(process_metrics)
+    (build,) = (name for name in found if name.startswith("acestep_build_info"))
+    assert f'python="{platform.python_version()}"' in build
+    assert re.search(r'version="[^"]+"', build)
+    assert found[build] == 1
+    assert found["process_resident_memory_bytes"] > 0
+    assert found["process_cpu_seconds_total"] > 0
+    assert 0 < found["process_open_fds"] <= found["process_max_fds"]
 
 
 def test_openmetrics_is_spoken_to_who_asks_for_it() -> None:
-    tally, job = JobStats(), make_job()
-    tally.job_ended(make_manifest(job), job)
-    body, content_type = Metrics(JobCollector(tally)).render("application/openmetrics-text; version=1.0.0")
+    stats, job = JobStats(), make_job()
+    stats.job_ended(make_manifest(job), job)
+    body, content_type = Metrics(stats.collect).render("application/openmetrics-text; version=1.0.0")
     assert content_type.startswith("application/openmetrics-text; version=1.0.0")
     families = {family.name for family in parse_openmetrics(body.decode())}  # type: ignore[no-untyped-call]  # the library leaves it so
     assert {"acestep_jobs", "acestep_stage_seconds"} <= families
@@ -210,7 +227,20 @@ async def test_the_page_is_served_next_to_the_health_pages() -> None:
 
 
 def test_restarts_are_counted_for_each_engine() -> None:
-    families = parse(Metrics(EngineCollector(lambda: {"renderer": 2, "planner": 0})).render("")[0].decode())
-    assert {
-        (sample.name, sample.labels["engine"], sample.value) for family in families for sample in family.samples
-    } == {("acestep_engine_restarts_total", "renderer", 2), ("acestep_engine_restarts_total", "planner", 0)}
+    assert samples_of(lambda: engine_metrics({"renderer": 2, "planner": 0})) == {
+        'acestep_engine_restarts_total{engine="renderer"}': 2,
+        'acestep_engine_restarts_total{engine="planner"}': 0,
+    }
+
+
+async def test_the_families_of_a_worker_are_those_of_the_first_release_and_what_was_added() -> None:
+    """Names, types and labels are what dashboards and alerts rest on."""
+    before = {family.name: family for family in parse((PAGES / "worker.prom").read_text())}
+    now = families_of_a_worker(ACESTEP_ROUTE_BY_TIER="true")
+    added = {name for name in now if name.startswith("process_")} | {"acestep_build_info"}
+    assert now.keys() - before.keys() == added
+    assert [shape(now[name]) for name in before] == [shape(family) for family in before.values()]
+
+
+def shape(family: Metric) -> tuple[str, str, set[tuple[str, tuple[tuple[str, str], ...]]]]:
+    return family.name, family.type, {(each.name, tuple(sorted(each.labels.items()))) for each in family.samples}

@@ -12,7 +12,8 @@ from acestep_consumer.domain.errors import (
     ModelUnavailable,
     TaskUnsupported,
 )
-from acestep_consumer.domain.job import Job, LoadedModel, Request, Variant
+from acestep_consumer.domain.job import Job, LoadedModel, Request
+from acestep_consumer.domain.tasks import Variant
 from acestep_consumer.policy.admit import Limits, admit
 from acestep_consumer.policy.tiers import BUILT_IN
 from acestep_schemas.events import LmChoice
@@ -102,7 +103,7 @@ def test_the_language_model_is_skipped_where_the_source_decides(task: str) -> No
 @pytest.mark.parametrize("analysis", ["analysis_only", "full_analysis_only"])
 def test_a_lora_has_nothing_to_do_where_no_song_is_made(analysis: str) -> None:
     asked = {analysis: True, "src_audio_path": "s3://b/a.wav", "lora": "jazz"}
-    assert "lora has no effect: an analysis makes no song" in admitted(limits(24, lm=LM), **asked).warnings
+    assert "lora has no effect: an analysis renders no song" in admitted(limits(24, lm=LM), **asked).warnings
     assert admitted(limits(24, lm=LM), lora="jazz").warnings == ()
 
 
@@ -146,7 +147,7 @@ def test_a_task_that_only_base_models_know_is_refused_elsewhere(task: str) -> No
 
 
 def test_a_fallback_that_cannot_do_the_task_explains_itself() -> None:
-    with pytest.raises(TaskUnsupported, match="stands in for acestep-v15-base"):
+    with pytest.raises(TaskUnsupported, match="used instead of acestep-v15-base"):
         admitted(limits(), task_type="lego", src_audio_path="s3://b/a.wav", model="acestep-v15-base")
 
 

@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from acestep_consumer.policy import benchmarks
-from acestep_consumer.policy.benchmarks import DIT_2B, DIT_SIZES, DIT_XL, GIB, SPEEDS
+from acestep_consumer.policy.benchmarks import DIT_2B, DIT_SIZES, DIT_XL, GIB
 from acestep_consumer.policy.lm_choice import Backend, LmRequest, plan_lm
 from acestep_consumer.policy.sizing import (
     LEAST_WORKERS,
@@ -19,7 +19,7 @@ from acestep_consumer.policy.sizing import (
     Workload,
     capacity,
     left_over,
-    lm_on_card,
+    lm_on_gpu,
     split_of,
 )
 from acestep_consumer.policy.tiers import BUILT_IN, LMS, OFFLOAD_BELOW_GB
@@ -44,7 +44,7 @@ def load_of(vram_gb: float, models: object, lm: str | None, workload: Workload) 
     offload = vram_gb < OFFLOAD_BELOW_GB
     return ModelSet(
         models=models,  # type: ignore[arg-type]  # hypothesis hands out a tuple of sizes
-        lm=lm_on_card(plan, workload),
+        lm=lm_on_gpu(plan, workload),
         offload_models=offload,
         offload_dit=offload,
     )
@@ -135,21 +135,54 @@ def test_too_few_processor_cores_bound_the_songs(vram_gb: float, workload: Workl
     assert (found.bound_by == "encoding") is (enough.encoding_cores > cores)
 
 
-@pytest.mark.parametrize("name", sorted(SPEEDS))
+@pytest.mark.parametrize("name", benchmarks.gpu_names())
 def test_a_slower_card_makes_fewer_songs_than_the_measured_one(name: str) -> None:
-    speed = benchmarks.speed_of(f"NVIDIA {name}")
-    assert speed is not None
+    model = benchmarks.find_gpu(f"NVIDIA {name}")
+    assert model is not None
+    assert model.name == f"NVIDIA {name}"
     load = load_of(80, (DIT_2B,), None, Workload())
-    mine = capacity(GpuSpec(name=name, vram_gb=80, speed=speed), load, Workload()).songs_a_minute or 0
+    mine = capacity(GpuSpec(name=name, vram_gb=80, speed=model.speed), load, Workload()).songs_a_minute or 0
     reference = capacity(GpuSpec(name="H200", vram_gb=80), load, Workload()).songs_a_minute or 0
     assert mine <= reference
     assert (mine == reference) is (name == "H200")
 
 
-def test_a_card_is_known_by_the_name_that_the_driver_prints_and_by_no_other() -> None:
-    assert benchmarks.speed_of("NVIDIA L40S") == benchmarks.speed_of("l40s") == SPEEDS["L40S"]
-    assert benchmarks.speed_of("NVIDIA A100-SXM4-40GB MIG 1g.5gb") is None
-    assert benchmarks.speed_of("AMD Instinct MI300X") is None
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("NVIDIA L40S", "NVIDIA L40S"),
+        ("l40s", "NVIDIA L40S"),
+        ("L4", "NVIDIA L4"),
+        ("NVIDIA GeForce RTX 3090", "NVIDIA GeForce RTX 3090"),
+        ("RTX 3090", "NVIDIA GeForce RTX 3090"),
+        ("rtx3090", "NVIDIA GeForce RTX 3090"),
+        ("4090", "NVIDIA GeForce RTX 4090"),
+        ("A100 40GB SXM4", "NVIDIA A100-SXM4-40GB"),
+        ("A100 80GB", "NVIDIA A100 80GB PCIe"),
+        ("H100", "NVIDIA H100 PCIe"),
+    ],
+)
+def test_a_card_is_found_by_its_name_or_a_part_of_it_and_the_slowest_counts(name: str, found: str) -> None:
+    model = benchmarks.find_gpu(name)
+    assert model is not None
+    assert model.name == found
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "RTX 3090 Ti",
+        "RTX",
+        "80GB",
+        "",
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+        "AMD Instinct MI300X",
+        "H100 NVL",
+        "some card",
+    ],
+)
+def test_another_card_is_not_taken_for_one_that_is_known(name: str) -> None:
+    assert benchmarks.find_gpu(name) is None
 
 
 @pytest.mark.parametrize("backend", ["vllm", "pt"])
@@ -201,9 +234,9 @@ def test_the_language_model_falls_to_transformers_where_vllm_has_no_room_for_a_s
     tight, roomy = (plan_lm(LmRequest(init=True, model=LMS[0]), BUILT_IN.tier_of(size), size) for size in (12, 80))
     assert tight is not None
     assert roomy is not None
-    assert lm_on_card(tight, Workload()).backend == "pt"
-    assert lm_on_card(roomy, Workload()).backend == "vllm"
-    assert lm_on_card(replace(tight, backend="vllm"), Workload()).room(Workload()) == 0
+    assert lm_on_gpu(tight, Workload()).backend == "pt"
+    assert lm_on_gpu(roomy, Workload()).backend == "vllm"
+    assert lm_on_gpu(replace(tight, backend="vllm"), Workload()).room(Workload()) == 0
 
 
 def test_without_a_gpu_nothing_is_promised() -> None:
@@ -224,6 +257,6 @@ def test_the_shares_are_the_card(size: benchmarks.DitSize, vram_gb: float) -> No
     card, load = GpuSpec(name="", vram_gb=vram_gb), load_of(vram_gb, (size,), None, Workload())
     split = split_of(card, load, Workload())
     if split.renderer:
-        assert split.reserve + split.lm + split.renderer == split.card
+        assert split.reserve + split.lm + split.renderer == split.gpu
     else:
-        assert split.reserve + split.lm >= split.card
+        assert split.reserve + split.lm >= split.gpu

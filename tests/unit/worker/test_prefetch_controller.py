@@ -10,7 +10,7 @@ from acestep_consumer.engine.device_usage import DeviceUsage
 from acestep_consumer.worker import prefetch_controller as pacer_module
 from acestep_consumer.worker.prefetch_controller import JOB_S, PrefetchController
 from acestep_consumer.worker.prefetch_policy import PrefetchPolicy, WorkerSample
-from tests.support.vitals import vitals
+from tests.support.engine_stats import engine_stats
 from tests.support.waiting import eventually
 
 
@@ -63,7 +63,7 @@ async def test_a_change_is_set_and_then_told_and_the_same_number_is_neither() ->
 
 async def test_it_reads_the_worker_and_its_engine() -> None:
     usage, script = DeviceUsage(), Script(2)
-    usage.note(vitals(audio_s=90, memory_gb=30, memory_limit_gb=40, squeezes=7), 1.0)
+    usage.note(engine_stats(audio_s=90, memory_gb=30, memory_limit_gb=40, reductions=7), 1.0)
     pace, _ = pacer(Hands(), script, usage)
     await pace.step()
     (read,) = script.heard

@@ -74,14 +74,14 @@ async def test_what_needs_a_restart_is_named_again_until_there_was_one() -> None
 async def test_settings_that_cannot_be_read_change_nothing(error: Exception) -> None:
     bench = Bench()
     bench.next = error
-    assert await bench.reload() == [("error", "settings not reloaded: all stays as it is")]
+    assert await bench.reload() == [("error", "settings not reloaded, nothing changed")]
     assert bench.applied == []
 
 
 async def test_settings_that_their_user_refuses_are_tried_again_next_time() -> None:
     bench = Bench()
     bench.next, bench.refuses = load(ACESTEP_INPUT_HOSTS="ok.example"), True
-    assert await bench.reload() == [("error", "settings not reloaded: all stays as it is")]
+    assert await bench.reload() == [("error", "settings not reloaded, nothing changed")]
     bench.refuses = False
     with capture_logs() as logs:
         await bench.reloader.reload()

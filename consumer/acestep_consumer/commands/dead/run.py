@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``dead``: look through the dead letters, give them another chance, or remove them."""
+"""Lists, shows, requeues and purges the messages of the dead-letter queue."""
 
 import asyncio
 import json
@@ -15,14 +15,15 @@ from rich.console import Console
 
 from acestep_consumer.broker.dead_letter_queue import DeadLetter, DeadLetterQueue
 from acestep_consumer.broker.errors import BrokerError, Nacked, Unroutable, describe
+from acestep_consumer.commands.base import print_error
 from acestep_consumer.commands.dead import view
 from acestep_consumer.commands.dead.view import DeadLetterRow
-from acestep_consumer.commands.terminal import hush_libraries
+from acestep_consumer.commands.terminal import plural, silence_amqp_libraries
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.settings import BrokerSettings, Settings
 from acestep_schemas.events import ErrorCode
 
-# Of the broker's own verdicts, those that no error code is named for.
+# The broker's own reasons that are not error codes.
 _BROKERS_CODES = ("rejected", "maxlen", "delivery_limit", "unknown")
 CODES = (*(str(code) for code in ErrorCode), *_BROKERS_CODES)
 _SPAN = re.compile(r"(\d{1,6})\s*([smhd])")
@@ -31,14 +32,14 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterFilter:
-    """Which dead letters are meant: those that fit everything that is given."""
+    """Selects dead letters: those that match every field that is not None."""
 
     id: str | None = None
     code: str | None = None
     since: datetime | None = None
 
-    def fits(self, row: DeadLetterRow) -> bool:
-        """Whether it is meant. A letter that nobody dated is older than any ``since``."""
+    def matches(self, row: DeadLetterRow) -> bool:
+        """Whether the filter selects this dead letter. One without a time is older than any ``since``."""
         return (
             (self.id is None or self.id in {row.task_id, row.message_id})
             and (self.code is None or self.code == row.code)
@@ -47,7 +48,7 @@ class DeadLetterFilter:
 
 
 def read_since(text: str, now: datetime) -> datetime:
-    """Read ``90s``, ``30m``, ``12h``, ``7d`` (so long before ``now``) or an ISO 8601 time (without zone: local).
+    """Parse ``90s``, ``30m``, ``12h``, ``7d`` (before ``now``) or an ISO 8601 time (local unless it has a zone).
 
     Raises:
         ValueError: it is neither.
@@ -57,157 +58,155 @@ def read_since(text: str, now: datetime) -> datetime:
     try:
         return datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError):
-        raise ValueError(f"{text}: give a span such as 90s, 30m, 12h, 7d, or a time such as 2026-03-01T12:00") from None
+        raise ValueError(
+            f"{text}: give a duration such as 90s, 30m, 12h or 7d, or a time such as 2026-03-01T12:00"
+        ) from None
 
 
 def show_list(settings: Settings, choice: DeadLetterFilter, note: Console, *, limit: int, as_json: bool) -> Exit:
-    """Print a line for each letter, oldest first, ``limit`` at most."""
-    return _answer(_list(settings.broker, choice, note, limit, as_json=as_json), note)
+    """Print the dead letters, oldest first, at most ``limit``."""
+    return _run(_list(settings.broker, choice, note, limit, as_json=as_json), note)
 
 
 def show_one(settings: Settings, choice: DeadLetterFilter, note: Console, *, as_json: bool) -> Exit:
-    """Print every letter of one task in full: indented, or with ``as_json`` a line each."""
-    return _answer(_show(settings.broker, choice, note, as_json=as_json), note)
+    """Print every dead letter of one task in full: indented, or with ``as_json`` one line each."""
+    return _run(_show(settings.broker, choice, note, as_json=as_json), note)
 
 
 def requeue(settings: Settings, choice: DeadLetterFilter, note: Console, *, as_json: bool) -> Exit:
-    """Publish the letters to the requests again, each removed after its confirm; prints the task ids, or lines."""
-    return _answer(_requeue(settings.broker, choice, note, as_json=as_json), note)
+    """Publish dead letters as requests again, each removed after its confirm; prints task ids or lines of JSON."""
+    return _run(_requeue(settings.broker, choice, note, as_json=as_json), note)
 
 
 def purge(
-    settings: Settings, choice: DeadLetterFilter, note: Console, agree: Callable[[str], bool] | None, *, as_json: bool
+    settings: Settings, choice: DeadLetterFilter, note: Console, confirm: Callable[[str], bool] | None, *, as_json: bool
 ) -> Exit:
-    """Remove the letters for good, after ``agree`` said yes to the question; without it, at once."""
-    if agree is not None:
-        counted = _RequeueCounts()
-        code = _answer(_count(settings.broker, choice, note, counted), note)
-        if code is not Exit.DONE or not counted.fitting:
+    """Remove dead letters for good, after ``confirm`` answered yes; None: at once."""
+    if confirm is not None:
+        counted = _Counts()
+        code = _run(_count(settings.broker, choice, note, counted), note)
+        if code is not Exit.DONE or not counted.matching:
             return code
-        if not agree(f"Remove {_letters(counted.fitting)} for good?"):
+        if not confirm(f"Remove {_dead_letters(counted.matching)} for good?"):
             note.print("nothing was removed")
             return Exit.USAGE
-        # Newer ones stand behind those that were counted: they were not asked about.
-        return _answer(_purge(settings.broker, choice, note, counted.seen, as_json=as_json), note)
-    return _answer(_purge(settings.broker, choice, note, None, as_json=as_json), note)
+        # Newer ones are behind those that were counted, and the question was not about them.
+        return _run(_purge(settings.broker, choice, note, counted.seen, as_json=as_json), note)
+    return _run(_purge(settings.broker, choice, note, None, as_json=as_json), note)
 
 
 @dataclass(slots=True)
-class _RequeueCounts:
+class _Counts:
     seen: int = 0
-    fitting: int = 0
+    matching: int = 0
 
 
-def _answer(work: Coroutine[Any, Any, Exit], note: Console) -> Exit:
-    """Run it; a fault of the broker becomes its text and the exit code."""
-    hush_libraries()
+def _run(command: Coroutine[Any, Any, Exit], note: Console) -> Exit:
+    """Run a coroutine; prints an error of the broker and returns the exit code."""
+    silence_amqp_libraries()
     try:
-        return asyncio.run(work)
-    except BrokerError as fault:
-        note.print(describe(fault), style="red", markup=False, soft_wrap=True)
+        return asyncio.run(command)
+    except BrokerError as error:
+        print_error(describe(error), note)
         return Exit.UNREACHABLE
 
 
 async def _list(broker: BrokerSettings, choice: DeadLetterFilter, note: Console, limit: int, *, as_json: bool) -> Exit:
-    rows, shown, more = view.table(), 0, False
-    async with DeadLetterQueue(broker) as queue, aclosing(_fitting(queue, choice)) as fitting:
-        async for _, row in fitting:
+    out, shown, more = Console(highlight=False), 0, False
+    async with DeadLetterQueue(broker) as queue, aclosing(_matching(queue, choice)) as matching:
+        async for _, row in matching:
             if more := shown == limit:
                 break
             shown += 1
             if as_json:
-                _name(row, as_json=True)
+                _print_done(row, as_json=True)
             else:
-                view.add(rows, row)
+                view.print_row(row, out)
         count = queue.count
-    if shown and not as_json:
-        view.console().print(rows)
     hint = "; --limit shows more" if more else ""
-    note.print(f"{_letters(shown)} shown, {count:,} in the queue{hint}", style="dim")
+    note.print(f"{_dead_letters(shown)} shown, {count:,} in the queue{hint}", style="dim")
     return Exit.DONE
 
 
 async def _show(broker: BrokerSettings, choice: DeadLetterFilter, note: Console, *, as_json: bool) -> Exit:
     found = 0
-    async with DeadLetterQueue(broker) as queue, aclosing(_fitting(queue, choice)) as fitting:
-        async for letter, _ in fitting:
+    async with DeadLetterQueue(broker) as queue, aclosing(_matching(queue, choice)) as matching:
+        async for message, _ in matching:
             found += 1
-            whole = view.in_full(letter)
+            whole = view.in_full(message)
             sys.stdout.write((json.dumps(whole) if as_json else view.as_text(whole)) + "\n")
     return Exit.DONE if found else _none(choice, note)
 
 
 async def _requeue(broker: BrokerSettings, choice: DeadLetterFilter, note: Console, *, as_json: bool) -> Exit:
     done = 0
-    async with DeadLetterQueue(broker) as queue, aclosing(_fitting(queue, choice)) as fitting:
-        async for letter, row in fitting:
+    async with DeadLetterQueue(broker) as queue, aclosing(_matching(queue, choice)) as matching:
+        async for message, row in matching:
             try:
-                await queue.requeue(letter)
+                await queue.requeue(message)
             except Nacked:
-                note.print(
-                    f"the queue is full: {_letters(done)} requeued, the others stay; try again later", style="red"
+                print_error(
+                    f"the queue is full: {_dead_letters(done)} requeued, the others stay; try again later", note
                 )
                 return Exit.QUEUE_FULL
             except Unroutable:
-                note.print("no queue takes requests yet: run `acestep-consumer topology --declare`", style="red")
+                print_error("there is no request queue yet: run `acestep-consumer topology --declare`", note)
                 return Exit.UNREACHABLE
             except BrokerError:
-                note.print(
-                    f"{_letters(done)} requeued; the next one stays, and may have been requeued too", style="red"
-                )
+                print_error(f"{_dead_letters(done)} requeued; the next one may have been, and stays here as well", note)
                 raise
             done += 1
-            _name(row, as_json=as_json)
-    note.print(f"{_letters(done)} requeued", style="green")
+            _print_done(row, as_json=as_json)
+    note.print(f"{_dead_letters(done)} requeued", style="green")
     return Exit.DONE if done else _none(choice, note)
 
 
-async def _count(broker: BrokerSettings, choice: DeadLetterFilter, note: Console, tally: _RequeueCounts) -> Exit:
-    async with DeadLetterQueue(broker) as queue, aclosing(_fitting(queue, choice)) as fitting:
-        async for _ in fitting:
-            tally.fitting += 1
-        tally.seen = queue.count
-    return Exit.DONE if tally.fitting else _none(choice, note)
+async def _count(broker: BrokerSettings, choice: DeadLetterFilter, note: Console, counted: _Counts) -> Exit:
+    async with DeadLetterQueue(broker) as queue, aclosing(_matching(queue, choice)) as matching:
+        async for _ in matching:
+            counted.matching += 1
+        counted.seen = queue.count
+    return Exit.DONE if counted.matching else _none(choice, note)
 
 
 async def _purge(
     broker: BrokerSettings, choice: DeadLetterFilter, note: Console, first: int | None, *, as_json: bool
 ) -> Exit:
     done = 0
-    async with DeadLetterQueue(broker, at_most=first) as queue, aclosing(_fitting(queue, choice)) as fitting:
-        async for letter, row in fitting:
-            await queue.remove(letter)
+    async with DeadLetterQueue(broker, at_most=first) as queue, aclosing(_matching(queue, choice)) as matching:
+        async for message, row in matching:
+            await queue.remove(message)
             done += 1
             if as_json:
-                _name(row, as_json=True)
-    note.print(f"{_letters(done)} removed", style="green")
+                _print_done(row, as_json=True)
+    note.print(f"{_dead_letters(done)} removed", style="green")
     return Exit.DONE if done else _none(choice, note)
 
 
-async def _fitting(
+async def _matching(
     queue: DeadLetterQueue, choice: DeadLetterFilter
 ) -> AsyncGenerator[tuple[DeadLetter, DeadLetterRow]]:
     async with aclosing(queue.messages()) as letters:
-        async for letter in letters:
-            row = DeadLetterRow.of(letter)
-            if choice.fits(row):
-                yield letter, row
+        async for message in letters:
+            row = DeadLetterRow.of(message)
+            if choice.matches(row):
+                yield message, row
 
 
-def _name(row: DeadLetterRow, *, as_json: bool) -> None:
-    """Print what was done with: its id, or its line of ``dead list --json``."""
+def _print_done(row: DeadLetterRow, *, as_json: bool) -> None:
+    """Print a dead letter that was processed: its id, or its line of ``dead list --json``."""
     text = json.dumps(row.as_json()) if as_json else view.printable(row.task_id or row.message_id or "–")
     sys.stdout.write(text + "\n")
 
 
 def _none(choice: DeadLetterFilter, note: Console) -> Exit:
-    """Nothing fits: a mistake when one was named, and nothing to do otherwise."""
+    """Report that nothing matched, which is an error if one was named."""
     if choice.id is None:
-        note.print("no dead letter fits")
+        note.print("no dead letter matches", style="dim")
         return Exit.DONE
-    note.print(f"no dead letter has the id {choice.id}: see `acestep-consumer dead list`", style="red", markup=False)
+    print_error(f"no dead letter has the id {choice.id}; `acestep-consumer dead list` shows all", note)
     return Exit.USAGE
 
 
-def _letters(count: int) -> str:
-    return "1 dead letter" if count == 1 else f"{count:,} dead letters"
+def _dead_letters(count: int) -> str:
+    return plural(count, "dead letter")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dead letters for eyes and for programs: a row each, or one in full, with secrets masked.
+"""Formats dead letters: a row each, or one in full as JSON, with secrets masked.
 
-What a stranger sent is shown here. It cannot command the terminal: characters that do not print are replaced.
+Their content comes from producers: characters that could control the terminal are replaced.
 """
 
 import json
@@ -11,22 +11,21 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from pydantic import JsonValue
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.text import Text
 
 from acestep_consumer.broker.dead_letter_queue import DeadLetter
+from acestep_consumer.commands.terminal import UNKNOWN, plural
 from acestep_consumer.domain.parse import readable_task_id
 from acestep_schemas.strict_json import JsonRefused, loads
 
 MASK = "***"
 MAX_BODY_CHARACTERS = 100_000
 _DEEPEST = 32
-# Columns where no terminal says how many there are.
-_WIDE = 1000
+_INDENT = 4
 _SECRET_NAME = re.compile(r"passw|secret|token|authori[sz]ation|cookie|credential|signature|api[-_]?key", re.IGNORECASE)
-# The password in a URL, and what signs one.
+# The password in a URL, and the signature of a presigned one.
 _SECRET_TEXT = re.compile(
     r"(?P<keep>://[^\s:/@]*:)[^\s/@]+(?=@)"
     r"|(?P<name>[?&](?:x-amz-(?:signature|credential|security-token)|signature|token|sig|key)=)[^\s&\"']+",
@@ -36,7 +35,7 @@ _SECRET_TEXT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterRow:
-    """A dead letter in a line."""
+    """A dead letter, summarised."""
 
     task_id: str | None
     message_id: str | None
@@ -48,22 +47,22 @@ class DeadLetterRow:
     worker: str | None
 
     @classmethod
-    def of(cls, letter: DeadLetter) -> "DeadLetterRow":
-        """Read a letter; the task id is the one that the worker would use."""
-        death = letter.death
+    def of(cls, message: DeadLetter) -> "DeadLetterRow":
+        """Summarise a dead letter; its task id is the one that a worker would use."""
+        death = message.death
         return cls(
-            task_id=readable_task_id(letter.body, letter.message_id),
-            message_id=letter.message_id,
+            task_id=readable_task_id(message.body, message.message_id),
+            message_id=message.message_id,
             code=death.code,
             reason=death.reason,
             at=death.at,
             attempts=death.attempts,
-            size=len(letter.body),
+            size=len(message.body),
             worker=death.worker,
         )
 
     def as_json(self) -> dict[str, JsonValue]:
-        """Return what ``--json`` prints of it."""
+        """Return the object that ``--json`` prints."""
         return {
             "task_id": self.task_id,
             "message_id": self.message_id,
@@ -76,38 +75,39 @@ class DeadLetterRow:
         }
 
 
-def console() -> Console:
-    """Return where tables go: folded to fit a terminal; elsewhere a letter is a line, for ``grep`` and pagers."""
-    found = Console(highlight=False)
-    return found if found.is_terminal else Console(highlight=False, width=_WIDE)
+def print_row(row: DeadLetterRow, console: Console) -> None:
+    """Print a dead letter; its time is in this machine's time zone.
 
-
-def table() -> Table:
-    """Return the empty table that ``add`` fills."""
-    empty = Table(box=box.SIMPLE_HEAD)
-    empty.add_column("task id", style="cyan", overflow="fold", min_width=12)
-    empty.add_column("code", no_wrap=True)
-    empty.add_column("when", no_wrap=True)
-    empty.add_column("tries", justify="right")
-    empty.add_column("bytes", justify="right")
-    empty.add_column("reason", overflow="fold", ratio=1)
-    return empty
-
-
-def add(rows: Table, row: DeadLetterRow) -> None:
-    """Add a letter to the table; its time is shown in this machine's zone."""
-    when = row.at.astimezone().strftime("%Y-%m-%d %H:%M:%S") if row.at else "–"
-    tries = str(row.attempts) if row.attempts else "–"
-    texts = (row.task_id or row.message_id or "–", row.code, when, tries, f"{row.size:,}", row.reason)
-    rows.add_row(*(Text(printable(text).replace("\n", " ")) for text in texts))
-
-
-def in_full(letter: DeadLetter) -> dict[str, JsonValue]:
-    """Return all of a letter as JSON, secrets masked; a body that is no JSON comes as text, undecodable bytes escaped.
-
-    Secrets are what stands under a telling name, in headers and body, and the password or signature of a URL.
+    On a terminal: id, code and time, and below them the reason. Elsewhere: one tab-separated line, for ``grep`` and
+    ``cut``: id, code, time, attempts, bytes, reason.
     """
-    properties = letter.properties
+    when = row.at.astimezone().strftime("%Y-%m-%d %H:%M:%S") if row.at else UNKNOWN
+    head = _one_line(row.task_id or row.message_id or UNKNOWN), _one_line(row.code), when
+    if console.is_terminal:
+        console.print(_two_lines(head, row))
+    else:
+        attempts = str(row.attempts) if row.attempts else UNKNOWN
+        console.file.write("\t".join((*head, attempts, str(row.size), _one_line(row.reason))) + "\n")
+
+
+def _two_lines(head: tuple[str, str, str], row: DeadLetterRow) -> RenderableType:
+    letter_id, code, when = head
+    first = Text.assemble((letter_id, "cyan"), "  ", (code, "bold"), "  ", when, overflow="fold")
+    attempts = f", {plural(row.attempts, 'attempt')}" if row.attempts else ""
+    reason = f"{_one_line(row.reason)} ({plural(row.size, 'byte')}{attempts})"
+    return Group(first, Padding(Text(reason, overflow="fold"), (0, 0, 0, _INDENT)))
+
+
+def _one_line(text: str) -> str:
+    return printable(" ".join(text.split()))
+
+
+def in_full(message: DeadLetter) -> dict[str, JsonValue]:
+    """Return a dead letter as JSON with secrets masked; a body that is not JSON is text, undecodable bytes escaped.
+
+    Masked are headers and fields whose names suggest a secret, and passwords and signatures in URLs.
+    """
+    properties = message.properties
     named: dict[str, object] = {
         "content_type": properties.content_type,
         "content_encoding": properties.content_encoding,
@@ -119,25 +119,25 @@ def in_full(letter: DeadLetter) -> dict[str, JsonValue]:
         "app_id": properties.app_id,
     }
     return {
-        **DeadLetterRow.of(letter).as_json(),
+        **DeadLetterRow.of(message).as_json(),
         "properties": masked({name: value for name, value in named.items() if value not in {None, ""}}),
         "headers": masked(properties.headers or {}),
-        "body": masked(_body(letter.body)),
+        "body": masked(_body(message.body)),
     }
 
 
 def as_text(value: JsonValue) -> str:
-    """Return JSON for a terminal: indented, in its own script, without characters that command it."""
+    """Return indented JSON for a terminal, not escaped to ASCII, without characters that control the terminal."""
     return printable(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def printable(text: str) -> str:
-    """Return the text with every character that does not print replaced, line ends excepted."""
-    return "".join(sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in text)
+    """Replace every non-printable character except newlines."""
+    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def masked(value: object, depth: int = 0) -> JsonValue:
-    """Return any AMQP or JSON value as JSON with its secrets masked."""
+    """Convert any AMQP or JSON value to JSON with its secrets masked."""
     match value:
         case Mapping() | list() | tuple() if depth > _DEEPEST:
             return "…"
@@ -166,7 +166,7 @@ def _body(body: bytes) -> object:
     except (JsonRefused, UnicodeDecodeError):
         text = _text(body[:MAX_BODY_CHARACTERS])
         left = len(body) - MAX_BODY_CHARACTERS
-        return text if left <= 0 else f"{text}… and {left:,} bytes more"
+        return text if left <= 0 else f"{text}… and {left:,} more bytes"
 
 
 def _text(raw: bytes) -> str:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a checkpoint on disk is whole: every part that its index names, every weights file as long as it says.
+"""Checks that a checkpoint on disk is complete: every component of its index, every weights file in full length.
 
-Nothing is loaded. A safetensors file begins with a header that says where each tensor ends, so that a download that
-broke off shows by the file's size.
+Nothing is loaded. The header of a safetensors file says where each tensor ends, so an interrupted download shows in the
+file's size.
 """
 
 import json
@@ -16,12 +16,12 @@ _WEIGHTS: Final = "*.safetensors"
 _SHARDS: Final = "*.safetensors.index.json"
 _HEADER_AT_MOST: Final = 100 << 20
 _LENGTH_BYTES: Final = 8
-# What each kind of part has to have, of which one must be there. A part of another kind is a model.
+# A tokenizer needs one of these.
 _OF_TOKENIZERS: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
 def faults_of_pipeline(folder: Path) -> Iterator[str]:
-    """Yield what is missing or damaged in a folder in diffusers' format, a line each."""
+    """Yield each missing or damaged component of a folder in diffusers' format."""
     try:
         index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         parts = {name: part for name, part in index.items() if isinstance(part, list) and len(part) > 1 and part[1]}
@@ -29,13 +29,13 @@ def faults_of_pipeline(folder: Path) -> Iterator[str]:
         yield f"{INDEX} cannot be read ({error})"
         return
     for name, (library, kind, *_) in parts.items():
-        # Not every "Tokenizer" reads text: ACE-Step's audio tokenizer is a model.
+        # Not every "Tokenizer" is one of text: ACE-Step's audio tokenizer is a model.
         kind_of_part = "Tokenizer" if library == "transformers" and "Tokenizer" in kind else kind
         yield from (f"{name}: {fault}" for fault in _faults_of_part(folder / name, kind_of_part))
 
 
 def faults_of_lm(folder: Path) -> Iterator[str]:
-    """Yield what is missing or damaged in a language model's folder."""
+    """Yield each missing or damaged file of a language model's folder."""
     yield from _faults_of_model(folder)
     yield from _faults_of_tokenizer(folder)
 
@@ -53,7 +53,7 @@ def _faults_of_part(folder: Path, kind: str) -> Iterator[str]:
 
 def _faults_of_tokenizer(folder: Path) -> Iterator[str]:
     if not any((folder / name).is_file() for name in _OF_TOKENIZERS):
-        yield "there is no tokenizer"
+        yield "no tokenizer"
 
 
 def _faults_of_model(folder: Path) -> Iterator[str]:
@@ -71,7 +71,7 @@ def _faults_of_model(folder: Path) -> Iterator[str]:
 
 
 def _shards(folder: Path) -> set[str]:
-    """The files that an index of shards names."""
+    """Return the files that an index of shards lists."""
     named: set[str] = set()
     for path in folder.glob(_SHARDS):
         try:
@@ -82,16 +82,16 @@ def _shards(folder: Path) -> set[str]:
 
 
 def _fault_of_weights(path: Path) -> str | None:
-    """Compare the size with what the header promises."""
+    """Compare the file's size with its header."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
             if not 0 < length <= min(_HEADER_AT_MOST, size - _LENGTH_BYTES):
-                return "is no safetensors file, or was cut off"
+                return "is not a safetensors file, or was cut off"
             header: dict[str, Any] = json.loads(file.read(length))
         ends = (tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__")
         whole = _LENGTH_BYTES + length + max(ends, default=0)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"cannot be read ({type(error).__name__})"
-    return None if size == whole else f"has {size:,} bytes of {whole:,}: fetch it again"
+    return None if size == whole else f"has {size:,} of {whole:,} bytes: download it again"

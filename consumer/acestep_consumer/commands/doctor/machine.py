@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``doctor`` on this machine: packages, card, models, encoders, scratch folder, port. No model is loaded."""
+"""The checks of ``doctor`` on this machine: packages, GPU, encoders, scratch folder, port."""
 
 import asyncio
 import json
@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,10 +20,11 @@ import aiohttp
 
 from acestep_consumer.audio.formats import FORMATS
 from acestep_consumer.commands.doctor.report import Finding, fail, ok, warn
-from acestep_consumer.commands.plan import gpu as cards
+from acestep_consumer.commands.plan import gpu as gpus
 from acestep_consumer.commands.plan.gpu import DetectedGpu, DeviceMissing
 from acestep_consumer.commands.plan.survey import PlanQuestion, PlanSurvey
-from acestep_consumer.commands.threads import aside
+from acestep_consumer.commands.threads import run_in_thread
+from acestep_consumer.config.http import NETWORK_ERRORS, open_session
 from acestep_consumer.config.settings import EngineSettings, Settings, WorkerSettings
 from acestep_consumer.policy.tiers import TierTable, TierTableError, load_table
 
@@ -35,15 +37,15 @@ _SLOW: Final = "the machine is busy; try again"
 
 
 class Machine:
-    """Looks at this machine with these settings. The card is looked for once, and several checks wait for it."""
+    """Checks this machine. The GPU is detected once, and several checks wait for it."""
 
     def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
         self._settings = settings
         self._environ = environ
-        self._card: asyncio.Task[DetectedGpu] | None = None
+        self._gpu: asyncio.Task[DetectedGpu] | None = None
 
     async def packages(self) -> AsyncGenerator[Finding]:
-        """Look for what the engine processes import, without importing it."""
+        """Find the packages of the engine processes, without importing them."""
         missing = [name for name in PACKAGES if find_spec(name) is None]
         if missing:
             yield fail("packages", f"missing: {', '.join(missing)}", INSTALL)
@@ -51,31 +53,31 @@ class Machine:
         yield ok("packages", f"torch {_version('torch')}, diffusers {_version('diffusers')}, PyAV {_version('av')}")
 
     async def device(self) -> AsyncGenerator[Finding]:
-        """Find the card and its tier."""
+        """Detect the GPU and its tier."""
         try:
             table = load_table(self._settings.worker.tier_table)
         except TierTableError as error:
             yield fail("tier table", str(error))
             return
         try:
-            found = await self.card()
+            found = await self.gpu()
         except DeviceMissing as error:
             yield fail("device", str(error), "correct ACESTEP_DEVICE")
             return
-        yield judge_card(found, self._settings.engine, torch=_version("torch"))
+        yield judge_gpu(found, self._settings.engine, torch=_version("torch"))
         yield judge_tier(found, table, self._settings)
 
-    async def card(self) -> DetectedGpu:
-        """Return the card that a worker would use, at the size that the settings pretend. Raises ``DeviceMissing``."""
-        if self._card is None:
+    async def gpu(self) -> DetectedGpu:
+        """Return the GPU that a worker would use, with the memory of MAX_CUDA_VRAM if set. Raises ``DeviceMissing``."""
+        if self._gpu is None:
             engine = self._settings.engine
-            self._card = asyncio.create_task(aside(lambda: cards.find(engine.device, self._environ)))
-        found = await asyncio.shield(self._card)
-        pretended = self._settings.engine.max_vram_gb
-        return found if pretended is None else DetectedGpu(found.name, pretended, found.by, found.why, found.kind)
+            self._gpu = asyncio.create_task(run_in_thread(lambda: gpus.find(engine.device, self._environ)))
+        found = await asyncio.shield(self._gpu)
+        memory = self._settings.engine.max_vram_gb
+        return found if memory is None else replace(found, vram_gb=memory)
 
     async def encoders(self) -> AsyncGenerator[Finding]:
-        """Have a process try them: FFmpeg stays out of this one."""
+        """Try the encoders in a subprocess, since FFmpeg may crash."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -94,90 +96,90 @@ class Machine:
             yield finding
 
     async def scratch(self) -> AsyncGenerator[Finding]:
-        """Write to the folder for work files."""
+        """Write to the scratch folder."""
         folder = self._settings.engine.scratch_dir or Path(tempfile.gettempdir())
-        yield await aside(lambda: look_at_scratch(folder))
+        yield await run_in_thread(lambda: check_scratch(folder))
 
     async def port(self) -> AsyncGenerator[Finding]:
-        """See whether the port of health and metrics is free."""
-        yield await look_at_port(self._settings.worker)
+        """Check that the port for health checks and metrics is free."""
+        yield await check_port(self._settings.worker)
 
 
-def judge_card(found: DetectedGpu, engine: EngineSettings, *, torch: str | None) -> Finding:
-    """Say which card it is, and whether it can be used."""
-    pretended = "" if engine.max_vram_gb is None else " (MAX_CUDA_VRAM pretends that)"
+def judge_gpu(found: DetectedGpu, engine: EngineSettings, *, torch: str | None) -> Finding:
+    """Report the GPU, and whether torch can use it."""
+    source = found.by if engine.max_vram_gb is None else "MAX_CUDA_VRAM"
     if engine.device.strip().lower() == "cpu":
-        return ok("device", "the CPU, as ACESTEP_DEVICE says: a song takes minutes")
-    if found.by == "nobody" and not found.vram_gb:
-        return warn(
-            "device", f"no GPU: {found.why}", "a song takes minutes on a CPU; ACESTEP_DEVICE=cpu says it is meant"
-        )
-    said = f"{found.name}, {found.vram_gb:.1f} GB{pretended}, from {found.by}"
+        return ok("device", "CPU, as set by ACESTEP_DEVICE; a song takes minutes")
+    if found.by == "none" and not found.vram_gb:
+        fix = "CPU rendering takes minutes per song; set ACESTEP_DEVICE=cpu to silence this"
+        return warn("device", f"no GPU: {found.why}", fix)
+    said = f"{found.name}, {found.vram_gb:.1f} GB (from {source})"
     if found.by == "nvidia-smi" and torch is not None and "+cpu" in torch:
-        return fail("device", f"{said}; but torch {torch} is a build without CUDA", "install torch for this card")
+        return fail("device", f"{said}, but torch {torch} is a build without CUDA", "install a CUDA build of torch")
     return ok("device", said)
 
 
 def judge_tier(found: DetectedGpu, table: TierTable, settings: Settings) -> Finding:
-    """Say what the card may be asked for, and whether the models fit."""
+    """Report the tier's limits, and whether the models fit."""
     tier = table.tier_of(found.vram_gb)
     said = (
-        f"{tier.name} of {table.version}: songs of up to {tier.max_seconds_with_lm} s with the LM and "
-        f"{tier.max_seconds} s without, batches of up to {tier.max_batch_with_lm} and {tier.max_batch}"
+        f"{tier.name} of {table.version}: songs of at most {tier.max_seconds_with_lm} s with the LM and "
+        f"{tier.max_seconds} s without; batches of at most {tier.max_batch_with_lm} and {tier.max_batch}"
     )
     plan = PlanSurvey(settings, table, found, PlanQuestion()).plan()
     if found.vram_gb and not plan.fits:
-        return warn("tier", f"{said}; {plan.workers.because}", "acestep-consumer plan says what fits")
+        return warn("tier", f"{said}; {plan.workers.because}", "acestep-consumer plan shows which models fit")
     return ok("tier", said)
 
 
 def judge_encoders(code: int | None, out: str, err: str) -> Iterator[Finding]:
-    """Read what the process printed."""
+    """Read the output of the subprocess."""
     try:
-        told = json.loads(out)
-        missing, decoder = set(FORMATS) - set(told["formats"]), told["decoder"]
+        found = json.loads(out)
+        missing, decoder = set(FORMATS) - set(found["formats"]), found["decoder"]
     except (ValueError, KeyError, TypeError):
         reason = err.strip().rpartition("\n")[2] or f"exit code {code}"
-        yield fail("encoders", f"cannot be tried: {reason}", INSTALL)
+        yield fail("encoders", f"check failed: {reason}", INSTALL)
         return
     if missing:
-        said = f"cannot be written: {', '.join(sorted(missing))}; requests for it are refused"
-        yield warn("encoders", said, "install PyAV from its wheels, which bring their own FFmpeg: pip install -U av")
+        said = f"missing: {', '.join(sorted(missing))}; requests for these formats are rejected"
+        yield warn("encoders", said, "install PyAV's wheels, which include FFmpeg: pip install -U av")
     else:
-        yield ok("encoders", f"{', '.join(told['formats'])} can be written")
-    yield ok("decoder", "audio inputs can be read") if decoder is None else fail("decoder", str(decoder))
+        yield ok("encoders", f"{', '.join(found['formats'])} available")
+    yield ok("decoder", "audio inputs can be decoded") if decoder is None else fail("decoder", str(decoder))
 
 
-def look_at_scratch(folder: Path) -> Finding:
-    """Write a file into the folder, or into the nearest one above it that is there: a worker makes the rest."""
-    there = next(each for each in (folder, *folder.resolve().parents) if each.exists())
-    fix = "make room, or set ACESTEP_SCRATCH_DIR to another folder"
+def check_scratch(folder: Path) -> Finding:
+    """Write a file to the folder, or to its nearest existing parent: a worker creates the rest."""
+    existing = next(each for each in (folder, *folder.resolve().parents) if each.exists())
+    fix = "free some space, or set ACESTEP_SCRATCH_DIR to another folder"
     try:
-        with tempfile.TemporaryFile(dir=there) as file:
+        with tempfile.TemporaryFile(dir=existing) as file:
             file.write(b"\0" * _TRY_BYTES)
             file.flush()
             os.fsync(file.fileno())
-        free = shutil.disk_usage(there).free
+        free = shutil.disk_usage(existing).free
     except OSError as error:
-        return fail("scratch", f"{folder} cannot be written: {error.strerror or error}", fix)
+        return fail("scratch", f"cannot write to {folder}: {error.strerror or error}", fix)
     said = f"{folder}: {free / 1e9:.1f} GB free"
     if free < LEAST_BYTES:
         return fail("scratch", said, fix)
-    return ok("scratch", said) if free >= ENOUGH_BYTES else warn("scratch", f"{said}; a large job takes 2 GB", fix)
+    return ok("scratch", said) if free >= ENOUGH_BYTES else warn("scratch", f"{said}; a large job needs 2 GB", fix)
 
 
-async def look_at_port(worker: WorkerSettings) -> Finding:
-    """Try to bind it; where that fails, ask who is there."""
+async def check_port(worker: WorkerSettings) -> Finding:
+    """Try to bind the port; if that fails, check whether a worker uses it."""
     host, port = worker.http_host, worker.http_port
     if port == 0:
-        return ok("port", "a free one, chosen at the start (ACESTEP_HTTP_PORT=0)")
+        return ok("port", "any free one, chosen at start (ACESTEP_HTTP_PORT=0)")
     try:
         _bind(host, port)
     except OSError as error:
-        said = f"{host}:{port} cannot be had: {error.strerror or error}"
         if await _is_worker(host, port):
-            return warn("port", f"{said}; a worker has it", "another worker on this machine needs another port")
-        return fail("port", said, "set ACESTEP_HTTP_PORT to a free port, and ACESTEP_HTTP_HOST to an address of ours")
+            return warn("port", f"port {port} is in use by another worker", "a second worker needs another port")
+        said = f"cannot listen on {host}:{port}: {error.strerror or error}"
+        fix = "set ACESTEP_HTTP_PORT to a free port, and ACESTEP_HTTP_HOST to an address of this machine"
+        return fail("port", said, fix)
     return ok("port", f"{host}:{port} is free")
 
 
@@ -186,15 +188,15 @@ def _bind(host: str, port: int) -> None:
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
     with socket.socket(family, kind, protocol) as probe:
-        # As the server does: a port whose last connections are in TIME_WAIT is free.
+        # As servers do: a port whose last connections are in TIME_WAIT is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(address)
 
 
 async def _is_worker(host: str, port: int) -> bool:
     timeout = aiohttp.ClientTimeout(total=1)
-    with suppress(aiohttp.ClientError, TimeoutError, ValueError):
-        async with aiohttp.ClientSession(timeout=timeout) as http, http.get(f"http://{host}:{port}/healthz") as answer:
+    with suppress(*NETWORK_ERRORS, ValueError):
+        async with open_session(timeout=timeout) as http, http.get(f"http://{host}:{port}/healthz") as answer:
             return bool(await answer.json() == {"status": "alive"})
     return False
 

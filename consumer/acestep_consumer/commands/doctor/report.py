@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``doctor`` finds, as plain data: a line for each check. ``--json`` prints it as it is."""
+"""The report of ``doctor``: a finding for each check. ``--json`` prints it unchanged."""
 
 from typing import Literal
 
@@ -9,14 +9,14 @@ Level = Literal["ok", "warn", "fail", "skip"]
 
 
 class Finding(BaseModel):
-    """One line.
+    """The result of one check.
 
     Attributes:
-        check: what was looked at.
-        level: ``ok``; ``warn``: a worker starts, and this is worth knowing; ``fail``: it would not, or could not work;
-            ``skip``: not checked, and ``said`` is why.
-        said: what was found.
-        fix: what to do about it; None where nothing needs doing.
+        check: its name.
+        level: ``ok``; ``warn``: a worker starts, but something is worth knowing; ``fail``: it cannot start or work;
+            ``skip``: not checked, ``said`` gives the reason.
+        said: the result.
+        fix: what to do about it; None: nothing.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -28,7 +28,7 @@ class Finding(BaseModel):
 
 
 class DoctorReport(BaseModel):
-    """All lines, in the order in which a worker would meet these things. ``took_s``: seconds."""
+    """All findings, in the order in which a worker needs these things. ``took_s``: seconds."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -42,25 +42,25 @@ class DoctorReport(BaseModel):
         return not self.count("fail")
 
     def count(self, level: Level) -> int:
-        """Return how many lines are of this level."""
+        """Count the findings of a level."""
         return sum(finding.level == level for finding in self.findings)
 
 
 def ok(check: str, said: str) -> Finding:
-    """Return a line about something that is as it should be."""
+    """Return a finding without a problem."""
     return Finding(check=check, level="ok", said=said)
 
 
 def warn(check: str, said: str, fix: str | None = None) -> Finding:
-    """Return a line about something worth knowing that stops nothing."""
+    """Return a finding that does not stop a worker."""
     return Finding(check=check, level="warn", said=said, fix=fix)
 
 
 def fail(check: str, said: str, fix: str | None = None) -> Finding:
-    """Return a line about something that stops a worker."""
+    """Return a finding that stops a worker."""
     return Finding(check=check, level="fail", said=said, fix=fix)
 
 
 def skip(check: str, why: str) -> Finding:
-    """Return a line about something that could not be looked at."""
+    """Return a finding about something that was not checked."""
     return Finding(check=check, level="skip", said=f"not checked: {why}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``doctor``: everything that a worker needs, looked at before one is started. Nothing is changed, nothing is left."""
+"""Checks everything a worker needs, without changing anything."""
 
 import os
 import sys
@@ -11,24 +11,24 @@ from pathlib import Path
 from rich.console import Console
 
 from acestep_consumer.commands.doctor.machine import Machine
-from acestep_consumer.commands.doctor.models import look_at_lm, look_at_models
+from acestep_consumer.commands.doctor.models import check_lm, check_models
 from acestep_consumer.commands.doctor.probe import Probe, limit_after, run
 from acestep_consumer.commands.doctor.report import DoctorReport, Finding, fail, ok, skip
 from acestep_consumer.commands.doctor.table import show
-from acestep_consumer.commands.terminal import hush
-from acestep_consumer.commands.threads import aside
+from acestep_consumer.commands.terminal import silence_client
+from acestep_consumer.commands.threads import run_in_thread
 from acestep_consumer.config import settings as settings_module
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.settings import BrokerSettings, Settings, SettingsError, StorageSettings
 
-_SLOW = "the machine or its disk is busy: try again"
-_SEEN_BY_PLAN = "`acestep-consumer plan` waits for it; torch and drivers can be slow to start"
+_SLOW = "this machine or its disk is busy: try again"
+_SLOW_TORCH = "torch or the driver is slow to start; `acestep-consumer plan` waits longer"
 
 
 async def doctor(*, as_json: bool) -> Exit:
-    """Look, print, and return 0 unless something would stop a worker."""
+    """Run all checks and print the report; 0 unless one of them failed."""
     began = time.perf_counter()
-    hush()
+    silence_client()
     findings = await _examine(os.environ)
     report = DoctorReport(findings=findings, took_s=round(time.perf_counter() - began, 2))
     if as_json:
@@ -42,88 +42,93 @@ async def _examine(environ: Mapping[str, str]) -> tuple[Finding, ...]:
     try:
         settings = settings_module.load()
     except SettingsError as error:
-        problems = (fail("settings", problem, _MEANT) for problem in str(error).splitlines())
+        problems = (fail("settings", problem, _ALL_SETTINGS) for problem in str(error).splitlines())
         return (*problems, skip("the rest", "it depends on the settings"))
     found = await run(tuple(_probes(settings, environ)), limit_after(_running_s()))
     return (_read(settings, environ), *found)
 
 
-_MEANT = "acestep-consumer run --help lists all settings"
+_ALL_SETTINGS = "`acestep-consumer run --help` lists all settings"
 
 
 def _read(settings: Settings, environ: Mapping[str, str]) -> Finding:
     given = sum(name in environ for name in settings_module.known_variables())
-    file = ", .env is read" if Path(".env").is_file() else ""
+    file = " and in .env" if Path(".env").is_file() else ""
     jobs = settings.broker.queue_workers or "auto"
-    return ok("settings", f"readable; {given} set in the environment{file}; jobs in hand: {jobs}")
+    return ok("settings", f"valid; {given} set in the environment{file}; concurrent jobs: {jobs}")
 
 
 def _probes(settings: Settings, environ: Mapping[str, str]) -> Iterator[Probe]:
-    """List what is looked at, in the order of the lines."""
+    """Yield all probes, in the order of the report."""
     machine = Machine(settings, environ)
     yield Probe(
         check="broker",
-        look=partial(_look_at_broker, settings),
+        run=partial(_check_broker, settings),
         fix="is the address in ACESTEP_AMQP_URL right, and does a firewall let it through?",
     )
     yield Probe(
         check="management",
-        look=partial(_look_at_management, settings),
+        run=partial(_check_management, settings),
         fix="is the address in ACESTEP_MANAGEMENT_URL right?",
     )
     yield Probe(
         check="storage",
-        look=partial(_look_at_storage, settings),
+        run=partial(_check_storage, settings),
         fix="is ACESTEP_S3_ENDPOINT right, and does a firewall let it through?",
     )
-    yield Probe(check="packages", look=machine.packages, fix=_SLOW)
-    yield Probe(check="device", look=machine.device, late="warn", fix=_SEEN_BY_PLAN)
-    yield Probe(check="models", look=partial(look_at_models, settings.engine, environ), late="warn", fix=_SLOW)
-    yield Probe(check="language model", look=partial(look_at_lm, settings, machine, environ), late="skip")
-    yield Probe(check="encoders", look=machine.encoders, late="warn", fix=_SLOW)
-    yield Probe(check="scratch", look=machine.scratch, late="fail", fix="does its file system hang?")
-    yield Probe(check="port", look=machine.port, late="warn", fix=_SLOW)
+    yield Probe(check="packages", run=machine.packages, fix=_SLOW)
+    yield Probe(check="device", run=machine.device, late="warn", fix=_SLOW_TORCH)
+    yield Probe(check="models", run=partial(check_models, settings.engine, environ), late="warn", fix=_SLOW)
+    yield Probe(check="language model", run=partial(check_lm, settings, machine, environ), late="skip")
+    yield Probe(check="encoders", run=machine.encoders, late="warn", fix=_SLOW)
+    yield Probe(
+        check="scratch",
+        run=machine.scratch,
+        late="fail",
+        fix="its file system hangs: use another folder, ACESTEP_SCRATCH_DIR",
+    )
+    yield Probe(check="port", run=machine.port, late="warn", fix=_SLOW)
 
 
-# These need packages that take a second to import, and several where the machine is busy. The imports run beside the
-# event loop: on it they would keep the other probes from telling in time what they have found already.
+# These need packages that take a second to import, and several on a busy machine. They are imported in threads: on the
+# event loop they would delay the other probes.
 
 
-async def _look_at_broker(settings: Settings) -> AsyncGenerator[Finding]:
+async def _check_broker(settings: Settings) -> AsyncGenerator[Finding]:
     def load() -> Callable[[Settings], AsyncGenerator[Finding]]:
-        from acestep_consumer.commands.doctor.broker import look_at_broker  # noqa: PLC0415 - see above
+        from acestep_consumer.commands.doctor.broker import check_broker  # noqa: PLC0415 - see above
 
-        return look_at_broker
+        return check_broker
 
-    look = await aside(load)
-    async for finding in look(settings):
+    check = await run_in_thread(load)
+    async for finding in check(settings):
         yield finding
 
 
-async def _look_at_management(settings: Settings) -> AsyncGenerator[Finding]:
+async def _check_management(settings: Settings) -> AsyncGenerator[Finding]:
     def load() -> Callable[[BrokerSettings], AsyncGenerator[Finding]]:
-        from acestep_consumer.commands.doctor.broker import look_at_management  # noqa: PLC0415 - see above
+        from acestep_consumer.commands.doctor.broker import check_management  # noqa: PLC0415 - see above
 
-        return look_at_management
+        return check_management
 
-    look = await aside(load)
-    async for finding in look(settings.broker):
+    check = await run_in_thread(load)
+    async for finding in check(settings.broker):
         yield finding
 
 
-async def _look_at_storage(settings: Settings) -> AsyncGenerator[Finding]:
+async def _check_storage(settings: Settings) -> AsyncGenerator[Finding]:
     def load() -> Callable[[StorageSettings], AsyncGenerator[Finding]]:
-        from acestep_consumer.commands.doctor.storage import look_at_storage  # noqa: PLC0415 - see above
+        from acestep_consumer.commands.doctor.storage import check_storage  # noqa: PLC0415 - see above
 
-        return look_at_storage
+        return check_storage
 
-    look = await aside(load)
-    async for finding in look(settings.storage):
+    check = await run_in_thread(load)
+    async for finding in check(settings.storage):
         yield finding
 
 
 def _running_s() -> float:
-    """Return for how many seconds this process has run, starting Python included; 0 where the system does not tell."""
+    """Return the age of this process in seconds, including Python's start; 0 if the system does not say."""
     try:
         began_ticks = int(Path("/proc/self/stat").read_text(encoding="ascii").rpartition(")")[2].split()[19])
         return time.clock_gettime(time.CLOCK_BOOTTIME) - began_ticks / os.sysconf("SC_CLK_TCK")

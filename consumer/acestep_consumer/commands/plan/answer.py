@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``plan`` answers, as frozen parts; ``--json`` prints them as they are."""
+"""The report of ``plan``, as frozen parts; ``--json`` prints it unchanged."""
 
 from pydantic import BaseModel, ConfigDict
 
@@ -10,8 +10,8 @@ class _PlanPart(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class CardPart(_PlanPart):
-    """The card. Speeds are relative to the one that was measured; None: unknown, reckoned as the measured one."""
+class GpuPart(_PlanPart):
+    """The GPU. Speeds are relative to the measured one; None: unknown, calculated as if it were that one."""
 
     name: str
     vram_gb: float
@@ -32,7 +32,7 @@ class TierLimitsPart(_PlanPart):
 
 
 class OffloadPart(_PlanPart):
-    """What waits in RAM between uses, and why."""
+    """Whether idle models and the DiT are kept in RAM, and why."""
 
     models: bool
     dit: bool
@@ -40,14 +40,14 @@ class OffloadPart(_PlanPart):
 
 
 class ModelPart(_PlanPart):
-    """A DiT model that the settings name."""
+    """A configured DiT model."""
 
     name: str
     size: str
 
 
 class LmPart(_PlanPart):
-    """The language model. ``memory_gb`` counts in 10⁹ bytes, as the settings do."""
+    """The language model. ``memory_gb`` is in 10⁹ bytes, as in the settings."""
 
     model: str
     backend: str
@@ -58,7 +58,7 @@ class LmPart(_PlanPart):
 
 
 class FitPart(_PlanPart):
-    """A pair of models: GiB left beside one song of 300 s, negative when it does not fit."""
+    """A pair of models, and the GiB left beside one song of 300 s; negative: it does not fit."""
 
     dit: str
     lm: str | None
@@ -67,7 +67,7 @@ class FitPart(_PlanPart):
 
 
 class MemoryPart(_PlanPart):
-    """How the card is shared, GiB."""
+    """Split of the GPU's memory, GiB."""
 
     card_gib: float
     reserve_gib: float
@@ -80,7 +80,7 @@ class MemoryPart(_PlanPart):
 
 
 class WorkloadPart(_PlanPart):
-    """What each message asks for, after the tier's clamps."""
+    """A request of the workload, within the tier's limits."""
 
     model: str
     duration_s: float
@@ -92,7 +92,7 @@ class WorkloadPart(_PlanPart):
 
 
 class WorkersPart(_PlanPart):
-    """The recommended number of workers: where their jobs are, and why it is no more."""
+    """The recommended number of concurrent jobs, the stages they are in, and what limits it."""
 
     recommended: int
     set_now: int | None
@@ -104,7 +104,7 @@ class WorkersPart(_PlanPart):
 
 
 class ExpectedSongsPart(_PlanPart):
-    """Expected songs a minute at best, None when unknown, and what takes the time: seconds of the card for a song."""
+    """Expected songs per minute at best, None if unknown; seconds of GPU time per song; the basis of the estimate."""
 
     a_minute: float | None
     lm_s: float
@@ -114,9 +114,9 @@ class ExpectedSongsPart(_PlanPart):
 
 
 class PlanReport(_PlanPart):
-    """The whole answer; ``--json`` prints it."""
+    """The whole report."""
 
-    card: CardPart
+    card: GpuPart
     tier: TierLimitsPart
     offload: OffloadPart
     models: tuple[ModelPart, ...]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which card this machine has, asked without torch where that is possible: nvidia-smi first, then torch elsewhere."""
+"""Detects this machine's GPU: with nvidia-smi, or else with torch in a subprocess."""
 
 import csv
 import re
@@ -11,9 +11,9 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from acestep_consumer.commands.doctor.torch_build import blind
+from acestep_consumer.commands.doctor.torch_build import no_gpu_reason
 
-Source = Literal["nvidia-smi", "torch", "--vram", "nobody"]
+Source = Literal["nvidia-smi", "torch", "--card", "--vram", "MAX_CUDA_VRAM", "none"]
 
 _SMI: Final = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
 _SMI_TIMEOUT_S: Final = 20
@@ -30,9 +30,9 @@ class _TorchAnswer(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class DetectedGpu:
-    """A card, its memory in GiB, who told of it, and what torch calls its kind.
+    """A GPU, its memory in GiB, the source of that, and torch's type of device.
 
-    Without a card ``vram_gb`` is 0, and ``why`` says who was asked in vain.
+    Without a GPU ``vram_gb`` is 0, and ``why`` says what was tried.
     """
 
     name: str
@@ -43,50 +43,50 @@ class DetectedGpu:
 
 
 class DeviceMissing(Exception):
-    """The device that ``ACESTEP_DEVICE`` names is not there; the text says what is."""
+    """The device that ``ACESTEP_DEVICE`` names does not exist; the message says which do."""
 
 
 def find(device: str, environ: Mapping[str, str]) -> DetectedGpu:
-    """Find the card that a worker with this ``ACESTEP_DEVICE`` and this environment would use.
+    """Return the GPU that a worker with this ``ACESTEP_DEVICE`` and environment would use.
 
     Raises:
-        DeviceMissing: torch does not see the device that was asked for.
+        DeviceMissing: torch does not see that device.
     """
     asked = device.strip().lower()
     if asked == "cpu":
-        return DetectedGpu("CPU", 0, "nobody", "ACESTEP_DEVICE is cpu")
+        return DetectedGpu("CPU", 0, "none", "ACESTEP_DEVICE is cpu")
     smi = _ask_smi(asked, environ)
     if isinstance(smi, DetectedGpu):
         return smi
-    # A device that is asked for by name is torch's to refuse: it says what it sees instead.
-    if asked == "auto" and (why := blind()) is not None:
-        return DetectedGpu("no GPU", 0, "nobody", f"{smi}, and {why}")
+    # A device that is named is left to torch, whose error lists the devices that exist.
+    if asked == "auto" and (why := no_gpu_reason()) is not None:
+        return DetectedGpu("no GPU", 0, "none", f"{smi}, and {why}")
     return _ask_torch(asked, environ, smi)
 
 
 def _ask_smi(asked: str, environ: Mapping[str, str]) -> DetectedGpu | str:
-    """Return the card, or why nvidia-smi does not tell."""
+    """Return the GPU, or why nvidia-smi does not name it."""
     entry = _entry(asked, environ)
     if entry is None:
-        return "nvidia-smi cannot tell which card is meant"
+        return "nvidia-smi cannot identify the device"
     try:
         done = _run((*_SMI, f"--id={entry}"), environ, _SMI_TIMEOUT_S)
     except FileNotFoundError:
         return "there is no nvidia-smi"
     except (OSError, subprocess.TimeoutExpired):
-        return "nvidia-smi gives no answer"
+        return "nvidia-smi does not answer"
     rows = [row for row in csv.reader(done.stdout.splitlines(), skipinitialspace=True) if row]
     try:
         name, mib = rows[0]
         return DetectedGpu(name, float(mib) / _MIB_PER_GIB, "nvidia-smi")
     except (IndexError, ValueError):
-        return f"nvidia-smi names no card ({_last_line(done)})"
+        return f"nvidia-smi lists no GPU ({_last_line(done)})"
 
 
 def _entry(asked: str, environ: Mapping[str, str]) -> str | None:
-    """Return the card as nvidia-smi's ``--id`` takes it: by number or UUID. It knows no MIG instance, and none hidden.
+    """Return the GPU for nvidia-smi's ``--id``, a number or UUID; None for MIG instances and hidden GPUs.
 
-    Where nothing hides cards, torch may count in another order than nvidia-smi; cards of one kind are alike.
+    Unless CUDA_VISIBLE_DEVICES is set, torch may number different GPUs in another order than nvidia-smi.
     """
     nvidia = _NVIDIA.fullmatch(asked)
     if nvidia is None:
@@ -105,17 +105,17 @@ def _ask_torch(asked: str, environ: Mapping[str, str], before: str) -> DetectedG
     try:
         done = _run(command, environ, _TORCH_TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired):
-        return DetectedGpu("no GPU", 0, "nobody", f"{before}, and torch gives no answer")
+        return DetectedGpu("no GPU", 0, "none", f"{before}, and torch does not answer")
     try:
         # The last line: drivers and plug-ins may print while torch is imported.
-        looked = _TorchAnswer.model_validate_json(done.stdout.strip().rpartition("\n")[2])
+        answer = _TorchAnswer.model_validate_json(done.stdout.strip().rpartition("\n")[2])
     except ValidationError:
         if "ACESTEP_DEVICE" in done.stderr:
             raise DeviceMissing(_last_line(done)) from None
-        return DetectedGpu("no GPU", 0, "nobody", f"{before}, and torch cannot be asked ({_last_line(done)})")
-    if looked.vram_gb <= 0:
-        return DetectedGpu("no GPU", 0, "nobody", f"{before}, and torch sees no GPU")
-    return DetectedGpu(looked.name, looked.vram_gb, "torch", kind=looked.device.partition(":")[0])
+        return DetectedGpu("no GPU", 0, "none", f"{before}, and torch failed ({_last_line(done)})")
+    if answer.vram_gb <= 0:
+        return DetectedGpu("no GPU", 0, "none", f"{before}, and torch sees no GPU")
+    return DetectedGpu(answer.name, answer.vram_gb, "torch", kind=answer.device.partition(":")[0])
 
 
 def _run(command: Sequence[str], environ: Mapping[str, str], timeout_s: float) -> "subprocess.CompletedProcess[str]":

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One card and one workload put to the worker's own rules: the tier table, the choice of the LM, the renderer's budget.
+"""Applies a worker's own rules to a GPU and a workload: tier table, choice of the LM, memory budget of the renderer.
 
-What is added here are the words. The figures behind the songs a minute are in ``acestep_consumer.policy.benchmarks``.
+The measurements behind the songs per minute are in ``acestep_consumer.policy.benchmarks``.
 """
 
 import math
@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from acestep_consumer.commands.plan.answer import (
-    CardPart,
     ExpectedSongsPart,
     FitPart,
+    GpuPart,
     LmPart,
     MemoryPart,
     ModelPart,
@@ -35,7 +35,7 @@ from acestep_consumer.policy.sizing import (
     Workload,
     capacity,
     left_over,
-    lm_on_card,
+    lm_on_gpu,
 )
 from acestep_consumer.policy.tiers import MIN_DURATION_S, OFFLOAD_BELOW_GB, Tier, TierTable
 
@@ -44,10 +44,10 @@ _OFFLOADABLE = ("cuda", "xpu")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanQuestion:
-    """What was asked on the command line.
+    """The options of ``plan``.
 
-    ``vram_gb`` and ``card`` None: this machine's. ``guided`` None: as the model is used to. ``cores`` None: this
-    machine's if its card is meant, else as many as it takes.
+    ``vram_gb`` and ``card`` None: this machine's. ``guided`` None: off for turbo models. ``cores`` None: this machine's
+    for its own GPU, else enough.
     """
 
     vram_gb: float | None = None
@@ -62,7 +62,7 @@ class PlanQuestion:
 
 
 class PlanSurvey:
-    """Puts the worker's rules to one card and one workload."""
+    """Calculates the report for a GPU and a workload."""
 
     def __init__(self, settings: Settings, table: TierTable, found: DetectedGpu, question: PlanQuestion) -> None:
         self._settings = settings
@@ -71,12 +71,13 @@ class PlanSurvey:
         self._found = found
         self._asked = question
         self._tier = table.tier_of(found.vram_gb)
-        self._speed = benchmarks.speed_of(found.name)
-        self._card = GpuSpec(name=found.name, vram_gb=found.vram_gb, speed=self._speed or REFERENCE)
+        model = benchmarks.find_gpu(found.name)
+        self._speed = model.speed if model else None
+        self._gpu = GpuSpec(name=found.name, vram_gb=found.vram_gb, speed=self._speed or REFERENCE)
         self._names = tuple(dict.fromkeys(self._engine.models))
         self._lm_plan = self._plan_lm()
         self._workload = self._clamped()
-        self._lm = lm_on_card(self._lm_plan, self._workload) if self._lm_plan and not self._lm_is_apart() else None
+        self._lm = lm_on_gpu(self._lm_plan, self._workload) if self._lm_plan and not self._lm_is_apart() else None
         offload = self._offloads()
         self._load = ModelSet(
             models=tuple(map(size_of, self._names)),
@@ -86,12 +87,12 @@ class PlanSurvey:
             pack_tokens=self._engine.pack_tokens,
         )
         self._cores = self._cores_there()
-        self._capacity = capacity(self._card, self._load, self._workload, self._cores or math.inf)
+        self._capacity = capacity(self._gpu, self._load, self._workload, self._cores or math.inf)
 
     def plan(self) -> PlanReport:
-        """Return the answer."""
+        """Return the report."""
         return PlanReport(
-            card=self._card_part(),
+            card=self._gpu_part(),
             tier=_tier_part(self._tier, self._table),
             offload=self._offload_part(),
             models=tuple(ModelPart(name=name, size=size_of(name).name) for name in self._names),
@@ -111,7 +112,7 @@ class PlanSurvey:
         return plan_lm(wish, self._tier, self._found.vram_gb)
 
     def _lm_is_apart(self) -> bool:
-        """Whether the LM is set to another device than the renderer."""
+        """Whether the LM is on another device than the renderer."""
         lm, renderer = (each.strip().lower() for each in (self._engine.lm_device, self._engine.device))
         own = {"auto", renderer, *(("cuda", "cuda:0") if renderer in ("auto", "cuda", "cuda:0") else ())}
         return lm not in own
@@ -125,7 +126,7 @@ class PlanSurvey:
         return self._asked.thinking and self._lm_plan is not None
 
     def _clamped(self) -> Workload:
-        """Return the workload as this tier admits it; the LM's part is left out where it is elsewhere or not loaded."""
+        """Return the workload within the tier's limits, without the LM if that is on another device or not loaded."""
         asked, thinks = self._asked, self._thinks()
         longest, most = (
             (self._tier.max_seconds_with_lm, self._tier.max_batch_with_lm)
@@ -146,30 +147,30 @@ class PlanSurvey:
             return False
         return self._found.vram_gb < OFFLOAD_BELOW_GB if self._engine.offload is None else self._engine.offload
 
-    def _card_part(self) -> CardPart:
+    def _gpu_part(self) -> GpuPart:
         known = self._speed is not None
-        return CardPart(
+        return GpuPart(
             name=self._found.name,
             vram_gb=round(self._found.vram_gb, 2),
             found_by=self._found.by,
-            compute=round(self._card.compute, 3) if known else None,
-            bandwidth=round(self._card.bandwidth, 3) if known else None,
+            compute=round(self._gpu.compute, 3) if known else None,
+            bandwidth=round(self._gpu.bandwidth, 3) if known else None,
         )
 
     def _offload_part(self) -> OffloadPart:
         if not self._found.vram_gb or self._found.kind not in _OFFLOADABLE:
-            because = "there is no card whose memory it would free"
+            because = "no GPU"
         elif self._engine.offload is not None:
             because = "ACESTEP_OFFLOAD_TO_CPU is set"
         else:
-            side = "below" if self._load.offload_models else "not below"
-            because = f"the card is {side} {OFFLOAD_BELOW_GB:g} GB"
+            side = "less than" if self._load.offload_models else "at least"
+            because = f"the GPU has {side} {OFFLOAD_BELOW_GB:g} GB"
         return OffloadPart(models=self._load.offload_models, dit=self._load.offload_dit, because=because)
 
     def _lm_part(self) -> LmPart | None:
         if self._lm_plan is None:
             return None
-        lm = lm_on_card(self._lm_plan, self._workload)
+        lm = lm_on_gpu(self._lm_plan, self._workload)
         return LmPart(
             model=lm.model,
             backend=lm.backend,
@@ -180,19 +181,19 @@ class PlanSurvey:
         )
 
     def _possible(self) -> Iterator[FitPart]:
-        """Every pair of a DiT size and an LM that the tier lists."""
+        """Yield every pair of a DiT size and an LM of the tier."""
         if not self._found.vram_gb:
             return
         for name in (None, *self._tier.lms):
             lm = self._listed(name)
             for size in DIT_SIZES:
-                left = left_over(self._card, self._with(size, lm))
+                left = left_over(self._gpu, self._with(size, lm))
                 yield FitPart(dit=size.name, lm=name, fits=left >= 0, left_gib=_gib(left))
 
     def _listed(self, name: str | None) -> LmSpec | None:
         wish = LmRequest(init=name is not None, model=name, backend=self._engine.lm_backend)
         wanted = plan_lm(wish, self._tier, self._found.vram_gb)
-        return lm_on_card(wanted, Workload()) if wanted else None
+        return lm_on_gpu(wanted, Workload()) if wanted else None
 
     def _with(self, size: DitSize, lm: LmSpec | None) -> ModelSet:
         load = self._load
@@ -239,35 +240,33 @@ class PlanSurvey:
         )
 
     def _because(self) -> str:
-        """Say in one line why there are no more workers."""
+        """Return the reason, in one line, for not recommending more workers."""
         found, work = self._capacity, self._workload
         if not self._found.vram_gb:
-            return "without a GPU nothing was measured: one job renders while the next is fetched or the last is stored"
+            return "no CPU measurements: one job renders while another is fetched or uploaded"
         if not found.fits:
             return self._missing()
-        takes = f"a song takes {found.render_s:.2f} s of the card in the renderer"
+        takes = f"a song takes {found.render_s:.2f} s of GPU time in the renderer"
         if self._workload.thinking:
-            takes += f" and {found.lm_s:.2f} s in the language model"
+            takes += f" and {found.lm_s:.2f} s in the LM"
         if found.bound_by == "encoding":
-            return (
-                f"bound by encoding {work.audio_format} on {self._cores} processor cores (flac takes little); {takes}"
-            )
+            return f"limited by encoding {work.audio_format} on {self._cores} CPU cores (flac needs fewer); {takes}"
         if found.bound_by != "memory":
-            return f"bound by the {found.bound_by}: {takes}; more jobs in hand would bring little but waiting"
+            return f"limited by the {found.bound_by}: {takes}; more concurrent jobs would mostly wait"
         room = f"the renderer has room for {found.render_room} songs of {work.duration_s:g} s"
         if work.thinking:
-            room = f"the language model has room for {found.lm_room} songs of {work.duration_s:g} s, {room}"
-        return f"bound by memory: {room}; {takes}"
+            room = f"the LM has room for {found.lm_room} songs of {work.duration_s:g} s, {room}"
+        return f"limited by memory: {room}; {takes}"
 
     def _missing(self) -> str:
-        missing = -left_over(self._card, self._load, self._workload) / GIB
+        missing = -left_over(self._gpu, self._load, self._workload) / GIB
         smaller = [part for part in self._possible() if part.fits and part.dit == size_of(self._names[0]).name]
         with_lm = [part.lm for part in smaller if part.lm]
-        text = f"it does not fit: {max(missing, 0.1):.1f} GiB are missing"
+        text = f"does not fit: {max(missing, 0.1):.1f} GiB short"
         if self._lm is not None and with_lm:
             return f"{text}; ACESTEP_LM_MODEL_PATH={with_lm[-1]} fits"
         if self._lm is not None and smaller:
-            return f"{text}; it fits without the language model: ACESTEP_INIT_LLM=false"
+            return f"{text}; fits without the LM: ACESTEP_INIT_LLM=false"
         if not self._load.offload_models:
             return f"{text}; ACESTEP_OFFLOAD_TO_CPU=true keeps idle models in RAM"
         return f"{text}; shorter songs or a smaller model may fit"
@@ -275,9 +274,9 @@ class PlanSurvey:
     def _rests_on(self) -> str:
         origin = f"measured on one {MEASURED_ON}, full shapes with random weights"
         if not self._found.vram_gb:
-            return "nothing: no measurement without a GPU"
+            return "none (no CPU measurements)"
         if self._speed is None:
-            return f"{origin}, and stated at an H200's speed: that of {self._found.name} is not known here"
+            return f"{origin}; unknown GPU: the figures are an H200's, expect less"
         if self._speed == REFERENCE:
             return origin
         mine, reference = self._speed, REFERENCE
@@ -288,9 +287,9 @@ class PlanSurvey:
 
     def _notes(self) -> Iterator[str]:
         if self._found.why:
-            yield f"no card found: {self._found.why}. Name one with --vram, e.g. `plan --vram 24`"
+            yield f"no GPU detected: {self._found.why}. Use --card or --vram to plan for one"
         if self._speed is None and self._found.vram_gb:
-            yield f"--card gives the speed of one of these: {', '.join(benchmarks.SPEEDS)}"
+            yield f"--card knows the speed of: {', '.join(benchmarks.gpu_names())}"
         yield from self._lm_plan.warnings if self._lm_plan else ()
         yield from self._notes_on_workload()
         yield from self._notes_on_models()
@@ -299,35 +298,35 @@ class PlanSurvey:
     def _notes_on_workload(self) -> Iterator[str]:
         asked, work = self._asked, self._workload
         if asked.thinking and self._lm_plan is None:
-            cure = "ACESTEP_INIT_LLM=true loads one" if self._tier.lms else f"{self._tier.name} lists none"
-            yield f"requests with `thinking` end failed here: no language model is loaded ({cure}); reckoned without it"
+            reason = "ACESTEP_INIT_LLM=true loads one" if self._tier.lms else f"{self._tier.name} allows none"
+            yield f"no LM is loaded, so requests with `thinking` will fail ({reason}); calculated without it"
         clamps = (("duration", asked.duration_s, work.duration_s), ("batch", asked.batch, work.batch))
-        for what, wanted, applied in clamps:
+        for name, wanted, applied in clamps:
             if wanted != applied:
-                yield f"{what} {wanted:g} is outside {self._tier.name}'s limits: reckoned with {applied:g}"
+                yield f"{name} {wanted:g} exceeds {self._tier.name}'s limits: calculated with {applied:g}"
 
     def _notes_on_models(self) -> Iterator[str]:
         for name in self._names:
             if not name.rstrip("/").rpartition("/")[2].lower().startswith("acestep-v15"):
-                yield f"the size of {name} is not known here: taken for {size_of(name).name}"
+                yield f"unknown size of {name}: assumed {size_of(name).name}"
         if self._load.models[0] is DIT_XL and self._found.vram_gb:
-            yield "XL was not measured: its speed is scaled from the 2B model by parameters, its memory by its shapes"
+            yield "XL was not measured: speed scaled from the 2B model by parameters, memory calculated from its shapes"
         if self._lm_is_apart() and self._lm_plan:
-            yield f"the language model is on {self._engine.lm_device}: neither its memory nor its time is counted here"
+            yield f"the LM is on {self._engine.lm_device}: its memory and time are not included"
         if self._lm is not None and self._lm.backend == "pt" and not self._lm.model.endswith("1.7B"):
-            yield "transformers was measured with the 1.7B language model; its speed here is scaled as vLLM's differs"
+            yield "transformers was measured with the 1.7B LM only: speed scaled like vLLM's"
         if self._load.offload_models or (self._engine.lm_offload and self._lm):
-            yield "offloading: the time that weights take from RAM and back is not counted: expect fewer songs a minute"
+            yield "offloading: the transfer time of weights is not included; expect fewer songs per minute"
 
     def _notes_on_host(self) -> Iterator[str]:
         found = self._capacity
         if found.encoding_cores > 1:
-            there = "--cores says how many there are" if self._cores is None else f"reckoned with {self._cores}"
-            what = self._workload.audio_format
-            yield f"encoding {what} keeps {math.ceil(found.encoding_cores)} processor cores busy; {there}"
+            known = "set --cores if there are fewer" if self._cores is None else f"calculated with {self._cores}"
+            audio_format = self._workload.audio_format
+            yield f"encoding {audio_format} uses {math.ceil(found.encoding_cores)} CPU cores; {known}"
         most = self._settings.broker.queue_workers_max
         if found.workers > most:
-            yield f"ACESTEP_QUEUE_WORKERS=auto stops at ACESTEP_QUEUE_WORKERS_MAX = {most}"
+            yield f"ACESTEP_QUEUE_WORKERS=auto is limited by ACESTEP_QUEUE_WORKERS_MAX = {most}"
 
 
 def size_of(name: str) -> DitSize:
@@ -351,7 +350,7 @@ def _memory_part(found: Capacity) -> MemoryPart | None:
     if split is None:
         return None
     return MemoryPart(
-        card_gib=_gib(split.card),
+        card_gib=_gib(split.gpu),
         reserve_gib=_gib(split.reserve),
         lm_gib=_gib(split.lm),
         lm_song_gib=_gib(split.lm_song),

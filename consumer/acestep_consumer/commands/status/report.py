@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``status`` answers, and how it follows from what was seen. Pure; ``--json`` prints it as it is.
+"""The report of ``status``, calculated from what the sources say. Pure; ``--json`` prints it unchanged.
 
-Jobs run side by side in a worker, and ``ACESTEP_QUEUE_WORKERS`` is how many. So the whole fleet ends a job every
-seconds-per-job ÷ sum-of-prefetch, and the queue is empty after as many of those as messages wait.
+A worker runs as many jobs concurrently as its prefetch. All workers together finish a job every
+seconds-per-job ÷ sum-of-prefetch, and the backlog takes that times the number of waiting messages.
 """
 
 from collections import deque
@@ -23,9 +23,9 @@ RateSource = Literal["broker", "events"]
 WINDOW_S: Final = 300.0
 ASK_EVERY_S: Final = 2.0
 SILENT_S: Final = 5 * ASK_EVERY_S
-"""Workers are asked again and again. One that has not answered for so long is gone, whatever it had in hand."""
+"""A worker that has not answered repeated requests for this long is gone."""
 ANSWERED_S: Final = 2.0
-"""Who is there has answered by then. Workers announce themselves once a second at most, however often one asks."""
+"""Every worker has answered by then; it answers once a second at most."""
 _JOBS: Final = 100
 
 
@@ -37,12 +37,12 @@ class QueuePart(_StatusPart):
     """The request queue.
 
     Attributes:
-        ready: messages that wait; ``limit`` of them may.
-        unacked: messages in workers' hands; None: not known.
-        unacked_from: the broker's management API, or the workers' own answers, when all of them answered.
-        consumers: AMQP consumers. A worker has one, for a while several after its prefetch changed.
-        bound: most messages that can be accepted and not finished: the limit and all prefetch; None: not known. What is
-            sent on to larger cards comes on top: ``limit`` in the queue of each tier.
+        ready: messages that wait, at most ``limit``.
+        unacked: messages in progress; None: unknown.
+        unacked_from: the broker's management API, or the workers' answers if all of them answered.
+        consumers: AMQP consumers: one per worker, for a while several after its prefetch changed.
+        bound: most messages that can be accepted and unfinished: the limit plus all prefetch; None: unknown. With
+            forwarding by tier, ``limit`` more in each tier's queue.
     """
 
     name: str
@@ -56,14 +56,14 @@ class QueuePart(_StatusPart):
 
 
 class TierQueuePart(_StatusPart):
-    """Requests that were sent on to the cards of a tier, and ``ready``: those of them that wait in its queue."""
+    """Requests forwarded to a tier; ``ready``: those that wait in its queue."""
 
     tier: str
     ready: int
 
 
 class WorkerPart(_StatusPart):
-    """A worker that consumes, or that announced itself. None: not known."""
+    """A worker that consumes or has answered. None: unknown."""
 
     worker_id: str
     state: str | None = None
@@ -75,7 +75,7 @@ class WorkerPart(_StatusPart):
 
 
 class PacePart(_StatusPart):
-    """How fast jobs end. ``jobs_a_minute`` and ``job_s`` (seconds in a worker's hands) are None until it is known."""
+    """Throughput. ``jobs_a_minute`` and ``job_s``, mean seconds a worker takes for a job, are None while unknown."""
 
     jobs_a_minute: float | None
     job_s: float | None
@@ -84,11 +84,11 @@ class PacePart(_StatusPart):
 
 
 class StatusReport(_StatusPart):
-    """The whole answer.
+    """The whole report.
 
     Attributes:
-        tiers: the tiers whose queues hold something; None: nothing is sent on (``ACESTEP_ROUTE_BY_TIER``).
-        eta_s: seconds until what waits in the request queue now has been taken and done; None: not known.
+        tiers: the tiers with waiting requests; None: no forwarding (``ACESTEP_ROUTE_BY_TIER``).
+        eta_s: seconds until the requests that wait now are done; None: unknown.
     """
 
     time: datetime
@@ -105,7 +105,7 @@ class StatusReport(_StatusPart):
 
 
 class ObservedEvents:
-    """What events told while somebody listened, of late. Times are seconds of any steady clock."""
+    """Statistics of the events received so far. Times are seconds of a monotonic clock."""
 
     def __init__(self, began_s: float) -> None:
         self._began_s = began_s
@@ -113,8 +113,8 @@ class ObservedEvents:
         self._job_s: deque[float] = deque(maxlen=_JOBS)
         self._workers: dict[str, tuple[float, Worker]] = {}
 
-    def hear(self, event: JobEvent | WorkerEvent, now_s: float) -> None:
-        """Take in an event."""
+    def add(self, event: JobEvent | WorkerEvent, now_s: float) -> None:
+        """Count an event."""
         if isinstance(event, WorkerEvent):
             self._workers[event.data.worker_id] = now_s, event.data
             if event.data.seconds_per_job is not None and not self._job_s:
@@ -125,15 +125,15 @@ class ObservedEvents:
                 self._job_s.append(event.data.timings.total)
 
     def workers(self, now_s: float) -> dict[str, Worker]:
-        """Return what each worker said last, by its id: those that are there still."""
+        """Return the latest status of each live worker, by its id."""
         return {
             name: data
-            for name, (said_s, data) in sorted(self._workers.items())
-            if data.state != "stopped" and said_s >= now_s - SILENT_S
+            for name, (at_s, data) in sorted(self._workers.items())
+            if data.state != "stopped" and at_s >= now_s - SILENT_S
         }
 
     def pace(self, now_s: float) -> PacePart:
-        """Return how fast jobs ended in the last five minutes, or since listening began."""
+        """Return the throughput of the last five minutes, or since the subscription began."""
         while self._ended_s and self._ended_s[0] < now_s - WINDOW_S:
             self._ended_s.popleft()
         window_s = min(now_s - self._began_s, WINDOW_S)
@@ -148,13 +148,13 @@ class ObservedEvents:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusInputs:
-    """Everything that was looked at. Times are of the same clock as those of ``ObservedEvents``.
+    """Input from all sources. Times are of the same clock as those of ``ObservedEvents``.
 
     Attributes:
         depths: of queues, by name.
-        tiers: the tiers that requests are sent on to; None: they are not.
-        asked_s: when the workers were first asked to announce themselves; None: they were not.
-        monitored: None: there is no management API to ask.
+        tiers: the tiers that have queues; None: no forwarding.
+        asked_s: when the workers were first asked for their status; None: they were not.
+        monitored: the management API's answer; None: there is none.
     """
 
     broker: str
@@ -164,18 +164,18 @@ class StatusInputs:
     tiers: tuple[str, ...] | None = None
     asked_s: float | None = None
     monitored: RequestQueue | None
-    heard: ObservedEvents
+    observed: ObservedEvents
     now_s: float
 
 
 def status_of(seen: StatusInputs, notes: Iterable[str] = ()) -> StatusReport:
-    """Put together what follows from it."""
+    """Calculate the report."""
     requests = seen.depths[GENERATE] or QueueDepth(0, 0)
     limit, limit_from = _limit(seen)
     tiers = _tiers(seen)
     if tiers is not None:
-        # The broker's figures are of one queue. A worker's prefetch is shared out among several then, and an ack there
-        # may be of a request that was sent on: what the workers say counts.
+        # The broker's figures are of one queue, but each worker's prefetch is split among several, and an ack may be of
+        # a forwarded request. So the workers' own figures are used.
         seen = replace(seen, monitored=None)
     workers = _workers(seen)
     pace = _pace(seen)
@@ -206,9 +206,9 @@ def status_of(seen: StatusInputs, notes: Iterable[str] = ()) -> StatusReport:
 
 
 def eta_s(ready: int, pace: PacePart, prefetch: int | None) -> float | None:
-    """Return the seconds until ``ready`` messages are done, as far as that can be known.
+    """Return the seconds until ``ready`` messages are done; None: unknown.
 
-    By seconds per job over all workers where both are known: it holds for short samples. Else by the rate.
+    From seconds per job and the sum of prefetch if both are known, which works with few samples; else from the rate.
     """
     if ready == 0:
         return 0.0
@@ -225,32 +225,32 @@ def _tiers(seen: StatusInputs) -> tuple[TierQueuePart, ...] | None:
 
 
 def _unattended(seen: StatusInputs, tiers: Iterable[TierQueuePart]) -> Iterator[str]:
-    """Say where requests wait for cards of which none answered, once all had time to."""
+    """Warn of requests that wait for a tier of which no worker answered, once all had time to."""
     if seen.asked_s is None or seen.now_s < seen.asked_s + ANSWERED_S:
         return
-    there = {worker.tier for worker in seen.heard.workers(seen.now_s).values() if worker.state != "draining"}
+    there = {worker.tier for worker in seen.observed.workers(seen.now_s).values() if worker.state != "draining"}
     for part in tiers:
         if part.tier not in there:
             yield (
-                f"{part.ready:,} wait in {tier_queue(part.tier)}, and no worker of {part.tier} answered: start one, or "
-                "after a minute others with ACESTEP_ROUTE_BY_TIER take them, within their own limits"
+                f"{part.ready:,} waiting in {tier_queue(part.tier)}, and no worker of {part.tier} answered: start one. "
+                "After a minute, other workers with ACESTEP_ROUTE_BY_TIER take them, within their own limits"
             )
 
 
 def _workers(seen: StatusInputs) -> tuple[WorkerPart, ...]:
-    """Those that consume, by the broker's word, with what they said of themselves. Else those that said something."""
-    told = seen.heard.workers(seen.now_s)
+    """Return the workers: the broker's consumers with what they reported, or without that those that reported."""
+    reported = seen.observed.workers(seen.now_s)
     if seen.monitored is None:
-        return tuple(map(_told, told.values()))
+        return tuple(map(_worker, reported.values()))
     return tuple(
-        (_told(told[each.worker_id]) if each.worker_id in told else WorkerPart(worker_id=each.worker_id)).model_copy(
-            update={"prefetch": each.prefetch}
-        )
+        (
+            _worker(reported[each.worker_id]) if each.worker_id in reported else WorkerPart(worker_id=each.worker_id)
+        ).model_copy(update={"prefetch": each.prefetch})
         for each in seen.monitored.consumers
     )
 
 
-def _told(data: Worker) -> WorkerPart:
+def _worker(data: Worker) -> WorkerPart:
     return WorkerPart(
         worker_id=data.worker_id,
         state=data.state,
@@ -263,8 +263,8 @@ def _told(data: Worker) -> WorkerPart:
 
 
 def _pace(seen: StatusInputs) -> PacePart:
-    """The broker counts all acks; events are heard only since somebody listens."""
-    pace = seen.heard.pace(seen.now_s)
+    """Return the broker's rate, which counts all acks; without it, that of events since this command listens."""
+    pace = seen.observed.pace(seen.now_s)
     by_broker = seen.monitored.acked_per_s if seen.monitored else None
     if not by_broker:
         return pace
@@ -280,21 +280,21 @@ def _limit(seen: StatusInputs) -> tuple[int, Literal["settings", "broker"]]:
 def _unacked(
     seen: StatusInputs, workers: tuple[WorkerPart, ...], consumers: int
 ) -> tuple[int | None, Literal["broker", "workers"] | None]:
-    """The broker's count; else the workers' own, where nobody is missing."""
+    """Return the broker's count; without it, the sum of the workers' own if all of them answered."""
     if seen.monitored is not None:
         return seen.monitored.unacked, "broker"
-    if not workers or _taking(workers) < consumers:
+    if not workers or _consuming(workers) < consumers:
         return None, None
     return sum(worker.in_hand or 0 for worker in workers), "workers"
 
 
-def _taking(workers: tuple[WorkerPart, ...]) -> int:
-    """Workers that consume; one that drains still has jobs in hand, and no consumer any more."""
+def _consuming(workers: tuple[WorkerPart, ...]) -> int:
+    """Count the workers that consume; a draining one still has jobs, but no consumer."""
     return sum(worker.state != "draining" for worker in workers)
 
 
 def _sum_of_prefetch(seen: StatusInputs, workers: tuple[WorkerPart, ...], consumers: int) -> int | None:
-    """None where a worker's prefetch is not known, or there are consumers that nobody told of."""
+    """Return the sum of prefetch; None if that of a worker is unknown, or a consumer did not answer."""
     known = [worker.prefetch for worker in workers if worker.prefetch is not None]
     complete = seen.monitored is not None or len(workers) >= consumers
     return sum(known) if complete and len(known) == len(workers) else None

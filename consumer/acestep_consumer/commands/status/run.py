@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``status``: the queue and its workers, once or live.
+"""Shows the queue and its workers, once or live.
 
-Three witnesses. AMQP tells how many messages wait. Events tell how jobs end, and what workers say of themselves when
-they are asked, for as long as somebody listens. The management API, where ``ACESTEP_MANAGEMENT_URL`` is set, tells what
-is in hand, whose prefetch is what, and rates.
+Three sources. AMQP: how many messages wait. Events: how jobs end, and what workers report when they are asked; only
+while this command listens. The management API, if ``ACESTEP_MANAGEMENT_URL`` is set: unacknowledged messages, prefetch
+and rates.
 """
 
 import asyncio
@@ -21,26 +21,24 @@ from acestep_consumer.broker.inspection import BrokerInspection
 from acestep_consumer.broker.management import ManagementClient, RequestQueue
 from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE, UNROUTED, tier_queue
 from acestep_consumer.client import Client, ClientError
+from acestep_consumer.commands.base import print_error
 from acestep_consumer.commands.status.report import ASK_EVERY_S, ObservedEvents, StatusInputs, StatusReport, status_of
-from acestep_consumer.commands.status.table import picture
-from acestep_consumer.commands.terminal import drawing, hush
-from acestep_consumer.commands.tier_names import tier_names
+from acestep_consumer.commands.status.table import table
+from acestep_consumer.commands.terminal import live_display, silence_client
+from acestep_consumer.commands.topology import tier_names
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.settings import BrokerSettings, Settings
 from acestep_consumer.policy.tiers import TierTableError
 from acestep_schemas.events import JobEvent, WorkerEvent
 
 _NAME: Final = "acestep-consumer status"
-_UNMONITORED: Final = (
-    "without ACESTEP_MANAGEMENT_URL, workers and what they have in hand are known only from those that answer while "
-    "this listens"
-)
-_UNDECLARED: Final = f"there is no {GENERATE} yet: start a worker, or run acestep-consumer topology --declare"
+_UNMONITORED: Final = "set ACESTEP_MANAGEMENT_URL to include workers that do not answer"
+_UNDECLARED: Final = f"there is no queue {GENERATE} yet: start a worker, or run acestep-consumer topology --declare"
 
 
 @dataclass(frozen=True, slots=True)
 class StatusOptions:
-    """What the flags say. ``sample_s``: how long to listen before the first answer; ``every_s``: between two."""
+    """Options of ``status``. ``sample_s``: seconds to listen before the first report; ``every_s``: between two."""
 
     watch: bool
     sample_s: float
@@ -48,30 +46,29 @@ class StatusOptions:
     as_json: bool
 
 
-async def status(settings: Settings, order: StatusOptions, note: Console) -> Exit:
+async def status(settings: Settings, options: StatusOptions, note: Console) -> Exit:
     """Print the status, once or until Ctrl-C."""
-    hush()
+    silence_client()
     try:
-        async with _looking(settings.broker, tier_names(settings)) as look:
-            if order.sample_s and not order.as_json:
-                note.print(f"listening to events for {order.sample_s:g} s …", style="dim")
-            await asyncio.sleep(order.sample_s)
-            await (_watch(look, order, note) if order.watch else _once(look, order))
+        async with _probe(settings.broker, tier_names(settings)) as probe:
+            if options.sample_s and not options.as_json:
+                note.print(f"listening to events for {options.sample_s:g} s …", style="dim")
+            await asyncio.sleep(options.sample_s)
+            await (_watch(probe, options, note) if options.watch else _once(probe, options))
     except TierTableError as error:
-        note.print(str(error), style="red", markup=False, soft_wrap=True)
+        print_error(str(error), note)
         return Exit.USAGE
-    except BrokerError as fault:
-        what = (
-            describe(fault) if isinstance(fault, BrokerRefused) else f"no connection to the broker: {describe(fault)}"
-        )
-        text = f"{what}; check ACESTEP_AMQP_URL, or ask acestep-consumer doctor"
-        note.print(text, style="red", markup=False, soft_wrap=True)
+    except BrokerError as error:
+        reason = describe(error)
+        if not isinstance(error, BrokerRefused):
+            reason = f"no connection to the broker: {reason}"
+        print_error(f"{reason}; check ACESTEP_AMQP_URL, or run acestep-consumer doctor", note)
         return Exit.UNREACHABLE
     return Exit.DONE
 
 
 class _StatusProbe:
-    """The witnesses together."""
+    """Combines the three sources."""
 
     def __init__(
         self,
@@ -84,29 +81,29 @@ class _StatusProbe:
         self._tiers = tiers
         self._inspection = inspection
         self._monitor = monitor
-        self._heard = ObservedEvents(time.monotonic())
+        self._observed = ObservedEvents(time.monotonic())
         self._asked_s: float | None = None
         self._notes: dict[str, str] = {} if monitor else {"monitor": _UNMONITORED}
-        # Set once somebody listens, or it is known that nobody can for now.
+        # Set once events are subscribed to, or that has failed.
         self.settled = asyncio.Event()
         self.declared = asyncio.Event()
 
-    def listens(self) -> None:
-        """Count from now: nothing was heard before."""
-        self._heard = ObservedEvents(time.monotonic())
+    def subscribed(self) -> None:
+        """Start counting events."""
+        self._observed = ObservedEvents(time.monotonic())
         self.settled.set()
 
-    def hear(self, event: JobEvent | WorkerEvent) -> None:
-        """Take in an event."""
-        self._heard.hear(event, time.monotonic())
+    def add(self, event: JobEvent | WorkerEvent) -> None:
+        """Count an event."""
+        self._observed.add(event, time.monotonic())
 
-    def is_deaf(self, why: str) -> None:
-        """Note that no events can be heard."""
-        self._notes["events"] = f"events are not heard: {why}"
+    def cannot_subscribe(self, why: str) -> None:
+        """Note that events cannot be received."""
+        self._notes["events"] = f"no events received: {why}"
         self.settled.set()
 
     def asked(self, refusal: str | None) -> None:
-        """Note whether the workers could be asked to announce themselves."""
+        """Note whether workers could be asked for their status."""
         self._notes.pop("asking", None)
         if refusal is not None:
             self._notes["asking"] = refusal
@@ -114,7 +111,7 @@ class _StatusProbe:
             self._asked_s = time.monotonic()
 
     async def status(self) -> StatusReport:
-        """Ask everybody. Raises ``BrokerError`` when the broker is out of reach."""
+        """Ask all sources. Raises ``BrokerError`` if the broker is unreachable."""
         of_tiers = map(tier_queue, self._tiers or ())
         depths = await self._inspection.depths((GENERATE, DEAD_LETTER, UNROUTED, *of_tiers))
         declared = depths[GENERATE] is not None
@@ -127,7 +124,7 @@ class _StatusProbe:
             tiers=self._tiers,
             asked_s=self._asked_s,
             monitored=await self._monitored() if declared else None,
-            heard=self._heard,
+            observed=self._observed,
             now_s=time.monotonic(),
         )
         return status_of(seen, (*self._notes.values(), *(() if declared else (_UNDECLARED,))))
@@ -137,54 +134,54 @@ class _StatusProbe:
             return None
         try:
             found = await self._monitor.request_queue()
-        except BrokerError as fault:
-            self._notes["monitor"] = describe(fault)
+        except BrokerError as error:
+            self._notes["monitor"] = describe(error)
             return None
         self._notes.pop("monitor", None)
         return found
 
 
 @asynccontextmanager
-async def _looking(settings: BrokerSettings, tiers: tuple[str, ...] | None) -> AsyncIterator[_StatusProbe]:
+async def _probe(settings: BrokerSettings, tiers: tuple[str, ...] | None) -> AsyncIterator[_StatusProbe]:
     async with AsyncExitStack() as stack:
         inspection = await stack.enter_async_context(BrokerInspection(settings, _NAME))
         monitor = await stack.enter_async_context(ManagementClient(settings)) if settings.management_url else None
-        look = _StatusProbe(settings, tiers, inspection, monitor)
-        # At first, so that no queue is made for listening where there is nothing to listen to.
-        await look.status()
-        listening = asyncio.create_task(_listen(settings, look), name="listen")
+        probe = _StatusProbe(settings, tiers, inspection, monitor)
+        # Before subscribing, so that no subscriber queue is declared on an empty broker.
+        await probe.status()
+        listening = asyncio.create_task(_listen(settings, probe), name="listen")
         try:
-            await look.settled.wait()
-            yield look
+            await probe.settled.wait()
+            yield probe
         finally:
             listening.cancel()
             await asyncio.wait({listening})
 
 
-async def _listen(settings: BrokerSettings, look: _StatusProbe) -> None:
-    """Hear events until cancelled; a user who may not is told so, and the rest goes on."""
-    await look.declared.wait()
+async def _listen(settings: BrokerSettings, probe: _StatusProbe) -> None:
+    """Count events until cancelled. A login without the permission gets a note and everything else."""
+    await probe.declared.wait()
     try:
         async with Client(settings.every_url.get_secret_value()) as client, client.subscribe() as events:
-            look.listens()
-            async with _asking(client, look):
+            probe.subscribed()
+            async with _asking(client, probe):
                 async for event in events:
-                    look.hear(event)
+                    probe.add(event)
     except ClientError as error:
-        look.is_deaf(str(error))
+        probe.cannot_subscribe(str(error))
 
 
 @asynccontextmanager
-async def _asking(client: Client, look: _StatusProbe) -> AsyncIterator[None]:
-    """Let the workers announce themselves again and again: what they have in hand changes all the time."""
+async def _asking(client: Client, probe: _StatusProbe) -> AsyncIterator[None]:
+    """Ask the workers for their status repeatedly: the number of running jobs changes all the time."""
 
     async def ask() -> None:
         while True:
             try:
                 await client.call_roll()
-                look.asked(None)
+                probe.asked(None)
             except ClientError as error:
-                look.asked(str(error))
+                probe.asked(str(error))
             await asyncio.sleep(ASK_EVERY_S)
 
     asking = asyncio.create_task(ask(), name="ask")
@@ -196,28 +193,28 @@ async def _asking(client: Client, look: _StatusProbe) -> AsyncIterator[None]:
             await asking
 
 
-async def _once(look: _StatusProbe, order: StatusOptions) -> None:
-    answer = await look.status()
-    if order.as_json:
-        sys.stdout.write(answer.model_dump_json(indent=2) + "\n")
+async def _once(probe: _StatusProbe, options: StatusOptions) -> None:
+    report = await probe.status()
+    if options.as_json:
+        sys.stdout.write(report.model_dump_json(indent=2) + "\n")
     else:
-        Console(highlight=False).print(picture(answer))
+        Console(highlight=False).print(table(report))
 
 
-async def _watch(look: _StatusProbe, order: StatusOptions, note: Console) -> None:
-    """Show it again and again; a broker that goes away is waited for."""
-    with drawing(Console(highlight=False)) as draw:
+async def _watch(probe: _StatusProbe, options: StatusOptions, note: Console) -> None:
+    """Show the status repeatedly, and keep trying while the broker is unreachable."""
+    with live_display(Console(highlight=False)) as draw:
         while True:
             try:
-                answer = await look.status()
-            except BrokerError as fault:
-                text = f"the broker is out of reach: {describe(fault)}; trying again. Ctrl-C ends"
-                note.print(text, style="red", markup=False) if order.as_json else draw(text)
+                report = await probe.status()
+            except BrokerError as error:
+                text = f"broker unreachable: {describe(error)}; retrying. Press Ctrl-C to stop"
+                print_error(text, note) if options.as_json else draw(text)
             else:
-                _print_line(answer) if order.as_json else draw(picture(answer))
-            await asyncio.sleep(order.every_s)
+                _print_line(report) if options.as_json else draw(table(report))
+            await asyncio.sleep(options.every_s)
 
 
-def _print_line(answer: StatusReport) -> None:
-    sys.stdout.write(answer.model_dump_json() + "\n")
+def _print_line(report: StatusReport) -> None:
+    sys.stdout.write(report.model_dump_json() + "\n")
     sys.stdout.flush()

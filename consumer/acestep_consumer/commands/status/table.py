@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``status`` for eyes."""
+"""Formats the report of ``status`` for a terminal."""
 
 from collections.abc import Iterator
 
@@ -9,20 +9,24 @@ from rich.table import Table
 from rich.text import Text
 
 from acestep_consumer.commands.status.report import PacePart, StatusReport, TierQueuePart, WorkerPart
-from acestep_consumer.commands.terminal import UNKNOWN, number, seconds
+from acestep_consumer.commands.terminal import UNKNOWN, bullet_list, number, plural, seconds
 
 _FULL, _NEARLY_FULL = 1.0, 0.8
 
 
-def picture(status: StatusReport) -> RenderableType:
-    """Return the answer as a picture for a terminal."""
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="cyan", no_wrap=True)
-    table.add_column(overflow="fold")
+def table(status: StatusReport) -> RenderableType:
+    """Return the report as tables, with notes below."""
+    summary = Table(box=None, show_header=False, pad_edge=False)
+    summary.add_column(style="cyan", no_wrap=True)
+    summary.add_column(overflow="fold")
     for name, text in _rows(status):
-        table.add_row(name, text)
-    notes = (Text(f"- {note}", style="yellow") for note in status.notes)
-    return Group(table, *([_workers(status.workers)] if status.workers else []), *notes)
+        summary.add_row(name, text)
+    parts: list[RenderableType] = [summary]
+    if status.workers:
+        parts.append(_workers(status.workers))
+    if status.notes:
+        parts.append(bullet_list(status.notes))
+    return Group(*parts)
 
 
 def _rows(status: StatusReport) -> Iterator[tuple[str, Text | str]]:
@@ -30,68 +34,78 @@ def _rows(status: StatusReport) -> Iterator[tuple[str, Text | str]]:
     yield "broker", f"RabbitMQ {status.version or ''} at {status.broker}, {status.time.astimezone():%H:%M:%S}"
     yield "waiting", _waiting(queue.ready, queue.limit)
     if status.tiers is not None:
-        yield "sent on, waiting", _sent_on(status.tiers)
-    yield "in workers' hands", _in_hand(status)
+        yield "forwarded", _forwarded(status.tiers)
+    yield "in progress", _in_progress(status)
     yield "workers", _count(status)
-    bound = UNKNOWN if queue.bound is None else f"{queue.bound:,}"
-    sent_on = "" if status.tiers is None else f"; {queue.limit:,} more for each tier that is sent something"
-    yield "accepted at most", f"{bound} = limit {queue.limit:,} (from the {queue.limit_from}) + all prefetch{sent_on}"
+    yield "capacity", _capacity(status)
     yield "throughput", _throughput(status.pace)
-    yield "queue empty in", _eta(status)
+    yield "backlog", _backlog(status)
     dead = status.dead_letters
     yield "dead letters", Text(f"{dead:,}; see acestep-consumer dead list", style="yellow") if dead else "0"
-    yield "unrouted events", f"{status.unrouted_events:,} kept"
+    unrouted = status.unrouted_events
+    yield "unrouted events", f"{unrouted:,}" + ", kept; harmless: no subscriber was connected" * bool(unrouted)
 
 
 def _waiting(ready: int, limit: int) -> Text:
     fullness = ready / limit if limit else _FULL
     style = "bold red" if fullness >= _FULL else "yellow" if fullness >= _NEARLY_FULL else "green"
-    refused = "; producers are refused" if fullness >= _FULL else ""
-    return Text(f"{ready:,} of {limit:,}{refused}", style=style)
+    full = "; full, further requests are rejected" if fullness >= _FULL else ""
+    return Text(f"{ready:,} of {limit:,}{full}", style=style)
 
 
-def _sent_on(tiers: tuple[TierQueuePart, ...]) -> str:
-    return ", ".join(f"{part.ready:,} for {part.tier}" for part in tiers) or "0"
+def _forwarded(tiers: tuple[TierQueuePart, ...]) -> str:
+    return ", ".join(f"{part.ready:,} waiting for {part.tier}" for part in tiers) or "none waiting"
 
 
-def _in_hand(status: StatusReport) -> str:
-    """The broker's count stands alone; what workers say of themselves is named as that."""
-    queue, told = status.queue, [each.in_hand for each in status.workers if each.in_hand is not None]
+def _in_progress(status: StatusReport) -> str:
+    """Format the broker's count, or that of the workers, which is named as such."""
+    queue, reported = status.queue, [each.in_hand for each in status.workers if each.in_hand is not None]
     if queue.unacked is None:
-        answered = f"{len(told)} answered for {queue.consumers} consumer{'' if queue.consumers == 1 else 's'}"
-        return f"at least {sum(told):,} ({answered})" if told else UNKNOWN
-    return f"{queue.unacked:,}" + " (as the workers say)" * (queue.unacked_from == "workers")
+        answered = f"reported by {plural(len(reported), 'worker')} of {plural(queue.consumers, 'consumer')}"
+        return f"at least {sum(reported):,} ({answered})" if reported else UNKNOWN
+    return f"{queue.unacked:,}" + " (reported by workers)" * (queue.unacked_from == "workers")
 
 
 def _count(status: StatusReport) -> Text:
     consumers = status.queue.consumers
     if not consumers:
-        return Text("none: nobody takes requests", style="bold red" if status.queue.ready else "yellow")
-    named = len(status.workers)
-    return Text(f"{named} seen, " * bool(named) + f"{consumers} consumer{'' if consumers == 1 else 's'}")
+        return Text("none: no requests are taken", style="bold red" if status.queue.ready else "yellow")
+    responding = f"{len(status.workers)} responding, " * bool(status.workers)
+    return Text(f"{responding}{plural(consumers, 'consumer')} on the queue")
+
+
+def _capacity(status: StatusReport) -> str:
+    queue = status.queue
+    source = "broker" if queue.limit_from == "broker" else "ACESTEP_QUEUE_MAXSIZE"
+    limit = f"queue limit {queue.limit:,} (from {'the ' * (source == 'broker')}{source})"
+    prefetch = UNKNOWN if queue.bound is None else f"{queue.bound - queue.limit:,}"
+    bound = UNKNOWN if queue.bound is None else f"{queue.bound:,}"
+    tiers = "" if status.tiers is None else f"; {queue.limit:,} more for each tier"
+    return f"{bound} = {limit} + prefetch {prefetch}{tiers}"
 
 
 def _throughput(pace: PacePart) -> str:
     if pace.jobs_a_minute is None:
-        return f"{UNKNOWN} (no job ended in the {seconds(pace.heard_s)} of listening)"
-    source = "the broker's last minutes" if pace.source == "broker" else f"{seconds(pace.heard_s)} of listening"
-    job = "" if pace.job_s is None else f", {seconds(pace.job_s)} a job"
-    return f"{number(pace.jobs_a_minute)} jobs a minute{job} (from {source})"
+        return f"{UNKNOWN} (no job ended in {seconds(pace.heard_s)})"
+    period = "in the last minutes" if pace.source == "broker" else f"in {seconds(pace.heard_s)}"
+    job = "" if pace.job_s is None else f", {seconds(pace.job_s)} per job"
+    return f"{number(pace.jobs_a_minute)} jobs per minute {period}{job}"
 
 
-def _eta(status: StatusReport) -> str:
+def _backlog(status: StatusReport) -> str:
     if status.eta_s == 0:
-        return "now"
+        return "none"
     return "about " + seconds(status.eta_s) if status.eta_s is not None else UNKNOWN
 
 
 def _workers(workers: tuple[WorkerPart, ...]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("worker", "state", "in hand", "prefetch", "tier", "VRAM GB", "models"):
-        table.add_column(column, style="cyan" if column == "worker" else "", overflow="fold")
+    found = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in ("worker", "state", "tier", "GB", "jobs", "models"):
+        found.add_column(column, style="cyan" if column == "worker" else "", overflow="fold")
     for each in workers:
         vram = UNKNOWN if each.vram_gb is None else f"{each.vram_gb:.1f}"
-        models = ", ".join(each.models) or UNKNOWN
-        hands = number(each.in_hand), number(each.prefetch)
-        table.add_row(each.worker_id, each.state or UNKNOWN, *hands, each.tier or UNKNOWN, vram, models)
-    return table
+        jobs = f"{number(each.in_hand)} of {number(each.prefetch)}"
+        # One model a line: a name that is broken in the middle cannot be copied.
+        models = "\n".join(each.models) or UNKNOWN
+        found.add_row(each.worker_id, each.state or UNKNOWN, each.tier or UNKNOWN, vram, jobs, models)
+    return found

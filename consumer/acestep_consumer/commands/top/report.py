@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``top`` shows of one worker, from its page of metrics. Pure; ``--json`` prints it as it is.
+"""The report of ``top`` on one worker, calculated from its metrics. Pure; ``--json`` prints it unchanged.
 
-A family that a worker does not have, because it is older or newer than this program, leaves its value at None.
+A value is None if the worker does not export its family: it may be of another version.
 """
 
 from collections import deque
@@ -17,7 +17,7 @@ WINDOW_S: Final = 60.0
 
 
 class MetricsUnreadable(Exception):
-    """What was read is no page of a worker's metrics."""
+    """The text is not a worker's metrics."""
 
 
 class _TopPart(BaseModel):
@@ -25,7 +25,7 @@ class _TopPart(BaseModel):
 
 
 class JobsPart(_TopPart):
-    """Jobs: in hand, how many may be, and those that ended, by state."""
+    """Jobs: running, most that may run, and ended ones by state."""
 
     in_hand: int | None
     workers: int | None
@@ -33,7 +33,7 @@ class JobsPart(_TopPart):
 
 
 class SongRatesPart(_TopPart):
-    """Songs: in all, and a minute of late. ``times_real_time``: seconds of audio made in a second."""
+    """Rendered songs: total, and per minute lately. ``times_real_time``: seconds of audio rendered per second."""
 
     total: int | None
     a_minute: float | None
@@ -41,7 +41,7 @@ class SongRatesPart(_TopPart):
 
 
 class DevicePart(_TopPart):
-    """The renderer's device. ``busy``: share of the last minute, 0 to 1; memory in bytes."""
+    """The renderer's device. ``busy``: share of the last minute, 0 to 1, counted when work ends; memory in bytes."""
 
     busy: float | None
     vram_used: float | None
@@ -52,7 +52,7 @@ class DevicePart(_TopPart):
 
 
 class StoragePart(_TopPart):
-    """The line to S3: bytes in all, bytes a second of late, tries after the first, whether work waits for it."""
+    """S3 traffic: total bytes, bytes per second lately, retries, and whether jobs wait for storage."""
 
     sent: float | None
     received: float | None
@@ -63,14 +63,14 @@ class StoragePart(_TopPart):
 
 
 class TopReport(_TopPart):
-    """The whole answer.
+    """The whole report.
 
     Attributes:
-        status: what the worker says of its readiness.
-        checks: its conditions, by name.
+        status: the worker's readiness.
+        checks: its readiness checks, by name.
         restarts: of its engine processes, by name.
         stages_s: mean seconds of a job's stages, since the worker's start.
-        window_s: the time that what is said to be "of late" was counted over, seconds.
+        window_s: seconds over which rates are counted.
     """
 
     url: str
@@ -87,18 +87,18 @@ class TopReport(_TopPart):
 
 @dataclass(frozen=True, slots=True)
 class MetricsPage:
-    """A page of metrics as it was at ``read_s``, seconds of any steady clock."""
+    """Metrics as they were at ``read_s``, seconds of a monotonic clock."""
 
     families: Mapping[str, Metric]
     read_s: float
 
     def value(self, name: str) -> float | None:
-        """Return the sum of a family's samples, whatever their labels; None where there are none."""
+        """Return the sum of a family's samples over all labels; None if there are none."""
         found = list(self.by(name).values())
         return sum(found) if found else None
 
     def by(self, name: str, label: str | None = None) -> dict[str, float]:
-        """Return a family's samples by one label, summed over the others. ``name`` is the samples' own."""
+        """Return a family's samples by one label, summed over the others. ``name`` is that of the samples."""
         totals: dict[str, float] = {}
         family = self.families.get(name) or self.families.get(name.removesuffix("_total"))
         for sample in family.samples if family else ():
@@ -108,7 +108,7 @@ class MetricsPage:
         return totals
 
     def means(self, name: str, label: str) -> dict[str, float]:
-        """Return the mean of a histogram by one label."""
+        """Return the means of a histogram, by one label."""
         family = self.families.get(name)
         sums, counts = {}, {}
         for sample in family.samples if family else ():
@@ -120,28 +120,28 @@ class MetricsPage:
 
 
 def read_page(text: str, now_s: float) -> MetricsPage:
-    """Parse a page in Prometheus's text format.
+    """Parse metrics in Prometheus's text format.
 
     Raises:
-        PageUnreadable: it is none, or not a worker's.
+        MetricsUnreadable: it is another format, or not a worker's.
     """
     try:
         families = {family.name: family for family in text_string_to_metric_families(text)}
     except ValueError as error:
-        raise MetricsUnreadable("its /metrics is not in Prometheus's format") from error
+        raise MetricsUnreadable("its /metrics is not in Prometheus's text format") from error
     if not any(name.startswith("acestep_") for name in families):
-        raise MetricsUnreadable("its /metrics has no acestep_ family: is it a worker of this program?")
+        raise MetricsUnreadable("its /metrics has no acestep_ metrics: is it an acestep-consumer worker?")
     return MetricsPage(families, now_s)
 
 
 class MetricsHistory:
-    """The pages of the last minute: what counts upwards becomes a rate."""
+    """The metrics of the last minute, for the rates of counters."""
 
     def __init__(self) -> None:
         self._pages: deque[MetricsPage] = deque()
 
     def add(self, page: MetricsPage) -> None:
-        """Keep a page. After a restart counters begin at 0 again, and so does the window."""
+        """Keep a page. If a counter went back, the worker was restarted, and the window starts over."""
         if self._pages and _went_back(self._pages[-1], page):
             self._pages.clear()
         self._pages.append(page)
@@ -150,45 +150,45 @@ class MetricsHistory:
 
     @property
     def window_s(self) -> float:
-        """Seconds between the first page and the last."""
+        """Seconds between the first and the last page."""
         return self._pages[-1].read_s - self._pages[0].read_s if self._pages else 0.0
 
     def rate(self, name: str) -> float | None:
-        """Return how much a counter grew a second; None while there is one page, or no such counter."""
+        """Return a counter's growth per second; None with a single page, or without such a counter."""
         if not self.window_s:
             return None
         before, now = self._pages[0].value(name), self._pages[-1].value(name)
         return None if before is None or now is None else (now - before) / self.window_s
 
 
-def top_of(url: str, page: MetricsPage, recorder: MetricsHistory, readiness: Mapping[str, object]) -> TopReport:
-    """Put together what the pages tell. ``readiness`` is the body of ``/readyz``; empty where there is none."""
+def top_of(url: str, page: MetricsPage, history: MetricsHistory, readiness: Mapping[str, object]) -> TopReport:
+    """Calculate the report. ``readiness`` is the body of ``/readyz``; empty if it has none."""
     checks = readiness.get("checks")
-    told = readiness.get("status")
+    state = readiness.get("status")
     return TopReport(
         url=url,
-        status="ready" if told == "ready" else "not ready" if told == "not ready" else "unknown",
+        status="ready" if state == "ready" else "not ready" if state == "not ready" else "unknown",
         checks={str(name): bool(holds) for name, holds in checks.items()} if isinstance(checks, dict) else {},
         jobs=JobsPart(
             in_hand=_whole(page.value("acestep_in_hand")),
             workers=_whole(page.value("acestep_workers")),
             ended={state: int(count) for state, count in page.by("acestep_jobs_total", "state").items()},
         ),
-        songs=_songs(page, recorder),
+        songs=_songs(page, history),
         device=_device(page),
         restarts={name: int(count) for name, count in page.by("acestep_engine_restarts_total", "engine").items()},
-        storage=_storage(page, recorder),
+        storage=_storage(page, history),
         stages_s=page.means("acestep_stage_seconds", "stage"),
-        window_s=round(recorder.window_s, 1),
+        window_s=round(history.window_s, 1),
     )
 
 
-def _songs(page: MetricsPage, recorder: MetricsHistory) -> SongRatesPart:
-    rate = recorder.rate("acestep_songs_total")
+def _songs(page: MetricsPage, history: MetricsHistory) -> SongRatesPart:
+    rate = history.rate("acestep_songs_total")
     return SongRatesPart(
         total=_whole(page.value("acestep_songs_total")),
         a_minute=None if rate is None else round(60 * rate, 2),
-        times_real_time=_rounded(recorder.rate("acestep_audio_seconds_total")),
+        times_real_time=_rounded(history.rate("acestep_audio_seconds_total")),
     )
 
 
@@ -204,13 +204,13 @@ def _device(page: MetricsPage) -> DevicePart:
     )
 
 
-def _storage(page: MetricsPage, recorder: MetricsHistory) -> StoragePart:
+def _storage(page: MetricsPage, history: MetricsHistory) -> StoragePart:
     away = page.value("acestep_s3_away")
     return StoragePart(
         sent=page.value("acestep_s3_sent_bytes_total"),
         received=page.value("acestep_s3_received_bytes_total"),
-        sent_per_s=_rounded(recorder.rate("acestep_s3_sent_bytes_total")),
-        received_per_s=_rounded(recorder.rate("acestep_s3_received_bytes_total")),
+        sent_per_s=_rounded(history.rate("acestep_s3_sent_bytes_total")),
+        received_per_s=_rounded(history.rate("acestep_s3_received_bytes_total")),
         retries=_whole(page.value("acestep_s3_retries_total")),
         away=None if away is None else bool(away),
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``top`` for eyes: one worker as a panel of rows."""
+"""Formats the report of ``top`` for a terminal."""
 
 from collections.abc import Iterator
 
@@ -8,21 +8,21 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from acestep_consumer.commands.terminal import UNKNOWN, number, seconds, share, size
+from acestep_consumer.commands.terminal import UNKNOWN, number, plural, seconds, share, size
 from acestep_consumer.commands.top.report import DevicePart, JobsPart, StoragePart, TopReport
 
 _BAR_WIDTH = 24
 
 
-def picture(top: TopReport) -> RenderableType:
-    """Return the worker as a picture for a terminal."""
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="cyan", no_wrap=True)
-    table.add_column(width=_BAR_WIDTH)
-    table.add_column(overflow="fold")
+def table(top: TopReport) -> RenderableType:
+    """Return the report: address and readiness, and below them a row for each figure."""
+    rows = Table(box=None, show_header=False, pad_edge=False)
+    rows.add_column(style="cyan", no_wrap=True)
+    rows.add_column(width=_BAR_WIDTH)
+    rows.add_column(overflow="fold")
     for name, filled, text in _rows(top):
-        table.add_row(name, _bar(filled), text)
-    return Group(_head(top), table)
+        rows.add_row(name, _bar(filled), text)
+    return Group(_head(top), rows)
 
 
 def _head(top: TopReport) -> Text:
@@ -34,16 +34,17 @@ def _head(top: TopReport) -> Text:
 
 def _rows(top: TopReport) -> Iterator[tuple[str, float | None, str]]:
     jobs, songs, device = top.jobs, top.songs, top.device
-    yield "jobs in hand", _of(jobs.in_hand, jobs.workers), f"{number(jobs.in_hand)} of {number(jobs.workers)}"
-    yield "device busy", device.busy, f"{share(device.busy)} of the last minute"
+    yield "running jobs", _of(jobs.in_hand, jobs.workers), f"{number(jobs.in_hand)} of {number(jobs.workers)}"
+    # The renderer counts a step or a decode when it ends: on a CPU one can take longer than a minute.
+    yield "device busy", device.busy, f"{share(device.busy)} in the last minute (finished steps)"
     used, limit = device.vram_used, device.vram_limit
     yield "device memory", _of(used, limit), f"{size(used)} of {size(limit)}"
-    yield "pack", None, _pack(device)
-    late = f"of late ({seconds(top.window_s)})" if top.window_s else "of late"
-    yield "songs a minute", None, f"{number(songs.a_minute)} {late}; {number(songs.total)} in all"
-    yield "audio", None, f"{number(songs.times_real_time)} s a second"
-    yield "ended", None, _ended(jobs)
-    yield "stages", None, ", ".join(f"{stage} {seconds(mean)}" for stage, mean in top.stages_s.items()) or UNKNOWN
+    yield "batch", None, _batch(device)
+    period = f"in the last {seconds(top.window_s)}" if top.window_s else "lately"
+    yield "songs rendered", None, f"{number(songs.a_minute)} per minute {period}, {number(songs.total)} total"
+    yield "audio rendered", None, f"{number(songs.times_real_time)} s per second"
+    yield "jobs ended", None, _ended(jobs)
+    yield "mean stage", None, ", ".join(f"{stage} {seconds(mean)}" for stage, mean in top.stages_s.items()) or UNKNOWN
     restarts = ", ".join(f"{engine} {count}" for engine, count in top.restarts.items())
     yield "engine restarts", None, restarts or UNKNOWN
     yield "S3", None, _storage(top.storage)
@@ -59,9 +60,10 @@ def _of(part: float | None, whole: float | None) -> float | None:
     return part / whole if part is not None and whole else None
 
 
-def _pack(device: DevicePart) -> str:
-    text = f"{number(device.pack_songs)} songs, {number(device.pack_tokens)} tokens in the last step"
-    return f"{text}; memory was short {device.squeezes} times" if device.squeezes else text
+def _batch(device: DevicePart) -> str:
+    songs = UNKNOWN if device.pack_songs is None else plural(device.pack_songs, "song")
+    text = f"{songs}, {number(device.pack_tokens)} tokens in the last step"
+    return f"{text}; short of memory {plural(device.squeezes, 'time')}" if device.squeezes else text
 
 
 def _ended(jobs: JobsPart) -> str:
@@ -69,7 +71,7 @@ def _ended(jobs: JobsPart) -> str:
 
 
 def _storage(storage: StoragePart) -> str:
-    text = f"{size(storage.sent_per_s)}/s up, {size(storage.received_per_s)}/s down; {size(storage.sent)} up in all"
+    text = f"{size(storage.sent_per_s)}/s up, {size(storage.received_per_s)}/s down, {size(storage.sent)} up in total"
     if storage.retries:
         text = f"{text}; {storage.retries:,} retries"
-    return f"{text}; OUT OF REACH, work waits" if storage.away else text
+    return f"{text}; UNREACHABLE, jobs wait" if storage.away else text

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The planner process: ``python -m acestep_consumer.engine.planner FD``, started by the supervisor with a socket as FD.
+"""The planner process: ``python -m acestep_consumer.engine.planner FD``; FD is a socket to the supervisor.
 
-One event loop does it all: between two steps of the language model it reads the pipe, starts newcomers and answers.
-As with the renderer, the pipe's end is the signal to leave, and other signals are left to the parent.
+One event loop does everything: between two steps of the language model it reads the pipe, starts requests and answers.
+As the renderer, it ends when the pipe closes and leaves signals to its parent.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from acestep_consumer.engine.messages import (
     Unusable,
 )
 
-EXIT_UNUSABLE, EXIT_ENGINE_DEAD = 3, 4
+EXIT_UNUSABLE, EXIT_BACKEND_FAILED = 3, 4
 
 log = structlog.get_logger()
 
@@ -40,41 +40,41 @@ class PlannerPipe:
         self._reader = reader
         self._writer = writer
 
-    async def hear(self) -> ToEngine:
-        """Wait for the next message; leave when the parent is gone."""
+    async def receive(self) -> ToEngine:
+        """Wait for the next message; exit when the pipe closes."""
         try:
             payload = await framing.read(self._reader)
         except (asyncio.IncompleteReadError, ConnectionError):
-            leave(0)
+            exit_now(0)
         return TO_ENGINE.validate_json(payload)
 
-    def say(self, message: FromEngine) -> None:
+    def send(self, message: FromEngine) -> None:
         """Send one message."""
         self._writer.write(framing.pack(FROM_ENGINE.dump_json(message)))
 
     async def flush(self) -> None:
-        """Wait until everything said has left."""
+        """Wait until all messages are written to the pipe."""
         with suppress(ConnectionError):
             await self._writer.drain()
 
 
 async def main() -> None:
-    """Load what the first message says, then serve until the pipe ends."""
+    """Load the model of the first message, then serve requests until the pipe closes."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     pipe = PlannerPipe(*await asyncio.open_unix_connection(sock=socket.socket(fileno=int(sys.argv[1]))))
-    configure = await pipe.hear()
+    configure = await pipe.receive()
     assert isinstance(configure, ConfigurePlanner)  # noqa: S101 - the supervisor's first message
     set_up_logs(configure.log_level, "json" if configure.log_json else "console")
     await serve(pipe, configure)
 
 
 async def serve(pipe: PlannerPipe, configure: ConfigurePlanner) -> None:
-    """Load the model and have orders written."""
-    pipe.say(Loading(what=f"loading {configure.model}"))
+    """Load the model, warm it up, and answer requests."""
+    pipe.send(Loading(step=f"loading {configure.model}"))
     await pipe.flush()
     try:
-        # Not at the top: torch takes seconds and may be missing, and the parent must hear of either.
+        # Not at the top: torch takes seconds and may be missing, and the parent must be informed of either.
         from acestep_consumer.engine.planner.engine_loop import EngineLoop  # noqa: PLC0415 - see above
         from acestep_consumer.engine.planner.loading import LmUnusable, load  # noqa: PLC0415
         from acestep_consumer.engine.planner.planning import SongPlanner  # noqa: PLC0415
@@ -85,33 +85,33 @@ async def serve(pipe: PlannerPipe, configure: ConfigurePlanner) -> None:
         loaded = load(configure)
     except LmUnusable as error:
         await refuse(pipe, str(error))
-    desk = EngineLoop(loaded.backend)
-    stepping = asyncio.create_task(desk.run(), name="steps")
+    engine_loop = EngineLoop(loaded.backend)
+    stepping = asyncio.create_task(engine_loop.run(), name="steps")
     stepping.add_done_callback(on_steps_ended)
-    writer = SongPlanner(desk, loaded.tokens)
-    await writer.warm_up()
-    service = PlannerService(writer, pipe.say)
-    pipe.say(Ready(report=loaded.report))
+    planner = SongPlanner(engine_loop, loaded.tokens)
+    await planner.warm_up()
+    service = PlannerService(planner, pipe.send)
+    pipe.send(Ready(report=loaded.report))
     while True:
-        service.take(await pipe.hear())
+        service.handle(await pipe.receive())
 
 
 async def refuse(pipe: PlannerPipe, reason: str) -> NoReturn:
-    """Say why this can never work, and leave."""
-    pipe.say(Unusable(reason=reason))
+    """Report why this can never work, and exit."""
+    pipe.send(Unusable(reason=reason))
     await pipe.flush()
-    leave(EXIT_UNUSABLE)
+    exit_now(EXIT_UNUSABLE)
 
 
 def on_steps_ended(task: "asyncio.Task[None]") -> None:
-    """The backend died: let the supervisor start another process."""
+    """End the process after the backend failed; the supervisor starts another."""
     if not task.cancelled():
-        log.error("the language model's engine died", exc_info=task.exception())
-        leave(EXIT_ENGINE_DEAD)
+        log.error("the language model's backend failed", exc_info=task.exception())
+        exit_now(EXIT_BACKEND_FAILED)
 
 
-def leave(code: int) -> NoReturn:
-    """End now: the device frees what it holds with the process."""
+def exit_now(code: int) -> NoReturn:
+    """Exit without clean-up: the device's memory is freed with the process."""
     sys.stderr.flush()
     os._exit(code)
 

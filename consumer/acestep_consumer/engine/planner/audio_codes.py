@@ -18,7 +18,7 @@ def code(number: int) -> str:
     return f"<|audio_code_{number}|>"
 
 
-def harmless(text: str) -> str:
+def without_control_tokens(text: str) -> str:
     """The same text for a reader, but none of its words is a control token, and it can be encoded as UTF-8.
 
     A caption that says ``<|im_end|>`` would end its own message, and one with ``</think>`` the model's thoughts.

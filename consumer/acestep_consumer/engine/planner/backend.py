@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a language model backend does: writes many sequences at once, a token each per step.
+"""The interface of language model backends, which generate many sequences together, one token each per step.
 
-Both backends have this shape, and nothing above it knows which one runs. A backend is driven from one thread.
+Nothing above this interface knows which backend runs. A backend is called from one thread.
 """
 
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How tokens are chosen. ``cfg_scale`` 1, ``top_k`` 0, ``top_p`` 1 and ``repetition_penalty`` 1 are off.
+    """Sampling parameters. ``cfg_scale`` 1, ``top_k`` 0, ``top_p`` 1 and ``repetition_penalty`` 1 are off.
 
-    ``temperature`` 0 takes the likeliest token. The same seed gives the same tokens, whatever else is being written.
+    ``temperature`` 0 is greedy. The same seed gives the same tokens, whatever else is being generated.
     """
 
     seed: int
@@ -25,43 +25,44 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
-class Codes:
-    """Write exactly ``count`` audio codes and nothing else."""
+class CodeConstraint:
+    """Generate exactly ``count`` audio codes and nothing else."""
 
     count: int
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
-    """Write text that ``grammar`` (EBNF in the form that xgrammar takes) accepts, to its end; None is free text.
+class TextConstraint:
+    """Generate text that ``grammar`` (EBNF as xgrammar reads it) accepts, to its end; None is free text.
 
-    At most ``max_tokens``, the end's own among them; text that is not at its end then is an error, or with ``cut`` as
-    good as it is.
+    At most ``max_tokens``, including the end token. Text that has not ended by then is an error, or is returned as it
+    is with ``truncate``.
     """
 
     grammar: str | None
     max_tokens: int
-    cut: bool = False
+    truncate: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """One sequence to write. ``unconditional`` is the other prompt of classifier-free guidance, when it is on."""
+    """One sequence to generate. ``unconditional`` is the other prompt of classifier-free guidance, when it is on."""
 
     prompt: tuple[int, ...]
     unconditional: tuple[int, ...] | None
-    constraint: Codes | Text
+    constraint: CodeConstraint | TextConstraint
     sampling: Sampling
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """News of one sequence: how many tokens it has, and all of them once it is done. ``error`` is public text.
+class SequenceOutput:
+    """Progress of one sequence: the count of its tokens, and all of them once it is finished.
 
-    ``out_of_step``: guidance lost its pair; what was written is void and has to be written again.
+    ``error`` is public text. ``out_of_step``: the two branches of guidance diverged; the sequence is void and has to be
+    generated again.
     """
 
-    number: int
+    sequence_id: int
     count: int
     tokens: tuple[int, ...] | None = None
     error: str | None = None
@@ -69,17 +70,17 @@ class Written:
 
 
 class Backend(Protocol):
-    """Writes sequences. Numbers are the caller's and unique among what is being written."""
+    """Generates sequences. Their ids are chosen by the caller and unique among those in progress."""
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to write."""
+        """Whether there is nothing to generate."""
 
-    def add(self, number: int, generation: Generation) -> None:
-        """Take a sequence in; it joins the others at the next step, or waits for room."""
+    def add(self, sequence_id: int, generation: Generation) -> None:
+        """Add a sequence; it joins the batch at the next step, or once there is memory for it."""
 
-    def drop(self, number: int) -> None:
-        """Forget a sequence; unknown numbers are ignored."""
+    def drop(self, sequence_id: int) -> None:
+        """Drop a sequence; unknown ids are ignored."""
 
-    def step(self) -> Sequence[Written]:
-        """Write the next token of every sequence; return news of those that moved."""
+    def step(self) -> Sequence[SequenceOutput]:
+        """Generate the next token of every sequence. Returns the progress of those that moved."""

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The planner of a worker without a language model: what the request says is the plan."""
+"""Planning without a language model: the request's own values are the plan."""
 
 from acestep_consumer.domain.job import Job, Plan, Sources
 from acestep_consumer.domain.ports import Report
 from acestep_schemas.events import Metas
 
 DEFAULT_DURATION_S = 60.0
-"""Seconds of song when neither the request nor a source audio nor codes decide; the pipeline's own default."""
+"""Duration when neither the request nor source audio nor audio codes determine it; the pipeline's own default."""
 
 
 class DirectPlanner:
-    """Implements the ``Planner`` port. Admission has refused what needs the LM already."""
+    """Implements the ``Planner`` port. Admission has already refused requests that need the language model."""
 
     async def plan(self, job: Job, sources: Sources, report: Report) -> Plan:  # noqa: ARG002 - the port's shape
         """Return the request's own metadata and codes. Never waits."""
@@ -29,7 +29,7 @@ class DirectPlanner:
 
 
 def _duration(job: Job) -> float | None:
-    """Seconds; None when the source audio or the codes have a length of their own."""
+    """Return seconds; None when source audio or audio codes determine the duration."""
     request = job.request
     if request.audio_duration is not None or request.src_audio_path or request.audio_code_string:
         return request.audio_duration

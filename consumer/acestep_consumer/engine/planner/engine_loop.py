@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One call per sequence in front of a backend that writes them all together.
+"""The loop that steps a backend on the event loop, and one call per sequence in front of it.
 
-The backend is stepped on the event loop, and between two steps the loop reads the pipe and starts newcomers: both
-sequences of a guidance pair therefore enter between the same two steps.
+Between two steps the event loop reads the pipe and starts new calls: both sequences of a guidance pair therefore join
+between the same two steps.
 """
 
 import asyncio
@@ -13,73 +13,75 @@ from dataclasses import dataclass
 import structlog
 
 from acestep_consumer.domain.errors import PlanFailed
-from acestep_consumer.engine.planner.backend import Backend, Generation, Written
+from acestep_consumer.engine.planner.backend import Backend, Generation, SequenceOutput
 
-MAX_REWRITES = 3
+MAX_RETRIES = 3
 
 log = structlog.get_logger()
 
 
 @dataclass(slots=True)
 class _OpenSequence:
-    answer: asyncio.Future[Written]
-    told: Callable[[int], None]
+    result: asyncio.Future[SequenceOutput]
+    on_progress: Callable[[int], None]
 
 
 class EngineLoop:
-    """Takes sequences to a backend and brings back what was written. ``run`` must be running."""
+    """Generates sequences on a backend for any number of callers. ``run`` must be running."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._numbers = itertools.count(1)
+        self._ids = itertools.count(1)
         self._open: dict[int, _OpenSequence] = {}
         self._work = asyncio.Event()
 
-    async def write(self, generation: Generation, told: Callable[[int], None] = lambda _: None) -> tuple[int, ...]:
-        """Return the tokens of one sequence; ``told`` hears how many there are so far.
+    async def generate(
+        self, generation: Generation, on_progress: Callable[[int], None] = lambda _: None
+    ) -> tuple[int, ...]:
+        """Return the tokens of one sequence; ``on_progress`` gets their count so far.
 
-        A sequence whose guidance pair fell out of step is void; it is written again, never finished without guidance.
+        A sequence whose guidance branches diverged is void: it is generated again, never finished without guidance.
 
         Raises:
-            PlanFailed: the backend cannot write it.
+            PlanFailed: the backend cannot generate it.
         """
-        for _ in range(1 + MAX_REWRITES):
-            written = await self._write_once(generation, told)
-            if written.tokens is not None:
-                return written.tokens
-            if not written.out_of_step:
-                raise PlanFailed(f"the language model could not write this: {written.error}")
-            log.warning("guidance pair out of step, written again", tokens_lost=written.count)
-        raise PlanFailed(f"guidance fell out of step {1 + MAX_REWRITES} times")
+        for _ in range(1 + MAX_RETRIES):
+            output = await self._generate_once(generation, on_progress)
+            if output.tokens is not None:
+                return output.tokens
+            if not output.out_of_step:
+                raise PlanFailed(f"the language model failed: {output.error}")
+            log.warning("guidance pair out of step, generating it again", tokens_lost=output.count)
+        raise PlanFailed(f"guidance fell out of step {1 + MAX_RETRIES} times")
 
     async def run(self) -> None:
-        """Step the backend while there is something to write, for ever. What the backend raises ends it."""
+        """Step the backend while there is something to generate, for ever. An exception of the backend ends it."""
         while True:
             await self._work.wait()
             while not self._backend.idle:
-                for news in self._backend.step():
-                    self._tell(news)
+                for output in self._backend.step():
+                    self._deliver(output)
                 await asyncio.sleep(0)
             self._work.clear()
 
-    async def _write_once(self, generation: Generation, told: Callable[[int], None]) -> Written:
-        number = next(self._numbers)
-        entry = self._open[number] = _OpenSequence(asyncio.get_running_loop().create_future(), told)
-        self._backend.add(number, generation)
+    async def _generate_once(self, generation: Generation, on_progress: Callable[[int], None]) -> SequenceOutput:
+        sequence_id = next(self._ids)
+        entry = self._open[sequence_id] = _OpenSequence(asyncio.get_running_loop().create_future(), on_progress)
+        self._backend.add(sequence_id, generation)
         self._work.set()
         try:
-            return await entry.answer
+            return await entry.result
         except asyncio.CancelledError:
-            self._backend.drop(number)
+            self._backend.drop(sequence_id)
             raise
         finally:
-            del self._open[number]
+            del self._open[sequence_id]
 
-    def _tell(self, news: Written) -> None:
-        entry = self._open.get(news.number)
-        if entry is None or entry.answer.done():
+    def _deliver(self, output: SequenceOutput) -> None:
+        entry = self._open.get(output.sequence_id)
+        if entry is None or entry.result.done():
             return
-        if news.tokens is None and news.error is None and not news.out_of_step:
-            entry.told(news.count)
+        if output.tokens is None and output.error is None and not output.out_of_step:
+            entry.on_progress(output.count)
         else:
-            entry.answer.set_result(news)
+            entry.result.set_result(output)

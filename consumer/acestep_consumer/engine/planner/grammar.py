@@ -1,27 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the language model may write: grammars in xgrammar's EBNF, which vLLM's structured outputs take as well.
+"""Grammars of the language model's output, in xgrammar's EBNF.
 
-They end where the answer ends, so that the only token that fits then is the end of the turn. Lyrics end when the model
-ends them.
+They end with the answer, so that only the end of the turn is allowed then. Lyrics end when the model ends them.
 
-The form of the text rules decides what they cost with 217,000 tokens. The bounded ``line`` takes seconds to compile,
-but as a rule of its own once per compiler: later grammars take a tenth of a second. Lyrics are one repeated class,
-line breaks included: tokens then fit or do not whatever came before. As a list of lines, each step takes milliseconds.
+The form of the text rules decides their cost with a vocabulary of 217,000 tokens. The bounded ``line`` takes seconds to
+compile, but as a rule of its own only once per compiler: later grammars take a tenth of a second. Lyrics are one
+repeated character class, line breaks included, so that the mask does not depend on earlier tokens. As a list of lines,
+each step would take milliseconds.
 """
 
 import json
 from collections.abc import Collection
 from typing import Final
 
-from acestep_consumer.engine.planner.metadata import FIELDS, Metadata, written
+from acestep_consumer.engine.planner.metadata import FIELDS, Metadata, to_yaml
 from acestep_consumer.policy.tiers import MAX_BPM, MAX_DURATION_S, MIN_BPM, MIN_DURATION_S
 from acestep_schemas import coerce
 
 MAX_CAPTION_LINES: Final = 10
 _NOTHING_KNOWN: Final = Metadata()
 
-# No control characters, and nothing that a tag or a code block begins or ends with: audio codes are words of the
-# vocabulary like any other, and would fit as plain text.
+# No control characters, and none that a tag or a code block begins or ends with: audio codes are ordinary tokens of the
+# vocabulary, and would match as plain text.
 _FORBIDDEN = r"\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029<>`"
 _SPACES = r" \xa0\u1680\u2000-\u200f\u202f\u205f\u3000\ufeff"
 # YAML reads a bare `no` as false, and quotes it for that reason. The model may write either.
@@ -48,10 +48,10 @@ def metadata_grammar(
     fields: Collection[str] = FIELDS,
     max_duration_s: int = MAX_DURATION_S,
 ) -> str:
-    """The metadata phase: thoughts of exactly ``fields``, ending with ``</think>``.
+    """Return the grammar of the metadata phase: thoughts of exactly ``fields``, ending with ``</think>``.
 
-    What ``fixed`` knows is written as it stands; the rest is the model's choice. ``max_duration_s`` bounds the choice
-    of a duration only.
+    Known values of ``fixed`` are literals; the others are the model's choice. ``max_duration_s`` bounds a duration that
+    the model chooses.
     """
     return f"root ::= {_thoughts(fixed, fields)}\n{_rules(max_duration_s)}"
 
@@ -62,9 +62,9 @@ def song_grammar(
     fields: Collection[str] = FIELDS,
     max_duration_s: int = MAX_DURATION_S,
 ) -> str:
-    """Sample, format and understand: the same thoughts, then lyrics under their heading to the end of the turn.
+    """Return the grammar of sample, format and understand: the same thoughts, then lyrics to the end of the turn.
 
-    Lyrics that ``fixed`` knows are written as they stand.
+    Lyrics of ``fixed`` are literals.
     """
     lyrics = "lyrics" if fixed.lyrics is None else _literal(fixed.lyrics)
     root = rf'root ::= {_thoughts(fixed, fields)} "\n\n# Lyric\n" {lyrics}'
@@ -77,11 +77,11 @@ def _thoughts(fixed: Metadata, fields: Collection[str]) -> str:
 
 
 def _field(fixed: Metadata, field: str) -> str:
-    """One line of YAML: a literal where it is fixed, else its name and the rule of that name."""
+    """Return the grammar of one line of YAML: a literal if it is fixed, else its name and the rule of that name."""
     value = getattr(fixed, field)
     if value is None:
         return f'"{field}: " {field}'
-    return _literal(written(Metadata(**{field: value})))
+    return _literal(to_yaml(Metadata(**{field: value})))
 
 
 def _rules(max_duration_s: int) -> str:
@@ -90,19 +90,19 @@ def _rules(max_duration_s: int) -> str:
 
 
 def _literal(text: str) -> str:
-    # EBNF has JSON's escapes, but not its pairs of surrogates.
+    # EBNF has JSON's escapes, but no surrogate pairs.
     return json.dumps(text, ensure_ascii=False)
 
 
 def _between(low: int, high: int) -> str:
-    """Numbers from ``low`` to ``high`` without leading zeros, by their digits."""
+    """Return the grammar of the integers from ``low`` to ``high`` without leading zeros."""
     lengths = range(len(str(low)), len(str(high)) + 1)
     parts = (_same_length(str(max(low, 10 ** (n - 1))), str(min(high, 10**n - 1))) for n in lengths)
     return " | ".join(parts)
 
 
 def _same_length(low: str, high: str) -> str:
-    """Numbers of as many digits as both ends have: the first digit's lowest, highest and those between."""
+    """Return the grammar of a range whose ends have equally many digits, split by the first digit."""
     if low == high:
         return f'"{low}"'
     if len(low) == 1:

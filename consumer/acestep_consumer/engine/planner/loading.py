@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a model's name to a backend that writes: where the model is, which backend runs it, within how much memory."""
+"""Loading of a language model: finds it, chooses the backend, and sizes the key-value cache."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ _Name = Literal["vllm", "pt"]
 
 
 class LmUnusable(Exception):
-    """The language model cannot be loaded as asked; the text says why and what to do."""
+    """The language model cannot be loaded with these settings; the message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A backend with its vocabulary, and what to tell the worker."""
+    """A backend with its tokenizer, and the report for the worker."""
 
     backend: Backend
     tokens: LmTokens
@@ -35,7 +35,7 @@ class Loaded:
 
 
 def load(configure: ConfigurePlanner) -> Loaded:
-    """Load the model on the backend that was asked for; without a wish, on the first that works here.
+    """Load the model on the requested backend, or on the first that works.
 
     Raises:
         LmUnusable: no model, no tokenizer, or no backend.
@@ -46,9 +46,9 @@ def load(configure: ConfigurePlanner) -> Loaded:
         tokens = LmTokens.load(folder)
     except TokenizerUnfit as error:
         raise LmUnusable(str(error)) from error
-    wanted: tuple[_Name, ...] = (configure.backend,) if configure.backend else ("vllm", "pt")
+    candidates: tuple[_Name, ...] = (configure.backend,) if configure.backend else ("vllm", "pt")
     reasons: list[str] = []
-    for name in wanted:
+    for name in candidates:
         try:
             backend = _OPEN[name](configure, folder, tokens, device)
         except LmUnusable as error:
@@ -118,23 +118,23 @@ _OPEN: Mapping[str, Callable[[ConfigurePlanner, Path, LmTokens, torch.device], B
 
 
 def _cache_tokens(model: Any, memory_gb: float | None) -> int:
-    """How many tokens of keys and values fit beside the weights."""
+    """Return the number of tokens whose keys and values fit beside the weights."""
     config = model.config
     weights = sum(part.numel() * part.element_size() for part in model.parameters())
     each = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * model.dtype.itemsize
-    room = _CPU_CACHE_GB * 1e9 if memory_gb is None else memory_gb * 1e9 - weights
-    if room < each * 2048:
-        raise LmUnusable(f"{memory_gb:g} GB leave no room for a song beside the weights, {weights / 1e9:.1f} GB")
-    return int(room // each)
+    free_bytes = _CPU_CACHE_GB * 1e9 if memory_gb is None else memory_gb * 1e9 - weights
+    if free_bytes < each * 2048:
+        raise LmUnusable(f"{memory_gb:g} GB are too little for a song beside the weights, {weights / 1e9:.1f} GB")
+    return int(free_bytes // each)
 
 
 def _codes(tokens: LmTokens) -> range:
     return range(tokens.first_code, tokens.first_code + tokens.code_count)
 
 
-def _device(asked: str) -> torch.device:
-    if asked.strip().lower() != "auto":
-        return torch.device(asked)
+def _device(requested: str) -> torch.device:
+    if requested.strip().lower() != "auto":
+        return torch.device(requested)
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
@@ -143,7 +143,7 @@ def _dtype_name(device: torch.device) -> str:
 
 
 def _fell_back(reason: str) -> str:
-    return f"the language model runs on another backend than the first choice; {reason}"
+    return f"the language model does not run on the preferred backend; {reason}"
 
 
 def _first_line(error: Exception) -> str:

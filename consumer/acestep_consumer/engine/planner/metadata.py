@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the language model knows of a song, and the YAML between ``<think>`` tags that it was trained to write."""
+"""Metadata of a song, and the YAML between ``<think>`` tags in which the language model reads and writes it."""
 
 import re
 from collections.abc import Callable
@@ -8,12 +8,12 @@ from typing import Final
 
 import yaml
 
-from acestep_consumer.engine.planner.audio_codes import END_THINK, THINK, harmless
+from acestep_consumer.engine.planner.audio_codes import END_THINK, THINK, without_control_tokens
 from acestep_consumer.policy.tiers import MAX_BPM, MAX_DURATION_S, MIN_BPM, MIN_DURATION_S
 from acestep_schemas import coerce
 
 FIELDS: Final = ("bpm", "caption", "duration", "keyscale", "language", "timesignature")
-"""Lines of the YAML, in the order in which they are written."""
+"""Keys of the YAML, in their order."""
 
 _RANGES: Final = {"bpm": (MIN_BPM, MAX_BPM), "duration": (MIN_DURATION_S, MAX_DURATION_S)}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -29,15 +29,15 @@ _READ: Final[dict[str, Callable[[object], object]]] = {
 
 
 class MetadataError(ValueError):
-    """Metadata that no song can have, or text that holds none. The text names the field and the rule."""
+    """Invalid metadata, or text without metadata. The message names the field and the rule."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metadata:
-    """A song's metadata; None is not known. What is known is valid.
+    """Metadata of a song; None is unknown, and every known value is valid.
 
-    ``duration`` is whole seconds. ``caption`` is one line: white space and control characters become single spaces,
-    and a blank one is not known. ``lyrics`` are no part of the YAML; the model writes them after its thoughts.
+    ``duration`` is in whole seconds. ``caption`` is one line: white space and control characters become single spaces,
+    and a blank one is unknown. ``lyrics`` are not part of the YAML; the model writes them after its thoughts.
 
     Raises:
         MetadataError: a value is out of its range.
@@ -54,11 +54,11 @@ class Metadata:
     def __post_init__(self) -> None:
         # The way to set a field of a frozen class while it is made.
         object.__setattr__(self, "caption", _one_line(self.caption or "") or None)
-        for field in self.known:
+        for field in self.known_fields:
             self._check(field)
 
     @property
-    def known(self) -> tuple[str, ...]:
+    def known_fields(self) -> tuple[str, ...]:
         """Names of the YAML's fields that have a value, in order."""
         return tuple(field for field in FIELDS if getattr(self, field) is not None)
 
@@ -72,29 +72,29 @@ class Metadata:
             raise MetadataError(f"{field} = {value}: must be written {read}")
 
 
-def written(metadata: Metadata) -> str:
-    """The known fields as YAML, exactly as the model was trained on it; empty when nothing is known.
+def to_yaml(metadata: Metadata) -> str:
+    """Return the known fields as YAML, exactly as in the model's training; empty when nothing is known.
 
-    Keys are sorted, numbers are bare, and what is longer than 80 columns goes on in lines indented by two spaces.
+    Keys are sorted, numbers are bare, and lines longer than 80 columns are wrapped with an indent of two spaces.
     """
-    values = {field: getattr(metadata, field) for field in metadata.known}
+    values = {field: getattr(metadata, field) for field in metadata.known_fields}
     if metadata.timesignature is not None:
         values["timesignature"] = int(metadata.timesignature)
     return yaml.safe_dump(values, allow_unicode=True, sort_keys=True).strip() if values else ""
 
 
-def thought(metadata: Metadata) -> str:
-    """The YAML between its tags; with nothing known, the empty thoughts of an unconditional prompt."""
-    return "\n".join(line for line in (THINK, written(metadata), END_THINK) if line)
+def think_block(metadata: Metadata) -> str:
+    """Return the YAML between its tags; with nothing known, the empty thoughts of an unconditional prompt."""
+    return "\n".join(line for line in (THINK, to_yaml(metadata), END_THINK) if line)
 
 
 def parse(text: str) -> Metadata:
-    """Read what the model wrote: its thoughts and, after them, lyrics if there are any.
+    """Parse the model's output: its thoughts and the lyrics after them, if any.
 
-    Tags may be missing, lines may be wrapped anywhere, and fields that are not the song's are passed over.
+    Tags may be missing, lines may be wrapped anywhere, and unknown fields are ignored.
 
     Raises:
-        MetadataError: there is no field at all, or one with a value that no song has.
+        MetadataError: there is no known field, or one with an invalid value.
     """
     thoughts, _, rest = text.partition(END_THINK)
     values = {field: _read(field, _unquoted(raw)) for field, raw in _fields(thoughts.rpartition(THINK)[2]).items()}
@@ -105,11 +105,11 @@ def parse(text: str) -> Metadata:
 
 
 def _one_line(text: str) -> str:
-    return harmless(" ".join(_CONTROL.sub(" ", text).split()))
+    return without_control_tokens(" ".join(_CONTROL.sub(" ", text).split()))
 
 
 def _fields(thoughts: str) -> dict[str, str]:
-    """Field by field, the text after the colon, with the lines that go on from it."""
+    """Return each field's text after the colon, with the lines that continue it."""
     found: dict[str, list[str]] = {}
     current: list[str] = []
     for line in thoughts.split("\n"):
@@ -123,7 +123,7 @@ def _fields(thoughts: str) -> dict[str, str]:
 
 
 def _unquoted(raw: str) -> str:
-    """YAML quotes a scalar that would mean something else without; the model may also have begun with a mere quote."""
+    """Return a scalar without YAML's quotes. A text that only begins with a quote is returned as it is."""
     if raw[0] not in "'\"":
         return raw
     try:

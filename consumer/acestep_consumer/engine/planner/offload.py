@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A backend whose model waits in RAM while there is nothing to write, so that the renderer has the card to itself."""
+"""Offloading of the language model: it is kept in RAM while idle, so that the renderer has the device to itself."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from acestep_consumer.engine.planner.backend import Backend, Generation, Written
+from acestep_consumer.engine.planner.backend import Backend, Generation, SequenceOutput
 
 
 class OffloadedBackend:
-    """Implements ``Backend``: brings the model to ``device`` with the first sequence, takes it away after the last.
+    """Implements ``Backend``: loads the model on ``device`` for the first sequence, and offloads it after the last.
 
-    ``open_backend`` makes the backend that writes, on the model where it is then; what it holds on the device goes with
-    it. A move costs as long as the weights take over the bus, a few tenths of a second.
+    ``open_backend`` makes the actual backend once the model is loaded; it is dropped with all that it holds on the
+    device. A move takes a few tenths of a second, the transfer of the weights.
     """
 
     def __init__(self, model: Any, device: torch.device, open_backend: Callable[[], Backend]) -> None:
@@ -25,31 +25,31 @@ class OffloadedBackend:
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to write."""
+        """Whether there is nothing to generate."""
         return self._backend is None
 
-    def add(self, number: int, generation: Generation) -> None:
-        """Take a sequence in, and the model to the device if it is not there."""
+    def add(self, sequence_id: int, generation: Generation) -> None:
+        """Add a sequence, and load the model if it is offloaded."""
         if self._backend is None:
             self._model.to(self._device)
             self._backend = self._open_backend()
-        self._backend.add(number, generation)
+        self._backend.add(sequence_id, generation)
 
-    def drop(self, number: int) -> None:
-        """Forget a sequence; unknown numbers are ignored."""
+    def drop(self, sequence_id: int) -> None:
+        """Drop a sequence; unknown ids are ignored."""
         if self._backend is not None:
-            self._backend.drop(number)
-            self._rest_if_idle()
+            self._backend.drop(sequence_id)
+            self._offload_if_idle()
 
-    def step(self) -> Sequence[Written]:
-        """Write the next token of every sequence; return news of those that moved."""
+    def step(self) -> Sequence[SequenceOutput]:
+        """Generate the next token of every sequence. Returns the progress of those that moved."""
         if self._backend is None:
             return ()
-        news = self._backend.step()
-        self._rest_if_idle()
-        return news
+        outputs = self._backend.step()
+        self._offload_if_idle()
+        return outputs
 
-    def _rest_if_idle(self) -> None:
+    def _offload_if_idle(self) -> None:
         if self._backend is not None and self._backend.idle:
             self._backend = None
             self._model.to("cpu")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the language model does for one job, phase by phase, as ACE-Step 1.5 has them.
+"""Planning of one job with the language model, in the phases of ACE-Step 1.5.
 
-First the words: a whole song from a description (sample mode), better words (format), or words for a song that was
-heard (analysis). Then metadata, when something is missing. Then audio codes, per song, when the job thinks. What the
-request gives is fixed in every phase: the grammar leaves the model no choice there.
+First the texts: a whole song from a description (sample mode), better texts (format), or texts for source audio
+(understand). Then metadata, if any is missing. Then audio codes for each song, if the job thinks. Values that the
+request gives are fixed in every phase: the grammar leaves the model no choice there.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from acestep_consumer.domain.errors import PlanFailed
 from acestep_consumer.domain.job import Job, Plan, TokenizedSource
 from acestep_consumer.domain.ports import Report
 from acestep_consumer.engine.planner import prompts
-from acestep_consumer.engine.planner.backend import Codes, Generation, Sampling, Text
+from acestep_consumer.engine.planner.backend import CodeConstraint, Generation, Sampling, TextConstraint
 from acestep_consumer.engine.planner.engine_loop import EngineLoop
 from acestep_consumer.engine.planner.grammar import metadata_grammar, song_grammar
 from acestep_consumer.engine.planner.metadata import FIELDS, Metadata, MetadataError, parse
@@ -27,13 +27,13 @@ from acestep_schemas.request import GenerationRequest
 
 CODES_PER_SECOND = 5
 METADATA_TOKENS, SONG_TOKENS = 1024, 2560
-"""The DiT reads 2,048 tokens of lyrics: a song that goes on beyond that is cut where it would be cut anyway."""
+"""Limits of the two kinds of text. The DiT reads 2,048 tokens of lyrics: longer ones would be truncated there."""
 
-WARM_SONGS = (1, 2, 5)
-"""One has a program of its own; from the second and third count the compiler learns that the count changes."""
+WARM_UP_SONGS = (1, 2, 5)
+"""Batch sizes: one is compiled by itself; the second and third let the compiler make the size symbolic."""
 
-WORDS_SHARE = 0.1
-"""Of the planning stage's progress: the words are a few hundred tokens, the codes of a song 1,500."""
+TEXT_SHARE = 0.1
+"""Share of the planning stage's progress: texts are a few hundred tokens, the codes of a song 1,500."""
 
 _ALWAYS_CONSTRAINED = "constrained_decoding = false has no effect: metadata is always held to its grammar"
 _NUMBER = re.compile(r"<\|audio_code_(\d+)\|>")
@@ -41,7 +41,7 @@ _NUMBER = re.compile(r"<\|audio_code_(\d+)\|>")
 
 @dataclass(frozen=True, slots=True)
 class PlanDraft:
-    """The song so far. ``caption`` is what the model is told; one of its own stands in the metadata."""
+    """An unfinished plan. ``caption`` is the one in the prompts; the model's own is in ``metadata``."""
 
     caption: str
     lyrics: str
@@ -50,117 +50,125 @@ class PlanDraft:
 
 
 class SongPlanner:
-    """Writes plans at a desk; one call per job, any number at a time."""
+    """Plans jobs on one engine loop; one call per job, any number at a time."""
 
-    def __init__(self, desk: EngineLoop, tokens: LmTokens) -> None:
-        self._desk = desk
+    def __init__(self, engine_loop: EngineLoop, tokens: LmTokens) -> None:
+        self._engine_loop = engine_loop
         self._tokens = tokens
 
     async def warm_up(self) -> None:
-        """Do once what is slow the first time: a grammar of each kind, and choosing for a few counts of songs."""
+        """Do once what is slow the first time: compile a grammar of each kind, and sampling for a few batch sizes."""
         prompt = self._tokens.encode(prompts.rewrite("", ""))
-        for grammar in (metadata_grammar(), song_grammar()):
-            await self._desk.write(_begun(prompt, Text(grammar, max_tokens=1, cut=True)))
-        for songs in WARM_SONGS:
-            await asyncio.gather(*(self._desk.write(_begun(prompt, Codes(2))) for _ in range(songs)))
 
-    async def write(self, job: Job, heard: TokenizedSource | None, report: Report) -> Plan:
-        """Return the plan of one job. Raises ``PlanFailed``."""
+        async def generate(constraint: CodeConstraint | TextConstraint) -> None:
+            await self._engine_loop.generate(_warm_up_generation(prompt, constraint))
+
+        for grammar in (metadata_grammar(), song_grammar()):
+            await generate(TextConstraint(grammar, max_tokens=1, truncate=True))
+        for songs in WARM_UP_SONGS:
+            await asyncio.gather(*(generate(CodeConstraint(2)) for _ in range(songs)))
+
+    async def plan(self, job: Job, source: TokenizedSource | None, report: Report) -> Plan:
+        """Return the plan of one job; ``source`` is its tokenized source audio, for analysis. Raises ``PlanFailed``."""
         request = job.request
-        draft = given(job)
-        if heard is not None:
-            draft = await self._describe(job, draft, heard)
+        draft = draft_of(job)
+        if source is not None:
+            draft = await self._understand(job, draft, source)
             return _plan(job, draft)
         if request.sample_mode or request.sample_query:
-            draft = await self._invent(job, draft)
+            draft = await self._create_sample(job, draft)
         elif request.use_format:
-            draft = await self._rewrite(job, draft)
-        report(WORDS_SHARE / 2, "plan")
-        if wants_metadata(job, draft):
-            draft = await self._complete(job, draft)
-        report(WORDS_SHARE, "plan")
+            draft = await self._format(job, draft)
+        report(TEXT_SHARE / 2, "plan")
+        if needs_metadata(job, draft):
+            draft = await self._plan_metadata(job, draft)
+        report(TEXT_SHARE, "plan")
         if job.analysis or not request.thinking or request.audio_code_string:
-            return _plan(job, draft, _given_codes(request))
-        return _plan(job, draft, await self._codes(job, draft, report))
+            return _plan(job, draft, _requested_codes(request))
+        return _plan(job, draft, await self._generate_codes(job, draft, report))
 
-    async def _describe(self, job: Job, draft: PlanDraft, heard: TokenizedSource) -> PlanDraft:
-        """Words and metadata of a song that was heard."""
-        prompt = prompts.understand(map(int, _NUMBER.findall(heard.codes)))
-        fixed = replace(draft.metadata, duration=_whole(heard.source_s))
-        return _merge(draft, await self._song(job, prompt, fixed), request=None)
+    async def _understand(self, job: Job, draft: PlanDraft, source: TokenizedSource) -> PlanDraft:
+        """Describe source audio: caption, lyrics and metadata."""
+        prompt = prompts.understand(map(int, _NUMBER.findall(source.codes)))
+        fixed = replace(draft.metadata, duration=_whole_seconds(source.source_s))
+        return _merged(draft, await self._plan_song(job, prompt, fixed), request=None)
 
-    async def _invent(self, job: Job, draft: PlanDraft) -> PlanDraft:
-        """A whole song from a description."""
+    async def _create_sample(self, job: Job, draft: PlanDraft) -> PlanDraft:
+        """Make a whole song from a description."""
         request = job.request
         query = request.sample_query or request.prompt
         instrumental = "lyrics" in job.given and request.instrumental
         prompt = prompts.sample(query, instrumental=instrumental)
-        return _merge(draft, await self._song(job, prompt, draft.metadata), request)
+        return _merged(draft, await self._plan_song(job, prompt, draft.metadata), request)
 
-    async def _rewrite(self, job: Job, draft: PlanDraft) -> PlanDraft:
-        """Better words for the same song."""
+    async def _format(self, job: Job, draft: PlanDraft) -> PlanDraft:
+        """Improve the caption and the lyrics."""
         prompt = prompts.rewrite(draft.caption, draft.lyrics)
-        return _merge(draft, await self._song(job, prompt, draft.metadata), request=None)
+        return _merged(draft, await self._plan_song(job, prompt, draft.metadata), request=None)
 
-    async def _complete(self, job: Job, draft: PlanDraft) -> PlanDraft:
-        """The metadata that is missing."""
+    async def _plan_metadata(self, job: Job, draft: PlanDraft) -> PlanDraft:
+        """Fill in missing metadata."""
         request = job.request
         fields = _fields(request)
         fixed = replace(draft.metadata, caption=None)
         grammar = metadata_grammar(fixed, fields=fields, max_duration_s=job.policy.limits.max_duration_s)
         guided = prompts.metadata_phase(draft.caption, draft.lyrics, request.lm_negative_prompt)
-        found = _read(await self._text(job, guided, grammar, METADATA_TOKENS))
-        return replace(draft, metadata=found)
+        metadata = _parsed(await self._generate_text(job, guided, grammar, METADATA_TOKENS))
+        return replace(draft, metadata=metadata)
 
-    async def _song(self, job: Job, prompt: Prompt, fixed: Metadata) -> Metadata:
-        """Metadata and lyrics, without guidance: there is nothing to be led away from."""
+    async def _plan_song(self, job: Job, prompt: Prompt, fixed: Metadata) -> Metadata:
+        """Generate metadata and lyrics, without guidance."""
         grammar = song_grammar(replace(fixed, caption=None), max_duration_s=job.policy.limits.max_duration_s)
-        return _read(await self._text(job, prompt, grammar, SONG_TOKENS))
+        return _parsed(await self._generate_text(job, prompt, grammar, SONG_TOKENS))
 
-    async def _text(self, job: Job, prompt: Prompt | GuidedPrompts, grammar: str, max_tokens: int) -> str:
-        away = prompt.unconditional if isinstance(prompt, GuidedPrompts) else None
+    async def _generate_text(self, job: Job, prompt: Prompt | GuidedPrompts, grammar: str, max_tokens: int) -> str:
+        unconditional = prompt.unconditional if isinstance(prompt, GuidedPrompts) else None
+        guided = unconditional is not None
         generation = Generation(
             prompt=self._tokens.encode(prompt.conditional if isinstance(prompt, GuidedPrompts) else prompt),
-            unconditional=self._tokens.encode(away) if away else None,
-            constraint=Text(grammar, max_tokens, cut=away is None),
-            sampling=sampling_of(job.request, job.seeds[0], guided=away is not None),
+            unconditional=self._tokens.encode(unconditional) if unconditional else None,
+            constraint=TextConstraint(grammar, max_tokens, truncate=not guided),
+            sampling=sampling_of(job.request, job.seeds[0], guided=guided),
         )
-        return self._tokens.decode(await self._desk.write(generation))
+        return self._tokens.decode(await self._engine_loop.generate(generation))
 
-    async def _codes(self, job: Job, draft: PlanDraft, report: Report) -> tuple[str, ...]:
-        """Audio codes for every song, side by side or one after the other."""
+    async def _generate_codes(self, job: Job, draft: PlanDraft, report: Report) -> tuple[str, ...]:
+        """Generate the audio codes of every song, together or one after the other."""
         duration = draft.metadata.duration or job.request.audio_duration
         if duration is None:
-            raise PlanFailed("no duration was given or planned, so nobody knows how many audio codes to write")
+            raise PlanFailed("no duration was given or planned, so that the number of audio codes is unknown")
         seconds = job.request.audio_duration or duration
         count = round(CODES_PER_SECOND * seconds)
         guided = prompts.codes_phase(draft.caption, draft.lyrics, draft.metadata, job.request.lm_negative_prompt)
-        told = _total(len(job.seeds), count, report)
-        songs = [self._song_codes(job, guided, count, seed, told(song)) for song, seed in enumerate(job.seeds)]
+        callbacks = _progress_callbacks(len(job.seeds), count, report)
+        songs = [
+            self._generate_song_codes(job, guided, count, seed, on_progress)
+            for seed, on_progress in zip(job.seeds, callbacks, strict=True)
+        ]
         if job.request.allow_lm_batch:
             return tuple(await asyncio.gather(*songs))
         return tuple([await song for song in songs])
 
-    async def _song_codes(
-        self, job: Job, guided: GuidedPrompts, count: int, seed: int, told: Callable[[int], None]
+    async def _generate_song_codes(
+        self, job: Job, guided: GuidedPrompts, count: int, seed: int, on_progress: Callable[[int], None]
     ) -> str:
         generation = Generation(
             prompt=self._tokens.encode(guided.conditional),
             unconditional=self._tokens.encode(guided.unconditional),
-            constraint=Codes(count),
+            constraint=CodeConstraint(count),
             sampling=sampling_of(job.request, seed, guided=True),
         )
-        return self._tokens.code_text(await self._desk.write(generation, told))
+        return self._tokens.code_text(await self._engine_loop.generate(generation, on_progress))
 
 
-def _begun(prompt: tuple[int, ...], constraint: Codes | Text) -> Generation:
-    """A few tokens that nobody reads, guided and drawn as a request's are by default."""
+def _warm_up_generation(prompt: tuple[int, ...], constraint: CodeConstraint | TextConstraint) -> Generation:
+    """Return a generation with a request's default guidance and sampling."""
     sampling = sampling_of(GenerationRequest(), 0, guided=True)
     return Generation(prompt=prompt, unconditional=prompt, constraint=constraint, sampling=sampling)
 
 
-def given(job: Job) -> PlanDraft:
-    """What the request says itself; only what it really gives is fixed."""
+def draft_of(job: Job) -> PlanDraft:
+    """Return the draft of the request's own values; fields that the producer did not set are left open."""
     request = job.request
     seconds = request.audio_duration
     return PlanDraft(
@@ -168,7 +176,7 @@ def given(job: Job) -> PlanDraft:
         lyrics=request.lyrics,
         metadata=Metadata(
             bpm=request.bpm,
-            duration=None if seconds is None else _whole(seconds),
+            duration=None if seconds is None else _whole_seconds(seconds),
             keyscale=request.key_scale,
             language=request.vocal_language if "vocal_language" in job.given else None,
             timesignature=request.time_signature,
@@ -177,15 +185,15 @@ def given(job: Job) -> PlanDraft:
     )
 
 
-def wants_metadata(job: Job, draft: PlanDraft) -> bool:
-    """Whether the metadata phase has anything to do: codes are always planned on complete thoughts."""
+def needs_metadata(job: Job, draft: PlanDraft) -> bool:
+    """Whether the metadata phase runs: always before audio codes, which need complete thoughts."""
     request = job.request
     missing = any(getattr(draft.metadata, field) is None for field in ("bpm", "duration", "keyscale", "timesignature"))
     return request.thinking or request.analysis_only or missing
 
 
 def sampling_of(request: GenerationRequest, seed: int, *, guided: bool) -> Sampling:
-    """The request's ``lm_`` settings."""
+    """Return the sampling parameters of the request's ``lm_`` fields."""
     return Sampling(
         seed=seed,
         temperature=request.lm_temperature,
@@ -197,7 +205,7 @@ def sampling_of(request: GenerationRequest, seed: int, *, guided: bool) -> Sampl
 
 
 def _fields(request: GenerationRequest) -> Collection[str]:
-    """Lines of the thoughts: caption and language can be switched off."""
+    """Return the metadata fields to generate: caption and language can be switched off."""
     off = {
         name for name, on in (("caption", request.use_cot_caption), ("language", request.use_cot_language)) if not on
     }
@@ -208,8 +216,8 @@ def _may_rewrite_caption(request: GenerationRequest) -> bool:
     return request.use_cot_caption and not request.is_format_caption
 
 
-def _merge(draft: PlanDraft, found: Metadata, request: GenerationRequest | None) -> PlanDraft:
-    """Take over what was written, but keep words that ``request`` gives."""
+def _merged(draft: PlanDraft, found: Metadata, request: GenerationRequest | None) -> PlanDraft:
+    """Return the draft with the generated values, but with the lyrics of ``request`` if it has any."""
     keeps_lyrics = request is not None and bool(request.lyrics.strip())
     lyrics = draft.lyrics if keeps_lyrics else (found.lyrics or draft.lyrics)
     return replace(draft, caption=found.caption or draft.caption, lyrics=lyrics, metadata=replace(found, lyrics=None))
@@ -230,30 +238,30 @@ def _plan(job: Job, draft: PlanDraft, codes: tuple[str, ...] = ()) -> Plan:
     return Plan(metas=metas, audio_codes=codes, warnings=draft.warnings)
 
 
-def _given_codes(request: GenerationRequest) -> tuple[str, ...]:
+def _requested_codes(request: GenerationRequest) -> tuple[str, ...]:
     return (request.audio_code_string,) if request.audio_code_string else ()
 
 
-def _read(text: str) -> Metadata:
+def _parsed(text: str) -> Metadata:
     try:
         return parse(text)
     except MetadataError as error:
-        raise PlanFailed(f"the language model's metadata cannot be used: {error}") from error
+        raise PlanFailed(f"the language model's metadata is invalid: {error}") from error
 
 
-def _whole(seconds: float) -> int:
+def _whole_seconds(seconds: float) -> int:
     return min(max(round(seconds), MIN_DURATION_S), MAX_DURATION_S)
 
 
-def _total(songs: int, count: int, report: Report) -> Callable[[int], Callable[[int], None]]:
-    """Progress over all songs: codes written of codes wanted."""
-    written = [0] * songs
+def _progress_callbacks(songs: int, count: int, report: Report) -> list[Callable[[int], None]]:
+    """Return a callback for each song, which reports the share of all songs' codes that are generated."""
+    generated = [0] * songs
 
-    def told(song: int) -> Callable[[int], None]:
-        def hear(so_far: int) -> None:
-            written[song] = so_far
-            report(WORDS_SHARE + (1 - WORDS_SHARE) * sum(written) / (songs * count), "plan")
+    def callback_for(song: int) -> Callable[[int], None]:
+        def on_progress(so_far: int) -> None:
+            generated[song] = so_far
+            report(TEXT_SHARE + (1 - TEXT_SHARE) * sum(generated) / (songs * count), "plan")
 
-        return hear
+        return on_progress
 
-    return told
+    return [callback_for(song) for song in range(songs)]

@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is said to the language model, word for word as it was trained: a conversation for each purpose.
+"""Prompts of the language model, word for word as in its training: a conversation for each purpose.
 
-Texts of the request are made harmless first, so that no caption or lyric can forge a control token.
+Control tokens in texts of the request are broken up first, so that no caption or lyric can contain one.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from acestep_consumer.engine.planner.audio_codes import code, harmless
-from acestep_consumer.engine.planner.metadata import Metadata, thought
+from acestep_consumer.engine.planner.audio_codes import code, without_control_tokens
+from acestep_consumer.engine.planner.metadata import Metadata, think_block
 
 GENERATE: Final = "Generate audio semantic tokens based on the given conditions:"
 UNDERSTAND: Final = "Understand the given musical conditions and describe the audio semantics accordingly:"
 INSPIRE: Final = "Expand the user's input into a more detailed and specific musical description:"
 REWRITE: Final = "Format the user's input into a more detailed and specific musical description:"
 NOTHING: Final = "NO USER INPUT"
-"""Stands for a text that the user left out; as a negative prompt it means that there is none."""
+"""Stands for a text that the user left out; as a negative prompt it means none."""
 INSTRUMENTAL: Final = "[Instrumental]"
 
 
@@ -30,16 +30,16 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A conversation that the model goes on from.
+    """A conversation that the model continues.
 
-    It begins an answer of its own when the user spoke last. After a turn of its own it goes on in the next line.
+    After a user's turn it begins an answer; after an assistant's turn it continues that one on the next line.
     """
 
     messages: tuple[Message, ...]
 
     @property
-    def asks(self) -> bool:
-        """Whether the model's turn has to be opened: the chat template's ``add_generation_prompt``."""
+    def add_generation_prompt(self) -> bool:
+        """Whether the chat template has to open the model's turn."""
         return self.messages[-1].role != "assistant"
 
 
@@ -52,55 +52,55 @@ class GuidedPrompts:
 
 
 def metadata_phase(caption: str, lyrics: str, negative: str = "") -> GuidedPrompts:
-    """Ask for metadata. Away from it leads the negative prompt, or the lyrics without any caption."""
-    away = _song(negative, lyrics) if _says_something(negative) else _lyrics(lyrics)
-    return GuidedPrompts(_prompt(GENERATE, _song(caption, lyrics)), _prompt(GENERATE, away))
+    """Return the prompts for metadata. The unconditional one has the negative prompt, or the lyrics alone."""
+    unconditional = _song(negative, lyrics) if _is_given(negative) else _lyrics(lyrics)
+    return GuidedPrompts(_prompt(GENERATE, _song(caption, lyrics)), _prompt(GENERATE, unconditional))
 
 
 def codes_phase(caption: str, lyrics: str, metadata: Metadata, negative: str = "") -> GuidedPrompts:
-    """Ask for audio codes, with the metadata as the model's own thoughts.
+    """Return the prompts for audio codes, with the metadata as the model's own thoughts.
 
-    Away from them lead empty thoughts on the negative prompt, or on the same caption when there is none.
+    The unconditional one has empty thoughts on the negative prompt, or on the same caption when there is none.
     """
-    away = negative if _says_something(negative) else caption
+    unconditional = negative if _is_given(negative) else caption
     return GuidedPrompts(
-        _prompt(GENERATE, _song(caption, lyrics), thought(metadata)),
-        _prompt(GENERATE, _song(away, lyrics), thought(Metadata())),
+        _prompt(GENERATE, _song(caption, lyrics), think_block(metadata)),
+        _prompt(GENERATE, _song(unconditional, lyrics), think_block(Metadata())),
     )
 
 
 def sample(query: str, *, instrumental: bool) -> Prompt:
-    """Ask for a whole song (metadata and lyrics) from a description of it."""
-    sung = "true" if instrumental else "false"
-    return _prompt(INSPIRE, f"{_or(NOTHING, query)}\n\ninstrumental: {sung}")
+    """Return the prompt for a whole song (metadata and lyrics) from a description of it."""
+    instrumental_text = "true" if instrumental else "false"
+    return _prompt(INSPIRE, f"{_text_or(NOTHING, query)}\n\ninstrumental: {instrumental_text}")
 
 
 def rewrite(caption: str, lyrics: str) -> Prompt:
-    """Ask for a better caption, metadata and well-formed lyrics."""
-    return _prompt(REWRITE, _song(_or(NOTHING, caption), _or(INSTRUMENTAL, lyrics)).removesuffix("\n"))
+    """Return the prompt for a better caption, metadata and well-formed lyrics."""
+    return _prompt(REWRITE, _song(_text_or(NOTHING, caption), _text_or(INSTRUMENTAL, lyrics)).removesuffix("\n"))
 
 
 def understand(codes: Iterable[int]) -> Prompt:
-    """Ask for the metadata and lyrics of the song that these audio codes (0 to 63,999) are."""
+    """Return the prompt for the metadata and lyrics of a song given as audio codes, 0 to 63,999."""
     return _prompt(UNDERSTAND, "".join(map(code, codes)))
 
 
-def _prompt(instruction: str, asked: str, answered: str | None = None) -> Prompt:
-    said = (Message("system", f"# Instruction\n{instruction}\n\n"), Message("user", asked))
-    return Prompt(said if answered is None else (*said, Message("assistant", answered)))
+def _prompt(instruction: str, user: str, assistant: str | None = None) -> Prompt:
+    messages = (Message("system", f"# Instruction\n{instruction}\n\n"), Message("user", user))
+    return Prompt(messages if assistant is None else (*messages, Message("assistant", assistant)))
 
 
 def _song(caption: str, lyrics: str) -> str:
-    return f"# Caption\n{harmless(caption)}\n\n{_lyrics(lyrics)}"
+    return f"# Caption\n{without_control_tokens(caption)}\n\n{_lyrics(lyrics)}"
 
 
 def _lyrics(lyrics: str) -> str:
-    return f"# Lyric\n{harmless(lyrics)}\n"
+    return f"# Lyric\n{without_control_tokens(lyrics)}\n"
 
 
-def _or(otherwise: str, text: str) -> str:
-    return harmless(text) if text.strip() else otherwise
+def _text_or(otherwise: str, text: str) -> str:
+    return without_control_tokens(text) if text.strip() else otherwise
 
 
-def _says_something(negative: str) -> bool:
+def _is_given(negative: str) -> bool:
     return negative.strip() not in ("", NOTHING)

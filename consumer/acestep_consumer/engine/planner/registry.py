@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Language models as operators name them, and where each one is. Looks at folders, loads nothing."""
+"""Language model registry: finds a model by its name, in folders or on the hub. Loads nothing."""
 
 import re
 from dataclasses import dataclass
@@ -13,18 +13,18 @@ HUB: Final = MappingProxyType(
         "acestep-5Hz-lm-4B": "ACE-Step/acestep-5Hz-lm-4B",
     }
 )
-"""The 1.7B model is published inside ``ACE-Step/Ace-Step1.5`` alone."""
+"""The 1.7B model is published only inside ``ACE-Step/Ace-Step1.5``."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 class LmNotFound(Exception):
-    """There is no language model of that name; the text says where it was looked for and what to do."""
+    """There is no language model of that name; the message says where it was looked for and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class LmLocation:
-    """Where a language model is: in ``folder``, or else on the hub as ``hub_id``. One of them is None."""
+    """The location of a language model: in ``folder``, or else on the hub as ``hub_id``. One of them is None."""
 
     folder: Path | None = None
     hub_id: str | None = None

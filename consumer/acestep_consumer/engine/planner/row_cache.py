@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys and values of many sequences of different lengths, a row of a rectangle each.
+"""Key-value cache of many sequences of different lengths, each a row of one rectangle.
 
-A row holds its sequence from the left. Where it ends is the row's own business: the next token is written there, and
-the mask hides what lies beyond. So a sequence can join or leave at any step without moving the others, nothing is
-padded on the left, and what lies beyond the longest sequence is not even read.
+A row is filled from the left. The next token is written at its end, and the mask hides everything beyond. So a sequence
+can join or leave at any step without moving the others, there is no padding on the left, and columns beyond the longest
+sequence are not read.
 
-The rectangle grows and shrinks with what is in it, by blocks, so that it is not copied at every step.
+The rectangle grows and shrinks with its content, by blocks, so that it is not copied at every step.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 ATTENTION = "one-query-sdpa"
-"""The name under which transformers finds ``attend``."""
+"""The name of ``attend`` in transformers' registry."""
 
 _ROW_BLOCK = 8
 _WIDTH_BLOCK = 128
@@ -27,7 +27,7 @@ _READ_BLOCK = 64
 
 
 class RowCache(Cache):  # type: ignore[misc]  # transformers has no types
-    """A cache of rows, for ``layers`` layers. Each pass of the model is announced by ``prefill`` or ``decode``."""
+    """A cache for ``layers`` layers. Call ``prefill`` or ``decode`` before each forward pass."""
 
     def __init__(self, layers: int) -> None:
         self._place = _CachePosition()
@@ -36,25 +36,25 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers has no types
 
     @staticmethod
     def area(rows: int, width: int) -> int:
-        """How many tokens the rectangle for so many rows of so many tokens takes up."""
+        """Return the tokens of the rectangle for so many rows of so many tokens."""
         return _up(rows, _ROW_BLOCK) * _up(width, _WIDTH_BLOCK)
 
     @property
     def shape(self) -> tuple[int, int]:
-        """How many rows of how many tokens there is room for now."""
+        """Allocated rows and tokens per row."""
         return self._place.rows, self._place.width
 
     @property
     def size(self) -> int:
-        """How many tokens the rectangle takes up now."""
+        """Allocated tokens."""
         return self._place.rows * self._place.width
 
     def read_width(self, longest: int) -> int:
-        """How many columns a pass looks at when the longest row holds ``longest`` tokens, its own among them."""
+        """Return the columns that a pass reads when the longest row has ``longest`` tokens, including the new one."""
         return min(_up(longest, _READ_BLOCK), self._place.width)
 
     def fit(self, rows: int, width: int) -> None:
-        """Make room for ``rows`` rows of ``width`` tokens; give memory back once less than half of it is needed."""
+        """Allocate ``rows`` rows of ``width`` tokens; memory is freed once less than half of it is needed."""
         place, (tall, wide) = self._place, (_up(rows, _ROW_BLOCK), _up(width, _WIDTH_BLOCK))
         if tall <= place.rows and wide <= place.width and self.size <= 2 * tall * wide:
             return
@@ -63,13 +63,13 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers has no types
             layer.resize()
 
     def prefill(self, first: int) -> None:
-        """The next pass brings new sequences, from their start on, for the rows from ``first`` on."""
+        """Announce a pass over new sequences from their start, for the rows from ``first`` on."""
         self._place.first, self._place.positions = first, None
 
     def decode(self, positions: Tensor, width: int) -> Tensor:
-        """The next pass brings a token for each of the first rows; return the pass's mask, bool [rows, 1, 1, width].
+        """Announce a pass over one token of each of the first rows. Returns its mask, bool [rows, 1, 1, width].
 
-        ``positions`` int64 [rows]: how many tokens each row holds. ``width``: see ``read_width``.
+        ``positions`` int64 [rows]: the number of tokens in each row. ``width``: see ``read_width``.
         """
         place = self._place
         place.positions, place.read = positions, width
@@ -84,7 +84,7 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers has no types
 
 
 class _CachePosition:
-    """Where the layers read and write in this pass; one for all layers."""
+    """Where this pass reads and writes; shared by all layers."""
 
     rows = 0
     width = 0
@@ -95,7 +95,7 @@ class _CachePosition:
 
 
 class _RowLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no types
-    """One layer's keys and values; [rows, heads, width, channels] each."""
+    """Keys and values of one layer; [rows, heads, width, channels] each."""
 
     is_sliding = False
 
@@ -108,7 +108,7 @@ class _RowLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Keep the new keys and values; return those that this pass looks at."""
+        """Store the new keys and values. Returns those that this pass attends to."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         place, (count, _heads, length, _channels) = self.place, key_states.shape
@@ -120,7 +120,7 @@ class _RowLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         return self.keys[:count, :, : place.read], self.values[:count, :, : place.read]
 
     def _start(self, rows: slice, length: int, key_states: Tensor, value_states: Tensor) -> None:
-        """Begin rows. The mask gives what lies beyond no weight, but no weight of a NaN left there is still a NaN."""
+        """Fill new rows, and zero the rest of them: a masked NaN would still give a NaN."""
         for states, new in ((self.keys, key_states), (self.values, value_states)):
             states[rows, :, :length] = new
             states[rows, :, length:] = 0
@@ -142,7 +142,7 @@ class _RowLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         new[:rows, :, :width] = old[:rows, :, :width]
         return new
 
-    # What the base class asks of every layer. Masks come from ``RowCache``, so nobody reads these.
+    # Abstract methods of the base class. Masks come from ``RowCache``, so that their values are not used.
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return query_length, 0
@@ -157,10 +157,10 @@ class _RowLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
 def attend(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """Attention as transformers calls it; without a mask it is causal.
+    """Compute attention in transformers' interface; without a mask it is causal.
 
-    With one query a sequence, the heads that share keys become the queries of one head: with a mask, torch would
-    otherwise want the keys and values repeated for each, which at a decoding step is most of the memory traffic.
+    With one query per sequence, query heads that share keys (GQA) become queries of one head: with a mask, torch would
+    otherwise need keys and values repeated for each, most of the memory traffic of a decoding step.
     """
     if query.shape[2] > 1:
         answer: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)

@@ -1,66 +1,69 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One sequence in the transformers backend, as the host knows it."""
+"""A sequence in progress, as both backends keep it on the host."""
 
 from dataclasses import dataclass, field
 
-from acestep_consumer.engine.planner.backend import Codes, Generation, Written
+from acestep_consumer.engine.planner.backend import CodeConstraint, Generation, SequenceOutput
 from acestep_consumer.engine.planner.token_masks import TextState
 
-NOTHING = -1
-"""In a token's place: the logits held no number to choose."""
+NO_TOKEN = -1
+"""In a token's place: the logits were not finite."""
 
 
 @dataclass(slots=True, eq=False)
 class TokenSequence:
-    """A sequence and what it has written. ``text``: how far it is in its grammar, when it is text."""
+    """A sequence and its tokens so far. ``text`` is the state of its grammar; None for audio codes."""
 
-    number: int
+    sequence_id: int
     generation: Generation
     tokens: list[int] = field(default_factory=list)
     text: TextState | None = None
 
     @property
     def prompts(self) -> tuple[tuple[int, ...], ...]:
-        """One, or two when it is guided: with the unconditional one."""
+        """The prompt, and with guidance the unconditional one: one branch each."""
         generation = self.generation
         guided = generation.unconditional is not None and generation.sampling.cfg_scale != 1
         return (generation.prompt, generation.unconditional or ()) if guided else (generation.prompt,)
 
     @property
-    def wanted(self) -> int:
-        """The most tokens that it will write."""
+    def max_tokens(self) -> int:
+        """The most tokens that it can get."""
         constraint = self.generation.constraint
-        return constraint.count if isinstance(constraint, Codes) else constraint.max_tokens
+        return constraint.count if isinstance(constraint, CodeConstraint) else constraint.max_tokens
 
     @property
-    def may_stop(self) -> bool:
-        """Whether as many tokens as wanted are a whole: codes always, texts when they may be cut."""
+    def complete_at_limit(self) -> bool:
+        """Whether ``max_tokens`` tokens are a result: codes always, texts when they may be truncated."""
         constraint = self.generation.constraint
-        return isinstance(constraint, Codes) or constraint.cut
+        return isinstance(constraint, CodeConstraint) or constraint.truncate
 
     @property
-    def width(self) -> int:
-        """The most tokens that one of its rows will hold."""
-        return max(map(len, self.prompts)) + self.wanted
+    def max_length(self) -> int:
+        """The most tokens that one of its branches can hold, including the prompt."""
+        return max(map(len, self.prompts)) + self.max_tokens
 
-    def advance(self, token: int) -> Written | None:
-        """Take the next token; return the last news when it was the last one."""
-        if token == NOTHING:
-            return Written(self.number, len(self.tokens), error="the language model gave no probabilities")
+    def advance(self, token: int) -> SequenceOutput | None:
+        """Add the next token. Returns the final output when it was the last one."""
+        if token == NO_TOKEN:
+            return self._output(error="the language model gave no probabilities")
         ended = self.text is not None and self.text.accept(token)
         if not ended:
             self.tokens.append(token)
-        if ended or (len(self.tokens) == self.wanted and self.may_stop):
-            return Written(self.number, len(self.tokens), tokens=tuple(self.tokens))
-        if len(self.tokens) >= self.wanted:
-            return Written(self.number, len(self.tokens), error=f"the text has no end within {self.wanted} tokens")
+        if ended or (len(self.tokens) == self.max_tokens and self.complete_at_limit):
+            return self._output(tokens=tuple(self.tokens))
+        if len(self.tokens) >= self.max_tokens:
+            return self._output(error=f"the text has no end within {self.max_tokens} tokens")
         return None
 
     def length(self, branch: int) -> int:
-        """How many tokens one of its rows has by now, the prompt's among them."""
+        """Return the tokens of one of its branches so far, including the prompt."""
         return len(self.prompts[branch]) + len(self.tokens)
 
     @property
-    def news(self) -> Written:
-        """How far it is."""
-        return Written(self.number, len(self.tokens))
+    def progress(self) -> SequenceOutput:
+        """The count of its tokens so far."""
+        return self._output()
+
+    def _output(self, *, tokens: tuple[int, ...] | None = None, error: str | None = None) -> SequenceOutput:
+        return SequenceOutput(self.sequence_id, len(self.tokens), tokens, error)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The planner's end of the pipe: each order is a task of its own, and all of them share the desk."""
+"""The planner's request handler: each request is a task of its own, and all of them share the engine loop."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,45 +11,49 @@ from acestep_consumer.engine.messages import Done, FromEngine, PlanSongs, Progre
 from acestep_consumer.engine.planner.planning import SongPlanner
 from acestep_schemas.events import ErrorCode
 
-Say = Callable[[FromEngine], None]
+Send = Callable[[FromEngine], None]
 
 log = structlog.get_logger()
 
 
 class PlannerService:
-    """Has orders written, as many at a time as come."""
+    """Answers requests, any number at a time."""
 
-    def __init__(self, writer: SongPlanner, say: Say) -> None:
-        self._writer = writer
-        self._say = say
+    def __init__(self, planner: SongPlanner, send: Send) -> None:
+        self._planner = planner
+        self._send = send
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
-    def take(self, message: ToEngine) -> None:
-        """Accept an order, or the word that nobody waits for one any more."""
+    def handle(self, message: ToEngine) -> None:
+        """Start a request, or stop one."""
         match message:
-            case PlanSongs(order=number):
-                task = self._tasks[number] = asyncio.create_task(self._answer(message), name=f"order {number}")
-                task.add_done_callback(lambda task: self._end(number, task))
-            case Stop(order=number) if number in self._tasks:
-                self._tasks[number].cancel()
+            case PlanSongs(request_id=request_id):
+                task = self._tasks[request_id] = asyncio.create_task(
+                    self._answer(message), name=f"request {request_id}"
+                )
+                task.add_done_callback(lambda task: self._on_done(request_id, task))
+            case Stop(request_id=request_id) if request_id in self._tasks:
+                self._tasks[request_id].cancel()
 
-    def _end(self, number: int, task: "asyncio.Task[None]") -> None:
-        """Forget an order. One that was stopped is answered here: it may never have begun."""
-        self._tasks.pop(number, None)
+    def _on_done(self, request_id: int, task: "asyncio.Task[None]") -> None:
+        """Remove a request. A stopped one is answered here: its task may never have begun."""
+        self._tasks.pop(request_id, None)
         if task.cancelled():
-            self._say(RequestFailed(order=number, code=ErrorCode.CANCELLED, reason="stopped on request"))
+            self._send(RequestFailed(request_id=request_id, code=ErrorCode.CANCELLED, reason="stopped on request"))
 
-    async def _answer(self, order: PlanSongs) -> None:
+    async def _answer(self, message: PlanSongs) -> None:
+        request_id = message.request_id
+
         def report(fraction: float, stage: str) -> None:
-            self._say(Progressed(order=order.order, fraction=fraction, stage=stage))
+            self._send(Progressed(request_id=request_id, fraction=fraction, stage=stage))
 
         try:
-            plan = await self._writer.write(order.job, order.heard, report)
+            plan = await self._planner.plan(message.job, message.source, report)
         except ConsumerError as error:
-            self._say(RequestFailed(order=order.order, code=error.code, reason=str(error)))
+            self._send(RequestFailed(request_id=request_id, code=error.code, reason=str(error)))
         except Exception as error:
-            log.exception("planning broke on a bug", task_id=order.job.task_id)
-            reason = f"the planner broke on this request ({type(error).__name__})"
-            self._say(RequestFailed(order=order.order, code=ErrorCode.PLAN_FAILED, reason=reason))
+            log.exception("planning failed unexpectedly", task_id=message.job.task_id)
+            reason = f"the planner failed on this request ({type(error).__name__})"
+            self._send(RequestFailed(request_id=request_id, code=ErrorCode.PLAN_FAILED, reason=reason))
         else:
-            self._say(Done(order=order.order, result=plan))
+            self._send(Done(request_id=request_id, result=plan))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tokens a text may go on with: grammars, matched by xgrammar, as masks over the vocabulary."""
+"""Grammar-constrained decoding: masks of the allowed next tokens, from xgrammar."""
 
 from typing import Any
 
@@ -10,15 +10,15 @@ from torch import Tensor
 from acestep_consumer.engine.planner.guidance import MASKED
 
 _COMPILED_LIMIT_BYTES = 256 << 20
-"""Grammars differ by what the request fixed, so without a limit the compiled ones would pile up."""
+"""Grammars contain the request's own values: without a limit, the cache of compiled ones would only grow."""
 
 
 class GrammarRefused(Exception):
-    """The grammar is not one."""
+    """The grammar is invalid."""
 
 
 class TokenMasks:
-    """Compiles grammars for one vocabulary. ``width``: how many logits the model has, at least the tokenizer's size."""
+    """Compiles grammars for one vocabulary. ``width``: the number of logits, at least the tokenizer's size."""
 
     def __init__(self, tokenizer: Any, width: int, ends: frozenset[int]) -> None:
         info = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=width, stop_token_ids=sorted(ends))
@@ -29,7 +29,7 @@ class TokenMasks:
         self._known = _pack(known)
 
     def start(self, grammar: str | None) -> "TextState":
-        """Begin a text. Raises ``GrammarRefused``."""
+        """Return the state of a new text. Raises ``GrammarRefused``."""
         if grammar is None:
             return TextState(None, self._known, self.ends)
         try:
@@ -39,12 +39,12 @@ class TokenMasks:
         return TextState(xgrammar.GrammarMatcher(compiled), self._known, self.ends)
 
     def table(self, rows: int, device: torch.device) -> Tensor:
-        """A table of masks to fill, on the host; int32 [rows, words of 32 tokens]."""
+        """Return an empty table of masks on the host; int32 [rows, words of 32 tokens]."""
         return torch.zeros(rows, len(self._known), dtype=torch.int32, pin_memory=device.type == "cuda")
 
 
 class TextState:
-    """How far one text is in its grammar."""
+    """The state of one text in its grammar; without a grammar every token of the vocabulary is allowed."""
 
     def __init__(self, matcher: xgrammar.GrammarMatcher | None, known: Tensor, ends: frozenset[int]) -> None:
         self._matcher = matcher
@@ -52,20 +52,20 @@ class TextState:
         self._ends = ends
 
     def fill(self, table: Tensor, row: int) -> None:
-        """Write into the row which tokens may come next."""
+        """Write the mask of the allowed next tokens into a row."""
         table[row] = self._known
         if self._matcher is not None:
             self._matcher.fill_next_token_bitmask(table, row)
 
     def accept(self, token: int) -> bool:
-        """Go on by a token; return whether it was the text's end."""
+        """Accept the next token. Returns whether it ends the text. Raises ``ValueError`` if it is not allowed."""
         if self._matcher is not None and not self._matcher.accept_token(token):
-            raise ValueError(f"token {token} was not allowed here")  # the mask has let through what it must not
+            raise ValueError(f"token {token} was not allowed here")  # the logits were not finite
         return token in self._ends
 
 
 def masked(logits: Tensor, table: Tensor) -> Tensor:
-    """The logits [n, v], −inf where the table [n, words] has no bit set."""
+    """Return the logits [n, v], −inf where the table [n, words] has no bit set."""
     bits = (table[:, :, None] >> torch.arange(32, dtype=torch.int32, device=table.device)) & 1
     return logits.masked_fill(bits.flatten(1)[:, : logits.shape[1]] == 0, MASKED)
 
@@ -75,6 +75,6 @@ def _words(width: int) -> int:
 
 
 def _pack(bits: Tensor) -> Tensor:
-    """Bools, a multiple of 32 of them, as the bits of int32 words, the lowest first."""
+    """Pack bools, a multiple of 32 of them, as the bits of int32 words, the lowest first."""
     values = bits.reshape(-1, 32).long() << torch.arange(32)
     return values.sum(-1).to(torch.int32)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The language model's vocabulary: conversations to token ids, and where in it the audio codes lie."""
+"""Tokenizer of the language model: conversations to token ids, and the ids of the audio codes."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -13,11 +13,11 @@ from acestep_consumer.engine.planner.prompts import Prompt
 
 
 class TokenizerUnfit(Exception):
-    """The folder holds no tokenizer of a 5Hz language model. The text says what is missing."""
+    """The folder has no tokenizer of a 5Hz language model. The message says what is missing."""
 
 
 class LmTokens:
-    """A tokenizer whose vocabulary holds the codes 0 to 63,999 side by side.
+    """A tokenizer whose vocabulary has the codes 0 to 63,999 at consecutive ids.
 
     ``first_code`` is the id of code 0; code N has ``first_code + N``. ``end_of_turn`` ends the model's answer.
     """
@@ -31,30 +31,32 @@ class LmTokens:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Load the tokenizer of a checkpoint on this disk; nothing is fetched and no code of the checkpoint runs.
+        """Load the tokenizer of a checkpoint on disk; nothing is downloaded and no code of the checkpoint is run.
 
         Raises:
-            TokenizerUnfit: there is none, or it is not that of a 5Hz language model.
+            TokenizerUnfit: there is none, or it is not one of a 5Hz language model.
         """
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise TokenizerUnfit(f"{folder} holds no tokenizer that can be loaded: {error}") from error
+            raise TokenizerUnfit(f"{folder} has no tokenizer that can be loaded: {error}") from error
         return cls(tokenizer)
 
     def text_of(self, prompt: Prompt) -> str:
-        """The conversation as the model reads it. It goes on in a new line."""
+        """Return the conversation as text, which the model continues on a new line."""
         text: str = self.tokenizer.apply_chat_template(
-            [asdict(message) for message in prompt.messages], tokenize=False, add_generation_prompt=prompt.asks
+            [asdict(message) for message in prompt.messages],
+            tokenize=False,
+            add_generation_prompt=prompt.add_generation_prompt,
         )
         return text if text.endswith("\n") else f"{text}\n"
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
-        """Token ids of the conversation."""
+        """Return the token ids of the conversation."""
         return tuple(self.tokenizer.encode(self.text_of(prompt), add_special_tokens=False))
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of what the model wrote, up to the end of its turn. Tags stay as they are."""
+        """Return the text of generated tokens up to the end of the turn, with tags."""
         ended = tokens.index(self.end_of_turn) if self.end_of_turn in tokens else len(tokens)
         text: str = self.tokenizer.decode(
             list(tokens[:ended]), skip_special_tokens=False, clean_up_tokenization_spaces=False
@@ -62,19 +64,19 @@ class LmTokens:
         return text
 
     def codes_of(self, tokens: Iterable[int]) -> tuple[int, ...]:
-        """Audio codes of tokens.
+        """Return the audio codes of tokens.
 
         Raises:
-            ValueError: a token is no audio code.
+            ValueError: a token is not an audio code.
         """
         codes = tuple(token - self.first_code for token in tokens)
-        stranger = next((number for number in codes if not 0 <= number < CODE_COUNT), None)
-        if stranger is not None:
-            raise ValueError(f"token {stranger + self.first_code} is no audio code")
+        invalid = next((number for number in codes if not 0 <= number < CODE_COUNT), None)
+        if invalid is not None:
+            raise ValueError(f"token {invalid + self.first_code} is not an audio code")
         return codes
 
     def code_text(self, tokens: Iterable[int]) -> str:
-        """Audio codes as the renderer takes them: ``<|audio_code_12|><|audio_code_7|>``. Raises as ``codes_of``."""
+        """Return the audio codes of tokens as text: ``<|audio_code_12|><|audio_code_7|>``. Raises as ``codes_of``."""
         return "".join(map(code, self.codes_of(tokens)))
 
     def _find_codes(self) -> int:
@@ -83,14 +85,14 @@ class LmTokens:
         wrong = next((number for number, token in enumerate(found) if token != first + number), None)
         if wrong is not None:
             raise TokenizerUnfit(
-                f"the tokenizer of a 5Hz language model has codes 0 to {CODE_COUNT - 1:,} side by side; "
-                f"{code(wrong)} is not where it should be (token {first + wrong})"
+                f"the tokenizer of a 5Hz language model has codes 0 to {CODE_COUNT - 1:,} at consecutive ids; "
+                f"{code(wrong)} is not at id {first + wrong}"
             )
         return first
 
     def _id_of(self, token: str) -> int:
-        """The id of one token; only what the vocabulary holds as a whole counts."""
+        """Return the id of a text that is a single token of the vocabulary."""
         number = self.tokenizer.convert_tokens_to_ids(token)
         if number is None or number == self.tokenizer.unk_token_id:
-            raise TokenizerUnfit(f"the tokenizer knows no {token}: it is not that of a 5Hz language model")
+            raise TokenizerUnfit(f"the tokenizer has no token {token}: it is not one of a 5Hz language model")
         return int(number)

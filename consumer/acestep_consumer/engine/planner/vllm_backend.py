@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The backend for GPUs: vLLM writes the sequences, and a logits processor of ours decides their tokens.
+"""The backend on vLLM, for GPUs: vLLM runs the model, and our logits processor chooses the tokens.
 
-A guided song is two requests. vLLM may start a request late, read its prompt in pieces, or throw it out when memory
-runs short, and any of that would tear a pair apart. It has no reason to as long as it is never given more than it can
-take: a song enters when both its prompts fit into the very next step, and when there is room for all that it and the
-others will ever write. Should a pair be torn all the same, the processor notices, and the song is void.
+A guided sequence is two requests. vLLM may start a request late, read its prompt in chunks, or preempt it when memory
+runs short, and any of these would break a pair. It has no reason to as long as it never gets more than it can hold: a
+sequence is submitted when both its prompts fit into the very next step, and when there is memory for everything that it
+and the others will ever generate. If a pair breaks all the same, the processor notices, and the sequence is void.
 """
 
 from collections import deque
@@ -14,146 +14,149 @@ from typing import Any
 from transformers import AutoConfig, GenerationConfig
 
 from acestep_consumer.engine.planner import vllm_engine
-from acestep_consumer.engine.planner.backend import Generation, Text, Written
+from acestep_consumer.engine.planner.backend import Generation, SequenceOutput, TextConstraint
 from acestep_consumer.engine.planner.sequence import TokenSequence
 from acestep_consumer.engine.planner.token_masks import GrammarRefused, TokenMasks
 from acestep_consumer.engine.planner.vllm_engine import EngineOutput, EngineSize, VllmEngine
 from acestep_consumer.engine.planner.vllm_sequence import SharedState, VllmSequence
 
-NEWS_EVERY = 8
-"""A song has news of its first token, and then of every so many: 1.6 seconds of song."""
+PROGRESS_EVERY = 8
+"""Progress is reported for the first token, and then for every so many: 1.6 seconds of audio."""
 
 
 class VllmBackend:
     """Implements ``Backend``. Make it with ``open_vllm``.
 
-    ``stage`` is the one that the engine's logits processor reads. Without masks in it no text can be written.
+    ``shared`` is read by the engine's logits processor. Without masks in it, only codes can be generated.
     """
 
-    def __init__(self, engine: VllmEngine, stage: SharedState) -> None:
+    def __init__(self, engine: VllmEngine, shared: SharedState) -> None:
         self._engine = engine
-        self._stage = stage
-        self._ends = stage.masks.ends if stage.masks else frozenset()
-        self._room = engine.room()
-        self._drafts = stage.drafts
+        self._shared = shared
+        self._ends = shared.masks.ends if shared.masks else frozenset()
+        self._budget = engine.kv_budget()
+        self._running = shared.running
         self._waiting: deque[TokenSequence] = deque()
-        self._refused: list[Written] = []
+        self._refused: list[SequenceOutput] = []
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to write."""
-        return not (self._drafts or self._waiting or self._refused)
+        """Whether there is nothing to generate."""
+        return not (self._running or self._waiting or self._refused)
 
-    def add(self, number: int, generation: Generation) -> None:
-        """Take a sequence in; it joins the others at the next step, or waits for room, first come first served."""
-        song = TokenSequence(number, generation)
-        error = self._refusal(song)
+    def add(self, sequence_id: int, generation: Generation) -> None:
+        """Add a sequence; it joins the batch at the next step, or once there is memory for it, in order of arrival."""
+        sequence = TokenSequence(sequence_id, generation)
+        error = self._refusal(sequence)
         if error is None:
-            self._waiting.append(song)
+            self._waiting.append(sequence)
         else:
-            self._refused.append(Written(number, 0, error=error))
+            self._refused.append(SequenceOutput(sequence_id, 0, error=error))
 
-    def drop(self, number: int) -> None:
-        """Forget a sequence; unknown numbers are ignored."""
-        self._waiting = deque(song for song in self._waiting if song.number != number)
-        self._refused = [news for news in self._refused if news.number != number]
-        if number in self._drafts:
-            self._engine.abort(self._drafts[number].song)
-            self._release(number)
+    def drop(self, sequence_id: int) -> None:
+        """Drop a sequence; unknown ids are ignored."""
+        self._waiting = deque(sequence for sequence in self._waiting if sequence.sequence_id != sequence_id)
+        self._refused = [output for output in self._refused if output.sequence_id != sequence_id]
+        if sequence_id in self._running:
+            self._engine.abort(self._running[sequence_id].sequence)
+            self._release(sequence_id)
 
-    def step(self) -> Sequence[Written]:
-        """Write the next token of every sequence; return news of those that are done, and now and then of the others.
+    def step(self) -> Sequence[SequenceOutput]:
+        """Generate the next token of every sequence. Returns those that are finished, and now and then the others.
 
-        Whatever vLLM raises here means that its engine is broken, and nothing can be written any more.
+        An exception of vLLM means that its engine has failed, and that nothing can be generated any more.
         """
         self._admit()
-        news, self._refused = self._refused, []
-        if self._drafts:
+        outputs, self._refused = self._refused, []
+        if self._running:
             finished = self._engine.step()
-            for number, draft in list(self._drafts.items()):
-                told = self._conclude(draft, finished.get(number, [])) or self._progress(draft)
-                if told is not None:
-                    news.append(told)
-        return news
+            for sequence_id, state in list(self._running.items()):
+                output = self._final_output(state, finished.get(sequence_id, [])) or self._progress(state)
+                if output is not None:
+                    outputs.append(output)
+        return outputs
 
     def close(self) -> None:
-        """Give the memory back; the backend is of no use afterwards."""
+        """Free the memory; the backend cannot be used afterwards."""
         self._engine.close()
 
     def _admit(self) -> None:
-        """Hand over who fits, in the order they came."""
-        self._room.begin_step()
+        """Submit waiting sequences that fit, in order of arrival."""
+        self._budget.begin_step()
         while self._waiting:
-            song = self._waiting[0]
-            need = self._room.need(song.prompts, song.wanted)
-            if not self._room.take(need):
+            sequence = self._waiting[0]
+            cost = self._budget.cost_of(sequence.prompts, sequence.max_tokens)
+            if not self._budget.reserve(cost):
                 break
             self._waiting.popleft()
-            self._drafts[song.number] = VllmSequence(song, need)
+            self._running[sequence.sequence_id] = VllmSequence(sequence, cost)
             try:
-                self._engine.submit(song, self._ends)
+                self._engine.submit(sequence, self._ends)
             except ValueError as error:
-                self._release(song.number)
-                self._refused.append(Written(song.number, 0, error=f"the language model does not take this: {error}"))
+                self._release(sequence.sequence_id)
+                refusal = f"the language model refused the request: {error}"
+                self._refused.append(SequenceOutput(sequence.sequence_id, 0, error=refusal))
 
-    def _refusal(self, song: TokenSequence) -> str | None:
-        """Why this sequence can never be written, in public words; None when it can. Gets a text's grammar ready."""
-        if not all(song.prompts) or song.wanted < 1:
-            return "an empty prompt, or no token to write"
-        if any(not 0 <= token < self._engine.vocabulary for prompt in song.prompts for token in prompt):
-            return "the prompt has a token that the language model does not know"
-        if song.width > self._engine.context:
-            return f"prompt and text need {song.width} tokens; the language model has room for {self._engine.context}"
-        if not self._room.could_hold(self._room.need(song.prompts, song.wanted)):
-            return f"prompt and text need {song.width} tokens; the planner's memory has no room for that"
-        return self._begin(song)
+    def _refusal(self, sequence: TokenSequence) -> str | None:
+        """Return why this sequence can never be generated, as public text, or None. Compiles a text's grammar."""
+        if not all(sequence.prompts) or sequence.max_tokens < 1:
+            return "an empty prompt, or no token to generate"
+        if any(not 0 <= token < self._engine.vocabulary for prompt in sequence.prompts for token in prompt):
+            return "the prompt has a token outside the vocabulary"
+        length, context = sequence.max_length, self._engine.context
+        if length > context:
+            return f"prompt and text need {length} tokens; the language model's context is {context}"
+        if not self._budget.could_hold(self._budget.cost_of(sequence.prompts, sequence.max_tokens)):
+            return f"prompt and text need {length} tokens; the planner's memory is too small"
+        return self._start_grammar(sequence)
 
-    def _begin(self, song: TokenSequence) -> str | None:
-        constraint = song.generation.constraint
-        if isinstance(constraint, Text):
-            if self._stage.masks is None:
-                return "the language model was loaded without its tokenizer: it writes codes only"
+    def _start_grammar(self, sequence: TokenSequence) -> str | None:
+        constraint = sequence.generation.constraint
+        if isinstance(constraint, TextConstraint):
+            if self._shared.masks is None:
+                return "the language model was loaded without its tokenizer: it generates codes only"
             try:
-                song.text = self._stage.masks.start(constraint.grammar)
+                sequence.text = self._shared.masks.start(constraint.grammar)
             except GrammarRefused as error:
-                return f"the grammar is not valid: {error}"
+                return f"the grammar is invalid: {error}"
         return None
 
-    def _conclude(self, draft: VllmSequence, outputs: Sequence[EngineOutput]) -> Written | None:
-        """The last news of a song that is finished, or void."""
-        if not outputs and not draft.void:
+    def _final_output(self, state: VllmSequence, outputs: Sequence[EngineOutput]) -> SequenceOutput | None:
+        """Return the output of a sequence that is finished or void, and remove it; else None."""
+        if not outputs and not state.void:
             return None
-        self._engine.abort(draft.song)  # of a torn pair, one may still be inside
-        self._release(draft.song.number)
-        torn = draft.out_of_step or len(outputs) != len(draft.song.prompts) or len(set(outputs)) != 1
-        if draft.error is not None:
-            return Written(draft.song.number, draft.chosen, error=draft.error)
-        if torn:
-            return Written(draft.song.number, draft.chosen, out_of_step=True)
-        return self._read(draft.song, outputs[0])
+        sequence_id = state.sequence.sequence_id
+        self._engine.abort(state.sequence)  # one request of a broken pair may still be running
+        self._release(sequence_id)
+        broken = state.out_of_step or len(outputs) != len(state.sequence.prompts) or len(set(outputs)) != 1
+        if state.error is not None:
+            return SequenceOutput(sequence_id, state.chosen, error=state.error)
+        if broken:
+            return SequenceOutput(sequence_id, state.chosen, out_of_step=True)
+        return self._checked_output(state.sequence, outputs[0])
 
-    def _read(self, song: TokenSequence, output: EngineOutput) -> Written:
-        """Take what vLLM has written; its numbers are checked because a model without probabilities writes anything."""
-        count = len(output.tokens)
-        if song.text is not None:
+    def _checked_output(self, sequence: TokenSequence, output: EngineOutput) -> SequenceOutput:
+        """Convert vLLM's output. Codes are checked: with logits that are not finite, it generates anything."""
+        sequence_id, count = sequence.sequence_id, len(output.tokens)
+        if sequence.text is not None:
             if output.stopped:
-                return Written(song.number, count - 1, tokens=output.tokens[:-1])
-            if song.may_stop:
-                return Written(song.number, count, tokens=output.tokens)
-            return Written(song.number, count, error=f"the text has no end within {song.wanted} tokens")
-        if count != song.wanted or not all(token in self._stage.codes for token in output.tokens):
-            return Written(song.number, count, error="the language model gave no probabilities")
-        return Written(song.number, count, tokens=output.tokens)
+                return SequenceOutput(sequence_id, count - 1, tokens=output.tokens[:-1])
+            if sequence.complete_at_limit:
+                return SequenceOutput(sequence_id, count, tokens=output.tokens)
+            return SequenceOutput(sequence_id, count, error=f"the text has no end within {sequence.max_tokens} tokens")
+        if count != sequence.max_tokens or not all(token in self._shared.codes for token in output.tokens):
+            return SequenceOutput(sequence_id, count, error="the language model gave no probabilities")
+        return SequenceOutput(sequence_id, count, tokens=output.tokens)
 
-    def _progress(self, draft: VllmSequence) -> Written | None:
-        count = draft.chosen - self._engine.ahead
-        if count < (draft.told + NEWS_EVERY if draft.told else 1):
+    def _progress(self, state: VllmSequence) -> SequenceOutput | None:
+        count = state.chosen - self._engine.ahead
+        if count < (state.reported + PROGRESS_EVERY if state.reported else 1):
             return None
-        draft.told = count
-        return Written(draft.song.number, count)
+        state.reported = count
+        return SequenceOutput(state.sequence.sequence_id, count)
 
-    def _release(self, number: int) -> None:
-        self._room.leave(self._drafts.pop(number).need)
+    def _release(self, sequence_id: int) -> None:
+        self._budget.release(self._running.pop(sequence_id).cost)
 
 
 def open_vllm(
@@ -161,29 +164,29 @@ def open_vllm(
 ) -> VllmBackend:
     """Load a model from a folder; ``codes`` are the token ids of the audio codes.
 
-    ``tokenizer`` is transformers'; with None, codes are all that can be written. ``compiled``: see ``SharedState``.
-    ``options`` go to vLLM (``EngineArgs``).
+    ``tokenizer`` is transformers'; with None, only codes can be generated. ``compiled``: see ``SharedState``.
+    ``options`` are vLLM's ``EngineArgs``.
 
     Raises:
-        VllmUnavailable: vLLM is not there, not in a version that has been tested, or lacks the memory.
+        VllmUnavailable: vLLM is missing, of an untested version, or short of memory.
         OSError: the folder has no configuration.
     """
     vllm_engine.prepare()
-    from acestep_consumer.engine.planner.vllm_guidance import processor_for  # noqa: PLC0415 - it imports vLLM, which wants ``prepare`` first
+    from acestep_consumer.engine.planner.vllm_guidance import processor_for  # noqa: PLC0415 - it imports vLLM, which needs ``prepare`` first
 
-    width = AutoConfig.from_pretrained(model).vocab_size
-    masks = None if tokenizer is None else TokenMasks(tokenizer, width, _ends(model, tokenizer))
-    stage = SharedState({}, range(width), codes, masks, compiled)
-    return VllmBackend(vllm_engine.start(model, processor_for(stage), size, **options), stage)
+    vocabulary = AutoConfig.from_pretrained(model).vocab_size
+    masks = None if tokenizer is None else TokenMasks(tokenizer, vocabulary, _ends(model, tokenizer))
+    shared = SharedState({}, range(vocabulary), codes, masks, compiled)
+    return VllmBackend(vllm_engine.start(model, processor_for(shared), size, **options), shared)
 
 
 def _ends(model: str, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end a text: the tokenizer's and those of the model's generation settings."""
+    """Return the tokens that end a text: the tokenizer's and those of the model's generation config."""
     try:
         more = GenerationConfig.from_pretrained(model).eos_token_id
     except OSError:
         more = None
     ends = {tokenizer.eos_token_id, *(more if isinstance(more, list) else [more])} - {None}
     if not ends:
-        raise ValueError("the tokenizer names no token that ends a text")
+        raise ValueError("the tokenizer has no end token")
     return frozenset(ends)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What decides each next token inside vLLM: guidance, grammar and the seeded draw, as a logits processor of its own.
+"""Guidance inside vLLM: a logits processor that applies guidance and grammar, and chooses each next token.
 
-vLLM calls it once a step with the logits of every request. A guided song is two requests, one for each prompt. The
-processor takes the two rows together, chooses one token for both, and makes that token the likeliest of either row, so
-that vLLM's own sampling, told to be greedy, has nothing left to decide. vLLM's own ways (a list of allowed tokens per
+vLLM calls it once a step with the logits of every request. A guided sequence is two requests, one for each prompt. The
+processor combines the two rows, chooses one token for both, and makes that token the likeliest of either row, so that
+vLLM's own sampling, set to greedy, has nothing left to decide. vLLM's own features (a list of allowed tokens per
 request, top-p over the whole vocabulary, a generator per request) cost more than the model does.
 
 A pair is in step as long as its rows have the same tokens. The processor compares them at every step; a pair that is
-not in step is void, and nothing is chosen for it any more.
+not in step is void, and gets no further token.
 
 Written for vLLM's public interface for batches (``vllm.v1.sample.logits_processor``), which the V1 model runner calls.
 """
@@ -20,51 +20,51 @@ import torch
 from torch import Tensor
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
-from acestep_consumer.engine.planner.guidance import Rows, choose, guide
+from acestep_consumer.engine.planner.guidance import RowSampling, choose, guide
 from acestep_consumer.engine.planner.token_masks import TokenMasks, masked
 from acestep_consumer.engine.planner.vllm_sequence import SharedState, VllmSequence
 
 CERTAIN = 1e30
-"""A logit above all that a model gives: whoever takes the likeliest token takes this one."""
+"""A logit above any of a model: greedy sampling takes this token."""
 
 
 class BatchRow(NamedTuple):
-    """A row of vLLM's batch. ``branch`` 0 is the prompt, 1 the unconditional one; ``written`` is vLLM's own list."""
+    """A row of vLLM's batch. ``branch`` 0 is the prompt, 1 the unconditional one; ``output`` is vLLM's own list."""
 
-    draft: VllmSequence
+    state: VllmSequence
     branch: int
-    written: list[int]
+    output: list[int]
 
 
-def processor_for(stage: SharedState) -> type["GuidanceProcessor"]:
-    """A processor class for this stage. vLLM makes the instance itself, so what it shares has to be in the class."""
-    return type("StagedGuidanceProcessor", (GuidanceProcessor,), {"stage": stage})
+def processor_for(shared: SharedState) -> type["GuidanceProcessor"]:
+    """Return a processor class for this state. vLLM makes the instance itself, so that the class has to carry it."""
+    return type("SharedGuidanceProcessor", (GuidanceProcessor,), {"shared": shared})
 
 
-class GuidanceProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM is Any to mypy: it is not there where mypy runs
-    """Chooses for all rows of the batch. Use ``processor_for``: a bare one has no stage."""
+class GuidanceProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM is Any to mypy: it is not installed where mypy runs
+    """Chooses the tokens of all rows of the batch. Use ``processor_for``: the bare class has no shared state."""
 
-    stage: ClassVar[SharedState]
+    shared: ClassVar[SharedState]
 
-    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:  # noqa: ARG002, FBT001 - vLLM calls it so
+    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:  # noqa: ARG002, FBT001 - vLLM's signature
         self._device = torch.device(device)
-        self._seats: dict[int, BatchRow] = {}
+        self._rows: dict[int, BatchRow] = {}
         self._groups: list[GuidanceGroup] | None = None
         # Texts are few and short, and their masks come from the host.
-        self._decide_codes: Decide = torch.compile(decide) if self.stage.compiled else decide
+        self._choose_codes: ChooseTokens = torch.compile(choose_tokens) if self.shared.compiled else choose_tokens
 
     def is_argmax_invariant(self) -> bool:
-        """No: greedy sampling has to see what it does."""
+        """Return False: the processor changes the result of greedy sampling."""
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
-        """Follow the rows as requests come, go and change places; vLLM asks for this order."""
+        """Follow requests that are removed, added and moved, in vLLM's required order."""
         if batch_update is None:
             return
         for row in batch_update.removed:
-            self._seats.pop(row, None)
-        for row, params, _, written in batch_update.added:
-            self._sit(row, params.extra_args or {}, written)
+            self._rows.pop(row, None)
+        for row, params, _, output in batch_update.added:
+            self._add(row, params.extra_args or {}, output)
         for source, target, direction in batch_update.moved:
             self._move(source, target, swap=direction == MoveDirectionality.SWAP)
         self._groups = None
@@ -72,179 +72,179 @@ class GuidanceProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM is Any t
     def apply(self, logits: Tensor) -> Tensor:
         """Choose for every row, without waiting for the device; ``logits`` [rows, vocabulary] are changed in place."""
         if self._groups is None or not all(group.in_step for group in self._groups):
-            self._groups = self._compose()
+            self._groups = self._grouped()
         for group in self._groups:
             group.choose(logits)
         return logits
 
-    def _sit(self, row: int, tags: Mapping[str, int], written: list[int]) -> None:
-        draft = self.stage.drafts.get(tags.get("song", -1))
-        if draft is None:  # dropped in the meantime, or one of vLLM's own warm-up requests
-            self._seats.pop(row, None)
+    def _add(self, row: int, tags: Mapping[str, int], output: list[int]) -> None:
+        state = self.shared.running.get(tags.get("sequence", -1))
+        if state is None:  # dropped in the meantime, or one of vLLM's own warm-up requests
+            self._rows.pop(row, None)
         else:
-            self._seats[row] = BatchRow(draft, tags["branch"], written)
+            self._rows[row] = BatchRow(state, tags["branch"], output)
 
     def _move(self, source: int, target: int, *, swap: bool) -> None:
-        moved, displaced = self._seats.pop(source, None), self._seats.pop(target, None)
+        moved, displaced = self._rows.pop(source, None), self._rows.pop(target, None)
         if moved is not None:
-            self._seats[target] = moved
+            self._rows[target] = moved
         if swap and displaced is not None:
-            self._seats[source] = displaced
+            self._rows[source] = displaced
 
-    def _compose(self) -> list["GuidanceGroup"]:
-        """Leave out who is not in step; group the others by the part of the vocabulary that they choose from."""
-        pairs: dict[VllmSequence, dict[int, int]] = {}
-        for row, seat in self._seats.items():
-            if not seat.draft.done:
-                pairs.setdefault(seat.draft, {})[seat.branch] = row
+    def _grouped(self) -> list["GuidanceGroup"]:
+        """Leave out sequences that are not in step; group the others by the part of the vocabulary that they use."""
+        rows_of: dict[VllmSequence, dict[int, int]] = {}
+        for index, row in self._rows.items():
+            if not row.state.done:
+                rows_of.setdefault(row.state, {})[row.branch] = index
         codes: list[SequenceRows] = []
         texts: list[SequenceRows] = []
-        for draft, rows in pairs.items():
-            couple = SequenceRows(draft, rows, [self._seats[row].written for row in rows.values()])
-            couple.follow()
-            if draft.done:
+        for state, branches in rows_of.items():
+            rows = SequenceRows(state, branches, [self._rows[index].output for index in branches.values()])
+            rows.advance_grammar()
+            if state.done:
                 continue
-            if couple.in_step:
-                (codes if draft.song.text is None else texts).append(couple)
+            if rows.in_step:
+                (codes if state.sequence.text is None else texts).append(rows)
             else:
-                draft.out_of_step = True
-        groups = [GuidanceGroup(codes, self.stage.codes, None, self._decide_codes, self._device)] if codes else []
-        return (
-            [*groups, GuidanceGroup(texts, self.stage.tokens, self.stage.masks, decide, self._device)]
-            if texts
-            else groups
-        )
+                state.out_of_step = True
+        shared, groups = self.shared, list[GuidanceGroup]()
+        if codes:
+            groups.append(GuidanceGroup(codes, shared.codes, None, self._choose_codes, self._device))
+        if texts:
+            groups.append(GuidanceGroup(texts, shared.tokens, shared.masks, choose_tokens, self._device))
+        return groups
 
 
 class SequenceRows:
-    """The rows of one song: two when it is guided, else one."""
+    """The rows of one sequence: two when it is guided, else one."""
 
-    __slots__ = ("_expected", "_first", "_last", "conditional", "draft", "unconditional", "written")
+    __slots__ = ("_expected", "_first", "_last", "conditional", "output", "state", "unconditional")
 
-    def __init__(self, draft: VllmSequence, rows: Mapping[int, int], written: Sequence[list[int]]) -> None:
-        self.draft = draft
-        self.written = written[0]
-        self.conditional = rows.get(0, -1)
-        # A song without guidance is its own unconditional.
-        self.unconditional = rows.get(1, self.conditional)
-        self._first, self._last = written[0], written[-1]
-        self._expected = len(rows) == len(draft.song.prompts)
+    def __init__(self, state: VllmSequence, branches: Mapping[int, int], outputs: Sequence[list[int]]) -> None:
+        """``branches``: row by branch; ``outputs``: vLLM's output lists of these rows."""
+        self.state = state
+        self.output = outputs[0]
+        self.conditional = branches.get(0, -1)
+        # Without guidance a sequence is its own unconditional branch.
+        self.unconditional = branches.get(1, self.conditional)
+        self._first, self._last = outputs[0], outputs[-1]
+        self._expected = len(branches) == len(state.sequence.prompts)
 
-    def follow(self) -> None:
-        """Let the grammar of a text read what has been written since.
+    def advance_grammar(self) -> None:
+        """Let a text's grammar accept the tokens that were added since the last call.
 
-        vLLM may be a step ahead of a text's end: what it writes after that is for nobody.
+        vLLM may be a step ahead of a text's end: tokens after it are ignored.
         """
-        draft, text = self.draft, self.draft.song.text
-        while text is not None and draft.read < len(self.written) and not draft.done:
+        state, text = self.state, self.state.sequence.text
+        while text is not None and state.read < len(self.output) and not state.done:
             try:
-                draft.ended = text.accept(self.written[draft.read])
+                state.ended = text.accept(self.output[state.read])
             except ValueError:
-                draft.error = "the language model gave no probabilities"
-            draft.read += 1
+                state.error = "the language model gave no probabilities"
+            state.read += 1
 
     @property
     def in_step(self) -> bool:
-        """Whether all its rows are there and have what was chosen for them, token for token."""
-        first, last, chosen = self._first, self._last, self.draft.chosen
+        """Whether all its rows are there and have exactly the tokens that were chosen for them."""
+        first, last, chosen = self._first, self._last, self.state.chosen
         return self._expected and len(first) == len(last) == chosen and first[-1:] == last[-1:]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GroupTensors:
-    """What the device knows of songs that choose from one part of the vocabulary.
+    """State on the device of sequences that choose from the same part of the vocabulary.
 
-    ``pairs`` int64 [2, songs]: the conditional and the unconditional row of each. ``steps`` int64 [songs] and ``seen``
-    bool [songs, ids] are as ``choose`` takes them; ``first`` is the first of the ids.
+    ``pairs`` int64 [2, sequences]: the conditional and the unconditional row of each. ``steps`` int64 [sequences] and
+    ``seen`` bool [sequences, ids] are arguments of ``choose``; ``first`` is the first of the ids.
     """
 
     pairs: Tensor
-    sampling: Rows
+    sampling: RowSampling
     steps: Tensor
     seen: Tensor | None
     first: int
 
     @classmethod
-    def of(cls, couples: Sequence[SequenceRows], ids: range, device: torch.device) -> Self:
-        """Send it to the device."""
-        sampling = Rows.of((couple.draft.song.generation.sampling for couple in couples), device)
-        rows = [[couple.conditional for couple in couples], [couple.unconditional for couple in couples]]
+    def of(cls, sequences: Sequence[SequenceRows], ids: range, device: torch.device) -> Self:
+        """Copy the state of these sequences to the device."""
+        sampling = RowSampling.of((rows.state.sequence.generation.sampling for rows in sequences), device)
+        pairs = [[rows.conditional for rows in sequences], [rows.unconditional for rows in sequences]]
         return cls(
-            pairs=torch.tensor(rows, device=device),
+            pairs=torch.tensor(pairs, device=device),
             sampling=sampling,
-            steps=torch.tensor([couple.draft.chosen for couple in couples], device=device),
-            seen=_seen(couples, ids).to(device) if sampling.penalised else None,
+            steps=torch.tensor([rows.state.chosen for rows in sequences], device=device),
+            seen=_seen(sequences, ids).to(device) if sampling.penalised else None,
             first=ids.start,
         )
 
 
-def decide(part: Tensor, choice: GroupTensors, allowed: Tensor | None = None) -> Tensor:
-    """The next token of every song; columns of ``part`` [rows, ids], int64 [songs].
+def choose_tokens(logits: Tensor, tensors: GroupTensors, allowed: Tensor | None = None) -> Tensor:
+    """Return the next token of every sequence, as columns of ``logits`` [rows, ids]; int64 [sequences].
 
-    ``allowed`` int32 [songs, words]: what may come next; None is everything.
+    ``allowed`` int32 [sequences, words]: the grammars' masks; None allows everything.
     """
-    guided = guide(part[choice.pairs[0]], part[choice.pairs[1]], choice.sampling.scale)
-    logits = guided if allowed is None else masked(guided, allowed)
-    return choose(logits, choice.sampling, choice.steps, choice.seen, choice.first)
+    guided = guide(logits[tensors.pairs[0]], logits[tensors.pairs[1]], tensors.sampling.scale)
+    final = guided if allowed is None else masked(guided, allowed)
+    return choose(final, tensors.sampling, tensors.steps, tensors.seen, tensors.first)
 
 
-Decide = Callable[[Tensor, GroupTensors, Tensor | None], Tensor]
+ChooseTokens = Callable[[Tensor, GroupTensors, Tensor | None], Tensor]
 
 
 class GuidanceGroup:
-    """Songs that choose from one part of the vocabulary.
+    """Sequences that choose from the same part of the vocabulary, ``ids``; ``masks`` are for texts.
 
-    It is built when rows come, go or move, and carried on from step to step in between.
+    It is built when rows are added, removed or moved, and updated in place from step to step in between.
     """
 
     def __init__(
         self,
-        couples: Sequence[SequenceRows],
+        sequences: Sequence[SequenceRows],
         ids: range,
         masks: TokenMasks | None,
-        decide: Decide,
+        choose_tokens: ChooseTokens,
         device: torch.device,
     ) -> None:
-        """``masks`` are for texts."""
-        self._couples = couples
+        self._sequences = sequences
         self._ids = ids
-        self._decide = decide
-        self._choice = GroupTensors.of(couples, ids, device)
-        self._table = masks.table(len(couples), device) if masks else None
+        self._choose_tokens = choose_tokens
+        self._tensors = GroupTensors.of(sequences, ids, device)
+        self._mask_table = masks.table(len(sequences), device) if masks else None
         self._certain = torch.tensor(CERTAIN, device=device)
 
     @property
     def in_step(self) -> bool:
-        """Whether all its songs are."""
-        return all(couple.in_step for couple in self._couples)
+        """Whether all its sequences are."""
+        return all(rows.in_step for rows in self._sequences)
 
     def choose(self, logits: Tensor) -> None:
-        """Choose every song's next token and make it certain in its rows of ``logits`` [rows, vocabulary]."""
-        allowed = None if self._table is None else self._allowed(self._table)
-        columns = self._decide(logits[:, self._ids.start : self._ids.stop], self._choice, allowed)
-        if self._choice.seen is not None:
-            self._choice.seen.scatter_(1, columns[:, None], value=True)
-        self._choice.steps.add_(1)
-        logits[self._choice.pairs, columns + self._ids.start] = self._certain
-        for couple in self._couples:
-            couple.draft.chosen += 1
+        """Choose every sequence's next token and make it certain in its rows of ``logits`` [rows, vocabulary]."""
+        allowed = None if self._mask_table is None else self._allowed(self._mask_table)
+        columns = self._choose_tokens(logits[:, self._ids.start : self._ids.stop], self._tensors, allowed)
+        if self._tensors.seen is not None:
+            self._tensors.seen.scatter_(1, columns[:, None], value=True)
+        self._tensors.steps.add_(1)
+        logits[self._tensors.pairs, columns + self._ids.start] = self._certain
+        for rows in self._sequences:
+            rows.state.chosen += 1
 
     def _allowed(self, table: Tensor) -> Tensor:
-        """Look up what the grammars allow, while the device is still busy with the model; int32 [songs, words].
+        """Return the grammars' masks, computed while the device is busy with the model; int32 [sequences, words].
 
-        The table on the host is written again one step later, and vLLM waits for a step's tokens before it starts the
-        processors of the next: the copy is over by then. A text that has ended keeps its last mask.
+        The table on the host is written again one step later, and vLLM waits for a step's tokens before it calls the
+        processors of the next: the copy is finished by then. A text that has ended keeps its last mask.
         """
-        for row, couple in enumerate(self._couples):
-            couple.follow()
-            if couple.draft.song.text is not None and not couple.draft.done:
-                couple.draft.song.text.fill(table, row)
-        return table.to(self._choice.pairs.device, non_blocking=True)
+        for index, rows in enumerate(self._sequences):
+            rows.advance_grammar()
+            if rows.state.sequence.text is not None and not rows.state.done:
+                rows.state.sequence.text.fill(table, index)
+        return table.to(self._tensors.pairs.device, non_blocking=True)
 
 
-def _seen(couples: Sequence[SequenceRows], ids: range) -> Tensor:
-    """Which of the tokens ``ids`` are in each song's prompt or have been written; bool [songs, ids]."""
-    known = [{*couple.draft.song.generation.prompt, *couple.written} for couple in couples]
+def _seen(sequences: Sequence[SequenceRows], ids: range) -> Tensor:
+    """Return which of the tokens ``ids`` are in each sequence's prompt or output; bool [sequences, ids]."""
+    known = [{*rows.state.sequence.generation.prompt, *rows.output} for rows in sequences]
     seen = torch.zeros(len(known), len(ids), dtype=torch.bool)
     for row, tokens in enumerate(known):
         seen[row, [token - ids.start for token in tokens if token in ids]] = True

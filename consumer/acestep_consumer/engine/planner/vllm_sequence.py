@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A song that vLLM is writing, as the backend and the logits processor share it. Needs no vLLM."""
+"""State of sequences inside vLLM, shared by the backend and the logits processor. Needs no vLLM."""
 
 from dataclasses import dataclass
 
@@ -10,48 +10,47 @@ from acestep_consumer.engine.planner.token_masks import TokenMasks
 
 @dataclass(slots=True, eq=False)
 class VllmSequence:
-    """A song under way: the backend puts it in and takes it out, the processor carries it on in between.
+    """A running sequence: added and removed by the backend, advanced by the logits processor in between.
 
-    ``chosen``: how many tokens have been chosen. ``read``: how many of them its grammar has seen; ``ended``: whether
-    the end of the text was among them. ``out_of_step`` and ``error`` say that it is void, and why. ``told``: how many
-    tokens its last news spoke of.
+    ``chosen``: tokens chosen so far. ``read``: how many of them its grammar has accepted; ``ended``: whether the end of
+    the text was among them. ``out_of_step`` and ``error`` make it void. ``reported``: the count in its last output.
     """
 
-    song: TokenSequence
-    need: SequenceCost
+    sequence: TokenSequence
+    cost: SequenceCost
     chosen: int = 0
     read: int = 0
     ended: bool = False
     out_of_step: bool = False
     error: str | None = None
-    told: int = 0
+    reported: int = 0
 
     @property
     def void(self) -> bool:
-        """Whether what has been written is worth nothing."""
+        """Whether its tokens cannot be used."""
         return self.out_of_step or self.error is not None
 
     @property
     def done(self) -> bool:
-        """Whether nothing has to be chosen for it any more."""
+        """Whether no further token has to be chosen."""
         return self.ended or self.void
 
 
 @dataclass(frozen=True, slots=True)
 class SharedState:
-    """What the backend and the processor share.
+    """State shared by the backend and the logits processor.
 
-    ``drafts`` by number; ``codes``, the audio codes among the ``tokens``; the ``masks`` of texts, if any;
-    ``compiled``: whether guidance and draw of codes go through ``torch.compile``.
+    ``running`` by sequence id; ``codes``: the audio codes among all ``tokens``; ``masks`` of texts, if any;
+    ``compiled``: whether guidance and sampling of codes are compiled by ``torch.compile``.
     """
 
-    drafts: dict[int, VllmSequence]
+    running: dict[int, VllmSequence]
     tokens: range
     codes: range
     masks: TokenMasks | None
     compiled: bool = False
 
 
-def tag(number: int, branch: int) -> dict[str, int]:
-    """What a request carries (``extra_args``) so that the processor knows it again. Branch 1 is the unconditional."""
-    return {"song": number, "branch": branch}
+def request_tags(sequence_id: int, branch: int) -> dict[str, int]:
+    """Return the ``extra_args`` by which the processor identifies a request. Branch 1 is the unconditional one."""
+    return {"sequence": sequence_id, "branch": branch}

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs inside the renderer process: ACE-Step 1.5 through diffusers, from a job and its plan to encoded songs.
+"""The renderer process: ACE-Step 1.5 through diffusers, from a job and its plan to encoded songs.
 
-Reading order. A job's way: ``service`` (a thread for each), ``render``, ``arguments``, ``draft``. The device's thread:
-``batcher`` (the loop), ``line`` (who is next), ``take``, ``booth`` (one model at work). What a booth does:
-``conditioning`` and ``texts`` (drafts to songs), ``song`` (a song's step), ``denoiser``, ``pack``, ``packed_dit`` and
-``attention`` (many songs in one pass), ``tiles`` and ``decode`` (sound), ``lora``. Memory: ``measure``, ``budget``,
-``means``, ``offload``. Speed: ``compiling``, ``graphs``, ``clock``. Start: ``studio``, ``device``, ``registry``,
-``checkpoint``, ``parts``.
+Reading order. A job's thread: ``service`` (requests), ``render`` (one job), ``pipeline_arguments``, ``prepare``. The
+device's thread: ``scheduler`` (continuous batching), ``waiting_queue``, ``batch_request``, ``model_runner`` (one
+model's forward passes). Inside a forward pass: ``conditioning`` and ``text_encoder`` (encoders), ``sample`` (one
+song's state), ``denoiser``, ``pack``, ``packed_dit`` and ``attention`` (many songs in one DiT pass), ``vae_decode``,
+``lora`` and ``lora_file``. Memory: ``measure``, ``degradation``, ``offload``. Speed: ``cuda_graphs``, ``device_clock``.
+Start: ``startup``, ``device``, ``registry``, ``checkpoint``, ``components``.
 """

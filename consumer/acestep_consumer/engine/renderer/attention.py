@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention over many sequences that lie end to end: each token sees the tokens of its own sequence and no other.
+"""Variable-length attention over concatenated sequences: each token attends to its own sequence only.
 
-A rectangle with padding would not do: the model has no padding mask, so that padding changes the song. Where sequences
-begin is data on the device, not a mask and not a shape, so that one compiled model serves every composition.
+A padded rectangle would not do: the model has no padding mask, so that padding changes the song. The sequences'
+lengths are data on the device, neither a mask nor a shape, so that one compiled model serves every batch.
 
-Three ways, the fastest that the device has: FlashAttention 3 (Hopper, from vLLM's build), torch's own variable-length
-FlashAttention, and torch's ordinary attention called once per sequence. All three compute the same; the last one runs
-anywhere and in any precision.
+There are three kernels, of which the device's fastest is used: FlashAttention 3 (Hopper, from vLLM's build), torch's
+own variable-length FlashAttention, and torch's ordinary attention called once per sequence. All three compute the same;
+the last one runs anywhere and in any precision.
 """
 
 import inspect
@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-EVERYWHERE = -1  # as a window: no window
+NO_WINDOW = -1  # as FlashAttention has it
 _HALF = (torch.float16, torch.bfloat16)
 _AMPERE, _HOPPER = 8, 9
-_FLASH_3 = "_flash_attention_3"  # what vLLM's folder is imported as
+_FLASH_3 = "_flash_attention_3"  # the name under which vLLM's folder is imported
 
 Kernel = Callable[..., torch.Tensor]
 
@@ -35,31 +35,31 @@ def attend(  # noqa: PLR0913, PLR0917 - an operator of torch has plain arguments
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    query_bounds: torch.Tensor,
-    key_bounds: torch.Tensor,
-    longest_query: int,
-    longest_key: int,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
     window: int,
     scale: float,
 ) -> torch.Tensor:
-    """Attend within sequences.
+    """Attend within each sequence.
 
     Args:
         query: [tokens, heads, dim].
-        key: [key tokens, key heads, dim]; each key head serves ``heads / key heads`` heads.
+        key: [key tokens, key heads, dim]; ``heads / key heads`` query heads share one (GQA).
         value: as ``key``.
-        query_bounds: [sequences + 1], int32: sequence ``i`` is ``query_bounds[i]`` to ``query_bounds[i + 1]``.
-        key_bounds: the same for keys.
-        longest_query: tokens of the longest sequence.
-        longest_key: the same for keys.
-        window: tokens that a token sees on either side, or ``EVERYWHERE``.
+        cu_seqlens_q: [sequences + 1], int32: sequence ``i`` is ``cu_seqlens_q[i]`` to ``cu_seqlens_q[i + 1]``.
+        cu_seqlens_k: the same for keys.
+        max_seqlen_q: tokens of the longest sequence.
+        max_seqlen_k: the same for keys.
+        window: tokens on either side that a token attends to, or ``NO_WINDOW``.
         scale: factor on the logits.
 
     Returns:
         [tokens, heads, dim].
     """
-    kernel = fastest(query.device.type, query.device.index, query.dtype)
-    return kernel(query, key, value, query_bounds, key_bounds, longest_query, longest_key, window, scale)
+    kernel = fastest_kernel(query.device.type, query.device.index, query.dtype)
+    return kernel(query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, window, scale)
 
 
 @attend.register_fake
@@ -68,40 +68,40 @@ def _shape_of_attend(query: torch.Tensor, *_: object) -> torch.Tensor:
 
 
 @cache
-def fastest(device: str, index: int | None, dtype: torch.dtype) -> Kernel:
-    """Choose how a device attends in a precision. Asked by type and number, which can be remembered."""
+def fastest_kernel(device: str, index: int | None, dtype: torch.dtype) -> Kernel:
+    """Choose the kernel for a device and a precision. The device comes as type and index, which can be cached."""
     if device != "cuda" or dtype not in _HALF or torch.version.cuda is None:
-        return one_by_one
+        return sdpa_per_sequence
     major, _ = torch.cuda.get_device_capability(index)
     if major < _AMPERE:
-        return one_by_one
-    return (_flash_3() if major == _HOPPER else None) or _flash() or one_by_one
+        return sdpa_per_sequence
+    return (_flash_3() if major == _HOPPER else None) or _flash() or sdpa_per_sequence
 
 
 def name_of(kernel: Kernel) -> str:
-    """Return what people call a way to attend."""
+    """Return a kernel's name for the log."""
     return kernel.__name__.replace("_", " ")
 
 
-def one_by_one(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *where: Any) -> torch.Tensor:
-    """Attend with torch's ordinary attention, a call per sequence."""
-    query_bounds, key_bounds, _, _, window, scale = where
+def sdpa_per_sequence(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *where: Any) -> torch.Tensor:
+    """Attend with torch's ordinary attention (SDPA), one call per sequence."""
+    cu_seqlens_q, cu_seqlens_k, _, _, window, scale = where
     result = torch.empty_like(query, memory_format=torch.contiguous_format)
-    starts, key_starts = query_bounds.tolist(), key_bounds.tolist()
+    starts, key_starts = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
     for start, end, key_start, key_end in zip(starts, starts[1:], key_starts, key_starts[1:], strict=False):
         if start == end:
             continue
         q, k, v = (
             part.transpose(0, 1)[None] for part in (query[start:end], key[key_start:key_end], value[key_start:key_end])
         )
-        mask = None if window == EVERYWHERE else _band(end - start, window, query.device)
+        mask = None if window == NO_WINDOW else _window_mask(end - start, window, query.device)
         attended = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
         result[start:end] = attended[0].transpose(0, 1)
     return result
 
 
-def _band(tokens: int, window: int, device: torch.device) -> torch.Tensor | None:
-    """Which tokens see each other, [tokens, tokens]; None when all do."""
+def _window_mask(tokens: int, window: int, device: torch.device) -> torch.Tensor | None:
+    """Return the mask of a sliding window, bool [tokens, tokens]; None when it covers all tokens."""
     if tokens <= window + 1:
         return None
     at = torch.arange(tokens, device=device)
@@ -114,21 +114,23 @@ def _flash() -> Kernel | None:
         from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415 - torch 2.10 lacks it
     except ImportError:
         return None
-    # Later versions want to be told what earlier ones just did.
+    # Later versions need the flag for what earlier ones did by themselves.
     grouped: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
     def flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *where: Any) -> torch.Tensor:
-        *bounds, window, scale = where
-        attended: Any = varlen_attn(query, key, value, *bounds, scale=scale, window_size=(window, window), **grouped)
+        *cu_seqlens, window, scale = where
+        attended: Any = varlen_attn(
+            query, key, value, *cu_seqlens, scale=scale, window_size=(window, window), **grouped
+        )
         return torch.as_tensor(attended)
 
     return flash
 
 
 def _flash_3() -> Kernel | None:
-    """Return FlashAttention 3 as vLLM ships it, half again as fast on a Hopper; None without vLLM.
+    """Return FlashAttention 3 as vLLM ships it, 1.5 times as fast on a Hopper GPU; None without vLLM.
 
-    vLLM itself is not imported: that rewires torch's compiler to vLLM's needs.
+    vLLM itself is not imported: importing it changes the settings of torch's compiler.
     """
     vllm = find_spec("vllm")
     if vllm is None or not vllm.submodule_search_locations:
@@ -145,15 +147,15 @@ def _flash_3() -> Kernel | None:
         return None
 
     def flash_3(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *where: Any) -> torch.Tensor:
-        query_bounds, key_bounds, longest_query, longest_key, window, scale = where
+        cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, window, scale = where
         attended: torch.Tensor = attend_varlen(
             query,
             key,
             value,
-            longest_query,
-            query_bounds,
-            longest_key,
-            key_bounds,
+            max_seqlen_q,
+            cu_seqlens_q,
+            max_seqlen_k,
+            cu_seqlens_k,
             softmax_scale=scale,
             window_size=[window, window],
             fa_version=3,

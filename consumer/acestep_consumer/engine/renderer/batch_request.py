@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A job in the batcher's hands, and what its own thread sees of it."""
+"""One job inside the scheduler, and the futures through which the job's own thread gets its audio."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -16,7 +16,10 @@ from acestep_consumer.engine.renderer.sample import Sample
 
 @dataclass(frozen=True, slots=True)
 class RequestCallbacks:
-    """Who waits for a job: ``cancelled`` is asked between steps, ``progressed`` hears of denoising, 0 to 1."""
+    """Callbacks of one job, called on the device's thread between steps.
+
+    ``cancelled`` tells whether nobody waits for the job any more; ``progressed`` gets the denoised part, 0 to 1.
+    """
 
     cancelled: Callable[[], bool] = lambda: False
     progressed: Callable[[float], None] = lambda _: None
@@ -24,103 +27,104 @@ class RequestCallbacks:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AudioCopy:
-    """A song's samples on their way to RAM."""
+    """A device-to-host copy of one song's audio; ``copied`` is None where the copy was synchronous."""
 
-    samples: torch.Tensor
-    arrived: torch.cuda.Event | None = None
+    audio: torch.Tensor
+    copied: torch.cuda.Event | None = None
 
     @classmethod
-    def leaving(cls, audio: torch.Tensor) -> "AudioCopy":
-        """Start the copy of [channels, samples] to RAM and go on."""
+    def start(cls, audio: torch.Tensor) -> "AudioCopy":
+        """Start the copy of [channels, samples] to RAM without waiting for it."""
         if audio.device.type != "cuda":
             return cls(audio.cpu())
-        stream = _copies(audio.device)
+        stream = _copy_stream(audio.device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            samples = audio.to("cpu", non_blocking=True)
-            arrived = stream.record_event()
+            on_host = audio.to("cpu", non_blocking=True)
+            copied = stream.record_event()
         audio.record_stream(stream)
-        return cls(samples, arrived)
+        return cls(on_host, copied)
 
     def wait(self) -> torch.Tensor:
-        """Return the samples, float32 [channels, samples], once they are there."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        return self.samples
+        """Return the audio, float32 [channels, samples], once it is in RAM."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        return self.audio
 
 
 @cache
-def _copies(device: torch.device) -> torch.cuda.Stream:
-    """Copies to RAM have a stream of their own: they run beside the next pack, and nothing is ever recorded there.
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream for copies to RAM: they run beside the next batch, and no graph is ever captured on it.
 
-    When a job's thread lets go of samples, torch notes that on the stream which copied them. On one that is being
-    recorded as a graph, that would break the recording.
+    When a job's thread frees its audio, torch records that on the stream that copied it. On a stream that is being
+    captured as a CUDA graph, that would invalidate the capture.
     """
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchFutures:
-    """A job's songs, each as soon as it is done.
+    """Futures of one job's songs, in the order of its seeds; each is set as soon as that song is decoded.
 
-    ``notes``: texts that were cut, and what was done for lack of memory; complete when the last song is done.
+    ``warnings``: texts that were truncated, and what was reduced for lack of memory; complete with the last song.
     """
 
-    sounds: "tuple[Future[AudioCopy], ...]"
-    notes: list[str]
+    audio: "tuple[Future[AudioCopy], ...]"
+    warnings: list[str]
 
 
 @dataclass(slots=True, eq=False)
 class BatchRequest:
-    """A job from its draft to its last sound.
+    """A job in the scheduler, from its prepared inputs to its last song.
 
-    ``bytes``: what its songs hold. ``alone``: nothing else may be there. ``waited``: for memory, at least once.
+    ``bytes``: device memory that its samples take. ``exclusive``: no other job may be on the device with it.
+    ``waited``: it had to wait for memory at least once.
     """
 
-    booth: ModelRunner
+    runner: ModelRunner
     lora: Lora | None
-    draft: PreparedRequest
-    watch: RequestCallbacks
+    prepared: PreparedRequest
+    callbacks: RequestCallbacks
     bytes: int
-    performance: BatchFutures
-    songs: Sequence[Sample] = ()
-    alone: bool = False
+    futures: BatchFutures
+    samples: Sequence[Sample] = ()
+    exclusive: bool = False
     waited: bool = False
     _decoded: set[int] = field(default_factory=set)
 
     @property
-    def kind(self) -> tuple[ModelRunner, Lora | None]:
-        """Takes of one kind can share a pack."""
-        return self.booth, self.lora
+    def batch_key(self) -> tuple[ModelRunner, Lora | None]:
+        """The weights that the job needs: requests with equal keys can share a forward pass."""
+        return self.runner, self.lora
 
     @property
     def unfinished(self) -> list[Sample]:
-        """Songs with steps to go."""
-        return [song for song in self.songs if not song.done]
+        """Samples with denoising steps left."""
+        return [sample for sample in self.samples if not sample.done]
 
     @property
     def finished(self) -> list[Sample]:
-        """Songs that are denoised and not decoded."""
-        return [song for index, song in enumerate(self.songs) if song.done and index not in self._decoded]
+        """Samples that are denoised and not decoded yet."""
+        return [sample for index, sample in enumerate(self.samples) if sample.done and index not in self._decoded]
 
     @property
-    def over(self) -> bool:
-        """Whether every song has its sound, or the reason why it has none."""
-        return all(future.done() for future in self.performance.sounds)
+    def completed(self) -> bool:
+        """Whether every song has its audio or its error."""
+        return all(future.done() for future in self.futures.audio)
 
-    def tell(self) -> None:
-        """Report how far the denoising is."""
-        done, steps = sum(song.step for song in self.songs), sum(song.steps for song in self.songs)
-        self.watch.progressed(done / steps)
+    def report_progress(self) -> None:
+        """Report the part of all denoising steps that is done."""
+        done, steps = sum(sample.step for sample in self.samples), sum(sample.steps for sample in self.samples)
+        self.callbacks.progressed(done / steps)
 
-    def deliver(self, song: Sample, sound: AudioCopy) -> None:
-        """Hand over one song."""
-        index = next(index for index, each in enumerate(self.songs) if each is song)
+    def deliver(self, sample: Sample, audio: AudioCopy) -> None:
+        """Set the future of one song."""
+        index = next(index for index, each in enumerate(self.samples) if each is sample)
         self._decoded.add(index)
-        self.performance.sounds[index].set_result(sound)
+        self.futures.audio[index].set_result(audio)
 
     def fail(self, error: BaseException) -> None:
-        """End what is not done yet."""
-        for future in self.performance.sounds:
+        """Set the error on every song that has no audio yet."""
+        for future in self.futures.audio:
             if not future.done():
                 future.set_exception(error)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints into memory: each model's weights once, and parts that two models have in common once for both."""
+"""Checkpoint loading: each model's weights once, and components that two models share once for both."""
 
 import hashlib
 import json
@@ -12,52 +12,55 @@ import torch
 from diffusers import AceStepPipeline
 
 from acestep_consumer.config.settings import EngineSettings
-from acestep_consumer.domain.job import LoadedModel, Variant
+from acestep_consumer.domain.job import LoadedModel
+from acestep_consumer.domain.tasks import Variant
 from acestep_consumer.engine.renderer.device import DeviceReport, offload_for
 from acestep_consumer.engine.renderer.quiet_imports import quietly
 from acestep_consumer.engine.renderer.registry import Checkpoint, CheckpointError, resolve
 
 # ACE-Step trains the DiT; every model ships the same text encoder and the same VAE.
-_IN_COMMON = ("text_encoder", "vae")
+_SHAREABLE = ("text_encoder", "vae")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelHandle:
-    """A loaded model: what others may know of it, and the pipeline whose weights are used. Nobody calls it."""
+    """A loaded model: its description, and the diffusers pipeline that holds its weights."""
 
     model: LoadedModel
     pipeline: Any
 
 
-def load_models(settings: EngineSettings, device: DeviceReport, say: Callable[[str], None]) -> tuple[ModelHandle, ...]:
-    """Load every model that the settings name, the primary first; ``say`` hears what is being loaded.
+def load_models(
+    settings: EngineSettings, device: DeviceReport, notify: Callable[[str], None]
+) -> tuple[ModelHandle, ...]:
+    """Load every model that the settings name, the primary first; ``notify`` gets a line for the log at each.
 
-    Weights are read from safetensors only and no code comes from a checkpoint. They land on ``device``, or stay in RAM
-    where they are to be offloaded. The hub is asked only for what is not on disk, and never with ``HF_HUB_OFFLINE=1``.
+    Weights are read from safetensors only, and no code of a checkpoint is run. They are moved to ``device``, or stay in
+    RAM for offloading. The hub is asked only for files that are not on disk, and never with ``HF_HUB_OFFLINE=1``.
 
     Raises:
-        CheckpointError: a model is not found or cannot be read; none of them has been loaded if it was not found.
+        CheckpointError: a model is not found or cannot be read; if one is not found, none is loaded.
     """
     found = {each.name: each for each in (resolve(name, settings.checkpoint_dir) for name in settings.models)}
     offload = offload_for(device, settings).models
-    shelf = _ComponentCache(enabled=len(found) > 1)
-    return tuple(_load(checkpoint, device, shelf, say, keep_in_ram=offload) for checkpoint in found.values())
+    cache = _ComponentCache(enabled=len(found) > 1)
+    return tuple(_load(checkpoint, device, cache, notify, keep_in_ram=offload) for checkpoint in found.values())
 
 
 def _load(
     checkpoint: Checkpoint,
     device: DeviceReport,
-    shelf: "_ComponentCache",
-    say: Callable[[str], None],
+    cache: "_ComponentCache",
+    notify: Callable[[str], None],
     *,
     keep_in_ram: bool,
 ) -> ModelHandle:
-    say(f"loading {checkpoint.name} from {checkpoint.folder or checkpoint.hub_id}")
+    notify(f"loading {checkpoint.name} from {checkpoint.folder or checkpoint.hub_id}")
     try:
         with quietly():
             folder = checkpoint.folder or _download(checkpoint)
-            keys = shelf.keys(folder)
-            shared = shelf.take(keys)
+            keys = cache.keys(folder)
+            shared = cache.get(keys)
             pipeline = AceStepPipeline.from_pretrained(
                 folder, dtype=device.dtype, use_safetensors=True, local_files_only=True, **shared
             )
@@ -65,12 +68,12 @@ def _load(
         where = checkpoint.folder or checkpoint.hub_id
         raise CheckpointError(f"model {checkpoint.name} cannot be loaded from {where}: {error}") from error
     for part in sorted(shared):
-        say(f"{checkpoint.name} shares its {part.replace('_', ' ')} with a model loaded before")
-    shelf.put(keys, pipeline)
+        notify(f"{checkpoint.name} shares its {part.replace('_', ' ')} with a model loaded before")
+    cache.add(keys, pipeline)
     _prepare(pipeline)
     if not keep_in_ram:
         pipeline.to(device.device)
-    return ModelHandle(_facts(checkpoint.name, pipeline), pipeline)
+    return ModelHandle(_describe(checkpoint.name, pipeline), pipeline)
 
 
 def _download(checkpoint: Checkpoint) -> Path:
@@ -79,9 +82,9 @@ def _download(checkpoint: Checkpoint) -> Path:
 
 
 def _prepare(pipeline: Any) -> None:
-    """Inference only, and the VAE's normalised weights computed once.
+    """Prepare for inference, and compute the VAE's normalised weights once.
 
-    ``weight_norm`` computes each weight anew in every forward pass and hangs it on the module.
+    ``weight_norm`` computes each weight again in every forward pass.
     """
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
@@ -91,7 +94,7 @@ def _prepare(pipeline: Any) -> None:
             torch.nn.utils.remove_weight_norm(module)
 
 
-def _facts(name: str, pipeline: Any) -> LoadedModel:
+def _describe(name: str, pipeline: Any) -> LoadedModel:
     return LoadedModel(
         name=name,
         variant=variant_of(name, pipeline.transformer.config),
@@ -101,7 +104,7 @@ def _facts(name: str, pipeline: Any) -> LoadedModel:
 
 
 def variant_of(name: str, config: Any) -> Variant:
-    """Return the family: the DiT's config knows turbo for sure; SFT and base have one config and differ in name."""
+    """Return the family. The DiT's config marks turbo; SFT and base have the same config and differ in name."""
     version = str(config.get("model_version") or "").lower()
     if config.get("is_turbo") or version == "turbo":
         return Variant.TURBO
@@ -109,22 +112,22 @@ def variant_of(name: str, config: Any) -> Variant:
 
 
 class _ComponentCache:
-    """Parts loaded so far, by the content of their files. The content decides: a finetuned VAE has the same shapes."""
+    """Components loaded so far, by the hash of their files: a finetuned VAE has the same shapes as the original."""
 
     def __init__(self, *, enabled: bool) -> None:
         self._enabled = enabled
         self._parts: dict[str, Any] = {}
 
     def keys(self, folder: Path) -> dict[str, str]:
-        """Return a fingerprint per part that may be shared. Reads 1.5 GB for a real model: about two seconds."""
+        """Return a fingerprint of each shareable component. Reads 1.5 GB for a real model: about two seconds."""
         if not self._enabled:
             return {}
-        return {part: f"{part} {_fingerprint(folder / part)}" for part in _IN_COMMON}
+        return {part: f"{part} {_fingerprint(folder / part)}" for part in _SHAREABLE}
 
-    def take(self, keys: dict[str, str]) -> dict[str, Any]:
+    def get(self, keys: dict[str, str]) -> dict[str, Any]:
         return {part: self._parts[key] for part, key in keys.items() if key in self._parts}
 
-    def put(self, keys: dict[str, str], pipeline: Any) -> None:
+    def add(self, keys: dict[str, str], pipeline: Any) -> None:
         self._parts.update({key: getattr(pipeline, part) for part, key in keys.items()})
 
 
@@ -136,7 +139,7 @@ def _fingerprint(folder: Path) -> str:
 
 
 def _contents(folder: Path) -> Iterator[str]:
-    """Weights by their hash, the config without its notes on where and with what it was written."""
+    """Yield the hashes of the weights, and the config without fields on how it was written."""
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
             yield f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drafts into songs: texts, source and reference audio become what the DiT hears. In batches, on the device.
+"""Conditioning: prepared requests become samples. Texts, source and reference audio are encoded on the device.
 
-Each song comes out as ``AceStepPipeline`` would prepare it alone. What is cheaper here, and equal up to rounding:
-texts of several jobs are encoded together; "no reference audio" is encoded once for good; the empty condition of
-guidance, one vector repeated for each token, is one token, since attending to equal tokens gives the same as to one.
+Each sample is as ``AceStepPipeline`` would prepare it alone. Cheaper here, and equal up to rounding: the texts of
+several jobs are encoded together; "no reference audio" is encoded once for good; guidance's empty condition, one vector
+repeated for each token, is a single token, since attending to equal tokens gives the same as attending to one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,13 +27,13 @@ _NO_GUIDANCE = 1.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _EncodedRequest:
-    """A draft on the device.
+    """A prepared request, encoded on the device.
 
     ``context``: [songs, frames, 2 * channels]; ``noise``: [songs, frames, channels]; ``states``: for each of the
-    draft's words, one for all songs or one for each, [tokens, width].
+    request's texts, one condition for all songs or one for each, [tokens, width].
     """
 
-    draft: PreparedRequest
+    prepared: PreparedRequest
     context: torch.Tensor
     noise: torch.Tensor
     generators: tuple[torch.Generator, ...]
@@ -41,47 +41,47 @@ class _EncodedRequest:
 
     @property
     def guided(self) -> bool:
-        scale: float = self.draft.given["guidance_scale"]
+        scale: float = self.prepared.given["guidance_scale"]
         return scale > _NO_GUIDANCE
 
 
 class Conditioner:
-    """Prepares songs of one model.
+    """Encodes requests of one model into samples.
 
     Args:
-        parts: the model.
-        drafting: draws the noise where only the source audio tells how much.
-        texts: encodes texts.
+        parts: the model's components.
+        preparer: draws the noise where the source audio decides its length.
+        text_encoder: encodes prompts and lyrics.
     """
 
-    def __init__(self, parts: Components, drafting: RequestPreparer, texts: TextEncoder) -> None:
+    def __init__(self, parts: Components, preparer: RequestPreparer, text_encoder: TextEncoder) -> None:
         self._parts = parts
         self._pipeline = parts.pipeline
-        self._drafting = drafting
-        self._texts = texts
+        self._preparer = preparer
+        self._text_encoder = text_encoder
         self._silence: torch.Tensor | None = None
 
-    def songs(self, drafts: Sequence[PreparedRequest], dit: PackedDit) -> list[tuple[Sample, ...] | Exception]:
-        """Prepare the songs of each draft, or say why there are none. Raises when memory runs out."""
-        states = self._texts.encode([words for draft in drafts for words in draft.words])
-        hints = self._hints([codes for draft in drafts for codes in draft.codes])
+    def samples(self, requests: Sequence[PreparedRequest], dit: PackedDit) -> list[tuple[Sample, ...] | Exception]:
+        """Return each request's samples, or the error that it alone caused. Raises when memory runs out."""
+        states = self._text_encoder.encode([text for request in requests for text in request.texts])
+        latents = self._code_latents([codes for request in requests for codes in request.codes])
         found = [
-            self._score(draft, list(islice(states, len(draft.words))), list(islice(hints, len(draft.codes))))
-            for draft in drafts
+            self._encode(request, list(islice(states, len(request.texts))), list(islice(latents, len(request.codes))))
+            for request in requests
         ]
-        conditions = self._conditions([score for score in found if isinstance(score, _EncodedRequest)], dit)
-        return [score if isinstance(score, Exception) else tuple(self._cast(score, conditions)) for score in found]
+        conditions = self._conditions([each for each in found if isinstance(each, _EncodedRequest)], dit)
+        return [each if isinstance(each, Exception) else tuple(self._samples_of(each, conditions)) for each in found]
 
-    def warm(self) -> None:
-        """Encode once what every song needs, and run the encoders."""
+    def warm_up(self) -> None:
+        """Run the text encoders and the timbre encoder once, and keep the timbre of silence."""
         self._silent_timbre()
-        for _ in self._texts.encode([TokenizedText([0] * 64, [0] * 64)]):
+        for _ in self._text_encoder.encode([TokenizedText([0] * 64, [0] * 64)]):
             pass
 
-    def _hints(self, codes: Sequence[list[int]]) -> Iterator[torch.Tensor]:
-        """Yield what each song's audio codes sound like: latents, [frames, channels].
+    def _code_latents(self, codes: Sequence[list[int]]) -> Iterator[torch.Tensor]:
+        """Yield the latents that each song's audio codes stand for, [frames, channels].
 
-        A code becomes its frames without a look at its neighbours, so that all songs' codes can be one sequence.
+        The detokenizer treats each code by itself, so that all songs' codes can be one sequence.
         """
         if not codes:
             return
@@ -93,67 +93,67 @@ class Conditioner:
         frames = detokenizer.pool_window_size
         yield from torch.split(latents, [frames * len(some) for some in codes])
 
-    def _score(
-        self, draft: PreparedRequest, encoded: Sequence[States], hints: Sequence[torch.Tensor]
+    def _encode(
+        self, request: PreparedRequest, texts: Sequence[States], code_latents: Sequence[torch.Tensor]
     ) -> _EncodedRequest | Exception:
         try:
-            context, timbres = self._material(draft, hints)
-            noise, generators = draft.noise, draft.generators
+            context, timbres = self._context_and_timbres(request, code_latents)
+            noise, generators = request.noise, request.generators
             if noise is None:
-                # Fresh ones: when memory runs out, a draft is prepared a second time.
-                generators = tuple(generators_for(draft.arguments.seeds))
-                noise = self._drafting.noise(list(generators), context.shape[1])
+                # Fresh ones: when memory runs out, a request is encoded a second time.
+                generators = tuple(generators_for(request.arguments.seeds))
+                noise = self._preparer.noise(list(generators), context.shape[1])
         except Exception as error:
             if is_out_of_memory(error):
                 raise
             return error
-        states = tuple(tuple(torch.cat([lyrics, timbre, text]) for timbre in timbres) for text, lyrics in encoded)
-        return _EncodedRequest(draft, context, noise.to(self._parts.device, non_blocking=True), generators, states)
+        states = tuple(tuple(torch.cat([lyrics, timbre, text]) for timbre in timbres) for text, lyrics in texts)
+        return _EncodedRequest(request, context, noise.to(self._parts.device, non_blocking=True), generators, states)
 
-    def _conditions(self, scores: Sequence[_EncodedRequest], dit: PackedDit) -> dict[int, Condition]:
+    def _conditions(self, requests: Sequence[_EncodedRequest], dit: PackedDit) -> dict[int, Condition]:
         """Return the condition of each state by the state's identity; 0 is the empty condition."""
-        if not scores:
+        if not requests:
             return {}
-        states = {id(state): state for score in scores for some in score.states for state in some}
-        if any(score.guided for score in scores):
+        states = {id(state): state for request in requests for some in request.states for state in some}
+        if any(request.guided for request in requests):
             encoder = self._pipeline.condition_encoder
             states[0] = encoder.null_condition_emb[0].to(self._parts.device, self._parts.dtype)
         self._parts.use(dit.dit)
         return dict(zip(states, dit.conditions(list(states.values())), strict=True))
 
-    def _cast(self, score: _EncodedRequest, conditions: dict[int, Condition]) -> Iterator[Sample]:
-        draft, given = score.draft, score.draft.given
-        for index, generator in enumerate(score.generators):
-            own, *others = (conditions[id(some[index % len(some)])] for some in score.states)
+    def _samples_of(self, request: _EncodedRequest, conditions: dict[int, Condition]) -> Iterator[Sample]:
+        arguments, given = request.prepared.arguments, request.prepared.given
+        for index, generator in enumerate(request.generators):
+            own, *others = (conditions[id(some[index % len(some)])] for some in request.states)
             interval = (given["cfg_interval_start"], given["cfg_interval_end"])
             yield Sample(
-                latents=score.noise[index],
-                context=score.context[index],
+                latents=request.noise[index],
+                context=request.context[index],
                 condition=own,
-                scheduler=self._parts.scheduler(generator, given, stochastic=draft.arguments.method == "sde"),
-                guidance=Guidance(given["guidance_scale"], interval, conditions[0]) if score.guided else None,
+                noise_scheduler=self._parts.noise_scheduler(generator, given, stochastic=arguments.method == "sde"),
+                guidance=Guidance(given["guidance_scale"], interval, conditions[0]) if request.guided else None,
                 blend=CoverBlend(given["audio_cover_strength"], others[0]) if others else None,
             )
 
-    def _material(
-        self, draft: PreparedRequest, hints: Sequence[torch.Tensor]
+    def _context_and_timbres(
+        self, request: PreparedRequest, code_latents: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Return the songs' context, [songs, frames, 2 * channels], and one timbre for all or one for each."""
-        given, songs = draft.given, len(draft.generators)
+        given, songs = request.given, len(request.generators)
         where: dict[str, Any] = {"device": self._parts.device, "dtype": self._parts.dtype, "batch_size": songs}
         vae, source = self._parts.vae, given.get("src_audio")
-        # Source and reference draw their points from the songs' seeds, one after the other.
-        vae.generators, vae.use_tiling = generators_for(draft.arguments.seeds), draft.arguments.tiled
+        # The posteriors of source and reference are sampled with the songs' seeds, one after the other.
+        vae.generators, vae.use_tiling = generators_for(request.arguments.seeds), request.arguments.tiled
         latents, frames = (
-            (torch.stack(list(hints)), draft.frames)
-            if hints
+            (torch.stack(list(code_latents)), request.frames)
+            if code_latents
             else self._pipeline.prepare_src_latents(
-                **where, src_audio=source, latent_length=draft.frames, task_type=draft.task
+                **where, src_audio=source, latent_length=request.frames, task_type=request.task
             )
         )
         timbres = self._timbres(given["reference_audio"], songs)
         mask = self._pipeline._build_chunk_mask(  # noqa: SLF001 - the pipeline's mask, not a copy of it
-            task_type=draft.task,
+            task_type=request.task,
             latent_length=frames,
             acoustic_dim=latents.shape[-1],
             repainting_start=given.get("repainting_start"),
@@ -161,13 +161,13 @@ class Conditioner:
             has_src_audio=source is not None,
             **where,
         )
-        if draft.task == "repaint" and source is not None:
+        if request.task == "repaint" and source is not None:
             silence, _ = self._pipeline.prepare_src_latents(**where, latent_length=frames)
             latents = torch.where(mask.bool(), silence, latents)
         return torch.cat([latents, mask], dim=-1), timbres
 
     def _timbres(self, reference: torch.Tensor | None, songs: int) -> tuple[torch.Tensor, ...]:
-        """Return timbres, [1, width] each."""
+        """Return timbre embeddings, [1, width] each."""
         if reference is None:
             return (self._silent_timbre(),)
         device, dtype = self._parts.device, self._parts.dtype

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much the device is asked at once. It steps down when memory runs out, and stays down: that shape has failed."""
+"""Reductions after running out of memory. They are kept: a size that failed once is not tried again."""
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 from acestep_consumer.policy.memory_budget import TILE_RUNGS, MemoryBudget
 
 
-class DeviceStage(Enum):
-    """What the device was doing."""
+class DeviceStage(StrEnum):
+    """The device's current work, for the log and for the choice of a reduction."""
 
     PREPARE = "prepare"
     STEP = "step"
@@ -17,48 +17,51 @@ class DeviceStage(Enum):
 
 @dataclass(slots=True)
 class Degradation:
-    """``tokens`` of a pack, ``tiles`` of a decode, ``jobs`` prepared together; ``squeezes``: times it went down."""
+    """Limits of one call: ``tokens`` of a batch, ``tiles`` of a decode, ``jobs`` prepared together.
+
+    ``reductions`` counts how often one of them was lowered.
+    """
 
     tokens: int
     tiles: int
     jobs: int = 16
-    squeezes: int = 0
+    reductions: int = 0
 
     @classmethod
     def of(cls, budget: MemoryBudget) -> "Degradation":
-        """Return what the budget allows."""
+        """Return the limits that the budget allows."""
         return cls(tokens=budget.tokens, tiles=budget.tiles)
 
-    def step_down(self, stage: DeviceStage, members: int, tokens: int) -> str | None:
-        """Ask for less after ``stage`` ran out of memory with so many members and tokens.
+    def step_down(self, stage: DeviceStage, size: int, tokens: int) -> str | None:
+        """Lower the limit of ``stage``, which ran out of memory with ``size`` jobs or songs and so many tokens.
 
-        Returns what was done, in words for the job's event, or None when nothing is left to give up here.
+        Returns the reduction as text for the job's event, or None when there is nothing left to lower here.
         """
         match stage:
             case DeviceStage.PREPARE:
-                done = self._fewer_jobs(members)
+                reduction = self._fewer_jobs(size)
             case DeviceStage.STEP:
-                done = self._fewer_tokens(members, tokens)
+                reduction = self._fewer_tokens(size, tokens)
             case DeviceStage.DECODE:
-                done = self._fewer_tiles()
-        self.squeezes += done is not None
-        return done
+                reduction = self._fewer_tiles()
+        self.reductions += reduction is not None
+        return reduction
 
     def _fewer_jobs(self, jobs: int) -> str | None:
         if jobs <= 1:
             return None
         self.jobs = jobs // 2
-        return f"memory ran out while {jobs} jobs were prepared: at most {self.jobs} at a time from now on"
+        return f"out of memory while preparing {jobs} jobs: now at most {self.jobs} are prepared at a time"
 
     def _fewer_tokens(self, songs: int, tokens: int) -> str | None:
         if songs <= 1:
             return None
         self.tokens = tokens // 2
-        return f"memory ran out with {songs} songs in a pack: at most {self.tokens} tokens at a time from now on"
+        return f"out of memory with {songs} songs in a batch: batches are now limited to {self.tokens} tokens"
 
     def _fewer_tiles(self) -> str | None:
         smaller = [rung for rung in TILE_RUNGS if rung < self.tiles]
         if not smaller:
             return None
         before, self.tiles = self.tiles, smaller[0]
-        return f"memory ran out in the decode: {self.tiles} tiles at a time from now on, not {before}"
+        return f"out of memory in the VAE decode: now {self.tiles} tiles at a time instead of {before}"

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The DiT's part of a denoising step, for any songs of one DiT.
+"""The DiT forward pass of a denoising step, for any samples that use the same weights.
 
-The layout of a pack is kept for as long as the same songs step.
+The layout of a batch is kept for as long as the same samples step together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -18,28 +18,33 @@ from acestep_consumer.engine.renderer.sample import Sample
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _PackMembers:
-    """Who is in a pack: each song with its voices at this step."""
+    """The samples of a pack, and the conditions (one per branch) of each at this step."""
 
-    songs: tuple[Sample, ...]
-    voices: tuple[tuple[Condition, ...], ...]
+    samples: tuple[Sample, ...]
+    branches: tuple[tuple[Condition, ...], ...]
 
-    def is_again(self, other: "_PackMembers | None") -> bool:
-        """Whether the same songs with the same voices were packed before; by identity, nothing is compared."""
-        return other is not None and self.members() == other.members()
+    def same_as(self, other: "_PackMembers | None") -> bool:
+        """Whether these are the same samples with the same branches, compared by identity."""
+        return other is not None and self.identities() == other.identities()
 
     def conditions(self) -> list[Condition]:
-        return [condition for voices in self.voices for condition in voices]
+        """Return the condition of every branch."""
+        return [condition for branches in self.branches for condition in branches]
 
-    def per_voice(self, parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Repeat what is there for each song once for each of its voices."""
-        return [part for part, voices in zip(parts, self.voices, strict=True) for _ in voices]
+    def per_branch(self) -> Iterator[Sample]:
+        """Yield each sample once for each of its branches."""
+        for sample, branches in zip(self.samples, self.branches, strict=True):
+            for _ in branches:
+                yield sample
 
-    def members(self) -> list[int]:
-        return [id(member) for song, voices in zip(self.songs, self.voices, strict=True) for member in (song, *voices)]
+    def identities(self) -> list[int]:
+        """Return the ids of all samples and conditions, in order."""
+        samples = zip(self.samples, self.branches, strict=True)
+        return [id(member) for sample, branches in samples for member in (sample, *branches)]
 
 
 class Denoiser:
-    """Predicts flow with one DiT.
+    """Predicts velocities with one DiT.
 
     Args:
         dit: the DiT.
@@ -49,40 +54,39 @@ class Denoiser:
     def __init__(self, dit: PackedDit, *, graphed: bool = False) -> None:
         self.dit = dit
         self._graphed = graphed
-        self._cast: _PackMembers | None = None
+        self._members: _PackMembers | None = None
         self._pack: Pack | None = None
         self._flow: GraphedFlow | None = None
 
-    def velocities(self, songs: Sequence[Sample]) -> list[Sequence[torch.Tensor]]:
-        """Return what each song's next step needs: velocities, [frames, channels] for each of its voices.
+    def velocities(self, samples: Sequence[Sample]) -> list[Sequence[torch.Tensor]]:
+        """Return the velocities that each sample's next step needs: [frames, channels] for each of its branches.
 
         They are overwritten by the next call.
         """
-        cast = _PackMembers(tuple(songs), tuple(song.voices() for song in songs))
-        if not cast.is_again(self._cast):
-            self._prepare(cast)
+        members = _PackMembers(tuple(samples), tuple(sample.branches() for sample in samples))
+        if not members.same_as(self._members):
+            self._prepare(members)
         assert self._pack is not None  # noqa: S101 - prepared above
         assert self._flow is not None  # noqa: S101 - prepared above
-        latents = self._pack.join(cast.per_voice([song.latents for song in songs]))
-        flow = self._pack.split(self._flow(latents, self._times(cast)))
-        ends = list(accumulate(len(voices) for voices in cast.voices))
-        return [flow[end - len(voices) : end] for voices, end in zip(cast.voices, ends, strict=True)]
+        latents = self._pack.join([sample.latents for sample in members.per_branch()])
+        velocities = self._pack.split(self._flow(latents, self._times(members)))
+        ends = list(accumulate(len(branches) for branches in members.branches))
+        return [velocities[end - len(branches) : end] for branches, end in zip(members.branches, ends, strict=True)]
 
-    def forget(self) -> None:
-        """Drop the layout and what hangs on it: memory that the next pack will take again."""
-        self._cast = self._pack = self._flow = None
+    def reset(self) -> None:
+        """Free the layout of the last pack and its CUDA graph; the next pack makes its own."""
+        self._members = self._pack = self._flow = None
 
-    def _prepare(self, cast: _PackMembers) -> None:
-        self.forget()
-        conditions = cast.conditions()
-        frames = [song.frames for song, voices in zip(cast.songs, cast.voices, strict=True) for _ in voices]
-        pack = self.dit.lay_out(frames, conditions)
-        context = pack.join(cast.per_voice([song.context for song in cast.songs]))
-        memory = torch.cat([condition.memory for condition in conditions], dim=2)
-        self._flow = GraphedFlow(self.dit, pack, context, memory, graphed=self._graphed)
-        self._cast, self._pack = cast, pack
+    def _prepare(self, members: _PackMembers) -> None:
+        self.reset()
+        conditions = members.conditions()
+        pack = self.dit.lay_out([sample.frames for sample in members.per_branch()], conditions)
+        context = pack.join([sample.context for sample in members.per_branch()])
+        kv = torch.cat([condition.kv for condition in conditions], dim=2)
+        self._flow = GraphedFlow(self.dit, pack, context, kv, graphed=self._graphed)
+        self._members, self._pack = members, pack
 
-    def _times(self, cast: _PackMembers) -> torch.Tensor:
-        """Return the flow time of each voice, and one for the empty voice at the pack's end."""
-        times = [song.time for song, voices in zip(cast.songs, cast.voices, strict=True) for _ in voices]
+    def _times(self, members: _PackMembers) -> torch.Tensor:
+        """Return the flow time of each branch, and one for the empty branch at the end of the pack."""
+        times = [sample.time for sample in members.per_branch()]
         return torch.tensor([*times, 0.0], dtype=self.dit.dtype).to(self.dit.device, non_blocking=True)

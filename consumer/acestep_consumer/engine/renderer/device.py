@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which device renders, how much memory it has, and what is kept off it for lack of memory."""
+"""Device selection: which device renders, its memory, and what is offloaded from it."""
 
 import platform
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from acestep_consumer.policy.tiers import OFFLOAD_BELOW_GB
 _GIB = 2**30
 # CUDA stands for ROCm too: torch calls both by that name.
 _BY_PREFERENCE = ("cuda", "xpu", "mps", "cpu")
-# MPS shares its memory with the CPU, so that moving weights between the two wins nothing there.
+# MPS shares its memory with the CPU: moving weights between the two frees nothing.
 _OFFLOADABLE = ("cuda", "xpu")
 
 
@@ -35,7 +35,7 @@ class DeviceReport:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the weights are computed in.
+        """Precision of the weights.
 
         They were trained in bfloat16. Metal and older CPUs are slow at it or lack it, and float16 overflows in these
         models, so there it is float32.
@@ -45,14 +45,14 @@ class DeviceReport:
 
 @dataclass(frozen=True, slots=True)
 class Offload:
-    """What waits in the CPU's memory between uses: the models, and among them the DiT."""
+    """The modules that are kept in RAM between uses: all ``models``, and among them the ``dit``."""
 
     models: bool = False
     dit: bool = False
 
 
 def inspect(settings: EngineSettings) -> DeviceReport:
-    """Choose the device and look at it. ``MAX_CUDA_VRAM`` replaces the size that was found, also when there is no GPU.
+    """Choose the device and inspect it. ``MAX_CUDA_VRAM`` replaces the size that was found, even without a GPU.
 
     Raises:
         DeviceError: the device that was asked for is not there.
@@ -64,7 +64,7 @@ def inspect(settings: EngineSettings) -> DeviceReport:
 
 
 def offload_for(report: DeviceReport, settings: EngineSettings) -> Offload:
-    """Decide what is offloaded: as set, or by itself on cards below 15.5 GB."""
+    """Decide what is offloaded: as set, or by default on GPUs below 15.5 GB."""
     if report.kind not in _OFFLOADABLE:
         return Offload()
     models = report.vram_gb < OFFLOAD_BELOW_GB if settings.offload is None else settings.offload
@@ -85,7 +85,7 @@ def _choose(asked: str) -> torch.device:
 
 
 def _numbered(kind: str, index: int | None = None) -> torch.device:
-    """Cards have numbers, so that every thread means the same one."""
+    """Return the device with its index, so that every thread uses the same one."""
     return torch.device(kind, index or 0) if kind in _OFFLOADABLE else torch.device(kind)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long the device had work, and how far ahead of it the CPU may run."""
+"""Busy time of the device, and the limit on how far the CPU may run ahead of it."""
 
 import time
 from collections import deque
@@ -10,7 +10,7 @@ import torch
 
 
 class DeviceClock:
-    """Times units of work on a device. Work is launched in advance; here it is one unit, so that news is never old."""
+    """Times units of work on a device. One unit at most is launched in advance, so that progress is never late."""
 
     def __init__(self, device: torch.device) -> None:
         self._timed_by_events = device.type == "cuda"
@@ -19,7 +19,7 @@ class DeviceClock:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Time what is launched inside. Waits until the unit before it is done."""
+        """Time the work launched inside. Waits until the unit before it is done."""
         if not self._timed_by_events:
             started = time.perf_counter()
             yield
@@ -35,7 +35,7 @@ class DeviceClock:
             self._settle(leave=1)
 
     def finish(self) -> None:
-        """Wait until everything launched is done."""
+        """Wait until all launched work is done."""
         self._settle(leave=0)
 
     def _settle(self, leave: int) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A DiT with a LoRA in its weights. It costs a song no more than the DiT without, and it costs that one nothing.
+"""LoRA merging: a copy of the DiT with the LoRA added to its weights, as fast as the DiT without.
 
-The adapted DiT is a model of its own for whoever calls it, and shares with its base the memory of every weight that the
-LoRA leaves alone. Sums are made in float32 and rounded once: in bfloat16 much of a LoRA would be lost to rounding.
+The adapted DiT is a module of its own, and shares with its base the memory of every weight that the LoRA does not
+change. Sums are computed in float32 and rounded once: in bfloat16 much of a LoRA would be lost to rounding.
 """
 
 import copy
@@ -22,13 +22,13 @@ from acestep_consumer.domain.errors import InputUnreadable, RenderFailed
 from acestep_consumer.engine.renderer.lora_file import Delta, read_lora
 from acestep_consumer.inputs.loras import PEFT_CONFIG, PEFT_WEIGHTS
 
-# accelerate, diffusers and torch set these on a module to have it called in another way, bound to that very module.
-_BOUND: Final = ("forward", "_old_forward", "_hf_hook", "_diffusers_hook", "_compiled_call_impl")
+# accelerate, diffusers and torch set these on a module to change how it is called; they are bound to that module.
+_MODULE_HOOKS: Final = ("forward", "_old_forward", "_hf_hook", "_diffusers_hook", "_compiled_call_impl")
 
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """A LoRA as one request wants it. Equal when content and scale are, wherever the file lies."""
+    """A LoRA with its scale. Equal when content and scale are, whatever the path."""
 
     path: Path = field(compare=False)
     scale: float
@@ -36,10 +36,10 @@ class Lora:
 
     @classmethod
     def at(cls, path: Path, scale: float) -> Self:
-        """Name the LoRA at ``path``. Its bytes are read once as long as the file stays the same, about 1 GB a second.
+        """Identify the LoRA at ``path``. The file is read once for as long as it does not change, about 1 GB a second.
 
         Raises:
-            InputUnreadable: the file is gone.
+            InputUnreadable: the file cannot be read.
         """
         try:
             files = [_LoraFile.at(path)]
@@ -52,7 +52,7 @@ class Lora:
 
 @dataclass(frozen=True, slots=True)
 class _LoraFile:
-    """A file, whatever its name: each job that uses a fetched LoRA has a hard link of its own."""
+    """A file, identified without its path: each job that uses a fetched LoRA has a hard link of its own."""
 
     path: Path = field(compare=False)
     identity: tuple[int, ...]
@@ -71,7 +71,7 @@ def _digest(file: _LoraFile) -> str:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Adapted:
-    """An adapted DiT, its base, and the bytes of the weights that it does not share."""
+    """An adapted DiT, its base, and the bytes of the weights that it does not share with it."""
 
     base: Any
     dit: Any
@@ -79,55 +79,55 @@ class _Adapted:
 
 
 class AdaptedModelCache:
-    """The adapted DiTs at hand; the least recently used one leaves. For any number of threads.
+    """An LRU cache of adapted DiTs. Thread-safe.
 
     Args:
-        most: how many to keep. Each takes as much memory as the weights that its LoRA changes.
+        max_models: DiTs to keep. Each takes as much memory as the weights that its LoRA changes.
     """
 
-    def __init__(self, most: int = 1) -> None:
-        if most < 1:
-            raise ValueError("a shelf holds one adapted DiT at least")
-        self._most = most
+    def __init__(self, max_models: int = 1) -> None:
+        if max_models < 1:
+            raise ValueError("max_models must be 1 or more")
+        self._max_models = max_models
         self._busy = threading.Lock()
         # The entry keeps its base alive, so that no other object can come to have the base's id.
-        self._shelf: OrderedDict[tuple[int, torch.device, Lora], _Adapted] = OrderedDict()
+        self._entries: OrderedDict[tuple[int, torch.device, Lora], _Adapted] = OrderedDict()
 
     def adapted(self, dit: Any, lora: Lora) -> Any:
-        """Return ``dit`` with the LoRA in its weights: the same object for the same question while it is on the shelf.
+        """Return ``dit`` with the LoRA in its weights, from the cache if it is there.
 
-        ``dit`` stays as it is. The adapted one is where ``dit`` is now, in its precision, and has none of its hooks:
-        who moves ``dit`` between RAM and card has to move this one as well, or ask again after moving.
+        ``dit`` itself is not changed. The adapted one is where ``dit`` is now, in its precision and without its hooks:
+        after moving ``dit`` between RAM and device, call this again.
 
         Raises:
-            InputUnreadable: the file is no LoRA.
+            InputUnreadable: the file is not a LoRA.
             RenderFailed: it was made for another model.
-            torch.OutOfMemoryError: the device has no room for the weights that change; the shelf is empty then.
+            torch.OutOfMemoryError: the device has no memory for the changed weights; the cache is empty then.
         """
         with self._busy:
             key = (id(dit), next(dit.parameters()).device, lora)
-            if key not in self._shelf:
+            if key not in self._entries:
                 deltas = _fitting(dit, read_lora(lora.path))
-                self._make_room()
-                self._shelf[key] = _adapt(dit, deltas, lora.scale)
-            self._shelf.move_to_end(key)
-            return self._shelf[key].dit
+                self._evict()
+                self._entries[key] = _adapt(dit, deltas, lora.scale)
+            self._entries.move_to_end(key)
+            return self._entries[key].dit
 
     def clear(self) -> None:
-        """Let go of all. Memory is free once nobody sings with them any more."""
+        """Drop all entries. Their memory is freed once no batch uses them any more."""
         with self._busy:
-            self._shelf.clear()
+            self._entries.clear()
 
     @property
     def bytes(self) -> int:
-        """Memory of the weights that are on the shelf alone."""
+        """Device memory of the changed weights of all entries."""
         with self._busy:
-            return sum(entry.bytes for entry in self._shelf.values())
+            return sum(entry.bytes for entry in self._entries.values())
 
-    def _make_room(self) -> None:
-        """Before the next one is made: two at a time may be more than the card holds."""
-        while len(self._shelf) >= self._most:
-            self._shelf.popitem(last=False)
+    def _evict(self) -> None:
+        """Make room before the next one is made: two at a time may not fit on the device."""
+        while len(self._entries) >= self._max_models:
+            self._entries.popitem(last=False)
 
 
 def _fitting(dit: nn.Module, deltas: tuple[Delta, ...]) -> tuple[Delta, ...]:
@@ -137,27 +137,27 @@ def _fitting(dit: nn.Module, deltas: tuple[Delta, ...]) -> tuple[Delta, ...]:
         module = modules.get(delta.layer)
         if not isinstance(module, nn.Linear):
             raise RenderFailed(f"the LoRA does not fit this model, which has no linear layer {delta.layer[:100]!a}")
-        wanted, given = tuple(module.weight.shape), (len(delta.up), delta.down.shape[1])
-        if wanted != given:
+        expected, found = tuple(module.weight.shape), (len(delta.up), delta.down.shape[1])
+        if expected != found:
             raise RenderFailed(
-                f"the LoRA does not fit this model: {delta.layer} has weights of {wanted[0]} x {wanted[1]}, and the "
-                f"LoRA's are {given[0]} x {given[1]}"
+                f"the LoRA does not fit this model: {delta.layer} has weights of {expected[0]} x {expected[1]}, and "
+                f"the LoRA's are {found[0]} x {found[1]}"
             )
     return deltas
 
 
-# Inference tensors could not be moved or compiled outside of inference mode, and callers may be in it.
+# Inference tensors cannot be moved or compiled outside of inference mode, and callers may be in it.
 @torch.inference_mode(mode=False)
 @torch.no_grad()
 def _adapt(dit: nn.Module, deltas: Iterable[Delta], scale: float) -> _Adapted:
-    twin = _twin(dit)
-    own = 0
+    adapted = _copy_modules(dit)
+    changed_bytes = 0
     for delta in deltas:
-        linear = twin.get_submodule(delta.layer)
+        linear = adapted.get_submodule(delta.layer)
         weight = _merged(linear.weight, delta, scale)
         linear.weight = nn.Parameter(weight, requires_grad=False)
-        own += weight.nbytes
-    return _Adapted(dit, twin, own)
+        changed_bytes += weight.nbytes
+    return _Adapted(dit, adapted, changed_bytes)
 
 
 def _merged(weight: Any, delta: Delta, scale: float) -> torch.Tensor:
@@ -166,19 +166,20 @@ def _merged(weight: Any, delta: Delta, scale: float) -> torch.Tensor:
     return total.to(weight.dtype)
 
 
-def _twin(module: nn.Module) -> nn.Module:
-    """Copy the tree of modules and none of its memory. What is hooked to the original stays with the original."""
-    twin = copy.copy(module)
-    for name in _BOUND:
-        vars(twin).pop(name, None)
+def _copy_modules(module: nn.Module) -> nn.Module:
+    """Copy the tree of modules, but neither its memory nor its hooks."""
+    adapted = copy.copy(module)
+    for name in _MODULE_HOOKS:
+        vars(adapted).pop(name, None)
     for name, hooks in vars(module).items():
         if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")):
-            setattr(twin, name, type(hooks)())
-    # Parameters of its own over the same memory: moving one model must not move the other.
-    twin._parameters = {name: _alias(weight) for name, weight in module._parameters.items()}  # noqa: SLF001 - as torch's DataParallel
-    twin._buffers = dict(module._buffers)  # noqa: SLF001 - as above
-    twin._modules = {name: child if child is None else _twin(child) for name, child in module._modules.items()}  # noqa: SLF001 - as above
-    return twin
+            setattr(adapted, name, type(hooks)())
+    # New parameters over the same memory: moving one model must not move the other.
+    adapted._parameters = {name: _alias(weight) for name, weight in module._parameters.items()}  # noqa: SLF001 - as torch's DataParallel
+    adapted._buffers = dict(module._buffers)  # noqa: SLF001 - as above
+    children = module._modules.items()  # noqa: SLF001 - as above
+    adapted._modules = {name: child if child is None else _copy_modules(child) for name, child in children}  # noqa: SLF001 - as above
+    return adapted
 
 
 def _alias(weight: nn.Parameter | None) -> nn.Parameter | None:

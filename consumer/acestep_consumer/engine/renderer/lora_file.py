@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A LoRA's file: what it adds to which layer, whichever program wrote it.
+"""LoRA files: reads the weights that a LoRA adds to each layer, in the formats of several programs.
 
-Read are the names of PEFT (ACE-Step's own trainer uses it), of diffusers, and of trainers that say ``lora_down`` and
-``lora_up``. What a LoRA is scaled by stands in one of three places: in the file as ``alpha``, in the file's header, or
-in the ``adapter_config.json`` beside it. Safetensors only: no code ever comes out of a file.
+Known are the names of PEFT (ACE-Step's own trainer uses it), of diffusers, and of trainers that write ``lora_down`` and
+``lora_up``. The scale is read from one of three places: ``alpha`` in the file, the file's header, or the
+``adapter_config.json`` beside it. Safetensors only: no code is ever loaded from a file.
 """
 
 import json
@@ -34,9 +34,9 @@ _MAX_SHOWN: Final = 100
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Delta:
-    """What a LoRA adds to the weight of one linear layer: ``factor * up @ down``.
+    """A LoRA's change to the weight of one linear layer: ``factor * up @ down``.
 
-    ``layer`` is diffusers' name of it, ``down`` is [rank, inputs], ``up`` [outputs, rank], as precise as in the file.
+    ``layer`` is diffusers' name of it, ``down`` is [rank, inputs], ``up`` [outputs, rank], in the file's precision.
     """
 
     layer: str
@@ -46,7 +46,7 @@ class Delta:
 
 
 class _Scaling(BaseModel):
-    """What PEFT's configuration says about the scale."""
+    """The scale in PEFT's configuration."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -57,7 +57,7 @@ class _Scaling(BaseModel):
     use_dora: Literal[False] = False
 
     def factor(self, layer: str, rank: int) -> float:
-        """Return the factor of ``layer``, by the name that the file has for it; 1 where nothing is said."""
+        """Return the factor of ``layer``, by its name in the file; 1 where none is given."""
         found = (alpha for pattern, alpha in self.alpha_pattern.items() if _matches(pattern, layer))
         alpha = next(found, self.lora_alpha)
         return 1.0 if alpha is None else alpha / (math.sqrt(rank) if self.use_rslora else rank)
@@ -65,7 +65,7 @@ class _Scaling(BaseModel):
 
 @dataclass(slots=True)
 class _Parts:
-    """The tensors of one layer, as far as they have been seen."""
+    """The tensors of one layer that have been found so far."""
 
     down: torch.Tensor | None = None
     up: torch.Tensor | None = None
@@ -76,7 +76,7 @@ def read_lora(path: Path) -> tuple[Delta, ...]:
     """Read every layer of a LoRA into RAM.
 
     Raises:
-        InputUnreadable: it is no safetensors file, it is damaged, or what it holds is no LoRA.
+        InputUnreadable: it is not a safetensors file, it is damaged, or it holds no LoRA.
     """
     tensors, header = _load(path)
     scaling = _scaling_of(path, header)
@@ -85,7 +85,7 @@ def read_lora(path: Path) -> tuple[Delta, ...]:
         raise InputUnreadable("the LoRA is empty: the file holds no weights")
     deltas = tuple(_delta(layer, parts, scaling) for layer, parts in layers.items())
     if len({delta.layer for delta in deltas}) < len(deltas):
-        raise InputUnreadable("the LoRA names a layer twice, in two spellings")
+        raise InputUnreadable("the LoRA names one layer in two ways")
     return deltas
 
 
@@ -96,11 +96,11 @@ def _load(path: Path) -> tuple[dict[str, torch.Tensor], Mapping[str, str]]:
     except FileNotFoundError as error:
         raise InputUnreadable("the LoRA's file is gone") from error
     except (SafetensorError, OSError) as error:
-        raise InputUnreadable("the LoRA is no safetensors file, or it is damaged") from error
+        raise InputUnreadable("the LoRA is not a safetensors file, or it is damaged") from error
 
 
 def _scaling_of(path: Path, header: Mapping[str, str]) -> _Scaling:
-    """Other names than PEFT's own have no configuration: one beside them may belong to any file there."""
+    """Return the scaling. ``adapter_config.json`` is read beside PEFT's own file name only: it could be another's."""
     beside = path.with_name(PEFT_CONFIG)
     try:
         if path.name == PEFT_WEIGHTS and beside.is_file():
@@ -115,40 +115,40 @@ def _scaling_of(path: Path, header: Mapping[str, str]) -> _Scaling:
 
 
 def _rule(field: str) -> str:
-    """What is wrong with a field of the configuration."""
+    """Return the error text of a field of the configuration."""
     return {
-        "peft_type": "is not LORA, and other adapters are not read",
-        "use_dora": "is on, and DoRA is not read",
+        "peft_type": "is not LORA; other adapters are not supported",
+        "use_dora": "is on; DoRA is not supported",
     }.get(field, "is malformed")
 
 
 def _sort(tensors: Mapping[str, torch.Tensor]) -> dict[str, _Parts]:
-    """Bring each layer's tensors together, by the layer's name in the file."""
+    """Group the tensors by layer, under the layer's name in the file."""
     layers: dict[str, _Parts] = {}
     for key, tensor in tensors.items():
         if (match := _WEIGHT.fullmatch(key)) is not None:
             parts = layers.setdefault(_bare(match[1]), _Parts())
             side = "down" if match[2] in _DOWN else "up"
             if getattr(parts, side) is not None:
-                raise InputUnreadable(f"the LoRA holds {_shown(key)} twice, in two spellings")
+                raise InputUnreadable(f"the LoRA holds {_shown(key)} under two names")
             setattr(parts, side, tensor)
         elif (match := _ALPHA.fullmatch(key)) is not None and tensor.numel() == 1:
             layers.setdefault(_bare(match[1]), _Parts()).alpha = float(tensor)
         else:
-            raise InputUnreadable(f"the LoRA holds {_shown(key)}, which is no part of a LoRA{_kind(key)}")
+            raise InputUnreadable(f"the LoRA holds {_shown(key)}, which is not part of a LoRA{_kind(key)}")
     return layers
 
 
 def _kind(key: str) -> str:
-    """Name the other kinds of adapter that are told by their keys."""
+    """Return a note on other kinds of adapters, which are recognised by their keys."""
     kinds = {"lokr_": "LoKr", "hada_": "LoHa", "magnitude": "DoRA", "dora_scale": "DoRA"}
-    return next((f": {kind} is not read" for mark, kind in kinds.items() if mark in key), "")
+    return next((f": {kind} is not supported" for mark, kind in kinds.items() if mark in key), "")
 
 
 def _delta(layer: str, parts: _Parts, scaling: _Scaling) -> Delta:
     down, up = parts.down, parts.up
     if down is None or up is None:
-        raise InputUnreadable(f"the LoRA has half of a pair for {_shown(layer)}")
+        raise InputUnreadable(f"the LoRA has only one of the two matrices of {_shown(layer)}")
     if not (down.ndim == up.ndim == 2 and down.shape[0] == up.shape[1] > 0):  # noqa: PLR2004 - a matrix
         raise InputUnreadable(f"the LoRA's weights for {_shown(layer)} do not fit each other")
     if not {down.dtype, up.dtype} <= _PRECISIONS:
@@ -161,7 +161,7 @@ def _delta(layer: str, parts: _Parts, scaling: _Scaling) -> Delta:
 
 
 def _bare(name: str) -> str:
-    """The name below the model itself: programs differ in what they call that."""
+    """Return the name without the prefixes for the model itself, which differ between programs."""
     while (shorter := next((name.removeprefix(each) for each in _PREFIXES if name.startswith(each)), name)) != name:
         name = shorter
     return name
@@ -173,13 +173,13 @@ def _diffusers_name(layer: str) -> str:
 
 
 def _matches(pattern: str, layer: str) -> bool:
-    """Whether PEFT's pattern means ``layer``: its name, or the end of it. No regular expression of a file is run."""
+    """Whether PEFT's pattern matches ``layer``: its name, or the end of it. Regular expressions are refused."""
     plain = _PLAIN_PATTERN.fullmatch(pattern)
     if plain is None:
-        raise InputUnreadable(f"the LoRA's alpha_pattern {_shown(pattern)} is a regular expression, which is not read")
+        raise InputUnreadable(f"the LoRA's alpha_pattern {_shown(pattern)} is a regular expression: not supported")
     return layer == plain[1] or layer.endswith(f".{plain[1]}")
 
 
 def _shown(text: str) -> str:
-    """Text from a file, safe to print."""
+    """Return text from a file, safe to print."""
     return ascii(text[:_MAX_SHOWN])

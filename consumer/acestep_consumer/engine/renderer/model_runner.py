@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One model at work on the device: prepares songs, steps them, makes sound of them, reads audio. One thread's alone."""
+"""The forward passes of one model: text and audio encoders, DiT steps, VAE decode, audio tokenizer."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,122 +18,125 @@ from acestep_consumer.engine.renderer.prepare import PreparedRequest, RequestPre
 from acestep_consumer.engine.renderer.rng import generators_for
 from acestep_consumer.engine.renderer.sample import Sample
 from acestep_consumer.engine.renderer.text_encoder import TextEncoder
-from acestep_consumer.engine.renderer.vae_decode import lengths, normalised
+from acestep_consumer.engine.renderer.vae_decode import normalised, window_lengths
 from acestep_consumer.policy.memory_budget import TILE_RUNGS
 
 
 @dataclass(frozen=True, slots=True)
 class Acceleration:
-    """What makes the device faster and is not there everywhere: compiled blocks, recorded graphs."""
+    """Optional speed-ups: ``compiled`` by ``torch.compile``; ``graphed``: replayed as CUDA graphs."""
 
     compiled: bool = False
     graphed: bool = False
 
 
 class ModelRunner:
-    """One model.
+    """Prepares, steps and decodes samples of one model. For the device's thread only, except ``preparer``.
 
     Args:
-        parts: the model.
-        speed: see there.
+        parts: the model's components.
+        acceleration: the speed-ups to use.
     """
 
-    def __init__(self, parts: Components, speed: Acceleration = Acceleration()) -> None:
+    def __init__(self, parts: Components, acceleration: Acceleration = Acceleration()) -> None:
         self.parts = parts
-        self.drafting = RequestPreparer(parts)
-        self._speed = speed
-        self._texts = TextEncoder(parts, graphed=speed.graphed)
-        self._conditioner = Conditioner(parts, self.drafting, self._texts)
+        self.preparer = RequestPreparer(parts)
+        self._acceleration = acceleration
+        self._text_encoder = TextEncoder(parts, graphed=acceleration.graphed)
+        self._conditioner = Conditioner(parts, self.preparer, self._text_encoder)
         self._loras = AdaptedModelCache()
         self._denoisers: dict[Lora | None, Denoiser] = {None: self._denoiser(parts.dit)}
 
     @property
     def lora_bytes(self) -> int:
-        """Memory of the weights that a LoRA changed."""
+        """Device memory of the weights that LoRAs changed."""
         return self._loras.bytes
 
-    def songs(self, drafts: Sequence[PreparedRequest], lora: Lora | None) -> list[tuple[Sample, ...] | Exception]:
-        """Prepare the songs of drafts that use the same LoRA, or say why one has none. Raises out of memory."""
-        return self._conditioner.songs(drafts, self.denoiser(lora).dit)
+    def samples(self, requests: Sequence[PreparedRequest], lora: Lora | None) -> list[tuple[Sample, ...] | Exception]:
+        """Return each request's samples, or the error that it alone caused. All use the same LoRA.
+
+        Raises an out-of-memory error when the device has no room for them.
+        """
+        return self._conditioner.samples(requests, self.denoiser(lora).dit)
 
     def denoiser(self, lora: Lora | None) -> Denoiser:
-        """Return what steps songs with this LoRA, or with none. Raises ``Failed`` for a LoRA that does not fit."""
+        """Return the denoiser with this LoRA, or with none. Raises ``Failed`` for a LoRA that does not fit."""
         if lora not in self._denoisers:
-            assert lora is not None  # noqa: S101 - the plain one is always there
+            assert lora is not None  # noqa: S101 - the one without a LoRA is always there
             adapted = PackedDit(self._loras.adapted(self.parts.use(self.parts.dit.dit), lora))
             self._denoisers = {None: self._denoisers[None], lora: self._denoiser(adapted)}
         return self._denoisers[lora]
 
-    def step(self, songs: Sequence[Sample], lora: Lora | None) -> list[Sequence[torch.Tensor]]:
-        """Return the velocities of each song's voices."""
+    def step(self, samples: Sequence[Sample], lora: Lora | None) -> list[Sequence[torch.Tensor]]:
+        """Return the velocities of each sample's branches, [frames, channels] each."""
         denoiser = self.denoiser(lora)
         self.parts.use(denoiser.dit.dit)
-        return denoiser.velocities(songs)
+        return denoiser.velocities(samples)
 
-    def sound(self, songs: Sequence[Sample], tiles_at_once: int) -> list[torch.Tensor]:
-        """Decode finished songs: float32 samples, [channels, samples] each, at -1 dBFS."""
+    def decode(self, samples: Sequence[Sample], tiles_at_once: int) -> list[torch.Tensor]:
+        """Decode finished samples: float32 audio, [channels, samples] each, at -1 dBFS."""
         decoder = self.parts.use(self.parts.decoder)
-        return [normalised(audio) for audio in decoder.decode([song.latents for song in songs], tiles_at_once)]
+        return [normalised(audio) for audio in decoder.decode([sample.latents for sample in samples], tiles_at_once)]
 
-    def listen(self, source: torch.Tensor, seed: int) -> tuple[int, ...]:
+    def tokenize_audio(self, source: torch.Tensor, seed: int) -> tuple[int, ...]:
         """Return the audio codes of ``source``, [channels, samples], 5 a second."""
         return self.parts.codes_of(source, generators_for((seed,)))
 
-    def warm(self) -> Iterator[str]:
-        """Load and compile what songs will need, a line for the log before each."""
+    def warm_up(self) -> Iterator[str]:
+        """Load and compile the encoders and the decoder; yields a line for the log before each."""
         yield "the condition encoders"
-        self._conditioner.warm()
-        yield "the VAE's decoder"
-        yield from self.parts.use(self.parts.decoder).warm()
+        self._conditioner.warm_up()
+        yield "the VAE decoder"
+        yield from self.parts.use(self.parts.decoder).warm_up()
 
-    def rehearse(self) -> float:
-        """Make a song and forget it: kernels are loaded by their first use. Returns the peak of its sound."""
+    def render_warm_up(self) -> float:
+        """Render a short song: kernels are loaded by their first use. Returns the peak of its audio."""
         codes = self.parts.pipeline.audio_tokenizer is not None
-        (songs,) = self.songs([self.drafting.draft(rehearsal(codes=codes))], None)
-        if isinstance(songs, Exception):
-            raise songs
-        while not songs[0].done:
-            for song, flow in zip(songs, self.step(songs, None), strict=True):
-                song.advance(flow)
-        (sound,) = self.sound(songs, TILE_RUNGS[0])
-        self.denoiser(None).forget()
-        return float(sound.abs().max())
+        (samples,) = self.samples([self.preparer.prepare(warm_up_arguments(codes=codes))], None)
+        if isinstance(samples, Exception):
+            raise samples
+        while not samples[0].done:
+            for sample, velocity in zip(samples, self.step(samples, None), strict=True):
+                sample.advance(velocity)
+        (audio,) = self.decode(samples, TILE_RUNGS[0])
+        self.denoiser(None).reset()
+        return float(audio.abs().max())
 
-    def decode_tiles(self, tiles: int) -> None:
-        """Decode so many tiles of silence at once, to see what that takes."""
+    def decode_silence(self, tiles: int) -> None:
+        """Decode so many tiles of silence at once, to measure the memory that they take."""
         decoder = self.parts.use(self.parts.decoder)
         channels = self.parts.vae.config.decoder_input_channels
-        silence = torch.zeros(lengths(decoder.overlap)[0], channels, device=self.parts.device)
+        silence = torch.zeros(window_lengths(decoder.overlap)[0], channels, device=self.parts.device)
         decoder.decode([silence] * tiles, tiles)
 
-    def offload(self, card: ModuleSwapper) -> None:
-        """Keep every part in RAM until it is used, from now on. What is at a fixed place in memory is given up."""
-        self.forget()
-        self.parts.offload(card, keep_dit=False)
-        self._speed = Acceleration(compiled=self._speed.compiled)
-        self._texts.give_up_graphs()
+    def offload(self, swapper: ModuleSwapper) -> None:
+        """Keep every component in RAM between uses from now on, and use no CUDA graphs: they need fixed addresses."""
+        self.free_caches()
+        self.parts.offload(swapper, keep_dit=False)
+        self._acceleration = Acceleration(compiled=self._acceleration.compiled)
+        self._text_encoder.disable_graphs()
         self._denoisers = {None: self._denoiser(self.parts.dit)}
 
-    def rest(self) -> None:
-        """Nothing is to be done for now: an offloaded part on the card goes back to RAM."""
-        if self.parts.card is not None:
-            self.parts.card.clear()
+    def unload(self) -> None:
+        """Move the offloaded component on the device, if any, back to RAM."""
+        if self.parts.swapper is not None:
+            self.parts.swapper.unload()
 
-    def forget(self) -> None:
-        """Drop everything that can be made again, to free memory. LoRAs are among it."""
-        self._texts.forget()
+    def free_caches(self) -> None:
+        """Free everything that can be made again: CUDA graphs, the last batch's layout, LoRA weights."""
+        self._text_encoder.clear_graphs()
         self._denoisers = {None: self._denoisers[None]}
-        self._denoisers[None].forget()
+        self._denoisers[None].reset()
         self._loras.clear()
 
     def _denoiser(self, dit: PackedDit) -> Denoiser:
-        if self._speed.compiled:
+        if self._acceleration.compiled:
             dit.compile()
-        return Denoiser(dit, graphed=self._speed.graphed)
+        return Denoiser(dit, graphed=self._acceleration.graphed)
 
 
 def lora_of(path: Path | None, scale: float) -> Lora | None:
-    """Return the LoRA that a job asks for, if it does."""
+    """Return the LoRA at ``path``, if there is one."""
     return None if path is None else Lora.at(path, scale)
 
 
@@ -141,8 +144,8 @@ _SECONDS = 30
 _STEPS = 2
 
 
-def rehearsal(*, codes: bool) -> PipelineArguments:
-    """Return the arguments of a song from text, or from audio codes as the language model writes them."""
+def warm_up_arguments(*, codes: bool) -> PipelineArguments:
+    """Return the arguments of the warm-up song, from text or from audio codes as the planner writes them."""
     made_from = {"audio_codes": ["<|audio_code_0|>" * CODES_PER_SECOND * _SECONDS]} if codes else {}
     given = {
         "prompt": ["silence"],

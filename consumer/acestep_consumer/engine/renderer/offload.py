@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Offloading: models' modules wait in RAM, and one at a time is on the card.
+"""Model offloading: the modules are kept in RAM, and one at a time is on the device.
 
-diffusers has this too. There, a module leaves when the next one of a fixed chain is called, and ACE-Step does not call
-its modules in the order of its chain: the condition encoder, 1.2 GB, would stay on the card beside the DiT.
+diffusers has this too. There, a module is moved out when the next one of a fixed sequence is called, and ACE-Step does
+not call its modules in that order: the condition encoder, 1.2 GB, would stay on the device beside the DiT.
 """
 
 from typing import Any
@@ -12,48 +12,48 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 
 
 class ModuleSwapper:
-    """The modules that share the card. Not for several threads: a call takes the other modules' weights away."""
+    """The offloaded modules of one device. For one thread only: a call moves the other module's weights out."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._adopted: list[torch.nn.Module] = []
-        self._present: torch.nn.Module | None = None
+        self._registered: list[torch.nn.Module] = []
+        self._loaded: torch.nn.Module | None = None
 
-    def adopt(self, module: torch.nn.Module) -> None:
-        """Send a module to RAM, to be brought back for each call. Models may have it in common."""
-        if self._has(module):
+    def register(self, module: torch.nn.Module) -> None:
+        """Move a module to RAM and load it for each call. Several models may share it."""
+        if self._is_registered(module):
             return
         module.to("cpu")
         add_hook_to_module(module, _SwapHook(self, self._device))
-        self._adopted.append(module)
+        self._registered.append(module)
 
-    def admit(self, module: torch.nn.Module) -> None:
-        """Bring a module to the card, after the one that is there has left. One that was not adopted lives there."""
-        if module is self._present:
+    def load(self, module: torch.nn.Module) -> None:
+        """Move a module to the device, after the loaded one to RAM. An unregistered module is left where it is."""
+        if module is self._loaded:
             return
-        self.clear()
-        if self._has(module):
+        self.unload()
+        if self._is_registered(module):
             module.to(self._device)
-            self._present = module
+            self._loaded = module
 
-    def clear(self) -> None:
-        """Send the module on the card, if any, back to RAM."""
-        if self._present is not None:
-            self._present.to("cpu")
-            self._present = None
+    def unload(self) -> None:
+        """Move the loaded module, if any, back to RAM."""
+        if self._loaded is not None:
+            self._loaded.to("cpu")
+            self._loaded = None
 
-    def _has(self, module: torch.nn.Module) -> bool:
-        return any(module is each for each in self._adopted)
+    def _is_registered(self, module: torch.nn.Module) -> bool:
+        return any(module is each for each in self._registered)
 
 
 class _SwapHook(ModelHook):  # type: ignore[misc]  # accelerate has no types
-    """Admits its module before each call. diffusers reads from ``execution_device`` where a call's tensors belong."""
+    """Loads its module before each call. diffusers reads the device of the call's tensors from ``execution_device``."""
 
-    def __init__(self, card: ModuleSwapper, device: torch.device) -> None:
-        self._card = card
+    def __init__(self, swapper: ModuleSwapper, device: torch.device) -> None:
+        self._swapper = swapper
         self.execution_device = device
 
     def pre_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Let the module in; its arguments are on the card already."""
-        self._card.admit(module)
+        """Load the module; its arguments are on the device already."""
+        self._swapper.load(module)
         return args, kwargs

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where everything lies when many songs are one sequence. Pure geometry; the DiT reads it, nothing changes it.
+"""Sequence packing: the layout of many songs as one sequence without padding. Immutable.
 
-Words: a *voice* is one pass of a song through the DiT under one condition. A turbo song has one voice; a guided song
-has two, with and without its condition; a cover blended with its text has one more. A pack is voices end to end. Each
-starts at a whole token, so that no token holds frames of two voices.
+A *branch* is one pass of a song through the DiT under one condition. A turbo song has one branch; a guided song has
+two, with and without its condition; a cover blended with its text has one more. A *pack* is branches concatenated.
+Each starts at a whole token, so that no token holds frames of two branches.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,24 +16,25 @@ from diffusers.models.embeddings import get_1d_rotary_pos_embed
 
 
 class Geometry(NamedTuple):
-    """What every block needs to know of a pack, on the device.
+    """A pack as every DiT block needs it, on the device.
 
-    ``voice``: [tokens], the number of each token's voice. ``cos``, ``sin``: [tokens, head dim]. ``bounds`` and
-    ``condition_bounds``: [voices + 1], int32. ``longest`` and ``longest_condition``: tokens.
+    ``branch``: [tokens], the index of each token's branch. ``cos``, ``sin``: [tokens, head dim]. ``cu_seqlens`` and
+    ``condition_cu_seqlens``: cumulative lengths in tokens, [branches + 1], int32. ``max_seqlen`` and
+    ``condition_max_seqlen``: tokens.
     """
 
-    voice: torch.Tensor
+    branch: torch.Tensor
     cos: torch.Tensor
     sin: torch.Tensor
-    bounds: torch.Tensor
-    condition_bounds: torch.Tensor
-    longest: int
-    longest_condition: int
+    cu_seqlens: torch.Tensor
+    condition_cu_seqlens: torch.Tensor
+    max_seqlen: int
+    condition_max_seqlen: int
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """How a DiT sees a song: ``patch`` frames are a token, and positions are angles (RoPE)."""
+    """A DiT's tokens: ``patch`` latent frames each, with rotary positions (RoPE)."""
 
     patch: int
     head_dim: int
@@ -42,7 +43,7 @@ class Grid:
     def angles(
         self, lengths: Sequence[int], device: torch.device, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return cosines and sines, [tokens, head dim]. Each voice counts from 0, as it does alone."""
+        """Return cosines and sines, [tokens, head dim]. Positions start at 0 in each branch."""
         positions = torch.cat([torch.arange(length, dtype=torch.float32) for length in lengths])
         cos, sin = get_1d_rotary_pos_embed(
             self.head_dim, positions.to(device), theta=self.theta, use_real=True, repeat_interleave_real=False
@@ -52,7 +53,7 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """The layout of voices with ``frames`` latent frames each: which frames and tokens are whose."""
+    """The layout of branches with ``frames`` latent frames each."""
 
     frames: tuple[int, ...]
     patch: int
@@ -60,19 +61,19 @@ class Pack:
 
     @property
     def tokens(self) -> int:
-        """Tokens of all voices."""
+        """Tokens of all branches."""
         return sum(tokens_of(self.frames, self.patch))
 
     def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Lay [frames, channels] of each voice end to end as [tokens * patch, channels]; odd ends are zeros."""
-        return torch.cat(list(self._with_filling(parts)))
+        """Concatenate [frames, channels] of each branch as [tokens * patch, channels]; a token's rest is zeros."""
+        return torch.cat(list(self._padded(parts)))
 
     def split(self, joined: torch.Tensor) -> list[torch.Tensor]:
-        """Undo ``join``: return [frames, channels] of each voice."""
+        """Undo ``join``: return [frames, channels] of each branch."""
         starts = accumulate((count * self.patch for count in tokens_of(self.frames, self.patch)), initial=0)
         return [joined[start : start + count] for start, count in zip(starts, self.frames, strict=False)]
 
-    def _with_filling(self, parts: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+    def _padded(self, parts: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
         for part in parts:
             yield part
             if odd := -part.shape[0] % self.patch:
@@ -80,7 +81,7 @@ class Pack:
 
 
 def tokens_of(frames: Sequence[int], patch: int) -> list[int]:
-    """Return the tokens that voices of so many frames make."""
+    """Return the tokens of branches of so many latent frames."""
     return [-(-count // patch) for count in frames]
 
 
@@ -91,24 +92,24 @@ def lay_out(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Pack:
-    """Lay out voices of ``frames`` latent frames with conditions of so many tokens.
+    """Lay out branches of ``frames`` latent frames with conditions of so many tokens.
 
-    A voice without tokens ends each pack: torch compiles a model anew for a batch of one, and so there is none.
+    An empty branch ends each pack: torch would compile the model again for a batch of one, and so there is none.
     """
     lengths, conditions = [*tokens_of(frames, grid.patch), 0], [*conditions, 0]
     cos, sin = grid.angles(lengths, device, dtype)
     counts = torch.tensor(lengths)
     geometry = Geometry(
-        voice=torch.repeat_interleave(torch.arange(len(lengths)), counts).to(device),
+        branch=torch.repeat_interleave(torch.arange(len(lengths)), counts).to(device),
         cos=cos,
         sin=sin,
-        bounds=_bounds(lengths, device),
-        condition_bounds=_bounds(conditions, device),
-        longest=max(lengths),
-        longest_condition=max(conditions),
+        cu_seqlens=_cu_seqlens(lengths, device),
+        condition_cu_seqlens=_cu_seqlens(conditions, device),
+        max_seqlen=max(lengths),
+        condition_max_seqlen=max(conditions),
     )
     return Pack(tuple(frames), grid.patch, geometry)
 
 
-def _bounds(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
+def _cu_seqlens(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
     return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)

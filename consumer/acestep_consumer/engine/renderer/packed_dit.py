@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The DiT over a pack of voices: one forward pass for many songs, whatever their lengths, prompts and time steps.
+"""The DiT over a packed batch: one forward pass for many songs, whatever their lengths, prompts and time steps.
 
 The weights and layers are those of diffusers' ``AceStepTransformer1DModel``; what differs from its ``forward`` is
 
-* attention: a token sees its own voice alone (``attention``), and positions start anew with each voice;
-* modulation: every voice has a time step of its own, so that songs may join and leave at any step;
+* attention: a token attends to its own branch alone (see ``attention``), and positions start at 0 in each branch;
+* modulation: every branch has a time step of its own, so that songs may join and leave at any step;
 * conditions: their keys and values do not change from step to step, so they are computed once for each song.
 """
 
@@ -16,24 +16,24 @@ import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from torch.nn.functional import linear, silu
 
-from acestep_consumer.engine.renderer.attention import EVERYWHERE, attend
+from acestep_consumer.engine.renderer.attention import NO_WINDOW, attend
 from acestep_consumer.engine.renderer.pack import Geometry, Grid, Pack, lay_out
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Condition:
-    """What a voice hears: keys and values of its condition for each layer, [layers, 2, tokens, heads, dim]."""
+    """Cross-attention keys and values of one condition, for each layer: [layers, 2, tokens, heads, dim]."""
 
-    memory: torch.Tensor
+    kv: torch.Tensor
 
     @property
     def tokens(self) -> int:
-        """Length of the condition."""
-        return self.memory.shape[2]
+        """Length of the condition in tokens."""
+        return self.kv.shape[2]
 
 
 class PackedDit:
-    """A DiT for packs.
+    """A DiT for packed batches.
 
     Args:
         dit: an ``AceStepTransformer1DModel``; its weights are used where they are.
@@ -48,7 +48,7 @@ class PackedDit:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are now."""
+        """The device that the weights are on now."""
         device: torch.device = self.dit.device
         return device
 
@@ -61,62 +61,62 @@ class PackedDit:
     def compile(self, backend: Any = "inductor") -> None:
         """Compile the blocks; the first call of each kind of block takes seconds.
 
-        All blocks of a kind share one compilation, and lengths are symbols in it: no later pack compiles again.
+        All blocks of a kind share one compilation with symbolic lengths: no later pack is compiled again.
         """
         for block in self._blocks:
             block.compile(dynamic=True, backend=backend)
 
     def conditions(self, states: Sequence[torch.Tensor]) -> list[Condition]:
-        """Prepare conditions, each [tokens, width of the condition encoder]."""
+        """Compute the keys and values of conditions, each [tokens, width of the condition encoder]."""
         joined = self.dit.condition_embedder(torch.cat(list(states)))
-        memory = torch.stack([block.remember(joined) for block in self._blocks])
-        # Each gets memory of its own: a view would keep all of them for as long as the last one lives.
-        return [Condition(part.clone()) for part in torch.split(memory, [len(state) for state in states], dim=2)]
+        kv = torch.stack([block.cross_kv(joined) for block in self._blocks])
+        # Copies: views would keep the memory of all of them for as long as one is used.
+        return [Condition(part.clone()) for part in torch.split(kv, [len(state) for state in states], dim=2)]
 
     def lay_out(self, frames: Sequence[int], conditions: Sequence[Condition]) -> Pack:
-        """Lay out voices of ``frames`` latent frames with these conditions."""
+        """Lay out branches of ``frames`` latent frames with these conditions."""
         tokens = [condition.tokens for condition in conditions]
         return lay_out(frames, tokens, self._grid, self.device, self.dtype)
 
     def velocities(
-        self, pack: Pack, latents: torch.Tensor, context: torch.Tensor, memory: torch.Tensor, times: torch.Tensor
+        self, pack: Pack, latents: torch.Tensor, context: torch.Tensor, kv: torch.Tensor, times: torch.Tensor
     ) -> torch.Tensor:
-        """Predict the flow of every voice.
+        """Predict the velocity of every branch.
 
         Args:
             pack: the layout.
-            latents: noisy latents, [tokens * patch, channels], as ``Pack.join`` lays them.
-            context: source latents and chunk mask, [tokens * patch, 2 * channels], laid the same way.
-            memory: the conditions' memories end to end, [layers, 2, condition tokens, heads, dim].
-            times: flow time of each voice and of the empty one, [voices + 1], 1 (noise) to 0.
+            latents: noisy latents, [tokens * patch, channels], as ``Pack.join`` returns them.
+            context: source latents and chunk mask, [tokens * patch, 2 * channels], joined the same way.
+            kv: keys and values of the conditions, concatenated, [layers, 2, condition tokens, heads, dim].
+            times: flow time of each branch and of the empty one, [branches + 1], 1 (noise) to 0.
 
         Returns:
             Velocities, [tokens * patch, channels].
         """
         embedded, modulation = self._modulation(times)
         hidden = self._patchify(torch.cat([context, latents], dim=-1))
-        for block, (keys, values) in zip(self._blocks, memory, strict=True):
+        for block, (keys, values) in zip(self._blocks, kv, strict=True):
             hidden = block(hidden, modulation, keys, values, *pack.geometry)
         shift, scale = (self.dit.scale_shift_table + embedded[:, None]).unbind(1)
-        voice = pack.geometry.voice
-        hidden = (self.dit.norm_out(hidden) * (1 + scale[voice]) + shift[voice]).type_as(hidden)
+        branch = pack.geometry.branch
+        hidden = (self.dit.norm_out(hidden) * (1 + scale[branch]) + shift[branch]).type_as(hidden)
         return self._unpatchify(hidden)
 
     def _modulation(self, times: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the time embedding, [voices, width], and what the blocks make of it, [voices, 6, width]."""
+        """Return the time embedding, [branches, width], and its projection for the blocks, [branches, 6, width]."""
         embedded, modulation = self.dit.time_embed(times)
-        # The second embedding is of how far a step reaches; plain sampling leaves it at zero.
+        # The second embedding is of the step size (mean flow); ordinary sampling leaves it at zero.
         embedded_r, modulation_r = self.dit.time_embed_r(torch.zeros_like(times))
         return embedded + embedded_r, modulation + modulation_r
 
     def _patchify(self, frames: torch.Tensor) -> torch.Tensor:
-        """[tokens * patch, channels] -> [tokens, width]: a convolution whose steps do not overlap is a linear map."""
+        """[tokens * patch, channels] -> [tokens, width]: a convolution with kernel = stride is a linear layer."""
         conv = self.dit.proj_in_conv
         weight = conv.weight.transpose(1, 2).flatten(1)
         return linear(frames.reshape(-1, self.patch * frames.shape[-1]), weight, conv.bias)
 
     def _unpatchify(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[tokens, width] -> [tokens * patch, channels], likewise."""
+        """[tokens, width] -> [tokens * patch, channels], as ``_patchify``."""
         conv = self.dit.proj_out_conv
         frames = linear(hidden, conv.weight.permute(2, 1, 0).flatten(0, 1)).reshape(-1, conv.out_channels)
         return torch.add(frames, conv.bias)
@@ -129,10 +129,10 @@ class PackedBlock(torch.nn.Module):
         super().__init__()
         self.block = block
         window = block.self_attn.sliding_window
-        self.window: int = EVERYWHERE if window is None else window
+        self.window: int = NO_WINDOW if window is None else window
 
-    def remember(self, condition: torch.Tensor) -> torch.Tensor:
-        """Return the keys and values of a condition, [tokens, width], as [2, tokens, heads, dim]."""
+    def cross_kv(self, condition: torch.Tensor) -> torch.Tensor:
+        """Return the keys and values of conditions, [tokens, width], as [2, tokens, heads, dim]."""
         attention = self.block.cross_attn
         keys = attention.to_k(condition).unflatten(-1, (attention.kv_heads, attention.head_dim))
         values = attention.to_v(condition).unflatten(-1, (attention.kv_heads, attention.head_dim))
@@ -141,45 +141,46 @@ class PackedBlock(torch.nn.Module):
     def forward(
         self, hidden: torch.Tensor, modulation: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *where: Any
     ) -> torch.Tensor:
-        """Transform [tokens, width]; ``where`` is a ``Geometry``, spread out so that its numbers stay symbols."""
+        """Transform [tokens, width]; ``where`` is a ``Geometry``, unpacked so that its numbers stay symbolic."""
         geometry, block = Geometry(*where), self.block
         table = (block.scale_shift_table + modulation).unbind(1)
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (row[geometry.voice] for row in table)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (row[geometry.branch] for row in table)
         normed = (block.self_attn_norm(hidden) * (1 + scale) + shift).type_as(hidden)
-        hidden = (hidden + self._within(normed, geometry) * gate).type_as(hidden)
-        hidden = hidden + self._across(block.cross_attn_norm(hidden).type_as(hidden), keys, values, geometry)
+        hidden = (hidden + self._self_attention(normed, geometry) * gate).type_as(hidden)
+        hidden = hidden + self._cross_attention(block.cross_attn_norm(hidden).type_as(hidden), keys, values, geometry)
         normed = (block.mlp_norm(hidden) * (1 + mlp_scale) + mlp_shift).type_as(hidden)
         mlp = block.mlp
         lifted: torch.Tensor = mlp.down_proj(silu(mlp.gate_proj(normed)) * mlp.up_proj(normed))
         return torch.add(hidden, lifted * mlp_gate).type_as(hidden)
 
-    def _within(self, normed: torch.Tensor, geometry: Geometry) -> torch.Tensor:
-        """Self-attention."""
+    def _self_attention(self, normed: torch.Tensor, geometry: Geometry) -> torch.Tensor:
         attention = self.block.self_attn
         query = attention.norm_q(attention.to_q(normed).unflatten(-1, (attention.heads, attention.head_dim)))
         key = attention.norm_k(attention.to_k(normed).unflatten(-1, (attention.kv_heads, attention.head_dim)))
         value = attention.to_v(normed).unflatten(-1, (attention.kv_heads, attention.head_dim))
         query, key = (_rotated(part, geometry) for part in (query, key))
-        bounds, longest = geometry.bounds, geometry.longest
-        attended = attend(query, key, value, bounds, bounds, longest, longest, self.window, attention.scaling)
+        cu_seqlens, max_seqlen = geometry.cu_seqlens, geometry.max_seqlen
+        attended = attend(
+            query, key, value, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, self.window, attention.scaling
+        )
         out: torch.Tensor = attention.to_out[0](attended.flatten(1))
         return out
 
-    def _across(
+    def _cross_attention(
         self, normed: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, geometry: Geometry
     ) -> torch.Tensor:
-        """Cross-attention to the conditions."""
+        """Attend to the conditions."""
         attention = self.block.cross_attn
         query = attention.norm_q(attention.to_q(normed).unflatten(-1, (attention.heads, attention.head_dim)))
         attended = attend(
             query,
             keys,
             values,
-            geometry.bounds,
-            geometry.condition_bounds,
-            geometry.longest,
-            geometry.longest_condition,
-            EVERYWHERE,
+            geometry.cu_seqlens,
+            geometry.condition_cu_seqlens,
+            geometry.max_seqlen,
+            geometry.condition_max_seqlen,
+            NO_WINDOW,
             attention.scaling,
         )
         out: torch.Tensor = attention.to_out[0](attended.flatten(1))
@@ -187,7 +188,7 @@ class PackedBlock(torch.nn.Module):
 
 
 def _rotated(heads: torch.Tensor, geometry: Geometry) -> torch.Tensor:
-    """Turn [tokens, heads, dim] by the tokens' positions."""
+    """Apply RoPE to [tokens, heads, dim]."""
     rotated: torch.Tensor = apply_rotary_emb(
         heads[None], (geometry.cos, geometry.sin), use_real_unbind_dim=-2, sequence_dim=1
     )

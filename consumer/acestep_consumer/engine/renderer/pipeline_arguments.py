@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from acestep_consumer.domain.errors import LimitExceeded, RenderFailed
-from acestep_consumer.domain.job import Job, LoadedModel, Plan, Variant
+from acestep_consumer.domain.job import Job, LoadedModel, Plan
+from acestep_consumer.domain.tasks import TASKS, Variant
 from acestep_schemas.events import Adjustment
 from acestep_schemas.request import GenerationRequest
 
@@ -20,7 +21,6 @@ INSTRUMENTAL = "[Instrumental]"
 CODES_PER_SECOND = 5
 
 _CODE = re.compile(r"<\|audio_code_\d+\|>")
-_REPAINTED = frozenset(("repaint", "lego"))
 _NO_GUIDANCE = 1.0
 
 
@@ -53,7 +53,7 @@ def codes_of(job: Job, plan: Plan) -> tuple[str, ...]:
 
 def reads_source(job: Job, plan: Plan) -> bool:
     """Whether the source audio is used: not by text2music, and not where audio codes stand in its place."""
-    return job.request.task_type != "text2music" and not codes_of(job, plan)
+    return TASKS[job.request.task_type].reads_source and not codes_of(job, plan)
 
 
 def arguments_for(
@@ -170,7 +170,7 @@ class ArgumentBuilder:
 
     def _window(self, seconds: float) -> dict[str, Any]:
         asked = self.request
-        if asked.task_type not in _REPAINTED:
+        if not TASKS[asked.task_type].has_window:
             return {}
         if asked.repainting_start >= seconds:
             raise RenderFailed(

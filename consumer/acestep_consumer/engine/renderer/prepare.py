@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A job as far as the CPU can take it: texts as tokens, the first noise, the number of frames.
+"""Preparation of a job on the CPU: texts as tokens, the initial noise, the number of latent frames.
 
-It is made in the job's own thread. What waits for the device's thread would otherwise keep the device waiting.
+It runs in the job's own thread, so that the device's thread does not have to wait for it.
 """
 
 import math
@@ -25,7 +25,7 @@ _CODE = re.compile(r"<\|audio_code_(\d+)\|>")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenizedText:
-    """One text condition as token ids: what it should sound like, and what is sung."""
+    """One text condition as token ids: the prompt with its metadata, and the lyrics."""
 
     text: list[int]
     lyrics: list[int]
@@ -33,17 +33,16 @@ class TokenizedText:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PreparedRequest:
-    """A job before the device has seen it.
+    """A job that is prepared as far as the CPU can.
 
-    ``words``: the task's texts and, for a cover that is blended with its text, those of the text alone.
+    ``texts``: the task's texts and, for a cover that is blended with its text, those of the text alone.
     ``codes``: each song's audio codes, or none. ``frames``: latent frames, None when the source audio decides.
-    ``noise``: [songs, frames, channels], None likewise.
-    ``length``: latent frames, as exactly as is known by now.
+    ``noise``: [songs, frames, channels], None likewise. ``length``: latent frames, estimated where ``frames`` is None.
     """
 
     arguments: PipelineArguments
     task: str
-    words: tuple[TokenizedText, ...]
+    texts: tuple[TokenizedText, ...]
     codes: tuple[list[int], ...]
     frames: int | None
     length: int
@@ -58,44 +57,43 @@ class PreparedRequest:
 
     @property
     def condition_tokens(self) -> int:
-        """Tokens of all the conditions of one song; the empty condition of guidance has one."""
-        return sum(len(words.text) + len(words.lyrics) + 1 for words in self.words) + 1
+        """Tokens of all conditions of one song; the empty condition of guidance has one."""
+        return sum(len(each.text) + len(each.lyrics) + 1 for each in self.texts) + 1
 
 
 class RequestPreparer:
-    """Makes drafts for one model. Safe to use from many threads."""
+    """Prepares requests for one model. Safe to use from many threads."""
 
     def __init__(self, parts: Components) -> None:
         self._pipeline = parts.pipeline
         self._dtype = parts.dtype
         self._channels: int = parts.dit.dit.config.audio_acoustic_hidden_dim
-        # A tokenizer's truncation is set anew for each text, on the tokenizer.
+        # The tokenizer keeps the truncation of the call as its own state.
         self._tokenizing = threading.Lock()
 
-    def draft(self, arguments: PipelineArguments) -> PreparedRequest:
-        """Prepare one job. Raises ``ValueError`` and ``TypeError`` for what the pipeline refuses."""
+    def prepare(self, arguments: PipelineArguments) -> PreparedRequest:
+        """Prepare one job. Raises ``ValueError`` and ``TypeError`` for arguments that the pipeline refuses."""
         given = arguments.pipeline
         task = _task_of(given)
         self._check(given, task)
-        texts = list(self._texts(given, task))
-        words, cuts = zip(*(self._tokenized(*text) for text in texts), strict=True)
+        texts, warnings = zip(*(self._tokenized(*text) for text in self._texts(given, task)), strict=True)
         codes = tuple(self._parsed(text) for text in given.get("audio_codes") or ())
         frames = self._frames(given, codes)
         generators = generators_for(arguments.seeds)
         return PreparedRequest(
             arguments=arguments,
             task=task,
-            words=words,
+            texts=texts,
             codes=codes,
             frames=frames,
             length=frames or math.ceil(self._seconds(given) * self._pipeline.latents_per_second),
             noise=None if frames is None else self.noise(generators, frames),
             generators=tuple(generators),
-            warnings=cuts[0],
+            warnings=warnings[0],
         )
 
     def noise(self, generators: list[torch.Generator], frames: int) -> torch.Tensor:
-        """Draw the first noise of songs, [songs, frames, channels], on the CPU."""
+        """Draw the initial noise of songs, [songs, frames, channels], on the CPU."""
         shape = (len(generators), frames, self._channels)
         noise: torch.Tensor = randn_tensor(shape, generator=generators, device=torch.device("cpu"), dtype=self._dtype)
         return noise
@@ -140,23 +138,23 @@ class RequestPreparer:
         return text, lyrics
 
     def _tokenized(self, text: str, lyrics: str) -> tuple[TokenizedText, tuple[str, ...]]:
-        """Return the tokens that the model reads, and a warning for each text that is longer."""
+        """Return the tokens that the model reads, and a warning for each text that is truncated."""
         (text_ids, text_count), (lyric_ids, lyric_count) = self._tokens(text, _TEXT), self._tokens(lyrics, _LYRICS)
         counts = (("prompt", text_count, _TEXT), ("lyrics", lyric_count, _LYRICS))
-        cut = tuple(
-            f"{name} was cut: it makes {count} tokens, and the model reads {most}"
-            for name, count, most in counts
-            if count > most
+        warnings = tuple(
+            f"{name} was truncated: it has {count} tokens, and the model reads {limit}"
+            for name, count, limit in counts
+            if count > limit
         )
-        return TokenizedText(text_ids, lyric_ids), cut
+        return TokenizedText(text_ids, lyric_ids), warnings
 
-    def _tokens(self, text: str, most: int) -> tuple[list[int], int]:
+    def _tokens(self, text: str, limit: int) -> tuple[list[int], int]:
         with self._tokenizing:
             whole = len(self._pipeline.tokenizer(text, verbose=False).input_ids)
-            return self._pipeline.tokenizer(text, truncation=True, max_length=most).input_ids, whole
+            return self._pipeline.tokenizer(text, truncation=True, max_length=limit).input_ids, whole
 
     def _seconds(self, given: Any) -> float:
-        """Return the length that the text condition speaks of."""
+        """Return the duration that the text condition names."""
         if given.get("audio_codes"):
             return len(_CODE.findall(given["audio_codes"][0])) / CODES_PER_SECOND
         if given["audio_duration"] is None and given.get("src_audio") is not None:
@@ -164,7 +162,7 @@ class RequestPreparer:
         return float(given["audio_duration"] or _DEFAULT_S)
 
     def _parsed(self, text: str) -> list[int]:
-        """Return the codes of a text. A number that the model does not have means its last one, as in diffusers."""
+        """Return the codes of a text. A number beyond the codebook stands for its last code, as in diffusers."""
         tokenizer = self._pipeline.audio_tokenizer
         if tokenizer is None:
             raise ValueError("this checkpoint has no audio tokenizer, so it cannot read audio codes")
@@ -179,6 +177,6 @@ class RequestPreparer:
 
 
 def _task_of(given: Any) -> str:
-    """Return the task that the model does: a song from audio codes is a cover."""
+    """Return the task as the model knows it: a song from audio codes is a cover."""
     task: str = given["task_type"]
     return "cover" if given.get("audio_codes") and task == "text2music" else task

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Device probe: ``python -m acestep_consumer.engine.renderer.probe_device DEVICE`` prints what it finds as JSON.
+"""Device probe: ``python -m acestep_consumer.engine.renderer.probe_device DEVICE`` prints the device as JSON.
 
-For whoever wants to know what the renderer would find, and wants to stay without torch.
+For ``plan`` and ``doctor``, which must not import torch themselves.
 """
 
 import json

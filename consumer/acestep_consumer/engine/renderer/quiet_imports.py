@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loading and saving models without the libraries' progress bars and their notes to themselves."""
+"""Suppresses progress bars and irrelevant warnings while models are loaded or saved."""
 
 import warnings
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """No progress bars, and no warning that diffusers' VAE uses torch's old ``weight_norm``."""
+    """Show no progress bars, and no warning that diffusers' VAE uses torch's old ``weight_norm``."""
     loggings = [each for each in (diffusers_logging, transformers_logging) if each.is_progress_bar_enabled()]
     for each in loggings:
         each.disable_progress_bar()

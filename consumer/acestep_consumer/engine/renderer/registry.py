@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model names as operators write them, and where each one's checkpoint is. Looks at folders, loads nothing."""
+"""Model registry: finds the checkpoint of a model by its name, in folders or on the hub. Loads nothing."""
 
 import json
 import re
@@ -15,7 +15,7 @@ HUB: Final = MappingProxyType(
         "acestep-v15-xl-base": "ACE-Step/acestep-v15-xl-base-diffusers",
     }
 )
-# Published in ACE-Step's own format alone: one file for all parts, with code of its own.
+# Published only in ACE-Step's own format: one file for all components, with code of its own.
 ORIGINAL: Final = MappingProxyType(
     {
         "acestep-v15-turbo": "ACE-Step/Ace-Step1.5",
@@ -35,12 +35,12 @@ _ORIGINAL_FILES = ("model.safetensors", "silence_latent.pt", "modeling_acestep_v
 
 
 class CheckpointError(Exception):
-    """A model that the operator named cannot be loaded; the text says why and what to do."""
+    """A model of the settings cannot be loaded; the text says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Where a model is. ``name`` is what requests call it; it is in ``folder``, or else on the hub as ``hub_id``."""
+    """The location of a model: in ``folder``, or else on the hub as ``hub_id``. Requests refer to it by ``name``."""
 
     name: str
     folder: Path | None = None
@@ -51,7 +51,7 @@ def resolve(named: str, checkpoint_dir: Path | None) -> Checkpoint:
     """Find the checkpoint: a folder of that path, then one of that name in ``checkpoint_dir``, then the hub.
 
     Raises:
-        CheckpointError: it is in none of them, or a folder is there and is no checkpoint in diffusers' format.
+        CheckpointError: it is in none of them, or the folder is not a checkpoint in diffusers' format.
     """
     for folder in _folders(named, checkpoint_dir):
         if folder.is_dir():
@@ -70,12 +70,12 @@ def _folders(named: str, checkpoint_dir: Path | None) -> tuple[Path, ...]:
 
 
 def _check(folder: Path) -> None:
-    """Refuse what ``from_pretrained`` would fail on with a text that helps nobody."""
+    """Check for common mistakes, on which ``from_pretrained`` would fail with an unclear message."""
     index = folder / INDEX
     if not index.is_file():
         if any((folder / name).exists() for name in _ORIGINAL_FILES):
             raise CheckpointError(f"{folder} is a checkpoint in ACE-Step's original format. {_how_to_convert()}")
-        raise CheckpointError(f"{folder} is no checkpoint in diffusers' format: it has no {INDEX}")
+        raise CheckpointError(f"{folder} is not a checkpoint in diffusers' format: it has no {INDEX}")
     try:
         kind = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -89,11 +89,12 @@ def _not_found(named: str, checkpoint_dir: Path | None) -> str:
     unset = "" if checkpoint_dir else " (ACESTEP_CHECKPOINT_DIR is not set)"
     looked = f"model {named} was not found. Looked for a folder: {places}{unset}."
     if named in ORIGINAL:
-        return f"{looked} On the hub it is in ACE-Step's original format alone ({ORIGINAL[named]}). " + _how_to_convert(
-            named
+        return (
+            f"{looked} On the hub it exists only in ACE-Step's original format ({ORIGINAL[named]}). "
+            + _how_to_convert(named)
         )
     known = ", ".join(sorted({*HUB, *ORIGINAL}))
-    return f"{looked} Known names: {known}. A hub id (organisation/model) or a folder can be given as well."
+    return f"{looked} Known names: {known}. A hub id (organisation/model) or a folder is accepted as well."
 
 
 def _how_to_convert(name: str = "NAME") -> str:

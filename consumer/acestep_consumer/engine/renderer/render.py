@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A job's way through the renderer: inputs in, songs out as files. One call is one job, in a thread of its own."""
+"""Rendering of one job: decode its inputs, have its songs made on the device, encode them into files.
+
+One call is one job, in a thread of its own.
+"""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -28,7 +31,7 @@ from acestep_consumer.engine.renderer.scheduler import Scheduler
 from acestep_consumer.policy.tiers import MAX_DURATION_S
 
 Stopped = Callable[[], bool]
-# Denoising takes this share of the stage, the VAE decode the rest.
+# Denoising takes this part of the stage, the VAE decode the rest.
 _DENOISING = 0.9
 
 log = structlog.get_logger()
@@ -36,123 +39,121 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class RenderResources:
-    """What every job of this process uses: the device's batcher, the limit of inputs, and a slot for each CPU core."""
+    """Shared by all jobs: the scheduler, the longest accepted input in seconds, and a slot for each CPU core."""
 
-    batcher: Scheduler
+    scheduler: Scheduler
     max_input_s: float = MAX_DURATION_S
     cores: AbstractContextManager[object] = field(default_factory=nullcontext)
 
-    def decode(self, path: Path, sample_rate: int, what: str, cancelled: Stopped) -> codec.Samples:
-        """Read one input, as ``audio.decode`` does; no more inputs at a time than there are CPU cores."""
+    def decode(self, path: Path, sample_rate: int, what: str, stopped: Stopped) -> codec.Samples:
+        """Decode one input, as ``audio.codec.decode`` does; at most as many at a time as there are CPU cores."""
         with self.cores:
-            return codec.decode(
-                path, sample_rate=sample_rate, max_seconds=self.max_input_s, what=what, stopped=cancelled
-            )
+            return codec.decode(path, sample_rate=sample_rate, max_seconds=self.max_input_s, what=what, stopped=stopped)
 
 
-def render(equipment: RenderResources, order: Render, report: Report, cancelled: Stopped) -> Rendering:
-    """Make the songs of one job and encode them into its folder as ``0.mp3``, ``1.mp3``, ….
+def render(resources: RenderResources, message: Render, report: Report, stopped: Stopped) -> Rendering:
+    """Render the songs of one job and encode them into its folder as ``0.mp3``, ``1.mp3``, ….
 
-    ``report`` hears of the stages ``render`` and ``encode``. ``cancelled`` is asked between denoising steps and between
-    files. Inputs longer than the limit are refused.
+    ``report`` is called for the stages ``render`` and ``encode``. ``stopped`` is asked between denoising steps and
+    between files. Inputs longer than the limit are refused.
 
     Raises:
-        Cancelled: ``cancelled`` said so.
+        Cancelled: ``stopped`` returned true.
         Failed: the job cannot be done; also ``LimitExceeded``, when an input is longer than the tier allows.
     """
     try:
-        return _Session(equipment, order, report, cancelled).run()
+        return _JobRenderer(resources, message, report, stopped).run()
     except Exception as error:
         ours = translate(error)
         if ours is error:
             raise
-        log.warning("render failed", task_id=order.job.task_id, exc_info=error)
+        log.warning("render failed", task_id=message.job.task_id, exc_info=error)
         raise ours from error
 
 
-def listen(equipment: RenderResources, order: TokenizeAudio, cancelled: Stopped) -> TokenizedSource:
-    """Read a job's source audio as audio codes. Raises ``Failed`` errors; ``Cancelled`` when ``cancelled`` says so."""
+def tokenize_audio(resources: RenderResources, message: TokenizeAudio, stopped: Stopped) -> TokenizedSource:
+    """Turn a job's source audio into audio codes. Raises ``Failed``; ``Cancelled`` when ``stopped`` returns true."""
     try:
-        return _listen(equipment, order, cancelled)
+        return _tokenize(resources, message, stopped)
     except Exception as error:
         ours = translate(error)
         if ours is error:
             raise
-        log.warning("listening failed", task_id=order.job.task_id, exc_info=error)
+        log.warning("audio tokenization failed", task_id=message.job.task_id, exc_info=error)
         raise ours from error
 
 
-def _listen(equipment: RenderResources, order: TokenizeAudio, cancelled: Stopped) -> TokenizedSource:
-    if order.sources.source is None:
+def _tokenize(resources: RenderResources, message: TokenizeAudio, stopped: Stopped) -> TokenizedSource:
+    if message.sources.source is None:
         raise RenderFailed("full_analysis_only needs source audio: src_audio_path")
-    name = order.job.model.used
-    rate = equipment.batcher.models[name].sample_rate
-    samples = equipment.decode(order.sources.source, rate, "the source audio", cancelled)
-    codes = equipment.batcher.listen(name, torch.from_numpy(samples), order.job.seeds[0])
-    return TokenizedSource(codes="".join(f"<|audio_code_{code}|>" for code in codes), source_s=samples.shape[-1] / rate)
+    name = message.job.model.used
+    rate = resources.scheduler.models[name].sample_rate
+    audio = resources.decode(message.sources.source, rate, "the source audio", stopped)
+    codes = resources.scheduler.tokenize_audio(name, torch.from_numpy(audio), message.job.seeds[0])
+    return TokenizedSource(codes="".join(f"<|audio_code_{code}|>" for code in codes), source_s=audio.shape[-1] / rate)
 
 
-class _Session:
-    def __init__(self, equipment: RenderResources, order: Render, report: Report, cancelled: Stopped) -> None:
-        self._equipment = equipment
-        self._order = order
-        self._job = order.job
+class _JobRenderer:
+    def __init__(self, resources: RenderResources, message: Render, report: Report, stopped: Stopped) -> None:
+        self._resources = resources
+        self._message = message
+        self._job = message.job
         self._report = report
-        self._cancelled = cancelled
-        self._model = equipment.batcher.models[order.job.model.used]
+        self._stopped = stopped
+        self._model = resources.scheduler.models[message.job.model.used]
 
     def run(self) -> Rendering:
         started = perf_counter()
-        self._stop_if_cancelled()
-        inputs = self._listen()
-        arguments = arguments_for(self._job, self._order.plan, self._model, inputs)
-        performance = self._sing(arguments)
-        tracks, encode_s = self._encode(performance)
+        self._raise_if_stopped()
+        inputs = self._decode_inputs()
+        arguments = arguments_for(self._job, self._message.plan, self._model, inputs)
+        futures = self._submit(arguments)
+        tracks, encode_s = self._encode(futures)
         return Rendering(
             tracks=tracks,
             render_s=perf_counter() - started - encode_s,
             encode_s=encode_s,
             adjustments=arguments.adjustments,
-            warnings=(*arguments.warnings, *performance.notes),
+            warnings=(*arguments.warnings, *futures.warnings),
         )
 
-    def _listen(self) -> DecodedInputs:
+    def _decode_inputs(self) -> DecodedInputs:
         """Decode the inputs that the task uses."""
 
-        def read(path: Path | None, what: str) -> torch.Tensor | None:
+        def decode(path: Path | None, what: str) -> torch.Tensor | None:
             if path is None:
                 return None
-            samples = self._equipment.decode(path, self._model.sample_rate, what, self._cancelled)
-            return torch.from_numpy(samples)
+            audio = self._resources.decode(path, self._model.sample_rate, what, self._stopped)
+            return torch.from_numpy(audio)
 
-        sources = self._order.sources
-        source = sources.source if reads_source(self._job, self._order.plan) else None
-        return DecodedInputs(read(source, "the source audio"), read(sources.reference, "the reference audio"))
+        sources = self._message.sources
+        source = sources.source if reads_source(self._job, self._message.plan) else None
+        return DecodedInputs(decode(source, "the source audio"), decode(sources.reference, "the reference audio"))
 
-    def _sing(self, arguments: PipelineArguments) -> BatchFutures:
+    def _submit(self, arguments: PipelineArguments) -> BatchFutures:
         asked = self._job.request.lora
-        lora = lora_of(self._order.sources.lora, asked.scale) if asked else None
-        watch = RequestCallbacks(self._cancelled, lambda done: self._report(_DENOISING * done, "render"))
-        return self._equipment.batcher.sing(self._model.name, arguments, lora, watch)
+        lora = lora_of(self._message.sources.lora, asked.scale) if asked else None
+        callbacks = RequestCallbacks(self._stopped, lambda done: self._report(_DENOISING * done, "render"))
+        return self._resources.scheduler.submit(self._model.name, arguments, lora, callbacks)
 
-    def _encode(self, performance: BatchFutures) -> tuple[tuple[Track, ...], float]:
-        """Encode each song as soon as it is there. Returns the tracks and the seconds that the last one took."""
+    def _encode(self, futures: BatchFutures) -> tuple[tuple[Track, ...], float]:
+        """Encode each song as soon as it is decoded. Returns the tracks and the seconds that the last one took."""
         tracks, took_s = [], 0.0
-        for index, (sound, seed) in enumerate(zip(performance.sounds, self._job.seeds, strict=True)):
-            song = sound.result().wait()
+        for index, (future, seed) in enumerate(zip(futures.audio, self._job.seeds, strict=True)):
+            audio = future.result().wait()
             if index == len(self._job.seeds) - 1:
                 self._report(1.0, "render")
-            self._stop_if_cancelled()
-            with self._equipment.cores:
+            self._raise_if_stopped()
+            with self._resources.cores:
                 begun = perf_counter()
-                tracks.append(self._track(song, seed, self._order.folder / str(index)))
+                tracks.append(self._track(audio, seed, self._message.folder / str(index)))
                 took_s = perf_counter() - begun
             self._report((index + 1) / len(self._job.seeds), "encode")
         return tuple(tracks), took_s
 
-    def _track(self, song: torch.Tensor, seed: int, stem: Path) -> Track:
+    def _track(self, audio: torch.Tensor, seed: int, stem: Path) -> Track:
         audio_format = self._job.request.audio_format
-        file = codec.encode(song.numpy(), stem, audio_format, self._model.sample_rate)
+        file = codec.encode(audio.numpy(), stem, audio_format, self._model.sample_rate)
         return Track(
             path=file.path,
             seed=seed,
@@ -163,6 +164,6 @@ class _Session:
             duration_s=file.duration_s,
         )
 
-    def _stop_if_cancelled(self) -> None:
-        if self._cancelled():
+    def _raise_if_stopped(self) -> None:
+        if self._stopped():
             raise Cancelled

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a song's randomness comes from: its own seed, whatever else is being rendered.
+"""Random numbers of a song: drawn from its own seed, whatever else is being rendered.
 
-Three things are drawn: the first noise, the noise that the SDE sampler adds at each step, and the point that the VAE
-takes from its posterior when it encodes source and reference audio. diffusers draws the first from the generators that
-it is given and the other two from torch's global generator, which songs would fight over. Here each song has two
-generators of its own, both started from its seed: one for noise (first noise, then SDE steps), one for the posterior
+Three things are drawn: the initial noise, the noise that the SDE sampler adds at each step, and the sample of the VAE's
+posterior when it encodes source and reference audio. diffusers draws the first from the generators that
+it is given and the other two from torch's global generator, which concurrent songs would share. Here each song has two
+generators of its own, both started from its seed: one for noise (initial noise, then SDE steps), one for the posterior
 (source, then reference).
 
-What follows, for one song and seed ``s``, with ``G = torch.Generator().manual_seed(s)``:
+It follows, for one song and seed ``s``, with ``G = torch.Generator().manual_seed(s)``:
 
 * ODE: equal to the plain pipeline called with ``generator=G`` after ``torch.manual_seed(s)``.
 * SDE: equal to the plain pipeline with ``generator=G`` and a stochastic scheduler whose ``step`` is given the same
@@ -15,7 +15,7 @@ What follows, for one song and seed ``s``, with ``G = torch.Generator().manual_s
 * In a batch, each song equals the same song alone, up to rounding. (The plain pipeline draws one posterior for a whole
   batch.)
 
-The generators live on the CPU, so that a seed means the same noise on every card. On a GPU the plain pipeline would
+The generators are on the CPU, so that a seed gives the same noise on every device. On a GPU the plain pipeline would
 draw its posterior there; its other numbers are the same.
 """
 
@@ -33,29 +33,29 @@ def generators_for(seeds: Sequence[int]) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-class SongScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]  # diffusers has no types
-    """The Euler scheduler of ACE-Step; its SDE noise comes from the songs' own generators."""
+class SeededScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]  # diffusers has no types
+    """ACE-Step's Euler scheduler, with SDE noise from the songs' own generators."""
 
     generators: list[torch.Generator] | None = None
 
     @classmethod
-    def like(cls, scheduler: Any, *, stochastic: bool) -> "SongScheduler":
+    def like(cls, scheduler: Any, *, stochastic: bool) -> "SeededScheduler":
         """Return a scheduler with the checkpoint's config and no state yet."""
-        made: SongScheduler = cls.from_config(scheduler.config, stochastic_sampling=stochastic)
+        made: SeededScheduler = cls.from_config(scheduler.config, stochastic_sampling=stochastic)
         return made
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
-        """One step; see the base class."""
+        """Take one step; see the base class."""
         return super().step(*args, **{**kwargs, "generator": self.generators})
 
 
-class SongVae(AutoencoderOobleck):  # type: ignore[misc]  # diffusers has no types
-    """A view of a loaded VAE: the same weights, but tiling flags and randomness of its own."""
+class SeededVae(AutoencoderOobleck):  # type: ignore[misc]  # diffusers has no types
+    """A view of a loaded VAE: the same weights, but tiling flags and generators of its own."""
 
     generators: Sequence[torch.Generator] = ()
 
     @classmethod
-    def view_of(cls, vae: Any) -> "SongVae":
+    def view_of(cls, vae: Any) -> "SeededVae":
         """Return a view. A shallow copy of a module shares its parameters and submodules, and no plain attribute."""
         view = copy.copy(vae)
         view.__class__ = cls
@@ -65,12 +65,12 @@ class SongVae(AutoencoderOobleck):  # type: ignore[misc]  # diffusers has no typ
         return view
 
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> Any:  # noqa: FBT001, FBT002 - as in the base class
-        """Encode audio of shape [1, channels, samples]; the posterior samples a point per song."""
-        posterior = SongPosterior(super().encode(x).latent_dist, self.generators)
+        """Encode audio of shape [1, channels, samples]; the posterior is sampled once per song."""
+        posterior = SeededPosterior(super().encode(x).latent_dist, self.generators)
         return AutoencoderOobleckOutput(latent_dist=posterior) if return_dict else (posterior,)
 
 
-class SongPosterior:
+class SeededPosterior:
     """The VAE's posterior of one piece of audio, for several songs."""
 
     def __init__(self, posterior: Any, generators: Sequence[torch.Generator]) -> None:

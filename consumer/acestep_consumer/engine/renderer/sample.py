@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A song on its way from noise to latents: what it is made of, how far it is, and its next step.
+"""One song while it is denoised: its latents, its conditions, and the arithmetic of a step.
 
-The arithmetic of a step is that of ``AceStepPipeline``: its guidance (APG, with a momentum of the song's own), its
-guidance interval, its blend of a cover with the text alone, and diffusers' scheduler.
+A step is that of ``AceStepPipeline``: its guidance (APG, with a momentum of the sample's own), its guidance interval,
+its blend of a cover with the text alone, and diffusers' noise scheduler.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import torch
 from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
 
 from acestep_consumer.engine.renderer.packed_dit import Condition
-from acestep_consumer.engine.renderer.rng import SongScheduler
+from acestep_consumer.engine.renderer.rng import SeededScheduler
 
 # As ACE-Step's base and SFT models were sampled by their authors.
 _MOMENTUM, _NORM_THRESHOLD = -0.75, 2.5
@@ -21,7 +21,10 @@ _MOMENTUM, _NORM_THRESHOLD = -0.75, 2.5
 
 @dataclass(slots=True, eq=False)
 class Guidance:
-    """Classifier-free guidance of one song (APG): ``null`` is the empty condition, ``interval`` in parts of the way."""
+    """Classifier-free guidance of one sample (APG).
+
+    ``null`` is the empty condition; ``interval`` is where guidance applies, as parts of the way from noise (0) to 1.
+    """
 
     scale: float
     interval: tuple[float, float]
@@ -33,11 +36,11 @@ class Guidance:
         start, end = self.interval
         return start <= 1.0 - time <= end
 
-    def guide(self, conditioned: torch.Tensor, unconditioned: torch.Tensor) -> torch.Tensor:
+    def guide(self, conditional: torch.Tensor, unconditional: torch.Tensor) -> torch.Tensor:
         """Combine two velocities, [frames, channels] each."""
         guided: torch.Tensor = normalized_guidance(
-            conditioned[None],
-            unconditioned[None],
+            conditional[None],
+            unconditional[None],
             guidance_scale=self.scale - 1.0,
             momentum_buffer=self.momentum,
             eta=0.0,
@@ -50,14 +53,14 @@ class Guidance:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CoverBlend:
-    """A cover's pull towards its text alone: velocities are mixed, ``strength`` parts cover."""
+    """``audio_cover_strength`` below 1: a cover's velocity is mixed with that of its text alone."""
 
     strength: float
-    plain: Condition
+    text_only: Condition
 
-    def mix(self, cover: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:
+    def mix(self, cover: torch.Tensor, text_only: torch.Tensor) -> torch.Tensor:
         """Combine two velocities, [frames, channels] each."""
-        return self.strength * cover + (1.0 - self.strength) * plain
+        return self.strength * cover + (1.0 - self.strength) * text_only
 
 
 @dataclass(slots=True, eq=False)
@@ -67,7 +70,7 @@ class Sample:
     latents: torch.Tensor
     context: torch.Tensor
     condition: Condition
-    scheduler: SongScheduler
+    noise_scheduler: SeededScheduler
     guidance: Guidance | None = None
     blend: CoverBlend | None = None
     step: int = 0
@@ -79,41 +82,41 @@ class Sample:
 
     @property
     def steps(self) -> int:
-        """Steps in all."""
-        return len(self.scheduler.timesteps)
+        """Denoising steps in all."""
+        return len(self.noise_scheduler.timesteps)
 
     @property
     def time(self) -> float:
         """Flow time of the next step, 1 (noise) to 0."""
-        return float(self.scheduler.timesteps[self.step])
+        return float(self.noise_scheduler.timesteps[self.step])
 
     @property
     def done(self) -> bool:
-        """Whether the latents are finished."""
+        """Whether every step is taken."""
         return self.step == self.steps
 
-    def voices(self) -> tuple[Condition, ...]:
-        """Return the conditions under which the next step needs a velocity."""
-        guidance = self._guidance_now()
+    def branches(self) -> tuple[Condition, ...]:
+        """Return the condition of each branch of the next step: the sample's own, the empty one, the text alone."""
+        guidance = self._active_guidance()
         guided = (guidance.null,) if guidance else ()
-        plain = (self.blend.plain,) if self.blend else ()
-        return (self.condition, *guided, *plain)
+        text_only = (self.blend.text_only,) if self.blend else ()
+        return (self.condition, *guided, *text_only)
 
     def advance(self, velocities: Sequence[torch.Tensor]) -> None:
-        """Take one step along the velocities, [frames, channels] for each of ``voices``."""
-        flow, *others = velocities
-        if guidance := self._guidance_now():
-            flow = guidance.guide(flow, others.pop(0))
+        """Take one step along the velocities, [frames, channels] for each of ``branches``."""
+        velocity, *others = velocities
+        if guidance := self._active_guidance():
+            velocity = guidance.guide(velocity, others.pop(0))
         if self.blend is not None:
-            flow = self.blend.mix(flow, others.pop(0))
-        self.latents = self._stepped(flow)
+            velocity = self.blend.mix(velocity, others.pop(0))
+        self.latents = self._stepped(velocity)
         self.step += 1
 
-    def _guidance_now(self) -> Guidance | None:
+    def _active_guidance(self) -> Guidance | None:
         return self.guidance if self.guidance and self.guidance.applies(self.time) else None
 
-    def _stepped(self, flow: torch.Tensor) -> torch.Tensor:
-        time = self.scheduler.timesteps[self.step]
-        stepped: Any = self.scheduler.step(flow[None], time, self.latents[None], return_dict=False)[0]
+    def _stepped(self, velocity: torch.Tensor) -> torch.Tensor:
+        time = self.noise_scheduler.timesteps[self.step]
+        stepped: Any = self.noise_scheduler.step(velocity[None], time, self.latents[None], return_dict=False)[0]
         latents: torch.Tensor = stepped[0]
         return latents

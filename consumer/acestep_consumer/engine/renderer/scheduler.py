@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one thread that has the device: many jobs' songs, one pack after the other.
+"""Continuous batching on the device's one thread: many jobs' songs share forward passes, step by step.
 
-Its loop takes what has come, prepares what there is room for, takes one denoising step with one pack, and decodes what
-is finished. Songs join and leave between any two steps, since each has a time step of its own; a job that comes alone
-starts at once. A pack is bounded by tokens, what is on the device by bytes, and the order is that of arrival.
+The loop receives jobs, prepares those that fit, takes one denoising step with one batch, and decodes finished songs.
+Samples join and leave between any two steps, since each has a time step of its own; a lone job starts at once. A batch
+is bounded by tokens, the load of the device by bytes, and the order is that of arrival.
 
-Jobs do not know of each other. What breaks with several in it is tried again with each alone, so that only the job
-that breaks alone fails. When memory runs out, less is asked at a time (``means``), then models wait in RAM, then the
-job gets the device to itself, and only then it fails.
+Jobs are isolated from each other: when a batch fails, each of its jobs is retried alone, so that only the faulty one
+fails. When memory runs out, batches become smaller (``Degradation``), then the models are offloaded to RAM, then the
+job is restarted alone on the device, and only then it fails.
 """
 
 import gc
@@ -28,7 +28,7 @@ import torch
 from acestep_consumer.domain.errors import Cancelled
 from acestep_consumer.domain.job import LoadedModel
 from acestep_consumer.engine.renderer.batch_request import AudioCopy, BatchFutures, BatchRequest, RequestCallbacks
-from acestep_consumer.engine.renderer.cuda_graphs import allow_many_kinds
+from acestep_consumer.engine.renderer.cuda_graphs import raise_recompile_limit
 from acestep_consumer.engine.renderer.degradation import Degradation, DeviceStage
 from acestep_consumer.engine.renderer.device_clock import DeviceClock
 from acestep_consumer.engine.renderer.errors import is_fatal, is_out_of_memory
@@ -48,7 +48,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class _DeviceTask:
-    """Something short for the device's thread, between two packs."""
+    """A short call for the device's thread, run between two batches."""
 
     run: Callable[[], object]
     result: "Future[object]"
@@ -56,82 +56,82 @@ class _DeviceTask:
 
 @dataclass(slots=True)
 class SchedulerStats:
-    """What was done since the start, and the last pack."""
+    """Totals since the start, and the size of the last batch."""
 
-    songs: int = 0
+    songs_done: int = 0
     audio_s: float = 0.0
     songs_in_pack: int = 0
     tokens_in_pack: int = 0
 
 
 class Scheduler:
-    """Has songs made. Its methods are for any thread.
+    """Batches jobs on one device. Its methods may be called from any thread.
 
     Args:
-        booths: the models by name.
-        device: where they are.
-        budget: what fits.
-        wait_s: how long the first job of a pack waits for company.
+        runners: the models by name.
+        device: where they compute.
+        budget: the memory and the tokens that may be used.
+        wait_s: how long an idle device waits for more jobs to batch with the first.
     """
 
     def __init__(
-        self, booths: Mapping[str, ModelRunner], device: torch.device, budget: MemoryBudget, *, wait_s: float = 0
+        self, runners: Mapping[str, ModelRunner], device: torch.device, budget: MemoryBudget, *, wait_s: float = 0
     ) -> None:
-        self._booths = booths
+        self._runners = runners
         self._device = device
         self._wait_s = wait_s
         self._inbox: queue.SimpleQueue[BatchRequest | _DeviceTask] = queue.SimpleQueue()
-        self._line = WaitingQueue()
+        self._waiting = WaitingQueue()
         self._active: list[BatchRequest] = []
-        self._turn = 0
+        self._steps = 0
         self.budget = budget
-        self.means = Degradation.of(budget)
+        self.degradation = Degradation.of(budget)
         self.clock = DeviceClock(device)
-        self.tally = SchedulerStats()
-        self.models: Mapping[str, LoadedModel] = {name: booth.parts.model for name, booth in booths.items()}
-        threading.Thread(target=self._work, name="device", daemon=True).start()
+        self.stats = SchedulerStats()
+        self.models: Mapping[str, LoadedModel] = {name: runner.parts.model for name, runner in runners.items()}
+        threading.Thread(target=self._run, name="device", daemon=True).start()
 
-    def sing(
-        self, model: str, arguments: PipelineArguments, lora: Lora | None, watch: RequestCallbacks
+    def submit(
+        self, model: str, arguments: PipelineArguments, lora: Lora | None, callbacks: RequestCallbacks
     ) -> BatchFutures:
-        """Have one job's songs made. Returns at once; the futures raise what broke, ``Cancelled`` among it.
+        """Queue one job. Returns at once; the futures raise the job's error, ``Cancelled`` among them.
 
-        Raises ``ValueError`` and ``TypeError`` for what the model refuses.
+        Raises ``ValueError`` and ``TypeError`` for arguments that the model refuses.
         """
-        booth = self._booths[model]
-        draft = booth.drafting.draft(arguments)
-        performance = BatchFutures(tuple(Future() for _ in arguments.seeds), list(draft.warnings))
-        held = len(arguments.seeds) * self.budget.held(draft.length, draft.condition_tokens)
-        self._inbox.put(BatchRequest(booth, lora, draft, watch, held, performance))
-        return performance
+        runner = self._runners[model]
+        prepared = runner.preparer.prepare(arguments)
+        futures = BatchFutures(tuple(Future() for _ in arguments.seeds), list(prepared.warnings))
+        held = len(arguments.seeds) * self.budget.held(prepared.length, prepared.condition_tokens)
+        self._inbox.put(BatchRequest(runner, lora, prepared, callbacks, held, futures))
+        return futures
 
-    def listen(self, model: str, source: torch.Tensor, seed: int) -> tuple[int, ...]:
-        """Return the audio codes of ``source``, [channels, samples]: 5 a second. Waits for its turn."""
-        return self.errand(lambda: self._booths[model].listen(source, seed))
+    def tokenize_audio(self, model: str, source: torch.Tensor, seed: int) -> tuple[int, ...]:
+        """Return the audio codes of ``source``, [channels, samples]: 5 a second. Blocks until the device is free."""
+        return self.run_on_device(lambda: self._runners[model].tokenize_audio(source, seed))
 
-    def errand(self, run: Callable[[], T]) -> T:
-        """Run something short on the device's thread, between two packs, and return its result."""
+    def run_on_device(self, run: Callable[[], T]) -> T:
+        """Run a short call on the device's thread, between two batches, and return its result."""
         result: Future[object] = Future()
         self._inbox.put(_DeviceTask(run, result))
-        found: T = result.result()  # type: ignore[assignment]  # a queue of many kinds cannot say which
+        found: T = result.result()  # type: ignore[assignment]  # one queue carries calls of every result type
         return found
 
-    def rebudget(self, budget: MemoryBudget) -> None:
-        """Work within another budget from now on."""
-        self.budget, self.means = budget, replace(Degradation.of(budget), squeezes=self.means.squeezes)
+    def set_budget(self, budget: MemoryBudget) -> None:
+        """Replace the budget; earlier reductions are undone, and stay counted."""
+        self.budget, self.degradation = budget, replace(Degradation.of(budget), reductions=self.degradation.reductions)
 
     @property
-    def squeezes(self) -> int:
-        """Times that memory made the device do less at once, or a job wait."""
-        return self.means.squeezes + self._line.waits
+    def reductions(self) -> int:
+        """Times that a lack of memory reduced what the device does at once, or made a job wait."""
+        return self.degradation.reductions + self._waiting.memory_waits
 
     @property
-    def in_hand(self) -> int:
-        """Jobs that are not over."""
-        return len(self._active) + len(self._line.takes) + self._inbox.qsize()
+    def pending(self) -> int:
+        """Jobs that are not completed."""
+        return len(self._active) + len(self._waiting.requests) + self._inbox.qsize()
 
-    def _work(self) -> None:
-        allow_many_kinds()
+    def _run(self) -> None:
+        raise_recompile_limit()
         with torch.no_grad(), self._on_device():
             while True:
                 try:
@@ -140,13 +140,13 @@ class Scheduler:
                     self._admit()
                     self._step()
                     self._decode()
-                    self._rest()
+                    self._rest_if_idle()
                 except Exception as error:  # noqa: BLE001 - everything above handles its own; the device is lost
-                    self._give_up(error)
+                    self._fail_all(error)
 
     @contextmanager
     def _on_device(self) -> Iterator[None]:
-        """Kernels go to the thread's current card and stream. A recording cannot be made on the default stream."""
+        """Select the device and a stream for this thread. CUDA graphs cannot be captured on the default stream."""
         if self._device.type != "cuda":
             yield
             return
@@ -156,206 +156,207 @@ class Scheduler:
                 yield
 
     def _receive(self) -> None:
-        """Take what has come; with nothing else to do, wait for it."""
-        if not self._active and not self._line.takes:
-            self._file(self._inbox.get())
-            self._gather()
+        """Take what has arrived; with nothing else to do, wait for it."""
+        if not self._active and not self._waiting.requests:
+            self._accept(self._inbox.get())
+            self._wait_for_more()
         while not self._inbox.empty():
-            self._file(self._inbox.get())
+            self._accept(self._inbox.get())
 
-    def _gather(self) -> None:
-        """Give the first job's company a moment to arrive: jobs often come in bursts."""
+    def _wait_for_more(self) -> None:
+        """Give more jobs a moment to arrive: they often come in bursts."""
         until = time.monotonic() + self._wait_s
         while (left := until - time.monotonic()) > 0:
             try:
-                self._file(self._inbox.get(timeout=left))
+                self._accept(self._inbox.get(timeout=left))
             except queue.Empty:
                 return
 
-    def _file(self, order: BatchRequest | _DeviceTask) -> None:
-        if isinstance(order, BatchRequest):
-            self._line.takes.append(order)
+    def _accept(self, item: BatchRequest | _DeviceTask) -> None:
+        if isinstance(item, BatchRequest):
+            self._waiting.requests.append(item)
             return
         try:
-            order.result.set_result(order.run())
-        except Exception as error:  # noqa: BLE001 - the one who asked hears of it
-            order.result.set_exception(error)
+            item.result.set_result(item.run())
+        except Exception as error:  # noqa: BLE001 - raised in the caller's thread
+            item.result.set_exception(error)
 
     def _drop_cancelled(self) -> None:
-        for take in (*self._line.takes, *self._active):
-            if take.watch.cancelled():
-                take.fail(Cancelled())
-        self._forget_over()
+        for request in (*self._waiting.requests, *self._active):
+            if request.callbacks.cancelled():
+                request.fail(Cancelled())
+        self._remove_completed()
 
     def _admit(self) -> None:
-        """Prepare waiting jobs, in their order, as far as there is room."""
-        while takes := self._line.next_batch(self._room(), self.means.jobs):
-            before = len(self._line.takes)
-            self._attempt(DeviceStage.PREPARE, takes, self._prepare)
-            if len(self._line.takes) == before:
-                return  # memory ran out: the next round tries with less
+        """Prepare waiting jobs, in their order, as far as they fit."""
+        while requests := self._waiting.next_batch(self._capacity(), self.degradation.jobs):
+            before = len(self._waiting.requests)
+            self._attempt(DeviceStage.PREPARE, requests, self._prepare)
+            if len(self._waiting.requests) == before:
+                return  # memory ran out: the next round tries with fewer
 
-    def _room(self) -> DeviceCapacity:
-        return DeviceCapacity(self._active, self.budget, sum(booth.lora_bytes for booth in self._booths.values()))
+    def _capacity(self) -> DeviceCapacity:
+        return DeviceCapacity(self._active, self.budget, sum(runner.lora_bytes for runner in self._runners.values()))
 
-    def _prepare(self, takes: Sequence[BatchRequest]) -> None:
-        booth, lora = takes[0].kind
-        prepared = booth.songs([take.draft for take in takes], lora)
-        for take, songs in zip(takes, prepared, strict=True):
-            self._line.leave(take)
-            if isinstance(songs, Exception):
-                take.fail(songs)
+    def _prepare(self, requests: Sequence[BatchRequest]) -> None:
+        runner, lora = requests[0].batch_key
+        found = runner.samples([request.prepared for request in requests], lora)
+        for request, samples in zip(requests, found, strict=True):
+            self._waiting.remove(request)
+            if isinstance(samples, Exception):
+                request.fail(samples)
             else:
-                take.songs = songs
-                self._active.append(take)
+                request.samples = samples
+                self._active.append(request)
 
     def _step(self) -> None:
-        """Take one step with one pack; kinds of work that cannot share a pack take turns."""
-        kinds = list(dict.fromkeys(take.kind for take in self._active if take.unfinished))
-        if not kinds:
+        """Take one step with one batch; jobs that need other weights get every second, third, ... step."""
+        unfinished = [request for request in self._active if request.unfinished]
+        keys = list(dict.fromkeys(request.batch_key for request in unfinished))
+        if not keys:
             return
-        self._turn += 1
-        kind = kinds[self._turn % len(kinds)]
-        pack = self._pack_of([take for take in self._active if take.kind == kind and take.unfinished])
-        self._attempt(DeviceStage.STEP, list(pack), lambda takes: self._advance({take: pack[take] for take in takes}))
+        self._steps += 1
+        key = keys[self._steps % len(keys)]
+        pack = self._pack_of([request for request in unfinished if request.batch_key == key])
+        self._attempt(DeviceStage.STEP, list(pack), lambda some: self._advance({each: pack[each] for each in some}))
 
-    def _pack_of(self, takes: Sequence[BatchRequest]) -> dict[BatchRequest, list[Sample]]:
-        """Return the oldest songs that are few enough tokens together; at least one."""
+    def _pack_of(self, requests: Sequence[BatchRequest]) -> dict[BatchRequest, list[Sample]]:
+        """Return the oldest samples that are few enough tokens together; at least one."""
         pack: dict[BatchRequest, list[Sample]] = {}
-        room = self.means.tokens
-        for take in takes:
-            for song in take.unfinished:
-                tokens = _tokens(take, [song])
-                if pack and tokens > room:
+        left = self.degradation.tokens
+        for request in requests:
+            for sample in request.unfinished:
+                tokens = _tokens(request, [sample])
+                if pack and tokens > left:
                     return pack
-                pack.setdefault(take, []).append(song)
-                room -= tokens
+                pack.setdefault(request, []).append(sample)
+                left -= tokens
         return pack
 
     def _advance(self, pack: Mapping[BatchRequest, Sequence[Sample]]) -> None:
-        takes = list(pack)
-        booth, lora = takes[0].kind
-        songs = [song for some in pack.values() for song in some]
-        self.tally.songs_in_pack = len(songs)
-        self.tally.tokens_in_pack = sum(_tokens(take, some) for take, some in pack.items())
-        velocities = iter(booth.step(songs, lora))
-        for take, some in pack.items():
+        runner, lora = next(iter(pack)).batch_key
+        samples = [sample for some in pack.values() for sample in some]
+        self.stats.songs_in_pack = len(samples)
+        self.stats.tokens_in_pack = sum(_tokens(request, some) for request, some in pack.items())
+        velocities = iter(runner.step(samples, lora))
+        for request, some in pack.items():
             try:
-                for song, flow in [(song, next(velocities)) for song in some]:
-                    song.advance(flow)
-                take.tell()
+                for sample, velocity in [(sample, next(velocities)) for sample in some]:
+                    sample.advance(velocity)
+                request.report_progress()
             except Exception as error:
                 if is_fatal(error):
                     raise
-                # The other songs have their velocities. This one's momentum and noise may be half a step on.
+                # The other samples have their velocities. This job's momentum and noise may be half a step on.
                 if is_out_of_memory(error):
-                    self._isolate([take], error)
+                    self._isolate([request], error)
                 else:
-                    self._fail(take, error)
+                    self._fail(request, error)
 
     def _decode(self) -> None:
-        takes = [take for take in self._active if take.finished]
-        if takes:
-            # Models share a VAE or not; one booth's songs at a time.
-            booth = takes[0].booth
-            self._attempt(DeviceStage.DECODE, [take for take in takes if take.booth is booth], self._sound)
-        self._forget_over()
+        finished = [request for request in self._active if request.finished]
+        if finished:
+            # Models may have different VAEs: one model's songs at a time.
+            runner = finished[0].runner
+            requests = [request for request in finished if request.runner is runner]
+            self._attempt(DeviceStage.DECODE, requests, self._decode_finished)
+        self._remove_completed()
 
-    def _sound(self, takes: Sequence[BatchRequest]) -> None:
-        songs = [(take, song) for take in takes for song in take.finished]
-        sounds = takes[0].booth.sound([song for _, song in songs], self.means.tiles)
-        for (take, song), audio in zip(songs, sounds, strict=True):
-            take.deliver(song, AudioCopy.leaving(audio))
-            self.tally.songs += 1
-            self.tally.audio_s += song.frames / take.booth.parts.model.latent_rate
+    def _decode_finished(self, requests: Sequence[BatchRequest]) -> None:
+        finished = [(request, sample) for request in requests for sample in request.finished]
+        decoded = requests[0].runner.decode([sample for _, sample in finished], self.degradation.tiles)
+        for (request, sample), audio in zip(finished, decoded, strict=True):
+            request.deliver(sample, AudioCopy.start(audio))
+            self.stats.songs_done += 1
+            self.stats.audio_s += sample.frames / request.runner.parts.model.latent_rate
 
     def _attempt(
-        self, stage: DeviceStage, takes: Sequence[BatchRequest], work: Callable[[Sequence[BatchRequest]], None]
+        self, stage: DeviceStage, requests: Sequence[BatchRequest], work: Callable[[Sequence[BatchRequest]], None]
     ) -> None:
-        """Do some work for several jobs; if it breaks, for each alone; what breaks alone has failed."""
+        """Do one stage for several jobs; after an error for each alone, and a job that fails alone has failed."""
         try:
             with self.clock.working():
-                work(takes)
+                work(requests)
         except Exception as error:
             if is_fatal(error):
                 raise
             if is_out_of_memory(error):
-                self._squeeze(stage, takes, error)
-            elif len(takes) == 1:
-                self._fail(takes[0], error)
+                self._reduce(stage, requests, error)
+            elif len(requests) == 1:
+                self._fail(requests[0], error)
             else:
-                log.warning("a pack broke; each job is tried alone", stage=stage.value, jobs=len(takes), exc_info=error)
-                for take in takes:
-                    self._attempt(stage, [take], work)
+                log.warning("batch failed, retrying each job alone", stage=stage, jobs=len(requests), exc_info=error)
+                for request in requests:
+                    self._attempt(stage, [request], work)
 
-    def _squeeze(self, stage: DeviceStage, takes: Sequence[BatchRequest], error: Exception) -> None:
-        """Memory ran out: go one step down the ladder; the work is tried again in the next round."""
+    def _reduce(self, stage: DeviceStage, requests: Sequence[BatchRequest], error: Exception) -> None:
+        """Reduce what is done at once after running out of memory; the next round tries the stage again."""
         # Frames that the error came through hold what they had allocated.
         traceback.clear_frames(error.__traceback__)
-        self._free()
-        members = self.tally.songs_in_pack if stage is DeviceStage.STEP else len(takes)
-        done = self.means.step_down(stage, members, self.tally.tokens_in_pack) or self._offload()
-        if done is None:
-            self._isolate(takes, error)
+        self._free_caches()
+        size = self.stats.songs_in_pack if stage is DeviceStage.STEP else len(requests)
+        reduction = self.degradation.step_down(stage, size, self.stats.tokens_in_pack) or self._offload()
+        if reduction is None:
+            self._isolate(requests, error)
             return
-        log.warning("out of memory", stage=stage.value, jobs=len(takes), done=done)
-        for take in takes:
-            take.performance.notes.append(done)
+        log.warning("out of memory", stage=stage, jobs=len(requests), reduction=reduction)
+        for request in requests:
+            request.futures.warnings.append(reduction)
 
-    def _isolate(self, takes: Sequence[BatchRequest], error: Exception) -> None:
-        """Give each job the device to itself, once."""
-        for take in reversed(takes):  # so that the first of them is at the head of the line
-            if take.alone or len(self._active) + len(self._line.takes) == 1:
-                self._fail(take, error)
+    def _isolate(self, requests: Sequence[BatchRequest], error: Exception) -> None:
+        """Restart each job alone on the device, once; a job that was alone already fails."""
+        for request in reversed(requests):  # so that the first of them is at the head of the queue
+            if request.exclusive or len(self._active) + len(self._waiting.requests) == 1:
+                self._fail(request, error)
                 continue
-            take.performance.notes.append("memory ran out: the job was begun anew with the device to itself")
-            take.alone, take.songs = True, ()
-            take.draft = take.booth.drafting.draft(take.draft.arguments)
-            if take in self._active:
-                self._active.remove(take)
-                self._line.takes.appendleft(take)
+            request.futures.warnings.append("out of memory: the job was restarted alone on the device")
+            request.exclusive, request.samples = True, ()
+            request.prepared = request.runner.preparer.prepare(request.prepared.arguments)
+            if request in self._active:
+                self._active.remove(request)
+                self._waiting.requests.appendleft(request)
 
     def _offload(self) -> str | None:
-        """Let models wait in RAM from now on; None where that frees nothing."""
-        if self._device.type != "cuda" or any(booth.parts.card is not None for booth in self._booths.values()):
+        """Offload the models to RAM from now on; None where that frees nothing."""
+        if self._device.type != "cuda" or any(runner.parts.swapper is not None for runner in self._runners.values()):
             return None
-        card = ModuleSwapper(self._device)
-        for booth in self._booths.values():
-            booth.offload(card)
+        swapper = ModuleSwapper(self._device)
+        for runner in self._runners.values():
+            runner.offload(swapper)
         torch.cuda.empty_cache()
-        return "memory ran out: models wait in RAM between uses from now on"
+        return "out of memory: models are now offloaded to RAM between uses"
 
-    def _free(self) -> None:
-        for booth in self._booths.values():
-            booth.forget()
+    def _free_caches(self) -> None:
+        for runner in self._runners.values():
+            runner.free_caches()
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _fail(self, take: BatchRequest, error: Exception) -> None:
-        take.fail(error)
-        self._line.leave(take)
-        if take in self._active:
-            self._active.remove(take)
+    def _fail(self, request: BatchRequest, error: Exception) -> None:
+        request.fail(error)
+        self._waiting.remove(request)
+        if request in self._active:
+            self._active.remove(request)
 
-    def _forget_over(self) -> None:
-        self._active = [take for take in self._active if not take.over]
-        self._line.takes = deque(take for take in self._line.takes if not take.over)
+    def _remove_completed(self) -> None:
+        self._active = [request for request in self._active if not request.completed]
+        self._waiting.requests = deque(request for request in self._waiting.requests if not request.completed)
 
-    def _rest(self) -> None:
-        if not self._active and not self._line.takes:
+    def _rest_if_idle(self) -> None:
+        if not self._active and not self._waiting.requests:
             self.clock.finish()
-            for booth in self._booths.values():
-                booth.rest()
+            for runner in self._runners.values():
+                runner.unload()
 
-    def _give_up(self, error: Exception) -> None:
-        """Tell everyone who waits. Whoever sees that the device is lost ends the process."""
-        for take in (*self._line.takes, *self._active):
-            take.fail(error)
-        self._forget_over()
+    def _fail_all(self, error: Exception) -> None:
+        """Fail every job. The one that reports a lost device ends the process."""
+        for request in (*self._waiting.requests, *self._active):
+            request.fail(error)
+        self._remove_completed()
 
 
-def _tokens(take: BatchRequest, songs: Sequence[Sample]) -> int:
-    """Return the tokens of the songs' voices at their next step."""
-    patch = take.booth.parts.dit.patch
-    return sum(tokens_of([song.frames], patch)[0] * len(song.voices()) for song in songs)
+def _tokens(request: BatchRequest, samples: Sequence[Sample]) -> int:
+    """Return the tokens of the samples' branches at their next step."""
+    patch = request.runner.parts.dit.patch
+    return sum(tokens_of([sample.frames], patch)[0] * len(sample.branches()) for sample in samples)

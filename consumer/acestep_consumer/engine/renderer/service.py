@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The renderer's end of the pipe: orders in, answers out. Each order has a thread; the device has one for all."""
+"""The renderer's request handler: each request has a thread of its own, and all of them share the device's thread."""
 
 import os
 import threading
@@ -27,110 +27,112 @@ from acestep_consumer.engine.messages import (
     TokenizeAudio,
 )
 from acestep_consumer.engine.renderer.errors import is_fatal
-from acestep_consumer.engine.renderer.render import RenderResources, listen, render
+from acestep_consumer.engine.renderer.render import RenderResources, render, tokenize_audio
 from acestep_consumer.engine.renderer.scheduler import Scheduler
 from acestep_consumer.engine.renderer.startup import RendererRuntime
 
-Say = Callable[[FromEngine], None]
-Leave = Callable[[BaseException], NoReturn]
+Send = Callable[[FromEngine], None]
+OnDeviceLost = Callable[[BaseException], NoReturn]
 
-VITALS_EVERY_S = 1.0
-REPORT_EVERY_S = 0.2
-_MOST_ORDERS = 1024
+STATS_INTERVAL_S = 1.0
+PROGRESS_INTERVAL_S = 0.2
+_MAX_THREADS = 1024
 _GIB = 2**30
 
 log = structlog.get_logger()
 
 
 class RendererService:
-    """Hands orders to threads. ``leave`` is called when the device is lost and only a new process can help."""
+    """Answers requests. ``on_device_lost`` is called when only a new process can use the device again."""
 
-    def __init__(self, studio: RendererRuntime, say: Say, leave: Leave, *, max_input_s: float) -> None:
-        self._studio = studio
-        self._say = say
-        self._leave = leave
-        self._equipment = RenderResources(studio.batcher, max_input_s, threading.BoundedSemaphore(os.cpu_count() or 1))
+    def __init__(
+        self, runtime: RendererRuntime, send: Send, on_device_lost: OnDeviceLost, *, max_input_s: float
+    ) -> None:
+        self._runtime = runtime
+        self._send = send
+        self._on_device_lost = on_device_lost
+        cores = threading.BoundedSemaphore(os.cpu_count() or 1)
+        self._resources = RenderResources(runtime.scheduler, max_input_s, cores)
+        self._threads = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="request")
+        self._pending: set[int] = set()
         self._stopped: set[int] = set()
-        self._orders = ThreadPoolExecutor(_MOST_ORDERS, thread_name_prefix="order")
-        self._open: set[int] = set()
-        self._began = time.monotonic()
-        threading.Thread(target=self._tell_vitals, name="vitals", daemon=True).start()
+        self._ready_since = time.monotonic()
+        threading.Thread(target=self._report_stats, name="stats", daemon=True).start()
 
-    def take(self, message: ToEngine) -> None:
-        """Accept an order, or the word that nobody waits for one any more."""
+    def handle(self, message: ToEngine) -> None:
+        """Start a request, stop one, or change the memory share."""
         match message:
             case Render() | TokenizeAudio():
-                self._open.add(message.order)
-                self._orders.submit(self._work, message)
-            case Stop(order=number):
-                self._stopped.add(number)
+                self._pending.add(message.request_id)
+                self._threads.submit(self._process, message)
+            case Stop(request_id=request_id):
+                self._stopped.add(request_id)
             case SetMemoryShare(memory_gb=memory):
-                self._orders.submit(self._studio.share, memory)
+                self._threads.submit(self._runtime.set_memory_share, memory)
 
-    def _work(self, order: Render | TokenizeAudio) -> None:
+    def _process(self, request: Render | TokenizeAudio) -> None:
         try:
-            self._say(self._answer(order))
+            self._send(self._answer(request))
         finally:
-            self._open.discard(order.order)
-            self._stopped.discard(order.order)
+            self._pending.discard(request.request_id)
+            self._stopped.discard(request.request_id)
 
-    def _answer(self, order: Render | TokenizeAudio) -> FromEngine:
+    def _answer(self, request: Render | TokenizeAudio) -> FromEngine:
         try:
-            return Done(order=order.order, result=self._result(order))
+            return Done(request_id=request.request_id, result=self._result(request))
         except DiskFull:
-            return ScratchFull(order=order.order)
+            return ScratchFull(request_id=request.request_id)
         except ConsumerError as error:
             if error.__cause__ is not None and is_fatal(error.__cause__):
-                self._leave(error.__cause__)
-            return RequestFailed(order=order.order, code=error.code, reason=str(error))
+                self._on_device_lost(error.__cause__)
+            return RequestFailed(request_id=request.request_id, code=error.code, reason=str(error))
 
-    def _result(self, order: Render | TokenizeAudio) -> Rendering | TokenizedSource:
+    def _result(self, request: Render | TokenizeAudio) -> Rendering | TokenizedSource:
         def stopped() -> bool:
-            return order.order in self._stopped
+            return request.request_id in self._stopped
 
-        if isinstance(order, TokenizeAudio):
-            return listen(self._equipment, order, stopped)
-        return render(self._equipment, order, self._reporter(order.order), stopped)
+        if isinstance(request, TokenizeAudio):
+            return tokenize_audio(self._resources, request, stopped)
+        return render(self._resources, request, self._reporter(request.request_id), stopped)
 
-    def _reporter(self, number: int) -> Callable[[float, str], None]:
-        """Pass progress on, but not each of hundreds of steps a second: that would be work for the device's thread."""
+    def _reporter(self, request_id: int) -> Callable[[float, str], None]:
+        """Return a callback that reports progress, a few times a second: it is called on the device's thread."""
         last = 0.0
 
         def report(fraction: float, stage: str) -> None:
             nonlocal last
             now = time.monotonic()
-            if fraction >= 1 or now - last >= REPORT_EVERY_S:
+            if fraction >= 1 or now - last >= PROGRESS_INTERVAL_S:
                 last = now
-                self._say(Progressed(order=number, fraction=fraction, stage=stage))
+                self._send(Progressed(request_id=request_id, fraction=fraction, stage=stage))
 
         return report
 
-    def _tell_vitals(self) -> None:
-        """Say how the device is used, once a second; the last word after the work is that it rests."""
-        told = -1.0
+    def _report_stats(self) -> None:
+        """Send the device's usage once a second while there is work, and once after the last of it."""
+        reported_busy_s = -1.0
         while True:
-            time.sleep(VITALS_EVERY_S)
-            batcher = self._studio.batcher
-            if self._open or batcher.clock.busy_s != told:
-                told = batcher.clock.busy_s
-                self._say(
-                    vitals_of(batcher, self._studio.report.device, len(self._open), time.monotonic() - self._began)
-                )
+            time.sleep(STATS_INTERVAL_S)
+            scheduler = self._runtime.scheduler
+            if self._pending or scheduler.clock.busy_s != reported_busy_s:
+                reported_busy_s = scheduler.clock.busy_s
+                ready_s = time.monotonic() - self._ready_since
+                self._send(stats_of(scheduler, self._runtime.report.device, len(self._pending), ready_s))
 
 
-def vitals_of(batcher: Scheduler, device: str, in_hand: int, ready_s: float) -> EngineStats:
-    """Return how the device is used."""
-    tally, limit = batcher.tally, batcher.budget.limit
-    on_card = torch.device(device).type == "cuda"
+def stats_of(scheduler: Scheduler, device: str, pending: int, ready_s: float) -> EngineStats:
+    """Return the device's usage so far."""
+    stats, limit = scheduler.stats, scheduler.budget.limit
+    on_gpu = torch.device(device).type == "cuda"
     return EngineStats(
         ready_s=ready_s,
-        busy_s=batcher.clock.busy_s,
-        songs_done=tally.songs,
-        audio_s=tally.audio_s,
-        in_hand=in_hand,
-        songs_in_pack=tally.songs_in_pack,
-        tokens_in_pack=tally.tokens_in_pack,
-        memory_gb=torch.cuda.memory_allocated(device) / _GIB if on_card else 0.0,
+        busy_s=scheduler.clock.busy_s,
+        songs_done=stats.songs_done,
+        audio_s=stats.audio_s,
+        pending=pending,
+        songs_in_pack=stats.songs_in_pack,
+        tokens_in_pack=stats.tokens_in_pack,
+        memory_gb=torch.cuda.memory_allocated(device) / _GIB if on_gpu else 0.0,
         memory_limit_gb=limit / _GIB if limit else 0.0,
-        squeezes=batcher.squeezes,
+        reductions=scheduler.reductions,
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The renderer's start: look at the device, load the models, try them, and report what there is."""
+"""The renderer's start: inspect the device, load the models, warm them up, measure memory, and report."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch
 from acestep_consumer.audio.codec import check_decoder, check_encoders
 from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.engine.messages import RendererReport
-from acestep_consumer.engine.renderer.attention import fastest, name_of
+from acestep_consumer.engine.renderer.attention import fastest_kernel, name_of
 from acestep_consumer.engine.renderer.checkpoint import ModelHandle, load_models
 from acestep_consumer.engine.renderer.components import Components
 from acestep_consumer.engine.renderer.device import DeviceReport, Offload, inspect, offload_for
@@ -20,50 +20,51 @@ from acestep_consumer.engine.renderer.scheduler import Scheduler
 from acestep_consumer.engine.renderer.vae_decode import TileDecoder
 from acestep_consumer.policy.memory_budget import MemoryBudget, MemoryFootprint
 
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
+"""Gets a line for the log at each step of the start."""
 
 
 @dataclass(frozen=True, slots=True)
 class RendererRuntime:
-    """What the renderer process works with."""
+    """The loaded renderer: its report, its scheduler, and the measured memory that batches take."""
 
     report: RendererReport
-    batcher: Scheduler
+    scheduler: Scheduler
     footprint: MemoryFootprint
     settings: EngineSettings
 
-    def share(self, memory_gb: float) -> None:
-        """Work within so many GiB of the device from now on."""
-        device = torch.device(self.report.device)
-        self.batcher.errand(
-            lambda: self.batcher.rebudget(budget_for(self.footprint, device, memory_gb, self.settings.pack_tokens))
+    def set_memory_share(self, memory_gb: float) -> None:
+        """Use at most so many GiB of the device from now on."""
+        device, tokens = torch.device(self.report.device), self.settings.pack_tokens
+        self.scheduler.run_on_device(
+            lambda: self.scheduler.set_budget(budget_for(self.footprint, device, memory_gb, tokens))
         )
 
 
-def open_studio(
-    settings: EngineSettings, say: Say = lambda _: None, *, share_gb: float | None = None
+def open_runtime(
+    settings: EngineSettings, notify: Notify = lambda _: None, *, share_gb: float | None = None
 ) -> RendererRuntime:
-    """Load everything that the settings name.
+    """Load every model that the settings name. ``share_gb``: GiB of the device to use; None: all that is free.
 
     Raises:
         DeviceError: the device is not there.
         CheckpointError: a model is not found or cannot be loaded.
     """
     report = inspect(settings)
-    say(f"device {report.device}: {report.name}, {report.vram_gb:.1f} GB")
+    notify(f"device {report.device}: {report.name}, {report.vram_gb:.1f} GB")
     offload = offload_for(report, settings)
-    handles = load_models(settings, report, say)
+    handles = load_models(settings, report, notify)
     device = torch.device(report.device)
-    speed = speed_of(report, settings, offload)
-    attention = name_of(fastest(device.type, device.index, report.dtype))
-    booths = {booth.parts.model.name: booth for booth in _booths(handles, device, offload, speed)}
-    batcher = Scheduler(
-        booths, device, MemoryBudget(max_tokens=settings.pack_tokens), wait_s=settings.pack_wait_ms / 1000
+    acceleration = acceleration_for(report, settings, offload)
+    attention = name_of(fastest_kernel(device.type, device.index, report.dtype))
+    runners = {runner.parts.model.name: runner for runner in _runners(handles, device, offload, acceleration)}
+    scheduler = Scheduler(
+        runners, device, MemoryBudget(max_tokens=settings.pack_tokens), wait_s=settings.pack_wait_ms / 1000
     )
-    footprint = batcher.errand(lambda: measure(list(booths.values()), device, say))
-    # A card of pretended size is used as if it had that size.
+    footprint = scheduler.run_on_device(lambda: measure(list(runners.values()), device, notify))
+    # With MAX_CUDA_VRAM the device is used as if it had that size.
     share_gb = share_gb or settings.max_vram_gb
-    batcher.errand(lambda: batcher.rebudget(budget_for(footprint, device, share_gb, settings.pack_tokens)))
+    scheduler.run_on_device(lambda: scheduler.set_budget(budget_for(footprint, device, share_gb, settings.pack_tokens)))
     found = RendererReport(
         device=report.device,
         device_name=report.name,
@@ -72,41 +73,41 @@ def open_studio(
         formats=check_encoders(),
         offload=offload.models,
         attention=attention,
-        compiled=speed.compiled,
+        compiled=acceleration.compiled,
         warnings=tuple(_warnings(settings, report, offload)),
     )
-    return RendererRuntime(found, batcher, footprint, settings)
+    return RendererRuntime(found, scheduler, footprint, settings)
 
 
-def speed_of(report: DeviceReport, settings: EngineSettings, offload: Offload) -> Acceleration:
-    """Decide what is compiled and recorded: on CUDA devices, unless set otherwise."""
+def acceleration_for(report: DeviceReport, settings: EngineSettings, offload: Offload) -> Acceleration:
+    """Decide on ``torch.compile`` and CUDA graphs: both on CUDA devices, unless set otherwise."""
     wanted = report.kind == "cuda" if settings.compile is None else settings.compile
-    # A recording is for weights at one place, and offloaded weights come to another each time.
+    # A CUDA graph is for weights at fixed addresses, and offloaded weights come to another each time.
     return Acceleration(compiled=wanted, graphed=wanted and report.kind == "cuda" and not offload.models)
 
 
-def _booths(
-    handles: Sequence[ModelHandle], device: torch.device, offload: Offload, speed: Acceleration
+def _runners(
+    handles: Sequence[ModelHandle], device: torch.device, offload: Offload, acceleration: Acceleration
 ) -> Iterator[ModelRunner]:
     decoders: dict[int, TileDecoder] = {}
-    card = ModuleSwapper(device)
+    swapper = ModuleSwapper(device)
     for handle in handles:
         vae = handle.pipeline.vae
         if id(vae) not in decoders:
-            decoders[id(vae)] = TileDecoder(vae, compiled=speed.compiled)
+            decoders[id(vae)] = TileDecoder(vae, compiled=acceleration.compiled)
         parts = Components(handle, device, decoders[id(vae)])
         if offload.models:
-            parts.offload(card, keep_dit=not offload.dit)
-        yield ModelRunner(parts, speed)
+            parts.offload(swapper, keep_dit=not offload.dit)
+        yield ModelRunner(parts, acceleration)
 
 
 def _warnings(settings: EngineSettings, device: DeviceReport, offload: Offload) -> Iterator[str]:
     if settings.lanes > 1:
         yield (
-            f"ACESTEP_API_WORKERS = {settings.lanes} has no effect: jobs in hand share one batch, which threads would "
-            "only slow down; ACESTEP_QUEUE_WORKERS says how many are in hand"
+            f"ACESTEP_API_WORKERS = {settings.lanes} has no effect: concurrent jobs share one batch, and threads would "
+            "only slow it down; ACESTEP_QUEUE_WORKERS sets the number of concurrent jobs"
         )
     if settings.offload and not offload.models:
-        yield f"ACESTEP_OFFLOAD_TO_CPU has no effect on {device.kind}: there is no other memory to free"
+        yield f"ACESTEP_OFFLOAD_TO_CPU has no effect on {device.kind}: it has no separate memory to free"
     if why := check_decoder():
-        yield f"no request with audio inputs can be done here: of a short tone, the decoder process says that {why}"
+        yield f"requests with audio inputs will fail: decoding a test tone failed, {why}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Texts into states: the text encoder and the lyric encoder for the texts of many jobs at once.
+"""Text encoding: the text encoder and the lyric encoder, for the texts of many jobs at once.
 
 Texts are padded to a rectangle. The text encoder is causal, so that padding at the end changes nothing before it; the
 lyric encoder gets a mask.
@@ -18,19 +18,19 @@ from acestep_consumer.engine.renderer.prepare import TokenizedText
 
 Encode = Callable[..., torch.Tensor]
 States = tuple[torch.Tensor, torch.Tensor]
-"""What the DiT hears of a text and of lyrics, [tokens, width] each."""
+"""Encoded prompt and encoded lyrics, [tokens, width] each."""
 
-MOST_ROWS = 16
-# A graph is for one shape. Few row counts and few lengths keep the graphs few; long texts compute for longer than
-# they take to launch, and are not worth one.
-_ROWS, _TOKENS, _MOST_GRAPHED = (1, 2, 4, 8, 16), 64, 8192
+MAX_ROWS = 16
+# A graph is for one shape: padding to few row counts and few lengths keeps the graphs few. Long texts take longer to
+# compute than to launch, and get none.
+_ROWS, _TOKENS, _MAX_GRAPHED_TOKENS = (1, 2, 4, 8, 16), 64, 8192
 
 
 class TextEncoder:
-    """Encodes texts with one model.
+    """Encodes prompts and lyrics with one model.
 
     Args:
-        parts: the model.
+        parts: the model's components.
         graphed: replay the encoders as CUDA graphs; for CUDA devices only.
     """
 
@@ -39,30 +39,30 @@ class TextEncoder:
         self._pipeline = parts.pipeline
         self._graphs = (GraphedShapes(self._text), GraphedShapes(self._lyrics)) if graphed else None
 
-    def encode(self, words: Sequence[TokenizedText]) -> Iterator[States]:
-        """Yield the states of each text, in order."""
-        for start in range(0, len(words), MOST_ROWS):
-            yield from self._encode_some(words[start : start + MOST_ROWS])
+    def encode(self, texts: Sequence[TokenizedText]) -> Iterator[States]:
+        """Yield the encoded states of each text, in order."""
+        for start in range(0, len(texts), MAX_ROWS):
+            yield from self._encode_batch(texts[start : start + MAX_ROWS])
 
-    def forget(self) -> None:
-        """Drop recorded graphs; they are recorded again when needed."""
+    def clear_graphs(self) -> None:
+        """Free the CUDA graphs; they are captured again when needed."""
         for graphs in self._graphs or ():
-            graphs.forget()
+            graphs.clear()
 
-    def give_up_graphs(self) -> None:
-        """Record no more graphs: the weights will move."""
+    def disable_graphs(self) -> None:
+        """Use no more CUDA graphs: the weights will move."""
         self._graphs = None
 
-    def _encode_some(self, words: Sequence[TokenizedText]) -> Iterator[States]:
-        ids, lyric_ids = (self._padded([each.text for each in words]), self._padded([each.lyrics for each in words]))
-        heard = torch.tensor([len(each.lyrics) for each in words] + [1] * (len(ids) - len(words)))
-        mask = (torch.arange(lyric_ids.shape[1]) < heard[:, None]).to(self._parts.device)
+    def _encode_batch(self, texts: Sequence[TokenizedText]) -> Iterator[States]:
+        ids, lyric_ids = (self._padded([each.text for each in texts]), self._padded([each.lyrics for each in texts]))
+        lyric_counts = torch.tensor([len(each.lyrics) for each in texts] + [1] * (len(ids) - len(texts)))
+        mask = (torch.arange(lyric_ids.shape[1]) < lyric_counts[:, None]).to(self._parts.device)
         encoder = self._parts.use(self._pipeline.text_encoder)
         text = self._run(0, self._text, ids)
         embedded = encoder.get_input_embeddings()(lyric_ids)
         text = self._parts.use(self._pipeline.condition_encoder).text_projector(text)
         lyrics = self._run(1, self._lyrics, embedded, mask)
-        for row, each in enumerate(words):
+        for row, each in enumerate(texts):
             # Copies: a graph's output is overwritten by its next replay.
             yield text[row, : len(each.text)].clone(), lyrics[row, : len(each.lyrics)].clone()
 
@@ -77,7 +77,7 @@ class TextEncoder:
 
     def _run(self, which: int, function: Encode, *inputs: torch.Tensor) -> torch.Tensor:
         rows, tokens = inputs[0].shape[:2]
-        if self._graphs and rows * tokens <= _MOST_GRAPHED:
+        if self._graphs and rows * tokens <= _MAX_GRAPHED_TOKENS:
             return self._graphs[which](*inputs)
         return function(*inputs)
 

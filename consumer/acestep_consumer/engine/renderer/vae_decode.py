@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From latents to sound: the VAE decoder over windows of many songs at once, and the level that songs leave with.
+"""Tiled VAE decode: latents to audio over windows of many songs at once, and the loudness of the result.
 
-Windows have few shapes (see ``tiles``), so that each can be compiled once. They overlap by as much as the decoder
-sees: the result is that of decoding each song in one piece, up to rounding.
+Windows have few shapes, so that each can be compiled once. They overlap by the decoder's receptive field: the result
+is that of decoding each song in one piece, up to rounding.
 """
 
 import copy
@@ -14,19 +14,18 @@ from typing import Any
 import torch
 from torch import nn
 
-# What a window between two others adds, in latents; with its overlaps that is its length. Few lengths are few shapes to
+# Latents that a window between two others adds; with its overlaps that is its length. Few lengths are few shapes to
 # compile. At 25 latents a second, songs of 30, 60, 120 and 300 s fill 2, 4, 8 and 20 windows of the first kind with
 # at most 4% to spare; the others are for songs too short for it, below 16 s and below 6 s.
 _ADVANCES = (376, 120, 24)
 
-# How many windows go through the decoder together. Two, on an H200, is a shape for which cuDNN picks an algorithm five
-# times slower than for the others.
+# Windows that are decoded together. Not two: on an H200 cuDNN picks an algorithm for it that is five times slower.
 _BATCHES = (8, 4)
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A window of a song, ``start`` to ``stop``, and the part of it that is kept; all in latents of the song."""
+    """A window of a song, ``start`` to ``stop``, and the part of its audio that is kept; all in latents of the song."""
 
     start: int
     stop: int
@@ -34,18 +33,18 @@ class Tile:
     keep_to: int
 
 
-def lengths(overlap: int) -> tuple[int, ...]:
-    """Return the lengths that windows have, longest first; songs below the last are decoded in one piece."""
+def window_lengths(overlap: int) -> tuple[int, ...]:
+    """Return the possible lengths of windows, longest first; shorter songs are decoded in one piece."""
     return tuple(advance + 2 * overlap for advance in _ADVANCES)
 
 
 def layout(frames: int, overlap: int) -> tuple[Tile, ...]:
     """Cut a song of ``frames`` latents into windows of one length that keep each of its latents once, in order.
 
-    What is kept lies at least ``overlap`` latents from a cut; a song's own ends are no cuts. A song shorter than the
+    The kept part is at least ``overlap`` latents from a cut; a song's own ends are no cuts. A song shorter than the
     shortest length is one window of its own length.
     """
-    length = next((each for each in lengths(overlap) if each <= frames), frames)
+    length = next((each for each in window_lengths(overlap) if each <= frames), frames)
     tiles: list[Tile] = []
     kept = 0
     while kept < frames:
@@ -57,7 +56,7 @@ def layout(frames: int, overlap: int) -> tuple[Tile, ...]:
 
 
 def batch_sizes(tiles_at_once: int) -> tuple[int, ...]:
-    """Return the sizes that batches of at most ``tiles_at_once`` windows may have, largest first: one or two of them.
+    """Return the possible sizes of batches of at most ``tiles_at_once`` windows, largest first: one or two of them.
 
     Raises:
         ValueError: ``tiles_at_once`` is below 1.
@@ -70,15 +69,15 @@ def batch_sizes(tiles_at_once: int) -> tuple[int, ...]:
 _TARGET_PEAK = 10 ** (-1 / 20)  # -1 dBFS
 _SILENCE = 1e-6
 
-# torch gives up on a function after 8 shapes, counted over all decoders of a process. Here every shape is wanted.
-_SHAPES = 64
+# torch compiles a function for 8 shapes by default, counted over all decoders of a process.
+_RECOMPILE_LIMIT = 64
 
 _Run = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class _Cut:
-    """A tile of the song with this number."""
+class _SongTile:
+    """A tile of the song with this index."""
 
     song: int
     tile: Tile
@@ -87,29 +86,29 @@ class _Cut:
 class TileDecoder(nn.Module):
     """The decoder of a VAE as diffusers has it (AutoencoderOobleck, weight norm removed), for many songs at once.
 
-    It has a copy of the decoder's weights, at the VAE's device and in its precision. With ``compiled`` the first batch
-    of a shape takes seconds to compile: ``warm`` does that ahead of the first song.
+    It has a copy of the decoder's weights, on the VAE's device and in its precision. With ``compiled`` the first batch
+    of a shape takes seconds to compile: ``warm_up`` does that ahead of the first song.
 
     Raises:
-        ValueError: the weight norm is still there; the weights are not known yet.
+        ValueError: the weight norm is not removed.
     """
 
     def __init__(self, vae: Any, *, compiled: bool = False) -> None:
         super().__init__()
         self.hop: int = vae.hop_length  # samples per latent
-        self.overlap = reach(vae.decoder, self.hop)
+        self.overlap = receptive_field(vae.decoder, self.hop)
         self._compiled = compiled
         self._channels: int = vae.config.decoder_input_channels
         self._audio_channels: int = vae.config.audio_channels
-        self._twin = flattened(vae.decoder)
+        self._decoder = to_conv2d(vae.decoder)
         # The method and not the module, which would count as a second submodule with the same weights.
-        run = self._twin.forward
+        run = self._decoder.forward
         self._run_tiles = _compiled(run) if compiled else run
 
     @torch.inference_mode(mode=False)  # whether the caller is in it or not: a compiled shape would be compiled for both
     @torch.no_grad()
     def decode(self, songs: Sequence[torch.Tensor], tiles_at_once: int = 8) -> list[torch.Tensor]:
-        """Decode songs together; each sounds as it would alone.
+        """Decode songs together; each gives the same audio as alone.
 
         ``songs``: latents [frames, channels] each. ``tiles_at_once`` bounds memory: no larger batch goes through the
         decoder. Returns audio per song, float32 [audio channels, frames × hop] on the decoder's device, not normalised.
@@ -118,15 +117,15 @@ class TileDecoder(nn.Module):
             ValueError: ``tiles_at_once`` is below 1.
         """
         sizes = batch_sizes(tiles_at_once)
-        sounds = [self._blank(len(song)) for song in songs]
-        for cuts in self._batches(songs, sizes):
-            windows = [songs[cut.song][cut.tile.start : cut.tile.stop] for cut in cuts]
-            # A batch that was filled up gives more than there are cuts.
-            for cut, heard in zip(cuts, self._hear(windows, sizes), strict=False):
-                self._keep(heard, cut.tile, sounds[cut.song])
-        return sounds
+        decoded_songs = [self._empty_audio(len(song)) for song in songs]
+        for tiles in self._batches(songs, sizes):
+            windows = [songs[entry.song][entry.tile.start : entry.tile.stop] for entry in tiles]
+            # A padded batch returns more windows than there are tiles.
+            for entry, decoded in zip(tiles, self._decode_windows(windows, sizes), strict=False):
+                self._copy_kept(decoded, entry.tile, decoded_songs[entry.song])
+        return decoded_songs
 
-    def warm(self, tiles_at_once: int = 8) -> Iterator[str]:
+    def warm_up(self, tiles_at_once: int = 8) -> Iterator[str]:
         """Compile every shape that ``decode`` uses with ``tiles_at_once``; yields a line for the log before each."""
         sizes = batch_sizes(tiles_at_once) if self._compiled else ()
         for number, size in enumerate(sizes, start=1):
@@ -135,77 +134,77 @@ class TileDecoder(nn.Module):
 
     @property
     def _device(self) -> torch.device:
-        return next(self._twin.parameters()).device
+        return next(self._decoder.parameters()).device
 
     @property
     def _longest(self) -> int:
-        """The one length that is compiled: each takes half a minute, and songs too short for it are soon decoded."""
-        return lengths(self.overlap)[0]
+        """The one length that is compiled: each takes half a minute, and shorter songs are decoded quickly anyway."""
+        return window_lengths(self.overlap)[0]
 
-    def _blank(self, frames: int) -> torch.Tensor:
+    def _empty_audio(self, frames: int) -> torch.Tensor:
         return torch.empty(self._audio_channels, frames * self.hop, dtype=torch.float32, device=self._device)
 
-    def _batches(self, songs: Sequence[torch.Tensor], sizes: tuple[int, ...]) -> Iterator[list[_Cut]]:
-        """Tiles of one length, whatever songs they are from; a song too short for the ladder alone."""
-        by_length: defaultdict[int, list[_Cut]] = defaultdict(list)
+    def _batches(self, songs: Sequence[torch.Tensor], sizes: tuple[int, ...]) -> Iterator[list[_SongTile]]:
+        """Yield batches of tiles of one length, from any songs; a song shorter than all lengths is alone."""
+        by_length: defaultdict[int, list[_SongTile]] = defaultdict(list)
         for number, song in enumerate(songs):
             for tile in layout(len(song), self.overlap):
-                by_length[tile.stop - tile.start].append(_Cut(number, tile))
-        for length, cuts in by_length.items():
-            at_once = sizes[0] if length in lengths(self.overlap) else 1
-            yield from (cuts[first : first + at_once] for first in range(0, len(cuts), at_once))
+                by_length[tile.stop - tile.start].append(_SongTile(number, tile))
+        for length, tiles in by_length.items():
+            at_once = sizes[0] if length in window_lengths(self.overlap) else 1
+            yield from (tiles[first : first + at_once] for first in range(0, len(tiles), at_once))
 
-    def _hear(self, windows: list[torch.Tensor], sizes: tuple[int, ...]) -> torch.Tensor:
-        """Return the sound of windows, [latents, channels] each, all of one length."""
+    def _decode_windows(self, windows: list[torch.Tensor], sizes: tuple[int, ...]) -> torch.Tensor:
+        """Return the audio of windows, [latents, channels] each, all of one length."""
         if len(windows[0]) != self._longest:
-            return self._run(windows, self._twin.forward)
+            return self._run(windows, self._decoder.forward)
         size = min(size for size in sizes if size >= len(windows))
-        # Uncompiled code on a CPU takes any number of windows as it is.
+        # Uncompiled code on a CPU takes any number of windows without padding.
         fill = size - len(windows) if self._compiled or self._device.type != "cpu" else 0
         return self._run(windows + windows[-1:] * fill, self._run_tiles)
 
     def _run(self, windows: list[torch.Tensor], decoder: _Run) -> torch.Tensor:
-        weight = next(self._twin.parameters())
+        weight = next(self._decoder.parameters())
         latents = torch.stack([window.to(weight.device, weight.dtype) for window in windows])
-        # Channels lie innermost already: this is a view, and what channels_last asks for.
+        # Channels are innermost already: this is a view in the format channels_last.
         return decoder(latents.transpose(1, 2).unsqueeze(2)).squeeze(2)
 
-    def _keep(self, heard: torch.Tensor, tile: Tile, sound: torch.Tensor) -> None:
-        """Copy the part that is kept; ``heard`` is the window's sound and ``sound`` the song's."""
+    def _copy_kept(self, decoded: torch.Tensor, tile: Tile, audio: torch.Tensor) -> None:
+        """Copy the kept part of a window, ``decoded``, into the song's ``audio``."""
         first, last = tile.keep_from * self.hop, tile.keep_to * self.hop
         offset = tile.start * self.hop
-        sound[:, first:last] = heard[:, first - offset : last - offset]
+        audio[:, first:last] = decoded[:, first - offset : last - offset]
 
 
 def _compiled(run: _Run) -> _Run:
-    # In one piece or not at all: the rest of a broken graph would quietly run uncompiled.
+    # fullgraph: after a graph break the rest would silently run uncompiled.
     compiled: _Run = torch.compile(run, dynamic=False, fullgraph=True)
 
-    def with_room_for_all_shapes(latents: torch.Tensor) -> torch.Tensor:
-        # Per call, because torch keeps its configuration per thread.
-        with torch._dynamo.config.patch(recompile_limit=_SHAPES):  # noqa: SLF001 - torch's documented configuration
+    def with_recompile_limit(latents: torch.Tensor) -> torch.Tensor:
+        # Per call: torch keeps its configuration per thread.
+        with torch._dynamo.config.patch(recompile_limit=_RECOMPILE_LIMIT):  # noqa: SLF001 - torch's documented configuration
             return compiled(latents)
 
-    return with_room_for_all_shapes
+    return with_recompile_limit
 
 
-def flattened(decoder: nn.Module) -> nn.Module:
+def to_conv2d(decoder: nn.Module) -> nn.Module:
     """Return a copy of ``decoder`` for [batch, channels, 1, length], in the memory format ``channels_last``.
 
     The arithmetic is the same. cuDNN and Triton have better kernels for it: on an H200, compiled, it takes 126 ms
-    instead of 175 for 300 s of audio. Everything but the convolutions is diffusers' own and indifferent to the extra
-    dimension: Snake1d folds it away, the residual units look at the last one.
+    instead of 175 for 300 s of audio. Everything but the convolutions is diffusers' own and works with the extra
+    dimension: Snake1d reshapes it away, the residual units use the last one.
     """
     if any(hasattr(module, "weight_g") for module in decoder.modules()):
-        raise ValueError("remove the weight norm first: with it, weights are computed during each pass")
-    twin = copy.deepcopy(decoder)
-    for name, module in list(twin.named_modules()):
+        raise ValueError("remove the weight norm first: with it, weights are computed in each forward pass")
+    copied = copy.deepcopy(decoder)
+    for name, module in list(copied.named_modules()):
         if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
-            twin.set_submodule(name, _flat(module))
-    return twin.eval().requires_grad_(requires_grad=False)
+            copied.set_submodule(name, _conv2d(module))
+    return copied.eval().requires_grad_(requires_grad=False)
 
 
-def _flat(conv: nn.Conv1d | nn.ConvTranspose1d) -> nn.Module:
+def _conv2d(conv: nn.Conv1d | nn.ConvTranspose1d) -> nn.Module:
     kind = nn.ConvTranspose2d if isinstance(conv, nn.ConvTranspose1d) else nn.Conv2d
     flat = kind(
         conv.in_channels,
@@ -215,18 +214,18 @@ def _flat(conv: nn.Conv1d | nn.ConvTranspose1d) -> nn.Module:
         padding=(0, int(conv.padding[0])),
         dilation=(1, conv.dilation[0]),
         bias=conv.bias is not None,
-        device="meta",  # no weights of its own
+        device="meta",  # its weights are set below
     )
     weight = conv.weight.detach().unsqueeze(2).contiguous(memory_format=torch.channels_last)
     flat.weight, flat.bias = nn.Parameter(weight), conv.bias
     return flat
 
 
-def reach(decoder: nn.Module, hop: int) -> int:
-    """Return how many latents to each side of its own a sample depends on: 9 with ACE-Step's kernels and strides.
+def receptive_field(decoder: nn.Module, hop: int) -> int:
+    """Return the number of latents on each side of its own that a sample depends on: 9 with ACE-Step's decoder.
 
-    Walks the convolutions backwards from the ``hop`` samples of one latent. ``modules()`` has them in the order in
-    which they run; activations and shortcuts widen nothing.
+    Walks the convolutions backwards from the ``hop`` samples of one latent. ``modules()`` lists them in the order in
+    which they run; activations and shortcuts do not widen the field.
     """
     first, last = 0, hop - 1
     convolutions = [each for each in decoder.modules() if isinstance(each, nn.Conv1d | nn.ConvTranspose1d)]
@@ -241,10 +240,10 @@ def reach(decoder: nn.Module, hop: int) -> int:
 
 
 def normalised(audio: torch.Tensor) -> torch.Tensor:
-    """Return a song at the level that ACE-Step's pipeline gives it: its peak at -1 dBFS.
+    """Return a song at the level of ACE-Step's pipeline: its peak at -1 dBFS.
 
     ``audio`` and result: [channels, samples]. As in the pipeline, a peak above 1 is brought to 1 first, and silence
-    stays silence. No number leaves the device: the caller does not wait for the GPU.
+    stays silence. Nothing is copied to the host: the caller does not wait for the GPU.
     """
     audio = audio / audio.abs().amax().clamp(min=1.0)
     return audio * (_TARGET_PEAK / audio.abs().amax().clamp(min=_SILENCE))

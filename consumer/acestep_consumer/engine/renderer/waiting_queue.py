@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jobs that wait for the device, in order of arrival, and which of them go next."""
+"""Admission to the device: jobs wait in order of arrival until memory and LoRA weights let them in."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -12,66 +12,67 @@ from acestep_consumer.policy.memory_budget import MemoryBudget
 
 @dataclass(frozen=True, slots=True)
 class DeviceCapacity:
-    """What is on the device and what fits: jobs at work, the budget, and the bytes of weights that LoRAs changed."""
+    """Load and limit of the device; ``lora_bytes`` are those of weights that LoRAs changed."""
 
     active: Sequence[BatchRequest]
     budget: MemoryBudget
     lora_bytes: int = 0
 
-    def fits(self, take: BatchRequest, chosen: Sequence[BatchRequest]) -> bool:
-        """Whether a job can begin beside those at work and those just chosen. A job alone is tried in any case."""
+    def fits(self, request: BatchRequest, chosen: Sequence[BatchRequest]) -> bool:
+        """Whether memory allows a request beside the active and the chosen ones. A request alone is always tried."""
         present = [*self.active, *chosen]
         held = self.lora_bytes + sum(each.bytes for each in present)
-        return not present or self.budget.has_room(held, take.bytes)
+        return not present or self.budget.has_room(held, request.bytes)
 
-    def is_free_for(self, take: BatchRequest, chosen: Sequence[BatchRequest]) -> bool:
-        """Whether nothing but memory can be in a job's way."""
+    def allows(self, request: BatchRequest, chosen: Sequence[BatchRequest]) -> bool:
+        """Whether nothing but memory can keep a request out."""
         present = [*self.active, *chosen]
-        if present and (take.alone or present[0].alone):
+        if present and (request.exclusive or present[0].exclusive):
             return False
-        # Parts that wait in RAM change places at each stage: then a pack goes all its way before the next begins.
-        return not (self.active and take.booth.parts.card is not None)
+        # Offloaded modules are swapped at every stage: there a batch goes all the way before the next one begins.
+        return not (self.active and request.runner.parts.swapper is not None)
 
 
 class WaitingQueue:
-    """The waiting line. ``waits`` counts the jobs that had to wait for memory."""
+    """A FIFO queue of requests. ``memory_waits`` counts those that had to wait for memory."""
 
     def __init__(self) -> None:
-        self.takes: deque[BatchRequest] = deque()
-        self.waits = 0
+        self.requests: deque[BatchRequest] = deque()
+        self.memory_waits = 0
 
-    def next_batch(self, room: DeviceCapacity, most: int) -> list[BatchRequest]:
-        """Return the first jobs that can be prepared together and fit, at most ``most``. They stay in the line."""
+    def next_batch(self, capacity: DeviceCapacity, max_requests: int) -> list[BatchRequest]:
+        """Return the first requests that can be prepared together and fit. They stay in the queue."""
         chosen: list[BatchRequest] = []
-        for take in self._after_other_loras(room.active):
-            if len(chosen) == most or (chosen and take.kind != chosen[0].kind):
+        for request in self._without_lora_conflict(capacity.active):
+            if len(chosen) == max_requests or (chosen and request.batch_key != chosen[0].batch_key):
                 break
-            if not room.is_free_for(take, chosen):
+            if not capacity.allows(request, chosen):
                 break
-            if not room.fits(take, chosen):
-                self._note_wait(take)
+            if not capacity.fits(request, chosen):
+                self._note_wait(request)
                 break
-            chosen.append(take)
+            chosen.append(request)
         return chosen
 
-    def leave(self, take: BatchRequest) -> None:
-        """Take a job out, if it is there."""
-        if take in self.takes:
-            self.takes.remove(take)
+    def remove(self, request: BatchRequest) -> None:
+        """Remove a request, if it is in the queue."""
+        if request in self.requests:
+            self.requests.remove(request)
 
-    def _note_wait(self, take: BatchRequest) -> None:
-        self.waits += not take.waited
-        take.waited = True
+    def _note_wait(self, request: BatchRequest) -> None:
+        self.memory_waits += not request.waited
+        request.waited = True
 
-    def _after_other_loras(self, active: Sequence[BatchRequest]) -> Iterator[BatchRequest]:
-        """Yield waiting jobs whose LoRA can be used now: a model has one at a time, since each is a model of its own.
+    def _without_lora_conflict(self, active: Sequence[BatchRequest]) -> Iterator[BatchRequest]:
+        """Yield requests whose LoRA can be used now: a model has one at a time, since each is a copy of its weights.
 
-        Jobs without one pass; jobs with another wait behind the one that waits.
+        Requests without a LoRA pass; those with another one wait behind the first that waits.
         """
-        in_use = {take.booth: take.lora for take in active if take.lora}
-        closed: set[ModelRunner] = set()
-        for take in self.takes:
-            if take.lora and (take.booth in closed or in_use.setdefault(take.booth, take.lora) != take.lora):
-                closed.add(take.booth)
+        in_use = {request.runner: request.lora for request in active if request.lora}
+        blocked: set[ModelRunner] = set()
+        for request in self.requests:
+            runner, lora = request.runner, request.lora
+            if lora and (runner in blocked or in_use.setdefault(runner, lora) != lora):
+                blocked.add(runner)
             else:
-                yield take
+                yield request

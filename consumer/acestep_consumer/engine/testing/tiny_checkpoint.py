@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints small enough for a laptop and a test: the real classes of ACE-Step 1.5 with random weights.
+"""Tiny DiT checkpoints: the real classes of ACE-Step 1.5 with random weights, small enough for a laptop and a test.
 
-What they sing is noise. They exist so that the whole way from request to audio file can be run anywhere. Two models
-are written, as an operator would have them: a turbo and a base, which share text encoder and VAE as the real ones do.
+Their songs are noise. They exist so that everything from request to audio file can be run anywhere. Two models are
+written, as an operator would have them: a turbo and a base, which share text encoder and VAE as the real ones do.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,15 +32,14 @@ Made by `acestep-consumer tiny-checkpoint`. The architecture is that of ACE-Step
 the songs are noise. Use it to try out and test the worker, and a real checkpoint for music.
 """
 
-# 64 in the real model. The VAE's encoder is as wide as twice this number, at the full sample rate: it decides how long
-# a cover takes.
+# 64 in the real model. The VAE's encoder has twice as many channels, at the full sample rate: it dominates covers.
 _LATENT_CHANNELS = 4
 _WIDTH = 32
 _ATTENTION: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
 _BLOCK: dict[str, Any] = {"hidden_size": _WIDTH, "intermediate_size": 2 * _WIDTH, **_ATTENTION}
 
 
-def write(folder: Path, say: Callable[[str], None] = lambda _: None) -> tuple[Path, Path]:
+def write(folder: Path, notify: Callable[[str], None] = lambda _: None) -> tuple[Path, Path]:
     """Write both checkpoints below ``folder``, which can then be ``ACESTEP_CHECKPOINT_DIR``.
 
     The weights are drawn from fixed seeds, so that the same versions of torch and diffusers write the same numbers.
@@ -51,7 +50,7 @@ def write(folder: Path, say: Callable[[str], None] = lambda _: None) -> tuple[Pa
         with _private_randomness(0):
             shared = {"vae": _vae(), "text_encoder": _text_encoder(), "tokenizer": tokenizer()}
         for target, turbo in zip(folders, (True, False), strict=True):
-            say(f"writing {target.name} with random weights")
+            notify(f"writing {target.name} with random weights")
             AceStepPipeline(**shared, **_own_parts(turbo=turbo)).save_pretrained(target)
             (target / "README.md").write_text(_README.format(name=target.name), encoding="utf-8")
     return folders
@@ -59,14 +58,14 @@ def write(folder: Path, say: Callable[[str], None] = lambda _: None) -> tuple[Pa
 
 @contextmanager
 def _private_randomness(seed: int) -> Iterator[None]:
-    """Draw weights from a fixed seed and leave the caller's random state as it was."""
+    """Draw weights from a fixed seed and restore the caller's random state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
 
 
 def _own_parts(*, turbo: bool) -> dict[str, Any]:
-    """What turbo and base do not share: the DiT and everything trained with it."""
+    """Return the components that turbo and base do not share: the DiT and everything trained with it."""
     with _private_randomness(1 if turbo else 2):
         parts = {
             "transformer": _transformer(turbo=turbo),
@@ -78,7 +77,7 @@ def _own_parts(*, turbo: bool) -> dict[str, Any]:
                 **_BLOCK, audio_acoustic_hidden_dim=_LATENT_CHANNELS
             ),
         }
-    # ACE-Step computes its own schedule; the scheduler takes it as it is.
+    # ACE-Step computes its own schedule, which the scheduler uses unchanged.
     return {**parts, "scheduler": FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=1.0)}
 
 
@@ -102,7 +101,7 @@ def _condition_encoder() -> Any:
         num_lyric_encoder_hidden_layers=2,
         num_timbre_encoder_hidden_layers=2,
     )
-    # In a real checkpoint this is encoded silence; zeros would hide a wrong use of it.
+    # In a real checkpoint this is encoded silence; zeros would hide errors in its use.
     encoder.silence_latent.normal_(std=0.5)
     return encoder
 
@@ -116,7 +115,7 @@ def _text_encoder() -> Any:
 
 
 def _vae() -> Any:
-    """The real hop of 1,920 samples (25 latents a second at 48 kHz), with few channels."""
+    """Return a VAE with the real hop of 1,920 samples (25 latents a second at 48 kHz), and few channels."""
     vae = AutoencoderOobleck(
         encoder_hidden_size=2 * _LATENT_CHANNELS,
         downsampling_ratios=[2, 4, 4, 6, 10],
@@ -126,7 +125,7 @@ def _vae() -> Any:
         audio_channels=2,
         sampling_rate=48_000,
     )
-    # Random biases would drown the latents: every seed would sing the same tone.
+    # Random biases would outweigh the latents: every seed would give the same tone.
     for name, parameter in vae.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.zeros_(parameter)
@@ -134,12 +133,12 @@ def _vae() -> Any:
 
 
 def _vocabulary() -> dict[str, int]:
-    """Every byte is a token, and one token ends a text."""
+    """Return a vocabulary of all bytes and one end token."""
     return {token: index for index, token in enumerate((*sorted(pre_tokenizers.ByteLevel.alphabet()), _END))}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer of bytes: any text, no vocabulary to download."""
+    """Return a byte-level tokenizer, which needs no download."""
     bytewise = Tokenizer(models.BPE(vocab=_vocabulary(), merges=[]))
     bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bytewise.decoder = decoders.ByteLevel()

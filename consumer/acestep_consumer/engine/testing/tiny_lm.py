@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A 5Hz language model small enough for a laptop and a test: Qwen3 with random weights and a byte-level tokenizer.
+"""Tiny 5Hz language model for a laptop and a test: Qwen3 with random weights and a byte-level tokenizer.
 
-It has what the planner relies on: the chat template's form, the control tokens, and 64,000 audio codes side by side.
+It has everything that the planner relies on: the form of the chat template, the control tokens, and 64,000 audio codes
+at consecutive ids.
 """
 
 import json
@@ -20,10 +21,10 @@ _END_OF_TEXT, _END_OF_TURN = "<|endoftext|>", "<|im_end|>"
 _CONTROL = (_END_OF_TEXT, "<|im_start|>", _END_OF_TURN)
 _TAGS = ("<think>", "</think>")
 _CODES = 64_000
-# A few tokens of more than one character, across what a grammar keeps apart: real vocabularies have many.
+# A few tokens of two characters, some across boundaries of the grammar: real vocabularies have many.
 _PAIRS = (("Ċ", "Ċ"), (".", "Ċ"), (":", "Ġ"), ("m", "a"), ("m", "i"), ("Ċ", "Ġ"), ("1", "2"), ("ĊĠ", "Ġ"))
 
-# As Qwen3's template lays it out, thoughts stand between single line breaks and an empty line follows them.
+# As in Qwen3's template, thoughts are between single line breaks and followed by an empty line.
 _TEMPLATE = """\
 {%- for message in messages %}
     {%- set said = message.content %}
@@ -46,14 +47,14 @@ random numbers: its plans mean nothing. Use it to try out and test the worker, a
 """
 
 
-def write(folder: Path, say: Callable[[str], None] = lambda _: None) -> Path:
+def write(folder: Path, notify: Callable[[str], None] = lambda _: None) -> Path:
     """Write the model below ``folder``, which can then be ``ACESTEP_CHECKPOINT_DIR``; return its own folder.
 
     The weights are drawn from a fixed seed, so that the same versions of torch and transformers write the same
     numbers. Files that are there already are overwritten. About 12 MB.
     """
     target = folder / NAME
-    say(f"writing {NAME} with random weights")
+    notify(f"writing {NAME} with random weights")
     tokenizer = make_tokenizer()
     with _quietly(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -66,7 +67,7 @@ def write(folder: Path, say: Callable[[str], None] = lambda _: None) -> Path:
 
 
 def make_tokenizer() -> Any:
-    """Every byte is a token, then come a few pairs, the control tokens and tags, and the audio codes."""
+    """Return a tokenizer of all bytes, a few pairs, the control tokens and tags, and the audio codes."""
     bytewise = Tokenizer(models.BPE(vocab=_vocabulary(), merges=list(_PAIRS)))
     bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bytewise.decoder = decoders.ByteLevel()
@@ -92,12 +93,12 @@ def _model(tokenizer: Any) -> Any:
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
-        # The least that vLLM's attention on a CPU takes.
+        # The minimum of vLLM's attention on a CPU.
         head_dim=32,
         max_position_embeddings=8_192,
         tie_word_embeddings=True,
-        # Large enough that what a layer adds outweighs what it is added to: the likeliest next token of a tied model
-        # would always be the last one otherwise.
+        # Large enough that a layer's output outweighs the residual: otherwise the likeliest next token of a model with
+        # tied embeddings would always be the last one.
         initializer_range=0.5,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
@@ -110,7 +111,7 @@ def _model(tokenizer: Any) -> Any:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """No progress bar."""
+    """Show no progress bar."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -121,6 +122,6 @@ def _quietly() -> Iterator[None]:
 
 
 def _pack(file: Path) -> None:
-    """Write JSON without its white space, which is most of a list of 64,000 tokens."""
+    """Rewrite JSON without white space, which is most of a list of 64,000 tokens."""
     content = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The desk: many callers, one stepped backend, and what happens when a pair falls out of step."""
+"""The engine loop: many callers, one stepped backend, and guidance pairs that fall out of step."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from acestep_consumer.domain.errors import PlanFailed
-from acestep_consumer.engine.planner.backend import Codes, Generation, Sampling, Written
+from acestep_consumer.engine.planner.backend import CodeConstraint, Generation, Sampling, SequenceOutput
 from acestep_consumer.engine.planner.engine_loop import EngineLoop
 
 
@@ -25,36 +25,36 @@ class Counter:
     def idle(self) -> bool:
         return not self.writing
 
-    def add(self, number: int, generation: Generation) -> None:
-        assert isinstance(generation.constraint, Codes)
-        self.writing[number] = (0, generation.constraint.count)
+    def add(self, sequence_id: int, generation: Generation) -> None:
+        assert isinstance(generation.constraint, CodeConstraint)
+        self.writing[sequence_id] = (0, generation.constraint.count)
 
-    def drop(self, number: int) -> None:
-        self.writing.pop(number, None)
+    def drop(self, sequence_id: int) -> None:
+        self.writing.pop(sequence_id, None)
 
-    def step(self) -> Sequence[Written]:
+    def step(self) -> Sequence[SequenceOutput]:
         self.most_at_once = max(self.most_at_once, len(self.writing))
-        return [self._next(number) for number in list(self.writing)]
+        return [self._next(sequence_id) for sequence_id in list(self.writing)]
 
-    def _next(self, number: int) -> Written:
-        done, wanted = self.writing.pop(number)
+    def _next(self, sequence_id: int) -> SequenceOutput:
+        done, wanted = self.writing.pop(sequence_id)
         if wanted == self.poison:
-            return Written(number, 0, error="it is poison")
+            return SequenceOutput(sequence_id, 0, error="it is poison")
         if done == 1 and self.bad_pairs > 0:
             self.bad_pairs -= 1
-            return Written(number, done, out_of_step=True)
+            return SequenceOutput(sequence_id, done, out_of_step=True)
         if done + 1 == wanted:
-            return Written(number, wanted, tokens=tuple(range(wanted)))
-        self.writing[number] = (done + 1, wanted)
-        return Written(number, done + 1)
+            return SequenceOutput(sequence_id, wanted, tokens=tuple(range(wanted)))
+        self.writing[sequence_id] = (done + 1, wanted)
+        return SequenceOutput(sequence_id, done + 1)
 
 
 def codes(count: int) -> Generation:
-    return Generation(prompt=(1,), unconditional=None, constraint=Codes(count), sampling=Sampling(seed=1))
+    return Generation(prompt=(1,), unconditional=None, constraint=CodeConstraint(count), sampling=Sampling(seed=1))
 
 
 @asynccontextmanager
-async def desk(backend: Counter) -> AsyncIterator[EngineLoop]:
+async def engine_loop(backend: Counter) -> AsyncIterator[EngineLoop]:
     made = EngineLoop(backend)
     running = asyncio.create_task(made.run())
     try:
@@ -66,45 +66,45 @@ async def desk(backend: Counter) -> AsyncIterator[EngineLoop]:
             await running
 
 
-async def test_callers_write_together_and_get_their_own_tokens() -> None:
+async def test_calls_are_batched_and_get_their_own_tokens() -> None:
     backend = Counter()
-    async with desk(backend) as made:
-        results = await asyncio.gather(*(made.write(codes(count)) for count in (3, 5, 8)))
+    async with engine_loop(backend) as made:
+        results = await asyncio.gather(*(made.generate(codes(count)) for count in (3, 5, 8)))
     assert [len(tokens) for tokens in results] == [3, 5, 8]
     assert backend.most_at_once == 3
 
 
-async def test_progress_is_told_as_it_comes() -> None:
+async def test_progress_is_reported_as_it_comes() -> None:
     heard: list[int] = []
-    async with desk(Counter()) as made:
-        await made.write(codes(4), heard.append)
+    async with engine_loop(Counter()) as made:
+        await made.generate(codes(4), heard.append)
     assert heard == [1, 2, 3]
 
 
-async def test_a_pair_out_of_step_is_written_again_from_the_start() -> None:
-    async with desk(Counter(bad_pairs=2)) as made:
-        assert await made.write(codes(4)) == (0, 1, 2, 3)
+async def test_a_pair_out_of_step_is_generated_again_from_the_start() -> None:
+    async with engine_loop(Counter(bad_pairs=2)) as made:
+        assert await made.generate(codes(4)) == (0, 1, 2, 3)
 
 
 async def test_a_pair_that_never_keeps_step_fails_its_job() -> None:
-    async with desk(Counter(bad_pairs=100)) as made:
+    async with engine_loop(Counter(bad_pairs=100)) as made:
         with pytest.raises(PlanFailed, match="out of step 4 times"):
-            await made.write(codes(4))
+            await made.generate(codes(4))
 
 
-async def test_a_sequence_that_cannot_be_written_fails_alone() -> None:
-    async with desk(Counter(poison=7)) as made:
-        good, bad = await asyncio.gather(made.write(codes(4)), made.write(codes(7)), return_exceptions=True)
+async def test_a_sequence_that_cannot_be_generated_fails_alone() -> None:
+    async with engine_loop(Counter(poison=7)) as made:
+        good, bad = await asyncio.gather(made.generate(codes(4)), made.generate(codes(7)), return_exceptions=True)
     assert good == (0, 1, 2, 3)
     assert isinstance(bad, PlanFailed)
 
 
-async def test_a_cancelled_caller_takes_its_sequence_with_it() -> None:
+async def test_a_cancelled_call_drops_its_sequence() -> None:
     backend = Counter()
-    async with desk(backend) as made:
-        endless = asyncio.create_task(made.write(codes(10**9)))
+    async with engine_loop(backend) as made:
+        endless = asyncio.create_task(made.generate(codes(10**9)))
         await asyncio.sleep(0.01)
         endless.cancel()
         await asyncio.wait((endless,))
         assert backend.idle
-        assert await made.write(codes(2)) == (0, 1)
+        assert await made.generate(codes(2)) == (0, 1)

@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from acestep_consumer.engine.planner.grammar import MAX_CAPTION_LINES, metadata_grammar, song_grammar
-from acestep_consumer.engine.planner.metadata import FIELDS, Metadata, parse, thought, written
+from acestep_consumer.engine.planner.metadata import FIELDS, Metadata, parse, think_block, to_yaml
 from acestep_consumer.engine.planner.tokens import LmTokens
 from tests.unit.engine.planner import songs
 
@@ -19,7 +19,7 @@ Matcher = Callable[[str], xgrammar.GrammarMatcher]
 Fits = Callable[[str, str], bool]
 
 SONG = Metadata(bpm=96, caption="A quiet song.", duration=185, keyscale="Bb major", language="en", timesignature="3")
-LINES = written(SONG).split("\n")
+LINES = to_yaml(SONG).split("\n")
 # The first example compiles the rules that all grammars have in common, which takes longer than the others.
 property_based = settings(deadline=None, max_examples=50)
 
@@ -27,8 +27,8 @@ property_based = settings(deadline=None, max_examples=50)
 @pytest.fixture(scope="session")
 def matcher(tokens: LmTokens) -> Matcher:
     """A matcher at the beginning of a grammar; what is compiled is kept."""
-    known = xgrammar.TokenizerInfo.from_huggingface(tokens.tokenizer, vocab_size=len(tokens.tokenizer))
-    compiler = xgrammar.GrammarCompiler(known, max_threads=1)
+    known_fields = xgrammar.TokenizerInfo.from_huggingface(tokens.tokenizer, vocab_size=len(tokens.tokenizer))
+    compiler = xgrammar.GrammarCompiler(known_fields, max_threads=1)
     return lambda grammar: xgrammar.GrammarMatcher(compiler.compile_grammar(grammar))
 
 
@@ -50,7 +50,7 @@ def think(*lines: str) -> str:
 @property_based
 @given(song=songs.WHOLE)
 def test_every_song_fits(fits: Fits, song: Metadata) -> None:
-    assert fits(metadata_grammar(), thought(song))
+    assert fits(metadata_grammar(), think_block(song))
 
 
 @property_based
@@ -58,10 +58,12 @@ def test_every_song_fits(fits: Fits, song: Metadata) -> None:
 def test_given_fields_are_written_as_they_stand_and_as_nothing_else(
     fits: Fits, song: Metadata, fixed: Metadata
 ) -> None:
-    given_fields = {field: getattr(fixed, field) for field in fixed.known}
+    given_fields = {field: getattr(fixed, field) for field in fixed.known_fields}
     grammar = metadata_grammar(fixed)
-    assert fits(grammar, thought(replace(song, **given_fields)))
-    assert fits(grammar, thought(song)) == all(getattr(song, field) == value for field, value in given_fields.items())
+    assert fits(grammar, think_block(replace(song, **given_fields)))
+    assert fits(grammar, think_block(song)) == all(
+        getattr(song, field) == value for field, value in given_fields.items()
+    )
 
 
 @property_based
@@ -69,25 +71,25 @@ def test_given_fields_are_written_as_they_stand_and_as_nothing_else(
 def test_only_the_wanted_fields_are_written(fits: Fits, song: Metadata, fields: set[str]) -> None:
     grammar = metadata_grammar(fields=fields)
     wanted = Metadata(**{field: getattr(song, field) for field in fields})
-    assert fits(grammar, thought(wanted))
-    assert fits(grammar, thought(song)) == (wanted == song)
+    assert fits(grammar, think_block(wanted))
+    assert fits(grammar, think_block(song)) == (wanted == song)
 
 
 @property_based
 @given(song=songs.WHOLE, lyrics=songs.CAPTIONS)
 def test_a_song_with_lyrics_fits_and_is_read_back(fits: Fits, song: Metadata, lyrics: str) -> None:
     sung = replace(song, lyrics=f"[Verse]\n{lyrics}\n\n[Chorus]\nla")
-    text = f"{thought(song)}\n\n# Lyric\n{sung.lyrics}"
+    text = f"{think_block(song)}\n\n# Lyric\n{sung.lyrics}"
     assert fits(song_grammar(), text)
     assert parse(text) == sung
     assert not fits(metadata_grammar(), text)
-    assert not fits(song_grammar(), thought(song))
+    assert not fits(song_grammar(), think_block(song))
 
 
 def test_given_lyrics_are_written_as_they_stand(fits: Fits) -> None:
     grammar = song_grammar(Metadata(lyrics="[Instrumental]"))
-    assert fits(grammar, f"{thought(SONG)}\n\n# Lyric\n[Instrumental]")
-    assert not fits(grammar, f"{thought(SONG)}\n\n# Lyric\n[Verse]")
+    assert fits(grammar, f"{think_block(SONG)}\n\n# Lyric\n[Instrumental]")
+    assert not fits(grammar, f"{think_block(SONG)}\n\n# Lyric\n[Verse]")
 
 
 @pytest.mark.parametrize("max_duration_s", [10, 11, 59, 60, 99, 100, 180, 240, 299, 360, 480, 600])
@@ -103,7 +105,7 @@ def test_a_tempo_is_30_to_300(fits: Fits) -> None:
 
 
 def test_the_limit_of_a_tier_does_not_touch_a_given_duration(fits: Fits) -> None:
-    assert fits(metadata_grammar(SONG, max_duration_s=60), thought(SONG))
+    assert fits(metadata_grammar(SONG, max_duration_s=60), think_block(SONG))
 
 
 @property_based
@@ -146,7 +148,7 @@ def test_one_wrong_field_is_enough_to_be_refused(fits: Fits, wrong: str) -> None
 
 @pytest.mark.parametrize("around", ["{}\n", " {}", "{}<|audio_code_7|>", "{}{}"])
 def test_an_answer_ends_with_its_thoughts(fits: Fits, around: str) -> None:
-    assert not fits(metadata_grammar(), around.replace("{}", thought(SONG)))
+    assert not fits(metadata_grammar(), around.replace("{}", think_block(SONG)))
 
 
 @settings(property_based, max_examples=20)
@@ -157,8 +159,10 @@ def test_any_walk_along_the_allowed_tokens_ends_in_valid_metadata(
     at = matcher(metadata_grammar(fixed, max_duration_s=240))
     text = tokens.decode(walk(tokens, at, random.Random(seed)))  # noqa: S311 - a test's walk
     song = parse(text)
-    assert song.known == FIELDS
-    assert {field: getattr(song, field) for field in fixed.known} == {f: getattr(fixed, f) for f in fixed.known}
+    assert song.known_fields == FIELDS
+    assert {field: getattr(song, field) for field in fixed.known_fields} == {
+        f: getattr(fixed, f) for f in fixed.known_fields
+    }
     assert fixed.duration or 10 <= (song.duration or 0) <= 240
 
 
@@ -168,7 +172,7 @@ def test_any_walk_through_a_song_ends_in_metadata_and_lyrics(tokens: LmTokens, m
     text = tokens.decode(walk(tokens, matcher(song_grammar()), random.Random(seed)))  # noqa: S311 - a test's walk
     assume("\N{REPLACEMENT CHARACTER}" not in text)
     song = parse(text)
-    assert song.known == FIELDS
+    assert song.known_fields == FIELDS
     assert song.lyrics
 
 

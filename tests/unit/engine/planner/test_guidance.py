@@ -2,7 +2,6 @@
 """The arithmetic from logits to tokens, against plain formulas, and against what a seed promises."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 from acestep_consumer.engine.planner.backend import Sampling
-from acestep_consumer.engine.planner.guidance import MASKED, Rows, choose, exponential, guide
+from acestep_consumer.engine.planner.guidance import MASKED, RowSampling, choose, exponential, guide
 
 VOCABULARY = 3000
 PLAIN = Sampling(seed=1, temperature=1.0)
@@ -21,8 +20,8 @@ def logits_of(rows: int, seed: int = 0, columns: int = VOCABULARY) -> Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * 3
 
 
-def rows_of(*samplings: Sampling) -> Rows:
-    return Rows.of(samplings, "cpu")
+def rows_of(*samplings: Sampling) -> RowSampling:
+    return RowSampling.of(samplings, "cpu")
 
 
 def steps(*numbers: int) -> Tensor:
@@ -181,9 +180,12 @@ def test_draws_have_the_probabilities_of_the_logits() -> None:
 
 def test_draws_over_a_large_vocabulary_are_even() -> None:
     draws, columns = 640, 64_000
-    rows = rows_of(*(replace(PLAIN, seed=seed) for seed in range(draws)))
     parts = [
-        choose(torch.zeros(64, columns), rows.select(range(at, at + 64)), torch.zeros(64, dtype=torch.int64))
+        choose(
+            torch.zeros(64, columns),
+            rows_of(*(replace(PLAIN, seed=seed) for seed in range(at, at + 64))),
+            torch.zeros(64, dtype=torch.int64),
+        )
         for at in range(0, draws, 64)
     ]
     in_32nds = (torch.cat(parts) // 2000).bincount(minlength=32)
@@ -208,7 +210,7 @@ def test_a_row_does_not_depend_on_its_neighbours_bit_for_bit() -> None:
     logits, step = logits_of(24), torch.arange(24) * 3
     together = choose(logits, rows_of(*samplings), step)
     order = torch.randperm(24, generator=torch.Generator().manual_seed(3))
-    shuffled = rows_of(*samplings).select(order.tolist())
+    shuffled = rows_of(*(samplings[index] for index in order.tolist()))
     assert torch.equal(choose(logits[order], shuffled, step[order]), together[order])
     alone = [choose(logits[n : n + 1], rows_of(samplings[n]), step[n : n + 1]).item() for n in range(24)]
     assert together.tolist() == alone
@@ -268,26 +270,13 @@ def test_half_precision_logits_are_taken_as_they_are(dtype: torch.dtype) -> None
     assert torch.equal(choose(logits, rows, torch.arange(4)), choose(logits.float(), rows, torch.arange(4)))
 
 
-def samplings_of(rows: Rows) -> Sequence[tuple[float, ...]]:
-    return [tuple(column) for column in rows.settings.T.tolist()]
-
-
-def test_rows_are_selected_replaced_and_joined() -> None:
-    a, b, c = (Sampling(seed=n, temperature=n / 4, top_k=n) for n in (1, 2, 3))
-    rows = rows_of(a, b, c)
-    assert rows.select([2, 0]).samplings == (c, a)
-    assert samplings_of(rows.select([2, 0])) == samplings_of(rows_of(c, a))
-    assert rows.replace({1: c}).samplings == (a, c, c)
-    assert rows.select([0]).join([c]).seed.tolist() == [1, 3]
-    assert len(rows.select([])) == 0
-
-
-def test_rows_know_what_a_step_can_leave_out() -> None:
-    rows = rows_of(Sampling(seed=1, temperature=0, top_p=0.5), PLAIN)
-    assert (rows.greedy, rows.random, rows.nucleus, rows.penalised, rows.most) == (True, True, False, False, 0)
-    busy = rows.join([Sampling(seed=1, top_k=50, top_p=0.9, repetition_penalty=1.1)])
-    assert (busy.nucleus, busy.penalised, busy.most) == (True, True, 64)
-    assert not busy.select([0]).random
+def test_the_host_knows_which_parts_a_step_can_skip() -> None:
+    greedy = Sampling(seed=1, temperature=0, top_p=0.5)
+    rows = rows_of(greedy, PLAIN)
+    assert (rows.greedy, rows.random, rows.nucleus, rows.penalised, rows.max_top_k) == (True, True, False, False, 0)
+    busy = rows_of(greedy, PLAIN, Sampling(seed=1, top_k=50, top_p=0.9, repetition_penalty=1.1))
+    assert (busy.nucleus, busy.penalised, busy.max_top_k) == (True, True, 64)
+    assert not rows_of(greedy).random
 
 
 def chi_square(counts: Tensor, probabilities: Tensor) -> float:

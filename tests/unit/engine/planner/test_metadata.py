@@ -6,7 +6,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acestep_consumer.engine.planner.metadata import Metadata, MetadataError, parse, thought, written
+from acestep_consumer.engine.planner.metadata import Metadata, MetadataError, parse, think_block, to_yaml
 from tests.unit.engine.planner.songs import PARTS, WHOLE
 
 LONG = "A soaring synthwave anthem with gated drums, wide analogue pads and a lead that never quite comes to rest"
@@ -14,7 +14,7 @@ LONG = "A soaring synthwave anthem with gated drums, wide analogue pads and a le
 
 def test_yaml_is_sorted_bare_and_wrapped_with_an_indent() -> None:
     song = Metadata(timesignature="6", language="en", keyscale="Bb major", duration=185, caption=LONG, bpm=96)
-    assert written(song) == (
+    assert to_yaml(song) == (
         "bpm: 96\n"
         "caption: A soaring synthwave anthem with gated drums, wide analogue pads and a lead\n"
         "  that never quite comes to rest\n"
@@ -26,25 +26,25 @@ def test_yaml_is_sorted_bare_and_wrapped_with_an_indent() -> None:
 
 
 def test_only_what_is_known_is_written() -> None:
-    assert written(Metadata(bpm=96, lyrics="la")) == "bpm: 96"
-    assert written(Metadata()) == ""
-    assert thought(Metadata()) == "<think>\n</think>"
+    assert to_yaml(Metadata(bpm=96, lyrics="la")) == "bpm: 96"
+    assert to_yaml(Metadata()) == ""
+    assert think_block(Metadata()) == "<think>\n</think>"
 
 
 def test_norwegian_is_no_boolean() -> None:
-    assert written(Metadata(language="no")) == "language: 'no'"
+    assert to_yaml(Metadata(language="no")) == "language: 'no'"
     assert parse("language: 'no'").language == parse("language: no").language == "no"
 
 
 @given(PARTS)
 def test_yaml_means_to_others_what_it_means_here(song: Metadata) -> None:
-    read = yaml.safe_load(written(song)) or {}
-    assert {field: str(value) for field, value in read.items()} == {f: str(getattr(song, f)) for f in song.known}
+    read = yaml.safe_load(to_yaml(song)) or {}
+    assert {field: str(value) for field, value in read.items()} == {f: str(getattr(song, f)) for f in song.known_fields}
 
 
-@given(PARTS.filter(lambda song: bool(song.known)))
+@given(PARTS.filter(lambda song: bool(song.known_fields)))
 def test_what_was_written_is_read_back(song: Metadata) -> None:
-    assert parse(thought(song)) == song
+    assert parse(think_block(song)) == song
 
 
 @given(WHOLE, st.data())

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Offloading: where the model is before, while and after something is written."""
+"""Offloading: where the model is before, during and after a generation."""
 
 from collections.abc import Sequence
 
 import torch
 
-from acestep_consumer.engine.planner.backend import Codes, Generation, Sampling, Written
+from acestep_consumer.engine.planner.backend import CodeConstraint, Generation, Sampling, SequenceOutput
 from acestep_consumer.engine.planner.offload import OffloadedBackend
 
 
 class Model:
-    """Remembers where it was sent."""
+    """Records its moves."""
 
     def __init__(self) -> None:
         self.places: list[str] = []
@@ -29,15 +29,15 @@ class OneStep:
     def idle(self) -> bool:
         return not self.writing
 
-    def add(self, number: int, generation: Generation) -> None:
-        self.writing.append(number)
+    def add(self, sequence_id: int, generation: Generation) -> None:
+        self.writing.append(sequence_id)
 
-    def drop(self, number: int) -> None:
-        self.writing.remove(number)
+    def drop(self, sequence_id: int) -> None:
+        self.writing.remove(sequence_id)
 
-    def step(self) -> Sequence[Written]:
+    def step(self) -> Sequence[SequenceOutput]:
         done, self.writing = self.writing, []
-        return [Written(number, 1, tokens=(0,)) for number in done]
+        return [SequenceOutput(sequence_id, 1, tokens=(0,)) for sequence_id in done]
 
 
 def offloaded() -> tuple[OffloadedBackend, Model]:
@@ -46,10 +46,10 @@ def offloaded() -> tuple[OffloadedBackend, Model]:
 
 
 def generation() -> Generation:
-    return Generation(prompt=(1,), unconditional=None, constraint=Codes(1), sampling=Sampling(seed=1))
+    return Generation(prompt=(1,), unconditional=None, constraint=CodeConstraint(1), sampling=Sampling(seed=1))
 
 
-def test_the_model_waits_in_ram_and_comes_for_the_first_sequence_only() -> None:
+def test_the_model_is_in_ram_and_is_loaded_for_the_first_sequence_only() -> None:
     backend, model = offloaded()
     assert (model.places, backend.idle) == (["cpu"], True)
     backend.add(1, generation())
@@ -57,10 +57,10 @@ def test_the_model_waits_in_ram_and_comes_for_the_first_sequence_only() -> None:
     assert (model.places, backend.idle) == (["cpu", "meta"], False)
 
 
-def test_it_leaves_with_the_last_sequence_and_comes_back_for_the_next() -> None:
+def test_it_is_offloaded_after_the_last_sequence_and_loaded_for_the_next() -> None:
     backend, model = offloaded()
     backend.add(1, generation())
-    assert [news.number for news in backend.step()] == [1]
+    assert [output.sequence_id for output in backend.step()] == [1]
     assert (model.places, backend.idle) == (["cpu", "meta", "cpu"], True)
     backend.add(2, generation())
     backend.drop(2)

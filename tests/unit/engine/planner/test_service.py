@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The planner's end of the pipe: whatever becomes of an order, it is answered once."""
+"""The planner's request handler: every request is answered exactly once."""
 
 import asyncio
 from typing import Any, cast
@@ -18,14 +18,14 @@ from tests.support.waiting import eventually
 PLAN = Plan(metas=Metas())
 
 
-class ScriptedWriter:
-    """Writes what it is told to, when it is told to."""
+class ScriptedPlanner:
+    """Returns the plan, or raises the error, once ``go`` is set."""
 
     def __init__(self, ends: Exception | None = None) -> None:
         self.began, self.go = asyncio.Event(), asyncio.Event()
         self._ends = ends
 
-    async def write(self, *_: Any) -> Plan:
+    async def plan(self, *_: Any) -> Plan:
         self.began.set()
         await self.go.wait()
         if self._ends:
@@ -33,40 +33,42 @@ class ScriptedWriter:
         return PLAN
 
 
-async def served(writer: ScriptedWriter) -> tuple[PlannerService, list[FromEngine]]:
-    said: list[FromEngine] = []
-    service = PlannerService(cast("SongPlanner", writer), said.append)
-    service.take(PlanSongs(order=7, job=admitted_job()))
-    return service, said
+async def served(planner: ScriptedPlanner) -> tuple[PlannerService, list[FromEngine]]:
+    sent: list[FromEngine] = []
+    service = PlannerService(cast("SongPlanner", planner), sent.append)
+    service.handle(PlanSongs(request_id=7, job=admitted_job()))
+    return service, sent
 
 
 @pytest.mark.parametrize(
     ("ends", "answer"),
     [
-        (None, Done(order=7, result=PLAN)),
-        (PlanFailed("no"), RequestFailed(order=7, code=ErrorCode.PLAN_FAILED, reason="no")),
+        (None, Done(request_id=7, result=PLAN)),
+        (PlanFailed("no"), RequestFailed(request_id=7, code=ErrorCode.PLAN_FAILED, reason="no")),
         (
             KeyError("x"),
-            RequestFailed(order=7, code=ErrorCode.PLAN_FAILED, reason="the planner broke on this request (KeyError)"),
+            RequestFailed(
+                request_id=7, code=ErrorCode.PLAN_FAILED, reason="the planner failed on this request (KeyError)"
+            ),
         ),
     ],
     ids=["done", "failed", "a bug"],
 )
-async def test_an_order_is_answered_once(ends: Exception | None, answer: FromEngine) -> None:
-    writer = ScriptedWriter(ends)
-    _, said = await served(writer)
-    writer.go.set()
-    await eventually(lambda: said)
-    assert said == [answer]
+async def test_a_request_is_answered_once(ends: Exception | None, answer: FromEngine) -> None:
+    planner = ScriptedPlanner(ends)
+    _, sent = await served(planner)
+    planner.go.set()
+    await eventually(lambda: sent)
+    assert sent == [answer]
 
 
 @pytest.mark.parametrize("begun", [False, True], ids=["before it began", "in the middle"])
-async def test_an_order_that_is_stopped_is_answered_too(begun: bool) -> None:  # noqa: FBT001 - a table of values
-    writer = ScriptedWriter()
-    service, said = await served(writer)
+async def test_a_stopped_request_is_answered_too(begun: bool) -> None:  # noqa: FBT001 - a table of values
+    planner = ScriptedPlanner()
+    service, sent = await served(planner)
     if begun:
-        await writer.began.wait()
-    service.take(Stop(order=7))
-    await eventually(lambda: said)
-    service.take(Stop(order=7))
-    assert said == [RequestFailed(order=7, code=ErrorCode.CANCELLED, reason="stopped on request")]
+        await planner.began.wait()
+    service.handle(Stop(request_id=7))
+    await eventually(lambda: sent)
+    service.handle(Stop(request_id=7))
+    assert sent == [RequestFailed(request_id=7, code=ErrorCode.CANCELLED, reason="stopped on request")]

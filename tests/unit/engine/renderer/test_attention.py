@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention of sequences end to end against one dense mask over all of them."""
+"""Attention over concatenated sequences against one dense mask over all of them."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from acestep_consumer.engine.renderer.attention import EVERYWHERE, attend, fastest, name_of, one_by_one
+from acestep_consumer.engine.renderer.attention import NO_WINDOW, attend, fastest_kernel, name_of, sdpa_per_sequence
 
 HEADS, KEY_HEADS, DIM, SCALE = 4, 2, 8, 0.37
 
@@ -24,23 +24,23 @@ def inputs_for(queries: Lengths, keys: Lengths) -> tuple[torch.Tensor, torch.Ten
     return query, key, value
 
 
-def bounds_of(lengths: Lengths) -> torch.Tensor:
+def cu_seqlens_of(lengths: Lengths) -> torch.Tensor:
     return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
 
 
 def packed(queries: Lengths, keys: Lengths, window: int) -> torch.Tensor:
-    bounds = bounds_of(queries), bounds_of(keys), max(queries), max(keys)
-    found: torch.Tensor = attend(*inputs_for(queries, keys), *bounds, window, SCALE)
+    lengths = cu_seqlens_of(queries), cu_seqlens_of(keys), max(queries), max(keys)
+    found: torch.Tensor = attend(*inputs_for(queries, keys), *lengths, window, SCALE)
     return found
 
 
 def dense(queries: Lengths, keys: Lengths, window: int) -> torch.Tensor:
-    """Attend over everything at once, with a mask of who may see whom."""
+    """Attend over everything at once, with a mask of the allowed pairs."""
     owner, key_owner = (
         torch.repeat_interleave(torch.arange(len(each)), torch.tensor(each)) for each in (queries, keys)
     )
     mask = owner[:, None] == key_owner
-    if window != EVERYWHERE:
+    if window != NO_WINDOW:
         mask &= (torch.arange(sum(queries))[:, None] - torch.arange(sum(keys))).abs() <= window
     query, key, value = inputs_for(queries, keys)
     key, value = (part.repeat_interleave(HEADS // KEY_HEADS, dim=1) for part in (key, value))
@@ -52,19 +52,19 @@ def dense(queries: Lengths, keys: Lengths, window: int) -> torch.Tensor:
 @settings(max_examples=40, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6),
-    window=st.sampled_from([EVERYWHERE, 0, 1, 7, 38, 39, 40, 128]),
+    window=st.sampled_from([NO_WINDOW, 0, 1, 7, 38, 39, 40, 128]),
 )
-def test_a_token_sees_its_own_sequence_through_its_window(lengths: list[int], window: int) -> None:
+def test_a_token_attends_to_its_own_sequence_within_its_window(lengths: list[int], window: int) -> None:
     found = packed([*lengths, 0], [*lengths, 0], window)
     torch.testing.assert_close(found, dense(lengths, lengths, window), rtol=0, atol=1e-5)
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 30)), min_size=1, max_size=6))
-def test_a_token_hears_its_own_condition_and_all_of_it(pairs: list[tuple[int, int]]) -> None:
+def test_a_token_attends_to_its_own_condition_and_all_of_it(pairs: list[tuple[int, int]]) -> None:
     queries, keys = [list(each) for each in zip(*pairs, strict=True)]
-    found = packed([*queries, 0], [*keys, 0], EVERYWHERE)
-    torch.testing.assert_close(found, dense(queries, keys, EVERYWHERE), rtol=0, atol=1e-5)
+    found = packed([*queries, 0], [*keys, 0], NO_WINDOW)
+    torch.testing.assert_close(found, dense(queries, keys, NO_WINDOW), rtol=0, atol=1e-5)
 
 
 def test_empty_sequences_between_others_change_nothing() -> None:
@@ -73,11 +73,11 @@ def test_empty_sequences_between_others_change_nothing() -> None:
 
 
 def test_torch_accepts_the_operator_and_its_shape_for_the_compiler() -> None:
-    bounds = bounds_of([4, 3])
-    torch.library.opcheck(attend, (*inputs_for([4, 3], [4, 3]), bounds, bounds, 4, 4, 2, SCALE))
+    cu_seqlens = cu_seqlens_of([4, 3])
+    torch.library.opcheck(attend, (*inputs_for([4, 3], [4, 3]), cu_seqlens, cu_seqlens, 4, 4, 2, SCALE))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_processor_attends_one_sequence_at_a_time(dtype: torch.dtype) -> None:
-    assert fastest("cpu", None, dtype) is one_by_one
-    assert name_of(one_by_one) == "one by one"
+def test_a_cpu_attends_one_sequence_at_a_time(dtype: torch.dtype) -> None:
+    assert fastest_kernel("cpu", None, dtype) is sdpa_per_sequence
+    assert name_of(sdpa_per_sequence) == "sdpa per sequence"

@@ -79,7 +79,7 @@ def test_a_device_that_is_not_there_is_named(asked: str) -> None:
         ("mps", 8, {}, Offload()),
     ],
 )
-def test_small_cards_offload_unless_told_otherwise(
+def test_small_cards_offload_unless_set_otherwise(
     device: str, vram_gb: float, given: dict[str, Any], expected: Offload
 ) -> None:
     report = DeviceReport(device=device, name="card", vram_gb=vram_gb)

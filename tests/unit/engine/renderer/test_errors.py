@@ -30,15 +30,15 @@ def test_our_own_errors_pass_unchanged(error: ConsumerError) -> None:
     assert translate(error) is error
 
 
-def test_a_refusal_of_the_pipeline_is_told_without_its_paths() -> None:
+def test_a_refusal_of_the_pipeline_is_reported_without_its_paths() -> None:
     ours = translate(ValueError("`shift` must be > 0, got -1 in /srv/models/secret/config.json\nand more"))
     assert isinstance(ours, RenderFailed)
     assert str(ours) == "the pipeline refused the request: shift must be > 0, got -1 in …"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shape mismatch in /srv/code.py"), IndexError("x"), OSError("/srv/a")])
-def test_what_nobody_foresaw_is_told_by_its_kind_alone(error: Exception) -> None:
-    assert str(translate(error)) == f"the renderer broke on this request ({type(error).__name__})"
+def test_an_unknown_error_is_reported_by_its_type_alone(error: Exception) -> None:
+    assert str(translate(error)) == f"the renderer failed on this request ({type(error).__name__})"
 
 
 def test_a_lost_device_is_fatal() -> None:

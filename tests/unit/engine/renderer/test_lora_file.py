@@ -56,7 +56,7 @@ class TestSpellings:
         ],
         ids=["diffusers", "peft", "down and up", "no prefix", "named adapter", "dotted", "old"],
     )
-    def test_every_spelling_means_the_same(self, tmp_path: Path, key: Callable[[str, str], str]) -> None:
+    def test_every_naming_scheme_means_the_same(self, tmp_path: Path, key: Callable[[str, str], str]) -> None:
         deltas = read_lora(write_lora(tmp_path / "a.safetensors", random_lora(key=key)))
         expected = random_lora()
         assert {delta.layer for delta in deltas} == set(LAYERS)
@@ -104,13 +104,13 @@ class TestScale:
 class TestRefused:
     def test_what_is_no_safetensors_file(self, tmp_path: Path) -> None:
         (tmp_path / "a.safetensors").write_bytes(pickle.dumps({"weights": [1, 2, 3]}))
-        assert complaint(tmp_path / "a.safetensors") == "the LoRA is no safetensors file, or it is damaged"
+        assert complaint(tmp_path / "a.safetensors") == "the LoRA is not a safetensors file, or it is damaged"
         assert complaint(tmp_path / "none.safetensors") == "the LoRA's file is gone"
 
     def test_a_file_that_was_cut_off(self, tmp_path: Path) -> None:
         path = write_lora(tmp_path / "a.safetensors")
         path.write_bytes(path.read_bytes()[:-100])
-        assert complaint(path) == "the LoRA is no safetensors file, or it is damaged"
+        assert complaint(path) == "the LoRA is not a safetensors file, or it is damaged"
 
     def test_one_without_weights(self, tmp_path: Path) -> None:
         assert complaint(write_lora(tmp_path / "a.safetensors", {})) == "the LoRA is empty: the file holds no weights"
@@ -118,12 +118,12 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("key", "ending"),
         [
-            (f"{Q}.weight", "is no part of a LoRA"),
-            (f"{Q}.lora_magnitude_vector", "is no part of a LoRA: DoRA is not read"),
-            (f"{Q}.lokr_w1", "is no part of a LoRA: LoKr is not read"),
-            (f"{Q}.hada_w1_a", "is no part of a LoRA: LoHa is not read"),
-            (f"{Q}.lora_B.bias", "is no part of a LoRA"),
-            ("\x1b[2J" + "x" * 500, "is no part of a LoRA"),
+            (f"{Q}.weight", "is not part of a LoRA"),
+            (f"{Q}.lora_magnitude_vector", "is not part of a LoRA: DoRA is not supported"),
+            (f"{Q}.lokr_w1", "is not part of a LoRA: LoKr is not supported"),
+            (f"{Q}.hada_w1_a", "is not part of a LoRA: LoHa is not supported"),
+            (f"{Q}.lora_B.bias", "is not part of a LoRA"),
+            ("\x1b[2J" + "x" * 500, "is not part of a LoRA"),
         ],
     )
     def test_weights_of_another_kind_are_named(self, tmp_path: Path, key: str, ending: str) -> None:
@@ -136,10 +136,15 @@ class TestRefused:
     def test_half_of_a_pair(self, tmp_path: Path, side: str) -> None:
         tensors = pair()
         del tensors[diffusers_key(Q, side)]
-        assert complaint(write_lora(tmp_path / "a.safetensors", tensors)) == f"the LoRA has half of a pair for '{Q}'"
+        assert (
+            complaint(write_lora(tmp_path / "a.safetensors", tensors))
+            == f"the LoRA has only one of the two matrices of '{Q}'"
+        )
 
     def test_alpha_alone(self, tmp_path: Path) -> None:
-        assert "half of a pair" in complaint(write_lora(tmp_path / "a.safetensors", {f"{Q}.alpha": torch.ones(())}))
+        assert "only one of the two matrices" in complaint(
+            write_lora(tmp_path / "a.safetensors", {f"{Q}.alpha": torch.ones(())})
+        )
 
     @pytest.mark.parametrize("shape", [(3, 32), (4, 32, 1), (4,), (0, 32)])
     def test_a_pair_of_which_one_half_does_not_fit_the_other(self, tmp_path: Path, shape: tuple[int, ...]) -> None:
@@ -158,20 +163,20 @@ class TestRefused:
         tensors = {name: tensor.to(precision) for name, tensor in pair().items()}
         assert "neither 16-bit nor 32-bit" in complaint(write_lora(tmp_path / "a.safetensors", tensors))
 
-    def test_one_layer_in_two_spellings(self, tmp_path: Path) -> None:
+    def test_one_layer_under_two_names(self, tmp_path: Path) -> None:
         twice = {**pair(), **pair(key=down_up_key)}
-        assert complaint(write_lora(tmp_path / "a.safetensors", twice)).endswith("twice, in two spellings")
+        assert complaint(write_lora(tmp_path / "a.safetensors", twice)).endswith("under two names")
         twice = {**pair(), **pair(key=peft_key)}
-        assert complaint(write_lora(tmp_path / "a.safetensors", twice)).endswith("twice, in two spellings")
+        assert complaint(write_lora(tmp_path / "a.safetensors", twice)).endswith("in two ways")
 
     @pytest.mark.parametrize(
         ("config", "said"),
         [
-            ({"peft_type": "LOKR"}, "'peft_type' is not LORA, and other adapters are not read"),
-            ({"use_dora": True}, "'use_dora' is on, and DoRA is not read"),
+            ({"peft_type": "LOKR"}, "'peft_type' is not LORA; other adapters are not supported"),
+            ({"use_dora": True}, "'use_dora' is on; DoRA is not supported"),
             ({"lora_alpha": "much"}, "'lora_alpha' is malformed"),
             ({"lora_alpha": float("inf")}, "'lora_alpha' is malformed"),
-            ({"alpha_pattern": {"(a+)+b": 2}}, "is a regular expression, which is not read"),
+            ({"alpha_pattern": {"(a+)+b": 2}}, "is a regular expression: not supported"),
         ],
     )
     def test_a_configuration_that_cannot_be_followed(self, tmp_path: Path, config: dict[str, Any], said: str) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is on the card, and when."""
+"""Which module is on the device, and when."""
 
 from typing import Any
 
@@ -10,50 +10,50 @@ from acestep_consumer.engine.renderer.offload import ModuleSwapper
 CARD = torch.device("meta")
 
 
-class Traveller(torch.nn.Module):
-    """Writes down where it is sent, and stays on the CPU."""
+class RecordingModule(torch.nn.Module):
+    """Records its moves and calls, and stays on the CPU."""
 
-    def __init__(self, name: str, diary: list[str]) -> None:
+    def __init__(self, name: str, calls: list[str]) -> None:
         super().__init__()
         self.name = name
-        self.diary = diary
+        self.calls = calls
 
-    def to(self, device: Any) -> "Traveller":  # type: ignore[override]  # the one form that is used
-        self.diary.append(f"{self.name} to {torch.device(device).type}")
+    def to(self, device: Any) -> "RecordingModule":  # type: ignore[override]  # the one form that is used
+        self.calls.append(f"{self.name} to {torch.device(device).type}")
         return self
 
     def forward(self, number: int) -> int:
-        self.diary.append(f"{self.name} works")
+        self.calls.append(f"{self.name} works")
         return number + 1
 
 
-def card_of(*modules: torch.nn.Module) -> ModuleSwapper:
-    card = ModuleSwapper(CARD)
+def swapper_of(*modules: torch.nn.Module) -> ModuleSwapper:
+    swapper = ModuleSwapper(CARD)
     for module in modules:
-        card.adopt(module)
-    return card
+        swapper.register(module)
+    return swapper
 
 
-def test_a_module_that_two_models_share_is_adopted_once() -> None:
-    diary: list[str] = []
-    encoder = Traveller("encoder", diary)
-    card = card_of(encoder, encoder)
-    assert diary == ["encoder to cpu"]
+def test_a_module_that_two_models_share_is_registered_once() -> None:
+    calls: list[str] = []
+    encoder = RecordingModule("encoder", calls)
+    swapper = swapper_of(encoder, encoder)
+    assert calls == ["encoder to cpu"]
     encoder(1)
-    card.clear()
-    assert diary == ["encoder to cpu", "encoder to meta", "encoder works", "encoder to cpu"]
+    swapper.unload()
+    assert calls == ["encoder to cpu", "encoder to meta", "encoder works", "encoder to cpu"]
 
 
-def test_a_module_comes_when_it_is_called_and_leaves_when_another_is() -> None:
-    diary: list[str] = []
-    encoder, dit = Traveller("encoder", diary), Traveller("dit", diary)
-    card = card_of(encoder, dit)
-    assert diary == ["encoder to cpu", "dit to cpu"]
-    diary.clear()
+def test_a_module_is_loaded_when_it_is_called_and_unloaded_when_another_is() -> None:
+    calls: list[str] = []
+    encoder, dit = RecordingModule("encoder", calls), RecordingModule("dit", calls)
+    swapper = swapper_of(encoder, dit)
+    assert calls == ["encoder to cpu", "dit to cpu"]
+    calls.clear()
     assert (encoder(1), dit(2), dit(3)) == (2, 3, 4)
-    card.clear()
-    card.clear()
-    assert diary == [
+    swapper.unload()
+    swapper.unload()
+    assert calls == [
         "encoder to meta",
         "encoder works",
         "encoder to cpu",
@@ -65,23 +65,23 @@ def test_a_module_comes_when_it_is_called_and_leaves_when_another_is() -> None:
 
 
 def test_a_module_can_be_brought_without_being_called() -> None:
-    diary: list[str] = []
-    tokenizer = Traveller("tokenizer", diary)
-    card_of(tokenizer).admit(tokenizer)
-    assert diary[-1] == "tokenizer to meta"
+    calls: list[str] = []
+    tokenizer = RecordingModule("tokenizer", calls)
+    swapper_of(tokenizer).load(tokenizer)
+    assert calls[-1] == "tokenizer to meta"
 
 
 def test_diffusers_can_see_where_a_call_belongs() -> None:
-    module = Traveller("dit", [])
-    card_of(module)
+    module = RecordingModule("dit", [])
+    swapper_of(module)
     assert getattr(module, "_hf_hook").execution_device == CARD  # noqa: B009 - set by accelerate, unknown to the type
 
 
-def test_a_module_that_was_not_adopted_stays_where_it_is_and_the_others_make_room_for_it() -> None:
-    diary: list[str] = []
-    encoder, dit = Traveller("encoder", diary), Traveller("dit", diary)
-    card = card_of(encoder)
+def test_an_unregistered_module_stays_where_it_is_and_the_loaded_one_is_unloaded() -> None:
+    calls: list[str] = []
+    encoder, dit = RecordingModule("encoder", calls), RecordingModule("dit", calls)
+    swapper = swapper_of(encoder)
     encoder(1)
-    card.admit(dit)
-    card.clear()
-    assert diary == ["encoder to cpu", "encoder to meta", "encoder works", "encoder to cpu"]
+    swapper.load(dit)
+    swapper.unload()
+    assert calls == ["encoder to cpu", "encoder to meta", "encoder works", "encoder to cpu"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The geometry of packs, for voices of any lengths."""
+"""The geometry of packs, for branches of any lengths."""
 
 from itertools import accumulate, pairwise
 
@@ -23,13 +23,13 @@ def packed(frames: list[int], patch: int, conditions: list[int] | None = None) -
 
 
 def parts_for(frames: list[int]) -> list[torch.Tensor]:
-    """Number every frame of every voice, starting above the zero that fills odd ends."""
+    """Number every frame of every branch, starting above the zero that fills odd ends."""
     numbers = 1 + torch.arange(sum(frames) * CHANNELS, dtype=torch.float32).reshape(-1, CHANNELS)
     return list(torch.split(numbers, frames))
 
 
 @given(frame_counts, patches)
-def test_what_was_joined_is_split_into_the_same(frames: list[int], patch: int) -> None:
+def test_split_undoes_join(frames: list[int], patch: int) -> None:
     pack, parts = packed(frames, patch), parts_for(frames)
     joined = pack.join(parts)
     assert joined.shape == (pack.tokens * patch, CHANNELS)
@@ -38,33 +38,33 @@ def test_what_was_joined_is_split_into_the_same(frames: list[int], patch: int) -
 
 
 @given(frame_counts, patches)
-def test_no_token_holds_frames_of_two_voices_and_only_zeros_are_added(frames: list[int], patch: int) -> None:
+def test_no_token_holds_frames_of_two_branches_and_only_zeros_are_added(frames: list[int], patch: int) -> None:
     pack = packed(frames, patch)
     names = [torch.full((count, 1), index + 1.0) for index, count in enumerate(frames)]
     tokens = pack.join(names).reshape(-1, patch)
-    for token, voice in zip(tokens, pack.geometry.voice, strict=True):
-        assert set(token.tolist()) <= {0.0, voice.item() + 1.0}
-        assert token[0] == voice + 1
+    for token, branch in zip(tokens, pack.geometry.branch, strict=True):
+        assert set(token.tolist()) <= {0.0, branch.item() + 1.0}
+        assert token[0] == branch + 1
     assert (tokens != 0).sum() == sum(frames)
 
 
 @given(frame_counts, patches, st.data())
-def test_bounds_voices_and_positions_tell_the_same_story(frames: list[int], patch: int, data: st.DataObject) -> None:
+def test_lengths_branches_and_positions_are_consistent(frames: list[int], patch: int, data: st.DataObject) -> None:
     conditions = data.draw(st.lists(st.integers(1, 90), min_size=len(frames), max_size=len(frames)))
     geometry = packed(frames, patch, conditions).geometry
     lengths = tokens_of(frames, patch)
-    assert geometry.bounds.tolist() == [0, *accumulate(lengths), sum(lengths)]
-    assert geometry.condition_bounds.tolist() == [0, *accumulate(conditions), sum(conditions)]
-    assert geometry.bounds.dtype == geometry.condition_bounds.dtype == torch.int32
-    assert (geometry.longest, geometry.longest_condition) == (max(lengths), max(conditions))
-    assert len(geometry.voice) == len(geometry.cos) == len(geometry.sin) == sum(lengths)
-    for voice, (start, end) in enumerate(pairwise(geometry.bounds.tolist())):
-        assert set(geometry.voice[start:end].tolist()) <= {voice}
+    assert geometry.cu_seqlens.tolist() == [0, *accumulate(lengths), sum(lengths)]
+    assert geometry.condition_cu_seqlens.tolist() == [0, *accumulate(conditions), sum(conditions)]
+    assert geometry.cu_seqlens.dtype == geometry.condition_cu_seqlens.dtype == torch.int32
+    assert (geometry.max_seqlen, geometry.condition_max_seqlen) == (max(lengths), max(conditions))
+    assert len(geometry.branch) == len(geometry.cos) == len(geometry.sin) == sum(lengths)
+    for branch, (start, end) in enumerate(pairwise(geometry.cu_seqlens.tolist())):
+        assert set(geometry.branch[start:end].tolist()) <= {branch}
 
 
 @settings(max_examples=30)
 @given(frame_counts, patches)
-def test_each_voice_counts_its_positions_from_the_start_as_it_does_alone(frames: list[int], patch: int) -> None:
+def test_each_branch_counts_its_positions_from_the_start_as_it_does_alone(frames: list[int], patch: int) -> None:
     geometry = packed(frames, patch).geometry
     alone = [packed([count], patch).geometry for count in frames]
     assert torch.equal(geometry.cos, torch.cat([each.cos for each in alone]))
@@ -78,8 +78,8 @@ def test_an_odd_frame_has_a_token_of_its_own(frames: int, patch: int, tokens: in
     assert tokens_of([frames], patch) == [tokens]
 
 
-def test_the_last_voice_is_empty() -> None:
-    """The compiler would treat a pack of one voice as a special case; there is always a second one."""
+def test_the_last_branch_is_empty() -> None:
+    """The compiler would treat a pack of one branch as a special case; there is always a second one."""
     geometry = packed([26], 2).geometry
-    assert geometry.bounds.tolist() == [0, 13, 13]
-    assert geometry.condition_bounds.tolist() == [0, 5, 5]
+    assert geometry.cu_seqlens.tolist() == [0, 13, 13]
+    assert geometry.condition_cu_seqlens.tolist() == [0, 5, 5]

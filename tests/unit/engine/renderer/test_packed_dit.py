@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The packed DiT against diffusers' own forward pass, voice by voice, and how often it is compiled."""
+"""The packed DiT against diffusers' own forward pass, branch by branch, and how often it is compiled."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from acestep_consumer.engine.renderer.cuda_graphs import allow_many_kinds
+from acestep_consumer.engine.renderer.cuda_graphs import raise_recompile_limit
 from acestep_consumer.engine.renderer.packed_dit import PackedDit
 from acestep_consumer.engine.testing import tiny_checkpoint
 
@@ -20,8 +20,8 @@ LENGTHS = [[1], [2], [26], [13, 13], ODD, BEYOND_THE_WINDOW]
 
 
 @dataclass(frozen=True)
-class Voice:
-    """What one pass through the DiT reads."""
+class Branch:
+    """Inputs of one pass through the DiT."""
 
     latents: torch.Tensor
     context: torch.Tensor
@@ -46,11 +46,11 @@ def packed(plain: Any) -> PackedDit:
     return PackedDit(plain)
 
 
-def voices_of(frames: Sequence[int]) -> list[Voice]:
-    """Make voices with conditions of different lengths and with different time steps."""
+def branches_of(frames: Sequence[int]) -> list[Branch]:
+    """Make branches with conditions of different lengths and with different time steps."""
     noise = torch.Generator().manual_seed(len(frames))
     return [
-        Voice(
+        Branch(
             torch.randn(count, CHANNELS, generator=noise),
             torch.randn(count, 2 * CHANNELS, generator=noise),
             torch.randn(3 + 5 * index, WIDTH, generator=noise),
@@ -60,89 +60,89 @@ def voices_of(frames: Sequence[int]) -> list[Voice]:
     ]
 
 
-def packed_velocities(dit: PackedDit, voices: Sequence[Voice]) -> list[torch.Tensor]:
-    conditions = dit.conditions([voice.states for voice in voices])
-    pack = dit.lay_out([len(voice.latents) for voice in voices], conditions)
+def packed_velocities(dit: PackedDit, branches: Sequence[Branch]) -> list[torch.Tensor]:
+    conditions = dit.conditions([branch.states for branch in branches])
+    pack = dit.lay_out([len(branch.latents) for branch in branches], conditions)
     flow = dit.velocities(
         pack,
-        pack.join([voice.latents for voice in voices]),
-        pack.join([voice.context for voice in voices]),
-        torch.cat([condition.memory for condition in conditions], dim=2),
-        torch.tensor([*(voice.time for voice in voices), 0.0]),
+        pack.join([branch.latents for branch in branches]),
+        pack.join([branch.context for branch in branches]),
+        torch.cat([condition.kv for condition in conditions], dim=2),
+        torch.tensor([*(branch.time for branch in branches), 0.0]),
     )
     return pack.split(flow)
 
 
-def plain_velocity(dit: Any, voice: Voice) -> torch.Tensor:
-    time = torch.tensor([voice.time])
+def plain_velocity(dit: Any, branch: Branch) -> torch.Tensor:
+    time = torch.tensor([branch.time])
     flow: torch.Tensor = dit(
-        hidden_states=voice.latents[None],
+        hidden_states=branch.latents[None],
         timestep=time,
         timestep_r=time,
-        encoder_hidden_states=voice.states[None],
-        context_latents=voice.context[None],
+        encoder_hidden_states=branch.states[None],
+        context_latents=branch.context[None],
         return_dict=False,
     )[0]
     return flow[0]
 
 
 @pytest.mark.parametrize("frames", LENGTHS, ids=str)
-def test_each_voice_gets_the_velocity_that_diffusers_predicts_for_it_alone(
+def test_each_branch_gets_the_velocity_that_diffusers_predicts_for_it_alone(
     frames: list[int], packed: PackedDit, plain: Any
 ) -> None:
-    voices = voices_of(frames)
-    for voice, found in zip(voices, packed_velocities(packed, voices), strict=True):
-        assert found.shape == voice.latents.shape
-        torch.testing.assert_close(found, plain_velocity(plain, voice), rtol=0, atol=1e-5)
+    branches = branches_of(frames)
+    for branch, found in zip(branches, packed_velocities(packed, branches), strict=True):
+        assert found.shape == branch.latents.shape
+        torch.testing.assert_close(found, plain_velocity(plain, branch), rtol=0, atol=1e-5)
 
 
-def test_a_voices_time_is_its_own(packed: PackedDit) -> None:
-    """Another time for one voice changes that voice and no other."""
-    voices = voices_of(ODD)
-    before = packed_velocities(packed, voices)
+def test_a_branches_time_is_its_own(packed: PackedDit) -> None:
+    """Another time for one branch changes that branch and no other."""
+    branches = branches_of(ODD)
+    before = packed_velocities(packed, branches)
     later = [
-        Voice(each.latents, each.context, each.states, 0.01 if index == 3 else each.time)
-        for index, each in enumerate(voices)
+        Branch(each.latents, each.context, each.states, 0.01 if index == 3 else each.time)
+        for index, each in enumerate(branches)
     ]
     after = packed_velocities(packed, later)
     for index, (one, other) in enumerate(zip(before, after, strict=True)):
         assert torch.allclose(one, other, rtol=0, atol=1e-6) == (index != 3)
 
 
-def test_one_token_of_a_repeated_condition_is_heard_as_all_of_them(packed: PackedDit) -> None:
+def test_one_token_of_a_repeated_condition_equals_all_of_them(packed: PackedDit) -> None:
     """The empty condition of guidance is one vector for each token: one token says the same."""
-    (voice,) = voices_of([40])
-    null = voice.states[:1]
-    short, long = (Voice(voice.latents, voice.context, states, 0.5) for states in (null, null.expand(300, -1)))
+    (branch,) = branches_of([40])
+    null = branch.states[:1]
+    short, long = (Branch(branch.latents, branch.context, states, 0.5) for states in (null, null.expand(300, -1)))
     (one,), (other,) = (packed_velocities(packed, [each]) for each in (short, long))
     torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
-def test_a_condition_keeps_no_others_memory(packed: PackedDit) -> None:
-    """A song that leaves early frees what it heard, though all conditions were prepared in one go."""
+def test_a_condition_does_not_keep_the_memory_of_others(packed: PackedDit) -> None:
+    """A song that leaves early frees its keys and values, though all conditions were computed together."""
     for condition, tokens in zip(
         packed.conditions([torch.zeros(count, WIDTH) for count in (5, 90)]), (5, 90), strict=True
     ):
         assert condition.tokens == tokens
-        assert condition.memory.untyped_storage().nbytes() == condition.memory.numel() * condition.memory.itemsize
+        assert condition.kv.untyped_storage().nbytes() == condition.kv.numel() * condition.kv.itemsize
 
 
-def test_two_kinds_of_blocks_are_compiled_once_for_every_composition(plain: Any) -> None:
+def test_two_kinds_of_blocks_are_compiled_once_for_every_batch(plain: Any) -> None:
     """One song, equal songs, many songs, songs of one token each: nothing is compiled a second time.
 
     Only a pack that is a single token, a lone song of 0.08 seconds, would be.
     """
-    allow_many_kinds()
+    raise_recompile_limit()
     dit, counter = PackedDit(plain), CompileCounter()
     dit.compile(backend=counter)
     try:
         with torch.no_grad():
-            packed_velocities(dit, voices_of([300, 44]))
+            packed_velocities(dit, branches_of([300, 44]))
             assert counter.frame_count == len({block.window for block in dit._blocks}) == 2
             for frames in ([26], [26, 26], [2, 2], [1, 1, 1], *LENGTHS[2:], [300, 44], [3]):
-                voices = voices_of(frames)
-                for voice, found in zip(voices, packed_velocities(dit, voices), strict=True):
-                    torch.testing.assert_close(found, plain_velocity(plain, voice), rtol=0, atol=1e-5)
+                branches = branches_of(frames)
+                for branch, found in zip(branches, packed_velocities(dit, branches), strict=True):
+                    torch.testing.assert_close(found, plain_velocity(plain, branch), rtol=0, atol=1e-5)
             assert counter.frame_count == 2
     finally:
         torch.compiler.reset()

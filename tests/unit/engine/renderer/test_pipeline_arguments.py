@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from acestep_consumer.domain.errors import LimitExceeded, RenderFailed
-from acestep_consumer.domain.job import Job, LoadedModel, Plan, Variant
+from acestep_consumer.domain.job import Job, LoadedModel, Plan
+from acestep_consumer.domain.tasks import Variant
 from acestep_consumer.engine.renderer.pipeline_arguments import (
     DecodedInputs,
     PipelineArguments,

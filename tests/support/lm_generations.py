@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acestep_consumer.engine.planner.backend import Backend, Codes, Generation, Sampling, Text, Written
+from acestep_consumer.engine.planner.backend import (
+    Backend,
+    CodeConstraint,
+    Generation,
+    Sampling,
+    SequenceOutput,
+    TextConstraint,
+)
 
 GRAMMAR = 'root ::= "bpm: " [1-9] [0-9] [0-9]? "\\nkey: " [A-G] ("#" | "b")? " " ("major" | "minor") "\\n"'
 WRITTEN_BY_GRAMMAR = re.compile(r"bpm: [1-9][0-9]{1,2}\nkey: [A-G][#b]? (major|minor)\n")
@@ -28,14 +35,14 @@ def song(seed: int, *, count: int = 20, length: int = 30, guided: bool = True, *
     return Generation(
         prompt=prompt(length, seed),
         unconditional=prompt(max(1, length // 3), seed + 1000) if guided else None,
-        constraint=Codes(count),
+        constraint=CodeConstraint(count),
         sampling=Sampling(seed=seed, cfg_scale=2.0 if guided else 1.0, **{"top_p": 0.9, **sampling}),
     )
 
 
 def text(seed: int, *, max_tokens: int = 60, grammar: str | None = GRAMMAR, **sampling: Any) -> Generation:
     """A text as the grammar has it, if there is one."""
-    return replace(song(seed, **sampling), constraint=Text(grammar, max_tokens))
+    return replace(song(seed, **sampling), constraint=TextConstraint(grammar, max_tokens))
 
 
 def mixture() -> list[Generation]:
@@ -52,13 +59,13 @@ def mixture() -> list[Generation]:
     ]
 
 
-def finish(backend: Backend, found: dict[int, Written] | None = None) -> dict[int, Written]:
+def finish(backend: Backend, found: dict[int, SequenceOutput] | None = None) -> dict[int, SequenceOutput]:
     """Step until nothing is left; the last news of each sequence."""
     last = dict(found or {})
     for _ in range(STEPS):
         if backend.idle:
             return last
-        last.update((news.number, news) for news in backend.step())
+        last.update((news.sequence_id, news) for news in backend.step())
     raise AssertionError("the backend does not come to an end")
 
 

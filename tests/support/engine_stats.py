@@ -11,15 +11,15 @@ _PLAUSIBLE = EngineStats(
     busy_s=5,
     songs_done=4,
     audio_s=120,
-    in_hand=3,
+    pending=3,
     songs_in_pack=2,
     tokens_in_pack=750,
     memory_gb=12.5,
     memory_limit_gb=40,
-    squeezes=1,
+    reductions=1,
 )
 
 
-def vitals(**fields: Any) -> EngineStats:
+def engine_stats(**fields: Any) -> EngineStats:
     """Return vitals with these fields."""
     return replace(_PLAUSIBLE, **fields)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``submit``: publish one request and say what it can expect; on demand wait with a progress bar, and download."""
+"""Publishes one request and prints its position and expected time; waits and downloads on demand."""
 
 import asyncio
 import json
@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from acestep_consumer.client import Client, ClientError, DownloadFailed, Job, Outlook
-from acestep_consumer.commands.errors import refused
-from acestep_consumer.commands.terminal import hush_libraries, seconds
+from acestep_consumer.commands.base import print_client_error, print_error, print_warning
+from acestep_consumer.commands.terminal import plural, seconds, silence_amqp_libraries
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.settings import Settings
 from acestep_schemas.events import JobCompleted, JobProgress, JobStarted, TerminalEvent
@@ -21,33 +21,35 @@ from acestep_schemas.events import JobCompleted, JobProgress, JobStarted, Termin
 
 @dataclass(frozen=True, slots=True)
 class SubmitOptions:
-    """What the flags say."""
+    """The request and the options. ``expires_s``: longest wait in the queue; ``timeout_s``: for the result; seconds."""
 
     body: Mapping[str, object]
     priority: int
+    expires_s: float | None
     wait: bool
+    timeout_s: float | None
     download: Path | None
     as_json: bool
 
 
-async def submit(settings: Settings, order: SubmitOptions, note: Console) -> Exit:
-    """Publish, and stay until the job ends when asked to."""
-    hush_libraries()
+async def submit(settings: Settings, options: SubmitOptions, note: Console) -> Exit:
+    """Publish the request; with ``wait``, follow the job until it ends."""
+    silence_amqp_libraries()
     try:
         async with Client(settings.broker.every_url.get_secret_value(), storage=settings.storage) as client:
-            if order.wait:
-                job = await client.start(order.body, priority=order.priority)
-                return await _stay(client, job, order, note)
-            task_id = await client.submit(order.body, priority=order.priority)
-            await _leave(client, task_id, order, note)
+            if options.wait:
+                job = await client.start(options.body, priority=options.priority, expiration_s=options.expires_s)
+                return await _wait(client, job, options, note)
+            task_id = await client.submit(options.body, priority=options.priority, expiration_s=options.expires_s)
+            await _report_accepted(client, task_id, options, note)
     except ClientError as error:
-        return refused(error, note)
+        return print_client_error(error, note)
     return Exit.DONE
 
 
-async def _leave(client: Client, task_id: str, order: SubmitOptions, note: Console) -> None:
-    """Print the id, and what the request can expect where somebody reads it: a script's loop is not kept waiting."""
-    if order.as_json:
+async def _report_accepted(client: Client, task_id: str, options: SubmitOptions, note: Console) -> None:
+    """Print the id, and on a terminal the estimate: a script that submits many is not kept waiting for it."""
+    if options.as_json:
         try:
             outlook = await client.outlook()
         except asyncio.CancelledError:
@@ -61,44 +63,52 @@ async def _leave(client: Client, task_id: str, order: SubmitOptions, note: Conso
         note.print(in_words(await client.outlook()), style="dim", markup=False, soft_wrap=True)
 
 
-async def _stay(client: Client, job: Job, order: SubmitOptions, note: Console) -> Exit:
+async def _wait(client: Client, job: Job, options: SubmitOptions, note: Console) -> Exit:
     note.print(f"accepted as {job.task_id}", markup=False, soft_wrap=True)
     try:
         note.print(in_words(await client.outlook()), style="dim", markup=False, soft_wrap=True)
-        event = await _follow(job, note)
+        async with asyncio.timeout(options.timeout_s):
+            event = await _follow(job, note)
+    except TimeoutError:
+        print_error(f"no result within {options.timeout_s:g} s", note)
+        _print_how_to_follow(job, note)
+        return Exit.JOB_FAILED
     except asyncio.CancelledError:
-        note.print(f"the job goes on; `acestep-consumer watch {job.task_id}` follows it", markup=False, soft_wrap=True)
+        _print_how_to_follow(job, note)
         raise
-    if order.as_json:
+    if options.as_json:
         sys.stdout.write(event.model_dump_json() + "\n")
     if not isinstance(event, JobCompleted):
-        note.print(
-            f"{event.data.status}: {event.data.error.code}: {event.data.error.message}",
-            style="red",
-            markup=False,
-            soft_wrap=True,
-        )
+        error = event.data.error
+        # The code of a cancelled job is "cancelled".
+        code = "" if str(error.code) == event.data.status else f" ({error.code})"
+        print_error(f"job {event.data.status}{code}: {error.message}", note)
         return Exit.JOB_FAILED
-    _tell(event, note)
-    return await _download(job, order.download, note) if order.download and event.data.audios else Exit.DONE
+    _print_result(event, note)
+    return await _download(job, options.download, note) if options.download and event.data.audios else Exit.DONE
+
+
+def _print_how_to_follow(job: Job, note: Console) -> None:
+    note.print(
+        f"The job is not cancelled. Follow it with: acestep-consumer watch {job.task_id}", markup=False, soft_wrap=True
+    )
 
 
 def in_words(outlook: Outlook) -> str:
-    """Return what can be expected as one line, such as ``number 3 in the queue; songs in about 40 s (2 workers)``."""
+    """Return an estimate as one line: ``position 3 in the queue; songs in about 40 s (…)``."""
     parts = []
     if outlook.position is not None:
-        parts.append(f"number {outlook.position:,} in the queue" if outlook.position else "in a worker's hands")
+        parts.append(f"position {outlook.position:,} in the queue" if outlook.position else "taken by a worker")
     if outlook.expected_s is not None:
-        workers = "1 worker" if outlook.workers == 1 else f"{outlook.workers:,} workers"
-        jobs = "1 job" if outlook.in_hand == 1 else f"{outlook.in_hand or 0:,} jobs"
-        parts.append(f"songs in about {seconds(outlook.expected_s)} ({workers}, {jobs} in hand)")
+        jobs = f"{plural(outlook.workers or 0, 'worker')}, {plural(outlook.in_hand or 0, 'job')} in progress"
+        parts.append(f"songs in about {seconds(outlook.expected_s)} ({jobs})")
     if outlook.note is not None:
         parts.append(outlook.note)
     return "; ".join(parts)
 
 
 async def _follow(job: Job, note: Console) -> TerminalEvent:
-    """Draw the bar until the terminal event."""
+    """Show a progress bar until the terminal event, and return that."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -114,20 +124,20 @@ async def _follow(job: Job, note: Console) -> TerminalEvent:
                 case JobProgress(data=data):
                     bar.update(task, completed=data.progress, description=data.stage)
                 case _:
-                    bar.update(task, completed=1.0, description=event.data.status)
+                    bar.update(task, completed=1.0, description=str(event.state))
     return await job.wait()
 
 
-def _tell(event: JobCompleted, note: Console) -> None:
+def _print_result(event: JobCompleted, note: Console) -> None:
     data = event.data
     for change in data.policy.adjustments:
         note.print(
-            f"adjusted {change.field}: {change.requested} -> {change.applied} ({change.reason})",
+            f"adjusted {change.field} from {change.requested} to {change.applied}: {change.reason}",
             markup=False,
             soft_wrap=True,
         )
     for warning in data.warnings:
-        note.print(f"warning: {warning}", markup=False, soft_wrap=True)
+        print_warning(warning, note)
     for audio in data.audios:
         note.print(f"{audio.uri}  {audio.duration_s:g} s  seed {audio.seed}", markup=False, soft_wrap=True)
 
@@ -137,6 +147,6 @@ async def _download(job: Job, folder: Path, note: Console) -> Exit:
         for path in await job.result(folder):
             note.print(f"saved {path}", markup=False, soft_wrap=True)
     except DownloadFailed as error:
-        note.print(f"download: {error}", style="red", markup=False, soft_wrap=True)
+        print_error(f"download failed: {error}", note)
         return Exit.UNREACHABLE
     return Exit.DONE

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A fleet and its workers as processes: signals, deaths, restarts, exit codes, and two real workers on one queue."""
+"""The workers of ``run --gpus`` and their parent as processes: signals, deaths, restarts, two real workers."""
 
 import asyncio
 import json
@@ -19,9 +19,9 @@ from acestep_consumer.client import Client
 from acestep_schemas.events import JobCompleted, JobEvent, JobStarted, WorkerEvent
 from infra.local.process import tail
 from tests.support.command import run_command
-from tests.support.fleet import FleetProcess
 from tests.support.waiting import eventually
 from tests.support.worker import COMMAND
+from tests.support.worker_group import WorkerGroupProcess
 
 DOUBLE = [sys.executable, "-m", "tests.support.worker_double"]
 LOAD_S = 120.0
@@ -30,15 +30,15 @@ QUICK = {"audio_duration": 10, "inference_steps": 4}
 SLOW = {"audio_duration": 30, "inference_steps": 30}
 
 
-def seat(folder: Path, name: str, what: str = "drain", **variables: str) -> dict[str, dict[str, str]]:
-    """A seat for a double that does ``what``."""
+def double(folder: Path, name: str, what: str = "drain", **variables: str) -> dict[str, dict[str, str]]:
+    """The placement of a double that does ``what``."""
     notes, release = folder / f"{name}.notes", folder / "release"
     return {name: {"DOUBLE": what, "NOTES": str(notes), "RELEASE": str(release), **variables}}
 
 
-def fleet_of(folder: Path, *seats: dict[str, dict[str, str]], **options: Any) -> FleetProcess:
-    places = {name: environment for each in seats for name, environment in each.items()}
-    return FleetProcess(folder, DOUBLE, places, {}, **options)
+def group_of(folder: Path, *doubles: dict[str, dict[str, str]], **options: Any) -> WorkerGroupProcess:
+    placements = {name: environment for each in doubles for name, environment in each.items()}
+    return WorkerGroupProcess(folder, DOUBLE, placements, {}, **options)
 
 
 def notes(folder: Path, name: str) -> list[str]:
@@ -47,14 +47,14 @@ def notes(folder: Path, name: str) -> list[str]:
     return file.read_text().split() if file.exists() else []
 
 
-async def all_up(fleet: FleetProcess, count: int) -> None:
+async def all_up(group: WorkerGroupProcess, count: int) -> None:
     """Wait until this many workers have come up."""
-    await eventually(lambda: fleet.log.read_text().count("up\n") == count)
+    await eventually(lambda: group.log.read_text().count("up\n") == count)
 
 
-async def exit_code(fleet: FleetProcess) -> int | None:
-    await eventually(lambda: not fleet.process.running())
-    return fleet.process.returncode()
+async def exit_code(group: WorkerGroupProcess) -> int | None:
+    await eventually(lambda: not group.process.running())
+    return group.process.returncode()
 
 
 def signals_held_for(pid: int) -> int:
@@ -63,131 +63,131 @@ def signals_held_for(pid: int) -> int:
 
 
 async def test_a_ctrl_c_of_the_terminal_reaches_each_worker_once_and_so_does_the_second(tmp_path: Path) -> None:
-    with fleet_of(tmp_path, seat(tmp_path, "gpu0"), seat(tmp_path, "gpu1")) as fleet:
-        await all_up(fleet, 2)
+    with group_of(tmp_path, double(tmp_path, "gpu0"), double(tmp_path, "gpu1")) as group:
+        await all_up(group, 2)
         for times in (1, 2):
-            os.killpg(fleet.process.id.pid, signal.SIGINT)
+            os.killpg(group.process.id.pid, signal.SIGINT)
             await eventually(lambda: notes(tmp_path, "gpu0") == notes(tmp_path, "gpu1") == ["SIGINT"] * times)  # noqa: B023 - awaited before the next turn
         (tmp_path / "release").touch()
-        assert await exit_code(fleet) == 0
+        assert await exit_code(group) == 0
     assert notes(tmp_path, "gpu0") == notes(tmp_path, "gpu1") == ["SIGINT", "SIGINT"]
 
 
 async def test_sigterm_waits_for_every_worker_and_ends_with_0(tmp_path: Path) -> None:
-    at_once = seat(tmp_path, "gpu1", "drain", RELEASE=str(tmp_path))
-    with fleet_of(tmp_path, seat(tmp_path, "gpu0"), at_once) as fleet:
-        await all_up(fleet, 2)
-        os.kill(fleet.process.id.pid, signal.SIGTERM)
-        await eventually(lambda: fleet.log.read_text().count("left\n") == 1)
-        assert fleet.process.running()
+    at_once = double(tmp_path, "gpu1", "drain", RELEASE=str(tmp_path))
+    with group_of(tmp_path, double(tmp_path, "gpu0"), at_once) as group:
+        await all_up(group, 2)
+        os.kill(group.process.id.pid, signal.SIGTERM)
+        await eventually(lambda: group.log.read_text().count("left\n") == 1)
+        assert group.process.running()
         (tmp_path / "release").touch()
-        assert await exit_code(fleet) == 0
-        assert fleet.log_lines(event="fleet ends")[0]["exit_codes"] == {"gpu0": 0, "gpu1": 0}
+        assert await exit_code(group) == 0
+        assert group.log_lines(event="all workers ended")[0]["exit_codes"] == {"gpu0": 0, "gpu1": 0}
     assert notes(tmp_path, "gpu0") == notes(tmp_path, "gpu1") == ["SIGTERM"]
 
 
 async def test_a_worker_that_is_killed_is_replaced_and_the_other_goes_on(tmp_path: Path) -> None:
-    with fleet_of(tmp_path, seat(tmp_path, "gpu0"), seat(tmp_path, "gpu1")) as fleet:
-        await all_up(fleet, 2)
-        killed, other = fleet.worker("gpu0"), fleet.worker("gpu1")
+    with group_of(tmp_path, double(tmp_path, "gpu0"), double(tmp_path, "gpu1")) as group:
+        await all_up(group, 2)
+        killed, other = group.worker("gpu0"), group.worker("gpu1")
         os.kill(killed.pid, signal.SIGKILL)
-        await all_up(fleet, 3)
-        (died,) = fleet.log_lines(event="worker died")
-        assert (died["seat"], died["exit_code"], died["restarts_in_s"]) == ("gpu0", 137, 0.5)
-        assert fleet.worker("gpu0") != killed
-        assert fleet.worker("gpu1") == other
+        await all_up(group, 3)
+        (died,) = group.log_lines(event="worker died")
+        assert (died["gpu"], died["exit_code"], died["restarts_in_s"]) == ("gpu0", 137, 0.5)
+        assert group.worker("gpu0") != killed
+        assert group.worker("gpu1") == other
         assert other.alive()
         (tmp_path / "release").touch()
-        os.kill(fleet.process.id.pid, signal.SIGTERM)
-        assert await exit_code(fleet) == 0
+        os.kill(group.process.id.pid, signal.SIGTERM)
+        assert await exit_code(group) == 0
 
 
 async def test_a_worker_that_cannot_work_is_not_started_again_and_the_other_goes_on(tmp_path: Path) -> None:
-    with fleet_of(tmp_path, seat(tmp_path, "gpu0", "exit 5"), seat(tmp_path, "gpu1")) as fleet:
-        await all_up(fleet, 1)
-        await eventually(lambda: fleet.log_lines(seat="gpu0", exit_code=5, others=["gpu1"]))
-        assert fleet.worker("gpu1").alive()
+    with group_of(tmp_path, double(tmp_path, "gpu0", "exit 5"), double(tmp_path, "gpu1")) as group:
+        await all_up(group, 1)
+        await eventually(lambda: group.log_lines(gpu="gpu0", exit_code=5, others=["gpu1"]))
+        assert group.worker("gpu1").alive()
         (tmp_path / "release").touch()
-        os.kill(fleet.process.id.pid, signal.SIGTERM)
-        assert await exit_code(fleet) == 5
-        assert len(fleet.log_lines(event="worker started", seat="gpu0")) == 1
+        os.kill(group.process.id.pid, signal.SIGTERM)
+        assert await exit_code(group) == 5
+        assert len(group.log_lines(event="worker started", gpu="gpu0")) == 1
 
 
 @pytest.mark.parametrize(("first", "second", "code"), [(5, 5, 5), (2, 0, 2), (0, 5, 5), (0, 0, 0)])
-async def test_the_fleet_ends_when_no_worker_is_left(tmp_path: Path, first: int, second: int, code: int) -> None:
-    seats = seat(tmp_path, "gpu0", f"exit {first}"), seat(tmp_path, "gpu1", f"exit {second}")
-    with fleet_of(tmp_path, *seats) as fleet:
-        assert await exit_code(fleet) == code
-        assert len(fleet.log_lines(event="worker started")) == 2
+async def test_the_parent_ends_when_no_worker_is_left(tmp_path: Path, first: int, second: int, code: int) -> None:
+    doubles = double(tmp_path, "gpu0", f"exit {first}"), double(tmp_path, "gpu1", f"exit {second}")
+    with group_of(tmp_path, *doubles) as group:
+        assert await exit_code(group) == code
+        assert len(group.log_lines(event="worker started")) == 2
 
 
 async def test_a_worker_that_dies_at_every_start_is_tried_at_growing_intervals_until_a_signal(tmp_path: Path) -> None:
-    with fleet_of(tmp_path, seat(tmp_path, "gpu0", "exit 1")) as fleet:
-        await eventually(lambda: len(fleet.log_lines(event="worker died")) == 3)
-        assert [line["restarts_in_s"] for line in fleet.log_lines(event="worker died")] == [0.5, 1.0, 2.0]
-        os.kill(fleet.process.id.pid, signal.SIGTERM)
-        assert await exit_code(fleet) == 0
-        assert len(fleet.log_lines(event="worker started")) == 3
+    with group_of(tmp_path, double(tmp_path, "gpu0", "exit 1")) as group:
+        await eventually(lambda: len(group.log_lines(event="worker died")) == 3)
+        assert [line["restarts_in_s"] for line in group.log_lines(event="worker died")] == [0.5, 1.0, 2.0]
+        os.kill(group.process.id.pid, signal.SIGTERM)
+        assert await exit_code(group) == 0
+        assert len(group.log_lines(event="worker started")) == 3
 
 
 async def test_settings_that_had_a_worker_running_are_tried_again_when_a_restart_is_refused(tmp_path: Path) -> None:
     """Storage may be away for a while: a worker that starts then leaves with 2."""
-    with fleet_of(tmp_path, seat(tmp_path, "gpu0", "exit 1,exit 2,drain"), steady_s=0) as fleet:
-        await all_up(fleet, 1)
-        assert [line["exit_code"] for line in fleet.log_lines(event="worker died")] == [1, 2]
+    with group_of(tmp_path, double(tmp_path, "gpu0", "exit 1,exit 2,drain"), steady_s=0) as group:
+        await all_up(group, 1)
+        assert [line["exit_code"] for line in group.log_lines(event="worker died")] == [1, 2]
         (tmp_path / "release").touch()
-        os.kill(fleet.process.id.pid, signal.SIGTERM)
-        assert await exit_code(fleet) == 0
+        os.kill(group.process.id.pid, signal.SIGTERM)
+        assert await exit_code(group) == 0
 
 
 async def test_settings_that_never_had_a_worker_running_are_not(tmp_path: Path) -> None:
-    with fleet_of(tmp_path, seat(tmp_path, "gpu0", "exit 1,exit 2,drain")) as fleet:
-        assert await exit_code(fleet) == 2
+    with group_of(tmp_path, double(tmp_path, "gpu0", "exit 1,exit 2,drain")) as group:
+        assert await exit_code(group) == 2
 
 
 async def test_a_worker_that_does_not_listen_yet_has_no_work_in_hand_so_sigterm_still_ends_with_0(
     tmp_path: Path,
 ) -> None:
-    with fleet_of(tmp_path, seat(tmp_path, "gpu0", "deaf")) as fleet:
-        await all_up(fleet, 1)
-        os.kill(fleet.process.id.pid, signal.SIGTERM)
-        assert await exit_code(fleet) == 0
+    with group_of(tmp_path, double(tmp_path, "gpu0", "deaf")) as group:
+        await all_up(group, 1)
+        os.kill(group.process.id.pid, signal.SIGTERM)
+        assert await exit_code(group) == 0
 
 
 async def test_sighup_has_every_worker_read_its_settings_and_none_leave(tmp_path: Path) -> None:
-    with fleet_of(tmp_path, seat(tmp_path, "gpu0"), seat(tmp_path, "gpu1")) as fleet:
-        await all_up(fleet, 2)
-        os.kill(fleet.process.id.pid, signal.SIGHUP)
+    with group_of(tmp_path, double(tmp_path, "gpu0"), double(tmp_path, "gpu1")) as group:
+        await all_up(group, 2)
+        os.kill(group.process.id.pid, signal.SIGHUP)
         await eventually(lambda: notes(tmp_path, "gpu0") == notes(tmp_path, "gpu1") == ["SIGHUP"])
-        killed = fleet.worker("gpu0")
+        killed = group.worker("gpu0")
         os.kill(killed.pid, signal.SIGKILL)
-        await all_up(fleet, 3)
+        await all_up(group, 3)
         (tmp_path / "release").touch()
-        os.kill(fleet.process.id.pid, signal.SIGTERM)
-        assert await exit_code(fleet) == 0
+        os.kill(group.process.id.pid, signal.SIGTERM)
+        assert await exit_code(group) == 0
     assert notes(tmp_path, "gpu1") == ["SIGHUP", "SIGTERM"]
     assert notes(tmp_path, "gpu0") == ["SIGHUP", "SIGTERM"], "one that starts later reads its settings anyway"
 
 
 async def test_a_worker_that_does_not_listen_yet_does_not_die_of_sighup(tmp_path: Path) -> None:
-    with fleet_of(tmp_path, seat(tmp_path, "gpu0", "deaf")) as fleet:
-        await all_up(fleet, 1)
-        os.kill(fleet.process.id.pid, signal.SIGHUP)
-        await eventually(lambda: fleet.log_lines(event="signal passed on", signal="SIGHUP"))
-        await eventually(lambda: signals_held_for(fleet.worker("gpu0").pid) == 1 << (signal.SIGHUP - 1))
-        assert fleet.worker("gpu0").alive()
-        os.kill(fleet.process.id.pid, signal.SIGTERM)
-        assert await exit_code(fleet) == 0
+    with group_of(tmp_path, double(tmp_path, "gpu0", "deaf")) as group:
+        await all_up(group, 1)
+        os.kill(group.process.id.pid, signal.SIGHUP)
+        await eventually(lambda: group.log_lines(event="signal forwarded", signal="SIGHUP"))
+        await eventually(lambda: signals_held_for(group.worker("gpu0").pid) == 1 << (signal.SIGHUP - 1))
+        assert group.worker("gpu0").alive()
+        os.kill(group.process.id.pid, signal.SIGTERM)
+        assert await exit_code(group) == 0
 
 
 @pytest.mark.parametrize("labelled", [False, True])
-async def test_workers_drain_and_leave_when_the_fleet_is_killed(tmp_path: Path, labelled: bool) -> None:  # noqa: FBT001 - a parameter
+async def test_workers_drain_and_leave_when_the_parent_is_killed(tmp_path: Path, labelled: bool) -> None:  # noqa: FBT001 - a parameter
     variables = {"LABELLED": "1"} if labelled else {}
-    seats = [seat(tmp_path, name, "drain", **variables) for name in ("gpu0", "gpu1")]
-    with fleet_of(tmp_path, *seats, labelled=labelled) as fleet:
-        await all_up(fleet, 2)
-        workers = [fleet.worker("gpu0"), fleet.worker("gpu1")]
-        os.kill(fleet.process.id.pid, signal.SIGKILL)
+    doubles = [double(tmp_path, name, "drain", **variables) for name in ("gpu0", "gpu1")]
+    with group_of(tmp_path, *doubles, labelled=labelled) as group:
+        await all_up(group, 2)
+        workers = [group.worker("gpu0"), group.worker("gpu1")]
+        os.kill(group.process.id.pid, signal.SIGKILL)
         await eventually(lambda: notes(tmp_path, "gpu0") == notes(tmp_path, "gpu1") == ["SIGTERM"])
         assert all(worker.alive() for worker in workers), "they still have work in hand"
         (tmp_path / "release").touch()
@@ -195,17 +195,17 @@ async def test_workers_drain_and_leave_when_the_fleet_is_killed(tmp_path: Path, 
 
 
 async def test_labelled_output_tells_whose_line_it_is(tmp_path: Path) -> None:
-    with fleet_of(tmp_path, seat(tmp_path, "gpu0"), seat(tmp_path, "gpu3"), labelled=True) as fleet:
-        await eventually(lambda: {"gpu0 | up", "gpu3 | up"} <= set(fleet.log.read_text().splitlines()))
+    with group_of(tmp_path, double(tmp_path, "gpu0"), double(tmp_path, "gpu3"), labelled=True) as group:
+        await eventually(lambda: {"gpu0 | up", "gpu3 | up"} <= set(group.log.read_text().splitlines()))
         (tmp_path / "release").touch()
-        os.kill(fleet.process.id.pid, signal.SIGTERM)
-        assert await exit_code(fleet) == 0
-        assert {"gpu0 | left", "gpu3 | left"} <= set(fleet.log.read_text().splitlines())
+        os.kill(group.process.id.pid, signal.SIGTERM)
+        assert await exit_code(group) == 0
+        assert {"gpu0 | left", "gpu3 | left"} <= set(group.log.read_text().splitlines())
 
 
 @pytest.fixture
 def variables(service_environment: dict[str, str], tiny_checkpoints: Path, tmp_path: Path) -> dict[str, str]:
-    """Settings that real workers of a fleet have in common."""
+    """Settings that real workers have in common."""
     return service_environment | {
         "ACESTEP_CHECKPOINT_DIR": str(tiny_checkpoints),
         "ACESTEP_INIT_LLM": "false",
@@ -216,18 +216,18 @@ def variables(service_environment: dict[str, str], tiny_checkpoints: Path, tmp_p
     }
 
 
-def real_fleet(folder: Path, variables: dict[str, str]) -> FleetProcess:
+def real_group(folder: Path, variables: dict[str, str]) -> WorkerGroupProcess:
     """Two real workers, on the CPU."""
-    seats = {name: {"ACESTEP_WORKER_ID": f"host-{name}"} for name in ("gpu0", "gpu1")}
-    return FleetProcess(folder, [*COMMAND, "run"], seats, variables)
+    placements = {name: {"ACESTEP_WORKER_ID": f"host-{name}"} for name in ("gpu0", "gpu1")}
+    return WorkerGroupProcess(folder, [*COMMAND, "run"], placements, variables)
 
 
-async def ready(fleet: FleetProcess, count: int) -> None:
+async def ready(group: WorkerGroupProcess, count: int) -> None:
     """Wait until workers have become ready this many times."""
     deadline = time.monotonic() + LOAD_S
-    while len(fleet.log_lines(event="ready")) < count:
-        assert fleet.process.running(), tail(fleet.log)
-        assert time.monotonic() < deadline, tail(fleet.log)
+    while len(group.log_lines(event="ready")) < count:
+        assert group.process.running(), tail(group.log)
+        assert time.monotonic() < deadline, tail(group.log)
         await asyncio.sleep(0.1)
 
 
@@ -263,33 +263,33 @@ async def desk(url: str) -> AsyncIterator[Desk]:
 async def test_two_workers_serve_one_queue_and_sigterm_finishes_what_both_have_in_hand(
     tmp_path: Path, variables: dict[str, str]
 ) -> None:
-    with real_fleet(tmp_path, variables) as fleet:
-        await ready(fleet, 2)
+    with real_group(tmp_path, variables) as group:
+        await ready(group, 2)
         async with desk(variables["ACESTEP_AMQP_URL"]) as at:
             assert await at.hear(JobCompleted, await at.submit(8, **QUICK)) == BOTH
             last = await at.submit(2, **SLOW)
             assert await at.hear(JobStarted, last) == BOTH
-            os.kill(fleet.process.id.pid, signal.SIGTERM)
+            os.kill(group.process.id.pid, signal.SIGTERM)
             assert await at.hear(JobCompleted, last) == BOTH
-        assert await exit_code(fleet) == 0
-        assert {line["worker"] for line in fleet.log_lines(event="draining")} == BOTH
+        assert await exit_code(group) == 0
+        assert {line["worker"] for line in group.log_lines(event="draining")} == BOTH
 
 
-async def test_no_job_is_lost_when_a_worker_is_killed_nor_when_the_fleet_is(
+async def test_no_job_is_lost_when_a_worker_is_killed_nor_when_the_parent_is(
     tmp_path: Path, variables: dict[str, str]
 ) -> None:
-    with real_fleet(tmp_path, variables) as fleet:
-        await ready(fleet, 2)
+    with real_group(tmp_path, variables) as group:
+        await ready(group, 2)
         async with desk(variables["ACESTEP_AMQP_URL"]) as at:
             jobs = await at.submit(2, **SLOW)
             await at.hear(JobStarted, jobs)
-            os.kill(fleet.worker("gpu0").pid, signal.SIGKILL)
+            os.kill(group.worker("gpu0").pid, signal.SIGKILL)
             await at.hear(JobCompleted, jobs)
-            await ready(fleet, 3)
+            await ready(group, 3)
             jobs = await at.submit(2, **SLOW)
             assert await at.hear(JobStarted, jobs) == BOTH
-            workers = [fleet.worker("gpu0"), fleet.worker("gpu1")]
-            os.kill(fleet.process.id.pid, signal.SIGKILL)
+            workers = [group.worker("gpu0"), group.worker("gpu1")]
+            os.kill(group.process.id.pid, signal.SIGKILL)
             assert await at.hear(JobCompleted, jobs) == BOTH, "they drain"
         await eventually(lambda: not any(worker.alive() for worker in workers))
 
@@ -321,10 +321,10 @@ def test_the_command_starts_a_worker_for_each_gpu_with_its_options_and_ends_with
     variables |= {"PYTHONPATH": str(tmp_path), "ACESTEP_WORKER_ID": "host"}
     code, log = run_with_gpus(variables, "--gpus", "1,0", "--http-port", "0", "--device", "auto")
     assert code == 5
-    (starts,) = [line for line in log if line["event"] == "fleet starts"]
+    (starts,) = [line for line in log if line["event"] == "starting one worker per GPU"]
     assert starts["workers"] == {"gpu1": "host-gpu1", "gpu0": "host-gpu0"}
     assert {line["worker"] for line in log if line["event"] == "starting"} == BOTH
-    reasons = {line["worker"]: line["reason"] for line in log if line["event"] == "the engine cannot work"}
+    reasons = {line["worker"]: line["reason"] for line in log if line["event"] == "engine cannot start"}
     assert set(reasons) == BOTH
     assert all("torch is missing" in str(reason) for reason in reasons.values())
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A renderer's batcher in this process, with the tiny models: jobs for it, and eyes on what it does with them."""
+"""The renderer's scheduler in this process, with the tiny models: jobs for it, and a record of its batches."""
 
 import math
 import threading
@@ -35,7 +35,7 @@ WITHIN_S = 120.0
 CODES = "".join(f"<|audio_code_{61 * index}|>" for index in range(10))
 
 
-def order_for(
+def render_message(
     folder: Path,
     *,
     seeds: Sequence[int] = (7,),
@@ -50,7 +50,7 @@ def order_for(
     asked = GenerationRequest.model_validate({**usual, **length, **fields})
     limits = LimitsReport(max_duration_s=600, max_batch_size=8)
     return Render(
-        order=1,
+        request_id=1,
         job=Job(
             task_id="job",
             request=asked,
@@ -73,114 +73,114 @@ def recording(stem: Path, *, seconds: float, hz: float) -> Path:
     return encode((chord + noise).astype(np.float32), stem, "wav32", RATE).path
 
 
-def open_booths(checkpoints: Path) -> dict[str, ModelRunner]:
-    """Load both tiny models once; any number of batchers can use them in turn."""
+def open_runners(checkpoints: Path) -> dict[str, ModelRunner]:
+    """Load both tiny models once; any number of schedulers can use them in turn."""
     settings = EngineSettings(checkpoint_dir=checkpoints, config_path2=BASE, device="cpu", pack_wait_ms=0)
-    return dict(startup.open_studio(settings).batcher._booths)
+    return dict(startup.open_runtime(settings).scheduler._runners)
 
 
 @dataclass(frozen=True, slots=True)
-class Pack:
-    """One step of the DiT: whose songs were in it, and how far each was."""
+class RecordedBatch:
+    """One step of the DiT: the samples in it, the step that each was at, and their tokens."""
 
     model: str
-    songs: tuple[Sample, ...]
+    samples: tuple[Sample, ...]
     steps: tuple[int, ...]
     tokens: int
 
 
 @dataclass(slots=True)
 class Result:
-    """What a job became."""
+    """The songs of a job, and its warnings."""
 
     latents: list[torch.Tensor]
     audio: list[torch.Tensor]
-    notes: list[str]
+    warnings: list[str]
 
 
 @dataclass(slots=True)
-class Stage:
-    """A batcher of a test's own, and a diary of what it did."""
+class SchedulerHarness:
+    """A scheduler of the test's own, and a record of its batches and of each song's final latents."""
 
-    booths: dict[str, ModelRunner]
+    runners: dict[str, ModelRunner]
     budget: MemoryBudget = field(default_factory=MemoryBudget)
-    packs: list[Pack] = field(default_factory=list)
+    batches: list[RecordedBatch] = field(default_factory=list)
     latents: dict[int, torch.Tensor] = field(default_factory=dict)
-    batcher: Scheduler = field(init=False)
+    scheduler: Scheduler = field(init=False)
 
     def __post_init__(self) -> None:
-        self.batcher = Scheduler(self.booths, torch.device("cpu"), self.budget)
+        self.scheduler = Scheduler(self.runners, torch.device("cpu"), self.budget)
 
-    def submit(self, order: Render, watch: RequestCallbacks | None = None) -> BatchFutures:
-        """Hand a job over, as the renderer does; returns at once."""
-        model = self.batcher.models[order.job.model.used]
-        source = order.sources.source if reads_source(order.job, order.plan) else None
-        inputs = DecodedInputs(_read(source), _read(order.sources.reference))
-        asked = order.job.request.lora
-        lora = lora_of(order.sources.lora, asked.scale) if asked else None
-        arguments = arguments_for(order.job, order.plan, model, inputs)
-        return self.batcher.sing(model.name, arguments, lora, watch or RequestCallbacks())
+    def submit(self, message: Render, callbacks: RequestCallbacks | None = None) -> BatchFutures:
+        """Submit a job, as the renderer does; returns at once."""
+        model = self.scheduler.models[message.job.model.used]
+        source = message.sources.source if reads_source(message.job, message.plan) else None
+        inputs = DecodedInputs(_read(source), _read(message.sources.reference))
+        asked = message.job.request.lora
+        lora = lora_of(message.sources.lora, asked.scale) if asked else None
+        arguments = arguments_for(message.job, message.plan, model, inputs)
+        return self.scheduler.submit(model.name, arguments, lora, callbacks or RequestCallbacks())
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """Keep the device's thread busy: what is submitted inside is found all at once afterwards."""
-        busy, over = threading.Event(), threading.Event()
+        busy, released = threading.Event(), threading.Event()
 
         def wait() -> None:
             busy.set()
-            assert over.wait(WITHIN_S)
+            assert released.wait(WITHIN_S)
 
-        holder = threading.Thread(target=self.batcher.errand, args=(wait,))
+        holder = threading.Thread(target=self.scheduler.run_on_device, args=(wait,))
         holder.start()
         try:
             assert busy.wait(WITHIN_S)
             yield
         finally:
-            over.set()
+            released.set()
             holder.join(WITHIN_S)
 
-    def together(self, orders: Sequence[Render]) -> list[Result]:
-        """Submit jobs at one moment and return what became of them."""
+    def together(self, messages: Sequence[Render]) -> list[Result]:
+        """Submit jobs at one moment and return their results."""
         with self.held():
-            performances = [self.submit(order) for order in orders]
-        return [self.result(performance) for performance in performances]
+            all_futures = [self.submit(message) for message in messages]
+        return [self.result(futures) for futures in all_futures]
 
-    def alone(self, order: Render) -> Result:
-        """Return what becomes of a job that has no company."""
-        return self.result(self.submit(order))
+    def alone(self, message: Render) -> Result:
+        """Return the result of a job that is alone on the device."""
+        return self.result(self.submit(message))
 
-    def result(self, performance: BatchFutures) -> Result:
-        """Wait for a job. Raises what broke it."""
-        audio = [sound.result(WITHIN_S).wait() for sound in performance.sounds]
-        return Result([self.latents[id(sound)] for sound in performance.sounds], audio, performance.notes)
+    def result(self, futures: BatchFutures) -> Result:
+        """Wait for a job. Raises its error."""
+        audio = [future.result(WITHIN_S).wait() for future in futures.audio]
+        return Result([self.latents[id(future)] for future in futures.audio], audio, futures.warnings)
 
     @property
     def largest(self) -> int:
-        """Songs in the largest pack so far."""
-        return max(len(pack.songs) for pack in self.packs)
+        """Samples in the largest batch so far."""
+        return max(len(batch.samples) for batch in self.batches)
 
 
-def watch_the_device(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write each pack and each song's latents into the stage's diary."""
-    step, deliver, batcher = ModelRunner.step, BatchRequest.deliver, stage.batcher
+def record_device(harness: SchedulerHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Record each batch and each song's latents in the harness."""
+    step, deliver, scheduler = ModelRunner.step, BatchRequest.deliver, harness.scheduler
 
-    def watched_step(self: ModelRunner, songs: Sequence[Sample], lora: Any) -> Any:
-        tally = batcher.tally
-        steps = tuple(song.step for song in songs)
-        stage.packs.append(Pack(self.parts.model.name, tuple(songs), steps, tally.tokens_in_pack))
-        return step(self, songs, lora)
+    def recorded_step(self: ModelRunner, samples: Sequence[Sample], lora: Any) -> Any:
+        stats = scheduler.stats
+        steps = tuple(sample.step for sample in samples)
+        harness.batches.append(RecordedBatch(self.parts.model.name, tuple(samples), steps, stats.tokens_in_pack))
+        return step(self, samples, lora)
 
-    def watched_delivery(self: BatchRequest, song: Sample, sound: AudioCopy) -> None:
-        index = next(index for index, each in enumerate(self.songs) if each is song)
-        stage.latents[id(self.performance.sounds[index])] = song.latents.clone()
-        deliver(self, song, sound)
+    def recorded_delivery(self: BatchRequest, sample: Sample, audio: AudioCopy) -> None:
+        index = next(index for index, each in enumerate(self.samples) if each is sample)
+        harness.latents[id(self.futures.audio[index])] = sample.latents.clone()
+        deliver(self, sample, audio)
 
-    monkeypatch.setattr(ModelRunner, "step", watched_step)
-    monkeypatch.setattr(BatchRequest, "deliver", watched_delivery)
+    monkeypatch.setattr(ModelRunner, "step", recorded_step)
+    monkeypatch.setattr(BatchRequest, "deliver", recorded_delivery)
 
 
 def assert_same(ours: Result, theirs: Result) -> None:
-    """Equal up to the rounding of float32: a pack adds up in another order."""
+    """Compare up to the rounding of float32: a batch adds up in another order."""
     assert len(ours.audio) == len(theirs.audio)
     for mine, other in zip((*ours.latents, *ours.audio), (*theirs.latents, *theirs.audio), strict=True):
         assert mine.isfinite().all()

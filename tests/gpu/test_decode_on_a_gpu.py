@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The VAE decode as a card runs it: bfloat16, compiled. Run by hand: ``pytest -m gpu tests/gpu``."""
+"""The VAE decode as a GPU runs it: bfloat16, compiled. Run by hand: ``pytest -m gpu tests/gpu``."""
 
 import copy
 from typing import Any
@@ -38,20 +38,20 @@ def vae() -> Any:
     return made.eval().requires_grad_(requires_grad=False).to("cuda")
 
 
-def rounding(sound: torch.Tensor, exact: torch.Tensor) -> tuple[float, float]:
+def rounding(audio: torch.Tensor, exact: torch.Tensor) -> tuple[float, float]:
     """How far a sound is from the float32 one: at worst, and on the whole."""
-    difference = sound.float() - exact
+    difference = audio.float() - exact
     return difference.abs().max().item(), difference.square().mean().sqrt().item()
 
 
 def test_compiled_bfloat16_is_as_near_to_float32_as_plain_diffusers(vae: Any) -> None:
     half = copy.deepcopy(vae).to(torch.bfloat16)
     decoder = TileDecoder(half, compiled=True)
-    assert len(list(decoder.warm())) == 2
+    assert len(list(decoder.warm_up())) == 2
     songs = [torch.randn(frames, 64, device="cuda").to(torch.bfloat16) for frames in (1, 60, 250, 750, 3_000)]
     with torch.compiler.set_stance("fail_on_recompile"):
-        sounds = decoder.decode(songs)
-    for song, ours in zip(songs, sounds, strict=True):
+        decoded_songs = decoder.decode(songs)
+    for song, ours in zip(songs, decoded_songs, strict=True):
         theirs = half.decode(song.T.unsqueeze(0)).sample[0]
         exact = vae.decode(song.float().T.unsqueeze(0)).sample[0]
         assert ours.shape == theirs.shape == (2, len(song) * 1_920)
@@ -61,13 +61,13 @@ def test_compiled_bfloat16_is_as_near_to_float32_as_plain_diffusers(vae: Any) ->
         assert typical < 1.25 * typical_of_theirs
 
 
-def test_decoding_and_normalising_wait_for_no_number_from_the_card(vae: Any) -> None:
+def test_decoding_and_normalising_do_not_wait_for_the_device(vae: Any) -> None:
     decoder = TileDecoder(vae)
     songs = [torch.randn(frames, 64, device="cuda") for frames in (60, 750)]
     decoder.decode(songs)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        levelled = [normalised(sound) for sound in decoder.decode(songs)]
+        levelled = [normalised(audio) for audio in decoder.decode(songs)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert all(abs(sound.abs().max().item() - 10 ** (-1 / 20)) < 1e-5 for sound in levelled)
+    assert all(abs(audio.abs().max().item() - 10 ** (-1 / 20)) < 1e-5 for audio in levelled)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What only a card can show: compiled packs, graphs, offloading, real shortness of memory.
+"""The renderer on a real GPU: compiled batches, CUDA graphs, offloading, running out of memory.
 
 Run by hand: ``pytest -m gpu tests/gpu``.
 """
@@ -16,7 +16,7 @@ from acestep_consumer.engine.renderer.batch_request import RequestCallbacks
 from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
 from acestep_consumer.engine.renderer.quiet_imports import quietly
 from acestep_consumer.engine.renderer.scheduler import Scheduler
-from acestep_consumer.engine.renderer.startup import open_studio
+from acestep_consumer.engine.renderer.startup import open_runtime
 from acestep_consumer.engine.testing.tiny_checkpoint import BASE, TURBO, write
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm card")]
@@ -53,9 +53,9 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def batcher_with(checkpoints: Path, **settings: Any) -> Scheduler:
+def scheduler_with(checkpoints: Path, **settings: Any) -> Scheduler:
     chosen = EngineSettings(checkpoint_dir=checkpoints, config_path2=BASE, device="cuda", pack_wait_ms=50, **settings)
-    return open_studio(chosen).batcher
+    return open_runtime(chosen).scheduler
 
 
 def arguments(case: str, method: str = "ode", *, model: str = TURBO) -> PipelineArguments:
@@ -67,73 +67,73 @@ def arguments(case: str, method: str = "ode", *, model: str = TURBO) -> Pipeline
     return PipelineArguments(pipeline=given, seeds=(5,), steps=8, method=method, tiled=False)  # type: ignore[arg-type]  # above
 
 
-def songs_of(batcher: Scheduler, *, together: bool = False) -> list[torch.Tensor]:
+def songs_of(scheduler: Scheduler, *, together: bool = False) -> list[torch.Tensor]:
     """One song of each kind, all in flight at once or one after the other."""
     kinds = [(model, case, method) for model in (TURBO, BASE) for case in CASES for method in ("ode", "sde")]
     asked = (
-        batcher.sing(model, arguments(case, method, model=model), None, RequestCallbacks())
+        scheduler.submit(model, arguments(case, method, model=model), None, RequestCallbacks())
         for model, case, method in kinds
     )
     begun = list(asked) if together else asked
-    return [performance.sounds[0].result(timeout=300).wait() for performance in begun]
+    return [futures.audio[0].result(timeout=300).wait() for futures in begun]
 
 
 def close(one: torch.Tensor, other: torch.Tensor, tolerance: float) -> bool:
     return one.shape == other.shape and bool((one - other).norm() / other.norm() < tolerance)
 
 
-def test_songs_in_packs_on_a_card_are_those_made_alone(checkpoints: Path) -> None:
-    """In bfloat16 a pack rounds otherwise than a song alone: kernels are chosen by size."""
-    batcher = batcher_with(checkpoints)
-    alone, together = songs_of(batcher), songs_of(batcher, together=True)
+def test_songs_in_batches_on_a_gpu_are_those_made_alone(checkpoints: Path) -> None:
+    """In bfloat16 a batch rounds differently from a song alone: kernels are chosen by size."""
+    scheduler = scheduler_with(checkpoints)
+    alone, together = songs_of(scheduler), songs_of(scheduler, together=True)
     assert [close(one, other, 0.1) for one, other in zip(together, alone, strict=True)] == [True] * len(alone)
 
 
-def test_compiled_and_recorded_songs_are_those_of_plain_kernels(checkpoints: Path) -> None:
-    fast, plain = batcher_with(checkpoints), batcher_with(checkpoints, compile=False)
+def test_compiled_and_graphed_songs_are_those_of_plain_kernels(checkpoints: Path) -> None:
+    fast, plain = scheduler_with(checkpoints), scheduler_with(checkpoints, compile=False)
     pairs = zip(songs_of(fast), songs_of(plain), strict=True)
     assert all(close(one, other, 0.1) for one, other in pairs)
 
 
 @pytest.mark.parametrize("keep_dit", [False, True])
-def test_offloading_changes_no_song_and_leaves_the_card_empty(*, keep_dit: bool, checkpoints: Path) -> None:
-    batcher = batcher_with(checkpoints, offload=True, offload_dit=not keep_dit)
-    expected = songs_of(batcher_with(checkpoints, offload=False))
-    assert all(close(one, other, 0.1) for one, other in zip(songs_of(batcher), expected, strict=True))
-    for _ in range(2):  # before the second errand the device's thread has found that nothing is left to do
-        batcher.errand(lambda: None)
-    for booth in batcher._booths.values():
+def test_offloading_changes_no_song_and_leaves_the_gpu_empty(*, keep_dit: bool, checkpoints: Path) -> None:
+    scheduler = scheduler_with(checkpoints, offload=True, offload_dit=not keep_dit)
+    expected = songs_of(scheduler_with(checkpoints, offload=False))
+    assert all(close(one, other, 0.1) for one, other in zip(songs_of(scheduler), expected, strict=True))
+    for _ in range(2):  # before the second call the device's thread has found that it is idle
+        scheduler.run_on_device(lambda: None)
+    for runner in scheduler._runners.values():
         parts = {
-            name: part for name, part in booth.parts.pipeline.components.items() if isinstance(part, torch.nn.Module)
+            name: part for name, part in runner.parts.pipeline.components.items() if isinstance(part, torch.nn.Module)
         }
         places = {name: next(part.parameters()).device.type for name, part in parts.items()}
         assert places.pop("transformer") == ("cuda" if keep_dit else "cpu")
         assert set(places.values()) == {"cpu"}
 
 
-def test_out_of_memory_on_the_card_moves_models_to_ram_and_the_song_is_the_same(checkpoints: Path) -> None:
-    batcher = batcher_with(checkpoints)
-    (expected, *_) = songs_of(batcher)
-    booth = batcher._booths[TURBO]
-    step, failures = booth.step, iter([torch.OutOfMemoryError("CUDA out of memory")])
+def test_out_of_memory_on_the_gpu_offloads_models_and_the_song_is_the_same(checkpoints: Path) -> None:
+    scheduler = scheduler_with(checkpoints)
+    (expected, *_) = songs_of(scheduler)
+    runner = scheduler._runners[TURBO]
+    step, failures = runner.step, iter([torch.OutOfMemoryError("CUDA out of memory")])
 
     def short_of_memory_once(*given: Any) -> Any:
         for error in failures:
             raise error
         return step(*given)
 
-    booth.step = short_of_memory_once  # type: ignore[assignment,method-assign]  # a fault to order
-    performance = batcher.sing(TURBO, arguments("text2music"), None, RequestCallbacks())
-    assert close(performance.sounds[0].result(timeout=300).wait(), expected, 0.1)
-    assert performance.notes == ["memory ran out: models wait in RAM between uses from now on"]
+    runner.step = short_of_memory_once  # type: ignore[assignment,method-assign]  # an injected fault
+    futures = scheduler.submit(TURBO, arguments("text2music"), None, RequestCallbacks())
+    assert close(futures.audio[0].result(timeout=300).wait(), expected, 0.1)
+    assert futures.warnings == ["out of memory: models are now offloaded to RAM between uses"]
 
 
 @pytest.mark.parametrize("case", ["text2music", "codes"])
 @pytest.mark.parametrize("model", [TURBO, BASE])
 def test_a_song_in_bfloat16_is_as_near_to_float32_as_plain_diffusers(model: str, case: str, checkpoints: Path) -> None:
     half, exact = (plainly(checkpoints / model, case, dtype) for dtype in (torch.bfloat16, torch.float32))
-    (sound,) = batcher_with(checkpoints).sing(model, arguments(case, model=model), None, RequestCallbacks()).sounds
-    ours = sound.result(timeout=300).wait()
+    (audio,) = scheduler_with(checkpoints).submit(model, arguments(case, model=model), None, RequestCallbacks()).audio
+    ours = audio.result(timeout=300).wait()
     assert ours.shape == exact.shape
     assert (ours - exact).norm() < 1.25 * (half - exact).norm()
 

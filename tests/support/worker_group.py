@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real fleet in a process of its own, at seats and with a worker command that a test chooses.
+"""A real group of workers in a process of its own, with placements and a worker command that a test chooses.
 
-Run as ``python -m tests.support.fleet ORDER``, ORDER being JSON: ``command``, ``seats``, ``labelled`` and ``steady_s``.
+Run as ``python -m tests.support.worker_group OPTIONS``, JSON with ``command``, ``placements``, ``labelled`` and
+``steady_s``.
 """
 
 import asyncio
@@ -20,26 +21,27 @@ from infra.local.process import Process, ProcessId
 from tests.support.worker import ROOT, clean_environment
 
 
-class FleetProcess:
-    """The fleet, from entering to leaving. ``seats``: what each worker's environment has beyond ``variables``."""
+class WorkerGroupProcess:
+    """The parent process. ``placements``: what each worker's environment has beyond ``variables``."""
 
     def __init__(
         self,
         folder: Path,
         command: Sequence[str],
-        seats: Mapping[str, Mapping[str, str]],
+        placements: Mapping[str, Mapping[str, str]],
         variables: Mapping[str, str],
         *,
         labelled: bool = False,
         steady_s: float = STEADY_S,
     ) -> None:
-        self.log = folder / "fleet.log"
-        self._order = json.dumps({"command": command, "seats": seats, "labelled": labelled, "steady_s": steady_s})
+        self.log = folder / "parent.log"
+        options = {"command": command, "placements": placements, "labelled": labelled, "steady_s": steady_s}
+        self._options = json.dumps(options)
         self._environment = clean_environment({"PYTHONUNBUFFERED": "1", **variables})
         self._process: Process | None = None
 
     def __enter__(self) -> Self:
-        argv = [sys.executable, "-m", "tests.support.fleet", self._order]
+        argv = [sys.executable, "-m", "tests.support.worker_group", self._options]
         self._process = Process(argv, env=self._environment, folder=ROOT, log=self.log, guarded=True)
         return self
 
@@ -58,17 +60,16 @@ class FleetProcess:
         lines = (json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{"))
         return [line for line in lines if fields.items() <= line.items()]
 
-    def worker(self, seat: str) -> ProcessId:
-        """The worker that was started last at this seat."""
-        return ProcessId.of(self.log_lines(event="worker started", seat=seat)[-1]["pid"])
+    def worker(self, gpu: str) -> ProcessId:
+        """The worker that was started last for this GPU."""
+        return ProcessId.of(self.log_lines(event="worker started", gpu=gpu)[-1]["pid"])
 
 
 def main() -> int:
-    order = json.loads(sys.argv[1])
+    options = json.loads(sys.argv[1])
     set_up_logs("info", "json")
-    seats = [Placement(name, environment) for name, environment in order["seats"].items()]
-    fleet = WorkerGroup(seats, order["command"], os.environ, labelled=order["labelled"], steady_s=order["steady_s"])
-    return asyncio.run(fleet.run())
+    placements = [Placement(name, environment) for name, environment in options.pop("placements").items()]
+    return asyncio.run(WorkerGroup(placements, options.pop("command"), os.environ, **options).run())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Base of all commands: console, settings, exit codes, error lines, help layout.
+
+Results go to stdout; messages, warnings and errors go to stderr, one line each.
+"""
+
+import asyncio
+import re
+from collections.abc import Coroutine
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from typer.core import TyperCommand, TyperGroup
+
+from acestep_consumer.config import settings as settings_module
+from acestep_consumer.config.exit_codes import Exit
+from acestep_consumer.config.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from acestep_consumer.client import ClientError
+
+PROGRAM: Final = "acestep-consumer"
+TASK_ID_RULE: Final = "1 to 128 letters, digits, - and _"
+
+# Typer does not export the base class of its errors in arguments.
+UsageError = cast("type[Exception]", typer.BadParameter.__bases__[0])
+
+note = Console(stderr=True, highlight=False)
+
+
+class Command(TyperCommand):
+    """A command whose help has no types for switches and no ranges: the descriptions say what is allowed."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help."""
+        _without_types(self.get_params(ctx))
+        super().format_help(ctx, formatter)
+
+
+class Group(TyperGroup):
+    """A group of commands with the same help layout."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help."""
+        _without_types(self.get_params(ctx))
+        super().format_help(ctx, formatter)
+
+
+def _without_types(parameters: list[Any]) -> None:
+    for parameter in parameters:
+        parameter.min = parameter.max = None
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+        if parameter.param_type_name == "argument":
+            parameter.display_type_rich = _no_type
+
+
+def _no_type(ctx: Any) -> None:  # noqa: ARG001 - the signature of what it replaces
+    return None
+
+
+def print_version(wanted: bool) -> None:  # noqa: FBT001 - an option's callback gets its value
+    """Print the program's version and exit, for ``--version``."""
+    if wanted:
+        typer.echo(f"{PROGRAM} {version(PROGRAM)}")
+        raise typer.Exit
+
+
+def print_error(text: str, console: Console = note) -> None:
+    """Print an error: ``error: …``, a line for each line of ``text``, never wrapped."""
+    for line in text.splitlines():
+        console.print(Text.assemble(("error: ", "bold red"), line), soft_wrap=True)
+
+
+def print_warning(text: str, console: Console = note) -> None:
+    """Print a warning: ``warning: …``, never wrapped."""
+    console.print(Text.assemble(("warning: ", "bold yellow"), text), soft_wrap=True)
+
+
+def print_usage_error(error: Any) -> Exit:
+    """Print an error in the arguments and which help explains them; returns the exit code."""
+    if type(error).__name__ != "NoArgsIsHelpError":  # the help is printed already
+        print_error(error.format_message())
+        where = PROGRAM if error.ctx is None else error.ctx.command_path
+        note.print(f"Try '{where} --help'.", style="dim", markup=False, soft_wrap=True)
+    return Exit.USAGE
+
+
+def print_client_error(error: "ClientError", console: Console = note) -> Exit:
+    """Print an error of the client; returns the exit code."""
+    # Here and not above: the client takes half a second to import, and help and completion do without.
+    from acestep_consumer.client import InvalidTaskId, QueueFull  # noqa: PLC0415 - as said
+
+    print_error(str(error), console)
+    match error:
+        case InvalidTaskId():
+            return Exit.USAGE
+        case QueueFull():
+            return Exit.QUEUE_FULL
+    return Exit.UNREACHABLE
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Load the settings, with those of the command line on top; invalid ones end the command with 2."""
+    given = {name: str(value) for name, value in overrides.items() if value is not None}
+    try:
+        return settings_module.load(overrides=given)
+    except SettingsError as error:
+        print_error(str(error))
+        raise typer.Exit(Exit.USAGE) from error
+
+
+def exit_after(command: Coroutine[Any, Any, int]) -> None:
+    """Run a command's coroutine and exit with its code."""
+    raise typer.Exit(asyncio.run(command))
+
+
+def check_task_id(task_id: str) -> None:
+    """Raise a usage error unless ``task_id`` can be the id of a job."""
+    from acestep_schemas.request import TASK_ID_PATTERN  # noqa: PLC0415 - as above
+
+    if not re.fullmatch(TASK_ID_PATTERN, task_id):
+        raise UsageError(f"{task_id!r} is not a task id: {TASK_ID_RULE}")

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The flags of ``submit``."""
+
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from acestep_consumer.commands.base import (
+    UsageError,
+    check_task_id,
+    exit_after,
+    load_settings,
+    note,
+    print_warning,
+)
+
+MUSIC: Final = "Music"
+GENERATION: Final = "Generation"
+AUDIO: Final = "Audio input"
+QUEUE: Final = "Queue"
+RESULT: Final = "Result"
+
+
+def submit(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="Request as a JSON file; `-` reads standard input.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Description of the music.", rich_help_panel=MUSIC)
+    ] = None,
+    lyrics: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Lyrics; none: instrumental.", rich_help_panel=MUSIC)
+    ] = None,
+    lyrics_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Lyrics from a file; `-` reads standard input.", rich_help_panel=MUSIC),
+    ] = None,
+    language: Annotated[
+        str | None,
+        typer.Option(metavar="CODE", help="Language of the lyrics, such as `en` or `ja`.", rich_help_panel=MUSIC),
+    ] = None,
+    duration: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Length of a song, 10 to 600.", rich_help_panel=MUSIC)
+    ] = None,
+    bpm: Annotated[
+        int | None, typer.Option(metavar="N", help="Beats per minute, 30 to 300.", rich_help_panel=MUSIC)
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(metavar="KEY", help='Key, such as "C major" or "F# minor".', rich_help_panel=MUSIC)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(metavar="N", help="Number of songs, 1 to 8.", rich_help_panel=MUSIC)
+    ] = None,
+    audio_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format", metavar="NAME", help="mp3, wav, wav32, flac, ogg, opus or aac.", rich_help_panel=MUSIC
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="DiT model; unset: the worker's primary.", rich_help_panel=GENERATION),
+    ] = None,
+    lora: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="LoRA: a name, or s3://bucket/key.safetensors.", rich_help_panel=GENERATION),
+    ] = None,
+    lora_scale: Annotated[
+        float | None, typer.Option(metavar="N", help="Strength of the LoRA, -4 to 4.", rich_help_panel=GENERATION)
+    ] = None,
+    thinking: Annotated[
+        bool | None,
+        typer.Option("--thinking/--no-thinking", help="Plan with the 5Hz LM.", rich_help_panel=GENERATION),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", help="Denoising steps, 1 to 200.", rich_help_panel=GENERATION)
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(metavar="N", help="Classifier-free guidance scale, 0 to 30.", rich_help_panel=GENERATION),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Seed: the same one gives the same song.", rich_help_panel=GENERATION),
+    ] = None,
+    task_type: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="text2music, cover, repaint, extract, lego or complete.",
+            rich_help_panel=AUDIO,
+        ),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Audio to work on: s3://bucket/key or https://….", rich_help_panel=AUDIO),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Audio whose timbre to follow: s3:// or https://.", rich_help_panel=AUDIO),
+    ] = None,
+    task_id: Annotated[
+        str | None, typer.Option(metavar="ID", help="Idempotency key; unset: a new one.", rich_help_panel=QUEUE)
+    ] = None,
+    priority: Annotated[
+        int, typer.Option(min=0, max=9, metavar="N", help="0 to 9; 9 goes first.", rich_help_panel=QUEUE)
+    ] = 0,
+    on_limit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ACTION",
+            help="`clamp` or `reject` a request that exceeds the GPU tier's limits.",
+            rich_help_panel=QUEUE,
+        ),
+    ] = None,
+    expires: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001, metavar="SECONDS", help="Longest wait in the queue; then it expires.", rich_help_panel=QUEUE
+        ),
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait for the result, with a progress bar.", rich_help_panel=RESULT)
+    ] = False,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=0, metavar="SECONDS", help="Longest wait for the result; implies --wait.", rich_help_panel=RESULT
+        ),
+    ] = None,
+    download: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Download the songs; implies --wait.", rich_help_panel=RESULT),
+    ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print one line of JSON, described above.", rich_help_panel=RESULT),
+    ] = False,
+) -> None:
+    """Submit a request.
+
+    The request comes from flags, a JSON file, or both (flags win). It is checked first; one that a worker would reject
+    is not sent (exit code 2).
+
+    Prints the task id, and on a terminal the position in the queue and when to expect the songs. That is an estimate
+    from the queue and the latest jobs; requests with a higher priority can delay it.
+
+    With `--json`: `task_id`, `position` (1 is next, 0 is in progress), `in_hand` (jobs in progress), `workers`,
+    `expected_s` and `note`. Unknown values are null, and `note` says why. With `--wait --json`: the terminal event.
+    """
+    from acestep_consumer.commands.submit import run  # noqa: PLC0415 - the other commands start faster so
+
+    if lora_scale is not None and lora is None:
+        raise UsageError("--lora-scale needs --lora")
+    flags: dict[str, object] = {
+        "task_id": task_id,
+        "prompt": prompt,
+        "lyrics": lyrics,
+        "vocal_language": language,
+        "audio_duration": duration,
+        "bpm": bpm,
+        "key_scale": key,
+        "batch_size": batch_size,
+        "audio_format": audio_format,
+        "model": model,
+        "lora": lora if lora_scale is None else {"path": lora, "scale": lora_scale},
+        "thinking": thinking,
+        "inference_steps": steps,
+        "guidance_scale": guidance,
+        "seed": seed,
+        "task_type": task_type,
+        "src_audio_path": source,
+        "reference_audio_path": reference,
+        "on_limit": on_limit,
+    }
+    options = run.SubmitOptions(
+        _checked_body(file, lyrics_file, flags),
+        priority=priority,
+        expires_s=expires,
+        wait=wait or download is not None or timeout is not None,
+        timeout_s=timeout,
+        download=download,
+        as_json=as_json,
+    )
+    exit_after(run.submit(load_settings(), options, note))
+
+
+def _checked_body(file: Path | None, lyrics_file: Path | None, flags: dict[str, object]) -> dict[str, object]:
+    """Return the request; prints warnings, and raises a usage error for what a worker would reject."""
+    from acestep_consumer.commands.submit import request  # noqa: PLC0415 - as above
+
+    if isinstance(flags["task_id"], str):
+        check_task_id(flags["task_id"])
+    try:
+        if lyrics_file is not None:
+            if flags["lyrics"] is not None:
+                raise UsageError("--lyrics and --lyrics-file exclude each other")
+            flags["lyrics"] = request.read_text(lyrics_file)
+        body = request.merge({} if file is None else request.read_json(file), flags)
+        if not body:
+            raise UsageError("give a JSON file, or at least --prompt")
+        for warning in request.check(body, frozenset(field for field, value in flags.items() if value is not None)):
+            print_warning(warning)
+    except request.RequestRefused as error:
+        raise UsageError(str(error)) from error
+    return body

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Objects of an object storage: where one is, what it holds, and what its storage knows about it."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+_SCHEME = "s3://"
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectAddress:
+    """A bucket, or an object in it."""
+
+    bucket: str
+    key: str = ""
+
+    def __str__(self) -> str:
+        return f"{_SCHEME}{self.bucket}/{self.key}" if self.key else f"{_SCHEME}{self.bucket}"
+
+    @classmethod
+    def of(cls, uri: str) -> Self:
+        """Read ``s3://bucket/key``."""
+        bucket, _, key = uri.removeprefix(_SCHEME).partition("/")
+        return cls(bucket, key)
+
+
+@dataclass(frozen=True, slots=True)
+class ByteRange:
+    """Bytes ``first`` to ``last``, both included, counted from 0."""
+
+    first: int
+    last: int
+
+    @property
+    def bytes(self) -> int:
+        """How many."""
+        return self.last - self.first + 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectContent:
+    """The bytes to write, or the file that holds them, and what is stored with them.
+
+    Attributes:
+        body: the bytes, or a file, which is streamed and must not change meanwhile.
+        size: bytes of ``body``.
+        sha256: hexadecimal; sent along, for the storage to check.
+        content_type: as HTTP has it.
+        metadata: short texts in ASCII under lower-case names.
+    """
+
+    body: bytes | Path
+    size: int
+    sha256: str
+    content_type: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, body: bytes, content_type: str, metadata: Mapping[str, str] | None = None) -> Self:
+        """Describe bytes in memory."""
+        digest = hashlib.sha256(body).hexdigest()
+        return cls(body=body, size=len(body), sha256=digest, content_type=content_type, metadata=metadata or {})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectHead:
+    """What a storage knows about an object besides its bytes.
+
+    Attributes:
+        size: bytes.
+        etag: differs between two contents of one object; empty when the storage names none.
+        metadata: as it was written.
+    """
+
+    size: int
+    etag: str
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class SmallObject:
+    """An object that was read whole into memory."""
+
+    body: bytes
+    metadata: Mapping[str, str]
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Bytes of bodies, without headers, and tries after the first. Counted on the event loop, so without locks."""
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    retries: int = 0

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Task types as data: a row each, read by everything that differs between tasks.
+
+A new task type is a name in ``acestep_schemas.request.TaskType`` and a row here.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from acestep_schemas.request import TaskType
+
+
+class Variant(StrEnum):
+    """The families of ACE-Step 1.5 DiT weights; they differ in guidance and in the tasks they were trained for."""
+
+    TURBO = "turbo"
+    SFT = "sft"
+    BASE = "base"
+
+
+class SourceAudio(StrEnum):
+    """Use of ``src_audio_path`` by a task."""
+
+    UNUSED = "unused"
+    OPTIONAL = "optional"
+    """Audio codes can take its place, and without either the task becomes text2music."""
+    REQUIRED = "required"
+
+
+ALL_VARIANTS: Final = frozenset(Variant)
+BASE_ONLY: Final = frozenset((Variant.BASE,))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One task type.
+
+    Attributes:
+        source: whether it works on source audio.
+        uses_lm: whether the 5Hz LM may write metadata and codes for it. Where it may not, the source audio determines
+            them.
+        has_window: whether ``repainting_start`` and ``repainting_end`` select a part of the source.
+        variants: the model families that were trained for it.
+    """
+
+    name: TaskType
+    source: SourceAudio
+    uses_lm: bool = True
+    has_window: bool = False
+    variants: frozenset[Variant] = ALL_VARIANTS
+
+    @property
+    def reads_source(self) -> bool:
+        """Whether source audio is used where it is given."""
+        return self.source is not SourceAudio.UNUSED
+
+
+_ROWS: Final = (
+    Task(name="text2music", source=SourceAudio.UNUSED),
+    Task(name="cover", source=SourceAudio.OPTIONAL, uses_lm=False),
+    Task(name="repaint", source=SourceAudio.REQUIRED, uses_lm=False, has_window=True),
+    Task(name="extract", source=SourceAudio.REQUIRED, variants=BASE_ONLY),
+    Task(name="lego", source=SourceAudio.REQUIRED, has_window=True, variants=BASE_ONLY),
+    Task(name="complete", source=SourceAudio.REQUIRED, variants=BASE_ONLY),
+)
+
+TASKS: Final[dict[str, Task]] = {task.name: task for task in _ROWS}
+"""By ``GenerationRequest.task_type``."""
+
+
+def tasks_of(variant: Variant) -> tuple[str, ...]:
+    """Return the names of the tasks that models of this family can do, sorted."""
+    return tuple(sorted(task.name for task in _ROWS if variant in task.variants))

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a job's stages inside everything that wraps a job.
+
+From outside to inside: one run per task id, cancellation, the queue deadline, tier forwarding, the attempt, admission,
+the execution deadline, progress events, the scratch folder. An error anywhere in it becomes the job's ending.
+"""
+
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+
+from acestep_consumer.concurrency.locks import KeyedLock
+from acestep_consumer.domain.errors import ConsumerError, Interrupted
+from acestep_consumer.domain.job import Job, Request
+from acestep_consumer.domain.outcome import Ending, RunInfo, as_consumer_error, unfinished
+from acestep_consumer.domain.ports import Cancellations, Events, Report, Routes
+from acestep_consumer.execution.cancel_scope import check_queue_deadline, deadline, unless_cancelled
+from acestep_consumer.execution.context import JobContext
+from acestep_consumer.execution.eta import CostModel
+from acestep_consumer.execution.progress import ProgressReporter
+from acestep_consumer.execution.retries import RetryPolicy
+from acestep_consumer.execution.scratch import scratch_folder
+from acestep_consumer.policy.admit import Limits, admit
+from acestep_schemas.events import Completed, Unfinished
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobLimits:
+    """What bounds every job of this worker. Values that a reload may change are functions, called once a job.
+
+    ``execution_timeout_s`` returns seconds; None: no bound.
+    """
+
+    worker_id: str
+    scratch: Path
+    limits: Callable[[], Limits]
+    max_message_bytes: int
+    execution_timeout_s: Callable[[], float | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRun:
+    """One attempt at an admitted job, as its stages see it.
+
+    Attributes:
+        folder: the job's scratch folder, removed after the last stage.
+        report: publishes progress of a stage.
+    """
+
+    context: JobContext
+    job: Job
+    folder: Path
+    report: Report
+
+
+class JobRunner:
+    """Runs the jobs of one worker, any number at a time.
+
+    Args:
+        retries: counts attempts and refuses those that are too many.
+        cancellations: says when a job is to stop.
+        routes: forwards requests that a larger tier should take.
+        events: publishes ``started`` and ``progress``.
+        costs: estimates durations.
+        rules: bounds of every job.
+    """
+
+    def __init__(  # noqa: PLR0913 - everything that wraps a job, once
+        self,
+        *,
+        retries: RetryPolicy,
+        cancellations: Cancellations,
+        routes: Routes,
+        events: Events,
+        costs: CostModel,
+        rules: JobLimits,
+    ) -> None:
+        self._retries = retries
+        self._cancellations = cancellations
+        self._routes = routes
+        self._events = events
+        self._costs = costs
+        self.rules = rules
+        self._tasks = KeyedLock()
+
+    def exclusively(self, task_id: str) -> AbstractAsyncContextManager[None]:
+        """Hold the task id: a second delivery of the same task waits."""
+        return self._tasks.of(task_id)
+
+    async def run(self, context: JobContext, task_id: str, stages: Callable[[JobRun], Awaitable[Completed]]) -> Ending:
+        """Return what ``stages`` return, or the ending that their error means.
+
+        Raises:
+            Interrupted: the job has not ended; the message goes back to the queue, or another worker has it.
+        """
+        cancelled = self._cancellations.wait(task_id, context.delivery.sent)
+        try:
+            return await unless_cancelled(lambda: self._attempt(context, stages), cancelled)
+        except Interrupted:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever broke, the producer gets a terminal event
+            return self.failure(error, context, task_id)
+
+    def info(self, context: JobContext) -> RunInfo:
+        """Return worker, attempt and the present moment, for an ending."""
+        return RunInfo(self.rules.worker_id, context.attempt_number, datetime.now(UTC))
+
+    def failure(self, error: Exception, context: JobContext, task_id: str) -> Unfinished:
+        """Return the ending that ``error`` means, and log it: the text of a bug is for the log alone."""
+        ours = as_consumer_error(error)
+        if type(ours) is ConsumerError:
+            log.error("job broke on a bug", exc_info=error)
+        else:
+            log.warning("job not done", code=str(ours.code), reason=str(ours))
+        return unfinished(ours, context.job, task_id, self.info(context))
+
+    async def _attempt(self, context: JobContext, stages: Callable[[JobRun], Awaitable[Completed]]) -> Completed:
+        request, rules = check_queue_deadline(context.request, context.delivery), self.rules
+        await self._routes.forward(request, context.delivery)
+        async with self._retries.attempt(request.task_id, context.delivery) as context.attempt:
+            context.job = job = self._admit(request, context)
+            context.estimate = self._costs.expect(job)
+            progress = ProgressReporter(self._events, job, self.info(context), context.delivery.reply, context.estimate)
+            async with deadline(rules.execution_timeout_s()), progress:
+                with scratch_folder(rules.scratch, job.task_id) as folder:
+                    return await stages(JobRun(context=context, job=job, folder=folder, report=progress.report))
+
+    def _admit(self, request: Request, context: JobContext) -> Job:
+        tries = None if context.attempt is None else self._retries.remaining(context.attempt)
+        return replace(admit(request, self.rules.limits()), tries=tries, traceparent=context.traceparent)

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A request is built from flags and a file, and checked before it is sent."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from acestep_consumer.commands.submit.request import FLAGS, RequestRefused, check, merge, read_json, read_text
+from acestep_schemas.request import GenerationRequest
+
+
+def refused(body: dict[str, Any], *from_flags: str) -> list[str]:
+    with pytest.raises(RequestRefused) as caught:
+        check(body, frozenset(from_flags))
+    return str(caught.value).splitlines()
+
+
+def test_every_flag_is_for_a_field_that_exists() -> None:
+    assert set(FLAGS) <= set(GenerationRequest.model_fields)
+
+
+def test_flags_win_over_the_file_also_where_that_uses_an_alias() -> None:
+    file = {"caption": "rock", "duration": 10, "seed": 1}
+    body = merge(file, {"audio_duration": 20.0, "seed": 2, "bpm": None})
+    assert body == {"caption": "rock", "audio_duration": 20.0, "seed": 2}
+    assert check(body, frozenset()) == ()
+
+
+def test_what_a_worker_would_reject_is_refused_by_flag_or_field_all_at_once() -> None:
+    body = {"prompt": "x", "audio_format": "m4a", "src_audio_path": "/etc/passwd", "bpm": "fast"}
+    found = refused(body, "audio_format")
+    assert len(found) == 3
+    assert any(line.startswith("--format m4a: must be 'mp3'") for line in found)
+    assert any(line.startswith("src_audio_path = /etc/passwd: must be s3://bucket/key") for line in found)
+    assert any(line.startswith("bpm = fast: ") for line in found)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"audio_duration": 9999}, "audio_duration = 9999: must be 10 to 600"),
+        ({"audio_duration": 5}, "audio_duration = 5: must be 10 to 600"),
+        ({"batch_size": 12}, "batch_size = 12: must be 1 to 8"),
+        ({"bpm": 500}, "bpm = 500: must be 30 to 300"),
+    ],
+)
+def test_what_no_gpu_is_allowed_to_do_is_refused_unless_clamping_is_asked_for(body: dict[str, Any], said: str) -> None:
+    assert refused(body) == [f"{said} (--on-limit clamp lets the worker adjust it)"]
+    assert refused({**body, "on_limit": "reject"}) == [f"{said} (--on-limit clamp lets the worker adjust it)"]
+    assert check({**body, "on_limit": "clamp"}, frozenset()) == (f"{said}; the worker will adjust it",)
+
+
+@pytest.mark.parametrize("task", ["repaint", "extract", "lego", "complete"])
+def test_a_task_on_audio_wants_the_audio(task: str) -> None:
+    assert refused({"task_type": task}, "task_type") == [f"--task-type {task}: needs source audio (--source)"]
+    assert check({"task_type": task, "src_audio_path": "s3://b/k"}, frozenset()) == ()
+    assert check({"task_type": "cover"}, frozenset()) == ()
+
+
+def test_a_misspelled_field_is_a_warning_with_a_guess() -> None:
+    (warning,) = check({"prompt": "x", "audio_formt": "wav"}, frozenset())
+    assert "audio_formt" in warning
+    assert "audio_format" in warning
+
+
+def test_a_file_that_cannot_be_used_is_named_with_the_reason(tmp_path: Path) -> None:
+    file = tmp_path / "request.json"
+    with pytest.raises(RequestRefused, match=r"request\.json cannot be read: No such file"):
+        read_json(file)
+    file.write_text("[1]")
+    with pytest.raises(RequestRefused, match=r"request\.json contains a list; a request is a JSON object"):
+        read_json(file)
+    file.write_text("{")
+    with pytest.raises(RequestRefused, match=r"request\.json is not JSON"):
+        read_json(file)
+    file.write_bytes(b"\xff")
+    with pytest.raises(RequestRefused, match=r"request\.json is not UTF-8 text"):
+        read_text(file)

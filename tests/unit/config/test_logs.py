@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Log lines as a process writes them: each one names its module."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+
+SETUP = """
+import logging, structlog
+from acestep_consumer.config.logs import set_up_logs
+"""
+INNER = """
+import structlog
+log = structlog.get_logger()
+def work():
+    log.info("from a function")
+    try:
+        1 / 0
+    except ZeroDivisionError:
+        log.exception("from a handler")
+"""
+MAIN = f"""{SETUP}
+from package import inner
+set_up_logs("info", "STYLE")
+structlog.get_logger().info("from the program")
+inner.work()
+logging.getLogger("some.library").warning("from a library")
+"""
+EXPECTED = {
+    "from the program": "package.program",
+    "from a function": "package.inner",
+    "from a handler": "package.inner",
+    "from a library": "some.library",
+}
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    folder = tmp_path / "package"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "inner.py").write_text(INNER, encoding="utf-8")
+    return folder
+
+
+def logged(package: Path, style: str) -> list[str]:
+    """Run the program as ``python -m package.program`` and return its log."""
+    (package / "program.py").write_text(MAIN.replace("STYLE", style), encoding="utf-8")
+    paths = os.pathsep.join(map(str, (package.parent, ROOT / "consumer", ROOT / "schemas")))
+    done = subprocess.run(
+        [sys.executable, "-m", "package.program"],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return done.stderr.splitlines()
+
+
+def test_each_json_line_names_its_module(package: Path) -> None:
+    lines = [json.loads(line) for line in logged(package, "json")]
+    assert {line["event"]: line["logger"] for line in lines} == EXPECTED
+
+
+def test_each_console_line_names_its_module(package: Path) -> None:
+    lines = logged(package, "console")
+    for event, module in EXPECTED.items():
+        assert any(event in line and f"[{module}]" in line for line in lines)
+
+
+LEVELS = """
+import logging, structlog
+from acestep_consumer.config.logs import set_log_level, set_up_logs
+log = structlog.get_logger()
+assert set_up_logs("info", "auto")
+log.debug("too low")
+set_log_level("debug")
+log.debug("low enough")
+"""
+
+
+def test_the_level_can_change_while_loggers_are_cached() -> None:
+    done = subprocess.run([sys.executable, "-c", LEVELS], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == ""
+    assert [json.loads(line)["event"] for line in done.stderr.splitlines()] == ["low enough"]

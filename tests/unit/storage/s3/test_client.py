@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Addresses, signatures and bodies of requests to S3, without a server."""
+
+import hashlib
+from datetime import UTC, datetime
+from pathlib import Path
+from unittest.mock import patch
+
+import boto3
+import pytest
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import ReadOnlyCredentials
+from hypothesis import given
+from hypothesis import strategies as st
+
+from acestep_consumer.config.settings import StorageSettings
+from acestep_consumer.storage.s3.client import CHUNK_BYTES, FilePart, S3Client, S3Payload, _Body, _Signer, sha256_of
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "region", "bucket", "base"),
+    [
+        ("http://127.0.0.1:9000", "us-east-1", "songs", "http://127.0.0.1:9000/songs/"),
+        ("https://minio.example/", "us-east-1", "songs", "https://minio.example/songs/"),
+        (None, "us-west-2", "songs", "https://songs.s3.us-west-2.amazonaws.com/"),
+        (None, "us-west-2", "has.dots", "https://s3.us-west-2.amazonaws.com/has.dots/"),
+        (None, "cn-north-1", "songs", "https://songs.s3.cn-north-1.amazonaws.com.cn/"),
+    ],
+)
+def test_a_bucket_is_addressed_as_its_store_wants_it(endpoint: str | None, region: str, bucket: str, base: str) -> None:
+    """Path addressing for stores of one's own; on AWS the region's own endpoint, also for presigned URLs."""
+    session = boto3.Session(aws_access_key_id="key", aws_secret_access_key="secret", region_name=region)
+    client = S3Client(StorageSettings(endpoint=endpoint), session=session)
+    client.boto3 = client._make_boto3_client()
+    assert client._base(bucket) == base
+
+
+@given(body=st.binary(max_size=64))
+def test_a_known_digest_gives_the_signature_that_botocore_computes_from_the_body(body: bytes) -> None:
+    assert _authorization(_Signer, body) == _authorization(S3SigV4Auth, body)
+
+
+def _authorization(auth: type[S3SigV4Auth], body: bytes) -> str:
+    request = AWSRequest("PUT", "http://127.0.0.1:9000/bucket/a%20key", headers={"x-amz-meta-seed": "7"}, data=body)
+    request.context["sha256"] = hashlib.sha256(body).hexdigest()
+    with patch("botocore.auth.get_current_datetime", return_value=datetime(2026, 2, 3, 4, 5, 6, tzinfo=UTC)):
+        auth(ReadOnlyCredentials("key", "secret", None), "s3", "us-east-1").add_auth(request)
+    return str(request.headers["Authorization"])
+
+
+class Wire:
+    """Keeps what is written."""
+
+    def __init__(self) -> None:
+        self.chunks: list[bytes] = []
+
+    async def write(self, chunk: bytes) -> None:
+        self.chunks.append(chunk)
+
+
+@pytest.mark.parametrize("size", [1, CHUNK_BYTES, 2 * CHUNK_BYTES + 7], ids=str)
+@pytest.mark.parametrize("in_file", [True, False], ids=["of a file", "in memory"])
+async def test_a_body_goes_out_in_chunks_from_its_start_at_every_attempt(
+    tmp_path: Path, size: int, *, in_file: bool
+) -> None:
+    """So that a song, however large, takes a chunk of memory while it is sent."""
+    body = hashlib.sha256(b"song").digest() * (size // 32 + 1)
+    (tmp_path / "song").write_bytes(b"before" + body[:size] + b"after")
+    part = FilePart(tmp_path / "song", len(b"before"), size) if in_file else body[:size]
+    signs: list[None] = []
+    payload = _Body(S3Payload(part, sha256_of(part)), lambda: signs.append(None))
+    for _ in range(2):
+        wire = Wire()
+        signs.clear()
+        await payload.write(wire)  # type: ignore[arg-type]  # all that it uses
+        assert b"".join(wire.chunks) == body[:size]
+        assert max(map(len, wire.chunks)) <= CHUNK_BYTES
+        assert len(signs) == len(wire.chunks) + 1
+    assert payload.size == size
