@@ -157,7 +157,7 @@ def test_hooks_of_the_base_are_not_called_for_the_adapted_one(dit: Any, tmp_path
     assert called == ["hook"]
 
 
-class TestShelf:
+class TestCache:
     def test_the_same_question_gets_the_same_object(self, dit: Any, tmp_path: Path) -> None:
         cache = AdaptedModelCache()
         first = write_lora(tmp_path / "1/jazz.safetensors")
@@ -218,7 +218,7 @@ class TestShelf:
         assert len(set(map(id, adapted))) == 1
 
     def test_a_cache_for_none_is_an_error(self) -> None:
-        with pytest.raises(ValueError, match="one adapted DiT at least"):
+        with pytest.raises(ValueError, match="max_models must be 1 or more"):
             AdaptedModelCache(max_models=0)
 
 

@@ -241,7 +241,7 @@ def auto_environment(service_environment: dict[str, str], monkeypatch: pytest.Mo
             monkeypatch.setenv(name, value)
     habits = PrefetchTuning(measure_s=0.4, jobs_each=4, least_jobs=8, rest_s=1, memory_s=60)
     monkeypatch.setattr("acestep_consumer.worker.prefetch_controller.INTERVAL_S", 0.04)
-    monkeypatch.setattr("acestep_consumer.worker.intake.Concurrency", partial(PrefetchPolicy, habits=habits))
+    monkeypatch.setattr("acestep_consumer.worker.intake.PrefetchPolicy", partial(PrefetchPolicy, habits=habits))
     claim = PortClaim(1)
     yield service_environment | {
         "ACESTEP_QUEUE_WORKERS": "auto",

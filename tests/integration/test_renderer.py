@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from acestep_consumer.audio.codec import decode, encode
 from acestep_consumer.audio.formats import FORMATS
 from acestep_consumer.config.settings import EngineSettings
+from acestep_consumer.domain.audio_codes import format_codes
 from acestep_consumer.domain.errors import Cancelled, InputUnreadable, RenderFailed
 from acestep_consumer.domain.job import Job, Plan, Rendering, Sources
 from acestep_consumer.engine.messages import Render, TokenizeAudio
@@ -36,7 +37,7 @@ from acestep_schemas.request import GenerationRequest
 
 RATE = 48_000
 TURBO, BASE = "acestep-v15-turbo", "acestep-v15-base"
-CODES = "".join(f"<|audio_code_{61 * index}|>" for index in range(10))
+CODES = format_codes(61 * index for index in range(10))
 
 Samples = NDArray[np.float32]
 

@@ -157,10 +157,10 @@ class Store(Protocol):
     async def put(self, job: Job, rendering: Rendering) -> tuple[StoredObject, ...]:
         """Upload the tracks under their final keys. Raises ``StorageUnavailable``."""
 
-    async def commit(self, kept: TerminalRecord, instead_of: TerminalRecord | None = None) -> TerminalRecord:
-        """Write down how a task ended, unless that is written; return what is. Raises ``StorageUnavailable``.
+    async def commit(self, record: TerminalRecord, instead_of: TerminalRecord | None = None) -> TerminalRecord:
+        """Record how a task ended, unless there is a record; return the one there is. Raises ``StorageUnavailable``.
 
-        ``instead_of`` is an earlier end to replace.
+        ``instead_of`` is an earlier record to replace.
         """
 
 
@@ -175,16 +175,16 @@ class Routes(Protocol):
 
 
 class AttemptStore(Protocol):
-    """Remembers the tries of messages that came again."""
+    """Records the attempts of redelivered messages."""
 
     async def next(self, task_id: str, message: str, *, redelivered: bool) -> Attempt:
-        """Return the try that comes next; nothing is written. Raises ``StorageUnavailable``."""
+        """Return the attempt that comes next; nothing is written. Raises ``StorageUnavailable``."""
 
     async def begin(self, attempt: Attempt) -> None:
-        """Write down that the try begins now. Raises ``StorageUnavailable``."""
+        """Record that the attempt begins now. Raises ``StorageUnavailable``."""
 
     async def excuse(self, attempt: Attempt) -> None:
-        """Write down that the try was ended through no fault of the message. Raises ``StorageUnavailable``."""
+        """Record that the attempt ended through no fault of the message. Raises ``StorageUnavailable``."""
 
 
 class Cancellations(Protocol):
@@ -195,10 +195,10 @@ class Cancellations(Protocol):
 
 
 class Inputs(Protocol):
-    """The way in for audio."""
+    """Fetches the audio inputs and the LoRA of a job."""
 
     async def fetch(self, job: Job, folder: Path) -> Sources:
-        """Copy the job's audio inputs into ``folder``. Raises ``InputNotAllowed``, ``InputUnreadable``."""
+        """Copy the job's inputs into ``folder``. Raises ``InputNotAllowed``, ``InputUnreadable``."""
 
 
 class Planner(Protocol):
