@@ -20,6 +20,7 @@ import structlog
 from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.consumer import Consumer
 from acestep_consumer.broker.errors import BrokerRefused
+from acestep_consumer.broker.identified_queue import IdentifiedQueue
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.broker.tier_queues import TierQueues
 from acestep_consumer.broker.versions import ack_timeout_warning
@@ -196,7 +197,7 @@ class Worker:
         await stack.enter_async_context(self._control)
         await stack.enter_async_context(self._connections["consume"])
         state.disk = disk = DiskGuard(scratch, lambda: self._settings.engine.scratch_min_gb, self._on_disk)
-        await disk.look()
+        await disk.check()
         stack.callback(asyncio.create_task(disk.run(), name="disk").cancel)
         runner = self._new_runner(scratch, objects)
         state.consumer = consumer = self._new_consumer(runner, disk, store, inputs)
@@ -209,7 +210,8 @@ class Worker:
             costs=self._costs,
         )
         tiers = self._new_tier_queues(consumer)
-        self._intake = intake = Intake(consumer, self._engines.renderer_usage, announcements, tiers)
+        identified = IdentifiedQueue(self._control.connection, consumer)
+        self._intake = intake = Intake(consumer, self._engines.renderer_usage, announcements, identified, tiers)
         return _Prepared(intake, announcements, ExpirationHandler(store, self._publisher, runner))
 
     async def _begin(self, prepared: _Prepared) -> None:
@@ -314,7 +316,9 @@ class Worker:
         if self._table is None:
             return None
         own, tiers = self._engines.limits().tier.name, queue_names(self._table)
-        return TierQueues(self._control.connection, consumer, own=own, tiers=tiers, call=self._publisher.call)
+        return TierQueues(
+            self._control.connection, consumer, own=own, tiers=tiers, notify_tier=self._publisher.notify_tier
+        )
 
     async def _on_storage(self, away: bool) -> None:  # noqa: FBT001 - a callback's one argument
         """Consume nothing whose songs could not be stored."""
@@ -331,7 +335,7 @@ class Worker:
     async def _apply(self, settings: Settings) -> None:
         """Apply reloaded settings. Running jobs keep the old ones. Raises ``SettingsError``."""
         if self._inputs is not None:
-            self._inputs.allow(settings.inputs)
+            self._inputs.apply(settings.inputs)
         before, self._settings = self._settings, settings
         set_log_level(settings.worker.log_level)
         if self._store is not None and self._objects is not None:

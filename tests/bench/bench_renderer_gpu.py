@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,10 +24,10 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as record
 
 from acestep_consumer.config.settings import EngineSettings
+from acestep_consumer.domain.audio_codes import CODE_COUNT, CODES_PER_SECOND
 from acestep_consumer.engine.renderer import startup
 from acestep_consumer.engine.renderer.batch_request import RequestCallbacks
 from acestep_consumer.engine.renderer.cuda_graphs import GraphedFlow
-from acestep_consumer.engine.renderer.model_runner import warm_up_arguments
 from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
 from acestep_consumer.engine.renderer.scheduler import Scheduler
 from acestep_consumer.engine.testing import tiny_checkpoint
@@ -46,11 +45,15 @@ def tell(line: str) -> None:
 
 def arguments(seconds: int, seed: int, model: str = tiny_checkpoint.TURBO) -> PipelineArguments:
     steps, guidance = (8, 1.0) if model == tiny_checkpoint.TURBO else (50, 7.0)
-    codes = "".join(f"<|audio_code_{(seed * 7919 + 61 * index) % 64_000}|>" for index in range(5 * seconds))
-    usual = warm_up_arguments(codes=True)
-    given = {"prompt": [PROMPT], "lyrics": [LYRICS], "num_inference_steps": steps, "audio_codes": [codes]}
-    given["guidance_scale"] = guidance
-    return replace(usual, pipeline={**usual.pipeline, **given}, seeds=(seed,), steps=steps)
+    codes = tuple((seed * 7919 + 61 * index) % CODE_COUNT for index in range(CODES_PER_SECOND * seconds))
+    return PipelineArguments(
+        prompt=PROMPT,
+        lyrics=LYRICS,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        audio_codes=(codes,),
+        seeds=(seed,),
+    )
 
 
 def songs_a_minute(scheduler: Scheduler, lengths: Sequence[int], in_flight: int, seconds: float) -> tuple[float, float]:

@@ -5,13 +5,14 @@ Run by hand: ``pytest -m gpu tests/gpu``.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from diffusers import AceStepPipeline
 
 from acestep_consumer.config.settings import EngineSettings
+from acestep_consumer.domain.audio_codes import format_codes
 from acestep_consumer.engine.renderer.batch_request import RequestCallbacks
 from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
 from acestep_consumer.engine.renderer.quiet_imports import quietly
@@ -21,28 +22,11 @@ from acestep_consumer.engine.testing.tiny_checkpoint import BASE, TURBO, write
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm card")]
 
-SONG: dict[str, Any] = {"prompt": ["jazz"], "lyrics": ["la"], "vocal_language": "en"}
-NOTHING_ELSE: dict[str, Any] = {
-    "instruction": None,
-    "bpm": None,
-    "keyscale": None,
-    "timesignature": None,
-    "task_type": "text2music",
-    "track_name": None,
-    "complete_track_classes": None,
-    "num_inference_steps": 8,
-    "shift": 3.0,
-    "timesteps": None,
-    "cfg_interval_start": 0.0,
-    "cfg_interval_end": 1.0,
-    "audio_cover_strength": 1.0,
-    "reference_audio": None,
-}
 CASES: dict[str, dict[str, Any]] = {
-    "text2music": {**SONG, "audio_duration": 10.0},
-    "codes": {**SONG, "audio_codes": ["<|audio_code_61|>" * 50], "audio_duration": None},
-    "cover": {**SONG, "task_type": "cover", "audio_cover_strength": 0.5, "audio_duration": None},
-    "repaint": {**SONG, "task_type": "repaint", "repainting_start": 1.0, "audio_duration": None},
+    "text2music": {"audio_duration": 10.0},
+    "codes": {"audio_codes": ((61,) * 50,)},
+    "cover": {"task_type": "cover", "audio_cover_strength": 0.5},
+    "repaint": {"task_type": "repaint", "repainting_start": 1.0},
 }
 
 
@@ -58,18 +42,18 @@ def scheduler_with(checkpoints: Path, **settings: Any) -> Scheduler:
     return open_runtime(chosen).scheduler
 
 
-def arguments(case: str, method: str = "ode", *, model: str = TURBO) -> PipelineArguments:
-    given = {**NOTHING_ELSE, **CASES[case], "guidance_scale": 1.0 if model == TURBO else 7.0}
-    if "task_type" in CASES[case]:
+def arguments(case: str, method: Literal["ode", "sde"] = "ode", *, model: str = TURBO) -> PipelineArguments:
+    fields = {**CASES[case], "guidance_scale": 1.0 if model == TURBO else 7.0}
+    if "task_type" in fields:
         noise = torch.randn(2, 3 * 48_000, generator=torch.Generator().manual_seed(1)) / 10
-        given |= {"src_audio": noise, "reference_audio": noise}
-    assert method in ("ode", "sde")
-    return PipelineArguments(pipeline=given, seeds=(5,), steps=8, method=method, tiled=False)  # type: ignore[arg-type]  # above
+        fields |= {"src_audio": noise, "reference_audio": noise}
+    return PipelineArguments(prompt="jazz", lyrics="la", seeds=(5,), method=method, tiled=False, **fields)
 
 
 def songs_of(scheduler: Scheduler, *, together: bool = False) -> list[torch.Tensor]:
     """One song of each kind, all in flight at once or one after the other."""
-    kinds = [(model, case, method) for model in (TURBO, BASE) for case in CASES for method in ("ode", "sde")]
+    methods: tuple[Literal["ode", "sde"], ...] = ("ode", "sde")
+    kinds = [(model, case, method) for model in (TURBO, BASE) for case in CASES for method in methods]
     asked = (
         scheduler.submit(model, arguments(case, method, model=model), None, RequestCallbacks())
         for model, case, method in kinds
@@ -143,5 +127,9 @@ def plainly(folder: Path, case: str, dtype: torch.dtype) -> torch.Tensor:
     with quietly():
         pipeline = AceStepPipeline.from_pretrained(folder, dtype=dtype).to("cuda")
     pipeline.set_progress_bar_config(disable=True)
-    audios = pipeline(**CASES[case], generator=torch.Generator().manual_seed(5)).audios
+    fields = dict(CASES[case])
+    if codes := fields.pop("audio_codes", ()):
+        fields |= {"audio_codes": [format_codes(each) for each in codes], "audio_duration": None}
+    generator = torch.Generator().manual_seed(5)
+    audios = pipeline(prompt=["jazz"], lyrics=["la"], vocal_language="en", generator=generator, **fields).audios
     return torch.as_tensor(audios[0]).float().cpu()

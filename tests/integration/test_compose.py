@@ -156,7 +156,8 @@ def test_the_secret_files_of_development_open_the_servers_of_development() -> No
         assert given == [f"${{LOCAL_USER:-{user}}}", f"${{LOCAL_PASSWORD:-{password}}}"]
 
 
-def test_the_gpu_worker_and_the_watchers_start_only_when_asked_for() -> None:
+def test_workers_and_the_watchers_start_only_when_asked_for() -> None:
+    """The demo's worker beside a real one on the same queue would make noise of every second request."""
     asked = {name: service["profiles"] for name, service in SERVICES.items() if "profiles" in service}
     assert asked == {
         "checkpoint": ["demo"],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LoRAs in the weights of a real, tiny DiT: the same song as diffusers sings with the adapter beside the weights."""
+"""LoRAs in the weights of a real, tiny DiT: the same output as diffusers with the adapter as separate layers."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def untouched(dit: Any) -> Iterator[None]:
 
 
 def run_dit(dit: Any, **kwargs: Any) -> torch.Tensor:
-    """One step over two voices of 30 frames, [2, 30, channels]."""
+    """One step over two samples of 30 frames, [2, 30, channels]."""
     generator = torch.Generator().manual_seed(3)
     channels = dit.config.audio_acoustic_hidden_dim
 
@@ -74,7 +74,7 @@ def run_dit(dit: Any, **kwargs: Any) -> torch.Tensor:
 
 
 def beside(checkpoints: Path, path: Path, scale: float, metadata: dict[str, Any] | None = None) -> torch.Tensor:
-    """What diffusers sings with the LoRA as layers beside the weights, read in its own way."""
+    """The output of diffusers with the LoRA as separate layers, loaded by its own loader."""
     from diffusers.loaders import AceStepLoraLoaderMixin  # noqa: PLC0415 - diffusers loads its loaders lazily
 
     dit = load(checkpoints)
@@ -157,7 +157,7 @@ def test_hooks_of_the_base_are_not_called_for_the_adapted_one(dit: Any, tmp_path
     assert called == ["hook"]
 
 
-class TestShelf:
+class TestCache:
     def test_the_same_question_gets_the_same_object(self, dit: Any, tmp_path: Path) -> None:
         cache = AdaptedModelCache()
         first = write_lora(tmp_path / "1/jazz.safetensors")
@@ -218,7 +218,7 @@ class TestShelf:
         assert len(set(map(id, adapted))) == 1
 
     def test_a_cache_for_none_is_an_error(self) -> None:
-        with pytest.raises(ValueError, match="one adapted DiT at least"):
+        with pytest.raises(ValueError, match="max_models must be 1 or more"):
             AdaptedModelCache(max_models=0)
 
 

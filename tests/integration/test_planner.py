@@ -2,7 +2,6 @@
 """The planner process with the tiny language model: pipe, grammar and guidance are real, the weights random."""
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from acestep_consumer.domain.audio_codes import format_codes, parse_codes
 from acestep_consumer.domain.errors import PlanFailed
 from acestep_consumer.domain.job import Job, Plan, Request, TokenizedSource
 from acestep_consumer.engine.adapters import PlannerSupervisor
@@ -36,7 +36,7 @@ def job(**fields: object) -> Job:
 
 
 def codes_in(plan: Plan) -> list[int]:
-    return [len(re.findall(r"<\|audio_code_\d+\|>", codes)) for codes in plan.audio_codes]
+    return [len(parse_codes(codes)) for codes in plan.audio_codes]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -115,7 +115,7 @@ async def test_a_caption_may_be_rewritten_only_when_allowed(planner: PlannerSupe
 
 async def test_texts_are_created_formatted_and_derived_from_audio_codes(planner: PlannerSupervisor) -> None:
     """Concurrently, because the tiny model's lyrics never end: they are truncated at what the DiT would read."""
-    source = TokenizedSource(codes="".join(f"<|audio_code_{n}|>" for n in range(60)), source_s=12.2)
+    source = TokenizedSource(codes=format_codes(range(60)), source_s=12.2)
     invented, rewritten, described = await asyncio.gather(
         plan_for(planner, sample_query="a sea shanty", lyrics="", analysis_only=True, bpm=70),
         plan_for(planner, use_format=True, analysis_only=True, key_scale="C major"),

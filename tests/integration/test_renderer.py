@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from acestep_consumer.audio.codec import decode, encode
 from acestep_consumer.audio.formats import FORMATS
 from acestep_consumer.config.settings import EngineSettings
+from acestep_consumer.domain.audio_codes import format_codes
 from acestep_consumer.domain.errors import Cancelled, InputUnreadable, RenderFailed
 from acestep_consumer.domain.job import Job, Plan, Rendering, Sources
 from acestep_consumer.engine.messages import Render, TokenizeAudio
@@ -36,7 +37,7 @@ from acestep_schemas.request import GenerationRequest
 
 RATE = 48_000
 TURBO, BASE = "acestep-v15-turbo", "acestep-v15-base"
-CODES = "".join(f"<|audio_code_{61 * index}|>" for index in range(10))
+CODES = format_codes(61 * index for index in range(10))
 
 Samples = NDArray[np.float32]
 
@@ -295,7 +296,7 @@ def test_sde_with_source_audio_equals_plain_diffusers_with_the_songs_generator(
 def test_a_song_of_many_tiles_equals_plain_diffusers_without_tiles(
     *, tiled: bool, resources: RenderResources, plain: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Tiles are always used and never heard, whatever ``use_tiled_decode`` says."""
+    """Tiles are always used and make no difference, whatever ``use_tiled_decode`` says."""
     (ours,) = made_by(resources, render_message(tmp_path, audio_duration=37, inference_steps=1, use_tiled_decode=tiled))
     assert same(ours, made_plainly(plain[TURBO], 7, audio_duration=37, num_inference_steps=1))
 

@@ -9,6 +9,7 @@ import boto3
 import pytest
 
 from acestep_consumer.client import Client
+from acestep_consumer.domain.audio_codes import format_codes
 from acestep_schemas.events import Completed, JobCompleted, JobProgress, WorkerEvent
 from infra.local.s3 import SeaweedFS
 from tests.support.engine_double import write_song
@@ -37,7 +38,7 @@ async def sing(url: str, **fields: object) -> tuple[Completed, list[JobProgress]
             assert not isinstance(event, WorkerEvent)
             if isinstance(event, JobProgress):
                 progress.append(event)
-            if event.state.terminal:
+            if event.terminal:
                 assert isinstance(event, JobCompleted), event
                 return event.data, progress
     raise AssertionError("the stream of events ended")
@@ -56,7 +57,7 @@ async def test_a_song_that_was_thought_of_can_be_made_again_without_the_language
     metas = first.metas
     again, _ = await sing(
         url,
-        audio_code_string="".join(f"<|audio_code_{number}|>" for number in first.audio_codes[0]),
+        audio_code_string=format_codes(first.audio_codes[0]),
         seed=7,
         audio_format="wav",
         caption=metas.caption,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from acestep_consumer.domain.audio_codes import CODE_COUNT
 from acestep_consumer.engine.planner import prompts
-from acestep_consumer.engine.planner.audio_codes import CODE_COUNT
 from acestep_consumer.engine.planner.metadata import Metadata
 from acestep_consumer.engine.planner.tokens import LmTokens
 from acestep_consumer.engine.testing import tiny_lm

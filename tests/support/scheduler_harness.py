@@ -17,6 +17,7 @@ import torch
 
 from acestep_consumer.audio.codec import encode
 from acestep_consumer.config.settings import EngineSettings
+from acestep_consumer.domain.audio_codes import format_codes
 from acestep_consumer.domain.job import Job, Plan, Sources
 from acestep_consumer.engine.messages import Render
 from acestep_consumer.engine.renderer import startup
@@ -32,7 +33,7 @@ from acestep_schemas.request import GenerationRequest
 
 RATE, FRAMES_PER_S = 48_000, 25
 WITHIN_S = 120.0
-CODES = "".join(f"<|audio_code_{61 * index}|>" for index in range(10))
+CODES = format_codes(61 * index for index in range(10))
 
 
 def render_message(

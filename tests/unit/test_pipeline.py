@@ -14,7 +14,7 @@ from acestep_consumer.domain.errors import Cancelled, EngineCrashed, StorageUnav
 from acestep_consumer.domain.job import Job, Rendering, StoredObject
 from acestep_consumer.domain.outcome import AUDIO_DELETED, OTHER_BODY, TerminalRecord
 from acestep_consumer.domain.ports import Routes
-from acestep_consumer.engine.planner.direct import DirectPlanner
+from acestep_consumer.engine.adapters import DirectPlanner
 from acestep_consumer.execution.eta import CostModel
 from acestep_consumer.execution.retries import RetryPolicy
 from acestep_consumer.execution.runner import JobLimits, JobRunner

@@ -89,5 +89,5 @@ class IdentifiedQueue:
         with mapped():
             found = await channel.queue_declare(IDENTIFIED, passive=True, timeout=RPC_TIMEOUT_S)
         ready = found.message_count or 0
-        await self._consumer.serve(IDENTIFIED, ready and ready + self._consumer.held(IDENTIFIED))
+        await self._consumer.serve(IDENTIFIED, ready and ready + self._consumer.unsettled(IDENTIFIED))
         return ready > 0

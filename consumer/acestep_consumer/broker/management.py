@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import re
-import ssl
 from base64 import b64encode
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -18,6 +17,7 @@ from yarl import URL
 
 from acestep_consumer.broker.errors import BrokerRefused, ConnectionLost, describe
 from acestep_consumer.broker.topology import CAPACITY, GENERATE, capacity_policy
+from acestep_consumer.config.http import NETWORK_ERRORS, open_session
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -93,11 +93,8 @@ class ManagementClient:
         """The broker's clock, in UTC, as the latest answer gave it."""
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            headers={"Authorization": f"Basic {b64encode(self._login.encode()).decode()}"},
-            # A context of its own, because aiohttp's default reads SSL_CERT_FILE only when it is imported.
-            connector=aiohttp.TCPConnector(ssl=ssl.create_default_context()),
-        )
+        login = b64encode(self._login.encode()).decode()
+        self._session = open_session(headers={"Authorization": f"Basic {login}"})
         return self
 
     async def __aexit__(
@@ -159,7 +156,7 @@ class ManagementClient:
                 return _read(answer.status, await answer.read())
         except aiohttp.ClientConnectorCertificateError as error:
             raise BrokerRefused("ACESTEP_MANAGEMENT_URL: trust its certificate (SSL_CERT_FILE)") from error
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except NETWORK_ERRORS as error:
             raise ConnectionLost(f"no answer from ACESTEP_MANAGEMENT_URL: {describe(error)}") from error
 
 

@@ -114,7 +114,7 @@ class Publisher:
 
     async def identify(self, body: bytes, properties: Basic.Properties) -> None:
         """Publish the copy of a request that has a message id now. Raises ``Unpublished`` after 60 seconds."""
-        await self._insist(_Outgoing("", IDENTIFIED, body, properties), PATIENCE_S)
+        await self._publish_until_confirmed(_Outgoing("", IDENTIFIED, body, properties), PATIENCE_S)
 
     async def forward(self, body: bytes, properties: Basic.Properties, tier: str) -> bool:
         """Publish a request to the queue of a tier. False: the tier has no worker, or its queue is full.

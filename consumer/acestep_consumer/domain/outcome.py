@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Terminal record of a task, its event, and the settlement of its delivery. Pure."""
 
-import re
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
+from acestep_consumer.domain.audio_codes import parse_codes
 from acestep_consumer.domain.errors import ConsumerError, PreviousOutcome, Verdict, WorkerLost
 from acestep_consumer.domain.job import Job, Plan, Rendering, StoredObject
 from acestep_schemas.events import (
@@ -68,9 +68,6 @@ class TerminalRecord:
         return replace(self, ending=self.ending.model_copy(update={"warnings": warnings}))
 
 
-_CODE = re.compile(r"<\|audio_code_(\d+)\|>")
-
-
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """Event to publish (None: none) and settlement of the delivery; ``error`` is the reason of a dead letter."""
@@ -108,7 +105,7 @@ def manifest(  # noqa: PLR0913, PLR0917 - it gathers what every stage returned, 
         request=request,
         metas=plan.metas.model_copy(update={"duration": sung_s}),
         timings=timings,
-        audio_codes=tuple(map(_numbers, plan.audio_codes)),
+        audio_codes=tuple(map(parse_codes, plan.audio_codes)),
         warnings=(*job.warnings, *plan.warnings, *rendering.warnings),
     )
 
@@ -148,11 +145,6 @@ def as_consumer_error(error: object) -> ConsumerError:
     if isinstance(error, ConsumerError):
         return error
     return ConsumerError(f"internal error ({type(error).__name__}); the worker's log has the details")
-
-
-def _numbers(codes: str) -> tuple[int, ...]:
-    """Audio codes as numbers: their text is four times as long."""
-    return tuple(map(int, _CODE.findall(codes)))
 
 
 def _report(error: ConsumerError, attempts: int) -> ErrorReport:

@@ -22,7 +22,6 @@ MEASURED_ON: Final = "NVIDIA H200"
 # Shapes of ACE-Step 1.5, not measurements.
 TOKENS_PER_SECOND: Final = 12.5  # 25 latent frames a second, two to a DiT token
 FRAMES_PER_SECOND: Final = 25
-CODES_PER_SECOND: Final = 5
 _BF16 = 2
 _KV_HEADS_WIDTH = 8 * 128  # key-value heads × their width: the same in every DiT and every LM
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from acestep_consumer.domain.audio_codes import CODES_PER_SECOND
 from acestep_consumer.policy import benchmarks
 from acestep_consumer.policy.benchmarks import DIT_2B, REFERENCE, DitSize, GpuSpeed
 from acestep_consumer.policy.lm_choice import Backend, LmPlan
@@ -86,7 +87,7 @@ class LmSpec:
 
     def song(self, workload: Workload) -> int:
         """Return the bytes of keys and values of a song with all its codes."""
-        tokens = benchmarks.LM_PROMPT_TOKENS + math.ceil(workload.duration_s * benchmarks.CODES_PER_SECOND)
+        tokens = benchmarks.LM_PROMPT_TOKENS + math.ceil(workload.duration_s * CODES_PER_SECOND)
         return benchmarks.LM_SEQUENCES_PER_SONG * tokens * benchmarks.lm_size(self.model).token_bytes
 
     def room(self, workload: Workload) -> int:

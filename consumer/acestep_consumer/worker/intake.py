@@ -6,6 +6,7 @@ import asyncio
 import structlog
 
 from acestep_consumer.broker.consumer import Consumer
+from acestep_consumer.broker.identified_queue import IdentifiedQueue
 from acestep_consumer.broker.tier_queues import TierQueues
 from acestep_consumer.config.settings import BrokerSettings
 from acestep_consumer.engine.device_usage import DeviceUsage
@@ -23,13 +24,20 @@ class Intake:
         consumer: consumes the request queue.
         usage: usage of the GPU, for ``ACESTEP_QUEUE_WORKERS=auto``.
         announcements: publishes worker events.
+        identified: consumes the requests that were given an id.
         tiers: consumes the tier queues as well, with tier routing.
     """
 
     def __init__(
-        self, consumer: Consumer, usage: DeviceUsage, announcements: Announcements, tiers: TierQueues | None = None
+        self,
+        consumer: Consumer,
+        usage: DeviceUsage,
+        announcements: Announcements,
+        identified: IdentifiedQueue,
+        tiers: TierQueues | None = None,
     ) -> None:
         self._consumer = consumer
+        self._identified = identified
         self._tiers = tiers
         self._usage = usage
         self._announcements = announcements
@@ -52,6 +60,7 @@ class Intake:
     async def start(self) -> None:
         """Start consuming. Raises ``BrokerRefused``."""
         await self._consumer.start()
+        self._identified.start()
         if self._tiers is not None:
             await self._tiers.start()
 
@@ -69,6 +78,7 @@ class Intake:
             hurry: set when they are to be requeued at once.
         """
         self._stop_controller()
+        await self._identified.stop()
         if self._tiers is not None:
             await self._tiers.stop()
         log.info("draining", jobs=self._consumer.in_hand, grace_s=grace_s)

@@ -8,14 +8,16 @@ from typing import Final
 
 import yaml
 
-from acestep_consumer.engine.planner.audio_codes import END_THINK, THINK, without_control_tokens
 from acestep_consumer.policy.tiers import MAX_BPM, MAX_DURATION_S, MIN_BPM, MIN_DURATION_S
 from acestep_schemas import coerce
 
+THINK, END_THINK = "<think>", "</think>"
 FIELDS: Final = ("bpm", "caption", "duration", "keyscale", "language", "timesignature")
 """Keys of the YAML, in their order."""
 
 _RANGES: Final = {"bpm": (MIN_BPM, MAX_BPM), "duration": (MIN_DURATION_S, MAX_DURATION_S)}
+_CONTROL_TOKEN = re.compile(r"<(?=\||/?(?:think|tool_call|tool_response)>)")
+_UNENCODABLE = re.compile(r"[\ud800-\udfff]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _LYRIC_HEADING = re.compile(r"\s*#[ ]*lyrics?[ ]*\n", re.IGNORECASE)
 _READ: Final[dict[str, Callable[[object], object]]] = {
@@ -102,6 +104,14 @@ def parse(text: str) -> Metadata:
         raise MetadataError(f"there is no metadata in {text[:100]!r}")
     lyrics = _LYRIC_HEADING.sub("", rest, count=1).strip()
     return Metadata(**values, lyrics=lyrics or None)  # type: ignore[arg-type]  # each reader returns its field's type
+
+
+def without_control_tokens(text: str) -> str:
+    """Return the same text for a reader, but without control tokens, and such that it can be encoded as UTF-8.
+
+    A caption with ``<|im_end|>`` would end its own message, and one with ``</think>`` the model's thoughts.
+    """
+    return _UNENCODABLE.sub("\N{REPLACEMENT CHARACTER}", _CONTROL_TOKEN.sub("< ", text))
 
 
 def _one_line(text: str) -> str:

@@ -7,10 +7,10 @@ request gives are fixed in every phase: the grammar leaves the model no choice t
 """
 
 import asyncio
-import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
+from acestep_consumer.domain.audio_codes import CODES_PER_SECOND, parse_codes
 from acestep_consumer.domain.errors import PlanFailed
 from acestep_consumer.domain.job import Job, Plan, TokenizedSource
 from acestep_consumer.domain.ports import Report
@@ -25,7 +25,6 @@ from acestep_consumer.policy.tiers import MAX_DURATION_S, MIN_DURATION_S
 from acestep_schemas.events import Metas
 from acestep_schemas.request import GenerationRequest
 
-CODES_PER_SECOND = 5
 METADATA_TOKENS, SONG_TOKENS = 1024, 2560
 """Limits of the two kinds of text. The DiT reads 2,048 tokens of lyrics: longer ones would be truncated there."""
 
@@ -36,7 +35,6 @@ TEXT_SHARE = 0.1
 """Share of the planning stage's progress: texts are a few hundred tokens, the codes of a song 1,500."""
 
 _ALWAYS_CONSTRAINED = "constrained_decoding = false has no effect: metadata is always held to its grammar"
-_NUMBER = re.compile(r"<\|audio_code_(\d+)\|>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +87,7 @@ class SongPlanner:
 
     async def _understand(self, job: Job, draft: PlanDraft, source: TokenizedSource) -> PlanDraft:
         """Describe source audio: caption, lyrics and metadata."""
-        prompt = prompts.understand(map(int, _NUMBER.findall(source.codes)))
+        prompt = prompts.understand(parse_codes(source.codes))
         fixed = replace(draft.metadata, duration=_whole_seconds(source.source_s))
         return _merged(draft, await self._plan_song(job, prompt, fixed), request=None)
 

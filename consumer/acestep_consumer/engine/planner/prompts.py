@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from acestep_consumer.engine.planner.audio_codes import code, without_control_tokens
-from acestep_consumer.engine.planner.metadata import Metadata, think_block
+from acestep_consumer.domain.audio_codes import format_codes
+from acestep_consumer.engine.planner.metadata import Metadata, think_block, without_control_tokens
 
 GENERATE: Final = "Generate audio semantic tokens based on the given conditions:"
 UNDERSTAND: Final = "Understand the given musical conditions and describe the audio semantics accordingly:"
@@ -82,7 +82,7 @@ def rewrite(caption: str, lyrics: str) -> Prompt:
 
 def understand(codes: Iterable[int]) -> Prompt:
     """Return the prompt for the metadata and lyrics of a song given as audio codes, 0 to 63,999."""
-    return _prompt(UNDERSTAND, "".join(map(code, codes)))
+    return _prompt(UNDERSTAND, format_codes(codes))
 
 
 def _prompt(instruction: str, user: str, assistant: str | None = None) -> Prompt:

@@ -4,12 +4,14 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from transformers import AutoTokenizer
 
-from acestep_consumer.engine.planner.audio_codes import CODE_COUNT, END_OF_TURN, code
+from acestep_consumer.domain.audio_codes import CODE_COUNT, format_code, format_codes
 from acestep_consumer.engine.planner.prompts import Prompt
+
+END_OF_TURN: Final = "<|im_end|>"
 
 
 class TokenizerUnfit(Exception):
@@ -77,16 +79,16 @@ class LmTokens:
 
     def code_text(self, tokens: Iterable[int]) -> str:
         """Return the audio codes of tokens as text: ``<|audio_code_12|><|audio_code_7|>``. Raises as ``codes_of``."""
-        return "".join(map(code, self.codes_of(tokens)))
+        return format_codes(self.codes_of(tokens))
 
     def _find_codes(self) -> int:
-        first = self._id_of(code(0))
-        found = self.tokenizer.convert_tokens_to_ids([code(number) for number in range(CODE_COUNT)])
+        first = self._id_of(format_code(0))
+        found = self.tokenizer.convert_tokens_to_ids([format_code(number) for number in range(CODE_COUNT)])
         wrong = next((number for number, token in enumerate(found) if token != first + number), None)
         if wrong is not None:
             raise TokenizerUnfit(
                 f"the tokenizer of a 5Hz language model has codes 0 to {CODE_COUNT - 1:,} at consecutive ids; "
-                f"{code(wrong)} is not at id {first + wrong}"
+                f"{format_code(wrong)} is not at id {first + wrong}"
             )
         return first
 

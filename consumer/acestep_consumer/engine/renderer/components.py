@@ -6,7 +6,7 @@ whole: it would render one job at a time.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from acestep_consumer.domain.job import LoadedModel
 from acestep_consumer.engine.renderer.checkpoint import ModelHandle
 from acestep_consumer.engine.renderer.offload import ModuleSwapper
 from acestep_consumer.engine.renderer.packed_dit import PackedDit
+from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
 from acestep_consumer.engine.renderer.rng import SeededScheduler, SeededVae
 from acestep_consumer.engine.renderer.vae_decode import TileDecoder
 
@@ -56,15 +57,14 @@ class Components:
             self.swapper.load(part)
         return part
 
-    def noise_scheduler(
-        self, generator: torch.Generator, given: Mapping[str, Any], *, stochastic: bool
-    ) -> SeededScheduler:
+    def noise_scheduler(self, arguments: PipelineArguments, generator: torch.Generator) -> SeededScheduler:
         """Return a sample's own noise scheduler, set to the request's steps."""
-        scheduler = SeededScheduler.like(self.pipeline.scheduler, stochastic=stochastic)
+        scheduler = SeededScheduler.like(self.pipeline.scheduler, stochastic=arguments.method == "sde")
         scheduler.generators = [generator]
+        timesteps = None if arguments.timesteps is None else list(arguments.timesteps)
         # On the CPU: its time steps are read as numbers, and each would make the CPU wait for the device.
         sigmas = self.pipeline._get_timestep_schedule(  # noqa: SLF001 - the pipeline's schedule, not a copy of it
-            given["num_inference_steps"], given["shift"], "cpu", torch.float32, given["timesteps"]
+            arguments.num_inference_steps, arguments.shift, "cpu", torch.float32, timesteps
         )
         scheduler.set_timesteps(sigmas=sigmas.tolist(), device="cpu")
         scheduler.set_begin_index(0)

@@ -22,7 +22,6 @@ from acestep_consumer.engine.renderer.sample import CoverBlend, Guidance, Sample
 from acestep_consumer.engine.renderer.text_encoder import States, TextEncoder
 
 _REFERENCE_S = 30
-_NO_GUIDANCE = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,11 +37,6 @@ class _EncodedRequest:
     noise: torch.Tensor
     generators: tuple[torch.Generator, ...]
     states: tuple[tuple[torch.Tensor, ...], ...]
-
-    @property
-    def guided(self) -> bool:
-        scale: float = self.prepared.given["guidance_scale"]
-        return scale > _NO_GUIDANCE
 
 
 class Conditioner:
@@ -115,53 +109,53 @@ class Conditioner:
         if not requests:
             return {}
         states = {id(state): state for request in requests for some in request.states for state in some}
-        if any(request.guided for request in requests):
+        if any(request.prepared.arguments.guided for request in requests):
             encoder = self._pipeline.condition_encoder
             states[0] = encoder.null_condition_emb[0].to(self._parts.device, self._parts.dtype)
         self._parts.use(dit.dit)
         return dict(zip(states, dit.conditions(list(states.values())), strict=True))
 
     def _samples_of(self, request: _EncodedRequest, conditions: dict[int, Condition]) -> Iterator[Sample]:
-        arguments, given = request.prepared.arguments, request.prepared.given
+        arguments = request.prepared.arguments
+        interval = (arguments.cfg_interval_start, arguments.cfg_interval_end)
         for index, generator in enumerate(request.generators):
             own, *others = (conditions[id(some[index % len(some)])] for some in request.states)
-            interval = (given["cfg_interval_start"], given["cfg_interval_end"])
             yield Sample(
                 latents=request.noise[index],
                 context=request.context[index],
                 condition=own,
-                noise_scheduler=self._parts.noise_scheduler(generator, given, stochastic=arguments.method == "sde"),
-                guidance=Guidance(given["guidance_scale"], interval, conditions[0]) if request.guided else None,
-                blend=CoverBlend(given["audio_cover_strength"], others[0]) if others else None,
+                noise_scheduler=self._parts.noise_scheduler(arguments, generator),
+                guidance=Guidance(arguments.guidance_scale, interval, conditions[0]) if arguments.guided else None,
+                blend=CoverBlend(arguments.audio_cover_strength, others[0]) if others else None,
             )
 
     def _context_and_timbres(
         self, request: PreparedRequest, code_latents: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Return the songs' context, [songs, frames, 2 * channels], and one timbre for all or one for each."""
-        given, songs = request.given, len(request.generators)
+        arguments, songs = request.arguments, len(request.generators)
         where: dict[str, Any] = {"device": self._parts.device, "dtype": self._parts.dtype, "batch_size": songs}
-        vae, source = self._parts.vae, given.get("src_audio")
+        vae, source, task = self._parts.vae, arguments.src_audio, arguments.model_task
         # The posteriors of source and reference are sampled with the songs' seeds, one after the other.
-        vae.generators, vae.use_tiling = generators_for(request.arguments.seeds), request.arguments.tiled
+        vae.generators, vae.use_tiling = generators_for(arguments.seeds), arguments.tiled
         latents, frames = (
             (torch.stack(list(code_latents)), request.frames)
             if code_latents
             else self._pipeline.prepare_src_latents(
-                **where, src_audio=source, latent_length=request.frames, task_type=request.task
+                **where, src_audio=source, latent_length=request.frames, task_type=task
             )
         )
-        timbres = self._timbres(given["reference_audio"], songs)
+        timbres = self._timbres(arguments.reference_audio, songs)
         mask = self._pipeline._build_chunk_mask(  # noqa: SLF001 - the pipeline's mask, not a copy of it
-            task_type=request.task,
+            task_type=task,
             latent_length=frames,
             acoustic_dim=latents.shape[-1],
-            repainting_start=given.get("repainting_start"),
-            repainting_end=given.get("repainting_end"),
+            repainting_start=arguments.repainting_start,
+            repainting_end=arguments.repainting_end,
             has_src_audio=source is not None,
             **where,
         )
-        if request.task == "repaint" and source is not None:
+        if task == "repaint" and source is not None:
             silence, _ = self._pipeline.prepare_src_latents(**where, latent_length=frames)
             latents = torch.where(mask.bool(), silence, latents)
         return torch.cat([latents, mask], dim=-1), timbres

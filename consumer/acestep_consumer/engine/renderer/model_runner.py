@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 
+from acestep_consumer.domain.audio_codes import CODES_PER_SECOND
 from acestep_consumer.engine.renderer.components import Components
 from acestep_consumer.engine.renderer.conditioning import Conditioner
 from acestep_consumer.engine.renderer.denoiser import Denoiser
 from acestep_consumer.engine.renderer.lora import AdaptedModelCache, Lora
 from acestep_consumer.engine.renderer.offload import ModuleSwapper
 from acestep_consumer.engine.renderer.packed_dit import PackedDit
-from acestep_consumer.engine.renderer.pipeline_arguments import CODES_PER_SECOND, INSTRUMENTAL, PipelineArguments
+from acestep_consumer.engine.renderer.pipeline_arguments import INSTRUMENTAL, PipelineArguments
 from acestep_consumer.engine.renderer.prepare import PreparedRequest, RequestPreparer
 from acestep_consumer.engine.renderer.rng import generators_for
 from acestep_consumer.engine.renderer.sample import Sample
@@ -141,32 +142,15 @@ def lora_of(path: Path | None, scale: float) -> Lora | None:
 
 
 _SECONDS = 30
-_STEPS = 2
 
 
 def warm_up_arguments(*, codes: bool) -> PipelineArguments:
     """Return the arguments of the warm-up song, from text or from audio codes as the planner writes them."""
-    made_from = {"audio_codes": ["<|audio_code_0|>" * CODES_PER_SECOND * _SECONDS]} if codes else {}
-    given = {
-        "prompt": ["silence"],
-        "lyrics": [INSTRUMENTAL],
-        "vocal_language": "en",
-        "instruction": None,
-        "bpm": None,
-        "keyscale": None,
-        "timesignature": None,
-        "task_type": "text2music",
-        "track_name": None,
-        "complete_track_classes": None,
-        "num_inference_steps": _STEPS,
-        "shift": 3.0,
-        "timesteps": None,
-        "guidance_scale": 1.0,
-        "cfg_interval_start": 0.0,
-        "cfg_interval_end": 1.0,
-        "audio_cover_strength": 1.0,
-        "reference_audio": None,
-        "audio_duration": None if codes else float(_SECONDS),
-        **made_from,
-    }
-    return PipelineArguments(pipeline=given, seeds=(0,), steps=_STEPS, method="ode", tiled=True)
+    return PipelineArguments(
+        prompt="silence",
+        lyrics=INSTRUMENTAL,
+        num_inference_steps=2,
+        audio_duration=None if codes else float(_SECONDS),
+        audio_codes=((0,) * CODES_PER_SECOND * _SECONDS,) if codes else (),
+        seeds=(0,),
+    )

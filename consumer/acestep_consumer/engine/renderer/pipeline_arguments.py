@@ -1,48 +1,110 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A job and its plan as arguments of ``AceStepPipeline.__call__``, and what of the job has no counterpart there. Pure.
+"""Arguments of one rendering: a job, its plan and its decoded inputs, translated once for ``AceStepPipeline``.
 
-Audio is passed through untouched, so that nothing here needs torch.
+A new field of the request is one field of ``PipelineArguments``, set in ``arguments_for`` and read where it acts.
 """
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
+import torch
+
+from acestep_consumer.domain.audio_codes import CODES_PER_SECOND, parse_songs
 from acestep_consumer.domain.errors import LimitExceeded, RenderFailed
 from acestep_consumer.domain.job import Job, LoadedModel, Plan
 from acestep_consumer.domain.tasks import TASKS, Variant
 from acestep_schemas.events import Adjustment
-from acestep_schemas.request import GenerationRequest
+from acestep_schemas.request import GenerationRequest, TaskType
 
 # Sent by ACE-Step's clients with every task: it stands for "the task's own instruction".
 DEFAULT_INSTRUCTION = "Fill the audio semantic mask based on the given conditions:"
 INSTRUMENTAL = "[Instrumental]"
-CODES_PER_SECOND = 5
 
-_CODE = re.compile(r"<\|audio_code_\d+\|>")
 _NO_GUIDANCE = 1.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PipelineArguments:
-    """One call of the pipeline: its arguments less generators and callbacks, a seed per song, and how to sample."""
+    """Arguments of one job's songs. Names and meanings are those of ``AceStepPipeline.__call__``, unless noted.
 
-    pipeline: Mapping[str, Any]
+    Attributes:
+        prompt: caption of all songs.
+        lyrics: lyrics of all songs; ``[Instrumental]`` for none.
+        vocal_language: ISO 639-1 code.
+        instruction: None: the task's own.
+        bpm: beats per minute; None: not named in the text condition, as for the next two.
+        keyscale: such as ``A minor``.
+        timesignature: ``2``, ``3``, ``4`` or ``6``.
+        task_type: as requested; see ``model_task``.
+        track_name: for ``extract`` and ``lego``.
+        track_classes: for ``complete`` (``complete_track_classes``).
+        num_inference_steps: denoising steps, unless ``timesteps`` are given.
+        shift: shift of the flow times, unless ``timesteps`` are given.
+        timesteps: flow times from 1 towards 0, without the terminal 0.
+        guidance_scale: classifier-free guidance; 1 and below is none.
+        cfg_interval_start: where guidance begins, as a part of the way from noise (0) to 1.
+        cfg_interval_end: where guidance ends, likewise.
+        audio_cover_strength: share of the cover against its text alone, 0 to 1.
+        audio_duration: seconds; None: from ``src_audio`` or ``audio_codes``, else the pipeline's default.
+        src_audio: source audio, [2, samples] at the model's sample rate.
+        reference_audio: timbre reference, [2, samples] at the model's sample rate.
+        repainting_start: seconds into the source audio; None: no window.
+        repainting_end: seconds into the source audio; None: its end.
+        audio_codes: codes of each song, equally many, 5 a second; empty: none.
+        seeds: a seed per song.
+        method: sampler: ``ode`` is deterministic, ``sde`` adds noise at each step.
+        tiled: whether the VAE encodes in tiles.
+        adjustments: values that a limit has changed.
+        warnings: values that had no effect.
+    """
+
+    prompt: str
+    lyrics: str
+    vocal_language: str = "en"
+    instruction: str | None = None
+    bpm: int | None = None
+    keyscale: str | None = None
+    timesignature: str | None = None
+    task_type: TaskType = "text2music"
+    track_name: str | None = None
+    track_classes: tuple[str, ...] = ()
+    num_inference_steps: int = 8
+    shift: float = 3.0
+    timesteps: tuple[float, ...] | None = None
+    guidance_scale: float = _NO_GUIDANCE
+    cfg_interval_start: float = 0.0
+    cfg_interval_end: float = 1.0
+    audio_cover_strength: float = 1.0
+    audio_duration: float | None = None
+    src_audio: torch.Tensor | None = None
+    reference_audio: torch.Tensor | None = None
+    repainting_start: float | None = None
+    repainting_end: float | None = None
+    audio_codes: tuple[tuple[int, ...], ...] = ()
     seeds: tuple[int, ...]
-    steps: int
-    method: Literal["ode", "sde"]
-    tiled: bool
+    method: Literal["ode", "sde"] = "ode"
+    tiled: bool = True
     adjustments: tuple[Adjustment, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @property
+    def model_task(self) -> TaskType:
+        """The task as the model knows it: a song from audio codes is a cover."""
+        return "cover" if self.audio_codes and self.task_type == "text2music" else self.task_type
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is classifier-free guidance."""
+        return self.guidance_scale > _NO_GUIDANCE
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedInputs:
-    """Decoded audio inputs at the model's sample rate: anything of shape [2, samples]."""
+    """Decoded audio inputs, [2, samples] each at the model's sample rate."""
 
-    source: Any = None
-    reference: Any = None
+    source: torch.Tensor | None = None
+    reference: torch.Tensor | None = None
 
 
 def codes_of(job: Job, plan: Plan) -> tuple[str, ...]:
@@ -52,35 +114,68 @@ def codes_of(job: Job, plan: Plan) -> tuple[str, ...]:
 
 
 def reads_source(job: Job, plan: Plan) -> bool:
-    """Whether the source audio is used: not by text2music, and not where audio codes stand in its place."""
+    """Whether the source audio is used: not by text2music, and not where there are audio codes."""
     return TASKS[job.request.task_type].reads_source and not codes_of(job, plan)
 
 
 def arguments_for(
     job: Job, plan: Plan, model: LoadedModel, inputs: DecodedInputs = DecodedInputs()
 ) -> PipelineArguments:
-    """Translate one admitted job.
+    """Translate one admitted job. Values of the plan take precedence over those of the request.
 
     Raises:
-        RenderFailed: the task cannot be done with what was given.
-        LimitExceeded: the input is longer than the tier allows and the request asked for rejection.
+        RenderFailed: the task cannot be done with these inputs.
+        LimitExceeded: an input is longer than the tier allows, and the request asked for rejection.
     """
-    draft = ArgumentBuilder(job, plan, model, inputs)
-    pipeline = {**draft.texts(), **draft.sampling(), **draft.material()}
+    asked, metas = job.request, plan.metas
+    builder = _MaterialBuilder(job, plan, model, inputs)
+    material = builder.build()
     return PipelineArguments(
-        pipeline=pipeline,
+        prompt=metas.caption or asked.prompt,
+        lyrics=_lyrics(metas.lyrics or asked.lyrics),
+        vocal_language=metas.language or asked.vocal_language,
+        instruction=_instruction(asked.instruction),
+        bpm=metas.bpm or asked.bpm,
+        keyscale=metas.keyscale or asked.key_scale,
+        timesignature=metas.timesignature or asked.time_signature,
+        task_type=asked.task_type,
+        track_name=asked.track_name,
+        track_classes=asked.track_classes,
+        num_inference_steps=asked.inference_steps,
+        shift=asked.shift,
+        timesteps=_timesteps(asked.timesteps),
+        guidance_scale=_NO_GUIDANCE if model.variant is Variant.TURBO else asked.guidance_scale,
+        cfg_interval_start=asked.cfg_interval_start,
+        cfg_interval_end=asked.cfg_interval_end,
+        audio_cover_strength=asked.audio_cover_strength,
+        audio_duration=material.audio_duration,
+        src_audio=material.src_audio,
+        reference_audio=inputs.reference,
+        repainting_start=material.repainting_start,
+        repainting_end=material.repainting_end,
+        audio_codes=material.audio_codes,
         seeds=job.seeds,
-        steps=len(pipeline["timesteps"] or ()) or pipeline["num_inference_steps"],
-        method=job.request.infer_method,
-        tiled=job.request.use_tiled_decode,
-        adjustments=tuple(draft.adjustments),
-        warnings=tuple(draft.warnings),
+        method=asked.infer_method,
+        tiled=asked.use_tiled_decode,
+        adjustments=tuple(builder.adjustments),
+        warnings=(*_without_effect(asked, model, covers=_covers(job, plan)), *builder.warnings),
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Material:
+    """The fields of ``PipelineArguments`` that say what the songs are made from, and how long they are."""
+
+    audio_duration: float | None = None
+    src_audio: torch.Tensor | None = None
+    repainting_start: float | None = None
+    repainting_end: float | None = None
+    audio_codes: tuple[tuple[int, ...], ...] = ()
+
+
 @dataclass(slots=True)
-class ArgumentBuilder:
-    """Collects the pipeline arguments of one job."""
+class _MaterialBuilder:
+    """Chooses and limits the material of one job, with a note on each value that is changed or not used."""
 
     job: Job
     plan: Plan
@@ -89,89 +184,50 @@ class ArgumentBuilder:
     adjustments: list[Adjustment] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
+    def build(self) -> _Material:
+        """Return the material: audio codes take the place of source audio."""
+        codes = codes_of(self.job, self.plan)
+        return self._from_codes(codes) if codes else self._from_audio()
+
     @property
-    def request(self) -> GenerationRequest:
-        """The effective request."""
+    def _request(self) -> GenerationRequest:
         return self.job.request
 
-    def texts(self) -> dict[str, Any]:
-        """Everything that the text encoder reads but the duration."""
-        metas, asked, songs = self.plan.metas, self.request, len(self.job.seeds)
-        return {
-            "prompt": [metas.caption or asked.prompt] * songs,
-            "lyrics": [_lyrics(metas.lyrics or asked.lyrics)] * songs,
-            "vocal_language": metas.language or asked.vocal_language,
-            "instruction": _instruction(asked.instruction),
-            "bpm": metas.bpm or asked.bpm,
-            "keyscale": metas.keyscale or asked.key_scale,
-            "timesignature": metas.timesignature or asked.time_signature,
-            "task_type": asked.task_type,
-            "track_name": asked.track_name,
-            "complete_track_classes": list(asked.track_classes) or None,
-        }
-
-    def sampling(self) -> dict[str, Any]:
-        """Steps, guidance and the blend of a cover."""
-        asked = self.request
-        self.warnings += _without_effect(asked, self.model, covers=self._covers())
-        turbo = self.model.variant is Variant.TURBO
-        return {
-            "num_inference_steps": asked.inference_steps,
-            "shift": asked.shift,
-            "timesteps": _timesteps(asked.timesteps),
-            "guidance_scale": _NO_GUIDANCE if turbo else asked.guidance_scale,
-            "cfg_interval_start": asked.cfg_interval_start,
-            "cfg_interval_end": asked.cfg_interval_end,
-            "audio_cover_strength": asked.audio_cover_strength,
-        }
-
-    def material(self) -> dict[str, Any]:
-        """What the song is made from, and how long it is. Audio codes take the place of source audio."""
-        codes = codes_of(self.job, self.plan)
-        made_from = self._from_codes(codes) if codes else self._from_audio()
-        return {"reference_audio": self.inputs.reference, **made_from}
-
-    def _covers(self) -> bool:
-        """Whether the pipeline will see a cover; with audio codes, text2music becomes one."""
-        task = self.request.task_type
-        return task == "cover" or (task == "text2music" and bool(codes_of(self.job, self.plan)))
-
-    def _from_codes(self, codes: tuple[str, ...]) -> dict[str, Any]:
-        if self.inputs.source is not None or self.request.src_audio_path:
+    def _from_codes(self, texts: tuple[str, ...]) -> _Material:
+        if self.inputs.source is not None or self._request.src_audio_path:
             self.warnings.append("src_audio_path was not used: the song is made from audio codes")
-        found = [_CODE.findall(each) for each in codes]
-        if len({len(each) for each in found}) > 1 or len(codes) not in (1, len(self.job.seeds)):
-            raise RenderFailed("the songs of one request need equally many audio codes each")
-        count = len(found[0])
-        if count == 0:
-            raise RenderFailed("audio_code_string holds no code; codes look like <|audio_code_123|>")
-        kept = int(self._within_limit(count / CODES_PER_SECOND, "the audio codes") * CODES_PER_SECOND)
+        try:
+            songs = parse_songs(texts, len(self.job.seeds))
+        except ValueError as error:
+            raise RenderFailed(str(error)) from error
+        kept = int(self._within_limit(len(songs[0]) / CODES_PER_SECOND, "the audio codes") * CODES_PER_SECOND)
         self._note_length(kept / CODES_PER_SECOND, "the audio codes")
-        cut = ["".join(each[:kept]) for each in found]
-        return {"audio_duration": None, "audio_codes": cut * len(self.job.seeds) if len(cut) == 1 else cut}
+        return _Material(audio_codes=tuple(codes[:kept] for codes in songs))
 
-    def _from_audio(self) -> dict[str, Any]:
+    def _from_audio(self) -> _Material:
         if not reads_source(self.job, self.plan):
-            if self.request.src_audio_path:
+            if self._request.src_audio_path:
                 self.warnings.append("src_audio_path was not used: text2music has no source")
-            return {"audio_duration": self._duration()}
+            return _Material(audio_duration=self._duration())
         if self.inputs.source is None:
-            raise RenderFailed(f"task_type {self.request.task_type} needs source audio")
+            raise RenderFailed(f"task_type {self._request.task_type} needs source audio")
         rate = self.model.sample_rate
         seconds = self._within_limit(self.inputs.source.shape[-1] / rate, "the source audio")
         self._note_length(seconds, "the source audio")
         source = self.inputs.source[:, : round(seconds * rate)]
-        return {"audio_duration": None, "src_audio": source, **self._window(seconds)}
+        if not TASKS[self._request.task_type].has_window:
+            return _Material(src_audio=source)
+        start, end = self._window(seconds)
+        return _Material(src_audio=source, repainting_start=start, repainting_end=end)
 
     def _duration(self) -> float | None:
-        """Seconds of a song made from text alone; None leaves it to the pipeline, which sings for 60."""
-        seconds = self.plan.metas.duration or self.request.audio_duration
+        """Return the seconds of a song from text alone; None is the pipeline's default, 60."""
+        seconds = self.plan.metas.duration or self._request.audio_duration
         return None if seconds is None else self._within_limit(seconds, "the planned song")
 
-    def _window(self, seconds: float) -> dict[str, Any]:
-        asked = self.request
-        if not TASKS[asked.task_type].has_window:
-            return {}
+    def _window(self, seconds: float) -> tuple[float, float | None]:
+        """Return the start and the end of the repainted part; None is the end of the source audio."""
+        asked = self._request
         if asked.repainting_start >= seconds:
             raise RenderFailed(
                 f"repainting_start = {asked.repainting_start:g}: the source audio has {seconds:.2f} seconds"
@@ -180,28 +236,34 @@ class ArgumentBuilder:
         if end is not None and end > seconds:
             self.warnings.append(f"repainting_end = {end:g} is past the end of the source audio, {seconds:.2f} seconds")
             end = None
-        return {"repainting_start": asked.repainting_start, "repainting_end": end}
+        return asked.repainting_start, end
 
     def _within_limit(self, seconds: float, what: str) -> float:
-        """Policy could not see how long an input is; its limit holds here as well."""
+        """Apply the tier's duration limit, which admission could not apply to inputs of unknown length."""
         limit = self.job.policy.limits.max_duration_s
         if seconds <= limit:
             return seconds
         reason = f"{what}: {seconds:.2f} seconds, and this worker allows {limit}"
         cut = Adjustment(field="audio_duration", requested=round(seconds, 2), applied=limit, reason=reason)
-        if self.request.on_limit == "reject":
+        if self._request.on_limit == "reject":
             raise LimitExceeded(f"{reason} (on_limit is reject)", [cut.model_dump(mode="json")])
         self.adjustments.append(cut)
         return float(limit)
 
     def _note_length(self, seconds: float, source: str) -> None:
-        asked = self.request.audio_duration
+        asked = self._request.audio_duration
         if asked is not None and abs(asked - seconds) >= 1:
             self.warnings.append(f"audio_duration = {asked:g} was not used: {source} has {seconds:.2f} seconds")
 
 
+def _covers(job: Job, plan: Plan) -> bool:
+    """Whether the model does a cover; text2music from audio codes is one."""
+    task = job.request.task_type
+    return task == "cover" or (task == "text2music" and bool(codes_of(job, plan)))
+
+
 def _lyrics(given: str) -> str:
-    """Lyrics as they are; every way to say "nobody sings" becomes the one that the model was trained with."""
+    """Return the lyrics; every way to ask for an instrumental becomes the one of the model's training."""
     return INSTRUMENTAL if given.strip().lower() in ("", "[inst]", "[instrumental]") else given
 
 
@@ -209,14 +271,14 @@ def _instruction(given: str | None) -> str | None:
     return None if not given or given.strip() in ("", DEFAULT_INSTRUCTION) else given
 
 
-def _timesteps(given: tuple[float, ...] | None) -> list[float] | None:
-    """ACE-Step's lists end in the terminal 0. The scheduler appends that itself; with two, a step would do nothing."""
-    kept = [time for time in given or () if time > 0]
+def _timesteps(given: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    """Return the times without ACE-Step's terminal 0: the scheduler appends one itself, and two would waste a step."""
+    kept = tuple(time for time in given or () if time > 0)
     return kept or None
 
 
 def _without_effect(asked: GenerationRequest, model: LoadedModel, *, covers: bool) -> Iterator[str]:
-    """Name what was asked for and will not happen. A value left at its default was not asked for."""
+    """Yield a warning for each requested value that has no effect. A value at its default was not requested."""
     default = GenerationRequest.model_fields
     turbo = model.variant is Variant.TURBO
     if asked.use_adg:

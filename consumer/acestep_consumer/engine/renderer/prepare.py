@@ -5,22 +5,21 @@ It runs in the job's own thread, so that the device's thread does not have to wa
 """
 
 import math
-import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
+from acestep_consumer.domain.audio_codes import CODES_PER_SECOND
 from acestep_consumer.engine.renderer.components import Components
-from acestep_consumer.engine.renderer.pipeline_arguments import CODES_PER_SECOND, PipelineArguments
+from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
 from acestep_consumer.engine.renderer.rng import generators_for
+from acestep_schemas.request import TaskType
 
 _TEXT, _LYRICS = 256, 2048  # tokens that the model reads of each
 _DEFAULT_S = 60.0
-_CODE = re.compile(r"<\|audio_code_(\d+)\|>")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,7 +40,6 @@ class PreparedRequest:
     """
 
     arguments: PipelineArguments
-    task: str
     texts: tuple[TokenizedText, ...]
     codes: tuple[list[int], ...]
     frames: int | None
@@ -49,11 +47,6 @@ class PreparedRequest:
     noise: torch.Tensor | None
     generators: tuple[torch.Generator, ...]
     warnings: tuple[str, ...] = ()
-
-    @property
-    def given(self) -> Any:
-        """The pipeline's arguments."""
-        return self.arguments.pipeline
 
     @property
     def condition_tokens(self) -> int:
@@ -73,20 +66,17 @@ class RequestPreparer:
 
     def prepare(self, arguments: PipelineArguments) -> PreparedRequest:
         """Prepare one job. Raises ``ValueError`` and ``TypeError`` for arguments that the pipeline refuses."""
-        given = arguments.pipeline
-        task = _task_of(given)
-        self._check(given, task)
-        texts, warnings = zip(*(self._tokenized(*text) for text in self._texts(given, task)), strict=True)
-        codes = tuple(self._parsed(text) for text in given.get("audio_codes") or ())
-        frames = self._frames(given, codes)
+        self._check(arguments)
+        texts, warnings = zip(*(self._tokenized(*text) for text in self._texts(arguments)), strict=True)
+        codes = tuple(map(self._within_codebook, arguments.audio_codes))
+        frames = self._frames(arguments)
         generators = generators_for(arguments.seeds)
         return PreparedRequest(
             arguments=arguments,
-            task=task,
             texts=texts,
             codes=codes,
             frames=frames,
-            length=frames or math.ceil(self._seconds(given) * self._pipeline.latents_per_second),
+            length=frames or math.ceil(self._seconds(arguments) * self._pipeline.latents_per_second),
             noise=None if frames is None else self.noise(generators, frames),
             generators=tuple(generators),
             warnings=warnings[0],
@@ -98,42 +88,44 @@ class RequestPreparer:
         noise: torch.Tensor = randn_tensor(shape, generator=generators, device=torch.device("cpu"), dtype=self._dtype)
         return noise
 
-    def _check(self, given: Any, task: str) -> None:
-        names = (
-            "prompt",
-            "lyrics",
-            "num_inference_steps",
-            "guidance_scale",
-            "shift",
-            "audio_cover_strength",
-            "cfg_interval_start",
-            "cfg_interval_end",
+    def _check(self, arguments: PipelineArguments) -> None:
+        self._pipeline.check_inputs(
+            prompt=arguments.prompt,
+            lyrics=arguments.lyrics,
+            task_type=arguments.model_task,
+            num_inference_steps=arguments.num_inference_steps,
+            guidance_scale=arguments.guidance_scale,
+            shift=arguments.shift,
+            audio_cover_strength=arguments.audio_cover_strength,
+            cfg_interval_start=arguments.cfg_interval_start,
+            cfg_interval_end=arguments.cfg_interval_end,
+            repainting_start=arguments.repainting_start,
+            repainting_end=arguments.repainting_end,
         )
-        window = {name: given.get(name) for name in ("repainting_start", "repainting_end")}
-        self._pipeline.check_inputs(**{name: given[name] for name in names}, **window, task_type=task)
 
-    def _texts(self, given: Any, task: str) -> Iterator[tuple[str, str]]:
-        instruction = given["instruction"] or self._instruction(given["task_type"] if task != "cover" else task, given)
-        yield self._formatted(given, instruction)
-        if task == "cover" and given["audio_cover_strength"] < 1.0:
-            yield self._formatted(given, self._instruction("text2music", given))
+    def _texts(self, arguments: PipelineArguments) -> Iterator[tuple[str, str]]:
+        """Yield the texts of each condition: the task's, and those of the text alone for a blended cover."""
+        task = arguments.model_task
+        yield self._formatted(arguments, arguments.instruction or self._instruction(task, arguments))
+        if task == "cover" and arguments.audio_cover_strength < 1.0:
+            yield self._formatted(arguments, self._instruction("text2music", arguments))
 
-    def _instruction(self, task: str, given: Any) -> str:
+    def _instruction(self, task: TaskType, arguments: PipelineArguments) -> str:
         instruction: str = self._pipeline._get_task_instruction(  # noqa: SLF001 - the pipeline's words, not a copy of them
-            task, given["track_name"], given["complete_track_classes"]
+            task, arguments.track_name, list(arguments.track_classes) or None
         )
         return instruction
 
-    def _formatted(self, given: Any, instruction: str) -> tuple[str, str]:
+    def _formatted(self, arguments: PipelineArguments, instruction: str) -> tuple[str, str]:
         text, lyrics = self._pipeline._format_prompt(  # noqa: SLF001 - as above
-            prompt=given["prompt"][0],
-            lyrics=given["lyrics"][0],
-            vocal_language=given["vocal_language"],
-            audio_duration=self._seconds(given),
+            prompt=arguments.prompt,
+            lyrics=arguments.lyrics,
+            vocal_language=arguments.vocal_language,
+            audio_duration=self._seconds(arguments),
             instruction=instruction,
-            bpm=given["bpm"],
-            keyscale=given["keyscale"],
-            timesignature=given["timesignature"],
+            bpm=arguments.bpm,
+            keyscale=arguments.keyscale,
+            timesignature=arguments.timesignature,
         )
         return text, lyrics
 
@@ -153,30 +145,25 @@ class RequestPreparer:
             whole = len(self._pipeline.tokenizer(text, verbose=False).input_ids)
             return self._pipeline.tokenizer(text, truncation=True, max_length=limit).input_ids, whole
 
-    def _seconds(self, given: Any) -> float:
+    def _seconds(self, arguments: PipelineArguments) -> float:
         """Return the duration that the text condition names."""
-        if given.get("audio_codes"):
-            return len(_CODE.findall(given["audio_codes"][0])) / CODES_PER_SECOND
-        if given["audio_duration"] is None and given.get("src_audio") is not None:
-            return float(given["src_audio"].shape[-1] / self._pipeline.sample_rate)
-        return float(given["audio_duration"] or _DEFAULT_S)
+        if arguments.audio_codes:
+            return len(arguments.audio_codes[0]) / CODES_PER_SECOND
+        if arguments.audio_duration is None and arguments.src_audio is not None:
+            return float(arguments.src_audio.shape[-1] / self._pipeline.sample_rate)
+        return float(arguments.audio_duration or _DEFAULT_S)
 
-    def _parsed(self, text: str) -> list[int]:
-        """Return the codes of a text. A number beyond the codebook stands for its last code, as in diffusers."""
+    def _within_codebook(self, codes: tuple[int, ...]) -> list[int]:
+        """Return codes that the model has. A number beyond the codebook stands for its last code, as in diffusers."""
         tokenizer = self._pipeline.audio_tokenizer
         if tokenizer is None:
             raise ValueError("this checkpoint has no audio tokenizer, so it cannot read audio codes")
-        most = math.prod(tokenizer.quantizer.levels) - 1
-        return [min(int(number), most) for number in _CODE.findall(text)]
+        last = math.prod(tokenizer.quantizer.levels) - 1
+        return [min(code, last) for code in codes]
 
-    def _frames(self, given: Any, codes: tuple[list[int], ...]) -> int | None:
+    def _frames(self, arguments: PipelineArguments) -> int | None:
+        """Return the latent frames; None when the source audio decides."""
         rate: float = self._pipeline.latents_per_second
-        if codes:
-            return round(len(codes[0]) * rate / CODES_PER_SECOND)
-        return None if given.get("src_audio") is not None else math.ceil(self._seconds(given) * rate)
-
-
-def _task_of(given: Any) -> str:
-    """Return the task as the model knows it: a song from audio codes is a cover."""
-    task: str = given["task_type"]
-    return "cover" if given.get("audio_codes") and task == "text2music" else task
+        if arguments.audio_codes:
+            return round(len(arguments.audio_codes[0]) * rate / CODES_PER_SECOND)
+        return None if arguments.src_audio is not None else math.ceil(self._seconds(arguments) * rate)

@@ -14,6 +14,7 @@ import structlog
 import torch
 
 from acestep_consumer.audio import codec
+from acestep_consumer.domain.audio_codes import format_codes
 from acestep_consumer.domain.errors import Cancelled, RenderFailed
 from acestep_consumer.domain.job import Rendering, TokenizedSource, Track
 from acestep_consumer.domain.ports import Report
@@ -90,7 +91,7 @@ def _tokenize(resources: RenderResources, message: TokenizeAudio, stopped: Stopp
     rate = resources.scheduler.models[name].sample_rate
     audio = resources.decode(message.sources.source, rate, "the source audio", stopped)
     codes = resources.scheduler.tokenize_audio(name, torch.from_numpy(audio), message.job.seeds[0])
-    return TokenizedSource(codes="".join(f"<|audio_code_{code}|>" for code in codes), source_s=audio.shape[-1] / rate)
+    return TokenizedSource(codes=format_codes(codes), source_s=audio.shape[-1] / rate)
 
 
 class _JobRenderer:

@@ -16,11 +16,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging
 
+from acestep_consumer.domain.audio_codes import CODE_COUNT, format_code
+
 NAME = "acestep-5Hz-lm-0.6B"
 _END_OF_TEXT, _END_OF_TURN = "<|endoftext|>", "<|im_end|>"
 _CONTROL = (_END_OF_TEXT, "<|im_start|>", _END_OF_TURN)
 _TAGS = ("<think>", "</think>")
-_CODES = 64_000
 # A few tokens of two characters, some across boundaries of the grammar: real vocabularies have many.
 _PAIRS = (("Ċ", "Ċ"), (".", "Ċ"), (":", "Ġ"), ("m", "a"), ("m", "i"), ("Ċ", "Ġ"), ("1", "2"), ("ĊĠ", "Ġ"))
 
@@ -74,7 +75,7 @@ def make_tokenizer() -> Any:
     bytewise.add_special_tokens([AddedToken(token, special=True) for token in _CONTROL])
     # The real one keeps these when special tokens are skipped.
     bytewise.add_tokens([AddedToken(token, normalized=False) for token in _TAGS])
-    bytewise.add_tokens([AddedToken(f"<|audio_code_{number}|>", normalized=False) for number in range(_CODES)])
+    bytewise.add_tokens([AddedToken(format_code(number), normalized=False) for number in range(CODE_COUNT)])
     return PreTrainedTokenizerFast(
         tokenizer_object=bytewise, eos_token=_END_OF_TURN, pad_token=_END_OF_TEXT, chat_template=_TEMPLATE
     )

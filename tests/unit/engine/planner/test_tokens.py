@@ -8,8 +8,8 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from acestep_consumer.domain.audio_codes import CODE_COUNT, format_code
 from acestep_consumer.engine.planner import prompts
-from acestep_consumer.engine.planner.audio_codes import CODE_COUNT, code
 from acestep_consumer.engine.planner.tokens import LmTokens, TokenizerUnfit
 
 
@@ -21,7 +21,7 @@ def with_tokens(*added: str) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=bytewise)
 
 
-CODES = tuple(map(code, range(CODE_COUNT)))
+CODES = tuple(map(format_code, range(CODE_COUNT)))
 
 
 def test_codes_lie_side_by_side_from_the_first_one_on(tokens: LmTokens) -> None:
@@ -34,7 +34,7 @@ def test_codes_lie_side_by_side_from_the_first_one_on(tokens: LmTokens) -> None:
 
 def test_a_vocabulary_may_hold_codes_that_mean_nothing_after_the_others() -> None:
     """As the real one does: its codes go on to 65,534."""
-    tokens = LmTokens(with_tokens("<|im_end|>", *CODES, code(CODE_COUNT)))
+    tokens = LmTokens(with_tokens("<|im_end|>", *CODES, format_code(CODE_COUNT)))
     beyond = tokens.first_code + CODE_COUNT
     with pytest.raises(ValueError, match=f"token {beyond} is not an audio code"):
         tokens.codes_of([beyond])

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A job as pipeline arguments: what arrives, what is left out, and what is said about it."""
+"""Translation of a job into typed pipeline arguments: values, limits, and warnings."""
 
+import ast
+import inspect
+from dataclasses import fields
 from typing import Any
 
-import numpy as np
 import pytest
+import torch
 
+from acestep_consumer.domain.audio_codes import format_codes
 from acestep_consumer.domain.errors import LimitExceeded, RenderFailed
 from acestep_consumer.domain.job import Job, LoadedModel, Plan
 from acestep_consumer.domain.tasks import Variant
@@ -20,7 +24,7 @@ from acestep_schemas.request import GenerationRequest
 
 TURBO = LoadedModel("acestep-v15-turbo", Variant.TURBO)
 BASE = LoadedModel("acestep-v15-base", Variant.BASE)
-SOURCE = DecodedInputs(source=np.zeros((2, 20 * 48_000), dtype=np.float32))
+SOURCE = DecodedInputs(source=torch.zeros(2, 20 * 48_000))
 
 
 def job(*, seeds: tuple[int, ...] = (7,), max_duration_s: int = 600, **request: Any) -> Job:
@@ -45,7 +49,7 @@ def plan(*codes: str, **metas: Any) -> Plan:
 
 
 def codes(count: int, first: int = 0) -> str:
-    return "".join(f"<|audio_code_{first + index}|>" for index in range(count))
+    return format_codes(range(first, first + count))
 
 
 NO_PLAN, NO_INPUTS = plan(), DecodedInputs()
@@ -59,9 +63,9 @@ def translate(
 
 def test_a_bare_request_becomes_the_pipeline_defaults() -> None:
     made = translate(job(prompt="jazz", lyrics="la la"))
-    assert made.pipeline == {
-        "prompt": ["jazz"],
-        "lyrics": ["la la"],
+    assert {field.name: getattr(made, field.name) for field in fields(made)} == {
+        "prompt": "jazz",
+        "lyrics": "la la",
         "vocal_language": "en",
         "instruction": None,
         "bpm": None,
@@ -69,7 +73,7 @@ def test_a_bare_request_becomes_the_pipeline_defaults() -> None:
         "timesignature": None,
         "task_type": "text2music",
         "track_name": None,
-        "complete_track_classes": None,
+        "track_classes": (),
         "num_inference_steps": 8,
         "shift": 3.0,
         "timesteps": None,
@@ -78,58 +82,73 @@ def test_a_bare_request_becomes_the_pipeline_defaults() -> None:
         "cfg_interval_end": 1.0,
         "audio_cover_strength": 1.0,
         "audio_duration": None,
+        "src_audio": None,
         "reference_audio": None,
+        "repainting_start": None,
+        "repainting_end": None,
+        "audio_codes": (),
+        "seeds": (7,),
+        "method": "ode",
+        "tiled": True,
+        "adjustments": (),
+        "warnings": (),
     }
-    assert (made.steps, made.method, made.tiled, made.seeds, made.warnings) == (8, "ode", True, (7,), ())
+    assert (made.model_task, made.guided) == ("text2music", True)
+
+
+def test_every_argument_is_set_from_the_job_and_none_left_at_its_default() -> None:
+    """Defaults are for songs without a job, such as the warm-up."""
+    tree = ast.parse(inspect.getsource(arguments_for))
+    (call,) = (
+        node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "PipelineArguments"
+    )
+    assert {keyword.arg for keyword in call.keywords} == {field.name for field in fields(PipelineArguments)}
 
 
 def test_the_plan_comes_before_the_request() -> None:
     asked = job(prompt="jazz", lyrics="la", bpm=90, key_scale="C major", time_signature="3", audio_duration=20)
     metas = {"caption": "cool jazz", "lyrics": "do", "bpm": 100, "duration": 30.0, "keyscale": "A minor"}
-    made = translate(asked, plan(**metas, timesignature="4", language="de")).pipeline
-    assert (made["prompt"], made["lyrics"], made["vocal_language"]) == (["cool jazz"], ["do"], "de")
-    assert (made["bpm"], made["keyscale"], made["timesignature"], made["audio_duration"]) == (100, "A minor", "4", 30.0)
+    made = translate(asked, plan(**metas, timesignature="4", language="de"))
+    assert (made.prompt, made.lyrics, made.vocal_language) == ("cool jazz", "do", "de")
+    assert (made.bpm, made.keyscale, made.timesignature, made.audio_duration) == (100, "A minor", "4", 30.0)
 
 
 def test_what_the_plan_leaves_open_comes_from_the_request() -> None:
     asked = job(prompt="jazz", bpm=90, key_scale="C major", time_signature="3", audio_duration=20, vocal_language="fr")
-    made = translate(asked).pipeline
-    assert (made["bpm"], made["keyscale"], made["timesignature"]) == (90, "C major", "3")
-    assert (made["audio_duration"], made["vocal_language"]) == (20.0, "fr")
+    made = translate(asked)
+    assert (made.bpm, made.keyscale, made.timesignature) == (90, "C major", "3")
+    assert (made.audio_duration, made.vocal_language) == (20.0, "fr")
 
 
-def test_each_song_of_a_batch_has_a_prompt_and_a_seed() -> None:
+def test_the_songs_of_a_batch_share_a_prompt_and_have_a_seed_each() -> None:
     made = translate(job(prompt="jazz", seeds=(1, 2, 3)))
-    assert made.pipeline["prompt"] == ["jazz"] * 3
-    assert len(made.pipeline["lyrics"]) == len(made.seeds) == 3
+    assert (made.prompt, made.seeds) == ("jazz", (1, 2, 3))
 
 
 @pytest.mark.parametrize("lyrics", ["", "  ", "[inst]", "[Instrumental]", "[INSTRUMENTAL] "])
 def test_every_way_to_ask_for_no_singing_becomes_one(lyrics: str) -> None:
-    assert translate(job(lyrics=lyrics)).pipeline["lyrics"] == ["[Instrumental]"]
+    assert translate(job(lyrics=lyrics)).lyrics == "[Instrumental]"
 
 
 @pytest.mark.parametrize("text", ["", "Fill the audio semantic mask based on the given conditions:"])
 def test_the_instruction_that_clients_always_send_leaves_the_task_its_own(text: str) -> None:
-    assert translate(job(instruction=text, task_type="repaint"), inputs=SOURCE).pipeline["instruction"] is None
+    assert translate(job(instruction=text, task_type="repaint"), inputs=SOURCE).instruction is None
 
 
 def test_an_instruction_of_ones_own_is_kept() -> None:
-    assert translate(job(instruction="Sing it backwards:")).pipeline["instruction"] == "Sing it backwards:"
+    assert translate(job(instruction="Sing it backwards:")).instruction == "Sing it backwards:"
 
 
-@pytest.mark.parametrize(("given", "kept"), [("0.9,0.5,0", [0.9, 0.5]), ("0.9,0.5", [0.9, 0.5])])
-def test_the_terminal_zero_of_timesteps_is_left_to_the_scheduler(given: str, kept: list[float]) -> None:
-    made = translate(job(timesteps=given))
-    assert made.pipeline["timesteps"] == kept
-    assert made.steps == 2
+@pytest.mark.parametrize(("given", "kept"), [("0.9,0.5,0", (0.9, 0.5)), ("0.9,0.5", (0.9, 0.5))])
+def test_the_terminal_zero_of_timesteps_is_left_to_the_scheduler(given: str, kept: tuple[float, ...]) -> None:
+    assert translate(job(timesteps=given)).timesteps == kept
 
 
 def test_turbo_runs_without_guidance_and_says_so_only_when_it_was_asked_for() -> None:
     silent = translate(job(), model=TURBO)
-    assert (silent.pipeline["guidance_scale"], silent.warnings) == (1.0, ())
+    assert (silent.guidance_scale, silent.guided, silent.warnings) == (1.0, False, ())
     asked = translate(job(guidance_scale=4, cfg_interval_start=0.2), model=TURBO)
-    assert asked.pipeline["guidance_scale"] == 1.0
+    assert asked.guidance_scale == 1.0
     assert [text.split(" ")[0] for text in asked.warnings] == ["guidance_scale", "cfg_interval_start"]
 
 
@@ -151,15 +170,16 @@ def test_what_has_no_effect_is_named(fields: dict[str, Any], named: str) -> None
 def test_text2music_has_no_source() -> None:
     asked = job(src_audio_path="s3://songs/a.mp3")
     assert not reads_source(asked, plan())
-    assert "src_audio" not in translate(asked, inputs=SOURCE).pipeline
+    assert translate(asked, inputs=SOURCE).src_audio is None
 
 
 @pytest.mark.parametrize("task", ["cover", "repaint", "extract", "lego", "complete"])
 def test_source_audio_decides_the_length(task: str) -> None:
     made = translate(job(task_type=task, audio_duration=20), inputs=SOURCE)
     assert reads_source(job(task_type=task), plan())
-    assert made.pipeline["src_audio"].shape == (2, 20 * 48_000)
-    assert (made.pipeline["audio_duration"], made.warnings) == (None, ())
+    assert made.src_audio is not None
+    assert made.src_audio.shape == (2, 20 * 48_000)
+    assert (made.audio_duration, made.warnings) == (None, ())
 
 
 @pytest.mark.parametrize("task", ["cover", "repaint", "extract", "lego", "complete"])
@@ -169,19 +189,19 @@ def test_a_task_without_its_source_is_refused(task: str) -> None:
 
 
 def test_tracks_are_passed_on() -> None:
-    made = translate(job(task_type="complete", track_classes="drums,bass", track_name="vocals"), inputs=SOURCE).pipeline
-    assert (made["complete_track_classes"], made["track_name"]) == (["drums", "bass"], "vocals")
+    made = translate(job(task_type="complete", track_classes="drums,bass", track_name="vocals"), inputs=SOURCE)
+    assert (made.track_classes, made.track_name) == (("drums", "bass"), "vocals")
 
 
 @pytest.mark.parametrize("task", ["repaint", "lego"])
 def test_a_window_without_an_end_reaches_to_the_end(task: str) -> None:
-    made = translate(job(task_type=task, repainting_start=5, repainting_end=-1), inputs=SOURCE).pipeline
-    assert (made["repainting_start"], made["repainting_end"]) == (5.0, None)
+    made = translate(job(task_type=task, repainting_start=5, repainting_end=-1), inputs=SOURCE)
+    assert (made.repainting_start, made.repainting_end) == (5.0, None)
 
 
 def test_a_window_past_the_end_is_cut_and_named() -> None:
     made = translate(job(task_type="repaint", repainting_start=5, repainting_end=99), inputs=SOURCE)
-    assert made.pipeline["repainting_end"] is None
+    assert made.repainting_end is None
     assert made.warnings == ("repainting_end = 99 is past the end of the source audio, 20.00 seconds",)
 
 
@@ -191,7 +211,7 @@ def test_a_window_that_begins_past_the_end_is_refused() -> None:
 
 
 def test_only_repaint_and_lego_have_a_window() -> None:
-    assert "repainting_start" not in translate(job(task_type="cover", repainting_start=5), inputs=SOURCE).pipeline
+    assert translate(job(task_type="cover", repainting_start=5), inputs=SOURCE).repainting_start is None
 
 
 def test_planned_codes_take_the_place_of_a_source() -> None:
@@ -199,20 +219,20 @@ def test_planned_codes_take_the_place_of_a_source() -> None:
     planned = plan(codes(50), codes(50, 100), duration=10)
     assert not reads_source(asked, planned)
     made = translate(asked, planned, inputs=SOURCE)
-    assert made.pipeline["audio_codes"] == [codes(50), codes(50, 100)]
-    assert made.pipeline["audio_duration"] is None
-    assert "src_audio" not in made.pipeline
+    assert made.audio_codes == (tuple(range(50)), tuple(range(100, 150)))
+    assert (made.audio_duration, made.src_audio) == (None, None)
     assert made.warnings == ("src_audio_path was not used: the song is made from audio codes",)
 
 
 def test_codes_in_the_request_serve_every_song() -> None:
     made = translate(job(audio_code_string=codes(60), seeds=(1, 2)))
-    assert made.pipeline["audio_codes"] == [codes(60), codes(60)]
+    assert made.audio_codes == (tuple(range(60)),) * 2
+    assert made.model_task == "cover"
 
 
 def test_a_cover_from_codes_may_be_blended() -> None:
     made = translate(job(audio_code_string=codes(60), audio_cover_strength=0.5))
-    assert (made.pipeline["audio_cover_strength"], made.warnings) == (0.5, ())
+    assert (made.audio_cover_strength, made.warnings) == (0.5, ())
 
 
 @pytest.mark.parametrize("bad", ["1,2,3", "<|audio_code_|>"])
@@ -228,12 +248,13 @@ def test_songs_of_unequal_code_counts_are_refused() -> None:
 
 def test_an_input_longer_than_the_tier_allows_is_cut_and_named() -> None:
     made = translate(job(task_type="cover", max_duration_s=12), inputs=SOURCE)
-    assert made.pipeline["src_audio"].shape == (2, 12 * 48_000)
+    assert made.src_audio is not None
+    assert made.src_audio.shape == (2, 12 * 48_000)
     (cut,) = made.adjustments
     assert (cut.field, cut.requested, cut.applied) == ("audio_duration", 20, 12)
     assert cut.reason == "the source audio: 20.00 seconds, and this worker allows 12"
     made = translate(job(audio_code_string=codes(100), max_duration_s=12))
-    assert made.pipeline["audio_codes"] == [codes(60)]
+    assert made.audio_codes == (tuple(range(60)),)
 
 
 def test_an_input_longer_than_the_tier_allows_is_rejected_on_request() -> None:
