@@ -2,7 +2,7 @@
 """A task id is published again after a job that ended without songs: the new request gets songs of its own."""
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import aio_pika
@@ -37,7 +37,10 @@ async def test_a_song_of_a_cancelled_job_is_not_delivered_under_the_next_request
 ) -> None:
     async with scene(service_environment, tmp_path) as seen:
         await cancelled_after_its_upload(seen, "song", "bytes=30000")
-        await seen.peer.submit(task_id="song", prompt="bytes=50000")
+        # With a timestamp after the cancellation: one without would be cancelled as well.
+        body = {"task_id": "song", "prompt": "bytes=50000", "audio_format": "wav", "audio_duration": 10}
+        later = datetime.now(UTC) + timedelta(seconds=2)
+        await seen.peer.request(json.dumps(body).encode(), message_id="song", timestamp=later)
         await eventually(lambda: len(seen.ear.terminal("song")) == 2, WITHIN_S)
         told = seen.ear.terminal("song")[-1]
         assert told.state == "completed"
