@@ -14,12 +14,12 @@ async def test_a_finished_task_whose_audio_was_deleted_is_rendered_again(
     async with scene(service_environment, tmp_path) as seen:
         await seen.peer.submit(task_id="song", batch_size=2)
         await seen.all_ended("song")
-        first = seen.ear.terminal("song")[0].data
+        first = seen.recorder.terminal("song")[0].data
         key = first["audios"][1]["uri"].removeprefix(f"s3://{seen.shelf.bucket}/")
         await asyncio.to_thread(seen.shelf.client.delete_object, Bucket=seen.shelf.bucket, Key=key)
         await seen.peer.submit(task_id="song", batch_size=2)
-        await eventually(lambda: len(seen.ear.terminal("song")) == 2, WITHIN_S)
-        again = seen.ear.terminal("song")[1]
+        await eventually(lambda: len(seen.recorder.terminal("song")) == 2, WITHIN_S)
+        again = seen.recorder.terminal("song")[1]
         assert again.state == "completed"
         assert await seen.shelf.wrongs(again.data) == []
         assert [audio["seed"] for audio in again.data["audios"]] == [audio["seed"] for audio in first["audios"]]

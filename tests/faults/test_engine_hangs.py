@@ -9,8 +9,6 @@ import pytest
 
 from acestep_consumer.domain.errors import EngineCrashed
 from tests.support.broker import Peer
-<<<<<<< HEAD
-from tests.support.ear import Ear
 from tests.support.engines import (
     ONE_MODEL,
     RequestLog,
@@ -22,10 +20,7 @@ from tests.support.engines import (
     state_of,
     supervised,
 )
-=======
-from tests.support.engines import ONE_MODEL, Diary, at_work, ends, meet, render, signal_engine, state_of, supervised
 from tests.support.event_recorder import EventRecorder
->>>>>>> broker
 from tests.support.waiting import eventually
 from tests.support.worker import WorkerProcess, running
 

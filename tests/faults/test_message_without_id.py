@@ -12,7 +12,7 @@ import pytest
 
 from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE, REQUESTS
 from tests.support.broker import Peer, until
-from tests.support.ear import Ear
+from tests.support.event_recorder import EventRecorder
 from tests.support.scene import WITHIN_S
 from tests.support.servers import ManagementApi
 from tests.support.waiting import eventually
@@ -51,9 +51,9 @@ def settings(request: pytest.FixtureRequest, service_environment: dict[str, str]
     return service_environment | {"ACESTEP_QUEUE_TYPE": request.param, "ACESTEP_QUEUE_WORKERS": "2"}
 
 
-def started(ear: Ear) -> Counter[str]:
+def started(seen: EventRecorder) -> Counter[str]:
     """How often each task began."""
-    return Counter(heard.task_id for heard in ear.heard if heard.state == "started")
+    return Counter(heard.task_id for heard in seen.events if heard.state == "started")
 
 
 async def test_a_message_keeps_its_identity_however_often_its_worker_dies(
@@ -64,17 +64,17 @@ async def test_a_message_keeps_its_identity_however_often_its_worker_dies(
     url = settings["ACESTEP_AMQP_URL"]
     async with running(WorkerProcess(tmp_path, settings, light=True)):
         pass  # it has declared the queues
-    async with Ear(url) as ear:
+    async with EventRecorder(url) as seen:
         await nameless.request(f"until={never}", correlation_id="c-1")
         for count in range(1, 4):
             async with running(WorkerProcess(tmp_path, settings, light=True)) as worker:
-                await eventually(lambda count=count: sum(started(ear).values()) == count, WITHIN_S)  # type: ignore[misc]
+                await eventually(lambda count=count: sum(started(seen).values()) == count, WITHIN_S)  # type: ignore[misc]
                 await asyncio.to_thread(worker.kill)
         async with running(WorkerProcess(tmp_path, settings, light=True)):
-            await eventually(lambda: [heard for heard in ear.heard if heard.terminal], WITHIN_S)
-        assert len(started(ear)) == 1
-        ends = [heard for heard in ear.heard if heard.terminal]
-        assert {(heard.task_id, heard.state) for heard in ends} == {(next(iter(started(ear))), "failed")}
+            await eventually(lambda: [heard for heard in seen.events if heard.terminal], WITHIN_S)
+        assert len(started(seen)) == 1
+        ends = [heard for heard in seen.events if heard.terminal]
+        assert {(heard.task_id, heard.state) for heard in ends} == {(next(iter(started(seen))), "failed")}
         assert ends[0].data["error"]["code"] == "engine_crashed"
 
 
@@ -82,18 +82,18 @@ async def test_two_messages_with_equal_bodies_are_two_jobs_and_each_ends_once(
     settings: dict[str, str], tmp_path: Path, nameless: Nameless
 ) -> None:
     url = settings["ACESTEP_AMQP_URL"]
-    async with running(WorkerProcess(tmp_path, settings, light=True)), Ear(url) as ear, Peer(url) as peer:
+    async with running(WorkerProcess(tmp_path, settings, light=True)), EventRecorder(url) as seen, Peer(url) as peer:
         for _ in range(5):
             await nameless.request("x")
-        await eventually(lambda: len([heard for heard in ear.heard if heard.terminal]) == 5, WITHIN_S)
+        await eventually(lambda: len([heard for heard in seen.events if heard.terminal]) == 5, WITHIN_S)
 
         async def empty() -> bool:
             return await peer.ready(GENERATE) == 0
 
         await until(empty, "nothing waits")
-        ends = Counter(heard.task_id for heard in ear.heard if heard.terminal)
+        ends = Counter(heard.task_id for heard in seen.events if heard.terminal)
         assert (len(ends), set(ends.values())) == (5, {1})
-        assert {heard.state for heard in ear.heard if heard.terminal} == {"completed"}
+        assert {heard.state for heard in seen.events if heard.terminal} == {"completed"}
 
 
 async def test_a_message_that_expires_in_the_queue_gets_an_id_an_event_and_an_answer(
@@ -101,27 +101,27 @@ async def test_a_message_that_expires_in_the_queue_gets_an_id_an_event_and_an_an
 ) -> None:
     settings |= {"ACESTEP_QUEUE_WORKERS": "1"}
     url, go = settings["ACESTEP_AMQP_URL"], tmp_path / "go"
-    async with running(WorkerProcess(tmp_path, settings, light=True)), Ear(url) as ear, Peer(url) as peer:
+    async with running(WorkerProcess(tmp_path, settings, light=True)), EventRecorder(url) as seen, Peer(url) as peer:
         answers = await peer.channel.declare_queue(exclusive=True)
         await peer.submit(task_id="first", prompt=f"until={go}")
-        await eventually(lambda: "started" in ear.states("first"), WITHIN_S)
+        await eventually(lambda: "started" in seen.states("first"), WITHIN_S)
         await nameless.request("x", expiration="200", reply_to=answers.name, correlation_id="c-7")
-        await eventually(lambda: [heard for heard in ear.heard if heard.state == "expired"], WITHIN_S)
+        await eventually(lambda: [heard for heard in seen.events if heard.state == "expired"], WITHIN_S)
         answer = await peer.take(answers.name)
         assert answer.correlation_id == "c-7"
         assert json.loads(answer.body)["data"]["status"] == "expired"
         go.touch()
-        await eventually(lambda: ear.terminal("first"), WITHIN_S)
+        await eventually(lambda: seen.terminal("first"), WITHIN_S)
 
 
 async def test_a_body_that_cannot_be_read_and_has_no_id_is_rejected_with_an_event(
     settings: dict[str, str], tmp_path: Path, nameless: Nameless
 ) -> None:
     url = settings["ACESTEP_AMQP_URL"]
-    async with running(WorkerProcess(tmp_path, settings, light=True)), Ear(url) as ear, Peer(url) as peer:
+    async with running(WorkerProcess(tmp_path, settings, light=True)), EventRecorder(url) as seen, Peer(url) as peer:
         await nameless.publish(b"\xff\xfe no JSON")
-        await eventually(lambda: [heard for heard in ear.heard if heard.terminal], WITHIN_S)
-        assert [heard.state for heard in ear.heard] == ["rejected"]
+        await eventually(lambda: [heard for heard in seen.events if heard.terminal], WITHIN_S)
+        assert [heard.state for heard in seen.events] == ["rejected"]
         assert (await peer.take(DEAD_LETTER)).body == b"\xff\xfe no JSON"
 
 
@@ -130,14 +130,14 @@ async def test_a_full_queue_loses_no_message_without_an_id_and_its_limit_holds(
 ) -> None:
     settings |= {"ACESTEP_QUEUE_MAXSIZE": "5", "ACESTEP_QUEUE_WORKERS": "1"}
     url, go = settings["ACESTEP_AMQP_URL"], tmp_path / "go"
-    async with running(WorkerProcess(tmp_path, settings, light=True)), Ear(url) as ear, Peer(url) as peer:
+    async with running(WorkerProcess(tmp_path, settings, light=True)), EventRecorder(url) as seen, Peer(url) as peer:
         await peer.submit(task_id="first", prompt=f"until={go}")
-        await eventually(lambda: "started" in ear.states("first"), WITHIN_S)
+        await eventually(lambda: "started" in seen.states("first"), WITHIN_S)
         for _ in range(5):
             await nameless.request("x")
         go.touch()
-        await eventually(lambda: len([heard for heard in ear.heard if heard.terminal]) == 6, WITHIN_S)
-        ends = Counter(heard.task_id for heard in ear.heard if heard.terminal)
+        await eventually(lambda: len([heard for heard in seen.events if heard.terminal]) == 6, WITHIN_S)
+        ends = Counter(heard.task_id for heard in seen.events if heard.terminal)
         assert (len(ends), set(ends.values())) == (6, {1})
 
 
@@ -147,14 +147,14 @@ async def test_a_message_with_an_id_does_not_wait_behind_the_queue(
     """The one without an id came first; it is done first."""
     settings |= {"ACESTEP_QUEUE_WORKERS": "1"}
     url, go = settings["ACESTEP_AMQP_URL"], tmp_path / "go"
-    async with running(WorkerProcess(tmp_path, settings, light=True)), Ear(url) as ear, Peer(url) as peer:
+    async with running(WorkerProcess(tmp_path, settings, light=True)), EventRecorder(url) as seen, Peer(url) as peer:
         await peer.submit(task_id="first", prompt=f"until={go}")
-        await eventually(lambda: "started" in ear.states("first"), WITHIN_S)
+        await eventually(lambda: "started" in seen.states("first"), WITHIN_S)
         await nameless.request("x")
         for number in range(8):
             await peer.submit(task_id=f"later-{number}")
         go.touch()
-        await eventually(lambda: len([heard for heard in ear.heard if heard.terminal]) == 10, WITHIN_S)
-        order = [heard.task_id for heard in ear.heard if heard.state == "started"]
+        await eventually(lambda: len([heard for heard in seen.events if heard.terminal]) == 10, WITHIN_S)
+        order = [heard.task_id for heard in seen.events if heard.state == "started"]
         place = next(index for index, task in enumerate(order) if task != "first" and not task.startswith("later"))
         assert place <= 2
