@@ -311,7 +311,9 @@ class Worker:
         if self._table is None:
             return None
         own, tiers = self._engines.limits().tier.name, queue_names(self._table)
-        return TierQueues(self._control.connection, consumer, own=own, tiers=tiers, call=self._publisher.call)
+        return TierQueues(
+            self._control.connection, consumer, own=own, tiers=tiers, notify_tier=self._publisher.notify_tier
+        )
 
     async def _on_storage(self, away: bool) -> None:  # noqa: FBT001 - a callback's one argument
         """Consume nothing whose songs could not be stored."""

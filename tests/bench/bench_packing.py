@@ -3,7 +3,7 @@
 
 A GPU is busy only when a pass is large, and there packing is what makes it so (`bench renderer_gpu` measures that). A
 CPU core is always busy; so here the question is whether joining, splitting and attending song by song cost more than
-fewer calls save. Both ways go through the same batcher in turns, in one process on one thread. "Together" hands over
+fewer calls save. Both ways go through the same scheduler in turns, in one process on one thread. "Together" hands over
 all jobs at one moment, "one by one" each job when the one before it is done. Rounds alternate, which of the two comes
 first as well; each round gives one ratio, and the median counts. Sound is not made, because tiles of the VAE are no
 part of packing. A table goes to standard error, one line of JSON to standard output.

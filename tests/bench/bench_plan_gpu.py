@@ -65,12 +65,12 @@ async def lap(planner: PlannerSupervisor, jobs: int) -> dict[str, float]:
     firsts: list[float] = []
 
     async def one(seed: int) -> None:
-        heard = False
+        started = False
 
         def report(fraction: float, _: str) -> None:
-            nonlocal heard
-            if fraction > 0.1 and not heard:
-                heard = True
+            nonlocal started
+            if fraction > 0.1 and not started:
+                started = True
                 firsts.append(time.perf_counter() - began)
 
         await planner.plan_songs(make_job(seed), None, report)

@@ -23,7 +23,7 @@ from botocore.config import Config
 
 from acestep_consumer.domain.job import Rendering, Sources, StoredObject, Track
 from acestep_consumer.domain.outcome import RunInfo, manifest
-from acestep_consumer.engine.planner.direct import DirectPlanner
+from acestep_consumer.engine.adapters import DirectPlanner
 from acestep_schemas.events import CONTENT_TYPE, JobCompleted, Timings
 from tests.support.admission import admitted_job
 

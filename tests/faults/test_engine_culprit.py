@@ -10,7 +10,7 @@ import pytest
 
 from acestep_consumer.domain.errors import EngineCrashed
 from acestep_consumer.engine.supervisor import EngineState
-from tests.support.engines import Diary, meet, render, supervised
+from tests.support.engines import RequestLog, meet, render, supervised
 from tests.support.waiting import eventually
 
 
@@ -22,18 +22,18 @@ def _quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_of_several_the_one_that_kills_is_found_and_the_others_are_done_before_anybody_new(
     tmp_path: Path,
 ) -> None:
-    diary = Diary(tmp_path / "diary")
+    log_file = RequestLog(tmp_path / "requests.log")
     async with supervised(max_attempts=2) as engine:
         innocent = [meet(engine, tmp_path, 4, seed) for seed in (1, 2)]
         culprit = meet(engine, tmp_path, 4, 3, fatal=True)
-        await eventually(lambda: len(diary.entries) == 3)
+        await eventually(lambda: len(log_file.entries) == 3)
         innocent.append(meet(engine, tmp_path, 4, 4))
         await eventually(lambda: engine.restarts)
         new = [meet(engine, tmp_path, 4, seed) for seed in (5, 6)]
         with pytest.raises(EngineCrashed, match="died 2 times with this job inside; the last time it ended with"):
             await culprit
         await asyncio.gather(*innocent, *new)
-    together, *later = diary.processes
+    together, *later = log_file.processes
     assert sorted(together) == [1, 2, 3, 4]
     # The culprit dies twice more, alone; of the others each is rendered once more.
     assert engine.restarts == 3
@@ -41,9 +41,9 @@ async def test_of_several_the_one_that_kills_is_found_and_the_others_are_done_be
     order = [seed for process in later for seed in process]
     assert set(order[-2:]) == {5, 6}
     # Until the new ones came, everybody was alone.
-    suspects = 4 + next(i for i, (_, way, seed) in enumerate(diary.entries[4:]) if way == "in" and seed in {5, 6})
-    for pid in {pid for pid, _, _ in diary.entries[4:suspects]}:
-        ways = [(way, seed) for process, way, seed in diary.entries[4:suspects] if process == pid]
+    suspects = 4 + next(i for i, (_, way, seed) in enumerate(log_file.entries[4:]) if way == "in" and seed in {5, 6})
+    for pid in {pid for pid, _, _ in log_file.entries[4:suspects]}:
+        ways = [(way, seed) for process, way, seed in log_file.entries[4:suspects] if process == pid]
         assert all(ways[at + 1] == ("out", seed) for at, (way, seed) in enumerate(ways[:-1]) if way == "in")
 
 
@@ -59,23 +59,23 @@ async def test_a_neighbours_crash_does_not_count(tmp_path: Path) -> None:
 
 
 async def test_a_process_that_is_killed_from_outside_costs_nobody_in_it_a_try(tmp_path: Path) -> None:
-    diary = Diary(tmp_path / "diary")
+    log_file = RequestLog(tmp_path / "requests.log")
     async with supervised(max_attempts=1) as engine:
         jobs = [meet(engine, tmp_path, 4, seed) for seed in (1, 2, 3)]
-        await eventually(lambda: len(diary.entries) == 3)
+        await eventually(lambda: len(log_file.entries) == 3)
         assert engine.pid is not None
         os.kill(engine.pid, signal.SIGKILL)
         assert all(rendering.tracks for rendering in await asyncio.gather(*jobs))
-    assert [len(process) for process in diary.processes] == [3, 3]
+    assert [len(process) for process in log_file.processes] == [3, 3]
 
 
 async def test_a_suspect_that_is_cancelled_lets_the_others_go_on(tmp_path: Path) -> None:
-    diary = Diary(tmp_path / "diary")
+    log_file = RequestLog(tmp_path / "requests.log")
     async with supervised(max_attempts=1) as engine:
         waiting = asyncio.create_task(render(engine, tmp_path, f"wait {tmp_path / 'never'}"))
         await eventually((tmp_path / "never.began").exists)
         innocent = [meet(engine, tmp_path, 2, seed) for seed in (1,)]
-        await eventually(lambda: len(diary.entries) == 1)
+        await eventually(lambda: len(log_file.entries) == 1)
         (tmp_path / "never.began").unlink()
         assert engine.pid is not None
         os.kill(engine.pid, signal.SIGKILL)

@@ -10,7 +10,17 @@ import pytest
 from acestep_consumer.domain.errors import EngineCrashed
 from tests.support.broker import Peer
 from tests.support.ear import Ear
-from tests.support.engines import ONE_MODEL, Diary, at_work, ends, meet, render, signal_engine, state_of, supervised
+from tests.support.engines import (
+    ONE_MODEL,
+    RequestLog,
+    at_work,
+    ends,
+    meet,
+    render,
+    signal_engine,
+    state_of,
+    supervised,
+)
 from tests.support.waiting import eventually
 from tests.support.worker import WorkerProcess, running
 
@@ -38,7 +48,7 @@ async def test_a_process_that_does_not_let_go_of_a_stopped_order_is_replaced(tmp
     async with supervised(max_attempts=1, stop_s=0.3) as engine:
         deaf = asyncio.create_task(render(engine, tmp_path, f"deaf {mark}"))
         neighbour = meet(engine, tmp_path, 2, 1)
-        await eventually(lambda: mark.exists() and Diary(tmp_path / "diary").entries)
+        await eventually(lambda: mark.exists() and RequestLog(tmp_path / "requests.log").entries)
         mark.unlink()
         deaf.cancel()
         with pytest.raises(asyncio.CancelledError):

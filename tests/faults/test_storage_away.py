@@ -43,7 +43,7 @@ async def test_jobs_wait_for_storage_and_are_done_when_it_is_back(
             ended = []
             async for event in events:
                 assert not isinstance(event, WorkerEvent)
-                ended += [event] if event.state.terminal else []
+                ended += [event] if event.terminal else []
                 if len(ended) == IN_HAND + LATER:
                     break
     assert all(isinstance(event, JobCompleted) for event in ended)

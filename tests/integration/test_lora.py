@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LoRAs in the weights of a real, tiny DiT: the same song as diffusers sings with the adapter beside the weights."""
+"""LoRAs in the weights of a real, tiny DiT: the same output as diffusers with the adapter as separate layers."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def untouched(dit: Any) -> Iterator[None]:
 
 
 def run_dit(dit: Any, **kwargs: Any) -> torch.Tensor:
-    """One step over two voices of 30 frames, [2, 30, channels]."""
+    """One step over two samples of 30 frames, [2, 30, channels]."""
     generator = torch.Generator().manual_seed(3)
     channels = dit.config.audio_acoustic_hidden_dim
 
@@ -74,7 +74,7 @@ def run_dit(dit: Any, **kwargs: Any) -> torch.Tensor:
 
 
 def beside(checkpoints: Path, path: Path, scale: float, metadata: dict[str, Any] | None = None) -> torch.Tensor:
-    """What diffusers sings with the LoRA as layers beside the weights, read in its own way."""
+    """The output of diffusers with the LoRA as separate layers, loaded by its own loader."""
     from diffusers.loaders import AceStepLoraLoaderMixin  # noqa: PLC0415 - diffusers loads its loaders lazily
 
     dit = load(checkpoints)

@@ -296,7 +296,7 @@ def test_sde_with_source_audio_equals_plain_diffusers_with_the_songs_generator(
 def test_a_song_of_many_tiles_equals_plain_diffusers_without_tiles(
     *, tiled: bool, resources: RenderResources, plain: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Tiles are always used and never heard, whatever ``use_tiled_decode`` says."""
+    """Tiles are always used and make no difference, whatever ``use_tiled_decode`` says."""
     (ours,) = made_by(resources, render_message(tmp_path, audio_duration=37, inference_steps=1, use_tiled_decode=tiled))
     assert same(ours, made_plainly(plain[TURBO], 7, audio_duration=37, num_inference_steps=1))
 

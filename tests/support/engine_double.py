@@ -126,7 +126,7 @@ class Double:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def hang_once(self, mark: Path) -> None:
-        """Tell vitals for ever, but do nothing."""
+        """Send stats for ever, but do nothing."""
         if not mark.exists():
             mark.touch()
             while True:
@@ -142,19 +142,19 @@ class Double:
                 self.send(Progressed(request_id=1, fraction=0.5, stage="render"))
                 time.sleep(0.02)
 
-    def meet(self, request: Render, diary: Path, company: int, *, fatal: bool) -> None:
+    def meet(self, request: Render, log_file: Path, company: int, *, fatal: bool) -> None:
         """Note the way in, wait until so many have come (in this process or one before), and note the way out."""
         seed = request.job.seeds[0]
-        note(diary, f"{os.getpid()} in {seed}")
-        while sum(" in " in line for line in diary.read_text().splitlines()) < company:
+        note(log_file, f"{os.getpid()} in {seed}")
+        while sum(" in " in line for line in log_file.read_text().splitlines()) < company:
             time.sleep(0.01)
         if fatal:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(0.2)
-        note(diary, f"{os.getpid()} out {seed}")
+        note(log_file, f"{os.getpid()} out {seed}")
 
     def wait(self, request_id: int, mark: Path) -> None:
-        """Work until told to stop, then leave a mark."""
+        """Work until stopped, then leave a mark."""
         mark.with_suffix(".began").touch()
         while request_id not in self.stopped:
             time.sleep(0.01)
@@ -162,9 +162,9 @@ class Double:
         self.send(RequestFailed(request_id=request_id, code=ErrorCode.CANCELLED, reason="stopped"))
 
 
-def note(diary: Path, line: str) -> None:
+def note(log_file: Path, line: str) -> None:
     """Append a line in one piece, whoever else writes."""
-    file = os.open(diary, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    file = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(file, f"{line}\n".encode())
     os.close(file)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Vitals for tests, plausible, with what a test cares about as arguments."""
+"""Plausible engine stats for tests."""
 
 from dataclasses import replace
 from typing import Any
@@ -21,5 +21,5 @@ _PLAUSIBLE = EngineStats(
 
 
 def engine_stats(**fields: Any) -> EngineStats:
-    """Return vitals with these fields."""
+    """Return stats with these fields."""
     return replace(_PLAUSIBLE, **fields)

@@ -50,20 +50,20 @@ async def supervised(max_attempts: int = 2, **limits: Any) -> AsyncIterator[Rend
 
 
 async def render(engine: RendererSupervisor, folder: Path, prompt: str, **fields: object) -> Rendering:
-    """Have one job done."""
+    """Render one job."""
     job = admitted_job(prompt=prompt, **fields)
     return await engine.render(job, Plan(metas=Metas()), Sources(), folder, lambda *_: None)
 
 
 @dataclass(frozen=True)
-class Diary:
-    """Who went into which process, and who came out of it again: what the double wrote down."""
+class RequestLog:
+    """Requests that entered and left each process, as the double logged them."""
 
     file: Path
 
     @property
     def entries(self) -> list[tuple[str, str, int]]:
-        """Process, ``in`` or ``out``, and the order's seed."""
+        """Process, ``in`` or ``out``, and the request's seed."""
         if not self.file.exists():
             return []
         lines = (line.split() for line in self.file.read_text().splitlines())
@@ -80,11 +80,11 @@ class Diary:
 
 
 def meet(engine: RendererSupervisor, folder: Path, company: int, seed: int, *, fatal: bool = False) -> Task[Rendering]:
-    """Send an order that waits inside until so many have come; it is noted in ``folder / "diary"``."""
+    """Send a request that waits in the process until so many have come; logged in ``folder / "requests.log"``."""
     songs = folder / str(seed)
     songs.mkdir()
     word = "meet-and-crash" if fatal else "meet"
-    return asyncio.create_task(render(engine, songs, f"{word} {folder / 'diary'} {company}", seed=seed))
+    return asyncio.create_task(render(engine, songs, f"{word} {folder / 'requests.log'} {company}", seed=seed))
 
 
 def pid_of(worker: WorkerProcess, engine: str) -> int | None:
@@ -115,10 +115,10 @@ def state_of(worker: WorkerProcess, engine: str) -> dict[str, Any]:
 
 
 def at_work(ear: Ear, stage: str, since: int = 0) -> bool:
-    """Whether some job told of progress in this stage, from the event with this number on."""
+    """Whether a job reported progress in this stage, from the event with this number on."""
     return any(event.state == "progress" and event.data["stage"] == stage for event in ear.heard[since:])
 
 
 def ends(ear: Ear, names: Iterable[str]) -> dict[str, list[str]]:
-    """How each job ended, as often as it was told."""
+    """The states of each job's terminal events."""
     return {name: [event.state for event in ear.terminal(name)] for name in names}

@@ -9,9 +9,9 @@ from pathlib import Path
 from acestep_consumer.domain.job import Job, LoadedModel, Plan, Rendering, Sources, TokenizedSource
 from acestep_consumer.domain.ports import Report
 from acestep_consumer.domain.tasks import Variant
+from acestep_consumer.engine.adapters import DirectPlanner
 from acestep_consumer.engine.device_usage import DeviceUsage
 from acestep_consumer.engine.messages import RendererReport
-from acestep_consumer.engine.planner.direct import DirectPlanner
 from acestep_consumer.engine.supervisor import EngineState
 from acestep_consumer.policy.admit import Limits
 from acestep_consumer.policy.tiers import BUILT_IN
@@ -50,7 +50,7 @@ class FakeRenderer:
             self.at_once -= 1
 
     async def tokenize_audio(self, job: Job, sources: Sources) -> TokenizedSource:
-        """Hear five codes."""
+        """Return five codes."""
         return TokenizedSource(codes="<|audio_code_1|>" * 5, source_s=1.0)
 
 

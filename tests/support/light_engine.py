@@ -72,13 +72,13 @@ class Work:
 
 @dataclass
 class Engine:
-    """Answers orders, each in a thread of its own."""
+    """Answers requests, each in a thread of its own."""
 
     pipe: FrameSocket
     stopped: set[int] = field(default_factory=set)
 
     def send(self, message: FromEngine) -> None:
-        """Send one message; without anybody to hear it, leave."""
+        """Send one message; exit when the pipe is closed."""
         try:
             self.pipe.send(FROM_ENGINE.dump_json(message))
         except OSError:
@@ -95,7 +95,7 @@ class Engine:
                 threading.Thread(target=self.render, args=(message,), daemon=True).start()
 
     def render(self, request: Render) -> None:
-        """Work, and answer: with the songs, or that it was told to stop."""
+        """Work, and answer with the songs, or that it was stopped."""
         work = Work.of(request.job.request.prompt)
         if work.crash:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -121,7 +121,7 @@ class Engine:
         return True
 
     def wait(self, request_id: int, seconds: float) -> bool:
-        """Let time pass; False as soon as nobody waits for the order any more."""
+        """Let time pass; False as soon as the request is stopped."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0 and request_id not in self.stopped:
             time.sleep(min(STEP_S, left))

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from acestep_consumer.domain.errors import Cancelled, EngineCrashed, StorageUnavailable, Unpublished, Verdict
 from acestep_consumer.domain.job import Job
 from acestep_consumer.domain.ports import Routes
-from acestep_consumer.engine.planner.direct import DirectPlanner
+from acestep_consumer.engine.adapters import DirectPlanner
 from acestep_consumer.execution.eta import CostModel
 from acestep_consumer.execution.retries import RetryPolicy
 from acestep_consumer.execution.runner import JobLimits, JobRunner

@@ -3,6 +3,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
@@ -17,8 +18,21 @@ Report = Callable[[float, str], None]
 """Tell how far a stage is: fraction 0 to 1, and the stage's name. Never blocks, never raises."""
 
 
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The AMQP properties that an event echoes.
+
+    Attributes:
+        reply_to: a queue that gets the terminal event too.
+        correlation_id: set on every event of the job.
+    """
+
+    reply_to: str | None = None
+    correlation_id: str | None = None
+
+
 class Delivery(Protocol):
-    """One message in hand. It is settled exactly once, last."""
+    """One delivered message. It is settled exactly once, last."""
 
     @property
     def body(self) -> bytes:
@@ -63,23 +77,11 @@ class Delivery(Protocol):
         """
 
     @property
-    def reply(self) -> "Reply":
-        """Where and under which name the terminal event is awaited besides the exchange."""
+    def reply(self) -> Reply:
+        """The AMQP properties that the job's events echo."""
 
     async def settle(self, verdict: Verdict, reason: ConsumerError | None = None) -> None:
         """Ack, requeue, or move to the dead-letter exchange with the reason. A stale delivery is left alone."""
-
-
-class Reply(Protocol):
-    """The AMQP properties that an event echoes."""
-
-    @property
-    def reply_to(self) -> str | None:
-        """Queue that gets the terminal event too."""
-
-    @property
-    def correlation_id(self) -> str | None:
-        """Echoed in every event of the job."""
 
 
 class Events(Protocol):

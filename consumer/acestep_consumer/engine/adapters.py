@@ -16,8 +16,11 @@ from acestep_consumer.engine.messages import (
     SetMemoryShare,
     TokenizeAudio,
 )
-from acestep_consumer.engine.planner.direct import DirectPlanner
 from acestep_consumer.engine.supervisor import Supervisor
+from acestep_schemas.events import Metas
+
+DEFAULT_DURATION_S = 60.0
+"""Duration when neither the request nor source audio nor audio codes determine it; the pipeline's own default."""
 
 
 class AudioTokenizer(Protocol):
@@ -41,6 +44,25 @@ class PlannerSupervisor(Supervisor[PlannerReport]):
             return PlanSongs(request_id=request_id, job=job, source=source)
 
         return await self.ask(job.task_id, message_for, Plan, report, tries=job.tries)
+
+
+class DirectPlanner:
+    """Implements the ``Planner`` port. Admission has already refused requests that need the language model."""
+
+    async def plan(self, job: Job, sources: Sources, report: Report) -> Plan:  # noqa: ARG002 - the port's shape
+        """Return the request's own metadata and codes. Never waits."""
+        request = job.request
+        metas = Metas(
+            bpm=request.bpm,
+            duration=_duration(job),
+            keyscale=request.key_scale or "",
+            timesignature=request.time_signature or "",
+            language=request.vocal_language,
+            caption=request.prompt,
+            lyrics=request.lyrics,
+        )
+        codes = (request.audio_code_string,) if request.audio_code_string else ()
+        return Plan(metas=metas, audio_codes=codes)
 
 
 class LmPlanner:
@@ -87,3 +109,11 @@ class RendererSupervisor(Supervisor[RendererReport]):
             return TokenizeAudio(request_id=request_id, job=job, sources=sources)
 
         return await self.ask(job.task_id, message_for, TokenizedSource, lambda *_: None, tries=job.tries)
+
+
+def _duration(job: Job) -> float | None:
+    """Return seconds; None when source audio or audio codes determine the duration."""
+    request = job.request
+    if request.audio_duration is not None or request.src_audio_path or request.audio_code_string:
+        return request.audio_duration
+    return min(DEFAULT_DURATION_S, job.policy.limits.max_duration_s)

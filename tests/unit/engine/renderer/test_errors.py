@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors of torch and diffusers as a producer hears of them."""
+"""Errors of torch and diffusers as they are published."""
 
 import pytest
 import torch

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from acestep_consumer.engine.planner.backend import CodeConstraint, Generation, Sampling, SequenceOutput
-from acestep_consumer.engine.planner.offload import OffloadedBackend
+from acestep_consumer.engine.planner.loading import OffloadedBackend
 
 
 class Model:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The budget of what vLLM is given at once."""
 
-from acestep_consumer.engine.planner.kv_budget import KvBudget, SequenceCost
+from acestep_consumer.engine.planner.vllm_sequence import KvBudget, SequenceCost
 
 
 def test_a_sequence_costs_its_rows_all_its_blocks_and_its_prompts_tokens() -> None:
