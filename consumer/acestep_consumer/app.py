@@ -196,7 +196,7 @@ class Worker:
         await stack.enter_async_context(self._control)
         await stack.enter_async_context(self._connections["consume"])
         state.disk = disk = DiskGuard(scratch, lambda: self._settings.engine.scratch_min_gb, self._on_disk)
-        await disk.look()
+        await disk.check()
         stack.callback(asyncio.create_task(disk.run(), name="disk").cancel)
         state.consumer = consumer = self._new_consumer(scratch, disk, objects, store, inputs)
         announcements = Announcements(
@@ -311,7 +311,9 @@ class Worker:
         if self._table is None:
             return None
         own, tiers = self._engines.limits().tier.name, queue_names(self._table)
-        return TierQueues(self._control.connection, consumer, own=own, tiers=tiers, call=self._publisher.call)
+        return TierQueues(
+            self._control.connection, consumer, own=own, tiers=tiers, notify_tier=self._publisher.notify_tier
+        )
 
     async def _on_storage(self, away: bool) -> None:  # noqa: FBT001 - a callback's one argument
         """Consume nothing whose songs could not be stored."""
@@ -328,7 +330,7 @@ class Worker:
     async def _apply(self, settings: Settings) -> None:
         """Apply reloaded settings. Running jobs keep the old ones. Raises ``SettingsError``."""
         if self._inputs is not None:
-            self._inputs.allow(settings.inputs)
+            self._inputs.apply(settings.inputs)
         before, self._settings = self._settings, settings
         set_log_level(settings.worker.log_level)
         if self._store is not None and self._objects is not None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo: starts servers and a worker with a tiny checkpoint, submits one request, and checks the audio.
 
-Messages go to standard error. Standard output has two lines: the terminal event, and the path of the audio.
+Messages go to standard error. Standard output has two lines: the path of the terminal event, and that of the audio.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ and run the demo again.
 
 
 def main() -> int:
-    """Run the demo in a new folder, in which audio and worker log remain. Raises ServerError if a step fails."""
+    """Run the demo in a new folder, in which event, audio and log remain. Raises ServerError if a step fails."""
     folder = LOCAL / f"demo-{secrets.token_hex(4)}"
     folder.mkdir(parents=True)
-    say(f"Folder of this demo: {folder}")
+    say(f"Demo in {folder}: servers, model, worker, one request.")
     try:
-        audio = _Demo(folder).run()
+        event, audio = _Demo(folder).run()
     finally:
         for part in ("servers", "checkpoints"):
             shutil.rmtree(folder / part, ignore_errors=True)
-    print(audio, flush=True)
+    print(event, audio, sep="\n", flush=True)
     return 0
 
 
@@ -68,13 +68,15 @@ class _Demo:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._audio = folder / "audio"
+        self._event_file = folder / "event.json"
         self._log = folder / "worker.log"
         self._real = bool(os.environ.get("ACESTEP_CHECKPOINT_DIR"))
         self._claim = PortClaim(1)
 
-    def run(self) -> Path:
-        """Run the demo; returns the path of the checked audio file."""
+    def run(self) -> tuple[Path, Path]:
+        """Run the demo; returns the paths of the terminal event and of the checked audio file."""
         with ExitStack() as running:
+            say("1/4  Servers")
             environment = running.enter_context(Stack(self._folder / "servers"))
             variables = os.environ | environment.variables() | self._worker_variables()
             self._make_checkpoint(variables)
@@ -83,10 +85,10 @@ class _Demo:
             self._wait_until_ready(worker)
             event = self._submit(worker, variables)
             audio = self._check(event)
-        say("Checked: the file decodes, has the requested duration, and matches the SHA-256 in the event.")
         if not self._real:
             say(_RANDOM_WEIGHTS)
-        return audio
+        say("The event and the song:")
+        return self._event_file, audio
 
     def _worker_variables(self) -> dict[str, str]:
         variables = {"ACESTEP_HTTP_PORT": str(self._claim.ports[0])}
@@ -98,16 +100,17 @@ class _Demo:
 
     def _make_checkpoint(self, variables: dict[str, str]) -> None:
         if self._real:
-            say(f"Using the checkpoints in {variables['ACESTEP_CHECKPOINT_DIR']}.")
+            say(f"2/4  Model: the checkpoints in {variables['ACESTEP_CHECKPOINT_DIR']}")
             return
-        say("Writing a tiny checkpoint with random weights (about ten seconds) ...")
+        say("2/4  Model: writing a tiny one with random weights (about ten seconds) ...")
         command = [_consumer_command(), "tiny-checkpoint", variables["ACESTEP_CHECKPOINT_DIR"]]
         done = subprocess.run(command, env=variables, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ServerError(f"tiny-checkpoint failed with status {done.returncode}:\n{done.stdout}{done.stderr}")
 
     def _start_worker(self, variables: dict[str, str]) -> Process:
-        say(f"Starting a worker; its log: {self._log}")
+        say("3/4  Worker: starting, loading the model ...")
+        say(f"Its log: {self._log}")
         return Process([_consumer_command(), "run"], env=variables, folder=ROOT, log=self._log, guarded=True)
 
     def _stop_worker(self, worker: Process) -> None:
@@ -126,41 +129,45 @@ class _Demo:
             if now - started > timeout_s:
                 raise ServerError(f"the worker was not ready within {timeout_s:.0f} s\n{tail(self._log)}")
             if now - reported > _REPORT_EVERY_S:
-                say(f"  still loading the model, {now - started:.0f} s ...")
+                say(f"Still loading the model, {now - started:.0f} s ...")
                 reported = now
             time.sleep(_POLL_S)
-        say(f"The worker is ready after {time.monotonic() - started:.1f} s.")
+        say(f"Ready after {time.monotonic() - started:.1f} s.")
 
     def _submit(self, worker: Process, variables: dict[str, str]) -> dict[str, Any]:
-        """Submit the request as any producer would; prints and returns the terminal event."""
-        say(f"Submitting: {PROMPT!r}, {DURATION_S} s")
+        """Submit the request as any producer would; keeps the terminal event in a file and returns it."""
+        say(f"4/4  Request: {PROMPT!r}, {DURATION_S} s ...")
         command = [
             _consumer_command(), "submit", "--prompt", PROMPT, "--lyrics", LYRICS, "--duration", str(DURATION_S),
             "--format", "wav", "--wait", "--download", str(self._audio), "--json",
         ]  # fmt: skip
-        # The progress bar is drawn on the terminal's standard error by the command itself.
-        with subprocess.Popen(command, env=variables, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+        # Its estimate is of no use before the first job; its errors are.
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, env=variables, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as child:
             try:
-                output = self._output(child, worker)
+                output, said = self._output(child, worker)
             finally:
                 child.kill()
-        say("The terminal event, as every subscriber receives it:")
-        print(output, flush=True)
         if child.returncode:
-            raise ServerError(f"submit ended with status {child.returncode}\n{tail(self._log)}")
+            raise ServerError(f"submit ended with status {child.returncode}\n{said}\n{tail(self._log)}")
+        self._event_file.write_text(output, encoding="utf-8")
         return self._event(output)
 
-    def _output(self, child: subprocess.Popen[str], worker: Process) -> str:
-        """Return the command's output. Raises ServerError if the worker dies meanwhile."""
-        deadline = time.monotonic() + _SUBMIT_TIMEOUT_S
+    def _output(self, child: subprocess.Popen[str], worker: Process) -> tuple[str, str]:
+        """Return the command's two outputs. Raises ServerError if the worker dies meanwhile."""
+        started = reported = time.monotonic()
         while True:
             try:
-                return child.communicate(timeout=1)[0].strip()
+                return child.communicate(timeout=1)
             except subprocess.TimeoutExpired:
+                now = time.monotonic()
                 if not worker.running():
                     raise ServerError(f"the worker died, status {worker.returncode()}\n{tail(self._log)}") from None
-                if time.monotonic() > deadline:
+                if now - started > _SUBMIT_TIMEOUT_S:
                     raise ServerError(f"no result after {_SUBMIT_TIMEOUT_S:.0f} s\n{tail(self._log)}") from None
+                if now - reported > _REPORT_EVERY_S:
+                    say(f"Still rendering, {now - started:.0f} s ...")
+                    reported = now
 
     def _event(self, output: str) -> dict[str, Any]:
         try:
@@ -181,7 +188,15 @@ class _Demo:
         if hashlib.sha256(content).hexdigest() != described["sha256"]:
             raise ServerError(f"{files[0]} does not have the event's SHA-256 {described['sha256']}")
         _check_sound(files[0])
+        _say_what_came(event["data"], described)
         return files[0]
+
+
+def _say_what_came(data: dict[str, Any], song: dict[str, Any]) -> None:
+    stages = ((name, data["timings"][name]) for name in ("queued", "render", "encode", "upload"))
+    say(f"Completed. Seconds: {', '.join(f'{name} {value:.1f}' for name, value in stages if value is not None)}.")
+    say(f"In storage: {song['uri']}, {song['bytes']:,} bytes, and its manifest.")
+    say("Downloaded and checked: it decodes, lasts as long as requested, and has the event's SHA-256.")
 
 
 def _check_sound(path: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The names that ACE-Step's clients use: aliases of request fields, nested sources, and fields without counterpart."""
+"""Field names of ACE-Step's clients: aliases, nested objects, and fields that are not supported here."""
 
 from types import MappingProxyType
 from typing import Final
@@ -39,13 +39,13 @@ ALIASES: Final = MappingProxyType(
     }
 )
 
-# A nested object, or JSON text of one, that is looked at after the body itself ...
+# A nested object, or JSON text of one, in which fields are looked up that the body itself does not have ...
 PARAM_OBJ: Final = "param_obj"
-# ... and then the first of these that is there.
+# ... and after it the first of these that is given.
 METAS: Final = ("metas", "meta", "metadata", "user_metadata", "userMetadata")
 
-# Accepted by newer ACE-Step servers; nothing here does what they do. They are named in a warning.
-NO_COUNTERPART: Final = frozenset(
+# Accepted by newer ACE-Step servers, and without effect here. A warning names them.
+UNSUPPORTED: Final = frozenset(
     {
         *("ai_token", "chunk_mask_mode", "cover_noise_strength", "coverNoiseStrength", "eta", "extract_codes_only"),
         *("extractCodesOnly", "global_caption", "guidance_params", "guidance_variant", "latent_rescale"),

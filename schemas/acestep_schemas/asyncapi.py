@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The AsyncAPI 3.0 document: where messages go, which they are, and what the broker knows of it. Made from the models.
+"""The AsyncAPI 3.0 document: exchanges, queues, operations and messages. Made from the models.
 
-It describes the worker: it *receives* requests and *sends* events. A producer or subscriber does the opposite. What
-AMQP bindings have no word for, such as a queue's arguments, stands in ``x-arguments``.
+It describes the worker, which *receives* requests and *sends* events; a producer or subscriber does the opposite.
+Arguments of queues, for which AMQP bindings have no field, are in ``x-arguments``.
 """
 
 from typing import Any, Final
@@ -25,24 +25,27 @@ EXCHANGES: Final[dict[str, str]] = {
     "acestep.dead-letter": "fanout",
     "acestep.events.unrouted": "fanout",
 }
-"""Durable exchanges and their types."""
+"""The durable exchanges and their types."""
 
 _REQUEST: Final[tuple[type[BaseModel], JsonSchemaMode]] = (GenerationRequest, "validation")
 _TRACE_HEADERS: Final[Json] = {
     "type": "object",
-    "properties": {"traceparent": {"type": "string", "description": "W3C trace context; the worker's spans go on it."}},
+    "properties": {
+        "traceparent": {"type": "string", "description": "W3C trace context; the worker's spans continue it."}
+    },
 }
 _TASK: Final[Json] = {"description": f"The task id: {TASK_ID_PATTERN}"}
-_TIER: Final[Json] = {"description": "The name of a tier in the table of the card's policy, such as tier6."}
-_WORDS: Final = {
-    JobState.STARTED: "The job is in a worker's hands and the card's policy has been applied.",
-    JobState.PROGRESS: "How far it is. May be lost, at most two a second, never after the terminal event.",
-    JobState.COMPLETED: "Terminal: the songs are in S3. The same data is the manifest beside them.",
-    JobState.FAILED: "Terminal: it was tried and cannot be done.",
-    JobState.REJECTED: "Terminal: it was not started, because of what the message says.",
-    JobState.CANCELLED: "Terminal: somebody asked for it to stop.",
-    JobState.EXPIRED: "Terminal: it waited longer than its deadline allows.",
+_TIER: Final[Json] = {"description": "The name of a tier in the tier table, such as tier6."}
+_SUMMARIES: Final = {
+    JobState.STARTED: "A worker has begun the job, and the limits of its GPU's tier have been applied.",
+    JobState.PROGRESS: "Progress of the job: at most two a second, may be lost, never after the terminal event.",
+    JobState.COMPLETED: "Terminal: the songs are in S3. The same data is in the manifest beside them.",
+    JobState.FAILED: "Terminal: the job was started and could not be finished.",
+    JobState.REJECTED: "Terminal: the job was not started, because the request is at fault.",
+    JobState.CANCELLED: "Terminal: somebody asked for the job to stop.",
+    JobState.EXPIRED: "Terminal: the request waited longer than its deadline allows.",
 }
+_WORKER_SUMMARY: Final = "A worker is ready, drains (takes no new jobs) or has stopped."
 
 
 def asyncapi() -> Json:
@@ -73,14 +76,14 @@ def _channels() -> Json:
         },
         "jobEvents": {
             "address": "job.{state}.{taskId}",
-            "description": "What becomes of jobs. Bind a queue with job.#, job.*.ID or job.completed.*.",
+            "description": "Events of jobs. Bind a queue with job.#, job.*.ID or job.completed.*.",
             "parameters": {"state": {"enum": [str(state) for state in JobState]}, "taskId": _TASK},
             "messages": _refs("components", *map(str, JobState)),
             "bindings": _routed("acestep.events"),
         },
         "workerEvents": {
             "address": "worker.{state}.{workerId}",
-            "description": "A worker came, drains or left.",
+            "description": _WORKER_SUMMARY,
             "parameters": {
                 "state": {"enum": ["ready", "draining", "stopped"]},
                 "workerId": {"description": "The worker's name."},
@@ -97,8 +100,8 @@ def _channels() -> Json:
         },
         "tierCalls": {
             "address": "tier.{tier}",
-            "description": "Between workers that send requests on to larger cards (ACESTEP_ROUTE_BY_TIER): a mandatory "
-            "publish comes back when no worker of that tier is there, and else makes those look at their tier's queue.",
+            "description": "Between workers that forward requests to larger GPUs (ACESTEP_ROUTE_BY_TIER): a mandatory "
+            "publish is returned when the tier has no worker, and else makes its workers look at the tier's queue.",
             "parameters": {"tier": _TIER},
             "messages": _refs("components", "tierCall"),
             "bindings": _routed("acestep.control"),
@@ -122,7 +125,7 @@ def _queues() -> Json:
         ),
         "tierQueue": _queue(
             "acestep.generate.{tier}",
-            "Requests that a worker sent on to larger cards (ACESTEP_ROUTE_BY_TIER): bytes, id, priority "
+            "Requests that a worker forwarded to larger GPUs (ACESTEP_ROUTE_BY_TIER): bytes, id, priority "
             "and deadline as they came. Its limit is ACESTEP_QUEUE_MAXSIZE too. Producers do not publish here.",
             ("request",),
             {"x-overflow": "reject-publish", "x-dead-letter-exchange": "acestep.dead-letter"},
@@ -133,7 +136,7 @@ def _queues() -> Json:
         ),
         "unroutedQueue": _queue(
             "acestep.events.unrouted",
-            "Events that nobody was bound to hear; the last ones are kept.",
+            "Events for which no queue was bound; the last ones are kept.",
             (*map(str, JobState), "worker"),
             {"x-max-length": 10_000, "x-overflow": "drop-head"},
         ),
@@ -145,7 +148,7 @@ def _operations() -> Json:
         "generate": {
             "action": "receive",
             "channel": _ref("channels", "requests"),
-            "summary": "Sing what a request asks for.",
+            "summary": "Generate the songs of a request.",
             "description": "Acked after the terminal event is confirmed, which is after the songs are stored.",
             "messages": [_ref("channels", "requests", "messages", "request")],
             "reply": {
@@ -155,24 +158,24 @@ def _operations() -> Json:
             },
             "bindings": _amqp(deliveryMode=2, mandatory=True, timestamp=True, ack=True),
         },
-        "tellOfJob": {
+        "publishJobEvent": {
             "action": "send",
             "channel": _ref("channels", "jobEvents"),
-            "summary": "Tell what becomes of a job: exactly one terminal event for each accepted request.",
+            "summary": "Publish an event of a job; each accepted request gets exactly one terminal event.",
             "messages": [_ref("channels", "jobEvents", "messages", str(state)) for state in JobState],
             "bindings": _amqp(mandatory=True, timestamp=True),
         },
-        "tellOfWorker": {
+        "publishWorkerEvent": {
             "action": "send",
             "channel": _ref("channels", "workerEvents"),
-            "summary": "Tell that this worker is ready, drains or has stopped.",
+            "summary": "Announce that this worker is ready, drains or has stopped.",
             "messages": [_ref("channels", "workerEvents", "messages", "worker")],
             "bindings": _amqp(deliveryMode=2, mandatory=True, timestamp=True),
         },
         "cancel": {
             "action": "receive",
             "channel": _ref("channels", "cancellations"),
-            "summary": "Stop a job; it ends as cancelled unless it was done first.",
+            "summary": "Stop a job; it ends as cancelled unless it ends otherwise first.",
             "messages": [_ref("channels", "cancellations", "messages", "cancel")],
             "bindings": _amqp(deliveryMode=2, mandatory=True, timestamp=True),
         },
@@ -201,7 +204,7 @@ def _messages() -> Json:
         },
         "tierCall": {
             "name": "tierCall",
-            "title": "Is anybody of that tier there?",
+            "title": "Notification of a tier",
             "summary": "No body.",
         },
         **{name: _event_message(name, kind, event) for name, (kind, event) in kinds.items()},
@@ -217,7 +220,7 @@ def _event_message(name: str, kind: type[CloudEvent], event: CloudEvent) -> Json
     return {
         "name": "acestep.worker" if of_worker else data["type"],
         "title": kind.__name__,
-        "summary": "A worker came, drains or left." if of_worker else _WORDS[JobState(name)],
+        "summary": _WORKER_SUMMARY if of_worker else _SUMMARIES[JobState(name)],
         "contentType": CONTENT_TYPE,
         "correlationId": {"location": "$message.header#/correlation_id"},
         "payload": _ref("components", "schemas", kind.__name__),
@@ -227,7 +230,7 @@ def _event_message(name: str, kind: type[CloudEvent], event: CloudEvent) -> Json
 
 
 def _schemas() -> Json:
-    """The models with their parts. The request as it may be sent, all else as it is sent."""
+    """Return the models and their parts: the request as it is validated, all others as they are sent."""
     sent: list[tuple[type[BaseModel], JsonSchemaMode]] = [(kind, "serialization") for kind in examples.events()]
     _, found = models_json_schema([_REQUEST, *sent], ref_template="#/components/schemas/{model}")
     schemas: Json = found["$defs"]
@@ -237,7 +240,7 @@ def _schemas() -> Json:
 
 
 def _request_name() -> str:
-    """The request's name among the schemas: another one where what is sent differs from what may be sent."""
+    """Return the request's name among the schemas, which differs where its two forms (valid, sent) differ."""
     as_sent: tuple[type[BaseModel], JsonSchemaMode] = (GenerationRequest, "serialization")
     names, _ = models_json_schema([_REQUEST, as_sent])
     return str(names[_REQUEST]["$ref"]).rpartition("/")[2]

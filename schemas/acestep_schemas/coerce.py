@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loose values to exact ones, the way ACE-Step's clients write them: numbers as text, `Am` for A minor, `4/4` for 4.
+"""Coerces loose values as ACE-Step's clients write them: numbers as text, `Am` for A minor, `4/4` for 4.
 
 Every function raises ``ValueError`` with the broken rule as its text. Booleans are never numbers.
 """
@@ -23,11 +23,11 @@ LANGUAGES: Final = (
 _NUMBER: Final = re.compile(r"[+-]?([0-9]{1,400})(\.[0-9]{0,400})?([eE][+-]?[0-9]{1,4})?|[+-]?\.[0-9]{1,400}")
 _WHOLE: Final = re.compile(r"[+-]?[0-9]+")
 # A lower-case m alone is minor; an upper-case one would mean major to some and minor to others.
-# Possessive quantifiers: there is one way to share out spaces, however many they are.
+# Possessive quantifiers: many spaces cause no backtracking.
 _KEY: Final = re.compile(r"([A-Ga-g])\s*+([#b♯♭B])?+\s*+((?i:major|maj|minor|min)|m)")
 _TIME_SIGNATURES: Final = {"2": "2", "2/4": "2", "3": "3", "3/4": "3", "4": "4", "4/4": "4", "6": "6", "6/8": "6"}
 _SCHEMES: Final = ("s3", "https")
-# More than any list field may have: a text of half a million commas is not read entry by entry, to be refused then.
+# More than any list field may have: a text of half a million commas is refused before its entries are read.
 _MAX_ENTRIES: Final = 1_000
 # One component of a path, so that it cannot lead out of its folder.
 LORA_NAME: Final = re.compile(r"\w[\w .+-]{0,127}", re.ASCII)
@@ -36,12 +36,12 @@ _LORA_FOLDER: Final = "loras/"
 
 
 def optional(read: Callable[[object], _T]) -> Callable[[object], _T | None]:
-    """The same reading, with None for None."""
+    """Return the same coercion, with None for None."""
     return lambda value: None if value is None else read(value)
 
 
 def text(value: object) -> str:
-    """Text as it is; a number becomes its text."""
+    """Return text as it is, and a number as its text."""
     if isinstance(value, str):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -50,17 +50,17 @@ def text(value: object) -> str:
 
 
 def trimmed(value: object) -> str:
-    """Text without space around it."""
+    """Return text without surrounding whitespace."""
     return text(value).strip()
 
 
 def word(value: object) -> str:
-    """A keyword in lower case."""
+    """Return a keyword in lower case."""
     return trimmed(value).lower()
 
 
 def boolean(value: object) -> bool:
-    """ACE-Step's reading: 1, true, yes, y and on are true, other text is false."""
+    """Return a flag as ACE-Step reads it: 1, true, yes, y and on are true, other text is false."""
     if isinstance(value, bool):
         return value
     if isinstance(value, int | float):
@@ -71,7 +71,7 @@ def boolean(value: object) -> bool:
 
 
 def real(value: object) -> float:
-    """A finite number."""
+    """Return a finite number."""
     try:
         number = float(_number(value))
     except OverflowError:
@@ -82,7 +82,7 @@ def real(value: object) -> float:
 
 
 def integer(value: object) -> int:
-    """A whole number; 120.0 is one."""
+    """Return a whole number; 120.0 is one."""
     number = _number(value)
     if isinstance(number, float) and not number.is_integer():
         raise ValueError("must be a whole number")
@@ -90,25 +90,25 @@ def integer(value: object) -> int:
 
 
 def positive_integer(value: object) -> int | None:
-    """A whole number, or None for zero and below, which mean "not given"."""
+    """Return a whole number, or None for zero and below, which mean "not given"."""
     number = integer(value)
     return number if number > 0 else None
 
 
 def positive_real(value: object) -> float | None:
-    """A finite number, or None for zero and below, which mean "not given"."""
+    """Return a finite number, or None for zero and below, which mean "not given"."""
     number = real(value)
     return number if number > 0 else None
 
 
 def seeds(value: object) -> tuple[int, ...]:
-    """One seed per song from a number, comma-separated text or a list; empty when all of them are -1 (random)."""
+    """Return one seed per song from a number, comma-separated text or a list; empty when all are -1 (random)."""
     found = _several(value, integer, "must be whole numbers: one, a list, or text with commas between them")
     return () if all(seed == -1 for seed in found) else found
 
 
 def timesteps(value: object) -> tuple[float, ...] | None:
-    """Strictly falling times of the diffusion, 1 = noise and 0 = song, from a list or comma-separated text."""
+    """Return strictly falling diffusion times, 1 = noise and 0 = song, from a list or comma-separated text."""
     found = _several(value, real, "must be numbers: a list, or text with commas between them")
     falling = all(earlier > later for earlier, later in pairwise(found))
     if found and not (falling and found[-1] >= 0 and 0 < found[0] <= 1):
@@ -117,13 +117,13 @@ def timesteps(value: object) -> tuple[float, ...] | None:
 
 
 def names(value: object) -> tuple[str, ...]:
-    """Several names from a list or comma-separated text; blank ones are dropped."""
+    """Return names from a list or comma-separated text, without blank ones."""
     parts = value if isinstance(value, list | tuple) else text(value).split(",")
     return tuple(name for part in _few(parts) if (name := trimmed(part)))
 
 
 def key_scale(value: object) -> str:
-    """A key such as "C major", "F# minor" or "B♭ major"; "Am" and "c MAJOR" are understood."""
+    """Return a key such as "C major", "F# minor" or "B♭ major"; "Am" and "c MAJOR" are understood."""
     match = _KEY.fullmatch(trimmed(value))
     if match is None:
         raise ValueError("must be a key: A to G, then # or b if any, then major or minor")
@@ -132,7 +132,7 @@ def key_scale(value: object) -> str:
 
 
 def time_signature(value: object) -> str:
-    """Beats per bar as the model knows them: "2", "3", "4" or "6"; "4/4" and 4 are understood."""
+    """Return beats per bar in the model's form: "2", "3", "4" or "6"; "4/4" and 4 are understood."""
     written = text(value).replace(" ", "").removesuffix(".0")
     if written not in _TIME_SIGNATURES:
         raise ValueError("must be 2, 3, 4 or 6 (or 2/4, 3/4, 4/4, 6/8)")
@@ -140,18 +140,18 @@ def time_signature(value: object) -> str:
 
 
 def language(value: object) -> str:
-    """A language code that the model was trained on ("en-US" is "en"), else "unknown"."""
+    """Return a language code that the model was trained on ("en-US" is "en"), else "unknown"."""
     code = re.split("[-_]", word(value))[0]
     return code if code in LANGUAGES else "unknown"
 
 
 def lm_backend(value: object) -> str:
-    """A backend's name. MLX does not exist here: plain PyTorch ("pt") stands in for it."""
+    """Return the LM backend's name: "pt" (PyTorch) for "mlx", which is not supported."""
     return {"mlx": "pt"}.get(word(value), word(value))
 
 
 def place(value: object) -> str:
-    """Where an audio input lies: an address that a worker on any machine can read."""
+    """Return the address of an audio input, which a worker on any machine can read."""
     scheme, mark, rest = trimmed(value).partition("://")
     if scheme.lower() not in _SCHEMES or not rest:
         raise ValueError("must be s3://bucket/key or https://host/path, not a local path")
@@ -159,7 +159,7 @@ def place(value: object) -> str:
 
 
 def lora(value: object) -> object:
-    """A LoRA's fields without those that are null; text alone is its path. What is neither is left as it is."""
+    """Return a LoRA's fields without those that are null; text is its path. Other values are returned as they are."""
     if isinstance(value, str):
         return {"path": value}
     if isinstance(value, Mapping):
@@ -168,7 +168,7 @@ def lora(value: object) -> object:
 
 
 def lora_path(value: object) -> str:
-    """Where a LoRA lies: in S3, or by its name in the checkpoint folder's ``loras/``."""
+    """Return the address of a LoRA in S3, or its name in the checkpoint folder's ``loras/``."""
     written = trimmed(value)
     scheme, mark, rest = written.partition("://")
     if mark and scheme.lower() == "s3" and rest.endswith((LORA_SUFFIX, "/")):

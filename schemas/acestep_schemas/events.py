@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What subscribers hear: CloudEvents 1.0 with one typed ``data`` per state, as a union discriminated by ``type``.
+"""The events: CloudEvents 1.0 with one typed ``data`` per state, as a union discriminated by ``type``.
 
-``Completed`` is also the manifest that lies beside the audio in S3.
+Type checkers narrow an event by ``state``: after ``if event.state == "completed"``, ``event.data.audios`` is known to
+be there; after ``if event.terminal``, nothing but a terminal event is left. ``Completed`` and ``Unfinished`` are also
+the manifest that lies beside the audio in S3.
 """
 
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 from uuid import UUID, uuid5
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
@@ -64,7 +66,7 @@ class Frozen(BaseModel):
 
 
 class Adjustment(Frozen):
-    """One value that policy changed, and why."""
+    """One value of the request that was changed, and why."""
 
     field: str
     requested: JsonValue
@@ -73,14 +75,14 @@ class Adjustment(Frozen):
 
 
 class LimitsReport(Frozen):
-    """The limits that this message met."""
+    """The limits of the GPU's tier that applied to this request."""
 
     max_duration_s: int
     max_batch_size: int
 
 
 class PolicyReport(Frozen):
-    """What the GPU tier's policy saw and did."""
+    """The GPU tier that applied to this request, and the values that its limits changed."""
 
     tier: str
     vram_gb: float
@@ -91,7 +93,7 @@ class PolicyReport(Frozen):
 
 
 class ModelChoice(Frozen):
-    """The DiT model that was asked for, and the one that sings."""
+    """The DiT model that was requested, and the one that is used."""
 
     requested: str | None
     used: str
@@ -99,14 +101,14 @@ class ModelChoice(Frozen):
 
 
 class LmChoice(Frozen):
-    """The language model that planned this job."""
+    """The language model that wrote the plan of this job."""
 
     model: str
     backend: Literal["vllm", "pt"]
 
 
 class Audio(Frozen):
-    """One song in S3. ``duration_s`` is seconds of sound, ``bytes`` and ``sha256`` are those of the object."""
+    """One song in S3. ``duration_s`` is its length in seconds; ``bytes`` and ``sha256`` are those of the object."""
 
     uri: str
     url: str | None = None
@@ -144,7 +146,7 @@ class Timings(Frozen):
 
 
 class ErrorReport(Frozen):
-    """Why a job ended without songs. ``details`` names fields and rules where there are any."""
+    """Why a job ended without songs. ``details`` lists fields and the rules that they break, where there are any."""
 
     code: ErrorCode
     message: str
@@ -154,9 +156,9 @@ class ErrorReport(Frozen):
 
 
 class Started(Frozen):
-    """Data of ``started``: the job is in a worker's hands and policy has been applied.
+    """Data of ``started``: a worker has begun the job, and the limits of its tier have been applied.
 
-    ``expected_s`` are the seconds that such a job took here before; None where there was none.
+    ``expected_s`` is how many seconds similar jobs took on this worker; None before there was one.
     """
 
     task_id: str
@@ -171,7 +173,7 @@ class Started(Frozen):
 class Progress(Frozen):
     """Data of ``progress``: ``progress`` is 0 to 1 and never falls; ``sequence`` counts from 1 within an attempt.
 
-    ``remaining_s`` are the seconds that are still to come, as far as that can be told.
+    ``remaining_s`` is an estimate of the seconds that are left; None where there is none.
     """
 
     task_id: str
@@ -184,9 +186,12 @@ class Progress(Frozen):
 class Completed(Frozen):
     """Data of ``completed``, and the manifest in S3.
 
-    ``audio_codes`` are the numbers of the codes that each song was made from, 5 a second; none without a plan of codes.
-    With them, the seeds and the metadata a song can be made again without the language model.
+    ``audio_codes`` are the numbers of the codes that each song was made from, 5 a second; empty where the language
+    model wrote none. With them, the seeds and the metadata a song can be made again without the language model.
+    ``state`` is the event's; on the wire, ``status`` says the same as ``succeeded``.
     """
+
+    state: ClassVar[Literal["completed"]] = "completed"
 
     task_id: str
     status: Literal["succeeded"] = "succeeded"
@@ -205,7 +210,7 @@ class Completed(Frozen):
 
 
 class Unfinished(Frozen):
-    """Data of ``failed``, ``rejected``, ``cancelled`` and ``expired``."""
+    """Data of ``failed``, ``rejected``, ``cancelled`` and ``expired``, and their manifest in S3."""
 
     task_id: str
     status: Literal["failed", "rejected", "cancelled", "expired"]
@@ -216,9 +221,18 @@ class Unfinished(Frozen):
     policy: PolicyReport | None = None
     warnings: tuple[str, ...] = ()
 
+    @property
+    def state(self) -> Literal["failed", "rejected", "cancelled", "expired"]:
+        """The event's state."""
+        return self.status
+
 
 class Worker(Frozen):
-    """Data of a worker's own events. ``seconds_per_job`` is what its latest jobs took; None before the first."""
+    """Data of a worker's own events.
+
+    ``in_hand`` counts its running jobs, ``prefetch`` is how many it runs at once at most, ``seconds_per_job`` is how
+    long its latest jobs took; None before the first.
+    """
 
     worker_id: str
     state: Literal["ready", "draining", "stopped"]
@@ -251,15 +265,10 @@ class CloudEvent(Frozen):
 
 
 class _JobEvent(CloudEvent):
-    @property
-    def state(self) -> JobState:
-        """The job state that this event announces."""
-        return JobState(self.type_name.split(".")[2])
+    """``state`` is the job state that the event announces; ``terminal``: no other event of the job follows."""
 
-    @property
-    def type_name(self) -> str:
-        """The CloudEvents ``type``; subclasses narrow the field to a literal."""
-        return str(getattr(self, "type"))  # noqa: B009 - the field exists on every subclass only
+    state: ClassVar[str]
+    terminal: ClassVar[bool]
 
     @property
     def routing_key(self) -> str:
@@ -268,7 +277,10 @@ class _JobEvent(CloudEvent):
 
 
 class JobStarted(_JobEvent):
-    """``job.started``."""
+    """``job.started``: a worker has begun the job."""
+
+    state: ClassVar[Literal["started"]] = "started"
+    terminal: ClassVar[Literal[False]] = False
 
     type: Literal["acestep.job.started.v1"] = "acestep.job.started.v1"
     data: Started
@@ -280,7 +292,10 @@ class JobStarted(_JobEvent):
 
 
 class JobProgress(_JobEvent):
-    """``job.progress``: may be lost, never comes after the terminal event."""
+    """``job.progress``: may be lost, and never comes after the terminal event."""
+
+    state: ClassVar[Literal["progress"]] = "progress"
+    terminal: ClassVar[Literal[False]] = False
 
     type: Literal["acestep.job.progress.v1"] = "acestep.job.progress.v1"
     data: Progress
@@ -292,7 +307,10 @@ class JobProgress(_JobEvent):
 
 
 class JobCompleted(_JobEvent):
-    """``job.completed``."""
+    """``job.completed``: the songs are in S3."""
+
+    state: ClassVar[Literal["completed"]] = "completed"
+    terminal: ClassVar[Literal[True]] = True
 
     type: Literal["acestep.job.completed.v1"] = "acestep.job.completed.v1"
     data: Completed
@@ -304,38 +322,57 @@ class JobCompleted(_JobEvent):
 
 
 class JobFailed(_JobEvent):
-    """``job.failed``: it was started and could not be finished."""
+    """``job.failed``: the job was started and could not be finished."""
+
+    state: ClassVar[Literal["failed"]] = "failed"
+    terminal: ClassVar[Literal[True]] = True
 
     type: Literal["acestep.job.failed.v1"] = "acestep.job.failed.v1"
     data: Unfinished
 
 
 class JobRejected(_JobEvent):
-    """``job.rejected``: it was not started, because of what the message says."""
+    """``job.rejected``: the job was not started, because the request is at fault."""
+
+    state: ClassVar[Literal["rejected"]] = "rejected"
+    terminal: ClassVar[Literal[True]] = True
 
     type: Literal["acestep.job.rejected.v1"] = "acestep.job.rejected.v1"
     data: Unfinished
 
 
 class JobCancelled(_JobEvent):
-    """``job.cancelled``."""
+    """``job.cancelled``: somebody asked for the job to stop."""
+
+    state: ClassVar[Literal["cancelled"]] = "cancelled"
+    terminal: ClassVar[Literal[True]] = True
 
     type: Literal["acestep.job.cancelled.v1"] = "acestep.job.cancelled.v1"
     data: Unfinished
 
 
 class JobExpired(_JobEvent):
-    """``job.expired``."""
+    """``job.expired``: the request waited longer than its deadline allows."""
+
+    state: ClassVar[Literal["expired"]] = "expired"
+    terminal: ClassVar[Literal[True]] = True
 
     type: Literal["acestep.job.expired.v1"] = "acestep.job.expired.v1"
     data: Unfinished
 
 
 class WorkerEvent(CloudEvent):
-    """``worker.<state>``: a worker came, drains or left."""
+    """``worker.<state>``: a worker is ready, drains (takes no new jobs) or has stopped."""
+
+    terminal: ClassVar[Literal[False]] = False
 
     type: Literal["acestep.worker.ready.v1", "acestep.worker.draining.v1", "acestep.worker.stopped.v1"]
     data: Worker
+
+    @property
+    def state(self) -> Literal["ready", "draining", "stopped"]:
+        """The worker's state."""
+        return self.data.state
 
     @property
     def routing_key(self) -> str:
@@ -370,12 +407,12 @@ def unfinished_event(data: Unfinished) -> TerminalEvent:
 
 
 def parse_event(body: bytes) -> JobEvent | WorkerEvent:
-    """Read one event. Raises pydantic's ``ValidationError`` when it is none of ours."""
+    """Parse one event. Raises pydantic's ``ValidationError`` for anything else."""
     return _EVENT.validate_json(body)
 
 
 def _envelope(subject: str, what: str, worker_id: str, time: datetime) -> dict[str, Any]:
-    """The id is derived from what the event says, so that a repeat can be recognised."""
+    """Return the envelope's fields. The id is derived from subject and ``what``, so that repeats are recognised."""
     return {
         "id": str(uuid5(_NAMESPACE, f"{subject}/{what}")),
         "source": f"/acestep-consumer/{worker_id}",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One message of each kind, for the documents and for whoever writes a producer. Built from the models, so valid."""
+"""One example of each message, for the documents and for authors of producers. Built from the models, so valid."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, get_args
@@ -46,7 +46,7 @@ REQUEST: Final[dict[str, Any]] = {
     "thinking": True,
     "seed": [42],
 }
-"""It asks for more seconds than any card sings, to show what ``policy`` says then."""
+"""It requests more seconds than any tier allows, to show an adjustment in ``policy``."""
 
 _MODEL: Final = ModelChoice(requested=None, used="acestep-v15-turbo", fallback=False)
 _LM: Final = LmChoice(model="acestep-5Hz-lm-1.7B", backend="vllm")
@@ -61,7 +61,7 @@ _POLICY: Final = PolicyReport(
     ),
 )
 _ERRORS: Final = {
-    "failed": (ErrorCode.RESOURCE_EXHAUSTED, "the card has too little memory for this job alone", True, ()),
+    "failed": (ErrorCode.RESOURCE_EXHAUSTED, "the GPU has too little memory for this job alone", True, ()),
     "rejected": (
         ErrorCode.INVALID_REQUEST,
         "audio_format = midi: must be one of mp3, wav, wav32, flac, ogg, opus, aac",
@@ -131,7 +131,7 @@ def worker() -> WorkerEvent:
 
 
 def events() -> dict[type[CloudEvent], CloudEvent]:
-    """Return an example for each kind of event; every kind has one."""
+    """Return an example for each event class; every class has one."""
     found: tuple[CloudEvent, ...] = (started(), progress(), completed(), *map(unfinished, type_of_unfinished), worker())
     examples = {type(event): event for event in found}
     return {kind: examples[kind] for kind in (*get_args(JobEvent), WorkerEvent)}

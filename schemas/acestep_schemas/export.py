@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The schemas as documents for programs in other languages.
+"""Exports the schemas as documents for programs in other languages.
 
-Copies lie beside this file. After a change to a model: ``acestep-consumer schema export schemas``.
+Copies are in the folder ``schemas``. After a change to a model: ``acestep-consumer schema export schemas``.
 """
 
 import json
@@ -26,7 +26,7 @@ def event_schema() -> dict[str, Any]:
 
 
 def manifest_schema() -> dict[str, Any]:
-    """Return the schema of what is kept of an ended job beside its songs."""
+    """Return the schema of the manifest that is stored beside the songs of a job."""
     return _schema_of(_MANIFEST, "Manifest")
 
 
@@ -60,7 +60,7 @@ def write(folder: Path) -> tuple[Path, ...]:
 
 
 def _schema_of(model: Any, title: str) -> dict[str, Any]:
-    """Schema of what is sent: every field is there, also one with a default."""
+    """Return the schema of a message as it is sent: with every field, also those with a default."""
     schema = TypeAdapter(model).json_schema(mode="serialization")
     return {"$schema": _DIALECT, "title": title, **schema}
 

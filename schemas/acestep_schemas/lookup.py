@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a field's value stands in a body: under which of its names, in which of the nested objects, and what is left.
+"""Looks up the fields of a request in its body: under any of their names, in the body and its nested objects.
 
-Nothing is dropped in silence: a field that nobody reads, and a value that another one outranks, become warnings.
+Nothing is dropped silently: unknown fields, and values that another one outranks, become warnings.
 """
 
 import re
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Final
 
-from acestep_schemas.aliases import METAS, NO_COUNTERPART, PARAM_OBJ
+from acestep_schemas.aliases import METAS, PARAM_OBJ, UNSUPPORTED
 from acestep_schemas.strict_json import JsonRefused, loads
 
-# ACE-Step writes "N/A" for these where it knows nothing, and clients send that back.
+# ACE-Step writes "N/A" for these where it knows no value, and clients send that back.
 _METADATA: Final = frozenset({"bpm", "key_scale", "time_signature", "audio_duration"})
 _MAX_SHOWN: Final = 100
 _MAX_UNKNOWN: Final = 50
@@ -23,7 +23,7 @@ _MAX_GUESSED: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A value and the path under which the sender wrote it, such as ``metas.keyscale``."""
+    """A value and its path in the body, such as ``metas.keyscale``."""
 
     path: str
     value: object
@@ -31,7 +31,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A nested object that cannot be read."""
+    """A nested object that cannot be parsed."""
 
     field: str
     value: object
@@ -40,7 +40,7 @@ class Broken:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One object to look in. ``prefix`` is its path; ``repeated`` are keys that its text holds twice."""
+    """One object to look in. ``prefix`` is its path; ``repeated`` are keys that its JSON text holds twice."""
 
     prefix: str
     values: Mapping[str, object]
@@ -48,7 +48,7 @@ class Source:
 
 
 class Lookup:
-    """A body, opened. ``names`` maps each field to its own name and its aliases, in the order of their rank."""
+    """A body with its nested objects. ``names`` maps each field to its own name and its aliases, highest rank first."""
 
     def __init__(self, body: Mapping[str, object], names: Mapping[str, tuple[str, ...]]) -> None:
         self._names = names
@@ -59,7 +59,7 @@ class Lookup:
         self._sources = (Source("", body), *(part for part in opened if isinstance(part, Source)))
 
     def hits(self, field: str) -> tuple[Found, ...]:
-        """Every value given for a field; the first one counts."""
+        """Return every value given for a field; the first one counts."""
         return tuple(
             Found(source.prefix + name, source.values[name])
             for source in self._sources
@@ -68,12 +68,12 @@ class Lookup:
         )
 
     def warnings(self) -> Iterator[str]:
-        """What was given and is not read."""
+        """Yield a warning for everything that was given and is not used."""
         for source in self._sources:
             for key in source.repeated:
                 yield f"'{shown(source.prefix + key)}' is given twice: the last one counts"
         yield from self._outranked()
-        yield from self._without_counterpart()
+        yield from self._unsupported()
         yield from self._unknown()
 
     def _outranked(self) -> Iterator[str]:
@@ -90,23 +90,23 @@ class Lookup:
                     yield source, key
 
     def _opened(self, key: str) -> bool:
-        """Whether a key of the body is a nested object that was read, or an empty one."""
+        """Whether a key of the body is a nested object that was parsed, or an empty one."""
         return key in self._containers or (key in (PARAM_OBJ, *METAS) and _empty(self._sources[0].values[key]))
 
-    def _without_counterpart(self) -> Iterator[str]:
+    def _unsupported(self) -> Iterator[str]:
         for source, key in self._unread():
-            if key in NO_COUNTERPART and not _blank(source.values[key]):
-                yield f"'{source.prefix}{key}' has no counterpart here and is ignored"
+            if key in UNSUPPORTED and not _blank(source.values[key]):
+                yield f"'{source.prefix}{key}' is not supported and is ignored"
 
     def _unknown(self) -> Iterator[str]:
-        unknown = [(source, key) for source, key in self._unread() if key not in NO_COUNTERPART]
+        unknown = [(source, key) for source, key in self._unread() if key not in UNSUPPORTED]
         for source, key in unknown[:_MAX_UNKNOWN]:
             yield f"unknown field '{shown(source.prefix + key)}' is ignored{self._guess(key)}"
         if len(unknown) > _MAX_UNKNOWN:
             yield f"{len(unknown) - _MAX_UNKNOWN:,} more unknown fields are ignored"
 
     def _guess(self, key: str) -> str:
-        """A suggestion, when a name is close; a long key is not worth the comparison."""
+        """Return a suggestion when a known name is similar; of a long key only the beginning is compared."""
         if key in METAS and self._containers:
             return f": '{self._containers[-1]}' was read"
         snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key[:_MAX_GUESSED]).lower()
@@ -115,7 +115,7 @@ class Lookup:
 
 
 def shown(value: object) -> str:
-    """At most 100 printable characters of a value, for messages to people."""
+    """Return at most 100 printable characters of a value, for messages."""
     if isinstance(value, bool):
         return str(value).lower()
     if not isinstance(value, str):
@@ -141,7 +141,7 @@ _REPR: Final = _brief_repr()
 
 
 def _containers(body: Mapping[str, object]) -> Iterator[str]:
-    """The nested objects to look in: ``param_obj``, then one of the metadata objects."""
+    """Yield the names of the nested objects to look in: ``param_obj``, then one of the metadata objects."""
     if not _empty(body.get(PARAM_OBJ)):
         yield PARAM_OBJ
     yield from [name for name in METAS if not _empty(body.get(name))][:1]

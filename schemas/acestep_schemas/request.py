@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The request: one canonical model, and the reading of every body that ACE-Step 1.5's ``POST /release_task`` accepts.
+"""The request: one canonical model, and parsing of every body that ACE-Step 1.5's ``POST /release_task`` accepts.
 
-Only what would be nonsense on any machine is refused here. What depends on the GPU (duration, batch, model)
-is decided later, and reported.
+Only values that are invalid on any machine are refused here. Limits that depend on the GPU (duration, batch, model) are
+applied later, and reported.
 """
 
 from collections.abc import Iterator, Mapping
@@ -43,7 +43,7 @@ class LoraChoice(BaseModel):
         description="Safetensors: s3://bucket/key.safetensors, s3://bucket/folder/, or a name in the checkpoint "
         "folder's loras/.",
     )
-    scale: Real = Field(default=1.0, ge=-4, le=4, description="How strongly it is applied; 1 is as it was trained.")
+    scale: Real = Field(default=1.0, ge=-4, le=4, description="Strength; 1 is as it was trained.")
 
 
 class GenerationRequest(BaseModel):
@@ -57,16 +57,14 @@ class GenerationRequest(BaseModel):
     task_id: Name = Field(
         default=None,
         pattern=TASK_ID_PATTERN,
-        description="Idempotency key. The message id stands in for it; without either, the worker makes one up.",
+        description="Idempotency key; by default the message id, else the worker makes one up.",
     )
     task_type: Annotated[TaskType, _Word] = Field(
-        default="text2music", description="What to do; turbo models know text2music, repaint and cover."
+        default="text2music", description="Task; turbo models do text2music, repaint and cover."
     )
-    model: Name = Field(
-        default=None, max_length=256, description="The DiT model; the worker's primary model when not given."
-    )
+    model: Name = Field(default=None, max_length=256, description="The DiT model; by default the worker's primary one.")
     lora: Annotated[LoraChoice | None, BeforeValidator(coerce.lora)] = Field(
-        default=None, description="A LoRA to sing with: an object of path and scale, or the path alone."
+        default=None, description="A LoRA to apply: an object of path and scale, or the path alone."
     )
     on_limit: Annotated[Literal["clamp", "reject"], _Word] = Field(
         default="clamp", description="Over the GPU tier's limit: clamp to it and report that, or reject the request."
@@ -78,7 +76,7 @@ class GenerationRequest(BaseModel):
     queue_deadline_s: Seconds = Field(
         default=None,
         le=7 * _DAY,
-        description="Seconds that it may wait in the queue, from the message's timestamp; then it expires.",
+        description="Seconds that the request may wait in the queue, from the message's timestamp; then it expires.",
     )
 
     prompt: Text = Field(default="", max_length=8_192, description="Description of the music.")
@@ -88,7 +86,7 @@ class GenerationRequest(BaseModel):
     vocal_language: Annotated[str, BeforeValidator(coerce.language)] = Field(
         default="en", json_schema_extra={"enum": list(coerce.LANGUAGES)}, description="Language of the lyrics."
     )
-    bpm: Count = Field(default=None, le=10_000, description="Beats per minute; the model knows 30 to 300.")
+    bpm: Count = Field(default=None, le=10_000, description="Beats per minute; the model was trained on 30 to 300.")
     key_scale: Annotated[str | None, BeforeValidator(coerce.optional(coerce.key_scale))] = Field(
         default=None, pattern=r"^[A-G](#|b|♯|♭)? (major|minor)$", description="Key, such as C major or F# minor."
     )
@@ -118,9 +116,15 @@ class GenerationRequest(BaseModel):
     infer_method: Annotated[Literal["ode", "sde"], _Word] = Field(
         default="ode", description="Sampler: ode is deterministic, sde adds noise at each step."
     )
-    use_adg: Flag = Field(default=False, description="Adaptive dual guidance. There is none here; asking is reported.")
-    cfg_interval_start: Real = Field(default=0.0, ge=0, le=1, description="Where guidance sets in, as a share of time.")
-    cfg_interval_end: Real = Field(default=1.0, ge=0, le=1, description="Where guidance ends, as a share of time.")
+    use_adg: Flag = Field(
+        default=False, description="Adaptive dual guidance: not supported, and reported where it is asked for."
+    )
+    cfg_interval_start: Real = Field(
+        default=0.0, ge=0, le=1, description="Where guidance begins, as a share of the diffusion time."
+    )
+    cfg_interval_end: Real = Field(
+        default=1.0, ge=0, le=1, description="Where guidance ends, as a share of the diffusion time."
+    )
     use_tiled_decode: Flag = Field(default=True, description="Decode in tiles: much less memory, the same sound.")
     audio_format: Annotated[AudioFormat, _Word] = Field(
         default="mp3", description="File format; wav32 is 32-bit float, ogg and opus both mean Ogg/Opus."
@@ -130,11 +134,15 @@ class GenerationRequest(BaseModel):
         default=None, max_length=2_048, description="Audio to cover, repaint or work on: s3://bucket/key or https://."
     )
     reference_audio_path: Place = Field(
-        default=None, max_length=2_048, description="Audio whose timbre to follow: s3://bucket/key or https://."
+        default=None, max_length=2_048, description="Audio whose timbre is followed: s3://bucket/key or https://."
     )
-    repainting_start: Real = Field(default=0.0, ge=0, le=_DAY, description="Where the repainted part begins.")
+    repainting_start: Real = Field(
+        default=0.0, ge=0, le=_DAY, description="Where the repainted part begins, in seconds."
+    )
     repainting_end: Seconds = Field(
-        default=None, le=_DAY, description="Where the repainted part ends; 0, -1 or none is the end of the audio."
+        default=None,
+        le=_DAY,
+        description="Where the repainted part ends, in seconds; 0, -1 or none is the end of the audio.",
     )
     audio_cover_strength: Real = Field(default=1.0, ge=0, le=1, description="How closely a cover follows its source.")
     audio_code_string: Text = Field(
@@ -149,8 +157,8 @@ class GenerationRequest(BaseModel):
     )
 
     thinking: Flag = Field(default=False, description="Let the LM write audio codes for the DiT to render.")
-    sample_mode: Flag = Field(default=False, description="Let the LM invent prompt, lyrics and metadata.")
-    sample_query: Text = Field(default="", max_length=8_192, description="What sample mode should be about.")
+    sample_mode: Flag = Field(default=False, description="Let the LM write prompt, lyrics and metadata.")
+    sample_query: Text = Field(default="", max_length=8_192, description="Subject for sample mode.")
     use_format: Flag = Field(default=False, description="Let the LM rewrite prompt and lyrics.")
     analysis_only: Flag = Field(default=False, description="Return metadata, no audio.")
     full_analysis_only: Flag = Field(default=False, description="Describe the source audio, no new audio.")
@@ -160,9 +168,9 @@ class GenerationRequest(BaseModel):
     constrained_decoding: Flag = Field(default=True, description="Hold the LM's metadata to its grammar.")
     constrained_decoding_debug: Flag = Field(default=False, description="Log the constrained decoding.")
     allow_lm_batch: Flag = Field(default=True, description="Let the LM work on all songs of the request at once.")
-    lm_model_path: Name = Field(default=None, max_length=2_048, description="The 5Hz LM; else the worker's.")
+    lm_model_path: Name = Field(default=None, max_length=2_048, description="The 5Hz LM; by default the worker's.")
     lm_backend: Annotated[Literal["vllm", "pt"] | None, BeforeValidator(coerce.optional(coerce.lm_backend))] = Field(
-        default=None, description="What should run the LM; else what the worker has."
+        default=None, description="Backend of the LM; by default the worker's."
     )
     lm_temperature: Real = Field(default=0.85, ge=0, le=5, description="Sampling temperature of the LM.")
     lm_cfg_scale: Real = Field(default=2.5, ge=0, le=30, description="Classifier-free guidance of the LM; 1 is off.")
@@ -170,7 +178,7 @@ class GenerationRequest(BaseModel):
     lm_top_p: Real = Field(default=0.9, gt=0, le=1, description="Sample among the likeliest of this mass; 1 is off.")
     lm_repetition_penalty: Real = Field(default=1.0, gt=0, le=10, description="Penalty on repetition; 1 is off.")
     lm_negative_prompt: Text = Field(
-        default="NO USER INPUT", max_length=8_192, description="What the LM is guided away from."
+        default="NO USER INPUT", max_length=8_192, description="Prompt that the LM is guided away from."
     )
 
     @field_validator("cfg_interval_end")
@@ -189,7 +197,7 @@ class GenerationRequest(BaseModel):
 
     @property
     def instrumental(self) -> bool:
-        """Whether nobody sings."""
+        """Whether the song has no vocals."""
         return self.lyrics.strip().lower() in ("", "[inst]", "[instrumental]")
 
 
@@ -231,7 +239,7 @@ _RULES: Final[dict[str, str]] = {
 
 
 def parse_request(body: Mapping[str, object]) -> tuple[GenerationRequest, tuple[str, ...]]:
-    """Read a body, with ACE-Step's aliases, nesting and coercions; also return what was odd about it.
+    """Parse a body with ACE-Step's aliases, nesting and coercions. Returns the request and warnings.
 
     A field is looked up in the body, then in ``param_obj``, then in the first of ``metas``, ``meta``, ``metadata``,
     ``user_metadata`` and ``userMetadata``, each time by its own name and then by its aliases. None and blank text
@@ -254,7 +262,7 @@ def parse_request(body: Mapping[str, object]) -> tuple[GenerationRequest, tuple[
 
 
 def read_task_id(body: Mapping[str, object]) -> str | None:
-    """The task id in a body that may be wrong in every other respect; None without a valid one."""
+    """Return the task id of a body that may be invalid otherwise; None: it has no valid one."""
     hits = Lookup(body, _NAMES).hits("task_id")
     try:
         return GenerationRequest(task_id=coerce.text(hits[0].value)).task_id if hits else None
@@ -263,7 +271,7 @@ def read_task_id(body: Mapping[str, object]) -> str | None:
 
 
 def request_json_schema() -> dict[str, Any]:
-    """The canonical request as JSON Schema (draft 2020-12); ``x-aliases`` holds the other names of a field."""
+    """Return the canonical request as JSON Schema (draft 2020-12); ``x-aliases`` holds the other names of a field."""
     schema = GenerationRequest.model_json_schema()
     for field, aliases in ALIASES.items():
         schema["properties"][field]["x-aliases"] = list(aliases)
@@ -271,7 +279,7 @@ def request_json_schema() -> dict[str, Any]:
 
 
 def _problems(exc: ValidationError, given: Mapping[str, Found]) -> tuple[FieldProblem, ...]:
-    """One problem per field, in our words; the first finding of a list stands for the others."""
+    """Return one problem per field, in this module's words; of several errors in a list the first one."""
     rules: dict[str, str] = {}
     for error in exc.errors(include_url=False):
         if error["type"] != "default_factory_not_called":  # follows from another field's problem
@@ -280,13 +288,13 @@ def _problems(exc: ValidationError, given: Mapping[str, Found]) -> tuple[FieldPr
 
 
 def _inner_name(error: ErrorDetails) -> str:
-    """The name of a part of the field, where it has parts with names."""
+    """Return the name of the part that is wrong, where a field has named parts."""
     part = error["loc"][1:2]
     return f"{shown(part[0])} " if part and isinstance(part[0], str) else ""
 
 
 def _rule(error: ErrorDetails) -> str:
-    """The rule with its bounds; an error that the table does not know keeps pydantic's words."""
+    """Return the rule with its bounds, or pydantic's text for an error that the table does not have."""
     if error["type"] not in _RULES:
         return error["msg"]
     return _RULES[error["type"]].format(**{name: _plain(bound) for name, bound in error.get("ctx", {}).items()})
@@ -314,14 +322,14 @@ def _settle_seed(request: GenerationRequest, given: Mapping[str, Found]) -> tupl
 
 
 def _rereadings(given: Mapping[str, Found], request: GenerationRequest) -> Iterator[str]:
-    """Values that were read as something else than what they say."""
+    """Yield warnings about values that were read as something else than they say."""
     for flag in _FLAGS:
         if flag in given and isinstance(given[flag].value, str):
             yield from _odd_flag(given[flag])
     if request.vocal_language == "unknown" and coerce.word(given["vocal_language"].value) != "unknown":
-        yield f"language {shown(given['vocal_language'].value)!r} is not one the model knows: 'unknown' is used"
+        yield f"language {shown(given['vocal_language'].value)!r} is not supported: 'unknown' is used"
     if "lm_backend" in given and coerce.word(given["lm_backend"].value) == "mlx":
-        yield "LM backend 'mlx' has no counterpart here: 'pt' is used"
+        yield "LM backend 'mlx' is not supported: 'pt' is used"
 
 
 def _odd_flag(found: Found) -> Iterator[str]:

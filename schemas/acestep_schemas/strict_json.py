@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON text from strangers: bounded in depth and size, no NaN, and every refusal says where."""
+"""Parses untrusted JSON: bounded in depth and size, without NaN; errors say where."""
 
 import json
 import re
@@ -13,18 +13,18 @@ MAX_NODES: Final = 20_000
 _MAX_INTEGER_DIGITS: Final = 400
 _MAX_REPEATED: Final = 20
 
-# Possessive quantifiers: a long string is passed in one go, without memory for ways back. A string without an end is
-# passed too: if it were not found here, it would be looked for again from each of its escaped quotes.
+# Possessive quantifiers: a long string is matched at once, without memory for backtracking. An unterminated string is
+# matched too: else the search would start again at each of its escaped quotes.
 _TOKEN: Final = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]|,|NaN|-?Infinity', re.DOTALL)
 
 
 class JsonRefused(ValueError):
-    """The text is not JSON, or more of it than anybody needs. ``str(error)`` says what is wrong and where."""
+    """The text is no JSON, or exceeds the bounds. ``str(error)`` says what is wrong and where."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A parsed text. ``repeated``: keys that one object holds twice, 20 of them at most; the last one counts."""
+    """A parsed text. ``repeated``: keys that an object holds twice, 20 at most; the last value counts."""
 
     value: object
     repeated: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ def loads(text: str) -> Document:
 
 
 def _check_shape(text: str) -> None:
-    """Look at the tokens before the parser recurses into them."""
+    """Check depth and number of values before the parser recurses. Raises ``JsonRefused``."""
     depth, nodes = 0, 0
     for token in _TOKEN.finditer(text):
         match token.group()[0]:

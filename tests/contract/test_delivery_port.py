@@ -11,10 +11,11 @@ import pytest
 
 from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.consumer import Consumer
-from acestep_consumer.broker.delivery import AlreadySettledError, AmqpDelivery, AmqpReply
+from acestep_consumer.broker.delivery import AlreadySettledError, AmqpDelivery
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE
 from acestep_consumer.domain.errors import MalformedBody, Verdict
+from acestep_consumer.domain.ports import Reply
 from tests.support.broker import Peer, broker_settings, until
 from tests.support.fakes import FakeDelivery
 from tests.support.waiting import eventually
@@ -30,7 +31,7 @@ REASON = MalformedBody("no")
 class Desk(Protocol):
     """Where a delivery comes from, and where its message is afterwards."""
 
-    async def deliver(self, body: bytes, message_id: str, reply: AmqpReply) -> ports.Delivery:
+    async def deliver(self, body: bytes, message_id: str, reply: Reply) -> ports.Delivery:
         """Send a message and take it in hand."""
 
     async def lose_channel(self) -> None:
@@ -44,7 +45,7 @@ class Fake:
     def __init__(self) -> None:
         self._delivery = FakeDelivery()
 
-    async def deliver(self, body: bytes, message_id: str, reply: AmqpReply) -> ports.Delivery:
+    async def deliver(self, body: bytes, message_id: str, reply: Reply) -> ports.Delivery:
         self._delivery = FakeDelivery(body=body, message_id=message_id, reply=reply)
         return self._delivery
 
@@ -68,16 +69,16 @@ class Real:
     ) -> None:
         self._consumer, self._peer, self._link, self._taken = consumer, peer, link, taken
 
-    async def deliver(self, body: bytes, message_id: str, reply: AmqpReply) -> ports.Delivery:
+    async def deliver(self, body: bytes, message_id: str, reply: Reply) -> ports.Delivery:
         properties = {"reply_to": reply.reply_to, "correlation_id": reply.correlation_id}
         await self._peer.request(body, message_id=message_id, **properties)
         delivery = await self._taken.get()
-        await self._consumer._take_no_more()
+        await self._consumer._stop_consuming()
         return delivery
 
     async def lose_channel(self) -> None:
         old = await self._link.channel()
-        self._link.renew("a test")
+        self._link.reconnect("a test")
         await eventually(lambda: old.is_closed and self._link.is_up)
 
     async def is_now(self, place: str) -> bool:
@@ -114,7 +115,7 @@ async def desk(request: pytest.FixtureRequest) -> AsyncIterator[Desk]:
 
 
 async def delivered(desk: Desk) -> ports.Delivery:
-    return await desk.deliver(b"{}", "m1", AmqpReply(reply_to="r1", correlation_id="c1"))
+    return await desk.deliver(b"{}", "m1", Reply(reply_to="r1", correlation_id="c1"))
 
 
 class TestDelivery:

@@ -10,9 +10,9 @@ import pytest
 
 from acestep_consumer.broker import publisher as publisher_module
 from acestep_consumer.broker.connection import BrokerConnection
-from acestep_consumer.broker.delivery import AmqpReply
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.domain.errors import Unpublished
+from acestep_consumer.domain.ports import Reply
 from acestep_schemas.events import parse_event
 from tests.support.broker import Peer, broker_settings, failed_event, progress_event
 from tests.support.fakes import FakeEvents
@@ -92,21 +92,21 @@ async def station(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 class TestEvents:
     async def test_events_are_heard_in_order_with_the_correlation_id(self, station: Station) -> None:
-        reply = AmqpReply(reply_to=None, correlation_id="c1")
+        reply = Reply(reply_to=None, correlation_id="c1")
         sent: list[JobEvent] = [progress_event("t1", 1), progress_event("t1", 2), failed_event("t1")]
         for event in sent:
             await station.events.publish(event, reply)
         assert await station.heard() == [(event, "c1") for event in sent]
 
     async def test_the_terminal_event_alone_is_answered_to_reply_to(self, station: Station) -> None:
-        reply = AmqpReply(reply_to=REPLY_TO, correlation_id=None)
+        reply = Reply(reply_to=REPLY_TO, correlation_id=None)
         end = failed_event("t1")
         await station.events.publish(progress_event("t1", 1), reply)
         await station.events.publish(end, reply)
         assert await station.answered() == [end]
 
     async def test_an_event_can_be_published_again(self, station: Station) -> None:
-        reply = AmqpReply(reply_to=None, correlation_id=None)
+        reply = Reply()
         event = failed_event("t1")
         await station.events.publish(event, reply)
         await station.events.publish(event, reply)
@@ -115,4 +115,4 @@ class TestEvents:
     async def test_what_is_not_confirmed_raises_unpublished(self, station: Station) -> None:
         await station.go_down()
         with pytest.raises(Unpublished, match=r"job\.failed\.t1"):
-            await station.events.publish(failed_event("t1"), AmqpReply(reply_to=None, correlation_id=None))
+            await station.events.publish(failed_event("t1"), Reply())

@@ -225,7 +225,7 @@ async def test_a_worker_that_runs_keeps_going_while_the_limit_changes(amqp_url: 
     async with BrokerConnection(broker_settings(amqp_url, queue_maxsize=5, **managed), "old") as old:
         await start(broker_settings(amqp_url, queue_maxsize=7, **managed))
         before = await old.channel()
-        old.renew("the test says so")
+        old.reconnect("the test says so")
 
         async def back() -> bool:
             return old.is_up and await old.channel() is not before

@@ -150,7 +150,7 @@ class Scene:
 
 def consumes_at(worker: WorkerProcess, node: Node) -> bool:
     """Whether this is the node that the worker consumes at, or did last, as its log tells."""
-    consuming = [line for line in worker.log_lines(event="broker link up") if line["link"].endswith(" consume")]
+    consuming = [line for line in worker.log_lines(event="broker connected") if line["connection"].endswith(" consume")]
     return f":{node.port}/" in consuming[-1]["broker"]
 
 

@@ -27,7 +27,7 @@ async def test_jobs_end_once_while_the_broker_closes_connections(
         await seen.all_ended(*JOBS)
         await seen.assert_completed_once(*JOBS)
         await seen.assert_nothing_left()
-    assert len(seen.worker.log_lines(event="broker link lost, connecting again")) >= ROUNDS
+    assert len(seen.worker.log_lines(event="broker connection lost, reconnecting")) >= ROUNDS
 
 
 def close_the_workers(management: ManagementApi, vhost: str) -> None:

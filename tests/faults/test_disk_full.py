@@ -94,7 +94,7 @@ async def test_a_job_whose_files_find_no_room_goes_back_and_is_done_when_there_i
         disk.fill()
         await peer.submit(task_id="song", **fields)
         await until(lambda: has_stopped(worker, peer), "the message back in the queue", WITHIN_S)
-        (line,) = worker.log_lines(event="scratch disk is full: nothing new is taken")
+        (line,) = worker.log_lines(event="scratch disk is full: no new jobs")
         assert line["folder"].startswith(str(disk.folder))
         assert line["free_bytes"] <= DISK_MIB << 20
         assert ear.terminal("song") == []

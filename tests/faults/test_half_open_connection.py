@@ -26,4 +26,4 @@ async def test_a_dead_connection_is_noticed_and_its_job_is_done_once(
         await seen.peer.submit(task_id="later")
         await seen.all_ended("later")
         await seen.assert_completed_once("song", "later")
-    assert seen.worker.log_lines(event="broker link lost, connecting again")
+    assert seen.worker.log_lines(event="broker connection lost, reconnecting")

@@ -44,12 +44,12 @@ CURE = "send WAV, FLAC, MP3, OGG, M4A or another common format"
 CONFINED = """
 import sys
 sys.path += sys.argv.pop().split("\\n")
-from acestep_consumer.audio.sandbox.__main__ import _rehearse
-from acestep_consumer.audio.sandbox.landlock import Limits, confine
-_rehearse()
+from acestep_consumer.audio.sandbox.__main__ import _import_lazy_modules
+from acestep_consumer.audio.sandbox.landlock import ProcessLimits, confine
+_import_lazy_modules()
 import ctypes, os, signal, socket, subprocess, time
 rate, most, cpu, wall, memory = map(int, sys.argv[1:6])
-confine(Limits(cpu, wall, memory, most * 8))
+confine(ProcessLimits(cpu, wall, memory, most * 8))
 def refused(call, *arguments):
     try:
         call(*arguments)
@@ -178,15 +178,15 @@ class TestTakenOver:
     @pytest.mark.parametrize(
         ("program", "said"),
         [
-            ("os.kill(os.getpid(), signal.SIGSEGV)", "breaks the decoder"),
-            ("ctypes.string_at(0)", "breaks the decoder"),
-            ("sys.exit(1)", "breaks the decoder"),
-            ("sys.exit(99)", "breaks the decoder"),
-            ("sys.exit(0)", "confuses the decoder"),
-            ("os.write(1, b'1234567'); sys.exit(0)", "confuses the decoder"),
+            ("os.kill(os.getpid(), signal.SIGSEGV)", "crashes the decoder"),
+            ("ctypes.string_at(0)", "crashes the decoder"),
+            ("sys.exit(1)", "crashes the decoder"),
+            ("sys.exit(99)", "crashes the decoder"),
+            ("sys.exit(0)", "returns invalid samples"),
+            ("os.write(1, b'1234567'); sys.exit(0)", "returns invalid samples"),
             ("os.write(1, b'\\xff' * 8); sys.exit(0)", "not numbers"),
             ("os.write(2, b'task_id: forged' * 100_000); sys.exit(12)", "cannot be read as audio"),
-            ("os.close(2); os.kill(os.getpid(), signal.SIGSTOP)", "breaks the decoder"),
+            ("os.close(2); os.kill(os.getpid(), signal.SIGSTOP)", "crashes the decoder"),
         ],
     )
     def test_a_crash_or_nonsense_is_an_unreadable_input_with_a_cure(
@@ -333,4 +333,4 @@ def test_a_wav_of_no_samples_whose_header_promises_many_is_refused(tmp_path: Pat
     head = struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 2**32 - 1, b"WAVE", b"fmt ", 16, 1, 2, RATE, RATE * 4, 4, 16,
                        b"data", 2**32 - 1)  # fmt: skip
     (tmp_path / "input").write_bytes(head)
-    assert refusal(tmp_path / "input") == "the source audio holds no sound"
+    assert refusal(tmp_path / "input") == "the source audio contains no samples"

@@ -170,7 +170,7 @@ class TestPlaces:
         self, connect: Connect, s3: SeaweedFS, tmp_path: Path, key: str
     ) -> None:
         async with connect() as inputs:
-            assert "S3 says" in await failure(inputs, tmp_path, f"s3://{s3.bucket}/{key}")
+            assert "S3 returned" in await failure(inputs, tmp_path, f"s3://{s3.bucket}/{key}")
 
 
 class TestAddresses:
@@ -330,7 +330,7 @@ class TestBodies:
         raw_host.answer = answer
         async with connect(raw_host, timeout_s=0.4) as inputs:
             text = await failure(inputs, tmp_path, raw_host.url)
-        assert text.endswith("not here after 0.4 s (ACESTEP_INPUT_TIMEOUT_S)")
+        assert text.endswith("not fetched within 0.4 s (ACESTEP_INPUT_TIMEOUT_S)")
 
     async def test_a_host_that_does_not_answer_the_handshake_costs_no_more_than_the_time_limit(
         self, connect: Connect, certificate: tuple[Path, Path], tmp_path: Path
@@ -339,7 +339,7 @@ class TestBodies:
             RawHttpsServer(*certificate, handshake=False) as server,
             connect(server, timeout_s=0.4) as inputs,
         ):
-            assert "not here after 0.4 s" in await failure(inputs, tmp_path, server.url)
+            assert "not fetched within 0.4 s" in await failure(inputs, tmp_path, server.url)
 
     @pytest.mark.parametrize("drop", [b"x", b"1\r\nx\r\n", b"HTTP/1.1 103 Early Hints\r\n\r\n", b"X-Header: x\r\n"])
     async def test_a_host_that_drips_costs_no_more_than_the_time_limit(
@@ -356,7 +356,7 @@ class TestBodies:
         raw_host.answer, raw_host.go_on = begun.get(drop[:1], b""), drip
         began = time.monotonic()
         async with connect(raw_host, timeout_s=0.6) as inputs:
-            assert "not here after 0.6 s" in await failure(inputs, tmp_path, raw_host.url)
+            assert "not fetched within 0.6 s" in await failure(inputs, tmp_path, raw_host.url)
         assert time.monotonic() - began < 10  # a busy machine is no failure
 
     @pytest.mark.parametrize(
@@ -370,7 +370,7 @@ class TestBodies:
         raw_host.answer = f"HTTP/1.1 200 OK\r\n{headers}Content-Length: {len(bomb)}\r\n\r\n".encode() + bomb
         async with connect(raw_host) as inputs:
             text = await failure(inputs, tmp_path, raw_host.url)
-        assert text.endswith("compressed in transit, although that was not asked for")
+        assert text.endswith("compressed in transit, although that was not requested")
         assert list(tmp_path.iterdir()) == []  # noqa: ASYNC240 - a local disk
         assert len(raw_host.requests) == 1
 
@@ -398,7 +398,7 @@ class TestBodies:
         raw_host.answer = b"HTTP/1.1 200 OK\r\n" + headers + b"\r\n\r\nRIFF"
         async with connect(raw_host, timeout_s=20) as inputs:
             text = await failure(inputs, tmp_path, raw_host.url)
-        assert text.endswith("the host's answer is not HTTP, or has too many or too long headers")
+        assert text.endswith("the host's response is not HTTP, or has too many or too long headers")
         assert len(raw_host.requests) == 1
 
     async def test_who_asks_the_same_host_after_that_is_served(

@@ -30,7 +30,7 @@ async def test_jobs_wait_for_storage_and_are_done_when_it_is_back(
             proxy.refuse()
             for number in range(IN_HAND):
                 await client.submit({**SONG, "task_id": f"waits-{number}"})
-            await eventually(lambda: "storage is away" in worker.log.read_text(), within_s=60)
+            await eventually(lambda: "storage is unavailable" in worker.log.read_text(), within_s=60)
             for number in range(LATER):
                 await client.submit({**SONG, "task_id": f"waits-{IN_HAND + number}"})
             # Two of four places are free, and still nothing is taken.
@@ -43,9 +43,9 @@ async def test_jobs_wait_for_storage_and_are_done_when_it_is_back(
             ended = []
             async for event in events:
                 assert not isinstance(event, WorkerEvent)
-                ended += [event] if event.state.terminal else []
+                ended += [event] if event.terminal else []
                 if len(ended) == IN_HAND + LATER:
                     break
     assert all(isinstance(event, JobCompleted) for event in ended)
     assert len({event.subject for event in ended}) == IN_HAND + LATER
-    assert worker.log_lines(event="storage is back")
+    assert worker.log_lines(event="storage is available again")

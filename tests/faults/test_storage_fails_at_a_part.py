@@ -38,7 +38,7 @@ async def test_a_part_that_fails_for_long_is_waited_for_and_leaves_no_upload_ope
         with seen.s3.fault(lambda request: s3_error(503, "SlowDown") if is_part(3, request) else None):
             await seen.peer.submit(task_id="song", prompt=LARGE)
             await eventually(lambda: seen.worker.log_lines(level="error"), WITHIN_S)
-            assert "storage is away" in seen.worker.log.read_text()
+            assert "storage is unavailable" in seen.worker.log.read_text()
             assert seen.ear.terminal("song") == []
         await seen.all_ended("song")
         await seen.assert_completed_once("song")

@@ -12,7 +12,7 @@ async def test_a_job_waits_until_its_keys_are_good_again(service_environment: di
     async with scene(service_environment, tmp_path) as seen:
         with seen.s3.fault(lambda request: s3_error(403, "InvalidAccessKeyId") if request.method == "PUT" else None):
             await seen.peer.submit(task_id="song")
-            await eventually(lambda: "storage is away" in seen.worker.log.read_text(), WITHIN_S)
+            await eventually(lambda: "storage is unavailable" in seen.worker.log.read_text(), WITHIN_S)
             # The log tells what to do about it.
             assert "check AWS_ACCESS_KEY_ID" in seen.worker.log.read_text()
             assert seen.ear.terminal("song") == []

@@ -89,17 +89,17 @@ async def test_what_was_cancelled_without_any_worker_is_known_when_the_start_ret
     async with Peer(amqp_url) as peer:
         await cancel(peer, "t1", timestamp=NOW)
     async with following(amqp_url) as (known, _):
-        assert known.asked("t1", NOW)
-        assert not known.asked("t2", NOW)
+        assert known.is_cancelled("t1", NOW)
+        assert not known.is_cancelled("t2", NOW)
     async with following(amqp_url) as (again, _):
-        assert again.asked("t1", NOW)
+        assert again.is_cancelled("t1", NOW)
 
 
 async def test_a_cancellation_reaches_every_worker_at_once(amqp_url: str) -> None:
     async with following(amqp_url) as (one, _), following(amqp_url) as (other, _), Peer(amqp_url) as peer:
         waiting = [asyncio.create_task(known.wait("t1", NOW)) for known in (one, other)]
         await cancel(peer, "t2", timestamp=NOW)
-        await eventually(lambda: one.asked("t2", NOW) and other.asked("t2", NOW))
+        await eventually(lambda: one.is_cancelled("t2", NOW) and other.is_cancelled("t2", NOW))
         assert not any(task.done() for task in waiting)
         await cancel(peer, "t1", timestamp=NOW)
         await asyncio.wait_for(asyncio.gather(*waiting), 10)
@@ -112,15 +112,15 @@ async def test_what_was_cancelled_while_the_link_was_down_is_known_when_it_is_up
         Peer(amqp_url) as peer,
     ):
         await cancel(peer, "before", timestamp=NOW)
-        await eventually(lambda: known.asked("before", NOW))
+        await eventually(lambda: known.is_cancelled("before", NOW))
         waiting = asyncio.create_task(known.wait("t1", NOW))
         proxy.refuse()
         await eventually(lambda: not link.is_up)
         await cancel(peer, "t1", timestamp=NOW)
         proxy.heal()
         await link.channel()
-        assert known.asked("t1", NOW)
-        assert known.asked("before", NOW)
+        assert known.is_cancelled("t1", NOW)
+        assert known.is_cancelled("before", NOW)
         await asyncio.wait_for(waiting, 10)
 
 
@@ -136,17 +136,17 @@ async def test_a_cut_while_the_past_is_read_does_not_end_the_start(amqp_url: str
         proxy.drop_after(30_000)
         await asyncio.wait_for(known.start(), 20)
         assert proxy.accepted == 2
-        assert all(known.asked(f"t{number}", NOW) for number in range(500))
+        assert all(known.is_cancelled(f"t{number}", NOW) for number in range(500))
 
 
 async def test_an_id_can_be_used_again_after_its_cancellation(amqp_url: str) -> None:
     async with following(amqp_url) as (known, _), Peer(amqp_url) as peer:
         await cancel(peer, "t1", timestamp=NOW)
-        await eventually(lambda: known.asked("t1", NOW - SECOND))
-        assert known.asked("t1", NOW)
-        assert not known.asked("t1", NOW + SECOND)
+        await eventually(lambda: known.is_cancelled("t1", NOW - SECOND))
+        assert known.is_cancelled("t1", NOW)
+        assert not known.is_cancelled("t1", NOW + SECOND)
     async with following(amqp_url) as (known, _):
-        assert not known.asked("t1", NOW + SECOND)
+        assert not known.is_cancelled("t1", NOW + SECOND)
 
 
 async def test_nothing_that_strangers_write_breaks_or_blocks_a_worker(
@@ -166,8 +166,8 @@ async def test_nothing_that_strangers_write_breaks_or_blocks_a_worker(
         await asyncio.wait_for(live.wait("t2", NOW), 20)
         assert await link.channel() is channel
         async with following(amqp_url) as (late, _):
-            assert late.asked("t1", None)
-            assert late.asked("t2", NOW)
+            assert late.is_cancelled("t1", None)
+            assert late.is_cancelled("t2", NOW)
             assert set(late._known) == {"t1", "t2", "raw0", "raw1", "raw2", "raw3"}
 
 
@@ -186,8 +186,8 @@ async def test_ten_thousand_cancellations_delay_a_start_by_seconds(amqp_url: str
             await asyncio.gather(*(cancel(peer, f"t{number}", timestamp=NOW) for number in range(first, first + 500)))
     async with following(amqp_url) as (known, _):
         assert len(known._known) == 10_000
-        assert known.asked("t0", NOW)
-        assert known.asked("t9999", NOW)
+        assert known.is_cancelled("t0", NOW)
+        assert known.is_cancelled("t9999", NOW)
 
 
 async def test_a_stream_that_somebody_deletes_is_declared_and_followed_again(amqp_url: str) -> None:
@@ -216,7 +216,7 @@ async def test_a_reading_that_does_not_end_is_begun_anew(amqp_url: str, monkeypa
         monkeypatch.undo()
         proxy.heal()
         await asyncio.wait_for(starting, 20)
-        assert known.asked("t1", NOW)
+        assert known.is_cancelled("t1", NOW)
 
 
 async def test_the_link_tells_the_brokers_version(amqp_url: str, rabbitmq: RabbitMQ) -> None:
@@ -247,7 +247,7 @@ async def test_a_broker_without_streams_is_an_error_that_names_the_command(witho
         await declare(without_streams.amqp_url)
     await asyncio.to_thread(without_streams.ctl, "enable_feature_flag", "stream_queue")
     async with following(without_streams.amqp_url) as (known, _):
-        assert not known.asked("t1", None)
+        assert not known.is_cancelled("t1", None)
 
 
 async def test_cancellations_outlive_a_restart_of_the_broker(own_rabbitmq: RabbitMQ) -> None:
@@ -256,14 +256,14 @@ async def test_cancellations_outlive_a_restart_of_the_broker(own_rabbitmq: Rabbi
         await cancel(peer, "t1", timestamp=NOW)
     await asyncio.to_thread(own_rabbitmq.restart)
     async with following(own_rabbitmq.amqp_url) as (known, link):
-        assert known.asked("t1", NOW)
+        assert known.is_cancelled("t1", NOW)
         channel = await link.channel()
         await asyncio.to_thread(own_rabbitmq.restart)
         await eventually(lambda: link.is_up and link._channel is not channel, within_s=60)
-        assert known.asked("t1", NOW)
+        assert known.is_cancelled("t1", NOW)
 
         async def heard() -> bool:
-            return known.asked("t2", NOW)
+            return known.is_cancelled("t2", NOW)
 
         async with Peer(own_rabbitmq.amqp_url) as peer:
             await cancel(peer, "t2", timestamp=NOW)

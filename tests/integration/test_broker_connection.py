@@ -65,7 +65,7 @@ async def test_a_worker_that_starts_before_its_broker_waits_and_says_so(amqp_url
 async def start_late(proxy: Proxy, logs: list[EventDict]) -> None:
     await eventually(lambda: len(logs) >= 2)
     async with proxy:
-        await eventually(lambda: logs[-1]["event"] == "broker link up")
+        await eventually(lambda: logs[-1]["event"] == "broker connected")
         await eventually(lambda: proxy.open == 0)
 
 
@@ -122,10 +122,10 @@ async def test_a_channel_on_which_publishes_are_refused_is_renewed_once_it_is_no
 ) -> None:
     async with BrokerConnection(broker_settings(amqp_url), "worker") as link:
         first = await link.channel()
-        link.refused()
+        link.publish_refused()
         assert await link.channel() is first
-        monkeypatch.setattr("acestep_consumer.broker.connection.RENEWED_AT_MOST_S", 0.0)
-        link.refused()
+        monkeypatch.setattr("acestep_consumer.broker.connection.RECONNECT_INTERVAL_S", 0.0)
+        link.publish_refused()
         assert await link.channel() is not first
 
 

@@ -218,7 +218,7 @@ async def test_a_drained_consumer_stays_away_after_a_reconnect(amqp_url: str) ->
     hands = Hands()
     async with Peer(amqp_url) as peer, worker(amqp_url, hands.hold) as (consumer, link):
         await consumer.drain(grace_s=0)
-        link.renew("a test")
+        link.reconnect("a test")
         await link.channel()
         await peer.request(b"{}")
         await asyncio.sleep(0.2)
@@ -230,7 +230,7 @@ async def test_a_stale_delivery_is_never_acked_on_the_new_channel(amqp_url: str)
     async with Peer(amqp_url) as peer, worker(amqp_url, hands.hold) as (consumer, link):
         await peer.request(b"{}")
         await eventually(lambda: len(hands.taken) == 1)
-        link.renew("a test")
+        link.reconnect("a test")
         await eventually(lambda: len(hands.taken) == 2)  # the first still runs; both have delivery tag 1
         old, new = hands.taken
         assert (old.stale, new.stale, new.redelivered) == (True, False, True)
@@ -250,7 +250,7 @@ async def test_a_stale_delivery_is_not_dead_lettered_either(amqp_url: str) -> No
     async with Peer(amqp_url) as peer, worker(amqp_url, hands.hold) as (_, link):
         await peer.request(b"{}")
         await eventually(lambda: len(hands.taken) == 1)
-        link.renew("a test")
+        link.reconnect("a test")
         await eventually(lambda: len(hands.taken) == 2)
         await hands.taken[0].settle(Verdict.DEAD_LETTER, MalformedBody("no"))
         assert await is_empty(peer, DEAD_LETTER)

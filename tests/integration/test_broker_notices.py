@@ -16,10 +16,10 @@ from acestep_consumer.broker import dead_letter_notices as module
 from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.dead_letter import CODE
 from acestep_consumer.broker.dead_letter_notices import DeadLetterNotice, DeadLetterNotices
-from acestep_consumer.broker.delivery import AmqpReply
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE, NOTICES
 from acestep_consumer.domain.errors import RenderFailed
+from acestep_consumer.domain.ports import Reply
 from tests.support.broker import Peer, broker_settings, until
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
@@ -95,10 +95,10 @@ async def test_a_request_that_expires_in_the_queue_is_told_with_all_that_its_eve
         await eventually(lambda: len(ear.heard) == 2)
         full, bare = sorted(ear.heard, key=lambda notice: notice.body, reverse=True)
         assert (full.body, full.message_id, full.sent, full.reason) == (b"late", "m1", NOW, "expired")
-        assert full.reply == AmqpReply("r1", "c1")
+        assert full.reply == Reply("r1", "c1")
         assert full.at is not None
         assert abs((full.at - datetime.now(UTC)).total_seconds()) < 300
-        assert (bare.body, bare.sent, bare.reply) == (b"bare", None, AmqpReply(None, None))
+        assert (bare.body, bare.sent, bare.reply) == (b"bare", None, Reply())
         assert await peer.ready(DEAD_LETTER) == 2
     assert await unsettled(amqp_url) == 0
 

@@ -11,10 +11,10 @@ from pamqp.commands import Basic
 
 from acestep_consumer.broker import publisher as publisher_module
 from acestep_consumer.broker.connection import BrokerConnection
-from acestep_consumer.broker.delivery import AmqpReply
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.broker.topology import DEAD_LETTER, EVENTS, GENERATE, UNROUTED
 from acestep_consumer.domain.errors import MalformedBody, Unpublished
+from acestep_consumer.domain.ports import Reply
 from acestep_schemas.events import Worker, WorkerEvent, parse_event
 from tests.support.broker import Peer, broker_settings, failed_event, progress_event, until
 from tests.support.proxy import Proxy
@@ -23,7 +23,7 @@ from tests.support.waiting import eventually
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-NOBODY = AmqpReply(reply_to=None, correlation_id=None)
+NOBODY = Reply()
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ async def peer(amqp_url: str, link: BrokerConnection) -> AsyncIterator[Peer]:
 async def test_an_event_carries_its_envelope_in_the_properties(publisher: Publisher, peer: Peer) -> None:
     queue = await peer.subscribe("job.failed.t1")
     event = failed_event("t1")
-    await publisher.publish(event, AmqpReply(reply_to=None, correlation_id="c1"))
+    await publisher.publish(event, Reply(reply_to=None, correlation_id="c1"))
     heard = await peer.take(queue)
     assert parse_event(heard.body) == event
     assert (heard.message_id, heard.type, heard.correlation_id) == (event.id, event.type, "c1")
@@ -87,7 +87,7 @@ async def test_a_terminal_event_is_answered_to_reply_to_as_well_and_progress_is_
     publisher: Publisher, peer: Peer
 ) -> None:
     mine = await peer.channel.declare_queue(exclusive=True)
-    reply = AmqpReply(reply_to=mine.name, correlation_id="c1")
+    reply = Reply(reply_to=mine.name, correlation_id="c1")
     await publisher.publish(progress_event("t1", 1), reply)
     event = failed_event("t1")
     await publisher.publish(event, reply)
@@ -110,7 +110,7 @@ async def test_a_reply_to_that_leads_nowhere_does_not_hold_up_the_job(
 ) -> None:
     queue = await peer.subscribe("job.failed.t1")
     async with asyncio.timeout(10):
-        await publisher.publish(failed_event("t1"), AmqpReply(reply_to=reply_to, correlation_id=None))
+        await publisher.publish(failed_event("t1"), Reply(reply_to=reply_to, correlation_id=None))
         await publisher.publish(failed_event("t2"), NOBODY)
     assert await peer.ready(queue) == 1
 
@@ -154,7 +154,7 @@ async def test_a_connection_that_stands_still_does_not_hold_progress_for_long(
 async def test_an_answer_is_never_put_into_a_queue_of_ours(publisher: Publisher, peer: Peer, queue: str) -> None:
     """The worker may write there; whoever sent the request may not."""
     mine = await peer.subscribe("job.#")
-    await publisher.publish(failed_event("t1"), AmqpReply(reply_to=queue, correlation_id=None))
+    await publisher.publish(failed_event("t1"), Reply(reply_to=queue, correlation_id=None))
     assert (await peer.take(mine)).routing_key == "job.failed.t1"
     assert await peer.ready(queue) == 0
 

@@ -36,7 +36,7 @@ async def test_every_worker_that_listens_announces_itself(amqp_url: str) -> None
 
 
 async def test_a_crowd_of_questions_gets_one_answer_a_while(amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "AT_MOST_EVERY_S", 60.0)
+    monkeypatch.setattr(module, "MIN_INTERVAL_S", 60.0)
     heard: list[str] = []
 
     async def announce() -> None:
@@ -60,7 +60,7 @@ async def test_it_is_asked_again_on_the_next_connection(amqp_url: str) -> None:
 
     async with BrokerConnection(broker_settings(amqp_url), "control") as link, Peer(amqp_url) as peer:
         await StatusRequests(link, announce).start()
-        link.renew("the test says so")
+        link.reconnect("the test says so")
         await link.channel()
         await ask(peer)
         await eventually(lambda: heard)

@@ -15,8 +15,8 @@ import pytest
 
 from acestep_consumer.broker.cancellations import CancellationLog
 from acestep_consumer.broker.connection import BrokerConnection
-from acestep_consumer.broker.delivery import AmqpReply
 from acestep_consumer.broker.publisher import Publisher
+from acestep_consumer.domain.ports import Reply
 from acestep_schemas.events import ErrorCode, ErrorReport, TerminalEvent, Unfinished, parse_event, unfinished_event
 from tests.support.broker import broker_settings, failed_event
 from tests.support.worker import COMMAND, ROOT, clean_environment
@@ -57,7 +57,7 @@ async def worker(url: str, ends: dict[str, Callable[[str], TerminalEvent]]) -> A
 
         async def obey(task_id: str) -> None:
             await known.wait(task_id, None)
-            await publisher.publish(ends[task_id](task_id), AmqpReply(None, None))
+            await publisher.publish(ends[task_id](task_id), Reply())
 
         async with asyncio.TaskGroup() as tasks:
             working = [tasks.create_task(obey(task_id)) for task_id in ends]
@@ -94,7 +94,7 @@ async def test_who_waits_for_a_job_that_does_not_end_is_told_so_in_time(amqp_url
         done = await cancel(amqp_url, "t1", "gone", "--timeout", "3")
         assert (done.returncode, done.stdout) == (1, "t1 cancelled\n")
         assert "gone: no terminal event within 3 s. It may have ended earlier or not exist" in done.stderr
-        assert known.asked("gone", None)
+        assert known.is_cancelled("gone", None)
 
 
 async def test_ctrl_c_leaves_with_130_and_the_cancellation_stays(amqp_url: str) -> None:
@@ -115,7 +115,7 @@ async def test_without_workers_the_next_one_knows(amqp_url: str) -> None:
         pass
     assert (await cancel(amqp_url, "t1")).returncode == 0
     async with worker(amqp_url, {}) as known:
-        assert known.asked("t1", None)
+        assert known.is_cancelled("t1", None)
 
 
 async def test_before_anybody_declared_the_queues_it_says_what_to_do(amqp_url: str) -> None:

@@ -12,7 +12,16 @@ import pytest
 
 from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.topology import CONTROL, EVENTS, GENERATE
-from acestep_consumer.client import Client, ClientError, InvalidTaskId, NoQueue, NotEndedYet, QueueFull, Unreachable
+from acestep_consumer.client import (
+    Client,
+    ClientError,
+    InvalidTaskId,
+    NoQueue,
+    NotEndedYet,
+    QueueFull,
+    RequestBody,
+    Unreachable,
+)
 from acestep_schemas import examples
 from acestep_schemas.events import CONTENT_TYPE, JobCompleted, JobEvent, JobProgress, Progress, WorkerEvent
 from infra.local.rabbitmq import RabbitMQ
@@ -99,8 +108,8 @@ async def test_events_of_other_jobs_stay_with_the_others(client: Client, teller:
     mine, other = await client.start({"prompt": "a"}), await client.start({"prompt": "b"})
     await teller.tell(failed_event(other.task_id), completed(mine.task_id))
     async with asyncio.timeout(WITHIN_S):
-        assert (await mine.wait()).data.status == "succeeded"
-        assert (await other.wait()).data.status == "failed"
+        assert (await mine.wait()).state == "completed"
+        assert (await other.wait()).state == "failed"
         assert [event.subject async for event in mine.events()] == [mine.task_id]
 
 
@@ -114,7 +123,7 @@ async def test_two_who_wait_for_one_job_both_hear_its_end(client: Client, teller
 
 async def test_a_wait_that_is_over_too_soon_says_how_far_the_job_is(client: Client, teller: Teller) -> None:
     job = await client.start({"prompt": "jazz"})
-    with pytest.raises(NotEndedYet, match="nothing heard"):
+    with pytest.raises(NotEndedYet, match="no event yet: still queued"):
         await job.wait(0.01)
     await teller.tell(progress(job.task_id, 250))
     await anext(job.events())
@@ -305,6 +314,60 @@ async def test_a_refused_request_leaves_no_one_listening(
         await client.start({"prompt": "x", "task_id": "refused"})
     bindings = management.call("GET", f"/api/bindings/{amqp_vhost}")
     assert not [binding for binding in bindings if "refused" in binding["routing_key"]]
+
+
+async def test_many_requests_are_sent_at_once_and_their_ids_come_in_order(client: Client, teller: Teller) -> None:
+    bodies: list[RequestBody] = [{"prompt": "a", "task_id": "one"}, {"prompt": "b"}]
+    ids = await client.submit_many(bodies, priority=4, correlation_id="c")
+    assert ids[0] == "one"
+    taken = [await teller.take(GENERATE) for _ in range(TWO)]
+    assert {message.message_id for message in taken} == set(ids)
+    assert {(message.priority, message.correlation_id) for message in taken} == {(4, "c")}
+    assert await client.submit_many([]) == ()
+
+
+async def test_of_many_requests_those_that_found_no_room_are_named_and_can_be_sent_again(
+    client: Client, teller: Teller
+) -> None:
+    bodies: list[RequestBody] = [{"prompt": str(number)} for number in range(TWO + 3)]
+    with pytest.raises(QueueFull) as full:
+        await client.submit_many(bodies)
+    accepted = full.value.accepted
+    assert len(accepted) == len(bodies)
+    assert (full.value.waiting, sum(task_id is not None for task_id in accepted)) == (TWO, TWO)
+    there = [await teller.take(GENERATE) for _ in range(TWO)]
+    assert {message.message_id for message in there} == set(accepted) - {None}
+    refused = [body for body, task_id in zip(bodies, accepted, strict=True) if task_id is None]
+    assert len(await client.submit_many(refused[:TWO])) == TWO
+    again = [json.loads((await teller.take(GENERATE)).body)["prompt"] for _ in range(TWO)]
+    assert {json.loads(message.body)["prompt"] for message in there} | set(again) <= {body["prompt"] for body in bodies}
+    assert not {json.loads(message.body)["prompt"] for message in there} & set(again)
+
+
+async def test_of_many_requests_with_one_wrong_id_none_is_sent(client: Client, teller: Teller) -> None:
+    with pytest.raises(InvalidTaskId):
+        await client.submit_many([{"prompt": "a"}, {"task_id": "a b"}])
+    assert await teller.ready(GENERATE) == 0
+
+
+async def test_a_started_request_can_name_a_reply_queue(client: Client, teller: Teller) -> None:
+    await client.start({"prompt": "x"}, reply_to="answers", correlation_id="c", priority=3, expiration_s=60)
+    request = await teller.take(GENERATE)
+    assert (request.reply_to, request.correlation_id, request.priority) == ("answers", "c", 3)
+    assert request.expiration == 60
+
+
+async def test_a_misspelt_option_is_an_error_and_sends_nothing(client: Client, teller: Teller) -> None:
+    with pytest.raises(TypeError, match="priorty"):
+        await client.submit({"prompt": "x"}, priorty=3)  # type: ignore[call-arg] # mypy sees it too
+    with pytest.raises(TypeError, match="priorty"):
+        await client.submit_many([{"prompt": "x"}] * 3, priorty=3)  # type: ignore[call-arg] # as above
+    assert await teller.ready(GENERATE) == 0
+
+
+async def test_without_workers_a_client_does_not_claim_that_nothing_runs(client: Client) -> None:
+    """Requests may wait where this client does not look, for workers that are still to come."""
+    assert not await client.is_idle()
 
 
 async def test_a_login_that_may_only_publish_can_submit_and_hears_that_the_queue_is_full(

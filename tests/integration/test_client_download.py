@@ -13,8 +13,12 @@ from aiohttp.test_utils import TestServer
 
 from acestep_consumer.client.download import TRIES, download
 from acestep_consumer.client.errors import DownloadFailed
+from acestep_consumer.client.results import Results
+from acestep_consumer.config.settings import StorageSettings
+from acestep_consumer.domain.objects import ObjectAddress, ObjectContent
 from acestep_schemas import examples
 from acestep_schemas.events import Completed
+from tests.support.fake_store import FakeObjects
 
 SONG = os.urandom(3 << 20)
 ID = examples.TASK_ID
@@ -84,6 +88,42 @@ def job(uri: str = "s3://acestep/jobs/order-4711/0.wav", body: bytes = SONG, url
 async def fetch(store: Store, folder: Path, **fields: Any) -> Path:
     (path,) = await download(job(url=store.url, **fields), folder, None)
     return path
+
+
+def results_in(objects: FakeObjects) -> Results:
+    """Results that read from ``objects``."""
+    results = Results(StorageSettings())
+    results._objects = objects
+    return results
+
+
+async def stored(body: bytes = SONG) -> FakeObjects:
+    """An object storage that has the song."""
+    objects = FakeObjects()
+    await objects.put(ObjectAddress.of(job().audios[0].uri), ObjectContent.of(body, "audio/wav"))
+    return objects
+
+
+async def test_with_keys_for_storage_the_url_is_not_used(store: Store, tmp_path: Path) -> None:
+    """It may have expired."""
+    part(tmp_path).write_bytes(SONG[:1000])
+    (path,) = await download(job(url=store.url), tmp_path, results_in(await stored()))
+    assert (path.read_bytes(), store.ranges) == (SONG, [])
+
+
+async def test_where_the_keys_do_not_suffice_the_url_is(store: Store, tmp_path: Path) -> None:
+    for objects in (FakeObjects(), FakeObjects(down=True)):
+        (path,) = await download(job(url=store.url), tmp_path / str(objects.down), results_in(objects))
+        assert path.read_bytes() == SONG
+    assert store.ranges == [None, None]
+
+
+async def test_without_a_url_the_storage_has_the_last_word(tmp_path: Path) -> None:
+    with pytest.raises(DownloadFailed, match="NoSuchKey"):
+        await download(job(), tmp_path, results_in(FakeObjects()))
+    with pytest.raises(DownloadFailed, match="larger than the 1,000 bytes"):
+        await download(job(body=SONG[:1000]), tmp_path, results_in(await stored()))
+    assert files(tmp_path) == []
 
 
 def files(folder: Path) -> list[Path]:
@@ -166,9 +206,9 @@ async def test_a_store_that_stays_away_is_given_up_and_the_beginning_stays(store
 async def test_an_event_cannot_choose_a_place_outside_the_folder(store: Store, tmp_path: Path, uri: str) -> None:
     folder = tmp_path / "songs"
     for task_id in ("../../x", "/x", "ok\0"):
-        with pytest.raises(DownloadFailed, match="no name for a file"):
+        with pytest.raises(DownloadFailed, match="not a valid file name"):
             await download(job(url=store.url).model_copy(update={"task_id": task_id}), folder, None)
     if uri != "s3://b/..":
-        with pytest.raises(DownloadFailed, match="no name for a file"):
+        with pytest.raises(DownloadFailed, match="not a valid file name"):
             await fetch(store, folder, uri=uri)
     assert not folder.exists()

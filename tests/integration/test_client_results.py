@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from acestep_consumer.client import Client, DownloadFailed, NoSongs, sync
+from acestep_consumer.client import Client, DownloadFailed, JobRejectedError, NotEndedYet, sync
+from acestep_consumer.client import job as job_module
 from acestep_consumer.config import settings as settings_module
 from acestep_consumer.config.settings import StorageSettings
 from acestep_schemas.events import JobCompleted
@@ -69,12 +70,12 @@ async def test_an_end_that_came_before_anybody_asked_is_found_as_it_was_told(cli
 async def test_an_end_without_songs_is_found_too(client: Client, tmp_path: Path) -> None:
     job = await client.start({"prompt": "x", "audio_format": "midi"})
     event = await job.wait(WITHIN_S)
-    assert event.data.status == "rejected"
+    assert event.state == "rejected"
     async with Client() as late:
         assert await late.wait(job.task_id, WITHIN_S) == event
-        with pytest.raises(NoSongs, match="audio_format") as no_songs:
+        with pytest.raises(JobRejectedError, match=r"was rejected: invalid_request: .*audio_format") as no_songs:
             await late.result(job.task_id, tmp_path)
-    assert no_songs.value.event == event
+    assert (no_songs.value.event, no_songs.value.code) == (event, "invalid_request")
 
 
 async def test_an_end_that_came_while_the_broker_had_dropped_our_queue_is_found(
@@ -93,7 +94,7 @@ async def test_an_end_that_came_while_the_broker_had_dropped_our_queue_is_found(
         mark.touch()
         await other_job.wait(WITHIN_S)
         proxy.heal()
-        assert (await job.wait(WITHIN_S)).data.status == "succeeded"
+        assert (await job.wait(WITHIN_S)).state == "completed"
 
 
 async def test_songs_are_downloaded_whole_and_only_once(client: Client, tmp_path: Path) -> None:
@@ -135,7 +136,7 @@ async def test_a_running_job_can_be_cancelled_by_another_client(client: Client, 
         await anext(job.events())
         async with Client() as other:
             await other.cancel(job.task_id)
-        assert (await job.wait()).data.status == "cancelled"
+        assert (await job.wait()).state == "cancelled"
 
 
 def test_the_same_without_async(tmp_path: Path) -> None:
@@ -148,14 +149,66 @@ def test_the_same_without_async(tmp_path: Path) -> None:
         assert client.result(job.task_id, tmp_path) == (path,)
         task_id = client.submit({**SONG, "prompt": "y"})
         assert client.job(task_id).wait(WITHIN_S).subject == task_id
+        assert repr(job) == f"<Job {job.task_id}: completed>"
     client.close()  # once more does no harm
     with pytest.raises(sync.ClientError, match="closed"):
         client.submit(SONG)
 
 
+async def test_a_wait_for_an_id_that_no_job_has_ends_once_nothing_waits_and_nothing_runs(
+    client: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(job_module, "ASK_EVERY_S", 0.2)
+    mark = tmp_path / "go"
+    job = await client.start({**SONG, "prompt": f"until={mark}"})
+    await anext(job.events())
+    waiting = asyncio.create_task(client.wait("no-such-job"))
+    async with asyncio.timeout(WITHIN_S):
+        assert not await client.is_idle()
+        mark.touch()
+        await job.wait()
+        with pytest.raises(NotEndedYet, match="no job no-such-job is known"):
+            await waiting
+
+
+def test_a_client_without_async_connects_at_its_first_call_and_may_be_used_without_with(tmp_path: Path) -> None:
+    client = sync.Client("amqp://127.0.0.1:1/")  # nothing listens there, and nothing was tried yet
+    with pytest.raises(sync.Unreachable), client:
+        pass
+    with pytest.raises(sync.Unreachable):
+        client.submit(SONG)
+    client.close()
+    ours = sync.Client()
+    try:
+        assert ours.start({**SONG, "prompt": "x"}).wait(WITHIN_S).state == "completed"
+    finally:
+        ours.close()
+
+
+def test_a_client_without_async_that_was_never_used_can_be_closed() -> None:
+    client = sync.Client("amqp://127.0.0.1:1/")
+    client.close()
+    with pytest.raises(sync.ClientError, match="closed"):
+        client.submit(SONG)
+
+
+def test_a_subscription_without_async_misses_nothing_from_its_block_on() -> None:
+    with sync.Client() as client, client.subscribe("job.completed.*") as events:
+        (task_id,) = client.submit_many([{**SONG, "prompt": "x"}])
+        event = next(events)
+        assert (event.state, event.subject) == ("completed", task_id)
+        first, second = client.submit_many([{**SONG, "prompt": "y"}] * 2)
+        assert {next(events).subject for _ in range(2)} == {first, second}
+
+
+def test_closing_the_client_inside_a_subscription_is_no_error() -> None:
+    with sync.Client() as client, client.subscribe("job.#"):
+        client.close()
+
+
 async def test_without_async_also_where_a_loop_runs_as_in_a_notebook() -> None:
     with sync.SyncClient() as client:
-        assert client.start({**SONG, "prompt": "x"}).wait(WITHIN_S).data.status == "succeeded"
+        assert client.start({**SONG, "prompt": "x"}).wait(WITHIN_S).state == "completed"
 
 
 def test_leaving_a_stream_without_async_ends_the_subscription() -> None:
@@ -183,6 +236,6 @@ def test_a_cancel_and_a_wait_that_is_too_short_without_async(tmp_path: Path) -> 
         with pytest.raises(sync.NotEndedYet):
             job.wait(0.05)
         job.cancel()
-        assert job.wait(WITHIN_S).data.status == "cancelled"
+        assert job.wait(WITHIN_S).state == "cancelled"
         with pytest.raises(sync.NoSongs):
             job.result(tmp_path)

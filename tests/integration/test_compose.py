@@ -152,9 +152,16 @@ def test_the_secret_files_of_development_open_the_servers_of_development() -> No
         assert given == [f"${{LOCAL_USER:-{user}}}", f"${{LOCAL_PASSWORD:-{password}}}"]
 
 
-def test_the_gpu_worker_and_the_watchers_start_only_when_asked_for() -> None:
+def test_workers_and_the_watchers_start_only_when_asked_for() -> None:
+    """The demo's worker beside a real one on the same queue would make noise of every second request."""
     asked = {name: service["profiles"] for name, service in SERVICES.items() if "profiles" in service}
-    assert asked == {"worker-gpu": ["gpu"], "prometheus": ["observe"], "grafana": ["observe"]}
+    assert asked == {
+        "checkpoint": ["demo"],
+        "worker": ["demo"],
+        "worker-gpu": ["gpu"],
+        "prometheus": ["observe"],
+        "grafana": ["observe"],
+    }
 
 
 def test_the_image_runs_as_an_ordinary_user_and_copies_only_what_is_not_ignored() -> None:

@@ -189,9 +189,9 @@ async def test_who_dies_between_the_confirm_and_the_ack_leaves_a_copy_and_loses_
     monkeypatch.setattr(DeadLetterQueue, "remove", die)
     with pytest.raises(Killed):
         async with DeadLetterQueue(broker_settings(amqp_url)) as queue:
-            await queue.revive(await anext(queue.letters()))
+            await queue.requeue(await anext(queue.messages()))
     async with DeadLetterQueue(broker_settings(amqp_url)) as queue:
-        assert [DeadLetterRow.of(letter).task_id async for letter in queue.letters()] == ["t1", "t2"]
+        assert [DeadLetterRow.of(letter).task_id async for letter in queue.messages()] == ["t1", "t2"]
     async with Peer(amqp_url) as worker:
         assert (await worker.take(GENERATE)).message_id == "t1"
 
@@ -201,8 +201,8 @@ async def test_letters_that_come_during_a_requeue_wait_for_the_next_one(amqp_url
     await bury(amqp_url, "t1", "t2")
     seen = []
     async with DeadLetterQueue(broker_settings(amqp_url)) as queue:
-        async for letter in queue.letters():
-            await queue.revive(letter)
+        async for letter in queue.messages():
+            await queue.requeue(letter)
             seen.append(letter.message_id)
             await bury(amqp_url, str(letter.message_id))
     assert seen == ["t1", "t2"]

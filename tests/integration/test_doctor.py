@@ -63,7 +63,7 @@ def settings_of(environment: dict[str, str], **more: str) -> Settings:
 async def declare(settings: Settings) -> None:
     async with BrokerConnection(settings.broker, "test") as link:
         for tier in tier_names(settings) or ():
-            await link.stand(tier)
+            await link.declare_tier_queue(tier)
 
 
 def queues(management: ManagementApi, vhost: str) -> set[str]:

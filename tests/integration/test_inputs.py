@@ -126,8 +126,8 @@ class TestRefused:
             ("s3://acestep", "must look like s3://bucket/key"),
             ("s3://acestep/", "must look like s3://bucket/key"),
             ("s3:acestep/a.wav", "must look like s3://bucket/key"),
-            ("s3://acestep/../elsewhere/a.wav", "a key with '.' or '..' between slashes is not read"),
-            ("s3://acestep/a/./b.wav", "a key with '.' or '..' between slashes is not read"),
+            ("s3://acestep/../elsewhere/a.wav", "a key with '.' or '..' between slashes is not accepted"),
+            ("s3://acestep/a/./b.wav", "a key with '.' or '..' between slashes is not accepted"),
         ],
     )
     async def test_an_s3_place_that_is_not_allowed_says_why(
@@ -144,11 +144,11 @@ class TestRefused:
             ("https://sub.{host}/a.wav", "is not in ACESTEP_INPUT_HOSTS"),
             ("https://127.0.0.1:{port}/a.wav", "is not in ACESTEP_INPUT_HOSTS"),
             ("https://other.example#@{host}/a.wav", "the host 'other.example' is not in ACESTEP_INPUT_HOSTS"),
-            ("https://{host}@other.example/a.wav", "a URL with a user name is not read"),
-            ("https://me:secret@{host}/a.wav", "a URL with a user name is not read"),
+            ("https://{host}@other.example/a.wav", "a URL with a user name is not accepted"),
+            ("https://me:secret@{host}/a.wav", "a URL with a user name is not accepted"),
             ("https:///a.wav", "must look like https://host/path"),
-            ("https://{host}\\@other.example/a.wav", "not a URL that can be read"),
-            ("https://{host}99999/a.wav", "not a URL that can be read"),
+            ("https://{host}\\@other.example/a.wav", "not a valid URL"),
+            ("https://{host}99999/a.wav", "not a valid URL"),
         ],
     )
     async def test_an_https_place_that_is_not_allowed_says_why(
@@ -165,8 +165,8 @@ class TestRefused:
         ("target", "reason"),
         [
             ("https://other.example/a.wav?token=secret", "the host 'other.example' is not in ACESTEP_INPUT_HOSTS"),
-            ("http://localhost/a.wav", "http:// is not read, https:// is"),
-            ("file:///etc/passwd", "file:// is not read, https:// is"),
+            ("http://localhost/a.wav", "http:// is not accepted, https:// is"),
+            ("file:///etc/passwd", "file:// is not accepted, https:// is"),
             ("//169.254.169.254/latest", "the host '169.254.169.254' is not in ACESTEP_INPUT_HOSTS"),
         ],
     )
@@ -207,7 +207,7 @@ class TestFromS3:
     async def test_a_missing_object_is_unreadable(self, connect: Connect, s3: SeaweedFS, tmp_path: Path) -> None:
         async with connect() as inputs:
             text = await failure(inputs, tmp_path, f"s3://{s3.bucket}/none.wav")
-        assert text == f"src_audio_path = s3://{s3.bucket}/none.wav: S3 says NoSuchKey"
+        assert text == f"src_audio_path = s3://{s3.bucket}/none.wav: S3 returned NoSuchKey"
 
     async def test_more_bytes_than_allowed_are_not_read(
         self, connect: Connect, client: "S3Client", s3: SeaweedFS, s3_prefix: str, tmp_path: Path
@@ -270,7 +270,7 @@ class TestLora:
         async with connect() as inputs:
             with pytest.raises(InputUnreadable) as caught:
                 await lora_of(inputs, tmp_path / "1", place)
-        assert str(caught.value) == f"lora.path = {place}: S3 says NoSuchKey"
+        assert str(caught.value) == f"lora.path = {place}: S3 returned NoSuchKey"
 
     async def test_more_bytes_than_allowed_are_not_read(
         self, connect: Connect, client: "S3Client", s3: SeaweedFS, s3_prefix: str, tmp_path: Path
@@ -285,7 +285,7 @@ class TestLora:
         ("place", "reason"),
         [
             ("s3://elsewhere/a.safetensors", "the bucket 'elsewhere' is not in ACESTEP_INPUT_BUCKETS"),
-            ("s3://acestep/../elsewhere/a.safetensors", "a key with '.' or '..' between slashes is not read"),
+            ("s3://acestep/../elsewhere/a.safetensors", "a key with '.' or '..' between slashes is not accepted"),
             ("s3:///a.safetensors", "the bucket '' is not in ACESTEP_INPUT_BUCKETS"),
         ],
     )
@@ -345,7 +345,7 @@ class TestFromHttps:
     ) -> None:
         async with connect() as inputs:
             text = await failure(inputs, tmp_path, web_host.url("/a.wav?X-Amz-Signature=secret"))
-        assert text == f"src_audio_path = {web_host.url('/a.wav')}: the host says 404"
+        assert text == f"src_audio_path = {web_host.url('/a.wav')}: the host returned 404"
 
     async def test_a_host_that_stumbles_is_asked_again(
         self, connect: Connect, web_host: HttpsServer, tmp_path: Path
@@ -365,7 +365,7 @@ class TestFromHttps:
 
         place = web_host.answer("/a.wav", down)
         async with connect() as inputs:
-            assert await failure(inputs, tmp_path, place) == f"src_audio_path = {place}: the host says 503"
+            assert await failure(inputs, tmp_path, place) == f"src_audio_path = {place}: the host returned 503"
         assert len(web_host.hits) == 3
 
     async def test_an_answer_that_breaks_off_is_read_again_from_the_start(
@@ -415,13 +415,17 @@ class TestFromHttps:
         place = web_host.answer("/a.wav", drip)
         async with connect(timeout_s=0.5) as inputs:
             text = await failure(inputs, tmp_path, place)
-        assert text == f"src_audio_path = {place}: not here after 0.5 s (ACESTEP_INPUT_TIMEOUT_S)"
+        assert text == f"src_audio_path = {place}: not fetched within 0.5 s (ACESTEP_INPUT_TIMEOUT_S)"
 
     @pytest.mark.parametrize(
         ("body", "headers", "said"),
         [
             (b"", {}, "empty"),
-            (b"\x1f\x8b", {"Content_Encoding": "gzip"}, "compressed in transit, although that was not asked for"),
+            (
+                b"\x1f\x8b",
+                {"Content_Encoding": "gzip"},
+                "compressed in transit, although that was not requested",
+            ),
         ],
         ids=["nothing", "compressed"],
     )

@@ -87,7 +87,7 @@ def test_what_kustomize_makes_of_it_is_valid_and_keeps_the_names_together() -> N
         check(document, VERSIONS[-1])
     (worker,) = rendered["Deployment"]["spec"]["template"]["spec"]["containers"]
     assert worker["envFrom"][0]["configMapRef"]["name"] == rendered["ConfigMap"]["metadata"]["name"]
-    assert worker["image"] == "registry.example.com/acestep-consumer:0.1.0"
+    assert worker["image"] == "registry.example.com/acestep-consumer:0.2.0"
 
 
 def test_whatever_refers_to_a_pod_a_claim_or_a_secret_finds_it() -> None:

@@ -137,7 +137,7 @@ async def test_a_song_that_is_gone_is_said_to_be(visitor: Visitor, listening: Li
     await forge(listening, "gone", uri=f"{folder}/gone/0.wav")
     await visitor.until("gone", "completed")
     async with visitor.http.get(f"{visitor.url}/audio/gone/0") as answer:
-        assert (answer.status, "is gone" in await answer.text()) == (404, True)
+        assert (answer.status, "was deleted" in await answer.text()) == (404, True)
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", ""])
@@ -263,7 +263,7 @@ async def test_what_waits_for_larger_cards_counts_as_waiting_where_requests_are_
             broker=True, waiting=1, workers=0
         )  # no worker has declared the tiers' queues
         for tier in BUILT_IN.tiers:
-            await link.stand(tier.name)
+            await link.declare_tier_queue(tier.name)
         for tier in (BUILT_IN.tiers[1], BUILT_IN.tiers[-1]):
             await peer.channel.default_exchange.publish(aio_pika.Message(b"{}"), tier_queue(tier.name), timeout=10)
         assert await looked(routed) == QueueState(broker=True, waiting=3, workers=0)

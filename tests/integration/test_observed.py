@@ -38,7 +38,7 @@ ASKED = {
     for target in panel.get("targets", [])
 }
 PATIENCE_S = 90
-MAY_BE_EMPTY = {"Reasons of bad ends", "Memory of the renderer", "Busy", "Pack", "Failed of finished"}
+MAY_BE_EMPTY = {"Errors by code", "Memory of the renderer", "Busy", "Pack", "Failed of finished"}
 
 
 @dataclass

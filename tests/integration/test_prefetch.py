@@ -152,7 +152,7 @@ async def test_the_prefetch_survives_a_new_connection(
         await eventually(lambda: consumer.in_hand == 1)
         await consumer.set_prefetch(3)
         await eventually(lambda: consumer.in_hand == 3)
-        link.renew("a test")
+        link.reconnect("a test")
         # The three old ones run on, stale; three come again or anew.
         await eventually(lambda: consumer.in_hand == 6)
         await broker_lists(management, amqp_vhost, lambda: 3)
@@ -166,7 +166,7 @@ async def test_a_prefetch_set_while_the_link_is_down_holds_when_it_is_back(amqp_
     desk = Desk()
     async with Peer(amqp_url) as peer, consuming(amqp_url, desk, queue_workers=1) as (consumer, link):
         channel = await link.channel()
-        link.renew("a test")
+        link.reconnect("a test")
         await eventually(lambda: channel.is_closed)
         await consumer.set_prefetch(2)
         for number in range(4):
@@ -241,7 +241,7 @@ def auto_environment(service_environment: dict[str, str], monkeypatch: pytest.Mo
             monkeypatch.setenv(name, value)
     habits = PrefetchTuning(measure_s=0.4, jobs_each=4, least_jobs=8, rest_s=1, memory_s=60)
     monkeypatch.setattr("acestep_consumer.worker.prefetch_controller.INTERVAL_S", 0.04)
-    monkeypatch.setattr("acestep_consumer.worker.intake.Concurrency", partial(PrefetchPolicy, habits=habits))
+    monkeypatch.setattr("acestep_consumer.worker.intake.PrefetchPolicy", partial(PrefetchPolicy, habits=habits))
     claim = PortClaim(1)
     yield service_environment | {
         "ACESTEP_QUEUE_WORKERS": "auto",

@@ -20,9 +20,8 @@ from pydantic import SecretStr
 from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.consumer import Consumer
 from acestep_consumer.broker.dead_letter_queue import DeadLetterQueue
-from acestep_consumer.broker.delivery import AmqpReply
 from acestep_consumer.broker.errors import BrokerRefused
-from acestep_consumer.broker.management import Management
+from acestep_consumer.broker.management import ManagementClient
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.broker.topology import (
     CONTROL,
@@ -36,6 +35,7 @@ from acestep_consumer.broker.topology import (
 )
 from acestep_consumer.client import Client
 from acestep_consumer.domain.errors import Verdict
+from acestep_consumer.domain.ports import Reply
 from infra.rabbitmq.users import ROLES, User
 from tests.support.broker import Peer, broker_settings, failed_event
 
@@ -190,8 +190,8 @@ class TestTheirParts:
                 assert (await anext(events)).subject == "t1"
         await consumer.drain(5)
         async with DeadLetterQueue(broker_settings(urls["operator"])) as dead:
-            [letter] = [letter async for letter in dead.letters()]
-            await dead.revive(letter)
+            [letter] = [letter async for letter in dead.messages()]
+            await dead.requeue(letter)
 
     async def test_direct_replies_work_too(self, declared: BrokerConnection, urls: dict[str, str]) -> None:
         async with channel_of(urls["producer"]) as channel:
@@ -205,7 +205,7 @@ class TestTheirParts:
                 request = await (await worker.get_queue(GENERATE, ensure=False)).get()
                 assert request.reply_to
                 await Publisher(declared, "w1").publish(
-                    failed_event("t1"), AmqpReply(reply_to=request.reply_to, correlation_id=None)
+                    failed_event("t1"), Reply(reply_to=request.reply_to, correlation_id=None)
                 )
                 await request.ack()
             async with asyncio.timeout(20):
@@ -217,7 +217,7 @@ class TestTheirParts:
         async with Client(urls["app"]) as client, client.subscribe("job.#") as events:
             assert await client.submit({"task_id": "t2", "prompt": "jazz"}) == "t2"
             await client.cancel("t2")
-            await Publisher(declared, "w1").publish(failed_event("t2"), AmqpReply(reply_to=None, correlation_id=None))
+            await Publisher(declared, "w1").publish(failed_event("t2"), Reply())
             async with asyncio.timeout(20):
                 assert (await anext(events)).subject == "t2"
 
@@ -238,13 +238,15 @@ class TestTheirParts:
     async def test_the_operator_alone_sets_the_limit(
         self, declared: BrokerConnection, urls: dict[str, str], rabbitmq: RabbitMQ
     ) -> None:
-        def limits(role: str) -> Management:
-            return Management(broker_settings(urls[role], management_url=SecretStr(rabbitmq.management_url)))
+        async def set_limit(role: str) -> None:
+            settings = broker_settings(urls[role], management_url=SecretStr(rabbitmq.management_url))
+            async with ManagementClient(settings) as management:
+                await management.set_limit(4)
 
-        await limits("operator").set_limit(4)
+        await set_limit("operator")
         for role in ("producer", "subscriber", "worker"):
             with pytest.raises(BrokerRefused, match=r"login|policymaker"):
-                await limits(role).set_limit(4)
+                await set_limit(role)
         assert not await refused(urls["operator"], publish(REQUESTS, "generate"))
 
 

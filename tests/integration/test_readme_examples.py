@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's programs, as they stand there, against a real broker, store and worker."""
+"""The documentation's programs, as printed, against a real broker, store and worker."""
 
 import subprocess
 import sys
@@ -17,6 +17,8 @@ from tests.support.readme import examples
 from tests.support.worker import ROOT, clean_environment
 
 EXAMPLES = examples()
+WITH_EVENTS = ("sdk.py", "sdk_async.py", "plain_pika.py", "node.mjs")
+IN_A_FOLDER = ("sdk.py", "sdk_async.py", "migrated.py")
 
 
 def run_example(name: str, folder: Path, environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
@@ -37,12 +39,12 @@ def run_example(name: str, folder: Path, environment: dict[str, str]) -> "subpro
     )
 
 
-def test_there_are_three_of_them() -> None:
-    assert set(EXAMPLES) == {"sdk.py", "plain_pika.py", "node.mjs"}
+def test_there_are_five_of_them() -> None:
+    assert set(EXAMPLES) == {*WITH_EVENTS, "migrated.py"}
 
 
 @pytest.mark.usefixtures("worker")
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", WITH_EVENTS)
 def test_it_hears_progress_and_gets_its_song(
     name: str, worker_environment: dict[str, str], s3: SeaweedFS, tmp_path: Path
 ) -> None:
@@ -55,11 +57,21 @@ def test_it_hears_progress_and_gets_its_song(
     assert "progress" in states
     assert any("%" in line for line in lines)
     song = lines[-1]
-    size = (tmp_path / song).stat().st_size if name == "sdk.py" else size_in_storage(s3, song)
+    size = (tmp_path / song).stat().st_size if name in IN_A_FOLDER else size_in_storage(s3, song)
     assert size > 1000
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.usefixtures("worker")
+def test_ten_lines_for_the_rest_api_become_a_few_that_get_their_song(
+    worker_environment: dict[str, str], tmp_path: Path
+) -> None:
+    done = run_example("migrated.py", tmp_path, worker_environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (song,) = done.stdout.splitlines()
+    assert (tmp_path / song).stat().st_size > 1000
+
+
+@pytest.mark.parametrize("name", WITH_EVENTS)
 async def test_it_says_that_the_queue_is_full(
     name: str, service_environment: dict[str, str], amqp_url: str, tmp_path: Path
 ) -> None:

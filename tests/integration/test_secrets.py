@@ -191,7 +191,7 @@ async def connection_of(management: ManagementApi, vhost: str, login: Login) -> 
 
 
 def reconnected(worker: WorkerProcess) -> bool:
-    return "broker link lost" in worker.log.read_text() and worker.get("/readyz")[0] == 200
+    return "broker connection lost" in worker.log.read_text() and worker.get("/readyz")[0] == 200
 
 
 @pytest.mark.parametrize("command", [["run"], ["dead", "list"], ["topology", "--declare"], ["watch"]], ids=" ".join)

@@ -19,7 +19,7 @@ from yarl import URL
 from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.errors import ConnectionLost
 from acestep_consumer.broker.inspection import BrokerInspection, QueueDepth
-from acestep_consumer.broker.management import Monitor
+from acestep_consumer.broker.management import ManagementClient
 from acestep_consumer.broker.topology import DEAD_LETTER, EVENTS, GENERATE, REQUESTS, tier_queue
 from acestep_consumer.client import Client
 from acestep_schemas.events import JobCompleted, Worker, WorkerEvent
@@ -230,7 +230,7 @@ async def test_a_login_that_may_not_ask_the_workers_hears_events_all_the_same(
 async def test_what_was_sent_on_is_told_by_tier_with_a_warning_where_nobody_of_it_is_there(amqp_url: str) -> None:
     async with BrokerConnection(broker_settings(amqp_url), "test") as link:
         for tier in ("tier6", "unlimited"):
-            await link.stand(tier)
+            await link.declare_tier_queue(tier)
     async with consuming(amqp_url, "w1", 2) as channel:
         for tier, count in (("tier6", 1), ("unlimited", 2)):
             for _ in range(count):
@@ -302,7 +302,7 @@ async def test_a_user_who_sees_no_connections_still_gets_the_numbers(
     try:
         async with consuming(amqp_url, "gpu-0", 5):
             url = rabbitmq.management_url.replace("//", f"//{name}:secret@")
-            async with Monitor(broker_settings(amqp_url, management_url=url)) as monitor:
+            async with ManagementClient(broker_settings(amqp_url, management_url=url)) as monitor:
 
                 async def counted() -> bool:
                     return bool((await monitor.request_queue()).consumers)

@@ -38,7 +38,7 @@ async def sing(url: str, **fields: object) -> tuple[Completed, list[JobProgress]
             assert not isinstance(event, WorkerEvent)
             if isinstance(event, JobProgress):
                 progress.append(event)
-            if event.state.terminal:
+            if event.terminal:
                 assert isinstance(event, JobCompleted), event
                 return event.data, progress
     raise AssertionError("the stream of events ended")

@@ -80,10 +80,10 @@ async def worker(url: str, card: Card, own: str, **values: Any) -> AsyncIterator
 
         async def call(tier: str) -> bool:
             card.calls += 1
-            return await publisher.call(tier)
+            return await publisher.notify_tier(tier)
 
         consumer = Consumer(link, settings, card.hold, publisher)
-        tiers = TierQueues(control, consumer, own=own, tiers=NAMES, call=call, orphaned_s=orphaned_s)
+        tiers = TierQueues(control, consumer, own=own, tiers=NAMES, notify_tier=call, orphaned_s=orphaned_s)
         await consumer.start()
         await tiers.start()
         yield consumer, tiers
@@ -150,10 +150,10 @@ async def test_a_full_queue_means_that_nothing_is_sent_on(amqp_url: str) -> None
 async def test_to_find_nobody_or_a_full_queue_is_no_fault_and_costs_no_connection(
     amqp_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "RENEWED_AT_MOST_S", 0.0)
+    monkeypatch.setattr(connection, "RECONNECT_INTERVAL_S", 0.0)
     faults: list[Exception] = []
     async with Peer(amqp_url) as peer, BrokerConnection(broker_settings(amqp_url, queue_maxsize=1), "publish") as link:
-        await link.stand(LARGE)
+        await link.declare_tier_queue(LARGE)
         publisher, properties = Publisher(link, "w1", faults.append), aio_pika.Message(b"").properties
         assert await publisher.forward(b"big", properties, LARGE) is False
         there = await peer.channel.declare_queue(exclusive=True)
@@ -247,7 +247,7 @@ async def test_who_lost_the_broker_is_there_again_when_it_is_back(amqp_url: str)
     async with small_and_large(amqp_url) as (_, small, _):
         other = Card()
         async with worker(amqp_url, other, "tier6") as (_, tiers):
-            tiers._link.renew("a test")
+            tiers._connection.reconnect("a test")
 
             async def again() -> bool:
                 return await small.taken[0].forward("tier6")
@@ -300,7 +300,7 @@ async def test_it_was_sent_on_even_if_the_call_that_it_is_there_got_lost(
     amqp_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Said otherwise, it would go back as well and be done twice."""
-    call, calls = Publisher.call, 0
+    call, calls = Publisher.notify_tier, 0
 
     async def only_once(publisher: Publisher, tier: str) -> bool:
         nonlocal calls
@@ -310,7 +310,7 @@ async def test_it_was_sent_on_even_if_the_call_that_it_is_there_got_lost(
         return await call(publisher, tier)
 
     async with small_and_large(amqp_url) as (_, small, _):
-        monkeypatch.setattr(Publisher, "call", only_once)
+        monkeypatch.setattr(Publisher, "notify_tier", only_once)
         assert await small.taken[0].forward(LARGE) is True
         assert calls == 2
 
@@ -340,7 +340,7 @@ async def test_while_the_queues_are_out_of_sight_no_place_is_kept_for_them(amqp_
         await peer.request(b"first")
         await eventually(lambda: card.in_hand == 1)
         await big(peer, b"taken by another")
-        await eventually(lambda: consumer._served.get(LARGE_QUEUE) == 1)
+        await eventually(lambda: consumer._tier_targets.get(LARGE_QUEUE) == 1)
         proxy.refuse()
         await peer.take(LARGE_QUEUE)
         await peer.request(b"second")
@@ -358,7 +358,7 @@ async def test_a_queue_that_is_gone_does_not_keep_the_producers_queue_from_being
         BrokerConnection(settings, "publish") as out,
     ):
         consumer = Consumer(link, settings, card.hold, Publisher(out, "w1"))
-        await link.stand(LARGE)
+        await link.declare_tier_queue(LARGE)
         await consumer.start()
         await consumer.serve(LARGE_QUEUE, 1)
         await peer.channel.queue_delete(LARGE_QUEUE)
@@ -373,13 +373,13 @@ async def test_a_queue_that_stands_keeps_its_limit_and_with_other_settings_is_re
     """One that drops what is too much, or lets it expire unheard, would lose requests."""
     async with Peer(amqp_url) as peer:
         async with BrokerConnection(broker_settings(amqp_url, queue_maxsize=5), "a worker") as link:
-            await link.stand(LARGE)
+            await link.declare_tier_queue(LARGE)
         await peer.channel.queue_delete(GENERATE)
         await peer.channel.declare_queue(tier_queue("tier6"), durable=True)
         async with BrokerConnection(broker_settings(amqp_url, queue_maxsize=7), "another") as link:
-            await link.stand(LARGE)
+            await link.declare_tier_queue(LARGE)
             with pytest.raises(BrokerRefused, match="tier6"):
-                await link.stand("tier6")
+                await link.declare_tier_queue("tier6")
 
 
 @pytest.fixture
@@ -434,7 +434,7 @@ async def test_whatever_changes_at_once_nothing_is_lost_and_never_more_is_in_han
         BrokerConnection(settings, "publish") as out,
     ):
         consumer = Consumer(link, settings, handle, Publisher(out, "w1"))
-        await link.stand(LARGE)
+        await link.declare_tier_queue(LARGE)
         await consumer.start()
         changes = (
             lambda: consumer.serve(LARGE_QUEUE, chance.randint(0, 5)),
@@ -448,7 +448,7 @@ async def test_whatever_changes_at_once_nothing_is_lost_and_never_more_is_in_han
                 await peer.request(b"small %d" % number)
                 going.create_task(chance.choice(changes)())
                 if number % 10 == 9:
-                    link.renew("a test")
+                    link.reconnect("a test")
                 await asyncio.sleep(chance.uniform(0, 0.05))
         await link.channel()
         await consumer.resume("a test")

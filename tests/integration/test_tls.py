@@ -18,14 +18,14 @@ import pytest
 from pydantic import SecretStr
 
 from acestep_consumer.broker.connection import BrokerConnection
-from acestep_consumer.broker.delivery import AmqpReply
 from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost
-from acestep_consumer.broker.management import Management
+from acestep_consumer.broker.management import ManagementClient
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.client import Client, Unreachable
-from acestep_consumer.config.settings import StorageSettings
+from acestep_consumer.config.settings import BrokerSettings, StorageSettings
 from acestep_consumer.domain.errors import StorageRefused
 from acestep_consumer.domain.objects import ObjectAddress
+from acestep_consumer.domain.ports import Reply
 from acestep_consumer.storage.s3.client import S3Client
 from acestep_consumer.storage.s3.objects import S3Objects
 from tests.support.broker import Peer, broker_settings, failed_event
@@ -81,7 +81,7 @@ class TestBroker:
         ):
             async with Peer(url) as peer:
                 queue = await peer.subscribe("job.#")
-                await Publisher(link, "w1").publish(failed_event("t1"), AmqpReply(reply_to=None, correlation_id=None))
+                await Publisher(link, "w1").publish(failed_event("t1"), Reply())
                 assert b"t1" in (await peer.take(queue)).body
             async with Client(plainly(wire, url)) as client:
                 assert await client.submit({"task_id": "t1"}) == "t1"
@@ -121,6 +121,11 @@ class TestBroker:
             assert wire.spoke_only_tls
 
 
+async def set_limit(settings: BrokerSettings) -> None:
+    async with ManagementClient(settings) as management:
+        await management.set_limit(5)
+
+
 class TestManagementApi:
     async def test_it_is_reached_with_its_authority_alone(
         self, rabbitmq: RabbitMQ, authority: Authority, stranger: Authority, monkeypatch: pytest.MonkeyPatch
@@ -129,15 +134,15 @@ class TestManagementApi:
         assert port
         async with Front(port, authority.certificate()) as front:
             url = SecretStr(f"https://guest:guest@localhost:{front.port}")
-            management = Management(broker_settings("amqp://guest:guest@localhost/no-such-vhost", management_url=url))
+            settings = broker_settings("amqp://guest:guest@localhost/no-such-vhost", management_url=url)
             with pytest.raises(BrokerRefused, match="trust its certificate"):
-                await management.set_limit(5)
+                await set_limit(settings)
             monkeypatch.setenv("SSL_CERT_FILE", str(stranger.bundle))
             with pytest.raises(BrokerRefused, match="trust its certificate"):
-                await management.set_limit(5)
+                await set_limit(settings)
             monkeypatch.setenv("SSL_CERT_FILE", str(authority.bundle))
             with pytest.raises(BrokerRefused, match="knows no such virtual host"):
-                await management.set_limit(5)
+                await set_limit(settings)
 
     async def test_an_api_that_does_not_speak_tls_is_told_nothing(self, rabbitmq: RabbitMQ) -> None:
         port = urlsplit(rabbitmq.management_url).port
@@ -145,7 +150,7 @@ class TestManagementApi:
         async with Front(port, None) as wire:
             url = SecretStr(f"https://guest:guest@localhost:{wire.port}")
             with pytest.raises(ConnectionLost):
-                await Management(broker_settings("amqp://localhost", management_url=url)).set_limit(5)
+                await set_limit(broker_settings("amqp://localhost", management_url=url))
             assert wire.spoke_only_tls
 
 

@@ -51,7 +51,7 @@ class Producer:
             async for event in events:
                 assert not isinstance(event, WorkerEvent)
                 heard.append(event)
-                if heard[-1].state.terminal:
+                if heard[-1].terminal:
                     return heard
         raise AssertionError("the stream of events ended")
 
@@ -162,7 +162,7 @@ async def test_progress_rises_and_the_terminal_event_is_the_last(producer: Produ
     fractions = [event.data.progress for event in events if event.type == "acestep.job.progress.v1"]
     assert fractions
     assert fractions == sorted(set(fractions))
-    assert [event.state.terminal for event in events].count(True) == 1
+    assert [event.terminal for event in events].count(True) == 1
 
 
 async def test_values_over_the_tiers_limit_are_clamped_and_reported(producer: Producer) -> None:

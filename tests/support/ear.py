@@ -18,7 +18,7 @@ from aio_pika.exceptions import AMQPError
 from yarl import URL
 
 from acestep_consumer.broker.topology import EVENTS
-from acestep_consumer.config.settings import split_urls
+from acestep_consumer.config.amqp_urls import split_urls
 from acestep_schemas.events import JobState
 
 if TYPE_CHECKING:

@@ -7,14 +7,14 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from acestep_consumer.broker.delivery import AlreadySettledError, AmqpReply, fingerprint
+from acestep_consumer.broker.delivery import AlreadySettledError, fingerprint
 from acestep_consumer.domain.errors import ConsumerError, Unpublished, Verdict
 from acestep_consumer.domain.job import Attempt
+from acestep_consumer.domain.ports import Reply
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from acestep_consumer.domain import ports
     from acestep_schemas.events import JobEvent
 
 
@@ -28,7 +28,7 @@ class FakeDelivery:
     sent: datetime | None = None
     redelivered: bool = False
     traceparent: str | None = None
-    reply: AmqpReply = field(default_factory=lambda: AmqpReply(reply_to=None, correlation_id=None))
+    reply: Reply = field(default_factory=Reply)
     stale: bool = False
     tier: str | None = None
     reachable: tuple[str, ...] = ()
@@ -52,7 +52,7 @@ class FakeDelivery:
     async def settle(self, verdict: Verdict, reason: ConsumerError | None = None) -> None:
         """Remember the verdict."""
         if self.settled:
-            raise AlreadySettledError(f"settled already; {verdict} came late")
+            raise AlreadySettledError(f"settled already; not as {verdict}")
         self.settled = True
         if not self.stale:
             self.verdict, self.reason = verdict, reason
@@ -62,16 +62,16 @@ class FakeDelivery:
 class FakeEvents:
     """Keeps what is published: ``published`` for the exchange, ``answers`` for reply queues. ``down``: no broker."""
 
-    published: list[tuple[JobEvent, ports.Reply]] = field(default_factory=list)
+    published: list[tuple[JobEvent, Reply]] = field(default_factory=list)
     answers: list[tuple[str, JobEvent]] = field(default_factory=list)
     down: bool = False
 
-    async def publish(self, event: JobEvent, reply: ports.Reply) -> None:
+    async def publish(self, event: JobEvent, reply: Reply) -> None:
         """Keep the event."""
         if self.down:
             raise Unpublished(f"{event.routing_key}: the fake is down")
         self.published.append((event, reply))
-        if event.state.terminal and reply.reply_to:
+        if event.terminal and reply.reply_to:
             self.answers.append((reply.reply_to, event))
 
     @property

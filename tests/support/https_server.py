@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Web servers on this machine with TLS and a certificate of their own making: one that behaves, one that need not."""
+"""HTTPS servers on this machine with self-signed certificates: a well-behaved one, and one that sends raw bytes."""
 
 import asyncio
 import ssl
@@ -19,7 +19,7 @@ OTHER_NAME = "inside.example"
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """Make a certificate for ``localhost`` and ``OTHER_NAME``, and its key, good for a day."""
+    """Create a certificate for ``localhost`` and ``OTHER_NAME``, and its key, valid for a day."""
     certificate, key = folder / "certificate.pem", folder / "key.pem"
     command = [
         "openssl", "req", "-x509", "-nodes", "-days", "1", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
@@ -31,7 +31,7 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
 
 
 class HttpsServer:
-    """Answers each path with the handler registered for it; ``hits`` lists the paths that were asked for."""
+    """Answers each path with the handler registered for it; ``hits`` lists the requested paths."""
 
     def __init__(self, certificate: Path, key: Path) -> None:
         self._certificate = certificate
@@ -93,9 +93,9 @@ class HttpsServer:
 
 
 class RawHttpsServer:
-    """Sends ``answer`` to whoever asks, as it is, and then leaves the connection open, or does what ``go_on`` does.
+    """Answers every request with the bytes of ``answer``, then calls ``go_on`` or leaves the connection open.
 
-    Without ``handshake`` it takes connections and says nothing at all.
+    Without ``handshake`` it accepts connections and never sends anything.
     """
 
     def __init__(self, certificate: Path, key: Path, *, handshake: bool = True) -> None:

@@ -3,23 +3,23 @@
 
 from __future__ import annotations
 
-import base64
-import http.client
-import json
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
+
+from acestep_consumer.broker.management import ManagementClient
+from tests.support.broker import broker_settings
 
 if TYPE_CHECKING:
     from infra.local.rabbitmq import RabbitMQ
-
-_CREDENTIALS = base64.b64encode(b"guest:guest").decode()
 
 
 class ManagementApi:
     """RabbitMQ's HTTP API, as far as tests use it: rabbitmqctl does the same a hundred times slower."""
 
     def __init__(self, broker: RabbitMQ) -> None:
-        self._host = urlsplit(broker.management_url).netloc
+        self._settings = broker_settings("amqp://guest:guest@localhost", management_url=broker.management_url)
 
     def add_vhost(self, vhost: str) -> None:
         """Make a virtual host that guest may use."""
@@ -42,15 +42,12 @@ class ManagementApi:
         """Send one request and return the answer's JSON, or None when it has no body.
 
         Raises:
-            AssertionError: the API answered with an error status.
+            BrokerError: the API refused, or did not answer.
         """
-        connection = http.client.HTTPConnection(self._host, timeout=30)
-        headers = {"Authorization": f"Basic {_CREDENTIALS}", "Content-Type": "application/json"}
-        try:
-            connection.request(method, path, body=None if body is None else json.dumps(body), headers=headers)
-            answer = connection.getresponse()
-            text = answer.read()
-        finally:
-            connection.close()
-        assert answer.status < http.HTTPStatus.BAD_REQUEST, f"{method} {path}: {answer.status} {text!r}"
-        return json.loads(text) if text else None
+        # In a thread, because most callers are inside an event loop.
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(asyncio.run, self._call(method, path, body)).result()
+
+    async def _call(self, method: str, path: str, body: object) -> Any:
+        async with ManagementClient(self._settings) as client:
+            return await client.call(method, path, body)

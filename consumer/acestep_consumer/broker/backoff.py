@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long to wait before the next try."""
+"""Exponential backoff with jitter."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ if TYPE_CHECKING:
 
 
 def backoff(first_s: float, longest_s: float) -> Iterator[float]:
-    """Yield waits in seconds, for ever: doubling up to ``longest_s``.
+    """Yield waits in seconds without end: doubling up to ``longest_s``.
 
-    Each is shortened by a random part, up to half, so that workers that lost the broker together do not come back
-    together.
+    Each is shortened at random by up to half, so that workers that lost the broker together do not return together.
     """
     wait = first_s
     while True:

@@ -3,8 +3,8 @@
 
 Not aio-pika's robust connection: that one restores what it remembers, so a single object that cannot be restored
 blocks all others, and it takes a queue's depth and existence from memory. Here every connect is a first connect:
-connect, open the channel, declare the topology, run the attached steps. Whatever is lost, be it the connection, the
-channel, a queue or the consumer, all is dropped and made again; there is one path to get right.
+connect, open the channel, declare the topology, run the attached steps. Whatever is lost (the connection, the channel,
+a queue or the consumer), all is dropped and made again; there is one path to get right.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from yarl import URL
 from acestep_consumer.broker import lenient_codec
 from acestep_consumer.broker.backoff import backoff
 from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost, describe, mapped
-from acestep_consumer.broker.queue_limit import agree, limit_told
+from acestep_consumer.broker.queue_limit import declared_limit, ensure_limit
 from acestep_consumer.broker.topology import CONTROL_LOG, Topology, declare
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from acestep_consumer.config.settings import BrokerSettings
 
 Step = Callable[[Channel], Awaitable[None]]
-"""What must be done on every new channel. Raises a ``BrokerError`` when it cannot."""
+"""Sets up something on a new channel. Raises ``BrokerError`` when it cannot."""
 
 # The event loop does nothing long, so a short heartbeat costs nothing: a dead peer is noticed after three of them.
 HEARTBEAT_S = 10
@@ -47,54 +47,54 @@ SET_UP_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_S = 3.0
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 10.0
-# A link that lives shorter than this has not recovered: the next wait goes on where the last one stopped.
+# A connection that is lost sooner than this has not recovered: its next wait continues the backoff.
 SETTLED_S = 10.0
-# A broker that stays away, for the same reason, is in the log so often.
+# How often the same reason for an unreachable broker is logged.
 REMINDER_S = 60.0
 # Longer than a quorum queue takes to elect a leader.
-RENEWED_AT_MOST_S = 30.0
+RECONNECT_INTERVAL_S = 30.0
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class BrokerConnection:
-    """A connection to the broker that comes back.
+    """A connection to the broker that is re-established after a loss.
 
-    ``async with`` waits until it is up for the first time. Only then is a refusal an error; later ones are logged and
-    tried again, because a broker that was good once can be good again.
+    ``async with`` waits for the first connect. Only then is a refusal an error; later ones are logged and tried again,
+    because a broker that accepted the connection once may do so again.
     """
 
     def __init__(self, settings: BrokerSettings, name: str, *, with_stream: bool = True) -> None:
-        """Take part in the settings' broker.
+        """Prepare a connection; entering it connects.
 
         Args:
-            settings: where it is, and how much it may hold.
-            name: what the broker lists the connection under.
-            with_stream: declare the stream of cancellations too. After a crash of the broker a stream may be out of
-                reach for a minute, and what does not need it shall not wait for it.
+            settings: the broker's URLs, and the limit and type of its queues.
+            name: the connection's name on the broker.
+            with_stream: declare the stream of cancellations too. After a crash of the broker a stream may be
+                unavailable for a minute, and connections that do not need it shall not wait for it.
         """
         self._with_stream = with_stream
         self._urls = tuple(map(_with_heartbeat, settings.urls))
         # Each try takes the next node of the cluster: the one that was lost is the least likely to answer.
-        self._turns = cycle(self._urls)
+        self._next_urls = cycle(self._urls)
         self._url = self._urls[0]
         self._name = name
         self._settings = settings
-        # As it stands on the broker, known from the first connect on.
+        # As declared on the broker; None before the first connect.
         self._topology: Topology | None = None
         self._server_version: str | None = None
         self._steps: list[Step] = []
         self._on_loss: list[Callable[[], Awaitable[None]]] = []
-        # Those calls while they run: the event loop itself holds tasks weakly.
-        self._telling: set[asyncio.Future[None]] = set()
+        # Running calls of those; referenced here because the event loop holds tasks weakly.
+        self._loss_calls: set[asyncio.Future[None]] = set()
         self._connection: AbstractConnection | None = None
         self._channel: Channel | None = None
         self._up = asyncio.Event()
         self._up_since = 0.0
-        # What was said last of a broker that is away, and from when on it is worth saying again.
-        self._said, self._say_again = "", 0.0
+        # The latest logged reason for an unreachable broker, and the time from which it is logged again.
+        self._logged_reason, self._log_again_at = "", 0.0
         self._lost = asyncio.Event()
-        self._loss = ""
+        self._loss_reason = ""
         self._keeper: asyncio.Task[None] | None = None
 
     @property
@@ -108,19 +108,19 @@ class BrokerConnection:
         return self._server_version
 
     async def channel(self) -> Channel:
-        """Return the open channel; wait for it while the link is down.
+        """Return the open channel; wait for it while the connection is lost.
 
-        It is the client library's lower layer: that one hands out properties exactly as they came, lets publishes
+        It is aiormq's channel, not aio-pika's: that one hands out properties exactly as they came, lets publishes
         pipeline, and costs half the work per message.
         """
         while (channel := self._usable()) is None:
-            # The channel may be closed already and its callback still on the way.
+            # The channel may be closed already and its callback still pending.
             self._up.clear()
             await self._up.wait()
         return channel
 
     async def attach(self, step: Step) -> None:
-        """Do ``step`` on this channel and on every one that follows.
+        """Run ``step`` on this channel and on every later one.
 
         Raises:
             BrokerRefused: the broker does not allow it; it is not attached.
@@ -131,63 +131,64 @@ class BrokerConnection:
         try:
             await step(await self.channel())
         except ConnectionLost:
-            self.renew("a step could not be done")
+            self.reconnect("a set-up step failed")
         except BrokerRefused:
             self.detach(step)
-            self.renew("a step was refused")
+            self.reconnect("a set-up step was refused")
             raise
 
     def detach(self, step: Step) -> None:
-        """Do not do ``step`` on later channels; harmless when repeated."""
+        """Do not run ``step`` on later channels; harmless when repeated."""
         with suppress(ValueError):
             self._steps.remove(step)
 
     def on_loss(self, call: Callable[[], Awaitable[None]]) -> None:
-        """Call this, in a task of its own, each time when a channel is gone and its deliveries with it."""
+        """Call this, in a task of its own, each time when a channel was lost and its deliveries with it."""
         self._on_loss.append(call)
 
-    def renew(self, reason: str) -> None:
+    def reconnect(self, reason: str) -> None:
         """Drop the connection and make a new one."""
         if not self._lost.is_set():
-            self._loss = reason
+            self._loss_reason = reason
             self._up.clear()
             self._lost.set()
 
-    def refused(self, at_most_s: float | None = None) -> None:
-        """Note that the broker refused a publish on this channel; it is renewed then, unless it is new.
+    def publish_refused(self, at_most_every_s: float | None = None) -> None:
+        """Reconnect because the broker refused a publish, unless the connection is newer than ``at_most_every_s``.
 
-        A quorum queue without a leader refuses. RabbitMQ 3.10 goes on refusing for good on a channel that published to
-        that queue for the first time just then, and takes everything on another one. A queue that is full refuses too,
-        and for that one a new channel changes nothing: hence not at each refusal, but every ``at_most_s`` seconds.
+        A quorum queue without a leader refuses. RabbitMQ 3.10 then refuses for good on a channel that published to
+        that queue for the first time just then, and accepts everything on another one. A full queue refuses too, and
+        for that one a new channel changes nothing: hence not at each refusal.
         """
-        if time.monotonic() - self._up_since > (RENEWED_AT_MOST_S if at_most_s is None else at_most_s):
-            self.renew("the broker refuses publishes")
+        interval_s = RECONNECT_INTERVAL_S if at_most_every_s is None else at_most_every_s
+        if time.monotonic() - self._up_since > interval_s:
+            self.reconnect("the broker refuses publishes")
 
-    async def declare_again(self) -> None:
-        """Restore what somebody deleted, on the open channel. Raises ``BrokerError``."""
+    async def redeclare(self) -> None:
+        """Declare everything again, since somebody deleted an object. Raises ``BrokerError``."""
         if self._connection is None or self._topology is None:
             raise ConnectionLost("not connected")
         with mapped():
             async with asyncio.timeout(SET_UP_TIMEOUT_S), self._connection.channel() as channel:
                 await declare(channel, self._topology)
 
-    async def ensure(self, queue: str) -> None:
-        """Declare everything again if this queue is not there. Raises ``BrokerError``."""
+    async def ensure_queue(self, queue: str) -> None:
+        """Declare everything again if this queue does not exist. Raises ``BrokerError``."""
         if self._connection is None:
             raise ConnectionLost("not connected")
         try:
             with mapped():
                 async with asyncio.timeout(SET_UP_TIMEOUT_S), self._connection.channel() as channel:
                     await channel.declare_queue(queue, passive=True)
-        except BrokerError:  # not there; or the connection is lost, which shows at once
-            await self.declare_again()
+        except BrokerError:  # it does not exist; or the connection is lost, which shows at once
+            await self.redeclare()
 
-    async def stand(self, tier: str) -> None:
-        """Declare the queue of a tier; the limit of one that stands stays.
+    async def declare_tier_queue(self, tier: str) -> None:
+        """Declare the queue of a tier; an existing one keeps its limit.
 
         Raises:
-            BrokerRefused: it stands with other settings. One that drops requests, or tells nobody, is none of ours.
-            BrokerFault: it could not be declared.
+            BrokerRefused: it exists with other settings, under which it might drop requests unnoticed.
+            BrokerError: it could not be declared.
         """
         if self._connection is None or self._topology is None:
             raise ConnectionLost("not connected")
@@ -195,7 +196,7 @@ class BrokerConnection:
         try:
             await self._declare(self._connection, queue)
         except BrokerRefused as refusal:
-            await self._declare(self._connection, queue.bounded_by(limit_told(refusal, queue.name)))
+            await self._declare(self._connection, queue.with_limit(declared_limit(refusal, queue.name)))
 
     @staticmethod
     async def _declare(connection: AbstractConnection, queue: Queue) -> None:
@@ -208,7 +209,7 @@ class BrokerConnection:
         if any(url.query.get("no_verify_ssl", "0") != "0" for url in self._urls):
             _log.warning("the broker's certificate is not verified: take no_verify_ssl out of ACESTEP_AMQP_URL")
         await self._connect(backoff(FIRST_WAIT_S, LONGEST_WAIT_S), first=True)
-        self._keeper = asyncio.create_task(self._keep(), name=f"link {self._name}")
+        self._keeper = asyncio.create_task(self._keep(), name=f"connection {self._name}")
         return self
 
     async def __aexit__(
@@ -224,63 +225,64 @@ class BrokerConnection:
         return None if channel is None or channel.is_closed or self._lost.is_set() else channel
 
     async def _keep(self) -> None:
+        """Connect again after each loss, for as long as this task runs."""
         waits = backoff(FIRST_WAIT_S, LONGEST_WAIT_S)
         while True:
             since = time.monotonic()
             await self._lost.wait()
-            _log.warning("broker link lost, connecting again", link=self._name, reason=self._loss)
+            _log.warning("broker connection lost, reconnecting", connection=self._name, reason=self._loss_reason)
             await self._drop()
-            self._tell_loss()
+            self._call_on_loss()
             if time.monotonic() - since > SETTLED_S:
                 waits = backoff(FIRST_WAIT_S, LONGEST_WAIT_S)
             await asyncio.sleep(next(waits))
             await self._connect(waits, first=False)
 
-    def _tell_loss(self) -> None:
+    def _call_on_loss(self) -> None:
         for call in self._on_loss:
             task = asyncio.ensure_future(call())
-            self._telling.add(task)
-            task.add_done_callback(self._telling.discard)
+            self._loss_calls.add(task)
+            task.add_done_callback(self._loss_calls.discard)
 
     async def _connect(self, waits: Iterator[float], *, first: bool) -> None:
-        """Try until the link is up. On the ``first`` connect, a refusal is raised."""
-        for wait in waits:
+        """Try until the connection is up. On the ``first`` connect, a refusal is raised."""
+        for wait_s in waits:
             try:
                 await self._open()
             except BrokerRefused as error:
                 if first:
                     raise
-                self._log_failure(error, wait)
+                self._log_failure(error, wait_s)
             except BrokerError as error:
-                self._log_failure(error, wait)
+                self._log_failure(error, wait_s)
             except Exception:
                 if first:
                     raise
-                # This task is all that can bring the link back: it must outlive what nobody foresaw.
-                _log.exception("broker link: unexpected error", link=self._name, wait_s=round(wait, 2))
+                # Nothing but this task can reconnect: it must survive unforeseen errors.
+                _log.exception("broker connection: unexpected error", connection=self._name, wait_s=round(wait_s, 2))
             else:
-                self._said = ""
-                _log.info("broker link up", link=self._name, broker=self.address)
+                self._logged_reason = ""
+                _log.info("broker connected", connection=self._name, broker=self.address)
                 return
-            await asyncio.sleep(wait)
+            await asyncio.sleep(wait_s)
 
-    def _log_failure(self, error: BrokerError, wait: float) -> None:
-        """Say it once a minute, and when the reason is another one; a worker's links try for as long as it takes."""
+    def _log_failure(self, error: BrokerError, wait_s: float) -> None:
+        """Log a warning once a minute, and when the reason changes: workers retry for as long as it takes."""
         reason, now = describe(error), time.monotonic()
-        news = reason != self._said or now >= self._say_again
-        if news:
-            self._said, self._say_again = reason, now + REMINDER_S
-        (_log.warning if news else _log.debug)(
+        is_news = reason != self._logged_reason or now >= self._log_again_at
+        if is_news:
+            self._logged_reason, self._log_again_at = reason, now + REMINDER_S
+        (_log.warning if is_news else _log.debug)(
             "broker not reachable, trying again",
-            link=self._name,
+            connection=self._name,
             broker=self.address,
             reason=reason,
-            wait_s=round(wait, 2),
+            wait_s=round(wait_s, 2),
         )
 
     async def _open(self) -> None:
-        self._url = next(self._turns)
-        # Known before it is open: a connection that could not be opened wants to be closed too.
+        self._url = next(self._next_urls)
+        # Stored before it is open: a connection that could not be opened has to be closed too.
         self._connection = connection = Connection(self._url, client_properties={"connection_name": self._name})
         try:
             with mapped():
@@ -295,7 +297,7 @@ class BrokerConnection:
     async def _set_up(self, connection: AbstractConnection) -> Channel:
         self._server_version = _version_of(connection)
         if self._topology is None:
-            whole = await agree(connection, self._settings)
+            whole = await ensure_limit(connection, self._settings)
             self._topology = whole if self._with_stream else whole.without(CONTROL_LOG)
         # Unroutable publishes are silent by default.
         opened = await connection.channel(publisher_confirms=True, on_return_raises=True)
@@ -315,7 +317,7 @@ class BrokerConnection:
     def _on_closing(self, channel: Channel, closing: asyncio.Future[object]) -> None:
         if channel is self._channel:
             error = None if closing.cancelled() else closing.exception()
-            self.renew("closed" if error is None else describe(error))
+            self.reconnect("closed" if error is None else describe(error))
 
     async def _drop(self) -> None:
         """Forget the channel and close the connection, as far as it can be closed."""
@@ -334,8 +336,8 @@ class BrokerConnection:
 
 def _version_of(connection: AbstractConnection) -> str | None:
     transport = connection.transport
-    told = transport.connection.server_properties.get("version") if transport else None
-    return told if isinstance(told, str) else None
+    version = transport.connection.server_properties.get("version") if transport else None
+    return version if isinstance(version, str) else None
 
 
 def _with_heartbeat(secret: SecretStr) -> URL:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Consumes requests: holds as many unacked deliveries as the prefetch allows and runs each in a task of its own.
 
-Most come from the producers' queue; some from tier queues, as long as these have something. When the prefetch changes,
-or how it is shared among queues (``prefetch_shares``), nothing is redelivered, and nothing new arrives before fewer
+Most come from the producers' queue; some from tier queues, as long as messages wait there. When the prefetch changes,
+or its division among queues (``prefetch_shares``), nothing is redelivered, and nothing new arrives before fewer
 deliveries are unacked than the new prefetch. (A limit for the whole channel could be changed in place and would span
-queues, but quorum queues do not know it and RabbitMQ 4 deprecates it.)
+queues, but quorum queues do not support it and RabbitMQ 4 deprecates it.)
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from uuid import uuid4
 import structlog
 from aiormq.channel import Channel
 
-from acestep_consumer.broker.delivery import AmqpDelivery, MessageForwarder
+from acestep_consumer.broker.delivery import AmqpDelivery
 from acestep_consumer.broker.errors import BrokerError, describe, mapped
 from acestep_consumer.broker.prefetch_shares import PrefetchShare, next_start, next_stop
+from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.broker.topology import GENERATE
 from acestep_consumer.domain.errors import Verdict
 
@@ -34,214 +35,220 @@ if TYPE_CHECKING:
     from acestep_consumer.config.settings import BrokerSettings
 
 Handle = Callable[[AmqpDelivery], Awaitable[None]]
-"""Run one message and settle it. What escapes is logged, and the message goes back to the queue."""
+"""Runs one message and settles it. An exception is logged, and the message is requeued."""
 
 RPC_TIMEOUT_S = 10.0
-# A message that fails us at once must not circle between us and the broker at full speed.
+# A message whose handler fails at once must not be redelivered at full speed.
 RETURN_DELAY_S = 1.0
-# What a task has to end after it was cancelled, before its message goes back all the same.
+# Time for a cancelled task to end, before its message is requeued regardless.
 CANCEL_TIMEOUT_S = 10.0
-# RabbitMQ 4 takes a message of a quorum queue back from a consumer after 30 minutes; a job may take longer. Heartbeats
-# tell whether the worker lives. Classic queues of 4.3 know no such limit and refuse the argument.
+# RabbitMQ 4 requeues a delivery of a quorum queue that stays unacked for 30 minutes; a job may take longer, and
+# heartbeats show whether the worker is alive. Classic queues of 4.3 have no such limit and refuse the argument.
 CONSUMER_TIMEOUT_MS = 7 * 24 * 3600 * 1000
 
-# A quarter of a second for messages that are on their way to a consumer that is about to be cancelled.
+# A quarter of a second for deliveries in flight to a consumer that is about to be cancelled.
 _ARRIVAL_POLLS, _POLL_S = 50, 0.005
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _InHand:
+class _RunningDelivery:
     tag: str
     queue: str
     delivery: AmqpDelivery
 
 
 class Consumer:
-    """Consumes ``acestep.generate``, and what else it shall serve, on ``link``; hands every delivery to ``handle``.
+    """Consumes ``acestep.generate`` and, on request, tier queues; calls ``handle`` with each delivery.
 
-    The tasks are ours, not the client library's: those die with their channel, and a job that has the GPU must not.
-    It runs on while its message is delivered again; its own delivery is stale then.
+    Its tasks are its own and not aiormq's: those end with their channel, and a job that has the GPU must not. The job
+    goes on while its message is redelivered; its own delivery is stale then.
+
+    Args:
+        connection: the connection to consume on.
+        settings: prefetch and queue type.
+        handle: runs one message.
+        publisher: publishes dead letters and forwarded messages.
     """
 
     def __init__(
-        self, link: BrokerConnection, settings: BrokerSettings, handle: Handle, outbox: MessageForwarder
+        self, connection: BrokerConnection, settings: BrokerSettings, handle: Handle, publisher: Publisher
     ) -> None:
-        self._link = link
+        self._connection = connection
         self._handle = handle
-        self._outbox = outbox
+        self._publisher = publisher
         self._prefetch = settings.workers_at_start
         self._arguments: ArgumentsType = {}
         if settings.queue_type == "quorum":
             self._arguments["x-consumer-timeout"] = CONSUMER_TIMEOUT_MS
-        self._tasks: dict[asyncio.Task[None], _InHand] = {}
+        self._tasks: dict[asyncio.Task[None], _RunningDelivery] = {}
         self._finished = 0
         self._channel: Channel | None = None
         # Of the present channel, by consumer tag, the oldest first.
         self._shares: dict[str, PrefetchShare] = {}
-        # How many of the deliveries may be of other queues than the producers'.
-        self._served: dict[str, int] = {}
-        self._leaving = False
+        # Deliveries that may come from each tier queue.
+        self._tier_targets: dict[str, int] = {}
+        self._draining = False
         self._paused_by: set[str] = set()
         self._changing = asyncio.Lock()
-        self._fitting: asyncio.Task[None] | None = None
+        self._adjusting: asyncio.Task[None] | None = None
 
     @property
     def in_hand(self) -> int:
-        """Deliveries whose handler has not returned."""
+        """Deliveries whose handler has not returned: running jobs."""
         return len(self._tasks)
 
     @property
     def finished(self) -> int:
-        """Deliveries that their handler has settled so far."""
+        """Deliveries settled by their handler so far."""
         return self._finished
 
     @property
     def prefetch(self) -> int:
-        """Deliveries that the broker may leave with us unsettled."""
+        """How many deliveries may be unsettled at a time."""
         return self._prefetch
 
     @property
     def takes(self) -> bool:
-        """Whether new deliveries may come; not while it pauses or leaves."""
-        return not self._paused_by and not self._leaving
+        """Whether it takes new deliveries: not while it is paused or draining."""
+        return not self._paused_by and not self._draining
 
     async def start(self) -> None:
         """Consume, on this channel and on every later one. Raises ``BrokerRefused``."""
-        await self._link.attach(self._consume)
+        await self._connection.attach(self._consume)
 
     async def set_prefetch(self, count: int) -> None:
-        """Let ``count`` deliveries be in hand from now on; on later channels too. Nothing in hand is delivered again.
+        """Set the prefetch, also for later channels. Running jobs are not affected, and nothing is redelivered.
 
-        A smaller count takes nothing back: new deliveries come when enough of the old ones are settled.
+        With a smaller count, new deliveries come when enough of the old ones are settled.
         """
         self._prefetch = count
-        # Shielded: the client library closes the channel under a call that is cancelled, and with it all work in hand.
-        await asyncio.shield(self._fit_soon())
+        # Shielded: aiormq closes the channel under a call that is cancelled, which would make all deliveries stale.
+        await asyncio.shield(self._adjust_soon())
 
     async def serve(self, queue: str, count: int) -> None:
-        """Let up to ``count`` of the deliveries in hand be of this queue too, and so many fewer of the producers'.
+        """Take up to ``count`` unsettled deliveries from this tier queue, before those of the producers' queue.
 
-        It goes first. 0: take nothing new from it.
+        They count against the prefetch. 0: take nothing new from it.
         """
-        if self._served.get(queue, 0) != count:
-            self._served[queue] = count
-            await asyncio.shield(self._fit_soon())
+        if self._tier_targets.get(queue, 0) != count:
+            self._tier_targets[queue] = count
+            await asyncio.shield(self._adjust_soon())
 
-    def held(self, queue: str) -> int:
-        """Return how many deliveries of this queue are in hand, ours to settle and not settled."""
-        held = (each.delivery for each in self._tasks.values() if each.queue == queue)
-        return sum(not delivery.settled and not delivery.stale for delivery in held)
+    def unsettled(self, queue: str) -> int:
+        """Return how many deliveries of this queue are neither settled nor stale."""
+        deliveries = (each.delivery for each in self._tasks.values() if each.queue == queue)
+        return sum(not delivery.settled and not delivery.stale for delivery in deliveries)
 
     async def pause(self, reason: str) -> None:
-        """Take nothing new while this reason lasts, or another one. What is in hand stays in hand."""
+        """Take nothing new for this reason, until ``resume`` is called for it. Running jobs are not affected."""
         self._paused_by.add(reason)
-        await asyncio.shield(self._fit_soon())
+        await asyncio.shield(self._adjust_soon())
 
     async def resume(self, reason: str) -> None:
-        """Forget this reason; with none left, consume again."""
+        """Withdraw this reason; with none left, consume again."""
         self._paused_by.discard(reason)
-        await asyncio.shield(self._fit_soon())
+        await asyncio.shield(self._adjust_soon())
 
     async def drain(self, grace_s: float) -> None:
-        """Take nothing new, let the work in hand end, for ``grace_s`` seconds at most, then stop."""
-        await self._take_no_more()
+        """Take nothing new, let running jobs end for ``grace_s`` seconds at most, then stop."""
+        await self._stop_consuming()
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=grace_s)
         await self.stop()
 
     async def stop(self) -> None:
-        """Cancel the work in hand and give its messages back to the queue. The link must still be open."""
-        await self._take_no_more()
+        """Cancel running jobs and requeue their messages. The connection must still be open."""
+        await self._stop_consuming()
         unfinished = dict(self._tasks)
         for task in unfinished:
             task.cancel()
         if unfinished:
             await asyncio.wait(set(unfinished), timeout=CANCEL_TIMEOUT_S)
-        for held in unfinished.values():
-            if not held.delivery.settled:
-                await held.delivery.settle(Verdict.REQUEUE)
+        for each in unfinished.values():
+            if not each.delivery.settled:
+                await each.delivery.settle(Verdict.REQUEUE)
 
-    async def _take_no_more(self) -> None:
-        """Cancel the consumers. What is in hand stays ours to settle."""
-        self._leaving = True
-        self._link.detach(self._consume)
+    async def _stop_consuming(self) -> None:
+        """Cancel the consumers. Running deliveries can still be settled."""
+        self._draining = True
+        self._connection.detach(self._consume)
         async with self._changing:
             for tag in list(self._shares):
                 with suppress(BrokerError):
                     await self._cancel(tag)
 
     async def _consume(self, channel: Channel) -> None:
-        """Start on a new channel: what was in hand on the old one is stale, and comes again."""
+        """Consume on a new channel; deliveries of the old one are stale and will be redelivered."""
         async with self._changing:
             self._channel = channel
             self._shares.clear()
-            # Whether these queues are still there and hold something is for their keeper to say anew. One that is gone
-            # would else keep this channel, and the producers' queue with it, from ever being served.
-            self._served.clear()
+            # TierQueues sets these again when it has looked at the queues: consuming from one that was deleted would
+            # close this channel each time, and the producers' queue would never be consumed.
+            self._tier_targets.clear()
             channel.on_consumer_cancel_callbacks.add(self._on_cancelled_by_broker)
-            await self._arrange(channel)
+            await self._adjust_consumers(channel)
 
-    def _fit_soon(self) -> asyncio.Task[None]:
-        """Start ``_fit`` unless it runs; it looks at what is in hand once more before it ends."""
-        if self._fitting is None or self._fitting.done():
-            self._fitting = asyncio.create_task(self._fit(), name="prefetch")
-        return self._fitting
+    def _adjust_soon(self) -> asyncio.Task[None]:
+        """Start ``_adjust`` unless it runs; it compares shares and deliveries once more before it ends."""
+        if self._adjusting is None or self._adjusting.done():
+            self._adjusting = asyncio.create_task(self._adjust(), name="prefetch")
+        return self._adjusting
 
-    async def _fit(self) -> None:
-        """Share the prefetch out anew, as far as deliveries of cancelled consumers leave room."""
+    async def _adjust(self) -> None:
+        """Divide the prefetch again, as far as deliveries of cancelled consumers leave room."""
         async with self._changing:
             channel = self._channel
-            if channel is None or channel.is_closed or self._leaving:
+            if channel is None or channel.is_closed or self._draining:
                 return  # the next channel starts with the new count
             try:
-                await self._arrange(channel)
+                await self._adjust_consumers(channel)
             except BrokerError as fault:
-                self._link.renew(f"the prefetch could not be changed: {describe(fault)}")
+                self._connection.reconnect(f"the prefetch could not be changed: {describe(fault)}")
 
-    async def _arrange(self, channel: Channel) -> None:
-        """Make moves until there is none left. What is wanted may change with each."""
+    async def _adjust_consumers(self, channel: Channel) -> None:
+        """Stop and start consumers until the shares fit. The targets may change meanwhile."""
         while True:
-            held = self._shares, self._left_over(), self._targets(), self._prefetch
-            if tag := next_stop(*held):
-                await self._full(tag)
+            state = self._shares, self._left_over(), self._targets(), self._prefetch
+            if tag := next_stop(*state):
+                await self._wait_until_full(tag)
                 await self._cancel(tag)
-            elif share := next_start(*held):
+            elif share := next_start(*state):
                 await self._add_consumer(channel, share)
             else:
                 return
 
     def _targets(self) -> dict[str, int]:
-        """How many deliveries may be in hand, by queue; the producers' queue has what the others leave."""
+        """Return how many deliveries each queue may have; the producers' queue gets what the tier queues leave."""
         if self._paused_by:
             return {}
         targets, left = {}, self._prefetch
-        for queue, count in self._served.items():
+        for queue, count in self._tier_targets.items():
             targets[queue] = min(count, left)
             left -= targets[queue]
         return {**targets, GENERATE: left}
 
     def _left_over(self) -> Counter[str]:
-        """Deliveries in hand whose consumer is gone, by queue."""
-        held = self._tasks.values()
-        return Counter(each.queue for each in held if each.tag not in self._shares and not each.delivery.stale)
+        """Count running deliveries whose consumer was cancelled, by queue."""
+        running = self._tasks.values()
+        return Counter(each.queue for each in running if each.tag not in self._shares and not each.delivery.stale)
 
-    async def _full(self, tag: str) -> None:
-        """Wait until nothing can be on its way to this consumer: it is full, or the queue has nothing for it.
+    async def _wait_until_full(self, tag: str) -> None:
+        """Wait until no delivery can be in flight to this consumer: it is full, or the queue is empty.
 
-        What arrives at a quorum queue's consumer after its end goes back, and counts as an attempt that never was.
+        A delivery that reaches a quorum queue's consumer after its end is requeued, and counts as an attempt.
         """
         for _ in range(_ARRIVAL_POLLS):
-            if self._unsettled(tag) >= self._shares[tag].count:
+            if self._unsettled_by(tag) >= self._shares[tag].count:
                 return
             await asyncio.sleep(_POLL_S)
 
-    def _unsettled(self, tag: str) -> int:
-        return sum(held.tag == tag and not held.delivery.settled for held in self._tasks.values())
+    def _unsettled_by(self, tag: str) -> int:
+        return sum(each.tag == tag and not each.delivery.settled for each in self._tasks.values())
 
     async def _add_consumer(self, channel: Channel, share: PrefetchShare) -> None:
-        """Set the prefetch and start. In this order: it holds for consumers that start after it, and only for them.
+        """Set the prefetch and start a consumer: a prefetch holds for consumers that start after it, and no others.
 
         The tag is new each time: RabbitMQ 4.3 may keep the old one after it has cancelled a consumer.
         """
@@ -258,39 +265,39 @@ class Consumer:
             )
 
     async def _cancel(self, tag: str) -> None:
-        """Stop this consumer. Raises ``BrokerError``."""
+        """Cancel this consumer. Raises ``BrokerError``."""
         del self._shares[tag]
         if self._channel is not None and not self._channel.is_closed:
             with mapped():
                 await self._channel.basic_cancel(tag, timeout=RPC_TIMEOUT_S)
 
     def _on_cancelled_by_broker(self, _frame: Any) -> None:
-        # The queue was deleted or moved, or a delivery took too long. The old channel cannot be trusted: RabbitMQ 4.3
-        # goes on delivering to a consumer that the client has forgotten.
-        self._link.renew("the broker cancelled the consumer")
+        # The queue was deleted or moved, or a delivery took too long. RabbitMQ 4.3 goes on delivering to a consumer
+        # that aiormq has forgotten, so the old channel cannot be used.
+        self._connection.reconnect("the broker cancelled the consumer")
 
     async def _take(self, tag: str, queue: str, message: DeliveredMessage) -> None:
-        delivery = AmqpDelivery(message, self._outbox)
-        run = self._give_back if self._leaving else self._run
+        delivery = AmqpDelivery(message, self._publisher)
+        run = self._requeue if self._draining else self._run
         task = asyncio.create_task(run(delivery), name=f"delivery {message.delivery_tag}")
-        self._tasks[task] = _InHand(tag, queue, delivery)
+        self._tasks[task] = _RunningDelivery(tag, queue, delivery)
         task.add_done_callback(partial(self._on_end, tag))
 
     def _on_end(self, tag: str, task: asyncio.Task[None]) -> None:
         self._tasks.pop(task)
-        if tag not in self._shares and not self._leaving:
-            self._fit_soon()
+        if tag not in self._shares and not self._draining:
+            self._adjust_soon()
 
     async def _run(self, delivery: AmqpDelivery) -> None:
         try:
             await self._handle(delivery)
-        except Exception:  # noqa: BLE001 - the last line of defence: whatever it was, the message goes back
+        except Exception:  # noqa: BLE001 - the last line of defence: whatever it was, the message is requeued
             _log.exception("handler failed", message_id=delivery.message_id, settled=delivery.settled)
         if delivery.settled:
             self._finished += 1
         else:
             await asyncio.sleep(RETURN_DELAY_S)
-            await self._give_back(delivery)
+            await self._requeue(delivery)
 
-    async def _give_back(self, delivery: AmqpDelivery) -> None:
+    async def _requeue(self, delivery: AmqpDelivery) -> None:
         await delivery.settle(Verdict.REQUEUE)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The properties of a dead letter: the message's own, what a publish would refuse moved aside, and the reason.
+"""Properties of dead-lettered messages: the message's own, and headers with the reason.
 
-Written when a message is given up, read when a person looks at it, taken off again when it gets another chance.
+Written when a message is dead-lettered, read when a person looks at it, removed again when it is requeued.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from acestep_schemas.events import ErrorCode
 if TYPE_CHECKING:
     from acestep_consumer.domain.errors import ConsumerError
 
-# Every header of ours begins so; none of them outlives a second chance.
+# Prefix of the headers that are added here and removed when the message is requeued.
 OURS = "x-acestep-"
 CODE = "x-acestep-code"
 REASON = "x-acestep-reason"
@@ -27,13 +27,13 @@ TIME = "x-acestep-time"
 ATTEMPTS = "x-acestep-attempts"
 EXPIRATION = "x-acestep-expiration"
 RETURNED = "x-acestep-returned"
-"""Of a message that the broker gave up while a worker had it, and that is in the queue again."""
+"""Marks a message that the broker dead-lettered while a worker had it, and that was put back into the queue."""
 USER_ID = "x-acestep-user-id"
 
-# RabbitMQ routes a message to the queues that these name as well, whoever publishes it: one copy more at each publish.
-_ADDRESSES = ("CC", "BCC")
+# RabbitMQ routes a message to the queues in these headers as well: each publish would make one more copy.
+_EXTRA_ROUTING = ("CC", "BCC")
 
-# What the broker writes down when it delivers a message again, or gives it up itself.
+# Headers that the broker adds when it redelivers or dead-letters a message.
 BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
 
 MAX_REASON_CHARACTERS = 1_000
@@ -42,15 +42,15 @@ _PERSISTENT = 2
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterReason:
-    """Why a message is among the dead letters."""
+    """Why a message was dead-lettered."""
 
     code: str
-    """An ``ErrorCode``; for what the broker gave up itself its own word: expired, rejected, maxlen, delivery_limit."""
+    """An ``ErrorCode``; where the broker did it, its own reason: expired, rejected, maxlen, delivery_limit."""
     reason: str
     at: datetime | None
-    """When, as far as known; in UTC."""
+    """When, in UTC; None: unknown."""
     attempts: int | None
-    """How often it was delivered, as far as known."""
+    """How often it was delivered; None: unknown."""
     worker: str | None
 
 
@@ -59,14 +59,14 @@ def dead_letter_properties(
 ) -> Basic.Properties:
     """Return the properties to publish a dead letter with.
 
-    All stay as they came, but for four: it is persistent, whatever it was; it does not expire; its user is only
-    told, because the broker lets nobody sign for another; a cluster id, obsolete, is left out.
+    They are the message's own, except: it is persistent; it does not expire; its user moves to a header, because the
+    broker accepts no other user than the publisher's; the cluster id, which is obsolete, is left out.
     """
     return _copy(properties, _headers(properties, reason, worker_id))
 
 
 def death_of(headers: dict[str, Any]) -> DeadLetterReason:
-    """Read why a dead letter is one, from what the worker wrote or else the broker."""
+    """Read the reason from the headers of the worker, or else of the broker."""
     worker, attempts = headers.get(WORKER), headers.get(ATTEMPTS)
     attempts = attempts if isinstance(attempts, int) else None
     if CODE in headers:
@@ -78,35 +78,35 @@ def death_of(headers: dict[str, Any]) -> DeadLetterReason:
         case [dict() as last, *_]:
             code, queue = str(last.get("reason", "unknown")), last.get("queue", "a queue")
             return DeadLetterReason(
-                code, f"the broker gave it up in {queue}: {code}", _utc(last.get("time")), attempts, None
+                code, f"dead-lettered by the broker in {queue}: {code}", _utc(last.get("time")), attempts, None
             )
-    return DeadLetterReason("unknown", "nobody wrote down why", None, attempts, None)
+    return DeadLetterReason("unknown", "no reason was recorded", None, attempts, None)
 
 
-def revived_properties(properties: Basic.Properties) -> Basic.Properties:
-    """Return the properties of a dead letter as its producer sent them, for another publish.
+def requeued_properties(properties: Basic.Properties) -> Basic.Properties:
+    """Return the properties of a dead letter as its producer sent them, to publish it as a new request.
 
-    Two do not come back: the expiration, because its time is over and the message is wanted now, and the user, because
-    the broker lets nobody sign for another. And it is sent now: deadlines and cancellations of its first life are over.
+    Without the expiration, which is over, and the user, because the broker accepts no other than the publisher's. The
+    timestamp is the present time, so that earlier deadlines and cancellations do not apply.
     """
-    revived = _copy(properties, _producers(properties))
-    revived.timestamp = datetime.now(UTC).replace(microsecond=0)
-    return revived
+    requeued = _copy(properties, _producer_headers(properties))
+    requeued.timestamp = datetime.now(UTC).replace(microsecond=0)
+    return requeued
 
 
 def returned_properties(properties: Basic.Properties) -> Basic.Properties:
-    """Return the properties of a message that goes back to the queue as the one that it was, and not as a new one."""
-    return _copy(properties, {**_producers(properties), RETURNED: True})
+    """Return the properties of a message that is put back into its queue as the same request, not as a new one."""
+    return _copy(properties, {**_producer_headers(properties), RETURNED: True})
 
 
 def forwarded_properties(
     properties: Basic.Properties, waited_s: float | None, *, redelivered: bool
 ) -> Basic.Properties:
-    """Return the properties of a message that waits on in another queue, as the one that it was.
+    """Return the properties of a message that is forwarded to another queue as the same request.
 
-    Its expiration goes on from where it is, as far as ``waited_s`` (seconds so far) tells.
+    Its expiration is reduced by ``waited_s``, the seconds that it has waited; None: unknown.
     """
-    headers = _producers(properties)
+    headers = _producer_headers(properties)
     copy = _copy(properties, {**headers, RETURNED: True} if redelivered else headers)
     if properties.expiration:
         left_ms = float(properties.expiration) - 1000 * (waited_s or 0)
@@ -114,13 +114,15 @@ def forwarded_properties(
     return copy
 
 
-def _producers(properties: Basic.Properties) -> dict[str, Any]:
-    """Return the producer's own headers, without what would send copies elsewhere."""
+def _producer_headers(properties: Basic.Properties) -> dict[str, Any]:
+    """Return the producer's own headers, without those that would send copies to other queues."""
     headers = properties.headers or {}
-    return {name: _writable(value) for name, value in headers.items() if not _ledger(name) and name not in _ADDRESSES}
+    return {
+        name: _writable(value) for name, value in headers.items() if not _is_added(name) and name not in _EXTRA_ROUTING
+    }
 
 
-def _ledger(name: str) -> bool:
+def _is_added(name: str) -> bool:
     return name.startswith((OURS, *BROKERS))
 
 
@@ -148,11 +150,11 @@ def _copy(properties: Basic.Properties, headers: dict[str, Any]) -> Basic.Proper
 
 def _headers(properties: Basic.Properties, reason: ConsumerError | None, worker_id: str) -> dict[str, Any]:
     headers = {name: _writable(value) for name, value in (properties.headers or {}).items()}
-    aside = {EXPIRATION: properties.expiration, USER_ID: properties.user_id}
-    headers |= {name: value for name, value in aside.items() if value}
+    moved = {EXPIRATION: properties.expiration, USER_ID: properties.user_id}
+    headers |= {name: value for name, value in moved.items() if value}
     redelivered = headers.get("x-delivery-count")
     if isinstance(redelivered, int):
-        # Only now: a quorum queue of dead letters counts in the same header how often somebody looked.
+        # Copied now, because a quorum queue of dead letters counts in the same header how often somebody looked.
         headers.setdefault(ATTEMPTS, redelivered + 1)
     if reason is not None and reason.attempts is not None:
         headers[ATTEMPTS] = reason.attempts
@@ -169,7 +171,7 @@ def _cut(text: str) -> str:
 
 
 def _writable(value: Any) -> Any:
-    """Return a header value that the codec can write; it reads more than it writes."""
+    """Return a header value that the codec can write; it reads more types than it writes."""
     match value:
         case dict():
             return {name: _writable(item) for name, item in value.items()}
@@ -183,7 +185,7 @@ def _writable(value: Any) -> Any:
 
 
 def _is_single(value: float) -> bool:
-    """Floats are written in single precision: one that does not fit would be changed, or not written at all."""
+    """Whether a float survives single precision, in which the codec writes it."""
     try:
         written: float = struct.unpack(">f", struct.pack(">f", value))[0]
     except OverflowError:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the broker gave up by itself: its producer has to hear of it, and only a worker can tell.
+"""Consumes copies of requests that the broker dead-lettered, so that a worker publishes their terminal event.
 
-A request that expires while it waits goes from the queue to the exchange of dead letters, and no worker ever has it in
-hand. A second queue of that exchange holds a copy for the workers; the first one stays for people. What a worker
-dead-lettered comes by here too and is let go: that worker has told already.
+A request that expires while it waits goes from the queue to the dead-letter exchange, and no worker gets it. A second
+queue of that exchange holds a copy for workers; the first one is for people. Messages that a worker dead-lettered
+arrive here too and are acked: that worker has published the event already.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import structlog
 
 from acestep_consumer.broker.consumer import CONSUMER_TIMEOUT_MS
 from acestep_consumer.broker.dead_letter import CODE, death_of, returned_properties
-from acestep_consumer.broker.delivery import AmqpReply
 from acestep_consumer.broker.errors import BrokerError, Nacked, mapped
 from acestep_consumer.broker.topology import GENERATE, NOTICES, tier_of
+from acestep_consumer.domain.ports import Reply
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     from acestep_consumer.config.settings import BrokerSettings
 
 PREFETCH = 8
-# A classic queue refuses publishes at its limit and gives nothing up. But one that comes back from a crash of the
-# broker with more than the limit, because what was in hand is waiting again, gives up the oldest: the work in hand.
+# A classic queue refuses publishes at its limit and drops nothing. But one that recovers from a crash of the broker
+# with more than the limit, because unacked messages wait again, dead-letters the oldest: the jobs that were running.
 OVERFULL = "maxlen"
 RPC_TIMEOUT_S = 10.0
 SETTLE_TIMEOUT_S = 10.0
-# A notice that cannot be told must not circle between us and the broker at full speed.
+# A notice whose handler fails must not be redelivered at full speed.
 RETURN_DELAY_S = 5.0
-# What a notice in hand has to end when the worker stops; then it is left to the next one.
+# Time for running notices when the worker stops; after that they are left to another worker.
 STOP_TIMEOUT_S = 5.0
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -48,37 +48,37 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterNotice:
-    """A request that the broker gave up before a worker ended it."""
+    """A request that the broker dead-lettered."""
 
     body: bytes
-    """As it came."""
+    """The message's body."""
     message_id: str | None
     sent: datetime | None
     """The producer's ``timestamp``, in UTC."""
-    reply: AmqpReply
-    """Where the terminal event is awaited besides the exchange."""
+    reply: Reply
+    """The AMQP properties that the terminal event echoes."""
     reason: str
-    """The broker's own word: ``expired``, ``rejected``, ``maxlen``, ``delivery_limit``."""
+    """The broker's reason: ``expired``, ``rejected``, ``maxlen``, ``delivery_limit``."""
     at: datetime | None
-    """When the broker gave it up, in UTC."""
+    """When the broker dead-lettered it, in UTC."""
     queue: str
     """The queue that it waited in."""
 
 
-Tell = Callable[[DeadLetterNotice], Awaitable[None]]
-"""Publish the terminal event, confirmed. What escapes is logged, and the notice comes again, here or elsewhere."""
+NoticeHandler = Callable[[DeadLetterNotice], Awaitable[None]]
+"""Publishes the terminal event, confirmed. An exception is logged, and the notice is redelivered to any worker."""
 
 
 class DeadLetterNotices:
-    """Consumes the notices on ``link`` and hands to ``tell`` what nobody has told yet; acked once that returned.
+    """Consumes the notices on ``connection`` and acks each when ``handle`` has returned.
 
-    A crash between the two tells twice. The tasks are ours, not the client library's: those die with their channel,
-    and take down the channel that they publish on.
+    A crash between the two makes a second event. Its tasks are its own and not aiormq's: those end with their channel,
+    and close the channel that they publish on.
     """
 
-    def __init__(self, link: BrokerConnection, settings: BrokerSettings, tell: Tell) -> None:
-        self._link = link
-        self._tell = tell
+    def __init__(self, connection: BrokerConnection, settings: BrokerSettings, handle: NoticeHandler) -> None:
+        self._connection = connection
+        self._handle = handle
         self._arguments: ArgumentsType = {}
         if settings.queue_type == "quorum":
             self._arguments["x-consumer-timeout"] = CONSUMER_TIMEOUT_MS
@@ -88,11 +88,11 @@ class DeadLetterNotices:
 
     async def start(self) -> None:
         """Consume, on this channel and on every later one. Raises ``BrokerRefused``."""
-        await self._link.attach(self._consume)
+        await self._connection.attach(self._consume)
 
     async def stop(self) -> None:
-        """Take no more, and let what is in hand end, for 5 seconds at most. What is not told comes again elsewhere."""
-        self._link.detach(self._consume)
+        """Take no more, and let running notices end for 5 seconds at most; the others are redelivered elsewhere."""
+        self._connection.detach(self._consume)
         if self._channel is not None and not self._channel.is_closed:
             with suppress(BrokerError), mapped():
                 await self._channel.basic_cancel(self._tag, timeout=RPC_TIMEOUT_S)
@@ -112,7 +112,7 @@ class DeadLetterNotices:
             )
 
     def _on_cancelled_by_broker(self, _frame: Any) -> None:
-        self._link.renew(f"the broker stopped sending {NOTICES}")
+        self._connection.reconnect(f"the broker stopped sending {NOTICES}")
 
     async def _take(self, message: DeliveredMessage) -> None:
         task = asyncio.create_task(self._run(message), name=f"notice {message.delivery_tag}")
@@ -123,47 +123,47 @@ class DeadLetterNotices:
         notice = notice_of(message)
         try:
             if notice is not None and notice.reason == OVERFULL:
-                await _give_back(message, notice.queue)
+                await _put_back(message, notice.queue)
             elif notice is not None:
-                await self._tell(notice)
+                await self._handle(notice)
         except Nacked:
-            await asyncio.sleep(RETURN_DELAY_S)  # no room for it yet
-            await _settle(message, told=False)
-        except Exception:  # noqa: BLE001 - the last line of defence: whatever it was, the notice comes again
-            _log.exception("notice not told, trying again", message_id=message.header.properties.message_id)
+            await asyncio.sleep(RETURN_DELAY_S)  # its queue has no room yet
+            await _settle(message, ack=False)
+        except Exception:  # noqa: BLE001 - the last line of defence: whatever it was, the notice is redelivered
+            _log.exception("dead-letter notice failed, trying again", message_id=message.header.properties.message_id)
             await asyncio.sleep(RETURN_DELAY_S)
-            await _settle(message, told=False)
+            await _settle(message, ack=False)
         else:
-            await _settle(message, told=True)
+            await _settle(message, ack=True)
 
 
 def notice_of(message: DeliveredMessage) -> DeadLetterNotice | None:
-    """Return what is to be told about a dead letter; None: a worker has told, or it never was a request."""
+    """Return the notice; None: a worker has published the event already, or the message is no request."""
     properties = message.header.properties
     headers = properties.headers or {}
-    # Workers publish dead letters without a routing key; the broker keeps the request's, which has one. The header
-    # alone proves nothing: a producer can write it too.
+    # Workers publish dead letters without a routing key, and the broker keeps the request's. The header alone proves
+    # nothing: a producer can set it too.
     if not message.routing_key and CODE in headers:
         return None
     match headers.get("x-death"):
         case [{"queue": str(queue)}, *_] if queue == GENERATE or tier_of(queue):
             death = death_of({name: value for name, value in headers.items() if name != CODE})
         case _:
-            _log.warning("no request of ours among the dead letters, left alone", message_id=properties.message_id)
+            _log.warning("dead letter from an unknown queue ignored", message_id=properties.message_id)
             return None
     return DeadLetterNotice(
         body=message.body,
         message_id=properties.message_id or None,
         sent=properties.timestamp,
-        reply=AmqpReply(properties.reply_to or None, properties.correlation_id or None),
+        reply=Reply(properties.reply_to or None, properties.correlation_id or None),
         reason=death.code,
         at=death.at,
         queue=queue,
     )
 
 
-async def _give_back(message: DeliveredMessage, queue: str) -> None:
-    """Put a request back into its queue as the one that it was. Raises ``BrokerError``: the queue may be full."""
+async def _put_back(message: DeliveredMessage, queue: str) -> None:
+    """Put a request back into its queue as the same request. Raises ``BrokerError``, such as ``Nacked`` when full."""
     with mapped():
         await message.channel.basic_publish(
             message.body,
@@ -173,13 +173,13 @@ async def _give_back(message: DeliveredMessage, queue: str) -> None:
             timeout=RPC_TIMEOUT_S,
         )
     _log.warning(
-        "the broker restarted with a full queue: a request is back in it", id=message.header.properties.message_id
+        "the broker restarted with a full queue: a request was put back", id=message.header.properties.message_id
     )
 
 
-async def _settle(message: DeliveredMessage, *, told: bool) -> None:
-    """Ack, or give back. On a channel that is gone neither is needed: the notice comes again."""
+async def _settle(message: DeliveredMessage, *, ack: bool) -> None:
+    """Ack or requeue. On a closed channel neither is needed: the notice is redelivered."""
     channel, tag = message.channel, message.delivery_tag or 0
     with suppress(BrokerError), mapped():
         async with asyncio.timeout(SETTLE_TIMEOUT_S):
-            await (channel.basic_ack(tag) if told else channel.basic_nack(tag, requeue=True))
+            await (channel.basic_ack(tag) if ack else channel.basic_nack(tag, requeue=True))

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The queue of dead letters, for a person who looks through it: each letter is left, revived or removed.
+"""Reads the dead-letter queue for ``acestep-consumer dead``: each message is left, requeued or removed.
 
-Letters are taken without being removed, and held until the end. What was neither revived nor removed then goes back to
-where it stood. The one trace is the mark ``redelivered`` (on a quorum queue a count), which nothing here reads and no
-revived letter carries. If this program dies, the broker puts all back, on a quorum queue perhaps in another order.
-While letters are held, another reader finds the queue empty; workers go on adding to it.
+Messages are fetched without an ack and held until the end. Those that were neither requeued nor removed then return to
+their places. The one trace is the flag ``redelivered`` (on a quorum queue a count), which nothing reads and no requeued
+message carries. If this program dies, the broker returns all, on a quorum queue perhaps in another order. While
+messages are held, another reader finds the queue empty; workers go on adding to it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from aio_pika import exceptions as amqp
 from pamqp.commands import Basic
 
 from acestep_consumer.broker import lenient_codec
-from acestep_consumer.broker.dead_letter import DeadLetterReason, death_of, revived_properties
+from acestep_consumer.broker.dead_letter import DeadLetterReason, death_of, requeued_properties
 from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost, describe, mapped
 from acestep_consumer.broker.topology import DEAD_LETTER, REQUESTS
 
@@ -41,7 +41,7 @@ ROUTING_KEY = "generate"
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A dead letter in hand."""
+    """A dead-lettered message that is held."""
 
     body: bytes
     properties: Basic.Properties
@@ -55,13 +55,13 @@ class DeadLetter:
 
 
 class DeadLetterQueue:
-    """The dead letters of the broker that ``settings`` name. Use as an async context manager.
+    """The dead-letter queue of the broker in ``settings``. An async context manager.
 
-    Nothing is declared: a look at the broker must not depend on how its queues were declared, or change them.
+    Nothing is declared: reading must not depend on how the queues were declared, nor change them.
     """
 
     def __init__(self, settings: BrokerSettings, at_most: int | None = None) -> None:
-        """``at_most``: look at so many letters, the oldest; None: at all."""
+        """``at_most``: read this many messages, the oldest; None: all."""
         self._at_most = at_most
         self._urls = tuple(url.get_secret_value() for url in settings.urls)
         self._connection: AbstractConnection | None = None
@@ -74,7 +74,7 @@ class DeadLetterQueue:
 
         Raises:
             BrokerRefused: login, virtual host, or there is no such queue.
-            LinkLost: the broker is out of reach.
+            ConnectionLost: the broker is unreachable.
         """
         lenient_codec.install()
         self._connection = connection = await self._connect()
@@ -107,53 +107,55 @@ class DeadLetterQueue:
 
     @property
     def count(self) -> int:
-        """How many letters waited when the queue was opened."""
+        """How many messages waited when the queue was opened."""
         return self._count
 
     async def _put_back(self) -> None:
-        """Closing the channel alone would do on a classic queue.
+        """Return what was neither requeued nor removed, in its order.
 
-        A quorum queue puts what comes back behind what came back before: only a full round keeps the order.
+        On a classic queue it would be enough to close the channel. A quorum queue appends returned messages, so all of
+        them have to be fetched once to keep their order.
         """
         if self._is_quorum:
             while self._taken < self._count and (await self._get()).delivery_tag is not None:
                 pass
         await self._channel.basic_nack(0, multiple=True, requeue=True)
 
-    async def letters(self) -> AsyncGenerator[DeadLetter]:
-        """Yield what waited when the queue was opened, oldest first; what comes meanwhile is for the next time."""
+    async def messages(self) -> AsyncGenerator[DeadLetter]:
+        """Yield the messages that waited when the queue was opened, oldest first; later ones are left out."""
         for _ in range(self._count if self._at_most is None else min(self._count, self._at_most)):
             with mapped():
                 message = await self._get()
             if message.delivery_tag is None:
                 return
-            yield _letter(message, message.delivery_tag)
+            properties = message.header.properties
+            yield DeadLetter(message.body, properties, death_of(properties.headers or {}), message.delivery_tag)
 
-    async def remove(self, letter: DeadLetter) -> None:
-        """Take it off the queue for good. Raises ``ConnectionLost``."""
+    async def remove(self, message: DeadLetter) -> None:
+        """Remove it from the queue for good. Raises ``ConnectionLost``."""
         with mapped():
-            await self._channel.basic_ack(letter.tag)
+            await self._channel.basic_ack(message.tag)
 
-    async def revive(self, letter: DeadLetter) -> None:
-        """Publish it to the requests again, and remove it once the broker has confirmed that.
+    async def requeue(self, message: DeadLetter) -> None:
+        """Publish it as a request again, and remove it once the broker has confirmed that.
 
-        Between the two it is in both places: who dies there leaves a copy, which the task id makes harmless.
+        In between it is in both queues: a crash leaves a copy, which the task id makes harmless.
 
         Raises:
-            Nacked: the queue of requests is full; the letter stays.
-            Unroutable: nobody has declared that queue; the letter stays.
-            LinkLost: the letter stays, and may have been published.
+            Nacked: the request queue is full; the message stays.
+            Unroutable: the request queue is not declared; the message stays.
+            ConnectionLost: the message stays, and may have been published as well.
         """
         with mapped():
             await self._channel.basic_publish(
-                letter.body,
+                message.body,
                 exchange=REQUESTS,
                 routing_key=ROUTING_KEY,
-                properties=revived_properties(letter.properties),
+                properties=requeued_properties(message.properties),
                 mandatory=True,
                 timeout=CALL_TIMEOUT_S,
             )
-        await self.remove(letter)
+        await self.remove(message)
 
     async def _get(self) -> DeliveredMessage:
         self._taken += 1
@@ -164,12 +166,12 @@ class DeadLetterQueue:
             opened = await connection.channel(publisher_confirms=True, on_return_raises=True)
             self._channel = cast("Channel", await opened.get_underlay_channel())
             try:
-                standing = await self._channel.queue_declare(DEAD_LETTER, passive=True, timeout=CALL_TIMEOUT_S)
+                found = await self._channel.queue_declare(DEAD_LETTER, passive=True, timeout=CALL_TIMEOUT_S)
             except amqp.ChannelNotFoundEntity as error:
                 raise BrokerRefused(
                     f"there is no queue {DEAD_LETTER} yet: start a worker, or run `acestep-consumer topology --declare`"
                 ) from error
-        self._count = (standing.message_count if standing else None) or 0
+        self._count = (found.message_count if found else None) or 0
 
     async def _close(self) -> None:
         if self._connection is None:
@@ -177,8 +179,3 @@ class DeadLetterQueue:
         with suppress(BrokerError), mapped():
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._connection.close()
-
-
-def _letter(message: DeliveredMessage, tag: int) -> DeadLetter:
-    properties = message.header.properties
-    return DeadLetter(message.body, properties, death_of(properties.headers or {}), tag)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One message in hand, settled exactly once, on the channel that brought it or not at all."""
+"""A delivery: one message, settled exactly once, on the channel that delivered it or not at all."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import asyncio
 import hashlib
 import re
 import time
-from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -17,12 +16,14 @@ from acestep_consumer.broker.dead_letter import RETURNED, forwarded_properties
 from acestep_consumer.broker.errors import BrokerError, describe, mapped
 from acestep_consumer.broker.topology import tier_of
 from acestep_consumer.domain.errors import ConsumerError, Verdict
+from acestep_consumer.domain.ports import Reply
 
 if TYPE_CHECKING:
     from aiormq.abc import DeliveredMessage
-    from pamqp.commands import Basic
 
-# A socket that takes nothing more for so long is as good as closed; whoever settles must not wait for its heartbeat.
+    from acestep_consumer.broker.publisher import Publisher
+
+# A socket that accepts no data for so long is as good as closed; settling must not wait for its heartbeat to fail.
 SETTLE_TIMEOUT_S = 10.0
 
 _TRACEPARENT = re.compile("00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -31,40 +32,22 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class AlreadySettledError(RuntimeError):
-    """A delivery was settled a second time: a mistake in the program. The broker would close the channel over it."""
-
-
-class MessageForwarder(Protocol):
-    """Where messages go that are not done here."""
-
-    async def dead_letter(self, body: bytes, properties: Basic.Properties, reason: ConsumerError | None) -> None:
-        """Keep a message that could not be run. Raises ``Unpublished``."""
-
-    async def forward(self, body: bytes, properties: Basic.Properties, tier: str) -> bool:
-        """Publish to the queue of a tier. False: no worker there, or no room. Raises ``Unpublished``."""
-
-
-@dataclass(frozen=True, slots=True)
-class AmqpReply:
-    """The AMQP properties that the job's events echo."""
-
-    reply_to: str | None
-    correlation_id: str | None
+    """A delivery was settled a second time: a bug. The broker would close the channel over it."""
 
 
 def fingerprint(body: bytes, message_id: str | None, sent: datetime | None) -> str:
-    """Tell messages apart by what their producers wrote: 32 hexadecimal digits."""
+    """Return a hash of the parts that the producer wrote: 32 hexadecimal digits."""
     digest = hashlib.blake2b(body, digest_size=16)
     digest.update(repr((message_id, sent and sent.timestamp())).encode())
     return digest.hexdigest()
 
 
 class AmqpDelivery:
-    """A message of the queue, and the right to settle it."""
+    """A message of the queue, which its holder has to settle. Implements ``domain.ports.Delivery``."""
 
-    def __init__(self, message: DeliveredMessage, outbox: MessageForwarder) -> None:
+    def __init__(self, message: DeliveredMessage, publisher: Publisher) -> None:
         self._message = message
-        self._outbox = outbox
+        self._publisher = publisher
         self._properties = message.header.properties
         self._received = time.time()
         self._settled = False
@@ -86,9 +69,9 @@ class AmqpDelivery:
 
     @property
     def queued_s(self) -> float | None:
-        """Seconds from the producer's ``timestamp`` to the arrival here; None without one.
+        """Seconds from the producer's ``timestamp`` to the arrival at this worker; None without one.
 
-        The timestamp has whole seconds and another machine's clock: a difference below zero reads as zero.
+        The timestamp has whole seconds of another machine's clock: a difference below zero counts as zero.
         """
         return None if self.sent is None else max(0.0, self._received - self.sent.timestamp())
 
@@ -99,92 +82,94 @@ class AmqpDelivery:
 
     @property
     def redelivered(self) -> bool:
-        """Whether somebody had this message before and did not settle it."""
+        """Whether the message was delivered before and not settled."""
         counts = (self.headers.get(name) for name in ("x-delivery-count", "x-acquired-count"))
         again = any(isinstance(count, int) and count > 0 for count in counts)
         return bool(self._message.redelivered) or RETURNED in self.headers or again
 
     @property
     def fingerprint(self) -> str:
-        """The same for each delivery of this message, and another for one that is sent anew: 32 hexadecimal digits."""
+        """A hash that is the same for each delivery of this message, and differs when it is published again."""
         return fingerprint(self.body, self.message_id, self.sent)
 
     @property
     def traceparent(self) -> str | None:
-        """The header of that name (W3C Trace Context), when there is a valid one."""
+        """The header of that name (W3C Trace Context); None without a valid one."""
         header = self.headers.get("traceparent")
         return header if isinstance(header, str) and _TRACEPARENT.fullmatch(header) else None
 
     @property
-    def reply(self) -> AmqpReply:
-        """Where the terminal event is awaited besides the exchange, and under which correlation id."""
-        return AmqpReply(self._properties.reply_to or None, self._properties.correlation_id or None)
+    def reply(self) -> Reply:
+        """The AMQP properties that the job's events echo."""
+        return Reply(self._properties.reply_to or None, self._properties.correlation_id or None)
 
     @property
     def tier(self) -> str | None:
-        """The tier whose queue it was sent on to; None: it comes from the producers' queue."""
+        """The tier whose queue it was forwarded to; None: it comes from the producers' queue."""
         return tier_of(self._message.routing_key or "") if not self._message.exchange else None
 
     @property
     def settled(self) -> bool:
-        """Whether the verdict has been carried out, or is being carried out."""
+        """Whether it has been settled, or is being settled."""
         return self._settled
 
     @property
     def stale(self) -> bool:
-        """Whether its channel is gone: the broker has given the message, or will give it, to another consumer."""
+        """Whether its channel is closed: the broker delivers the message again, perhaps to another worker."""
         return self._message.channel.is_closed
 
     async def forward(self, tier: str) -> bool:
-        """Publish a copy to the queue of that tier, confirmed. False: no worker is there, or there is no room.
+        """Publish a copy to the queue of a tier, confirmed. False: the tier has no worker, or its queue no room.
 
         Raises:
-            Unpublished: nobody knows whether it is there.
+            Unpublished: it is not known whether the copy arrived.
         """
         copy = forwarded_properties(self._properties, self.queued_s, redelivered=self.redelivered)
         if copy.expiration == "0":
-            return False  # it came in time, and would expire there at once; its producer's clock may be wrong
-        return await self._outbox.forward(self.body, copy, tier)
+            return False  # it would expire there at once, and was delivered in time; its producer's clock may be wrong
+        return await self._publisher.forward(self.body, copy, tier)
 
     async def settle(self, verdict: Verdict, reason: ConsumerError | None = None) -> None:
-        """Ack, requeue, or move to the dead-letter exchange with the reason. A stale delivery is left alone.
+        """Ack, requeue, or move to the dead-letter exchange with the reason. Does nothing for a stale delivery.
 
         Raises:
-            Unpublished: the dead letter was not confirmed. The delivery is not settled then.
+            Unpublished: the dead letter was not confirmed; the delivery is not settled then.
             AlreadySettledError: it was settled before.
         """
         if self._settled:
-            raise AlreadySettledError(f"delivery {self._message.delivery_tag} is settled already; {verdict} came late")
+            raise AlreadySettledError(
+                f"delivery {self._message.delivery_tag} is settled already, so it cannot be settled as {verdict}"
+            )
         if self.stale:
-            self._leave(verdict, "its channel is closed")
+            self._skip(verdict, "its channel is closed")
             return
         self._settled = True
         if verdict is Verdict.DEAD_LETTER:
-            await self._move_to_dead_letters(reason)
+            await self._dead_letter(reason)
         try:
             with mapped():
                 async with asyncio.timeout(SETTLE_TIMEOUT_S):
-                    await self._tell_broker(verdict)
+                    await self._send(verdict)
         except BrokerError as fault:
-            self._leave(verdict, describe(fault))
+            self._skip(verdict, describe(fault))
 
-    async def _move_to_dead_letters(self, reason: ConsumerError | None) -> None:
+    async def _dead_letter(self, reason: ConsumerError | None) -> None:
         try:
-            await self._outbox.dead_letter(self.body, self._properties, reason)
+            await self._publisher.dead_letter(self.body, self._properties, reason)
         except BaseException:
             self._settled = False
             raise
 
-    async def _tell_broker(self, verdict: Verdict) -> None:
+    async def _send(self, verdict: Verdict) -> None:
         channel, tag = self._message.channel, self._message.delivery_tag
         if tag is None:
             raise AlreadySettledError("the message was not delivered to a consumer")
-        # Both wait until the frame has left: closing the connection drops what is still queued inside the client.
+        # Both wait until the frame is sent: closing the connection drops frames that aiormq still has queued.
         if verdict is Verdict.REQUEUE:
             await channel.basic_nack(tag, requeue=True)
         else:
             await channel.basic_ack(tag)
 
-    def _leave(self, verdict: Verdict, why: str) -> None:
+    def _skip(self, verdict: Verdict, why: str) -> None:
         self._settled = True
-        _log.info("stale delivery left alone; it comes again", verdict=str(verdict), reason=why)
+        _log.info("stale delivery not settled; it will be redelivered", verdict=str(verdict), reason=why)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can go wrong with the broker, in four words of our own; the client library's exceptions are mapped here only.
+"""Errors of the broker. The only place where exceptions of aio-pika and aiormq are mapped to these.
 
 ::
 
-    BrokerFault
-    ├── LinkLost        connection or channel gone, or no answer in time: try again on the next one
+    BrokerError
+    ├── ConnectionLost  connection or channel closed, or no answer in time: try again on the next one
     ├── Nacked          the broker refused to store the message, for now
     ├── Unroutable      no queue takes the message
     └── BrokerRefused   password, virtual host, permission, other arguments: a person has to act
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
 
 
 class BrokerError(Exception):
-    """Base of all."""
+    """Base of all errors of the broker."""
 
 
 class ConnectionLost(BrokerError):
-    """The connection or the channel went away, or the broker did not answer in time."""
+    """The connection or the channel was closed, or the broker did not answer in time."""
 
 
 class Nacked(BrokerError):
-    """The broker refused the message on its publisher confirm: a queue is full, or could not store it."""
+    """The broker refused the message on its publisher confirm: a queue is full or could not store it."""
 
 
 class Unroutable(BrokerError):
-    """No queue takes the message, or its address cannot be written as AMQP."""
+    """No queue takes the message, or its routing key cannot be written as AMQP."""
 
 
 class BrokerRefused(BrokerError):
-    """The broker refuses what we ask, and will go on doing so; the text says what to change."""
+    """The broker refuses an operation, and will refuse it again; the text says what to change."""
 
 
 # RuntimeError: aiormq's ChannelInvalidStateError, and what asyncio makes of a StopAsyncIteration at a stream's end.
@@ -51,11 +51,11 @@ _LOSS = (amqp.AMQPError, PAMQPException, OSError, RuntimeError)
 
 @contextmanager
 def mapped() -> Iterator[None]:
-    """Turn every exception of the client library into one of ours; a real cancellation passes."""
+    """Turn the exceptions of aio-pika and aiormq into ``BrokerError``; a real cancellation passes."""
     try:
         yield
     except asyncio.CancelledError as error:
-        # aiormq cancels what waits on a channel that it closes. Nobody asked this task to stop: a loss, then.
+        # aiormq cancels whatever waits on a channel that it closes. This task was not asked to stop, so it is a loss.
         if _is_cancelled():
             raise
         raise ConnectionLost("the channel was closed") from error
@@ -66,16 +66,16 @@ def mapped() -> Iterator[None]:
     except amqp.DeliveryError as error:
         raise Nacked(str(error)) from error
     except _LOSS as error:
-        raise _judge(error) from error
+        raise _mapped_loss(error) from error
     except Exception as error:
-        # aiormq ends what still waits on a channel closed without a reason with a bare Exception.
+        # aiormq raises a bare Exception in whatever waits on a channel that was closed without a reason.
         if type(error) is not Exception:
             raise
         raise ConnectionLost("the channel was closed") from error
 
 
 def describe(error: BaseException) -> str:
-    """Return the error's text; of an operating system's error without its number, and the kind where there is none."""
+    """Return the error's text, without the number of an operating system's error; its type's name if it has no text."""
     match error.args:
         case (int(), str(text), *_):
             return text
@@ -87,8 +87,8 @@ def _is_cancelled() -> bool:
     return task is None or task.cancelling() > 0
 
 
-def _judge(error: Exception) -> BrokerError:
-    """Tell a refusal, which needs a person, from a loss, which needs patience."""
+def _mapped_loss(error: Exception) -> BrokerError:
+    """Return ``BrokerRefused`` where a person has to act, else ``ConnectionLost``."""
     refusal = _refusal(error)
     return ConnectionLost(describe(error)) if refusal is None else BrokerRefused(refusal)
 
@@ -124,5 +124,5 @@ def _refusal(error: Exception) -> str | None:  # noqa: PLR0911 - a line per caus
 
 
 def _closed_instead_of_opened(error: Exception) -> bool:
-    """The client library keeps the broker's answer to itself when it is not the one that it expected."""
+    """Whether the broker closed the connection in place of opening it; aiormq does not pass on the broker's text."""
     return "Connection.OpenOk" in str(error) and "Connection.Close" in str(error)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A look at the broker that leaves it as it is: what stands there, what it may hold, what this user may do.
+"""Read-only inspection of the broker: its objects, the queue's limit, this user's permissions.
 
-Every question gets a channel of its own, because the broker closes a channel over a refusal. Nothing is declared that
-lasts: what is missing stays missing, and throw-away queues end with the connection at the latest.
+Each operation gets a channel of its own, because the broker closes a channel over a refusal. Nothing lasting is
+declared: missing objects stay missing, and throw-away queues end with the connection at the latest.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ Step = Callable[[Channel], Awaitable[None]]
 CONNECT_TIMEOUT_S = 10.0
 CALL_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 1.0
-# What RabbitMQ calls the exchange without a name in its permissions.
+# RabbitMQ's name in permissions for the exchange without a name.
 DEFAULT_EXCHANGE = "amq.default"
 
 
 class ObjectMissing(BrokerRefused):
-    """There is no such object."""
+    """The object does not exist."""
 
 
 class AccessRefused(BrokerRefused):
-    """This user may not."""
+    """This user lacks a permission."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueueDepth:
-    """A queue at one moment: messages that wait, and consumers. Messages in consumers' hands are not counted."""
+    """A queue at one moment: messages that wait (unacked ones are not counted), and consumers."""
 
     ready: int
     consumers: int
@@ -74,12 +74,12 @@ class MissingPermission:
 
 @dataclass(frozen=True, slots=True)
 class TopologyDiff:
-    """The objects on the broker beside those that are wanted, as ``queue acestep.generate``.
+    """How the objects on the broker differ from the wanted ones, which are named as in ``queue acestep.generate``.
 
     Attributes:
-        missing: not there.
-        different: there with other arguments; the broker's words.
-        unseen: there, but this user may not declare it, which is how arguments are compared.
+        missing: objects that do not exist.
+        different: the broker's texts about objects with other arguments.
+        unseen: objects that exist but whose arguments are unknown, since this user may not declare them.
     """
 
     missing: tuple[str, ...]
@@ -88,11 +88,11 @@ class TopologyDiff:
 
 
 class BrokerInspection:
-    """A connection for looking. An async context manager; every call raises ``BrokerError``.
+    """A connection for inspection. An async context manager; every call raises ``BrokerError``.
 
     Args:
-        settings: the broker, and what a worker would want of it.
-        name: what the broker lists the connection under.
+        settings: the broker, and the queue type and limit that a worker would use.
+        name: the connection's name on the broker.
     """
 
     def __init__(self, settings: BrokerSettings, name: str) -> None:
@@ -112,7 +112,7 @@ class BrokerInspection:
         await self._drop()
 
     async def connect(self) -> None:
-        """Connect to the first node that answers. Raises ``BrokerError``, that of the last one."""
+        """Connect to the first node that answers. Raises the ``BrokerError`` of the last one."""
         *others, last = self._urls
         for url in others:
             with suppress(ConnectionLost):
@@ -121,7 +121,7 @@ class BrokerInspection:
 
     async def _connect(self, url: URL) -> None:
         self._url = url
-        # Known before it is open: a connection that could not be opened wants to be closed too.
+        # Stored before it is open: a connection that could not be opened has to be closed too.
         self._connection = connection = Connection(url, client_properties={"connection_name": self._name})
         try:
             with mapped():
@@ -139,18 +139,18 @@ class BrokerInspection:
     def version(self) -> str | None:
         """RabbitMQ's version, such as ``3.10.8``; None where it tells none."""
         transport = self._opened.transport
-        told = transport.connection.server_properties.get("version") if transport else None
-        return told if isinstance(told, str) else None
+        version = transport.connection.server_properties.get("version") if transport else None
+        return version if isinstance(version, str) else None
 
     async def depth(self, queue: str) -> QueueDepth | None:
-        """Return how many messages wait and how many consumers there are; None: there is no such queue."""
+        """Return how many messages wait and how many consumers there are; None: the queue does not exist."""
 
         async def ask(channel: Channel) -> QueueDepth | None:
             try:
-                told = await channel.queue_declare(queue, passive=True, timeout=CALL_TIMEOUT_S)
+                found = await channel.queue_declare(queue, passive=True, timeout=CALL_TIMEOUT_S)
             except amqp.ChannelNotFoundEntity:
                 return None
-            return QueueDepth(told.message_count or 0, told.consumer_count or 0)
+            return QueueDepth(found.message_count or 0, found.consumer_count or 0)
 
         return await self._ask(ask)
 
@@ -165,13 +165,13 @@ class BrokerInspection:
             raise
 
     async def limit(self) -> queue_limit.LimitInForce | None:
-        """Measure how many requests may wait; None: there is no request queue yet."""
+        """Measure how many requests may wait; None: the request queue does not exist yet."""
         if await self.depth(GENERATE) is None:
             return None
-        return await queue_limit.look(self._opened, self._settings)
+        return await queue_limit.measure(self._opened, self._settings)
 
     async def compare(self, wanted: Topology) -> TopologyDiff:
-        """Compare exchanges and queues with those that stand. AMQP does not tell of bindings."""
+        """Compare exchanges and queues with the existing ones. Bindings cannot be compared over AMQP."""
         items: tuple[Exchange | Queue, ...] = (*wanted.exchanges, *wanted.queues)
         verdicts = await asyncio.gather(*map(self._compared, items))
         names = (f"{type(item).__name__.lower()} {item.name}" for item in items)
@@ -182,44 +182,49 @@ class BrokerInspection:
             unseen=tuple(name for name, verdict in found if verdict == "unseen"),
         )
 
-    async def lacks(self, wanted: Topology) -> tuple[MissingPermission, ...]:
-        """Return what this user may not do, of what a worker does.
+    async def missing_permissions(self, wanted: Topology) -> tuple[MissingPermission, ...]:
+        """Return the permissions that a worker needs and this user does not have.
 
-        Only throw-away queues are touched, with names like the request queue's: permissions go by name. Write
-        permission on an exchange shows when a queue is declared that would dead-letter to it. Nothing is published: a
-        publish is refused some time later, and what was said on its channel meanwhile costs the connection.
+        Only throw-away queues are used, with names like the request queue's: permissions go by name. Write permission
+        on an exchange shows when a queue is declared that would dead-letter to it. Nothing is published: a publish is
+        refused some time later, and other operations on its channel meanwhile would cost the connection.
         """
         probe = _probe()
-        lack = await self._lack(
+        missing = await self._missing(
             lambda channel: _declare(channel, probe), {probe: MissingPermission("configure", GENERATE)}
         )
-        if lack is not None:
-            return (lack,)
+        if missing is not None:
+            return (missing,)
         to_default = {DEFAULT_EXCHANGE: MissingPermission("write", DEFAULT_EXCHANGE)}
         asked = [
-            self._lack(lambda channel: _get(channel, probe), {probe: MissingPermission("read", GENERATE)}),
-            self._lack(lambda channel: _dead_letter(channel, exchange=""), to_default),
+            self._missing(lambda channel: _get(channel, probe), {probe: MissingPermission("read", GENERATE)}),
+            self._missing(lambda channel: _dead_letter(channel, exchange=""), to_default),
         ]
         for name in (exchange.name for exchange in wanted.exchanges):
             bound = {name: MissingPermission("read", name), probe: MissingPermission("write", GENERATE)}
-            asked.append(self._lack(partial(_bind, queue=probe, exchange=name), bound))
+            asked.append(self._missing(partial(_bind, queue=probe, exchange=name), bound))
             if name != REQUESTS:  # a worker publishes no requests
-                asked.append(self._lack(partial(_dead_letter, exchange=name), {name: MissingPermission("write", name)}))
-        return tuple(dict.fromkeys(lack for lack in await asyncio.gather(*asked) if lack is not None))
+                asked.append(
+                    self._missing(partial(_dead_letter, exchange=name), {name: MissingPermission("write", name)})
+                )
+        return tuple(dict.fromkeys(missing for missing in await asyncio.gather(*asked) if missing is not None))
 
-    async def _lack(self, step: Step, by_name: Mapping[str, MissingPermission]) -> MissingPermission | None:
-        """Try it; the refusal names the object, and ``by_name`` says what that means. What is missing is no lack."""
+    async def _missing(self, step: Step, by_name: Mapping[str, MissingPermission]) -> MissingPermission | None:
+        """Run ``step`` and return the permission of the object in the broker's refusal; None: no refusal.
+
+        An object that does not exist is no missing permission.
+        """
         try:
             await self._ask(step)
         except AccessRefused as refusal:
-            return next((lack for name, lack in by_name.items() if f"'{name}'" in str(refusal)), None)
+            return next((missing for name, missing in by_name.items() if f"'{name}'" in str(refusal)), None)
         except ObjectMissing:
             return None
         return None
 
     async def _compared(self, item: Exchange | Queue) -> Literal["missing", "unseen"] | BrokerRefused | None:
         try:
-            # Only what is there is declared: that compares the arguments, and makes nothing.
+            # Declaring an existing object compares its arguments and creates nothing.
             await self._ask(partial(_declare_as_wanted, item=item, passive=True))
             await self._ask(partial(_declare_as_wanted, item=item, passive=False))
         except ObjectMissing:
@@ -231,11 +236,11 @@ class BrokerInspection:
         return None
 
     async def _ask(self, step: Callable[[Channel], Awaitable[T]]) -> T:
-        with _sorted():
+        with _mapped():
             opened = await self._opened.channel(publisher_confirms=False)
             channel = cast("Channel", await opened.get_underlay_channel())
             answer = await step(channel)
-            # Not after a refusal: then the broker closes it, and a second closing would cost the connection.
+            # Not after a refusal: the broker has closed it then, and closing it again would cost the connection.
             await opened.close()
             return answer
 
@@ -253,8 +258,8 @@ class BrokerInspection:
 
 
 @contextmanager
-def _sorted() -> Iterator[None]:
-    """As ``mapped``, with what is missing and what is forbidden told apart."""
+def _mapped() -> Iterator[None]:
+    """As ``mapped``, with ``ObjectMissing`` and ``AccessRefused`` told apart."""
     try:
         with mapped():
             yield
@@ -272,7 +277,7 @@ def _probe() -> str:
 
 
 async def _declare(channel: Channel, queue: str, arguments: ArgumentsType | None = None) -> None:
-    """Exclusive: it goes with the connection."""
+    """Declare an exclusive queue, which is deleted with the connection."""
     await channel.queue_declare(queue, exclusive=True, arguments=arguments, timeout=CALL_TIMEOUT_S)
 
 
@@ -281,7 +286,7 @@ async def _get(channel: Channel, queue: str) -> None:
 
 
 async def _bind(channel: Channel, *, queue: str, exchange: str) -> None:
-    """Under a key that nobody uses: the queue stays empty."""
+    """Bind and unbind with a routing key that nobody uses, so that the queue stays empty."""
     await channel.queue_bind(queue, exchange, f"doctor.{queue}", timeout=CALL_TIMEOUT_S)
     await channel.queue_unbind(queue, exchange, f"doctor.{queue}", timeout=CALL_TIMEOUT_S)
 
@@ -293,7 +298,7 @@ async def _dead_letter(channel: Channel, *, exchange: str) -> None:
 
 
 async def _declare_as_wanted(channel: Channel, *, item: Exchange | Queue, passive: bool) -> None:
-    """Passive: ask whether it is there, whatever its arguments."""
+    """Declare the object; ``passive``: check that it exists, with any arguments."""
     arguments: ArgumentsType = dict(item.arguments)
     if isinstance(item, Queue):
         await channel.queue_declare(

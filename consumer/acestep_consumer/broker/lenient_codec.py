@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read properties that the codec refuses, so that one odd message cannot end the connection, again and again.
+"""Decoders for properties on which pamqp raises, so that one odd message cannot close the connection again and again.
 
-AMQP strings are bytes and a timestamp is 64 bits wide; the broker passes both on as they are. The codec raises on a
+AMQP strings are bytes and a timestamp is 64 bits wide; the broker passes both on as they are. pamqp raises on a
 ``message_id`` in Latin-1, on a timestamp in microseconds, on a header name that is not UTF-8. It raises inside the
-connection's reader: the connection ends, the message is delivered again, and no other message is ever reached.
+connection's reader: the connection closes, the message is redelivered, and no other message is ever reached.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ UNREADABLE_HEADERS = "x-acestep-unreadable-headers"
 
 
 def install() -> None:
-    """Put the lenient decoders in the codec's tables; harmless when repeated."""
+    """Put these decoders into pamqp's tables; harmless when repeated."""
     decode.METHODS["shortstr"] = short_string
     decode.METHODS["timestamp"] = timestamp
     decode.METHODS["table"] = table
@@ -26,9 +26,9 @@ def install() -> None:
 
 
 def short_string(value: bytes) -> tuple[int, str]:
-    """Return (bytes consumed, text); a byte that is not UTF-8 reads as ``?``.
+    """Return (bytes consumed, text), with ``?`` for a byte that is not UTF-8.
 
-    One character for one byte: what comes out is never too long to be sent back.
+    One character for one byte: the text is never too long to be sent again.
     """
     try:
         return decode.short_str(value)
@@ -46,7 +46,7 @@ def timestamp(value: bytes) -> tuple[int, Any]:
 
 
 def table(value: bytes) -> tuple[int, Any]:
-    """Return (bytes consumed, headers); a mark alone where they cannot be read."""
+    """Return (bytes consumed, headers); ``UNREADABLE_HEADERS`` alone where they cannot be decoded."""
     try:
         return decode.field_table(value)
     except (ValueError, RecursionError):

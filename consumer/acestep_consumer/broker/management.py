@@ -1,39 +1,72 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RabbitMQ's management API, for the one thing that AMQP cannot do: set a policy."""
+"""RabbitMQ's management API: sets the policy that holds the queue's limit, and reads what AMQP does not tell."""
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import http.client
 import json
 import re
-import ssl
 from base64 import b64encode
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import SplitResult, quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import aiohttp
 from yarl import URL
 
 from acestep_consumer.broker.errors import BrokerRefused, ConnectionLost, describe
 from acestep_consumer.broker.topology import CAPACITY, GENERATE, capacity_policy
+from acestep_consumer.config.http import NETWORK_ERRORS, open_session
 
 if TYPE_CHECKING:
+    from datetime import datetime
+    from types import TracebackType
+
     from acestep_consumer.config.settings import BrokerSettings
 
-TIMEOUT_S = 10.0
-_GUEST = ("guest", "guest")
-_QUEUES = {"all", "queues", "classic_queues", "quorum_queues"}
+READ_TIMEOUT_S = 5.0
+WRITE_TIMEOUT_S = 10.0
+# The worker's consuming connection is named "acestep-consumer ID consume".
+_NAME_PREFIX, _NAME_SUFFIX = "acestep-consumer ", " consume"
+# Averaged over five minutes: the momentary rate says little about jobs that take minutes.
+_RATES = "msg_rates_age=300&msg_rates_incr=10"
+_APPLIES_TO_QUEUES = {"all", "queues", "classic_queues", "quorum_queues"}
 _REFUSALS = {
     HTTPStatus.UNAUTHORIZED: "it refuses the login: put user and password into ACESTEP_MANAGEMENT_URL, or give the "
-    "user of ACESTEP_AMQP_URL the tag policymaker (rabbitmqctl set_user_tags USER policymaker)",
-    HTTPStatus.FORBIDDEN: "the user needs the tag policymaker and permission on the virtual host",
-    HTTPStatus.NOT_FOUND: "it knows no such virtual host, or it is no management API",
+    "user of ACESTEP_AMQP_URL the tags monitoring and policymaker (rabbitmqctl set_user_tags USER monitoring "
+    "policymaker)",
+    HTTPStatus.FORBIDDEN: "the user may not do that: reading needs the tag monitoring (or management), setting the "
+    "limit the tag policymaker, and both need permission on the virtual host",
+    HTTPStatus.NOT_FOUND: "it knows no such virtual host or queue, or it is no management API",
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsumerInfo:
+    """One worker's consumers of the request queue, and how many unacked messages they may hold in all."""
+
+    worker_id: str
+    prefetch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestQueue:
+    """The request queue as the management API sees it; its figures are some seconds old.
+
+    Attributes:
+        ready: messages that wait.
+        unacked: messages delivered to workers and not yet acked.
+        acked_per_s: messages acked a second, over the last five minutes; None: not known yet.
+        limit: how many messages may wait, from the queue's argument and its policies; None: no limit.
+        consumers: the consumers, by worker.
+    """
+
+    ready: int
+    unacked: int
+    acked_per_s: float | None
+    limit: int | None
+    consumers: tuple[ConsumerInfo, ...]
 
 
 def vhost_of(settings: BrokerSettings) -> str:
@@ -41,51 +74,94 @@ def vhost_of(settings: BrokerSettings) -> str:
     return unquote(urlsplit(settings.url.get_secret_value()).path.removeprefix("/")) or "/"
 
 
-class Management:
-    """The API at ``ACESTEP_MANAGEMENT_URL``. Without a user in there, the login is that of ``ACESTEP_AMQP_URL``."""
+class ManagementClient:
+    """A client of the API at ``ACESTEP_MANAGEMENT_URL``, which must be set. An async context manager.
+
+    Where that URL has no user in it, the login is that of ``ACESTEP_AMQP_URL``. Every call raises ``ConnectionLost``
+    when the API is out of reach, and ``BrokerRefused`` when it refuses.
+    """
 
     def __init__(self, settings: BrokerSettings) -> None:
         if settings.management_url is None:
             raise ValueError("ACESTEP_MANAGEMENT_URL is not set")
-        self._url = urlsplit(settings.management_url.get_secret_value())
-        self._vhost = vhost_of(settings)
-        self._login = _login(self._url) or _login(urlsplit(settings.url.get_secret_value())) or _GUEST
+        url, amqp = URL(settings.management_url.get_secret_value()), URL(settings.url.get_secret_value())
+        self._login = _login(url) or _login(amqp) or "guest:guest"
+        self._base = str(url.origin()) + url.raw_path.rstrip("/")
+        self._vhost = quote(vhost_of(settings), safe="")
+        self._session: aiohttp.ClientSession
+        self.time: datetime | None = None
+        """The broker's clock, in UTC, as the latest answer gave it."""
+
+    async def __aenter__(self) -> Self:
+        login = b64encode(self._login.encode()).decode()
+        self._session = open_session(headers={"Authorization": f"Basic {login}"})
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._session.close()
 
     async def set_limit(self, limit: int) -> None:
-        """Let the request queue hold ``limit`` messages from now on; what it holds already stays.
+        """Let the request queue hold ``limit`` messages from now on; messages that it holds already stay.
 
-        Raises:
-            BrokerRefused: the user may not, or another policy would be put out of force.
-            LinkLost: the API is out of reach.
+        Refused as well where this would put another policy out of force.
         """
-        await asyncio.to_thread(self._set_limit, limit)
-
-    def _set_limit(self, limit: int) -> None:
-        vhost = quote(self._vhost, safe="")
-        for other in self._call("GET", f"/api/policies/{vhost}") or ():
-            if _rivals(other):
+        for policy in await self.call("GET", f"/api/policies/{self._vhost}") or ():
+            if _conflicts(policy):
                 raise BrokerRefused(
-                    f"the policy {other['name']!r} covers {GENERATE} too, and RabbitMQ applies only one to a queue: "
+                    f"the policy {policy['name']!r} covers {GENERATE} too, and RabbitMQ applies only one to a queue: "
                     f'add "max-length": {limit} to that one and unset ACESTEP_MANAGEMENT_URL, or narrow its pattern '
-                    f"{other['pattern']!r}"
+                    f"{policy['pattern']!r}"
                 )
-        self._call("PUT", f"/api/policies/{vhost}/{CAPACITY}", capacity_policy(limit).as_body())
+        await self.call("PUT", f"/api/policies/{self._vhost}/{CAPACITY}", capacity_policy(limit).as_body())
 
-    def _call(self, method: str, path: str, body: object = None) -> Any:
-        user = base64.b64encode(":".join(self._login).encode()).decode()
-        headers = {"Authorization": f"Basic {user}", "Content-Type": "application/json"}
-        connection = _connection(self._url)
+    async def tags(self) -> frozenset[str]:
+        """Return the user's tags, such as ``policymaker``."""
+        tags = (await self.call("GET", "/api/whoami"))["tags"]
+        return frozenset(tags.split(",") if isinstance(tags, str) else tags)
+
+    async def bindings(self) -> frozenset[tuple[str, str, str]]:
+        """Return (exchange, queue, routing key) of all bindings in the virtual host."""
+        found = await self.call("GET", f"/api/bindings/{self._vhost}")
+        return frozenset((each["source"], each["destination"], each["routing_key"]) for each in found)
+
+    async def request_queue(self) -> RequestQueue:
+        """Return the depth, rate, limit and consumers of the request queue."""
+        queue = await self.call("GET", f"/api/queues/{self._vhost}/{GENERATE}?{_RATES}")
+        return _request_queue(queue, await self._connection_names())
+
+    async def _connection_names(self) -> dict[str, str]:
+        """Map the broker's name of each connection to the client's own, which holds the worker's id."""
         try:
-            connection.request(method, self._url.path.rstrip("/") + path, json.dumps(body) if body else None, headers)
-            answer = connection.getresponse()
-            text = answer.read()
-        except ssl.SSLCertVerificationError as error:
-            raise BrokerRefused(f"ACESTEP_MANAGEMENT_URL: {error}: trust its certificate (SSL_CERT_FILE)") from error
-        except (OSError, http.client.HTTPException) as error:
+            found = await self.call("GET", f"/api/vhosts/{self._vhost}/connections")
+        except BrokerRefused:  # a user with the tag management sees no other users' connections
+            return {}
+        return {each["name"]: (each.get("client_properties") or {}).get("connection_name", "") for each in found}
+
+    async def call(self, method: str, path: str, body: object = None) -> Any:
+        """Send one request and return the answer's JSON; None when it has no body.
+
+        Args:
+            method: ``GET``, ``PUT``, ``POST`` or ``DELETE``.
+            path: as in RabbitMQ's documentation, percent-encoded, such as ``/api/queues/%2F``.
+            body: sent as JSON; None: no body.
+        """
+        timeout = aiohttp.ClientTimeout(total=READ_TIMEOUT_S if method == "GET" else WRITE_TIMEOUT_S)
+        # Encoded already: the name of a virtual host may hold slashes.
+        url = URL(self._base + path, encoded=True)
+        try:
+            async with self._session.request(method, url, json=body, timeout=timeout, allow_redirects=False) as answer:
+                self.time = _time(answer.headers.get("Date"))
+                return _read(answer.status, await answer.read())
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise BrokerRefused("ACESTEP_MANAGEMENT_URL: trust its certificate (SSL_CERT_FILE)") from error
+        except NETWORK_ERRORS as error:
             raise ConnectionLost(f"no answer from ACESTEP_MANAGEMENT_URL: {describe(error)}") from error
-        finally:
-            connection.close()
-        return _read(answer.status, text)
+
+
+def _login(url: URL) -> str | None:
+    return f"{url.user}:{url.password or ''}" if url.user else None
 
 
 def _read(status: int, text: bytes) -> Any:
@@ -101,146 +177,21 @@ def _read(status: int, text: bytes) -> Any:
         raise BrokerRefused("ACESTEP_MANAGEMENT_URL answers with no JSON: is it the management API?") from error
 
 
-def _connection(url: SplitResult) -> http.client.HTTPConnection:
-    if url.scheme == "https":
-        context = ssl.create_default_context()
-        return http.client.HTTPSConnection(url.hostname or "", url.port, timeout=TIMEOUT_S, context=context)
-    return http.client.HTTPConnection(url.hostname or "", url.port, timeout=TIMEOUT_S)
+def _time(header: str | None) -> datetime | None:
+    try:
+        return parsedate_to_datetime(header) if header else None
+    except ValueError:
+        return None
 
 
-def _login(url: SplitResult) -> tuple[str, str] | None:
-    return (unquote(url.username), unquote(url.password or "")) if url.username else None
-
-
-def _rivals(other: dict[str, Any]) -> bool:
+def _conflicts(policy: dict[str, Any]) -> bool:
     """Whether this policy covers the request queue and is not ours."""
-    if other["name"] == CAPACITY or other.get("apply-to", "all") not in _QUEUES:
+    if policy["name"] == CAPACITY or policy.get("apply-to", "all") not in _APPLIES_TO_QUEUES:
         return False
     try:
-        return re.search(other["pattern"], GENERATE) is not None
-    except re.error:  # the broker reads another dialect: what it makes of this one shows when the limit is measured
+        return re.search(policy["pattern"], GENERATE) is not None
+    except re.error:  # RabbitMQ's dialect differs; whether the pattern matches shows when the limit is measured
         return False
-
-
-if TYPE_CHECKING:
-    from datetime import datetime
-    from types import TracebackType
-
-    from acestep_consumer.config.settings import BrokerSettings
-
-TIMEOUT_S = 5.0
-# How the worker calls the connection that it consumes on: "acestep-consumer ID consume".
-_NAMED, _CONSUMES = "acestep-consumer ", " consume"
-# The rate at this moment says little of jobs that take minutes.
-_RATES = "msg_rates_age=300&msg_rates_incr=10"
-_REFUSALS = {
-    HTTPStatus.UNAUTHORIZED: "it refuses the login: put user and password into ACESTEP_MANAGEMENT_URL, or give the "
-    "user of ACESTEP_AMQP_URL the tags monitoring and policymaker (rabbitmqctl set_user_tags USER monitoring "
-    "policymaker)",
-    HTTPStatus.FORBIDDEN: "the user may not look there: it needs the tag monitoring (or management)",
-    HTTPStatus.NOT_FOUND: "it knows no such virtual host or queue, or it is no management API",
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConsumerInfo:
-    """One worker's consumers of the request queue: who it is, and how many messages it may hold."""
-
-    worker_id: str
-    prefetch: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestQueue:
-    """The request queue as the management API sees it, some seconds ago.
-
-    Attributes:
-        ready: messages that wait.
-        unacked: messages in workers' hands.
-        acked_per_s: how many were acked a second, over the last five minutes; None: not known yet.
-        limit: how many may wait, from the queue's argument and its policies; None: no limit.
-        consumers: who consumes, by worker.
-    """
-
-    ready: int
-    unacked: int
-    acked_per_s: float | None
-    limit: int | None
-    consumers: tuple[ConsumerInfo, ...]
-
-
-class Monitor:
-    """The API at ``ACESTEP_MANAGEMENT_URL``, which must be set. An async context manager.
-
-    Every call raises ``ConnectionLost`` when the API is out of reach, and ``BrokerRefused`` when it says no.
-    """
-
-    def __init__(self, settings: BrokerSettings) -> None:
-        if settings.management_url is None:
-            raise ValueError("ACESTEP_MANAGEMENT_URL is not set")
-        url = URL(settings.management_url.get_secret_value())
-        amqp = URL(settings.url.get_secret_value())
-        login = url if url.user else amqp
-        self._base = str(url.with_user(None).with_path("")).rstrip("/") + url.path.rstrip("/")
-        self._vhost = quote(vhost_of(settings), safe="")
-        self._session = aiohttp.ClientSession(
-            headers={"Authorization": f"Basic {_encoded(login)}"},
-            timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
-        )
-        self.time: datetime | None = None
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._session.close()
-
-    async def tags(self) -> frozenset[str]:
-        """Return the user's tags, such as ``policymaker``."""
-        tags = (await self._get("/api/whoami"))["tags"]
-        return frozenset(tags.split(",") if isinstance(tags, str) else tags)
-
-    async def bindings(self) -> frozenset[tuple[str, str, str]]:
-        """Return (exchange, queue, routing key) of all bindings in the virtual host."""
-        found = await self._get(f"/api/bindings/{self._vhost}")
-        return frozenset((each["source"], each["destination"], each["routing_key"]) for each in found)
-
-    async def request_queue(self) -> RequestQueue:
-        """Return what is known of the request queue and its consumers."""
-        queue = await self._get(f"/api/queues/{self._vhost}/{GENERATE}?{_RATES}")
-        names = await self._names()
-        return _request_queue(queue, names)
-
-    async def _names(self) -> dict[str, str]:
-        """Connections by the broker's name for them; their own name is what a worker can be told by."""
-        try:
-            found = await self._get(f"/api/vhosts/{self._vhost}/connections")
-        except BrokerRefused:  # a user with the tag management sees no other users' connections
-            return {}
-        return {each["name"]: (each.get("client_properties") or {}).get("connection_name", "") for each in found}
-
-    async def _get(self, path: str) -> Any:
-        try:
-            # Encoded already: the name of a virtual host may hold slashes.
-            async with self._session.get(URL(self._base + path, encoded=True)) as answer:
-                self.time = _time(answer.headers.get("Date"))
-                if answer.status in _REFUSALS:
-                    raise BrokerRefused(f"ACESTEP_MANAGEMENT_URL: {_REFUSALS[HTTPStatus(answer.status)]}")
-                if answer.status != HTTPStatus.OK:
-                    raise ConnectionLost(f"ACESTEP_MANAGEMENT_URL answers {answer.status}")
-                return await answer.json(content_type=None)
-        except aiohttp.ClientConnectorCertificateError as error:
-            raise BrokerRefused("ACESTEP_MANAGEMENT_URL: its certificate is not trusted (SSL_CERT_FILE)") from error
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise ConnectionLost(f"no answer from ACESTEP_MANAGEMENT_URL: {describe(error)}") from error
-        except ValueError as error:
-            raise BrokerRefused("ACESTEP_MANAGEMENT_URL answers with no JSON: is it the management API?") from error
-
-
-def _encoded(login: URL) -> str:
-    return b64encode(f"{login.user or 'guest'}:{login.password or 'guest'}".encode()).decode()
 
 
 def _request_queue(queue: dict[str, Any], names: dict[str, str]) -> RequestQueue:
@@ -255,30 +206,23 @@ def _request_queue(queue: dict[str, Any], names: dict[str, str]) -> RequestQueue
 
 
 def _limit(queue: dict[str, Any]) -> int | None:
-    """Where several limits stand, the smallest counts."""
+    """Return the smallest of the limits that apply."""
     argument = queue.get("arguments", {}).get("x-max-length")
     policy = (queue.get("effective_policy_definition") or {}).get("max-length")
     return min((each for each in (argument, policy) if each is not None), default=None)
 
 
 def _consumers(details: Any, names: dict[str, str]) -> tuple[ConsumerInfo, ...]:
-    """A worker that changes its prefetch has several consumers for a while, whose shares add up."""
-    shares: dict[str, int] = {}
+    """Add up the prefetch of each worker's consumers: one that changes its prefetch has several for a while."""
+    prefetch: dict[str, int] = {}
     for each in details:
         connection = (each.get("channel_details") or {}).get("connection_name", "")
-        worker = _worker(names.get(connection, ""), connection)
-        shares[worker] = shares.get(worker, 0) + each.get("prefetch_count", 0)
-    return tuple(ConsumerInfo(worker_id=worker, prefetch=share) for worker, share in sorted(shares.items()))
+        worker = _worker_of(names.get(connection, ""), connection)
+        prefetch[worker] = prefetch.get(worker, 0) + each.get("prefetch_count", 0)
+    return tuple(ConsumerInfo(worker_id=worker, prefetch=count) for worker, count in sorted(prefetch.items()))
 
 
-def _worker(name: str, connection: str) -> str:
-    if name.startswith(_NAMED) and name.endswith(_CONSUMES):
-        return name[len(_NAMED) : -len(_CONSUMES)]
+def _worker_of(name: str, connection: str) -> str:
+    if name.startswith(_NAME_PREFIX) and name.endswith(_NAME_SUFFIX):
+        return name[len(_NAME_PREFIX) : -len(_NAME_SUFFIX)]
     return name or connection
-
-
-def _time(header: str | None) -> datetime | None:
-    try:
-        return parsedate_to_datetime(header) if header else None
-    except ValueError:
-        return None

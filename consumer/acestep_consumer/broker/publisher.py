@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way out: every publish is confirmed by the broker, or raises."""
+"""Publishes events, dead letters and forwarded requests; each publish is confirmed by the broker, or raises."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
     from acestep_consumer.domain.ports import Reply
 
 APP_ID = "acestep-consumer"
-OURS, CLIENTS = "acestep.", "acestep.client."
+SYSTEM_PREFIX, CLIENT_PREFIX = "acestep.", "acestep.client."
 TRANSIENT, PERSISTENT = 1, 2
 
 PATIENCE_S = 60.0
-# Progress may be lost and must not come late; a worker that leaves must not wait for a broker that is gone.
+# Progress may be lost and must not be late; a worker that stops must not wait for an unreachable broker.
 SHORT_PATIENCE_S = 5.0
 FIRST_WAIT_S = 0.05
 LONGEST_WAIT_S = 5.0
-# A reply_to is a stranger's text: RabbitMQ ends the connection over a malformed direct reply-to. Twice, so that an
-# answer outlives one lost connection, and no more, so that such a text cannot take the link down again and again.
+# RabbitMQ closes the connection over a malformed direct reply-to, and the producer chooses the text. Two tries, so that
+# a reply outlives one lost connection; no more, so that such a text cannot close the connection again and again.
 REPLY_TRIES = 2
 FORWARD_TRIES = 3
-RENEWED_FOR_A_TIER_S = 600.0
+TIER_RECONNECT_INTERVAL_S = 600.0
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -57,26 +57,27 @@ class _Outgoing:
     routing_key: str
     body: bytes
     properties: Basic.Properties
-    asks: bool = False
-    """Whether a refusal is an answer, and no fault."""
+    may_be_refused: bool = False
+    """Whether a refusal is an expected answer and no fault."""
 
 
 class Publisher:
-    """Publishes on ``link``, as many at a time as callers wait: confirms are awaited per message, not in turn.
+    """Publishes on ``connection``, as many messages at a time as callers wait: each awaits its own confirm.
 
-    A publish is tried again on the next connection until its patience ends. A confirm that got lost therefore means a
-    second copy: subscribers recognise it by the event's id.
+    A publish is retried on the next connection until its time is over. A lost confirm therefore means a second copy:
+    subscribers recognise it by the event's id.
     """
 
     def __init__(
-        self, link: BrokerConnection, worker_id: str, on_fault: Callable[[BrokerError], None] = lambda _: None
+        self, connection: BrokerConnection, worker_id: str, on_fault: Callable[[BrokerError], None] = lambda _: None
     ) -> None:
-        """``on_fault`` is told of each try that came to nothing."""
-        self._link = link
+        """``on_fault`` is called with the error of each failed try."""
+        self._connection = connection
         self._on_fault = on_fault
         self._worker_id = worker_id
-        # Returned messages are matched by message_id, and producers' own messages carry the ids that those chose.
-        self._one_of_theirs = asyncio.Lock()
+        # Returned messages are matched by message_id, and producers choose the ids of their messages: so of those only
+        # one is published at a time.
+        self._producer_message = asyncio.Lock()
 
     async def publish(self, event: JobEvent, reply: Reply) -> None:
         """Publish to the events exchange; a terminal event then goes to ``reply.reply_to`` as well.
@@ -89,61 +90,61 @@ class Publisher:
         body = event.to_json()
         properties = _event_properties(event, event.id, reply.correlation_id)
         patience_s = SHORT_PATIENCE_S if isinstance(event, JobProgress) else PATIENCE_S
-        await self._insist(_Outgoing(EVENTS, event.routing_key, body, properties), patience_s)
-        if event.state.terminal and reply.reply_to:
-            await self._answer(event, body, reply.reply_to, reply.correlation_id)
+        await self._publish_until_confirmed(_Outgoing(EVENTS, event.routing_key, body, properties), patience_s)
+        if event.terminal and reply.reply_to:
+            await self._reply(event, body, reply.reply_to, reply.correlation_id)
 
     async def announce(self, event: WorkerEvent) -> None:
-        """Publish what the worker itself does. Raises ``Unpublished`` after 5 seconds."""
+        """Publish a worker's event. Raises ``Unpublished`` after 5 seconds."""
         message = _Outgoing(EVENTS, event.routing_key, event.to_json(), _event_properties(event, event.id, None))
-        await self._insist(message, SHORT_PATIENCE_S)
+        await self._publish_until_confirmed(message, SHORT_PATIENCE_S)
 
     async def dead_letter(self, body: bytes, properties: Basic.Properties, reason: ConsumerError | None) -> None:
-        """Keep a message that could not be run: its bytes and headers as they came, and why.
+        """Publish a message to the dead-letter exchange: its bytes and headers as they came, and the reason.
 
         Raises:
-            Unpublished: the broker did not confirm it within 60 seconds of its turn; one goes out at a time.
+            Unpublished: the broker did not confirm it within 60 seconds of its turn; one is published at a time.
         """
-        kept = dead_letter_properties(properties, reason, self._worker_id)
-        async with self._one_of_theirs:
-            # The exchange has another queue, so that the broker would not return what misses this one.
+        annotated = dead_letter_properties(properties, reason, self._worker_id)
+        async with self._producer_message:
+            # The exchange has another queue as well, so the broker would not return a message that misses this one.
             with suppress(BrokerError):
-                await self._link.ensure(DEAD_LETTER)
-            await self._insist(_Outgoing(DEAD_LETTER, "", body, kept), PATIENCE_S)
+                await self._connection.ensure_queue(DEAD_LETTER)
+            await self._publish_until_confirmed(_Outgoing(DEAD_LETTER, "", body, annotated), PATIENCE_S)
 
     async def forward(self, body: bytes, properties: Basic.Properties, tier: str) -> bool:
-        """Publish a request to the queue of a tier. False: no worker of that tier is there, or its queue is full.
+        """Publish a request to the queue of a tier. False: the tier has no worker, or its queue is full.
 
         Raises:
-            Unpublished: the broker did not confirm it; a copy may be there all the same.
+            Unpublished: the broker did not confirm it; a copy may have arrived.
         """
-        message = _Outgoing("", tier_queue(tier), body, properties, asks=True)
+        message = _Outgoing("", tier_queue(tier), body, properties, may_be_refused=True)
         try:
-            if not await self.call(tier):
+            if not await self.notify_tier(tier):
                 return False
-            async with self._one_of_theirs:
-                await self._insist(message, PATIENCE_S, tries=FORWARD_TRIES)
+            async with self._producer_message:
+                await self._publish_until_confirmed(message, PATIENCE_S, tries=FORWARD_TRIES)
         except (Nacked, Unroutable, BrokerRefused) as fault:
-            _log.info("not sent on", tier=tier, reason=describe(fault))
+            _log.info("not forwarded", tier=tier, reason=describe(fault))
             return False
         except BrokerError as fault:
             raise Unpublished(f"{message.routing_key}: {describe(fault)}") from fault
-        # So that it is taken at once. It is there, whatever becomes of this call: it is found all the same.
+        # Makes a worker take it at once; without it, the worker's next look at the queue finds it.
         with suppress(Unpublished, BrokerRefused):
-            await self.call(tier)
+            await self.notify_tier(tier)
         return True
 
-    async def call(self, tier: str) -> bool:
-        """Return whether a worker of that tier hears us.
+    async def notify_tier(self, tier: str) -> bool:
+        """Make the workers of a tier look at its queue. Returns whether there are any.
 
         Raises:
-            Unpublished: the broker did not say.
-            BrokerRefused: this user may not ask.
+            Unpublished: the broker did not answer.
+            BrokerRefused: this user may not publish that.
         """
         properties = Basic.Properties(message_id=uuid4().hex)
         try:
-            question = _Outgoing(CONTROL, f"{TIER}.{tier}", b"", properties, asks=True)
-            await self._insist(question, SHORT_PATIENCE_S, tries=2)
+            notification = _Outgoing(CONTROL, f"{TIER}.{tier}", b"", properties, may_be_refused=True)
+            await self._publish_until_confirmed(notification, SHORT_PATIENCE_S, tries=2)
         except Unroutable:
             return False
         except BrokerRefused:
@@ -152,28 +153,28 @@ class Publisher:
             raise Unpublished(f"{TIER}.{tier}: {describe(fault)}") from fault
         return True
 
-    async def _answer(self, event: JobEvent, body: bytes, reply_to: str, correlation_id: str | None) -> None:
-        """A requester who does not take the answer has the event; the job does not suffer for it.
+    async def _reply(self, event: JobEvent, body: bytes, reply_to: str, correlation_id: str | None) -> None:
+        """Publish a terminal event to the request's ``reply_to``. A failure is logged and does not affect the job.
 
-        The name is a stranger's, the right to write is ours: our own queues are not for answers.
+        The producer chooses the queue, and this worker's login writes to it: so the system's own queues are refused.
         """
-        if reply_to.startswith(OURS) and not reply_to.startswith(CLIENTS):
-            _log.warning("reply refused: that queue is not for answers", reply_to=reply_to, event_type=event.type)
+        if reply_to.startswith(SYSTEM_PREFIX) and not reply_to.startswith(CLIENT_PREFIX):
+            _log.warning("reply refused: the queue is the system's own", reply_to=reply_to, event_type=event.type)
             return
-        # An id of its own: should the broker return this copy, the event's must not be taken for it.
+        # An id of its own: if the broker returns this copy, the event's publish must not be taken for it.
         properties = _event_properties(event, f"{event.id}.reply", correlation_id)
         message = _Outgoing("", reply_to, body, properties)
         try:
-            await self._insist(message, PATIENCE_S, tries=REPLY_TRIES)
+            await self._publish_until_confirmed(message, PATIENCE_S, tries=REPLY_TRIES)
         except BrokerError as fault:
-            _log.info("reply not taken", reply_to=reply_to, reason=describe(fault), event_type=event.type)
+            _log.info("reply not delivered", reply_to=reply_to, reason=describe(fault), event_type=event.type)
 
-    async def _insist(self, message: _Outgoing, patience_s: float, tries: int | None = None) -> None:
-        """Publish until confirmed; with ``tries``, only a lost link is tried again, so often in all.
+    async def _publish_until_confirmed(self, message: _Outgoing, patience_s: float, tries: int | None = None) -> None:
+        """Publish until confirmed. With ``tries``, retry a lost connection alone, up to so many tries in all.
 
         Raises:
             Unpublished: ``patience_s`` seconds have passed.
-            BrokerFault: with ``tries``, the fault that ended them.
+            BrokerError: with ``tries``, the error of the last one.
         """
         fault: BrokerError | None = None
         try:
@@ -182,7 +183,7 @@ class Publisher:
                     try:
                         return await self._publish_once(message)
                     except BrokerError as error:
-                        self._note(message, fault := error)
+                        self._on_error(message, fault := error)
                     if tries is not None and (tried == tries or not isinstance(fault, ConnectionLost)):
                         raise fault
                     await self._recover(message, fault)
@@ -191,17 +192,17 @@ class Publisher:
             why = "no confirm" if fault is None else describe(fault)
             raise Unpublished(f"{message.routing_key or message.exchange}: {why} in {patience_s:g} s") from fault
 
-    def _note(self, message: _Outgoing, fault: BrokerError) -> None:
+    def _on_error(self, message: _Outgoing, fault: BrokerError) -> None:
         if isinstance(fault, Nacked):
-            # The queue of a tier may be full for hours, which is no reason to connect anew all the time.
-            self._link.refused(RENEWED_FOR_A_TIER_S if message.asks else None)
-        if not (message.asks and isinstance(fault, Nacked | Unroutable)):
+            # The queue of a tier may be full for hours, which is no reason to reconnect all the time.
+            self._connection.publish_refused(TIER_RECONNECT_INTERVAL_S if message.may_be_refused else None)
+        if not (message.may_be_refused and isinstance(fault, Nacked | Unroutable)):
             self._on_fault(fault)
 
     async def _publish_once(self, message: _Outgoing) -> None:
-        channel = await self._link.channel()
+        channel = await self._connection.channel()
         with mapped():
-            # wait=False: the next publish need not wait until this one has left the socket's buffer.
+            # wait=False: the next publish need not wait until this one is sent.
             await channel.basic_publish(
                 message.body,
                 exchange=message.exchange,
@@ -212,10 +213,10 @@ class Publisher:
             )
 
     async def _recover(self, message: _Outgoing, fault: BrokerError) -> None:
-        """Both of our exchanges always have a queue: when one has not, somebody deleted it."""
+        """Declare the topology again: each of the exchanges has a queue unless somebody deleted it."""
         if message.exchange and isinstance(fault, Unroutable):
             with suppress(BrokerError):
-                await self._link.declare_again()
+                await self._connection.redeclare()
 
 
 def _event_properties(event: JobEvent | WorkerEvent, message_id: str, correlation_id: str | None) -> Basic.Properties:
@@ -231,5 +232,5 @@ def _event_properties(event: JobEvent | WorkerEvent, message_id: str, correlatio
 
 
 def _mode_of(event: JobEvent | WorkerEvent) -> int:
-    """The end of a job must outlive the broker's restart; that it began, or how far it was, is old news by then."""
+    """Return AMQP's delivery mode: a job's end must survive the broker's restart, its start and progress need not."""
     return TRANSIENT if isinstance(event, JobStarted | JobProgress) else PERSISTENT

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many requests may wait: agreed with the broker before the first one is taken, and never silently another number.
+"""The limit of the request queue: set and measured before the first request is taken, so that it is never another one.
 
-A limit can stand in two places. As the queue's argument ``x-max-length`` it needs nothing but AMQP, and can never be
-changed. As a policy it can be changed at any time, with every message staying where it is, but not through AMQP. Where
-both stand, the smaller one counts.
+A limit can be set in two places. As the queue's argument ``x-max-length`` it needs nothing but AMQP, and can never be
+changed. As a policy it can be changed at any time, with all messages kept, but not over AMQP. Where there are both, the
+smaller one counts.
 
 - With ``ACESTEP_MANAGEMENT_URL`` the queue is declared without the argument, and each start sets the policy.
-- Without it, a new queue gets the argument. On a queue that stands already, the limit may be what a person set.
+- Without it, a new queue gets the argument. On an existing queue, somebody may have set the limit otherwise.
 
-Either way the outcome is then measured. AMQP cannot read a policy, but a throw-away queue that the same pattern covers
-obeys it: it is sent one message more than the limit, and must keep exactly the limit. What differs stops the start,
-with the command that puts it right.
+Either way the limit in force is then measured. AMQP cannot read a policy, but it also applies to a throw-away queue
+that its pattern matches: that queue is sent one message more than the limit, and must keep exactly the limit. A
+mismatch stops the start, with the command that corrects it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from uuid import uuid4
 from pamqp.commands import Basic
 
 from acestep_consumer.broker.errors import BrokerRefused, mapped
-from acestep_consumer.broker.management import Management, vhost_of
+from acestep_consumer.broker.management import ManagementClient, vhost_of
 from acestep_consumer.broker.topology import (
     CAPACITY,
     CONTROL_LOG,
@@ -43,9 +43,8 @@ if TYPE_CHECKING:
 
     from acestep_consumer.config.settings import BrokerSettings
 
-# Of a larger limit only this much is measured, and the broker believed for the rest: so many messages are a second's
-# work, and more would delay the start.
-MEASURED_AT_MOST = 20_000
+# Of a larger limit no more than this is measured: so many messages take a second, and more would delay the start.
+MAX_MEASURED = 20_000
 _CALL_TIMEOUT_S = 20.0
 _TRANSIENT = 1
 _OTHER_LENGTH = re.compile(
@@ -55,12 +54,12 @@ _OTHER_LENGTH = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class LimitInForce:
-    """The limit as it stands.
+    """The limit in force.
 
     Attributes:
-        argument: the queue's own, None where it has none.
-        kept: how many messages were kept, of one more than wanted.
-        objection: why a worker would not start with that, and the commands that put it right; None: it would.
+        argument: the queue's own argument; None: it has none.
+        kept: how many messages a queue kept, of one more than wanted.
+        objection: why a worker would not start, and the commands that correct it; None: it would.
     """
 
     argument: int | None
@@ -68,52 +67,55 @@ class LimitInForce:
     objection: str | None
 
 
-async def agree(connection: AbstractConnection, settings: BrokerSettings) -> Topology:
-    """Make the broker hold ``settings.queue_maxsize`` waiting requests, and return the topology as it stands then.
+async def ensure_limit(connection: AbstractConnection, settings: BrokerSettings) -> Topology:
+    """Make ``settings.queue_maxsize`` the limit of waiting requests, and return the topology as it is then.
 
     Raises:
-        BrokerRefused: it does not, and a person has to act; the text holds the commands.
-        LinkLost: the broker or its management API is out of reach.
+        BrokerRefused: the limit is another one, and a person has to act; the text holds the commands.
+        ConnectionLost: the broker or its management API is unreachable.
     """
     if settings.management_url is not None:
-        await Management(settings).set_limit(settings.queue_maxsize)
-    limit = await _stand(connection, settings)
-    _judge(settings, limit, await _measure(connection, settings.queue_maxsize, limit))
+        async with ManagementClient(settings) as management:
+            await management.set_limit(settings.queue_maxsize)
+    limit = await _declare_with_limit(connection, settings)
+    _check(settings, limit, await _count_kept(connection, settings.queue_maxsize, limit))
     return topology_with(settings, limit)
 
 
-async def look(connection: AbstractConnection, settings: BrokerSettings) -> LimitInForce:
-    """Measure what holds now, and change nothing. The request queue must be there.
+async def measure(connection: AbstractConnection, settings: BrokerSettings) -> LimitInForce:
+    """Measure the limit in force without changing it. The request queue must exist.
 
     Raises:
-        BrokerRefused: the queue differs in more than its limit, or the user may not look.
-        LinkLost: the broker is out of reach.
+        BrokerRefused: the queue differs in more than its limit, or the user lacks a permission.
+        ConnectionLost: the broker is unreachable.
     """
-    argument = await _stand(connection, settings, only=GENERATE)
-    kept = await _measure(connection, settings.queue_maxsize, argument)
+    argument = await _declare_with_limit(connection, settings, only=GENERATE)
+    kept = await _count_kept(connection, settings.queue_maxsize, argument)
     try:
-        _judge(settings, argument, kept)
+        _check(settings, argument, kept)
     except BrokerRefused as refusal:
         return LimitInForce(argument, kept, str(refusal))
     return LimitInForce(argument, kept, None)
 
 
-async def _stand(connection: AbstractConnection, settings: BrokerSettings, only: str | None = None) -> int | None:
+async def _declare_with_limit(
+    connection: AbstractConnection, settings: BrokerSettings, only: str | None = None
+) -> int | None:
     """Declare the objects, or one queue alone, and return the limit that the request queue has as its argument.
 
-    A queue that stands keeps the argument that it was declared with; what stands already is not changed.
+    Existing objects are not changed: a queue keeps the argument that it was declared with.
     """
     limit = None if settings.management_url else settings.queue_maxsize
     try:
         await _declare(connection, _part(topology_with(settings, limit), only))
     except BrokerRefused as refusal:
-        limit = limit_told(refusal, GENERATE)
+        limit = declared_limit(refusal, GENERATE)
         await _declare(connection, _part(topology_with(settings, limit), only))
     return limit
 
 
-def limit_told(refusal: BrokerRefused, queue: str) -> int | None:
-    """Return the limit that this queue was declared with, where the refusal is about that; else raise the refusal."""
+def declared_limit(refusal: BrokerRefused, queue: str) -> int | None:
+    """Return the limit that the queue was declared with, if the refusal is about that; else raise the refusal."""
     found = _OTHER_LENGTH.search(str(refusal))
     if found is None or found[1] != queue:
         raise refusal
@@ -122,13 +124,13 @@ def limit_told(refusal: BrokerRefused, queue: str) -> int | None:
 
 def _part(whole: Topology, only: str | None) -> Topology:
     if only is None:
-        # The stream has no part in the limit, and after a crash of the broker it may be the last to come back.
+        # The stream does not matter for the limit, and may be the last to be available after a crash of the broker.
         return whole.without(CONTROL_LOG)
     return Topology((), tuple(queue for queue in whole.queues if queue.name == only), ())
 
 
 async def _declare(connection: AbstractConnection, wanted: Topology) -> None:
-    """On a channel of its own: the broker closes it over a refusal."""
+    """Declare on a channel of its own, which the broker closes over a refusal."""
     with mapped():
         channel = await connection.channel()
     await declare(channel, wanted)
@@ -136,14 +138,14 @@ async def _declare(connection: AbstractConnection, wanted: Topology) -> None:
         await channel.close()
 
 
-async def _measure(connection: AbstractConnection, wanted: int, argument: int | None) -> int:
+async def _count_kept(connection: AbstractConnection, wanted: int, argument: int | None) -> int:
     """Return how many messages a queue with this argument keeps, of one more than ``wanted``.
 
-    The queue is a classic one, whatever the real one is: on those the limit is exact.
+    The queue is a classic one, whatever the real one is: on classic queues the limit is exact.
     """
     name = f"{PROBES}{uuid4().hex}"
-    # Nothing is dead-lettered here: a user who may not write to the default exchange is refused at once, by name. The
-    # publishes would end the connection instead.
+    # Nothing is dead-lettered here: the argument makes the broker refuse a user without write permission on the default
+    # exchange, by name. Else the publishes would close the connection.
     arguments: ArgumentsType = {
         "x-queue-type": "classic",
         "x-overflow": "reject-publish",
@@ -155,8 +157,8 @@ async def _measure(connection: AbstractConnection, wanted: int, argument: int | 
         opened = await connection.channel(publisher_confirms=False)
         channel = cast("Channel", await opened.get_underlay_channel())
         await channel.queue_declare(name, exclusive=True, arguments=arguments, timeout=_CALL_TIMEOUT_S)
-        await _send(channel, name, min(wanted, MEASURED_AT_MOST) + 1)
-        # A get waits its turn behind the messages. Asking for their number does not: the queue answers that first.
+        await _send(channel, name, min(wanted, MAX_MEASURED) + 1)
+        # A get waits for the messages before it; a question for their number would be answered too early.
         first = await channel.basic_get(name, no_ack=True, timeout=_CALL_TIMEOUT_S)
         await channel.queue_delete(name, timeout=_CALL_TIMEOUT_S)
         await opened.close()
@@ -169,53 +171,53 @@ async def _send(channel: Channel, queue: str, count: int) -> None:
         await channel.basic_publish(b"", routing_key=queue, properties=properties, wait=False)
 
 
-def _judge(settings: BrokerSettings, argument: int | None, kept: int) -> None:
-    """Compare what was measured with what is wanted. Raises ``BrokerRefused``."""
+def _check(settings: BrokerSettings, argument: int | None, kept: int) -> None:
+    """Raise ``BrokerRefused`` where the measured limit is not the wanted one."""
     wanted = settings.queue_maxsize
     if argument is not None and argument < wanted:
-        raise BrokerRefused(_to_be_made_anew(settings, argument))
-    if kept <= MEASURED_AT_MOST or wanted <= MEASURED_AT_MOST:
+        raise BrokerRefused(_how_to_recreate(settings, argument))
+    if kept <= MAX_MEASURED or wanted <= MAX_MEASURED:
         if kept != wanted:
-            raise BrokerRefused(_to_be_set(settings, argument, kept))
+            raise BrokerRefused(_how_to_set(settings, argument, kept))
     elif settings.management_url is None and argument != wanted:
         raise BrokerRefused(
             f"ACESTEP_QUEUE_MAXSIZE is {wanted}, and {GENERATE} was declared otherwise. A limit above "
-            f"{MEASURED_AT_MOST:,} cannot be seen through AMQP: set ACESTEP_MANAGEMENT_URL, so that the worker sets it"
+            f"{MAX_MEASURED:,} cannot be measured over AMQP: set ACESTEP_MANAGEMENT_URL, so that the worker sets it"
         )
 
 
-def _to_be_set(settings: BrokerSettings, argument: int | None, kept: int) -> str:
+def _how_to_set(settings: BrokerSettings, argument: int | None, kept: int) -> str:
     wanted, vhost = settings.queue_maxsize, vhost_of(settings)
     if kept < wanted:
-        standing = f"a policy lets {GENERATE} hold only {kept:,} messages"
+        problem = f"a policy lets {GENERATE} hold only {kept:,} messages"
     elif argument is None:
-        standing = f"no policy limits {GENERATE} to {wanted:,} messages"
+        problem = f"no policy limits {GENERATE} to {wanted:,} messages"
     else:
-        standing = f"{GENERATE} was declared for {argument:,} messages, and no policy lowers that"
-    standing = f"{standing}, and ACESTEP_QUEUE_MAXSIZE is {wanted}"
+        problem = f"{GENERATE} was declared for {argument:,} messages, and no policy lowers that"
+    problem = f"{problem}, and ACESTEP_QUEUE_MAXSIZE is {wanted}"
     if settings.management_url is None:
         return (
-            f"{standing}. The messages stay where they are when you set ACESTEP_MANAGEMENT_URL, with which the worker "
+            f"{problem}. The messages stay where they are when you set ACESTEP_MANAGEMENT_URL, with which the worker "
             f"sets the policy itself, or run this and start again:\n{capacity_policy(wanted).as_command(vhost)}"
         )
     return (
-        f"{standing}, although the policy {CAPACITY} is set: another policy or an operator policy counts for queues "
+        f"{problem}, although the policy {CAPACITY} is set: another policy or an operator policy counts for queues "
         f"whose names begin with {GENERATE}; see rabbitmqctl list_policies and rabbitmqctl list_operator_policies"
     )
 
 
-def _to_be_made_anew(settings: BrokerSettings, argument: int) -> str:
+def _how_to_recreate(settings: BrokerSettings, argument: int) -> str:
     vhost = vhost_of(settings)
     where = shlex.quote(vhost)
     return (
         f"{GENERATE} was declared for {argument:,} messages (its argument x-max-length), and ACESTEP_QUEUE_MAXSIZE is "
         f"{settings.queue_maxsize}. RabbitMQ never changes a queue's argument, and a policy only lowers it: the queue "
-        f"must be made anew once it is empty. No request is lost this way:\n"
+        f"must be deleted and declared again once it is empty. No request is lost this way:\n"
         f"1. start workers with ACESTEP_QUEUE_MAXSIZE={argument} and without ACESTEP_MANAGEMENT_URL, unless some still "
-        f"run; while they run, let producers be refused:\n"
+        f"run; meanwhile, let the queue refuse new requests:\n"
         f"{capacity_policy(0).as_command(vhost)}\n"
         f"2. when the queue is empty, stop the workers and remove it:\n"
         f"rabbitmqctl delete_queue -p {where} {GENERATE} --if-empty --if-unused\n"
-        f"3. take the refusal away and start again; with ACESTEP_MANAGEMENT_URL this is the last time:\n"
+        f"3. clear the policy and start again; with ACESTEP_MANAGEMENT_URL this is never needed again:\n"
         f"rabbitmqctl clear_policy -p {where} {CAPACITY}"
     )

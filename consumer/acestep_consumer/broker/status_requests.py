@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is there? A message ``status`` on ``acestep.control`` makes every worker announce itself on the events exchange.
+"""Answers status requests: a message ``status`` on ``acestep.control`` makes every worker announce itself.
 
-Not answered one by one: a ``reply_to`` is a stranger's text, and a malformed one costs the connection.
+The answer goes to the events exchange and not to a ``reply_to``: RabbitMQ closes the connection over a malformed one.
 """
 
 from __future__ import annotations
@@ -25,44 +25,43 @@ if TYPE_CHECKING:
 
 STATUS = "status"
 RPC_TIMEOUT_S = 10.0
-# However often somebody asks.
-AT_MOST_EVERY_S = 1.0
+MIN_INTERVAL_S = 1.0
 
 
 class StatusRequests:
-    """Hears the question on ``link`` and calls ``announce``, once a second at most."""
+    """Receives the requests on ``connection`` and calls ``announce``, once a second at most."""
 
-    def __init__(self, link: BrokerConnection, announce: Callable[[], Awaitable[None]]) -> None:
-        self._link = link
+    def __init__(self, connection: BrokerConnection, announce: Callable[[], Awaitable[None]]) -> None:
+        self._connection = connection
         self._announce = announce
         self._announcing: asyncio.Task[None] | None = None
-        self._last_s = -AT_MOST_EVERY_S
+        self._last_s = -MIN_INTERVAL_S
 
     async def start(self) -> None:
-        """Listen, on this channel and on every later one. Raises ``BrokerRefused``."""
-        await self._link.attach(self._listen)
+        """Consume, on this channel and on every later one. Raises ``BrokerRefused``."""
+        await self._connection.attach(self._consume)
 
     async def stop(self) -> None:
         """Answer no more."""
-        self._link.detach(self._listen)
+        self._connection.detach(self._consume)
         if self._announcing is not None:
             self._announcing.cancel()
             with suppress(asyncio.CancelledError):
                 await self._announcing
 
-    async def _listen(self, channel: Channel) -> None:
+    async def _consume(self, channel: Channel) -> None:
         with mapped():
-            # Named by us: a login may be allowed what begins with `acestep.`, and no more.
+            # Not named by the broker: the login's permissions may cover names that begin with `acestep.` alone.
             queue = f"{CONTROL}.{uuid4().hex}"
             await channel.queue_declare(queue, exclusive=True, auto_delete=True, timeout=RPC_TIMEOUT_S)
             await channel.queue_bind(queue, CONTROL, STATUS, timeout=RPC_TIMEOUT_S)
-            await channel.basic_consume(queue, self._hear, no_ack=True, timeout=RPC_TIMEOUT_S)
+            await channel.basic_consume(queue, self._on_request, no_ack=True, timeout=RPC_TIMEOUT_S)
 
-    async def _hear(self, _: DeliveredMessage) -> None:
+    async def _on_request(self, _: DeliveredMessage) -> None:
         if self._announcing is None or self._announcing.done():
-            self._announcing = asyncio.create_task(self._answer(), name="roll call")
+            self._announcing = asyncio.create_task(self._answer(), name="status answer")
 
     async def _answer(self) -> None:
-        await asyncio.sleep(max(0.0, self._last_s + AT_MOST_EVERY_S - time.monotonic()))
+        await asyncio.sleep(max(0.0, self._last_s + MIN_INTERVAL_S - time.monotonic()))
         self._last_s = time.monotonic()
         await self._announce()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands on the broker, as plain data: exchanges, queues, bindings, and the policy that holds a limit.
+"""The topology as plain data: exchanges, queues, bindings, and the policy that holds the limit.
 
 The same data declares the objects at every connect and prints the definitions file that operators import.
 """
@@ -30,31 +30,31 @@ DEAD_LETTER = "acestep.dead-letter"
 NOTICES = "acestep.dead-letter.notices"
 CONTROL_LOG = "acestep.control.log"
 
-# The first word of a routing key of the control exchange.
+# First words of routing keys of the control exchange.
 CANCEL = "cancel"
 SYNC = "sync"
 
 CAPACITY = "acestep-capacity"
-# Throw-away queues on which the limit is measured carry this name and a number.
+# Prefix of throw-away queues on which the limit is measured.
 PROBES = f"{GENERATE}.probe-"
 
-# What was sent on waits in a queue of its tier: this, and the tier's name.
+# Prefix of the tier queues, in which forwarded requests wait.
 TIERS = f"{GENERATE}."
-# Followed by a tier's name, a routing key of the control exchange: is anybody of that tier there?
+# With a tier's name, a routing key of the control exchange: makes the workers of the tier look at its queue.
 TIER = "tier"
 
 MAX_PRIORITY = 9
 
-# Longer than a request may sensibly wait. RabbitMQ drops a stream's old segments as a whole, when it begins a new one.
+# Longer than a request may sensibly wait. RabbitMQ deletes a stream's old segments whole, when it begins a new one.
 CONTROL_LOG_DAYS = 7
-# Some 18,000 cancellations: 2 s for a worker that starts, and still below 10 s on a machine with no core to spare.
+# Some 18,000 cancellations, which a starting worker reads in 2 s, and in less than 10 s on a busy machine.
 CONTROL_LOG_BYTES = 4 << 20
 CONTROL_LOG_SEGMENT_BYTES = 512 << 10
 UNROUTED_KEPT = 10_000
 
-# RabbitMQ 4 drops a message from a quorum queue at its 21st delivery, and no terminal event would tell. The worker
-# counts attempts itself, so the broker's limit is set out of reach. Not by -1: RabbitMQ 3.10 reads that as a limit
-# already exceeded and drops the message at its first requeue.
+# RabbitMQ 4 drops a message from a quorum queue at its 21st delivery, without a terminal event. The worker counts
+# attempts itself, so the broker's limit is set out of reach. Not to -1: RabbitMQ 3.10 takes that for a limit already
+# exceeded and drops the message at its first requeue.
 UNREACHED_DELIVERY_LIMIT = 1_000_000
 
 Kind = Literal["classic", "quorum"]
@@ -77,15 +77,15 @@ class Queue:
     name: str
     arguments: Arguments
 
-    def bounded_by(self, limit: int | None) -> Queue:
-        """Return the same with another limit as its argument; None: without one."""
+    def with_limit(self, limit: int | None) -> Queue:
+        """Return the same queue with another limit as its argument; None: without one."""
         others = {name: value for name, value in self.arguments.items() if name != "x-max-length"}
         return Queue(self.name, others if limit is None else {**others, "x-max-length": limit})
 
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """Messages of ``exchange`` that match ``routing_key`` go to ``queue``."""
+    """Routes messages of ``exchange`` that match ``routing_key`` to ``queue``."""
 
     exchange: str
     queue: str
@@ -94,17 +94,17 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Arguments that the broker applies to queues by their name, and that can be changed while they hold messages."""
+    """A policy: arguments that the broker applies to queues by name, and that can be changed at any time."""
 
     name: str
     pattern: str
     definition: Arguments
-    # Above 0, which is what policies have by default: of those that match a queue, RabbitMQ applies one.
+    # Above the default of 0: of the policies that match a queue, RabbitMQ applies the one with the highest priority.
     priority: int = 10
     apply_to: str = "queues"
 
     def as_body(self) -> dict[str, JsonValue]:
-        """Return what the management API takes."""
+        """Return the body that the management API takes."""
         return {
             "pattern": self.pattern,
             "apply-to": self.apply_to,
@@ -113,7 +113,7 @@ class Policy:
         }
 
     def as_command(self, vhost: str) -> str:
-        """Return the line for a shell that sets it."""
+        """Return the ``rabbitmqctl`` command that sets it."""
         options = ["-p", vhost, "--priority", str(self.priority), "--apply-to", self.apply_to]
         return shlex.join(["rabbitmqctl", "set_policy", *options, self.name, self.pattern, json.dumps(self.definition)])
 
@@ -128,7 +128,7 @@ class Topology:
     policies: tuple[Policy, ...] = ()
 
     def without(self, queue: str) -> Topology:
-        """Return the same but for one queue."""
+        """Return the topology without one queue."""
         return replace(
             self,
             queues=tuple(each for each in self.queues if each.name != queue),
@@ -136,16 +136,16 @@ class Topology:
         )
 
     def tier_queue(self, tier: str) -> Queue:
-        """Return the queue of that tier: the producers' in everything but its name."""
+        """Return the queue of a tier: like the producers' queue, under another name."""
         requests = next(queue for queue in self.queues if queue.name == GENERATE)
         return replace(requests, name=tier_queue(tier))
 
     def with_tiers(self, tiers: Iterable[str]) -> Topology:
-        """Return the same and the queues of these tiers."""
+        """Return the topology with the queues of these tiers added."""
         return replace(self, queues=(*self.queues, *map(self.tier_queue, tiers)))
 
     def as_definitions(self, vhost: str = "/") -> dict[str, list[dict[str, JsonValue]]]:
-        """Return the JSON that ``rabbitmqctl import_definitions`` and the management API take."""
+        """Return the JSON that ``rabbitmqctl import_definitions`` and the management API import."""
         definitions: dict[str, list[dict[str, JsonValue]]] = {
             "exchanges": [_exchange_definition(exchange, vhost) for exchange in self.exchanges],
             "queues": [_queue_definition(queue, vhost) for queue in self.queues],
@@ -158,24 +158,24 @@ class Topology:
 
 
 def capacity_policy(limit: int) -> Policy:
-    """Return the policy that lets ``limit`` requests wait; the next publish is refused."""
+    """Return the policy under which ``limit`` requests may wait and the next publish is refused."""
     return Policy(CAPACITY, "^acestep[.]generate($|[.])", {"max-length": limit, "overflow": "reject-publish"})
 
 
 def tier_queue(tier: str) -> str:
-    """Return the name of the queue of what was sent on to that tier."""
+    """Return the name of the queue of a tier."""
     return f"{TIERS}{tier}"
 
 
 def tier_of(queue: str) -> str | None:
-    """Return the tier whose queue has that name; None: it is no such queue."""
+    """Return the tier whose queue has this name; None: it is no tier queue."""
     return queue.removeprefix(TIERS) if queue.startswith(TIERS) and not queue.startswith(PROBES) else None
 
 
 def topology(settings: BrokerSettings) -> Topology:
-    """Return the objects that the worker wants, for the queue type and the length limit of ``settings``.
+    """Return the objects that a worker declares, for the queue type and the limit in ``settings``.
 
-    A policy holds the limit where the worker can set one, else the queue's own argument.
+    A policy holds the limit where the worker can set one, else the queue's argument.
     """
     if settings.management_url is None:
         return topology_with(settings, settings.queue_maxsize)
@@ -185,7 +185,7 @@ def topology(settings: BrokerSettings) -> Topology:
 def topology_with(settings: BrokerSettings, limit: int | None) -> Topology:
     """Return the objects with ``limit`` as the request queue's argument; None: without one.
 
-    What a queue dead-letters to comes before the queue: a message that finds its target missing is lost.
+    The exchange that a queue dead-letters to comes before the queue: messages are lost while it is missing.
     """
     kind = settings.queue_type
     return Topology(
@@ -197,14 +197,15 @@ def topology_with(settings: BrokerSettings, limit: int | None) -> Topology:
             Exchange(REQUESTS, "topic"),
         ),
         queues=(
-            Queue(DEAD_LETTER, _lasting(kind)),
-            # Not bounded, as the queue beside it. A limit could only drop a notice, and then a producer waits for ever,
-            # or refuse it, and then a worker's dead letter counts as not published and is sent twice. A running worker
-            # keeps it empty. Without workers it grows with what expires, until RabbitMQ's disk limit stops producers.
-            Queue(NOTICES, _lasting(kind)),
-            Queue(CONTROL_LOG, _kept()),
-            Queue(UNROUTED, {**_lasting(kind), "x-max-length": UNROUTED_KEPT, "x-overflow": "drop-head"}),
-            Queue(GENERATE, {**_lasting(kind), **_bounded(kind, limit)}),
+            Queue(DEAD_LETTER, _durable(kind)),
+            # Without a limit, like the queue before it. A limit could only drop a notice, and then a producer waits for
+            # ever, or refuse it, and then a worker's dead letter counts as unpublished and is sent twice. A running
+            # worker keeps it empty. Without workers it grows with expired requests, until RabbitMQ's disk limit stops
+            # producers.
+            Queue(NOTICES, _durable(kind)),
+            Queue(CONTROL_LOG, _stream()),
+            Queue(UNROUTED, {**_durable(kind), "x-max-length": UNROUTED_KEPT, "x-overflow": "drop-head"}),
+            Queue(GENERATE, {**_durable(kind), **_limited(kind, limit)}),
         ),
         bindings=(
             Binding(DEAD_LETTER, DEAD_LETTER, ""),
@@ -217,15 +218,15 @@ def topology_with(settings: BrokerSettings, limit: int | None) -> Topology:
     )
 
 
-def _lasting(kind: Kind) -> Arguments:
-    """The type is always named: a virtual host may have another default."""
+def _durable(kind: Kind) -> Arguments:
+    """Name the type always, because a virtual host may have another default."""
     if kind == "classic":
         return {"x-queue-type": "classic"}
     return {"x-queue-type": "quorum", "x-delivery-limit": UNREACHED_DELIVERY_LIMIT}
 
 
-def _kept() -> Arguments:
-    """A stream: what is read stays, for a time and up to a size."""
+def _stream() -> Arguments:
+    """A stream keeps messages that were read, for a time and up to a size."""
     return {
         "x-queue-type": "stream",
         "x-max-age": f"{CONTROL_LOG_DAYS}D",
@@ -234,12 +235,12 @@ def _kept() -> Arguments:
     }
 
 
-def _bounded(kind: Kind, limit: int | None) -> Arguments:
+def _limited(kind: Kind, limit: int | None) -> Arguments:
     arguments: Arguments = {"x-overflow": "reject-publish", "x-dead-letter-exchange": DEAD_LETTER}
     if limit is not None:
         arguments["x-max-length"] = limit
     if kind == "classic":
-        # Quorum queues know priorities without being asked, and refuse this argument.
+        # Quorum queues have priorities without this argument, and refuse it.
         return {**arguments, "x-max-priority": MAX_PRIORITY}
     return {**arguments, "x-dead-letter-strategy": "at-least-once"}
 
@@ -278,7 +279,7 @@ def _binding_definition(binding: Binding, vhost: str) -> dict[str, JsonValue]:
 
 
 async def declare(channel: AbstractChannel, wanted: Topology) -> None:
-    """Create what is missing; what is there as wanted stays untouched. Raises ``BrokerFault``."""
+    """Declare the objects; existing ones that are the same are not changed. Raises ``BrokerError``."""
     with mapped():
         for exchange in wanted.exchanges:
             await channel.declare_exchange(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is different from one RabbitMQ to the next, as far as it matters here. Pure.
+"""Differences between RabbitMQ versions: priorities, streams, and how long they wait for an ack. Pure.
 
-Tested are 3.10.8 and 4.3.6. How long a version waits for an ack has a module of its own, ``ack_timeout``.
+Tested with 3.10.8 and 4.3.6.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _NUMBER = re.compile(r"(\d+)\.(\d+)")
 
 
 def number_of(version: str | None) -> Version | None:
-    """Read ``3.10.8`` as (3, 10); None for what does not begin like that."""
+    """Return (3, 10) for ``3.10.8``; None where the text does not begin with a version."""
     found = _NUMBER.match(version or "")
     return (int(found[1]), int(found[2])) if found else None
 
 
 def untested(version: Version) -> str | None:
-    """Say in which direction a version lies outside those that are supported; None: it is one of them."""
+    """Return a note for a version older or newer than the supported ones; None: it is one of them."""
     if version < OLDEST:
         return f"older than {OLDEST[0]}.{OLDEST[1]}, the oldest supported one"
     if version > NEWEST:
@@ -43,7 +43,7 @@ def untested(version: Version) -> str | None:
 
 
 def differences(version: Version, queue_type: str) -> Iterator[str]:
-    """Yield what to expect of this version with this kind of queue, a line each."""
+    """Yield the properties of this queue type in this version, a line each."""
     if queue_type == "classic":
         yield "classic queue: the limit is exact, priorities 0 to 9"
         return
@@ -51,48 +51,47 @@ def differences(version: Version, queue_type: str) -> Iterator[str]:
     if version < _TWO_PRIORITIES:
         yield "quorum queues ignore priorities before RabbitMQ 4.0"
     elif version < _ALL_PRIORITIES:
-        yield "quorum queues know two priorities before RabbitMQ 4.3: up to 4, and above"
+        yield "quorum queues have two priorities before RabbitMQ 4.3: up to 4, and above"
     else:
         yield "quorum queues honour priorities"
 
 
 # RabbitMQ's default since 3.8.17.
 DEFAULT_S = 1_800.0
-# The longest that a job is believed to take where the operator sets no limit: the largest batch on a slow card.
-BELIEVED_LONGEST_S = 7_200.0
+# The longest job to expect where the operator sets no limit: the largest batch on a slow GPU.
+LONGEST_JOB_S = 7_200.0
 
 _ASKED_BY_CONSUMERS = (3, 12)
 _NONE_ON_CLASSIC = (4, 3)
-_VERSION = re.compile(r"(\d+)\.(\d+)")
 
 
 def ack_timeout_warning(
     version: str | None, queue_type: str, longest_s: float | None, broker_s: float | None
 ) -> str | None:
-    """Return what to tell the operator at start; None when the broker waits long enough, or is an unknown one.
+    """Return a warning for the operator; None: the broker waits long enough, or its version is unknown.
 
     Args:
         version: the broker's, such as ``3.10.8``.
         queue_type: ``classic`` or ``quorum``.
-        longest_s: the most seconds that one job may run; None: not limited. Jobs in hand run together, so that no
+        longest_s: the most seconds that one job may run; None: no limit. Jobs of a worker run together, so that no
             delivery waits for another.
-        broker_s: the broker's ``consumer_timeout`` in seconds, 0: off, as far as the operator told; None: the default.
+        broker_s: the broker's ``consumer_timeout`` in seconds as the operator set it, 0: off; None: the default.
     """
-    if version is None or (number := _number(version)) is None:
+    if version is None or (number := number_of(version)) is None:
         return None
-    limit_s, worst_s = _limit_s(number, queue_type, broker_s), longest_s or BELIEVED_LONGEST_S
+    limit_s, worst_s = _limit_s(number, queue_type, broker_s), longest_s or LONGEST_JOB_S
     if limit_s >= worst_s:
         return None
-    # Room for the upload and the event, and the broker looks only once a minute.
-    enough_ms = math.ceil(max(BELIEVED_LONGEST_S, 2 * worst_s if longest_s else 0)) * 1_000
+    # Twice as long leaves time for the upload and the event; and the broker checks once a minute.
+    enough_ms = math.ceil(max(LONGEST_JOB_S, 2 * worst_s if longest_s else 0)) * 1_000
     source = "its default" if broker_s is None else "as ACESTEP_AMQP_CONSUMER_TIMEOUT_S says"
     worst = "no limit is set on a job" if longest_s is None else f"a job may run {longest_s:g} s"
     return (
-        f"RabbitMQ {version} takes a message back after {limit_s:g} s without an ack (consumer_timeout, {source}), and "
+        f"RabbitMQ {version} requeues a message after {limit_s:g} s without an ack (consumer_timeout, {source}), and "
         f"{worst} (ACESTEP_EXECUTION_TIMEOUT_S): longer jobs would be done again and again. Set `consumer_timeout = "
         f"{enough_ms}` in rabbitmq.conf, or until its restart run `rabbitmqctl eval 'application:set_env(rabbit, "
         f"consumer_timeout, {enough_ms}).'`; then start the worker with ACESTEP_AMQP_CONSUMER_TIMEOUT_S="
-        f"{enough_ms // 1_000}, because AMQP does not tell"
+        f"{enough_ms // 1_000}, which cannot be read over AMQP"
     )
 
 
@@ -102,8 +101,3 @@ def _limit_s(version: tuple[int, int], queue_type: str, broker_s: float | None) 
     if queue_type == "classic" and version >= _NONE_ON_CLASSIC:
         return math.inf
     return math.inf if broker_s == 0 else DEFAULT_S if broker_s is None else broker_s
-
-
-def _number(version: str) -> tuple[int, int] | None:
-    found = _VERSION.match(version)
-    return (int(found[1]), int(found[2])) if found else None

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The client: a connection to the broker, and everything a producer or a subscriber does with it."""
+"""The client: submits requests, follows and cancels jobs, downloads songs, subscribes to events."""
 
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self, TypedDict, Unpack
 from uuid import uuid4
 
 import aio_pika
@@ -17,184 +18,202 @@ from acestep_consumer.broker.errors import BrokerError, BrokerRefused, Nacked, U
 from acestep_consumer.broker.topology import CONTROL, EVENTS, GENERATE, REQUESTS
 from acestep_consumer.client.connection import NOT_DECLARED, ClientConnection, as_client_error
 from acestep_consumer.client.dispatcher import Dispatcher
-from acestep_consumer.client.errors import InvalidTaskId, NoQueue, NoSongs, QueueFull
-from acestep_consumer.client.estimate import QueueEstimate, RequestQueueDepth, outlook_of
+from acestep_consumer.client.errors import ClientError, InvalidTaskId, NoQueue, QueueFull, no_songs
+from acestep_consumer.client.estimate import QueueEstimate, RequestQueueDepth, RetryAfter, estimate
 from acestep_consumer.client.job import JobHandle
 from acestep_consumer.client.results import Results
-from acestep_consumer.client.retry_after import RetryAfter
 from acestep_consumer.client.subscription import Subscription
-from acestep_consumer.client.worker_survey import QUESTION, muster
-from acestep_consumer.config import settings as settings_module
-from acestep_consumer.config.settings import StorageSettings
+from acestep_consumer.client.worker_survey import STATUS_REQUEST, survey_workers
 from acestep_schemas.events import JobCompleted, JobEvent, TerminalEvent, Worker, WorkerEvent
 from acestep_schemas.request import TASK_ID_PATTERN
+from acestep_schemas.request_body import RequestBody
+
+if TYPE_CHECKING:
+    from acestep_consumer.config.settings import StorageSettings
 
 ROUTING_KEY: Final = "generate"
-MAY_NOT_ASK: Final = f"this login may not hear {EVENTS}, or not publish `{QUESTION}` to {CONTROL}"
+MAY_NOT_ASK: Final = f"this login may not read {EVENTS}, or not publish `{STATUS_REQUEST}` to {CONTROL}"
 EVERYTHING: Final = ("job.#", "worker.#")
+# Publishes of `submit_many` that wait for their confirm at the same time.
+_IN_FLIGHT: Final = 100
+_SURVEY_TIMEOUT_S: Final = 2.0
 _TASK_ID: Final = re.compile(TASK_ID_PATTERN)
+
+AnyRequest = RequestBody | Mapping[str, object]
+"""A body as ACE-Step's ``POST /release_task`` takes it. Annotate one as ``RequestBody``, and its fields are checked."""
+
+
+class RequestOptions(TypedDict, total=False):
+    """The AMQP properties of a request."""
+
+    priority: int
+    """0 (the default) to 9; 9 goes first."""
+    correlation_id: str | None
+    """Comes back in the properties of every event."""
+    reply_to: str | None
+    """A queue that gets the terminal event as well."""
+    expiration_s: float | None
+    """Seconds that the request may wait in the queue."""
 
 
 class Client:
-    """A producer's and subscriber's connection; an async context manager. A lost connection is made again by itself.
+    """A connection for producers and subscribers; an async context manager. A lost connection is re-established.
 
     Args:
         url: the broker, ``amqp://`` or ``amqps://``; of a cluster, its nodes' URLs, comma-separated. None: broker and
-            storage as the environment and ``.env`` say (``ACESTEP_AMQP_URL``, ``ACESTEP_S3_…``, ``AWS_…``).
-        storage: where results are. Without it, downloads need presigned URLs in the events, and a job that had ended
-            before anybody listened to it cannot be told from one that waits.
-        patience_s: how long a publish goes on over lost connections, in seconds.
+            storage are read from the environment and ``.env`` (``ACESTEP_AMQP_URL``, ``ACESTEP_S3_…``, ``AWS_…``).
+        storage: where results are stored. Without it, downloads need presigned URLs in the events, and a job that ended
+            before this client followed it looks the same as one that waits.
+        patience_s: seconds that a publish is retried over lost connections.
     """
 
     def __init__(
-        self, url: str | None = None, *, storage: StorageSettings | None = None, patience_s: float = 30.0
+        self, url: str | None = None, *, storage: "StorageSettings | None" = None, patience_s: float = 30.0
     ) -> None:
         if url is None:
-            found = settings_module.load()
+            from acestep_consumer.config.settings import load  # noqa: PLC0415 - python-dotenv, which only this needs
+
+            found = load()
             url, storage = found.broker.every_url.get_secret_value(), storage or found.storage
-        self._line = ClientConnection(url, patience_s)
-        self._endings = None if storage is None else Results(storage)
-        self._pace = RetryAfter()
-        self._inbox = Dispatcher(self._line, self._endings, self._pace.hear)
+        self._connection = ClientConnection(url, patience_s)
+        self._results = None if storage is None else Results(storage)
+        self._retry_after = RetryAfter()
+        self._dispatcher = Dispatcher(self._connection, self._results, self._retry_after.learn)
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        await self._stack.enter_async_context(self._line)
-        self._stack.push_async_callback(self._inbox.close)
-        if self._endings is not None:
-            self._stack.push_async_callback(self._endings.close)
+        await self._stack.enter_async_context(self._connection)
+        self._stack.push_async_callback(self._dispatcher.close)
+        if self._results is not None:
+            self._stack.push_async_callback(self._results.close)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    async def submit(
-        self,
-        request: Mapping[str, object],
-        *,
-        priority: int = 0,
-        correlation_id: str | None = None,
-        reply_to: str | None = None,
-        expiration_s: float | None = None,
-    ) -> str:
-        """Publish one request and wait for the broker's confirm. Returns its task id; hears nothing of the job.
+    async def submit(self, request: AnyRequest, **options: Unpack[RequestOptions]) -> str:
+        """Publish one request and wait for the broker's confirm. Returns its task id; does not follow the job.
 
-        ``outlook``, right after it, says what it can expect.
+        ``outlook``, right after it, estimates the waiting time.
 
         Args:
             request: a body as ACE-Step's ``POST /release_task`` takes it; gets a ``task_id`` when it has none.
-            priority: 0 to 9; 9 goes first.
-            correlation_id: comes back in the properties of every event.
-            reply_to: a queue that gets the terminal event as well.
-            expiration_s: seconds that the request may wait in the queue.
+            options: ``priority`` (0 to 9; 9 goes first), ``correlation_id`` (comes back in the properties of every
+                event), ``reply_to`` (a queue that gets the terminal event as well), ``expiration_s`` (seconds that the
+                request may wait in the queue).
 
         Raises:
-            InvalidTaskId: the request's ``task_id`` is none; nothing was sent.
-            QueueFull: the broker refused it; ``retry_after`` says when to try again.
-            NoQueue: no worker has declared the queues yet.
-            Unreachable: the connection was lost; whether the request was taken may be unknown, and sending the same
+            InvalidTaskId: the request's ``task_id`` is malformed; nothing was sent.
+            QueueFull: the broker refused the request; ``retry_after`` says when to try again.
+            NoQueue: the queues are not declared yet.
+            Unreachable: the connection was lost; whether the request was accepted may be unknown, and sending the same
                 task id again is safe.
         """
-        task_id = _id_of(request)
-        message = aio_pika.Message(
-            json.dumps({**request, "task_id": task_id}).encode(),
-            content_type="application/json",
-            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-            message_id=task_id,
-            correlation_id=correlation_id,
-            reply_to=reply_to,
-            priority=priority,
-            expiration=expiration_s,
-            timestamp=datetime.now(UTC),
-        )
+        encoded = _encoded(request)
         try:
-            await self._line.publish(REQUESTS, ROUTING_KEY, message)
-        except Unroutable as fault:
-            raise NoQueue(f"no queue takes requests yet; {NOT_DECLARED}") from fault
+            await self._publish_request(encoded, **options)
         except Nacked as fault:
             raise await self._queue_full() from fault
-        return task_id
+        return encoded.task_id
 
-    async def outlook(self, within_s: float = 2.0) -> QueueEstimate:
-        """Say what a request that was submitted just now can expect: its place, and the seconds until its songs.
+    async def submit_many(self, requests: Iterable[AnyRequest], **options: Unpack[RequestOptions]) -> tuple[str, ...]:
+        """Publish several requests, many at a time, and wait for the confirms. Returns the task ids in their order.
 
-        Never an error, and apart from ``submit``: it asks the broker how many wait and each worker what it has in hand
-        and how long its latest jobs took, and returns as soon as all have answered. That is a few milliseconds; a
-        worker answers once a second at most, so do not ask for each request of a thousand. A login that may not hear
-        or ask the workers gets ``position`` alone.
-
-        A job's turn comes when the jobs in hand and those before it have left room; then it takes as long as jobs do.
-        Left out is what nobody can know: priorities (whoever has a higher one goes first, whenever it comes), that
-        requests differ in length and songs, which workers come and go, and whether workers that were half empty lately
-        are as quick when they are full.
+        It stops at the first error. The error's ``accepted`` then has, for each request in turn, the task id or None:
+        go on with those that have None. Give requests task ids of your own if one may be sent again after
+        ``Unreachable``: with the same id that is safe.
 
         Args:
-            within_s: after this many seconds it is said without those who have not answered.
-        """
-        depth: RequestQueueDepth | None = None
-        answers: dict[str, Worker] = {}
-        trouble = None
-        try:
-            async with asyncio.timeout(within_s):
-                ready, consumers = await self._line.depth(GENERATE)
-                depth = RequestQueueDepth(ready=ready, consumers=consumers)
-                await muster(self._line, answers, consumers, self._pace.hear)
-        except TimeoutError:
-            pass  # what was not said in time is missing below
-        except BrokerError as fault:
-            # The refusal's own text says what a worker's login needs, which is more than this one should get.
-            may_not = depth is not None and isinstance(fault, BrokerRefused)
-            trouble = MAY_NOT_ASK if may_not else describe(fault)
-        return outlook_of(depth, tuple(answers.values()), self._pace.job_s, trouble)
+            requests: bodies as ``submit`` takes them.
+            options: as for ``submit``; they hold for all requests.
 
-    async def start(
-        self,
-        request: Mapping[str, object],
-        *,
-        priority: int = 0,
-        correlation_id: str | None = None,
-        expiration_s: float | None = None,
-    ) -> JobHandle:
-        """Publish one request as ``submit`` does, and listen to its job from before that: no event is missed."""
+        Raises:
+            InvalidTaskId: a request's ``task_id`` is malformed; nothing was sent.
+            ClientError: as for ``submit``.
+        """
+        encoded = [_encoded(request) for request in requests]
+        accepted: list[str | None] = [None] * len(encoded)
+        faults: list[Nacked | ClientError] = []
+        remaining = iter(enumerate(encoded))
+
+        async def publish() -> None:
+            for index, each in remaining:
+                try:
+                    await self._publish_request(each, **options)
+                except (Nacked, ClientError) as fault:
+                    faults.append(fault)
+                else:
+                    accepted[index] = each.task_id
+                if faults:
+                    return
+
+        await asyncio.gather(*(publish() for _ in range(min(_IN_FLIGHT, len(encoded)))))
+        if faults:
+            first = faults[0]
+            error = first if isinstance(first, ClientError) else await self._queue_full()
+            error.accepted = tuple(accepted)
+            raise error from (first.__cause__ if error is first else first)
+        return tuple(each.task_id for each in encoded)
+
+    async def outlook(self, within_s: float = _SURVEY_TIMEOUT_S) -> QueueEstimate:
+        """Estimate place and waiting time of a request that was submitted just now.
+
+        Never an error, and apart from ``submit``: it asks the broker how many requests wait, and each worker how many
+        jobs it runs and how long its latest ones took, and returns as soon as all have answered. That takes a few
+        milliseconds; a worker answers once a second at most, so do not ask for each request of a thousand. A login that
+        may not ask the workers or read their answers gets ``position`` alone.
+
+        A job's turn comes when the running jobs and those before it have left room; then it takes as long as jobs do.
+        Priorities are left out (a request with a higher one goes first whenever it comes), and so are differences in
+        length and number of songs, workers that come and go, and that a worker gets slower when it is full.
+
+        Args:
+            within_s: after this many seconds, workers that have not answered are left out.
+        """
+        depth, answers, problem = await self._survey(within_s)
+        return estimate(depth, answers, self._retry_after.job_s, problem)
+
+    async def start(self, request: AnyRequest, **options: Unpack[RequestOptions]) -> JobHandle:
+        """Publish one request as ``submit`` does, and follow its job from before that: no event is missed."""
         task_id = _id_of(request)
         job = JobHandle(task_id, self, since=datetime.now(UTC))
-        await self._inbox.follow(job)
+        await self._dispatcher.follow(job)
         try:
-            await self.submit(
-                {**request, "task_id": task_id},
-                priority=priority,
-                correlation_id=correlation_id,
-                expiration_s=expiration_s,
-            )
+            await self.submit({**request, "task_id": task_id}, **options)
         except BaseException:
-            await self._inbox.leave(job)
+            await self._dispatcher.unfollow(job)
             raise
         return job
 
     async def job(self, task_id: str) -> JobHandle:
-        """Listen to a job that somebody submitted, now or long ago. An end that came before is found in storage."""
+        """Follow a job that somebody submitted, now or long ago. An end that came before is found in storage."""
         job = JobHandle(_checked(task_id), self)
-        await self._inbox.follow(job)
-        self._inbox.look(job)
+        await self._dispatcher.follow(job)
+        self._dispatcher.look_up(job)
         return job
 
     async def wait(self, task_id: str, timeout_s: float | None = None) -> TerminalEvent:
         """Return the terminal event of a job, also when it ended before this call.
 
+        Args:
+            task_id: the job's id.
+            timeout_s: seconds to wait. None: without a limit, but only as long as such a job can exist; see
+                ``Job.wait``.
+
         Raises:
-            NotEndedYet: it has not ended within ``timeout_s`` seconds; it goes on.
+            NotEndedYet: the job goes on; or no such job is known.
         """
         job = await self.job(task_id)
         try:
             return await job.wait(timeout_s)
         finally:
-            await self._inbox.leave(job)
+            await self._dispatcher.unfollow(job)
 
     async def cancel(self, task_id: str) -> None:
         """Ask for a job to stop, waiting or running; ``wait`` tells how it ended. Returns at the broker's confirm.
 
         Raises:
-            NoQueue: nobody is there to hear it.
+            NoQueue: the queues are not declared yet.
         """
         message = aio_pika.Message(
             b"",
@@ -203,48 +222,55 @@ class Client:
             timestamp=datetime.now(UTC),
         )
         try:
-            await self._line.publish(CONTROL, f"cancel.{_checked(task_id)}", message)
+            await self._connection.publish(CONTROL, f"cancel.{_checked(task_id)}", message)
         except (Unroutable, Nacked) as fault:
-            raise NoQueue(f"no worker hears that {task_id} is to stop; {NOT_DECLARED}") from fault
+            raise NoQueue(f"no queue takes the cancellation of {task_id}; {NOT_DECLARED}") from fault
+
+    async def is_idle(self) -> bool:
+        """Whether no request waits and no worker runs a job; False where that cannot be known."""
+        depth, answers, _ = await self._survey(_SURVEY_TIMEOUT_S)
+        busy = any(worker.in_hand for worker in answers)
+        return depth is not None and not depth.ready and bool(answers) and not busy
 
     async def call_roll(self) -> None:
-        """Ask every worker to announce itself; ``stream("worker.#")`` hears the answers, if there are any.
+        """Ask every worker to announce itself; ``stream("worker.#")`` yields the answers, if there are any.
 
         Raises:
             Unreachable: the connection was lost, or this login may not ask.
-            NoQueue: nothing is declared yet.
+            NoQueue: the queues are not declared yet.
         """
         with as_client_error("the workers were not asked"):
-            await self._line.ask(CONTROL, QUESTION)
+            await self._connection.publish_once(CONTROL, STATUS_REQUEST)
 
     async def result(self, event_or_id: TerminalEvent | str, folder: Path | str) -> tuple[Path, ...]:
-        """Download a job's songs to ``folder`` and compare size and SHA-256. Returns the files, in the songs' order.
+        """Download a job's songs to ``folder`` and verify size and SHA-256. Returns the files, in the songs' order.
 
-        Files appear whole or not at all; ones that are there already are left alone, and an interrupted download goes
-        on where it stopped.
+        Files appear whole or not at all. Those that are there already are left alone, and an interrupted download is
+        resumed.
 
         Args:
             event_or_id: the terminal event, or the id of a job (this waits for its end).
             folder: made when missing.
 
         Raises:
-            NoSongs: the job ended without any.
-            DownloadFailed: a song cannot be had, or is not what the event describes.
+            NoSongs: the job ended without songs; its subclasses say how.
+            DownloadFailed: a song cannot be fetched, or is not the one that the event describes.
         """
         event = await self.wait(event_or_id) if isinstance(event_or_id, str) else event_or_id
         if not isinstance(event, JobCompleted) or not event.data.audios:
-            raise NoSongs(event)
+            raise no_songs(event)
         from acestep_consumer.client.download import download  # noqa: PLC0415 - an HTTP client, which many programs never need
 
-        return await download(event.data, Path(folder), self._endings)
+        return await download(event.data, Path(folder), self._results)
 
     @asynccontextmanager
     async def subscribe(self, *routing_keys: str) -> AsyncIterator[AsyncIterator[JobEvent | WorkerEvent]]:
-        """Hear events whose routing key matches, from now on: ``job.#`` all jobs, ``worker.#`` workers; none: both.
+        """Subscribe to events by routing key: ``job.#`` for all jobs, ``worker.#`` for workers; none: both.
 
-        What is submitted inside the block is heard. Raises ``NoQueue`` when nothing is declared yet.
+        From the beginning of the block on, no event is missed. Raises ``NoQueue`` when the queues are not declared yet.
         """
-        async with Subscription(self._line, routing_keys or EVERYTHING, listener=self._pace.hear) as events:
+        keys = routing_keys or EVERYTHING
+        async with Subscription(self._connection, keys, listener=self._retry_after.learn) as events:
             yield events
 
     async def stream(self, *routing_keys: str) -> AsyncGenerator[JobEvent | WorkerEvent, None]:
@@ -253,19 +279,76 @@ class Client:
             async for event in events:
                 yield event
 
+    async def _publish_request(
+        self,
+        encoded: "_RequestMessage",
+        *,
+        priority: int = 0,
+        correlation_id: str | None = None,
+        reply_to: str | None = None,
+        expiration_s: float | None = None,
+    ) -> None:
+        """Publish a request. Raises ``Nacked`` where the queue is full, else ``ClientError``."""
+        message = aio_pika.Message(
+            encoded.body,
+            content_type="application/json",
+            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+            message_id=encoded.task_id,
+            correlation_id=correlation_id,
+            reply_to=reply_to,
+            priority=priority,
+            expiration=expiration_s,
+            timestamp=datetime.now(UTC),
+        )
+        try:
+            await self._connection.publish(REQUESTS, ROUTING_KEY, message)
+        except Unroutable as fault:
+            raise NoQueue(f"no queue takes requests yet; {NOT_DECLARED}") from fault
+
+    async def _survey(self, within_s: float) -> tuple[RequestQueueDepth | None, tuple[Worker, ...], str | None]:
+        """Return the queue's depth, the workers' answers, and why something could not be asked."""
+        depth: RequestQueueDepth | None = None
+        answers: dict[str, Worker] = {}
+        problem = None
+        try:
+            async with asyncio.timeout(within_s):
+                ready, consumers = await self._connection.depth(GENERATE)
+                depth = RequestQueueDepth(ready=ready, consumers=consumers)
+                await survey_workers(self._connection, answers, consumers, self._retry_after.learn)
+        except TimeoutError:
+            pass  # the answers so far are what there is
+        except BrokerError as fault:
+            # The refusal's own text says what a worker's login needs, which is more than this one should get.
+            may_not = depth is not None and isinstance(fault, BrokerRefused)
+            problem = MAY_NOT_ASK if may_not else describe(fault)
+        return depth, tuple(answers.values()), problem
+
     async def _queue_full(self) -> QueueFull:
         waiting = workers = None
         with suppress(BrokerError):  # this login may be allowed to publish alone
-            waiting, workers = await self._line.depth(GENERATE)
-        return QueueFull(self._pace.retry_after(workers), waiting, workers)
+            waiting, workers = await self._connection.depth(GENERATE)
+        return QueueFull(self._retry_after.retry_after(workers), waiting, workers)
 
 
-def _id_of(request: Mapping[str, object]) -> str:
+@dataclass(frozen=True, slots=True)
+class _RequestMessage:
+    """A request as it is sent: JSON that holds the task id."""
+
+    task_id: str
+    body: bytes
+
+
+def _encoded(request: AnyRequest) -> _RequestMessage:
+    task_id = _id_of(request)
+    return _RequestMessage(task_id, json.dumps({**request, "task_id": task_id}).encode())
+
+
+def _id_of(request: AnyRequest) -> str:
     return _checked(str(request.get("task_id") or uuid4()))
 
 
 def _checked(task_id: str) -> str:
-    """Return it. An id is part of routing keys: ``*`` or a dot in it would hear of other jobs, or of none for ever."""
+    """Return it. An id is part of routing keys: with ``*`` or a dot it would match other jobs' events, or none."""
     if not _TASK_ID.fullmatch(task_id):
         raise InvalidTaskId(task_id)
     return task_id

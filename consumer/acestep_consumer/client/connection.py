@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One connection to the broker: made when it is needed, made again when it was lost."""
+"""The client's AMQP connection: opened when it is needed, and again after it was lost; and publishing over it."""
 
 import asyncio
 import logging
@@ -18,9 +18,9 @@ from yarl import URL
 from acestep_consumer.broker.backoff import backoff
 from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost, Nacked, describe, mapped
 from acestep_consumer.client.errors import ClientError, NoQueue, Unreachable
-from acestep_consumer.config.settings import split_urls
+from acestep_consumer.config.amqp_urls import split_urls
 
-# A dead peer is noticed after two of them. The worker's is shorter; a program that computes between two calls of ours
+# A dead peer is noticed after two of them. The worker's is shorter; a program that computes between two of its calls
 # must not lose its connection at once.
 HEARTBEAT_S: Final = 30
 CONNECT_TIMEOUT_S: Final = 10.0
@@ -28,31 +28,31 @@ CLOSE_TIMEOUT_S: Final = 3.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
 
 NOT_DECLARED: Final = "start a worker, or run `acestep-consumer topology --declare`"
-UNKNOWN: Final = "whether it was taken is unknown; sending the same task id again is safe"
+UNKNOWN: Final = "whether it was accepted is unknown; sending the same task id again is safe"
 
 _log: Final = logging.getLogger("acestep_consumer.client")
 
 
 class ObjectNotFound(BrokerError):
-    """An exchange or a queue is not there."""
+    """An exchange or a queue does not exist."""
 
 
 class ClientConnection:
-    """Owns the connection, and the channel that publishes. Entering connects once, so that a wrong URL shows at once.
+    """Owns the connection and the channel that publishes. Entering connects, so that a wrong URL shows at once.
 
     Args:
         url: ``amqp://`` or ``amqps://``; of a cluster, its nodes' URLs, comma-separated.
-        patience_s: how long a publish goes on over lost connections, in seconds.
+        patience_s: seconds that a publish is retried over lost connections.
     """
 
     def __init__(self, url: str, patience_s: float) -> None:
         urls = tuple(map(_with_heartbeat, split_urls(url)))
-        self._turns, self._nodes = cycle(urls), len(urls)
+        self._urls, self._nodes = cycle(urls), len(urls)
         self._patience_s = patience_s
         self._connection: AbstractConnection | None = None
         self._publishing: AbstractChannel | None = None
-        # How many publishes wait for their confirm on a channel.
-        self._waiting: Counter[AbstractChannel] = Counter()
+        # Publishes that wait for their confirm, by channel.
+        self._unconfirmed: Counter[AbstractChannel] = Counter()
         self._connecting = asyncio.Lock()
         self._closed = False
 
@@ -81,11 +81,11 @@ class ClientConnection:
             await close_quietly(channel)
         return declared.message_count or 0, declared.consumer_count or 0
 
-    async def ask(self, exchange: str, routing_key: str) -> None:
-        """Publish an empty message once, on a channel of its own: a refusal closes it, with all that waits there.
+    async def publish_once(self, exchange: str, routing_key: str) -> None:
+        """Publish an empty message without a retry, on a channel of its own: a refusal closes the channel.
 
         Raises:
-            BrokerFault: it was refused, or the connection was lost.
+            BrokerError: it was refused, or the connection was lost.
         """
         connection = await self._connected()
         with checked():
@@ -96,12 +96,12 @@ class ClientConnection:
             await close_quietly(channel)
 
     async def publish(self, exchange: str, routing_key: str, message: aio_pika.Message) -> None:
-        """Publish until the broker confirms, over lost connections too.
+        """Publish and retry over lost connections until the broker confirms.
 
         Raises:
-            Nacked: it was refused, and no earlier try can have been taken.
+            Nacked: it was refused, and no earlier try can have been accepted.
             Unroutable: no queue takes it.
-            NoQueue: the exchange is not there.
+            NoQueue: the exchange does not exist.
             Unreachable: no confirm in time, or a refusal after a try whose confirm was lost.
         """
         sent = unsure = False
@@ -135,12 +135,12 @@ class ClientConnection:
             return self._publishing
 
     async def _send(self, channel: AbstractChannel, exchange: str, routing_key: str, message: aio_pika.Message) -> None:
-        """Publish once. A channel that was refused something is used no more, and closed when nothing waits on it.
+        """Publish once. A channel is not used again after a refusal, and closed when nothing waits on it.
 
-        RabbitMQ 3.10 refuses for good what a channel sends to a quorum queue if the first of it came while the queue
-        had no leader. That is not to be told from a queue that is full.
+        RabbitMQ 3.10 refuses all that a channel sends to a quorum queue if its first publish came while the queue had
+        no leader. That looks the same as a full queue.
         """
-        self._waiting[channel] += 1
+        self._unconfirmed[channel] += 1
         try:
             await _publish(channel, exchange, routing_key, message)
         except Nacked:
@@ -148,9 +148,9 @@ class ClientConnection:
                 self._publishing = None
             raise
         finally:
-            self._waiting[channel] -= 1
-            if not self._waiting[channel]:
-                del self._waiting[channel]
+            self._unconfirmed[channel] -= 1
+            if not self._unconfirmed[channel]:
+                del self._unconfirmed[channel]
                 if channel is not self._publishing:
                     await close_quietly(channel)
 
@@ -167,25 +167,25 @@ class ClientConnection:
         return self._connection
 
     async def _connect_to_any(self) -> AbstractConnection:
-        """Try each node of the cluster once, beginning with the one whose turn it is."""
-        for url in islice(self._turns, self._nodes - 1):
+        """Try each node of the cluster once, beginning with the next one."""
+        for url in islice(self._urls, self._nodes - 1):
             try:
                 return await _connect(url)
             except ConnectionLost as error:
                 _log.warning("broker node not reachable: %s; trying the next one", describe(error))
-        return await _connect(next(self._turns))
+        return await _connect(next(self._urls))
 
     async def _drop(self) -> None:
         connection, self._connection, self._publishing = self._connection, None, None
         if connection is not None:
             with suppress(BrokerError), mapped():
                 await asyncio.wait_for(connection.close(), CLOSE_TIMEOUT_S)
-            await connection.close()  # what did not end in time is left to itself
+            await connection.close()  # returns at once where the first call ran out of time
 
 
 @contextmanager
 def checked() -> Iterator[None]:
-    """Turn the client library's exceptions into faults; what is not there is one of its own."""
+    """Turn aio-pika's exceptions into ``BrokerError``; ``ObjectNotFound`` where something does not exist."""
     with mapped():
         try:
             yield
@@ -194,7 +194,7 @@ def checked() -> Iterator[None]:
 
 
 def client_error(fault: BrokerError, what: str) -> ClientError:
-    """Return the error that a caller gets for ``fault``."""
+    """Return the error that the caller of the client gets for ``fault``; ``what`` did not happen."""
     if isinstance(fault, ObjectNotFound):
         return NoQueue(f"{what}: the queues are not declared yet; {NOT_DECLARED}")
     hint = "" if isinstance(fault, BrokerRefused) else "; check ACESTEP_AMQP_URL"
@@ -203,7 +203,7 @@ def client_error(fault: BrokerError, what: str) -> ClientError:
 
 @contextmanager
 def as_client_error(what: str) -> Iterator[None]:
-    """Raise a ``ClientError`` in a fault's place; ``what`` did not happen."""
+    """Raise a ``ClientError`` in place of a ``BrokerError``; ``what`` did not happen."""
     try:
         yield
     except BrokerError as fault:
@@ -211,7 +211,7 @@ def as_client_error(what: str) -> Iterator[None]:
 
 
 async def close_quietly(channel: AbstractChannel) -> None:
-    """Close a channel that may be gone already."""
+    """Close a channel that may be closed already."""
     if not channel.is_closed:
         with suppress(BrokerError), mapped():
             await asyncio.wait_for(channel.close(), CLOSE_TIMEOUT_S)
@@ -229,14 +229,14 @@ async def _connect(url: URL) -> AbstractConnection:
         with checked():
             await connection.connect(timeout=CONNECT_TIMEOUT_S)
     except BaseException:
-        # Else its destructor closes it, at a time when there may be no event loop.
+        # Else its destructor closes it, when there may be no event loop any more.
         await connection.close()
         raise
     return connection
 
 
 def _is_lost(connection: AbstractConnection) -> bool:
-    """The connection's own `is_closed` says only whether somebody closed it on this side."""
+    """Whether the connection is closed by either side; its own `is_closed` tells of this side only."""
     return connection.transport is None or connection.transport.connection.is_closed
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sorts the events of one subscription to the jobs that they are about."""
+"""Dispatches the events of one subscription to the handles of their jobs."""
 
 import asyncio
 import logging
@@ -15,115 +15,118 @@ from acestep_consumer.client.results import Results
 from acestep_consumer.client.subscription import Subscription
 from acestep_schemas.events import JobEvent, WorkerEvent
 
-# So long the broker has for bindings that are being taken back when the client leaves: an AMQP call that is cut off
-# closes its channel, with a line about it in the log.
-_PARTING_S: Final = 1.0
+# The broker's time for bindings that are being removed when the client leaves: an AMQP call that is cut off closes its
+# channel, with a line about it in the log.
+_UNBIND_TIMEOUT_S: Final = 1.0
 
 _log: Final = logging.getLogger("acestep_consumer.client")
 
 
 class Dispatcher:
-    """One queue for all jobs of a client: made at the first job, one binding a job, gone with the client.
+    """One queue for all jobs of a client: declared at the first job, one binding a job, deleted with the client.
 
     Args:
-        line: the connection.
-        endings: where ends of jobs are kept; None: no such place is known.
+        connection: the connection to the broker.
+        results: where ends of jobs are stored; None: unknown.
         listener: called with every event.
     """
 
     def __init__(
-        self, line: ClientConnection, endings: Results | None, listener: Callable[[JobEvent | WorkerEvent], None]
+        self,
+        connection: ClientConnection,
+        results: Results | None,
+        listener: Callable[[JobEvent | WorkerEvent], None],
     ) -> None:
-        self._endings = endings
+        self._results = results
         # Workers' announcements are few, and say how long jobs take.
-        self._subscription = Subscription(line, ("worker.#",), listener=listener, on_gap=self._on_gap)
+        self._subscription = Subscription(connection, ("worker.#",), listener=listener, on_gap=self._on_gap)
         self._jobs: defaultdict[str, list[JobHandle]] = defaultdict(list)
         self._reading: asyncio.Task[None] | None = None
         self._opening = asyncio.Lock()
         self._binding = asyncio.Lock()
-        self._looks: set[asyncio.Task[None]] = set()
+        self._lookups: set[asyncio.Task[None]] = set()
         self._unbindings: set[asyncio.Task[None]] = set()
 
     async def follow(self, job: JobHandle) -> None:
-        """Hear this job's events from the return on. Raises ``ClientError``."""
+        """Deliver this job's events to its handle from the return on. Raises ``ClientError``."""
         async with self._opening:
             if self._reading is None or self._reading.done():
                 await self._subscription.__aenter__()
-                self._reading = asyncio.create_task(self._read(), name="acestep client inbox")
+                self._reading = asyncio.create_task(self._read(), name="acestep client dispatcher")
         self._jobs[job.task_id].append(job)
         try:
             async with self._binding:
-                await self._subscription.add(_key(job.task_id))
+                await self._subscription.bind(_key(job.task_id))
         except BaseException:
-            self._forget(job)
+            self._remove(job)
             raise
 
-    def look(self, job: JobHandle) -> None:
-        """See in storage, beside everything else, whether the job has ended: its event may have come before us."""
-        if self._endings is not None and job.ended is None:
-            self._do(self._look(job, self._endings), self._looks)
+    def look_up(self, job: JobHandle) -> None:
+        """Look into storage, in the background, whether the job ended before its events were followed."""
+        if self._results is not None and job.ended is None:
+            self._start(self._look_up(job, self._results), self._lookups)
         else:
-            job.remark("whether it ended earlier is not known: this client was not told where the results are")
+            job.note("whether it ended earlier is not known: this client does not know where results are stored")
 
-    async def leave(self, job: JobHandle) -> None:
-        """Do not follow the job any more."""
-        if self._forget(job):
+    async def unfollow(self, job: JobHandle) -> None:
+        """Stop delivering the job's events to this handle."""
+        if self._remove(job):
             await self._unbind(job.task_id)
 
     async def close(self) -> None:
-        """End everything; who still waits for a job gets a ``ClientError``."""
+        """End everything; whoever still waits for a job gets a ``ClientError``."""
         if self._reading is None:
             return
         unbindings = frozenset(self._unbindings)
         if unbindings:
-            await asyncio.wait(unbindings, timeout=_PARTING_S)
-        leftover = {self._reading, *self._looks, *unbindings}
+            await asyncio.wait(unbindings, timeout=_UNBIND_TIMEOUT_S)
+        leftover = {self._reading, *self._lookups, *unbindings}
         for task in leftover:
             task.cancel()
         await asyncio.wait(leftover)
-        self._break(ClientError("the client was closed before the job ended"))
+        self._fail_all(ClientError("the client was closed before the job ended"))
         await self._subscription.__aexit__()
 
     async def _read(self) -> None:
         try:
             async for event in self._subscription:
                 if not isinstance(event, WorkerEvent):
-                    self._sort(event)
+                    self._dispatch(event)
         except ClientError as error:
-            self._break(error)
+            self._fail_all(error)
 
-    def _sort(self, event: JobEvent) -> None:
+    def _dispatch(self, event: JobEvent) -> None:
         for job in tuple(self._jobs.get(event.subject, ())):
-            job.tell(event)
-        if event.state.terminal and event.subject in self._jobs:
+            job.add(event)
+        if event.terminal and event.subject in self._jobs:
             del self._jobs[event.subject]
-            self._do(self._unbind(event.subject), self._unbindings)
+            self._start(self._unbind(event.subject), self._unbindings)
 
     def _on_gap(self) -> None:
-        _log.warning("the broker had dropped this client's queue: events may be missing, ends are looked up in storage")
+        _log.warning("the broker had deleted this client's queue: events may be missing; looking into storage for ends")
         for jobs in self._jobs.values():
             for job in jobs:
-                self.look(job)
+                self.look_up(job)
 
-    async def _look(self, job: JobHandle, endings: Results) -> None:
+    async def _look_up(self, job: JobHandle, results: Results) -> None:
         try:
-            ending = await endings.find(job.task_id)
+            end = await results.find(job.task_id)
         except DownloadFailed as error:
-            job.remark(f"whether it ended earlier is not known: {error}")
-            _log.warning("could not look whether %s has ended: %s", job.task_id, error)
+            job.note(f"whether it ended earlier is not known: {error}")
+            _log.warning("could not look up whether %s has ended: %s", job.task_id, error)
             return
-        if ending is not None:
-            job.found(ending)
+        if end is not None:
+            job.add_stored(end)
             if job.ended is not None:
-                await self.leave(job)
+                await self.unfollow(job)
 
     async def _unbind(self, task_id: str) -> None:
         async with self._binding:
-            if task_id not in self._jobs:  # somebody may follow it again by now
-                await self._subscription.drop(_key(task_id))
+            if task_id not in self._jobs:  # it may be followed again by now
+                await self._subscription.unbind(_key(task_id))
 
-    def _forget(self, job: JobHandle) -> bool:
-        """Return whether nobody follows this task any more."""
+    def _remove(self, job: JobHandle) -> bool:
+        """Remove the handle. Returns whether it was the last one of its task."""
         jobs = self._jobs.get(job.task_id, [])
         with suppress(ValueError):
             jobs.remove(job)
@@ -132,16 +135,16 @@ class Dispatcher:
         del self._jobs[job.task_id]
         return True
 
-    def _break(self, error: ClientError) -> None:
+    def _fail_all(self, error: ClientError) -> None:
         for jobs in self._jobs.values():
             for job in jobs:
                 job.fail(error)
         self._jobs.clear()
 
-    def _do(self, errand: Coroutine[Any, Any, None], among: set[asyncio.Task[None]]) -> None:
-        task = asyncio.create_task(errand)
-        among.add(task)
-        task.add_done_callback(among.discard)
+    def _start(self, work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
+        task = asyncio.create_task(work)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
 
 def _key(task_id: str) -> str:

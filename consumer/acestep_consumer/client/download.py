@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Downloads of songs: each file appears whole and checked, or not at all."""
+"""Downloads songs to files, with resume: each file appears whole and verified, or not at all."""
 
 import asyncio
 import hashlib
@@ -20,9 +20,9 @@ from acestep_consumer.domain.errors import StorageUnavailable
 from acestep_consumer.domain.objects import ByteRange
 from acestep_schemas.events import Audio, Completed
 
-# Tries in a row that brought not a single byte.
+# Tries in a row that brought no byte.
 TRIES: Final = 5
-AT_ONCE: Final = 4
+CONCURRENT_SONGS: Final = 4
 
 _CHUNK_BYTES: Final = 1 << 20
 _OK, _PARTIAL, _FORBIDDEN, _NOT_FOUND, _UNSATISFIABLE = 200, 206, 403, 404, 416
@@ -31,37 +31,37 @@ _log: Final = logging.getLogger("acestep_consumer.client")
 
 
 class _RetryDownload(Exception):
-    """This try failed; the next one may not."""
+    """This try failed; another one may succeed."""
 
 
 async def download(job: Completed, folder: Path, results: Results | None) -> tuple[Path, ...]:
     """Write the songs of a job to ``folder`` (created when missing) as ``<task id>-<index>.<ending>``.
 
-    A song that exists already is left alone. An interrupted download of an earlier call is resumed.
+    A file that exists already and is right is left alone. An interrupted download of an earlier call is resumed.
 
     Args:
-        job: its songs, with sizes and digests.
-        folder: where the files go.
-        results: reads songs with keys of our own; None, or where these keys do not suffice: by the job's URLs.
+        job: names the songs, with sizes and digests.
+        folder: the folder of the files.
+        results: reads songs with this program's own keys; None, or where these do not suffice: by the job's URLs.
 
     Raises:
-        DownloadFailed: a song cannot be had, or differs from its event in size or SHA-256.
+        DownloadFailed: a song cannot be fetched, or differs from its event in size or SHA-256.
     """
     paths = [folder / _name(job, audio) for audio in job.audios]
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
-    few = asyncio.Semaphore(AT_ONCE)
-    # The certificate authorities that S3 calls trust as well.
+    slots = asyncio.Semaphore(CONCURRENT_SONGS)
+    # The same certificate authorities as for S3 calls.
     connector = aiohttp.TCPConnector(ssl=authorities(os.environ.get("AWS_CA_BUNDLE")))
     async with open_session(connector, trust_env=True) as session:
 
         async def fetch(audio: Audio, path: Path) -> None:
-            async with few:
+            async with slots:
                 await _Download(session, audio, path, results).run()
 
         tasks = [asyncio.ensure_future(fetch(*song)) for song in zip(job.audios, paths, strict=True)]
         try:
             await asyncio.gather(*tasks)
-        finally:  # the first failure ends the others; their beginnings stay for the next call
+        finally:  # the first failure ends the others; their parts stay for the next call
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -69,7 +69,7 @@ async def download(job: Completed, folder: Path, results: Results | None) -> tup
 
 
 class _Download:
-    """One song. The bytes go to ``<name>.part`` beside ``path``, which is renamed when they are complete and right."""
+    """The download of one song to ``<name>.part``, which is renamed when size and SHA-256 are right."""
 
     def __init__(self, session: aiohttp.ClientSession, audio: Audio, path: Path, results: Results | None) -> None:
         self._session = session
@@ -84,34 +84,34 @@ class _Download:
         resumed = await asyncio.to_thread(self._have) > 0
         await self._fill()
         if not await asyncio.to_thread(self._is_right, self._part) and resumed:
-            # The beginning, from an earlier call, may have been another file's.
+            # The part from an earlier call may have been another file's.
             self._part.unlink()
             await self._fill()
         if not await asyncio.to_thread(self._is_right, self._part):
             self._part.unlink()
             raise DownloadFailed(
-                f"{self._audio.uri} has not the SHA-256 that its event names: somebody changed it, or its worker's "
+                f"{self._audio.uri} does not have the SHA-256 of its event: somebody changed it, or its worker's "
                 "storage is broken; nothing was kept"
             )
         await asyncio.to_thread(os.replace, self._part, self._path)
 
     async def _fill(self) -> None:
-        """Get what is missing of the part file."""
+        """Fetch the missing bytes of the part file."""
         waits = backoff(0.2, 5)
-        futile = 0
+        without_bytes = 0
         while (have := await asyncio.to_thread(self._have)) < self._audio.bytes or not self._part.exists():
             try:
                 await self._get_from(have)
             except (_RetryDownload, *NETWORK_ERRORS) as error:
-                futile = 0 if await asyncio.to_thread(self._have) > have else futile + 1
+                without_bytes = 0 if await asyncio.to_thread(self._have) > have else without_bytes + 1
                 text = str(error) or type(error).__name__
-                if futile == TRIES:
+                if without_bytes == TRIES:
                     raise DownloadFailed(f"{self._audio.uri}: {text}; gave up after {TRIES} tries") from error
                 _log.warning("download of %s interrupted: %s; trying again", self._audio.uri, text)
                 await asyncio.sleep(next(waits))
 
     async def _get_from(self, offset: int) -> None:
-        """Get the bytes from ``offset`` on, with keys of our own where there are any: a URL may have expired."""
+        """Get the bytes from ``offset`` on, with this program's own keys where it has any: a URL may have expired."""
         if self._results is None:
             await self._get_url(offset)
             return
@@ -134,31 +134,31 @@ class _Download:
             )
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         async with self._session.get(self._audio.url, headers=headers) as answer:
-            self._judge(answer.status)
+            self._check_status(answer.status)
             await self._write(offset if answer.status == _PARTIAL else 0, answer.content.iter_chunked(_CHUNK_BYTES))
 
     async def _write(self, offset: int, chunks: AsyncIterable[bytes]) -> None:
-        room = self._audio.bytes - offset
+        left = self._audio.bytes - offset
         with self._part.open("ab" if offset else "wb") as file:
             async for chunk in chunks:
-                room -= len(chunk)
-                if room < 0:
+                left -= len(chunk)
+                if left < 0:
                     self._part.unlink()
                     raise self._too_large()
                 await asyncio.to_thread(file.write, chunk)
-        if room > 0:
+        if left > 0:
             raise _RetryDownload("the answer ended early")
 
     def _too_large(self) -> DownloadFailed:
-        return DownloadFailed(f"{self._audio.uri} is larger than the {self._audio.bytes:,} bytes that its event names")
+        return DownloadFailed(f"{self._audio.uri} is larger than its event says: {self._audio.bytes:,} bytes")
 
-    def _judge(self, status: int) -> None:
+    def _check_status(self, status: int) -> None:
         if status in {_OK, _PARTIAL}:
             return
-        if status == _UNSATISFIABLE:  # the object is shorter than what lies here: it is another one
+        if status == _UNSATISFIABLE:  # the object is shorter than the part, which is another object's then
             self._part.unlink()
         if status in {_FORBIDDEN, _NOT_FOUND}:
-            hint = {_FORBIDDEN: "the link has expired, or these keys may not read it", _NOT_FOUND: "it is gone"}[status]
+            hint = {_FORBIDDEN: "the URL has expired, or these keys may not read it", _NOT_FOUND: "it is gone"}[status]
             raise DownloadFailed(f"{self._audio.uri}: HTTP {status}: {hint}")
         raise _RetryDownload(f"HTTP {status}")
 
@@ -173,8 +173,8 @@ class _Download:
 
 
 def _name(job: Completed, audio: Audio) -> str:
-    """The file's name; an event must not choose a place outside the folder."""
+    """Return the file's name; an event must not name a place outside the folder."""
     name = f"{job.task_id}-{PurePosixPath(audio.uri).name}"
     if not _NAME.fullmatch(name):
-        raise DownloadFailed(f"{audio.uri}: {name!r} is no name for a file")
+        raise DownloadFailed(f"{audio.uri}: {name!r} is not a valid file name")
     return name

@@ -1,41 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results in storage: how a job ended, and its songs. Needs keys that may read; connects when first asked."""
+"""Results in storage: reads how a job ended, and its songs. Connects at the first call."""
 
 import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from acestep_consumer.client.errors import DownloadFailed
-from acestep_consumer.config.settings import StorageSettings
 from acestep_consumer.domain.errors import StorageUnavailable
 from acestep_consumer.domain.objects import ByteRange, ObjectAddress
 from acestep_consumer.domain.ports import Objects, ObjectStream
 from acestep_schemas.events import Completed, JobCompleted, TerminalEvent, Unfinished, unfinished_event
 from acestep_schemas.request import TASK_ID_PATTERN
 
+if TYPE_CHECKING:
+    from acestep_consumer.config.settings import StorageSettings
+
 MANIFEST: Final = "manifest.json"
 
-_ENDING: Final[TypeAdapter[Completed | Unfinished]] = TypeAdapter(
+_MANIFEST: Final[TypeAdapter[Completed | Unfinished]] = TypeAdapter(
     Annotated[Completed | Unfinished, Field(discriminator="status")]
 )
 _TASK_ID: Final = re.compile(TASK_ID_PATTERN)
 
 
 class Results:
-    """Reads the results that workers stored in the bucket of ``settings``. ``find`` raises ``DownloadFailed``."""
+    """The results that workers stored in the bucket of ``settings``. Needs keys that may read."""
 
-    def __init__(self, settings: StorageSettings) -> None:
+    def __init__(self, settings: "StorageSettings") -> None:
         self._settings = settings
         self._objects: Objects | None = None
         self._stack = AsyncExitStack()
         self._connecting = asyncio.Lock()
 
     async def find(self, task_id: str) -> TerminalEvent | None:
-        """Return the terminal event of a job that has ended, as its worker published it; None when there is no end."""
+        """Return the terminal event of a job as its worker published it; None: it has not ended.
+
+        Raises:
+            DownloadFailed: the storage is unreachable or refuses, or the manifest cannot be parsed.
+        """
         if not _TASK_ID.fullmatch(task_id):
             raise DownloadFailed(f"{task_id[:128]!r} is not a task id")
         key = "/".join(part for part in (self._settings.prefix.strip("/"), task_id, MANIFEST) if part)
@@ -58,7 +64,7 @@ class Results:
         await self._stack.aclose()
 
     async def _connected(self) -> Objects:
-        from acestep_consumer.storage.s3.objects import S3Objects  # noqa: PLC0415 - half a second, and many programs read no results
+        from acestep_consumer.storage.s3.objects import S3Objects  # noqa: PLC0415 - boto3: half a second, and no producer needs it
 
         async with self._connecting:
             if self._objects is None:
@@ -68,9 +74,9 @@ class Results:
 
 def _event(address: ObjectAddress, body: bytes) -> TerminalEvent:
     try:
-        ending = _ENDING.validate_json(body, extra="ignore")
+        data = _MANIFEST.validate_json(body, extra="ignore")
     except ValidationError as error:
         raise DownloadFailed(
             f"{address} is not a manifest that can be read; is this package too old for it?"
         ) from error
-    return JobCompleted.of(ending) if isinstance(ending, Completed) else unfinished_event(ending)
+    return JobCompleted.of(data) if isinstance(data, Completed) else unfinished_event(data)

@@ -12,15 +12,21 @@ for somebody to type, and a notebook's own event loop does not matter. Errors ar
 import asyncio
 import atexit
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from acestep_consumer import client as asynchronous
+from acestep_consumer.client.client import AnyRequest, RequestOptions
 from acestep_consumer.client.errors import (
     ClientError,
     DownloadFailed,
     InvalidTaskId,
+    JobCancelledError,
+    JobExpiredError,
+    JobFailedError,
+    JobRejectedError,
     NoQueue,
     NoSongs,
     NotEndedYet,
@@ -28,8 +34,11 @@ from acestep_consumer.client.errors import (
     Unreachable,
 )
 from acestep_consumer.client.estimate import QueueEstimate as Outlook
-from acestep_consumer.config.settings import StorageSettings
 from acestep_schemas.events import JobEvent, TerminalEvent, WorkerEvent
+from acestep_schemas.request_body import RequestBody
+
+if TYPE_CHECKING:
+    from acestep_consumer.config.settings import StorageSettings
 
 T = TypeVar("T")
 
@@ -39,113 +48,103 @@ __all__ = [
     "DownloadFailed",
     "InvalidTaskId",
     "Job",
+    "JobCancelledError",
+    "JobExpiredError",
+    "JobFailedError",
+    "JobRejectedError",
     "NoQueue",
     "NoSongs",
     "NotEndedYet",
     "Outlook",
     "QueueFull",
+    "RequestBody",
     "Unreachable",
 ]
 
 
 class SyncClient:
-    """The same methods and arguments as ``acestep_consumer.client.Client``. Connects when it is made.
+    """The same methods and arguments as ``acestep_consumer.client.Client``.
 
-    Use it with ``with``, or call ``close`` at the end. Threads may share it.
+    Connects when a ``with`` block is entered, else at the first call; outside of ``with``, call ``close`` at the end.
+    Threads may share it.
     """
 
     def __init__(
-        self, url: str | None = None, *, storage: StorageSettings | None = None, patience_s: float = 30.0
+        self, url: str | None = None, *, storage: "StorageSettings | None" = None, patience_s: float = 30.0
     ) -> None:
-        client = asynchronous.Client(url, storage=storage, patience_s=patience_s)
-        self._loop = _LoopThread()
-        try:
-            self._client = self._loop.run(client.__aenter__())
-        except BaseException:
-            self._loop.end()
-            raise
-        atexit.register(self.close)
+        self._client = asynchronous.Client(url, storage=storage, patience_s=patience_s)
+        self._loop = _LoopThread(self._client)
 
     def __enter__(self) -> Self:
+        self._loop.connect()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Leave the broker; harmless when repeated."""
-        atexit.unregister(self.close)
-        if self._loop.alive:
-            try:
-                self._loop.run(self._client.__aexit__())
-            finally:
-                self._loop.end()
+        """Close the connection for good; harmless when repeated."""
+        self._loop.close()
 
-    def submit(
-        self,
-        request: Mapping[str, object],
-        *,
-        priority: int = 0,
-        correlation_id: str | None = None,
-        reply_to: str | None = None,
-        expiration_s: float | None = None,
-    ) -> str:
-        """Publish one request; its task id. See ``acestep_consumer.client.Client.submit``."""
-        return self._loop.run(
-            self._client.submit(
-                request,
-                priority=priority,
-                correlation_id=correlation_id,
-                reply_to=reply_to,
-                expiration_s=expiration_s,
-            )
-        )
+    def submit(self, request: AnyRequest, **options: Unpack[RequestOptions]) -> str:
+        """Publish one request and return its task id. See ``acestep_consumer.client.Client.submit``."""
+        return self._loop.run(self._client.submit(request, **options))
+
+    def submit_many(self, requests: Iterable[AnyRequest], **options: Unpack[RequestOptions]) -> tuple[str, ...]:
+        """Publish several requests. See ``acestep_consumer.client.Client.submit_many``."""
+        return self._loop.run(self._client.submit_many(requests, **options))
 
     def outlook(self, within_s: float = 2.0) -> Outlook:
-        """Say what a request that was submitted just now can expect. See ``acestep_consumer.client.Client.outlook``."""
+        """Estimate place and waiting time of a request. See ``acestep_consumer.client.Client.outlook``."""
         return self._loop.run(self._client.outlook(within_s))
 
-    def start(
-        self,
-        request: Mapping[str, object],
-        *,
-        priority: int = 0,
-        correlation_id: str | None = None,
-        expiration_s: float | None = None,
-    ) -> "SyncJob":
-        """Publish one request and listen to its job. See ``acestep_consumer.client.Client.start``."""
-        started = self._client.start(
-            request, priority=priority, correlation_id=correlation_id, expiration_s=expiration_s
-        )
-        return SyncJob(self._loop.run(started), self._loop)
+    def start(self, request: AnyRequest, **options: Unpack[RequestOptions]) -> "SyncJob":
+        """Publish one request and follow its job. See ``acestep_consumer.client.Client.start``."""
+        return SyncJob(self._loop.run(self._client.start(request, **options)), self._loop)
 
     def job(self, task_id: str) -> "SyncJob":
-        """Listen to a job that somebody submitted, now or long ago."""
+        """Follow a job that somebody submitted, now or long ago."""
         return SyncJob(self._loop.run(self._client.job(task_id)), self._loop)
 
     def wait(self, task_id: str, timeout_s: float | None = None) -> TerminalEvent:
-        """Return the terminal event of a job. Raises ``NotEndedYet``."""
+        """Return the terminal event of a job. Raises ``NotEndedYet``. See ``acestep_consumer.client.Client.wait``."""
         return self._loop.run(self._client.wait(task_id, timeout_s))
 
     def cancel(self, task_id: str) -> None:
-        """Ask for a job to stop. Raises ``NoQueue`` when nobody is there to hear it."""
+        """Ask for a job to stop. Raises ``NoQueue`` when the queues are not declared yet."""
         self._loop.run(self._client.cancel(task_id))
 
     def result(self, event_or_id: TerminalEvent | str, folder: Path | str) -> tuple[Path, ...]:
         """Download a job's songs. See ``acestep_consumer.client.Client.result``."""
         return self._loop.run(self._client.result(event_or_id, folder))
 
+    @contextmanager
+    def subscribe(self, *routing_keys: str) -> Iterator[Iterator[JobEvent | WorkerEvent]]:
+        """Subscribe to events: from the beginning of the ``with`` block on, none is missed.
+
+        Several threads may not read from one subscription. See ``acestep_consumer.client.Client.subscribe``.
+        """
+        subscription = self._client.subscribe(*routing_keys)
+        events = self._loop.run(subscription.__aenter__())
+        try:
+            yield self._loop.iterate(events)
+        finally:
+            self._loop.run_if_open(subscription.__aexit__(None, None, None))
+
     def stream(self, *routing_keys: str) -> Iterator[JobEvent | WorkerEvent]:
-        """Yield events as they come, from the first step of the loop on; leaving the loop ends the subscription."""
-        return self._loop.iterate(self._client.stream(*routing_keys))
+        """Yield events, from the first step of the loop on; leaving the loop ends the subscription."""
+        return self._loop.iterate_and_close(self._client.stream(*routing_keys))
 
 
 class SyncJob:
-    """A job that somebody listens to; see ``acestep_consumer.client.Job``."""
+    """A job and its events; see ``acestep_consumer.client.Job``."""
 
     def __init__(self, job: asynchronous.Job, loop: "_LoopThread") -> None:
         self._job = job
         self._loop = loop
+
+    def __repr__(self) -> str:
+        return repr(self._job)
 
     @property
     def task_id(self) -> str:
@@ -158,8 +157,8 @@ class SyncJob:
         return self._job.ended
 
     def events(self) -> Iterator[JobEvent]:
-        """Yield what has happened and what happens, until after the terminal event."""
-        return self._loop.iterate(self._job.events())
+        """Yield the events so far and then each new one, until after the terminal event."""
+        return self._loop.iterate_and_close(self._job.events())
 
     def wait(self, timeout_s: float | None = None) -> TerminalEvent:
         """Return the terminal event. Raises ``NotEndedYet``."""
@@ -175,51 +174,100 @@ class SyncJob:
 
 
 class _LoopThread:
-    """An event loop in a daemon thread."""
+    """Runs a client's coroutines in the event loop of a daemon thread, which starts with the connection."""
 
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._serve, name="acestep client", daemon=True)
-        self._thread.start()
+    def __init__(self, client: asynchronous.Client) -> None:
+        self._client = client
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        # Held while the thread starts or ends.
+        self._changing = threading.RLock()
 
-    @property
-    def alive(self) -> bool:
-        return self._thread.is_alive()
+    def connect(self) -> asyncio.AbstractEventLoop:
+        """Connect unless that is done. Raises ``ClientError``; another call tries again."""
+        with self._changing:
+            if self._closed:
+                raise ClientError("this client is closed: make a new one")
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=_serve, args=(self._loop,), name="acestep client", daemon=True)
+                self._thread.start()
+                try:
+                    _result_of(self._client.__aenter__(), self._loop)
+                except BaseException:
+                    self._end()
+                    raise
+                atexit.register(self.close)
+            return self._loop
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Return what ``work`` returns; Ctrl-C in the caller cancels it."""
-        if not self.alive:
-            work.close()
-            raise ClientError("this client is closed: make a new one")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        """Return the result of ``work``; Ctrl-C in the caller cancels it."""
         try:
-            return future.result()
+            loop = self.connect()
         except BaseException:
-            future.cancel()
+            work.close()
             raise
+        return _result_of(work, loop)
 
-    def iterate(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
+    def run_if_open(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Run it, unless the client was closed meanwhile."""
+        loop = self._loop
+        if loop is None:
+            work.close()
+        else:
+            _result_of(work, loop)
+
+    def iterate(self, items: AsyncIterator[T]) -> Iterator[T]:
+        """Yield the items as they come."""
+        while (item := self.run(_next(items))) is not None:
+            yield item
+
+    def iterate_and_close(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
+        """Yield the items as they come, and close the generator when the caller leaves."""
         try:
-            while (item := self.run(_next(items))) is not None:
-                yield item
+            yield from self.iterate(items)
         finally:
-            if self.alive:
-                self.run(items.aclose())
+            self.run_if_open(items.aclose())
 
-    def end(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+    def close(self) -> None:
+        """Close the client and end the thread."""
+        with self._changing:
+            self._closed = True
+            if self._loop is None:
+                return
+            atexit.unregister(self.close)
+            try:
+                _result_of(self._client.__aexit__(), self._loop)
+            finally:
+                self._end()
 
-    def _serve(self) -> None:
-        try:
-            self._loop.run_forever()
-        finally:
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.run_until_complete(self._loop.shutdown_default_executor())
-            self._loop.close()
+    def _end(self) -> None:
+        loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
+        if loop is not None and thread is not None:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
 
 
-async def _next(items: AsyncGenerator[T, None]) -> T | None:
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_forever()
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+
+
+def _result_of(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
+    future = asyncio.run_coroutine_threadsafe(work, loop)
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
+async def _next(items: AsyncIterator[T]) -> T | None:
     return await anext(items, None)
 
 

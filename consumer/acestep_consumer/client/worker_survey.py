@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks the workers to announce themselves, and hears them out. On channels of its own: a refusal disturbs nobody."""
+"""Asks the workers to announce themselves and collects the answers, on channels of its own: a refusal closes them."""
 
 import asyncio
 import logging
@@ -15,51 +15,54 @@ from acestep_consumer.client.connection import ClientConnection, checked, close_
 from acestep_consumer.client.subscription import PREFIX
 from acestep_schemas.events import Worker, WorkerEvent, parse_event
 
-QUESTION: Final = "status"
+STATUS_REQUEST: Final = "status"
 ANSWERS: Final = "worker.#"
-# All hear the question at once, so all answers come together. Workers may be fewer than consumers: one that changes its
-# prefetch has several.
-STRAGGLE_S: Final = 0.3
+# All workers get the request at once, so all answers come together. There may be fewer workers than consumers: one that
+# changes its prefetch has several.
+LAST_ANSWER_S: Final = 0.3
 
 _log: Final = logging.getLogger("acestep_consumer.client")
 
 
-async def muster(
-    line: ClientConnection, answers: dict[str, Worker], wanted: int, listener: Callable[[WorkerEvent], None]
+async def survey_workers(
+    connection: ClientConnection,
+    answers: dict[str, Worker],
+    expected: int,
+    on_answer: Callable[[WorkerEvent], None],
 ) -> None:
-    """Put what each worker says into ``answers``, by its id: until ``wanted`` are ready, or nobody follows the last.
+    """Put each worker's answer into ``answers``, by its id: until ``expected`` are ready, or no more answers come.
 
-    Whoever calls sets the limit: the first answer is waited for. They come within milliseconds, or a second after the
-    last ones.
+    The caller sets the time limit: the first answer is waited for. Answers come within milliseconds, or a second after
+    the previous ones.
 
     Args:
-        line: the connection.
-        answers: filled as they come, so that those are there when the time is over.
-        wanted: how many there should be; 0 returns at once.
-        listener: called with each answer.
+        connection: the connection to ask over.
+        answers: filled as answers come, so that they are there when the caller's time is over.
+        expected: how many workers there should be; 0 returns at once.
+        on_answer: called with each answer.
 
     Raises:
-        BrokerFault: this login may not hear or ask them, or the connection was lost.
+        BrokerError: this login may not ask or listen, or the connection was lost.
     """
-    if not wanted:
+    if not expected:
         return
-    ear = await line.channel()
+    channel = await connection.channel()
     try:
-        arrived = await _listen(ear)
-        await line.ask(CONTROL, QUESTION)
-        while sum(worker.state == "ready" for worker in answers.values()) < wanted:
-            event = _read(await asyncio.wait_for(arrived.get(), STRAGGLE_S if answers else None))
+        arrived = await _consume_answers(channel)
+        await connection.publish_once(CONTROL, STATUS_REQUEST)
+        while sum(worker.state == "ready" for worker in answers.values()) < expected:
+            event = _parsed(await asyncio.wait_for(arrived.get(), LAST_ANSWER_S if answers else None))
             if event is not None:
                 answers[event.data.worker_id] = event.data
-                listener(event)
+                on_answer(event)
     except TimeoutError:
-        pass  # these are all that there are
+        pass  # there are no more
     finally:
-        await close_quietly(ear)
+        await close_quietly(channel)
 
 
-async def _listen(channel: AbstractChannel) -> asyncio.Queue[AbstractIncomingMessage]:
-    """Consume a queue that goes with the channel."""
+async def _consume_answers(channel: AbstractChannel) -> asyncio.Queue[AbstractIncomingMessage]:
+    """Consume a queue that is deleted with the channel."""
     arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
     with checked():
         queue = await channel.declare_queue(PREFIX + uuid4().hex, exclusive=True, auto_delete=True)
@@ -68,10 +71,10 @@ async def _listen(channel: AbstractChannel) -> asyncio.Queue[AbstractIncomingMes
     return arrived
 
 
-def _read(message: AbstractIncomingMessage) -> WorkerEvent | None:
+def _parsed(message: AbstractIncomingMessage) -> WorkerEvent | None:
     try:
         event = parse_event(message.body)
     except ValidationError as error:
-        _log.warning("skipped a message that is no known event: %s", error.errors(include_url=False)[0]["msg"])
+        _log.warning("skipped an unknown event: %s", error.errors(include_url=False)[0]["msg"])
         return None
     return event if isinstance(event, WorkerEvent) else None

@@ -77,7 +77,7 @@ async def _follow(events: AsyncIterator[JobEvent | WorkerEvent], waiting: set[st
     """
     others = 0
     async for event in events:
-        if isinstance(event, WorkerEvent) or not event.state.terminal or event.subject not in waiting:
+        if not event.terminal or event.subject not in waiting:
             continue
         waiting.remove(event.subject)
         others += not isinstance(event, JobCancelled)

@@ -28,9 +28,8 @@ from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.settings import Settings
 from acestep_consumer.policy.tiers import TierTableError
 from acestep_consumer.webui.audio_proxy import AudioProxy
-from acestep_consumer.webui.job_board import JobBoard, QueueState
+from acestep_consumer.webui.job_board import JobBoard, QueueState, add_events, look_up_silent_jobs, poll_queue_state
 from acestep_consumer.webui.origin_check import OriginCheck, is_loopback
-from acestep_consumer.webui.reporter import catch_up, feel, report
 from acestep_consumer.webui.server import PageServer
 
 # How long open requests may take at the end: a song that is playing is cut off.
@@ -72,7 +71,9 @@ async def _serve(client: Client, settings: Settings, options: ListenOptions, not
             try:
                 async with _site(app, options) as url:
                     await _announce(url, options, note)
-                    await _run_until_stopped(report(events, board), catch_up(board, endings), feel(queue, board))
+                    await _run_until_stopped(
+                        add_events(events, board), look_up_silent_jobs(board, endings), poll_queue_state(queue, board)
+                    )
             except OSError as error:
                 print_error(_cannot_bind(options, error), note)
                 return Exit.USAGE

@@ -58,5 +58,5 @@ async def _declare(settings: Settings, tiers: tuple[str, ...]) -> str:
         where = inspection.address
     async with BrokerConnection(settings.broker, _NAME) as connection:
         for tier in tiers:
-            await connection.stand(tier)
+            await connection.declare_tier_queue(tier)
     return where

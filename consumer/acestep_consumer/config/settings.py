@@ -7,7 +7,6 @@ validates; pydantic-settings is not used, since secret files, layers and unknown
 
 import difflib
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -27,10 +26,10 @@ from pydantic import (
     ValidationError,
 )
 
+from acestep_consumer.config.amqp_urls import split_urls
 from acestep_consumer.config.secret_files import SUFFIX, SecretFileError, layered, read_all
 
 _URL = TypeAdapter(AmqpDsn)
-_BETWEEN_URLS = re.compile(r",\s*(?=amqps?://)")
 
 
 class SettingsError(Exception):
@@ -65,11 +64,6 @@ def _workers(value: object) -> object:
     if isinstance(value, str) and not value.strip().isdecimal():
         raise ValueError("must be a number of jobs, 1 to 1024, or auto")
     return value
-
-
-def split_urls(text: str) -> tuple[str, ...]:
-    """Split ``ACESTEP_AMQP_URL`` into the URLs of a cluster's nodes. A comma inside a password does not split."""
-    return tuple(url.strip() for url in _BETWEEN_URLS.split(text))
 
 
 def _amqp_urls(value: SecretStr | str) -> tuple[SecretStr, ...]:

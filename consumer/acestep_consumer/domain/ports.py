@@ -3,6 +3,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
@@ -17,8 +18,21 @@ Report = Callable[[float, str], None]
 """Tell how far a stage is: fraction 0 to 1, and the stage's name. Never blocks, never raises."""
 
 
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The AMQP properties that an event echoes.
+
+    Attributes:
+        reply_to: a queue that gets the terminal event too.
+        correlation_id: set on every event of the job.
+    """
+
+    reply_to: str | None = None
+    correlation_id: str | None = None
+
+
 class Delivery(Protocol):
-    """One message in hand. It is settled exactly once, last."""
+    """One delivered message. It is settled exactly once, last."""
 
     @property
     def body(self) -> bytes:
@@ -63,23 +77,11 @@ class Delivery(Protocol):
         """
 
     @property
-    def reply(self) -> "Reply":
-        """Where and under which name the terminal event is awaited besides the exchange."""
+    def reply(self) -> Reply:
+        """The AMQP properties that the job's events echo."""
 
     async def settle(self, verdict: Verdict, reason: ConsumerError | None = None) -> None:
         """Ack, requeue, or move to the dead-letter exchange with the reason. A stale delivery is left alone."""
-
-
-class Reply(Protocol):
-    """The AMQP properties that an event echoes."""
-
-    @property
-    def reply_to(self) -> str | None:
-        """Queue that gets the terminal event too."""
-
-    @property
-    def correlation_id(self) -> str | None:
-        """Echoed in every event of the job."""
 
 
 class Events(Protocol):
@@ -155,10 +157,10 @@ class Store(Protocol):
     async def put(self, job: Job, rendering: Rendering) -> tuple[StoredObject, ...]:
         """Upload the tracks under their final keys. Raises ``StorageUnavailable``."""
 
-    async def commit(self, kept: TerminalRecord, instead_of: TerminalRecord | None = None) -> TerminalRecord:
-        """Write down how a task ended, unless that is written; return what is. Raises ``StorageUnavailable``.
+    async def commit(self, record: TerminalRecord, instead_of: TerminalRecord | None = None) -> TerminalRecord:
+        """Record how a task ended, unless there is a record; return the one there is. Raises ``StorageUnavailable``.
 
-        ``instead_of`` is an earlier end to replace.
+        ``instead_of`` is an earlier record to replace.
         """
 
 
@@ -173,16 +175,16 @@ class Routes(Protocol):
 
 
 class AttemptStore(Protocol):
-    """Remembers the tries of messages that came again."""
+    """Records the attempts of redelivered messages."""
 
     async def next(self, task_id: str, message: str, *, redelivered: bool) -> Attempt:
-        """Return the try that comes next; nothing is written. Raises ``StorageUnavailable``."""
+        """Return the attempt that comes next; nothing is written. Raises ``StorageUnavailable``."""
 
     async def begin(self, attempt: Attempt) -> None:
-        """Write down that the try begins now. Raises ``StorageUnavailable``."""
+        """Record that the attempt begins now. Raises ``StorageUnavailable``."""
 
     async def excuse(self, attempt: Attempt) -> None:
-        """Write down that the try was ended through no fault of the message. Raises ``StorageUnavailable``."""
+        """Record that the attempt ended through no fault of the message. Raises ``StorageUnavailable``."""
 
 
 class Cancellations(Protocol):
@@ -193,10 +195,10 @@ class Cancellations(Protocol):
 
 
 class Inputs(Protocol):
-    """The way in for audio."""
+    """Fetches the audio inputs and the LoRA of a job."""
 
     async def fetch(self, job: Job, folder: Path) -> Sources:
-        """Copy the job's audio inputs into ``folder``. Raises ``InputNotAllowed``, ``InputUnreadable``."""
+        """Copy the job's inputs into ``folder``. Raises ``InputNotAllowed``, ``InputUnreadable``."""
 
 
 class Planner(Protocol):

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Audio and LoRA inputs of a request: fetched from allowed places only."""
+"""Audio inputs and LoRAs of requests, fetched from allowed places only."""

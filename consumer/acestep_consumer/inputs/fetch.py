@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way in for audio and LoRAs: from places that the operator allowed, and nowhere else.
+"""Fetches audio inputs and LoRAs, from places that the operator allowed and nowhere else.
 
 Audio comes from ``s3://`` buckets and ``https://`` hosts; a LoRA from the same buckets, or from this machine by its
 name.
 
-A message may name any place. What it may make this worker read is decided here, before the first byte and again at
-every redirect; how much it may bring is counted while the bytes arrive.
+A message may name any place. Whether this worker reads it is decided here, before the first byte and again at every
+redirect; the size limit is enforced while the bytes arrive.
 
-Names of hosts are compared with the operator's list. Where a name leads is another matter, and may change between two
-look-ups: so the address is checked when the socket to it is opened, and nowhere else.
+Host names are compared with the operator's list. The addresses of a name may change between two look-ups, so they are
+checked where a socket to one is opened, and nowhere else.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _OK: Final = 200
 _CONFIG_BYTES: Final = 1 << 20
 
-_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+_log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 class _TransientFetchError(Exception):
@@ -64,7 +64,7 @@ class _TransientFetchError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Limit:
-    """How many bytes are read, and the setting that says so, if any."""
+    """Largest size, bytes, and the setting that it comes from, if any."""
 
     bytes: int
     setting: str = ""
@@ -75,19 +75,19 @@ class _Limit:
 
 @dataclass(frozen=True, slots=True)
 class _Input:
-    """One input of a request: the field that names it, the place it names, and how large it may be."""
+    """One input of a request: the field that names it, its address, and its size limit."""
 
     field: str
-    place: ObjectAddress | URL
+    address: ObjectAddress | URL
     limit: _Limit
 
     def __str__(self) -> str:
-        return f"{self.field} = {shown(str(self.place))}"
+        return f"{self.field} = {shown(str(self.address))}"
 
     @property
     def suffix(self) -> str:
-        """The ending of the name, when it looks like one: the decoder takes it as a hint."""
-        path = self.place.key if isinstance(self.place, ObjectAddress) else self.place.path
+        """The suffix of its name, if it looks like one: a hint for the decoder."""
+        path = self.address.key if isinstance(self.address, ObjectAddress) else self.address.path
         suffix = PurePosixPath(path).suffix.lower()
         return suffix if _SUFFIX.fullmatch(suffix) else ""
 
@@ -96,21 +96,21 @@ class _Input:
 class _LoraPart(_Input):
     """A file of a LoRA in S3."""
 
-    place: ObjectAddress
+    address: ObjectAddress
 
     @property
     def name(self) -> str:
-        """Its name on disk, which tells the renderer what it is."""
-        name = self.place.key.rpartition("/")[2]
+        """Its file name on disk: the renderer tells the format from it."""
+        name = self.address.key.rpartition("/")[2]
         return name if name in (PEFT_WEIGHTS, PEFT_CONFIG) else "lora.safetensors"
 
     @property
     def config(self) -> "_LoraPart | None":
-        """The configuration that PEFT writes beside these weights: without it their scale is unknown."""
+        """The configuration that PEFT writes beside these weights; without it their scale is unknown."""
         if self.name != PEFT_WEIGHTS:
             return None
-        key = self.place.key.removesuffix(PEFT_WEIGHTS) + PEFT_CONFIG
-        return _LoraPart(self.field, ObjectAddress(self.place.bucket, key), _Limit(_CONFIG_BYTES))
+        key = self.address.key.removesuffix(PEFT_WEIGHTS) + PEFT_CONFIG
+        return _LoraPart(self.field, ObjectAddress(self.address.bucket, key), _Limit(_CONFIG_BYTES))
 
 
 class AllowedInputs:
@@ -121,11 +121,11 @@ class AllowedInputs:
         storage: the result bucket, which is always allowed.
         settings: buckets, hosts, and the limits of one input. A malformed host raises ``SettingsError``.
         checkpoint_dir: its folder ``loras`` holds the LoRAs that requests may name.
-        tls: trusts other certificates than the system does.
-        resolver: finds the addresses of hosts in the system's place.
+        tls: certificate authorities other than the system's.
+        resolver: looks up host names, in place of the system's.
     """
 
-    def __init__(  # noqa: PLR0913 - the last three have defaults, and two of them are for networks of one's own
+    def __init__(  # noqa: PLR0913 - the last three have defaults, two of them for private networks
         self,
         objects: Objects,
         storage: StorageSettings,
@@ -142,10 +142,10 @@ class AllowedInputs:
         self._tls = tls
         self._resolver = resolver
         self._http: aiohttp.ClientSession
-        self.allow(settings)
+        self.apply(settings)
 
-    def allow(self, settings: InputSettings) -> None:
-        """Let these settings hold for what is fetched from now on.
+    def apply(self, settings: InputSettings) -> None:
+        """Use these settings from the next fetch on.
 
         Raises:
             SettingsError: a host is malformed; nothing has changed then.
@@ -172,27 +172,28 @@ class AllowedInputs:
         await self._http.close()
 
     async def fetch(self, job: Job, folder: Path) -> Sources:
-        """Copy the job's audio inputs into ``folder``, as ``source`` and ``reference`` with the ending they came with.
+        """Copy the job's audio inputs into ``folder``, as ``source`` and ``reference`` with their own suffixes.
 
-        A LoRA from S3 comes into its folder ``lora``; one of the checkpoint folder is not copied. An analysis has none.
+        A LoRA from S3 is put into its subfolder ``lora``; one of the checkpoint folder is not copied. An analysis has
+        none.
 
         Raises:
             InputNotAllowed: a place that is not allowed; nothing has been read then.
             InputUnreadable: missing, forbidden, too large or too slow.
-            StorageUnavailable: S3 stays out of reach.
+            StorageUnavailable: the object storage is out of reach.
         """
         request = job.request
-        source = self._admit(SOURCE_FIELD, request.src_audio_path if _needs_source(request) else None)
-        reference = self._admit(REFERENCE_FIELD, request.reference_audio_path)
-        lora = None if request.lora is None or job.analysis else await self._admit_lora(request.lora.path)
+        source = self._check(SOURCE_FIELD, request.src_audio_path if _needs_source(request) else None)
+        reference = self._check(REFERENCE_FIELD, request.reference_audio_path)
+        lora = None if request.lora is None or job.analysis else await self._check_lora(request.lora.path)
         return Sources(
             source=await self._copy(source, folder / "source"),
             reference=await self._copy(reference, folder / "reference"),
-            lora=await self._bring_lora(lora, folder / "lora") if isinstance(lora, _LoraPart) else lora,
+            lora=await self._fetch_lora(lora, folder / "lora") if isinstance(lora, _LoraPart) else lora,
         )
 
-    def _admit(self, field: str, text: str | None) -> _Input | None:
-        """Read a place, or refuse it by name."""
+    def _check(self, field: str, text: str | None) -> _Input | None:
+        """Parse and check an address."""
         if text is None:
             return None
         scheme = text.partition(":")[0].lower()
@@ -204,13 +205,13 @@ class AllowedInputs:
         except InputNotAllowed as error:
             raise InputNotAllowed(f"{field} = {shown(text)}: {error}") from error
         raise InputNotAllowed(
-            f"{field} = {shown(text)}: {_ACCEPTED}; files of the worker's machine, http:// and data: are not read. Put "
+            f"{field} = {shown(text)}: {_ACCEPTED}; local files, http:// and data: are not accepted. Put "
             "the audio into the result bucket, or have its bucket added to ACESTEP_INPUT_BUCKETS or its host to "
             "ACESTEP_INPUT_HOSTS"
         )
 
-    async def _admit_lora(self, text: str) -> _LoraPart | Path:
-        """Read the place of a LoRA, or find it on this machine."""
+    async def _check_lora(self, text: str) -> _LoraPart | Path:
+        """Parse and check the address of a LoRA, or find it on this machine."""
         try:
             if text.startswith("s3://"):
                 place = self._require_bucket(text + (PEFT_WEIGHTS if text.endswith("/") else ""))
@@ -226,15 +227,15 @@ class AllowedInputs:
         if bucket not in self._buckets:
             raise InputNotAllowed(f"the bucket {bucket[:63]!r} is not in ACESTEP_INPUT_BUCKETS")
         if not {".", ".."}.isdisjoint(key.split("/")):
-            # Servers that tidy up paths would take them as a way into another bucket.
-            raise InputNotAllowed("a key with '.' or '..' between slashes is not read")
+            # Servers that normalize paths would read from another bucket.
+            raise InputNotAllowed("a key with '.' or '..' between slashes is not accepted")
         return ObjectAddress(bucket, key)
 
     def _require_host(self, url: URL) -> URL:
         if url.scheme != "https":
-            raise InputNotAllowed(f"{url.scheme}:// is not read, https:// is")
+            raise InputNotAllowed(f"{url.scheme}:// is not accepted, https:// is")
         if url.user is not None or url.password is not None:
-            raise InputNotAllowed("a URL with a user name is not read")
+            raise InputNotAllowed("a URL with a user name is not accepted")
         if not url.raw_host:
             raise InputNotAllowed("must look like https://host/path")
         if (url.raw_host, url.port) not in self._hosts:
@@ -243,7 +244,7 @@ class AllowedInputs:
         return url
 
     def _open_socket(self, target: aiohttp.AddrInfoType) -> socket.socket:
-        """Open a socket to an address that was found for a host, or raise ``AddressRefused``."""
+        """Open a socket to an address of a host, or raise ``AddressRefused``."""
         family, kind, protocol, _, (address, *_) = target
         require_allowed(address, self._networks)
         return socket.socket(family, kind, protocol)
@@ -253,42 +254,42 @@ class AllowedInputs:
             return None
         target = stem.with_name(stem.name + wanted.suffix)
         async with self._in_time(wanted):
-            if isinstance(wanted.place, ObjectAddress):
-                await self._copy_object(wanted, wanted.place, target)
+            if isinstance(wanted.address, ObjectAddress):
+                await self._copy_object(wanted, wanted.address, target)
             else:
-                await self._copy_url(wanted, wanted.place, target)
+                await self._copy_url(wanted, wanted.address, target)
         return target
 
-    async def _bring_lora(self, weights: _LoraPart, folder: Path) -> Path:
-        """Make ``folder`` with the LoRA's weights, and with their configuration if they have one.
+    async def _fetch_lora(self, weights: _LoraPart, folder: Path) -> Path:
+        """Create ``folder`` with the LoRA's weights, and their configuration if they have one.
 
-        S3 is asked for the version each time, and for the bytes when they are not here yet.
+        Their version is looked up each time, and they are fetched unless that version is in the cache.
         """
         heads = await self._heads(weights)
-        version = "\n".join(f"{part.place} {head.etag} {head.size}" for part, head in heads.items())
+        version = "\n".join(f"{part.address} {head.etag} {head.size}" for part, head in heads.items())
 
         async def fetch(target: Path) -> None:
             for part in heads:
                 async with self._in_time(part):
-                    await self._copy_object(part, part.place, target / part.name)
+                    await self._copy_object(part, part.address, target / part.name)
 
-        await self._lora_cache.give(version, folder, fetch)
+        await self._lora_cache.provide(version, folder, fetch)
         return folder / weights.name
 
     async def _heads(self, weights: _LoraPart) -> dict[_LoraPart, ObjectHead]:
-        """Return what S3 knows of the weights, and of their configuration if there is one."""
+        """Return the heads of the weights, and of their configuration if there is one."""
         parts = (weights, weights.config) if weights.config else (weights,)
         async with self._in_time(weights):
             heads = {part: head for part in parts if (head := await self._head(part))}
         if weights not in heads:
-            raise InputUnreadable(f"{weights}: S3 says NoSuchKey")
+            raise InputUnreadable(f"{weights}: S3 returned NoSuchKey")
         return heads
 
     async def _head(self, part: _LoraPart) -> ObjectHead | None:
         try:
-            head = await self._objects.head(part.place)
+            head = await self._objects.head(part.address)
         except StorageRefused as error:
-            raise InputUnreadable(f"{part}: S3 says {error.reason}") from error
+            raise InputUnreadable(f"{part}: S3 returned {error.reason}") from error
         if head and head.size > part.limit.bytes:
             raise InputUnreadable(f"{part}: {part.limit}")
         return head
@@ -302,7 +303,7 @@ class AllowedInputs:
             if not clock.expired():
                 raise
             raise InputUnreadable(
-                f"{wanted}: not here after {self._timeout_s:g} s (ACESTEP_INPUT_TIMEOUT_S)"
+                f"{wanted}: not fetched within {self._timeout_s:g} s (ACESTEP_INPUT_TIMEOUT_S)"
             ) from error
 
     async def _copy_object(self, wanted: _Input, address: ObjectAddress, target: Path) -> None:
@@ -310,7 +311,7 @@ class AllowedInputs:
             async with self._objects.open(address) as stream:
                 await _save(wanted, target, stream)
         except StorageRefused as error:
-            raise InputUnreadable(f"{wanted}: S3 says {error.reason}") from error
+            raise InputUnreadable(f"{wanted}: S3 returned {error.reason}") from error
 
     async def _copy_url(self, wanted: _Input, url: URL, target: Path) -> None:
         retrying = AsyncRetrying(
@@ -358,9 +359,9 @@ async def _save(wanted: _Input, target: Path, chunks: AsyncIterable[bytes]) -> N
 
 
 def shown(uri: str) -> str:
-    """Return what may be said about a URI in public: no query, fragment or user, which are secrets in some.
+    """Return a URI as it may be published: without query, fragment and user, which may be secrets.
 
-    What is not printable is escaped: of a header's bytes that are no text, no event could be made.
+    Characters that cannot be printed are escaped: some bytes of a header cannot be encoded in an event.
     """
     bare = re.split(r"[?#]", uri, maxsplit=1)[0]
     bare = re.sub(r"//[^/]*@", "//", bare)
@@ -372,11 +373,11 @@ def _url(text: str) -> URL:
     try:
         return URL(text)
     except ValueError as error:
-        raise InputNotAllowed("not a URL that can be read") from error
+        raise InputNotAllowed("not a valid URL") from error
 
 
 def _host_and_port(entry: str) -> tuple[str | None, int | None]:
-    """Read ``host`` or ``host:port`` as the operator writes it; requests are compared with it exactly."""
+    """Parse ``host`` or ``host:port`` of the setting; requests must match it exactly."""
     try:
         url = URL(f"https://{entry}") if _HOST.fullmatch(entry) else None
     except ValueError:
@@ -388,12 +389,12 @@ def _host_and_port(entry: str) -> tuple[str | None, int | None]:
 
 def _require_readable(wanted: _Input, response: aiohttp.ClientResponse) -> None:
     if response.status in RETRYABLE:
-        raise _TransientFetchError(f"the host says {response.status}")
+        raise _TransientFetchError(f"the host returned {response.status}")
     if response.status != _OK:
-        raise InputUnreadable(f"{wanted}: the host says {response.status}")
+        raise InputUnreadable(f"{wanted}: the host returned {response.status}")
     codings = ",".join(response.headers.getall("Content-Encoding", ())).split(",")
     if any(coding.strip().lower() not in ("", "identity") for coding in codings):
-        raise InputUnreadable(f"{wanted}: compressed in transit, although that was not asked for")
+        raise InputUnreadable(f"{wanted}: compressed in transit, although that was not requested")
     if (response.content_length or 0) > wanted.limit.bytes:
         raise InputUnreadable(f"{wanted}: {wanted.limit}")
 
@@ -408,7 +409,7 @@ def _network_failure(wanted: _Input, url: URL, error: Exception) -> Exception:
             "ACESTEP_INPUT_NETWORKS"
         )
     if isinstance(error, aiohttp.ClientResponseError):
-        return InputUnreadable(f"{wanted}: the host's answer is not HTTP, or has too many or too long headers")
+        return InputUnreadable(f"{wanted}: the host's response is not HTTP, or has too many or too long headers")
     return _TransientFetchError(f"{type(error).__name__} while reading")
 
 

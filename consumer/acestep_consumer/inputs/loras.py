@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LoRAs on this machine: the operator's, by name, and copies of those that requests fetched, for the next request.
+"""LoRA files on this machine: the operator's, by name, and a cache of those that were fetched for requests.
 
-Files are looked at here and nothing is read from them: what is in them is the renderer's business.
+Files are found and linked here, never parsed: their content is the renderer's business.
 """
 
 import os
@@ -19,7 +19,7 @@ from acestep_schemas.coerce import LORA_NAME, LORA_SUFFIX
 Fetch = Callable[[Path], Awaitable[None]]
 """Writes the files of one LoRA into a folder, or raises."""
 
-# As PEFT, and with it ACE-Step's trainer, writes them: the weights, and beside them what they are to be scaled by.
+# As PEFT, and with it ACE-Step's trainer, writes them: the weights, and a file that has their scale.
 PEFT_WEIGHTS: Final = "adapter_model.safetensors"
 PEFT_CONFIG: Final = "adapter_config.json"
 # As diffusers writes them.
@@ -33,7 +33,7 @@ class LoraFolder:
     """The LoRAs in ``loras/`` of the checkpoint folder.
 
     Args:
-        checkpoint_dir: None: there is no such folder, and every name is refused.
+        checkpoint_dir: None: there is none, and every name is refused.
         max_bytes: larger files are refused.
     """
 
@@ -42,10 +42,10 @@ class LoraFolder:
         self._max_bytes = max_bytes
 
     def find(self, name: str) -> Path:
-        """Return the weights of ``name``: a file of that name, with or without its ending, or the file in a folder.
+        """Return the weights of ``name``: a file of that name, with or without its suffix, or the file in a folder.
 
         Raises:
-            InputNotAllowed: it is no plain name, leads out of the folder, or this worker has no such folder.
+            InputNotAllowed: it is not a plain name, leads out of the folder, or this worker has no such folder.
             InputUnreadable: there is no such LoRA, or it is too large.
         """
         if self._root is None:
@@ -80,41 +80,41 @@ def _candidates(root: Path, name: str) -> Iterator[Path]:
 
 
 class LoraCache:
-    """Fetched LoRAs, each in a folder of its own beside the jobs' folders; the least recently used one leaves.
+    """LRU cache of fetched LoRAs, each in a folder of its own beside the jobs' folders.
 
-    A job gets hard links, so that what leaves here stays with the jobs that still need it.
+    Jobs get hard links, so that a LoRA that is evicted stays with the jobs that still need it.
 
     Args:
-        most: how many to keep.
+        size: LoRAs to keep.
     """
 
-    def __init__(self, most: int = 8) -> None:
-        self._most = most
-        self._kept: OrderedDict[str, Path] = OrderedDict()
-        self._turns = KeyedLock()
+    def __init__(self, size: int = 8) -> None:
+        self._size = size
+        self._folders: OrderedDict[str, Path] = OrderedDict()
+        self._locks = KeyedLock()
 
-    async def give(self, key: str, target: Path, fetch: Fetch) -> None:
-        """Make the folder ``target`` with the LoRA that ``key`` names; ``fetch`` is called when it is not here.
+    async def provide(self, key: str, target: Path, fetch: Fetch) -> None:
+        """Create the folder ``target`` with the LoRA of ``key``; ``fetch`` is called unless it is cached.
 
-        ``target`` lies in a job's folder. Jobs that ask for one key at the same time wait for one fetch.
+        ``target`` is in a job's folder. Jobs that need one key at the same time wait for one fetch.
         """
-        async with self._turns.of(key):
-            if key not in self._kept:
-                self._kept[key] = await _fetched(target.parent.parent / _CACHE, fetch)
-            self._kept.move_to_end(key)
-            shutil.copytree(self._kept[key], target, copy_function=_link)
-        await self._shrink()
+        async with self._locks.of(key):
+            if key not in self._folders:
+                self._folders[key] = await _fetched(target.parent.parent / _CACHE, fetch)
+            self._folders.move_to_end(key)
+            shutil.copytree(self._folders[key], target, copy_function=_link)
+        await self._evict()
 
-    async def _shrink(self) -> None:
-        """Remove what is too many. Its turn is awaited: somebody may be taking links right now."""
-        while len(self._kept) > self._most:
-            key, folder = self._kept.popitem(last=False)
-            async with self._turns.of(key):
+    async def _evict(self) -> None:
+        """Remove the least recently used LoRAs, under their locks: a job may be linking the files."""
+        while len(self._folders) > self._size:
+            key, folder = self._folders.popitem(last=False)
+            async with self._locks.of(key):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _fetched(cache: Path, fetch: Fetch) -> Path:
-    """Fetch into a new folder: files are never written a second time, for jobs may hold links to them."""
+    """Fetch into a new folder: a file is never overwritten, because jobs may have links to it."""
     folder = _new_folder(cache)
     try:
         await fetch(folder)

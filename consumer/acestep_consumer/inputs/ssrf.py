@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which addresses a host on the public internet may have, and which only the operator can open.
+"""SSRF protection: hosts of inputs must have public addresses, unless the operator allows their network.
 
-An address is judged at the socket, after every look-up of a name: what a name leads to may change between two of them.
+An address is checked when a socket to it is opened, since a name may lead to another one at each look-up.
 """
 
 from collections.abc import Iterable
@@ -10,8 +10,8 @@ from typing import Final
 
 Address = IPv4Address | IPv6Address
 
-# What has no public host, of all IPv4: IANA's special-purpose blocks, and multicast. The last one is public by number
-# only: Azure's machines find the agent of their host there.
+# IPv4 networks without public hosts: IANA's special-purpose blocks, and multicast. The last one is a public address by
+# its number alone: Azure's virtual machines reach the agent of their host there.
 _IPV4_SPECIAL: Final = tuple(
     map(
         ip_network,
@@ -20,15 +20,15 @@ _IPV4_SPECIAL: Final = tuple(
          "224.0.0.0/4", "240.0.0.0/4", "168.63.129.16/32"),
     )
 )  # fmt: skip
-# Of all IPv6, public hosts have these. Outside are loopback, link-local, unique local, multicast, NAT64, and IPv4
-# addresses in another notation.
+# The IPv6 network of public hosts. Outside are loopback, link-local, unique local, multicast, NAT64, and IPv4 addresses
+# in another notation.
 _IPV6_PUBLIC: Final = ip_network("2000::/3")
-# Inside, these have none: protocols' own and Teredo, 6to4, and examples in documents.
+# Networks without public hosts inside it: those of protocols and Teredo, 6to4, and examples in documents.
 _IPV6_SPECIAL: Final = tuple(map(ip_network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")))
 
 
 class AddressRefused(OSError):
-    """A host's address is not one that may be read. It is for the log: the producer is not told what lies inside."""
+    """The address of a host may not be read. It is for the log: producers must not learn about private networks."""
 
     def __init__(self, address: str) -> None:
         super().__init__("its address is not allowed")
@@ -43,7 +43,7 @@ def require_allowed(address: str, networks: Iterable[IPv4Network | IPv6Network])
 
 
 def is_public(address: Address) -> bool:
-    """Whether a host on the public internet may have this address. IPv4 in IPv6's notation is not looked into."""
+    """Whether a host on the public internet may have this address. IPv4 in IPv6 notation counts as not public."""
     if isinstance(address, IPv4Address):
         return not any(address in block for block in _IPV4_SPECIAL)
     return address in _IPV6_PUBLIC and not any(address in block for block in _IPV6_SPECIAL)

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worker's pages over HTTP.
-
-``/healthz`` says that the loop turns, ``/readyz`` that work can be done, ``/metrics`` is for Prometheus.
-"""
+"""HTTP endpoints of a worker: ``/healthz`` (liveness), ``/readyz`` (readiness) and ``/metrics`` (Prometheus)."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -12,14 +9,22 @@ from aiohttp import web
 
 Check = Callable[[], Awaitable[bool]]
 Exposition = Callable[[str], tuple[bytes, str]]
-"""Makes the page of metrics: from the ``Accept`` header to body and content type."""
+"""Returns body and content type of the metrics page for an ``Accept`` header."""
 
 EngineStates = Callable[[], Mapping[str, Mapping[str, bool | int]]]
-"""Tells of each engine, by name, whether it is ``ready`` and how many ``restarts`` it had."""
+"""Returns ``ready`` and ``restarts`` of each engine by name."""
 
 
 class HealthServer:
-    """A small HTTP server. ``checks`` are named conditions; all must hold for readiness. ``engines`` are for people."""
+    """Serves the endpoints.
+
+    Args:
+        checks: the conditions of readiness, by name; all must hold.
+        metrics: renders the metrics page.
+        host: address to listen on.
+        port: 0: a free one.
+        engines: more about the engines, for people.
+    """
 
     def __init__(
         self, checks: Mapping[str, Check], metrics: Exposition, host: str, port: int, *, engines: EngineStates = dict
@@ -32,7 +37,7 @@ class HealthServer:
         app = web.Application()
         app.router.add_get("/healthz", self._live)
         app.router.add_get("/readyz", self._ready)
-        app.router.add_get("/metrics", self._measured)
+        app.router.add_get("/metrics", self._metrics_page)
         self._runner = web.AppRunner(app, access_log=None)
 
     async def __aenter__(self) -> Self:
@@ -45,11 +50,11 @@ class HealthServer:
 
     @property
     def port(self) -> int:
-        """The port that was bound, also when a free one was asked for."""
+        """The port that is bound."""
         return int(self._runner.addresses[0][1])
 
     async def state(self) -> dict[str, bool]:
-        """Evaluate every check; one that raises does not hold."""
+        """Evaluate every check; one that raises counts as failed."""
         return {name: await _holds(check) for name, check in self._checks.items()}
 
     async def _live(self, _: web.Request) -> web.Response:
@@ -61,13 +66,13 @@ class HealthServer:
         body = {"status": "ready" if ready else "not ready", "checks": state, "engines": self._engines()}
         return web.json_response(body, status=200 if ready else 503)
 
-    async def _measured(self, request: web.Request) -> web.Response:
+    async def _metrics_page(self, request: web.Request) -> web.Response:
         body, content_type = self._metrics(request.headers.get("Accept", ""))
-        # As a header: aiohttp's own argument takes no parameters, and the format's version is one.
+        # As a header: aiohttp's argument takes no parameters, and the format's version is one.
         return web.Response(body=body, headers={"Content-Type": content_type})
 
 
 async def _holds(check: Check) -> bool:
-    with suppress(Exception):  # whatever broke it, the answer is no
+    with suppress(Exception):  # whatever the error, the check fails
         return await check()
     return False

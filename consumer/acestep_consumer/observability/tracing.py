@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distributed tracing with OpenTelemetry, where it is installed and asked for; else the producer's trace is passed on.
+"""Distributed tracing with OpenTelemetry, where it is installed and configured; else ``traceparent`` is only forwarded.
 
 A message's header ``traceparent`` (W3C Trace Context) makes its job a part of the producer's trace: a span for the job,
-one for each stage. Names follow OpenTelemetry's conventions for messaging; where those leave a choice, the producer's
-context is the parent of the job's span, not a link: a job is one message, and nothing else is its cause.
+and one for each stage. Names follow OpenTelemetry's conventions for messaging. Where those leave a choice, the
+producer's context is the parent of the job's span, not a link: a job is one message.
 
-Exporters are set by OpenTelemetry's own variables, ``OTEL_EXPORTER_OTLP_ENDPOINT`` above all; without one of them
+Exporters are configured by OpenTelemetry's variables, mainly ``OTEL_EXPORTER_OTLP_ENDPOINT``; without one of them
 nothing is recorded.
 """
 
@@ -32,28 +32,28 @@ else:
     INSTALLED = True
 
 TRACE_ID: Final = slice(3, 35)
-"""Where the trace's id stands in a ``traceparent``."""
+"""Position of the trace id in a ``traceparent``."""
 
 _PARENT_ID, _FLAGS = slice(36, 52), slice(53, 55)
 _NAME: Final = "acestep-consumer"
 _QUEUE: Final = "acestep.generate"
-_OF_EVERY_JOB: Final[dict[str, str | int]] = {
+_ATTRIBUTES: Final[dict[str, str | int]] = {
     "messaging.system": "rabbitmq",
     "messaging.operation.type": "process",
     "messaging.operation.name": "process",
 }
-_ASKED: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_TRACES_EXPORTER")
+_VARIABLES: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_TRACES_EXPORTER")
 
 log = structlog.get_logger()
 
 if INSTALLED:
-    # Once: looking one up takes longer than a span. This one finds the provider, whenever it is set.
+    # Once: a look-up takes longer than a span. It uses the provider that is set later.
     tracer: trace.Tracer = trace.get_tracer(_NAME)
 
 
 def set_up_tracing(worker_id: str) -> None:
-    """Record spans and send them where the environment says, if it says so."""
-    if not any(os.environ.get(name, "none") != "none" for name in _ASKED):
+    """Record spans and export them as OpenTelemetry's variables say, if any is set."""
+    if not any(os.environ.get(name, "none") != "none" for name in _VARIABLES):
         return
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - an extra
@@ -69,23 +69,23 @@ def set_up_tracing(worker_id: str) -> None:
 
 
 @contextmanager
-def job_span(case: JobContext) -> Iterator[None]:
-    """Make the body the span of a job, and leave its ``traceparent`` in ``case``."""
-    case.traceparent = case.delivery.traceparent
+def job_span(context: JobContext) -> Iterator[None]:
+    """Run the body in the span of a job, and set ``traceparent`` of ``context`` to it."""
+    context.traceparent = context.delivery.traceparent
     if not INSTALLED:
-        with structlog.contextvars.bound_contextvars(**_ids(case)):
+        with structlog.contextvars.bound_contextvars(**_ids(context)):
             yield
         return
-    queue = _QUEUE if case.delivery.tier is None else f"{_QUEUE}.{case.delivery.tier}"
+    queue = _QUEUE if context.delivery.tier is None else f"{_QUEUE}.{context.delivery.tier}"
     span = tracer.start_span(
         f"process {queue}",
-        _context_of(case.traceparent),
+        _context_of(context.traceparent),
         kind=trace.SpanKind.CONSUMER,
-        attributes=_attributes(case, queue),
+        attributes=_attributes(context, queue),
     )
     if span.is_recording():
-        case.traceparent = _written(span.get_span_context())
-    with structlog.contextvars.bound_contextvars(**_ids(case)), trace.use_span(span, end_on_exit=True):
+        context.traceparent = _traceparent(span.get_span_context())
+    with structlog.contextvars.bound_contextvars(**_ids(context)), trace.use_span(span, end_on_exit=True):
         try:
             yield
         except Exception as error:
@@ -95,7 +95,7 @@ def job_span(case: JobContext) -> Iterator[None]:
 
 @contextmanager
 def stage_span(stage: str) -> Iterator[None]:
-    """Make the body a span within the job's."""
+    """Run the body in a span below the job's."""
     if not INSTALLED or not trace.get_current_span().is_recording():
         yield
         return
@@ -109,7 +109,7 @@ def stage_span(stage: str) -> Iterator[None]:
 
 
 def note_end(ending: Ending) -> None:
-    """Write on the job's span how the job ended, unless it is done. A cancelled one did not fail.
+    """Set state and error of the job's span, unless the job is completed. A cancelled one is no error.
 
     ``error.type`` is one of ``acestep_schemas.events.ErrorCode``.
     """
@@ -123,12 +123,12 @@ def note_end(ending: Ending) -> None:
 
 
 def _type_of(error: Exception) -> str:
-    """Return a word of which there are few: one of ``acestep_schemas.events.ErrorCode``, or an exception's name."""
+    """Return a value of low cardinality: one of ``acestep_schemas.events.ErrorCode``, or an exception's name."""
     return error.code.value if isinstance(error, ConsumerError) else type(error).__name__
 
 
 def _context_of(traceparent: str | None) -> "Context":
-    """Return the context that the producer sent: well formed, as a delivery's is. Empty without one."""
+    """Return the producer's context, empty without one. ``traceparent`` is well formed, as a delivery's is."""
     if traceparent is None:
         return Context()
     sent = trace.SpanContext(
@@ -140,15 +140,15 @@ def _context_of(traceparent: str | None) -> "Context":
     return trace.set_span_in_context(trace.NonRecordingSpan(sent), Context())
 
 
-def _written(of: "trace.SpanContext") -> str:
+def _traceparent(of: "trace.SpanContext") -> str:
     return f"00-{of.trace_id:032x}-{of.span_id:016x}-{of.trace_flags:02x}"
 
 
-def _attributes(case: JobContext, queue: str) -> dict[str, str | int]:
-    """What messages and jobs have. The queue is the destination: routing keys are as many as producers like."""
-    delivery = case.delivery
+def _attributes(context: JobContext, queue: str) -> dict[str, str | int]:
+    """Attributes of a job's span. The queue is the destination: routing keys would have a high cardinality."""
+    delivery = context.delivery
     attributes = {
-        **_OF_EVERY_JOB,
+        **_ATTRIBUTES,
         "messaging.destination.name": queue,
         "messaging.message.body.size": len(delivery.body),
     }
@@ -156,18 +156,18 @@ def _attributes(case: JobContext, queue: str) -> dict[str, str | int]:
         attributes["messaging.message.id"] = delivery.message_id
     if (conversation := delivery.reply.correlation_id) is not None:
         attributes["messaging.message.conversation_id"] = conversation
-    if case.task_id is not None:
-        attributes["acestep.task_id"] = case.task_id
+    if context.task_id is not None:
+        attributes["acestep.task_id"] = context.task_id
     return attributes
 
 
-def _ids(case: JobContext) -> dict[str, str | None]:
-    ids = {"task_id": case.task_id}
-    return ids if case.traceparent is None else {**ids, "trace_id": case.traceparent[TRACE_ID]}
+def _ids(context: JobContext) -> dict[str, str | None]:
+    ids = {"task_id": context.task_id}
+    return ids if context.traceparent is None else {**ids, "trace_id": context.traceparent[TRACE_ID]}
 
 
 class StageTimer:
-    """Starts on creation; each stage is measured by ``with watch("plan"):``."""
+    """Measures the stages of a job, each by ``with timer("plan"):``; the total counts from its creation."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
@@ -175,7 +175,7 @@ class StageTimer:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Measure the body as ``stage``, a span of the job's trace."""
+        """Measure the body as ``stage``, in a span."""
         start = time.perf_counter()
         try:
             with stage_span(stage):
@@ -184,7 +184,7 @@ class StageTimer:
             self._stages[stage] = time.perf_counter() - start
 
     def timings(self, rendering: Rendering, queued_s: float | None) -> Timings:
-        """Return all stages so far, with what the renderer measured itself, rounded to milliseconds."""
+        """Return all stages so far, with the renderer's own measurements, seconds rounded to milliseconds."""
         seconds = {**self._stages, "render": rendering.render_s, "encode": rendering.encode_s}
         if queued_s is not None:
             seconds["queued"] = queued_s

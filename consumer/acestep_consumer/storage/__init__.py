@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""S3-compatible storage: objects, results with their manifests, attempt records, and what an outage does."""
+"""Storage: results with their manifests, attempt records, outages and the scratch disk; the S3 adapter in ``s3``."""

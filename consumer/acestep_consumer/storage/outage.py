@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Storage that is away is waited for: work in hand stays in hand, nothing new is taken, and it goes on by itself.
+"""Outages of the storage: running jobs wait, no new messages are consumed, and both resume without intervention.
 
-The calls to S3 try again for half a minute of their own. What is still refused then is an outage: a server that is
-down, a network that is cut, keys that somebody has to renew. No job can be blamed for that, so none fails of it.
+Calls to the storage have retries of their own, for some seconds. A failure that outlasts them is an outage: a server
+that is down, a network that is cut, keys that somebody has to renew. None of that is a job's fault, so no job fails.
 """
 
 from collections.abc import Awaitable, Callable
@@ -25,11 +25,11 @@ log = structlog.get_logger()
 
 
 class OutageGate:
-    """Waits out outages.
+    """Retries calls for as long as an outage lasts.
 
     Args:
-        on_change: told when storage is found to be away (True), and when it is back (False).
-        first_s: bound of the first pause between two tries, seconds; it doubles.
+        on_change: called with True when an outage begins, and with False when it ends.
+        first_s: bound of the first pause between two attempts, seconds; it doubles.
         last_s: bound of every pause.
     """
 
@@ -40,21 +40,21 @@ class OutageGate:
         self._wait = wait_random_exponential(multiplier=first_s, max=last_s)
         self.away = False
 
-    async def outlast(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Return what ``call`` returns, as soon as storage lets it. Raises what storage has no part in."""
-        tries = AsyncRetrying(
-            retry=retry_if_exception(_may_pass), wait=self._wait, before_sleep=self._on_failure, reraise=True
+    async def retry(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Return the result of ``call`` as soon as the storage allows it. Raises its errors of any other cause."""
+        retrying = AsyncRetrying(
+            retry=retry_if_exception(_is_outage), wait=self._wait, before_sleep=self._on_failure, reraise=True
         )
 
         async def attempt() -> T:
-            # Not the call itself: tenacity awaits what is written as a coroutine function, and lambdas are not.
+            # Not the call itself: tenacity awaits coroutine functions only, and lambdas are none.
             return await call()
 
-        result: T = await tries(attempt)
+        result: T = await retrying(attempt)
         if self.away:
             self.away = False
             await self._on_change(False)  # noqa: FBT003 - a callback's one argument
-            log.info("storage is back")
+            log.info("storage is available again")
         return result
 
     async def _on_failure(self, state: RetryCallState) -> None:
@@ -63,64 +63,64 @@ class OutageGate:
         self.away = True
         await self._on_change(True)  # noqa: FBT003 - as above
         error = state.outcome.exception() if state.outcome else None
-        log.error("storage is away: work in hand waits, nothing new is taken", reason=str(error))
+        log.error("storage is unavailable: running jobs wait, no new jobs", reason=str(error))
 
 
 class RetryingStore:
-    """A ``ports.Store`` that waits where another would fail."""
+    """A ``ports.Store`` behind an ``OutageGate``."""
 
-    def __init__(self, store: Store, patience: OutageGate) -> None:
+    def __init__(self, store: Store, gate: OutageGate) -> None:
         self._store = store
-        self._patience = patience
+        self._gate = gate
 
     def use(self, store: Store) -> None:
-        """Ask this store from the next call on."""
+        """Use this store from the next call on."""
         self._store = store
 
     async def find(self, task_id: str) -> TerminalRecord | None:
         """Return how a task ended, if it did. Raises ``ManifestUnreadable``."""
-        return await self._patience.outlast(lambda: self._store.find(task_id))
+        return await self._gate.retry(lambda: self._store.find(task_id))
 
     async def put(self, job: Job, rendering: Rendering) -> tuple[StoredObject, ...]:
-        """Upload the tracks. What is there already is not sent again."""
-        return await self._patience.outlast(lambda: self._store.put(job, rendering))
+        """Upload the tracks. Those that were stored before are not sent again."""
+        return await self._gate.retry(lambda: self._store.put(job, rendering))
 
-    async def commit(self, kept: TerminalRecord, instead_of: TerminalRecord | None = None) -> TerminalRecord:
-        """Write down how a task ended; return what is written. Raises ``ManifestUnreadable``."""
-        return await self._patience.outlast(lambda: self._store.commit(kept, instead_of))
+    async def commit(self, record: TerminalRecord, instead_of: TerminalRecord | None = None) -> TerminalRecord:
+        """Record how a task ended; return the record that is stored. Raises ``ManifestUnreadable``."""
+        return await self._gate.retry(lambda: self._store.commit(record, instead_of))
 
 
 class RetryingAttempts:
-    """``ports.AttemptStore`` that wait where others would fail."""
+    """A ``ports.AttemptStore`` behind an ``OutageGate``."""
 
-    def __init__(self, attempts: AttemptStore, patience: OutageGate) -> None:
+    def __init__(self, attempts: AttemptStore, gate: OutageGate) -> None:
         self._attempts = attempts
-        self._patience = patience
+        self._gate = gate
 
     async def next(self, task_id: str, message: str, *, redelivered: bool) -> Attempt:
-        """Return the try that comes next; nothing is written."""
-        return await self._patience.outlast(lambda: self._attempts.next(task_id, message, redelivered=redelivered))
+        """Return the attempt that comes next; nothing is written."""
+        return await self._gate.retry(lambda: self._attempts.next(task_id, message, redelivered=redelivered))
 
     async def begin(self, attempt: Attempt) -> None:
-        """Write down that the try begins now."""
-        await self._patience.outlast(lambda: self._attempts.begin(attempt))
+        """Record that the attempt begins now."""
+        await self._gate.retry(lambda: self._attempts.begin(attempt))
 
     async def excuse(self, attempt: Attempt) -> None:
-        """Write down that the try was ended through no fault of the message; at once or not at all."""
+        """Record that the attempt ended through no fault of the message; without retries."""
         await self._attempts.excuse(attempt)
 
 
 class RetryingInputs:
-    """``ports.Inputs`` that wait where others would fail."""
+    """``ports.Inputs`` behind an ``OutageGate``."""
 
-    def __init__(self, inputs: Inputs, patience: OutageGate) -> None:
+    def __init__(self, inputs: Inputs, gate: OutageGate) -> None:
         self._inputs = inputs
-        self._patience = patience
+        self._gate = gate
 
     async def fetch(self, job: Job, folder: Path) -> Sources:
         """Copy the job's inputs into ``folder``. Raises ``InputNotAllowed``, ``InputUnreadable``."""
-        return await self._patience.outlast(lambda: self._inputs.fetch(job, folder))
+        return await self._gate.retry(lambda: self._inputs.fetch(job, folder))
 
 
-def _may_pass(error: BaseException) -> bool:
+def _is_outage(error: BaseException) -> bool:
     return isinstance(error, StorageUnavailable) and not isinstance(error, ManifestUnreadable)

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 MANIFEST: Final = "manifest.json"
 
-_log = structlog.get_logger(__name__)
+_log = structlog.get_logger()
 _TASK_ID: Final = re.compile(TASK_ID_PATTERN)
 _TRANSFERS: Final = 16
 _ENDING: Final[TypeAdapter[Ending]] = TypeAdapter(Ending)

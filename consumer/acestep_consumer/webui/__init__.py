@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A page to hear the songs: what is under way, what came of it, and a form to ask for more.
+"""The page of ``acestep-consumer listen``: jobs with their progress, players for their songs, a form for new requests.
 
-Reading order: ``card`` (one job as the page shows it), ``pulse`` (whether broker and workers are there), ``board`` (the
-last jobs, and who looks at them), ``orders`` (what the form may send), ``guard`` (who may ask at all), ``songs`` (sound
-out of S3), ``server`` (the routes), ``reporter`` (events and pulse onto the board). ``page/`` is what the browser gets,
-as it is: no build step, nothing from other servers.
+Reading order: ``job_view`` (one job as the page shows it), ``job_board`` (the latest jobs, the pages' feeds, and what
+keeps both up to date), ``origin_check`` (which requests are allowed), ``audio_proxy`` (audio from S3), ``server`` (the
+routes). ``page/`` is sent to the browser as it is: no build step, nothing from other servers.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Songs in storage for a browser: only objects that a terminal event names, whole or the range that was asked for."""
+"""Proxies songs from storage to browsers: only objects that a terminal event names, whole or the requested range."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,7 +19,7 @@ from acestep_schemas.events import Audio, JobCompleted
 
 
 class SongUnavailable(Exception):
-    """There is no such song, or it cannot be had now. ``status`` is the HTTP status; the text is for a person."""
+    """The song does not exist, or cannot be fetched now. ``status`` is the HTTP status; the text is for a person."""
 
     def __init__(self, status: HTTPStatus, text: str) -> None:
         super().__init__(text)
@@ -30,32 +30,32 @@ class AudioProxy:
     """The songs in the result bucket.
 
     Args:
-        settings: where results are.
-        endings: reads how a job ended, for jobs that the board has forgotten.
-        board: what was heard.
+        settings: where results are stored.
+        results: reads how a job ended, for jobs that the board has forgotten.
+        board: the latest jobs.
     """
 
-    def __init__(self, settings: StorageSettings, endings: Results, board: JobBoard) -> None:
+    def __init__(self, settings: StorageSettings, results: Results, board: JobBoard) -> None:
         self._settings = settings
-        self._endings = endings
+        self._results = results
         self._board = board
 
     async def find(self, task_id: str, index: int) -> Audio:
-        """Return the song of that number. Raises ``SongUnavailable``."""
-        card = self._board.card(task_id)
-        audios = card.audios if card else await self._written_down(task_id)
+        """Return the song of that number, from 0. Raises ``SongUnavailable``."""
+        view = self._board.get(task_id)
+        audios = view.audios if view else await self._stored(task_id)
         if index >= len(audios):
-            raise SongUnavailable(HTTPStatus.NOT_FOUND, f"{task_id} has no song number {index + 1} that is known here")
+            raise SongUnavailable(HTTPStatus.NOT_FOUND, f"{task_id} has no song number {index + 1}")
         audio = audios[index]
-        if not self._is_ours(task_id, audio.uri):
-            raise SongUnavailable(HTTPStatus.FORBIDDEN, f"{audio.uri} is not where this job's songs belong")
+        if not self._is_in_folder(task_id, audio.uri):
+            raise SongUnavailable(HTTPStatus.FORBIDDEN, f"{audio.uri} is outside of this job's folder")
         return audio
 
     async def send(self, request: web.Request, audio: Audio, name: str | None) -> web.StreamResponse:
-        """Answer with the song, or the part of it that was asked for. ``name``: to be saved under that name.
+        """Answer with the song or the requested range of it. ``name``: the file name to save it under.
 
         Raises:
-            SongUnavailable: storage does not give it.
+            SongUnavailable: it cannot be fetched from storage.
         """
         tag = f'"{audio.sha256}"'
         headers = _headers(audio, tag, name)
@@ -77,8 +77,8 @@ class AudioProxy:
                 async for chunk in stream:
                     await response.write(chunk)
             except (StorageUnavailable, ConnectionError):
-                # The listener moved on, which players do all the time, or storage broke off: then a cut connection
-                # makes the browser ask for the rest.
+                # The player closed the connection, which it does all the time, or storage did: then an aborted
+                # connection makes the browser request the rest.
                 if request.transport is not None:
                     request.transport.abort()
         return response
@@ -86,7 +86,7 @@ class AudioProxy:
     @asynccontextmanager
     async def _opened(self, audio: Audio, span: ByteRange | None) -> AsyncIterator[ObjectStream]:
         try:
-            async with self._endings.open(audio.uri, span) as stream:
+            async with self._results.open(audio.uri, span) as stream:
                 if stream.size != audio.bytes:
                     raise SongUnavailable(HTTPStatus.BAD_GATEWAY, _changed(audio))
                 yield stream
@@ -95,15 +95,15 @@ class AudioProxy:
         except StorageUnavailable as error:
             raise SongUnavailable(HTTPStatus.BAD_GATEWAY, f"storage does not answer: {error}") from error
 
-    async def _written_down(self, task_id: str) -> tuple[Audio, ...]:
+    async def _stored(self, task_id: str) -> tuple[Audio, ...]:
         try:
-            ending = await self._endings.find(task_id)
+            end = await self._results.find(task_id)
         except DownloadFailed as error:
             raise SongUnavailable(HTTPStatus.BAD_GATEWAY, str(error)) from error
-        return ending.data.audios if isinstance(ending, JobCompleted) else ()
+        return end.data.audios if isinstance(end, JobCompleted) else ()
 
-    def _is_ours(self, task_id: str, uri: str) -> bool:
-        """Whoever may publish events could name any object; only a job's own folder counts."""
+    def _is_in_folder(self, task_id: str, uri: str) -> bool:
+        """Whether an object is in the job's own folder: whoever may publish events could name any object."""
         folder = "/".join(part for part in (self._settings.bucket, self._settings.prefix.strip("/"), task_id) if part)
         return uri.startswith(f"s3://{folder}/") and ".." not in uri
 
@@ -111,7 +111,7 @@ class AudioProxy:
 def _headers(audio: Audio, tag: str, name: str | None) -> dict[str, str]:
     headers = {
         "Accept-Ranges": "bytes",
-        # Songs are written once. The browser's cache saves the second request, for the waveform.
+        # Songs are written once. The browser's cache answers the second request, for the waveform.
         "Cache-Control": "private, max-age=86400, immutable",
         "Content-Type": content_type_of(audio),
         "ETag": tag,
@@ -120,11 +120,11 @@ def _headers(audio: Audio, tag: str, name: str | None) -> dict[str, str]:
 
 
 def _span(request: web.Request, size: int, tag: str) -> ByteRange | None:
-    """Return what is asked for; None for everything. Raises ``ValueError`` when there are no such bytes."""
+    """Return the requested range; None: the whole song. Raises ``ValueError`` when there are no such bytes."""
     if request.headers.get("If-Range", tag) != tag:
         return None
     asked = request.headers.get("Range", "")
-    if not asked or "," in asked:  # several at once may be answered with everything
+    if not asked or "," in asked:  # several ranges may be answered with the whole
         return None
     part = request.http_range
     first, stop, _ = part.indices(size)
@@ -144,11 +144,11 @@ def _response(audio: Audio, span: ByteRange | None, headers: dict[str, str]) -> 
 
 def _refused(audio: Audio, error: StorageRefused) -> SongUnavailable:
     if error.missing:
-        return SongUnavailable(HTTPStatus.NOT_FOUND, f"{audio.uri} is gone: somebody deleted it")
+        return SongUnavailable(HTTPStatus.NOT_FOUND, f"{audio.uri} was deleted")
     if error.reason == "InvalidRange":
         return SongUnavailable(HTTPStatus.BAD_GATEWAY, _changed(audio))
     return SongUnavailable(HTTPStatus.BAD_GATEWAY, f"storage refuses {error}")
 
 
 def _changed(audio: Audio) -> str:
-    return f"{audio.uri} is not as large as its job says: somebody changed it"
+    return f"{audio.uri} does not have the size in its event: it was changed"

@@ -1,29 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The last jobs, in bounded memory, and the pages that look at them."""
+"""The latest jobs in bounded memory, the feeds of the pages that show them, and the tasks that keep both up to date."""
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Final
 from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict
 
-from acestep_consumer.webui.job_view import JobView, request_shown, told
-from acestep_schemas.events import JobEvent
+from acestep_consumer.client import DownloadFailed
+from acestep_consumer.client.results import Results
+from acestep_consumer.webui.job_view import JobView, request_shown, updated
+from acestep_schemas.events import JobCompleted, JobEvent, TerminalEvent, WorkerEvent
 from acestep_schemas.request import GenerationRequest
+
+MAX_ENDED: Final = 100
+# More than any queue's limit should be: a job that waits is forgotten only to keep memory bounded.
+MAX_JOBS: Final = 1000
+# A running job reports progress twice a second. One that waits sends no events, and a look-up is one small request.
+SILENT_S: Final = 60.0
+LOOK_UP_EVERY_S: Final = 30.0
+# An outage shows within seconds; it is one small question to the broker.
+POLL_EVERY_S: Final = 2.0
+_NEVER: Final = datetime.min.replace(tzinfo=UTC)
 
 
 class QueueState(BaseModel):
     """The request queue at one moment.
 
     Attributes:
-        broker: it answers.
-        declared: the queue is there.
-        waiting: requests that no worker has in hand, in it or, sent on, in the queue of a tier; None when this login
-            may not look.
-        workers: how many take requests from it; None as above.
+        broker: the broker answers.
+        declared: the queue exists.
+        waiting: requests that wait in it or, forwarded, in the queue of a tier; None when this login may not ask.
+        workers: consumers of it; None as above.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -34,125 +45,122 @@ class QueueState(BaseModel):
     workers: int | None = None
 
 
-KEPT: Final = 100
-# More than any queue's limit should be: a job that waits is forgotten only to keep memory bounded.
-MOST: Final = 1000
-_NOBODY: Final = datetime.min.replace(tzinfo=UTC)
-
-
 class BoardUpdate(BaseModel):
-    """What a page is sent: cards that changed, ids of jobs that are forgotten; ``fresh``: these are all there are.
+    """One update for a page: jobs that changed, ids of jobs that were forgotten.
 
-    ``pulse`` is None before the broker was first looked at.
+    ``fresh``: these are all jobs, and the page starts anew. ``queue_state`` is None before the first poll.
     """
 
     model_config = ConfigDict(frozen=True)
 
     now: datetime
     fresh: bool
-    pulse: QueueState | None
+    queue_state: QueueState | None
     cards: tuple[JobView, ...]
     gone: tuple[str, ...]
 
 
 class UpdateFeed:
-    """News for one page. What it has not taken yet is kept as ids: a slow page costs no memory and skips states."""
+    """Pending updates of one page. They are kept as ids: a slow page costs no memory and skips states."""
 
-    def __init__(self, *, fresh: bool, stale: bool, changed: Iterator[str]) -> None:
+    def __init__(self, *, fresh: bool, pending: bool, changed: Iterator[str]) -> None:
         self.fresh = fresh
         self.changed = dict.fromkeys(changed)
         self.gone: dict[str, None] = {}
-        self.news = asyncio.Event()
-        if fresh or stale or self.changed:
-            self.news.set()
+        self.available = asyncio.Event()
+        if fresh or pending or self.changed:
+            self.available.set()
 
 
 class JobBoard:
-    """Jobs in the order in which they came up: all that are waiting or running, and the last that have ended.
+    """All jobs that wait or run, and the latest that have ended, in the order in which they were first seen.
 
     Args:
-        kept: jobs that have ended and are remembered.
-        most: jobs in all.
-        clock: tells the time, in UTC.
+        max_ended: ended jobs that are kept.
+        max_jobs: jobs in all.
+        clock: returns the time, in UTC.
     """
 
     def __init__(
-        self, kept: int = KEPT, most: int = MOST, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        max_ended: int = MAX_ENDED,
+        max_jobs: int = MAX_JOBS,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._kept = kept
-        self._most = most
+        self._max_ended = max_ended
+        self._max_jobs = max_jobs
         self._clock = clock
-        self._pulse: QueueState | None = None
-        self._felt_in = 0
-        self._cards: dict[str, JobView] = {}
-        self._changed_in: dict[str, int] = {}
-        self._version = self._forgot_in = self._number = 0
+        self._queue_state: QueueState | None = None
+        self._queue_state_version = 0
+        self._views: dict[str, JobView] = {}
+        self._versions: dict[str, int] = {}
+        self._version = self._forgot_version = self._number = 0
         self._feeds: set[UpdateFeed] = set()
         self._epoch = uuid4().hex[:8]
 
     @property
-    def mark(self) -> str:
-        """Names this moment: a page that comes back with it gets what changed since, and not everything."""
+    def cursor(self) -> str:
+        """Names the present state: a page that reconnects with it gets what changed since then alone."""
         return f"{self._epoch}-{self._version}"
 
     @property
-    def watched(self) -> int:
-        """How many pages look."""
+    def viewers(self) -> int:
+        """How many pages are connected."""
         return len(self._feeds)
 
-    def card(self, task_id: str) -> JobView | None:
-        """Return what is known of a job; None for one that was never heard of, or is forgotten."""
-        return self._cards.get(task_id)
+    def get(self, task_id: str) -> JobView | None:
+        """Return what is known of a job; None: unknown or forgotten."""
+        return self._views.get(task_id)
 
-    def hear(self, event: JobEvent) -> None:
-        """Take in an event."""
-        known = self._cards.get(event.subject)
-        card = told(known or self._new(event.subject, event.time), event, self._clock())
-        if card is not known:
-            self._put(card)
+    def add_event(self, event: JobEvent) -> None:
+        """Update the job that an event is about."""
+        known = self._views.get(event.subject)
+        view = updated(known or self._new(event.subject, event.time), event, self._clock())
+        if view is not known:
+            self._put(view)
 
-    def order(self, task_id: str, request: GenerationRequest) -> None:
-        """Put up a job that is about to be submitted from here."""
+    def add_request(self, task_id: str, request: GenerationRequest) -> None:
+        """Show a job that is about to be submitted from the page."""
         self._put(self._new(task_id, self._clock()).model_copy(update={"request": request_shown(request)}))
 
-    def withdraw(self, task_id: str) -> None:
-        """Take down a job that was not accepted; one that a worker has begun stays."""
-        card = self._cards.get(task_id)
-        if card is not None and card.state == "waiting":
+    def remove_request(self, task_id: str) -> None:
+        """Remove a job that was not accepted; one that a worker has begun stays."""
+        view = self._views.get(task_id)
+        if view is not None and view.state == "waiting":
             self._forget(task_id)
 
-    def doubt(self, task_id: str) -> None:
-        """Show that nobody knows whether the broker took a job; one that a worker has begun was taken."""
-        card = self._cards.get(task_id)
-        if card is not None and card.state == "waiting":
-            self._put(card.model_copy(update={"unsure": True}))
+    def mark_unsure(self, task_id: str) -> None:
+        """Show that it is not known whether the broker accepted a job; one that a worker has begun was accepted."""
+        view = self._views.get(task_id)
+        if view is not None and view.state == "waiting":
+            self._put(view.model_copy(update={"unsure": True}))
 
-    def feel(self, pulse: QueueState) -> None:
-        """Take in how broker and workers are."""
-        if pulse == self._pulse:
+    def mark_stopping(self, task_id: str) -> None:
+        """Show that the job's cancellation was requested."""
+        view = self._views.get(task_id)
+        if view is not None and not view.ended:
+            self._put(view.model_copy(update={"stopping": True}))
+
+    def set_queue_state(self, state: QueueState) -> None:
+        """Show the state of the request queue."""
+        if state == self._queue_state:
             return
-        self._pulse = pulse
+        self._queue_state = state
         self._version += 1
-        self._felt_in = self._version
+        self._queue_state_version = self._version
         self.wake()
 
-    def stop(self, task_id: str) -> None:
-        """Show that somebody asked for the job to stop."""
-        card = self._cards.get(task_id)
-        if card is not None and not card.ended:
-            self._put(card.model_copy(update={"stopping": True}))
-
     def silent(self, seconds: float) -> tuple[JobView, ...]:
-        """Return unfinished jobs of which nothing was heard for so long."""
+        """Return unfinished jobs without an event for so long."""
         since = self._clock() - timedelta(seconds=seconds)
-        return tuple(card for card in self._cards.values() if not card.ended and card.heard <= since)
+        return tuple(view for view in self._views.values() if not view.ended and view.received <= since)
 
     @contextmanager
-    def feed(self, mark: str = "") -> Iterator[UpdateFeed]:
-        """Open news for a page that has seen everything up to ``mark``."""
-        seen = self._read(mark)
-        changed = (task_id for task_id, version in self._changed_in.items() if version > (seen or 0))
-        feed = UpdateFeed(fresh=seen is None, stale=self._felt_in > (seen or 0), changed=changed)
+    def feed(self, cursor: str = "") -> Iterator[UpdateFeed]:
+        """Open the feed of a page that has seen everything up to ``cursor``."""
+        seen = self._version_of(cursor)
+        changed = (task_id for task_id, version in self._versions.items() if version > (seen or 0))
+        feed = UpdateFeed(fresh=seen is None, pending=self._queue_state_version > (seen or 0), changed=changed)
         self._feeds.add(feed)
         try:
             yield feed
@@ -160,56 +168,91 @@ class JobBoard:
             self._feeds.discard(feed)
 
     def wake(self) -> None:
-        """Let every page's news come through, also when no card has changed."""
+        """Wake every page's feed, also when no job has changed."""
         for feed in self._feeds:
-            feed.news.set()
+            feed.available.set()
 
     def take(self, feed: UpdateFeed) -> BoardUpdate:
-        """Return what the page has not seen yet; it counts as seen."""
-        cards = tuple(self._cards[task_id] for task_id in feed.changed if task_id in self._cards)
-        batch = BoardUpdate(now=self._clock(), fresh=feed.fresh, pulse=self._pulse, cards=cards, gone=tuple(feed.gone))
+        """Return the feed's pending update and empty the feed."""
+        update = BoardUpdate(
+            now=self._clock(),
+            fresh=feed.fresh,
+            queue_state=self._queue_state,
+            cards=tuple(self._views[task_id] for task_id in feed.changed if task_id in self._views),
+            gone=tuple(feed.gone),
+        )
         feed.fresh = False
         feed.changed.clear()
         feed.gone.clear()
-        feed.news.clear()
-        return batch
+        feed.available.clear()
+        return update
 
-    def _read(self, mark: str) -> int | None:
-        """The version that a mark means; None when this board cannot say what changed since."""
-        epoch, _, version = mark.partition("-")
+    def _version_of(self, cursor: str) -> int | None:
+        """Return the version that a cursor names; None when this board cannot say what changed since then."""
+        epoch, _, version = cursor.partition("-")
         if epoch != self._epoch or not version.isdecimal():
             return None
         seen = int(version)
-        return seen if self._forgot_in <= seen <= self._version else None
+        return seen if self._forgot_version <= seen <= self._version else None
 
     def _new(self, task_id: str, since: datetime) -> JobView:
         self._number += 1
-        return JobView(task_id=task_id, number=self._number, since=since, changed=_NOBODY, heard=self._clock())
+        return JobView(task_id=task_id, number=self._number, since=since, changed=_NEVER, received=self._clock())
 
-    def _put(self, card: JobView) -> None:
+    def _put(self, view: JobView) -> None:
         self._version += 1
-        self._cards[card.task_id] = card
-        self._changed_in[card.task_id] = self._version
+        self._views[view.task_id] = view
+        self._versions[view.task_id] = self._version
         for feed in self._feeds:
-            feed.changed[card.task_id] = None
-            feed.gone.pop(card.task_id, None)
-            feed.news.set()
-        ended = [task_id for task_id, card in self._cards.items() if card.ended]
-        if len(ended) > self._kept:
+            feed.changed[view.task_id] = None
+            feed.gone.pop(view.task_id, None)
+            feed.available.set()
+        ended = [task_id for task_id, each in self._views.items() if each.ended]
+        if len(ended) > self._max_ended:
             self._forget(ended[0])
-        elif len(self._cards) > self._most:
-            self._forget(next(iter((*ended, *self._cards))))
+        elif len(self._views) > self._max_jobs:
+            self._forget(next(iter((*ended, *self._views))))
 
     def _forget(self, task_id: str) -> None:
         self._version += 1
-        self._forgot_in = self._version
-        del self._cards[task_id], self._changed_in[task_id]
+        self._forgot_version = self._version
+        del self._views[task_id], self._versions[task_id]
         for feed in self._feeds:
             feed.changed.pop(task_id, None)
             feed.gone[task_id] = None
-            # A page that is away for long: it starts anew rather than that its list of the gone grows.
-            if len(feed.gone) > self._kept:
+            # A page that does not read starts anew, so that its list of forgotten jobs does not grow.
+            if len(feed.gone) > self._max_ended:
                 feed.fresh = True
                 feed.gone.clear()
-                feed.changed = dict.fromkeys(self._cards)
-            feed.news.set()
+                feed.changed = dict.fromkeys(self._views)
+            feed.available.set()
+
+
+async def add_events(events: AsyncIterator[JobEvent | WorkerEvent], board: JobBoard) -> None:
+    """Add the events of jobs as they come, until there are no more."""
+    async for event in events:
+        if not isinstance(event, WorkerEvent):
+            board.add_event(event)
+
+
+async def look_up_silent_jobs(board: JobBoard, results: Results) -> None:
+    """Look into storage every half minute for the ends of silent jobs, whose events an outage may have cost."""
+    while True:
+        await asyncio.sleep(LOOK_UP_EVERY_S)
+        for view in board.silent(SILENT_S):
+            with suppress(DownloadFailed):  # storage may be unreachable; the next round asks again
+                end = await results.find(view.task_id)
+                if end is not None and _is_end_of(view, end):
+                    board.add_event(end)
+
+
+async def poll_queue_state(poll: Callable[[], Awaitable[QueueState]], board: JobBoard) -> None:
+    """Show the state of the request queue every two seconds."""
+    while True:
+        board.set_queue_state(await poll())
+        await asyncio.sleep(POLL_EVERY_S)
+
+
+def _is_end_of(view: JobView, end: TerminalEvent) -> bool:
+    """Whether an end belongs to this job: one without songs that is older belongs to an earlier job of the same id."""
+    return isinstance(end, JobCompleted) or end.time >= view.since

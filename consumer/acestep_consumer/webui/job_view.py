@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One job as the page shows it, and how each event changes that. Pure."""
+"""One job as the page shows it, and how each event updates that. Pure."""
 
 import re
 from datetime import datetime
@@ -29,13 +29,13 @@ from acestep_schemas.request import GenerationRequest
 State = Literal["waiting", "running", "completed", "failed", "rejected", "cancelled", "expired"]
 
 # The id is shown elsewhere, the seeds say whether they are random, and nobody reads a quarter of a megabyte of codes.
-_LEFT_OUT: Final = {"task_id", "use_random_seed", "audio_code_string"}
-_AS_IT_IS: Final = "application/octet-stream"
+_HIDDEN: Final = {"task_id", "use_random_seed", "audio_code_string"}
+_UNKNOWN_TYPE: Final = "application/octet-stream"
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.-]")
 
 
 class SongView(BaseModel):
-    """A song as the page needs it. ``seed`` is text: JavaScript rounds numbers above 2^53."""
+    """A song as the page needs it. ``seed`` is text, because JavaScript rounds numbers above 2^53."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -50,11 +50,15 @@ class SongView(BaseModel):
 
 
 class JobView(BaseModel):
-    """What is known of one job. ``number`` counts jobs as they came up, ``heard`` is our clock at the last news.
+    """What is known of one job.
 
-    ``unsure``: it was submitted from here, and whether the broker took it is not known.
-
-    ``audios`` stays here: where the songs lie is nothing that a browser has to know.
+    Attributes:
+        number: counts jobs in the order in which they were first seen.
+        since: when it was submitted from the page, or else the time of its first event.
+        changed: the time of its latest event.
+        received: this server's clock when the latest event arrived.
+        unsure: it was submitted from the page, and whether the broker accepted it is not known.
+        audios: not sent to browsers, which need not know where songs are stored.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -63,7 +67,7 @@ class JobView(BaseModel):
     number: int
     since: datetime
     changed: datetime
-    heard: datetime
+    received: datetime
     state: State = "waiting"
     stopping: bool = False
     unsure: bool = False
@@ -90,48 +94,48 @@ class JobView(BaseModel):
         return self.state not in ("waiting", "running")
 
 
-def told(card: JobView, event: JobEvent, heard: datetime) -> JobView:
-    """Return the card after an event; the same card when the event is late and says nothing new."""
+def updated(view: JobView, event: JobEvent, received: datetime) -> JobView:
+    """Return the view after an event; the same view when the event is late and changes nothing."""
     match event:
         case JobStarted():
-            return card if _outlived(card, event) else _started(card, event, heard)
+            return view if _is_outdated(view, event) else _started(view, event, received)
         case JobProgress():
-            return card if card.ended else _progressed(card, event, heard)
+            return view if view.ended else _progressed(view, event, received)
         case JobCompleted(data=data):
             changes = _completed(data)
         case _:
             changes = _unfinished(event.data)
-    over = {"changed": event.time, "heard": heard, "stopping": False, "unsure": False, "remaining_s": None}
-    return card.model_copy(update=changes | over)
+    bookkeeping = {"changed": event.time, "received": received, "stopping": False, "unsure": False, "remaining_s": None}
+    return view.model_copy(update=changes | bookkeeping)
 
 
 def request_shown(request: GenerationRequest) -> dict[str, JsonValue]:
-    """Return the fields that say something: those that differ from their defaults."""
-    shown: dict[str, JsonValue] = request.model_dump(mode="json", exclude_defaults=True, exclude=_LEFT_OUT)
+    """Return the fields that differ from their defaults."""
+    shown: dict[str, JsonValue] = request.model_dump(mode="json", exclude_defaults=True, exclude=_HIDDEN)
     if request.seed:
         shown["seed"] = ", ".join(map(str, request.seed))
     return shown
 
 
 def file_name(task_id: str, audio: Audio) -> str:
-    """Return a name to save the song under; an event must not choose more than letters."""
+    """Return a file name to save the song under, without characters that an event could misuse."""
     return _UNSAFE.sub("_", f"{task_id}-{PurePosixPath(audio.uri).name}")
 
 
 def content_type_of(audio: Audio) -> str:
-    """Return what the song is sent as. By our own table: an event's own type could make a browser run it."""
-    return FORMATS[audio.format].content_type if audio.format in FORMATS else _AS_IT_IS
+    """Return the song's media type by its format: the type in an event could make a browser run it."""
+    return FORMATS[audio.format].content_type if audio.format in FORMATS else _UNKNOWN_TYPE
 
 
-def _outlived(card: JobView, event: JobStarted) -> bool:
-    """Whether the job has ended after this start; a later one means that the id was submitted again."""
-    return card.ended and event.time <= card.changed
+def _is_outdated(view: JobView, event: JobStarted) -> bool:
+    """Whether the job has ended after this start; a later start means that the id was submitted again."""
+    return view.ended and event.time <= view.changed
 
 
-def _started(card: JobView, event: JobStarted, heard: datetime) -> JobView:
+def _started(view: JobView, event: JobStarted, received: datetime) -> JobView:
     again = JobView(
-        task_id=card.task_id, number=card.number, since=card.since, changed=event.time, heard=heard,
-        request=card.request, stopping=card.stopping and not card.ended,
+        task_id=view.task_id, number=view.number, since=view.since, changed=event.time, received=received,
+        request=view.request, stopping=view.stopping and not view.ended,
     )  # fmt: skip
     data = event.data
     return again.model_copy(
@@ -148,11 +152,11 @@ def _started(card: JobView, event: JobStarted, heard: datetime) -> JobView:
     )
 
 
-def _progressed(card: JobView, event: JobProgress, heard: datetime) -> JobView:
+def _progressed(view: JobView, event: JobProgress, received: datetime) -> JobView:
     data = event.data
     changes = {"progress": data.progress, "stage": data.stage, "remaining_s": data.remaining_s}
-    over = {"state": "running", "changed": event.time, "heard": heard, "unsure": False}
-    return card.model_copy(update=changes | over)
+    bookkeeping = {"state": "running", "changed": event.time, "received": received, "unsure": False}
+    return view.model_copy(update=changes | bookkeeping)
 
 
 def _completed(data: Completed) -> dict[str, object]:
@@ -177,7 +181,7 @@ def _completed(data: Completed) -> dict[str, object]:
 
 def _unfinished(data: Unfinished) -> dict[str, object]:
     return {
-        "state": data.status,
+        "state": data.state,
         "attempt": data.attempt,
         "worker_id": data.worker_id,
         "adjustments": data.policy.adjustments if data.policy else (),

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may ask: this page under one of its own names, and no other site that the same browser has open.
+"""Checks Host and Origin: protects the page from other sites that the same browser has open.
 
-There is no login. What keeps strangers out is the address that the page is bound to. What keeps out other sites, which
-the same browser may have open, is here: ``Host`` against names that were pointed at us later, ``Origin`` against orders
-in our name, and headers that let the page load, run and connect to nothing but this server.
+There is no login; the address that the page is bound to keeps other machines out. Against other sites, ``Host`` is
+checked (DNS rebinding) and ``Origin`` (cross-site requests), and headers let the page load, run and connect to nothing
+but this server.
 """
 
 import ipaddress
@@ -29,7 +29,7 @@ _READING: Final = frozenset({"GET", "HEAD"})
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what is bound to ``host``."""
+    """Whether a server that is bound to ``host`` is reachable from this machine alone."""
     address = _address(host)
     return host.lower() == "localhost" if address is None else address.is_loopback
 
@@ -39,13 +39,13 @@ class OriginCheck:
 
     Args:
         bound: the address that the server listens on.
-        names: more names that it is called by, for instance behind a proxy.
+        names: more host names of the page, for instance behind a proxy.
     """
 
     def __init__(self, bound: str, names: Iterable[str] = ()) -> None:
-        self._here_only = is_loopback(bound)
+        self._loopback_only = is_loopback(bound)
         self._names = {"localhost", bound.lower(), *(name.lower() for name in names)}
-        if not self._here_only:
+        if not self._loopback_only:
             self._names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
 
     @property
@@ -63,21 +63,21 @@ class OriginCheck:
 
     def refusal(self, method: str, host: str, origin: str | None) -> str | None:
         """Return why a request is refused; None when it is not."""
-        if not self._knows(host):
-            return f"{host[:100]!r} is no name of this page; start it with --name to allow one"
+        if not self._is_allowed(host):
+            return f"{host[:100]!r} is not a host name of this page; start it with --name to allow one"
         if method not in _READING and not _same(origin, host):
-            return "only the page itself may ask for that"
+            return "only the page itself may send this request"
         return None
 
-    def _knows(self, host: str) -> bool:
+    def _is_allowed(self, host: str) -> bool:
         name = _host_of(f"//{host}")
         if name is None:
             return False
         address = _address(name)
         if address is None:
             return name in self._names
-        # A number cannot be pointed elsewhere by whoever owns a name.
-        return address.is_loopback or not self._here_only
+        # An address, other than a name, cannot be pointed at this server by somebody else.
+        return address.is_loopback or not self._loopback_only
 
 
 async def add_headers(_: web.Request, response: web.StreamResponse) -> None:

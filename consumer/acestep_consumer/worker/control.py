@@ -11,7 +11,7 @@ from typing import Self
 
 from acestep_consumer.broker.cancellations import CancellationLog
 from acestep_consumer.broker.connection import BrokerConnection
-from acestep_consumer.broker.dead_letter_notices import DeadLetterNotices, Tell
+from acestep_consumer.broker.dead_letter_notices import DeadLetterNotices, NoticeHandler
 from acestep_consumer.broker.status_requests import StatusRequests
 from acestep_consumer.config.settings import BrokerSettings
 
@@ -37,7 +37,7 @@ class ControlChannel:
     ) -> None:
         await self._stack.aclose()
 
-    async def listen(self, tell: Tell, announce: Callable[[], Awaitable[None]]) -> None:
+    async def listen(self, tell: NoticeHandler, announce: Callable[[], Awaitable[None]]) -> None:
         """Pass dead-letter notices to ``tell``, status requests to ``announce``. Raises ``BrokerRefused``."""
         link = self.connection
         for listener in (DeadLetterNotices(link, self._settings, tell), StatusRequests(link, announce)):

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import structlog
 
+from acestep_consumer.observability.metrics import ConsumerState
 from acestep_consumer.worker.prefetch_policy import PrefetchPolicy, WorkerSample
 
 # Often enough to see memory run short before many more jobs are taken; a measurement has fifteen readings or more.
@@ -22,20 +23,12 @@ JOB_S = 10.0
 log = structlog.get_logger()
 
 
-class PrefetchHolder(Protocol):
+class PrefetchHolder(ConsumerState, Protocol):
     """Holder of the prefetch: ``broker.consumer.Consumer``."""
-
-    @property
-    def in_hand(self) -> int:
-        """Deliveries whose handler has not returned."""
 
     @property
     def finished(self) -> int:
         """Deliveries settled so far."""
-
-    @property
-    def prefetch(self) -> int:
-        """Unacked deliveries allowed."""
 
     async def set_prefetch(self, count: int) -> None:
         """Change the prefetch."""

@@ -197,7 +197,7 @@ def _empty_song(path: Path) -> None:
         (lambda _: None, "is missing"),
         (_video_only, "has no audio track"),
         (_not_numbers, "not numbers"),
-        (_empty_song, "holds no sound"),
+        (_empty_song, "contains no samples"),
     ],
     ids=["empty", "text", "bytes", "folder", "missing", "video", "not-a-number", "no-samples"],
 )

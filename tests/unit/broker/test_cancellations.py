@@ -55,24 +55,24 @@ async def test_a_cancellation_of_an_earlier_second_is_not_meant_for_the_message(
     asked: bool,  # noqa: FBT001 - the expectation
 ) -> None:
     known._note("t1", cancelled)
-    assert known.asked("t1", sent) is asked
-    assert not known.asked("t2", sent)
+    assert known.is_cancelled("t1", sent) is asked
+    assert not known.is_cancelled("t2", sent)
 
 
 async def test_the_latest_of_two_counts_in_whatever_order_they_come(known: CancellationLog) -> None:
     known._note("t1", NOON)
     known._note("t1", NOON - 10 * SECOND)
-    assert known.asked("t1", NOON)
+    assert known.is_cancelled("t1", NOON)
     known._note("t1", NOON + 10 * SECOND)
-    assert known.asked("t1", NOON + 10 * SECOND)
+    assert known.is_cancelled("t1", NOON + 10 * SECOND)
 
 
 async def test_one_without_a_time_counts_until_a_later_one_has_one(known: CancellationLog) -> None:
     known._note("t1", NOON)
     known._note("t1", None)
-    assert known.asked("t1", NOON + SECOND)
+    assert known.is_cancelled("t1", NOON + SECOND)
     known._note("t1", NOON)
-    assert not known.asked("t1", NOON + SECOND)
+    assert not known.is_cancelled("t1", NOON + SECOND)
 
 
 @pytest.mark.parametrize("sent", [NOON, None])
@@ -81,7 +81,7 @@ async def test_what_is_older_than_the_stream_keeps_is_forgotten(
 ) -> None:
     known._note("t1", sent)
     clock.now_s += RETENTION_S + 1
-    assert not known.asked("t1", None)
+    assert not known.is_cancelled("t1", None)
     known._note("t2", None)
     assert set(known._known) == {"t2"}
 
@@ -92,7 +92,7 @@ async def test_what_was_too_old_when_it_was_read_is_not_kept(known: Cancellation
 
 
 async def test_a_flood_pushes_out_what_was_heard_first(known: CancellationLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "KEPT_AT_MOST", 3)
+    monkeypatch.setattr(module, "MAX_KNOWN", 3)
     for number in range(5):
         known._note(f"t{number}", NOON)
     known._note("t2", NOON)

@@ -17,7 +17,6 @@ from pamqp.header import ContentHeader
 
 from acestep_consumer.broker import publisher as publisher_module
 from acestep_consumer.broker.connection import BrokerConnection
-from acestep_consumer.broker.delivery import AmqpReply
 from acestep_consumer.broker.errors import (
     BrokerError,
     BrokerRefused,
@@ -29,6 +28,7 @@ from acestep_consumer.broker.errors import (
 )
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.domain.errors import Unpublished
+from acestep_consumer.domain.ports import Reply
 from tests.support.broker import failed_event
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class OneBadTry:
             raise self.error
 
 
-class StandInLink:
+class FakeConnection:
     def __init__(self, channel: OneBadTry) -> None:
         self._channel = channel
         self.refusals: list[float | None] = []
@@ -84,20 +84,20 @@ class StandInLink:
     async def channel(self) -> Channel:
         return cast("Channel", self._channel)
 
-    def refused(self, at_most_s: float | None = None) -> None:
-        """A refusal may renew the channel; this one stays."""
-        self.refusals.append(at_most_s)
+    def publish_refused(self, at_most_every_s: float | None = None) -> None:
+        """A refusal may make a real one reconnect."""
+        self.refusals.append(at_most_every_s)
 
-    async def declare_again(self) -> None:
+    async def redeclare(self) -> None:
         raise ConnectionLost("not now")
 
 
 def publisher_on(channel: OneBadTry) -> Publisher:
-    return Publisher(cast("BrokerConnection", StandInLink(channel)), "w1")
+    return Publisher(cast("BrokerConnection", FakeConnection(channel)), "w1")
 
 
 @pytest.mark.parametrize("error", ALL, ids=lambda error: type(error).__name__)
-async def test_every_exception_of_the_library_becomes_one_of_ours(error: BaseException) -> None:
+async def test_every_exception_of_aio_pika_and_aiormq_becomes_a_broker_error(error: BaseException) -> None:
     with pytest.raises(BrokerError) as fault, mapped():
         raise error
     assert fault.value.__cause__ is error
@@ -106,7 +106,7 @@ async def test_every_exception_of_the_library_becomes_one_of_ours(error: BaseExc
 @pytest.mark.parametrize("error", ALL, ids=lambda error: type(error).__name__)
 async def test_publishing_tries_again_after_any_of_them(error: BaseException) -> None:
     channel = OneBadTry(error)
-    await publisher_on(channel).publish(failed_event("t1"), AmqpReply(reply_to=None, correlation_id=None))
+    await publisher_on(channel).publish(failed_event("t1"), Reply())
     assert channel.tries == 2
 
 
@@ -116,7 +116,7 @@ async def test_publishing_raises_only_unpublished_in_the_end(
 ) -> None:
     monkeypatch.setattr(publisher_module, "PATIENCE_S", 0.06)
     with pytest.raises(Unpublished):
-        await publisher_on(OneBadTry(error, always=True)).publish(failed_event("t1"), AmqpReply(None, None))
+        await publisher_on(OneBadTry(error, always=True)).publish(failed_event("t1"), Reply())
 
 
 @pytest.mark.parametrize(
@@ -124,17 +124,13 @@ async def test_publishing_raises_only_unpublished_in_the_end(
     [(instance(aio_pika.exceptions.DeliveryError), [None]), (instance(aio_pika.exceptions.PublishError), [])],
     ids=["nacked", "returned"],
 )
-async def test_only_what_the_broker_refuses_is_a_reason_for_another_channel(
-    error: BaseException, noted: list[None]
-) -> None:
-    link = StandInLink(OneBadTry(error))
-    await Publisher(cast("BrokerConnection", link), "w1").publish(
-        failed_event("t1"), AmqpReply(reply_to=None, correlation_id=None)
-    )
-    assert link.refusals == noted
+async def test_only_a_refused_publish_is_a_reason_for_another_channel(error: BaseException, noted: list[None]) -> None:
+    connection = FakeConnection(OneBadTry(error))
+    await Publisher(cast("BrokerConnection", connection), "w1").publish(failed_event("t1"), Reply())
+    assert connection.refusals == noted
 
 
-async def test_a_mistake_of_our_own_is_not_taken_for_a_fault() -> None:
+async def test_a_bug_is_not_taken_for_an_error_of_the_broker() -> None:
     with pytest.raises(ZeroDivisionError), mapped():
         raise ZeroDivisionError
 
@@ -173,19 +169,19 @@ async def test_a_real_cancellation_passes() -> None:
         (aiormq.exceptions.ProtocolSyntaxError("AMQP1"), BrokerRefused),
     ],
 )
-async def test_patience_and_a_person_are_told_apart(error: Exception, kind: type[BrokerError]) -> None:
+async def test_a_loss_and_a_refusal_are_told_apart(error: Exception, kind: type[BrokerError]) -> None:
     with pytest.raises(BrokerError) as fault, mapped():
         raise error
     assert type(fault.value) is kind
 
 
-async def test_a_certificate_that_is_not_trusted_is_a_matter_for_a_person() -> None:
+async def test_a_certificate_that_is_not_trusted_is_a_refusal() -> None:
     error = aiormq.exceptions.AMQPConnectionError(1, "certificate verify failed")
     error.__cause__ = ssl.SSLCertVerificationError()
     with pytest.raises(BrokerRefused, match="trust the broker's certificate"), mapped():
         raise error
 
 
-def test_a_fault_is_described_by_its_text_or_at_least_its_kind() -> None:
+def test_an_error_is_described_by_its_text_or_at_least_its_type() -> None:
     assert describe(OSError(111, "Connect call failed")) == "Connect call failed"
     assert describe(aiormq.exceptions.ChannelInvalidStateError()) == "ChannelInvalidStateError"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from acestep_consumer.broker.errors import BrokerRefused, ConnectionLost
-from acestep_consumer.broker.management import Management, _read, _rivals, vhost_of
+from acestep_consumer.broker.management import ManagementClient, _conflicts, _read, vhost_of
 from acestep_consumer.broker.topology import CAPACITY
 from acestep_consumer.config.settings import SettingsError, load
 from tests.support.broker import broker_settings
@@ -31,16 +31,16 @@ def test_the_virtual_host_is_that_of_the_connection(url: str, vhost: str) -> Non
 @pytest.mark.parametrize(
     ("url", "login"),
     [
-        ("http://host:15672", ("me", "p@ss")),
-        ("http://admin:s%2Fe@host:15672", ("admin", "s/e")),
+        ("http://host:15672", "me:p@ss"),
+        ("http://admin:s%2Fe@host:15672", "admin:s/e"),
     ],
 )
-def test_the_login_is_the_apis_own_or_else_the_connections(url: str, login: tuple[str, str]) -> None:
-    assert Management(broker_settings("amqp://me:p%40ss@host/", management_url=url))._login == login
+def test_the_login_is_the_apis_own_or_else_the_connections(url: str, login: str) -> None:
+    assert ManagementClient(broker_settings("amqp://me:p%40ss@host/", management_url=url))._login == login
 
 
 @pytest.mark.parametrize(
-    ("policy", "rivals"),
+    ("policy", "conflicts"),
     [
         ({"name": "ha", "pattern": ".*", "apply-to": "all"}, True),
         ({"name": "ha", "pattern": "^acestep", "apply-to": "queues"}, True),
@@ -50,8 +50,8 @@ def test_the_login_is_the_apis_own_or_else_the_connections(url: str, login: tupl
         ({"name": "odd", "pattern": "(?<", "apply-to": "queues"}, False),
     ],
 )
-def test_a_rival_is_another_policy_that_covers_the_request_queue(policy: dict[str, Any], rivals: bool) -> None:  # noqa: FBT001 - the expectation
-    assert _rivals(policy) is rivals
+def test_a_conflict_is_another_policy_that_covers_the_request_queue(policy: dict[str, Any], conflicts: bool) -> None:  # noqa: FBT001 - the expectation
+    assert _conflicts(policy) is conflicts
 
 
 @pytest.mark.parametrize(

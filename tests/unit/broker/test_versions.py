@@ -49,7 +49,7 @@ def test_a_broker_that_does_not_wait_is_named_with_the_setting_that_helps(
 ) -> None:
     text = ack_timeout_warning(version, queue_type, longest_s, broker_s)
     assert text is not None
-    assert text.startswith(f"RabbitMQ {version} takes a message back after {broker_s or HALF_AN_HOUR:g} s")
+    assert text.startswith(f"RabbitMQ {version} requeues a message after {broker_s or HALF_AN_HOUR:g} s")
     assert f"`consumer_timeout = {milliseconds}`" in text
     assert f"`rabbitmqctl eval 'application:set_env(rabbit, consumer_timeout, {milliseconds}).'`" in text
 

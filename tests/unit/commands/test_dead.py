@@ -11,7 +11,7 @@ import pytest
 from pamqp.commands import Basic
 from rich.console import Console
 
-from acestep_consumer.broker.dead_letter import dead_letter_properties, death_of, revived_properties
+from acestep_consumer.broker.dead_letter import dead_letter_properties, death_of, requeued_properties
 from acestep_consumer.broker.dead_letter_queue import DeadLetter
 from acestep_consumer.commands.dead.run import DeadLetterFilter, read_since
 from acestep_consumer.commands.dead.view import DeadLetterRow, as_text, in_full, masked, print_row
@@ -87,7 +87,7 @@ def test_what_goes_back_is_what_came() -> None:
     letter = dead_letter_properties(came, None, "w1")
     assert letter.headers is not None
     letter.headers |= {"x-death": [DEATH], "x-first-death-queue": "q", "x-delivery-count": 4, "x-acquired-count": 5}
-    back = revived_properties(letter)
+    back = requeued_properties(letter)
     assert back.headers == {"mine": 0.5, "x-mine": "1"}
     assert (back.message_id, back.priority, back.expiration, back.delivery_mode) == ("m1", 3, None, 2)
 

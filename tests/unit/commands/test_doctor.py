@@ -97,7 +97,7 @@ def test_what_differs_for_quorum_queues_is_said(version: str, said: str) -> None
 def test_a_short_ack_timeout_is_a_warning_with_the_cure() -> None:
     found = judge_acks(ack_timeout_warning("3.10.8", "classic", None, None))
     assert found.level == "warn"
-    assert "takes a message back after 1800 s" in found.said
+    assert "requeues a message after 1800 s" in found.said
     assert found.fix is not None
     assert found.fix.startswith("Set `consumer_timeout = ")
     assert judge_acks(ack_timeout_warning("4.3.6", "classic", None, None)).level == "ok"

@@ -6,15 +6,15 @@ from datetime import UTC, datetime
 
 import pytest
 
-from acestep_consumer.broker.delivery import AmqpReply
 from acestep_consumer.domain.outcome import RunInfo
+from acestep_consumer.domain.ports import Reply
 from acestep_consumer.execution.eta import Estimate
 from acestep_consumer.execution.progress import ProgressReporter
 from acestep_schemas.events import JobEvent, JobProgress, JobStarted, Progress
 from tests.support.admission import admitted_job
 from tests.support.fakes import FakeEvents
 
-REPLY = AmqpReply(reply_to=None, correlation_id="c-1")
+REPLY = Reply(reply_to=None, correlation_id="c-1")
 
 
 def narrator(events: FakeEvents) -> ProgressReporter:
@@ -76,11 +76,11 @@ async def test_leaving_waits_for_the_publish_in_flight() -> None:
     events, gate = FakeEvents(), asyncio.Event()
     publish = events.publish
 
-    async def slow(event: JobEvent, reply: AmqpReply) -> None:
+    async def slow(event: JobEvent, reply: Reply) -> None:
         await gate.wait()
         await publish(event, reply)
 
-    events.publish = slow  # type: ignore[method-assign, assignment]
+    events.publish = slow  # type: ignore[method-assign]
 
     async def tell() -> None:
         async with narrator(events):

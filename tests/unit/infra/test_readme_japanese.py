@@ -1,21 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Japanese page says what the code does: settings, defaults, tiers, metrics, alerts and files exist as it says."""
+"""The Japanese page is current, and covers the earlier server's settings and all metrics, alerts and codes."""
 
 import re
 
-import yaml
-
 from acestep_consumer.config.settings import describe, known_variables
-from infra.tables import JAPANESE, README, japanese_tier_table
+from acestep_schemas.events import ErrorCode
+from infra.tables import JAPANESE, alert_rules
 from tests.support.metrics_page import families_of_a_worker, sample_names
 
 TEXT = JAPANESE.read_text(encoding="utf-8")
-ROOT = README.parent
 
 
-def test_its_tier_table_is_that_of_the_code() -> None:
-    """When this fails: ``bash infra/dev fix``."""
-    assert f"<!-- tiers -->\n{japanese_tier_table()}\n<!-- /tiers -->" in TEXT
+def section(number: int) -> str:
+    return TEXT.split(f"\n## {number}. ")[1].split("\n## ")[0]
 
 
 def test_every_setting_that_it_names_is_one_and_has_the_default_that_it_gives() -> None:
@@ -41,30 +38,29 @@ def test_the_settings_of_the_earlier_server_are_all_explained() -> None:
     assert [name for name in inherited if f"`{name}`" not in TEXT] == []
 
 
-async def test_every_metric_of_a_worker_that_it_names_exists() -> None:
+async def test_every_metric_of_a_worker_is_explained_and_no_other() -> None:
     families = families_of_a_worker()
-    named = set(re.findall(r"`(acestep_\w+)`", TEXT))
-    assert len(named) > 15
-    assert named - sample_names(families) - set(families) == set()
+    named = set(re.findall(r"`((?:acestep|process)_(?!consumer|schemas)\w+)`", section(12)))
+    counters = {f"{name}_total" for name, family in families.items() if family.type == "counter"}
+    others = {name for name, family in families.items() if family.type != "counter"}
+    assert named <= sample_names(families) | set(families)
+    assert (counters | others) - named == set()
 
 
-def test_every_alert_that_it_names_exists() -> None:
-    rules = yaml.safe_load((ROOT / "infra/prometheus/alerts.yml").read_text())
-    alerts = {rule["alert"] for group in rules["groups"] for rule in group["rules"]}
-    section = TEXT.split("## 12.")[1].split("## 13.")[0]
-    named = set(re.findall(r"`([A-Z][a-z]+(?:[A-Z][a-z0-9]+)+)`", section))
-    assert len(named) > 10
-    assert named <= alerts
+def test_every_alert_is_explained_with_its_severity() -> None:
+    explained = re.findall(r"^\| `(\w+)` \| (\w+) \| ", section(13), re.MULTILINE)
+    assert explained == [(rule["alert"], rule["labels"]["severity"]) for rule in alert_rules()]
 
 
-def test_every_file_and_link_that_it_names_exists() -> None:
-    named = re.findall(r"`((?:consumer|schemas|tests|infra)/[\w/.]+)`", TEXT)
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", TEXT) if not link.startswith("http")]
-    assert named
-    assert links
-    assert [name for name in named if not (ROOT / name).exists()] == []
-    assert [link for link in links if not (JAPANESE.parent / link).exists()] == []
+def test_every_error_code_is_explained() -> None:
+    rows = re.findall(r"^\| (`.+?) \| ", section(3), re.MULTILINE)
+    explained = [code for row in rows for code in re.findall(r"`(\w+)`", row) if code in set(ErrorCode)]
+    assert sorted(explained) == sorted(ErrorCode)
 
 
-def test_the_readme_leads_to_it() -> None:
-    assert "(infra/README.ja.md)" in README.read_text(encoding="utf-8")
+def test_it_says_how_to_start() -> None:
+    commands = "".join(re.findall(r"```bash\n(.*?)```", section(2), re.DOTALL))
+    steps = ("pip install", "convert_ace_step", "doctor", "plan", "run", "submit", "status", "listen")
+    places = [commands.find(step) for step in steps]
+    assert -1 not in places
+    assert places == sorted(places)

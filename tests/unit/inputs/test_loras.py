@@ -125,17 +125,17 @@ def kept(root: Path) -> list[str]:
 
 class TestCache:
     async def test_the_least_recently_used_one_leaves(self, tmp_path: Path) -> None:
-        cache, shop = LoraCache(most=2), Shop()
+        cache, shop = LoraCache(size=2), Shop()
         for number, name in enumerate("abacab"):
-            await cache.give(name, job_folder(tmp_path, str(number)), shop.sells(name))
+            await cache.provide(name, job_folder(tmp_path, str(number)), shop.sells(name))
         assert shop.fetched == ["a", "b", "c", "b"]
         assert kept(tmp_path) == ["a", "b"]
 
     async def test_a_job_keeps_its_own_when_the_cache_lets_go(self, tmp_path: Path) -> None:
-        cache, shop = LoraCache(most=1), Shop()
+        cache, shop = LoraCache(size=1), Shop()
         mine = job_folder(tmp_path, "1")
-        await cache.give("a", mine, shop.sells("a"))
-        await cache.give("b", job_folder(tmp_path, "2"), shop.sells("b"))
+        await cache.provide("a", mine, shop.sells("a"))
+        await cache.provide("b", job_folder(tmp_path, "2"), shop.sells("b"))
         assert kept(tmp_path) == ["b"]
         assert (mine / "lora.safetensors").read_text() == "a"
 
@@ -143,7 +143,7 @@ class TestCache:
         arrived = asyncio.Event()
         cache, shop = LoraCache(), Shop(wait=arrived)
         jobs = [
-            asyncio.create_task(cache.give("a", job_folder(tmp_path, str(job)), shop.sells("a"))) for job in range(3)
+            asyncio.create_task(cache.provide("a", job_folder(tmp_path, str(job)), shop.sells("a"))) for job in range(3)
         ]
         asyncio.get_running_loop().call_later(0.01, arrived.set)
         await asyncio.gather(*jobs)
@@ -152,16 +152,16 @@ class TestCache:
     async def test_a_fetch_that_fails_leaves_nothing_and_is_tried_again_by_the_next_job(self, tmp_path: Path) -> None:
         cache = LoraCache()
         with pytest.raises(InputUnreadable):
-            await cache.give("a", job_folder(tmp_path, "1"), Shop(error=InputUnreadable("gone")).sells("a"))
+            await cache.provide("a", job_folder(tmp_path, "1"), Shop(error=InputUnreadable("gone")).sells("a"))
         assert kept(tmp_path) == []
-        await cache.give("a", job_folder(tmp_path, "2"), Shop().sells("a"))
+        await cache.provide("a", job_folder(tmp_path, "2"), Shop().sells("a"))
         assert kept(tmp_path) == ["a"]
 
     async def test_a_job_that_is_cancelled_does_not_take_the_others_lora_away(self, tmp_path: Path) -> None:
         arrived = asyncio.Event()
         cache, shop = LoraCache(), Shop(wait=arrived)
         first, second = (
-            asyncio.create_task(cache.give("a", job_folder(tmp_path, name), shop.sells("a"))) for name in ("1", "2")
+            asyncio.create_task(cache.provide("a", job_folder(tmp_path, name), shop.sells("a"))) for name in ("1", "2")
         )
         await asyncio.sleep(0)
         first.cancel()
@@ -177,7 +177,7 @@ class TestCache:
 
         monkeypatch.setattr("os.link", refuse)
         target = job_folder(tmp_path, "1")
-        await LoraCache().give("a", target, Shop().sells("a"))
+        await LoraCache().provide("a", target, Shop().sells("a"))
         assert (target / "lora.safetensors").read_text() == "a"
 
 

@@ -12,9 +12,9 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from acestep_consumer.broker.delivery import AmqpReply
 from acestep_consumer.broker.topology import tier_queue
 from acestep_consumer.domain.errors import LmUnavailable
+from acestep_consumer.domain.ports import Reply
 from acestep_consumer.execution.context import JobContext
 from acestep_consumer.observability import tracing
 from acestep_consumer.observability.tracing import job_span, note_end, stage_span
@@ -66,7 +66,7 @@ def test_the_job_is_a_child_of_the_producers_span_and_the_stages_are_children_of
 
 
 def test_the_span_says_what_the_conventions_for_messaging_ask_for(spans: InMemorySpanExporter) -> None:
-    with job_span(case(message_id="m-1", reply=AmqpReply(reply_to=None, correlation_id="c-1"))):
+    with job_span(case(message_id="m-1", reply=Reply(reply_to=None, correlation_id="c-1"))):
         pass
     assert only(spans).attributes == {
         "messaging.system": "rabbitmq",

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from acestep_schemas import coerce
-from acestep_schemas.aliases import ALIASES, METAS, NO_COUNTERPART
+from acestep_schemas.aliases import ALIASES, METAS, UNSUPPORTED
 from acestep_schemas.request import (
     TASK_ID_PATTERN,
     FieldProblem,
@@ -217,7 +217,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=8,
 )
-known_names = st.sampled_from([name for _, name in SPELLINGS] + ["param_obj", *METAS, *sorted(NO_COUNTERPART)])
+known_names = st.sampled_from([name for _, name in SPELLINGS] + ["param_obj", *METAS, *sorted(UNSUPPORTED)])
 garbage = st.dictionaries(known_names | st.text(max_size=12), json_values | st.sampled_from(["", "-1", "1e999", "[["]))
 
 
@@ -286,10 +286,10 @@ class TestLookup:
 
 
 class TestWarnings:
-    @pytest.mark.parametrize("name", sorted(NO_COUNTERPART))
+    @pytest.mark.parametrize("name", sorted(UNSUPPORTED))
     def test_a_field_of_newer_servers_is_named_with_its_place(self, name: str) -> None:
-        assert warned(**{name: 1}) == f"'{name}' has no counterpart here and is ignored"
-        assert warned(metas={name: 1}) == f"'metas.{name}' has no counterpart here and is ignored"
+        assert warned(**{name: 1}) == f"'{name}' is not supported and is ignored"
+        assert warned(metas={name: 1}) == f"'metas.{name}' is not supported and is ignored"
 
     def test_a_secret_of_another_service_is_never_repeated(self) -> None:
         assert "hunter2" not in warned(ai_token="hunter2")
@@ -331,13 +331,13 @@ class TestWarnings:
     def test_a_language_that_the_model_does_not_know_becomes_unknown(self) -> None:
         request, warnings = parse_request({"language": "Klingon"})
         assert request.vocal_language == "unknown"
-        assert warnings == ("language 'Klingon' is not one the model knows: 'unknown' is used",)
+        assert warnings == ("language 'Klingon' is not supported: 'unknown' is used",)
         assert parsed(language="unknown").vocal_language == "unknown"
 
     def test_mlx_is_accepted_and_replaced(self) -> None:
         request, warnings = parse_request({"lm_backend": "mlx"})
         assert request.lm_backend == "pt"
-        assert warnings == ("LM backend 'mlx' has no counterpart here: 'pt' is used",)
+        assert warnings == ("LM backend 'mlx' is not supported: 'pt' is used",)
 
 
 class TestSeed:
@@ -671,7 +671,7 @@ class TestSchema:
     def test_no_name_belongs_to_two_fields(self) -> None:
         names = [name for _, name in SPELLINGS]
         assert len(names) == len(set(names))
-        assert not set(names) & (NO_COUNTERPART | set(METAS))
+        assert not set(names) & (UNSUPPORTED | set(METAS))
 
     def test_a_request_cannot_be_changed_or_extended(self) -> None:
         with pytest.raises(ValueError, match="frozen"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A scratch disk that fills up: when the worker is told, by what, and when it may go on."""
+"""A scratch disk that fills up: what the guard reports, and when it lets jobs in again."""
 
 import asyncio
 import errno
@@ -17,75 +17,75 @@ GIB = 1 << 30
 
 @dataclass
 class Scene:
-    """A disk whose free space a test sets, and what the worker heard."""
+    """A disk whose free space a test sets, and the changes that its guard reported."""
 
     disk: DiskGuard
-    told: list[bool]
+    changes: list[bool]
     space: list[DiskSpace] = field(default_factory=lambda: [DiskSpace(100 * GIB, 50 * GIB)])
 
-    async def look(self, free_gb: float) -> list[bool]:
+    async def check(self, free_gb: float) -> list[bool]:
         self.space[0] = DiskSpace(self.space[0].total, int(free_gb * GIB))
-        await self.disk.look()
-        return self.told
+        await self.disk.check()
+        return self.changes
 
 
 @pytest.fixture
 def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
-    told: list[bool] = []
+    changes: list[bool] = []
 
-    async def tell(full: bool) -> None:  # noqa: FBT001 - a callback's one argument
-        told.append(full)
+    async def on_change(full: bool) -> None:  # noqa: FBT001 - a callback's one argument
+        changes.append(full)
 
-    made = Scene(DiskGuard(tmp_path, lambda: 1.0, tell, first_rest_s=0.1), told)
+    made = Scene(DiskGuard(tmp_path, lambda: 1.0, on_change, first_pause_s=0.1), changes)
     monkeypatch.setattr(DiskSpace, "of", lambda _: made.space[0])
     return made
 
 
-async def test_less_than_the_mark_stops_and_a_little_more_goes_on_each_told_once(scene: Scene) -> None:
-    assert await scene.look(50) == []
-    assert await scene.look(0.99) == [True]
-    assert await scene.look(0.5) == [True]
-    assert await scene.look(1.01) == [True], "not at the first byte: it would go back and forth"
-    assert await scene.look(1.2) == [True, False]
+async def test_less_than_the_minimum_stops_and_a_little_more_resumes_and_each_is_reported_once(scene: Scene) -> None:
+    assert await scene.check(50) == []
+    assert await scene.check(0.99) == [True]
+    assert await scene.check(0.5) == [True]
+    assert await scene.check(1.01) == [True], "not at the first byte: it would go back and forth"
+    assert await scene.check(1.2) == [True, False]
 
 
-async def test_more_than_a_quarter_of_a_small_disk_is_never_asked_for(scene: Scene) -> None:
+async def test_a_quarter_of_a_small_disk_is_enough(scene: Scene) -> None:
     scene.space[0] = DiskSpace(2 * GIB, 2 * GIB)
-    assert await scene.look(0.51) == []
-    assert await scene.look(0.49) == [True]
+    assert await scene.check(0.51) == []
+    assert await scene.check(0.49) == [True]
 
 
-async def test_a_file_that_could_not_be_written_stops_whatever_is_said_to_be_free(scene: Scene) -> None:
+async def test_a_failed_write_stops_whatever_is_reported_as_free(scene: Scene) -> None:
     """A quota is not seen in the free space of the disk."""
     with pytest.raises(DiskFull):
-        async with scene.disk.watching():
+        async with scene.disk.guarding():
             raise OSError(errno.EDQUOT, "quota")
-    assert scene.told == [True]
-    assert await scene.look(50) == [True], "it rests first"
+    assert scene.changes == [True]
+    assert await scene.check(50) == [True], "it pauses first"
 
     deadline = time.monotonic() + 20
-    while await scene.look(50) != [True, False]:
+    while await scene.check(50) != [True, False]:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
 
 
-async def test_a_failure_that_a_full_disk_lies_behind_is_no_fault_of_the_job(scene: Scene) -> None:
+async def test_a_failure_that_a_full_disk_caused_requeues_the_job(scene: Scene) -> None:
     failure = RenderFailed("the encoder failed")
     failure.__cause__ = OSError(errno.ENOSPC, "no space left")
     with pytest.raises(DiskFull) as caught:
-        async with scene.disk.watching():
+        async with scene.disk.guarding():
             raise failure
     assert (caught.value.status, caught.value.verdict.value) == (None, "requeue")
-    assert scene.told == [True]
+    assert scene.changes == [True]
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EACCES, "no"), RenderFailed("no"), ValueError("bug")])
 async def test_other_failures_stay_what_they_are(scene: Scene, error: Exception) -> None:
     with pytest.raises(type(error)) as caught:
-        async with scene.disk.watching():
+        async with scene.disk.guarding():
             raise error
     assert caught.value is error
-    assert scene.told == []
+    assert scene.changes == []
 
 
 def test_a_disk_that_may_have_no_more_files_has_nothing_free(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each event makes of a job's card."""
+"""How each event updates the view of a job."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from acestep_consumer.webui.job_view import JobView, content_type_of, file_name, request_shown, told
+from acestep_consumer.webui.job_view import JobView, content_type_of, file_name, request_shown, updated
 from acestep_schemas import examples
 from acestep_schemas.events import JobCompleted, JobEvent, JobProgress, JobStarted, Unfinished
 from acestep_schemas.request import GenerationRequest
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
-BLANK = JobView(task_id=examples.TASK_ID, number=1, since=NOW, changed=NOW - timedelta(days=365), heard=NOW)
+BLANK = JobView(task_id=examples.TASK_ID, number=1, since=NOW, changed=NOW - timedelta(days=365), received=NOW)
 
 
-def after(*events: JobEvent, card: JobView = BLANK) -> JobView:
+def after(*events: JobEvent, view: JobView = BLANK) -> JobView:
     for event in events:
-        card = told(card, event, NOW)
-    return card
+        view = updated(view, event, NOW)
+    return view
 
 
 def at(event: Any, moment: datetime) -> Any:
@@ -25,25 +25,25 @@ def at(event: Any, moment: datetime) -> Any:
 
 def test_a_started_job_shows_worker_model_adjustments_and_the_seconds_to_expect() -> None:
     data = examples.started().data.model_copy(update={"expected_s": 8.5})
-    card = after(JobStarted.of(data))
-    assert (card.state, card.worker_id, card.model) == ("running", data.worker_id, data.model)
-    assert (card.adjustments, card.tier) == (data.policy.adjustments, data.policy.tier)
-    assert card.remaining_s == 8.5
+    view = after(JobStarted.of(data))
+    assert (view.state, view.worker_id, view.model) == ("running", data.worker_id, data.model)
+    assert (view.adjustments, view.tier) == (data.policy.adjustments, data.policy.tier)
+    assert view.remaining_s == 8.5
 
 
 def test_progress_shows_stage_share_and_what_remains_also_when_the_start_was_missed() -> None:
     data = examples.progress().data.model_copy(update={"remaining_s": 3.0})
-    card = after(JobProgress.of(data, attempt=1, worker_id="w"))
-    assert (card.state, card.progress, card.stage, card.remaining_s) == ("running", data.progress, data.stage, 3.0)
+    view = after(JobProgress.of(data, attempt=1, worker_id="w"))
+    assert (view.state, view.progress, view.stage, view.remaining_s) == ("running", data.progress, data.stage, 3.0)
 
 
 def test_a_completed_job_shows_songs_words_metas_and_warnings() -> None:
     data = examples.completed().data.model_copy(update={"warnings": ("one tile at a time",)})
-    card = after(examples.started(), JobCompleted.of(data))
-    assert (card.state, card.progress, card.remaining_s) == ("completed", 1.0, None)
-    assert (card.metas, card.warnings, card.audios) == (data.metas, ("one tile at a time",), data.audios)
-    assert card.request is not None
-    assert card.request["prompt"] == data.request.prompt
+    view = after(examples.started(), JobCompleted.of(data))
+    assert (view.state, view.progress, view.remaining_s) == ("completed", 1.0, None)
+    assert (view.metas, view.warnings, view.audios) == (data.metas, ("one tile at a time",), data.audios)
+    assert view.request is not None
+    assert view.request["prompt"] == data.request.prompt
 
 
 def test_what_a_browser_gets_names_no_object_and_holds_no_codes() -> None:
@@ -56,8 +56,8 @@ def test_what_a_browser_gets_names_no_object_and_holds_no_codes() -> None:
 def test_a_seed_survives_a_browser_that_counts_in_floating_point() -> None:
     event = examples.completed()
     audio = event.data.audios[0].model_copy(update={"seed": 2**63 - 1})
-    card = after(JobCompleted.of(event.data.model_copy(update={"audios": (audio,)})))
-    assert card.songs[0].seed == "9223372036854775807"
+    view = after(JobCompleted.of(event.data.model_copy(update={"audios": (audio,)})))
+    assert view.songs[0].seed == "9223372036854775807"
     assert request_shown(GenerationRequest(seed=(2**63 - 1, 2)))["seed"] == "9223372036854775807, 2"
 
 
@@ -65,28 +65,28 @@ def test_an_unfinished_job_keeps_what_was_known_and_shows_why() -> None:
     for status in ("failed", "rejected", "cancelled", "expired"):
         event = examples.unfinished(status)
         assert isinstance(event.data, Unfinished)
-        card = after(examples.started(), event)
-        assert card.state == status
-        assert card.error == event.data.error
-        assert card.model == examples.started().data.model
+        view = after(examples.started(), event)
+        assert view.state == status
+        assert view.error == event.data.error
+        assert view.model == examples.started().data.model
 
 
 def test_late_news_change_nothing_after_the_end() -> None:
     ended = after(at(examples.unfinished("failed"), NOW))
-    assert after(examples.progress(), card=ended) is ended
-    assert after(at(examples.started(), NOW - timedelta(seconds=1)), card=ended) is ended
+    assert after(examples.progress(), view=ended) is ended
+    assert after(at(examples.started(), NOW - timedelta(seconds=1)), view=ended) is ended
 
 
 def test_a_start_after_the_end_is_the_same_id_submitted_again() -> None:
     ended = after(at(examples.unfinished("cancelled"), NOW))
-    again = after(at(examples.started(), NOW + timedelta(seconds=1)), card=ended)
+    again = after(at(examples.started(), NOW + timedelta(seconds=1)), view=ended)
     assert (again.state, again.error, again.progress) == ("running", None, 0.0)
 
 
 def test_another_attempt_begins_at_nothing() -> None:
     second = JobStarted.of(examples.started().data.model_copy(update={"attempt": 2}))
-    card = after(examples.started(), examples.progress(), second)
-    assert (card.attempt, card.progress, card.stage) == (2, 0.0, "")
+    view = after(examples.started(), examples.progress(), second)
+    assert (view.attempt, view.progress, view.stage) == (2, 0.0, "")
 
 
 def test_a_file_name_has_no_room_for_a_header_or_a_path() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which requests the page's server takes."""
+"""Which requests the page's server accepts."""
 
 import socket
 
@@ -21,20 +21,20 @@ def test_a_name_that_somebody_else_owns_is_refused_even_if_it_leads_here(host: s
 
 
 def test_a_page_for_others_answers_to_addresses_to_the_machines_name_and_to_names_that_were_allowed() -> None:
-    guard = OriginCheck("0.0.0.0", ("songs.example",))  # noqa: S104 - that is what is tested
+    check = OriginCheck("0.0.0.0", ("songs.example",))  # noqa: S104 - that is what is tested
     for host in ("10.0.0.7:8090", "[fd00::1]:8090", socket.gethostname(), "Songs.Example"):
-        assert guard.refusal("GET", host, None) is None, host
-    assert guard.refusal("GET", "evil.example", None) is not None
+        assert check.refusal("GET", host, None) is None, host
+    assert check.refusal("GET", "evil.example", None) is not None
 
 
 @pytest.mark.parametrize(
     "origin", [None, "null", "http://evil.example", "http://127.0.0.1:8091", "http://localhost:8090", "127.0.0.1:8090"]
 )
-def test_an_order_from_anywhere_but_the_page_itself_is_refused(origin: str | None) -> None:
+def test_a_request_from_anywhere_but_the_page_itself_is_refused(origin: str | None) -> None:
     assert OriginCheck("127.0.0.1").refusal("POST", "127.0.0.1:8090", origin) is not None
 
 
-def test_an_order_from_the_page_is_taken_also_behind_a_proxy_that_speaks_https() -> None:
+def test_a_request_from_the_page_is_taken_also_behind_a_proxy_that_speaks_https() -> None:
     assert OriginCheck("127.0.0.1").refusal("POST", "127.0.0.1:8090", "http://127.0.0.1:8090") is None
     assert OriginCheck("127.0.0.1", ["songs.example"]).refusal("POST", "songs.example", "https://songs.example") is None
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Audio inputs become samples in a process of their own, for the bytes come from strangers and FFmpeg is large.
+"""Sandbox for decoding audio inputs: a process of its own, since the bytes are untrusted and FFmpeg is large.
 
-``process.py`` is our side, ``__main__.py`` the child's, ``landlock.py`` what the child may do, ``verdict.py`` how it
-ends. The child gets one file to read and one to write, and nothing else: no path, no network, no secret, no device.
+``process.py`` is the parent's side, ``__main__.py`` the child's, ``landlock.py`` restricts the child, ``exit_codes.py``
+is its answer. The child gets one file to read and one to write, and nothing else: no path, network, secret or device.
 """

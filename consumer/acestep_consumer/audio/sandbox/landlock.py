@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a decoder process may do, told to the kernel before the first byte of the input is read.
+"""Restricts a decoder process before it reads the first byte of the input: resource limits, and Landlock on Linux.
 
 Limits on time, memory, output and open files hold everywhere. Where Linux has Landlock (5.13 or newer), the process
-also loses the file system, and from 6.7 on TCP: so that even an input that takes the process over finds nothing to
-read and nobody to talk to.
+also loses access to the file system, and from 6.7 on to TCP: an input that exploits the decoder finds nothing to read
+and no host to connect to.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ _PR_SET_NO_NEW_PRIVS: Final = 38
 _LANDLOCK_CREATE_RULESET: Final = 444
 _LANDLOCK_RESTRICT_SELF: Final = 446
 _LANDLOCK_VERSION: Final = 1
-# Rights that a version knows, as bits from 0 up. Of what a rule set handles, all is denied that no rule allows.
+# Rights that a version knows, as bits from 0 up. A right that a rule set handles is denied unless a rule allows it.
 _FILE_RIGHTS: Final = ((5, 16), (3, 15), (2, 14), (1, 13))
 _TCP_SINCE, _TCP_RIGHTS = 4, 0b11
 _SCOPES_SINCE, _SCOPES = 6, 0b11  # no signals to others, no abstract sockets of others
@@ -29,7 +29,7 @@ _SCOPES_SINCE, _SCOPES = 6, 0b11  # no signals to others, no abstract sockets of
 
 @dataclass(frozen=True, slots=True)
 class ProcessLimits:
-    """What one decoder may use. Times in seconds; ``wall_s`` counts also while it waits."""
+    """Resources of one decoder. Times in seconds; ``wall_s`` includes the time that it waits."""
 
     cpu_s: int
     wall_s: int
@@ -38,10 +38,10 @@ class ProcessLimits:
 
 
 def confine(limits: ProcessLimits) -> None:
-    """Give up for good what decoding does not need. Everything must be imported, and the three streams open.
+    """Irrevocably drop all rights that decoding does not need. Everything must be imported before.
 
-    Standard input, output and error stay; no other file can be opened, and no process or thread started (root may
-    still start some). A process that lives on after its parent is killed.
+    Standard input, output and error stay open; no other file can be opened, and no process or thread started (root may
+    still start some). The process is killed when its parent ends.
     """
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(limits.wall_s)
@@ -64,7 +64,7 @@ def landlock_version() -> int:
 
 
 def _limit(what: int, most: int, grace: int = 0) -> None:
-    """Lower a limit, soft and hard; one that is lower already stays. At the soft one the kernel says why it kills."""
+    """Lower a limit, soft and hard; a lower one stays. At the soft one, the signal names the limit."""
     _, hard = resource.getrlimit(what)
     soft, hard = (limit if hard == resource.RLIM_INFINITY else min(limit, hard) for limit in (most, most + grace))
     resource.setrlimit(what, (soft, hard))

@@ -143,7 +143,7 @@ async def _requeue(broker: BrokerSettings, choice: DeadLetterFilter, note: Conso
     async with DeadLetterQueue(broker) as queue, aclosing(_matching(queue, choice)) as matching:
         async for message, row in matching:
             try:
-                await queue.revive(message)
+                await queue.requeue(message)
             except Nacked:
                 print_error(
                     f"the queue is full: {_dead_letters(done)} requeued, the others stay; try again later", note
@@ -186,7 +186,7 @@ async def _purge(
 async def _matching(
     queue: DeadLetterQueue, choice: DeadLetterFilter
 ) -> AsyncGenerator[tuple[DeadLetter, DeadLetterRow]]:
-    async with aclosing(queue.letters()) as letters:
+    async with aclosing(queue.messages()) as letters:
         async for message in letters:
             row = DeadLetterRow.of(message)
             if choice.matches(row):

@@ -14,7 +14,7 @@ from acestep_consumer.broker.inspection import (
     QueueDepth,
     TopologyDiff,
 )
-from acestep_consumer.broker.management import Monitor, vhost_of
+from acestep_consumer.broker.management import ManagementClient, vhost_of
 from acestep_consumer.broker.queue_limit import LimitInForce
 from acestep_consumer.broker.topology import (
     DEAD_LETTER,
@@ -70,7 +70,7 @@ async def check_management(settings: BrokerSettings) -> AsyncGenerator[Finding]:
             "management", "ACESTEP_MANAGEMENT_URL is not set, so the queue limit is fixed once the queue is declared"
         )
         return
-    async with Monitor(settings) as monitor:
+    async with ManagementClient(settings) as monitor:
         try:
             yield judge_tags(await monitor.tags())
             yield judge_bindings(topology_with(settings, None), await monitor.bindings())
@@ -105,7 +105,7 @@ def _version(inspection: BrokerInspection, settings: Settings) -> Iterator[Findi
 
 async def _objects(inspection: BrokerInspection, settings: BrokerSettings) -> AsyncGenerator[Finding]:
     wanted = topology_with(settings, settings.queue_maxsize)
-    lacking = await inspection.lacks(wanted)
+    lacking = await inspection.missing_permissions(wanted)
     yield judge_permissions(lacking, vhost_of(settings))
     try:
         limit = None if (unmeasurable := _TO_MEASURE & set(lacking)) else await inspection.limit()

@@ -119,7 +119,7 @@ class ObservedEvents:
             self._workers[event.data.worker_id] = now_s, event.data
             if event.data.seconds_per_job is not None and not self._job_s:
                 self._job_s.append(event.data.seconds_per_job)
-        elif event.state.terminal:
+        elif event.terminal:
             self._ended_s.append(now_s)
             if isinstance(event, JobCompleted) and event.data.timings.total is not None:
                 self._job_s.append(event.data.timings.total)

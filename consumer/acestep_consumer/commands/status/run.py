@@ -18,7 +18,7 @@ from rich.console import Console
 
 from acestep_consumer.broker.errors import BrokerError, BrokerRefused, describe
 from acestep_consumer.broker.inspection import BrokerInspection
-from acestep_consumer.broker.management import Monitor, RequestQueue
+from acestep_consumer.broker.management import ManagementClient, RequestQueue
 from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE, UNROUTED, tier_queue
 from acestep_consumer.client import Client, ClientError
 from acestep_consumer.commands.base import print_error
@@ -75,7 +75,7 @@ class _StatusProbe:
         settings: BrokerSettings,
         tiers: tuple[str, ...] | None,
         inspection: BrokerInspection,
-        monitor: Monitor | None,
+        monitor: ManagementClient | None,
     ) -> None:
         self._settings = settings
         self._tiers = tiers
@@ -145,7 +145,7 @@ class _StatusProbe:
 async def _probe(settings: BrokerSettings, tiers: tuple[str, ...] | None) -> AsyncIterator[_StatusProbe]:
     async with AsyncExitStack() as stack:
         inspection = await stack.enter_async_context(BrokerInspection(settings, _NAME))
-        monitor = await stack.enter_async_context(Monitor(settings)) if settings.management_url else None
+        monitor = await stack.enter_async_context(ManagementClient(settings)) if settings.management_url else None
         probe = _StatusProbe(settings, tiers, inspection, monitor)
         # Before subscribing, so that no subscriber queue is declared on an empty broker.
         await probe.status()

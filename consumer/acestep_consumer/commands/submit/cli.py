@@ -196,6 +196,8 @@ def _checked_body(file: Path | None, lyrics_file: Path | None, flags: dict[str, 
         if lyrics_file is not None:
             if flags["lyrics"] is not None:
                 raise UsageError("--lyrics and --lyrics-file exclude each other")
+            if file == lyrics_file == request.STDIN:
+                raise UsageError("only one of request and lyrics can come from standard input")
             flags["lyrics"] = request.read_text(lyrics_file)
         body = request.merge({} if file is None else request.read_json(file), flags)
         if not body:

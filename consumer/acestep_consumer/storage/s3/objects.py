@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 PART_BYTES: Final = 64 << 20
 """Larger files are sent in parts of this size: a part that fails is sent again alone. S3 takes 10,000 of them."""
 
-_log = structlog.get_logger(__name__)
+_log = structlog.get_logger()
 _META: Final = "x-amz-meta-"
 _FORBIDDEN: Final = 403
 _NOT_FOUND: Final = 404

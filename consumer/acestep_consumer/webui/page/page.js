@@ -29,7 +29,7 @@ const jobs = new Map();
 const peaksOf = new Map();
 // What was asked for here: of these a screen reader is told, and not of everybody's.
 const mine = new Set();
-let pulse = null;
+let queueState = null;
 let arrived = false;
 
 // --- texts ---------------------------------------------------------------------------------------------------------
@@ -66,8 +66,8 @@ function shown(value) {
 }
 
 function doing({ card, heardAt }) {
-  if (card.state === "waiting" && card.stopping) return "asked to stop; it ends when it comes up";
-  if (card.state === "waiting" && card.unsure) return "nobody knows whether the broker took it; making it again is safe";
+  if (card.state === "waiting" && card.stopping) return "cancelling when its turn comes";
+  if (card.state === "waiting" && card.unsure) return "not known whether the broker accepted it; safe to retry";
   if (card.state === "waiting") return "waits in the queue";
   const parts = [card.stopping ? "stopping" : STAGES[card.stage] ?? (card.stage || "started")];
   if (card.progress > 0) parts.push(`${Math.floor(card.progress * 100)}%`);
@@ -532,7 +532,7 @@ showKind("");
 
 // --- news ------------------------------------------------------------------------------------------------------------------
 
-function receive({ now, fresh, pulse: felt, cards, gone }) {
+function receive({ now, fresh, queue_state: state, cards, gone }) {
   // Ages by the server's own clock: this device's may be wrong.
   const here = Date.now() - Date.parse(now);
   const told = new Set(cards.map((card) => card.task_id));
@@ -542,12 +542,12 @@ function receive({ now, fresh, pulse: felt, cards, gone }) {
   }
   // What the server forgets of the finished ones, this page may keep a while.
   for (const taskId of gone) if (jobs.has(taskId) && !isEnded(jobs.get(taskId).card)) takeDown(taskId);
-  for (const card of cards.sort((one, other) => one.number - other.number)) putUp(card, Date.parse(card.heard) + here);
+  for (const card of cards.sort((one, other) => one.number - other.number)) putUp(card, Date.parse(card.received) + here);
   const spare = [...jobs].filter(([, { card, players }]) => isEnded(card) && !players.includes(Player.playing));
   for (const [taskId] of spare.slice(0, Math.max(0, spare.length - KEPT))) takeDown(taskId);
   count();
   showModels();
-  showPulse(felt);
+  showQueueState(state);
   if (fresh && !arrived) goTo(location.hash);
   if (!arrived) performance.mark("jobs");
   arrived = true;
@@ -559,7 +559,7 @@ let seen = "";
 function connect() {
   source?.close();
   source = new EventSource(seen ? `/events?since=${seen}` : "/events");
-  source.onopen = () => showPulse(pulse);
+  source.onopen = () => showQueueState(queueState);
   source.onmessage = ({ data, lastEventId }) => {
     seen = lastEventId;
     receive(JSON.parse(data));
@@ -588,11 +588,11 @@ document.addEventListener("visibilitychange", () => {
 
 const counted = (number, one, many) => `${number} ${number === 1 ? one : many}`;
 
-function showPulse(felt) {
-  pulse = felt;
-  if (felt && !felt.broker) showLine("away", "the broker is away; news will follow");
+function showQueueState(state) {
+  queueState = state;
+  if (state && !state.broker) showLine("away", "broker unreachable, reconnecting");
   else showLine("on", "live");
-  setText(byId("queue"), felt?.broker ? queueLine(felt) : "");
+  setText(byId("queue"), state?.broker ? queueLine(state) : "");
 }
 
 function queueLine({ declared, waiting, workers }) {
@@ -718,7 +718,7 @@ form.addEventListener("submit", async (event) => {
   const button = form.querySelector("button");
   button.disabled = true;
   mine.add(orderId);
-  if (pulse && !pulse.broker) answer(byId("answer"), "wait", "The broker is away. Trying for half a minute.");
+  if (queueState && !queueState.broker) answer(byId("answer"), "wait", "Broker unreachable. Trying for half a minute.");
   const { error, task_id: taskId } = await post("/jobs", readForm());
   button.disabled = false;
   button.focus();

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a decoder process ends when it is not killed: its exit code. No text of the child's is ever believed."""
+"""Exit codes of a decoder process that is not killed. Its text output is for the log alone: it may be forged."""
 
 from enum import IntEnum
 
 
 class DecodeExit(IntEnum):
-    """Exit codes. Python's own are below 10, a shell's above 125."""
+    """Exit codes. Those of Python are below 10, those of a shell above 125."""
 
     STEREO = 0
     NO_AUDIO_TRACK = 10

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The request as a ``TypedDict``, for editors and type checkers. Readers of requests use ``request`` instead.
+
+A test holds it to ``GenerationRequest``: names, types and descriptions are the same.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, Required, TypedDict
+
+from acestep_schemas.request import AudioFormat, TaskType
+
+
+class LoraBody(TypedDict, total=False):
+    """A LoRA for one request."""
+
+    path: Required[str]
+    """Safetensors: s3://bucket/key.safetensors, s3://bucket/folder/, or a name in the checkpoint folder's loras/."""
+    scale: float
+    """Strength; 1 is as it was trained."""
+
+
+class RequestBody(TypedDict, total=False):
+    """The body of a request, in ACE-Step's own field names. No field is required. Times are seconds.
+
+    Values may be looser than these types: numbers as text, a list as comma-separated text, more aliases. A plain
+    mapping is accepted wherever this is.
+    """
+
+    task_id: str | None
+    """Idempotency key; by default the message id, else the worker makes one up."""
+    task_type: TaskType
+    """Task; turbo models do text2music, repaint and cover."""
+    model: str | None
+    """The DiT model; by default the worker's primary one."""
+    lora: LoraBody | str | None
+    """A LoRA to apply: an object of path and scale, or the path alone."""
+    on_limit: Literal["clamp", "reject"]
+    """Over the GPU tier's limit: clamp to it and report that, or reject the request."""
+    on_model_unavailable: Literal["fallback", "fail"]
+    """Model not loaded: use the primary one and report that, or fail."""
+    queue_deadline_s: float | None
+    """Seconds that the request may wait in the queue, from the message's timestamp; then it expires."""
+    prompt: str
+    """Description of the music."""
+    lyrics: str
+    """Lyrics. None, [inst] and [instrumental] mean instrumental."""
+    vocal_language: str
+    """Language of the lyrics."""
+    bpm: int | None
+    """Beats per minute; the model was trained on 30 to 300."""
+    key_scale: str | None
+    """Key, such as C major or F# minor."""
+    time_signature: Literal["2", "3", "4", "6"] | None
+    """Time signature: 2 is 2/4, 3 is 3/4, 4 is 4/4, 6 is 6/8."""
+    audio_duration: float | None
+    """Seconds of music, 10 to 600 on the largest tier. 0 means not given."""
+    batch_size: int
+    """Songs in this request, 1 to 8."""
+    seed: int | Sequence[int]
+    """A seed per song; -1, or none for a song, is random."""
+    use_random_seed: bool
+    """Draw the seeds. True unless a seed is given: a given seed is honoured."""
+    inference_steps: int
+    """Denoising steps."""
+    guidance_scale: float
+    """Classifier-free guidance of the DiT; turbo models have theirs built in."""
+    shift: float
+    """Shift of the diffusion times."""
+    timesteps: Sequence[float] | None
+    """Diffusion times from 1 down to 0, in place of steps and shift."""
+    infer_method: Literal["ode", "sde"]
+    """Sampler: ode is deterministic, sde adds noise at each step."""
+    use_adg: bool
+    """Adaptive dual guidance: not supported, and reported where it is asked for."""
+    cfg_interval_start: float
+    """Where guidance begins, as a share of the diffusion time."""
+    cfg_interval_end: float
+    """Where guidance ends, as a share of the diffusion time."""
+    use_tiled_decode: bool
+    """Decode in tiles: much less memory, the same sound."""
+    audio_format: AudioFormat
+    """File format; wav32 is 32-bit float, ogg and opus both mean Ogg/Opus."""
+    src_audio_path: str | None
+    """Audio to cover, repaint or work on: s3://bucket/key or https://."""
+    reference_audio_path: str | None
+    """Audio whose timbre is followed: s3://bucket/key or https://."""
+    repainting_start: float
+    """Where the repainted part begins, in seconds."""
+    repainting_end: float | None
+    """Where the repainted part ends, in seconds; 0, -1 or none is the end of the audio."""
+    audio_cover_strength: float
+    """How closely a cover follows its source."""
+    audio_code_string: str
+    """Semantic audio codes to render, in place of the LM's."""
+    instruction: str | None
+    """Instruction to the model; each task type has its own."""
+    track_name: str | None
+    """Track to extract or to add."""
+    track_classes: Sequence[str]
+    """Tracks to complete the music with."""
+    thinking: bool
+    """Let the LM write audio codes for the DiT to render."""
+    sample_mode: bool
+    """Let the LM write prompt, lyrics and metadata."""
+    sample_query: str
+    """Subject for sample mode."""
+    use_format: bool
+    """Let the LM rewrite prompt and lyrics."""
+    analysis_only: bool
+    """Return metadata, no audio."""
+    full_analysis_only: bool
+    """Describe the source audio, no new audio."""
+    use_cot_caption: bool
+    """Let the LM, when there is one, refine the prompt."""
+    use_cot_language: bool
+    """Let the LM, when there is one, find the language."""
+    is_format_caption: bool
+    """The prompt has been rewritten already."""
+    constrained_decoding: bool
+    """Hold the LM's metadata to its grammar."""
+    constrained_decoding_debug: bool
+    """Log the constrained decoding."""
+    allow_lm_batch: bool
+    """Let the LM work on all songs of the request at once."""
+    lm_model_path: str | None
+    """The 5Hz LM; by default the worker's."""
+    lm_backend: Literal["vllm", "pt"] | None
+    """Backend of the LM; by default the worker's."""
+    lm_temperature: float
+    """Sampling temperature of the LM."""
+    lm_cfg_scale: float
+    """Classifier-free guidance of the LM; 1 is off."""
+    lm_top_k: int
+    """Sample among the k likeliest; 0 is off."""
+    lm_top_p: float
+    """Sample among the likeliest of this mass; 1 is off."""
+    lm_repetition_penalty: float
+    """Penalty on repetition; 1 is off."""
+    lm_negative_prompt: str
+    """Prompt that the LM is guided away from."""
+
+    # Aliases that ACE-Step's clients use; the field's own name counts where both are given.
+    caption: str
+    """Alias of ``prompt``."""
+    duration: float | None
+    """Alias of ``audio_duration``."""
+    language: str
+    """Alias of ``vocal_language``."""
+    keyscale: str | None
+    """Alias of ``key_scale``."""
+    keyScale: str | None
+    """Alias of ``key_scale``."""
+    timesignature: Literal["2", "3", "4", "6"] | None
+    """Alias of ``time_signature``."""
+    timeSignature: Literal["2", "3", "4", "6"] | None
+    """Alias of ``time_signature``."""
+    taskType: TaskType
+    """Alias of ``task_type``."""
+
+    # Nested objects, in which a field is looked up that the body itself does not have.
+    param_obj: Mapping[str, object]
+    """Fields by any of their names."""
+    metas: Mapping[str, object]
+    """Fields by any of their names, looked up after ``param_obj``."""
+    metadata: Mapping[str, object]
+    """Alias of ``metas``."""
