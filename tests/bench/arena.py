@@ -19,7 +19,7 @@ from acestep_consumer.broker.errors import BrokerRefused
 from acestep_consumer.broker.topology import EVENTS, GENERATE, UNROUTED
 from acestep_consumer.config.settings import Settings, load
 from tests.bench.chore import AUDIO, request_fields, s3_client
-from tests.bench.tap import Lap
+from tests.bench.throughput import Throughput
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -91,10 +91,10 @@ class Arena:
             await queue.delete(if_unused=False, if_empty=False)
         await self._connection.close()
 
-    async def run(self, contender: str, prefetch: int, messages: int, limit_s: float) -> Lap:
+    async def run(self, contender: str, prefetch: int, messages: int, limit_s: float) -> Throughput:
         """Let a contender work off a queue of ``messages``. Raises ``BenchError`` when it did not do its work."""
         words = await self.work_off(contender, prefetch, messages, limit_s)
-        return Lap(**json.loads(words[-1]))
+        return Throughput(**json.loads(words[-1]))
 
     async def work_off(
         self,

@@ -36,7 +36,7 @@ from tests.bench.overhead import Overhead, Plan, overhead
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.bench.tap import Lap
+    from tests.bench.throughput import Throughput
 
 CONTENDERS = {
     "worker": "the worker",
@@ -50,7 +50,7 @@ _PREFETCHES = (1, 8, 64)
 _TRIAL_MESSAGES = 200
 _SLOWEST = 10
 
-Laps = dict[tuple[int, str], list["Lap"]]
+Laps = dict[tuple[int, str], list["Throughput"]]
 
 _console = Console(stderr=True, highlight=False)
 
@@ -60,11 +60,11 @@ def main() -> int:
     arguments = _parser().parse_args()
     _warn_when_crowded()
     try:
-        laps, observed = asyncio.run(_run(arguments))
+        throughputs, observed = asyncio.run(_run(arguments))
     except (BenchError, SettingsError) as error:
         _console.print(f"error: {error}", markup=False)
         return 1
-    summary = summarise(laps)
+    summary = summarise(throughputs)
     if summary:
         _console.print(_table(summary))
     if observed is not None:
@@ -76,32 +76,32 @@ def main() -> int:
 
 async def _run(arguments: argparse.Namespace) -> tuple[Laps, Overhead | None]:
     async with Arena() as arena:
-        laps = await _contest(arena, arguments)
+        throughputs = await _contest(arena, arguments)
         if not arguments.pairs:
-            return laps, None
+            return throughputs, None
         plan = Plan(prefetch=arguments.overhead_prefetch, pairs=arguments.pairs, traced=arguments.traced)
-        return laps, await overhead(arena, plan, _console.print)
+        return throughputs, await overhead(arena, plan, _console.print)
 
 
 async def _contest(arena: Arena, arguments: argparse.Namespace) -> Laps:
-    laps: Laps = defaultdict(list)
+    throughputs: Laps = defaultdict(list)
     if arguments.contenders:
         counts = {prefetch: await _trial(arena, prefetch, arguments.seconds) for prefetch in arguments.prefetch}
         for turn, prefetch, contender in _turns(arguments):
             limit_s = _SLOWEST * arguments.seconds + 60
-            lap = await arena.run(contender, prefetch, counts[prefetch], limit_s)
-            laps[prefetch, contender].append(lap)
+            throughput = await arena.run(contender, prefetch, counts[prefetch], limit_s)
+            throughputs[prefetch, contender].append(throughput)
             _console.print(
                 f"round {turn + 1}/{arguments.rounds}  prefetch {prefetch:>2}  {CONTENDERS[contender]:<15} "
-                f"{lap.messages} messages in {lap.seconds:.2f} s: {lap.messages / lap.seconds:.0f}/s"
+                f"{throughput.messages} messages in {throughput.seconds:.2f} s: {_rate(throughput):.0f}/s"
             )
-    return laps
+    return throughputs
 
 
 async def _trial(arena: Arena, prefetch: int, seconds: float) -> int:
     """How many messages make a round of ``seconds``; the servers get warm, too."""
-    lap = await arena.run(_BARE, prefetch, _TRIAL_MESSAGES, limit_s=60)
-    return max(_TRIAL_MESSAGES, round(seconds * lap.messages / lap.seconds))
+    throughput = await arena.run(_BARE, prefetch, _TRIAL_MESSAGES, limit_s=60)
+    return max(_TRIAL_MESSAGES, round(seconds * _rate(throughput)))
 
 
 def _turns(arguments: argparse.Namespace) -> Iterator[tuple[int, int, str]]:
@@ -113,26 +113,28 @@ def _turns(arguments: argparse.Namespace) -> Iterator[tuple[int, int, str]]:
                 yield turn, prefetch, contender
 
 
-def summarise(laps: Laps) -> list[dict[str, Any]]:
+def summarise(throughputs: Laps) -> list[dict[str, Any]]:
     """Return a row for each prefetch and contender. ``ratio`` is the worker's rate over the contender's, per round."""
-    return [_row(prefetch, contender, laps) for prefetch, contender in laps]
+    return [_row(prefetch, contender, throughputs) for prefetch, contender in throughputs]
 
 
-def _row(prefetch: int, contender: str, laps: Laps) -> dict[str, Any]:
-    theirs, ours = laps[prefetch, contender], laps.get((prefetch, _OURS), [])
+def _row(prefetch: int, contender: str, throughputs: Laps) -> dict[str, Any]:
+    theirs, ours = throughputs[prefetch, contender], throughputs.get((prefetch, _OURS), [])
     ratios = [_rate(our) / _rate(their) for our, their in zip(ours, theirs, strict=False)]
     return {
         "prefetch": prefetch,
         "contender": contender,
         "messages": theirs[0].messages,
         "rate": round(statistics.median(map(_rate, theirs)), 1),
-        "cpu_ms": round(statistics.median(1000 * lap.cpu_seconds / lap.messages for lap in theirs), 2),
+        "cpu_ms": round(
+            statistics.median(1000 * throughput.cpu_seconds / throughput.messages for throughput in theirs), 2
+        ),
         "ratio": _spread(ratios),
     }
 
 
-def _rate(lap: Lap) -> float:
-    return lap.messages / lap.seconds
+def _rate(throughput: Throughput) -> float:
+    return throughput.messages / throughput.seconds
 
 
 def _spread(values: list[float]) -> dict[str, float] | None:

@@ -10,7 +10,7 @@ import pytest
 from infra.local.rabbitmq import RabbitMQ
 from infra.local.s3 import SeaweedFS
 from tests.support.broker import Peer
-from tests.support.ear import Ear
+from tests.support.event_recorder import EventRecorder
 from tests.support.scene import WITHIN_S
 from tests.support.shelf import Shelf
 from tests.support.waiting import eventually
@@ -38,22 +38,25 @@ async def test_confirmed_requests_outlive_the_broker(
         "ACESTEP_QUEUE_TYPE": queue_type,
         "ACESTEP_QUEUE_WORKERS": "4",
     }
-    async with running(WorkerProcess(tmp_path, environment, light=True)) as worker, Ear(own_rabbitmq.amqp_url) as ear:
+    async with (
+        running(WorkerProcess(tmp_path, environment, light=True)) as worker,
+        EventRecorder(own_rabbitmq.amqp_url) as recorder,
+    ):
         async with Peer(own_rabbitmq.amqp_url) as peer:
             for task_id in JOBS:
                 await peer.submit(task_id=task_id, prompt="takes=0.6")
-            await eventually(lambda: any(map(ear.terminal, JOBS)), WITHIN_S)
+            await eventually(lambda: any(map(recorder.terminal, JOBS)), WITHIN_S)
             # Four are in hand and most of the others wait when it goes down.
             await asyncio.to_thread(end, own_rabbitmq)
-        assert not all(map(ear.terminal, JOBS))
+        assert not all(map(recorder.terminal, JOBS))
         await asyncio.to_thread(own_rabbitmq.start)
-        await eventually(lambda: all(map(ear.terminal, JOBS)), WITHIN_S)
+        await eventually(lambda: all(map(recorder.terminal, JOBS)), WITHIN_S)
         await eventually(lambda: worker.get("/readyz")[0] == 200, WITHIN_S)
     async with Peer(own_rabbitmq.amqp_url) as peer:
         assert await peer.ready("acestep.generate") == 0
     shelf = Shelf.of(environment)
     for task_id in JOBS:
-        told = ear.terminal(task_id)
-        assert {heard.state for heard in told} == {"completed"}
-        assert len({heard.body for heard in told}) == 1
+        told = recorder.terminal(task_id)
+        assert {event.state for event in told} == {"completed"}
+        assert len({event.body for event in told}) == 1
         assert await shelf.wrongs(told[0].data) == []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from infra.local.rabbitmq import RabbitMQ
 from tests.support.broker import Peer
-from tests.support.ear import Ear
+from tests.support.event_recorder import EventRecorder
 from tests.support.scene import WITHIN_S
 from tests.support.waiting import eventually
 from tests.support.worker import WorkerProcess, running
@@ -25,11 +25,11 @@ async def test_work_in_hand_is_not_given_up_by_a_broker_that_restarts_with_a_ful
     }
     held = [f"held-{number}" for number in range(IN_HAND)]
     waiting = [f"waiting-{number}" for number in range(LIMIT)]
-    async with running(WorkerProcess(tmp_path, environment, light=True)) as worker, Ear(url) as ear:
+    async with running(WorkerProcess(tmp_path, environment, light=True)) as worker, EventRecorder(url) as recorder:
         async with Peer(url) as peer:
             for task_id in held:
                 await peer.submit(task_id=task_id, prompt=f"until={go}")
-            await eventually(lambda: all("started" in ear.states(task_id) for task_id in held), WITHIN_S)
+            await eventually(lambda: all("started" in recorder.states(task_id) for task_id in held), WITHIN_S)
             for task_id in waiting:
                 await peer.submit(task_id=task_id)
             await asyncio.to_thread(own_rabbitmq.kill)
@@ -37,6 +37,6 @@ async def test_work_in_hand_is_not_given_up_by_a_broker_that_restarts_with_a_ful
         await asyncio.to_thread(own_rabbitmq.start)
         await eventually(lambda: worker.get("/readyz")[0] == 200, WITHIN_S)
         go.touch()
-        await eventually(lambda: all(map(ear.terminal, (*held, *waiting))), WITHIN_S)
-    ends = {heard.state for task_id in (*held, *waiting) for heard in ear.terminal(task_id)}
+        await eventually(lambda: all(map(recorder.terminal, (*held, *waiting))), WITHIN_S)
+    ends = {event.state for task_id in (*held, *waiting) for event in recorder.terminal(task_id)}
     assert ends == {"completed"}

@@ -18,7 +18,7 @@ from infra.local.s3 import REGION, SeaweedFS
 from infra.local.stack import Environment
 from tests.support.broker import Peer, broker_settings
 from tests.support.cluster import Cluster
-from tests.support.ear import Ear
+from tests.support.event_recorder import EventRecorder
 from tests.support.shelf import Shelf
 from tests.support.waiting import eventually
 from tests.support.worker import WorkerProcess, running
@@ -77,7 +77,7 @@ class Scene:
         self._vhost = vhost
         self._stack = AsyncExitStack()
         # From the last node on, so that its queue is led there: what is measured is the fate of the request queue.
-        self.ear = Ear(cluster.vhost_url(vhost, cluster.nodes[::-1]), "quorum")
+        self.recorder = EventRecorder(cluster.vhost_url(vhost, cluster.nodes[::-1]), "quorum")
         self.client = Client(cluster.vhost_url(vhost), patience_s=PATIENCE_S)
         self.accepted: list[str] = []
 
@@ -90,7 +90,7 @@ class Scene:
 
     async def listen(self) -> None:
         """Let producer and subscriber begin: when the exchanges are there."""
-        await self._stack.enter_async_context(self.ear)
+        await self._stack.enter_async_context(self.recorder)
         await self._stack.enter_async_context(self.client)
 
     async def worker(self, name: str, begins_at: int) -> WorkerProcess:
@@ -128,24 +128,26 @@ class Scene:
     async def ended(self, count: int | None = None) -> None:
         """Wait until so many of the accepted requests have ended; None: all."""
         wanted = len(self.accepted) if count is None else count
-        await eventually(lambda: sum(bool(self.ear.terminal(task_id)) for task_id in self.accepted) >= wanted, WITHIN_S)
+        await eventually(
+            lambda: sum(bool(self.recorder.terminal(task_id)) for task_id in self.accepted) >= wanted, WITHIN_S
+        )
 
     def starts(self, worker_id: str, after: float) -> list[float]:
         """When this worker began jobs, after that time."""
-        began = (heard for heard in self.ear.heard if heard.state == "started" and heard.at > after)
-        return [heard.at for heard in began if heard.data["worker_id"] == worker_id]
+        began = (event for event in self.recorder.events if event.state == "started" and event.at > after)
+        return [event.at for event in began if event.data["worker_id"] == worker_id]
 
     async def audit(self, *cancelled: str) -> None:
         """Each accepted request has one end, however often it was told, and its songs are there."""
         shelf = Shelf.of(self._environment)
         for task_id in self.accepted:
-            told = self.ear.terminal(task_id)
-            assert len({heard.event["id"] for heard in told}) == 1, task_id
-            assert len({heard.body for heard in told}) == 1, task_id
-            assert told[0].state == ("cancelled" if task_id in cancelled else "completed"), told[0].event
+            told = self.recorder.terminal(task_id)
+            assert len({event.cloud_event["id"] for event in told}) == 1, task_id
+            assert len({event.body for event in told}) == 1, task_id
+            assert told[0].state == ("cancelled" if task_id in cancelled else "completed"), told[0].cloud_event
             if task_id not in cancelled:
                 assert await shelf.wrongs(told[0].data) == []
-        assert {heard.task_id for heard in self.ear.heard} == set(self.accepted)
+        assert {event.task_id for event in self.recorder.events} == set(self.accepted)
 
 
 def consumes_at(worker: WorkerProcess, node: Node) -> bool:
@@ -193,7 +195,7 @@ async def test_what_was_accepted_ends_once_whichever_node_dies_or_leaves(
         await eventually(lambda: scene.starts("w0", consuming_at), WITHIN_S)
         await asyncio.to_thread(leaving.stop)
         await scene.submit("endless", prompt=f"until={tmp_path / 'never'}")
-        await eventually(lambda: "started" in scene.ear.states("endless"), WITHIN_S)
+        await eventually(lambda: "started" in scene.recorder.states("endless"), WITHIN_S)
         await scene.cancel("endless")
         await scene.ended()
 
@@ -225,7 +227,7 @@ async def test_a_classic_queue_is_away_with_its_node_and_the_worker_waits_for_it
         worker = await scene.worker("w", cluster.nodes.index(elsewhere))
         await scene.listen()
         await scene.submit("in-hand-0", "in-hand-1", prompt=f"until={go}")
-        await eventually(lambda: all(scene.ear.states(task_id) for task_id in scene.accepted), WITHIN_S)
+        await eventually(lambda: all(scene.recorder.states(task_id) for task_id in scene.accepted), WITHIN_S)
         await scene.submit("waiting-0", "waiting-1")
 
         await asyncio.to_thread(home.stop)

@@ -21,7 +21,7 @@ async def test_an_event_whose_confirm_is_lost_is_told_again_in_the_same_words(
             await eventually(lambda: hold.waiting, WITHIN_S)
             connected = seen.amqp.accepted
             seen.amqp.drop_after(HALF_A_CONFIRM, Where(Direction.DOWN, PUBLISHING))
-        await eventually(lambda: len(seen.ear.terminal("song")) == 2, WITHIN_S)
+        await eventually(lambda: len(seen.recorder.terminal("song")) == 2, WITHIN_S)
         assert seen.amqp.accepted == connected + 1
         await seen.assert_completed_once("song")
         await seen.assert_nothing_left()

@@ -21,8 +21,8 @@ async def test_half_an_ack_is_none_and_the_end_is_told_again_in_the_same_words(
             connected = seen.amqp.accepted
             # From here on the worker says nothing on this connection before the ack but heartbeats.
             seen.amqp.drop_after(HALF_AN_ACK, Where(Direction.UP, CONSUMING))
-        await eventually(lambda: len(seen.ear.terminal("song")) == 2, WITHIN_S)
+        await eventually(lambda: len(seen.recorder.terminal("song")) == 2, WITHIN_S)
         assert seen.amqp.accepted == connected + 1
         await seen.assert_completed_once("song")
-        assert seen.ear.states("song").count("started") == 1
+        assert seen.recorder.states("song").count("started") == 1
         await seen.assert_nothing_left()

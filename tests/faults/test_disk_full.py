@@ -11,7 +11,7 @@ import pytest
 
 from acestep_consumer.broker.topology import GENERATE
 from tests.support.broker import Peer, until
-from tests.support.ear import Ear
+from tests.support.event_recorder import EventRecorder
 from tests.support.shelf import Shelf
 from tests.support.waiting import eventually
 from tests.support.worker import WorkerProcess, running
@@ -90,19 +90,19 @@ async def test_a_job_whose_files_find_no_room_goes_back_and_is_done_when_there_i
         shelf.client.put_object(Bucket=shelf.bucket, Key=f"{shelf.prefix}/in.wav", Body=bytes(INPUT_BYTES))
         fields["reference_audio_path"] = f"s3://{shelf.bucket}/{shelf.prefix}/in.wav"
     through = environment | {"ACESTEP_SCRATCH_MIN_GB": "0"}
-    async with running(WorkerProcess(tmp_path, through)) as worker, Peer(url) as peer, Ear(url) as ear:
+    async with running(WorkerProcess(tmp_path, through)) as worker, Peer(url) as peer, EventRecorder(url) as recorder:
         disk.fill()
         await peer.submit(task_id="song", **fields)
         await until(lambda: has_stopped(worker, peer), "the message back in the queue", WITHIN_S)
         (line,) = worker.log_lines(event="scratch disk is full: no new jobs")
         assert line["folder"].startswith(str(disk.folder))
         assert line["free_bytes"] <= DISK_MIB << 20
-        assert ear.terminal("song") == []
+        assert recorder.terminal("song") == []
         disk.make_room()
-        await eventually(lambda: ear.terminal("song"), WITHIN_S)
+        await eventually(lambda: recorder.terminal("song"), WITHIN_S)
         assert await room(worker)
         assert worker.log_lines(event="scratch disk has room again")
-        (end,) = ear.terminal("song")
+        (end,) = recorder.terminal("song")
         assert await peer.ready(GENERATE) == 0
     # What was sent as audio is none: its own fault, and found only once there was room to fetch it.
     assert end.state == ("completed" if writer == "engine" else "failed")
@@ -117,13 +117,13 @@ async def test_below_the_mark_at_the_start_a_worker_takes_nothing_until_there_is
     url = environment["ACESTEP_AMQP_URL"]
     async with running(WorkerProcess(tmp_path, environment, light=True, await_ready=False)) as worker:
         await eventually(lambda: worker.log_lines(event="ready"), WITHIN_S)
-        async with Peer(url) as peer, Ear(url) as ear:
+        async with Peer(url) as peer, EventRecorder(url) as recorder:
             await peer.submit(task_id="song")
             for _ in range(10):
                 assert await has_stopped(worker, peer)
                 await asyncio.sleep(0.1)
             disk.make_room()
-            await eventually(lambda: ear.states("song") == ["started", "completed"], WITHIN_S)
+            await eventually(lambda: recorder.states("song") == ["started", "completed"], WITHIN_S)
             assert await room(worker)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from acestep_consumer.broker.topology import GENERATE
 from tests.support.broker import Peer, until
-from tests.support.ear import Ear
+from tests.support.event_recorder import EventRecorder
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
 from tests.support.worker import WorkerProcess, running
@@ -32,7 +32,7 @@ class Scene:
 
     worker: WorkerProcess
     peer: Peer
-    ear: Ear
+    recorder: EventRecorder
     go: Path
     """Once this file is there, work in hand can end."""
 
@@ -47,7 +47,7 @@ class Scene:
     async def fill(self) -> None:
         """Send more jobs than the worker may hold; wait until it works on as many as it may."""
         await self.submit(IN_HAND + WAITING)
-        await eventually(lambda: sum(heard.state == "started" for heard in self.ear.heard) == IN_HAND, WITHIN_S)
+        await eventually(lambda: sum(event.state == "started" for event in self.recorder.events) == IN_HAND, WITHIN_S)
 
     def send(self, number: int) -> None:
         """Send the worker a signal."""
@@ -67,11 +67,11 @@ class Scene:
         await until(ready, f"{self.submitted - done} messages ready")
         await eventually(lambda: len(self.ended()) == done)
         assert len(set(self.ended())) == done
-        assert all(heard.state == "completed" for heard in self.ear.heard if heard.terminal)
+        assert all(event.state == "completed" for event in self.recorder.events if event.terminal)
 
     def ended(self) -> list[str]:
         """The jobs whose end was told, as often as it was."""
-        return [heard.task_id for heard in self.ear.heard if heard.terminal]
+        return [event.task_id for event in self.recorder.events if event.terminal]
 
 
 @asynccontextmanager
@@ -81,8 +81,8 @@ async def scene(
     settings = environment | {"ACESTEP_QUEUE_WORKERS": str(IN_HAND)} | variables
     url = environment["ACESTEP_AMQP_URL"]
     worker = WorkerProcess(folder, settings, light=True, arguments=arguments)
-    async with running(worker), Peer(url) as peer, Ear(url) as ear:
-        yield Scene(worker, peer, ear, folder / "go")
+    async with running(worker), Peer(url) as peer, EventRecorder(url) as recorder:
+        yield Scene(worker, peer, recorder, folder / "go")
 
 
 @EITHER_SIGNAL
@@ -187,7 +187,7 @@ async def test_what_ended_while_the_broker_was_away_is_told_by_the_next_worker_a
             (tmp_path / "next").mkdir()
             async with running(WorkerProcess(tmp_path / "next", service_environment, light=True)):
                 await here.audit(done=here.submitted)
-            makers = [heard.data["worker_id"] for heard in here.ear.heard if heard.terminal]
+            makers = [event.data["worker_id"] for event in here.recorder.events if event.terminal]
             assert len(set(makers)) == 2, "the first worker's songs are told as they are"
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from acestep_consumer.domain.errors import EngineCrashed
 from tests.support.broker import Peer
-from tests.support.ear import Ear
 from tests.support.engines import (
     ONE_MODEL,
     RequestLog,
@@ -21,6 +20,7 @@ from tests.support.engines import (
     state_of,
     supervised,
 )
+from tests.support.event_recorder import EventRecorder
 from tests.support.waiting import eventually
 from tests.support.worker import WorkerProcess, running
 
@@ -78,11 +78,11 @@ async def test_a_renderer_that_stands_still_is_replaced_under_a_worker(
     """SIGSTOP: the process is there, its pipe is open, and it says nothing."""
     url = own_worker_environment["ACESTEP_AMQP_URL"]
     worker = WorkerProcess(tmp_path, own_worker_environment | ONE_MODEL | {"ACESTEP_ENGINE_HANG_S": "20"})
-    async with running(worker), Ear(url) as ear, Peer(url) as peer:
+    async with running(worker), EventRecorder(url) as recorder, Peer(url) as peer:
         await peer.submit(task_id="stands-still", audio_duration=60, inference_steps=60)
-        await eventually(lambda: at_work(ear, "render"), 120)
+        await eventually(lambda: at_work(recorder, "render"), 120)
         signal_engine(worker, "renderer", signal.SIGSTOP)
-        await eventually(lambda: ear.terminal("stands-still"), 240)
+        await eventually(lambda: recorder.terminal("stands-still"), 240)
         assert state_of(worker, "renderer") == {"ready": True, "restarts": 1}
         assert worker.log_lines(event="engine process is killed", engine="renderer")
-    assert ends(ear, ["stands-still"]) == {"stands-still": ["completed"]}
+    assert ends(recorder, ["stands-still"]) == {"stands-still": ["completed"]}

@@ -6,8 +6,8 @@ from pathlib import Path
 from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE
 from tests.support.broker import Peer, broker_settings
-from tests.support.ear import Ear
 from tests.support.engines import ONE_MODEL, at_work, ends, signal_engine, state_of
+from tests.support.event_recorder import EventRecorder
 from tests.support.waiting import eventually
 from tests.support.worker import WorkerProcess, running
 
@@ -23,7 +23,7 @@ async def test_songs_go_on_in_the_next_renderer(own_worker_environment: dict[str
     names = [f"song-{number}" for number in range(SONGS)]
     async with BrokerConnection(broker_settings(url), "declares"):
         pass
-    async with Ear(url) as ear, Peer(url) as peer:
+    async with EventRecorder(url) as recorder, Peer(url) as peer:
         async with running(worker):
             assert state_of(worker, "renderer") == {"ready": True, "restarts": 0}
             for name in names:
@@ -31,13 +31,13 @@ async def test_songs_go_on_in_the_next_renderer(own_worker_environment: dict[str
             for kills in range(1, KILLS + 1):
                 # What the last one did may still be told until then.
                 await eventually(lambda: state_of(worker, "renderer").get("ready"), WITHIN_S)
-                before = len(ear.heard)
-                await eventually(lambda since=before: at_work(ear, "render", since), WITHIN_S)  # type: ignore[misc]  # mypy knows no default here
+                before = len(recorder.events)
+                await eventually(lambda since=before: at_work(recorder, "render", since), WITHIN_S)  # type: ignore[misc]  # mypy knows no default here
                 signal_engine(worker, "renderer")
                 await eventually(lambda: len(worker.log_lines(event="engine restarts")) == kills, WITHIN_S)  # noqa: B023 - used in this round
-            await eventually(lambda: all(ear.terminal(name) for name in names), WITHIN_S)
+            await eventually(lambda: all(recorder.terminal(name) for name in names), WITHIN_S)
             await eventually(lambda: worker.get("/readyz")[0] == 200, WITHIN_S)
             assert state_of(worker, "renderer") == {"ready": True, "restarts": KILLS}
         assert await peer.ready(GENERATE) == 0
         assert await peer.ready(DEAD_LETTER) == 0
-    assert ends(ear, names) == {name: ["completed"] for name in names}
+    assert ends(recorder, names) == {name: ["completed"] for name in names}

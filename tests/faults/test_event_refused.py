@@ -17,7 +17,7 @@ async def test_a_job_is_not_acked_before_its_end_is_told_to_all(
         full = await seen.peer.subscribe("job.completed.#", **FULL)
         await seen.peer.submit(task_id="song")
         # Others hear it, as often as it is tried.
-        await eventually(lambda: len(seen.ear.terminal("song")) >= 3, WITHIN_S)
+        await eventually(lambda: len(seen.recorder.terminal("song")) >= 3, WITHIN_S)
         seen.worker.kill()
         # It was in hand all the time: with the worker it comes back.
         assert (await seen.peer.look(GENERATE)).redelivered
@@ -32,7 +32,7 @@ async def test_a_job_is_acked_as_soon_as_the_subscriber_has_room(
     async with scene(service_environment, tmp_path) as seen:
         full = await seen.peer.subscribe("job.completed.#", **FULL)
         await seen.peer.submit(task_id="song")
-        await eventually(lambda: len(seen.ear.terminal("song")) >= 2, WITHIN_S)
+        await eventually(lambda: len(seen.recorder.terminal("song")) >= 2, WITHIN_S)
         queue = await seen.peer.channel.get_queue(full, ensure=False)
         await queue.unbind(EVENTS, "job.completed.#")
         # The next job gets its turn once this one is acked: the worker has one in hand.

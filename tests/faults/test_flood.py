@@ -61,11 +61,11 @@ async def test_with_a_worker_the_limit_and_its_hands_are_what_is_accepted_and_al
     async with scene(service_environment, tmp_path, **variables) as seen:
         first = [f"first-{number}" for number in range(IN_HAND)]
         assert await accepted_of(seen.peer, first, f"until={go}") == first
-        await eventually(lambda: all("started" in seen.ear.states(task_id) for task_id in first), WITHIN_S)
+        await eventually(lambda: all("started" in seen.recorder.states(task_id) for task_id in first), WITHIN_S)
         accepted = await accepted_of(seen.peer, [f"song-{number}" for number in range(FLOOD)], f"until={go}")
         assert len(accepted) == LIMIT
         go.touch()
         await seen.all_ended(*first, *accepted)
         await seen.assert_completed_once(*first, *accepted)
         await seen.assert_nothing_left()
-    assert {heard.task_id for heard in seen.ear.heard} == {*first, *accepted}
+    assert {event.task_id for event in seen.recorder.events} == {*first, *accepted}

@@ -14,7 +14,7 @@ async def test_a_dead_connection_is_noticed_and_its_job_is_done_once(
     go = tmp_path / "go"
     async with scene(service_environment | {"ACESTEP_AMQP_URL": url}, tmp_path) as seen:
         await seen.peer.submit(task_id="song", prompt=f"until={go}")
-        await eventually(lambda: "started" in seen.ear.states("song"), WITHIN_S)
+        await eventually(lambda: "started" in seen.recorder.states("song"), WITHIN_S)
         connected = seen.amqp.accepted
         lost = seen.amqp.abandon()
         assert lost >= 2

@@ -22,11 +22,11 @@ async def test_poison_is_dead_lettered_once_and_holds_nothing_up(
         await seen.all_ended("poison", "venom", "song")
         await seen.assert_completed_once("song")
         for task_id in ("poison", "venom"):
-            (told,) = seen.ear.terminal(task_id)
+            (told,) = seen.recorder.terminal(task_id)
             assert told.state == "rejected"
             assert told.data["error"]["code"] == "malformed_body"
         await seen.assert_nothing_left()
         dead = [await seen.peer.take(DEAD_LETTER) for _ in range(2)]
         assert [letter.body for letter in dead] == [POISON, POISON]
         assert await seen.peer.ready(DEAD_LETTER) == 0
-    assert {heard.task_id for heard in seen.ear.heard} == {"poison", "venom", "song"}
+    assert {event.task_id for event in seen.recorder.events} == {"poison", "venom", "song"}

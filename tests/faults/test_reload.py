@@ -11,7 +11,7 @@ import pytest
 
 from acestep_consumer.broker.topology import GENERATE
 from tests.support.broker import Peer, until
-from tests.support.ear import Ear
+from tests.support.event_recorder import EventRecorder
 from tests.support.waiting import eventually
 from tests.support.worker import WorkerProcess, running
 
@@ -26,7 +26,7 @@ class Scene:
 
     worker: WorkerProcess
     peer: Peer
-    ear: Ear
+    recorder: EventRecorder
     home: Path
     variables: dict[str, str] = field(default_factory=dict)
 
@@ -55,8 +55,8 @@ async def scene(service_environment: dict[str, str], tmp_path: Path) -> AsyncIte
     settings = service_environment | {"ACESTEP_INPUT_TIMEOUT_S": "30"}
     (tmp_path / ".env").write_text("ACESTEP_QUEUE_WORKERS=1\n")
     worker = WorkerProcess(tmp_path, settings, light=True, home=tmp_path)
-    async with running(worker), Peer(url) as peer, Ear(url) as ear:
-        yield Scene(worker, peer, ear, tmp_path, {"ACESTEP_QUEUE_WORKERS": "1"})
+    async with running(worker), Peer(url) as peer, EventRecorder(url) as recorder:
+        yield Scene(worker, peer, recorder, tmp_path, {"ACESTEP_QUEUE_WORKERS": "1"})
 
 
 async def test_the_number_of_workers_follows_at_once_and_work_in_hand_is_not_touched(scene: Scene) -> None:
@@ -71,39 +71,39 @@ async def test_the_number_of_workers_follows_at_once_and_work_in_hand_is_not_tou
     await scene.reload(RELOADED, ACESTEP_QUEUE_WORKERS="4", ACESTEP_S3_PRESIGN_SECONDS="600")
     await scene.waiting(JOBS - 4)
     go.touch()
-    await eventually(lambda: sum(heard.terminal for heard in scene.ear.heard) == JOBS, WITHIN_S)
+    await eventually(lambda: sum(event.terminal for event in scene.recorder.events) == JOBS, WITHIN_S)
     for number in range(JOBS):
-        started, *_, end = scene.ear.of(f"song-{number}")
+        started, *_, end = scene.recorder.of(f"song-{number}")
         assert (started.state, end.state) == ("started", "completed")
-        assert scene.ear.states(f"song-{number}").count("started") == 1
+        assert scene.recorder.states(f"song-{number}").count("started") == 1
         assert "Signature" in end.data["audios"][0]["url"]
 
 
 async def test_what_bounds_a_job_holds_for_the_next_one(scene: Scene) -> None:
     go = scene.home / "go"
     await scene.peer.submit(task_id="before", prompt=f"until={go}")
-    await eventually(lambda: scene.ear.states("before") == ["started"], WITHIN_S)
+    await eventually(lambda: scene.recorder.states("before") == ["started"], WITHIN_S)
     await scene.reload(RELOADED, ACESTEP_EXECUTION_TIMEOUT_S="1", ACESTEP_QUEUE_WORKERS="2")
     await scene.peer.submit(task_id="after", prompt=f"until={scene.home / 'never'}")
-    await eventually(lambda: scene.ear.terminal("after"), WITHIN_S)
-    (end,) = scene.ear.terminal("after")
+    await eventually(lambda: scene.recorder.terminal("after"), WITHIN_S)
+    (end,) = scene.recorder.terminal("after")
     assert end.data["error"]["code"] == "execution_timeout"
-    assert scene.ear.terminal("before") == []
+    assert scene.recorder.terminal("before") == []
     await scene.reload(RELOADED, ACESTEP_INPUT_HOSTS="audio.example")
     # The host is allowed now; that there is none is another matter.
     url = "https://audio.example:444/a.wav"
     await scene.peer.submit(task_id="input", reference_audio_path=url)
-    await eventually(lambda: scene.ear.terminal("input"), WITHIN_S)
-    (refused,) = scene.ear.terminal("input")
+    await eventually(lambda: scene.recorder.terminal("input"), WITHIN_S)
+    (refused,) = scene.recorder.terminal("input")
     assert "'audio.example:444' is not in ACESTEP_INPUT_HOSTS" in refused.data["error"]["message"]
     await scene.reload(RELOADED, ACESTEP_INPUT_HOSTS="audio.example:444", ACESTEP_EXECUTION_TIMEOUT_S="")
     await scene.peer.submit(task_id="allowed", reference_audio_path=url)
-    await eventually(lambda: scene.ear.terminal("allowed"), WITHIN_S)
-    (unreadable,) = scene.ear.terminal("allowed")
+    await eventually(lambda: scene.recorder.terminal("allowed"), WITHIN_S)
+    (unreadable,) = scene.recorder.terminal("allowed")
     assert unreadable.data["error"]["code"] == "input_unreadable"
     go.touch()
-    await eventually(lambda: scene.ear.terminal("before"), WITHIN_S)
-    assert scene.ear.terminal("before")[0].state == "completed"
+    await eventually(lambda: scene.recorder.terminal("before"), WITHIN_S)
+    assert scene.recorder.terminal("before")[0].state == "completed"
 
 
 async def test_what_needs_a_restart_is_named_and_the_environment_wins_as_at_the_start(scene: Scene) -> None:
@@ -132,7 +132,7 @@ async def test_a_malformed_file_changes_nothing(scene: Scene, text: str, named: 
     assert line["level"] == "error"
     assert await scene.peer.ready(GENERATE) == JOBS - 1
     (scene.home / "go").touch()
-    await eventually(lambda: sum(heard.terminal for heard in scene.ear.heard) == JOBS, WITHIN_S)
+    await eventually(lambda: sum(event.terminal for event in scene.recorder.events) == JOBS, WITHIN_S)
 
 
 async def test_the_log_gets_quieter_and_louder(scene: Scene) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from tests.support.ear import Heard
+    from tests.support.event_recorder import RecordedEvent
 
 ROUTING = {"ACESTEP_ROUTE_BY_TIER": "true", "ACESTEP_QUEUE_WORKERS": "2"}
 SMALL = {**ROUTING, "MAX_CUDA_VRAM": "4", "ACESTEP_WORKER_ID": "small"}
@@ -40,7 +40,7 @@ async def there(worker: WorkerProcess) -> None:
     await eventually(lambda: worker.log_lines(event="ready"), WITHIN_S)
 
 
-def whole(told: Heard) -> bool:
+def whole(told: RecordedEvent) -> bool:
     """Whether a job had all that it asked for, from the larger card."""
     policy: dict[str, Any] = told.data["policy"]
     return (policy["tier"], policy["adjustments"], told.data["worker_id"]) == ("tier6", [], "large")
@@ -48,7 +48,7 @@ def whole(told: Heard) -> bool:
 
 async def assert_whole_and_once(stage: Scene, *task_ids: str) -> None:
     await stage.assert_completed_once(*task_ids)
-    assert all(whole(told) for task_id in task_ids for told in stage.ear.terminal(task_id))
+    assert all(whole(told) for task_id in task_ids for told in stage.recorder.terminal(task_id))
 
 
 async def nothing_waits(stage: Scene) -> bool:
@@ -72,7 +72,7 @@ async def test_what_exceeds_the_small_card_is_done_whole_by_the_large_one_and_th
         await stage.all_ended(*bigs, *smalls)
         await stage.assert_completed_once(*smalls)
         await assert_whole_and_once(stage, *bigs)
-        assert {stage.ear.terminal(task_id)[0].data["worker_id"] for task_id in smalls} == {"small", "large"}
+        assert {stage.recorder.terminal(task_id)[0].data["worker_id"] for task_id in smalls} == {"small", "large"}
         await eventually(lambda: stage.worker.log_lines(event="forwarded to a larger tier", tier="tier6"), WITHIN_S)
         await until(lambda: nothing_waits(stage), "both queues are empty")
 
@@ -84,7 +84,7 @@ async def test_without_a_larger_card_it_is_clamped_and_said(
         await there(stage.worker)
         await stage.peer.submit(task_id="big", **BIG)
         await stage.all_ended("big")
-        policy = stage.ear.terminal("big")[0].data["policy"]
+        policy = stage.recorder.terminal("big")[0].data["policy"]
         assert {change["field"]: change["applied"] for change in policy["adjustments"]} == {
             "audio_duration": 180,
             "batch_size": 1,
@@ -102,7 +102,7 @@ async def test_what_was_sent_on_outlives_the_large_worker_and_is_done_whole_by_t
         async with large(own_worker_environment, tmp_path / "first") as first:
             for task_id in task_ids:
                 await stage.peer.submit(task_id=task_id, prompt=f"until={go}", **BIG)
-            await eventually(lambda: sum("started" in stage.ear.states(each) for each in task_ids) == 2, WITHIN_S)
+            await eventually(lambda: sum("started" in stage.recorder.states(each) for each in task_ids) == 2, WITHIN_S)
 
             async def waiting() -> bool:
                 return await stage.peer.ready(tier_queue("tier6")) == 2
@@ -113,7 +113,7 @@ async def test_what_was_sent_on_outlives_the_large_worker_and_is_done_whole_by_t
         async with large(own_worker_environment, tmp_path / "second"):
             await stage.all_ended(*task_ids)
         await stage.assert_completed_once(*task_ids)
-        assert sum(whole(stage.ear.terminal(task_id)[0]) for task_id in task_ids) >= 2
+        assert sum(whole(stage.recorder.terminal(task_id)[0]) for task_id in task_ids) >= 2
         await until(lambda: nothing_waits(stage), "both queues are empty")
 
 
@@ -132,10 +132,12 @@ async def test_a_worker_killed_between_sending_on_and_its_ack_costs_nothing_and_
         await stage.all_ended(*task_ids)
         # All that it may have in hand.
         await eventually(lambda: len(stage.worker.log_lines(event="forwarded to a larger tier")) == 2, WITHIN_S)
-        told = sum(len(stage.ear.terminal(task_id)) for task_id in task_ids)
+        told = sum(len(stage.recorder.terminal(task_id)) for task_id in task_ids)
         stage.worker.kill()
         stage.amqp.cut()
-        await eventually(lambda: sum(len(stage.ear.terminal(task_id)) for task_id in task_ids) == told + 2, WITHIN_S)
+        await eventually(
+            lambda: sum(len(stage.recorder.terminal(task_id)) for task_id in task_ids) == told + 2, WITHIN_S
+        )
         await assert_whole_and_once(stage, *task_ids)
         await until(lambda: nothing_waits(stage), "both queues are empty")
 
@@ -148,7 +150,7 @@ async def test_the_large_worker_that_drains_is_sent_nothing_more(
         await there(stage.worker)
         async with large(own_worker_environment, tmp_path / "large") as leaving:
             await stage.peer.submit(task_id="in-hand", prompt=f"until={go}", **BIG)
-            await eventually(lambda: "started" in stage.ear.states("in-hand"), WITHIN_S)
+            await eventually(lambda: "started" in stage.recorder.states("in-hand"), WITHIN_S)
             ending = asyncio.create_task(asyncio.to_thread(leaving.process.end, WITHIN_S))
             await eventually(lambda: leaving.log_lines(event="draining"), WITHIN_S)
             await stage.peer.submit(task_id="late", **BIG)
@@ -157,4 +159,4 @@ async def test_the_large_worker_that_drains_is_sent_nothing_more(
             await ending
         await stage.all_ended("in-hand")
         await assert_whole_and_once(stage, "in-hand")
-        assert stage.ear.terminal("late")[0].data["worker_id"] == "small"
+        assert stage.recorder.terminal("late")[0].data["worker_id"] == "small"

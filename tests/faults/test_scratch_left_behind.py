@@ -4,7 +4,7 @@
 from pathlib import Path
 
 from tests.support.broker import Peer
-from tests.support.ear import Ear
+from tests.support.event_recorder import EventRecorder
 from tests.support.waiting import eventually
 from tests.support.worker import WorkerProcess, running
 
@@ -31,11 +31,11 @@ async def test_the_next_worker_removes_what_a_killed_one_left_and_each_job_its_o
         running(WorkerProcess(folders["doomed"], settings, light=True)) as doomed,
         running(WorkerProcess(folders["living"], settings, light=True)),
         Peer(url) as peer,
-        Ear(url) as ear,
+        EventRecorder(url) as recorder,
     ):
         for number in range(2):  # a worker holds one
             await peer.submit(task_id=f"song-{number}", prompt=f"until={go}")
-        await eventually(lambda: sum(heard.state == "started" for heard in ear.heard) == 2, WITHIN_S)
+        await eventually(lambda: sum(event.state == "started" for event in recorder.events) == 2, WITHIN_S)
         before = roots(scratch) - {foreign}
         assert len(before) == 2
         assert all(any(root.glob("song-*")) for root in before)
@@ -47,7 +47,7 @@ async def test_the_next_worker_removes_what_a_killed_one_left_and_each_job_its_o
             )
             assert (foreign / "diary.txt").read_text() == "mine"
             go.touch()
-            await eventually(lambda: sum(heard.terminal for heard in ear.heard) == 2, WITHIN_S)
+            await eventually(lambda: sum(event.terminal for event in recorder.events) == 2, WITHIN_S)
             await eventually(lambda: not any(scratch.glob("acestep-*/song-*")))
-    assert {heard.state for heard in ear.heard if heard.terminal} == {"completed"}
+    assert {event.state for event in recorder.events if event.terminal} == {"completed"}
     assert roots(scratch) == {foreign}

@@ -19,5 +19,5 @@ async def test_a_slow_link_costs_time_and_no_connection(service_environment: dic
         await seen.assert_completed_once(*JOBS)
         assert seen.amqp.accepted == connected
         # Nobody lost patience: each was told once.
-        assert [len(seen.ear.terminal(task_id)) for task_id in JOBS] == [1] * len(JOBS)
+        assert [len(seen.recorder.terminal(task_id)) for task_id in JOBS] == [1] * len(JOBS)
         seen.amqp.heal()

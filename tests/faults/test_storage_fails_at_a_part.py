@@ -39,8 +39,8 @@ async def test_a_part_that_fails_for_long_is_waited_for_and_leaves_no_upload_ope
             await seen.peer.submit(task_id="song", prompt=LARGE)
             await eventually(lambda: seen.worker.log_lines(level="error"), WITHIN_S)
             assert "storage is unavailable" in seen.worker.log.read_text()
-            assert seen.ear.terminal("song") == []
+            assert seen.recorder.terminal("song") == []
         await seen.all_ended("song")
         await seen.assert_completed_once("song")
-        assert seen.ear.states("song").count("started") == 1
+        assert seen.recorder.states("song").count("started") == 1
         await eventually(lambda: seen.shelf.open_uploads() == [], WITHIN_S)

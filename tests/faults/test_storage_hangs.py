@@ -16,7 +16,7 @@ async def test_a_job_outlasts_requests_that_nobody_answers(service_environment: 
             await seen.peer.submit(task_id="song")
             # Asked once, given up, and asked again.
             await eventually(lambda: upload.seen >= 2, WITHIN_S)
-            assert seen.ear.terminal("song") == []
+            assert seen.recorder.terminal("song") == []
         await seen.all_ended("song")
         await seen.assert_completed_once("song")
 
@@ -30,5 +30,5 @@ async def test_a_manifest_whose_answer_never_came_is_recognised_as_our_own(
             await eventually(lambda: commit.seen >= 2, WITHIN_S)
         await seen.all_ended("song")
         await seen.assert_completed_once("song")
-        assert seen.ear.states("song").count("started") == 1
+        assert seen.recorder.states("song").count("started") == 1
         await seen.assert_nothing_left()

@@ -15,7 +15,7 @@ async def test_a_job_waits_until_its_keys_are_good_again(service_environment: di
             await eventually(lambda: "storage is unavailable" in seen.worker.log.read_text(), WITHIN_S)
             # The log tells what to do about it.
             assert "check AWS_ACCESS_KEY_ID" in seen.worker.log.read_text()
-            assert seen.ear.terminal("song") == []
+            assert seen.recorder.terminal("song") == []
         await seen.all_ended("song")
         await seen.assert_completed_once("song")
-        assert seen.ear.states("song").count("started") == 1
+        assert seen.recorder.states("song").count("started") == 1

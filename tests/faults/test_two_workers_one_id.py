@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-from tests.support.ear import Heard
+from tests.support.event_recorder import RecordedEvent
 from tests.support.scene import WITHIN_S, manifest_of, scene
 from tests.support.waiting import eventually
 from tests.support.worker import WorkerProcess, running
@@ -19,7 +19,7 @@ async def test_two_workers_that_finish_one_task_in_the_same_moment_tell_one_end(
         async with running(WorkerProcess(tmp_path, service_environment | through, light=True)):
             for _ in range(2):
                 await seen.peer.submit(task_id="song", batch_size=2, prompt=f"until={go}")
-            await eventually(lambda: len(starters(seen.ear.of("song"))) == 2, WITHIN_S)
+            await eventually(lambda: len(starters(seen.recorder.of("song"))) == 2, WITHIN_S)
             with (
                 seen.s3.hold(manifest_of("song", "PUT")) as commits,
                 seen.s3.hold(lambda request: request.method == "PUT" and ".wav" in request.path) as uploads,
@@ -28,13 +28,13 @@ async def test_two_workers_that_finish_one_task_in_the_same_moment_tell_one_end(
                 await eventually(lambda: uploads.waiting == 4, WITHIN_S)
                 uploads.over.set()
                 await eventually(lambda: commits.waiting == 2, WITHIN_S)
-            await eventually(lambda: len(seen.ear.terminal("song")) == 2, WITHIN_S)
+            await eventually(lambda: len(seen.recorder.terminal("song")) == 2, WITHIN_S)
         await seen.assert_completed_once("song")
         assert await seen.shelf.names("song") == {"0.wav", "1.wav", "manifest.json"}
         await seen.assert_nothing_left()
-    assert starters(seen.ear.of("song")) == {"first", "second"}
+    assert starters(seen.recorder.of("song")) == {"first", "second"}
 
 
-def starters(events: list[Heard]) -> set[str]:
+def starters(events: list[RecordedEvent]) -> set[str]:
     """Who began with the task."""
-    return {heard.data["worker_id"] for heard in events if heard.state == "started"}
+    return {event.data["worker_id"] for event in events if event.state == "started"}

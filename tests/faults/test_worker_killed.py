@@ -31,7 +31,7 @@ async def before_render(stage: Scene, folder: Path) -> AsyncIterator[None]:
 async def in_render(stage: Scene, folder: Path) -> AsyncIterator[None]:
     go = folder / "go"
     await stage.peer.submit(task_id="song", batch_size=2, prompt=f"until={go}")
-    await eventually(lambda: "started" in stage.ear.states("song"), WITHIN_S)
+    await eventually(lambda: "started" in stage.recorder.states("song"), WITHIN_S)
     yield
     assert await stage.shelf.names("song") == set()
     go.touch()
@@ -55,7 +55,7 @@ async def after_manifest(stage: Scene, folder: Path) -> AsyncIterator[None]:
         yield
         await eventually(lambda: not hold.waiting, WITHIN_S)
     assert "manifest.json" in await stage.shelf.names("song")
-    assert stage.ear.terminal("song") == []
+    assert stage.recorder.terminal("song") == []
 
 
 @asynccontextmanager
@@ -65,7 +65,7 @@ async def after_event(stage: Scene, folder: Path) -> AsyncIterator[None]:
         await stage.peer.submit(task_id="song", batch_size=2)
         await eventually(lambda: hold.waiting, WITHIN_S)
         stage.amqp.stall(Where(Direction.DOWN, PUBLISHING))
-    await eventually(lambda: stage.amqp.held and stage.ear.terminal("song"), WITHIN_S)
+    await eventually(lambda: stage.amqp.held and stage.recorder.terminal("song"), WITHIN_S)
     yield
 
 
@@ -76,7 +76,7 @@ async def before_ack(stage: Scene, folder: Path) -> AsyncIterator[None]:
         await stage.peer.submit(task_id="song", batch_size=2)
         await eventually(lambda: hold.waiting, WITHIN_S)
         stage.amqp.stall(Where(Direction.UP, CONSUMING))
-    await eventually(lambda: stage.amqp.held and stage.ear.terminal("song"), WITHIN_S)
+    await eventually(lambda: stage.amqp.held and stage.recorder.terminal("song"), WITHIN_S)
     yield
 
 
@@ -93,9 +93,9 @@ async def test_the_next_worker_ends_the_job_of_one_that_was_killed(
         async with stage(seen, tmp_path):
             seen.worker.kill()
             seen.amqp.cut()
-        told_before = len(seen.ear.terminal("song"))
+        told_before = len(seen.recorder.terminal("song"))
         async with running(WorkerProcess(tmp_path, service_environment, light=True)):
-            await eventually(lambda: len(seen.ear.terminal("song")) > told_before, WITHIN_S)
+            await eventually(lambda: len(seen.recorder.terminal("song")) > told_before, WITHIN_S)
         await seen.assert_completed_once("song")
         await seen.assert_nothing_left()
         assert await seen.peer.ready(DEAD_LETTER) == 0

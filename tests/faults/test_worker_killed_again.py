@@ -7,7 +7,7 @@ import pytest
 
 from acestep_consumer.broker.topology import DEAD_LETTER
 from tests.support.broker import Peer
-from tests.support.ear import Ear
+from tests.support.event_recorder import EventRecorder
 from tests.support.waiting import eventually
 from tests.support.worker import WorkerProcess, running
 
@@ -16,8 +16,8 @@ NEIGHBOURS = ("n0", "n1")
 TRIES = 3
 
 
-def started(ear: Ear, task_id: str) -> int:
-    return ear.states(task_id).count("started")
+def started(recorder: EventRecorder, task_id: str) -> int:
+    return recorder.states(task_id).count("started")
 
 
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
@@ -30,23 +30,27 @@ async def test_a_killer_is_dead_lettered_after_its_last_try_alone_and_no_neighbo
         "ACESTEP_QUEUE_WORKERS": "4",
         "ACESTEP_MAX_ATTEMPTS": str(TRIES),
     }
-    async with running(WorkerProcess(tmp_path, settings, light=True)) as first, Ear(url) as ear, Peer(url) as peer:
+    async with (
+        running(WorkerProcess(tmp_path, settings, light=True)) as first,
+        EventRecorder(url) as recorder,
+        Peer(url) as peer,
+    ):
         await peer.submit(task_id="killer", prompt=f"until={tmp_path / 'never'}")
         for task_id in NEIGHBOURS:
             await peer.submit(task_id=task_id, prompt="takes=3")
-        await eventually(lambda: all(started(ear, task_id) for task_id in ("killer", *NEIGHBOURS)), WITHIN_S)
+        await eventually(lambda: all(started(recorder, task_id) for task_id in ("killer", *NEIGHBOURS)), WITHIN_S)
         first.kill()
         for number in range(2, TRIES + 1):
             async with running(WorkerProcess(tmp_path, settings, light=True)) as worker:
-                await eventually(lambda: started(ear, "killer") == number, WITHIN_S)  # noqa: B023 - awaited at once
+                await eventually(lambda: started(recorder, "killer") == number, WITHIN_S)  # noqa: B023 - awaited at once
                 worker.kill()
         async with running(WorkerProcess(tmp_path, settings, light=True)):
-            await eventually(lambda: all(map(ear.terminal, ("killer", *NEIGHBOURS))), WITHIN_S)
-        (failed,) = ear.terminal("killer")
+            await eventually(lambda: all(map(recorder.terminal, ("killer", *NEIGHBOURS))), WITHIN_S)
+        (failed,) = recorder.terminal("killer")
         assert failed.data["error"]["code"] == "engine_crashed"
         assert failed.data["error"]["attempts"] == TRIES
-        assert [state for task_id in NEIGHBOURS for state in ear.states(task_id)[-1:]] == ["completed"] * 2
-        assert started(ear, "killer") == TRIES
+        assert [state for task_id in NEIGHBOURS for state in recorder.states(task_id)[-1:]] == ["completed"] * 2
+        assert started(recorder, "killer") == TRIES
         assert (await peer.take(DEAD_LETTER)).message_id == "killer"
         assert await peer.ready(DEAD_LETTER) == 0
 
@@ -61,14 +65,14 @@ async def test_a_job_that_is_handed_back_again_and_again_is_not_blamed(
     arguments = ("--grace", "0")
     async with running(WorkerProcess(tmp_path, settings, light=True)):
         pass  # it has declared the queues
-    async with Ear(url) as ear, Peer(url) as peer:
+    async with EventRecorder(url) as recorder, Peer(url) as peer:
         for number in range(1, 5):
             async with running(WorkerProcess(tmp_path, settings, light=True, arguments=arguments)):
                 if number == 1:
                     await peer.submit(task_id="song", prompt=f"until={go}")
-                await eventually(lambda: started(ear, "song") == number, WITHIN_S)  # noqa: B023 - awaited at once
+                await eventually(lambda: started(recorder, "song") == number, WITHIN_S)  # noqa: B023 - awaited at once
                 if number == 4:
                     go.touch()
-                    await eventually(lambda: ear.terminal("song"), WITHIN_S)
-        (told,) = ear.terminal("song")
+                    await eventually(lambda: recorder.terminal("song"), WITHIN_S)
+        (told,) = recorder.terminal("song")
         assert (told.state, told.data["attempt"]) == ("completed", 4)

@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from tests.support.broker import Peer
-from tests.support.ear import Ear
+from tests.support.event_recorder import EventRecorder
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
 from tests.support.worker import WorkerProcess, running
@@ -14,9 +14,9 @@ WITHIN_S = 60.0
 NAMES = ("a", "b", "c")
 
 
-def starts(ear: Ear) -> list[str]:
+def starts(recorder: EventRecorder) -> list[str]:
     """Who began the job, in order."""
-    return [heard.data["worker_id"] for heard in ear.of("song") if heard.state == "started"]
+    return [event.data["worker_id"] for event in recorder.of("song") if event.state == "started"]
 
 
 async def test_a_job_outlasts_more_lost_connections_than_it_has_tries(
@@ -31,18 +31,18 @@ async def test_a_job_outlasts_more_lost_connections_than_it_has_tries(
             (tmp_path / name).mkdir()
             worker = WorkerProcess(tmp_path / name, service_environment | own, light=True)
             await stack.enter_async_context(running(worker))
-        ear = await stack.enter_async_context(Ear(url))
+        recorder = await stack.enter_async_context(EventRecorder(url))
         peer = await stack.enter_async_context(Peer(url))
         await peer.submit(task_id="song", prompt=f"until={go}")
         for number in range(1, len(NAMES) + 1):
-            await eventually(lambda: len(starts(ear)) == number or ear.terminal("song"), WITHIN_S)  # noqa: B023 - awaited at once
-            assert ear.terminal("song") == []
+            await eventually(lambda: len(starts(recorder)) == number or recorder.terminal("song"), WITHIN_S)  # noqa: B023 - awaited at once
+            assert recorder.terminal("song") == []
             if number < len(NAMES):
                 # For good: it cannot say over a new connection what became of the old one.
-                ways[starts(ear)[-1]].refuse()
-        assert sorted(starts(ear)) == list(NAMES)
+                ways[starts(recorder)[-1]].refuse()
+        assert sorted(starts(recorder)) == list(NAMES)
         go.touch()
-        await eventually(lambda: ear.terminal("song"), WITHIN_S)
+        await eventually(lambda: recorder.terminal("song"), WITHIN_S)
         for way in ways.values():
             way.heal()
-    assert {heard.state for heard in ear.terminal("song")} == {"completed"}
+    assert {event.state for event in recorder.terminal("song")} == {"completed"}

@@ -31,11 +31,11 @@ NOW = datetime.now(UTC).replace(microsecond=0)
 KINDS = pytest.mark.parametrize("queue_type", ["classic", "quorum"])
 
 
-class Ear:
+class NoticeRecorder:
     """Hears notices; holds them in hand, or refuses them, while the test wants that."""
 
     def __init__(self, refusals: int = 0) -> None:
-        self.heard: list[DeadLetterNotice] = []
+        self.notices: list[DeadLetterNotice] = []
         self.calls = 0
         self.go = asyncio.Event()
         self.go.set()
@@ -46,19 +46,19 @@ class Ear:
         await self.go.wait()
         if self.calls <= self._refusals:
             raise RuntimeError("nobody could be told")
-        self.heard.append(notice)
+        self.notices.append(notice)
 
     @property
     def bodies(self) -> list[bytes]:
-        return [notice.body for notice in self.heard]
+        return [notice.body for notice in self.notices]
 
 
 @asynccontextmanager
-async def telling(url: str, ear: Ear, **values: Any) -> AsyncIterator[BrokerConnection]:
+async def telling(url: str, recorder: NoticeRecorder, **values: Any) -> AsyncIterator[BrokerConnection]:
     """A worker's part that hears notices, started."""
     settings = broker_settings(url, **values)
     async with BrokerConnection(settings, "control") as link:
-        notices = DeadLetterNotices(link, settings, ear.tell)
+        notices = DeadLetterNotices(link, settings, recorder.tell)
         await notices.start()
         yield link
         await notices.stop()
@@ -88,12 +88,12 @@ async def is_dead(url: str, count: int) -> None:
 async def test_a_request_that_expires_in_the_queue_is_told_with_all_that_its_event_needs(
     amqp_url: str, queue_type: str
 ) -> None:
-    ear = Ear()
-    async with telling(amqp_url, ear, queue_type=queue_type), Peer(amqp_url) as peer:
+    recorder = NoticeRecorder()
+    async with telling(amqp_url, recorder, queue_type=queue_type), Peer(amqp_url) as peer:
         await expire(peer, b"late", message_id="m1", reply_to="r1", correlation_id="c1", timestamp=NOW)
         await expire(peer, b"bare")
-        await eventually(lambda: len(ear.heard) == 2)
-        full, bare = sorted(ear.heard, key=lambda notice: notice.body, reverse=True)
+        await eventually(lambda: len(recorder.notices) == 2)
+        full, bare = sorted(recorder.notices, key=lambda notice: notice.body, reverse=True)
         assert (full.body, full.message_id, full.sent, full.reason) == (b"late", "m1", NOW, "expired")
         assert full.reply == Reply("r1", "c1")
         assert full.at is not None
@@ -109,46 +109,46 @@ async def test_what_expired_without_any_worker_is_told_by_the_next_one(amqp_url:
         for number in range(20):
             await expire(peer, b"%d" % number)
         await is_dead(amqp_url, 20)
-    ear = Ear()
-    async with telling(amqp_url, ear, queue_type=queue_type):
-        await eventually(lambda: len(ear.heard) == 20)
-    assert set(ear.bodies) == {b"%d" % number for number in range(20)}
+    recorder = NoticeRecorder()
+    async with telling(amqp_url, recorder, queue_type=queue_type):
+        await eventually(lambda: len(recorder.notices) == 20)
+    assert set(recorder.bodies) == {b"%d" % number for number in range(20)}
     assert await unsettled(amqp_url) == 0
 
 
 @KINDS
 async def test_what_a_worker_dead_lettered_is_let_go_in_silence(amqp_url: str, queue_type: str) -> None:
-    ear = Ear()
-    async with telling(amqp_url, ear, queue_type=queue_type) as link, Peer(amqp_url) as peer:
+    recorder = NoticeRecorder()
+    async with telling(amqp_url, recorder, queue_type=queue_type) as link, Peer(amqp_url) as peer:
         forged: dict[str, Any] = {"x-death": [{"queue": GENERATE, "reason": "expired"}]}
         for headers in ({}, forged):
             properties = Basic.Properties(message_id="m1", headers=headers)
             await Publisher(link, "w1").dead_letter(b"told", properties, RenderFailed("no sound"))
         await expire(peer, b"late")
-        await eventually(lambda: ear.bodies == [b"late"])
-    assert ear.calls == 1
+        await eventually(lambda: recorder.bodies == [b"late"])
+    assert recorder.calls == 1
     assert await unsettled(amqp_url) == 0
 
 
 async def test_a_producer_who_writes_a_workers_header_hears_of_it_all_the_same(amqp_url: str) -> None:
-    ear = Ear()
-    async with telling(amqp_url, ear), Peer(amqp_url) as peer:
+    recorder = NoticeRecorder()
+    async with telling(amqp_url, recorder), Peer(amqp_url) as peer:
         await expire(peer, b"late", headers={CODE: "render_failed", "x-death": "no list"})
-        await eventually(lambda: ear.bodies == [b"late"])
-        assert ear.heard[0].reason == "expired"
+        await eventually(lambda: recorder.bodies == [b"late"])
+        assert recorder.notices[0].reason == "expired"
 
 
 async def test_a_request_that_somebody_rejects_is_told_under_the_brokers_word(amqp_url: str) -> None:
-    ear = Ear()
-    async with telling(amqp_url, ear), Peer(amqp_url) as peer:
+    recorder = NoticeRecorder()
+    async with telling(amqp_url, recorder), Peer(amqp_url) as peer:
         await peer.request(b"no")
         await (await peer.look(GENERATE)).reject(requeue=False)
-        await eventually(lambda: [notice.reason for notice in ear.heard] == ["rejected"])
+        await eventually(lambda: [notice.reason for notice in recorder.notices] == ["rejected"])
 
 
 async def test_what_never_was_a_request_is_left_alone(amqp_url: str) -> None:
-    ear = Ear()
-    async with telling(amqp_url, ear), Peer(amqp_url) as peer:
+    recorder = NoticeRecorder()
+    async with telling(amqp_url, recorder), Peer(amqp_url) as peer:
         other = await peer.channel.declare_queue(exclusive=True, arguments={"x-dead-letter-exchange": DEAD_LETTER})
         queue = await peer.channel.get_queue(NOTICES, ensure=False)
         strange = Basic.Properties(headers={"x-death": [{"queue": 5}, None]})
@@ -158,8 +158,8 @@ async def test_what_never_was_a_request_is_left_alone(amqp_url: str) -> None:
         underlay = await peer.channel.get_underlay_channel()
         await underlay.basic_publish(b"stranger", exchange=DEAD_LETTER, routing_key="x", properties=strange)
         await expire(peer, b"late")
-        await eventually(lambda: ear.bodies == [b"late"])
-    assert ear.calls == 1
+        await eventually(lambda: recorder.bodies == [b"late"])
+    assert recorder.calls == 1
     assert await unsettled(amqp_url) == 0
 
 
@@ -168,34 +168,34 @@ async def test_a_notice_that_could_not_be_told_comes_again(
     amqp_url: str, queue_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "RETURN_DELAY_S", 0.05)
-    ear = Ear(refusals=3)
-    async with telling(amqp_url, ear, queue_type=queue_type) as link, Peer(amqp_url) as peer:
+    recorder = NoticeRecorder(refusals=3)
+    async with telling(amqp_url, recorder, queue_type=queue_type) as link, Peer(amqp_url) as peer:
         channel = await link.channel()
         await expire(peer, b"late", message_id="m1")
-        await eventually(lambda: ear.bodies == [b"late"])
-        assert (ear.calls, ear.heard[0].reason, ear.heard[0].message_id) == (4, "expired", "m1")
+        await eventually(lambda: recorder.bodies == [b"late"])
+        assert (recorder.calls, recorder.notices[0].reason, recorder.notices[0].message_id) == (4, "expired", "m1")
         assert await link.channel() is channel
     assert await unsettled(amqp_url) == 0
 
 
 async def test_one_that_cannot_be_told_does_not_keep_others_waiting(amqp_url: str) -> None:
-    ear = Ear(refusals=1)
-    async with telling(amqp_url, ear), Peer(amqp_url) as peer:
+    recorder = NoticeRecorder(refusals=1)
+    async with telling(amqp_url, recorder), Peer(amqp_url) as peer:
         for number in range(3):
             await expire(peer, b"%d" % number)
-        await eventually(lambda: len(ear.heard) == 2, within_s=4)
+        await eventually(lambda: len(recorder.notices) == 2, within_s=4)
 
 
 async def test_a_notice_in_hand_when_the_link_is_cut_is_told_and_comes_again(amqp_url: str) -> None:
-    ear = Ear()
-    ear.go.clear()
-    async with Proxy.for_url(amqp_url) as proxy, telling(proxy.url(amqp_url), ear) as link, Peer(amqp_url) as peer:
+    recorder = NoticeRecorder()
+    recorder.go.clear()
+    async with Proxy.for_url(amqp_url) as proxy, telling(proxy.url(amqp_url), recorder) as link, Peer(amqp_url) as peer:
         await expire(peer, b"late")
-        await eventually(lambda: ear.calls == 1)
+        await eventually(lambda: recorder.calls == 1)
         proxy.cut()
-        await eventually(lambda: ear.calls == 2 and link.is_up)
-        ear.go.set()
-        await eventually(lambda: ear.bodies == [b"late", b"late"])
+        await eventually(lambda: recorder.calls == 2 and link.is_up)
+        recorder.go.set()
+        await eventually(lambda: recorder.bodies == [b"late", b"late"])
     assert await unsettled(amqp_url) == 0
 
 
@@ -203,23 +203,23 @@ async def test_a_worker_that_stops_leaves_to_the_next_what_it_has_not_told(
     amqp_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "STOP_TIMEOUT_S", 0.1)
-    stuck, ear = Ear(), Ear()
+    stuck, recorder = NoticeRecorder(), NoticeRecorder()
     stuck.go.clear()
     async with Peer(amqp_url) as peer:
         async with telling(amqp_url, stuck):
             await expire(peer, b"late")
             await eventually(lambda: stuck.calls == 1)
-        async with telling(amqp_url, ear):
-            await eventually(lambda: ear.bodies == [b"late"])
-    assert not stuck.heard
+        async with telling(amqp_url, recorder):
+            await eventually(lambda: recorder.bodies == [b"late"])
+    assert not stuck.notices
     assert await unsettled(amqp_url) == 0
 
 
 async def test_a_deleted_queue_is_made_again_and_followed(amqp_url: str) -> None:
-    ear = Ear()
-    async with telling(amqp_url, ear) as link, Peer(amqp_url) as peer:
+    recorder = NoticeRecorder()
+    async with telling(amqp_url, recorder) as link, Peer(amqp_url) as peer:
         channel = await link.channel()
         await peer.channel.queue_delete(NOTICES)
         await eventually(lambda: link.is_up and link._channel is not channel)
         await expire(peer, b"late")
-        await eventually(lambda: ear.bodies == [b"late"])
+        await eventually(lambda: recorder.bodies == [b"late"])

@@ -26,7 +26,17 @@ from acestep_schemas import examples
 from infra.local.s3 import SeaweedFS
 from tests.support.broker import Peer
 from tests.support.command import run_command
-from tests.support.listening import IN_HAND, WAITING, WITHIN_S, Listening, ListenProcess, Visitor, listening, made, tell
+from tests.support.listening import (
+    IN_HAND,
+    WAITING,
+    WITHIN_S,
+    Listening,
+    ListenProcess,
+    Visitor,
+    listening,
+    made,
+    publish_events,
+)
 from tests.support.waiting import eventually
 
 __all__ = ["listening"]
@@ -45,7 +55,7 @@ def visitor(listening: Listening, http: aiohttp.ClientSession) -> Visitor:
 
 async def forge(listening: Listening, task_id: str, **audio: object) -> None:
     """Publish a ``completed`` event that names another object, as whoever may publish events could."""
-    await tell(listening, made(task_id, examples.completed().data.audios[0].model_copy(update=audio)))
+    await publish_events(listening, made(task_id, examples.completed().data.audios[0].model_copy(update=audio)))
 
 
 async def test_the_page_comes_from_here_alone_and_says_so_to_the_browser(visitor: Visitor) -> None:
@@ -61,9 +71,9 @@ async def test_the_page_comes_from_here_alone_and_says_so_to_the_browser(visitor
 
 
 async def test_a_job_is_told_of_from_order_to_song(visitor: Visitor) -> None:
-    task_id = await visitor.order(prompt="slow jazz takes=1", audio_format="wav", seed="5", audio_duration=30)
+    task_id = await visitor.submit(prompt="slow jazz takes=1", audio_format="wav", seed="5", audio_duration=30)
     seen: list[str] = []
-    async with asyncio.timeout(WITHIN_S), visitor.news() as batches:
+    async with asyncio.timeout(WITHIN_S), visitor.updates() as batches:
         async for _, batch in batches:
             cards = [card for card in batch["cards"] if card["task_id"] == task_id]
             seen += [card["state"] for card in cards]
@@ -77,7 +87,7 @@ async def test_a_job_is_told_of_from_order_to_song(visitor: Visitor) -> None:
 
 
 async def test_a_song_is_sent_whole_in_ranges_and_not_twice(visitor: Visitor) -> None:
-    task_id = await visitor.order(prompt="bytes=300000")
+    task_id = await visitor.submit(prompt="bytes=300000")
     size = (await visitor.until(task_id, "completed"))["songs"][0]["bytes"]
     url = f"{visitor.url}/audio/{task_id}/0"
     async with visitor.http.get(url) as answer:
@@ -115,7 +125,7 @@ async def test_there_is_no_song_where_no_job_left_one(visitor: Visitor, path: st
 
 
 async def test_an_event_cannot_make_the_page_hand_out_other_objects(visitor: Visitor, listening: Listening) -> None:
-    theirs = await visitor.order(prompt="a secret")
+    theirs = await visitor.submit(prompt="a secret")
     await visitor.until(theirs, "completed")
     bucket, prefix = listening.environment["ACESTEP_S3_BUCKET"], listening.environment["ACESTEP_S3_PREFIX"]
     for number, uri in enumerate(
@@ -176,10 +186,10 @@ async def test_a_full_queue_is_said_with_the_time_to_wait_and_running_and_waitin
     visitor: Visitor, tmp_path: Path
 ) -> None:
     never = f"until={tmp_path / 'never'}"
-    running = [await visitor.order(prompt=never) for _ in range(IN_HAND)]
+    running = [await visitor.submit(prompt=never) for _ in range(IN_HAND)]
     for task_id in running:
         await visitor.until(task_id, "running")
-    waiting = [await visitor.order(prompt=never) for _ in range(WAITING)]
+    waiting = [await visitor.submit(prompt=never) for _ in range(WAITING)]
     try:
         body = {"task_id": "one-too-many", "prompt": "x"}
         async with visitor.http.post(visitor.url + "/jobs", json=body, headers={"Origin": visitor.url}) as answer:
@@ -196,25 +206,25 @@ async def test_a_full_queue_is_said_with_the_time_to_wait_and_running_and_waitin
 
 
 async def test_a_page_that_comes_back_hears_only_what_is_new(visitor: Visitor) -> None:
-    first = await visitor.order(prompt="one")
+    first = await visitor.submit(prompt="one")
     await visitor.until(first, "completed")
-    async with visitor.news() as batches:
+    async with visitor.updates() as batches:
         mark, everything = await anext(batches)
     assert everything["fresh"]
-    second = await visitor.order(prompt="two")
+    second = await visitor.submit(prompt="two")
     await visitor.until(second, "completed")
-    async with visitor.news(mark) as batches:
+    async with visitor.updates(mark) as batches:
         _, batch = await anext(batches)
     assert (batch["fresh"], [card["task_id"] for card in batch["cards"]]) == (False, [second])
 
 
 async def test_a_page_that_was_hidden_comes_back_with_what_it_has_seen(visitor: Visitor) -> None:
-    await visitor.until(await visitor.order(prompt="one"), "completed")
-    async with visitor.news() as batches:
+    await visitor.until(await visitor.submit(prompt="one"), "completed")
+    async with visitor.updates() as batches:
         mark, _ = await anext(batches)
-    second = await visitor.order(prompt="two")
+    second = await visitor.submit(prompt="two")
     await visitor.until(second, "completed")
-    async with visitor.news(query=f"?since={mark}") as batches:
+    async with visitor.updates(query=f"?since={mark}") as batches:
         _, batch = await anext(batches)
     assert (batch["fresh"], [card["task_id"] for card in batch["cards"]]) == (False, [second])
 
@@ -222,7 +232,7 @@ async def test_a_page_that_was_hidden_comes_back_with_what_it_has_seen(visitor: 
 async def test_nothing_that_a_browser_gets_holds_a_password_a_key_or_an_address_of_storage(
     visitor: Visitor, listening: Listening
 ) -> None:
-    task_id = await visitor.order(prompt="a secret")
+    task_id = await visitor.submit(prompt="a secret")
     got = json.dumps(await visitor.until(task_id, "completed"))
     for path in ("/", "/page.js", f"/audio/{task_id}/0", "/audio/never/0"):
         async with visitor.http.get(visitor.url + path) as answer:
@@ -243,7 +253,7 @@ async def test_jobs_of_other_producers_show_up_too(visitor: Visitor, listening: 
 async def test_after_a_restart_earlier_songs_are_found_by_their_id(
     visitor: Visitor, listening: Listening, tmp_path: Path
 ) -> None:
-    task_id = await visitor.order(prompt="yesterday")
+    task_id = await visitor.submit(prompt="yesterday")
     await visitor.until(task_id, "completed")
     with ListenProcess(tmp_path, listening.environment) as page:
         later = Visitor(page.url, visitor.http)
@@ -281,7 +291,7 @@ async def looked(settings: Settings) -> QueueState:
 async def test_sigterm_ends_it_at_once_while_pages_look(visitor: Visitor, listening: Listening, tmp_path: Path) -> None:
     with ListenProcess(tmp_path, listening.environment) as page:
         other = Visitor(page.url, visitor.http)
-        async with other.news() as batches, aclosing(batches):  # type: ignore[type-var]
+        async with other.updates() as batches, aclosing(batches):  # type: ignore[type-var]
             await anext(batches)
             page.process.id.end(grace_s=10)
             await eventually(lambda: not page.process.running())

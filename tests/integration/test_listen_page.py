@@ -23,8 +23,8 @@ from tests.support.listening import (
     ended,
     listening,
     made,
+    publish_events,
     record,
-    tell,
     unattended,
 )
 from tests.support.proxy import Proxy
@@ -126,7 +126,7 @@ async def test_the_page_is_there_within_a_second_and_live_also_with_two_hundred_
     audio = examples.completed().data.audios[0]
     songs = {f"made-{number}": audio.model_copy(update={"uri": f"{place}/made-{number}/0"}) for number in range(50)}
     running = [examples.started().data.model_copy(update={"task_id": f"runs-{number}"}) for number in range(100)]
-    await tell(
+    await publish_events(
         unattended,
         *map(JobStarted.of, running),
         *(made(task_id, song) for task_id, song in songs.items()),
@@ -286,7 +286,7 @@ async def test_every_control_has_a_name_every_text_has_contrast_and_every_id_is_
     )
     async with tab(listening.url) as browser:
         page = browser.page
-        await tell(listening, *events)
+        await publish_events(listening, *events)
         await expect(page.locator("#job-names-expired")).to_be_visible()
         bar = page.locator("#job-names-runs progress")
         await expect(bar).to_have_attribute("aria-label", "Progress of Job names-runs")
@@ -309,7 +309,7 @@ async def test_words_of_strangers_stay_words(listening: Listening, tmp_path: Pat
     model = ModelChoice(requested=tag, used=tag, fallback=True)
     async with tab(listening.url) as browser:
         page = browser.page
-        await tell(
+        await publish_events(
             listening,
             made("hostile", audio, prompt=tag, lyrics=tag, model=model, **hostile),
             made(tag, audio.model_copy(update={"format": tag}), prompt="under a strange id"),
@@ -336,7 +336,7 @@ async def test_words_of_strangers_stay_words(listening: Listening, tmp_path: Pat
 async def test_words_run_the_way_they_are_written_and_long_ones_end(listening: Listening) -> None:
     async with tab(listening.url, **PHONE) as browser:
         page = browser.page
-        await tell(
+        await publish_events(
             listening,
             made("right-to-left", prompt="موسيقى هادئة مع العود", lyrics="[verse] يا ليل"),
             made("japanese", prompt="静かなピアノと弦楽器、雨の夜" * 30, lyrics="雨が降る\n" * 200),
@@ -359,7 +359,7 @@ async def test_only_jobs_that_were_asked_for_here_are_read_out(listening: Listen
         page = browser.page
         await ask(page, "mine")
         await expect(page.locator("#announce")).to_contain_text("mine: done")
-        await tell(
+        await publish_events(
             listening,
             JobStarted.of(examples.started().data.model_copy(update={"task_id": "theirs"})),
             ended("failed", "theirs"),
@@ -417,10 +417,10 @@ async def test_a_full_queue_is_a_clear_message_with_a_count_and_the_words_stay(
     never = f"until={tmp_path / 'never'}"
     async with aiohttp.ClientSession() as session, tab(listening.url) as browser:
         page, visitor = browser.page, Visitor(listening.url, session)
-        running = [await visitor.order(prompt=never) for _ in range(IN_HAND)]
+        running = [await visitor.submit(prompt=never) for _ in range(IN_HAND)]
         for task_id in running:
             await visitor.until(task_id, "running")
-        waiting = [await visitor.order(prompt=never) for _ in range(WAITING)]
+        waiting = [await visitor.submit(prompt=never) for _ in range(WAITING)]
         await expect(page.locator('.job[data-state="waiting"]')).to_have_count(WAITING)
         await ask(page, "one too many")
         answer = page.locator("#answer")
@@ -453,7 +453,7 @@ async def test_a_wrong_field_is_named_marked_and_focused(listening: Listening) -
 async def test_failed_and_rejected_jobs_say_why(listening: Listening) -> None:
     async with aiohttp.ClientSession() as session, tab(listening.url) as browser:
         visitor = Visitor(listening.url, session)
-        await visitor.order(prompt="crash now")
+        await visitor.submit(prompt="crash now")
         async with Peer(listening.environment["ACESTEP_AMQP_URL"]) as peer:
             await peer.submit(task_id="not-ours", audio_format="midi")
         wrong = browser.page.locator("#job-not-ours")

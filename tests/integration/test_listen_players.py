@@ -10,7 +10,7 @@ from playwright.async_api import Locator, Page, expect
 
 from acestep_consumer.audio.formats import FORMATS
 from tests.support.browser import tab
-from tests.support.listening import Listening, ListenProcess, keep, listening, made, record, tell
+from tests.support.listening import Listening, ListenProcess, keep, listening, made, publish_events, record
 
 __all__ = ["listening"]
 
@@ -43,7 +43,7 @@ async def test_songs_of_every_format_that_workers_make_are_drawn_play_and_seek(
     listening: Listening, tmp_path: Path
 ) -> None:
     songs = {name: record(listening, tmp_path, f"in-{name}", name, SECONDS) for name in FORMATS}
-    await tell(listening, *(made(f"in-{name}", song) for name, song in songs.items()))
+    await publish_events(listening, *(made(f"in-{name}", song) for name, song in songs.items()))
     async with tab(listening.url) as browser:
         ranges: list[str | None] = []
         browser.page.on("response", lambda answer: ranges.append(answer.headers.get("content-range")))
@@ -66,7 +66,7 @@ async def test_songs_of_every_format_that_workers_make_are_drawn_play_and_seek(
 
 async def test_of_several_songs_each_has_its_name_and_one_plays_at_a_time(listening: Listening, tmp_path: Path) -> None:
     audio = record(listening, tmp_path, "several", "mp3")
-    await tell(listening, made("several", audio, audio, audio, prompt="three takes"))
+    await publish_events(listening, made("several", audio, audio, audio, prompt="three takes"))
     async with tab(listening.url) as browser:
         songs = job(browser.page, "several").locator(".song")
         await expect(songs).to_have_count(3)
@@ -82,7 +82,7 @@ async def test_of_several_songs_each_has_its_name_and_one_plays_at_a_time(listen
 async def test_a_browser_without_the_codec_is_told_so_at_once_and_offered_the_file(
     listening: Listening, tmp_path: Path
 ) -> None:
-    await tell(listening, made("no-codec", record(listening, tmp_path, "no-codec", "aac")))
+    await publish_events(listening, made("no-codec", record(listening, tmp_path, "no-codec", "aac")))
     async with tab(listening.url, first=WITHOUT_AAC) as browser:
         song = job(browser.page, "no-codec")
         await expect(song.locator(".trouble")).to_contain_text("This browser cannot play AAC. Download the song")
@@ -93,7 +93,7 @@ async def test_a_browser_without_the_codec_is_told_so_at_once_and_offered_the_fi
 
 async def test_a_file_that_does_not_play_is_said_to_be_so_and_can_be_saved(listening: Listening) -> None:
     broken = keep(listening, "broken/0.flac", b"no music" * 1000, format="flac", duration_s=SECONDS)
-    await tell(listening, made("broken", broken))
+    await publish_events(listening, made("broken", broken))
     async with tab(listening.url) as browser:
         song = job(browser.page, "broken")
         await song.get_by_role("button", name="Play").click()
@@ -108,7 +108,7 @@ async def test_without_access_to_storage_jobs_are_shown_and_songs_say_why_they_a
     wrong = listening.environment | {"AWS_SECRET_ACCESS_KEY": "wrong"}
     with ListenProcess(tmp_path, wrong) as page:
         async with tab(page.url) as browser:
-            await tell(listening, made("stored", audio))
+            await publish_events(listening, made("stored", audio))
             song = job(browser.page, "stored")
             await expect(song.locator(".state")).to_have_text("Done")
             await expect(song.locator(".trouble")).to_contain_text("storage refuses")

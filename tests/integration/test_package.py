@@ -92,14 +92,17 @@ async def test_the_client_works_beside_other_packages_with_its_two_dependencies_
         assert (await peer.take(GENERATE)).message_id == task_id
 
 
-def test_the_readmes_example_passes_mypy_as_strict_as_it_gets(project: Path, tmp_path: Path) -> None:
-    """In an environment like its reader's: the installed wheel, and no plugin."""
+def test_the_examples_with_the_client_pass_mypy_as_strict_as_it_gets(project: Path, tmp_path: Path) -> None:
+    """In an environment like their reader's: the installed wheel, and no plugin."""
     venv.create(tmp_path / "venv")
     python = tmp_path / "venv/bin/python"
     (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
     dependencies = importlib.metadata.distribution("aio-pika").locate_file("")
     (site / "installed.pth").write_text(f"{project}\n{dependencies}\n")
-    (tmp_path / "sdk.py").write_text(examples()["sdk.py"], encoding="utf-8")
+    programs = {name: code for name, code in examples().items() if "acestep_consumer.client" in code}
+    assert "sdk.py" in programs
+    for name, code in programs.items():
+        (tmp_path / name).write_text(code, encoding="utf-8")
     options = (f"--python-executable={python}", f"--cache-dir={tmp_path / 'cache'}")
-    said = run([sys.executable, "-m", "mypy", "--strict", *options, "sdk.py"], tmp_path)
-    assert "no issues found in 1 source file" in said
+    said = run([sys.executable, "-m", "mypy", "--strict", *options, *programs], tmp_path)
+    assert f"no issues found in {len(programs)} source files" in said

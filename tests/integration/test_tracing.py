@@ -13,7 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from tests.support.broker import Peer
-from tests.support.ear import Ear
+from tests.support.event_recorder import EventRecorder
 from tests.support.waiting import eventually
 from tests.support.worker import WorkerProcess, running
 
@@ -67,12 +67,16 @@ async def test_the_producers_trace_is_continued_wherever_the_job_leaves_a_mark(
     url = service_environment["ACESTEP_AMQP_URL"]
     settings = service_environment | {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_BSP_SCHEDULE_DELAY": "100"}
     body = json.dumps({"task_id": "song", "prompt": "x", "audio_format": "wav"}).encode()
-    async with running(WorkerProcess(tmp_path, settings, light=True)) as worker, Ear(url) as ear, Peer(url) as peer:
+    async with (
+        running(WorkerProcess(tmp_path, settings, light=True)) as worker,
+        EventRecorder(url) as recorder,
+        Peer(url) as peer,
+    ):
         sent = {"headers": {"traceparent": f"00-{TRACE_ID}-{PARENT_ID}-01"}}
         await peer.request(body, message_id="m-1", correlation_id="c-1", **sent)
         # Another one, which cannot be read: why is a line of the log.
         await peer.request(b'{"task_id": "bad", "bpm": "x"}', **sent)
-        await eventually(lambda: ear.terminal("song") and ear.terminal("bad"), 60)
+        await eventually(lambda: recorder.terminal("song") and recorder.terminal("bad"), 60)
         await eventually(lambda: found.stages().keys() >= STAGES and found.jobs().keys() >= {"song", "bad"}, 60)
         logged = worker.log_lines(task_id="bad")
     jobs, stages = found.jobs(), found.stages()
@@ -90,7 +94,7 @@ async def test_the_producers_trace_is_continued_wherever_the_job_leaves_a_mark(
     assert jobs["song"].status.code == Status.STATUS_CODE_UNSET
     assert jobs["bad"].status.code == Status.STATUS_CODE_ERROR
     assert attributes_of(jobs["bad"])["error.type"] == "invalid_request"
-    assert {heard.event["traceparent"][3:35] for heard in ear.of("song")} == {TRACE_ID}
+    assert {event.cloud_event["traceparent"][3:35] for event in recorder.of("song")} == {TRACE_ID}
     assert {line["trace_id"] for line in logged} == {TRACE_ID}
     kept = await asyncio.to_thread(metadata, service_environment)
     assert [each["traceparent"][3:35] for each in kept] == [TRACE_ID] * 2

@@ -23,7 +23,7 @@ from tests.soak.ground import Ground
 from tests.soak.load import Producer
 from tests.soak.plan import plan
 from tests.soak.report import as_lines, as_table, figures, keep
-from tests.support.ear import Ear
+from tests.support.event_recorder import EventRecorder
 from tests.support.shelf import Shelf
 
 REPORT_EVERY_S = 5.0
@@ -45,14 +45,14 @@ class Soak:
         self._began = time.monotonic()
         self._ground = Ground(folder, quorum=arguments.quorum)
         url = self._ground.environment["ACESTEP_AMQP_URL"]
-        self._ear = Ear(url)
+        self._recorder = EventRecorder(url)
         self._producer = Producer(url, arguments.seed, arguments.rate)
         self._saboteur = Saboteur(self._ground, lambda text: self._tell(f"! {text}"))
 
     async def run(self) -> list[Finding]:
         """Everything, from the first server to the last figure."""
         self._tell("starting a broker, an S3 server and two workers ...")
-        async with self._ground, self._ear, self._producer:
+        async with self._ground, self._recorder, self._producer:
             telling = asyncio.create_task(self._tell_how_it_goes())
             await self._break_things_under_load()
             evidence = await self._settle()
@@ -91,12 +91,12 @@ class Soak:
 
     async def _look(self, unacked: int) -> Evidence:
         self._tell("looking at queue, bucket and scratch folders ...")
-        submissions, heard = self._producer.submissions, self._ear.heard
+        submissions, events = self._producer.submissions, self._recorder.events
         dead = await self._ground.dead_letters()
         return Evidence(
             submissions=submissions,
-            heard=heard,
-            wrongs=await self._wrongs(Evidence(submissions=submissions, heard=heard)),
+            events=events,
+            wrongs=await self._wrongs(Evidence(submissions=submissions, events=events)),
             dead=dead,
             ready=(await self._ground.depth()).ready,
             unacked=unacked,
@@ -121,15 +121,15 @@ class Soak:
     def _judge(self, evidence: Evidence) -> list[Finding]:
         findings = audit(evidence)
         done = {str(kind): count for kind, count in self._saboteur.done.items()}
-        numbers = figures(evidence, done, self._ear.lost)
+        numbers = figures(evidence, done, self._recorder.lost)
         keep(self._folder, evidence, numbers, findings)
         _console.print(as_table(f"Soak of {self._arguments.minutes:g} minutes, seed {self._arguments.seed}", numbers))
         return findings
 
     @property
     def _open(self) -> int:
-        """Accepted requests whose end nobody has heard."""
-        ended = {heard.task_id for heard in self._ear.heard if heard.terminal}
+        """Accepted requests without a terminal event."""
+        ended = {event.task_id for event in self._recorder.events if event.terminal}
         return sum(each.confirmed > 0 and each.task_id not in ended for each in self._producer.submissions.values())
 
     async def _tell_how_it_goes(self) -> None:

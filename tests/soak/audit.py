@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from tests.soak.load import Sort, Submission
-from tests.support.ear import Heard
+from tests.support.event_recorder import RecordedEvent
 
 COMPLETED, FAILED, REJECTED, CANCELLED, EXPIRED = "completed", "failed", "rejected", "cancelled", "expired"
 ENDS = (COMPLETED, FAILED, REJECTED, CANCELLED, EXPIRED)
@@ -45,7 +45,7 @@ class Evidence:
 
     Attributes:
         submissions: by task id.
-        heard: all events of jobs.
+        events: all events of jobs.
         wrongs: by task id, what the bucket lacks of a completed job's promises.
         dead: the message ids of all dead letters.
         ready: requests, and notices of given up ones, that are left on the broker.
@@ -55,7 +55,7 @@ class Evidence:
     """
 
     submissions: Mapping[str, Submission]
-    heard: Sequence[Heard]
+    events: Sequence[RecordedEvent]
     wrongs: Mapping[str, Sequence[str]] = field(default_factory=dict)
     dead: Sequence[str] = ()
     ready: int = 0
@@ -64,12 +64,12 @@ class Evidence:
     exits: Mapping[int, int] = field(default_factory=dict)
 
     @cached_property
-    def ends(self) -> dict[str, list[Heard]]:
+    def ends(self) -> dict[str, list[RecordedEvent]]:
         """Terminal events by task id, in the order in which they came."""
-        ends: dict[str, list[Heard]] = defaultdict(list)
-        for heard in self.heard:
-            if heard.terminal:
-                ends[heard.task_id].append(heard)
+        ends: dict[str, list[RecordedEvent]] = defaultdict(list)
+        for event in self.events:
+            if event.terminal:
+                ends[event.task_id].append(event)
         return ends
 
     @cached_property

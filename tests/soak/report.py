@@ -27,7 +27,7 @@ def figures(evidence: Evidence, faults: Mapping[str, int], lost_by_subscriber: i
     submissions = evidence.submissions.values()
     outcomes = Counter(evidence.outcomes[task_id] for task_id in evidence.accepted if task_id in evidence.outcomes)
     told = [end for ends in evidence.ends.values() for end in ends]
-    starts = Counter(heard.task_id for heard in evidence.heard if heard.state == "started")
+    starts = Counter(event.task_id for event in evidence.events if event.state == "started")
     return {
         "submitted": len(submissions),
         "accepted": len(evidence.accepted),
@@ -41,7 +41,7 @@ def figures(evidence: Evidence, faults: Mapping[str, int], lost_by_subscriber: i
             len(ends[0].data["audios"]) for ends in evidence.ends.values() if ends[0].state == "completed"
         ),
         "started again after a loss": sum(count - 1 for count in starts.values()),
-        "terminal events heard again": len(told) - len({(end.task_id, end.body) for end in told}),
+        "terminal events event again": len(told) - len({(end.task_id, end.body) for end in told}),
         "started or progress told after the end": _after_the_end(evidence),
         "dead letters": len(evidence.dead),
         "longest job, s": round(_longest_s(evidence), 1),
@@ -56,12 +56,12 @@ def _estimate_error(evidence: Evidence) -> float | None:
     """Compare what the start of a job announced with what the job took; per cent of the latter."""
     expected: dict[tuple[str, str], float] = {}
     errors = []
-    for heard in evidence.heard:
-        key = heard.task_id, heard.event["source"]
-        if heard.state == "started" and heard.data["expected_s"] is not None:
-            expected[key] = heard.data["expected_s"]
-        elif heard.state == "completed" and key in expected and heard.data["timings"]["total"]:
-            took = heard.data["timings"]["total"]
+    for event in evidence.events:
+        key = event.task_id, event.cloud_event["source"]
+        if event.state == "started" and event.data["expected_s"] is not None:
+            expected[key] = event.data["expected_s"]
+        elif event.state == "completed" and key in expected and event.data["timings"]["total"]:
+            took = event.data["timings"]["total"]
             errors.append(abs(expected.pop(key) - took) / took)
     return round(100 * median(errors[_LEARNED:]), 1) if len(errors) > _LEARNED else None
 
@@ -88,8 +88,8 @@ def keep(folder: Path, evidence: Evidence, numbers: Mapping[str, Any], findings:
     summary = {"figures": numbers, "findings": {finding.rule: finding.ids for finding in findings}}
     (folder / "figures.json").write_text(json.dumps(summary, indent=1))
     with (folder / "events.jsonl").open("w") as file:
-        for heard in evidence.heard:
-            file.write(json.dumps({"at": heard.at, "event": heard.event}) + "\n")
+        for event in evidence.events:
+            file.write(json.dumps({"at": event.at, "event": event.cloud_event}) + "\n")
     with (folder / "requests.jsonl").open("w") as file:
         for each in evidence.submissions.values():
             file.write(json.dumps(vars(each)) + "\n")
@@ -99,10 +99,10 @@ def _after_the_end(evidence: Evidence) -> int:
     """Where a worker goes on that the broker took for dead, the one that took over may have ended the job before."""
     ended: set[str] = set()
     late = 0
-    for heard in evidence.heard:
-        late += heard.task_id in ended and not heard.terminal
-        if heard.terminal:
-            ended.add(heard.task_id)
+    for event in evidence.events:
+        late += event.task_id in ended and not event.terminal
+        if event.terminal:
+            ended.add(event.task_id)
     return late
 
 

@@ -18,7 +18,7 @@ from acestep_consumer.engine.messages import Configure
 from acestep_consumer.engine.watchdog import WatchdogLimits
 from acestep_schemas.events import Metas
 from tests.support.admission import admitted_job
-from tests.support.ear import Ear
+from tests.support.event_recorder import EventRecorder
 from tests.support.worker import WorkerProcess
 
 DOUBLE = "tests.support.engine_double"
@@ -114,11 +114,11 @@ def state_of(worker: WorkerProcess, engine: str) -> dict[str, Any]:
     return found
 
 
-def at_work(ear: Ear, stage: str, since: int = 0) -> bool:
-    """Whether a job reported progress in this stage, from the event with this number on."""
-    return any(event.state == "progress" and event.data["stage"] == stage for event in ear.heard[since:])
+def at_work(recorder: EventRecorder, stage: str, since: int = 0) -> bool:
+    """Whether some job told of progress in this stage, from the event with this number on."""
+    return any(event.state == "progress" and event.data["stage"] == stage for event in recorder.events[since:])
 
 
-def ends(ear: Ear, names: Iterable[str]) -> dict[str, list[str]]:
-    """The states of each job's terminal events."""
-    return {name: [event.state for event in ear.terminal(name)] for name in names}
+def ends(recorder: EventRecorder, names: Iterable[str]) -> dict[str, list[str]]:
+    """How each job ended, as often as it was told."""
+    return {name: [event.state for event in recorder.terminal(name)] for name in names}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fakes of the ports, held to the same behaviour as the real things by the tests in `tests/contract`."""
+"""Fakes of the ports; the tests in `tests/contract` hold them to the behaviour of the real adapters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class FakeDelivery:
-    """A message in hand that remembers its verdict. ``stale``: its channel is gone, so no verdict is carried out."""
+    """A delivery that records how it was settled. ``stale``: its channel is closed, so it is not settled."""
 
     body: bytes = b"{}"
     message_id: str | None = None
@@ -44,13 +44,13 @@ class FakeDelivery:
         return fingerprint(self.body, self.message_id, self.sent)
 
     async def forward(self, tier: str) -> bool:
-        """Remember where a copy went."""
+        """Record the tier that a copy was forwarded to."""
         if tier in self.reachable:
             self.forwarded.append(tier)
         return tier in self.reachable
 
     async def settle(self, verdict: Verdict, reason: ConsumerError | None = None) -> None:
-        """Remember the verdict."""
+        """Record the verdict."""
         if self.settled:
             raise AlreadySettledError(f"settled already; not as {verdict}")
         self.settled = True
@@ -60,14 +60,14 @@ class FakeDelivery:
 
 @dataclass
 class FakeEvents:
-    """Keeps what is published: ``published`` for the exchange, ``answers`` for reply queues. ``down``: no broker."""
+    """Records events: ``published`` to the exchange, ``answers`` to reply queues. ``down``: no broker."""
 
     published: list[tuple[JobEvent, Reply]] = field(default_factory=list)
     answers: list[tuple[str, JobEvent]] = field(default_factory=list)
     down: bool = False
 
     async def publish(self, event: JobEvent, reply: Reply) -> None:
-        """Keep the event."""
+        """Record the event."""
         if self.down:
             raise Unpublished(f"{event.routing_key}: the fake is down")
         self.published.append((event, reply))

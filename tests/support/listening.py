@@ -83,7 +83,7 @@ class ListenProcess:
 
 @dataclass(frozen=True)
 class Listening:
-    """A page, the worker that sings, and the settings of both."""
+    """A page, a worker, and the settings of both."""
 
     page: ListenProcess
     worker: WorkerProcess
@@ -113,7 +113,7 @@ def listening(
 
 @pytest.fixture
 def unattended(listening: Listening, management: ManagementApi, tmp_path: Path) -> Iterator[Listening]:
-    """A page on a virtual host of its own, where queues are declared and no worker is."""
+    """A page on a virtual host of its own, with the queues declared and no worker."""
     with _virtual_host(management) as vhost:
         url = listening.environment["ACESTEP_AMQP_URL"].rpartition("/")[0]
         environment = listening.environment | {"ACESTEP_AMQP_URL": f"{url}/{vhost}"}
@@ -141,8 +141,8 @@ def _virtual_host(management: ManagementApi) -> Iterator[str]:
         management.delete_vhost(vhost)
 
 
-async def tell(listening: Listening, *events: JobEvent) -> None:
-    """Publish events as a worker would, or whoever else may."""
+async def publish_events(listening: Listening, *events: JobEvent) -> None:
+    """Publish events as a worker does."""
     async with Peer(listening.environment["ACESTEP_AMQP_URL"]) as peer:
         exchange = await peer.channel.get_exchange(EVENTS, ensure=False)
         for event in events:
@@ -150,7 +150,7 @@ async def tell(listening: Listening, *events: JobEvent) -> None:
 
 
 def ended(status: Any, task_id: str, **error: object) -> TerminalEvent:
-    """The end of a job without songs; ``error`` replaces fields of the example's."""
+    """The terminal event of a job without songs; ``error`` replaces fields of the example's."""
     data = examples.unfinished(status).data
     assert isinstance(data, Unfinished)
     changes = {"task_id": task_id, "error": data.error.model_copy(update=error)}
@@ -158,14 +158,14 @@ def ended(status: Any, task_id: str, **error: object) -> TerminalEvent:
 
 
 def made(task_id: str, *audios: Audio, prompt: str = "", lyrics: str = "", **data: object) -> JobCompleted:
-    """The end of a job with these songs; ``data`` replaces other fields of the example's."""
+    """The terminal event of a job with these songs; ``data`` replaces other fields of the example's."""
     request = GenerationRequest(prompt=prompt or task_id, lyrics=lyrics)
     changes = {"task_id": task_id, "request": request, "audios": audios, **data}
     return JobCompleted.of(examples.completed().data.model_copy(update=changes))
 
 
 def record(listening: Listening, folder: Path, task_id: str, audio_format: str, seconds: float = 12.0) -> Audio:
-    """Put a song into the job's place in S3: a tone that swells, written by the worker's own encoder."""
+    """Store a song in the job's folder in S3: a swelling tone, encoded as the worker does."""
     at = np.arange(int(seconds * _RATE), dtype=np.float32) / _RATE
     tone = (np.sin(2 * np.pi * 220 * at) * at / seconds / 2).astype(np.float32)
     encoded = encode(np.stack((tone, tone)), folder / "0", audio_format, _RATE)
@@ -180,7 +180,7 @@ def record(listening: Listening, folder: Path, task_id: str, audio_format: str, 
 
 
 def keep(listening: Listening, name: str, body: bytes, **audio: object) -> Audio:
-    """Put an object below the prefix; the song that an event would call it. ``audio``: what the song says of itself."""
+    """Store an object below the prefix and return its entry for an event; ``audio`` replaces fields of that."""
     variables = listening.environment
     storage = boto3.client(
         "s3",
@@ -197,51 +197,53 @@ def keep(listening: Listening, name: str, body: bytes, **audio: object) -> Audio
 
 
 class Visitor:
-    """What the page's script does, without a browser."""
+    """Sends the requests of the page's script, without a browser."""
 
     def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
         self.url = url
         self.http = session
 
     async def post(self, path: str, body: object = None, **headers: str) -> tuple[int, Any]:
-        """Ask as the page does; status and JSON, or text where there is no JSON. ``headers`` replace the page's own."""
+        """Send a request as the page does; returns status and JSON, or text. ``headers`` replace the page's own."""
         own = {"Origin": self.url} | {name.title(): value for name, value in headers.items()}
         async with self.http.post(self.url + path, json=body or {}, headers=own) as answer:
             is_json = answer.content_type == "application/json"
             return answer.status, await (answer.json() if is_json else answer.text())
 
-    async def order(self, **fields: object) -> str:
-        """Submit a job, in the one format that the light worker knows; its id."""
+    async def submit(self, **fields: object) -> str:
+        """Submit a job, in the one format that the light worker has; returns its id."""
         status, answer = await self.post("/jobs", {"audio_format": "wav"} | fields)
         assert status == 202, answer
         return str(answer["task_id"])
 
     async def until(self, task_id: str, *states: str) -> dict[str, Any]:
-        """Wait for one of these states of a job; its card."""
-        async with asyncio.timeout(WITHIN_S), self.news() as batches:
-            async for _, batch in batches:
-                for card in batch["cards"]:
-                    if card["task_id"] != task_id:
+        """Wait for one of these states of a job; returns its view."""
+        async with asyncio.timeout(WITHIN_S), self.updates() as received:
+            async for _, update in received:
+                for view in update["cards"]:
+                    if view["task_id"] != task_id:
                         continue
-                    if card["state"] in states:
-                        return dict(card)
-                    assert card["state"] in ("waiting", "running"), card
-        raise AssertionError("the news ended")
+                    if view["state"] in states:
+                        return dict(view)
+                    assert view["state"] in ("waiting", "running"), view
+        raise AssertionError("the updates ended")
 
     @asynccontextmanager
-    async def news(self, mark: str = "", query: str = "") -> AsyncIterator[AsyncIterator[tuple[str, dict[str, Any]]]]:
-        """Hear batches, each with its mark; ``mark``: what was heard last."""
-        headers = {"Last-Event-ID": mark} if mark else {}
+    async def updates(
+        self, cursor: str = "", query: str = ""
+    ) -> AsyncIterator[AsyncIterator[tuple[str, dict[str, Any]]]]:
+        """Receive updates, each with its cursor; ``cursor``: the last one received."""
+        headers = {"Last-Event-ID": cursor} if cursor else {}
         async with self.http.get(f"{self.url}/events{query}", headers=headers) as answer:
             assert answer.content_type == "text/event-stream"
-            yield _batches(answer)
+            yield _updates(answer)
 
 
-async def _batches(answer: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-    mark = ""
+async def _updates(answer: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    cursor = ""
     async for line in answer.content:
         name, _, value = line.decode().rstrip("\n").partition(": ")
         if name == "id":
-            mark = value
+            cursor = value
         elif name == "data":
-            yield mark, json.loads(value)
+            yield cursor, json.loads(value)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from acestep_consumer.broker.topology import GENERATE
 from tests.support.broker import Peer
-from tests.support.ear import Ear
+from tests.support.event_recorder import EventRecorder
 from tests.support.faulty_s3 import FaultyS3
 from tests.support.proxy import Proxy
 from tests.support.shelf import Shelf
@@ -37,7 +37,7 @@ class Scene:
     worker: WorkerProcess
     amqp: Proxy
     s3: FaultyS3
-    ear: Ear
+    recorder: EventRecorder
     peer: Peer
     shelf: Shelf
 
@@ -49,18 +49,18 @@ class Scene:
 
     async def all_ended(self, *task_ids: str, within_s: float = WITHIN_S) -> None:
         """Wait until a terminal event of each was heard."""
-        await eventually(lambda: all(map(self.ear.terminal, task_ids)), within_s)
+        await eventually(lambda: all(map(self.recorder.terminal, task_ids)), within_s)
 
     async def ended(self, count: int, task_ids: Iterable[str]) -> None:
         """Wait until terminal events of so many of these were heard."""
-        await eventually(lambda: sum(map(bool, map(self.ear.terminal, task_ids))) >= count, WITHIN_S)
+        await eventually(lambda: sum(map(bool, map(self.recorder.terminal, task_ids))) >= count, WITHIN_S)
 
     async def assert_completed_once(self, *task_ids: str) -> None:
         """Every copy of each one's end says the same, and the bucket has what it promises."""
         for task_id in task_ids:
-            told = self.ear.terminal(task_id)
-            assert {heard.state for heard in told} == {"completed"}
-            assert len({heard.body for heard in told}) == 1
+            told = self.recorder.terminal(task_id)
+            assert {event.state for event in told} == {"completed"}
+            assert len({event.body for event in told}) == 1
             assert await self.shelf.wrongs(told[0].data) == []
 
     async def assert_nothing_left(self) -> None:
@@ -81,9 +81,9 @@ async def scene(environment: dict[str, str], folder: Path, **variables: str) -> 
         own.mkdir()
         worker = WorkerProcess(own, environment | through | variables, light=True)
         await stack.enter_async_context(running(worker))
-        ear = await stack.enter_async_context(Ear(url))
+        recorder = await stack.enter_async_context(EventRecorder(url))
         peer = await stack.enter_async_context(Peer(url))
-        yield Scene(worker, amqp, s3, ear, peer, Shelf.of(environment))
+        yield Scene(worker, amqp, s3, recorder, peer, Shelf.of(environment))
 
 
 def manifest_of(task_id: str, method: str) -> Callable[[web.Request], bool]:

@@ -14,7 +14,7 @@ from acestep_consumer.broker.topology import EVENTS, GENERATE
 from acestep_consumer.config.settings import Settings
 from tests.bench.arena import settings_for
 from tests.bench.chore import Chore, Notice
-from tests.bench.tap import Tap
+from tests.bench.throughput import ThroughputMeter
 
 
 def event_of(notice: Notice) -> aio_pika.Message:
@@ -30,7 +30,7 @@ def event_of(notice: Notice) -> aio_pika.Message:
 
 async def main(settings: Settings, chore: Chore, messages: int) -> None:
     """Consume until ``messages`` are acked."""
-    tap = Tap(messages)
+    meter = ThroughputMeter(messages)
     connection = await aio_pika.connect_robust(settings.broker.url.get_secret_value())
     async with connection:
         publishing = await connection.channel(on_return_raises=True)
@@ -49,7 +49,7 @@ async def main(settings: Settings, chore: Chore, messages: int) -> None:
             await message.ack()
 
         await queue.consume(on_message)
-        (await tap.lap()).tell()
+        (await meter.result()).print_json()
 
 
 if __name__ == "__main__":

@@ -13,12 +13,12 @@ from acestep_consumer.broker.topology import EVENTS, GENERATE
 from acestep_consumer.config.settings import Settings
 from tests.bench.arena import settings_for
 from tests.bench.chore import Chore
-from tests.bench.tap import Tap
+from tests.bench.throughput import ThroughputMeter
 
 
 async def main(settings: Settings, chore: Chore, messages: int) -> None:
     """Consume until ``messages`` are acked."""
-    tap = Tap(messages)
+    meter = ThroughputMeter(messages)
     broker = RabbitBroker(
         settings.broker.url.get_secret_value(),
         default_channel=Channel(prefetch_count=settings.broker.workers_at_start, on_return_raises=True),
@@ -42,7 +42,7 @@ async def main(settings: Settings, chore: Chore, messages: int) -> None:
     broker.subscriber(RabbitQueue(GENERATE, declare=False), no_reply=True)(generate)
     async with broker:
         await broker.start()
-        (await tap.lap()).tell()
+        (await meter.result()).print_json()
 
 
 if __name__ == "__main__":

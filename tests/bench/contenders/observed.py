@@ -29,7 +29,7 @@ from acestep_consumer.observability import tracing
 from acestep_consumer.observability.job_stats import JobStats
 from tests.bench.arena import settings_for
 from tests.bench.contenders.worker import InstantRenderer
-from tests.bench.tap import Moment, listen_in
+from tests.bench.throughput import Moment, observe_requests
 from tests.support.fake_engine import FakeEngines
 
 STRETCH = int(os.environ["BENCH_STRETCH"])
@@ -74,7 +74,7 @@ class Stretches:
         self._arrived = asyncio.Event()
         self._gates = [asyncio.Event() for _ in self._plan]
         self._closed = [asyncio.Event() for _ in self._plan]
-        listen_in(self._on_delivery, self._on_ack)
+        observe_requests(self._on_delivery, self._on_ack)
 
     async def run(self) -> list[Stretch]:
         """Let all messages through; return the stretches but for the first."""

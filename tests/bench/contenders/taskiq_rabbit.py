@@ -18,12 +18,12 @@ from acestep_consumer.config.settings import Settings
 from tests.bench.arena import TASK, settings_for
 from tests.bench.chore import Chore
 from tests.bench.contenders.bare_aio_pika import event_of
-from tests.bench.tap import Tap
+from tests.bench.throughput import ThroughputMeter
 
 
 async def main(settings: Settings, chore: Chore, messages: int) -> None:
     """Consume until ``messages`` are acked."""
-    tap = Tap(messages)
+    meter = ThroughputMeter(messages)
     logging.getLogger("taskiq").setLevel(logging.ERROR)  # by default it logs every message
     prefetch = settings.broker.workers_at_start
     broker = AioPikaBroker(
@@ -46,7 +46,7 @@ async def main(settings: Settings, chore: Chore, messages: int) -> None:
     receiver = asyncio.create_task(
         run_receiver_task(broker, max_async_tasks=prefetch, ack_time=AcknowledgeType.WHEN_EXECUTED)
     )
-    (await tap.lap()).tell()
+    (await meter.result()).print_json()
     receiver.cancel()
     with suppress(asyncio.CancelledError):
         await receiver

@@ -15,7 +15,7 @@ from acestep_consumer.domain.job import Job, Plan, Rendering, Sources
 from acestep_consumer.domain.ports import Report
 from tests.bench.arena import settings_for
 from tests.bench.chore import song
-from tests.bench.tap import Tap
+from tests.bench.throughput import ThroughputMeter
 from tests.support.fake_engine import FakeEngines, FakeRenderer
 
 
@@ -31,12 +31,12 @@ class InstantRenderer(FakeRenderer):
 
 async def main(settings: Settings, messages: int) -> int:
     """Run until ``messages`` are acked."""
-    tap = Tap(messages)
+    meter = ThroughputMeter(messages)
     worker = asyncio.create_task(run_worker(settings, grace_s=10, engines=FakeEngines(InstantRenderer())))
-    lap = asyncio.create_task(tap.lap())
-    await asyncio.wait((worker, lap), return_when=asyncio.FIRST_COMPLETED)
-    if lap.done():
-        lap.result().tell()
+    throughput = asyncio.create_task(meter.result())
+    await asyncio.wait((worker, throughput), return_when=asyncio.FIRST_COMPLETED)
+    if throughput.done():
+        throughput.result().print_json()
         os.kill(os.getpid(), signal.SIGTERM)
     return await worker
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.soak.audit import Evidence, audit
 from tests.soak.load import Sort, Submission
-from tests.support.ear import Heard
+from tests.support.event_recorder import RecordedEvent
 
 AUDIO = {"uri": "s3://b/soak/a/0.wav", "bytes": 1, "sha256": "00"}
 
@@ -19,14 +19,14 @@ def sent(task_id: str = "a", sort: Sort = Sort.SONG, **counts: int) -> dict[str,
     return {task_id: Submission(task_id, sort, 0.0, confirmed=confirmed, refused=refused, unknown=unknown)}
 
 
-def end(state: str = "completed", task_id: str = "a", *, code: str = "internal_error", note: str = "") -> Heard:
+def end(state: str = "completed", task_id: str = "a", *, code: str = "internal_error", note: str = "") -> RecordedEvent:
     data: dict[str, Any] = {"task_id": task_id, "note": note}
     data |= {"audios": [AUDIO]} if state == "completed" else {"error": {"code": code, "message": ""}}
-    return Heard(state, task_id, json.dumps({"data": data}).encode(), 1.0)
+    return RecordedEvent(state, task_id, json.dumps({"data": data}).encode(), 1.0)
 
 
 def rules(**evidence: Any) -> list[str]:
-    return [finding.rule for finding in audit(Evidence(**{"submissions": sent(), "heard": [end()], **evidence}))]
+    return [finding.rule for finding in audit(Evidence(**{"submissions": sent(), "events": [end()], **evidence}))]
 
 
 def test_a_job_that_ended_well_is_no_finding() -> None:
@@ -34,7 +34,7 @@ def test_a_job_that_ended_well_is_no_finding() -> None:
 
 
 def test_an_end_that_was_told_twice_in_the_same_bytes_is_no_finding() -> None:
-    assert rules(heard=[end("started"), end(), end()]) == []
+    assert rules(events=[end("started"), end(), end()]) == []
 
 
 @pytest.mark.parametrize(
@@ -49,34 +49,34 @@ def test_an_end_that_was_told_twice_in_the_same_bytes_is_no_finding() -> None:
     ],
 )
 def test_each_sort_of_request_may_end_as_it_should(sort: Sort, state: str, dead: list[str]) -> None:
-    assert rules(submissions=sent(sort=sort), heard=[end(state)], dead=dead) == []
+    assert rules(submissions=sent(sort=sort), events=[end(state)], dead=dead) == []
 
 
 def test_a_job_whose_engine_was_killed_too_often_is_no_finding() -> None:
-    assert rules(heard=[end("failed", code="engine_crashed")], dead=["a"]) == []
+    assert rules(events=[end("failed", code="engine_crashed")], dead=["a"]) == []
 
 
 def test_a_task_that_failed_and_was_sent_again_may_end_twice() -> None:
     twice = sent(sort=Sort.TWICE, confirmed=2)
-    assert rules(submissions=twice, heard=[end("failed", code="engine_crashed"), end()], dead=["a"]) == []
+    assert rules(submissions=twice, events=[end("failed", code="engine_crashed"), end()], dead=["a"]) == []
 
 
 @pytest.mark.parametrize(
     ("rule", "evidence"),
     [
-        ("accepted, and never ended", {"heard": []}),
+        ("accepted, and never ended", {"events": []}),
         ("refused, and run all the same", {"submissions": sent(refused=1)}),
         ("ended, and nobody sent it", {"submissions": {}}),
-        ("ended in more than one way", {"heard": [end(), end(note="other bytes")]}),
-        ("ended in more than one way", {"submissions": sent(sort=Sort.EXPIRING), "heard": [end(), end("expired")]}),
+        ("ended in more than one way", {"events": [end(), end(note="other bytes")]}),
+        ("ended in more than one way", {"submissions": sent(sort=Sort.EXPIRING), "events": [end(), end("expired")]}),
         (
             "ended in more than one way",
-            {"submissions": sent(sort=Sort.TWICE, confirmed=2), "heard": [end(), end(note="other bytes")]},
+            {"submissions": sent(sort=Sort.TWICE, confirmed=2), "events": [end(), end(note="other bytes")]},
         ),
-        ("ended as it must not", {"heard": [end("failed")], "dead": ["a"]}),
+        ("ended as it must not", {"events": [end("failed")], "dead": ["a"]}),
         ("ended as it must not", {"submissions": sent(sort=Sort.INVALID)}),
         ("completed, and not in the bucket as the event says", {"wrongs": {"a": ["missing: 0.wav"]}}),
-        ("failed or rejected, and no dead letter", {"heard": [end("failed", code="engine_crashed")]}),
+        ("failed or rejected, and no dead letter", {"events": [end("failed", code="engine_crashed")]}),
         ("completed, and a dead letter", {"dead": ["a"]}),
         ("messages left on the broker", {"ready": 1}),
         ("messages that nobody settled", {"unacked": 1}),
@@ -93,5 +93,5 @@ def test_the_broker_may_give_up_a_request_with_an_expiration_that_a_worker_has_i
 
 
 def test_a_finding_names_the_task() -> None:
-    (finding,) = audit(Evidence(submissions=sent("lost"), heard=[]))
+    (finding,) = audit(Evidence(submissions=sent("lost"), events=[]))
     assert finding.ids == ("lost",)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The clock inside a contender, at the one place that all of them pass: aiormq's channel.
+"""Measures a contender's throughput at the one place that all of them pass: aiormq's channel.
 
 It runs from the first delivery to the last ack, and counts CPU seconds of the process over the same time.
 """
@@ -24,32 +24,32 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Lap:
-    """What a contender measured about itself."""
+class Throughput:
+    """Messages of one run, with its seconds and CPU seconds."""
 
     messages: int
     seconds: float
     cpu_seconds: float
 
-    def tell(self) -> None:
-        """Print it as a line of JSON, for whoever started this process."""
+    def print_json(self) -> None:
+        """Print it as a line of JSON, for the process that started this one."""
         sys.stdout.write(json.dumps(asdict(self)) + "\n")
         sys.stdout.flush()
 
 
-class Tap:
-    """Listens in on every channel of this process until ``expected`` messages are acked."""
+class ThroughputMeter:
+    """Observes every channel of this process until ``expected`` messages are acked."""
 
     def __init__(self, expected: int) -> None:
         self._expected = expected
         self._acked = 0
         self._began: Moment | None = None
-        self._lap: asyncio.Future[Lap] = asyncio.get_running_loop().create_future()
-        listen_in(self._on_delivery, self._on_ack)
+        self._result: asyncio.Future[Throughput] = asyncio.get_running_loop().create_future()
+        observe_requests(self._on_delivery, self._on_ack)
 
-    async def lap(self) -> Lap:
+    async def result(self) -> Throughput:
         """Wait for the last ack."""
-        return await self._lap
+        return await self._result
 
     async def _on_delivery(self) -> None:
         if self._began is None:
@@ -59,12 +59,12 @@ class Tap:
         self._acked += 1
         if self._acked == self._expected and self._began is not None:
             seconds, cpu_seconds = self._began.until(Moment.now())
-            self._lap.set_result(Lap(self._acked, seconds, cpu_seconds))
+            self._result.set_result(Throughput(self._acked, seconds, cpu_seconds))
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What both clocks show: the wall's and the process's, of all its threads, in seconds."""
+    """Wall-clock time and the process's CPU time of all threads, in seconds."""
 
     wall: float
     cpu: float
@@ -79,7 +79,7 @@ class Moment:
         return end.wall - self.wall, end.cpu - self.cpu
 
 
-def listen_in(on_delivery: Callable[[], Awaitable[None]], on_ack: Callable[[], None]) -> None:
+def observe_requests(on_delivery: Callable[[], Awaitable[None]], on_ack: Callable[[], None]) -> None:
     """Call these for every request of this process: before its handler begins, and once its ack has left."""
     consume, ack = Channel.basic_consume, Channel.basic_ack
     of_requests: set[Channel] = set()
@@ -89,7 +89,7 @@ def listen_in(on_delivery: Callable[[], Awaitable[None]], on_ack: Callable[[], N
             await on_delivery()
             return await consumer_callback(message)
 
-        if queue != GENERATE:  # the worker hears of cancellations, too
+        if queue != GENERATE:  # the worker consumes other queues, too
             return await consume(channel, queue, consumer_callback, **rest)
         of_requests.add(channel)
         return await consume(channel, queue, delivered, **rest)
@@ -99,5 +99,5 @@ def listen_in(on_delivery: Callable[[], Awaitable[None]], on_ack: Callable[[], N
         if channel in of_requests:
             on_ack()
 
-    Channel.basic_consume = basic_consume  # type: ignore[method-assign, assignment] # the tap itself
+    Channel.basic_consume = basic_consume  # type: ignore[method-assign, assignment] # the meter itself
     Channel.basic_ack = basic_ack  # type: ignore[method-assign, assignment] # as above

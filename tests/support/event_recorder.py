@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A subscriber as a careful backend writes it: a durable queue of its own, and every event kept as it came."""
+"""Records all events of jobs, as a careful subscriber does: from a durable queue of its own, each as it came."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _FIRST_S = 30.0
 
 
 @dataclass(frozen=True)
-class Heard:
+class RecordedEvent:
     """One event as it came. ``at`` is a time of the monotonic clock."""
 
     state: str
@@ -42,15 +42,15 @@ class Heard:
     at: float = field(compare=False)
 
     @cached_property
-    def event(self) -> dict[str, Any]:
+    def cloud_event(self) -> dict[str, Any]:
         """The CloudEvent."""
         event: dict[str, Any] = json.loads(self.body)
         return event
 
     @property
     def data(self) -> dict[str, Any]:
-        """What it tells."""
-        data: dict[str, Any] = self.event["data"]
+        """Its data."""
+        data: dict[str, Any] = self.cloud_event["data"]
         return data
 
     @property
@@ -59,36 +59,36 @@ class Heard:
         return JobState(self.state).terminal
 
 
-class Ear:
-    """Hears all events of jobs. Its queue stays when the broker or the connection does not, and it comes back to it.
+class EventRecorder:
+    """Records all events of jobs. Its queue survives the broker and the connection, and it reconnects.
 
     Of a cluster, ``url`` names the nodes, comma-separated, and ``queue_type`` is ``quorum``.
     """
 
     def __init__(self, url: str, queue_type: str = "classic") -> None:
-        self._turns = cycle(split_urls(url))
+        self._urls = cycle(split_urls(url))
         self._queue_type = queue_type
-        self._queue = f"ear-{uuid.uuid4().hex}"
+        self._queue = f"event-recorder-{uuid.uuid4().hex}"
         self._listening = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self.heard: list[Heard] = []
+        self.events: list[RecordedEvent] = []
         self.lost = 0
-        """How often its connection went away."""
+        """How often its connection was lost."""
 
-    def of(self, task_id: str) -> list[Heard]:
+    def of(self, task_id: str) -> list[RecordedEvent]:
         """All events of one job, in the order in which they came."""
-        return [heard for heard in self.heard if heard.task_id == task_id]
+        return [event for event in self.events if event.task_id == task_id]
 
     def states(self, task_id: str) -> list[str]:
         """The states of one job's events."""
-        return [heard.state for heard in self.of(task_id)]
+        return [event.state for event in self.of(task_id)]
 
-    def terminal(self, task_id: str) -> list[Heard]:
-        """How a job ended, as often as it was told."""
-        return [heard for heard in self.of(task_id) if heard.terminal]
+    def terminal(self, task_id: str) -> list[RecordedEvent]:
+        """The terminal events of one job."""
+        return [event for event in self.of(task_id) if event.terminal]
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._keep_listening(), name="ear")
+        self._task = asyncio.create_task(self._keep_listening(), name="event recorder")
         async with asyncio.timeout(_FIRST_S):
             await self._listening.wait()
         return self
@@ -110,7 +110,7 @@ class Ear:
     async def _listen(self) -> None:
         """Listen until the connection is gone."""
         gone = asyncio.Event()
-        connection = aio_pika.Connection(URL(next(self._turns)), client_properties={"connection_name": "ear"})
+        connection = aio_pika.Connection(URL(next(self._urls)), client_properties={"connection_name": "event recorder"})
         # Closed also when it could not be opened: else its destructor tries to, without an event loop.
         async with _closing(connection):
             await connection.connect(timeout=10)
@@ -127,8 +127,8 @@ class Ear:
 
     async def _take(self, message: AbstractIncomingMessage) -> None:
         _, state, task_id = (message.routing_key or "").split(".", 2)
-        self.heard.append(Heard(state, task_id, message.body, time.monotonic()))
-        with suppress(AMQPError, OSError, RuntimeError):  # it comes again then, and says the same
+        self.events.append(RecordedEvent(state, task_id, message.body, time.monotonic()))
+        with suppress(AMQPError, OSError, RuntimeError):  # it is redelivered then, with the same content
             await message.ack()
 
 
