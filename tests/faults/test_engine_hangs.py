@@ -30,7 +30,7 @@ def _quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("acestep_consumer.engine.supervisor.FIRST_RESTART_S", 0.01)
 
 
-async def test_a_process_that_hangs_is_replaced_although_it_tells_its_vitals(tmp_path: Path) -> None:
+async def test_a_process_that_hangs_is_replaced_although_it_sends_stats(tmp_path: Path) -> None:
     async with supervised(hang_s=1) as engine:
         rendering = await render(engine, tmp_path, f"hang-once {tmp_path / 'mark'}")
         assert rendering.tracks
@@ -43,7 +43,7 @@ async def test_a_job_that_hangs_every_process_fails_and_the_reason_names_the_set
             await render(engine, tmp_path, f"deaf {tmp_path / 'mark'}")
 
 
-async def test_a_process_that_does_not_let_go_of_a_stopped_order_is_replaced(tmp_path: Path) -> None:
+async def test_a_process_that_does_not_end_a_stopped_request_is_replaced(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     async with supervised(max_attempts=1, stop_s=0.3) as engine:
         deaf = asyncio.create_task(render(engine, tmp_path, f"deaf {mark}"))
@@ -56,10 +56,10 @@ async def test_a_process_that_does_not_let_go_of_a_stopped_order_is_replaced(tmp
         await eventually(lambda: engine.restarts == 1 and engine.ready)
         other = meet(engine, tmp_path, 2, 2)
         assert all(rendering.tracks for rendering in await asyncio.gather(neighbour, other))
-    assert not mark.exists(), "the stopped order was tried again"
+    assert not mark.exists(), "the stopped request was tried again"
 
 
-async def test_a_process_that_answers_a_stopped_order_stays(tmp_path: Path) -> None:
+async def test_a_process_that_answers_a_stopped_request_stays(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     async with supervised(stop_s=3) as engine:
         pid = engine.pid

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An order that was stopped is answered by the real engines, long before they would be taken for hung."""
+"""A stopped request is answered by the real engines, long before the watchdog would kill them."""
 
 import asyncio
 from dataclasses import replace
@@ -25,7 +25,7 @@ class Seen:
         self.any = True
 
 
-async def test_the_renderer_answers_an_order_that_was_stopped(tiny_checkpoints: Path, tmp_path: Path) -> None:
+async def test_the_renderer_answers_a_stopped_request(tiny_checkpoints: Path, tmp_path: Path) -> None:
     settings = EngineSettings(checkpoint_dir=tiny_checkpoints, device="cpu")
     engine, seen = RendererSupervisor(Configure(settings=settings), max_attempts=1), Seen()
     job = admitted_job(prompt="x", audio_duration=120, inference_steps=200)
@@ -42,7 +42,7 @@ async def test_the_renderer_answers_an_order_that_was_stopped(tiny_checkpoints: 
         await engine.stop()
 
 
-async def test_the_planner_answers_an_order_that_was_stopped(tiny_checkpoints: Path) -> None:
+async def test_the_planner_answers_a_stopped_request(tiny_checkpoints: Path) -> None:
     configure = ConfigurePlanner(
         model="acestep-5Hz-lm-0.6B", backend="pt", memory_gb=3, device="cpu", checkpoint_dir=tiny_checkpoints
     )

@@ -142,6 +142,12 @@ def test_an_adapter_of_the_object_storage_is_named_only_where_it_is_chosen() -> 
     assert chosen == {"app", "client.results", "commands.doctor.storage", "storage.s3.objects"}
 
 
+@pytest.mark.parametrize("call", ["ClientSession(", "create_default_context("])
+def test_http_sessions_and_certificate_authorities_are_made_in_one_place(call: str) -> None:
+    """So that timeouts, headers and trust are the same for every caller."""
+    assert {name_of(path) for path in MODULES if call in path.read_text(encoding="utf-8")} == {"config.http"}
+
+
 def test_no_two_classes_share_a_name() -> None:
     places = defaultdict(list)
     for path in MODULES:

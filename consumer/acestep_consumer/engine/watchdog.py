@@ -106,4 +106,4 @@ class Watchdog:
             return None
         if now_s - max(self._progress_s, requests.since_s) <= self._limits.hang_s:
             return None
-        return f"it hung: no progress with pending requests for {self._limits.hang_s:g} s (ACESTEP_ENGINE_HANG_S)"
+        return f"it hung: no progress for {self._limits.hang_s:g} s (ACESTEP_ENGINE_HANG_S) with pending requests"

@@ -15,6 +15,7 @@ import re
 import uuid
 from collections.abc import Coroutine, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -36,6 +37,7 @@ MANIFEST: Final = "manifest.json"
 _log = structlog.get_logger()
 _TASK_ID: Final = re.compile(TASK_ID_PATTERN)
 _TRANSFERS: Final = 16
+_IN_MEMORY_BYTES: Final = 1 << 20
 _ENDING: Final[TypeAdapter[Ending]] = TypeAdapter(Ending)
 _MESSAGE: Final = "message"
 _TRACE: Final = "traceparent"
@@ -66,7 +68,7 @@ class ResultStore:
         self._bucket = settings.bucket
         self._prefix = settings.prefix
         self._presign_s = settings.presign_s
-        # A few chunks of each song are in memory while it is sent.
+        # About a megabyte of each song is in memory while it is sent.
         self._transfers = asyncio.Semaphore(_TRANSFERS)
 
     async def find(self, task_id: str) -> TerminalRecord | None:
@@ -201,9 +203,7 @@ def _manifest(record: TerminalRecord) -> ObjectContent:
 
 def _content(track: Track, job: Job) -> ObjectContent:
     """Describe a song's file. The metadata are what a later attempt needs to take the object over."""
-    with track.path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    size, sha256, body = _measure(track.path)
     metadata = {
         _SHA256: sha256,
         _MESSAGE: job.message,
@@ -213,7 +213,17 @@ def _content(track: Track, job: Job) -> ObjectContent:
         "duration-s": repr(track.duration_s),
         **({_TRACE: job.traceparent} if job.traceparent else {}),
     }
-    return ObjectContent(body=track.path, size=size, sha256=sha256, content_type=track.content_type, metadata=metadata)
+    return ObjectContent(body=body, size=size, sha256=sha256, content_type=track.content_type, metadata=metadata)
+
+
+def _measure(path: Path) -> tuple[int, str, bytes | Path]:
+    """Return size, digest and content: bytes in memory if they are few, which saves reading them a second time."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > _IN_MEMORY_BYTES:
+            return size, hashlib.file_digest(file, "sha256").hexdigest(), path
+        body = file.read()
+    return len(body), hashlib.sha256(body).hexdigest(), body
 
 
 def _join(*parts: str) -> str:
