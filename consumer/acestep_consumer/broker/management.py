@@ -9,6 +9,7 @@ from base64 import b64encode
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from io import BytesIO
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, unquote, urlsplit
 
@@ -40,6 +41,8 @@ _REFUSALS = {
     "limit the tag policymaker, and both need permission on the virtual host",
     HTTPStatus.NOT_FOUND: "it knows no such virtual host or queue, or it is no management API",
 }
+
+_JSON = {"Content-Type": "application/json"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,8 +153,12 @@ class ManagementClient:
         timeout = aiohttp.ClientTimeout(total=READ_TIMEOUT_S if method == "GET" else WRITE_TIMEOUT_S)
         # Encoded already: the name of a virtual host may hold slashes.
         url = URL(self._base + path, encoded=True)
+        # A stream: aiohttp warns of large bodies in one piece.
+        data = None if body is None else BytesIO(json.dumps(body).encode())
         try:
-            async with self._session.request(method, url, json=body, timeout=timeout, allow_redirects=False) as answer:
+            async with self._session.request(
+                method, url, data=data, headers=_JSON, timeout=timeout, allow_redirects=False
+            ) as answer:
                 self.time = _time(answer.headers.get("Date"))
                 return _read(answer.status, await answer.read())
         except aiohttp.ClientConnectorCertificateError as error:

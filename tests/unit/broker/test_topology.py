@@ -112,6 +112,7 @@ def test_every_binding_joins_objects_that_are_declared(queue_type: str) -> None:
     }
     assert queues == {
         "acestep.generate",
+        "acestep.requests.identified",
         "acestep.events.unrouted",
         "acestep.dead-letter",
         "acestep.dead-letter.notices",
