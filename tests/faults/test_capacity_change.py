@@ -269,7 +269,7 @@ async def test_a_limit_too_large_to_be_measured_starts_soon_and_is_not_taken_for
     async with asyncio.timeout(20):
         await start(broker_settings(amqp_url, queue_maxsize=100_000))
     assert "delete_queue" in await refusal(broker_settings(amqp_url, queue_maxsize=200_000, **managed))
-    assert "cannot be seen" in await refusal(broker_settings(amqp_url, queue_maxsize=50_000))
+    assert "cannot be measured over AMQP" in await refusal(broker_settings(amqp_url, queue_maxsize=50_000))
     await start(broker_settings(amqp_url, queue_maxsize=50_000, **managed))
 
 
@@ -288,7 +288,8 @@ async def test_the_command_that_declares_prints_the_policy_and_sets_it(amqp_url:
         {**variables, "ACESTEP_MANAGEMENT_URL": "", "ACESTEP_QUEUE_MAXSIZE": "4"}, "--declare"
     )
     assert refused.returncode != 0
-    assert capacity_policy(4).as_command(vhost_of(broker_settings(amqp_url))) in refused.stderr.splitlines()
+    command = capacity_policy(4).as_command(vhost_of(broker_settings(amqp_url)))
+    assert any(line.endswith(command) for line in refused.stderr.splitlines())
 
 
 async def topology_command(variables: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -96,10 +96,10 @@ def test_a_language_model_whose_weights_are_a_pickle_is_refused(
 def test_a_lora_that_is_a_pickle_under_another_name_is_refused(mark: Path, tmp_path: Path) -> None:
     path = tmp_path / "jazz.safetensors"
     path.write_bytes(pickle.dumps(Payload(mark)))
-    with pytest.raises(InputUnreadable, match="no safetensors file"):
+    with pytest.raises(InputUnreadable, match="not a safetensors file"):
         read_lora(path)
     torch.save({"layer.lora_A.weight": Payload(mark)}, path)
-    with pytest.raises(InputUnreadable, match="no safetensors file"):
+    with pytest.raises(InputUnreadable, match="not a safetensors file"):
         read_lora(path)
 
 

@@ -37,7 +37,7 @@ class Scene:
         (self.home / ".env").write_text("\n".join([*lines, text]))
         before = len(self.worker.log_lines(event=event))
         os.kill(self.worker.process.id.pid, signal.SIGHUP)
-        await eventually(lambda: len(self.worker.log_lines(event=event)) > before)
+        await eventually(lambda: len(self.worker.log_lines(event=event)) > before, 60)
         return self.worker.log_lines(event=event)[-1]
 
     async def waiting(self, count: int) -> None:
