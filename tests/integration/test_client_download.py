@@ -121,7 +121,7 @@ async def test_where_the_keys_do_not_suffice_the_url_is(store: Store, tmp_path: 
 async def test_without_a_url_the_storage_has_the_last_word(tmp_path: Path) -> None:
     with pytest.raises(DownloadFailed, match="NoSuchKey"):
         await download(job(), tmp_path, results_in(FakeObjects()))
-    with pytest.raises(DownloadFailed, match="larger than the 1,000 bytes"):
+    with pytest.raises(DownloadFailed, match="larger than its event says: 1,000 bytes"):
         await download(job(body=SONG[:1000]), tmp_path, results_in(await stored()))
     assert files(tmp_path) == []
 

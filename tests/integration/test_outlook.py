@@ -148,7 +148,7 @@ async def test_on_a_terminal_the_id_alone_is_output_and_the_rest_is_said_beside_
     os.close(ours)
     os.close(theirs)
     assert (process.returncode, out) == (0, b"mine\n")
-    assert "number 1 in the queue; no worker takes requests now" in shown.decode()
+    assert "position 1 in the queue; no worker takes requests now" in shown.decode()
 
 
 async def test_without_a_terminal_nobody_is_asked_and_nothing_is_said(declared: str) -> None:
