@@ -38,6 +38,15 @@ class Ports:
     observer: JobObserver
 
 
+async def _identified(delivery: Delivery) -> Outcome:
+    """Give a message without any id one: only then can a redelivery be recognised as the same job."""
+    try:
+        await delivery.identify()
+    except Unpublished as error:
+        return silent_outcome(Interrupted(f"no id given: {error}"))
+    return silent_outcome(Identified())
+
+
 class Pipeline:
     """Processes deliveries, any number at a time; two of one task id run one after the other."""
 
@@ -100,12 +109,3 @@ class Pipeline:
             objects = await ports.store.put(job, rendering)
         timings = stage.timings(rendering, run.context.delivery.queued_s)
         return manifest(job, plan, rendering, objects, timings, self._runner.info(run.context))
-
-
-async def _identified(delivery: Delivery) -> Outcome:
-    """Give a message without any id one: only then can a redelivery be recognised as the same job."""
-    try:
-        await delivery.identify()
-    except Unpublished as error:
-        return silent_outcome(Interrupted(f"no id given: {error}"))
-    return silent_outcome(Identified())
