@@ -54,7 +54,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 async def plan_for(planner: PlannerSupervisor, source: TokenizedSource | None = None, **fields: object) -> Plan:
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(600):
         return await planner.plan_songs(job(**fields), source, lambda *_: None)
 
 
@@ -130,7 +130,7 @@ async def test_texts_are_created_formatted_and_derived_from_audio_codes(planner:
 
 async def test_progress_counts_codes(planner: PlannerSupervisor) -> None:
     progress: list[float] = []
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(600):
         await planner.plan_songs(job(thinking=True), None, lambda fraction, _: progress.append(fraction))
     assert progress == sorted(progress)
     assert len(progress) > 5
