@@ -65,9 +65,9 @@ class Real:
     """Takes one delivery and then no other, so that a message that comes back can be seen."""
 
     def __init__(
-        self, consumer: Consumer, peer: Peer, link: BrokerConnection, taken: asyncio.Queue[AmqpDelivery]
+        self, consumer: Consumer, peer: Peer, connection: BrokerConnection, taken: asyncio.Queue[AmqpDelivery]
     ) -> None:
-        self._consumer, self._peer, self._link, self._taken = consumer, peer, link, taken
+        self._consumer, self._peer, self._connection, self._taken = consumer, peer, connection, taken
 
     async def deliver(self, body: bytes, message_id: str, reply: Reply) -> ports.Delivery:
         properties = {"reply_to": reply.reply_to, "correlation_id": reply.correlation_id}
@@ -77,12 +77,12 @@ class Real:
         return delivery
 
     async def lose_channel(self) -> None:
-        old = await self._link.channel()
-        self._link.reconnect("a test")
-        await eventually(lambda: old.is_closed and self._link.is_up)
+        old = await self._connection.channel()
+        self._connection.reconnect("a test")
+        await eventually(lambda: old.is_closed and self._connection.is_up)
 
     async def is_now(self, place: str) -> bool:
-        channel = await self._link.channel()
+        channel = await self._connection.channel()
         await channel.basic_qos(prefetch_count=1)  # once this is answered, the broker has seen the verdict
         ready, dead = await self._peer.ready(GENERATE), await self._peer.ready(DEAD_LETTER)
         if dead:
@@ -105,12 +105,12 @@ async def desk(request: pytest.FixtureRequest) -> AsyncIterator[Desk]:
 
     settings = broker_settings(request.getfixturevalue("amqp_url"))
     async with AsyncExitStack() as stack:
-        link = await stack.enter_async_context(BrokerConnection(settings, "consume"))
+        connection = await stack.enter_async_context(BrokerConnection(settings, "consume"))
         out = await stack.enter_async_context(BrokerConnection(settings, "publish"))
-        consumer = Consumer(link, settings, keep, Publisher(out, "w1"))
+        consumer = Consumer(connection, settings, keep, Publisher(out, "w1"))
         await consumer.start()
         peer = await stack.enter_async_context(Peer(request.getfixturevalue("amqp_url")))
-        yield Real(consumer, peer, link, taken)
+        yield Real(consumer, peer, connection, taken)
         await consumer.stop()
 
 

@@ -84,10 +84,10 @@ async def station(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     url = request.getfixturevalue("amqp_url")
     async with AsyncExitStack() as stack:
         proxy = await stack.enter_async_context(Proxy.for_url(url))
-        link = await stack.enter_async_context(BrokerConnection(broker_settings(proxy.url(url)), "publish"))
+        connection = await stack.enter_async_context(BrokerConnection(broker_settings(proxy.url(url)), "publish"))
         peer = await stack.enter_async_context(Peer(url))
         await peer.channel.declare_queue(REPLY_TO, exclusive=True)
-        yield Real(Publisher(link, "w1"), peer, proxy, await peer.subscribe("job.#"))
+        yield Real(Publisher(connection, "w1"), peer, proxy, await peer.subscribe("job.#"))
 
 
 class TestEvents:

@@ -72,10 +72,10 @@ def with_properties(odd: bytes) -> Callable[[ContentHeader], bytes]:
 @asynccontextmanager
 async def following(url: str) -> AsyncIterator[tuple[CancellationLog, BrokerConnection]]:
     """A worker's part that hears cancellations, started."""
-    async with BrokerConnection(broker_settings(url), "control") as link:
-        known = CancellationLog(link)
+    async with BrokerConnection(broker_settings(url), "control") as connection:
+        known = CancellationLog(connection)
         await asyncio.wait_for(known.start(), 20)
-        yield known, link
+        yield known, connection
         await known.stop()
 
 
@@ -105,20 +105,20 @@ async def test_a_cancellation_reaches_every_worker_at_once(amqp_url: str) -> Non
         await asyncio.wait_for(asyncio.gather(*waiting), 10)
 
 
-async def test_what_was_cancelled_while_the_link_was_down_is_known_when_it_is_up(amqp_url: str) -> None:
+async def test_what_was_cancelled_while_the_connection_was_down_is_known_when_it_is_up(amqp_url: str) -> None:
     async with (
         Proxy.for_url(amqp_url) as proxy,
-        following(proxy.url(amqp_url)) as (known, link),
+        following(proxy.url(amqp_url)) as (known, connection),
         Peer(amqp_url) as peer,
     ):
         await cancel(peer, "before", timestamp=NOW)
         await eventually(lambda: known.is_cancelled("before", NOW))
         waiting = asyncio.create_task(known.wait("t1", NOW))
         proxy.refuse()
-        await eventually(lambda: not link.is_up)
+        await eventually(lambda: not connection.is_up)
         await cancel(peer, "t1", timestamp=NOW)
         proxy.heal()
-        await link.channel()
+        await connection.channel()
         assert known.is_cancelled("t1", NOW)
         assert known.is_cancelled("before", NOW)
         await asyncio.wait_for(waiting, 10)
@@ -130,9 +130,9 @@ async def test_a_cut_while_the_past_is_read_does_not_end_the_start(amqp_url: str
         await asyncio.gather(*(cancel(peer, f"t{number}", timestamp=NOW) for number in range(500)))
     async with (
         Proxy.for_url(amqp_url) as proxy,
-        BrokerConnection(broker_settings(proxy.url(amqp_url)), "control") as link,
+        BrokerConnection(broker_settings(proxy.url(amqp_url)), "control") as connection,
     ):
-        known = CancellationLog(link)
+        known = CancellationLog(connection)
         proxy.drop_after(30_000)
         await asyncio.wait_for(known.start(), 20)
         assert proxy.accepted == 2
@@ -152,8 +152,8 @@ async def test_an_id_can_be_used_again_after_its_cancellation(amqp_url: str) -> 
 async def test_nothing_that_strangers_write_breaks_or_blocks_a_worker(
     amqp_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with following(amqp_url) as (live, link), Peer(amqp_url) as peer:
-        channel = await link.channel()
+    async with following(amqp_url) as (live, connection), Peer(amqp_url) as peer:
+        channel = await connection.channel()
         for key in HOSTILE_KEYS:
             await publish(peer, key, b"\xff{" * 1_000)
         for properties in HOSTILE_PROPERTIES:
@@ -164,7 +164,7 @@ async def test_nothing_that_strangers_write_breaks_or_blocks_a_worker(
                 await cancel(peer, f"raw{number}")
         await cancel(peer, "t2", timestamp=NOW)
         await asyncio.wait_for(live.wait("t2", NOW), 20)
-        assert await link.channel() is channel
+        assert await connection.channel() is channel
         async with following(amqp_url) as (late, _):
             assert late.is_cancelled("t1", None)
             assert late.is_cancelled("t2", NOW)
@@ -191,10 +191,10 @@ async def test_ten_thousand_cancellations_delay_a_start_by_seconds(amqp_url: str
 
 
 async def test_a_stream_that_somebody_deletes_is_declared_and_followed_again(amqp_url: str) -> None:
-    async with following(amqp_url) as (known, link), Peer(amqp_url) as peer:
-        channel = await link.channel()
+    async with following(amqp_url) as (known, connection), Peer(amqp_url) as peer:
+        channel = await connection.channel()
         await peer.channel.queue_delete(CONTROL_LOG)
-        await eventually(lambda: link.is_up and link._channel is not channel)
+        await eventually(lambda: connection.is_up and connection._channel is not channel)
         await cancel(peer, "t1", timestamp=NOW)
         await asyncio.wait_for(known.wait("t1", NOW), 10)
 
@@ -206,9 +206,9 @@ async def test_a_reading_that_does_not_end_is_begun_anew(amqp_url: str, monkeypa
         await cancel(peer, "t1", b"x" * 1_000_000, timestamp=NOW)
     async with (
         Proxy.for_url(amqp_url) as proxy,
-        BrokerConnection(broker_settings(proxy.url(amqp_url)), "control") as link,
+        BrokerConnection(broker_settings(proxy.url(amqp_url)), "control") as connection,
     ):
-        known = CancellationLog(link)
+        known = CancellationLog(connection)
         proxy.slow(500_000)
         starting = asyncio.create_task(known.start())
         await eventually(lambda: proxy.accepted > 1)
@@ -219,11 +219,11 @@ async def test_a_reading_that_does_not_end_is_begun_anew(amqp_url: str, monkeypa
         assert known.is_cancelled("t1", NOW)
 
 
-async def test_the_link_tells_the_brokers_version(amqp_url: str, rabbitmq: RabbitMQ) -> None:
-    async with BrokerConnection(broker_settings(amqp_url), "worker") as link:
+async def test_the_connection_tells_the_brokers_version(amqp_url: str, rabbitmq: RabbitMQ) -> None:
+    async with BrokerConnection(broker_settings(amqp_url), "worker") as connection:
         listed = await asyncio.to_thread(rabbitmq.ctl, "version")
-        assert link.server_version
-        assert link.server_version in listed
+        assert connection.server_version
+        assert connection.server_version in listed
 
 
 class WithoutStreams(RabbitMQ):
@@ -255,11 +255,11 @@ async def test_cancellations_outlive_a_restart_of_the_broker(own_rabbitmq: Rabbi
     async with Peer(own_rabbitmq.amqp_url) as peer:
         await cancel(peer, "t1", timestamp=NOW)
     await asyncio.to_thread(own_rabbitmq.restart)
-    async with following(own_rabbitmq.amqp_url) as (known, link):
+    async with following(own_rabbitmq.amqp_url) as (known, connection):
         assert known.is_cancelled("t1", NOW)
-        channel = await link.channel()
+        channel = await connection.channel()
         await asyncio.to_thread(own_rabbitmq.restart)
-        await eventually(lambda: link.is_up and link._channel is not channel, within_s=60)
+        await eventually(lambda: connection.is_up and connection._channel is not channel, within_s=60)
         assert known.is_cancelled("t1", NOW)
 
         async def heard() -> bool:

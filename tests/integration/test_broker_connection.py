@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A link to a real broker: refused, late, cut, closed, stalled; it says so, and comes back with everything declared."""
+"""A connection to a real broker that is refused, late, cut, closed or stalled: it logs that, and recovers everything."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from infra.local.rabbitmq import RabbitMQ
 
 
-async def break_channel(link: BrokerConnection) -> None:
+async def break_channel(connection: BrokerConnection) -> None:
     """Do what the broker closes a channel for: publish to an exchange that is not there."""
-    channel = await link.channel()
+    channel = await connection.channel()
     with pytest.raises(BrokerError), mapped():
         await channel.basic_publish(b"", exchange="nowhere")
 
@@ -51,8 +51,8 @@ async def test_a_worker_that_starts_before_its_broker_waits_and_says_so(amqp_url
     with capture_logs() as logs:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(start_late(proxy, logs))
-            async with BrokerConnection(broker_settings(proxy.url(amqp_url)), "worker") as link:
-                assert link.is_up
+            async with BrokerConnection(broker_settings(proxy.url(amqp_url)), "worker") as connection:
+                assert connection.is_up
     claim.release()
     waiting = [entry for entry in logs if "wait_s" in entry]
     assert len(waiting) >= 2
@@ -76,7 +76,7 @@ async def test_the_broker_lists_the_connection_by_its_name(amqp_url: str, amqp_v
     assert "acestep-consumer w1 consume" in line
 
 
-async def test_the_link_comes_back_after_a_cut_a_channel_error_and_an_operator(
+async def test_the_connection_comes_back_after_a_cut_a_channel_error_and_an_operator(
     amqp_url: str, amqp_vhost: str, rabbitmq: RabbitMQ
 ) -> None:
     channels: list[Channel] = []
@@ -86,20 +86,20 @@ async def test_the_link_comes_back_after_a_cut_a_channel_error_and_an_operator(
 
     async with (
         Proxy.for_url(amqp_url) as proxy,
-        BrokerConnection(broker_settings(proxy.url(amqp_url)), "worker") as link,
+        BrokerConnection(broker_settings(proxy.url(amqp_url)), "worker") as connection,
     ):
-        await link.attach(step)
+        await connection.attach(step)
 
         proxy.cut()
-        await eventually(lambda: link.is_up and len(channels) == 2)
+        await eventually(lambda: connection.is_up and len(channels) == 2)
 
-        await break_channel(link)
-        await eventually(lambda: link.is_up and len(channels) == 3)
+        await break_channel(connection)
+        await eventually(lambda: connection.is_up and len(channels) == 3)
 
         await asyncio.to_thread(rabbitmq.ctl, "close_all_connections", "--vhost", amqp_vhost, "an operator's reason")
-        await eventually(lambda: link.is_up and len(channels) == 4)
+        await eventually(lambda: connection.is_up and len(channels) == 4)
 
-        assert await link.channel() is channels[-1]
+        assert await connection.channel() is channels[-1]
         assert all(channel.is_closed for channel in channels[:-1])
 
 
@@ -108,10 +108,10 @@ async def test_of_a_cluster_it_takes_the_node_that_answers_and_comes_back_to_ano
         one.refuse()
         nodes = [proxy.url(amqp_url) for proxy in (one, two, three)]
         with capture_logs() as logs:
-            async with BrokerConnection(broker_settings(",".join(nodes)), "worker") as link:
+            async with BrokerConnection(broker_settings(",".join(nodes)), "worker") as connection:
                 assert (two.open, three.open) == (1, 0)
                 two.refuse()
-                await eventually(lambda: link.is_up and three.open == 1)
+                await eventually(lambda: connection.is_up and three.open == 1)
     named = [entry["broker"].rpartition(":")[2].partition("/")[0] for entry in logs if "broker" in entry]
     assert named == [str(proxy.port) for proxy in (one, two, three)]
     assert "guest" not in str(logs)
@@ -120,44 +120,44 @@ async def test_of_a_cluster_it_takes_the_node_that_answers_and_comes_back_to_ano
 async def test_a_channel_on_which_publishes_are_refused_is_renewed_once_it_is_not_new(
     amqp_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with BrokerConnection(broker_settings(amqp_url), "worker") as link:
-        first = await link.channel()
-        link.publish_refused()
-        assert await link.channel() is first
+    async with BrokerConnection(broker_settings(amqp_url), "worker") as connection:
+        first = await connection.channel()
+        connection.publish_refused()
+        assert await connection.channel() is first
         monkeypatch.setattr("acestep_consumer.broker.connection.RECONNECT_INTERVAL_S", 0.0)
-        link.publish_refused()
-        assert await link.channel() is not first
+        connection.publish_refused()
+        assert await connection.channel() is not first
 
 
-async def test_what_was_deleted_while_the_link_was_down_is_declared_again(amqp_url: str) -> None:
+async def test_what_was_deleted_while_the_connection_was_down_is_declared_again(amqp_url: str) -> None:
     async with (
         Peer(amqp_url) as operator,
         Proxy.for_url(amqp_url) as proxy,
-        BrokerConnection(broker_settings(proxy.url(amqp_url)), "worker") as link,
+        BrokerConnection(broker_settings(proxy.url(amqp_url)), "worker") as connection,
     ):
         proxy.refuse()
-        await eventually(lambda: not link.is_up)
+        await eventually(lambda: not connection.is_up)
         await operator.channel.queue_delete(GENERATE)
         proxy.heal()
-        await link.channel()
+        await connection.channel()
         assert await operator.ready(GENERATE) == 0
 
 
 async def test_a_peer_that_falls_silent_is_given_up_after_its_heartbeats(amqp_url: str) -> None:
     async with Proxy.for_url(amqp_url) as proxy:
         url = f"{proxy.url(amqp_url)}?heartbeat=1"
-        async with BrokerConnection(broker_settings(url), "worker") as link:
+        async with BrokerConnection(broker_settings(url), "worker") as connection:
             proxy.stall()
-            await eventually(lambda: not link.is_up)
+            await eventually(lambda: not connection.is_up)
             proxy.heal()
-            await eventually(lambda: link.is_up)
+            await eventually(lambda: connection.is_up)
 
 
 async def test_a_slow_connection_is_slow_and_not_lost(amqp_url: str) -> None:
     async with Proxy.for_url(amqp_url) as proxy:
         proxy.slow(20_000)
-        async with BrokerConnection(broker_settings(proxy.url(amqp_url)), "worker") as link:
-            assert link.is_up
+        async with BrokerConnection(broker_settings(proxy.url(amqp_url)), "worker") as connection:
+            assert connection.is_up
         assert proxy.accepted == 1
 
 
@@ -165,24 +165,24 @@ async def test_a_connection_that_dies_within_the_handshake_is_tried_again(amqp_u
     async with Proxy.for_url(amqp_url) as proxy:
         for dropped_after in (3, 100, 700, 1_500):
             proxy.drop_after(dropped_after)
-            async with BrokerConnection(broker_settings(proxy.url(amqp_url)), "worker") as link:
-                assert link.is_up
+            async with BrokerConnection(broker_settings(proxy.url(amqp_url)), "worker") as connection:
+                assert connection.is_up
         assert proxy.accepted == 8
 
 
-async def test_a_step_that_the_broker_refuses_is_an_error_and_leaves_the_link_usable(amqp_url: str) -> None:
+async def test_a_step_that_the_broker_refuses_is_an_error_and_leaves_the_connection_usable(amqp_url: str) -> None:
     async def step(channel: Channel) -> None:
         with mapped():
             await channel.queue_declare(GENERATE, durable=True, arguments={"x-max-length": 1})
 
-    async with BrokerConnection(broker_settings(amqp_url), "worker") as link:
+    async with BrokerConnection(broker_settings(amqp_url), "worker") as connection:
         with pytest.raises(BrokerRefused, match="other settings"):
-            await link.attach(step)
-        await link.channel()
-        assert link.is_up
+            await connection.attach(step)
+        await connection.channel()
+        assert connection.is_up
 
 
-async def test_a_step_that_loses_the_link_is_done_on_the_next(amqp_url: str) -> None:
+async def test_a_step_that_loses_the_connection_is_done_on_the_next(amqp_url: str) -> None:
     tries = 0
 
     async def step(channel: Channel) -> None:
@@ -191,6 +191,6 @@ async def test_a_step_that_loses_the_link_is_done_on_the_next(amqp_url: str) -> 
         if tries == 1:
             raise ConnectionLost("once")
 
-    async with BrokerConnection(broker_settings(amqp_url), "worker") as link:
-        await link.attach(step)
-        await eventually(lambda: tries == 2 and link.is_up)
+    async with BrokerConnection(broker_settings(amqp_url), "worker") as connection:
+        await connection.attach(step)
+        await eventually(lambda: tries == 2 and connection.is_up)

@@ -53,10 +53,10 @@ async def worker(
     url: str, handle: Callable[[AmqpDelivery], Awaitable[None]], **values: Any
 ) -> AsyncIterator[tuple[Consumer, BrokerConnection]]:
     settings = broker_settings(url, **values)
-    async with BrokerConnection(settings, "consume") as link, BrokerConnection(settings, "publish") as out:
-        consumer = Consumer(link, settings, handle, Publisher(out, "w1"))
+    async with BrokerConnection(settings, "consume") as connection, BrokerConnection(settings, "publish") as out:
+        consumer = Consumer(connection, settings, handle, Publisher(out, "w1"))
         await consumer.start()
-        yield consumer, link
+        yield consumer, connection
         await consumer.stop()
 
 
@@ -117,13 +117,13 @@ async def test_a_delivery_is_settled_once(amqp_url: str) -> None:
             await delivery.settle(Verdict.REQUEUE)
         outcome.append(late.value)
 
-    async with Peer(amqp_url) as peer, worker(amqp_url, handle) as (consumer, link):
-        channel = await link.channel()
+    async with Peer(amqp_url) as peer, worker(amqp_url, handle) as (consumer, connection):
+        channel = await connection.channel()
         await peer.request(b"{}")
         await peer.request(b"{}")
         await eventually(lambda: len(outcome) == 2 and not consumer.in_hand)
         assert await is_empty(peer)
-        assert await link.channel() is channel
+        assert await connection.channel() is channel
 
 
 async def test_a_dead_letter_keeps_bytes_and_headers_and_tells_why(amqp_url: str) -> None:
@@ -216,10 +216,10 @@ async def test_what_a_drain_cannot_wait_for_goes_back(amqp_url: str) -> None:
 
 async def test_a_drained_consumer_stays_away_after_a_reconnect(amqp_url: str) -> None:
     hands = Hands()
-    async with Peer(amqp_url) as peer, worker(amqp_url, hands.hold) as (consumer, link):
+    async with Peer(amqp_url) as peer, worker(amqp_url, hands.hold) as (consumer, connection):
         await consumer.drain(grace_s=0)
-        link.reconnect("a test")
-        await link.channel()
+        connection.reconnect("a test")
+        await connection.channel()
         await peer.request(b"{}")
         await asyncio.sleep(0.2)
         assert (hands.taken, await peer.ready(GENERATE)) == ([], 1)
@@ -227,10 +227,10 @@ async def test_a_drained_consumer_stays_away_after_a_reconnect(amqp_url: str) ->
 
 async def test_a_stale_delivery_is_never_acked_on_the_new_channel(amqp_url: str) -> None:
     hands = Hands()
-    async with Peer(amqp_url) as peer, worker(amqp_url, hands.hold) as (consumer, link):
+    async with Peer(amqp_url) as peer, worker(amqp_url, hands.hold) as (consumer, connection):
         await peer.request(b"{}")
         await eventually(lambda: len(hands.taken) == 1)
-        link.reconnect("a test")
+        connection.reconnect("a test")
         await eventually(lambda: len(hands.taken) == 2)  # the first still runs; both have delivery tag 1
         old, new = hands.taken
         assert (old.stale, new.stale, new.redelivered) == (True, False, True)
@@ -247,10 +247,10 @@ async def test_a_stale_delivery_is_never_acked_on_the_new_channel(amqp_url: str)
 
 async def test_a_stale_delivery_is_not_dead_lettered_either(amqp_url: str) -> None:
     hands = Hands()
-    async with Peer(amqp_url) as peer, worker(amqp_url, hands.hold) as (_, link):
+    async with Peer(amqp_url) as peer, worker(amqp_url, hands.hold) as (_, connection):
         await peer.request(b"{}")
         await eventually(lambda: len(hands.taken) == 1)
-        link.reconnect("a test")
+        connection.reconnect("a test")
         await eventually(lambda: len(hands.taken) == 2)
         await hands.taken[0].settle(Verdict.DEAD_LETTER, MalformedBody("no"))
         assert await is_empty(peer, DEAD_LETTER)
@@ -259,10 +259,10 @@ async def test_a_stale_delivery_is_not_dead_lettered_either(amqp_url: str) -> No
 async def test_a_queue_deleted_under_the_consumer_is_made_again_and_consumed(amqp_url: str) -> None:
     hands = Hands()
     hands.go.set()
-    async with Peer(amqp_url) as peer, worker(amqp_url, hands.hold) as (_, link):
-        old = await link.channel()
+    async with Peer(amqp_url) as peer, worker(amqp_url, hands.hold) as (_, connection):
+        old = await connection.channel()
         await peer.channel.queue_delete(GENERATE)
-        await eventually(lambda: old.is_closed and link.is_up)
+        await eventually(lambda: old.is_closed and connection.is_up)
         await peer.request(b"{}")
         await eventually(lambda: hands.bodies == [b"{}"])
 
@@ -290,14 +290,14 @@ async def test_odd_properties_neither_end_the_connection_nor_block_the_queue(
     async def handle(delivery: AmqpDelivery) -> None:
         await delivery.settle(Verdict.DEAD_LETTER, MalformedBody("odd"))
 
-    async with Peer(amqp_url) as peer, worker(amqp_url, handle) as (_, link):
-        channel = await link.channel()
+    async with Peer(amqp_url) as peer, worker(amqp_url, handle) as (_, connection):
+        channel = await connection.channel()
         with monkeypatch.context() as raw:
             raw.setattr(ContentHeader, "marshal", lambda header: struct.pack(">HHQ", 60, 0, header.body_size) + odd)
             await peer.request(b"odd")
         await peer.request(b"good")
         assert [(await peer.take(DEAD_LETTER)).body for _ in range(2)] == [b"odd", b"good"]
-        assert await link.channel() is channel
+        assert await connection.channel() is channel
 
 
 class Job:
@@ -319,9 +319,9 @@ class Job:
 async def run_under_faults(url: str, peer_url: str, jobs: int, fault: Callable[[Job], Awaitable[None]]) -> set[str]:
     """Run ``jobs`` messages to their end while ``fault`` strikes; return the task ids whose event was heard."""
     settings = broker_settings(url, queue_workers=8, queue_maxsize=1_000)
-    async with BrokerConnection(settings, "consume") as link, BrokerConnection(settings, "publish") as out:
+    async with BrokerConnection(settings, "consume") as connection, BrokerConnection(settings, "publish") as out:
         job = Job(Publisher(out, "w1"))
-        consumer = Consumer(link, settings, job.run, Publisher(out, "w1"))
+        consumer = Consumer(connection, settings, job.run, Publisher(out, "w1"))
         async with Peer(peer_url) as peer:
             events = await peer.channel.declare_queue("heard", durable=True)
             await events.bind("acestep.events", "job.failed.#")
@@ -379,12 +379,12 @@ async def test_a_memory_alarm_delays_events_and_holds_up_no_ack(
     hands = Hands()
     settings = broker_settings(amqp_url, queue_workers=1)
     async with (
-        BrokerConnection(settings, "consume") as link,
+        BrokerConnection(settings, "consume") as connection,
         BrokerConnection(settings, "publish") as out,
         Peer(amqp_url) as peer,
     ):
         publisher = Publisher(out, "w1")
-        consumer = Consumer(link, settings, hands.hold, publisher)
+        consumer = Consumer(connection, settings, hands.hold, publisher)
         await peer.request(b"1")
         await peer.request(b"2")
         await consumer.start()

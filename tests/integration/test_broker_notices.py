@@ -57,10 +57,10 @@ class NoticeRecorder:
 async def telling(url: str, recorder: NoticeRecorder, **values: Any) -> AsyncIterator[BrokerConnection]:
     """A worker's part that hears notices, started."""
     settings = broker_settings(url, **values)
-    async with BrokerConnection(settings, "control") as link:
-        notices = DeadLetterNotices(link, settings, recorder.tell)
+    async with BrokerConnection(settings, "control") as connection:
+        notices = DeadLetterNotices(connection, settings, recorder.tell)
         await notices.start()
-        yield link
+        yield connection
         await notices.stop()
 
 
@@ -119,11 +119,11 @@ async def test_what_expired_without_any_worker_is_told_by_the_next_one(amqp_url:
 @KINDS
 async def test_what_a_worker_dead_lettered_is_let_go_in_silence(amqp_url: str, queue_type: str) -> None:
     recorder = NoticeRecorder()
-    async with telling(amqp_url, recorder, queue_type=queue_type) as link, Peer(amqp_url) as peer:
+    async with telling(amqp_url, recorder, queue_type=queue_type) as connection, Peer(amqp_url) as peer:
         forged: dict[str, Any] = {"x-death": [{"queue": GENERATE, "reason": "expired"}]}
         for headers in ({}, forged):
             properties = Basic.Properties(message_id="m1", headers=headers)
-            await Publisher(link, "w1").dead_letter(b"told", properties, RenderFailed("no sound"))
+            await Publisher(connection, "w1").dead_letter(b"told", properties, RenderFailed("no sound"))
         await expire(peer, b"late")
         await eventually(lambda: recorder.bodies == [b"late"])
     assert recorder.calls == 1
@@ -169,12 +169,12 @@ async def test_a_notice_that_could_not_be_told_comes_again(
 ) -> None:
     monkeypatch.setattr(module, "RETURN_DELAY_S", 0.05)
     recorder = NoticeRecorder(refusals=3)
-    async with telling(amqp_url, recorder, queue_type=queue_type) as link, Peer(amqp_url) as peer:
-        channel = await link.channel()
+    async with telling(amqp_url, recorder, queue_type=queue_type) as connection, Peer(amqp_url) as peer:
+        channel = await connection.channel()
         await expire(peer, b"late", message_id="m1")
         await eventually(lambda: recorder.bodies == [b"late"])
         assert (recorder.calls, recorder.notices[0].reason, recorder.notices[0].message_id) == (4, "expired", "m1")
-        assert await link.channel() is channel
+        assert await connection.channel() is channel
     assert await unsettled(amqp_url) == 0
 
 
@@ -186,14 +186,18 @@ async def test_one_that_cannot_be_told_does_not_keep_others_waiting(amqp_url: st
         await eventually(lambda: len(recorder.notices) == 2, within_s=4)
 
 
-async def test_a_notice_in_hand_when_the_link_is_cut_is_told_and_comes_again(amqp_url: str) -> None:
+async def test_a_notice_in_hand_when_the_connection_is_cut_is_told_and_comes_again(amqp_url: str) -> None:
     recorder = NoticeRecorder()
     recorder.go.clear()
-    async with Proxy.for_url(amqp_url) as proxy, telling(proxy.url(amqp_url), recorder) as link, Peer(amqp_url) as peer:
+    async with (
+        Proxy.for_url(amqp_url) as proxy,
+        telling(proxy.url(amqp_url), recorder) as connection,
+        Peer(amqp_url) as peer,
+    ):
         await expire(peer, b"late")
         await eventually(lambda: recorder.calls == 1)
         proxy.cut()
-        await eventually(lambda: recorder.calls == 2 and link.is_up)
+        await eventually(lambda: recorder.calls == 2 and connection.is_up)
         recorder.go.set()
         await eventually(lambda: recorder.bodies == [b"late", b"late"])
     assert await unsettled(amqp_url) == 0
@@ -217,9 +221,9 @@ async def test_a_worker_that_stops_leaves_to_the_next_what_it_has_not_told(
 
 async def test_a_deleted_queue_is_made_again_and_followed(amqp_url: str) -> None:
     recorder = NoticeRecorder()
-    async with telling(amqp_url, recorder) as link, Peer(amqp_url) as peer:
-        channel = await link.channel()
+    async with telling(amqp_url, recorder) as connection, Peer(amqp_url) as peer:
+        channel = await connection.channel()
         await peer.channel.queue_delete(NOTICES)
-        await eventually(lambda: link.is_up and link._channel is not channel)
+        await eventually(lambda: connection.is_up and connection._channel is not channel)
         await expire(peer, b"late")
         await eventually(lambda: recorder.bodies == [b"late"])

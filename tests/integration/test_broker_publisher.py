@@ -33,18 +33,18 @@ async def proxy(amqp_url: str) -> AsyncIterator[Proxy]:
 
 
 @pytest.fixture
-async def link(proxy: Proxy, amqp_url: str) -> AsyncIterator[BrokerConnection]:
+async def connection(proxy: Proxy, amqp_url: str) -> AsyncIterator[BrokerConnection]:
     async with BrokerConnection(broker_settings(proxy.url(amqp_url)), "publish") as running:
         yield running
 
 
 @pytest.fixture
-async def publisher(link: BrokerConnection) -> Publisher:
-    return Publisher(link, "w1")
+async def publisher(connection: BrokerConnection) -> Publisher:
+    return Publisher(connection, "w1")
 
 
 @pytest.fixture
-async def peer(amqp_url: str, link: BrokerConnection) -> AsyncIterator[Peer]:
+async def peer(amqp_url: str, connection: BrokerConnection) -> AsyncIterator[Peer]:
     async with Peer(amqp_url) as running:
         yield running
 
@@ -128,11 +128,11 @@ async def test_no_event_is_lost_when_the_connection_is_cut_among_many_in_flight(
 
 
 async def test_a_publish_waits_for_a_broker_that_is_away_and_then_gives_up(
-    publisher: Publisher, proxy: Proxy, link: BrokerConnection, monkeypatch: pytest.MonkeyPatch
+    publisher: Publisher, proxy: Proxy, connection: BrokerConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publisher_module, "PATIENCE_S", 0.5)
     proxy.refuse()
-    await eventually(lambda: not link.is_up)
+    await eventually(lambda: not connection.is_up)
     with pytest.raises(Unpublished, match=r"job\.failed\.t1"):
         await publisher.publish(failed_event("t1"), NOBODY)
     proxy.heal()

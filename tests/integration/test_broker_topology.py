@@ -60,8 +60,8 @@ async def test_a_worker_starts_on_imported_definitions(
     }
     path = f"/api/definitions/{quote(amqp_vhost, safe='')}"
     await asyncio.to_thread(management.call, "POST", path, definitions)
-    async with BrokerConnection(settings, "worker") as link:
-        assert link.is_up
+    async with BrokerConnection(settings, "worker") as connection:
+        assert connection.is_up
 
 
 async def test_a_full_classic_queue_refuses_exactly_what_is_over_the_limit(amqp_url: str) -> None:

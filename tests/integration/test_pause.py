@@ -22,11 +22,11 @@ async def test_consuming_goes_on_when_the_last_reason_is_gone(amqp_url: str) -> 
         await delivery.settle(Verdict.ACK)
 
     async with (
-        BrokerConnection(settings, "consume") as link,
+        BrokerConnection(settings, "consume") as connection,
         BrokerConnection(settings, "publish") as out,
         Peer(amqp_url) as peer,
     ):
-        consumer = Consumer(link, settings, handle, Publisher(out, "w1"))
+        consumer = Consumer(connection, settings, handle, Publisher(out, "w1"))
         await consumer.pause("disk")
         await consumer.start()
         await consumer.pause("storage")

@@ -69,10 +69,10 @@ class Desk:
 @asynccontextmanager
 async def consuming(url: str, desk: Desk, **values: Any) -> AsyncIterator[tuple[Consumer, BrokerConnection]]:
     settings = broker_settings(url, **values)
-    async with BrokerConnection(settings, "consume") as link, BrokerConnection(settings, "publish") as out:
-        consumer = Consumer(link, settings, desk.hold, Publisher(out, "w1"))
+    async with BrokerConnection(settings, "consume") as connection, BrokerConnection(settings, "publish") as out:
+        consumer = Consumer(connection, settings, desk.hold, Publisher(out, "w1"))
         await consumer.start()
-        yield consumer, link
+        yield consumer, connection
         await consumer.stop()
 
 
@@ -146,13 +146,13 @@ async def test_the_prefetch_survives_a_new_connection(
     amqp_url: str, amqp_vhost: str, management: ManagementApi
 ) -> None:
     desk = Desk()
-    async with Peer(amqp_url) as peer, consuming(amqp_url, desk, queue_workers=1) as (consumer, link):
+    async with Peer(amqp_url) as peer, consuming(amqp_url, desk, queue_workers=1) as (consumer, connection):
         for number in range(6):
             await peer.request(b"%d" % number)
         await eventually(lambda: consumer.in_hand == 1)
         await consumer.set_prefetch(3)
         await eventually(lambda: consumer.in_hand == 3)
-        link.reconnect("a test")
+        connection.reconnect("a test")
         # The three old ones run on, stale; three come again or anew.
         await eventually(lambda: consumer.in_hand == 6)
         await broker_lists(management, amqp_vhost, lambda: 3)
@@ -164,9 +164,9 @@ async def test_the_prefetch_survives_a_new_connection(
 
 async def test_a_prefetch_set_while_the_link_is_down_holds_when_it_is_back(amqp_url: str) -> None:
     desk = Desk()
-    async with Peer(amqp_url) as peer, consuming(amqp_url, desk, queue_workers=1) as (consumer, link):
-        channel = await link.channel()
-        link.reconnect("a test")
+    async with Peer(amqp_url) as peer, consuming(amqp_url, desk, queue_workers=1) as (consumer, connection):
+        channel = await connection.channel()
+        connection.reconnect("a test")
         await eventually(lambda: channel.is_closed)
         await consumer.set_prefetch(2)
         for number in range(4):
@@ -190,14 +190,14 @@ async def test_changes_under_load_lose_nothing_and_deliver_nothing_again(amqp_ur
 
     settings = broker_settings(amqp_url, queue_workers=4, queue_type=queue_type, queue_maxsize=1_000)
     async with (
-        BrokerConnection(settings, "consume") as link,
+        BrokerConnection(settings, "consume") as connection,
         BrokerConnection(settings, "publish") as out,
         Peer(amqp_url) as peer,
     ):
         for number in range(jobs):
             await peer.request(b"%d" % number, delivery_mode=2)
-        consumer = Consumer(link, settings, handle, Publisher(out, "w1"))
-        channel = await link.channel()
+        consumer = Consumer(connection, settings, handle, Publisher(out, "w1"))
+        channel = await connection.channel()
         await consumer.start()
         while len(done) < jobs:
             before, count = consumer.prefetch, chance.randint(1, 8)
@@ -206,7 +206,7 @@ async def test_changes_under_load_lose_nothing_and_deliver_nothing_again(amqp_ur
             assert consumer.in_hand <= most
             await asyncio.sleep(chance.uniform(0, 0.1))
         await eventually(lambda: not consumer.in_hand)
-        assert await link.channel() is channel
+        assert await connection.channel() is channel
         await ready_is(peer, 0)
         await consumer.stop()
     assert (len(again), set(done.values())) == (jobs, {1})
@@ -216,8 +216,8 @@ async def test_changes_under_load_lose_nothing_and_deliver_nothing_again(amqp_ur
 async def test_a_change_that_is_cancelled_keeps_channel_and_work(amqp_url: str) -> None:
     """A stop comes whenever it likes, also while the prefetch changes."""
     desk = Desk()
-    async with Peer(amqp_url) as peer, consuming(amqp_url, desk, queue_workers=1) as (consumer, link):
-        channel = await link.channel()
+    async with Peer(amqp_url) as peer, consuming(amqp_url, desk, queue_workers=1) as (consumer, connection):
+        channel = await connection.channel()
         await peer.request(b"1")
         await eventually(lambda: consumer.in_hand == 1)
         changing = asyncio.create_task(consumer.set_prefetch(5))
@@ -228,7 +228,7 @@ async def test_a_change_that_is_cancelled_keeps_channel_and_work(amqp_url: str) 
         desk.finish(1)
         await draining
         assert not channel.is_closed
-        assert await link.channel() is channel
+        assert await connection.channel() is channel
         assert desk.done == {b"1": 1}
         await ready_is(peer, 0)
 

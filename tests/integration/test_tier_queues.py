@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import aio_pika
 import pytest
 
-from acestep_consumer.broker import connection
+from acestep_consumer.broker import connection as connection_module
 from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.consumer import Consumer
 from acestep_consumer.broker.delivery import AmqpDelivery
@@ -72,7 +72,7 @@ async def worker(url: str, card: Card, own: str, **values: Any) -> AsyncIterator
     orphaned_s, control_url = values.pop("orphaned_s", 60.0), values.pop("control_url", url)
     settings = broker_settings(url, **values)
     async with (
-        BrokerConnection(settings, "consume") as link,
+        BrokerConnection(settings, "consume") as connection,
         BrokerConnection(settings, "publish") as out,
         BrokerConnection(broker_settings(control_url, **values), "control") as control,
     ):
@@ -82,7 +82,7 @@ async def worker(url: str, card: Card, own: str, **values: Any) -> AsyncIterator
             card.calls += 1
             return await publisher.notify_tier(tier)
 
-        consumer = Consumer(link, settings, card.hold, publisher)
+        consumer = Consumer(connection, settings, card.hold, publisher)
         tiers = TierQueues(control, consumer, own=own, tiers=NAMES, notify_tier=call, orphaned_s=orphaned_s)
         await consumer.start()
         await tiers.start()
@@ -150,17 +150,20 @@ async def test_a_full_queue_means_that_nothing_is_sent_on(amqp_url: str) -> None
 async def test_to_find_nobody_or_a_full_queue_is_no_fault_and_costs_no_connection(
     amqp_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "RECONNECT_INTERVAL_S", 0.0)
+    monkeypatch.setattr(connection_module, "RECONNECT_INTERVAL_S", 0.0)
     faults: list[Exception] = []
-    async with Peer(amqp_url) as peer, BrokerConnection(broker_settings(amqp_url, queue_maxsize=1), "publish") as link:
-        await link.declare_tier_queue(LARGE)
-        publisher, properties = Publisher(link, "w1", faults.append), aio_pika.Message(b"").properties
+    async with (
+        Peer(amqp_url) as peer,
+        BrokerConnection(broker_settings(amqp_url, queue_maxsize=1), "publish") as connection,
+    ):
+        await connection.declare_tier_queue(LARGE)
+        publisher, properties = Publisher(connection, "w1", faults.append), aio_pika.Message(b"").properties
         assert await publisher.forward(b"big", properties, LARGE) is False
         there = await peer.channel.declare_queue(exclusive=True)
         await there.bind(CONTROL, f"{TIER}.{LARGE}")
-        before = await link.channel()
+        before = await connection.channel()
         assert [await publisher.forward(b"big", properties, LARGE) for _ in range(2)] == [True, False]
-        assert await link.channel() is before
+        assert await connection.channel() is before
     assert faults == []
 
 
@@ -354,15 +357,15 @@ async def test_a_queue_that_is_gone_does_not_keep_the_producers_queue_from_being
     card, settings = Card(), broker_settings(amqp_url, queue_workers=2)
     async with (
         Peer(amqp_url) as peer,
-        BrokerConnection(settings, "consume") as link,
+        BrokerConnection(settings, "consume") as connection,
         BrokerConnection(settings, "publish") as out,
     ):
-        consumer = Consumer(link, settings, card.hold, Publisher(out, "w1"))
-        await link.declare_tier_queue(LARGE)
+        consumer = Consumer(connection, settings, card.hold, Publisher(out, "w1"))
+        await connection.declare_tier_queue(LARGE)
         await consumer.start()
         await consumer.serve(LARGE_QUEUE, 1)
         await peer.channel.queue_delete(LARGE_QUEUE)
-        await eventually(lambda: not link.is_up)
+        await eventually(lambda: not connection.is_up)
         await peer.request(b"small")
         await eventually(lambda: card.of(None) == [b"small"])
         card.go.set()
@@ -372,14 +375,14 @@ async def test_a_queue_that_is_gone_does_not_keep_the_producers_queue_from_being
 async def test_a_queue_that_stands_keeps_its_limit_and_with_other_settings_is_refused(amqp_url: str) -> None:
     """One that drops what is too much, or lets it expire unheard, would lose requests."""
     async with Peer(amqp_url) as peer:
-        async with BrokerConnection(broker_settings(amqp_url, queue_maxsize=5), "a worker") as link:
-            await link.declare_tier_queue(LARGE)
+        async with BrokerConnection(broker_settings(amqp_url, queue_maxsize=5), "a worker") as connection:
+            await connection.declare_tier_queue(LARGE)
         await peer.channel.queue_delete(GENERATE)
         await peer.channel.declare_queue(tier_queue("tier6"), durable=True)
-        async with BrokerConnection(broker_settings(amqp_url, queue_maxsize=7), "another") as link:
-            await link.declare_tier_queue(LARGE)
+        async with BrokerConnection(broker_settings(amqp_url, queue_maxsize=7), "another") as connection:
+            await connection.declare_tier_queue(LARGE)
             with pytest.raises(BrokerRefused, match="tier6"):
-                await link.declare_tier_queue("tier6")
+                await connection.declare_tier_queue("tier6")
 
 
 @pytest.fixture
@@ -412,7 +415,7 @@ async def test_who_may_not_call_does_not_start_and_who_may_not_any_more_sends_no
 async def test_whatever_changes_at_once_nothing_is_lost_and_never_more_is_in_hand(
     amqp_url: str, queue_type: str
 ) -> None:
-    """Shares, prefetch, pauses and lost links, in any order."""
+    """Shares, prefetch, pauses and lost connections, in any order."""
     chance = random.Random(7)  # noqa: S311 - a repeatable run
     done: set[bytes] = set()
     in_hand: set[AmqpDelivery] = set()
@@ -430,11 +433,11 @@ async def test_whatever_changes_at_once_nothing_is_lost_and_never_more_is_in_han
     settings = broker_settings(amqp_url, queue_workers=3, queue_type=queue_type, queue_maxsize=500)
     async with (
         Peer(amqp_url) as peer,
-        BrokerConnection(settings, "consume") as link,
+        BrokerConnection(settings, "consume") as connection,
         BrokerConnection(settings, "publish") as out,
     ):
-        consumer = Consumer(link, settings, handle, Publisher(out, "w1"))
-        await link.declare_tier_queue(LARGE)
+        consumer = Consumer(connection, settings, handle, Publisher(out, "w1"))
+        await connection.declare_tier_queue(LARGE)
         await consumer.start()
         changes = (
             lambda: consumer.serve(LARGE_QUEUE, chance.randint(0, 5)),
@@ -448,9 +451,9 @@ async def test_whatever_changes_at_once_nothing_is_lost_and_never_more_is_in_han
                 await peer.request(b"small %d" % number)
                 going.create_task(chance.choice(changes)())
                 if number % 10 == 9:
-                    link.reconnect("a test")
+                    connection.reconnect("a test")
                 await asyncio.sleep(chance.uniform(0, 0.05))
-        await link.channel()
+        await connection.channel()
         await consumer.resume("a test")
         await consumer.set_prefetch(2)
         await consumer.serve(LARGE_QUEUE, 1)

@@ -3,10 +3,9 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 from acestep_consumer.domain.job import Job, Plan, Rendering, Sources, TokenizedSource
-from acestep_consumer.domain.ports import Report
+from acestep_consumer.domain.ports import Renderer, Report
 from acestep_consumer.engine.messages import (
     Configure,
     PlannerReport,
@@ -21,13 +20,6 @@ from acestep_schemas.events import Metas
 
 DEFAULT_DURATION_S = 60.0
 """Duration when neither the request nor source audio nor audio codes determine it; the pipeline's own default."""
-
-
-class AudioTokenizer(Protocol):
-    """Turns audio into audio codes; the renderer does."""
-
-    async def tokenize_audio(self, job: Job, sources: Sources) -> TokenizedSource:
-        """Return the audio codes of the source audio."""
 
 
 class PlannerSupervisor(Supervisor[PlannerReport]):
@@ -68,16 +60,16 @@ class DirectPlanner:
 class LmPlanner:
     """Implements ``ports.Planner`` with a language model, for the jobs that admission assigned one to."""
 
-    def __init__(self, planner: PlannerSupervisor, tokenizer: AudioTokenizer) -> None:
+    def __init__(self, planner: PlannerSupervisor, renderer: Renderer) -> None:
         self._planner = planner
-        self._tokenizer = tokenizer
+        self._renderer = renderer
         self._direct = DirectPlanner()
 
     async def plan(self, job: Job, sources: Sources, report: Report) -> Plan:
         """Return the plan: the request's own values, or the language model's."""
         if job.lm is None:
             return await self._direct.plan(job, sources, report)
-        source = await self._tokenizer.tokenize_audio(job, sources) if job.request.full_analysis_only else None
+        source = await self._renderer.tokenize_audio(job, sources) if job.request.full_analysis_only else None
         return await self._planner.plan_songs(job, source, report)
 
 

@@ -26,9 +26,9 @@ async def test_every_worker_that_listens_announces_itself(amqp_url: str) -> None
         async def announce() -> None:
             heard.append(name)
 
-        return StatusRequests(link, announce)
+        return StatusRequests(connection, announce)
 
-    async with BrokerConnection(broker_settings(amqp_url), "control") as link, Peer(amqp_url) as peer:
+    async with BrokerConnection(broker_settings(amqp_url), "control") as connection, Peer(amqp_url) as peer:
         for name in ("one", "two"):
             await announcing(name).start()
         await ask(peer, reply_to="amq.rabbitmq.reply-to.nonsense")
@@ -42,13 +42,13 @@ async def test_a_crowd_of_questions_gets_one_answer_a_while(amqp_url: str, monke
     async def announce() -> None:
         heard.append("here")
 
-    async with BrokerConnection(broker_settings(amqp_url), "control") as link, Peer(amqp_url) as peer:
-        roll_call = StatusRequests(link, announce)
-        await roll_call.start()
+    async with BrokerConnection(broker_settings(amqp_url), "control") as connection, Peer(amqp_url) as peer:
+        requests = StatusRequests(connection, announce)
+        await requests.start()
         await ask(peer)
         await eventually(lambda: heard)
         await asyncio.gather(*(ask(peer) for _ in range(20)))
-        await roll_call.stop()
+        await requests.stop()
     assert heard == ["here"]
 
 
@@ -58,9 +58,9 @@ async def test_it_is_asked_again_on_the_next_connection(amqp_url: str) -> None:
     async def announce() -> None:
         heard.append("here")
 
-    async with BrokerConnection(broker_settings(amqp_url), "control") as link, Peer(amqp_url) as peer:
-        await StatusRequests(link, announce).start()
-        link.reconnect("the test says so")
-        await link.channel()
+    async with BrokerConnection(broker_settings(amqp_url), "control") as connection, Peer(amqp_url) as peer:
+        await StatusRequests(connection, announce).start()
+        connection.reconnect("the test says so")
+        await connection.channel()
         await ask(peer)
         await eventually(lambda: heard)
