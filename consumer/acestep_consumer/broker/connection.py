@@ -104,7 +104,7 @@ class BrokerConnection:
 
     @property
     def server_version(self) -> str | None:
-        """RabbitMQ's version such as ``3.10.8``, known from the first connect on; None where the broker tells none."""
+        """RabbitMQ's version such as ``3.10.8``, known from the first connect on; None: not reported."""
         return self._server_version
 
     async def channel(self) -> Channel:

@@ -137,7 +137,7 @@ class BrokerInspection:
 
     @property
     def version(self) -> str | None:
-        """RabbitMQ's version, such as ``3.10.8``; None where it tells none."""
+        """RabbitMQ's version, such as ``3.10.8``; None where the broker does not report it."""
         transport = self._opened.transport
         version = transport.connection.server_properties.get("version") if transport else None
         return version if isinstance(version, str) else None
