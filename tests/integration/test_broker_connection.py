@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A connection to a real broker that is refused, late, cut, closed or stalled: it logs that, and recovers everything."""
+"""A connection to a real broker, refused, late, cut, closed or stalled: it logs that, and recovers everything."""
 
 from __future__ import annotations
 
