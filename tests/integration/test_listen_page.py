@@ -406,7 +406,7 @@ async def test_a_broker_that_goes_away_is_said_to_be_and_an_order_goes_through_w
                 await expect(job(page, "over the gap")).to_have_attribute("data-state", "completed")
             log = process.log.read_text()
             assert "broker unreachable" in log
-            assert "the broker is back" in log
+            assert "connected to the broker again" in log
         finally:
             await asyncio.to_thread(process.__exit__, None, None, None)
 

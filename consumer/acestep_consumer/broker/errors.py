@@ -51,27 +51,28 @@ _LOSS = (amqp.AMQPError, PAMQPException, OSError, RuntimeError)
 
 @contextmanager
 def mapped() -> Iterator[None]:
-    """Turn the exceptions of aio-pika and aiormq into ``BrokerError``; a real cancellation passes."""
+    """Turn the exceptions of aio-pika and aiormq into ``BrokerError``; a real cancellation passes.
+
+    One that the body lost is raised at its end, or a loop would never stop: aiormq turns some into other exceptions,
+    and ``asyncio.wait_for``, which it uses, returns normally in Python 3.11 if its awaitable ends at the same moment.
+    """
+    before = _cancellations()
     try:
         yield
     except asyncio.CancelledError as error:
         # aiormq cancels whatever waits on a channel that it closes. This task was not asked to stop, so it is a loss.
-        if _is_cancelled():
+        if _cancellations():
             raise
         raise ConnectionLost("the channel was closed") from error
-    except BrokerError:
-        raise
-    except amqp.PublishError as error:
-        raise Unroutable(str(error)) from error
-    except amqp.DeliveryError as error:
-        raise Nacked(str(error)) from error
-    except _LOSS as error:
-        raise _mapped_loss(error) from error
     except Exception as error:
-        # aiormq raises a bare Exception in whatever waits on a channel that was closed without a reason.
-        if type(error) is not Exception:
+        if _cancellations() > before:
+            raise asyncio.CancelledError from error
+        found = _mapped(error)
+        if found is error:
             raise
-        raise ConnectionLost("the channel was closed") from error
+        raise found from error
+    if _cancellations() > before:
+        raise asyncio.CancelledError
 
 
 def describe(error: BaseException) -> str:
@@ -82,9 +83,24 @@ def describe(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _is_cancelled() -> bool:
+def _cancellations() -> int:
+    """Return how many times this task was asked to stop."""
     task = asyncio.current_task()
-    return task is None or task.cancelling() > 0
+    return 0 if task is None else task.cancelling()
+
+
+def _mapped(error: Exception) -> Exception:
+    match error:
+        case BrokerError():
+            return error
+        case amqp.PublishError():
+            return Unroutable(str(error))
+        case amqp.DeliveryError():
+            return Nacked(str(error))
+        case _ if isinstance(error, _LOSS):
+            return _mapped_loss(error)
+    # aiormq raises a bare Exception in whatever waits on a channel that was closed without a reason.
+    return ConnectionLost("the channel was closed") if type(error) is Exception else error
 
 
 def _mapped_loss(error: Exception) -> BrokerError:

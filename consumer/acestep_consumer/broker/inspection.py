@@ -248,7 +248,8 @@ class BrokerInspection:
         connection, self._connection = self._connection, None
         if connection is not None:
             with suppress(BrokerError, TimeoutError), mapped():
-                await asyncio.wait_for(connection.close(), CLOSE_TIMEOUT_S)
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await connection.close()
 
     @property
     def _opened(self) -> AbstractConnection:

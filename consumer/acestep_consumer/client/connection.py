@@ -69,7 +69,8 @@ class ClientConnection:
         """Open a channel for a subscription. Raises ``BrokerError``."""
         connection = await self._connected()
         with checked():
-            return await asyncio.wait_for(connection.channel(publisher_confirms=False), CONNECT_TIMEOUT_S)
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                return await connection.channel(publisher_confirms=False)
 
     async def depth(self, queue: str) -> tuple[int, int]:
         """Return (messages ready, consumers) of a queue. Raises ``BrokerError``."""
@@ -89,7 +90,8 @@ class ClientConnection:
         """
         connection = await self._connected()
         with checked():
-            channel = await asyncio.wait_for(connection.channel(publisher_confirms=True), CONNECT_TIMEOUT_S)
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                channel = await connection.channel(publisher_confirms=True)
         try:
             await _publish(channel, exchange, routing_key, aio_pika.Message(b""))
         finally:
@@ -179,7 +181,8 @@ class ClientConnection:
         connection, self._connection, self._publishing = self._connection, None, None
         if connection is not None:
             with suppress(BrokerError), mapped():
-                await asyncio.wait_for(connection.close(), CLOSE_TIMEOUT_S)
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await connection.close()
             await connection.close()  # returns at once where the first call ran out of time
 
 
@@ -214,7 +217,8 @@ async def close_quietly(channel: AbstractChannel) -> None:
     """Close a channel that may be closed already."""
     if not channel.is_closed:
         with suppress(BrokerError), mapped():
-            await asyncio.wait_for(channel.close(), CLOSE_TIMEOUT_S)
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await channel.close()
 
 
 async def _publish(channel: AbstractChannel, exchange: str, routing_key: str, message: aio_pika.Message) -> None:

@@ -148,7 +148,8 @@ class JobHandle:
         idle, warned = 0, False
         while not self._events and self._error is None:
             try:
-                await asyncio.wait_for(self._news.wait(), ASK_EVERY_S)
+                async with asyncio.timeout(ASK_EVERY_S):
+                    await self._news.wait()
             except TimeoutError:
                 idle = idle + 1 if await self._channel.is_idle() else 0
                 if idle == IDLE_ANSWERS:

@@ -137,7 +137,8 @@ class Subscription:
         except ConnectionLost as fault:
             # The next channel binds all keys, this one among them.
             with as_client_error("no subscription"), mapped():
-                await asyncio.wait_for(opened.wait(), SET_UP_TIMEOUT_S)
+                async with asyncio.timeout(SET_UP_TIMEOUT_S):
+                    await opened.wait()
             _log.info("subscribed to %s after %s", key, describe(fault))
         except BrokerError as fault:
             raise client_error(fault, "no subscription") from fault
@@ -153,7 +154,8 @@ class Subscription:
         channel = await self._connection.channel()
         try:
             with checked():
-                await asyncio.wait_for(self._consume(channel), SET_UP_TIMEOUT_S)
+                async with asyncio.timeout(SET_UP_TIMEOUT_S):
+                    await self._consume(channel)
         except BaseException:
             await close_quietly(channel)
             raise

@@ -51,7 +51,8 @@ async def survey_workers(
         arrived = await _consume_answers(channel)
         await connection.publish_once(CONTROL, STATUS_REQUEST)
         while sum(worker.state == "ready" for worker in answers.values()) < expected:
-            event = _parsed(await asyncio.wait_for(arrived.get(), LAST_ANSWER_S if answers else None))
+            async with asyncio.timeout(LAST_ANSWER_S if answers else None):
+                event = _parsed(await arrived.get())
             if event is not None:
                 answers[event.data.worker_id] = event.data
                 on_answer(event)

@@ -90,7 +90,8 @@ class EngineProcess:
         """Close the pipe, wait a moment for the child to exit, then kill it. Returns its exit code."""
         self.close()
         try:
-            return await asyncio.wait_for(self._process.wait(), GRACE_S)
+            async with asyncio.timeout(GRACE_S):
+                return await self._process.wait()
         except TimeoutError:
             return await self.kill()
         finally:

@@ -265,7 +265,8 @@ class Supervisor(Generic[ReportT]):
         pause_s = min(FIRST_RESTART_S * 2**failures, LAST_RESTART_S)
         log.warning("engine restarts", engine=self.name, in_s=pause_s)
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), pause_s)
+            async with asyncio.timeout(pause_s):
+                await self._stopping.wait()
 
     async def _run_one(self) -> bool:
         """Run one process to its end. Returns whether it had become ready."""

@@ -162,7 +162,8 @@ class WorkerGroup:
     async def _sleep(self, seconds: float) -> None:
         """Sleep, or until a signal arrives."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
 
 
 def _send(worker: asyncio.subprocess.Process, number: signal.Signals) -> None:

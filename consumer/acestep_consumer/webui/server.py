@@ -82,7 +82,8 @@ class PageServer:
         await response.write(f"retry: {RECONNECT_MS}\n\n".encode())
         while not self._closing.is_set():
             try:
-                await asyncio.wait_for(feed.available.wait(), KEEP_ALIVE_S)
+                async with asyncio.timeout(KEEP_ALIVE_S):
+                    await feed.available.wait()
             except TimeoutError:
                 await response.write(b": keep alive\n\n")
                 continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import aio_pika.exceptions
@@ -145,6 +146,48 @@ async def test_a_real_cancellation_passes() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("closed"), Exception()])
+async def test_a_cancellation_that_the_library_loses_ends_the_task_all_the_same(error: Exception | None) -> None:
+    entered = asyncio.Event()
+
+    async def lose() -> None:
+        entered.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if error is not None:
+                raise error from None
+
+    async def poll() -> None:
+        while True:
+            with suppress(BrokerError), mapped():
+                await lose()
+
+    task = asyncio.create_task(poll())
+    await entered.wait()
+    task.cancel()
+    await asyncio.wait([task], timeout=5)
+    assert task.cancelled()
+
+
+async def test_a_task_that_is_being_cancelled_can_still_close_its_channel() -> None:
+    closed = []
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            with mapped():
+                await asyncio.sleep(0)
+            closed.append("channel")
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task], timeout=5)
+    assert closed == ["channel"]
 
 
 @pytest.mark.parametrize(
