@@ -194,7 +194,7 @@ def _bind(host: str, port: int) -> None:
 
 
 async def _is_worker(host: str, port: int) -> bool:
-    timeout = aiohttp.ClientTimeout(total=1)
+    timeout = aiohttp.ClientTimeout(total=5)
     with suppress(*NETWORK_ERRORS, ValueError):
         async with open_session(timeout=timeout) as http, http.get(f"http://{host}:{port}/healthz") as answer:
             return bool(await answer.json() == {"status": "alive"})
