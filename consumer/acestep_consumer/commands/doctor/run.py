@@ -78,6 +78,7 @@ def _probes(settings: Settings, environ: Mapping[str, str], timeout_s: float) ->
     )
     yield Probe(check="packages", run=machine.packages, fix=_SLOW)
     yield Probe(check="device", run=machine.device, late="warn", fix=_SLOW_TORCH)
+    yield Probe(check="compiler", run=machine.compiler, late="warn", fix=_SLOW_TORCH)
     yield Probe(check="models", run=partial(check_models, settings.engine, environ), late="warn", fix=_SLOW)
     yield Probe(check="language model", run=partial(check_lm, settings, machine, environ), late="skip")
     yield Probe(check="encoders", run=machine.encoders, late="warn", fix=_SLOW)
