@@ -203,6 +203,8 @@ def test_servers_that_accept_and_never_answer_cost_their_own_lines_only() -> Non
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         done = run_doctor(
             "--json",
+            "--timeout",
+            "8",
             ACESTEP_AMQP_URL=f"amqp://guest:guest@{address}/",
             ACESTEP_MANAGEMENT_URL=f"http://{address}",
             ACESTEP_S3_ENDPOINT=f"http://{address}",

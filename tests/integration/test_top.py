@@ -17,8 +17,8 @@ from acestep_consumer.engine.device_usage import DeviceUsage
 from acestep_consumer.observability.http import HealthServer
 from acestep_consumer.observability.job_stats import JobStats
 from acestep_consumer.observability.metrics import Metrics, engine_metrics, renderer_metrics, worker_metrics
+from acestep_schemas import examples
 from tests.support.engine_stats import engine_stats
-from tests.support.jobs import make_job, make_manifest
 from tests.support.worker import COMMAND, ROOT, clean_environment
 
 WITHIN_S = 60.0
@@ -36,7 +36,7 @@ async def worker_at_work(*, ready: bool = True, port: int = 0) -> AsyncIterator[
     usage = DeviceUsage()
     usage.process_ready(time.monotonic() - 30)
     usage.note(engine_stats(busy_s=15), time.monotonic())
-    jobs, job = JobStats(), make_job()
+    jobs = JobStats()
     page = Metrics(
         lambda: worker_metrics(Hands(), 200),
         jobs.collect,
@@ -47,7 +47,7 @@ async def worker_at_work(*, ready: bool = True, port: int = 0) -> AsyncIterator[
     async def work() -> None:
         while True:
             await asyncio.sleep(0.1)
-            jobs.job_ended(make_manifest(job), job)
+            jobs.job_ended(examples.completed().data, None)
 
     async with HealthServer({"storage": lambda: ready}, page.render, "127.0.0.1", port) as health:
         working = asyncio.create_task(work())

@@ -101,9 +101,8 @@ class Watchdog:
         if self._ready:
             return None
         if now_s - self._heard_s > self._limits.silence_s:
-            return (
-                f"it was silent while loading for {self._limits.silence_s:g} s (ACESTEP_ENGINE_HANG_S): paused, or hung"
-            )
+            limit = f"{self._limits.silence_s:g} s while loading (ACESTEP_ENGINE_HANG_S)"
+            return f"it was paused or hung: no message for {limit}"
         if now_s - self._progress_s <= self._limits.start_s:
             return None
         return f"it made no progress while loading for {self._limits.start_s:g} s"
