@@ -112,7 +112,7 @@ def test_the_rest_of_each_running_job_is_known_the_shortest_first_and_the_unknow
         assert costs.remaining_s == (20.0, 50.0, None)
         now[0], late.progress = 10.0, 0.5
         assert costs.remaining_s == (10.0, 0.5 * 40 + 0.5 * 10, None)
-    assert costs.remaining_s == ()
+    assert not costs.remaining_s
 
 
 def test_two_long_jobs_among_many_short_ones_do_not_make_the_mean_a_long_one() -> None:
