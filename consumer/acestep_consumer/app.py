@@ -46,7 +46,7 @@ from acestep_consumer.policy.tier_choice import queue_names
 from acestep_consumer.policy.tiers import TierTableError, load_table
 from acestep_consumer.storage.attempts import AttemptRecords
 from acestep_consumer.storage.disk import POLL_S, DiskGuard, GuardedInputs, GuardedRenderer
-from acestep_consumer.storage.outage import OutageGate, RetryingAttempts, RetryingInputs, RetryingStore
+from acestep_consumer.storage.outage import OutageGate, RetryingAttempts, RetryingInputs, RetryingStore, watch
 from acestep_consumer.storage.results import ResultStore
 from acestep_consumer.storage.s3.objects import S3Objects
 from acestep_consumer.worker.announcements import Announcements
@@ -186,9 +186,11 @@ class Worker:
         self._objects = objects = S3Objects(self._settings.storage, retry_s=S3_RETRY_S)
         state.traffic = objects.traffic
         await stack.enter_async_context(objects)
-        state.store = ResultStore(objects, self._settings.storage)
-        self._store = store = RetryingStore(state.store, self._outage)
-        await state.store.check()
+        results = ResultStore(objects, self._settings.storage)
+        await results.check()
+        state.store = results
+        self._store = store = RetryingStore(results, self._outage)
+        stack.callback(asyncio.create_task(watch(self._outage, results.ready), name="storage").cancel)
         self._inputs = inputs = self._new_inputs(objects)
         await stack.enter_async_context(inputs)
         await stack.enter_async_context(self._connections["publish"])
@@ -221,6 +223,8 @@ class Worker:
         gc.freeze()
         if self._state.disk is not None and self._state.disk.full:
             await prepared.intake.pause(DISK, on=True)
+        if self._outage.away:
+            await prepared.intake.pause(STORAGE, on=True)
         await prepared.intake.start()
         await prepared.announcements.ready()
         self._warn()

@@ -213,18 +213,23 @@ def run(
 
 
 @app.command(cls=Command, rich_help_panel=OPERATION)
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=1, max=3600, metavar="SECONDS", help="Longest wait for each check.")
+    ] = 30,
+) -> None:
     """Check everything a worker needs, and say how to fix it.
 
-    Takes about five seconds and prints one line per check: settings; broker, topology, queue limit, permissions;
-    storage, with a temporary object; clocks; GPU and tier; models on disk; encoders; scratch folder; port. Nothing is
-    changed, and no model is loaded.
+    Takes a few seconds and prints one line per check: settings; broker, topology, queue limit, permissions; storage,
+    with a temporary object; clocks; GPU and tier; models on disk; encoders; scratch folder; port. Nothing is changed,
+    and no model is loaded. A slow answer is a warning; only a refusal, or silence until the timeout, is a failure.
 
     Exit code 0: a worker can start here. 6: a check failed.
     """
     from acestep_consumer.commands.doctor import run as command  # noqa: PLC0415 - as above
 
-    exit_after(command.doctor(as_json=as_json))
+    exit_after(command.doctor(as_json=as_json, timeout_s=timeout))
 
 
 @app.command(cls=Command, rich_help_panel=OPERATION)

@@ -92,8 +92,11 @@ class Pipeline:
                 context.repeated = True
                 return context.answer.for_body(context.body_hash)
             context.warnings = (AUDIO_DELETED,)
-        ending = await self._runner.run(context, task_id, self._stages)
-        return await store.commit(context.record(ending), context.found)
+        ours = context.record(await self._runner.run(context, task_id, self._stages))
+        in_force = await store.commit(ours, context.found)
+        # Another worker, or another message with this id, was first: its songs are delivered, and these are not.
+        context.repeated = in_force != ours
+        return in_force
 
     async def _stages(self, run: JobRun) -> Completed:
         job, ports, stage = run.job, self._ports, StageTimer()

@@ -231,7 +231,8 @@ class Worker(Frozen):
     """Data of a worker's own events.
 
     ``in_hand`` counts its running jobs, ``prefetch`` is how many it runs at once at most, ``seconds_per_job`` is how
-    long its latest jobs took; None before the first.
+    long its latest jobs took; None before the first. ``remaining_s`` estimates how long each running job still takes,
+    null where that is unknown; it leaves out those that have not begun. None: a worker of an earlier version.
     """
 
     worker_id: str
@@ -242,6 +243,7 @@ class Worker(Frozen):
     vram_gb: float
     in_hand: int = 0
     seconds_per_job: float | None = None
+    remaining_s: tuple[float | None, ...] | None = None
 
 
 class CloudEvent(Frozen):

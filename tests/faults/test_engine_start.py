@@ -6,10 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.errors import Interrupted
+from acestep_consumer.engine.adapters import PlannerSupervisor, RendererSupervisor
+from acestep_consumer.engine.messages import Configure, ConfigurePlanner, ToEngine
+from acestep_consumer.engine.process import EngineProcess
 from acestep_consumer.engine.supervisor import EngineState, EngineUnusable
 from tests.support.engines import render, supervisor
 from tests.support.waiting import eventually
+
+WITHIN_S = 120.0
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +28,31 @@ async def test_an_engine_that_never_gets_ready_is_given_up() -> None:
     with pytest.raises(EngineUnusable, match="died 3 times while loading"):
         await engine.start()
     await engine.stop()
+
+
+async def test_a_process_that_is_paused_while_loading_is_replaced(tmp_path: Path) -> None:
+    """It need not make progress for half an hour; its heartbeat is missed long before."""
+    engine = supervisor(f"paused-once {tmp_path / 'mark'}", start_s=1800, silence_s=10)
+    await engine.start()
+    assert engine.state == EngineState(ready=True, restarts=1)
+    await engine.stop()
+
+
+@pytest.mark.parametrize(
+    ("module", "configure"),
+    [
+        (RendererSupervisor.module, Configure(settings=EngineSettings(config_path="/nonexistent"))),
+        (PlannerSupervisor.module, ConfigurePlanner(model="/nonexistent", memory_gb=1)),
+    ],
+)
+async def test_both_engines_send_heartbeats_before_anything_slow(module: str, configure: ToEngine) -> None:
+    process = await EngineProcess.start(module)
+    process.send(configure)
+    async with asyncio.timeout(WITHIN_S):
+        kinds = [message.kind async for message in process.messages()]
+    await process.end()
+    assert "alive" in kinds[:2]
+    assert kinds[-1] == "unusable"
 
 
 async def test_an_engine_may_take_long_to_load_while_it_makes_progress() -> None:

@@ -183,7 +183,7 @@ def test_the_gpu_image_has_vllm_and_the_compiler_that_triton_needs() -> None:
 
 def test_kernels_and_hub_downloads_of_the_gpu_worker_outlive_its_container() -> None:
     worker = SERVICES["worker-gpu"]
-    places = [Path(worker["environment"][name]) for name in ("ACESTEP_COMPILE_CACHE", "HF_HOME")]
+    places = [Path(worker["environment"][name]) for name in ("ACESTEP_COMPILE_CACHE", "VLLM_CACHE_ROOT", "HF_HOME")]
     mounts = [Path(mount.split(":")[1]) for mount in worker["volumes"] if mount.split(":")[0] in COMPOSE["volumes"]]
     assert all(any(place.is_relative_to(mount) for mount in mounts) for place in places)
 

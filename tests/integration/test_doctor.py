@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """``acestep-consumer doctor`` against real servers: what it finds, and that it leaves nothing behind."""
 
+import asyncio
 import json
 import os
+import re
 import socket
 import subprocess
 from collections.abc import AsyncGenerator, Iterator
@@ -16,6 +18,7 @@ import pytest
 
 from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.topology import GENERATE
+from acestep_consumer.commands.doctor.broker import CHECKS as BROKER_CHECKS
 from acestep_consumer.commands.doctor.broker import check_broker, check_management
 from acestep_consumer.commands.doctor.machine import Machine, check_port
 from acestep_consumer.commands.doctor.models import check_lm
@@ -28,11 +31,15 @@ from infra.local.rabbitmq import RabbitMQ
 from infra.local.s3 import SeaweedFS
 from infra.rabbitmq.users import User
 from tests.support.command import run_command
+from tests.support.faulty_s3 import FaultyS3, s3_error
+from tests.support.proxy import Proxy
 from tests.support.servers import ManagementApi
 
 # Under five on a machine with nothing else to do; tests may run beside others. A probe that hung would take for ever.
 FAST_S = 15.0
 LEVELS = {"ok", "warn", "fail", "skip"}
+# So slow that all checks of the broker, and those of the store, take about ten seconds.
+AMQP_BYTES_PER_S, S3_BYTES_PER_S = 1_500, 600
 
 
 def run_doctor(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
@@ -196,6 +203,8 @@ def test_servers_that_accept_and_never_answer_cost_their_own_lines_only() -> Non
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         done = run_doctor(
             "--json",
+            "--timeout",
+            "8",
             ACESTEP_AMQP_URL=f"amqp://guest:guest@{address}/",
             ACESTEP_MANAGEMENT_URL=f"http://{address}",
             ACESTEP_S3_ENDPOINT=f"http://{address}",
@@ -373,3 +382,45 @@ async def test_a_port_that_a_worker_has_is_a_warning() -> None:
         found = await check_port(WorkerSettings(http_port=worker.port))
     assert found.level == "warn"
     assert "in use by another worker" in found.said
+
+
+async def test_a_broker_and_a_store_that_answer_slowly_are_a_warning(
+    settings: Settings, service_environment: dict[str, str]
+) -> None:
+    """As on a machine that is busy: each answer comes, and all of them together take longer than anybody waits."""
+    await declare(settings)
+    url, endpoint = service_environment["ACESTEP_AMQP_URL"], service_environment["ACESTEP_S3_ENDPOINT"]
+    async with Proxy.for_url(url) as amqp, Proxy.for_url(endpoint) as s3:
+        amqp.slow(AMQP_BYTES_PER_S)
+        s3.slow(S3_BYTES_PER_S)
+        through = {"ACESTEP_AMQP_URL": amqp.url(url), "ACESTEP_S3_ENDPOINT": f"http://127.0.0.1:{s3.port}"}
+        environment = {**service_environment, **through, "ACESTEP_CONFIG_PATH": "acestep-v15-turbo"}
+        done = await asyncio.to_thread(run_doctor, "--json", "--timeout", "100", **environment)
+    found = by_check(json.loads(done.stdout))
+    remote = (*BROKER_CHECKS, *CHECKS)
+    assert {check: found[check]["said"] for check in remote if found[check]["level"] == "fail"} == {}
+    assert found["speed"]["level"] == "warn"
+    assert all(re.search(rf"\b{check} \((\d+) s\)", found["speed"]["said"]) for check in ("broker", "storage"))
+
+
+async def test_a_broker_that_stays_silent_fails_after_the_timeout(service_environment: dict[str, str]) -> None:
+    url = service_environment["ACESTEP_AMQP_URL"]
+    async with Proxy.for_url(url) as amqp:
+        amqp.stall()
+        environment = {**service_environment, "ACESTEP_AMQP_URL": amqp.url(url)}
+        done = await asyncio.to_thread(run_doctor, "--json", "--timeout", "4", **environment)
+    found = by_check(json.loads(done.stdout))
+    assert done.returncode == 6
+    assert found["broker"]["level"] == "fail"
+    assert found["storage"]["level"] == "ok"
+
+
+@pytest.mark.usefixtures("aws")
+async def test_a_store_that_puts_requests_off_is_busy_and_not_broken(service_environment: dict[str, str]) -> None:
+    async with FaultyS3(service_environment["ACESTEP_S3_ENDPOINT"]) as s3:
+        settings = settings_of({**service_environment, "ACESTEP_S3_ENDPOINT": s3.endpoint})
+        with s3.fault(lambda _: s3_error(503, "SlowDown")):
+            found = await looked(check_storage(settings.storage))
+    assert found["storage"].level == "warn"
+    assert "answers, but is busy" in found["storage"].said
+    assert {found[check].level for check in CHECKS[1:]} == {"skip"}

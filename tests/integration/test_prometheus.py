@@ -14,7 +14,8 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE
+from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE, UNROUTED, UNROUTED_KEPT, tier_queue
+from acestep_consumer.policy.tiers import BUILT_IN
 from infra import promtool
 from infra.local.packages import ensure_rabbitmq
 from tests.support.metrics_page import families_of_a_worker, page_of_a_worker, sample_names
@@ -106,6 +107,18 @@ def test_an_alert_says_how_bad_it_is_what_is_wrong_and_what_to_do(name: str) -> 
     assert rule["annotations"]["description"].endswith(".")
 
 
+@pytest.mark.parametrize("name", ALERTS)
+def test_an_alert_links_to_a_heading_of_the_runbook_with_its_name(name: str) -> None:
+    page, _, anchor = ALERTS[name]["annotations"]["runbook_url"].partition("#")
+    headings = re.findall(r"^## (\w+)$", (ROOT / page).read_text(), re.MULTILINE)
+    assert anchor == name.lower()
+    assert name in headings
+
+
+def test_the_runbook_has_no_heading_of_an_alert_that_is_gone() -> None:
+    assert re.findall(r"^## (\w+)$", (ROOT / "infra/docs/runbook.md").read_text(), re.MULTILINE) == list(ALERTS)
+
+
 async def test_every_metric_of_ours_in_alerts_and_dashboards_is_on_a_workers_page() -> None:
     known = sample_names(families_of_a_worker())
     named = {metric for metric in everything_named() if metric.startswith("acestep_")}
@@ -134,8 +147,12 @@ def everything_named() -> set[str]:
 def test_queues_are_named_as_the_worker_declares_them(broker: MeasuredRabbitMQ) -> None:
     text = (FOLDER / "alerts.yml").read_text() + "".join(path.read_text() for path in DASHBOARDS)
     queues = set(re.findall(r'queue=\\?"([^"\\]+)', text))
-    assert queues <= {GENERATE, DEAD_LETTER, "acestep.events.unrouted"}
+    assert queues <= {GENERATE, DEAD_LETTER, UNROUTED}
     assert {GENERATE, DEAD_LETTER} <= queues
+    (tiers,) = set(re.findall(r'queue=~"([^"]+)', text))
+    assert all(re.fullmatch(tiers, tier_queue(tier.name)) for tier in BUILT_IN.tiers)
+    assert not any(re.fullmatch(tiers, queue) for queue in (GENERATE, DEAD_LETTER, UNROUTED))
+    assert f">= {UNROUTED_KEPT}\n" in text
 
 
 async def test_states_checks_and_codes_in_expressions_are_ones_that_a_worker_can_show() -> None:

@@ -162,7 +162,8 @@ async def test_without_the_api_events_tell_of_workers_and_of_the_time_that_is_le
     assert (worker["worker_id"], worker["prefetch"], worker["tier"]) == ("w1", 2, "tier6")
     assert found["pace"]["source"] == "events"
     assert found["pace"]["jobs_a_minute"] > 0
-    assert found["eta_s"] == 4 * 30 / 2
+    # Two in each slot, one after the other, when the running ones (a quarter and three quarters done) have ended.
+    assert found["eta_s"] == round(0.75 * 30 + 2 * 30 + 0.5)
     assert any("ACESTEP_MANAGEMENT_URL" in note for note in found["notes"])
 
 

@@ -15,7 +15,9 @@ from aiohttp import web
 
 from acestep_consumer.engine.device_usage import DeviceUsage
 from acestep_consumer.observability.http import HealthServer
+from acestep_consumer.observability.job_stats import JobStats
 from acestep_consumer.observability.metrics import Metrics, engine_metrics, renderer_metrics, worker_metrics
+from acestep_schemas import examples
 from tests.support.engine_stats import engine_stats
 from tests.support.worker import COMMAND, ROOT, clean_environment
 
@@ -33,24 +35,21 @@ async def worker_at_work(*, ready: bool = True, port: int = 0) -> AsyncIterator[
     """The pages of a worker that ends ten songs a second."""
     usage = DeviceUsage()
     usage.process_ready(time.monotonic() - 30)
-    usage.note(engine_stats(songs_done=5, busy_s=15), time.monotonic())
+    usage.note(engine_stats(busy_s=15), time.monotonic())
+    jobs = JobStats()
     page = Metrics(
         lambda: worker_metrics(Hands(), 200),
+        jobs.collect,
         lambda: renderer_metrics(usage),
         lambda: engine_metrics({"renderer": 1}),
     )
 
-    async def is_ready() -> bool:
-        return ready
-
     async def work() -> None:
-        songs = 5
         while True:
             await asyncio.sleep(0.1)
-            songs += 1
-            usage.note(engine_stats(songs_done=songs, busy_s=15), time.monotonic())
+            jobs.job_ended(examples.completed().data, None)
 
-    async with HealthServer({"storage": is_ready}, page.render, "127.0.0.1", port) as health:
+    async with HealthServer({"storage": lambda: ready}, page.render, "127.0.0.1", port) as health:
         working = asyncio.create_task(work())
         try:
             yield health

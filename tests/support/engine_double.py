@@ -16,9 +16,11 @@ from pathlib import Path
 from acestep_consumer.domain.job import LoadedModel, Rendering, Track
 from acestep_consumer.domain.tasks import Variant
 from acestep_consumer.engine.framing import FrameSocket
+from acestep_consumer.engine.heartbeat import heartbeat
 from acestep_consumer.engine.messages import (
     FROM_ENGINE,
     TO_ENGINE,
+    Alive,
     Configure,
     Done,
     FromEngine,
@@ -61,6 +63,8 @@ class Double:
                 os._exit(7)
             case Configure(settings=settings) if settings.config_path == "never-ready":
                 self.send(Loading(step="for ever"))
+            case Configure(settings=settings) if settings.config_path.startswith("paused-once "):
+                self.pause_once(Path(settings.config_path.partition(" ")[2]))
             case Configure(settings=settings) if settings.config_path == "slowly-ready":
                 threading.Thread(target=self.load_slowly, daemon=True).start()
             case Configure(memory_gb=memory):
@@ -113,6 +117,14 @@ class Double:
                 self.swell_once(Path(words[1]), int(words[2]))
             case "meet" | "meet-and-crash":
                 self.meet(request, Path(words[1]), int(words[2]), fatal=words[0] == "meet-and-crash")
+
+    def pause_once(self, mark: Path) -> None:
+        """Load, and be paused meanwhile as by SIGSTOP from outside; the next process is not."""
+        with heartbeat(lambda: self.send(Alive()), every_s=0.1):
+            if not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGSTOP)
+        self.send(Ready(report=REPORT))
 
     def load_slowly(self) -> None:
         for part in range(8):

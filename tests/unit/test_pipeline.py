@@ -142,6 +142,23 @@ async def test_a_redelivery_that_finds_the_manifest_repeats_the_event_without_re
     assert again.verdict is Verdict.ACK
 
 
+async def test_songs_that_lost_a_race_to_another_worker_are_not_counted_as_delivered(
+    stage: Stage, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    other = Stage(tmp_path / "other", store=stage.store)
+
+    async def other_is_faster(_: Job) -> None:
+        await other.process(FakeDelivery(body=request(batch_size=2).body, redelivered=True))
+
+    stage.renderer.before = other_is_faster
+    await stage.process(request(batch_size=2))
+    assert stage.events.published[-1][0].to_json() == other.events.published[-1][0].to_json()
+    counted = [samples_of(each.stats.collect) for each in (stage, other)]
+    assert [found["acestep_songs_total"] for found in counted] == [0, 2]
+    assert [found["acestep_repeated_events_total"] for found in counted] == [1, 0]
+
+
 async def test_two_deliveries_of_one_task_run_one_after_the_other_and_render_once(stage: Stage) -> None:
     async def slowly(_: Job) -> None:
         await asyncio.sleep(0.01)

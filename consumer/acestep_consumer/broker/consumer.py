@@ -91,6 +91,7 @@ class Consumer:
         # Deliveries that may come from each tier queue.
         self._tier_targets: dict[str, int] = {}
         self._draining = False
+        self._started = False
         self._paused_by: set[str] = set()
         self._changing = asyncio.Lock()
         self._adjusting: asyncio.Task[None] | None = None
@@ -117,9 +118,15 @@ class Consumer:
         """Whether it takes new deliveries: not while it is paused or draining."""
         return not self._paused_by and not self._draining
 
+    @property
+    def started(self) -> bool:
+        """Whether it consumes on this channel, if there is one, and on every later one."""
+        return self._started
+
     async def start(self) -> None:
         """Consume, on this channel and on every later one. Raises ``BrokerRefused``."""
         await self._connection.attach(self._consume)
+        self._started = True
 
     async def set_prefetch(self, count: int) -> None:
         """Set the prefetch, also for later channels. Running jobs are not affected, and nothing is redelivered.

@@ -38,8 +38,7 @@ T = TypeVar("T")
 Operation = Literal["configure", "write", "read"]
 Step = Callable[[Channel], Awaitable[None]]
 
-CONNECT_TIMEOUT_S = 10.0
-CALL_TIMEOUT_S = 10.0
+TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 1.0
 # RabbitMQ's name in permissions for the exchange without a name.
 DEFAULT_EXCHANGE = "amq.default"
@@ -93,11 +92,13 @@ class BrokerInspection:
     Args:
         settings: the broker, and the queue type and limit that a worker would use.
         name: the connection's name on the broker.
+        timeout_s: seconds to wait for the connection, whichever node it is to, and for each operation.
     """
 
-    def __init__(self, settings: BrokerSettings, name: str) -> None:
+    def __init__(self, settings: BrokerSettings, name: str, *, timeout_s: float = TIMEOUT_S) -> None:
         self._settings = settings
         self._name = name
+        self._timeout_s = timeout_s
         self._urls = tuple(URL(url.get_secret_value()) for url in settings.urls)
         self._url = self._urls[0]
         self._connection: AbstractConnection | None = None
@@ -125,7 +126,7 @@ class BrokerInspection:
         self._connection = connection = Connection(url, client_properties={"connection_name": self._name})
         try:
             with mapped():
-                await connection.connect(timeout=CONNECT_TIMEOUT_S)
+                await connection.connect(timeout=self._timeout_s / len(self._urls))
         except BaseException:
             await self._drop()
             raise
@@ -147,7 +148,7 @@ class BrokerInspection:
 
         async def ask(channel: Channel) -> QueueDepth | None:
             try:
-                found = await channel.queue_declare(queue, passive=True, timeout=CALL_TIMEOUT_S)
+                found = await channel.queue_declare(queue, passive=True)
             except amqp.ChannelNotFoundEntity:
                 return None
             return QueueDepth(found.message_count or 0, found.consumer_count or 0)
@@ -237,12 +238,13 @@ class BrokerInspection:
 
     async def _ask(self, step: Callable[[Channel], Awaitable[T]]) -> T:
         with _mapped():
-            opened = await self._opened.channel(publisher_confirms=False)
-            channel = cast("Channel", await opened.get_underlay_channel())
-            answer = await step(channel)
-            # Not after a refusal: the broker has closed it then, and closing it again would cost the connection.
-            await opened.close()
-            return answer
+            async with asyncio.timeout(self._timeout_s):
+                opened = await self._opened.channel(publisher_confirms=False)
+                channel = cast("Channel", await opened.get_underlay_channel())
+                answer = await step(channel)
+                # Not after a refusal: the broker has closed it then, and closing it again would cost the connection.
+                await opened.close()
+                return answer
 
     async def _drop(self) -> None:
         connection, self._connection = self._connection, None
@@ -279,32 +281,30 @@ def _probe() -> str:
 
 async def _declare(channel: Channel, queue: str, arguments: ArgumentsType | None = None) -> None:
     """Declare an exclusive queue, which is deleted with the connection."""
-    await channel.queue_declare(queue, exclusive=True, arguments=arguments, timeout=CALL_TIMEOUT_S)
+    await channel.queue_declare(queue, exclusive=True, arguments=arguments)
 
 
 async def _get(channel: Channel, queue: str) -> None:
-    await channel.basic_get(queue, no_ack=True, timeout=CALL_TIMEOUT_S)
+    await channel.basic_get(queue, no_ack=True)
 
 
 async def _bind(channel: Channel, *, queue: str, exchange: str) -> None:
     """Bind and unbind with a routing key that nobody uses, so that the queue stays empty."""
-    await channel.queue_bind(queue, exchange, f"doctor.{queue}", timeout=CALL_TIMEOUT_S)
-    await channel.queue_unbind(queue, exchange, f"doctor.{queue}", timeout=CALL_TIMEOUT_S)
+    await channel.queue_bind(queue, exchange, f"doctor.{queue}")
+    await channel.queue_unbind(queue, exchange, f"doctor.{queue}")
 
 
 async def _dead_letter(channel: Channel, *, exchange: str) -> None:
     queue = _probe()
     await _declare(channel, queue, {"x-dead-letter-exchange": exchange})
-    await channel.queue_delete(queue, timeout=CALL_TIMEOUT_S)
+    await channel.queue_delete(queue)
 
 
 async def _declare_as_wanted(channel: Channel, *, item: Exchange | Queue, passive: bool) -> None:
     """Declare the object; ``passive``: check that it exists, with any arguments."""
     arguments: ArgumentsType = dict(item.arguments)
     if isinstance(item, Queue):
-        await channel.queue_declare(
-            item.name, passive=passive, durable=True, arguments=arguments, timeout=CALL_TIMEOUT_S
-        )
+        await channel.queue_declare(item.name, passive=passive, durable=True, arguments=arguments)
         return
     await channel.exchange_declare(
         item.name,
@@ -312,5 +312,4 @@ async def _declare_as_wanted(channel: Channel, *, item: Exchange | Queue, passiv
         passive=passive,
         durable=True,
         arguments=arguments,
-        timeout=CALL_TIMEOUT_S,
     )

@@ -84,13 +84,14 @@ class ManagementClient:
     when the API is out of reach, and ``BrokerRefused`` when it refuses.
     """
 
-    def __init__(self, settings: BrokerSettings) -> None:
+    def __init__(self, settings: BrokerSettings, *, read_timeout_s: float = READ_TIMEOUT_S) -> None:
         if settings.management_url is None:
             raise ValueError("ACESTEP_MANAGEMENT_URL is not set")
         url, amqp = URL(settings.management_url.get_secret_value()), URL(settings.url.get_secret_value())
         self._login = _login(url) or _login(amqp) or "guest:guest"
         self._base = str(url.origin()) + url.raw_path.rstrip("/")
         self._vhost = quote(vhost_of(settings), safe="")
+        self._read_timeout_s = read_timeout_s
         self._session: aiohttp.ClientSession
         self.time: datetime | None = None
         """The broker's clock, in UTC, as the latest answer gave it."""
@@ -150,7 +151,7 @@ class ManagementClient:
             path: as in RabbitMQ's documentation, percent-encoded, such as ``/api/queues/%2F``.
             body: sent as JSON; None: no body.
         """
-        timeout = aiohttp.ClientTimeout(total=READ_TIMEOUT_S if method == "GET" else WRITE_TIMEOUT_S)
+        timeout = aiohttp.ClientTimeout(total=self._read_timeout_s if method == "GET" else WRITE_TIMEOUT_S)
         # Encoded already: the name of a virtual host may hold slashes.
         url = URL(self._base + path, encoded=True)
         # A stream: aiohttp warns of large bodies in one piece.

@@ -160,9 +160,9 @@ class Client:
         """Estimate place and waiting time of a request that was submitted just now.
 
         Never an error, and apart from ``submit``: it asks the broker how many requests wait, and each worker how many
-        jobs it runs and how long its latest ones took, and returns as soon as all have answered. That takes a few
-        milliseconds; a worker answers once a second at most, so do not ask for each request of a thousand. A login that
-        may not ask the workers or read their answers gets ``position`` alone.
+        jobs it runs, how long those still take, and how long its latest ones took. It returns as soon as all have
+        answered, which takes a few milliseconds; a worker answers once a second at most, so do not ask for each request
+        of a thousand. A login that may not ask the workers or read their answers gets ``position`` alone.
 
         A job's turn comes when the running jobs and those before it have left room; then it takes as long as jobs do.
         Priorities are left out (a request with a higher one goes first whenever it comes), and so are differences in

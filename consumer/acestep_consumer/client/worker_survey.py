@@ -8,12 +8,12 @@ from typing import Final
 from uuid import uuid4
 
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from acestep_consumer.broker.topology import CONTROL, EVENTS
 from acestep_consumer.client.connection import ClientConnection, checked, close_quietly
 from acestep_consumer.client.subscription import PREFIX
-from acestep_schemas.events import Worker, WorkerEvent, parse_event
+from acestep_schemas.events import Event, JobEvent, Worker, WorkerEvent
 
 STATUS_REQUEST: Final = "status"
 ANSWERS: Final = "worker.#"
@@ -21,6 +21,8 @@ ANSWERS: Final = "worker.#"
 # changes its prefetch has several.
 LAST_ANSWER_S: Final = 0.3
 
+# Fields that a newer worker added are ignored.
+_EVENT: Final[TypeAdapter[JobEvent | WorkerEvent]] = TypeAdapter(Event)
 _log: Final = logging.getLogger("acestep_consumer.client")
 
 
@@ -74,7 +76,7 @@ async def _consume_answers(channel: AbstractChannel) -> asyncio.Queue[AbstractIn
 
 def _parsed(message: AbstractIncomingMessage) -> WorkerEvent | None:
     try:
-        event = parse_event(message.body)
+        event = _EVENT.validate_json(message.body, extra="ignore")
     except ValidationError as error:
         _log.warning("skipped an unknown event: %s", error.errors(include_url=False)[0]["msg"])
         return None

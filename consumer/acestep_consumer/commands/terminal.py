@@ -2,6 +2,7 @@
 """Terminal output: displays that update in place, and numbers with units."""
 
 import logging
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Final
@@ -60,6 +61,8 @@ def bullet_list(notes: "Iterable[str]") -> Table:
 
 UNKNOWN: Final = "–"
 _MINUTE, _HOUR = 60, 3600
+_SHORTEST_ESTIMATE: Final = 10
+_SHORT: Final = "a few seconds"
 _STEPS: Final = ("B", "kB", "MB", "GB", "TB")
 _STEP: Final = 1000
 
@@ -74,6 +77,33 @@ def seconds(value: float | None) -> str:
     if whole < _HOUR:
         return f"{whole // _MINUTE} min {whole % _MINUTE:02d} s"
     return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE:02d} min"
+
+
+def about(value: float | None, most: float | None = None) -> str:
+    """Format an estimate in seconds, or a range: ``about 40 s``, ``about 4 to 7 min``, ``unknown``."""
+    if value is None:
+        return "unknown"
+    least, greatest = _rounded(value), _rounded(value if most is None else most)
+    if least == greatest:
+        return least if least == _SHORT else f"about {least}"
+    if least == _SHORT:
+        return f"up to {greatest}"
+    number, _, unit = least.partition(" ")
+    return f"about {number if unit == greatest.partition(' ')[2] else least} to {greatest}"
+
+
+def _rounded(value: float) -> str:
+    if value < _SHORTEST_ESTIMATE:
+        return _SHORT
+    if value < 2 * _MINUTE:
+        return f"{_nearest(value, 5 if value < _MINUTE else 10)} s"
+    if value < 2 * _HOUR:
+        return f"{_nearest(value, _MINUTE) // _MINUTE} min"
+    return f"{_nearest(value, _HOUR) // _HOUR} h"
+
+
+def _nearest(value: float, step: int) -> int:
+    return step * math.floor(value / step + 0.5)
 
 
 def size(value: float | None) -> str:

@@ -16,17 +16,11 @@ class DeviceUsage:
     """Totals of one engine's stats. ``stats`` are the latest of its current process; None: none yet."""
 
     def __init__(self) -> None:
-        self._songs_before = 0
         self._audio_before = 0.0
         self._reductions_before = 0
         # (time, busy seconds until then); the first entry is the latest of those older than the window, if any.
         self._busy: deque[tuple[float, float]] = deque()
         self.stats: EngineStats | None = None
-
-    @property
-    def songs(self) -> int:
-        """Songs finished."""
-        return self._songs_before + (self.stats.songs_done if self.stats else 0)
 
     @property
     def audio_s(self) -> float:
@@ -69,7 +63,7 @@ class DeviceUsage:
 
     def process_gone(self) -> None:
         """Keep the totals of a process that ended; the next one counts from 0."""
-        self._songs_before, self._audio_before, self._reductions_before = self.songs, self.audio_s, self.reductions
+        self._audio_before, self._reductions_before = self.audio_s, self.reductions
         self.stats = None
         self._busy.clear()
 

@@ -14,7 +14,7 @@ from acestep_consumer.engine.device_usage import DeviceUsage
 from acestep_consumer.engine.messages import Configure, ConfigurePlanner, RendererReport
 from acestep_consumer.engine.process_memory import available_bytes
 from acestep_consumer.engine.supervisor import EngineState, EngineUnusable
-from acestep_consumer.engine.watchdog import WatchdogLimits
+from acestep_consumer.engine.watchdog import SILENCE_S, WatchdogLimits
 from acestep_consumer.policy.admit import Limits
 from acestep_consumer.policy.lm_choice import RESERVE_GB, LmPlan, LmRequest, plan_lm, renderer_share
 from acestep_consumer.policy.tiers import TierTable
@@ -179,12 +179,14 @@ class Engines:
 
 def watchdog_limits_of(settings: EngineSettings) -> WatchdogLimits:
     """Return the limits beyond which an engine process is killed and replaced."""
+    hang_s, silence_s = settings.hang_s, max(settings.hang_s, SILENCE_S)
     if settings.ram_gb is not None:
         ram, source = round(settings.ram_gb * _GIB), "ACESTEP_ENGINE_RAM_GB"
-        return WatchdogLimits(hang_s=settings.hang_s, ram_bytes=ram, ram_source=source)
+        return WatchdogLimits(hang_s=hang_s, silence_s=silence_s, ram_bytes=ram, ram_source=source)
     available = available_bytes()
     return WatchdogLimits(
-        hang_s=settings.hang_s,
+        hang_s=hang_s,
+        silence_s=silence_s,
         ram_bytes=None if available is None else round(RAM_SHARE * available),
         ram_source=f"ACESTEP_ENGINE_RAM_GB is unset: {RAM_SHARE:.0%} of all RAM",
     )

@@ -143,6 +143,13 @@ class Loading:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Alive:
+    """Child to parent, every few seconds until it is ready: the process runs, whatever its main thread waits for."""
+
+    kind: Literal["alive"] = "alive"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
     """Child to parent: the models are loaded, and requests are accepted."""
 
@@ -228,7 +235,7 @@ class EngineStats:
 
 
 ToEngine = Configure | ConfigurePlanner | SetMemoryShare | Render | PlanSongs | TokenizeAudio | Stop
-FromEngine = Loading | Ready | Unusable | Progressed | Done | RequestFailed | ScratchFull | EngineStats
+FromEngine = Loading | Alive | Ready | Unusable | Progressed | Done | RequestFailed | ScratchFull | EngineStats
 
 TO_ENGINE: TypeAdapter[ToEngine] = TypeAdapter(Annotated[ToEngine, Field(discriminator="kind")])
 FROM_ENGINE: TypeAdapter[FromEngine] = TypeAdapter(Annotated[FromEngine, Field(discriminator="kind")])

@@ -22,6 +22,7 @@ from acestep_consumer.domain.errors import DiskFull, EngineCrashed, Interrupted,
 from acestep_consumer.domain.ports import Report
 from acestep_consumer.engine.device_usage import DeviceUsage
 from acestep_consumer.engine.messages import (
+    Alive,
     Done,
     EngineStats,
     FromEngine,
@@ -337,6 +338,8 @@ class Supervisor(Generic[ReportT]):
                 self._requests.answer(request_id, error_of_code(code, reason))
             case ScratchFull(request_id=request_id):
                 self._requests.answer(request_id, DiskFull())
+            case Alive():
+                pass  # for the watchdog alone
             case EngineStats():
                 self.usage.note(message, time.monotonic())
             case _:

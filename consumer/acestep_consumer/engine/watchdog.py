@@ -21,6 +21,9 @@ STOP_S = 30.0
 START_S = 1800.0
 """Between two signs of progress while loading: a checkpoint may come from a slow disk or the hub, or be compiled."""
 
+SILENCE_S = 60.0
+"""Least time without a heartbeat until a loading process counts as hung: before its first one it imports packages."""
+
 _GIB = 2**30
 
 
@@ -32,6 +35,7 @@ class WatchdogLimits:
         hang_s: seconds without progress while it has requests.
         stop_s: seconds until it answers a stopped request.
         start_s: seconds without progress while it loads.
+        silence_s: seconds without any message while it loads; heartbeats come every few seconds.
         ram_bytes: RAM that it may hold; None: any.
         ram_source: the setting or rule that ``ram_bytes`` comes from, for the log.
         check_interval_s: seconds between two checks.
@@ -40,6 +44,7 @@ class WatchdogLimits:
     hang_s: float = 300.0
     stop_s: float = STOP_S
     start_s: float = START_S
+    silence_s: float = 300.0
     ram_bytes: int | None = None
     ram_source: str = "ACESTEP_ENGINE_RAM_GB"
     check_interval_s: float = 1.0
@@ -54,12 +59,14 @@ class Watchdog:
     def __init__(self, limits: WatchdogLimits, now_s: float) -> None:
         self._limits = limits
         self._progress_s = now_s
+        self._heard_s = now_s
         self._songs_done = 0
         self._ready = False
         self.kill_reason: str | None = None
 
     def observe(self, message: FromEngine, now_s: float) -> None:
         """Note a message that is a sign of progress. Stats are one only if they count another finished song."""
+        self._heard_s = now_s
         match message:
             case EngineStats(songs_done=songs):
                 if songs <= self._songs_done:
@@ -91,7 +98,12 @@ class Watchdog:
         )
 
     def _start_fault(self, now_s: float) -> str | None:
-        if self._ready or now_s - self._progress_s <= self._limits.start_s:
+        if self._ready:
+            return None
+        if now_s - self._heard_s > self._limits.silence_s:
+            limit = f"{self._limits.silence_s:g} s while loading (ACESTEP_ENGINE_HANG_S)"
+            return f"it was paused or hung: no message for {limit}"
+        if now_s - self._progress_s <= self._limits.start_s:
             return None
         return f"it made no progress while loading for {self._limits.start_s:g} s"
 

@@ -27,7 +27,7 @@ class JobContext:
         job: the admitted job; None before admission.
         estimate: expected duration; None before admission.
         traceparent: the trace that the job belongs to, if any.
-        repeated: whether the task had ended before, so that its event is published again.
+        repeated: whether the task ended otherwise, before or meanwhile, so that only that event is published again.
         warnings: of the processing itself, for the manifest.
         progress: publishes ``started`` and ``progress``; None before admission.
     """

@@ -7,8 +7,11 @@ before takes longer for each. Nothing is assumed: a kind that was never seen has
 """
 
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Final
 
 from acestep_consumer.domain.job import Job
@@ -17,6 +20,9 @@ FORGET: Final = 0.95
 """What a job counts for when the next one has come: half of the weight lies on the last 14."""
 
 MOST_KINDS: Final = 64
+LATEST: Final = 50
+"""Jobs in the mean duration: a long one among them must not count for many."""
+
 ENOUGH: Final = 0.1
 """Progress that says something about the rest where nothing else is known."""
 
@@ -49,26 +55,31 @@ class RecencyWeightedFit:
         return max(0.0, mean_y + slope * (x - mean_x))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Estimate:
-    """Of one job: ``expected_s`` seconds from its start, None where nothing like it was seen."""
+    """Of one job: ``expected_s`` seconds from its start, None where nothing like it was seen.
+
+    ``progress``, 0 to 1, is the latest that was reported.
+    """
 
     expected_s: float | None
     clock: Callable[[], float] = time.monotonic
     began_s: float = field(init=False)
+    progress: float = 0.0
 
     def __post_init__(self) -> None:
         self.began_s = self.clock()
 
     def remaining_s(self, progress: float) -> float | None:
-        """Return the seconds to come when ``progress``, 0 to 1, is done.
+        """Return the seconds to come when ``progress``, 0 to 1, is done; None: unknown.
 
-        At first what is known of such jobs counts, later what this one has shown.
+        At first what is known of such jobs counts, later what this one has shown; that alone, once it takes longer than
+        such jobs do.
         """
         elapsed = self.clock() - self.began_s
-        if self.expected_s is None:
+        if self.expected_s is None or elapsed > self.expected_s:
             return elapsed * (1 - progress) / progress if progress >= ENOUGH else None
-        by_kind = max(0.0, self.expected_s - elapsed)
+        by_kind = self.expected_s - elapsed
         by_progress = elapsed * (1 - progress) / progress if progress > 0 else by_kind
         return (1 - progress) * by_kind + progress * by_progress
 
@@ -78,7 +89,8 @@ class CostModel:
 
     def __init__(self) -> None:
         self._kinds: dict[Kind, RecencyWeightedFit] = {}
-        self._seconds = RecencyWeightedFit()
+        self._latest_s: deque[float] = deque(maxlen=LATEST)
+        self._running: set[Estimate] = set()
 
     def expect(self, job: Job) -> Estimate:
         """Estimate a job that begins now."""
@@ -89,12 +101,27 @@ class CostModel:
         """Take in what a job took that ended with so many seconds of music, all songs together."""
         if len(self._kinds) < MOST_KINDS or _kind(job) in self._kinds:
             self._kinds.setdefault(_kind(job), RecencyWeightedFit()).add(music_s, took_s)
-        self._seconds.add(0.0, took_s)
+        self._latest_s.append(took_s)
 
     @property
     def seconds_per_job(self) -> float | None:
         """What the latest jobs took on average; None before the first."""
-        return self._seconds.at(None) if self._seconds.weight else None
+        return fmean(self._latest_s) if self._latest_s else None
+
+    @contextmanager
+    def running(self, estimate: Estimate) -> Iterator[None]:
+        """Count the job of this estimate as running."""
+        self._running.add(estimate)
+        try:
+            yield
+        finally:
+            self._running.discard(estimate)
+
+    @property
+    def remaining_s(self) -> tuple[float | None, ...]:
+        """Seconds that each running job still takes, the shortest first; None, last: unknown."""
+        known = [each.remaining_s(each.progress) for each in self._running]
+        return tuple(sorted(known, key=lambda seconds: (seconds is None, seconds or 0.0)))
 
 
 def _kind(job: Job) -> Kind:

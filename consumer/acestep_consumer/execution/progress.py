@@ -56,6 +56,7 @@ class ProgressReporter:
         overall = low + (high - low) * min(max(fraction, 0.0), 1.0)
         if overall > self._latest[0]:
             self._latest = (overall, stage)
+            self._estimate.progress = overall
             self._changed.set()
 
     async def _publish_all(self) -> None:

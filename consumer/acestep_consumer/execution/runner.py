@@ -137,7 +137,8 @@ class JobRunner:
             context.progress = progress = ProgressReporter(
                 self._events, job, self.info(context), context.delivery.reply, context.estimate
             )
-            with progress, scratch_folder(rules.scratch, job.task_id) as folder:
+            running = self._costs.running(context.estimate)
+            with running, progress, scratch_folder(rules.scratch, job.task_id) as folder:
                 return await stages(JobRun(context=context, job=job, folder=folder, report=progress.report))
 
     def _admit(self, request: Request, context: JobContext) -> Job:

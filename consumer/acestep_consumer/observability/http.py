@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """HTTP endpoints of a worker: ``/healthz`` (liveness), ``/readyz`` (readiness) and ``/metrics`` (Prometheus)."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Self
 
 from aiohttp import web
 
-Check = Callable[[], Awaitable[bool]]
+Check = Callable[[], bool]
+"""Returns whether a condition holds, from what the worker knows: a probe must not wait for a server."""
+
 Exposition = Callable[[str], tuple[bytes, str]]
 """Returns body and content type of the metrics page for an ``Accept`` header."""
 
@@ -53,15 +55,15 @@ class HealthServer:
         """The port that is bound."""
         return int(self._runner.addresses[0][1])
 
-    async def state(self) -> dict[str, bool]:
+    def state(self) -> dict[str, bool]:
         """Evaluate every check; one that raises counts as failed."""
-        return {name: await _holds(check) for name, check in self._checks.items()}
+        return {name: _holds(check) for name, check in self._checks.items()}
 
     async def _live(self, _: web.Request) -> web.Response:
         return web.json_response({"status": "alive"})
 
     async def _ready(self, _: web.Request) -> web.Response:
-        state = await self.state()
+        state = self.state()
         ready = all(state.values())
         body = {"status": "ready" if ready else "not ready", "checks": state, "engines": self._engines()}
         return web.json_response(body, status=200 if ready else 503)
@@ -72,7 +74,7 @@ class HealthServer:
         return web.Response(body=body, headers={"Content-Type": content_type})
 
 
-async def _holds(check: Check) -> bool:
+def _holds(check: Check) -> bool:
     with suppress(Exception):  # whatever the error, the check fails
-        return await check()
+        return check()
     return False

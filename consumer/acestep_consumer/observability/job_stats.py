@@ -25,8 +25,8 @@ OTHER: Final = "other"
 """Stands for every further name, once there are ``MAX_NAMES``."""
 
 MAX_NAMES: Final = 16
-STAGE_BUCKETS_S: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
-"""Seconds: an upload on the left, a long song on a small GPU on the right."""
+STAGE_BUCKETS_S: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600, 900, 1800)
+"""Seconds: an upload on the left, a long song on a small GPU on the right; closest where songs and waits are."""
 
 ERROR_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2, 4)
 """Error of an estimate, as a share of the actual time."""
@@ -64,6 +64,8 @@ class JobStats(MetricGroup):
         self._redeliveries = _counter("acestep_redeliveries", "Finished jobs whose message had been redelivered.")
         self._retried = _counter("acestep_retried_jobs", "Jobs that ended on a later attempt than the first.")
         self._repeated = _counter("acestep_repeated_events", "Messages whose job had ended before: event repeated.")
+        self._songs = _counter("acestep_songs", "Delivered songs: those of completed jobs, each job once.")
+        self._audio_s = _counter("acestep_audio_seconds", "Seconds of delivered audio.")
         self._lm_codes = _counter(
             "acestep_lm_audio_codes", "Audio codes that the language model wrote; each is a token."
         )
@@ -81,6 +83,8 @@ class JobStats(MetricGroup):
             self._redeliveries,
             self._retried,
             self._repeated,
+            self._songs,
+            self._audio_s,
             self._lm_codes,
             self._expected_s,
             self._actual_s,
@@ -110,6 +114,8 @@ class JobStats(MetricGroup):
         self._retried.inc(ending.attempt > 1)
         if isinstance(ending, Completed):
             timings = ending.timings
+            self._songs.inc(len(ending.audios))
+            self._audio_s.inc(sum(audio.duration_s for audio in ending.audios))
             self._lm_codes.inc(_codes(ending))
         else:
             self._errors[ending.error.code].inc()
@@ -117,7 +123,7 @@ class JobStats(MetricGroup):
             self._time(timings, expected_s)
 
     def event_repeated(self) -> None:
-        """Count a message whose job had ended before: its event was published again, nothing was rendered."""
+        """Count a message whose job had ended otherwise: that event was published again, nothing else was delivered."""
         self._repeated.inc()
 
     def _time(self, timings: Timings, expected_s: float | None) -> None:

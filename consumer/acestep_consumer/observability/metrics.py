@@ -114,7 +114,7 @@ def scratch_metrics(folder: Path) -> Iterator[Metric]:
 
 
 def renderer_metrics(usage: DeviceUsage) -> Iterator[Metric]:
-    """The renderer's device and output. An unknown value has no sample, since 0 would be a claim."""
+    """The renderer's device. An unknown value has no sample, since 0 would be a claim."""
     now, idle = usage.stats, usage.idle_share(time.monotonic())
     for name, about, value in (
         ("acestep_gpu_idle_ratio", "Share of the last minute in which the device had no work.", idle),
@@ -128,8 +128,6 @@ def renderer_metrics(usage: DeviceUsage) -> Iterator[Metric]:
         ("acestep_pack_tokens", "Tokens in the batch of the last denoising step.", now.tokens_in_pack if now else None),
     ):
         yield GaugeMetricFamily(name, about, value)
-    yield CounterMetricFamily("acestep_songs", "Finished songs.", usage.songs)
-    yield CounterMetricFamily("acestep_audio_seconds", "Seconds of finished audio.", usage.audio_s)
     about = "Times that a lack of device memory made a batch smaller, or jobs wait."
     yield CounterMetricFamily("acestep_memory_squeezes", about, usage.reductions)
 

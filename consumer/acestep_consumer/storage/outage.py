@@ -5,6 +5,7 @@ Calls to the storage have retries of their own, for some seconds. A failure that
 that is down, a network that is cut, keys that somebody has to renew. None of that is a job's fault, so no job fails.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +21,9 @@ from acestep_consumer.domain.ports import AttemptStore, Inputs, Store
 T = TypeVar("T")
 
 FIRST_S, LAST_S = 0.5, 15.0
+
+WATCH_S = 5.0
+"""Seconds between two questions to the storage, while nothing else may call it."""
 
 log = structlog.get_logger()
 
@@ -38,32 +42,63 @@ class OutageGate:
     ) -> None:
         self._on_change = on_change
         self._wait = wait_random_exponential(multiplier=first_s, max=last_s)
+        self._failing = 0
         self.away = False
 
     async def retry(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Return the result of ``call`` as soon as the storage allows it. Raises its errors of any other cause."""
-        retrying = AsyncRetrying(
-            retry=retry_if_exception(_is_outage), wait=self._wait, before_sleep=self._on_failure, reraise=True
-        )
+        """Return the result of ``call`` as soon as the storage allows it. Raises its errors of any other cause.
+
+        The outage ends when a call that had failed gets through, or when none is left that fails. One that never failed
+        proves nothing: storage that is full still answers reads.
+        """
+        failed = done = False
 
         async def attempt() -> T:
             # Not the call itself: tenacity awaits coroutine functions only, and lambdas are none.
             return await call()
 
-        result: T = await retrying(attempt)
-        if self.away:
-            self.away = False
-            await self._on_change(False)  # noqa: FBT003 - a callback's one argument
-            log.info("storage is available again")
+        async def on_failure(state: RetryCallState) -> None:
+            nonlocal failed
+            self._failing += not failed
+            failed = True
+            await self._begin(state)
+
+        retrying = AsyncRetrying(
+            retry=retry_if_exception(_is_outage), wait=self._wait, before_sleep=on_failure, reraise=True
+        )
+        try:
+            result: T = await retrying(attempt)
+            done = True
+        finally:
+            self._failing -= failed
+            if failed and (done or not self._failing):
+                await self._end()
         return result
 
-    async def _on_failure(self, state: RetryCallState) -> None:
+    async def _begin(self, state: RetryCallState) -> None:
         if self.away:
             return
         self.away = True
-        await self._on_change(True)  # noqa: FBT003 - as above
+        await self._on_change(True)  # noqa: FBT003 - a callback's one argument
         error = state.outcome.exception() if state.outcome else None
         log.error("storage is unavailable: running jobs wait, no new jobs", reason=str(error))
+
+    async def _end(self) -> None:
+        if not self.away:
+            return
+        self.away = False
+        await self._on_change(False)  # noqa: FBT003 - as above
+        log.info("storage is available again")
+
+
+async def watch(gate: OutageGate, ready: Callable[[], Awaitable[None]], every_s: float = WATCH_S) -> None:
+    """Ask the storage again and again, until cancelled: an outage is known, and its end, while no job calls it."""
+    while True:
+        await asyncio.sleep(every_s)
+        try:
+            await gate.retry(ready)
+        except Exception:
+            log.exception("storage could not be asked")
 
 
 class RetryingStore:

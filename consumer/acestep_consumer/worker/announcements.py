@@ -25,7 +25,7 @@ class Announcements:
         connection: the publisher's connection.
         engines: models and limits. They have been started.
         consumer: prefetch and running jobs.
-        costs: mean duration of the latest jobs.
+        costs: mean duration of the latest jobs, and how long the running ones still take.
     """
 
     def __init__(  # noqa: PLR0913 - an announcement has this many sources
@@ -87,6 +87,7 @@ class Announcements:
             vram_gb=limits.vram_gb,
             in_hand=self._consumer.in_hand,
             seconds_per_job=self._costs.seconds_per_job,
+            remaining_s=tuple(None if each is None else round(each, 1) for each in self._costs.remaining_s),
         )
         try:
             await self._publisher.announce(WorkerEvent.of(data))

@@ -37,11 +37,11 @@ class WorkerState:
         settings: as they were at the start; nothing that can be reloaded is read.
         engines: the renderer and the planner.
         connections: the broker connections that jobs depend on.
-        outage: says whether storage is unavailable.
+        outage: says whether storage is unavailable; ``storage.outage.watch`` keeps that current while no job calls it.
         jobs: statistics of finished jobs.
         refusals: publishes that the broker did not confirm.
         traffic: bytes to and from S3.
-        store: the result storage.
+        store: the result storage, once it was checked.
         disk: the disk of the scratch folder.
         consumer: the consumer of the request queue.
         forwarded: requests forwarded to larger tiers, by tier; empty without tier routing.
@@ -76,38 +76,26 @@ class WorkerState:
         )
 
     def checks(self) -> dict[str, Check]:
-        """Return the readiness checks by name. The one of storage makes a request."""
+        """Return the readiness checks by name. None of them waits for anything."""
         return {
-            "broker": self._broker_up,
+            "broker": self._consumes,
             "storage": self._storage_up,
-            "models": self._models_up,
-            "disk": self._disk_has_room,
+            "models": lambda: self.engines.ready,
+            "disk": lambda: self.disk is not None and not self.disk.full,
         }
 
     def known(self) -> dict[str, bool]:
-        """Return the same conditions as last known: a scrape must not wait."""
-        return {
-            "broker": all(connection.is_up for connection in self.connections) and self.consumer is not None,
-            "storage": self.store is not None and not self.outage.away,
-            "models": self.engines.ready,
-            "disk": self.disk is not None and not self.disk.full,
-        }
+        """Return what the checks find now."""
+        return {name: check() for name, check in self.checks().items()}
 
     def engine_states(self) -> dict[str, dict[str, bool | int]]:
         """Return ``ready`` and ``restarts`` of each engine by name."""
         return {name: asdict(state) for name, state in self.engines.states.items()}
 
-    async def _broker_up(self) -> bool:
-        return self.known()["broker"]
+    def _consumes(self) -> bool:
+        """Connected, and the consumer has been started: on a later channel it is started before the channel is used."""
+        connected = all(connection.is_up for connection in self.connections)
+        return connected and self.consumer is not None and self.consumer.started
 
-    async def _storage_up(self) -> bool:
-        if self.store is None or self.outage.away:
-            return False
-        await self.store.ready()
-        return True
-
-    async def _models_up(self) -> bool:
-        return self.known()["models"]
-
-    async def _disk_has_room(self) -> bool:
-        return self.known()["disk"]
+    def _storage_up(self) -> bool:
+        return self.store is not None and not self.outage.away

@@ -44,7 +44,7 @@ from acestep_consumer.commands.doctor.machine import (
     judge_tier,
 )
 from acestep_consumer.commands.doctor.models import judge_lm, judge_model
-from acestep_consumer.commands.doctor.probe import Probe, limit_after, run
+from acestep_consumer.commands.doctor.probe import Probe, run
 from acestep_consumer.commands.doctor.report import DoctorReport, Finding, fail, ok, skip, warn
 from acestep_consumer.commands.doctor.storage import judge_clock, judge_condition, judge_delete
 from acestep_consumer.commands.doctor.table import show
@@ -492,7 +492,7 @@ async def test_a_probe_that_hangs_keeps_what_it_found_and_costs_the_others_nothi
         Probe(check="fine", run=works),
     )
     began = time.monotonic()
-    found = await run(probes, limit_s=0.2, retry_s=0.3)
+    found = await run(probes, timeout_s=0.5)
     assert time.monotonic() - began < 2
     assert [(each.check, each.level) for each in found] == [
         ("first", "ok"),
@@ -501,28 +501,28 @@ async def test_a_probe_that_hangs_keeps_what_it_found_and_costs_the_others_nothi
         ("odd", "fail"),
         ("third", "warn"),
     ]
-    assert found[1].said == "no answer within 0.2 s, nor within 0.3 s"
+    assert found[1].said == "no answer within 0.5 s"
     assert "ZeroDivisionError: nobody foresaw this" in found[3].said
 
 
 async def test_a_slow_answer_is_a_warning_and_no_failure() -> None:
-    tries = []
-
     async def slow() -> AsyncGenerator[Finding]:
-        tries.append(1)
         yield ok("server", "connected")
-        if len(tries) == 1:
-            await asyncio.Event().wait()
+        await asyncio.sleep(0.2)
         yield ok("queue", "there")
 
-    found = await run((Probe(check="server", run=slow, fix="start it"),), limit_s=0.1, retry_s=10)
-    assert [(each.check, each.level) for each in found] == [("server", "ok"), ("queue", "ok"), ("speed", "warn")]
-    assert found[2].said == "only the second try was answered in time: server"
+    async def quick() -> AsyncGenerator[Finding]:
+        yield ok("port", "free")
 
-
-@pytest.mark.parametrize(("spent_s", "limit_s"), [(0.3, 3.5), (1.5, 2.9), (10, 2.0)])
-def test_a_slow_start_leaves_the_probes_less_time(spent_s: float, limit_s: float) -> None:
-    assert limit_after(spent_s) == limit_s
+    probes = (Probe(check="server", run=slow, fix="start it"), Probe(check="port", run=quick))
+    found = await run(probes, timeout_s=60, slow_s=0.1)
+    assert [(each.check, each.level) for each in found] == [
+        ("server", "ok"),
+        ("queue", "ok"),
+        ("port", "ok"),
+        ("speed", "warn"),
+    ]
+    assert found[3].said == "slow to answer: server (0 s)"
 
 
 async def test_a_call_in_a_thread_gives_its_result_or_its_error() -> None:

@@ -11,13 +11,14 @@ from rich.console import Console
 from acestep_consumer.broker.inspection import QueueDepth
 from acestep_consumer.broker.management import ConsumerInfo, RequestQueue, _request_queue
 from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE, UNROUTED, tier_queue
+from acestep_consumer.client.estimate import WorkerLoad
 from acestep_consumer.commands.status.report import (
     ObservedEvents,
     PacePart,
     StatusInputs,
     StatusReport,
     TierQueuePart,
-    eta_s,
+    backlog,
     status_of,
 )
 from acestep_consumer.commands.status.table import table
@@ -33,7 +34,9 @@ def completed(total_s: float) -> JobCompleted:
     )
 
 
-def announced(worker_id: str, *, prefetch: int = 4, state: Any = "ready", in_hand: int = 0) -> WorkerEvent:
+def announced(
+    worker_id: str, *, prefetch: int = 4, state: Any = "ready", in_hand: int = 0, **fields: Any
+) -> WorkerEvent:
     data = Worker(
         worker_id=worker_id,
         state=state,
@@ -42,6 +45,7 @@ def announced(worker_id: str, *, prefetch: int = 4, state: Any = "ready", in_han
         models=("m",),
         tier="tier6",
         vram_gb=24,
+        **fields,
     )
     return WorkerEvent.of(data)
 
@@ -168,14 +172,42 @@ def test_what_a_worker_said_of_itself_goes_with_the_brokers_count() -> None:
     assert (worker.prefetch, worker.tier, worker.models) == (8, "tier6", ("m",))
 
 
-def test_the_queue_is_empty_after_its_jobs_over_all_hands() -> None:
+def test_the_backlog_is_its_jobs_over_all_slots() -> None:
     heard = ObservedEvents(0.0)
     for at in (10, 20, 30):
         heard.add(completed(40), at)
     found = status(20, 1, heard=heard, monitor=monitored(("a", 4), acked_per_s=None))
     assert found.pace.job_s == 40
     assert found.pace.jobs_a_minute == 3
-    assert found.eta_s == 20 * 40 / 4
+    # Five jobs one after the other in each of four slots, after running ones of which the last is nearly new.
+    assert found.eta_s == 5 * 40 + 3.5 / 4 * 40
+    assert found.eta_most_s == 60 * 20 / 3
+    assert "about 4 to 7 min" in shown(found)
+
+
+def test_running_jobs_count_with_their_age_and_length() -> None:
+    heard = ObservedEvents(0.0)
+    heard.add(announced("a", prefetch=2, in_hand=2, seconds_per_job=6.8, remaining_s=(200.0, 300.0)), 59)
+    found = status(4, 1, heard=heard)
+    # All four begin in the slot that is free after 200 s.
+    assert found.eta_s == 228
+    assert "about 4 min" in shown(found)
+
+
+def test_nothing_moves_and_the_running_job_is_older_than_any_so_the_backlog_is_unknown() -> None:
+    heard = ObservedEvents(0.0)
+    heard.add(announced("a", prefetch=1, in_hand=1, seconds_per_job=6.8, remaining_s=(None,)), 59)
+    found = status(4, 1, heard=heard)
+    assert (found.eta_s, found.eta_most_s) == (None, None)
+    assert "backlog          unknown" in shown(found)
+
+
+def test_a_backlog_is_never_shown_more_precisely_than_it_is_known() -> None:
+    heard = ObservedEvents(0.0)
+    heard.add(announced("a", prefetch=1, in_hand=0, seconds_per_job=6.8), 59)
+    found = status(1, 1, heard=heard)
+    assert found.eta_s == 7
+    assert "backlog          a few seconds" in shown(found)
 
 
 def test_the_rate_stands_in_where_the_seconds_of_a_job_are_not_known() -> None:
@@ -191,7 +223,8 @@ def test_what_is_not_known_is_not_guessed() -> None:
 
 @pytest.mark.parametrize("prefetch", [None, 0, 4])
 def test_an_empty_queue_is_empty_now(prefetch: int | None) -> None:
-    assert eta_s(0, PacePart(jobs_a_minute=None, job_s=None, source=None, heard_s=0), prefetch) == 0
+    loads = None if prefetch is None else [WorkerLoad(prefetch=prefetch, in_hand=0)]
+    assert backlog(0, PacePart(jobs_a_minute=None, job_s=None, source=None, heard_s=0), loads) == (0, None)
 
 
 def test_jobs_that_end_otherwise_count_but_say_nothing_of_their_length() -> None:

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from acestep_consumer.commands.terminal import (
     UNKNOWN,
+    about,
     live_display,
     number,
     plural,
@@ -49,6 +50,26 @@ def test_numbers_never_have_exponents(value: float | None, text: str) -> None:
 )
 def test_estimates_have_two_digits(value: float, text: str) -> None:
     assert two_digits(value) == text
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "text"),
+    [
+        (None, None, "unknown"),
+        (1, None, "a few seconds"),
+        (43, None, "about 45 s"),
+        (117, None, "about 120 s"),
+        (228, None, "about 4 min"),
+        (3_006, None, "about 50 min"),
+        (9_000, None, "about 3 h"),
+        (235, 400, "about 4 to 7 min"),
+        (100, 400, "about 100 s to 7 min"),
+        (4, 40, "up to 40 s"),
+        (61, 63, "about 60 s"),
+    ],
+)
+def test_an_estimate_has_no_more_digits_than_it_is_worth(least: float | None, most: float | None, text: str) -> None:
+    assert about(least, most) == text
 
 
 def test_nouns_agree_with_their_numbers() -> None:

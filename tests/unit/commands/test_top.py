@@ -3,6 +3,7 @@
 
 import io
 import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -18,10 +19,13 @@ from acestep_consumer.commands.top.report import (
 from acestep_consumer.commands.top.run import NoWorker, address_of, completed
 from acestep_consumer.commands.top.table import table
 from acestep_consumer.config.settings import WorkerSettings
+from acestep_consumer.domain.job import StoredObject
 from acestep_consumer.domain.objects import Traffic
 from acestep_consumer.engine.device_usage import DeviceUsage
+from acestep_consumer.observability.job_stats import JobStats
 from acestep_consumer.observability.metrics import Metrics, engine_metrics, renderer_metrics, storage_metrics
 from tests.support.engine_stats import engine_stats
+from tests.support.jobs import make_job, make_manifest, make_track
 from tests.support.metrics_page import families_of_a_worker
 
 URL = "http://127.0.0.1:8080"
@@ -62,13 +66,17 @@ def shown(top: TopReport) -> str:
     return text.getvalue()
 
 
-def test_the_families_of_a_real_worker_are_the_ones_that_are_read() -> None:
+def test_the_families_of_a_real_worker_are_the_ones_that_are_read(tmp_path: Path) -> None:
     usage = DeviceUsage()
     usage.process_ready(time.monotonic() - 40)
-    usage.note(engine_stats(songs_done=7, memory_gb=10, memory_limit_gb=20, songs_in_pack=3), time.monotonic())
+    usage.note(engine_stats(memory_gb=10, memory_limit_gb=20, songs_in_pack=3), time.monotonic())
     traffic = Traffic()
     traffic.sent_bytes = 5_000_000
+    jobs, job = JobStats(), make_job()
+    song = StoredObject(track=make_track(tmp_path / "0.wav"), uri="s3://b/t/0.wav", url=None, bytes=4, sha256="0" * 64)
+    jobs.job_ended(make_manifest(job, (song,) * 7), job)
     page = Metrics(
+        jobs.collect,
         lambda: renderer_metrics(usage),
         lambda: engine_metrics({"renderer": 2, "planner": 0}),
         lambda: storage_metrics(traffic, away=False),

@@ -15,24 +15,24 @@ def note(usage: DeviceUsage, now_s: float, busy_s: float, **fields: float) -> No
 def test_before_any_stats_everything_is_zero_or_unknown() -> None:
     usage = DeviceUsage()
     assert usage.stats is None
-    assert (usage.songs, usage.audio_s, usage.reductions) == (0, 0.0, 0)
+    assert (usage.audio_s, usage.reductions) == (0.0, 0)
     assert usage.idle_share(5.0) is None
     assert usage.memory_share is None
 
 
 def test_totals_go_on_over_the_processes_of_an_engine() -> None:
     usage = DeviceUsage()
-    note(usage, 1, 1, songs_done=3, audio_s=90, reductions=1)
-    note(usage, 2, 2, songs_done=5, audio_s=150, reductions=2)
+    note(usage, 1, 1, audio_s=90, reductions=1)
+    note(usage, 2, 2, audio_s=150, reductions=2)
     usage.process_gone()
     assert usage.stats is None
-    assert (usage.songs, usage.audio_s, usage.reductions) == (5, 150, 2)
+    assert (usage.audio_s, usage.reductions) == (150, 2)
     usage.process_ready(10)
-    note(usage, 11, 1, songs_done=1, audio_s=30, reductions=0)
-    assert (usage.songs, usage.audio_s, usage.reductions) == (6, 180, 2)
+    note(usage, 11, 1, audio_s=30, reductions=0)
+    assert (usage.audio_s, usage.reductions) == (180, 2)
     usage.process_gone()
     usage.process_gone()
-    assert usage.songs == 6
+    assert usage.audio_s == 180
 
 
 def test_the_idle_share_is_that_of_the_last_minute_not_since_the_start() -> None:

@@ -5,10 +5,21 @@ import asyncio
 
 import pytest
 
+from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.job import Rendering
-from acestep_consumer.engine.messages import Done, FromEngine, Loading, Progressed, Ready, RequestFailed, SetMemoryShare
+from acestep_consumer.engine.engines import watchdog_limits_of
+from acestep_consumer.engine.messages import (
+    Alive,
+    Done,
+    FromEngine,
+    Loading,
+    Progressed,
+    Ready,
+    RequestFailed,
+    SetMemoryShare,
+)
 from acestep_consumer.engine.pending_requests import PendingRequests
-from acestep_consumer.engine.watchdog import Watchdog, WatchdogLimits
+from acestep_consumer.engine.watchdog import SILENCE_S, Watchdog, WatchdogLimits
 from acestep_schemas.events import ErrorCode
 from tests.support.engine_double import REPORT
 from tests.support.engine_stats import engine_stats
@@ -92,6 +103,29 @@ async def test_a_process_may_load_for_long_but_not_without_progress(requests: Pe
     watchdog.observe(Loading(step="weights"), 90)
     assert watchdog.fault(requests, 0, 190) is None
     assert "no progress while loading for 100 s" in str(watchdog.fault(requests, 0, 190.1))
+
+
+async def test_a_process_that_is_silent_while_loading_is_paused_or_hangs(requests: PendingRequests) -> None:
+    """Long before it had to make progress."""
+    watchdog = Watchdog(WatchdogLimits(start_s=1800, silence_s=300), 0)
+    for now in range(0, 601, 5):
+        watchdog.observe(Alive(), now)
+        assert watchdog.fault(requests, 0, now) is None
+    assert watchdog.fault(requests, 0, 900) is None
+    assert "paused or hung: no message for 300 s" in str(watchdog.fault(requests, 0, 900.1))
+
+
+async def test_heartbeats_are_no_progress(requests: PendingRequests) -> None:
+    watchdog = Watchdog(LIMITS, 0)
+    for now in range(0, 101, 5):
+        watchdog.observe(Alive(), now)
+    assert "no progress while loading for 100 s" in str(watchdog.fault(requests, 0, 100.1))
+
+
+def test_the_hang_limit_of_the_settings_counts_while_loading_too() -> None:
+    limits = [watchdog_limits_of(EngineSettings(hang_s=seconds)) for seconds in (300, 20)]
+    # A process needs some time until its first heartbeat.
+    assert [(each.hang_s, each.silence_s) for each in limits] == [(300, 300), (20, SILENCE_S)]
 
 
 async def test_memory_beyond_the_limit_is_reported_with_the_figures_and_the_setting(

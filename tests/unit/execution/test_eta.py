@@ -84,8 +84,9 @@ def test_what_remains_goes_from_what_is_usual_to_what_this_job_shows() -> None:
     assert estimate.remaining_s(0.0) == pytest.approx(10.0)
     now[0] = 9.0
     assert estimate.remaining_s(0.5) == pytest.approx(0.5 * 1.0 + 0.5 * 9.0)
+    # Longer than usual: the rest is as long as its own pace says.
     now[0] = 19.0
-    assert estimate.remaining_s(0.95) == pytest.approx(0.95)
+    assert estimate.remaining_s(0.95) == pytest.approx(1.0)
 
 
 def test_without_an_estimate_progress_alone_tells_once_there_is_some() -> None:
@@ -94,3 +95,29 @@ def test_without_an_estimate_progress_alone_tells_once_there_is_some() -> None:
     now[0] = 2.0
     assert estimate.remaining_s(0.05) is None
     assert estimate.remaining_s(0.5) == pytest.approx(2.0)
+
+
+def test_a_job_that_takes_longer_than_usual_and_shows_no_progress_has_an_unknown_rest() -> None:
+    now = [0.0]
+    estimate = Estimate(6.8, lambda: now[0])
+    now[0] = 180.0
+    assert estimate.remaining_s(0.0) is None
+    assert estimate.remaining_s(0.5) == pytest.approx(180.0)
+
+
+def test_the_rest_of_each_running_job_is_known_the_shortest_first_and_the_unknown_last() -> None:
+    costs, now = CostModel(), [0.0]
+    late, early, unknown = (Estimate(expected_s, lambda: now[0]) for expected_s in (50.0, 20.0, None))
+    with costs.running(unknown), costs.running(late), costs.running(early):
+        assert costs.remaining_s == (20.0, 50.0, None)
+        now[0], late.progress = 10.0, 0.5
+        assert costs.remaining_s == (10.0, 0.5 * 40 + 0.5 * 10, None)
+    assert not costs.remaining_s
+
+
+def test_two_long_jobs_among_many_short_ones_do_not_make_the_mean_a_long_one() -> None:
+    costs = CostModel()
+    for took_s in (*[2.0] * 198, *[120.0] * 2):
+        learn(costs, 60, took_s)
+    assert costs.seconds_per_job is not None
+    assert costs.seconds_per_job < 7

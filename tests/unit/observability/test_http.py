@@ -11,15 +11,15 @@ from acestep_consumer.observability.http import EngineStates, HealthServer
 ENGINES = {"renderer": {"ready": True, "restarts": 0}, "planner": {"ready": False, "restarts": 3}}
 
 
-async def yes() -> bool:
+def yes() -> bool:
     return True
 
 
-async def no() -> bool:
+def no() -> bool:
     return False
 
 
-async def broken() -> bool:
+def broken() -> bool:
     raise RuntimeError
 
 

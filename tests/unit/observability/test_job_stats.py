@@ -4,16 +4,17 @@
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from acestep_consumer.broker.errors import ConnectionLost, Nacked, Unroutable
-from acestep_consumer.domain.job import Job
+from acestep_consumer.domain.job import Job, StoredObject
 from acestep_consumer.observability.job_stats import MAX_NAMES, NONE, OTHER, STAGE_BUCKETS_S, JobStats, Refusals
 from acestep_schemas.events import Completed, ErrorCode, ErrorReport, LmChoice, ModelChoice, Timings, Unfinished
-from tests.support.jobs import make_job, make_manifest
+from tests.support.jobs import make_job, make_manifest, make_track
 from tests.support.metrics_page import samples_in, samples_of
 
 PAGE = Path(__file__).parent / "pages/jobs.prom"
@@ -102,6 +103,23 @@ def test_audio_codes_count_when_the_language_model_wrote_them() -> None:
     assert samples_of(stats.collect)["acestep_lm_audio_codes_total"] == 5
 
 
+def test_the_songs_of_completed_jobs_count_as_delivered_and_those_of_a_repeated_event_do_not(tmp_path: Path) -> None:
+    stats, job = JobStats(), make_job()
+    song = StoredObject(track=make_track(tmp_path / "0.wav"), uri="s3://b/t/0.wav", url=None, bytes=4, sha256="0" * 64)
+    stats.job_ended(make_manifest(job, (song, song)), job)
+    stats.job_ended(failed(job, ErrorCode.CANCELLED, status="cancelled"), job)
+    stats.event_repeated()
+    found = samples_of(stats.collect)
+    assert (found["acestep_songs_total"], found["acestep_audio_seconds_total"]) == (2, 3)
+
+
+def test_between_ten_seconds_and_three_minutes_a_quantile_is_right_to_a_third() -> None:
+    """A quantile is interpolated within a bucket: songs and waits are mostly in this range."""
+    ends = [bound for bound in STAGE_BUCKETS_S if 10 <= bound <= 180]
+    assert (ends[0], ends[-1]) == (10, 180)
+    assert all(end <= 1.5 * start for start, end in pairwise(ends))
+
+
 def test_an_estimate_is_compared_with_what_the_job_took() -> None:
     stats, job = JobStats(), make_job()
     stats.job_ended(completed(job), job, expected_s=1.3)
@@ -123,7 +141,7 @@ def test_names_do_not_grow_without_bound() -> None:
     assert jobs(stats)[label("completed", OTHER, "tier1")] == 1000 - MAX_NAMES + 1
 
 
-@pytest.mark.parametrize(("seconds", "bucket"), [(0, 0), (0.05, 0), (0.051, 1), (1800, 13), (1801, 14)])
+@pytest.mark.parametrize(("seconds", "bucket"), [(0, 0), (0.05, 0), (0.051, 1), (1800, 19), (1801, 20)])
 def test_a_bucket_ends_at_its_bound(seconds: float, bucket: int) -> None:
     stats = JobStats()
     stats.job_ended(failed(None), None, timings=Timings(total=seconds))
@@ -156,7 +174,7 @@ def test_counting_a_job_takes_less_than_a_fifth_of_a_millisecond() -> None:
     assert min(round_of(1000) for _ in range(5)) < 200e-6
 
 
-def test_a_run_of_jobs_gives_the_page_that_the_first_release_gave() -> None:
+def test_a_run_of_jobs_gives_what_the_first_release_gave_and_more_buckets_and_songs() -> None:
     stats, refusals, job = JobStats(), Refusals(), make_job()
     for number in range(40):
         seconds = 0.03 * 1.4**number
@@ -172,4 +190,7 @@ def test_a_run_of_jobs_gives_the_page_that_the_first_release_gave() -> None:
     stats.event_repeated()
     for error in (Nacked(), Unroutable(), Unroutable(), OSError()):
         refusals.add(error)
-    assert samples_of(stats.collect, refusals.collect) == samples_in(PAGE.read_text())
+    found, before = samples_of(stats.collect, refusals.collect), samples_in(PAGE.read_text())
+    assert {name: found[name] for name in before} == before
+    added = {name for name in found.keys() - before.keys() if not name.startswith("acestep_stage_seconds_bucket")}
+    assert added == {"acestep_songs_total", "acestep_audio_seconds_total"}

@@ -6,7 +6,7 @@ import asyncio
 import pytest
 
 from acestep_consumer.domain.errors import InputUnreadable, ManifestUnreadable, StorageUnavailable
-from acestep_consumer.storage.outage import OutageGate
+from acestep_consumer.storage.outage import OutageGate, watch
 from tests.support.waiting import eventually
 
 
@@ -76,3 +76,44 @@ async def test_a_job_that_is_cancelled_stops_waiting() -> None:
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
+
+
+async def test_a_call_that_never_failed_does_not_end_the_outage_of_another() -> None:
+    """Storage that is full refuses writes and answers reads."""
+    changes: list[bool] = []
+    shared, full = gate(changes), Storage(failures=10**9)
+    writing = asyncio.create_task(shared.retry(full.read))
+    await eventually(lambda: shared.away)
+    assert await shared.retry(Storage(failures=0).read) == "here"
+    assert changes == [True]
+    full.failures = 0
+    await writing
+    assert changes == [True, False]
+
+
+async def test_the_outage_ends_when_the_only_job_that_waits_for_storage_is_cancelled() -> None:
+    """Nothing would call the storage any more, so nothing would ever end it."""
+    changes: list[bool] = []
+    shared = gate(changes)
+    waiting = asyncio.create_task(shared.retry(Storage(failures=10**9).read))
+    await eventually(lambda: shared.away)
+    waiting.cancel()
+    await asyncio.wait({waiting})
+    assert (changes, shared.away) == ([True, False], False)
+
+
+async def test_an_outage_and_its_end_are_known_without_any_job() -> None:
+    changes: list[bool] = []
+    shared = gate(changes)
+    answers: list[Exception | None] = [None, ValueError("bug"), *[StorageUnavailable("nobody there")] * 3, None]
+
+    async def ready() -> None:
+        answer = answers.pop(0) if answers else None
+        if answer is not None:
+            raise answer
+
+    watching = asyncio.create_task(watch(shared, ready, every_s=0.001))
+    await eventually(lambda: changes == [True, False])
+    watching.cancel()
+    await asyncio.wait({watching})
+    assert not shared.away

@@ -27,6 +27,7 @@ from acestep_consumer.broker.topology import (
     topology_with,
 )
 from acestep_consumer.broker.versions import STREAMS, ack_timeout_warning, differences, number_of, untested
+from acestep_consumer.commands.doctor.probe import TIMEOUT_S
 from acestep_consumer.commands.doctor.report import Finding, fail, ok, skip, warn
 from acestep_consumer.commands.topology import tier_names
 from acestep_consumer.config.settings import BrokerSettings, Settings
@@ -44,9 +45,9 @@ _DECLARES: Final = "a worker declares it when it starts; or run: acestep-consume
 _MAY_SET: Final = {"administrator", "policymaker"}
 
 
-async def check_broker(settings: Settings) -> AsyncGenerator[Finding]:
-    """Check the broker over AMQP. Nothing on it is changed."""
-    inspection = BrokerInspection(settings.broker, _NAME)
+async def check_broker(settings: Settings, timeout_s: float = TIMEOUT_S) -> AsyncGenerator[Finding]:
+    """Check the broker over AMQP, waiting ``timeout_s`` seconds for each answer. Nothing on it is changed."""
+    inspection = BrokerInspection(settings.broker, _NAME, timeout_s=timeout_s)
     async with AsyncExitStack() as stack:
         try:
             await stack.enter_async_context(inspection)
@@ -63,14 +64,14 @@ async def check_broker(settings: Settings) -> AsyncGenerator[Finding]:
             yield judge_tiers(await inspection.depths(map(tier_queue, tiers)))
 
 
-async def check_management(settings: BrokerSettings) -> AsyncGenerator[Finding]:
-    """Check the management API: the user's tags, the bindings, the broker's clock."""
+async def check_management(settings: BrokerSettings, timeout_s: float = TIMEOUT_S) -> AsyncGenerator[Finding]:
+    """Check the management API: the user's tags, the bindings, the broker's clock. ``timeout_s``: as above."""
     if settings.management_url is None:
         yield skip(
             "management", "ACESTEP_MANAGEMENT_URL is not set, so the queue limit is fixed once the queue is declared"
         )
         return
-    async with ManagementClient(settings) as monitor:
+    async with ManagementClient(settings, read_timeout_s=timeout_s) as monitor:
         try:
             yield judge_tags(await monitor.tags())
             yield judge_bindings(topology_with(settings, None), await monitor.bindings())

@@ -19,13 +19,14 @@ from typing import Final
 import aiohttp
 
 from acestep_consumer.audio.formats import FORMATS
-from acestep_consumer.commands.doctor.report import Finding, fail, ok, warn
+from acestep_consumer.commands.doctor.report import Finding, fail, ok, skip, warn
 from acestep_consumer.commands.plan import gpu as gpus
 from acestep_consumer.commands.plan.gpu import DetectedGpu, DeviceMissing
 from acestep_consumer.commands.plan.survey import PlanQuestion, PlanSurvey
 from acestep_consumer.commands.threads import run_in_thread
 from acestep_consumer.config.http import NETWORK_ERRORS, open_session
 from acestep_consumer.config.settings import EngineSettings, Settings, WorkerSettings
+from acestep_consumer.engine.compiler import compiler_fault
 from acestep_consumer.policy.tiers import TierTable, TierTableError, load_table
 
 INSTALL: Final = "pip install 'acestep-consumer[engine]'"
@@ -95,6 +96,20 @@ class Machine:
         for finding in judge_encoders(process.returncode, out.decode(), err.decode()):
             yield finding
 
+    async def compiler(self) -> AsyncGenerator[Finding]:
+        """Try the compiler that ``torch.compile`` needs, where the models would be compiled."""
+        engine = self._settings.engine
+        try:
+            found = await self.gpu()
+        except DeviceMissing:
+            yield skip("compiler", "it depends on the device")
+            return
+        kind = found.kind if found.vram_gb and found.by != "none" else "cpu"
+        if not (kind == "cuda" if engine.compile is None else engine.compile):
+            yield ok("compiler", "not needed: the models are not compiled on this device")
+            return
+        yield judge_compiler(await run_in_thread(lambda: compiler_fault(kind)))
+
     async def scratch(self) -> AsyncGenerator[Finding]:
         """Write to the scratch folder."""
         folder = self._settings.engine.scratch_dir or Path(tempfile.gettempdir())
@@ -130,6 +145,14 @@ def judge_tier(found: DetectedGpu, table: TierTable, settings: Settings) -> Find
     if found.vram_gb and not plan.fits:
         return warn("tier", f"{said}; {plan.workers.because}", "acestep-consumer plan shows which models fit")
     return ok("tier", said)
+
+
+def judge_compiler(fault: str | None) -> Finding:
+    """Report whether kernels can be compiled; without, a worker starts all the same."""
+    if fault is None:
+        return ok("compiler", "can compile kernels")
+    said, _, fix = fault.rpartition("; ")
+    return warn("compiler", f"{said}: the models run uncompiled, which is slower", f"{fix}, or ACESTEP_COMPILE=false")
 
 
 def judge_encoders(code: int | None, out: str, err: str) -> Iterator[Finding]:
@@ -194,7 +217,7 @@ def _bind(host: str, port: int) -> None:
 
 
 async def _is_worker(host: str, port: int) -> bool:
-    timeout = aiohttp.ClientTimeout(total=1)
+    timeout = aiohttp.ClientTimeout(total=5)
     with suppress(*NETWORK_ERRORS, ValueError):
         async with open_session(timeout=timeout) as http, http.get(f"http://{host}:{port}/healthz") as answer:
             return bool(await answer.json() == {"status": "alive"})

@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the probes of ``doctor`` concurrently, each with a time limit: one that hangs costs only its own lines."""
+"""Runs the probes of ``doctor`` concurrently, each with a time limit: one that hangs costs only its own lines.
+
+A slow answer is no failure: a worker waits for it too. Only a refusal is one, or a silence for the whole limit.
+"""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
 from acestep_consumer.commands.doctor.report import Finding, Level, fail, warn
 
-LONGEST_S, SHORTEST_S = 3.5, 2.0
-# Of the five seconds that a person waits; the rest is for the output.
-WHOLE_S = 4.4
-# Of the second try: a slow answer is no failure, only a long silence is.
-RETRY_S = 5.0
+TIMEOUT_S = 30.0
+SLOW_S = 5.0
+"""An answer that takes longer is reported as slow. On a machine with nothing else to do all come within two."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +24,7 @@ class Probe:
     Attributes:
         check: its name if it gives no answer.
         run: yields findings one by one, so that those before a hang are kept.
-        late: the level of no answer, not even to the second try.
+        late: the level of no answer.
         fix: what to do then.
     """
 
@@ -32,39 +34,41 @@ class Probe:
     fix: str | None = None
 
 
-def limit_after(spent_s: float) -> float:
-    """Return the time limit of each probe if the program has already run for ``spent_s`` seconds."""
-    return round(min(max(WHOLE_S - spent_s, SHORTEST_S), LONGEST_S), 1)
-
-
-async def run(probes: Sequence[Probe], limit_s: float, retry_s: float = RETRY_S) -> tuple[Finding, ...]:
+async def run(probes: Sequence[Probe], timeout_s: float, slow_s: float = SLOW_S) -> tuple[Finding, ...]:
     """Run all probes concurrently and return their findings in the order of the probes.
 
-    A probe that takes longer than ``limit_s`` seconds is tried once more, for ``retry_s``. They are started from the
-    last to the first: those at the end start processes, which then run while the first ones import their packages.
+    They are started from the last to the first: those at the end start processes, which then run while the first ones
+    import their packages.
+
+    Args:
+        probes: in the order of the report.
+        timeout_s: seconds that each may take.
+        slow_s: seconds from which on an answer is reported as slow.
     """
-    tasks = [asyncio.create_task(_try_twice(probe, limit_s, retry_s)) for probe in reversed(probes)]
+    tasks = [asyncio.create_task(_timed(probe, timeout_s)) for probe in reversed(probes)]
     results = list(reversed(await asyncio.gather(*tasks)))
     found = [finding for findings, _ in results for finding in findings]
-    slow = [probe.check for probe, (_, retried) in zip(probes, results, strict=True) if retried]
+    slow = [
+        f"{probe.check} ({took_s:.0f} s)"
+        for probe, (_, took_s) in zip(probes, results, strict=True)
+        if took_s is not None and took_s > slow_s
+    ]
     if slow:
-        found.append(warn("speed", f"only the second try was answered in time: {', '.join(slow)}", _SLOW))
+        found.append(warn("speed", f"slow to answer: {', '.join(slow)}", _SLOW))
     return tuple(found)
 
 
-_SLOW = "this machine, the network or a server is busy"
+_SLOW = "this machine, the network or a server is busy; a worker waits longer"
 
 
-async def _try_twice(probe: Probe, limit_s: float, retry_s: float) -> tuple[list[Finding], bool]:
-    """Return the findings, and whether it took a second try to get them all."""
-    found, in_time = await _findings(probe, limit_s)
+async def _timed(probe: Probe, timeout_s: float) -> tuple[list[Finding], float | None]:
+    """Return the findings, and the seconds that they took; None: not all of them came."""
+    began = time.monotonic()
+    found, in_time = await _findings(probe, timeout_s)
     if in_time:
-        return found, False
-    found, in_time = await _findings(probe, retry_s)
-    if in_time:
-        return found, True
-    said = f"no answer within {limit_s:g} s, nor within {retry_s:g} s"
-    return [*found, Finding(check=probe.check, level=probe.late, said=said, fix=probe.fix)], False
+        return found, time.monotonic() - began
+    said = f"no answer within {timeout_s:g} s"
+    return [*found, Finding(check=probe.check, level=probe.late, said=said, fix=probe.fix)], None
 
 
 async def _findings(probe: Probe, limit_s: float) -> tuple[list[Finding], bool]:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from acestep_consumer.commands.doctor.machine import Machine
 from acestep_consumer.commands.doctor.models import check_lm, check_models
-from acestep_consumer.commands.doctor.probe import Probe, limit_after, run
+from acestep_consumer.commands.doctor.probe import Probe, run
 from acestep_consumer.commands.doctor.report import DoctorReport, Finding, fail, ok, skip
 from acestep_consumer.commands.doctor.table import show
 from acestep_consumer.commands.terminal import silence_client
@@ -25,11 +25,11 @@ _SLOW = "this machine or its disk is busy: try again"
 _SLOW_TORCH = "torch or the driver is slow to start; `acestep-consumer plan` waits longer"
 
 
-async def doctor(*, as_json: bool) -> Exit:
-    """Run all checks and print the report; 0 unless one of them failed."""
+async def doctor(*, as_json: bool, timeout_s: float) -> Exit:
+    """Run all checks, of ``timeout_s`` seconds at most, and print the report; 0 unless one of them failed."""
     began = time.perf_counter()
     silence_client()
-    findings = await _examine(os.environ)
+    findings = await _examine(os.environ, timeout_s)
     report = DoctorReport(findings=findings, took_s=round(time.perf_counter() - began, 2))
     if as_json:
         sys.stdout.write(report.model_dump_json(indent=2) + "\n")
@@ -38,13 +38,13 @@ async def doctor(*, as_json: bool) -> Exit:
     return Exit.DONE if report.fit else Exit.UNFIT
 
 
-async def _examine(environ: Mapping[str, str]) -> tuple[Finding, ...]:
+async def _examine(environ: Mapping[str, str], timeout_s: float) -> tuple[Finding, ...]:
     try:
         settings = settings_module.load()
     except SettingsError as error:
         problems = (fail("settings", problem, _ALL_SETTINGS) for problem in str(error).splitlines())
         return (*problems, skip("the rest", "it depends on the settings"))
-    found = await run(tuple(_probes(settings, environ)), limit_after(_running_s()))
+    found = await run(tuple(_probes(settings, environ, timeout_s)), timeout_s)
     return (_read(settings, environ), *found)
 
 
@@ -58,17 +58,17 @@ def _read(settings: Settings, environ: Mapping[str, str]) -> Finding:
     return ok("settings", f"valid; {given} set in the environment{file}; concurrent jobs: {jobs}")
 
 
-def _probes(settings: Settings, environ: Mapping[str, str]) -> Iterator[Probe]:
+def _probes(settings: Settings, environ: Mapping[str, str], timeout_s: float) -> Iterator[Probe]:
     """Yield all probes, in the order of the report."""
     machine = Machine(settings, environ)
     yield Probe(
         check="broker",
-        run=partial(_check_broker, settings),
+        run=partial(_check_broker, settings, timeout_s),
         fix="is the address in ACESTEP_AMQP_URL right, and does a firewall let it through?",
     )
     yield Probe(
         check="management",
-        run=partial(_check_management, settings),
+        run=partial(_check_management, settings, timeout_s),
         fix="is the address in ACESTEP_MANAGEMENT_URL right?",
     )
     yield Probe(
@@ -78,6 +78,7 @@ def _probes(settings: Settings, environ: Mapping[str, str]) -> Iterator[Probe]:
     )
     yield Probe(check="packages", run=machine.packages, fix=_SLOW)
     yield Probe(check="device", run=machine.device, late="warn", fix=_SLOW_TORCH)
+    yield Probe(check="compiler", run=machine.compiler, late="warn", fix=_SLOW_TORCH)
     yield Probe(check="models", run=partial(check_models, settings.engine, environ), late="warn", fix=_SLOW)
     yield Probe(check="language model", run=partial(check_lm, settings, machine, environ), late="skip")
     yield Probe(check="encoders", run=machine.encoders, late="warn", fix=_SLOW)
@@ -94,25 +95,25 @@ def _probes(settings: Settings, environ: Mapping[str, str]) -> Iterator[Probe]:
 # event loop they would delay the other probes.
 
 
-async def _check_broker(settings: Settings) -> AsyncGenerator[Finding]:
-    def load() -> Callable[[Settings], AsyncGenerator[Finding]]:
+async def _check_broker(settings: Settings, timeout_s: float) -> AsyncGenerator[Finding]:
+    def load() -> Callable[[Settings, float], AsyncGenerator[Finding]]:
         from acestep_consumer.commands.doctor.broker import check_broker  # noqa: PLC0415 - see above
 
         return check_broker
 
     check = await run_in_thread(load)
-    async for finding in check(settings):
+    async for finding in check(settings, timeout_s):
         yield finding
 
 
-async def _check_management(settings: Settings) -> AsyncGenerator[Finding]:
-    def load() -> Callable[[BrokerSettings], AsyncGenerator[Finding]]:
+async def _check_management(settings: Settings, timeout_s: float) -> AsyncGenerator[Finding]:
+    def load() -> Callable[[BrokerSettings, float], AsyncGenerator[Finding]]:
         from acestep_consumer.commands.doctor.broker import check_management  # noqa: PLC0415 - see above
 
         return check_management
 
     check = await run_in_thread(load)
-    async for finding in check(settings.broker):
+    async for finding in check(settings.broker, timeout_s):
         yield finding
 
 
@@ -125,12 +126,3 @@ async def _check_storage(settings: Settings) -> AsyncGenerator[Finding]:
     check = await run_in_thread(load)
     async for finding in check(settings.storage):
         yield finding
-
-
-def _running_s() -> float:
-    """Return the age of this process in seconds, including Python's start; 0 if the system does not say."""
-    try:
-        began_ticks = int(Path("/proc/self/stat").read_text(encoding="ascii").rpartition(")")[2].split()[19])
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - began_ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
-        return 0.0

@@ -14,7 +14,7 @@ from acestep_consumer.commands.doctor.report import Finding, fail, ok, skip, war
 from acestep_consumer.config.settings import StorageSettings
 from acestep_consumer.domain.errors import StorageRefused, StorageUnavailable
 from acestep_consumer.domain.objects import ObjectAddress
-from acestep_consumer.storage.s3.client import NOTHING, S3Client, S3Payload, S3Response, refused
+from acestep_consumer.storage.s3.client import NOTHING, S3Client, S3Payload, S3Response, TransientS3Error, refused
 
 CHECKS: Final = ("storage", "storage clock", "bucket", "write and read", "conditional write", "delete")
 # Time for one retry.
@@ -34,11 +34,21 @@ async def check_storage(settings: StorageSettings) -> AsyncGenerator[Finding]:
                 yield finding
     except StorageUnavailable as error:
         failed = CHECKS[done]
+        if _is_busy(error):
+            yield warn(failed, f"{where} answers, but is busy: {error}", "a worker waits for it; try again later")
+            for check in CHECKS[done + 1 :]:
+                yield skip(check, "the storage is busy")
+            return
         said = f"{where}: {error}" if failed == "storage" else str(error)
         fix = _UNREACHABLE if failed == "storage" and not isinstance(error, StorageRefused) else None
         yield fail(failed, said, fix)
         for check in CHECKS[done + 1 :]:
             yield skip(check, f"{failed} failed")
+
+
+def _is_busy(error: StorageUnavailable) -> bool:
+    """Whether S3 answered, and only put the request off: with 503 ``SlowDown``, for instance."""
+    return isinstance(error.__cause__, TransientS3Error) and error.__cause__.answered
 
 
 async def _checks(connection: S3Client, settings: StorageSettings, where: str) -> AsyncGenerator[Finding]:

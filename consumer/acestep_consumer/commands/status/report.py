@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report of ``status``, calculated from what the sources say. Pure; ``--json`` prints it unchanged.
 
-A worker runs as many jobs concurrently as its prefetch. All workers together finish a job every
-seconds-per-job ÷ sum-of-prefetch, and the backlog takes that times the number of waiting messages.
+The backlog is estimated twice: from how long jobs take and the running ones still need (``client.estimate``), and from
+the rate at which jobs ended lately. The two differ when that rate was one of little demand, or when jobs wait for more
+than the GPU.
 """
 
+import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from statistics import fmean
@@ -17,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from acestep_consumer.broker.inspection import QueueDepth
 from acestep_consumer.broker.management import RequestQueue
 from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE, UNROUTED, tier_queue
+from acestep_consumer.client.estimate import WorkerLoad, expected
 from acestep_schemas.events import JobCompleted, JobEvent, Worker, WorkerEvent
 
 RateSource = Literal["broker", "events"]
@@ -27,6 +30,7 @@ SILENT_S: Final = 5 * ASK_EVERY_S
 ANSWERED_S: Final = 2.0
 """Every worker has answered by then; it answers once a second at most."""
 _JOBS: Final = 100
+_MUCH_SLOWER: Final = 1.5
 
 
 class _StatusPart(BaseModel):
@@ -88,7 +92,8 @@ class StatusReport(_StatusPart):
 
     Attributes:
         tiers: the tiers with waiting requests; None: no forwarding (``ACESTEP_ROUTE_BY_TIER``).
-        eta_s: seconds until the requests that wait now are done; None: unknown.
+        eta_s: whole seconds until the requests that wait now are done; None: unknown.
+        eta_most_s: the same at the rate of late, where that is much slower; else None.
     """
 
     time: datetime
@@ -100,7 +105,8 @@ class StatusReport(_StatusPart):
     dead_letters: int
     unrouted_events: int
     pace: PacePart
-    eta_s: float | None
+    eta_s: int | None
+    eta_most_s: int | None = None
     notes: tuple[str, ...]
 
 
@@ -180,6 +186,7 @@ def status_of(seen: StatusInputs, notes: Iterable[str] = ()) -> StatusReport:
     workers = _workers(seen)
     pace = _pace(seen)
     prefetch = _sum_of_prefetch(seen, workers, requests.consumers)
+    eta_s, eta_most_s = backlog(requests.ready, pace, None if prefetch is None else _loads(seen, workers))
     unacked, unacked_from = _unacked(seen, workers, requests.consumers)
     return StatusReport(
         time=datetime.now(UTC),
@@ -200,21 +207,44 @@ def status_of(seen: StatusInputs, notes: Iterable[str] = ()) -> StatusReport:
         dead_letters=_ready(seen, DEAD_LETTER),
         unrouted_events=_ready(seen, UNROUTED),
         pace=pace,
-        eta_s=eta_s(requests.ready, pace, prefetch),
+        eta_s=eta_s,
+        eta_most_s=eta_most_s,
         notes=(*notes, *_unattended(seen, tiers or ())),
     )
 
 
-def eta_s(ready: int, pace: PacePart, prefetch: int | None) -> float | None:
-    """Return the seconds until ``ready`` messages are done; None: unknown.
+def backlog(ready: int, pace: PacePart, loads: Sequence[WorkerLoad] | None) -> tuple[int | None, int | None]:
+    """Return ``eta_s`` and ``eta_most_s`` for ``ready`` waiting requests.
 
-    From seconds per job and the sum of prefetch if both are known, which works with few samples; else from the rate.
+    Args:
+        ready: waiting requests.
+        pace: throughput of late.
+        loads: all workers that take requests; None: some are not known, and the throughput alone counts.
     """
-    if ready == 0:
-        return 0.0
-    if pace.job_s is not None and prefetch:
-        return round(ready * pace.job_s / prefetch, 1)
-    return round(60 * ready / pace.jobs_a_minute, 1) if pace.jobs_a_minute else None
+    if not ready:
+        return 0, None
+    by_rate = 60 * ready / pace.jobs_a_minute if pace.jobs_a_minute else None
+    if loads is None or not (pace.job_s or any(load.seconds_per_job for load in loads)):
+        return _whole(by_rate), None
+    by_jobs = expected(ready, loads, pace.job_s)
+    much_slower = by_jobs is not None and by_rate is not None and by_rate > _MUCH_SLOWER * by_jobs
+    return _whole(by_jobs), _whole(by_rate) if much_slower else None
+
+
+def _whole(seconds: float | None) -> int | None:
+    return None if seconds is None else math.ceil(seconds)
+
+
+def _loads(seen: StatusInputs, workers: tuple[WorkerPart, ...]) -> tuple[WorkerLoad, ...]:
+    """Return the load of each worker that takes requests; one that did not answer is taken to be full."""
+    reported = seen.observed.workers(seen.now_s)
+    return tuple(
+        WorkerLoad.of(reported[each.worker_id], each.prefetch)
+        if each.worker_id in reported
+        else WorkerLoad(prefetch=each.prefetch or 0, in_hand=each.prefetch or 0)
+        for each in workers
+        if each.state != "draining" and each.prefetch
+    )
 
 
 def _tiers(seen: StatusInputs) -> tuple[TierQueuePart, ...] | None:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from acestep_consumer.commands.status.report import PacePart, StatusReport, TierQueuePart, WorkerPart
-from acestep_consumer.commands.terminal import UNKNOWN, bullet_list, number, plural, seconds
+from acestep_consumer.commands.terminal import UNKNOWN, about, bullet_list, number, plural, seconds
 
 _FULL, _NEARLY_FULL = 1.0, 0.8
 
@@ -95,7 +95,7 @@ def _throughput(pace: PacePart) -> str:
 def _backlog(status: StatusReport) -> str:
     if status.eta_s == 0:
         return "none"
-    return "about " + seconds(status.eta_s) if status.eta_s is not None else UNKNOWN
+    return about(status.eta_s, status.eta_most_s)
 
 
 def _workers(workers: tuple[WorkerPart, ...]) -> Table:

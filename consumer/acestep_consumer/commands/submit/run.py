@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from acestep_consumer.client import Client, ClientError, DownloadFailed, Job, Outlook
 from acestep_consumer.commands.base import print_client_error, print_error, print_warning
-from acestep_consumer.commands.terminal import plural, seconds, silence_amqp_libraries
+from acestep_consumer.commands.terminal import about, plural, silence_amqp_libraries
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.settings import Settings
 from acestep_schemas.events import JobCompleted, JobProgress, JobStarted, TerminalEvent
@@ -101,7 +101,7 @@ def in_words(outlook: Outlook) -> str:
         parts.append(f"position {outlook.position:,} in the queue" if outlook.position else "taken by a worker")
     if outlook.expected_s is not None:
         jobs = f"{plural(outlook.workers or 0, 'worker')}, {plural(outlook.in_hand or 0, 'job')} in progress"
-        parts.append(f"songs in about {seconds(outlook.expected_s)} ({jobs})")
+        parts.append(f"songs in {about(outlook.expected_s)} ({jobs})")
     if outlook.note is not None:
         parts.append(outlook.note)
     return "; ".join(parts)

@@ -17,9 +17,11 @@ import structlog
 
 from acestep_consumer.config.logs import set_up_logs
 from acestep_consumer.engine import framing
+from acestep_consumer.engine.heartbeat import heartbeat
 from acestep_consumer.engine.messages import (
     FROM_ENGINE,
     TO_ENGINE,
+    Alive,
     ConfigurePlanner,
     FromEngine,
     Loading,
@@ -53,6 +55,12 @@ class PlannerPipe:
         """Send one message."""
         self._writer.write(framing.pack(FROM_ENGINE.dump_json(message)))
 
+    def beat(self) -> None:
+        """Send ``Alive`` from another thread, while the event loop loads the model."""
+        # A write this small is never split, and without room in the pipe there is none: it cannot part another message.
+        with suppress(OSError):
+            os.write(self._writer.get_extra_info("socket").fileno(), framing.pack(FROM_ENGINE.dump_json(Alive())))
+
     async def flush(self) -> None:
         """Wait until all messages are written to the pipe."""
         with suppress(ConnectionError):
@@ -74,24 +82,25 @@ async def serve(pipe: PlannerPipe, configure: ConfigurePlanner) -> None:
     """Load the model, warm it up, and answer requests."""
     pipe.send(Loading(step=f"loading {configure.model}"))
     await pipe.flush()
-    try:
-        # Not at the top: torch takes seconds and may be missing, and the parent must be informed of either.
-        with collection_paused():
-            from acestep_consumer.engine.planner.engine_loop import EngineLoop  # noqa: PLC0415 - see above
-            from acestep_consumer.engine.planner.loading import LmUnusable, load  # noqa: PLC0415
-            from acestep_consumer.engine.planner.planning import SongPlanner  # noqa: PLC0415
-            from acestep_consumer.engine.planner.service import PlannerService  # noqa: PLC0415
-    except ImportError as error:
-        await refuse(pipe, f"{error.name} is missing: pip install 'acestep-consumer[engine]'")
-    try:
-        loaded = load(configure)
-    except LmUnusable as error:
-        await refuse(pipe, str(error))
-    engine_loop = EngineLoop(loaded.backend)
-    stepping = asyncio.create_task(engine_loop.run(), name="steps")
-    stepping.add_done_callback(on_steps_ended)
-    planner = SongPlanner(engine_loop, loaded.tokens)
-    await planner.warm_up()
+    with heartbeat(pipe.beat):
+        try:
+            # Not at the top: torch takes seconds and may be missing, and the parent must be informed of either.
+            with collection_paused():
+                from acestep_consumer.engine.planner.engine_loop import EngineLoop  # noqa: PLC0415 - see above
+                from acestep_consumer.engine.planner.loading import LmUnusable, load  # noqa: PLC0415
+                from acestep_consumer.engine.planner.planning import SongPlanner  # noqa: PLC0415
+                from acestep_consumer.engine.planner.service import PlannerService  # noqa: PLC0415
+        except ImportError as error:
+            await refuse(pipe, f"{error.name} is missing: pip install 'acestep-consumer[engine]'")
+        try:
+            loaded = load(configure)
+        except LmUnusable as error:
+            await refuse(pipe, str(error))
+        engine_loop = EngineLoop(loaded.backend)
+        stepping = asyncio.create_task(engine_loop.run(), name="steps")
+        stepping.add_done_callback(on_steps_ended)
+        planner = SongPlanner(engine_loop, loaded.tokens)
+        await planner.warm_up()
     service = PlannerService(planner, pipe.send)
     pipe.send(Ready(report=loaded.report))
     while True:

@@ -18,9 +18,11 @@ import structlog
 
 from acestep_consumer.config.logs import set_up_logs
 from acestep_consumer.engine.framing import FrameSocket
+from acestep_consumer.engine.heartbeat import heartbeat
 from acestep_consumer.engine.messages import (
     FROM_ENGINE,
     TO_ENGINE,
+    Alive,
     Configure,
     FromEngine,
     Loading,
@@ -75,7 +77,8 @@ def main() -> None:
     configure = pipe.receive()
     assert isinstance(configure, Configure)  # noqa: S101 - the supervisor's first message
     set_up_logs(configure.log_level, "json" if configure.log_json else "console")
-    service = open_service(pipe, configure)
+    with heartbeat(lambda: pipe.send(Alive())):
+        service = open_service(pipe, configure)
     while True:
         service.handle(pipe.receive())
 

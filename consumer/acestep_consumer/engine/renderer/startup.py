@@ -8,6 +8,7 @@ import torch
 
 from acestep_consumer.audio.codec import check_decoder, check_encoders
 from acestep_consumer.config.settings import EngineSettings
+from acestep_consumer.engine.compiler import compiler_fault
 from acestep_consumer.engine.messages import RendererReport
 from acestep_consumer.engine.renderer.attention import fastest_kernel, name_of
 from acestep_consumer.engine.renderer.checkpoint import ModelHandle, load_models
@@ -55,7 +56,8 @@ def open_runtime(
     offload = offload_for(report, settings)
     handles = load_models(settings, report, notify)
     device = torch.device(report.device)
-    acceleration = acceleration_for(report, settings, offload)
+    fault = compiler_fault(report.kind) if is_compiled(report, settings) else None
+    acceleration = acceleration_for(report, settings, offload) if fault is None else Acceleration()
     attention = name_of(fastest_kernel(device.type, device.index, report.dtype))
     runners = {runner.parts.model.name: runner for runner in _runners(handles, device, offload, acceleration)}
     scheduler = Scheduler(
@@ -74,14 +76,19 @@ def open_runtime(
         offload=offload.models,
         attention=attention,
         compiled=acceleration.compiled,
-        warnings=tuple(_warnings(settings, report, offload)),
+        warnings=tuple(_warnings(settings, report, offload, fault)),
     )
     return RendererRuntime(found, scheduler, footprint, settings)
 
 
+def is_compiled(report: DeviceReport, settings: EngineSettings) -> bool:
+    """Whether the models are to be compiled: as set, or by default on CUDA devices."""
+    return report.kind == "cuda" if settings.compile is None else settings.compile
+
+
 def acceleration_for(report: DeviceReport, settings: EngineSettings, offload: Offload) -> Acceleration:
     """Decide on ``torch.compile`` and CUDA graphs: both on CUDA devices, unless set otherwise."""
-    wanted = report.kind == "cuda" if settings.compile is None else settings.compile
+    wanted = is_compiled(report, settings)
     # A CUDA graph is for weights at fixed addresses, and offloaded weights come to another each time.
     return Acceleration(compiled=wanted, graphed=wanted and report.kind == "cuda" and not offload.models)
 
@@ -101,7 +108,9 @@ def _runners(
         yield ModelRunner(parts, acceleration)
 
 
-def _warnings(settings: EngineSettings, device: DeviceReport, offload: Offload) -> Iterator[str]:
+def _warnings(settings: EngineSettings, device: DeviceReport, offload: Offload, fault: str | None) -> Iterator[str]:
+    if fault is not None:
+        yield f"the models run uncompiled, which is slower, because {fault}. ACESTEP_COMPILE=false silences this"
     if settings.lanes > 1:
         yield (
             f"ACESTEP_API_WORKERS = {settings.lanes} has no effect: concurrent jobs share one batch, and threads would "

@@ -82,7 +82,14 @@ _HINTS: Final = {
 
 
 class TransientS3Error(Exception):
-    """One attempt failed; the next one may not. The text names no address: it ends up in events."""
+    """One attempt failed; the next one may not. The text names no address: it ends up in events.
+
+    ``answered``: S3 answered, with an error that may pass.
+    """
+
+    def __init__(self, text: str, *, answered: bool = False) -> None:
+        super().__init__(text)
+        self.answered = answered
 
 
 def refused(address: ObjectAddress, code: str) -> StorageRefused:
@@ -92,7 +99,7 @@ def refused(address: ObjectAddress, code: str) -> StorageRefused:
 
 def failure(address: ObjectAddress, status: int, code: str) -> Exception:
     """Return the error for an answer other than 2xx: transient, or refused."""
-    return TransientS3Error(code) if _is_retryable(status, code) else refused(address, code)
+    return TransientS3Error(code, answered=True) if _is_retryable(status, code) else refused(address, code)
 
 
 def network_failure(address: ObjectAddress, error: Exception) -> Exception:
@@ -312,7 +319,7 @@ class S3Client:
         self.traffic.sent_bytes += payload.size
         self.traffic.received_bytes += len(answer.body)
         if _is_retryable(answer.status, answer.code) and not answer.ok:
-            raise TransientS3Error(answer.code)
+            raise TransientS3Error(answer.code, answered=True)
         return answer
 
     async def _call_once(self, address: ObjectAddress, call: Callable[[], T]) -> T:
