@@ -145,7 +145,7 @@ class GenerationRequest(BaseModel):
         description="Where the repainted part ends, in seconds; 0, -1 or none is the end of the audio.",
     )
     audio_cover_strength: Real = Field(default=1.0, ge=0, le=1, description="How closely a cover follows its source.")
-    audio_code_string: Text = Field(
+    audio_code_string: Annotated[str, BeforeValidator(coerce.audio_codes)] = Field(
         default="", max_length=256 * 1024, description="Semantic audio codes to render, in place of the LM's."
     )
     instruction: OptionalText = Field(

@@ -109,6 +109,9 @@ def _settle_task(
     if task.source is SourceAudio.REQUIRED and not has_source:
         rule = f"task_type {task.name} needs source audio: s3://bucket/key or https://host/path"
         raise InvalidRequest([FieldProblem(field="src_audio_path", value="", rule=rule)])
+    if asked.full_analysis_only and not has_source:
+        rule = "full_analysis_only needs source audio: s3://bucket/key or https://host/path"
+        raise InvalidRequest([FieldProblem(field="src_audio_path", value="", rule=rule)])
     if task.source is SourceAudio.OPTIONAL and not has_source and not asked.audio_code_string:
         reason = f"a {task.name} needs src_audio_path or audio_code_string"
         change = Adjustment(field="task_type", requested=task.name, applied="text2music", reason=reason)

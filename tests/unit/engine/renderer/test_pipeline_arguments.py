@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from acestep_consumer.domain.audio_codes import format_codes
-from acestep_consumer.domain.errors import LimitExceeded, RenderFailed
+from acestep_consumer.domain.errors import InvalidRequest, LimitExceeded, RenderFailed
 from acestep_consumer.domain.job import Job, LoadedModel, Plan
 from acestep_consumer.domain.tasks import Variant
 from acestep_consumer.engine.renderer.pipeline_arguments import (
@@ -206,7 +206,7 @@ def test_a_window_past_the_end_is_cut_and_named() -> None:
 
 
 def test_a_window_that_begins_past_the_end_is_refused() -> None:
-    with pytest.raises(RenderFailed, match=r"repainting_start = 20: the source audio has 20\.00 seconds"):
+    with pytest.raises(InvalidRequest, match=r"^repainting_start = 20: must be below .* source audio, 20\.00 seconds$"):
         translate(job(task_type="repaint", repainting_start=20), inputs=SOURCE)
 
 
