@@ -7,6 +7,7 @@ Never as ``render_failed`` or ``internal_error``, which say that the worker is a
 import asyncio
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from acestep_consumer.engine.messages import FROM_ENGINE, Render, RequestFailed
 from acestep_consumer.engine.renderer import startup
 from acestep_consumer.engine.renderer.render import RenderResources, render
 from acestep_consumer.policy.admit import admit
+from acestep_schemas.events import LmChoice
 from acestep_schemas.request import RequestInvalid, parse_request
 from tests.support.admission import make_limits
 from tests.support.broker import Peer
@@ -52,19 +54,21 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def rendered(
-    resources: RenderResources, folder: Path, sources: Sources | None = None, **fields: object
+    resources: RenderResources, folder: Path, sources: Sources | None = None, **fields: Any
 ) -> Rendering:
     """Do with a request's fields all that a worker does before it uploads. Raises the error that it would tell."""
     body, warnings = parse_request({"prompt": "jazz", "audio_format": "wav", "inference_steps": 1, **fields})
     job = admit(Request("job", body, warnings), make_limits())
+    if job.request.audio_duration:  # a second shows as much as ten
+        job = replace(job, request=job.request.model_copy(update={"audio_duration": 1.0}))
     plan = await DirectPlanner().plan(job, Sources(), lambda *_: None)
     message = Render(request_id=1, job=job, plan=plan, sources=sources or Sources(), folder=folder)
     return render(resources, message, lambda *_: None, lambda: False)
 
 
-async def complaint(*args: Any, **fields: object) -> ConsumerError:
+async def complaint(resources: RenderResources, folder: Path, sources: Sources, **fields: Any) -> ConsumerError:
     with pytest.raises(ConsumerError) as caught:
-        await rendered(*args, **fields)
+        await rendered(resources, folder, sources, **fields)
     return caught.value
 
 
@@ -98,9 +102,22 @@ async def test_a_code_of_any_number_of_digits_is_rendered(
     assert rendering.tracks[0].duration_s == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.parametrize("value", [5e-324, 1e-300, 1e-30, 1e-9])
+@pytest.mark.parametrize("field", ["shift", "lm_repetition_penalty"])
+def test_numbers_that_leave_float32_are_refused_before_anything_runs(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"{field} = .*: must be at least 0\.001"):
+        parse_request({field: value})
+
+
+@pytest.mark.parametrize("model", ["acestep-v15-turbo", "acestep-v15-base"])
+async def test_the_smallest_shift_is_rendered(resources: RenderResources, tmp_path: Path, model: str) -> None:
+    fields = {"model": model, "shift": 0.001, "inference_steps": 3, "audio_duration": 10}
+    assert (await rendered(resources, tmp_path, **fields)).tracks
+
+
 async def test_an_analysis_of_audio_without_audio_is_the_requests_fault() -> None:
     body, _ = parse_request({"full_analysis_only": True})
-    limits = make_limits()
+    limits = replace(make_limits(), lm=LmChoice(model="acestep-5Hz-lm-0.6B", backend="pt"))
     with pytest.raises(InvalidRequest, match=r"^src_audio_path = : full_analysis_only needs source audio"):
         admit(Request("job", body), limits)
 
@@ -194,7 +211,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(fields=st.fixed_dictionaries({}, optional=FIELDS), inputs=st.sets(st.sampled_from(["source", "reference"])))
 def test_whatever_a_request_holds_it_is_rendered_or_its_producer_is_told_why_not(
     resources: RenderResources,

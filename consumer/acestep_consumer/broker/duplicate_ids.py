@@ -18,7 +18,7 @@ from acestep_consumer.broker.errors import BrokerError, mapped
 from acestep_consumer.broker.topology import CONTROL, SYNC
 
 if TYPE_CHECKING:
-    from aiormq.abc import DeliveredMessage
+    from aiormq.abc import AbstractChannel, DeliveredMessage
     from aiormq.channel import Channel
 
     from acestep_consumer.broker.connection import BrokerConnection
@@ -63,7 +63,7 @@ class DuplicateIdCheck:
     def _key(self) -> str:
         return f"{SYNC}.worker.{self._worker_id}"
 
-    async def _publish(self, channel: Channel, kind: str) -> None:
+    async def _publish(self, channel: AbstractChannel, kind: str) -> None:
         properties = Basic.Properties(message_type=kind, correlation_id=self._instance)
         await channel.basic_publish(
             b"", exchange=CONTROL, routing_key=self._key, properties=properties, timeout=RPC_TIMEOUT_S

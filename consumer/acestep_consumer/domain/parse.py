@@ -115,7 +115,7 @@ def _compression_hint(encoding: str | None) -> str:
     coding = _coding(encoding)
     if coding in _UNCOMPRESSED or coding in _COMPRESSIONS:
         return ""
-    return f"; content_encoding {shown(coding)!r} is not supported: send it uncompressed, or with gzip or deflate"
+    return f"; content_encoding '{shown(coding)}' is not supported: send it uncompressed, or with gzip or deflate"
 
 
 def _document(body: bytes, encoding: str | None, max_bytes: int) -> Document:

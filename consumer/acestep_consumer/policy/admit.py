@@ -55,6 +55,9 @@ def admit(request: Request, limits: Limits) -> Job:
     model, choice = _choose_model(asked, limits)
     task, adjustments = _settle_task(asked, model, choice)
     lm = _choose_lm(asked, task, limits)
+    if asked.full_analysis_only and not asked.src_audio_path:
+        rule = "full_analysis_only needs source audio: s3://bucket/key or https://host/path"
+        raise InvalidRequest([FieldProblem(field="src_audio_path", value="", rule=rule)])
     adjustments = (*adjustments, *_other_lm(asked, lm))
     report = _limits_for(limits.tier, with_lm=lm is not None)
     clamps = tuple(_clamps(asked, report))
@@ -108,9 +111,6 @@ def _settle_task(
     has_source = bool(asked.src_audio_path)
     if task.source is SourceAudio.REQUIRED and not has_source:
         rule = f"task_type {task.name} needs source audio: s3://bucket/key or https://host/path"
-        raise InvalidRequest([FieldProblem(field="src_audio_path", value="", rule=rule)])
-    if asked.full_analysis_only and not has_source:
-        rule = "full_analysis_only needs source audio: s3://bucket/key or https://host/path"
         raise InvalidRequest([FieldProblem(field="src_audio_path", value="", rule=rule)])
     if task.source is SourceAudio.OPTIONAL and not has_source and not asked.audio_code_string:
         reason = f"a {task.name} needs src_audio_path or audio_code_string"

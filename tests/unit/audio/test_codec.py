@@ -239,12 +239,12 @@ def test_a_playlist_cannot_reach_another_file(playlist: str, tmp_path: Path) -> 
         decode(tmp_path / "input", sample_rate=RATE, max_seconds=10)
 
 
-def ogg_link(rate: int, hz: float, *, number: int, codec: str = "vorbis") -> bytes:
+def ogg_link(rate: int, hz: float, *, number: int) -> bytes:
     """One second of a stereo tone as a complete Ogg stream; ``number`` keeps the links of a chain apart."""
     file = io.BytesIO()
     samples = np.stack([tone(rate=rate, hz=hz)] * 2)
     with av.open(file, "w", format="ogg", options={"serial_offset": str(number)}) as out:
-        stream = out.add_stream(codec, rate=rate, layout="stereo", options={"strict": "experimental"})
+        stream = out.add_stream("vorbis", rate=rate, layout="stereo", options={"strict": "experimental"})
         assert isinstance(stream, av.AudioStream)
         frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="stereo")
         frame.sample_rate = rate
@@ -253,16 +253,13 @@ def ogg_link(rate: int, hz: float, *, number: int, codec: str = "vorbis") -> byt
     return file.getvalue()
 
 
-@pytest.mark.parametrize("codec", ["vorbis", "flac"])
 @pytest.mark.parametrize("rates", [(44_100, 22_050), (22_050, 48_000), (48_000, 48_000), (16_000, 44_100, 32_000)])
-def test_a_chained_ogg_file_is_read_whole_whatever_rate_each_link_has(
-    rates: tuple[int, ...], codec: str, tmp_path: Path
-) -> None:
+def test_a_chained_ogg_file_is_read_whole_whatever_rate_each_link_has(rates: tuple[int, ...], tmp_path: Path) -> None:
     path = tmp_path / "radio.ogg"
-    links = [ogg_link(rate, 220 * (at + 1), number=10 * at, codec=codec) for at, rate in enumerate(rates)]
+    links = [ogg_link(rate, 220 * (at + 1), number=10 * at) for at, rate in enumerate(rates)]
     path.write_bytes(b"".join(links))
     samples = decode(path, sample_rate=RATE, max_seconds=10)
-    assert samples.shape[1] == pytest.approx(RATE * len(rates), abs=RATE / 20)
+    assert samples.shape[1] == pytest.approx(RATE * len(rates), abs=1_500 * len(rates))
     for at in range(len(rates)):
         middle = samples[0, RATE * at + RATE // 4 : RATE * at + 3 * RATE // 4]
         assert loudest_hz(middle) == pytest.approx(220 * (at + 1), abs=3)

@@ -104,6 +104,7 @@ class TestCompression:
             ("br", b"\x0b\x02\x80", "content_encoding 'br' is not supported: send it uncompressed, or with gzip"),
             ("a\x1b" * 90, b"\xff", "content_encoding 'a\\u001b"),
         ],
+        ids=["cut off", "two streams", "not gzip", "not deflate", "a list", "brotli", "an odd name"],
     )
     def test_what_cannot_be_unpacked_is_refused_with_the_encodings_name(
         self, encoding: str, body: bytes, reason: str

@@ -64,20 +64,20 @@ def test_the_models_on_the_disk_are_those_with_weights(tmp_path: Path) -> None:
     installed(tmp_path / "checkpoints" / small)
     lm(tmp_path / "checkpoints" / large)  # a download that was broken off
     found = request_in(tmp_path / "checkpoints", HF_HOME=str(tmp_path))
-    assert (found.on_disk, found.on_hub) == ({small}, set(HUB))
+    assert (found.on_disk, found.on_hub) == (frozenset({small}), frozenset(HUB))
 
 
 def test_what_was_downloaded_earlier_is_on_the_disk_too(tmp_path: Path) -> None:
     small, _, large = LMS
     installed(tmp_path / "hub" / f"models--ACE-Step--{large}" / "snapshots" / "1")
     lm(tmp_path / "hub" / f"models--ACE-Step--{small}" / "snapshots" / "1")
-    assert request_in(None, HF_HOME=str(tmp_path)).on_disk == {large}
-    assert request_in(None, HF_HUB_CACHE=str(tmp_path / "hub")).on_disk == {large}
-    assert request_in(None, HF_HOME=str(tmp_path / "other")).on_disk == set()
+    assert request_in(None, HF_HOME=str(tmp_path)).on_disk == frozenset({large})
+    assert request_in(None, HF_HUB_CACHE=str(tmp_path / "hub")).on_disk == frozenset({large})
+    assert request_in(None, HF_HOME=str(tmp_path / "other")).on_disk == frozenset()
 
 
 def test_offline_nothing_can_be_downloaded(tmp_path: Path) -> None:
-    assert request_in(None, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1").on_hub == set()
+    assert request_in(None, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1").on_hub == frozenset()
 
 
 def test_the_settings_are_in_it(tmp_path: Path) -> None:
