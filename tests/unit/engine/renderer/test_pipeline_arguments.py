@@ -236,9 +236,10 @@ def test_a_cover_from_codes_may_be_blended() -> None:
 
 
 @pytest.mark.parametrize("bad", ["1,2,3", "<|audio_code_|>"])
-def test_codes_without_a_code_are_refused(bad: str) -> None:
+def test_a_plan_whose_codes_hold_no_code_is_refused(bad: str) -> None:
+    """A request's own are refused when it is read."""
     with pytest.raises(RenderFailed, match="holds no code"):
-        translate(job(audio_code_string=bad))
+        translate(job(), plan(bad))
 
 
 def test_songs_of_unequal_code_counts_are_refused() -> None:
