@@ -111,7 +111,7 @@ def test_numbers_that_leave_float32_are_refused_before_anything_runs(field: str,
 
 @pytest.mark.parametrize("model", ["acestep-v15-turbo", "acestep-v15-base"])
 async def test_the_smallest_shift_is_rendered(resources: RenderResources, tmp_path: Path, model: str) -> None:
-    fields = {"model": model, "shift": 0.001, "inference_steps": 3, "audio_duration": 10}
+    fields: dict[str, Any] = {"model": model, "shift": 0.001, "inference_steps": 3, "audio_duration": 10}
     assert (await rendered(resources, tmp_path, **fields)).tracks
 
 
