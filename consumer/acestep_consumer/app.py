@@ -231,7 +231,7 @@ class Worker:
         workers = self._settings.broker.queue_workers
         prefetch = workers or f"auto, from {self._settings.broker.workers_at_start}"
         prepared.announcements.log_ready(prefetch=prefetch, after_s=time.perf_counter() - self._began)
-        await self._control.listen(prepared.expirations.tell, prepared.announcements.ready)
+        await self._control.listen(prepared.expirations.tell, prepared.announcements.ready, self._id)
 
     async def _consume(self, intake: Intake) -> None:
         """Consume until a signal comes or an engine cannot be restarted, then drain."""

@@ -16,6 +16,7 @@ from acestep_consumer.commands.base import (
     Group,
     UsageError,
     check_task_id,
+    escape_unencodable,
     exit_after,
     load_settings,
     note,
@@ -44,6 +45,7 @@ REFERENCE = "Reference and testing"
 
 def main() -> None:
     """Run the command line; errors are one line each, and Ctrl-C exits with 130."""
+    escape_unencodable()
     try:
         # The name is fixed, because completion cannot call `python -m acestep_consumer` by that.
         code = app(prog_name=PROGRAM, standalone_mode=False)

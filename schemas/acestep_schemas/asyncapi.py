@@ -189,8 +189,8 @@ def _messages() -> Json:
             "name": "request",
             "title": "Generation request",
             "summary": "Any body that ACE-Step's POST /release_task accepts; the schema has the canonical names, and "
-            "the other ones in x-aliases. The properties message_id, correlation_id, reply_to, priority and "
-            "expiration are read.",
+            "the other ones in x-aliases. The properties message_id, correlation_id, reply_to, priority, "
+            "expiration, timestamp and content_encoding (gzip, deflate) are read.",
             "contentType": "application/json",
             "headers": _TRACE_HEADERS,
             "correlationId": {"location": "$message.header#/correlation_id"},

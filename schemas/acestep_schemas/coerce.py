@@ -33,6 +33,7 @@ _MAX_ENTRIES: Final = 1_000
 LORA_NAME: Final = re.compile(r"\w[\w .+-]{0,127}", re.ASCII)
 LORA_SUFFIX: Final = ".safetensors"
 _LORA_FOLDER: Final = "loras/"
+AUDIO_CODE: Final = re.compile(r"<\|audio_code_([0-9]+)\|>")
 
 
 def optional(read: Callable[[object], _T]) -> Callable[[object], _T | None]:
@@ -156,6 +157,14 @@ def place(value: object) -> str:
     if scheme.lower() not in _SCHEMES or not rest:
         raise ValueError("must be s3://bucket/key or https://host/path, not a local path")
     return scheme.lower() + mark + rest
+
+
+def audio_codes(value: object) -> str:
+    """Return audio codes as text, or blank text for none."""
+    written = text(value)
+    if written.strip() and not AUDIO_CODE.search(written):
+        raise ValueError("must hold audio codes, 5 for each second, which look like <|audio_code_123|>")
+    return written
 
 
 def lora(value: object) -> object:

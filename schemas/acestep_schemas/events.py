@@ -4,14 +4,28 @@
 Type checkers narrow an event by ``state``: after ``if event.state == "completed"``, ``event.data.audios`` is known to
 be there; after ``if event.terminal``, nothing but a terminal event is left. ``Completed`` and ``Unfinished`` are also
 the manifest that lies beside the audio in S3.
+
+Readers take what newer versions write: ``parse_event`` and ``parse_manifest`` ignore unknown fields, and keep unknown
+words, such as an error code, as text.
 """
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal, Self
 from uuid import UUID, uuid5
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PrivateAttr,
+    TypeAdapter,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from acestep_schemas.request import GenerationRequest
 
@@ -37,7 +51,10 @@ class JobState(StrEnum):
 
 
 class ErrorCode(StrEnum):
-    """Machine-readable reason in ``failed``, ``rejected``, ``cancelled`` and ``expired`` events."""
+    """Machine-readable reason in ``failed``, ``rejected``, ``cancelled`` and ``expired`` events.
+
+    A code of a newer version is read as a member of its own, which no other one equals.
+    """
 
     MESSAGE_TOO_LARGE = "message_too_large"
     MALFORMED_BODY = "malformed_body"
@@ -57,6 +74,37 @@ class ErrorCode(StrEnum):
     CANCELLED = "cancelled"
     EXPIRED = "expired"
     INTERNAL = "internal_error"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Self | None:
+        if not isinstance(value, str):
+            return None
+        unknown = str.__new__(cls, value)
+        unknown._name_ = value.upper()
+        unknown._value_ = value
+        return unknown
+
+
+def _word(value: object, known: ValidatorFunctionWrapHandler) -> object:
+    """Return one of the known words, or another word of a newer version as it is."""
+    try:
+        return known(value)
+    except ValidationError:
+        if isinstance(value, str):
+            return value
+        raise
+
+
+def _request(value: object, known: ValidatorFunctionWrapHandler) -> object:
+    """Return a request; of one of a newer version, values that are invalid here are kept as they are."""
+    try:
+        return known(value)
+    except ValidationError as error:
+        if not isinstance(value, Mapping):
+            raise
+        unknown = {name: value[name] for problem in error.errors() if (name := problem["loc"][0]) in value}
+        valid = known({name: each for name, each in value.items() if name not in unknown})
+        return valid.model_copy(update={str(name): each for name, each in unknown.items()})
 
 
 class Frozen(BaseModel):
@@ -104,7 +152,7 @@ class LmChoice(Frozen):
     """The language model that wrote the plan of this job."""
 
     model: str
-    backend: Literal["vllm", "pt"]
+    backend: Annotated[Literal["vllm", "pt"], WrapValidator(_word)]
 
 
 class Audio(Frozen):
@@ -202,7 +250,7 @@ class Completed(Frozen):
     lm: LmChoice | None
     policy: PolicyReport
     audios: tuple[Audio, ...]
-    request: GenerationRequest
+    request: Annotated[GenerationRequest, WrapValidator(_request)]
     metas: Metas
     audio_codes: tuple[tuple[int, ...], ...] = ()
     timings: Timings
@@ -259,11 +307,22 @@ class CloudEvent(Frozen):
     time: datetime
     datacontenttype: Literal["application/json"] = "application/json"
     traceparent: str | None = None
+    _data_json: bytes | None = PrivateAttr(default=None)
 
     def to_json(self) -> bytes:
         """Return the message body."""
         # An attribute without a value is left out: CloudEvents knows no null.
-        return self.model_dump_json(exclude={"traceparent"} if self.traceparent is None else None).encode()
+        excluded = {"traceparent"} if self.traceparent is None else set()
+        if self._data_json is None:
+            return self.model_dump_json(exclude=excluded, warnings=False).encode()
+        envelope = self.model_dump_json(exclude={*excluded, "data"}).encode()
+        return envelope[:-1] + b',"data":' + self._data_json + b"}"
+
+    def with_data_json(self, data: bytes) -> Self:
+        """Return the event with this JSON as its ``data``, byte for byte: it may hold more than this version knows."""
+        event = self.model_copy()
+        event._data_json = data  # noqa: SLF001 - its own class
+        return event
 
 
 class _JobEvent(CloudEvent):
@@ -399,7 +458,9 @@ type_of_unfinished: dict[str, type[JobFailed | JobRejected | JobCancelled | JobE
 JobEvent = JobStarted | JobProgress | JobCompleted | JobFailed | JobRejected | JobCancelled | JobExpired
 TerminalEvent = JobCompleted | JobFailed | JobRejected | JobCancelled | JobExpired
 Event = Annotated[JobEvent | WorkerEvent, Field(discriminator="type")]
+Manifest = Annotated[Completed | Unfinished, Field(discriminator="status")]
 _EVENT: TypeAdapter[JobEvent | WorkerEvent] = TypeAdapter(Event)
+_MANIFEST: TypeAdapter[Completed | Unfinished] = TypeAdapter(Manifest)
 
 
 def unfinished_event(data: Unfinished) -> TerminalEvent:
@@ -409,8 +470,13 @@ def unfinished_event(data: Unfinished) -> TerminalEvent:
 
 
 def parse_event(body: bytes) -> JobEvent | WorkerEvent:
-    """Parse one event. Raises pydantic's ``ValidationError`` for anything else."""
-    return _EVENT.validate_json(body)
+    """Parse one event, of this version or another. Raises pydantic's ``ValidationError`` for anything else."""
+    return _EVENT.validate_json(body, extra="ignore")
+
+
+def parse_manifest(body: bytes) -> Completed | Unfinished:
+    """Parse ``manifest.json``, of this version or another. Raises pydantic's ``ValidationError`` for anything else."""
+    return _MANIFEST.validate_json(body, extra="ignore")
 
 
 def _envelope(subject: str, what: str, worker_id: str, time: datetime) -> dict[str, Any]:

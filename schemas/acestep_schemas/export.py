@@ -7,17 +7,16 @@ Copies are in the folder ``schemas``. After a change to a model: ``acestep-consu
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
-from pydantic import Field, TypeAdapter
+from pydantic import TypeAdapter
 
 from acestep_schemas import examples
 from acestep_schemas.asyncapi import asyncapi
-from acestep_schemas.events import Completed, Event, Unfinished, WorkerEvent
+from acestep_schemas.events import Event, Manifest, WorkerEvent
 from acestep_schemas.request import request_json_schema
 
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
-_MANIFEST: Final = Annotated[Completed | Unfinished, Field(discriminator="status")]
 
 
 def event_schema() -> dict[str, Any]:
@@ -27,7 +26,7 @@ def event_schema() -> dict[str, Any]:
 
 def manifest_schema() -> dict[str, Any]:
     """Return the schema of the manifest that is stored beside the songs of a job."""
-    return _schema_of(_MANIFEST, "Manifest")
+    return _schema_of(Manifest, "Manifest")
 
 
 SCHEMAS: Final[Mapping[str, Callable[[], dict[str, Any]]]] = {

@@ -109,7 +109,8 @@ class GenerationRequest(BaseModel):
     guidance_scale: Real = Field(
         default=7.0, ge=0, le=30, description="Classifier-free guidance of the DiT; turbo models have theirs built in."
     )
-    shift: Real = Field(default=3.0, gt=0, le=10, description="Shift of the diffusion times.")
+    # Below, the diffusion times and the penalised probabilities are no longer finite in float32.
+    shift: Real = Field(default=3.0, ge=0.001, le=10, description="Shift of the diffusion times.")
     timesteps: Annotated[tuple[float, ...] | None, BeforeValidator(coerce.optional(coerce.timesteps))] = Field(
         default=None, max_length=200, description="Diffusion times from 1 down to 0, in place of steps and shift."
     )
@@ -145,7 +146,7 @@ class GenerationRequest(BaseModel):
         description="Where the repainted part ends, in seconds; 0, -1 or none is the end of the audio.",
     )
     audio_cover_strength: Real = Field(default=1.0, ge=0, le=1, description="How closely a cover follows its source.")
-    audio_code_string: Text = Field(
+    audio_code_string: Annotated[str, BeforeValidator(coerce.audio_codes)] = Field(
         default="", max_length=256 * 1024, description="Semantic audio codes to render, in place of the LM's."
     )
     instruction: OptionalText = Field(
@@ -176,7 +177,7 @@ class GenerationRequest(BaseModel):
     lm_cfg_scale: Real = Field(default=2.5, ge=0, le=30, description="Classifier-free guidance of the LM; 1 is off.")
     lm_top_k: Integer = Field(default=0, ge=0, le=1_000_000, description="Sample among the k likeliest; 0 is off.")
     lm_top_p: Real = Field(default=0.9, gt=0, le=1, description="Sample among the likeliest of this mass; 1 is off.")
-    lm_repetition_penalty: Real = Field(default=1.0, gt=0, le=10, description="Penalty on repetition; 1 is off.")
+    lm_repetition_penalty: Real = Field(default=1.0, ge=0.001, le=10, description="Penalty on repetition; 1 is off.")
     lm_negative_prompt: Text = Field(
         default="NO USER INPUT", max_length=8_192, description="Prompt that the LM is guided away from."
     )

@@ -13,7 +13,7 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from diffusers.models.transformers.ace_step_transformer import AceStepTransformer1DModel
 
-from acestep_consumer.domain.errors import InputUnreadable, RenderFailed
+from acestep_consumer.domain.errors import InputUnreadable
 from acestep_consumer.engine.renderer.lora import AdaptedModelCache, Lora
 from acestep_consumer.engine.testing import tiny_checkpoint
 from tests.support.loras import (
@@ -227,11 +227,11 @@ class TestRefused:
     def test_a_lora_for_a_model_of_another_width(self, dit: Any, tmp_path: Path) -> None:
         layer = "layers.0.self_attn.to_q"
         tensors = {diffusers_key(layer, "A"): torch.ones(RANK, 64), diffusers_key(layer, "B"): torch.ones(64, RANK)}
-        with pytest.raises(RenderFailed) as caught:
+        with pytest.raises(InputUnreadable) as caught:
             AdaptedModelCache().adapted(dit, Lora.at(write_lora(tmp_path / "jazz.safetensors", tensors), 1))
         assert str(caught.value) == (
             "the LoRA does not fit this model: layers.0.self_attn.to_q has weights of 32 x 32, and the LoRA's are "
-            "64 x 64"
+            "64 x 64; use one that was trained for it, or name the LoRA's own model in the field model"
         )
 
     @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ class TestRefused:
     )
     def test_a_lora_for_layers_that_the_model_does_not_have(self, dit: Any, tmp_path: Path, layer: str) -> None:
         tensors = {diffusers_key(layer, "A"): torch.ones(RANK, 32), diffusers_key(layer, "B"): torch.ones(32, RANK)}
-        with pytest.raises(RenderFailed, match=f"has no linear layer '{layer}'$"):
+        with pytest.raises(InputUnreadable, match=f"has no linear layer '{layer}'; use one that was trained for it"):
             AdaptedModelCache().adapted(dit, Lora.at(write_lora(tmp_path / "jazz.safetensors", tensors), 1))
 
     def test_a_bad_file_does_not_evict_the_cached_one(self, dit: Any, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from acestep_consumer.audio.codec import decode, encode
 from acestep_consumer.audio.formats import FORMATS
 from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.audio_codes import format_codes
-from acestep_consumer.domain.errors import Cancelled, InputUnreadable, RenderFailed
+from acestep_consumer.domain.errors import Cancelled, InputUnreadable, InvalidRequest
 from acestep_consumer.domain.job import Job, Plan, Rendering, Sources
 from acestep_consumer.engine.messages import Render, TokenizeAudio
 from acestep_consumer.engine.renderer import startup
@@ -480,5 +480,5 @@ def test_tokenizing_audio_gives_the_codes_that_a_cover_of_it_is_made_from(
 
 def test_tokenizing_without_source_audio_says_what_is_missing(resources: RenderResources, tmp_path: Path) -> None:
     job = render_message(tmp_path, full_analysis_only=True).job
-    with pytest.raises(RenderFailed, match="src_audio_path"):
+    with pytest.raises(InvalidRequest, match="src_audio_path"):
         tokenize_audio(resources, TokenizeAudio(request_id=1, job=job, sources=Sources()), lambda: False)

@@ -25,6 +25,7 @@ from acestep_consumer.client import Client
 from acestep_schemas.events import JobCompleted, Worker, WorkerEvent
 from infra.local.rabbitmq import RabbitMQ
 from tests.support.broker import broker_settings, until
+from tests.support.command import run_command
 from tests.support.jobs import make_job, make_manifest
 from tests.support.servers import ManagementApi
 from tests.support.worker import COMMAND, ROOT, WorkerProcess, clean_environment, running
@@ -252,6 +253,14 @@ async def test_a_tier_table_that_cannot_be_read_is_an_error_of_usage(amqp_url: s
     code, out, err = await run_status(amqp_url, ACESTEP_ROUTE_BY_TIER="true", ACESTEP_TIER_TABLE=str(table))
     assert (code, out) == (2, "")
     assert str(table) in err
+
+
+async def test_its_table_survives_an_output_that_is_not_utf_8(amqp_url: str) -> None:
+    await declare(amqp_url)
+    variables = {"ACESTEP_AMQP_URL": amqp_url, "PYTHONIOENCODING": "ascii"}
+    done = await asyncio.to_thread(run_command, "status", variables=variables)
+    assert (done.returncode, done.stdout.isascii()) == (0, True), done.stderr
+    assert "acestep.generate" in done.stdout or "backlog" in done.stdout
 
 
 async def test_dead_letters_and_events_that_nobody_heard_are_counted(amqp_url: str) -> None:

@@ -281,6 +281,7 @@ def test_a_faulty_sequence_fails_alone(
     last = finish(backend)
     assert last[1].tokens is None
     assert words in (last[1].error or "")
+    assert last[1].too_long == ("context is" in words)
     assert [last[number].tokens for number in (0, 2, 3)] == alone
 
 

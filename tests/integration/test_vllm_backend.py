@@ -334,6 +334,7 @@ def test_a_faulty_sequence_fails_alone(backend: VllmBackend, alone: Alone, poiso
     last = finish(backend)
     assert last[50].tokens is None
     assert words in (last[50].error or "")
+    assert last[50].too_long == ("context is" in words)
     assert [last[number].tokens for number in (1, 7)] == [alone[1], alone[7]]
 
 

@@ -24,6 +24,7 @@ class FakeDelivery:
 
     body: bytes = b"{}"
     message_id: str | None = None
+    content_encoding: str | None = None
     queued_s: float | None = None
     sent: datetime | None = None
     redelivered: bool = False

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line as a whole: ``--json`` everywhere, help, usage errors, completion, no colours off a terminal."""
 
+import json
 import re
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -49,6 +50,24 @@ def test_what_no_terminal_sees_has_no_colours(arguments: list[str], code: int) -
     done = run_command(*arguments, variables={})
     assert done.returncode == code
     assert "\x1b" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "encoding", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]
+)
+@pytest.mark.parametrize("arguments", [["status", "--help"], ["run", "--help"], ["plan", "--card", "H100"]])
+def test_tables_and_help_survive_an_output_that_is_not_utf_8(arguments: list[str], encoding: dict[str, str]) -> None:
+    done = run_command(*arguments, variables=encoding)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.isascii()
+
+
+def test_json_says_the_same_in_an_output_that_is_not_utf_8() -> None:
+    card = ["plan", "--card", "café…𝄞", "--vram", "80", "--json"]
+    plain, escaped = (run_command(*card, variables={"PYTHONIOENCODING": name}) for name in ("utf-8", "ascii"))
+    assert escaped.stdout.isascii()
+    assert json.loads(escaped.stdout) == json.loads(plain.stdout)
+    assert json.loads(escaped.stdout)["card"]["name"] == "café…𝄞"
 
 
 def test_the_version_can_be_asked_for() -> None:

@@ -54,6 +54,8 @@ class DeadLetterNotice:
     body: bytes
     """The message's body."""
     message_id: str | None
+    encoding: str | None
+    """AMQP ``content_encoding``."""
     sent: datetime | None
     """The producer's ``timestamp``, in UTC."""
     reply: Reply
@@ -64,6 +66,11 @@ class DeadLetterNotice:
     """When the broker dead-lettered it, in UTC."""
     queue: str
     """The queue that it waited in."""
+
+    @property
+    def task_id(self) -> str | None:
+        """The task that it is about; None: neither body nor message has an id that can be read."""
+        return readable_task_id(self.body, self.message_id, self.encoding)
 
 
 NoticeHandler = Callable[[DeadLetterNotice], Awaitable[None]]
@@ -125,7 +132,7 @@ class DeadLetterNotices:
         try:
             if notice is not None and notice.reason == OVERFULL:
                 await _put_back(message, notice.queue)
-            elif notice is not None and readable_task_id(notice.body, notice.message_id) is None:
+            elif notice is not None and notice.task_id is None:
                 await _give_id(message, notice)
             elif notice is not None:
                 await self._handle(notice)
@@ -160,6 +167,7 @@ def notice_of(message: DeliveredMessage) -> DeadLetterNotice | None:
     return DeadLetterNotice(
         body=message.body,
         message_id=properties.message_id or None,
+        encoding=properties.content_encoding or None,
         sent=properties.timestamp,
         reply=Reply(properties.reply_to or None, properties.correlation_id or None),
         reason=death.code,

@@ -53,6 +53,11 @@ class DeadLetter:
         """AMQP ``message_id``, as the producer set it."""
         return self.properties.message_id or None
 
+    @property
+    def encoding(self) -> str | None:
+        """AMQP ``content_encoding``."""
+        return self.properties.content_encoding or None
+
 
 class DeadLetterQueue:
     """The dead-letter queue of the broker in ``settings``. An async context manager.

@@ -71,6 +71,11 @@ class AmqpDelivery:
         return self._properties.message_id or None
 
     @property
+    def content_encoding(self) -> str | None:
+        """AMQP ``content_encoding``."""
+        return self._properties.content_encoding or None
+
+    @property
     def headers(self) -> dict[str, Any]:
         """AMQP headers; empty when there are none."""
         return self._properties.headers or {}

@@ -4,6 +4,8 @@
 AMQP strings are bytes and a timestamp is 64 bits wide; the broker passes both on as they are. pamqp raises on a
 ``message_id`` in Latin-1, on a timestamp in microseconds, on a header name that is not UTF-8. It raises inside the
 connection's reader: the connection closes, the message is redelivered, and no other message is ever reached.
+
+A message's timestamp of 0 is none: libraries send it when nobody set one, and in 1970 every deadline would be over.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ UNREADABLE_HEADERS = "x-acestep-unreadable-headers"
 def install() -> None:
     """Put these decoders into pamqp's tables; harmless when repeated."""
     decode.METHODS["shortstr"] = short_string
-    decode.METHODS["timestamp"] = timestamp
+    decode.METHODS["timestamp"] = message_timestamp
     decode.METHODS["table"] = table
     decode.TABLE_MAPPING[b"T"] = timestamp
 
@@ -43,6 +45,11 @@ def timestamp(value: bytes) -> tuple[int, Any]:
         return decode.timestamp(value)
     except (ValueError, OverflowError, OSError):
         return _TIMESTAMP_BYTES, None
+
+
+def message_timestamp(value: bytes) -> tuple[int, Any]:
+    """Return (bytes consumed, time) of the property ``timestamp``; None for 0, and for a time beyond the calendar."""
+    return timestamp(value) if any(value[:_TIMESTAMP_BYTES]) else (_TIMESTAMP_BYTES, None)
 
 
 def table(value: bytes) -> tuple[int, Any]:

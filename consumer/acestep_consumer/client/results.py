@@ -5,15 +5,15 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Final
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from acestep_consumer.client.errors import DownloadFailed
 from acestep_consumer.domain.errors import StorageUnavailable
 from acestep_consumer.domain.objects import ByteRange, ObjectAddress
 from acestep_consumer.domain.ports import Objects, ObjectStream
-from acestep_schemas.events import Completed, JobCompleted, TerminalEvent, Unfinished, unfinished_event
+from acestep_schemas.events import Completed, JobCompleted, TerminalEvent, parse_manifest, unfinished_event
 from acestep_schemas.request import TASK_ID_PATTERN
 
 if TYPE_CHECKING:
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 MANIFEST: Final = "manifest.json"
 
-_MANIFEST: Final[TypeAdapter[Completed | Unfinished]] = TypeAdapter(
-    Annotated[Completed | Unfinished, Field(discriminator="status")]
-)
 _TASK_ID: Final = re.compile(TASK_ID_PATTERN)
 
 
@@ -74,7 +71,7 @@ class Results:
 
 def _event(address: ObjectAddress, body: bytes) -> TerminalEvent:
     try:
-        data = _MANIFEST.validate_json(body, extra="ignore")
+        data = parse_manifest(body)
     except ValidationError as error:
         raise DownloadFailed(
             f"{address} is not a manifest that can be read; is this package too old for it?"

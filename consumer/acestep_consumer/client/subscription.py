@@ -10,7 +10,7 @@ from typing import Any, Final, Self
 from uuid import uuid4
 
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from acestep_consumer.broker.backoff import backoff
 from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost, describe, mapped
@@ -25,7 +25,7 @@ from acestep_consumer.client.connection import (
     client_error,
     close_quietly,
 )
-from acestep_schemas.events import Event, JobEvent, WorkerEvent
+from acestep_schemas.events import JobEvent, WorkerEvent, parse_event
 
 PREFIX: Final = "acestep.client."
 """Prefix of subscribers' queues; a login that subscribes needs configure, write and read permission on them."""
@@ -46,7 +46,6 @@ _PREFETCH: Final = 100
 _REMEMBERED_IDS: Final = 10_000
 
 _log: Final = logging.getLogger("acestep_consumer.client")
-_EVENT: Final[TypeAdapter[JobEvent | WorkerEvent]] = TypeAdapter(Event)
 
 
 class Subscription:
@@ -215,8 +214,7 @@ class Subscription:
     def _parsed(self, message: AbstractIncomingMessage) -> JobEvent | WorkerEvent | None:
         """Return the event; None for a repeat, and for anything that is no known event."""
         try:
-            # Fields of a newer worker are ignored: they must not hide the event from this program.
-            event = _EVENT.validate_json(message.body, extra="ignore")
+            event = parse_event(message.body)
         except ValidationError as error:
             _log.warning("skipped an unknown event: %s", error.errors(include_url=False)[0]["msg"])
             return None

@@ -5,7 +5,11 @@ Results go to stdout; messages, warnings and errors go to stderr, one line each.
 """
 
 import asyncio
+import codecs
+import io
+import json
 import re
+import sys
 from collections.abc import Coroutine
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -25,10 +29,34 @@ if TYPE_CHECKING:
 PROGRAM: Final = "acestep-consumer"
 TASK_ID_RULE: Final = "1 to 128 letters, digits, - and _"
 
+_ESCAPED: Final = "acestep-escaped"
+
 # Typer does not export the base class of its errors in arguments.
 UsageError = cast("type[Exception]", typer.BadParameter.__bases__[0])
 
 note = Console(stderr=True, highlight=False)
+
+
+def escape_unencodable() -> None:
+    """Make output survive an encoding that lacks a character, such as ASCII: JSON's escape is written in its place.
+
+    So ``--json`` prints the same values in every encoding.
+    """
+    codecs.register_error(_ESCAPED, _escape)
+    for stream in (sys.stdout, sys.stderr):
+        # In UTF-8 only half of a surrogate pair cannot be written; where Python has a way for these, it stays.
+        if isinstance(stream, io.TextIOWrapper) and (_is_not_utf8(stream.encoding) or stream.errors == "strict"):
+            stream.reconfigure(errors=_ESCAPED)
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+def _is_not_utf8(encoding: str) -> bool:
+    return codecs.lookup(encoding).name != "utf-8"
 
 
 class Command(TyperCommand):

@@ -184,6 +184,12 @@ class InputSettings(Section):
     buckets: List = variable(
         "ACESTEP_INPUT_BUCKETS", (), "additional buckets allowed for `s3://` inputs, comma-separated"
     )
+    results: Literal["all", "none"] = variable(
+        "ACESTEP_INPUT_RESULTS",
+        "all",
+        "`all`: inputs may be any song in the result bucket; `none`: results are no inputs, and other objects of that "
+        "bucket only if `ACESTEP_INPUT_BUCKETS` names it",
+    )
     hosts: List = variable("ACESTEP_INPUT_HOSTS", (), "hosts allowed for `https://` inputs, comma-separated")
     networks: Networks = variable(
         "ACESTEP_INPUT_NETWORKS",
@@ -230,7 +236,9 @@ class EngineSettings(Section):
         "ACESTEP_INIT_LLM", None, "load the 5Hz LM: `true`, `false`, or `auto` (the tier's default)"
     )
     lm_model_path: str | None = variable(
-        "ACESTEP_LM_MODEL_PATH", None, "5Hz LM; unset: the largest of the tier that leaves room for the renderer"
+        "ACESTEP_LM_MODEL_PATH",
+        None,
+        "5Hz LM; unset: the tier's largest on the disk that leaves room for the renderer",
     )
     lm_backend: Literal["vllm", "pt"] | None = variable(
         "ACESTEP_LM_BACKEND", None, "`vllm` or `pt` (transformers); unset: `vllm` if it works here, else `pt`"

@@ -4,15 +4,18 @@
 Requests and plans carry codes in this form, which is also their spelling in the language model's vocabulary.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Final
+
+from acestep_schemas.coerce import AUDIO_CODE
 
 CODES_PER_SECOND: Final = 5
 CODE_COUNT: Final = 64_000
 """Size of the codebook: codes are 0 to 63,999."""
 
-_CODE = re.compile(r"<\|audio_code_(\d+)\|>")
+# Numbers beyond the codebook stand for its last code; Python refuses to read one of thousands of digits.
+_BEYOND: Final = 999_999_999
+_MAX_DIGITS: Final = 9
 
 
 def format_code(number: int) -> str:
@@ -26,8 +29,8 @@ def format_codes(numbers: Iterable[int]) -> str:
 
 
 def parse_codes(text: str) -> tuple[int, ...]:
-    """Return the codes in a text, in order; anything between them is ignored, and numbers are not checked."""
-    return tuple(map(int, _CODE.findall(text)))
+    """Return the codes in a text, in order, 999,999,999 at most; anything between them is ignored."""
+    return tuple(map(_number, AUDIO_CODE.findall(text)))
 
 
 def parse_songs(texts: Sequence[str], songs: int) -> tuple[tuple[int, ...], ...]:
@@ -42,3 +45,8 @@ def parse_songs(texts: Sequence[str], songs: int) -> tuple[tuple[int, ...], ...]
     if not parsed[0]:
         raise ValueError("audio_code_string holds no code; codes look like <|audio_code_123|>")
     return parsed * songs if len(parsed) == 1 else parsed
+
+
+def _number(digits: str) -> int:
+    significant = digits.lstrip("0")
+    return int(significant or "0") if len(significant) <= _MAX_DIGITS else _BEYOND

@@ -86,8 +86,10 @@ class MessageTooLarge(Refused):
 
     code = ErrorCode.MESSAGE_TOO_LARGE
 
-    def __init__(self, size: int, limit: int, *, task_id: str | None = None) -> None:
-        super().__init__(f"the message has {size:,} bytes; the limit is {limit:,}", task_id=task_id)
+    def __init__(self, size: int | None, limit: int, *, task_id: str | None = None) -> None:
+        """``size`` None: it was not decompressed to its end."""
+        has = "is over the limit once it is decompressed" if size is None else f"has {size:,} bytes"
+        super().__init__(f"the message {has}; the limit is {limit:,} bytes", task_id=task_id)
 
 
 class MalformedBody(Refused):
@@ -310,9 +312,11 @@ class Unpublished(Exception):
     """An event could not be confirmed: the delivery must not be settled as done."""
 
 
-def error_of_code(code: ErrorCode, text: str) -> ConsumerError:
-    """Rebuild an error that crossed a process boundary as its code and public text."""
+def error_of_code(code: ErrorCode, text: str, problems: Sequence[FieldProblem] = ()) -> ConsumerError:
+    """Rebuild an error that crossed a process boundary as its code, its public text and the fields at fault."""
     if code is ErrorCode.CANCELLED:
         return Cancelled()
+    if code is ErrorCode.INVALID_REQUEST:
+        return InvalidRequest(problems)
     kinds: tuple[type[ConsumerError], ...] = (LimitExceeded, TaskUnsupported, *Failed.__subclasses__())
     return {kind.code: kind for kind in kinds}.get(code, ConsumerError)(text)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Terminal record of a task, its event, and the settlement of its delivery. Pure."""
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 
@@ -38,12 +39,15 @@ class TerminalRecord:
         message: fingerprint of the message that ended so; None: not known.
         body: SHA-256 of its body, hexadecimal; None: not known.
         traceparent: the trace that the job belonged to; a repeated event carries it again.
+        data_json: the manifest of another version as it was read, which may say more than ``ending``; None: it says
+            the same.
     """
 
     ending: Ending
     message: str | None = None
     traceparent: str | None = None
     body: str | None = None
+    data_json: bytes | None = field(default=None, compare=False)
 
     def answers(self, message: str, *, same: bool) -> bool:
         """Whether this is the end of ``message``.
@@ -65,7 +69,10 @@ class TerminalRecord:
         if self.body in (None, body) or not isinstance(self.ending, Completed):
             return self
         warnings = (*self.ending.warnings, OTHER_BODY)
-        return replace(self, ending=self.ending.model_copy(update={"warnings": warnings}))
+        data_json = self.data_json
+        if data_json is not None:
+            data_json = json.dumps({**json.loads(data_json), "warnings": warnings}, ensure_ascii=False).encode()
+        return replace(self, ending=self.ending.model_copy(update={"warnings": warnings}), data_json=data_json)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +134,14 @@ def unfinished(error: ConsumerError, job: Job | None, task_id: str, info: RunInf
 
 def outcome_of(record: TerminalRecord) -> Outcome:
     """Return the event of a terminal record: the same record gives the same event, whoever publishes it."""
-    ending, trace = record.ending, {"traceparent": record.traceparent}
+    ending = record.ending
+    event: TerminalEvent = JobCompleted.of(ending) if isinstance(ending, Completed) else unfinished_event(ending)
+    event = event.model_copy(update={"traceparent": record.traceparent})
+    if record.data_json is not None:
+        event = event.with_data_json(record.data_json)
     if isinstance(ending, Completed):
-        return Outcome(JobCompleted.of(ending).model_copy(update=trace), Verdict.ACK)
+        return Outcome(event, Verdict.ACK)
     verdict = Verdict.ACK if ending.status == "cancelled" else Verdict.DEAD_LETTER
-    event = unfinished_event(ending).model_copy(update=trace)
     return Outcome(event, verdict, PreviousOutcome(ending.error.code, ending.error.message, ending.error.attempts))
 
 

@@ -2,6 +2,7 @@
 """From a message's bytes to a request, or to an error that says what is wrong and whose job it was."""
 
 import re
+import zlib
 from collections.abc import Mapping
 from typing import Final
 from uuid import UUID, uuid5
@@ -17,20 +18,26 @@ _MESSAGE_IDS: Final = UUID("7d1c8a52-93be-4f0c-8d5f-0a6be3b1c947")
 # A body beyond this is not searched for a task id: it was refused for its size alone.
 _MAX_SEARCHED_BYTES: Final = 4 * 1024 * 1024
 
+# zlib's window sizes to try. Programs that say "deflate" mean zlib's format or the bare one.
+_COMPRESSIONS: Final[dict[str, tuple[int, ...]]] = {"gzip": (31,), "x-gzip": (31,), "deflate": (15, -15)}
+# Values that say nothing about compression; some libraries put the charset here.
+_UNCOMPRESSED: Final = frozenset({"", "identity", "none", "binary", "8bit", "utf-8", "utf8", "us-ascii", "ascii"})
 
-def parse(body: bytes, message_id: str | None, *, max_bytes: int) -> Request:
+
+def parse(body: bytes, message_id: str | None, *, max_bytes: int, encoding: str | None = None) -> Request:
     """Read one message. The task id is the body's own, else the message id.
 
     Every error carries the task id where one can be read, so that a ``rejected`` event can be published.
 
     Args:
-        body: JSON object in UTF-8; a byte order mark is tolerated.
+        body: JSON object in UTF-8; a byte order mark is tolerated. Compressed where ``encoding`` says so.
         message_id: AMQP's property; one that does not fit a task id becomes a UUIDv5 of itself.
-        max_bytes: Larger bodies are refused before they are decoded.
+        max_bytes: Larger bodies are refused before they are decoded, and before they are decompressed completely.
+        encoding: AMQP's ``content_encoding``: ``gzip`` and ``deflate`` are read.
 
     Raises:
         MessageTooLarge: more than ``max_bytes``.
-        MalformedBody: not UTF-8, not JSON, not an object, nested too deep, or too many values.
+        MalformedBody: not UTF-8, not JSON, not an object, nested too deep, too many values, or compressed otherwise.
         InvalidRequest: fields that break a rule, all of them.
         Unidentified: neither the body nor the message has an id.
     """
@@ -38,10 +45,12 @@ def parse(body: bytes, message_id: str | None, *, max_bytes: int) -> Request:
     if len(body) > max_bytes:
         raise MessageTooLarge(len(body), max_bytes, task_id=fallback)
     try:
-        document = _document(body)
+        document = _document(body, encoding, max_bytes)
         fields = _object(document)
+    except _TooLarge:
+        raise MessageTooLarge(None, max_bytes, task_id=fallback) from None
     except ValueError as exc:
-        raise MalformedBody(str(exc), task_id=fallback) from None
+        raise MalformedBody(f"{exc}{_compression_hint(encoding)}", task_id=fallback) from None
     try:
         request, warnings = parse_request(fields)
     except RequestInvalid as exc:
@@ -53,20 +62,65 @@ def parse(body: bytes, message_id: str | None, *, max_bytes: int) -> Request:
     return Request(task_id, request.model_copy(update={"task_id": task_id}), twice + warnings)
 
 
-def readable_task_id(body: bytes, message_id: str | None) -> str | None:
+def readable_task_id(body: bytes, message_id: str | None, encoding: str | None = None) -> str | None:
     """The id to report a message under, whatever else is wrong with it: the body's, else the message's, else None."""
     own: str | None = None
     if len(body) <= _MAX_SEARCHED_BYTES:
         try:
-            own = read_task_id(_object(_document(body)))
+            own = read_task_id(_object(_document(body, encoding, _MAX_SEARCHED_BYTES)))
         except ValueError:
             own = None
     return own or _task_id_of_message(message_id)
 
 
-def _document(body: bytes) -> Document:
+class _TooLarge(ValueError):
+    """The body is larger than allowed once it is decompressed."""
+
+
+def decompressed(body: bytes, encoding: str | None, max_bytes: int) -> bytes:
+    """Return the body as it was before it was compressed; unknown encodings are ignored.
+
+    Raises:
+        ValueError: damaged, or more than ``max_bytes``.
+    """
+    formats = _COMPRESSIONS.get(_coding(encoding), ())
+    reason = ""
+    for window_bits in formats:
+        try:
+            return _inflated(body, window_bits, max_bytes)
+        except zlib.error as error:
+            reason = str(error).rpartition(": ")[2]
+    if formats and not body.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):  # some programs name it and do not do it
+        raise JsonRefused(f"content_encoding is {_coding(encoding)}, and the body cannot be decompressed: {reason}")
+    return body
+
+
+def _inflated(body: bytes, window_bits: int, max_bytes: int) -> bytes:
+    """Decompress one stream. Raises ``zlib.error``, ``_TooLarge``."""
+    stream = zlib.decompressobj(window_bits)
+    found = stream.decompress(body, max_bytes + 1)
+    if len(found) > max_bytes:
+        raise _TooLarge
+    if not stream.eof or stream.unused_data:
+        raise zlib.error("it is cut off" if not stream.eof else "other bytes follow")
+    return found
+
+
+def _coding(encoding: str | None) -> str:
+    return (encoding or "").strip().lower()
+
+
+def _compression_hint(encoding: str | None) -> str:
+    """Return what to add to an error where the message names a compression that is not read."""
+    coding = _coding(encoding)
+    if coding in _UNCOMPRESSED or coding in _COMPRESSIONS:
+        return ""
+    return f"; content_encoding '{shown(coding)}' is not supported: send it uncompressed, or with gzip or deflate"
+
+
+def _document(body: bytes, encoding: str | None, max_bytes: int) -> Document:
     try:
-        return loads(body.decode("utf-8-sig"))
+        return loads(decompressed(body, encoding, max_bytes).decode("utf-8-sig"))
     except UnicodeDecodeError as exc:
         raise JsonRefused(f"not UTF-8 at byte {exc.start}: {exc.reason}") from None
 

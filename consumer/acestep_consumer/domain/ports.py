@@ -43,6 +43,10 @@ class Delivery(Protocol):
         """AMQP ``message_id``."""
 
     @property
+    def content_encoding(self) -> str | None:
+        """AMQP ``content_encoding``: how the body is compressed."""
+
+    @property
     def queued_s(self) -> float | None:
         """Seconds since the producer's ``timestamp``, when it set one."""
 

@@ -2,6 +2,7 @@
 """The engine processes of one worker: the renderer, and the planner where there is a language model."""
 
 import asyncio
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
@@ -12,11 +13,12 @@ from acestep_consumer.domain.ports import Planner, Renderer
 from acestep_consumer.engine.adapters import DirectPlanner, LmPlanner, PlannerSupervisor, RendererSupervisor
 from acestep_consumer.engine.device_usage import DeviceUsage
 from acestep_consumer.engine.messages import Configure, ConfigurePlanner, RendererReport
+from acestep_consumer.engine.planner.registry import lm_request
 from acestep_consumer.engine.process_memory import available_bytes
 from acestep_consumer.engine.supervisor import EngineState, EngineUnusable
 from acestep_consumer.engine.watchdog import SILENCE_S, WatchdogLimits
 from acestep_consumer.policy.admit import Limits
-from acestep_consumer.policy.lm_choice import RESERVE_GB, LmPlan, LmRequest, plan_lm, renderer_share
+from acestep_consumer.policy.lm_choice import RESERVE_GB, LmPlan, plan_lm, renderer_share
 from acestep_consumer.policy.tiers import TierTable
 from acestep_schemas.events import LmChoice
 
@@ -45,7 +47,7 @@ class Engines:
     async def start(self) -> None:
         """Start the renderer, then the language model that its device has memory for. Raises ``EngineUnusable``."""
         report = await self._renderer.start()
-        request = self._lm_request()
+        request = lm_request(self._settings.engine, os.environ)
         self._lm_plan = plan_lm(request, self._table.tier_of(report.vram_gb), report.vram_gb)
         if self._lm_plan is not None:
             self._share_memory(self._lm_plan, report)
@@ -150,10 +152,6 @@ class Engines:
     def _lm_choice(self) -> LmChoice | None:
         loaded = self._planner.report if self._planner else None
         return LmChoice(model=loaded.model, backend=loaded.backend) if loaded else None
-
-    def _lm_request(self) -> LmRequest:
-        engine = self._settings.engine
-        return LmRequest(init=engine.init_llm, model=engine.lm_model_path, backend=engine.lm_backend)
 
     def _configure(self) -> Configure:
         return Configure(

@@ -7,13 +7,15 @@ messages may change freely.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, TypeAdapter
 
 from acestep_consumer.config.settings import EngineSettings
+from acestep_consumer.domain.errors import ConsumerError, InvalidRequest
 from acestep_consumer.domain.job import Job, LoadedModel, Plan, Rendering, Sources, TokenizedSource
 from acestep_schemas.events import ErrorCode
+from acestep_schemas.request import FieldProblem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,12 +188,22 @@ class Done:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestFailed:
-    """Child to parent: this request failed, and no other did. ``reason`` is public text."""
+    """Child to parent: this request failed, and no other did. ``reason`` is public text.
+
+    ``problems`` are the fields at fault, where the request is invalid.
+    """
 
     kind: Literal["request-failed"] = "request-failed"
     request_id: int
     code: ErrorCode
     reason: str
+    problems: tuple[FieldProblem, ...] = ()
+
+    @classmethod
+    def of(cls, request_id: int, error: ConsumerError) -> Self:
+        """Return the message for ``error``."""
+        problems = error.problems if isinstance(error, InvalidRequest) else ()
+        return cls(request_id=request_id, code=error.code, reason=str(error), problems=problems)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

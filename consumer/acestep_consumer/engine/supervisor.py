@@ -334,8 +334,8 @@ class Supervisor(Generic[ReportT]):
                 self._requests.report(request_id, fraction, stage)
             case Done(request_id=request_id, result=result):
                 self._requests.answer(request_id, result)
-            case RequestFailed(request_id=request_id, code=code, reason=reason):
-                self._requests.answer(request_id, error_of_code(code, reason))
+            case RequestFailed(request_id=request_id, code=code, reason=reason, problems=problems):
+                self._requests.answer(request_id, error_of_code(code, reason, problems))
             case ScratchFull(request_id=request_id):
                 self._requests.answer(request_id, DiskFull())
             case Alive():

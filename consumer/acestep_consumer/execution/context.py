@@ -47,10 +47,11 @@ class JobContext:
     @classmethod
     def of(cls, delivery: Delivery, max_bytes: int) -> Self:
         """Parse a delivery whose body may have ``max_bytes``."""
+        body, message_id, encoding = delivery.body, delivery.message_id, delivery.content_encoding
         try:
-            request = parse(delivery.body, delivery.message_id, max_bytes=max_bytes)
+            request = parse(body, message_id, max_bytes=max_bytes, encoding=encoding)
         except ConsumerError as error:
-            task_id = readable_task_id(delivery.body, delivery.message_id)
+            task_id = readable_task_id(body, message_id, encoding)
             return cls(delivery=delivery, parsed=error, task_id=task_id)
         return cls(delivery=delivery, parsed=request, task_id=request.task_id)
 

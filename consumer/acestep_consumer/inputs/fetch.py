@@ -118,7 +118,7 @@ class AllowedInputs:
 
     Args:
         objects: reads ``s3://`` inputs with the worker's own keys.
-        storage: the result bucket, which is always allowed.
+        storage: the result bucket, which is allowed unless ``ACESTEP_INPUT_RESULTS`` is ``none``.
         settings: buckets, hosts, and the limits of one input. A malformed host raises ``SettingsError``.
         checkpoint_dir: its folder ``loras`` holds the LoRAs that requests may name.
         tls: certificate authorities other than the system's.
@@ -151,7 +151,9 @@ class AllowedInputs:
             SettingsError: a host is malformed; nothing has changed then.
         """
         self._hosts = frozenset(map(_host_and_port, settings.hosts))
-        self._buckets = frozenset({self._storage.bucket, *settings.buckets})
+        own = (self._storage.bucket,) if settings.results == "all" else ()
+        self._buckets = frozenset({*own, *settings.buckets})
+        self._reads_results = settings.results == "all"
         self._audio_limit = _Limit(settings.max_bytes, "ACESTEP_INPUT_MAX_BYTES")
         self._lora_limit = _Limit(settings.lora_max_bytes, "ACESTEP_LORA_MAX_BYTES")
         self._lora_folder = LoraFolder(self._checkpoint_dir, settings.lora_max_bytes)
@@ -204,10 +206,10 @@ class AllowedInputs:
                 return _Input(field, self._require_host(_url(text)), self._audio_limit)
         except InputNotAllowed as error:
             raise InputNotAllowed(f"{field} = {shown(text)}: {error}") from error
+        place = "Put the audio into the result bucket, or have" if self._reads_results else "Have"
         raise InputNotAllowed(
-            f"{field} = {shown(text)}: {_ACCEPTED}; local files, http:// and data: are not accepted. Put "
-            "the audio into the result bucket, or have its bucket added to ACESTEP_INPUT_BUCKETS or its host to "
-            "ACESTEP_INPUT_HOSTS"
+            f"{field} = {shown(text)}: {_ACCEPTED}; local files, http:// and data: are not accepted. "
+            f"{place} its bucket added to ACESTEP_INPUT_BUCKETS or its host to ACESTEP_INPUT_HOSTS"
         )
 
     async def _check_lora(self, text: str) -> _LoraPart | Path:
@@ -224,12 +226,19 @@ class AllowedInputs:
         bucket, _, key = text[len("s3://") :].partition("/")
         if not text.lower().startswith("s3://") or not key:
             raise InputNotAllowed("must look like s3://bucket/key")
+        if bucket == self._storage.bucket and not self._reads_results and self._is_result(key):
+            raise InputNotAllowed("results are no inputs on this worker (ACESTEP_INPUT_RESULTS=none)")
         if bucket not in self._buckets:
             raise InputNotAllowed(f"the bucket {bucket[:63]!r} is not in ACESTEP_INPUT_BUCKETS")
         if not {".", ".."}.isdisjoint(key.split("/")):
             # Servers that normalize paths would read from another bucket.
             raise InputNotAllowed("a key with '.' or '..' between slashes is not accepted")
         return ObjectAddress(bucket, key)
+
+    def _is_result(self, key: str) -> bool:
+        """Whether a key of the result bucket is below the prefix of results, also for servers that merge slashes."""
+        prefix, parts = _parts(self._storage.prefix), _parts(key)
+        return parts[: len(prefix)] == prefix
 
     def _require_host(self, url: URL) -> URL:
         if url.scheme != "https":
@@ -411,6 +420,10 @@ def _network_failure(wanted: _Input, url: URL, error: Exception) -> Exception:
     if isinstance(error, aiohttp.ClientResponseError):
         return InputUnreadable(f"{wanted}: the host's response is not HTTP, or has too many or too long headers")
     return _TransientFetchError(f"{type(error).__name__} while reading")
+
+
+def _parts(key: str) -> list[str]:
+    return [part for part in key.split("/") if part]
 
 
 def _needs_source(request: GenerationRequest) -> bool:

@@ -55,6 +55,9 @@ def admit(request: Request, limits: Limits) -> Job:
     model, choice = _choose_model(asked, limits)
     task, adjustments = _settle_task(asked, model, choice)
     lm = _choose_lm(asked, task, limits)
+    if asked.full_analysis_only and not asked.src_audio_path:
+        rule = "full_analysis_only needs source audio: s3://bucket/key or https://host/path"
+        raise InvalidRequest([FieldProblem(field="src_audio_path", value="", rule=rule)])
     adjustments = (*adjustments, *_other_lm(asked, lm))
     report = _limits_for(limits.tier, with_lm=lm is not None)
     clamps = tuple(_clamps(asked, report))

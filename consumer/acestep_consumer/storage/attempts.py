@@ -41,7 +41,7 @@ class AttemptRecords:
             state = await self._read(replace(attempt, number=number))
             if state is None and number > 1:
                 return replace(attempt, number=number, unexplained=unexplained)
-            unexplained += state != _EXCUSED
+            unexplained += state != _EXCUSED["state"]
         raise AssertionError("numbers do not end")
 
     async def begin(self, attempt: Attempt) -> None:
@@ -53,13 +53,23 @@ class AttemptRecords:
         """Record that the attempt ended through no fault of the message. Raises ``StorageUnavailable``."""
         await self._objects.put(self._place(attempt), _content(_EXCUSED))
 
-    async def _read(self, attempt: Attempt) -> object:
+    async def _read(self, attempt: Attempt) -> str | None:
+        """Return the state of an attempt; None: it was not recorded."""
         found = await self._objects.get(self._place(attempt))
-        return None if found is None else json.loads(found.body)
+        return None if found is None else _state(found.body)
 
     def _place(self, attempt: Attempt) -> ObjectAddress:
         name = f"attempts/{attempt.message}-{attempt.number}.json"
         return ObjectAddress(self._bucket, object_key(self._prefix, attempt.task_id, name))
+
+
+def _state(body: bytes) -> str:
+    """Return the state in a record of any version; one that cannot be read says that the attempt began."""
+    try:
+        found = json.loads(body)
+        return str(found["state"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return _BEGUN["state"]
 
 
 def _content(state: dict[str, str]) -> ObjectContent:

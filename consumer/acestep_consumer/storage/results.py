@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import structlog
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from acestep_consumer.config.settings import StorageSettings
 from acestep_consumer.domain.errors import ManifestUnreadable, StorageRefused, StorageUnavailable
 from acestep_consumer.domain.job import Job, Rendering, StoredObject, Track
 from acestep_consumer.domain.objects import ObjectAddress, ObjectContent, ObjectHead, SmallObject
-from acestep_consumer.domain.outcome import Ending, TerminalRecord
+from acestep_consumer.domain.outcome import TerminalRecord
 from acestep_consumer.domain.ports import Objects
-from acestep_schemas.events import Completed
+from acestep_schemas.events import Completed, parse_manifest
 from acestep_schemas.request import TASK_ID_PATTERN
 
 T = TypeVar("T")
@@ -38,7 +38,6 @@ _log = structlog.get_logger()
 _TASK_ID: Final = re.compile(TASK_ID_PATTERN)
 _TRANSFERS: Final = 16
 _IN_MEMORY_BYTES: Final = 1 << 20
-_ENDING: Final[TypeAdapter[Ending]] = TypeAdapter(Ending)
 _MESSAGE: Final = "message"
 _TRACE: Final = "traceparent"
 _BODY: Final = "body-sha256"
@@ -185,14 +184,21 @@ def _take_over(place: ObjectAddress, track: Track, head: ObjectHead) -> StoredOb
 
 def _read_manifest(place: ObjectAddress, task_id: str, found: SmallObject) -> TerminalRecord:
     try:
-        # A newer worker may have written fields that this version does not know.
-        ending = _ENDING.validate_json(found.body, extra="ignore")
+        ending = parse_manifest(found.body)
     except ValidationError as error:
         raise ManifestUnreadable(f"{place} is not a manifest that can be read") from error
     if ending.task_id != task_id:
         raise ManifestUnreadable(f"{place} is the manifest of another task, {ending.task_id}")
     metadata = found.metadata
-    return TerminalRecord(ending, metadata.get(_MESSAGE), metadata.get(_TRACE), metadata.get(_BODY))
+    # What this version does not know is lost in ``ending``, and repeated all the same.
+    known = ending.model_dump_json(warnings=False).encode() == found.body
+    return TerminalRecord(
+        ending,
+        metadata.get(_MESSAGE),
+        metadata.get(_TRACE),
+        metadata.get(_BODY),
+        data_json=None if known else found.body,
+    )
 
 
 def _manifest(record: TerminalRecord) -> ObjectContent:

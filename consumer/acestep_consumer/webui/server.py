@@ -18,6 +18,7 @@ from acestep_consumer.webui.job_board import JobBoard, UpdateFeed
 from acestep_consumer.webui.job_view import file_name
 from acestep_consumer.webui.origin_check import OriginCheck, add_headers
 from acestep_schemas.request import TASK_ID_PATTERN, FieldProblem, GenerationRequest, RequestInvalid, parse_request
+from acestep_schemas.strict_json import loads
 
 FILES: Final = {
     "/": ("index.html", "text/html"),
@@ -104,7 +105,8 @@ class PageServer:
         if request.content_type != "application/json":
             return _problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "not_json", "send application/json")
         try:
-            body, wanted = read_form(await request.json())
+            # Bounded in depth, as a worker reads it: a deeply nested body would exhaust Python's stack.
+            body, wanted = read_form(loads((await request.read()).decode("utf-8-sig")).value)
         except RequestInvalid as error:
             fields = [{"field": problem.field, "rule": problem.rule} for problem in error.problems]
             return _problem(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_request", str(error), fields=fields)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Control connection of a worker: cancellations, dead-letter notices and status requests.
+"""Control connection of a worker: cancellations, dead-letter notices, status requests, workers of the same id.
 
 It is a connection of its own: reading a week of cancellations takes a second, and nothing else should wait for that.
 """
@@ -12,6 +12,7 @@ from typing import Self
 from acestep_consumer.broker.cancellations import CancellationLog
 from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.dead_letter_notices import DeadLetterNotices, NoticeHandler
+from acestep_consumer.broker.duplicate_ids import DuplicateIdCheck
 from acestep_consumer.broker.status_requests import StatusRequests
 from acestep_consumer.config.settings import BrokerSettings
 
@@ -37,9 +38,18 @@ class ControlChannel:
     ) -> None:
         await self._stack.aclose()
 
-    async def listen(self, tell: NoticeHandler, announce: Callable[[], Awaitable[None]]) -> None:
-        """Pass dead-letter notices to ``tell``, status requests to ``announce``. Raises ``BrokerRefused``."""
+    async def listen(self, tell: NoticeHandler, announce: Callable[[], Awaitable[None]], worker_id: str) -> None:
+        """Pass dead-letter notices to ``tell``, status requests to ``announce``; look for workers of the same id.
+
+        Raises:
+            BrokerRefused: the login may not.
+        """
         link = self.connection
-        for listener in (DeadLetterNotices(link, self._settings, tell), StatusRequests(link, announce)):
+        listeners = (
+            DeadLetterNotices(link, self._settings, tell),
+            StatusRequests(link, announce),
+            DuplicateIdCheck(link, worker_id),
+        )
+        for listener in listeners:
             await listener.start()
             self._stack.push_async_callback(listener.stop)

@@ -9,7 +9,6 @@ from acestep_consumer.broker.dead_letter_notices import DeadLetterNotice
 from acestep_consumer.broker.delivery import fingerprint
 from acestep_consumer.domain.errors import ConsumerError, Expired
 from acestep_consumer.domain.outcome import RunInfo, TerminalRecord, outcome_of, unfinished
-from acestep_consumer.domain.parse import readable_task_id
 from acestep_consumer.domain.ports import Events, Store
 from acestep_consumer.execution.runner import JobRunner
 
@@ -26,7 +25,7 @@ class ExpirationHandler:
 
     async def tell(self, notice: DeadLetterNotice) -> None:
         """Publish the terminal event, the same one again if need be. Raises ``Unpublished``."""
-        task_id = readable_task_id(notice.body, notice.message_id)
+        task_id = notice.task_id
         if task_id is None:
             raise ValueError("a notice without an id has no task")
         # A running job of this task ends first: it may belong to another message, and its songs answer this one too.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Audio files: what is read, what is refused, what is written."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -236,3 +237,43 @@ def test_a_playlist_cannot_reach_another_file(playlist: str, tmp_path: Path) -> 
     (tmp_path / "input").write_text(playlist.format(secret=secret), encoding="utf-8")
     with pytest.raises(InputUnreadable, match="cannot be read as audio"):
         decode(tmp_path / "input", sample_rate=RATE, max_seconds=10)
+
+
+def ogg_link(rate: int, hz: float, *, number: int) -> bytes:
+    """One second of a stereo tone as a complete Ogg stream; ``number`` keeps the links of a chain apart."""
+    file = io.BytesIO()
+    samples = np.stack([tone(rate=rate, hz=hz)] * 2)
+    with av.open(file, "w", format="ogg", options={"serial_offset": str(number)}) as out:
+        stream = out.add_stream("vorbis", rate=rate, layout="stereo", options={"strict": "experimental"})
+        assert isinstance(stream, av.AudioStream)
+        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="stereo")
+        frame.sample_rate = rate
+        out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("rates", [(44_100, 22_050), (22_050, 48_000), (48_000, 48_000), (16_000, 44_100, 32_000)])
+def test_a_chained_ogg_file_is_read_whole_whatever_rate_each_link_has(rates: tuple[int, ...], tmp_path: Path) -> None:
+    path = tmp_path / "radio.ogg"
+    links = [ogg_link(rate, 220 * (at + 1), number=10 * at) for at, rate in enumerate(rates)]
+    path.write_bytes(b"".join(links))
+    samples = decode(path, sample_rate=RATE, max_seconds=10)
+    assert samples.shape[1] == pytest.approx(RATE * len(rates), abs=1_500 * len(rates))
+    for at in range(len(rates)):
+        middle = samples[0, RATE * at + RATE // 4 : RATE * at + 3 * RATE // 4]
+        assert loudest_hz(middle) == pytest.approx(220 * (at + 1), abs=3)
+
+
+def test_the_limit_holds_for_all_links_together(tmp_path: Path) -> None:
+    path = tmp_path / "radio.ogg"
+    path.write_bytes(b"".join(ogg_link(16_000, 220, number=10 * number) for number in range(3)))
+    with pytest.raises(InputUnreadable, match="longer than 2 seconds"):
+        decode(path, sample_rate=48_000, max_seconds=2)
+
+
+@pytest.mark.parametrize("tail", [b"OggS", b"OggS" + bytes(22) + b"\xff", b"no page at all" * 9])
+def test_what_follows_the_last_link_of_a_chain_takes_nothing_from_it(tail: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "radio.ogg"
+    path.write_bytes(ogg_link(16_000, 220, number=0) + ogg_link(32_000, 220, number=9) + tail)
+    assert decode(path, sample_rate=RATE, max_seconds=5).shape[1] == pytest.approx(2 * RATE, abs=RATE / 20)

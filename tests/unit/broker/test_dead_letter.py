@@ -75,6 +75,16 @@ def test_any_timestamp_can_be_read(seconds: int) -> None:
     assert time is None or isinstance(time, datetime)
 
 
+def test_a_timestamp_of_0_is_none() -> None:
+    """Libraries send it for a timestamp that nobody set; as a time it would be 1970, and each deadline long over."""
+    lenient_codec.install()
+    for seconds, expected in ((0, None), (1, datetime.fromtimestamp(1, UTC))):
+        sent = ContentHeader(0, 0, Basic.Properties(timestamp=datetime.fromtimestamp(seconds, UTC)))
+        read = ContentHeader()
+        read.unmarshal(sent.marshal())
+        assert read.properties.timestamp == expected
+
+
 @given(st.binary(max_size=60))
 def test_any_header_table_can_be_read_or_is_marked(raw: bytes) -> None:
     consumed, headers = lenient_codec.table(len(raw).to_bytes(4, "big") + raw)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -127,6 +128,13 @@ def test_a_body_that_is_no_json_is_text_that_cannot_command_the_terminal(body: b
 REASON = (
     "audio_format = m4a: must be 'mp3', 'wav', 'wav32', 'flac', 'ogg', 'opus' or 'aac'; src_audio_path = /etc/passwd"
 )
+
+
+def test_a_compressed_body_is_shown_as_it_was_with_its_secrets_masked() -> None:
+    body = gzip.compress(b'{"task_id": "mine", "password": "x"}')
+    found = in_full(DeadLetter(body, Basic.Properties(content_encoding="gzip"), death_of({}), 1))
+    assert (found["task_id"], found["body"]) == ("mine", {"task_id": "mine", "password": "***"})
+    assert found["properties"] == {"content_encoding": "gzip"}
 
 
 def test_at_80_columns_no_character_of_a_dead_letter_is_lost() -> None:

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """From bytes to a request: task ids, and errors that say what is wrong and whose job it was."""
 
+import gzip
 import json
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
 from uuid import UUID
 
 import pytest
@@ -58,6 +62,62 @@ class TestTaskId:
         assert request.body.task_id == request.task_id
         again = read(request.body.model_dump(mode="json"), "another message")
         assert again == request
+
+
+def raw_deflate(body: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=-15)
+    return packer.compress(body) + packer.flush()
+
+
+class TestCompression:
+    BODY = b'{"task_id": "mine", "prompt": "blues"}'
+
+    @pytest.mark.parametrize(
+        ("encoding", "pack"),
+        [("gzip", gzip.compress), ("GZIP ", gzip.compress), ("x-gzip", gzip.compress), ("deflate", zlib.compress),
+         ("deflate", raw_deflate)],
+    )  # fmt: skip
+    def test_gzip_and_both_kinds_of_deflate_are_read(self, encoding: str, pack: Callable[[bytes], bytes]) -> None:
+        body = pack(self.BODY)
+        assert parse(body, None, max_bytes=LIMIT, encoding=encoding).body.prompt == "blues"
+        assert readable_task_id(body, None, encoding) == "mine"
+
+    @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "utf-8", "identity", "binary", ""])
+    def test_an_encoding_that_was_named_and_not_applied_is_no_error(self, encoding: str) -> None:
+        assert parse(self.BODY, None, max_bytes=LIMIT, encoding=encoding).task_id == "mine"
+
+    def test_the_limit_holds_for_what_comes_out_and_no_more_is_unpacked(self) -> None:
+        bomb = gzip.compress(b" " * 50_000_000)
+        assert len(bomb) < 100_000
+        with pytest.raises(MessageTooLarge, match="over the limit once it is decompressed; the limit is 100,000 bytes"):
+            parse(bomb, "m", max_bytes=100_000, encoding="gzip")
+        assert readable_task_id(bomb, "m", "gzip") == "m"
+
+    @pytest.mark.parametrize(
+        ("encoding", "body", "reason"),
+        [
+            ("gzip", gzip.compress(BODY)[:-4], "content_encoding is gzip, and the body cannot be decompressed: it is"),
+            ("gzip", gzip.compress(BODY) * 2, "cannot be decompressed: other bytes follow"),
+            ("gzip", b"\x00\x01", "cannot be decompressed: incorrect header check"),
+            ("deflate", b"\xff\xff", "content_encoding is deflate, and the body cannot be decompressed"),
+            ("gzip", gzip.compress(b"[]"), "it holds a list"),
+            ("br", b"\x0b\x02\x80", "content_encoding 'br' is not supported: send it uncompressed, or with gzip"),
+            ("a\x1b" * 90, b"\xff", "content_encoding 'a\\u001b"),
+        ],
+        ids=["cut off", "two streams", "not gzip", "not deflate", "a list", "brotli", "an odd name"],
+    )
+    def test_what_cannot_be_unpacked_is_refused_with_the_encodings_name(
+        self, encoding: str, body: bytes, reason: str
+    ) -> None:
+        with pytest.raises(MalformedBody) as caught:
+            parse(body, "m", max_bytes=LIMIT, encoding=encoding)
+        assert reason in str(caught.value)
+        assert caught.value.task_id == "m"
+
+    @given(st.binary(max_size=200), st.sampled_from(["gzip", "deflate", "br", None]))
+    def test_no_bytes_break_it(self, body: bytes, encoding: str | None) -> None:
+        with suppress(ConsumerError):
+            parse(body, "m", max_bytes=LIMIT, encoding=encoding)
 
 
 class TestRefusals:

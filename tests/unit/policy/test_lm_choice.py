@@ -4,7 +4,7 @@
 import pytest
 
 from acestep_consumer.policy.lm_choice import LmPlan, LmRequest, plan_lm, renderer_share
-from acestep_consumer.policy.tiers import BUILT_IN
+from acestep_consumer.policy.tiers import BUILT_IN, LM_MEMORY_GB, LMS
 
 
 def plan(vram_gb: float, **wish: object) -> LmPlan | None:
@@ -70,3 +70,58 @@ def test_small_cards_give_the_known_memory_and_large_ones_a_share_for_sequences_
     assert small is not None
     assert large is not None
     assert (small.memory_gb, large.memory_gb) == (8, 48)
+
+
+SMALL, MIDDLE, LARGE = LMS
+HUB = frozenset({SMALL, LARGE})
+
+
+def on_disk(*models: str, vram_gb: float = 80, hub: frozenset[str] = HUB, **wish: object) -> LmPlan:
+    chosen = plan(vram_gb, on_disk=frozenset(models), on_hub=hub, **wish)
+    assert chosen is not None
+    return chosen
+
+
+@pytest.mark.parametrize("models", [(LARGE,), (SMALL, LARGE), LMS])
+def test_the_largest_that_fits_is_used_without_a_word_when_it_is_on_the_disk(models: tuple[str, ...]) -> None:
+    chosen = on_disk(*models)
+    assert (chosen.model, chosen.warnings) == (LARGE, ())
+
+
+@pytest.mark.parametrize(("models", "used"), [((SMALL,), SMALL), ((SMALL, MIDDLE), MIDDLE)])
+def test_a_smaller_one_on_the_disk_goes_before_a_download(models: tuple[str, ...], used: str) -> None:
+    chosen = on_disk(*models)
+    assert chosen.model == used
+    assert chosen.warnings == (f"{used} is used: {LARGE} would fit too, but is not on the disk",)
+    assert chosen.memory_gb == LM_MEMORY_GB[used] + (80 - 24) * 0.4
+
+
+def test_with_none_on_the_disk_the_largest_that_can_be_downloaded_is() -> None:
+    chosen = on_disk()
+    assert chosen.model == LARGE
+    assert chosen.warnings == (f"no language model for this GPU is on the disk: {LARGE} is downloaded",)
+    assert on_disk(vram_gb=16).model == SMALL  # the hub has no repository of the middle one alone
+
+
+def test_one_that_is_too_large_for_the_gpu_is_named_and_not_used() -> None:
+    chosen = on_disk(LARGE, vram_gb=16)
+    assert chosen.model == SMALL
+    assert f"({LARGE}: too large for tier6 with 16 GB): {SMALL} is downloaded" in chosen.warnings[0]
+
+
+def test_where_there_is_no_way_to_one_it_is_said_which_is_missing() -> None:
+    chosen = on_disk(vram_gb=16, hub=frozenset(), init=True)
+    assert chosen.required
+    assert chosen.warnings == (
+        f"no language model for this GPU is on the disk: put {SMALL} or {MIDDLE} into ACESTEP_CHECKPOINT_DIR",
+    )
+
+
+def test_a_cpu_takes_the_one_that_is_there() -> None:
+    assert on_disk(MIDDLE, vram_gb=0, init=True).model == MIDDLE
+    assert on_disk(SMALL, MIDDLE, vram_gb=0, init=True).model == SMALL
+
+
+def test_one_that_the_operator_named_is_used_wherever_it_is() -> None:
+    chosen = on_disk(SMALL, model=LARGE)
+    assert (chosen.model, chosen.warnings) == (LARGE, ())

@@ -437,7 +437,6 @@ class TestErrors:
             ("prompt", 8_192),
             ("lyrics", 32_768),
             ("sample_query", 8_192),
-            ("audio_code_string", 262_144),
             ("instruction", 2_048),
             ("lm_negative_prompt", 8_192),
             ("lm_model_path", 2_048),
@@ -451,6 +450,12 @@ class TestErrors:
         assert found.rule == f"must have at most {limit:,} characters"
         assert len(found.value) == 100
         assert found.value.endswith("…")
+
+    def test_audio_codes_may_fill_their_limit_and_are_never_quoted_whole(self) -> None:
+        codes = "<|audio_code_123|>".ljust(262_144, "x")
+        assert parsed(audio_code_string=codes).audio_code_string == codes
+        found = problem(audio_code_string=codes + "x")
+        assert (found.rule, len(found.value)) == ("must have at most 262,144 characters", 100)
 
     @pytest.mark.parametrize(("field", "value"), [("bpm", 9_999), ("audio_duration", 5_000), ("batch_size", 64)])
     def test_what_a_tier_decides_is_no_error_here(self, field: str, value: int) -> None:

@@ -9,7 +9,8 @@ import io
 import struct
 import sys
 from collections.abc import Iterator
-from typing import BinaryIO, Final, cast
+from itertools import pairwise
+from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
 import av
 import av.subtitles.codeccontext  # PyAV imports it at the first such stream, when no file can be opened any more
@@ -18,6 +19,9 @@ from av.container import InputContainer
 
 from acestep_consumer.audio.sandbox.exit_codes import DecodeExit
 from acestep_consumer.audio.sandbox.landlock import ProcessLimits, confine
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 FRAME_BYTES: Final = 8
 """One sample of both channels."""
@@ -34,6 +38,9 @@ _CODECS: Final = frozenset(
         "opus", "tta", "vorbis", "wavpack", "wmalossless", "wmapro", "wmav1", "wmav2",
     }
 )  # fmt: skip
+
+_OGG_HEADER_BYTES: Final = 27
+_OGG_BEGINS: Final = 2
 
 
 class _Unusable(Exception):
@@ -76,14 +83,76 @@ def _import_lazy_modules() -> None:
 def _decode(source: BinaryIO, target: BinaryIO, sample_rate: int, max_samples: int) -> DecodeExit:
     options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "none", "codec_whitelist": _known_codecs()}
     samples = 0
-    with av.open(source, mode="r", options=options) as container:
-        for frame in _resampled(container, sample_rate):
-            samples += frame.samples
-            if samples > max_samples:
-                raise _Unusable(DecodeExit.TOO_LONG)
-            target.write(_stereo(frame))
+    for link in _ogg_links(source):
+        with av.open(link, mode="r", options=options) as container:
+            for frame in _resampled(container, sample_rate):
+                samples += frame.samples
+                if samples > max_samples:
+                    raise _Unusable(DecodeExit.TOO_LONG)
+                target.write(_stereo(frame))
     target.flush()
     return DecodeExit.STEREO if samples else DecodeExit.NO_SOUND
+
+
+class _Section(io.RawIOBase):
+    """A part of a file, read as a file of its own."""
+
+    def __init__(self, file: BinaryIO, start: int, end: int) -> None:
+        super().__init__()
+        self._file, self._start, self._end, self._at = file, start, end, start
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        view = memoryview(buffer).cast("B")
+        self._file.seek(self._at)
+        found = self._file.read(min(len(view), max(0, self._end - self._at)))
+        view[: len(found)] = found
+        self._at += len(found)
+        return len(found)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: self._start, io.SEEK_CUR: self._at, io.SEEK_END: self._end}[whence]
+        self._at = max(self._start, base + offset)
+        return self.tell()
+
+    def tell(self) -> int:
+        return self._at - self._start
+
+
+def _ogg_links(source: BinaryIO) -> Iterator[BinaryIO]:
+    """Yield the links of a chained Ogg file, one after the other; any other file is yielded as it is.
+
+    A link is a complete stream. FFmpeg refuses a file whose links differ in rate or channels.
+    """
+    starts = tuple(_ogg_link_starts(source))
+    size = source.seek(0, io.SEEK_END)
+    source.seek(0)
+    if len(starts) <= 1:
+        yield source
+        return
+    for start, end in pairwise((*starts, size)):
+        yield cast("BinaryIO", _Section(source, start, end))
+
+
+def _ogg_link_starts(source: BinaryIO) -> Iterator[int]:
+    """Yield where links start: at a page that begins a stream and does not follow another such page."""
+    at, after_first_page = 0, False
+    while True:
+        source.seek(at)
+        header = source.read(_OGG_HEADER_BYTES)
+        if len(header) < _OGG_HEADER_BYTES or header[:4] != b"OggS":
+            return
+        begins = bool(header[5] & _OGG_BEGINS)
+        if begins and not after_first_page:
+            yield at
+        after_first_page = begins
+        segments = source.read(header[26])
+        at += _OGG_HEADER_BYTES + len(segments) + sum(segments)
 
 
 def _known_codecs() -> str:
@@ -100,11 +169,16 @@ def _resampled(container: InputContainer, sample_rate: int) -> Iterator[AudioFra
         raise _Unusable(DecodeExit.NOT_AUDIO)
     stream.codec_context.thread_count = 1
     resampler: av.AudioResampler | None = None
+    resampled: tuple[object, ...] = ()
     for frame in container.decode(stream):
-        if resampler is None:
+        # A track may change in the middle: in FLAC, MP3 and AAC each frame has a rate and channels of its own.
+        form = frame.sample_rate, frame.format.name, frame.layout.name
+        if resampler is not None and form != resampled:
+            yield from resampler.resample(None)
+        if resampler is None or form != resampled:
             # FFmpeg's conversion of mono to stereo is quieter, so mono stays mono here and is doubled below.
             layout = "mono" if frame.layout.nb_channels == 1 else "stereo"
-            resampler = av.AudioResampler(format="flt", layout=layout, rate=sample_rate)
+            resampler, resampled = av.AudioResampler(format="flt", layout=layout, rate=sample_rate), form
         yield from resampler.resample(frame)
     if resampler is not None:
         yield from resampler.resample(None)

@@ -17,11 +17,12 @@ from rich.text import Text
 
 from acestep_consumer.broker.dead_letter_queue import DeadLetter
 from acestep_consumer.commands.terminal import UNKNOWN, plural
-from acestep_consumer.domain.parse import readable_task_id
-from acestep_schemas.strict_json import JsonRefused, loads
+from acestep_consumer.domain.parse import decompressed, readable_task_id
+from acestep_schemas.strict_json import loads
 
 MASK = "***"
 MAX_BODY_CHARACTERS = 100_000
+MAX_DECOMPRESSED_BYTES = 16 << 20
 _DEEPEST = 32
 _INDENT = 4
 _SECRET_NAME = re.compile(r"passw|secret|token|authori[sz]ation|cookie|credential|signature|api[-_]?key", re.IGNORECASE)
@@ -51,7 +52,7 @@ class DeadLetterRow:
         """Summarise a dead letter; its task id is the one that a worker would use."""
         death = message.death
         return cls(
-            task_id=readable_task_id(message.body, message.message_id),
+            task_id=readable_task_id(message.body, message.message_id, message.encoding),
             message_id=message.message_id,
             code=death.code,
             reason=death.reason,
@@ -122,7 +123,7 @@ def in_full(message: DeadLetter) -> dict[str, JsonValue]:
         **DeadLetterRow.of(message).as_json(),
         "properties": masked({name: value for name, value in named.items() if value not in {None, ""}}),
         "headers": masked(properties.headers or {}),
-        "body": masked(_body(message.body)),
+        "body": masked(_body(message.body, message.encoding)),
     }
 
 
@@ -160,10 +161,10 @@ def _masked_item(name: str, item: object, depth: int) -> JsonValue:
     return masked(item, depth + 1)
 
 
-def _body(body: bytes) -> object:
+def _body(body: bytes, encoding: str | None) -> object:
     try:
-        return loads(body.decode("utf-8-sig")).value
-    except (JsonRefused, UnicodeDecodeError):
+        return loads(decompressed(body, encoding, MAX_DECOMPRESSED_BYTES).decode("utf-8-sig")).value
+    except ValueError:  # neither JSON nor compressed JSON
         text = _text(body[:MAX_BODY_CHARACTERS])
         left = len(body) - MAX_BODY_CHARACTERS
         return text if left <= 0 else f"{text}… and {left:,} more bytes"

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model checks of ``doctor``: each configured DiT, and the language model for this GPU."""
 
-import os
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,12 +13,12 @@ from acestep_consumer.commands.doctor.report import Finding, fail, ok, skip, war
 from acestep_consumer.commands.plan.gpu import DeviceMissing
 from acestep_consumer.commands.threads import run_in_thread
 from acestep_consumer.config.settings import EngineSettings, Settings
+from acestep_consumer.engine.hub_cache import is_offline, snapshot
 from acestep_consumer.engine.planner import registry as lms
 from acestep_consumer.engine.renderer.registry import CheckpointError, resolve
-from acestep_consumer.policy.lm_choice import LmPlan, LmRequest, plan_lm
+from acestep_consumer.policy.lm_choice import LmPlan, plan_lm
 from acestep_consumer.policy.tiers import TierTableError, load_table
 
-_TRUE: Final = {"1", "on", "yes", "true"}
 _AT_START: Final = "the first start downloads it, which takes minutes; download it before with: hf download"
 
 
@@ -38,9 +37,7 @@ async def check_lm(settings: Settings, machine: Machine, environ: Mapping[str, s
     except (DeviceMissing, TierTableError):
         yield skip("language model", "it depends on the GPU's tier")
         return
-    plan = plan_lm(
-        LmRequest(init=engine.init_llm, model=engine.lm_model_path, backend=engine.lm_backend), tier, vram_gb
-    )
+    plan = plan_lm(await run_in_thread(lambda: lms.lm_request(engine, environ)), tier, vram_gb)
     if plan is None:
         reason = "ACESTEP_INIT_LLM is false" if engine.init_llm is False else f"{tier.name} default"
         yield ok("language model", f"none ({reason}); requests that need it will fail")
@@ -64,9 +61,10 @@ def judge_model(name: str, checkpoint_dir: Path | None, environ: Mapping[str, st
     except CheckpointError as error:
         said, _, cure = str(error).partition(". ")
         return fail(check, said, cure or "set ACESTEP_CHECKPOINT_DIR or ACESTEP_CONFIG_PATH")
-    folder = checkpoint.folder or _snapshot(checkpoint.hub_id, environ)
+    hub_id = checkpoint.hub_id or name
+    folder = checkpoint.folder or snapshot(hub_id, environ)
     if folder is None:
-        return _from_hub(check, checkpoint.hub_id or name, environ)
+        return _from_hub(check, hub_id, environ)
     return _complete(check, folder, tuple(faults_of_pipeline(folder)))
 
 
@@ -78,9 +76,10 @@ def judge_lm(plan: LmPlan, checkpoint_dir: Path | None, environ: Mapping[str, st
     except lms.LmNotFound as error:
         said, fix = str(error).partition(";")[0], _WITHOUT_LM
         return fail(check, said, fix) if plan.required else warn(check, f"{said}; a worker starts without it", fix)
-    folder = place.folder or _snapshot(place.hub_id, environ)
+    hub_id = place.hub_id or plan.model
+    folder = place.folder or snapshot(hub_id, environ)
     if folder is None:
-        return _from_hub(check, place.hub_id or plan.model, environ)
+        return _from_hub(check, hub_id, environ)
     return _complete(check, folder, tuple(faults_of_lm(folder)))
 
 
@@ -91,28 +90,7 @@ def _complete(check: str, folder: Path, faults: tuple[str, ...]) -> Finding:
 
 
 def _from_hub(check: str, hub_id: str, environ: Mapping[str, str]) -> Finding:
-    if environ.get("HF_HUB_OFFLINE", "").strip().lower() in _TRUE:
+    if is_offline(environ):
         said = f"{hub_id} is not on this disk, and HF_HUB_OFFLINE forbids the download"
         return fail(check, said, f"unset it, or download the model elsewhere with: hf download {hub_id}")
     return warn(check, f"{hub_id} is not on this disk yet, but on the Hugging Face hub", f"{_AT_START} {hub_id}")
-
-
-def _snapshot(hub_id: str | None, environ: Mapping[str, str]) -> Path | None:
-    """Return the newest snapshot in the cache of the Hugging Face client."""
-    if hub_id is None:
-        return None
-    root = _cache(environ) / f"models--{hub_id.replace('/', '--')}" / "snapshots"
-    return max(_folders(root), key=os.path.getmtime, default=None)
-
-
-def _folders(root: Path) -> Iterator[Path]:
-    if root.is_dir():
-        yield from (path for path in root.iterdir() if path.is_dir())
-
-
-def _cache(environ: Mapping[str, str]) -> Path:
-    """Return the cache folder, from the same variables as the Hugging Face client."""
-    if given := environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE"):
-        return Path(given).expanduser()
-    home = environ.get("HF_HOME") or f"{environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
-    return Path(home).expanduser() / "hub"

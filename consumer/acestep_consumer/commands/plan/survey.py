@@ -7,7 +7,7 @@ The measurements behind the songs per minute are in ``acestep_consumer.policy.be
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from acestep_consumer.commands.plan.answer import (
     ExpectedSongsPart,
@@ -24,6 +24,7 @@ from acestep_consumer.commands.plan.answer import (
 )
 from acestep_consumer.commands.plan.gpu import DetectedGpu
 from acestep_consumer.config.settings import Settings
+from acestep_consumer.engine.planner.registry import lm_request
 from acestep_consumer.policy import benchmarks
 from acestep_consumer.policy.benchmarks import DIT_2B, DIT_SIZES, DIT_XL, GIB, MEASURED_ON, REFERENCE, DitSize
 from acestep_consumer.policy.lm_choice import LmPlan, LmRequest, plan_lm
@@ -107,8 +108,9 @@ class PlanSurvey:
         )
 
     def _plan_lm(self) -> LmPlan | None:
-        engine = self._engine
-        wish = LmRequest(init=engine.init_llm, model=engine.lm_model_path, backend=engine.lm_backend)
+        wish = lm_request(self._engine, os.environ)
+        if self._asked.card is not None or self._asked.vram_gb is not None:
+            wish = replace(wish, on_disk=None)  # of another machine
         return plan_lm(wish, self._tier, self._found.vram_gb)
 
     def _lm_is_apart(self) -> bool:

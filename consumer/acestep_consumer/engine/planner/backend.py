@@ -59,7 +59,7 @@ class SequenceOutput:
     """Progress of one sequence: the count of its tokens, and all of them once it is finished.
 
     ``error`` is public text. ``out_of_step``: the two branches of guidance diverged; the sequence is void and has to be
-    generated again.
+    generated again. ``too_long``: the error is that the prompt, with what is to be generated, exceeds the context.
     """
 
     sequence_id: int
@@ -67,6 +67,7 @@ class SequenceOutput:
     tokens: tuple[int, ...] | None = None
     error: str | None = None
     out_of_step: bool = False
+    too_long: bool = False
 
 
 class Backend(Protocol):

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import structlog
 
-from acestep_consumer.domain.errors import PlanFailed
+from acestep_consumer.domain.errors import InvalidRequest, PlanFailed
 from acestep_consumer.engine.planner.backend import Backend, Generation, SequenceOutput
+from acestep_schemas.request import FieldProblem
 
 MAX_RETRIES = 3
 
@@ -43,12 +44,16 @@ class EngineLoop:
         A sequence whose guidance branches diverged is void: it is generated again, never finished without guidance.
 
         Raises:
+            InvalidRequest: its texts are longer than the model's context.
             PlanFailed: the backend cannot generate it.
         """
         for _ in range(1 + MAX_RETRIES):
             output = await self._generate_once(generation, on_progress)
             if output.tokens is not None:
                 return output.tokens
+            if output.too_long:
+                rule = f"is too long for the language model, together with the lyrics: {output.error}"
+                raise InvalidRequest([FieldProblem(field="prompt", value="…", rule=rule)])
             if not output.out_of_step:
                 raise PlanFailed(f"the language model failed: {output.error}")
             log.warning("guidance pair out of step, generating it again", tokens_lost=output.count)

@@ -125,7 +125,10 @@ def _fetched(hub_id: str) -> Path:
     try:
         return Path(snapshot_download(hub_id, allow_patterns=list(_FILES)))
     except Exception as error:
-        raise LmUnusable(f"language model {hub_id} cannot be fetched from the hub: {type(error).__name__}") from error
+        raise LmUnusable(
+            f"language model {hub_id} is not on the disk and cannot be downloaded ({type(error).__name__}): put it "
+            "into ACESTEP_CHECKPOINT_DIR, or set ACESTEP_LM_MODEL_PATH; ACESTEP_INIT_LLM=false runs without it"
+        ) from error
 
 
 def _open_vllm(configure: ConfigurePlanner, folder: Path, tokens: LmTokens, device: torch.device) -> Backend:

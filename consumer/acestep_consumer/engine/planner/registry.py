@@ -2,10 +2,16 @@
 """Language model registry: finds a model by its name, in folders or on the hub. Loads nothing."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
+
+from acestep_consumer.config.settings import EngineSettings
+from acestep_consumer.engine.hub_cache import is_offline, snapshot
+from acestep_consumer.policy.lm_choice import LmRequest
+from acestep_consumer.policy.tiers import LMS
 
 HUB: Final = MappingProxyType(
     {
@@ -36,8 +42,7 @@ def resolve(model: str, checkpoint_dir: Path | None) -> LmLocation:
     Raises:
         LmNotFound: it is in none of them.
     """
-    given = Path(model).expanduser()
-    for folder in (given, *([checkpoint_dir / model] if checkpoint_dir else [])):
+    for folder in _folders(model, checkpoint_dir):
         if (folder / "config.json").is_file():
             return LmLocation(folder=folder.resolve())
     hub_id = HUB.get(model, model)
@@ -45,3 +50,33 @@ def resolve(model: str, checkpoint_dir: Path | None) -> LmLocation:
         return LmLocation(hub_id=hub_id)
     where = f"{checkpoint_dir / model}" if checkpoint_dir else "a folder of that name (ACESTEP_CHECKPOINT_DIR is unset)"
     raise LmNotFound(f"language model {model} is not found: looked for {where}; set ACESTEP_LM_MODEL_PATH")
+
+
+def lm_request(settings: EngineSettings, environ: Mapping[str, str]) -> LmRequest:
+    """Return the request for a language model on this machine: the settings, and the models that can be had.
+
+    Args:
+        settings: the engine's.
+        environ: names the cache folder of the Hugging Face client.
+    """
+    found = (name for name in LMS if _is_on_disk(name, settings.checkpoint_dir, environ))
+    return LmRequest(
+        init=settings.init_llm,
+        model=settings.lm_model_path,
+        backend=settings.lm_backend,
+        on_disk=frozenset(found),
+        on_hub=frozenset() if is_offline(environ) else frozenset(HUB),
+    )
+
+
+def _is_on_disk(name: str, checkpoint_dir: Path | None, environ: Mapping[str, str]) -> bool:
+    folders = _folders(name, checkpoint_dir)
+    cached = snapshot(HUB[name], environ) if name in HUB else None
+    return any((folder / "config.json").is_file() and any(folder.glob("*.safetensors")) for folder in folders) or (
+        cached is not None and any(cached.glob("*.safetensors"))
+    )
+
+
+def _folders(model: str, checkpoint_dir: Path | None) -> tuple[Path, ...]:
+    given = Path(model).expanduser()
+    return (given,) if checkpoint_dir is None else (given, checkpoint_dir / model)

@@ -50,7 +50,7 @@ class PlannerService:
         try:
             plan = await self._planner.plan(message.job, message.source, report)
         except ConsumerError as error:
-            self._send(RequestFailed(request_id=request_id, code=error.code, reason=str(error)))
+            self._send(RequestFailed.of(request_id, error))
         except Exception as error:
             log.exception("planning failed unexpectedly", task_id=message.job.task_id)
             reason = f"the planner failed on this request ({type(error).__name__})"

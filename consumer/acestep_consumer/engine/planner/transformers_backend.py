@@ -111,7 +111,8 @@ class TransformersBackend:
             if error is None:
                 joining.append(sequence)
             else:
-                refusals.append(SequenceOutput(sequence.sequence_id, 0, error=error))
+                too_long = sequence.max_length > self._context
+                refusals.append(SequenceOutput(sequence.sequence_id, 0, error=error, too_long=too_long))
             self._waiting.popleft()
         return joining, refusals
 

@@ -51,7 +51,8 @@ class VllmBackend:
         if error is None:
             self._waiting.append(sequence)
         else:
-            self._refused.append(SequenceOutput(sequence_id, 0, error=error))
+            too_long = sequence.max_length > self._engine.context
+            self._refused.append(SequenceOutput(sequence_id, 0, error=error, too_long=too_long))
 
     def drop(self, sequence_id: int) -> None:
         """Drop a sequence; unknown ids are ignored."""

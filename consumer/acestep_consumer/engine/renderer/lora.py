@@ -18,12 +18,13 @@ from typing import Any, Final, Self
 import torch
 from torch import nn
 
-from acestep_consumer.domain.errors import InputUnreadable, RenderFailed
+from acestep_consumer.domain.errors import InputUnreadable
 from acestep_consumer.engine.renderer.lora_file import Delta, read_lora
 from acestep_consumer.inputs.loras import PEFT_CONFIG, PEFT_WEIGHTS
 
 # accelerate, diffusers and torch set these on a module to change how it is called; they are bound to that module.
 _MODULE_HOOKS: Final = ("forward", "_old_forward", "_hf_hook", "_diffusers_hook", "_compiled_call_impl")
+_ANOTHER: Final = "use one that was trained for it, or name the LoRA's own model in the field model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +101,7 @@ class AdaptedModelCache:
         after moving ``dit`` between RAM and device, call this again.
 
         Raises:
-            InputUnreadable: the file is not a LoRA.
-            RenderFailed: it was made for another model.
+            InputUnreadable: the file is not a LoRA, was made for another model, or is too strong for its numbers.
             torch.OutOfMemoryError: the device has no memory for the changed weights; the cache is empty then.
         """
         with self._busy:
@@ -136,12 +136,14 @@ def _fitting(dit: nn.Module, deltas: tuple[Delta, ...]) -> tuple[Delta, ...]:
     for delta in deltas:
         module = modules.get(delta.layer)
         if not isinstance(module, nn.Linear):
-            raise RenderFailed(f"the LoRA does not fit this model, which has no linear layer {delta.layer[:100]!a}")
+            raise InputUnreadable(
+                f"the LoRA does not fit this model, which has no linear layer {delta.layer[:100]!a}; {_ANOTHER}"
+            )
         expected, found = tuple(module.weight.shape), (len(delta.up), delta.down.shape[1])
         if expected != found:
-            raise RenderFailed(
+            raise InputUnreadable(
                 f"the LoRA does not fit this model: {delta.layer} has weights of {expected[0]} x {expected[1]}, and "
-                f"the LoRA's are {found[0]} x {found[1]}"
+                f"the LoRA's are {found[0]} x {found[1]}; {_ANOTHER}"
             )
     return deltas
 
@@ -162,8 +164,10 @@ def _adapt(dit: nn.Module, deltas: Iterable[Delta], scale: float) -> _Adapted:
 
 def _merged(weight: Any, delta: Delta, scale: float) -> torch.Tensor:
     up, down = (side.to(weight.device).float() for side in (delta.up, delta.down))
-    total: torch.Tensor = torch.addmm(weight.float(), up, down, alpha=delta.factor * scale)
-    return total.to(weight.dtype)
+    total: torch.Tensor = torch.addmm(weight.float(), up, down, alpha=delta.factor * scale).to(weight.dtype)
+    if not total.isfinite().all():
+        raise InputUnreadable(f"the LoRA is too strong: {delta.layer} overflows; lower lora.scale or the LoRA's alpha")
+    return total
 
 
 def _copy_modules(module: nn.Module) -> nn.Module:

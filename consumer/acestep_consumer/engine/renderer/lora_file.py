@@ -29,6 +29,8 @@ _DOWN: Final = frozenset({"A", "down"})
 _RENAMED: Final = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "o_proj": "to_out.0"}
 _PLAIN_PATTERN: Final = re.compile(r"\^?([\w.]+)\$?")
 _PRECISIONS: Final = frozenset({torch.float16, torch.bfloat16, torch.float32})
+_MAX_FACTOR: Final = 1e6
+"""Real ones are below 100. Float32 overflows at 3e38, and the layers after this one much earlier."""
 _MAX_SHOWN: Final = 100
 
 
@@ -95,7 +97,7 @@ def _load(path: Path) -> tuple[dict[str, torch.Tensor], Mapping[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - no dict
     except FileNotFoundError as error:
         raise InputUnreadable("the LoRA's file is gone") from error
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:  # also unknown dtypes
         raise InputUnreadable("the LoRA is not a safetensors file, or it is damaged") from error
 
 
@@ -133,6 +135,8 @@ def _sort(tensors: Mapping[str, torch.Tensor]) -> dict[str, _Parts]:
                 raise InputUnreadable(f"the LoRA holds {_shown(key)} under two names")
             setattr(parts, side, tensor)
         elif (match := _ALPHA.fullmatch(key)) is not None and tensor.numel() == 1:
+            if tensor.is_complex():
+                raise InputUnreadable(f"the LoRA's {_shown(key)} is a complex number: alpha must be a real one")
             layers.setdefault(_bare(match[1]), _Parts()).alpha = float(tensor)
         else:
             raise InputUnreadable(f"the LoRA holds {_shown(key)}, which is not part of a LoRA{_kind(key)}")
@@ -157,6 +161,8 @@ def _delta(layer: str, parts: _Parts, scaling: _Scaling) -> Delta:
     factor = scaling.factor(layer, rank) if parts.alpha is None else parts.alpha / rank
     if not (math.isfinite(factor) and down.isfinite().all() and up.isfinite().all()):
         raise InputUnreadable(f"the LoRA's weights for {_shown(layer)} are not all finite numbers")
+    if abs(factor) > _MAX_FACTOR:
+        raise InputUnreadable(f"the LoRA's alpha for {_shown(layer)} is too large: {factor:g} times its rank of {rank}")
     return Delta(_diffusers_name(layer), down, up, factor)
 
 

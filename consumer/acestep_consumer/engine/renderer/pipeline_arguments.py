@@ -11,11 +11,11 @@ from typing import Literal
 import torch
 
 from acestep_consumer.domain.audio_codes import CODES_PER_SECOND, parse_songs
-from acestep_consumer.domain.errors import LimitExceeded, RenderFailed
+from acestep_consumer.domain.errors import InvalidRequest, LimitExceeded, RenderFailed
 from acestep_consumer.domain.job import Job, LoadedModel, Plan
 from acestep_consumer.domain.tasks import TASKS, Variant
 from acestep_schemas.events import Adjustment
-from acestep_schemas.request import GenerationRequest, TaskType
+from acestep_schemas.request import FieldProblem, GenerationRequest, TaskType
 
 # Sent by ACE-Step's clients with every task: it stands for "the task's own instruction".
 DEFAULT_INSTRUCTION = "Fill the audio semantic mask based on the given conditions:"
@@ -229,9 +229,9 @@ class _MaterialBuilder:
         """Return the start and the end of the repainted part; None is the end of the source audio."""
         asked = self._request
         if asked.repainting_start >= seconds:
-            raise RenderFailed(
-                f"repainting_start = {asked.repainting_start:g}: the source audio has {seconds:.2f} seconds"
-            )
+            rule = f"must be below the length of the source audio, {seconds:.2f} seconds"
+            value = f"{asked.repainting_start:g}"
+            raise InvalidRequest([FieldProblem(field="repainting_start", value=value, rule=rule)])
         end = asked.repainting_end if (asked.repainting_end or 0) > 0 else None
         if end is not None and end > seconds:
             self.warnings.append(f"repainting_end = {end:g} is past the end of the source audio, {seconds:.2f} seconds")

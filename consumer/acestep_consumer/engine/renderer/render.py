@@ -15,8 +15,8 @@ import torch
 
 from acestep_consumer.audio import codec
 from acestep_consumer.domain.audio_codes import format_codes
-from acestep_consumer.domain.errors import Cancelled, RenderFailed
-from acestep_consumer.domain.job import Rendering, TokenizedSource, Track
+from acestep_consumer.domain.errors import Cancelled, InputUnreadable, InvalidRequest
+from acestep_consumer.domain.job import LoadedModel, Rendering, TokenizedSource, Track
 from acestep_consumer.domain.ports import Report
 from acestep_consumer.engine.messages import Render, TokenizeAudio
 from acestep_consumer.engine.renderer.batch_request import BatchFutures, RequestCallbacks
@@ -30,8 +30,10 @@ from acestep_consumer.engine.renderer.pipeline_arguments import (
 )
 from acestep_consumer.engine.renderer.scheduler import Scheduler
 from acestep_consumer.policy.tiers import MAX_DURATION_S
+from acestep_schemas.request import FieldProblem
 
 Stopped = Callable[[], bool]
+NEEDS_SOURCE = FieldProblem(field="src_audio_path", value="", rule="full_analysis_only needs source audio")
 # Denoising takes this part of the stage, the VAE decode the rest.
 _DENOISING = 0.9
 
@@ -86,12 +88,21 @@ def tokenize_audio(resources: RenderResources, message: TokenizeAudio, stopped: 
 
 def _tokenize(resources: RenderResources, message: TokenizeAudio, stopped: Stopped) -> TokenizedSource:
     if message.sources.source is None:
-        raise RenderFailed("full_analysis_only needs source audio: src_audio_path")
+        raise InvalidRequest([NEEDS_SOURCE])
     name = message.job.model.used
-    rate = resources.scheduler.models[name].sample_rate
+    model = resources.scheduler.models[name]
+    rate = model.sample_rate
     audio = resources.decode(message.sources.source, rate, "the source audio", stopped)
+    _require_length(audio, model, "the source audio")
     codes = resources.scheduler.tokenize_audio(name, torch.from_numpy(audio), message.job.seeds[0])
     return TokenizedSource(codes=format_codes(codes), source_s=audio.shape[-1] / rate)
+
+
+def _require_length(audio: codec.Samples, model: LoadedModel, what: str) -> None:
+    """Refuse audio of less than one latent frame, which the VAE cannot encode."""
+    seconds, least = audio.shape[-1] / model.sample_rate, 1 / model.latent_rate
+    if seconds < least:
+        raise InputUnreadable(f"{what} is too short: it has {seconds:.4f} seconds, and at least {least:g} are needed")
 
 
 class _JobRenderer:
@@ -125,6 +136,7 @@ class _JobRenderer:
             if path is None:
                 return None
             audio = self._resources.decode(path, self._model.sample_rate, what, self._stopped)
+            _require_length(audio, self._model, what)
             return torch.from_numpy(audio)
 
         sources = self._message.sources
@@ -153,7 +165,12 @@ class _JobRenderer:
         return tuple(tracks), took_s
 
     def _track(self, audio: torch.Tensor, seed: int, stem: Path) -> Track:
-        audio_format = self._job.request.audio_format
+        audio_format, lora = self._job.request.audio_format, self._job.request.lora
+        if lora is not None and not audio.isfinite().all():
+            raise InputUnreadable(
+                f"with this LoRA the model returns samples that are not numbers: lower lora.scale, now {lora.scale:g}, "
+                "or use another LoRA"
+            )
         file = codec.encode(audio.numpy(), stem, audio_format, self._model.sample_rate)
         return Track(
             path=file.path,

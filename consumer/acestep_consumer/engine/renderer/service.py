@@ -85,7 +85,7 @@ class RendererService:
         except ConsumerError as error:
             if error.__cause__ is not None and is_fatal(error.__cause__):
                 self._on_device_lost(error.__cause__)
-            return RequestFailed(request_id=request.request_id, code=error.code, reason=str(error))
+            return RequestFailed.of(request.request_id, error)
 
     def _result(self, request: Render | TokenizeAudio) -> Rendering | TokenizedSource:
         def stopped() -> bool:

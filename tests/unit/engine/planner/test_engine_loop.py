@@ -7,9 +7,11 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from acestep_consumer.domain.errors import PlanFailed
+from acestep_consumer.domain.errors import InvalidRequest, PlanFailed
 from acestep_consumer.engine.planner.backend import CodeConstraint, Generation, Sampling, SequenceOutput
 from acestep_consumer.engine.planner.engine_loop import EngineLoop
+
+TOO_MANY = 777
 
 
 class Counter:
@@ -40,6 +42,8 @@ class Counter:
         done, wanted = self.writing.pop(sequence_id)
         if wanted == self.poison:
             return SequenceOutput(sequence_id, 0, error="it is poison")
+        if wanted == TOO_MANY:
+            return SequenceOutput(sequence_id, 0, error="the context is 9", too_long=True)
         if done == 1 and self.bad_pairs > 0:
             self.bad_pairs -= 1
             return SequenceOutput(sequence_id, done, out_of_step=True)
@@ -108,3 +112,12 @@ async def test_a_cancelled_call_drops_its_sequence() -> None:
         await asyncio.wait((endless,))
         assert backend.idle
         assert await made.generate(codes(2)) == (0, 1)
+
+
+async def test_texts_that_exceed_the_context_are_the_requests_fault() -> None:
+    async with engine_loop(Counter()) as made:
+        with pytest.raises(InvalidRequest) as caught:
+            await made.generate(codes(TOO_MANY))
+    (problem,) = caught.value.problems
+    assert problem.field == "prompt"
+    assert problem.rule == "is too long for the language model, together with the lyrics: the context is 9"

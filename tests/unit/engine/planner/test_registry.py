@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from acestep_consumer.engine.planner.registry import HUB, LmLocation, LmNotFound, resolve
+from acestep_consumer.config.settings import EngineSettings
+from acestep_consumer.engine.planner.registry import HUB, LmLocation, LmNotFound, lm_request, resolve
+from acestep_consumer.policy.lm_choice import LmRequest
 from acestep_consumer.policy.tiers import LMS
 
 
@@ -46,3 +48,39 @@ def test_a_model_that_is_nowhere_is_refused_with_where_it_was_looked_for(tmp_pat
 
 def test_the_hub_has_models_that_the_tiers_know() -> None:
     assert set(HUB) < set(LMS)
+
+
+def installed(folder: Path) -> Path:
+    (lm(folder) / "model.safetensors").touch()
+    return folder
+
+
+def request_in(checkpoint_dir: Path | None, **environ: str) -> LmRequest:
+    return lm_request(EngineSettings(checkpoint_dir=checkpoint_dir), environ)
+
+
+def test_the_models_on_the_disk_are_those_with_weights(tmp_path: Path) -> None:
+    small, _, large = LMS
+    installed(tmp_path / "checkpoints" / small)
+    lm(tmp_path / "checkpoints" / large)  # a download that was broken off
+    found = request_in(tmp_path / "checkpoints", HF_HOME=str(tmp_path))
+    assert (found.on_disk, found.on_hub) == (frozenset({small}), frozenset(HUB))
+
+
+def test_what_was_downloaded_earlier_is_on_the_disk_too(tmp_path: Path) -> None:
+    small, _, large = LMS
+    installed(tmp_path / "hub" / f"models--ACE-Step--{large}" / "snapshots" / "1")
+    lm(tmp_path / "hub" / f"models--ACE-Step--{small}" / "snapshots" / "1")
+    assert request_in(None, HF_HOME=str(tmp_path)).on_disk == frozenset({large})
+    assert request_in(None, HF_HUB_CACHE=str(tmp_path / "hub")).on_disk == frozenset({large})
+    assert request_in(None, HF_HOME=str(tmp_path / "other")).on_disk == frozenset()
+
+
+def test_offline_nothing_can_be_downloaded(tmp_path: Path) -> None:
+    assert request_in(None, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1").on_hub == frozenset()
+
+
+def test_the_settings_are_in_it(tmp_path: Path) -> None:
+    settings = EngineSettings(init_llm=True, lm_model_path="ours", lm_backend="pt")
+    found = lm_request(settings, {"HF_HOME": str(tmp_path)})
+    assert (found.init, found.model, found.backend) == (True, "ours", "pt")

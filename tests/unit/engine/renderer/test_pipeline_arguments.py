@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from acestep_consumer.domain.audio_codes import format_codes
-from acestep_consumer.domain.errors import LimitExceeded, RenderFailed
+from acestep_consumer.domain.errors import InvalidRequest, LimitExceeded, RenderFailed
 from acestep_consumer.domain.job import Job, LoadedModel, Plan
 from acestep_consumer.domain.tasks import Variant
 from acestep_consumer.engine.renderer.pipeline_arguments import (
@@ -206,7 +206,7 @@ def test_a_window_past_the_end_is_cut_and_named() -> None:
 
 
 def test_a_window_that_begins_past_the_end_is_refused() -> None:
-    with pytest.raises(RenderFailed, match=r"repainting_start = 20: the source audio has 20\.00 seconds"):
+    with pytest.raises(InvalidRequest, match=r"^repainting_start = 20: must be below .* source audio, 20\.00 seconds$"):
         translate(job(task_type="repaint", repainting_start=20), inputs=SOURCE)
 
 
@@ -236,9 +236,10 @@ def test_a_cover_from_codes_may_be_blended() -> None:
 
 
 @pytest.mark.parametrize("bad", ["1,2,3", "<|audio_code_|>"])
-def test_codes_without_a_code_are_refused(bad: str) -> None:
+def test_a_plan_whose_codes_hold_no_code_is_refused(bad: str) -> None:
+    """A request's own are refused when it is read."""
     with pytest.raises(RenderFailed, match="holds no code"):
-        translate(job(audio_code_string=bad))
+        translate(job(), plan(bad))
 
 
 def test_songs_of_unequal_code_counts_are_refused() -> None:
