@@ -28,6 +28,7 @@ from acestep_consumer.engine.messages import (
     Render,
     RendererReport,
     RequestFailed,
+    SetLogLevel,
     SetMemoryShare,
     Stop,
     Unusable,
@@ -49,6 +50,7 @@ class Double:
         self.pipe = pipe
         self.stopped: set[int] = set()
         self.memory_gb: float | None = None
+        self.log_level = ""
 
     def send(self, message: FromEngine) -> None:
         self.pipe.send(FROM_ENGINE.dump_json(message))
@@ -63,11 +65,13 @@ class Double:
                 self.send(Loading(step="for ever"))
             case Configure(settings=settings) if settings.config_path == "slowly-ready":
                 threading.Thread(target=self.load_slowly, daemon=True).start()
-            case Configure(memory_gb=memory):
-                self.memory_gb = memory
+            case Configure(memory_gb=memory, log_level=level):
+                self.memory_gb, self.log_level = memory, level
                 self.send(Ready(report=REPORT))
             case SetMemoryShare(memory_gb=memory):
                 self.memory_gb = memory
+            case SetLogLevel(log_level=level):
+                self.log_level = level
             case Stop(request_id=request_id):
                 self.stopped.add(request_id)
             case Render():
@@ -103,6 +107,8 @@ class Double:
         match words[0]:
             case "crash":
                 os.kill(os.getpid(), signal.SIGKILL)
+            case "log-level":
+                Path(words[1]).write_text(self.log_level)
             case "crash-once":
                 self.crash_once(Path(words[1]))
             case "tell":

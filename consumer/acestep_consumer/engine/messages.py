@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from acestep_consumer.config.settings import EngineSettings
+from acestep_consumer.config.settings import EngineSettings, LogLevel
 from acestep_consumer.domain.job import Job, LoadedModel, Plan, Rendering, Sources, TokenizedSource
 from acestep_schemas.events import ErrorCode
 
@@ -64,7 +64,7 @@ class Configure:
     settings: EngineSettings
     memory_gb: float | None = None
     max_input_s: float = 600
-    log_level: str = "info"
+    log_level: LogLevel = "info"
     log_json: bool = False
 
 
@@ -82,7 +82,7 @@ class ConfigurePlanner:
     device: str = "auto"
     checkpoint_dir: Path | None = None
     offload: bool = False
-    log_level: str = "info"
+    log_level: LogLevel = "info"
     log_json: bool = False
 
 
@@ -132,6 +132,14 @@ class SetMemoryShare:
 
     kind: Literal["set-memory-share"] = "set-memory-share"
     memory_gb: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetLogLevel:
+    """Parent to child: log from this level on."""
+
+    kind: Literal["set-log-level"] = "set-log-level"
+    log_level: LogLevel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,7 +235,7 @@ class EngineStats:
     reductions: int
 
 
-ToEngine = Configure | ConfigurePlanner | SetMemoryShare | Render | PlanSongs | TokenizeAudio | Stop
+ToEngine = Configure | ConfigurePlanner | SetMemoryShare | SetLogLevel | Render | PlanSongs | TokenizeAudio | Stop
 FromEngine = Loading | Ready | Unusable | Progressed | Done | RequestFailed | ScratchFull | EngineStats
 
 TO_ENGINE: TypeAdapter[ToEngine] = TypeAdapter(Annotated[ToEngine, Field(discriminator="kind")])

@@ -38,10 +38,28 @@ class OutageGate:
     ) -> None:
         self._on_change = on_change
         self._wait = wait_random_exponential(multiplier=first_s, max=last_s)
+        self._calls = 0
         self.away = False
 
     async def retry(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Return the result of ``call`` as soon as the storage allows it. Raises its errors of any other cause."""
+        """Return the result of ``call`` as soon as the storage allows it. Raises its errors of any other cause.
+
+        When the last call that waits is given up, the outage counts as over: nothing else would find its end.
+        """
+        self._calls += 1
+        try:
+            result = await self._retry(call)
+        except BaseException:
+            if self._calls == 1:
+                await self._end("nobody waits for storage any more: the next job will find out")
+            raise
+        else:
+            await self._end("storage is available again")
+        finally:
+            self._calls -= 1
+        return result
+
+    async def _retry(self, call: Callable[[], Awaitable[T]]) -> T:
         retrying = AsyncRetrying(
             retry=retry_if_exception(_is_outage), wait=self._wait, before_sleep=self._on_failure, reraise=True
         )
@@ -51,11 +69,13 @@ class OutageGate:
             return await call()
 
         result: T = await retrying(attempt)
+        return result
+
+    async def _end(self, event: str) -> None:
         if self.away:
             self.away = False
             await self._on_change(False)  # noqa: FBT003 - a callback's one argument
-            log.info("storage is available again")
-        return result
+            log.info(event)
 
     async def _on_failure(self, state: RetryCallState) -> None:
         if self.away:
@@ -112,6 +132,10 @@ class RetryingAttempts:
     async def excuse(self, attempt: Attempt) -> None:
         """Record that the attempt ended through no fault of the message; without retries."""
         await self._attempts.excuse(attempt)
+
+    async def forget(self, task_id: str, message: str) -> None:
+        """Remove the records of a message that has ended; without retries."""
+        await self._attempts.forget(task_id, message)
 
 
 class RetryingInputs:
