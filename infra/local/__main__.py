@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands: `python -m infra.local up | down | env | exec -- COMMAND... | demo`."""
+"""The commands: `python -m infra.local up | down | env | exec -- COMMAND... | demo | rabbitmq4`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from infra.local import demo, state
+from infra.local import demo, rabbitmq4, state
+from infra.local.packages import ensure_rabbitmq
 from infra.local.process import ServerError
 from infra.local.signals import held, stop_cleanly_on_signals
 from infra.local.stack import Stack, say
@@ -38,6 +39,11 @@ def _run(arguments: argparse.Namespace) -> int:
             return 0
         case "down":
             say("Stopped the local servers." if state.down() else "No local servers are running.")
+            return 0
+        case "rabbitmq4":
+            os.environ[rabbitmq4.VARIABLE] = "4"
+            ensure_rabbitmq()
+            rabbitmq4.try_out()
             return 0
         case "exec":
             return _exec(arguments.command[arguments.command[:1] == ["--"] :])
@@ -86,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_parser("env", help="same as up")
     verbs.add_parser("down", help="stop the servers of up, and delete their data")
     verbs.add_parser("demo", help="run one request from end to end")
+    verbs.add_parser("rabbitmq4", help="make the root file system with RabbitMQ 4 and try it, unless it is there")
     run = verbs.add_parser("exec", help="run a command with its own broker and S3 server")
     run.add_argument("command", nargs=argparse.REMAINDER, help="-- COMMAND [ARGUMENT...]")
     return parser

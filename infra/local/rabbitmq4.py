@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -86,6 +87,12 @@ def install() -> None:
     _run(["debootstrap", "--variant=minbase", "--include=rabbitmq-server", SUITE, str(unfinished)])
     (unfinished / "etc/hosts").write_text("127.0.0.1 localhost\n")
     unfinished.rename(target)
+
+
+def try_out() -> None:
+    """Enter the root file system once. Raises ``ServerError`` where that is not allowed, as in some containers."""
+    with tempfile.TemporaryDirectory(prefix="acestep-rabbitmq4-") as folder:
+        _run(inside(Path(folder), ["test", "-x", script("rabbitmq-server")]))
 
 
 def _run(argv: list[str]) -> None:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The manifest is there and its audio is not, as after a lifecycle rule: the songs are made again."""
 
-import asyncio
 from pathlib import Path
 
 from tests.support.scene import WITHIN_S, scene
@@ -15,8 +14,7 @@ async def test_a_finished_task_whose_audio_was_deleted_is_rendered_again(
         await seen.peer.submit(task_id="song", batch_size=2)
         await seen.all_ended("song")
         first = seen.recorder.terminal("song")[0].data
-        key = first["audios"][1]["uri"].removeprefix(f"s3://{seen.shelf.bucket}/")
-        await asyncio.to_thread(seen.shelf.client.delete_object, Bucket=seen.shelf.bucket, Key=key)
+        await seen.shelf.delete(first["audios"][1]["uri"])
         await seen.peer.submit(task_id="song", batch_size=2)
         await eventually(lambda: len(seen.recorder.terminal("song")) == 2, WITHIN_S)
         again = seen.recorder.terminal("song")[1]

@@ -8,8 +8,10 @@ import asyncio
 import logging
 import secrets
 import shutil
+import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -17,14 +19,15 @@ from rich.console import Console
 from infra.local.process import ServerError
 from infra.local.signals import stop_cleanly_on_signals
 from infra.local.state import LOCAL
-from tests.soak.audit import Evidence, Finding, audit
+from tests.soak.audit import Evidence, Finding, audit, names_of
 from tests.soak.faults import Saboteur
 from tests.soak.ground import Ground
-from tests.soak.load import Producer
+from tests.soak.load import Producer, Sort, shares
 from tests.soak.plan import plan
 from tests.soak.report import as_lines, as_table, figures, keep
 from tests.support.event_recorder import EventRecorder
 from tests.support.shelf import Shelf
+from tests.support.worker import ROOT
 
 REPORT_EVERY_S = 5.0
 DONE_WITHIN_S = 180.0
@@ -43,10 +46,14 @@ class Soak:
         self._arguments = arguments
         self._folder = folder
         self._began = time.monotonic()
-        self._ground = Ground(folder, quorum=arguments.quorum)
+        beside = _source_tree(arguments.beside, folder / "beside") if arguments.beside else None
+        light = arguments.engine == "light"
+        self._ground = Ground(folder, quorum=arguments.quorum, engine=arguments.engine, beside=beside)
         url = self._ground.environment["ACESTEP_AMQP_URL"]
         self._recorder = EventRecorder(url)
-        self._producer = Producer(url, arguments.seed, arguments.rate)
+        self._shelf = Shelf.of(self._ground.environment, "bytes" if light else "seconds")
+        kinds = shares(light=light, first_release=arguments.first_release)
+        self._producer = Producer(url, arguments.seed, arguments.rate, kinds, self._recorder, self._shelf)
         self._saboteur = Saboteur(self._ground, lambda text: self._tell(f"! {text}"))
 
     async def run(self) -> list[Finding]:
@@ -91,13 +98,14 @@ class Soak:
 
     async def _look(self, unacked: int) -> Evidence:
         self._tell("looking at queue, bucket and scratch folders ...")
-        submissions, events = self._producer.submissions, self._recorder.events
-        dead = await self._ground.dead_letters()
+        submissions, dead = self._producer.submissions, await self._ground.dead_letters()
+        names = names_of(self._recorder.events, dead)
+        events = [replace(event, task_id=names.get(event.task_id, event.task_id)) for event in self._recorder.events]
         return Evidence(
             submissions=submissions,
             events=events,
             wrongs=await self._wrongs(Evidence(submissions=submissions, events=events)),
-            dead=dead,
+            dead=[names.get(task_id, task_id) for task_id, _ in dead],
             ready=(await self._ground.depth()).ready,
             unacked=unacked,
             leftovers=self._ground.leftovers(),
@@ -105,14 +113,13 @@ class Soak:
         )
 
     async def _wrongs(self, evidence: Evidence) -> dict[str, list[str]]:
-        """Compare every completed job with the bucket."""
-        shelf = Shelf.of(self._ground.environment)
+        """Compare every completed job with the bucket; the last time it was announced, if songs were made again."""
         free = asyncio.Semaphore(_CHECKS_AT_ONCE)
 
         async def check(task_id: str) -> tuple[str, list[str]]:
             async with free:
-                done = next(end for end in evidence.ends[task_id] if end.state == "completed")
-                return task_id, await shelf.wrongs(done.data)
+                done = next(end for end in reversed(evidence.ends[task_id]) if end.state == "completed")
+                return task_id, await self._shelf.wrongs(done.data)
 
         completed = [task_id for task_id, outcome in evidence.outcomes.items() if outcome == "completed"]
         checked = await asyncio.gather(*map(check, completed))
@@ -128,8 +135,9 @@ class Soak:
 
     @property
     def _open(self) -> int:
-        """Accepted requests without a terminal event."""
+        """Accepted requests without a terminal event; those without an id count as long as they are in the queue."""
         ended = {event.task_id for event in self._recorder.events if event.terminal}
+        ended |= {each.task_id for each in self._producer.submissions.values() if each.sort is Sort.WITHOUT_ID}
         return sum(each.confirmed > 0 and each.task_id not in ended for each in self._producer.submissions.values())
 
     async def _tell_how_it_goes(self) -> None:
@@ -177,7 +185,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=1, help="decides the faults and the load (1)")
     parser.add_argument("--rate", type=float, default=4, help="requests a second (4)")
     parser.add_argument("--quorum", action="store_true", help="quorum queues in place of classic ones")
+    parser.add_argument(
+        "--engine", choices=("light", "tiny"), default="light",
+        help="tiny: the real engine processes with a model of random weights; wants --rate 1 or less",
+    )  # fmt: skip
+    parser.add_argument("--beside", metavar="COMMIT", help="the second worker runs the code of this commit")
+    parser.add_argument(
+        "--first-release", action="store_true", help="send only what 0.1.0 handled: no message without an id, for one"
+    )
     return parser
+
+
+def _source_tree(commit: str, folder: Path) -> Path:
+    """Write the files of a commit into a folder. Raises ``ServerError`` if there is no such commit."""
+    folder.mkdir()
+    packed = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=False)
+    if packed.returncode:
+        raise ServerError(f"--beside {commit}: {packed.stderr.decode().strip()}")
+    subprocess.run(["tar", "-x", "-C", str(folder)], input=packed.stdout, check=True)
+    return folder
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from tests.soak.load import Sort, Submission
+from tests.soak.load import NAME, Sort, Submission
 from tests.support.event_recorder import RecordedEvent
 
 COMPLETED, FAILED, REJECTED, CANCELLED, EXPIRED = "completed", "failed", "rejected", "cancelled", "expired"
@@ -28,7 +30,15 @@ _MAY_END = {
     Sort.DEADLY: {FAILED},
     Sort.EXPIRING: {COMPLETED, EXPIRED},
     Sort.CANCELLED: {COMPLETED, CANCELLED},
+    Sort.WITHOUT_ID: {COMPLETED},
+    Sort.REUSED_ID: {COMPLETED, CANCELLED},
+    Sort.WORSE_DUPLICATE: {COMPLETED, REJECTED, EXPIRED},
+    Sort.AUDIO_DELETED: {COMPLETED},
 }
+# One of their messages is a good request, so songs must come, however the other message ends.
+_MUST_COMPLETE = {Sort.REUSED_ID, Sort.WORSE_DUPLICATE}
+# One of their messages may be given up, though the songs are there.
+_MAY_BE_DEAD = {Sort.EXPIRING, Sort.WORSE_DUPLICATE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +101,17 @@ class Evidence:
         return [task_id for task_id, submission in self.submissions.items() if submission.confirmed]
 
 
+def names_of(events: Iterable[RecordedEvent], dead: Iterable[tuple[str, bytes]]) -> dict[str, str]:
+    """Return the submission of each id that a worker gave to a message without one.
+
+    Its name is a word of the prompt, which the songs' event and the dead letter's body (``dead``: id and body) have.
+    """
+    bodies = [(task_id, body) for task_id, body in dead]
+    bodies += [(event.task_id, event.body) for event in events if event.state == COMPLETED]
+    found = ((task_id, re.search(rb"\b" + NAME.encode() + rb"(soak-\d+)", body)) for task_id, body in bodies)
+    return {task_id: match[1].decode() for task_id, match in found if match}
+
+
 def audit(evidence: Evidence) -> list[Finding]:
     """Return all that must not be; nothing, when every promise was kept."""
     rules = {
@@ -99,6 +120,7 @@ def audit(evidence: Evidence) -> list[Finding]:
         "ended, and nobody sent it": _unknown,
         "ended in more than one way": _two_ends,
         "ended as it must not": _wrong_end,
+        "lost its songs to another message with its id": _songs_lost,
         "completed, and not in the bucket as the event says": lambda seen: seen.wrongs,
         "failed or rejected, and no dead letter": _no_dead_letter,
         "completed, and a dead letter": _completed_and_dead,
@@ -124,25 +146,46 @@ def _unknown(seen: Evidence) -> Iterable[str]:
 
 
 def _two_ends(seen: Evidence) -> Iterator[str]:
-    """One message has one end, told in the same bytes each time. Only a task that failed may be sent again."""
+    """One message has one end, told in the same bytes each time. Only a task that failed may be sent again.
+
+    To another message with its id, a finished task is told with one warning more. Deleted songs are made again.
+    """
     for task_id, ends in seen.ends.items():
         submission = seen.submissions.get(task_id)
-        contents = {(end.state, end.body) for end in ends}
+        contents = {(end.state, _without_warnings(end)) for end in ends}
         songs = {body for state, body in contents if state == COMPLETED}
-        if submission and (len(songs) > 1 or len(contents) > max(1, submission.copies)):
+        if submission is None:
+            continue
+        most = submission.copies if submission.sort is Sort.AUDIO_DELETED else 1
+        if len(songs) > most or len(contents) > max(1, submission.copies):
             yield f"{task_id} ({', '.join(end.state for end in ends)})"
 
 
-def _wrong_end(seen: Evidence) -> Iterator[str]:
+def _without_warnings(end: RecordedEvent) -> str:
+    data = {name: value for name, value in end.data.items() if name != "warnings"}
+    return json.dumps({**end.cloud_event, "data": data}, sort_keys=True)
+
+
+def _songs_lost(seen: Evidence) -> Iterator[str]:
+    for task_id, outcome in seen.outcomes.items():
+        unlucky = any(_killed_too_often(end) for end in seen.ends[task_id])
+        if seen.sort_of(task_id) in _MUST_COMPLETE and outcome != COMPLETED and not unlucky:
+            yield f"{task_id} ({outcome})"
+
+
+def _killed_too_often(end: RecordedEvent) -> bool:
     """Engines are killed on purpose, so a job may run out of tries: that alone is nobody's mistake."""
+    return end.state == FAILED and end.data["error"]["code"] == ENGINE_DIED
+
+
+def _wrong_end(seen: Evidence) -> Iterator[str]:
     for task_id, ends in seen.ends.items():
-        submission = seen.submissions.get(task_id)
-        for end in ends if submission else ():
-            assert submission is not None
-            unlucky = end.state == FAILED and end.data["error"]["code"] == ENGINE_DIED
-            if end.state not in _MAY_END[submission.sort] and not unlucky:
+        sort = seen.sort_of(task_id)
+        for end in ends if sort else ():
+            assert sort is not None
+            if end.state not in _MAY_END[sort] and not _killed_too_often(end):
                 error = end.data.get("error") or {}
-                yield f"{task_id} ({submission.sort}: {end.state} {error.get('code', '')} {error.get('message', '')})"
+                yield f"{task_id} ({sort}: {end.state} {error.get('code', '')} {error.get('message', '')})"
 
 
 def _no_dead_letter(seen: Evidence) -> Iterable[str]:
@@ -155,7 +198,7 @@ def _completed_and_dead(seen: Evidence) -> Iterable[str]:
     only_completed = {
         task_id
         for task_id, ends in seen.ends.items()
-        if {end.state for end in ends} == {COMPLETED} and seen.sort_of(task_id) is not Sort.EXPIRING
+        if {end.state for end in ends} == {COMPLETED} and seen.sort_of(task_id) not in _MAY_BE_DEAD
     }
     return sorted(only_completed & set(seen.dead))
 

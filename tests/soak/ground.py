@@ -21,6 +21,7 @@ from infra.local.stack import Environment
 from tests.soak.plan import SEATS
 from tests.soak.seat import Seat
 from tests.support.servers import ManagementApi
+from tests.support.worker import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,7 +43,15 @@ class Depth:
 class Ground:
     """The servers and the workers of one soak. An async context manager: entering declares everything."""
 
-    def __init__(self, folder: Path, *, quorum: bool) -> None:
+    def __init__(self, folder: Path, *, quorum: bool, engine: str, beside: Path | None) -> None:
+        """Reserve ports.
+
+        Args:
+            folder: for all files.
+            quorum: quorum queues in place of classic ones.
+            engine: ``light``, or ``tiny`` for the real processes with a model of random weights.
+            beside: the source tree that the second worker runs; None: this one.
+        """
         self._stack = AsyncExitStack()
         self.folder = folder
         self.broker = RabbitMQ(folder / "rabbitmq", management=True)
@@ -55,7 +64,13 @@ class Ground:
             "ACESTEP_QUEUE_MAXSIZE": str(LIMIT),
             "ACESTEP_MAX_ATTEMPTS": str(MAX_ATTEMPTS),
         }
-        self.seats = [Seat(number, folder, self.environment) for number in range(SEATS)]
+        if engine == "tiny":
+            self.environment |= {"ACESTEP_CHECKPOINT_DIR": str(_checkpoints(folder)), "ACESTEP_DEVICE": "cpu"}
+        code = [ROOT, beside or ROOT]
+        self.seats = [
+            Seat(number, folder, self.environment, code=code[number % 2], light=engine == "light")
+            for number in range(SEATS)
+        ]
 
     async def __aenter__(self) -> Self:
         ensure_rabbitmq()
@@ -90,21 +105,29 @@ class Ground:
         waiting = [counts[queue] for queue in (GENERATE, NOTICES)]
         return Depth(sum(int(ready) for ready, _ in waiting), sum(int(unacked) for _, unacked in waiting))
 
-    async def dead_letters(self) -> list[str]:
-        """Take all dead letters and return their message ids; not those that went back to their queue at once.
+    async def dead_letters(self) -> list[tuple[str, bytes]]:
+        """Take all dead letters and return message id and body; not of those that went back to their queue at once.
 
         A classic queue that restarts over its limit gives up the oldest; workers put them back.
         """
-        found: list[str] = []
+        found: list[tuple[str, bytes]] = []
         async with await aio_pika.connect(self.broker.amqp_url) as connection:
             channel = await connection.channel()
             queue = await channel.get_queue(DEAD_LETTER, ensure=False)
             while (message := await queue.get(no_ack=True, fail=False)) is not None:
                 deaths: Any = message.headers.get("x-death") or [{}]
                 if deaths[0].get("reason") != OVERFULL:
-                    found.append(message.message_id or "")
+                    found.append((message.message_id or "", message.body))
         return found
 
     def leftovers(self) -> list[str]:
         """Return what lies in the workers' scratch folders."""
         return [str(path.relative_to(self.folder)) for seat in self.seats for path in sorted(seat.scratch.iterdir())]
+
+
+def _checkpoints(folder: Path) -> Path:
+    from acestep_consumer.engine.testing import tiny_checkpoint  # noqa: PLC0415 - needs torch
+
+    checkpoints = folder / "checkpoints"
+    tiny_checkpoint.write(checkpoints)
+    return checkpoints

@@ -14,15 +14,24 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self
 
 import aio_pika
+import pika
 from aio_pika.exceptions import AMQPError, DeliveryError, PublishError
+from pika.exceptions import AMQPError as PikaError
+from pika.exceptions import NackError, UnroutableError
 
 from acestep_consumer.broker.topology import CONTROL, REQUESTS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import TracebackType
 
     from aio_pika.abc import AbstractChannel, AbstractConnection
 
+    from tests.support.event_recorder import EventRecorder
+    from tests.support.shelf import Shelf
+
+# The word of a prompt that names the submission, for what has no id.
+NAME = "name="
 _CONFIRM_S = 15.0
 _AGAIN_S = 0.3
 _TASKS_AT_MOST = 200
@@ -39,9 +48,14 @@ class Sort(StrEnum):
     DEADLY = "kills its engine"
     EXPIRING = "with an expiration"
     CANCELLED = "cancelled"
+    WITHOUT_ID = "without an id"
+    REUSED_ID = "cancelled, and its id used for another request"
+    WORSE_DUPLICATE = "followed by garbage, or by a copy that expires, under its id"
+    AUDIO_DELETED = "its audio is deleted, then it is sent again"
 
 
-_SHARES = {
+# What workers of 0.1.0 promised, too.
+FIRST_RELEASE = {
     Sort.SONG: 50,
     Sort.TWO_SONGS: 10,
     Sort.LARGE: 3,
@@ -51,12 +65,25 @@ _SHARES = {
     Sort.EXPIRING: 9,
     Sort.CANCELLED: 8,
 }
-_LARGE_BYTES = 9_000_000  # more than one part of an upload
+SHARES = {
+    **FIRST_RELEASE,
+    Sort.WITHOUT_ID: 8,
+    Sort.REUSED_ID: 6,
+    Sort.WORSE_DUPLICATE: 6,
+    Sort.AUDIO_DELETED: 4,
+}
+# They need the renderer process that has no model.
+_LIGHT_ONLY = {Sort.LARGE, Sort.DEADLY}
+_SMALL_BYTES, _LARGE_BYTES = 20_000, 9_000_000  # the latter is more than one part of an upload
+# A cancellation concerns what was sent in its second or before.
+_AFTER_A_CANCELLATION_S = 2.1
+_WORSE_EXPIRES_S = 0.2
+_COMPLETED_WITHIN_S = 60.0
 
 
 @dataclass
 class Submission:
-    """One task id and what became of its messages on their way in."""
+    """One task and what became of its messages on their way in. Without an id, the worker names it otherwise."""
 
     task_id: str
     sort: Sort
@@ -75,8 +102,13 @@ class Submission:
 class Producer:
     """Publishes on a connection of its own, straight to the broker; connects again whenever that is gone."""
 
-    def __init__(self, url: str, seed: int, rate: float) -> None:
+    def __init__(
+        self, url: str, seed: int, rate: float, shares: Mapping[Sort, int], recorder: EventRecorder, shelf: Shelf
+    ) -> None:
         self._url = url
+        self._shares = shares
+        self._recorder = recorder
+        self._shelf = shelf
         self._chance = random.Random(seed + 1)  # noqa: S311 - a load that can be repeated, no secret
         self._rate = rate
         self._connection: AbstractConnection | None = None
@@ -103,8 +135,8 @@ class Producer:
         began = time.monotonic()
         number = 0
         while (now := time.monotonic()) < began + length_s:
-            sort = self._chance.choices(list(_SHARES), list(_SHARES.values()))[0]
-            story = self._story(f"soak-{number:05d}", sort, self._chance.random())
+            sort = self._chance.choices(list(self._shares), list(self._shares.values()))[0]
+            story = self._story(number, sort, self._chance.random())
             number += 1
             if len(self._tasks) < _TASKS_AT_MOST:
                 self._spawn(story)
@@ -120,20 +152,65 @@ class Producer:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _story(self, task_id: str, sort: Sort, dose: float) -> None:
+    async def _story(self, number: int, sort: Sort, dose: float) -> None:
         """Send one request, and what belongs to it."""
+        task_id = f"soak-{number:05d}"
         submission = self.submissions[task_id] = Submission(task_id, sort, time.monotonic())
-        body = _body(task_id, sort, dose)
+        body = _body(number, sort, dose)
         expiration = 0.2 + 2 * dose if sort is Sort.EXPIRING else None
-        await self._send(submission, body, expiration)
-        if sort is Sort.TWICE:
-            await asyncio.sleep(3 * dose)
+        if sort is Sort.WITHOUT_ID:
+            await self._send_without_id(submission, body)
+        else:
             await self._send(submission, body, expiration)
-        if sort is Sort.CANCELLED:
-            await asyncio.sleep(2 * dose)
-            await self._cancel(submission)
+        match sort:
+            case Sort.TWICE:
+                await asyncio.sleep(3 * dose)
+                await self._send(submission, body)
+            case Sort.CANCELLED | Sort.REUSED_ID:
+                await asyncio.sleep(2 * dose)
+                await self._cancel(submission)
+                if sort is Sort.REUSED_ID:
+                    await asyncio.sleep(_AFTER_A_CANCELLATION_S)
+                    await self._send(submission, _body(number, sort, dose, other=1))
+            case Sort.WORSE_DUPLICATE:
+                await asyncio.sleep(2 * dose)
+                worse, expires = (b"garbage", None) if number % 2 else (body, _WORSE_EXPIRES_S)
+                await self._send(submission, worse, expires)
+            case Sort.AUDIO_DELETED:
+                if await self._audio_deleted(task_id):
+                    await self._send(submission, body)
 
-    async def _send(self, submission: Submission, body: bytes, expiration: float | None) -> None:
+    async def _audio_deleted(self, task_id: str) -> bool:
+        """Delete one song of the task once it is completed. False when it never is."""
+        deadline = time.monotonic() + _COMPLETED_WITHIN_S
+        while time.monotonic() < deadline:
+            for end in self._recorder.terminal(task_id):
+                if end.state == "completed":
+                    await self._shelf.delete(end.data["audios"][0]["uri"])
+                    return True
+            await asyncio.sleep(_AGAIN_S)
+        return False
+
+    async def _send_without_id(self, submission: Submission, body: bytes) -> None:
+        """Publish with pika: aio-pika gives an id to every message."""
+        while True:
+            try:
+                await asyncio.to_thread(_publish_without_id, self._url, body)
+            except UnroutableError:
+                await asyncio.sleep(_AGAIN_S)
+            except NackError:
+                submission.refused += 1
+                return
+            except (NotSentError, OSError):
+                await asyncio.sleep(_AGAIN_S)
+            except PikaError:
+                submission.unknown += 1
+                await asyncio.sleep(_AGAIN_S)
+            else:
+                submission.confirmed += 1
+                return
+
+    async def _send(self, submission: Submission, body: bytes, expiration: float | None = None) -> None:
         """Publish until the broker has said yes or no."""
         while True:
             try:
@@ -198,23 +275,53 @@ class Producer:
         await asyncio.sleep(_AGAIN_S)
 
 
-def _body(task_id: str, sort: Sort, dose: float) -> bytes:
+class NotSentError(Exception):
+    """There was no connection, so nothing was sent."""
+
+
+def _publish_without_id(url: str, body: bytes) -> None:
+    """Publish on a connection of its own, which blocks."""
+    parameters = pika.URLParameters(url)
+    parameters.socket_timeout = parameters.blocked_connection_timeout = _CONFIRM_S
+    try:
+        connection = pika.BlockingConnection(parameters)
+        channel = connection.channel()
+        channel.confirm_delivery()
+    except PikaError as error:
+        raise NotSentError from error
+    properties = pika.BasicProperties(delivery_mode=2, timestamp=int(time.time()))
+    try:
+        channel.basic_publish(REQUESTS, "generate", body, properties, mandatory=True)
+    finally:
+        with suppress(PikaError):
+            connection.close()
+
+
+def shares(*, light: bool, first_release: bool) -> dict[Sort, int]:
+    """Return how many of a hundred requests or so are of which sort."""
+    chosen = FIRST_RELEASE if first_release else SHARES
+    return {sort: share for sort, share in chosen.items() if light or sort not in _LIGHT_ONLY}
+
+
+def _body(number: int, sort: Sort, dose: float, other: int = 0) -> bytes:
+    """Return the request: every one asks for another length, which shows whose songs these are."""
     if sort is Sort.INVALID and dose < 1 / 3:
         return b'{"prompt": "never closed'
     # What takes longer asks for more music, as it would be with a model: workers estimate the one from the other.
     songs = 2 if sort is Sort.TWO_SONGS else 1
-    takes = 3 * dose if sort is Sort.CANCELLED else songs * (0.1 + dose)
-    words = [f"takes={takes:.2f}"]
-    if sort is Sort.LARGE:
-        words.append(f"bytes={_LARGE_BYTES}")
+    takes = 3 * dose if sort in (Sort.CANCELLED, Sort.REUSED_ID) else songs * (0.1 + dose)
+    size = (_LARGE_BYTES if sort is Sort.LARGE else _SMALL_BYTES) + 4 * (2 * number + other)
+    words = [f"takes={takes:.2f}", f"bytes={size}", f"{NAME}soak-{number:05d}"]
     if sort is Sort.DEADLY:
         words.append("crash")
     fields: dict[str, Any] = {
-        "task_id": task_id,
+        "task_id": f"soak-{number:05d}",
         "prompt": " ".join(words),
         "audio_format": "wav",
-        "audio_duration": round(10 + 100 * takes / songs),
+        "audio_duration": round(10 + 30 * takes / songs + other + number % 10 / 10, 2),
     }
+    if sort is Sort.WITHOUT_ID:
+        del fields["task_id"]
     if songs > 1:
         fields["batch_size"] = songs
     if sort is Sort.INVALID:

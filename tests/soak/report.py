@@ -41,7 +41,7 @@ def figures(evidence: Evidence, faults: Mapping[str, int], lost_by_subscriber: i
             len(ends[0].data["audios"]) for ends in evidence.ends.values() if ends[0].state == "completed"
         ),
         "started again after a loss": sum(count - 1 for count in starts.values()),
-        "terminal events event again": len(told) - len({(end.task_id, end.body) for end in told}),
+        "terminal events told again": len(told) - len({(end.task_id, end.body) for end in told}),
         "started or progress told after the end": _after_the_end(evidence),
         "dead letters": len(evidence.dead),
         "longest job, s": round(_longest_s(evidence), 1),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 from infra.local.process import Process
 from tests.support.faulty_s3 import FaultyS3
 from tests.support.proxy import Proxy
-from tests.support.worker import LIGHT_COMMAND, LIGHT_VARIABLES, ROOT, clean_environment
+from tests.support.worker import COMMAND, LIGHT_COMMAND, LIGHT_VARIABLES, ROOT, clean_environment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,10 +32,15 @@ class Seat:
     """A worker that is started again whenever it is gone.
 
     Broker and S3 are reached through ``amqp`` and ``wire``; ``front`` is an HTTP server between ``wire`` and S3.
+    ``code`` is the source tree that it runs; ``light``: its renderer process has no model.
     """
 
-    def __init__(self, number: int, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, number: int, folder: Path, environment: Mapping[str, str], *, code: Path = ROOT, light: bool = True
+    ) -> None:
         self._environment = environment
+        self._code = code
+        self._light = light
         self._process: Process | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._wanted = asyncio.Event()
@@ -139,6 +144,7 @@ class Seat:
         variables = {
             **self._environment,
             **LIGHT_VARIABLES,
+            "PYTHONPATH": ":".join(map(str, (self._code, self._code / "consumer", self._code / "schemas"))),
             "ACESTEP_AMQP_URL": self.amqp.url(self._environment["ACESTEP_AMQP_URL"]),
             "ACESTEP_S3_ENDPOINT": self.wire.url(self.front.endpoint),
             "ACESTEP_SCRATCH_DIR": str(self.scratch),
@@ -146,8 +152,8 @@ class Seat:
             "ACESTEP_WORKER_ID": self.name.replace(" ", "-"),
             "ACESTEP_LOG_FORMAT": "json",
         }
-        command = [*LIGHT_COMMAND, "run"]
-        return Process(command, env=clean_environment(variables), folder=ROOT, log=self.log, guarded=True)
+        command = [*(LIGHT_COMMAND if self._light else COMMAND), "run"]
+        return Process(command, env=clean_environment(variables), folder=self._code, log=self.log, guarded=True)
 
     def _children(self) -> list[int]:
         if self._process is None:

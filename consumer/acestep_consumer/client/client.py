@@ -61,7 +61,8 @@ class Client:
 
     Args:
         url: the broker, ``amqp://`` or ``amqps://``; of a cluster, its nodes' URLs, comma-separated. None: broker and
-            storage are read from the environment and ``.env`` (``ACESTEP_AMQP_URL``, ``ACESTEP_S3_…``, ``AWS_…``).
+            storage are read from the environment and ``.env`` (``ACESTEP_AMQP_URL``, ``ACESTEP_S3_…``); boto3
+            finds the keys of S3 as it always does.
         storage: where results are stored. Without it, downloads need presigned URLs in the events, and a job that ended
             before this client followed it looks the same as one that waits.
         patience_s: seconds that a publish is retried over lost connections.

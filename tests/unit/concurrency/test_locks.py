@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The room: many together or one alone, whoever wants to be alone first, and nothing left behind by a cancellation."""
+"""SharedLock: many holders or one, in order. KeyedLock: one a key. A cancellation leaves nothing behind in either."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acestep_consumer.concurrency.locks import SharedLock
+from acestep_consumer.concurrency.locks import KeyedLock, SharedLock
 
 
 class Guests:
@@ -180,3 +180,37 @@ def assert_fair(visitors: Guests, present: list[str]) -> None:
     for kind in ("alone", "share"):
         came = [int(name.split()[1]) for name in visitors.came if name.startswith(kind)]
         assert came == sorted(came)
+
+
+async def test_the_same_key_waits_and_another_key_does_not() -> None:
+    turns, order = KeyedLock(), []
+
+    async def take(key: str, name: str, gate: asyncio.Event) -> None:
+        async with turns.of(key):
+            order.append(f"{name} in")
+            await gate.wait()
+            order.append(f"{name} out")
+
+    gate, open_gate = asyncio.Event(), asyncio.Event()
+    open_gate.set()
+    first = asyncio.create_task(take("a", "first", gate))
+    second = asyncio.create_task(take("a", "second", open_gate))
+    await asyncio.sleep(0)
+    await take("b", "other", open_gate)
+    assert order == ["first in", "other in", "other out"]
+    gate.set()
+    await asyncio.gather(first, second)
+    assert order[-3:] == ["first out", "second in", "second out"]
+
+
+async def test_a_turn_that_ends_badly_or_is_cancelled_frees_the_key() -> None:
+    turns = KeyedLock()
+    with pytest.raises(RuntimeError):
+        async with turns.of("a"):
+            raise RuntimeError
+    async with turns.of("a"):
+        waiting = asyncio.create_task(turns.of("a").__aenter__())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait((waiting,))
+    assert turns._locks == {}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.soak.audit import Evidence, audit
+from tests.soak.audit import Evidence, audit, names_of
 from tests.soak.load import Sort, Submission
 from tests.support.event_recorder import RecordedEvent
 
@@ -46,6 +46,10 @@ def test_an_end_that_was_told_twice_in_the_same_bytes_is_no_finding() -> None:
         (Sort.EXPIRING, "completed", []),
         (Sort.CANCELLED, "cancelled", []),
         (Sort.CANCELLED, "completed", []),
+        (Sort.WITHOUT_ID, "completed", []),
+        (Sort.REUSED_ID, "completed", []),
+        (Sort.WORSE_DUPLICATE, "completed", ["a"]),
+        (Sort.AUDIO_DELETED, "completed", []),
     ],
 )
 def test_each_sort_of_request_may_end_as_it_should(sort: Sort, state: str, dead: list[str]) -> None:
@@ -75,6 +79,19 @@ def test_a_task_that_failed_and_was_sent_again_may_end_twice() -> None:
         ),
         ("ended as it must not", {"events": [end("failed")], "dead": ["a"]}),
         ("ended as it must not", {"submissions": sent(sort=Sort.INVALID)}),
+        ("ended in more than one way", {"submissions": sent(sort=Sort.WITHOUT_ID), "events": [end(), end(note="2")]}),
+        (
+            "ended in more than one way",
+            {"submissions": sent(sort=Sort.AUDIO_DELETED), "events": [end(), end(note="2")]},
+        ),
+        (
+            "lost its songs to another message with its id",
+            {"submissions": sent(sort=Sort.WORSE_DUPLICATE, confirmed=2), "events": [end("expired")]},
+        ),
+        (
+            "lost its songs to another message with its id",
+            {"submissions": sent(sort=Sort.REUSED_ID, confirmed=2), "events": [end("cancelled")]},
+        ),
         ("completed, and not in the bucket as the event says", {"wrongs": {"a": ["missing: 0.wav"]}}),
         ("failed or rejected, and no dead letter", {"events": [end("failed", code="engine_crashed")]}),
         ("completed, and a dead letter", {"dead": ["a"]}),
@@ -90,6 +107,22 @@ def test_a_broken_promise_is_found_and_named(rule: str, evidence: dict[str, Any]
 
 def test_the_broker_may_give_up_a_request_with_an_expiration_that_a_worker_has_in_hand() -> None:
     assert rules(submissions=sent(sort=Sort.EXPIRING), dead=["a"]) == []
+
+
+def test_deleted_songs_may_be_made_again() -> None:
+    twice = sent(sort=Sort.AUDIO_DELETED, confirmed=2)
+    assert rules(submissions=twice, events=[end(), end(note="again")]) == []
+
+
+def test_garbage_under_an_id_may_be_rejected_before_the_songs_come() -> None:
+    twice = sent(sort=Sort.WORSE_DUPLICATE, confirmed=2)
+    assert rules(submissions=twice, events=[end("rejected"), end()], dead=["a"]) == []
+
+
+def test_a_message_without_an_id_is_recognised_by_its_prompt() -> None:
+    done = end(task_id="x", note="takes=1 name=soak-00007")
+    dead = ("y", b'{"prompt": "name=soak-00008 crash"}')
+    assert names_of([done, end("failed", task_id="y")], [dead]) == {"x": "soak-00007", "y": "soak-00008"}
 
 
 def test_a_finding_names_the_task() -> None:
