@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-from tests.support.broker import Peer
+from tests.support.broker import Peer, until
 from tests.support.event_recorder import EventRecorder
 from tests.support.shelf import Shelf
 from tests.support.waiting import eventually
@@ -17,8 +17,11 @@ async def test_a_message_that_was_tried_by_three_workers_leaves_its_song_and_its
 ) -> None:
     url, shelf, go = service_environment["ACESTEP_AMQP_URL"], Shelf.of(service_environment), tmp_path / "go"
 
-    def records() -> list[str]:
-        return [key for key in shelf.keys() if "/attempts/" in key]  # noqa: SIM118 - no mapping
+    async def records() -> set[str]:
+        return {name for name in await shelf.names("song") if name.startswith("attempts/")}
+
+    async def no_records() -> bool:
+        return not await records()
 
     async with running(WorkerProcess(tmp_path, service_environment, light=True)):
         pass  # it has declared the queues
@@ -28,10 +31,10 @@ async def test_a_message_that_was_tried_by_three_workers_leaves_its_song_and_its
             async with running(WorkerProcess(tmp_path, service_environment, light=True)) as worker:
                 await eventually(lambda: recorder.states("song").count("started") == number, WITHIN_S)  # noqa: B023 - awaited at once
                 worker.kill()
-        assert records()
+        assert await records()
         async with running(WorkerProcess(tmp_path, service_environment, light=True)):
             go.touch()
             await eventually(lambda: recorder.terminal("song"), WITHIN_S)
-            await eventually(lambda: not records(), WITHIN_S)
+            await until(no_records, "no records of attempts", WITHIN_S)
         (end,) = recorder.terminal("song")
         assert (end.state, end.data["attempt"]) == ("completed", 3)

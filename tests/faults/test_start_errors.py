@@ -51,7 +51,7 @@ def reason_of(done: "subprocess.CompletedProcess[str]") -> str:
     assert "Traceback" not in done.stderr
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     entries = [json.loads(line) for line in lines if line.startswith("{")]
-    reasons = [entry["reason"] for entry in entries if entry["level"] == "error"]
+    reasons = [str(entry["reason"]) for entry in entries if entry["level"] == "error"]
     said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     assert len(reasons + said) == 1, done.stderr
     return (reasons + said)[0]

@@ -146,7 +146,7 @@ def _refusal(error: Exception) -> str | None:  # noqa: PLR0911 - a line per caus
 def _is_unusable_file(error: Exception) -> bool:
     """Whether TLS could not be set up from its files. aiormq wraps errors of sockets, so these are none."""
     if isinstance(error, ssl.SSLError):
-        return error.library == "X509" or "PEM lib" in str(error)
+        return any(words in str(error) for words in ("[X509", "PEM lib"))
     return isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError | PermissionError)
 
 

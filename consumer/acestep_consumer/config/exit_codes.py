@@ -40,5 +40,5 @@ def listed() -> str:
 def unexpected(error: Exception) -> str:
     """Return an unforeseen error as one line: its type, its text, and the line of this program that met it."""
     ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "acestep_" in frame.filename]
-    where = f" ({ours[-1].filename.rpartition('acestep_')[2]}:{ours[-1].lineno})" if ours else ""
+    where = f" (acestep_{ours[-1].filename.rpartition('acestep_')[2]}:{ours[-1].lineno})" if ours else ""
     return f"unexpected {type(error).__name__}: {' '.join(str(error).split())}{where}"

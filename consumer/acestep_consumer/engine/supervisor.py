@@ -101,7 +101,7 @@ class Supervisor(Generic[ConfigureT, ReportT]):
         module: str | None = None,
     ) -> None:
         self._module = module or self.module
-        self._configure = configure
+        self._configure: ConfigureT = configure
         self._max_attempts = max_attempts
         self._limits = limits or WatchdogLimits()
         self._requests = PendingRequests()

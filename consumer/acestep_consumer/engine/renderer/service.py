@@ -70,8 +70,8 @@ class RendererService:
                 self._threads.submit(self._process, message, stop)
             case Stop(request_id=request_id):
                 # One that was answered meanwhile is not pending any more, and leaves nothing behind.
-                if stop := self._pending.get(request_id):
-                    stop.set()
+                if pending := self._pending.get(request_id):
+                    pending.set()
             case SetMemoryShare(memory_gb=memory):
                 self._threads.submit(self._set_memory_share, memory)
             case SetLogLevel(log_level=level):
