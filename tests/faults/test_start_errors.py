@@ -68,7 +68,7 @@ def reason_of(done: "subprocess.CompletedProcess[str]") -> str:
         ({"AWS_PROFILE": "nobody"}, ["profile", "nobody"]),
         ({"AWS_ENDPOINT_URL": "127.0.0.1:9000", "ACESTEP_S3_ENDPOINT": ""}, ["AWS settings", "127.0.0.1:9000"]),
         ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, ["no keys for S3", "AWS_ACCESS_KEY_ID"]),
-        ({"AWS_SECRET_ACCESS_KEY": ""}, ["keys for S3", "AWS_SECRET_ACCESS_KEY"]),
+        ({"AWS_SECRET_ACCESS_KEY": ""}, ["AWS settings", "missing: AWS_SECRET_ACCESS_KEY"]),
         ({"ACESTEP_AMQP_URL": "amqp://user:pass#word@127.0.0.1:1/"}, ["ACESTEP_AMQP_URL", "percent-encoded", "%23"]),
         ({"ACESTEP_AMQP_URL": "amqp://user:12/34@127.0.0.1:1/"}, ["ACESTEP_AMQP_URL", "percent-encoded", "%2F"]),
         ({"ACESTEP_CHECKPOINT_DIR": "~nobody-here/models"}, ["ACESTEP_CHECKPOINT_DIR", "home"]),

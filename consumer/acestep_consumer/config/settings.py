@@ -452,11 +452,11 @@ def _read_env_file(path: Path | None) -> dict[str, str]:
     from dotenv import dotenv_values  # noqa: PLC0415 - as said
     from dotenv.parser import parse_stream  # noqa: PLC0415 - as said
 
-    bindings = list(parse_stream(io.StringIO(text)))
-    # python-dotenv skips such a line, and the setting would silently keep its default.
-    wrong = [each.original.line for each in bindings if each.error or (each.key is not None and each.value is None)]
-    if wrong:
-        raise SettingsError(f"{path}, line {wrong[0]}: not of the form NAME=value")
+    for each in parse_stream(io.StringIO(text)):
+        # python-dotenv skips such a line, and the setting would silently keep its default.
+        if each.error or (each.key is not None and each.value is None):
+            blank_lines = each.original.string.partition(each.original.string.lstrip())[0].count("\n")
+            raise SettingsError(f"{path}, line {each.original.line + blank_lines}: not of the form NAME=value")
     return {name: value for name, value in dotenv_values(stream=io.StringIO(text)).items() if value is not None}
 
 
