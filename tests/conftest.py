@@ -29,10 +29,12 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-# A shell starts what it puts into the background with Ctrl-C ignored, and that is inherited: commands under test, which
-# have to end at Ctrl-C, would go on for ever.
+# A shell starts what it puts into the background with Ctrl-C ignored, nohup starts it with SIGHUP ignored, and both are
+# inherited: commands under test would not end at the one and not reload at the other.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

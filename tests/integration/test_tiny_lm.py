@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tiny language model, loaded from its folder the way a real one is."""
 
+import copy
+import copyreg
 import hashlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from tokenizers import AddedToken
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from acestep_consumer.domain.audio_codes import CODE_COUNT
 from acestep_consumer.engine.planner import prompts
@@ -59,6 +62,14 @@ def test_the_tokenizer_of_the_folder_is_the_one_that_was_made(tokens: LmTokens) 
     prompt = prompts.codes_phase("a: b\n\n", "12 makes\n  3.\n", Metadata(bpm=96, caption="x")).conditional
     assert tokens.encode(prompt) == made.encode(prompt)
     assert (tokens.first_code, tokens.end_of_turn) == (made.first_code, made.end_of_turn)
+
+
+def test_loading_with_shared_added_tokens_gives_the_tokenizer_of_transformers(folder: Path, tokens: LmTokens) -> None:
+    plain = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    assert tokens.tokenizer.get_vocab() == plain.get_vocab()
+    assert tokens.tokenizer.backend_tokenizer.to_str() == plain.backend_tokenizer.to_str()
+    assert copy.deepcopy(AddedToken("x", special=True)) == AddedToken("x", special=True)
+    assert AddedToken not in copyreg.dispatch_table
 
 
 def test_control_tokens_and_tags_are_one_token_each(tokens: LmTokens) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 import xgrammar
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from acestep_consumer.engine.planner.backend import Generation, SequenceOutput
 from acestep_consumer.engine.planner.guidance import RowSampling, choose
@@ -70,7 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def loaded(folder: Path) -> tuple[Any, Any, range]:
-    model, tokenizer = load(str(folder), "cpu", torch.float32)
+    model, tokenizer = load(str(folder), "cpu", torch.float32), AutoTokenizer.from_pretrained(folder)
     first = tokenizer.convert_tokens_to_ids("<|audio_code_0|>")
     return model, tokenizer, range(first, first + CODES)
 

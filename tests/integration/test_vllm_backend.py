@@ -153,8 +153,9 @@ def test_guided_greedy_text_is_that_of_plain_calls_of_the_model_under_its_gramma
     assert write(backend, generation) == [tuple(expected[:-1])]  # without the token that ends it
 
 
-def test_both_backends_write_the_same(folder: Path, codes: range, alone: Alone) -> None:
-    other = TransformersBackend(*load(str(folder), "cpu", torch.float32), codes, cache_tokens=64 * 640)
+def test_both_backends_write_the_same(folder: Path, tokens: LmTokens, codes: range, alone: Alone) -> None:
+    model = load(str(folder), "cpu", torch.float32)
+    other = TransformersBackend(model, tokens.tokenizer, codes, cache_tokens=64 * 640)
     for number, generation in enumerate(mixture()):
         other.add(number, generation)
     last: dict[int, SequenceOutput] = {}

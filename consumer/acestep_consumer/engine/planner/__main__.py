@@ -27,6 +27,7 @@ from acestep_consumer.engine.messages import (
     ToEngine,
     Unusable,
 )
+from acestep_consumer.engine.process_memory import collection_paused
 
 EXIT_UNUSABLE, EXIT_BACKEND_FAILED, EXIT_MISUNDERSTOOD = 3, 4, 5
 
@@ -76,10 +77,11 @@ async def serve(pipe: PlannerPipe, configure: ConfigurePlanner) -> None:
     await pipe.flush()
     try:
         # Not at the top: torch takes seconds and may be missing, and the parent must be informed of either.
-        from acestep_consumer.engine.planner.engine_loop import EngineLoop  # noqa: PLC0415 - see above
-        from acestep_consumer.engine.planner.loading import LmUnusable, load  # noqa: PLC0415
-        from acestep_consumer.engine.planner.planning import SongPlanner  # noqa: PLC0415
-        from acestep_consumer.engine.planner.service import PlannerService  # noqa: PLC0415
+        with collection_paused():
+            from acestep_consumer.engine.planner.engine_loop import EngineLoop  # noqa: PLC0415 - see above
+            from acestep_consumer.engine.planner.loading import LmUnusable, load  # noqa: PLC0415
+            from acestep_consumer.engine.planner.planning import SongPlanner  # noqa: PLC0415
+            from acestep_consumer.engine.planner.service import PlannerService  # noqa: PLC0415
     except ImportError as error:
         await refuse(pipe, f"{error.name} is missing: pip install 'acestep-consumer[engine]'")
     try:

@@ -148,14 +148,14 @@ def _open_transformers(configure: ConfigurePlanner, folder: Path, tokens: LmToke
 
     try:
         with quietly():
-            model, tokenizer = load_model(str(folder), str(device), getattr(torch, _dtype_name(device)))
+            model = load_model(str(folder), str(device), getattr(torch, _dtype_name(device)))
     except (OSError, ValueError, RuntimeError) as error:
         raise LmUnusable(_first_line(error)) from error
     cache = _cache_tokens(model, configure.memory_gb if device.type == "cuda" else None)
-    masks = masks_for(model, tokenizer)
+    masks = masks_for(model, tokens.tokenizer)
 
     def open_backend() -> Backend:
-        return TransformersBackend(model, tokenizer, _codes(tokens), cache_tokens=cache, masks=masks)
+        return TransformersBackend(model, tokens.tokenizer, _codes(tokens), cache_tokens=cache, masks=masks)
 
     return OffloadedBackend(model, device, open_backend) if configure.offload else open_backend()
 

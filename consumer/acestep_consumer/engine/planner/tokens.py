@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tokenizer of the language model: conversations to token ids, and the ids of the audio codes."""
 
-from collections.abc import Iterable, Sequence
+import copyreg
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Self
 
+from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
 from acestep_consumer.domain.audio_codes import CODE_COUNT, format_code, format_codes
@@ -16,6 +19,20 @@ END_OF_TURN: Final = "<|im_end|>"
 
 class TokenizerUnfit(Exception):
     """The folder has no tokenizer of a 5Hz language model. The message says what is missing."""
+
+
+@contextmanager
+def _added_tokens_shared() -> Iterator[None]:
+    """Let ``copy.deepcopy`` return ``AddedToken`` objects themselves.
+
+    transformers copies the arguments of a tokenizer several times, with all 64,000 audio codes and though nothing
+    changes them: most of the time that loading takes.
+    """
+    copyreg.pickle(AddedToken, lambda _: AddedToken.__qualname__)  # a text stands for "as it is"
+    try:
+        yield
+    finally:
+        del copyreg.dispatch_table[AddedToken]
 
 
 class LmTokens:
@@ -39,7 +56,8 @@ class LmTokens:
             TokenizerUnfit: there is none, or it is not one of a 5Hz language model.
         """
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            with _added_tokens_shared():
+                tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise TokenizerUnfit(f"{folder} has no tokenizer that can be loaded: {error}") from error
         return cls(tokenizer)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from acestep_consumer.engine.planner.backend import Generation, SequenceOutput, TextConstraint
 from acestep_consumer.engine.planner.row_cache import ATTENTION, RowCache
@@ -257,8 +257,8 @@ class CudaGraph:
         self._graph = graph
 
 
-def load(path: str, device: str, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Load a model and its tokenizer from a folder or the hub: safetensors only, and no code of the checkpoint is run.
+def load(path: str, device: str, dtype: torch.dtype) -> Any:
+    """Load a model from a folder or the hub: safetensors only, and no code of the checkpoint is run.
 
     Raises:
         OSError: a file is missing.
@@ -274,7 +274,7 @@ def load(path: str, device: str, dtype: torch.dtype) -> tuple[Any, Any]:
     )
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"the weights of {len(missing)} tensors are missing, such as {missing[0]}")
-    return model.to(device).eval(), AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    return model.to(device).eval()
 
 
 def masks_for(model: Any, tokenizer: Any) -> TokenMasks:

@@ -28,6 +28,7 @@ from acestep_consumer.engine.messages import (
     ToEngine,
     Unusable,
 )
+from acestep_consumer.engine.process_memory import collection_paused
 
 if TYPE_CHECKING:
     from acestep_consumer.engine.renderer.service import RendererService
@@ -85,10 +86,11 @@ def open_service(pipe: RendererPipe, configure: Configure) -> "RendererService":
     set_kernel_cache(configure.settings.compile_cache)
     try:
         # Not at the top: torch takes seconds and may be missing, and the parent must be informed of either.
-        from acestep_consumer.engine.renderer.device import DeviceError  # noqa: PLC0415 - see above
-        from acestep_consumer.engine.renderer.registry import CheckpointError  # noqa: PLC0415
-        from acestep_consumer.engine.renderer.service import RendererService  # noqa: PLC0415
-        from acestep_consumer.engine.renderer.startup import open_runtime  # noqa: PLC0415
+        with collection_paused():
+            from acestep_consumer.engine.renderer.device import DeviceError  # noqa: PLC0415 - see above
+            from acestep_consumer.engine.renderer.registry import CheckpointError  # noqa: PLC0415
+            from acestep_consumer.engine.renderer.service import RendererService  # noqa: PLC0415
+            from acestep_consumer.engine.renderer.startup import open_runtime  # noqa: PLC0415
     except ImportError as error:
         pipe.send(Unusable(reason=f"{error.name} is missing: pip install 'acestep-consumer[engine]'"))
         exit_now(EXIT_UNUSABLE)
