@@ -170,8 +170,10 @@ async def test_sighup_has_every_worker_read_its_settings_and_none_leave(tmp_path
         killed = group.worker("gpu0")
         os.kill(killed.pid, signal.SIGKILL)
         await all_up(group, 3)
-        (tmp_path / "release").touch()
         os.kill(group.process.id.pid, signal.SIGTERM)
+        # Released only then: a double that has heard SIGHUP leaves as soon as it is.
+        await eventually(lambda: "SIGTERM" in notes(tmp_path, "gpu0") and "SIGTERM" in notes(tmp_path, "gpu1"))
+        (tmp_path / "release").touch()
         assert await exit_code(group) == 0
     assert notes(tmp_path, "gpu1") == ["SIGHUP", "SIGTERM"]
     assert notes(tmp_path, "gpu0") == ["SIGHUP", "SIGTERM"], "one that starts later reads its settings anyway"
