@@ -112,9 +112,10 @@ def _http_url(value: SecretStr | None) -> SecretStr | None:
 def _is_http_url(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0 and _is_host(parts.netloc)
+        host, port = parts.hostname or "", parts.port
     except ValueError:
         return False
+    return parts.scheme in {"http", "https"} and bool(host) and port != 0 and _is_host(host)
 
 
 def _endpoint(value: str | None) -> str | None:

@@ -254,6 +254,13 @@ def test_an_encoded_password_and_a_vhost_with_an_at_sign_are_accepted(url: str) 
     assert load({"ACESTEP_AMQP_URL": url}, None).broker.url.get_secret_value() == url
 
 
+def test_a_login_may_be_longer_than_a_host_name() -> None:
+    login, hosts = f"user:{'long' * 50}", ("host", "a-b.example.org.", "my_rabbit", "[::1]")
+    for host in hosts:
+        urls = {"ACESTEP_AMQP_URL": f"amqp://{login}@{host}/", "ACESTEP_MANAGEMENT_URL": f"http://{login}@{host}/"}
+        assert login in load(urls, None).broker.url.get_secret_value()
+
+
 @pytest.mark.parametrize("name", ["so/ngs", "so", "a" * 64, "song s", "s3://songs"])
 def test_a_bucket_name_that_cannot_be_is_refused_wherever_it_is_set(name: str) -> None:
     for variable in ("ACESTEP_S3_BUCKET", "ACESTEP_INPUT_BUCKETS"):
