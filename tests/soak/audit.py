@@ -35,8 +35,6 @@ _MAY_END = {
     Sort.WORSE_DUPLICATE: {COMPLETED, REJECTED, EXPIRED},
     Sort.AUDIO_DELETED: {COMPLETED},
 }
-# One of their messages is a good request, so songs must come, however the other message ends.
-_MUST_COMPLETE = {Sort.REUSED_ID, Sort.WORSE_DUPLICATE}
 # One of their messages may be given up, though the songs are there.
 _MAY_BE_DEAD = {Sort.EXPIRING, Sort.WORSE_DUPLICATE}
 
@@ -168,8 +166,9 @@ def _without_warnings(end: RecordedEvent) -> str:
 
 def _songs_lost(seen: Evidence) -> Iterator[str]:
     for task_id, outcome in seen.outcomes.items():
+        submission = seen.submissions.get(task_id)
         unlucky = any(_killed_too_often(end) for end in seen.ends[task_id])
-        if seen.sort_of(task_id) in _MUST_COMPLETE and outcome != COMPLETED and not unlucky:
+        if submission and submission.songs_owed and outcome != COMPLETED and not unlucky:
             yield f"{task_id} ({outcome})"
 
 

@@ -92,6 +92,8 @@ class Submission:
     refused: int = 0
     unknown: int = 0
     cancel_sent: bool = False
+    songs_owed: bool = False
+    """A good request was accepted that no cancellation concerns: songs must come, whatever else has its id."""
 
     @property
     def copies(self) -> int:
@@ -171,8 +173,11 @@ class Producer:
                 await self._cancel(submission)
                 if sort is Sort.REUSED_ID:
                     await asyncio.sleep(_AFTER_A_CANCELLATION_S)
+                    before = submission.confirmed
                     await self._send(submission, _body(number, sort, dose, other=1))
+                    submission.songs_owed = submission.confirmed > before
             case Sort.WORSE_DUPLICATE:
+                submission.songs_owed = submission.confirmed > 0
                 await asyncio.sleep(2 * dose)
                 worse, expires = (b"garbage", None) if number % 2 else (body, _WORSE_EXPIRES_S)
                 await self._send(submission, worse, expires)

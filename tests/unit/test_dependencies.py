@@ -7,6 +7,7 @@ import sys
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -63,8 +64,13 @@ GROUPS = {name: names_in(each) for name, each in PROJECT["dependency-groups"].it
 INSTALLED = packages_distributions()
 
 
-def imports_of(path: Path, *, for_types: bool) -> Iterator[str]:
+@cache
+def imports_of(path: Path, *, for_types: bool) -> tuple[str, ...]:
     """Dotted names of the modules that a file imports; with those `if TYPE_CHECKING` or without."""
+    return tuple(_imports_of(path, for_types=for_types))
+
+
+def _imports_of(path: Path, *, for_types: bool) -> Iterator[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     typing_only = {
         id(inner)

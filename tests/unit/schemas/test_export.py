@@ -20,6 +20,8 @@ COMMITTED = Path(__file__).parents[3] / "schemas"
 DOCUMENT = asyncapi()
 CHANNELS: dict[str, Any] = DOCUMENT["channels"]
 EXAMPLES = examples.events()
+# Made once: they take a second.
+DOCUMENTS = documents()
 
 
 def declared() -> Topology:
@@ -27,25 +29,25 @@ def declared() -> Topology:
     return topology(settings)
 
 
-@pytest.mark.parametrize("name", documents())
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_the_committed_copy_is_what_the_code_says(name: str) -> None:
     """When this fails: ``acestep-consumer schema export schemas``."""
-    assert (COMMITTED / name).read_text(encoding="utf-8") == documents()[name]
+    assert (COMMITTED / name).read_text(encoding="utf-8") == DOCUMENTS[name]
 
 
 def test_no_document_is_left_over() -> None:
     kept = {path.name for path in COMMITTED.glob("*.json")}
-    assert kept == set(documents())
+    assert kept == set(DOCUMENTS)
 
 
 def test_export_makes_the_folder_and_returns_what_it_wrote(tmp_path: Path) -> None:
     paths = write(tmp_path / "new" / "folder")
-    assert {path.name: path.read_text(encoding="utf-8") for path in paths} == documents()
+    assert {path.name: path.read_text(encoding="utf-8") for path in paths} == DOCUMENTS
 
 
-@pytest.mark.parametrize("name", [name for name in documents() if name.endswith(".schema.json")])
+@pytest.mark.parametrize("name", [name for name in DOCUMENTS if name.endswith(".schema.json")])
 def test_every_schema_is_a_valid_one(name: str) -> None:
-    Draft202012Validator.check_schema(json.loads(documents()[name]))
+    Draft202012Validator.check_schema(json.loads(DOCUMENTS[name]))
 
 
 @pytest.mark.parametrize("event", EXAMPLES.values(), ids=lambda event: type(event).__name__)
@@ -54,7 +56,7 @@ def test_every_example_event_is_valid_in_the_union_and_in_its_own_schema(event: 
     Draft202012Validator(event_schema()).validate(body)
     (own,) = (
         schema
-        for name, text in documents().items()
+        for name, text in DOCUMENTS.items()
         if name.startswith(("job.", "worker.")) and (schema := json.loads(text))["title"] == type(event).__name__
     )
     Draft202012Validator(own).validate(body)

@@ -19,6 +19,12 @@ def sent(task_id: str = "a", sort: Sort = Sort.SONG, **counts: int) -> dict[str,
     return {task_id: Submission(task_id, sort, 0.0, confirmed=confirmed, refused=refused, unknown=unknown)}
 
 
+def owed(sort: Sort) -> dict[str, Submission]:
+    submissions = sent(sort=sort, confirmed=2)
+    submissions["a"].songs_owed = True
+    return submissions
+
+
 def end(state: str = "completed", task_id: str = "a", *, code: str = "internal_error", note: str = "") -> RecordedEvent:
     data: dict[str, Any] = {"task_id": task_id, "note": note}
     data |= {"audios": [AUDIO]} if state == "completed" else {"error": {"code": code, "message": ""}}
@@ -86,11 +92,11 @@ def test_a_task_that_failed_and_was_sent_again_may_end_twice() -> None:
         ),
         (
             "lost its songs to another message with its id",
-            {"submissions": sent(sort=Sort.WORSE_DUPLICATE, confirmed=2), "events": [end("expired")]},
+            {"submissions": owed(sort=Sort.WORSE_DUPLICATE), "events": [end("expired")]},
         ),
         (
             "lost its songs to another message with its id",
-            {"submissions": sent(sort=Sort.REUSED_ID, confirmed=2), "events": [end("cancelled")]},
+            {"submissions": owed(sort=Sort.REUSED_ID), "events": [end("cancelled")]},
         ),
         ("completed, and not in the bucket as the event says", {"wrongs": {"a": ["missing: 0.wav"]}}),
         ("failed or rejected, and no dead letter", {"events": [end("failed", code="engine_crashed")]}),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from acestep_consumer.domain.audio_codes import CODE_COUNT, format_code
@@ -14,11 +14,9 @@ from acestep_consumer.engine.planner.tokens import LmTokens, TokenizerUnfit
 
 
 def with_tokens(*added: str) -> Any:
-    """A byte-level tokenizer with these tokens, in this order."""
-    alphabet = {token: index for index, token in enumerate(pre_tokenizers.ByteLevel.alphabet())}
-    bytewise = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
-    bytewise.add_tokens([AddedToken(token, normalized=False) for token in added])
-    return PreTrainedTokenizerFast(tokenizer_object=bytewise)
+    """A byte-level tokenizer with these tokens, in this order. In the vocabulary itself: that is made much faster."""
+    vocabulary = {token: index for index, token in enumerate((*pre_tokenizers.ByteLevel.alphabet(), *added))}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab=vocabulary, merges=[])))
 
 
 CODES = tuple(map(format_code, range(CODE_COUNT)))
