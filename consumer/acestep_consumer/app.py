@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import structlog
 
@@ -24,7 +23,7 @@ from acestep_consumer.broker.identified_queue import IdentifiedQueue
 from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.broker.tier_queues import TierQueues
 from acestep_consumer.broker.versions import ack_timeout_warning
-from acestep_consumer.config.exit_codes import Exit
+from acestep_consumer.config.exit_codes import Exit, unexpected
 from acestep_consumer.config.logs import set_log_level, set_up_logs
 from acestep_consumer.config.settings import Settings, SettingsError
 from acestep_consumer.domain.errors import ConsumerError, DiskFull, StorageRefused, StorageUnavailable
@@ -35,7 +34,7 @@ from acestep_consumer.engine.supervisor import EngineUnusable
 from acestep_consumer.execution.eta import CostModel
 from acestep_consumer.execution.retries import RetryPolicy
 from acestep_consumer.execution.runner import JobLimits, JobRunner
-from acestep_consumer.execution.scratch import scratch_root
+from acestep_consumer.execution.scratch import ScratchRoot
 from acestep_consumer.execution.tier_forwarding import NoForwarding, TierForwarding
 from acestep_consumer.inputs.fetch import AllowedInputs
 from acestep_consumer.observability.http import HealthServer
@@ -85,10 +84,12 @@ async def run_worker(
         read_again: reads the settings again, for SIGHUP; None: they cannot be reloaded.
     """
     as_json = set_up_logs(settings.worker.log_level, settings.worker.log_format)
+    worker: Worker | None = None
     try:
         table = load_table(settings.worker.tier_table)
         engines = engines or Engines(settings, table, log_json=as_json)
-        await Worker(settings, engines, grace_s, read_again).run()
+        worker = Worker(settings, engines, grace_s, read_again)
+        await worker.run()
     except StorageUnavailable as error:
         log.error("cannot start", reason=str(error))  # noqa: TRY400 - the text is the whole story
         # A refusal is permanent; an outage passes, and a process supervisor may start us again.
@@ -99,6 +100,13 @@ async def run_worker(
     except EngineUnusable as error:
         log.error("engine cannot start", reason=str(error))  # noqa: TRY400 - as above
         return Exit.ENGINE
+    except Exception as error:
+        if worker is not None and worker.started:
+            log.exception("worker ended by an unexpected error")
+        else:
+            log.error("cannot start", reason=unexpected(error))  # noqa: TRY400 - as above
+            log.debug("where", exc_info=error)
+        return Exit.UNEXPECTED
     return Exit.DONE
 
 
@@ -154,10 +162,15 @@ class Worker:
         self._store: RetryingStore | None = None
         self._inputs: AllowedInputs | None = None
         self._intake: Intake | None = None
+        self.started = False
+        """Whether it has begun to consume."""
 
     async def run(self) -> None:
         """Start, consume, stop."""
-        set_up_tracing(self._id)
+        try:
+            set_up_tracing(self._id)
+        except ValueError as error:
+            raise SettingsError(f"tracing cannot be set up, check the variables OTEL_…: {error}") from error
         with self._signals.handled():
             async with AsyncExitStack() as stack:
                 stack.callback(asyncio.create_task(self._reloader.run(), name="reloader").cancel)
@@ -174,7 +187,7 @@ class Worker:
         pages = HealthServer(state.checks(), metrics, worker.http_host, worker.http_port, engines=state.engine_states)
         try:
             health = await stack.enter_async_context(pages)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise SettingsError(_cannot_listen(worker.http_host, worker.http_port, error)) from error
         log.info("starting", worker=self._id, health=f"http://{worker.http_host}:{health.port}/readyz")
         scratch = await self._open_scratch(stack)
@@ -201,7 +214,7 @@ class Worker:
         state.disk = disk = DiskGuard(scratch, lambda: self._settings.engine.scratch_min_gb, self._on_disk)
         await disk.check()
         stack.callback(asyncio.create_task(disk.run(), name="disk").cancel)
-        runner = self._new_runner(scratch, objects)
+        runner = self._new_runner(disk, objects)
         state.consumer = consumer = self._new_consumer(runner, disk, store, inputs)
         announcements = Announcements(
             self._id,
@@ -226,6 +239,7 @@ class Worker:
         if self._outage.away:
             await prepared.intake.pause(STORAGE, on=True)
         await prepared.intake.start()
+        self.started = True
         await prepared.announcements.ready()
         self._warn()
         workers = self._settings.broker.queue_workers
@@ -252,18 +266,23 @@ class Worker:
             log.info("still loading models", after_s=round(time.perf_counter() - self._began))
         loading.result()
 
-    async def _open_scratch(self, stack: AsyncExitStack) -> Path:
+    async def _open_scratch(self, stack: AsyncExitStack) -> ScratchRoot:
         """Create this worker's scratch folder and remove those of killed workers. Waits while the disk is full."""
         folder, logged = self._settings.engine.scratch_dir, False
+        scratch = ScratchRoot(folder)
+        stack.push(scratch)
         while True:
             try:
-                return stack.enter_context(scratch_root(folder))
+                # In a thread: removing what killed workers left can take a while.
+                await asyncio.to_thread(scratch.__enter__)
             except DiskFull:
                 if not logged:
                     log.error("scratch disk is full: waiting for space", folder=str(folder or "the system's"))  # noqa: TRY400 - the text is the whole story
                 logged = True
             except OSError as error:
                 raise SettingsError(f"ACESTEP_SCRATCH_DIR: {error.filename}: {error.strerror}") from error
+            else:
+                return scratch
             await asyncio.sleep(POLL_S)
 
     def _new_routes(self) -> Routes:
@@ -280,7 +299,7 @@ class Worker:
         checkpoint_dir = settings.engine.checkpoint_dir
         return AllowedInputs(objects, settings.storage, settings.inputs, checkpoint_dir=checkpoint_dir)
 
-    def _new_runner(self, scratch: Path, objects: Objects) -> JobRunner:
+    def _new_runner(self, disk: DiskGuard, objects: Objects) -> JobRunner:
         settings = self._settings
         attempts = RetryingAttempts(AttemptRecords(objects, settings.storage), self._outage)
         retries = RetryPolicy(attempts, settings.worker.max_attempts)
@@ -294,7 +313,7 @@ class Worker:
             costs=self._costs,
             rules=JobLimits(
                 worker_id=self._id,
-                scratch=scratch,
+                scratch=disk.job_folder,
                 limits=self._engines.limits,
                 max_message_bytes=settings.broker.max_message_bytes,
                 execution_timeout_s=lambda: self._settings.worker.execution_timeout_s,
@@ -342,6 +361,7 @@ class Worker:
             self._inputs.apply(settings.inputs)
         before, self._settings = self._settings, settings
         set_log_level(settings.worker.log_level)
+        self._engines.set_log_level(settings.worker.log_level)
         if self._store is not None and self._objects is not None:
             self._store.use(ResultStore(self._objects, settings.storage))
         if self._intake is not None and not self._signals.stop.is_set() and before.broker != settings.broker:
@@ -357,8 +377,10 @@ class Worker:
             log.warning("broker", note=note)
 
 
-def _cannot_listen(host: str, port: int, error: OSError) -> str:
+def _cannot_listen(host: str, port: int, error: OSError | UnicodeError) -> str:
     """Say why the health pages cannot be served, and which setting to change."""
+    if isinstance(error, UnicodeError):
+        return f"ACESTEP_HTTP_HOST: {host!r} is not a host name or address"
     if error.errno == errno.EADDRINUSE:
         return f"ACESTEP_HTTP_PORT: port {port} on {host} is in use; a second worker on this machine needs another port"
     reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)

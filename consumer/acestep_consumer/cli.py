@@ -3,6 +3,7 @@
 
 import json
 import math
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -20,13 +21,14 @@ from acestep_consumer.commands.base import (
     exit_after,
     load_settings,
     note,
+    print_error,
     print_usage_error,
     print_version,
 )
 from acestep_consumer.commands.dead.cli import app as dead
 from acestep_consumer.commands.submit.cli import submit
 from acestep_consumer.config import settings as settings_module
-from acestep_consumer.config.exit_codes import Exit, listed
+from acestep_consumer.config.exit_codes import Exit, listed, unexpected
 
 app = typer.Typer(
     cls=Group,
@@ -44,7 +46,10 @@ REFERENCE = "Reference and testing"
 
 
 def main() -> None:
-    """Run the command line; errors are one line each, and Ctrl-C exits with 130."""
+    """Run the command line; errors are one line each, and Ctrl-C exits with 130.
+
+    Raises unexpected errors with ``ACESTEP_LOG_LEVEL=debug``.
+    """
     escape_unencodable()
     try:
         # The name is fixed, because completion cannot call `python -m acestep_consumer` by that.
@@ -53,6 +58,11 @@ def main() -> None:
         code = print_usage_error(error)
     except (KeyboardInterrupt, typer.Abort):
         code = Exit.INTERRUPTED
+    except Exception as error:
+        if os.environ.get("ACESTEP_LOG_LEVEL") == "debug":
+            raise
+        print_error(unexpected(error))
+        code = Exit.UNEXPECTED
     raise SystemExit(code)
 
 

@@ -69,6 +69,8 @@ class Pipeline:
                 await self._ports.events.publish(outcome.event, delivery.reply)
                 self._ports.observer.ended(context, outcome.event.data)
             await delivery.settle(outcome.verdict, outcome.error)
+            if outcome.event is not None and context.task_id is not None:
+                await self._runner.forget_attempts(context, context.task_id)
 
     async def _outcome_of(self, context: JobContext) -> Outcome:
         task_id = context.task_id

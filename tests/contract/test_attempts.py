@@ -61,6 +61,18 @@ async def test_another_message_of_the_same_task_begins_at_one(records: AttemptRe
     assert await numbers(records, "b" * 32) == (2, 1)
 
 
+async def test_the_records_of_a_message_that_has_ended_are_removed_and_no_others(records: AttemptRecords) -> None:
+    other = "b" * 32
+    await records.excuse(await records.next("song", FIRST, redelivered=False))
+    for message in (FIRST, FIRST, FIRST, other):
+        await records.begin(await records.next("song", message, redelivered=True))
+    assert await numbers(records) == (5, 3)
+    await records.forget("song", FIRST)
+    assert await numbers(records) == (2, 1)
+    assert await numbers(records, other) == (3, 2)
+    await records.forget("song", FIRST)
+
+
 async def test_a_first_try_leaves_nothing_behind(records: AttemptRecords) -> None:
     await records.begin(await records.next("song", FIRST, redelivered=False))
     assert await numbers(records) == (2, 1)

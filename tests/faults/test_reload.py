@@ -139,3 +139,8 @@ async def test_the_log_gets_quieter_and_louder(scene: Scene) -> None:
     await scene.reload("needs a restart", ACESTEP_LOG_LEVEL="warning", ACESTEP_DEVICE="cpu")
     assert scene.worker.log_lines(event=RELOADED) == []
     await scene.reload(RELOADED, ACESTEP_LOG_LEVEL="info")
+
+
+async def test_the_log_level_reaches_the_engines_too(scene: Scene) -> None:
+    await scene.reload(RELOADED, ACESTEP_LOG_LEVEL="debug")
+    await eventually(lambda: scene.worker.log_lines(event="engine's log level", level="debug"), WITHIN_S)

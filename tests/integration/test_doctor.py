@@ -362,9 +362,13 @@ async def test_storage_that_refuses_the_keys_is_told_and_its_clock_is_read_all_t
     assert {found[check].level for check in CHECKS[3:]} == {"skip"}
 
 
-async def test_a_bucket_that_is_not_there_is_a_workers_to_make(aws: dict[str, str]) -> None:
-    found = await looked(check_storage(settings_of(aws, ACESTEP_S3_BUCKET="not-there-yet").storage))
-    assert found["bucket"].level == "warn"
+@pytest.mark.parametrize(("create", "level"), [("false", "fail"), ("true", "warn")])
+async def test_a_bucket_that_is_not_there_is_an_error_unless_a_worker_may_create_it(
+    aws: dict[str, str], create: str, level: str
+) -> None:
+    settings = settings_of(aws, ACESTEP_S3_BUCKET="not-there-yet", ACESTEP_S3_CREATE_BUCKET=create)
+    found = await looked(check_storage(settings.storage))
+    assert found["bucket"].level == level
     assert {found[check].level for check in CHECKS[3:]} == {"skip"}
 
 

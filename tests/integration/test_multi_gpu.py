@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from acestep_consumer.client import Client
+from acestep_consumer.multi_gpu.parent import MAX_REFUSED_STARTS
 from acestep_schemas.events import JobCompleted, JobEvent, JobStarted, WorkerEvent
 from infra.local.process import tail
 from tests.support.command import run_command
@@ -140,6 +141,13 @@ async def test_settings_that_had_a_worker_running_are_tried_again_when_a_restart
         assert await exit_code(group) == 0
 
 
+async def test_settings_that_stay_wrong_are_not_tried_for_ever(tmp_path: Path) -> None:
+    refused = ",".join(["exit 2"] * (MAX_REFUSED_STARTS + 1))
+    with group_of(tmp_path, double(tmp_path, "gpu0", f"exit 1,{refused},drain"), steady_s=0) as group:
+        assert await exit_code(group) == 2
+        assert len(group.log_lines(event="worker died")) == 1 + MAX_REFUSED_STARTS
+
+
 async def test_settings_that_never_had_a_worker_running_are_not(tmp_path: Path) -> None:
     with group_of(tmp_path, double(tmp_path, "gpu0", "exit 1,exit 2,drain")) as group:
         assert await exit_code(group) == 2
@@ -162,8 +170,10 @@ async def test_sighup_has_every_worker_read_its_settings_and_none_leave(tmp_path
         killed = group.worker("gpu0")
         os.kill(killed.pid, signal.SIGKILL)
         await all_up(group, 3)
-        (tmp_path / "release").touch()
         os.kill(group.process.id.pid, signal.SIGTERM)
+        # Released only then: a double that has heard SIGHUP leaves as soon as it is.
+        await eventually(lambda: "SIGTERM" in notes(tmp_path, "gpu0") and "SIGTERM" in notes(tmp_path, "gpu1"))
+        (tmp_path / "release").touch()
         assert await exit_code(group) == 0
     assert notes(tmp_path, "gpu1") == ["SIGHUP", "SIGTERM"]
     assert notes(tmp_path, "gpu0") == ["SIGHUP", "SIGTERM"], "one that starts later reads its settings anyway"

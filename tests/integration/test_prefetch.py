@@ -363,3 +363,27 @@ async def test_auto_steps_back_when_the_renderer_tells_of_too_little_memory(
                 told.append(event.data.prefetch)
     assert told[-2:] == [6, 4]
     assert engines.renderer_usage.reductions > 0
+
+
+async def test_a_delivery_that_goes_back_is_no_finished_work(amqp_url: str) -> None:
+    """``auto`` measures by it: a worker that hands jobs back must not look fast."""
+    settled: list[Verdict] = []
+
+    async def handle(delivery: AmqpDelivery) -> None:
+        verdict = Verdict.ACK if settled else Verdict.REQUEUE
+        await delivery.settle(verdict)
+        settled.append(verdict)
+
+    settings = broker_settings(amqp_url, queue_workers=1)
+    async with (
+        Peer(amqp_url) as peer,
+        BrokerConnection(settings, "consume") as connection,
+        BrokerConnection(settings, "publish") as out,
+    ):
+        consumer = Consumer(connection, settings, handle, Publisher(out, "w1"))
+        await consumer.start()
+        for _ in range(2):
+            await peer.request(b"{}")
+        await eventually(lambda: len(settled) == 3 and not consumer.in_hand)
+        assert consumer.finished == 2
+        await consumer.stop()

@@ -160,7 +160,7 @@ def test_the_warm_up_song_has_audio_and_leaves_no_batch_behind(checkpoints: Path
     opened = open_runtime(settings(checkpoints, TURBO, BASE))
     for runner in opened.scheduler._runners.values():
         assert opened.scheduler.run_on_device(runner.render_warm_up) == pytest.approx(10 ** (-1 / 20), abs=1e-3)
-        assert runner.denoiser(None)._pack is None
+        assert runner.denoiser(None)._layout is None
 
 
 def test_offloading_that_frees_nothing_is_named(checkpoints: Path) -> None:

@@ -141,3 +141,13 @@ async def test_an_upload_that_the_server_stops_taking_is_sent_again(
         monkeypatch.undo()
     await sending
     assert await line.read() == SONG * 8
+
+
+@pytest.mark.parametrize("size", [100, PART_BYTES + 5], ids=["whole", "in parts"])
+async def test_a_file_that_is_gone_is_no_outage_of_the_storage(line: Line, tmp_path: Path, size: int) -> None:
+    """It would be waited for without end."""
+    content = file(tmp_path / "song", b"x" * size)
+    (tmp_path / "song").unlink()
+    with pytest.raises(FileNotFoundError):
+        await line.objects.put(line.address, content)
+    assert line.objects.traffic.retries == 0

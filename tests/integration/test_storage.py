@@ -186,11 +186,20 @@ class TestPresignedUrls:
 
 
 class TestCheck:
-    async def test_it_makes_a_missing_bucket_says_so_and_leaves_nothing_behind(
+    async def test_a_missing_bucket_is_an_error_that_names_it_and_is_not_created(
+        self, connect: Connect, shelf: Shelf
+    ) -> None:
+        bucket = f"typo-{shelf.prefix[5:25]}"
+        async with connect(bucket=bucket) as store:
+            for _ in range(2):
+                with pytest.raises(StorageRefused, match=f"s3://{bucket}: NoSuchBucket .*ACESTEP_S3_CREATE_BUCKET"):
+                    await store.check()
+
+    async def test_it_makes_a_missing_bucket_if_it_may_says_so_and_leaves_nothing_behind(
         self, connect: Connect, shelf: Shelf
     ) -> None:
         bucket = f"new-{shelf.prefix[5:25]}"
-        async with connect(bucket=bucket) as store:
+        async with connect(bucket=bucket, create_bucket=True) as store:
             with capture_logs() as logs:
                 await store.check()
             await store.ready()

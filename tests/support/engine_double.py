@@ -30,6 +30,7 @@ from acestep_consumer.engine.messages import (
     Render,
     RendererReport,
     RequestFailed,
+    SetLogLevel,
     SetMemoryShare,
     Stop,
     Unusable,
@@ -51,31 +52,40 @@ class Double:
         self.pipe = pipe
         self.stopped: set[int] = set()
         self.memory_gb: float | None = None
+        self.log_level = ""
 
     def send(self, message: FromEngine) -> None:
         self.pipe.send(FROM_ENGINE.dump_json(message))
 
     def handle(self, message: object) -> None:
         match message:
-            case Configure(settings=settings) if settings.config_path == "missing":
-                self.send(Unusable(reason="no checkpoint named missing"))
-            case Configure(settings=settings) if settings.config_path == "dies-while-loading":
-                os._exit(7)
-            case Configure(settings=settings) if settings.config_path == "never-ready":
-                self.send(Loading(step="for ever"))
-            case Configure(settings=settings) if settings.config_path.startswith("paused-once "):
-                self.pause_once(Path(settings.config_path.partition(" ")[2]))
-            case Configure(settings=settings) if settings.config_path == "slowly-ready":
-                threading.Thread(target=self.load_slowly, daemon=True).start()
-            case Configure(memory_gb=memory):
-                self.memory_gb = memory
-                self.send(Ready(report=REPORT))
+            case Configure(memory_gb=memory, log_level=level):
+                self.memory_gb, self.log_level = memory, level
+                self.load(message.settings.config_path)
             case SetMemoryShare(memory_gb=memory):
                 self.memory_gb = memory
+            case SetLogLevel(log_level=level):
+                self.log_level = level
             case Stop(request_id=request_id):
                 self.stopped.add(request_id)
             case Render():
                 threading.Thread(target=self.render, args=(message,), daemon=True).start()
+
+    def load(self, model: str) -> None:
+        """Load the model, as its name says."""
+        match model.split():
+            case ["missing"]:
+                self.send(Unusable(reason="no checkpoint named missing"))
+            case ["dies-while-loading"]:
+                os._exit(7)
+            case ["never-ready"]:
+                self.send(Loading(step="for ever"))
+            case ["paused-once", mark]:
+                self.pause_once(Path(mark))
+            case ["slowly-ready"]:
+                threading.Thread(target=self.load_slowly, daemon=True).start()
+            case _:
+                self.send(Ready(report=REPORT))
 
     def render(self, request: Render) -> None:
         words = request.job.request.prompt.split()
@@ -107,6 +117,8 @@ class Double:
         match words[0]:
             case "crash":
                 os.kill(os.getpid(), signal.SIGKILL)
+            case "log-level":
+                Path(words[1]).write_text(self.log_level)
             case "crash-once":
                 self.crash_once(Path(words[1]))
             case "tell":

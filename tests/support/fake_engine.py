@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from acestep_consumer.config.settings import LogLevel
 from acestep_consumer.domain.job import Job, LoadedModel, Plan, Rendering, Sources, TokenizedSource
 from acestep_consumer.domain.ports import Report
 from acestep_consumer.domain.tasks import Variant
@@ -74,6 +75,9 @@ class FakeEngines:
             models=self.report.models,
             formats=frozenset(self.report.formats),
         )
+
+    def set_log_level(self, level: LogLevel) -> None:
+        """Log as the test does."""
 
     def warnings(self) -> tuple[str, ...]:
         """Nothing to say."""

@@ -88,11 +88,15 @@ class FakeEvents:
 
 @dataclass
 class FakeAttempts:
-    """Remembers tries in memory: ``begun`` and ``excused``, in order. ``unexplained`` is what a redelivery finds."""
+    """Remembers tries in memory: ``begun``, ``excused`` and ``forgotten``, in order.
+
+    ``unexplained`` is what a redelivery finds.
+    """
 
     unexplained: int = 0
     begun: list[Attempt] = field(default_factory=list)
     excused: list[Attempt] = field(default_factory=list)
+    forgotten: list[tuple[str, str]] = field(default_factory=list)
 
     async def next(self, task_id: str, message: str, *, redelivered: bool) -> Attempt:
         """Return the first try, or the one after those that came to nothing."""
@@ -106,6 +110,10 @@ class FakeAttempts:
     async def excuse(self, attempt: Attempt) -> None:
         """Remember it."""
         self.excused.append(attempt)
+
+    async def forget(self, task_id: str, message: str) -> None:
+        """Remember it."""
+        self.forgotten.append((task_id, message))
 
 
 class FakeCancellations:

@@ -9,6 +9,7 @@ time: two renderings of one job never agree, as they would not with random seeds
 Run by the supervisor as ``python -m tests.support.light_engine FD``.
 """
 
+import json
 import os
 import signal
 import socket
@@ -16,7 +17,6 @@ import sys
 import threading
 import time
 import wave
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from acestep_consumer.engine.messages import (
     Render,
     RendererReport,
     RequestFailed,
+    SetLogLevel,
     Stop,
 )
 from acestep_schemas.events import ErrorCode
@@ -89,6 +90,9 @@ class Engine:
         match message:
             case Configure(settings=settings):
                 self.send(Ready(report=replace(REPORT, vram_gb=settings.max_vram_gb or REPORT.vram_gb)))
+            case SetLogLevel(log_level=level):
+                sys.stderr.write(json.dumps({"event": "engine's log level", "level": level}) + "\n")
+                sys.stderr.flush()
             case Stop(request_id=request_id):
                 self.stopped.add(request_id)
             case Render():
@@ -105,8 +109,11 @@ class Engine:
     def answer(self, request: Render, work: Work) -> FromEngine:
         """Do the work; nobody waits for it when it was stopped, or when its folder is gone."""
         if self.finishes(request.request_id, work):
-            with suppress(FileNotFoundError):
+            try:
                 return Done(request_id=request.request_id, result=render_songs(request, work.song_bytes))
+            except FileNotFoundError:
+                reason = "the renderer failed on this request (FileNotFoundError)"  # as the real one says
+                return RequestFailed(request_id=request.request_id, code=ErrorCode.RENDER_FAILED, reason=reason)
         return RequestFailed(request_id=request.request_id, code=ErrorCode.CANCELLED, reason="cancelled")
 
     def finishes(self, request_id: int, work: Work) -> bool:

@@ -114,6 +114,12 @@ def test_a_folder_imports_only_what_the_table_allows(path: Path) -> None:
     assert ours - allowed == set()
 
 
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_nothing_is_asserted_in_the_product(path: Path) -> None:
+    """An assert vanishes under ``python -O``, and says nothing to a user: raise an error instead."""
+    assert [node.lineno for node in nodes_of(path) if isinstance(node, ast.Assert)] == []
+
+
 def test_the_table_has_no_row_and_no_permission_that_nobody_uses() -> None:
     used = defaultdict(set)
     for path in MODULES:

@@ -3,14 +3,24 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from structlog.testing import capture_logs
 
-from acestep_consumer.domain.errors import Cancelled, EngineCrashed, StorageUnavailable, Unpublished, Verdict
+from acestep_consumer.domain.errors import (
+    Cancelled,
+    EngineCrashed,
+    Interrupted,
+    StorageUnavailable,
+    Unpublished,
+    Verdict,
+)
 from acestep_consumer.domain.job import Job, Rendering, StoredObject
 from acestep_consumer.domain.outcome import AUDIO_DELETED, OTHER_BODY, TerminalRecord
 from acestep_consumer.domain.ports import Routes
@@ -46,6 +56,11 @@ class Stage:
     routes: Routes = field(default_factory=NoForwarding)
     stats: JobStats = field(default_factory=JobStats)
 
+    @asynccontextmanager
+    async def folder(self, task_id: str) -> AsyncIterator[Path]:
+        with TemporaryDirectory(prefix=task_id, dir=self.scratch) as folder:
+            yield Path(folder)
+
     def pipeline(self) -> Pipeline:
         self.retries = RetryPolicy(self.attempts, most=3)
         costs = CostModel()
@@ -65,7 +80,7 @@ class Stage:
             costs=costs,
             rules=JobLimits(
                 worker_id="worker-1",
-                scratch=self.scratch,
+                scratch=self.folder,
                 limits=make_limits,
                 max_message_bytes=10_000,
                 execution_timeout_s=lambda: self.timeout_s,
@@ -651,3 +666,22 @@ async def test_waiting_for_storage_is_not_running_time(tmp_path: Path) -> None:
     stage.store.put = slow  # type: ignore[method-assign]
     await stage.process(request())
     assert stage.events.states[-1] == "completed"
+
+
+async def test_the_attempt_records_of_a_redelivered_message_go_when_it_has_ended(stage: Stage) -> None:
+    first = request()
+    await stage.process(first)
+    assert stage.attempts.forgotten == [], "the first delivery has none"
+    for body in (first.body, request(task_id="other").body):  # one that had ended, and one that ends now
+        await stage.process(FakeDelivery(body=body, redelivered=True))
+    assert [task_id for task_id, _ in stage.attempts.forgotten] == ["song", "other"]
+
+
+async def test_the_attempt_records_of_a_message_that_goes_back_stay(stage: Stage) -> None:
+    async def interrupt(_: Job) -> None:
+        raise Interrupted("the worker stops")
+
+    stage.renderer.before = interrupt
+    delivery = await stage.process(FakeDelivery(body=request().body, redelivered=True))
+    assert delivery.verdict is Verdict.REQUEUE
+    assert stage.attempts.forgotten == []

@@ -324,9 +324,12 @@ class BrokerConnection:
         connection, self._connection, self._channel = self._connection, None, None
         if connection is None:
             return
-        with suppress(BrokerError), mapped():
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await connection.close()
+        try:
+            with suppress(BrokerError), mapped():
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await connection.close()
+        except Exception:  # noqa: BLE001 - it is forgotten already, and nothing but the caller can make a new one
+            _log.exception("broker connection: unexpected error while closing", connection=self._name)
 
     @property
     def address(self) -> str:

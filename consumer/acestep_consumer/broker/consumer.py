@@ -105,7 +105,7 @@ class Consumer:
 
     @property
     def finished(self) -> int:
-        """Deliveries settled by their handler so far."""
+        """Deliveries whose jobs have ended here so far; those requeued or handed on to another queue are none."""
         return self._finished
 
     @property
@@ -216,6 +216,9 @@ class Consumer:
                 await self._adjust_consumers(channel)
             except BrokerError as fault:
                 self._connection.reconnect(f"the prefetch could not be changed: {describe(fault)}")
+            except Exception:  # noqa: BLE001 - nobody awaits most of these calls, and consumers may be missing now
+                _log.exception("the prefetch could not be changed")
+                self._connection.reconnect("the prefetch could not be changed: unexpected error")
 
     async def _adjust_consumers(self, channel: Channel) -> None:
         """Stop and start consumers until the shares fit. The targets may change meanwhile."""
@@ -309,9 +312,9 @@ class Consumer:
             await self._handle(delivery)
         except Exception:  # noqa: BLE001 - the last line of defence: whatever it was, the message is requeued
             _log.exception("handler failed", message_id=delivery.message_id, settled=delivery.settled)
-        if delivery.settled:
+        if delivery.done:
             self._finished += 1
-        else:
+        elif not delivery.settled:
             await asyncio.sleep(RETURN_DELAY_S)
             await self._requeue(delivery)
 

@@ -59,6 +59,7 @@ class AmqpDelivery:
         self._properties = message.header.properties
         self._received = time.time()
         self._settled = False
+        self._handed_on = False
 
     @property
     def body(self) -> bytes:
@@ -127,6 +128,11 @@ class AmqpDelivery:
         return self._settled
 
     @property
+    def done(self) -> bool:
+        """Whether it was settled as the end of its job: neither requeued nor handed on to another queue."""
+        return self._settled and not self._handed_on
+
+    @property
     def stale(self) -> bool:
         """Whether its channel is closed: the broker delivers the message again, perhaps to another worker."""
         return self._message.channel.is_closed
@@ -140,7 +146,8 @@ class AmqpDelivery:
         copy = forwarded_properties(self._properties, self.queued_s, redelivered=self.redelivered)
         if copy.expiration == "0":
             return False  # it would expire there at once, and was delivered in time; its producer's clock may be wrong
-        return await self._publisher.forward(self.body, copy, tier)
+        self._handed_on = await self._publisher.forward(self.body, copy, tier)
+        return self._handed_on
 
     async def identify(self) -> None:
         """Publish a copy with a message id, confirmed, to the queue that is consumed first.
@@ -155,6 +162,7 @@ class AmqpDelivery:
         if copy.expiration == "0":
             copy.expiration = None  # it was delivered in time; its producer's clock may be wrong
         await self._identify(self.body, copy)
+        self._handed_on = True
 
     async def settle(self, verdict: Verdict, reason: ConsumerError | None = None) -> None:
         """Ack, requeue, or move to the dead-letter exchange with the reason. Does nothing for a stale delivery.
@@ -167,6 +175,7 @@ class AmqpDelivery:
             raise AlreadySettledError(
                 f"delivery {self._message.delivery_tag} is settled already, so it cannot be settled as {verdict}"
             )
+        self._handed_on = self._handed_on or verdict is Verdict.REQUEUE
         if self.stale:
             self._skip(verdict, "its channel is closed")
             return

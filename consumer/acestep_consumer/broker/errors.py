@@ -21,6 +21,8 @@ from aio_pika import exceptions as amqp
 from aiormq.exceptions import ChannelAccessRefused
 from pamqp.exceptions import PAMQPException
 
+from acestep_consumer.config.amqp_urls import ENCODING
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -112,7 +114,7 @@ def _mapped_loss(error: Exception) -> BrokerError:
 def _refusal(error: Exception) -> str | None:  # noqa: PLR0911 - a line per cause
     match error:
         case amqp.ProbableAuthenticationError() | amqp.AuthenticationError():
-            return f"{str(error).rstrip('.')}: check the user and the password in ACESTEP_AMQP_URL"
+            return f"{str(error).rstrip('.')}: check the user and the password in ACESTEP_AMQP_URL; {ENCODING}"
         case amqp.InvalidFrameError() if _closed_instead_of_opened(error):
             return (
                 "the broker does not open the virtual host: check that the one in ACESTEP_AMQP_URL exists, that the "
@@ -136,7 +138,16 @@ def _refusal(error: Exception) -> str | None:  # noqa: PLR0911 - a line per caus
             )
         case OSError(__cause__=ssl.SSLCertVerificationError()):
             return f"{error}: trust the broker's certificate (cafile=... in ACESTEP_AMQP_URL)"
+        case _ if _is_unusable_file(error):
+            return f"a file named in ACESTEP_AMQP_URL (cafile, certfile, keyfile) cannot be used: {describe(error)}"
     return None
+
+
+def _is_unusable_file(error: Exception) -> bool:
+    """Whether TLS could not be set up from its files. aiormq wraps errors of sockets, so these are none."""
+    if isinstance(error, ssl.SSLError):
+        return any(words in str(error) for words in ("[X509", "PEM lib"))
+    return isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError | PermissionError)
 
 
 def _closed_instead_of_opened(error: Exception) -> bool:

@@ -12,6 +12,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+import structlog
+
 from acestep_consumer.broker.errors import mapped
 from acestep_consumer.broker.topology import CONTROL
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 STATUS = "status"
 RPC_TIMEOUT_S = 10.0
 MIN_INTERVAL_S = 1.0
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class StatusRequests:
@@ -64,4 +68,7 @@ class StatusRequests:
     async def _answer(self) -> None:
         await asyncio.sleep(max(0.0, self._last_s + MIN_INTERVAL_S - time.monotonic()))
         self._last_s = time.monotonic()
-        await self._announce()
+        try:
+            await self._announce()
+        except Exception:  # noqa: BLE001 - it would be raised when the worker stops, and break that
+            _log.exception("status request not answered")

@@ -18,7 +18,7 @@ from yarl import URL
 from acestep_consumer.broker.backoff import backoff
 from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost, Nacked, describe, mapped
 from acestep_consumer.client.errors import ClientError, NoQueue, Unreachable
-from acestep_consumer.config.amqp_urls import split_urls
+from acestep_consumer.config.amqp_urls import ENCODING, has_raw_login, split_urls
 
 # A dead peer is noticed after two of them. The worker's is shorter; a program that computes between two of its calls
 # must not lose its connection at once.
@@ -251,5 +251,11 @@ def _gave_up(patience_s: float, fault: BrokerError | None, *, sent: bool) -> str
 
 
 def _with_heartbeat(url: str) -> URL:
-    parsed = URL(url)
+    try:
+        parsed = URL(url)
+    except ValueError:
+        parsed = None
+    if parsed is None or has_raw_login(url):
+        # yarl's own message quotes a part of the password.
+        raise ValueError(f"the URL must look like amqp://user:password@host:5672/vhost; {ENCODING}") from None
     return parsed if "heartbeat" in parsed.query else parsed.update_query(heartbeat=HEARTBEAT_S)

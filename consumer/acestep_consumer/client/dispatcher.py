@@ -94,6 +94,10 @@ class Dispatcher:
                     self._dispatch(event)
         except ClientError as error:
             self._fail_all(error)
+        except Exception as error:
+            # Whoever waits for a job would wait for good.
+            self._fail_all(ClientError(f"events can no longer be read: {type(error).__name__}: {error}"))
+            raise
 
     def _dispatch(self, event: JobEvent) -> None:
         for job in tuple(self._jobs.get(event.subject, ())):

@@ -95,14 +95,13 @@ class JobHandle:
             await self._wait_for_an_event()
         try:
             async with asyncio.timeout(timeout_s):
-                while self.ended is None and self._error is None:
+                while (ended := self.ended) is None and self._error is None:
                     await self._news.wait()
         except TimeoutError:
             raise NotEndedYet(f"{self.task_id} has not ended in {timeout_s:g} s: {self._state()}") from None
-        if self.ended is None:
-            assert self._error is not None  # noqa: S101 - for the type checker: the loop ended
-            raise self._error
-        return self.ended
+        if ended is None:
+            raise self._error or ClientError(f"{self.task_id}: neither ended nor failed")
+        return ended
 
     async def cancel(self) -> None:
         """Ask for it to stop. It ends as ``cancelled``, unless it ends otherwise first."""

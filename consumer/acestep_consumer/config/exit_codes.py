@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exit codes of all commands, and their meanings for ``--help`` and the docs."""
 
+import traceback
 from enum import IntEnum
 
 
@@ -14,6 +15,7 @@ class Exit(IntEnum):
     UNREACHABLE = 4
     ENGINE = 5
     UNFIT = 6
+    UNEXPECTED = 70
     INTERRUPTED = 130
 
 
@@ -25,6 +27,7 @@ MEANINGS = {
     Exit.UNREACHABLE: "broker, storage or worker unreachable",
     Exit.ENGINE: "the engine is unusable",
     Exit.UNFIT: "`doctor` found a problem that stops a worker",
+    Exit.UNEXPECTED: "unexpected error, probably a bug; `ACESTEP_LOG_LEVEL=debug` shows where",
     Exit.INTERRUPTED: "stopped with Ctrl-C",
 }
 
@@ -32,3 +35,10 @@ MEANINGS = {
 def listed() -> str:
     """Return all codes and meanings in one line."""
     return "Exit codes: " + " · ".join(f"{code:d} {meaning}" for code, meaning in MEANINGS.items()) + "."
+
+
+def unexpected(error: Exception) -> str:
+    """Return an unforeseen error as one line: its type, its text, and the line of this program that met it."""
+    ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "acestep_" in frame.filename]
+    where = f" (acestep_{ours[-1].filename.rpartition('acestep_')[2]}:{ours[-1].lineno})" if ours else ""
+    return f"unexpected {type(error).__name__}: {' '.join(str(error).split())}{where}"

@@ -9,10 +9,12 @@ from typing import Literal
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from acestep_consumer.config.settings import LogLevel
+
 _LEVELS = logging.getLevelNamesMapping()
 
 
-def set_up_logs(level: str, style: Literal["auto", "console", "json"]) -> bool:
+def set_up_logs(level: LogLevel, style: Literal["auto", "console", "json"]) -> bool:
     """Configure structlog and the standard library's logging to the same format. Returns whether it is JSON."""
     as_json = style == "json" or (style == "auto" and not sys.stderr.isatty())
     shared: list[Processor] = [
@@ -37,7 +39,7 @@ def set_up_logs(level: str, style: Literal["auto", "console", "json"]) -> bool:
     return as_json
 
 
-def set_log_level(level: str) -> None:
+def set_log_level(level: LogLevel) -> None:
     """Set the minimum level; libraries log warnings and errors only, unless it is ``debug``."""
     _threshold.level = _LEVELS[level.upper()]
     logging.getLogger().setLevel(logging.DEBUG if level == "debug" else logging.WARNING)

@@ -41,17 +41,19 @@ def read_all(values: Mapping[str, str], secrets: Iterable[str]) -> Iterator[tupl
     """Yield (name, content) of each secret that ``values`` gives as a file. Raises ``SecretFileError``."""
     for name in secrets:
         if (file := values.get(name + SUFFIX)) is not None:
-            yield name, _read(name + SUFFIX, Path(file.strip()).expanduser())
+            yield name, _read(name + SUFFIX, Path(file.strip()))
 
 
 def _read(variable: str, path: Path) -> str:
     """Return the file's text without the trailing newline that editors and ``echo`` add."""
     try:
-        with path.open("rb") as file:
+        with path.expanduser().open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
-        text = content.decode().rstrip("\r\n")
+        text = content.decode("utf-8-sig").rstrip("\r\n")
     except OSError as error:
         raise SecretFileError(f"{variable}: {path} cannot be read: {error.strerror}") from error
+    except RuntimeError as error:
+        raise SecretFileError(f"{variable}: {path}: the user's home folder is not known") from error
     except UnicodeDecodeError:
         raise SecretFileError(f"{variable}: {path} is not UTF-8 text") from None  # the error itself quotes the bytes
     if not text.strip():

@@ -6,7 +6,9 @@ validates; pydantic-settings is not used, since secret files, layers and unknown
 """
 
 import difflib
+import io
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -26,10 +28,11 @@ from pydantic import (
     ValidationError,
 )
 
-from acestep_consumer.config.amqp_urls import split_urls
+from acestep_consumer.config.amqp_urls import ENCODING, has_raw_login, split_urls
 from acestep_consumer.config.secret_files import SUFFIX, SecretFileError, layered, read_all
 
 _URL = TypeAdapter(AmqpDsn)
+_BUCKET = re.compile(r"[A-Za-z0-9._-]{3,63}")
 
 
 class SettingsError(Exception):
@@ -68,14 +71,12 @@ def _workers(value: object) -> object:
 
 def _amqp_urls(value: SecretStr | str) -> tuple[SecretStr, ...]:
     urls = split_urls(value.get_secret_value() if isinstance(value, SecretStr) else value)
-    try:
-        for url in urls:
-            _URL.validate_python(url)
-    except ValidationError as error:
-        # pydantic's own message would contain the URL, and with it the password.
+    # pydantic's own message would contain the URL, and with it the password.
+    if not all(map(_is_amqp_url, urls)):
         raise ValueError(
-            "must look like amqp://user:password@host:5672/vhost; for a cluster, one such URL a node, comma-separated"
-        ) from error
+            "must look like amqp://user:password@host:5672/vhost; for a cluster, one such URL a node, "
+            f"comma-separated; {ENCODING}"
+        )
     if any("," in urlsplit(url).path for url in urls):
         raise ValueError("each of several URLs must begin with amqp:// or amqps://; a comma in a virtual host is %2C")
     if len({unquote(urlsplit(url).path).removeprefix("/") or "/" for url in urls}) > 1:
@@ -83,19 +84,71 @@ def _amqp_urls(value: SecretStr | str) -> tuple[SecretStr, ...]:
     return tuple(map(SecretStr, urls))
 
 
+def _is_amqp_url(url: str) -> bool:
+    try:
+        _URL.validate_python(url)
+        host = urlsplit(url).hostname or ""
+    except ValueError:
+        return False
+    return not has_raw_login(url) and _is_host(host)
+
+
+def _is_host(host: str) -> bool:
+    """Whether a name can be looked up: one that cannot be encoded for DNS breaks the look-up in Python."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return True
+
+
 def _http_url(value: SecretStr | None) -> SecretStr | None:
-    parts = urlsplit("" if value is None else value.get_secret_value())
-    if value is not None and (parts.scheme not in {"http", "https"} or not parts.hostname):
-        raise ValueError("must look like http://user:password@host:15672")
+    url = "" if value is None else value.get_secret_value()
+    if value is not None and (has_raw_login(url) or not _is_http_url(url)):
+        raise ValueError(f"must look like http://user:password@host:15672; {ENCODING}")
     return value
+
+
+def _is_http_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return False
+    return parts.scheme in {"http", "https"} and bool(host) and port != 0 and _is_host(host)
+
+
+def _endpoint(value: str | None) -> str | None:
+    if value is not None and not _is_http_url(value):
+        raise ValueError("must be a URL with its scheme, such as http://127.0.0.1:8333 or https://s3.example.org")
+    return value
+
+
+def _bucket(name: str) -> str:
+    if not _BUCKET.fullmatch(name):
+        raise ValueError(
+            f"{name!r} must be 3 to 63 letters, digits, dots, hyphens or underscores; folders belong in "
+            "ACESTEP_S3_PREFIX, and in the keys of inputs"
+        )
+    return name
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: the user's home folder is not known") from error
 
 
 AmqpUrls = Annotated[tuple[SecretStr, ...], BeforeValidator(_amqp_urls)]
 List = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Bucket = Annotated[str, AfterValidator(_bucket)]
+Buckets = Annotated[tuple[Bucket, ...], BeforeValidator(_split)]
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_networks)]
 AutoBool = Annotated[bool | None, BeforeValidator(_auto)]
 Workers = Annotated[Annotated[int, Field(ge=1, le=1024)] | None, BeforeValidator(_workers)]
-Path_ = Annotated[Path, AfterValidator(Path.expanduser)]
+LogLevel = Literal["debug", "info", "warning", "error"]
+Path_ = Annotated[Path, AfterValidator(_expanded)]
 
 
 def variable(name: str, default: Any, about: str, **bounds: Any) -> Any:
@@ -106,7 +159,9 @@ def variable(name: str, default: Any, about: str, **bounds: Any) -> Any:
 class Section(BaseModel):
     """A frozen group of settings; each field's alias is its environment variable."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True, populate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", hide_input_in_errors=True, populate_by_name=True, allow_inf_nan=False
+    )
 
 
 class BrokerSettings(Section):
@@ -122,7 +177,7 @@ class BrokerSettings(Section):
         "ACESTEP_QUEUE_TYPE", "classic", "`classic`: exact limit and priorities; `quorum`: replicated"
     )
     queue_maxsize: int = variable(
-        "ACESTEP_QUEUE_MAXSIZE", 200, "most requests that may wait; further ones are rejected", ge=1
+        "ACESTEP_QUEUE_MAXSIZE", 200, "most requests that may wait; further ones are rejected", ge=1, le=2**31 - 1
     )
     management_url: Annotated[SecretStr | None, AfterValidator(_http_url)] = variable(
         "ACESTEP_MANAGEMENT_URL",
@@ -170,8 +225,15 @@ class BrokerSettings(Section):
 class StorageSettings(Section):
     """Storage (S3): where results are stored."""
 
-    endpoint: str | None = variable("ACESTEP_S3_ENDPOINT", None, "S3 endpoint URL; unset: AWS")
-    bucket: str = variable("ACESTEP_S3_BUCKET", "acestep", "bucket for results", min_length=3, max_length=63)
+    endpoint: Annotated[str | None, AfterValidator(_endpoint)] = variable(
+        "ACESTEP_S3_ENDPOINT", None, "S3 endpoint URL; unset: AWS"
+    )
+    bucket: Bucket = variable("ACESTEP_S3_BUCKET", "acestep", "bucket for results")
+    create_bucket: bool = variable(
+        "ACESTEP_S3_CREATE_BUCKET",
+        False,  # noqa: FBT003 - a default
+        "create the bucket at the start if it does not exist; otherwise that is an error",
+    )
     prefix: str = variable("ACESTEP_S3_PREFIX", "jobs", "key prefix: `<prefix>/<task_id>/…`", max_length=256)
     presign_s: int = variable(
         "ACESTEP_S3_PRESIGN_SECONDS", 0, "lifetime of presigned URLs in events, seconds; 0: no URLs", ge=0, le=604_800
@@ -181,7 +243,7 @@ class StorageSettings(Section):
 class InputSettings(Section):
     """Audio inputs: allowed sources and size limits."""
 
-    buckets: List = variable(
+    buckets: Buckets = variable(
         "ACESTEP_INPUT_BUCKETS", (), "additional buckets allowed for `s3://` inputs, comma-separated"
     )
     results: Literal["all", "none"] = variable(
@@ -286,7 +348,7 @@ class WorkerSettings(Section):
         "ACESTEP_HTTP_PORT", 8080, "port for health checks and metrics; 0: any free port", ge=0, le=65535
     )
     http_host: str = variable("ACESTEP_HTTP_HOST", "127.0.0.1", "address for health checks and metrics")
-    log_level: Literal["debug", "info", "warning", "error"] = variable("ACESTEP_LOG_LEVEL", "info", "minimum log level")
+    log_level: LogLevel = variable("ACESTEP_LOG_LEVEL", "info", "minimum log level")
     log_format: Literal["auto", "console", "json"] = variable(
         "ACESTEP_LOG_FORMAT", "auto", "`console`, `json`, or `auto`: JSON unless stderr is a terminal"
     )
@@ -368,6 +430,10 @@ def load(
 def _read_layers(layers: Iterable[Mapping[str, str]]) -> tuple[dict[str, str], list[str]]:
     """Merge the layers, later ones over earlier ones, and read secret files. Returns the variables and all problems."""
     set_ = [{name: value for name, value in layer.items() if value.strip()} for layer in layers]
+    if unreadable := [
+        name for layer in set_ for name, value in layer.items() if name in known_variables() and "\0" in value
+    ]:
+        return {}, [f"{name}: contains a NUL character" for name in unreadable]
     try:
         values = layered(set_, SECRETS)
         values |= read_all(values, SECRETS)
@@ -382,18 +448,25 @@ def _pick(section: type[Section], values: Mapping[str, str]) -> dict[str, str]:
 
 
 def _read_env_file(path: Path | None) -> dict[str, str]:
-    if path is None or not path.is_file():
-        return {}
+    try:
+        if path is None or not path.is_file():
+            return {}
+        # With or without a byte order mark, which some editors write.
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise SettingsError(f"{path} is not UTF-8 text") from None  # the error itself quotes the bytes
     # Here and not above: a program that imports the client alone has no need of python-dotenv.
     from dotenv import dotenv_values  # noqa: PLC0415 - as said
     from dotenv.parser import parse_stream  # noqa: PLC0415 - as said
 
-    with path.open(encoding="utf-8") as lines:
-        wrong = [binding.original.line for binding in parse_stream(lines) if binding.error]
-    if wrong:
+    for each in parse_stream(io.StringIO(text)):
         # python-dotenv skips such a line, and the setting would silently keep its default.
-        raise SettingsError(f"{path}, line {wrong[0]}: not of the form NAME=value")
-    return {name: value for name, value in dotenv_values(path).items() if value is not None}
+        if each.error or (each.key is not None and each.value is None):
+            blank_lines = each.original.string.partition(each.original.string.lstrip())[0].count("\n")
+            raise SettingsError(f"{path}, line {each.original.line + blank_lines}: not of the form NAME=value")
+    return {name: value for name, value in dotenv_values(stream=io.StringIO(text)).items() if value is not None}
 
 
 def _unknown(values: Mapping[str, str]) -> Iterator[str]:

@@ -23,6 +23,7 @@
     │   ├── WorkerLost          likewise
     │   └── StorageUnavailable  waited for
     │       ├── StorageRefused      waited for as well: somebody may correct the keys
+    │       │   └── StorageMisconfigured  the same, before anything was asked: profile, keys, certificate file
     │       └── ManifestUnreadable  not waited for: it stays as it is
     ├── Cancelled               cancelled, acked
     ├── Expired                 expired, dead-lettered: nobody wants it any more
@@ -30,6 +31,7 @@
     ├── Unidentified            neither task id nor message id: it gets one before anything else
     └── Interrupted             no event, handed back: the worker stops, the next one takes the message
         ├── DiskFull            no event, handed back: this worker has no room for the job's files now
+        ├── ScratchLost         no event, handed back: the folder with the job's files was removed
         ├── ForwardedToTier     no event, acked: a copy waits for a worker of a larger tier
         └── Identified          no event, acked: a copy with an id waits in its place
 """
@@ -231,6 +233,15 @@ class StorageRefused(StorageUnavailable):
         self.missing = missing
 
 
+class StorageMisconfigured(StorageRefused):
+    """The AWS environment is wrong or incomplete: profile, keys, certificate file."""
+
+    def __init__(self, message: str) -> None:
+        ConsumerError.__init__(self, message)
+        self.reason = "misconfigured"
+        self.missing = False
+
+
 class ManifestUnreadable(StorageUnavailable):
     """Something else lies where the job's manifest belongs."""
 
@@ -281,6 +292,13 @@ class DiskFull(Interrupted):
         if isinstance(error, cls) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
             return True
         return error.__cause__ is not None and cls.lies_behind(error.__cause__)
+
+
+class ScratchLost(Interrupted):
+    """The worker's folder for temporary files is gone: its own trouble and not the job's."""
+
+    def __init__(self) -> None:
+        super().__init__("the worker's scratch folder was removed or cannot be made")
 
 
 class ForwardedToTier(Interrupted):

@@ -203,6 +203,9 @@ class AttemptStore(Protocol):
     async def excuse(self, attempt: Attempt) -> None:
         """Record that the attempt ended through no fault of the message. Raises ``StorageUnavailable``."""
 
+    async def forget(self, task_id: str, message: str) -> None:
+        """Remove the records of a message that has ended. Raises ``StorageUnavailable``."""
+
 
 class Cancellations(Protocol):
     """Knows whose work nobody wants any more."""

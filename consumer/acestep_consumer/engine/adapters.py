@@ -8,6 +8,7 @@ from acestep_consumer.domain.job import Job, Plan, Rendering, Sources, Tokenized
 from acestep_consumer.domain.ports import Renderer, Report
 from acestep_consumer.engine.messages import (
     Configure,
+    ConfigurePlanner,
     PlannerReport,
     PlanSongs,
     Render,
@@ -22,7 +23,7 @@ DEFAULT_DURATION_S = 60.0
 """Duration when neither the request nor source audio nor audio codes determine it; the pipeline's own default."""
 
 
-class PlannerSupervisor(Supervisor[PlannerReport]):
+class PlannerSupervisor(Supervisor[ConfigurePlanner, PlannerReport]):
     """Plans jobs in a child process that holds the language model."""
 
     name = "planner"
@@ -73,7 +74,7 @@ class LmPlanner:
         return await self._planner.plan_songs(job, source, report)
 
 
-class RendererSupervisor(Supervisor[RendererReport]):
+class RendererSupervisor(Supervisor[Configure, RendererReport]):
     """Renders jobs in a child process; implements ``ports.Renderer``."""
 
     name = "renderer"
@@ -82,7 +83,6 @@ class RendererSupervisor(Supervisor[RendererReport]):
 
     def set_memory_share(self, memory_gb: float) -> None:
         """Set the GiB of the device that this process, and each that replaces it, may use."""
-        assert isinstance(self._configure, Configure)  # noqa: S101 - the renderer's first message
         self._configure = replace(self._configure, memory_gb=memory_gb)
         self._send(SetMemoryShare(memory_gb=memory_gb))
 

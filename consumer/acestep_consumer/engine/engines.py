@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import structlog
 
-from acestep_consumer.config.settings import EngineSettings, Settings
+from acestep_consumer.config.settings import EngineSettings, LogLevel, Settings
 from acestep_consumer.domain.ports import Planner, Renderer
 from acestep_consumer.engine.adapters import DirectPlanner, LmPlanner, PlannerSupervisor, RendererSupervisor
 from acestep_consumer.engine.device_usage import DeviceUsage
@@ -36,6 +36,7 @@ class Engines:
     def __init__(self, settings: Settings, table: TierTable, *, log_json: bool) -> None:
         self._settings = settings
         self._table = table
+        self._log_level = settings.worker.log_level
         self._log_json = log_json
         self._watchdog_limits = watchdog_limits_of(settings.engine)
         self._renderer = RendererSupervisor(
@@ -96,7 +97,8 @@ class Engines:
     @property
     def report(self) -> RendererReport:
         """The renderer's device, models and formats. Only after ``start``."""
-        assert self._renderer.report is not None  # noqa: S101 - the docstring's condition
+        if self._renderer.report is None:
+            raise RuntimeError("the renderer has not started")
         return self._renderer.report
 
     @property
@@ -115,6 +117,12 @@ class Engines:
             formats=frozenset(report.formats),
             lm=self._lm_choice(),
         )
+
+    def set_log_level(self, level: LogLevel) -> None:
+        """Set the minimum log level of both processes, and of those that replace them."""
+        self._log_level = level
+        for engine in self._supervisors():
+            engine.set_log_level(level)
 
     def warnings(self) -> Iterator[str]:
         """Yield notes for the operator on this start."""
@@ -157,7 +165,7 @@ class Engines:
         return Configure(
             settings=self._settings.engine,
             max_input_s=self._settings.inputs.max_seconds,
-            log_level=self._settings.worker.log_level,
+            log_level=self._log_level,
             log_json=self._log_json,
         )
 
@@ -170,7 +178,7 @@ class Engines:
             device=report.device if engine.lm_device == "auto" else engine.lm_device,
             checkpoint_dir=engine.checkpoint_dir,
             offload=bool(engine.lm_offload),
-            log_level=self._settings.worker.log_level,
+            log_level=self._log_level,
             log_json=self._log_json,
         )
 

@@ -4,6 +4,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
+from acestep_consumer.config.settings import LogLevel
 from acestep_consumer.domain.ports import Planner, Renderer
 from acestep_consumer.engine.device_usage import DeviceUsage
 from acestep_consumer.engine.messages import RendererReport
@@ -40,6 +41,9 @@ class EngineSet(Protocol):
 
     def limits(self) -> Limits:
         """Return the limits of requests to this worker now. Only after ``start``."""
+
+    def set_log_level(self, level: LogLevel) -> None:
+        """Set the minimum log level of the processes, also of later ones."""
 
     def warnings(self) -> Iterable[str]:
         """Return notes for the operator on this start."""

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, TypeAdapter
 
-from acestep_consumer.config.settings import EngineSettings
+from acestep_consumer.config.settings import EngineSettings, LogLevel
 from acestep_consumer.domain.errors import ConsumerError, InvalidRequest
 from acestep_consumer.domain.job import Job, LoadedModel, Plan, Rendering, Sources, TokenizedSource
 from acestep_schemas.events import ErrorCode
@@ -66,7 +66,7 @@ class Configure:
     settings: EngineSettings
     memory_gb: float | None = None
     max_input_s: float = 600
-    log_level: str = "info"
+    log_level: LogLevel = "info"
     log_json: bool = False
 
 
@@ -84,7 +84,7 @@ class ConfigurePlanner:
     device: str = "auto"
     checkpoint_dir: Path | None = None
     offload: bool = False
-    log_level: str = "info"
+    log_level: LogLevel = "info"
     log_json: bool = False
 
 
@@ -134,6 +134,14 @@ class SetMemoryShare:
 
     kind: Literal["set-memory-share"] = "set-memory-share"
     memory_gb: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetLogLevel:
+    """Parent to child: log from this level on."""
+
+    kind: Literal["set-log-level"] = "set-log-level"
+    log_level: LogLevel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,7 +254,7 @@ class EngineStats:
     reductions: int
 
 
-ToEngine = Configure | ConfigurePlanner | SetMemoryShare | Render | PlanSongs | TokenizeAudio | Stop
+ToEngine = Configure | ConfigurePlanner | SetMemoryShare | SetLogLevel | Render | PlanSongs | TokenizeAudio | Stop
 FromEngine = Loading | Alive | Ready | Unusable | Progressed | Done | RequestFailed | ScratchFull | EngineStats
 
 TO_ENGINE: TypeAdapter[ToEngine] = TypeAdapter(Annotated[ToEngine, Field(discriminator="kind")])

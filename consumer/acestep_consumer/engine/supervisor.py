@@ -12,17 +12,20 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Generic, TypeVar
 
 import structlog
 
 from acestep_consumer.concurrency.locks import SharedLock
+from acestep_consumer.config.settings import LogLevel
 from acestep_consumer.domain.errors import DiskFull, EngineCrashed, Interrupted, error_of_code
 from acestep_consumer.domain.ports import Report
 from acestep_consumer.engine.device_usage import DeviceUsage
 from acestep_consumer.engine.messages import (
     Alive,
+    Configure,
+    ConfigurePlanner,
     Done,
     EngineStats,
     FromEngine,
@@ -31,6 +34,7 @@ from acestep_consumer.engine.messages import (
     Ready,
     RequestFailed,
     ScratchFull,
+    SetLogLevel,
     Stop,
     ToEngine,
     Unusable,
@@ -40,6 +44,7 @@ from acestep_consumer.engine.process import EngineProcess
 from acestep_consumer.engine.process_memory import held_bytes
 from acestep_consumer.engine.watchdog import Watchdog, WatchdogLimits
 
+ConfigureT = TypeVar("ConfigureT", Configure, ConfigurePlanner)
 ReportT = TypeVar("ReportT")
 AnswerT = TypeVar("AnswerT")
 
@@ -74,7 +79,7 @@ class EngineState:
     restarts: int
 
 
-class Supervisor(Generic[ReportT]):
+class Supervisor(Generic[ConfigureT, ReportT]):
     """One engine process and its successors. A subclass sets its name, its module and the type of its report.
 
     Args:
@@ -89,10 +94,15 @@ class Supervisor(Generic[ReportT]):
     report_type: type[ReportT]
 
     def __init__(
-        self, configure: ToEngine, *, max_attempts: int, limits: WatchdogLimits | None = None, module: str | None = None
+        self,
+        configure: ConfigureT,
+        *,
+        max_attempts: int,
+        limits: WatchdogLimits | None = None,
+        module: str | None = None,
     ) -> None:
         self._module = module or self.module
-        self._configure = configure
+        self._configure: ConfigureT = configure
         self._max_attempts = max_attempts
         self._limits = limits or WatchdogLimits()
         self._requests = PendingRequests()
@@ -177,8 +187,14 @@ class Supervisor(Generic[ReportT]):
         except ProcessLost as loss:
             self._log_loss(task_id, loss)
             result = await self._ask_alone(task_id, message_for, report, loss, tries)
-        assert isinstance(result, answer_type), f"{self.name} answered with {type(result).__name__}"  # noqa: S101 - narrows the type
+        if not isinstance(result, answer_type):
+            raise TypeError(f"{self.name} answered with {type(result).__name__}, not {answer_type.__name__}")
         return result
+
+    def set_log_level(self, level: LogLevel) -> None:
+        """Set the minimum log level of this process, and of each that replaces it."""
+        self._configure = replace(self._configure, log_level=level)
+        self._send(SetLogLevel(log_level=level))
 
     async def _ask_shared(self, message_for: Callable[[int], ToEngine], report: Report) -> object:
         """Send a request beside others. Raises ``ProcessLost``."""
@@ -302,7 +318,11 @@ class Supervisor(Generic[ReportT]):
         faulty_before = False
         while True:
             await asyncio.sleep(self._limits.check_interval_s)
-            fault = watchdog.fault(self._requests, held_bytes(process.pid), time.monotonic())
+            try:
+                fault = watchdog.fault(self._requests, held_bytes(process.pid), time.monotonic())
+            except Exception:
+                log.exception("engine process could not be checked", engine=self.name, pid=process.pid)
+                continue
             if fault and faulty_before:
                 watchdog.kill_reason = fault
                 log.error("engine process is killed", engine=self.name, pid=process.pid, reason=fault)

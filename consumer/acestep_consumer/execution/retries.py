@@ -51,6 +51,12 @@ class RetryPolicy:
         """Return the attempts that a message has left, the present one included."""
         return self._most - attempt.unexplained
 
+    async def forget(self, task_id: str, delivery: Delivery) -> None:
+        """Remove the records of a message that has ended; only one that was redelivered has any."""
+        if delivery.redelivered:
+            with suppress(StorageUnavailable):  # they are small, and harmless
+                await self._attempts.forget(task_id, delivery.fingerprint)
+
     async def excuse_lost(self) -> None:
         """Excuse the attempts whose deliveries are stale: this worker lives, only its connection died."""
         lost = [attempt for attempt, delivery in self._running.items() if delivery.stale]

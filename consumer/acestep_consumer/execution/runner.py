@@ -23,7 +23,6 @@ from acestep_consumer.execution.context import JobContext
 from acestep_consumer.execution.eta import CostModel
 from acestep_consumer.execution.progress import ProgressReporter
 from acestep_consumer.execution.retries import RetryPolicy
-from acestep_consumer.execution.scratch import scratch_folder
 from acestep_consumer.policy.admit import Limits, admit
 from acestep_schemas.events import Completed, Unfinished
 
@@ -34,11 +33,12 @@ log = structlog.get_logger()
 class JobLimits:
     """What bounds every job of this worker. Values that a reload may change are functions, called once a job.
 
-    ``execution_timeout_s`` returns seconds; None: no bound.
+    ``scratch`` makes a job's folder, by its task id, and removes it. ``execution_timeout_s`` returns seconds; None: no
+    bound.
     """
 
     worker_id: str
-    scratch: Path
+    scratch: Callable[[str], AbstractAsyncContextManager[Path]]
     limits: Callable[[], Limits]
     max_message_bytes: int
     execution_timeout_s: Callable[[], float | None]
@@ -115,6 +115,10 @@ class JobRunner:
         """
         return deadline(self.rules.execution_timeout_s())
 
+    async def forget_attempts(self, context: JobContext, task_id: str) -> None:
+        """Remove the attempt records of a message that has ended and is settled."""
+        await self._retries.forget(task_id, context.delivery)
+
     def info(self, context: JobContext) -> RunInfo:
         """Return worker, attempt and the present moment, for an ending."""
         return RunInfo(self.rules.worker_id, context.attempt_number, datetime.now(UTC))
@@ -137,9 +141,9 @@ class JobRunner:
             context.progress = progress = ProgressReporter(
                 self._events, job, self.info(context), context.delivery.reply, context.estimate
             )
-            running = self._costs.running(context.estimate)
-            with running, progress, scratch_folder(rules.scratch, job.task_id) as folder:
-                return await stages(JobRun(context=context, job=job, folder=folder, report=progress.report))
+            with self._costs.running(context.estimate), progress:
+                async with rules.scratch(job.task_id) as folder:
+                    return await stages(JobRun(context=context, job=job, folder=folder, report=progress.report))
 
     def _admit(self, request: Request, context: JobContext) -> Job:
         tries = None if context.attempt is None else self._retries.remaining(context.attempt)

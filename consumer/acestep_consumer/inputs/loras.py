@@ -4,13 +4,16 @@
 Files are found and linked here, never parsed: their content is the renderer's business.
 """
 
+import asyncio
 import os
 import shutil
 import tempfile
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from acestep_consumer.concurrency.locks import KeyedLock
 from acestep_consumer.domain.errors import InputNotAllowed, InputUnreadable
@@ -24,6 +27,8 @@ PEFT_WEIGHTS: Final = "adapter_model.safetensors"
 PEFT_CONFIG: Final = "adapter_config.json"
 # As diffusers writes them.
 DIFFUSERS_WEIGHTS: Final = "pytorch_lora_weights.safetensors"
+
+T = TypeVar("T")
 
 _FOLDER: Final = "loras"
 _CACHE: Final = ".loras"  # no task id starts with a dot
@@ -79,6 +84,26 @@ def _candidates(root: Path, name: str) -> Iterator[Path]:
     yield root / name / DIFFUSERS_WEIGHTS
 
 
+@dataclass(frozen=True, slots=True)
+class _CachedLora:
+    """A fetched LoRA: its folder, and the names of the files in it."""
+
+    folder: Path
+    names: tuple[str, ...]
+
+    def is_whole(self) -> bool:
+        """Whether all of it is still there: a cleaner of temporary folders may have been here."""
+        return all((self.folder / name).is_file() for name in self.names)
+
+    def copy_to(self, target: Path) -> None:
+        """Create the folder ``target`` with links to the files, or copies. Blocks."""
+        shutil.copytree(self.folder, target, copy_function=_link)
+
+    def remove(self) -> None:
+        """Blocks."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
 class LoraCache:
     """LRU cache of fetched LoRAs, each in a folder of its own beside the jobs' folders.
 
@@ -90,7 +115,7 @@ class LoraCache:
 
     def __init__(self, size: int = 8) -> None:
         self._size = size
-        self._folders: OrderedDict[str, Path] = OrderedDict()
+        self._cached: OrderedDict[str, _CachedLora] = OrderedDict()
         self._locks = KeyedLock()
 
     async def provide(self, key: str, target: Path, fetch: Fetch) -> None:
@@ -99,34 +124,46 @@ class LoraCache:
         ``target`` is in a job's folder. Jobs that need one key at the same time wait for one fetch.
         """
         async with self._locks.of(key):
-            if key not in self._folders:
-                self._folders[key] = await _fetched(target.parent.parent / _CACHE, fetch)
-            self._folders.move_to_end(key)
-            shutil.copytree(self._folders[key], target, copy_function=_link)
+            cached = self._cached.get(key)
+            if cached is None or not await _to_its_end(cached.is_whole):
+                self._cached[key] = cached = await _fetched(target.parent.parent / _CACHE, fetch)
+            self._cached.move_to_end(key)
+            # Where there are no hard links, it is a copy of a gigabyte.
+            await _to_its_end(partial(cached.copy_to, target))
         await self._evict()
 
     async def _evict(self) -> None:
         """Remove the least recently used LoRAs, under their locks: a job may be linking the files."""
-        while len(self._folders) > self._size:
-            key, folder = self._folders.popitem(last=False)
+        while len(self._cached) > self._size:
+            key, cached = self._cached.popitem(last=False)
             async with self._locks.of(key):
-                shutil.rmtree(folder, ignore_errors=True)
+                await _to_its_end(cached.remove)
 
 
-async def _fetched(cache: Path, fetch: Fetch) -> Path:
+async def _fetched(cache: Path, fetch: Fetch) -> _CachedLora:
     """Fetch into a new folder: a file is never overwritten, because jobs may have links to it."""
     folder = _new_folder(cache)
     try:
         await fetch(folder)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        await _to_its_end(partial(shutil.rmtree, folder, ignore_errors=True))
         raise
-    return folder
+    return _CachedLora(folder, tuple(path.name for path in folder.iterdir()))
 
 
 def _new_folder(cache: Path) -> Path:
     cache.mkdir(exist_ok=True)
     return Path(tempfile.mkdtemp(dir=cache))
+
+
+async def _to_its_end(call: Callable[[], T]) -> T:
+    """Run file work in a thread. A cancellation is raised when it has ended, so that nothing writes on behind it."""
+    running = asyncio.ensure_future(asyncio.to_thread(call))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait({running})
+        raise
 
 
 def _link(source: str, target: str) -> None:

@@ -24,6 +24,9 @@ LAST_RESTART_S: Final = 30.0
 STEADY_S: Final = 60.0
 """A worker that ran this long has started successfully: the settings are good, and the restart delay starts over."""
 
+MAX_REFUSED_STARTS: Final = 10
+"""Starts in a row that may end with USAGE once a worker has run: storage or broker may refuse for some minutes."""
+
 _OUTPUT_S = 5.0
 _FINAL = (Exit.DONE, Exit.USAGE, Exit.ENGINE)
 """Exit codes after which a worker is not restarted: it would end the same way, or was asked to stop by itself."""
@@ -72,14 +75,15 @@ class WorkerGroup:
 
     async def _keep(self, placement: Placement) -> int:
         """Run a worker, and restart it until it ends for good. Returns its exit code."""
-        delay, proven = FIRST_RESTART_S, False
+        delay, proven, refused = FIRST_RESTART_S, False, 0
         while not self._stopping.is_set():
             began = time.monotonic()
             code = await self._run_one(placement)
             if self._stopping.is_set():
                 return self._without_signal(code)
-            # A worker also exits with USAGE if storage is unreachable; after a successful start, a restart may help.
-            if code in _FINAL and not (proven and code == Exit.USAGE):
+            # A worker also exits with USAGE if storage or broker refuses; after a successful start, a restart may help.
+            refused = refused + 1 if code == Exit.USAGE else 0
+            if code in _FINAL and not (proven and 0 < refused <= MAX_REFUSED_STARTS):
                 self._log_final(placement, code)
                 return code
             if time.monotonic() - began >= self._steady_s:

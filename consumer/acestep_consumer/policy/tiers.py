@@ -104,9 +104,13 @@ def load_table(path: Path | None) -> TierTable:
     if path is None:
         return BUILT_IN
     try:
-        return TierTable.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return TierTable.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig")))
     except OSError as error:
         raise TierTableError(f"ACESTEP_TIER_TABLE: {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise TierTableError(f"ACESTEP_TIER_TABLE: {path} is not UTF-8 text") from None  # the error quotes the bytes
+    except RecursionError as error:
+        raise TierTableError(f"ACESTEP_TIER_TABLE: {path} is nested too deeply") from error
     except tomllib.TOMLDecodeError as error:
         raise TierTableError(f"ACESTEP_TIER_TABLE: {path} is not TOML: {error}") from error
     except ValidationError as error:

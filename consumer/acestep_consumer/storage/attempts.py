@@ -5,12 +5,12 @@ A broker does not say enough: a classic queue only that there was an attempt bef
 So workers record attempts beside the songs, ``<prefix>/<task_id>/attempts/<message>-<number>.json``, a small object
 each. The first attempt of a message is not recorded, so that a job without trouble costs nothing; a redelivered message
 had one attempt at least. A worker that requeues a message deliberately excuses its attempt. One that is not excused
-ended with the death of its worker, and the message may have been the cause.
+ended with the death of its worker, and the message may have been the cause. When the message has ended, its records are
+removed, if the keys allow that.
 """
 
 import json
 from dataclasses import replace
-from itertools import count
 from typing import Final
 
 from acestep_consumer.config.settings import StorageSettings
@@ -36,13 +36,12 @@ class AttemptRecords:
         attempt = Attempt(task_id=task_id, message=message)
         if not redelivered:
             return attempt
-        unexplained = 0
-        for number in count(1):
-            state = await self._read(replace(attempt, number=number))
-            if state is None and number > 1:
-                return replace(attempt, number=number, unexplained=unexplained)
+        number, state, unexplained = 1, await self._read(attempt), 0
+        while number == 1 or state is not None:
             unexplained += state != _EXCUSED["state"]
-        raise AssertionError("numbers do not end")
+            number += 1
+            state = await self._read(replace(attempt, number=number))
+        return replace(attempt, number=number, unexplained=unexplained)
 
     async def begin(self, attempt: Attempt) -> None:
         """Record that the attempt begins now. Raises ``StorageUnavailable``."""
@@ -52,6 +51,13 @@ class AttemptRecords:
     async def excuse(self, attempt: Attempt) -> None:
         """Record that the attempt ended through no fault of the message. Raises ``StorageUnavailable``."""
         await self._objects.put(self._place(attempt), _content(_EXCUSED))
+
+    async def forget(self, task_id: str, message: str) -> None:
+        """Remove the records of a message that has ended. Raises ``StorageUnavailable``."""
+        found = await self.next(task_id, message, redelivered=True)
+        # Backwards: an interruption leaves the first ones, which the next call finds.
+        for number in range(found.number - 1, 0, -1):
+            await self._objects.delete(self._place(replace(found, number=number)))
 
     async def _read(self, attempt: Attempt) -> str | None:
         """Return the state of an attempt; None: it was not recorded."""

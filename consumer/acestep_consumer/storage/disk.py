@@ -1,23 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guard of the scratch disk: no new jobs while it is full, and no job fails because of it.
+"""Guard of the scratch disk: no new jobs while it is full or its folder cannot be used, and no job fails of that.
 
 The disk counts as full in two cases: its free space is below a minimum, which is checked every few seconds and before
-each job; or a file could not be written, by us or by an engine. Then the message of that job is requeued.
+each job; or a file could not be written, by us or by an engine. Then the message of that job is requeued. So is that of
+a job whose folder was removed.
 """
 
 import asyncio
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
-from acestep_consumer.domain.errors import DiskFull
+from acestep_consumer.domain.errors import Cancelled, DiskFull, Interrupted, Refused, ScratchLost
 from acestep_consumer.domain.job import Job, Plan, Rendering, Sources, TokenizedSource
 from acestep_consumer.domain.ports import Inputs, Renderer, Report
 
@@ -50,11 +52,21 @@ class DiskSpace:
         return cls(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize if usable else 0)
 
 
+class Scratch(Protocol):
+    """The folder in which jobs have theirs: ``execution.scratch.ScratchRoot``. Its methods block."""
+
+    def ensure(self) -> Path:
+        """Return the folder, made again if it is gone. Raises ``DiskFull``, ``OSError``."""
+
+    def new_folder(self, task_id: str) -> Path:
+        """Make a new folder in it. Raises ``DiskFull``, ``OSError``."""
+
+
 class DiskGuard:
-    """Tracks whether the scratch disk is full.
+    """Tracks whether the scratch disk is full, or its folder unusable, and gives jobs their folders.
 
     Args:
-        folder: where jobs have their folders.
+        scratch: where jobs have their folders.
         min_gb: returns the GiB that must be free. A quarter of the disk is enough in any case.
         on_change: called with True when the disk becomes full, and with False when it no longer is.
         first_pause_s: pause after the first failed write, seconds.
@@ -62,19 +74,20 @@ class DiskGuard:
 
     def __init__(
         self,
-        folder: Path,
+        scratch: Scratch,
         min_gb: Callable[[], float],
         on_change: Callable[[bool], Awaitable[None]],
         *,
         first_pause_s: float = FIRST_PAUSE_S,
     ) -> None:
-        self._folder = folder
+        self._scratch = scratch
         self._min_gb = min_gb
         self._on_change = on_change
         self._first_pause_s = self._pause_s = first_pause_s
         self._paused_until = 0.0
         self._changing = asyncio.Lock()
         self.full = False
+        """Whether no new jobs are taken: the disk is full, or the folder cannot be used."""
 
     async def run(self) -> None:
         """Check again and again, until cancelled."""
@@ -87,22 +100,58 @@ class DiskGuard:
                 log.exception("scratch disk could not be checked")
 
     async def check(self) -> None:
-        """Compare the free space with the minimum, and report a change."""
+        """Compare the free space with the minimum, and report a change. A folder that is gone is made again."""
         async with self._changing:
-            space = DiskSpace.of(self._folder)
+            try:
+                folder, space = await asyncio.to_thread(self._measure)
+            except (OSError, DiskFull) as error:
+                await self._unusable(error)
+                return
             minimum = self._minimum(space)
             if not self.full and space.free < minimum:
-                await self._change(space, full=True, reason="less is free than ACESTEP_SCRATCH_MIN_GB")
-            elif self.full and space.free >= _RESUME_FACTOR * minimum and await self._may_write():
-                await self._change(space, full=False)
+                await self._change(folder, space, full=True, reason="less is free than ACESTEP_SCRATCH_MIN_GB")
+            elif self.full and space.free >= _RESUME_FACTOR * minimum and await self._may_write(folder):
+                await self._change(folder, space, full=False)
 
     async def write_failed(self) -> None:
         """Treat the disk as full, however much the file system reports as free: a quota may be exceeded."""
         async with self._changing:
             self._paused_until = time.monotonic() + self._pause_s
             self._pause_s = min(2 * self._pause_s, MAX_PAUSE_S)
-            if not self.full:
-                await self._change(DiskSpace.of(self._folder), full=True, reason="a job's file could not be written")
+            if self.full:
+                return
+            try:
+                folder, space = await asyncio.to_thread(self._measure)
+            except (OSError, DiskFull) as error:
+                await self._unusable(error)
+            else:
+                await self._change(folder, space, full=True, reason="a job's file could not be written")
+
+    @asynccontextmanager
+    async def job_folder(self, task_id: str) -> AsyncIterator[Path]:
+        """Make a new folder for a job and remove it with all it holds, also on cancellation.
+
+        Raises:
+            DiskFull: there is no room even for a folder.
+            ScratchLost: it cannot be made; or it was removed, and the job failed of that.
+        """
+        await self.check()
+        try:
+            async with self.guarding():
+                folder = self._scratch.new_folder(task_id)
+        except OSError as error:
+            raise ScratchLost from error
+        try:
+            yield folder
+        except (Cancelled, Interrupted, Refused):
+            raise
+        except Exception as error:
+            if folder.is_dir():
+                raise
+            log.warning("job's folder was removed: its message is requeued", task_id=task_id, folder=str(folder))
+            raise ScratchLost from error
+        finally:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     @asynccontextmanager
     async def guarding(self) -> AsyncIterator[None]:
@@ -119,9 +168,20 @@ class DiskGuard:
         """Reset the pause: a job's files could be written."""
         self._pause_s = self._first_pause_s
 
-    async def _change(self, space: DiskSpace, *, full: bool, reason: str = "") -> None:
+    def _measure(self) -> tuple[Path, DiskSpace]:
+        folder = self._scratch.ensure()
+        return folder, DiskSpace.of(folder)
+
+    async def _unusable(self, error: Exception) -> None:
+        """Take no more jobs: there is no folder for them."""
+        if not self.full:
+            self.full = True
+            log.error("scratch folder cannot be used: no new jobs", reason=str(error))
+            await self._on_change(True)  # noqa: FBT003 - a callback's one argument
+
+    async def _change(self, folder: Path, space: DiskSpace, *, full: bool, reason: str = "") -> None:
         self.full = full
-        numbers = {"folder": str(self._folder), "free_bytes": space.free, "needed_bytes": self._minimum(space)}
+        numbers = {"folder": str(folder), "free_bytes": space.free, "needed_bytes": self._minimum(space)}
         if full:
             log.error("scratch disk is full: no new jobs", **numbers, reason=reason)
         else:
@@ -131,8 +191,8 @@ class DiskGuard:
     def _minimum(self, space: DiskSpace) -> int:
         return int(min(self._min_gb() * _GIB, space.total / 4))
 
-    async def _may_write(self) -> bool:
-        return time.monotonic() >= self._paused_until and await asyncio.to_thread(_can_write, self._folder)
+    async def _may_write(self, folder: Path) -> bool:
+        return time.monotonic() >= self._paused_until and await asyncio.to_thread(_can_write, folder)
 
 
 class GuardedInputs:
@@ -144,7 +204,6 @@ class GuardedInputs:
 
     async def fetch(self, job: Job, folder: Path) -> Sources:
         """Copy the job's inputs into ``folder``. Raises ``DiskFull``, and the errors of the inputs."""
-        await self._disk.check()
         async with self._disk.guarding():
             return await self._inputs.fetch(job, folder)
 

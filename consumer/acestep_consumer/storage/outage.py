@@ -148,6 +148,10 @@ class RetryingAttempts:
         """Record that the attempt ended through no fault of the message; without retries."""
         await self._attempts.excuse(attempt)
 
+    async def forget(self, task_id: str, message: str) -> None:
+        """Remove the records of a message that has ended; without retries."""
+        await self._attempts.forget(task_id, message)
+
 
 class RetryingInputs:
     """``ports.Inputs`` behind an ``OutageGate``."""

@@ -33,6 +33,7 @@ from acestep_schemas.request import TASK_ID_PATTERN
 T = TypeVar("T")
 
 MANIFEST: Final = "manifest.json"
+NO_BUCKET: Final = "correct ACESTEP_S3_BUCKET, create the bucket, or set ACESTEP_S3_CREATE_BUCKET=true"
 
 _log = structlog.get_logger()
 _TASK_ID: Final = re.compile(TASK_ID_PATTERN)
@@ -66,6 +67,7 @@ class ResultStore:
         self._objects = objects
         self._bucket = settings.bucket
         self._prefix = settings.prefix
+        self._create_bucket = settings.create_bucket
         self._presign_s = settings.presign_s
         # About a megabyte of each song is in memory while it is sent.
         self._transfers = asyncio.Semaphore(_TRANSFERS)
@@ -110,12 +112,16 @@ class ResultStore:
         raise StorageUnavailable(f"{place} changed at each of {_COMMIT_TRIES} tries: something else writes manifests")
 
     async def check(self) -> None:
-        """Try at the start what storing results takes: a bucket (created when missing), a write, a read, a delete.
+        """Try at the start what storing results takes: a bucket, a write, a read, a delete.
+
+        A missing bucket is created if ACESTEP_S3_CREATE_BUCKET says so: a typo in its name must not create one.
 
         Raises:
             StorageUnavailable: names the bucket and the storage's answer.
         """
         if not await self._objects.has_bucket(self._bucket):
+            if not self._create_bucket:
+                raise StorageRefused(ObjectAddress(self._bucket), "NoSuchBucket", hint=NO_BUCKET)
             await self._objects.make_bucket(self._bucket)
             _log.info("storage.bucket_created", bucket=self._bucket)
         place = ObjectAddress(self._bucket, _join(self._prefix, f".check-{uuid.uuid4().hex}"))

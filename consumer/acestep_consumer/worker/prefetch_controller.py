@@ -28,7 +28,7 @@ class PrefetchHolder(ConsumerState, Protocol):
 
     @property
     def finished(self) -> int:
-        """Deliveries settled so far."""
+        """Deliveries whose jobs have ended here so far."""
 
     async def set_prefetch(self, count: int) -> None:
         """Change the prefetch."""

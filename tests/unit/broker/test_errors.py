@@ -228,3 +228,23 @@ async def test_a_certificate_that_is_not_trusted_is_a_refusal() -> None:
 def test_an_error_is_described_by_its_text_or_at_least_its_type() -> None:
     assert describe(OSError(111, "Connect call failed")) == "Connect call failed"
     assert describe(aiormq.exceptions.ChannelInvalidStateError()) == "ChannelInvalidStateError"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(2, "No such file or directory"),
+        PermissionError(13, "Permission denied"),
+        ssl.SSLError(136, "[X509: NO_CERTIFICATE_OR_CRL_FOUND] no certificate or crl found"),
+        ssl.SSLError(524297, "[SSL] PEM lib (_ssl.c:3905)"),
+    ],
+)
+async def test_a_file_for_tls_that_cannot_be_used_is_for_a_person_to_correct(error: OSError) -> None:
+    with pytest.raises(BrokerRefused, match=r"ACESTEP_AMQP_URL \(cafile, certfile, keyfile\) cannot be used"), mapped():
+        raise error
+
+
+@pytest.mark.parametrize("error", [ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER]"), ssl.SSLZeroReturnError()])
+async def test_a_handshake_that_fails_may_pass(error: OSError) -> None:
+    with pytest.raises(ConnectionLost), mapped():
+        raise error

@@ -139,3 +139,11 @@ async def test_patience_ends_and_says_whether_anything_was_sent(
 ) -> None:
     with pytest.raises(Unreachable, match=words):
         await publish(monkeypatch, script, patience_s=0.05)
+
+
+@pytest.mark.parametrize("url", ["amqp://user:ses#ame@host/", "amqp://user:12/ame@host/", "amqp://user:ses/ame@host/"])
+def test_a_password_that_is_not_percent_encoded_is_explained_without_repeating_it(url: str) -> None:
+    with pytest.raises(ValueError, match="percent-encoded") as caught:
+        ClientConnection(url, 5)
+    assert "ame@" not in str(caught.value)
+    assert "ses" not in str(caught.value)

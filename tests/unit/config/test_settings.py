@@ -226,3 +226,74 @@ def test_settings_can_be_imported_without_the_package_that_reads_env_files() -> 
     code = "import sys, acestep_consumer.config.settings; print({'dotenv', 'pydantic_settings'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "amqp://user:ses#ame@host:5672/",
+        "amqp://user:12#ame@host:5672/",
+        "amqp://user:ses/ame@host:5672/",
+        "amqp://user:12/ame@host:5672/",
+        "amqp://user:12?ame@host:5672/",
+        "amqp://user:ses[ame@host:5672/",
+    ],
+)
+def test_a_password_that_is_not_percent_encoded_is_answered_with_how_to_encode_it(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"percent-encoded \(# is %23, / is %2F") as caught:
+        load({"ACESTEP_AMQP_URL": url, "ACESTEP_MANAGEMENT_URL": url.replace("amqp", "http")}, None)
+    assert [line.partition(":")[0] for line in str(caught.value).splitlines()] == [
+        "ACESTEP_AMQP_URL",
+        "ACESTEP_MANAGEMENT_URL",
+    ]
+    assert "ame" not in str(caught.value).replace("name", "")
+
+
+@pytest.mark.parametrize("url", ["amqp://user:p%40ss%2F%23@host/music%40home", "amqp://u:p@host/m@sic?cafile=/a@b"])
+def test_an_encoded_password_and_a_vhost_with_an_at_sign_are_accepted(url: str) -> None:
+    assert load({"ACESTEP_AMQP_URL": url}, None).broker.url.get_secret_value() == url
+
+
+def test_a_login_may_be_longer_than_a_host_name() -> None:
+    login, hosts = f"user:{'long' * 50}", ("host", "a-b.example.org.", "my_rabbit", "[::1]")
+    for host in hosts:
+        urls = {"ACESTEP_AMQP_URL": f"amqp://{login}@{host}/", "ACESTEP_MANAGEMENT_URL": f"http://{login}@{host}/"}
+        assert login in load(urls, None).broker.url.get_secret_value()
+
+
+@pytest.mark.parametrize("name", ["so/ngs", "so", "a" * 64, "song s", "s3://songs"])
+def test_a_bucket_name_that_cannot_be_is_refused_wherever_it_is_set(name: str) -> None:
+    for variable in ("ACESTEP_S3_BUCKET", "ACESTEP_INPUT_BUCKETS"):
+        with pytest.raises(SettingsError, match=f"^{variable}: .*must be 3 to 63 letters"):
+            load({variable: name}, None)
+    assert load({"ACESTEP_S3_BUCKET": "Songs_2026.eu-1"}, None).storage.bucket == "Songs_2026.eu-1"
+
+
+@pytest.mark.parametrize("endpoint", ["localhost:9000", "s3.example.org", "ftp://host", "http://", "http://host:99999"])
+def test_an_endpoint_without_a_scheme_or_host_is_answered_with_examples(endpoint: str) -> None:
+    with pytest.raises(SettingsError, match=r"^ACESTEP_S3_ENDPOINT: must be a URL with its scheme, such as http://"):
+        load({"ACESTEP_S3_ENDPOINT": endpoint}, None)
+    assert load({"ACESTEP_S3_ENDPOINT": "http://[::1]:9000"}, None).storage.endpoint == "http://[::1]:9000"
+
+
+@pytest.mark.parametrize("number", ["inf", "nan", "-inf"])
+def test_a_number_must_be_finite(number: str) -> None:
+    with pytest.raises(SettingsError, match=r"^ACESTEP_EXECUTION_TIMEOUT_S: Input should be"):
+        load({"ACESTEP_EXECUTION_TIMEOUT_S": number}, None)
+
+
+def test_a_byte_order_mark_does_not_hide_the_first_line_of_an_env_file(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("ACESTEP_QUEUE_MAXSIZE=20\n", encoding="utf-8-sig")
+    assert load({}, file).broker.queue_maxsize == 20
+
+
+def test_an_env_file_may_have_comments_blank_lines_quotes_and_empty_values(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("# text\n\nexport ACESTEP_QUEUE_MAXSIZE='20' # why\nACESTEP_CONFIG_PATH2=\nOTHER=a b\n")
+    assert load({}, file).broker.queue_maxsize == 20
+
+
+def test_a_folder_in_the_place_of_the_env_file_is_none(tmp_path: Path) -> None:
+    (tmp_path / ".env").mkdir()
+    assert load({}, tmp_path / ".env").broker.queue_maxsize == 200

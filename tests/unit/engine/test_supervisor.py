@@ -173,3 +173,14 @@ async def test_an_engine_gets_no_keys_to_the_broker_or_to_storage(monkeypatch: p
     await eventually(lambda: b"HF_HOME=needed" in read())
     assert b"sesame" not in read()
     await process.end()
+
+
+async def test_the_log_level_reaches_the_process_and_those_that_replace_it(tmp_path: Path) -> None:
+    async with supervised() as engine:
+        for name, prompt in (("now", "sing"), ("later", f"crash-once {tmp_path / 'mark'}")):
+            engine.set_log_level("debug" if name == "now" else "warning")
+            await render(engine, tmp_path, prompt)
+            await render(engine, tmp_path, f"log-level {tmp_path / name}")
+        assert engine.restarts == 1
+    assert (tmp_path / "now").read_text() == "debug"
+    assert (tmp_path / "later").read_text() == "warning"

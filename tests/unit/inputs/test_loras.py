@@ -2,8 +2,12 @@
 """LoRAs on this machine: which names lead to a file, which lead nowhere, and what the cache keeps."""
 
 import asyncio
+import shutil
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -123,6 +127,11 @@ def kept(root: Path) -> list[str]:
     return sorted(path.read_text() for path in root.glob(".loras/*/*"))
 
 
+def remove(root: Path, pattern: str) -> None:
+    for path in root.glob(pattern):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 class TestCache:
     async def test_the_least_recently_used_one_leaves(self, tmp_path: Path) -> None:
         cache, shop = LoraCache(size=2), Shop()
@@ -170,6 +179,60 @@ class TestCache:
         assert first.cancelled()
         assert (tmp_path / "2/lora/lora.safetensors").read_text() == "a"
         assert kept(tmp_path) == ["a"]
+
+    async def test_a_cached_one_that_was_removed_is_fetched_again(self, tmp_path: Path) -> None:
+        cache, shop = LoraCache(), Shop()
+        await cache.provide("a", job_folder(tmp_path, "1"), shop.sells("a"))
+        for number, gone in enumerate((".loras/*/lora.safetensors", ".loras/*", ".loras"), start=2):
+            remove(tmp_path, gone)
+            target = job_folder(tmp_path, str(number))
+            await cache.provide("a", target, shop.sells("a"))
+            assert (target / "lora.safetensors").read_text() == "a"
+        assert shop.fetched == ["a"] * 4
+
+    async def test_files_are_copied_and_removed_beside_the_event_loop(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A gigabyte takes seconds, in which a heartbeat must not be missed."""
+        threads: set[int] = set()
+
+        def noting(call: Callable[..., object]) -> Callable[..., object]:
+            def noted(*arguments: Any, **options: Any) -> object:
+                threads.add(threading.get_ident())
+                return call(*arguments, **options)
+
+            return noted
+
+        monkeypatch.setattr("os.link", Mock(side_effect=PermissionError("no links here")))
+        monkeypatch.setattr("shutil.copyfile", noting(shutil.copyfile))
+        monkeypatch.setattr("shutil.rmtree", noting(shutil.rmtree))
+        cache, shop = LoraCache(size=1), Shop()
+        for name in "ab":
+            await cache.provide(name, job_folder(tmp_path, name), shop.sells(name))
+        assert threads
+        assert threading.get_ident() not in threads
+
+    async def test_a_job_that_is_cancelled_while_files_are_copied_leaves_when_they_are(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        copying, go = threading.Event(), threading.Event()
+
+        def slow(_source: str, target: str) -> None:
+            copying.set()
+            assert go.wait(20)
+            Path(target).touch()
+
+        monkeypatch.setattr("os.link", slow)
+        target = job_folder(tmp_path, "1")
+        job = asyncio.create_task(LoraCache().provide("a", target, Shop().sells("a")))
+        assert await asyncio.to_thread(copying.wait, 20)
+        job.cancel()
+        await asyncio.sleep(0.05)
+        assert not job.done()
+        go.set()
+        await asyncio.wait({job})
+        assert job.cancelled()
+        assert (target / "lora.safetensors").exists()
 
     async def test_without_hard_links_it_is_copied(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(*_: object) -> None:

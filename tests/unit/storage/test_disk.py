@@ -3,16 +3,42 @@
 
 import asyncio
 import errno
+import shutil
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from acestep_consumer.domain.errors import DiskFull, RenderFailed
+from acestep_consumer.domain.errors import (
+    Cancelled,
+    ConsumerError,
+    DiskFull,
+    InputNotAllowed,
+    RenderFailed,
+    ScratchLost,
+)
 from acestep_consumer.storage.disk import DiskGuard, DiskSpace
 
 GIB = 1 << 30
+
+
+@dataclass
+class Place:
+    """A scratch folder that cannot be had while ``error`` is set."""
+
+    folder: Path
+    error: Exception | None = None
+
+    def ensure(self) -> Path:
+        if self.error is not None:
+            raise self.error
+        self.folder.mkdir(exist_ok=True)
+        return self.folder
+
+    def new_folder(self, task_id: str) -> Path:
+        return Path(tempfile.mkdtemp(prefix=task_id, dir=self.ensure()))
 
 
 @dataclass
@@ -21,6 +47,7 @@ class Scene:
 
     disk: DiskGuard
     changes: list[bool]
+    place: "Place"
     space: list[DiskSpace] = field(default_factory=lambda: [DiskSpace(100 * GIB, 50 * GIB)])
 
     async def check(self, free_gb: float) -> list[bool]:
@@ -36,7 +63,8 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
     async def on_change(full: bool) -> None:  # noqa: FBT001 - a callback's one argument
         changes.append(full)
 
-    made = Scene(DiskGuard(tmp_path, lambda: 1.0, on_change, first_pause_s=0.1), changes)
+    place = Place(tmp_path)
+    made = Scene(DiskGuard(place, lambda: 1.0, on_change, first_pause_s=0.1), changes, place)
     monkeypatch.setattr(DiskSpace, "of", lambda _: made.space[0])
     return made
 
@@ -101,3 +129,76 @@ def test_a_disk_that_may_have_no_more_files_has_nothing_free(monkeypatch: pytest
     assert DiskSpace.of(tmp_path) == DiskSpace(1000 * 4096, 0)
     monkeypatch.setattr("os.statvfs", lambda _: Found(f_files=0, f_favail=0))
     assert DiskSpace.of(tmp_path) == DiskSpace(1000 * 4096, 900 * 4096)
+
+
+async def test_a_jobs_folder_is_gone_with_what_it_holds_however_the_job_ends(scene: Scene) -> None:
+    async with scene.disk.job_folder("song") as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "file").write_text("x")
+    with pytest.raises(RenderFailed):
+        async with scene.disk.job_folder("song"):
+            raise RenderFailed("no")
+
+    async def run() -> None:
+        async with scene.disk.job_folder("song"):
+            await asyncio.Event().wait()
+
+    running = asyncio.create_task(run())
+    await asyncio.sleep(0.05)
+    running.cancel()
+    await asyncio.wait({running})
+    assert list(scene.place.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "no"), DiskFull()])
+async def test_a_folder_that_cannot_be_made_stops_until_it_can_and_raises_nothing(
+    scene: Scene, error: Exception
+) -> None:
+    scene.place.error = error
+    assert await scene.check(50) == [True]
+    assert await scene.check(50) == [True]
+    assert scene.disk.full
+    scene.place.error = None
+    assert await scene.check(50) == [True, False]
+
+
+async def test_a_job_without_a_folder_goes_back_and_no_more_are_taken(scene: Scene) -> None:
+    scene.place.error = PermissionError(errno.EACCES, "no")
+    with pytest.raises(ScratchLost) as caught:
+        async with scene.disk.job_folder("song"):
+            pass
+    assert (caught.value.status, caught.value.verdict.value) == (None, "requeue")
+    assert scene.changes == [True]
+
+
+async def test_no_room_for_a_jobs_folder_stops_at_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_task_id: str) -> Path:
+        raise DiskFull
+
+    monkeypatch.setattr(scene.place, "new_folder", full)
+    with pytest.raises(DiskFull):
+        async with scene.disk.job_folder("song"):
+            pass
+    assert scene.changes == [True]
+
+
+async def fail_without_folder(scene: Scene, error: Exception) -> None:
+    """Run a job that ends so after somebody has removed its folder."""
+    async with scene.disk.job_folder("song") as folder:
+        shutil.rmtree(folder)
+        raise error
+
+
+@pytest.mark.parametrize("error", [RenderFailed("no such file"), FileNotFoundError("0.wav"), ValueError("any")])
+async def test_a_job_that_fails_without_its_folder_goes_back(scene: Scene, error: Exception) -> None:
+    with pytest.raises(ScratchLost) as caught:
+        await fail_without_folder(scene, error)
+    assert caught.value.__cause__ is error
+    assert scene.changes == []
+
+
+@pytest.mark.parametrize("error", [Cancelled(), InputNotAllowed("no"), DiskFull()])
+async def test_an_end_that_has_nothing_to_do_with_the_folder_stays(scene: Scene, error: ConsumerError) -> None:
+    with pytest.raises(type(error)) as caught:
+        await fail_without_folder(scene, error)
+    assert caught.value is error

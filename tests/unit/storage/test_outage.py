@@ -117,3 +117,29 @@ async def test_an_outage_and_its_end_are_known_without_any_job() -> None:
     watching.cancel()
     await asyncio.wait({watching})
     assert not shared.away
+
+
+async def test_an_outage_that_nobody_waits_for_any_more_is_over_for_the_next_job_to_find() -> None:
+    """A worker that has paused would not take a job otherwise, and never learn that storage is back."""
+    changes: list[bool] = []
+    shared, storage = gate(changes), Storage(failures=10**9)
+    first, second = (asyncio.create_task(shared.retry(storage.read)) for _ in range(2))
+    await eventually(lambda: storage.calls > 4)
+    first.cancel()
+    await asyncio.wait({first})
+    assert (shared.away, changes) == (True, [True]), "one still waits"
+    second.cancel()
+    await asyncio.wait({second})
+    assert (shared.away, changes) == (False, [True, False])
+
+
+async def test_a_call_that_ends_otherwise_during_an_outage_ends_it_too() -> None:
+    changes: list[bool] = []
+    errors = [StorageUnavailable("nobody there"), FileNotFoundError("0.wav")]
+
+    async def send() -> None:
+        raise errors.pop(0)
+
+    with pytest.raises(FileNotFoundError):
+        await gate(changes).retry(send)
+    assert changes == [True, False]

@@ -81,7 +81,8 @@ def _environment() -> dict[str, str]:
 
 def _wait(child: "subprocess.Popen[bytes]", stopped: Callable[[], bool]) -> str:
     """Wait until the child ends; return the end of its stderr, which is empty unless it crashed."""
-    assert child.stderr is not None  # noqa: S101 - it is a pipe
+    if child.stderr is None:
+        raise ValueError("the decoder's stderr must be a pipe")
     pipe, stderr, deadline = child.stderr.fileno(), b"", time.monotonic() + WALL_S
     poll = select.poll()
     poll.register(pipe, select.POLLIN)

@@ -14,6 +14,7 @@ from acestep_consumer.commands.doctor.report import Finding, fail, ok, skip, war
 from acestep_consumer.config.settings import StorageSettings
 from acestep_consumer.domain.errors import StorageRefused, StorageUnavailable
 from acestep_consumer.domain.objects import ObjectAddress
+from acestep_consumer.storage.results import NO_BUCKET
 from acestep_consumer.storage.s3.client import NOTHING, S3Client, S3Payload, S3Response, TransientS3Error, refused
 
 CHECKS: Final = ("storage", "storage clock", "bucket", "write and read", "conditional write", "delete")
@@ -59,7 +60,11 @@ async def _checks(connection: S3Client, settings: StorageSettings, where: str) -
     # Before the requests that may be refused: a wrong clock can be the reason.
     yield judge_clock(head.headers.get("Date"), datetime.now(UTC))
     if head.status == HTTPStatus.NOT_FOUND:
-        yield warn("bucket", f"{bucket} does not exist", "a worker creates it when it starts, if its keys allow that")
+        missing = f"{bucket} does not exist"
+        if settings.create_bucket:
+            yield warn("bucket", missing, "a worker creates it when it starts, if its keys allow that")
+        else:
+            yield fail("bucket", missing, NO_BUCKET)
         for check in CHECKS[3:]:
             yield skip(check, "there is no bucket")
         return

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from acestep_consumer.commands.plan.answer import PlanReport
+from acestep_consumer.commands.plan.answer import MemoryPart, PlanReport
 from acestep_consumer.commands.terminal import bullet_list, plural, two_digits
 
 Row = tuple[str, str]
@@ -48,7 +48,7 @@ def _gpu(plan: PlanReport) -> Iterator[Row]:
     yield "language model", _lm(plan)
     yield "offloading", _offload(plan)
     if plan.memory is not None:
-        yield from _memory(plan)
+        yield from _memory(plan.memory)
 
 
 def _lm(plan: PlanReport) -> str:
@@ -65,9 +65,7 @@ def _offload(plan: PlanReport) -> str:
     return f"{state}: {offload.because}"
 
 
-def _memory(plan: PlanReport) -> Iterator[Row]:
-    memory = plan.memory
-    assert memory is not None  # noqa: S101 - checked by the caller
+def _memory(memory: MemoryPart) -> Iterator[Row]:
     shares = f"{memory.lm_gib:g} LM + {memory.renderer_gib:g} renderer + {memory.reserve_gib:g} reserve"
     yield "memory, GiB", f"{memory.card_gib:g} = {shares}"
     work = f"{memory.renderer_working_gib:g} for a step or decode, {memory.renderer_song_gib:g} per song"

@@ -31,7 +31,7 @@ from acestep_consumer.engine.messages import (
 )
 from acestep_consumer.engine.process_memory import collection_paused
 
-EXIT_UNUSABLE, EXIT_BACKEND_FAILED = 3, 4
+EXIT_UNUSABLE, EXIT_BACKEND_FAILED, EXIT_MISUNDERSTOOD = 3, 4, 5
 
 log = structlog.get_logger()
 
@@ -73,7 +73,8 @@ async def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     pipe = PlannerPipe(*await asyncio.open_unix_connection(sock=socket.socket(fileno=int(sys.argv[1]))))
     configure = await pipe.receive()
-    assert isinstance(configure, ConfigurePlanner)  # noqa: S101 - the supervisor's first message
+    if not isinstance(configure, ConfigurePlanner):
+        exit_now(EXIT_MISUNDERSTOOD)
     set_up_logs(configure.log_level, "json" if configure.log_json else "console")
     await serve(pipe, configure)
 

@@ -6,8 +6,18 @@ from collections.abc import Callable
 
 import structlog
 
+from acestep_consumer.config.logs import set_log_level
 from acestep_consumer.domain.errors import ConsumerError
-from acestep_consumer.engine.messages import Done, FromEngine, PlanSongs, Progressed, RequestFailed, Stop, ToEngine
+from acestep_consumer.engine.messages import (
+    Done,
+    FromEngine,
+    PlanSongs,
+    Progressed,
+    RequestFailed,
+    SetLogLevel,
+    Stop,
+    ToEngine,
+)
 from acestep_consumer.engine.planner.planning import SongPlanner
 from acestep_schemas.events import ErrorCode
 
@@ -25,7 +35,7 @@ class PlannerService:
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
     def handle(self, message: ToEngine) -> None:
-        """Start a request, or stop one."""
+        """Start a request, stop one, or change the log level."""
         match message:
             case PlanSongs(request_id=request_id):
                 task = self._tasks[request_id] = asyncio.create_task(
@@ -34,6 +44,8 @@ class PlannerService:
                 task.add_done_callback(lambda task: self._on_done(request_id, task))
             case Stop(request_id=request_id) if request_id in self._tasks:
                 self._tasks[request_id].cancel()
+            case SetLogLevel(log_level=level):
+                set_log_level(level)
 
     def _on_done(self, request_id: int, task: "asyncio.Task[None]") -> None:
         """Remove a request. A stopped one is answered here: its task may never have begun."""

@@ -75,7 +75,8 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     pipe = RendererPipe(int(sys.argv[1]))
     configure = pipe.receive()
-    assert isinstance(configure, Configure)  # noqa: S101 - the supervisor's first message
+    if not isinstance(configure, Configure):
+        exit_now(EXIT_MISUNDERSTOOD)
     set_up_logs(configure.log_level, "json" if configure.log_json else "console")
     with heartbeat(lambda: pipe.send(Alive())):
         service = open_service(pipe, configure)

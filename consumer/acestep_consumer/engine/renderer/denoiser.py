@@ -43,6 +43,15 @@ class _PackMembers:
         return [id(member) for sample, branches in samples for member in (sample, *branches)]
 
 
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """The layout of one pack, used for all steps that have the same members."""
+
+    members: _PackMembers
+    pack: Pack
+    flow: GraphedFlow
+
+
 class Denoiser:
     """Predicts velocities with one DiT.
 
@@ -54,9 +63,7 @@ class Denoiser:
     def __init__(self, dit: PackedDit, *, graphed: bool = False) -> None:
         self.dit = dit
         self._graphed = graphed
-        self._members: _PackMembers | None = None
-        self._pack: Pack | None = None
-        self._flow: GraphedFlow | None = None
+        self._layout: _Layout | None = None
 
     def velocities(self, samples: Sequence[Sample]) -> list[Sequence[torch.Tensor]]:
         """Return the velocities that each sample's next step needs: [frames, channels] for each of its branches.
@@ -64,27 +71,27 @@ class Denoiser:
         They are overwritten by the next call.
         """
         members = _PackMembers(tuple(samples), tuple(sample.branches() for sample in samples))
-        if not members.same_as(self._members):
-            self._prepare(members)
-        assert self._pack is not None  # noqa: S101 - prepared above
-        assert self._flow is not None  # noqa: S101 - prepared above
-        latents = self._pack.join([sample.latents for sample in members.per_branch()])
-        velocities = self._pack.split(self._flow(latents, self._times(members)))
+        layout = self._layout
+        if layout is None or not members.same_as(layout.members):
+            layout = self._prepare(members)
+        latents = layout.pack.join([sample.latents for sample in members.per_branch()])
+        velocities = layout.pack.split(layout.flow(latents, self._times(members)))
         ends = list(accumulate(len(branches) for branches in members.branches))
         return [velocities[end - len(branches) : end] for branches, end in zip(members.branches, ends, strict=True)]
 
     def reset(self) -> None:
         """Free the layout of the last pack and its CUDA graph; the next pack makes its own."""
-        self._members = self._pack = self._flow = None
+        self._layout = None
 
-    def _prepare(self, members: _PackMembers) -> None:
+    def _prepare(self, members: _PackMembers) -> "_Layout":
         self.reset()
         conditions = members.conditions()
         pack = self.dit.lay_out([sample.frames for sample in members.per_branch()], conditions)
         context = pack.join([sample.context for sample in members.per_branch()])
         kv = torch.cat([condition.kv for condition in conditions], dim=2)
-        self._flow = GraphedFlow(self.dit, pack, context, kv, graphed=self._graphed)
-        self._members, self._pack = members, pack
+        flow = GraphedFlow(self.dit, pack, context, kv, graphed=self._graphed)
+        self._layout = _Layout(members, pack, flow)
+        return self._layout
 
     def _times(self, members: _PackMembers) -> torch.Tensor:
         """Return the flow time of each branch, and one for the empty branch at the end of the pack."""

@@ -62,8 +62,7 @@ class ModelRunner:
 
     def denoiser(self, lora: Lora | None) -> Denoiser:
         """Return the denoiser with this LoRA, or with none. Raises ``Failed`` for a LoRA that does not fit."""
-        if lora not in self._denoisers:
-            assert lora is not None  # noqa: S101 - the one without a LoRA is always there
+        if lora is not None and lora not in self._denoisers:
             adapted = PackedDit(self._loras.adapted(self.parts.use(self.parts.dit.dit), lora))
             self._denoisers = {None: self._denoisers[None], lora: self._denoiser(adapted)}
         return self._denoisers[lora]

@@ -57,11 +57,10 @@ class SeededVae(AutoencoderOobleck):  # type: ignore[misc]  # diffusers has no t
     @classmethod
     def view_of(cls, vae: Any) -> "SeededVae":
         """Return a view. A shallow copy of a module shares its parameters and submodules, and no plain attribute."""
-        view = copy.copy(vae)
+        view: SeededVae = copy.copy(vae)
         view.__class__ = cls
         # One song is decoded at a time: the same result, and the memory of one.
         view.use_slicing = True
-        assert isinstance(view, cls)  # noqa: S101 - tells the type checker what the line above did
         return view
 
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> Any:  # noqa: FBT001, FBT002 - as in the base class

@@ -11,6 +11,7 @@ from typing import NoReturn
 import structlog
 import torch
 
+from acestep_consumer.config.logs import set_log_level
 from acestep_consumer.domain.errors import ConsumerError, DiskFull
 from acestep_consumer.domain.job import Rendering, TokenizedSource
 from acestep_consumer.engine.messages import (
@@ -21,6 +22,7 @@ from acestep_consumer.engine.messages import (
     Render,
     RequestFailed,
     ScratchFull,
+    SetLogLevel,
     SetMemoryShare,
     Stop,
     ToEngine,
@@ -30,6 +32,7 @@ from acestep_consumer.engine.renderer.errors import is_fatal
 from acestep_consumer.engine.renderer.render import RenderResources, render, tokenize_audio
 from acestep_consumer.engine.renderer.scheduler import Scheduler
 from acestep_consumer.engine.renderer.startup import RendererRuntime
+from acestep_schemas.events import ErrorCode
 
 Send = Callable[[FromEngine], None]
 OnDeviceLost = Callable[[BaseException], NoReturn]
@@ -54,32 +57,47 @@ class RendererService:
         cores = threading.BoundedSemaphore(os.cpu_count() or 1)
         self._resources = RenderResources(runtime.scheduler, max_input_s, cores)
         self._threads = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="request")
-        self._pending: set[int] = set()
-        self._stopped: set[int] = set()
+        # By request id: set when the request is stopped.
+        self._pending: dict[int, threading.Event] = {}
         self._ready_since = time.monotonic()
         threading.Thread(target=self._report_stats, name="stats", daemon=True).start()
 
     def handle(self, message: ToEngine) -> None:
-        """Start a request, stop one, or change the memory share."""
+        """Start a request, stop one, or change the memory share or the log level."""
         match message:
             case Render() | TokenizeAudio():
-                self._pending.add(message.request_id)
-                self._threads.submit(self._process, message)
+                stop = self._pending[message.request_id] = threading.Event()
+                self._threads.submit(self._process, message, stop)
             case Stop(request_id=request_id):
-                self._stopped.add(request_id)
+                # One that was answered meanwhile is not pending any more, and leaves nothing behind.
+                if pending := self._pending.get(request_id):
+                    pending.set()
             case SetMemoryShare(memory_gb=memory):
-                self._threads.submit(self._runtime.set_memory_share, memory)
+                self._threads.submit(self._set_memory_share, memory)
+            case SetLogLevel(log_level=level):
+                set_log_level(level)
 
-    def _process(self, request: Render | TokenizeAudio) -> None:
+    def _set_memory_share(self, memory_gb: float) -> None:
         try:
-            self._send(self._answer(request))
+            self._runtime.set_memory_share(memory_gb)
+        except Exception as error:
+            log.exception("memory share not set: the process is replaced", memory_gb=memory_gb)
+            # The rest is the language model's. The next process gets its share at the start.
+            self._on_device_lost(error)
+
+    def _process(self, request: Render | TokenizeAudio, stop: threading.Event) -> None:
+        try:
+            self._send(self._answer(request, stop))
+        except Exception:
+            log.exception("request not answered", task_id=request.job.task_id)
+            reason = "the renderer failed on this request"
+            self._send(RequestFailed(request_id=request.request_id, code=ErrorCode.RENDER_FAILED, reason=reason))
         finally:
-            self._pending.discard(request.request_id)
-            self._stopped.discard(request.request_id)
+            self._pending.pop(request.request_id, None)
 
-    def _answer(self, request: Render | TokenizeAudio) -> FromEngine:
+    def _answer(self, request: Render | TokenizeAudio, stop: threading.Event) -> FromEngine:
         try:
-            return Done(request_id=request.request_id, result=self._result(request))
+            return Done(request_id=request.request_id, result=self._result(request, stop.is_set))
         except DiskFull:
             return ScratchFull(request_id=request.request_id)
         except ConsumerError as error:
@@ -87,10 +105,7 @@ class RendererService:
                 self._on_device_lost(error.__cause__)
             return RequestFailed.of(request.request_id, error)
 
-    def _result(self, request: Render | TokenizeAudio) -> Rendering | TokenizedSource:
-        def stopped() -> bool:
-            return request.request_id in self._stopped
-
+    def _result(self, request: Render | TokenizeAudio, stopped: Callable[[], bool]) -> Rendering | TokenizedSource:
         if isinstance(request, TokenizeAudio):
             return tokenize_audio(self._resources, request, stopped)
         return render(self._resources, request, self._reporter(request.request_id), stopped)
@@ -117,7 +132,10 @@ class RendererService:
             if self._pending or scheduler.clock.busy_s != reported_busy_s:
                 reported_busy_s = scheduler.clock.busy_s
                 ready_s = time.monotonic() - self._ready_since
-                self._send(stats_of(scheduler, self._runtime.report.device, len(self._pending), ready_s))
+                try:
+                    self._send(stats_of(scheduler, self._runtime.report.device, len(self._pending), ready_s))
+                except Exception:  # the next time, perhaps
+                    log.exception("device usage not reported")
 
 
 def stats_of(scheduler: Scheduler, device: str, pending: int, ready_s: float) -> EngineStats:

@@ -9,10 +9,11 @@ several times the CPU, and cannot be cancelled.
 import asyncio
 import hashlib
 import re
+import ssl
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,14 +29,25 @@ from aiohttp.abc import AbstractStreamWriter
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, SSLError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConfigNotFound,
+    ConfigParseError,
+    HTTPClientError,
+    InvalidConfigError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    SSLError,
+    UnknownCredentialError,
+)
 from botocore.exceptions import ConnectionError as BotoConnectionError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_before_delay, wait_random_exponential
 from yarl import URL
 
 from acestep_consumer.config.http import NETWORK_ERRORS, RETRYABLE, authorities, open_session
 from acestep_consumer.config.settings import StorageSettings
-from acestep_consumer.domain.errors import StorageRefused, StorageUnavailable
+from acestep_consumer.domain.errors import StorageMisconfigured, StorageRefused, StorageUnavailable
 from acestep_consumer.domain.objects import ObjectAddress, Traffic
 
 if TYPE_CHECKING:
@@ -66,6 +78,16 @@ _RETRYABLE_CODES: Final = frozenset(
     }
 )
 _MISSING: Final = frozenset({"NoSuchKey", "404"})
+_WRONG_SETTINGS: Final = (
+    ConfigNotFound,
+    ConfigParseError,
+    InvalidConfigError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    UnknownCredentialError,
+)
+"""What botocore raises for AWS settings that no retry can mend. Their texts hold names and paths, and no keys."""
+
 _HINTS: Final = {
     "301": "set AWS_REGION to the bucket's region",
     "403": "check the AWS keys, and what they may do here",
@@ -161,6 +183,8 @@ class _Body(aiohttp.Payload):
         self._size = payload.size
         self._body = payload.body
         self._on_chunk = on_chunk
+        self.error: OSError | None = None
+        """Why the file could not be read: aiohttp makes an error of the network of it."""
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:  # noqa: ARG002 - aiohttp's interface
         raise TypeError("a body of bytes has no text")
@@ -168,11 +192,17 @@ class _Body(aiohttp.Payload):
     async def write(self, writer: AbstractStreamWriter) -> None:
         for offset in range(0, self._size or 0, CHUNK_BYTES):
             self._on_chunk()
-            if isinstance(self._body, FilePart):
-                await writer.write(await asyncio.to_thread(self._body.read, offset))
-            else:
-                await writer.write(self._body[offset : offset + CHUNK_BYTES])
+            await writer.write(await self._chunk(offset))
         self._on_chunk()
+
+    async def _chunk(self, offset: int) -> bytes:
+        if isinstance(self._body, bytes):
+            return self._body[offset : offset + CHUNK_BYTES]
+        try:
+            return await asyncio.to_thread(self._body.read, offset)
+        except OSError as error:
+            self.error = error
+            raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,14 +240,16 @@ class S3Client:
         session: keys and region; by default what the AWS environment says.
         retry_s: how long a call is tried again while its failures may pass, seconds.
 
-    Every call raises ``StorageUnavailable`` when S3 stays out of reach, and ``StorageRefused`` when it says no.
+    Every call raises ``StorageUnavailable`` when S3 stays out of reach, and ``StorageRefused`` when it says no. Making
+    and entering one raise ``StorageMisconfigured`` for an AWS environment that cannot work.
     """
 
     def __init__(self, settings: StorageSettings, *, session: boto3.Session | None = None, retry_s: float = 30) -> None:
         self.endpoint = settings.endpoint
-        self._botocore = botocore.session.get_session()
-        self._session = session or boto3.Session(botocore_session=self._botocore)
-        self.region = self._session.region_name or DEFAULT_REGION
+        with _explained():
+            self._botocore = botocore.session.get_session()
+            self._session = session or boto3.Session(botocore_session=self._botocore)
+            self.region = self._session.region_name or DEFAULT_REGION
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="s3")
         self._retry_s = retry_s
         self.traffic = Traffic()
@@ -230,20 +262,22 @@ class S3Client:
         )
         self._bases: dict[str, str] = {}
         self._signer_until = 0.0
+        self._renewal: asyncio.Task[None] | None = None
         self._signer: _Signer
         self.boto3: Boto3Client
         self._http: aiohttp.ClientSession
 
     async def __aenter__(self) -> Self:
         try:
-            self.boto3 = await self._in_thread(self._make_boto3_client)
+            with _explained():
+                trusted = _authorities(self._botocore.get_config_variable("ca_bundle"))
+                self.boto3 = await self._in_thread(self._make_boto3_client)
             await self._renew_signer()
         except BaseException:
             self._threads.shutdown(wait=False)
             raise
-        bundle = self._botocore.get_config_variable("ca_bundle")
         self._http = open_session(
-            aiohttp.TCPConnector(limit=_CONNECTIONS, ssl=authorities(bundle)),
+            aiohttp.TCPConnector(limit=_CONNECTIONS, ssl=trusted),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_READ_S),
             # Not `trust_env`: that looks for a netrc file before each request, in a thread.
             proxy=_proxy_for(self.boto3.meta.endpoint_url),
@@ -253,6 +287,8 @@ class S3Client:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._renewal is not None:
+            self._renewal.cancel()
         await self._http.close()
         self._threads.shutdown(wait=False)
         self.boto3.close()
@@ -306,6 +342,7 @@ class S3Client:
         query: Mapping[str, str],
     ) -> S3Response:
         url, signed = await self._sign(method, address, payload.sha256, headers, query)
+        body: _Body | None = None
         try:
             async with asyncio.timeout(None) as stall:
                 # aiohttp bounds the time to connect, and for the answer, but not for a body that the server won't take.
@@ -315,6 +352,8 @@ class S3Client:
                 ) as response:
                     answer = S3Response(response.status, response.headers, await response.read())
         except NETWORK_ERRORS as error:
+            if body is not None and body.error is not None:
+                raise body.error from error
             raise network_failure(address, error) from error
         self.traffic.sent_bytes += payload.size
         self.traffic.received_bytes += len(answer.body)
@@ -340,7 +379,7 @@ class S3Client:
         self, method: str, address: ObjectAddress, sha256: str, headers: Mapping[str, str], query: Mapping[str, str]
     ) -> tuple[URL, dict[str, str]]:
         if time.monotonic() > self._signer_until:
-            await self._renew_signer()
+            await asyncio.shield(self._renewing())
         url = self._base(address.bucket) + quote(address.key, safe="/~")
         if query:
             url += "?" + urlencode(query, quote_via=quote, safe="~")
@@ -349,15 +388,24 @@ class S3Client:
         self._signer.add_auth(request)
         return URL(url, encoded=True), dict(request.headers.items())
 
+    def _renewing(self) -> asyncio.Task[None]:
+        """Return the task that renews the signer, one for all requests that need it: one look-up, one answer."""
+        if self._renewal is None or self._renewal.done():
+            self._renewal = asyncio.create_task(self._renew_signer(), name="S3 keys")
+            self._renewal.add_done_callback(_retrieve)
+        return self._renewal
+
     async def _renew_signer(self) -> None:
         """Look up the keys again: temporary ones change, and renewing them can be a network call of its own."""
         try:
             credentials = await self._in_thread(self._session.get_credentials)
             frozen = await self._in_thread(credentials.get_frozen_credentials) if credentials else None
+        except _WRONG_SETTINGS as error:
+            raise StorageMisconfigured(f"the keys for S3 cannot be read: {error}") from error
         except BotoCoreError as error:
             raise StorageUnavailable(f"the keys for S3 cannot be read: {type(error).__name__}") from error
         if frozen is None:
-            raise StorageUnavailable("no keys for S3: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+            raise StorageMisconfigured("no keys for S3: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
         self._signer = _Signer(frozen, "s3", self.region)
         self._signer_until = time.monotonic() + _CREDENTIALS_FRESH_S
 
@@ -393,8 +441,30 @@ class S3Client:
         self.traffic.retries += 1
 
 
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Raise ``StorageMisconfigured`` for what botocore says of settings: it has no base class for that."""
+    try:
+        yield
+    except (BotoCoreError, ValueError) as error:
+        raise StorageMisconfigured(f"the AWS settings cannot be used: {error}") from error
+
+
+def _authorities(bundle: str | None) -> ssl.SSLContext:
+    try:
+        return authorities(bundle)
+    except OSError as error:
+        raise StorageMisconfigured(f"AWS_CA_BUNDLE: {bundle} cannot be used: {error.strerror or error}") from error
+
+
 def _is_retryable(status: int, code: str) -> bool:
     return status in RETRYABLE or code in _RETRYABLE_CODES
+
+
+def _retrieve(task: asyncio.Task[None]) -> None:
+    """Take a task's error, which every waiter has got: asyncio would log it when all of them were cancelled."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _postpone(stall: asyncio.Timeout) -> None:

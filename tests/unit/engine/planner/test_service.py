@@ -6,9 +6,10 @@ from typing import Any, cast
 
 import pytest
 
+from acestep_consumer.config import logs
 from acestep_consumer.domain.errors import PlanFailed
 from acestep_consumer.domain.job import Plan
-from acestep_consumer.engine.messages import Done, FromEngine, PlanSongs, RequestFailed, Stop
+from acestep_consumer.engine.messages import Done, FromEngine, PlanSongs, RequestFailed, SetLogLevel, Stop
 from acestep_consumer.engine.planner.planning import SongPlanner
 from acestep_consumer.engine.planner.service import PlannerService
 from acestep_schemas.events import ErrorCode, Metas
@@ -72,3 +73,12 @@ async def test_a_stopped_request_is_answered_too(begun: bool) -> None:  # noqa: 
     await eventually(lambda: sent)
     service.handle(Stop(request_id=7))
     assert sent == [RequestFailed(request_id=7, code=ErrorCode.CANCELLED, reason="stopped on request")]
+
+
+async def test_the_log_level_is_the_parents() -> None:
+    service, before = PlannerService(cast("SongPlanner", ScriptedPlanner()), lambda _: None), logs._threshold.level
+    try:
+        service.handle(SetLogLevel(log_level="error"))
+        assert logs._threshold.level == 40
+    finally:
+        logs._threshold.level = before

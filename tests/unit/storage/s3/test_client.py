@@ -1,20 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Addresses, signatures and bodies of requests to S3, without a server."""
 
+import asyncio
 import hashlib
+import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, cast
 from unittest.mock import patch
 
 import boto3
 import pytest
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
-from botocore.credentials import ReadOnlyCredentials
+from botocore.credentials import Credentials, ReadOnlyCredentials
+from botocore.exceptions import CredentialRetrievalError, PartialCredentialsError
 from hypothesis import given
 from hypothesis import strategies as st
 
 from acestep_consumer.config.settings import StorageSettings
+from acestep_consumer.domain.errors import StorageMisconfigured, StorageUnavailable
+from acestep_consumer.domain.objects import ObjectAddress
 from acestep_consumer.storage.s3.client import CHUNK_BYTES, FilePart, S3Client, S3Payload, _Body, _Signer, sha256_of
 
 
@@ -78,3 +84,60 @@ async def test_a_body_goes_out_in_chunks_from_its_start_at_every_attempt(
         assert max(map(len, wire.chunks)) <= CHUNK_BYTES
         assert len(signs) == len(wire.chunks) + 1
     assert payload.size == size
+
+
+class SlowKeys:
+    """A session whose keys take a moment, and are counted."""
+
+    region_name = "us-east-1"
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.asked = 0
+        self.error = error
+
+    def get_credentials(self) -> Any:
+        self.asked += 1
+        time.sleep(0.05)
+        if self.error is not None:
+            raise self.error
+        return Credentials("key", "secret")
+
+
+async def test_many_requests_with_expired_keys_renew_them_once() -> None:
+    keys = SlowKeys()
+    client = S3Client(StorageSettings(endpoint="http://127.0.0.1:1"), session=cast("Any", keys))
+    client._bases["b"] = "http://127.0.0.1:1/b/"
+    for times in (1, 2):
+        client._signer_until = 0.0
+        await asyncio.gather(*(client._sign("GET", ObjectAddress("b", "k"), "", {}, {}) for _ in range(50)))
+        assert keys.asked == times
+
+
+async def test_a_request_that_is_cancelled_does_not_take_the_others_keys_away() -> None:
+    keys = SlowKeys()
+    client = S3Client(StorageSettings(endpoint="http://127.0.0.1:1"), session=cast("Any", keys))
+    client._bases["b"] = "http://127.0.0.1:1/b/"
+    first, second = (asyncio.create_task(client._sign("GET", ObjectAddress("b", "k"), "", {}, {})) for _ in range(2))
+    await asyncio.sleep(0.01)
+    first.cancel()
+    await second
+    assert (first.cancelled(), keys.asked) == (True, 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (PartialCredentialsError(provider="env", cred_var="AWS_SECRET_ACCESS_KEY"), StorageMisconfigured),
+        (CredentialRetrievalError(provider="role", error_msg="no answer"), StorageUnavailable),
+    ],
+)
+async def test_keys_that_cannot_be_read_are_an_outage_or_wrong_settings(
+    error: Exception, kind: type[Exception]
+) -> None:
+    session = cast("Any", SlowKeys(error))
+    client = S3Client(StorageSettings(endpoint="http://127.0.0.1:1"), session=session)
+    for _ in range(2):  # and they are asked for again
+        with pytest.raises(StorageUnavailable, match="the keys for S3 cannot be read") as caught:
+            await client._sign("GET", ObjectAddress("b", "k"), "", {}, {})
+        assert type(caught.value) is kind
+    assert session.asked == 2
