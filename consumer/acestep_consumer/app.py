@@ -370,11 +370,11 @@ class Worker:
     def _warn(self) -> None:
         """Log what the operator should know about this start."""
         for warning in self._engines.warnings():
-            log.warning("engine", note=warning)
+            log.warning("engine warning", note=warning)
         broker, longest_s = self._settings.broker, self._settings.worker.execution_timeout_s
         version = self._connections["consume"].server_version
         if note := ack_timeout_warning(version, broker.queue_type, longest_s, broker.consumer_timeout_s):
-            log.warning("broker", note=note)
+            log.warning("broker warning", note=note)
 
 
 def _cannot_listen(host: str, port: int, error: OSError | UnicodeError) -> str:

@@ -82,7 +82,7 @@ ROLES = {
         configure=(_ALL,),
         write=(_ALL, r"amq\.default"),
         read=(_ALL,),
-        tags=("policymaker",),
+        tags=("monitoring", "policymaker"),
     ),
 }
 

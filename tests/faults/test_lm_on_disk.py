@@ -39,7 +39,7 @@ async def test_the_small_one_serves_jobs_that_think(environment: dict[str, str],
         EventRecorder(environment["ACESTEP_AMQP_URL"]) as recorder,
         Peer(environment["ACESTEP_AMQP_URL"]) as peer,
     ):
-        assert [line["note"] for line in worker.log_lines(event="engine") if SMALL in line["note"]] == [USED]
+        assert [line["note"] for line in worker.log_lines(event="engine warning") if SMALL in line["note"]] == [USED]
         await peer.submit(task_id="thinks", thinking=True)
         await eventually(lambda: recorder.terminal("thinks"), 120)
     (end,) = recorder.terminal("thinks")

@@ -8,7 +8,7 @@
     ├── QueueFull              the request was not accepted; retry_after says when to try again
     ├── NoQueue                the queues are not declared yet
     ├── Unreachable            the broker is unreachable, or refuses the login
-    ├── NotEndedYet            the wait is over and the job goes on; a TimeoutError too
+    ├── NotEndedYet            the wait is over and the job goes on, or no such job is known; a TimeoutError too
     ├── NoSongs                the job ended without songs; event and code say why
     │   ├── JobFailedError
     │   ├── JobRejectedError

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A room that many share, or one has alone: who must be watched without company gets it to itself."""
+"""Asyncio locks: shared or exclusive, and one per key."""
 
 import asyncio
 from collections import deque
@@ -8,11 +8,10 @@ from contextlib import asynccontextmanager
 
 
 class SharedLock:
-    """Places in a room, for coroutines of one event loop.
+    """A shared/exclusive lock for the coroutines of one event loop.
 
-    Whoever wants to be alone goes first: while one waits for that, nobody else comes in. Within each of the two lines
-    the order is that of arrival. A coroutine that is cancelled while it waits, or right when its turn came, leaves
-    the lines as if it had never come.
+    Waiting exclusive holders go first: while one waits, no shared one gets the lock. Otherwise the order is that of
+    arrival. A coroutine that is cancelled while it waits, or right when it gets the lock, leaves it as it was.
     """
 
     def __init__(self) -> None:
@@ -23,7 +22,7 @@ class SharedLock:
 
     @asynccontextmanager
     async def shared(self) -> AsyncIterator[None]:
-        """Be inside together with others; wait while somebody is alone there, or waits to be."""
+        """Hold the lock shared; wait while it is held or awaited exclusively."""
         await self._enter(self._for_company)
         try:
             yield
@@ -32,7 +31,7 @@ class SharedLock:
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
-        """Be inside with nobody else; wait until all who are inside have left."""
+        """Hold the lock exclusively; wait until all holders have released it."""
         await self._enter(self._for_alone)
         try:
             yield

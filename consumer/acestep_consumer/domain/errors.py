@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every way a job can end badly. An error carries its own consequence: code, terminal state, verdict, public text.
+"""Errors that end a job. Each has its code, terminal state, verdict and public text.
 
 ::
 
@@ -208,7 +208,7 @@ class WorkerLost(EngineCrashed):
     """The whole worker died with this job inside, as often as it may; ``tries`` are all that were made."""
 
     def __init__(self, unexplained: int, tries: int) -> None:
-        super().__init__(f"the worker died {unexplained} times with this job in hand")
+        super().__init__(f"the worker died {unexplained} times while running this job")
         self.tries = tries
 
 
@@ -307,7 +307,7 @@ class ForwardedToTier(Interrupted):
     verdict = Verdict.ACK
 
     def __init__(self, tier: str) -> None:
-        super().__init__(f"sent on to {tier}")
+        super().__init__(f"forwarded to {tier}")
 
 
 class Unidentified(ConsumerError):

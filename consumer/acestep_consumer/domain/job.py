@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The chain that a message becomes: Request -> Job -> Plan -> Track -> StoredObject. All frozen."""
+"""Types of a job's stages: Request -> Job -> Plan -> Track -> StoredObject. All frozen."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a message's bytes to a request, or to an error that says what is wrong and whose job it was."""
+"""Parses a message into a request, or raises the error that names the fault and the task."""
 
 import re
 import zlib

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the story needs from the outside, as Protocols. Adapters implement them; unit tests use fakes of them."""
+"""Ports that the pipeline needs, as Protocols. Adapters implement them; unit tests use fakes of them."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -72,7 +72,7 @@ class Delivery(Protocol):
 
     @property
     def tier(self) -> str | None:
-        """The tier whose queue it was sent on to; None: it comes from the producers' queue."""
+        """The tier whose queue it was forwarded to; None: it comes from the producers' queue."""
 
     async def forward(self, tier: str) -> bool:
         """Publish a copy to the queue of that tier, confirmed. False: no worker is there, or there is no room.
@@ -95,7 +95,7 @@ class Delivery(Protocol):
 
 
 class Events(Protocol):
-    """The way out to subscribers."""
+    """Publishes events."""
 
     async def publish(self, event: JobEvent, reply: Reply) -> None:
         """Publish and wait for the broker's confirm. Raises ``Unpublished``."""
@@ -182,10 +182,10 @@ class Store(Protocol):
 
 
 class Routes(Protocol):
-    """Knows who else could do a request."""
+    """Forwards requests to workers that can do more of them."""
 
     async def forward(self, request: Request, delivery: Delivery) -> None:
-        """Hand the message to another worker where that is better. Raises ``SentOn`` then.
+        """Hand the message to another worker where that is better. Raises ``ForwardedToTier`` then.
 
         Raises ``Interrupted`` when nobody knows whether it got there.
         """
@@ -208,7 +208,7 @@ class AttemptStore(Protocol):
 
 
 class Cancellations(Protocol):
-    """Knows whose work nobody wants any more."""
+    """Cancellations of jobs."""
 
     async def wait(self, task_id: str, sent: datetime | None) -> None:
         """Return once somebody has asked to cancel the task, after the message was ``sent``; maybe never."""
@@ -222,7 +222,7 @@ class Inputs(Protocol):
 
 
 class Planner(Protocol):
-    """Fills in what the request leaves open."""
+    """Plans songs: fills in metadata and audio codes."""
 
     async def plan(self, job: Job, sources: Sources, report: Report) -> Plan:
         """Return the plan. Raises ``LmUnavailable`` and other ``Failed`` errors."""

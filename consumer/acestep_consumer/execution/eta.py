@@ -2,7 +2,7 @@
 """How long a job will take, learned from the jobs of this worker.
 
 Jobs of one kind (model, steps, with or without the language model) take a fixed time and a time per second of music.
-Both follow from least squares over the jobs so far, the latest counting most: a worker that has more in hand than
+Both follow from least squares over the jobs so far, the latest counting most: a worker that runs more jobs than
 before takes longer for each. Nothing is assumed: a kind that was never seen has no estimate.
 """
 
@@ -85,7 +85,7 @@ class Estimate:
 
 
 class CostModel:
-    """Learns, and tells."""
+    """Estimates durations from finished jobs."""
 
     def __init__(self) -> None:
         self._kinds: dict[Kind, RecencyWeightedFit] = {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many jobs one worker should hold: the policy behind ``ACESTEP_QUEUE_WORKERS=auto``. Pure: no clock, no I/O.
+"""Prefetch policy of ``ACESTEP_QUEUE_WORKERS=auto``: how many jobs one worker should hold. Pure: no clock, no I/O.
 
 It is asked every few seconds with a reading of the worker, and answers with a number of workers. In plain words:
 
@@ -17,7 +17,7 @@ It is asked every few seconds with a reading of the worker, and answers with a n
   must bring is more than what a step down may lose, so that the two cannot alternate.
 - **Memory goes first.** Work that had to wait for memory, or memory filled over a bound, takes one step back at once,
   even below the start, and the number that was too many is not tried again for some minutes, twice as many each time.
-  The jobs in hand leave before memory is judged again. Memory that a step back did not lower is not ours to lower: its
+  The running jobs end before memory is judged again. Memory that a step back did not lower is not ours to lower: its
   share is ignored until it has fallen below the bound.
 """
 

@@ -16,7 +16,7 @@ from acestep_consumer.config.settings import SECTIONS, Section, Settings, Settin
 RELOADABLE: Final[Mapping[str, frozenset[str]]] = {
     "broker": frozenset({"queue_workers", "queue_workers_max"}),
     "storage": frozenset({"presign_s"}),
-    "inputs": frozenset({"buckets", "hosts", "networks", "max_bytes", "lora_max_bytes", "timeout_s"}),
+    "inputs": frozenset({"buckets", "hosts", "networks", "results", "max_bytes", "lora_max_bytes", "timeout_s"}),
     "engine": frozenset({"scratch_min_gb"}),
     "worker": frozenset({"log_level", "execution_timeout_s"}),
 }
@@ -113,5 +113,5 @@ def _differing(old: Section, new: Section) -> Iterator[str]:
 
 
 def _variables(section: Section, fields: set[str]) -> list[str]:
-    """The variables of these fields, in the order of the README's table."""
+    """The variables of these fields, in the order of the settings' table."""
     return [variable_of(field) for name, field in type(section).model_fields.items() if name in fields]

@@ -93,7 +93,7 @@ class StatusReport(_StatusPart):
     Attributes:
         tiers: the tiers with waiting requests; None: no forwarding (``ACESTEP_ROUTE_BY_TIER``).
         eta_s: whole seconds until the requests that wait now are done; None: unknown.
-        eta_most_s: the same at the rate of late, where that is much slower; else None.
+        eta_most_s: the same at the recent rate, where that is much slower; else None.
     """
 
     time: datetime
@@ -218,7 +218,7 @@ def backlog(ready: int, pace: PacePart, loads: Sequence[WorkerLoad] | None) -> t
 
     Args:
         ready: waiting requests.
-        pace: throughput of late.
+        pace: recent throughput.
         loads: all workers that take requests; None: some are not known, and the throughput alone counts.
     """
     if not ready:

@@ -33,7 +33,7 @@ class JobsPart(_TopPart):
 
 
 class SongRatesPart(_TopPart):
-    """Rendered songs: total, and per minute lately. ``times_real_time``: seconds of audio rendered per second."""
+    """Delivered songs: total, and per minute lately. ``times_real_time``: seconds of audio delivered per second."""
 
     total: int | None
     a_minute: float | None

@@ -41,8 +41,8 @@ def _rows(top: TopReport) -> Iterator[tuple[str, float | None, str]]:
     yield "device memory", _of(used, limit), f"{size(used)} of {size(limit)}"
     yield "batch", None, _batch(device)
     period = f"in the last {seconds(top.window_s)}" if top.window_s else "lately"
-    yield "songs rendered", None, f"{number(songs.a_minute)} per minute {period}, {number(songs.total)} total"
-    yield "audio rendered", None, f"{number(songs.times_real_time)} s per second"
+    yield "songs delivered", None, f"{number(songs.a_minute)} per minute {period}, {number(songs.total)} total"
+    yield "audio delivered", None, f"{number(songs.times_real_time)} s per second"
     yield "jobs ended", None, _ended(jobs)
     yield "mean stage", None, ", ".join(f"{stage} {seconds(mean)}" for stage, mean in top.stages_s.items()) or UNKNOWN
     restarts = ", ".join(f"{engine} {count}" for engine, count in top.restarts.items())
