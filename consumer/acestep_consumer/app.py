@@ -136,7 +136,7 @@ class Worker:
         self._began = time.perf_counter()
         self._jobs = JobStats()
         self._costs = CostModel()
-        self._outage = OutageGate(self._on_storage)
+        self._outage = OutageGate(self._on_storage, self._ask_storage)
         self._connections = {
             use: BrokerConnection(settings.broker, f"acestep-consumer {self._id} {use}", with_stream=False)
             for use in ("publish", "consume")
@@ -238,6 +238,8 @@ class Worker:
             await prepared.intake.pause(DISK, on=True)
         if self._outage.away:
             await prepared.intake.pause(STORAGE, on=True)
+        # First: a login that may not do this must stop the start before there are jobs.
+        await self._control.listen(prepared.expirations.tell, prepared.announcements.ready, self._id)
         await prepared.intake.start()
         self.started = True
         await prepared.announcements.ready()
@@ -245,7 +247,6 @@ class Worker:
         workers = self._settings.broker.queue_workers
         prefetch = workers or f"auto, from {self._settings.broker.workers_at_start}"
         prepared.announcements.log_ready(prefetch=prefetch, after_s=time.perf_counter() - self._began)
-        await self._control.listen(prepared.expirations.tell, prepared.announcements.ready, self._id)
 
     async def _consume(self, intake: Intake) -> None:
         """Consume until a signal comes or an engine cannot be restarted, then drain."""
@@ -346,6 +347,11 @@ class Worker:
     async def _on_storage(self, away: bool) -> None:  # noqa: FBT001 - a callback's one argument
         """Consume nothing whose songs could not be stored."""
         await self._pause(STORAGE, on=away)
+
+    async def _ask_storage(self) -> None:
+        """Raises ``StorageUnavailable``."""
+        if self._state.store is not None:
+            await self._state.store.ready()
 
     async def _on_disk(self, full: bool) -> None:  # noqa: FBT001 - as above
         """Consume nothing whose files could not be written."""

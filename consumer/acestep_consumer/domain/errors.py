@@ -39,7 +39,7 @@
 import errno
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 from pydantic import JsonValue
 
@@ -231,6 +231,12 @@ class StorageRefused(StorageUnavailable):
         super().__init__(f"{address}: {reason}" + (f" ({hint})" if hint else ""))
         self.reason = reason
         self.missing = missing
+
+
+WRONG_KEYS: Final = frozenset(
+    {"ExpiredToken", "InvalidAccessKeyId", "RequestExpired", "RequestTimeTooSkewed", "SignatureDoesNotMatch"}
+)
+"""Reasons of a ``StorageRefused`` that lie in the worker's own keys or clock."""
 
 
 class StorageMisconfigured(StorageRefused):

@@ -30,7 +30,14 @@ from yarl import URL
 
 from acestep_consumer.config.http import NETWORK_ERRORS, RETRYABLE, authorities, open_session
 from acestep_consumer.config.settings import InputSettings, SettingsError, StorageSettings
-from acestep_consumer.domain.errors import InputNotAllowed, InputUnreadable, StorageRefused
+from acestep_consumer.domain.errors import (
+    WRONG_KEYS,
+    InputNotAllowed,
+    InputUnreadable,
+    StorageMisconfigured,
+    StorageRefused,
+    StorageUnavailable,
+)
 from acestep_consumer.domain.job import Job, Sources
 from acestep_consumer.domain.objects import ObjectAddress, ObjectHead
 from acestep_consumer.domain.ports import Objects
@@ -298,7 +305,7 @@ class AllowedInputs:
         try:
             head = await self._objects.head(part.address)
         except StorageRefused as error:
-            raise InputUnreadable(f"{part}: S3 returned {error.reason}") from error
+            raise _refused_input(part, error) from error
         if head and head.size > part.limit.bytes:
             raise InputUnreadable(f"{part}: {part.limit}")
         return head
@@ -320,7 +327,7 @@ class AllowedInputs:
             async with self._objects.open(address) as stream:
                 await _save(wanted, target, stream)
         except StorageRefused as error:
-            raise InputUnreadable(f"{wanted}: S3 returned {error.reason}") from error
+            raise _refused_input(wanted, error) from error
 
     async def _copy_url(self, wanted: _Input, url: URL, target: Path) -> None:
         retrying = AsyncRetrying(
@@ -394,6 +401,13 @@ def _host_and_port(entry: str) -> tuple[str | None, int | None]:
     if url is None:
         raise SettingsError(f"ACESTEP_INPUT_HOSTS: {entry!r} must be a host name, or host:port")
     return url.raw_host, url.port
+
+
+def _refused_input(wanted: _Input, error: StorageRefused) -> Exception:
+    """Return the input's error; or that of our keys, which somebody has to renew, and which no job fails of."""
+    if error.reason in WRONG_KEYS or isinstance(error, StorageMisconfigured):
+        return StorageUnavailable(str(error))
+    return InputUnreadable(f"{wanted}: S3 returned {error.reason}")
 
 
 def _require_readable(wanted: _Input, response: aiohttp.ClientResponse) -> None:

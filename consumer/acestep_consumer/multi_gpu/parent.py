@@ -87,7 +87,7 @@ class WorkerGroup:
                 self._log_final(placement, code)
                 return code
             if time.monotonic() - began >= self._steady_s:
-                delay, proven = FIRST_RESTART_S, True
+                delay, proven, refused = FIRST_RESTART_S, True, 0
             log.error("worker died", gpu=placement.name, exit_code=code, restarts_in_s=delay)
             await self._sleep(delay)
             delay = min(2 * delay, LAST_RESTART_S)

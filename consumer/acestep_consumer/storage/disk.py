@@ -139,7 +139,11 @@ class DiskGuard:
         try:
             async with self.guarding():
                 folder = self._scratch.new_folder(task_id)
+        except FileNotFoundError as error:  # removed since the check, which makes it again
+            raise ScratchLost from error
         except OSError as error:
+            log.error("a job's folder cannot be made", task_id=task_id, reason=str(error))  # noqa: TRY400 - as it says
+            await self.write_failed()
             raise ScratchLost from error
         try:
             yield folder

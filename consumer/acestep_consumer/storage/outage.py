@@ -6,7 +6,9 @@ that is down, a network that is cut, keys that somebody has to renew. None of th
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +24,9 @@ T = TypeVar("T")
 
 FIRST_S, LAST_S = 0.5, 15.0
 
+ONE_OBJECT_S = 600.0
+"""Seconds that a call may fail over one object while the storage answers otherwise."""
+
 WATCH_S = 5.0
 """Seconds between two questions to the storage, while nothing else may call it."""
 
@@ -33,38 +38,61 @@ class OutageGate:
 
     Args:
         on_change: called with True when an outage begins, and with False when it ends.
+        ready: asks the storage whether it answers at all. Raises if not.
         first_s: bound of the first pause between two attempts, seconds; it doubles.
         last_s: bound of every pause.
     """
 
     def __init__(
-        self, on_change: Callable[[bool], Awaitable[None]], *, first_s: float = FIRST_S, last_s: float = LAST_S
+        self,
+        on_change: Callable[[bool], Awaitable[None]],
+        ready: Callable[[], Awaitable[None]],
+        *,
+        first_s: float = FIRST_S,
+        last_s: float = LAST_S,
+        one_object_s: float = ONE_OBJECT_S,
     ) -> None:
         self._on_change = on_change
+        self._ready = ready
+        self._one_object_s = one_object_s
         self._wait = wait_random_exponential(multiplier=first_s, max=last_s)
         self._failing = 0
         self.away = False
 
-    async def retry(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def retry(self, call: Callable[[], Awaitable[T]], *, reads: bool = False) -> T:
         """Return the result of ``call`` as soon as the storage allows it. Raises its errors of any other cause.
 
         The outage ends when a call that had failed gets through, or when none is left that fails. One that never failed
-        proves nothing: storage that is full still answers reads.
+        proves nothing: storage that is full still answers reads. A call that ``reads`` may fail over a damaged object:
+        while the storage answers otherwise that is no outage, and after ``one_object_s`` the error is raised.
         """
         failed = done = False
+        damaged_since: float | None = None
 
         async def attempt() -> T:
             # Not the call itself: tenacity awaits coroutine functions only, and lambdas are none.
             return await call()
 
         async def on_failure(state: RetryCallState) -> None:
-            nonlocal failed
+            nonlocal failed, damaged_since
+            if reads and not failed and await self._answers():
+                damaged_since = damaged_since or time.monotonic()
+                log.warning("an object cannot be read", reason=_reason(state))
+                return
+            damaged_since = None
             self._failing += not failed
             failed = True
             await self._begin(state)
 
+        def is_damaged(_: RetryCallState) -> bool:
+            return damaged_since is not None and time.monotonic() > damaged_since + self._one_object_s
+
         retrying = AsyncRetrying(
-            retry=retry_if_exception(_is_outage), wait=self._wait, before_sleep=on_failure, reraise=True
+            retry=retry_if_exception(_is_outage),
+            wait=self._wait,
+            stop=is_damaged,
+            before_sleep=on_failure,
+            reraise=True,
         )
         try:
             result: T = await retrying(attempt)
@@ -75,13 +103,19 @@ class OutageGate:
                 await self._end()
         return result
 
+    async def _answers(self) -> bool:
+        try:
+            await self._ready()
+        except Exception:  # noqa: BLE001 - whatever it is, the storage does not answer as it should
+            return False
+        return True
+
     async def _begin(self, state: RetryCallState) -> None:
         if self.away:
             return
         self.away = True
         await self._on_change(True)  # noqa: FBT003 - a callback's one argument
-        error = state.outcome.exception() if state.outcome else None
-        log.error("storage is unavailable: running jobs wait, no new jobs", reason=str(error))
+        log.error("storage is unavailable: running jobs wait, no new jobs", reason=_reason(state))
 
     async def _end(self) -> None:
         if not self.away:
@@ -114,7 +148,7 @@ class RetryingStore:
 
     async def find(self, task_id: str) -> TerminalRecord | None:
         """Return how a task ended, if it did. Raises ``ManifestUnreadable``."""
-        return await self._gate.retry(lambda: self._store.find(task_id))
+        return await self._gate.retry(lambda: self._store.find(task_id), reads=True)
 
     async def put(self, job: Job, rendering: Rendering) -> tuple[StoredObject, ...]:
         """Upload the tracks. Those that were stored before are not sent again."""
@@ -122,7 +156,7 @@ class RetryingStore:
 
     async def missing(self, record: TerminalRecord) -> bool:
         """Whether audio of a completed task is gone, or is not what its manifest says."""
-        return await self._gate.retry(lambda: self._store.missing(record))
+        return await self._gate.retry(lambda: self._store.missing(record), reads=True)
 
     async def commit(self, record: TerminalRecord, instead_of: TerminalRecord | None = None) -> TerminalRecord:
         """Write a task's terminal record; return the one in force. Raises ``ManifestUnreadable``."""
@@ -138,7 +172,8 @@ class RetryingAttempts:
 
     async def next(self, task_id: str, message: str, *, redelivered: bool) -> Attempt:
         """Return the attempt that comes next; nothing is written."""
-        return await self._gate.retry(lambda: self._attempts.next(task_id, message, redelivered=redelivered))
+        next_attempt = partial(self._attempts.next, task_id, message, redelivered=redelivered)
+        return await self._gate.retry(next_attempt, reads=True)
 
     async def begin(self, attempt: Attempt) -> None:
         """Record that the attempt begins now."""
@@ -162,7 +197,11 @@ class RetryingInputs:
 
     async def fetch(self, job: Job, folder: Path) -> Sources:
         """Copy the job's inputs into ``folder``. Raises ``InputNotAllowed``, ``InputUnreadable``."""
-        return await self._gate.retry(lambda: self._inputs.fetch(job, folder))
+        return await self._gate.retry(lambda: self._inputs.fetch(job, folder), reads=True)
+
+
+def _reason(state: RetryCallState) -> str:
+    return str(state.outcome.exception() if state.outcome else None)
 
 
 def _is_outage(error: BaseException) -> bool:

@@ -134,7 +134,7 @@ class ResultStore:
         try:
             await self._objects.delete(place)
         except StorageRefused as error:
-            # Nothing else here deletes, so keys without that permission are good enough.
+            # Only records of attempts are deleted else, which may stay: keys without the permission are good enough.
             _log.warning("storage.check_left_behind", object=str(place), reason=error.reason)
 
     async def ready(self) -> None:

@@ -7,7 +7,7 @@ import structlog
 
 from acestep_consumer.broker.dead_letter_notices import DeadLetterNotice
 from acestep_consumer.broker.delivery import fingerprint
-from acestep_consumer.domain.errors import ConsumerError, Expired
+from acestep_consumer.domain.errors import ConsumerError, Expired, ManifestUnreadable
 from acestep_consumer.domain.outcome import RunInfo, TerminalRecord, outcome_of, unfinished
 from acestep_consumer.domain.ports import Events, Store
 from acestep_consumer.execution.runner import JobRunner
@@ -36,12 +36,16 @@ class ExpirationHandler:
 
     async def _record_of(self, notice: DeadLetterNotice, task_id: str) -> TerminalRecord:
         message = fingerprint(notice.body, notice.message_id, notice.sent)
-        found = await self._store.find(task_id)
-        if found is not None and found.answers(message, same=True):
-            return found
         info = RunInfo(self._runner.rules.worker_id, 1, notice.at or datetime.now(UTC))
-        ending = unfinished(_error(notice.reason), None, task_id, info)
-        return await self._store.commit(TerminalRecord(ending, message), found)
+        record = TerminalRecord(unfinished(_error(notice.reason), None, task_id, info), message)
+        try:
+            found = await self._store.find(task_id)
+            if found is not None and found.answers(message, same=True):
+                return found
+            return await self._store.commit(record, found)
+        except ManifestUnreadable as error:  # no record can be written, but the producer gets its event
+            log.warning("terminal record not written", task_id=task_id, reason=str(error))
+            return record
 
 
 def _error(reason: str) -> ConsumerError:

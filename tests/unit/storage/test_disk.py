@@ -3,6 +3,7 @@
 
 import asyncio
 import errno
+import os
 import shutil
 import tempfile
 import time
@@ -202,3 +203,19 @@ async def test_an_end_that_has_nothing_to_do_with_the_folder_stays(scene: Scene,
     with pytest.raises(type(error)) as caught:
         await fail_without_folder(scene, error)
     assert caught.value is error
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+async def test_a_folder_that_cannot_be_made_pauses_and_the_job_goes_back(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Without a pause the message would come back at once, for ever."""
+
+    def refuse(_: str) -> Path:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(scene.place, "new_folder", refuse)
+    with pytest.raises(ScratchLost):
+        async with scene.disk.job_folder("song"):
+            pass
+    assert (scene.disk.full, scene.changes) == (True, [True])

@@ -2,6 +2,7 @@
 """Outages of the storage: which calls are retried, and what is reported."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -24,11 +25,19 @@ class Storage:
         return "here"
 
 
-def gate(changes: list[bool]) -> OutageGate:
+async def nobody_answers() -> None:
+    raise StorageUnavailable("nobody there")
+
+
+async def answers() -> None:
+    pass
+
+
+def gate(changes: list[bool], ready: Callable[[], Awaitable[None]] = nobody_answers) -> OutageGate:
     async def on_change(away: bool) -> None:  # noqa: FBT001 - a callback's one argument
         changes.append(away)
 
-    return OutageGate(on_change, first_s=0.001, last_s=0.002)
+    return OutageGate(on_change, ready, first_s=0.001, last_s=0.002, one_object_s=0.05)
 
 
 async def test_a_call_is_retried_until_storage_is_back_and_both_changes_are_reported_once() -> None:
@@ -36,6 +45,29 @@ async def test_a_call_is_retried_until_storage_is_back_and_both_changes_are_repo
     storage = Storage(failures=5)
     assert await gate(changes).retry(lambda: storage.read()) == "here"  # noqa: PLW0108 - as its callers write it
     assert (storage.calls, changes) == (6, [True, False])
+
+
+async def test_a_damaged_object_is_no_outage_and_its_error_is_raised_in_the_end() -> None:
+    """Whoever may name objects as inputs could stop the worker otherwise."""
+    changes: list[bool] = []
+    damaged = Storage(failures=10**9)
+    with pytest.raises(StorageUnavailable):
+        await gate(changes, answers).retry(damaged.read, reads=True)
+    assert damaged.calls > 2
+    assert changes == []
+
+
+async def test_a_read_that_fails_while_storage_answers_nothing_waits_for_the_end_of_the_outage() -> None:
+    changes: list[bool] = []
+    storage = Storage(failures=200)
+    assert await gate(changes).retry(storage.read, reads=True) == "here"
+    assert changes == [True, False]
+
+
+async def test_a_write_that_fails_is_an_outage_though_reads_are_answered() -> None:
+    changes: list[bool] = []
+    assert await gate(changes, answers).retry(Storage(failures=3).read) == "here"
+    assert changes == [True, False]
 
 
 async def test_storage_that_answers_is_no_change() -> None:

@@ -402,7 +402,8 @@ class S3Client:
             frozen = await self._in_thread(credentials.get_frozen_credentials) if credentials else None
         except _WRONG_SETTINGS as error:
             raise StorageMisconfigured(f"the keys for S3 cannot be read: {error}") from error
-        except BotoCoreError as error:
+        except (BotoCoreError, ClientError, OSError, RuntimeError) as error:
+            # Temporary keys come from a service, or a file with a token, which may be away as the storage may.
             raise StorageUnavailable(f"the keys for S3 cannot be read: {type(error).__name__}") from error
         if frozen is None:
             raise StorageMisconfigured("no keys for S3: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")

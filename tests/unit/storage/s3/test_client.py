@@ -14,7 +14,7 @@ import pytest
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials, ReadOnlyCredentials
-from botocore.exceptions import CredentialRetrievalError, PartialCredentialsError
+from botocore.exceptions import ClientError, CredentialRetrievalError, PartialCredentialsError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -127,6 +127,9 @@ async def test_a_request_that_is_cancelled_does_not_take_the_others_keys_away() 
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
+        (ClientError({"Error": {"Code": "AccessDenied"}}, "AssumeRole"), StorageUnavailable),
+        (FileNotFoundError(2, "no such file", "/var/run/token"), StorageUnavailable),
+        (RuntimeError("credentials were refreshed, but are still expired"), StorageUnavailable),
         (PartialCredentialsError(provider="env", cred_var="AWS_SECRET_ACCESS_KEY"), StorageMisconfigured),
         (CredentialRetrievalError(provider="role", error_msg="no answer"), StorageUnavailable),
     ],

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dead-letter notices: each gets its event, also where no record of it can be written."""
+
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+from acestep_consumer.broker.dead_letter_notices import DeadLetterNotice
+from acestep_consumer.concurrency.locks import KeyedLock
+from acestep_consumer.domain.errors import ManifestUnreadable
+from acestep_consumer.domain.ports import Reply
+from acestep_consumer.worker.expirations import ExpirationHandler
+
+if TYPE_CHECKING:
+    from acestep_consumer.execution.runner import JobRunner
+    from acestep_schemas.events import TerminalEvent
+
+
+class ForeignObjects:
+    """A store in which something else lies at each manifest's place."""
+
+    async def find(self, task_id: str) -> Any:
+        raise ManifestUnreadable(task_id)
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.events: list[TerminalEvent] = []
+
+    async def publish(self, event: Any, reply: Reply | None) -> None:
+        self.events.append(event)
+
+
+async def test_a_request_whose_manifest_is_something_else_gets_its_event_once() -> None:
+    """Its notice would come back every few seconds otherwise, and hold the others up."""
+    events = Recorder()
+    runner = cast("JobRunner", SimpleNamespace(exclusively=KeyedLock().of, rules=SimpleNamespace(worker_id="w")))
+    handler = ExpirationHandler(cast("Any", ForeignObjects()), cast("Any", events), runner)
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    notice = DeadLetterNotice(
+        body=b"{}", message_id="song", encoding=None, sent=now, reply=Reply(), reason="expired", at=now, queue="q"
+    )
+    await handler.tell(notice)
+    assert [(event.state, event.data.task_id) for event in events.events] == [("expired", "song")]
