@@ -245,7 +245,11 @@ class Consumer:
     def _left_over(self) -> Counter[str]:
         """Count running deliveries whose consumer was cancelled, by queue."""
         running = self._tasks.values()
-        return Counter(each.queue for each in running if each.tag not in self._shares and not each.delivery.stale)
+        return Counter(
+            each.queue
+            for each in running
+            if each.tag not in self._shares and not (each.delivery.stale or each.delivery.settled)
+        )
 
     async def _wait_until_full(self, tag: str) -> None:
         """Wait until no delivery can be in flight to this consumer: it is full, or the queue is empty.

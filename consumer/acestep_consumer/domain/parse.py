@@ -96,13 +96,16 @@ def decompressed(body: bytes, encoding: str | None, max_bytes: int) -> bytes:
 
 
 def _inflated(body: bytes, window_bits: int, max_bytes: int) -> bytes:
-    """Decompress one stream. Raises ``zlib.error``, ``_TooLarge``."""
-    stream = zlib.decompressobj(window_bits)
-    found = stream.decompress(body, max_bytes + 1)
-    if len(found) > max_bytes:
-        raise _TooLarge
-    if not stream.eof or stream.unused_data:
-        raise zlib.error("it is cut off" if not stream.eof else "other bytes follow")
+    """Decompress one stream, or the members of a gzip file. Raises ``zlib.error``, ``_TooLarge``."""
+    found, rest = b"", body
+    while rest:
+        stream = zlib.decompressobj(window_bits)
+        found += stream.decompress(rest, max_bytes + 1 - len(found))
+        if len(found) > max_bytes:
+            raise _TooLarge
+        if not stream.eof:
+            raise zlib.error("it is cut off")
+        rest = stream.unused_data
     return found
 
 

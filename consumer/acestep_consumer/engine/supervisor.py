@@ -237,6 +237,9 @@ class Supervisor(Generic[ConfigureT, ReportT]):
             if self._requests.stop(request_id, time.monotonic()):
                 self._send(Stop(request_id=request_id))
             raise
+        except Exception:  # it was never sent: nothing would answer it, and the watchdog would blame the process
+            self._requests.answer(request_id, None)
+            raise
         if isinstance(result, Exception):
             raise result
         return result
