@@ -412,7 +412,7 @@ async def test_a_broker_that_stays_silent_fails_after_the_timeout(service_enviro
     async with Proxy.for_url(url) as amqp:
         amqp.stall()
         environment = {**service_environment, "ACESTEP_AMQP_URL": amqp.url(url)}
-        done = await asyncio.to_thread(run_doctor, "--json", "--timeout", "4", **environment)
+        done = await asyncio.to_thread(run_doctor, "--json", "--timeout", "15", **environment)
     found = by_check(json.loads(done.stdout))
     assert done.returncode == 6
     assert found["broker"]["level"] == "fail"

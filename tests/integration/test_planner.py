@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from acestep_consumer.domain.audio_codes import format_codes, parse_codes
-from acestep_consumer.domain.errors import PlanFailed
+from acestep_consumer.domain.errors import InvalidRequest
 from acestep_consumer.domain.job import Job, Plan, Request, TokenizedSource
 from acestep_consumer.engine.adapters import PlannerSupervisor
 from acestep_consumer.engine.messages import ConfigurePlanner
@@ -119,7 +119,7 @@ async def test_texts_are_created_formatted_and_derived_from_audio_codes(planner:
     invented, rewritten, described = await asyncio.gather(
         plan_for(planner, sample_query="a sea shanty", lyrics="", analysis_only=True, bpm=70),
         plan_for(planner, use_format=True, analysis_only=True, key_scale="C major"),
-        plan_for(planner, source, full_analysis_only=True, audio_duration=None),
+        plan_for(planner, source, full_analysis_only=True, src_audio_path="s3://b/song.wav", audio_duration=None),
     )
     assert invented.metas.bpm == 70
     assert invented.metas.caption not in ("", "slow jazz")
@@ -154,7 +154,7 @@ async def test_a_job_that_cannot_be_planned_fails_alone(planner: PlannerSupervis
     long = plan_for(planner, thinking=True, lyrics="la " * 10_000)
     fine = plan_for(planner, thinking=True)
     broken, plan = await asyncio.gather(long, fine, return_exceptions=True)
-    assert isinstance(broken, PlanFailed)
+    assert isinstance(broken, InvalidRequest)
     assert isinstance(plan, Plan)
 
 

@@ -91,7 +91,7 @@ def _imports_of(path: Path, *, for_types: bool) -> Iterator[str]:
 def distribution_of(module: str) -> str | None:
     """The distribution that must be declared for a module; None for our own and the standard library's."""
     top = module.partition(".")[0]
-    if top in OURS or top in sys.stdlib_module_names:
+    if top in OURS or top in sys.stdlib_module_names or top == "_typeshed":  # the latter is for type checkers alone
         return None
     known = [name for name in KNOWN if module == name or module.startswith(f"{name}.")]
     if known:
