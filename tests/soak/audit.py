@@ -154,9 +154,19 @@ def _two_ends(seen: Evidence) -> Iterator[str]:
         songs = {body for state, body in contents if state == COMPLETED}
         if submission is None:
             continue
-        most = submission.copies if submission.sort is Sort.AUDIO_DELETED else 1
-        if len(songs) > most or len(contents) > max(1, submission.copies):
+        most = _songs_at_most(submission)
+        if len(songs) > most or len(contents) > max(most, submission.copies):
             yield f"{task_id} ({', '.join(end.state for end in ends)})"
+
+
+def _songs_at_most(submission: Submission) -> int:
+    match submission.sort:
+        case Sort.AUDIO_DELETED:
+            return max(1, submission.copies)
+        case Sort.WITHOUT_ID:
+            # A worker may be cut off after the copy's confirm and before the original's ack: another id is given then.
+            return 1 + max(1, submission.copies)
+    return 1
 
 
 def _without_warnings(end: RecordedEvent) -> str:

@@ -43,6 +43,11 @@ def figures(evidence: Evidence, faults: Mapping[str, int], lost_by_subscriber: i
         "started again after a loss": sum(count - 1 for count in starts.values()),
         "terminal events told again": len(told) - len({(end.task_id, end.body) for end in told}),
         "started or progress told after the end": _after_the_end(evidence),
+        "without an id, and done twice": sum(
+            len({end.cloud_event["data"]["task_id"] for end in ends}) > 1
+            for task_id, ends in evidence.ends.items()
+            if evidence.sort_of(task_id) is Sort.WITHOUT_ID
+        ),
         "dead letters": len(evidence.dead),
         "longest job, s": round(_longest_s(evidence), 1),
         "median error of the estimates after 50 jobs, %": _estimate_error(evidence),

@@ -85,7 +85,10 @@ def test_a_task_that_failed_and_was_sent_again_may_end_twice() -> None:
         ),
         ("ended as it must not", {"events": [end("failed")], "dead": ["a"]}),
         ("ended as it must not", {"submissions": sent(sort=Sort.INVALID)}),
-        ("ended in more than one way", {"submissions": sent(sort=Sort.WITHOUT_ID), "events": [end(), end(note="2")]}),
+        (
+            "ended in more than one way",
+            {"submissions": sent(sort=Sort.WITHOUT_ID), "events": [end(), end(note="2"), end(note="3")]},
+        ),
         (
             "ended in more than one way",
             {"submissions": sent(sort=Sort.AUDIO_DELETED), "events": [end(), end(note="2")]},
