@@ -59,12 +59,13 @@ class TerminalRecord:
         return isinstance(self.ending, Completed) or (same and self.message == message)
 
     def yields_to(self, other: "TerminalRecord") -> bool:
-        """Whether ``other``, which comes later, replaces this record.
+        """Whether ``other``, which comes later, replaces this record. Songs are never replaced by an error.
 
-        Songs are never replaced by an error, and one message has one end: of two workers that had it at the same time,
-        the first one's counts.
+        They replace one also when the fingerprints are equal: a copy of the message within the same second has the same.
         """
-        return not isinstance(self.ending, Completed) and (self.message is None or self.message != other.message)
+        if isinstance(self.ending, Completed):
+            return False
+        return isinstance(other.ending, Completed) or self.message != other.message
 
     def for_body(self, body: str) -> "TerminalRecord":
         """Return the record as the answer to a message with this body, with a warning if it was another one's."""
