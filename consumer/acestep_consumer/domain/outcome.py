@@ -61,7 +61,7 @@ class TerminalRecord:
     def yields_to(self, other: "TerminalRecord") -> bool:
         """Whether ``other``, which comes later, replaces this record. Songs are never replaced by an error.
 
-        They replace one also when the fingerprints are equal: a copy of the message within the same second has the same.
+        They replace one also when the fingerprints are equal: a copy of the message within the same second has it too.
         """
         if isinstance(self.ending, Completed):
             return False
