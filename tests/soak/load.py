@@ -78,6 +78,7 @@ _SMALL_BYTES, _LARGE_BYTES = 20_000, 9_000_000  # the latter is more than one pa
 # A cancellation concerns what was sent in its second or before.
 _AFTER_A_CANCELLATION_S = 2.1
 _WORSE_EXPIRES_S = 0.2
+_ANOTHER_SECOND_S = 1.1
 _COMPLETED_WITHIN_S = 60.0
 
 
@@ -178,7 +179,8 @@ class Producer:
                     submission.songs_owed = submission.confirmed > before
             case Sort.WORSE_DUPLICATE:
                 submission.songs_owed = submission.confirmed > 0
-                await asyncio.sleep(2 * dose)
+                # Within one second it would be the same message to a worker: AMQP's timestamp counts seconds.
+                await asyncio.sleep(_ANOTHER_SECOND_S + 2 * dose)
                 worse, expires = (b"garbage", None) if number % 2 else (body, _WORSE_EXPIRES_S)
                 await self._send(submission, worse, expires)
             case Sort.AUDIO_DELETED:
