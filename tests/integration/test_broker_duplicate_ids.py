@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two workers with one id: both say so, once, and no worker takes itself for another."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from structlog.testing import capture_logs
@@ -16,13 +18,19 @@ def warnings(logs: list[Any]) -> list[str]:
     return [line["worker"] for line in logs if "same id" in line["event"]]
 
 
-async def test_both_workers_with_one_id_warn_and_no_other(amqp_url: str) -> None:
-    settings = broker_settings(amqp_url)
+@asynccontextmanager
+async def three_connections(url: str) -> AsyncIterator[tuple[BrokerConnection, BrokerConnection, BrokerConnection]]:
+    settings = broker_settings(url)
     async with (
         BrokerConnection(settings, "first") as first,
         BrokerConnection(settings, "second") as second,
         BrokerConnection(settings, "third") as third,
     ):
+        yield first, second, third
+
+
+async def test_both_workers_with_one_id_warn_and_no_other(amqp_url: str) -> None:
+    async with three_connections(amqp_url) as (first, second, third):
         with capture_logs() as logs:
             await DuplicateIdCheck(third, "gpu-02").start()
             await DuplicateIdCheck(first, "gpu-01").start()
@@ -33,12 +41,7 @@ async def test_both_workers_with_one_id_warn_and_no_other(amqp_url: str) -> None
 
 
 async def test_a_worker_that_reconnects_is_no_other_worker_and_is_warned_of_once(amqp_url: str) -> None:
-    settings = broker_settings(amqp_url)
-    async with (
-        BrokerConnection(settings, "first") as first,
-        BrokerConnection(settings, "second") as second,
-        BrokerConnection(settings, "third") as third,
-    ):
+    async with three_connections(amqp_url) as (first, second, third):
         with capture_logs() as logs:
             await DuplicateIdCheck(first, "gpu-01").start()
             first.reconnect("the test says so")

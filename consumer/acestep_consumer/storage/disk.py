@@ -142,7 +142,7 @@ class DiskGuard:
         except FileNotFoundError as error:  # removed since the check, which makes it again
             raise ScratchLost from error
         except OSError as error:
-            log.error("a job's folder cannot be made", task_id=task_id, reason=str(error))  # noqa: TRY400 - as it says
+            log.error("a job's folder cannot be made", task_id=task_id, reason=str(error))  # noqa: TRY400 - a state of the machine, no bug: its text is enough
             await self.write_failed()
             raise ScratchLost from error
         try:

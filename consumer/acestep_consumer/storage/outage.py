@@ -41,6 +41,7 @@ class OutageGate:
         ready: asks the storage whether it answers at all. Raises if not.
         first_s: bound of the first pause between two attempts, seconds; it doubles.
         last_s: bound of every pause.
+        one_object_s: seconds that a read may fail while the storage answers otherwise.
     """
 
     def __init__(
