@@ -82,7 +82,9 @@ class GoldenWorker:
                 lambda _fraction, _stage: None,
                 lambda: False,
             )
-        made.audio = [torch.from_numpy(soundfile.read(track.path, dtype="float32")[0].T) for track in made.rendering.tracks]
+        made.audio = [
+            torch.from_numpy(soundfile.read(track.path, dtype="float32")[0].T) for track in made.rendering.tracks
+        ]
         return made
 
     def _scheduler(self, model: str) -> Scheduler:
