@@ -451,4 +451,4 @@ def _lora_field(request: GenerationRequest, index: int) -> str:
 
 
 def _needs_source(request: GenerationRequest) -> bool:
-    return TASKS[request.task_type].reads_source or request.full_analysis_only
+    return TASKS[request.task_type].reads_source or request.full_analysis_only or request.extract_codes_only

@@ -28,6 +28,9 @@ from acestep_schemas.request import GenerationRequest
 METADATA_TOKENS, SONG_TOKENS = 1024, 2560
 """Limits of the two kinds of text. The DiT reads 2,048 tokens of lyrics: longer ones would be truncated there."""
 
+LEAST_CODES = 10
+"""As in ACE-Step, the model writes no fewer codes for a song."""
+
 WARM_UP_SONGS = (1, 2, 5)
 """Batch sizes: one is compiled by itself; the second and third let the compiler make the size symbolic."""
 
@@ -136,7 +139,7 @@ class SongPlanner:
         if duration is None:
             raise PlanFailed("no duration was given or planned, so that the number of audio codes is unknown")
         seconds = job.request.audio_duration or duration
-        count = round(CODES_PER_SECOND * seconds)
+        count = max(int(CODES_PER_SECOND * seconds), LEAST_CODES)
         guided = prompts.codes_phase(draft.caption, draft.lyrics, draft.metadata, job.request.lm_negative_prompt)
         callbacks = _progress_callbacks(len(job.seeds), count, report)
         songs = [

@@ -8,6 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from acestep_consumer.engine.renderer.tensor_files import SUFFIXES
+
 # Published in diffusers' format.
 HUB: Final = MappingProxyType(
     {
@@ -42,7 +44,8 @@ class CheckpointError(Exception):
 class Checkpoint:
     """The location of a model: in ``folder``, or else on the hub as ``hub_id``. Requests refer to it by ``name``.
 
-    ``original``: the folder has ACE-Step's original layout; otherwise it has diffusers'.
+    ``original``: the folder has ACE-Step's original layout, or it is a file of ComfyUI's or a GGUF file; otherwise it
+    has diffusers' layout.
     """
 
     name: str
@@ -52,7 +55,7 @@ class Checkpoint:
 
 
 def resolve(named: str, checkpoint_dir: Path | None) -> Checkpoint:
-    """Find the checkpoint: a folder of that path, then one of that name in ``checkpoint_dir``, then the hub.
+    """Find the checkpoint: a folder or file of that path, then one of that name in ``checkpoint_dir``, then the hub.
 
     Raises:
         CheckpointError: it is in none of them, or the folder is no checkpoint.
@@ -60,6 +63,8 @@ def resolve(named: str, checkpoint_dir: Path | None) -> Checkpoint:
     for folder in _folders(named, checkpoint_dir):
         if folder.is_dir():
             return Checkpoint(folder.resolve().name, folder=folder, original=_is_original(folder))
+        if folder.is_file() and folder.suffix in SUFFIXES:
+            return Checkpoint(folder.stem, folder=folder, original=True)
     hub_id = HUB.get(named, named)
     if _HUB_ID.fullmatch(hub_id):
         names = {published: name for name, published in HUB.items()}
