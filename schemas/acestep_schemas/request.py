@@ -30,6 +30,7 @@ Real = Annotated[float, BeforeValidator(coerce.real)]
 Text = Annotated[str, BeforeValidator(coerce.text)]
 OptionalText = Annotated[str | None, BeforeValidator(coerce.optional(coerce.text))]
 Name = Annotated[str | None, BeforeValidator(coerce.optional(coerce.trimmed))]
+OptionalReal = Annotated[float | None, BeforeValidator(coerce.optional(coerce.real))]
 Count = Annotated[int | None, BeforeValidator(coerce.optional(coerce.positive_integer))]
 Seconds = Annotated[float | None, BeforeValidator(coerce.optional(coerce.positive_real))]
 CrossfadeFrames = Annotated[int | None, Field(ge=0), BeforeValidator(coerce.optional(coerce.integer))]
@@ -38,6 +39,7 @@ Seed = Annotated[int, Field(ge=-1, le=2**63 - 1)]
 Place = Annotated[str | None, BeforeValidator(coerce.optional(coerce.place))]
 _Word = BeforeValidator(coerce.word)
 _DAY: Final = 86_400
+_MAX_LORAS: Final = 8
 
 
 class LoraChoice(BaseModel):
@@ -51,6 +53,10 @@ class LoraChoice(BaseModel):
         "folder's loras/.",
     )
     scale: Real = Field(default=1.0, ge=-4, le=4, description="Strength; 1 is as it was trained.")
+    alpha: OptionalReal = Field(
+        default=None,
+        description="Alpha that the LoRA was trained with, if its file does not say it (PEFT without configuration).",
+    )
 
 
 class GenerationRequest(BaseModel):
@@ -72,6 +78,12 @@ class GenerationRequest(BaseModel):
     model: Name = Field(default=None, max_length=256, description="The DiT model; by default the worker's primary one.")
     lora: Annotated[LoraChoice | None, BeforeValidator(coerce.lora)] = Field(
         default=None, description="A LoRA to apply: an object of path and scale, or the path alone."
+    )
+    loras: Annotated[tuple[LoraChoice, ...], BeforeValidator(coerce.loras)] = Field(
+        default=(),
+        max_length=_MAX_LORAS,
+        description="Several LoRAs, each as in lora. Their changes to the model's weights are added up, after that of "
+        "lora.",
     )
     on_limit: Annotated[Literal["clamp", "reject"], _Word] = Field(
         default="clamp", description="Over the GPU tier's limit: clamp to it and report that, or reject the request."
@@ -309,6 +321,11 @@ class GenerationRequest(BaseModel):
         return end
 
     @property
+    def all_loras(self) -> tuple[LoraChoice, ...]:
+        """The LoRAs of the fields lora and loras, in this order."""
+        return self.loras if self.lora is None else (self.lora, *self.loras)
+
+    @property
     def instrumental(self) -> bool:
         """Whether the song has no vocals."""
         return self.lyrics.strip().lower() in ("", "[inst]", "[instrumental]")
@@ -402,8 +419,8 @@ def _problems(exc: ValidationError, given: Mapping[str, Found]) -> tuple[FieldPr
 
 def _inner_name(error: ErrorDetails) -> str:
     """Return the name of the part that is wrong, where a field has named parts."""
-    part = error["loc"][1:2]
-    return f"{shown(part[0])} " if part and isinstance(part[0], str) else ""
+    parts = error["loc"][1:3]
+    return f"{shown('.'.join(map(str, parts)))} " if any(isinstance(part, str) for part in parts) else ""
 
 
 def _rule(error: ErrorDetails) -> str:

@@ -17,6 +17,8 @@ class LoraBody(TypedDict, total=False):
     """Safetensors: s3://bucket/key.safetensors, s3://bucket/folder/, or a name in the checkpoint folder's loras/."""
     scale: float
     """Strength; 1 is as it was trained."""
+    alpha: float | None
+    """Alpha that the LoRA was trained with, if its file does not say it (PEFT without configuration)."""
 
 
 class RequestBody(TypedDict, total=False):
@@ -34,6 +36,8 @@ class RequestBody(TypedDict, total=False):
     """The DiT model; by default the worker's primary one."""
     lora: LoraBody | str | None
     """A LoRA to apply: an object of path and scale, or the path alone."""
+    loras: Sequence[LoraBody | str]
+    """Several LoRAs, each as in lora. Their changes to the model's weights are added up, after that of lora."""
     on_limit: Literal["clamp", "reject"]
     """Over the GPU tier's limit: clamp to it and report that, or reject the request."""
     on_model_unavailable: Literal["fallback", "fail"]

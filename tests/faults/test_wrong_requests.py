@@ -159,7 +159,7 @@ async def test_a_lora_that_cannot_be_applied_is_an_input_that_cannot_be_read(
     resources: RenderResources, tmp_path: Path, write: Any, scale: float, said: str
 ) -> None:
     lora = {"path": "jazz", "scale": scale}
-    error = await complaint(resources, tmp_path, Sources(lora=write(tmp_path / "lora")), lora=lora)
+    error = await complaint(resources, tmp_path, Sources(loras=(write(tmp_path / "lora"),)), lora=lora)
     assert isinstance(error, InputUnreadable)
     assert error.code == "input_unreadable"
     with pytest.raises(InputUnreadable, match=said):
@@ -171,7 +171,8 @@ async def test_a_lora_that_cannot_be_applied_is_an_input_that_cannot_be_read(
 async def test_audio_that_is_too_short_for_the_model_is_an_input_that_cannot_be_read(
     resources: RenderResources, tmp_path: Path, seconds: float, which: str
 ) -> None:
-    sources = Sources(**{which: recording(tmp_path / "short", seconds=seconds, hz=220)})
+    short = recording(tmp_path / "short", seconds=seconds, hz=220)
+    sources = Sources(source=short) if which == "source" else Sources(reference=short)
     fields: dict[str, Any] = {"task_type": "cover", "src_audio_path": "s3://acestep/a.wav"} if which == "source" else {}
     error = await complaint(resources, tmp_path, sources, **fields)
     assert isinstance(error, InputUnreadable)
@@ -222,7 +223,7 @@ def test_whatever_a_request_holds_it_is_rendered_or_its_producer_is_told_why_not
 ) -> None:
     if "source" in inputs:
         fields |= {"src_audio_path": "s3://acestep/a.wav"}
-    sources, folder = Sources(**dict.fromkeys(inputs, source)), tmp_path_factory.mktemp("job")
+    sources, folder = Sources(**dict[str, Any].fromkeys(inputs, source)), tmp_path_factory.mktemp("job")
     try:
         rendering = asyncio.run(rendered(resources, folder, sources, **fields))
     except RequestInvalid:

@@ -188,7 +188,7 @@ def test_jobs_of_several_songs_share_a_batch_song_by_song(
 
 
 def test_songs_with_different_loras_never_share_a_batch(harness: SchedulerHarness, tmp_path: Path) -> None:
-    adapted = Sources(lora=write_lora(tmp_path / "loud.safetensors"))
+    adapted = Sources(loras=(write_lora(tmp_path / "loud.safetensors"),))
     fields: dict[str, Any] = {"lora": {"path": "s3://bucket/loud.safetensors"}}
     messages = [
         render_message(tmp_path, seeds=(1,)),

@@ -64,14 +64,15 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """Files on this machine: copies of the audio inputs, in the job's scratch folder, and the LoRA's weights.
+    """Files on this machine: copies of the audio inputs, in the job's scratch folder, and the LoRAs' weights.
 
-    A LoRA from S3 lies in the scratch folder too; one of the checkpoint folder is read where it is.
+    A LoRA from S3 lies in the scratch folder too; one of the checkpoint folder is read where it is. They are in the
+    request's order.
     """
 
     source: Path | None = None
     reference: Path | None = None
-    lora: Path | None = None
+    loras: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -239,5 +239,5 @@ def _warnings(asked: GenerationRequest, task: Task) -> Iterator[str]:
         yield f"thinking has no effect: the language model is skipped for {task.name}"
     if asked.thinking and asked.audio_code_string:
         yield "thinking has no effect: audio_code_string was given"
-    if asked.lora and (asked.analysis_only or asked.full_analysis_only or asked.extract_codes_only):
+    if asked.all_loras and (asked.analysis_only or asked.full_analysis_only or asked.extract_codes_only):
         yield "lora has no effect: an analysis renders no song"

@@ -31,7 +31,8 @@ WRITTEN: dict[str, object] = {
     "task_id": "song-1",
     "task_type": "Cover",
     "model": " acestep-v15-base ",
-    "lora": {"path": "jazz", "scale": 0.8},
+    "lora": {"path": "jazz", "scale": 0.8, "alpha": 16.0},
+    "loras": ("blues", {"path": "rock", "scale": "-1", "alpha": None}),
     "on_limit": "reject",
     "queue_deadline_s": "60",
     "on_model_unavailable": "FAIL",
@@ -135,6 +136,10 @@ def test_each_field_is_read_exactly() -> None:
         "task_type": "cover",
         "model": "acestep-v15-base",
         "queue_deadline_s": 60.0,
+        "loras": (
+            {"path": "blues", "scale": 1.0, "alpha": None},
+            {"path": "rock", "scale": -1.0, "alpha": None},
+        ),
         "on_model_unavailable": "fail",
         "vocal_language": "pt",
         "bpm": 92,
@@ -634,6 +639,29 @@ class TestLora:
     )
     def test_what_is_wrong_is_said_by_name(self, written: object, rule: str) -> None:
         assert problem(lora=written).rule == rule
+
+    def test_several_are_read_after_the_one(self) -> None:
+        request = parsed(lora="jazz", loras=["blues", {"path": "rock", "scale": None, "alpha": "16"}])
+        assert request.all_loras == (
+            LoraChoice(path="jazz"),
+            LoraChoice(path="blues"),
+            LoraChoice(path="rock", alpha=16),
+        )
+        assert parsed(loras="jazz").all_loras == parsed(loras={"path": "jazz"}).all_loras == request.all_loras[:1]
+        assert parsed(loras=[]).all_loras == parsed(loras=None).all_loras == ()
+
+    @pytest.mark.parametrize(
+        ("written", "rule"),
+        [
+            ([{"path": "jazz"}, {"path": "blues", "scale": 5}], "1.scale must be at most 4"),
+            (["jazz", {"scale": 1}], "1.path must be given"),
+            ([{"path": "jazz", "alpha": "much"}], "0.alpha must be a number"),
+            (["jazz", 7], "must be an object of path and scale, or the path alone"),
+            (["jazz"] * 9, "must have at most 8 entries"),
+        ],
+    )
+    def test_what_is_wrong_with_one_of_several_is_said_with_its_number(self, written: object, rule: str) -> None:
+        assert problem(loras=written).rule == rule
 
     def test_an_unknown_part_is_shown_printable_and_short(self) -> None:
         rule = problem(lora={"path": "jazz", "\x1b" + "x" * 500: 1}).rule
