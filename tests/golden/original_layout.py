@@ -94,7 +94,7 @@ def _load(checkpoints: Path, name: str) -> ModelHandle:
         audio_token_detokenizer=detokenizer,
     )
     _prepare(pipeline)
-    return ModelHandle(_describe(name, pipeline), pipeline)
+    return ModelHandle(_describe(name, pipeline, config), pipeline, config)
 
 
 def _part(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -135,6 +135,7 @@ def _describe(name: str, pipeline: Any, config: Mapping[str, Any]) -> LoadedMode
         variant=variant_of(name, {**pipeline.transformer.config, **config}),
         sample_rate=pipeline.sample_rate,
         latent_rate=pipeline.latents_per_second,
+        global_caption=bool(config.get("is_lego_sft")),
     )
 
 
