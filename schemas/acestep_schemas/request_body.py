@@ -53,7 +53,7 @@ class RequestBody(TypedDict, total=False):
     time_signature: Literal["2", "3", "4", "6"] | None
     """Time signature: 2 is 2/4, 3 is 3/4, 4 is 4/4, 6 is 6/8."""
     audio_duration: float | None
-    """Seconds of music, 10 to 600 on the largest tier. 0 means not given."""
+    """Seconds of music, up to 600 on the largest tier. 0 means not given."""
     batch_size: int
     """Songs in this request, 1 to 8."""
     seed: int | Sequence[int]

@@ -9,11 +9,17 @@ from acestep_consumer.engine.renderer.output import (
     KeptSamples,
     OutputRules,
     faded,
+    invalid_if_zero,
     limited,
     normalised,
     spliced,
 )
 from acestep_consumer.engine.renderer.window import Window
+
+
+def test_latents_of_nothing_are_no_numbers_and_others_are_as_they_were() -> None:
+    assert invalid_if_zero(torch.zeros(3, 2)).isnan().all()
+    assert invalid_if_zero(torch.tensor([[0.0, 1e-9]])).tolist() == torch.tensor([[0.0, 1e-9]]).tolist()
 
 
 def test_a_peak_above_full_scale_is_limited_and_another_is_left() -> None:
