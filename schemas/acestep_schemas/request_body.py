@@ -112,7 +112,7 @@ class RequestBody(TypedDict, total=False):
     """Whether the model is shown the part to make of a repaint or lego (explicit) or not (auto)."""
     audio_cover_strength: float
     """How closely a cover follows its source."""
-    audio_code_string: str
+    audio_code_string: str | Sequence[str]
     """Semantic audio codes to render, in place of the LM's."""
     instruction: str | None
     """Instruction to the model; each task type has its own."""
