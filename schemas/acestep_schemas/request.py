@@ -113,7 +113,7 @@ class GenerationRequest(BaseModel):
         Literal["2", "3", "4", "6"] | None, BeforeValidator(coerce.optional(coerce.time_signature))
     ] = Field(default=None, description="Time signature: 2 is 2/4, 3 is 3/4, 4 is 4/4, 6 is 6/8.")
     audio_duration: Seconds = Field(
-        default=None, le=_DAY, description="Seconds of music, 10 to 600 on the largest tier. 0 means not given."
+        default=None, le=_DAY, description="Seconds of music, up to 600 on the largest tier. 0 means not given."
     )
     batch_size: Integer = Field(default=1, ge=1, le=1_000, description="Songs in this request, 1 to 8.")
     seed: Annotated[tuple[Seed, ...], BeforeValidator(coerce.seeds)] = Field(

@@ -58,11 +58,11 @@ def _beyond(name: str, ours: list[torch.Tensor], theirs: torch.Tensor, limit: fl
     for index, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
         if mine.shape != other.shape:
             yield f"{name} of song {index}: shape {tuple(mine.shape)} is not {tuple(other.shape)}"
-        elif not (error := _error(mine, other)) <= limit:
+        elif not (error := relative_error(mine, other)) <= limit:
             yield f"{name} of song {index}: relative error {error:.2e} is above {limit:g}"
 
 
-def _error(mine: torch.Tensor, other: torch.Tensor) -> float:
+def relative_error(mine: torch.Tensor, other: torch.Tensor) -> float:
     """Return the norm of the difference over the norm of the golden one."""
     return float((mine - other).norm() / other.norm().clamp(min=1e-12))
 
@@ -76,6 +76,6 @@ def _audio(made: Made, case: GoldenCase) -> Iterator[str]:
         yield f"audio: {song.shape[1]} samples, not {golden['samples']}"
         return
     for index, (start, end) in enumerate(golden["slices"]):
-        error = _error(song[:, start:end], case.arrays[f"audio_{index}"])
+        error = relative_error(song[:, start:end], case.arrays[f"audio_{index}"])
         if not error <= AUDIO:
             yield f"audio {start}..{end}: relative error {error:.2e} is above {AUDIO:g}"

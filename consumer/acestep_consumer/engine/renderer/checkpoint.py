@@ -136,6 +136,7 @@ def _describe(name: str, pipeline: Any, config: Mapping[str, Any]) -> LoadedMode
         sample_rate=pipeline.sample_rate,
         latent_rate=pipeline.latents_per_second,
         wide=is_wide(pipeline.transformer.config),
+        global_caption=bool(config.get("is_lego_sft")),
     )
 
 
