@@ -182,7 +182,7 @@ class GenerationRequest(BaseModel):
         default="cpu",
         description="Where noise is drawn. cpu: the same on every card; device: nearly as ACE-Step's server does.",
     )
-    latent_rescale: Real = Field(default=1.0, ge=-10, le=10, description="Factor of the final latents.")
+    latent_rescale: Real = Field(default=1.0, ge=-100, le=100, description="Factor of the final latents.")
     latent_shift: Real = Field(default=0.0, ge=-10, le=10, description="Added to the final latents, after the factor.")
     use_tiled_decode: Flag = Field(default=True, description="Decode in tiles: much less memory, the same sound.")
     audio_format: Annotated[AudioFormat, _Word] = Field(
