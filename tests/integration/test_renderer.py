@@ -260,7 +260,7 @@ def test_guidance_and_its_interval_equal_plain_diffusers(
 ) -> None:
     """The interval is one of flow times, 1 to 0, as in ACE-Step; diffusers counts from the other end."""
     fields: dict[str, Any] = {"audio_duration": 6, "guidance_scale": 4.5}
-    ours_only = {"cfg_interval_start": 0.4, "cfg_interval_end": 0.8}
+    ours_only: dict[str, Any] = {"cfg_interval_start": 0.4, "cfg_interval_end": 0.8}
     fields_of_theirs = {**fields, "cfg_interval_start": 0.2, "cfg_interval_end": 0.6}
     (ours,) = made_by(resources, render_message(tmp_path, model=BASE, **fields, **ours_only))
     assert same(ours, made_plainly(plain[BASE], 7, **fields_of_theirs))
@@ -454,7 +454,7 @@ def test_an_mp3_has_the_bit_rate_and_the_sample_rate_that_are_asked_for(
 
 
 def test_a_song_fades_in_and_out(resources: RenderResources, tmp_path: Path) -> None:
-    def song(**fields: float) -> Samples:
+    def song(**fields: Any) -> Samples:
         (made,) = made_by(resources, render_message(tmp_path, audio_duration=6, inference_steps=1, **fields))
         return made
 
