@@ -32,7 +32,7 @@ from infra.local.ports import PortClaim
 from tests.support.broker import Peer, broker_settings, until
 from tests.support.engine_stats import engine_stats
 from tests.support.fake_engine import FakeEngines, FakeRenderer
-from tests.support.waiting import eventually
+from tests.support.waiting import WITHIN_S, eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -353,7 +353,7 @@ async def test_auto_steps_back_when_the_renderer_tells_of_too_little_memory(
     async with BrokerConnection(settings.broker, "topology"), Peer(amqp_url) as peer, Client(amqp_url) as client:
         await fill_queue(peer, 300)
         async with (
-            asyncio.timeout(60),
+            asyncio.timeout(WITHIN_S),
             client.subscribe("worker.ready.*") as events,
             working(settings, engines, card),
         ):
