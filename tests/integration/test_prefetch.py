@@ -339,13 +339,13 @@ async def test_auto_climbs_with_the_throughput_and_every_job_is_done_once(
 async def test_auto_steps_back_when_the_renderer_tells_of_too_little_memory(
     auto_environment: dict[str, str], amqp_url: str
 ) -> None:
-    """The renderer has to squeeze as soon as five jobs are in hand."""
-    settings, card, engines, squeezes = load(auto_environment, None), SharedCard(), FakeEngines(FakeRenderer()), 0
+    """The renderer runs short of memory as soon as five jobs are in hand."""
+    settings, card, engines, reductions = load(auto_environment, None), SharedCard(), FakeEngines(FakeRenderer()), 0
 
     async def before(job: Job) -> None:
-        nonlocal squeezes
-        squeezes += engines.renderer.at_once > 4
-        engines.renderer_usage.note(engine_stats(audio_s=0, reductions=squeezes), time.monotonic())
+        nonlocal reductions
+        reductions += engines.renderer.at_once > 4
+        engines.renderer_usage.note(engine_stats(audio_s=0, reductions=reductions), time.monotonic())
         await card.render(job)
 
     engines.renderer.before = before

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import unquote, urlsplit
 
 from pydantic import (
@@ -145,7 +145,8 @@ List = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Bucket = Annotated[str, AfterValidator(_bucket)]
 Buckets = Annotated[tuple[Bucket, ...], BeforeValidator(_split)]
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_networks)]
-AutoBool = Annotated[bool | None, BeforeValidator(_auto)]
+_AUTO: Final = BeforeValidator(_auto)
+AutoBool = Annotated[bool | None, _AUTO]
 Workers = Annotated[Annotated[int, Field(ge=1, le=1024)] | None, BeforeValidator(_workers)]
 LogLevel = Literal["debug", "info", "warning", "error"]
 Path_ = Annotated[Path, AfterValidator(_expanded)]
@@ -306,7 +307,7 @@ class EngineSettings(Section):
         "ACESTEP_LM_BACKEND", None, "`vllm` or `pt` (transformers); unset: `vllm` if it works here, else `pt`"
     )
     lm_device: str = variable("ACESTEP_LM_DEVICE", "auto", "device of the 5Hz LM")
-    lm_offload: AutoBool = variable("ACESTEP_LM_OFFLOAD_TO_CPU", None, "keep the LM in RAM while it is idle")
+    lm_offload: AutoBool = variable("ACESTEP_LM_OFFLOAD_TO_CPU", None, "keep the idle LM in RAM; `auto`: no")
     hang_s: float = variable(
         "ACESTEP_ENGINE_HANG_S", 300, "replace an engine process that makes no progress for this many seconds", gt=0
     )
@@ -399,7 +400,9 @@ def describe_sections() -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
 def _describe_section(section: type[Section]) -> Iterator[tuple[str, str, str]]:
     for field in section.model_fields.values():
         name = variable_of(field)
-        yield name, _shown(field.default), field.description or ""
+        # None of a field that takes `auto` means just that.
+        auto = field.default is None and _AUTO in field.metadata
+        yield name, "auto" if auto else _shown(field.default), field.description or ""
         if name in SECRETS:
             yield name + SUFFIX, _shown(None), f"file that contains `{name}`"
 
