@@ -301,7 +301,7 @@ class EngineSettings(Section):
     lm_model_path: str | None = variable(
         "ACESTEP_LM_MODEL_PATH",
         None,
-        "5Hz LM; unset: the tier's largest on the disk that leaves room for the renderer",
+        "5Hz LM; unset: the tier's largest on the disk that leaves room for the renderer and half of the throughput",
     )
     lm_backend: Literal["vllm", "pt"] | None = variable(
         "ACESTEP_LM_BACKEND", None, "`vllm` or `pt` (transformers); unset: `vllm` if it works here, else `pt`"
