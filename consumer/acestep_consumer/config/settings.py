@@ -133,6 +133,12 @@ def _bucket(name: str) -> str:
     return name
 
 
+def _checkpoints_here(given: object) -> object:
+    """Return the folder that is there where ACE-Step's own server is started, if none is given."""
+    here = Path.cwd() / "checkpoints"
+    return here if given is None and here.is_dir() else given
+
+
 def _expanded(path: Path) -> Path:
     try:
         return path.expanduser()
@@ -150,6 +156,7 @@ AutoBool = Annotated[bool | None, _AUTO]
 Workers = Annotated[Annotated[int, Field(ge=1, le=1024)] | None, BeforeValidator(_workers)]
 LogLevel = Literal["debug", "info", "warning", "error"]
 Path_ = Annotated[Path, AfterValidator(_expanded)]
+CheckpointDir = Annotated[Path_ | None, BeforeValidator(_checkpoints_here)]
 
 
 def variable(name: str, default: Any, about: str, **bounds: Any) -> Any:
@@ -273,7 +280,12 @@ class EngineSettings(Section):
     )
     config_path2: str | None = variable("ACESTEP_CONFIG_PATH2", None, "second DiT model")
     config_path3: str | None = variable("ACESTEP_CONFIG_PATH3", None, "third DiT model")
-    checkpoint_dir: Path_ | None = variable("ACESTEP_CHECKPOINT_DIR", None, "folder with one subfolder per model")
+    checkpoint_dir: CheckpointDir = variable(
+        "ACESTEP_CHECKPOINT_DIR",
+        None,
+        "folder with one subfolder per model; unset: `checkpoints` in the working directory, if there is one",
+        validate_default=True,
+    )
     device: str = variable("ACESTEP_DEVICE", "auto", "renderer device: `auto`, `cuda`, `cuda:1`, `xpu`, `mps`, `cpu`")
     lanes: int = variable(
         "ACESTEP_API_WORKERS", 1, "accepted for compatibility, no effect: jobs share one batch", ge=1, le=64
