@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Songs of this worker against those of the original ACE-Step 1.5, from the same weights and the same noise."""
 
-
 import pytest
 
 from tests.golden.compare import differences
