@@ -29,6 +29,7 @@ from acestep_schemas.request import RequestInvalid, parse_request
 from tests.support.admission import make_limits
 from tests.support.broker import Peer
 from tests.support.event_recorder import EventRecorder
+from tests.support.fake_engine import FakeRenderer
 from tests.support.loras import RANK, diffusers_key, random_lora, write_lora, write_peft_lora
 from tests.support.scheduler_harness import recording
 from tests.support.waiting import eventually
@@ -61,7 +62,7 @@ async def rendered(
     job = admit(Request("job", body, warnings), make_limits())
     if job.request.audio_duration:  # a second shows as much as ten
         job = replace(job, request=job.request.model_copy(update={"audio_duration": 1.0}))
-    plan = await DirectPlanner().plan(job, Sources(), lambda *_: None)
+    plan = await DirectPlanner(FakeRenderer()).plan(job, Sources(), lambda *_: None)
     message = Render(request_id=1, job=job, plan=plan, sources=sources or Sources(), folder=folder)
     return render(resources, message, lambda *_: None, lambda: False)
 

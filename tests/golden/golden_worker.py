@@ -68,7 +68,7 @@ class GoldenWorker:
 
     def make(self, case: GoldenCase) -> Made:
         """Render one case."""
-        resources = RenderResources(self._scheduler(case.model))
+        resources = self.resources(case.model)
         job = admitted(case, resources)
         with recorded() as made:
             made.job = job
@@ -84,10 +84,13 @@ class GoldenWorker:
                 lambda _fraction, _stage: None,
                 lambda: False,
             )
-        made.audio = [
-            torch.from_numpy(soundfile.read(track.path, dtype="float32")[0].T) for track in made.rendering.tracks
-        ]
+        files = [soundfile.read(track.path, dtype="float32")[0] for track in made.rendering.tracks]
+        made.audio = [torch.from_numpy(samples.T) for samples in files]
         return made
+
+    def resources(self, model: str) -> RenderResources:
+        """Return what the renderer needs for the model, loaded at the first call."""
+        return RenderResources(self._scheduler(model))
 
     def _scheduler(self, model: str) -> Scheduler:
         if model not in self._schedulers:
@@ -100,7 +103,7 @@ class GoldenWorker:
 
 def body_of(case: GoldenCase) -> dict[str, Any]:
     """Return the case's body as a producer would send it here: inputs in S3, and every option as a field."""
-    body = {**case.facts["body"], **case.facts["python_parameters"], "audio_format": "wav32"}
+    body = {**case.facts["body"], **case.facts.get("python_parameters", {}), "audio_format": "wav32"}
     for name in ("src_audio_path", "reference_audio_path"):
         if body.get(name):
             body[name] = _PLACE + body[name]

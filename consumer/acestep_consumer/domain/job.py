@@ -13,7 +13,8 @@ from acestep_schemas.request import GenerationRequest
 class LoadedModel:
     """A DiT model that the renderer holds. ``sample_rate`` in Hz, ``latent_rate`` in latent frames a second.
 
-    ``global_caption``: it was trained with a caption of the whole song beside that of the part.
+    ``global_caption``: it was trained with a caption of the whole song beside that of the part. ``wide``: an XL model,
+    whose DiT is wider than its condition encoder.
     """
 
     name: str
@@ -21,6 +22,7 @@ class LoadedModel:
     sample_rate: int = 48_000
     latent_rate: float = 25.0
     global_caption: bool = False
+    wide: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,13 +56,25 @@ WRITTEN: dict[str, object] = {
     "cfg_interval_end": 0.9,
     "use_tiled_decode": "off",
     "audio_format": "FLAC",
+    "mp3_bitrate": "320K",
+    "mp3_sample_rate": "44100",
+    "fade_in_duration": "1.5",
+    "fade_out_duration": 2,
+    "enable_normalization": "no",
+    "normalization_db": "-3",
     "src_audio_path": "s3://in/a.wav",
     "reference_audio_path": "https://example.org/b.mp3",
     "repainting_start": 3,
     "repainting_end": "9.5",
+    "repaint_mode": "Aggressive",
+    "repaint_strength": "0.2",
+    "repaint_latent_crossfade_frames": "10",
+    "repaint_wav_crossfade_sec": 0,
+    "chunk_mask_mode": "EXPLICIT",
     "audio_cover_strength": ".5",
     "audio_code_string": "<|audio_code_1|>",
     "instruction": "Do this:",
+    "global_caption": "a jazz trio",
     "track_name": "drums",
     "track_classes": ["drums", "bass"],
     "thinking": "yes",
@@ -71,6 +83,7 @@ WRITTEN: dict[str, object] = {
     "use_format": "y",
     "analysis_only": True,
     "full_analysis_only": "true",
+    "extract_codes_only": "1",
     "use_cot_caption": "false",
     "use_cot_language": False,
     "is_format_caption": 1,
@@ -158,14 +171,26 @@ def test_each_field_is_read_exactly() -> None:
         "cfg_interval_start": 0.1,
         "use_tiled_decode": False,
         "audio_format": "flac",
+        "mp3_bitrate": "320k",
+        "mp3_sample_rate": 44_100,
+        "fade_in_duration": 1.5,
+        "fade_out_duration": 2.0,
+        "enable_normalization": False,
+        "normalization_db": -3.0,
         "repainting_start": 3.0,
         "repainting_end": 9.5,
+        "repaint_mode": "aggressive",
+        "repaint_strength": 0.2,
+        "repaint_latent_crossfade_frames": 10,
+        "repaint_wav_crossfade_sec": 0.0,
+        "chunk_mask_mode": "explicit",
         "audio_cover_strength": 0.5,
         "track_classes": ("drums", "bass"),
         "thinking": True,
         "sample_mode": True,
         "use_format": True,
         "full_analysis_only": True,
+        "extract_codes_only": True,
         "use_cot_caption": False,
         "is_format_caption": True,
         "constrained_decoding": False,
@@ -421,7 +446,7 @@ class TestErrors:
             ("audio_cover_strength", 0, 1),
             ("cfg_interval_start", 0, 1),
             ("cfg_interval_end", 0, 1),
-            ("repainting_start", 0, 86_400),
+            ("repainting_start", -86_400, 86_400),
             ("lm_temperature", 0, 5),
             ("lm_cfg_scale", 0, 30),
             ("lm_top_k", 0, 1_000_000),
@@ -471,9 +496,15 @@ class TestErrors:
     def test_zero_and_below_mean_not_given(self, field: str, nothing: object) -> None:
         assert getattr(parsed(**{field: nothing}), field) is None
 
-    def test_a_repaint_that_ends_before_it_begins_is_an_error(self) -> None:
+    def test_a_repaint_may_end_before_it_begins_and_begin_before_the_audio(self) -> None:
         assert parsed(repainting_start=5, repainting_end=-1).repainting_end is None
-        assert "above repainting_start" in problem(repainting_start=5, repainting_end=5).rule
+        assert parsed(repainting_start=5, repainting_end=2).repainting_end == 2
+        assert parsed(repainting_start="-2.5").repainting_start == -2.5
+
+    def test_codes_may_be_a_list_which_is_one_text(self) -> None:
+        assert parsed(audio_code_string=["<|audio_code_1|>", "<|audio_code_2|>"]).audio_code_string == (
+            "<|audio_code_1|><|audio_code_2|>"
+        )
 
     def test_a_guidance_interval_that_ends_before_it_begins_is_an_error(self) -> None:
         assert parsed(cfg_interval_start=0.5, cfg_interval_end=0.5).cfg_interval_end == 0.5
@@ -482,7 +513,7 @@ class TestErrors:
     def test_an_unknown_choice_is_answered_with_the_choices(self) -> None:
         expected = "must be 'mp3', 'wav', 'wav32', 'flac', 'ogg', 'opus' or 'aac'"
         assert problem(audio_format="mp5") == FieldProblem(field="audio_format", value="mp5", rule=expected)
-        assert problem(task_type="remix").rule.startswith("must be 'text2music', 'cover', 'repaint'")
+        assert problem(task_type="remix").rule.startswith("must be 'text2music', 'cover', 'cover-nofsq'")
         assert problem(infer_method="heun").rule == "must be 'ode' or 'sde'"
 
     @pytest.mark.parametrize(

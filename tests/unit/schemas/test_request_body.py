@@ -18,7 +18,12 @@ from acestep_schemas.request_body import LoraBody, RequestBody
 FIELDS = GenerationRequest.model_fields
 NESTED = {PARAM_OBJ, *METAS}
 # What a field may hold besides what the model makes of it.
-LOOSER = {"seed": int | Sequence[int], "lora": LoraBody | str | None, "loras": Sequence[LoraBody | str]}
+LOOSER = {
+    "seed": int | Sequence[int],
+    "lora": LoraBody | str | None,
+    "loras": Sequence[LoraBody | str],
+    "audio_code_string": str | Sequence[str],
+}
 FULL: RequestBody = {
     "task_id": "order-4711",
     "prompt": "slow jazz",

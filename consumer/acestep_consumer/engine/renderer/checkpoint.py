@@ -135,7 +135,14 @@ def _describe(name: str, pipeline: Any, config: Mapping[str, Any]) -> LoadedMode
         variant=variant_of(name, {**pipeline.transformer.config, **config}),
         sample_rate=pipeline.sample_rate,
         latent_rate=pipeline.latents_per_second,
+        wide=is_wide(pipeline.transformer.config),
+        global_caption=bool(config.get("is_lego_sft")),
     )
+
+
+def is_wide(config: Any) -> bool:
+    """Whether a DiT with this config is an XL model: the condition encoder has a width of its own."""
+    return config.get("encoder_hidden_size") not in (None, config["hidden_size"])
 
 
 def variant_of(name: str, config: Mapping[str, Any]) -> Variant:

@@ -13,7 +13,7 @@ from acestep_consumer.engine.renderer.conditioning import Conditioner
 from acestep_consumer.engine.renderer.denoiser import Denoiser
 from acestep_consumer.engine.renderer.lora import AdaptedModelCache, Lora, Loras
 from acestep_consumer.engine.renderer.offload import ModuleSwapper
-from acestep_consumer.engine.renderer.output import limited, normalised
+from acestep_consumer.engine.renderer.output import invalid_if_zero, limited, normalised
 from acestep_consumer.engine.renderer.packed_dit import PackedDit
 from acestep_consumer.engine.renderer.pipeline_arguments import INSTRUMENTAL, PipelineArguments
 from acestep_consumer.engine.renderer.prepare import PreparedRequest, RequestPreparer
@@ -78,7 +78,7 @@ class ModelRunner:
     def decode(self, samples: Sequence[Sample], tiles_at_once: int) -> list[torch.Tensor]:
         """Decode finished samples: float32 audio, [channels, samples] each, as long and at the level that each says."""
         decoder = self.parts.use(self.parts.decoder)
-        decoded = decoder.decode([sample.latents for sample in samples], tiles_at_once)
+        decoded = decoder.decode([invalid_if_zero(sample.latents) for sample in samples], tiles_at_once)
         heard = [
             audio if sample.heard_frames is None else audio[:, : sample.heard_frames * decoder.hop]
             for sample, audio in zip(samples, decoded, strict=True)
