@@ -219,11 +219,11 @@ def needs_metadata(job: Job, draft: PlanDraft) -> bool:
 
 
 def sampling_of(request: GenerationRequest, seed: int, *, guided: bool) -> Sampling:
-    """Return the sampling parameters of the request's ``lm_`` fields."""
+    """Return the sampling parameters of the request's ``lm_`` fields. A guidance scale below 1 is none."""
     return Sampling(
         seed=seed,
         temperature=request.lm_temperature,
-        cfg_scale=request.lm_cfg_scale if guided else 1.0,
+        cfg_scale=max(request.lm_cfg_scale, 1.0) if guided else 1.0,
         top_k=request.lm_top_k,
         top_p=request.lm_top_p,
     )
