@@ -10,6 +10,7 @@ ALIASES: Final = MappingProxyType(
         "prompt": ("caption",),
         "analysis_only": ("analysisOnly",),
         "full_analysis_only": ("fullAnalysisOnly",),
+        "extract_codes_only": ("extractCodesOnly",),
         "sample_mode": ("sampleMode",),
         "sample_query": ("sampleQuery", "description", "desc"),
         "use_format": ("useFormat", "format"),
@@ -47,10 +48,8 @@ METAS: Final = ("metas", "meta", "metadata", "user_metadata", "userMetadata")
 # Accepted by newer ACE-Step servers, and without effect here. A warning names them.
 UNSUPPORTED: Final = frozenset(
     {
-        *("ai_token", "chunk_mask_mode", "cover_noise_strength", "coverNoiseStrength", "eta", "extract_codes_only"),
-        *("extractCodesOnly", "global_caption", "guidance_params", "guidance_variant", "latent_rescale"),
-        *("latentRescale", "latent_shift", "latentShift", "momentum", "repaint_latent_crossfade_frames"),
-        *("repaint_mode", "repaint_strength", "repaint_wav_crossfade_sec", "sampler_mode", "samplerMode"),
+        *("ai_token", "cover_noise_strength", "coverNoiseStrength", "eta", "guidance_params", "guidance_variant"),
+        *("latent_rescale", "latentRescale", "latent_shift", "latentShift", "momentum", "sampler_mode", "samplerMode"),
         *("velocity_ema_factor", "velocityEmaFactor", "velocity_norm_threshold", "velocityNormThreshold"),
     }
 )

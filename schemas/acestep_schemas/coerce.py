@@ -160,8 +160,8 @@ def place(value: object) -> str:
 
 
 def audio_codes(value: object) -> str:
-    """Return audio codes as text, or blank text for none."""
-    written = text(value)
+    """Return audio codes as text, or blank text for none. A list is read as one text, as ACE-Step does."""
+    written = "".join(map(text, _few(value))) if isinstance(value, list | tuple) else text(value)
     if written.strip() and not AUDIO_CODE.search(written):
         raise ValueError("must hold audio codes, 5 for each second, which look like <|audio_code_123|>")
     return written

@@ -235,7 +235,8 @@ class Completed(Frozen):
     """Data of ``completed``, and the manifest in S3.
 
     ``audio_codes`` are the numbers of the codes that each song was made from, 5 a second; empty where the language
-    model wrote none. With them, the seeds and the metadata a song can be made again without the language model.
+    model wrote none. With them, the seeds and the metadata a song can be made again without the language model. After
+    ``extract_codes_only`` they are those of the source audio, and there are no songs.
     ``state`` is the event's; on the wire, ``status`` says the same as ``succeeded``.
     """
 

@@ -17,7 +17,7 @@ from acestep_schemas.lookup import Found, Lookup, shown
 
 TASK_ID_PATTERN: Final = r"^[A-Za-z0-9_-]{1,128}$"
 AudioFormat = Literal["mp3", "wav", "wav32", "flac", "ogg", "opus", "aac"]
-TaskType = Literal["text2music", "cover", "repaint", "extract", "lego", "complete"]
+TaskType = Literal["text2music", "cover", "cover-nofsq", "repaint", "extract", "lego", "complete"]
 
 Flag = Annotated[bool, BeforeValidator(coerce.boolean)]
 Integer = Annotated[int, BeforeValidator(coerce.integer)]
@@ -27,6 +27,8 @@ OptionalText = Annotated[str | None, BeforeValidator(coerce.optional(coerce.text
 Name = Annotated[str | None, BeforeValidator(coerce.optional(coerce.trimmed))]
 Count = Annotated[int | None, BeforeValidator(coerce.optional(coerce.positive_integer))]
 Seconds = Annotated[float | None, BeforeValidator(coerce.optional(coerce.positive_real))]
+CrossfadeFrames = Annotated[int | None, Field(ge=0), BeforeValidator(coerce.optional(coerce.integer))]
+CrossfadeSeconds = Annotated[float | None, Field(ge=0), BeforeValidator(coerce.optional(coerce.real))]
 Seed = Annotated[int, Field(ge=-1, le=2**63 - 1)]
 Place = Annotated[str | None, BeforeValidator(coerce.optional(coerce.place))]
 _Word = BeforeValidator(coerce.word)
@@ -60,7 +62,7 @@ class GenerationRequest(BaseModel):
         description="Idempotency key; by default the message id, else the worker makes one up.",
     )
     task_type: Annotated[TaskType, _Word] = Field(
-        default="text2music", description="Task; turbo models do text2music, repaint and cover."
+        default="text2music", description="Task; turbo models do text2music, repaint, cover and cover-nofsq."
     )
     model: Name = Field(default=None, max_length=256, description="The DiT model; by default the worker's primary one.")
     lora: Annotated[LoraChoice | None, BeforeValidator(coerce.lora)] = Field(
@@ -130,6 +132,20 @@ class GenerationRequest(BaseModel):
     audio_format: Annotated[AudioFormat, _Word] = Field(
         default="mp3", description="File format; wav32 is 32-bit float, ogg and opus both mean Ogg/Opus."
     )
+    mp3_bitrate: Annotated[Literal["128k", "192k", "256k", "320k"], _Word] = Field(
+        default="192k", description="Bits a second of an MP3 file."
+    )
+    mp3_sample_rate: Annotated[Literal[44_100, 48_000], BeforeValidator(coerce.integer)] = Field(
+        default=48_000, description="Sample rate of an MP3 file in Hz."
+    )
+    fade_in_duration: Real = Field(default=0.0, ge=0, le=_DAY, description="Seconds of a linear fade-in.")
+    fade_out_duration: Real = Field(default=0.0, ge=0, le=_DAY, description="Seconds of a linear fade-out.")
+    enable_normalization: Flag = Field(
+        default=True, description="Scale each song so that its peak is at normalization_db."
+    )
+    normalization_db: Real = Field(
+        default=-1.0, ge=-100, le=100, description="Peak of a song in dB of full scale; above 0 there is no scaling."
+    )
 
     src_audio_path: Place = Field(
         default=None, max_length=2_048, description="Audio to cover, repaint or work on: s3://bucket/key or https://."
@@ -138,12 +154,36 @@ class GenerationRequest(BaseModel):
         default=None, max_length=2_048, description="Audio whose timbre is followed: s3://bucket/key or https://."
     )
     repainting_start: Real = Field(
-        default=0.0, ge=0, le=_DAY, description="Where the repainted part begins, in seconds."
+        default=0.0,
+        ge=-_DAY,
+        le=_DAY,
+        description="Where the repainted part begins, in seconds; below 0 the song is extended to the left.",
     )
     repainting_end: Seconds = Field(
         default=None,
         le=_DAY,
-        description="Where the repainted part ends, in seconds; 0, -1 or none is the end of the audio.",
+        description="Where it ends, in seconds; 0, -1 or none: with the audio; past that the song gets longer.",
+    )
+    repaint_mode: Annotated[Literal["conservative", "balanced", "aggressive"], _Word] = Field(
+        default="balanced",
+        description="How much of the song around a repainted part is kept; balanced: by repaint_strength.",
+    )
+    repaint_strength: Real = Field(
+        default=0.5, ge=0, le=1, description="Freedom of a balanced repaint; 0 keeps as much as conservative."
+    )
+    repaint_latent_crossfade_frames: CrossfadeFrames = Field(
+        default=None,
+        le=15_000,
+        description="Cross-fade around a repainted part in latent frames, 25 a second; none: the mode's.",
+    )
+    repaint_wav_crossfade_sec: CrossfadeSeconds = Field(
+        default=None,
+        le=600,
+        description="Cross-fade around a repainted part in seconds of samples; none: the mode's.",
+    )
+    chunk_mask_mode: Annotated[Literal["auto", "explicit"], _Word] = Field(
+        default="auto",
+        description="Whether the model is shown the part to make of a repaint or lego (explicit) or not (auto).",
     )
     audio_cover_strength: Real = Field(default=1.0, ge=0, le=1, description="How closely a cover follows its source.")
     audio_code_string: Annotated[str, BeforeValidator(coerce.audio_codes)] = Field(
@@ -151,6 +191,11 @@ class GenerationRequest(BaseModel):
     )
     instruction: OptionalText = Field(
         default=None, max_length=2_048, description="Instruction to the model; each task type has its own."
+    )
+    global_caption: Text = Field(
+        default="",
+        max_length=8_192,
+        description="Description of the whole song, for models that take one beside prompt.",
     )
     track_name: Name = Field(default=None, max_length=128, description="Track to extract or to add.")
     track_classes: Annotated[tuple[Annotated[str, Field(max_length=128)], ...], BeforeValidator(coerce.names)] = Field(
@@ -163,6 +208,9 @@ class GenerationRequest(BaseModel):
     use_format: Flag = Field(default=False, description="Let the LM rewrite prompt and lyrics.")
     analysis_only: Flag = Field(default=False, description="Return metadata, no audio.")
     full_analysis_only: Flag = Field(default=False, description="Describe the source audio, no new audio.")
+    extract_codes_only: Flag = Field(
+        default=False, description="Return the audio codes of the source audio, no new audio."
+    )
     use_cot_caption: Flag = Field(default=True, description="Let the LM, when there is one, refine the prompt.")
     use_cot_language: Flag = Field(default=True, description="Let the LM, when there is one, find the language.")
     is_format_caption: Flag = Field(default=False, description="The prompt has been rewritten already.")
@@ -187,13 +235,6 @@ class GenerationRequest(BaseModel):
     def _after_the_start(cls, end: float, info: ValidationInfo) -> float:
         if end < info.data.get("cfg_interval_start", 0):
             raise ValueError("must not be below cfg_interval_start")
-        return end
-
-    @field_validator("repainting_end")
-    @classmethod
-    def _after_the_beginning(cls, end: float | None, info: ValidationInfo) -> float | None:
-        if end is not None and end <= info.data.get("repainting_start", 0):
-            raise ValueError("must be above repainting_start, or 0 for the end of the audio")
         return end
 
     @property

@@ -29,7 +29,7 @@ class RequestBody(TypedDict, total=False):
     task_id: str | None
     """Idempotency key; by default the message id, else the worker makes one up."""
     task_type: TaskType
-    """Task; turbo models do text2music, repaint and cover."""
+    """Task; turbo models do text2music, repaint, cover and cover-nofsq."""
     model: str | None
     """The DiT model; by default the worker's primary one."""
     lora: LoraBody | str | None
@@ -80,20 +80,44 @@ class RequestBody(TypedDict, total=False):
     """Decode in tiles: much less memory, the same sound."""
     audio_format: AudioFormat
     """File format; wav32 is 32-bit float, ogg and opus both mean Ogg/Opus."""
+    mp3_bitrate: Literal["128k", "192k", "256k", "320k"]
+    """Bits a second of an MP3 file."""
+    mp3_sample_rate: Literal[44_100, 48_000]
+    """Sample rate of an MP3 file in Hz."""
+    fade_in_duration: float
+    """Seconds of a linear fade-in."""
+    fade_out_duration: float
+    """Seconds of a linear fade-out."""
+    enable_normalization: bool
+    """Scale each song so that its peak is at normalization_db."""
+    normalization_db: float
+    """Peak of a song in dB of full scale; above 0 there is no scaling."""
     src_audio_path: str | None
     """Audio to cover, repaint or work on: s3://bucket/key or https://."""
     reference_audio_path: str | None
     """Audio whose timbre is followed: s3://bucket/key or https://."""
     repainting_start: float
-    """Where the repainted part begins, in seconds."""
+    """Where the repainted part begins, in seconds; below 0 the song is extended to the left."""
     repainting_end: float | None
-    """Where the repainted part ends, in seconds; 0, -1 or none is the end of the audio."""
+    """Where it ends, in seconds; 0, -1 or none: with the audio; past that the song gets longer."""
+    repaint_mode: Literal["conservative", "balanced", "aggressive"]
+    """How much of the song around a repainted part is kept; balanced: by repaint_strength."""
+    repaint_strength: float
+    """Freedom of a balanced repaint; 0 keeps as much as conservative."""
+    repaint_latent_crossfade_frames: int | None
+    """Cross-fade around a repainted part in latent frames, 25 a second; none: the mode's."""
+    repaint_wav_crossfade_sec: float | None
+    """Cross-fade around a repainted part in seconds of samples; none: the mode's."""
+    chunk_mask_mode: Literal["auto", "explicit"]
+    """Whether the model is shown the part to make of a repaint or lego (explicit) or not (auto)."""
     audio_cover_strength: float
     """How closely a cover follows its source."""
     audio_code_string: str
     """Semantic audio codes to render, in place of the LM's."""
     instruction: str | None
     """Instruction to the model; each task type has its own."""
+    global_caption: str
+    """Description of the whole song, for models that take one beside prompt."""
     track_name: str | None
     """Track to extract or to add."""
     track_classes: Sequence[str]
@@ -110,6 +134,8 @@ class RequestBody(TypedDict, total=False):
     """Return metadata, no audio."""
     full_analysis_only: bool
     """Describe the source audio, no new audio."""
+    extract_codes_only: bool
+    """Return the audio codes of the source audio, no new audio."""
     use_cot_caption: bool
     """Let the LM, when there is one, refine the prompt."""
     use_cot_language: bool

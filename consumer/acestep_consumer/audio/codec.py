@@ -116,15 +116,16 @@ def _checked(values: Samples, limit: int, what: str) -> Samples:
     return np.ascontiguousarray(values.reshape(-1, _STEREO).T)
 
 
-def encode(samples: Samples, stem: Path, audio_format: str, sample_rate: int) -> Encoded:
+def encode(samples: Samples, stem: Path, audio_format: str | Format, sample_rate: int) -> Encoded:
     """Write float samples of shape [channels, n], 1 or 2 channels, full scale 1.0, to ``stem`` plus the suffix.
 
-    Samples over full scale are clipped, except in ``wav32``. A file that cannot be completed is removed.
+    ``audio_format``: one of ``FORMATS`` by its name, or one with other values. Samples over full scale are clipped,
+    except in ``wav32``. A file that cannot be completed is removed.
 
     Raises:
         RenderFailed: the samples are not finite numbers, or the encoder refused them.
     """
-    wanted = FORMATS[audio_format]
+    wanted = FORMATS[audio_format] if isinstance(audio_format, str) else audio_format
     channels, length = samples.shape
     if length == 0 or not np.isfinite(samples).all():
         raise RenderFailed("the model returned samples that are not finite numbers, or none")
@@ -133,7 +134,7 @@ def encode(samples: Samples, stem: Path, audio_format: str, sample_rate: int) ->
         _write(np.ascontiguousarray(samples, dtype=np.float32), path, wanted, sample_rate)
     except (av.FFmpegError, ValueError) as error:
         path.unlink(missing_ok=True)
-        raise RenderFailed(f"the {audio_format} encoder failed ({type(error).__name__})") from error
+        raise RenderFailed(f"the {wanted.suffix[1:]} encoder failed ({type(error).__name__})") from error
     return Encoded(
         path=path,
         content_type=wanted.content_type,

@@ -11,12 +11,16 @@ from acestep_schemas.request import GenerationRequest
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A DiT model that the renderer holds. ``sample_rate`` in Hz, ``latent_rate`` in latent frames a second."""
+    """A DiT model that the renderer holds. ``sample_rate`` in Hz, ``latent_rate`` in latent frames a second.
+
+    ``global_caption``: it was trained with a caption of the whole song beside that of the part.
+    """
 
     name: str
     variant: Variant
     sample_rate: int = 48_000
     latent_rate: float = 25.0
+    global_caption: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +56,8 @@ class Job:
 
     @property
     def analysis(self) -> bool:
-        """Whether the answer is metadata alone, without a song."""
-        return self.request.analysis_only or self.request.full_analysis_only
+        """Whether the answer is metadata or audio codes alone, without a song."""
+        return self.request.analysis_only or self.request.full_analysis_only or self.request.extract_codes_only
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +114,7 @@ class Rendering:
 
 
 NO_SONGS = Rendering(tracks=(), render_s=0.0, encode_s=0.0)
-"""Of a job whose answer is metadata alone."""
+"""Of a job whose answer is metadata or audio codes alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -59,8 +59,9 @@ class Task:
 _ROWS: Final = (
     Task(name="text2music", source=SourceAudio.UNUSED),
     Task(name="cover", source=SourceAudio.OPTIONAL, uses_lm=False),
+    Task(name="cover-nofsq", source=SourceAudio.OPTIONAL, uses_lm=False),
     Task(name="repaint", source=SourceAudio.REQUIRED, uses_lm=False, has_window=True),
-    Task(name="extract", source=SourceAudio.REQUIRED, variants=BASE_ONLY),
+    Task(name="extract", source=SourceAudio.REQUIRED, uses_lm=False, variants=BASE_ONLY),
     Task(name="lego", source=SourceAudio.REQUIRED, has_window=True, variants=BASE_ONLY),
     Task(name="complete", source=SourceAudio.REQUIRED, variants=BASE_ONLY),
 )

@@ -42,20 +42,29 @@ class PlannerSupervisor(Supervisor[ConfigurePlanner, PlannerReport]):
 class DirectPlanner:
     """Implements the ``Planner`` port. Admission has already refused requests that need the language model."""
 
+    def __init__(self, renderer: Renderer) -> None:
+        self._renderer = renderer
+
     async def plan(self, job: Job, sources: Sources, report: Report) -> Plan:  # noqa: ARG002 - the port's shape
-        """Return the request's own metadata and codes. Never waits."""
+        """Return the request's own metadata and codes, or the codes of the source audio where only these are asked."""
+        if not job.request.extract_codes_only:
+            return self._plan(job, _duration(job), job.request.audio_code_string)
+        source = await self._renderer.tokenize_audio(job, sources)
+        return self._plan(job, source.source_s, source.codes)
+
+    @staticmethod
+    def _plan(job: Job, duration: float | None, codes: str) -> Plan:
         request = job.request
         metas = Metas(
             bpm=request.bpm,
-            duration=_duration(job),
+            duration=duration,
             keyscale=request.key_scale or "",
             timesignature=request.time_signature or "",
             language=request.vocal_language,
             caption=request.prompt,
             lyrics=request.lyrics,
         )
-        codes = (request.audio_code_string,) if request.audio_code_string else ()
-        return Plan(metas=metas, audio_codes=codes)
+        return Plan(metas=metas, audio_codes=(codes,) if codes else ())
 
 
 class LmPlanner:
@@ -64,7 +73,7 @@ class LmPlanner:
     def __init__(self, planner: PlannerSupervisor, renderer: Renderer) -> None:
         self._planner = planner
         self._renderer = renderer
-        self._direct = DirectPlanner()
+        self._direct = DirectPlanner(renderer)
 
     async def plan(self, job: Job, sources: Sources, report: Report) -> Plan:
         """Return the plan: the request's own values, or the language model's."""

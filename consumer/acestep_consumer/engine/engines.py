@@ -92,7 +92,7 @@ class Engines:
     @property
     def planner(self) -> Planner:
         """The port that plans songs."""
-        return LmPlanner(self._planner, self._renderer) if self._planner else DirectPlanner()
+        return LmPlanner(self._planner, self._renderer) if self._planner else DirectPlanner(self._renderer)
 
     @property
     def report(self) -> RendererReport:

@@ -441,4 +441,4 @@ def _parts(key: str) -> list[str]:
 
 
 def _needs_source(request: GenerationRequest) -> bool:
-    return TASKS[request.task_type].reads_source or request.full_analysis_only
+    return TASKS[request.task_type].reads_source or request.full_analysis_only or request.extract_codes_only

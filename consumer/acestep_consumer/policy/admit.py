@@ -24,6 +24,7 @@ from acestep_schemas.events import Adjustment, LimitsReport, LmChoice, ModelChoi
 from acestep_schemas.request import FieldProblem, GenerationRequest
 
 _LM_REQUIRED = ("thinking", "sample_mode", "sample_query", "use_format", "analysis_only", "full_analysis_only")
+_SOURCE_REQUIRED = ("full_analysis_only", "extract_codes_only")
 _LM_COMPLETES = ("bpm", "key_scale", "time_signature", "audio_duration")
 _SEED_BYTES = 4  # seeds as short as ACE-Step's own
 
@@ -55,9 +56,10 @@ def admit(request: Request, limits: Limits) -> Job:
     model, choice = _choose_model(asked, limits)
     task, adjustments = _settle_task(asked, model, choice)
     lm = _choose_lm(asked, task, limits)
-    if asked.full_analysis_only and not asked.src_audio_path:
-        rule = "full_analysis_only needs source audio: s3://bucket/key or https://host/path"
-        raise InvalidRequest([FieldProblem(field="src_audio_path", value="", rule=rule)])
+    for name in _SOURCE_REQUIRED:
+        if getattr(asked, name) and not asked.src_audio_path:
+            rule = f"{name} needs source audio: s3://bucket/key or https://host/path"
+            raise InvalidRequest([FieldProblem(field="src_audio_path", value="", rule=rule)])
     adjustments = (*adjustments, *_other_lm(asked, lm))
     report = _limits_for(limits.tier, with_lm=lm is not None)
     clamps = tuple(_clamps(asked, report))
@@ -129,6 +131,8 @@ def _cannot(task: Task, model: LoadedModel, choice: ModelChoice) -> str:
 
 def _choose_lm(asked: GenerationRequest, task: Task, limits: Limits) -> LmChoice | None:
     """Return the LM that plans the job; None where it is skipped, since the source audio already has the content."""
+    if asked.extract_codes_only:
+        return None
     if not task.uses_lm and not (asked.analysis_only or asked.full_analysis_only):
         return None
     required = [name for name in _LM_REQUIRED if getattr(asked, name)]
@@ -200,5 +204,5 @@ def _warnings(asked: GenerationRequest, task: Task) -> Iterator[str]:
         yield f"thinking has no effect: the language model is skipped for {task.name}"
     if asked.thinking and asked.audio_code_string:
         yield "thinking has no effect: audio_code_string was given"
-    if asked.lora and (asked.analysis_only or asked.full_analysis_only):
+    if asked.lora and (asked.analysis_only or asked.full_analysis_only or asked.extract_codes_only):
         yield "lora has no effect: an analysis renders no song"

@@ -9,7 +9,6 @@ repeated for each token, is a single token, since attending to equal tokens give
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import torch
 
@@ -19,7 +18,9 @@ from acestep_consumer.engine.renderer.packed_dit import Condition, PackedDit
 from acestep_consumer.engine.renderer.prepare import PreparedRequest, RequestPreparer, TokenizedText
 from acestep_consumer.engine.renderer.rng import generators_for
 from acestep_consumer.engine.renderer.sample import CoverBlend, Guidance, Sample
+from acestep_consumer.engine.renderer.source import SourceContext, SourceEncoder
 from acestep_consumer.engine.renderer.text_encoder import States, TextEncoder
+from acestep_consumer.engine.renderer.window import KeptLatents
 
 _REFERENCE_S = 30
 
@@ -28,12 +29,12 @@ _REFERENCE_S = 30
 class _EncodedRequest:
     """A prepared request, encoded on the device.
 
-    ``context``: [songs, frames, 2 * channels]; ``noise``: [songs, frames, channels]; ``states``: for each of the
-    request's texts, one condition for all songs or one for each, [tokens, width].
+    ``noise``: [songs, frames, channels]; ``states``: for each of the request's texts, one condition for all songs or
+    one for each, [tokens, width].
     """
 
     prepared: PreparedRequest
-    context: torch.Tensor
+    source: SourceContext
     noise: torch.Tensor
     generators: tuple[torch.Generator, ...]
     states: tuple[tuple[torch.Tensor, ...], ...]
@@ -53,6 +54,7 @@ class Conditioner:
         self._pipeline = parts.pipeline
         self._preparer = preparer
         self._text_encoder = text_encoder
+        self._sources = SourceEncoder(parts)
         self._silence: torch.Tensor | None = None
 
     def samples(self, requests: Sequence[PreparedRequest], dit: PackedDit) -> list[tuple[Sample, ...] | Exception]:
@@ -91,18 +93,18 @@ class Conditioner:
         self, request: PreparedRequest, texts: Sequence[States], code_latents: Sequence[torch.Tensor]
     ) -> _EncodedRequest | Exception:
         try:
-            context, timbres = self._context_and_timbres(request, code_latents)
+            source, timbres = self._source_and_timbres(request, code_latents)
             noise, generators = request.noise, request.generators
             if noise is None:
                 # Fresh ones: when memory runs out, a request is encoded a second time.
                 generators = tuple(generators_for(request.arguments.seeds))
-                noise = self._preparer.noise(list(generators), context.shape[1])
+                noise = self._preparer.noise(list(generators), source.context.shape[1])
         except Exception as error:
             if is_out_of_memory(error):
                 raise
             return error
         states = tuple(tuple(torch.cat([lyrics, timbre, text]) for timbre in timbres) for text, lyrics in texts)
-        return _EncodedRequest(request, context, noise.to(self._parts.device, non_blocking=True), generators, states)
+        return _EncodedRequest(request, source, noise.to(self._parts.device, non_blocking=True), generators, states)
 
     def _conditions(self, requests: Sequence[_EncodedRequest], dit: PackedDit) -> dict[int, Condition]:
         """Return the condition of each state by the state's identity; 0 is the empty condition."""
@@ -122,43 +124,33 @@ class Conditioner:
             own, *others = (conditions[id(some[index % len(some)])] for some in request.states)
             yield Sample(
                 latents=request.noise[index],
-                context=request.context[index],
+                context=request.source.context[index],
                 condition=own,
                 noise_scheduler=self._parts.noise_scheduler(arguments, generator),
                 guidance=Guidance(arguments.guidance_scale, interval, conditions[0]) if arguments.guided else None,
                 blend=CoverBlend(arguments.audio_cover_strength, others[0]) if others else None,
+                kept=self._kept(request, index),
+                heard_frames=request.source.frames,
+                peak=None if arguments.kept_samples(self._pipeline.sample_rate) else arguments.output.peak,
             )
 
-    def _context_and_timbres(
+    @staticmethod
+    def _kept(request: _EncodedRequest, index: int) -> KeptLatents | None:
+        source = request.source
+        if source.kept is None:
+            return None
+        rules = request.prepared.arguments.keep
+        return KeptLatents(source.window, rules, source.kept[index], request.noise[index])
+
+    def _source_and_timbres(
         self, request: PreparedRequest, code_latents: Sequence[torch.Tensor]
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Return the songs' context, [songs, frames, 2 * channels], and one timbre for all or one for each."""
-        arguments, songs = request.arguments, len(request.generators)
-        where: dict[str, Any] = {"device": self._parts.device, "dtype": self._parts.dtype, "batch_size": songs}
-        vae, source, task = self._parts.vae, arguments.src_audio, arguments.model_task
+    ) -> tuple[SourceContext, tuple[torch.Tensor, ...]]:
+        """Return the songs' source, and one timbre for all or one for each."""
+        arguments, vae = request.arguments, self._parts.vae
         # The posteriors of source and reference are sampled with the songs' seeds, one after the other.
         vae.generators, vae.use_tiling = generators_for(arguments.seeds), arguments.tiled
-        latents, frames = (
-            (torch.stack(list(code_latents)), request.frames)
-            if code_latents
-            else self._pipeline.prepare_src_latents(
-                **where, src_audio=source, latent_length=request.frames, task_type=task
-            )
-        )
-        timbres = self._timbres(arguments.reference_audio, songs)
-        mask = self._pipeline._build_chunk_mask(  # noqa: SLF001 - the pipeline's mask, not a copy of it
-            task_type=task,
-            latent_length=frames,
-            acoustic_dim=latents.shape[-1],
-            repainting_start=arguments.repainting_start,
-            repainting_end=arguments.repainting_end,
-            has_src_audio=source is not None,
-            **where,
-        )
-        if task == "repaint" and source is not None:
-            silence, _ = self._pipeline.prepare_src_latents(**where, latent_length=frames)
-            latents = torch.where(mask.bool(), silence, latents)
-        return torch.cat([latents, mask], dim=-1), timbres
+        source = self._sources.encode(arguments, code_latents, request.frames)
+        return source, self._timbres(arguments.reference_audio, len(request.generators))
 
     def _timbres(self, reference: torch.Tensor | None, songs: int) -> tuple[torch.Tensor, ...]:
         """Return timbre embeddings, [1, width] each."""

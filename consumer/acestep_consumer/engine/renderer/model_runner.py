@@ -13,13 +13,14 @@ from acestep_consumer.engine.renderer.conditioning import Conditioner
 from acestep_consumer.engine.renderer.denoiser import Denoiser
 from acestep_consumer.engine.renderer.lora import AdaptedModelCache, Lora
 from acestep_consumer.engine.renderer.offload import ModuleSwapper
+from acestep_consumer.engine.renderer.output import limited, normalised
 from acestep_consumer.engine.renderer.packed_dit import PackedDit
 from acestep_consumer.engine.renderer.pipeline_arguments import INSTRUMENTAL, PipelineArguments
 from acestep_consumer.engine.renderer.prepare import PreparedRequest, RequestPreparer
 from acestep_consumer.engine.renderer.rng import generators_for
 from acestep_consumer.engine.renderer.sample import Sample
 from acestep_consumer.engine.renderer.text_encoder import TextEncoder
-from acestep_consumer.engine.renderer.vae_decode import normalised, window_lengths
+from acestep_consumer.engine.renderer.vae_decode import window_lengths
 from acestep_consumer.policy.memory_budget import TILE_RUNGS
 
 
@@ -74,9 +75,17 @@ class ModelRunner:
         return denoiser.velocities(samples)
 
     def decode(self, samples: Sequence[Sample], tiles_at_once: int) -> list[torch.Tensor]:
-        """Decode finished samples: float32 audio, [channels, samples] each, at -1 dBFS."""
+        """Decode finished samples: float32 audio, [channels, samples] each, as long and at the level that each says."""
         decoder = self.parts.use(self.parts.decoder)
-        return [normalised(audio) for audio in decoder.decode([sample.latents for sample in samples], tiles_at_once)]
+        decoded = decoder.decode([sample.latents for sample in samples], tiles_at_once)
+        heard = [
+            audio if sample.heard_frames is None else audio[:, : sample.heard_frames * decoder.hop]
+            for sample, audio in zip(samples, decoded, strict=True)
+        ]
+        return [
+            limited(audio) if sample.peak is None else normalised(audio, sample.peak)
+            for sample, audio in zip(samples, heard, strict=True)
+        ]
 
     def tokenize_audio(self, source: torch.Tensor, seed: int) -> tuple[int, ...]:
         """Return the audio codes of ``source``, [channels, samples], 5 a second."""

@@ -4,16 +4,20 @@
 A new field of the request is one field of ``PipelineArguments``, set in ``arguments_for`` and read where it acts.
 """
 
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
+from torch.nn.functional import pad
 
 from acestep_consumer.domain.audio_codes import CODES_PER_SECOND, parse_songs
 from acestep_consumer.domain.errors import InvalidRequest, LimitExceeded, RenderFailed
 from acestep_consumer.domain.job import Job, LoadedModel, Plan
 from acestep_consumer.domain.tasks import TASKS, Variant
+from acestep_consumer.engine.renderer.output import KeptSamples, OutputRules
+from acestep_consumer.engine.renderer.window import KeepRules, Window, keep_rules
 from acestep_schemas.events import Adjustment
 from acestep_schemas.request import FieldProblem, GenerationRequest, TaskType
 
@@ -22,6 +26,8 @@ DEFAULT_INSTRUCTION = "Fill the audio semantic mask based on the given condition
 INSTRUMENTAL = "[Instrumental]"
 
 _NO_GUIDANCE = 1.0
+# A caption in the form of the model's training, as ACE-Step's own tools save it.
+_TRAINING_CAPTION = re.compile(r"# *Instruction\b.*?# *Caption *\n(.*?)(?:\n\s*# *Metas|$)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -30,7 +36,7 @@ class PipelineArguments:
 
     Attributes:
         prompt: caption of all songs.
-        lyrics: lyrics of all songs; ``[Instrumental]`` for none.
+        lyrics: lyrics of all songs, as they are given.
         vocal_language: ISO 639-1 code.
         instruction: None: the task's own.
         bpm: beats per minute; None: not named in the text condition, as for the next two.
@@ -46,15 +52,19 @@ class PipelineArguments:
         cfg_interval_start: where guidance begins, as a part of the way from noise (0) to 1.
         cfg_interval_end: where guidance ends, likewise.
         audio_cover_strength: share of the cover against its text alone, 0 to 1.
-        audio_duration: seconds; None: from ``src_audio`` or ``audio_codes``, else the pipeline's default.
+        audio_duration: seconds that the text condition names, and the length of a song from text alone; None: the
+            length of ``src_audio`` or of ``audio_codes``, else the pipeline's default.
         src_audio: source audio, [2, samples] at the model's sample rate.
         reference_audio: timbre reference, [2, samples] at the model's sample rate.
-        repainting_start: seconds into the source audio; None: no window.
-        repainting_end: seconds into the source audio; None: its end.
+        repainting_start: seconds into ``src_audio``; None: no window, the whole song is made.
+        repainting_end: seconds into ``src_audio``; None: its end.
+        explicit_mask: whether the model is shown which part to make.
+        keep: how the source around a window is kept.
         audio_codes: codes of each song, equally many, 5 a second; empty: none.
         seeds: a seed per song.
         method: sampler: ``ode`` is deterministic, ``sde`` adds noise at each step.
         tiled: whether the VAE encodes in tiles.
+        output: what is done to the samples.
         adjustments: values that a limit has changed.
         warnings: values that had no effect.
     """
@@ -81,17 +91,28 @@ class PipelineArguments:
     reference_audio: torch.Tensor | None = None
     repainting_start: float | None = None
     repainting_end: float | None = None
+    explicit_mask: bool = False
+    keep: KeepRules = field(default_factory=KeepRules)
     audio_codes: tuple[tuple[int, ...], ...] = ()
     seeds: tuple[int, ...]
     method: Literal["ode", "sde"] = "ode"
     tiled: bool = True
+    output: OutputRules = field(default_factory=OutputRules)
     adjustments: tuple[Adjustment, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
     def model_task(self) -> TaskType:
         """The task as the model knows it: a song from audio codes is a cover."""
-        return "cover" if self.audio_codes and self.task_type == "text2music" else self.task_type
+        codes = self.audio_codes and self.task_type == "text2music"
+        return "cover" if codes or self.task_type == "cover-nofsq" else self.task_type
+
+    def kept_samples(self, sample_rate: int) -> KeptSamples | None:
+        """Return the samples of the source that the song keeps outside its window; None: it keeps none."""
+        if self.src_audio is None or self.keep.samples_s is None or not TASKS[self.task_type].has_window:
+            return None
+        window = Window.of(self.repainting_start, self.repainting_end, sample_rate, self.src_audio.shape[-1])
+        return None if window.whole else KeptSamples(self.src_audio, window, int(self.keep.samples_s * sample_rate))
 
     @property
     def guided(self) -> bool:
@@ -131,8 +152,8 @@ def arguments_for(
     builder = _MaterialBuilder(job, plan, model, inputs)
     material = builder.build()
     return PipelineArguments(
-        prompt=metas.caption or asked.prompt,
-        lyrics=_lyrics(metas.lyrics or asked.lyrics),
+        prompt=_caption(metas.caption or asked.prompt, asked, model),
+        lyrics=metas.lyrics or asked.lyrics,
         vocal_language=metas.language or asked.vocal_language,
         instruction=_instruction(asked.instruction),
         bpm=metas.bpm or asked.bpm,
@@ -153,10 +174,13 @@ def arguments_for(
         reference_audio=inputs.reference,
         repainting_start=material.repainting_start,
         repainting_end=material.repainting_end,
+        explicit_mask=asked.chunk_mask_mode == "explicit" and TASKS[asked.task_type].has_window,
+        keep=_keep(asked, model),
         audio_codes=material.audio_codes,
         seeds=job.seeds,
         method=asked.infer_method,
         tiled=asked.use_tiled_decode,
+        output=_output(asked),
         adjustments=tuple(builder.adjustments),
         warnings=(*_without_effect(asked, model, covers=_covers(job, plan)), *builder.warnings),
     )
@@ -202,7 +226,11 @@ class _MaterialBuilder:
             raise RenderFailed(str(error)) from error
         kept = int(self._within_limit(len(songs[0]) / CODES_PER_SECOND, "the audio codes") * CODES_PER_SECOND)
         self._note_length(kept / CODES_PER_SECOND, "the audio codes")
-        return _Material(audio_codes=tuple(codes[:kept] for codes in songs))
+        named = self.plan.metas.duration or self._request.audio_duration
+        return _Material(
+            audio_duration=named if self._request.task_type == "text2music" else None,
+            audio_codes=tuple(codes[:kept] for codes in songs),
+        )
 
     def _from_audio(self) -> _Material:
         if not reads_source(self.job, self.plan):
@@ -211,32 +239,54 @@ class _MaterialBuilder:
             return _Material(audio_duration=self._duration())
         if self.inputs.source is None:
             raise RenderFailed(f"task_type {self._request.task_type} needs source audio")
-        rate = self.model.sample_rate
-        seconds = self._within_limit(self.inputs.source.shape[-1] / rate, "the source audio")
+        if TASKS[self._request.task_type].has_window:
+            return self._windowed(self.inputs.source)
+        seconds = self._within_limit(self.inputs.source.shape[-1] / self.model.sample_rate, "the source audio")
         self._note_length(seconds, "the source audio")
-        source = self.inputs.source[:, : round(seconds * rate)]
-        if not TASKS[self._request.task_type].has_window:
-            return _Material(src_audio=source)
-        start, end = self._window(seconds)
-        return _Material(src_audio=source, repainting_start=start, repainting_end=end)
+        return _Material(src_audio=self.inputs.source[:, : round(seconds * self.model.sample_rate)])
+
+    def _windowed(self, source: torch.Tensor) -> _Material:
+        """Return the source of a repaint or lego, with silence where the window is beyond its ends."""
+        rate, asked = self.model.sample_rate, self._request
+        seconds = source.shape[-1] / rate
+        before, end = max(0.0, -asked.repainting_start), asked.repainting_end
+        after = max(0.0, (end or 0.0) - seconds)
+        self._check_window(before, seconds)
+        extended = before > 0 or after > 0
+        what = "the extended song" if extended else "the source audio"
+        length = round(self._within_limit(before + seconds + after, what) * rate)
+        silence = min(int(after * rate), max(length - int(before * rate) - source.shape[-1], 0))
+        self._note_length(length / rate, what)
+        material = _Material(
+            audio_duration=min(seconds, length / rate) if extended else None,
+            src_audio=pad(source, (int(before * rate), silence))[:, :length],
+        )
+        if end is not None and end <= asked.repainting_start:
+            self.warnings.append("repainting_end is not after repainting_start: the whole song is made anew")
+            return material
+        return replace(
+            material,
+            repainting_start=asked.repainting_start + before,
+            repainting_end=None if end is None else end + before,
+        )
 
     def _duration(self) -> float | None:
         """Return the seconds of a song from text alone; None is the pipeline's default, 60."""
         seconds = self.plan.metas.duration or self._request.audio_duration
         return None if seconds is None else self._within_limit(seconds, "the planned song")
 
-    def _window(self, seconds: float) -> tuple[float, float | None]:
-        """Return the start and the end of the repainted part; None is the end of the source audio."""
-        asked = self._request
-        if asked.repainting_start >= seconds:
+    def _check_window(self, before: float, seconds: float) -> None:
+        """Refuse a window that is nowhere: ``before`` are the seconds that a song is extended to the left."""
+        start, limit = self._request.repainting_start, self.job.policy.limits.max_duration_s
+        if before >= limit:
+            rule = f"must leave room for the source audio: this worker allows songs of {limit} seconds"
+        elif self._request.repainting_end is None and start >= seconds:
             rule = f"must be below the length of the source audio, {seconds:.2f} seconds"
-            value = f"{asked.repainting_start:g}"
-            raise InvalidRequest([FieldProblem(field="repainting_start", value=value, rule=rule)])
-        end = asked.repainting_end if (asked.repainting_end or 0) > 0 else None
-        if end is not None and end > seconds:
-            self.warnings.append(f"repainting_end = {end:g} is past the end of the source audio, {seconds:.2f} seconds")
-            end = None
-        return asked.repainting_start, end
+        elif start >= limit:
+            rule = f"must be below the length of a song, and this worker allows {limit} seconds"
+        else:
+            return
+        raise InvalidRequest([FieldProblem(field="repainting_start", value=f"{start:g}", rule=rule)])
 
     def _within_limit(self, seconds: float, what: str) -> float:
         """Apply the tier's duration limit, which admission could not apply to inputs of unknown length."""
@@ -259,12 +309,37 @@ class _MaterialBuilder:
 def _covers(job: Job, plan: Plan) -> bool:
     """Whether the model does a cover; text2music from audio codes is one."""
     task = job.request.task_type
-    return task == "cover" or (task == "text2music" and bool(codes_of(job, plan)))
+    return task in ("cover", "cover-nofsq") or (task == "text2music" and bool(codes_of(job, plan)))
 
 
-def _lyrics(given: str) -> str:
-    """Return the lyrics; every way to ask for an instrumental becomes the one of the model's training."""
-    return INSTRUMENTAL if given.strip().lower() in ("", "[inst]", "[instrumental]") else given
+def _caption(given: str, asked: GenerationRequest, model: LoadedModel) -> str:
+    """Return the caption in the form that the model was trained with."""
+    found = _TRAINING_CAPTION.search(given)
+    caption = found.group(1).strip() if found else given
+    if not model.global_caption:
+        return caption
+    explicit = str(asked.chunk_mask_mode == "explicit").lower()
+    return f"Global: {asked.global_caption}\nLocal: {caption}\nMask Control: {explicit}"
+
+
+def _keep(asked: GenerationRequest, model: LoadedModel) -> KeepRules:
+    return keep_rules(
+        asked.repaint_mode,
+        asked.repaint_strength,
+        last_step=model.variant is not Variant.TURBO,
+        latent_frames=asked.repaint_latent_crossfade_frames,
+        samples_s=asked.repaint_wav_crossfade_sec,
+    )
+
+
+def _output(asked: GenerationRequest) -> OutputRules:
+    """Return what is done to the samples. As in ACE-Step, a peak above full scale is no level to scale to."""
+    scaled = asked.enable_normalization and asked.normalization_db <= 0
+    return OutputRules(
+        peak=10 ** (asked.normalization_db / 20) if scaled else None,
+        fade_in_s=asked.fade_in_duration,
+        fade_out_s=asked.fade_out_duration,
+    )
 
 
 def _instruction(given: str | None) -> str | None:
@@ -292,3 +367,34 @@ def _without_effect(asked: GenerationRequest, model: LoadedModel, *, covers: boo
         yield f"audio_cover_strength = {asked.audio_cover_strength:g} had no effect: the task is no cover"
     if asked.timesteps and asked.inference_steps != default["inference_steps"].default:
         yield f"inference_steps = {asked.inference_steps} had no effect: timesteps were given"
+    yield from _output_without_effect(asked)
+    yield from _window_without_effect(asked)
+    if asked.global_caption and not model.global_caption:
+        yield f"global_caption had no effect: {model.name} takes none"
+
+
+def _output_without_effect(asked: GenerationRequest) -> Iterator[str]:
+    for name in ("mp3_bitrate", "mp3_sample_rate"):
+        if asked.audio_format != "mp3" and _is_given(asked, name):
+            yield f"{name} = {getattr(asked, name)} had no effect: the format is {asked.audio_format}"
+    if asked.normalization_db > 0:
+        yield f"normalization_db = {asked.normalization_db:g} is above full scale: the song is not normalised"
+    elif not asked.enable_normalization and _is_given(asked, "normalization_db"):
+        yield "normalization_db had no effect: enable_normalization is false"
+
+
+def _window_without_effect(asked: GenerationRequest) -> Iterator[str]:
+    names = (
+        *("repaint_mode", "repaint_strength", "repaint_latent_crossfade_frames", "repaint_wav_crossfade_sec"),
+        "chunk_mask_mode",
+    )
+    for name in names:
+        if not TASKS[asked.task_type].has_window and _is_given(asked, name):
+            yield f"{name} = {getattr(asked, name)} had no effect: {asked.task_type} has no window"
+    if TASKS[asked.task_type].has_window and asked.repaint_mode != "balanced" and _is_given(asked, "repaint_strength"):
+        yield f"repaint_strength = {asked.repaint_strength:g} had no effect: repaint_mode is {asked.repaint_mode}"
+
+
+def _is_given(asked: GenerationRequest, name: str) -> bool:
+    """Whether a field has another value than its default."""
+    return bool(getattr(asked, name) != GenerationRequest.model_fields[name].default)

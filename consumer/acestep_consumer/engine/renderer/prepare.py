@@ -16,6 +16,7 @@ from acestep_consumer.domain.audio_codes import CODES_PER_SECOND
 from acestep_consumer.engine.renderer.components import Components
 from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
 from acestep_consumer.engine.renderer.rng import generators_for
+from acestep_consumer.engine.renderer.source import LEAST_FRAMES
 from acestep_schemas.request import TaskType
 
 _TEXT, _LYRICS = 256, 2048  # tokens that the model reads of each
@@ -36,7 +37,8 @@ class PreparedRequest:
 
     ``texts``: the task's texts and, for a cover that is blended with its text, those of the text alone.
     ``codes``: each song's audio codes, or none. ``frames``: latent frames, None when the source audio decides.
-    ``noise``: [songs, frames, channels], None likewise. ``length``: latent frames, estimated where ``frames`` is None.
+    ``noise``: [songs, frames, channels] with at least ``LEAST_FRAMES``, None likewise. ``length``: latent frames that
+    are denoised, estimated where ``frames`` is None.
     """
 
     arguments: PipelineArguments
@@ -76,8 +78,8 @@ class RequestPreparer:
             texts=texts,
             codes=codes,
             frames=frames,
-            length=frames or math.ceil(self._seconds(arguments) * self._pipeline.latents_per_second),
-            noise=None if frames is None else self.noise(generators, frames),
+            length=max(self._source_frames(arguments) if frames is None else frames, LEAST_FRAMES),
+            noise=None if frames is None else self.noise(generators, max(frames, LEAST_FRAMES)),
             generators=tuple(generators),
             warnings=warnings[0],
         )
@@ -147,11 +149,13 @@ class RequestPreparer:
 
     def _seconds(self, arguments: PipelineArguments) -> float:
         """Return the duration that the text condition names."""
+        if arguments.audio_duration is not None:
+            return arguments.audio_duration
         if arguments.audio_codes:
             return len(arguments.audio_codes[0]) / CODES_PER_SECOND
-        if arguments.audio_duration is None and arguments.src_audio is not None:
+        if arguments.src_audio is not None:
             return float(arguments.src_audio.shape[-1] / self._pipeline.sample_rate)
-        return float(arguments.audio_duration or _DEFAULT_S)
+        return _DEFAULT_S
 
     def _within_codebook(self, codes: tuple[int, ...]) -> list[int]:
         """Return codes that the model has. A number beyond the codebook stands for its last code, as in diffusers."""
@@ -166,4 +170,14 @@ class RequestPreparer:
         rate: float = self._pipeline.latents_per_second
         if arguments.audio_codes:
             return round(len(arguments.audio_codes[0]) * rate / CODES_PER_SECOND)
-        return None if arguments.src_audio is not None else math.ceil(self._seconds(arguments) * rate)
+        if arguments.src_audio is not None:
+            return None
+        # As ACE-Step counts: tenths of a second, then whole samples, then whole frames, each time cut.
+        samples = int(round(self._seconds(arguments), 1) * self._pipeline.sample_rate)
+        return max(int(samples * rate / self._pipeline.sample_rate), 1)
+
+    def _source_frames(self, arguments: PipelineArguments) -> int:
+        """Return the latent frames of the source audio, or one more."""
+        samples = 0 if arguments.src_audio is None else arguments.src_audio.shape[-1]
+        rate: float = self._pipeline.latents_per_second / self._pipeline.sample_rate
+        return math.ceil(samples * rate)

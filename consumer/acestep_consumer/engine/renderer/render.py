@@ -6,7 +6,7 @@ One call is one job, in a thread of its own.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -14,6 +14,7 @@ import structlog
 import torch
 
 from acestep_consumer.audio import codec
+from acestep_consumer.audio.formats import FORMATS, Format
 from acestep_consumer.domain.audio_codes import format_codes
 from acestep_consumer.domain.errors import Cancelled, InputUnreadable, InvalidRequest
 from acestep_consumer.domain.job import LoadedModel, Rendering, TokenizedSource, Track
@@ -22,6 +23,7 @@ from acestep_consumer.engine.messages import Render, TokenizeAudio
 from acestep_consumer.engine.renderer.batch_request import BatchFutures, RequestCallbacks
 from acestep_consumer.engine.renderer.errors import translate
 from acestep_consumer.engine.renderer.model_runner import lora_of
+from acestep_consumer.engine.renderer.output import faded, spliced
 from acestep_consumer.engine.renderer.pipeline_arguments import (
     DecodedInputs,
     PipelineArguments,
@@ -33,7 +35,7 @@ from acestep_consumer.policy.tiers import MAX_DURATION_S
 from acestep_schemas.request import FieldProblem
 
 Stopped = Callable[[], bool]
-NEEDS_SOURCE = FieldProblem(field="src_audio_path", value="", rule="full_analysis_only needs source audio")
+NEEDS_SOURCE = FieldProblem(field="src_audio_path", value="", rule="an analysis needs source audio")
 # Denoising takes this part of the stage, the VAE decode the rest.
 _DENOISING = 0.9
 
@@ -120,7 +122,7 @@ class _JobRenderer:
         inputs = self._decode_inputs()
         arguments = arguments_for(self._job, self._message.plan, self._model, inputs)
         futures = self._submit(arguments)
-        tracks, encode_s = self._encode(futures)
+        tracks, encode_s = self._encode(futures, arguments)
         return Rendering(
             tracks=tracks,
             render_s=perf_counter() - started - encode_s,
@@ -149,7 +151,7 @@ class _JobRenderer:
         callbacks = RequestCallbacks(self._stopped, lambda done: self._report(_DENOISING * done, "render"))
         return self._resources.scheduler.submit(self._model.name, arguments, lora, callbacks)
 
-    def _encode(self, futures: BatchFutures) -> tuple[tuple[Track, ...], float]:
+    def _encode(self, futures: BatchFutures, arguments: PipelineArguments) -> tuple[tuple[Track, ...], float]:
         """Encode each song as soon as it is decoded. Returns the tracks and the seconds that the last one took."""
         tracks, took_s = [], 0.0
         for index, (future, seed) in enumerate(zip(futures.audio, self._job.seeds, strict=True)):
@@ -159,28 +161,45 @@ class _JobRenderer:
             self._raise_if_stopped()
             with self._resources.cores:
                 begun = perf_counter()
+                audio = self._finished(audio, arguments)
                 tracks.append(self._track(audio, seed, self._message.folder / str(index)))
                 took_s = perf_counter() - begun
             self._report((index + 1) / len(self._job.seeds), "encode")
         return tuple(tracks), took_s
 
+    def _finished(self, audio: torch.Tensor, arguments: PipelineArguments) -> torch.Tensor:
+        """Return the song with the kept samples of its source, and with its fades."""
+        rate, output = self._model.sample_rate, arguments.output
+        if (kept := arguments.kept_samples(rate)) is not None:
+            audio = spliced(audio, kept, output.peak)
+        return faded(audio, output, rate)
+
     def _track(self, audio: torch.Tensor, seed: int, stem: Path) -> Track:
-        audio_format, lora = self._job.request.audio_format, self._job.request.lora
+        lora = self._job.request.lora
         if lora is not None and not audio.isfinite().all():
             raise InputUnreadable(
                 f"with this LoRA the model returns samples that are not numbers: lower lora.scale, now {lora.scale:g}, "
                 "or use another LoRA"
             )
-        file = codec.encode(audio.numpy(), stem, audio_format, self._model.sample_rate)
+        file = codec.encode(audio.numpy(), stem, self._format(), self._model.sample_rate)
         return Track(
             path=file.path,
             seed=seed,
-            format=audio_format,
+            format=self._job.request.audio_format,
             content_type=file.content_type,
             sample_rate=file.sample_rate,
             channels=file.channels,
             duration_s=file.duration_s,
         )
+
+    def _format(self) -> Format:
+        """Return the format of the files, with the request's own values of an MP3."""
+        asked = self._job.request
+        found = FORMATS[asked.audio_format]
+        if asked.audio_format != "mp3":
+            return found
+        bits = int(asked.mp3_bitrate.removesuffix("k")) * 1_000
+        return replace(found, bit_rate=bits, sample_rate=asked.mp3_sample_rate)
 
     def _raise_if_stopped(self) -> None:
         if self._stopped():

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
 
+from acestep_consumer.engine.renderer.output import MINUS_1_DB
 from acestep_consumer.engine.renderer.packed_dit import Condition
 from acestep_consumer.engine.renderer.rng import SeededScheduler
+from acestep_consumer.engine.renderer.window import KeptLatents
 
 # As ACE-Step's base and SFT models were sampled by their authors.
 _MOMENTUM, _NORM_THRESHOLD = -0.75, 2.5
@@ -65,7 +67,11 @@ class CoverBlend:
 
 @dataclass(slots=True, eq=False)
 class Sample:
-    """One song. ``latents``: [frames, channels]; ``context``: source latents and chunk mask, [frames, 2 * channels]."""
+    """One song. ``latents``: [frames, channels]; ``context``: source latents and chunk mask, [frames, 2 * channels].
+
+    ``kept``: the source latents around the window of a repaint or lego. ``heard_frames``: the frames that are asked
+    for, where the model works on more. ``peak``: what the audio's peak is scaled to on the device; None: no scaling.
+    """
 
     latents: torch.Tensor
     context: torch.Tensor
@@ -73,6 +79,9 @@ class Sample:
     noise_scheduler: SeededScheduler
     guidance: Guidance | None = None
     blend: CoverBlend | None = None
+    kept: KeptLatents | None = None
+    heard_frames: int | None = None
+    peak: float | None = MINUS_1_DB
     step: int = 0
 
     @property
@@ -110,6 +119,9 @@ class Sample:
         if self.blend is not None:
             velocity = self.blend.mix(velocity, others.pop(0))
         self.latents = self._stepped(velocity)
+        if self.kept is not None:
+            reached = float(self.noise_scheduler.sigmas[self.step + 1])
+            self.latents = self.kept.after_step(self.latents, self.step, self.steps, reached)
         self.step += 1
 
     def _active_guidance(self) -> Guidance | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiled VAE decode: latents to audio over windows of many songs at once, and the loudness of the result.
+"""Tiled VAE decode: latents to audio over windows of many songs at once.
 
 Windows have few shapes, so that each can be compiled once. They overlap by the decoder's receptive field: the result
 is that of decoding each song in one piece, up to rounding.
@@ -65,9 +65,6 @@ def batch_sizes(tiles_at_once: int) -> tuple[int, ...]:
         raise ValueError(f"tiles_at_once must be 1 or more, not {tiles_at_once}")
     return tuple(size for size in _BATCHES if size <= tiles_at_once) or (1,)
 
-
-_TARGET_PEAK = 10 ** (-1 / 20)  # -1 dBFS
-_SILENCE = 1e-6
 
 # torch compiles a function for 8 shapes by default, counted over all decoders of a process.
 _RECOMPILE_LIMIT = 64
@@ -237,13 +234,3 @@ def receptive_field(decoder: nn.Module, hop: int) -> int:
         else:
             first, last = first - padding, last - padding + (kernel - 1) * conv.dilation[0]
     return max(-first, last)
-
-
-def normalised(audio: torch.Tensor) -> torch.Tensor:
-    """Return a song at the level of ACE-Step's pipeline: its peak at -1 dBFS.
-
-    ``audio`` and result: [channels, samples]. As in the pipeline, a peak above 1 is brought to 1 first, and silence
-    stays silence. Nothing is copied to the host: the caller does not wait for the GPU.
-    """
-    audio = audio / audio.abs().amax().clamp(min=1.0)
-    return audio * (_TARGET_PEAK / audio.abs().amax().clamp(min=_SILENCE))

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Output of a song: its samples from the decoder to the file - length, level, kept samples of the source, fades.
+
+The level of a plain song is set on the device. A song that keeps samples of its source is put together on the CPU, in
+the job's own thread: the kept samples are not scaled, so that they stay the source's to the bit.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from acestep_consumer.engine.renderer.window import Window
+
+MINUS_1_DB = 10 ** (-1 / 20)
+_SILENCE = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class OutputRules:
+    """What is done to a song's samples.
+
+    Attributes:
+        peak: what the peak is scaled to, 1 is full scale; None: no scaling.
+        fade_in_s: length of a linear fade-in in seconds.
+        fade_out_s: length of a linear fade-out in seconds.
+    """
+
+    peak: float | None = MINUS_1_DB
+    fade_in_s: float = 0.0
+    fade_out_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KeptSamples:
+    """The source's samples, [channels, samples], outside ``window``, with cross-fades of ``fade`` samples around it."""
+
+    source: torch.Tensor
+    window: Window
+    fade: int
+
+
+def limited(audio: torch.Tensor) -> torch.Tensor:
+    """Return [channels, samples] with a peak above 1 brought to 1. Nothing is copied to the host."""
+    return audio / audio.abs().amax().clamp(min=1.0)
+
+
+def normalised(audio: torch.Tensor, peak: float = MINUS_1_DB) -> torch.Tensor:
+    """Return a song, [channels, samples], at the level of ACE-Step's pipeline: its peak at ``peak``, -1 dBFS.
+
+    As in the pipeline, a peak above 1 is brought to 1 first, and silence stays as it is. Nothing is copied to the host:
+    the caller does not wait for the GPU.
+    """
+    audio = limited(audio)
+    return audio * _gain(audio, peak)
+
+
+def spliced(audio: torch.Tensor, kept: KeptSamples, peak: float | None) -> torch.Tensor:
+    """Return new audio, [channels, samples] on the CPU, with the source's samples outside the window.
+
+    The new part alone is scaled: by the factor that brings the peak of the whole song to ``peak``.
+    """
+    length = min(audio.shape[-1], kept.source.shape[-1])
+    window = Window(min(kept.window.start, length), min(kept.window.end, length), length)
+    first, last = max(window.start - kept.fade, 0), min(window.end + kept.fade, length)
+    mask = window.mask(fade=kept.fade)[first:last]
+    source = kept.source[:, first:last]
+    joined = kept.source[:, :length].clone()
+    joined[:, first:last] = mask * audio[:, first:last] + (1.0 - mask) * source
+    if peak is not None:
+        scaled = audio[:, first:last] * _gain(joined, peak)
+        joined[:, first:last] = mask * scaled + (1.0 - mask) * source
+    return torch.cat([joined, audio[:, length:]], dim=-1)
+
+
+def faded(audio: torch.Tensor, rules: OutputRules, sample_rate: int) -> torch.Tensor:
+    """Return [channels, samples] with the fades of ``rules``; the given tensor where there are none."""
+    samples = audio.shape[-1]
+    rise = min(int(rules.fade_in_s * sample_rate), samples)
+    fall = min(int(rules.fade_out_s * sample_rate), samples)
+    if not rise and not fall:
+        return audio
+    audio = audio.clone()
+    audio[:, :rise] *= torch.linspace(0.0, 1.0, rise)
+    audio[:, samples - fall :] *= torch.linspace(1.0, 0.0, fall)
+    return audio
+
+
+def _gain(audio: torch.Tensor, peak: float) -> torch.Tensor:
+    loudest = audio.abs().amax()
+    return torch.where(loudest < _SILENCE, 1.0, peak / loudest.clamp(min=_SILENCE))
