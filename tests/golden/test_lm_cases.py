@@ -242,7 +242,7 @@ def arguments_of(found: Planned) -> PipelineArguments:
 
 def instruction_of(arguments: PipelineArguments) -> str:
     task = AceStepPipeline._get_task_instruction(
-        arguments.task_type, arguments.track_name, list(arguments.track_classes)
+        arguments.model_task, arguments.track_name, list(arguments.track_classes)
     )
     return arguments.instruction or str(task)
 
