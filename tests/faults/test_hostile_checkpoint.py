@@ -133,17 +133,24 @@ def test_a_dit_whose_parts_are_of_classes_of_its_own_is_refused(
         load_dit(folder)
 
 
+def constants_of(call: ast.Call) -> list[tuple[str | None, object]]:
+    """The call's keyword arguments that are constants."""
+    return [(each.arg, each.value.value) for each in call.keywords if isinstance(each.value, ast.Constant)]
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "consumer").rglob("*.py")), ids=lambda path: path.stem)
 def test_nothing_here_unpickles_or_trusts_the_code_of_a_checkpoint(path: Path) -> None:
-    """Calls that would: ``torch.load``, the ``pickle`` family, ``trust_remote_code`` with anything but ``False``."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    """Calls that would: ``torch.load`` without ``weights_only``, ``pickle``, ``trust_remote_code`` not ``False``."""
+    nodes = tuple(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
+    for node in nodes:
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = {alias.name for alias in node.names} | (
                 {node.module} if isinstance(node, ast.ImportFrom) else set()
             )
             assert not names & {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            assert (node.value.id, node.attr) != ("torch", "load")
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.load":
+            assert node in {call.func for call in calls if ("weights_only", True) in constants_of(call)}
         if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
             assert isinstance(node.value, ast.Constant)
             assert node.value.value is False

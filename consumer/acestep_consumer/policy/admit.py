@@ -62,7 +62,7 @@ def admit(request: Request, limits: Limits) -> Job:
             raise InvalidRequest([FieldProblem(field="src_audio_path", value="", rule=rule)])
     adjustments = (*adjustments, *_other_lm(asked, lm))
     report = _limits_for(limits.tier, with_lm=lm is not None)
-    clamps = tuple(_clamps(asked, report))
+    clamps = tuple(_clamps(asked, report, with_lm=lm is not None))
     if clamps and asked.on_limit == "reject":
         raise _exceeded(clamps)
     changes = {change.field: change.applied for change in (*adjustments, *clamps)}
@@ -163,9 +163,11 @@ def _limits_for(tier: Tier, *, with_lm: bool) -> LimitsReport:
     )
 
 
-def _clamps(asked: GenerationRequest, limits: LimitsReport) -> Iterator[Adjustment]:
+def _clamps(asked: GenerationRequest, limits: LimitsReport, *, with_lm: bool) -> Iterator[Adjustment]:
+    # Only the LM was trained on a shortest song.
+    shortest = MIN_DURATION_S if with_lm else 0
     bounds: tuple[tuple[str, float | None, int, int, str], ...] = (
-        ("audio_duration", asked.audio_duration, MIN_DURATION_S, limits.max_duration_s, "seconds of song"),
+        ("audio_duration", asked.audio_duration, shortest, limits.max_duration_s, "seconds of song"),
         ("batch_size", asked.batch_size, 1, limits.max_batch_size, "songs a request"),
         ("bpm", asked.bpm, MIN_BPM, MAX_BPM, "beats a minute"),
     )

@@ -3,8 +3,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.job import LoadedModel
 from acestep_consumer.domain.tasks import Variant
 from acestep_consumer.engine.renderer.device import DeviceReport, offload_for
+from acestep_consumer.engine.renderer.original_layout import OriginalCheckpoint, open_original
+from acestep_consumer.engine.renderer.original_weights import load_original
 from acestep_consumer.engine.renderer.quiet_imports import quietly
 from acestep_consumer.engine.renderer.registry import Checkpoint, CheckpointError, resolve
 
@@ -24,10 +26,27 @@ _SHAREABLE = ("text_encoder", "vae")
 
 @dataclass(frozen=True, slots=True)
 class ModelHandle:
-    """A loaded model: its description, and the diffusers pipeline that holds its weights."""
+    """A loaded model: its description, and the diffusers pipeline that holds its weights.
+
+    ``config``: of ACE-Step's own layout; empty for a model in diffusers' layout.
+    """
 
     model: LoadedModel
     pipeline: Any
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A model on this disk: in diffusers' layout, or in the original one."""
+
+    name: str
+    folder: Path
+    original: OriginalCheckpoint | None
+
+    def place_of(self, part: str) -> Path:
+        """Return the folder of a component that models may share."""
+        return self.folder / part if self.original is None else getattr(self.original, part)
 
 
 def load_models(
@@ -41,39 +60,55 @@ def load_models(
     Raises:
         CheckpointError: a model is not found or cannot be read; if one is not found, none is loaded.
     """
-    found = {each.name: each for each in (resolve(name, settings.checkpoint_dir) for name in settings.models)}
+    named = {each.name: each for each in (resolve(name, settings.checkpoint_dir) for name in settings.models)}
+    found = [_find(checkpoint, settings.checkpoint_dir) for checkpoint in named.values()]
     offload = offload_for(device, settings).models
-    cache = _ComponentCache(enabled=len(found) > 1)
-    return tuple(_load(checkpoint, device, cache, notify, keep_in_ram=offload) for checkpoint in found.values())
+    cache = _ComponentCache(found)
+    return tuple(_load(each, device, cache, notify, keep_in_ram=offload) for each in found)
 
 
-def _load(
-    checkpoint: Checkpoint,
-    device: DeviceReport,
-    cache: "_ComponentCache",
-    notify: Callable[[str], None],
-    *,
-    keep_in_ram: bool,
-) -> ModelHandle:
-    notify(f"loading {checkpoint.name} from {checkpoint.folder or checkpoint.hub_id}")
+def _find(checkpoint: Checkpoint, checkpoint_dir: Path | None) -> _Found:
+    """Return the model on this disk, fetched from the hub if need be."""
     try:
         with quietly():
             folder = checkpoint.folder or _download(checkpoint)
-            keys = cache.keys(folder)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _unloadable(checkpoint.name, checkpoint.hub_id, error) from error
+    original = open_original(folder, checkpoint_dir) if checkpoint.original else None
+    return _Found(checkpoint.name, folder, original)
+
+
+def _load(
+    found: _Found, device: DeviceReport, cache: "_ComponentCache", notify: Callable[[str], None], *, keep_in_ram: bool
+) -> ModelHandle:
+    notify(f"loading {found.name} from {found.folder}")
+    try:
+        with quietly():
+            keys = cache.keys(found)
             shared = cache.get(keys)
-            pipeline = AceStepPipeline.from_pretrained(
-                folder, dtype=device.dtype, use_safetensors=True, local_files_only=True, **shared
-            )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        where = checkpoint.folder or checkpoint.hub_id
-        raise CheckpointError(f"model {checkpoint.name} cannot be loaded from {where}: {error}") from error
+            pipeline = _read(found, device, shared)
+    except (CheckpointError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise _unloadable(found.name, found.folder, error) from error
     for part in sorted(shared):
-        notify(f"{checkpoint.name} shares its {part.replace('_', ' ')} with a model loaded before")
+        notify(f"{found.name} shares its {part.replace('_', ' ')} with a model loaded before")
     cache.add(keys, pipeline)
     _prepare(pipeline)
     if not keep_in_ram:
         pipeline.to(device.device)
-    return ModelHandle(_describe(checkpoint.name, pipeline), pipeline)
+    config = found.original.config if found.original else {}
+    return ModelHandle(_describe(found.name, pipeline, config), pipeline, config)
+
+
+def _read(found: _Found, device: DeviceReport, shared: Mapping[str, Any]) -> AceStepPipeline:
+    if found.original is not None:
+        return load_original(found.original, device.dtype, shared)
+    return AceStepPipeline.from_pretrained(
+        found.folder, dtype=device.dtype, use_safetensors=True, local_files_only=True, **shared
+    )
+
+
+def _unloadable(name: str, place: Path | str | None, error: Exception) -> CheckpointError:
+    return CheckpointError(f"model {name} cannot be loaded from {place}: {error}")
 
 
 def _download(checkpoint: Checkpoint) -> Path:
@@ -94,35 +129,45 @@ def _prepare(pipeline: Any) -> None:
             torch.nn.utils.remove_weight_norm(module)
 
 
-def _describe(name: str, pipeline: Any) -> LoadedModel:
+def _describe(name: str, pipeline: Any, config: Mapping[str, Any]) -> LoadedModel:
     return LoadedModel(
         name=name,
-        variant=variant_of(name, pipeline.transformer.config),
+        variant=variant_of(name, {**pipeline.transformer.config, **config}),
         sample_rate=pipeline.sample_rate,
         latent_rate=pipeline.latents_per_second,
+        global_caption=bool(config.get("is_lego_sft")),
     )
 
 
-def variant_of(name: str, config: Any) -> Variant:
-    """Return the family. The DiT's config marks turbo; SFT and base have the same config and differ in name."""
+def variant_of(name: str, config: Mapping[str, Any]) -> Variant:
+    """Return the family. The config marks turbo; SFT and base may have the same config and differ in name.
+
+    A base model that was tuned further, such as acestep-v15-base-sft-fix-inst, does all tasks of a base model.
+    """
     version = str(config.get("model_version") or "").lower()
     if config.get("is_turbo") or version == "turbo":
         return Variant.TURBO
-    return Variant.SFT if "sft" in version or "sft" in name.lower() else Variant.BASE
+    named_sft = "sft" in name.lower() and "base" not in name.lower()
+    return Variant.SFT if ("sft" in version or named_sft) and not config.get("is_lego_sft") else Variant.BASE
 
 
 class _ComponentCache:
-    """Components loaded so far, by the hash of their files: a finetuned VAE has the same shapes as the original."""
+    """Components loaded so far, by folder or by the hash of their files.
 
-    def __init__(self, *, enabled: bool) -> None:
-        self._enabled = enabled
+    The hash, since a finetuned VAE has the same shapes as the original. It is computed only where the models' folders
+    differ.
+    """
+
+    def __init__(self, models: Sequence[_Found]) -> None:
         self._parts: dict[str, Any] = {}
+        self._by_folder = {part: len({each.place_of(part).resolve() for each in models}) == 1 for part in _SHAREABLE}
 
-    def keys(self, folder: Path) -> dict[str, str]:
-        """Return a fingerprint of each shareable component. Reads 1.5 GB for a real model: about two seconds."""
-        if not self._enabled:
-            return {}
-        return {part: f"{part} {_fingerprint(folder / part)}" for part in _SHAREABLE}
+    def keys(self, found: _Found) -> dict[str, str]:
+        """Return a key of each shareable component. Hashing reads 1.5 GB for a real model: about two seconds."""
+        return {part: f"{part} {self._key(part, found.place_of(part))}" for part in _SHAREABLE}
+
+    def _key(self, part: str, folder: Path) -> str:
+        return str(folder.resolve()) if self._by_folder[part] else _fingerprint(folder)
 
     def get(self, keys: dict[str, str]) -> dict[str, Any]:
         return {part: self._parts[key] for part, key in keys.items() if key in self._parts}

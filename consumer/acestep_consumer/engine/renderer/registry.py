@@ -15,7 +15,7 @@ HUB: Final = MappingProxyType(
         "acestep-v15-xl-base": "ACE-Step/acestep-v15-xl-base-diffusers",
     }
 )
-# Published only in ACE-Step's own format: one file for all components, with code of its own.
+# Published in ACE-Step's original layout.
 ORIGINAL: Final = MappingProxyType(
     {
         "acestep-v15-turbo": "ACE-Step/Ace-Step1.5",
@@ -31,7 +31,7 @@ INDEX: Final = "model_index.json"
 PIPELINE: Final = "AceStepPipeline"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_ORIGINAL_FILES = ("model.safetensors", "silence_latent.pt", "modeling_acestep_v15_turbo.py")
+_ORIGINAL_FILES = ("model.safetensors", "model.safetensors.index.json", "silence_latent.pt")
 
 
 class CheckpointError(Exception):
@@ -40,23 +40,26 @@ class CheckpointError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The location of a model: in ``folder``, or else on the hub as ``hub_id``. Requests refer to it by ``name``."""
+    """The location of a model: in ``folder``, or else on the hub as ``hub_id``. Requests refer to it by ``name``.
+
+    ``original``: the folder has ACE-Step's original layout; otherwise it has diffusers'.
+    """
 
     name: str
     folder: Path | None = None
     hub_id: str | None = None
+    original: bool = False
 
 
 def resolve(named: str, checkpoint_dir: Path | None) -> Checkpoint:
     """Find the checkpoint: a folder of that path, then one of that name in ``checkpoint_dir``, then the hub.
 
     Raises:
-        CheckpointError: it is in none of them, or the folder is not a checkpoint in diffusers' format.
+        CheckpointError: it is in none of them, or the folder is no checkpoint.
     """
     for folder in _folders(named, checkpoint_dir):
         if folder.is_dir():
-            _check(folder)
-            return Checkpoint(folder.resolve().name, folder=folder)
+            return Checkpoint(folder.resolve().name, folder=folder, original=_is_original(folder))
     hub_id = HUB.get(named, named)
     if _HUB_ID.fullmatch(hub_id):
         names = {published: name for name, published in HUB.items()}
@@ -69,19 +72,27 @@ def _folders(named: str, checkpoint_dir: Path | None) -> tuple[Path, ...]:
     return (given,) if checkpoint_dir is None else (given, checkpoint_dir / named)
 
 
-def _check(folder: Path) -> None:
-    """Check for common mistakes, on which ``from_pretrained`` would fail with an unclear message."""
+def _is_original(folder: Path) -> bool:
+    """Tell the two layouts apart, and refuse a folder that has neither.
+
+    Raises:
+        CheckpointError: it is no checkpoint, or one of another kind.
+    """
     index = folder / INDEX
     if not index.is_file():
-        if any((folder / name).exists() for name in _ORIGINAL_FILES):
-            raise CheckpointError(f"{folder} is a checkpoint in ACE-Step's original format. {_how_to_convert()}")
-        raise CheckpointError(f"{folder} is not a checkpoint in diffusers' format: it has no {INDEX}")
+        if any((folder / name).is_file() for name in _ORIGINAL_FILES):
+            return True
+        raise CheckpointError(
+            f"{folder} is not a checkpoint: it has neither {_ORIGINAL_FILES[0]} (ACE-Step's layout) "
+            f"nor {INDEX} (diffusers' layout)"
+        )
     try:
         kind = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{index} cannot be read: {error}") from error
     if kind != PIPELINE:
         raise CheckpointError(f"{folder} holds a {kind}; ACE-Step 1.5 is an {PIPELINE}")
+    return False
 
 
 def _not_found(named: str, checkpoint_dir: Path | None) -> str:
@@ -89,17 +100,12 @@ def _not_found(named: str, checkpoint_dir: Path | None) -> str:
     unset = "" if checkpoint_dir else " (ACESTEP_CHECKPOINT_DIR is not set)"
     looked = f"model {named} was not found. Looked for a folder: {places}{unset}."
     if named in ORIGINAL:
-        return (
-            f"{looked} On the hub it exists only in ACE-Step's original format ({ORIGINAL[named]}). "
-            + _how_to_convert(named)
-        )
+        return f"{looked} Download it: hf download {ORIGINAL[named]} --local-dir {_target(named, checkpoint_dir)}"
     known = ", ".join(sorted({*HUB, *ORIGINAL}))
     return f"{looked} Known names: {known}. A hub id (organisation/model) or a folder is accepted as well."
 
 
-def _how_to_convert(name: str = "NAME") -> str:
-    return (
-        "Convert it with scripts/convert_ace_step_to_diffusers.py from diffusers' repository "
-        f"(--checkpoint_dir CHECKPOINTS --dit_config {name} --output_dir DIR/{name}) "
-        "and set ACESTEP_CHECKPOINT_DIR=DIR."
-    )
+def _target(named: str, checkpoint_dir: Path | None) -> Path:
+    """Return the folder to download to. One repository holds several folders, the others are one model each."""
+    checkpoints = checkpoint_dir or Path("checkpoints")
+    return checkpoints if ORIGINAL[named] == ORIGINAL["acestep-v15-turbo"] else checkpoints / named

@@ -57,8 +57,8 @@ class SourceEncoder:
         elif audio is not None:
             source = self._encoded(audio).expand(songs, -1, -1)
         else:
-            source = self._silence(frames or 0).expand(songs, -1, -1)
-        length, source = source.shape[1], self._lengthened(source)
+            source = self._silence(max(frames or 0, LEAST_FRAMES)).expand(songs, -1, -1)
+        length, source = frames or source.shape[1], self._lengthened(source)
         window = _window(arguments, self._pipeline.latents_per_second, length, source.shape[1])
         kept = source if audio is not None and not code_latents and not window.whole else None
         context = torch.cat([self._seen(arguments, source, window), _mask(arguments, source, window)], dim=-1)

@@ -35,11 +35,11 @@ def test_a_hub_id_that_nobody_listed_is_called_by_its_last_part() -> None:
 
 
 @pytest.mark.parametrize("name", ORIGINAL)
-def test_a_model_in_the_original_format_alone_says_how_to_convert_it(name: str, tmp_path: Path) -> None:
+def test_a_published_model_that_is_not_on_the_disk_says_how_to_get_it(name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as refusal:
         resolve(name, tmp_path)
     text = str(refusal.value)
-    assert all(part in text for part in (ORIGINAL[name], str(tmp_path / name), f"--dit_config {name}", "convert_ace"))
+    assert all(part in text for part in (ORIGINAL[name], str(tmp_path / name), f"hf download {ORIGINAL[name]}"))
 
 
 def test_an_unknown_name_lists_where_it_was_looked_for_and_what_is_known() -> None:
@@ -49,17 +49,17 @@ def test_an_unknown_name_lists_where_it_was_looked_for_and_what_is_known() -> No
     assert all(part in text for part in ("acestep-v15-tubro", "ACESTEP_CHECKPOINT_DIR is not set", *HUB, *ORIGINAL))
 
 
-def test_a_folder_in_the_original_format_says_how_to_convert_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["model.safetensors", "model.safetensors.index.json", "silence_latent.pt"])
+def test_a_folder_in_the_original_layout_is_taken_as_it_is(file: str, tmp_path: Path) -> None:
     folder = tmp_path / "acestep-v15-turbo"
     folder.mkdir()
-    (folder / "model.safetensors").touch()
-    with pytest.raises(CheckpointError, match=r"original format.*convert_ace_step_to_diffusers"):
-        resolve("acestep-v15-turbo", tmp_path)
+    (folder / file).touch()
+    assert resolve("acestep-v15-turbo", tmp_path) == Checkpoint("acestep-v15-turbo", folder=folder, original=True)
 
 
 def test_a_folder_that_is_no_checkpoint_is_not_passed_over_in_silence(tmp_path: Path) -> None:
     (tmp_path / "acestep-v15-xl-turbo").mkdir()
-    with pytest.raises(CheckpointError, match=r"has no model_index\.json"):
+    with pytest.raises(CheckpointError, match=r"neither model\.safetensors .* nor model_index\.json"):
         resolve("acestep-v15-xl-turbo", tmp_path)
 
 
