@@ -56,8 +56,11 @@ def machine(tmp_path: Path, hub: Hub) -> Machine:
 
 def test_pull_brings_a_model_with_all_that_it_needs_and_no_code(machine: Machine, hub: Hub) -> None:
     assert {each["state"] for each in machine.listed().values()} == {"absent"}
-    done = machine.models("pull", TURBO)
+    done = machine.models("pull", TURBO, "--json")
     assert done.returncode == 0, done.stderr
+    assert {(line["name"], line["state"]) for line in map(json.loads, done.stdout.splitlines())} == {
+        (name, "complete") for name in (TURBO, LM, *SHARED)
+    }
     assert f"acestep-consumer run --checkpoints {machine.checkpoints} --model {TURBO}" in done.stderr
     main = hub.repositories["ACE-Step/Ace-Step1.5"]
     wanted = {name for name in main if not name.endswith((".py", ".md"))}
@@ -201,8 +204,9 @@ def test_verify_finds_a_changed_byte_and_a_cut_off_file(machine: Machine) -> Non
     path = machine.checkpoints / WEIGHTS
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    changed = machine.models("verify", TURBO)
+    changed = machine.models("verify", TURBO, "--json")
     assert changed.returncode == 6
+    assert json.loads(changed.stdout)["faults"] == ["model.safetensors is not the published file"]
     assert "model.safetensors is not the published file" in changed.stderr
     path.write_bytes(content[:-1])
     cut = machine.models("verify", TURBO, HF_HUB_OFFLINE="1")

@@ -74,12 +74,7 @@ class Hub:
     go_on: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> Self:
-        hub = self
-
-        class Handler(_Handler):
-            served_by = hub
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _Server(self)
         self._thread = threading.Thread(target=self._server.serve_forever)
         self._thread.start()
         return self
@@ -112,8 +107,14 @@ class Hub:
         return found
 
 
+class _Server(ThreadingHTTPServer):
+    def __init__(self, hub: Hub) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.hub = hub
+
+
 class _Handler(BaseHTTPRequestHandler):
-    served_by: Hub
+    server: _Server
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: Any) -> None:
@@ -125,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer a listing or a file."""
-        hub, path = self.served_by, unquote(self.path.partition("?")[0])
+        hub, path = self.server.hub, unquote(self.path.partition("?")[0])
         if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
             self._answer(401, b"{}")
         elif listed := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/revision/.+)?", path):
@@ -145,7 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def _file(self, repository: str, name: str) -> None:
-        hub = self.served_by
+        hub = self.server.hub
         content = hub.served.get(name, hub.repositories[repository][name])
         first = int(re.sub(r"bytes=(\d+)-", r"\1", self.headers.get("Range", "bytes=0-")))
         rest = content[first:]
@@ -163,7 +164,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(name, rest)
 
     def _send(self, name: str, rest: bytes) -> None:
-        hub = self.served_by
+        hub = self.server.hub
         if (end := hub.cut.pop(name, None)) is not None:
             self.wfile.write(rest[:end])
             self.close_connection = True

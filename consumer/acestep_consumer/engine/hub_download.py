@@ -17,7 +17,10 @@ from typing import BinaryIO, Final, cast
 from huggingface_hub import HfApi, constants, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import build_hf_headers, disable_progress_bars
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # documented, and missing in its __all__
+    build_hf_headers,
+    disable_progress_bars,
+)
 
 from acestep_consumer.engine.published_models import PublishedModel
 
@@ -35,7 +38,7 @@ class HubUnreachable(Exception):
     """The hub did not answer, or refused; the text says why and what to do."""
 
 
-class DownloadFailed(Exception):
+class ModelNotStored(Exception):
     """A file cannot be stored here, or is not the published one; the text says why and what to do."""
 
 
@@ -117,18 +120,18 @@ def only_pull(checkpoints: Path) -> Iterator[None]:
     """Make the folder, and keep other downloads out of it.
 
     Raises:
-        DownloadFailed: it cannot be written, or another one is running.
+        ModelNotStored: it cannot be written, or another one is running.
     """
     try:
         checkpoints.mkdir(parents=True, exist_ok=True)
         lock = (checkpoints / ".pull.lock").open("wb")
     except OSError as error:
-        raise DownloadFailed(f"{checkpoints} cannot be written: {error.strerror or error}") from error
+        raise ModelNotStored(f"{checkpoints} cannot be written: {error.strerror or error}") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise DownloadFailed(f"another download into {checkpoints} is running: wait for it to end") from error
+            raise ModelNotStored(f"another download into {checkpoints} is running: wait for it to end") from error
         yield
 
 
@@ -136,12 +139,12 @@ def check_room(files: Sequence[HubFile], checkpoints: Path) -> None:
     """Check that the disk has room for what is missing.
 
     Raises:
-        DownloadFailed: it has not; nothing was downloaded.
+        ModelNotStored: it has not; nothing was downloaded.
     """
     missing = sum(file.bytes - stored_bytes(file, checkpoints) for file in files)
     free = shutil.disk_usage(checkpoints).free
     if missing > free:
-        raise DownloadFailed(
+        raise ModelNotStored(
             f"{checkpoints} has {free / 1e9:,.1f} GB free, and {missing / 1e9:,.1f} GB are to be downloaded: "
             "make room, or name another folder with --checkpoints"
         )
@@ -160,7 +163,7 @@ def fetch(file: HubFile, checkpoints: Path, advance: Advance) -> None:
 
     Raises:
         HubUnreachable: the transfer failed; what has arrived stays.
-        DownloadFailed: the disk is full, or the file is not the published one.
+        ModelNotStored: the disk is full, or the file is not the published one.
     """
     target, partial = file.path(checkpoints), file.partial(checkpoints)
     try:
@@ -173,8 +176,8 @@ def fetch(file: HubFile, checkpoints: Path, advance: Advance) -> None:
             advance(-partial.stat().st_size)
             partial.unlink()
     except OSError as error:
-        raise DownloadFailed(f"{target} cannot be written: {error.strerror or error}") from error
-    raise DownloadFailed(f"{file.model.name}/{file.name} arrived with another hash than the hub names, twice")
+        raise ModelNotStored(f"{target} cannot be written: {error.strerror or error}") from error
+    raise ModelNotStored(f"{file.model.name}/{file.name} arrived with another hash than the hub names, twice")
 
 
 def _transfer(file: HubFile, partial: Path, advance: Advance) -> None:

@@ -48,6 +48,9 @@ def models_pull(
     lm: Annotated[
         bool, typer.Option("--lm/--no-lm", help="Download a language model too, if there is none and none is named.")
     ] = True,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one line of JSON for each model, as `list` does.")
+    ] = False,
 ) -> None:
     """Download models and all that they need.
 
@@ -68,7 +71,7 @@ def models_pull(
 
     folder, wanted = _folder(checkpoints), tuple(names or _engine().models)
     _check_names(wanted)
-    raise typer.Exit(run.pull(folder, wanted, note, with_lm=lm))
+    raise typer.Exit(run.pull(folder, wanted, note, with_lm=lm, as_json=as_json))
 
 
 @app.command("verify", cls=Command)
@@ -77,6 +80,9 @@ def models_verify(
         list[str] | None, typer.Argument(metavar="NAME…", help="Models; none: all known ones in the folder.")
     ] = None,
     checkpoints: Checkpoints = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one line of JSON for each model, as `list` does.")
+    ] = False,
 ) -> None:
     """Check the files of models against the hub's sizes and hashes.
 
@@ -89,7 +95,7 @@ def models_verify(
 
     wanted = tuple(names or ())
     _check_names(wanted)
-    raise typer.Exit(run.verify(_folder(checkpoints), wanted, note))
+    raise typer.Exit(run.verify(_folder(checkpoints), wanted, note, as_json=as_json))
 
 
 def _engine() -> EngineSettings:

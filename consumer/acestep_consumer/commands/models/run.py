@@ -3,7 +3,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -51,8 +51,7 @@ def show_list(checkpoints: Path, *, as_json: bool) -> Exit:
     found = [look(model, checkpoints) for model in PUBLISHED.values()]
     console = Console(highlight=False)
     if as_json:
-        for each in found:
-            typer.echo(json.dumps(asdict(each)))
+        _print_json(found)
     elif console.is_terminal:
         console.print(_table(found))
     else:
@@ -60,6 +59,11 @@ def show_list(checkpoints: Path, *, as_json: bool) -> Exit:
             columns = (each.name, each.state, each.bytes, each.folder or each.repository, "; ".join(each.faults))
             typer.echo("\t".join(map(str, columns)))
     return Exit.DONE
+
+
+def _print_json(found: Iterable[ModelOnDisk]) -> None:
+    for each in found:
+        typer.echo(json.dumps(asdict(each)))
 
 
 def look(model: PublishedModel, checkpoints: Path) -> ModelOnDisk:
@@ -121,7 +125,7 @@ def _table(found: Sequence[ModelOnDisk]) -> Table:
     return table
 
 
-def pull(checkpoints: Path, names: Sequence[str], note: Console, *, with_lm: bool) -> Exit:
+def pull(checkpoints: Path, names: Sequence[str], note: Console, *, with_lm: bool, as_json: bool) -> Exit:
     """Download models and what they need into ``checkpoints``. Ctrl-C keeps what has arrived."""
     if is_offline(os.environ):
         print_error(_OFFLINE.format(folder=checkpoints), note)
@@ -130,8 +134,8 @@ def pull(checkpoints: Path, names: Sequence[str], note: Console, *, with_lm: boo
         print_error(_NO_CLIENT, note)
         return Exit.ENGINE
     from acestep_consumer.engine.hub_download import (  # noqa: PLC0415 - only the engine's installation has the client
-        DownloadFailed,
         HubUnreachable,
+        ModelNotStored,
         only_pull,
     )
 
@@ -142,12 +146,14 @@ def pull(checkpoints: Path, names: Sequence[str], note: Console, *, with_lm: boo
     except HubUnreachable as error:
         print_error(str(error), note)
         return Exit.UNREACHABLE
-    except DownloadFailed as error:
+    except ModelNotStored as error:
         print_error(str(error), note)
         return Exit.ENGINE
     except KeyboardInterrupt:
         note.print(f"stopped; what has arrived is kept in {checkpoints}, and the same command goes on from there")
         raise
+    if as_json:
+        _print_json(look(model, checkpoints) for model in models)
     note.print(_next_step(checkpoints, names), soft_wrap=True)
     return Exit.DONE
 
@@ -189,9 +195,9 @@ def _missing(files: Sequence["HubFile"], checkpoints: Path, progress: Progress) 
     """Return the files that are not there in full. A cut off one becomes the beginning of its download.
 
     Raises:
-        DownloadFailed: another file has the name of one; it is not overwritten.
+        ModelNotStored: another file has the name of one; it is not overwritten.
     """
-    from acestep_consumer.engine.hub_download import DownloadFailed  # noqa: PLC0415 - as above
+    from acestep_consumer.engine.hub_download import ModelNotStored  # noqa: PLC0415 - as above
 
     missing = []
     for file in files:
@@ -205,7 +211,7 @@ def _missing(files: Sequence["HubFile"], checkpoints: Path, progress: Progress) 
             continue
         task = progress.add_task(f"checking {file.model.name}/{file.name}", total=file.bytes)
         if not file.matches(path, partial(progress.advance, task)):
-            raise DownloadFailed(
+            raise ModelNotStored(
                 f"{path} is not the file of {file.model.repository}: move it away, then the command downloads it"
             )
         progress.remove_task(task)
@@ -218,7 +224,7 @@ def _next_step(checkpoints: Path, names: Sequence[str]) -> str:
     return f"start a worker with them: acestep-consumer run --checkpoints {checkpoints}{model}"
 
 
-def verify(checkpoints: Path, names: Sequence[str], note: Console) -> Exit:
+def verify(checkpoints: Path, names: Sequence[str], note: Console, *, as_json: bool) -> Exit:
     """Compare the files of models with the hub's sizes and hashes; without the hub, with their own headers."""
     wanted = [PUBLISHED[name] for name in names] or [
         model for model in PUBLISHED.values() if (checkpoints / model.name).is_dir()
@@ -227,18 +233,21 @@ def verify(checkpoints: Path, names: Sequence[str], note: Console) -> Exit:
         print_error(f"{checkpoints} holds no known model: acestep-consumer models pull NAME downloads one", note)
         return Exit.UNFIT
     published = _published(wanted, checkpoints, note)
-    code = Exit.DONE
+    sound = True
     for model in wanted:
-        faults = list(_verified(model, checkpoints, published))
+        faults = tuple(_verified(model, checkpoints, published))
+        sound = sound and not faults
+        folder = checkpoints / model.name
+        found = _on_disk(model, "incomplete" if faults else COMPLETE, folder if folder.is_dir() else None, faults)
+        if as_json:
+            _print_json([found])
+        elif not faults:
+            typer.echo(f"{model.name}\t{COMPLETE}")
         for fault in faults:
             print_error(f"{model.name}: {fault}", note)
-        if faults:
-            code = Exit.UNFIT
-        else:
-            typer.echo(f"{model.name}\t{COMPLETE}")
-    if code is not Exit.DONE:
+    if not sound:
         note.print("acestep-consumer models pull downloads what is missing", soft_wrap=True)
-    return code
+    return Exit.DONE if sound else Exit.UNFIT
 
 
 def _verified(model: PublishedModel, checkpoints: Path, published: "Sequence[HubFile] | None") -> Iterator[str]:
