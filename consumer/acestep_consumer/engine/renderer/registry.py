@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from acestep_consumer.engine.published_models import PUBLISHED, is_dit, pull_command
 from acestep_consumer.engine.renderer.tensor_files import SUFFIXES
 
 # Published in diffusers' format.
@@ -15,18 +16,6 @@ HUB: Final = MappingProxyType(
     {
         "acestep-v15-xl-turbo": "ACE-Step/acestep-v15-xl-turbo-diffusers",
         "acestep-v15-xl-base": "ACE-Step/acestep-v15-xl-base-diffusers",
-    }
-)
-# Published in ACE-Step's original layout.
-ORIGINAL: Final = MappingProxyType(
-    {
-        "acestep-v15-turbo": "ACE-Step/Ace-Step1.5",
-        "acestep-v15-base": "ACE-Step/acestep-v15-base",
-        "acestep-v15-sft": "ACE-Step/acestep-v15-sft",
-        "acestep-v15-turbo-shift1": "ACE-Step/acestep-v15-turbo-shift1",
-        "acestep-v15-turbo-shift3": "ACE-Step/acestep-v15-turbo-shift3",
-        "acestep-v15-turbo-continuous": "ACE-Step/acestep-v15-turbo-continuous",
-        "acestep-v15-xl-sft": "ACE-Step/acestep-v15-xl-sft",
     }
 )
 INDEX: Final = "model_index.json"
@@ -109,13 +98,7 @@ def _not_found(named: str, checkpoint_dir: Path | None) -> str:
     places = "; ".join(str(folder) for folder in _folders(named, checkpoint_dir))
     unset = "" if checkpoint_dir else " (ACESTEP_CHECKPOINT_DIR is not set)"
     looked = f"model {named} was not found. Looked for a folder: {places}{unset}."
-    if named in ORIGINAL:
-        return f"{looked} Download it: hf download {ORIGINAL[named]} --local-dir {_target(named, checkpoint_dir)}"
-    known = ", ".join(sorted({*HUB, *ORIGINAL}))
+    if is_dit(named):
+        return f"{looked} Download it: {pull_command(named, checkpoints=checkpoint_dir)}"
+    known = ", ".join(sorted({*HUB, *filter(is_dit, PUBLISHED)}))
     return f"{looked} Known names: {known}. A hub id (organisation/model) or a folder is accepted as well."
-
-
-def _target(named: str, checkpoint_dir: Path | None) -> Path:
-    """Return the folder to download to. One repository holds several folders, the others are one model each."""
-    checkpoints = checkpoint_dir or Path("checkpoints")
-    return checkpoints if ORIGINAL[named] == ORIGINAL["acestep-v15-turbo"] else checkpoints / named
