@@ -292,7 +292,10 @@ class GenerationRequest(BaseModel):
         default=False, description="Return the audio codes of the source audio, no new audio."
     )
     use_cot_caption: Flag = Field(default=True, description="Let the LM, when there is one, refine the prompt.")
-    use_cot_language: Flag = Field(default=True, description="Let the LM, when there is one, find the language.")
+    use_cot_language: Flag = Field(
+        default=True,
+        description="Let the LM, when there is one, name a language in its thoughts; the song's is vocal_language.",
+    )
     is_format_caption: Flag = Field(default=False, description="The prompt has been rewritten already.")
     constrained_decoding: Flag = Field(default=True, description="Hold the LM's metadata to its grammar.")
     constrained_decoding_debug: Flag = Field(default=False, description="Log the constrained decoding.")
@@ -302,10 +305,17 @@ class GenerationRequest(BaseModel):
         default=None, description="Backend of the LM; by default the worker's."
     )
     lm_temperature: Real = Field(default=0.85, ge=0, le=5, description="Sampling temperature of the LM.")
-    lm_cfg_scale: Real = Field(default=2.5, ge=0, le=30, description="Classifier-free guidance of the LM; 1 is off.")
+    lm_cfg_scale: Real = Field(
+        default=2.5, ge=0, le=30, description="Guidance of the LM's audio codes; 1 and below is off."
+    )
     lm_top_k: Integer = Field(default=0, ge=0, le=1_000_000, description="Sample among the k likeliest; 0 is off.")
     lm_top_p: Real = Field(default=0.9, gt=0, le=1, description="Sample among the likeliest of this mass; 1 is off.")
-    lm_repetition_penalty: Real = Field(default=1.0, ge=0.001, le=10, description="Penalty on repetition; 1 is off.")
+    lm_repetition_penalty: Real = Field(
+        default=1.0,
+        ge=0.001,
+        le=10,
+        description="Accepted without effect, as by ACE-Step: there is no penalty on repetition.",
+    )
     lm_negative_prompt: Text = Field(
         default="NO USER INPUT", max_length=8_192, description="Prompt that the LM is guided away from."
     )
