@@ -182,8 +182,10 @@ class GenerationRequest(BaseModel):
         default="cpu",
         description="Where noise is drawn. cpu: the same on every card; device: nearly as ACE-Step's server does.",
     )
-    latent_rescale: Real = Field(default=1.0, ge=-10, le=10, description="Factor of the final latents.")
-    latent_shift: Real = Field(default=0.0, ge=-10, le=10, description="Added to the final latents, after the factor.")
+    latent_rescale: Real = Field(default=1.0, ge=-1_000, le=1_000, description="Factor of the final latents.")
+    latent_shift: Real = Field(
+        default=0.0, ge=-1_000, le=1_000, description="Added to the final latents, after the factor."
+    )
     use_tiled_decode: Flag = Field(default=True, description="Decode in tiles: much less memory, the same sound.")
     audio_format: Annotated[AudioFormat, _Word] = Field(
         default="mp3", description="File format; wav32 is 32-bit float, ogg and opus both mean Ogg/Opus."
