@@ -10,7 +10,7 @@ from tests.golden.golden_worker import GoldenWorker
 
 # Cases that are not equal yet, by the reason. One that has become equal fails: take it out.
 NOT_YET: dict[str, tuple[str, ...]] = {
-    "a limit, smoothing and Heun's method together: 2e-3 apart, each pair of them is equal": (
+    "Heun with a limit and smoothing at once: 2e-3 apart; each of the three alone is equal": (
         "velocity_both_heun_turbo",
     ),
 }
