@@ -13,9 +13,7 @@ from acestep_consumer.engine.messages import Configure, ConfigurePlanner, ToEngi
 from acestep_consumer.engine.process import EngineProcess
 from acestep_consumer.engine.supervisor import EngineState, EngineUnusable
 from tests.support.engines import render, supervisor
-from tests.support.waiting import eventually
-
-WITHIN_S = 120.0
+from tests.support.waiting import WITHIN_S, eventually
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from acestep_consumer.client import Client
-from acestep_consumer.multi_gpu.parent import MAX_REFUSED_STARTS
 from acestep_schemas.events import JobCompleted, JobEvent, JobStarted, WorkerEvent
 from infra.local.process import tail
 from tests.support.command import run_command
@@ -139,13 +138,6 @@ async def test_settings_that_had_a_worker_running_are_tried_again_when_a_restart
         (tmp_path / "release").touch()
         os.kill(group.process.id.pid, signal.SIGTERM)
         assert await exit_code(group) == 0
-
-
-async def test_settings_that_stay_wrong_are_not_tried_for_ever(tmp_path: Path) -> None:
-    refused = ",".join(["exit 2"] * (MAX_REFUSED_STARTS + 1))
-    with group_of(tmp_path, double(tmp_path, "gpu0", f"exit 1,{refused},drain"), steady_s=0) as group:
-        assert await exit_code(group) == 2
-        assert len(group.log_lines(event="worker died")) == 1 + MAX_REFUSED_STARTS
 
 
 async def test_settings_that_never_had_a_worker_running_are_not(tmp_path: Path) -> None:
