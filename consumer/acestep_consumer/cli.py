@@ -26,6 +26,7 @@ from acestep_consumer.commands.base import (
     print_version,
 )
 from acestep_consumer.commands.dead.cli import app as dead
+from acestep_consumer.commands.models.cli import app as models
 from acestep_consumer.commands.submit.cli import submit
 from acestep_consumer.config import settings as settings_module
 from acestep_consumer.config.exit_codes import Exit, listed, unexpected
@@ -365,6 +366,7 @@ def top(
 
 
 app.add_typer(dead, name="dead", rich_help_panel=OPERATION)
+app.add_typer(models, name="models", rich_help_panel=OPERATION)
 
 
 @app.command(cls=Command, rich_help_panel=OPERATION)

@@ -182,10 +182,8 @@ class GenerationRequest(BaseModel):
         default="cpu",
         description="Where noise is drawn. cpu: the same on every card; device: nearly as ACE-Step's server does.",
     )
-    latent_rescale: Real = Field(default=1.0, ge=-1_000, le=1_000, description="Factor of the final latents.")
-    latent_shift: Real = Field(
-        default=0.0, ge=-1_000, le=1_000, description="Added to the final latents, after the factor."
-    )
+    latent_rescale: Real = Field(default=1.0, ge=-100, le=100, description="Factor of the final latents.")
+    latent_shift: Real = Field(default=0.0, ge=-10, le=10, description="Added to the final latents, after the factor.")
     use_tiled_decode: Flag = Field(default=True, description="Decode in tiles: much less memory, the same sound.")
     audio_format: Annotated[AudioFormat, _Word] = Field(
         default="mp3", description="File format; wav32 is 32-bit float, ogg and opus both mean Ogg/Opus."
@@ -294,7 +292,10 @@ class GenerationRequest(BaseModel):
         default=False, description="Return the audio codes of the source audio, no new audio."
     )
     use_cot_caption: Flag = Field(default=True, description="Let the LM, when there is one, refine the prompt.")
-    use_cot_language: Flag = Field(default=True, description="Let the LM, when there is one, find the language.")
+    use_cot_language: Flag = Field(
+        default=True,
+        description="Let the LM, when there is one, name a language in its thoughts; the song's is vocal_language.",
+    )
     is_format_caption: Flag = Field(default=False, description="The prompt has been rewritten already.")
     constrained_decoding: Flag = Field(default=True, description="Hold the LM's metadata to its grammar.")
     constrained_decoding_debug: Flag = Field(default=False, description="Log the constrained decoding.")
@@ -304,10 +305,17 @@ class GenerationRequest(BaseModel):
         default=None, description="Backend of the LM; by default the worker's."
     )
     lm_temperature: Real = Field(default=0.85, ge=0, le=5, description="Sampling temperature of the LM.")
-    lm_cfg_scale: Real = Field(default=2.5, ge=0, le=30, description="Classifier-free guidance of the LM; 1 is off.")
+    lm_cfg_scale: Real = Field(
+        default=2.5, ge=0, le=30, description="Guidance of the LM's audio codes; 1 and below is off."
+    )
     lm_top_k: Integer = Field(default=0, ge=0, le=1_000_000, description="Sample among the k likeliest; 0 is off.")
     lm_top_p: Real = Field(default=0.9, gt=0, le=1, description="Sample among the likeliest of this mass; 1 is off.")
-    lm_repetition_penalty: Real = Field(default=1.0, ge=0.001, le=10, description="Penalty on repetition; 1 is off.")
+    lm_repetition_penalty: Real = Field(
+        default=1.0,
+        ge=0.001,
+        le=10,
+        description="Accepted without effect, as by ACE-Step: there is no penalty on repetition.",
+    )
     lm_negative_prompt: Text = Field(
         default="NO USER INPUT", max_length=8_192, description="Prompt that the LM is guided away from."
     )

@@ -183,7 +183,7 @@ class RequestBody(TypedDict, total=False):
     use_cot_caption: bool
     """Let the LM, when there is one, refine the prompt."""
     use_cot_language: bool
-    """Let the LM, when there is one, find the language."""
+    """Let the LM, when there is one, name a language in its thoughts; the song's is vocal_language."""
     is_format_caption: bool
     """The prompt has been rewritten already."""
     constrained_decoding: bool
@@ -199,13 +199,13 @@ class RequestBody(TypedDict, total=False):
     lm_temperature: float
     """Sampling temperature of the LM."""
     lm_cfg_scale: float
-    """Classifier-free guidance of the LM; 1 is off."""
+    """Guidance of the LM's audio codes; 1 and below is off."""
     lm_top_k: int
     """Sample among the k likeliest; 0 is off."""
     lm_top_p: float
     """Sample among the likeliest of this mass; 1 is off."""
     lm_repetition_penalty: float
-    """Penalty on repetition; 1 is off."""
+    """Accepted without effect, as by ACE-Step: there is no penalty on repetition."""
     lm_negative_prompt: str
     """Prompt that the LM is guided away from."""
 

@@ -24,9 +24,9 @@ MEANINGS = {
     Exit.JOB_FAILED: "no songs: the job failed, was cancelled or did not end in time",
     Exit.USAGE: "wrong usage or settings",
     Exit.QUEUE_FULL: "queue full",
-    Exit.UNREACHABLE: "broker, storage or worker unreachable",
-    Exit.ENGINE: "the engine is unusable",
-    Exit.UNFIT: "`doctor` found a problem that stops a worker",
+    Exit.UNREACHABLE: "broker, storage, worker or model hub unreachable",
+    Exit.ENGINE: "the engine is unusable, or a model cannot be downloaded in full",
+    Exit.UNFIT: "`doctor` found a problem that stops a worker, or `models verify` a damaged file",
     Exit.UNEXPECTED: "unexpected error, probably a bug; `ACESTEP_LOG_LEVEL=debug` shows where",
     Exit.INTERRUPTED: "stopped with Ctrl-C",
 }

@@ -60,7 +60,7 @@ def test_every_error_code_is_explained() -> None:
 
 def test_it_says_how_to_start() -> None:
     commands = "".join(re.findall(r"```bash\n(.*?)```", section(2), re.DOTALL))
-    steps = ("pip install", "convert_ace_step", "doctor", "plan", "run", "submit", "status", "listen")
+    steps = ("pip install", "models pull", "doctor", "plan", "run", "submit", "status", "listen")
     places = [commands.find(step) for step in steps]
     assert -1 not in places
     assert places == sorted(places)

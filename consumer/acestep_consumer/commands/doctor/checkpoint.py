@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from acestep_consumer.engine.renderer.original_layout import SILENCE
 from acestep_consumer.engine.renderer.registry import INDEX
 
 _WEIGHTS: Final = "*.safetensors"
@@ -18,6 +19,16 @@ _HEADER_AT_MOST: Final = 100 << 20
 _LENGTH_BYTES: Final = 8
 # A tokenizer needs one of these.
 _OF_TOKENIZERS: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+
+
+def faults_of_checkpoint(folder: Path, *, is_dit: bool = True) -> Iterator[str]:
+    """Yield each missing or damaged file of a folder in diffusers' layout, or of one model in ACE-Step's own."""
+    if (folder / INDEX).is_file():
+        yield from faults_of_pipeline(folder)
+        return
+    yield from _faults_of_model(folder)
+    if is_dit and not (folder / SILENCE).is_file():
+        yield f"{SILENCE} is missing"
 
 
 def faults_of_pipeline(folder: Path) -> Iterator[str]:

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from acestep_consumer.commands.doctor.checkpoint import faults_of_lm, faults_of_pipeline
+from acestep_consumer.commands.doctor.checkpoint import faults_of_checkpoint, faults_of_lm
 from acestep_consumer.commands.doctor.machine import Machine
 from acestep_consumer.commands.doctor.report import Finding, fail, ok, skip, warn
 from acestep_consumer.commands.plan.gpu import DeviceMissing
@@ -15,11 +15,13 @@ from acestep_consumer.commands.threads import run_in_thread
 from acestep_consumer.config.settings import EngineSettings, Settings
 from acestep_consumer.engine.hub_cache import is_offline, snapshot
 from acestep_consumer.engine.planner import registry as lms
+from acestep_consumer.engine.published_models import PUBLISHED, pull_command
+from acestep_consumer.engine.renderer.original_layout import open_original
 from acestep_consumer.engine.renderer.registry import CheckpointError, resolve
 from acestep_consumer.policy.lm_choice import LmPlan, plan_lm
 from acestep_consumer.policy.tiers import TierTableError, load_table
 
-_AT_START: Final = "the first start downloads it, which takes minutes; download it before with: hf download"
+_AT_START: Final = "the first start downloads it, which takes minutes; download it before with:"
 
 
 async def check_models(settings: EngineSettings, environ: Mapping[str, str]) -> AsyncGenerator[Finding]:
@@ -61,11 +63,23 @@ def judge_model(name: str, checkpoint_dir: Path | None, environ: Mapping[str, st
     except CheckpointError as error:
         said, _, cure = str(error).partition(". ")
         return fail(check, said, cure or "set ACESTEP_CHECKPOINT_DIR or ACESTEP_CONFIG_PATH")
+    if checkpoint.original and checkpoint.folder is not None:
+        return _original(check, checkpoint.folder, checkpoint_dir)
     hub_id = checkpoint.hub_id or name
     folder = checkpoint.folder or snapshot(hub_id, environ)
     if folder is None:
         return _from_hub(check, hub_id, environ)
-    return _complete(check, folder, tuple(faults_of_pipeline(folder)))
+    return _complete(check, folder, tuple(faults_of_checkpoint(folder)))
+
+
+def _original(check: str, place: Path, checkpoint_dir: Path | None) -> Finding:
+    """Check a folder or a file as ``run`` does before it loads it, with the VAE and the text encoder beside it."""
+    try:
+        open_original(place, checkpoint_dir)
+    except CheckpointError as error:
+        said, mark, cure = str(error).partition(": download")
+        return fail(check, said, f"download{cure}" if mark else "put there what is missing, or take another file")
+    return ok(check, f"{place} is complete")
 
 
 def judge_lm(plan: LmPlan, checkpoint_dir: Path | None, environ: Mapping[str, str]) -> Finding:
@@ -85,12 +99,22 @@ def judge_lm(plan: LmPlan, checkpoint_dir: Path | None, environ: Mapping[str, st
 
 def _complete(check: str, folder: Path, faults: tuple[str, ...]) -> Finding:
     if faults:
-        return fail(check, "\n".join((f"{folder} is incomplete:", *faults)), "download or convert the checkpoint again")
+        again = "download or convert the checkpoint again"
+        cure = pull_command(folder.name, checkpoints=folder.parent) if folder.name in PUBLISHED else again
+        return fail(check, "\n".join((f"{folder} is incomplete:", *faults)), cure)
     return ok(check, f"{folder} is complete")
 
 
 def _from_hub(check: str, hub_id: str, environ: Mapping[str, str]) -> Finding:
     if is_offline(environ):
         said = f"{hub_id} is not on this disk, and HF_HUB_OFFLINE forbids the download"
-        return fail(check, said, f"unset it, or download the model elsewhere with: hf download {hub_id}")
-    return warn(check, f"{hub_id} is not on this disk yet, but on the Hugging Face hub", f"{_AT_START} {hub_id}")
+        return fail(check, said, f"unset it, or download the model elsewhere with: {_download(hub_id)}")
+    said = f"{hub_id} is not on this disk yet, but on the Hugging Face hub"
+    return warn(check, said, f"{_AT_START} {_download(hub_id)}")
+
+
+def _download(hub_id: str) -> str:
+    """Return the command for a repository: ours for a published model, else that of the Hugging Face client."""
+    name = hub_id.rpartition("/")[2]
+    published = name in PUBLISHED and PUBLISHED[name].repository == hub_id
+    return pull_command(name, checkpoints=None) if published else f"hf download {hub_id}"

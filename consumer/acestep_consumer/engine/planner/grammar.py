@@ -18,6 +18,9 @@ from acestep_consumer.policy.tiers import MAX_BPM, MAX_DURATION_S, MIN_BPM, MIN_
 from acestep_schemas import coerce
 
 MAX_CAPTION_LINES: Final = 10
+SONG_FIELDS: Final = tuple(sorted((*FIELDS, "genres")))
+"""Fields of the thoughts before lyrics. The model was trained to name genres there; nothing reads them."""
+
 _NOTHING_KNOWN: Final = Metadata()
 
 # No control characters, and none that a tag or a code block begins or ends with: audio codes are ordinary tokens of the
@@ -33,6 +36,7 @@ start ::= [^\n{_FORBIDDEN}{_SPACES}]
 line ::= [^\n{_FORBIDDEN}]{{1,120}}
 """
 _SONG = rf"""
+genres ::= start line?
 lyrics ::= start [^{_FORBIDDEN}]*
 """
 _VALUES = rf"""
@@ -72,13 +76,13 @@ def song_grammar(
 
 
 def _thoughts(fixed: Metadata, fields: Collection[str]) -> str:
-    lines = [_field(fixed, field) for field in FIELDS if field in fields]
+    lines = [_field(fixed, field) for field in sorted(fields)]
     return " ".join([r'"<think>\n"', *(rf'{line} "\n"' for line in lines), '"</think>"'])
 
 
 def _field(fixed: Metadata, field: str) -> str:
     """Return the grammar of one line of YAML: a literal if it is fixed, else its name and the rule of that name."""
-    value = getattr(fixed, field)
+    value = getattr(fixed, field) if field in FIELDS else None
     if value is None:
         return f'"{field}: " {field}'
     return _literal(to_yaml(Metadata(**{field: value})))

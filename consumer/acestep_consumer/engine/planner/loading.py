@@ -127,7 +127,8 @@ def _fetched(hub_id: str) -> Path:
     except Exception as error:
         raise LmUnusable(
             f"language model {hub_id} is not on the disk and cannot be downloaded ({type(error).__name__}): put it "
-            "into ACESTEP_CHECKPOINT_DIR, or set ACESTEP_LM_MODEL_PATH; ACESTEP_INIT_LLM=false runs without it"
+            "into ACESTEP_CHECKPOINT_DIR (acestep-consumer models pull does), or set ACESTEP_LM_MODEL_PATH; "
+            "ACESTEP_INIT_LLM=false runs without it"
         ) from error
 
 

@@ -2,12 +2,12 @@
 """Planning of one job with the language model, in the phases of ACE-Step 1.5.
 
 First the texts: a whole song from a description (sample mode), better texts (format), or texts for source audio
-(understand). Then metadata, if any is missing. Then audio codes for each song, if the job thinks. Values that the
+(understand). Or else metadata, if any is missing. Then audio codes for each song, if the job thinks. Values that the
 request gives are fixed in every phase: the grammar leaves the model no choice there.
 """
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 
 from acestep_consumer.domain.audio_codes import CODES_PER_SECOND, parse_codes
@@ -16,8 +16,9 @@ from acestep_consumer.domain.job import Job, Plan, TokenizedSource
 from acestep_consumer.domain.ports import Report
 from acestep_consumer.engine.planner import prompts
 from acestep_consumer.engine.planner.backend import CodeConstraint, Generation, Sampling, TextConstraint
+from acestep_consumer.engine.planner.description_hints import hints_in
 from acestep_consumer.engine.planner.engine_loop import EngineLoop
-from acestep_consumer.engine.planner.grammar import metadata_grammar, song_grammar
+from acestep_consumer.engine.planner.grammar import SONG_FIELDS, metadata_grammar, song_grammar
 from acestep_consumer.engine.planner.metadata import FIELDS, Metadata, MetadataError, parse
 from acestep_consumer.engine.planner.prompts import GuidedPrompts, Prompt
 from acestep_consumer.engine.planner.tokens import LmTokens
@@ -28,9 +29,6 @@ from acestep_schemas.request import GenerationRequest
 METADATA_TOKENS, SONG_TOKENS = 1024, 2560
 """Limits of the two kinds of text. The DiT reads 2,048 tokens of lyrics: longer ones would be truncated there."""
 
-LEAST_CODES = 10
-"""As in ACE-Step, the model writes no fewer codes for a song."""
-
 WARM_UP_SONGS = (1, 2, 5)
 """Batch sizes: one is compiled by itself; the second and third let the compiler make the size symbolic."""
 
@@ -38,15 +36,24 @@ TEXT_SHARE = 0.1
 """Share of the planning stage's progress: texts are a few hundred tokens, the codes of a song 1,500."""
 
 _ALWAYS_CONSTRAINED = "constrained_decoding = false has no effect: metadata is always held to its grammar"
+_NO_PENALTY = "has no effect: as in ACE-Step's own server, the language model samples without a penalty"
+
+_SCORE = ("bpm", "duration", "keyscale", "timesignature")
+_UNDERSTANDING_TEMPERATURE = 0.3
 
 
 @dataclass(frozen=True, slots=True)
 class PlanDraft:
-    """An unfinished plan. ``caption`` is the one in the prompts; the model's own is in ``metadata``."""
+    """An unfinished plan. ``caption`` is the one in the prompts; the model's own is in ``metadata``.
+
+    ``thoughts`` are those of the metadata phase. Where it did not run, the model's thoughts before audio codes are the
+    four values of ``metadata`` that a score has: tempo, duration, key and time signature.
+    """
 
     caption: str
     lyrics: str
     metadata: Metadata
+    thoughts: Metadata | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -74,14 +81,12 @@ class SongPlanner:
         request = job.request
         draft = draft_of(job)
         if source is not None:
-            draft = await self._understand(job, draft, source)
-            return _plan(job, draft)
+            return _plan(job, await self._understand(job, draft, source))
         if request.sample_mode or request.sample_query:
             draft = await self._create_sample(job, draft)
         elif request.use_format:
             draft = await self._format(job, draft)
-        report(TEXT_SHARE / 2, "plan")
-        if needs_metadata(job, draft):
+        elif needs_metadata(job, draft):
             draft = await self._plan_metadata(job, draft)
         report(TEXT_SHARE, "plan")
         if job.analysis or not request.thinking or request.audio_code_string:
@@ -92,55 +97,69 @@ class SongPlanner:
         """Describe source audio: caption, lyrics and metadata."""
         prompt = prompts.understand(parse_codes(source.codes))
         fixed = replace(draft.metadata, duration=_whole_seconds(source.source_s))
-        return _merged(draft, await self._plan_song(job, prompt, fixed), request=None)
+        sampling = _understanding(job, sampling_of(job.request, job.seeds[0], guided=False))
+        return _merged(draft, await self._plan_song(job, prompt, fixed, sampling=sampling), request=None)
 
     async def _create_sample(self, job: Job, draft: PlanDraft) -> PlanDraft:
         """Make a whole song from a description."""
         request = job.request
         query = request.sample_query or request.prompt
-        instrumental = "lyrics" in job.given and request.instrumental
+        hints = hints_in(query)
+        instrumental = request.instrumental if "lyrics" in job.given else hints.instrumental
         prompt = prompts.sample(query, instrumental=instrumental)
-        return _merged(draft, await self._plan_song(job, prompt, draft.metadata), request)
+        fixed = replace(draft.metadata, language=draft.metadata.language or hints.language)
+        return _merged(draft, await self._plan_song(job, prompt, fixed), request)
 
     async def _format(self, job: Job, draft: PlanDraft) -> PlanDraft:
-        """Improve the caption and the lyrics."""
+        """Improve the caption and the lyrics. Their language is the request's, so the model names none."""
         prompt = prompts.rewrite(draft.caption, draft.lyrics)
-        return _merged(draft, await self._plan_song(job, prompt, draft.metadata), request=None)
+        fields = [field for field in SONG_FIELDS if field != "language"]
+        return _merged(draft, await self._plan_song(job, prompt, draft.metadata, fields), request=None)
 
     async def _plan_metadata(self, job: Job, draft: PlanDraft) -> PlanDraft:
         """Fill in missing metadata."""
-        request = job.request
-        fields = _fields(request)
         fixed = replace(draft.metadata, caption=None)
-        grammar = metadata_grammar(fixed, fields=fields, max_duration_s=job.policy.limits.max_duration_s)
-        guided = prompts.metadata_phase(draft.caption, draft.lyrics, request.lm_negative_prompt)
-        metadata = _parsed(await self._generate_text(job, guided, grammar, METADATA_TOKENS))
-        return replace(draft, metadata=metadata)
+        grammar = metadata_grammar(fixed, fields=_fields(job.request), max_duration_s=job.policy.limits.max_duration_s)
+        prompt = prompts.metadata_phase(draft.caption, draft.lyrics)
+        text = await self._generate_text(job, prompt, TextConstraint(grammar, METADATA_TOKENS))
+        metadata = _parsed(text)
+        return replace(draft, metadata=metadata, thoughts=metadata)
 
-    async def _plan_song(self, job: Job, prompt: Prompt, fixed: Metadata) -> Metadata:
-        """Generate metadata and lyrics, without guidance."""
-        grammar = song_grammar(replace(fixed, caption=None), max_duration_s=job.policy.limits.max_duration_s)
-        return _parsed(await self._generate_text(job, prompt, grammar, SONG_TOKENS))
+    async def _plan_song(
+        self,
+        job: Job,
+        prompt: Prompt,
+        fixed: Metadata,
+        fields: Collection[str] = SONG_FIELDS,
+        sampling: Sampling | None = None,
+    ) -> Metadata:
+        """Generate metadata and lyrics."""
+        grammar = song_grammar(
+            replace(fixed, caption=None), fields=fields, max_duration_s=job.policy.limits.max_duration_s
+        )
+        constraint = TextConstraint(grammar, SONG_TOKENS, truncate=True)
+        return _parsed(await self._generate_text(job, prompt, constraint, sampling))
 
-    async def _generate_text(self, job: Job, prompt: Prompt | GuidedPrompts, grammar: str, max_tokens: int) -> str:
-        unconditional = prompt.unconditional if isinstance(prompt, GuidedPrompts) else None
-        guided = unconditional is not None
+    async def _generate_text(
+        self, job: Job, prompt: Prompt, constraint: TextConstraint, sampling: Sampling | None = None
+    ) -> str:
+        """Generate text, without guidance."""
         generation = Generation(
-            prompt=self._tokens.encode(prompt.conditional if isinstance(prompt, GuidedPrompts) else prompt),
-            unconditional=self._tokens.encode(unconditional) if unconditional else None,
-            constraint=TextConstraint(grammar, max_tokens, truncate=not guided),
-            sampling=sampling_of(job.request, job.seeds[0], guided=guided),
+            prompt=self._tokens.encode(prompt),
+            unconditional=None,
+            constraint=constraint,
+            sampling=sampling or sampling_of(job.request, job.seeds[0], guided=False),
         )
         return self._tokens.decode(await self._engine_loop.generate(generation))
 
     async def _generate_codes(self, job: Job, draft: PlanDraft, report: Report) -> tuple[str, ...]:
         """Generate the audio codes of every song, together or one after the other."""
-        duration = draft.metadata.duration or job.request.audio_duration
-        if duration is None:
+        seconds = _duration_s(job.request, draft.metadata)
+        if seconds is None:
             raise PlanFailed("no duration was given or planned, so that the number of audio codes is unknown")
-        seconds = job.request.audio_duration or duration
-        count = max(int(CODES_PER_SECOND * seconds), LEAST_CODES)
-        guided = prompts.codes_phase(draft.caption, draft.lyrics, draft.metadata, job.request.lm_negative_prompt)
+        count = int(CODES_PER_SECOND * min(max(seconds, MIN_DURATION_S), MAX_DURATION_S))
+        thoughts = draft.thoughts or replace(draft.metadata, caption=None, language=None)
+        guided = prompts.codes_phase(draft.caption, draft.lyrics, thoughts, job.request.lm_negative_prompt)
         callbacks = _progress_callbacks(len(job.seeds), count, report)
         songs = [
             self._generate_song_codes(job, guided, count, seed, on_progress)
@@ -182,27 +201,38 @@ def draft_of(job: Job) -> PlanDraft:
             language=request.vocal_language if "vocal_language" in job.given else None,
             timesignature=request.time_signature,
         ),
-        warnings=() if request.constrained_decoding else (_ALWAYS_CONSTRAINED,),
+        warnings=tuple(_without_effect(request)),
     )
+
+
+def _without_effect(request: GenerationRequest) -> Iterator[str]:
+    """Yield a warning for each requested value that has no effect."""
+    if not request.constrained_decoding:
+        yield _ALWAYS_CONSTRAINED
+    if request.lm_repetition_penalty != 1:
+        yield f"lm_repetition_penalty = {request.lm_repetition_penalty:g} {_NO_PENALTY}"
 
 
 def needs_metadata(job: Job, draft: PlanDraft) -> bool:
-    """Whether the metadata phase runs: always before audio codes, which need complete thoughts."""
-    request = job.request
-    missing = any(getattr(draft.metadata, field) is None for field in ("bpm", "duration", "keyscale", "timesignature"))
-    return request.thinking or request.analysis_only or missing
+    """Whether the metadata phase runs: for an analysis, and where a value of the score is missing."""
+    return job.request.analysis_only or any(getattr(draft.metadata, field) is None for field in _SCORE)
 
 
 def sampling_of(request: GenerationRequest, seed: int, *, guided: bool) -> Sampling:
-    """Return the sampling parameters of the request's ``lm_`` fields."""
+    """Return the sampling parameters of the request's ``lm_`` fields. A guidance scale below 1 is none."""
     return Sampling(
         seed=seed,
         temperature=request.lm_temperature,
-        cfg_scale=request.lm_cfg_scale if guided else 1.0,
+        cfg_scale=max(request.lm_cfg_scale, 1.0) if guided else 1.0,
         top_k=request.lm_top_k,
         top_p=request.lm_top_p,
-        repetition_penalty=request.lm_repetition_penalty,
     )
+
+
+def _understanding(job: Job, sampling: Sampling) -> Sampling:
+    """Return the sampling for a description of audio: nearly greedy, unless the request says otherwise."""
+    temperature = sampling.temperature if "lm_temperature" in job.given else _UNDERSTANDING_TEMPERATURE
+    return replace(sampling, temperature=temperature, top_p=sampling.top_p if "lm_top_p" in job.given else 1.0)
 
 
 def _fields(request: GenerationRequest) -> Collection[str]:
@@ -226,13 +256,13 @@ def _merged(draft: PlanDraft, found: Metadata, request: GenerationRequest | None
 
 def _plan(job: Job, draft: PlanDraft, codes: tuple[str, ...] = ()) -> Plan:
     metadata, request = draft.metadata, job.request
-    planned = request.audio_duration if request.audio_duration is not None else metadata.duration
     metas = Metas(
         bpm=metadata.bpm or request.bpm,
-        duration=planned,
+        duration=_duration_s(request, metadata),
         keyscale=metadata.keyscale or "",
         timesignature=metadata.timesignature or "",
-        language=metadata.language or request.vocal_language,
+        # A song's language is the request's, as in ACE-Step's own server; the model's is for its own thoughts.
+        language=(job.analysis and metadata.language) or request.vocal_language,
         caption=(_may_rewrite_caption(request) and metadata.caption) or draft.caption,
         lyrics=draft.lyrics,
     )
@@ -250,8 +280,16 @@ def _parsed(text: str) -> Metadata:
         raise PlanFailed(f"the language model's metadata is invalid: {error}") from error
 
 
+def _duration_s(request: GenerationRequest, metadata: Metadata) -> float | None:
+    """Return the seconds of the song: the metadata's, with the request's fraction of a second where it has one."""
+    given = request.audio_duration
+    if given is not None and metadata.duration in (None, _whole_seconds(given)):
+        return given
+    return metadata.duration
+
+
 def _whole_seconds(seconds: float) -> int:
-    return min(max(round(seconds), MIN_DURATION_S), MAX_DURATION_S)
+    return min(max(int(seconds), MIN_DURATION_S), MAX_DURATION_S)
 
 
 def _progress_callbacks(songs: int, count: int, report: Report) -> list[Callable[[int], None]]:

@@ -32,7 +32,7 @@ class Message:
 class Prompt:
     """A conversation that the model continues.
 
-    After a user's turn it begins an answer; after an assistant's turn it continues that one on the next line.
+    After a user's turn it begins an answer; an assistant's turn at the end is left open, and it writes on there.
     """
 
     messages: tuple[Message, ...]
@@ -51,21 +51,21 @@ class GuidedPrompts:
     unconditional: Prompt
 
 
-def metadata_phase(caption: str, lyrics: str, negative: str = "") -> GuidedPrompts:
-    """Return the prompts for metadata. The unconditional one has the negative prompt, or the lyrics alone."""
-    unconditional = _song(negative, lyrics) if _is_given(negative) else _lyrics(lyrics)
-    return GuidedPrompts(_prompt(GENERATE, _song(caption, lyrics)), _prompt(GENERATE, unconditional))
+def metadata_phase(caption: str, lyrics: str) -> Prompt:
+    """Return the prompt for metadata. It has no guidance, which distorts texts and cuts captions short."""
+    return _prompt(GENERATE, _song(caption, lyrics))
 
 
 def codes_phase(caption: str, lyrics: str, metadata: Metadata, negative: str = "") -> GuidedPrompts:
     """Return the prompts for audio codes, with the metadata as the model's own thoughts.
 
-    The unconditional one has empty thoughts on the negative prompt, or on the same caption when there is none.
+    The unconditional one has empty thoughts on the negative prompt alone, or on none: with the caption or the lyrics in
+    both prompts, guidance would not steer towards them.
     """
-    unconditional = negative if _is_given(negative) else caption
+    unconditional = without_control_tokens(negative) if _is_given(negative) else NOTHING
     return GuidedPrompts(
         _prompt(GENERATE, _song(caption, lyrics), think_block(metadata)),
-        _prompt(GENERATE, _song(unconditional, lyrics), think_block(Metadata())),
+        _prompt(GENERATE, unconditional, think_block(Metadata())),
     )
 
 
@@ -91,11 +91,7 @@ def _prompt(instruction: str, user: str, assistant: str | None = None) -> Prompt
 
 
 def _song(caption: str, lyrics: str) -> str:
-    return f"# Caption\n{without_control_tokens(caption)}\n\n{_lyrics(lyrics)}"
-
-
-def _lyrics(lyrics: str) -> str:
-    return f"# Lyric\n{without_control_tokens(lyrics)}\n"
+    return f"# Caption\n{without_control_tokens(caption)}\n\n# Lyric\n{without_control_tokens(lyrics)}\n"
 
 
 def _text_or(otherwise: str, text: str) -> str:

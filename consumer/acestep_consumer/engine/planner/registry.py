@@ -10,16 +10,18 @@ from typing import Final
 
 from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.engine.hub_cache import is_offline, snapshot
+from acestep_consumer.engine.published_models import MAIN_REPOSITORY, PUBLISHED, ModelKind, pull_command
 from acestep_consumer.policy.lm_choice import LmRequest
 from acestep_consumer.policy.tiers import LMS
 
 HUB: Final = MappingProxyType(
     {
-        "acestep-5Hz-lm-0.6B": "ACE-Step/acestep-5Hz-lm-0.6B",
-        "acestep-5Hz-lm-4B": "ACE-Step/acestep-5Hz-lm-4B",
+        model.name: model.repository
+        for model in PUBLISHED.values()
+        if model.kind is ModelKind.LM and model.repository != MAIN_REPOSITORY
     }
 )
-"""The 1.7B model is published only inside ``ACE-Step/Ace-Step1.5``."""
+"""Language models with a repository of their own, which the first start downloads."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -49,7 +51,8 @@ def resolve(model: str, checkpoint_dir: Path | None) -> LmLocation:
     if _HUB_ID.fullmatch(hub_id):
         return LmLocation(hub_id=hub_id)
     where = f"{checkpoint_dir / model}" if checkpoint_dir else "a folder of that name (ACESTEP_CHECKPOINT_DIR is unset)"
-    raise LmNotFound(f"language model {model} is not found: looked for {where}; set ACESTEP_LM_MODEL_PATH")
+    pull = f", or download it: {pull_command(model, checkpoints=checkpoint_dir)}" if model in PUBLISHED else ""
+    raise LmNotFound(f"language model {model} is not found: looked for {where}; set ACESTEP_LM_MODEL_PATH{pull}")
 
 
 def lm_request(settings: EngineSettings, environ: Mapping[str, str]) -> LmRequest:

@@ -63,12 +63,17 @@ class LmTokens:
         return cls(tokenizer)
 
     def text_of(self, prompt: Prompt) -> str:
-        """Return the conversation as text, which the model continues on a new line."""
+        """Return the conversation as text, which the model continues on a new line.
+
+        Chat templates close every turn; one that the model goes on with is opened again.
+        """
         text: str = self.tokenizer.apply_chat_template(
             [asdict(message) for message in prompt.messages],
             tokenize=False,
             add_generation_prompt=prompt.add_generation_prompt,
         )
+        if not prompt.add_generation_prompt:
+            text = text.rstrip().removesuffix(END_OF_TURN)
         return text if text.endswith("\n") else f"{text}\n"
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from acestep_consumer.engine.published_models import PUBLISHED, pull_command
 from acestep_consumer.engine.renderer.original_config import check_fit, component_configs
 from acestep_consumer.engine.renderer.registry import CheckpointError
 from acestep_consumer.engine.renderer.tensor_files import GGUF_SUFFIX, FileDamaged, Header, TensorInfo, read_header
@@ -207,14 +208,21 @@ def _weights(folder: Path) -> tuple[Path, ...]:
         raise CheckpointError(f"{folder / SHARDS} cannot be read: it has no weight_map") from error
     missing = [name for name in named if not (folder / name).is_file()]
     if missing:
-        raise CheckpointError(f"{folder} lacks {', '.join(missing)}, of {len(named)} files: download the model again")
+        raise CheckpointError(f"{folder} lacks {', '.join(missing)}, of {len(named)} files: {_again(folder)}")
     return tuple(folder / name for name in named)
 
 
 def _file(path: Path) -> Path:
     if not path.is_file():
-        raise CheckpointError(f"{path.parent} lacks {path.name}: download the model again")
+        raise CheckpointError(f"{path.parent} lacks {path.name}: {_again(path.parent)}")
     return path
+
+
+def _again(folder: Path) -> str:
+    """Return how to get what a folder lacks."""
+    if folder.name not in PUBLISHED:
+        return "download the model again"
+    return f"download it with: {pull_command(folder.name, checkpoints=folder.parent)}"
 
 
 def _sibling(name: str, places: tuple[Path, ...]) -> Path:
@@ -224,7 +232,7 @@ def _sibling(name: str, places: tuple[Path, ...]) -> Path:
     looked = ", ".join(str(place / name) for place in places)
     raise CheckpointError(
         f"the {name} folder that every model in ACE-Step's layout needs is missing (looked for {looked}): "
-        "download ACE-Step/Ace-Step1.5, which holds it"
+        f"download it with: {pull_command(name, checkpoints=places[0])}"
     )
 
 

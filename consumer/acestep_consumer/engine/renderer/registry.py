@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from acestep_consumer.engine.published_models import PUBLISHED, is_dit, pull_command
 from acestep_consumer.engine.renderer.tensor_files import SUFFIXES
 
 # Published in diffusers' format.
@@ -15,18 +16,6 @@ HUB: Final = MappingProxyType(
     {
         "acestep-v15-xl-turbo": "ACE-Step/acestep-v15-xl-turbo-diffusers",
         "acestep-v15-xl-base": "ACE-Step/acestep-v15-xl-base-diffusers",
-    }
-)
-# Published in ACE-Step's original layout.
-ORIGINAL: Final = MappingProxyType(
-    {
-        "acestep-v15-turbo": "ACE-Step/Ace-Step1.5",
-        "acestep-v15-base": "ACE-Step/acestep-v15-base",
-        "acestep-v15-sft": "ACE-Step/acestep-v15-sft",
-        "acestep-v15-turbo-shift1": "ACE-Step/acestep-v15-turbo-shift1",
-        "acestep-v15-turbo-shift3": "ACE-Step/acestep-v15-turbo-shift3",
-        "acestep-v15-turbo-continuous": "ACE-Step/acestep-v15-turbo-continuous",
-        "acestep-v15-xl-sft": "ACE-Step/acestep-v15-xl-sft",
     }
 )
 INDEX: Final = "model_index.json"
@@ -38,6 +27,10 @@ _ORIGINAL_FILES = ("model.safetensors", "model.safetensors.index.json", "silence
 
 class CheckpointError(Exception):
     """A model of the settings cannot be loaded; the text says why and what to do."""
+
+
+class ModelNotFound(CheckpointError):
+    """A model is neither on this disk nor known to be on the hub."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +51,8 @@ def resolve(named: str, checkpoint_dir: Path | None) -> Checkpoint:
     """Find the checkpoint: a folder or file of that path, then one of that name in ``checkpoint_dir``, then the hub.
 
     Raises:
-        CheckpointError: it is in none of them, or the folder is no checkpoint.
+        ModelNotFound: it is in none of them.
+        CheckpointError: the folder is no checkpoint.
     """
     for folder in _folders(named, checkpoint_dir):
         if folder.is_dir():
@@ -69,7 +63,7 @@ def resolve(named: str, checkpoint_dir: Path | None) -> Checkpoint:
     if _HUB_ID.fullmatch(hub_id):
         names = {published: name for name, published in HUB.items()}
         return Checkpoint(names.get(hub_id, hub_id.rpartition("/")[2]), hub_id=hub_id)
-    raise CheckpointError(_not_found(named, checkpoint_dir))
+    raise ModelNotFound(_not_found(named, checkpoint_dir))
 
 
 def _folders(named: str, checkpoint_dir: Path | None) -> tuple[Path, ...]:
@@ -104,13 +98,7 @@ def _not_found(named: str, checkpoint_dir: Path | None) -> str:
     places = "; ".join(str(folder) for folder in _folders(named, checkpoint_dir))
     unset = "" if checkpoint_dir else " (ACESTEP_CHECKPOINT_DIR is not set)"
     looked = f"model {named} was not found. Looked for a folder: {places}{unset}."
-    if named in ORIGINAL:
-        return f"{looked} Download it: hf download {ORIGINAL[named]} --local-dir {_target(named, checkpoint_dir)}"
-    known = ", ".join(sorted({*HUB, *ORIGINAL}))
+    if is_dit(named):
+        return f"{looked} Download it: {pull_command(named, checkpoints=checkpoint_dir)}"
+    known = ", ".join(sorted({*HUB, *filter(is_dit, PUBLISHED)}))
     return f"{looked} Known names: {known}. A hub id (organisation/model) or a folder is accepted as well."
-
-
-def _target(named: str, checkpoint_dir: Path | None) -> Path:
-    """Return the folder to download to. One repository holds several folders, the others are one model each."""
-    checkpoints = checkpoint_dir or Path("checkpoints")
-    return checkpoints if ORIGINAL[named] == ORIGINAL["acestep-v15-turbo"] else checkpoints / named

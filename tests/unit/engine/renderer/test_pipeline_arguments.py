@@ -332,7 +332,12 @@ def assert_extended(made: PipelineArguments, *, before_s: float, after_s: float)
 
 
 def test_a_song_is_made_no_longer_than_the_tier_allows() -> None:
-    asked = {"task_type": "repaint", "repainting_start": 15, "repainting_end": 86_400, "max_duration_s": 30}
+    asked: dict[str, Any] = {
+        "task_type": "repaint",
+        "repainting_start": 15,
+        "repainting_end": 86_400,
+        "max_duration_s": 30,
+    }
     made = translate(job(**asked), inputs=SOURCE)
     assert made.src_audio is not None
     assert made.src_audio.shape == (2, 30 * 48_000)
@@ -340,7 +345,7 @@ def test_a_song_is_made_no_longer_than_the_tier_allows() -> None:
     assert (cut.field, cut.requested, cut.applied) == ("audio_duration", 86_400, 30)
     with pytest.raises(LimitExceeded, match="the extended song"):
         translate(job(**asked, on_limit="reject"), inputs=SOURCE)
-    left = {"task_type": "repaint", "repainting_start": -86_400, "max_duration_s": 30}
+    left: dict[str, Any] = {"task_type": "repaint", "repainting_start": -86_400, "max_duration_s": 30}
     with pytest.raises(InvalidRequest, match="must leave room for the source audio"):
         translate(job(**left), inputs=SOURCE)
 
