@@ -24,6 +24,12 @@ ALIASES: Final = MappingProxyType(
         "use_random_seed": ("useRandomSeed",),
         "reference_audio_path": ("ref_audio_path", "referenceAudioPath", "refAudioPath"),
         "src_audio_path": ("ctx_audio_path", "sourceAudioPath", "srcAudioPath", "ctxAudioPath"),
+        "cover_noise_strength": ("coverNoiseStrength",),
+        "sampler_mode": ("samplerMode",),
+        "velocity_norm_threshold": ("velocityNormThreshold",),
+        "velocity_ema_factor": ("velocityEmaFactor",),
+        "latent_rescale": ("latentRescale",),
+        "latent_shift": ("latentShift",),
         "audio_cover_strength": ("audioCoverStrength", "cover_strength", "coverStrength"),
         "task_type": ("taskType",),
         "track_name": ("trackName",),
@@ -46,10 +52,4 @@ PARAM_OBJ: Final = "param_obj"
 METAS: Final = ("metas", "meta", "metadata", "user_metadata", "userMetadata")
 
 # Accepted by newer ACE-Step servers, and without effect here. A warning names them.
-UNSUPPORTED: Final = frozenset(
-    {
-        *("ai_token", "cover_noise_strength", "coverNoiseStrength", "eta", "guidance_params", "guidance_variant"),
-        *("latent_rescale", "latentRescale", "latent_shift", "latentShift", "momentum", "sampler_mode", "samplerMode"),
-        *("velocity_ema_factor", "velocityEmaFactor", "velocity_norm_threshold", "velocityNormThreshold"),
-    }
-)
+UNSUPPORTED: Final = frozenset({"ai_token", "eta", "guidance_params", "guidance_variant", "momentum"})

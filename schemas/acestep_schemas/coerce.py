@@ -176,6 +176,14 @@ def lora(value: object) -> object:
     return value
 
 
+def loras(value: object) -> object:
+    """Return several LoRAs, each as ``lora`` does. One alone, or its path, is a list of one; null is none."""
+    if value is None:
+        return ()
+    several = value if isinstance(value, list | tuple) else (value,)
+    return tuple(lora(each) for each in _few(several))
+
+
 def lora_path(value: object) -> str:
     """Return the address of a LoRA in S3, or its name in the checkpoint folder's ``loras/``."""
     written = trimmed(value)

@@ -16,15 +16,21 @@ from acestep_schemas.aliases import ALIASES
 from acestep_schemas.lookup import Found, Lookup, shown
 
 TASK_ID_PATTERN: Final = r"^[A-Za-z0-9_-]{1,128}$"
+WAVELET_PATTERN: Final = (
+    r"^(haar|dmey|db([1-9]|[12][0-9]|3[0-8])|sym([2-9]|1[0-9]|20)|coif([1-9]|1[0-7])"
+    r"|(bior|rbio)(1\.[135]|2\.[2468]|3\.[13579]|4\.4|5\.5|6\.8))$"
+)
 AudioFormat = Literal["mp3", "wav", "wav32", "flac", "ogg", "opus", "aac"]
 TaskType = Literal["text2music", "cover", "cover-nofsq", "repaint", "extract", "lego", "complete"]
 
 Flag = Annotated[bool, BeforeValidator(coerce.boolean)]
+OptionalFlag = Annotated[bool | None, BeforeValidator(coerce.optional(coerce.boolean))]
 Integer = Annotated[int, BeforeValidator(coerce.integer)]
 Real = Annotated[float, BeforeValidator(coerce.real)]
 Text = Annotated[str, BeforeValidator(coerce.text)]
 OptionalText = Annotated[str | None, BeforeValidator(coerce.optional(coerce.text))]
 Name = Annotated[str | None, BeforeValidator(coerce.optional(coerce.trimmed))]
+OptionalReal = Annotated[float | None, BeforeValidator(coerce.optional(coerce.real))]
 Count = Annotated[int | None, BeforeValidator(coerce.optional(coerce.positive_integer))]
 Seconds = Annotated[float | None, BeforeValidator(coerce.optional(coerce.positive_real))]
 CrossfadeFrames = Annotated[int | None, Field(ge=0), BeforeValidator(coerce.optional(coerce.integer))]
@@ -33,6 +39,7 @@ Seed = Annotated[int, Field(ge=-1, le=2**63 - 1)]
 Place = Annotated[str | None, BeforeValidator(coerce.optional(coerce.place))]
 _Word = BeforeValidator(coerce.word)
 _DAY: Final = 86_400
+_MAX_LORAS: Final = 8
 
 
 class LoraChoice(BaseModel):
@@ -46,6 +53,10 @@ class LoraChoice(BaseModel):
         "folder's loras/.",
     )
     scale: Real = Field(default=1.0, ge=-4, le=4, description="Strength; 1 is as it was trained.")
+    alpha: OptionalReal = Field(
+        default=None,
+        description="Alpha that the LoRA was trained with, if its file does not say it (PEFT without configuration).",
+    )
 
 
 class GenerationRequest(BaseModel):
@@ -67,6 +78,12 @@ class GenerationRequest(BaseModel):
     model: Name = Field(default=None, max_length=256, description="The DiT model; by default the worker's primary one.")
     lora: Annotated[LoraChoice | None, BeforeValidator(coerce.lora)] = Field(
         default=None, description="A LoRA to apply: an object of path and scale, or the path alone."
+    )
+    loras: Annotated[tuple[LoraChoice, ...], BeforeValidator(coerce.loras)] = Field(
+        default=(),
+        max_length=_MAX_LORAS,
+        description="Several LoRAs, each as in lora. Their changes to the model's weights are added up, after that of "
+        "lora.",
     )
     on_limit: Annotated[Literal["clamp", "reject"], _Word] = Field(
         default="clamp", description="Over the GPU tier's limit: clamp to it and report that, or reject the request."
@@ -96,7 +113,7 @@ class GenerationRequest(BaseModel):
         Literal["2", "3", "4", "6"] | None, BeforeValidator(coerce.optional(coerce.time_signature))
     ] = Field(default=None, description="Time signature: 2 is 2/4, 3 is 3/4, 4 is 4/4, 6 is 6/8.")
     audio_duration: Seconds = Field(
-        default=None, le=_DAY, description="Seconds of music, 10 to 600 on the largest tier. 0 means not given."
+        default=None, le=_DAY, description="Seconds of music, up to 600 on the largest tier. 0 means not given."
     )
     batch_size: Integer = Field(default=1, ge=1, le=1_000, description="Songs in this request, 1 to 8.")
     seed: Annotated[tuple[Seed, ...], BeforeValidator(coerce.seeds)] = Field(
@@ -119,15 +136,55 @@ class GenerationRequest(BaseModel):
     infer_method: Annotated[Literal["ode", "sde"], _Word] = Field(
         default="ode", description="Sampler: ode is deterministic, sde adds noise at each step."
     )
+    sampler_mode: Annotated[Literal["euler", "heun"], _Word] = Field(
+        default="euler", description="ODE sampler; heun takes twice as long a step."
+    )
+    velocity_norm_threshold: Real = Field(
+        default=0.0,
+        ge=0,
+        le=100,
+        description="Largest norm of a step's velocity, in norms of the latents; 0: no limit.",
+    )
+    velocity_ema_factor: Real = Field(
+        default=0.0, ge=0, le=1, description="Weight of the velocity of the step before; 0: no smoothing."
+    )
     use_adg: Flag = Field(
-        default=False, description="Adaptive dual guidance: not supported, and reported where it is asked for."
+        default=False, description="Adaptive dual guidance, by angles, in place of APG; for base and SFT models."
     )
     cfg_interval_start: Real = Field(
-        default=0.0, ge=0, le=1, description="Where guidance begins, as a share of the diffusion time."
+        default=0.0, ge=0, le=1, description="Lowest diffusion time (0: song) with guidance."
     )
     cfg_interval_end: Real = Field(
-        default=1.0, ge=0, le=1, description="Where guidance ends, as a share of the diffusion time."
+        default=1.0, ge=0, le=1, description="Highest diffusion time (1: noise) with guidance."
     )
+    dcw_enabled: OptionalFlag = Field(
+        default=None, description="Correct each step in wavelet bands (DCW); none: for turbo models only."
+    )
+    dcw_mode: Annotated[Literal["double", "low", "high", "pix"], _Word] = Field(
+        default="double", description="Bands that DCW corrects; pix: the latents without a transform."
+    )
+    dcw_scaler: Real = Field(
+        default=0.05, ge=-1, le=1, description="Strength of DCW; of the low band where both are corrected."
+    )
+    dcw_high_scaler: Real = Field(
+        default=0.02, ge=-1, le=1, description="Strength of DCW in the high band where both are corrected."
+    )
+    dcw_wavelet: Annotated[str, _Word] = Field(
+        default="haar", pattern=WAVELET_PATTERN, description="Wavelet of DCW, as PyWavelets names it."
+    )
+    retake_seed: Annotated[Seed | None, BeforeValidator(coerce.optional(coerce.integer))] = Field(
+        default=None, description="Seed of the noise that retake_variance mixes in; -1 or none is random."
+    )
+    retake_variance: Real = Field(
+        default=0.0, ge=0, le=1, description="Variation of a song: how much of its noise is that of retake_seed."
+    )
+    noise: Annotated[Literal["cpu", "device"], _Word] = Field(
+        default="cpu",
+        description="Where noise is drawn. cpu: a seed gives the same song on every card; device: much as on an "
+        "ACE-Step server with such a card, not bit for bit.",
+    )
+    latent_rescale: Real = Field(default=1.0, ge=-10, le=10, description="Factor of the final latents.")
+    latent_shift: Real = Field(default=0.0, ge=-10, le=10, description="Added to the final latents, after the factor.")
     use_tiled_decode: Flag = Field(default=True, description="Decode in tiles: much less memory, the same sound.")
     audio_format: Annotated[AudioFormat, _Word] = Field(
         default="mp3", description="File format; wav32 is 32-bit float, ogg and opus both mean Ogg/Opus."
@@ -185,7 +242,33 @@ class GenerationRequest(BaseModel):
         default="auto",
         description="Whether the model is shown the part to make of a repaint or lego (explicit) or not (auto).",
     )
-    audio_cover_strength: Real = Field(default=1.0, ge=0, le=1, description="How closely a cover follows its source.")
+    audio_cover_strength: Real = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Share of the steps that follow the source or the audio codes; the rest follow the text alone.",
+    )
+    cover_noise_strength: Real = Field(
+        default=0.0, ge=0, le=1, description="How far a cover starts from its source in place of noise."
+    )
+    flow_edit_morph: Flag = Field(
+        default=False, description="Turn the source into the song by flow edit: text2music with a source, or cover."
+    )
+    flow_edit_source_caption: Text = Field(
+        default="", max_length=8_192, description="Description of the source of a flow edit."
+    )
+    flow_edit_source_lyrics: Text = Field(
+        default="", max_length=32_768, description="Lyrics of the source of a flow edit."
+    )
+    flow_edit_n_min: Real = Field(
+        default=0.0, ge=0, le=1, description="Share of the steps, from the first, that a flow edit leaves out."
+    )
+    flow_edit_n_max: Real = Field(
+        default=1.0, ge=0, le=1, description="Share of the steps after which a flow edit goes on as a plain song."
+    )
+    flow_edit_n_avg: Integer = Field(
+        default=1, ge=1, le=16, description="Noises that a flow edit averages at each step."
+    )
     audio_code_string: Annotated[str, BeforeValidator(coerce.audio_codes)] = Field(
         default="", max_length=256 * 1024, description="Semantic audio codes to render, in place of the LM's."
     )
@@ -246,6 +329,11 @@ class GenerationRequest(BaseModel):
         if end < info.data.get("cfg_interval_start", 0):
             raise ValueError("must not be below cfg_interval_start")
         return end
+
+    @property
+    def all_loras(self) -> tuple[LoraChoice, ...]:
+        """The LoRAs of the fields lora and loras, in this order."""
+        return self.loras if self.lora is None else (self.lora, *self.loras)
 
     @property
     def instrumental(self) -> bool:
@@ -341,8 +429,8 @@ def _problems(exc: ValidationError, given: Mapping[str, Found]) -> tuple[FieldPr
 
 def _inner_name(error: ErrorDetails) -> str:
     """Return the name of the part that is wrong, where a field has named parts."""
-    part = error["loc"][1:2]
-    return f"{shown(part[0])} " if part and isinstance(part[0], str) else ""
+    parts = error["loc"][1:3]
+    return f"{shown('.'.join(map(str, parts)))} " if any(isinstance(part, str) for part in parts) else ""
 
 
 def _rule(error: ErrorDetails) -> str:

@@ -17,6 +17,8 @@ class LoraBody(TypedDict, total=False):
     """Safetensors: s3://bucket/key.safetensors, s3://bucket/folder/, or a name in the checkpoint folder's loras/."""
     scale: float
     """Strength; 1 is as it was trained."""
+    alpha: float | None
+    """Alpha that the LoRA was trained with, if its file does not say it (PEFT without configuration)."""
 
 
 class RequestBody(TypedDict, total=False):
@@ -34,6 +36,8 @@ class RequestBody(TypedDict, total=False):
     """The DiT model; by default the worker's primary one."""
     lora: LoraBody | str | None
     """A LoRA to apply: an object of path and scale, or the path alone."""
+    loras: Sequence[LoraBody | str]
+    """Several LoRAs, each as in lora. Their changes to the model's weights are added up, after that of lora."""
     on_limit: Literal["clamp", "reject"]
     """Over the GPU tier's limit: clamp to it and report that, or reject the request."""
     on_model_unavailable: Literal["fallback", "fail"]
@@ -53,7 +57,7 @@ class RequestBody(TypedDict, total=False):
     time_signature: Literal["2", "3", "4", "6"] | None
     """Time signature: 2 is 2/4, 3 is 3/4, 4 is 4/4, 6 is 6/8."""
     audio_duration: float | None
-    """Seconds of music, 10 to 600 on the largest tier. 0 means not given."""
+    """Seconds of music, up to 600 on the largest tier. 0 means not given."""
     batch_size: int
     """Songs in this request, 1 to 8."""
     seed: int | Sequence[int]
@@ -112,7 +116,7 @@ class RequestBody(TypedDict, total=False):
     """Whether the model is shown the part to make of a repaint or lego (explicit) or not (auto)."""
     audio_cover_strength: float
     """How closely a cover follows its source."""
-    audio_code_string: str
+    audio_code_string: str | Sequence[str]
     """Semantic audio codes to render, in place of the LM's."""
     instruction: str | None
     """Instruction to the model; each task type has its own."""

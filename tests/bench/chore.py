@@ -26,6 +26,7 @@ from acestep_consumer.domain.outcome import RunInfo, manifest
 from acestep_consumer.engine.adapters import DirectPlanner
 from acestep_schemas.events import CONTENT_TYPE, JobCompleted, Timings
 from tests.support.admission import admitted_job
+from tests.support.fake_engine import FakeRenderer
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -152,7 +153,7 @@ def _example_event(place: str) -> dict[str, Any]:
     """Return the event that the worker would publish for a message, made by its own code."""
     task_id = str(uuid.UUID(int=0))
     job = admitted_job(**request_fields(task_id))
-    plan = asyncio.run(DirectPlanner().plan(job, Sources(), lambda _fraction, _stage: None))
+    plan = asyncio.run(DirectPlanner(FakeRenderer()).plan(job, Sources(), lambda _fraction, _stage: None))
     track = _track(Path("0.wav"), job.seeds[0])
     stored = StoredObject(track=track, uri=f"{place}/{task_id}/0.wav", url=None, bytes=len(AUDIO), sha256=AUDIO_SHA256)
     timings = Timings(queued=1.234, plan=0.001, render=0.001, encode=0.001, upload=0.012, total=0.034)

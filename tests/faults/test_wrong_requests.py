@@ -29,6 +29,7 @@ from acestep_schemas.request import RequestInvalid, parse_request
 from tests.support.admission import make_limits
 from tests.support.broker import Peer
 from tests.support.event_recorder import EventRecorder
+from tests.support.fake_engine import FakeRenderer
 from tests.support.loras import RANK, diffusers_key, random_lora, write_lora, write_peft_lora
 from tests.support.scheduler_harness import recording
 from tests.support.waiting import eventually
@@ -61,7 +62,7 @@ async def rendered(
     job = admit(Request("job", body, warnings), make_limits())
     if job.request.audio_duration:  # a second shows as much as ten
         job = replace(job, request=job.request.model_copy(update={"audio_duration": 1.0}))
-    plan = await DirectPlanner().plan(job, Sources(), lambda *_: None)
+    plan = await DirectPlanner(FakeRenderer()).plan(job, Sources(), lambda *_: None)
     message = Render(request_id=1, job=job, plan=plan, sources=sources or Sources(), folder=folder)
     return render(resources, message, lambda *_: None, lambda: False)
 
@@ -159,7 +160,7 @@ async def test_a_lora_that_cannot_be_applied_is_an_input_that_cannot_be_read(
     resources: RenderResources, tmp_path: Path, write: Any, scale: float, said: str
 ) -> None:
     lora = {"path": "jazz", "scale": scale}
-    error = await complaint(resources, tmp_path, Sources(lora=write(tmp_path / "lora")), lora=lora)
+    error = await complaint(resources, tmp_path, Sources(loras=(write(tmp_path / "lora"),)), lora=lora)
     assert isinstance(error, InputUnreadable)
     assert error.code == "input_unreadable"
     with pytest.raises(InputUnreadable, match=said):
@@ -171,7 +172,8 @@ async def test_a_lora_that_cannot_be_applied_is_an_input_that_cannot_be_read(
 async def test_audio_that_is_too_short_for_the_model_is_an_input_that_cannot_be_read(
     resources: RenderResources, tmp_path: Path, seconds: float, which: str
 ) -> None:
-    sources = Sources(**{which: recording(tmp_path / "short", seconds=seconds, hz=220)})
+    short = recording(tmp_path / "short", seconds=seconds, hz=220)
+    sources = Sources(source=short) if which == "source" else Sources(reference=short)
     fields: dict[str, Any] = {"task_type": "cover", "src_audio_path": "s3://acestep/a.wav"} if which == "source" else {}
     error = await complaint(resources, tmp_path, sources, **fields)
     assert isinstance(error, InputUnreadable)
@@ -222,7 +224,7 @@ def test_whatever_a_request_holds_it_is_rendered_or_its_producer_is_told_why_not
 ) -> None:
     if "source" in inputs:
         fields |= {"src_audio_path": "s3://acestep/a.wav"}
-    sources, folder = Sources(**dict.fromkeys(inputs, source)), tmp_path_factory.mktemp("job")
+    sources, folder = Sources(**dict[str, Any].fromkeys(inputs, source)), tmp_path_factory.mktemp("job")
     try:
         rendering = asyncio.run(rendered(resources, folder, sources, **fields))
     except RequestInvalid:

@@ -16,11 +16,14 @@ import pytest
 import soundfile
 import torch
 
+from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.job import Job, Plan, Rendering, Sources
 from acestep_consumer.domain.parse import parse
 from acestep_consumer.engine.messages import Render
 from acestep_consumer.engine.renderer.batch_request import AudioCopy, BatchRequest
+from acestep_consumer.engine.renderer.checkpoint import load_models
 from acestep_consumer.engine.renderer.components import Components
+from acestep_consumer.engine.renderer.device import DeviceReport
 from acestep_consumer.engine.renderer.model_runner import ModelRunner
 from acestep_consumer.engine.renderer.prepare import RequestPreparer, TokenizedText
 from acestep_consumer.engine.renderer.render import RenderResources, render
@@ -32,7 +35,6 @@ from acestep_consumer.policy.memory_budget import MemoryBudget
 from acestep_consumer.policy.tiers import BUILT_IN
 from acestep_schemas.events import Metas
 from tests.golden.golden_data import GoldenCase, need
-from tests.golden.original_layout import load
 from tests.support.admission import FORMATS
 
 _CPU = torch.device("cpu")
@@ -92,7 +94,8 @@ class GoldenWorker:
 
     def _scheduler(self, model: str) -> Scheduler:
         if model not in self._schedulers:
-            handle = load(need(f"checkpoints/{model}").parent, model)
+            settings = EngineSettings(checkpoint_dir=need(f"checkpoints/{model}").parent, config_path=model)
+            (handle,) = load_models(settings, DeviceReport(device="cpu", name="CPU", vram_gb=0), lambda _: None)
             parts = Components(handle, _CPU, TileDecoder(handle.pipeline.vae))
             self._schedulers[model] = Scheduler({model: ModelRunner(parts)}, _CPU, MemoryBudget())
         return self._schedulers[model]
@@ -133,7 +136,7 @@ def sources_of(case: GoldenCase) -> Sources:
     return Sources(
         source=need(source) if source else None,
         reference=need(reference) if reference else None,
-        lora=weights,
+        loras=(weights,) if weights else (),
     )
 
 

@@ -14,12 +14,12 @@ from diffusers import AceStepPipeline, AutoencoderOobleck
 from hypothesis import given
 from hypothesis import strategies as st
 
+from acestep_consumer.engine.renderer.output import normalised
 from acestep_consumer.engine.renderer.quiet_imports import quietly
 from acestep_consumer.engine.renderer.vae_decode import (
     TileDecoder,
     batch_sizes,
     layout,
-    normalised,
     receptive_field,
     window_lengths,
 )
@@ -304,7 +304,8 @@ def pipeline(tiny_checkpoints: Path) -> Any:
     return loaded
 
 
-@pytest.mark.parametrize("peak", [0.0, 1e-7, 0.2, 1.0, 3.5])
+# Below 1e-6 diffusers makes silence louder; ACE-Step itself leaves it, and so do we (golden case output_quiet_latents).
+@pytest.mark.parametrize("peak", [0.0, 1e-6, 0.2, 1.0, 3.5])
 def test_a_song_leaves_at_the_level_of_the_plain_pipeline(
     peak: float, pipeline: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -221,7 +221,8 @@ class TestFromS3:
 async def lora_of(inputs: AllowedInputs, folder: Path, path: str, **request: Any) -> Path | None:
     """Fetch the LoRA of a job whose folder is ``folder``, which is made as the worker makes it."""
     await asyncio.to_thread(folder.mkdir)
-    return (await inputs.fetch(make_job(lora=path, **request), folder)).lora
+    loras = (await inputs.fetch(make_job(lora=path, **request), folder)).loras
+    return loras[0] if loras else None
 
 
 class TestLora:
@@ -238,7 +239,7 @@ class TestLora:
         assert first is not None
         assert again is not None
         assert other is not None
-        assert first == tmp_path / "1/lora/lora.safetensors"
+        assert first == tmp_path / "1/lora-0/lora.safetensors"
         assert first.samefile(again)
         assert (again.read_bytes(), other.read_bytes()) == (b"first", b"other")
 
@@ -260,10 +261,23 @@ class TestLora:
             weights = await lora_of(inputs, tmp_path / "1", f"s3://{s3.bucket}/{s3_prefix}/jazz/")
             client.put_object(Bucket=s3.bucket, Key=f"{s3_prefix}/jazz/adapter_config.json", Body=b"{ }")
             anew = await lora_of(inputs, tmp_path / "2", f"s3://{s3.bucket}/{s3_prefix}/jazz/adapter_model.safetensors")
-        assert weights == tmp_path / "1/lora/adapter_model.safetensors"
+        assert weights == tmp_path / "1/lora-0/adapter_model.safetensors"
         assert anew is not None
         assert weights.with_name("adapter_config.json").read_bytes() == b"{}"
         assert anew.with_name("adapter_config.json").read_bytes() == b"{ }"
+
+    async def test_several_are_fetched_in_the_requests_order(
+        self, connect: Connect, client: "S3Client", s3: SeaweedFS, s3_prefix: str, tmp_path: Path
+    ) -> None:
+        places = [f"s3://{s3.bucket}/{s3_prefix}/{name}.safetensors" for name in ("jazz", "blues", "jazz")]
+        for name in ("jazz", "blues"):
+            client.put_object(Bucket=s3.bucket, Key=f"{s3_prefix}/{name}.safetensors", Body=name.encode())
+        (tmp_path / "1").mkdir()
+        async with connect() as inputs:
+            found = await inputs.fetch(make_job(lora=places[0], loras=places[1:]), tmp_path / "1")
+            with pytest.raises(InputUnreadable, match=r"^loras\.1\.path = s3://.*none\.safetensors"):
+                await inputs.fetch(make_job(loras=[places[0], f"s3://{s3.bucket}/none.safetensors"]), tmp_path / "1")
+        assert [path.read_bytes() for path in found.loras] == [b"jazz", b"blues", b"jazz"]
 
     async def test_a_missing_one_is_unreadable(self, connect: Connect, s3: SeaweedFS, tmp_path: Path) -> None:
         place = f"s3://{s3.bucket}/none.safetensors"

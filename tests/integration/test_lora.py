@@ -93,7 +93,7 @@ class TestMerged:
         self, dit: Any, tiny_checkpoints: Path, tmp_path: Path, key: Callable[[str, str], str], scale: float
     ) -> None:
         path = write_lora(tmp_path / "jazz.safetensors", random_lora(key=key))
-        merged = run_dit(AdaptedModelCache().adapted(dit, Lora.at(path, scale)))
+        merged = run_dit(AdaptedModelCache().adapted(dit, Lora.at(path, scale, alpha=RANK)))
         torch.testing.assert_close(merged, beside(tiny_checkpoints, path, scale), atol=1e-5, rtol=0)
         assert torch.equal(merged, run_dit(dit)) is (scale == 0)
 

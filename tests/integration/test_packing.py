@@ -42,21 +42,25 @@ def harness(runners: dict[str, ModelRunner], monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Sources]:
-    """Two sources of odd and even length, and one of them with reference audio."""
+    """Short sources of odd and even length, one of them with reference audio, and one that is not lengthened."""
     folder = tmp_path_factory.mktemp("inputs")
     source = recording(folder / "source", seconds=0.76, hz=220)
     reference = recording(folder / "reference", seconds=0.8, hz=550)
     other = recording(folder / "other", seconds=0.48, hz=330)
+    long = recording(folder / "long", seconds=5.4, hz=440)
     return {
         "none": Sources(),
         "source": Sources(source=source),
         "other": Sources(source=other),
+        "long": Sources(source=long),
         "both": Sources(source=source, reference=reference),
         "reference": Sources(reference=reference),
     }
 
 
 Asked = tuple[str, dict[str, Any]]
+
+REPAINT = {"task_type": "repaint", "repainting_start": 1.3, "repainting_end": 3.1}
 
 # name -> (inputs, fields of the request). Lengths, steps and times differ, so that songs leave at different moments.
 EITHER: dict[str, Asked] = {
@@ -72,11 +76,25 @@ EITHER: dict[str, Asked] = {
     "cover, sde": ("other", {"task_type": "cover", "infer_method": "sde", "inference_steps": 3}),
     "cover, blended": ("source", {"task_type": "cover", "audio_cover_strength": 0.5}),
     "cover, with reference": ("both", {"task_type": "cover"}),
+    "cover without codes": ("long", {"task_type": "cover-nofsq", "inference_steps": 3}),
     "repaint": ("source", {"task_type": "repaint", "repainting_start": 0.2, "repainting_end": 0.6}),
+    "repaint, conservative": ("long", {**REPAINT, "repaint_mode": "conservative", "inference_steps": 4}),
+    "repaint, aggressive": ("long", {**REPAINT, "repaint_mode": "aggressive", "chunk_mask_mode": "explicit"}),
+    "repaint, freer": ("long", {**REPAINT, "repaint_strength": 0.8, "inference_steps": 5}),
+    "repaint, sde": ("long", {**REPAINT, "infer_method": "sde", "repaint_latent_crossfade_frames": 3}),
+    "repaint, extended": ("long", {**REPAINT, "repainting_start": -0.9, "repainting_end": 6.1, "inference_steps": 3}),
+    "repaint, whole": ("long", {"task_type": "repaint", "chunk_mask_mode": "explicit", "inference_steps": 3}),
+    "at another level": ("none", {"audio_duration": 1, "normalization_db": -12, "inference_steps": 3}),
+    "at its own level": ("none", {"audio_duration": 5.6, "enable_normalization": False}),
 }
 ONLY_BASE: dict[str, Asked] = {
     "extract": ("source", {"task_type": "extract", "track_name": "vocals"}),
     "lego": ("source", {"task_type": "lego", "track_name": "drums", "repainting_start": 0.5}),
+    "lego, kept around its window": (
+        "long",
+        {"task_type": "lego", "track_name": "bass", "repainting_start": 2, "repainting_end": 4, "guidance_scale": 5.0},
+    ),
+    "repaint, guided": ("long", {**REPAINT, "guidance_scale": 3.0, "inference_steps": 5}),
     "complete": ("other", {"task_type": "complete", "track_classes": "drums,bass"}),
     "no guidance": ("none", {"guidance_scale": 1.0}),
     "guidance in an interval": (
@@ -139,7 +157,7 @@ def test_songs_from_a_moment_to_ten_minutes_share_a_batch(
     ]
     packed = harness.together(messages)
     assert len(harness.batches[0].samples) == len(messages)
-    assert [len(one.latents[0]) for one in packed] == [25 * longest, 250, 7, 15, 75, 185]
+    assert [len(one.latents[0]) for one in packed] == [25 * longest, 250, 128, 128, 128, 185]
     for one, message in zip(packed, messages, strict=True):
         assert_same(one, harness.alone(message))
 
@@ -188,7 +206,7 @@ def test_jobs_of_several_songs_share_a_batch_song_by_song(
 
 
 def test_songs_with_different_loras_never_share_a_batch(harness: SchedulerHarness, tmp_path: Path) -> None:
-    adapted = Sources(lora=write_lora(tmp_path / "loud.safetensors"))
+    adapted = Sources(loras=(write_lora(tmp_path / "loud.safetensors"),))
     fields: dict[str, Any] = {"lora": {"path": "s3://bucket/loud.safetensors"}}
     messages = [
         render_message(tmp_path, seeds=(1,)),
@@ -203,14 +221,14 @@ def test_songs_with_different_loras_never_share_a_batch(harness: SchedulerHarnes
         assert_same(one, harness.alone(message))
 
 
-@pytest.mark.parametrize("tokens", [1, 60])
+@pytest.mark.parametrize("tokens", [1, 300])
 def test_no_batch_is_larger_than_allowed_unless_it_is_a_single_song(
     tokens: int, runners: dict[str, ModelRunner], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A branch of a second is 13 tokens. A guided song has two, until its interval ends."""
+    """A branch of five seconds or less is 64 tokens. A guided song has two, until its interval ends."""
     harness = SchedulerHarness(runners, MemoryBudget(max_tokens=tokens))
     record_device(harness, monkeypatch)
-    lengths = (1, 4, 0.4, 2, 1, 1, 3.3)
+    lengths = (1, 14, 0.4, 7, 1, 1, 3.3)
     fields: dict[str, Any] = {"model": BASE, "inference_steps": 3, "guidance_scale": 3.0, "cfg_interval_end": 0.6}
     messages = [
         render_message(tmp_path, audio_duration=seconds, seeds=(index,), **fields)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -37,7 +38,8 @@ from acestep_schemas.request import GenerationRequest
 
 RATE = 48_000
 TURBO, BASE = "acestep-v15-turbo", "acestep-v15-base"
-CODES = format_codes(61 * index for index in range(10))
+# Songs below 128 frames are made on 128: there is no plain diffusers to compare them with.
+CODES = format_codes(61 * index for index in range(30))
 
 Samples = NDArray[np.float32]
 
@@ -68,8 +70,8 @@ def plain(checkpoints: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two seconds of a chord over noise, in float32, so that no encoder stands between the two sides."""
-    return recording(tmp_path_factory.mktemp("source") / "source", seconds=2, hz=220)
+    """Six seconds of a chord over noise, in float32, so that no encoder stands between the two sides."""
+    return recording(tmp_path_factory.mktemp("source") / "source", seconds=6, hz=220)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +163,7 @@ TASKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     # name -> (fields of the request, arguments of the pipeline)
     "text2music": (
         {
-            "audio_duration": 1.5,
+            "audio_duration": 6.4,
             "bpm": 96,
             "key_scale": "A minor",
             "time_signature": "3",
@@ -171,7 +173,7 @@ TASKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "instruction": "Hum it:",
         },
         {
-            "audio_duration": 1.5,
+            "audio_duration": 6.4,
             "bpm": 96,
             "keyscale": "A minor",
             "timesignature": "3",
@@ -182,16 +184,19 @@ TASKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
     ),
     "timesteps": (
-        {"audio_duration": 1, "timesteps": "0.97,0.76,0.5,0.28,0"},
-        {"audio_duration": 1, "timesteps": [0.97, 0.76, 0.5, 0.28]},
+        {"audio_duration": 6, "timesteps": "0.97,0.76,0.5,0.28,0"},
+        {"audio_duration": 6, "timesteps": [0.97, 0.76, 0.5, 0.28]},
     ),
     "codes": ({"audio_code_string": CODES}, {"audio_codes": CODES, "audio_duration": None}),
     "codes blended": (
         {"audio_code_string": CODES, "audio_cover_strength": 0.3, "inference_steps": 3},
         {"audio_codes": CODES, "audio_duration": None, "audio_cover_strength": 0.3, "num_inference_steps": 3},
     ),
-    "instrumental": ({"audio_duration": 1, "lyrics": "[inst]"}, {"audio_duration": 1, "lyrics": "[Instrumental]"}),
+    "instrumental": ({"audio_duration": 6, "lyrics": "[inst]"}, {"audio_duration": 6, "lyrics": "[inst]"}),
+    "no lyrics": ({"audio_duration": 6, "lyrics": ""}, {"audio_duration": 6, "lyrics": ""}),
 }
+# Plain diffusers shows the model the part to make, and keeps nothing around it.
+AS_DIFFUSERS = {"chunk_mask_mode": "explicit", "repaint_mode": "aggressive"}
 FROM_SOURCE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "cover": ({"task_type": "cover"}, {"task_type": "cover"}),
     "cover blended": (
@@ -199,19 +204,19 @@ FROM_SOURCE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"task_type": "cover", "audio_cover_strength": 0.5, "num_inference_steps": 3},
     ),
     "repaint": (
-        {"task_type": "repaint", "repainting_start": 0.5, "repainting_end": 1.2},
-        {"task_type": "repaint", "repainting_start": 0.5, "repainting_end": 1.2},
+        {"task_type": "repaint", "repainting_start": 1.5, "repainting_end": 3.2, **AS_DIFFUSERS},
+        {"task_type": "repaint", "repainting_start": 1.5, "repainting_end": 3.2},
     ),
     "repaint to the end": (
-        {"task_type": "repaint", "repainting_start": 0.5, "repainting_end": -1},
-        {"task_type": "repaint", "repainting_start": 0.5},
+        {"task_type": "repaint", "repainting_start": 1.5, "repainting_end": -1, **AS_DIFFUSERS},
+        {"task_type": "repaint", "repainting_start": 1.5},
     ),
     "extract": (
         {"task_type": "extract", "track_name": "vocals"},
         {"task_type": "extract", "track_name": "vocals"},
     ),
     "lego": (
-        {"task_type": "lego", "track_name": "drums", "repainting_start": 1},
+        {"task_type": "lego", "track_name": "drums", "repainting_start": 1, **AS_DIFFUSERS},
         {"task_type": "lego", "track_name": "drums", "repainting_start": 1.0},
     ),
     "complete": (
@@ -261,7 +266,7 @@ def test_guidance_and_its_interval_equal_plain_diffusers(
     resources: RenderResources, plain: dict[str, Any], tmp_path: Path
 ) -> None:
     fields: dict[str, Any] = {
-        "audio_duration": 1,
+        "audio_duration": 6,
         "guidance_scale": 4.5,
         "cfg_interval_start": 0.2,
         "cfg_interval_end": 0.6,
@@ -276,9 +281,9 @@ def test_sde_equals_plain_diffusers_after_the_same_seed(
     model: str, resources: RenderResources, plain: dict[str, Any], tmp_path: Path
 ) -> None:
     """Without inputs all noise is one stream: the plain pipeline needs no generator at all."""
-    (ours,) = made_by(resources, render_message(tmp_path, model=model, audio_duration=1, infer_method="sde"))
+    (ours,) = made_by(resources, render_message(tmp_path, model=model, audio_duration=6, infer_method="sde"))
     with sampling(plain[model], None):
-        assert same(ours, made_plainly(plain[model], 7, audio_duration=1, generator=None))
+        assert same(ours, made_plainly(plain[model], 7, audio_duration=6, generator=None))
 
 
 def test_sde_with_source_audio_equals_plain_diffusers_with_the_songs_generator(
@@ -333,16 +338,39 @@ def test_a_batch_equals_a_plain_batch(resources: RenderResources, plain: dict[st
     assert np.allclose(np.stack(ours), theirs, atol=1e-6)
 
 
-@pytest.mark.parametrize("frames", [7, 14, 55])
-def test_a_length_that_plain_diffusers_miscounts_is_rendered(
-    frames: int, resources: RenderResources, plain: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize(
+    ("seconds", "frames"),
+    [(0.04, 1), (0.26, 7), (3, 75), (8.2, 204), (9.2, 229), (10.04, 250), (10.95, 272)],
+)
+def test_a_song_has_as_many_frames_as_the_original_counts(
+    seconds: float, frames: int, resources: RenderResources, tmp_path: Path
 ) -> None:
-    """``frames / 25.0 * 25.0`` is a little more than ``frames`` for some counts, and diffusers rounds up."""
-    duration = (frames - 0.5) / 25
-    with pytest.raises(RuntimeError, match="size"):
-        made_plainly(plain[TURBO], 7, audio_duration=duration)
-    (ours,) = made_by(resources, render_message(tmp_path, audio_duration=duration))
+    """Tenths of a second, then whole samples, then whole frames; a song of less than 128 is cut to its length."""
+    (ours,) = made_by(resources, render_message(tmp_path, audio_duration=seconds, inference_steps=1))
     assert ours.shape == (2, frames * 1_920)
+
+
+def test_a_short_song_equals_the_start_of_one_of_128_frames(
+    resources: RenderResources, plain: dict[str, Any], tmp_path: Path
+) -> None:
+    fields: dict[str, Any] = {"audio_duration": 3, "enable_normalization": False}
+    (ours,) = made_by(resources, render_message(tmp_path, inference_steps=2, **fields))
+    with pytest.MonkeyPatch.context() as patch:
+        # The text says three seconds all the same.
+        patch.setattr(plain[TURBO], "_build_metadata_string", _naming(plain[TURBO], 3.0))
+        whole = made_plainly(plain[TURBO], 7, audio_duration=128 / 25, num_inference_steps=2)
+    kept = whole[:, : ours.shape[1]]
+    assert same(ours / np.abs(ours).max(), kept / np.abs(kept).max())
+
+
+def _naming(pipeline: Any, seconds: float) -> Callable[..., str]:
+    build = pipeline._build_metadata_string
+
+    def built(**named: Any) -> str:
+        text: str = build(**{**named, "audio_duration": seconds})
+        return text
+
+    return built
 
 
 @pytest.mark.parametrize("dit", [True, False])
@@ -417,6 +445,31 @@ def test_every_format_comes_out_of_the_renderer(name: str, resources: RenderReso
     assert made.encode_s > 0
 
 
+@pytest.mark.parametrize(("bits", "rate"), [("128k", 44_100), ("320k", 48_000)])
+def test_an_mp3_has_the_bit_rate_and_the_sample_rate_that_are_asked_for(
+    bits: str, rate: int, resources: RenderResources, tmp_path: Path
+) -> None:
+    fields: dict[str, Any] = {"audio_format": "mp3", "mp3_bitrate": bits, "mp3_sample_rate": rate}
+    (track,) = rendered(resources, render_message(tmp_path, audio_duration=2, inference_steps=1, **fields)).tracks
+    assert (track.sample_rate, track.duration_s) == (rate, 2)
+    with av.open(str(track.path)) as file:
+        (stream,) = file.streams.audio
+        assert (stream.rate, stream.bit_rate) == (rate, int(bits[:-1]) * 1_000)
+        seconds = sum(frame.samples for frame in file.decode(stream)) / rate
+    assert seconds == pytest.approx(2, abs=0.06)
+
+
+def test_a_song_fades_in_and_out(resources: RenderResources, tmp_path: Path) -> None:
+    def song(**fields: float) -> Samples:
+        (made,) = made_by(resources, render_message(tmp_path, audio_duration=6, inference_steps=1, **fields))
+        return made
+
+    plain, faded = song(), song(fade_in_duration=1, fade_out_duration=2)
+    assert np.array_equal(faded[:, RATE : 4 * RATE], plain[:, RATE : 4 * RATE])
+    for index, factor in ((0, 0), (RATE // 2, 0.5), (5 * RATE, 0.5), (6 * RATE - 1, 0)):
+        np.testing.assert_allclose(faded[:, index], factor * plain[:, index], atol=1e-4)
+
+
 def test_without_any_duration_a_song_has_a_minute(resources: RenderResources, tmp_path: Path) -> None:
     (track,) = rendered(resources, render_message(tmp_path, inference_steps=1, use_tiled_decode=True)).tracks
     assert track.duration_s == 60
@@ -429,7 +482,7 @@ def test_a_compressed_source_at_another_rate_is_covered(
     file = encode(np.ascontiguousarray(samples), tmp_path / "source", "mp3", RATE // 2).path
     message = render_message(tmp_path, task_type="cover", inference_steps=1, sources=Sources(source=file))
     (track,) = rendered(resources, message).tracks
-    assert track.duration_s == pytest.approx(2, abs=0.1)
+    assert track.duration_s == pytest.approx(6, abs=0.1)
 
 
 def test_warnings_name_what_was_not_done(resources: RenderResources, tmp_path: Path) -> None:
@@ -471,8 +524,8 @@ def test_tokenizing_audio_gives_the_codes_that_a_cover_of_it_is_made_from(
     progress = tokenize_audio(
         resources, TokenizeAudio(request_id=1, job=from_audio.job, sources=from_audio.sources), lambda: False
     )
-    assert progress.source_s == 2
-    assert progress.codes.count("<|audio_code_") == 10
+    assert progress.source_s == 6
+    assert progress.codes.count("<|audio_code_") == 30
     from_codes = render_message(tmp_path, task_type="cover", audio_code_string=progress.codes)
     (covered,), (again,) = (made_by(resources, message) for message in (from_audio, from_codes))
     np.testing.assert_allclose(covered, again, atol=1e-4)

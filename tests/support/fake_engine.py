@@ -60,11 +60,15 @@ class FakeEngines:
     """A worker's engines inside the test's own process: that renderer, and no language model."""
 
     renderer: FakeRenderer = field(default_factory=FakeRenderer)
-    planner: DirectPlanner = field(default_factory=DirectPlanner)
     report: RendererReport = REPORT
     ready: bool = True
     renderer_usage: DeviceUsage = field(default_factory=DeviceUsage)
     states: dict[str, EngineState] = field(default_factory=lambda: {"renderer": EngineState(ready=True, restarts=0)})
+
+    @property
+    def planner(self) -> DirectPlanner:
+        """Plans without a language model."""
+        return DirectPlanner(self.renderer)
 
     def limits(self) -> Limits:
         """Limits of the card that the report names."""

@@ -30,11 +30,27 @@ def diffusers_key(layer: str, side: str) -> str:
     return f"transformer.{layer}.lora_{side}.weight"
 
 
-def peft_key(layer: str, side: str) -> str:
-    """Return the key that PEFT writes for a model with ACE-Step's own names, as ACE-Step's trainer does."""
+def _original(layer: str) -> str:
+    """Return ACE-Step's own name of a layer."""
     for new, old in _ORIGINAL.items():
         layer = layer.removesuffix(new) + old if layer.endswith(f".{new}") else layer
-    return f"base_model.model.{layer}.lora_{side}.weight"
+    return layer
+
+
+def peft_key(layer: str, side: str) -> str:
+    """Return the key that PEFT writes for a model with ACE-Step's own names, as ACE-Step's trainer does."""
+    return f"base_model.model.{_original(layer)}.lora_{side}.weight"
+
+
+def comfyui_key(layer: str, side: str) -> str:
+    """Return the key of a LoRA for ComfyUI."""
+    return f"diffusion_model.decoder.{_original(layer)}.lora_{side}.weight"
+
+
+def kohya_key(layer: str, side: str) -> str:
+    """Return the key that kohya's trainers write: underscores stand for dots."""
+    name = f"lora_unet_decoder_{_original(layer)}".replace(".", "_")
+    return f"{name}.lora_{'down' if side == 'A' else 'up'}.weight"
 
 
 def down_up_key(layer: str, side: str) -> str:

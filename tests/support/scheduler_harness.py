@@ -22,7 +22,7 @@ from acestep_consumer.domain.job import Job, Plan, Sources
 from acestep_consumer.engine.messages import Render
 from acestep_consumer.engine.renderer import startup
 from acestep_consumer.engine.renderer.batch_request import AudioCopy, BatchFutures, BatchRequest, RequestCallbacks
-from acestep_consumer.engine.renderer.model_runner import ModelRunner, lora_of
+from acestep_consumer.engine.renderer.model_runner import ModelRunner, loras_of
 from acestep_consumer.engine.renderer.pipeline_arguments import DecodedInputs, arguments_for, reads_source
 from acestep_consumer.engine.renderer.sample import Sample
 from acestep_consumer.engine.renderer.scheduler import Scheduler
@@ -117,10 +117,9 @@ class SchedulerHarness:
         model = self.scheduler.models[message.job.model.used]
         source = message.sources.source if reads_source(message.job, message.plan) else None
         inputs = DecodedInputs(_read(source), _read(message.sources.reference))
-        asked = message.job.request.lora
-        lora = lora_of(message.sources.lora, asked.scale) if asked else None
+        loras = loras_of(message.job.request, message.sources.loras)
         arguments = arguments_for(message.job, message.plan, model, inputs)
-        return self.scheduler.submit(model.name, arguments, lora, callbacks or RequestCallbacks())
+        return self.scheduler.submit(model.name, arguments, loras, callbacks or RequestCallbacks())
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -66,7 +66,7 @@ class Stage:
         costs = CostModel()
         ports = Ports(
             inputs=NoInputs(),
-            planner=DirectPlanner(),
+            planner=DirectPlanner(self.renderer),
             renderer=self.renderer,
             store=self.store,
             events=self.events,
@@ -106,6 +106,15 @@ def stage(tmp_path: Path) -> Stage:
 
 def request(**fields: object) -> FakeDelivery:
     return FakeDelivery(body=json.dumps({"task_id": "song", "prompt": "jazz", **fields}).encode())
+
+
+async def test_codes_of_source_audio_are_in_the_event_and_no_song_is_rendered(stage: Stage) -> None:
+    await stage.process(request(extract_codes_only=True, src_audio_path="s3://songs/a.wav"))
+    event = stage.events.published[-1][0]
+    assert isinstance(event, JobCompleted)
+    assert (event.data.audios, event.data.audio_codes, event.data.lm) == ((), ((1,) * 5,), None)
+    assert event.data.metas.duration == 1.0
+    assert stage.renderer.rendered == []
 
 
 async def test_a_request_is_started_rendered_stored_published_and_acked(stage: Stage) -> None:

@@ -13,7 +13,8 @@ from acestep_schemas.request import GenerationRequest
 class LoadedModel:
     """A DiT model that the renderer holds. ``sample_rate`` in Hz, ``latent_rate`` in latent frames a second.
 
-    ``global_caption``: it was trained with a caption of the whole song beside that of the part.
+    ``global_caption``: it was trained with a caption of the whole song beside that of the part. ``wide``: an XL model,
+    whose DiT is wider than its condition encoder.
     """
 
     name: str
@@ -21,6 +22,7 @@ class LoadedModel:
     sample_rate: int = 48_000
     latent_rate: float = 25.0
     global_caption: bool = False
+    wide: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +64,15 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """Files on this machine: copies of the audio inputs, in the job's scratch folder, and the LoRA's weights.
+    """Files on this machine: copies of the audio inputs, in the job's scratch folder, and the LoRAs' weights.
 
-    A LoRA from S3 lies in the scratch folder too; one of the checkpoint folder is read where it is.
+    A LoRA from S3 lies in the scratch folder too; one of the checkpoint folder is read where it is. They are in the
+    request's order.
     """
 
     source: Path | None = None
     reference: Path | None = None
-    lora: Path | None = None
+    loras: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

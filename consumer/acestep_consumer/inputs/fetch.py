@@ -48,7 +48,6 @@ from acestep_schemas.request import GenerationRequest
 
 SOURCE_FIELD: Final = "src_audio_path"
 REFERENCE_FIELD: Final = "reference_audio_path"
-LORA_FIELD: Final = "lora.path"
 
 _SUFFIX: Final = re.compile(r"\.[a-z0-9]{1,7}")
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s/@?#:\\\[\]]+)(:\d{1,5})?")
@@ -183,8 +182,8 @@ class AllowedInputs:
     async def fetch(self, job: Job, folder: Path) -> Sources:
         """Copy the job's audio inputs into ``folder``, as ``source`` and ``reference`` with their own suffixes.
 
-        A LoRA from S3 is put into its subfolder ``lora``; one of the checkpoint folder is not copied. An analysis has
-        none.
+        LoRAs from S3 are put into its subfolders ``lora-0`` and so on; those of the checkpoint folder are not copied.
+        An analysis has none.
 
         Raises:
             InputNotAllowed: a place that is not allowed; nothing has been read then.
@@ -194,11 +193,12 @@ class AllowedInputs:
         request = job.request
         source = self._check(SOURCE_FIELD, request.src_audio_path if _needs_source(request) else None)
         reference = self._check(REFERENCE_FIELD, request.reference_audio_path)
-        lora = None if request.lora is None or job.analysis else await self._check_lora(request.lora.path)
+        named = () if job.analysis else request.all_loras
+        loras = [await self._check_lora(_lora_field(request, index), each.path) for index, each in enumerate(named)]
         return Sources(
             source=await self._copy(source, folder / "source"),
             reference=await self._copy(reference, folder / "reference"),
-            lora=await self._fetch_lora(lora, folder / "lora") if isinstance(lora, _LoraPart) else lora,
+            loras=tuple([await self._provide_lora(lora, folder / f"lora-{n}") for n, lora in enumerate(loras)]),
         )
 
     def _check(self, field: str, text: str | None) -> _Input | None:
@@ -219,15 +219,18 @@ class AllowedInputs:
             f"{place} its bucket added to ACESTEP_INPUT_BUCKETS or its host to ACESTEP_INPUT_HOSTS"
         )
 
-    async def _check_lora(self, text: str) -> _LoraPart | Path:
+    async def _provide_lora(self, lora: _LoraPart | Path, folder: Path) -> Path:
+        return lora if isinstance(lora, Path) else await self._fetch_lora(lora, folder)
+
+    async def _check_lora(self, field: str, text: str) -> _LoraPart | Path:
         """Parse and check the address of a LoRA, or find it on this machine."""
         try:
             if text.startswith("s3://"):
                 place = self._require_bucket(text + (PEFT_WEIGHTS if text.endswith("/") else ""))
-                return _LoraPart(LORA_FIELD, place, self._lora_limit)
+                return _LoraPart(field, place, self._lora_limit)
             return await asyncio.to_thread(self._lora_folder.find, text)
         except (InputNotAllowed, InputUnreadable) as error:
-            raise type(error)(f"{LORA_FIELD} = {shown(text)}: {error}") from error
+            raise type(error)(f"{field} = {shown(text)}: {error}") from error
 
     def _require_bucket(self, text: str) -> ObjectAddress:
         bucket, _, key = text[len("s3://") :].partition("/")
@@ -438,6 +441,13 @@ def _network_failure(wanted: _Input, url: URL, error: Exception) -> Exception:
 
 def _parts(key: str) -> list[str]:
     return [part for part in key.split("/") if part]
+
+
+def _lora_field(request: GenerationRequest, index: int) -> str:
+    """Return the field that names the path of one of ``all_loras``."""
+    if request.lora is None:
+        return f"loras.{index}.path"
+    return f"loras.{index - 1}.path" if index else "lora.path"
 
 
 def _needs_source(request: GenerationRequest) -> bool:

@@ -25,8 +25,9 @@ Fetch = Callable[[Path], Awaitable[None]]
 # As PEFT, and with it ACE-Step's trainer, writes them: the weights, and a file that has their scale.
 PEFT_WEIGHTS: Final = "adapter_model.safetensors"
 PEFT_CONFIG: Final = "adapter_config.json"
-# As diffusers writes them.
+# As diffusers writes them, and ACE-Step's second trainer.
 DIFFUSERS_WEIGHTS: Final = "pytorch_lora_weights.safetensors"
+LOKR_WEIGHTS: Final = "lokr_weights.safetensors"
 
 T = TypeVar("T")
 
@@ -81,7 +82,9 @@ class LoraFolder:
 def _candidates(root: Path, name: str) -> Iterator[Path]:
     yield root / (name.removesuffix(LORA_SUFFIX) + LORA_SUFFIX)
     yield root / name / PEFT_WEIGHTS
+    yield root / name / "adapter" / PEFT_WEIGHTS  # a folder as ACE-Step's trainer leaves it
     yield root / name / DIFFUSERS_WEIGHTS
+    yield root / name / LOKR_WEIGHTS
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ Nothing is changed silently: every value that differs from the request becomes a
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 
 from pydantic import JsonValue
 
@@ -18,7 +19,7 @@ from acestep_consumer.domain.errors import (
     TaskUnsupported,
 )
 from acestep_consumer.domain.job import Job, LoadedModel, Request
-from acestep_consumer.domain.tasks import TASKS, SourceAudio, Task, tasks_of
+from acestep_consumer.domain.tasks import TASKS, SourceAudio, Task, Variant, tasks_of
 from acestep_consumer.policy.tiers import MAX_BPM, MIN_BPM, MIN_DURATION_S, Tier
 from acestep_schemas.events import Adjustment, LimitsReport, LmChoice, ModelChoice, PolicyReport
 from acestep_schemas.request import FieldProblem, GenerationRequest
@@ -27,6 +28,14 @@ _LM_REQUIRED = ("thinking", "sample_mode", "sample_query", "use_format", "analys
 _SOURCE_REQUIRED = ("full_analysis_only", "extract_codes_only")
 _LM_COMPLETES = ("bpm", "key_scale", "time_signature", "audio_duration")
 _SEED_BYTES = 4  # seeds as short as ACE-Step's own
+TURBO_STEPS = 8
+# The flow times that turbo models were trained on: those of 8 steps with shift 1, 2 and 3.
+TURBO_TIMES = tuple(
+    float(time)
+    for time in sorted(
+        {Fraction(shift * k, 8 + (shift - 1) * k) for shift in (1, 2, 3) for k in range(1, 9)}, reverse=True
+    )
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +69,7 @@ def admit(request: Request, limits: Limits) -> Job:
         if getattr(asked, name) and not asked.src_audio_path:
             rule = f"{name} needs source audio: s3://bucket/key or https://host/path"
             raise InvalidRequest([FieldProblem(field="src_audio_path", value="", rule=rule)])
-    adjustments = (*adjustments, *_other_lm(asked, lm))
+    adjustments = (*adjustments, *_other_lm(asked, lm), *_turbo_steps(asked, model))
     report = _limits_for(limits.tier, with_lm=lm is not None)
     clamps = tuple(_clamps(asked, report, with_lm=lm is not None))
     if clamps and asked.on_limit == "reject":
@@ -68,7 +77,8 @@ def admit(request: Request, limits: Limits) -> Job:
     changes = {change.field: change.applied for change in (*adjustments, *clamps)}
     batch = int(str(changes.get("batch_size", asked.batch_size)))
     seeds = tuple(_seeds(asked, request.task_id, batch))
-    fixed = {"task_id": request.task_id, "model": model.name, "seed": seeds, "use_random_seed": False}
+    fixed: dict[str, object] = {"task_id": request.task_id, "model": model.name, "seed": seeds}
+    fixed |= {"use_random_seed": False, "retake_seed": _retake_seed(asked, request.task_id)}
     return Job(
         task_id=request.task_id,
         request=asked.model_copy(update={**changes, **fixed}),
@@ -156,6 +166,21 @@ def _other_lm(asked: GenerationRequest, lm: LmChoice | None) -> Iterator[Adjustm
         yield Adjustment(field="lm_backend", requested=asked.lm_backend, applied=lm.backend, reason=reason)
 
 
+def _turbo_steps(asked: GenerationRequest, model: LoadedModel) -> Iterator[Adjustment]:
+    """Yield the changes to steps and times of a turbo model, which knows the times of its training alone."""
+    if model.variant is not Variant.TURBO:
+        return
+    if asked.timesteps:
+        nearest = [min(TURBO_TIMES, key=lambda known: abs(known - time)) for time in asked.timesteps if time > 0]
+        applied = nearest[: len(TURBO_TIMES)]
+        if applied != [time for time in asked.timesteps if time > 0]:
+            reason = f"turbo models were trained on {len(TURBO_TIMES)} times: the nearest of them are used"
+            yield Adjustment(field="timesteps", requested=list(asked.timesteps), applied=applied, reason=reason)
+    elif asked.inference_steps > TURBO_STEPS:
+        reason = f"turbo models take at most {TURBO_STEPS} steps"
+        yield Adjustment(field="inference_steps", requested=asked.inference_steps, applied=TURBO_STEPS, reason=reason)
+
+
 def _limits_for(tier: Tier, *, with_lm: bool) -> LimitsReport:
     return LimitsReport(
         max_duration_s=tier.max_seconds_with_lm if with_lm else tier.max_seconds,
@@ -196,7 +221,15 @@ def _seeds(asked: GenerationRequest, task_id: str, songs: int) -> Iterator[int]:
         yield _drawn(task_id, index) if unset else seed
 
 
-def _drawn(task_id: str, index: int) -> int:
+def _retake_seed(asked: GenerationRequest, task_id: str) -> int | None:
+    """Return the seed of the noise that is mixed in: the given one, else one derived from the task id, as for seeds."""
+    given = asked.retake_seed
+    if given is not None and given >= 0:
+        return given
+    return _drawn(task_id, "retake") if asked.retake_variance else None
+
+
+def _drawn(task_id: str, index: int | str) -> int:
     digest = hashlib.sha256(f"{task_id}/{index}".encode()).digest()
     return int.from_bytes(digest[:_SEED_BYTES])
 
@@ -206,5 +239,5 @@ def _warnings(asked: GenerationRequest, task: Task) -> Iterator[str]:
         yield f"thinking has no effect: the language model is skipped for {task.name}"
     if asked.thinking and asked.audio_code_string:
         yield "thinking has no effect: audio_code_string was given"
-    if asked.lora and (asked.analysis_only or asked.full_analysis_only or asked.extract_codes_only):
+    if asked.all_loras and (asked.analysis_only or asked.full_analysis_only or asked.extract_codes_only):
         yield "lora has no effect: an analysis renders no song"

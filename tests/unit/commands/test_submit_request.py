@@ -39,8 +39,7 @@ def test_what_a_worker_would_reject_is_refused_by_flag_or_field_all_at_once() ->
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ({"audio_duration": 9999}, "audio_duration = 9999: must be 10 to 600"),
-        ({"audio_duration": 5}, "audio_duration = 5: must be 10 to 600"),
+        ({"audio_duration": 9999}, "audio_duration = 9999: must be 0 to 600"),
         ({"batch_size": 12}, "batch_size = 12: must be 1 to 8"),
         ({"bpm": 500}, "bpm = 500: must be 30 to 300"),
     ],

@@ -245,7 +245,7 @@ class TestCache:
 
 
 def test_the_file_and_the_scale_reach_the_renderer() -> None:
-    sources = Sources(lora=Path("/scratch/job/lora/lora.safetensors"))
+    sources = Sources(loras=(Path("/scratch/job/lora-0/lora.safetensors"),))
     job = make_job(lora={"path": "s3://styles/jazz.safetensors", "scale": 0.8})
     message = Render(request_id=1, job=job, plan=Plan(metas=Metas()), sources=sources, folder=Path("/scratch/job"))
     assert TO_ENGINE.validate_json(TO_ENGINE.dump_json(message)) == message

@@ -52,7 +52,6 @@ def test_a_request_within_the_limits_passes_unchanged() -> None:
     ("field", "requested", "applied"),
     [
         ("audio_duration", 600, 480),
-        ("audio_duration", 3, 10),
         ("batch_size", 20, 8),
         ("bpm", 500, 300),
         ("bpm", 5, 30),
@@ -70,7 +69,13 @@ def test_on_limit_reject_names_every_limit_that_was_passed() -> None:
     with pytest.raises(LimitExceeded) as caught:
         admitted(limits(), audio_duration=600, batch_size=9, on_limit="reject")
     assert [detail["field"] for detail in caught.value.details] == ["audio_duration", "batch_size"]
-    assert "10 to 480 seconds" in str(caught.value)
+    assert "0 to 480 seconds" in str(caught.value)
+
+
+def test_only_the_language_model_has_a_shortest_song() -> None:
+    assert admitted(limits(24), audio_duration=3).request.audio_duration == 3
+    (change,) = admitted(limits(24, lm=LM), audio_duration=3).policy.adjustments
+    assert (change.field, change.requested, change.applied) == ("audio_duration", 3, 10)
 
 
 def test_limits_are_tighter_when_the_language_model_is_used() -> None:
@@ -93,14 +98,21 @@ def test_a_feature_that_needs_the_language_model_fails_without_it(feature: str) 
         admitted(limits(), **{feature: True})
 
 
-@pytest.mark.parametrize("task", ["cover", "repaint"])
+@pytest.mark.parametrize("task", ["cover", "cover-nofsq", "repaint", "extract"])
 def test_the_language_model_is_skipped_where_the_source_decides(task: str) -> None:
-    job = admitted(limits(24, lm=LM), task_type=task, src_audio_path="s3://b/a.wav", thinking=True)
+    job = admitted(limits(24, BASE, lm=LM), task_type=task, src_audio_path="s3://b/a.wav", thinking=True)
     assert job.lm is None
     assert any("thinking has no effect" in warning for warning in job.warnings)
 
 
-@pytest.mark.parametrize("analysis", ["analysis_only", "full_analysis_only"])
+def test_codes_of_source_audio_need_the_source_and_no_language_model() -> None:
+    job = admitted(limits(24, lm=LM), extract_codes_only=True, thinking=True, src_audio_path="s3://b/a.wav")
+    assert (job.lm, job.analysis) == (None, True)
+    with pytest.raises(InvalidRequest, match="extract_codes_only needs source audio"):
+        admitted(limits(), extract_codes_only=True)
+
+
+@pytest.mark.parametrize("analysis", ["analysis_only", "full_analysis_only", "extract_codes_only"])
 def test_a_lora_has_nothing_to_do_where_no_song_is_made(analysis: str) -> None:
     asked = {analysis: True, "src_audio_path": "s3://b/a.wav", "lora": "jazz"}
     assert "lora has no effect: an analysis renders no song" in admitted(limits(24, lm=LM), **asked).warnings
@@ -140,7 +152,7 @@ def test_on_model_unavailable_fail_is_honoured() -> None:
 
 @pytest.mark.parametrize("task", ["extract", "lego", "complete"])
 def test_a_task_that_only_base_models_know_is_refused_elsewhere(task: str) -> None:
-    with pytest.raises(TaskUnsupported, match="it can do cover, repaint, text2music"):
+    with pytest.raises(TaskUnsupported, match="it can do cover, cover-nofsq, repaint, text2music"):
         admitted(limits(), task_type=task, src_audio_path="s3://b/a.wav")
     job = admitted(limits(24, BASE), task_type=task, src_audio_path="s3://b/a.wav")
     assert job.request.task_type == task
@@ -202,7 +214,8 @@ def test_whatever_is_asked_the_job_respects_the_tier(
 ) -> None:
     job = admitted(limits(vram, lm=lm), audio_duration=duration, batch_size=songs, bpm=bpm)
     bound = job.policy.limits
-    assert job.request.audio_duration is None or 10 <= job.request.audio_duration <= bound.max_duration_s
+    least = 0 if job.lm is None else 10
+    assert job.request.audio_duration is None or least <= job.request.audio_duration <= bound.max_duration_s
     assert 1 <= job.request.batch_size <= bound.max_batch_size
     assert len(job.seeds) == job.request.batch_size
     changed = {change.field for change in job.policy.adjustments}

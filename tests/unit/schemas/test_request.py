@@ -31,7 +31,8 @@ WRITTEN: dict[str, object] = {
     "task_id": "song-1",
     "task_type": "Cover",
     "model": " acestep-v15-base ",
-    "lora": {"path": "jazz", "scale": 0.8},
+    "lora": {"path": "jazz", "scale": 0.8, "alpha": 16.0},
+    "loras": ("blues", {"path": "rock", "scale": "-1", "alpha": None}),
     "on_limit": "reject",
     "queue_deadline_s": "60",
     "on_model_unavailable": "FAIL",
@@ -55,13 +56,25 @@ WRITTEN: dict[str, object] = {
     "cfg_interval_end": 0.9,
     "use_tiled_decode": "off",
     "audio_format": "FLAC",
+    "mp3_bitrate": "320K",
+    "mp3_sample_rate": "44100",
+    "fade_in_duration": "1.5",
+    "fade_out_duration": 2,
+    "enable_normalization": "no",
+    "normalization_db": "-3",
     "src_audio_path": "s3://in/a.wav",
     "reference_audio_path": "https://example.org/b.mp3",
     "repainting_start": 3,
     "repainting_end": "9.5",
+    "repaint_mode": "Aggressive",
+    "repaint_strength": "0.2",
+    "repaint_latent_crossfade_frames": "10",
+    "repaint_wav_crossfade_sec": 0,
+    "chunk_mask_mode": "EXPLICIT",
     "audio_cover_strength": ".5",
     "audio_code_string": "<|audio_code_1|>",
     "instruction": "Do this:",
+    "global_caption": "a jazz trio",
     "track_name": "drums",
     "track_classes": ["drums", "bass"],
     "thinking": "yes",
@@ -70,6 +83,7 @@ WRITTEN: dict[str, object] = {
     "use_format": "y",
     "analysis_only": True,
     "full_analysis_only": "true",
+    "extract_codes_only": "1",
     "use_cot_caption": "false",
     "use_cot_language": False,
     "is_format_caption": 1,
@@ -135,6 +149,10 @@ def test_each_field_is_read_exactly() -> None:
         "task_type": "cover",
         "model": "acestep-v15-base",
         "queue_deadline_s": 60.0,
+        "loras": (
+            {"path": "blues", "scale": 1.0, "alpha": None},
+            {"path": "rock", "scale": -1.0, "alpha": None},
+        ),
         "on_model_unavailable": "fail",
         "vocal_language": "pt",
         "bpm": 92,
@@ -153,14 +171,26 @@ def test_each_field_is_read_exactly() -> None:
         "cfg_interval_start": 0.1,
         "use_tiled_decode": False,
         "audio_format": "flac",
+        "mp3_bitrate": "320k",
+        "mp3_sample_rate": 44_100,
+        "fade_in_duration": 1.5,
+        "fade_out_duration": 2.0,
+        "enable_normalization": False,
+        "normalization_db": -3.0,
         "repainting_start": 3.0,
         "repainting_end": 9.5,
+        "repaint_mode": "aggressive",
+        "repaint_strength": 0.2,
+        "repaint_latent_crossfade_frames": 10,
+        "repaint_wav_crossfade_sec": 0.0,
+        "chunk_mask_mode": "explicit",
         "audio_cover_strength": 0.5,
         "track_classes": ("drums", "bass"),
         "thinking": True,
         "sample_mode": True,
         "use_format": True,
         "full_analysis_only": True,
+        "extract_codes_only": True,
         "use_cot_caption": False,
         "is_format_caption": True,
         "constrained_decoding": False,
@@ -416,7 +446,7 @@ class TestErrors:
             ("audio_cover_strength", 0, 1),
             ("cfg_interval_start", 0, 1),
             ("cfg_interval_end", 0, 1),
-            ("repainting_start", 0, 86_400),
+            ("repainting_start", -86_400, 86_400),
             ("lm_temperature", 0, 5),
             ("lm_cfg_scale", 0, 30),
             ("lm_top_k", 0, 1_000_000),
@@ -466,9 +496,15 @@ class TestErrors:
     def test_zero_and_below_mean_not_given(self, field: str, nothing: object) -> None:
         assert getattr(parsed(**{field: nothing}), field) is None
 
-    def test_a_repaint_that_ends_before_it_begins_is_an_error(self) -> None:
+    def test_a_repaint_may_end_before_it_begins_and_begin_before_the_audio(self) -> None:
         assert parsed(repainting_start=5, repainting_end=-1).repainting_end is None
-        assert "above repainting_start" in problem(repainting_start=5, repainting_end=5).rule
+        assert parsed(repainting_start=5, repainting_end=2).repainting_end == 2
+        assert parsed(repainting_start="-2.5").repainting_start == -2.5
+
+    def test_codes_may_be_a_list_which_is_one_text(self) -> None:
+        assert parsed(audio_code_string=["<|audio_code_1|>", "<|audio_code_2|>"]).audio_code_string == (
+            "<|audio_code_1|><|audio_code_2|>"
+        )
 
     def test_a_guidance_interval_that_ends_before_it_begins_is_an_error(self) -> None:
         assert parsed(cfg_interval_start=0.5, cfg_interval_end=0.5).cfg_interval_end == 0.5
@@ -477,7 +513,7 @@ class TestErrors:
     def test_an_unknown_choice_is_answered_with_the_choices(self) -> None:
         expected = "must be 'mp3', 'wav', 'wav32', 'flac', 'ogg', 'opus' or 'aac'"
         assert problem(audio_format="mp5") == FieldProblem(field="audio_format", value="mp5", rule=expected)
-        assert problem(task_type="remix").rule.startswith("must be 'text2music', 'cover', 'repaint'")
+        assert problem(task_type="remix").rule.startswith("must be 'text2music', 'cover', 'cover-nofsq'")
         assert problem(infer_method="heun").rule == "must be 'ode' or 'sde'"
 
     @pytest.mark.parametrize(
@@ -634,6 +670,29 @@ class TestLora:
     )
     def test_what_is_wrong_is_said_by_name(self, written: object, rule: str) -> None:
         assert problem(lora=written).rule == rule
+
+    def test_several_are_read_after_the_one(self) -> None:
+        request = parsed(lora="jazz", loras=["blues", {"path": "rock", "scale": None, "alpha": "16"}])
+        assert request.all_loras == (
+            LoraChoice(path="jazz"),
+            LoraChoice(path="blues"),
+            LoraChoice(path="rock", alpha=16),
+        )
+        assert parsed(loras="jazz").all_loras == parsed(loras={"path": "jazz"}).all_loras == request.all_loras[:1]
+        assert parsed(loras=[]).all_loras == parsed(loras=None).all_loras == ()
+
+    @pytest.mark.parametrize(
+        ("written", "rule"),
+        [
+            ([{"path": "jazz"}, {"path": "blues", "scale": 5}], "1.scale must be at most 4"),
+            (["jazz", {"scale": 1}], "1.path must be given"),
+            ([{"path": "jazz", "alpha": "much"}], "0.alpha must be a number"),
+            (["jazz", 7], "must be an object of path and scale, or the path alone"),
+            (["jazz"] * 9, "must have at most 8 entries"),
+        ],
+    )
+    def test_what_is_wrong_with_one_of_several_is_said_with_its_number(self, written: object, rule: str) -> None:
+        assert problem(loras=written).rule == rule
 
     def test_an_unknown_part_is_shown_printable_and_short(self) -> None:
         rule = problem(lora={"path": "jazz", "\x1b" + "x" * 500: 1}).rule

@@ -18,7 +18,12 @@ from acestep_schemas.request_body import LoraBody, RequestBody
 FIELDS = GenerationRequest.model_fields
 NESTED = {PARAM_OBJ, *METAS}
 # What a field may hold besides what the model makes of it.
-LOOSER = {"seed": int | Sequence[int], "lora": LoraBody | str | None}
+LOOSER = {
+    "seed": int | Sequence[int],
+    "lora": LoraBody | str | None,
+    "loras": Sequence[LoraBody | str],
+    "audio_code_string": str | Sequence[str],
+}
 FULL: RequestBody = {
     "task_id": "order-4711",
     "prompt": "slow jazz",
@@ -30,6 +35,7 @@ FULL: RequestBody = {
     "audio_duration": 30,
     "seed": 42,
     "lora": {"path": "warm.safetensors", "scale": 0.5},
+    "loras": ["old", {"path": "wide", "scale": -1, "alpha": 16}],
     "timesteps": [1.0, 0.5, 0.0],
     "track_classes": ["drums", "bass"],
     "audio_format": "flac",
@@ -97,6 +103,7 @@ def test_what_it_allows_is_read_without_a_warning() -> None:
     assert warnings == ()
     assert (request.seed, request.timesteps, request.track_classes) == ((42,), (1.0, 0.5, 0.0), ("drums", "bass"))
     assert request.lora == LoraChoice(path="warm.safetensors", scale=0.5)
+    assert request.loras == (LoraChoice(path="old"), LoraChoice(path="wide", scale=-1, alpha=16))
 
 
 def test_the_aliases_are_read_without_a_warning() -> None:

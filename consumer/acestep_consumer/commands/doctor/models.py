@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model checks of ``doctor``: each configured DiT, and the language model for this GPU."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from acestep_consumer.commands.doctor.checkpoint import faults_of_checkpoint, faults_of_lm
+from acestep_consumer.commands.doctor.checkpoint import faults_of_lm, faults_of_pipeline
 from acestep_consumer.commands.doctor.machine import Machine
 from acestep_consumer.commands.doctor.report import Finding, fail, ok, skip, warn
 from acestep_consumer.commands.plan.gpu import DeviceMissing
@@ -16,7 +16,8 @@ from acestep_consumer.config.settings import EngineSettings, Settings
 from acestep_consumer.engine.hub_cache import is_offline, snapshot
 from acestep_consumer.engine.planner import registry as lms
 from acestep_consumer.engine.published_models import PUBLISHED, pull_command
-from acestep_consumer.engine.renderer.registry import CheckpointError, resolve
+from acestep_consumer.engine.renderer.original_layout import open_original
+from acestep_consumer.engine.renderer.registry import Checkpoint, CheckpointError, resolve
 from acestep_consumer.policy.lm_choice import LmPlan, plan_lm
 from acestep_consumer.policy.tiers import TierTableError, load_table
 
@@ -66,7 +67,18 @@ def judge_model(name: str, checkpoint_dir: Path | None, environ: Mapping[str, st
     folder = checkpoint.folder or snapshot(hub_id, environ)
     if folder is None:
         return _from_hub(check, hub_id, environ)
-    return _complete(check, folder, tuple(faults_of_checkpoint(folder)))
+    return _complete(check, folder, tuple(_faults(checkpoint, folder, checkpoint_dir)))
+
+
+def _faults(checkpoint: Checkpoint, folder: Path, checkpoint_dir: Path | None) -> Iterator[str]:
+    """Yield each missing or damaged part; of ACE-Step's layout, VAE and text encoder lie beside the folder."""
+    if not checkpoint.original:
+        yield from faults_of_pipeline(folder)
+        return
+    try:
+        open_original(folder, checkpoint_dir)
+    except CheckpointError as error:
+        yield str(error)
 
 
 def judge_lm(plan: LmPlan, checkpoint_dir: Path | None, environ: Mapping[str, str]) -> Finding:

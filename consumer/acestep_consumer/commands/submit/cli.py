@@ -41,7 +41,7 @@ def submit(
         typer.Option(metavar="CODE", help="Language of the lyrics, such as `en` or `ja`.", rich_help_panel=MUSIC),
     ] = None,
     duration: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Length of a song, 10 to 600.", rich_help_panel=MUSIC)
+        float | None, typer.Option(metavar="SECONDS", help="Length of a song, up to 600.", rich_help_panel=MUSIC)
     ] = None,
     bpm: Annotated[
         int | None, typer.Option(metavar="N", help="Beats per minute, 30 to 300.", rich_help_panel=MUSIC)
@@ -88,7 +88,7 @@ def submit(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="text2music, cover, repaint, extract, lego or complete.",
+            help="text2music, cover, cover-nofsq, repaint, extract, lego or complete.",
             rich_help_panel=AUDIO,
         ),
     ] = None,

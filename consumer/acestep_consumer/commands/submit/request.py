@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from acestep_consumer.domain.tasks import TASKS, SourceAudio
-from acestep_consumer.policy.tiers import MAX_BATCH, MAX_BPM, MAX_DURATION_S, MIN_BPM, MIN_DURATION_S
+from acestep_consumer.policy.tiers import MAX_BATCH, MAX_BPM, MAX_DURATION_S, MIN_BPM
 from acestep_schemas.aliases import ALIASES
 from acestep_schemas.request import GenerationRequest, RequestInvalid, parse_request
 
@@ -42,7 +42,7 @@ FLAGS: Final = {
 
 # What the largest tier allows. A tier table of one's own cannot allow more.
 _BOUNDS: Final = (
-    ("audio_duration", MIN_DURATION_S, MAX_DURATION_S),
+    ("audio_duration", 0, MAX_DURATION_S),
     ("batch_size", 1, MAX_BATCH),
     ("bpm", MIN_BPM, MAX_BPM),
 )

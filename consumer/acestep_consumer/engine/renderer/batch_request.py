@@ -8,7 +8,7 @@ from functools import cache
 
 import torch
 
-from acestep_consumer.engine.renderer.lora import Lora
+from acestep_consumer.engine.renderer.lora import Loras
 from acestep_consumer.engine.renderer.model_runner import ModelRunner
 from acestep_consumer.engine.renderer.prepare import PreparedRequest
 from acestep_consumer.engine.renderer.sample import Sample
@@ -82,7 +82,7 @@ class BatchRequest:
     """
 
     runner: ModelRunner
-    lora: Lora | None
+    lora: Loras | None
     prepared: PreparedRequest
     callbacks: RequestCallbacks
     bytes: int
@@ -93,7 +93,7 @@ class BatchRequest:
     _decoded: set[int] = field(default_factory=set)
 
     @property
-    def batch_key(self) -> tuple[ModelRunner, Lora | None]:
+    def batch_key(self) -> tuple[ModelRunner, Loras | None]:
         """The weights that the job needs: requests with equal keys can share a forward pass."""
         return self.runner, self.lora
 

@@ -45,8 +45,8 @@ class _Found:
     original: OriginalCheckpoint | None
 
     def place_of(self, part: str) -> Path:
-        """Return the folder of a component that models may share."""
-        return self.folder / part if self.original is None else getattr(self.original, part)
+        """Return the folder, or the file, of a component that models may share."""
+        return self.folder / part if self.original is None else self.original.place_of(part)
 
 
 def load_models(
@@ -135,8 +135,14 @@ def _describe(name: str, pipeline: Any, config: Mapping[str, Any]) -> LoadedMode
         variant=variant_of(name, {**pipeline.transformer.config, **config}),
         sample_rate=pipeline.sample_rate,
         latent_rate=pipeline.latents_per_second,
+        wide=is_wide(pipeline.transformer.config),
         global_caption=bool(config.get("is_lego_sft")),
     )
+
+
+def is_wide(config: Any) -> bool:
+    """Whether a DiT with this config is an XL model: the condition encoder has a width of its own."""
+    return config.get("encoder_hidden_size") not in (None, config["hidden_size"])
 
 
 def variant_of(name: str, config: Mapping[str, Any]) -> Variant:
@@ -167,7 +173,7 @@ class _ComponentCache:
         return {part: f"{part} {self._key(part, found.place_of(part))}" for part in _SHAREABLE}
 
     def _key(self, part: str, folder: Path) -> str:
-        return str(folder.resolve()) if self._by_folder[part] else _fingerprint(folder)
+        return str(folder.resolve()) if self._by_folder[part] or folder.is_file() else _fingerprint(folder)
 
     def get(self, keys: dict[str, str]) -> dict[str, Any]:
         return {part: self._parts[key] for part, key in keys.items() if key in self._parts}

@@ -16,8 +16,7 @@ from acestep_consumer.domain.job import LoadedModel
 from acestep_consumer.engine.renderer.checkpoint import ModelHandle
 from acestep_consumer.engine.renderer.offload import ModuleSwapper
 from acestep_consumer.engine.renderer.packed_dit import PackedDit
-from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
-from acestep_consumer.engine.renderer.rng import SeededScheduler, SeededVae
+from acestep_consumer.engine.renderer.rng import SeededVae
 from acestep_consumer.engine.renderer.vae_decode import TileDecoder
 
 
@@ -56,19 +55,6 @@ class Components:
         if self.swapper is not None:
             self.swapper.load(part)
         return part
-
-    def noise_scheduler(self, arguments: PipelineArguments, generator: torch.Generator) -> SeededScheduler:
-        """Return a sample's own noise scheduler, set to the request's steps."""
-        scheduler = SeededScheduler.like(self.pipeline.scheduler, stochastic=arguments.method == "sde")
-        scheduler.generators = [generator]
-        timesteps = None if arguments.timesteps is None else list(arguments.timesteps)
-        # On the CPU: its time steps are read as numbers, and each would make the CPU wait for the device.
-        sigmas = self.pipeline._get_timestep_schedule(  # noqa: SLF001 - the pipeline's schedule, not a copy of it
-            arguments.num_inference_steps, arguments.shift, "cpu", torch.float32, timesteps
-        )
-        scheduler.set_timesteps(sigmas=sigmas.tolist(), device="cpu")
-        scheduler.set_begin_index(0)
-        return scheduler
 
     def codes_of(self, source: torch.Tensor, generators: Sequence[torch.Generator]) -> tuple[int, ...]:
         """Return the audio codes of ``source``, [channels, samples], as a cover of it would use them."""

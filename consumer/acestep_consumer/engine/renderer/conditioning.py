@@ -7,17 +7,23 @@ repeated for each token, is a single token, since attending to equal tokens give
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 
 from acestep_consumer.engine.renderer.components import Components
 from acestep_consumer.engine.renderer.errors import is_out_of_memory
+from acestep_consumer.engine.renderer.flow_edit import FlowEdit, FlowEditRequest
+from acestep_consumer.engine.renderer.guidance import Guidance, Restraint
 from acestep_consumer.engine.renderer.packed_dit import Condition, PackedDit
+from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
 from acestep_consumer.engine.renderer.prepare import PreparedRequest, RequestPreparer, TokenizedText
 from acestep_consumer.engine.renderer.rng import generators_for
-from acestep_consumer.engine.renderer.sample import CoverBlend, Guidance, Sample
+from acestep_consumer.engine.renderer.sample import Sample, TextSwitch
+from acestep_consumer.engine.renderer.schedule import flow_times, started_from_source
 from acestep_consumer.engine.renderer.source import SourceContext, SourceEncoder
 from acestep_consumer.engine.renderer.text_encoder import States, TextEncoder
 from acestep_consumer.engine.renderer.window import KeptLatents
@@ -97,8 +103,9 @@ class Conditioner:
             noise, generators = request.noise, request.generators
             if noise is None:
                 # Fresh ones: when memory runs out, a request is encoded a second time.
-                generators = tuple(generators_for(request.arguments.seeds))
-                noise = self._preparer.noise(list(generators), source.context.shape[1])
+                device = self._parts.device if request.arguments.device_noise else "cpu"
+                generators = tuple(generators_for(request.arguments.seeds, device))
+                noise = self._preparer.noise(request.arguments, generators, source.context.shape[1])
         except Exception as error:
             if is_out_of_memory(error):
                 raise
@@ -118,21 +125,61 @@ class Conditioner:
         return dict(zip(states, dit.conditions(list(states.values())), strict=True))
 
     def _samples_of(self, request: _EncodedRequest, conditions: dict[int, Condition]) -> Iterator[Sample]:
-        arguments = request.prepared.arguments
-        interval = (arguments.cfg_interval_start, arguments.cfg_interval_end)
+        arguments, source = request.prepared.arguments, request.source
+        times = flow_times(arguments.num_inference_steps, arguments.shift, arguments.timesteps)
+        noise = request.noise
+        if arguments.cover_noise_strength:
+            times = started_from_source(times, arguments.cover_noise_strength)
+            noise = times[0] * noise + (1.0 - times[0]) * source.latents
+        text_only = self._sources.without_source(source.context) if arguments.switches else None
         for index, generator in enumerate(request.generators):
+            guidance = self._guidance(arguments, conditions)
+            restraint = Restraint(arguments.sampler.velocity_limit, arguments.sampler.velocity_smoothing)
             own, *others = (conditions[id(some[index % len(some)])] for some in request.states)
-            yield Sample(
-                latents=request.noise[index],
-                context=request.source.context[index],
+            context = source.context[index]
+            sample = Sample(
+                latents=noise[index],
+                context=context,
                 condition=own,
-                noise_scheduler=self._parts.noise_scheduler(arguments, generator),
-                guidance=Guidance(arguments.guidance_scale, interval, conditions[0]) if arguments.guided else None,
-                blend=CoverBlend(arguments.audio_cover_strength, others[0]) if others else None,
+                times=times,
+                generator=generator,
+                options=arguments.sampler,
+                guidance=guidance,
+                restraint=restraint,
+                switch=None if text_only is None else _switch(arguments, times, others[0], text_only[index]),
                 kept=self._kept(request, index),
-                heard_frames=request.source.frames,
+                heard_frames=source.frames,
                 peak=None if arguments.kept_samples(self._pipeline.sample_rate) else arguments.output.peak,
             )
+            if arguments.flow_edit is not None:
+                sample.start_edit(self._edit(arguments.flow_edit, request, index, sample, others[-1]))
+            yield sample
+
+    @staticmethod
+    def _guidance(arguments: PipelineArguments, conditions: dict[int, Condition]) -> Guidance | None:
+        if not arguments.guided:
+            return None
+        interval = (arguments.cfg_interval_start, arguments.cfg_interval_end)
+        return Guidance(arguments.guidance_scale, interval, conditions[0], by_angle=arguments.use_adg)
+
+    @staticmethod
+    def _edit(asked: FlowEditRequest, request: _EncodedRequest, index: int, sample: Sample, own: Condition) -> FlowEdit:
+        """Return the flow edit of one song, whose source has the texts of ``own``."""
+        arguments = request.prepared.arguments
+        seeds = arguments.retake_seeds if arguments.retake_variance else arguments.seeds
+        (generator,) = generators_for(seeds[index : index + 1], sample.generator.device)
+        return FlowEdit(
+            source=request.source.latents[index],
+            context=sample.context,
+            source_condition=own,
+            condition=sample.condition,
+            generator=generator,
+            guidance=sample.guidance,
+            restraint=sample.restraint,
+            first=int(sample.steps * asked.start),
+            end=int(sample.steps * asked.end),
+            averages=asked.averages,
+        )
 
     @staticmethod
     def _kept(request: _EncodedRequest, index: int) -> KeptLatents | None:
@@ -169,5 +216,30 @@ class Conditioner:
 
     def _encoded_timbres(self, latents: torch.Tensor) -> tuple[torch.Tensor, ...]:
         encoder = self._parts.use(self._pipeline.condition_encoder).timbre_encoder
-        embedded, _ = encoder(latents, torch.arange(len(latents), device=latents.device))
+        with _leading_token(encoder) if self._parts.model.wide else nullcontext():
+            embedded, _ = encoder(latents, torch.arange(len(latents), device=latents.device))
         return tuple(embedded)
+
+
+@contextmanager
+def _leading_token(encoder: Any) -> Iterator[None]:
+    """Let the timbre encoder read its learned token before the reference, as the XL models were trained.
+
+    The encoder's result is its state at the first place. diffusers loads the token and does not use it.
+    """
+
+    def prepend(_module: Any, _inputs: Any, embedded: torch.Tensor) -> torch.Tensor:
+        return torch.cat([encoder.special_token.expand(len(embedded), -1, -1).to(embedded), embedded], dim=1)
+
+    hook = encoder.embed_tokens.register_forward_hook(prepend)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _switch(
+    arguments: PipelineArguments, times: tuple[float, ...], condition: Condition, context: torch.Tensor
+) -> TextSwitch:
+    """Return where the text alone takes over: after the part of the steps that ``audio_cover_strength`` says."""
+    return TextSwitch(int((len(times) - 1) * arguments.audio_cover_strength), condition, context)

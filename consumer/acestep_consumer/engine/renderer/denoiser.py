@@ -4,7 +4,7 @@
 The layout of a batch is kept for as long as the same samples step together.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -12,35 +12,36 @@ import torch
 
 from acestep_consumer.engine.renderer.cuda_graphs import GraphedFlow
 from acestep_consumer.engine.renderer.pack import Pack
-from acestep_consumer.engine.renderer.packed_dit import Condition, PackedDit
+from acestep_consumer.engine.renderer.packed_dit import Branch, PackedDit
 from acestep_consumer.engine.renderer.sample import Sample
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _PackMembers:
-    """The samples of a pack, and the conditions (one per branch) of each at this step."""
+    """The samples of a pack, and the branches of each at this step."""
 
     samples: tuple[Sample, ...]
-    branches: tuple[tuple[Condition, ...], ...]
+    branches: tuple[tuple[Branch, ...], ...]
 
     def same_as(self, other: "_PackMembers | None") -> bool:
-        """Whether these are the same samples with the same branches, compared by identity."""
+        """Whether these are the same samples with the same conditions and contexts, compared by identity."""
         return other is not None and self.identities() == other.identities()
 
-    def conditions(self) -> list[Condition]:
-        """Return the condition of every branch."""
-        return [condition for branches in self.branches for condition in branches]
+    def all_branches(self) -> list[Branch]:
+        """Return the branches of all samples."""
+        return [branch for branches in self.branches for branch in branches]
 
-    def per_branch(self) -> Iterator[Sample]:
-        """Yield each sample once for each of its branches."""
-        for sample, branches in zip(self.samples, self.branches, strict=True):
-            for _ in branches:
-                yield sample
+    def times(self) -> list[float]:
+        """Return the flow time of each branch."""
+        return [sample.time for sample, branches in zip(self.samples, self.branches, strict=True) for _ in branches]
 
     def identities(self) -> list[int]:
-        """Return the ids of all samples and conditions, in order."""
-        samples = zip(self.samples, self.branches, strict=True)
-        return [id(member) for sample, branches in samples for member in (sample, *branches)]
+        """Return the ids of all samples, conditions and contexts, in order."""
+        return [
+            id(member)
+            for sample, branches in zip(self.samples, self.branches, strict=True)
+            for member in (sample, *(part for branch in branches for part in (branch.condition, branch.context)))
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class Denoiser:
         layout = self._layout
         if layout is None or not members.same_as(layout.members):
             layout = self._prepare(members)
-        latents = layout.pack.join([sample.latents for sample in members.per_branch()])
+        latents = layout.pack.join([branch.latents for branch in members.all_branches()])
         velocities = layout.pack.split(layout.flow(latents, self._times(members)))
         ends = list(accumulate(len(branches) for branches in members.branches))
         return [velocities[end - len(branches) : end] for branches, end in zip(members.branches, ends, strict=True)]
@@ -85,15 +86,14 @@ class Denoiser:
 
     def _prepare(self, members: _PackMembers) -> "_Layout":
         self.reset()
-        conditions = members.conditions()
-        pack = self.dit.lay_out([sample.frames for sample in members.per_branch()], conditions)
-        context = pack.join([sample.context for sample in members.per_branch()])
-        kv = torch.cat([condition.kv for condition in conditions], dim=2)
+        branches = members.all_branches()
+        pack = self.dit.lay_out([len(branch.latents) for branch in branches], [branch.condition for branch in branches])
+        context = pack.join([branch.context for branch in branches])
+        kv = torch.cat([branch.condition.kv for branch in branches], dim=2)
         flow = GraphedFlow(self.dit, pack, context, kv, graphed=self._graphed)
         self._layout = _Layout(members, pack, flow)
         return self._layout
 
     def _times(self, members: _PackMembers) -> torch.Tensor:
         """Return the flow time of each branch, and one for the empty branch at the end of the pack."""
-        times = [sample.time for sample in members.per_branch()]
-        return torch.tensor([*times, 0.0], dtype=self.dit.dtype).to(self.dit.device, non_blocking=True)
+        return torch.tensor([*members.times(), 0.0], dtype=self.dit.dtype).to(self.dit.device, non_blocking=True)

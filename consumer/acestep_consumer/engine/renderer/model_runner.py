@@ -11,9 +11,9 @@ from acestep_consumer.domain.audio_codes import CODES_PER_SECOND
 from acestep_consumer.engine.renderer.components import Components
 from acestep_consumer.engine.renderer.conditioning import Conditioner
 from acestep_consumer.engine.renderer.denoiser import Denoiser
-from acestep_consumer.engine.renderer.lora import AdaptedModelCache, Lora
+from acestep_consumer.engine.renderer.lora import AdaptedModelCache, Lora, Loras
 from acestep_consumer.engine.renderer.offload import ModuleSwapper
-from acestep_consumer.engine.renderer.output import limited, normalised
+from acestep_consumer.engine.renderer.output import invalid_if_zero, limited, normalised
 from acestep_consumer.engine.renderer.packed_dit import PackedDit
 from acestep_consumer.engine.renderer.pipeline_arguments import INSTRUMENTAL, PipelineArguments
 from acestep_consumer.engine.renderer.prepare import PreparedRequest, RequestPreparer
@@ -22,6 +22,7 @@ from acestep_consumer.engine.renderer.sample import Sample
 from acestep_consumer.engine.renderer.text_encoder import TextEncoder
 from acestep_consumer.engine.renderer.vae_decode import window_lengths
 from acestep_consumer.policy.memory_budget import TILE_RUNGS
+from acestep_schemas.request import GenerationRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,28 +48,28 @@ class ModelRunner:
         self._text_encoder = TextEncoder(parts, graphed=acceleration.graphed)
         self._conditioner = Conditioner(parts, self.preparer, self._text_encoder)
         self._loras = AdaptedModelCache()
-        self._denoisers: dict[Lora | None, Denoiser] = {None: self._denoiser(parts.dit)}
+        self._denoisers: dict[Loras | None, Denoiser] = {None: self._denoiser(parts.dit)}
 
     @property
     def lora_bytes(self) -> int:
         """Device memory of the weights that LoRAs changed."""
         return self._loras.bytes
 
-    def samples(self, requests: Sequence[PreparedRequest], lora: Lora | None) -> list[tuple[Sample, ...] | Exception]:
-        """Return each request's samples, or the error that it alone caused. All use the same LoRA.
+    def samples(self, requests: Sequence[PreparedRequest], lora: Loras | None) -> list[tuple[Sample, ...] | Exception]:
+        """Return each request's samples, or the error that it alone caused. All use the same LoRAs.
 
         Raises an out-of-memory error when the device has no room for them.
         """
         return self._conditioner.samples(requests, self.denoiser(lora).dit)
 
-    def denoiser(self, lora: Lora | None) -> Denoiser:
-        """Return the denoiser with this LoRA, or with none. Raises ``Failed`` for a LoRA that does not fit."""
+    def denoiser(self, lora: Loras | None) -> Denoiser:
+        """Return the denoiser with these LoRAs, or with none. Raises ``Failed`` for one that does not fit."""
         if lora is not None and lora not in self._denoisers:
-            adapted = PackedDit(self._loras.adapted(self.parts.use(self.parts.dit.dit), lora))
+            adapted = PackedDit(self._loras.adapted(self.parts.use(self.parts.dit.dit), *lora))
             self._denoisers = {None: self._denoisers[None], lora: self._denoiser(adapted)}
         return self._denoisers[lora]
 
-    def step(self, samples: Sequence[Sample], lora: Lora | None) -> list[Sequence[torch.Tensor]]:
+    def step(self, samples: Sequence[Sample], lora: Loras | None) -> list[Sequence[torch.Tensor]]:
         """Return the velocities of each sample's branches, [frames, channels] each."""
         denoiser = self.denoiser(lora)
         self.parts.use(denoiser.dit.dit)
@@ -77,7 +78,7 @@ class ModelRunner:
     def decode(self, samples: Sequence[Sample], tiles_at_once: int) -> list[torch.Tensor]:
         """Decode finished samples: float32 audio, [channels, samples] each, as long and at the level that each says."""
         decoder = self.parts.use(self.parts.decoder)
-        decoded = decoder.decode([sample.latents for sample in samples], tiles_at_once)
+        decoded = decoder.decode([invalid_if_zero(sample.latents) for sample in samples], tiles_at_once)
         heard = [
             audio if sample.heard_frames is None else audio[:, : sample.heard_frames * decoder.hop]
             for sample, audio in zip(samples, decoded, strict=True)
@@ -144,9 +145,10 @@ class ModelRunner:
         return Denoiser(dit, graphed=self._acceleration.graphed)
 
 
-def lora_of(path: Path | None, scale: float) -> Lora | None:
-    """Return the LoRA at ``path``, if there is one."""
-    return None if path is None else Lora.at(path, scale)
+def loras_of(request: GenerationRequest, paths: Sequence[Path]) -> Loras | None:
+    """Return the request's LoRAs, whose files are at ``paths``; None where there is none."""
+    named = zip(request.all_loras, paths, strict=True)
+    return tuple(Lora.at(path, each.scale, each.alpha) for each, path in named) if paths else None
 
 
 _SECONDS = 30

@@ -7,13 +7,17 @@ checkpoints/Qwen3-Embedding-0.6B/
 """
 
 import json
+import pickletools
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from acestep_consumer.engine.published_models import PUBLISHED, pull_command
+from acestep_consumer.engine.renderer.original_config import check_fit, component_configs
 from acestep_consumer.engine.renderer.registry import CheckpointError
+from acestep_consumer.engine.renderer.tensor_files import GGUF_SUFFIX, FileDamaged, Header, TensorInfo, read_header
 
 WEIGHTS: Final = "model.safetensors"
 SHARDS: Final = "model.safetensors.index.json"
@@ -21,7 +25,17 @@ SILENCE: Final = "silence_latent.pt"
 VAE: Final = "vae"
 TEXT_ENCODER: Final = "Qwen3-Embedding-0.6B"
 
-_MODEL_TYPE: Final = "acestep"
+# Prefixes in ComfyUI's file.
+COMFYUI_DIT: Final = "model.diffusion_model."
+COMFYUI_PARTS: Final = {"vae": "vae.", "text_encoder": "text_encoders.qwen3_06b.transformer.model."}
+# In a GGUF file.
+GGUF_CONFIG: Final = "acestep.config_json"
+GGUF_SILENCE: Final = "silence_latent"
+
+_FAMILIES: Final = ("turbo", "sft", "base")
+# All that a pickled tensor needs; torch's types are Storage classes.
+_HARMLESS: Final = frozenset({"torch._utils _rebuild_tensor_v2", "collections OrderedDict"})
+_OBJECTS: Final = frozenset({"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD", "EXT1", "EXT2", "EXT4"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,46 +45,157 @@ class OriginalCheckpoint:
     Attributes:
         config: of the DiT and all that was trained with it, as in config.json.
         weights: the files that hold its tensors.
-        silence: the VAE's latents of silence, a tensor [1, channels, frames].
+        silence: the VAE's latents of silence, a tensor [1, channels, frames]; None: they are in the weights' file.
         vae: folder of the VAE.
         text_encoder: folder of the text encoder and its tokenizer.
+        inside: components whose weights are in the weights' file; of their folders the rest is used.
     """
 
     config: Mapping[str, Any]
     weights: tuple[Path, ...]
-    silence: Path
+    silence: Path | None
     vae: Path
     text_encoder: Path
+    inside: frozenset[str] = frozenset()
+
+    def place_of(self, part: str) -> Path:
+        """Return the folder of ``vae`` or ``text_encoder``, or the file that holds its weights."""
+        return self.weights[0] if part in self.inside else getattr(self, part)
 
 
-def open_original(folder: Path, checkpoint_dir: Path | None) -> OriginalCheckpoint:
-    """Find the files of a model. VAE and text encoder are looked for beside it, then in ``checkpoint_dir``.
+def open_original(place: Path, checkpoint_dir: Path | None) -> OriginalCheckpoint:
+    """Find and check the files of a model. VAE and text encoder are looked for beside it, then in ``checkpoint_dir``.
+
+    ``place``: a folder, or a file of ComfyUI's or a GGUF file. No tensor is read.
 
     Raises:
-        CheckpointError: a file is missing or cannot be read, or the folder holds another model.
+        CheckpointError: a file is missing or damaged, or it is another model.
     """
-    places = tuple(dict.fromkeys((folder.parent, *_given(checkpoint_dir), folder.resolve().parent, folder)))
-    return OriginalCheckpoint(
-        config=_config(folder),
-        weights=_weights(folder),
-        silence=_file(folder / SILENCE),
-        vae=_sibling(VAE, places),
-        text_encoder=_sibling(TEXT_ENCODER, places),
+    places = tuple(dict.fromkeys((place.parent, *_given(checkpoint_dir), place.resolve().parent, place)))
+    return _open_file(place, places) if place.is_file() else _open_folder(place, places)
+
+
+def _open_folder(folder: Path, places: tuple[Path, ...]) -> OriginalCheckpoint:
+    config, weights = read_json(folder / "config.json"), _weights(folder)
+    tensors = {name: info for path in weights for name, info in _header(path).tensors.items()}
+    check_fit(component_configs(config, folder), _shapes(tensors), folder)
+    silence = _file(folder / SILENCE)
+    _check_silence(silence)
+    vae, text_encoder = (_whole(_sibling(name, places)) for name in (VAE, TEXT_ENCODER))
+    return OriginalCheckpoint(config, weights, silence, vae, text_encoder)
+
+
+def _open_file(path: Path, places: tuple[Path, ...]) -> OriginalCheckpoint:
+    header = _header(path)
+    tensors = {name.removeprefix(COMFYUI_DIT): info for name, info in header.tensors.items()}
+    if path.suffix == GGUF_SUFFIX and GGUF_CONFIG in header.metadata:
+        try:
+            config: dict[str, Any] = json.loads(header.metadata[GGUF_CONFIG])
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{path}: its {GGUF_CONFIG} is no JSON: download it again") from error
+        check_fit(component_configs(config, path), _shapes(tensors), path)
+        silence = None if GGUF_SILENCE in tensors else _file(_family_of(path, tensors, places) / SILENCE)
+    else:
+        folder = _family_of(path, tensors, places)
+        config, silence = read_json(folder / "config.json"), folder / SILENCE
+    if silence is not None:
+        _check_silence(silence)
+    inside = frozenset(
+        part for part, prefix in COMFYUI_PARTS.items() if any(name.startswith(prefix) for name in tensors)
     )
+    folders = {"vae": _sibling(VAE, places), "text_encoder": _sibling(TEXT_ENCODER, places)}
+    for part in folders.keys() - inside:
+        _whole(folders[part])
+    return OriginalCheckpoint(config, (path,), silence, **folders, inside=inside)
+
+
+def _family_of(path: Path, tensors: Mapping[str, TensorInfo], places: tuple[Path, ...]) -> Path:
+    """Return a model's folder beside a file that has no config or no silence: one of the same shapes and family.
+
+    Turbo, base and SFT have the same shapes, so the file's name has to say which it is where several are there.
+    """
+    if "decoder.proj_in.1.weight" not in tensors:
+        raise CheckpointError(f"{path} holds no ACE-Step 1.5: it has no decoder.proj_in.1.weight")
+    word = next((each for each in _FAMILIES if each in path.stem.lower()), "")
+    found = [folder for folder in _folders_beside(places) if word in folder.name and _fits(folder, tensors)]
+    if not found:
+        raise CheckpointError(
+            f"{path} holds no config.json and no {SILENCE}: put those of its model into a folder "
+            f"acestep-v15-{word or 'turbo'} beside it"
+        )
+    if len({bool(read_json(folder / "config.json").get("is_turbo")) for folder in found}) > 1:
+        names = " or ".join(folder.name for folder in found)
+        raise CheckpointError(f"{path} could be {names}: put turbo, base or sft into its name")
+    return found[0]
+
+
+def _folders_beside(places: tuple[Path, ...]) -> Iterator[Path]:
+    for place in places:
+        if place.is_dir():
+            yield from sorted(
+                each.parent for each in place.glob(f"*/{SILENCE}") if each.with_name("config.json").is_file()
+            )
+
+
+def _fits(folder: Path, tensors: Mapping[str, TensorInfo]) -> bool:
+    try:
+        check_fit(component_configs(read_json(folder / "config.json"), folder), _shapes(tensors), folder)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _shapes(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...]]:
+    return {name: info.shape for name, info in tensors.items()}
+
+
+def _header(path: Path) -> Header:
+    try:
+        return read_header(path)
+    except FileDamaged as error:
+        raise CheckpointError(f"{path} {error}") from error
+
+
+def _whole(folder: Path) -> Path:
+    """Check that a component's weights are there in full length."""
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise CheckpointError(f"{folder} has no weights (*.safetensors): download it again")
+    for path in paths:
+        _header(path)
+    return folder
+
+
+def _check_silence(path: Path) -> None:
+    """Look at the instructions of the pickled tensor, without following them.
+
+    Raises:
+        CheckpointError: it would do more than to make a tensor, or it is no file of torch's.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (name,) = [each for each in archive.namelist() if each.endswith("/data.pkl")]
+            pickled = archive.read(name)
+        wanted = [
+            str(value) if code.name == "GLOBAL" else code.name
+            for code, value, _ in pickletools.genops(pickled)
+            if code.name == "GLOBAL" or code.name in _OBJECTS
+        ]
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path} is not a tensor that torch saved, or was cut off: download it again") from error
+    strange = [each for each in wanted if each not in _HARMLESS and not _is_storage(each)]
+    if strange:
+        raise CheckpointError(f"{path} holds code ({strange[0]!a}), which is not run: download the file again")
+
+
+def _is_storage(name: str) -> bool:
+    module, _, kind = name.partition(" ")
+    return module == "torch" and kind.isalnum() and kind.endswith("Storage")
 
 
 def _given(checkpoint_dir: Path | None) -> Iterator[Path]:
     if checkpoint_dir is not None:
         yield checkpoint_dir
-
-
-def _config(folder: Path) -> Mapping[str, Any]:
-    config = read_json(folder / "config.json")
-    if (kind := config.get("model_type")) != _MODEL_TYPE:
-        raise CheckpointError(
-            f"{folder} holds a {kind or 'model of no type'}; ACE-Step 1.5 has model_type {_MODEL_TYPE}"
-        )
-    return config
 
 
 def _weights(folder: Path) -> tuple[Path, ...]:

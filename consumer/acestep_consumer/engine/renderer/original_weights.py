@@ -5,8 +5,10 @@ Nothing is converted on disk. The modules are made without memory, and each gets
 tensor that has the wanted type is not copied.
 """
 
+import math
+import mmap
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -21,10 +23,12 @@ from diffusers.pipelines.ace_step.modeling_ace_step import (
     AceStepConditionEncoder,
 )
 from safetensors import safe_open
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from acestep_consumer.engine.renderer.original_layout import OriginalCheckpoint
+from acestep_consumer.engine.renderer.original_config import component_configs
+from acestep_consumer.engine.renderer.original_layout import COMFYUI_DIT, COMFYUI_PARTS, OriginalCheckpoint
 from acestep_consumer.engine.renderer.registry import CheckpointError
+from acestep_consumer.engine.renderer.tensor_files import GGUF_SUFFIX, read_header
 
 # First part of a tensor's name -> component of the pipeline, and its class.
 _COMPONENTS: Final = MappingProxyType(
@@ -49,16 +53,7 @@ _RENAMED: Final = (
 _NULL_CONDITION: Final = "null_condition_emb"
 _SILENCE: Final = "silence_latent"
 _SHOWN: Final = 3
-
-_EVERYWHERE: Final = (
-    "head_dim",
-    "rope_theta",
-    "attention_bias",
-    "attention_dropout",
-    "rms_norm_eps",
-    "sliding_window",
-)
-_WIDTHS: Final = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+_DTYPES: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def load_original(checkpoint: OriginalCheckpoint, dtype: torch.dtype, shared: Mapping[str, Any]) -> AceStepPipeline:
@@ -68,90 +63,83 @@ def load_original(checkpoint: OriginalCheckpoint, dtype: torch.dtype, shared: Ma
         CheckpointError: tensors are missing, or do not have the shapes that the config says.
     """
     tensors = _tensors(checkpoint.weights, dtype)
-    silence = read_silence(checkpoint.silence).transpose(1, 2).contiguous()
-    tensors["condition_encoder"][_SILENCE] = silence.to(dtype)
-    configs = component_configs(checkpoint.config)
-    parts = {}
-    for name, kind in _COMPONENTS.values():
-        with init_empty_weights(include_buffers=False):
-            module = kind(**configs[name])
-        fill(module, tensors.pop(name, {}), name)
-        parts[name] = module
+    encoder = tensors["condition_encoder"]
+    if checkpoint.silence is not None:
+        encoder[_SILENCE] = read_silence(checkpoint.silence).transpose(1, 2).contiguous().to(dtype)
+    else:
+        encoder[_SILENCE] = encoder[_SILENCE].reshape(1, *encoder[_SILENCE].shape[-2:])
+    configs = component_configs(checkpoint.config, checkpoint.weights[0].parent)
+    parts = {name: _filled(kind, configs[name], tensors.pop(name, {}), name) for name, kind in _COMPONENTS.values()}
     return AceStepPipeline(
         **parts,
-        vae=shared.get("vae") or AutoencoderOobleck.from_pretrained(checkpoint.vae, dtype=dtype, use_safetensors=True),
-        text_encoder=shared.get("text_encoder") or _text_encoder(checkpoint.text_encoder, dtype),
+        vae=shared.get("vae") or _vae(checkpoint, tensors, dtype),
+        text_encoder=shared.get("text_encoder") or _text_encoder(checkpoint, tensors, dtype),
         tokenizer=AutoTokenizer.from_pretrained(checkpoint.text_encoder, local_files_only=True),
         # ACE-Step computes its own schedule, which the scheduler uses unchanged.
         scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=1.0),
     )
 
 
-def _text_encoder(folder: Path, dtype: torch.dtype) -> Any:
-    return AutoModel.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+def _filled(
+    kind: Callable[..., torch.nn.Module], config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], what: str
+) -> torch.nn.Module:
+    with init_empty_weights(include_buffers=False):
+        module = kind(**config)
+    fill(module, tensors, what)
+    return module
 
 
-def component_configs(config: Mapping[str, Any]) -> Mapping[str, dict[str, Any]]:
-    """Return each component's own config. All but the DiT have the widths of ``encoder_*``, where XL models name them.
+def _vae(checkpoint: OriginalCheckpoint, tensors: Mapping[str, dict[str, torch.Tensor]], dtype: torch.dtype) -> Any:
+    if "vae" not in checkpoint.inside:
+        return AutoencoderOobleck.from_pretrained(checkpoint.vae, dtype=dtype, use_safetensors=True)
+    config = {"config": AutoencoderOobleck.load_config(checkpoint.vae, local_files_only=True)}
+    return _filled(AutoencoderOobleck.from_config, config, tensors["vae"], "vae")
 
-    Raises:
-        CheckpointError: a field is missing.
-    """
-    try:
-        everywhere = {name: config[name] for name in _EVERYWHERE}
-        widths = {name: config[name] for name in _WIDTHS}
-        narrow = {name: config.get(f"encoder_{name}") or width for name, width in widths.items()}
-        layers, acoustic = config["layer_types"], config["audio_acoustic_hidden_dim"]
-        pooler_layers = config["num_attention_pooler_hidden_layers"]
-        pooler = {
-            **everywhere,
-            **narrow,
-            "audio_acoustic_hidden_dim": acoustic,
-            "pool_window_size": config["pool_window_size"],
-            "num_attention_pooler_hidden_layers": pooler_layers,
-            "layer_types": layers[:pooler_layers],
-        }
-        fsq = {name: config[name] for name in ("fsq_dim", "fsq_input_levels", "fsq_input_num_quantizers")}
-        encoder = ("text_hidden_dim", "timbre_hidden_dim")
-        encoder_layers = ("num_lyric_encoder_hidden_layers", "num_timbre_encoder_hidden_layers")
-        transformer = ("num_hidden_layers", "in_channels", "patch_size", "layer_types")
-        return {
-            "transformer": {
-                **everywhere,
-                **widths,
-                **{name: config[name] for name in transformer},
-                "audio_acoustic_hidden_dim": acoustic,
-                "encoder_hidden_size": narrow["hidden_size"],
-                "is_turbo": bool(config.get("is_turbo")),
-                "model_version": config.get("model_version"),
-            },
-            "condition_encoder": {
-                **everywhere,
-                **narrow,
-                **{name: config[name] for name in (*encoder, *encoder_layers)},
-            },
-            "audio_tokenizer": {**pooler, **fsq},
-            "audio_token_detokenizer": pooler,
-        }
-    except KeyError as error:
-        raise CheckpointError(f"config.json has no field {error.args[0]}: download the model again") from error
+
+def _text_encoder(
+    checkpoint: OriginalCheckpoint, tensors: Mapping[str, dict[str, torch.Tensor]], dtype: torch.dtype
+) -> Any:
+    folder = checkpoint.text_encoder
+    if "text_encoder" not in checkpoint.inside:
+        return AutoModel.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+    config = {"config": AutoConfig.from_pretrained(folder, local_files_only=True)}
+    return _filled(AutoModel.from_config, config, tensors["text_encoder"], "text_encoder")
 
 
 def _tensors(files: tuple[Path, ...], dtype: torch.dtype) -> defaultdict[str, dict[str, torch.Tensor]]:
     """Return the tensors by component and by the names that they have there."""
     found: defaultdict[str, dict[str, torch.Tensor]] = defaultdict(dict)
     for path in files:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - the file is no dict
-                if (place := place_of(name)) is not None:
-                    component, renamed = place
-                    found[component][renamed] = file.get_tensor(name).to(dtype)
+        for name, tensor in _mapped(path) if path.suffix == GGUF_SUFFIX else _safetensors(path):
+            if (place := place_of(name)) is not None:
+                component, renamed = place
+                found[component][renamed] = tensor.to(dtype)
     return found
+
+
+def _safetensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 - the file is no dict
+            yield name, file.get_tensor(name)
+
+
+def _mapped(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of a GGUF file, over the mapped file. Writing to one would change nothing in the file."""
+    header = read_header(path)
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    for name, info in header.tensors.items():
+        flat = torch.frombuffer(mapped, dtype=_DTYPES[info.dtype], count=math.prod(info.shape), offset=info.offset)
+        yield name, flat.reshape(info.shape)
 
 
 def place_of(name: str) -> tuple[str, str] | None:
     """Return the component of a tensor and its name there; None: it is of no component."""
-    if name == _NULL_CONDITION:
+    for part, start in COMFYUI_PARTS.items():
+        if name.startswith(start):
+            return part, name.removeprefix(start)
+    name = name.removeprefix(COMFYUI_DIT)
+    if name in (_NULL_CONDITION, _SILENCE):
         return "condition_encoder", name
     prefix, _, rest = name.partition(".")
     if prefix not in _COMPONENTS:

@@ -39,6 +39,14 @@ class KeptSamples:
     fade: int
 
 
+def invalid_if_zero(latents: torch.Tensor) -> torch.Tensor:
+    """Return final latents, [frames, channels]; not-a-number if all are zero: no song, which fails when it is encoded.
+
+    Nothing is copied to the host.
+    """
+    return torch.where(latents.any(), latents, torch.nan)
+
+
 def limited(audio: torch.Tensor) -> torch.Tensor:
     """Return [channels, samples] with a peak above 1 brought to 1. Nothing is copied to the host."""
     return audio / audio.abs().amax().clamp(min=1.0)

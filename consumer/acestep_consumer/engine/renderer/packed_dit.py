@@ -32,6 +32,18 @@ class Condition:
         return self.kv.shape[2]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Branch:
+    """One pass of a song through the DiT: its latents, under a condition and with a context.
+
+    ``context``: source latents and chunk mask, [frames, 2 * channels]; ``latents``: [frames, channels].
+    """
+
+    condition: Condition
+    context: torch.Tensor
+    latents: torch.Tensor
+
+
 class PackedDit:
     """A DiT for packed batches.
 

@@ -7,7 +7,6 @@ A new field of the request is one field of ``PipelineArguments``, set in ``argum
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import torch
 from torch.nn.functional import pad
@@ -16,7 +15,10 @@ from acestep_consumer.domain.audio_codes import CODES_PER_SECOND, parse_songs
 from acestep_consumer.domain.errors import InvalidRequest, LimitExceeded, RenderFailed
 from acestep_consumer.domain.job import Job, LoadedModel, Plan
 from acestep_consumer.domain.tasks import TASKS, Variant
+from acestep_consumer.engine.renderer.dcw import Dcw
+from acestep_consumer.engine.renderer.flow_edit import FlowEditRequest
 from acestep_consumer.engine.renderer.output import KeptSamples, OutputRules
+from acestep_consumer.engine.renderer.sample import SamplerOptions
 from acestep_consumer.engine.renderer.window import KeepRules, Window, keep_rules
 from acestep_schemas.events import Adjustment
 from acestep_schemas.request import FieldProblem, GenerationRequest, TaskType
@@ -49,9 +51,16 @@ class PipelineArguments:
         shift: shift of the flow times, unless ``timesteps`` are given.
         timesteps: flow times from 1 towards 0, without the terminal 0.
         guidance_scale: classifier-free guidance; 1 and below is none.
-        cfg_interval_start: where guidance begins, as a part of the way from noise (0) to 1.
-        cfg_interval_end: where guidance ends, likewise.
-        audio_cover_strength: share of the cover against its text alone, 0 to 1.
+        cfg_interval_start: lowest flow time, 0 (song) to 1 (noise), with guidance.
+        cfg_interval_end: highest flow time with guidance.
+        use_adg: guidance by angles (ADG) in place of APG.
+        audio_cover_strength: part of the steps, 0 to 1, after which the text alone steers the song.
+        cover_noise_strength: how far a cover starts from its source in place of noise, 0 to 1.
+        sampler: how the songs are sampled.
+        flow_edit: what turns ``src_audio`` into the song; None: it is no flow edit.
+        retake_seeds: a seed per song of the noise that ``retake_variance`` mixes in.
+        retake_variance: part of the other noise, 0 to 1.
+        device_noise: whether noise is drawn on the device, in place of the CPU.
         audio_duration: seconds that the text condition names, and the length of a song from text alone; None: the
             length of ``src_audio`` or of ``audio_codes``, else the pipeline's default.
         src_audio: source audio, [2, samples] at the model's sample rate.
@@ -62,7 +71,6 @@ class PipelineArguments:
         keep: how the source around a window is kept.
         audio_codes: codes of each song, equally many, 5 a second; empty: none.
         seeds: a seed per song.
-        method: sampler: ``ode`` is deterministic, ``sde`` adds noise at each step.
         tiled: whether the VAE encodes in tiles.
         output: what is done to the samples.
         adjustments: values that a limit has changed.
@@ -85,7 +93,14 @@ class PipelineArguments:
     guidance_scale: float = _NO_GUIDANCE
     cfg_interval_start: float = 0.0
     cfg_interval_end: float = 1.0
+    use_adg: bool = False
     audio_cover_strength: float = 1.0
+    cover_noise_strength: float = 0.0
+    sampler: SamplerOptions = field(default_factory=SamplerOptions)
+    flow_edit: FlowEditRequest | None = None
+    retake_seeds: tuple[int, ...] = ()
+    retake_variance: float = 0.0
+    device_noise: bool = False
     audio_duration: float | None = None
     src_audio: torch.Tensor | None = None
     reference_audio: torch.Tensor | None = None
@@ -95,7 +110,6 @@ class PipelineArguments:
     keep: KeepRules = field(default_factory=KeepRules)
     audio_codes: tuple[tuple[int, ...], ...] = ()
     seeds: tuple[int, ...]
-    method: Literal["ode", "sde"] = "ode"
     tiled: bool = True
     output: OutputRules = field(default_factory=OutputRules)
     adjustments: tuple[Adjustment, ...] = ()
@@ -113,6 +127,11 @@ class PipelineArguments:
             return None
         window = Window.of(self.repainting_start, self.repainting_end, sample_rate, self.src_audio.shape[-1])
         return None if window.whole else KeptSamples(self.src_audio, window, int(self.keep.samples_s * sample_rate))
+
+    @property
+    def switches(self) -> bool:
+        """Whether the text alone steers the song from some step on."""
+        return self.audio_cover_strength < 1
 
     @property
     def guided(self) -> bool:
@@ -135,8 +154,9 @@ def codes_of(job: Job, plan: Plan) -> tuple[str, ...]:
 
 
 def reads_source(job: Job, plan: Plan) -> bool:
-    """Whether the source audio is used: not by text2music, and not where there are audio codes."""
-    return TASKS[job.request.task_type].reads_source and not codes_of(job, plan)
+    """Whether the source audio is used: by text2music for a flow edit alone, and not where there are audio codes."""
+    asked = job.request
+    return (TASKS[asked.task_type].reads_source or asked.flow_edit_morph) and not codes_of(job, plan)
 
 
 def arguments_for(
@@ -168,7 +188,13 @@ def arguments_for(
         guidance_scale=_NO_GUIDANCE if model.variant is Variant.TURBO else asked.guidance_scale,
         cfg_interval_start=asked.cfg_interval_start,
         cfg_interval_end=asked.cfg_interval_end,
-        audio_cover_strength=asked.audio_cover_strength,
+        use_adg=asked.use_adg and not asked.flow_edit_morph,
+        **_cover_strengths(job, plan),
+        sampler=_sampler(asked, model),
+        flow_edit=_flow_edit(asked),
+        retake_seeds=tuple((asked.retake_seed or 0) + index for index in range(len(job.seeds))),
+        retake_variance=asked.retake_variance,
+        device_noise=asked.noise == "device",
         audio_duration=material.audio_duration,
         src_audio=material.src_audio,
         reference_audio=inputs.reference,
@@ -178,7 +204,6 @@ def arguments_for(
         keep=_keep(asked, model),
         audio_codes=material.audio_codes,
         seeds=job.seeds,
-        method=asked.infer_method,
         tiled=asked.use_tiled_decode,
         output=_output(asked),
         adjustments=tuple(builder.adjustments),
@@ -312,6 +337,49 @@ def _covers(job: Job, plan: Plan) -> bool:
     return task in ("cover", "cover-nofsq") or (task == "text2music" and bool(codes_of(job, plan)))
 
 
+def _cover_strengths(job: Job, plan: Plan) -> dict[str, float]:
+    """Return the strengths of the source; a song from text alone has none, and a flow edit takes its source whole."""
+    asked = job.request
+    if asked.flow_edit_morph or (asked.task_type == "text2music" and not codes_of(job, plan)):
+        return {}
+    return {"audio_cover_strength": asked.audio_cover_strength, "cover_noise_strength": asked.cover_noise_strength}
+
+
+def _sampler(asked: GenerationRequest, model: LoadedModel) -> SamplerOptions:
+    """Return the sampler's options. A flow edit is done with plain Euler steps."""
+    turbo, plain = model.variant is Variant.TURBO, asked.flow_edit_morph
+    corrected = (turbo if asked.dcw_enabled is None else asked.dcw_enabled) and not plain
+    return SamplerOptions(
+        method="ode" if plain else asked.infer_method,
+        heun=asked.sampler_mode == "heun" and not plain,
+        heun_last_step=not turbo,
+        velocity_limit=asked.velocity_norm_threshold,
+        velocity_smoothing=asked.velocity_ema_factor,
+        dcw=Dcw(
+            mode=asked.dcw_mode,
+            scale=asked.dcw_scaler,
+            high_scale=asked.dcw_high_scaler,
+            wavelet=asked.dcw_wavelet,
+        )
+        if corrected
+        else None,
+        rescale=asked.latent_rescale,
+        offset=asked.latent_shift,
+    )
+
+
+def _flow_edit(asked: GenerationRequest) -> FlowEditRequest | None:
+    if not asked.flow_edit_morph:
+        return None
+    return FlowEditRequest(
+        caption=asked.flow_edit_source_caption,
+        lyrics=asked.flow_edit_source_lyrics,
+        start=asked.flow_edit_n_min,
+        end=asked.flow_edit_n_max,
+        averages=asked.flow_edit_n_avg,
+    )
+
+
 def _caption(given: str, asked: GenerationRequest, model: LoadedModel) -> str:
     """Return the caption in the form that the model was trained with."""
     found = _TRAINING_CAPTION.search(given)
@@ -356,21 +424,39 @@ def _without_effect(asked: GenerationRequest, model: LoadedModel, *, covers: boo
     """Yield a warning for each requested value that has no effect. A value at its default was not requested."""
     default = GenerationRequest.model_fields
     turbo = model.variant is Variant.TURBO
-    if asked.use_adg:
-        instead = "turbo models have guidance built in" if turbo else "the model's usual guidance (APG) was used"
-        yield f"use_adg had no effect: there is no adaptive dual guidance here; {instead}"
+    if asked.use_adg and turbo:
+        yield "use_adg had no effect: turbo models have guidance built in"
     if turbo and asked.guidance_scale not in (default["guidance_scale"].default, _NO_GUIDANCE):
         yield f"guidance_scale = {asked.guidance_scale:g} had no effect: turbo models have guidance built in"
     if turbo and (asked.cfg_interval_start, asked.cfg_interval_end) != (0, 1):
         yield "cfg_interval_start and cfg_interval_end had no effect: turbo models have guidance built in"
-    if asked.audio_cover_strength < 1 and not covers:
-        yield f"audio_cover_strength = {asked.audio_cover_strength:g} had no effect: the task is no cover"
+    yield from _source_without_effect(asked, model, covers=covers)
+    yield from _sampler_without_effect(asked, model)
     if asked.timesteps and asked.inference_steps != default["inference_steps"].default:
         yield f"inference_steps = {asked.inference_steps} had no effect: timesteps were given"
     yield from _output_without_effect(asked)
     yield from _window_without_effect(asked)
     if asked.global_caption and not model.global_caption:
         yield f"global_caption had no effect: {model.name} takes none"
+
+
+def _source_without_effect(asked: GenerationRequest, model: LoadedModel, *, covers: bool) -> Iterator[str]:
+    if asked.task_type == "text2music" and (asked.flow_edit_morph or not covers):
+        instead = "a flow edit takes its source whole" if asked.flow_edit_morph else "the song is made from text alone"
+        for name in ("audio_cover_strength", "cover_noise_strength"):
+            if _is_given(asked, name):
+                yield f"{name} = {getattr(asked, name):g} had no effect: {instead}"
+    elif asked.cover_noise_strength and (model.variant is Variant.SFT or model.wide):
+        yield f"cover_noise_strength = {asked.cover_noise_strength:g}: with {model.name} the song may be almost silent"
+
+
+def _sampler_without_effect(asked: GenerationRequest, model: LoadedModel) -> Iterator[str]:
+    if asked.sampler_mode == "heun" and asked.infer_method == "sde":
+        yield "sampler_mode = heun had no effect: infer_method is sde"
+    if asked.dcw_enabled and model.variant is not Variant.TURBO:
+        yield f"dcw_enabled: DCW was made for turbo models, and may spoil the songs of {model.name}"
+    if asked.retake_seed is not None and not asked.retake_variance:
+        yield "retake_seed had no effect: retake_variance is 0"
 
 
 def _output_without_effect(asked: GenerationRequest) -> Iterator[str]:

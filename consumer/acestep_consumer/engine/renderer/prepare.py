@@ -6,16 +6,16 @@ It runs in the job's own thread, so that the device's thread does not have to wa
 
 import math
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 
 from acestep_consumer.domain.audio_codes import CODES_PER_SECOND
 from acestep_consumer.engine.renderer.components import Components
 from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
 from acestep_consumer.engine.renderer.rng import generators_for
+from acestep_consumer.engine.renderer.sample import mixed_noise
 from acestep_consumer.engine.renderer.source import LEAST_FRAMES
 from acestep_schemas.request import TaskType
 
@@ -35,7 +35,7 @@ class TokenizedText:
 class PreparedRequest:
     """A job that is prepared as far as the CPU can.
 
-    ``texts``: the task's texts and, for a cover that is blended with its text, those of the text alone.
+    ``texts``: the task's texts; where the text alone takes over, its texts; of a flow edit, those of its source.
     ``codes``: each song's audio codes, or none. ``frames``: latent frames, None when the source audio decides.
     ``noise``: [songs, frames, channels] with at least ``LEAST_FRAMES``, None likewise. ``length``: latent frames that
     are denoised, estimated where ``frames`` is None.
@@ -70,6 +70,8 @@ class RequestPreparer:
         """Prepare one job. Raises ``ValueError`` and ``TypeError`` for arguments that the pipeline refuses."""
         self._check(arguments)
         texts, warnings = zip(*(self._tokenized(*text) for text in self._texts(arguments)), strict=True)
+        if arguments.switches:
+            texts = (texts[0], self._as_long(texts[1], texts[0]), *texts[2:])
         codes = tuple(map(self._within_codebook, arguments.audio_codes))
         frames = self._frames(arguments)
         generators = generators_for(arguments.seeds)
@@ -79,16 +81,26 @@ class RequestPreparer:
             codes=codes,
             frames=frames,
             length=max(self._source_frames(arguments) if frames is None else frames, LEAST_FRAMES),
-            noise=None if frames is None else self.noise(generators, max(frames, LEAST_FRAMES)),
+            noise=None if frames is None or arguments.device_noise else self.noise(arguments, generators, frames),
             generators=tuple(generators),
             warnings=warnings[0],
         )
 
-    def noise(self, generators: list[torch.Generator], frames: int) -> torch.Tensor:
-        """Draw the initial noise of songs, [songs, frames, channels], on the CPU."""
-        shape = (len(generators), frames, self._channels)
-        noise: torch.Tensor = randn_tensor(shape, generator=generators, device=torch.device("cpu"), dtype=self._dtype)
-        return noise
+    def noise(self, arguments: PipelineArguments, generators: Sequence[torch.Generator], frames: int) -> torch.Tensor:
+        """Draw the initial noise of songs, [songs, frames, channels], on the device of the generators.
+
+        There are never fewer than ``LEAST_FRAMES``.
+        """
+        shape = (1, max(frames, LEAST_FRAMES), self._channels)
+        noise = torch.cat([self._drawn(shape, generator) for generator in generators])
+        if not arguments.retake_variance:
+            return noise
+        retakes = generators_for(arguments.retake_seeds, generators[0].device)
+        others = torch.cat([self._drawn(shape, generator) for generator in retakes])
+        return mixed_noise(noise, others, arguments.retake_variance)
+
+    def _drawn(self, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, device=generator.device, dtype=self._dtype)
 
     def _check(self, arguments: PipelineArguments) -> None:
         self._pipeline.check_inputs(
@@ -106,11 +118,13 @@ class RequestPreparer:
         )
 
     def _texts(self, arguments: PipelineArguments) -> Iterator[tuple[str, str]]:
-        """Yield the texts of each condition: the task's, and those of the text alone for a blended cover."""
-        task = arguments.model_task
-        yield self._formatted(arguments, arguments.instruction or self._instruction(task, arguments))
-        if task == "cover" and arguments.audio_cover_strength < 1.0:
+        """Yield the texts of each condition: the task's, those of the text alone, those of a flow edit's source."""
+        instruction = arguments.instruction or self._instruction(arguments.model_task, arguments)
+        yield self._formatted(arguments, instruction)
+        if arguments.switches:
             yield self._formatted(arguments, self._instruction("text2music", arguments))
+        if (edit := arguments.flow_edit) is not None:
+            yield self._formatted(replace(arguments, prompt=edit.caption, lyrics=edit.lyrics), instruction)
 
     def _instruction(self, task: TaskType, arguments: PipelineArguments) -> str:
         instruction: str = self._pipeline._get_task_instruction(  # noqa: SLF001 - the pipeline's words, not a copy of them
@@ -141,6 +155,15 @@ class RequestPreparer:
             if count > limit
         )
         return TokenizedText(text_ids, lyric_ids), warnings
+
+    def _as_long(self, later: TokenizedText, first: TokenizedText) -> TokenizedText:
+        """Return a text with as many tokens as the first one, as ACE-Step does: padded, or cut.
+
+        The DiT attends to the padding too.
+        """
+        count = len(first.text)
+        padded = later.text + [self._pipeline.tokenizer.pad_token_id] * (count - len(later.text))
+        return replace(later, text=padded[:count])
 
     def _tokens(self, text: str, limit: int) -> tuple[list[int], int]:
         with self._tokenizing:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Final
 
 from acestep_consumer.engine.published_models import PUBLISHED, is_dit, pull_command
+from acestep_consumer.engine.renderer.tensor_files import SUFFIXES
 
 # Published in diffusers' format.
 HUB: Final = MappingProxyType(
@@ -32,7 +33,8 @@ class CheckpointError(Exception):
 class Checkpoint:
     """The location of a model: in ``folder``, or else on the hub as ``hub_id``. Requests refer to it by ``name``.
 
-    ``original``: the folder has ACE-Step's original layout; otherwise it has diffusers'.
+    ``original``: the folder has ACE-Step's original layout, or it is a file of ComfyUI's or a GGUF file; otherwise it
+    has diffusers' layout.
     """
 
     name: str
@@ -42,7 +44,7 @@ class Checkpoint:
 
 
 def resolve(named: str, checkpoint_dir: Path | None) -> Checkpoint:
-    """Find the checkpoint: a folder of that path, then one of that name in ``checkpoint_dir``, then the hub.
+    """Find the checkpoint: a folder or file of that path, then one of that name in ``checkpoint_dir``, then the hub.
 
     Raises:
         CheckpointError: it is in none of them, or the folder is no checkpoint.
@@ -50,6 +52,8 @@ def resolve(named: str, checkpoint_dir: Path | None) -> Checkpoint:
     for folder in _folders(named, checkpoint_dir):
         if folder.is_dir():
             return Checkpoint(folder.resolve().name, folder=folder, original=_is_original(folder))
+        if folder.is_file() and folder.suffix in SUFFIXES:
+            return Checkpoint(folder.stem, folder=folder, original=True)
     hub_id = HUB.get(named, named)
     if _HUB_ID.fullmatch(hub_id):
         names = {published: name for name, published in HUB.items()}
@@ -72,9 +76,10 @@ def _is_original(folder: Path) -> bool:
     if not index.is_file():
         if any((folder / name).is_file() for name in _ORIGINAL_FILES):
             return True
+        rest = f". Download it: {pull_command(folder.name, checkpoints=folder.parent)}" if is_dit(folder.name) else ""
         raise CheckpointError(
             f"{folder} is not a checkpoint: it has neither {_ORIGINAL_FILES[0]} (ACE-Step's layout) "
-            f"nor {INDEX} (diffusers' layout)"
+            f"nor {INDEX} (diffusers' layout){rest}"
         )
     try:
         kind = json.loads(index.read_text(encoding="utf-8"))["_class_name"]

@@ -22,7 +22,7 @@ from acestep_consumer.domain.ports import Report
 from acestep_consumer.engine.messages import Render, TokenizeAudio
 from acestep_consumer.engine.renderer.batch_request import BatchFutures, RequestCallbacks
 from acestep_consumer.engine.renderer.errors import translate
-from acestep_consumer.engine.renderer.model_runner import lora_of
+from acestep_consumer.engine.renderer.model_runner import loras_of
 from acestep_consumer.engine.renderer.output import faded, spliced
 from acestep_consumer.engine.renderer.pipeline_arguments import (
     DecodedInputs,
@@ -146,10 +146,9 @@ class _JobRenderer:
         return DecodedInputs(decode(source, "the source audio"), decode(sources.reference, "the reference audio"))
 
     def _submit(self, arguments: PipelineArguments) -> BatchFutures:
-        asked = self._job.request.lora
-        lora = lora_of(self._message.sources.lora, asked.scale) if asked else None
+        loras = loras_of(self._job.request, self._message.sources.loras)
         callbacks = RequestCallbacks(self._stopped, lambda done: self._report(_DENOISING * done, "render"))
-        return self._resources.scheduler.submit(self._model.name, arguments, lora, callbacks)
+        return self._resources.scheduler.submit(self._model.name, arguments, loras, callbacks)
 
     def _encode(self, futures: BatchFutures, arguments: PipelineArguments) -> tuple[tuple[Track, ...], float]:
         """Encode each song as soon as it is decoded. Returns the tracks and the seconds that the last one took."""
@@ -175,10 +174,11 @@ class _JobRenderer:
         return faded(audio, output, rate)
 
     def _track(self, audio: torch.Tensor, seed: int, stem: Path) -> Track:
-        lora = self._job.request.lora
-        if lora is not None and not audio.isfinite().all():
+        loras = self._job.request.all_loras
+        if loras and not audio.isfinite().all():
+            scales = ", ".join(f"{lora.scale:g}" for lora in loras)
             raise InputUnreadable(
-                f"with this LoRA the model returns samples that are not numbers: lower lora.scale, now {lora.scale:g}, "
+                f"with this LoRA the model returns samples that are not numbers: lower lora.scale, now {scales}, "
                 "or use another LoRA"
             )
         file = codec.encode(audio.numpy(), stem, self._format(), self._model.sample_rate)

@@ -2,21 +2,12 @@
 """Random numbers of a song: drawn from its own seed, whatever else is being rendered.
 
 Three things are drawn: the initial noise, the noise that the SDE sampler adds at each step, and the sample of the VAE's
-posterior when it encodes source and reference audio. diffusers draws the first from the generators that
-it is given and the other two from torch's global generator, which concurrent songs would share. Here each song has two
-generators of its own, both started from its seed: one for noise (initial noise, then SDE steps), one for the posterior
-(source, then reference).
+posterior when it encodes source and reference audio. Each song has two generators of its own, both started from its
+seed: one for noise (initial noise, then SDE steps), one for the posterior (source, then reference). A song in a batch
+therefore equals the same song alone, up to rounding.
 
-It follows, for one song and seed ``s``, with ``G = torch.Generator().manual_seed(s)``:
-
-* ODE: equal to the plain pipeline called with ``generator=G`` after ``torch.manual_seed(s)``.
-* SDE: equal to the plain pipeline with ``generator=G`` and a stochastic scheduler whose ``step`` is given the same
-  ``G``. Without source and reference audio that is the plain pipeline with no generator after ``torch.manual_seed(s)``.
-* In a batch, each song equals the same song alone, up to rounding. (The plain pipeline draws one posterior for a whole
-  batch.)
-
-The generators are on the CPU, so that a seed gives the same noise on every device. On a GPU the plain pipeline would
-draw its posterior there; its other numbers are the same.
+The generators are on the CPU, so that a seed gives the same noise on every device. Where a request asks for the
+device's own noise, the first one is a generator of the device, as in ACE-Step's server.
 """
 
 import copy
@@ -24,29 +15,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import AutoencoderOobleck, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderOobleck
 from diffusers.models.autoencoders.autoencoder_oobleck import AutoencoderOobleckOutput
 
 
-def generators_for(seeds: Sequence[int]) -> list[torch.Generator]:
-    """Return a fresh generator per seed, on the CPU."""
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-class SeededScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]  # diffusers has no types
-    """ACE-Step's Euler scheduler, with SDE noise from the songs' own generators."""
-
-    generators: list[torch.Generator] | None = None
-
-    @classmethod
-    def like(cls, scheduler: Any, *, stochastic: bool) -> "SeededScheduler":
-        """Return a scheduler with the checkpoint's config and no state yet."""
-        made: SeededScheduler = cls.from_config(scheduler.config, stochastic_sampling=stochastic)
-        return made
-
-    def step(self, *args: Any, **kwargs: Any) -> Any:
-        """Take one step; see the base class."""
-        return super().step(*args, **{**kwargs, "generator": self.generators})
+def generators_for(seeds: Sequence[int], device: torch.device | str = "cpu") -> list[torch.Generator]:
+    """Return a fresh generator per seed, on the CPU unless another device is named."""
+    return [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
 
 class SeededVae(AutoencoderOobleck):  # type: ignore[misc]  # diffusers has no types

@@ -32,7 +32,7 @@ from acestep_consumer.engine.renderer.cuda_graphs import raise_recompile_limit
 from acestep_consumer.engine.renderer.degradation import Degradation, DeviceStage
 from acestep_consumer.engine.renderer.device_clock import DeviceClock
 from acestep_consumer.engine.renderer.errors import is_fatal, is_out_of_memory
-from acestep_consumer.engine.renderer.lora import Lora
+from acestep_consumer.engine.renderer.lora import Loras
 from acestep_consumer.engine.renderer.model_runner import ModelRunner
 from acestep_consumer.engine.renderer.offload import ModuleSwapper
 from acestep_consumer.engine.renderer.pack import tokens_of
@@ -92,7 +92,7 @@ class Scheduler:
         threading.Thread(target=self._run, name="device", daemon=True).start()
 
     def submit(
-        self, model: str, arguments: PipelineArguments, lora: Lora | None, callbacks: RequestCallbacks
+        self, model: str, arguments: PipelineArguments, lora: Loras | None, callbacks: RequestCallbacks
     ) -> BatchFutures:
         """Queue one job. Returns at once; the futures raise the job's error, ``Cancelled`` among them.
 

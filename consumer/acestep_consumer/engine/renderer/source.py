@@ -26,12 +26,14 @@ class SourceContext:
     Attributes:
         context: what the model sees, source latents and chunk mask: [songs, frames, 2 * channels].
         frames: frames that are asked for; those of ``context`` may be more.
-        kept: latents of the source audio, [songs, frames, channels], where a part of it is to be kept.
+        latents: of the source audio or of its audio codes, [songs, frames, channels]; silence where there is neither.
+        kept: the same, where a part of the source audio is to be kept.
         window: the part that is made anew, in frames.
     """
 
     context: torch.Tensor
     frames: int
+    latents: torch.Tensor
     window: Window
     kept: torch.Tensor | None = None
 
@@ -62,12 +64,19 @@ class SourceEncoder:
         window = _window(arguments, self._pipeline.latents_per_second, length, source.shape[1])
         kept = source if audio is not None and not code_latents and not window.whole else None
         context = torch.cat([self._seen(arguments, source, window), _mask(arguments, source, window)], dim=-1)
-        return SourceContext(context, length, window, kept)
+        return SourceContext(context, length, source, window, kept)
+
+    def without_source(self, context: torch.Tensor) -> torch.Tensor:
+        """Return ``context``, [songs, frames, 2 * channels], with silence in place of the source."""
+        silence, mask = self._silence(context.shape[1]), context[..., context.shape[-1] // 2 :]
+        return torch.cat([silence.expand(len(context), -1, -1), mask], dim=-1)
 
     def _seen(self, arguments: PipelineArguments, source: torch.Tensor, window: Window) -> torch.Tensor:
         """Return what the model sees of the source audio, [songs, frames, channels]."""
         if arguments.src_audio is None or arguments.audio_codes:
             return source
+        if arguments.task_type == "text2music":  # a flow edit: its source is not shown
+            return self._silence(source.shape[1]).expand_as(source)
         if arguments.task_type == "cover":
             return self._tokenized(source)
         if arguments.task_type == "repaint":

@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from acestep_consumer.domain.errors import InputUnreadable
-from acestep_consumer.engine.renderer.lora_file import Delta, read_lora
+from acestep_consumer.engine.renderer.lora_file import Delta, KroneckerDelta, read_lora
 from tests.support.loras import (
     LAYERS,
     RANK,
+    comfyui_key,
     diffusers_key,
     down_up_key,
+    kohya_key,
     peft_key,
     random_lora,
     write_lora,
@@ -28,6 +30,7 @@ Q = "layers.0.self_attn.to_q"
 
 def one(path: Path) -> Delta:
     (delta,) = read_lora(path)
+    assert isinstance(delta, Delta)
     return delta
 
 
@@ -53,14 +56,21 @@ class TestSpellings:
             lambda layer, side: f"base_model.model.decoder.{layer}.lora_{side}.default.weight",
             lambda layer, side: f"diffusion_model.{layer}.lora.{'down' if side == 'A' else 'up'}.weight",
             lambda layer, side: f"{layer}.lora_linear_layer.{'down' if side == 'A' else 'up'}.weight",
+            comfyui_key,
+            kohya_key,
+            lambda layer, side: f"_forward_module.decoder.{peft_key(layer, side)}",
         ],
-        ids=["diffusers", "peft", "down and up", "no prefix", "named adapter", "dotted", "old"],
+        ids=[
+            *("diffusers", "peft", "down and up", "no prefix", "named adapter", "dotted", "old"),
+            *("ComfyUI", "kohya", "Lightning"),
+        ],
     )
     def test_every_naming_scheme_means_the_same(self, tmp_path: Path, key: Callable[[str, str], str]) -> None:
-        deltas = read_lora(write_lora(tmp_path / "a.safetensors", random_lora(key=key)))
+        deltas = read_lora(write_lora(tmp_path / "a.safetensors", random_lora(key=key)), alpha=RANK)
         expected = random_lora()
         assert {delta.layer for delta in deltas} == set(LAYERS)
         for delta in deltas:
+            assert isinstance(delta, Delta)
             assert torch.equal(delta.down, expected[diffusers_key(delta.layer, "A")])
             assert torch.equal(delta.up, expected[diffusers_key(delta.layer, "B")])
             assert delta.factor == 1
@@ -100,6 +110,91 @@ class TestScale:
         write_peft_lora(tmp_path, alpha=8)
         assert one(write_lora(tmp_path / "a.safetensors", pair())).factor == 1
 
+    @pytest.mark.parametrize("config", [None, {"peft_type": "LORA", "r": RANK}])
+    def test_one_of_peft_without_its_alpha_needs_that_of_the_request(
+        self, tmp_path: Path, config: dict[str, Any] | None
+    ) -> None:
+        """Its factor is 1.5 or 2 as a rule: 1 would be a weaker LoRA than was trained."""
+        path = write_lora(tmp_path / "adapter_model.safetensors", pair(key=peft_key))
+        if config is not None:
+            (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+        assert complaint(path) == (
+            "the LoRA's strength is unknown: its alpha is neither in the file nor in an adapter_config.json beside "
+            "adapter_model.safetensors; put both there, or name lora.alpha in the request"
+        )
+        (delta,) = read_lora(path, alpha=12)
+        assert delta.factor == 12 / RANK
+
+    def test_the_requests_alpha_is_for_files_that_have_none(self, tmp_path: Path) -> None:
+        tensors = {**pair(key=down_up_key), f"{Q}.alpha": torch.tensor(2.0)}
+        (delta,) = read_lora(write_lora(tmp_path / "a.safetensors", tensors), alpha=12)
+        assert delta.factor == 2 / RANK
+
+
+class TestLokr:
+    """Names and header as ACE-Step's second trainer writes them."""
+
+    KEY = "lycoris_layers_0_cross_attn_o_proj"
+    LAYER = "layers.0.cross_attn.to_out.0"
+
+    def tensors(self, *names: str) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        shapes = {"w1": (4, 8), "w1_a": (4, 2), "w1_b": (2, 8), "w2": (8, 4), "w2_a": (8, 2), "w2_b": (2, 4)}
+        return {f"{self.KEY}.lokr_{name}": torch.randn(shapes[name], generator=generator) for name in names}
+
+    def delta(self, path: Path) -> KroneckerDelta:
+        (delta,) = read_lora(path)
+        assert isinstance(delta, KroneckerDelta)
+        assert (delta.layer, delta.shape) == (self.LAYER, (32, 32))
+        return delta
+
+    @pytest.mark.parametrize(
+        "names", [("w1", "w2_a", "w2_b"), ("w1_a", "w1_b", "w2"), ("w1_a", "w1_b", "w2_a", "w2_b")]
+    )
+    def test_the_change_is_the_kronecker_product_times_alpha_over_rank(
+        self, names: tuple[str, ...], tmp_path: Path
+    ) -> None:
+        tensors = self.tensors(*names)
+        delta = self.delta(write_lora(tmp_path / "a.safetensors", {**tensors, f"{self.KEY}.alpha": torch.tensor(3.0)}))
+        left, right = (
+            tensors[f"{self.KEY}.lokr_{side}"]
+            if side in names
+            else tensors[f"{self.KEY}.lokr_{side}_a"] @ tensors[f"{self.KEY}.lokr_{side}_b"]
+            for side in ("w1", "w2")
+        )
+        assert delta.factor == 3 / 2
+        expected = torch.ones(32, 32) + 0.5 * 1.5 * torch.kron(left, right)
+        torch.testing.assert_close(delta.added_to(torch.ones(32, 32), 0.5), expected)
+
+    def test_two_full_matrices_have_no_alpha(self, tmp_path: Path) -> None:
+        tensors = {**self.tensors("w1", "w2"), f"{self.KEY}.alpha": torch.tensor(3.0)}
+        assert self.delta(write_lora(tmp_path / "a.safetensors", tensors)).factor == 1
+
+    @pytest.mark.parametrize(("rs_lora", "factor"), [(False, 3 / 2), (True, 3 / 2**0.5)])
+    def test_the_header_says_alpha_where_the_file_does_not(
+        self, *, rs_lora: bool, factor: float, tmp_path: Path
+    ) -> None:
+        header = json.dumps({"linear_dim": 2, "linear_alpha": 3, "rs_lora": rs_lora, "target_modules": ["o_proj"]})
+        path = write_lora(tmp_path / "a.safetensors", self.tensors("w1", "w2_a", "w2_b"), lokr_config=header)
+        assert self.delta(path).factor == pytest.approx(factor)
+
+    def test_without_alpha_anywhere_its_strength_is_unknown(self, tmp_path: Path) -> None:
+        path = write_lora(tmp_path / "a.safetensors", self.tensors("w1", "w2_a", "w2_b"))
+        assert complaint(path).startswith("the LoRA's strength is unknown")
+
+    @pytest.mark.parametrize("names", [("w1",), ("w1", "w2_a"), ("w2",)])
+    def test_half_of_one_is_refused(self, names: tuple[str, ...], tmp_path: Path) -> None:
+        path = write_lora(tmp_path / "a.safetensors", self.tensors(*names))
+        assert complaint(path) == "the LoKr has only one of the two matrices of 'layers_0_cross_attn_o_proj'"
+
+
+@pytest.mark.parametrize("key", ["lora_magnitude_vector", "lora_magnitude_vector.weight", "dora_scale"])
+def test_the_magnitude_of_a_dora_is_read_under_each_of_its_names(key: str, tmp_path: Path) -> None:
+    magnitude = torch.arange(32) + 1.0
+    delta = one(write_lora(tmp_path / "a.safetensors", {**pair(), f"transformer.{Q}.{key}": magnitude}))
+    assert delta.magnitude is not None
+    assert torch.equal(delta.magnitude, magnitude)
+
 
 class TestRefused:
     def test_what_is_no_safetensors_file(self, tmp_path: Path) -> None:
@@ -119,8 +214,7 @@ class TestRefused:
         ("key", "ending"),
         [
             (f"{Q}.weight", "is not part of a LoRA"),
-            (f"{Q}.lora_magnitude_vector", "is not part of a LoRA: DoRA is not supported"),
-            (f"{Q}.lokr_w1", "is not part of a LoRA: LoKr is not supported"),
+            (f"{Q}.lokr_t2", "is not part of a LoRA: LoKr with Tucker decomposition is not supported"),
             (f"{Q}.hada_w1_a", "is not part of a LoRA: LoHa is not supported"),
             (f"{Q}.lora_B.bias", "is not part of a LoRA"),
             ("\x1b[2J" + "x" * 500, "is not part of a LoRA"),
@@ -173,7 +267,6 @@ class TestRefused:
         ("config", "said"),
         [
             ({"peft_type": "LOKR"}, "'peft_type' is not LORA; other adapters are not supported"),
-            ({"use_dora": True}, "'use_dora' is on; DoRA is not supported"),
             ({"lora_alpha": "much"}, "'lora_alpha' is malformed"),
             ({"lora_alpha": float("inf")}, "'lora_alpha' is malformed"),
             ({"alpha_pattern": {"(a+)+b": 2}}, "is a regular expression: not supported"),
@@ -181,6 +274,10 @@ class TestRefused:
     )
     def test_a_configuration_that_cannot_be_followed(self, tmp_path: Path, config: dict[str, Any], said: str) -> None:
         assert complaint(write_peft_lora(tmp_path, **{"alpha": 8, **config})).endswith(said)
+
+    def test_a_dora_without_its_magnitudes(self, tmp_path: Path) -> None:
+        path = write_peft_lora(tmp_path, alpha=8, tensors=pair(key=peft_key), use_dora=True)
+        assert complaint(path) == "the LoRA is a DoRA without the magnitude of 'layers.0.self_attn.q_proj'"
 
     @pytest.mark.parametrize("header", ["[1]", "{", "[" * 100_000])
     def test_a_header_that_is_no_configuration(self, tmp_path: Path, header: str) -> None:

@@ -3,7 +3,7 @@
 
 import ast
 import inspect
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -13,18 +13,21 @@ from acestep_consumer.domain.audio_codes import format_codes
 from acestep_consumer.domain.errors import InvalidRequest, LimitExceeded, RenderFailed
 from acestep_consumer.domain.job import Job, LoadedModel, Plan
 from acestep_consumer.domain.tasks import Variant
+from acestep_consumer.engine.renderer.output import OutputRules
 from acestep_consumer.engine.renderer.pipeline_arguments import (
     DecodedInputs,
     PipelineArguments,
     arguments_for,
     reads_source,
 )
+from acestep_consumer.engine.renderer.window import KeepRules
 from acestep_schemas.events import LimitsReport, Metas, ModelChoice, PolicyReport
 from acestep_schemas.request import GenerationRequest
 
 TURBO = LoadedModel("acestep-v15-turbo", Variant.TURBO)
 BASE = LoadedModel("acestep-v15-base", Variant.BASE)
 SOURCE = DecodedInputs(source=torch.zeros(2, 20 * 48_000))
+NOISE = DecodedInputs(source=torch.rand(2, 20 * 48_000) + 0.1)
 
 
 def job(*, seeds: tuple[int, ...] = (7,), max_duration_s: int = 600, **request: Any) -> Job:
@@ -86,10 +89,13 @@ def test_a_bare_request_becomes_the_pipeline_defaults() -> None:
         "reference_audio": None,
         "repainting_start": None,
         "repainting_end": None,
+        "explicit_mask": False,
+        "keep": KeepRules(ratio=0.5, latent_frames=12, samples_s=0.025),
         "audio_codes": (),
         "seeds": (7,),
         "method": "ode",
         "tiled": True,
+        "output": OutputRules(),
         "adjustments": (),
         "warnings": (),
     }
@@ -126,8 +132,30 @@ def test_the_songs_of_a_batch_share_a_prompt_and_have_a_seed_each() -> None:
 
 
 @pytest.mark.parametrize("lyrics", ["", "  ", "[inst]", "[Instrumental]", "[INSTRUMENTAL] "])
-def test_every_way_to_ask_for_no_singing_becomes_one(lyrics: str) -> None:
-    assert translate(job(lyrics=lyrics)).lyrics == "[Instrumental]"
+def test_lyrics_are_read_as_they_are_written(lyrics: str) -> None:
+    assert translate(job(lyrics=lyrics)).lyrics == lyrics
+
+
+def test_a_caption_in_the_form_of_the_training_is_its_caption_alone() -> None:
+    written = "# Instruction\nFill it:\n\n# Caption\nslow jazz,\nat night\n\n# Metas\n- bpm: 92"
+    assert translate(job(prompt=written)).prompt == "slow jazz,\nat night"
+    assert translate(job(prompt="# Caption\nslow jazz")).prompt == "# Caption\nslow jazz"
+
+
+def test_a_model_with_a_global_caption_has_it_beside_that_of_the_part() -> None:
+    asked = job(prompt="brushes", global_caption="a jazz trio", task_type="lego", chunk_mask_mode="explicit")
+    model = replace(BASE, global_caption=True)
+    made = translate(asked, model=model, inputs=SOURCE)
+    assert made.prompt == "Global: a jazz trio\nLocal: brushes\nMask Control: true"
+    assert translate(job(prompt="jazz"), model=model).prompt == "Global: \nLocal: jazz\nMask Control: false"
+
+
+def test_samples_are_left_at_their_level_where_normalisation_is_off_or_above_full_scale() -> None:
+    assert translate(job(enable_normalization=False)).output.peak is None
+    assert translate(job(normalization_db=-20)).output.peak == pytest.approx(0.1)
+    loud = translate(job(normalization_db=3))
+    assert loud.output.peak is None
+    assert loud.warnings == ("normalization_db = 3 is above full scale: the song is not normalised",)
 
 
 @pytest.mark.parametrize("text", ["", "Fill the audio semantic mask based on the given conditions:"])
@@ -159,6 +187,11 @@ def test_turbo_runs_without_guidance_and_says_so_only_when_it_was_asked_for() ->
         ({"audio_cover_strength": 0.5}, "audio_cover_strength"),
         ({"timesteps": "0.9,0.5", "inference_steps": 20}, "inference_steps"),
         ({"src_audio_path": "s3://songs/a.mp3"}, "src_audio_path"),
+        ({"mp3_bitrate": "320k", "audio_format": "flac"}, "mp3_bitrate"),
+        ({"enable_normalization": False, "normalization_db": -3}, "normalization_db"),
+        ({"global_caption": "a jazz trio"}, "global_caption"),
+        ({"task_type": "extract", "chunk_mask_mode": "explicit"}, "chunk_mask_mode"),
+        ({"task_type": "repaint", "repaint_mode": "aggressive", "repaint_strength": 0.9}, "repaint_strength"),
         ({"task_type": "cover", "audio_duration": 60, "src_audio_path": "s3://songs/a.mp3"}, "audio_duration"),
     ],
 )
@@ -173,7 +206,7 @@ def test_text2music_has_no_source() -> None:
     assert translate(asked, inputs=SOURCE).src_audio is None
 
 
-@pytest.mark.parametrize("task", ["cover", "repaint", "extract", "lego", "complete"])
+@pytest.mark.parametrize("task", ["cover", "cover-nofsq", "repaint", "extract", "lego", "complete"])
 def test_source_audio_decides_the_length(task: str) -> None:
     made = translate(job(task_type=task, audio_duration=20), inputs=SOURCE)
     assert reads_source(job(task_type=task), plan())
@@ -182,7 +215,7 @@ def test_source_audio_decides_the_length(task: str) -> None:
     assert (made.audio_duration, made.warnings) == (None, ())
 
 
-@pytest.mark.parametrize("task", ["cover", "repaint", "extract", "lego", "complete"])
+@pytest.mark.parametrize("task", ["cover", "cover-nofsq", "repaint", "extract", "lego", "complete"])
 def test_a_task_without_its_source_is_refused(task: str) -> None:
     with pytest.raises(RenderFailed, match=f"task_type {task} needs source audio"):
         translate(job(task_type=task))
@@ -199,10 +232,70 @@ def test_a_window_without_an_end_reaches_to_the_end(task: str) -> None:
     assert (made.repainting_start, made.repainting_end) == (5.0, None)
 
 
-def test_a_window_past_the_end_is_cut_and_named() -> None:
-    made = translate(job(task_type="repaint", repainting_start=5, repainting_end=99), inputs=SOURCE)
-    assert made.repainting_end is None
-    assert made.warnings == ("repainting_end = 99 is past the end of the source audio, 20.00 seconds",)
+def test_a_window_past_the_end_makes_the_song_longer() -> None:
+    made = translate(job(task_type="repaint", repainting_start=15, repainting_end=23.5), inputs=NOISE)
+    assert (made.repainting_start, made.repainting_end, made.audio_duration) == (15, 23.5, 20)
+    assert_extended(made, before_s=0, after_s=3.5)
+
+
+def test_a_window_before_the_start_moves_with_the_song() -> None:
+    made = translate(job(task_type="lego", repainting_start=-2.5, repainting_end=4), inputs=NOISE)
+    assert (made.repainting_start, made.repainting_end, made.audio_duration) == (0, 6.5, 20)
+    assert_extended(made, before_s=2.5, after_s=0)
+
+
+def assert_extended(made: PipelineArguments, *, before_s: float, after_s: float) -> None:
+    """The source audio is between two silences."""
+    rate, source = 48_000, NOISE.source
+    assert made.src_audio is not None
+    assert source is not None
+    before, length = int(before_s * rate), source.shape[1]
+    assert made.src_audio.shape[1] == before + length + int(after_s * rate)
+    assert torch.equal(made.src_audio[:, before : before + length], source)
+    assert not made.src_audio[:, :before].any()
+    assert not made.src_audio[:, before + length :].any()
+
+
+def test_a_song_is_made_no_longer_than_the_tier_allows() -> None:
+    asked = {"task_type": "repaint", "repainting_start": 15, "repainting_end": 86_400, "max_duration_s": 30}
+    made = translate(job(**asked), inputs=SOURCE)
+    assert made.src_audio is not None
+    assert made.src_audio.shape == (2, 30 * 48_000)
+    (cut,) = made.adjustments
+    assert (cut.field, cut.requested, cut.applied) == ("audio_duration", 86_400, 30)
+    with pytest.raises(LimitExceeded, match="the extended song"):
+        translate(job(**asked, on_limit="reject"), inputs=SOURCE)
+    left = {"task_type": "repaint", "repainting_start": -86_400, "max_duration_s": 30}
+    with pytest.raises(InvalidRequest, match="must leave room for the source audio"):
+        translate(job(**left), inputs=SOURCE)
+
+
+def test_a_window_that_ends_before_it_begins_is_the_whole_song() -> None:
+    made = translate(job(task_type="repaint", repainting_start=5, repainting_end=5), inputs=SOURCE)
+    assert (made.repainting_start, made.repainting_end) == (None, None)
+    assert made.kept_samples(48_000) is None
+    assert made.warnings == ("repainting_end is not after repainting_start: the whole song is made anew",)
+
+
+@pytest.mark.parametrize(
+    ("fields", "rules"),
+    [
+        ({"repaint_mode": "aggressive"}, KeepRules()),
+        ({"repaint_mode": "conservative"}, KeepRules(ratio=1, latent_frames=25, samples_s=0.05)),
+        ({"repaint_strength": 0.25}, KeepRules(ratio=0.75, latent_frames=19, samples_s=0.05 * 0.75)),
+        (
+            {"repaint_mode": "aggressive", "repaint_latent_crossfade_frames": 4, "repaint_wav_crossfade_sec": 0.5},
+            KeepRules(ratio=0, latent_frames=4, samples_s=0.5),
+        ),
+    ],
+)
+def test_a_mode_keeps_as_much_as_it_says_and_named_cross_fades_win(fields: dict[str, Any], rules: KeepRules) -> None:
+    made = translate(job(task_type="repaint", repainting_start=5, **fields), inputs=SOURCE)
+    assert made.keep == rules
+    kept = made.kept_samples(48_000)
+    assert (None if kept is None else kept.fade) == (None if rules.samples_s is None else int(rules.samples_s * 48_000))
+    turbo = translate(job(task_type="repaint", repainting_start=5, **fields), model=TURBO, inputs=SOURCE)
+    assert turbo.keep == replace(rules, last_step=False)
 
 
 def test_a_window_that_begins_past_the_end_is_refused() -> None:
@@ -228,6 +321,11 @@ def test_codes_in_the_request_serve_every_song() -> None:
     made = translate(job(audio_code_string=codes(60), seeds=(1, 2)))
     assert made.audio_codes == (tuple(range(60)),) * 2
     assert made.model_task == "cover"
+    assert made.audio_duration is None
+
+
+def test_the_prompt_names_the_duration_that_is_given_with_codes() -> None:
+    assert translate(job(audio_code_string=codes(60), audio_duration=12.5)).audio_duration == 12.5
 
 
 def test_a_cover_from_codes_may_be_blended() -> None:
