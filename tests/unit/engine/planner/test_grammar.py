@@ -67,9 +67,9 @@ def test_given_fields_are_written_as_they_stand_and_as_nothing_else(
 
 
 def test_a_value_that_the_model_does_not_know_is_written_only_where_it_is_given(fits: Fits) -> None:
-    given_values = {"keyscale": as_given("keyscale", "D dorian"), "timesignature": as_given("timesignature", "5/4")}
-    song = replace(SONG, **given_values)
-    assert fits(metadata_grammar(Metadata(**given_values)), think_block(song))
+    key, signature = as_given("keyscale", "D dorian"), as_given("timesignature", "5/4")
+    song = replace(SONG, keyscale=key, timesignature=signature)
+    assert fits(metadata_grammar(Metadata(keyscale=key, timesignature=signature)), think_block(song))
     assert not fits(metadata_grammar(), think_block(song))
 
 
