@@ -30,6 +30,8 @@ from acestep_consumer.domain.errors import ConsumerError, DiskFull, StorageRefus
 from acestep_consumer.domain.ports import Objects, Routes
 from acestep_consumer.engine.engines import Engines
 from acestep_consumer.engine.interface import EngineSet
+from acestep_consumer.engine.renderer.checkpoint_check import check_checkpoints
+from acestep_consumer.engine.renderer.registry import CheckpointError
 from acestep_consumer.engine.supervisor import EngineUnusable
 from acestep_consumer.execution.eta import CostModel
 from acestep_consumer.execution.retries import RetryPolicy
@@ -87,7 +89,9 @@ async def run_worker(
     worker: Worker | None = None
     try:
         table = load_table(settings.worker.tier_table)
-        engines = engines or Engines(settings, table, log_json=as_json)
+        if engines is None:
+            await asyncio.to_thread(check_checkpoints, settings.engine)
+            engines = Engines(settings, table, log_json=as_json)
         worker = Worker(settings, engines, grace_s, read_again)
         await worker.run()
     except StorageUnavailable as error:
@@ -97,7 +101,7 @@ async def run_worker(
     except (SettingsError, TierTableError, BrokerRefused, ConsumerError) as error:
         log.error("cannot start", reason=str(error))  # noqa: TRY400 - the text is the whole story
         return Exit.USAGE
-    except EngineUnusable as error:
+    except (CheckpointError, EngineUnusable) as error:
         log.error("engine cannot start", reason=str(error))  # noqa: TRY400 - as above
         return Exit.ENGINE
     except Exception as error:

@@ -143,7 +143,7 @@ class GenerationRequest(BaseModel):
         default=0.0,
         ge=0,
         le=100,
-        description="Largest norm of a step's velocity, in norms of the latents; 0: no limit.",
+        description="Largest norm of a velocity, in norms of the latents; 0: no limit.",
     )
     velocity_ema_factor: Real = Field(
         default=0.0, ge=0, le=1, description="Weight of the velocity of the step before; 0: no smoothing."
@@ -180,10 +180,9 @@ class GenerationRequest(BaseModel):
     )
     noise: Annotated[Literal["cpu", "device"], _Word] = Field(
         default="cpu",
-        description="Where noise is drawn. cpu: a seed gives the same song on every card; device: much as on an "
-        "ACE-Step server with such a card, not bit for bit.",
+        description="Where noise is drawn. cpu: the same on every card; device: nearly as ACE-Step's server does.",
     )
-    latent_rescale: Real = Field(default=1.0, ge=-10, le=10, description="Factor of the final latents.")
+    latent_rescale: Real = Field(default=1.0, ge=-100, le=100, description="Factor of the final latents.")
     latent_shift: Real = Field(default=0.0, ge=-10, le=10, description="Added to the final latents, after the factor.")
     use_tiled_decode: Flag = Field(default=True, description="Decode in tiles: much less memory, the same sound.")
     audio_format: Annotated[AudioFormat, _Word] = Field(
@@ -246,7 +245,7 @@ class GenerationRequest(BaseModel):
         default=1.0,
         ge=0,
         le=1,
-        description="Share of the steps that follow the source or the audio codes; the rest follow the text alone.",
+        description="Share of the steps that follow source or codes; the rest follow the text alone.",
     )
     cover_noise_strength: Real = Field(
         default=0.0, ge=0, le=1, description="How far a cover starts from its source in place of noise."
@@ -266,9 +265,7 @@ class GenerationRequest(BaseModel):
     flow_edit_n_max: Real = Field(
         default=1.0, ge=0, le=1, description="Share of the steps after which a flow edit goes on as a plain song."
     )
-    flow_edit_n_avg: Integer = Field(
-        default=1, ge=1, le=16, description="Noises that a flow edit averages at each step."
-    )
+    flow_edit_n_avg: Integer = Field(default=1, ge=1, le=16, description="Noises a step that a flow edit averages.")
     audio_code_string: Annotated[str, BeforeValidator(coerce.audio_codes)] = Field(
         default="", max_length=256 * 1024, description="Semantic audio codes to render, in place of the LM's."
     )
@@ -322,6 +319,13 @@ class GenerationRequest(BaseModel):
     lm_negative_prompt: Text = Field(
         default="NO USER INPUT", max_length=8_192, description="Prompt that the LM is guided away from."
     )
+
+    @field_validator("flow_edit_n_max")
+    @classmethod
+    def _after_the_first(cls, last: float, info: ValidationInfo) -> float:
+        if last < info.data.get("flow_edit_n_min", 0):
+            raise ValueError("must not be below flow_edit_n_min")
+        return last
 
     @field_validator("cfg_interval_end")
     @classmethod

@@ -74,12 +74,38 @@ class RequestBody(TypedDict, total=False):
     """Diffusion times from 1 down to 0, in place of steps and shift."""
     infer_method: Literal["ode", "sde"]
     """Sampler: ode is deterministic, sde adds noise at each step."""
+    sampler_mode: Literal["euler", "heun"]
+    """ODE sampler; heun takes twice as long a step."""
+    velocity_norm_threshold: float
+    """Largest norm of a velocity, in norms of the latents; 0: no limit."""
+    velocity_ema_factor: float
+    """Weight of the velocity of the step before; 0: no smoothing."""
     use_adg: bool
-    """Adaptive dual guidance: not supported, and reported where it is asked for."""
+    """Adaptive dual guidance, by angles, in place of APG; for base and SFT models."""
     cfg_interval_start: float
-    """Where guidance begins, as a share of the diffusion time."""
+    """Lowest diffusion time (0: song) with guidance."""
     cfg_interval_end: float
-    """Where guidance ends, as a share of the diffusion time."""
+    """Highest diffusion time (1: noise) with guidance."""
+    dcw_enabled: bool | None
+    """Correct each step in wavelet bands (DCW); none: for turbo models only."""
+    dcw_mode: Literal["double", "low", "high", "pix"]
+    """Bands that DCW corrects; pix: the latents without a transform."""
+    dcw_scaler: float
+    """Strength of DCW; of the low band where both are corrected."""
+    dcw_high_scaler: float
+    """Strength of DCW in the high band where both are corrected."""
+    dcw_wavelet: str
+    """Wavelet of DCW, as PyWavelets names it."""
+    retake_seed: int | None
+    """Seed of the noise that retake_variance mixes in; -1 or none is random."""
+    retake_variance: float
+    """Variation of a song: how much of its noise is that of retake_seed."""
+    noise: Literal["cpu", "device"]
+    """Where noise is drawn. cpu: the same on every card; device: nearly as ACE-Step's server does."""
+    latent_rescale: float
+    """Factor of the final latents."""
+    latent_shift: float
+    """Added to the final latents, after the factor."""
     use_tiled_decode: bool
     """Decode in tiles: much less memory, the same sound."""
     audio_format: AudioFormat
@@ -115,7 +141,21 @@ class RequestBody(TypedDict, total=False):
     chunk_mask_mode: Literal["auto", "explicit"]
     """Whether the model is shown the part to make of a repaint or lego (explicit) or not (auto)."""
     audio_cover_strength: float
-    """How closely a cover follows its source."""
+    """Share of the steps that follow source or codes; the rest follow the text alone."""
+    cover_noise_strength: float
+    """How far a cover starts from its source in place of noise."""
+    flow_edit_morph: bool
+    """Turn the source into the song by flow edit: text2music with a source, or cover."""
+    flow_edit_source_caption: str
+    """Description of the source of a flow edit."""
+    flow_edit_source_lyrics: str
+    """Lyrics of the source of a flow edit."""
+    flow_edit_n_min: float
+    """Share of the steps, from the first, that a flow edit leaves out."""
+    flow_edit_n_max: float
+    """Share of the steps after which a flow edit goes on as a plain song."""
+    flow_edit_n_avg: int
+    """Noises a step that a flow edit averages."""
     audio_code_string: str | Sequence[str]
     """Semantic audio codes to render, in place of the LM's."""
     instruction: str | None
@@ -143,7 +183,7 @@ class RequestBody(TypedDict, total=False):
     use_cot_caption: bool
     """Let the LM, when there is one, refine the prompt."""
     use_cot_language: bool
-    """Let the LM, when there is one, find the language."""
+    """Let the LM, when there is one, name a language in its thoughts; the song's is vocal_language."""
     is_format_caption: bool
     """The prompt has been rewritten already."""
     constrained_decoding: bool
@@ -159,13 +199,13 @@ class RequestBody(TypedDict, total=False):
     lm_temperature: float
     """Sampling temperature of the LM."""
     lm_cfg_scale: float
-    """Classifier-free guidance of the LM; 1 is off."""
+    """Guidance of the LM's audio codes; 1 and below is off."""
     lm_top_k: int
     """Sample among the k likeliest; 0 is off."""
     lm_top_p: float
     """Sample among the likeliest of this mass; 1 is off."""
     lm_repetition_penalty: float
-    """Penalty on repetition; 1 is off."""
+    """Accepted without effect, as by ACE-Step: there is no penalty on repetition."""
     lm_negative_prompt: str
     """Prompt that the LM is guided away from."""
 

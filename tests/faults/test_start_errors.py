@@ -138,3 +138,13 @@ def test_an_env_file_that_may_not_be_read_is_one_line_and_exit_code_2(tmp_path: 
     done = start(tmp_path)
     assert "Permission denied" in reason_of(done)
     assert done.returncode == Exit.USAGE
+
+
+def test_a_damaged_checkpoint_is_one_line_and_exit_code_5_before_torch_is_imported(tmp_path: Path) -> None:
+    folder = tmp_path / "acestep-v15-turbo"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "acestep", "hidden_size": 64}', encoding="utf-8")
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    done = start(tmp_path, ACESTEP_CHECKPOINT_DIR=str(tmp_path))
+    assert "config.json has no field" in reason_of(done)
+    assert done.returncode == Exit.ENGINE

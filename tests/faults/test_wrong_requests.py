@@ -224,7 +224,8 @@ def test_whatever_a_request_holds_it_is_rendered_or_its_producer_is_told_why_not
 ) -> None:
     if "source" in inputs:
         fields |= {"src_audio_path": "s3://acestep/a.wav"}
-    sources, folder = Sources(**dict[str, Any].fromkeys(inputs, source)), tmp_path_factory.mktemp("job")
+    copies: dict[str, Any] = dict.fromkeys(inputs, source)
+    sources, folder = Sources(**copies), tmp_path_factory.mktemp("job")
     try:
         rendering = asyncio.run(rendered(resources, folder, sources, **fields))
     except RequestInvalid:

@@ -33,7 +33,7 @@ def differences(made: Made, case: GoldenCase) -> Iterator[str]:
 
 def _passes(made: Made, case: GoldenCase) -> Iterator[str]:
     """Compare branches by flow time. Passes at one time may be one pass here (flow edit)."""
-    guided = case.facts["effective"].get("guidance_scale", 1) > 1
+    guided = case.facts["effective"]["guidance_scale"] > 1 and "turbo" not in case.model
     ours, theirs = _by_time(made.passes), _by_time([(time, rows) for time, rows in case.facts["passes"]])
     body = case.facts["body"]
     start, end = body.get("cfg_interval_start", 0.0), body.get("cfg_interval_end", 1.0)

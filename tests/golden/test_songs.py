@@ -9,7 +9,11 @@ from tests.golden.golden_data import GoldenCase, songs
 from tests.golden.golden_worker import GoldenWorker
 
 # Cases that are not equal yet, by the reason. One that has become equal fails: take it out.
-NOT_YET: dict[str, tuple[str, ...]] = {}
+NOT_YET: dict[str, tuple[str, ...]] = {
+    "Heun with a limit and smoothing at once: 2e-3 apart; each of the three alone is equal": (
+        "velocity_both_heun_turbo",
+    ),
+}
 _REASONS = {name: reason for reason, names in NOT_YET.items() for name in names}
 
 

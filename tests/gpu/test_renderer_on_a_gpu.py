@@ -16,6 +16,7 @@ from acestep_consumer.domain.audio_codes import format_codes
 from acestep_consumer.engine.renderer.batch_request import RequestCallbacks
 from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
 from acestep_consumer.engine.renderer.quiet_imports import quietly
+from acestep_consumer.engine.renderer.sample import SamplerOptions
 from acestep_consumer.engine.renderer.scheduler import Scheduler
 from acestep_consumer.engine.renderer.startup import open_runtime
 from acestep_consumer.engine.testing.tiny_checkpoint import BASE, TURBO, write
@@ -47,7 +48,8 @@ def arguments(case: str, method: Literal["ode", "sde"] = "ode", *, model: str = 
     if "task_type" in fields:
         noise = torch.randn(2, 3 * 48_000, generator=torch.Generator().manual_seed(1)) / 10
         fields |= {"src_audio": noise, "reference_audio": noise}
-    return PipelineArguments(prompt="jazz", lyrics="la", seeds=(5,), method=method, tiled=False, **fields)
+    sampler = SamplerOptions(method=method)
+    return PipelineArguments(prompt="jazz", lyrics="la", seeds=(5,), sampler=sampler, tiled=False, **fields)
 
 
 def songs_of(scheduler: Scheduler, *, together: bool = False) -> list[torch.Tensor]:

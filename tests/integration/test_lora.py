@@ -20,6 +20,7 @@ from tests.support.loras import (
     LAYERS,
     RANK,
     diffusers_key,
+    down_up_key,
     peft_key,
     random_lora,
     write_lora,
@@ -85,6 +86,18 @@ def beside(checkpoints: Path, path: Path, scale: float, metadata: dict[str, Any]
     return run_dit(dit, attention_kwargs={"scale": scale})
 
 
+def with_magnitudes(dit: Any, tensors: Shared) -> Shared:
+    """The tensors of a DoRA: beside a LoRA's, the length of each row of a changed weight, not that of the DiT's own."""
+    generator = torch.Generator().manual_seed(5)
+    magnitudes = {}
+    for layer in LAYERS:
+        lengths = dit.get_submodule(layer).weight.norm(dim=1)
+        magnitudes[f"transformer.{layer}.lora_magnitude_vector"] = lengths * (
+            0.5 + torch.rand(lengths.shape, generator=generator)
+        )
+    return {**tensors, **magnitudes}
+
+
 @pytest.mark.usefixtures("untouched")
 class TestMerged:
     @pytest.mark.parametrize("key", [diffusers_key, peft_key], ids=["diffusers", "ACE-Step"])
@@ -108,6 +121,62 @@ class TestMerged:
         path = write_lora(tmp_path / "jazz.safetensors", lora_adapter_metadata=json.dumps(config))
         merged = run_dit(AdaptedModelCache().adapted(dit, Lora.at(path, 0.8)))
         torch.testing.assert_close(merged, beside(tiny_checkpoints, path, 0.8, config), atol=1e-5, rtol=0)
+
+    def test_several_are_added_up_and_each_is_what_it_is_alone(self, dit: Any, tmp_path: Path) -> None:
+        jazz = Lora.at(write_lora(tmp_path / "jazz.safetensors", random_lora(strength=0.03)), 0.7)
+        blues = Lora.at(write_lora(tmp_path / "blues.safetensors", random_lora(seed=1, strength=0.03)), -0.4)
+        dora = Lora.at(write_lora(tmp_path / "dora.safetensors", with_magnitudes(dit, random_lora(seed=2))), 0.5)
+        base, *alone = (
+            AdaptedModelCache().adapted(dit, *loras).state_dict() for loras in ((), (jazz,), (blues,), (dora,))
+        )
+        together = AdaptedModelCache().adapted(dit, jazz, blues, dora).state_dict()
+        turned = AdaptedModelCache().adapted(dit, dora, blues, jazz).state_dict()
+        for name, weight in together.items():
+            expected = base[name] + sum(each[name] - base[name] for each in alone)
+            torch.testing.assert_close(weight, expected, atol=1e-5, rtol=0)
+            torch.testing.assert_close(turned[name], expected, atol=1e-5, rtol=0)
+
+    def test_a_dora_gives_what_diffusers_gives_with_its_layers_added(
+        self, dit: Any, tiny_checkpoints: Path, tmp_path: Path
+    ) -> None:
+        config = {"r": RANK, "lora_alpha": 6, "use_dora": True, "target_modules": list(LAYERS)}
+        header = json.dumps({f"transformer.{name}": value for name, value in config.items()})
+        tensors = with_magnitudes(dit, random_lora())
+        path = write_lora(tmp_path / "jazz.safetensors", tensors, lora_adapter_metadata=header)
+        merged = run_dit(AdaptedModelCache().adapted(dit, Lora.at(path, 1)))
+        added = {f"transformer.{name}": value for name, value in config.items()}
+        torch.testing.assert_close(merged, beside(tiny_checkpoints, path, 1, added), atol=1e-4, rtol=0)
+        assert torch.equal(run_dit(AdaptedModelCache().adapted(dit, Lora.at(path, 0))), run_dit(dit))
+
+    def test_a_magnitude_may_be_of_columns(self, dit: Any, tmp_path: Path) -> None:
+        """LyCORIS wrote those first."""
+        layer = "layers.0.mlp.up_proj"
+        lengths = torch.rand(1, 32) + 0.5
+        tensors = {**random_lora([layer], key=down_up_key), f"{layer}.dora_scale": lengths}
+        weight = (
+            AdaptedModelCache()
+            .adapted(dit, Lora.at(write_lora(tmp_path / "jazz.safetensors", tensors), 1))
+            .get_submodule(layer)
+            .weight
+        )
+        torch.testing.assert_close(weight.norm(dim=0, keepdim=True), lengths)
+
+    def test_a_lokr_changes_linear_layers_and_convolutions(self, dit: Any, tmp_path: Path) -> None:
+        """LyCORIS reads the weight of a convolution as a matrix of outputs and all the rest."""
+        tensors = {}
+        for name, (outputs, inputs) in {"layers_0_mlp_up_proj": (64, 32), "proj_in_1": (32, 24)}.items():
+            tensors |= {
+                f"lycoris_{name}.lokr_w1": torch.randn(4, 4),
+                f"lycoris_{name}.lokr_w2_a": torch.randn(outputs // 4, 2),
+                f"lycoris_{name}.lokr_w2_b": torch.randn(2, inputs // 4),
+                f"lycoris_{name}.alpha": torch.tensor(3.0),
+            }
+        adapted = AdaptedModelCache().adapted(dit, Lora.at(write_lora(tmp_path / "a.safetensors", tensors), 0.5))
+        for name, layer in {"layers_0_mlp_up_proj": "layers.0.mlp.up_proj", "proj_in_1": "proj_in_conv"}.items():
+            key, weight = f"lycoris_{name}.lokr_", dit.get_submodule(layer).weight
+            change = torch.kron(tensors[f"{key}w1"], tensors[f"{key}w2_a"] @ tensors[f"{key}w2_b"])
+            expected = weight + 0.5 * 1.5 * change.reshape(weight.shape)
+            torch.testing.assert_close(adapted.get_submodule(layer).weight.data, expected)
 
     def test_what_is_left_is_a_plain_model(self, dit: Any, tmp_path: Path) -> None:
         adapted = AdaptedModelCache().adapted(dit, Lora.at(write_lora(tmp_path / "jazz.safetensors"), 1))

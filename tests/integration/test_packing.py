@@ -62,6 +62,8 @@ Asked = tuple[str, dict[str, Any]]
 
 REPAINT = {"task_type": "repaint", "repainting_start": 1.3, "repainting_end": 3.1}
 
+EDIT = {"flow_edit_morph": True, "flow_edit_source_caption": "quiet piano", "flow_edit_source_lyrics": "hm"}
+
 # name -> (inputs, fields of the request). Lengths, steps and times differ, so that songs leave at different moments.
 EITHER: dict[str, Asked] = {
     "text": ("none", {"audio_duration": 1, "inference_steps": 4}),
@@ -71,10 +73,10 @@ EITHER: dict[str, Asked] = {
     "timesteps": ("none", {"audio_duration": 1.2, "timesteps": "0.97,0.76,0.5,0.28,0"}),
     "reference": ("reference", {"audio_duration": 1.1}),
     "codes": ("none", {"audio_code_string": CODES}),
-    "codes, blended": ("none", {"audio_code_string": CODES, "audio_cover_strength": 0.3, "inference_steps": 3}),
+    "codes, then text": ("none", {"audio_code_string": CODES, "audio_cover_strength": 0.3, "inference_steps": 3}),
     "cover": ("source", {"task_type": "cover", "inference_steps": 3}),
     "cover, sde": ("other", {"task_type": "cover", "infer_method": "sde", "inference_steps": 3}),
-    "cover, blended": ("source", {"task_type": "cover", "audio_cover_strength": 0.5}),
+    "cover, then text": ("source", {"task_type": "cover", "audio_cover_strength": 0.5}),
     "cover, with reference": ("both", {"task_type": "cover"}),
     "cover without codes": ("long", {"task_type": "cover-nofsq", "inference_steps": 3}),
     "repaint": ("source", {"task_type": "repaint", "repainting_start": 0.2, "repainting_end": 0.6}),
@@ -84,6 +86,39 @@ EITHER: dict[str, Asked] = {
     "repaint, sde": ("long", {**REPAINT, "infer_method": "sde", "repaint_latent_crossfade_frames": 3}),
     "repaint, extended": ("long", {**REPAINT, "repainting_start": -0.9, "repainting_end": 6.1, "inference_steps": 3}),
     "repaint, whole": ("long", {"task_type": "repaint", "chunk_mask_mode": "explicit", "inference_steps": 3}),
+    "repaint, then text": ("long", {**REPAINT, "audio_cover_strength": 0.5, "inference_steps": 4}),
+    "text, heun": ("none", {"audio_duration": 1.5, "sampler_mode": "heun", "inference_steps": 4}),
+    "text, limited and smoothed": (
+        "none",
+        {"audio_duration": 1.1, "velocity_norm_threshold": 0.6, "velocity_ema_factor": 0.2, "inference_steps": 5},
+    ),
+    "text, no dcw": ("none", {"audio_duration": 1.2, "dcw_enabled": False, "inference_steps": 3}),
+    "text, dcw of long filters": (
+        "none",
+        {"audio_duration": 5.24, "dcw_enabled": True, "dcw_wavelet": "db4", "dcw_high_scaler": 0.3},
+    ),
+    "text, dcw of latents": ("none", {"dcw_enabled": True, "dcw_mode": "pix", "dcw_scaler": 0.1, "audio_duration": 2}),
+    "text, retaken": ("none", {"retake_seed": 5, "retake_variance": 0.4, "infer_method": "sde", "audio_duration": 1}),
+    "text, rescaled": ("none", {"latent_rescale": 0.8, "latent_shift": 0.1, "audio_duration": 1.4}),
+    "text, noise of the device": ("none", {"noise": "device", "audio_duration": 1.6, "infer_method": "sde"}),
+    "cover from its source": ("source", {"task_type": "cover", "cover_noise_strength": 0.4, "inference_steps": 6}),
+    "codes from their latents, then text": (
+        "none",
+        {"audio_code_string": CODES, "cover_noise_strength": 0.3, "audio_cover_strength": 0.5, "inference_steps": 6},
+    ),
+    "flow edit": ("long", {**EDIT, "flow_edit_n_max": 0.6, "inference_steps": 5}),
+    "flow edit, averaged": ("source", {**EDIT, "task_type": "cover", "flow_edit_n_min": 0.3, "flow_edit_n_avg": 2}),
+    "heun, smoothed, dcw, then text": (
+        "other",
+        {
+            "task_type": "cover",
+            "audio_cover_strength": 0.6,
+            "sampler_mode": "heun",
+            "velocity_norm_threshold": 0.9,
+            "dcw_enabled": True,
+            "inference_steps": 4,
+        },
+    ),
     "at another level": ("none", {"audio_duration": 1, "normalization_db": -12, "inference_steps": 3}),
     "at its own level": ("none", {"audio_duration": 5.6, "enable_normalization": False}),
 }
@@ -101,8 +136,30 @@ ONLY_BASE: dict[str, Asked] = {
         "none",
         {"guidance_scale": 4.5, "cfg_interval_start": 0.2, "cfg_interval_end": 0.6, "inference_steps": 6},
     ),
+    "guidance, heun": ("none", {"audio_duration": 1.7, "sampler_mode": "heun", "inference_steps": 3}),
+    "guidance by angles": ("none", {"use_adg": True, "guidance_scale": 4.0, "audio_duration": 1.8}),
+    "guidance by angles, heun": (
+        "none",
+        {
+            "use_adg": True,
+            "sampler_mode": "heun",
+            "cfg_interval_start": 0.3,
+            "audio_duration": 1.9,
+            "inference_steps": 4,
+        },
+    ),
+    "flow edit, guided and smoothed": (
+        "long",
+        {
+            **EDIT,
+            "velocity_norm_threshold": 0.9,
+            "velocity_ema_factor": 0.2,
+            "flow_edit_n_max": 0.7,
+            "inference_steps": 4,
+        },
+    ),
     "guidance, sde": ("none", {"audio_duration": 1.3, "guidance_scale": 9.0, "infer_method": "sde"}),
-    "cover, guided and blended": (
+    "cover, guided, then text": (
         "source",
         {"task_type": "cover", "guidance_scale": 3.0, "audio_cover_strength": 0.4, "cfg_interval_end": 0.5},
     ),
@@ -225,7 +282,7 @@ def test_songs_with_different_loras_never_share_a_batch(harness: SchedulerHarnes
 def test_no_batch_is_larger_than_allowed_unless_it_is_a_single_song(
     tokens: int, runners: dict[str, ModelRunner], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A branch of five seconds or less is 64 tokens. A guided song has two, until its interval ends."""
+    """A branch of five seconds or less is 64 tokens. A guided song has two, once its interval begins."""
     harness = SchedulerHarness(runners, MemoryBudget(max_tokens=tokens))
     record_device(harness, monkeypatch)
     lengths = (1, 14, 0.4, 7, 1, 1, 3.3)

@@ -68,8 +68,7 @@ def poisoned(tmp_path: Path) -> Render:
 
 
 def seed_of(sample: Sample) -> int:
-    assert sample.noise_scheduler.generators
-    return sample.noise_scheduler.generators[0].initial_seed()
+    return sample.generator.initial_seed()
 
 
 def is_poisoned(sample: Sample) -> bool:

@@ -3,6 +3,7 @@
 
 import json
 import shutil
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,40 @@ def shard(folder: Path, count: int) -> None:
         save_file(part, folder / file)
         place |= dict.fromkeys(part, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": place}), encoding="utf-8")
+
+
+def write_comfyui(checkpoints: Path, name: str, path: Path) -> Path:
+    """Write the model, the VAE and the text encoder into one file, as ComfyUI has them; return the file."""
+    parts = {
+        "model.diffusion_model.": checkpoints / name / "model.safetensors",
+        "vae.": checkpoints / "vae/diffusion_pytorch_model.safetensors",
+        "text_encoders.qwen3_06b.transformer.model.": checkpoints / "Qwen3-Embedding-0.6B/model.safetensors",
+    }
+    tensors = {prefix + key: tensor for prefix, file in parts.items() for key, tensor in load_file(file).items()}
+    save_file(tensors, path)
+    return path
+
+
+def write_gguf(folder: Path, path: Path) -> Path:
+    """Write the model in ``folder`` into a GGUF file of float32 tensors, with config and silence; return the file."""
+    tensors = load_file(folder / "model.safetensors")
+    silence = torch.load(folder / "silence_latent.pt", weights_only=True)
+    tensors["silence_latent"] = silence[0].T.contiguous()
+    config = (folder / "config.json").read_bytes()
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), 1)
+    head += _gguf_text(b"acestep.config_json") + struct.pack("<I", 8) + _gguf_text(config)
+    data = b""
+    for name, tensor in tensors.items():
+        shape = tuple(reversed(tensor.shape))
+        head += _gguf_text(name.encode()) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, 0, len(data))
+        data += tensor.float().numpy().tobytes()
+        data += bytes(-len(data) % 32)
+    path.write_bytes(head + bytes(-len(head) % 32) + data)
+    return path
+
+
+def _gguf_text(text: bytes) -> bytes:
+    return struct.pack("<Q", len(text)) + text
 
 
 def _config(folder: Path) -> Mapping[str, Any]:

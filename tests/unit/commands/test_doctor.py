@@ -442,7 +442,18 @@ def test_a_model_in_ace_steps_layout_is_checked_with_what_lies_beside_it(tmp_pat
     shutil.rmtree(tmp_path / "vae")
     found = judge_model("acestep-v15-turbo", tmp_path, NO_HUB)
     assert found.level == "fail"
-    assert f"acestep-consumer models pull vae --checkpoints {tmp_path}" in found.said
+    assert f"acestep-consumer models pull vae --checkpoints {tmp_path}" in (found.fix or "")
+
+
+def test_a_model_in_the_original_layout_is_judged_as_run_does(tmp_path: Path) -> None:
+    folder = tmp_path / "acestep-v15-turbo"
+    folder.mkdir()
+    weights(folder / "model.safetensors")
+    found = judge_model("acestep-v15-turbo", tmp_path, NO_HUB)
+    assert (found.level, found.said) == ("fail", f"{folder} lacks config.json")
+    assert (found.fix or "").startswith("download")
+    (folder / "config.json").write_text('{"model_type": "acestep"}')
+    assert "config.json has no field hidden_size" in judge_model("acestep-v15-turbo", tmp_path, NO_HUB).said
 
 
 def test_a_model_on_the_hub_is_a_warning_and_offline_an_error(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from acestep_consumer.domain.errors import (
 )
 from acestep_consumer.domain.job import Job, LoadedModel, Request
 from acestep_consumer.domain.tasks import Variant
-from acestep_consumer.policy.admit import Limits, admit
+from acestep_consumer.policy.admit import TURBO_TIMES, Limits, admit
 from acestep_consumer.policy.tiers import BUILT_IN
 from acestep_schemas.events import LmChoice
 from acestep_schemas.request import parse_request
@@ -63,6 +63,43 @@ def test_a_value_beyond_a_limit_is_clamped_and_reported(field: str, requested: i
     (change,) = job.policy.adjustments
     assert (change.field, change.requested, change.applied) == (field, requested, applied)
     assert "allows" in change.reason
+
+
+def test_a_turbo_model_takes_eight_steps_and_says_so() -> None:
+    job = admitted(limits(), inference_steps=30, on_limit="reject")
+    (change,) = job.policy.adjustments
+    assert (job.request.inference_steps, change.field, change.requested, change.applied) == (
+        8,
+        "inference_steps",
+        30,
+        8,
+    )
+    assert admitted(limits(24, BASE), inference_steps=30).request.inference_steps == 30
+
+
+def test_times_of_a_turbo_model_are_the_nearest_that_it_was_trained_on() -> None:
+    job = admitted(limits(), timesteps="0.97,0.76,0.18,0.1,0")
+    (change,) = job.policy.adjustments
+    assert job.request.timesteps == pytest.approx((21 / 22, 10 / 13, 2 / 9, 1 / 8))
+    assert (change.field, change.requested) == ("timesteps", [0.97, 0.76, 0.18, 0.1, 0.0])
+    assert admitted(limits(), timesteps="1,0.9,0.75,0.5,0.25,0").policy.adjustments == ()
+    assert admitted(limits(24, BASE), timesteps="0.97,0.76").request.timesteps == (0.97, 0.76)
+
+
+def test_a_turbo_model_takes_at_most_twenty_times() -> None:
+    many = [1 - step / 25 for step in range(25)]
+    taken = admitted(limits(), timesteps=many).request.timesteps
+    assert taken is not None
+    assert len(taken) == len(TURBO_TIMES) == 20
+
+
+def test_the_seed_of_a_retake_is_drawn_where_it_counts_and_none_is_given() -> None:
+    drawn = admitted(limits(), retake_variance=0.3).request.retake_seed
+    assert drawn is not None
+    assert drawn >= 0
+    assert admitted(limits(), retake_variance=0.3, retake_seed=-1).request.retake_seed == drawn
+    assert admitted(limits(), retake_variance=0.3, retake_seed=5).request.retake_seed == 5
+    assert admitted(limits()).request.retake_seed is None
 
 
 def test_on_limit_reject_names_every_limit_that_was_passed() -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model checks of ``doctor``: each configured DiT, and the language model for this GPU."""
 
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +17,7 @@ from acestep_consumer.engine.hub_cache import is_offline, snapshot
 from acestep_consumer.engine.planner import registry as lms
 from acestep_consumer.engine.published_models import PUBLISHED, pull_command
 from acestep_consumer.engine.renderer.original_layout import open_original
-from acestep_consumer.engine.renderer.registry import Checkpoint, CheckpointError, resolve
+from acestep_consumer.engine.renderer.registry import CheckpointError, resolve
 from acestep_consumer.policy.lm_choice import LmPlan, plan_lm
 from acestep_consumer.policy.tiers import TierTableError, load_table
 
@@ -63,22 +63,23 @@ def judge_model(name: str, checkpoint_dir: Path | None, environ: Mapping[str, st
     except CheckpointError as error:
         said, _, cure = str(error).partition(". ")
         return fail(check, said, cure or "set ACESTEP_CHECKPOINT_DIR or ACESTEP_CONFIG_PATH")
+    if checkpoint.original and checkpoint.folder is not None:
+        return _original(check, checkpoint.folder, checkpoint_dir)
     hub_id = checkpoint.hub_id or name
     folder = checkpoint.folder or snapshot(hub_id, environ)
     if folder is None:
         return _from_hub(check, hub_id, environ)
-    return _complete(check, folder, tuple(_faults(checkpoint, folder, checkpoint_dir)))
+    return _complete(check, folder, tuple(faults_of_pipeline(folder)))
 
 
-def _faults(checkpoint: Checkpoint, folder: Path, checkpoint_dir: Path | None) -> Iterator[str]:
-    """Yield each missing or damaged part; of ACE-Step's layout, VAE and text encoder lie beside the folder."""
-    if not checkpoint.original:
-        yield from faults_of_pipeline(folder)
-        return
+def _original(check: str, place: Path, checkpoint_dir: Path | None) -> Finding:
+    """Check a folder or a file as ``run`` does before it loads it, with the VAE and the text encoder beside it."""
     try:
-        open_original(folder, checkpoint_dir)
+        open_original(place, checkpoint_dir)
     except CheckpointError as error:
-        yield str(error)
+        said, mark, cure = str(error).partition(": download")
+        return fail(check, said, f"download{cure}" if mark else "put there what is missing, or take another file")
+    return ok(check, f"{place} is complete")
 
 
 def judge_lm(plan: LmPlan, checkpoint_dir: Path | None, environ: Mapping[str, str]) -> Finding:

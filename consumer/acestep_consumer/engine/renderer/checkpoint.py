@@ -108,7 +108,7 @@ def _read(found: _Found, device: DeviceReport, shared: Mapping[str, Any]) -> Ace
 
 
 def _unloadable(name: str, place: Path | str | None, error: Exception) -> CheckpointError:
-    return CheckpointError(f"model {name} cannot be loaded from {place}: {error}")
+    return CheckpointError(f"model {name} cannot be loaded from {place}: {' '.join(str(error).split())}")
 
 
 def _download(checkpoint: Checkpoint) -> Path:

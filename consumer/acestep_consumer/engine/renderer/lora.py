@@ -204,7 +204,7 @@ def _rescaled(weight: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
     lengths = _lengths_of(magnitude.to(weight.device).float(), tuple(weight.shape))
     if lengths is None:
         raise ValueError("a magnitude that does not fit")
-    norms = torch.linalg.vector_norm(weight, dim=1 if len(lengths) > 1 else 0, keepdim=True)
+    norms: torch.Tensor = torch.linalg.vector_norm(weight, dim=1 if len(lengths) > 1 else 0, keepdim=True)
     return weight * (lengths / norms)
 
 

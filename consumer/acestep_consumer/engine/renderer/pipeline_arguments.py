@@ -189,7 +189,8 @@ def arguments_for(
         cfg_interval_start=asked.cfg_interval_start,
         cfg_interval_end=asked.cfg_interval_end,
         use_adg=asked.use_adg and not asked.flow_edit_morph,
-        **_cover_strengths(job, plan),
+        audio_cover_strength=asked.audio_cover_strength if _has_source(job, plan) else 1.0,
+        cover_noise_strength=asked.cover_noise_strength if _has_source(job, plan) else 0.0,
         sampler=_sampler(asked, model),
         flow_edit=_flow_edit(asked),
         retake_seeds=tuple((asked.retake_seed or 0) + index for index in range(len(job.seeds))),
@@ -337,12 +338,10 @@ def _covers(job: Job, plan: Plan) -> bool:
     return task in ("cover", "cover-nofsq") or (task == "text2music" and bool(codes_of(job, plan)))
 
 
-def _cover_strengths(job: Job, plan: Plan) -> dict[str, float]:
-    """Return the strengths of the source; a song from text alone has none, and a flow edit takes its source whole."""
+def _has_source(job: Job, plan: Plan) -> bool:
+    """Whether the strengths of a source count. A song from text alone has none, a flow edit takes its source whole."""
     asked = job.request
-    if asked.flow_edit_morph or (asked.task_type == "text2music" and not codes_of(job, plan)):
-        return {}
-    return {"audio_cover_strength": asked.audio_cover_strength, "cover_noise_strength": asked.cover_noise_strength}
+    return not asked.flow_edit_morph and (asked.task_type != "text2music" or bool(codes_of(job, plan)))
 
 
 def _sampler(asked: GenerationRequest, model: LoadedModel) -> SamplerOptions:

@@ -29,6 +29,10 @@ class CheckpointError(Exception):
     """A model of the settings cannot be loaded; the text says why and what to do."""
 
 
+class ModelNotFound(CheckpointError):
+    """A model is neither on this disk nor known to be on the hub."""
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """The location of a model: in ``folder``, or else on the hub as ``hub_id``. Requests refer to it by ``name``.
@@ -47,7 +51,8 @@ def resolve(named: str, checkpoint_dir: Path | None) -> Checkpoint:
     """Find the checkpoint: a folder or file of that path, then one of that name in ``checkpoint_dir``, then the hub.
 
     Raises:
-        CheckpointError: it is in none of them, or the folder is no checkpoint.
+        ModelNotFound: it is in none of them.
+        CheckpointError: the folder is no checkpoint.
     """
     for folder in _folders(named, checkpoint_dir):
         if folder.is_dir():
@@ -58,7 +63,7 @@ def resolve(named: str, checkpoint_dir: Path | None) -> Checkpoint:
     if _HUB_ID.fullmatch(hub_id):
         names = {published: name for name, published in HUB.items()}
         return Checkpoint(names.get(hub_id, hub_id.rpartition("/")[2]), hub_id=hub_id)
-    raise CheckpointError(_not_found(named, checkpoint_dir))
+    raise ModelNotFound(_not_found(named, checkpoint_dir))
 
 
 def _folders(named: str, checkpoint_dir: Path | None) -> tuple[Path, ...]:

@@ -61,7 +61,7 @@ def read_header(path: Path) -> Header:
         size = path.stat().st_size
         with path.open("rb") as file:
             return _gguf(file, size) if path.suffix == GGUF_SUFFIX else _safetensors(file, size)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise FileDamaged(f"cannot be read ({type(error).__name__}): download it again") from error
 
 

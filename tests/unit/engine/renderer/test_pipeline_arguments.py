@@ -13,6 +13,8 @@ from acestep_consumer.domain.audio_codes import format_codes
 from acestep_consumer.domain.errors import InvalidRequest, LimitExceeded, RenderFailed
 from acestep_consumer.domain.job import Job, LoadedModel, Plan
 from acestep_consumer.domain.tasks import Variant
+from acestep_consumer.engine.renderer.dcw import Dcw
+from acestep_consumer.engine.renderer.flow_edit import FlowEditRequest
 from acestep_consumer.engine.renderer.output import OutputRules
 from acestep_consumer.engine.renderer.pipeline_arguments import (
     DecodedInputs,
@@ -20,6 +22,7 @@ from acestep_consumer.engine.renderer.pipeline_arguments import (
     arguments_for,
     reads_source,
 )
+from acestep_consumer.engine.renderer.sample import SamplerOptions
 from acestep_consumer.engine.renderer.window import KeepRules
 from acestep_schemas.events import LimitsReport, Metas, ModelChoice, PolicyReport
 from acestep_schemas.request import GenerationRequest
@@ -83,7 +86,14 @@ def test_a_bare_request_becomes_the_pipeline_defaults() -> None:
         "guidance_scale": 7.0,
         "cfg_interval_start": 0.0,
         "cfg_interval_end": 1.0,
+        "use_adg": False,
         "audio_cover_strength": 1.0,
+        "cover_noise_strength": 0.0,
+        "sampler": SamplerOptions(heun_last_step=True),
+        "flow_edit": None,
+        "retake_seeds": (0,),
+        "retake_variance": 0.0,
+        "device_noise": False,
         "audio_duration": None,
         "src_audio": None,
         "reference_audio": None,
@@ -93,7 +103,6 @@ def test_a_bare_request_becomes_the_pipeline_defaults() -> None:
         "keep": KeepRules(ratio=0.5, latent_frames=12, samples_s=0.025),
         "audio_codes": (),
         "seeds": (7,),
-        "method": "ode",
         "tiled": True,
         "output": OutputRules(),
         "adjustments": (),
@@ -175,16 +184,19 @@ def test_the_terminal_zero_of_timesteps_is_left_to_the_scheduler(given: str, kep
 def test_turbo_runs_without_guidance_and_says_so_only_when_it_was_asked_for() -> None:
     silent = translate(job(), model=TURBO)
     assert (silent.guidance_scale, silent.guided, silent.warnings) == (1.0, False, ())
-    asked = translate(job(guidance_scale=4, cfg_interval_start=0.2), model=TURBO)
+    asked = translate(job(guidance_scale=4, cfg_interval_start=0.2, use_adg=True), model=TURBO)
     assert asked.guidance_scale == 1.0
-    assert [text.split(" ")[0] for text in asked.warnings] == ["guidance_scale", "cfg_interval_start"]
+    assert [text.split(" ")[0] for text in asked.warnings] == ["use_adg", "guidance_scale", "cfg_interval_start"]
 
 
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"use_adg": True}, "use_adg"),
         ({"audio_cover_strength": 0.5}, "audio_cover_strength"),
+        ({"cover_noise_strength": 0.5}, "cover_noise_strength"),
+        ({"sampler_mode": "heun", "infer_method": "sde"}, "sampler_mode"),
+        ({"retake_seed": 4}, "retake_seed"),
+        ({"dcw_enabled": True}, "dcw_enabled"),
         ({"timesteps": "0.9,0.5", "inference_steps": 20}, "inference_steps"),
         ({"src_audio_path": "s3://songs/a.mp3"}, "src_audio_path"),
         ({"mp3_bitrate": "320k", "audio_format": "flac"}, "mp3_bitrate"),
@@ -198,6 +210,69 @@ def test_turbo_runs_without_guidance_and_says_so_only_when_it_was_asked_for() ->
 def test_what_has_no_effect_is_named(fields: dict[str, Any], named: str) -> None:
     (warning,) = translate(job(**fields), inputs=SOURCE).warnings
     assert warning.startswith(named)
+
+
+def test_dcw_is_on_for_turbo_models_unless_the_request_says_otherwise() -> None:
+    assert translate(job(), model=TURBO).sampler.dcw == Dcw()
+    assert translate(job(dcw_enabled=False), model=TURBO).sampler.dcw is None
+    asked = job(dcw_enabled=True, dcw_mode="high", dcw_scaler=0.1, dcw_high_scaler=0.2, dcw_wavelet="db4")
+    assert translate(asked).sampler.dcw == Dcw(mode="high", scale=0.1, high_scale=0.2, wavelet="db4")
+
+
+def test_the_second_pass_of_the_last_heun_step_is_for_models_with_guidance() -> None:
+    assert translate(job(sampler_mode="heun")).sampler == SamplerOptions(heun=True, heun_last_step=True)
+    assert not translate(job(sampler_mode="heun"), model=TURBO).sampler.heun_last_step
+
+
+def test_the_options_of_the_sampler_are_those_of_the_request() -> None:
+    asked = job(
+        infer_method="sde", velocity_norm_threshold=2, velocity_ema_factor=0.2, latent_rescale=0.9, latent_shift=-0.1
+    )
+    assert translate(asked).sampler == SamplerOptions(
+        method="sde",
+        heun_last_step=True,
+        velocity_limit=2.0,
+        velocity_smoothing=0.2,
+        rescale=0.9,
+        offset=-0.1,
+    )
+
+
+def test_each_song_of_a_retake_mixes_in_noise_of_its_own() -> None:
+    made = translate(job(retake_seed=4, retake_variance=0.5, seeds=(1, 2), noise="device"))
+    assert (made.retake_seeds, made.retake_variance, made.device_noise) == ((4, 5), 0.5, True)
+
+
+def test_a_flow_edit_has_the_source_of_text2music_and_a_plain_sampler() -> None:
+    asked = job(
+        flow_edit_morph=True,
+        flow_edit_source_caption="piano",
+        flow_edit_source_lyrics="hm",
+        flow_edit_n_min=0.1,
+        flow_edit_n_max=0.9,
+        flow_edit_n_avg=2,
+        sampler_mode="heun",
+        use_adg=True,
+        dcw_enabled=True,
+    )
+    made = translate(asked, model=BASE, inputs=SOURCE)
+    assert made.src_audio is not None
+    assert made.flow_edit == FlowEditRequest(caption="piano", lyrics="hm", start=0.1, end=0.9, averages=2)
+    assert (made.sampler, made.use_adg) == (SamplerOptions(heun_last_step=True), False)
+
+
+@pytest.mark.parametrize("task", ["cover", "cover-nofsq", "repaint", "lego", "extract", "complete"])
+def test_strengths_of_a_source_count_wherever_there_is_one(task: str) -> None:
+    asked = job(task_type=task, audio_cover_strength=0.4, cover_noise_strength=0.3)
+    made = translate(asked, inputs=SOURCE)
+    assert (made.audio_cover_strength, made.cover_noise_strength, made.switches) == (0.4, 0.3, True)
+
+
+def test_a_cover_that_starts_from_its_source_is_said_to_be_silent_on_sft_and_xl() -> None:
+    asked = job(task_type="cover", cover_noise_strength=0.3)
+    for model in (replace(BASE, variant=Variant.SFT), replace(BASE, wide=True)):
+        (warning,) = translate(asked, model=model, inputs=SOURCE).warnings
+        assert warning.startswith("cover_noise_strength = 0.3")
 
 
 def test_text2music_has_no_source() -> None:
@@ -257,7 +332,12 @@ def assert_extended(made: PipelineArguments, *, before_s: float, after_s: float)
 
 
 def test_a_song_is_made_no_longer_than_the_tier_allows() -> None:
-    asked = {"task_type": "repaint", "repainting_start": 15, "repainting_end": 86_400, "max_duration_s": 30}
+    asked: dict[str, Any] = {
+        "task_type": "repaint",
+        "repainting_start": 15,
+        "repainting_end": 86_400,
+        "max_duration_s": 30,
+    }
     made = translate(job(**asked), inputs=SOURCE)
     assert made.src_audio is not None
     assert made.src_audio.shape == (2, 30 * 48_000)
@@ -265,7 +345,7 @@ def test_a_song_is_made_no_longer_than_the_tier_allows() -> None:
     assert (cut.field, cut.requested, cut.applied) == ("audio_duration", 86_400, 30)
     with pytest.raises(LimitExceeded, match="the extended song"):
         translate(job(**asked, on_limit="reject"), inputs=SOURCE)
-    left = {"task_type": "repaint", "repainting_start": -86_400, "max_duration_s": 30}
+    left: dict[str, Any] = {"task_type": "repaint", "repainting_start": -86_400, "max_duration_s": 30}
     with pytest.raises(InvalidRequest, match="must leave room for the source audio"):
         translate(job(**left), inputs=SOURCE)
 
