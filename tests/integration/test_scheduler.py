@@ -64,7 +64,7 @@ def neighbours(tmp_path: Path) -> list[Render]:
 
 @pytest.fixture
 def poisoned(tmp_path: Path) -> Render:
-    return render_message(tmp_path, audio_duration=0.7, inference_steps=POISONED, seeds=(66,))
+    return render_message(tmp_path, audio_duration=6, inference_steps=POISONED, seeds=(66,))
 
 
 def seed_of(sample: Sample) -> int:
@@ -126,12 +126,12 @@ def test_a_song_that_fails_the_decode_does_not_fail_others(
     harness: SchedulerHarness, neighbours: list[Render], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is ready at the same step as its neighbours, so that all are decoded together."""
-    poisoned = render_message(tmp_path, audio_duration=0.7, inference_steps=3, seeds=(66,), shift=1.0)
+    poisoned = render_message(tmp_path, audio_duration=6, inference_steps=3, seeds=(66,), shift=1.0)
     decode, batch_sizes = ModelRunner.decode, list[int]()
 
     def failing(self: ModelRunner, samples: Sequence[Sample], tiles: int) -> Any:
         batch_sizes.append(len(samples))
-        if any(sample.frames == 18 for sample in samples):
+        if any(sample.frames == 150 for sample in samples):
             raise RuntimeError("the decode failed")
         return decode(self, samples, tiles)
 
@@ -196,11 +196,11 @@ def test_a_job_of_two_songs_that_fails_at_the_last_step_costs_no_second_decode(
     harness: SchedulerHarness, neighbours: list[Render], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its first song is finished when its second one fails: the job has failed, and nothing of it is decoded."""
-    poisoned = render_message(tmp_path, audio_duration=0.7, inference_steps=3, seeds=(66, 67))
+    poisoned = render_message(tmp_path, audio_duration=6, inference_steps=3, seeds=(66, 67))
     advance, decode, decoded = Sample.advance, ModelRunner.decode, list[list[int]]()
 
     def failing(self: Sample, velocities: Any) -> None:
-        if self.frames == 18 and self.step == 2 and seed_of(self) == 67:
+        if self.frames == 150 and self.step == 2 and seed_of(self) == 67:
             raise ValueError("so close")
         advance(self, velocities)
 
@@ -283,7 +283,7 @@ def test_jobs_wait_while_others_hold_the_memory_and_go_on_in_their_order(
     record_device(harness, monkeypatch)
     assert harness.budget.free == 1094
     assert harness.budget.working == 547
-    lengths = (300, 240, 20, 100)
+    lengths = (300, 240, 130, 150)
     messages = [
         render_message(tmp_path, audio_duration=frames / 25 - 0.01, inference_steps=steps, seeds=(frames,))
         for frames, steps in zip(lengths, (3, 2, 2, 1), strict=True)
@@ -292,7 +292,7 @@ def test_jobs_wait_while_others_hold_the_memory_and_go_on_in_their_order(
     present = [sorted(sample.frames for sample in batch.samples) for batch in harness.batches]
     assert all(sum(frames) <= 547 for frames in present)
     assert present[0] == [240, 300]
-    assert sorted(frame for frames in present for frame in frames) == sorted([300] * 3 + [240] * 2 + [20] * 2 + [100])
+    assert sorted(frame for frames in present for frame in frames) == sorted([300] * 3 + [240] * 2 + [130] * 2 + [150])
     assert harness.scheduler.reductions > 0
     for one, message in zip(packed, messages, strict=True):
         assert_same(one, harness.alone(message))
@@ -347,7 +347,7 @@ def test_a_batch_that_does_not_fit_becomes_smaller_and_stays_so(
     assert sizes.count(4) == 1
     assert max(sizes[1:]) == 2
     for rendering in made:
-        assert rendering.warnings == ("out of memory with 4 songs in a batch: batches are now limited to 26 tokens",)
+        assert rendering.warnings == ("out of memory with 4 songs in a batch: batches are now limited to 128 tokens",)
     assert harness.scheduler.degradation.reductions == 1
     sizes.clear()
     again = harness.together(messages)
@@ -420,7 +420,7 @@ def test_a_cover_that_is_prepared_twice_is_the_same_song(
     messages = [render_message(tmp_path, task_type="cover", seeds=(seed,), sources=sources) for seed in (1, 2)]
     before = harness.together(messages)
     calls = iter(range(9))
-    without_memory(monkeypatch, "_context_and_timbres", lambda request: next(calls) == 1, owner=Conditioner)
+    without_memory(monkeypatch, "_source_and_timbres", lambda request: next(calls) == 1, owner=Conditioner)
     after = harness.together(messages)
     for one, other in zip(after, before, strict=True):
         assert_same(one, other)
@@ -448,14 +448,14 @@ def test_all_reductions_down_to_the_job_that_fails(
     offloads = ["models wait in RAM"]
     monkeypatch.setattr(Scheduler, "_offload", lambda self: offloads.pop() if offloads else None)
     messages = [render_message(tmp_path / str(n), audio_duration=1, inference_steps=3, seeds=(n,)) for n in range(3)]
-    giant = render_message(tmp_path / "giant", audio_duration=4, inference_steps=3, seeds=(9,))
+    giant = render_message(tmp_path / "giant", audio_duration=8, inference_steps=3, seeds=(9,))
     before = harness.together(messages)
     batches: list[list[int]] = []
     step = ModelRunner.step
 
     def out_of_memory(self: ModelRunner, samples: Sequence[Sample], lora: Any) -> Any:
         batches.append([sample.frames for sample in samples])
-        if any(sample.frames == 100 for sample in samples):
+        if any(sample.frames == 200 for sample in samples):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return step(self, samples, lora)
 
@@ -463,8 +463,8 @@ def test_all_reductions_down_to_the_job_that_fails(
     futures = rendered_together(harness, [messages[0], giant, *messages[1:]])
     with pytest.raises(ResourceExhausted, match="too little memory"):
         futures[1].result()
-    assert batches[0] == [25, 100, 25, 25]
-    assert batches.count([100]) == 3  # before the offload, after it, and alone
+    assert batches[0] == [128, 200, 128, 128]
+    assert batches.count([200]) == 3  # before the offload, after it, and alone
     survivors = [futures[index].result() for index in (0, 2, 3)]
     for rendering, other in zip(survivors, before, strict=True):
         (track,) = rendering.tracks
@@ -478,7 +478,7 @@ def test_a_job_that_is_restarted_alone_gives_the_same_song_and_a_warning(
     harness: SchedulerHarness, neighbours: list[Render], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first job fits only when no other is on the device: it is restarted, with the same SDE noise."""
-    large = render_message(neighbours[0].folder, audio_duration=4, inference_steps=3, infer_method="sde", seeds=(9,))
+    large = render_message(neighbours[0].folder, audio_duration=8, inference_steps=3, infer_method="sde", seeds=(9,))
     before = harness.alone(large)
     harness.scheduler.degradation.tokens = 1  # one sample at a time
     present: set[BatchRequest] = set()
@@ -487,7 +487,7 @@ def test_a_job_that_is_restarted_alone_gives_the_same_song_and_a_warning(
     def out_of_memory(self: ModelRunner, samples: Sequence[Sample], lora: Any) -> Any:
         present.clear()
         present.update(request for request in harness.scheduler._active if not request.completed)
-        if any(sample.frames == 100 and sample.step == 1 for sample in samples) and len(present) > 1:
+        if any(sample.frames == 200 and sample.step == 1 for sample in samples) and len(present) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return step(self, samples, lora)
 

@@ -124,6 +124,7 @@ def seconds_of(body: bytes, path: Path) -> float:
         ("text2music", "acestep-v15-turbo", "mp3"),
         ("text2music", "acestep-v15-base", "opus"),
         ("cover", "acestep-v15-turbo", "flac"),
+        ("cover-nofsq", "acestep-v15-turbo", "wav"),
         ("repaint", "acestep-v15-turbo", "wav"),
         ("extract", "acestep-v15-base", "ogg"),
         ("lego", "acestep-v15-base", "aac"),
@@ -150,6 +151,13 @@ async def test_a_request_becomes_an_event_and_an_object_for_each_task_model_and_
     assert type(data).model_validate_json(manifest) == data
 
 
+async def test_the_codes_of_source_audio_are_in_the_event_without_a_song(producer: Producer, source: str) -> None:
+    data = completed(await producer.sing(extract_codes_only=True, src_audio_path=source)).data
+    assert (data.audios, data.lm) == ((), None)
+    (codes,) = data.audio_codes
+    assert len(codes) == 5 * 11
+
+
 async def test_the_same_seed_gives_the_same_song_and_another_one_another(producer: Producer) -> None:
     fields = {"audio_duration": 10, "audio_format": "wav", "inference_steps": 2}
     first, again, other = [
@@ -167,11 +175,11 @@ async def test_progress_rises_and_the_terminal_event_is_the_last(producer: Produ
 
 
 async def test_values_over_the_tiers_limit_are_clamped_and_reported(producer: Producer) -> None:
-    data = completed(await producer.sing(audio_duration=2, batch_size=5, inference_steps=1)).data
+    data = completed(await producer.sing(audio_duration=2, batch_size=5, bpm=20, inference_steps=1)).data
     changes = {change.field: (change.requested, change.applied) for change in data.policy.adjustments}
-    assert changes == {"audio_duration": (2, 10), "batch_size": (5, 1)}
+    assert changes == {"batch_size": (5, 1), "bpm": (20, 30)}
     assert data.policy.tier == "tier1"
-    assert len(data.audios) == 1
+    assert [song.duration_s for song in data.audios] == [2]
 
 
 async def test_a_redelivery_costs_no_render_and_repeats_the_event(producer: Producer, bucket: Any) -> None:
