@@ -272,11 +272,12 @@ class TestLora:
         places = [f"s3://{s3.bucket}/{s3_prefix}/{name}.safetensors" for name in ("jazz", "blues", "jazz")]
         for name in ("jazz", "blues"):
             client.put_object(Bucket=s3.bucket, Key=f"{s3_prefix}/{name}.safetensors", Body=name.encode())
-        (tmp_path / "1").mkdir()
+        for folder in ("1", "2"):
+            (tmp_path / folder).mkdir()
         async with connect() as inputs:
             found = await inputs.fetch(make_job(lora=places[0], loras=places[1:]), tmp_path / "1")
             with pytest.raises(InputUnreadable, match=r"^loras\.1\.path = s3://.*none\.safetensors"):
-                await inputs.fetch(make_job(loras=[places[0], f"s3://{s3.bucket}/none.safetensors"]), tmp_path / "1")
+                await inputs.fetch(make_job(loras=[places[0], f"s3://{s3.bucket}/none.safetensors"]), tmp_path / "2")
         assert [path.read_bytes() for path in found.loras] == [b"jazz", b"blues", b"jazz"]
 
     async def test_a_missing_one_is_unreadable(self, connect: Connect, s3: SeaweedFS, tmp_path: Path) -> None:

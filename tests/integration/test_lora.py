@@ -163,7 +163,7 @@ class TestMerged:
 
     def test_a_lokr_changes_linear_layers_and_convolutions(self, dit: Any, tmp_path: Path) -> None:
         """LyCORIS reads the weight of a convolution as a matrix of outputs and all the rest."""
-        tensors = {}
+        tensors: Shared = {}
         for name, (outputs, inputs) in {"layers_0_mlp_up_proj": (64, 32), "proj_in_1": (32, 24)}.items():
             tensors |= {
                 f"lycoris_{name}.lokr_w1": torch.randn(4, 4),

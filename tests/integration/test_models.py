@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``acestep-consumer models`` against a server that speaks the hub's protocol."""
 
+import fcntl
 import json
 import signal
 import subprocess
@@ -160,6 +161,26 @@ def test_a_file_of_ones_own_is_not_overwritten(machine: Machine, hub: Hub) -> No
     assert done.returncode == 5
     assert f"{path} is not the file of ACE-Step/Ace-Step1.5" in done.stderr
     assert path.read_bytes() == weights(300_000, seed=99)
+    assert not hub.requests
+
+
+def test_a_folder_in_diffusers_layout_stays_as_it_is(machine: Machine, hub: Hub) -> None:
+    folder = machine.checkpoints / TURBO
+    folder.mkdir(parents=True)
+    (folder / "model_index.json").write_text('{"_class_name": "AceStepPipeline"}')
+    done = machine.models("pull", TURBO)
+    assert done.returncode == 0, done.stderr
+    assert f"{folder} is there in diffusers' layout" in done.stderr
+    assert not hub.requests
+
+
+def test_two_downloads_into_one_folder_are_refused(machine: Machine, hub: Hub) -> None:
+    machine.checkpoints.mkdir()
+    with (machine.checkpoints / ".pull.lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = machine.models("pull", TURBO)
+    assert done.returncode == 5
+    assert "another download" in done.stderr
     assert not hub.requests
 
 

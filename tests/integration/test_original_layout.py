@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from acestep_consumer.commands.doctor.models import judge_model
 from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.job import LoadedModel
 from acestep_consumer.domain.tasks import Variant
@@ -255,6 +256,11 @@ def test_diffusers_layout_is_checked_too(tiny_checkpoints: Path, tmp_path: Path)
     cut_off(folder / "transformer/diffusion_pytorch_model.safetensors")
     with pytest.raises(CheckpointError, match=r"diffusion_pytorch_model.safetensors has [\d,]+ of [\d,]+ bytes"):
         check_checkpoints(EngineSettings(config_path=str(folder)))
+
+
+def test_doctor_finds_a_whole_model_complete(originals: Path) -> None:
+    found = judge_model(TURBO, originals, {})
+    assert (found.level, found.said) == ("ok", f"{originals / TURBO} is complete")
 
 
 def test_a_model_that_is_not_on_this_disk_is_left_to_the_renderer(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 import asyncio
 import io
 import json
+import shutil
 import socket
 import struct
 import time
@@ -60,6 +61,7 @@ from acestep_consumer.storage.s3.client import S3Response
 from tests.support.broker import broker_settings
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
+GOLDEN = Path(__file__).parents[2] / "golden/checkpoints"
 NO_HUB: dict[str, str] = {"HF_HUB_CACHE": "/nowhere"}
 
 
@@ -430,7 +432,28 @@ def test_a_model_that_is_nowhere_fails_with_the_way_to_get_it(tmp_path: Path) ->
     found = judge_model("acestep-v15-turbo", tmp_path, NO_HUB)
     assert found.level == "fail"
     assert "was not found" in found.said
-    assert "convert_ace_step_to_diffusers.py" in (found.fix or "")
+    assert f"acestep-consumer models pull acestep-v15-turbo --checkpoints {tmp_path}" in (found.fix or "")
+
+
+def test_a_model_in_ace_steps_layout_is_checked_with_what_lies_beside_it(tmp_path: Path) -> None:
+    for name in ("acestep-v15-turbo", "vae", "Qwen3-Embedding-0.6B"):
+        shutil.copytree(GOLDEN / name, tmp_path / name)
+    assert judge_model("acestep-v15-turbo", tmp_path, NO_HUB).level == "ok"
+    shutil.rmtree(tmp_path / "vae")
+    found = judge_model("acestep-v15-turbo", tmp_path, NO_HUB)
+    assert found.level == "fail"
+    assert f"acestep-consumer models pull vae --checkpoints {tmp_path}" in (found.fix or "")
+
+
+def test_a_model_in_the_original_layout_is_judged_as_run_does(tmp_path: Path) -> None:
+    folder = tmp_path / "acestep-v15-turbo"
+    folder.mkdir()
+    weights(folder / "model.safetensors")
+    found = judge_model("acestep-v15-turbo", tmp_path, NO_HUB)
+    assert (found.level, found.said) == ("fail", f"{folder} lacks config.json")
+    assert (found.fix or "").startswith("download")
+    (folder / "config.json").write_text('{"model_type": "acestep"}')
+    assert "config.json has no field hidden_size" in judge_model("acestep-v15-turbo", tmp_path, NO_HUB).said
 
 
 def test_a_model_on_the_hub_is_a_warning_and_offline_an_error(tmp_path: Path) -> None:

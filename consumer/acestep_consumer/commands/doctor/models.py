@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from acestep_consumer.commands.doctor.checkpoint import faults_of_checkpoint, faults_of_lm
+from acestep_consumer.commands.doctor.checkpoint import faults_of_lm, faults_of_pipeline
 from acestep_consumer.commands.doctor.machine import Machine
 from acestep_consumer.commands.doctor.report import Finding, fail, ok, skip, warn
 from acestep_consumer.commands.plan.gpu import DeviceMissing
@@ -69,7 +69,7 @@ def judge_model(name: str, checkpoint_dir: Path | None, environ: Mapping[str, st
     folder = checkpoint.folder or snapshot(hub_id, environ)
     if folder is None:
         return _from_hub(check, hub_id, environ)
-    return _complete(check, folder, tuple(faults_of_checkpoint(folder)))
+    return _complete(check, folder, tuple(faults_of_pipeline(folder)))
 
 
 def _original(check: str, place: Path, checkpoint_dir: Path | None) -> Finding:

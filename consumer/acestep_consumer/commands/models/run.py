@@ -23,6 +23,8 @@ from acestep_consumer.commands.terminal import UNKNOWN, plural, size
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.engine.hub_cache import is_offline, snapshot
 from acestep_consumer.engine.published_models import DEFAULT_LM, PUBLISHED, ModelKind, PublishedModel, needed_for
+from acestep_consumer.engine.renderer.registry import HUB as DIFFUSERS_HUB
+from acestep_consumer.engine.renderer.registry import INDEX
 
 if TYPE_CHECKING:
     from acestep_consumer.engine.hub_download import HubFile
@@ -53,7 +55,7 @@ def show_list(checkpoints: Path, *, as_json: bool) -> Exit:
     if as_json:
         _print_json(found)
     elif console.is_terminal:
-        console.print(_table(found))
+        _show(found, checkpoints, console)
     else:
         for each in found:
             columns = (each.name, each.state, each.bytes, each.folder or each.repository, "; ".join(each.faults))
@@ -88,8 +90,10 @@ def _on_disk(model: PublishedModel, state: State, folder: Path | None, faults: t
 
 
 def _folder_of(model: PublishedModel, checkpoints: Path) -> Path | None:
-    cached = snapshot(model.repository, os.environ)
-    places = [checkpoints / model.name, *([cached / model.prefix] if cached else [])]
+    places = [checkpoints / model.name]
+    for repository, prefix in ((model.repository, model.prefix), (DIFFUSERS_HUB.get(model.name, ""), "")):
+        if repository and (cached := snapshot(repository, os.environ)):
+            places.append(cached / prefix)
     return next((place for place in places if place.is_dir()), None)
 
 
@@ -110,19 +114,22 @@ def _faults(model: PublishedModel, folder: Path) -> Iterator[str]:
             yield from faults_of_checkpoint(folder, is_dit=False)
 
 
-def _table(found: Sequence[ModelOnDisk]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("model", no_wrap=True, style="cyan")
-    table.add_column("kind", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    table.add_column("size", no_wrap=True, justify="right")
-    table.add_column("place", overflow="fold")
+def _show(found: Sequence[ModelOnDisk], checkpoints: Path, console: Console) -> None:
+    """Print the table, and below it the faults in full width: on a narrow terminal a column of paths would be all."""
+    table = Table(box=box.SIMPLE_HEAD, title=f"Models in {checkpoints}", title_justify="left", title_style="bold")
+    for column in ("model", "kind", "state", "size"):
+        table.add_column(column, no_wrap=True, justify="right" if column == "size" else "left")
     styles = {"complete": "green", "incomplete": "yellow", "absent": "dim"}
     for each in found:
-        state = Text(each.state, style=styles[each.state])
-        place = "\n".join((each.folder or f"hub: {each.repository}", *each.faults))
-        table.add_row(each.name, each.kind, state, size(each.bytes) if each.bytes else UNKNOWN, Text(place))
-    return table
+        elsewhere = each.folder is not None and not Path(each.folder).is_relative_to(checkpoints)
+        state = f"{each.state}, in the hub's cache" if elsewhere else each.state
+        stored = size(each.bytes) if each.bytes else UNKNOWN
+        table.add_row(each.name, each.kind, Text(state, styles[each.state]), stored)
+    console.print(table)
+    for each in found:
+        for fault in each.faults:
+            console.print(f"{each.name}: {fault}", style="yellow", markup=False, soft_wrap=True)
+    console.print("acestep-consumer models pull NAME downloads one, or the rest of it", style="dim", soft_wrap=True)
 
 
 def pull(checkpoints: Path, names: Sequence[str], note: Console, *, with_lm: bool, as_json: bool) -> Exit:
@@ -139,7 +146,11 @@ def pull(checkpoints: Path, names: Sequence[str], note: Console, *, with_lm: boo
         only_pull,
     )
 
-    models = needed_for(names, lm=DEFAULT_LM if with_lm and not _has_lm(names, checkpoints) else None)
+    ready = {name for name in names if (checkpoints / name / INDEX).is_file()}
+    for name in sorted(ready):
+        note.print(f"{checkpoints / name} is there in diffusers' layout, and stays as it is", soft_wrap=True)
+    lm = DEFAULT_LM if with_lm and not _has_lm(names, checkpoints) else None
+    models = needed_for([name for name in names if name not in ready], lm=lm)
     try:
         with only_pull(checkpoints):
             _pull(models, checkpoints, note)
@@ -171,9 +182,13 @@ def _pull(models: Sequence[PublishedModel], checkpoints: Path, note: Console) ->
     with _progress(note) as progress:
         missing = _missing(files, checkpoints, progress)
         check_room(missing, checkpoints)
+        total = sum(file.bytes for file in missing)
+        kept = sum(_partial_bytes(file, checkpoints) for file in missing)
+        note.print(f"{size(total - kept)} to download into {checkpoints}", soft_wrap=True)
+        task = progress.add_task("", total=total, completed=kept)
         for file in missing:
             label = f"{file.model.name}/{file.name}"
-            task = progress.add_task(label, total=file.bytes, completed=_partial_bytes(file, checkpoints))
+            progress.update(task, description=label)
             fetch(file, checkpoints, partial(progress.advance, task))
             if not note.is_terminal:
                 note.print(f"{label} {size(file.bytes)}", soft_wrap=True)
@@ -257,10 +272,10 @@ def _verified(model: PublishedModel, checkpoints: Path, published: "Sequence[Hub
         return
     faults = list(_faults(model, folder))
     yield from faults
-    for file in published or ():
+    if faults or (folder / INDEX).is_file():  # the hub's hashes are those of ACE-Step's layout
+        return
+    for file in (file for file in published or () if file.model == model):
         path = file.path(checkpoints)
-        if file.model != model or faults:
-            continue
         if not path.is_file():
             yield f"{file.name} is missing"
         elif not file.matches(path):

@@ -34,9 +34,18 @@ class MetadataError(ValueError):
     """Invalid metadata, or text without metadata. The message names the field and the rule."""
 
 
+class AsGiven(str):
+    """A key or time signature of the request that is not written as in the model's training: ``D dorian``, ``5/4``.
+
+    It is one line without control tokens, and taken letter for letter; the model itself never writes one.
+    """
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metadata:
-    """Metadata of a song; None is unknown, and every known value is valid.
+    """Metadata of a song; None is unknown, and every known value is valid, or ``AsGiven``.
 
     ``duration`` is in whole seconds. ``caption`` is one line: white space and control characters become single spaces,
     and a blank one is unknown. ``lyrics`` are not part of the YAML; the model writes them after its thoughts.
@@ -66,6 +75,8 @@ class Metadata:
 
     def _check(self, field: str) -> None:
         value = getattr(self, field)
+        if isinstance(value, AsGiven):
+            return
         if field in _RANGES:
             low, high = _RANGES[field]
             if not low <= value <= high:
@@ -77,11 +88,15 @@ class Metadata:
 def to_yaml(metadata: Metadata) -> str:
     """Return the known fields as YAML, exactly as in the model's training; empty when nothing is known.
 
-    Keys are sorted, numbers are bare, and lines longer than 80 columns are wrapped with an indent of two spaces.
+    Keys are sorted, numbers are bare, and lines longer than 80 columns are wrapped with an indent of two spaces. Of a
+    time signature the beats are written: ``5`` for 5/4.
     """
     values = {field: getattr(metadata, field) for field in metadata.known_fields}
+    if metadata.keyscale is not None:
+        values["keyscale"] = str(metadata.keyscale)
     if metadata.timesignature is not None:
-        values["timesignature"] = int(metadata.timesignature)
+        beats = metadata.timesignature.partition("/")[0].strip()
+        values["timesignature"] = int(beats) if beats.isdecimal() else str(metadata.timesignature)
     return yaml.safe_dump(values, allow_unicode=True, sort_keys=True).strip() if values else ""
 
 
@@ -90,16 +105,31 @@ def think_block(metadata: Metadata) -> str:
     return "\n".join(line for line in (THINK, to_yaml(metadata), END_THINK) if line)
 
 
-def parse(text: str) -> Metadata:
+def as_given(field: str, value: str | None) -> str | None:
+    """Return a key or time signature of the request: as in the model's training, else ``AsGiven``, or None."""
+    line = _one_line(value or "")
+    try:
+        known = _READ[field](line) == line
+    except ValueError:
+        known = False
+    return line if known else AsGiven(line) if line else None
+
+
+def parse(text: str, fixed: Metadata | None = None) -> Metadata:
     """Parse the model's output: its thoughts and the lyrics after them, if any.
 
-    Tags may be missing, lines may be wrapped anywhere, and unknown fields are ignored.
+    Tags may be missing, lines may be wrapped anywhere, and unknown fields are ignored. What is ``AsGiven`` in ``fixed``
+    stays, since the grammar has put it there.
 
     Raises:
         MetadataError: there is no known field, or one with an invalid value.
     """
     thoughts, _, rest = text.partition(END_THINK)
-    values = {field: _read(field, _unquoted(raw)) for field, raw in _fields(thoughts.rpartition(THINK)[2]).items()}
+    stays = {field: value for field in FIELDS if isinstance(value := getattr(fixed, field, None), AsGiven)}
+    values = {
+        field: stays[field] if field in stays else _read(field, _unquoted(raw))
+        for field, raw in _fields(thoughts.rpartition(THINK)[2]).items()
+    }
     if not values:
         raise MetadataError(f"there is no metadata in {text[:100]!r}")
     lyrics = _LYRIC_HEADING.sub("", rest, count=1).strip()

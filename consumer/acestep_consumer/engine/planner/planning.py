@@ -19,7 +19,7 @@ from acestep_consumer.engine.planner.backend import CodeConstraint, Generation, 
 from acestep_consumer.engine.planner.description_hints import hints_in
 from acestep_consumer.engine.planner.engine_loop import EngineLoop
 from acestep_consumer.engine.planner.grammar import SONG_FIELDS, metadata_grammar, song_grammar
-from acestep_consumer.engine.planner.metadata import FIELDS, Metadata, MetadataError, parse
+from acestep_consumer.engine.planner.metadata import FIELDS, Metadata, MetadataError, as_given, parse
 from acestep_consumer.engine.planner.prompts import GuidedPrompts, Prompt
 from acestep_consumer.engine.planner.tokens import LmTokens
 from acestep_consumer.policy.tiers import MAX_DURATION_S, MIN_DURATION_S
@@ -122,7 +122,7 @@ class SongPlanner:
         grammar = metadata_grammar(fixed, fields=_fields(job.request), max_duration_s=job.policy.limits.max_duration_s)
         prompt = prompts.metadata_phase(draft.caption, draft.lyrics)
         text = await self._generate_text(job, prompt, TextConstraint(grammar, METADATA_TOKENS))
-        metadata = _parsed(text)
+        metadata = _parsed(text, fixed)
         return replace(draft, metadata=metadata, thoughts=metadata)
 
     async def _plan_song(
@@ -138,7 +138,7 @@ class SongPlanner:
             replace(fixed, caption=None), fields=fields, max_duration_s=job.policy.limits.max_duration_s
         )
         constraint = TextConstraint(grammar, SONG_TOKENS, truncate=True)
-        return _parsed(await self._generate_text(job, prompt, constraint, sampling))
+        return _parsed(await self._generate_text(job, prompt, constraint, sampling), fixed)
 
     async def _generate_text(
         self, job: Job, prompt: Prompt, constraint: TextConstraint, sampling: Sampling | None = None
@@ -197,9 +197,9 @@ def draft_of(job: Job) -> PlanDraft:
         metadata=Metadata(
             bpm=request.bpm,
             duration=None if seconds is None else _whole_seconds(seconds),
-            keyscale=request.key_scale,
+            keyscale=as_given("keyscale", request.key_scale),
             language=request.vocal_language if "vocal_language" in job.given else None,
-            timesignature=request.time_signature,
+            timesignature=as_given("timesignature", request.time_signature),
         ),
         warnings=tuple(_without_effect(request)),
     )
@@ -259,8 +259,8 @@ def _plan(job: Job, draft: PlanDraft, codes: tuple[str, ...] = ()) -> Plan:
     metas = Metas(
         bpm=metadata.bpm or request.bpm,
         duration=_duration_s(request, metadata),
-        keyscale=metadata.keyscale or "",
-        timesignature=metadata.timesignature or "",
+        keyscale=str(metadata.keyscale or ""),
+        timesignature=str(metadata.timesignature or ""),
         # A song's language is the request's, as in ACE-Step's own server; the model's is for its own thoughts.
         language=(job.analysis and metadata.language) or request.vocal_language,
         caption=(_may_rewrite_caption(request) and metadata.caption) or draft.caption,
@@ -273,9 +273,9 @@ def _requested_codes(request: GenerationRequest) -> tuple[str, ...]:
     return (request.audio_code_string,) if request.audio_code_string else ()
 
 
-def _parsed(text: str) -> Metadata:
+def _parsed(text: str, fixed: Metadata) -> Metadata:
     try:
-        return parse(text)
+        return parse(text, fixed)
     except MetadataError as error:
         raise PlanFailed(f"the language model's metadata is invalid: {error}") from error
 

@@ -81,9 +81,10 @@ def _is_original(folder: Path) -> bool:
     if not index.is_file():
         if any((folder / name).is_file() for name in _ORIGINAL_FILES):
             return True
+        rest = f". Download it: {pull_command(folder.name, checkpoints=folder.parent)}" if is_dit(folder.name) else ""
         raise CheckpointError(
             f"{folder} is not a checkpoint: it has neither {_ORIGINAL_FILES[0]} (ACE-Step's layout) "
-            f"nor {INDEX} (diffusers' layout)"
+            f"nor {INDEX} (diffusers' layout){rest}"
         )
     try:
         kind = json.loads(index.read_text(encoding="utf-8"))["_class_name"]

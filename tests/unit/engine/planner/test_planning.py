@@ -40,6 +40,16 @@ def test_a_fraction_of_a_second_is_cut_off_in_the_thoughts() -> None:
     assert draft_of(job(thinking=True, **FOUR)).metadata.duration == 30
 
 
+def test_keys_and_time_signatures_that_the_model_does_not_know_are_those_of_the_request() -> None:
+    known = job(thinking=True, **FOUR)
+    unknown = replace(
+        known, request=known.request.model_copy(update={"key_scale": "D dorian", "time_signature": "5/4"})
+    )
+    metadata = draft_of(unknown).metadata
+    assert (metadata.keyscale, metadata.timesignature) == ("D dorian", "5/4")
+    assert not needs_metadata(unknown, draft_of(unknown))
+
+
 @pytest.mark.parametrize(("asked", "applied"), [(0, 1), (0.5, 1), (1, 1), (2.5, 2.5)])
 def test_a_guidance_scale_below_one_is_none(asked: float, applied: float) -> None:
     assert sampling_of(job(lm_cfg_scale=asked).request, 7, guided=True).cfg_scale == applied
