@@ -27,6 +27,9 @@ STEADY_S: Final = 60.0
 MAX_REFUSED_STARTS: Final = 10
 """Starts in a row that may end with USAGE once a worker has run: storage or broker may refuse for some minutes."""
 
+MAX_CRASHED_STARTS: Final = 5
+"""Starts in a row that may end with UNEXPECTED before a steady run: most often each one meets the same bug."""
+
 _OUTPUT_S = 5.0
 _FINAL = (Exit.DONE, Exit.USAGE, Exit.ENGINE)
 """Exit codes after which a worker is not restarted: it would end the same way, or was asked to stop by itself."""
@@ -75,19 +78,23 @@ class WorkerGroup:
 
     async def _keep(self, placement: Placement) -> int:
         """Run a worker, and restart it until it ends for good. Returns its exit code."""
-        delay, proven, refused = FIRST_RESTART_S, False, 0
+        delay, proven, refused, crashed = FIRST_RESTART_S, False, 0, 0
         while not self._stopping.is_set():
             began = time.monotonic()
             code = await self._run_one(placement)
             if self._stopping.is_set():
                 return self._without_signal(code)
             # A worker also exits with USAGE if storage or broker refuses; after a successful start, a restart may help.
+            # Loading alone may take longer than a steady run, so that the time says nothing about settings.
             refused = refused + 1 if code == Exit.USAGE else 0
-            if code in _FINAL and not (proven and 0 < refused <= MAX_REFUSED_STARTS):
+            steady = time.monotonic() - began >= self._steady_s
+            crashed = crashed + 1 if code == Exit.UNEXPECTED and not steady else 0
+            final = code in _FINAL and not (proven and 0 < refused <= MAX_REFUSED_STARTS)
+            if final or crashed > MAX_CRASHED_STARTS:
                 self._log_final(placement, code)
                 return code
-            if time.monotonic() - began >= self._steady_s:
-                delay, proven, refused = FIRST_RESTART_S, True, 0
+            if steady:
+                delay, proven = FIRST_RESTART_S, True
             log.error("worker died", gpu=placement.name, exit_code=code, restarts_in_s=delay)
             await self._sleep(delay)
             delay = min(2 * delay, LAST_RESTART_S)
