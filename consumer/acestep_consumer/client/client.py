@@ -15,7 +15,7 @@ from uuid import uuid4
 import aio_pika
 
 from acestep_consumer.broker.errors import BrokerError, BrokerRefused, Nacked, Unroutable, describe
-from acestep_consumer.broker.topology import CONTROL, EVENTS, GENERATE, REQUESTS
+from acestep_consumer.broker.topology import CONTROL, EVENTS, GENERATE, NOTICES, REQUESTS
 from acestep_consumer.client.connection import NOT_DECLARED, ClientConnection, as_client_error
 from acestep_consumer.client.dispatcher import Dispatcher
 from acestep_consumer.client.errors import ClientError, InvalidTaskId, NoQueue, QueueFull, no_songs
@@ -313,7 +313,7 @@ class Client:
         problem = None
         try:
             async with asyncio.timeout(within_s):
-                ready, consumers = await self._connection.depth(GENERATE)
+                ready, consumers = await self._request_queue()
                 depth = RequestQueueDepth(ready=ready, consumers=consumers)
                 await survey_workers(self._connection, answers, consumers, self._retry_after.learn)
         except TimeoutError:
@@ -324,10 +324,22 @@ class Client:
             problem = MAY_NOT_ASK if may_not else describe(fault)
         return depth, tuple(answers.values()), problem
 
+    async def _request_queue(self) -> tuple[int, int]:
+        """Return how many requests wait, and the consumers of their queue. Raises ``BrokerError``.
+
+        A worker that has all it can hold of another queue consumes none of this one. If all are so, the consumers of
+        the dead-letter notices count, of which every worker is one.
+        """
+        ready, consumers = await self._connection.depth(GENERATE)
+        if not consumers:
+            with suppress(BrokerError):
+                _, consumers = await self._connection.depth(NOTICES)
+        return ready, consumers
+
     async def _queue_full(self) -> QueueFull:
         waiting = workers = None
         with suppress(BrokerError):  # this login may be allowed to publish alone
-            waiting, workers = await self._connection.depth(GENERATE)
+            waiting, workers = await self._request_queue()
         return QueueFull(self._retry_after.retry_after(workers), waiting, workers)
 
 
