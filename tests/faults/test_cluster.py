@@ -159,7 +159,9 @@ def consumes_at(worker: WorkerProcess, node: Node) -> bool:
 def misses_home(worker: WorkerProcess) -> bool:
     """Whether this worker's log says why it cannot work."""
     waits = worker.log_lines(event="broker not reachable, trying again")
-    return any("home node" in line["reason"] for line in waits)
+    # The words of RabbitMQ 3 and 4.
+    said = ("home node", "process is stopped by supervisor")
+    return any(words in line["reason"] for line in waits for words in said)
 
 
 async def test_what_was_accepted_ends_once_whichever_node_dies_or_leaves(
