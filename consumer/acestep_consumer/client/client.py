@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 ROUTING_KEY: Final = "generate"
 MAY_NOT_ASK: Final = f"this login may not read {EVENTS}, or not publish `{STATUS_REQUEST}` to {CONTROL}"
+MAY_NOT_SEE: Final = f"this login may not see {GENERATE}; from RabbitMQ 4 on that takes a permission on it"
 EVERYTHING: Final = ("job.#", "worker.#")
 # Publishes of `submit_many` that wait for their confirm at the same time.
 _IN_FLIGHT: Final = 100
@@ -320,8 +321,9 @@ class Client:
             pass  # the answers so far are what there is
         except BrokerError as fault:
             # The refusal's own text says what a worker's login needs, which is more than this one should get.
-            may_not = depth is not None and isinstance(fault, BrokerRefused)
-            problem = MAY_NOT_ASK if may_not else describe(fault)
+            problem = describe(fault)
+            if isinstance(fault, BrokerRefused):
+                problem = MAY_NOT_SEE if depth is None else MAY_NOT_ASK
         return depth, tuple(answers.values()), problem
 
     async def _request_queue(self) -> tuple[int, int]:
