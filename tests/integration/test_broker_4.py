@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     from acestep_consumer.broker.delivery import AmqpDelivery
     from tests.support.servers import ManagementApi
 
-pytestmark = pytest.mark.skipif(
-    not rabbitmq4.wanted(), reason="older versions ignore these arguments: bash infra/dev test --rabbitmq 4"
-)
+pytestmark = [
+    pytest.mark.broker_versions,
+    pytest.mark.skipif(
+        not rabbitmq4.wanted(), reason="older versions ignore these arguments: bash infra/dev test --rabbitmq 4"
+    ),
+]
 
 TIMEOUT_MS = 2_000
 DELAY_MS = 2_000

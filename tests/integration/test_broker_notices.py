@@ -85,6 +85,7 @@ async def is_dead(url: str, count: int) -> None:
         await until(arrived, "the dead letters")
 
 
+@pytest.mark.broker_versions
 @KINDS
 async def test_a_request_that_expires_in_the_queue_is_told_with_all_that_its_event_needs(
     amqp_url: str, queue_type: str
@@ -143,6 +144,7 @@ async def test_a_producer_who_writes_a_workers_header_hears_of_it_all_the_same(a
         assert recorder.notices[0].reason == "expired"
 
 
+@pytest.mark.broker_versions
 async def test_a_request_that_somebody_rejects_is_told_under_the_brokers_word(amqp_url: str) -> None:
     recorder = NoticeRecorder()
     async with telling(amqp_url, recorder), Peer(amqp_url) as peer:
@@ -224,6 +226,7 @@ async def test_a_worker_that_stops_leaves_to_the_next_what_it_has_not_told(
     assert await unsettled(amqp_url) == 0
 
 
+@pytest.mark.broker_versions
 async def test_a_deleted_queue_is_made_again_and_followed(amqp_url: str) -> None:
     recorder = NoticeRecorder()
     async with telling(amqp_url, recorder) as connection, Peer(amqp_url) as peer:

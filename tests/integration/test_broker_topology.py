@@ -19,6 +19,8 @@ from tests.support.broker import Peer, broker_settings
 if TYPE_CHECKING:
     from tests.support.servers import ManagementApi
 
+pytestmark = pytest.mark.broker_versions
+
 
 def standing(management: ManagementApi, vhost: str) -> dict[str, Any]:
     """What stands on the virtual host, without the exchanges that every one has, in the form of definitions."""

@@ -214,6 +214,7 @@ async def test_a_broker_that_does_not_answer_is_a_note_within_the_time(declared:
     assert took_s < 10
 
 
+@pytest.mark.broker_versions
 @pytest.mark.parametrize(
     ("rights", "topic"),
     [

@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 
 SCRIPT = Path(__file__).parents[2] / "infra/rabbitmq/users.py"
 
+pytestmark = pytest.mark.broker_versions
+
 
 @pytest.fixture
 def urls(rabbitmq: RabbitMQ, management: ManagementApi, amqp_vhost: str, tmp_path: Path) -> Iterator[dict[str, str]]:
