@@ -32,7 +32,7 @@ PROMPT = "warm lo-fi piano, brushed drums, late at night"
 LYRICS = "[verse]\nA message waits in line\nA melody comes out\n"
 
 _TINY_MODEL = "acestep-v15-turbo"
-_READY_TIMEOUT_S = 180.0
+_READY_TIMEOUT_S = 600.0
 _READY_TIMEOUT_REAL_S = 1800.0
 _SUBMIT_TIMEOUT_S = 1800.0
 _WORKER_GRACE_S = 30.0
@@ -41,9 +41,9 @@ _POLL_S = 0.2
 
 _RANDOM_WEIGHTS = """
 The demo's model has random weights, so the audio is noise, but it went through the whole real pipeline.
-For music you need a GPU and an ACE-Step 1.5 checkpoint on this machine. Set
-  ACESTEP_CHECKPOINT_DIR   the folder with the checkpoints
-  ACESTEP_CONFIG_PATH      the model in it, for example acestep-v15-turbo
+For music you need a GPU and ACE-Step 1.5's checkpoints, as its own server has them. Set
+  ACESTEP_CHECKPOINT_DIR   that server's folder "checkpoints"
+  ACESTEP_CONFIG_PATH      the model in it; acestep-v15-turbo if unset
 and run the demo again.
 """
 

@@ -6,10 +6,8 @@ from pathlib import Path
 from tests.support.broker import Peer, until
 from tests.support.event_recorder import EventRecorder
 from tests.support.shelf import Shelf
-from tests.support.waiting import eventually
+from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
-
-WITHIN_S = 60.0
 
 
 async def test_a_message_that_was_tried_by_three_workers_leaves_its_song_and_its_manifest(

@@ -3,8 +3,8 @@
 
 from pathlib import Path
 
-from tests.support.scene import WITHIN_S, scene
-from tests.support.waiting import eventually
+from tests.support.scene import scene
+from tests.support.waiting import WITHIN_S, eventually
 
 
 async def test_a_finished_task_whose_audio_was_deleted_is_rendered_again(

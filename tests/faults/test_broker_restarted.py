@@ -11,9 +11,8 @@ from infra.local.rabbitmq import RabbitMQ
 from infra.local.s3 import SeaweedFS
 from tests.support.broker import Peer
 from tests.support.event_recorder import EventRecorder
-from tests.support.scene import WITHIN_S
 from tests.support.shelf import Shelf
-from tests.support.waiting import eventually
+from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
 
 JOBS = [f"song-{number}" for number in range(12)]

@@ -7,8 +7,7 @@ from pathlib import Path
 from infra.local.rabbitmq import RabbitMQ
 from tests.support.broker import Peer
 from tests.support.event_recorder import EventRecorder
-from tests.support.scene import WITHIN_S
-from tests.support.waiting import eventually
+from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
 
 LIMIT, IN_HAND = 4, 2

@@ -11,10 +11,8 @@ import pytest
 from acestep_consumer.broker.topology import CONTROL, DEAD_LETTER, GENERATE
 from tests.support.broker import Peer
 from tests.support.event_recorder import EventRecorder
-from tests.support.waiting import eventually
+from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
-
-WITHIN_S = 60.0
 
 
 async def cancel(peer: Peer, task_id: str) -> None:

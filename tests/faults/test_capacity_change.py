@@ -18,6 +18,7 @@ from acestep_consumer.broker.management import vhost_of
 from acestep_consumer.broker.topology import CAPACITY, GENERATE, capacity_policy, topology
 from tests.support.broker import Peer, broker_settings, until
 from tests.support.command import run_command
+from tests.support.waiting import WITHIN_S
 
 if TYPE_CHECKING:
     from acestep_consumer.config.settings import BrokerSettings
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 async def start(settings: BrokerSettings) -> None:
     """Start and stop what a worker has at the broker."""
-    async with asyncio.timeout(60), BrokerConnection(settings, "worker"):
+    async with asyncio.timeout(WITHIN_S), BrokerConnection(settings, "worker"):
         pass
 
 
@@ -266,7 +267,7 @@ async def test_a_user_who_may_not_measure_is_told_which_permission_is_missing(
 async def test_a_limit_too_large_to_be_measured_starts_soon_and_is_not_taken_for_another(
     amqp_url: str, managed: dict[str, Any]
 ) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WITHIN_S):
         await start(broker_settings(amqp_url, queue_maxsize=100_000))
     assert "delete_queue" in await refusal(broker_settings(amqp_url, queue_maxsize=200_000, **managed))
     assert "cannot be measured over AMQP" in await refusal(broker_settings(amqp_url, queue_maxsize=50_000))

@@ -20,7 +20,7 @@ from tests.support.broker import Peer, broker_settings
 from tests.support.cluster import Cluster
 from tests.support.event_recorder import EventRecorder
 from tests.support.shelf import Shelf
-from tests.support.waiting import eventually
+from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from tests.support.cluster import Node
 
 LIMIT = 30
-WITHIN_S = 60.0
 # Each channel learns a little late that a quorum queue is full: two that publish one after the other overshoot by two.
 OVERSHOOT = 2
 # What a careful producer waits when it was refused: a queue without a leader refuses as a full one does.

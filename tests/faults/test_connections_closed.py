@@ -9,8 +9,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from acestep_consumer.broker.errors import BrokerRefused
-from tests.support.scene import WITHIN_S, scene
+from tests.support.scene import scene
 from tests.support.servers import ManagementApi
+from tests.support.waiting import WITHIN_S
 
 JOBS = [f"song-{number}" for number in range(15)]
 ROUNDS = 3

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from acestep_consumer.broker.topology import DEAD_LETTER
 from tests.support.proxy import Direction, Where
-from tests.support.scene import PUBLISHING, WITHIN_S, manifest_of, scene
-from tests.support.waiting import eventually
+from tests.support.scene import PUBLISHING, manifest_of, scene
+from tests.support.waiting import WITHIN_S, eventually
 
 # The frame of a confirm has 21.
 HALF_A_CONFIRM = 10

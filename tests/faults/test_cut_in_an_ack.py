@@ -4,8 +4,8 @@
 from pathlib import Path
 
 from tests.support.proxy import Direction, Where
-from tests.support.scene import CONSUMING, WITHIN_S, manifest_of, scene
-from tests.support.waiting import eventually
+from tests.support.scene import CONSUMING, manifest_of, scene
+from tests.support.waiting import WITHIN_S, eventually
 
 # The frame of an ack has 21.
 HALF_AN_ACK = 10

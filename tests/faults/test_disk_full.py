@@ -13,10 +13,9 @@ from acestep_consumer.broker.topology import GENERATE
 from tests.support.broker import Peer, until
 from tests.support.event_recorder import EventRecorder
 from tests.support.shelf import Shelf
-from tests.support.waiting import eventually
+from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
 
-WITHIN_S = 90.0
 DISK_MIB = 24
 # A song of 10 s as 32-bit WAV has 3.7 MiB, and the input is as large.
 LEFT_MIB = 2

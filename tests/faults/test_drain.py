@@ -16,11 +16,10 @@ from acestep_consumer.broker.topology import GENERATE
 from tests.support.broker import Peer, until
 from tests.support.event_recorder import EventRecorder
 from tests.support.proxy import Proxy
-from tests.support.waiting import eventually
+from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
 
 IN_HAND, WAITING = 2, 2
-WITHIN_S = 60.0
 # Generous for a machine with other things to do, and far from the 600 seconds that work in hand has by default.
 AT_ONCE_S = 40.0
 EITHER_SIGNAL = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)

@@ -6,10 +6,9 @@ from pathlib import Path
 from tests.support.broker import Peer
 from tests.support.engines import ONE_MODEL, THINKING, ends, signal_engine, state_of
 from tests.support.event_recorder import EventRecorder
-from tests.support.waiting import eventually
+from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
 
-WITHIN_S = 240.0
 ROUNDS = 3
 SONG = {"audio_duration": 20, "inference_steps": 40, "use_cot_caption": False, "use_cot_language": False}
 ENGINES = ("planner", "renderer")

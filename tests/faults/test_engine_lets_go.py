@@ -11,9 +11,7 @@ from acestep_consumer.engine.adapters import PlannerSupervisor, RendererSupervis
 from acestep_consumer.engine.messages import Configure, ConfigurePlanner
 from acestep_schemas.events import Metas
 from tests.support.admission import admitted_job
-from tests.support.waiting import eventually
-
-WITHIN_S = 20.0
+from tests.support.waiting import WITHIN_S, eventually
 
 
 class Seen:

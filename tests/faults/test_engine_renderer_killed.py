@@ -8,10 +8,9 @@ from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE
 from tests.support.broker import Peer, broker_settings
 from tests.support.engines import ONE_MODEL, at_work, ends, signal_engine, state_of
 from tests.support.event_recorder import EventRecorder
-from tests.support.waiting import eventually
+from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
 
-WITHIN_S = 240.0
 SONG = {"audio_duration": 20, "inference_steps": 40}
 SONGS, KILLS = 4, 2
 

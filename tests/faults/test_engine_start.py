@@ -20,9 +20,8 @@ from infra.local.s3 import SeaweedFS
 from infra.local.stack import Environment
 from tests.support.engines import render, supervisor
 from tests.support.fake_engine import FakeEngines
-from tests.support.waiting import eventually
+from tests.support.waiting import WITHIN_S, eventually
 
-WITHIN_S = 120.0
 NOBODY_LISTENS = "amqp://127.0.0.1:1/"
 
 

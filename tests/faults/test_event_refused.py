@@ -4,8 +4,8 @@
 from pathlib import Path
 
 from acestep_consumer.broker.topology import EVENTS, GENERATE
-from tests.support.scene import WITHIN_S, scene
-from tests.support.waiting import eventually
+from tests.support.scene import scene
+from tests.support.waiting import WITHIN_S, eventually
 
 FULL = {"x-max-length": 0, "x-overflow": "reject-publish"}
 

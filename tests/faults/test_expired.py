@@ -9,10 +9,8 @@ import pytest
 from acestep_consumer.broker.topology import DEAD_LETTER, NOTICES
 from tests.support.broker import Peer, until
 from tests.support.event_recorder import EventRecorder
-from tests.support.waiting import eventually
+from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
-
-WITHIN_S = 60.0
 
 
 async def test_a_deadline_in_the_body_counts_from_the_messages_timestamp(

@@ -14,8 +14,8 @@ from aio_pika.exceptions import DeliveryError
 from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.topology import GENERATE
 from tests.support.broker import Peer, broker_settings
-from tests.support.scene import WITHIN_S, scene
-from tests.support.waiting import eventually
+from tests.support.scene import scene
+from tests.support.waiting import WITHIN_S, eventually
 
 LIMIT, IN_HAND = 40, 4
 FLOOD = 10 * LIMIT

@@ -11,8 +11,8 @@ from aiohttp import web
 
 from acestep_consumer.broker.topology import CONTROL
 from tests.support.broker import Peer
-from tests.support.scene import WITHIN_S, Scene, manifest_of, scene
-from tests.support.waiting import eventually
+from tests.support.scene import Scene, manifest_of, scene
+from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
 
 

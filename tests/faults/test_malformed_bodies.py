@@ -222,7 +222,7 @@ async def settled(worker: Worker, peer: Peer) -> None:
         consumer = worker._state.consumer
         return not any(waiting) and consumer is not None and consumer.in_hand == 0
 
-    await until(nothing_left, "every message is settled", within_s=90)
+    await until(nothing_left, "every message is settled")
 
 
 async def terminal_events(peer: Peer) -> str:

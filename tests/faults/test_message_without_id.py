@@ -14,9 +14,8 @@ from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE, REQUESTS
 from acestep_consumer.client import Client, QueueFull
 from tests.support.broker import Peer, until
 from tests.support.event_recorder import EventRecorder
-from tests.support.scene import WITHIN_S
 from tests.support.servers import ManagementApi
-from tests.support.waiting import eventually
+from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tests.support.faulty_s3 import s3_error
 from tests.support.proxy import Where
-from tests.support.scene import PUBLISHING, WITHIN_S, Scene, scene
-from tests.support.waiting import eventually
+from tests.support.scene import PUBLISHING, Scene, scene
+from tests.support.waiting import WITHIN_S, eventually
 
 LIMIT_S = 4
 

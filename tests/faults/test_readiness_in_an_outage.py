@@ -9,9 +9,8 @@ from statistics import median
 
 from tests.support.broker import until
 from tests.support.proxy import Proxy
+from tests.support.waiting import WITHIN_S
 from tests.support.worker import WorkerProcess, running
-
-WITHIN_S = 60.0
 
 
 async def test_readiness_is_answered_at_once_with_the_broker_and_the_storage_away(

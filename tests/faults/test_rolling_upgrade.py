@@ -18,8 +18,8 @@ from acestep_consumer.storage.attempts import AttemptRecords
 from acestep_schemas import examples
 from acestep_schemas.events import parse_event, parse_manifest
 from tests.support.fake_store import FakeObjects, FakeStore
-from tests.support.scene import WITHIN_S, scene
-from tests.support.waiting import eventually
+from tests.support.scene import scene
+from tests.support.waiting import WITHIN_S, eventually
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 RELEASES = sorted(path.name for path in SAMPLES.iterdir() if path.is_dir())

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from acestep_consumer.broker.topology import GENERATE, tier_queue
 from tests.support.broker import until
 from tests.support.proxy import Direction, Where
-from tests.support.scene import CONSUMING, WITHIN_S, Scene, scene
-from tests.support.waiting import eventually
+from tests.support.scene import CONSUMING, Scene, scene
+from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
 
 if TYPE_CHECKING:

@@ -5,10 +5,8 @@ from pathlib import Path
 
 from tests.support.broker import Peer
 from tests.support.event_recorder import EventRecorder
-from tests.support.waiting import eventually
+from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
-
-WITHIN_S = 60.0
 
 
 def roots(scratch: Path) -> set[Path]:

@@ -12,10 +12,9 @@ import pytest
 from acestep_consumer.broker.topology import GENERATE
 from tests.support.broker import Peer, until
 from tests.support.event_recorder import EventRecorder
-from tests.support.waiting import eventually
+from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
 
-WITHIN_S = 60.0
 MARK = ".acestep-owner"
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from acestep_consumer.config.exit_codes import Exit
+from tests.support.waiting import WITHIN_S
 from tests.support.worker import LIGHT_COMMAND, LIGHT_VARIABLES, ROOT, clean_environment
 
 NOBODY = "http://127.0.0.1:1"
@@ -41,7 +42,7 @@ def start(folder: Path, **variables: str) -> "subprocess.CompletedProcess[str]":
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=WITHIN_S,
         check=False,
     )
 

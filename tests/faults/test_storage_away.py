@@ -30,7 +30,7 @@ async def test_jobs_wait_for_storage_and_are_done_when_it_is_back(
             proxy.refuse()
             for number in range(IN_HAND):
                 await client.submit({**SONG, "task_id": f"waits-{number}"})
-            await eventually(lambda: "storage is unavailable" in worker.log.read_text(), within_s=60)
+            await eventually(lambda: "storage is unavailable" in worker.log.read_text())
             for number in range(LATER):
                 await client.submit({**SONG, "task_id": f"waits-{IN_HAND + number}"})
             # Two of four places are free, and still nothing is taken.

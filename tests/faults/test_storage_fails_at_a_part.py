@@ -6,8 +6,8 @@ from pathlib import Path
 from aiohttp import web
 
 from tests.support.faulty_s3 import s3_error
-from tests.support.scene import WITHIN_S, scene
-from tests.support.waiting import eventually
+from tests.support.scene import scene
+from tests.support.waiting import WITHIN_S, eventually
 
 # Two parts of 8 MiB and a rest.
 LARGE = f"bytes={20 << 20}"

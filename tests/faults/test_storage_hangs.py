@@ -3,8 +3,8 @@
 
 from pathlib import Path
 
-from tests.support.scene import WITHIN_S, manifest_of, scene
-from tests.support.waiting import eventually
+from tests.support.scene import manifest_of, scene
+from tests.support.waiting import WITHIN_S, eventually
 
 # The worker's own patience with a silent server is 30 s; these tests need not wait for so long.
 IMPATIENT = {"LIGHT_S3_READ_S": "1"}

@@ -4,8 +4,8 @@
 from pathlib import Path
 
 from tests.support.faulty_s3 import s3_error
-from tests.support.scene import WITHIN_S, scene
-from tests.support.waiting import eventually
+from tests.support.scene import scene
+from tests.support.waiting import WITHIN_S, eventually
 
 
 async def test_a_job_waits_until_its_keys_are_good_again(service_environment: dict[str, str], tmp_path: Path) -> None:

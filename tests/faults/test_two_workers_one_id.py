@@ -4,8 +4,8 @@
 from pathlib import Path
 
 from tests.support.event_recorder import RecordedEvent
-from tests.support.scene import WITHIN_S, manifest_of, scene
-from tests.support.waiting import eventually
+from tests.support.scene import manifest_of, scene
+from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from acestep_consumer.broker.topology import DEAD_LETTER
 from tests.support.proxy import Direction, Where
-from tests.support.scene import CONSUMING, PUBLISHING, WITHIN_S, Scene, manifest_of, scene
-from tests.support.waiting import eventually
+from tests.support.scene import CONSUMING, PUBLISHING, Scene, manifest_of, scene
+from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
 
 Stage = Callable[[Scene, Path], AbstractAsyncContextManager[None]]

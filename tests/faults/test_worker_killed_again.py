@@ -8,10 +8,9 @@ import pytest
 from acestep_consumer.broker.topology import DEAD_LETTER
 from tests.support.broker import Peer
 from tests.support.event_recorder import EventRecorder
-from tests.support.waiting import eventually
+from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
 
-WITHIN_S = 60.0
 NEIGHBOURS = ("n0", "n1")
 TRIES = 3
 

@@ -10,8 +10,8 @@ import pytest
 
 from acestep_consumer.broker.topology import DEAD_LETTER
 from tests.support.broker import Peer, until
-from tests.support.scene import WITHIN_S, Scene, scene
-from tests.support.waiting import eventually
+from tests.support.scene import Scene, scene
+from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
 
 

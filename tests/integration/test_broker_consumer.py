@@ -332,7 +332,7 @@ async def run_under_faults(url: str, peer_url: str, jobs: int, fault: Callable[[
                 await peer.request(b"{}", message_id=f"t{number}", delivery_mode=2)
         await consumer.start()
         await fault(job)
-        await eventually(lambda: len(job.acked) == jobs and consumer.in_hand == 0, within_s=60)
+        await eventually(lambda: len(job.acked) == jobs and consumer.in_hand == 0)
         await consumer.stop()
     async with Peer(peer_url) as peer:
         assert await is_empty(peer)

@@ -18,7 +18,7 @@ from acestep_consumer.domain.ports import Reply
 from acestep_schemas.events import Worker, WorkerEvent, parse_event
 from tests.support.broker import Peer, broker_settings, failed_event, progress_event, until
 from tests.support.proxy import Proxy
-from tests.support.waiting import eventually
+from tests.support.waiting import WITHIN_S, eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -109,7 +109,7 @@ async def test_a_reply_to_that_leads_nowhere_does_not_hold_up_the_job(
     publisher: Publisher, peer: Peer, reply_to: str
 ) -> None:
     queue = await peer.subscribe("job.failed.t1")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN_S):
         await publisher.publish(failed_event("t1"), Reply(reply_to=reply_to, correlation_id=None))
         await publisher.publish(failed_event("t2"), NOBODY)
     assert await peer.ready(queue) == 1

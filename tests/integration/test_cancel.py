@@ -19,6 +19,7 @@ from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.domain.ports import Reply
 from acestep_schemas.events import ErrorCode, ErrorReport, TerminalEvent, Unfinished, parse_event, unfinished_event
 from tests.support.broker import broker_settings, failed_event
+from tests.support.waiting import WITHIN_S
 from tests.support.worker import COMMAND, ROOT, clean_environment
 
 if TYPE_CHECKING:
@@ -32,7 +33,14 @@ def arguments(url: str, *given: str) -> tuple[list[str], dict[str, str]]:
 async def cancel(url: str, *given: str) -> subprocess.CompletedProcess[str]:
     command, environment = arguments(url, *given)
     return await asyncio.to_thread(
-        subprocess.run, command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        subprocess.run,
+        command,
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=WITHIN_S,
+        check=False,
     )
 
 

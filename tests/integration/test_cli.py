@@ -15,6 +15,7 @@ from yarl import URL
 
 from acestep_schemas.events import JobCompleted, parse_event
 from tests.support.command import run_command
+from tests.support.waiting import WITHIN_S
 from tests.support.worker import COMMAND, ROOT, clean_environment
 
 
@@ -246,7 +247,7 @@ def test_ctrl_c_while_submit_waits_says_that_the_job_goes_on(cli: Cli, amqp_url:
         assert waiting.stderr is not None
         assert "accepted as mine" in waiting.stderr.readline()
         waiting.send_signal(signal.SIGINT)
-        _, said = waiting.communicate(timeout=60)
+        _, said = waiting.communicate(timeout=WITHIN_S)
     assert waiting.returncode == 130
     assert "watch mine" in said
     assert "Traceback" not in said
@@ -266,7 +267,7 @@ def test_watch_of_one_task_ends_with_it(cli: Cli) -> None:
         assert watching.stderr is not None
         watching.stderr.readline()
         assert cli("submit", "--prompt", "x", "--duration", "10", "--task-id", task_id).returncode == 0
-        printed, _ = watching.communicate(timeout=60)
+        printed, _ = watching.communicate(timeout=WITHIN_S)
     assert watching.returncode == 0
     assert f"{task_id}  completed s3://" in printed
 

@@ -28,9 +28,8 @@ from infra.local.rabbitmq import RabbitMQ
 from tests.support.broker import Peer, broker_settings, failed_event, until
 from tests.support.proxy import Proxy
 from tests.support.servers import ManagementApi
-from tests.support.waiting import eventually
+from tests.support.waiting import WITHIN_S, eventually
 
-WITHIN_S = 90
 TWO = 2
 
 

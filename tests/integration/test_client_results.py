@@ -16,9 +16,9 @@ from acestep_consumer.config.settings import StorageSettings
 from acestep_schemas.events import JobCompleted
 from tests.support.proxy import Proxy
 from tests.support.servers import ManagementApi
+from tests.support.waiting import WITHIN_S
 from tests.support.worker import WorkerProcess
 
-WITHIN_S = 60
 SONG = {"audio_format": "wav", "audio_duration": 10}
 
 

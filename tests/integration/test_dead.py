@@ -21,6 +21,7 @@ from acestep_consumer.commands.dead.view import DeadLetterRow
 from acestep_consumer.domain.errors import ConsumerError, MalformedBody, RenderFailed
 from tests.support.broker import Peer, broker_settings, until
 from tests.support.command import run_command
+from tests.support.waiting import WITHIN_S
 from tests.support.worker import COMMAND, ROOT, clean_environment
 
 LONG_AGO = "2020-01-01T00:00:00+00:00"
@@ -227,7 +228,7 @@ async def test_ctrl_c_at_the_question_of_a_purge_removes_nothing_and_ends_with_1
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stderr is not None
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(WITHIN_S):
         assert b"Remove 1 dead letter for good?" in await process.stderr.readuntil(b"[y/N]: ")
         process.send_signal(signal.SIGINT)
         _, said = await process.communicate()

@@ -22,7 +22,7 @@ def test_the_demo_makes_a_song_and_prints_its_event_and_where_it_is() -> None:
         env=clean_environment({}),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -55,7 +55,7 @@ def test_the_commands_to_try_by_hand_work_in_the_order_in_which_they_are_printed
         env=clean_environment(service_environment | variables),
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr

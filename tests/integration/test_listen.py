@@ -29,7 +29,6 @@ from tests.support.command import run_command
 from tests.support.listening import (
     IN_HAND,
     WAITING,
-    WITHIN_S,
     Listening,
     ListenProcess,
     Visitor,
@@ -37,7 +36,7 @@ from tests.support.listening import (
     made,
     publish_events,
 )
-from tests.support.waiting import eventually
+from tests.support.waiting import WITHIN_S, eventually
 
 __all__ = ["listening"]
 

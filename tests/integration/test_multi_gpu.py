@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from acestep_consumer.client import Client
-from acestep_consumer.multi_gpu.parent import MAX_CRASHED_STARTS, MAX_REFUSED_STARTS
 from acestep_schemas.events import JobCompleted, JobEvent, JobStarted, WorkerEvent
 from infra.local.process import tail
 from tests.support.command import run_command
@@ -136,29 +135,6 @@ async def test_settings_that_had_a_worker_running_are_tried_again_when_a_restart
     with group_of(tmp_path, double(tmp_path, "gpu0", "exit 1,exit 2,drain"), steady_s=0) as group:
         await all_up(group, 1)
         assert [line["exit_code"] for line in group.log_lines(event="worker died")] == [1, 2]
-        (tmp_path / "release").touch()
-        os.kill(group.process.id.pid, signal.SIGTERM)
-        assert await exit_code(group) == 0
-
-
-async def test_settings_that_stay_wrong_are_not_tried_for_ever(tmp_path: Path) -> None:
-    refused = ",".join(["exit 2"] * (MAX_REFUSED_STARTS + 1))
-    with group_of(tmp_path, double(tmp_path, "gpu0", f"exit 1,{refused},drain"), steady_s=0) as group:
-        assert await exit_code(group) == 2
-        assert len(group.log_lines(event="worker died")) == 1 + MAX_REFUSED_STARTS
-
-
-async def test_a_start_that_breaks_each_time_on_a_bug_is_not_tried_for_ever(tmp_path: Path) -> None:
-    with group_of(tmp_path, double(tmp_path, "gpu0", "exit 70")) as group:
-        await eventually(lambda: not group.process.running(), 120)
-        assert group.process.returncode() == 70
-        assert len(group.log_lines(event="worker started")) == 1 + MAX_CRASHED_STARTS
-
-
-async def test_a_worker_that_breaks_after_a_steady_run_is_started_again_each_time(tmp_path: Path) -> None:
-    crashes = ",".join(["exit 70"] * (MAX_CRASHED_STARTS + 2))
-    with group_of(tmp_path, double(tmp_path, "gpu0", f"{crashes},drain"), steady_s=0) as group:
-        await all_up(group, 1)
         (tmp_path / "release").touch()
         os.kill(group.process.id.pid, signal.SIGTERM)
         assert await exit_code(group) == 0

@@ -24,9 +24,9 @@ from infra.local import rabbitmq4
 from tests.support.broker import Peer, broker_settings, until
 from tests.support.proxy import Proxy
 from tests.support.servers import ManagementApi
+from tests.support.waiting import WITHIN_S
 from tests.support.worker import COMMAND, ROOT, WorkerProcess, clean_environment, running
 
-WITHIN_S = 120.0
 SONG = {"audio_format": "wav", "audio_duration": 10}
 # Nobody who would answer on a busy machine is given up.
 PATIENT_S = 30.0

@@ -18,6 +18,7 @@ from acestep_consumer.broker.topology import GENERATE
 from tests.support.broker import Peer, broker_settings
 from tests.support.distributions import link, with_requirements
 from tests.support.readme import examples
+from tests.support.waiting import WITHIN_S
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +43,7 @@ with Client({url!r}) as client:
 
 def run(command: Sequence[str | Path], folder: Path, environment: dict[str, str] | None = None) -> str:
     done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=WITHIN_S, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

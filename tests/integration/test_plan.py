@@ -87,7 +87,7 @@ def fake_smi(tmp_path: Path) -> FakeSmi:
     [
         ("8", "tier3", None, True),
         ("16", "tier6", "acestep-5Hz-lm-1.7B", False),
-        ("24", "tier6", "acestep-5Hz-lm-4B", False),
+        ("24", "tier6", "acestep-5Hz-lm-1.7B", False),
         ("48", "unlimited", "acestep-5Hz-lm-4B", False),
         ("80", "unlimited", "acestep-5Hz-lm-4B", False),
         ("141", "unlimited", "acestep-5Hz-lm-4B", False),
@@ -114,7 +114,8 @@ def test_the_json_has_the_same_keys_for_every_card_and_every_workload() -> None:
         assert set(found) == {*KEYS, "models", "possible", "fits", "notes"}
         assert {part: set(found[part]) for part in KEYS} == KEYS
         assert {key for model in found["models"] for key in model} == {"name", "size"}
-        assert {key for pair in found["possible"] for key in pair} == {"dit", "lm", "fits", "left_gib"}
+        pairs = {"dit", "lm", "fits", "left_gib", "songs_a_minute"}
+        assert {key for pair in found["possible"] for key in pair} == pairs
 
 
 def test_a_language_model_that_leaves_no_room_is_told_with_one_that_fits() -> None:

@@ -20,6 +20,7 @@ from acestep_consumer.policy.admit import Limits, admit
 from acestep_schemas.events import LmChoice
 from acestep_schemas.request import parse_request
 from tests.support.admission import make_limits
+from tests.support.waiting import WITHIN_S
 
 LM = LmChoice(model="acestep-5Hz-lm-0.6B", backend="pt")
 SHORT = {"use_cot_caption": False, "use_cot_language": False, "audio_duration": 10}
@@ -142,7 +143,7 @@ async def test_a_cancelled_job_stops_and_the_others_go_on(planner: PlannerSuperv
     endless = asyncio.create_task(
         planner.plan_songs(job(thinking=True, audio_duration=480), None, lambda *_: began.set())
     )
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(WITHIN_S):
         await began.wait()
     endless.cancel()
     await asyncio.wait((endless,))

@@ -32,7 +32,7 @@ from infra.local.ports import PortClaim
 from tests.support.broker import Peer, broker_settings, until
 from tests.support.engine_stats import engine_stats
 from tests.support.fake_engine import FakeEngines, FakeRenderer
-from tests.support.waiting import eventually
+from tests.support.waiting import WITHIN_S, eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -341,13 +341,13 @@ async def test_auto_climbs_with_the_throughput_and_every_job_is_done_once(
 async def test_auto_steps_back_when_the_renderer_tells_of_too_little_memory(
     auto_environment: dict[str, str], amqp_url: str
 ) -> None:
-    """The renderer has to squeeze as soon as five jobs are in hand."""
-    settings, card, engines, squeezes = load(auto_environment, None), SharedCard(), FakeEngines(FakeRenderer()), 0
+    """The renderer runs short of memory as soon as five jobs are in hand."""
+    settings, card, engines, reductions = load(auto_environment, None), SharedCard(), FakeEngines(FakeRenderer()), 0
 
     async def before(job: Job) -> None:
-        nonlocal squeezes
-        squeezes += engines.renderer.at_once > 4
-        engines.renderer_usage.note(engine_stats(audio_s=0, reductions=squeezes), time.monotonic())
+        nonlocal reductions
+        reductions += engines.renderer.at_once > 4
+        engines.renderer_usage.note(engine_stats(audio_s=0, reductions=reductions), time.monotonic())
         await card.render(job)
 
     engines.renderer.before = before
@@ -355,7 +355,7 @@ async def test_auto_steps_back_when_the_renderer_tells_of_too_little_memory(
     async with BrokerConnection(settings.broker, "topology"), Peer(amqp_url) as peer, Client(amqp_url) as client:
         await fill_queue(peer, 300)
         async with (
-            asyncio.timeout(60),
+            asyncio.timeout(WITHIN_S),
             client.subscribe("worker.ready.*") as events,
             working(settings, engines, card),
         ):

@@ -41,6 +41,7 @@ from acestep_consumer.domain.ports import Reply
 from infra.rabbitmq import users
 from infra.rabbitmq.users import ROLES, User
 from tests.support.broker import Peer, broker_settings, failed_event
+from tests.support.waiting import WITHIN_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -197,9 +198,9 @@ class TestTheirParts:
                 await (await channel.get_exchange(REQUESTS, ensure=False)).publish(
                     aio_pika.Message(b"{}", reply_to=replies.name, message_id="t1"), "generate", timeout=10
                 )
-                async with asyncio.timeout(20), replies.iterator() as arriving:
+                async with asyncio.timeout(WITHIN_S), replies.iterator() as arriving:
                     assert json.loads((await anext(arriving)).body)["subject"] == "t1"
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(WITHIN_S):
                 assert (await anext(events)).subject == "t1"
         await consumer.drain(5)
         async with DeadLetterQueue(broker_settings(urls["operator"])) as dead:
@@ -221,7 +222,7 @@ class TestTheirParts:
                     failed_event("t1"), Reply(reply_to=request.reply_to, correlation_id=None)
                 )
                 await request.ack()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(WITHIN_S):
                 assert json.loads((await arrived.get()).body)["subject"] == "t1"
 
     async def test_a_program_with_two_roles_submits_listens_and_cancels(
@@ -231,7 +232,7 @@ class TestTheirParts:
             assert await client.submit({"task_id": "t2", "prompt": "jazz"}) == "t2"
             await client.cancel("t2")
             await Publisher(declared, "w1").publish(failed_event("t2"), Reply())
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(WITHIN_S):
                 assert (await anext(events)).subject == "t2"
 
     async def test_a_worker_hears_cancellations_and_notices(
@@ -245,7 +246,7 @@ class TestTheirParts:
             heard: asyncio.Queue[Any] = asyncio.Queue()
             log = await channel.get_queue(CONTROL_LOG, ensure=False)
             await log.consume(heard.put, arguments={"x-stream-offset": "first"})
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(WITHIN_S):
                 assert (await heard.get()).routing_key == "cancel.t3"
 
     async def test_the_operator_alone_sets_the_limit(

@@ -14,6 +14,7 @@ from infra.local.s3 import REGION, SeaweedFS
 from tests.support.broker import broker_settings
 from tests.support.node import ensure_modules, run_node
 from tests.support.readme import examples
+from tests.support.waiting import WITHIN_S
 from tests.support.worker import ROOT, clean_environment
 
 EXAMPLES = examples()
@@ -34,7 +35,7 @@ def run_example(name: str, folder: Path, environment: dict[str, str]) -> "subpro
         env=clean_environment(environment | {"PYTHONPATH": str(ROOT)}),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=WITHIN_S,
         check=False,
     )
 

@@ -19,6 +19,7 @@ from acestep_consumer.engine.renderer.device import DeviceReport, Offload
 from acestep_consumer.engine.renderer.registry import CheckpointError
 from acestep_consumer.engine.renderer.startup import open_runtime
 from acestep_consumer.engine.testing.tiny_checkpoint import write
+from tests.support.waiting import WITHIN_S
 
 ROOT = Path(__file__).parents[2]
 TURBO, BASE = "acestep-v15-turbo", "acestep-v15-base"
@@ -196,4 +197,4 @@ def test_the_consumer_side_of_the_engine_imports_no_torch() -> None:
         "import acestep_consumer.engine.messages, acestep_consumer.engine.supervisor;"
         "sys.exit(any(name.split('.')[0] in ('torch', 'diffusers', 'av', 'numpy') for name in sys.modules))"
     )
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, timeout=WITHIN_S).returncode == 0

@@ -26,7 +26,6 @@ from acestep_consumer.engine.testing.tiny_checkpoint import BASE, TURBO
 from acestep_consumer.policy.memory_budget import MemoryBudget, MemoryFootprint
 from tests.support.scheduler_harness import (
     RATE,
-    WITHIN_S,
     Result,
     SchedulerHarness,
     assert_same,
@@ -36,6 +35,7 @@ from tests.support.scheduler_harness import (
     render_message,
     wait_for,
 )
+from tests.support.waiting import WITHIN_S
 
 POISONED = 13  # inference steps: only the job that is to fail has so many
 

@@ -27,6 +27,7 @@ from acestep_schemas.events import TerminalEvent
 from tests.support.broker import Peer, until
 from tests.support.command import run_command
 from tests.support.engine_double import write_song
+from tests.support.waiting import WITHIN_S
 from tests.support.worker import WorkerProcess, running
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from infra.local.s3 import SeaweedFS
     from tests.support.servers import ManagementApi
 
-ENDS_WITHIN_S = 120
+ENDS_WITHIN_S = WITHIN_S
 EVERYTHING = {"configure": ".*", "write": ".*", "read": ".*"}
 
 

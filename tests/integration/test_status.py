@@ -28,9 +28,8 @@ from tests.support.broker import broker_settings, until
 from tests.support.command import run_command
 from tests.support.jobs import make_job, make_manifest
 from tests.support.servers import ManagementApi
+from tests.support.waiting import WITHIN_S
 from tests.support.worker import COMMAND, ROOT, WorkerProcess, clean_environment, running
-
-WITHIN_S = 60.0
 
 
 def environment_of(url: str, **variables: str) -> dict[str, str]:

@@ -19,9 +19,8 @@ from acestep_consumer.observability.job_stats import JobStats
 from acestep_consumer.observability.metrics import Metrics, engine_metrics, renderer_metrics, worker_metrics
 from acestep_schemas import examples
 from tests.support.engine_stats import engine_stats
+from tests.support.waiting import WITHIN_S
 from tests.support.worker import COMMAND, ROOT, clean_environment
-
-WITHIN_S = 60.0
 
 
 @dataclass

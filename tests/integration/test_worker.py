@@ -22,9 +22,10 @@ from acestep_schemas.events import JobCompleted, JobEvent, JobStarted, TerminalE
 from infra.local.s3 import SeaweedFS
 from tests.support.broker import Peer
 from tests.support.engine_double import write_song
+from tests.support.waiting import WITHIN_S
 from tests.support.worker import WorkerProcess
 
-ENDS_WITHIN_S = 90
+ENDS_WITHIN_S = WITHIN_S
 
 
 @dataclass
@@ -57,7 +58,7 @@ class Producer:
 
     async def dead_letter(self, task_id: str) -> Any:
         """Take messages from the dead-letter queue until this task's comes."""
-        async with asyncio.timeout(30), Peer(self.url) as peer:
+        async with asyncio.timeout(WITHIN_S), Peer(self.url) as peer:
             while (message := await peer.take("acestep.dead-letter")).message_id != task_id:
                 pass
             return message
@@ -245,7 +246,7 @@ async def test_jobs_in_flight_get_their_own_answers(producer: Producer) -> None:
 async def test_a_renderer_that_is_killed_costs_no_job(producer: Producer, worker: WorkerProcess) -> None:
     (renderer,) = worker.children()
     job = asyncio.create_task(producer.sing(audio_duration=60, inference_steps=30))
-    async with asyncio.timeout(30), producer.client.subscribe("job.progress.*") as events:
+    async with asyncio.timeout(WITHIN_S), producer.client.subscribe("job.progress.*") as events:
         await anext(aiter(events))
     os.kill(renderer, signal.SIGKILL)
     completed(await job)

@@ -22,6 +22,7 @@ from acestep_schemas.events import (
     Unfinished,
     unfinished_event,
 )
+from tests.support.waiting import WITHIN_S
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 _POLL_S = 0.02
 
 
-async def until(check: Callable[[], Awaitable[bool]], what: str, within_s: float = 20.0) -> None:
+async def until(check: Callable[[], Awaitable[bool]], what: str, within_s: float = WITHIN_S) -> None:
     """Poll a question to the broker until the answer is yes; fail with ``what`` after ``within_s`` seconds."""
     deadline = time.monotonic() + within_s
     while not await check():
@@ -94,13 +95,13 @@ class Peer:
         await queue.bind(EVENTS, pattern)
         return queue.name
 
-    async def take(self, queue: str, within_s: float = 10.0) -> AbstractIncomingMessage:
+    async def take(self, queue: str, within_s: float = WITHIN_S) -> AbstractIncomingMessage:
         """Take one message and ack it; wait for it."""
         found = await self.look(queue, within_s)
         await found.ack()
         return found
 
-    async def look(self, queue: str, within_s: float = 10.0) -> AbstractIncomingMessage:
+    async def look(self, queue: str, within_s: float = WITHIN_S) -> AbstractIncomingMessage:
         """Get one message without acking it; wait for it."""
         source = await self.channel.get_queue(queue, ensure=False)
         found: list[AbstractIncomingMessage] = []

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 from infra.local import rabbitmq4
 from infra.local.process import ServerError
 from infra.local.rabbitmq import RabbitMQ
+from tests.support.waiting import WITHIN_S
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 SIZE = 3
-FORMED_WITHIN_S = 60.0
+FORMED_WITHIN_S = WITHIN_S
 _POLL_S = 0.2
 
 _CONFIGURATION = """\

@@ -3,9 +3,9 @@
 
 import subprocess
 
+from tests.support.waiting import WITHIN_S
 from tests.support.worker import COMMAND, ROOT, clean_environment
 
-WITHIN_S = 120.0
 """Far more than any takes: a command that hangs fails its test instead of holding up the others."""
 
 

@@ -20,6 +20,7 @@ from yarl import URL
 from acestep_consumer.broker.topology import EVENTS
 from acestep_consumer.config.amqp_urls import split_urls
 from acestep_schemas.events import JobState
+from tests.support.waiting import WITHIN_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 _AGAIN_S = 0.2
 _AT_ONCE = 100
-_FIRST_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class EventRecorder:
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._keep_listening(), name="event recorder")
-        async with asyncio.timeout(_FIRST_S):
+        async with asyncio.timeout(WITHIN_S):
             await self._listening.wait()
         return self
 

@@ -37,6 +37,7 @@ from infra.local.process import Process, tail
 from infra.local.s3 import SeaweedFS
 from infra.local.stack import Environment
 from tests.support.broker import Peer
+from tests.support.waiting import WITHIN_S
 from tests.support.worker import COMMAND, ROOT, WorkerProcess, clean_environment
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from infra.local.rabbitmq import RabbitMQ
     from tests.support.servers import ManagementApi
 
-WITHIN_S = 20.0
 # As few as can be: tests fill the queue.
 IN_HAND, WAITING = 2, 2
 _RATE = 48_000

@@ -16,7 +16,7 @@ from tests.support.event_recorder import EventRecorder
 from tests.support.faulty_s3 import FaultyS3
 from tests.support.proxy import Proxy
 from tests.support.shelf import Shelf
-from tests.support.waiting import eventually
+from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
-WITHIN_S = 60.0
 # What the worker calls its connections; see `Where.of`.
 PUBLISHING, CONSUMING = b" publish", b" consume"
 

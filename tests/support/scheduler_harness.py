@@ -30,9 +30,9 @@ from acestep_consumer.engine.testing.tiny_checkpoint import BASE, TURBO
 from acestep_consumer.policy.memory_budget import MemoryBudget
 from acestep_schemas.events import LimitsReport, Metas, ModelChoice, PolicyReport
 from acestep_schemas.request import GenerationRequest
+from tests.support.waiting import WITHIN_S
 
 RATE, FRAMES_PER_S = 48_000, 25
-WITHIN_S = 120.0
 CODES = format_codes(61 * index for index in range(10))
 
 

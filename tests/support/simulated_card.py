@@ -23,12 +23,12 @@ class SimulatedCard:
     memory_gb: float = 10.0
     memory_gb_each: float = 0.0
     limit_gb: float = 100.0
-    squeezed_above: int = 1_000
+    reduces_above: int = 1_000
     arrivals_s: float | None = None
     seed: int = 1
     now_s: float = 1_000.0
     finished: int = 0
-    squeezes: int = 0
+    reductions: int = 0
     in_hand: int = 0
     _packed: int = 0
     _pack_ends_s: float = 0.0
@@ -62,7 +62,7 @@ class SimulatedCard:
             work=float(self.finished),
             in_hand=self.in_hand,
             memory=share,
-            squeezes=self.squeezes,
+            reductions=self.reductions,
         )
 
     def _take(self, workers: int) -> None:
@@ -75,7 +75,7 @@ class SimulatedCard:
         self.in_hand += room
         if not self._packed and self.in_hand:
             self._packed = min(self.in_hand, self.pack)
-            self.squeezes += self.in_hand > self.squeezed_above
+            self.reductions += self.in_hand > self.reduces_above
             seconds = self.launch_s + self._packed * self.song_s
             self._pack_ends_s = self.now_s + seconds * max(0.1, self._random.gauss(1, self.noise))
 

@@ -4,9 +4,13 @@
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Final
+
+WITHIN_S: Final = 240.0
+"""Seconds that a test waits for an event that must come: enough for a slow and busy machine, free where it comes."""
 
 
-async def eventually(condition: Callable[[], object], within_s: float = 20.0) -> None:
+async def eventually(condition: Callable[[], object], within_s: float = WITHIN_S) -> None:
     """Poll ``condition`` until it holds. Raises ``AssertionError`` after ``within_s`` seconds."""
     deadline = time.monotonic() + within_s
     while not condition():

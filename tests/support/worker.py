@@ -17,12 +17,12 @@ from typing import Any, Self
 
 from infra.local.ports import PortClaim
 from infra.local.process import Process, tail
+from tests.support.waiting import WITHIN_S
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "acestep_consumer"]
 LIGHT_COMMAND = [sys.executable, "-m", "tests.support.light_worker"]
 LIGHT_VARIABLES = {"ACESTEP_INIT_LLM": "false"}
-READY_S = 120.0
 
 
 def clean_environment(variables: dict[str, str]) -> dict[str, str]:
@@ -72,7 +72,7 @@ class WorkerProcess:
         return self
 
     def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + READY_S
+        deadline = time.monotonic() + WITHIN_S
         while self.get("/readyz")[0] != 200:
             assert self.process.running(), tail(self.log)
             assert time.monotonic() < deadline, tail(self.log)

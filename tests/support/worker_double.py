@@ -14,7 +14,7 @@ from pathlib import Path
 
 from acestep_consumer.multi_gpu.parent_pipe import exit_with_parent
 
-GIVES_UP_S = 60.0
+GIVES_UP_S = 600.0
 
 
 def main() -> int:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import unquote, urlsplit
 
 from pydantic import (
@@ -133,6 +133,12 @@ def _bucket(name: str) -> str:
     return name
 
 
+def _checkpoints_here(given: object) -> object:
+    """Return the folder that is there where ACE-Step's own server is started, if none is given."""
+    here = Path.cwd() / "checkpoints"
+    return here if given is None and here.is_dir() else given
+
+
 def _expanded(path: Path) -> Path:
     try:
         return path.expanduser()
@@ -145,10 +151,12 @@ List = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Bucket = Annotated[str, AfterValidator(_bucket)]
 Buckets = Annotated[tuple[Bucket, ...], BeforeValidator(_split)]
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_networks)]
-AutoBool = Annotated[bool | None, BeforeValidator(_auto)]
+_AUTO: Final = BeforeValidator(_auto)
+AutoBool = Annotated[bool | None, _AUTO]
 Workers = Annotated[Annotated[int, Field(ge=1, le=1024)] | None, BeforeValidator(_workers)]
 LogLevel = Literal["debug", "info", "warning", "error"]
 Path_ = Annotated[Path, AfterValidator(_expanded)]
+CheckpointDir = Annotated[Path_ | None, BeforeValidator(_checkpoints_here)]
 
 
 def variable(name: str, default: Any, about: str, **bounds: Any) -> Any:
@@ -272,7 +280,12 @@ class EngineSettings(Section):
     )
     config_path2: str | None = variable("ACESTEP_CONFIG_PATH2", None, "second DiT model")
     config_path3: str | None = variable("ACESTEP_CONFIG_PATH3", None, "third DiT model")
-    checkpoint_dir: Path_ | None = variable("ACESTEP_CHECKPOINT_DIR", None, "folder with one subfolder per model")
+    checkpoint_dir: CheckpointDir = variable(
+        "ACESTEP_CHECKPOINT_DIR",
+        None,
+        "folder with one subfolder per model; unset: `checkpoints` in the working directory, if there is one",
+        validate_default=True,
+    )
     device: str = variable("ACESTEP_DEVICE", "auto", "renderer device: `auto`, `cuda`, `cuda:1`, `xpu`, `mps`, `cpu`")
     lanes: int = variable(
         "ACESTEP_API_WORKERS", 1, "accepted for compatibility, no effect: jobs share one batch", ge=1, le=64
@@ -300,13 +313,13 @@ class EngineSettings(Section):
     lm_model_path: str | None = variable(
         "ACESTEP_LM_MODEL_PATH",
         None,
-        "5Hz LM; unset: the tier's largest on the disk that leaves room for the renderer",
+        "5Hz LM; unset: the tier's largest on the disk that leaves room for the renderer and half of the throughput",
     )
     lm_backend: Literal["vllm", "pt"] | None = variable(
         "ACESTEP_LM_BACKEND", None, "`vllm` or `pt` (transformers); unset: `vllm` if it works here, else `pt`"
     )
     lm_device: str = variable("ACESTEP_LM_DEVICE", "auto", "device of the 5Hz LM")
-    lm_offload: AutoBool = variable("ACESTEP_LM_OFFLOAD_TO_CPU", None, "keep the LM in RAM while it is idle")
+    lm_offload: AutoBool = variable("ACESTEP_LM_OFFLOAD_TO_CPU", None, "keep the idle LM in RAM; `auto`: no")
     hang_s: float = variable(
         "ACESTEP_ENGINE_HANG_S", 300, "replace an engine process that makes no progress for this many seconds", gt=0
     )
@@ -399,7 +412,9 @@ def describe_sections() -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
 def _describe_section(section: type[Section]) -> Iterator[tuple[str, str, str]]:
     for field in section.model_fields.values():
         name = variable_of(field)
-        yield name, _shown(field.default), field.description or ""
+        # None of a field that takes `auto` means just that.
+        auto = field.default is None and _AUTO in field.metadata
+        yield name, "auto" if auto else _shown(field.default), field.description or ""
         if name in SECRETS:
             yield name + SUFFIX, _shown(None), f"file that contains `{name}`"
 

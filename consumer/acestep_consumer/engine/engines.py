@@ -18,7 +18,8 @@ from acestep_consumer.engine.process_memory import available_bytes
 from acestep_consumer.engine.supervisor import EngineState, EngineUnusable
 from acestep_consumer.engine.watchdog import SILENCE_S, WatchdogLimits
 from acestep_consumer.policy.admit import Limits
-from acestep_consumer.policy.lm_choice import RESERVE_GB, LmPlan, plan_lm, renderer_share
+from acestep_consumer.policy.benchmarks import RESERVE_GB
+from acestep_consumer.policy.lm_choice import LmPlan, plan_lm, renderer_share
 from acestep_consumer.policy.tiers import TierTable
 from acestep_schemas.events import LmChoice
 
@@ -51,6 +52,8 @@ class Engines:
         request = lm_request(self._settings.engine, os.environ)
         self._lm_plan = plan_lm(request, self._table.tier_of(report.vram_gb), report.vram_gb)
         if self._lm_plan is not None:
+            if self._lm_plan.trade_off:
+                log.info("language model chosen", model=self._lm_plan.model, trade_off=self._lm_plan.trade_off)
             self._share_memory(self._lm_plan, report)
             await self._start_planner(self._lm_plan, report)
 

@@ -37,6 +37,35 @@ _FINAL = (Exit.DONE, Exit.USAGE, Exit.ENGINE)
 log = structlog.get_logger()
 
 
+class RestartPolicy:
+    """Decides whether a worker that ended is restarted, and after how many seconds.
+
+    Args:
+        steady_s: run time in seconds after which a worker counts as successfully started.
+    """
+
+    def __init__(self, steady_s: float = STEADY_S) -> None:
+        self._steady_s = steady_s
+        self._delay_s = FIRST_RESTART_S
+        self._proven = False
+        self._refused = 0
+        self._crashed = 0
+
+    def delay_after(self, code: int, ran_s: float) -> float | None:
+        """Return the delay in seconds before the restart of a worker that ended after ``ran_s``; None: no restart."""
+        if ran_s >= self._steady_s:
+            self._delay_s, self._proven, self._refused, self._crashed = FIRST_RESTART_S, True, 0, 0
+        # A worker also exits with USAGE if storage or broker refuses; after a successful start, a restart may help.
+        self._refused = self._refused + 1 if code == Exit.USAGE else 0
+        self._crashed = self._crashed + 1 if code == Exit.UNEXPECTED and ran_s < self._steady_s else 0
+        if code in _FINAL and not (self._proven and 0 < self._refused <= MAX_REFUSED_STARTS):
+            return None
+        if self._crashed > MAX_CRASHED_STARTS:
+            return None
+        delay, self._delay_s = self._delay_s, min(2 * self._delay_s, LAST_RESTART_S)
+        return delay
+
+
 class WorkerGroup:
     """A worker process for each placement.
 
@@ -78,26 +107,18 @@ class WorkerGroup:
 
     async def _keep(self, placement: Placement) -> int:
         """Run a worker, and restart it until it ends for good. Returns its exit code."""
-        delay, proven, refused, crashed = FIRST_RESTART_S, False, 0, 0
+        policy = RestartPolicy(self._steady_s)
         while not self._stopping.is_set():
             began = time.monotonic()
             code = await self._run_one(placement)
             if self._stopping.is_set():
                 return self._without_signal(code)
-            # A worker also exits with USAGE if storage or broker refuses; after a successful start, a restart may help.
-            # Loading alone may take longer than a steady run, so that the time says nothing about settings.
-            refused = refused + 1 if code == Exit.USAGE else 0
-            steady = time.monotonic() - began >= self._steady_s
-            crashed = crashed + 1 if code == Exit.UNEXPECTED and not steady else 0
-            final = code in _FINAL and not (proven and 0 < refused <= MAX_REFUSED_STARTS)
-            if final or crashed > MAX_CRASHED_STARTS:
+            delay = policy.delay_after(code, time.monotonic() - began)
+            if delay is None:
                 self._log_final(placement, code)
                 return code
-            if steady:
-                delay, proven = FIRST_RESTART_S, True
             log.error("worker died", gpu=placement.name, exit_code=code, restarts_in_s=delay)
             await self._sleep(delay)
-            delay = min(2 * delay, LAST_RESTART_S)
         return Exit.DONE
 
     async def _run_one(self, placement: Placement) -> int:

@@ -11,10 +11,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal
 
-from acestep_consumer.policy.lm_choice import RESERVE_GB, Backend
 from acestep_consumer.policy.tiers import LMS
+
+Backend = Literal["vllm", "pt"]
+"""The LM's: vLLM, or PyTorch with transformers."""
 
 GIB: Final = 2**30
 MEASURED_ON: Final = "NVIDIA H200"
@@ -110,6 +112,8 @@ TILE_BYTES: Final = round(0.72 * GIB)
 FRAME_BYTES: Final = 31_000
 CONDITION_TOKENS: Final = 700  # of a typical song; 2,305 at most
 
+RESERVE_GB: Final = 1.0
+"""Reserved for the renderer's CUDA context and fragmentation. An allowance, not measured."""
 RESERVE_BYTES: Final = round(RESERVE_GB * GIB)
 # Allowances within the LM's memory, not measured: 1 GB for vLLM's context, activations and CUDA graphs, and 4 MB per
 # row for the logits processor.
@@ -158,11 +162,27 @@ _GPUS: Final = (
     GpuModel("NVIDIA A100-SXM4-40GB", GpuSpeed(312, 1555), 40_960),
     GpuModel("NVIDIA A100 80GB PCIe", GpuSpeed(312, 1935), 81_920),
     GpuModel("NVIDIA A100-PCIE-40GB", GpuSpeed(312, 1555), 40_960),
+    GpuModel("NVIDIA H20", GpuSpeed(148, 4000), 97_871),
     GpuModel("NVIDIA L40S", GpuSpeed(362, 864), 46_068),
     GpuModel("NVIDIA L40", GpuSpeed(181, 864), 46_068),
     GpuModel("NVIDIA L4", GpuSpeed(121, 300), 23_034),
+    GpuModel("NVIDIA A40", GpuSpeed(150, 696), 46_068),
+    GpuModel("NVIDIA A10", GpuSpeed(125, 600), 23_028),
+    GpuModel("NVIDIA RTX 6000 Ada Generation", GpuSpeed(364, 960), 49_140),
+    GpuModel("NVIDIA RTX A6000", GpuSpeed(155, 768), 49_140),
+    GpuModel("NVIDIA GeForce RTX 5090", GpuSpeed(209, 1792), 32_607),
+    GpuModel("NVIDIA GeForce RTX 5080", GpuSpeed(113, 960), 16_303),
+    GpuModel("NVIDIA GeForce RTX 5070 Ti", GpuSpeed(88, 896), 16_303),
     GpuModel("NVIDIA GeForce RTX 4090", GpuSpeed(165, 1008), 24_564),
+    GpuModel("NVIDIA GeForce RTX 4080 SUPER", GpuSpeed(104, 736), 16_376),
+    GpuModel("NVIDIA GeForce RTX 4080", GpuSpeed(97, 717), 16_376),
+    GpuModel("NVIDIA GeForce RTX 4070 Ti SUPER", GpuSpeed(88, 672), 16_376),
+    GpuModel("NVIDIA GeForce RTX 4070 Ti", GpuSpeed(80, 504), 12_282),
+    GpuModel("NVIDIA GeForce RTX 4070", GpuSpeed(58, 504), 12_282),
+    GpuModel("NVIDIA GeForce RTX 3090 Ti", GpuSpeed(80, 1008), 24_564),
     GpuModel("NVIDIA GeForce RTX 3090", GpuSpeed(71, 936), 24_576),
+    GpuModel("NVIDIA GeForce RTX 3080", GpuSpeed(59, 760), 10_240),
+    GpuModel("NVIDIA GeForce RTX 3060", GpuSpeed(25, 360), 12_288),
 )
 _MODEL_NUMBER = re.compile(r"(?!\d+gb$)[a-z]*\d+[a-z]*")
 
@@ -175,7 +195,7 @@ def gpu_names() -> tuple[str, ...]:
 def find_gpu(name: str) -> GpuModel | None:
     """Return the GPU with this name, in full or abbreviated: ``RTX 3090``, ``rtx3090``, ``A100 80GB``.
 
-    Every word of ``name`` must be one of the model's, so that "RTX 3090 Ti" is unknown and not a 3090. Of several that
+    Every word of ``name`` must be one of the model's, so that "RTX 3060 Ti" is unknown and not a 3060. Of several that
     match, the slowest is returned.
     """
     words = _words(name)

@@ -4,12 +4,12 @@
 The worker, ``doctor`` and ``plan`` ask the same function with the same request (``engine.planner.registry``).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
+from acestep_consumer.policy.benchmarks import RESERVE_GB, Backend
+from acestep_consumer.policy.sizing import GpuSpec, ModelSet, Workload, capacity, lm_on_gpu
 from acestep_consumer.policy.tiers import LM_MEMORY_GB, LMS, OFFLOAD_BELOW_GB, Tier
-
-Backend = Literal["vllm", "pt"]
 
 SHARE_ABOVE_GB = 0.4
 """Of the memory beyond 24 GB, this share goes to the LM's key-value cache, for more concurrent sequences."""
@@ -17,8 +17,8 @@ SHARE_ABOVE_GB = 0.4
 RENDERER_GB, OFFLOADED_RENDERER_GB = 7.0, 4.5
 """The minimum for a renderer with a 2B model: its weights (offloaded: the DiT's only) and one song."""
 
-RESERVE_GB = 1.0
-"""Reserved for the renderer's CUDA context and fragmentation. An allowance, not measured."""
+KEPT_THROUGHPUT = 0.5
+"""A larger LM is the default only where it keeps this share of the songs per minute of the fastest one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,26 +42,40 @@ class LmRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LmPlan:
-    """The LM to load. ``backend`` None: vLLM if installed, else transformers. ``memory_gb``: its whole budget."""
+    """The LM to load.
+
+    Attributes:
+        model: its name, folder or hub id.
+        backend: None: vLLM if installed, else transformers.
+        memory_gb: its whole budget.
+        required: whether a worker must not start without it.
+        warnings: where it is not what the operator or the tier would have.
+        trade_off: what the choice costs in quality or throughput, for the log; empty where there was none.
+    """
 
     model: str
     backend: Backend | None
     memory_gb: float
     required: bool
     warnings: tuple[str, ...] = ()
+    trade_off: str = ""
 
 
 def plan_lm(wish: LmRequest, tier: Tier, vram_gb: float) -> LmPlan | None:
     """Choose the LM for a GPU, or none.
 
     The tier's largest LM is the upper bound. By default it is the largest one that leaves enough memory for the
-    renderer, of those on the disk; where none of these is on the disk, of those that can be downloaded.
+    renderer and at least ``KEPT_THROUGHPUT``, of those on the disk; where none of these is on the disk, of those that
+    can be downloaded.
     """
     wanted = tier.lm_by_default if wish.init is None else wish.init
     if not wanted:
         return None
+    trade_off = ""
     if wish.model is None:
-        model, warnings = _default(wish, tier, vram_gb)
+        rates = _rates(_that_leave_room(tier.lms or LMS[:1], vram_gb), wish.backend, vram_gb)
+        model, warnings = _default(wish, rates, f"{tier.name} with {vram_gb:.3g} GB", on_gpu=vram_gb > 0)
+        trade_off = _trade_off(model, rates)
     else:
         model, warnings = _named(wish.model, tier)
     return LmPlan(
@@ -70,6 +84,7 @@ def plan_lm(wish: LmRequest, tier: Tier, vram_gb: float) -> LmPlan | None:
         memory_gb=_memory(model, vram_gb),
         required=wish.init is True,
         warnings=warnings,
+        trade_off=trade_off,
     )
 
 
@@ -87,24 +102,61 @@ def _named(asked: str, tier: Tier) -> tuple[str, tuple[str, ...]]:
     return largest, (f"ACESTEP_LM_MODEL_PATH = {asked}: too large for {tier.name}; {largest} is used",)
 
 
-def _default(wish: LmRequest, tier: Tier, vram_gb: float) -> tuple[str, tuple[str, ...]]:
-    """Return the LM for an operator who named none, and a warning where it is not the largest that fits."""
-    fitting = _that_leave_room(tier.lms or LMS[:1], vram_gb)
-    best = fitting[-1]
+def _default(wish: LmRequest, rates: Mapping[str, float], gpu: str, *, on_gpu: bool) -> tuple[str, tuple[str, ...]]:
+    """Return the LM for an operator who named none, and a warning where it is not the best one for the GPU.
+
+    ``rates``: songs per minute by LM, of those that leave enough memory for the renderer, smallest LM first.
+    """
+    best = _best(rates)
     if wish.on_disk is None or best in wish.on_disk:
         return best, ()
     here = [model for model in LMS if model in wish.on_disk]
-    usable = [model for model in here if model in fitting]
+    usable = {model: rate for model, rate in rates.items() if model in here}
     if usable:
-        return usable[-1], (f"{usable[-1]} is used: {best} would fit too, but is not on the disk",)
-    if here and not vram_gb:
+        used = _best(usable)
+        return used, (f"{used} is used: {best} would suit this GPU better, but is not on the disk",)
+    if here and not on_gpu:
         return here[0], ()  # on a CPU it takes RAM, of which the tiers say nothing
-    unusable = f" ({', '.join(here)}: too large for {tier.name} with {vram_gb:.3g} GB)" if here else ""
+    unusable = f" ({', '.join(here)}: too large for {gpu})" if here else ""
     missing = f"no language model for this GPU is on the disk{unusable}"
-    downloadable = [model for model in fitting if model in wish.on_hub]
+    downloadable = {model: rate for model, rate in rates.items() if model in wish.on_hub}
     if downloadable:
-        return downloadable[-1], (f"{missing}: {downloadable[-1]} is downloaded",)
-    return best, (f"{missing}: put {' or '.join(fitting)} into ACESTEP_CHECKPOINT_DIR",)
+        return _best(downloadable), (f"{missing}: {_best(downloadable)} is downloaded",)
+    return best, (f"{missing}: put {' or '.join(rates)} into ACESTEP_CHECKPOINT_DIR",)
+
+
+def _best(rates: Mapping[str, float]) -> str:
+    """Return the largest LM that keeps enough throughput."""
+    enough = KEPT_THROUGHPUT * max(rates.values())
+    return [model for model, rate in rates.items() if rate >= enough][-1]
+
+
+def _rates(models: tuple[str, ...], backend: Backend | None, vram_gb: float) -> dict[str, float]:
+    """Return the estimated songs of 300 s per minute with each LM, on a GPU of this memory as fast as the measured one.
+
+    Only their ratios count. 0 where a song does not fit beside the LM, and without a GPU.
+    """
+    gpu, workload = GpuSpec(name="", vram_gb=vram_gb), Workload(audio_format="wav")
+    offload = vram_gb < OFFLOAD_BELOW_GB
+    found = {}
+    for model in models:
+        lm = lm_on_gpu(model, backend, _memory(model, vram_gb), workload)
+        load = ModelSet(lm=lm, offload_models=offload, offload_dit=offload)
+        found[model] = capacity(gpu, load, workload).songs_a_minute or 0.0
+    return found
+
+
+def _trade_off(chosen: str, rates: Mapping[str, float]) -> str:
+    """Return how the LM compares with the larger ones that fit and with a faster one; empty if there is neither."""
+    rate = rates.get(chosen, 0.0)
+    if not rate:
+        return ""
+    fastest = max(rates, key=rates.__getitem__)
+    larger = [model for model in rates if LMS.index(model) > LMS.index(chosen)]
+    found = [f"{model} would make about {rates[model] / rate:.0%} of its songs a minute" for model in larger]
+    if LMS.index(fastest) < LMS.index(chosen):
+        found.append(f"{fastest} would make about {rates[fastest] / rate:.0%} of its songs a minute")
+    return "; ".join((*found, "ACESTEP_LM_MODEL_PATH chooses another")) if found else ""
 
 
 def _that_leave_room(models: tuple[str, ...], vram_gb: float) -> tuple[str, ...]:

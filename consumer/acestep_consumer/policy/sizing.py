@@ -15,8 +15,7 @@ from typing import Literal
 
 from acestep_consumer.domain.audio_codes import CODES_PER_SECOND
 from acestep_consumer.policy import benchmarks
-from acestep_consumer.policy.benchmarks import DIT_2B, REFERENCE, DitSize, GpuSpeed
-from acestep_consumer.policy.lm_choice import Backend, LmPlan
+from acestep_consumer.policy.benchmarks import DIT_2B, REFERENCE, Backend, DitSize, GpuSpeed
 from acestep_consumer.policy.memory_budget import ENOUGH_TOKENS, MemoryBudget, MemoryFootprint
 
 Bound = Literal["memory", "renderer", "language model", "encoding"]
@@ -185,13 +184,13 @@ class Capacity:
     split: MemorySplit | None = None
 
 
-def lm_on_gpu(plan: LmPlan, workload: Workload) -> LmSpec:
+def lm_on_gpu(model: str, backend: Backend | None, memory_gb: float, workload: Workload) -> LmSpec:
     """Return the LM as it would be loaded; without a configured backend vLLM, unless that has no room for a song."""
-    memory = int(plan.memory_gb * 1e9)
-    if plan.backend is not None:
-        return LmSpec(model=plan.model, backend=plan.backend, memory=memory)
-    first = LmSpec(model=plan.model, backend="vllm", memory=memory)
-    return first if first.room(workload) else LmSpec(model=plan.model, backend="pt", memory=memory)
+    memory = int(memory_gb * 1e9)
+    if backend is not None:
+        return LmSpec(model=model, backend=backend, memory=memory)
+    first = LmSpec(model=model, backend="vllm", memory=memory)
+    return first if first.room(workload) else LmSpec(model=model, backend="pt", memory=memory)
 
 
 def split_of(gpu: GpuSpec, load: ModelSet, workload: Workload) -> MemorySplit:

@@ -99,5 +99,5 @@ class PrefetchController:
             work=self._engine.audio_s + JOB_S * finished,
             in_hand=self._consumer.in_hand,
             memory=self._engine.memory_share,
-            squeezes=self._engine.reductions,
+            reductions=self._engine.reductions,
         )

@@ -35,7 +35,7 @@ class WorkerSample:
         work: what they were worth so far, in the unit that throughput is to be measured in.
         in_hand: jobs accepted and not finished.
         memory: share of the device's memory in use, 0 to 1; None: not known.
-        squeezes: times so far that memory made a pack smaller, or work wait.
+        reductions: times so far that memory made a pack smaller, or work wait.
     """
 
     now_s: float
@@ -43,7 +43,7 @@ class WorkerSample:
     work: float
     in_hand: int
     memory: float | None = None
-    squeezes: int = 0
+    reductions: int = 0
 
 
 class ThroughputSample:
@@ -201,7 +201,7 @@ class PrefetchPolicy:
             self._judge_memory_from = min(self._judge_memory_from, reading.finished + self.workers)
             self._measure_anew(reading)
             return self.workers
-        if self._is_squeezed(last, reading):
+        if self._is_short_of_memory(last, reading):
             self._give_way(reading)
         else:
             self._measured.add(reading)
@@ -282,7 +282,7 @@ class PrefetchPolicy:
         self._move(rung, "trial", reading)
         return True
 
-    def _is_squeezed(self, last: WorkerSample, reading: WorkerSample) -> bool:
+    def _is_short_of_memory(self, last: WorkerSample, reading: WorkerSample) -> bool:
         """Tell whether memory is short, once the jobs of a larger number have left."""
         memory, before = reading.memory, self._share_before_step
         short = memory is not None and memory >= self._habits.memory
@@ -292,7 +292,7 @@ class PrefetchPolicy:
         if short and memory is not None and before is not None:
             self._share_counts = memory <= before - self._habits.relief
         self._share_before_step = None
-        return reading.squeezes > last.squeezes or (short and self._share_counts)
+        return reading.reductions > last.reductions or (short and self._share_counts)
 
     def _give_way(self, reading: WorkerSample) -> None:
         """Go one step back, if there is one, and stay below for a while."""

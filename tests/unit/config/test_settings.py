@@ -19,6 +19,16 @@ def test_without_any_variable_the_defaults_hold() -> None:
     assert settings.broker.queue_type == "classic"
 
 
+def test_checkpoints_in_the_working_directory_are_found_unless_a_folder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load({}, None).engine.checkpoint_dir is None
+    (tmp_path / "checkpoints").mkdir()
+    assert load({}, None).engine.checkpoint_dir == tmp_path / "checkpoints"
+    assert load({"ACESTEP_CHECKPOINT_DIR": "elsewhere"}, None).engine.checkpoint_dir == Path("elsewhere")
+
+
 def test_the_command_line_beats_the_environment_beats_the_file(tmp_path: Path) -> None:
     file = tmp_path / ".env"
     file.write_text("ACESTEP_QUEUE_WORKERS=2\nACESTEP_QUEUE_MAXSIZE=20\nACESTEP_API_WORKERS=2\n")

@@ -21,18 +21,22 @@ def plan(vram_gb: float, **wish: object) -> LmPlan | None:
         (15.8, "acestep-5Hz-lm-0.6B"),
         (16, "acestep-5Hz-lm-1.7B"),
         (19, "acestep-5Hz-lm-1.7B"),
-        (20, "acestep-5Hz-lm-4B"),
-        (24, "acestep-5Hz-lm-4B"),
+        (20, "acestep-5Hz-lm-1.7B"),
+        (24, "acestep-5Hz-lm-1.7B"),  # the 4B would leave less than half of the throughput
+        (32, "acestep-5Hz-lm-1.7B"),
+        (48, "acestep-5Hz-lm-4B"),
         (140, "acestep-5Hz-lm-4B"),
     ],
 )
-def test_left_alone_it_is_the_tiers_largest_that_leaves_the_renderer_room(vram_gb: float, model: str | None) -> None:
+def test_by_default_it_is_the_largest_that_leaves_room_and_half_of_the_throughput(
+    vram_gb: float, model: str | None
+) -> None:
     chosen = plan(vram_gb)
     assert (chosen.model if chosen else None) == model
 
 
 def test_what_the_model_leaves_is_the_renderers() -> None:
-    chosen = plan(24)
+    chosen = plan(24, model=LMS[-1])
     assert chosen is not None
     assert renderer_share(chosen, 24) == 24 - 12 - 1
     assert renderer_share(chosen, 8) == 0
@@ -92,8 +96,28 @@ def test_the_largest_that_fits_is_used_without_a_word_when_it_is_on_the_disk(mod
 def test_a_smaller_one_on_the_disk_goes_before_a_download(models: tuple[str, ...], used: str) -> None:
     chosen = on_disk(*models)
     assert chosen.model == used
-    assert chosen.warnings == (f"{used} is used: {LARGE} would fit too, but is not on the disk",)
+    assert chosen.warnings == (f"{used} is used: {LARGE} would suit this GPU better, but is not on the disk",)
     assert chosen.memory_gb == LM_MEMORY_GB[used] + (80 - 24) * 0.4
+
+
+def test_one_that_is_too_slow_for_the_gpu_is_used_where_no_other_is_on_the_disk() -> None:
+    chosen = on_disk(LARGE, vram_gb=24)
+    assert chosen.model == LARGE
+    assert chosen.warnings == (f"{LARGE} is used: {MIDDLE} would suit this GPU better, but is not on the disk",)
+    assert on_disk(SMALL, LARGE, vram_gb=24).model == LARGE  # which keeps more than half of the small one's throughput
+
+
+def test_the_cost_of_the_choice_is_said_where_there_was_one() -> None:
+    at_24, at_48 = plan(24), plan(48)
+    assert at_24 is not None
+    assert at_48 is not None
+    assert at_24.trade_off == (
+        f"{LARGE} would make about 45% of its songs a minute; ACESTEP_LM_MODEL_PATH chooses another"
+    )
+    assert at_48.trade_off.startswith(f"{SMALL} would make about 169% of its songs a minute")
+    for chosen in (plan(13), plan(24, model=LARGE), plan(0, init=True)):
+        assert chosen is not None
+        assert chosen.trade_off == ""
 
 
 def test_with_none_on_the_disk_the_largest_that_can_be_downloaded_is() -> None:

@@ -9,12 +9,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from acestep_consumer.policy import benchmarks
-from acestep_consumer.policy.benchmarks import DIT_2B, DIT_SIZES, DIT_XL, GIB
-from acestep_consumer.policy.lm_choice import Backend, LmRequest, plan_lm
+from acestep_consumer.policy.benchmarks import DIT_2B, DIT_SIZES, DIT_XL, GIB, Backend
+from acestep_consumer.policy.lm_choice import LmPlan, LmRequest, plan_lm
 from acestep_consumer.policy.sizing import (
     LEAST_WORKERS,
     Capacity,
     GpuSpec,
+    LmSpec,
     ModelSet,
     Workload,
     capacity,
@@ -37,6 +38,10 @@ WORKLOADS = st.builds(
 LOADS = st.tuples(st.sampled_from([(DIT_2B,), (DIT_XL,), (DIT_2B, DIT_XL)]), st.sampled_from([None, *LMS]))
 
 
+def on_gpu(plan: LmPlan, workload: Workload) -> LmSpec:
+    return lm_on_gpu(plan.model, plan.backend, plan.memory_gb, workload)
+
+
 def load_of(vram_gb: float, models: object, lm: str | None, workload: Workload) -> ModelSet:
     """The load as a worker on such a card would have it; None is the tier's own choice of an LM."""
     plan = plan_lm(LmRequest(init=True, model=lm), BUILT_IN.tier_of(vram_gb), vram_gb)
@@ -44,7 +49,7 @@ def load_of(vram_gb: float, models: object, lm: str | None, workload: Workload) 
     offload = vram_gb < OFFLOAD_BELOW_GB
     return ModelSet(
         models=models,  # type: ignore[arg-type]  # hypothesis hands out a tuple of sizes
-        lm=lm_on_gpu(plan, workload),
+        lm=on_gpu(plan, workload),
         offload_models=offload,
         offload_dit=offload,
     )
@@ -157,6 +162,10 @@ def test_a_slower_card_makes_fewer_songs_than_the_measured_one(name: str) -> Non
         ("RTX 3090", "NVIDIA GeForce RTX 3090"),
         ("rtx3090", "NVIDIA GeForce RTX 3090"),
         ("4090", "NVIDIA GeForce RTX 4090"),
+        ("RTX 3090 Ti", "NVIDIA GeForce RTX 3090 Ti"),
+        ("rtx-4080", "NVIDIA GeForce RTX 4080"),
+        ("RTX A6000", "NVIDIA RTX A6000"),
+        ("RTX 6000 Ada", "NVIDIA RTX 6000 Ada Generation"),
         ("A100 40GB SXM4", "NVIDIA A100-SXM4-40GB"),
         ("A100 80GB", "NVIDIA A100 80GB PCIe"),
         ("H100", "NVIDIA H100 PCIe"),
@@ -171,7 +180,7 @@ def test_a_card_is_found_by_its_name_or_a_part_of_it_and_the_slowest_counts(name
 @pytest.mark.parametrize(
     "name",
     [
-        "RTX 3090 Ti",
+        "RTX 3060 Ti",
         "RTX",
         "80GB",
         "",
@@ -234,9 +243,9 @@ def test_the_language_model_falls_to_transformers_where_vllm_has_no_room_for_a_s
     tight, roomy = (plan_lm(LmRequest(init=True, model=LMS[0]), BUILT_IN.tier_of(size), size) for size in (12, 80))
     assert tight is not None
     assert roomy is not None
-    assert lm_on_gpu(tight, Workload()).backend == "pt"
-    assert lm_on_gpu(roomy, Workload()).backend == "vllm"
-    assert lm_on_gpu(replace(tight, backend="vllm"), Workload()).room(Workload()) == 0
+    assert on_gpu(tight, Workload()).backend == "pt"
+    assert on_gpu(roomy, Workload()).backend == "vllm"
+    assert on_gpu(replace(tight, backend="vllm"), Workload()).room(Workload()) == 0
 
 
 def test_without_a_gpu_nothing_is_promised() -> None:

@@ -67,7 +67,7 @@ async def test_it_reads_the_worker_and_its_engine() -> None:
     pace, _ = pacer(Hands(), script, usage)
     await pace.step()
     (read,) = script.heard
-    assert (read.finished, read.in_hand, read.memory, read.squeezes) == (5, 2, 0.75, 7)
+    assert (read.finished, read.in_hand, read.memory, read.reductions) == (5, 2, 0.75, 7)
     assert read.work == 90 + 5 * JOB_S
 
 

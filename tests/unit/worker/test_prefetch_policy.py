@@ -100,8 +100,8 @@ def test_a_trial_that_the_queue_cuts_short_is_taken_back() -> None:
 
 @pytest.mark.parametrize(
     "card",
-    [SimulatedCard(memory_gb_each=5.0), SimulatedCard(squeezed_above=16)],
-    ids=["memory over the bound", "squeezes"],
+    [SimulatedCard(memory_gb_each=5.0), SimulatedCard(reduces_above=16)],
+    ids=["memory over the bound", "reductions"],
 )
 def test_it_steps_back_from_a_number_that_memory_does_not_hold_and_stays_below_for_minutes(card: SimulatedCard) -> None:
     concurrency = PrefetchPolicy(2, 64)
@@ -130,7 +130,7 @@ def test_jobs_of_the_larger_number_leave_before_memory_is_judged_again() -> None
         now += 2
         done += finished
         return concurrency.read(
-            WorkerSample(now_s=now, finished=done, work=float(done), in_hand=in_hand, memory=memory, squeezes=0)
+            WorkerSample(now_s=now, finished=done, work=float(done), in_hand=in_hand, memory=memory, reductions=0)
         )
 
     assert read(8, 0, 0.99) == 6
@@ -180,7 +180,7 @@ def test_counters_that_begin_anew_neither_move_it_nor_count_as_throughput() -> N
     concurrency = PrefetchPolicy(2, 64)
     drive(card, concurrency, HOUR_S)
     home = concurrency.workers
-    card.finished = card.squeezes = 0
+    card.finished = card.reductions = 0
     assert set(drive(card, concurrency, 20)) == {home}
 
 
@@ -200,11 +200,11 @@ def readings(draw: st.DrawFn) -> list[WorkerSample]:
             max_size=60,
         )
     )
-    now, finished, work, squeezes, found = 0.0, 0, 0.0, 0, []
+    now, finished, work, reductions, found = 0.0, 0, 0.0, 0, []
     for after, jobs, worth, in_hand, memory, more in moments:
-        now, finished, work, squeezes = now + after, max(0, finished + jobs), work + worth, max(0, squeezes + more)
+        now, finished, work, reductions = now + after, max(0, finished + jobs), work + worth, max(0, reductions + more)
         found.append(
-            WorkerSample(now_s=now, finished=finished, work=work, in_hand=in_hand, memory=memory, squeezes=squeezes)
+            WorkerSample(now_s=now, finished=finished, work=work, in_hand=in_hand, memory=memory, reductions=reductions)
         )
     return found
 

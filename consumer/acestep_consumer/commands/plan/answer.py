@@ -58,12 +58,13 @@ class LmPart(_PlanPart):
 
 
 class FitPart(_PlanPart):
-    """A pair of models, and the GiB left beside one song of 300 s; negative: it does not fit."""
+    """A pair of models, the GiB left beside one song of 300 s (negative: it does not fit), and songs per minute."""
 
     dit: str
     lm: str | None
     fits: bool
     left_gib: float
+    songs_a_minute: float | None
 
 
 class MemoryPart(_PlanPart):

@@ -78,7 +78,7 @@ class PlanSurvey:
         self._names = tuple(dict.fromkeys(self._engine.models))
         self._lm_plan = self._plan_lm()
         self._workload = self._clamped()
-        self._lm = lm_on_gpu(self._lm_plan, self._workload) if self._lm_plan and not self._lm_is_apart() else None
+        self._lm = _on_gpu(self._lm_plan, self._workload) if self._lm_plan and not self._lm_is_apart() else None
         offload = self._offloads()
         self._load = ModelSet(
             models=tuple(map(size_of, self._names)),
@@ -172,7 +172,7 @@ class PlanSurvey:
     def _lm_part(self) -> LmPart | None:
         if self._lm_plan is None:
             return None
-        lm = lm_on_gpu(self._lm_plan, self._workload)
+        lm = _on_gpu(self._lm_plan, self._workload)
         return LmPart(
             model=lm.model,
             backend=lm.backend,
@@ -183,19 +183,28 @@ class PlanSurvey:
         )
 
     def _possible(self) -> Iterator[FitPart]:
-        """Yield every pair of a DiT size and an LM of the tier."""
+        """Yield every pair of a DiT size and an LM of the tier, with the songs per minute of this workload."""
         if not self._found.vram_gb:
             return
         for name in (None, *self._tier.lms):
             lm = self._listed(name)
             for size in DIT_SIZES:
-                left = left_over(self._gpu, self._with(size, lm))
-                yield FitPart(dit=size.name, lm=name, fits=left >= 0, left_gib=_gib(left))
+                load = self._with(size, lm)
+                left = left_over(self._gpu, load)
+                work = replace(self._workload, thinking=lm is not None and self._workload.thinking)
+                rate = capacity(self._gpu, load, work, self._cores or math.inf).songs_a_minute if left >= 0 else None
+                yield FitPart(
+                    dit=size.name,
+                    lm=name,
+                    fits=left >= 0,
+                    left_gib=_gib(left),
+                    songs_a_minute=None if rate is None else round(rate, 1),
+                )
 
     def _listed(self, name: str | None) -> LmSpec | None:
         wish = LmRequest(init=name is not None, model=name, backend=self._engine.lm_backend)
         wanted = plan_lm(wish, self._tier, self._found.vram_gb)
-        return lm_on_gpu(wanted, Workload()) if wanted else None
+        return _on_gpu(wanted, Workload()) if wanted else None
 
     def _with(self, size: DitSize, lm: LmSpec | None) -> ModelSet:
         load = self._load
@@ -292,7 +301,10 @@ class PlanSurvey:
             yield f"no GPU detected: {self._found.why}. Use --card or --vram to plan for one"
         if self._speed is None and self._found.vram_gb:
             yield f"--card knows the speed of: {', '.join(benchmarks.gpu_names())}"
-        yield from self._lm_plan.warnings if self._lm_plan else ()
+        if self._lm_plan:
+            yield from self._lm_plan.warnings
+            if self._lm_plan.trade_off:
+                yield f"{self._lm_plan.model} is the default here: {self._lm_plan.trade_off}"
         yield from self._notes_on_workload()
         yield from self._notes_on_models()
         yield from self._notes_on_host()
@@ -329,6 +341,10 @@ class PlanSurvey:
         most = self._settings.broker.queue_workers_max
         if found.workers > most:
             yield f"ACESTEP_QUEUE_WORKERS=auto is limited by ACESTEP_QUEUE_WORKERS_MAX = {most}"
+
+
+def _on_gpu(plan: LmPlan, workload: Workload) -> LmSpec:
+    return lm_on_gpu(plan.model, plan.backend, plan.memory_gb, workload)
 
 
 def size_of(name: str) -> DitSize:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from acestep_consumer.commands.plan.answer import MemoryPart, PlanReport
+from acestep_consumer.commands.plan.answer import FitPart, MemoryPart, PlanReport
 from acestep_consumer.commands.terminal import bullet_list, plural, two_digits
 
 Row = tuple[str, str]
@@ -73,19 +73,28 @@ def _memory(memory: MemoryPart) -> Iterator[Row]:
 
 
 def _possible(plan: PlanReport) -> Table:
-    """A row for each LM, a column for each DiT size."""
+    """A row for each LM, a column for each DiT size: memory left, and songs per minute of the workload."""
     sizes = list(dict.fromkeys(part.dit for part in plan.possible))
-    table = Table(title="Models that fit", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    title = "Models that fit, and songs per minute of the workload below"
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+    )
     table.add_column("language model", style="cyan")
     for size in sizes:
         table.add_column(f"DiT {size}")
     for lm in dict.fromkeys(part.lm for part in plan.possible):
-        table.add_row(lm or "none", *(_left(part.left_gib) for part in plan.possible if part.lm == lm))
+        table.add_row(lm or "none", *(_fit(part) for part in plan.possible if part.lm == lm))
     return table
 
 
-def _left(gib: float) -> str:
-    return f"{gib:.1f} GiB left" if gib >= 0 else f"[red]no, {-gib:.1f} GiB short[/red]"
+def _fit(part: FitPart) -> str:
+    if not part.fits:
+        return f"[red]no, {-part.left_gib:.1f} GiB short[/red]"
+    rate = "" if part.songs_a_minute is None else f", {two_digits(part.songs_a_minute)} a minute"
+    return f"{part.left_gib:.1f} GiB left{rate}"
 
 
 def _workload(plan: PlanReport) -> Iterator[Row]:
