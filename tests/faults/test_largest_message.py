@@ -10,8 +10,7 @@ import pytest
 from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE, REQUESTS
 from tests.support.broker import Peer, until
 from tests.support.event_recorder import EventRecorder
-from tests.support.scene import WITHIN_S
-from tests.support.waiting import eventually
+from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
 
 # RabbitMQ 4's default for max_message_size; RabbitMQ 3 takes 128 MiB.

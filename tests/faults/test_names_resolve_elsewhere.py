@@ -80,8 +80,8 @@ async def test_broker_and_storage_are_found_where_their_names_lead_after_a_fail_
             ports.append(await relay.open())
         url = str(URL(amqp_url).with_host(NAME).with_port(ports[0]))
         settings = StorageSettings(endpoint=f"http://{NAME}:{ports[1]}", bucket=s3.bucket)
-        keys = {"aws_access_key_id": s3.access_key, "aws_secret_access_key": s3.secret_key, "region_name": "us-east-1"}
-        objects = await stack.enter_async_context(S3Objects(settings, session=boto3.Session(**keys), retry_s=60))
+        session = boto3.Session(s3.access_key, s3.secret_key, region_name="us-east-1")
+        objects = await stack.enter_async_context(S3Objects(settings, session=session, retry_s=60))
         connection = await stack.enter_async_context(BrokerConnection(broker_settings(url), "worker"))
         place = ObjectAddress(s3.bucket, f"{s3_prefix}/kept")
         await objects.put(place, ObjectContent.of(b"kept", "text/plain"))

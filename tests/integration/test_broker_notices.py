@@ -97,8 +97,8 @@ async def test_a_request_that_expires_in_the_queue_is_told_with_all_that_its_eve
         await eventually(lambda: len(recorder.notices) == 2)
         full, bare = sorted(recorder.notices, key=lambda notice: notice.body, reverse=True)
         assert (full.body, full.message_id, full.reason) == (b"late", "m1", "expired")
-        sent = {"message_id": "m1", "reply_to": "r1", "correlation_id": "c1", "timestamp": NOW, "expiration": "10"}
-        assert full.fingerprint == fingerprint(b"late", Basic.Properties(**sent)), "as of a delivery"
+        sent = Basic.Properties(message_id="m1", reply_to="r1", correlation_id="c1", timestamp=NOW, expiration="10")
+        assert full.fingerprint == fingerprint(b"late", sent), "as of a delivery"
         assert full.reply == Reply("r1", "c1")
         assert full.at is not None
         assert abs((full.at - datetime.now(UTC)).total_seconds()) < 300

@@ -55,7 +55,7 @@ async def test_a_message_that_goes_to_another_queue_has_not_ended_here() -> None
     ids=lambda properties: next(iter(properties)),
 )
 def test_a_copy_within_the_same_second_has_a_fingerprint_of_its_own(other: dict[str, Any]) -> None:
-    sent = {"message_id": "a", "timestamp": datetime(2026, 3, 1, tzinfo=UTC)}
+    sent: dict[str, Any] = {"message_id": "a", "timestamp": datetime(2026, 3, 1, tzinfo=UTC)}
     assert fingerprint(b"{}", Basic.Properties(**sent)) != fingerprint(b"{}", Basic.Properties(**{**sent, **other}))
 
 
