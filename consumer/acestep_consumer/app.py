@@ -10,9 +10,10 @@ import gc
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
@@ -199,8 +200,34 @@ class Worker:
         loading = asyncio.create_task(self._engines.start(), name="engines start")
         stack.push_async_callback(self._engines.stop)
         stack.callback(loading.cancel)
+        return await self._unless_unusable(loading, self._connect(stack, loading, scratch))
+
+    async def _unless_unusable(self, loading: asyncio.Task[None], work: Coroutine[Any, Any, _Prepared]) -> _Prepared:
+        """Return what ``work`` returns. Raises ``EngineUnusable`` at once: a broker that is away is waited for."""
+        working = asyncio.create_task(work, name="connect")
+        failing = asyncio.create_task(self._first_failure(loading), name="engines watch")
+        try:
+            await asyncio.wait((working, failing), return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                failing.result()
+            return await working
+        finally:
+            for task in (failing, working):
+                task.cancel()
+            # The one that did not decide may have failed too: gathered, nobody misses its error.
+            await asyncio.gather(failing, working, return_exceptions=True)
+
+    async def _first_failure(self, loading: asyncio.Task[None]) -> None:
+        """Wait until an engine cannot be used. Raises ``EngineUnusable`` then."""
+        await asyncio.wait({loading})
+        loading.result()
+        await self._engines.wait_unusable()
+
+    async def _connect(self, stack: AsyncExitStack, loading: asyncio.Task[None], scratch: ScratchRoot) -> _Prepared:
+        """Connect to storage and broker, wait for the engines, and create what consumes."""
         # Storage before the broker: no message is consumed before its songs can be stored.
         self._objects = objects = S3Objects(self._settings.storage, retry_s=S3_RETRY_S)
+        state = self._state
         state.traffic = objects.traffic
         await stack.enter_async_context(objects)
         results = ResultStore(objects, self._settings.storage)

@@ -78,12 +78,13 @@ class Pipeline:
             return await _identified(context.delivery)
         try:
             async with self._runner.exclusively(task_id):
-                return outcome_of(await self._record_of(context, task_id))
+                try:
+                    return outcome_of(await self._record_of(context, task_id))
+                except StorageUnavailable as error:  # no record can be written, but the producer gets its event
+                    ending = self._runner.failure(error, context, task_id)
+                    return outcome_of(TerminalRecord(ending, None, context.traceparent))
         except Interrupted as error:
             return silent_outcome(error)
-        except StorageUnavailable as error:  # no record can be written, but the producer gets its event
-            ending = self._runner.failure(error, context, task_id)
-            return outcome_of(TerminalRecord(ending, None, context.traceparent))
 
     async def _record_of(self, context: JobContext, task_id: str) -> TerminalRecord:
         """Return the task's terminal record, written before anybody is told: after a crash it says the same."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """RabbitMQ 4 beside the system's own version: the package of a newer Debian, in a root file system of its own.
 
-``ACESTEP_LOCAL_RABBITMQ=4`` (``bash infra/dev test --rabbitmq 4``) makes every local broker one of these. Making the
+``LOCAL_RABBITMQ=4`` (``bash infra/dev test --rabbitmq 4``) makes every local broker one of these. Making the
 folder needs root and debootstrap, and takes one to three minutes; it is kept in the user's cache.
 """
 
@@ -20,7 +20,8 @@ from infra.local.process import ServerError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-VARIABLE: Final = "ACESTEP_LOCAL_RABBITMQ"
+# Without ACESTEP_ before it: the product refuses settings that it does not know.
+VARIABLE: Final = "LOCAL_RABBITMQ"
 SUITE: Final = "sid"
 _MAKE_TIMEOUT_S: Final = 900
 _SCRIPTS: Final = Path("/usr/lib/rabbitmq/bin")

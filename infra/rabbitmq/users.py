@@ -132,6 +132,7 @@ class User:
 
 def definitions(users: list[User], passwords: dict[str, str], vhost: str) -> dict[str, list[dict[str, object]]]:
     """Return the definitions for the broker."""
+    topics = [found for user in users for found in user.topic_permissions(vhost)]
     return {
         "vhosts": [{"name": vhost}],
         "users": [
@@ -144,8 +145,15 @@ def definitions(users: list[User], passwords: dict[str, str], vhost: str) -> dic
             for user in users
         ],
         "permissions": [dict(user.permission(vhost)) for user in users],
-        "topic_permissions": [dict(found) for user in users for found in user.topic_permissions(vhost)],
+        # As the worker declares them: RabbitMQ 4 imports no permission on an exchange that does not exist.
+        "exchanges": [_exchange(name, vhost) for name in sorted({found["exchange"] for found in topics})],
+        "topic_permissions": [dict(found) for found in topics],
     }
+
+
+def _exchange(name: str, vhost: str) -> dict[str, object]:
+    kept = {"durable": True, "auto_delete": False, "internal": False, "arguments": {}}
+    return {"name": name, "vhost": vhost, "type": "topic", **kept}
 
 
 def password_hash(password: str) -> str:

@@ -2,18 +2,27 @@
 """An engine process that does not come up: dead while loading, silent, or slow but alive."""
 
 import asyncio
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
-from acestep_consumer.config.settings import EngineSettings
+from acestep_consumer.app import run_worker
+from acestep_consumer.config.exit_codes import Exit
+from acestep_consumer.config.settings import EngineSettings, load
 from acestep_consumer.domain.errors import Interrupted
 from acestep_consumer.engine.adapters import PlannerSupervisor, RendererSupervisor
 from acestep_consumer.engine.messages import Configure, ConfigurePlanner, ToEngine
 from acestep_consumer.engine.process import EngineProcess
 from acestep_consumer.engine.supervisor import EngineState, EngineUnusable
+from infra.local.s3 import SeaweedFS
+from infra.local.stack import Environment
 from tests.support.engines import render, supervisor
+from tests.support.fake_engine import FakeEngines
 from tests.support.waiting import WITHIN_S, eventually
+
+NOBODY_LISTENS = "amqp://127.0.0.1:1/"
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +67,39 @@ async def test_an_engine_may_take_long_to_load_while_it_makes_progress() -> None
     await engine.start()
     assert engine.state == EngineState(ready=True, restarts=0)
     await engine.stop()
+
+
+@dataclass
+class UnusableEngines(FakeEngines):
+    """Cannot load their models, or give up soon after they have."""
+
+    starts: bool = False
+
+    async def start(self) -> None:
+        await asyncio.sleep(0.1)
+        if not self.starts:
+            raise EngineUnusable("no such model")
+
+    async def wait_unusable(self) -> None:
+        await asyncio.sleep(0.1)
+        raise EngineUnusable("it died 3 times while loading")
+
+
+@pytest.mark.parametrize("starts", [False, True])
+async def test_an_unusable_engine_stops_the_start_while_the_broker_is_away(
+    s3: SeaweedFS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, starts: bool
+) -> None:
+    """The broker is waited for as long as it takes; nobody would learn of the engine meanwhile."""
+    variables = Environment.of(NOBODY_LISTENS, s3).variables()
+    settings = load(variables | {"ACESTEP_SCRATCH_DIR": str(tmp_path), "ACESTEP_HTTP_PORT": "0"}, None)
+    for name in (name for name in variables if name.startswith("AWS_")):
+        monkeypatch.setenv(name, variables[name])
+    monkeypatch.setattr("acestep_consumer.app.set_up_logs", lambda *_: True)  # the log is the test's
+    with capture_logs() as logs:
+        async with asyncio.timeout(WITHIN_S):
+            code = await run_worker(settings, grace_s=1, engines=UnusableEngines(starts=starts))
+    assert code == Exit.ENGINE
+    assert [line["event"] for line in logs if line["log_level"] == "error"] == ["engine cannot start"]
 
 
 async def test_orders_that_wait_for_a_process_are_interrupted_when_none_will_come(tmp_path: Path) -> None:

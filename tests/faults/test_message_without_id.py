@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE, REQUESTS
+from acestep_consumer.client import Client, QueueFull
 from tests.support.broker import Peer, until
 from tests.support.event_recorder import EventRecorder
 from tests.support.servers import ManagementApi
@@ -157,3 +158,28 @@ async def test_a_message_with_an_id_does_not_wait_behind_the_queue(
         order = [heard.task_id for heard in seen.events if heard.state == "started"]
         place = next(index for index, task in enumerate(order) if task != "first" and not task.startswith("later"))
         assert place <= 2
+
+
+async def test_a_producer_at_a_full_queue_learns_of_the_worker_that_is_busy_with_one(
+    service_environment: dict[str, str], tmp_path: Path, nameless: Nameless
+) -> None:
+    """With a prefetch of 1 that worker has no consumer on the request queue, and yet nobody need start one."""
+    settings = service_environment | {"ACESTEP_QUEUE_WORKERS": "1", "ACESTEP_QUEUE_MAXSIZE": "2"}
+    url, go = settings["ACESTEP_AMQP_URL"], tmp_path / "go"
+    worker = WorkerProcess(tmp_path, settings, light=True)
+    async with running(worker), EventRecorder(url) as seen, Client(url) as client:
+        await nameless.request(f"until={go}")
+        await eventually(lambda: started(seen), WITHIN_S)
+        async with Peer(url) as peer:
+            await until(lambda: no_consumer(peer), "its consumer is gone", WITHIN_S)
+        assert (await client.outlook()).workers == 1
+        await client.submit_many([{"prompt": "one"}, {"prompt": "two"}])
+        with pytest.raises(QueueFull, match="2 wait for 1 worker") as caught:
+            await client.submit({"prompt": "three"})
+        assert caught.value.workers == 1
+        go.touch()
+
+
+async def no_consumer(peer: Peer) -> bool:
+    declared = await peer.channel.declare_queue(GENERATE, passive=True)
+    return declared.declaration_result.consumer_count == 0

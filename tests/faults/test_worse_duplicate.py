@@ -2,6 +2,7 @@
 """While a job renders, a worse message comes under its id. It ends by itself, and the job keeps its songs."""
 
 import json
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -48,6 +49,24 @@ async def test_a_retry_that_expires_does_not_end_the_running_job(
         go.touch()
         await completed(seen)
         assert "expired" not in seen.recorder.states("song")
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+async def test_a_copy_of_the_same_second_that_expires_does_not_end_the_one_that_waits(
+    kind: str, service_environment: dict[str, str], tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    variables = {"ACESTEP_QUEUE_WORKERS": "1", "ACESTEP_QUEUE_TYPE": kind}
+    async with scene(service_environment, tmp_path, **variables) as seen:
+        await seen.peer.submit(task_id="other", prompt=f"until={go}")
+        await eventually(lambda: "started" in seen.recorder.states("other"), WITHIN_S)
+        body = json.dumps({"task_id": "song", "prompt": "x", "audio_format": "wav", "audio_duration": 10}).encode()
+        properties = {"message_id": "song", "timestamp": datetime.now(UTC).replace(microsecond=0)}
+        await seen.peer.request(body, expiration=0.2, **properties)
+        await seen.peer.request(body, **properties)
+        await eventually(lambda: "expired" in seen.recorder.states("song"), WITHIN_S)
+        go.touch()
+        await eventually(lambda: "completed" in seen.recorder.states("song"), WITHIN_S)
 
 
 async def test_garbage_under_its_message_id_does_not_end_the_running_job(

@@ -84,6 +84,7 @@ async def declare(url: str) -> None:
         pass
 
 
+@pytest.mark.broker_versions
 async def test_what_was_cancelled_without_any_worker_is_known_when_the_start_returns(amqp_url: str) -> None:
     await declare(amqp_url)
     async with Peer(amqp_url) as peer:
@@ -190,6 +191,7 @@ async def test_ten_thousand_cancellations_delay_a_start_by_seconds(amqp_url: str
         assert known.is_cancelled("t9999", NOW)
 
 
+@pytest.mark.broker_versions
 async def test_a_stream_that_somebody_deletes_is_declared_and_followed_again(amqp_url: str) -> None:
     async with following(amqp_url) as (known, connection), Peer(amqp_url) as peer:
         channel = await connection.channel()
@@ -219,6 +221,7 @@ async def test_a_reading_that_does_not_end_is_begun_anew(amqp_url: str, monkeypa
         assert known.is_cancelled("t1", NOW)
 
 
+@pytest.mark.broker_versions
 async def test_the_connection_tells_the_brokers_version(amqp_url: str, rabbitmq: RabbitMQ) -> None:
     async with BrokerConnection(broker_settings(amqp_url), "worker") as connection:
         listed = await asyncio.to_thread(rabbitmq.ctl, "version")

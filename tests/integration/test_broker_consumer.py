@@ -76,6 +76,7 @@ async def test_no_more_are_in_hand_than_there_are_workers(amqp_url: str) -> None
         assert hands.bodies == [b"%d" % number for number in range(7)]
 
 
+@pytest.mark.broker_versions
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
 async def test_a_message_that_goes_back_comes_again_and_says_so(amqp_url: str, queue_type: str) -> None:
     again: list[bool] = []
@@ -126,6 +127,7 @@ async def test_a_delivery_is_settled_once(amqp_url: str) -> None:
         assert await connection.channel() is channel
 
 
+@pytest.mark.broker_versions
 async def test_a_dead_letter_keeps_bytes_and_headers_and_tells_why(amqp_url: str) -> None:
     async def handle(delivery: AmqpDelivery) -> None:
         await delivery.settle(Verdict.DEAD_LETTER, MalformedBody("x" * 2_000))
@@ -256,6 +258,7 @@ async def test_a_stale_delivery_is_not_dead_lettered_either(amqp_url: str) -> No
         assert await is_empty(peer, DEAD_LETTER)
 
 
+@pytest.mark.broker_versions
 async def test_a_queue_deleted_under_the_consumer_is_made_again_and_consumed(amqp_url: str) -> None:
     hands = Hands()
     hands.go.set()

@@ -20,6 +20,7 @@ from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.topology import CONTROL, EVENTS, GENERATE
 from acestep_consumer.client import Client, sync
 from acestep_schemas.events import Worker, WorkerEvent
+from infra.local import rabbitmq4
 from tests.support.broker import Peer, broker_settings, until
 from tests.support.proxy import Proxy
 from tests.support.servers import ManagementApi
@@ -213,6 +214,7 @@ async def test_a_broker_that_does_not_answer_is_a_note_within_the_time(declared:
     assert took_s < 10
 
 
+@pytest.mark.broker_versions
 @pytest.mark.parametrize(
     ("rights", "topic"),
     [
@@ -239,8 +241,11 @@ async def test_a_login_that_may_not_ask_the_workers_gets_its_place_and_goes_on_s
             outlook = await client.outlook(PATIENT_S)
     finally:
         management.call("DELETE", f"/api/users/{name}")
-    assert (outlook.position, outlook.expected_s) == (9, None)
-    assert "the workers could not be asked: this login may not" in (outlook.note or "")
+    # From RabbitMQ 4 on, it takes a permission on a queue to see how many messages wait there.
+    blind = rabbitmq4.wanted() and rights["read"] == "^$"
+    assert (outlook.position, outlook.expected_s) == (None if blind else 9, None)
+    asked = "queue" if blind else "workers"
+    assert f"the {asked} could not be asked: this login may not" in (outlook.note or "")
 
 
 async def test_no_queue_is_left_behind(

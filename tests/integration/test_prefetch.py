@@ -96,6 +96,7 @@ async def broker_lists(management: ManagementApi, vhost: str, prefetch: Callable
     await until(so, f"the broker lists a prefetch of {prefetch()}")
 
 
+@pytest.mark.broker_versions
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
 async def test_a_larger_prefetch_holds_at_once_and_exactly(
     amqp_url: str, amqp_vhost: str, management: ManagementApi, queue_type: str
@@ -113,6 +114,7 @@ async def test_a_larger_prefetch_holds_at_once_and_exactly(
         assert desk.redelivered == 0
 
 
+@pytest.mark.broker_versions
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
 @pytest.mark.parametrize("steps", [[2, 3, 4], [4]], ids=["grown in steps", "from one piece"])
 async def test_a_smaller_prefetch_takes_nothing_back_and_brings_nothing_new_until_enough_is_settled(

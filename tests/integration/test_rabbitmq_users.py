@@ -33,6 +33,7 @@ from acestep_consumer.broker.topology import (
     NOTICES,
     REQUESTS,
     UNROUTED,
+    topology,
 )
 from acestep_consumer.client import Client
 from acestep_consumer.domain.errors import Verdict
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
     Act = Callable[[AbstractChannel], Awaitable[object]]
 
 SCRIPT = Path(__file__).parents[2] / "infra/rabbitmq/users.py"
+
+pytestmark = pytest.mark.broker_versions
 
 
 @pytest.fixture
@@ -83,6 +86,14 @@ def made(secrets: Path, *arguments: str) -> str:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_the_exchanges_in_the_definitions_are_those_that_a_worker_declares() -> None:
+    """RabbitMQ 4 refuses to import a permission on routing keys of an exchange that does not exist yet."""
+    made_for_all = users.definitions([User(role, (role,)) for role in ROLES], dict.fromkeys(ROLES, "x"), "music")
+    declared = topology(broker_settings("amqp://localhost/")).as_definitions("music")["exchanges"]
+    assert {each["name"] for each in made_for_all["exchanges"]} == {REQUESTS, CONTROL}
+    assert all(exchange in declared for exchange in made_for_all["exchanges"])
 
 
 @asynccontextmanager

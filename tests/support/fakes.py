@@ -7,6 +7,8 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pamqp.commands import Basic
+
 from acestep_consumer.broker.delivery import AlreadySettledError, fingerprint
 from acestep_consumer.domain.errors import ConsumerError, Unpublished, Verdict
 from acestep_consumer.domain.job import Attempt
@@ -43,7 +45,7 @@ class FakeDelivery:
     @property
     def fingerprint(self) -> str:
         """As of a real one."""
-        return fingerprint(self.body, self.message_id, self.sent)
+        return fingerprint(self.body, Basic.Properties(message_id=self.message_id, timestamp=self.sent))
 
     async def identify(self) -> None:
         """Remember that a copy with an id was published."""

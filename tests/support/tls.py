@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import ssl
 from contextlib import suppress
 from dataclasses import dataclass
@@ -65,11 +66,11 @@ class TlsRabbitMQ(RabbitMQ):
         super().__init__(folder)
         self._tls_claim = PortClaim(1)
         self.tls_port = self._tls_claim.ports[0]
+        # Copies in its own folder: a RabbitMQ 4 in a root of its own sees no other.
+        self._files = {"cacertfile": authority.bundle, "certfile": certificate.chain, "keyfile": certificate.key}
+        named = "".join(f"ssl_options.{option} = {self.folder / option}\n" for option in self._files)
         self._lines = (
-            f"listeners.ssl.default = {LOOPBACK}:{self.tls_port}\n"
-            f"ssl_options.cacertfile = {authority.bundle}\n"
-            f"ssl_options.certfile = {certificate.chain}\n"
-            f"ssl_options.keyfile = {certificate.key}\n"
+            f"listeners.ssl.default = {LOOPBACK}:{self.tls_port}\n{named}"
             "ssl_options.verify = verify_none\n"
             "ssl_options.fail_if_no_peer_cert = false\n"
         )
@@ -86,6 +87,8 @@ class TlsRabbitMQ(RabbitMQ):
 
     def _write_files(self) -> None:
         super()._write_files()
+        for option, path in self._files.items():
+            shutil.copyfile(path, self.folder / option)
         with (self.folder / "rabbitmq.conf").open("a") as file:
             file.write(self._lines)
 

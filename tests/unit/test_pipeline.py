@@ -694,3 +694,33 @@ async def test_the_attempt_records_of_a_message_that_goes_back_stay(stage: Stage
     delivery = await stage.process(FakeDelivery(body=request().body, redelivered=True))
     assert delivery.verdict is Verdict.REQUEUE
     assert stage.attempts.forgotten == []
+
+
+async def test_a_job_that_fails_after_its_channel_was_lost_has_not_ended(stage: Stage) -> None:
+    """Another worker has the message and completes it: ``failed`` before its ``completed`` would be a second end."""
+    lost, again = request(), request()
+
+    async def fail(_: Job) -> None:
+        lost.stale = True
+        raise EngineCrashed("the engine died")
+
+    stage.renderer.before = fail
+    await stage.process(lost)
+    assert "failed" not in stage.events.states
+    assert stage.store.objects == {}
+    stage.renderer.before, again.redelivered = None, True
+    await stage.process(again)
+    assert [state for state in stage.events.states if state in ("completed", "failed")] == ["completed"]
+
+
+async def test_a_cancelled_job_leaves_no_attempt_record(stage: Stage) -> None:
+    """The cancellation excused its attempt, although the message was delivered once."""
+
+    async def cancel(_: Job) -> None:
+        await stage.cancellations.ask("song")
+        await asyncio.Event().wait()
+
+    stage.renderer.before = cancel
+    delivery = await stage.process(request())
+    assert [attempt.task_id for attempt in stage.attempts.excused] == ["song"]
+    assert stage.attempts.forgotten == [("song", delivery.fingerprint)]

@@ -48,7 +48,7 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _CancelRequest:
-    """When a cancellation was sent, as far as its sender said, and received; seconds since 1970."""
+    """When a cancellation was sent, in seconds since 1970 as far as its sender said, and received, on our own clock."""
 
     sent_s: float | None
     received_s: float
@@ -57,10 +57,16 @@ class _CancelRequest:
 class CancellationLog:
     """Reads the stream on ``connection``, whose other traffic may have to wait some seconds for it."""
 
-    def __init__(self, connection: BrokerConnection, clock: Callable[[], float] = time.time) -> None:
-        """``clock`` returns seconds since 1970."""
+    def __init__(
+        self,
+        connection: BrokerConnection,
+        clock: Callable[[], float] = time.time,
+        elapsed: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``clock`` returns seconds since 1970; ``elapsed`` those of a clock that nobody sets."""
         self._connection = connection
         self._clock = clock
+        self._elapsed = elapsed
         # By task id, in the order in which they were received.
         self._known: dict[str, _CancelRequest] = {}
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
@@ -85,7 +91,7 @@ class CancellationLog:
                 can be used again. Where either has no timestamp, the cancellation applies.
         """
         cancel = self._known.get(task_id)
-        if cancel is None or self._is_old(cancel):
+        if cancel is None or self._is_over(cancel):
             return False
         if cancel.sent_s is None or sent is None:
             return True
@@ -162,8 +168,9 @@ class CancellationLog:
         if not _TASK_ID.fullmatch(task_id):
             return
         before = self._known.pop(task_id, None)
-        cancel = _CancelRequest(_later(before, sent), self._clock())
-        if not self._is_old(cancel):
+        cancel = _CancelRequest(_later(before, sent), self._elapsed())
+        # Compared on arrival alone: a clock that is set later makes nothing old that was new.
+        if cancel.sent_s is None or cancel.sent_s >= self._clock() - RETENTION_S:
             self._known[task_id] = cancel
         self._forget_old()
         for arrival in self._waiting.get(task_id, ()):
@@ -173,13 +180,12 @@ class CancellationLog:
     def _forget_old(self) -> None:
         while self._known:
             first = next(iter(self._known))
-            if len(self._known) <= MAX_KNOWN and not self._is_old(self._known[first]):
+            if len(self._known) <= MAX_KNOWN and not self._is_over(self._known[first]):
                 return
             del self._known[first]
 
-    def _is_old(self, cancel: _CancelRequest) -> bool:
-        oldest = self._clock() - RETENTION_S
-        return cancel.received_s < oldest or (cancel.sent_s is not None and cancel.sent_s < oldest)
+    def _is_over(self, cancel: _CancelRequest) -> bool:
+        return self._elapsed() - cancel.received_s > RETENTION_S
 
 
 def _later(before: _CancelRequest | None, sent: datetime | None) -> float | None:

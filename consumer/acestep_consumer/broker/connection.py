@@ -282,6 +282,8 @@ class BrokerConnection:
 
     async def _open(self) -> None:
         self._url = next(self._next_urls)
+        # Not after the set-up: a new connection may be asked for during it, as when the broker cancels a consumer.
+        self._lost.clear()
         # Stored before it is open: a connection that could not be opened has to be closed too.
         self._connection = connection = Connection(self._url, client_properties={"connection_name": self._name})
         try:
@@ -310,7 +312,6 @@ class BrokerConnection:
     def _use(self, channel: Channel) -> None:
         self._channel = channel
         self._up_since = time.monotonic()
-        self._lost.clear()
         channel.closing.add_done_callback(lambda closing: self._on_closing(channel, closing))
         self._up.set()
 

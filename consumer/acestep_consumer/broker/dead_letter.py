@@ -26,6 +26,7 @@ WORKER = "x-acestep-worker"
 TIME = "x-acestep-time"
 ATTEMPTS = "x-acestep-attempts"
 EXPIRATION = "x-acestep-expiration"
+"""The expiration that the producer set, in milliseconds, where the message's own was reduced or removed."""
 RETURNED = "x-acestep-returned"
 """Marks a message that the broker dead-lettered while a worker had it, and that was put back into the queue."""
 USER_ID = "x-acestep-user-id"
@@ -98,7 +99,7 @@ def requeued_properties(properties: Basic.Properties) -> Basic.Properties:
 
 def returned_properties(properties: Basic.Properties) -> Basic.Properties:
     """Return the properties of a message that is put back into its queue as the same request, not as a new one."""
-    return _copy(properties, {**_producer_headers(properties), RETURNED: True})
+    return _copy(properties, {**_kept_headers(properties), RETURNED: True})
 
 
 def forwarded_properties(
@@ -108,12 +109,32 @@ def forwarded_properties(
 
     Its expiration is reduced by ``waited_s``, the seconds that it has waited; None: unknown.
     """
-    headers = _producer_headers(properties)
+    headers = _kept_headers(properties)
     copy = _copy(properties, {**headers, RETURNED: True} if redelivered else headers)
     if properties.expiration:
         left_ms = float(properties.expiration) - 1000 * (waited_s or 0)
         copy.expiration = str(max(0, round(left_ms)))
     return copy
+
+
+def sent_expiration(properties: Basic.Properties) -> str | None:
+    """Return the expiration that the producer set; None: none.
+
+    It is the same at each delivery: a forwarded message has less left, and the broker removes it from a dead letter.
+    """
+    headers = properties.headers or {}
+    if found := headers.get(EXPIRATION) or properties.expiration:
+        return str(found)
+    match headers.get(DEATHS) or headers.get("x-death"):
+        case [{"original-expiration": found}, *_]:
+            return str(found)
+    return None
+
+
+def _kept_headers(properties: Basic.Properties) -> dict[str, Any]:
+    """Return the headers of a copy that is the same request."""
+    expiration = sent_expiration(properties)
+    return {**_producer_headers(properties), **({EXPIRATION: expiration} if expiration else {})}
 
 
 def _producer_headers(properties: Basic.Properties) -> dict[str, Any]:
@@ -152,7 +173,7 @@ def _copy(properties: Basic.Properties, headers: dict[str, Any]) -> Basic.Proper
 
 def _headers(properties: Basic.Properties, reason: ConsumerError | None, worker_id: str) -> dict[str, Any]:
     headers = {name: writable(value) for name, value in (properties.headers or {}).items()}
-    moved = {EXPIRATION: properties.expiration, USER_ID: properties.user_id}
+    moved = {EXPIRATION: sent_expiration(properties), USER_ID: properties.user_id}
     headers |= {name: value for name, value in moved.items() if value}
     redelivered = headers.get("x-delivery-count")
     if isinstance(redelivered, int):

@@ -19,6 +19,7 @@ import structlog
 
 from acestep_consumer.broker.consumer import CONSUMER_TIMEOUT_MS
 from acestep_consumer.broker.dead_letter import CODE, DEATHS, death_of, returned_properties, writable
+from acestep_consumer.broker.delivery import fingerprint
 from acestep_consumer.broker.errors import BrokerError, Nacked, mapped
 from acestep_consumer.broker.topology import GENERATE, IDENTIFIED, NOTICES, tier_of
 from acestep_consumer.domain.parse import readable_task_id
@@ -56,8 +57,6 @@ class DeadLetterNotice:
     message_id: str | None
     encoding: str | None
     """AMQP ``content_encoding``."""
-    sent: datetime | None
-    """The producer's ``timestamp``, in UTC."""
     reply: Reply
     """The AMQP properties that the terminal event echoes."""
     reason: str
@@ -66,6 +65,8 @@ class DeadLetterNotice:
     """When the broker dead-lettered it, in UTC."""
     queue: str
     """The queue that it waited in."""
+    fingerprint: str
+    """The same as of a delivery of this message."""
 
     @property
     def task_id(self) -> str | None:
@@ -168,11 +169,11 @@ def notice_of(message: DeliveredMessage) -> DeadLetterNotice | None:
         body=message.body,
         message_id=properties.message_id or None,
         encoding=properties.content_encoding or None,
-        sent=properties.timestamp,
         reply=Reply(properties.reply_to or None, properties.correlation_id or None),
         reason=death.code,
         at=death.at,
         queue=queue,
+        fingerprint=fingerprint(message.body, properties),
     )
 
 

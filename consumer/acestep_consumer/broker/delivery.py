@@ -15,7 +15,7 @@ from uuid import uuid4
 import structlog
 from pamqp.commands import Basic
 
-from acestep_consumer.broker.dead_letter import RETURNED, forwarded_properties
+from acestep_consumer.broker.dead_letter import RETURNED, forwarded_properties, sent_expiration
 from acestep_consumer.broker.errors import BrokerError, describe, mapped
 from acestep_consumer.broker.topology import tier_of
 from acestep_consumer.domain.errors import ConsumerError, Verdict
@@ -42,10 +42,17 @@ class AlreadySettledError(RuntimeError):
     """A delivery was settled a second time: a bug. The broker would close the channel over it."""
 
 
-def fingerprint(body: bytes, message_id: str | None, sent: datetime | None) -> str:
-    """Return a hash of the parts that the producer wrote: 32 hexadecimal digits."""
-    digest = hashlib.blake2b(body, digest_size=16)
-    digest.update(repr((message_id, sent and sent.timestamp())).encode())
+def fingerprint(body: bytes, properties: Basic.Properties) -> str:
+    """Return a hash of the parts that the producer wrote: 32 hexadecimal digits.
+
+    A copy of a message within the same second differs in its other properties, if in anything: one that expires must
+    not end one that does not.
+    """
+    digest, sent = hashlib.blake2b(body, digest_size=16), properties.timestamp
+    digest.update(repr((properties.message_id or None, sent and sent.timestamp())).encode())
+    others = properties.priority, sent_expiration(properties), properties.reply_to, properties.correlation_id
+    if any(others):  # without them, as earlier versions did it
+        digest.update(repr(tuple(value or None for value in others)).encode())
     return digest.hexdigest()
 
 
@@ -104,7 +111,7 @@ class AmqpDelivery:
     @property
     def fingerprint(self) -> str:
         """A hash that is the same for each delivery of this message, and differs when it is published again."""
-        return fingerprint(self.body, self.message_id, self.sent)
+        return fingerprint(self.body, self._properties)
 
     @property
     def traceparent(self) -> str | None:

@@ -15,7 +15,7 @@ from uuid import uuid4
 import aio_pika
 
 from acestep_consumer.broker.errors import BrokerError, BrokerRefused, Nacked, Unroutable, describe
-from acestep_consumer.broker.topology import CONTROL, EVENTS, GENERATE, REQUESTS
+from acestep_consumer.broker.topology import CONTROL, EVENTS, GENERATE, NOTICES, REQUESTS
 from acestep_consumer.client.connection import NOT_DECLARED, ClientConnection, as_client_error
 from acestep_consumer.client.dispatcher import Dispatcher
 from acestep_consumer.client.errors import ClientError, InvalidTaskId, NoQueue, QueueFull, no_songs
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 ROUTING_KEY: Final = "generate"
 MAY_NOT_ASK: Final = f"this login may not read {EVENTS}, or not publish `{STATUS_REQUEST}` to {CONTROL}"
+MAY_NOT_SEE: Final = f"this login may not see {GENERATE}; from RabbitMQ 4 on that takes a permission on it"
 EVERYTHING: Final = ("job.#", "worker.#")
 # Publishes of `submit_many` that wait for their confirm at the same time.
 _IN_FLIGHT: Final = 100
@@ -313,21 +314,34 @@ class Client:
         problem = None
         try:
             async with asyncio.timeout(within_s):
-                ready, consumers = await self._connection.depth(GENERATE)
+                ready, consumers = await self._request_queue()
                 depth = RequestQueueDepth(ready=ready, consumers=consumers)
                 await survey_workers(self._connection, answers, consumers, self._retry_after.learn)
         except TimeoutError:
             pass  # the answers so far are what there is
         except BrokerError as fault:
             # The refusal's own text says what a worker's login needs, which is more than this one should get.
-            may_not = depth is not None and isinstance(fault, BrokerRefused)
-            problem = MAY_NOT_ASK if may_not else describe(fault)
+            problem = describe(fault)
+            if isinstance(fault, BrokerRefused):
+                problem = MAY_NOT_SEE if depth is None else MAY_NOT_ASK
         return depth, tuple(answers.values()), problem
+
+    async def _request_queue(self) -> tuple[int, int]:
+        """Return how many requests wait, and the consumers of their queue. Raises ``BrokerError``.
+
+        A worker that has all it can hold of another queue consumes none of this one. If all are so, the consumers of
+        the dead-letter notices count, of which every worker is one.
+        """
+        ready, consumers = await self._connection.depth(GENERATE)
+        if not consumers:
+            with suppress(BrokerError):
+                _, consumers = await self._connection.depth(NOTICES)
+        return ready, consumers
 
     async def _queue_full(self) -> QueueFull:
         waiting = workers = None
         with suppress(BrokerError):  # this login may be allowed to publish alone
-            waiting, workers = await self._connection.depth(GENERATE)
+            waiting, workers = await self._request_queue()
         return QueueFull(self._retry_after.retry_after(workers), waiting, workers)
 
 

@@ -45,7 +45,7 @@ class QueueFull(ClientError):
             client knows how long jobs take, else a guess; up to a quarter longer at random, so that refused producers
             spread out.
         waiting: requests in the queue; None when this login may not ask.
-        workers: consumers of the queue; None as above.
+        workers: consumers of the queue; if there are none, workers that are busy or paused; None as above.
     """
 
     def __init__(self, retry_after: float, waiting: int | None = None, workers: int | None = None) -> None:

@@ -52,7 +52,7 @@ class QueueEstimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestQueueDepth:
-    """The request queue at one moment: messages that wait, and AMQP consumers."""
+    """The request queue at one moment: messages that wait, and AMQP consumers, or else workers that are busy."""
 
     ready: int
     consumers: int

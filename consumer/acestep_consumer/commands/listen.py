@@ -17,7 +17,7 @@ from rich.console import Console
 
 from acestep_consumer.broker.errors import BrokerError, BrokerRefused
 from acestep_consumer.broker.inspection import BrokerInspection, QueueDepth
-from acestep_consumer.broker.topology import GENERATE, tier_queue
+from acestep_consumer.broker.topology import GENERATE, NOTICES, tier_queue
 from acestep_consumer.client import Client, ClientError
 from acestep_consumer.client.results import Results
 from acestep_consumer.commands.base import print_client_error, print_error, print_warning
@@ -118,6 +118,8 @@ class _QueuePoll:
             async with asyncio.timeout(_POLL_TIMEOUT_S):
                 depth = await self._depth(GENERATE)
                 forwarded = await self._forwarded() if depth else 0
+                # Busy workers may have no consumer on the request queue, but each has one on the notices.
+                busy = await self._depth(NOTICES) if depth and not depth.consumers else None
         except BrokerRefused:
             return QueueState(broker=True)  # this login may not read queue depths
         except (BrokerError, TimeoutError):
@@ -125,7 +127,7 @@ class _QueuePoll:
             return QueueState(broker=False)
         if depth is None:
             return QueueState(broker=True, declared=False)
-        return QueueState(broker=True, waiting=depth.ready + forwarded, workers=depth.consumers)
+        return QueueState(broker=True, waiting=depth.ready + forwarded, workers=(busy or depth).consumers)
 
     async def _forwarded(self) -> int:
         """Count requests that wait in tier queues. A worker declares them all: if one is missing, so are the rest."""

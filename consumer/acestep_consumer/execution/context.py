@@ -24,6 +24,7 @@ class JobContext:
         task_id: None when neither the body nor the properties have one that can be read.
         found: the task's terminal record in storage, if there is one.
         attempt: None before it is counted.
+        excused: whether a record says that the attempt ended through no fault of the message.
         job: the admitted job; None before admission.
         estimate: expected duration; None before admission.
         traceparent: the trace that the job belongs to, if any.
@@ -37,6 +38,7 @@ class JobContext:
     task_id: str | None
     found: TerminalRecord | None = None
     attempt: Attempt | None = None
+    excused: bool = False
     job: Job | None = None
     estimate: Estimate | None = None
     traceparent: str | None = None

@@ -52,10 +52,9 @@ class RetryPolicy:
         return self._most - attempt.unexplained
 
     async def forget(self, task_id: str, delivery: Delivery) -> None:
-        """Remove the records of a message that has ended; only one that was redelivered has any."""
-        if delivery.redelivered:
-            with suppress(StorageUnavailable):  # they are small, and harmless
-                await self._attempts.forget(task_id, delivery.fingerprint)
+        """Remove the records of a message that has ended."""
+        with suppress(StorageUnavailable):  # they are small, and harmless
+            await self._attempts.forget(task_id, delivery.fingerprint)
 
     async def excuse_lost(self) -> None:
         """Excuse the attempts whose deliveries are stale: this worker lives, only its connection died."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from acestep_consumer.concurrency.locks import KeyedLock
-from acestep_consumer.domain.errors import ConsumerError, Interrupted
+from acestep_consumer.domain.errors import Cancelled, ConsumerError, Interrupted
 from acestep_consumer.domain.job import Job, Request
 from acestep_consumer.domain.outcome import Ending, RunInfo, as_consumer_error, unfinished
 from acestep_consumer.domain.ports import Cancellations, Events, Report, Routes
@@ -105,6 +105,7 @@ class JobRunner:
         except Interrupted:
             raise
         except Exception as error:  # noqa: BLE001 - whatever broke, the producer gets a terminal event
+            context.excused = context.attempt is not None and isinstance(error, Cancelled)
             return self.failure(error, context, task_id)
 
     def running_time(self) -> AbstractAsyncContextManager[None]:
@@ -116,16 +117,25 @@ class JobRunner:
         return deadline(self.rules.execution_timeout_s())
 
     async def forget_attempts(self, context: JobContext, task_id: str) -> None:
-        """Remove the attempt records of a message that has ended and is settled."""
-        await self._retries.forget(task_id, context.delivery)
+        """Remove the attempt records of a message that has ended and is settled; most have none."""
+        if context.delivery.redelivered or context.excused:
+            await self._retries.forget(task_id, context.delivery)
 
     def info(self, context: JobContext) -> RunInfo:
         """Return worker, attempt and the present moment, for an ending."""
         return RunInfo(self.rules.worker_id, context.attempt_number, datetime.now(UTC))
 
     def failure(self, error: Exception, context: JobContext, task_id: str) -> Unfinished:
-        """Return the ending that ``error`` means, and log it: the text of a bug is for the log alone."""
+        """Return the ending that ``error`` means, and log it: the text of a bug is for the log alone.
+
+        Raises:
+            Interrupted: the channel was lost. Another worker has the message then and may complete it, so that an end
+                without songs would be a second one.
+        """
         ours = as_consumer_error(error)
+        if context.delivery.stale:
+            log.warning("job not done; its message is redelivered", code=str(ours.code), reason=str(ours))
+            raise Interrupted(f"its channel was lost: {ours}") from error
         if type(ours) is ConsumerError:
             log.error("job broke on a bug", exc_info=error)
         else:

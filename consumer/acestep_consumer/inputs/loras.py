@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Self, TypeVar
 
 from acestep_consumer.concurrency.locks import KeyedLock
 from acestep_consumer.domain.errors import InputNotAllowed, InputUnreadable
@@ -94,13 +94,21 @@ class _CachedLora:
     folder: Path
     names: tuple[str, ...]
 
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        """Take what is in the folder. Blocks."""
+        return cls(folder, tuple(path.name for path in folder.iterdir()))
+
     def is_whole(self) -> bool:
         """Whether all of it is still there: a cleaner of temporary folders may have been here."""
         return all((self.folder / name).is_file() for name in self.names)
 
     def copy_to(self, target: Path) -> None:
-        """Create the folder ``target`` with links to the files, or copies. Blocks."""
-        shutil.copytree(self.folder, target, copy_function=_link)
+        """Create the folder ``target`` with links to the files, or copies. Blocks. Raises ``OSError``."""
+        # Not shutil.copytree: its own error hides that the disk is full.
+        target.mkdir(parents=True)
+        for name in self.names:
+            _link(self.folder / name, target / name)
 
     def remove(self) -> None:
         """Blocks."""
@@ -145,13 +153,13 @@ class LoraCache:
 
 async def _fetched(cache: Path, fetch: Fetch) -> _CachedLora:
     """Fetch into a new folder: a file is never overwritten, because jobs may have links to it."""
-    folder = _new_folder(cache)
+    folder = await _to_its_end(partial(_new_folder, cache))
     try:
         await fetch(folder)
+        return await _to_its_end(partial(_CachedLora.of, folder))
     except BaseException:
         await _to_its_end(partial(shutil.rmtree, folder, ignore_errors=True))
         raise
-    return _CachedLora(folder, tuple(path.name for path in folder.iterdir()))
 
 
 def _new_folder(cache: Path) -> Path:
@@ -169,7 +177,7 @@ async def _to_its_end(call: Callable[[], T]) -> T:
         raise
 
 
-def _link(source: str, target: str) -> None:
+def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # a file system without hard links

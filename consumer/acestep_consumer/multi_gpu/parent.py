@@ -27,6 +27,9 @@ STEADY_S: Final = 60.0
 MAX_REFUSED_STARTS: Final = 10
 """Starts in a row that may end with USAGE once a worker has run: storage or broker may refuse for some minutes."""
 
+MAX_CRASHED_STARTS: Final = 5
+"""Starts in a row that may end with UNEXPECTED before a steady run: most often each one meets the same bug."""
+
 _OUTPUT_S = 5.0
 _FINAL = (Exit.DONE, Exit.USAGE, Exit.ENGINE)
 """Exit codes after which a worker is not restarted: it would end the same way, or was asked to stop by itself."""
@@ -46,14 +49,18 @@ class RestartPolicy:
         self._delay_s = FIRST_RESTART_S
         self._proven = False
         self._refused = 0
+        self._crashed = 0
 
     def delay_after(self, code: int, ran_s: float) -> float | None:
         """Return the delay in seconds before the restart of a worker that ended after ``ran_s``; None: no restart."""
         if ran_s >= self._steady_s:
-            self._delay_s, self._proven, self._refused = FIRST_RESTART_S, True, 0
+            self._delay_s, self._proven, self._refused, self._crashed = FIRST_RESTART_S, True, 0, 0
         # A worker also exits with USAGE if storage or broker refuses; after a successful start, a restart may help.
         self._refused = self._refused + 1 if code == Exit.USAGE else 0
+        self._crashed = self._crashed + 1 if code == Exit.UNEXPECTED and ran_s < self._steady_s else 0
         if code in _FINAL and not (self._proven and 0 < self._refused <= MAX_REFUSED_STARTS):
+            return None
+        if self._crashed > MAX_CRASHED_STARTS:
             return None
         delay, self._delay_s = self._delay_s, min(2 * self._delay_s, LAST_RESTART_S)
         return delay

@@ -138,7 +138,7 @@ class DiskGuard:
         await self.check()
         try:
             async with self.guarding():
-                folder = self._scratch.new_folder(task_id)
+                folder = await self._new_folder(task_id)
         except FileNotFoundError as error:  # removed since the check, which makes it again
             raise ScratchLost from error
         except OSError as error:
@@ -171,6 +171,17 @@ class DiskGuard:
     def write_succeeded(self) -> None:
         """Reset the pause: a job's files could be written."""
         self._pause_s = self._first_pause_s
+
+    async def _new_folder(self, task_id: str) -> Path:
+        """Make a folder in a thread, since a network file system may take its time; on cancellation, none is left."""
+        making = asyncio.ensure_future(asyncio.to_thread(self._scratch.new_folder, task_id))
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            await asyncio.wait({making})
+            if making.exception() is None:
+                await asyncio.to_thread(shutil.rmtree, making.result(), ignore_errors=True)
+            raise
 
     def _measure(self) -> tuple[Path, DiskSpace]:
         folder = self._scratch.ensure()

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 import structlog
 
 from acestep_consumer.broker.dead_letter_notices import DeadLetterNotice
-from acestep_consumer.broker.delivery import fingerprint
 from acestep_consumer.domain.errors import ConsumerError, Expired, ManifestUnreadable
 from acestep_consumer.domain.outcome import RunInfo, TerminalRecord, outcome_of, unfinished
 from acestep_consumer.domain.ports import Events, Store
@@ -35,7 +34,7 @@ class ExpirationHandler:
             await self._events.publish(outcome.event, notice.reply)
 
     async def _record_of(self, notice: DeadLetterNotice, task_id: str) -> TerminalRecord:
-        message = fingerprint(notice.body, notice.message_id, notice.sent)
+        message = notice.fingerprint
         info = RunInfo(self._runner.rules.worker_id, 1, notice.at or datetime.now(UTC))
         record = TerminalRecord(unfinished(_error(notice.reason), None, task_id, info), message)
         try:

@@ -76,6 +76,8 @@ class Intake:
         Args:
             grace_s: seconds that running jobs may take.
             hurry: set when they are to be requeued at once.
+
+        Whatever the consumer raises is raised when the worker's end is announced.
         """
         self._stop_controller()
         await self._identified.stop()
@@ -85,13 +87,17 @@ class Intake:
         await self._announcements.leaving("draining")
         draining = asyncio.create_task(self._consumer.drain(grace_s))
         hurrying = asyncio.create_task(hurry.wait())
-        await asyncio.wait((draining, hurrying), return_when=asyncio.FIRST_COMPLETED)
-        hurrying.cancel()
-        if not draining.done():
-            log.warning("stopping at once", requeued=self._consumer.in_hand)
-            draining.cancel()
-            await self._consumer.drain(0)
-        await self._announcements.leaving("stopped")
+        try:
+            await asyncio.wait((draining, hurrying), return_when=asyncio.FIRST_COMPLETED)
+            if draining.done():
+                draining.result()
+            else:
+                log.warning("stopping at once", requeued=self._consumer.in_hand)
+                draining.cancel()
+                await self._consumer.drain(0)
+        finally:
+            hurrying.cancel()
+            await self._announcements.leaving("stopped")
         log.info("stopped")
 
     def _stop_controller(self) -> None:

@@ -18,11 +18,17 @@ SECOND = timedelta(seconds=1)
 
 
 class Clock:
+    """Both clocks of a machine."""
+
     def __init__(self) -> None:
         self.now_s = NOON.timestamp()
+        self.up_s = 1000.0
 
     def __call__(self) -> float:
         return self.now_s
+
+    def elapsed(self) -> float:
+        return self.up_s
 
 
 @pytest.fixture
@@ -32,7 +38,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def known(clock: Clock) -> CancellationLog:
-    return CancellationLog(BrokerConnection(broker_settings("amqp://localhost/"), "worker"), clock)
+    return CancellationLog(BrokerConnection(broker_settings("amqp://localhost/"), "worker"), clock, clock.elapsed)
 
 
 @pytest.mark.parametrize(
@@ -81,9 +87,21 @@ async def test_what_is_older_than_the_stream_keeps_is_forgotten(
 ) -> None:
     known._note("t1", sent)
     clock.now_s += RETENTION_S + 1
+    clock.up_s += RETENTION_S + 1
     assert not known.is_cancelled("t1", None)
     known._note("t2", None)
     assert set(known._known) == {"t2"}
+
+
+@pytest.mark.parametrize("jump_s", [-10 * RETENTION_S, 10 * RETENTION_S])
+async def test_a_clock_that_is_set_makes_no_cancellation_old(
+    known: CancellationLog, clock: Clock, jump_s: float
+) -> None:
+    """A machine without a battery starts in 1970, until it has asked for the time."""
+    known._note("t1", NOON)
+    clock.now_s += jump_s
+    known._note("t2", None)
+    assert known.is_cancelled("t1", NOON)
 
 
 async def test_what_was_too_old_when_it_was_read_is_not_kept(known: CancellationLog) -> None:

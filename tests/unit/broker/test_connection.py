@@ -47,3 +47,19 @@ async def test_an_unforeseen_error_while_closing_does_not_end_the_reconnects(mon
         for times in (2, 3):
             connection.reconnect("it is time")
             await eventually(lambda: BrokenConnection.opened == times and connection.is_up)  # noqa: B023 - awaited at once
+
+
+async def test_a_reconnect_that_is_asked_for_during_the_set_up_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broker may cancel a consumer before the last step of the set-up is done."""
+
+    async def set_up(self: BrokerConnection, _connection: Any) -> Any:
+        if BrokenConnection.opened == 1:
+            self.reconnect("the broker cancelled the consumer")
+        return OpenChannel()
+
+    monkeypatch.setattr(module, "Connection", BrokenConnection)
+    monkeypatch.setattr(module, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(BrokerConnection, "_set_up", set_up)
+    BrokenConnection.opened = 0
+    async with BrokerConnection(load({}, None).broker, "test") as connection:
+        await eventually(lambda: BrokenConnection.opened == 2 and connection.is_up)

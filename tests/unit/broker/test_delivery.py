@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which settlements end a job; the broker's part is in tests/integration/test_broker_consumer.py."""
 
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import AsyncMock
@@ -8,7 +9,8 @@ from unittest.mock import AsyncMock
 import pytest
 from pamqp.commands import Basic
 
-from acestep_consumer.broker.delivery import AmqpDelivery
+from acestep_consumer.broker.dead_letter import forwarded_properties, returned_properties
+from acestep_consumer.broker.delivery import AmqpDelivery, fingerprint
 from acestep_consumer.domain.errors import Verdict
 
 
@@ -45,3 +47,32 @@ async def test_a_message_that_goes_to_another_queue_has_not_ended_here() -> None
     for each in (forwarded, identified, kept):
         await each.settle(Verdict.ACK)
     assert (forwarded.done, identified.done, kept.done) == (False, False, True)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"expiration": "200"}, {"priority": 5}, {"reply_to": "elsewhere"}, {"correlation_id": "c-2"}, {"message_id": "b"}],
+    ids=lambda properties: next(iter(properties)),
+)
+def test_a_copy_within_the_same_second_has_a_fingerprint_of_its_own(other: dict[str, Any]) -> None:
+    sent: dict[str, Any] = {"message_id": "a", "timestamp": datetime(2026, 3, 1, tzinfo=UTC)}
+    assert fingerprint(b"{}", Basic.Properties(**sent)) != fingerprint(b"{}", Basic.Properties(**{**sent, **other}))
+
+
+def test_a_fingerprint_is_the_same_wherever_the_message_goes() -> None:
+    """Forwarded to a tier it has less time left; dead-lettered by the broker it has no expiration at all."""
+    sent = Basic.Properties(message_id="a", priority=3, reply_to="r", correlation_id="c", expiration="60000")
+    forwarded = forwarded_properties(sent, 20.0, redelivered=True)
+    again = forwarded_properties(forwarded, 30.0, redelivered=True)
+    assert (forwarded.expiration, again.expiration) == ("40000", "10000")
+    dead = Basic.Properties(message_id="a", priority=3, reply_to="r", correlation_id="c")
+    dead.headers = {"x-death": [{"reason": "maxlen", "queue": "acestep.generate", "original-expiration": "60000"}]}
+    put_back = returned_properties(dead)
+    found = {fingerprint(b"{}", each) for each in (sent, forwarded, again, dead, put_back)}
+    assert len(found) == 1
+
+
+def test_a_message_without_those_properties_has_the_fingerprint_that_earlier_versions_gave_it() -> None:
+    """They are in manifests and in attempt records, and workers of two versions share a queue."""
+    sent = Basic.Properties(message_id="a", timestamp=datetime(2026, 3, 1, tzinfo=UTC))
+    assert fingerprint(b"{}", sent) == "0be5a024a0712ab675e2909222e2c5c3"

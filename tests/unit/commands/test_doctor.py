@@ -190,6 +190,11 @@ def test_what_waits_is_worth_a_line_when_nobody_takes_it(
     assert said in found.said
 
 
+def test_a_busy_worker_that_only_consumes_the_notices_takes_what_waits() -> None:
+    found = judge_depths({GENERATE: QueueDepth(3, 0), NOTICES: QueueDepth(0, 1)}, 200)
+    assert (found.level, found.said) == ("ok", "3 of 200 waiting; consumers: 1, dead letters: 0")
+
+
 def test_queues_of_tiers_that_are_missing_are_named_and_what_waits_in_them_is_counted() -> None:
     found = judge_tiers({"acestep.generate.tier1": QueueDepth(0, 0), "acestep.generate.tier2": None})
     assert (found.level, found.said) == ("warn", "missing: acestep.generate.tier2")

@@ -282,6 +282,14 @@ def test_workers_that_were_not_asked_or_only_just_are_not_missed(asked_s: float 
     assert routed({"unlimited": 3}, ObservedEvents(0.0), asked_s).notes == ()
 
 
+def test_a_worker_that_answers_is_there_also_without_a_consumer() -> None:
+    """With a prefetch of 1 and a job from another queue, it has none on the request queue."""
+    heard = ObservedEvents(0.0)
+    heard.add(WorkerEvent.of(of_tier("unlimited", "ready")), 59)
+    text = shown(status(3, 0, heard=heard))
+    assert "1 responding, none takes requests now: busy, or paused" in text
+
+
 def test_the_picture_says_what_a_person_needs() -> None:
     text = shown(status(200, 0, monitor=monitored()))
     assert "200 of 150; full, further requests are rejected" in text

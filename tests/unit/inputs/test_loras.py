@@ -2,6 +2,7 @@
 """LoRAs on this machine: which names lead to a file, which lead nowhere, and what the cache keeps."""
 
 import asyncio
+import errno
 import shutil
 import threading
 from collections.abc import Awaitable, Callable
@@ -11,7 +12,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from acestep_consumer.domain.errors import ConsumerError, InputNotAllowed, InputUnreadable
+from acestep_consumer.domain.errors import ConsumerError, DiskFull, InputNotAllowed, InputUnreadable
 from acestep_consumer.domain.job import Plan, Sources
 from acestep_consumer.engine.messages import TO_ENGINE, Render
 from acestep_consumer.inputs.loras import LoraCache, LoraFolder
@@ -209,6 +210,32 @@ class TestCache:
         cache, shop = LoraCache(size=1), Shop()
         for name in "ab":
             await cache.provide(name, job_folder(tmp_path, name), shop.sells(name))
+        assert threads
+        assert threading.get_ident() not in threads
+
+    async def test_a_disk_that_is_too_full_for_the_copy_is_recognised_as_that(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The worker pauses then; any other error would be the job's."""
+        monkeypatch.setattr("os.link", Mock(side_effect=PermissionError("no links here")))
+        full = OSError(errno.ENOSPC, "No space left on device")
+        monkeypatch.setattr("shutil.copyfile", Mock(side_effect=full))
+        with pytest.raises(OSError, match="No space left") as caught:
+            await LoraCache().provide("a", job_folder(tmp_path, "1"), Shop().sells("a"))
+        assert DiskFull.lies_behind(caught.value)
+
+    async def test_folders_are_made_beside_the_event_loop(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made, threads = Path.mkdir, set[int]()
+
+        def noting(path: Path, *arguments: Any, **options: Any) -> None:
+            threads.add(threading.get_ident())
+            made(path, *arguments, **options)
+
+        target = job_folder(tmp_path, "1")
+        monkeypatch.setattr(Path, "mkdir", noting)
+        await LoraCache().provide("a", target, Shop().sells("a"))
         assert threads
         assert threading.get_ident() not in threads
 

@@ -3,7 +3,7 @@
 import pytest
 
 from acestep_consumer.config.exit_codes import Exit
-from acestep_consumer.multi_gpu.parent import MAX_REFUSED_STARTS, RestartPolicy
+from acestep_consumer.multi_gpu.parent import MAX_CRASHED_STARTS, MAX_REFUSED_STARTS, RestartPolicy
 
 SIGKILL = 137
 
@@ -43,3 +43,15 @@ def test_a_crash_or_a_steady_run_between_refused_starts_starts_their_count_over(
     for ended in [(SIGKILL, 1), (Exit.USAGE, 60)]:
         assert [policy.delay_after(Exit.USAGE, 1) for _ in range(MAX_REFUSED_STARTS - 1)].count(None) == 0
         assert policy.delay_after(*ended) is not None
+
+
+def test_starts_that_break_on_a_bug_each_time_are_bounded_in_number() -> None:
+    policy = RestartPolicy(steady_s=60)
+    delays = [policy.delay_after(Exit.UNEXPECTED, 1) for _ in range(MAX_CRASHED_STARTS + 1)]
+    assert None not in delays[:-1]
+    assert delays[-1] is None
+
+
+def test_a_worker_that_breaks_after_a_steady_run_is_restarted_each_time() -> None:
+    policy = RestartPolicy(steady_s=60)
+    assert None not in [policy.delay_after(Exit.UNEXPECTED, 60) for _ in range(2 * MAX_CRASHED_STARTS)]

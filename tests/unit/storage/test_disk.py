@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import tempfile
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from acestep_consumer.domain.errors import (
     ScratchLost,
 )
 from acestep_consumer.storage.disk import DiskGuard, DiskSpace
+from tests.support.waiting import eventually
 
 GIB = 1 << 30
 
@@ -219,3 +221,29 @@ async def test_a_folder_that_cannot_be_made_pauses_and_the_job_goes_back(
         async with scene.disk.job_folder("song"):
             pass
     assert (scene.disk.full, scene.changes) == (True, [True])
+
+
+async def test_a_jobs_folder_is_made_beside_the_event_loop_and_a_cancellation_leaves_none(scene: Scene) -> None:
+    """On a network file system it may take seconds, in which a heartbeat must not be missed."""
+    made, threads, go = scene.place.new_folder, set[int](), threading.Event()
+
+    def slowly(task_id: str) -> Path:
+        threads.add(threading.get_ident())
+        go.wait(30)
+        return made(task_id)
+
+    scene.place.new_folder = slowly  # type: ignore[method-assign]
+
+    async def job() -> None:
+        async with scene.disk.job_folder("song"):
+            pass
+
+    running = asyncio.create_task(job())
+    await eventually(lambda: threads)
+    running.cancel()
+    await asyncio.sleep(0)
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert threading.get_ident() not in threads
+    assert list(scene.place.folder.iterdir()) == []

@@ -38,7 +38,14 @@ async def test_a_request_whose_manifest_is_something_else_gets_its_event_once() 
     handler = ExpirationHandler(cast("Any", ForeignObjects()), cast("Any", events), runner)
     now = datetime(2026, 1, 1, tzinfo=UTC)
     notice = DeadLetterNotice(
-        body=b"{}", message_id="song", encoding=None, sent=now, reply=Reply(), reason="expired", at=now, queue="q"
+        body=b"{}",
+        message_id="song",
+        encoding=None,
+        reply=Reply(),
+        reason="expired",
+        at=now,
+        queue="q",
+        fingerprint="f",
     )
     await handler.tell(notice)
     assert [(event.state, event.data.task_id) for event in events.events] == [("expired", "song")]

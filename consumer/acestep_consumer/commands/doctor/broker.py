@@ -218,7 +218,9 @@ def judge_depths(depths: Mapping[str, QueueDepth | None], limit: int) -> Finding
     requests = depths[GENERATE]
     if requests is None:
         return skip("queue", f"there is no queue {GENERATE} yet")
-    waiting, consumers = requests.ready, requests.consumers
+    told = depths.get(NOTICES)
+    # A busy worker may have no consumer on the request queue, but each has one on the notices.
+    waiting, consumers = requests.ready, requests.consumers or (told.consumers if told else 0)
     dead, notices, unrouted = (each.ready if each else 0 for each in map(depths.get, (DEAD_LETTER, NOTICES, UNROUTED)))
     said = f"{waiting:,} of {limit:,} waiting; consumers: {consumers}, dead letters: {dead:,}"
     if waiting and not consumers:

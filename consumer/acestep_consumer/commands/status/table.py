@@ -68,9 +68,11 @@ def _in_progress(status: StatusReport) -> str:
 
 def _count(status: StatusReport) -> Text:
     consumers = status.queue.consumers
+    responding = f"{len(status.workers)} responding, " * bool(status.workers)
+    if not consumers and any(worker.state == "ready" for worker in status.workers):
+        return Text(f"{responding}none takes requests now: busy, or paused", style="yellow")
     if not consumers:
         return Text("none: no requests are taken", style="bold red" if status.queue.ready else "yellow")
-    responding = f"{len(status.workers)} responding, " * bool(status.workers)
     return Text(f"{responding}{plural(consumers, 'consumer')} on the queue")
 
 

@@ -25,10 +25,12 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 import boto3
 import botocore.session
+import structlog
 from aiohttp.abc import AbstractStreamWriter
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
+from botocore.credentials import Credentials
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -54,6 +56,8 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client as Boto3Client
 
 T = TypeVar("T")
+
+_log = structlog.get_logger()
 
 DEFAULT_REGION: Final = "us-east-1"
 CHUNK_BYTES: Final = 1 << 20
@@ -87,6 +91,9 @@ _WRONG_SETTINGS: Final = (
     UnknownCredentialError,
 )
 """What botocore raises for AWS settings that no retry can mend. Their texts hold names and paths, and no keys."""
+
+_FILES: Final = frozenset({"config-file", "shared-credentials-file"})
+"""How botocore calls it when keys come from a file."""
 
 _HINTS: Final = {
     "301": "set AWS_REGION to the bucket's region",
@@ -398,7 +405,7 @@ class S3Client:
     async def _renew_signer(self) -> None:
         """Look up the keys again: temporary ones change, and renewing them can be a network call of its own."""
         try:
-            credentials = await self._in_thread(self._session.get_credentials)
+            credentials = await self._in_thread(self._read_credentials)
             frozen = await self._in_thread(credentials.get_frozen_credentials) if credentials else None
         except _WRONG_SETTINGS as error:
             raise StorageMisconfigured(f"the keys for S3 cannot be read: {error}") from error
@@ -409,6 +416,18 @@ class S3Client:
             raise StorageMisconfigured("no keys for S3: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
         self._signer = _Signer(frozen, "s3", self.region)
         self._signer_until = time.monotonic() + _CREDENTIALS_FRESH_S
+
+    def _read_credentials(self) -> Credentials | None:
+        """Return the keys; those from a file are read again, since somebody may have replaced it. Blocks."""
+        credentials: Credentials | None = self._session.get_credentials()
+        if credentials is not None and credentials.method in _FILES:
+            # botocore reads files once a session. The object stays the same: boto3's client has it too.
+            found = botocore.session.get_session().get_credentials()
+            if found is not None and found.get_frozen_credentials() != credentials.get_frozen_credentials():
+                credentials.access_key, credentials.secret_key = found.access_key, found.secret_key
+                credentials.token = found.token
+                _log.info("storage.keys_replaced", source=credentials.method)
+        return credentials
 
     def _base(self, bucket: str) -> str:
         """The URL that keys are appended to, as boto3 addresses this bucket."""

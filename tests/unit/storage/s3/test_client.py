@@ -144,3 +144,26 @@ async def test_keys_that_cannot_be_read_are_an_outage_or_wrong_settings(
             await client._sign("GET", ObjectAddress("b", "k"), "", {}, {})
         assert type(caught.value) is kind
     assert session.asked == 2
+
+
+async def test_keys_in_a_file_that_was_replaced_are_used_without_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Temporary keys of a mounted secret, or of a cron job: botocore itself reads the file once."""
+    file = tmp_path / "credentials"
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    client = S3Client(StorageSettings(endpoint="http://127.0.0.1:1"))
+    client._bases["b"] = "http://127.0.0.1:1/b/"
+    used = None
+    for key, token in (("old", "t1"), ("new", "t2")):
+        text = f"[default]\naws_access_key_id = {key}\naws_secret_access_key = s\naws_session_token = {token}\n"
+        file.write_text(text)
+        client._signer_until = 0.0
+        _, headers = await client._sign("GET", ObjectAddress("b", "k"), "", {}, {})
+        assert f"Credential={key}/" in headers["Authorization"]
+        assert headers["X-Amz-Security-Token"] == token
+        used = used or client._make_boto3_client()
+        link = used.generate_presigned_url("get_object", Params={"Bucket": "b", "Key": "k"})
+        assert f"Credential={key}%2F" in link or f"AWSAccessKeyId={key}&" in link
