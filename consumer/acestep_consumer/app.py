@@ -28,6 +28,7 @@ from acestep_consumer.config.exit_codes import Exit, unexpected
 from acestep_consumer.config.logs import set_log_level, set_up_logs
 from acestep_consumer.config.settings import Settings, SettingsError
 from acestep_consumer.domain.errors import ConsumerError, DiskFull, StorageRefused, StorageUnavailable
+from acestep_consumer.domain.parse import RequestRules
 from acestep_consumer.domain.ports import Objects, Routes
 from acestep_consumer.engine.engines import Engines
 from acestep_consumer.engine.interface import EngineSet
@@ -347,7 +348,7 @@ class Worker:
                 worker_id=self._id,
                 scratch=disk.job_folder,
                 limits=self._engines.limits,
-                max_message_bytes=settings.broker.max_message_bytes,
+                requests=lambda: request_rules(self._settings),
                 execution_timeout_s=lambda: self._settings.worker.execution_timeout_s,
             ),
         )
@@ -422,3 +423,13 @@ def _cannot_listen(host: str, port: int, error: OSError | UnicodeError) -> str:
         return f"ACESTEP_HTTP_PORT: port {port} on {host} is in use; a second worker on this machine needs another port"
     reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
     return f"ACESTEP_HTTP_HOST: cannot listen on {host}:{port}: {reason}"
+
+
+def request_rules(settings: Settings) -> RequestRules:
+    """Return the operator's rules for reading requests."""
+    worker = settings.worker
+    return RequestRules(
+        max_bytes=settings.broker.max_message_bytes,
+        strict=worker.strict_requests,
+        defaults={"batch_size": worker.default_batch_size, "audio_format": worker.default_format},
+    )

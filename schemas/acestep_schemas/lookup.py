@@ -95,7 +95,7 @@ class Lookup:
 
     def _unsupported(self) -> Iterator[str]:
         for source, key in self._unread():
-            if key in UNSUPPORTED and not _blank(source.values[key]):
+            if key in UNSUPPORTED and not blank(source.values[key]):
                 yield f"'{source.prefix}{key}' is not supported and is ignored"
 
     def _unknown(self) -> Iterator[str]:
@@ -160,15 +160,16 @@ def _open(name: str, value: object) -> Source | Broken:
     return Source(f"{name}.", value, repeated)
 
 
-def _blank(value: object) -> bool:
+def blank(value: object) -> bool:
+    """Whether a value is None or blank text, which mean "not given"."""
     return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _empty(value: object) -> bool:
-    return _blank(value) or value == {}
+    return blank(value) or value == {}
 
 
 def _absent(field: str, value: object) -> bool:
     if field in _METADATA and isinstance(value, str) and value.strip().upper() == "N/A":
         return True
-    return _blank(value)
+    return value is None

@@ -6,14 +6,15 @@ applied later, and reported.
 """
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from acestep_schemas import coerce
+from acestep_schemas import coerce, lenient
 from acestep_schemas.aliases import ALIASES
-from acestep_schemas.lookup import Found, Lookup, shown
+from acestep_schemas.lookup import Found, Lookup, blank, shown
 
 TASK_ID_PATTERN: Final = r"^[A-Za-z0-9_-]{1,128}$"
 WAVELET_PATTERN: Final = (
@@ -92,6 +93,11 @@ class GenerationRequest(BaseModel):
         default="fallback", description="Model not loaded: use the primary one and report that, or fail."
     )
 
+    strict: Flag = Field(
+        default=False,
+        description="Reject values that cannot be read or are out of range, in place of using what ACE-Step would.",
+    )
+
     queue_deadline_s: Seconds = Field(
         default=None,
         le=7 * _DAY,
@@ -106,12 +112,14 @@ class GenerationRequest(BaseModel):
         default="en", json_schema_extra={"enum": list(coerce.LANGUAGES)}, description="Language of the lyrics."
     )
     bpm: Count = Field(default=None, le=10_000, description="Beats per minute; the model was trained on 30 to 300.")
-    key_scale: Annotated[str | None, BeforeValidator(coerce.optional(coerce.key_scale))] = Field(
-        default=None, pattern=r"^[A-G](#|b|♯|♭)? (major|minor)$", description="Key, such as C major or F# minor."
+    key_scale: Name = Field(
+        default=None, max_length=128, description="Key, such as C major or F# minor; it goes into the prompt as it is."
     )
-    time_signature: Annotated[
-        Literal["2", "3", "4", "6"] | None, BeforeValidator(coerce.optional(coerce.time_signature))
-    ] = Field(default=None, description="Time signature: 2 is 2/4, 3 is 3/4, 4 is 4/4, 6 is 6/8.")
+    time_signature: Name = Field(
+        default=None,
+        max_length=128,
+        description="Time signature: 2 is 2/4, 3 is 3/4, 4 is 4/4, 6 is 6/8; it goes into the prompt as it is.",
+    )
     audio_duration: Seconds = Field(
         default=None, le=_DAY, description="Seconds of music, up to 600 on the largest tier. 0 means not given."
     )
@@ -124,9 +132,9 @@ class GenerationRequest(BaseModel):
         description="Draw the seeds. True unless a seed is given: a given seed is honoured.",
     )
 
-    inference_steps: Integer = Field(default=8, ge=1, le=200, description="Denoising steps.")
+    inference_steps: Integer = Field(default=8, ge=1, le=1_000, description="Denoising steps.")
     guidance_scale: Real = Field(
-        default=7.0, ge=0, le=30, description="Classifier-free guidance of the DiT; turbo models have theirs built in."
+        default=7.0, ge=0, le=100, description="Classifier-free guidance of the DiT; turbo models have theirs built in."
     )
     # Below, the diffusion times and the penalised probabilities are no longer finite in float32.
     shift: Real = Field(default=3.0, ge=0.001, le=10, description="Shift of the diffusion times.")
@@ -320,20 +328,6 @@ class GenerationRequest(BaseModel):
         default="NO USER INPUT", max_length=8_192, description="Prompt that the LM is guided away from."
     )
 
-    @field_validator("flow_edit_n_max")
-    @classmethod
-    def _after_the_first(cls, last: float, info: ValidationInfo) -> float:
-        if last < info.data.get("flow_edit_n_min", 0):
-            raise ValueError("must not be below flow_edit_n_min")
-        return last
-
-    @field_validator("cfg_interval_end")
-    @classmethod
-    def _after_the_start(cls, end: float, info: ValidationInfo) -> float:
-        if end < info.data.get("cfg_interval_start", 0):
-            raise ValueError("must not be below cfg_interval_start")
-        return end
-
     @property
     def all_loras(self) -> tuple[LoraChoice, ...]:
         """The LoRAs of the fields lora and loras, in this order."""
@@ -365,7 +359,12 @@ class RequestInvalid(ValueError):
 
 _FIELDS: Final = GenerationRequest.model_fields
 _NAMES: Final = {field: (field, *ALIASES.get(field, ())) for field in _FIELDS}
+_ALL_NAMES: Final = frozenset(name for own in _NAMES.values() for name in own)
 _FLAGS: Final = tuple(name for name, field in _FIELDS.items() if field.annotation is bool)
+_INTERVALS: Final = (
+    ("cfg_interval_start", "cfg_interval_end", "no step is guided"),
+    ("flow_edit_n_min", "flow_edit_n_max", "no step is edited"),
+)
 _RULES: Final[dict[str, str]] = {
     "extra_forbidden": "is not one of its fields",
     "greater_than": "must be above {gt:,}",
@@ -382,27 +381,111 @@ _RULES: Final[dict[str, str]] = {
 }
 
 
-def parse_request(body: Mapping[str, object]) -> tuple[GenerationRequest, tuple[str, ...]]:
+def parse_request(
+    body: Mapping[str, object], *, strict: bool = False, defaults: Mapping[str, object] = MappingProxyType({})
+) -> tuple[GenerationRequest, tuple[str, ...]]:
     """Parse a body with ACE-Step's aliases, nesting and coercions. Returns the request and warnings.
 
     A field is looked up in the body, then in ``param_obj``, then in the first of ``metas``, ``meta``, ``metadata``,
-    ``user_metadata`` and ``userMetadata``, each time by its own name and then by its aliases. None and blank text
-    count as not given.
+    ``user_metadata`` and ``userMetadata``, each time by its own name and then by its aliases. None counts as not given,
+    and blank text too, but ends the search.
+
+    Args:
+        body: the fields.
+        strict: reject every value that breaks a rule, even if the request does not ask for that with ``strict``. By
+            default such a value is replaced with the one that ACE-Step would use, and a warning says so.
+        defaults: of fields that the operator has set; the body outranks them.
 
     Raises:
         RequestInvalid: with every field that breaks a rule, not the first alone.
     """
     lookup = Lookup(body, _NAMES)
-    given = {field: hits[0] for field in _NAMES if (hits := lookup.hits(field))}
-    problems = [FieldProblem(field=part.field, value=shown(part.value), rule=part.rule) for part in lookup.broken]
-    try:
-        request = GenerationRequest.model_validate({field: found.value for field, found in given.items()})
-    except ValidationError as exc:
-        raise RequestInvalid((*problems, *_problems(exc, given))) from None
-    if problems:
-        raise RequestInvalid(tuple(problems))
+    hits = {field: found[0] for field in _NAMES if (found := lookup.hits(field))}
+    given = {field: found for field, found in hits.items() if not blank(found.value)}
+    reading = _Reading(given, strict=strict or _asks_for_strict(given))
+    for part in lookup.broken:
+        reading.judge(FieldProblem(field=part.field, value=shown(part.value), rule=part.rule), "it is ignored")
+    request = reading.request(defaults)
     settled, seed_warnings = _settle_seed(request, given)
-    return settled, (*lookup.warnings(), *_rereadings(given, request), *seed_warnings)
+    return settled, (*lookup.warnings(), *reading.warnings, *_rereadings(given, request), *seed_warnings)
+
+
+def _asks_for_strict(given: Mapping[str, Found]) -> bool:
+    try:
+        return "strict" in given and coerce.boolean(given["strict"].value)
+    except ValueError:
+        return False
+
+
+class _Reading:
+    """One body's values on their way into the model. Problems are errors of strict requests, warnings of others."""
+
+    def __init__(self, given: Mapping[str, Found], *, strict: bool) -> None:
+        self._given = given
+        self._strict = strict
+        self._problems: list[FieldProblem] = []
+        self._judged: set[str] = set()
+        self.warnings: list[str] = []
+
+    def judge(self, problem: FieldProblem, used: str) -> None:
+        """Note a problem, and what is done where the request is not strict."""
+        self._judged.add(problem.field)
+        if self._strict:
+            self._problems.append(problem)
+        else:
+            self.warnings.append(f"'{problem.field}' = {problem.value}: {problem.rule}; {used}")
+
+    def request(self, defaults: Mapping[str, object]) -> GenerationRequest:
+        """Return the request. Raises ``RequestInvalid``."""
+        values = dict(defaults) | {field: found.value for field, found in self._given.items()}
+        try:
+            request = GenerationRequest.model_validate(values)
+        except ValidationError as error:
+            request = self._replaced(values, error)
+        for problem, used in _musical_problems(request, self._given):
+            if problem.field not in self._judged:
+                self.judge(problem, used)
+        if self._problems:
+            raise RequestInvalid(tuple(self._problems))
+        return request
+
+    def _replaced(self, values: dict[str, object], error: ValidationError) -> GenerationRequest:
+        """Return the request with what ACE-Step would use in place of the wrong values."""
+        for problem, detail in _problems(error, self._given):
+            try:
+                new = lenient.replacement(problem.field, values[problem.field], detail["type"], detail.get("ctx", {}))
+            except lenient.NoReplacement:
+                self._problems.append(problem)
+                del values[problem.field]
+                continue
+            if new is lenient.DEFAULT:
+                del values[problem.field]
+                self.judge(problem, "the default is used")
+            else:
+                values[problem.field] = new
+                used = "its beginning" if "too_long" in detail["type"] else shown(new)
+                self.judge(problem, f"{used} is used")
+        try:
+            return GenerationRequest.model_validate(values)
+        except ValidationError as again:  # a replacement breaks a rule too
+            problems = tuple(problem for problem, _ in _problems(again, self._given))
+            raise RequestInvalid((*self._problems, *problems)) from None
+
+
+def _musical_problems(request: GenerationRequest, given: Mapping[str, Found]) -> Iterator[tuple[FieldProblem, str]]:
+    """Yield what a strict request must not have and ACE-Step uses as it is."""
+    as_it_is = "it goes into the prompt as it is"
+    for field, read in (("key_scale", coerce.key_scale), ("time_signature", coerce.time_signature)):
+        value = getattr(request, field)
+        try:
+            if value is not None:
+                read(value)
+        except ValueError as error:
+            yield _problem(field, given[field], str(error)), as_it_is
+    for start, end, used in _INTERVALS:
+        if getattr(request, end) < getattr(request, start):
+            field = end if end in given else start
+            yield _problem(field, given[field], f"{end} must not be below {start}"), used
 
 
 def read_task_id(body: Mapping[str, object]) -> str | None:
@@ -414,6 +497,11 @@ def read_task_id(body: Mapping[str, object]) -> str | None:
         return None
 
 
+def field_names() -> frozenset[str]:
+    """Return the names of all fields, aliases too."""
+    return _ALL_NAMES
+
+
 def request_json_schema() -> dict[str, Any]:
     """Return the canonical request as JSON Schema (draft 2020-12); ``x-aliases`` holds the other names of a field."""
     schema = GenerationRequest.model_json_schema()
@@ -422,13 +510,14 @@ def request_json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-def _problems(exc: ValidationError, given: Mapping[str, Found]) -> tuple[FieldProblem, ...]:
-    """Return one problem per field, in this module's words; of several errors in a list the first one."""
-    rules: dict[str, str] = {}
+def _problems(exc: ValidationError, given: Mapping[str, Found]) -> Iterator[tuple[FieldProblem, ErrorDetails]]:
+    """Yield one problem per field, in this module's words, and its details; of several errors in a list the first."""
+    seen: set[str] = set()
     for error in exc.errors(include_url=False):
-        if error["type"] != "default_factory_not_called":  # follows from another field's problem
-            rules.setdefault(str(error["loc"][0]), _inner_name(error) + _rule(error))
-    return tuple(_problem(field, given[field], rule) for field, rule in rules.items())
+        field = str(error["loc"][0])
+        if error["type"] != "default_factory_not_called" and field not in seen:  # follows from another field's problem
+            seen.add(field)
+            yield _problem(field, given[field], _inner_name(error) + _rule(error)), error
 
 
 def _inner_name(error: ErrorDetails) -> str:

@@ -42,6 +42,8 @@ class RequestBody(TypedDict, total=False):
     """Over the GPU tier's limit: clamp to it and report that, or reject the request."""
     on_model_unavailable: Literal["fallback", "fail"]
     """Model not loaded: use the primary one and report that, or fail."""
+    strict: bool
+    """Reject values that cannot be read or are out of range, in place of using what ACE-Step would."""
     queue_deadline_s: float | None
     """Seconds that the request may wait in the queue, from the message's timestamp; then it expires."""
     prompt: str
@@ -53,9 +55,9 @@ class RequestBody(TypedDict, total=False):
     bpm: int | None
     """Beats per minute; the model was trained on 30 to 300."""
     key_scale: str | None
-    """Key, such as C major or F# minor."""
-    time_signature: Literal["2", "3", "4", "6"] | None
-    """Time signature: 2 is 2/4, 3 is 3/4, 4 is 4/4, 6 is 6/8."""
+    """Key, such as C major or F# minor; it goes into the prompt as it is."""
+    time_signature: str | None
+    """Time signature: 2 is 2/4, 3 is 3/4, 4 is 4/4, 6 is 6/8; it goes into the prompt as it is."""
     audio_duration: float | None
     """Seconds of music, up to 600 on the largest tier. 0 means not given."""
     batch_size: int
@@ -220,9 +222,9 @@ class RequestBody(TypedDict, total=False):
     """Alias of ``key_scale``."""
     keyScale: str | None
     """Alias of ``key_scale``."""
-    timesignature: Literal["2", "3", "4", "6"] | None
+    timesignature: str | None
     """Alias of ``time_signature``."""
-    timeSignature: Literal["2", "3", "4", "6"] | None
+    timeSignature: str | None
     """Alias of ``time_signature``."""
     taskType: TaskType
     """Alias of ``task_type``."""

@@ -23,7 +23,7 @@ from structlog.testing import capture_logs
 
 from acestep_consumer.domain.errors import ConsumerError, InputNotAllowed, InputUnreadable, InvalidRequest
 from acestep_consumer.domain.outcome import RunInfo, unfinished
-from acestep_consumer.domain.parse import parse
+from acestep_consumer.domain.parse import RequestRules, parse
 from acestep_schemas.events import unfinished_event
 from tests.support.https_server import OTHER_NAME, HttpsServer, RawHttpsServer
 from tests.support.inputs import certificate, naming, open_inputs, session, web_host
@@ -145,7 +145,7 @@ class TestPlaces:
     ) -> None:
         for fields in ({"src_audio_path": place}, {"reference_audio_path": place}, {"lora": f"../{place}"}):
             with pytest.raises(InvalidRequest):
-                parse(json.dumps(fields).encode(), "t1", max_bytes=1 << 20)
+                parse(json.dumps(fields).encode(), "t1", RequestRules(max_bytes=1 << 20))
         async with connect() as inputs:
             await refusal(inputs, tmp_path, place)
 

@@ -18,7 +18,7 @@ import torch
 
 from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.job import Job, Plan, Rendering, Sources
-from acestep_consumer.domain.parse import parse
+from acestep_consumer.domain.parse import RequestRules, parse
 from acestep_consumer.engine.messages import Render
 from acestep_consumer.engine.renderer.batch_request import AudioCopy, BatchRequest
 from acestep_consumer.engine.renderer.checkpoint import load_models
@@ -115,7 +115,7 @@ def body_of(case: GoldenCase) -> dict[str, Any]:
 
 def admitted(case: GoldenCase, resources: RenderResources) -> Job:
     """Parse and admit the case's body, on a worker of the largest tier that has the case's model and no LM."""
-    request = parse(json.dumps(body_of(case)).encode(), "golden", max_bytes=1 << 20)
+    request = parse(json.dumps(body_of(case)).encode(), "golden", RequestRules(max_bytes=1 << 20))
     limits = Limits(
         tier=BUILT_IN.tier_of(80),
         table_version=BUILT_IN.version,

@@ -20,7 +20,7 @@ from diffusers import AceStepPipeline
 
 from acestep_consumer.domain.errors import InvalidRequest, LmUnavailable
 from acestep_consumer.domain.job import Job, Plan, Sources, TokenizedSource
-from acestep_consumer.domain.parse import parse
+from acestep_consumer.domain.parse import RequestRules, parse
 from acestep_consumer.domain.ports import Renderer
 from acestep_consumer.domain.tasks import TASKS, Variant
 from acestep_consumer.engine.adapters import LmPlanner, PlannerSupervisor
@@ -52,7 +52,6 @@ class Decided:
     why: str
     fixed_metadata: Mapping[str, Any] | None = None
     reaches_renderer: Mapping[str, Any] = field(default_factory=dict)
-    refused: str | None = None
 
 
 GIVEN_STAYS: Final = "values that the request gives are fixed in every phase"
@@ -64,10 +63,6 @@ DECIDED: Final[Mapping[str, Decided]] = MappingProxyType(
         "lm_understand": Decided(why="the length of the source is known", fixed_metadata={"duration": SOURCE_S}),
         "lm_complete_uses_lm": Decided(
             why="a stem is as long as the source that it completes", reaches_renderer={"audio_duration": None}
-        ),
-        "lm_thinking_all_metas_given_5_4_fraction": Decided(
-            why="the grammar and the request know the time signatures of the model's training only",
-            refused="time_signature",
         ),
     }
 )
@@ -129,7 +124,7 @@ def job_of(case: Mapping[str, Any]) -> Job:
     body = dict(case["body"])
     if "src_audio_path" in body:
         body["src_audio_path"] = "s3://bucket/x.wav"
-    request = parse(json.dumps(body).encode(), case["name"], max_bytes=1 << 20)
+    request = parse(json.dumps(body).encode(), case["name"], RequestRules(max_bytes=1 << 20))
     base_only = TASKS[request.body.task_type].variants == {Variant.BASE}
     limits = make_limits(80, (BASE,) if base_only else (TURBO,))
     return admit(request, limits if "language_model" in case else replace(limits, lm=LM))
@@ -156,8 +151,7 @@ def tokens() -> LmTokens:
 
 
 def sings_or_describes(name: str) -> bool:
-    decided = DECIDED.get(name)
-    return "error" not in read(name) and not (decided and decided.refused)
+    return "error" not in read(name)
 
 
 PLANNED: Final = [name for name in CASES if sings_or_describes(name)]
@@ -272,9 +266,3 @@ async def test_codes_of_the_source_are_the_answer_without_the_model(tokens: LmTo
 def test_codes_of_a_source_need_one() -> None:
     with pytest.raises(InvalidRequest, match="src_audio_path"):
         job_of(read("lm_extract_codes_only_no_source"))
-
-
-@pytest.mark.parametrize("name", [name for name, decided in DECIDED.items() if decided.refused])
-def test_a_value_that_this_worker_does_not_know_is_refused_by_name(name: str) -> None:
-    with pytest.raises(InvalidRequest, match=DECIDED[name].refused):
-        job_of(read(name))

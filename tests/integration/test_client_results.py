@@ -68,7 +68,7 @@ async def test_an_end_that_came_before_anybody_asked_is_found_as_it_was_told(cli
 
 
 async def test_an_end_without_songs_is_found_too(client: Client, tmp_path: Path) -> None:
-    job = await client.start({"prompt": "x", "audio_format": "midi"})
+    job = await client.start({"prompt": "x", "task_type": "dance"})
     event = await job.wait(WITHIN_S)
     assert event.state == "rejected"
     async with Client() as late:

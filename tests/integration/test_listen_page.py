@@ -455,10 +455,10 @@ async def test_failed_and_rejected_jobs_say_why(listening: Listening) -> None:
         visitor = Visitor(listening.url, session)
         await visitor.submit(prompt="crash now")
         async with Peer(listening.environment["ACESTEP_AMQP_URL"]) as peer:
-            await peer.submit(task_id="not-ours", audio_format="midi")
+            await peer.submit(task_id="not-ours", task_type="dance")
         wrong = browser.page.locator("#job-not-ours")
         await expect(wrong.locator(".state")).to_have_text("Rejected")
-        await expect(wrong.locator(".reason")).to_contain_text("audio_format = midi")
+        await expect(wrong.locator(".reason")).to_contain_text("task_type = dance")
         await expect(wrong.locator(".details")).to_be_hidden()  # it would say the same once more
         card = job(browser.page, "crash now")
         await expect(card.locator(".state")).to_have_text("Failed")

@@ -385,7 +385,7 @@ async def test_a_delivery_that_goes_back_is_no_finished_work(amqp_url: str) -> N
         consumer = Consumer(connection, settings, handle, Publisher(out, "w1"))
         await consumer.start()
         for _ in range(2):
-            await peer.request(b"{}")
+            await peer.request(b'{"prompt": "x"}')
         await eventually(lambda: len(settled) == 3 and not consumer.in_hand)
         assert consumer.finished == 2
         await consumer.stop()

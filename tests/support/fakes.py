@@ -12,7 +12,7 @@ from pamqp.commands import Basic
 from acestep_consumer.broker.delivery import AlreadySettledError, fingerprint
 from acestep_consumer.domain.errors import ConsumerError, Unpublished, Verdict
 from acestep_consumer.domain.job import Attempt
-from acestep_consumer.domain.ports import Reply
+from acestep_consumer.domain.ports import BodyFormat, Reply
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 class FakeDelivery:
     """A delivery that records how it was settled. ``stale``: its channel is closed, so it is not settled."""
 
-    body: bytes = b"{}"
+    body: bytes = b'{"prompt": "jazz"}'
     message_id: str | None = None
-    content_encoding: str | None = None
+    body_format: BodyFormat = field(default_factory=BodyFormat)
     queued_s: float | None = None
     sent: datetime | None = None
     redelivered: bool = False

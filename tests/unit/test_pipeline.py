@@ -23,6 +23,7 @@ from acestep_consumer.domain.errors import (
 )
 from acestep_consumer.domain.job import Job, Rendering, StoredObject
 from acestep_consumer.domain.outcome import AUDIO_DELETED, OTHER_BODY, TerminalRecord
+from acestep_consumer.domain.parse import RequestRules
 from acestep_consumer.domain.ports import Routes
 from acestep_consumer.engine.adapters import DirectPlanner
 from acestep_consumer.execution.eta import CostModel
@@ -82,7 +83,7 @@ class Stage:
                 worker_id="worker-1",
                 scratch=self.folder,
                 limits=make_limits,
-                max_message_bytes=10_000,
+                requests=lambda: RequestRules(max_bytes=10_000),
                 execution_timeout_s=lambda: self.timeout_s,
             ),
         )
@@ -214,7 +215,7 @@ async def test_deliveries_of_different_tasks_run_concurrently(stage: Stage) -> N
     [
         (b"not json", "malformed_body"),
         (b'["a", "list"]', "malformed_body"),
-        (b'{"task_id": "song", "audio_format": "midi"}', "invalid_request"),
+        (b'{"task_id": "song", "task_type": "dance"}', "invalid_request"),
         (b'{"task_id": "song", "prompt": "' + b"x" * 10_000 + b'"}', "message_too_large"),
         (b'{"task_id": "song", "audio_duration": 9000, "on_limit": "reject"}', "limit_exceeded"),
     ],
@@ -366,7 +367,7 @@ async def test_the_redelivery_of_a_failed_message_repeats_the_event_and_is_not_t
 
 
 async def test_the_redelivery_of_a_rejected_message_repeats_the_event(stage: Stage) -> None:
-    body = b'{"task_id": "song", "audio_format": "midi"}'
+    body = b'{"task_id": "song", "task_type": "dance"}'
     await stage.process(FakeDelivery(body=body))
     await stage.process(FakeDelivery(body=body, redelivered=True))
     first, second = (event.to_json() for event, _ in stage.events.published)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pamqp.commands import Basic
 
+from acestep_consumer.domain.ports import BodyFormat
 from acestep_schemas.events import ErrorCode
 
 if TYPE_CHECKING:
@@ -55,6 +56,13 @@ class DeadLetterReason:
     attempts: int | None
     """How often it was delivered; None: unknown."""
     worker: str | None
+
+
+def format_of(properties: Basic.Properties) -> BodyFormat:
+    """Return how a message's body is written."""
+    return BodyFormat(
+        content_type=properties.content_type or None, content_encoding=properties.content_encoding or None
+    )
 
 
 def dead_letter_properties(

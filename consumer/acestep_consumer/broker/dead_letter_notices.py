@@ -18,12 +18,12 @@ from uuid import uuid4
 import structlog
 
 from acestep_consumer.broker.consumer import CONSUMER_TIMEOUT_MS
-from acestep_consumer.broker.dead_letter import CODE, DEATHS, death_of, returned_properties, writable
+from acestep_consumer.broker.dead_letter import CODE, DEATHS, death_of, format_of, returned_properties, writable
 from acestep_consumer.broker.delivery import fingerprint
 from acestep_consumer.broker.errors import BrokerError, Nacked, mapped
 from acestep_consumer.broker.topology import GENERATE, IDENTIFIED, NOTICES, tier_of
 from acestep_consumer.domain.parse import readable_task_id
-from acestep_consumer.domain.ports import Reply
+from acestep_consumer.domain.ports import BodyFormat, Reply
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -55,8 +55,8 @@ class DeadLetterNotice:
     body: bytes
     """The message's body."""
     message_id: str | None
-    encoding: str | None
-    """AMQP ``content_encoding``."""
+    body_format: BodyFormat
+    """AMQP ``content_type`` and ``content_encoding``."""
     reply: Reply
     """The AMQP properties that the terminal event echoes."""
     reason: str
@@ -71,7 +71,7 @@ class DeadLetterNotice:
     @property
     def task_id(self) -> str | None:
         """The task that it is about; None: neither body nor message has an id that can be read."""
-        return readable_task_id(self.body, self.message_id, self.encoding)
+        return readable_task_id(self.body, self.message_id, self.body_format)
 
 
 NoticeHandler = Callable[[DeadLetterNotice], Awaitable[None]]
@@ -168,7 +168,7 @@ def notice_of(message: DeliveredMessage) -> DeadLetterNotice | None:
     return DeadLetterNotice(
         body=message.body,
         message_id=properties.message_id or None,
-        encoding=properties.content_encoding or None,
+        body_format=format_of(properties),
         reply=Reply(properties.reply_to or None, properties.correlation_id or None),
         reason=death.code,
         at=death.at,

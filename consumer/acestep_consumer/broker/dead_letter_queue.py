@@ -19,9 +19,10 @@ from aio_pika import exceptions as amqp
 from pamqp.commands import Basic
 
 from acestep_consumer.broker import lenient_codec
-from acestep_consumer.broker.dead_letter import DeadLetterReason, death_of, requeued_properties
+from acestep_consumer.broker.dead_letter import DeadLetterReason, death_of, format_of, requeued_properties
 from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost, describe, mapped
 from acestep_consumer.broker.topology import DEAD_LETTER, REQUESTS
+from acestep_consumer.domain.ports import BodyFormat
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -54,9 +55,9 @@ class DeadLetter:
         return self.properties.message_id or None
 
     @property
-    def encoding(self) -> str | None:
-        """AMQP ``content_encoding``."""
-        return self.properties.content_encoding or None
+    def body_format(self) -> BodyFormat:
+        """AMQP ``content_type`` and ``content_encoding``."""
+        return format_of(self.properties)
 
 
 class DeadLetterQueue:

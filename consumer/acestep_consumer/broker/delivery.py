@@ -15,11 +15,11 @@ from uuid import uuid4
 import structlog
 from pamqp.commands import Basic
 
-from acestep_consumer.broker.dead_letter import RETURNED, forwarded_properties, sent_expiration
+from acestep_consumer.broker.dead_letter import RETURNED, format_of, forwarded_properties, sent_expiration
 from acestep_consumer.broker.errors import BrokerError, describe, mapped
 from acestep_consumer.broker.topology import tier_of
 from acestep_consumer.domain.errors import ConsumerError, Verdict
-from acestep_consumer.domain.ports import Reply
+from acestep_consumer.domain.ports import BodyFormat, Reply
 
 if TYPE_CHECKING:
     from aiormq.abc import DeliveredMessage
@@ -79,9 +79,9 @@ class AmqpDelivery:
         return self._properties.message_id or None
 
     @property
-    def content_encoding(self) -> str | None:
-        """AMQP ``content_encoding``."""
-        return self._properties.content_encoding or None
+    def body_format(self) -> BodyFormat:
+        """AMQP ``content_type`` and ``content_encoding``."""
+        return format_of(self._properties)
 
     @property
     def headers(self) -> dict[str, Any]:

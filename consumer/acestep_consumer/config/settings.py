@@ -353,6 +353,17 @@ class WorkerSettings(Section):
         pattern=r"^[A-Za-z0-9_-]{1,128}$",
     )
     tier_table: Path_ | None = variable("ACESTEP_TIER_TABLE", None, "TOML file that replaces the built-in tier table")
+    strict_requests: bool = variable(
+        "ACESTEP_STRICT_REQUESTS",
+        default=False,
+        about="reject requests with a value that cannot be read or is out of range; `false`: use what ACE-Step would",
+    )
+    default_batch_size: int = variable(
+        "ACESTEP_DEFAULT_BATCH_SIZE", 1, "songs of a request that does not say how many", ge=1, le=8
+    )
+    default_format: Literal["mp3", "wav", "wav32", "flac", "ogg", "opus", "aac"] = variable(
+        "ACESTEP_DEFAULT_FORMAT", "mp3", "file format of a request that does not name one"
+    )
     max_attempts: int = variable("ACESTEP_MAX_ATTEMPTS", 3, "attempts at a job whose engine process dies", ge=1, le=20)
     execution_timeout_s: float | None = variable(
         "ACESTEP_EXECUTION_TIMEOUT_S", None, "longest run of one job, seconds; unset: no limit", gt=0

@@ -4,11 +4,15 @@
 import re
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final
+from urllib.parse import parse_qsl
 from uuid import UUID, uuid5
 
 from acestep_consumer.domain.errors import InvalidRequest, MalformedBody, MessageTooLarge, Unidentified
 from acestep_consumer.domain.job import Request
+from acestep_consumer.domain.ports import BodyFormat
+from acestep_schemas.envelope import open_envelope
 from acestep_schemas.lookup import shown
 from acestep_schemas.request import TASK_ID_PATTERN, RequestInvalid, parse_request, read_task_id
 from acestep_schemas.strict_json import Document, JsonRefused, loads
@@ -18,56 +22,83 @@ _MESSAGE_IDS: Final = UUID("7d1c8a52-93be-4f0c-8d5f-0a6be3b1c947")
 # A body beyond this is not searched for a task id: it was refused for its size alone.
 _MAX_SEARCHED_BYTES: Final = 4 * 1024 * 1024
 
+_FORM: Final = "application/x-www-form-urlencoded"
+# Types that say JSON, or nothing.
+_JSON: Final = frozenset(
+    {"", "application/json", "text/json", "text/plain", "application/octet-stream", "application/x-json"}
+)
+_MAX_FORM_FIELDS: Final = 1_000
+
 # zlib's window sizes to try. Programs that say "deflate" mean zlib's format or the bare one.
 _COMPRESSIONS: Final[dict[str, tuple[int, ...]]] = {"gzip": (31,), "x-gzip": (31,), "deflate": (15, -15)}
 # Values that say nothing about compression; some libraries put the charset here.
 _UNCOMPRESSED: Final = frozenset({"", "identity", "none", "binary", "8bit", "utf-8", "utf8", "us-ascii", "ascii"})
 
 
-def parse(body: bytes, message_id: str | None, *, max_bytes: int, encoding: str | None = None) -> Request:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRules:
+    """The operator's rules for reading requests.
+
+    Attributes:
+        max_bytes: larger bodies are refused before they are decoded, and before they are decompressed completely.
+        strict: reject every value that breaks a rule, in place of using what ACE-Step would.
+        defaults: of fields that a request leaves out.
+    """
+
+    max_bytes: int
+    strict: bool = False
+    defaults: Mapping[str, object] = field(default_factory=dict)
+
+
+PLAIN: Final = BodyFormat()
+
+
+def parse(body: bytes, message_id: str | None, rules: RequestRules, written: BodyFormat = PLAIN) -> Request:
     """Read one message. The task id is the body's own, else the message id.
 
     Every error carries the task id where one can be read, so that a ``rejected`` event can be published.
 
     Args:
-        body: JSON object in UTF-8; a byte order mark is tolerated. Compressed where ``encoding`` says so.
+        body: JSON object in UTF-8, or a form; a byte order mark is tolerated. The object may be in an envelope.
         message_id: AMQP's property; one that does not fit a task id becomes a UUIDv5 of itself.
-        max_bytes: Larger bodies are refused before they are decoded, and before they are decompressed completely.
-        encoding: AMQP's ``content_encoding``: ``gzip`` and ``deflate`` are read.
+        rules: the operator's.
+        written: how the body is written.
 
     Raises:
         MessageTooLarge: more than ``max_bytes``.
         MalformedBody: not UTF-8, not JSON, not an object, nested too deep, too many values, or compressed otherwise.
-        InvalidRequest: fields that break a rule, all of them.
+        InvalidRequest: fields that break a rule, all of them; or no field of a request.
         Unidentified: neither the body nor the message has an id.
     """
-    fallback = _task_id_of_message(message_id)
+    fallback, max_bytes = _task_id_of_message(message_id), rules.max_bytes
     if len(body) > max_bytes:
         raise MessageTooLarge(len(body), max_bytes, task_id=fallback)
     try:
-        document = _document(body, encoding, max_bytes)
-        fields = _object(document)
+        document = _document(body, written, max_bytes)
+        found = open_envelope(_object(document))
     except _TooLarge:
         raise MessageTooLarge(None, max_bytes, task_id=fallback) from None
     except ValueError as exc:
-        raise MalformedBody(f"{exc}{_compression_hint(encoding)}", task_id=fallback) from None
+        raise MalformedBody(f"{exc}{_compression_hint(written.content_encoding)}", task_id=fallback) from None
+    task_id = read_task_id(found.fields) or fallback
+    if found.problem is not None:
+        raise InvalidRequest((found.problem,), task_id=task_id)
     try:
-        request, warnings = parse_request(fields)
+        request, warnings = parse_request(found.fields, strict=rules.strict, defaults=rules.defaults)
     except RequestInvalid as exc:
-        raise InvalidRequest(exc.problems, task_id=read_task_id(fields) or fallback) from None
-    task_id = request.task_id or fallback
+        raise InvalidRequest(exc.problems, task_id=task_id) from None
     if task_id is None:
         raise Unidentified
     twice = tuple(f"'{shown(key)}' is given twice: the last one counts" for key in document.repeated)
-    return Request(task_id, request.model_copy(update={"task_id": task_id}), twice + warnings)
+    return Request(task_id, request.model_copy(update={"task_id": task_id}), twice + found.warnings + warnings)
 
 
-def readable_task_id(body: bytes, message_id: str | None, encoding: str | None = None) -> str | None:
+def readable_task_id(body: bytes, message_id: str | None, written: BodyFormat = PLAIN) -> str | None:
     """The id to report a message under, whatever else is wrong with it: the body's, else the message's, else None."""
     own: str | None = None
     if len(body) <= _MAX_SEARCHED_BYTES:
         try:
-            own = read_task_id(_object(_document(body, encoding, _MAX_SEARCHED_BYTES)))
+            own = read_task_id(open_envelope(_object(_document(body, written, _MAX_SEARCHED_BYTES))).fields)
         except ValueError:
             own = None
     return own or _task_id_of_message(message_id)
@@ -121,11 +152,39 @@ def _compression_hint(encoding: str | None) -> str:
     return f"; content_encoding '{shown(coding)}' is not supported: send it uncompressed, or with gzip or deflate"
 
 
-def _document(body: bytes, encoding: str | None, max_bytes: int) -> Document:
+def _document(body: bytes, written: BodyFormat, max_bytes: int) -> Document:
+    plain = decompressed(body, written.content_encoding, max_bytes)
+    media = _media_type(written.content_type)
+    is_object = plain.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")  # some programs name another type and send JSON
+    if not (is_object or media in _JSON or media.endswith("+json") or media == _FORM):
+        raise JsonRefused(f"content_type '{shown(media)}' is not supported: send JSON, or {_FORM}")
     try:
-        return loads(decompressed(body, encoding, max_bytes).decode("utf-8-sig"))
+        text = plain.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
         raise JsonRefused(f"not UTF-8 at byte {exc.start}: {exc.reason}") from None
+    return _form(text) if media == _FORM and not is_object else loads(text)
+
+
+def _media_type(content_type: str | None) -> str:
+    return (content_type or "").partition(";")[0].strip().lower()
+
+
+def _form(text: str) -> Document:
+    """Read a form; a name that is given more than once has a list of values."""
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MAX_FORM_FIELDS)
+    except UnicodeDecodeError as exc:
+        raise JsonRefused(f"the form is not UTF-8: {exc.reason}") from None
+    except ValueError:
+        raise JsonRefused(f"the form has more than {_MAX_FORM_FIELDS:,} fields") from None
+    found: dict[str, object] = {}
+    for name, value in pairs:
+        if name not in found:
+            found[name] = value
+        else:
+            before = found[name]
+            found[name] = [*(before if isinstance(before, list) else [before]), value]
+    return Document(found)
 
 
 def _object(document: Document) -> Mapping[str, object]:

@@ -18,6 +18,19 @@ Report = Callable[[float, str], None]
 """Tell how far a stage is: fraction 0 to 1, and the stage's name. Never blocks, never raises."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BodyFormat:
+    """AMQP's properties that say how a body is written.
+
+    Attributes:
+        content_type: JSON (also ``+json``), or a form; None: JSON.
+        content_encoding: ``gzip`` and ``deflate`` are read.
+    """
+
+    content_type: str | None = None
+    content_encoding: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """The AMQP properties that an event echoes.
@@ -43,8 +56,8 @@ class Delivery(Protocol):
         """AMQP ``message_id``."""
 
     @property
-    def content_encoding(self) -> str | None:
-        """AMQP ``content_encoding``: how the body is compressed."""
+    def body_format(self) -> BodyFormat:
+        """How the body is written."""
 
     @property
     def queued_s(self) -> float | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from acestep_schemas.request import TaskType
+from acestep_schemas.request import GenerationRequest, TaskType
 
 
 class Variant(StrEnum):
@@ -24,7 +24,7 @@ class SourceAudio(StrEnum):
 
     UNUSED = "unused"
     OPTIONAL = "optional"
-    """Audio codes can take its place, and without either the task becomes text2music."""
+    """Audio codes can take its place."""
     REQUIRED = "required"
 
 
@@ -54,6 +54,11 @@ class Task:
     def reads_source(self) -> bool:
         """Whether source audio is used where it is given."""
         return self.source is not SourceAudio.UNUSED
+
+    def lacks_source(self, request: GenerationRequest) -> bool:
+        """Whether the request has neither the source audio that the task works on nor codes in its place."""
+        replaced = self.source is SourceAudio.OPTIONAL and request.audio_code_string
+        return self.reads_source and not request.src_audio_path and not replaced
 
 
 _ROWS: Final = (

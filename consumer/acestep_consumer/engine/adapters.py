@@ -19,7 +19,7 @@ from acestep_consumer.engine.messages import (
 from acestep_consumer.engine.supervisor import Supervisor
 from acestep_schemas.events import Metas
 
-DEFAULT_DURATION_S = 60.0
+DEFAULT_DURATION_S = 120.0
 """Duration when neither the request nor source audio nor audio codes determine it; the pipeline's own default."""
 
 

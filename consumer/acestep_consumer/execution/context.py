@@ -8,7 +8,7 @@ from typing import Self
 from acestep_consumer.domain.errors import ConsumerError
 from acestep_consumer.domain.job import Attempt, Job, Request
 from acestep_consumer.domain.outcome import Ending, TerminalRecord
-from acestep_consumer.domain.parse import parse, readable_task_id
+from acestep_consumer.domain.parse import RequestRules, parse, readable_task_id
 from acestep_consumer.domain.ports import Delivery
 from acestep_consumer.execution.eta import Estimate
 from acestep_consumer.execution.progress import ProgressReporter
@@ -47,13 +47,13 @@ class JobContext:
     progress: ProgressReporter | None = None
 
     @classmethod
-    def of(cls, delivery: Delivery, max_bytes: int) -> Self:
-        """Parse a delivery whose body may have ``max_bytes``."""
-        body, message_id, encoding = delivery.body, delivery.message_id, delivery.content_encoding
+    def of(cls, delivery: Delivery, rules: RequestRules) -> Self:
+        """Parse a delivery by the operator's rules."""
+        body, message_id, written = delivery.body, delivery.message_id, delivery.body_format
         try:
-            request = parse(body, message_id, max_bytes=max_bytes, encoding=encoding)
+            request = parse(body, message_id, rules, written)
         except ConsumerError as error:
-            task_id = readable_task_id(body, message_id, encoding)
+            task_id = readable_task_id(body, message_id, written)
             return cls(delivery=delivery, parsed=error, task_id=task_id)
         return cls(delivery=delivery, parsed=request, task_id=request.task_id)
 

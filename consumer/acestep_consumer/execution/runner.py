@@ -17,6 +17,7 @@ from acestep_consumer.concurrency.locks import KeyedLock
 from acestep_consumer.domain.errors import Cancelled, ConsumerError, Interrupted
 from acestep_consumer.domain.job import Job, Request
 from acestep_consumer.domain.outcome import Ending, RunInfo, as_consumer_error, unfinished
+from acestep_consumer.domain.parse import RequestRules
 from acestep_consumer.domain.ports import Cancellations, Events, Report, Routes
 from acestep_consumer.execution.cancel_scope import check_queue_deadline, deadline, unless_cancelled
 from acestep_consumer.execution.context import JobContext
@@ -40,7 +41,7 @@ class JobLimits:
     worker_id: str
     scratch: Callable[[str], AbstractAsyncContextManager[Path]]
     limits: Callable[[], Limits]
-    max_message_bytes: int
+    requests: Callable[[], RequestRules]
     execution_timeout_s: Callable[[], float | None]
 
 

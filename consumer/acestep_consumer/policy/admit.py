@@ -63,13 +63,13 @@ def admit(request: Request, limits: Limits) -> Job:
     asked = request.body
     _check_format(asked, limits)
     model, choice = _choose_model(asked, limits)
-    task, adjustments = _settle_task(asked, model, choice)
+    task = _task_of(asked, model, choice)
     lm = _choose_lm(asked, task, limits)
     for name in _SOURCE_REQUIRED:
         if getattr(asked, name) and not asked.src_audio_path:
             rule = f"{name} needs source audio: s3://bucket/key or https://host/path"
             raise InvalidRequest([FieldProblem(field="src_audio_path", value="", rule=rule)])
-    adjustments = (*adjustments, *_other_lm(asked, lm), *_turbo_steps(asked, model))
+    adjustments = (*_other_lm(asked, lm), *_turbo_steps(asked, model))
     report = _limits_for(limits.tier, with_lm=lm is not None)
     clamps = tuple(_clamps(asked, report, with_lm=lm is not None))
     if clamps and asked.on_limit == "reject":
@@ -115,22 +115,16 @@ def _choose_model(asked: GenerationRequest, limits: Limits) -> tuple[LoadedModel
     return used, ModelChoice(requested=wanted, used=used.name, fallback=model is None)
 
 
-def _settle_task(
-    asked: GenerationRequest, model: LoadedModel, choice: ModelChoice
-) -> tuple[Task, tuple[Adjustment, ...]]:
-    """Return the task that will run, and the change when a cover has nothing to cover."""
+def _task_of(asked: GenerationRequest, model: LoadedModel, choice: ModelChoice) -> Task:
+    """Return the task, whose source is given and which the model can do. Nothing else is ever sung in its place."""
     task = TASKS[asked.task_type]
-    has_source = bool(asked.src_audio_path)
-    if task.source is SourceAudio.REQUIRED and not has_source:
-        rule = f"task_type {task.name} needs source audio: s3://bucket/key or https://host/path"
+    if task.lacks_source(asked):
+        codes = ", or audio codes in audio_code_string" if task.source is SourceAudio.OPTIONAL else ""
+        rule = f"task_type {task.name} needs source audio: s3://bucket/key or https://host/path{codes}"
         raise InvalidRequest([FieldProblem(field="src_audio_path", value="", rule=rule)])
-    if task.source is SourceAudio.OPTIONAL and not has_source and not asked.audio_code_string:
-        reason = f"a {task.name} needs src_audio_path or audio_code_string"
-        change = Adjustment(field="task_type", requested=task.name, applied="text2music", reason=reason)
-        return TASKS["text2music"], (change,)
     if model.variant not in task.variants:
         raise TaskUnsupported(_cannot(task, model, choice))
-    return task, ()
+    return task
 
 
 def _cannot(task: Task, model: LoadedModel, choice: ModelChoice) -> str:

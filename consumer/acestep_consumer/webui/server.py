@@ -198,7 +198,7 @@ def read_form(body: object) -> tuple[dict[str, object], GenerationRequest]:
             tuple(FieldProblem(field=name, value="…", rule="is not a field of this form") for name in unknown[:10])
         )
     given = {name: value for name, value in body.items() if value not in (None, "")}
-    request, _ = parse_request(given)
+    request, _ = parse_request(given, strict=True)
     if not request.prompt.strip():
         raise RequestInvalid((FieldProblem(field="prompt", value="", rule="must describe the music"),))
     return {**given, "task_id": request.task_id or str(uuid4())}, request

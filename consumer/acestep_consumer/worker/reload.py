@@ -18,7 +18,9 @@ RELOADABLE: Final[Mapping[str, frozenset[str]]] = {
     "storage": frozenset({"presign_s"}),
     "inputs": frozenset({"buckets", "hosts", "networks", "results", "max_bytes", "lora_max_bytes", "timeout_s"}),
     "engine": frozenset({"scratch_min_gb"}),
-    "worker": frozenset({"log_level", "execution_timeout_s"}),
+    "worker": frozenset(
+        {"log_level", "execution_timeout_s", "strict_requests", "default_batch_size", "default_format"}
+    ),
 }
 """By section, the fields that may change while jobs run."""
 

@@ -50,11 +50,11 @@ def test_what_no_gpu_is_allowed_to_do_is_refused_unless_clamping_is_asked_for(bo
     assert check({**body, "on_limit": "clamp"}, frozenset()) == (f"{said}; the worker will adjust it",)
 
 
-@pytest.mark.parametrize("task", ["repaint", "extract", "lego", "complete"])
+@pytest.mark.parametrize("task", ["cover", "cover-nofsq", "repaint", "extract", "lego", "complete"])
 def test_a_task_on_audio_wants_the_audio(task: str) -> None:
     assert refused({"task_type": task}, "task_type") == [f"--task-type {task}: needs source audio (--source)"]
     assert check({"task_type": task, "src_audio_path": "s3://b/k"}, frozenset()) == ()
-    assert check({"task_type": "cover"}, frozenset()) == ()
+    assert check({"task_type": "cover", "audio_code_string": "<|audio_code_1|>"}, frozenset()) == ()
 
 
 def test_a_misspelled_field_is_a_warning_with_a_guess() -> None:

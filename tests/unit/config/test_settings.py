@@ -5,11 +5,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import AliasChoices
 
 from acestep_consumer.config.settings import SECRETS, SECTIONS, SettingsError, describe, known_variables, load
+from acestep_schemas.request import AudioFormat
 
 
 def test_without_any_variable_the_defaults_hold() -> None:
@@ -307,3 +309,8 @@ def test_an_env_file_may_have_comments_blank_lines_quotes_and_empty_values(tmp_p
 def test_a_folder_in_the_place_of_the_env_file_is_none(tmp_path: Path) -> None:
     (tmp_path / ".env").mkdir()
     assert load({}, tmp_path / ".env").broker.queue_maxsize == 200
+
+
+def test_the_default_format_is_one_that_a_request_may_name() -> None:
+    field = SECTIONS["worker"].model_fields["default_format"]
+    assert get_args(field.annotation) == get_args(AudioFormat)

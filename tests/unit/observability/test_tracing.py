@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from acestep_consumer.broker.topology import tier_queue
 from acestep_consumer.domain.errors import LmUnavailable
+from acestep_consumer.domain.parse import RequestRules
 from acestep_consumer.domain.ports import Reply
 from acestep_consumer.execution.context import JobContext
 from acestep_consumer.observability import tracing
@@ -36,7 +37,9 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
 
 
 def case(traceparent: str | None = TRACEPARENT, **properties: Any) -> JobContext:
-    return JobContext.of(FakeDelivery(body=b'{"task_id": "song"}', traceparent=traceparent, **properties), 1_000)
+    return JobContext.of(
+        FakeDelivery(body=b'{"task_id": "song"}', traceparent=traceparent, **properties), RequestRules(max_bytes=1_000)
+    )
 
 
 def ending(status: Literal["failed", "cancelled"], code: ErrorCode) -> Unfinished:
@@ -90,7 +93,7 @@ def test_a_job_that_was_sent_on_comes_from_its_tiers_queue(spans: InMemorySpanEx
 
 
 def test_what_a_message_does_not_have_is_left_out(spans: InMemorySpanExporter) -> None:
-    with job_span(JobContext.of(FakeDelivery(body=b"no JSON"), 1_000)):
+    with job_span(JobContext.of(FakeDelivery(body=b"no JSON"), RequestRules(max_bytes=1_000))):
         pass
     assert only(spans).attributes == {
         "messaging.system": "rabbitmq",

@@ -200,13 +200,12 @@ def test_a_fallback_that_cannot_do_the_task_explains_itself() -> None:
         admitted(limits(), task_type="lego", src_audio_path="s3://b/a.wav", model="acestep-v15-base")
 
 
-def test_a_cover_of_nothing_becomes_text2music_and_is_reported() -> None:
-    job = admitted(limits(), task_type="cover")
-    assert job.request.task_type == "text2music"
-    assert [change.field for change in job.policy.adjustments] == ["task_type"]
+@pytest.mark.parametrize("task", ["cover", "cover-nofsq"])
+def test_a_cover_may_be_of_audio_codes(task: str) -> None:
+    assert admitted(limits(), task_type=task, audio_code_string="<|audio_code_1|>").request.task_type == task
 
 
-@pytest.mark.parametrize("task", ["repaint", "extract", "lego", "complete"])
+@pytest.mark.parametrize("task", ["cover", "cover-nofsq", "repaint", "extract", "lego", "complete"])
 def test_a_task_on_audio_without_audio_is_refused_with_the_field(task: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         admitted(limits(24, BASE), task_type=task)

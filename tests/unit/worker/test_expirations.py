@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from acestep_consumer.broker.dead_letter_notices import DeadLetterNotice
 from acestep_consumer.concurrency.locks import KeyedLock
 from acestep_consumer.domain.errors import ManifestUnreadable
-from acestep_consumer.domain.ports import Reply
+from acestep_consumer.domain.ports import BodyFormat, Reply
 from acestep_consumer.worker.expirations import ExpirationHandler
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ async def test_a_request_whose_manifest_is_something_else_gets_its_event_once() 
     notice = DeadLetterNotice(
         body=b"{}",
         message_id="song",
-        encoding=None,
+        body_format=BodyFormat(),
         reply=Reply(),
         reason="expired",
         at=now,

@@ -52,7 +52,7 @@ class DeadLetterRow:
         """Summarise a dead letter; its task id is the one that a worker would use."""
         death = message.death
         return cls(
-            task_id=readable_task_id(message.body, message.message_id, message.encoding),
+            task_id=readable_task_id(message.body, message.message_id, message.body_format),
             message_id=message.message_id,
             code=death.code,
             reason=death.reason,
@@ -123,7 +123,7 @@ def in_full(message: DeadLetter) -> dict[str, JsonValue]:
         **DeadLetterRow.of(message).as_json(),
         "properties": masked({name: value for name, value in named.items() if value not in {None, ""}}),
         "headers": masked(properties.headers or {}),
-        "body": masked(_body(message.body, message.encoding)),
+        "body": masked(_body(message.body, message.body_format.content_encoding)),
     }
 
 

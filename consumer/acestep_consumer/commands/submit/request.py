@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from acestep_consumer.domain.tasks import TASKS, SourceAudio
+from acestep_consumer.domain.tasks import TASKS
 from acestep_consumer.policy.tiers import MAX_BATCH, MAX_BPM, MAX_DURATION_S, MIN_BPM
 from acestep_schemas.aliases import ALIASES
 from acestep_schemas.request import GenerationRequest, RequestInvalid, parse_request
@@ -60,7 +60,7 @@ def merge(file: Mapping[str, object], flags: Mapping[str, object]) -> dict[str, 
 
 
 def check(body: Mapping[str, object], from_flags: frozenset[str]) -> tuple[str, ...]:
-    """Check a body as a worker would; returns warnings, such as a guess at a misspelled field.
+    """Check a body as a strict worker would; returns warnings, such as a guess at a misspelled field.
 
     Args:
         body: the request.
@@ -70,11 +70,11 @@ def check(body: Mapping[str, object], from_flags: frozenset[str]) -> tuple[str, 
         RequestRefused: a worker would reject the request.
     """
     try:
-        request, warnings = parse_request(body)
+        request, warnings = parse_request(body, strict=True)
     except RequestInvalid as error:
         lines = (_problem(each.field, each.value, each.rule, from_flags) for each in error.problems)
         raise RequestRefused("\n".join(lines)) from None
-    if TASKS[request.task_type].source is SourceAudio.REQUIRED and not request.src_audio_path:
+    if TASKS[request.task_type].lacks_source(request):
         raise RequestRefused(_problem("task_type", request.task_type, "needs source audio (--source)", from_flags))
     outside = tuple(_outside_bounds(request, from_flags))
     if not outside:

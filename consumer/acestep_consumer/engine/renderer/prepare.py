@@ -20,7 +20,7 @@ from acestep_consumer.engine.renderer.source import LEAST_FRAMES
 from acestep_schemas.request import TaskType
 
 _TEXT, _LYRICS = 256, 2048  # tokens that the model reads of each
-_DEFAULT_S = 60.0
+_DEFAULT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
