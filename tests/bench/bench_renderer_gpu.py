@@ -28,11 +28,14 @@ from acestep_consumer.domain.audio_codes import CODE_COUNT, CODES_PER_SECOND
 from acestep_consumer.engine.renderer import startup
 from acestep_consumer.engine.renderer.batch_request import RequestCallbacks
 from acestep_consumer.engine.renderer.cuda_graphs import GraphedFlow
+from acestep_consumer.engine.renderer.dcw import Dcw
 from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
+from acestep_consumer.engine.renderer.sample import SamplerOptions
 from acestep_consumer.engine.renderer.scheduler import Scheduler
 from acestep_consumer.engine.testing import tiny_checkpoint
 from tests.bench import full_size
 
+_PLAIN = SamplerOptions()
 MIXED = (30, 60, 90, 120, 150, 180, 210, 240, 270, 300)
 LYRICS = "[verse]\n" + "singing in the morning light over the hills\n" * 12
 PROMPT = "upbeat electronic dance music with heavy bass"
@@ -43,7 +46,9 @@ def tell(line: str) -> None:
     sys.stdout.flush()
 
 
-def arguments(seconds: int, seed: int, model: str = tiny_checkpoint.TURBO) -> PipelineArguments:
+def arguments(
+    seconds: int, seed: int, model: str = tiny_checkpoint.TURBO, sampler: SamplerOptions = _PLAIN
+) -> PipelineArguments:
     steps, guidance = (8, 1.0) if model == tiny_checkpoint.TURBO else (50, 7.0)
     codes = tuple((seed * 7919 + 61 * index) % CODE_COUNT for index in range(CODES_PER_SECOND * seconds))
     return PipelineArguments(
@@ -53,17 +58,21 @@ def arguments(seconds: int, seed: int, model: str = tiny_checkpoint.TURBO) -> Pi
         guidance_scale=guidance,
         audio_codes=(codes,),
         seeds=(seed,),
+        sampler=sampler,
     )
 
 
-def songs_a_minute(scheduler: Scheduler, lengths: Sequence[int], in_flight: int, seconds: float) -> tuple[float, float]:
+def songs_a_minute(
+    scheduler: Scheduler, lengths: Sequence[int], in_flight: int, seconds: float, sampler: SamplerOptions = _PLAIN
+) -> tuple[float, float]:
     """Keep so many songs in flight for so long. Returns songs a minute and the device's busy share."""
     (model,) = scheduler._runners
     numbers, done, stop = itertools.count(1), itertools.count(), threading.Event()
 
     def keep_rendering(mine: Iterator[int]) -> None:
         while not stop.is_set():
-            futures = scheduler.submit(model, arguments(next(mine), next(numbers), model), None, RequestCallbacks())
+            made = arguments(next(mine), next(numbers), model, sampler)
+            futures = scheduler.submit(model, made, None, RequestCallbacks())
             futures.audio[0].result().wait()
             next(done)
 
@@ -186,6 +195,7 @@ def main() -> None:
     )
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--base", action="store_true", help="the base model instead of turbo")
+    parser.add_argument("--dcw", action="store_true", help="with DCW, which requests for turbo models have by default")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--vram", type=float, help="pretend that the card has this many GB")
     asked = parser.parse_args()
@@ -230,7 +240,8 @@ def measure_all(asked: argparse.Namespace, folder: Path, model: str) -> None:
         if peak:
             tell(f"  {for_a_second(scheduler, seconds)}")
     for name, lengths, in_flight in cases(asked.cases):
-        rate, busy = songs_a_minute(scheduler, lengths, in_flight, asked.seconds)
+        sampler = SamplerOptions(dcw=Dcw()) if asked.dcw else _PLAIN
+        rate, busy = songs_a_minute(scheduler, lengths, in_flight, asked.seconds, sampler)
         stats = scheduler.stats
         last = f"last batch {stats.songs_in_pack} songs, {stats.tokens_in_pack} tokens"
         tell(f"{name}: {rate:.0f} songs/min, device busy {100 * busy:.0f}%, {last}, reductions {limits.reductions}")
