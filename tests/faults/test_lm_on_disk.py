@@ -16,7 +16,7 @@ from tests.support.waiting import eventually
 from tests.support.worker import WorkerProcess, running
 
 SMALL, LARGE = "acestep-5Hz-lm-0.6B", "acestep-5Hz-lm-4B"
-USED = f"{SMALL} is used: {LARGE} would fit too, but is not on the disk"
+USED = f"{SMALL} is used: {LARGE} would suit this GPU better, but is not on the disk"
 
 
 @pytest.fixture
@@ -76,5 +76,5 @@ def test_a_start_that_needs_one_says_which_are_missing(environment: dict[str, st
     assert done.returncode == Exit.ENGINE
     (line,) = [line for line in done.stderr.splitlines() if "engine cannot start" in line]
     assert f"ACE-Step/{LARGE} is not on the disk and cannot be downloaded" in line
-    assert "put it into ACESTEP_CHECKPOINT_DIR, or set ACESTEP_LM_MODEL_PATH" in line
+    assert f"(acestep-consumer models pull {LARGE} --checkpoints {checkpoints})" in line
     assert "Traceback" not in done.stderr

@@ -13,6 +13,7 @@ from acestep_consumer.engine.messages import ConfigurePlanner, PlannerReport
 from acestep_consumer.engine.planner.backend import Backend, Generation, SequenceOutput
 from acestep_consumer.engine.planner.registry import LmNotFound, resolve
 from acestep_consumer.engine.planner.tokens import LmTokens, TokenizerUnfit
+from acestep_consumer.engine.published_models import PUBLISHED, pull_command
 from acestep_consumer.engine.renderer.quiet_imports import quietly
 
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")
@@ -118,17 +119,18 @@ def find(model: str, checkpoint_dir: Path | None) -> Path:
         place = resolve(model, checkpoint_dir)
     except LmNotFound as error:
         raise LmUnusable(str(error)) from error
-    return place.folder or _fetched(place.hub_id or model)
+    return place.folder or _fetched(place.hub_id or model, checkpoint_dir)
 
 
-def _fetched(hub_id: str) -> Path:
+def _fetched(hub_id: str, checkpoint_dir: Path | None) -> Path:
     try:
         return Path(snapshot_download(hub_id, allow_patterns=list(_FILES)))
     except Exception as error:
+        name = hub_id.rpartition("/")[2]
+        pull = f" ({pull_command(name, checkpoints=checkpoint_dir)})" if name in PUBLISHED else ""
         raise LmUnusable(
             f"language model {hub_id} is not on the disk and cannot be downloaded ({type(error).__name__}): put it "
-            "into ACESTEP_CHECKPOINT_DIR (acestep-consumer models pull does), or set ACESTEP_LM_MODEL_PATH; "
-            "ACESTEP_INIT_LLM=false runs without it"
+            f"into ACESTEP_CHECKPOINT_DIR{pull}, or set ACESTEP_LM_MODEL_PATH; ACESTEP_INIT_LLM=false runs without it"
         ) from error
 
 
