@@ -27,6 +27,7 @@ from acestep_consumer.broker.versions import ack_timeout_warning
 from acestep_consumer.config.exit_codes import Exit, unexpected
 from acestep_consumer.config.logs import set_log_level, set_up_logs
 from acestep_consumer.config.settings import Settings, SettingsError
+from acestep_consumer.config.upstream_settings import WITHOUT_EFFECT
 from acestep_consumer.domain.errors import ConsumerError, DiskFull, StorageRefused, StorageUnavailable
 from acestep_consumer.domain.parse import RequestRules
 from acestep_consumer.domain.ports import Objects, Routes
@@ -196,6 +197,8 @@ class Worker:
         except (OSError, UnicodeError) as error:
             raise SettingsError(_cannot_listen(worker.http_host, worker.http_port, error)) from error
         log.info("starting", worker=self._id, health=f"http://{worker.http_host}:{health.port}/readyz")
+        for name in self._settings.without_effect:
+            log.info("setting has no effect here", setting=name, reason=WITHOUT_EFFECT[name])
         scratch = await self._open_scratch(stack)
         # The engines are the slowest part and depend on nothing: they load while the rest connects.
         loading = asyncio.create_task(self._engines.start(), name="engines start")

@@ -30,6 +30,7 @@ from pydantic import (
 
 from acestep_consumer.config.amqp_urls import ENCODING, has_raw_login, split_urls
 from acestep_consumer.config.secret_files import SUFFIX, SecretFileError, layered, read_all
+from acestep_consumer.config.upstream_settings import RENAMED, WITHOUT_EFFECT
 
 _URL = TypeAdapter(AmqpDsn)
 _BUCKET = re.compile(r"[A-Za-z0-9._-]{3,63}")
@@ -133,6 +134,11 @@ def _bucket(name: str) -> str:
     return name
 
 
+def _lm_backend(value: object) -> object:
+    """Parse ``mlx``, ACE-Step's backend for Apple machines, as ``pt``."""
+    return "pt" if isinstance(value, str) and value.strip().lower() == "mlx" else value
+
+
 def _checkpoints_here(given: object) -> object:
     """Return the folder that is there where ACE-Step's own server is started, if none is given."""
     here = Path.cwd() / "checkpoints"
@@ -156,6 +162,7 @@ AutoBool = Annotated[bool | None, _AUTO]
 Workers = Annotated[Annotated[int, Field(ge=1, le=1024)] | None, BeforeValidator(_workers)]
 LogLevel = Literal["debug", "info", "warning", "error"]
 Path_ = Annotated[Path, AfterValidator(_expanded)]
+LmBackend = Annotated[Literal["vllm", "pt"] | None, BeforeValidator(_lm_backend)]
 CheckpointDir = Annotated[Path_ | None, BeforeValidator(_checkpoints_here)]
 
 
@@ -315,7 +322,7 @@ class EngineSettings(Section):
         None,
         "5Hz LM; unset: the tier's largest on the disk that leaves room for the renderer and half of the throughput",
     )
-    lm_backend: Literal["vllm", "pt"] | None = variable(
+    lm_backend: LmBackend = variable(
         "ACESTEP_LM_BACKEND", None, "`vllm` or `pt` (transformers); unset: `vllm` if it works here, else `pt`"
     )
     lm_device: str = variable("ACESTEP_LM_DEVICE", "auto", "device of the 5Hz LM")
@@ -392,9 +399,14 @@ SECRETS = ("ACESTEP_AMQP_URL", "ACESTEP_MANAGEMENT_URL")
 
 
 class Settings(BaseModel):
-    """All settings, by section. Built by ``load``; its repr masks secrets."""
+    """All settings, by section. Built by ``load``; its repr masks secrets.
+
+    ``without_effect``: variables of ACE-Step's own server that are set and do nothing here.
+    """
 
     model_config = ConfigDict(frozen=True)
+
+    without_effect: tuple[str, ...] = ()
 
     broker: BrokerSettings
     storage: StorageSettings
@@ -450,7 +462,7 @@ def load(
             problems += _explain(error, values)
     if problems:
         raise SettingsError("\n".join(problems))
-    return Settings.model_validate(sections)
+    return Settings.model_validate({**sections, "without_effect": sorted(WITHOUT_EFFECT.keys() & values)})
 
 
 def _read_layers(layers: Iterable[Mapping[str, str]]) -> tuple[dict[str, str], list[str]]:
@@ -465,6 +477,9 @@ def _read_layers(layers: Iterable[Mapping[str, str]]) -> tuple[dict[str, str], l
         values |= read_all(values, SECRETS)
     except SecretFileError as error:
         return {}, [str(error)]
+    for there, here in RENAMED.items():
+        if there in values:
+            values.setdefault(here, values[there])
     return values, list(_unknown(values))
 
 
@@ -496,10 +511,10 @@ def _read_env_file(path: Path | None) -> dict[str, str]:
 
 
 def _unknown(values: Mapping[str, str]) -> Iterator[str]:
-    known = known_variables()
+    known = known_variables() | RENAMED.keys() | WITHOUT_EFFECT.keys()
     for name in sorted(values):
         if name.startswith("ACESTEP_") and name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+            near = difflib.get_close_matches(name, sorted(known - WITHOUT_EFFECT.keys()), n=1)
             hint = f"did you mean {near[0]}?" if near else "unset it, or see `acestep-consumer run --help`"
             yield f"{name} is not a setting of this program; {hint}"
 

@@ -11,6 +11,7 @@ import pytest
 from pydantic import AliasChoices
 
 from acestep_consumer.config.settings import SECRETS, SECTIONS, SettingsError, describe, known_variables, load
+from acestep_consumer.config.upstream_settings import RENAMED, WITHOUT_EFFECT
 from acestep_schemas.request import AudioFormat
 
 
@@ -29,6 +30,22 @@ def test_checkpoints_in_the_working_directory_are_found_unless_a_folder_is_named
     (tmp_path / "checkpoints").mkdir()
     assert load({}, None).engine.checkpoint_dir == tmp_path / "checkpoints"
     assert load({"ACESTEP_CHECKPOINT_DIR": "elsewhere"}, None).engine.checkpoint_dir == Path("elsewhere")
+
+
+def test_the_env_file_of_ace_steps_own_server_is_accepted(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    lines = [f"{name}=1" for name in WITHOUT_EFFECT]
+    file.write_text("\n".join([*lines, "ACESTEP_CHECKPOINTS_DIR=/models", "ACESTEP_LM_BACKEND=mlx", "PORT=7860"]))
+    settings = load({}, file)
+    assert settings.without_effect == tuple(sorted(WITHOUT_EFFECT))
+    assert (settings.engine.checkpoint_dir, settings.engine.lm_backend) == (Path("/models"), "pt")
+    own = load({"ACESTEP_CHECKPOINT_DIR": "/ours"}, file)
+    assert own.engine.checkpoint_dir == Path("/ours")
+
+
+def test_no_setting_of_this_program_is_said_to_have_no_effect() -> None:
+    assert not known_variables() & (WITHOUT_EFFECT.keys() | RENAMED.keys())
+    assert set(RENAMED.values()) <= known_variables()
 
 
 def test_the_command_line_beats_the_environment_beats_the_file(tmp_path: Path) -> None:
