@@ -73,7 +73,7 @@ async def test_an_end_without_songs_is_found_too(client: Client, tmp_path: Path)
     assert event.state == "rejected"
     async with Client() as late:
         assert await late.wait(job.task_id, WITHIN_S) == event
-        with pytest.raises(JobRejectedError, match=r"was rejected: invalid_request: .*audio_format") as no_songs:
+        with pytest.raises(JobRejectedError, match=r"was rejected: invalid_request: .*task_type") as no_songs:
             await late.result(job.task_id, tmp_path)
     assert (no_songs.value.event, no_songs.value.code) == (event, "invalid_request")
 

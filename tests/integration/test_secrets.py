@@ -147,7 +147,7 @@ async def test_no_secret_is_in_anything_that_a_worker_says_at_its_most_talkative
          "inference_steps": 1, "audio_format": "flac"},
         {"task_type": "cover", "src_audio_path": f"s3://{s3.bucket}/{prefix}/none.wav"},
         {"task_type": "cover", "src_audio_path": "https://localhost/a.wav"},
-        {"bpm": "fast"},
+        {"task_type": "dance"},
     ]  # fmt: skip
     (tmp_path / "worker").mkdir()
     async with (

@@ -75,7 +75,7 @@ async def test_the_producers_trace_is_continued_wherever_the_job_leaves_a_mark(
         sent = {"headers": {"traceparent": f"00-{TRACE_ID}-{PARENT_ID}-01"}}
         await peer.request(body, message_id="m-1", correlation_id="c-1", **sent)
         # Another one, which cannot be read: why is a line of the log.
-        await peer.request(b'{"task_id": "bad", "bpm": "x"}', **sent)
+        await peer.request(b'{"task_id": "bad", "task_type": "dance"}', **sent)
         await eventually(lambda: recorder.terminal("song") and recorder.terminal("bad"), 60)
         await eventually(lambda: found.stages().keys() >= STAGES and found.jobs().keys() >= {"song", "bad"}, 60)
         logged = worker.log_lines(task_id="bad")

@@ -198,7 +198,7 @@ async def test_a_redelivery_costs_no_render_and_repeats_the_event(producer: Prod
     [
         (b'{"prompt": ', "malformed_body", "JSON"),
         (b'"a text"', "malformed_body", "object"),
-        (b'{"prompt": "x", "inference_steps": "many"}', "invalid_request", "inference_steps"),
+        (b'{"prompt": "x", "task_type": "dance"}', "invalid_request", "task_type"),
         (b'{"prompt": "' + b"x" * (1 << 20) + b'"}', "message_too_large", "1,048,576"),
         (b'{"task_type": "repaint"}', "invalid_request", "src_audio_path"),
         (b'{"audio_duration": 900, "on_limit": "reject"}', "limit_exceeded", "180"),

@@ -332,5 +332,5 @@ def _body(number: int, sort: Sort, dose: float, other: int = 0) -> bytes:
     if songs > 1:
         fields["batch_size"] = songs
     if sort is Sort.INVALID:
-        fields["batch_size"] = "many"
+        fields["task_type"] = "dance"
     return json.dumps(fields).encode()
