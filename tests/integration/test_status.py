@@ -20,7 +20,7 @@ from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.errors import ConnectionLost
 from acestep_consumer.broker.inspection import BrokerInspection, QueueDepth
 from acestep_consumer.broker.management import ManagementClient
-from acestep_consumer.broker.topology import DEAD_LETTER, EVENTS, GENERATE, REQUESTS, tier_queue
+from acestep_consumer.broker.topology import DEAD_LETTER, EVENTS, GENERATE, REQUESTS, tier_queue, topology
 from acestep_consumer.client import Client
 from acestep_schemas.events import JobCompleted, Worker, WorkerEvent
 from infra.local.rabbitmq import RabbitMQ
@@ -367,3 +367,12 @@ def test_watch_prints_a_line_each_time_until_ctrl_c(amqp_url: str) -> None:
         assert watching.wait(WITHIN_S) == 130
         assert "Traceback" not in watching.stderr.read()
     assert first["time"] < second["time"]
+
+
+async def test_refusals_at_the_same_time_cost_no_connection(amqp_url: str) -> None:
+    """Each closes its channel. Its number must not be given to the next channel before the broker knows of that."""
+    wanted = topology(broker_settings(amqp_url))
+    async with BrokerInspection(broker_settings(amqp_url), "test") as inspection:
+        for _ in range(30):
+            found = await inspection.compare(wanted)
+            assert len(found.missing) == len(wanted.exchanges) + len(wanted.queues)
