@@ -464,9 +464,9 @@ def test_a_song_fades_in_and_out(resources: RenderResources, tmp_path: Path) -> 
         np.testing.assert_allclose(faded[:, index], factor * plain[:, index], atol=1e-4)
 
 
-def test_without_any_duration_a_song_has_a_minute(resources: RenderResources, tmp_path: Path) -> None:
+def test_without_any_duration_a_song_has_two_minutes(resources: RenderResources, tmp_path: Path) -> None:
     (track,) = rendered(resources, render_message(tmp_path, inference_steps=1, use_tiled_decode=True)).tracks
-    assert track.duration_s == 60
+    assert track.duration_s == 120
 
 
 def test_a_compressed_source_at_another_rate_is_covered(
