@@ -184,8 +184,12 @@ class Producer:
                 worse, expires = (b"garbage", None) if number % 2 else (body, _WORSE_EXPIRES_S)
                 await self._send(submission, worse, expires)
             case Sort.AUDIO_DELETED:
-                if await self._audio_deleted(task_id):
+                before = submission.confirmed
+                again = await self._audio_deleted(task_id)
+                # Until it is accepted the bucket lacks the audio, which is no fault of a worker.
+                while again and submission.confirmed == before:
                     await self._send(submission, body)
+                    await asyncio.sleep(_AGAIN_S)
 
     async def _audio_deleted(self, task_id: str) -> bool:
         """Delete one song of the task once it is completed. False when it never is."""
