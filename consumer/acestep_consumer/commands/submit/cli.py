@@ -140,8 +140,8 @@ def submit(
 ) -> None:
     """Submit a request.
 
-    The request comes from flags, a JSON file, or both (flags win). It is checked first; one that a worker would reject
-    is not sent (exit code 2).
+    The request comes from flags, a JSON file, or both (flags win). It is checked first; one that a strict worker would
+    reject is not sent (exit code 2).
 
     Prints the task id, and on a terminal the position in the queue and when to expect the songs. That is an estimate
     from the queue and the latest jobs; requests with a higher priority can delay it.
@@ -187,7 +187,7 @@ def submit(
 
 
 def _checked_body(file: Path | None, lyrics_file: Path | None, flags: dict[str, object]) -> dict[str, object]:
-    """Return the request; prints warnings, and raises a usage error for what a worker would reject."""
+    """Return the request; prints warnings, and raises a usage error for what a strict worker would reject."""
     from acestep_consumer.commands.submit import request  # noqa: PLC0415 - as above
 
     if isinstance(flags["task_id"], str):

@@ -67,7 +67,7 @@ def check(body: Mapping[str, object], from_flags: frozenset[str]) -> tuple[str, 
         from_flags: fields that a flag set: messages name the flag.
 
     Raises:
-        RequestRefused: a worker would reject the request.
+        RequestRefused: a strict worker would reject the request; by default one replaces a wrong value.
     """
     try:
         request, warnings = parse_request(body, strict=True)
