@@ -116,6 +116,17 @@ async def test_the_smallest_shift_is_rendered(resources: RenderResources, tmp_pa
     assert (await rendered(resources, tmp_path, **fields)).tracks
 
 
+@pytest.mark.parametrize("model", ["acestep-v15-turbo", "acestep-v15-base"])
+async def test_a_guidance_interval_that_is_empty_guides_no_step(
+    resources: RenderResources, tmp_path: Path, model: str
+) -> None:
+    fields: dict[str, Any] = {"model": model, "inference_steps": 2, "audio_duration": 10, "seed": 1}
+    empty = await rendered(resources, tmp_path, **fields, cfg_interval_start=6202, cfg_interval_end=1.192092896e-07)
+    without_guidance = empty.tracks[0].path.read_bytes()
+    plain = await rendered(resources, tmp_path, **fields, guidance_scale=1)
+    assert plain.tracks[0].path.read_bytes() == without_guidance
+
+
 async def test_an_analysis_of_audio_without_audio_is_the_requests_fault() -> None:
     body, _ = parse_request({"full_analysis_only": True})
     limits = replace(make_limits(), lm=LmChoice(model="acestep-5Hz-lm-0.6B", backend="pt"))
@@ -193,7 +204,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "track_name": ODD_TEXT,
     "track_classes": st.lists(ODD_TEXT, max_size=3),
     "vocal_language": ODD_TEXT,
-    "task_type": st.sampled_from(["text2music", "cover", "repaint", "extract", "lego", "complete"]),
+    "task_type": st.sampled_from(["text2music", "cover", "cover-nofsq", "repaint", "extract", "lego", "complete"]),
     "model": st.sampled_from(["acestep-v15-turbo", "acestep-v15-base"]),
     "infer_method": st.sampled_from(["ode", "sde"]),
     "timesteps": st.lists(ODD_NUMBERS, max_size=4)
@@ -201,12 +212,28 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "audio_code_string": st.sampled_from(
         ["<|audio_code_0|>", "<|audio_code_63999|>" * 7, "<|audio_code_64001|>x" * 3, "7"]
     ),
-    "use_tiled_decode": st.booleans(),
-    "seed": ODD_NUMBERS,
+    "dcw_mode": st.sampled_from(["double", "low", "high", "pix"]),
+    "dcw_wavelet": st.sampled_from(["haar", "db38", "bior6.8", "dmey", "no wavelet"]),
+    "sampler_mode": st.sampled_from(["euler", "heun"]),
+    "repaint_mode": st.sampled_from(["conservative", "balanced", "aggressive"]),
+    "chunk_mask_mode": st.sampled_from(["auto", "explicit"]),
+    "noise": st.sampled_from(["cpu", "device"]),
+    "repaint_strength": st.floats(0, 1),
+    **dict.fromkeys(
+        ["use_tiled_decode", "use_adg", "dcw_enabled", "flow_edit_morph", "enable_normalization"], st.booleans()
+    ),
+    **dict.fromkeys(
+        ["global_caption", "flow_edit_source_caption", "flow_edit_source_lyrics", "key_scale", "time_signature"],
+        ODD_TEXT,
+    ),
     **dict.fromkeys(
         [
-            *("bpm", "guidance_scale", "shift", "cfg_interval_start", "cfg_interval_end", "audio_cover_strength"),
-            *("repainting_start", "repainting_end", "audio_duration"),
+            *("seed", "bpm", "guidance_scale", "shift", "cfg_interval_start", "cfg_interval_end"),
+            *("audio_cover_strength", "cover_noise_strength", "repainting_start", "repainting_end", "audio_duration"),
+            *("repaint_latent_crossfade_frames", "repaint_wav_crossfade_sec", "flow_edit_n_min", "flow_edit_n_max"),
+            *("velocity_norm_threshold", "velocity_ema_factor", "dcw_scaler", "dcw_high_scaler", "retake_seed"),
+            *("retake_variance", "latent_rescale", "latent_shift", "fade_in_duration", "fade_out_duration"),
+            "normalization_db",
         ],
         ODD_NUMBERS,
     ),

@@ -135,8 +135,8 @@ class PipelineArguments:
 
     @property
     def guided(self) -> bool:
-        """Whether there is classifier-free guidance."""
-        return self.guidance_scale > _NO_GUIDANCE
+        """Whether there is classifier-free guidance: not without a scale, nor at flow times that there are none of."""
+        return self.guidance_scale > _NO_GUIDANCE and self.cfg_interval_start <= self.cfg_interval_end
 
 
 @dataclass(frozen=True, slots=True)

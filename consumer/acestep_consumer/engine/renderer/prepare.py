@@ -112,7 +112,8 @@ class RequestPreparer:
             shift=arguments.shift,
             audio_cover_strength=arguments.audio_cover_strength,
             cfg_interval_start=arguments.cfg_interval_start,
-            cfg_interval_end=arguments.cfg_interval_end,
+            # The pipeline refuses an empty interval; here it means that no step is guided, as in ACE-Step.
+            cfg_interval_end=max(arguments.cfg_interval_start, arguments.cfg_interval_end),
             repainting_start=arguments.repainting_start,
             repainting_end=arguments.repainting_end,
         )
