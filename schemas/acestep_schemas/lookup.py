@@ -8,10 +8,10 @@ import re
 import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from typing import Final
 
-from acestep_schemas.aliases import METAS, PARAM_OBJ, UNSUPPORTED
+from acestep_schemas.aliases import METAS, NO_COUNTERPART, PARAM_OBJ
 from acestep_schemas.strict_json import JsonRefused, loads
 
 # ACE-Step writes "N/A" for these where it knows no value, and clients send that back.
@@ -19,6 +19,8 @@ _METADATA: Final = frozenset({"bpm", "key_scale", "time_signature", "audio_durat
 _MAX_SHOWN: Final = 100
 _MAX_UNKNOWN: Final = 50
 _MAX_GUESSED: Final = 64
+_LONG_NAME: Final = 10
+_MAX_ODD_LETTERS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class Lookup:
             for key in source.repeated:
                 yield f"'{shown(source.prefix + key)}' is given twice: the last one counts"
         yield from self._outranked()
-        yield from self._unsupported()
+        yield from self._without_counterpart()
         yield from self._unknown()
 
     def _outranked(self) -> Iterator[str]:
@@ -93,25 +95,35 @@ class Lookup:
         """Whether a key of the body is a nested object that was parsed, or an empty one."""
         return key in self._containers or (key in (PARAM_OBJ, *METAS) and _empty(self._sources[0].values[key]))
 
-    def _unsupported(self) -> Iterator[str]:
+    def _without_counterpart(self) -> Iterator[str]:
         for source, key in self._unread():
-            if key in UNSUPPORTED and not blank(source.values[key]):
-                yield f"'{source.prefix}{key}' is not supported and is ignored"
+            if key in NO_COUNTERPART and not blank(source.values[key]):
+                yield f"'{source.prefix}{key}' is ignored: {NO_COUNTERPART[key]}"
 
     def _unknown(self) -> Iterator[str]:
-        unknown = [(source, key) for source, key in self._unread() if key not in UNSUPPORTED]
+        unknown = [(source, key) for source, key in self._unread() if key not in NO_COUNTERPART]
         for source, key in unknown[:_MAX_UNKNOWN]:
             yield f"unknown field '{shown(source.prefix + key)}' is ignored{self._guess(key)}"
         if len(unknown) > _MAX_UNKNOWN:
             yield f"{len(unknown) - _MAX_UNKNOWN:,} more unknown fields are ignored"
 
     def _guess(self, key: str) -> str:
-        """Return a suggestion when a known name is similar; of a long key only the beginning is compared."""
+        """Return a suggestion when a known name is spelled nearly so; of a long key only the beginning is compared."""
         if key in METAS and self._containers:
             return f": '{self._containers[-1]}' was read"
         snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key[:_MAX_GUESSED]).lower()
         close = get_close_matches(snake, self._owners, n=1, cutoff=0.8)
-        return f"; did you mean '{self._owners[close[0]]}'?" if close else ""
+        return f"; did you mean '{self._owners[close[0]]}'?" if close and _misspelled(snake, close[0]) else ""
+
+
+def _misspelled(written: str, known: str) -> bool:
+    """Whether one name is a misspelling of the other, and not another word of the same kind.
+
+    At most 2 letters may be too many or missing, 4 in a long name; a wrong letter is both.
+    """
+    letters = len(written) + len(known)
+    odd = letters - round(SequenceMatcher(None, written, known).ratio() * letters)
+    return odd <= (_MAX_ODD_LETTERS if len(known) >= _LONG_NAME else 2)
 
 
 def shown(value: object) -> str:

@@ -10,6 +10,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 MIN_DURATION_S, MAX_DURATION_S = 10, 600
+DEFAULT_DURATION_S = 120.0
+"""Length of a song when neither the request nor source audio, audio codes or the LM determine it, as in ACE-Step."""
 MIN_BPM, MAX_BPM = 30, 300
 MAX_BATCH = 8
 OFFLOAD_BELOW_GB = 15.5
