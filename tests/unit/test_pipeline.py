@@ -614,6 +614,13 @@ async def test_a_forwarded_request_is_not_forwarded_again(routing: Stage) -> Non
     assert (delivery.forwarded, routing.renderer.rendered) == ([], ["song"])
 
 
+async def test_a_request_is_not_forwarded_to_a_tier_twice_whatever_tables_other_workers_have(routing: Stage) -> None:
+    delivery = request(**LONG)
+    delivery.reachable, delivery.visited_tiers = ("unlimited",), ("unlimited", "tier1")
+    await routing.process(delivery)
+    assert (delivery.forwarded, routing.renderer.rendered) == ([], ["song"])
+
+
 async def test_an_ended_task_is_answered_and_not_forwarded(routing: Stage) -> None:
     await routing.process(request(**LONG))
     again = FakeDelivery(body=request(**LONG).body, redelivered=True, reachable=("unlimited",))
