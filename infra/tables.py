@@ -125,9 +125,9 @@ def alert_rules() -> list[dict[str, Any]]:
 
 PAGES: Final[Mapping[Path, Mapping[str, Callable[[], str]]]] = MappingProxyType(
     {
-        README: {"tiers": tier_table, "exit codes": exit_code_table},
+        README: {"tiers": tier_table},
         JAPANESE: {"tiers": japanese_tier_table, "exit codes": japanese_exit_code_table},
-        DOCS / "operations.md": {"newer tiers": lambda: tier_table(NEWER)},
+        DOCS / "operations.md": {"newer tiers": lambda: tier_table(NEWER), "exit codes": exit_code_table},
         DOCS / "settings.md": {"settings": settings_table},
         DOCS / "metrics.md": {"metrics": metrics_table, "alerts": alert_table},
     }

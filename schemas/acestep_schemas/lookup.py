@@ -49,25 +49,39 @@ class Source:
     repeated: tuple[str, ...] = ()
 
 
-class Lookup:
-    """A body with its nested objects. ``names`` maps each field to its own name and its aliases, highest rank first."""
+class FieldNames:
+    """The names of all fields. ``names`` maps each to its own name and its aliases, highest rank first."""
 
-    def __init__(self, body: Mapping[str, object], names: Mapping[str, tuple[str, ...]]) -> None:
-        self._names = names
-        self._owners = {name: field for field, own in names.items() for name in own}
+    def __init__(self, names: Mapping[str, tuple[str, ...]]) -> None:
+        self.owners = {name: field for field, own in names.items() for name in own}
+        self.ranks = {name: rank for own in names.values() for rank, name in enumerate(own)}
+        self.order = {field: place for place, field in enumerate(names)}
+
+
+class Lookup:
+    """A body with its nested objects, and what each field is given in them."""
+
+    def __init__(self, body: Mapping[str, object], names: FieldNames) -> None:
+        self._owners = names.owners
         self._containers = tuple(_containers(body))
         opened = [_open(name, body[name]) for name in self._containers]
         self.broken = tuple(part for part in opened if isinstance(part, Broken))
         self._sources = (Source("", body), *(part for part in opened if isinstance(part, Source)))
+        self.hits = self._find(names)
+        """Every value of each field that is given; the first one counts."""
 
-    def hits(self, field: str) -> tuple[Found, ...]:
-        """Return every value given for a field; the first one counts."""
-        return tuple(
-            Found(source.prefix + name, source.values[name])
-            for source in self._sources
-            for name in self._names[field]
-            if name in source.values and not _absent(field, source.values[name])
-        )
+    def _find(self, names: FieldNames) -> dict[str, list[Found]]:
+        found: dict[str, list[tuple[int, Found]]] = {}
+        for source in self._sources:
+            here: dict[str, list[tuple[int, Found]]] = {}
+            for name, value in source.values.items():
+                field = names.owners.get(name)
+                if field is not None and not _absent(field, value):
+                    here.setdefault(field, []).append((names.ranks[name], Found(source.prefix + name, value)))
+            for field, some in here.items():
+                found.setdefault(field, []).extend(sorted(some, key=_rank))
+        ordered = sorted(found, key=names.order.__getitem__)
+        return {field: [hit for _, hit in found[field]] for field in ordered}
 
     def warnings(self) -> Iterator[str]:
         """Yield a warning for everything that was given and is not used."""
@@ -79,8 +93,7 @@ class Lookup:
         yield from self._unknown()
 
     def _outranked(self) -> Iterator[str]:
-        for field in self._names:
-            hits = self.hits(field)
+        for hits in self.hits.values():
             ignored = [repr(hit.path) for hit in hits[1:] if hit.value != hits[0].value]
             if ignored:
                 yield f"{', '.join(ignored)} is ignored: {hits[0].path!r} outranks it"
@@ -150,6 +163,10 @@ def _brief_repr() -> reprlib.Repr:
 
 
 _REPR: Final = _brief_repr()
+
+
+def _rank(found: tuple[int, Found]) -> int:
+    return found[0]
 
 
 def _containers(body: Mapping[str, object]) -> Iterator[str]:

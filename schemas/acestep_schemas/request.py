@@ -5,6 +5,7 @@ Only values that are invalid on any machine are refused here. Limits that depend
 applied later, and reported.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, get_args
@@ -14,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from acestep_schemas import coerce, lenient
 from acestep_schemas.aliases import ALIASES
-from acestep_schemas.lookup import Found, Lookup, blank, shown
+from acestep_schemas.lookup import FieldNames, Found, Lookup, blank, shown
 
 TASK_ID_PATTERN: Final = r"^[A-Za-z0-9_-]{1,128}$"
 WAVELET_PATTERN: Final = (
@@ -394,7 +395,9 @@ class RequestInvalid(ValueError):
 
 _FIELDS: Final = GenerationRequest.model_fields
 _NAMES: Final = {field: (field, *ALIASES.get(field, ())) for field in _FIELDS}
-_ALL_NAMES: Final = frozenset(name for own in _NAMES.values() for name in own)
+_LOOKED_UP: Final = FieldNames(_NAMES)
+_ALL_NAMES: Final = frozenset(_LOOKED_UP.owners)
+_TASK_ID: Final = re.compile(TASK_ID_PATTERN)
 _FLAGS: Final = tuple(name for name, field in _FIELDS.items() if field.annotation is bool)
 _INTERVALS: Final = (
     ("cfg_interval_start", "cfg_interval_end", "no step is guided"),
@@ -434,9 +437,8 @@ def parse_request(
     Raises:
         RequestInvalid: with every field that breaks a rule, not the first alone.
     """
-    lookup = Lookup(body, _NAMES)
-    hits = {field: found[0] for field in _NAMES if (found := lookup.hits(field))}
-    given = {field: found for field, found in hits.items() if not blank(found.value)}
+    lookup = Lookup(body, _LOOKED_UP)
+    given = {field: hits[0] for field, hits in lookup.hits.items() if not blank(hits[0].value)}
     reading = _Reading(given, strict=strict or _asks_for_strict(given))
     for part in lookup.broken:
         reading.judge(FieldProblem(field=part.field, value=shown(part.value), rule=part.rule), "it is ignored")
@@ -527,11 +529,12 @@ def _musical_problems(request: GenerationRequest, given: Mapping[str, Found]) ->
 
 def read_task_id(body: Mapping[str, object]) -> str | None:
     """Return the task id of a body that may be invalid otherwise; None: it has no valid one."""
-    hits = Lookup(body, _NAMES).hits("task_id")
+    hits = Lookup(body, _LOOKED_UP).hits.get("task_id")
     try:
-        return GenerationRequest(task_id=coerce.text(hits[0].value)).task_id if hits else None
+        written = coerce.trimmed(hits[0].value) if hits else ""
     except ValueError:
         return None
+    return written if _TASK_ID.fullmatch(written) else None
 
 
 def field_names() -> frozenset[str]:
