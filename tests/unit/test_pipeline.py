@@ -122,6 +122,19 @@ async def test_codes_of_source_audio_are_in_the_event_and_no_song_is_rendered(st
     assert stage.renderer.rendered == []
 
 
+async def test_audio_in_the_request_is_in_no_event_no_object_and_no_log(stage: Stage) -> None:
+    with capture_logs() as logs:
+        await stage.process(request(task_type="cover", src_audio_base64="U0VDUkVU", lyrics="la"))
+        await stage.process(request(task_id="other", task_type="cover", src_audio_base64="U0VDUkVU%"))
+    assert [event.state for event, _ in stage.events.published if event.state != "progress"] == [
+        "started",
+        "completed",
+        "rejected",
+    ]
+    written = [event.to_json() for event, _ in stage.events.published]
+    assert "U0VDUkVU" not in f"{written}{stage.store.objects}{logs}"
+
+
 async def test_a_request_is_started_rendered_stored_published_and_acked(stage: Stage) -> None:
     delivery = await stage.process(request(batch_size=2, seed=7, audio_duration=30))
     assert (stage.events.states[0], stage.events.states[-1]) == ("started", "completed")
