@@ -132,8 +132,10 @@ class Lookup:
 def _misspelled(written: str, known: str) -> bool:
     """Whether one name is a misspelling of the other, and not another word of the same kind.
 
-    At most 2 letters may be too many or missing, 4 in a long name; a wrong letter is both.
+    The first letter is the same, and at most 2 letters are too many or missing, 4 in a long name; a wrong one is both.
     """
+    if written[:1] != known[:1]:
+        return False
     letters = len(written) + len(known)
     odd = letters - round(SequenceMatcher(None, written, known).ratio() * letters)
     return odd <= (_MAX_ODD_LETTERS if len(known) >= _LONG_NAME else 2)

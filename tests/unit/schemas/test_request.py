@@ -399,6 +399,16 @@ class TestWarnings:
     def test_a_near_miss_is_answered_with_the_field_that_was_meant(self, name: str, meant: str) -> None:
         assert warned(**{name: 1}) == f"unknown field '{name}' is ignored; did you mean '{meant}'?"
 
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("cfg_scale", "temperature", "negative_prompt", "vae_model", "style", "tags", "title", "steps", "top_p"),
+            *("guidance", "make_instrumental", "lora_path", "timestamp", "seed_mode", "audio_url", "repaint"),
+        ],
+    )
+    def test_another_word_is_no_misspelling(self, name: str) -> None:
+        assert warned(**{name: 1}) == f"unknown field '{name}' is ignored"
+
     def test_a_field_like_no_other_is_named_alone(self) -> None:
         assert warned(param_obj={"zebra": 1}) == "unknown field 'param_obj.zebra' is ignored"
 
