@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exit codes are documented where people look: in ``--help`` and in the README."""
+"""The exit codes are documented where people look: in ``--help`` and in the documentation."""
 
 import re
 from io import StringIO
