@@ -5,6 +5,7 @@ Never as ``render_failed`` or ``internal_error``, which say that the worker is a
 """
 
 import asyncio
+import base64
 import gzip
 import json
 from dataclasses import replace
@@ -265,8 +266,12 @@ def test_whatever_a_request_holds_it_is_rendered_or_its_producer_is_told_why_not
     assert told.code in PRODUCERS_FAULT, str(told)
 
 
+def as_base64(file: Path) -> str:
+    return base64.b64encode(file.read_bytes()).decode()
+
+
 async def test_a_worker_rejects_it_with_field_value_and_rule_and_goes_on(
-    own_worker_environment: dict[str, str], tmp_path: Path
+    own_worker_environment: dict[str, str], tmp_path: Path, source: Path
 ) -> None:
     environment = own_worker_environment | {"ACESTEP_CONFIG_PATH2": ""}
     async with (
@@ -283,10 +288,20 @@ async def test_a_worker_rejects_it_with_field_value_and_rule_and_goes_on(
         body = json.dumps({"task_id": "packed", "prompt": "x", "audio_format": "wav", "audio_duration": 10}).encode()
         await peer.request(gzip.compress(body), content_encoding="gzip")
         await peer.request(b"\x0b\x02\x80", content_encoding="br", message_id="other-packing")
-        names = ("past-the-end", "no-code", "packed", "other-packing")
+        await peer.submit(task_id="embedded", task_type="cover", src_audio_base64=as_base64(source), audio_format="wav")
+        await peer.submit(task_id="no-sound", task_type="cover", src_audio_base64="bm8gc291bmQ=")
+        await peer.submit(task_id="no-base64", task_type="cover", src_audio_base64="?")
+        names = ("past-the-end", "no-code", "packed", "other-packing", "embedded", "no-sound", "no-base64")
         await eventually(lambda: all(map(recorder.terminal, names)), 60)
     ends = {name: recorder.terminal(name)[0] for name in names}
-    assert {name: end.state for name, end in ends.items()} == dict.fromkeys(names, "rejected") | {"packed": "completed"}
+    assert {name: end.state for name, end in ends.items()} == dict.fromkeys(names, "rejected") | {
+        "packed": "completed",
+        "embedded": "completed",
+        "no-sound": "failed",
+    }
+    assert ends["embedded"].data["audios"][0]["duration_s"] == pytest.approx(2, abs=0.1)
+    assert ends["no-sound"].data["error"]["code"] == "input_unreadable"
+    assert "src_audio_base64 = 1 characters: must be a file in Base64" in ends["no-base64"].data["error"]["message"]
     error = ends["past-the-end"].data["error"]
     assert (error["code"], error["retryable"]) == ("invalid_request", False)
     assert error["details"] == [
