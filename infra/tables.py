@@ -15,7 +15,7 @@ import yaml
 
 from acestep_consumer.config.exit_codes import MEANINGS
 from acestep_consumer.config.settings import describe_sections
-from acestep_consumer.policy.tiers import BUILT_IN, Tier
+from acestep_consumer.policy.tiers import BUILT_IN, NEWER, Tier, TierTable
 
 ROOT: Final = Path(__file__).parents[1]
 README: Final = ROOT / "README.md"
@@ -52,7 +52,7 @@ _JAPANESE_TIER_WORDS = (
 )
 _JAPANESE_EXIT_CODES = (
     "正常終了",
-    "ジョブが失敗またはキャンセルされたか、時間内に終わらず、曲がない",
+    "ジョブが失敗またはキャンセルされたか、時間内に終わらず、または拒否され (`check`)、曲がない",
     "使い方または設定の誤り",
     "キューが満杯",
     "ブローカー・ストレージ・ワーカー・モデルのハブに接続できない",
@@ -68,15 +68,15 @@ def settings_table() -> str:
     return "\n\n".join(f"### {title}\n\n{_settings(rows)}" for title, rows in describe_sections())
 
 
-def tier_table() -> str:
-    """Return the built-in tier table."""
+def tier_table(table: TierTable = BUILT_IN) -> str:
+    """Return a tier table; by default the built-in one."""
     head = ("tier", "VRAM GB", "max seconds with / without LM", "max batch with / without LM", "LM by default", "LMs")
-    return _table(head, map(_tier_row, BUILT_IN.tiers))
+    return _table(head, (_tier_row(tier, table) for tier in table.tiers))
 
 
 def japanese_tier_table() -> str:
     """Return the tier table in Japanese."""
-    table = _table(_JAPANESE_TIER_HEAD, map(_tier_row, BUILT_IN.tiers))
+    table = _table(_JAPANESE_TIER_HEAD, (_tier_row(tier, BUILT_IN) for tier in BUILT_IN.tiers))
     for english, japanese in _JAPANESE_TIER_WORDS:
         table = table.replace(english, japanese)
     return table
@@ -125,8 +125,9 @@ def alert_rules() -> list[dict[str, Any]]:
 
 PAGES: Final[Mapping[Path, Mapping[str, Callable[[], str]]]] = MappingProxyType(
     {
-        README: {"tiers": tier_table, "exit codes": exit_code_table},
+        README: {"tiers": tier_table},
         JAPANESE: {"tiers": japanese_tier_table, "exit codes": japanese_exit_code_table},
+        DOCS / "operations.md": {"newer tiers": lambda: tier_table(NEWER), "exit codes": exit_code_table},
         DOCS / "settings.md": {"settings": settings_table},
         DOCS / "metrics.md": {"metrics": metrics_table, "alerts": alert_table},
     }
@@ -165,10 +166,10 @@ def _settings(rows: Iterable[tuple[str, str, str]]) -> str:
     return _table(("variable", "default", "meaning"), shown)
 
 
-def _tier_row(tier: Tier) -> tuple[str, ...]:
+def _tier_row(tier: Tier, table: TierTable) -> tuple[str, ...]:
     return (
         tier.name,
-        _size(tier),
+        _size(tier, table),
         f"{tier.max_seconds_with_lm} / {tier.max_seconds}",
         f"{tier.max_batch_with_lm} / {tier.max_batch}",
         "yes" if tier.lm_by_default else "no",
@@ -176,11 +177,11 @@ def _tier_row(tier: Tier) -> tuple[str, ...]:
     )
 
 
-def _size(tier: Tier) -> str:
-    if tier is BUILT_IN.tiers[0]:
+def _size(tier: Tier, table: TierTable) -> str:
+    if tier is table.tiers[0]:
         return f"≤{tier.max_vram_gb:g}, or no GPU"
-    if tier is BUILT_IN.tiers[-1]:
-        return f">{BUILT_IN.tiers[-2].max_vram_gb:g}"
+    if tier is table.tiers[-1]:
+        return f">{table.tiers[-2].max_vram_gb:g}"
     return f"{'<' if tier.exclusive else '≤'}{tier.max_vram_gb:g}"
 
 

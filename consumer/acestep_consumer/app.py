@@ -46,7 +46,7 @@ from acestep_consumer.observability.http import HealthServer
 from acestep_consumer.observability.job_stats import JobObserver, JobStats, Refusals
 from acestep_consumer.observability.tracing import set_up_tracing
 from acestep_consumer.pipeline import Pipeline, Ports
-from acestep_consumer.policy.tier_choice import queue_names
+from acestep_consumer.policy.tier_choice import served_names
 from acestep_consumer.policy.tiers import TierTableError, load_table
 from acestep_consumer.storage.attempts import AttemptRecords
 from acestep_consumer.storage.disk import POLL_S, DiskGuard, GuardedInputs, GuardedRenderer
@@ -374,7 +374,7 @@ class Worker:
         """Create the consumer of tier queues. The engines have been started."""
         if self._table is None:
             return None
-        own, tiers = self._engines.limits().tier.name, queue_names(self._table)
+        own, tiers = self._engines.limits().tier.name, served_names(self._table)
         return TierQueues(
             self._control.connection, consumer, own=own, tiers=tiers, notify_tier=self._publisher.notify_tier
         )
@@ -434,5 +434,5 @@ def request_rules(settings: Settings) -> RequestRules:
     return RequestRules(
         max_bytes=settings.broker.max_message_bytes,
         strict=worker.strict_requests,
-        defaults={"batch_size": worker.default_batch_size, "audio_format": worker.default_format},
+        defaults=worker.request_defaults,
     )

@@ -89,6 +89,43 @@ app.command("submit", cls=Command, rich_help_panel=JOBS)(submit)
 
 
 @app.command(cls=Command, rich_help_panel=JOBS)
+def check(
+    body: Annotated[Path, typer.Argument(metavar="BODY", help="Body of a request; `-` reads standard input.")],
+    tier: Annotated[
+        str | None, typer.Option("--tier", metavar="NAME", help="Tier of the worker; unset: the largest.")
+    ] = None,
+    vram: Annotated[
+        float | None,
+        typer.Option("--vram", min=0, max=10_000, metavar="GB", help="Memory of its GPU, in place of --tier; 0: none."),
+    ] = None,
+    lm: Annotated[
+        bool | None, typer.Option("--lm/--no-lm", help="Whether it has a 5Hz LM; unset: as the tier has by default.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="NAME", help="ACESTEP_CONFIG_PATH: its primary model.")
+    ] = None,
+    form: Annotated[bool, typer.Option("--form", help="BODY is a form (`a=1&b=2`), not JSON.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Reject wrong values: ACESTEP_STRICT_REQUESTS.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show what a worker makes of a request, without a broker.
+
+    Prints the effective request, what the tier's limits change, and the warnings that the event would have; what the
+    renderer alone knows is left out. The settings of `run` apply: models, ACESTEP_TIER_TABLE, ACESTEP_STRICT_REQUESTS
+    and the defaults of requests. A model's family is told from its name.
+
+    Exit code 0: it would be accepted. 1: it would be rejected, or fail; the error's code and text are those of the
+    event. 2: the body cannot be read, or there is no such tier.
+    """
+    from acestep_consumer.commands import check as command  # noqa: PLC0415 - the other commands start faster so
+
+    if tier is not None and vram is not None:
+        raise UsageError("--tier and --vram exclude each other")
+    options = command.CheckOptions(file=body, form=form, strict=strict, tier=tier, vram_gb=vram, lm=lm, as_json=as_json)
+    raise typer.Exit(command.check(load_settings(ACESTEP_CONFIG_PATH=model), options, note))
+
+
+@app.command(cls=Command, rich_help_panel=JOBS)
 def watch(
     task_id: Annotated[str | None, typer.Argument(metavar="TASK_ID", help="Only this job.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON for each event.")] = False,

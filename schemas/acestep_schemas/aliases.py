@@ -7,7 +7,7 @@ from typing import Final
 # Field -> other spellings, in the order in which they are looked up after the field's own name.
 ALIASES: Final = MappingProxyType(
     {
-        "prompt": ("caption",),
+        "prompt": ("caption", "captions"),
         "analysis_only": ("analysisOnly",),
         "full_analysis_only": ("fullAnalysisOnly",),
         "extract_codes_only": ("extractCodesOnly",),
@@ -21,9 +21,11 @@ ALIASES: Final = MappingProxyType(
         "vocal_language": ("vocalLanguage", "language"),
         "inference_steps": ("inferenceSteps",),
         "guidance_scale": ("guidanceScale",),
-        "use_random_seed": ("useRandomSeed",),
-        "reference_audio_path": ("ref_audio_path", "referenceAudioPath", "refAudioPath"),
-        "src_audio_path": ("ctx_audio_path", "sourceAudioPath", "srcAudioPath", "ctxAudioPath"),
+        "use_random_seed": ("useRandomSeed", "random_seed_checkbox"),
+        "reference_audio_path": ("ref_audio_path", "referenceAudioPath", "refAudioPath", "reference_audio"),
+        "src_audio_path": ("ctx_audio_path", "sourceAudioPath", "srcAudioPath", "ctxAudioPath", "src_audio"),
+        "src_audio_base64": ("srcAudioBase64", "ctx_audio_base64"),
+        "reference_audio_base64": ("referenceAudioBase64", "ref_audio_base64"),
         "cover_noise_strength": ("coverNoiseStrength",),
         "sampler_mode": ("samplerMode",),
         "velocity_norm_threshold": ("velocityNormThreshold",),
@@ -33,16 +35,22 @@ ALIASES: Final = MappingProxyType(
         "audio_cover_strength": ("audioCoverStrength", "cover_strength", "coverStrength"),
         "task_type": ("taskType",),
         "track_name": ("trackName",),
-        "track_classes": ("trackClasses", "instruments"),
-        "audio_code_string": ("audioCodeString", "audio_codes"),
+        "track_classes": ("trackClasses", "instruments", "complete_track_classes"),
+        "audio_code_string": ("audioCodeString", "audio_codes", "text2music_audio_code_string"),
         "infer_method": ("inferMethod",),
         "use_tiled_decode": ("useTiledDecode",),
-        "constrained_decoding": ("constrainedDecoding", "constrained"),
+        "constrained_decoding": ("constrainedDecoding", "constrained", "use_constrained_decoding"),
         "constrained_decoding_debug": ("constrainedDecodingDebug",),
         "use_cot_caption": ("cot_caption", "cot-caption"),
         "use_cot_language": ("cot_language", "cot-language"),
         "is_format_caption": ("isFormatCaption",),
         "allow_lm_batch": ("allowLmBatch", "parallel_thinking"),
+        # Of ACE-Step's Python interface and of its web page.
+        "seed": ("seeds",),
+        "thinking": ("think_checkbox",),
+        "timesteps": ("custom_timesteps",),
+        "instruction": ("instruction_display_gen",),
+        "batch_size": ("batch_size_input",),
     }
 )
 
@@ -51,5 +59,29 @@ PARAM_OBJ: Final = "param_obj"
 # ... and after it the first of these that is given.
 METAS: Final = ("metas", "meta", "metadata", "user_metadata", "userMetadata")
 
-# Accepted by newer ACE-Step servers, and without effect here. A warning names them.
-UNSUPPORTED: Final = frozenset({"ai_token", "eta", "guidance_params", "guidance_variant", "momentum"})
+_RESULT = "it is a result of the language model"
+_BRANCH = "it is in no release of ACE-Step"
+_ALIGNMENT = "timestamps and scores of lyrics are not made here"
+
+# Names of ACE-Step's interfaces that mean nothing here, and why. A warning says so.
+NO_COUNTERPART: Final = MappingProxyType(
+    {
+        "ai_token": "logins are the broker's",
+        "auto_lrc": _ALIGNMENT,
+        "auto_score": _ALIGNMENT,
+        "cot_bpm": _RESULT,
+        "cot_duration": _RESULT,
+        "cot_keyscale": _RESULT,
+        "cot_lyrics": _RESULT,
+        "cot_timesignature": _RESULT,
+        "cot_vocal_language": _RESULT,
+        "eta": _BRANCH,
+        "guidance_params": _BRANCH,
+        "guidance_variant": _BRANCH,
+        "lm_batch_chunk_size": "the worker batches by the memory that it has",
+        "momentum": _BRANCH,
+        "save_dir": "songs are stored in S3",
+        "score_scale": _ALIGNMENT,
+        "use_cot_lyrics": "it has no effect in ACE-Step either",
+    }
+)

@@ -4,6 +4,7 @@
 Every function raises ``ValueError`` with the broken rule as its text. Booleans are never numbers.
 """
 
+import binascii
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,7 @@ _MAX_ENTRIES: Final = 1_000
 LORA_NAME: Final = re.compile(r"\w[\w .+-]{0,127}", re.ASCII)
 LORA_SUFFIX: Final = ".safetensors"
 _LORA_FOLDER: Final = "loras/"
+_MAX_DATA_URL_HEAD: Final = 200
 AUDIO_CODE: Final = re.compile(r"<\|audio_code_([0-9]+)\|>")
 
 
@@ -157,6 +159,27 @@ def place(value: object) -> str:
     if scheme.lower() not in _SCHEMES or not rest:
         raise ValueError("must be s3://bucket/key or https://host/path, not a local path")
     return scheme.lower() + mark + rest
+
+
+def base64_text(value: object) -> str | None:
+    """Return a file in Base64 without line breaks and the beginning of a data: URL; None for an empty one."""
+    if isinstance(value, str):
+        return _base64(value) or None
+    raise ValueError("must be text: a file in Base64")
+
+
+def _base64(value: str) -> str:
+    head, comma, rest = value[:_MAX_DATA_URL_HEAD].partition(",")
+    if comma and head.lstrip().lower().startswith("data:"):
+        if not head.lower().endswith(";base64"):
+            raise ValueError("must be a data: URL in Base64")
+        value = rest + value[_MAX_DATA_URL_HEAD:]
+    written = "".join(value.split())
+    try:
+        binascii.a2b_base64(written, strict_mode=True)
+    except ValueError as error:
+        raise ValueError(f"must be a file in Base64: {str(error)[:1].lower()}{str(error)[1:]}") from None
+    return written
 
 
 def audio_codes(value: object) -> str:

@@ -171,7 +171,11 @@ class Audio(Frozen):
 
 
 class Metas(Frozen):
-    """The musical metadata that the song was made with."""
+    """The musical metadata that the song was made with.
+
+    ``genres``, ``cot_caption`` and ``cot_lyrics`` are the language model's own words, whether the song was made with
+    them or not; empty where it wrote none.
+    """
 
     bpm: int | None = None
     duration: float | None = None
@@ -180,6 +184,9 @@ class Metas(Frozen):
     language: str = ""
     caption: str = ""
     lyrics: str = ""
+    genres: str = ""
+    cot_caption: str = ""
+    cot_lyrics: str = ""
 
 
 class Timings(Frozen):

@@ -23,6 +23,7 @@ DEFAULT: Final = Default.DEFAULT
 NOT_REPLACED: Final = frozenset(
     {
         *("task_id", "task_type", "model", "lora", "loras", "src_audio_path", "reference_audio_path"),
+        *("src_audio_base64", "reference_audio_base64"),
         *("on_limit", "on_model_unavailable", "queue_deadline_s"),
         # ACE-Step answers 422 to these.
         *("chunk_mask_mode", "repaint_mode", "repaint_strength", "lm_backend"),

@@ -5,6 +5,7 @@ Only values that are invalid on any machine are refused here. Limits that depend
 applied later, and reported.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, get_args
@@ -14,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from acestep_schemas import coerce, lenient
 from acestep_schemas.aliases import ALIASES
-from acestep_schemas.lookup import Found, Lookup, blank, shown
+from acestep_schemas.lookup import FieldNames, Found, Lookup, blank, shown
 
 TASK_ID_PATTERN: Final = r"^[A-Za-z0-9_-]{1,128}$"
 WAVELET_PATTERN: Final = (
@@ -38,9 +39,17 @@ CrossfadeFrames = Annotated[int | None, Field(ge=0), BeforeValidator(coerce.opti
 CrossfadeSeconds = Annotated[float | None, Field(ge=0), BeforeValidator(coerce.optional(coerce.real))]
 Seed = Annotated[int, Field(ge=-1, le=2**63 - 1)]
 Place = Annotated[str | None, BeforeValidator(coerce.optional(coerce.place))]
+Embedded = Annotated[str | None, BeforeValidator(coerce.optional(coerce.base64_text))]
 _Word = BeforeValidator(coerce.word)
 _DAY: Final = 86_400
 _MAX_LORAS: Final = 8
+MAX_BASE64_CHARACTERS: Final = 96 * 1024 * 1024
+"""Of an audio file in the request itself. The message as a whole has a limit of its own, mostly a lower one."""
+EMBEDDED_AUDIO: Final = MappingProxyType(
+    {"src_audio_base64": "src_audio_path", "reference_audio_base64": "reference_audio_path"}
+)
+"""Field with audio in the request itself -> the field with its address, which counts where both are given."""
+_INSTRUMENTAL: Final = "[Instrumental]"
 
 
 class LoraChoice(BaseModel):
@@ -108,6 +117,7 @@ class GenerationRequest(BaseModel):
     lyrics: Text = Field(
         default="", max_length=32_768, description="Lyrics. None, [inst] and [instrumental] mean instrumental."
     )
+    instrumental: Flag = Field(default=False, description="Sing nothing, whatever lyrics says.")
     vocal_language: Annotated[str, BeforeValidator(coerce.language)] = Field(
         default="en", json_schema_extra={"enum": list(coerce.LANGUAGES)}, description="Language of the lyrics."
     )
@@ -217,6 +227,21 @@ class GenerationRequest(BaseModel):
     reference_audio_path: Place = Field(
         default=None, max_length=2_048, description="Audio whose timbre is followed: s3://bucket/key or https://."
     )
+    # Not part of what is published, stored or sent to the engines: these get the file that it is decoded into.
+    src_audio_base64: Embedded = Field(
+        default=None,
+        exclude=True,
+        repr=False,
+        max_length=MAX_BASE64_CHARACTERS,
+        description="The audio of src_audio_path itself, a small file in Base64; a data: URL is read too.",
+    )
+    reference_audio_base64: Embedded = Field(
+        default=None,
+        exclude=True,
+        repr=False,
+        max_length=MAX_BASE64_CHARACTERS,
+        description="The audio of reference_audio_path itself, likewise.",
+    )
     repainting_start: Real = Field(
         default=0.0,
         ge=-_DAY,
@@ -254,6 +279,9 @@ class GenerationRequest(BaseModel):
         ge=0,
         le=1,
         description="Share of the steps that follow source or codes; the rest follow the text alone.",
+    )
+    no_fsq: Flag = Field(
+        default=False, description="Cover from the source itself, not from its codes: task_type cover-nofsq."
     )
     cover_noise_strength: Real = Field(
         default=0.0, ge=0, le=1, description="How far a cover starts from its source in place of noise."
@@ -299,6 +327,9 @@ class GenerationRequest(BaseModel):
     extract_codes_only: Flag = Field(
         default=False, description="Return the audio codes of the source audio, no new audio."
     )
+    use_cot_metas: Flag = Field(
+        default=True, description="Let the LM, when there is one, write the tempo, key and length that are not given."
+    )
     use_cot_caption: Flag = Field(default=True, description="Let the LM, when there is one, refine the prompt.")
     use_cot_language: Flag = Field(
         default=True,
@@ -334,9 +365,14 @@ class GenerationRequest(BaseModel):
         return self.loras if self.lora is None else (self.lora, *self.loras)
 
     @property
-    def instrumental(self) -> bool:
+    def is_instrumental(self) -> bool:
         """Whether the song has no vocals."""
-        return self.lyrics.strip().lower() in ("", "[inst]", "[instrumental]")
+        return self.instrumental or self.lyrics.strip().lower() in ("", "[inst]", "[instrumental]")
+
+    @property
+    def has_source(self) -> bool:
+        """Whether source audio is given, by its address or in the request itself."""
+        return bool(self.src_audio_path or self.src_audio_base64)
 
 
 class FieldProblem(BaseModel):
@@ -359,7 +395,9 @@ class RequestInvalid(ValueError):
 
 _FIELDS: Final = GenerationRequest.model_fields
 _NAMES: Final = {field: (field, *ALIASES.get(field, ())) for field in _FIELDS}
-_ALL_NAMES: Final = frozenset(name for own in _NAMES.values() for name in own)
+_LOOKED_UP: Final = FieldNames(_NAMES)
+_ALL_NAMES: Final = frozenset(_LOOKED_UP.owners)
+_TASK_ID: Final = re.compile(TASK_ID_PATTERN)
 _FLAGS: Final = tuple(name for name, field in _FIELDS.items() if field.annotation is bool)
 _INTERVALS: Final = (
     ("cfg_interval_start", "cfg_interval_end", "no step is guided"),
@@ -399,15 +437,16 @@ def parse_request(
     Raises:
         RequestInvalid: with every field that breaks a rule, not the first alone.
     """
-    lookup = Lookup(body, _NAMES)
-    hits = {field: found[0] for field in _NAMES if (found := lookup.hits(field))}
-    given = {field: found for field, found in hits.items() if not blank(found.value)}
+    lookup = Lookup(body, _LOOKED_UP)
+    given = {field: hits[0] for field, hits in lookup.hits.items() if not blank(hits[0].value)}
     reading = _Reading(given, strict=strict or _asks_for_strict(given))
     for part in lookup.broken:
         reading.judge(FieldProblem(field=part.field, value=shown(part.value), rule=part.rule), "it is ignored")
     request = reading.request(defaults)
     settled, seed_warnings = _settle_seed(request, given)
-    return settled, (*lookup.warnings(), *reading.warnings, *_rereadings(given, request), *seed_warnings)
+    settled, other_warnings = _settle_others(settled, given)
+    warnings = (*lookup.warnings(), *reading.warnings, *_rereadings(given, request), *seed_warnings, *other_warnings)
+    return settled, warnings
 
 
 def _asks_for_strict(given: Mapping[str, Found]) -> bool:
@@ -490,11 +529,12 @@ def _musical_problems(request: GenerationRequest, given: Mapping[str, Found]) ->
 
 def read_task_id(body: Mapping[str, object]) -> str | None:
     """Return the task id of a body that may be invalid otherwise; None: it has no valid one."""
-    hits = Lookup(body, _NAMES).hits("task_id")
+    hits = Lookup(body, _LOOKED_UP).hits.get("task_id")
     try:
-        return GenerationRequest(task_id=coerce.text(hits[0].value)).task_id if hits else None
+        written = coerce.trimmed(hits[0].value) if hits else ""
     except ValueError:
         return None
+    return written if _TASK_ID.fullmatch(written) else None
 
 
 def field_names() -> frozenset[str]:
@@ -539,7 +579,11 @@ def _plain(bound: object) -> object:
 
 def _problem(field: str, found: Found, rule: str) -> FieldProblem:
     where = "" if found.path == field else f" (written as {found.path})"
-    return FieldProblem(field=field, value=shown(found.value), rule=rule + where)
+    value = found.value
+    embedded = field in EMBEDDED_AUDIO and isinstance(value, str)
+    return FieldProblem(
+        field=field, value=f"{len(str(value)):,} characters" if embedded else shown(value), rule=rule + where
+    )
 
 
 def _settle_seed(request: GenerationRequest, given: Mapping[str, Found]) -> tuple[GenerationRequest, tuple[str, ...]]:
@@ -552,6 +596,24 @@ def _settle_seed(request: GenerationRequest, given: Mapping[str, Found]) -> tupl
         warning = f"{path!r} is false but no seed is given: one is drawn and reported"
         return request.model_copy(update={"use_random_seed": True}), (warning,)
     return request, ()
+
+
+def _settle_others(request: GenerationRequest, given: Mapping[str, Found]) -> tuple[GenerationRequest, tuple[str, ...]]:
+    """Apply the fields that say the same as a value of another field."""
+    changes: dict[str, object] = {}
+    warnings: list[str] = []
+    if request.instrumental and not request.lyrics.strip():
+        changes["lyrics"] = _INSTRUMENTAL
+    elif request.instrumental and request.lyrics.strip().lower() not in ("[inst]", "[instrumental]"):
+        changes["lyrics"] = _INSTRUMENTAL
+        warnings.append("'lyrics' is ignored because 'instrumental' is true")
+    if request.no_fsq and request.task_type == "cover":
+        changes["task_type"] = "cover-nofsq"
+    for field, address in EMBEDDED_AUDIO.items():
+        if getattr(request, field) and getattr(request, address):
+            changes[field] = None
+            warnings.append(f"{given[field].path!r} is ignored: {given[address].path!r} outranks it")
+    return (request.model_copy(update=changes), tuple(warnings)) if changes else (request, ())
 
 
 def _rereadings(given: Mapping[str, Found], request: GenerationRequest) -> Iterator[str]:

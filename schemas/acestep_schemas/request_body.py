@@ -50,6 +50,8 @@ class RequestBody(TypedDict, total=False):
     """Description of the music."""
     lyrics: str
     """Lyrics. None, [inst] and [instrumental] mean instrumental."""
+    instrumental: bool
+    """Sing nothing, whatever lyrics says."""
     vocal_language: str
     """Language of the lyrics."""
     bpm: int | None
@@ -128,6 +130,10 @@ class RequestBody(TypedDict, total=False):
     """Audio to cover, repaint or work on: s3://bucket/key or https://."""
     reference_audio_path: str | None
     """Audio whose timbre is followed: s3://bucket/key or https://."""
+    src_audio_base64: str | None
+    """The audio of src_audio_path itself, a small file in Base64; a data: URL is read too."""
+    reference_audio_base64: str | None
+    """The audio of reference_audio_path itself, likewise."""
     repainting_start: float
     """Where the repainted part begins, in seconds; below 0 the song is extended to the left."""
     repainting_end: float | None
@@ -144,6 +150,8 @@ class RequestBody(TypedDict, total=False):
     """Whether the model is shown the part to make of a repaint or lego (explicit) or not (auto)."""
     audio_cover_strength: float
     """Share of the steps that follow source or codes; the rest follow the text alone."""
+    no_fsq: bool
+    """Cover from the source itself, not from its codes: task_type cover-nofsq."""
     cover_noise_strength: float
     """How far a cover starts from its source in place of noise."""
     flow_edit_morph: bool
@@ -182,6 +190,8 @@ class RequestBody(TypedDict, total=False):
     """Describe the source audio, no new audio."""
     extract_codes_only: bool
     """Return the audio codes of the source audio, no new audio."""
+    use_cot_metas: bool
+    """Let the LM, when there is one, write the tempo, key and length that are not given."""
     use_cot_caption: bool
     """Let the LM, when there is one, refine the prompt."""
     use_cot_language: bool

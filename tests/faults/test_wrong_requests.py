@@ -5,6 +5,7 @@ Never as ``render_failed`` or ``internal_error``, which say that the worker is a
 """
 
 import asyncio
+import base64
 import gzip
 import json
 from dataclasses import replace
@@ -116,6 +117,17 @@ async def test_the_smallest_shift_is_rendered(resources: RenderResources, tmp_pa
     assert (await rendered(resources, tmp_path, **fields)).tracks
 
 
+@pytest.mark.parametrize("model", ["acestep-v15-turbo", "acestep-v15-base"])
+async def test_a_guidance_interval_that_is_empty_guides_no_step(
+    resources: RenderResources, tmp_path: Path, model: str
+) -> None:
+    fields: dict[str, Any] = {"model": model, "inference_steps": 2, "audio_duration": 10, "seed": 1}
+    empty = await rendered(resources, tmp_path, **fields, cfg_interval_start=6202, cfg_interval_end=1.192092896e-07)
+    without_guidance = empty.tracks[0].path.read_bytes()
+    plain = await rendered(resources, tmp_path, **fields, guidance_scale=1)
+    assert plain.tracks[0].path.read_bytes() == without_guidance
+
+
 async def test_an_analysis_of_audio_without_audio_is_the_requests_fault() -> None:
     body, _ = parse_request({"full_analysis_only": True})
     limits = replace(make_limits(), lm=LmChoice(model="acestep-5Hz-lm-0.6B", backend="pt"))
@@ -193,7 +205,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "track_name": ODD_TEXT,
     "track_classes": st.lists(ODD_TEXT, max_size=3),
     "vocal_language": ODD_TEXT,
-    "task_type": st.sampled_from(["text2music", "cover", "repaint", "extract", "lego", "complete"]),
+    "task_type": st.sampled_from(["text2music", "cover", "cover-nofsq", "repaint", "extract", "lego", "complete"]),
     "model": st.sampled_from(["acestep-v15-turbo", "acestep-v15-base"]),
     "infer_method": st.sampled_from(["ode", "sde"]),
     "timesteps": st.lists(ODD_NUMBERS, max_size=4)
@@ -201,12 +213,28 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "audio_code_string": st.sampled_from(
         ["<|audio_code_0|>", "<|audio_code_63999|>" * 7, "<|audio_code_64001|>x" * 3, "7"]
     ),
-    "use_tiled_decode": st.booleans(),
-    "seed": ODD_NUMBERS,
+    "dcw_mode": st.sampled_from(["double", "low", "high", "pix"]),
+    "dcw_wavelet": st.sampled_from(["haar", "db38", "bior6.8", "dmey", "no wavelet"]),
+    "sampler_mode": st.sampled_from(["euler", "heun"]),
+    "repaint_mode": st.sampled_from(["conservative", "balanced", "aggressive"]),
+    "chunk_mask_mode": st.sampled_from(["auto", "explicit"]),
+    "noise": st.sampled_from(["cpu", "device"]),
+    "repaint_strength": st.floats(0, 1),
+    **dict.fromkeys(
+        ["use_tiled_decode", "use_adg", "dcw_enabled", "flow_edit_morph", "enable_normalization"], st.booleans()
+    ),
+    **dict.fromkeys(
+        ["global_caption", "flow_edit_source_caption", "flow_edit_source_lyrics", "key_scale", "time_signature"],
+        ODD_TEXT,
+    ),
     **dict.fromkeys(
         [
-            *("bpm", "guidance_scale", "shift", "cfg_interval_start", "cfg_interval_end", "audio_cover_strength"),
-            *("repainting_start", "repainting_end", "audio_duration"),
+            *("seed", "bpm", "guidance_scale", "shift", "cfg_interval_start", "cfg_interval_end"),
+            *("audio_cover_strength", "cover_noise_strength", "repainting_start", "repainting_end", "audio_duration"),
+            *("repaint_latent_crossfade_frames", "repaint_wav_crossfade_sec", "flow_edit_n_min", "flow_edit_n_max"),
+            *("velocity_norm_threshold", "velocity_ema_factor", "dcw_scaler", "dcw_high_scaler", "retake_seed"),
+            *("retake_variance", "latent_rescale", "latent_shift", "fade_in_duration", "fade_out_duration"),
+            "normalization_db",
         ],
         ODD_NUMBERS,
     ),
@@ -238,8 +266,12 @@ def test_whatever_a_request_holds_it_is_rendered_or_its_producer_is_told_why_not
     assert told.code in PRODUCERS_FAULT, str(told)
 
 
+def as_base64(file: Path) -> str:
+    return base64.b64encode(file.read_bytes()).decode()
+
+
 async def test_a_worker_rejects_it_with_field_value_and_rule_and_goes_on(
-    own_worker_environment: dict[str, str], tmp_path: Path
+    own_worker_environment: dict[str, str], tmp_path: Path, source: Path
 ) -> None:
     environment = own_worker_environment | {"ACESTEP_CONFIG_PATH2": ""}
     async with (
@@ -256,10 +288,20 @@ async def test_a_worker_rejects_it_with_field_value_and_rule_and_goes_on(
         body = json.dumps({"task_id": "packed", "prompt": "x", "audio_format": "wav", "audio_duration": 10}).encode()
         await peer.request(gzip.compress(body), content_encoding="gzip")
         await peer.request(b"\x0b\x02\x80", content_encoding="br", message_id="other-packing")
-        names = ("past-the-end", "no-code", "packed", "other-packing")
+        await peer.submit(task_id="embedded", task_type="cover", src_audio_base64=as_base64(source), audio_format="wav")
+        await peer.submit(task_id="no-sound", task_type="cover", src_audio_base64="bm8gc291bmQ=")
+        await peer.submit(task_id="no-base64", task_type="cover", src_audio_base64="?")
+        names = ("past-the-end", "no-code", "packed", "other-packing", "embedded", "no-sound", "no-base64")
         await eventually(lambda: all(map(recorder.terminal, names)), 60)
     ends = {name: recorder.terminal(name)[0] for name in names}
-    assert {name: end.state for name, end in ends.items()} == dict.fromkeys(names, "rejected") | {"packed": "completed"}
+    assert {name: end.state for name, end in ends.items()} == dict.fromkeys(names, "rejected") | {
+        "packed": "completed",
+        "embedded": "completed",
+        "no-sound": "failed",
+    }
+    assert ends["embedded"].data["audios"][0]["duration_s"] == pytest.approx(2, abs=0.1)
+    assert ends["no-sound"].data["error"]["code"] == "input_unreadable"
+    assert "src_audio_base64 = 1 characters: must be a file in Base64" in ends["no-base64"].data["error"]["message"]
     error = ends["past-the-end"].data["error"]
     assert (error["code"], error["retryable"]) == ("invalid_request", False)
     assert error["details"] == [

@@ -111,8 +111,9 @@ def test_a_card_of_a_given_size_gets_the_workers_own_policy(
 def test_the_json_has_the_same_keys_for_every_card_and_every_workload() -> None:
     for arguments in (("--vram", "141"), ("--vram", "24", "--duration", "120", "--batch", "2", "--steps", "20")):
         found = answer(*arguments)
-        assert set(found) == {*KEYS, "models", "possible", "fits", "notes"}
+        assert set(found) == {*KEYS, "other_tiers", "models", "possible", "fits", "notes"}
         assert {part: set(found[part]) for part in KEYS} == KEYS
+        assert [set(other) for other in found["other_tiers"]] == [KEYS["tier"]]
         assert {key for model in found["models"] for key in model} == {"name", "size"}
         pairs = {"dit", "lm", "fits", "left_gib", "songs_a_minute"}
         assert {key for pair in found["possible"] for key in pair} == pairs
@@ -235,6 +236,10 @@ def test_an_own_tier_table_counts_and_a_broken_one_stops_it(tmp_path: Path) -> N
         "ours-1",
         90,
     )
+    assert [other["table_version"] for other in found["other_tiers"]] == ["acestep-1.5-2026-02", "acestep-1.5-2026-06"]
+    newer = answer("--vram", "18", ACESTEP_TIER_TABLE="acestep-1.5-2026-06")
+    assert (newer["tier"]["name"], [other["name"] for other in newer["other_tiers"]]) == ("tier6a", ["tier6"])
+    assert any("weights in int8" in note for note in newer["notes"])
     table.write_text("version = ")
     broken = run_plan("--vram", "48", ACESTEP_TIER_TABLE=str(table))
     assert broken.returncode == 2

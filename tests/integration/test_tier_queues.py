@@ -272,7 +272,8 @@ async def test_a_request_that_expires_in_the_queue_of_a_tier_is_given_up_there(a
         waiting = await peer.look(LARGE_QUEUE)
         assert waiting.expiration == pytest.approx(1_800, abs=60)
         # The expiration is part of what tells two messages apart, and forwarding takes it off.
-        assert (waiting.message_id, waiting.headers) == ("late", headers | {"x-acestep-expiration": "7200000"})
+        ours = {"x-acestep-expiration": "7200000", "x-acestep-tiers": LARGE}
+        assert (waiting.message_id, waiting.headers) == ("late", headers | ours)
         await waiting.nack()
 
 

@@ -34,6 +34,7 @@ class FakeDelivery:
     reply: Reply = field(default_factory=Reply)
     stale: bool = False
     tier: str | None = None
+    visited_tiers: tuple[str, ...] = ()
     reachable: tuple[str, ...] = ()
     """Tiers that have a worker."""
     forwarded: list[str] = field(default_factory=list)

@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.parse import urlencode
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from acestep_consumer.domain.errors import (
@@ -24,7 +27,7 @@ from acestep_consumer.domain.errors import (
 from acestep_consumer.domain.job import Job, Rendering, StoredObject
 from acestep_consumer.domain.outcome import AUDIO_DELETED, OTHER_BODY, TerminalRecord
 from acestep_consumer.domain.parse import RequestRules
-from acestep_consumer.domain.ports import Routes
+from acestep_consumer.domain.ports import BodyFormat, Routes
 from acestep_consumer.engine.adapters import DirectPlanner
 from acestep_consumer.execution.eta import CostModel
 from acestep_consumer.execution.retries import RetryPolicy
@@ -34,6 +37,7 @@ from acestep_consumer.observability.job_stats import JobObserver, JobStats
 from acestep_consumer.pipeline import Pipeline, Ports
 from acestep_consumer.policy.tiers import BUILT_IN
 from acestep_schemas.events import Completed, JobCompleted, JobEvent, JobFailed, JobRejected, JobStarted, Unfinished
+from acestep_schemas.request import field_names
 from tests.support.admission import make_limits
 from tests.support.fake_engine import FakeRenderer, NoInputs
 from tests.support.fake_store import FakeStore
@@ -116,6 +120,19 @@ async def test_codes_of_source_audio_are_in_the_event_and_no_song_is_rendered(st
     assert (event.data.audios, event.data.audio_codes, event.data.lm) == ((), ((1,) * 5,), None)
     assert event.data.metas.duration == 1.0
     assert stage.renderer.rendered == []
+
+
+async def test_audio_in_the_request_is_in_no_event_no_object_and_no_log(stage: Stage) -> None:
+    with capture_logs() as logs:
+        await stage.process(request(task_type="cover", src_audio_base64="U0VDUkVU", lyrics="la"))
+        await stage.process(request(task_id="other", task_type="cover", src_audio_base64="U0VDUkVU%"))
+    assert [event.state for event, _ in stage.events.published if event.state != "progress"] == [
+        "started",
+        "completed",
+        "rejected",
+    ]
+    written = [event.to_json() for event, _ in stage.events.published]
+    assert "U0VDUkVU" not in f"{written}{stage.store.objects}{logs}"
 
 
 async def test_a_request_is_started_rendered_stored_published_and_acked(stage: Stage) -> None:
@@ -614,6 +631,13 @@ async def test_a_forwarded_request_is_not_forwarded_again(routing: Stage) -> Non
     assert (delivery.forwarded, routing.renderer.rendered) == ([], ["song"])
 
 
+async def test_a_request_is_not_forwarded_to_a_tier_twice_whatever_tables_other_workers_have(routing: Stage) -> None:
+    delivery = request(**LONG)
+    delivery.reachable, delivery.visited_tiers = ("unlimited",), ("unlimited", "tier1")
+    await routing.process(delivery)
+    assert (delivery.forwarded, routing.renderer.rendered) == ([], ["song"])
+
+
 async def test_an_ended_task_is_answered_and_not_forwarded(routing: Stage) -> None:
     await routing.process(request(**LONG))
     again = FakeDelivery(body=request(**LONG).body, redelivered=True, reachable=("unlimited",))
@@ -725,3 +749,35 @@ async def test_a_cancelled_job_leaves_no_attempt_record(stage: Stage) -> None:
     delivery = await stage.process(request())
     assert [attempt.task_id for attempt in stage.attempts.excused] == ["song"]
     assert stage.attempts.forgotten == [("song", delivery.fingerprint)]
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+FIELD_NAMES = st.sampled_from(sorted(field_names() - {"task_id"}))
+OBJECTS = st.dictionaries(FIELD_NAMES | st.text(max_size=8), JSON_VALUES, max_size=6)
+BODIES = (
+    st.binary(max_size=80)
+    | JSON_VALUES.map(lambda value: json.dumps(value).encode())
+    | OBJECTS.map(lambda fields: json.dumps({"task_id": "song", **fields}).encode())
+    | OBJECTS.map(lambda fields: json.dumps({"input": {"prompt": "jazz", **fields}}).encode())
+    | st.dictionaries(FIELD_NAMES, st.text(max_size=8), max_size=4).map(lambda fields: urlencode(fields).encode())
+)
+TYPES = st.none() | st.sampled_from(["application/json", "application/x-www-form-urlencoded", "application/msgpack"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(body=BODIES, content_type=TYPES, message_id=st.sampled_from(["m-1", "no id ☃"]))
+def test_whatever_a_message_holds_it_ends_once(body: bytes, content_type: str | None, message_id: str) -> None:
+    with TemporaryDirectory() as folder:
+        stage = Stage(Path(folder))
+        delivery = FakeDelivery(body=body, message_id=message_id, body_format=BodyFormat(content_type=content_type))
+        asyncio.run(stage.process(delivery))
+    terminal = JobCompleted | JobFailed | JobRejected
+    ends = [event.data for event, _ in stage.events.published if isinstance(event, terminal)]
+    assert len(ends) == 1
+    assert delivery.verdict in (Verdict.ACK, Verdict.DEAD_LETTER)
+    if isinstance(ends[0], Unfinished):
+        assert ends[0].error.code != "internal_error", ends[0].error.message

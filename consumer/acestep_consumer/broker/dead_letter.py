@@ -31,6 +31,8 @@ EXPIRATION = "x-acestep-expiration"
 RETURNED = "x-acestep-returned"
 """Marks a message that the broker dead-lettered while a worker had it, and that was put back into the queue."""
 USER_ID = "x-acestep-user-id"
+TIERS = "x-acestep-tiers"
+"""Names of the tiers to which the message was forwarded, with commas between them."""
 DEATHS = "x-acestep-deaths"
 """The broker's x-death of a notice that was published again: brokers may drop a client's header of that name."""
 
@@ -139,10 +141,17 @@ def sent_expiration(properties: Basic.Properties) -> str | None:
     return None
 
 
+def visited_tiers(properties: Basic.Properties) -> tuple[str, ...]:
+    """Return the tiers to which a message was forwarded so far."""
+    names = (properties.headers or {}).get(TIERS)
+    return tuple(names.split(",")) if isinstance(names, str) and names else ()
+
+
 def _kept_headers(properties: Basic.Properties) -> dict[str, Any]:
     """Return the headers of a copy that is the same request."""
     expiration = sent_expiration(properties)
-    return {**_producer_headers(properties), **({EXPIRATION: expiration} if expiration else {})}
+    kept = {EXPIRATION: expiration, TIERS: ",".join(visited_tiers(properties))}
+    return _producer_headers(properties) | {name: value for name, value in kept.items() if value}
 
 
 def _producer_headers(properties: Basic.Properties) -> dict[str, Any]:

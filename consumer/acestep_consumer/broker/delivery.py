@@ -15,7 +15,14 @@ from uuid import uuid4
 import structlog
 from pamqp.commands import Basic
 
-from acestep_consumer.broker.dead_letter import RETURNED, format_of, forwarded_properties, sent_expiration
+from acestep_consumer.broker.dead_letter import (
+    RETURNED,
+    TIERS,
+    format_of,
+    forwarded_properties,
+    sent_expiration,
+    visited_tiers,
+)
 from acestep_consumer.broker.errors import BrokerError, describe, mapped
 from acestep_consumer.broker.topology import tier_of
 from acestep_consumer.domain.errors import ConsumerError, Verdict
@@ -130,6 +137,11 @@ class AmqpDelivery:
         return tier_of(self._message.routing_key or "") if not self._message.exchange else None
 
     @property
+    def visited_tiers(self) -> tuple[str, ...]:
+        """All tiers that it was forwarded to so far."""
+        return visited_tiers(self._properties)
+
+    @property
     def settled(self) -> bool:
         """Whether it has been settled, or is being settled."""
         return self._settled
@@ -151,6 +163,7 @@ class AmqpDelivery:
             Unpublished: it is not known whether the copy arrived.
         """
         copy = forwarded_properties(self._properties, self.queued_s, redelivered=self.redelivered)
+        copy.headers = {**(copy.headers or {}), TIERS: ",".join((*self.visited_tiers, tier))}
         if copy.expiration == "0":
             return False  # it would expire there at once, and was delivered in time; its producer's clock may be wrong
         self._handed_on = await self._publisher.forward(self.body, copy, tier)

@@ -21,7 +21,7 @@ class Exit(IntEnum):
 
 MEANINGS = {
     Exit.DONE: "done",
-    Exit.JOB_FAILED: "no songs: the job failed, was cancelled or did not end in time",
+    Exit.JOB_FAILED: "no songs: the job failed, was cancelled or did not end in time, or would be rejected (`check`)",
     Exit.USAGE: "wrong usage or settings",
     Exit.QUEUE_FULL: "queue full",
     Exit.UNREACHABLE: "broker, storage, worker or model hub unreachable",

@@ -359,7 +359,9 @@ class WorkerSettings(Section):
         "worker name in events and logs; unset: host name and process id",
         pattern=r"^[A-Za-z0-9_-]{1,128}$",
     )
-    tier_table: Path_ | None = variable("ACESTEP_TIER_TABLE", None, "TOML file that replaces the built-in tier table")
+    tier_table: Path_ | None = variable(
+        "ACESTEP_TIER_TABLE", None, "tier table: `acestep-1.5-2026-06`, or a TOML file; unset: `acestep-1.5-2026-02`"
+    )
     strict_requests: bool = variable(
         "ACESTEP_STRICT_REQUESTS",
         default=False,
@@ -383,6 +385,11 @@ class WorkerSettings(Section):
     log_format: Literal["auto", "console", "json"] = variable(
         "ACESTEP_LOG_FORMAT", "auto", "`console`, `json`, or `auto`: JSON unless stderr is a terminal"
     )
+
+    @property
+    def request_defaults(self) -> dict[str, object]:
+        """Defaults of fields that a request leaves out."""
+        return {"batch_size": self.default_batch_size, "audio_format": self.default_format}
 
 
 SECTIONS: dict[str, type[Section]] = {

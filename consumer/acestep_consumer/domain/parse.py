@@ -22,7 +22,7 @@ _MESSAGE_IDS: Final = UUID("7d1c8a52-93be-4f0c-8d5f-0a6be3b1c947")
 # A body beyond this is not searched for a task id: it was refused for its size alone.
 _MAX_SEARCHED_BYTES: Final = 4 * 1024 * 1024
 
-_FORM: Final = "application/x-www-form-urlencoded"
+FORM: Final = "application/x-www-form-urlencoded"
 # Types that say JSON, or nothing.
 _JSON: Final = frozenset(
     {"", "application/json", "text/json", "text/plain", "application/octet-stream", "application/x-json"}
@@ -156,21 +156,21 @@ def _document(body: bytes, written: BodyFormat, max_bytes: int) -> Document:
     plain = decompressed(body, written.content_encoding, max_bytes)
     media = _media_type(written.content_type)
     is_object = plain.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")  # some programs name another type and send JSON
-    if not (is_object or media in _JSON or media.endswith("+json") or media == _FORM):
-        raise JsonRefused(f"content_type '{shown(media)}' is not supported: send JSON, or {_FORM}")
+    if not (is_object or media in _JSON or media.endswith("+json") or media == FORM):
+        raise JsonRefused(f"content_type '{shown(media)}' is not supported: send JSON, or {FORM}")
     try:
         text = plain.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
         raise JsonRefused(f"not UTF-8 at byte {exc.start}: {exc.reason}") from None
-    return _form(text) if media == _FORM and not is_object else loads(text)
+    return Document(form_fields(text)) if media == FORM and not is_object else loads(text)
 
 
 def _media_type(content_type: str | None) -> str:
     return (content_type or "").partition(";")[0].strip().lower()
 
 
-def _form(text: str) -> Document:
-    """Read a form; a name that is given more than once has a list of values."""
+def form_fields(text: str) -> dict[str, object]:
+    """Read a form; a name that is given more than once has a list of values. Raises ``JsonRefused``."""
     try:
         pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MAX_FORM_FIELDS)
     except UnicodeDecodeError as exc:
@@ -184,7 +184,7 @@ def _form(text: str) -> Document:
         else:
             before = found[name]
             found[name] = [*(before if isinstance(before, list) else [before]), value]
-    return Document(found)
+    return found
 
 
 def _object(document: Document) -> Mapping[str, object]:

@@ -87,6 +87,10 @@ class Delivery(Protocol):
     def tier(self) -> str | None:
         """The tier whose queue it was forwarded to; None: it comes from the producers' queue."""
 
+    @property
+    def visited_tiers(self) -> tuple[str, ...]:
+        """All tiers that it was forwarded to so far."""
+
     async def forward(self, tier: str) -> bool:
         """Publish a copy to the queue of that tier, confirmed. False: no worker is there, or there is no room.
 

@@ -20,7 +20,7 @@ class Variant(StrEnum):
 
 
 class SourceAudio(StrEnum):
-    """Use of ``src_audio_path`` by a task."""
+    """Use of source audio by a task."""
 
     UNUSED = "unused"
     OPTIONAL = "optional"
@@ -55,10 +55,14 @@ class Task:
         """Whether source audio is used where it is given."""
         return self.source is not SourceAudio.UNUSED
 
+    def uses_source(self, request: GenerationRequest) -> bool:
+        """Whether source audio is used for this request: by the task itself, or by a flow edit."""
+        return self.reads_source or request.flow_edit_morph
+
     def lacks_source(self, request: GenerationRequest) -> bool:
-        """Whether the request has neither the source audio that the task works on nor codes in its place."""
-        replaced = self.source is SourceAudio.OPTIONAL and request.audio_code_string
-        return self.reads_source and not request.src_audio_path and not replaced
+        """Whether the request has neither the source audio that it works on nor codes in its place."""
+        replaced = self.source is not SourceAudio.REQUIRED and request.audio_code_string
+        return self.uses_source(request) and not request.has_source and not replaced
 
 
 _ROWS: Final = (

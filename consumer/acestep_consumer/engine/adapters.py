@@ -17,10 +17,8 @@ from acestep_consumer.engine.messages import (
     TokenizeAudio,
 )
 from acestep_consumer.engine.supervisor import Supervisor
+from acestep_consumer.policy.tiers import DEFAULT_DURATION_S
 from acestep_schemas.events import Metas
-
-DEFAULT_DURATION_S = 120.0
-"""Duration when neither the request nor source audio nor audio codes determine it; the pipeline's own default."""
 
 
 class PlannerSupervisor(Supervisor[ConfigurePlanner, PlannerReport]):
@@ -115,6 +113,6 @@ class RendererSupervisor(Supervisor[Configure, RendererReport]):
 def _duration(job: Job) -> float | None:
     """Return seconds; None when source audio or audio codes determine the duration."""
     request = job.request
-    if request.audio_duration is not None or request.src_audio_path or request.audio_code_string:
+    if request.audio_duration is not None or request.has_source or request.audio_code_string:
         return request.audio_duration
     return min(DEFAULT_DURATION_S, job.policy.limits.max_duration_s)

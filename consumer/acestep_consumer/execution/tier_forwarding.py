@@ -42,7 +42,8 @@ class TierForwarding:
             Interrupted: the confirm is missing. The delivery is requeued; one terminal record answers both copies.
         """
         for tier in better_tiers(request, self._limits(), self._table, delivery.tier):
-            if await self._forwarded_to(tier, delivery):
+            # Workers with other tables may rank the tiers in another order; nothing goes around in a circle.
+            if tier not in delivery.visited_tiers and await self._forwarded_to(tier, delivery):
                 self.forwarded[tier] += 1
                 log.info("forwarded to a larger tier", tier=tier)
                 raise ForwardedToTier(tier)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fetches audio inputs and LoRAs, from places that the operator allowed and nowhere else.
 
-Audio comes from ``s3://`` buckets and ``https://`` hosts; a LoRA from the same buckets, or from this machine by its
-name.
+Audio comes from ``s3://`` buckets and ``https://`` hosts, or is in the request itself; a LoRA from the same buckets, or
+from this machine by its name.
 
 A message may name any place. Whether this worker reads it is decided here, before the first byte and again at every
 redirect; the size limit is enforced while the bytes arrive.
@@ -12,6 +12,7 @@ checked where a socket to one is opened, and nowhere else.
 """
 
 import asyncio
+import base64
 import re
 import socket
 import ssl
@@ -20,7 +21,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 import aiohttp
 import structlog
@@ -191,13 +192,16 @@ class AllowedInputs:
             StorageUnavailable: the object storage is out of reach.
         """
         request = job.request
-        source = self._check(SOURCE_FIELD, request.src_audio_path if _needs_source(request) else None)
+        with_source = _needs_source(request)
+        source = self._check(SOURCE_FIELD, request.src_audio_path if with_source else None)
         reference = self._check(REFERENCE_FIELD, request.reference_audio_path)
         named = () if job.analysis else request.all_loras
         loras = [await self._check_lora(_lora_field(request, index), each.path) for index, each in enumerate(named)]
         return Sources(
-            source=await self._copy(source, folder / "source"),
-            reference=await self._copy(reference, folder / "reference"),
+            source=await self._copy(source, folder / "source")
+            or await self._decode("src_audio_base64", with_source and request.src_audio_base64, folder / "source"),
+            reference=await self._copy(reference, folder / "reference")
+            or await self._decode("reference_audio_base64", request.reference_audio_base64, folder / "reference"),
             loras=tuple([await self._provide_lora(lora, folder / f"lora-{n}") for n, lora in enumerate(loras)]),
         )
 
@@ -277,6 +281,15 @@ class AllowedInputs:
                 await self._copy_object(wanted, wanted.address, target)
             else:
                 await self._copy_url(wanted, wanted.address, target)
+        return target
+
+    async def _decode(self, field: str, text: str | Literal[False] | None, target: Path) -> Path | None:
+        """Write an audio input that is in the request itself. Raises ``InputUnreadable``."""
+        if not text:
+            return None
+        if len(text) * 3 // 4 > self._audio_limit.bytes:
+            raise InputUnreadable(f"{field}: {self._audio_limit}")
+        await asyncio.to_thread(lambda: target.write_bytes(base64.b64decode(text)))
         return target
 
     async def _fetch_lora(self, weights: _LoraPart, folder: Path) -> Path:
@@ -451,4 +464,4 @@ def _lora_field(request: GenerationRequest, index: int) -> str:
 
 
 def _needs_source(request: GenerationRequest) -> bool:
-    return TASKS[request.task_type].reads_source or request.full_analysis_only or request.extract_codes_only
+    return TASKS[request.task_type].uses_source(request) or request.full_analysis_only or request.extract_codes_only

@@ -66,7 +66,7 @@ def admit(request: Request, limits: Limits) -> Job:
     task = _task_of(asked, model, choice)
     lm = _choose_lm(asked, task, limits)
     for name in _SOURCE_REQUIRED:
-        if getattr(asked, name) and not asked.src_audio_path:
+        if getattr(asked, name) and not asked.has_source:
             rule = f"{name} needs source audio: s3://bucket/key or https://host/path"
             raise InvalidRequest([FieldProblem(field="src_audio_path", value="", rule=rule)])
     adjustments = (*_other_lm(asked, lm), *_turbo_steps(asked, model))
@@ -119,8 +119,9 @@ def _task_of(asked: GenerationRequest, model: LoadedModel, choice: ModelChoice) 
     """Return the task, whose source is given and which the model can do. Nothing else is ever sung in its place."""
     task = TASKS[asked.task_type]
     if task.lacks_source(asked):
-        codes = ", or audio codes in audio_code_string" if task.source is SourceAudio.OPTIONAL else ""
-        rule = f"task_type {task.name} needs source audio: s3://bucket/key or https://host/path{codes}"
+        codes = "" if task.source is SourceAudio.REQUIRED else ", or audio codes in audio_code_string"
+        what = f"task_type {task.name}" if task.reads_source else "flow_edit_morph"
+        rule = f"{what} needs source audio: s3://bucket/key or https://host/path{codes}"
         raise InvalidRequest([FieldProblem(field="src_audio_path", value="", rule=rule)])
     if model.variant not in task.variants:
         raise TaskUnsupported(_cannot(task, model, choice))
@@ -139,12 +140,14 @@ def _choose_lm(asked: GenerationRequest, task: Task, limits: Limits) -> LmChoice
         return None
     if not task.uses_lm and not (asked.analysis_only or asked.full_analysis_only):
         return None
+    if asked.flow_edit_morph and not asked.analysis_only:
+        return None
     required = [name for name in _LM_REQUIRED if getattr(asked, name)]
     if asked.audio_code_string and required == ["thinking"]:
         return None  # the codes that thinking would generate are given
     if required and limits.lm is None:
         raise LmUnavailable(f"{required[0]} needs the 5Hz language model, and this worker has none loaded")
-    wanted = required or any(not getattr(asked, name) for name in _LM_COMPLETES)
+    wanted = required or (asked.use_cot_metas and any(not getattr(asked, name) for name in _LM_COMPLETES))
     return limits.lm if wanted else None
 
 
@@ -229,8 +232,11 @@ def _drawn(task_id: str, index: int | str) -> int:
 
 
 def _warnings(asked: GenerationRequest, task: Task) -> Iterator[str]:
-    if asked.thinking and not task.uses_lm:
-        yield f"thinking has no effect: the language model is skipped for {task.name}"
+    if not task.uses_lm or asked.flow_edit_morph:
+        skipped_for = "a flow edit" if task.uses_lm else task.name
+        for name in ("thinking", "sample_mode", "sample_query", "use_format"):
+            if getattr(asked, name):
+                yield f"{name} has no effect: the language model is skipped for {skipped_for}"
     if asked.thinking and asked.audio_code_string:
         yield "thinking has no effect: audio_code_string was given"
     if asked.all_loras and (asked.analysis_only or asked.full_analysis_only or asked.extract_codes_only):

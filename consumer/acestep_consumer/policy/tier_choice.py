@@ -9,7 +9,7 @@ from math import prod
 from acestep_consumer.domain.errors import ConsumerError, LimitExceeded, LmUnavailable
 from acestep_consumer.domain.job import Request
 from acestep_consumer.policy.admit import Limits, admit
-from acestep_consumer.policy.tiers import Tier, TierTable, TierTableError
+from acestep_consumer.policy.tiers import Tier, TierTable, TierTableError, others
 from acestep_schemas.events import Adjustment, LmChoice
 
 _BY_TIER = ("audio_duration", "batch_size")
@@ -30,6 +30,15 @@ def queue_names(table: TierTable) -> tuple[str, ...]:
                 "be unique, consist of letters, digits, '.', '_' and '-', and not begin with 'probe-'"
             )
     return names
+
+
+def served_names(table: TierTable) -> tuple[str, ...]:
+    """Return the tiers whose queues a worker looks after: its own table's, then those of the other shipped tables.
+
+    Workers with another table may have forwarded requests to these, and have left. Raises ``TierTableError`` likewise.
+    """
+    foreign = (tier.name for other in others(table) for tier in other.tiers)
+    return tuple(dict.fromkeys((*queue_names(table), *foreign)))
 
 
 def better_tiers(request: Request, limits: Limits, table: TierTable, came_by: str | None = None) -> Iterator[str]:

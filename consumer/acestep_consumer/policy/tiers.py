@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tier table: limits on duration and batch size by GPU memory.
 
-The built-in rows are the limits of ACE-Step 1.5's own server as of February 2026.
+The built-in rows are the limits of ACE-Step 1.5's own server as of February 2026; those of June ship beside them.
 """
 
 import tomllib
@@ -10,6 +10,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 MIN_DURATION_S, MAX_DURATION_S = 10, 600
+DEFAULT_DURATION_S = 120.0
+"""Length of a song when neither the request nor source audio, audio codes or the LM determine it, as in ACE-Step."""
 MIN_BPM, MAX_BPM = 30, 300
 MAX_BATCH = 8
 OFFLOAD_BELOW_GB = 15.5
@@ -58,12 +60,21 @@ class TierTable(BaseModel):
             raise ValueError("max_vram_gb must increase from row to row, and the last row must not set it")
         return tiers
 
+    def in_words(self, vram_gb: float) -> str:
+        """Return what a GPU with ``vram_gb`` GB may do by this table."""
+        tier = self.tier_of(vram_gb)
+        return (
+            f"{tier.name} of {self.version}: songs of at most {tier.max_seconds_with_lm} s with the LM and "
+            f"{tier.max_seconds} s without; batches of at most {tier.max_batch_with_lm} and {tier.max_batch}"
+        )
+
     def tier_of(self, vram_gb: float) -> Tier:
         """Return the tier of a GPU with ``vram_gb`` GB; without a GPU (0) it is the first row."""
         return next(tier for tier in self.tiers if tier.holds(vram_gb))
 
 
-_ROWS = """\
+# seconds and batch: with LM / without
+_ROWS_2026_02 = """\
 name       vram  seconds  batch  lm   lms
 tier1      4     180/180  1/1    no   0
 tier2      6     360/360  1/1    no   0
@@ -72,7 +83,18 @@ tier4      12    240/360  2/4    no   1
 tier5      <15.5 240/360  2/4    yes  2
 tier6      24    480/480  4/8    yes  3
 unlimited  inf   600/600  8/8    yes  3
-"""  # seconds and batch: with LM / without
+"""
+_ROWS_2026_06 = """\
+name       vram  seconds  batch  lm   lms
+tier1      4     240/360  1/1    no   0
+tier2      6     480/600  1/1    no   0
+tier3      8     480/600  2/2    yes  1
+tier4      12    480/600  2/4    yes  1
+tier5      <15.5 480/600  4/4    yes  2
+tier6a     <20   480/600  4/8    yes  2
+tier6b     24    480/480  8/8    yes  3
+unlimited  inf   600/600  8/8    yes  3
+"""
 
 
 def _row(line: str) -> Tier:
@@ -92,21 +114,35 @@ def _row(line: str) -> Tier:
     )
 
 
-BUILT_IN = TierTable(version="acestep-1.5-2026-02", tiers=tuple(map(_row, _ROWS.splitlines()[1:])))
+def _table(version: str, rows: str) -> TierTable:
+    return TierTable(version=version, tiers=tuple(map(_row, rows.splitlines()[1:])))
+
+
+BUILT_IN = _table("acestep-1.5-2026-02", _ROWS_2026_02)
+NEWER = _table("acestep-1.5-2026-06", _ROWS_2026_06)
+"""The limits of ACE-Step's server as of June 2026; below 20 GB they count on int8 weights, which are not used here."""
+
+SHIPPED = {table.version: table for table in (BUILT_IN, NEWER)}
+"""Tables that ``ACESTEP_TIER_TABLE`` may name in place of a file."""
 
 
 def load_table(path: Path | None) -> TierTable:
-    """Return the built-in table, or one from a TOML file (``version`` and ``[[tiers]]``).
+    """Return the built-in table, a shipped one by its version, or one from a TOML file (``version`` and ``[[tiers]]``).
 
     Raises:
         TierTableError: the file cannot be read or is invalid.
     """
     if path is None:
         return BUILT_IN
+    if str(path) in SHIPPED:
+        return SHIPPED[str(path)]
     try:
         return TierTable.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig")))
     except OSError as error:
-        raise TierTableError(f"ACESTEP_TIER_TABLE: {path} cannot be read: {error.strerror}") from error
+        shipped = ", ".join(SHIPPED)
+        raise TierTableError(
+            f"ACESTEP_TIER_TABLE: {path} cannot be read: {error.strerror}; tables without a file: {shipped}"
+        ) from error
     except UnicodeDecodeError:
         raise TierTableError(f"ACESTEP_TIER_TABLE: {path} is not UTF-8 text") from None  # the error quotes the bytes
     except RecursionError as error:
@@ -115,6 +151,11 @@ def load_table(path: Path | None) -> TierTable:
         raise TierTableError(f"ACESTEP_TIER_TABLE: {path} is not TOML: {error}") from error
     except ValidationError as error:
         raise TierTableError(f"ACESTEP_TIER_TABLE: {path}: {_problems(error)}") from error
+
+
+def others(table: TierTable) -> tuple[TierTable, ...]:
+    """Return the shipped tables that are not in force."""
+    return tuple(other for version, other in SHIPPED.items() if version != table.version)
 
 
 def _problems(error: ValidationError) -> str:

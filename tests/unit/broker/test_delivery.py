@@ -9,7 +9,7 @@ from unittest.mock import AsyncMock
 import pytest
 from pamqp.commands import Basic
 
-from acestep_consumer.broker.dead_letter import forwarded_properties, returned_properties
+from acestep_consumer.broker.dead_letter import forwarded_properties, requeued_properties, returned_properties
 from acestep_consumer.broker.delivery import AmqpDelivery, fingerprint
 from acestep_consumer.domain.errors import Verdict
 
@@ -47,6 +47,17 @@ async def test_a_message_that_goes_to_another_queue_has_not_ended_here() -> None
     for each in (forwarded, identified, kept):
         await each.settle(Verdict.ACK)
     assert (forwarded.done, identified.done, kept.done) == (False, False, True)
+
+
+async def test_a_forwarded_message_names_the_tiers_that_it_has_seen() -> None:
+    sent = Basic.Properties(headers={"x-mine": 1, "x-acestep-tiers": "tier2"})
+    held = delivery()
+    held._properties = sent
+    assert held.visited_tiers == ("tier2",)
+    await held.forward("tier6")
+    (_, copy, _), _ = cast("Any", held._publisher).forward.call_args
+    assert copy.headers == {"x-mine": 1, "x-acestep-tiers": "tier2,tier6"}
+    assert "x-acestep-tiers" not in (requeued_properties(copy).headers or {})
 
 
 @pytest.mark.parametrize(

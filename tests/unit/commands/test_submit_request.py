@@ -6,13 +6,23 @@ from typing import Any
 
 import pytest
 
-from acestep_consumer.commands.submit.request import FLAGS, RequestRefused, check, merge, read_json, read_text
+from acestep_consumer.commands.submit.request import (
+    FLAGS,
+    RequestRefused,
+    assignments,
+    check,
+    lora_fields,
+    merge,
+    read_form,
+    read_json,
+    read_text,
+)
 from acestep_schemas.request import GenerationRequest
 
 
-def refused(body: dict[str, Any], *from_flags: str) -> list[str]:
+def refused(body: dict[str, Any], *from_flags: str, strict: bool = False) -> list[str]:
     with pytest.raises(RequestRefused) as caught:
-        check(body, frozenset(from_flags))
+        check(body, frozenset(from_flags), strict=strict)
     return str(caught.value).splitlines()
 
 
@@ -27,9 +37,63 @@ def test_flags_win_over_the_file_also_where_that_uses_an_alias() -> None:
     assert check(body, frozenset()) == ()
 
 
+def test_a_wrong_value_of_a_flag_is_refused_and_one_of_a_file_is_read_as_a_worker_reads_it() -> None:
+    body = {"prompt": "x", "audio_format": "m4a", "bpm": "fast"}
+    assert refused(body, "audio_format") == [
+        "--format m4a: must be 'mp3', 'wav', 'wav32', 'flac', 'ogg', 'opus' or 'aac'"
+    ]
+    assert [warning.partition(":")[0] for warning in check(body, frozenset())] == [
+        "'bpm' = fast",
+        "'audio_format' = m4a",
+    ]
+    assert len(refused({**body, "strict": True})) == 2
+    assert refused({"src_audio_path": "/etc/passwd"})[0].startswith("src_audio_path = /etc/passwd: must be s3://")
+
+
+def test_any_field_can_be_set_by_any_of_its_names() -> None:
+    found = assignments(["duration=30", "lyrics=[verse]\na=b", 'loras=[{"path": "jazz"}]', "prompt="])
+    assert found == {"duration": "30", "lyrics": "[verse]\na=b", "loras": [{"path": "jazz"}], "prompt": ""}
+    assert merge({"audio_duration": 10, "targetDuration": 5, "bpm": 90}, {"duration": "30"}) == {
+        "bpm": 90,
+        "duration": "30",
+    }
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (["prompt"], "--set prompt: must be name=value"),
+        (["=x"], "--set =x: must be name=value"),
+        (["bpm=1", "bpm=2"], "--set bpm is given twice"),
+    ],
+)
+def test_what_sets_no_field_is_refused(texts: list[str], said: str) -> None:
+    with pytest.raises(RequestRefused, match=said):
+        assignments(texts)
+
+
+def test_one_lora_or_several_take_the_place_of_those_in_the_file() -> None:
+    assert lora_fields(["a"], []) == {"lora": "a"}
+    assert lora_fields(["a"], [0.5]) == {"lora": {"path": "a", "scale": 0.5}}
+    several = lora_fields(["a", "b"], [0.5])
+    assert several == {"loras": [{"path": "a", "scale": 0.5}, "b"]}
+    assert merge({"lora": "old", "bpm": 90}, several) == {"bpm": 90, **several}
+    with pytest.raises(RequestRefused, match="there are more --lora-scale than --lora"):
+        lora_fields(["a"], [1, 2])
+
+
+def test_a_file_may_be_a_form(tmp_path: Path) -> None:
+    file = tmp_path / "body"
+    file.write_text("caption=slow+jazz&seed=1&seed=2\n")
+    assert read_form(file) == {"caption": "slow jazz", "seed": ["1", "2"]}
+    file.write_text("prompt=%ff")
+    with pytest.raises(RequestRefused, match="body: the form is not UTF-8"):
+        read_form(file)
+
+
 def test_what_a_worker_would_reject_is_refused_by_flag_or_field_all_at_once() -> None:
     body = {"prompt": "x", "audio_format": "m4a", "src_audio_path": "/etc/passwd", "bpm": "fast"}
-    found = refused(body, "audio_format")
+    found = refused(body, "audio_format", strict=True)
     assert len(found) == 3
     assert any(line.startswith("--format m4a: must be 'mp3'") for line in found)
     assert any(line.startswith("src_audio_path = /etc/passwd: must be s3://bucket/key") for line in found)

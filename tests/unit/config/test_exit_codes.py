@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exit codes are documented where people look: in ``--help`` and in the README."""
+"""The exit codes are documented where people look: in ``--help`` and in the documentation."""
 
 import re
 from io import StringIO
@@ -13,7 +13,7 @@ from acestep_consumer.commands.base import print_client_error
 from acestep_consumer.config.exit_codes import MEANINGS, Exit, listed
 from tests.support.command import run_command
 
-README = Path(__file__).parents[3] / "README.md"
+DOCUMENT = Path(__file__).parents[3] / "infra/docs/operations.md"
 
 
 def help_of(*arguments: str) -> str:
@@ -33,8 +33,8 @@ def test_the_help_lists_every_code() -> None:
         assert f"{code:d} {meaning}".replace("`", "") in text
 
 
-def test_the_readme_lists_the_same_codes() -> None:
-    rows = dict(re.findall(r"^\| (\d+) \| (.+) \|$", README.read_text(encoding="utf-8"), re.MULTILINE))
+def test_the_documentation_lists_the_same_codes() -> None:
+    rows = dict(re.findall(r"^\| (\d+) \| (.+) \|$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE))
     assert rows == {f"{code:d}": meaning for code, meaning in MEANINGS.items()}
 
 

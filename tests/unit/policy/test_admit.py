@@ -142,6 +142,19 @@ def test_the_language_model_is_skipped_where_the_source_decides(task: str) -> No
     assert any("thinking has no effect" in warning for warning in job.warnings)
 
 
+def test_the_language_model_is_skipped_for_a_flow_edit() -> None:
+    edit = {"flow_edit_morph": True, "src_audio_path": "s3://b/a.wav", "use_format": True}
+    job = admitted(limits(24, BASE, lm=LM), **edit)
+    assert job.lm is None
+    assert "use_format has no effect: the language model is skipped for a flow edit" in job.warnings
+
+
+def test_no_language_model_is_used_where_it_may_write_no_metadata() -> None:
+    assert admitted(limits(24, lm=LM)).lm == LM
+    assert admitted(limits(24, lm=LM), use_cot_metas=False).lm is None
+    assert admitted(limits(24, lm=LM), use_cot_metas=False, thinking=True).lm == LM
+
+
 def test_codes_of_source_audio_need_the_source_and_no_language_model() -> None:
     job = admitted(limits(24, lm=LM), extract_codes_only=True, thinking=True, src_audio_path="s3://b/a.wav")
     assert (job.lm, job.analysis) == (None, True)
@@ -210,6 +223,14 @@ def test_a_task_on_audio_without_audio_is_refused_with_the_field(task: str) -> N
     with pytest.raises(InvalidRequest) as caught:
         admitted(limits(24, BASE), task_type=task)
     assert caught.value.problems[0].field == "src_audio_path"
+    assert admitted(limits(24, BASE), task_type=task, src_audio_base64="UklGRg==").request.task_type == task
+
+
+def test_a_flow_edit_without_audio_is_refused_with_the_field() -> None:
+    with pytest.raises(InvalidRequest, match="flow_edit_morph needs source audio") as caught:
+        admitted(limits(24, BASE), flow_edit_morph=True)
+    assert caught.value.problems[0].field == "src_audio_path"
+    assert admitted(limits(24, BASE), flow_edit_morph=True, src_audio_path="s3://b/a.wav")
 
 
 def test_a_format_without_an_encoder_is_refused_before_anything_is_rendered() -> None:

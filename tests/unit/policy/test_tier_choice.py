@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from acestep_consumer.domain.job import Request
 from acestep_consumer.execution.tier_forwarding import TierForwarding
 from acestep_consumer.policy.admit import Limits, admit
-from acestep_consumer.policy.tier_choice import better_tiers
-from acestep_consumer.policy.tiers import BUILT_IN, TierTableError
+from acestep_consumer.policy.tier_choice import better_tiers, served_names
+from acestep_consumer.policy.tiers import BUILT_IN, NEWER, TierTable, TierTableError
 from acestep_schemas.events import LmChoice
 from acestep_schemas.request import parse_request
 from tests.support.admission import make_limits
@@ -135,3 +135,38 @@ def test_a_name_that_cannot_be_that_of_one_queue_is_refused(name: str) -> None:
     table = BUILT_IN.model_copy(update={"tiers": (*BUILT_IN.tiers[:-1], last)})
     with pytest.raises(TierTableError, match=name):
         TierForwarding(lambda: make_limits(4), table)
+
+
+@pytest.mark.parametrize("table", [BUILT_IN, NEWER], ids=lambda table: table.version)
+def test_workers_look_after_the_queues_of_both_shipped_tables_their_own_first(table: TierTable) -> None:
+    names = served_names(table)
+    assert names[: len(table.tiers)] == tuple(tier.name for tier in table.tiers)
+    assert set(names) == {tier.name for shipped in (BUILT_IN, NEWER) for tier in shipped.tiers}
+
+
+@given(
+    cards=st.lists(st.tuples(st.sampled_from([BUILT_IN, NEWER]), st.sampled_from([0, 4, 6, 8, 12, 15, 18, 24, 80]))),
+    seconds=st.integers(1, 900),
+    songs=st.integers(1, 8),
+    thinking=st.booleans(),
+)
+def test_among_workers_with_different_tables_a_request_goes_up_and_ends(
+    cards: list[tuple[TierTable, float]],
+    seconds: int,
+    songs: int,
+    thinking: bool,  # noqa: FBT001 - drawn by name
+) -> None:
+    """Each worker on its way forwards it to the best tier that there is, whoever serves that."""
+    request = asked(audio_duration=seconds, batch_size=songs, thinking=thinking)
+    came_by, visited = None, []
+    for table, vram_gb in cards:
+        limits = replace(make_limits(vram_gb), tier=table.tier_of(vram_gb))
+        ways = list(better_tiers(request, limits, table, came_by))
+        if not ways:
+            break
+        came_by = ways[0]
+        visited.append(came_by)
+    assert len(set(visited)) == len(visited)
+    for table in (BUILT_IN, NEWER):
+        ranks = [rank for name in visited for rank, tier in enumerate(table.tiers) if tier.name == name]
+        assert ranks == sorted(ranks)

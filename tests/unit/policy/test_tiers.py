@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acestep_consumer.policy.tiers import BUILT_IN, LM_MEMORY_GB, TierTableError, load_table
+from acestep_consumer.policy.tiers import BUILT_IN, LM_MEMORY_GB, NEWER, TierTableError, load_table, others
 
 
 @pytest.mark.parametrize(
@@ -107,3 +107,30 @@ def test_a_broken_table_file_says_what_is_wrong_with_it(tmp_path: Path, text: st
 def test_a_missing_table_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(TierTableError, match="cannot be read"):
         load_table(tmp_path / "none.toml")
+
+
+def test_the_newer_table_ships_beside_and_is_named_by_its_version() -> None:
+    newer = load_table(Path("acestep-1.5-2026-06"))
+    assert newer is NEWER
+    assert others(newer) == (BUILT_IN,)
+    rows = {
+        tier.name: (
+            (tier.max_seconds_with_lm, tier.max_seconds),
+            (tier.max_batch_with_lm, tier.max_batch),
+            tier.lm_by_default,
+            len(tier.lms),
+        )
+        for tier in newer.tiers
+    }
+    assert rows == {
+        "tier1": ((240, 360), (1, 1), False, 0),
+        "tier2": ((480, 600), (1, 1), False, 0),
+        "tier3": ((480, 600), (2, 2), True, 1),
+        "tier4": ((480, 600), (2, 4), True, 1),
+        "tier5": ((480, 600), (4, 4), True, 2),
+        "tier6a": ((480, 600), (4, 8), True, 2),
+        "tier6b": ((480, 480), (8, 8), True, 3),
+        "unlimited": ((600, 600), (8, 8), True, 3),
+    }
+    sizes = [(15.49, "tier5"), (15.5, "tier6a"), (19.99, "tier6a"), (20, "tier6b"), (24, "tier6b"), (25, "unlimited")]
+    assert [newer.tier_of(vram_gb).name for vram_gb, _ in sizes] == [name for _, name in sizes]

@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from acestep_schemas import coerce
-from acestep_schemas.aliases import ALIASES, METAS, UNSUPPORTED
+from acestep_schemas.aliases import ALIASES, METAS, NO_COUNTERPART
 from acestep_schemas.request import (
+    EMBEDDED_AUDIO,
     TASK_ID_PATTERN,
     FieldProblem,
     GenerationRequest,
@@ -39,6 +40,7 @@ WRITTEN: dict[str, object] = {
     "strict": "yes",
     "prompt": "slow blues",
     "lyrics": "[verse]\nla",
+    "instrumental": "no",
     "vocal_language": "pt-BR",
     "bpm": "92",
     "key_scale": "F# minor",
@@ -86,6 +88,7 @@ WRITTEN: dict[str, object] = {
     "repaint_wav_crossfade_sec": 0,
     "chunk_mask_mode": "EXPLICIT",
     "audio_cover_strength": ".5",
+    "no_fsq": "off",
     "cover_noise_strength": "0.2",
     "flow_edit_morph": "yes",
     "flow_edit_source_caption": "quiet piano",
@@ -105,6 +108,7 @@ WRITTEN: dict[str, object] = {
     "analysis_only": True,
     "full_analysis_only": "true",
     "extract_codes_only": "1",
+    "use_cot_metas": "n",
     "use_cot_caption": "false",
     "use_cot_language": False,
     "is_format_caption": 1,
@@ -151,7 +155,7 @@ def nested(source: str, body: dict[str, object]) -> dict[str, object]:
 
 
 def test_every_field_has_a_sample_here() -> None:
-    assert set(WRITTEN) == set(GenerationRequest.model_fields)
+    assert set(WRITTEN) | set(EMBEDDED_AUDIO) == set(GenerationRequest.model_fields)
 
 
 def test_an_empty_body_is_ace_steps_defaults() -> None:
@@ -176,6 +180,7 @@ def test_each_field_is_read_exactly() -> None:
         ),
         "on_model_unavailable": "fail",
         "strict": True,
+        "instrumental": False,
         "vocal_language": "pt",
         "bpm": 92,
         "key_scale": "F# minor",
@@ -219,6 +224,7 @@ def test_each_field_is_read_exactly() -> None:
         "repaint_wav_crossfade_sec": 0.0,
         "chunk_mask_mode": "explicit",
         "audio_cover_strength": 0.5,
+        "no_fsq": False,
         "cover_noise_strength": 0.2,
         "flow_edit_morph": True,
         "flow_edit_n_min": 0.1,
@@ -230,6 +236,7 @@ def test_each_field_is_read_exactly() -> None:
         "use_format": True,
         "full_analysis_only": True,
         "extract_codes_only": True,
+        "use_cot_metas": False,
         "use_cot_caption": False,
         "is_format_caption": True,
         "constrained_decoding": False,
@@ -286,7 +293,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=8,
 )
-known_names = st.sampled_from([name for _, name in SPELLINGS] + ["param_obj", *METAS, *sorted(UNSUPPORTED)])
+known_names = st.sampled_from([name for _, name in SPELLINGS] + ["param_obj", *METAS, *sorted(NO_COUNTERPART)])
 garbage = st.dictionaries(known_names | st.text(max_size=12), json_values | st.sampled_from(["", "-1", "1e999", "[["]))
 
 
@@ -370,10 +377,10 @@ class TestLookup:
 
 
 class TestWarnings:
-    @pytest.mark.parametrize("name", sorted(UNSUPPORTED))
+    @pytest.mark.parametrize("name", sorted(NO_COUNTERPART))
     def test_a_field_of_newer_servers_is_named_with_its_place(self, name: str) -> None:
-        assert warned(**{name: 1}) == f"'{name}' is not supported and is ignored"
-        assert warned(metas={name: 1}) == f"'metas.{name}' is not supported and is ignored"
+        assert warned(**{name: 1}) == f"'{name}' is ignored: {NO_COUNTERPART[name]}"
+        assert warned(metas={name: 1}) == f"'metas.{name}' is ignored: {NO_COUNTERPART[name]}"
 
     def test_a_secret_of_another_service_is_never_repeated(self) -> None:
         assert "hunter2" not in warned(ai_token="hunter2")
@@ -391,6 +398,16 @@ class TestWarnings:
     )
     def test_a_near_miss_is_answered_with_the_field_that_was_meant(self, name: str, meant: str) -> None:
         assert warned(**{name: 1}) == f"unknown field '{name}' is ignored; did you mean '{meant}'?"
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("cfg_scale", "temperature", "negative_prompt", "vae_model", "style", "tags", "title", "steps", "top_p"),
+            *("guidance", "make_instrumental", "lora_path", "timestamp", "seed_mode", "audio_url", "repaint"),
+        ],
+    )
+    def test_another_word_is_no_misspelling(self, name: str) -> None:
+        assert warned(**{name: 1}) == f"unknown field '{name}' is ignored"
 
     def test_a_field_like_no_other_is_named_alone(self) -> None:
         assert warned(param_obj={"zebra": 1}) == "unknown field 'param_obj.zebra' is ignored"
@@ -662,7 +679,50 @@ class TestMusicalFields:
         ("lyrics", "expected"), [("", True), (" [Inst]\n", True), ("[instrumental]", True), ("[verse]\nla", False)]
     )
     def test_a_song_without_words_is_instrumental(self, lyrics: str, expected: bool) -> None:  # noqa: FBT001 - a table
-        assert parsed(lyrics=lyrics).instrumental is expected
+        assert parsed(lyrics=lyrics).is_instrumental is expected
+
+    @pytest.mark.parametrize("lyrics", ["", "[verse]\nla", "[inst]"])
+    def test_an_instrumental_has_no_words_whatever_the_lyrics_are(self, lyrics: str) -> None:
+        request, warnings = parse_request({"instrumental": True, "lyrics": lyrics})
+        assert request.is_instrumental
+        assert request.lyrics == ("[inst]" if lyrics == "[inst]" else "[Instrumental]")
+        ignored = ("'lyrics' is ignored because 'instrumental' is true",)
+        assert warnings == (ignored if lyrics.startswith("[verse]") else ())
+
+    def test_a_cover_without_quantised_codes_is_the_task_of_that_name(self) -> None:
+        assert parsed(task_type="cover", no_fsq=True).task_type == "cover-nofsq"
+        assert parsed(task_type="repaint", no_fsq=True).task_type == "repaint"
+
+
+class TestAudioInTheRequest:
+    @pytest.mark.parametrize("field", EMBEDDED_AUDIO)
+    @pytest.mark.parametrize("written", ["UklGRg==", " UklG\r\nRg== ", "data:audio/wav;base64,UklGRg=="])
+    def test_a_file_comes_as_base64_or_data_url(self, field: str, written: str) -> None:
+        assert getattr(parsed(**{field: written}), field) == "UklGRg=="
+
+    @pytest.mark.parametrize("name", ["ctx_audio_base64", "srcAudioBase64"])
+    def test_it_has_the_names_that_clients_use(self, name: str) -> None:
+        assert parsed(**{name: "UklGRg=="}).has_source
+
+    @pytest.mark.parametrize("strict", [True, False])
+    @pytest.mark.parametrize("written", ["UklGRg", "%%% secret %%%", "data:audio/wav,secret", 7, ["UklGRg=="]])
+    def test_what_is_no_base64_is_refused_and_not_repeated(self, written: object, strict: bool) -> None:  # noqa: FBT001 - a table
+        with pytest.raises(RequestInvalid) as caught:
+            parse_request({"src_audio_base64": written}, strict=strict)
+        (found,) = caught.value.problems
+        assert found.field == "src_audio_base64"
+        assert "Base64" in found.rule
+        assert "secret" not in str(caught.value)
+
+    def test_an_address_outranks_it(self) -> None:
+        body = {"srcAudioBase64": "UklGRg==", "ctx_audio_path": "s3://in/a.wav"}
+        request, warnings = parse_request(body)
+        assert (request.src_audio_path, request.src_audio_base64) == ("s3://in/a.wav", None)
+        assert warnings == ("'srcAudioBase64' is ignored: 'ctx_audio_path' outranks it",)
+
+    def test_it_is_in_no_copy_of_the_request(self) -> None:
+        request = parsed(src_audio_base64="UklGRg==", reference_audio_base64="UklGRg==")
+        assert "UklG" not in f"{request!r}{request.model_dump()}{request.model_dump_json()}"
 
 
 class TestLora:
@@ -776,7 +836,7 @@ class TestSchema:
         jsonschema.Draft202012Validator.check_schema(schema)
         assert set(schema["properties"]) == set(GenerationRequest.model_fields)
         assert all(field["description"] for field in schema["properties"].values())
-        assert schema["properties"]["prompt"]["x-aliases"] == ["caption"]
+        assert schema["properties"]["prompt"]["x-aliases"] == ["caption", "captions"]
 
     def test_it_refuses_what_the_reading_refuses(self) -> None:
         validator = jsonschema.Draft202012Validator(request_json_schema())
@@ -792,7 +852,7 @@ class TestSchema:
     def test_no_name_belongs_to_two_fields(self) -> None:
         names = [name for _, name in SPELLINGS]
         assert len(names) == len(set(names))
-        assert not set(names) & (UNSUPPORTED | set(METAS))
+        assert not set(names) & {*NO_COUNTERPART, *METAS}
 
     def test_a_request_cannot_be_changed_or_extended(self) -> None:
         with pytest.raises(ValueError, match="frozen"):

@@ -27,7 +27,7 @@ from acestep_consumer.commands.threads import run_in_thread
 from acestep_consumer.config.http import NETWORK_ERRORS, open_session
 from acestep_consumer.config.settings import EngineSettings, Settings, WorkerSettings
 from acestep_consumer.engine.compiler import compiler_fault
-from acestep_consumer.policy.tiers import TierTable, TierTableError, load_table
+from acestep_consumer.policy.tiers import TierTable, TierTableError, load_table, others
 
 INSTALL: Final = "pip install 'acestep-consumer[engine]'"
 PACKAGES: Final = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "av", "numpy")
@@ -136,15 +136,12 @@ def judge_gpu(found: DetectedGpu, engine: EngineSettings, *, torch: str | None) 
 
 def judge_tier(found: DetectedGpu, table: TierTable, settings: Settings) -> Finding:
     """Report the tier's limits, and whether the models fit."""
-    tier = table.tier_of(found.vram_gb)
-    said = (
-        f"{tier.name} of {table.version}: songs of at most {tier.max_seconds_with_lm} s with the LM and "
-        f"{tier.max_seconds} s without; batches of at most {tier.max_batch_with_lm} and {tier.max_batch}"
-    )
+    said = table.in_words(found.vram_gb)
+    other = "".join(f". Not in force: {each.in_words(found.vram_gb)}" for each in others(table))
     plan = PlanSurvey(settings, table, found, PlanQuestion()).plan()
     if found.vram_gb and not plan.fits:
-        return warn("tier", f"{said}; {plan.workers.because}", "acestep-consumer plan shows which models fit")
-    return ok("tier", said)
+        return warn("tier", f"{said}; {plan.workers.because}{other}", "acestep-consumer plan shows which models fit")
+    return ok("tier", f"{said}{other}")
 
 
 def judge_compiler(fault: str | None) -> Finding:

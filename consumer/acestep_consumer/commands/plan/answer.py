@@ -119,6 +119,7 @@ class PlanReport(_PlanPart):
 
     card: GpuPart
     tier: TierLimitsPart
+    other_tiers: tuple[TierLimitsPart, ...]
     offload: OffloadPart
     models: tuple[ModelPart, ...]
     lm: LmPart | None

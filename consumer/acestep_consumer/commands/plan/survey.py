@@ -38,9 +38,10 @@ from acestep_consumer.policy.sizing import (
     left_over,
     lm_on_gpu,
 )
-from acestep_consumer.policy.tiers import MIN_DURATION_S, OFFLOAD_BELOW_GB, Tier, TierTable
+from acestep_consumer.policy.tiers import MIN_DURATION_S, NEWER, OFFLOAD_BELOW_GB, Tier, TierTable, others
 
 _OFFLOADABLE = ("cuda", "xpu")
+_INT8_BELOW_GB = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +96,7 @@ class PlanSurvey:
         return PlanReport(
             card=self._gpu_part(),
             tier=_tier_part(self._tier, self._table),
+            other_tiers=tuple(_tier_part(each.tier_of(self._found.vram_gb), each) for each in others(self._table)),
             offload=self._offload_part(),
             models=tuple(ModelPart(name=name, size=size_of(name).name) for name in self._names),
             lm=self._lm_part(),
@@ -301,6 +303,8 @@ class PlanSurvey:
             yield f"no GPU detected: {self._found.why}. Use --card or --vram to plan for one"
         if self._speed is None and self._found.vram_gb:
             yield f"--card knows the speed of: {', '.join(benchmarks.gpu_names())}"
+        if self._table is NEWER and 0 < self._found.vram_gb < _INT8_BELOW_GB:
+            yield f"{NEWER.version} counts on weights in int8 on this GPU, which are not used here: see what fits"
         if self._lm_plan:
             yield from self._lm_plan.warnings
             if self._lm_plan.trade_off:

@@ -44,6 +44,10 @@ def _gpu(plan: PlanReport) -> Iterator[Row]:
     yield "tier", f"{tier.name} of {tier.table_version}"
     yield "longest song", f"{tier.max_duration_s_with_lm} s with the LM, {tier.max_duration_s} s without"
     yield "largest batch", f"{tier.max_batch_with_lm} with the LM, {tier.max_batch} without"
+    for other in plan.other_tiers:
+        seconds = f"{other.max_duration_s_with_lm} s with the LM, {other.max_duration_s} s without"
+        songs = f"batches of {other.max_batch_with_lm} and {other.max_batch}"
+        yield "not in force", f"{other.name} of {other.table_version}: {seconds}; {songs}"
     yield "models", ", ".join(f"{model.name} ({model.size})" for model in plan.models)
     yield "language model", _lm(plan)
     yield "offloading", _offload(plan)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The flags of ``submit``."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -15,6 +16,7 @@ from acestep_consumer.commands.base import (
     print_warning,
 )
 
+BODY: Final = "Any field"
 MUSIC: Final = "Music"
 GENERATION: Final = "Generation"
 AUDIO: Final = "Audio input"
@@ -26,6 +28,24 @@ def submit(
     file: Annotated[
         Path | None, typer.Argument(metavar="FILE", help="Request as a JSON file; `-` reads standard input.")
     ] = None,
+    file_option: Annotated[
+        Path | None, typer.Option("--file", metavar="FILE", help="The same as FILE.", rich_help_panel=BODY)
+    ] = None,
+    form: Annotated[
+        bool, typer.Option("--form", help="FILE is a form (`a=1&b=2`), not JSON.", rich_help_panel=BODY)
+    ] = False,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Any field of a request; may be repeated.", rich_help_panel=BODY
+        ),
+    ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict", help="Refuse wrong values, here and in the worker, in place of a warning.", rich_help_panel=BODY
+        ),
+    ] = False,
     prompt: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Description of the music.", rich_help_panel=MUSIC)
     ] = None,
@@ -63,11 +83,18 @@ def submit(
         typer.Option(metavar="NAME", help="DiT model; unset: the worker's primary.", rich_help_panel=GENERATION),
     ] = None,
     lora: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="LoRA: a name, or s3://bucket/key.safetensors.", rich_help_panel=GENERATION),
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="LoRA: a name, or s3://bucket/key.safetensors; may be repeated.",
+            rich_help_panel=GENERATION,
+        ),
     ] = None,
     lora_scale: Annotated[
-        float | None, typer.Option(metavar="N", help="Strength of the LoRA, -4 to 4.", rich_help_panel=GENERATION)
+        list[float] | None,
+        typer.Option(
+            metavar="N", help="Strength of the LoRA, -4 to 4; one for each --lora.", rich_help_panel=GENERATION
+        ),
     ] = None,
     thinking: Annotated[
         bool | None,
@@ -140,8 +167,9 @@ def submit(
 ) -> None:
     """Submit a request.
 
-    The request comes from flags, a JSON file, or both (flags win). It is checked first; one that a strict worker would
-    reject is not sent (exit code 2).
+    The request comes from flags, a file, or both (flags win, then `--set`). It is checked first; one that a worker
+    would reject is not sent (exit code 2), nor is one with a wrong value of a flag, or with `--strict` any wrong value.
+    `acestep-consumer check` says what a worker of a given tier makes of it.
 
     Prints the task id, and on a terminal the position in the queue and when to expect the songs. That is an estimate
     from the queue and the latest jobs; requests with a higher priority can delay it.
@@ -151,8 +179,8 @@ def submit(
     """
     from acestep_consumer.commands.submit import run  # noqa: PLC0415 - the other commands start faster so
 
-    if lora_scale is not None and lora is None:
-        raise UsageError("--lora-scale needs --lora")
+    if file is not None and file_option is not None:
+        raise UsageError("FILE and --file exclude each other")
     flags: dict[str, object] = {
         "task_id": task_id,
         "prompt": prompt,
@@ -164,7 +192,6 @@ def submit(
         "batch_size": batch_size,
         "audio_format": audio_format,
         "model": model,
-        "lora": lora if lora_scale is None else {"path": lora, "scale": lora_scale},
         "thinking": thinking,
         "inference_steps": steps,
         "guidance_scale": guidance,
@@ -175,7 +202,18 @@ def submit(
         "on_limit": on_limit,
     }
     options = run.SubmitOptions(
-        _checked_body(file, lyrics_file, flags),
+        _checked_body(
+            BodySources(
+                file=file or file_option,
+                form=form,
+                sets=tuple(sets or ()),
+                lyrics=lyrics_file,
+                loras=tuple(lora or ()),
+                lora_scales=tuple(lora_scale or ()),
+            ),
+            flags,
+            strict=strict,
+        ),
         priority=priority,
         expires_s=expires,
         wait=wait or download is not None or timeout is not None,
@@ -186,23 +224,42 @@ def submit(
     exit_after(run.submit(load_settings(), options, note))
 
 
-def _checked_body(file: Path | None, lyrics_file: Path | None, flags: dict[str, object]) -> dict[str, object]:
-    """Return the request; prints warnings, and raises a usage error for what a strict worker would reject."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BodySources:
+    """Where a request comes from, besides the flags of single fields."""
+
+    file: Path | None
+    form: bool
+    sets: tuple[str, ...]
+    lyrics: Path | None
+    loras: tuple[str, ...]
+    lora_scales: tuple[float, ...]
+
+
+def _checked_body(sources: BodySources, flags: dict[str, object], *, strict: bool) -> dict[str, object]:
+    """Return the request; prints warnings, and raises a usage error for what a worker would reject."""
     from acestep_consumer.commands.submit import request  # noqa: PLC0415 - as above
 
     if isinstance(flags["task_id"], str):
         check_task_id(flags["task_id"])
+    file = sources.file
     try:
-        if lyrics_file is not None:
+        if sources.lyrics is not None:
             if flags["lyrics"] is not None:
                 raise UsageError("--lyrics and --lyrics-file exclude each other")
-            if file == lyrics_file == request.STDIN:
+            if file == sources.lyrics == request.STDIN:
                 raise UsageError("only one of request and lyrics can come from standard input")
-            flags["lyrics"] = request.read_text(lyrics_file)
-        body = request.merge({} if file is None else request.read_json(file), flags)
+            flags["lyrics"] = request.read_text(sources.lyrics)
+        flags |= request.lora_fields(sources.loras, sources.lora_scales)
+        read = request.read_form if sources.form else request.read_json
+        body = request.merge({} if file is None else read(file), request.assignments(sources.sets))
+        body = request.merge(body, flags)
         if not body:
             raise UsageError("give a JSON file, or at least --prompt")
-        for warning in request.check(body, frozenset(field for field, value in flags.items() if value is not None)):
+        if strict:
+            body["strict"] = True
+        from_flags = frozenset(field for field, value in flags.items() if value is not None)
+        for warning in request.check(body, from_flags, strict=strict):
             print_warning(warning)
     except request.RequestRefused as error:
         raise UsageError(str(error)) from error

@@ -19,7 +19,7 @@ from acestep_schemas import coerce
 
 MAX_CAPTION_LINES: Final = 10
 SONG_FIELDS: Final = tuple(sorted((*FIELDS, "genres")))
-"""Fields of the thoughts before lyrics. The model was trained to name genres there; nothing reads them."""
+"""Fields of the thoughts before lyrics. The model was trained to name genres there."""
 
 _NOTHING_KNOWN: Final = Metadata()
 

@@ -48,7 +48,8 @@ class Metadata:
     """Metadata of a song; None is unknown, and every known value is valid, or ``AsGiven``.
 
     ``duration`` is in whole seconds. ``caption`` is one line: white space and control characters become single spaces,
-    and a blank one is unknown. ``lyrics`` are not part of the YAML; the model writes them after its thoughts.
+    and a blank one is unknown. ``lyrics`` and ``genres`` are not part of the YAML; the model writes the
+    lyrics after its thoughts, and genres in those of a whole song.
 
     Raises:
         MetadataError: a value is out of its range.
@@ -61,10 +62,12 @@ class Metadata:
     language: str | None = None
     timesignature: str | None = None
     lyrics: str | None = None
+    genres: str | None = None
 
     def __post_init__(self) -> None:
         # The way to set a field of a frozen class while it is made.
         object.__setattr__(self, "caption", _one_line(self.caption or "") or None)
+        object.__setattr__(self, "genres", _one_line(self.genres or "") or None)
         for field in self.known_fields:
             self._check(field)
 
@@ -126,14 +129,13 @@ def parse(text: str, fixed: Metadata | None = None) -> Metadata:
     """
     thoughts, _, rest = text.partition(END_THINK)
     stays = {field: value for field in FIELDS if isinstance(value := getattr(fixed, field, None), AsGiven)}
-    values = {
-        field: stays[field] if field in stays else _read(field, _unquoted(raw))
-        for field, raw in _fields(thoughts.rpartition(THINK)[2]).items()
-    }
+    found = _fields(thoughts.rpartition(THINK)[2])
+    genres = _unquoted(found.pop("genres")) if "genres" in found else None
+    values = {field: stays[field] if field in stays else _read(field, _unquoted(raw)) for field, raw in found.items()}
     if not values:
         raise MetadataError(f"there is no metadata in {text[:100]!r}")
     lyrics = _LYRIC_HEADING.sub("", rest, count=1).strip()
-    return Metadata(**values, lyrics=lyrics or None)  # type: ignore[arg-type]  # each reader returns its field's type
+    return Metadata(**values, lyrics=lyrics or None, genres=genres)  # type: ignore[arg-type]  # each reader returns its field's type
 
 
 def without_control_tokens(text: str) -> str:
@@ -159,7 +161,7 @@ def _fields(thoughts: str) -> dict[str, str]:
             found.setdefault(key.strip().lower(), current)
         else:
             current.append(line)
-    return {field: raw for field in FIELDS if (raw := "\n".join(found.get(field, ())).strip())}
+    return {field: raw for field in (*FIELDS, "genres") if (raw := "\n".join(found.get(field, ())).strip())}
 
 
 def _unquoted(raw: str) -> str:

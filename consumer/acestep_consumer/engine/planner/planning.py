@@ -22,7 +22,7 @@ from acestep_consumer.engine.planner.grammar import SONG_FIELDS, metadata_gramma
 from acestep_consumer.engine.planner.metadata import FIELDS, Metadata, MetadataError, as_given, parse
 from acestep_consumer.engine.planner.prompts import GuidedPrompts, Prompt
 from acestep_consumer.engine.planner.tokens import LmTokens
-from acestep_consumer.policy.tiers import MAX_DURATION_S, MIN_DURATION_S
+from acestep_consumer.policy.tiers import DEFAULT_DURATION_S, MAX_DURATION_S, MIN_DURATION_S
 from acestep_schemas.events import Metas
 from acestep_schemas.request import GenerationRequest
 
@@ -47,13 +47,15 @@ class PlanDraft:
     """An unfinished plan. ``caption`` is the one in the prompts; the model's own is in ``metadata``.
 
     ``thoughts`` are those of the metadata phase. Where it did not run, the model's thoughts before audio codes are the
-    four values of ``metadata`` that a score has: tempo, duration, key and time signature.
+    four values of ``metadata`` that a score has: tempo, duration, key and time signature. ``written_lyrics`` are the
+    model's own, whether they are used or not.
     """
 
     caption: str
     lyrics: str
     metadata: Metadata
     thoughts: Metadata | None = None
+    written_lyrics: str = ""
     warnings: tuple[str, ...] = ()
 
 
@@ -105,7 +107,7 @@ class SongPlanner:
         request = job.request
         query = request.sample_query or request.prompt
         hints = hints_in(query)
-        instrumental = request.instrumental if "lyrics" in job.given else hints.instrumental
+        instrumental = request.is_instrumental if job.given & {"lyrics", "instrumental"} else hints.instrumental
         prompt = prompts.sample(query, instrumental=instrumental)
         fixed = replace(draft.metadata, language=draft.metadata.language or hints.language)
         return _merged(draft, await self._plan_song(job, prompt, fixed), request)
@@ -155,6 +157,8 @@ class SongPlanner:
     async def _generate_codes(self, job: Job, draft: PlanDraft, report: Report) -> tuple[str, ...]:
         """Generate the audio codes of every song, together or one after the other."""
         seconds = _duration_s(job.request, draft.metadata)
+        if seconds is None and not job.request.use_cot_metas:
+            seconds = min(DEFAULT_DURATION_S, job.policy.limits.max_duration_s)
         if seconds is None:
             raise PlanFailed("no duration was given or planned, so that the number of audio codes is unknown")
         count = int(CODES_PER_SECOND * min(max(seconds, MIN_DURATION_S), MAX_DURATION_S))
@@ -214,8 +218,9 @@ def _without_effect(request: GenerationRequest) -> Iterator[str]:
 
 
 def needs_metadata(job: Job, draft: PlanDraft) -> bool:
-    """Whether the metadata phase runs: for an analysis, and where a value of the score is missing."""
-    return job.request.analysis_only or any(getattr(draft.metadata, field) is None for field in _SCORE)
+    """Whether the metadata phase runs: for an analysis, and where the model may write a missing value of the score."""
+    incomplete = any(getattr(draft.metadata, field) is None for field in _SCORE)
+    return job.request.analysis_only or (job.request.use_cot_metas and incomplete)
 
 
 def sampling_of(request: GenerationRequest, seed: int, *, guided: bool) -> Sampling:
@@ -251,7 +256,13 @@ def _merged(draft: PlanDraft, found: Metadata, request: GenerationRequest | None
     """Return the draft with the generated values, but with the lyrics of ``request`` if it has any."""
     keeps_lyrics = request is not None and bool(request.lyrics.strip())
     lyrics = draft.lyrics if keeps_lyrics else (found.lyrics or draft.lyrics)
-    return replace(draft, caption=found.caption or draft.caption, lyrics=lyrics, metadata=replace(found, lyrics=None))
+    return replace(
+        draft,
+        caption=found.caption or draft.caption,
+        lyrics=lyrics,
+        metadata=replace(found, lyrics=None),
+        written_lyrics=found.lyrics or "",
+    )
 
 
 def _plan(job: Job, draft: PlanDraft, codes: tuple[str, ...] = ()) -> Plan:
@@ -265,6 +276,9 @@ def _plan(job: Job, draft: PlanDraft, codes: tuple[str, ...] = ()) -> Plan:
         language=(job.analysis and metadata.language) or request.vocal_language,
         caption=(_may_rewrite_caption(request) and metadata.caption) or draft.caption,
         lyrics=draft.lyrics,
+        genres=metadata.genres or "",
+        cot_caption=metadata.caption or "",
+        cot_lyrics=draft.written_lyrics,
     )
     return Plan(metas=metas, audio_codes=codes, warnings=draft.warnings)
 

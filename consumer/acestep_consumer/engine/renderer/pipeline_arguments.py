@@ -135,8 +135,8 @@ class PipelineArguments:
 
     @property
     def guided(self) -> bool:
-        """Whether there is classifier-free guidance."""
-        return self.guidance_scale > _NO_GUIDANCE
+        """Whether there is classifier-free guidance: not without a scale, nor at flow times that there are none of."""
+        return self.guidance_scale > _NO_GUIDANCE and self.cfg_interval_start <= self.cfg_interval_end
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,7 @@ def codes_of(job: Job, plan: Plan) -> tuple[str, ...]:
 def reads_source(job: Job, plan: Plan) -> bool:
     """Whether the source audio is used: by text2music for a flow edit alone, and not where there are audio codes."""
     asked = job.request
-    return (TASKS[asked.task_type].reads_source or asked.flow_edit_morph) and not codes_of(job, plan)
+    return TASKS[asked.task_type].uses_source(asked) and not codes_of(job, plan)
 
 
 def arguments_for(

@@ -17,10 +17,10 @@ from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArgument
 from acestep_consumer.engine.renderer.rng import generators_for
 from acestep_consumer.engine.renderer.sample import mixed_noise
 from acestep_consumer.engine.renderer.source import LEAST_FRAMES
+from acestep_consumer.policy.tiers import DEFAULT_DURATION_S
 from acestep_schemas.request import TaskType
 
 _TEXT, _LYRICS = 256, 2048  # tokens that the model reads of each
-_DEFAULT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,7 +112,8 @@ class RequestPreparer:
             shift=arguments.shift,
             audio_cover_strength=arguments.audio_cover_strength,
             cfg_interval_start=arguments.cfg_interval_start,
-            cfg_interval_end=arguments.cfg_interval_end,
+            # The pipeline refuses an empty interval; here it means that no step is guided, as in ACE-Step.
+            cfg_interval_end=max(arguments.cfg_interval_start, arguments.cfg_interval_end),
             repainting_start=arguments.repainting_start,
             repainting_end=arguments.repainting_end,
         )
@@ -178,7 +179,7 @@ class RequestPreparer:
             return len(arguments.audio_codes[0]) / CODES_PER_SECOND
         if arguments.src_audio is not None:
             return float(arguments.src_audio.shape[-1] / self._pipeline.sample_rate)
-        return _DEFAULT_S
+        return DEFAULT_DURATION_S
 
     def _within_codebook(self, codes: tuple[int, ...]) -> list[int]:
         """Return codes that the model has. A number beyond the codebook stands for its last code, as in diffusers."""

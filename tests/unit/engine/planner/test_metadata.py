@@ -149,3 +149,10 @@ def test_metadata_that_no_song_has_cannot_be_made(field: str, value: object) -> 
 def test_a_caption_is_one_line_that_ends_no_thought() -> None:
     assert Metadata(caption=" a\n\n b\x00\tc </think> \ud800").caption == "a b c < /think> \N{REPLACEMENT CHARACTER}"
     assert Metadata(caption=" \n ").caption is None
+
+
+def test_genres_are_read_and_are_in_no_prompt() -> None:
+    song = parse("<think>\nbpm: 96\ngenres: 'folk, jazz'\n</think>\n\n# Lyric\nla")
+    assert (song.genres, song.lyrics) == ("folk, jazz", "la")
+    assert to_yaml(song) == "bpm: 96"
+    assert parse("<think>\nbpm: 96\ngenres:\n</think>").genres is None

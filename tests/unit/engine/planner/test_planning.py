@@ -36,6 +36,11 @@ def test_one_missing_value_is_enough_for_the_metadata_phase(missing: str) -> Non
     assert needs(thinking=True, **{field: value for field, value in FOUR.items() if field != missing})
 
 
+def test_the_metadata_phase_may_be_switched_off() -> None:
+    assert not needs(thinking=True, use_cot_metas=False)
+    assert needs(analysis_only=True, use_cot_metas=False)
+
+
 def test_a_fraction_of_a_second_is_cut_off_in_the_thoughts() -> None:
     assert draft_of(job(thinking=True, **FOUR)).metadata.duration == 30
 
