@@ -277,7 +277,8 @@ class Site:
     def variables(self, crew: Crew, port: int) -> dict[str, str]:
         """The worker's environment: nothing of the caller's ACESTEP_ variables but what ``--set`` gives."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("ACESTEP_")}
-        path = os.pathsep.join((str(ROOT), *filter(None, [inherited.get("PYTHONPATH")])))
+        sound = str(ROOT / "tests/bench/sound") if self.arguments.sound == "music" else None
+        path = os.pathsep.join((str(ROOT), *filter(None, [sound, inherited.get("PYTHONPATH")])))
         settings = {
             "ACESTEP_S3_PREFIX": f"bench-{time.time_ns()}",
             "ACESTEP_QUEUE_MAXSIZE": str(_LONGEST_QUEUE),
@@ -467,6 +468,7 @@ def _result(crew: Crew, tally: Tally, window: tuple[float, float], arguments: ar
     songs = [audio.duration_s for _, event in done for audio in event.audios]
     return {
         "bench": "worker",
+        "sound": arguments.sound,
         "gpus": crew.gpus,
         "seats": crew.seats,
         "workers": crew.workers,
@@ -815,7 +817,13 @@ def _parser() -> argparse.ArgumentParser:
     work.add_argument("--workers", type=int, default=48, help="jobs in a worker's hands (48)")
     work.add_argument("--backlog", type=float, default=2, help="jobs that wait, for each in hand (2)")
     work.add_argument("--duration", type=float, default=300, help="seconds of a song (300)")
-    work.add_argument("--audio-format", default="mp3", choices=["mp3", "flac", "wav", "opus"], help="(mp3)")
+    work.add_argument("--audio-format", default="mp3", choices=["mp3", "flac", "wav", "opus", "aac"], help="(mp3)")
+    work.add_argument(
+        "--sound",
+        default="noise",
+        choices=["noise", "music"],
+        help="what is encoded: the songs themselves, noise with random weights, or music-like tones instead (noise)",
+    )
     work.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the worker")
     clock = parser.add_argument_group("time, in seconds")
     clock.add_argument("--seconds", type=float, default=60, help="the window (60)")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from acestep_consumer.audio.codec import Encode, check_decoder, check_encoders, encode
+from acestep_consumer.audio.encoding import lame
 from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.engine.compiler import compiler_fault
 from acestep_consumer.engine.messages import RendererReport
@@ -124,5 +125,7 @@ def _warnings(settings: EngineSettings, device: DeviceReport, offload: Offload, 
         )
     if settings.offload and not offload.models:
         yield f"ACESTEP_OFFLOAD_TO_CPU has no effect on {device.kind}: it has no separate memory to free"
+    if lame.library() is None:
+        yield "MP3 files take four times as long to encode, because lameenc is missing: pip install lameenc"
     if why := check_decoder():
         yield f"requests with audio inputs will fail: decoding a test tone failed, {why}"

@@ -182,7 +182,7 @@ from pathlib import Path
 from acestep_consumer.audio.encoding.pool import EncoderPool
 pool = EncoderPool(2)
 pool.start()
-print(*(process._process.pid for process in pool._idle), flush=True)
+print(*pool.idle_pids, flush=True)
 with pool.slot(lambda: False) as encode:
     encode(np.zeros((2, 48_000 * 3_600), dtype=np.float32), Path(sys.argv[1]), "aac", 48_000)
 """
