@@ -7,7 +7,6 @@ exports all of LAME: float samples, and the tag.
 """
 
 import ctypes
-import importlib.util
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,15 +65,14 @@ class Mp3Options:
 @cache
 def library() -> ctypes.CDLL | None:
     """Return LAME; None where ``lameenc`` is not installed, or does not export LAME."""
-    found = importlib.util.find_spec("lameenc")
-    if found is None or found.origin is None:
-        return None
     try:
-        lame = ctypes.CDLL(found.origin)
+        import lameenc  # noqa: PLC0415 - may be missing
+
+        lame = ctypes.CDLL(lameenc.__file__)
         for name, (result, arguments) in _FUNCTIONS.items():
             function = getattr(lame, name)
             function.restype, function.argtypes = result, arguments
-    except (OSError, AttributeError):
+    except (ImportError, OSError, AttributeError):
         return None
     return lame
 

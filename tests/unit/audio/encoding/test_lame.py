@@ -2,6 +2,7 @@
 """MP3 files by LAME against those of FFmpeg's own encoder: as long, and as near to the samples."""
 
 import io
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def test_samples_that_are_not_contiguous_floats_are_refused() -> None:
 
 
 def test_without_lameenc_ffmpeg_encodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    monkeypatch.setitem(sys.modules, "lameenc", None)
     lame.library.cache_clear()
     try:
         assert lame.library() is None
