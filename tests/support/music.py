@@ -24,7 +24,8 @@ def music(seconds: float, sample_rate: int = 48_000, seed: int = 0) -> NDArray[n
         left = rng.uniform(0.3, 0.7)
         _add(song, start, np.stack((left * tone, (1 - left) * tone)))
         _add(song, start, 0.1 * hit * rng.normal(0, 1, (2, len(hit))))
-    return song / np.abs(song).max() * np.float32(0.89)
+    song *= np.float32(0.89) / np.abs(song).max()
+    return song
 
 
 def _add(song: NDArray[np.float32], start: int, sound: NDArray[np.float64]) -> None:
