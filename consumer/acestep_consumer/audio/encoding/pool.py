@@ -161,7 +161,7 @@ class _SharedSamples:
         self.number = _anonymous_file()
         try:
             # Written, not copied into a mapping: that costs a page fault every 4 KiB, half of the time.
-            left = memoryview(samples).cast("B") if samples.size else memoryview(b"\0")  # nothing cannot be mapped
+            left = samples.data.cast("B") if samples.size else memoryview(b"\0")  # nothing cannot be mapped
             while left:
                 left = left[os.write(self.number, left) :]
         except BaseException:
