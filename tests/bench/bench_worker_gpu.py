@@ -53,6 +53,7 @@ from acestep_consumer.client import Client, ClientError
 from acestep_consumer.config.logs import set_up_logs
 from acestep_consumer.config.settings import Settings, SettingsError, load
 from acestep_consumer.multi_gpu import device_count, selection
+from acestep_consumer.observability.tracing import STAGES
 from acestep_schemas.events import Completed, JobCompleted, JobProgress, JobStarted, Unfinished, WorkerEvent
 from infra.local.ports import LOOPBACK
 from infra.local.process import Process, ProcessId, ServerError, tail
@@ -221,6 +222,7 @@ def _row(pages: list[dict[str, float]]) -> dict[str, float | None]:
         "pack_songs_mean": mean("acestep_pack_songs"),
         "pack_tokens_mean": mean("acestep_pack_tokens"),
         "in_hand_mean": mean("acestep_in_hand"),
+        **{f"in_{stage}_mean": mean(f'acestep_stage_jobs{{stage="{stage}"}}') for stage in STAGES},
         "songs": gained("acestep_songs_total"),
         "memory_squeezes": gained("acestep_memory_squeezes_total"),
     }
@@ -708,6 +710,7 @@ def _role(command: str) -> str:
     roles = {
         "acestep_consumer.engine.renderer": "renderer",
         "acestep_consumer.engine.planner": "planner",
+        "acestep_consumer.audio.encoding": "encoders",
         "acestep_consumer run": "consumer",
     }
     return next((role for words, role in roles.items() if words in command), "other")
@@ -775,13 +778,15 @@ def _answers(port: int) -> bool:
 
 
 def _numbers(page: str) -> dict[str, float]:
-    """The samples of a Prometheus page; those of one name with several labels are added up."""
+    """The samples of a Prometheus page, with their labels; those of one name are added up besides."""
     numbers: dict[str, float] = defaultdict(float)
     for line in page.splitlines():
         name, _, value = line.rpartition(" ")
         if name and not name.startswith("#"):
             with suppress(ValueError):
                 numbers[name.partition("{")[0]] += float(value)
+                if "{" in name:
+                    numbers[name] = float(value)
     return dict(numbers)
 
 
