@@ -33,6 +33,7 @@ LABELS: Final[Mapping[str, str]] = MappingProxyType(
         "acestep_publishes_refused": "reason",
         "acestep_ready": "check",
         "acestep_requests_sent_on": "tier",
+        "acestep_stage_jobs": "stage",
         "acestep_stage_seconds": "stage",
     }
 )

@@ -258,6 +258,7 @@ class Worker:
             engines=self._engines,
             consumer=consumer,
             costs=self._costs,
+            running=self._jobs.running,
         )
         tiers = self._new_tier_queues(consumer)
         identified = IdentifiedQueue(self._control.connection, consumer)

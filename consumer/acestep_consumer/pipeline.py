@@ -102,15 +102,15 @@ class Pipeline:
         return in_force
 
     async def _stages(self, run: JobRun) -> Completed:
-        job, ports, stage = run.job, self._ports, StageTimer()
+        job, ports, stage = run.job, self._ports, StageTimer(self._ports.observer.running)
         with stage("fetch"):
             sources = await ports.inputs.fetch(job, run.folder)
         async with self._runner.running_time():
             with stage("plan"):
                 plan = await ports.planner.plan(job, sources, run.report)
             with stage("render"):
-                render = ports.renderer.render
-                rendering = NO_SONGS if job.analysis else await render(job, plan, sources, run.folder, run.report)
+                render, report = ports.renderer.render, stage.rendering(run.report)
+                rendering = NO_SONGS if job.analysis else await render(job, plan, sources, run.folder, report)
         with stage("upload"):
             objects = await ports.store.put(job, rendering)
         timings = stage.timings(rendering, run.context.delivery.queued_s)

@@ -283,12 +283,23 @@ class Unfinished(Frozen):
         return self.status
 
 
+class StageJobs(Frozen):
+    """Running jobs of a worker, by the stage that they are in; those that wait in it included."""
+
+    fetch: int = 0
+    plan: int = 0
+    render: int = 0
+    encode: int = 0
+    upload: int = 0
+
+
 class Worker(Frozen):
     """Data of a worker's own events.
 
     ``in_hand`` counts its running jobs, ``prefetch`` is how many it runs at once at most, ``seconds_per_job`` is how
     long its latest jobs took; None before the first. ``remaining_s`` estimates how long each running job still takes,
-    null where that is unknown; it leaves out those that have not begun. None: a worker of an earlier version.
+    null where that is unknown; it leaves out those that have not begun. ``stages`` counts the running jobs by stage.
+    None: a worker of an earlier version.
     """
 
     worker_id: str
@@ -300,6 +311,7 @@ class Worker(Frozen):
     in_hand: int = 0
     seconds_per_job: float | None = None
     remaining_s: tuple[float | None, ...] | None = None
+    stages: StageJobs | None = None
 
 
 class CloudEvent(Frozen):

@@ -53,6 +53,7 @@ from acestep_consumer.client import Client, ClientError
 from acestep_consumer.config.logs import set_up_logs
 from acestep_consumer.config.settings import Settings, SettingsError, load
 from acestep_consumer.multi_gpu import device_count, selection
+from acestep_consumer.observability.tracing import STAGES
 from acestep_schemas.events import Completed, JobCompleted, JobProgress, JobStarted, Unfinished, WorkerEvent
 from infra.local.ports import LOOPBACK
 from infra.local.process import Process, ProcessId, ServerError, tail
@@ -221,6 +222,7 @@ def _row(pages: list[dict[str, float]]) -> dict[str, float | None]:
         "pack_songs_mean": mean("acestep_pack_songs"),
         "pack_tokens_mean": mean("acestep_pack_tokens"),
         "in_hand_mean": mean("acestep_in_hand"),
+        **{f"in_{stage}_mean": mean(f'acestep_stage_jobs{{stage="{stage}"}}') for stage in STAGES},
         "songs": gained("acestep_songs_total"),
         "memory_squeezes": gained("acestep_memory_squeezes_total"),
     }
@@ -277,7 +279,8 @@ class Site:
     def variables(self, crew: Crew, port: int) -> dict[str, str]:
         """The worker's environment: nothing of the caller's ACESTEP_ variables but what ``--set`` gives."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("ACESTEP_")}
-        path = os.pathsep.join((str(ROOT), *filter(None, [inherited.get("PYTHONPATH")])))
+        sound = str(ROOT / "tests/bench/sound") if self.arguments.sound == "music" else None
+        path = os.pathsep.join((str(ROOT), *filter(None, [sound, inherited.get("PYTHONPATH")])))
         settings = {
             "ACESTEP_S3_PREFIX": f"bench-{time.time_ns()}",
             "ACESTEP_QUEUE_MAXSIZE": str(_LONGEST_QUEUE),
@@ -467,6 +470,7 @@ def _result(crew: Crew, tally: Tally, window: tuple[float, float], arguments: ar
     songs = [audio.duration_s for _, event in done for audio in event.audios]
     return {
         "bench": "worker",
+        "sound": arguments.sound,
         "gpus": crew.gpus,
         "seats": crew.seats,
         "workers": crew.workers,
@@ -706,6 +710,7 @@ def _role(command: str) -> str:
     roles = {
         "acestep_consumer.engine.renderer": "renderer",
         "acestep_consumer.engine.planner": "planner",
+        "acestep_consumer.audio.encoding": "encoders",
         "acestep_consumer run": "consumer",
     }
     return next((role for words, role in roles.items() if words in command), "other")
@@ -773,13 +778,15 @@ def _answers(port: int) -> bool:
 
 
 def _numbers(page: str) -> dict[str, float]:
-    """The samples of a Prometheus page; those of one name with several labels are added up."""
+    """The samples of a Prometheus page, with their labels; those of one name are added up besides."""
     numbers: dict[str, float] = defaultdict(float)
     for line in page.splitlines():
         name, _, value = line.rpartition(" ")
         if name and not name.startswith("#"):
             with suppress(ValueError):
                 numbers[name.partition("{")[0]] += float(value)
+                if "{" in name:
+                    numbers[name] = float(value)
     return dict(numbers)
 
 
@@ -815,7 +822,13 @@ def _parser() -> argparse.ArgumentParser:
     work.add_argument("--workers", type=int, default=48, help="jobs in a worker's hands (48)")
     work.add_argument("--backlog", type=float, default=2, help="jobs that wait, for each in hand (2)")
     work.add_argument("--duration", type=float, default=300, help="seconds of a song (300)")
-    work.add_argument("--audio-format", default="mp3", choices=["mp3", "flac", "wav", "opus"], help="(mp3)")
+    work.add_argument("--audio-format", default="mp3", choices=["mp3", "flac", "wav", "opus", "aac"], help="(mp3)")
+    work.add_argument(
+        "--sound",
+        default="noise",
+        choices=["noise", "music"],
+        help="what is encoded: the songs themselves, noise with random weights, or music-like tones instead (noise)",
+    )
     work.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the worker")
     clock = parser.add_argument_group("time, in seconds")
     clock.add_argument("--seconds", type=float, default=60, help="the window (60)")

@@ -56,7 +56,8 @@ ENGINE_PROCESS = {
     "engine.planner.vllm_engine",
     "engine.planner.vllm_guidance",
 }
-TORCH = {"accelerate", "av", "diffusers", "numpy", "pywt", "safetensors", "soundfile", "tokenizers", "transformers"}
+TORCH = {"accelerate", "av", "diffusers", "lameenc", "numpy", "pywt", "safetensors"}
+TORCH |= {"soundfile", "tokenizers", "transformers"}
 # Third-party package -> where it may be imported.
 MAY_NAME = {
     **dict.fromkeys(TORCH, ENGINE_PROCESS),

@@ -20,14 +20,15 @@ from acestep_consumer.domain.errors import (
     Cancelled,
     EngineCrashed,
     Interrupted,
+    RenderFailed,
     StorageUnavailable,
     Unpublished,
     Verdict,
 )
-from acestep_consumer.domain.job import Job, Rendering, StoredObject
+from acestep_consumer.domain.job import Job, Plan, Rendering, Sources, StoredObject
 from acestep_consumer.domain.outcome import AUDIO_DELETED, OTHER_BODY, TerminalRecord
 from acestep_consumer.domain.parse import RequestRules
-from acestep_consumer.domain.ports import BodyFormat, Routes
+from acestep_consumer.domain.ports import BodyFormat, Report, Routes
 from acestep_consumer.engine.adapters import DirectPlanner
 from acestep_consumer.execution.eta import CostModel
 from acestep_consumer.execution.retries import RetryPolicy
@@ -145,6 +146,33 @@ async def test_a_request_is_started_rendered_stored_published_and_acked(stage: S
     assert event.data.request.audio_duration == 30
     assert event.data.worker_id == "worker-1"
     assert event.data.timings.total is not None
+
+
+async def test_a_running_job_is_counted_in_the_stage_that_it_is_in(stage: Stage) -> None:
+    seen: list[dict[str, int]] = []
+
+    class Reporting(FakeRenderer):
+        async def render(self, job: Job, plan: Plan, sources: Sources, folder: Path, report: Report) -> Rendering:
+            # As the renderer reports; the last three are of a second process, after the first one died.
+            for fraction, name in ((0.0, "render"), (0.5, "render"), (1.0, "render"), (0.5, "encode"), (0.1, "render")):
+                report(fraction, name)
+                seen.append({at: count for at, count in stage.stats.running.jobs.items() if count})
+            return await super().render(job, plan, sources, folder, report)
+
+    stage.renderer = Reporting()
+    await stage.process(request())
+    assert seen == [{"render": 1}, {"render": 1}, {"encode": 1}, {"encode": 1}, {"render": 1}]
+    assert set(stage.stats.running.jobs.values()) == {0}
+
+
+async def test_a_job_that_fails_is_in_no_stage(stage: Stage) -> None:
+    async def fail(job: Job) -> None:
+        raise RenderFailed("no")
+
+    stage.renderer.before = fail
+    await stage.process(request())
+    assert stage.unfinished().error.code == "render_failed"
+    assert set(stage.stats.running.jobs.values()) == {0}
 
 
 async def test_each_finished_job_is_logged_once(stage: Stage) -> None:

@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Audio codec: decodes files of any common format to stereo samples, and encodes samples in one of seven formats.
 
-Both use PyAV, which brings its own FFmpeg. Songs are encoded in this process; untrusted inputs are decoded in a
-sandboxed one. Only engine processes import this module; the names of the formats are in ``formats``.
+Untrusted inputs are decoded in a sandboxed process; the renderer's songs are encoded in processes of their own as well
+(``encoding``). Only engine processes import this module; the names of the formats are in ``formats``.
 """
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+import wave
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final, cast
+from typing import BinaryIO, Final, TypeAlias
 
-import av
 import numpy as np
-from av.audio.frame import AudioFrame
-from av.audio.stream import AudioStream
 from numpy.typing import NDArray
 
 from acestep_consumer.audio.formats import FORMATS, Format
@@ -34,7 +32,6 @@ Samples = NDArray[np.float32]
 _STEREO = 2
 _PADDING_S = 0.2
 _TONE_RATE = 48_000
-_CHUNK = 1 << 16
 _HINT = "send WAV, FLAC, MP3, OGG, M4A or another common format"
 _REFUSALS: Final = {
     DecodeExit.NO_AUDIO_TRACK: "has no audio track",
@@ -53,6 +50,10 @@ class Encoded:
     sample_rate: int
     channels: int
     duration_s: float
+
+
+Encode: TypeAlias = Callable[[Samples, Path, str | Format, int], Encoded]
+"""``encode``, or the same in another process."""
 
 
 def decode(
@@ -117,6 +118,26 @@ def _checked(values: Samples, limit: int, what: str) -> Samples:
 
 
 def encode(samples: Samples, stem: Path, audio_format: str | Format, sample_rate: int) -> Encoded:
+    """Encode a song in this process; ``encoding.pool`` does it in others. See ``encode_with``."""
+    # Not at the top: FFmpeg's libraries are loaded only in processes that encode.
+    from acestep_consumer.audio.encoding.encode import EncodingFailed, write_song  # noqa: PLC0415 - see above
+
+    def write(samples: Samples, path: Path, wanted: Format, sample_rate: int) -> None:
+        try:
+            write_song(samples, path, wanted, sample_rate)
+        except EncodingFailed as error:
+            raise RenderFailed(str(error)) from error
+
+    return encode_with(write, samples, stem, audio_format, sample_rate)
+
+
+def encode_with(
+    write: Callable[[Samples, Path, Format, int], None],
+    samples: Samples,
+    stem: Path,
+    audio_format: str | Format,
+    sample_rate: int,
+) -> Encoded:
     """Write float samples of shape [channels, n], 1 or 2 channels, full scale 1.0, to ``stem`` plus the suffix.
 
     ``audio_format``: one of ``FORMATS`` by its name, or one with other values. Samples over full scale are clipped,
@@ -127,14 +148,8 @@ def encode(samples: Samples, stem: Path, audio_format: str | Format, sample_rate
     """
     wanted = FORMATS[audio_format] if isinstance(audio_format, str) else audio_format
     channels, length = samples.shape
-    if length == 0 or not np.isfinite(samples).all():
-        raise RenderFailed("the model returned samples that are not finite numbers, or none")
     path = stem.with_name(stem.name + wanted.suffix)
-    try:
-        _write(np.ascontiguousarray(samples, dtype=np.float32), path, wanted, sample_rate)
-    except (av.FFmpegError, ValueError) as error:
-        path.unlink(missing_ok=True)
-        raise RenderFailed(f"the {wanted.suffix[1:]} encoder failed ({type(error).__name__})") from error
+    write(np.ascontiguousarray(samples, dtype=np.float32), path, wanted, sample_rate)
     return Encoded(
         path=path,
         content_type=wanted.content_type,
@@ -144,49 +159,29 @@ def encode(samples: Samples, stem: Path, audio_format: str | Format, sample_rate
     )
 
 
-def check_encoders() -> tuple[str, ...]:
+def check_encoders(encode: Encode = encode) -> tuple[str, ...]:
     """Return the formats that can be encoded here: those in which encoding a short tone works."""
     tone = np.sin(np.linspace(0, 400, 4_800, dtype=np.float32)) / 2
     with tempfile.TemporaryDirectory(prefix="encoders-") as folder:
-        return tuple(name for name in FORMATS if _can_encode(np.stack((tone, tone)), Path(folder) / name, name))
+        return tuple(name for name in FORMATS if _can_encode(encode, np.stack((tone, tone)), Path(folder), name))
 
 
 def check_decoder() -> str | None:
     """Return why no audio input can be decoded here, or None: tried with a short tone in a decoder process."""
     with tempfile.TemporaryDirectory(prefix="decoder-") as folder:
-        tone = encode(np.full((_STEREO, 480), 0.25, dtype=np.float32), Path(folder) / "tone", "wav", _TONE_RATE)
+        tone = Path(folder) / "tone.wav"
+        with wave.open(str(tone), "wb") as file:
+            file.setparams((_STEREO, 2, _TONE_RATE, 0, "NONE", ""))
+            file.writeframes(np.full(480 * _STEREO, 8_192, dtype="<i2").tobytes())
         try:
-            decode(tone.path, sample_rate=_TONE_RATE, max_seconds=1)
+            decode(tone, sample_rate=_TONE_RATE, max_seconds=1)
         except (InputUnreadable, RenderFailed) as error:
             return str(error)
     return None
 
 
-def _can_encode(samples: Samples, stem: Path, audio_format: str) -> bool:
+def _can_encode(encode: Encode, samples: Samples, folder: Path, audio_format: str) -> bool:
     try:
-        return encode(samples, stem, audio_format, _TONE_RATE).path.stat().st_size > 0
+        return encode(samples, folder / audio_format, audio_format, _TONE_RATE).path.stat().st_size > 0
     except RenderFailed:
         return False
-
-
-def _write(samples: Samples, path: Path, wanted: Format, sample_rate: int) -> None:
-    layout = "stereo" if samples.shape[0] == _STEREO else "mono"
-    with av.open(str(path), "w", format=wanted.container) as container:
-        rate = wanted.sample_rate or sample_rate
-        stream = cast("AudioStream", container.add_stream(wanted.codec, rate=rate, layout=layout))
-        if wanted.bit_rate:
-            stream.bit_rate = wanted.bit_rate
-        if wanted.compression_level:
-            stream.options = {"compression_level": wanted.compression_level}
-        for frame in _frames(samples, layout, sample_rate):
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-
-
-def _frames(samples: Samples, layout: str, sample_rate: int) -> Iterator[AudioFrame]:
-    """Planar float frames; PyAV converts them to the encoder's sample format, rate and frame size."""
-    for start in range(0, samples.shape[1], _CHUNK):
-        chunk = np.ascontiguousarray(samples[:, start : start + _CHUNK])
-        frame = AudioFrame.from_ndarray(chunk, format="fltp", layout=layout)
-        frame.sample_rate, frame.pts = sample_rate, start
-        yield frame

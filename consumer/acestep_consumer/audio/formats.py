@@ -17,7 +17,7 @@ class Format:
         codec: FFmpeg's name of the encoder.
         bit_rate: bits a second; None: lossless.
         sample_rate: Hz, where the codec has a fixed rate, to which samples are resampled; None: any.
-        compression_level: FFmpeg's option of that name; for LAME 0 (slow) to 9 (fast).
+        compression_level: FFmpeg's option of that name; for LAME 0 (slow) to 9 (fast), for Opus 0 (fast) to 10 (slow).
     """
 
     suffix: str
@@ -29,7 +29,8 @@ class Format:
     compression_level: str | None = None
 
 
-# Ogg/Opus under its two usual names.
+# Ogg/Opus under its two usual names. Level 7 is as near to the samples as 10, in two thirds of the time; below 7 Opus
+# does without the analysis that chooses how many bits a passage gets.
 _OGG = Format(
     suffix=".ogg",
     content_type="audio/ogg",
@@ -37,10 +38,11 @@ _OGG = Format(
     codec="libopus",
     bit_rate=160_000,
     sample_rate=48_000,
+    compression_level="7",
 )
 FORMATS: Final = MappingProxyType(
     {
-        # LAME's default, 5, takes 1.5 times as long: 13 s of a core for a song of 300 s. A GPU renders one in 0.4 s.
+        # LAME's default, 5, takes 1.5 times as long. A GPU renders a song of 300 s in 0.3 s.
         "mp3": Format(
             suffix=".mp3",
             content_type="audio/mpeg",

@@ -307,6 +307,12 @@ class EngineSettings(Section):
     compile_cache: Path_ | None = variable(
         "ACESTEP_COMPILE_CACHE", None, "folder for compiled kernels; unset: in the user's cache folder"
     )
+    encoders: int | None = variable(
+        "ACESTEP_ENCODERS",
+        None,
+        "processes that encode songs, at most one per CPU core; unset: one per core, up to 16",
+        ge=1,
+    )
     max_vram_gb: float | None = variable("MAX_CUDA_VRAM", None, "treat the GPU as having this much memory, GB", gt=0)
     offload: AutoBool = variable(
         "ACESTEP_OFFLOAD_TO_CPU", None, "keep idle models in RAM; `auto`: on GPUs below 15.5 GB"

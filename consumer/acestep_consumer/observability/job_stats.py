@@ -15,7 +15,7 @@ from acestep_consumer.domain.job import Job
 from acestep_consumer.domain.outcome import Ending
 from acestep_consumer.execution.context import JobContext
 from acestep_consumer.execution.eta import CostModel
-from acestep_consumer.observability.tracing import note_end
+from acestep_consumer.observability.tracing import StageCounts, note_end
 from acestep_schemas.events import Completed, ErrorCode, Timings
 
 NONE: Final = "none"
@@ -45,9 +45,13 @@ class MetricGroup:
 
 
 class JobStats(MetricGroup):
-    """All jobs of this worker. ``job_ended`` is called once for each, when its terminal event is confirmed."""
+    """All jobs of this worker. ``job_ended`` is called once for each, when its terminal event is confirmed.
+
+    ``running`` counts those that have not ended by stage.
+    """
 
     def __init__(self) -> None:
+        self.running = StageCounts()
         self._jobs = Counter("acestep_jobs", "Finished jobs.", ("state", "model", "tier"), registry=None)
         errors = Counter(
             "acestep_job_errors", "Jobs that ended without songs, by error code.", ("code",), registry=None
@@ -178,6 +182,11 @@ class JobObserver:
     def __init__(self, stats: JobStats, costs: CostModel) -> None:
         self._stats = stats
         self._costs = costs
+
+    @property
+    def running(self) -> StageCounts:
+        """Running jobs by stage."""
+        return self._stats.running
 
     def ended(self, context: JobContext, ending: Ending) -> None:
         """Count a job whose terminal event is confirmed."""

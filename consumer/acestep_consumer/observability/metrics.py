@@ -84,6 +84,11 @@ def worker_metrics(consumer: ConsumerState | None, queue_limit: int) -> Iterator
     yield GaugeMetricFamily("acestep_queue_limit", "Most messages that the request queue takes.", queue_limit)
 
 
+def stage_metrics(jobs: Mapping[str, int]) -> Iterator[Metric]:
+    """Running jobs, by stage."""
+    yield _gauges("acestep_stage_jobs", "Running jobs in this stage, those that wait in it included.", "stage", jobs)
+
+
 def readiness_metrics(checks: Mapping[str, bool]) -> Iterator[Metric]:
     """Conditions of readiness, 1 or 0. They must be known already: a scrape must not wait."""
     yield _gauges("acestep_ready", "Whether this condition of readiness holds.", "check", checks)

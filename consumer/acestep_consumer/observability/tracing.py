@@ -11,7 +11,7 @@ nothing is recorded.
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
@@ -20,8 +20,9 @@ import structlog
 from acestep_consumer.domain.errors import ConsumerError
 from acestep_consumer.domain.job import Rendering
 from acestep_consumer.domain.outcome import Ending
+from acestep_consumer.domain.ports import Report
 from acestep_consumer.execution.context import JobContext
-from acestep_schemas.events import Completed, Timings
+from acestep_schemas.events import Completed, StageJobs, Timings
 
 try:
     from opentelemetry import trace
@@ -166,22 +167,65 @@ def _ids(context: JobContext) -> dict[str, str | None]:
     return ids if context.traceparent is None else {**ids, "trace_id": context.traceparent[TRACE_ID]}
 
 
-class StageTimer:
-    """Measures the stages of a job, each by ``with timer("plan"):``; the total counts from its creation."""
+STAGES: Final = tuple(StageJobs.model_fields)
+
+
+class StageCounts:
+    """Counts the running jobs of a worker by stage."""
 
     def __init__(self) -> None:
+        self._jobs = dict.fromkeys(STAGES, 0)
+
+    @property
+    def jobs(self) -> Mapping[str, int]:
+        """Jobs that are in each stage now, waiting ones included."""
+        return dict(self._jobs)
+
+    def move(self, before: str | None, after: str | None) -> None:
+        """Move one job from a stage to another; None: it is in none."""
+        if before is not None:
+            self._jobs[before] -= 1
+        if after is not None:
+            self._jobs[after] += 1
+
+
+class StageTimer:
+    """Measures the stages of a job, each by ``with timer("plan"):``; the total counts from its creation.
+
+    ``counts`` has the job in the stage that it is in.
+    """
+
+    def __init__(self, counts: StageCounts) -> None:
         self._start = time.perf_counter()
         self._stages: dict[str, float] = {}
+        self._counts = counts
+        self._now: str | None = None
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         """Measure the body as ``stage``, in a span."""
         start = time.perf_counter()
+        self._enter(stage)
         try:
             with stage_span(stage):
                 yield
         finally:
+            self._enter(None)
             self._stages[stage] = time.perf_counter() - start
+
+    def rendering(self, report: Report) -> Report:
+        """Return ``report`` for the renderer, which encodes as well: its reports tell when a job goes on to that."""
+
+        def observed(fraction: float, stage: str) -> None:
+            if self._now in {"render", "encode"}:
+                self._enter("encode" if stage == "encode" or fraction >= 1 else "render")
+            report(fraction, stage)
+
+        return observed
+
+    def _enter(self, stage: str | None) -> None:
+        self._counts.move(self._now, stage)
+        self._now = stage
 
     def timings(self, rendering: Rendering, queued_s: float | None) -> Timings:
         """Return all stages so far, with the renderer's own measurements, seconds rounded to milliseconds."""

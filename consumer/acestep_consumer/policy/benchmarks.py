@@ -145,9 +145,10 @@ _PT: Final = ((1, 4.3), (64, 166.0))
 MOST_IN_LM: Final = 64
 """Concurrent songs: more were not measured, and vLLM is started with room for 128 sequences, two per song."""
 
-# CPU seconds to encode a second of stereo, on one core of an AMD EPYC server. Noise, the worst case.
+# CPU seconds to encode a second of stereo, on one core of an AMD EPYC server: noise or tones, whichever takes longer
+# (`infra/dev bench encode`).
 ENCODE_S_PER_SECOND: Final[Mapping[str, float]] = MappingProxyType(
-    {"mp3": 0.055, "aac": 0.05, "ogg": 0.013, "opus": 0.013, "flac": 0.002, "wav": 0.001, "wav32": 0.001}
+    {"mp3": 0.011, "aac": 0.05, "ogg": 0.013, "opus": 0.013, "flac": 0.002, "wav": 0.001, "wav32": 0.001}
 )
 
 REFERENCE: Final = GpuSpeed(989, 4800)

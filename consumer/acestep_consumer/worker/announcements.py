@@ -11,7 +11,8 @@ from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.domain.errors import Unpublished
 from acestep_consumer.engine.interface import EngineSet
 from acestep_consumer.execution.eta import CostModel
-from acestep_schemas.events import Worker, WorkerEvent
+from acestep_consumer.observability.tracing import StageCounts
+from acestep_schemas.events import StageJobs, Worker, WorkerEvent
 
 log = structlog.get_logger()
 
@@ -26,6 +27,7 @@ class Announcements:
         engines: models and limits. They have been started.
         consumer: prefetch and running jobs.
         costs: mean duration of the latest jobs, and how long the running ones still take.
+        running: running jobs by stage.
     """
 
     def __init__(  # noqa: PLR0913 - an announcement has this many sources
@@ -37,6 +39,7 @@ class Announcements:
         engines: EngineSet,
         consumer: Consumer,
         costs: CostModel,
+        running: StageCounts,
     ) -> None:
         self._id = worker_id
         self._publisher = publisher
@@ -44,6 +47,7 @@ class Announcements:
         self._engines = engines
         self._consumer = consumer
         self._costs = costs
+        self._running = running
 
     async def ready(self) -> None:
         """Publish worker.ready with models, tier and prefetch. Waits while the broker is unreachable."""
@@ -88,6 +92,7 @@ class Announcements:
             in_hand=self._consumer.in_hand,
             seconds_per_job=self._costs.seconds_per_job,
             remaining_s=tuple(None if each is None else round(each, 1) for each in self._costs.remaining_s),
+            stages=StageJobs(**self._running.jobs),
         )
         try:
             await self._publisher.announce(WorkerEvent.of(data))

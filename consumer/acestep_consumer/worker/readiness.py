@@ -21,6 +21,7 @@ from acestep_consumer.observability.metrics import (
     readiness_metrics,
     renderer_metrics,
     scratch_metrics,
+    stage_metrics,
     storage_metrics,
     worker_metrics,
 )
@@ -66,6 +67,7 @@ class WorkerState:
             lambda: worker_metrics(self.consumer, self.settings.broker.queue_maxsize),
             lambda: readiness_metrics(self.known()),
             self.jobs.collect,
+            lambda: stage_metrics(self.jobs.running.jobs),
             lambda: renderer_metrics(self.engines.renderer_usage),
             lambda: engine_metrics({name: state.restarts for name, state in self.engines.states.items()}),
             lambda: storage_metrics(self.traffic or Traffic(), away=self.outage.away),

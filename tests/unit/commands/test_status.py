@@ -22,7 +22,7 @@ from acestep_consumer.commands.status.report import (
     status_of,
 )
 from acestep_consumer.commands.status.table import table
-from acestep_schemas.events import JobCompleted, Worker, WorkerEvent
+from acestep_schemas.events import JobCompleted, StageJobs, Worker, WorkerEvent
 from tests.support.broker import failed_event
 from tests.support.jobs import make_job, make_manifest
 
@@ -131,6 +131,18 @@ def test_without_the_management_api_the_workers_say_what_they_have_in_hand() -> 
     assert (found.queue.unacked, found.queue.unacked_from) == (6, "workers")
     assert [(each.worker_id, each.in_hand) for each in found.workers] == [("a", 3), ("b", 1), ("c", 2)]
     assert "6 (reported by workers)" in shown(found)
+
+
+def test_jobs_are_shown_by_the_stage_that_they_are_in() -> None:
+    heard = ObservedEvents(0.0)
+    heard.add(announced("a", in_hand=3, stages=StageJobs(plan=2, render=1)), 51)
+    heard.add(announced("of-before"), 52)
+    found = status(0, 2, heard=heard)
+    assert [each.stages and each.stages["plan"] for each in found.workers] == [2, None]
+    text = shown(found)
+    assert "plan 2" in text
+    assert "render 1" in text
+    assert "upload" not in text
 
 
 def test_in_hand_is_at_least_what_those_say_that_answered() -> None:

@@ -15,6 +15,11 @@ def settings(**variables: str) -> Settings:
     return settings_module.load(environ=variables, env_file=None)
 
 
+@pytest.fixture(autouse=True)
+def _eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+
+
 def placements(**variables: str) -> tuple[Placement, ...]:
     return place(GPUS, settings(**variables), log_format="json")
 
@@ -28,6 +33,7 @@ def test_each_worker_gets_its_gpu_its_name_and_the_next_port() -> None:
         "ACESTEP_WORKER_ID": "host-gpu0",
         "ACESTEP_HTTP_PORT": "9000",
         "ACESTEP_LOG_FORMAT": "json",
+        "ACESTEP_ENCODERS": "4",
     }
     assert second.environment == dict(first.environment) | {
         "CUDA_VISIBLE_DEVICES": "MIG-a",
@@ -41,6 +47,10 @@ def test_a_worker_reads_its_placement_without_complaint() -> None:
         loaded = settings(**each.environment)
         assert loaded.worker.worker_id == each.environment["ACESTEP_WORKER_ID"]
         check(loaded.engine.model_copy(update={"device": "auto"}))
+
+
+def test_a_number_of_encoders_that_is_set_holds_for_each_worker() -> None:
+    assert {each.environment["ACESTEP_ENCODERS"] for each in placements(ACESTEP_ENCODERS="7")} == {"7"}
 
 
 def test_port_0_stays_0_for_all() -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parent's side of a decoder process: starts it with two files and nothing else, waits, kills it when cancelled."""
 
+import importlib.util
 import os
 import select
 import signal
@@ -12,7 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
-import av
 import structlog
 
 from acestep_consumer.audio.sandbox.exit_codes import DecodeExit
@@ -34,7 +34,17 @@ sys.path += sys.argv.pop().split("\\n")
 from acestep_consumer.audio.sandbox.__main__ import main
 main()
 """
-_FOLDERS: Final = "\n".join({str(Path(file).parents[depth]) for file, depth in ((__file__, 3), (av.__file__ or "", 1))})
+
+
+def _folder_of(package: str) -> str:
+    """Return the folder that a package is imported from, without importing it: only the child needs FFmpeg."""
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+    return str(Path(found.origin).parents[1])
+
+
+_FOLDERS: Final = "\n".join({str(Path(__file__).parents[3]), _folder_of("av")})
 
 log = structlog.get_logger()
 

@@ -73,6 +73,7 @@ class WorkerPart(_StatusPart):
     state: str | None = None
     prefetch: int | None = None
     in_hand: int | None = None
+    stages: dict[str, int] | None = None
     tier: str | None = None
     vram_gb: float | None = None
     models: tuple[str, ...] = ()
@@ -286,6 +287,7 @@ def _worker(data: Worker) -> WorkerPart:
         state=data.state,
         prefetch=data.prefetch,
         in_hand=data.in_hand,
+        stages=None if data.stages is None else data.stages.model_dump(),
         tier=data.tier,
         vram_gb=data.vram_gb,
         models=data.models,

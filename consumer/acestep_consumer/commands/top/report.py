@@ -25,10 +25,11 @@ class _TopPart(BaseModel):
 
 
 class JobsPart(_TopPart):
-    """Jobs: running, most that may run, and ended ones by state."""
+    """Jobs: running, in all and by stage, most that may run, and ended ones by state."""
 
     in_hand: int | None
     workers: int | None
+    stages: dict[str, int]
     ended: dict[str, int]
 
 
@@ -172,6 +173,7 @@ def top_of(url: str, page: MetricsPage, history: MetricsHistory, readiness: Mapp
         jobs=JobsPart(
             in_hand=_whole(page.value("acestep_in_hand")),
             workers=_whole(page.value("acestep_workers")),
+            stages={stage: int(count) for stage, count in page.by("acestep_stage_jobs", "stage").items()},
             ended={state: int(count) for state, count in page.by("acestep_jobs_total", "state").items()},
         ),
         songs=_songs(page, history),

@@ -35,6 +35,7 @@ def _head(top: TopReport) -> Text:
 def _rows(top: TopReport) -> Iterator[tuple[str, float | None, str]]:
     jobs, songs, device = top.jobs, top.songs, top.device
     yield "running jobs", _of(jobs.in_hand, jobs.workers), f"{number(jobs.in_hand)} of {number(jobs.workers)}"
+    yield "by stage", None, ", ".join(f"{stage} {count}" for stage, count in jobs.stages.items()) or UNKNOWN
     # The renderer counts a step or a decode when it ends: on a CPU one can take longer than a minute.
     yield "device busy", device.busy, f"{share(device.busy)} in the last minute (finished steps)"
     used, limit = device.vram_used, device.vram_limit

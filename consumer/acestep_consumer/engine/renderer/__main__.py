@@ -90,21 +90,28 @@ def open_service(pipe: RendererPipe, configure: Configure) -> "RendererService":
     try:
         # Not at the top: torch takes seconds and may be missing, and the parent must be informed of either.
         with collection_paused():
-            from acestep_consumer.engine.renderer.device import DeviceError  # noqa: PLC0415 - see above
+            from acestep_consumer.audio.encoding.pool import EncoderPool, encoder_count  # noqa: PLC0415 - see above
+            from acestep_consumer.engine.renderer.device import DeviceError  # noqa: PLC0415
             from acestep_consumer.engine.renderer.registry import CheckpointError  # noqa: PLC0415
             from acestep_consumer.engine.renderer.service import RendererService  # noqa: PLC0415
             from acestep_consumer.engine.renderer.startup import open_runtime  # noqa: PLC0415
     except ImportError as error:
         pipe.send(Unusable(reason=f"{error.name} is missing: pip install 'acestep-consumer[engine]'"))
         exit_now(EXIT_UNUSABLE)
+    encoders = EncoderPool(encoder_count(configure.settings.encoders))
+    encoders.start()
     try:
-        runtime = open_runtime(
-            configure.settings, lambda step: pipe.send(Loading(step=step)), share_gb=configure.memory_gb
-        )
+        with encoders.slot(lambda: False) as encode:
+            runtime = open_runtime(
+                configure.settings,
+                lambda step: pipe.send(Loading(step=step)),
+                share_gb=configure.memory_gb,
+                encode_test=encode,
+            )
     except (DeviceError, CheckpointError) as error:
         pipe.send(Unusable(reason=str(error)))
         exit_now(EXIT_UNUSABLE)
-    service = RendererService(runtime, pipe.send, on_device_lost, max_input_s=configure.max_input_s)
+    service = RendererService(runtime, pipe.send, on_device_lost, max_input_s=configure.max_input_s, encoders=encoders)
     pipe.send(Ready(report=runtime.report))
     return service
 

@@ -14,6 +14,7 @@ import structlog
 import torch
 
 from acestep_consumer.audio import codec
+from acestep_consumer.audio.encoding.pool import EncoderPool
 from acestep_consumer.audio.formats import FORMATS, Format
 from acestep_consumer.domain.audio_codes import format_codes
 from acestep_consumer.domain.errors import Cancelled, InputUnreadable, InvalidRequest
@@ -44,16 +45,28 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class RenderResources:
-    """Shared by all jobs: the scheduler, the longest accepted input in seconds, and a slot for each CPU core."""
+    """Shared by all jobs.
+
+    Attributes:
+        scheduler: makes the songs.
+        max_input_s: longest accepted input, seconds.
+        decoders: held while an input is decoded; limits how many are at a time.
+        encoders: encode the songs; None: this process does.
+    """
 
     scheduler: Scheduler
     max_input_s: float = MAX_DURATION_S
-    cores: AbstractContextManager[object] = field(default_factory=nullcontext)
+    decoders: AbstractContextManager[object] = field(default_factory=nullcontext)
+    encoders: EncoderPool | None = None
 
     def decode(self, path: Path, sample_rate: int, what: str, stopped: Stopped) -> codec.Samples:
-        """Decode one input, as ``audio.codec.decode`` does; at most as many at a time as there are CPU cores."""
-        with self.cores:
+        """Decode one input, as ``audio.codec.decode`` does, when a decoder is free."""
+        with self.decoders:
             return codec.decode(path, sample_rate=sample_rate, max_seconds=self.max_input_s, what=what, stopped=stopped)
+
+    def encoder(self, stopped: Stopped) -> AbstractContextManager[codec.Encode]:
+        """Wait for an encoder; the value of the context is the function that encodes, as ``audio.codec.encode``."""
+        return nullcontext(codec.encode) if self.encoders is None else self.encoders.slot(stopped)
 
 
 def render(resources: RenderResources, message: Render, report: Report, stopped: Stopped) -> Rendering:
@@ -158,10 +171,10 @@ class _JobRenderer:
             if index == len(self._job.seeds) - 1:
                 self._report(1.0, "render")
             self._raise_if_stopped()
-            with self._resources.cores:
+            with self._resources.encoder(self._stopped) as encode:
                 begun = perf_counter()
                 audio = self._finished(audio, arguments)
-                tracks.append(self._track(audio, seed, self._message.folder / str(index)))
+                tracks.append(self._track(encode, audio, seed, self._message.folder / str(index)))
                 took_s = perf_counter() - begun
             self._report((index + 1) / len(self._job.seeds), "encode")
         return tuple(tracks), took_s
@@ -173,7 +186,7 @@ class _JobRenderer:
             audio = spliced(audio, kept, output.peak)
         return faded(audio, output, rate)
 
-    def _track(self, audio: torch.Tensor, seed: int, stem: Path) -> Track:
+    def _track(self, encode: codec.Encode, audio: torch.Tensor, seed: int, stem: Path) -> Track:
         loras = self._job.request.all_loras
         if loras and not audio.isfinite().all():
             scales = ", ".join(f"{lora.scale:g}" for lora in loras)
@@ -181,7 +194,7 @@ class _JobRenderer:
                 f"with this LoRA the model returns samples that are not numbers: lower lora.scale, now {scales}, "
                 "or use another LoRA"
             )
-        file = codec.encode(audio.numpy(), stem, self._format(), self._model.sample_rate)
+        file = encode(audio.numpy(), stem, self._format(), self._model.sample_rate)
         return Track(
             path=file.path,
             seed=seed,

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The renderer's request handler: each request has a thread of its own, and all of them share the device's thread."""
 
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import NoReturn
 import structlog
 import torch
 
+from acestep_consumer.audio.encoding.pool import EncoderPool, usable_cores
 from acestep_consumer.config.logs import set_log_level
 from acestep_consumer.domain.errors import ConsumerError, DiskFull
 from acestep_consumer.domain.job import Rendering, TokenizedSource
@@ -46,16 +46,26 @@ log = structlog.get_logger()
 
 
 class RendererService:
-    """Answers requests. ``on_device_lost`` is called when only a new process can use the device again."""
+    """Answers requests.
+
+    ``on_device_lost`` is called when only a new process can use the device again. ``encoders`` encode the songs; None:
+    this process does.
+    """
 
     def __init__(
-        self, runtime: RendererRuntime, send: Send, on_device_lost: OnDeviceLost, *, max_input_s: float
+        self,
+        runtime: RendererRuntime,
+        send: Send,
+        on_device_lost: OnDeviceLost,
+        *,
+        max_input_s: float,
+        encoders: EncoderPool | None = None,
     ) -> None:
         self._runtime = runtime
         self._send = send
         self._on_device_lost = on_device_lost
-        cores = threading.BoundedSemaphore(os.cpu_count() or 1)
-        self._resources = RenderResources(runtime.scheduler, max_input_s, cores)
+        decoders = threading.BoundedSemaphore(usable_cores())
+        self._resources = RenderResources(runtime.scheduler, max_input_s, decoders, encoders)
         self._threads = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="request")
         # By request id: set when the request is stopped.
         self._pending: dict[int, threading.Event] = {}

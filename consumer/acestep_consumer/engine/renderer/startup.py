@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from acestep_consumer.audio.codec import check_decoder, check_encoders
+from acestep_consumer.audio.codec import Encode, check_decoder, check_encoders, encode
+from acestep_consumer.audio.encoding import lame
 from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.engine.compiler import compiler_fault
 from acestep_consumer.engine.messages import RendererReport
@@ -43,9 +44,15 @@ class RendererRuntime:
 
 
 def open_runtime(
-    settings: EngineSettings, notify: Notify = lambda _: None, *, share_gb: float | None = None
+    settings: EngineSettings,
+    notify: Notify = lambda _: None,
+    *,
+    share_gb: float | None = None,
+    encode_test: Encode = encode,
 ) -> RendererRuntime:
-    """Load every model that the settings name. ``share_gb``: GiB of the device to use; None: all that is free.
+    """Load every model that the settings name.
+
+    ``share_gb``: GiB of the device to use; None: all that is free. ``encode_test`` shows which formats can be encoded.
 
     Raises:
         DeviceError: the device is not there.
@@ -72,7 +79,7 @@ def open_runtime(
         device_name=report.name,
         vram_gb=report.vram_gb,
         models=tuple(handle.model for handle in handles),
-        formats=check_encoders(),
+        formats=check_encoders(encode_test),
         offload=offload.models,
         attention=attention,
         compiled=acceleration.compiled,
@@ -118,5 +125,7 @@ def _warnings(settings: EngineSettings, device: DeviceReport, offload: Offload, 
         )
     if settings.offload and not offload.models:
         yield f"ACESTEP_OFFLOAD_TO_CPU has no effect on {device.kind}: it has no separate memory to free"
+    if lame.library() is None:
+        yield "MP3 files take four times as long to encode, because lameenc is missing: pip install lameenc"
     if why := check_decoder():
         yield f"requests with audio inputs will fail: decoding a test tone failed, {why}"

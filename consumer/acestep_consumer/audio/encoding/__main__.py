@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An encoder process: ``python -m acestep_consumer.audio.encoding FD``; FD is a socket to the renderer.
+
+A request is a line of JSON with a file descriptor of the samples in shared memory; so is the answer, without one. The
+process ends as soon as the socket closes, even in the middle of a song. Signals for the worker reach it too (a
+terminal's Ctrl-C, a service manager's SIGTERM); it ignores them, since the renderer drains first.
+
+Imports are few: the process starts in a quarter of a second.
+"""
+
+import json
+import mmap
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from acestep_consumer.audio.encoding.encode import EncodingFailed, write_song
+from acestep_consumer.audio.formats import Format
+
+MEMORY_BYTES: Final = 2 << 30
+"""Address space. The longest song takes 230 MB of it, FFmpeg's libraries 200 MB."""
+
+NICE: Final = 5
+"""Lower priority than the renderer's: its threads launch the GPU's work, and a song that is encoded can wait."""
+
+_REQUEST_BYTES = 1 << 16
+
+
+def main() -> None:
+    """Encode one song after the other, until the socket closes."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    os.nice(NICE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    pipe = socket.socket(fileno=int(sys.argv[1]))
+    threading.Thread(target=_exit_when_closed, args=(pipe.fileno(),), name="pipe", daemon=True).start()
+    while True:
+        data, numbers, _, _ = socket.recv_fds(pipe, _REQUEST_BYTES, 1)
+        while data and not data.endswith(b"\n"):
+            data += pipe.recv(_REQUEST_BYTES)
+        if not data:
+            return
+        pipe.sendall(json.dumps(_answer(json.loads(data), numbers[0])).encode() + b"\n")
+
+
+def _exit_when_closed(pipe: int) -> None:
+    poll = select.poll()
+    poll.register(pipe, 0)  # the end of the other side alone
+    poll.poll()
+    os._exit(0)
+
+
+def _answer(request: dict[str, Any], samples: int) -> dict[str, Any]:
+    try:
+        _encode(request, samples)
+    except EncodingFailed as error:
+        cause = error.__cause__
+        return {"failure": str(error), "errno": cause.errno if isinstance(cause, OSError) else None}
+    except MemoryError:
+        return {"failure": None, "errno": None}
+    finally:
+        os.close(samples)
+    return {}
+
+
+def _encode(request: dict[str, Any], samples: int) -> None:
+    channels, length = request["channels"], request["samples"]
+    # Unmapped when the last array on it is gone.
+    memory = mmap.mmap(samples, 0, access=mmap.ACCESS_READ)
+    song = np.frombuffer(memory, dtype=np.float32, count=channels * length).reshape(channels, length)
+    write_song(song, Path(request["path"]), Format(**request["format"]), request["sample_rate"])
+
+
+if __name__ == "__main__":
+    main()

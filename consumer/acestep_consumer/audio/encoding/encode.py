@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the samples of a song into an audio file, with PyAV, which brings its own FFmpeg, or with LAME."""
+
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import cast
+
+import av
+import numpy as np
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from numpy.typing import NDArray
+
+from acestep_consumer.audio.encoding import lame
+from acestep_consumer.audio.formats import Format
+
+Samples = NDArray[np.float32]
+
+_CHUNK = 1 << 16
+_LAYOUTS = {1: "mono", 2: "stereo"}
+
+
+class EncodingFailed(Exception):
+    """The file cannot be written; the text is public. It is raised from the encoder's error, if there is one."""
+
+
+def write_song(samples: Samples, path: Path, wanted: Format, sample_rate: int) -> None:
+    """Write float samples of shape [channels, n], 1 or 2 channels, full scale 1.0.
+
+    A file that cannot be completed is removed.
+
+    Raises:
+        EncodingFailed: the samples are not finite numbers, or the encoder refused them, or the disk is full.
+    """
+    if samples.shape[1] == 0 or not all(np.isfinite(chunk).all() for chunk in _chunks(samples)):
+        raise EncodingFailed("the model returned samples that are not finite numbers, or none")
+    try:
+        if wanted.codec == "libmp3lame" and lame.library() is not None:
+            _write_by_lame(samples, path, wanted, sample_rate)
+        else:
+            write_by_ffmpeg(samples, path, wanted, sample_rate)
+    except (av.FFmpegError, lame.LameError, ValueError, OSError) as error:
+        path.unlink(missing_ok=True)
+        raise EncodingFailed(f"the {wanted.suffix[1:]} encoder failed ({type(error).__name__})") from error
+
+
+def write_by_ffmpeg(samples: Samples, path: Path, wanted: Format, sample_rate: int) -> None:
+    """Write a file with the encoder of FFmpeg that the format names."""
+    layout = _LAYOUTS[samples.shape[0]]
+    with av.open(str(path), "w", format=wanted.container) as container:
+        rate = wanted.sample_rate or sample_rate
+        stream = cast("AudioStream", container.add_stream(wanted.codec, rate=rate, layout=layout))
+        if wanted.bit_rate:
+            stream.bit_rate = wanted.bit_rate
+        if wanted.compression_level:
+            stream.options = {"compression_level": wanted.compression_level}
+        for frame in _frames(samples, sample_rate):
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def _write_by_lame(samples: Samples, path: Path, wanted: Format, sample_rate: int) -> None:
+    options = lame.Mp3Options(
+        channels=samples.shape[0],
+        sample_rate=wanted.sample_rate or sample_rate,
+        bit_rate=wanted.bit_rate or 0,
+        quality=int(wanted.compression_level or 0),
+    )
+    same_rate = options.sample_rate == sample_rate
+    chunks = _chunks(samples) if same_rate else _resampled(samples, sample_rate, options.sample_rate)
+    with path.open("wb") as file:
+        lame.write_mp3(file, chunks, options)
+
+
+def _chunks(samples: Samples) -> Iterator[Samples]:
+    for start in range(0, samples.shape[1], _CHUNK):
+        yield samples[:, start : start + _CHUNK]
+
+
+def _frames(samples: Samples, sample_rate: int) -> Iterator[AudioFrame]:
+    """Planar float frames; PyAV converts them to the encoder's sample format, rate and frame size."""
+    for index, chunk in enumerate(_chunks(samples)):
+        frame = AudioFrame.from_ndarray(np.ascontiguousarray(chunk), format="fltp", layout=_LAYOUTS[len(samples)])
+        frame.sample_rate, frame.pts = sample_rate, index * _CHUNK
+        yield frame
+
+
+def _resampled(samples: Samples, sample_rate: int, rate: int) -> Iterator[Samples]:
+    """Resample with FFmpeg, whose filter is better than LAME's own."""
+    resampler = av.AudioResampler(format="fltp", layout=_LAYOUTS[len(samples)], rate=rate)
+    for frame in chain(_frames(samples, sample_rate), (None,)):
+        for resampled in resampler.resample(frame):
+            yield resampled.to_ndarray().astype(np.float32, copy=False)

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pool of encoder processes: each encodes one song at a time, which it gets in shared memory.
+
+An encoder that crashes takes no other song with it, and its own song is given to another one. The shared memory has no
+name: it is freed with the last process that has it open, however those end.
+"""
+
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final, Self
+
+import structlog
+
+from acestep_consumer.audio.codec import Encode, Samples, encode_with
+from acestep_consumer.audio.formats import Format
+from acestep_consumer.domain.errors import Cancelled, RenderFailed
+
+Stopped = Callable[[], bool]
+
+MOST_ENCODERS: Final = 16
+"""Processes without a setting: more than the songs of one GPU need."""
+
+TRIES: Final = 2
+"""Encoders that may die of a song before its job fails."""
+
+LONGEST_S: Final = 600.0
+"""Time after which an encoder counts as hung. The slowest format takes 16 seconds for a song of 300 on an idle core."""
+
+_COMMAND: Final = (sys.executable, "-m", "acestep_consumer.audio.encoding")
+_POLL_MS = 200
+_WAIT_S = 1.0
+_ANSWER_BYTES = 1 << 16
+
+log = structlog.get_logger()
+
+
+def usable_cores() -> int:
+    """Return how many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def encoder_count(wanted: int | None) -> int:
+    """Return how many encoders to run: as many as wanted, by default one for each core, and never more."""
+    return min(usable_cores(), wanted or MOST_ENCODERS)
+
+
+class EncoderDied(Exception):
+    """The process ended without an answer, or was killed for taking too long."""
+
+
+class EncoderPool:
+    """Encodes songs in at most ``size`` processes, which run until ``close``. Any thread may use it.
+
+    They also end when this process does, even if it is killed.
+    """
+
+    def __init__(self, size: int, command: Sequence[str] = _COMMAND) -> None:
+        self.size = size
+        self._command = command
+        self._slots = threading.BoundedSemaphore(size)
+        self._lock = threading.Lock()
+        self._idle: list[_EncoderProcess] = []
+
+    def start(self) -> None:
+        """Start all processes, without waiting for them: later no song waits for one to start."""
+        self._idle += [_EncoderProcess(self._command) for _ in range(self.size)]
+
+    @property
+    def idle_pids(self) -> list[int]:
+        """Process ids of the encoders that encode nothing."""
+        with self._lock:
+            return [process.pid for process in self._idle]
+
+    def close(self) -> None:
+        """End the processes that encode nothing."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for process in idle:
+            process.end()
+
+    @contextmanager
+    def slot(self, stopped: Stopped) -> Iterator[Encode]:
+        """Wait for an encoder, and yield the function that encodes with it, as ``audio.codec.encode`` does.
+
+        A job waits before its samples are copied, so that shared memory holds as many songs as there are encoders.
+
+        Raises:
+            Cancelled: ``stopped``, polled here and in the function, returned true.
+        """
+        while not self._slots.acquire(timeout=_WAIT_S):
+            if stopped():
+                raise Cancelled
+        try:
+            yield lambda samples, stem, audio_format, sample_rate: encode_with(
+                lambda *song: self._write(stopped, *song), samples, stem, audio_format, sample_rate
+            )
+        finally:
+            self._slots.release()
+
+    def _write(self, stopped: Stopped, samples: Samples, path: Path, wanted: Format, sample_rate: int) -> None:
+        channels, length = samples.shape
+        request = {
+            "path": str(path),
+            "format": asdict(wanted),
+            "channels": channels,
+            "samples": length,
+            "sample_rate": sample_rate,
+        }
+        with _SharedSamples(samples) as shared:
+            try:
+                answer = self._ask(request, shared.number, stopped)
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
+        _raise_failure(answer)
+
+    def _ask(self, request: dict[str, Any], samples: int, stopped: Stopped) -> dict[str, Any]:
+        """Have one song encoded, by another process if the first one dies."""
+        tries = 0
+        while True:
+            process = self._take()
+            try:
+                answer = process.ask(request, samples, stopped)
+            except EncoderDied as death:
+                tries += 1
+                log.warning("encoder process died", reason=str(death), tries=tries)
+                if tries == TRIES:
+                    suffix = request["format"]["suffix"][1:]
+                    raise RenderFailed(f"the {suffix} encoder crashed on this song") from death
+            else:
+                with self._lock:
+                    self._idle.append(process)
+                return answer
+
+    def _take(self) -> "_EncoderProcess":
+        """Return an idle process, else a new one. There are never more than slots."""
+        with self._lock:
+            while self._idle:
+                process = self._idle.pop()
+                if process.alive:
+                    return process
+                process.end()
+        return _EncoderProcess(self._command)
+
+
+class _SharedSamples:
+    """A copy of samples in memory that is shared by its file descriptor, ``number``. A context manager."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.number = _anonymous_file()
+        try:
+            # Written, not copied into a mapping: that costs a page fault every 4 KiB, half of the time.
+            left = samples.data.cast("B") if samples.size else memoryview(b"\0")  # nothing cannot be mapped
+            while left:
+                left = left[os.write(self.number, left) :]
+        except BaseException:
+            os.close(self.number)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.number)
+
+
+def _anonymous_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("song")
+    with tempfile.TemporaryFile() as file:  # macOS
+        return os.dup(file.fileno())
+
+
+class _EncoderProcess:
+    """A running encoder process, used by one thread at a time."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603 - a command of our own
+                [*command, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                # It encodes with one thread; numpy would start one per core.
+                env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            )
+        self._pipe = ours
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def ask(self, request: dict[str, Any], samples: int, stopped: Stopped) -> dict[str, Any]:
+        """Send a request and wait for its answer. The process has ended when this raises.
+
+        Raises:
+            EncoderDied: it ended without an answer.
+            Cancelled: ``stopped`` returned true.
+        """
+        try:
+            socket.send_fds(self._pipe, [json.dumps(request).encode() + b"\n"], [samples])
+            return self._receive(stopped)
+        except OSError as error:
+            raise EncoderDied(f"its pipe broke: {type(error).__name__}, exit code {self.end()}") from error
+        except BaseException:
+            self.end()
+            raise
+
+    def end(self) -> int:
+        """Kill the process, if it still runs. Returns its exit code, negative for a signal."""
+        self._pipe.close()
+        self._process.kill()
+        return self._process.wait()
+
+    def _receive(self, stopped: Stopped) -> dict[str, Any]:
+        answer, deadline = b"", time.monotonic() + LONGEST_S
+        poll = select.poll()
+        poll.register(self._pipe, select.POLLIN)
+        while not answer.endswith(b"\n"):
+            if stopped():
+                raise Cancelled
+            if time.monotonic() > deadline:
+                raise EncoderDied(f"no answer in {LONGEST_S:g} s")
+            if poll.poll(_POLL_MS):
+                if not (chunk := self._pipe.recv(_ANSWER_BYTES)):
+                    raise EncoderDied(f"exit code {self._exit_code()}")
+                answer += chunk
+        found: dict[str, Any] = json.loads(answer)
+        return found
+
+    def _exit_code(self) -> int:
+        """Return the exit code of a process that has closed its pipe."""
+        try:
+            return self._process.wait(_WAIT_S)
+        except subprocess.TimeoutExpired:
+            return self.end()
+
+
+def _raise_failure(answer: dict[str, Any]) -> None:
+    if not answer:
+        return
+    if answer["failure"] is None:
+        raise MemoryError
+    cause = None if answer["errno"] is None else OSError(answer["errno"], os.strerror(answer["errno"]))
+    raise RenderFailed(answer["failure"]) from cause

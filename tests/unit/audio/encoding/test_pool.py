@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Encoder processes: what they write, and what a dead, hung, cancelled or orphaned one leaves behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from acestep_consumer.audio import codec
+from acestep_consumer.audio.encoding import pool as module
+from acestep_consumer.audio.encoding.pool import EncoderPool, encoder_count, usable_cores
+from acestep_consumer.audio.formats import FORMATS
+from acestep_consumer.domain.errors import Cancelled, DiskFull, RenderFailed
+from tests.support.music import music
+from tests.support.waiting import WITHIN_S
+
+RATE = 48_000
+SONG = music(0.5)
+
+
+def never() -> bool:
+    return False
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[EncoderPool]:
+    """Two real processes."""
+    made = EncoderPool(2)
+    made.start()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def broken_pool(tmp_path: Path) -> Iterator[Callable[[str], EncoderPool]]:
+    """A pool of one process, of the given program, which gets the socket's number as its argument."""
+    made: list[EncoderPool] = []
+
+    def make(program: str) -> EncoderPool:
+        made.append(EncoderPool(1, [sys.executable, "-c", program]))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WITHIN_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def open_memory() -> int:
+    """How many songs this process has in shared memory."""
+    links = (Path("/proc/self/fd") / number for number in os.listdir("/proc/self/fd"))  # noqa: PTH208 - as texts
+    return sum(1 for link in links if link.is_symlink() and "memfd:song" in os.readlink(link))  # noqa: PTH115 - as above
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_file_is_the_one_that_this_process_would_write(name: str, pool: EncoderPool, tmp_path: Path) -> None:
+    wanted = codec.encode(SONG, tmp_path / "here", name, RATE)
+    with pool.slot(never) as encode:
+        found = encode(SONG, tmp_path / "there", name, RATE)
+    # The serial number of an Ogg stream is random, and its checksums follow it.
+    alike = found.path.stat().st_size == wanted.path.stat().st_size
+    assert alike if wanted.path.suffix in {".ogg", ".opus"} else found.path.read_bytes() == wanted.path.read_bytes()
+    assert (found.duration_s, found.channels, found.sample_rate) == (0.5, 2, RATE)
+    assert open_memory() == 0
+
+
+def test_errors_of_the_encoder_keep_their_texts(pool: EncoderPool, tmp_path: Path) -> None:
+    bad = SONG.copy()
+    bad[1, 7] = np.nan
+    with pool.slot(never) as encode:
+        for samples, rate, text in (
+            (bad, RATE, "^the model returned samples that are not finite numbers, or none$"),
+            (SONG[:, :0], RATE, "^the model returned samples that are not finite numbers, or none$"),
+            (SONG, 7_001, "^the mp3 encoder failed"),
+        ):
+            with pytest.raises(RenderFailed, match=text):
+                encode(samples, tmp_path / "song", "mp3", rate)
+    assert list(tmp_path.iterdir()) == []
+    assert open_memory() == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+@pytest.mark.parametrize("name", ["mp3", "flac"])
+def test_a_full_disk_is_recognised_as_that(name: str, pool: EncoderPool, tmp_path: Path) -> None:
+    (tmp_path / f"song.{name}").symlink_to("/dev/full")
+    with pool.slot(never) as encode, pytest.raises(RenderFailed) as failure:
+        encode(SONG, tmp_path / "song", name, RATE)
+    assert DiskFull.lies_behind(failure.value)
+
+
+def test_a_process_that_was_killed_is_replaced_and_its_song_is_encoded(pool: EncoderPool, tmp_path: Path) -> None:
+    for process in pool._idle:
+        process._process.send_signal(signal.SIGSTOP)
+    done: list[codec.Encoded] = []
+
+    def encode_one() -> None:
+        with pool.slot(never) as encode:
+            done.append(encode(SONG, tmp_path / "song", "mp3", RATE))
+
+    stopped = list(pool._idle)
+    thread = threading.Thread(target=encode_one)
+    thread.start()
+    wait_for(lambda: len(pool._idle) == 1)
+    (victim,) = set(stopped) - set(pool._idle)
+    victim._process.kill()
+    for process in pool._idle:
+        process._process.send_signal(signal.SIGCONT)
+    thread.join(WITHIN_S)
+    assert done[0].path.stat().st_size > 0
+    assert open_memory() == 0
+
+
+def test_a_song_that_kills_two_processes_fails_alone(broken_pool: Callable[[str], EncoderPool], tmp_path: Path) -> None:
+    deadly = broken_pool("import os, socket, sys; socket.socket(fileno=int(sys.argv[1])).recv(9); os._exit(7)")
+    for _ in range(2):
+        with deadly.slot(never) as encode, pytest.raises(RenderFailed, match="the mp3 encoder crashed on this song"):
+            encode(SONG, tmp_path / "song", "mp3", RATE)
+    assert open_memory() == 0
+
+
+HUNG = "import time; time.sleep(3600)"
+
+
+def test_a_cancelled_song_ends_its_process_and_frees_its_memory(
+    broken_pool: Callable[[str], EncoderPool], tmp_path: Path
+) -> None:
+    hung, seen = broken_pool(HUNG), []
+
+    def stopped() -> bool:
+        seen.append(open_memory())
+        return len(seen) > 1
+
+    hung.start()
+    (process,) = hung._idle
+    with hung.slot(stopped) as encode, pytest.raises(Cancelled):
+        encode(SONG, tmp_path / "song", "mp3", RATE)
+    assert seen == [1, 1]
+    assert open_memory() == 0
+    assert not process.alive
+
+
+def test_a_process_that_takes_too_long_counts_as_dead(
+    broken_pool: Callable[[str], EncoderPool], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "LONGEST_S", 0.0)
+    with broken_pool(HUNG).slot(never) as encode, pytest.raises(RenderFailed, match="crashed"):
+        encode(SONG, tmp_path / "song", "mp3", RATE)
+
+
+def test_a_job_that_is_cancelled_while_it_waits_for_an_encoder_ends(
+    broken_pool: Callable[[str], EncoderPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_WAIT_S", 0.01)
+    one = broken_pool(HUNG)
+    with one.slot(never), pytest.raises(Cancelled), one.slot(lambda: True):
+        pass
+
+
+PARENT = """
+import os, sys, time, numpy as np
+from pathlib import Path
+from acestep_consumer.audio.encoding.pool import EncoderPool
+pool = EncoderPool(2)
+pool.start()
+print(*pool.idle_pids, flush=True)
+with pool.slot(lambda: False) as encode:
+    encode(np.zeros((2, 48_000 * 3_600), dtype=np.float32), Path(sys.argv[1]), "aac", 48_000)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_all_processes_end_when_the_renderer_is_killed_in_the_middle_of_a_song(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path / "song")], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        wait_for((tmp_path / "song.aac").exists)
+        parent.kill()
+    wait_for(lambda: not any(is_running(pid) for pid in pids))
+
+
+def test_there_are_never_more_encoders_than_cores() -> None:
+    cores = usable_cores()
+    assert encoder_count(None) == min(cores, 16)
+    assert encoder_count(cores + 1) == cores
+    assert encoder_count(1) == 1
