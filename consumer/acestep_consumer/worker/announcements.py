@@ -88,6 +88,7 @@ class Announcements:
             in_hand=self._consumer.in_hand,
             seconds_per_job=self._costs.seconds_per_job,
             remaining_s=tuple(None if each is None else round(each, 1) for each in self._costs.remaining_s),
+            lm=limits.lm,
         )
         try:
             await self._publisher.announce(WorkerEvent.of(data))
