@@ -13,9 +13,6 @@ _AT_START = "models are always loaded at the start"
 _BY_ITSELF = "the worker decides this by itself"
 
 WITHOUT_EFFECT: Final[Mapping[str, str]] = {
-    "ACESTEP_API_HOST": _NO_HTTP,
-    "ACESTEP_API_PORT": _NO_HTTP,
-    "ACESTEP_API_KEY": "logins are the broker's",
     "ACESTEP_AUTH_PASSWORD": _NO_UI,
     "ACESTEP_AUTH_USERNAME": _NO_UI,
     "ACESTEP_BATCH_SIZE": "ACESTEP_DEFAULT_BATCH_SIZE is the number of songs of a request that names none",
@@ -25,7 +22,6 @@ WITHOUT_EFFECT: Final[Mapping[str, str]] = {
     "ACESTEP_DTYPE": _BY_ITSELF,
     "ACESTEP_ENABLE_API": _NO_HTTP,
     "ACESTEP_FORCE_FLAC_EXPORT": "ACESTEP_DEFAULT_FORMAT is the format of a request that names none",
-    "ACESTEP_GENERATION_TIMEOUT": "ACESTEP_EXECUTION_TIMEOUT_S is the setting here",
     "ACESTEP_NO_INIT": _AT_START,
     "ACESTEP_PROJECT_ROOT": "ACESTEP_CHECKPOINT_DIR names the folder of models",
     "ACESTEP_ROCM_DTYPE": _BY_ITSELF,

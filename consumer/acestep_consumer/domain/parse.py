@@ -3,7 +3,7 @@
 
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import parse_qsl
@@ -162,21 +162,26 @@ def _document(body: bytes, written: BodyFormat, max_bytes: int) -> Document:
         text = plain.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
         raise JsonRefused(f"not UTF-8 at byte {exc.start}: {exc.reason}") from None
-    return _form(text) if media == _FORM and not is_object else loads(text)
+    return Document(read_form(text)) if media == _FORM and not is_object else loads(text)
 
 
 def _media_type(content_type: str | None) -> str:
     return (content_type or "").partition(";")[0].strip().lower()
 
 
-def _form(text: str) -> Document:
-    """Read a form; a name that is given more than once has a list of values."""
+def read_form(text: str) -> dict[str, object]:
+    """Read a form; a name that is given more than once has a list of values. Raises ``ValueError``."""
     try:
         pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MAX_FORM_FIELDS)
     except UnicodeDecodeError as exc:
         raise JsonRefused(f"the form is not UTF-8: {exc.reason}") from None
     except ValueError:
         raise JsonRefused(f"the form has more than {_MAX_FORM_FIELDS:,} fields") from None
+    return gathered(pairs)
+
+
+def gathered(pairs: Iterable[tuple[str, str]]) -> dict[str, object]:
+    """Return a form's fields by name; one that is given more than once has a list of values."""
     found: dict[str, object] = {}
     for name, value in pairs:
         if name not in found:
@@ -184,7 +189,7 @@ def _form(text: str) -> Document:
         else:
             before = found[name]
             found[name] = [*(before if isinstance(before, list) else [before]), value]
-    return Document(found)
+    return found
 
 
 def _object(document: Document) -> Mapping[str, object]:
