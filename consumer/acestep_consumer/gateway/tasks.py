@@ -69,6 +69,7 @@ class TaskStates:
         self._lookups: dict[str, asyncio.Task[TaskView | None]] = {}
         self._free = asyncio.Semaphore(LOOKUPS)
         self._durations: list[float] = []
+        self._storage_away = False
         self.counts: Counter[str] = Counter()
 
     @property
@@ -119,9 +120,12 @@ class TaskStates:
             self._ended.move_to_end(task_id)
             return ended
         task = self._open.get(task_id)
-        silence_s = NEWS_S if task is not None and task.seen else MISSING_S
-        if task is None or time.monotonic() - task.looked_up > silence_s:
-            view = await self._look_up_once(task_id)
+        if task is not None and task.seen:
+            if time.monotonic() - task.looked_up > NEWS_S:
+                self._look_up_once(task_id)  # the next one who asks gets the answer: this one need not wait
+            return task.view
+        if task is None or time.monotonic() - task.looked_up > MISSING_S:
+            view = await asyncio.shield(self._look_up_once(task_id))
             if view is not None:
                 return view
         task = self._open.get(task_id)
@@ -149,21 +153,22 @@ class TaskStates:
             for task in tasks:
                 task.waiters.discard(changed)
 
-    async def _look_up_once(self, task_id: str) -> TaskView | None:
+    def _look_up_once(self, task_id: str) -> asyncio.Task[TaskView | None]:
         """Read the manifest; those who ask at the same time share the answer."""
         running = self._lookups.get(task_id)
         if running is None:
             running = self._lookups[task_id] = asyncio.create_task(self._look_up(task_id))
             running.add_done_callback(lambda _: self._lookups.pop(task_id, None))
-        return await asyncio.shield(running)
+        return running
 
     async def _look_up(self, task_id: str) -> TaskView | None:
         found: TerminalEvent | None = None
         try:
             async with asyncio.timeout(LOOKUP_S), self._free:
                 found = await self._results.find(task_id)
+            self._note_storage(None)
         except (DownloadFailed, TimeoutError) as error:
-            log.warning("manifest not read", task_id=task_id, reason=str(error) or "the storage does not answer")
+            self._note_storage(str(error) or "it does not answer")
         if found is None:
             self._track(task_id).looked_up = time.monotonic()
             return None
@@ -173,6 +178,14 @@ class TaskStates:
         if task is not None:
             self._notify(task)
         return view
+
+    def _note_storage(self, problem: str | None) -> None:
+        """Log when the storage is out of reach, and when it is back; not each look-up between."""
+        if problem is not None and not self._storage_away:
+            log.warning("manifests cannot be read", reason=problem)
+        elif problem is None and self._storage_away:
+            log.info("manifests can be read again")
+        self._storage_away = problem is not None
 
     def _track(self, task_id: str) -> _TrackedTask:
         task = self._open.get(task_id)

@@ -10,6 +10,7 @@ from acestep_consumer.gateway import tasks as module
 from acestep_consumer.gateway.task_ids import new_task_id
 from acestep_consumer.gateway.tasks import TaskStates
 from tests.support.gateway import FakeResults, completed, progress, started
+from tests.support.waiting import eventually
 
 
 async def test_memory_stays_flat_and_forgotten_tasks_are_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,6 +48,8 @@ async def test_a_task_without_news_is_looked_up_again(monkeypatch: pytest.Monkey
     results.ends[task_id] = completed(task_id)
     assert (await states.find(task_id)).stage == "queued"  # type: ignore[union-attr]
     monkeypatch.setattr(module, "NEWS_S", 0.0)
+    assert (await states.find(task_id)).stage == "queued"  # type: ignore[union-attr]
+    await eventually(lambda: task_id in states._ended)
     assert (await states.find(task_id)).stage == "succeeded"  # type: ignore[union-attr]
 
 
