@@ -21,4 +21,5 @@ The folders, in reading order::
     client/         the Python client of producers and subscribers
     commands/       the commands of ``cli.py``, a folder or a file each
     webui/          the page that ``listen`` serves
+    gateway/        ACE-Step's REST API over the queue
 """

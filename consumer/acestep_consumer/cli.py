@@ -205,6 +205,27 @@ def listen(
     exit_after(command.listen(load_settings(), options, note))
 
 
+@app.command(cls=Command, rich_help_panel=OPERATION)
+def gateway(
+    host: Annotated[str | None, typer.Option("--host", metavar="ADDRESS", help="ACESTEP_API_HOST.")] = None,
+    port: Annotated[int | None, typer.Option("--port", metavar="PORT", help="ACESTEP_API_PORT.")] = None,
+) -> None:
+    """Serve ACE-Step's REST API: a request becomes a message, an event an answer.
+
+    Programs for ACE-Step's own server work unchanged. Nothing is stored here: start as many as you like, behind any
+    load balancer, and restart them at any time. SIGTERM or Ctrl-C stops it; jobs are not affected. SIGHUP reads `.env`
+    and the key file again.
+
+    Without ACESTEP_API_KEY it answers on this machine alone, and does not start on any other address.
+    """
+    from acestep_consumer.commands import gateway as command  # noqa: PLC0415 - as above
+
+    given = {"ACESTEP_API_HOST": host, "ACESTEP_API_PORT": port}
+    shared = {name: str(value) for name, value in given.items() if value is not None}
+    read_again = partial(settings_module.load, overrides=shared)
+    exit_after(command.gateway(load_settings(**given), read_again, note))
+
+
 @app.command(cls=Command, rich_help_panel=OPERATION, epilog=_settings_by_section())
 def run(
     workers: Annotated[

@@ -48,7 +48,7 @@ def _run(arguments: argparse.Namespace) -> int:
         case "exec":
             return _exec(arguments.command[arguments.command[:1] == ["--"] :])
         case _:
-            return demo.main()
+            return demo.main(rest=arguments.rest)
 
 
 def _exec(command: list[str]) -> int:
@@ -91,7 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_parser("up", help="start a broker and an S3 server in the background; print the variables to export")
     verbs.add_parser("env", help="same as up")
     verbs.add_parser("down", help="stop the servers of up, and delete their data")
-    verbs.add_parser("demo", help="run one request from end to end")
+    shown = verbs.add_parser("demo", help="run one request from end to end")
+    shown.add_argument("--rest", action="store_true", help="over ACE-Step's REST API, with curl")
     verbs.add_parser("rabbitmq4", help="make the root file system with RabbitMQ 4 and try it, unless it is there")
     run = verbs.add_parser("exec", help="run a command with its own broker and S3 server")
     run.add_argument("command", nargs=argparse.REMAINDER, help="-- COMMAND [ARGUMENT...]")

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import secrets
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,12 +21,15 @@ import wave
 from contextlib import ExitStack
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infra.local.ports import LOOPBACK, PortClaim
 from infra.local.process import Process, ServerError, tail
 from infra.local.stack import Stack, say
 from infra.local.state import LOCAL, ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 DURATION_S = 10
 PROMPT = "warm lo-fi piano, brushed drums, late at night"
@@ -48,13 +52,16 @@ and run the demo again.
 """
 
 
-def main() -> int:
-    """Run the demo in a new folder, in which event, audio and log remain. Raises ServerError if a step fails."""
+def main(*, rest: bool = False) -> int:
+    """Run the demo in a new folder, in which event, audio and log remain. Raises ServerError if a step fails.
+
+    ``rest``: the request comes over ACE-Step's REST API.
+    """
     folder = LOCAL / f"demo-{secrets.token_hex(4)}"
     folder.mkdir(parents=True)
     say(f"Demo in {folder}: servers, model, worker, one request.")
     try:
-        event, audio = _Demo(folder).run()
+        event, audio = (_RestDemo if rest else _Demo)(folder).run()
     finally:
         for part in ("servers", "checkpoints"):
             shutil.rmtree(folder / part, ignore_errors=True)
@@ -83,8 +90,7 @@ class _Demo:
             worker = self._start_worker(variables)
             running.callback(self._stop_worker, worker)
             self._wait_until_ready(worker)
-            event = self._submit(worker, variables)
-            audio = self._check(event)
+            audio = self._make_song(worker, variables)
         if not self._real:
             say(_RANDOM_WEIGHTS)
         say("The event and the song:")
@@ -133,6 +139,10 @@ class _Demo:
                 reported = now
             time.sleep(_POLL_S)
         say(f"Ready after {time.monotonic() - started:.1f} s.")
+
+    def _make_song(self, worker: Process, variables: dict[str, str]) -> Path:
+        """Ask for a song, check it, and return its file."""
+        return self._check(self._submit(worker, variables))
 
     def _submit(self, worker: Process, variables: dict[str, str]) -> dict[str, Any]:
         """Submit the request as any producer would; keeps the terminal event in a file and returns it."""
@@ -190,6 +200,82 @@ class _Demo:
         _check_sound(files[0])
         _say_what_came(event["data"], described)
         return files[0]
+
+
+class _RestDemo(_Demo):
+    """The same with a gateway, and curl as a client of ACE-Step's server would call it."""
+
+    def _make_song(self, worker: Process, variables: dict[str, str]) -> Path:
+        say("4/4  Request: over ACE-Step's REST API, by curl ...")
+        claim = PortClaim(1)
+        environment = variables | {"ACESTEP_API_PORT": str(claim.ports[0])}
+        log = self._folder / "gateway.log"
+        gateway = Process([_consumer_command(), "gateway"], env=environment, folder=ROOT, log=log, guarded=True)
+        try:
+            url = f"http://{LOOPBACK}:{claim.ports[0]}"
+            return song_over_rest(url, self._folder, self._event_file, lambda: worker.running() and gateway.running())
+        finally:
+            gateway.end(_WORKER_GRACE_S)
+            claim.release()
+
+
+def song_over_rest(url: str, folder: Path, manifest: Path, going_on: Callable[[], bool]) -> Path:
+    """Make a song by the requests of ACE-Step's clients; keeps its manifest and returns its file.
+
+    Raises ServerError if the song does not come, or ``going_on`` says so.
+    """
+    started = time.monotonic()
+    while not _answers_ok(f"{url}/readyz"):
+        if not going_on() or time.monotonic() - started > _READY_TIMEOUT_S:
+            raise ServerError(f"no gateway at {url}")
+        time.sleep(_POLL_S)
+    request = {"prompt": PROMPT, "lyrics": LYRICS, "audio_duration": DURATION_S, "audio_format": "wav", "batch_size": 1}
+    task = _curl(f"{url}/release_task", request)["data"]
+    say(f"Accepted: {json.dumps(task)}")
+    ask, started = {"task_id_list": [task["task_id"]]}, time.monotonic()
+    say_command = True
+    while True:
+        (entry,) = _curl(f"{url}/query_result", ask, say_command=say_command)["data"]
+        say_command = False
+        if entry["status"] != 0:
+            break
+        if not going_on() or time.monotonic() - started > _SUBMIT_TIMEOUT_S:
+            raise ServerError(f"no song: {entry}")
+        time.sleep(_POLL_S)
+    (item,) = json.loads(entry["result"])
+    if not item["file"]:
+        raise ServerError(f"no song: {item['error']}")
+    say(f"Completed: {item['file']}, seed {item['seed_value']}, {item['generation_info']}")
+    song = folder / "song.wav"
+    _run_curl(["--output", str(song), url + item["file"]])
+    if hashlib.sha256(song.read_bytes()).hexdigest() != item["sha256"]:
+        raise ServerError(f"{song} is not the song of the task")
+    manifest.write_text(json.dumps(_curl(f"{url}/v1/jobs/{task['task_id']}")["data"]["manifest"]), encoding="utf-8")
+    return song
+
+
+def _curl(url: str, body: dict[str, Any] | None = None, *, say_command: bool = True) -> dict[str, Any]:
+    sent = [] if body is None else ["--header", "Content-Type: application/json", "--data", json.dumps(body)]
+    output = _run_curl([*sent, url], say_command=say_command)
+    answer: dict[str, Any] = json.loads(output)
+    return answer
+
+
+def _run_curl(arguments: list[str], *, say_command: bool = True) -> str:
+    if say_command:
+        say(f"$ curl {shlex.join(arguments)}")
+    try:
+        done = subprocess.run(
+            ["curl", "--silent", "--show-error", "--fail-with-body", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise ServerError("curl is missing; on Debian or Ubuntu: apt-get install curl") from None
+    if done.returncode:
+        raise ServerError(f"curl ended with status {done.returncode}: {done.stderr}{done.stdout}")
+    return done.stdout
 
 
 def _say_what_came(data: dict[str, Any], song: dict[str, Any]) -> None:

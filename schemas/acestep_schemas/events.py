@@ -299,7 +299,8 @@ class Worker(Frozen):
     ``in_hand`` counts its running jobs, ``prefetch`` is how many it runs at once at most, ``seconds_per_job`` is how
     long its latest jobs took; None before the first. ``remaining_s`` estimates how long each running job still takes,
     null where that is unknown; it leaves out those that have not begun. ``stages`` counts the running jobs by stage.
-    None: a worker of an earlier version.
+    None: a worker of an earlier version. ``lm`` is the language model that is loaded; None: none is, or a worker of an
+    earlier version.
     """
 
     worker_id: str
@@ -312,6 +313,7 @@ class Worker(Frozen):
     seconds_per_job: float | None = None
     remaining_s: tuple[float | None, ...] | None = None
     stages: StageJobs | None = None
+    lm: LmChoice | None = None
 
 
 class CloudEvent(Frozen):

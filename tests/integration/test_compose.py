@@ -126,7 +126,7 @@ def test_what_runs_our_image_has_a_read_only_root_no_capabilities_and_gains_no_p
     assert written == allowed.get(name, [])
 
 
-@pytest.mark.parametrize("name", ["worker", "worker-gpu"])
+@pytest.mark.parametrize("name", ["worker", "worker-gpu", "gateway"])
 def test_a_workers_secrets_are_files_and_its_environment_holds_none(name: str) -> None:
     environment = SERVICES[name]["environment"]
     files = {path for path in environment.values() if str(path).startswith("/run/secrets/")}
@@ -163,6 +163,7 @@ def test_workers_and_the_watchers_start_only_when_asked_for() -> None:
         "checkpoint": ["demo"],
         "worker": ["demo"],
         "worker-gpu": ["gpu"],
+        "gateway": ["rest"],
         "prometheus": ["observe"],
         "grafana": ["observe"],
     }

@@ -73,8 +73,8 @@ def test_the_autoscaler_that_keda_makes_is_one_that_kubernetes_takes(version: st
     kubernetes_validate.validate(autoscaler_of(SCALED), version, strict=True)
 
 
-def test_the_kustomization_names_every_file_but_the_example_of_secrets_and_the_job_of_the_start() -> None:
-    by_hand = {"secrets.example.yaml", "fill-checkpoints.yaml"}
+def test_the_kustomization_names_every_file_but_those_that_are_applied_by_hand() -> None:
+    by_hand = {"secrets.example.yaml", "fill-checkpoints.yaml", "gateway.yaml"}
     assert set(KUSTOMIZATION["resources"]) == {path.name for path in FILES} - by_hand
     assert WORKER["image"] in {image["name"] for image in KUSTOMIZATION["images"]}
 
@@ -136,6 +136,28 @@ def test_the_settings_are_ones_that_the_worker_takes() -> None:
     assert names <= known_variables()
     settings = load({**CONFIGURATION, "ACESTEP_HTTP_PORT": plain["ACESTEP_HTTP_PORT"]}, env_file=None)
     assert settings.worker.http_port == WORKER["ports"][0]["containerPort"]
+
+
+def test_the_gateway_is_found_scaled_and_given_its_secrets() -> None:
+    deployment = DOCUMENTS["gateway: Deployment"]
+    pod, labels = deployment["spec"]["template"]["spec"], deployment["spec"]["template"]["metadata"]["labels"]
+    (container,) = pod["containers"]
+    selectors = (
+        DOCUMENTS["gateway: Service"]["spec"]["selector"],
+        DOCUMENTS["gateway: PodDisruptionBudget"]["spec"]["selector"]["matchLabels"],
+        deployment["spec"]["selector"]["matchLabels"],
+    )
+    assert all(selector.items() <= labels.items() for selector in selectors)
+    scaled = DOCUMENTS["gateway: HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]["name"]
+    assert scaled == deployment["metadata"]["name"]
+    plain = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert {name for name in plain if name.startswith("ACESTEP_")} <= known_variables()
+    text = (FOLDER / "secrets.example.yaml").read_text()
+    secrets = {document["metadata"]["name"]: set(document["stringData"]) for document in yaml.safe_load_all(text)}
+    read = {value.rpartition("/")[2] for value in plain.values() if value.startswith("/run/secrets")}
+    assert read == secrets[pod["volumes"][0]["secret"]["secretName"]]
+    assert container["ports"][0]["containerPort"] == load({}, env_file=None).gateway.port
+    assert pod["securityContext"] == POD["securityContext"]
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -54,12 +54,14 @@ _RATE = 48_000
 
 
 class ListenProcess:
-    """The command on a free port; entering waits for the address that it prints."""
+    """The command on a free port; entering waits for the address that it prints. Subclasses run another ``command``."""
+
+    command = "listen"
 
     def __init__(self, folder: Path, variables: dict[str, str], *arguments: str) -> None:
-        self._command = [*COMMAND, "listen", *(arguments or ("--port", "0"))]
+        self._command = [*COMMAND, self.command, *(arguments or ("--port", "0"))]
         self._environment = clean_environment(variables)
-        self.log = folder / f"listen-{uuid.uuid4().hex}.log"
+        self.log = folder / f"{self.command}-{uuid.uuid4().hex}.log"
         self.url = ""
         self.process: Process
 

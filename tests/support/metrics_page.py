@@ -2,6 +2,7 @@
 """The page of metrics as a worker composes it, without starting anything."""
 
 from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack
 
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families as parse
@@ -9,6 +10,9 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from acestep_consumer.app import Worker
 from acestep_consumer.config.settings import load
 from acestep_consumer.engine.engines import Engines
+from acestep_consumer.gateway.auth import ApiKeyCheck
+from acestep_consumer.gateway.broker_session import BrokerSession
+from acestep_consumer.gateway.metrics import GatewayMetrics
 from acestep_consumer.observability.metrics import Metrics
 from acestep_consumer.policy.tiers import BUILT_IN
 
@@ -24,6 +28,13 @@ def page_of_a_worker(**variables: str) -> str:
 def families_of_a_worker(**variables: str) -> dict[str, Metric]:
     """Every family on that page, by name. Needs a running event loop."""
     return {family.name: family for family in parse(page_of_a_worker(**variables))}
+
+
+def families_of_a_gateway() -> dict[str, Metric]:
+    """Every family on the page of a gateway, by name."""
+    session = BrokerSession(AsyncExitStack, lambda _: None)  # type: ignore[arg-type]  # it never connects
+    page = GatewayMetrics(ApiKeyCheck(()), session, ())
+    return {family.name: family for family in page._registry.collect()}
 
 
 def samples_of(*sources: Callable[[], Iterable[Metric]]) -> dict[str, float]:

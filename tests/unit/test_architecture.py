@@ -32,7 +32,8 @@ MAY_IMPORT = {
     "worker": "broker config domain engine execution multi_gpu observability storage schemas",
     "client": "broker config domain storage schemas",
     "webui": "audio client config domain schemas",
-    "commands": "audio broker client config domain engine multi_gpu policy storage webui schemas",
+    "gateway": "broker client config domain webui schemas",
+    "commands": "audio broker client config domain engine gateway multi_gpu policy storage webui schemas",
     "pipeline": "domain execution observability schemas",
     "app": "broker config domain engine execution inputs observability pipeline policy storage worker",
     "cli": "app audio commands config schemas",
@@ -68,7 +69,7 @@ MAY_NAME = {
     "boto3": {"storage.s3"},
     "botocore": {"storage.s3"},
     "opentelemetry": {"observability.tracing"},
-    "prometheus_client": {"observability.metrics", "observability.job_stats", "commands.top.report"},
+    "prometheus_client": {"observability.metrics", "observability.job_stats", "gateway.metrics", "commands.top.report"},
 }
 
 

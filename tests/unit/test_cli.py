@@ -14,7 +14,7 @@ from acestep_consumer.cli import app
 from tests.support.command import run_command
 
 # They work until they are stopped, or write files: there is no result to print.
-WITHOUT_RESULT = {"run", "listen", "tiny-checkpoint"}
+WITHOUT_RESULT = {"run", "listen", "gateway", "tiny-checkpoint"}
 
 
 def leaves(command: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -18,7 +18,7 @@ from acestep_consumer.broker.errors import BrokerError, BrokerRefused, Nacked, U
 from acestep_consumer.broker.topology import CONTROL, EVENTS, GENERATE, NOTICES, REQUESTS
 from acestep_consumer.client.connection import NOT_DECLARED, ClientConnection, as_client_error
 from acestep_consumer.client.dispatcher import Dispatcher
-from acestep_consumer.client.errors import ClientError, InvalidTaskId, NoQueue, QueueFull, no_songs
+from acestep_consumer.client.errors import ClientError, InvalidTaskId, NoQueue, QueueFull, Unreachable, no_songs
 from acestep_consumer.client.estimate import QueueEstimate, RequestQueueDepth, RetryAfter, estimate
 from acestep_consumer.client.job import JobHandle
 from acestep_consumer.client.results import Results
@@ -55,6 +55,8 @@ class RequestOptions(TypedDict, total=False):
     """A queue that gets the terminal event as well."""
     expiration_s: float | None
     """Seconds that the request may wait in the queue."""
+    traceparent: str | None
+    """W3C Trace Context: the job becomes a part of this trace."""
 
 
 class Client:
@@ -102,7 +104,7 @@ class Client:
             request: a body as ACE-Step's ``POST /release_task`` takes it; gets a ``task_id`` when it has none.
             options: ``priority`` (0 to 9; 9 goes first), ``correlation_id`` (comes back in the properties of every
                 event), ``reply_to`` (a queue that gets the terminal event as well), ``expiration_s`` (seconds that the
-                request may wait in the queue).
+                request may wait in the queue), ``traceparent`` (W3C Trace Context: the trace that the job is part of).
 
         Raises:
             InvalidTaskId: the request's ``task_id`` is malformed; nothing was sent.
@@ -234,6 +236,22 @@ class Client:
         busy = any(worker.in_hand for worker in answers)
         return depth is not None and not depth.ready and bool(answers) and not busy
 
+    async def waiting(self) -> int | None:
+        """Return how many requests wait in the queue; None where this login may not see that.
+
+        Raises:
+            NoQueue: the queues are not declared yet.
+            Unreachable: the connection was lost.
+        """
+        try:
+            with as_client_error("the queue was not asked"):
+                ready, _ = await self._connection.depth(GENERATE)
+        except Unreachable as error:
+            if isinstance(error.__cause__, BrokerRefused):
+                return None
+            raise
+        return ready
+
     async def call_roll(self) -> None:
         """Ask every worker to announce itself; ``stream("worker.#")`` yields the answers, if there are any.
 
@@ -281,7 +299,7 @@ class Client:
             async for event in events:
                 yield event
 
-    async def _publish_request(
+    async def _publish_request(  # noqa: PLR0913 - a message has these properties
         self,
         encoded: "_RequestMessage",
         *,
@@ -289,6 +307,7 @@ class Client:
         correlation_id: str | None = None,
         reply_to: str | None = None,
         expiration_s: float | None = None,
+        traceparent: str | None = None,
     ) -> None:
         """Publish a request. Raises ``Nacked`` where the queue is full, else ``ClientError``."""
         message = aio_pika.Message(
@@ -301,6 +320,7 @@ class Client:
             priority=priority,
             expiration=expiration_s,
             timestamp=datetime.now(UTC),
+            headers={} if traceparent is None else {"traceparent": traceparent},
         )
         try:
             await self._connection.publish(REQUESTS, ROUTING_KEY, message)

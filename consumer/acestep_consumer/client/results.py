@@ -44,7 +44,7 @@ class Results:
         key = "/".join(part for part in (self._settings.prefix.strip("/"), task_id, MANIFEST) if part)
         address = ObjectAddress(self._settings.bucket, key)
         try:
-            found = await (await self._connected()).get(address)
+            found = await (await self.objects()).get(address)
         except StorageUnavailable as error:
             raise DownloadFailed(str(error)) from error
         return None if found is None else _event(address, found.body)
@@ -52,7 +52,7 @@ class Results:
     @asynccontextmanager
     async def open(self, uri: str, span: ByteRange | None = None) -> AsyncIterator[ObjectStream]:
         """Open a song for reading, or ``span`` of it. Raises ``StorageUnavailable``, ``StorageRefused`` here."""
-        objects = await self._connected()
+        objects = await self.objects()
         async with objects.open(ObjectAddress.of(uri), span) as stream:
             yield stream
 
@@ -60,7 +60,8 @@ class Results:
         """Close connections."""
         await self._stack.aclose()
 
-    async def _connected(self) -> Objects:
+    async def objects(self) -> Objects:
+        """Return the storage itself, connected."""
         from acestep_consumer.storage.s3.objects import S3Objects  # noqa: PLC0415 - boto3: half a second, and no producer needs it
 
         async with self._connecting:

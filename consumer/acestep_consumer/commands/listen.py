@@ -2,17 +2,14 @@
 """`acestep-consumer listen`: serves the web page until Ctrl-C."""
 
 import asyncio
-import os
 import signal
-import socket
 import sys
 import webbrowser
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Final
 
-from aiohttp import web
 from rich.console import Console
 
 from acestep_consumer.broker.errors import BrokerError, BrokerRefused
@@ -21,6 +18,7 @@ from acestep_consumer.broker.topology import GENERATE, NOTICES, tier_queue
 from acestep_consumer.client import Client, ClientError
 from acestep_consumer.client.results import Results
 from acestep_consumer.commands.base import print_client_error, print_error, print_warning
+from acestep_consumer.commands.http_site import cannot_bind, site
 from acestep_consumer.commands.terminal import silence_client
 from acestep_consumer.commands.threads import run_in_thread
 from acestep_consumer.commands.topology import tier_names
@@ -66,16 +64,16 @@ async def _serve(client: Client, settings: Settings, options: ListenOptions, not
     queue, board, endings = _QueuePoll(settings, note), JobBoard(), Results(settings.storage)
     try:
         async with client.subscribe("job.#") as events:
-            songs = AudioProxy(settings.storage, endings, board)
+            songs = AudioProxy(settings.storage, endings, board.audios_of)
             app = PageServer(client, board, songs, endings).application(OriginCheck(options.host, options.names))
             try:
-                async with _site(app, options) as url:
-                    await _announce(url, options, note)
+                async with site(app, options.host, options.port, close_s=_CLOSE_S) as url:
+                    await _announce(f"{url}/", options, note)
                     await _run_until_stopped(
                         add_events(events, board), look_up_silent_jobs(board, endings), poll_queue_state(queue, board)
                     )
             except OSError as error:
-                print_error(_cannot_bind(options, error), note)
+                print_error(cannot_bind(options.host, options.port, error), note)
                 return Exit.USAGE
     finally:
         await queue.close()
@@ -145,19 +143,6 @@ class _QueuePoll:
         return await self._inspection.depth(queue)
 
 
-@asynccontextmanager
-async def _site(app: web.Application, options: ListenOptions) -> AsyncIterator[str]:
-    """Serve ``app``; yields the page's URL. Raises ``OSError`` if the address cannot be bound."""
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_CLOSE_S)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, options.host, options.port).start()
-        host = f"[{options.host}]" if ":" in options.host else options.host
-        yield f"http://{host}:{runner.addresses[0][1]}/"
-    finally:
-        await runner.cleanup()
-
-
 async def _announce(url: str, options: ListenOptions, note: Console) -> None:
     sys.stdout.write(url + "\n")
     sys.stdout.flush()
@@ -190,11 +175,3 @@ async def _run_until_stopped(*coroutines: Coroutine[Any, Any, None]) -> None:
 
 async def _wait(stop: asyncio.Event) -> None:
     await stop.wait()
-
-
-def _cannot_bind(options: ListenOptions, error: OSError) -> str:
-    # asyncio's own text repeats the address; that of an unknown host name has no errno of the system.
-    reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
-    return (
-        f"cannot listen on {options.host}:{options.port}: {reason}. Is another one running? --port 0 takes a free port"
-    )

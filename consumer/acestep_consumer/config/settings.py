@@ -134,6 +134,15 @@ def _bucket(name: str) -> str:
     return name
 
 
+def _api_keys(value: SecretStr | str) -> tuple[SecretStr, ...]:
+    """Parse one key a line; a key may contain any other character."""
+    text = value.get_secret_value() if isinstance(value, SecretStr) else value
+    keys = tuple(SecretStr(line.strip()) for line in text.splitlines() if line.strip())
+    if any(not key.get_secret_value().isascii() or " " in key.get_secret_value() for key in keys):
+        raise ValueError("a key must be ASCII without blanks, since it is sent in a header")
+    return keys
+
+
 def _lm_backend(value: object) -> object:
     """Parse ``mlx``, ACE-Step's backend for Apple machines, as ``pt``."""
     return "pt" if isinstance(value, str) and value.strip().lower() == "mlx" else value
@@ -153,6 +162,7 @@ def _expanded(path: Path) -> Path:
 
 
 AmqpUrls = Annotated[tuple[SecretStr, ...], BeforeValidator(_amqp_urls)]
+ApiKeys = Annotated[tuple[SecretStr, ...], BeforeValidator(_api_keys)]
 List = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Bucket = Annotated[str, AfterValidator(_bucket)]
 Buckets = Annotated[tuple[Bucket, ...], BeforeValidator(_split)]
@@ -398,17 +408,50 @@ class WorkerSettings(Section):
         return {"batch_size": self.default_batch_size, "audio_format": self.default_format}
 
 
+class GatewaySettings(Section):
+    """Gateway: ACE-Step's REST API, `acestep-consumer gateway`. A worker uses none of these."""
+
+    host: str = variable("ACESTEP_API_HOST", "127.0.0.1", "address of the REST API; others than loopback need a key")
+    port: int = variable("ACESTEP_API_PORT", 8001, "port of the REST API; 0: any free port", ge=0, le=65535)
+    keys: ApiKeys = variable("ACESTEP_API_KEY", (), "API key of the REST API, or several, one a line")
+    origins: List = variable(
+        "ACESTEP_API_ORIGINS",
+        (),
+        "web pages that may use the REST API besides those of this machine: origins such as `https://music.example`, "
+        "comma-separated",
+    )
+    batch_size: int = variable(
+        "ACESTEP_API_BATCH_SIZE", 2, "songs of a REST request that does not say how many", ge=1, le=8
+    )
+    queue_deadline_s: float = variable(
+        "ACESTEP_API_QUEUE_DEADLINE_S",
+        3600,
+        "seconds that a REST request without `queue_deadline_s` may wait before it expires; 0: no limit",
+        ge=0,
+        le=604_800,
+    )
+    models: List = variable(
+        "ACESTEP_API_MODELS",
+        (),
+        "models that the REST API names while no worker runs (scaled to zero), comma-separated",
+    )
+    generation_timeout_s: float = variable(
+        "ACESTEP_GENERATION_TIMEOUT", 600, "longest wait of `/v1/chat/completions`, seconds", gt=0, le=86_400
+    )
+
+
 SECTIONS: dict[str, type[Section]] = {
     "broker": BrokerSettings,
     "storage": StorageSettings,
     "inputs": InputSettings,
     "engine": EngineSettings,
     "worker": WorkerSettings,
+    "gateway": GatewaySettings,
 }
 
 
-SECRETS = ("ACESTEP_AMQP_URL", "ACESTEP_MANAGEMENT_URL")
-"""Variables that contain passwords; each can be given as ``NAME_FILE`` instead."""
+SECRETS = ("ACESTEP_AMQP_URL", "ACESTEP_MANAGEMENT_URL", "ACESTEP_API_KEY")
+"""Variables that contain secrets; each can be given as ``NAME_FILE`` instead."""
 
 
 class Settings(BaseModel):
@@ -426,6 +469,7 @@ class Settings(BaseModel):
     inputs: InputSettings
     engine: EngineSettings
     worker: WorkerSettings
+    gateway: GatewaySettings
 
 
 def known_variables() -> frozenset[str]:

@@ -16,9 +16,6 @@ _ESTIMATE = "estimates come from the jobs that the workers have done"
 _NO_TRAINING = "nothing is trained here"
 
 WITHOUT_EFFECT: Final[Mapping[str, str]] = {
-    "ACESTEP_API_HOST": _NO_HTTP,
-    "ACESTEP_API_KEY": "logins are the broker's",
-    "ACESTEP_API_PORT": _NO_HTTP,
     "ACESTEP_AUTH_PASSWORD": _NO_UI,
     "ACESTEP_AUTH_USERNAME": _NO_UI,
     "ACESTEP_AVG_JOB_SECONDS": _ESTIMATE,
@@ -37,7 +34,6 @@ WITHOUT_EFFECT: Final[Mapping[str, str]] = {
     "ACESTEP_FEATURE_EXPERIMENTAL_SCORING": _NO_UI,
     "ACESTEP_FEATURE_LORA_TRAINING": _NO_TRAINING,
     "ACESTEP_FORCE_FLAC_EXPORT": "ACESTEP_DEFAULT_FORMAT is the format of a request that names none",
-    "ACESTEP_GENERATION_TIMEOUT": "ACESTEP_EXECUTION_TIMEOUT_S is the setting here",
     "ACESTEP_INIT_TIMEOUT": _AT_START,
     "ACESTEP_MCP_API_BASE_URL": _NO_HTTP,
     "ACESTEP_MLX_VAE": _NO_MLX,

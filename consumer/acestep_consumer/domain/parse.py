@@ -3,7 +3,7 @@
 
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import parse_qsl
@@ -177,6 +177,11 @@ def form_fields(text: str) -> dict[str, object]:
         raise JsonRefused(f"the form is not UTF-8: {exc.reason}") from None
     except ValueError:
         raise JsonRefused(f"the form has more than {_MAX_FORM_FIELDS:,} fields") from None
+    return gathered(pairs)
+
+
+def gathered(pairs: Iterable[tuple[str, str]]) -> dict[str, object]:
+    """Return a form's fields by name; one that is given more than once has a list of values."""
     found: dict[str, object] = {}
     for name, value in pairs:
         if name not in found:

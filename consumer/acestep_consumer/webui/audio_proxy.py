@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Proxies songs from storage to browsers: only objects that a terminal event names, whole or the requested range."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 
@@ -13,9 +13,10 @@ from acestep_consumer.config.settings import StorageSettings
 from acestep_consumer.domain.errors import StorageRefused, StorageUnavailable
 from acestep_consumer.domain.objects import ByteRange
 from acestep_consumer.domain.ports import ObjectStream
-from acestep_consumer.webui.job_board import JobBoard
 from acestep_consumer.webui.job_view import content_type_of
 from acestep_schemas.events import Audio, JobCompleted
+
+KnownSongs = Callable[[str], Sequence[Audio] | None]
 
 
 class SongUnavailable(Exception):
@@ -31,25 +32,28 @@ class AudioProxy:
 
     Args:
         settings: where results are stored.
-        results: reads how a job ended, for jobs that the board has forgotten.
-        board: the latest jobs.
+        results: reads how a job ended, for jobs that are not in memory.
+        known: returns the songs of a job that is in memory; None: it is not.
     """
 
-    def __init__(self, settings: StorageSettings, results: Results, board: JobBoard) -> None:
+    def __init__(self, settings: StorageSettings, results: Results, known: KnownSongs) -> None:
         self._settings = settings
         self._results = results
-        self._board = board
+        self._known = known
 
     async def find(self, task_id: str, index: int) -> Audio:
         """Return the song of that number, from 0. Raises ``SongUnavailable``."""
-        view = self._board.get(task_id)
-        audios = view.audios if view else await self._stored(task_id)
+        known = self._known(task_id)
+        audios = await self._stored(task_id) if known is None else known
         if index >= len(audios):
             raise SongUnavailable(HTTPStatus.NOT_FOUND, f"{task_id} has no song number {index + 1}")
-        audio = audios[index]
+        self.check(task_id, audios[index])
+        return audios[index]
+
+    def check(self, task_id: str, audio: Audio) -> None:
+        """Raise ``SongUnavailable`` unless the song is in its job's folder."""
         if not self._is_in_folder(task_id, audio.uri):
             raise SongUnavailable(HTTPStatus.FORBIDDEN, f"{audio.uri} is outside of this job's folder")
-        return audio
 
     async def send(self, request: web.Request, audio: Audio, name: str | None) -> web.StreamResponse:
         """Answer with the song or the requested range of it. ``name``: the file name to save it under.

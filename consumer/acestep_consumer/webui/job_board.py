@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from acestep_consumer.client import DownloadFailed
 from acestep_consumer.client.results import Results
 from acestep_consumer.webui.job_view import JobView, request_shown, updated
-from acestep_schemas.events import JobCompleted, JobEvent, TerminalEvent, WorkerEvent
+from acestep_schemas.events import Audio, JobCompleted, JobEvent, TerminalEvent, WorkerEvent
 from acestep_schemas.request import GenerationRequest
 
 MAX_ENDED: Final = 100
@@ -111,6 +111,11 @@ class JobBoard:
     def get(self, task_id: str) -> JobView | None:
         """Return what is known of a job; None: unknown or forgotten."""
         return self._views.get(task_id)
+
+    def audios_of(self, task_id: str) -> tuple[Audio, ...] | None:
+        """Return the songs of a job; None: unknown or forgotten."""
+        view = self._views.get(task_id)
+        return None if view is None else view.audios
 
     def add_event(self, event: JobEvent) -> None:
         """Update the job that an event is about."""

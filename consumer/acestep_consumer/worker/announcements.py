@@ -93,6 +93,7 @@ class Announcements:
             seconds_per_job=self._costs.seconds_per_job,
             remaining_s=tuple(None if each is None else round(each, 1) for each in self._costs.remaining_s),
             stages=StageJobs(**self._running.jobs),
+            lm=limits.lm,
         )
         try:
             await self._publisher.announce(WorkerEvent.of(data))

@@ -20,7 +20,7 @@ from acestep_schemas.aliases import ALIASES
 from acestep_schemas.events import ErrorCode, JobCompleted, JobRejected, parse_event, unfinished_event
 from acestep_schemas.request import GenerationRequest
 from infra import tables
-from tests.support.metrics_page import families_of_a_worker, sample_names
+from tests.support.metrics_page import families_of_a_gateway, families_of_a_worker, sample_names
 from tests.support.readme import DOCS, PAGES, README, ROOT, events, examples, text_of
 
 LONGEST_README = 220
@@ -114,7 +114,7 @@ def test_every_setting_that_a_page_names_is_one(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 async def test_every_metric_that_a_page_names_exists(page: Path) -> None:
-    families = families_of_a_worker()
+    families = families_of_a_worker() | families_of_a_gateway()
     named = set(re.findall(r"`(acestep_(?!consumer|schemas)\w+)`", text_of(page)))
     assert named - sample_names(families) - set(families) == set()
 

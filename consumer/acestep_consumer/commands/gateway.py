@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`acestep-consumer gateway`: serves ACE-Step's REST API until Ctrl-C or SIGTERM."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+from rich.console import Console
+
+from acestep_consumer.client.results import Results
+from acestep_consumer.commands.base import print_error
+from acestep_consumer.commands.http_site import cannot_bind, site
+from acestep_consumer.config.exit_codes import Exit
+from acestep_consumer.config.logs import set_log_level, set_up_logs
+from acestep_consumer.config.settings import Settings, SettingsError
+from acestep_consumer.gateway.broker_session import client_of
+from acestep_consumer.gateway.server import Gateway
+from acestep_consumer.webui.origin_check import is_loopback
+
+_CLOSE_S: Final = 10.0
+"""How long open requests may take at the end."""
+
+log = structlog.get_logger()
+
+
+async def gateway(settings: Settings, read_again: Callable[[], Settings], note: Console) -> Exit:
+    """Serve the API until SIGTERM; SIGHUP reads the keys and the log level again."""
+    host, port = settings.gateway.host, settings.gateway.port
+    if not settings.gateway.keys and not is_loopback(host):
+        print_error(f"ACESTEP_API_HOST={host} is reachable for others: set ACESTEP_API_KEY, or use 127.0.0.1", note)
+        return Exit.USAGE
+    set_up_logs(settings.worker.log_level, settings.worker.log_format)
+    if settings.inputs.results == "none":
+        log.warning("uploads will be refused by workers", reason="ACESTEP_INPUT_RESULTS is none")
+    results = Results(settings.storage)
+    url = settings.broker.every_url.get_secret_value()
+    served = Gateway(settings, lambda: client_of(url), results)
+    try:
+        async with site(served.application(), host, port, close_s=_CLOSE_S, cancel_abandoned=True) as address:
+            sys.stdout.write(f"{address}/\n")
+            sys.stdout.flush()
+            await _run_until_stopped(served, read_again)
+    except OSError as error:
+        print_error(cannot_bind(host, port, error), note)
+        return Exit.USAGE
+    finally:
+        await results.close()
+    return Exit.DONE
+
+
+async def _run_until_stopped(served: Gateway, read_again: Callable[[], Settings]) -> None:
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, _reload, served, read_again)
+    session = asyncio.create_task(served.session.run(), name="broker session")
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        done, _ = await asyncio.wait({session, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+        loop.remove_signal_handler(signal.SIGHUP)
+        session.cancel()
+        stopping.cancel()
+        await asyncio.wait({session, stopping})
+
+
+def _reload(served: Gateway, read_again: Callable[[], Settings]) -> None:
+    """Accept the keys that are configured now. Without any, the old ones stay: else everybody would be let in."""
+    try:
+        settings = read_again()
+    except SettingsError as error:
+        log.warning("settings not reloaded", reason=str(error))
+        return
+    if not settings.gateway.keys and served.keys.required:
+        log.warning("settings not reloaded", reason="ACESTEP_API_KEY is no longer set: restart to run without keys")
+        return
+    served.keys.replace(settings.gateway.keys)
+    set_log_level(settings.worker.log_level)
+    log.info("settings reloaded", keys=len(settings.gateway.keys))

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Uploaded audio: spooled to a file while it arrives, and put into the bucket once the request is let in.
+
+A file lies in a temporary folder under a name of ours; nothing that a client names becomes a path or a key. Objects are
+``<prefix>/uploads/<task_id>/<field><suffix>``: an expiry rule on ``<prefix>/uploads/`` deletes them.
+"""
+
+import asyncio
+import hashlib
+import re
+import tempfile
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path, PurePosixPath
+from typing import Final, Protocol
+
+from aiohttp import BodyPartReader, web
+
+from acestep_consumer.config.settings import StorageSettings
+from acestep_consumer.domain.errors import StorageUnavailable
+from acestep_consumer.domain.objects import ObjectAddress, ObjectContent
+from acestep_consumer.domain.parse import gathered
+from acestep_consumer.domain.ports import Objects
+from acestep_consumer.gateway.answers import ApiError, busy
+from acestep_consumer.gateway.auth import TOKEN
+
+FILE_FIELDS: Final[Mapping[str, str]] = {
+    "ref_audio": "reference_audio_path",
+    "reference_audio": "reference_audio_path",
+    "ctx_audio": "src_audio_path",
+    "src_audio": "src_audio_path",
+}
+"""Name of an uploaded file -> the field that it replaces; of two files for one field the first name here counts."""
+
+MAX_PARTS: Final = 1_000
+MAX_TEXT_BYTES: Final = 1 << 20
+MAX_STRANGER_BYTES: Final = 32 << 20
+"""Bytes of files that are spooled before a key was seen: ``ai_token`` may come after them."""
+
+SILENCE_S: Final = 60.0
+"""Longest time without a byte of an upload."""
+
+UPLOAD_S: Final = 900.0
+AT_ONCE: Final = 16
+_RETRY_S: Final = 5.0
+_STORE_S: Final = 60.0
+_CHUNK_BYTES: Final = 1 << 20
+_SUFFIX: Final = re.compile(r"\.[a-z0-9]{1,5}")
+_UPLOADS: Final = "uploads"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpooledFile:
+    """An uploaded file on disk. ``field``: the request's field that it replaces; ``suffix``: a hint for the decoder."""
+
+    field: str
+    suffix: str
+    path: Path
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class SpooledForm:
+    """A multipart form: its text fields, and its files by the field that each replaces."""
+
+    fields: dict[str, object]
+    files: dict[str, SpooledFile] = field(default_factory=dict)
+
+
+class UploadSpool:
+    """Receives multipart forms.
+
+    Args:
+        max_bytes: largest file.
+        folder: where temporary files are; None: the system's.
+    """
+
+    def __init__(self, max_bytes: int, folder: Path | None = None) -> None:
+        self._max_bytes = max_bytes
+        self._folder = folder
+        self._free = AT_ONCE
+
+    @asynccontextmanager
+    async def receive(self, request: web.Request, is_key: Callable[[str], bool] | None) -> AsyncIterator[SpooledForm]:
+        """Read a form; its files exist within the block.
+
+        Args:
+            request: its body.
+            is_key: judges an ``ai_token``, where the request has shown no key yet; None: it has.
+
+        Raises:
+            ApiError: 400, 408, 413, or 503 where too many uploads are going on.
+        """
+        if not self._free:
+            raise busy(HTTPStatus.SERVICE_UNAVAILABLE, "too many uploads at the same time", _RETRY_S)
+        self._free -= 1
+        try:
+            with tempfile.TemporaryDirectory(prefix="acestep-upload-", dir=self._folder) as folder:
+                reader = _FormReader(Path(folder), self._max_bytes, is_key)
+                yield await reader.read(request)
+        finally:
+            self._free += 1
+
+    @asynccontextmanager
+    async def keep(self, audios: Mapping[str, tuple[bytes, str]]) -> AsyncIterator[dict[str, SpooledFile]]:
+        """Write audio in memory to files, which exist within the block, by the field that each is for.
+
+        Raises ``ApiError`` (413).
+        """
+        if any(len(content) > self._max_bytes for content, _ in audios.values()):
+            raise _too_large(self._max_bytes)
+        with tempfile.TemporaryDirectory(prefix="acestep-upload-", dir=self._folder) as folder:
+            files = {}
+            for name, (content, suffix) in audios.items():
+                path = Path(folder) / name
+                await asyncio.to_thread(path.write_bytes, content)
+                digest = hashlib.sha256(content).hexdigest()
+                files[name] = SpooledFile(field=name, suffix=suffix, path=path, size=len(content), sha256=digest)
+            yield files
+
+
+class _FormReader:
+    def __init__(self, folder: Path, max_bytes: int, is_key: Callable[[str], bool] | None) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._is_key = is_key
+        self._texts: list[tuple[str, str]] = []
+        self._files: dict[str, SpooledFile] = {}
+        self._received = 0
+
+    async def read(self, request: web.Request) -> SpooledForm:
+        try:
+            async with asyncio.timeout(UPLOAD_S):
+                await self._read_parts(request)
+        except TimeoutError:
+            raise ApiError(HTTPStatus.REQUEST_TIMEOUT, "the upload did not arrive in time") from None
+        fields = {name: value for name, value in gathered(self._texts).items() if name not in FILE_FIELDS}
+        chosen: dict[str, SpooledFile] = {}
+        for name, target in FILE_FIELDS.items():
+            if name in self._files:
+                chosen.setdefault(target, self._files[name])
+        return SpooledForm(fields, chosen)
+
+    async def _read_parts(self, request: web.Request) -> None:
+        try:
+            parts = await request.multipart()
+            count = 0
+            while (part := await parts.next()) is not None:
+                count += 1
+                if count > MAX_PARTS:
+                    raise ApiError(HTTPStatus.BAD_REQUEST, f"Too many fields. Maximum number is {MAX_PARTS:,}.")
+                if not isinstance(part, BodyPartReader):
+                    raise ApiError(HTTPStatus.BAD_REQUEST, "Invalid multipart data.")
+                await self._read_part(part)
+        except (ValueError, AssertionError, RuntimeError) as error:  # a broken form, by the name of each check
+            missing = "boundary=" not in request.headers.get("Content-Type", "").lower()
+            text = "Missing boundary in multipart." if missing else "Invalid multipart data."
+            raise ApiError(HTTPStatus.BAD_REQUEST, text) from error
+
+    async def _read_part(self, part: BodyPartReader) -> None:
+        name = part.name or ""
+        if part.filename:
+            found = await self._spool(part, name)
+            self._files.setdefault(name, found)
+            return
+        text = bytearray()
+        async for chunk in _chunks(part):
+            text += chunk
+            if len(text) > MAX_TEXT_BYTES:
+                raise ApiError(HTTPStatus.BAD_REQUEST, f"Field exceeded maximum size of {MAX_TEXT_BYTES // 1024}KB.")
+        if part.filename is None:  # an empty one is that of a file input without a file
+            self._texts.append((name, bytes(text).decode("utf-8", "replace")))
+        if name == TOKEN and self._is_key is not None and self._is_key(self._texts[-1][1]):
+            self._is_key = None
+
+    async def _spool(self, part: BodyPartReader, name: str) -> SpooledFile:
+        path = self._folder / str(len(self._files))
+        digest, size, buffer = hashlib.sha256(), 0, bytearray()
+        with path.open("wb", buffering=0) as file:
+            async for chunk in _chunks(part):
+                buffer += chunk
+                size += len(chunk)
+                self._check_size(size, len(chunk))
+                if len(buffer) >= _CHUNK_BYTES:
+                    await asyncio.to_thread(_append, file.write, digest.update, bytes(buffer))
+                    buffer.clear()
+            await asyncio.to_thread(_append, file.write, digest.update, bytes(buffer))
+        suffix = PurePosixPath(part.filename or "").suffix.lower()
+        return SpooledFile(
+            field=FILE_FIELDS.get(name, ""),
+            suffix=suffix if _SUFFIX.fullmatch(suffix) else "",
+            path=path,
+            size=size,
+            sha256=digest.hexdigest(),
+        )
+
+    def _check_size(self, size: int, more: int) -> None:
+        self._received += more
+        if size > self._max_bytes or self._received > 2 * self._max_bytes:
+            raise _too_large(self._max_bytes)
+        if self._is_key is not None and self._received > MAX_STRANGER_BYTES:
+            text = f"send the key as a header, or ai_token before files of more than {MAX_STRANGER_BYTES:,} bytes"
+            raise ApiError(HTTPStatus.UNAUTHORIZED, text)
+
+
+async def _chunks(part: BodyPartReader) -> AsyncIterator[bytes]:
+    while True:
+        async with asyncio.timeout(SILENCE_S):
+            chunk = await part.read_chunk()
+        if not chunk:
+            return
+        yield chunk
+
+
+def _too_large(max_bytes: int) -> ApiError:
+    text = f"the file has more than {max_bytes:,} bytes (ACESTEP_INPUT_MAX_BYTES)"
+    return ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
+
+
+def _append(write: Callable[[bytes], object], update: Callable[[bytes], object], chunk: bytes) -> None:
+    update(chunk)
+    write(chunk)
+
+
+class ObjectsSource(Protocol):
+    """Connects to the storage at the first call: ``acestep_consumer.client.results.Results``."""
+
+    async def objects(self) -> Objects:
+        """Return the storage. Raises ``StorageUnavailable``."""
+
+
+class UploadStore:
+    """Puts spooled files into the result bucket."""
+
+    def __init__(self, results: ObjectsSource, settings: StorageSettings) -> None:
+        self._results = results
+        self._settings = settings
+
+    def addresses(self, task_id: str, files: Mapping[str, SpooledFile]) -> dict[str, str]:
+        """Return the ``s3://`` address that each file will have, by the field that it replaces."""
+        return {name: str(self._address(task_id, f"{name}{file.suffix}")) for name, file in files.items()}
+
+    async def put(self, task_id: str, files: Mapping[str, SpooledFile]) -> None:
+        """Store the files at their addresses. Raises ``ApiError`` (503)."""
+        addresses = self.addresses(task_id, files)
+        try:
+            async with asyncio.timeout(_STORE_S):
+                for name, file in files.items():
+                    content = ObjectContent(
+                        body=file.path, size=file.size, sha256=file.sha256, content_type="application/octet-stream"
+                    )
+                    await (await self._results.objects()).put(ObjectAddress.of(addresses[name]), content)
+        except (StorageUnavailable, TimeoutError):
+            await self.delete(addresses)
+            text = "the upload cannot be stored now: the storage does not answer"
+            raise busy(HTTPStatus.SERVICE_UNAVAILABLE, text, _RETRY_S) from None
+
+    async def delete(self, stored: Mapping[str, str]) -> None:
+        """Delete uploads of a request that was not accepted. What cannot be deleted now is left to the expiry rule."""
+        try:
+            async with asyncio.timeout(_RETRY_S):
+                for address in stored.values():
+                    await (await self._results.objects()).delete(ObjectAddress.of(address))
+        except (StorageUnavailable, TimeoutError):
+            return
+
+    def _address(self, task_id: str, name: str) -> ObjectAddress:
+        parts = (self._settings.prefix.strip("/"), _UPLOADS, task_id, name)
+        return ObjectAddress(self._settings.bucket, "/".join(part for part in parts if part))

@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``/release_task`` and ``/query_result`` over HTTP, with the shapes that were measured on ACE-Step's own server."""
+
+import asyncio
+import gzip
+import io
+import json
+import zlib
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+
+from acestep_consumer.client import NoQueue, QueueFull, Unreachable
+from acestep_consumer.gateway.task_ids import is_given_out
+from tests.support.gateway import (
+    AUTHORIZED,
+    KEY,
+    FakeResults,
+    completed,
+    gateway,
+    progress,
+    started,
+    unfinished,
+)
+from tests.support.waiting import WITHIN_S, eventually
+
+ENVELOPE = {"data", "code", "error", "timestamp", "extra"}
+
+
+async def test_a_request_becomes_a_message_and_gets_an_id_of_ours() -> None:
+    async with gateway() as served:
+        status, answer = await served.post("/release_task", {"prompt": "jazz", "task_id": "theirs", "lyrics": "la"})
+        assert status == 200
+        assert set(answer) == ENVELOPE
+        assert (answer["code"], answer["error"], answer["extra"]) == (200, None, None)
+        assert isinstance(answer["timestamp"], int)
+        assert set(answer["data"]) == {"task_id", "status", "queue_position"}
+        assert (answer["data"]["status"], answer["data"]["queue_position"]) == ("queued", 1)
+        (message,) = served.client.published
+        assert message == {
+            "prompt": "jazz",
+            "lyrics": "la",
+            "batch_size": 2,
+            "queue_deadline_s": 3600,
+            "task_id": answer["data"]["task_id"],
+        }
+        assert is_given_out(message["task_id"])
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "fields"),
+    [
+        ("application/json", b'{"prompt": "a"}', {"prompt": "a"}),
+        ("application/json; charset=utf-8", b'\xef\xbb\xbf{"prompt": "a"}', {"prompt": "a"}),
+        ("application/vnd.api+json", b'{"prompt": "a"}', {"prompt": "a"}),
+        ("application/x-www-form-urlencoded", b"prompt=a+b&seed=1&seed=2", {"prompt": "a b", "seed": ["1", "2"]}),
+        ("text/plain", b'{"prompt": "a"}', {"prompt": "a"}),
+        ("application/octet-stream", b"prompt=a", {"prompt": "a"}),
+    ],
+)
+async def test_bodies_are_read_by_their_type_or_by_their_beginning(
+    content_type: str, body: bytes, fields: dict[str, Any]
+) -> None:
+    async with gateway() as served:
+        status, answer = await served.post("/release_task", data=body, headers={"Content-Type": content_type})
+        assert status == 200, answer
+        assert fields.items() <= served.client.published[0].items()
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "status", "text"),
+    [
+        ("application/json", b"{", 400, "Malformed JSON payload"),
+        ("application/json", b"[1]", 400, "JSON payload must be an object"),
+        ("application/json", b"{}", 400, "must have a field of a request"),
+        ("application/json", b'{"prompt": "a", "task_type": "polka"}', 400, "task_type"),
+        ("text/plain", b"hello", 415, "text/plain"),
+        ("multipart/form-data", b"x", 400, "Missing boundary in multipart."),
+        ("multipart/form-data; boundary=x", b"nothing of that", 400, "Invalid multipart data."),
+        ("application/json", b'{"prompt": "' + b"a" * (1 << 20) + b'"}', 413, "bytes"),
+    ],
+)
+async def test_bodies_that_cannot_be_read_are_refused_by_name(
+    content_type: str, body: bytes, status: int, text: str
+) -> None:
+    async with gateway() as served:
+        headers = {"Content-Type": content_type}
+        found, answer = await served.post("/release_task", data=io.BytesIO(body), headers=headers)
+        assert found == status, answer
+        assert text in answer["detail"]
+        assert answer["error"] == answer["detail"]
+        assert served.client.published == []
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+async def test_a_compressed_body_is_read_or_refused(encoding: str) -> None:
+    body = b'{"prompt": "a"}'
+    packed = gzip.compress(body) if encoding == "gzip" else zlib.compress(body)
+    headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
+    async with gateway() as served:
+        assert (await served.post("/release_task", data=packed, headers=headers))[0] == 200
+        async with served.http.post(f"{served.url}/release_task", data=b"nonsense", headers=headers) as answer:
+            assert answer.status == 400
+
+
+async def test_a_number_of_songs_and_a_deadline_that_are_given_stay() -> None:
+    async with gateway() as served:
+        await served.release({"prompt": "a", "param_obj": {"batch_size": 4, "queue_deadline_s": 60}})
+        (message,) = served.client.published
+        assert "batch_size" not in message
+        assert "queue_deadline_s" not in message
+
+
+async def test_no_key_is_published() -> None:
+    async with gateway(ACESTEP_API_KEY=KEY) as served:
+        nested = {"ai_token": KEY, "bpm": 90}
+        await served.release({"prompt": "a", "ai_token": KEY, "param_obj": nested, "metas": json.dumps(nested)})
+        await served.release({"data": {"prompt": "a", "ai_token": KEY}, "ai_token": KEY})
+        assert KEY not in json.dumps(served.client.published)
+        assert served.client.published[0]["param_obj"] == {"bpm": 90}
+
+
+async def test_a_full_queue_is_429_and_says_when_to_try_again() -> None:
+    async with gateway() as served:
+        served.client.refusal = QueueFull(12.4)
+        async with served.http.post(f"{served.url}/release_task", json={"prompt": "a"}) as answer:
+            assert (answer.status, answer.headers["Retry-After"]) == (429, "12")
+            assert (await answer.json())["detail"] == "Server busy: queue is full"
+
+
+@pytest.mark.parametrize("refusal", [NoQueue("no queue"), Unreachable("amqp://user:password@host")])
+async def test_a_broker_out_of_reach_is_503_and_names_no_address(refusal: Exception) -> None:
+    async with gateway() as served:
+        served.client.refusal = refusal  # type: ignore[assignment]
+        status, answer = await served.post("/release_task", {"prompt": "a"})
+        assert status == 503
+        assert "password" not in answer["detail"]
+    async with gateway(connected=False) as served:
+        assert (await served.post("/release_task", {"prompt": "a"}))[0] == 503
+        assert (await served.get("/health"))[1]["data"]["status"] == "ok"
+        assert (await served.get("/readyz"))[0] == 503
+
+
+async def test_the_same_idempotency_key_is_the_same_task_at_every_replica() -> None:
+    headers = {"Idempotency-Key": "order 7"}
+    async with gateway() as one, gateway() as other:
+        first = await one.release({"prompt": "a"}, headers=headers)
+        assert await one.release({"prompt": "a"}, headers=headers) == first
+        assert await other.release({"prompt": "a"}, headers=headers) == first
+        assert await one.release({"prompt": "a", "task_id": "order 7"}) == first
+        assert await one.release({"prompt": "a"}, headers={"Idempotency-Key": "order 8"}) != first
+        assert len(one.client.published) == 2
+
+
+async def test_a_task_goes_from_queued_over_running_to_its_songs() -> None:
+    async with gateway() as served:
+        task_id = await served.release({"prompt": "jazz"})
+        (entry,) = await served.query(task_id)
+        (item,) = json.loads(entry["result"])
+        assert (entry["task_id"], entry["status"]) == (task_id, 0)
+        assert set(item) >= {"file", "wave", "status", "create_time", "env", "prompt", "lyrics", "metas", "progress"}
+        assert (item["stage"], item["progress"], item["file"]) == ("queued", 0.0, "")
+        await served.send(started(task_id), progress(task_id, 0.62))
+        (entry,) = await served.query(task_id)
+        (item,) = json.loads(entry["result"])
+        assert (entry["status"], item["progress"], item["stage"]) == (0, 0.62, "render 62%")
+        await served.send(completed(task_id, songs=2))
+        (entry,) = await served.query(task_id)
+        assert entry["status"] == 1
+        check_songs(task_id, json.loads(entry["result"]))
+        assert served.results.reads == 0
+
+
+def check_songs(task_id: str, items: list[dict[str, Any]]) -> None:
+    """The items of two songs, field by field."""
+    first, second = items
+    assert first["file"] == first["url"] == f"/v1/audio?path=%2F{task_id}%2F0.mp3"
+    assert second["file"].endswith("1.mp3")
+    assert (first["wave"], first["status"], first["stage"], first["progress"]) == ("", 1, "succeeded", 1.0)
+    assert (first["seed_value"], second["seed_value"]) == ("40", "41")
+    assert (first["prompt"], first["lyrics"]) == ("jazz", "la la")
+    assert first["metas"] == {
+        "bpm": 72,
+        "duration": 600,
+        "genres": "N/A",
+        "keyscale": "D minor",
+        "timesignature": "4",
+        "prompt": "jazz",
+        "lyrics": "la la",
+    }
+    assert (first["dit_model"], first["lm_model"]) == ("acestep-v15-turbo", "acestep-5Hz-lm-1.7B")
+    assert "**Total:** 8.60s" in first["generation_info"]
+
+
+@pytest.mark.parametrize("status", ["failed", "rejected", "cancelled", "expired"])
+async def test_a_task_without_songs_is_failed_and_says_why(status: str) -> None:
+    async with gateway() as served:
+        task_id = await served.release({"prompt": "a"})
+        await served.send(unfinished(status, task_id))
+        (entry,) = await served.query(task_id)
+        (item,) = json.loads(entry["result"])
+        assert (entry["status"], item["status"], item["stage"], item["file"]) == (2, 2, "failed", "")
+        assert item["error"] == entry["progress_text"]
+        assert item["error"].startswith(f"{item['code']}: ")
+        assert item["state"] == status
+
+
+async def test_ids_come_back_as_they_were_sent_in_every_form_of_the_list() -> None:
+    async with gateway() as served:
+        task_id = await served.release({"prompt": "a"})
+        wanted = [task_id, "never", task_id, 7]
+        entries = await served.query(*wanted)
+        assert [entry["task_id"] for entry in entries] == wanted
+        assert entries[1] == {"task_id": "never", "result": "[]", "status": 0}
+        assert entries[0]["result"] != "[]"
+        text = json.dumps([task_id])
+        for body in ({"task_id_list": text}, {"task_id_list": [task_id]}):
+            assert (await served.post("/query_result", body))[1]["data"][0]["task_id"] == task_id
+        form = {"Content-Type": "application/x-www-form-urlencoded"}
+        answer = await served.post("/query_result", data=urlencode({"task_id_list": text}), headers=form)
+        assert answer[1]["data"][0]["task_id"] == task_id
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [({}, 200), ({"task_id_list": "no json"}, 200), ({"task_id_list": "7"}, 400), ([1], 400), (None, 200)],
+)
+async def test_a_list_that_is_none_is_empty_or_refused(body: object, status: int) -> None:
+    async with gateway() as served:
+        found, answer = await served.post("/query_result", body)
+        assert found == status
+        assert status != 200 or answer["data"] == []
+
+
+async def test_any_replica_answers_for_any_task_also_after_a_restart() -> None:
+    results = FakeResults()
+    async with gateway(results=results) as one:
+        waiting, ended = await one.release({"prompt": "a"}), await one.release({"prompt": "b"})
+        results.ends[ended] = completed(ended)
+    async with gateway(results=results) as other:
+        first, second, third = await other.query(waiting, ended, "00000000-0000-4000-8000-000000000000")
+        assert json.loads(first["result"])[0]["stage"] == "queued"
+        assert json.loads(second["result"])[0]["stage"] == "succeeded"
+        assert third["result"] == "[]"
+
+
+async def test_storage_is_asked_rarely_and_once_for_all_who_ask_at_the_same_time() -> None:
+    async with gateway() as served:
+        await asyncio.gather(*(served.query("somebody-elses") for _ in range(50)))
+        assert served.results.reads == 1
+        task_id = await served.release({"prompt": "a"})
+        await asyncio.gather(*(served.query(task_id) for _ in range(50)))
+        assert served.results.reads == 1
+
+
+async def test_a_client_may_wait_for_the_end() -> None:
+    async with gateway() as served:
+        task_id = await served.release({"prompt": "a"})
+        asking = asyncio.create_task(served.query(task_id, wait=30))
+        await eventually(lambda: served.gateway.tasks._open[task_id].waiters)
+        await served.send(started(task_id), completed(task_id))
+        async with asyncio.timeout(WITHIN_S):
+            assert (await asking)[0]["status"] == 1
+        assert (await served.query(task_id, wait="soon"))[0]["status"] == 1
+
+
+async def test_a_task_is_cancelled_by_either_route() -> None:
+    async with gateway(ACESTEP_API_KEY=KEY) as served:
+        task_id = await served.release({"prompt": "a"}, headers=AUTHORIZED)
+        status, answer = await served.post("/cancel_task", {"task_id": task_id, "ai_token": KEY})
+        assert (status, answer["data"]) == (200, {"task_id": task_id, "status": "cancelling"})
+        async with served.http.delete(f"{served.url}/release_task/{task_id}", headers=AUTHORIZED) as deleted:
+            assert deleted.status == 200
+        assert served.client.cancelled == [task_id, task_id]
+        assert (await served.post("/cancel_task", {"task_id": task_id}))[0] == 401
+        assert (await served.post("/cancel_task", {"task_id": "never"}, headers=AUTHORIZED))[0] == 404
+        await served.send(completed(task_id))
+        status, answer = await served.post("/cancel_task", {"task_id": task_id}, headers=AUTHORIZED)
+        assert answer["data"]["status"] == "succeeded"
+
+
+async def test_an_analysis_is_one_plain_item() -> None:
+    async with gateway() as served:
+        task_id = await served.release({"prompt": "a", "extract_codes_only": True})
+        event = completed(task_id, songs=0)
+        request = event.data.request.model_copy(update={"extract_codes_only": True})
+        await served.send(event.model_copy(update={"data": event.data.model_copy(update={"request": request})}))
+        (entry,) = await served.query(task_id)
+        (item,) = json.loads(entry["result"])
+        assert item["audio_codes"] == "<|audio_code_51023|><|audio_code_7344|><|audio_code_60101|>"
+        assert not {"file", "status"} & set(item)
+
+
+async def test_a_trace_goes_on_through_the_message() -> None:
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    async with gateway() as served:
+        await served.release({"prompt": "a"}, headers={"traceparent": trace})
+        await served.release({"prompt": "a"}, headers={"traceparent": "nonsense"})
+        assert [each["traceparent"] for each in served.client.options] == [trace, None]
