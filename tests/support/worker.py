@@ -57,6 +57,7 @@ class WorkerProcess:
         ours = {
             "ACESTEP_HTTP_PORT": str(self._claim.ports[0]),
             "ACESTEP_SCRATCH_DIR": str(folder),
+            "ACESTEP_ENCODERS": "1",
             "PYTHONPATH": str(ROOT),
         }
         self._environment = clean_environment(ours | (LIGHT_VARIABLES if light else {}) | variables)
