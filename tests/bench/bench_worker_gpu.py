@@ -2,8 +2,9 @@
 """Songs a minute of whole workers, from RabbitMQ to S3, with one GPU or several: the memo's workload.
 
 Every request thinks, wants one song of 300 seconds and gives its metadata, so that a song is 1,500 guided codes of the
-language model, 8 steps of the DiT, decoding, encoding and an upload. The models have the full shapes and random
-weights. The worker is started as an operator starts it; a client keeps the queue filled and counts the events.
+language model (with ``--lm none`` no codes), 8 steps of the DiT, decoding, encoding and an upload. The models have the
+full shapes and random weights. The worker is started as an operator starts it; a client keeps the queue filled and
+counts the events.
 
 The clock starts once as many songs are done as all workers have in hand, and runs for ``--seconds``. The first
 requests are spread over ``--spread`` seconds: jobs that begin together would also end together, in waves that a short
@@ -64,6 +65,7 @@ ROOT: Final = Path(__file__).parents[2]
 NO_GPUS: Final = "none"
 DIT: Final = "acestep-v15-turbo"
 TINY_LM: Final = "acestep-5Hz-lm-0.6B"
+NO_LM: Final = "none"
 
 _TERMINAL = tuple(f"job.{state}.*" for state in ("completed", "failed", "rejected", "cancelled", "expired"))
 _STAGES = ("queued", "plan", "render", "encode", "upload", "total")
@@ -287,7 +289,7 @@ class Site:
             "ACESTEP_QUEUE_WORKERS": str(crew.workers),
             "ACESTEP_CHECKPOINT_DIR": str(self.checkpoints),
             "ACESTEP_CONFIG_PATH": DIT,
-            "ACESTEP_INIT_LLM": "true",
+            "ACESTEP_INIT_LLM": "false" if self.arguments.lm == NO_LM else "true",
             "ACESTEP_LM_MODEL_PATH": _lm_name(self.arguments),
             "ACESTEP_LM_BACKEND": self.arguments.backend,
             "ACESTEP_HTTP_PORT": str(port),
@@ -453,7 +455,7 @@ def request_fields(arguments: argparse.Namespace) -> dict[str, object]:
         "key_scale": "C major",
         "time_signature": "4",
         "vocal_language": "en",
-        "thinking": True,
+        "thinking": arguments.lm != NO_LM,
         "use_cot_caption": False,
         "batch_size": 1,
         "inference_steps": 8,
@@ -597,7 +599,7 @@ def _checkpoints(folder: Path, budget: Budget, arguments: argparse.Namespace) ->
     target.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     writers = []
-    for what in ("dit", "lm"):
+    for what in ("dit",) if arguments.lm == NO_LM else ("dit", "lm"):
         command = [sys.executable, "-m", "tests.bench.bench_worker_gpu", "--write", what, "--lm", arguments.lm]
         command += ["--checkpoints", str(target), *(["--tiny"] if arguments.tiny else [])]
         log = folder / f"write-{what}.log"
@@ -809,7 +811,7 @@ def _parser() -> argparse.ArgumentParser:
     servers.add_argument("--s3", metavar="URL", help="http://KEY:SECRET@HOST:PORT/BUCKET")
     servers.add_argument("--local", action="store_true", help="start a broker and a store on this machine")
     models = parser.add_argument_group("models")
-    models.add_argument("--lm", default="1.7B", choices=["0.6B", "1.7B", "4B", "tiny"], help="(1.7B)")
+    models.add_argument("--lm", default="1.7B", choices=["0.6B", "1.7B", "4B", "tiny", NO_LM], help="(1.7B)")
     models.add_argument("--tiny", action="store_true", help="a tiny DiT, for a CPU")
     models.add_argument("--backend", default="vllm", choices=["vllm", "pt"], help="of the LM (vllm)")
     models.add_argument("--checkpoints", type=Path, help="write them here and keep them; what is there is used")
