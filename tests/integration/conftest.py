@@ -57,8 +57,6 @@ def environment_of_a_worker(
         "ACESTEP_QUEUE_WORKERS": "2",
         "ACESTEP_API_WORKERS": "2",
         "ACESTEP_INIT_LLM": "false",
-        # Each takes a quarter of a second of a core to start.
-        "ACESTEP_ENCODERS": "1",
     }
     management.delete_vhost(vhost)
 
