@@ -205,7 +205,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "track_name": ODD_TEXT,
     "track_classes": st.lists(ODD_TEXT, max_size=3),
     "vocal_language": ODD_TEXT,
-    "task_type": st.sampled_from(["text2music", "cover", "cover-nofsq", "repaint", "extract", "lego", "complete"]),
+    "task_type": st.sampled_from(["text2music", "cover", "repaint", "extract", "lego", "complete"]),
     "model": st.sampled_from(["acestep-v15-turbo", "acestep-v15-base"]),
     "infer_method": st.sampled_from(["ode", "sde"]),
     "timesteps": st.lists(ODD_NUMBERS, max_size=4)
@@ -213,28 +213,12 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "audio_code_string": st.sampled_from(
         ["<|audio_code_0|>", "<|audio_code_63999|>" * 7, "<|audio_code_64001|>x" * 3, "7"]
     ),
-    "dcw_mode": st.sampled_from(["double", "low", "high", "pix"]),
-    "dcw_wavelet": st.sampled_from(["haar", "db38", "bior6.8", "dmey", "no wavelet"]),
-    "sampler_mode": st.sampled_from(["euler", "heun"]),
-    "repaint_mode": st.sampled_from(["conservative", "balanced", "aggressive"]),
-    "chunk_mask_mode": st.sampled_from(["auto", "explicit"]),
-    "noise": st.sampled_from(["cpu", "device"]),
-    "repaint_strength": st.floats(0, 1),
-    **dict.fromkeys(
-        ["use_tiled_decode", "use_adg", "dcw_enabled", "flow_edit_morph", "enable_normalization"], st.booleans()
-    ),
-    **dict.fromkeys(
-        ["global_caption", "flow_edit_source_caption", "flow_edit_source_lyrics", "key_scale", "time_signature"],
-        ODD_TEXT,
-    ),
+    "use_tiled_decode": st.booleans(),
+    "seed": ODD_NUMBERS,
     **dict.fromkeys(
         [
-            *("seed", "bpm", "guidance_scale", "shift", "cfg_interval_start", "cfg_interval_end"),
-            *("audio_cover_strength", "cover_noise_strength", "repainting_start", "repainting_end", "audio_duration"),
-            *("repaint_latent_crossfade_frames", "repaint_wav_crossfade_sec", "flow_edit_n_min", "flow_edit_n_max"),
-            *("velocity_norm_threshold", "velocity_ema_factor", "dcw_scaler", "dcw_high_scaler", "retake_seed"),
-            *("retake_variance", "latent_rescale", "latent_shift", "fade_in_duration", "fade_out_duration"),
-            "normalization_db",
+            *("bpm", "guidance_scale", "shift", "cfg_interval_start", "cfg_interval_end", "audio_cover_strength"),
+            *("repainting_start", "repainting_end", "audio_duration"),
         ],
         ODD_NUMBERS,
     ),
