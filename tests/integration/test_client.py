@@ -356,6 +356,16 @@ async def test_a_started_request_can_name_a_reply_queue(client: Client, teller: 
     assert request.expiration == 60
 
 
+async def test_a_request_carries_its_trace_and_a_client_tells_how_many_wait(client: Client, teller: Teller) -> None:
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    assert await client.waiting() == 0
+    await client.submit({"prompt": "x"}, traceparent=trace)
+    await client.submit({"prompt": "x"})
+    assert await client.waiting() == TWO
+    traced, plain = await teller.take(GENERATE), await teller.take(GENERATE)
+    assert (traced.headers.get("traceparent"), plain.headers.get("traceparent")) == (trace, None)
+
+
 async def test_a_misspelt_option_is_an_error_and_sends_nothing(client: Client, teller: Teller) -> None:
     with pytest.raises(TypeError, match="priorty"):
         await client.submit({"prompt": "x"}, priorty=3)  # type: ignore[call-arg] # mypy sees it too
@@ -381,10 +391,12 @@ async def test_a_login_that_may_only_publish_can_submit_and_hears_that_the_queue
         async with Client(url) as producer:
             with pytest.raises(QueueFull) as full:
                 await submit(producer, TWO + 1)
+            waiting = await producer.waiting()
             with pytest.raises(Unreachable, match="permission"):
                 await producer.start({"prompt": "x"})
     finally:
         management.call("DELETE", f"/api/users/{amqp_vhost}")
+    assert waiting in {None, TWO}
     assert full.value.waiting in {None, TWO}  # brokers differ in whether this login may ask
 
 

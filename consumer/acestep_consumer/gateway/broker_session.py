@@ -81,8 +81,8 @@ class BrokerSession:
                     tasks.create_task(self._watch_queue())
                     tasks.create_task(self._call_roll())
                     async for event in events:
-                        self._on_event(event)
-            except* ClientError as errors:
+                        self._receive(event)
+            except* (ClientError, OSError) as errors:
                 log.warning("no events from the broker", reason=str(errors.exceptions[0]), again_in_s=round(wait_s, 1))
             await asyncio.sleep(wait_s)
 
@@ -94,6 +94,13 @@ class BrokerSession:
     async def cancel(self, task_id: str) -> None:
         """Ask for a job to stop. Raises ``ClientError``."""
         await self._current().cancel(task_id)
+
+    def _receive(self, event: JobEvent | WorkerEvent) -> None:
+        """Take an event into account; one that cannot be must not keep the later ones from it."""
+        try:
+            self._on_event(event)
+        except Exception:
+            log.exception("event skipped", event_id=event.id, event_type=event.type)
 
     def _current(self) -> RequestClient:
         if self._client is None:

@@ -66,6 +66,7 @@ class JobRoutes:
     async def close(self, _: web.Application) -> None:
         """End open streams, which would delay the shutdown; browsers open them again by themselves."""
         self._closing.set()
+        self._tasks.wake_all()
 
     async def _send(self, response: web.StreamResponse, view: TaskView) -> None:
         sent: dict[str, Any] | None = None

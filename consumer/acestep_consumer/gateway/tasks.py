@@ -153,6 +153,11 @@ class TaskStates:
             for task in tasks:
                 task.waiters.discard(changed)
 
+    def wake_all(self) -> None:
+        """Let everybody go on who waits for news: the server ends."""
+        for task in self._open.values():
+            self._notify(task)
+
     def _look_up_once(self, task_id: str) -> asyncio.Task[TaskView | None]:
         """Read the manifest; those who ask at the same time share the answer."""
         running = self._lookups.get(task_id)

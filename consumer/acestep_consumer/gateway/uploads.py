@@ -44,6 +44,9 @@ SILENCE_S: Final = 60.0
 
 UPLOAD_S: Final = 900.0
 AT_ONCE: Final = 16
+STRANGERS_AT_ONCE: Final = 4
+"""Of these, uploads of requests that have shown no key yet: they must not keep others out."""
+
 _RETRY_S: Final = 5.0
 _STORE_S: Final = 60.0
 _CHUNK_BYTES: Final = 1 << 20
@@ -81,7 +84,7 @@ class UploadSpool:
     def __init__(self, max_bytes: int, folder: Path | None = None) -> None:
         self._max_bytes = max_bytes
         self._folder = folder
-        self._free = AT_ONCE
+        self._free, self._free_for_strangers = AT_ONCE, STRANGERS_AT_ONCE
 
     @asynccontextmanager
     async def receive(self, request: web.Request, is_key: Callable[[str], bool] | None) -> AsyncIterator[SpooledForm]:
@@ -94,15 +97,18 @@ class UploadSpool:
         Raises:
             ApiError: 400, 408, 413, or 503 where too many uploads are going on.
         """
-        if not self._free:
+        stranger = is_key is not None
+        if not self._free or (stranger and not self._free_for_strangers):
             raise busy(HTTPStatus.SERVICE_UNAVAILABLE, "too many uploads at the same time", _RETRY_S)
         self._free -= 1
+        self._free_for_strangers -= stranger
         try:
             with tempfile.TemporaryDirectory(prefix="acestep-upload-", dir=self._folder) as folder:
                 reader = _FormReader(Path(folder), self._max_bytes, is_key)
                 yield await reader.read(request)
         finally:
             self._free += 1
+            self._free_for_strangers += stranger
 
     @asynccontextmanager
     async def keep(self, audios: Mapping[str, tuple[bytes, str]]) -> AsyncIterator[dict[str, SpooledFile]]:

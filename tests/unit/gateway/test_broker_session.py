@@ -10,6 +10,7 @@ import pytest
 from acestep_consumer.client import NoQueue, Unreachable
 from acestep_consumer.gateway import broker_session
 from acestep_consumer.gateway.broker_session import BrokerSession
+from acestep_schemas.events import JobEvent, WorkerEvent
 from tests.support.gateway import FakeRequestClient, completed
 from tests.support.waiting import eventually
 
@@ -18,7 +19,12 @@ async def test_it_connects_as_soon_as_it_can_and_counts_what_waits(monkeypatch: 
     monkeypatch.setattr(broker_session, "FIRST_WAIT_S", 0.01)
     monkeypatch.setattr(broker_session, "POLL_S", 0.01)
     client, tries = FakeRequestClient(), 0
-    received: list[object] = []
+    received: list[str] = []
+
+    def receive(event: JobEvent | WorkerEvent) -> None:
+        if event.subject == "broken":
+            raise KeyError(event.subject)
+        received.append(event.subject)
 
     @asynccontextmanager
     async def connect() -> AsyncIterator[FakeRequestClient]:
@@ -28,7 +34,7 @@ async def test_it_connects_as_soon_as_it_can_and_counts_what_waits(monkeypatch: 
             raise (NoQueue if tries == 1 else Unreachable)("not now")
         yield client
 
-    session = BrokerSession(connect, received.append)
+    session = BrokerSession(connect, receive)
     with pytest.raises(Unreachable):
         await session.submit({"task_id": "a"})
     running = asyncio.create_task(session.run())
@@ -37,8 +43,9 @@ async def test_it_connects_as_soon_as_it_can_and_counts_what_waits(monkeypatch: 
     await eventually(lambda: session.queue_size == 4)
     await session.submit({"task_id": "a"})
     assert session.queue_size in (4, 5)  # until the broker is asked again
-    client.events.put_nowait(completed("a"))
-    await eventually(lambda: received)
+    for name in ("broken", "a"):
+        client.events.put_nowait(completed(name))
+    await eventually(lambda: received == ["a"])
     running.cancel()
     await asyncio.wait({running})
     assert not session.is_up

@@ -51,6 +51,7 @@ async def test_streams_end_when_the_server_does() -> None:
         task_id = await served.release({"prompt": "a"})
         async with served.http.get(f"{served.url}/v1/jobs/{task_id}/events") as answer:
             await answer.content.readline()
+            await eventually(lambda: served.gateway.tasks._open[task_id].waiters)
             await served.gateway._job_routes.close(served.gateway.application())
             async with asyncio.timeout(WITHIN_S):
-                await answer.read()
+                assert b"keep alive" not in await answer.read()

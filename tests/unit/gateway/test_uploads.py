@@ -97,6 +97,13 @@ async def test_no_more_uploads_at_the_same_time_than_there_is_room_for(monkeypat
         assert (status, answer["detail"]) == (503, "too many uploads at the same time")
 
 
+async def test_those_without_a_key_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "STRANGERS_AT_ONCE", 0)
+    async with gateway(ACESTEP_API_KEY=KEY) as served:
+        assert (await send(served, ("prompt", "a", None), ("ai_token", KEY, None)))[0] == 503
+        assert (await send(served, ("prompt", "a", None), **AUTHORIZED))[0] == 200
+
+
 async def test_an_upload_is_deleted_when_the_queue_is_full_and_refused_while_storage_is_away() -> None:
     parts = (("src_audio", b"song", "a.mp3"), ("task_type", "cover", None), ("prompt", "a", None))
     async with gateway() as served:
