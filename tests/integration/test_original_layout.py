@@ -263,5 +263,7 @@ def test_doctor_finds_a_whole_model_complete(originals: Path) -> None:
     assert (found.level, found.said) == ("ok", f"{originals / TURBO} is complete")
 
 
-def test_a_model_that_is_not_on_this_disk_is_left_to_the_renderer(tmp_path: Path) -> None:
-    check_checkpoints(EngineSettings(config_path="acestep-v15-sft", config_path2="a/b", checkpoint_dir=tmp_path))
+def test_a_model_that_is_not_on_this_disk_is_an_error_unless_it_is_named_by_its_hub_id(tmp_path: Path) -> None:
+    check_checkpoints(EngineSettings(config_path="somebody/my-song-model", checkpoint_dir=tmp_path))
+    with pytest.raises(CheckpointError, match=f"models pull acestep-v15-xl-sft --checkpoints {tmp_path}"):
+        check_checkpoints(EngineSettings(config_path="acestep-v15-xl-sft", checkpoint_dir=tmp_path))

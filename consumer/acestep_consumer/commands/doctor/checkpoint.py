@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from acestep_consumer.engine.renderer.original_layout import SILENCE
-from acestep_consumer.engine.renderer.registry import INDEX
+from acestep_consumer.engine.renderer.registry import INDEX, SILENCE
 
 _WEIGHTS: Final = "*.safetensors"
 _SHARDS: Final = "*.safetensors.index.json"

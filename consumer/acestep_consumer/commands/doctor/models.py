@@ -59,17 +59,15 @@ def judge_model(name: str, checkpoint_dir: Path | None, environ: Mapping[str, st
     """Report whether a DiT model's checkpoint exists and is complete."""
     check = f"model {name}"
     try:
-        checkpoint = resolve(name, checkpoint_dir)
+        checkpoint = resolve(name, checkpoint_dir, environ)
     except CheckpointError as error:
         said, _, cure = str(error).partition(". ")
         return fail(check, said, cure or "set ACESTEP_CHECKPOINT_DIR or ACESTEP_CONFIG_PATH")
     if checkpoint.original and checkpoint.folder is not None:
         return _original(check, checkpoint.folder, checkpoint_dir)
-    hub_id = checkpoint.hub_id or name
-    folder = checkpoint.folder or snapshot(hub_id, environ)
-    if folder is None:
-        return _from_hub(check, hub_id, environ)
-    return _complete(check, folder, tuple(faults_of_pipeline(folder)))
+    if checkpoint.folder is None:
+        return _from_hub(check, checkpoint.hub_id or name, environ)
+    return _complete(check, checkpoint.folder, tuple(faults_of_pipeline(checkpoint.folder)))
 
 
 def _original(check: str, place: Path, checkpoint_dir: Path | None) -> Finding:

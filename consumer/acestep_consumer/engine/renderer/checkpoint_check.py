@@ -6,21 +6,18 @@ from pathlib import Path
 
 from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.engine.renderer.original_layout import open_original
-from acestep_consumer.engine.renderer.registry import CheckpointError, ModelNotFound, resolve
+from acestep_consumer.engine.renderer.registry import CheckpointError, resolve
 from acestep_consumer.engine.renderer.tensor_files import FileDamaged, read_header
 
 
 def check_checkpoints(settings: EngineSettings) -> None:
-    """Check every model that is on this disk. The others are the renderer's business, which may download them.
+    """Check every model that is on this disk. One that is named by its hub id is downloaded by the renderer.
 
     Raises:
-        CheckpointError: a file is missing or was cut off, it is another model, or it holds code.
+        CheckpointError: a model is not found, a file is missing or was cut off, it is another model, or it holds code.
     """
     for name in settings.models:
-        try:
-            checkpoint = resolve(name, settings.checkpoint_dir)
-        except ModelNotFound:
-            continue
+        checkpoint = resolve(name, settings.checkpoint_dir)
         if checkpoint.folder is not None and checkpoint.original:
             open_original(checkpoint.folder, settings.checkpoint_dir)
         elif checkpoint.folder is not None:

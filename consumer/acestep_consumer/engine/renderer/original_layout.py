@@ -16,12 +16,11 @@ from typing import Any, Final
 
 from acestep_consumer.engine.published_models import PUBLISHED, pull_command
 from acestep_consumer.engine.renderer.original_config import check_fit, component_configs
-from acestep_consumer.engine.renderer.registry import CheckpointError
+from acestep_consumer.engine.renderer.registry import SILENCE, CheckpointError
 from acestep_consumer.engine.renderer.tensor_files import GGUF_SUFFIX, FileDamaged, Header, TensorInfo, read_header
 
 WEIGHTS: Final = "model.safetensors"
 SHARDS: Final = "model.safetensors.index.json"
-SILENCE: Final = "silence_latent.pt"
 VAE: Final = "vae"
 TEXT_ENCODER: Final = "Qwen3-Embedding-0.6B"
 
