@@ -34,7 +34,6 @@ from acestep_consumer.commands.doctor.broker import (
     judge_topology,
     judge_version,
 )
-from acestep_consumer.commands.doctor.checkpoint import faults_of_lm, faults_of_pipeline
 from acestep_consumer.commands.doctor.machine import (
     ENOUGH_BYTES,
     LEAST_BYTES,
@@ -55,6 +54,7 @@ from acestep_consumer.commands.plan.gpu import DetectedGpu
 from acestep_consumer.commands.threads import run_in_thread
 from acestep_consumer.config.settings import BrokerSettings, EngineSettings, Settings, WorkerSettings, load
 from acestep_consumer.domain.objects import ObjectAddress
+from acestep_consumer.engine.renderer.component_files import faults_of_lm, faults_of_pipeline
 from acestep_consumer.policy.lm_choice import LmPlan
 from acestep_consumer.policy.tiers import BUILT_IN
 from acestep_consumer.storage.s3.client import S3Response

@@ -7,7 +7,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from acestep_consumer.commands.doctor.checkpoint import faults_of_lm, faults_of_pipeline
 from acestep_consumer.commands.doctor.machine import Machine
 from acestep_consumer.commands.doctor.report import Finding, fail, ok, skip, warn
 from acestep_consumer.commands.plan.gpu import DeviceMissing
@@ -16,6 +15,7 @@ from acestep_consumer.config.settings import EngineSettings, Settings
 from acestep_consumer.engine.hub_cache import is_offline, snapshot
 from acestep_consumer.engine.planner import registry as lms
 from acestep_consumer.engine.published_models import PUBLISHED, pull_command
+from acestep_consumer.engine.renderer.component_files import faults_of_lm, faults_of_pipeline
 from acestep_consumer.engine.renderer.original_layout import open_original
 from acestep_consumer.engine.renderer.registry import CheckpointError, resolve
 from acestep_consumer.policy.lm_choice import LmPlan, plan_lm

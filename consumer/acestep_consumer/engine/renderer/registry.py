@@ -103,6 +103,8 @@ def _is_original(folder: Path) -> bool:
         if any((folder / name).is_file() for name in _ORIGINAL_FILES):
             return True
         rest = f". Download it: {pull_command(folder.name, checkpoints=folder.parent)}" if is_dit(folder.name) else ""
+        if there := ", ".join(_models_in(folder)):
+            rest = f". It holds {there}: name one of them, and the folder with ACESTEP_CHECKPOINT_DIR"
         raise CheckpointError(
             f"{folder} is not a checkpoint: it has neither {_ORIGINAL_FILES[0]} (ACE-Step's layout) "
             f"nor {INDEX} (diffusers' layout){rest}"
