@@ -9,7 +9,7 @@ Where this worker departs from the original on purpose, ``DECIDED`` says so and 
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, cast
@@ -47,24 +47,14 @@ CODES_BEYOND: Final = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decided:
-    """A deliberate departure: why, and our values by the name in the case."""
+    """A deliberate departure: why, and what the grammar fixes here."""
 
     why: str
-    fixed_metadata: Mapping[str, Any] | None = None
-    reaches_renderer: Mapping[str, Any] = field(default_factory=dict)
+    fixed_metadata: Mapping[str, Any]
 
-
-GIVEN_STAYS: Final = "values that the request gives are fixed in every phase"
 
 DECIDED: Final[Mapping[str, Decided]] = MappingProxyType(
-    {
-        "lm_thinking_unicode": Decided(why="a given vocal_language stays", fixed_metadata={"language": "ja"}),
-        "lm_sample_mode_thinking_duration_given": Decided(why=GIVEN_STAYS, fixed_metadata={"duration": 20}),
-        "lm_understand": Decided(why="the length of the source is known", fixed_metadata={"duration": SOURCE_S}),
-        "lm_complete_uses_lm": Decided(
-            why="a stem is as long as the source that it completes", reaches_renderer={"audio_duration": None}
-        ),
-    }
+    {"lm_thinking_unicode": Decided(why="a given vocal_language stays", fixed_metadata={"language": "ja"})}
 )
 
 
@@ -198,9 +188,7 @@ def grammar_of(name: str, call: Mapping[str, Any], max_duration_s: int) -> str:
     """The grammar that fixes and leaves out what the original does."""
     skipped = {each for each, flag in _SKIPPED.items() if call[flag]}
     decided = DECIDED.get(name)
-    fixed = dict(call["fixed_metadata"] or {})
-    if decided and decided.fixed_metadata is not None:
-        fixed = dict(decided.fixed_metadata)
+    fixed = dict(decided.fixed_metadata if decided else call["fixed_metadata"] or {})
     known = Metadata(**{key: value for key, value in fixed.items() if key not in skipped})
     write, fields = (metadata_grammar, FIELDS) if call["phase"] == "cot" else (song_grammar, SONG_FIELDS)
     return write(known, fields=[each for each in fields if each not in skipped], max_duration_s=max_duration_s)
@@ -210,8 +198,7 @@ def grammar_of(name: str, call: Mapping[str, Any], max_duration_s: int) -> str:
 async def test_the_same_values_reach_the_renderer(name: str, tokens: LmTokens) -> None:
     case = read(name)
     found = await planned(case, tokens)
-    decided = DECIDED.get(name)
-    wanted = case["reaches_renderer"] | (decided.reaches_renderer if decided else {})
+    wanted = case["reaches_renderer"]
     assert list(found.plan.audio_codes) == [codes for codes in _listed(wanted["audio_code_string"]) if codes]
     arguments = arguments_of(found)
     assert arguments.prompt == wanted["captions"]

@@ -8,14 +8,6 @@ from tests.golden.departures import DEPARTURES
 from tests.golden.golden_data import GoldenCase, songs
 from tests.golden.golden_worker import GoldenWorker
 
-# Cases that are not equal yet, by the reason. One that has become equal fails: take it out.
-NOT_YET: dict[str, tuple[str, ...]] = {
-    "Heun with a limit and smoothing at once: 2e-3 apart; each of the three alone is equal": (
-        "velocity_both_heun_turbo",
-    ),
-}
-_REASONS = {name: reason for reason, names in NOT_YET.items() for name in names}
-
 
 @pytest.fixture(scope="session")
 def worker(tmp_path_factory: pytest.TempPathFactory) -> GoldenWorker:
@@ -26,20 +18,9 @@ def parameters() -> list[object]:
     """Return the cases model by model, so that a process loads few of them."""
     equal = [case for case in songs() if case.name not in DEPARTURES]
     ordered = sorted(equal, key=lambda case: (case.model, case.name))
-    return [
-        pytest.param(
-            case,
-            id=case.name,
-            marks=[pytest.mark.xfail(reason=_REASONS[case.name], strict=True)] if case.name in _REASONS else [],
-        )
-        for case in ordered
-    ]
+    return [pytest.param(case, id=case.name) for case in ordered]
 
 
 @pytest.mark.parametrize("case", parameters())
 def test_a_song_equals_the_originals(case: GoldenCase, worker: GoldenWorker) -> None:
     assert list(differences(worker.make(case), case)) == []
-
-
-def test_the_table_of_gaps_names_cases_that_exist() -> None:
-    assert set(_REASONS) <= {case.name for case in songs()}

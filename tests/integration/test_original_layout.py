@@ -154,6 +154,22 @@ def language_model(folder: Path) -> None:
     save_file({"model.layers.0.mlp.up_proj.weight": torch.ones(2, 2)}, folder / "model.safetensors")
 
 
+def no_weight_map(folder: Path) -> None:
+    shard(folder, 3)
+    (folder / "model.safetensors.index.json").write_text("{}", encoding="utf-8")
+
+
+def lose_the_tokenizer(folder: Path) -> None:
+    for path in (folder.parent / "Qwen3-Embedding-0.6B").glob("tokenizer*"):
+        path.unlink()
+
+
+def quantised(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["decoder.proj_in.1.weight"] = tensors["decoder.proj_in.1.weight"].to(torch.float8_e4m3fn)
+    save_file(tensors, folder / "model.safetensors")
+
+
 def fewer_tensors(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     del tensors["encoder.lyric_encoder.norm.weight"]
@@ -190,7 +206,29 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a text encoder without weights": (
         lambda folder: (folder.parent / "Qwen3-Embedding-0.6B/model.safetensors").unlink(),
-        "Qwen3-Embedding-0.6B has no weights",
+        "Qwen3-Embedding-0.6B is incomplete: no weights",
+    ),
+    "a text encoder without a tokenizer": (
+        lose_the_tokenizer,
+        "Qwen3-Embedding-0.6B is incomplete: no tokenizer.*models pull Qwen3-Embedding-0.6B",
+    ),
+    "a VAE of another model": (
+        lambda folder: edit_config(folder.parent / "vae", decoder_input_channels=7),
+        "vae is of another model: decoder_input_channels is 7 in place of .*models pull vae",
+    ),
+    "a text encoder of another size": (
+        lambda folder: edit_config(folder.parent / "Qwen3-Embedding-0.6B", hidden_size=7),
+        "Qwen3-Embedding-0.6B is of another model: hidden_size is 7",
+    ),
+    "a config with a text for a number": (
+        lambda folder: edit_config(folder, num_hidden_layers="two"),
+        "num_hidden_layers of config.json is 'two'",
+    ),
+    "a config with a number for a list": (lambda folder: edit_config(folder, layer_types=3), "layer_types .* is 3"),
+    "an index of shards without a list": (no_weight_map, "it has no weight_map"),
+    "quantised weights": (
+        quantised,
+        r"holds quantised tensors \(F8_E4M3\), which cannot be used: take the model in BF16",
     ),
     "no VAE": (lambda folder: shutil.rmtree(folder.parent / "vae"), "the vae folder .* is missing"),
     "no silence": (lambda folder: (folder / "silence_latent.pt").unlink(), "lacks silence_latent.pt"),
@@ -258,10 +296,29 @@ def test_diffusers_layout_is_checked_too(tiny_checkpoints: Path, tmp_path: Path)
         check_checkpoints(EngineSettings(config_path=str(folder)))
 
 
+def test_a_part_that_is_missing_in_diffusers_layout_is_named(tiny_checkpoints: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_checkpoints / TURBO, tmp_path / TURBO))
+    shutil.rmtree(folder / "vae")
+    with pytest.raises(CheckpointError, match=f"{folder} is incomplete: vae: the folder is missing"):
+        check_checkpoints(EngineSettings(config_path=str(folder)))
+
+
+def test_a_folder_of_models_in_place_of_one_names_them(originals: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"It holds {BASE}, {TURBO}: name one of them"):
+        check_checkpoints(EngineSettings(config_path=str(originals)))
+
+
+def test_a_place_that_the_system_refuses_is_one_line() -> None:
+    with pytest.raises(CheckpointError, match=r"cannot be read: File name too long: check its path"):
+        check_checkpoints(EngineSettings(config_path="/" + "x" * 5_000))
+
+
 def test_doctor_finds_a_whole_model_complete(originals: Path) -> None:
     found = judge_model(TURBO, originals, {})
     assert (found.level, found.said) == ("ok", f"{originals / TURBO} is complete")
 
 
-def test_a_model_that_is_not_on_this_disk_is_left_to_the_renderer(tmp_path: Path) -> None:
-    check_checkpoints(EngineSettings(config_path="acestep-v15-sft", config_path2="a/b", checkpoint_dir=tmp_path))
+def test_a_model_that_is_not_on_this_disk_is_an_error_unless_it_is_named_by_its_hub_id(tmp_path: Path) -> None:
+    check_checkpoints(EngineSettings(config_path="somebody/my-song-model", checkpoint_dir=tmp_path))
+    with pytest.raises(CheckpointError, match=f"models pull acestep-v15-xl-sft --checkpoints {tmp_path}"):
+        check_checkpoints(EngineSettings(config_path="acestep-v15-xl-sft", checkpoint_dir=tmp_path))

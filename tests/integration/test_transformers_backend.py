@@ -25,6 +25,7 @@ from tests.support.lm_generations import (
     plain_sum,
     song,
     text,
+    without_prefix,
     write,
 )
 
@@ -93,6 +94,12 @@ def make(loaded: tuple[Any, Any, range]) -> Callable[..., TransformersBackend]:
 @pytest.fixture
 def backend(make: Callable[..., TransformersBackend]) -> TransformersBackend:
     return make()
+
+
+def test_a_file_whose_names_lack_their_prefix_is_the_same_model(folder: Path, plain: Any, tmp_path: Path) -> None:
+    model = load(str(without_prefix(folder, tmp_path / "headless")), "cpu", torch.float32)
+    weights = plain.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
 
 
 def test_guided_greedy_codes_are_those_of_plain_calls_of_the_model(

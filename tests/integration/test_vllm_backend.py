@@ -41,6 +41,7 @@ from tests.support.lm_generations import (
     prompt,
     song,
     text,
+    without_prefix,
     write,
 )
 
@@ -79,7 +80,13 @@ def plain(folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def opened(folder: Path, tokens: LmTokens, codes: range) -> Iterator[VllmBackend]:
+def headless(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as some of the published files have it: of a class without head, and names without ``model.``."""
+    return without_prefix(folder, tmp_path_factory.mktemp("headless"))
+
+
+@pytest.fixture(scope="module")
+def opened(headless: Path, tokens: LmTokens, codes: range) -> Iterator[VllmBackend]:
     """One engine for all tests: it takes a while to start. Its memory holds 6 pairs of the context's length.
 
     One thread: on two busy cores, threads that wait for each other cost more than they bring.
@@ -87,7 +94,7 @@ def opened(folder: Path, tokens: LmTokens, codes: range) -> Iterator[VllmBackend
     torch.set_num_threads(1)
     size = EngineSize(memory_gb=0.1, rows=16, context=CONTEXT)
     blocks: dict[str, Any] = {"block_size": 32, "num_gpu_blocks_override": 6 * 2 * CONTEXT // 32 + 1}
-    backend = open_vllm(str(folder), tokens.tokenizer, codes, size, dtype="float32", **blocks)
+    backend = open_vllm(str(headless), tokens.tokenizer, codes, size, dtype="float32", **blocks)
     yield backend
     backend.close()
 

@@ -8,12 +8,23 @@ parts of 8 MiB, so that tests need not send songs of hundreds.
 
 import os
 
+from acestep_consumer import app
 from acestep_consumer.cli import main
+from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.engine.adapters import RendererSupervisor
+from acestep_consumer.engine.renderer.checkpoint_check import check_checkpoints
 from acestep_consumer.storage.s3 import client, objects
+
+
+def check_if_named(settings: EngineSettings) -> None:
+    """Check the models of a folder that is named: a light worker needs none."""
+    if settings.checkpoint_dir is not None:
+        check_checkpoints(settings)
+
 
 if __name__ == "__main__":
     client._READ_S = int(os.environ.get("LIGHT_S3_READ_S", client._READ_S))  # type: ignore[misc]
     objects.PART_BYTES = 8 << 20  # type: ignore[misc]
     RendererSupervisor.module = "tests.support.light_engine"
+    app.check_checkpoints = check_if_named  # type: ignore[attr-defined]  # imported there
     main()

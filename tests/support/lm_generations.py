@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Songs for the language model's backends, the same for each: long and short, guided or not, codes and texts."""
 
+import json
 import random
 import re
+import shutil
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from acestep_consumer.engine.planner.backend import (
@@ -23,6 +27,17 @@ GRAMMAR = 'root ::= "bpm: " [1-9] [0-9] [0-9]? "\\nkey: " [A-G] ("#" | "b")? " "
 WRITTEN_BY_GRAMMAR = re.compile(r"bpm: [1-9][0-9]{1,2}\nkey: [A-G][#b]? (major|minor)\n")
 STEPS = 2000
 """More steps than any test needs: a backend that never ends a song fails instead of hanging."""
+
+
+def without_prefix(folder: Path, target: Path) -> Path:
+    """Copy a checkpoint, saved as the class without head: no tensor's name begins with ``model.``."""
+    shutil.copytree(folder, target, dirs_exist_ok=True)
+    tensors = load_file(folder / "model.safetensors")
+    bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    save_file(bare, target / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (target / "config.json").write_text(json.dumps({**config, "architectures": ["Qwen3Model"]}), encoding="utf-8")
+    return target
 
 
 def prompt(length: int, seed: int) -> tuple[int, ...]:

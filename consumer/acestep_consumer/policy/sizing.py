@@ -10,12 +10,12 @@ measurements are in ``benchmarks``.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from acestep_consumer.domain.audio_codes import CODES_PER_SECOND
 from acestep_consumer.policy import benchmarks
-from acestep_consumer.policy.benchmarks import DIT_2B, REFERENCE, Backend, DitSize, GpuSpeed
+from acestep_consumer.policy.benchmarks import DIT_2B, REFERENCE, Backend, DitSize, GpuSpeed, LmSize
 from acestep_consumer.policy.memory_budget import ENOUGH_TOKENS, MemoryBudget, MemoryFootprint
 
 Bound = Literal["memory", "renderer", "language model", "encoding"]
@@ -78,16 +78,17 @@ class LmSpec:
     model: str
     backend: Backend
     memory: int
+    size: LmSize
 
     @property
     def weights(self) -> int:
         """Bytes of the weights and the backend's overhead."""
-        return benchmarks.lm_size(self.model).weights + benchmarks.LM_OVERHEAD_BYTES[self.backend]
+        return self.size.weights + benchmarks.LM_OVERHEAD_BYTES[self.backend]
 
     def song(self, workload: Workload) -> int:
         """Return the bytes of keys and values of a song with all its codes."""
         tokens = benchmarks.LM_PROMPT_TOKENS + math.ceil(workload.duration_s * CODES_PER_SECOND)
-        return benchmarks.LM_SEQUENCES_PER_SONG * tokens * benchmarks.lm_size(self.model).token_bytes
+        return benchmarks.LM_SEQUENCES_PER_SONG * tokens * self.size.token_bytes
 
     def room(self, workload: Workload) -> int:
         """Return how many songs fit at once, up to the largest number measured."""
@@ -184,13 +185,16 @@ class Capacity:
     split: MemorySplit | None = None
 
 
-def lm_on_gpu(model: str, backend: Backend | None, memory_gb: float, workload: Workload) -> LmSpec:
-    """Return the LM as it would be loaded; without a configured backend vLLM, unless that has no room for a song."""
-    memory = int(memory_gb * 1e9)
-    if backend is not None:
-        return LmSpec(model=model, backend=backend, memory=memory)
-    first = LmSpec(model=model, backend="vllm", memory=memory)
-    return first if first.room(workload) else LmSpec(model=model, backend="pt", memory=memory)
+def lm_on_gpu(
+    model: str, backend: Backend | None, memory_gb: float, workload: Workload, size: LmSize | None = None
+) -> LmSpec:
+    """Return the LM as it would be loaded; without a configured backend vLLM, unless that has no room for a song.
+
+    ``size``: that of its files; None: by its name.
+    """
+    memory, size = int(memory_gb * 1e9), size or benchmarks.lm_size(model)
+    first = LmSpec(model=model, backend=backend or "vllm", memory=memory, size=size)
+    return first if backend or first.room(workload) else replace(first, backend="pt")
 
 
 def split_of(gpu: GpuSpec, load: ModelSet, workload: Workload) -> MemorySplit:

@@ -34,7 +34,6 @@ from acestep_consumer.commands.doctor.broker import (
     judge_topology,
     judge_version,
 )
-from acestep_consumer.commands.doctor.checkpoint import faults_of_lm, faults_of_pipeline
 from acestep_consumer.commands.doctor.machine import (
     ENOUGH_BYTES,
     LEAST_BYTES,
@@ -55,6 +54,7 @@ from acestep_consumer.commands.plan.gpu import DetectedGpu
 from acestep_consumer.commands.threads import run_in_thread
 from acestep_consumer.config.settings import BrokerSettings, EngineSettings, Settings, WorkerSettings, load
 from acestep_consumer.domain.objects import ObjectAddress
+from acestep_consumer.engine.renderer.component_files import faults_of_lm, faults_of_pipeline
 from acestep_consumer.policy.lm_choice import LmPlan
 from acestep_consumer.policy.tiers import BUILT_IN
 from acestep_consumer.storage.s3.client import S3Response
@@ -462,13 +462,15 @@ def test_a_model_in_the_original_layout_is_judged_as_run_does(tmp_path: Path) ->
 
 
 def test_a_model_on_the_hub_is_a_warning_and_offline_an_error(tmp_path: Path) -> None:
-    cache = {"HF_HUB_CACHE": str(tmp_path / "hub")}
-    assert judge_model("acestep-v15-xl-turbo", None, cache).level == "warn"
-    assert judge_model("acestep-v15-xl-turbo", None, {**cache, "HF_HUB_OFFLINE": "1"}).level == "fail"
+    cache, hub_id = {"HF_HUB_CACHE": str(tmp_path / "hub")}, "ACE-Step/acestep-v15-xl-turbo-diffusers"
+    assert judge_model(hub_id, None, cache).level == "warn"
+    assert judge_model(hub_id, None, {**cache, "HF_HUB_OFFLINE": "1"}).level == "fail"
+    assert "models pull acestep-v15-xl-turbo" in (judge_model("acestep-v15-xl-turbo", None, cache).fix or "")
     copies = tmp_path / "hub" / "models--ACE-Step--acestep-v15-xl-turbo-diffusers" / "snapshots"
     copies.mkdir(parents=True)
     checkpoint(copies / "0abc")
-    assert judge_model("acestep-v15-xl-turbo", None, {**cache, "HF_HUB_OFFLINE": "1"}).level == "ok"
+    for named in (hub_id, "acestep-v15-xl-turbo"):
+        assert judge_model(named, None, {**cache, "HF_HUB_OFFLINE": "1"}).level == "ok"
 
 
 @pytest.mark.parametrize(

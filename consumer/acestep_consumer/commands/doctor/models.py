@@ -7,7 +7,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from acestep_consumer.commands.doctor.checkpoint import faults_of_lm, faults_of_pipeline
 from acestep_consumer.commands.doctor.machine import Machine
 from acestep_consumer.commands.doctor.report import Finding, fail, ok, skip, warn
 from acestep_consumer.commands.plan.gpu import DeviceMissing
@@ -16,6 +15,7 @@ from acestep_consumer.config.settings import EngineSettings, Settings
 from acestep_consumer.engine.hub_cache import is_offline, snapshot
 from acestep_consumer.engine.planner import registry as lms
 from acestep_consumer.engine.published_models import PUBLISHED, pull_command
+from acestep_consumer.engine.renderer.component_files import faults_of_lm, faults_of_pipeline
 from acestep_consumer.engine.renderer.original_layout import open_original
 from acestep_consumer.engine.renderer.registry import CheckpointError, resolve
 from acestep_consumer.policy.lm_choice import LmPlan, plan_lm
@@ -59,17 +59,15 @@ def judge_model(name: str, checkpoint_dir: Path | None, environ: Mapping[str, st
     """Report whether a DiT model's checkpoint exists and is complete."""
     check = f"model {name}"
     try:
-        checkpoint = resolve(name, checkpoint_dir)
+        checkpoint = resolve(name, checkpoint_dir, environ)
     except CheckpointError as error:
         said, _, cure = str(error).partition(". ")
         return fail(check, said, cure or "set ACESTEP_CHECKPOINT_DIR or ACESTEP_CONFIG_PATH")
     if checkpoint.original and checkpoint.folder is not None:
         return _original(check, checkpoint.folder, checkpoint_dir)
-    hub_id = checkpoint.hub_id or name
-    folder = checkpoint.folder or snapshot(hub_id, environ)
-    if folder is None:
-        return _from_hub(check, hub_id, environ)
-    return _complete(check, folder, tuple(faults_of_pipeline(folder)))
+    if checkpoint.folder is None:
+        return _from_hub(check, checkpoint.hub_id or name, environ)
+    return _complete(check, checkpoint.folder, tuple(faults_of_pipeline(checkpoint.folder)))
 
 
 def _original(check: str, place: Path, checkpoint_dir: Path | None) -> Finding:

@@ -23,10 +23,11 @@ from acestep_consumer.commands.plan.answer import (
     WorkloadPart,
 )
 from acestep_consumer.commands.plan.gpu import DetectedGpu
+from acestep_consumer.commands.plan.model_size import size_of_dit, size_of_lm
 from acestep_consumer.config.settings import Settings
 from acestep_consumer.engine.planner.registry import lm_request
 from acestep_consumer.policy import benchmarks
-from acestep_consumer.policy.benchmarks import DIT_2B, DIT_SIZES, DIT_XL, GIB, MEASURED_ON, REFERENCE, DitSize
+from acestep_consumer.policy.benchmarks import DIT_2B, DIT_SIZES, GIB, MEASURED_ON, REFERENCE, DitSize
 from acestep_consumer.policy.lm_choice import LmPlan, LmRequest, plan_lm
 from acestep_consumer.policy.sizing import (
     Capacity,
@@ -77,12 +78,13 @@ class PlanSurvey:
         self._speed = model.speed if model else None
         self._gpu = GpuSpec(name=found.name, vram_gb=found.vram_gb, speed=self._speed or REFERENCE)
         self._names = tuple(dict.fromkeys(self._engine.models))
+        self._dits = {name: size_of_dit(name, self._engine.checkpoint_dir) for name in self._names}
         self._lm_plan = self._plan_lm()
         self._workload = self._clamped()
-        self._lm = _on_gpu(self._lm_plan, self._workload) if self._lm_plan and not self._lm_is_apart() else None
+        self._lm = self._on_gpu(self._lm_plan, self._workload) if self._lm_plan and not self._lm_is_apart() else None
         offload = self._offloads()
         self._load = ModelSet(
-            models=tuple(map(size_of, self._names)),
+            models=tuple(dit.size for dit in self._dits.values()),
             lm=self._lm,
             offload_models=offload,
             offload_dit=offload and self._engine.offload_dit is not False,
@@ -98,7 +100,7 @@ class PlanSurvey:
             tier=_tier_part(self._tier, self._table),
             other_tiers=tuple(_tier_part(each.tier_of(self._found.vram_gb), each) for each in others(self._table)),
             offload=self._offload_part(),
-            models=tuple(ModelPart(name=name, size=size_of(name).name) for name in self._names),
+            models=tuple(ModelPart(name=name, size=dit.size.name) for name, dit in self._dits.items()),
             lm=self._lm_part(),
             possible=tuple(self._possible()),
             fits=self._capacity.fits,
@@ -114,6 +116,10 @@ class PlanSurvey:
         if self._asked.card is not None or self._asked.vram_gb is not None:
             wish = replace(wish, on_disk=None)  # of another machine
         return plan_lm(wish, self._tier, self._found.vram_gb)
+
+    def _on_gpu(self, plan: LmPlan, workload: Workload) -> LmSpec:
+        size = size_of_lm(plan.model, self._engine.checkpoint_dir)
+        return lm_on_gpu(plan.model, plan.backend, plan.memory_gb, workload, size)
 
     def _lm_is_apart(self) -> bool:
         """Whether the LM is on another device than the renderer."""
@@ -142,7 +148,7 @@ class PlanSurvey:
             batch=min(asked.batch, most),
             thinking=thinks and not self._lm_is_apart(),
             steps=asked.steps,
-            guided="turbo" not in self._names[0].lower() if asked.guided is None else asked.guided,
+            guided=not self._dits[self._names[0]].turbo if asked.guided is None else asked.guided,
             audio_format=asked.audio_format,
         )
 
@@ -174,13 +180,13 @@ class PlanSurvey:
     def _lm_part(self) -> LmPart | None:
         if self._lm_plan is None:
             return None
-        lm = _on_gpu(self._lm_plan, self._workload)
+        lm = self._on_gpu(self._lm_plan, self._workload)
         return LmPart(
             model=lm.model,
             backend=lm.backend,
             backend_is_set=self._lm_plan.backend is not None,
             memory_gb=round(self._lm_plan.memory_gb, 1),
-            weights_gib=_gib(benchmarks.lm_size(lm.model).weights),
+            weights_gib=_gib(lm.size.weights),
             songs_at_once=lm.room(self._workload),
         )
 
@@ -190,7 +196,7 @@ class PlanSurvey:
             return
         for name in (None, *self._tier.lms):
             lm = self._listed(name)
-            for size in DIT_SIZES:
+            for size in dict.fromkeys((*DIT_SIZES, *self._load.models)):
                 load = self._with(size, lm)
                 left = left_over(self._gpu, load)
                 work = replace(self._workload, thinking=lm is not None and self._workload.thinking)
@@ -206,7 +212,7 @@ class PlanSurvey:
     def _listed(self, name: str | None) -> LmSpec | None:
         wish = LmRequest(init=name is not None, model=name, backend=self._engine.lm_backend)
         wanted = plan_lm(wish, self._tier, self._found.vram_gb)
-        return _on_gpu(wanted, Workload()) if wanted else None
+        return self._on_gpu(wanted, Workload()) if wanted else None
 
     def _with(self, size: DitSize, lm: LmSpec | None) -> ModelSet:
         load = self._load
@@ -273,7 +279,7 @@ class PlanSurvey:
 
     def _missing(self) -> str:
         missing = -left_over(self._gpu, self._load, self._workload) / GIB
-        smaller = [part for part in self._possible() if part.fits and part.dit == size_of(self._names[0]).name]
+        smaller = [part for part in self._possible() if part.fits and part.dit == self._load.models[0].name]
         with_lm = [part.lm for part in smaller if part.lm]
         text = f"does not fit: {max(missing, 0.1):.1f} GiB short"
         if self._lm is not None and with_lm:
@@ -324,11 +330,13 @@ class PlanSurvey:
                 yield f"{name} {wanted:g} exceeds {self._tier.name}'s limits: calculated with {applied:g}"
 
     def _notes_on_models(self) -> Iterator[str]:
-        for name in self._names:
-            if not name.rstrip("/").rpartition("/")[2].lower().startswith("acestep-v15"):
-                yield f"unknown size of {name}: assumed {size_of(name).name}"
-        if self._load.models[0] is DIT_XL and self._found.vram_gb:
-            yield "XL was not measured: speed scaled from the 2B model by parameters, memory calculated from its shapes"
+        for name, dit in self._dits.items():
+            if not dit.on_disk and not name.rstrip("/").rpartition("/")[2].lower().startswith("acestep-v15"):
+                yield f"unknown size of {name}: assumed {dit.size.name}"
+        size = self._load.models[0]
+        if size is not DIT_2B and self._found.vram_gb:
+            scaled = "speed scaled from the 2B model by parameters, memory calculated from its shapes"
+            yield f"{size.name.partition(' ')[0]} was not measured: {scaled}"
         if self._lm_is_apart() and self._lm_plan:
             yield f"the LM is on {self._engine.lm_device}: its memory and time are not included"
         if self._lm is not None and self._lm.backend == "pt" and not self._lm.model.endswith("1.7B"):
@@ -345,15 +353,6 @@ class PlanSurvey:
         most = self._settings.broker.queue_workers_max
         if found.workers > most:
             yield f"ACESTEP_QUEUE_WORKERS=auto is limited by ACESTEP_QUEUE_WORKERS_MAX = {most}"
-
-
-def _on_gpu(plan: LmPlan, workload: Workload) -> LmSpec:
-    return lm_on_gpu(plan.model, plan.backend, plan.memory_gb, workload)
-
-
-def size_of(name: str) -> DitSize:
-    """Return the size of a DiT model by its name."""
-    return DIT_XL if "xl" in name.rstrip("/").rpartition("/")[2].lower().split("-") else DIT_2B
 
 
 def _tier_part(tier: Tier, table: TierTable) -> TierLimitsPart:

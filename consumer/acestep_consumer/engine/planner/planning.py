@@ -3,7 +3,8 @@
 
 First the texts: a whole song from a description (sample mode), better texts (format), or texts for source audio
 (understand). Or else metadata, if any is missing. Then audio codes for each song, if the job thinks. Values that the
-request gives are fixed in every phase: the grammar leaves the model no choice there.
+request gives are fixed in the metadata phase and in format: the grammar leaves the model no choice there. In sample
+mode and understand the model writes all of them but the language, as in ACE-Step's own server.
 """
 
 import asyncio
@@ -98,8 +99,9 @@ class SongPlanner:
     async def _understand(self, job: Job, draft: PlanDraft, source: TokenizedSource) -> PlanDraft:
         """Describe source audio: caption, lyrics and metadata."""
         prompt = prompts.understand(parse_codes(source.codes))
-        fixed = replace(draft.metadata, duration=_whole_seconds(source.source_s))
+        fixed = Metadata(language=draft.metadata.language)
         sampling = _understanding(job, sampling_of(job.request, job.seeds[0], guided=False))
+        draft = _without_given(draft, job.request, "the source audio is described as it is")
         return _merged(draft, await self._plan_song(job, prompt, fixed, sampling=sampling), request=None)
 
     async def _create_sample(self, job: Job, draft: PlanDraft) -> PlanDraft:
@@ -109,7 +111,8 @@ class SongPlanner:
         hints = hints_in(query)
         instrumental = request.is_instrumental if job.given & {"lyrics", "instrumental"} else hints.instrumental
         prompt = prompts.sample(query, instrumental=instrumental)
-        fixed = replace(draft.metadata, language=draft.metadata.language or hints.language)
+        fixed = Metadata(language=draft.metadata.language or hints.language)
+        draft = _without_given(draft, request, "in sample mode the language model decides it")
         return _merged(draft, await self._plan_song(job, prompt, fixed), request)
 
     async def _format(self, job: Job, draft: PlanDraft) -> PlanDraft:
@@ -215,6 +218,19 @@ def _without_effect(request: GenerationRequest) -> Iterator[str]:
         yield _ALWAYS_CONSTRAINED
     if request.lm_repetition_penalty != 1:
         yield f"lm_repetition_penalty = {request.lm_repetition_penalty:g} {_NO_PENALTY}"
+
+
+def _without_given(draft: PlanDraft, request: GenerationRequest, why: str) -> PlanDraft:
+    """Return the draft with a warning for each value of a score that the request gives, and that is not used."""
+    duration = None if request.audio_duration is None else f"{request.audio_duration:g}"
+    given = {
+        "bpm": request.bpm,
+        "key_scale": request.key_scale,
+        "time_signature": request.time_signature,
+        "audio_duration": duration,
+    }
+    unused = [f"{name} = {value} was not used: {why}" for name, value in given.items() if value]
+    return replace(draft, warnings=(*draft.warnings, *unused))
 
 
 def needs_metadata(job: Job, draft: PlanDraft) -> bool:

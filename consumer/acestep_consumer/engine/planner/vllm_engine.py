@@ -7,7 +7,7 @@ between the same two steps, which an engine in a process of its own cannot guara
 
 import importlib
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -29,6 +29,9 @@ _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",  # no usage statistics
     "VLLM_HOST_IP": "127.0.0.1",  # no search for an address of this machine
 }
+
+_LM = "AceStepLM"
+"""The name of our model class in vLLM's registry."""
 
 _GRAPH_ROWS = 256
 """The largest batch size with a CUDA graph of its own."""
@@ -156,11 +159,16 @@ def start(model: str, processor: type, size: EngineSize, **options: Any) -> Vllm
     Raises:
         VllmUnavailable: there is too little memory.
     """
-    from vllm.engine.arg_utils import EngineArgs  # noqa: PLC0415 - vLLM reads the environment while it is imported
+    from vllm import ModelRegistry  # noqa: PLC0415 - vLLM reads the environment while it is imported
+    from vllm.engine.arg_utils import EngineArgs  # noqa: PLC0415 - as above
     from vllm.v1.engine.llm_engine import LLMEngine  # noqa: PLC0415 - as above
 
+    ModelRegistry.register_model(_LM, _lm_class())
     arguments = {
         "model": model,
+        # Some files were saved without their head, as another class, which vLLM would take for an embedding model.
+        "hf_overrides": {"architectures": [_LM]},
+        "runner": "generate",
         "skip_tokenizer_init": True,  # prompts are tokens, and texts are decoded by us
         "generation_config": "vllm",  # not the checkpoint's: every request sets all parameters
         "max_model_len": size.context,
@@ -175,6 +183,26 @@ def start(model: str, processor: type, size: EngineSize, **options: Any) -> Vllm
         **options,
     }
     return VllmEngine(LLMEngine.from_engine_args(EngineArgs(**arguments)))
+
+
+def _lm_class() -> type:
+    """Return vLLM's Qwen3, which also loads files whose tensors lack the prefix ``model.``."""
+    from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM  # noqa: PLC0415 - as above
+
+    class Qwen3OfAnyFile(Qwen3ForCausalLM):  # type: ignore[misc]  # vLLM is not installed where types are checked
+        """Qwen3 whose weights are named with their prefix or without."""
+
+        def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+            """Load the weights; returns the names of those that were loaded."""
+            loaded: set[str] = super().load_weights((with_prefix(name), tensor) for name, tensor in weights)
+            return loaded
+
+    return Qwen3OfAnyFile
+
+
+def with_prefix(name: str) -> str:
+    """Return the name of a tensor as a language model with a head has it."""
+    return name if name.startswith(("model.", "lm_head.")) else f"model.{name}"
 
 
 def _memory(size: EngineSize) -> dict[str, Any]:

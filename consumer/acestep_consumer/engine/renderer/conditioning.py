@@ -18,6 +18,7 @@ from acestep_consumer.engine.renderer.components import Components
 from acestep_consumer.engine.renderer.errors import is_out_of_memory
 from acestep_consumer.engine.renderer.flow_edit import FlowEdit, FlowEditRequest
 from acestep_consumer.engine.renderer.guidance import Guidance, Restraint
+from acestep_consumer.engine.renderer.pack import on_device
 from acestep_consumer.engine.renderer.packed_dit import Condition, PackedDit
 from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
 from acestep_consumer.engine.renderer.prepare import PreparedRequest, RequestPreparer, TokenizedText
@@ -88,7 +89,7 @@ class Conditioner:
         if not codes:
             return
         tokenizer, detokenizer = self._pipeline.audio_tokenizer, self._pipeline.audio_token_detokenizer
-        joined = torch.tensor([code for some in codes for code in some]).to(self._parts.device, non_blocking=True)
+        joined = on_device(torch.tensor([code for some in codes for code in some]), self._parts.device)
         quantizer = self._parts.use(tokenizer).quantizer
         quantized = quantizer.get_output_from_indices(joined[None, :, None]).to(self._parts.dtype)
         latents = self._parts.use(detokenizer)(quantized)[0].to(self._parts.dtype)
@@ -111,7 +112,7 @@ class Conditioner:
                 raise
             return error
         states = tuple(tuple(torch.cat([lyrics, timbre, text]) for timbre in timbres) for text, lyrics in texts)
-        return _EncodedRequest(request, source, noise.to(self._parts.device, non_blocking=True), generators, states)
+        return _EncodedRequest(request, source, on_device(noise, self._parts.device), generators, states)
 
     def _conditions(self, requests: Sequence[_EncodedRequest], dit: PackedDit) -> dict[int, Condition]:
         """Return the condition of each state by the state's identity; 0 is the empty condition."""

@@ -11,7 +11,7 @@ from itertools import accumulate
 import torch
 
 from acestep_consumer.engine.renderer.cuda_graphs import GraphedFlow
-from acestep_consumer.engine.renderer.pack import Pack
+from acestep_consumer.engine.renderer.pack import Pack, on_device
 from acestep_consumer.engine.renderer.packed_dit import Branch, PackedDit
 from acestep_consumer.engine.renderer.sample import Sample
 
@@ -96,4 +96,4 @@ class Denoiser:
 
     def _times(self, members: _PackMembers) -> torch.Tensor:
         """Return the flow time of each branch, and one for the empty branch at the end of the pack."""
-        return torch.tensor([*members.times(), 0.0], dtype=self.dit.dtype).to(self.dit.device, non_blocking=True)
+        return on_device(torch.tensor([*members.times(), 0.0], dtype=self.dit.dtype), self.dit.device)

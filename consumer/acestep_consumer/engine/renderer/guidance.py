@@ -84,14 +84,26 @@ class Restraint:
     last: torch.Tensor | None = None
 
     def apply(self, velocity: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-        """Return the velocity of ``latents``, both [frames, channels], within its limit and smoothed."""
-        velocity = self.limited(velocity, latents)
+        """Return the velocity of ``latents``, both [frames, channels], within its limit and smoothed by the last."""
+        velocity = self._smoothed(self.limited(velocity, latents), self.last)
         if self.smoothing:
-            if self.last is not None:
-                velocity = torch.lerp(velocity, self.last, self.smoothing)
             # A copy: velocities are overwritten by the next forward pass.
             self.last = velocity.clone()
         return velocity
+
+    def mean(self, velocity: torch.Tensor, latents: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+        """Return the velocity of a Heun step: the mean of its ``first`` and of its second, that of ``latents``.
+
+        The second is smoothed by the first, and the next step by the mean.
+        """
+        second = self._smoothed(self.limited(velocity, latents), first)
+        mean = (first + second) / 2
+        if self.smoothing:
+            self.last = mean
+        return mean
+
+    def _smoothed(self, velocity: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
+        return velocity if before is None or not self.smoothing else torch.lerp(velocity, before, self.smoothing)
 
     def limited(self, velocity: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         """Return the velocity within its limit alone."""

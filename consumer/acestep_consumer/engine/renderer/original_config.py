@@ -2,6 +2,7 @@
 """The config of a model in ACE-Step's original layout: the components' own configs in it, and tensors that must fit."""
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType, NoneType
 from typing import Any, Final
 
 from acestep_consumer.engine.renderer.registry import CheckpointError
@@ -26,6 +27,18 @@ _ENCODER: Final = (
 )
 _POOLER: Final = ("audio_acoustic_hidden_dim", "pool_window_size", "num_attention_pooler_hidden_layers")
 _FSQ: Final = ("fsq_dim", "fsq_input_levels", "fsq_input_num_quantizers")
+# Kinds of the fields that are no whole numbers.
+_KINDS: Final[Mapping[str, Any]] = MappingProxyType(
+    {
+        "rope_theta": (int, float),
+        "attention_bias": bool,
+        "attention_dropout": (int, float),
+        "rms_norm_eps": (int, float),
+        "sliding_window": (int, NoneType),
+        "layer_types": list,
+        "fsq_input_levels": (list, NoneType),
+    }
+)
 
 
 def component_configs(config: Mapping[str, Any], place: object) -> Mapping[str, dict[str, Any]]:
@@ -40,6 +53,9 @@ def component_configs(config: Mapping[str, Any], place: object) -> Mapping[str, 
         raise CheckpointError(f"{place} holds a {kind or 'model of no type'}, and no ACE-Step 1.5 ({MODEL_TYPE})")
 
     def fields(*names: str) -> dict[str, Any]:
+        for name in names:
+            if not isinstance(config[name], _KINDS.get(name, int)):
+                raise CheckpointError(f"{place}: {name} of config.json is {config[name]!a}: download the model again")
         return {name: config[name] for name in names}
 
     try:
@@ -47,7 +63,7 @@ def component_configs(config: Mapping[str, Any], place: object) -> Mapping[str, 
         narrow = {name: config.get(f"encoder_{name}") or width for name, width in widths.items()}
         everywhere = fields(*_EVERYWHERE)
         pooler = {**everywhere, **narrow, **fields(*_POOLER)}
-        pooler["layer_types"] = config["layer_types"][: pooler["num_attention_pooler_hidden_layers"]]
+        pooler["layer_types"] = fields("layer_types")["layer_types"][: pooler["num_attention_pooler_hidden_layers"]]
         return {
             "transformer": {
                 **everywhere,

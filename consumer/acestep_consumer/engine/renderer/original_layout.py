@@ -8,20 +8,30 @@ checkpoints/Qwen3-Embedding-0.6B/
 
 import json
 import pickletools
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from acestep_consumer.engine.published_models import PUBLISHED, pull_command
+from acestep_consumer.engine.renderer.component_files import faults_of_lm, faults_of_model
 from acestep_consumer.engine.renderer.original_config import check_fit, component_configs
-from acestep_consumer.engine.renderer.registry import CheckpointError
-from acestep_consumer.engine.renderer.tensor_files import GGUF_SUFFIX, FileDamaged, Header, TensorInfo, read_header
+from acestep_consumer.engine.renderer.registry import SILENCE, CheckpointError
+from acestep_consumer.engine.renderer.tensor_files import (
+    AGAIN,
+    GGUF_SUFFIX,
+    FileDamaged,
+    Header,
+    TensorInfo,
+    read_header,
+)
 
 WEIGHTS: Final = "model.safetensors"
 SHARDS: Final = "model.safetensors.index.json"
-SILENCE: Final = "silence_latent.pt"
 VAE: Final = "vae"
 TEXT_ENCODER: Final = "Qwen3-Embedding-0.6B"
 
@@ -32,6 +42,14 @@ COMFYUI_PARTS: Final = {"vae": "vae.", "text_encoder": "text_encoders.qwen3_06b.
 GGUF_CONFIG: Final = "acestep.config_json"
 GGUF_SILENCE: Final = "silence_latent"
 
+# A number of the VAE's and the text encoder's config, and the field of the model's that it must equal.
+_WIDTHS: Final = MappingProxyType(
+    {
+        "vae": ("decoder_input_channels", "audio_acoustic_hidden_dim"),
+        "text_encoder": ("hidden_size", "text_hidden_dim"),
+    }
+)
+_FLOATS: Final = frozenset({"F64", "F32", "F16", "BF16"})
 _FAMILIES: Final = ("turbo", "sft", "base")
 # All that a pickled tensor needs; torch's types are Storage classes.
 _HARMLESS: Final = frozenset({"torch._utils _rebuild_tensor_v2", "collections OrderedDict"})
@@ -78,21 +96,23 @@ def open_original(place: Path, checkpoint_dir: Path | None) -> OriginalCheckpoin
 def _open_folder(folder: Path, places: tuple[Path, ...]) -> OriginalCheckpoint:
     config, weights = read_json(folder / "config.json"), _weights(folder)
     tensors = {name: info for path in weights for name, info in _header(path).tensors.items()}
+    _check_types(folder, tensors)
     check_fit(component_configs(config, folder), _shapes(tensors), folder)
     silence = _file(folder / SILENCE)
     _check_silence(silence)
-    vae, text_encoder = (_whole(_sibling(name, places)) for name in (VAE, TEXT_ENCODER))
+    vae, text_encoder = _parts(config, places)
     return OriginalCheckpoint(config, weights, silence, vae, text_encoder)
 
 
 def _open_file(path: Path, places: tuple[Path, ...]) -> OriginalCheckpoint:
     header = _header(path)
     tensors = {name.removeprefix(COMFYUI_DIT): info for name, info in header.tensors.items()}
+    _check_types(path, tensors)
     if path.suffix == GGUF_SUFFIX and GGUF_CONFIG in header.metadata:
         try:
-            config: dict[str, Any] = json.loads(header.metadata[GGUF_CONFIG])
+            config = dict(json.loads(header.metadata[GGUF_CONFIG]))
         except (ValueError, TypeError) as error:
-            raise CheckpointError(f"{path}: its {GGUF_CONFIG} is no JSON: download it again") from error
+            raise CheckpointError(f"{path}: its {GGUF_CONFIG} is no JSON object: download it again") from error
         check_fit(component_configs(config, path), _shapes(tensors), path)
         silence = None if GGUF_SILENCE in tensors else _file(_family_of(path, tensors, places) / SILENCE)
     else:
@@ -103,10 +123,8 @@ def _open_file(path: Path, places: tuple[Path, ...]) -> OriginalCheckpoint:
     inside = frozenset(
         part for part, prefix in COMFYUI_PARTS.items() if any(name.startswith(prefix) for name in tensors)
     )
-    folders = {"vae": _sibling(VAE, places), "text_encoder": _sibling(TEXT_ENCODER, places)}
-    for part in folders.keys() - inside:
-        _whole(folders[part])
-    return OriginalCheckpoint(config, (path,), silence, **folders, inside=inside)
+    vae, text_encoder = _parts(config, places, inside)
+    return OriginalCheckpoint(config, (path,), silence, vae, text_encoder, inside=inside)
 
 
 def _family_of(path: Path, tensors: Mapping[str, TensorInfo], places: tuple[Path, ...]) -> Path:
@@ -153,17 +171,38 @@ def _header(path: Path) -> Header:
     try:
         return read_header(path)
     except FileDamaged as error:
-        raise CheckpointError(f"{path} {error}") from error
+        raise CheckpointError(f"{path} {error}".replace(AGAIN, _again(path.parent))) from error
 
 
-def _whole(folder: Path) -> Path:
-    """Check that a component's weights are there in full length."""
-    paths = sorted(folder.glob("*.safetensors"))
-    if not paths:
-        raise CheckpointError(f"{folder} has no weights (*.safetensors): download it again")
-    for path in paths:
-        _header(path)
-    return folder
+def _check_types(place: Path, tensors: Mapping[str, TensorInfo]) -> None:
+    """Refuse weights of a quantised DiT: without its scales they would be another model."""
+    kinds = {info.dtype for name, info in tensors.items() if name.startswith("decoder.")}
+    if quantised := sorted(kinds - _FLOATS):
+        raise CheckpointError(
+            f"{place} holds quantised tensors ({', '.join(quantised)}), which cannot be used: take the model in BF16"
+        )
+
+
+def _parts(
+    config: Mapping[str, Any], places: tuple[Path, ...], inside: frozenset[str] = frozenset()
+) -> tuple[Path, Path]:
+    """Return the folders of the VAE and the text encoder: complete, and those that the model was trained with.
+
+    Of a part that is ``inside`` the weights' file, the folder needs no weights.
+    """
+    folders = {"vae": _sibling(VAE, places), "text_encoder": _sibling(TEXT_ENCODER, places)}
+    for part, (width, wanted) in _WIDTHS.items():
+        folder = folders[part]
+        faults = faults_of_model(folder) if part == "vae" else faults_of_lm(folder)
+        found = "; ".join(() if part in inside else faults)
+        if found:
+            raise CheckpointError(f"{folder} is incomplete: {found}: {_again(folder)}")
+        own = read_json(folder / "config.json").get(width, config[wanted])
+        if own != config[wanted]:
+            raise CheckpointError(
+                f"{folder} is of another model: {width} is {own} in place of {config[wanted]}: {_again(folder)}"
+            )
+    return folders["vae"], folders["text_encoder"]
 
 
 def _check_silence(path: Path) -> None:
@@ -181,11 +220,15 @@ def _check_silence(path: Path) -> None:
             for code, value, _ in pickletools.genops(pickled)
             if code.name == "GLOBAL" or code.name in _OBJECTS
         ]
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path} is not a tensor that torch saved, or was cut off: download it again") from error
+    except PermissionError as error:
+        raise CheckpointError(f"{path} cannot be read: check its permissions") from error
+    except (OSError, ValueError, RuntimeError, EOFError, struct.error, zlib.error, zipfile.BadZipFile) as error:
+        raise CheckpointError(
+            f"{path} is not a tensor that torch saved, or was cut off: {_again(path.parent)}"
+        ) from error
     strange = [each for each in wanted if each not in _HARMLESS and not _is_storage(each)]
     if strange:
-        raise CheckpointError(f"{path} holds code ({strange[0]!a}), which is not run: download the file again")
+        raise CheckpointError(f"{path} holds code ({strange[0]!a}), which is not run: {_again(path.parent)}")
 
 
 def _is_storage(name: str) -> bool:
@@ -244,8 +287,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(_file(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except PermissionError as error:
+        raise CheckpointError(f"{path} cannot be read: check its permissions") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}): {_again(path.parent)}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} cannot be read: it holds no JSON object")
     return content

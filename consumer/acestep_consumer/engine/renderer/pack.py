@@ -46,7 +46,7 @@ class Grid:
         """Return cosines and sines, [tokens, head dim]. Positions start at 0 in each branch."""
         positions = torch.cat([torch.arange(length, dtype=torch.float32) for length in lengths])
         cos, sin = get_1d_rotary_pos_embed(
-            self.head_dim, positions.to(device), theta=self.theta, use_real=True, repeat_interleave_real=False
+            self.head_dim, on_device(positions, device), theta=self.theta, use_real=True, repeat_interleave_real=False
         )
         return cos.to(dtype), sin.to(dtype)
 
@@ -100,7 +100,7 @@ def lay_out(
     cos, sin = grid.angles(lengths, device, dtype)
     counts = torch.tensor(lengths)
     geometry = Geometry(
-        branch=torch.repeat_interleave(torch.arange(len(lengths)), counts).to(device),
+        branch=on_device(torch.repeat_interleave(torch.arange(len(lengths)), counts), device),
         cos=cos,
         sin=sin,
         cu_seqlens=_cu_seqlens(lengths, device),
@@ -112,4 +112,13 @@ def lay_out(
 
 
 def _cu_seqlens(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
-    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+    return on_device(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32), device)
+
+
+def on_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor of the host on the device.
+
+    The host does not wait for the copy: that would be to wait for all that the device has yet to do.
+    """
+    on_host = tensor.pin_memory() if device.type == "cuda" and not tensor.is_cuda else tensor
+    return on_host.to(device, non_blocking=True)

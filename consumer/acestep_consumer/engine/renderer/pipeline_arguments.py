@@ -243,6 +243,11 @@ class _MaterialBuilder:
     def _request(self) -> GenerationRequest:
         return self.job.request
 
+    @property
+    def _named(self) -> float | None:
+        """The seconds that the plan or the request names."""
+        return self.plan.metas.duration or self._request.audio_duration
+
     def _from_codes(self, texts: tuple[str, ...]) -> _Material:
         if self.inputs.source is not None or self._request.src_audio_path:
             self.warnings.append("src_audio_path was not used: the song is made from audio codes")
@@ -252,9 +257,8 @@ class _MaterialBuilder:
             raise RenderFailed(str(error)) from error
         kept = int(self._within_limit(len(songs[0]) / CODES_PER_SECOND, "the audio codes") * CODES_PER_SECOND)
         self._note_length(kept / CODES_PER_SECOND, "the audio codes")
-        named = self.plan.metas.duration or self._request.audio_duration
         return _Material(
-            audio_duration=named if self._request.task_type == "text2music" else None,
+            audio_duration=self._named if self._request.task_type in ("text2music", "complete") else None,
             audio_codes=tuple(codes[:kept] for codes in songs),
         )
 
@@ -269,7 +273,11 @@ class _MaterialBuilder:
             return self._windowed(self.inputs.source)
         seconds = self._within_limit(self.inputs.source.shape[-1] / self.model.sample_rate, "the source audio")
         self._note_length(seconds, "the source audio")
-        return _Material(src_audio=self.inputs.source[:, : round(seconds * self.model.sample_rate)])
+        return _Material(
+            # As in ACE-Step, its text names the planned length, while the song is as long as the source.
+            audio_duration=self._named if self._request.task_type == "complete" else None,
+            src_audio=self.inputs.source[:, : round(seconds * self.model.sample_rate)],
+        )
 
     def _windowed(self, source: torch.Tensor) -> _Material:
         """Return the source of a repaint or lego, with silence where the window is beyond its ends."""
@@ -298,7 +306,7 @@ class _MaterialBuilder:
 
     def _duration(self) -> float | None:
         """Return the seconds of a song from text alone; None is the pipeline's default, 60."""
-        seconds = self.plan.metas.duration or self._request.audio_duration
+        seconds = self._named
         return None if seconds is None else self._within_limit(seconds, "the planned song")
 
     def _check_window(self, before: float, seconds: float) -> None:
@@ -329,7 +337,9 @@ class _MaterialBuilder:
     def _note_length(self, seconds: float, source: str) -> None:
         asked = self._request.audio_duration
         if asked is not None and abs(asked - seconds) >= 1:
-            self.warnings.append(f"audio_duration = {asked:g} was not used: {source} has {seconds:.2f} seconds")
+            self.warnings.append(
+                f"audio_duration = {asked:g} did not set the length: {source} has {seconds:.2f} seconds"
+            )
 
 
 def _covers(job: Job, plan: Plan) -> bool:

@@ -2,16 +2,19 @@
 """Model registry: finds the checkpoint of a model by its name, in folders or on the hub. Loads nothing."""
 
 import json
+import os
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from acestep_consumer.engine.published_models import PUBLISHED, is_dit, pull_command
+from acestep_consumer.engine.hub_cache import snapshot
+from acestep_consumer.engine.published_models import MAIN_REPOSITORY, PUBLISHED, is_dit, pull_command
 from acestep_consumer.engine.renderer.tensor_files import SUFFIXES
 
-# Published in diffusers' format.
+# Published in diffusers' layout too. A worker takes them from the hub's cache, and downloads them only by their id.
 HUB: Final = MappingProxyType(
     {
         "acestep-v15-xl-turbo": "ACE-Step/acestep-v15-xl-turbo-diffusers",
@@ -22,7 +25,13 @@ INDEX: Final = "model_index.json"
 PIPELINE: Final = "AceStepPipeline"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_ORIGINAL_FILES = ("model.safetensors", "model.safetensors.index.json", "silence_latent.pt")
+_NAMES: Final = MappingProxyType(
+    {model.repository: name for name, model in PUBLISHED.items() if model.repository != MAIN_REPOSITORY}
+    | {hub_id: name for name, hub_id in HUB.items()}
+)
+"""Names of published models by the repositories that hold one alone."""
+SILENCE: Final = "silence_latent.pt"
+_ORIGINAL_FILES = ("model.safetensors", "model.safetensors.index.json", SILENCE)
 
 
 class CheckpointError(Exception):
@@ -47,8 +56,15 @@ class Checkpoint:
     original: bool = False
 
 
-def resolve(named: str, checkpoint_dir: Path | None) -> Checkpoint:
+def resolve(named: str, checkpoint_dir: Path | None, environ: Mapping[str, str] | None = None) -> Checkpoint:
     """Find the checkpoint: a folder or file of that path, then one of that name in ``checkpoint_dir``, then the hub.
+
+    A published model is downloaded by ``models pull``, and not from here; of the hub's cache, what is there is taken.
+
+    Args:
+        named: name, folder, file or hub id.
+        checkpoint_dir: folder of models; None: there is none.
+        environ: names the cache folder of the Hugging Face client; None: this process's.
 
     Raises:
         ModelNotFound: it is in none of them.
@@ -60,10 +76,15 @@ def resolve(named: str, checkpoint_dir: Path | None) -> Checkpoint:
         if folder.is_file() and folder.suffix in SUFFIXES:
             return Checkpoint(folder.stem, folder=folder, original=True)
     hub_id = HUB.get(named, named)
-    if _HUB_ID.fullmatch(hub_id):
-        names = {published: name for name, published in HUB.items()}
-        return Checkpoint(names.get(hub_id, hub_id.rpartition("/")[2]), hub_id=hub_id)
-    raise ModelNotFound(_not_found(named, checkpoint_dir))
+    if not _HUB_ID.fullmatch(hub_id):
+        raise ModelNotFound(_not_found(named, checkpoint_dir))
+    name = _NAMES.get(hub_id, hub_id.rpartition("/")[2])
+    cached = snapshot(hub_id, os.environ if environ is None else environ)
+    if cached is not None and (cached / INDEX).is_file():
+        return Checkpoint(name, folder=cached, original=_is_original(cached))
+    if named in HUB or (hub_id in _NAMES and hub_id not in HUB.values()):
+        raise ModelNotFound(_not_found(name, checkpoint_dir))
+    return Checkpoint(name, hub_id=hub_id)
 
 
 def _folders(named: str, checkpoint_dir: Path | None) -> tuple[Path, ...]:
@@ -82,6 +103,8 @@ def _is_original(folder: Path) -> bool:
         if any((folder / name).is_file() for name in _ORIGINAL_FILES):
             return True
         rest = f". Download it: {pull_command(folder.name, checkpoints=folder.parent)}" if is_dit(folder.name) else ""
+        if there := ", ".join(_models_in(folder)):
+            rest = f". It holds {there}: name one of them, and the folder with ACESTEP_CHECKPOINT_DIR"
         raise CheckpointError(
             f"{folder} is not a checkpoint: it has neither {_ORIGINAL_FILES[0]} (ACE-Step's layout) "
             f"nor {INDEX} (diffusers' layout){rest}"
@@ -99,7 +122,16 @@ def _not_found(named: str, checkpoint_dir: Path | None) -> str:
     places = "; ".join(str(folder) for folder in _folders(named, checkpoint_dir))
     unset = "" if checkpoint_dir else " (ACESTEP_CHECKPOINT_DIR is not set)"
     looked = f"model {named} was not found. Looked for a folder: {places}{unset}."
+    if there := ", ".join(_models_in(checkpoint_dir)):
+        looked += f" {checkpoint_dir} holds {there}: choose with ACESTEP_CONFIG_PATH or --model."
     if is_dit(named):
         return f"{looked} Download it: {pull_command(named, checkpoints=checkpoint_dir)}"
     known = ", ".join(sorted({*HUB, *filter(is_dit, PUBLISHED)}))
     return f"{looked} Known names: {known}. A hub id (organisation/model) or a folder is accepted as well."
+
+
+def _models_in(checkpoint_dir: Path | None) -> Iterator[str]:
+    """Yield the names of the DiT models in a folder."""
+    for folder in sorted(checkpoint_dir.iterdir()) if checkpoint_dir and checkpoint_dir.is_dir() else ():
+        if (folder / INDEX).is_file() or (folder / SILENCE).is_file():
+            yield folder.name

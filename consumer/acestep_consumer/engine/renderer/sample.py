@@ -173,9 +173,8 @@ class Sample:
         velocity, *unconditional = velocities
         if self.guidance is not None and unconditional:
             velocity = self.guidance.correct(velocity, unconditional[0], predicted.latents, self.time)
-        velocity = self.restraint.limited(velocity, predicted.latents)
+        mean = self.restraint.mean(velocity, predicted.latents, predicted.velocity)
         self._predicted = None
-        mean = (predicted.velocity + velocity) / 2
         latents = torch.add(self.latents, mean, alpha=self.times[self.step + 1] - self.time)
         self._arrive(latents, predicted.velocity)
 

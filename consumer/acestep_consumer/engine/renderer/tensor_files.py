@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Final
 
 GGUF_SUFFIX: Final = ".gguf"
 SUFFIXES: Final = (".safetensors", GGUF_SUFFIX)
+AGAIN: Final = "download it again"
 
 _MAX_HEADER: Final = 100 << 20
 _LENGTH_BYTES: Final = 8
@@ -61,18 +62,22 @@ def read_header(path: Path) -> Header:
         size = path.stat().st_size
         with path.open("rb") as file:
             return _gguf(file, size) if path.suffix == GGUF_SUFFIX else _safetensors(file, size)
+    except PermissionError as error:
+        raise FileDamaged("cannot be read: check its permissions") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
-        raise FileDamaged(f"cannot be read ({type(error).__name__}): download it again") from error
+        raise FileDamaged(f"cannot be read ({type(error).__name__}): {AGAIN}") from error
 
 
 def _safetensors(file: BinaryIO, size: int) -> Header:
     length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
     if not 0 < length <= min(_MAX_HEADER, size - _LENGTH_BYTES):
-        raise FileDamaged("is not a safetensors file, or was cut off: download it again")
+        raise FileDamaged(f"is not a safetensors file, or was cut off: {AGAIN}")
     header: dict[str, Any] = json.loads(file.read(length))
     metadata = header.pop("__metadata__", None) or {}
     data = _LENGTH_BYTES + length
-    _require_length(size, data + max((each["data_offsets"][1] for each in header.values()), default=0))
+    whole = data + max((each["data_offsets"][1] for each in header.values()), default=0)
+    if size != whole:
+        raise FileDamaged(f"has {size:,} of {whole:,} bytes: {AGAIN}")
     return Header(
         {
             name: TensorInfo(each["dtype"], tuple(each["shape"]), data + each["data_offsets"][0])
@@ -84,7 +89,7 @@ def _safetensors(file: BinaryIO, size: int) -> Header:
 
 def _gguf(file: BinaryIO, size: int) -> Header:
     if file.read(4) != _MAGIC or _number(file, "I") not in _VERSIONS:
-        raise FileDamaged("is not a GGUF file of version 2 or 3: download it again")
+        raise FileDamaged(f"is not a GGUF file of version 2 or 3: {AGAIN}")
     tensors, fields = _count(file), _count(file)
     metadata = {_text(file): _value(file, _number(file, "I")) for _ in range(fields)}
     infos = [_gguf_tensor(file) for _ in range(tensors)]
@@ -97,7 +102,8 @@ def _gguf(file: BinaryIO, size: int) -> Header:
             "take the file with BF16 or F16 in its name"
         )
     ends = (data + offset + math.prod(shape) * _TYPES[kind][1] for _, shape, kind, offset in infos)
-    _require_length(size, max(ends, default=data))
+    if size < (whole := max(ends, default=data)):  # what follows is padding
+        raise FileDamaged(f"has {size:,} of {whole:,} bytes: {AGAIN}")
     found = {name: TensorInfo(_TYPES[kind][0], shape, data + offset) for name, shape, kind, offset in infos}
     return Header(found, metadata)
 
@@ -139,8 +145,3 @@ def _text(file: BinaryIO) -> str:
     if len(content) < length:
         raise ValueError("cut off")
     return content.decode()
-
-
-def _require_length(size: int, whole: int) -> None:
-    if size < whole:
-        raise FileDamaged(f"has {size:,} of {whole:,} bytes: download it again")

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from acestep_consumer.engine.renderer.components import Components
 from acestep_consumer.engine.renderer.cuda_graphs import GraphedShapes
+from acestep_consumer.engine.renderer.pack import on_device
 from acestep_consumer.engine.renderer.prepare import TokenizedText
 
 Encode = Callable[..., torch.Tensor]
@@ -56,7 +57,7 @@ class TextEncoder:
     def _encode_batch(self, texts: Sequence[TokenizedText]) -> Iterator[States]:
         ids, lyric_ids = (self._padded([each.text for each in texts]), self._padded([each.lyrics for each in texts]))
         lyric_counts = torch.tensor([len(each.lyrics) for each in texts] + [1] * (len(ids) - len(texts)))
-        mask = (torch.arange(lyric_ids.shape[1]) < lyric_counts[:, None]).to(self._parts.device)
+        mask = on_device(torch.arange(lyric_ids.shape[1]) < lyric_counts[:, None], self._parts.device)
         encoder = self._parts.use(self._pipeline.text_encoder)
         text = self._run(0, self._text, ids)
         embedded = encoder.get_input_embeddings()(lyric_ids)
@@ -73,7 +74,7 @@ class TextEncoder:
             rows = _ROWS[bisect_left(_ROWS, len(ids))]
             tokens = -(-padded.shape[1] // _TOKENS) * _TOKENS
             padded = torch.nn.functional.pad(padded, (0, tokens - padded.shape[1], 0, rows - len(ids)))
-        return padded.to(self._parts.device)
+        return on_device(padded, self._parts.device)
 
     def _run(self, which: int, function: Encode, *inputs: torch.Tensor) -> torch.Tensor:
         rows, tokens = inputs[0].shape[:2]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from acestep_consumer.engine.published_models import PUBLISHED, is_dit
-from acestep_consumer.engine.renderer.registry import HUB, Checkpoint, CheckpointError, resolve
+from acestep_consumer.engine.renderer.registry import HUB, Checkpoint, CheckpointError, ModelNotFound, resolve
 
 DITS = [*filter(is_dit, PUBLISHED)]
 
@@ -29,22 +29,38 @@ def test_a_name_is_looked_up_in_the_checkpoint_folder_before_the_hub(tmp_path: P
 
 
 @pytest.mark.parametrize(("name", "hub_id"), HUB.items())
-def test_a_published_model_is_found_on_the_hub_by_name_and_by_id(name: str, hub_id: str, tmp_path: Path) -> None:
-    assert resolve(name, tmp_path) == resolve(hub_id, None) == Checkpoint(name, hub_id=hub_id)
+def test_a_repository_in_diffusers_layout_is_downloaded_by_its_id_alone(name: str, hub_id: str, tmp_path: Path) -> None:
+    assert resolve(hub_id, None, {"HF_HUB_CACHE": str(tmp_path)}) == Checkpoint(name, hub_id=hub_id)
+
+
+@pytest.mark.parametrize(("name", "hub_id"), HUB.items())
+def test_what_the_hubs_cache_holds_of_it_is_found_by_name_and_by_id(name: str, hub_id: str, tmp_path: Path) -> None:
+    folder = checkpoint_at(tmp_path / f"models--{hub_id.replace('/', '--')}" / "snapshots" / "0abc")
+    for named in (name, hub_id):
+        assert resolve(named, None, {"HF_HUB_CACHE": str(tmp_path)}) == Checkpoint(name, folder=folder)
 
 
 def test_a_hub_id_that_nobody_listed_is_called_by_its_last_part() -> None:
     assert resolve("somebody/my-song-model", None) == Checkpoint("my-song-model", hub_id="somebody/my-song-model")
 
 
-@pytest.mark.parametrize("name", sorted(set(DITS) - set(HUB)))
-def test_a_published_model_that_is_not_on_the_disk_says_how_to_get_it(name: str, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError) as refusal:
-        resolve(name, tmp_path)
-    text = str(refusal.value)
+@pytest.mark.parametrize("named", [*DITS, "ACE-Step/acestep-v15-xl-sft"])
+def test_a_published_model_that_is_not_on_the_disk_says_how_to_get_it(named: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound) as refusal:
+        resolve(named, tmp_path, {"HF_HUB_CACHE": str(tmp_path / "hub")})
+    text, name = str(refusal.value), named.rpartition("/")[2]
     assert all(
         part in text for part in (str(tmp_path / name), f"acestep-consumer models pull {name} --checkpoints {tmp_path}")
     )
+
+
+def test_models_that_are_there_in_place_of_the_wanted_one_are_named(tmp_path: Path) -> None:
+    checkpoint_at(tmp_path / "acestep-v15-sft")
+    (tmp_path / "acestep-v15-base").mkdir()
+    (tmp_path / "acestep-v15-base" / "silence_latent.pt").touch()
+    (tmp_path / "vae").mkdir()
+    with pytest.raises(ModelNotFound, match="holds acestep-v15-base, acestep-v15-sft: choose with ACESTEP_CONFIG_PATH"):
+        resolve("acestep-v15-turbo", tmp_path)
 
 
 def test_an_unknown_name_lists_where_it_was_looked_for_and_what_is_known() -> None:

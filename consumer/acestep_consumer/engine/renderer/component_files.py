@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks that a checkpoint on disk is complete: every component of its index, every weights file in full length.
+"""Checks that a model's files are complete: every component of its index, every file of weights in full length.
 
 Nothing is loaded. The header of a safetensors file says where each tensor ends, so an interrupted download shows in the
 file's size.
@@ -10,13 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from acestep_consumer.engine.renderer.original_layout import SILENCE
-from acestep_consumer.engine.renderer.registry import INDEX
+from acestep_consumer.engine.renderer.registry import INDEX, SILENCE
+from acestep_consumer.engine.renderer.tensor_files import AGAIN, FileDamaged, read_header
 
 _WEIGHTS: Final = "*.safetensors"
 _SHARDS: Final = "*.safetensors.index.json"
-_HEADER_AT_MOST: Final = 100 << 20
-_LENGTH_BYTES: Final = 8
 # A tokenizer needs one of these.
 _OF_TOKENIZERS: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
@@ -26,7 +24,7 @@ def faults_of_checkpoint(folder: Path, *, is_dit: bool = True) -> Iterator[str]:
     if (folder / INDEX).is_file():
         yield from faults_of_pipeline(folder)
         return
-    yield from _faults_of_model(folder)
+    yield from faults_of_model(folder)
     if is_dit and not (folder / SILENCE).is_file():
         yield f"{SILENCE} is missing"
 
@@ -47,7 +45,7 @@ def faults_of_pipeline(folder: Path) -> Iterator[str]:
 
 def faults_of_lm(folder: Path) -> Iterator[str]:
     """Yield each missing or damaged file of a language model's folder."""
-    yield from _faults_of_model(folder)
+    yield from faults_of_model(folder)
     yield from _faults_of_tokenizer(folder)
 
 
@@ -59,7 +57,7 @@ def _faults_of_part(folder: Path, kind: str) -> Iterator[str]:
     elif kind == "Tokenizer":
         yield from _faults_of_tokenizer(folder)
     else:
-        yield from _faults_of_model(folder)
+        yield from faults_of_model(folder)
 
 
 def _faults_of_tokenizer(folder: Path) -> Iterator[str]:
@@ -67,7 +65,8 @@ def _faults_of_tokenizer(folder: Path) -> Iterator[str]:
         yield "no tokenizer"
 
 
-def _faults_of_model(folder: Path) -> Iterator[str]:
+def faults_of_model(folder: Path) -> Iterator[str]:
+    """Yield each missing or damaged file of a model: config and weights."""
     if not (folder / "config.json").is_file():
         yield "config.json is missing"
     files = {path.name: path for path in sorted(folder.glob(_WEIGHTS))}
@@ -95,14 +94,7 @@ def _shards(folder: Path) -> set[str]:
 def _fault_of_weights(path: Path) -> str | None:
     """Compare the file's size with its header."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-            if not 0 < length <= min(_HEADER_AT_MOST, size - _LENGTH_BYTES):
-                return "is not a safetensors file, or was cut off"
-            header: dict[str, Any] = json.loads(file.read(length))
-        ends = (tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__")
-        whole = _LENGTH_BYTES + length + max(ends, default=0)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"cannot be read ({type(error).__name__})"
-    return None if size == whole else f"has {size:,} of {whole:,} bytes: download it again"
+        read_header(path)
+    except FileDamaged as error:
+        return str(error).removesuffix(f": {AGAIN}")
+    return None
