@@ -13,7 +13,7 @@ import aio_pika
 from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.dead_letter_notices import OVERFULL
 from acestep_consumer.broker.errors import BrokerError
-from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE, NOTICES
+from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE, IDENTIFIED, NOTICES
 from acestep_consumer.config.settings import load
 from infra.local.packages import ensure_rabbitmq
 from infra.local.rabbitmq import RabbitMQ
@@ -103,7 +103,7 @@ class Ground:
         )
         rows = (line.split("\t") for line in listed.splitlines())
         counts = {row[0]: row[1:] for row in rows if len(row) == 3}
-        waiting = [counts[queue] for queue in (GENERATE, NOTICES)]
+        waiting = [counts[queue] for queue in (GENERATE, IDENTIFIED, NOTICES)]
         return Depth(sum(int(ready) for ready, _ in waiting), sum(int(unacked) for _, unacked in waiting))
 
     async def dead_letters(self) -> list[tuple[str, bytes]]:

@@ -329,7 +329,7 @@ def _body(number: int, sort: Sort, dose: float, other: int = 0) -> bytes:
         "task_id": f"soak-{number:05d}",
         "prompt": " ".join(words),
         "audio_format": "wav",
-        "audio_duration": round(10 + 30 * takes / songs + other + number % 10 / 10, 2),
+        "audio_duration": round(10 + 30 * takes / songs + other + number % 10 / 10, 1),  # workers cut the rest
     }
     if sort is Sort.WITHOUT_ID:
         del fields["task_id"]

@@ -88,6 +88,6 @@ class IdentifiedQueue:
         channel = await self._connection.channel()
         with mapped():
             found = await channel.queue_declare(IDENTIFIED, passive=True, timeout=RPC_TIMEOUT_S)
-        ready = found.message_count or 0
-        await self._consumer.serve(IDENTIFIED, ready and ready + self._consumer.unsettled(IDENTIFIED))
-        return ready > 0
+        waiting = (found.message_count or 0) + self._consumer.copying
+        await self._consumer.serve(IDENTIFIED, waiting and waiting + self._consumer.unsettled(IDENTIFIED))
+        return waiting > 0
