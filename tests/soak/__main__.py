@@ -30,6 +30,8 @@ from tests.support.shelf import Shelf
 from tests.support.worker import ROOT
 
 REPORT_EVERY_S = 5.0
+# Between faults, on average. An engine with a model takes 6 s to start, and several times that on a busy machine.
+PAUSE_S = {"light": 3.5, "tiny": 12.0}
 # No job has ended for so long: those that are open will not end.
 STUCK_S = 180.0
 # However many jobs end: a worker that does the same ones again and again is found, too.
@@ -51,6 +53,7 @@ class Soak:
         self._began = time.monotonic()
         beside = _source_tree(arguments.beside, folder / "beside") if arguments.beside else None
         light = arguments.engine == "light"
+        self._pause_s = arguments.pause or PAUSE_S[arguments.engine]
         self._ground = Ground(folder, quorum=arguments.quorum, engine=arguments.engine, beside=beside)
         url = self._ground.environment["ACESTEP_AMQP_URL"]
         self._recorder = EventRecorder(url)
@@ -73,7 +76,7 @@ class Soak:
         length_s = 60 * self._arguments.minutes
         async with asyncio.TaskGroup() as group:
             group.create_task(self._producer.run(length_s))
-            group.create_task(self._saboteur.carry_out(plan(self._arguments.seed, length_s)))
+            group.create_task(self._saboteur.carry_out(plan(self._arguments.seed, length_s, self._pause_s)))
         for seat in self._ground.seats:
             seat.heal()
             seat.wake()
@@ -190,6 +193,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=2, help="of load and faults (2); settling comes on top")
     parser.add_argument("--seed", type=int, default=1, help="decides the faults and the load (1)")
     parser.add_argument("--rate", type=float, default=4, help="requests a second (4)")
+    parser.add_argument(
+        "--pause", type=float, metavar="SECONDS", help="between faults, on average (3.5; 12 with --engine tiny)"
+    )
     parser.add_argument("--quorum", action="store_true", help="quorum queues in place of classic ones")
     parser.add_argument(
         "--engine", choices=("light", "tiny"), default="light",

@@ -9,7 +9,6 @@ from enum import StrEnum
 
 SEATS = 2
 FIRST_S = 4.0
-MEAN_PAUSE_S = 3.5
 # A broker is back after about six seconds; faults that begin meanwhile would only hit its absence.
 BROKER_RETURNS_S = 10.0
 
@@ -86,8 +85,8 @@ _DECK: dict[Kind, tuple[int, float, float]] = {
 }
 
 
-def plan(seed: int, length_s: float) -> tuple[Fault, ...]:
-    """Return the faults of a run of ``length_s`` seconds; all are over by its end.
+def plan(seed: int, length_s: float, pause_s: float) -> tuple[Fault, ...]:
+    """Return the faults of a run of ``length_s`` seconds, on average ``pause_s`` apart; all are over by its end.
 
     Kinds are dealt from a shuffled deck, so that a run of two minutes or more has nearly all of them. One wire has one
     fault at a time; different ones have theirs side by side.
@@ -104,7 +103,7 @@ def plan(seed: int, length_s: float) -> tuple[Fault, ...]:
         if busy_until.get(where, 0) <= at_s and busy_until.get(("broker", None), 0) <= at_s:
             busy_until[where] = at_s + max(fault.lasts_s, 1) + BROKER_RETURNS_S * (fault.seat is None)
             faults.append(fault)
-        at_s += chance.expovariate(1 / MEAN_PAUSE_S)
+        at_s += chance.expovariate(1 / pause_s)
     return tuple(faults)
 
 
