@@ -51,10 +51,12 @@ class Soak:
         self._arguments = arguments
         self._folder = folder
         self._began = time.monotonic()
-        beside = _source_tree(arguments.beside, folder / "beside") if arguments.beside else None
+        commit = arguments.instead or arguments.beside
+        other = _source_tree(commit, folder / "code") if commit else ROOT
+        code = [other if arguments.instead else ROOT, other]
         light = arguments.engine == "light"
         self._pause_s = arguments.pause or PAUSE_S[arguments.engine]
-        self._ground = Ground(folder, quorum=arguments.quorum, engine=arguments.engine, beside=beside)
+        self._ground = Ground(folder, quorum=arguments.quorum, engine=arguments.engine, code=code)
         url = self._ground.environment["ACESTEP_AMQP_URL"]
         self._recorder = EventRecorder(url)
         self._shelf = Shelf.of(self._ground.environment, "bytes" if light else "seconds")
@@ -201,7 +203,9 @@ def _parser() -> argparse.ArgumentParser:
         "--engine", choices=("light", "tiny"), default="light",
         help="tiny: the real engine processes with a model of random weights; wants --rate 1 or less",
     )  # fmt: skip
-    parser.add_argument("--beside", metavar="COMMIT", help="the second worker runs the code of this commit")
+    older = parser.add_mutually_exclusive_group()
+    older.add_argument("--beside", metavar="COMMIT", help="the second worker runs the code of this commit")
+    older.add_argument("--instead", metavar="COMMIT", help="both do, to see what the audit finds of it")
     parser.add_argument(
         "--first-release", action="store_true", help="send only what 0.1.0 handled: no message without an id, for one"
     )

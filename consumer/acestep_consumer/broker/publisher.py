@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aiormq.abc import AbstractChannel
+    from aiormq.channel import Channel
 
     from acestep_consumer.broker.connection import BrokerConnection
     from acestep_consumer.domain.ports import Reply
@@ -236,7 +237,7 @@ class Publisher:
                 await self._connection.redeclare()
 
 
-async def _publish_on(channel: AbstractChannel, message: _Outgoing) -> None:
+async def _publish_on(channel: Channel, message: _Outgoing) -> None:
     """Publish once and wait for the confirm. Raises ``BrokerError``."""
     with mapped():
         # wait=False: the next publish need not wait until this one is sent.
