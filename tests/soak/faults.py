@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from tests.soak.plan import Fault, Kind
 from tests.support.faulty_s3 import s3_error
+from tests.support.shelf import MANIFEST
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -126,6 +127,8 @@ async def _break_s3(fault: Fault, seat: Seat) -> bool:
                 wire.slow(20_000 + 200_000 * fault.dose)
             case Kind.S3_ERRORS:
                 healing.enter_context(seat.front.fault(_some_503s(fault)))
+            case Kind.S3_NO_MANIFESTS:
+                healing.enter_context(seat.front.fault(_no_manifests))
             case Kind.S3_ANSWERS_LOST:
                 healing.enter_context(_answers_lost(fault, seat))
             case _:
@@ -133,6 +136,12 @@ async def _break_s3(fault: Fault, seat: Seat) -> bool:
         await asyncio.sleep(fault.lasts_s)
     wire.heal()
     return True
+
+
+def _no_manifests(request: web.Request) -> web.Response | None:
+    """Songs are stored and their jobs cannot end: whatever else has a job's id may come first."""
+    refused = request.method == "PUT" and request.path.endswith(MANIFEST)
+    return s3_error(503, "SlowDown") if refused else None
 
 
 def _some_503s(fault: Fault) -> Callable[[web.Request], web.Response | None]:
