@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from tests.soak.plan import Fault, Kind
 from tests.support.faulty_s3 import s3_error
-from tests.support.shelf import MANIFEST
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -127,8 +126,8 @@ async def _break_s3(fault: Fault, seat: Seat) -> bool:
                 wire.slow(20_000 + 200_000 * fault.dose)
             case Kind.S3_ERRORS:
                 healing.enter_context(seat.front.fault(_some_503s(fault)))
-            case Kind.S3_NO_MANIFESTS:
-                healing.enter_context(seat.front.fault(_no_manifests))
+            case Kind.S3_FIRST_SONGS:
+                healing.enter_context(seat.front.fault(_first_songs_alone))
             case Kind.S3_ANSWERS_LOST:
                 healing.enter_context(_answers_lost(fault, seat))
             case _:
@@ -138,9 +137,9 @@ async def _break_s3(fault: Fault, seat: Seat) -> bool:
     return True
 
 
-def _no_manifests(request: web.Request) -> web.Response | None:
-    """Songs are stored and their jobs cannot end: whatever else has a job's id may come first."""
-    refused = request.method == "PUT" and request.path.endswith(MANIFEST)
+def _first_songs_alone(request: web.Request) -> web.Response | None:
+    """A job cannot end after its first song is stored, so that its cancellation leaves an object without a manifest."""
+    refused = request.method in ("PUT", "POST") and not request.path.rpartition("/")[2].startswith("0")
     return s3_error(503, "SlowDown") if refused else None
 
 
