@@ -234,8 +234,9 @@ def _schemas() -> Json:
     sent: list[tuple[type[BaseModel], JsonSchemaMode]] = [(kind, "serialization") for kind in examples.events()]
     _, found = models_json_schema([_REQUEST, *sent], ref_template="#/components/schemas/{model}")
     schemas: Json = found["$defs"]
+    request = schemas[_request_name()]
     for field, others in ALIASES.items():
-        schemas[_request_name()]["properties"][field]["x-aliases"] = list(others)
+        request["properties"][field]["x-aliases"] = list(others)
     return dict(sorted(schemas.items()))
 
 

@@ -45,6 +45,7 @@ async def test_a_process_that_is_paused_while_loading_is_replaced(tmp_path: Path
     await engine.stop()
 
 
+@pytest.mark.usefixtures("fresh_processes")
 @pytest.mark.parametrize(
     ("module", "configure"),
     [

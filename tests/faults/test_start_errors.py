@@ -140,6 +140,7 @@ def test_an_env_file_that_may_not_be_read_is_one_line_and_exit_code_2(tmp_path: 
     assert done.returncode == Exit.USAGE
 
 
+@pytest.mark.usefixtures("fresh_processes")
 def test_a_damaged_checkpoint_is_one_line_and_exit_code_5_before_torch_is_imported(tmp_path: Path) -> None:
     folder = tmp_path / "acestep-v15-turbo"
     folder.mkdir()

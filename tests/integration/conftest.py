@@ -14,10 +14,25 @@ from aiormq.channel import Channel
 from infra.local.rabbitmq import RabbitMQ
 from infra.local.s3 import SeaweedFS
 from infra.local.stack import Environment
+from tests.support import fork_server
 from tests.support.servers import ManagementApi
 from tests.support.worker import WorkerProcess
 
 LATE_S = 0.5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked_processes() -> Iterator[None]:
+    """Start workers, engines and commands as forks, which spares seconds of imports; not with ``fresh_processes``."""
+    with fork_server.forking():
+        yield
+
+
+@pytest.fixture
+def fresh_processes() -> Iterator[None]:
+    """Start this test's processes as an operator does, each with an interpreter of its own."""
+    with fork_server.not_forking():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -36,6 +36,7 @@ async def submit_slow(url: str) -> str:
         return await client.submit({"prompt": "x", "task_id": uuid.uuid4().hex, **SLOW})
 
 
+@pytest.mark.usefixtures("fresh_processes")
 async def test_sigterm_finishes_the_work_in_hand_and_leaves_with_0(environment: dict[str, str], tmp_path: Path) -> None:
     url = environment["ACESTEP_AMQP_URL"]
     with WorkerProcess(tmp_path, environment) as worker:
@@ -122,6 +123,7 @@ def test_a_broken_tier_table_stops_the_start(environment: dict[str, str], tmp_pa
     assert "ACESTEP_TIER_TABLE" in log
 
 
+@pytest.mark.usefixtures("fresh_processes")
 def test_the_consumer_process_never_loads_torch(environment: dict[str, str], tmp_path: Path) -> None:
     with WorkerProcess(tmp_path, environment) as worker:
         maps = Path(f"/proc/{worker.process.id.pid}/maps").read_text()

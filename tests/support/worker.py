@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from infra.local.ports import PortClaim
 from infra.local.process import Process, tail
+from tests.support.fork_server import is_fork_server
 from tests.support.waiting import WITHIN_S
 
 ROOT = Path(__file__).parents[2]
@@ -115,7 +116,8 @@ class WorkerProcess:
     def children(self) -> list[int]:
         """Process ids of the worker's engine processes."""
         pid = self.process.id.pid
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [child for child in children if not is_fork_server(child)]
 
 
 @asynccontextmanager
