@@ -101,7 +101,7 @@ class Soak:
                 ended, moved_at = count, now
             depth = await self._ground.depth()
             if depth.ready or depth.unacked:
-                idle_since = now
+                idle_since = time.monotonic()  # on a busy machine, to ask takes longer than the idle time
             elif not self._open or now > idle_since + IDLE_S:
                 break
             await asyncio.sleep(_POLL_S)

@@ -126,8 +126,8 @@ async def _break_s3(fault: Fault, seat: Seat) -> bool:
                 wire.slow(20_000 + 200_000 * fault.dose)
             case Kind.S3_ERRORS:
                 healing.enter_context(seat.front.fault(_some_503s(fault)))
-            case Kind.S3_FIRST_SONGS:
-                healing.enter_context(seat.front.fault(_first_songs_alone))
+            case Kind.S3_ANSWERS_LATE:
+                healing.enter_context(seat.front.hold(_is_upload, answered=True))
             case Kind.S3_ANSWERS_LOST:
                 healing.enter_context(_answers_lost(fault, seat))
             case _:
@@ -137,10 +137,9 @@ async def _break_s3(fault: Fault, seat: Seat) -> bool:
     return True
 
 
-def _first_songs_alone(request: web.Request) -> web.Response | None:
-    """A job cannot end after its first song is stored, so that its cancellation leaves an object without a manifest."""
-    refused = request.method in ("PUT", "POST") and not request.path.rpartition("/")[2].startswith("0")
-    return s3_error(503, "SlowDown") if refused else None
+def _is_upload(request: web.Request) -> bool:
+    """Whether it stores a song: with its answer held, the job's cancellation leaves an object without a manifest."""
+    return request.method == "PUT" and request.path.rpartition("/")[2].startswith("0")
 
 
 def _some_503s(fault: Fault) -> Callable[[web.Request], web.Response | None]:

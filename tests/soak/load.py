@@ -319,7 +319,7 @@ def _body(number: int, sort: Sort, dose: float, other: int = 0) -> bytes:
     if sort is Sort.INVALID and dose < 1 / 3:
         return b'{"prompt": "never closed'
     # What takes longer asks for more music, as it would be with a model: workers estimate the one from the other.
-    songs = 2 if sort in (Sort.TWO_SONGS, Sort.REUSED_ID) else 1
+    songs = 2 if sort is Sort.TWO_SONGS else 1
     match sort:
         case Sort.CANCELLED:
             takes = 3 * dose

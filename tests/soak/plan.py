@@ -36,7 +36,7 @@ class Kind(StrEnum):
     S3_REFUSED = "s3-refused"
     S3_ERRORS = "s3-answers-503"
     S3_ANSWERS_LOST = "s3-answers-lost"
-    S3_FIRST_SONGS = "s3-takes-first-songs-alone"
+    S3_ANSWERS_LATE = "s3-answers-late"
 
     @property
     def target(self) -> str:
@@ -83,7 +83,7 @@ _DECK: dict[Kind, tuple[int, float, float]] = {
     Kind.S3_REFUSED: (1, 1, 20),
     Kind.S3_ERRORS: (2, 2, 15),
     Kind.S3_ANSWERS_LOST: (2, 2, 8),
-    Kind.S3_FIRST_SONGS: (2, 4, 12),
+    Kind.S3_ANSWERS_LATE: (2, 4, 12),
 }
 
 
