@@ -45,6 +45,10 @@ class Identifying:
         else:
             await delivery.settle(Verdict.ACK)
 
+    def assert_copied_once(self) -> None:
+        """Every delivery but the last was given up, which may have come over a connection that is lost, too."""
+        assert (self.given_up, len(self.copies)) == (self.originals - 1, 1)
+
 
 @asynccontextmanager
 async def consuming(identifying: Identifying, consume_url: str, publish_url: str) -> AsyncIterator[Consumer]:
@@ -77,7 +81,8 @@ async def test_a_request_that_will_come_again_is_not_copied(amqp_url: str, namel
         async with consuming(identifying, wire.url(amqp_url), amqp_url):
             await nameless.request("jazz")
             await eventually(lambda: identifying.copies)
-        assert (identifying.originals, identifying.given_up, len(identifying.copies)) == (2, 1, 1)
+        identifying.assert_copied_once()
+        assert identifying.given_up
 
 
 async def test_a_request_whose_connection_fell_silent_is_not_copied_over_the_other(
@@ -94,7 +99,8 @@ async def test_a_request_whose_connection_fell_silent_is_not_copied_over_the_oth
         async with consuming(identifying, wire.url(amqp_url), amqp_url):
             await nameless.request("jazz")
             await eventually(lambda: identifying.copies)
-        assert (identifying.originals, identifying.given_up, len(identifying.copies)) == (2, 1, 1)
+        identifying.assert_copied_once()
+        assert identifying.given_up
 
 
 async def test_a_broker_that_confirms_late_gets_one_copy(
@@ -112,4 +118,5 @@ async def test_a_broker_that_confirms_late_gets_one_copy(
         async with consuming(identifying, amqp_url, wire.url(amqp_url)):
             await nameless.request("jazz")
             await eventually(lambda: identifying.copies)
-        assert (identifying.originals, identifying.given_up, len(identifying.copies)) == (1, 0, 1)
+        identifying.assert_copied_once()
+        assert not identifying.given_up

@@ -221,7 +221,8 @@ class Consumer:
             try:
                 await self._adjust_consumers(channel)
             except BrokerError as fault:
-                self._connection.reconnect(f"the prefetch could not be changed: {describe(fault)}")
+                if not channel.is_closed:  # else it reconnects already, and the new connection is not to be lost, too
+                    self._connection.reconnect(f"the prefetch could not be changed: {describe(fault)}")
             except Exception:  # noqa: BLE001 - nobody awaits most of these calls, and consumers may be missing now
                 _log.exception("the prefetch could not be changed")
                 self._connection.reconnect("the prefetch could not be changed: unexpected error")
