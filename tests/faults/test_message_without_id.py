@@ -2,43 +2,20 @@
 """Messages without task_id and message_id: each has one identity at every delivery, and one end."""
 
 import asyncio
-import base64
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE, REQUESTS
+from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE
 from acestep_consumer.client import Client, QueueFull
 from tests.support.broker import Peer, until
 from tests.support.event_recorder import EventRecorder
+from tests.support.nameless import Nameless
 from tests.support.servers import ManagementApi
 from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
-
-
-class Nameless:
-    """Publishes without ids: AMQP clients give one to each message, the broker's HTTP API does not."""
-
-    def __init__(self, management: ManagementApi, vhost: str) -> None:
-        self._management = management
-        self._vhost = vhost
-
-    async def publish(self, body: bytes, **properties: Any) -> None:
-        message = {
-            "routing_key": "generate",
-            "properties": {"delivery_mode": 2, **properties},
-            "payload": base64.b64encode(body).decode(),
-            "payload_encoding": "base64",
-        }
-        path = f"/api/exchanges/{self._vhost}/{REQUESTS}/publish"
-        assert await asyncio.to_thread(self._management.call, "POST", path, message) == {"routed": True}
-
-    async def request(self, prompt: str, **properties: Any) -> None:
-        body = {"prompt": prompt, "audio_format": "wav", "audio_duration": 10}
-        await self.publish(json.dumps(body).encode(), **properties)
 
 
 @pytest.fixture

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures of the tests that run a whole worker: a checkpoint, a virtual host and a worker for all of them."""
 
+import asyncio
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aiormq.channel import Channel
 
 from infra.local.rabbitmq import RabbitMQ
 from infra.local.s3 import SeaweedFS
@@ -14,6 +17,8 @@ from infra.local.stack import Environment
 from tests.support import fork_server
 from tests.support.servers import ManagementApi
 from tests.support.worker import WorkerProcess
+
+LATE_S = 0.5
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -84,3 +89,17 @@ def worker(worker_environment: dict[str, str], tmp_path_factory: pytest.TempPath
     """A running worker."""
     with WorkerProcess(tmp_path_factory.mktemp("worker"), worker_environment) as running:
         yield running
+
+
+@pytest.fixture
+def close_received(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Set when the broker closes a channel. The client's confirmation leaves a moment later, as on a busy machine."""
+    received, confirm = asyncio.Event(), Channel._on_close_frame
+
+    async def confirm_late(channel: Channel, frame: Any) -> None:
+        received.set()
+        await asyncio.sleep(LATE_S)
+        await confirm(channel, frame)
+
+    monkeypatch.setattr(Channel, "_on_close_frame", confirm_late)
+    return received

@@ -129,6 +129,18 @@ async def test_a_channel_on_which_publishes_are_refused_is_renewed_once_it_is_no
         assert await connection.channel() is not first
 
 
+async def test_a_channel_that_opens_while_another_is_refused_costs_no_connection(
+    amqp_url: str, close_received: asyncio.Event
+) -> None:
+    async with BrokerConnection(broker_settings(amqp_url), "worker") as connection:
+        first = await connection.channel()
+        refused = asyncio.create_task(connection.ensure_queue("nowhere"))
+        await close_received.wait()
+        await connection.ensure_queue(GENERATE)
+        await refused
+        assert await connection.channel() is first
+
+
 async def test_what_was_deleted_while_the_connection_was_down_is_declared_again(amqp_url: str) -> None:
     async with (
         Peer(amqp_url) as operator,

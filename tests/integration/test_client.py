@@ -22,6 +22,7 @@ from acestep_consumer.client import (
     RequestBody,
     Unreachable,
 )
+from acestep_consumer.client.connection import ClientConnection, ObjectNotFound
 from acestep_schemas import examples
 from acestep_schemas.events import CONTENT_TYPE, JobCompleted, JobEvent, JobProgress, Progress, WorkerEvent
 from infra.local.rabbitmq import RabbitMQ
@@ -438,6 +439,17 @@ async def test_before_anything_is_declared_every_call_says_what_to_do(
     async with Client(amqp_url) as client:
         with pytest.raises(NoQueue, match="topology --declare"):
             await call(client)
+
+
+async def test_a_channel_that_opens_while_another_is_refused_costs_no_connection(
+    declared: str, close_received: asyncio.Event
+) -> None:
+    async with ClientConnection(declared, patience_s=WITHIN_S) as connection:
+        refused = asyncio.create_task(connection.depth("nowhere"))
+        await close_received.wait()
+        assert await connection.depth(GENERATE) == (0, 0)
+        with pytest.raises(ObjectNotFound):
+            await refused
 
 
 async def test_a_wrong_password_is_an_error_that_does_not_show_it(declared: str) -> None:

@@ -30,7 +30,12 @@ from tests.support.shelf import Shelf
 from tests.support.worker import ROOT
 
 REPORT_EVERY_S = 5.0
-DONE_WITHIN_S = 180.0
+# Between faults, on average. An engine with a model takes 6 s to start, and several times that on a busy machine.
+PAUSE_S = {"light": 3.5, "tiny": 12.0}
+# No job has ended for so long: those that are open will not end.
+STUCK_S = 180.0
+# However many jobs end: a worker that does the same ones again and again is found, too.
+DONE_WITHIN_S = 1800.0
 # With nothing in the queue and nothing in hand for so long, an event that has not come will not come.
 IDLE_S = 15.0
 _POLL_S = 0.5
@@ -46,9 +51,12 @@ class Soak:
         self._arguments = arguments
         self._folder = folder
         self._began = time.monotonic()
-        beside = _source_tree(arguments.beside, folder / "beside") if arguments.beside else None
+        commit = arguments.instead or arguments.beside
+        other = _source_tree(commit, folder / "code") if commit else ROOT
+        code = [other if arguments.instead else ROOT, other]
         light = arguments.engine == "light"
-        self._ground = Ground(folder, quorum=arguments.quorum, engine=arguments.engine, beside=beside)
+        self._pause_s = arguments.pause or PAUSE_S[arguments.engine]
+        self._ground = Ground(folder, quorum=arguments.quorum, engine=arguments.engine, code=code)
         url = self._ground.environment["ACESTEP_AMQP_URL"]
         self._recorder = EventRecorder(url)
         self._shelf = Shelf.of(self._ground.environment, "bytes" if light else "seconds")
@@ -70,7 +78,7 @@ class Soak:
         length_s = 60 * self._arguments.minutes
         async with asyncio.TaskGroup() as group:
             group.create_task(self._producer.run(length_s))
-            group.create_task(self._saboteur.carry_out(plan(self._arguments.seed, length_s)))
+            group.create_task(self._saboteur.carry_out(plan(self._arguments.seed, length_s, self._pause_s)))
         for seat in self._ground.seats:
             seat.heal()
             seat.wake()
@@ -86,11 +94,14 @@ class Soak:
 
     async def _wait_until_done(self) -> int:
         """Return how many messages are unacked when nothing moves any more."""
-        began = idle_since = time.monotonic()
-        while (now := time.monotonic()) < began + DONE_WITHIN_S:
+        began = moved_at = idle_since = time.monotonic()
+        ended = 0
+        while (now := time.monotonic()) < min(moved_at + STUCK_S, began + DONE_WITHIN_S):
+            if (count := len({event.task_id for event in self._recorder.events if event.terminal})) > ended:
+                ended, moved_at = count, now
             depth = await self._ground.depth()
             if depth.ready or depth.unacked:
-                idle_since = now
+                idle_since = time.monotonic()  # on a busy machine, to ask takes longer than the idle time
             elif not self._open or now > idle_since + IDLE_S:
                 break
             await asyncio.sleep(_POLL_S)
@@ -184,12 +195,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=2, help="of load and faults (2); settling comes on top")
     parser.add_argument("--seed", type=int, default=1, help="decides the faults and the load (1)")
     parser.add_argument("--rate", type=float, default=4, help="requests a second (4)")
+    parser.add_argument(
+        "--pause", type=float, metavar="SECONDS", help="between faults, on average (3.5; 12 with --engine tiny)"
+    )
     parser.add_argument("--quorum", action="store_true", help="quorum queues in place of classic ones")
     parser.add_argument(
         "--engine", choices=("light", "tiny"), default="light",
         help="tiny: the real engine processes with a model of random weights; wants --rate 1 or less",
     )  # fmt: skip
-    parser.add_argument("--beside", metavar="COMMIT", help="the second worker runs the code of this commit")
+    older = parser.add_mutually_exclusive_group()
+    older.add_argument("--beside", metavar="COMMIT", help="the second worker runs the code of this commit")
+    older.add_argument("--instead", metavar="COMMIT", help="both do, to see what the audit finds of it")
     parser.add_argument(
         "--first-release", action="store_true", help="send only what 0.1.0 handled: no message without an id, for one"
     )

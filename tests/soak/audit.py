@@ -15,6 +15,7 @@ from tests.support.event_recorder import RecordedEvent
 
 COMPLETED, FAILED, REJECTED, CANCELLED, EXPIRED = "completed", "failed", "rejected", "cancelled", "expired"
 ENDS = (COMPLETED, FAILED, REJECTED, CANCELLED, EXPIRED)
+STARTED = "started"
 ENGINE_DIED = "engine_crashed"
 LEFT_WELL = 0
 KILLED = -9
@@ -114,6 +115,7 @@ def audit(evidence: Evidence) -> list[Finding]:
     """Return all that must not be; nothing, when every promise was kept."""
     rules = {
         "accepted, and never ended": _never_ended,
+        "started, and never ended": _started_and_never_ended,
         "refused, and run all the same": _refused_and_run,
         "ended, and nobody sent it": _unknown,
         "ended in more than one way": _two_ends,
@@ -133,6 +135,12 @@ def audit(evidence: Evidence) -> list[Finding]:
 
 def _never_ended(seen: Evidence) -> Iterable[str]:
     return (task_id for task_id in seen.accepted if task_id not in seen.ends)
+
+
+def _started_and_never_ended(seen: Evidence) -> Iterable[str]:
+    """So it is with the earlier ids of a message that gets another one each time a worker dies over it."""
+    started = dict.fromkeys(event.task_id for event in seen.events if event.state == STARTED)
+    return (task_id for task_id in started if task_id not in seen.ends)
 
 
 def _refused_and_run(seen: Evidence) -> Iterable[str]:

@@ -126,6 +126,8 @@ async def _break_s3(fault: Fault, seat: Seat) -> bool:
                 wire.slow(20_000 + 200_000 * fault.dose)
             case Kind.S3_ERRORS:
                 healing.enter_context(seat.front.fault(_some_503s(fault)))
+            case Kind.S3_ANSWERS_LATE:
+                healing.enter_context(seat.front.hold(_is_upload, answered=True))
             case Kind.S3_ANSWERS_LOST:
                 healing.enter_context(_answers_lost(fault, seat))
             case _:
@@ -133,6 +135,11 @@ async def _break_s3(fault: Fault, seat: Seat) -> bool:
         await asyncio.sleep(fault.lasts_s)
     wire.heal()
     return True
+
+
+def _is_upload(request: web.Request) -> bool:
+    """Whether it stores a song: with its answer held, the job's cancellation leaves an object without a manifest."""
+    return request.method == "PUT" and request.path.rpartition("/")[2].startswith("0")
 
 
 def _some_503s(fault: Fault) -> Callable[[web.Request], web.Response | None]:

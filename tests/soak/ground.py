@@ -13,7 +13,7 @@ import aio_pika
 from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.dead_letter_notices import OVERFULL
 from acestep_consumer.broker.errors import BrokerError
-from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE, NOTICES
+from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE, IDENTIFIED, NOTICES
 from acestep_consumer.config.settings import load
 from infra.local.packages import ensure_rabbitmq
 from infra.local.rabbitmq import RabbitMQ
@@ -22,9 +22,9 @@ from infra.local.stack import Environment
 from tests.soak.plan import SEATS
 from tests.soak.seat import Seat
 from tests.support.servers import ManagementApi
-from tests.support.worker import ROOT
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -44,14 +44,14 @@ class Depth:
 class Ground:
     """The servers and the workers of one soak. An async context manager: entering declares everything."""
 
-    def __init__(self, folder: Path, *, quorum: bool, engine: str, beside: Path | None) -> None:
+    def __init__(self, folder: Path, *, quorum: bool, engine: str, code: Sequence[Path]) -> None:
         """Reserve ports.
 
         Args:
             folder: for all files.
             quorum: quorum queues in place of classic ones.
             engine: ``light``, or ``tiny`` for the real processes with a model of random weights.
-            beside: the source tree that the second worker runs; None: this one.
+            code: the source tree that each worker runs.
         """
         self._stack = AsyncExitStack()
         self.folder = folder
@@ -67,9 +67,8 @@ class Ground:
         }
         if engine == "tiny":
             self.environment |= {"ACESTEP_CHECKPOINT_DIR": str(_checkpoints(folder)), "ACESTEP_DEVICE": "cpu"}
-        code = [ROOT, beside or ROOT]
         self.seats = [
-            Seat(number, folder, self.environment, code=code[number % 2], light=engine == "light")
+            Seat(number, folder, self.environment, code=code[number], light=engine == "light")
             for number in range(SEATS)
         ]
 
@@ -103,7 +102,7 @@ class Ground:
         )
         rows = (line.split("\t") for line in listed.splitlines())
         counts = {row[0]: row[1:] for row in rows if len(row) == 3}
-        waiting = [counts[queue] for queue in (GENERATE, NOTICES)]
+        waiting = [counts[queue] for queue in (GENERATE, IDENTIFIED, NOTICES)]
         return Depth(sum(int(ready) for ready, _ in waiting), sum(int(unacked) for _, unacked in waiting))
 
     async def dead_letters(self) -> list[tuple[str, bytes]]:

@@ -320,7 +320,15 @@ def _body(number: int, sort: Sort, dose: float, other: int = 0) -> bytes:
         return b'{"prompt": "never closed'
     # What takes longer asks for more music, as it would be with a model: workers estimate the one from the other.
     songs = 2 if sort is Sort.TWO_SONGS else 1
-    takes = 3 * dose if sort in (Sort.CANCELLED, Sort.REUSED_ID) else songs * (0.1 + dose)
+    match sort:
+        case Sort.CANCELLED:
+            takes = 3 * dose
+        case Sort.REUSED_ID:
+            takes = dose * (1 + 2 * (number % 2))  # some are cancelled at work, some while their songs are stored
+        case Sort.WORSE_DUPLICATE:
+            takes = 1.5 + 2 * dose  # it is still at work when the other one comes
+        case _:
+            takes = songs * (0.1 + dose)
     size = (_LARGE_BYTES if sort is Sort.LARGE else _SMALL_BYTES) + 4 * (2 * number + other)
     words = [f"takes={takes:.2f}", f"bytes={size}", f"{NAME}soak-{number:05d}"]
     if sort is Sort.DEADLY:
@@ -329,7 +337,7 @@ def _body(number: int, sort: Sort, dose: float, other: int = 0) -> bytes:
         "task_id": f"soak-{number:05d}",
         "prompt": " ".join(words),
         "audio_format": "wav",
-        "audio_duration": round(10 + 30 * takes / songs + other + number % 10 / 10, 2),
+        "audio_duration": round(10 + 30 * takes / songs + other + number % 10 / 10, 1),  # workers cut the rest
     }
     if sort is Sort.WITHOUT_ID:
         del fields["task_id"]

@@ -9,7 +9,6 @@ from enum import StrEnum
 
 SEATS = 2
 FIRST_S = 4.0
-MEAN_PAUSE_S = 3.5
 # A broker is back after about six seconds; faults that begin meanwhile would only hit its absence.
 BROKER_RETURNS_S = 10.0
 
@@ -37,6 +36,7 @@ class Kind(StrEnum):
     S3_REFUSED = "s3-refused"
     S3_ERRORS = "s3-answers-503"
     S3_ANSWERS_LOST = "s3-answers-lost"
+    S3_ANSWERS_LATE = "s3-answers-late"
 
     @property
     def target(self) -> str:
@@ -83,11 +83,12 @@ _DECK: dict[Kind, tuple[int, float, float]] = {
     Kind.S3_REFUSED: (1, 1, 20),
     Kind.S3_ERRORS: (2, 2, 15),
     Kind.S3_ANSWERS_LOST: (2, 2, 8),
+    Kind.S3_ANSWERS_LATE: (2, 4, 12),
 }
 
 
-def plan(seed: int, length_s: float) -> tuple[Fault, ...]:
-    """Return the faults of a run of ``length_s`` seconds; all are over by its end.
+def plan(seed: int, length_s: float, pause_s: float) -> tuple[Fault, ...]:
+    """Return the faults of a run of ``length_s`` seconds, on average ``pause_s`` apart; all are over by its end.
 
     Kinds are dealt from a shuffled deck, so that a run of two minutes or more has nearly all of them. One wire has one
     fault at a time; different ones have theirs side by side.
@@ -104,7 +105,7 @@ def plan(seed: int, length_s: float) -> tuple[Fault, ...]:
         if busy_until.get(where, 0) <= at_s and busy_until.get(("broker", None), 0) <= at_s:
             busy_until[where] = at_s + max(fault.lasts_s, 1) + BROKER_RETURNS_S * (fault.seat is None)
             faults.append(fault)
-        at_s += chance.expovariate(1 / MEAN_PAUSE_S)
+        at_s += chance.expovariate(1 / pause_s)
     return tuple(faults)
 
 

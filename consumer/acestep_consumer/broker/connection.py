@@ -17,12 +17,12 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Self, cast
 
 import structlog
-from aio_pika import Connection
 from aiormq.channel import Channel
 from yarl import URL
 
 from acestep_consumer.broker import lenient_codec
 from acestep_consumer.broker.backoff import backoff
+from acestep_consumer.broker.channel_numbers import NumberedConnection
 from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost, describe, mapped
 from acestep_consumer.broker.queue_limit import declared_limit, ensure_limit
 from acestep_consumer.broker.topology import CONTROL_LOG, Topology, declare
@@ -285,7 +285,7 @@ class BrokerConnection:
         # Not after the set-up: a new connection may be asked for during it, as when the broker cancels a consumer.
         self._lost.clear()
         # Stored before it is open: a connection that could not be opened has to be closed too.
-        self._connection = connection = Connection(self._url, client_properties={"connection_name": self._name})
+        self._connection = connection = NumberedConnection(self._url, client_properties={"connection_name": self._name})
         try:
             with mapped():
                 await connection.connect(timeout=CONNECT_TIMEOUT_S)

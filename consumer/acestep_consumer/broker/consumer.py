@@ -29,7 +29,7 @@ from acestep_consumer.broker.topology import GENERATE, IDENTIFIED
 from acestep_consumer.domain.errors import Verdict
 
 if TYPE_CHECKING:
-    from aiormq.abc import ArgumentsType, DeliveredMessage
+    from aiormq.abc import AbstractChannel, ArgumentsType, DeliveredMessage
     from pamqp.commands import Basic
 
     from acestep_consumer.broker.connection import BrokerConnection
@@ -95,6 +95,7 @@ class Consumer:
         self._paused_by: set[str] = set()
         self._changing = asyncio.Lock()
         self._adjusting: asyncio.Task[None] | None = None
+        self._copying = 0
         self.identified = asyncio.Event()
         """Set when a message was given an id, for whoever keeps an eye on their queue."""
 
@@ -150,6 +151,11 @@ class Consumer:
         """Return how many deliveries of this queue are neither settled nor stale."""
         deliveries = (each.delivery for each in self._tasks.values() if each.queue == queue)
         return sum(not delivery.settled and not delivery.stale for delivery in deliveries)
+
+    @property
+    def copying(self) -> int:
+        """How many messages are being given an id: each has a place reserved for its copy."""
+        return self._copying
 
     async def pause(self, reason: str) -> None:
         """Take nothing new for this reason, until ``resume`` is called for it. Running jobs are not affected."""
@@ -215,7 +221,8 @@ class Consumer:
             try:
                 await self._adjust_consumers(channel)
             except BrokerError as fault:
-                self._connection.reconnect(f"the prefetch could not be changed: {describe(fault)}")
+                if not channel.is_closed:  # else it reconnects already, and the new connection is not to be lost, too
+                    self._connection.reconnect(f"the prefetch could not be changed: {describe(fault)}")
             except Exception:  # noqa: BLE001 - nobody awaits most of these calls, and consumers may be missing now
                 _log.exception("the prefetch could not be changed")
                 self._connection.reconnect("the prefetch could not be changed: unexpected error")
@@ -293,11 +300,19 @@ class Consumer:
         # that aiormq has forgotten, so the old channel cannot be used.
         self._connection.reconnect("the broker cancelled the consumer")
 
-    async def _identify(self, body: bytes, properties: Basic.Properties) -> None:
-        """Publish a message with its new id, and reserve a place for it before the original's is free."""
-        await self._publisher.identify(body, properties)
-        await self.serve(IDENTIFIED, self._tier_targets.get(IDENTIFIED, 0) + 1)
-        self.identified.set()
+    async def _identify(self, body: bytes, properties: Basic.Properties, original: AbstractChannel) -> None:
+        """Reserve a place for a message, and publish it with its new id.
+
+        In this order, since nothing may delay the original's ack once the copy is there: a worker that is cut off in
+        between leaves two jobs of one message.
+        """
+        self._copying += 1
+        try:
+            await self.serve(IDENTIFIED, self._tier_targets.get(IDENTIFIED, 0) + 1)
+            await self._publisher.identify(body, properties, original)
+        finally:
+            self._copying -= 1
+            self.identified.set()
 
     async def _take(self, tag: str, queue: str, message: DeliveredMessage) -> None:
         delivery = AmqpDelivery(message, self._publisher, self._identify)

@@ -29,7 +29,7 @@ from acestep_consumer.domain.errors import ConsumerError, Verdict
 from acestep_consumer.domain.ports import BodyFormat, Reply
 
 if TYPE_CHECKING:
-    from aiormq.abc import DeliveredMessage
+    from aiormq.abc import AbstractChannel, DeliveredMessage
 
     from acestep_consumer.broker.publisher import Publisher
 
@@ -41,8 +41,9 @@ _TRACEPARENT = re.compile("00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
-Identify = Callable[[bytes, Basic.Properties], Awaitable[None]]
-"""Publishes the copy of a message that has a message id now. Raises ``Unpublished``."""
+Identify = Callable[[bytes, Basic.Properties, "AbstractChannel"], Awaitable[None]]
+"""Publishes the copy of a message that has a message id now, while the original's channel is open. Raises
+``Unpublished``."""
 
 
 class AlreadySettledError(RuntimeError):
@@ -181,7 +182,7 @@ class AmqpDelivery:
         copy.message_id = str(uuid4())
         if copy.expiration == "0":
             copy.expiration = None  # it was delivered in time; its producer's clock may be wrong
-        await self._identify(self.body, copy)
+        await self._identify(self.body, copy, self._message.channel)
         self._handed_on = True
 
     async def settle(self, verdict: Verdict, reason: ConsumerError | None = None) -> None:

@@ -4,8 +4,9 @@
 A message without ``task_id`` and ``message_id`` has no identity: a redelivery could not be told from another message.
 Its first consumer publishes a copy with a message id to a queue of its own and acks the original. The copy keeps its
 priority and its expiration, and hardly waits: this queue comes first wherever a worker has room, and a worker that dies
-in between leaves it to the others. The consumer reserves a place of its prefetch for the copy before it acks the
-original, so no more messages are moved than can be worked on.
+in between leaves it to the others. The consumer reserves a place of its prefetch for the copy before it publishes it,
+so no more messages are moved than can be worked on, and acks the original at once when the copy is confirmed. A worker
+that is cut off in that moment leaves both: infra/docs/internals.md says why AMQP has no means against it.
 """
 
 from __future__ import annotations
@@ -88,6 +89,6 @@ class IdentifiedQueue:
         channel = await self._connection.channel()
         with mapped():
             found = await channel.queue_declare(IDENTIFIED, passive=True, timeout=RPC_TIMEOUT_S)
-        ready = found.message_count or 0
-        await self._consumer.serve(IDENTIFIED, ready and ready + self._consumer.unsettled(IDENTIFIED))
-        return ready > 0
+        waiting = (found.message_count or 0) + self._consumer.copying
+        await self._consumer.serve(IDENTIFIED, waiting and waiting + self._consumer.unsettled(IDENTIFIED))
+        return waiting > 0

@@ -12,22 +12,21 @@ from collections.abc import Awaitable, Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import cycle
 from typing import TYPE_CHECKING, Literal, Self, TypeVar, cast
 from uuid import uuid4
 
 from aio_pika import exceptions as amqp
-from aio_pika.connection import Connection
 from aiormq.channel import Channel
 from aiormq.exceptions import ChannelAccessRefused
 from yarl import URL
 
 from acestep_consumer.broker import queue_limit
+from acestep_consumer.broker.channel_numbers import NumberedConnection
 from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost, mapped
 from acestep_consumer.broker.topology import GENERATE, PROBES, REQUESTS, Exchange, Queue, Topology
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from types import TracebackType
 
     from aio_pika.abc import AbstractConnection
@@ -41,7 +40,6 @@ Step = Callable[[Channel], Awaitable[None]]
 
 TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 1.0
-_CHANNEL_NUMBERS = 1000  # RabbitMQ allows 2,047 by default
 # RabbitMQ's name in permissions for the exchange without a name.
 DEFAULT_EXCHANGE = "amq.default"
 
@@ -104,9 +102,6 @@ class BrokerInspection:
         self._urls = tuple(URL(url.get_secret_value()) for url in settings.urls)
         self._url = self._urls[0]
         self._connection: AbstractConnection | None = None
-        # Not left to aiormq: it gives the number of a channel that the broker has closed to the next one, whose opening
-        # may overtake the confirmation of the close. The broker then closes the connection.
-        self._numbers = cycle(range(1, _CHANNEL_NUMBERS + 1))
 
     async def __aenter__(self) -> Self:
         await self.connect()
@@ -128,7 +123,7 @@ class BrokerInspection:
     async def _connect(self, url: URL) -> None:
         self._url = url
         # Stored before it is open: a connection that could not be opened has to be closed too.
-        self._connection = connection = Connection(url, client_properties={"connection_name": self._name})
+        self._connection = connection = NumberedConnection(url, client_properties={"connection_name": self._name})
         try:
             with mapped():
                 await connection.connect(timeout=self._timeout_s / len(self._urls))
@@ -244,17 +239,12 @@ class BrokerInspection:
     async def _ask(self, step: Callable[[Channel], Awaitable[T]]) -> T:
         with _mapped():
             async with asyncio.timeout(self._timeout_s):
-                opened = await self._opened.channel(self._free_number(), publisher_confirms=False)
+                opened = await self._opened.channel(publisher_confirms=False)
                 channel = cast("Channel", await opened.get_underlay_channel())
                 answer = await step(channel)
                 # Not after a refusal: the broker has closed it then, and closing it again would cost the connection.
                 await opened.close()
                 return answer
-
-    def _free_number(self) -> int:
-        transport = self._opened.transport
-        taken: Collection[int] = transport.connection.channels if transport else ()
-        return next(number for number in self._numbers if number not in taken)
 
     async def _drop(self) -> None:
         connection, self._connection = self._connection, None

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -29,6 +30,9 @@ from acestep_schemas.events import CONTENT_TYPE, JobEvent, JobProgress, JobStart
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from aiormq.abc import AbstractChannel
+    from aiormq.channel import Channel
 
     from acestep_consumer.broker.connection import BrokerConnection
     from acestep_consumer.domain.ports import Reply
@@ -112,9 +116,29 @@ class Publisher:
                 await self._connection.ensure_queue(DEAD_LETTER)
             await self._publish_until_confirmed(_Outgoing(DEAD_LETTER, "", body, annotated), PATIENCE_S)
 
-    async def identify(self, body: bytes, properties: Basic.Properties) -> None:
-        """Publish the copy of a request that has a message id now. Raises ``Unpublished`` after 60 seconds."""
-        await self._publish_until_confirmed(_Outgoing("", IDENTIFIED, body, properties), PATIENCE_S)
+    async def identify(self, body: bytes, properties: Basic.Properties, original: AbstractChannel) -> None:
+        """Publish the copy of a request that has a message id now. ``original``: the channel that the request came on.
+
+        Not once that channel is closed: the request is delivered again then and gets another copy, and this one would
+        be a second job. Hence no limit for the confirm either, which a broker that is short of memory delays.
+
+        Raises:
+            Unpublished: that channel is closed, and a copy may be there; or the copy was refused for 60 seconds.
+        """
+        message, give_up_at = _Outgoing("", IDENTIFIED, body, properties), time.monotonic() + PATIENCE_S
+        for wait in backoff(FIRST_WAIT_S, LONGEST_WAIT_S):
+            try:
+                channel = await self._connection.channel()
+                with mapped():
+                    # Changes nothing. A connection that died without a word answers nothing, until a heartbeat is due.
+                    await original.flow(active=True)
+                return await _publish_on(channel, message)
+            except BrokerError as fault:
+                self._on_error(message, fault)
+                if original.is_closed or (not isinstance(fault, ConnectionLost) and time.monotonic() > give_up_at):
+                    raise Unpublished(f"{IDENTIFIED}: {describe(fault)}") from fault
+            await asyncio.sleep(wait)
+        return None  # not reached: there is always another try
 
     async def forward(self, body: bytes, properties: Basic.Properties, tier: str) -> bool:
         """Publish a request to the queue of a tier. False: the tier has no worker, or its queue is full.
@@ -204,23 +228,27 @@ class Publisher:
             self._on_fault(fault)
 
     async def _publish_once(self, message: _Outgoing) -> None:
-        channel = await self._connection.channel()
-        with mapped():
-            # wait=False: the next publish need not wait until this one is sent.
-            await channel.basic_publish(
-                message.body,
-                exchange=message.exchange,
-                routing_key=message.routing_key,
-                properties=message.properties,
-                mandatory=True,
-                wait=False,
-            )
+        await _publish_on(await self._connection.channel(), message)
 
     async def _recover(self, message: _Outgoing, fault: BrokerError) -> None:
         """Declare the topology again: each of the exchanges has a queue unless somebody deleted it."""
         if message.exchange and isinstance(fault, Unroutable):
             with suppress(BrokerError):
                 await self._connection.redeclare()
+
+
+async def _publish_on(channel: Channel, message: _Outgoing) -> None:
+    """Publish once and wait for the confirm. Raises ``BrokerError``."""
+    with mapped():
+        # wait=False: the next publish need not wait until this one is sent.
+        await channel.basic_publish(
+            message.body,
+            exchange=message.exchange,
+            routing_key=message.routing_key,
+            properties=message.properties,
+            mandatory=True,
+            wait=False,
+        )
 
 
 def _event_properties(event: JobEvent | WorkerEvent, message_id: str, correlation_id: str | None) -> Basic.Properties:

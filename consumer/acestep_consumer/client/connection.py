@@ -11,11 +11,11 @@ from typing import Final, Self
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection
-from aio_pika.connection import Connection
 from aio_pika.exceptions import ChannelNotFoundEntity
 from yarl import URL
 
 from acestep_consumer.broker.backoff import backoff
+from acestep_consumer.broker.channel_numbers import NumberedConnection
 from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost, Nacked, describe, mapped
 from acestep_consumer.client.errors import ClientError, NoQueue, Unreachable
 from acestep_consumer.config.amqp_urls import ENCODING, has_raw_login, split_urls
@@ -228,7 +228,7 @@ async def _publish(channel: AbstractChannel, exchange: str, routing_key: str, me
 
 
 async def _connect(url: URL) -> AbstractConnection:
-    connection = Connection(url, client_properties={"connection_name": "acestep client"})
+    connection = NumberedConnection(url, client_properties={"connection_name": "acestep client"})
     try:
         with checked():
             await connection.connect(timeout=CONNECT_TIMEOUT_S)

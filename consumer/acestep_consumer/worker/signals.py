@@ -49,6 +49,9 @@ class Signals:
         finally:
             for number in handlers:
                 loop.remove_signal_handler(number)
+                if self.stop.is_set():
+                    # It is leaving; by default, one signal more would change its exit code.
+                    signal.signal(number, lambda _number, _frame: None)
 
     def shut_down(self) -> None:
         """Act as on SIGTERM."""

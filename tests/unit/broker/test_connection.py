@@ -39,7 +39,7 @@ async def test_an_unforeseen_error_while_closing_does_not_end_the_reconnects(mon
     async def set_up(_self: BrokerConnection, _connection: Any) -> Any:
         return OpenChannel()
 
-    monkeypatch.setattr(module, "Connection", BrokenConnection)
+    monkeypatch.setattr(module, "NumberedConnection", BrokenConnection)
     monkeypatch.setattr(module, "FIRST_WAIT_S", 0.01)
     monkeypatch.setattr(BrokerConnection, "_set_up", set_up)
     BrokenConnection.opened = 0
@@ -57,7 +57,7 @@ async def test_a_reconnect_that_is_asked_for_during_the_set_up_is_made(monkeypat
             self.reconnect("the broker cancelled the consumer")
         return OpenChannel()
 
-    monkeypatch.setattr(module, "Connection", BrokenConnection)
+    monkeypatch.setattr(module, "NumberedConnection", BrokenConnection)
     monkeypatch.setattr(module, "FIRST_WAIT_S", 0.01)
     monkeypatch.setattr(BrokerConnection, "_set_up", set_up)
     BrokenConnection.opened = 0

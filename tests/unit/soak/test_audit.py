@@ -75,6 +75,7 @@ def test_a_task_that_failed_and_was_sent_again_may_end_twice() -> None:
     ("rule", "evidence"),
     [
         ("accepted, and never ended", {"events": []}),
+        ("started, and never ended", {"events": [end("started", task_id="a-first-id"), end()]}),
         ("refused, and run all the same", {"submissions": sent(refused=1)}),
         ("ended, and nobody sent it", {"submissions": {}}),
         ("ended in more than one way", {"events": [end(), end(note="other bytes")]}),
