@@ -61,7 +61,7 @@ async def rendered(
     """Do with a request's fields all that a worker does before it uploads. Raises the error that it would tell."""
     body, warnings = parse_request({"prompt": "jazz", "audio_format": "wav", "inference_steps": 1, **fields})
     job = admit(Request("job", body, warnings), make_limits())
-    if job.request.audio_duration:  # a second shows as much as ten
+    if job.request.audio_duration or sources is None or sources.source is None:  # a second shows as much as minutes
         job = replace(job, request=job.request.model_copy(update={"audio_duration": 1.0}))
     plan = await DirectPlanner(FakeRenderer()).plan(job, Sources(), lambda *_: None)
     message = Render(request_id=1, job=job, plan=plan, sources=sources or Sources(), folder=folder)
