@@ -39,7 +39,7 @@ from tests.support.servers import ManagementApi
 FAST_S = 15.0
 LEVELS = {"ok", "warn", "fail", "skip"}
 # So slow that all checks of the broker, and those of the store, take about ten seconds.
-AMQP_BYTES_PER_S, S3_BYTES_PER_S = 700, 600
+AMQP_BYTES_PER_S, S3_BYTES_PER_S = 1_500, 200
 
 
 def run_doctor(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":

@@ -97,7 +97,10 @@ async def test_a_full_analysis_describes_the_source_audio(
     source = f"s3://{s3.bucket}/inputs/heard.wav"
     data, _ = await sing(url, full_analysis_only=True, src_audio_path=source, audio_duration=None)
     assert data.audios == ()
-    assert (data.metas.duration, data.metas.bpm is not None, bool(data.metas.lyrics)) == (12, True, True)
+    # As in ACE-Step, the length too is the language model's own, and this one's weights are random.
+    assert data.metas.duration is not None
+    assert data.metas.bpm is not None
+    assert data.metas.lyrics
 
 
 async def test_the_tiers_limits_with_the_language_model_hold(thinking_worker: tuple[WorkerProcess, str]) -> None:

@@ -30,6 +30,7 @@ async def test_whatever_breaks_the_start_is_one_line_and_a_documented_exit_code(
         raise error
 
     monkeypatch.setattr(Worker, "_prepare", prepare)
+    monkeypatch.setattr("acestep_consumer.app.check_checkpoints", lambda _: None)  # there are no models here
     monkeypatch.setattr("acestep_consumer.app.set_up_logs", lambda *_: True)  # the log is the test's
     with capture_logs() as logs:
         assert await run_worker(load({}, None), grace_s=1) == code
