@@ -44,7 +44,14 @@ PARENTS: Final = ("acestep_consumer", "tests.support.light_worker")
 """Modules that start others of these when they are given the command ``run``."""
 
 READ_AT_RUN_TIME: Final = (
-    *("ACESTEP_", "AWS_", "LIGHT_", "COLUMNS", "CUDA_VISIBLE_DEVICES", "MAX_CUDA_VRAM", "PYTEST_", "TORCHINDUCTOR_"),
+    "ACESTEP_",
+    "AWS_",
+    "COLUMNS",
+    "CUDA_VISIBLE_DEVICES",
+    "LIGHT_",
+    "MAX_CUDA_VRAM",
+    "PYTEST_",
+    "TORCHINDUCTOR_",
 )
 """Beginnings of the names of variables that no import reads; where others differ, nothing is forked."""
 

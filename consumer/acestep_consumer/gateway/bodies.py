@@ -8,12 +8,11 @@ from typing import Final
 
 from aiohttp import web
 
-from acestep_consumer.domain.parse import form_fields
+from acestep_consumer.domain.parse import FORM, form_fields
 from acestep_consumer.gateway.answers import ApiError
 from acestep_schemas.lookup import shown
 from acestep_schemas.strict_json import JsonRefused, loads
 
-FORM: Final = "application/x-www-form-urlencoded"
 MULTIPART: Final = "multipart/form-data"
 READ_S: Final = 60.0
 """Longest time that a body without files may take to arrive, seconds."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acestep_consumer.policy.tiers import BUILT_IN, LM_MEMORY_GB, NEWER, TierTableError, load_table, others
+from acestep_consumer.policy.tiers import BUILT_IN, LM_MEMORY_GB, NEWER, TierTable, TierTableError, load_table, others
 
 
 @pytest.mark.parametrize(
@@ -30,17 +30,21 @@ def test_a_card_falls_into_the_tier_of_its_memory(vram_gb: float, name: str) -> 
     assert BUILT_IN.tier_of(vram_gb).name == name
 
 
-def test_the_built_in_limits_are_those_of_the_server_that_operators_know() -> None:
-    rows = {
+def limits_of(table: TierTable) -> dict[str, tuple[tuple[float, float], tuple[int, int], bool, int]]:
+    """Seconds and songs with and without the language model, whether it is loaded, and of how many, for each tier."""
+    return {
         tier.name: (
             (tier.max_seconds_with_lm, tier.max_seconds),
             (tier.max_batch_with_lm, tier.max_batch),
             tier.lm_by_default,
             len(tier.lms),
         )
-        for tier in BUILT_IN.tiers
+        for tier in table.tiers
     }
-    assert rows == {
+
+
+def test_the_built_in_limits_are_those_of_the_server_that_operators_know() -> None:
+    assert limits_of(BUILT_IN) == {
         "tier1": ((180, 180), (1, 1), False, 0),
         "tier2": ((360, 360), (1, 1), False, 0),
         "tier3": ((240, 360), (1, 2), False, 1),
@@ -113,16 +117,7 @@ def test_the_newer_table_ships_beside_and_is_named_by_its_version() -> None:
     newer = load_table(Path("acestep-1.5-2026-06"))
     assert newer is NEWER
     assert others(newer) == (BUILT_IN,)
-    rows = {
-        tier.name: (
-            (tier.max_seconds_with_lm, tier.max_seconds),
-            (tier.max_batch_with_lm, tier.max_batch),
-            tier.lm_by_default,
-            len(tier.lms),
-        )
-        for tier in newer.tiers
-    }
-    assert rows == {
+    assert limits_of(newer) == {
         "tier1": ((240, 360), (1, 1), False, 0),
         "tier2": ((480, 600), (1, 1), False, 0),
         "tier3": ((480, 600), (2, 2), True, 1),
