@@ -220,7 +220,7 @@ def main() -> None:
 def measure_all(asked: argparse.Namespace, folder: Path, model: str) -> None:
     began = time.perf_counter()
 
-    def say(what: str) -> None:
+    def say(what: str, _: str = "") -> None:
         tell(f"  {time.perf_counter() - began:6.1f} s {what}")
 
     device = "cpu" if asked.tiny else "cuda"

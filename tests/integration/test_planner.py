@@ -20,7 +20,7 @@ from acestep_consumer.policy.admit import Limits, admit
 from acestep_schemas.events import LmChoice
 from acestep_schemas.request import parse_request
 from tests.support.admission import make_limits
-from tests.support.waiting import WITHIN_S
+from tests.support.waiting import WITHIN_S, eventually
 
 LM = LmChoice(model="acestep-5Hz-lm-0.6B", backend="pt")
 SHORT = {"use_cot_caption": False, "use_cot_language": False, "audio_duration": 10}
@@ -188,8 +188,13 @@ async def test_a_backend_that_is_not_there_is_refused_when_insisted_on_and_repla
     with pytest.raises(EngineUnusable, match="vllm"):
         await insisting.start()
     await insisting.stop()
-    flexible = PlannerSupervisor(configure, max_attempts=1)
-    report = await flexible.start()
+    flexible = PlannerSupervisor(replace(configure, wait=True), max_attempts=1)
+    starting = asyncio.create_task(flexible.start())
+    await eventually(lambda: "imports" in flexible.start_seconds)
+    assert not starting.done()
+    flexible.load()
+    report = await starting
     await flexible.stop()
     assert report.backend == "pt"
     assert "vllm" in report.warnings[0]
+    assert list(flexible.start_seconds) == ["imports", "waiting", "models", "warm-up"]

@@ -44,7 +44,7 @@ def quiet(_: str) -> None:
 
 def test_the_report_says_what_is_there(checkpoints: Path) -> None:
     notes: list[str] = []
-    opened = open_runtime(settings(checkpoints, TURBO, BASE), notes.append)
+    opened = open_runtime(settings(checkpoints, TURBO, BASE), lambda step, _: notes.append(step))
     report = opened.report
     assert report.models == (LoadedModel(TURBO, Variant.TURBO), LoadedModel(BASE, Variant.BASE))
     assert (report.device, report.vram_gb, report.offload) == ("cpu", 0, False)

@@ -79,7 +79,7 @@ class Double:
             case ["dies-while-loading"]:
                 os._exit(7)
             case ["never-ready"]:
-                self.send(Loading(step="for ever"))
+                self.send(Loading(step="for ever", phase="models"))
             case ["paused-once", mark]:
                 self.pause_once(Path(mark))
             case ["slowly-ready"]:
@@ -140,7 +140,7 @@ class Double:
 
     def load_slowly(self) -> None:
         for part in range(8):
-            self.send(Loading(step=f"part {part}"))
+            self.send(Loading(step=f"part {part}", phase="models"))
             time.sleep(0.5)
         self.send(Ready(report=REPORT))
 

@@ -12,7 +12,7 @@ from acestep_consumer.domain.ports import Report
 from acestep_consumer.domain.tasks import Variant
 from acestep_consumer.engine.adapters import DirectPlanner
 from acestep_consumer.engine.device_usage import DeviceUsage
-from acestep_consumer.engine.messages import RendererReport
+from acestep_consumer.engine.messages import RendererReport, StartPhase
 from acestep_consumer.engine.supervisor import EngineState
 from acestep_consumer.policy.admit import Limits
 from acestep_consumer.policy.tiers import BUILT_IN
@@ -64,6 +64,7 @@ class FakeEngines:
     ready: bool = True
     renderer_usage: DeviceUsage = field(default_factory=DeviceUsage)
     states: dict[str, EngineState] = field(default_factory=lambda: {"renderer": EngineState(ready=True, restarts=0)})
+    start_seconds: dict[str, dict[StartPhase, float]] = field(default_factory=dict)
 
     @property
     def planner(self) -> DirectPlanner:

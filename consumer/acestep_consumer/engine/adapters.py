@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ``Planner`` and ``Renderer`` ports on engine processes; jobs that need no language model are planned here."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from acestep_consumer.domain.ports import Renderer, Report
 from acestep_consumer.engine.messages import (
     Configure,
     ConfigurePlanner,
+    DeviceFound,
+    FromEngine,
+    LoadModels,
     PlannerReport,
     PlanSongs,
     Render,
@@ -27,6 +31,11 @@ class PlannerSupervisor(Supervisor[ConfigurePlanner, PlannerReport]):
     name = "planner"
     module = "acestep_consumer.engine.planner"
     report_type = PlannerReport
+
+    def load(self) -> None:
+        """Let a process that was told to wait load its model, and those that replace it load without waiting."""
+        self._configure = replace(self._configure, wait=False)
+        self._send(LoadModels())
 
     async def plan_songs(self, job: Job, source: TokenizedSource | None, report: Report) -> Plan:
         """Plan one job; ``source`` is the tokenized source audio, for analysis."""
@@ -87,6 +96,14 @@ class RendererSupervisor(Supervisor[Configure, RendererReport]):
     name = "renderer"
     module = "acestep_consumer.engine.renderer"
     report_type = RendererReport
+    on_device: Callable[[DeviceFound], None] = staticmethod(lambda _: None)
+    """Called when a process has found its device, long before it has loaded the models."""
+
+    def _handle(self, message: FromEngine) -> None:
+        if isinstance(message, DeviceFound):
+            self.on_device(message)
+        else:
+            super()._handle(message)
 
     def set_memory_share(self, memory_gb: float) -> None:
         """Set the GiB of the device that this process, and each that replaces it, may use."""

@@ -12,7 +12,7 @@ from acestep_consumer.config.settings import EngineSettings, LogLevel, Settings
 from acestep_consumer.domain.ports import Planner, Renderer
 from acestep_consumer.engine.adapters import DirectPlanner, LmPlanner, PlannerSupervisor, RendererSupervisor
 from acestep_consumer.engine.device_usage import DeviceUsage
-from acestep_consumer.engine.messages import Configure, ConfigurePlanner, RendererReport
+from acestep_consumer.engine.messages import Configure, ConfigurePlanner, DeviceFound, RendererReport, StartPhase
 from acestep_consumer.engine.planner.registry import lm_request
 from acestep_consumer.engine.process_memory import available_bytes
 from acestep_consumer.engine.supervisor import EngineState, EngineUnusable
@@ -47,15 +47,29 @@ class Engines:
         self._lm_plan: LmPlan | None = None
 
     async def start(self) -> None:
-        """Start the renderer, then the language model that its device has memory for. Raises ``EngineUnusable``."""
-        report = await self._renderer.start()
-        request = lm_request(self._settings.engine, os.environ)
-        self._lm_plan = plan_lm(request, self._table.tier_of(report.vram_gb), report.vram_gb)
-        if self._lm_plan is not None:
-            if self._lm_plan.trade_off:
-                log.info("language model chosen", model=self._lm_plan.model, trade_off=self._lm_plan.trade_off)
-            self._share_memory(self._lm_plan, report)
-            await self._start_planner(self._lm_plan, report)
+        """Start the renderer, and beside it the language model that its device has memory for.
+
+        The planner imports its packages meanwhile. On a GPU it loads nothing before the renderer has measured its
+        memory: vLLM measures too, and takes what another process allocates at that time for its own.
+
+        Raises:
+            EngineUnusable: one cannot start, or was stopped.
+        """
+        rendering = asyncio.create_task(self._renderer.start(), name="renderer start")
+        try:
+            device = await self._first_device(rendering)
+            request = lm_request(self._settings.engine, os.environ)
+            self._lm_plan = plan = plan_lm(request, self._table.tier_of(device.vram_gb), device.vram_gb)
+            if plan is None:
+                await rendering
+            else:
+                if plan.trade_off:
+                    log.info("language model chosen", model=plan.model, trade_off=plan.trade_off)
+                self._share_memory(plan, device)
+                await self._start_both(rendering, plan, device)
+        finally:
+            rendering.cancel()
+            await asyncio.gather(rendering, return_exceptions=True)
 
     async def stop(self) -> None:
         """Stop both."""
@@ -86,6 +100,11 @@ class Engines:
     def states(self) -> Mapping[str, EngineState]:
         """State of each engine process, by name."""
         return {engine.name: engine.state for engine in self._supervisors()}
+
+    @property
+    def start_seconds(self) -> Mapping[str, Mapping[StartPhase, float]]:
+        """Seconds of each part of the last start of each engine process, by its name."""
+        return {engine.name: engine.start_seconds for engine in self._supervisors()}
 
     @property
     def renderer(self) -> Renderer:
@@ -135,24 +154,48 @@ class Engines:
         if self._planner is not None and self._planner.report is not None:
             yield from self._planner.report.warnings
 
-    def _share_memory(self, plan: LmPlan, report: RendererReport) -> None:
-        """Set the renderer's memory share where both engines are on one device."""
-        if report.vram_gb and self._settings.engine.lm_device in ("auto", report.device):
-            self._renderer.set_memory_share(renderer_share(plan, report.vram_gb))
+    async def _first_device(self, rendering: asyncio.Task[RendererReport]) -> DeviceFound:
+        """Return the renderer's device as soon as it is known. Raises ``EngineUnusable`` if the start fails before."""
+        found: asyncio.Future[DeviceFound] = asyncio.get_running_loop().create_future()
+        self._renderer.on_device = lambda device: None if found.done() else found.set_result(device)
+        await asyncio.wait((rendering, found), return_when=asyncio.FIRST_COMPLETED)
+        if not found.done():
+            report = rendering.result()
+            return DeviceFound(device=report.device, vram_gb=report.vram_gb)
+        return found.result()
 
-    async def _start_planner(self, plan: LmPlan, report: RendererReport) -> None:
+    def _share_memory(self, plan: LmPlan, device: DeviceFound) -> None:
+        """Set the renderer's memory share where both engines are on one device."""
+        if device.vram_gb and self._settings.engine.lm_device in ("auto", device.device):
+            self._renderer.set_memory_share(renderer_share(plan, device.vram_gb))
+
+    async def _start_both(self, rendering: asyncio.Task[RendererReport], plan: LmPlan, device: DeviceFound) -> None:
+        """Wait until both have started. Raises ``EngineUnusable`` as soon as one cannot."""
+        configure = self._configure_planner(plan, device)
         attempts = self._settings.worker.max_attempts
-        configure = self._configure_planner(plan, report)
-        planner = PlannerSupervisor(configure, max_attempts=attempts, limits=self._watchdog_limits)
-        self._planner = planner
+        self._planner = planner = PlannerSupervisor(configure, max_attempts=attempts, limits=self._watchdog_limits)
+
+        async def let_planner_load() -> None:
+            await rendering
+            planner.load()
+
+        planning = asyncio.create_task(self._start_planner(planner, plan, device), name="planner start")
+        try:
+            await asyncio.gather(let_planner_load(), planning)
+        finally:
+            planning.cancel()
+            await asyncio.gather(planning, return_exceptions=True)
+
+    async def _start_planner(self, planner: PlannerSupervisor, plan: LmPlan, device: DeviceFound) -> None:
+        """Start it. If it cannot be started and need not be, go on without a language model."""
         try:
             await planner.start()
         except EngineUnusable as error:
             if plan.required:
                 raise
             self._planner = None
-            if report.vram_gb:
-                self._renderer.set_memory_share(report.vram_gb - RESERVE_GB)
+            if device.vram_gb:
+                self._renderer.set_memory_share(device.vram_gb - RESERVE_GB)
             log.warning("no language model was loaded, requests that need one will fail", reason=str(error))
 
     def _supervisors(self) -> Iterator[RendererSupervisor | PlannerSupervisor]:
@@ -172,15 +215,16 @@ class Engines:
             log_json=self._log_json,
         )
 
-    def _configure_planner(self, plan: LmPlan, report: RendererReport) -> ConfigurePlanner:
+    def _configure_planner(self, plan: LmPlan, device: DeviceFound) -> ConfigurePlanner:
         engine = self._settings.engine
         return ConfigurePlanner(
             model=plan.model,
             backend=plan.backend,
             memory_gb=plan.memory_gb,
-            device=report.device if engine.lm_device == "auto" else engine.lm_device,
+            device=device.device if engine.lm_device == "auto" else engine.lm_device,
             checkpoint_dir=engine.checkpoint_dir,
             offload=bool(engine.lm_offload),
+            wait=device.vram_gb > 0,
             log_level=self._log_level,
             log_json=self._log_json,
         )

@@ -7,7 +7,7 @@ from typing import Protocol
 from acestep_consumer.config.settings import LogLevel
 from acestep_consumer.domain.ports import Planner, Renderer
 from acestep_consumer.engine.device_usage import DeviceUsage
-from acestep_consumer.engine.messages import RendererReport
+from acestep_consumer.engine.messages import RendererReport, StartPhase
 from acestep_consumer.engine.supervisor import EngineState
 from acestep_consumer.policy.admit import Limits
 
@@ -22,6 +22,10 @@ class EngineSet(Protocol):
     @property
     def states(self) -> Mapping[str, EngineState]:
         """State of each engine process, by name."""
+
+    @property
+    def start_seconds(self) -> Mapping[str, Mapping[StartPhase, float]]:
+        """Seconds of each part of the last start of each engine process, by its name."""
 
     @property
     def renderer(self) -> Renderer:

@@ -17,6 +17,9 @@ from acestep_consumer.domain.job import Job, LoadedModel, Plan, Rendering, Sourc
 from acestep_schemas.events import ErrorCode
 from acestep_schemas.request import FieldProblem
 
+StartPhase = Literal["imports", "waiting", "models", "warm-up"]
+"""Parts of an engine's start. ``waiting``: for the other engine to measure its memory."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RendererReport:
@@ -74,7 +77,8 @@ class Configure:
 class ConfigurePlanner:
     """Parent to planner, first: load this language model. ``backend`` None: vLLM where installed, else transformers.
 
-    ``memory_gb`` bounds weights and key-value cache together; ``offload`` keeps the idle model in RAM.
+    ``memory_gb`` bounds weights and key-value cache together; ``offload`` keeps the idle model in RAM. ``wait``: load
+    nothing before ``LoadModels``, only import what loading needs.
     """
 
     kind: Literal["configure-planner"] = "configure-planner"
@@ -84,8 +88,16 @@ class ConfigurePlanner:
     device: str = "auto"
     checkpoint_dir: Path | None = None
     offload: bool = False
+    wait: bool = False
     log_level: LogLevel = "info"
     log_json: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadModels:
+    """Parent to planner, after a ``ConfigurePlanner`` with ``wait``: the renderer has measured its memory; load now."""
+
+    kind: Literal["load-models"] = "load-models"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,10 +158,23 @@ class SetLogLevel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loading:
-    """Child to parent: still starting; ``step`` is for the log."""
+    """Child to parent: still starting. ``step`` is for the log; ``phase`` is the part of the start it belongs to."""
 
     kind: Literal["loading"] = "loading"
     step: str
+    phase: StartPhase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFound:
+    """Child to parent, before the models are loaded: the renderer's device, so that the planner can start beside it.
+
+    ``device`` as torch names it; ``vram_gb`` in GiB, 0 without a GPU.
+    """
+
+    kind: Literal["device-found"] = "device-found"
+    device: str
+    vram_gb: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,8 +279,12 @@ class EngineStats:
     reductions: int
 
 
-ToEngine = Configure | ConfigurePlanner | SetMemoryShare | SetLogLevel | Render | PlanSongs | TokenizeAudio | Stop
-FromEngine = Loading | Alive | Ready | Unusable | Progressed | Done | RequestFailed | ScratchFull | EngineStats
+ToEngine = (
+    Configure | ConfigurePlanner | LoadModels | SetMemoryShare | SetLogLevel | Render | PlanSongs | TokenizeAudio | Stop
+)
+FromEngine = (
+    DeviceFound | Loading | Alive | Ready | Unusable | Progressed | Done | RequestFailed | ScratchFull | EngineStats
+)
 
 TO_ENGINE: TypeAdapter[ToEngine] = TypeAdapter(Annotated[ToEngine, Field(discriminator="kind")])
 FROM_ENGINE: TypeAdapter[FromEngine] = TypeAdapter(Annotated[FromEngine, Field(discriminator="kind")])

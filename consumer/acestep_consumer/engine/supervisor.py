@@ -10,7 +10,7 @@ before any other request does. A request that was the cause too often fails with
 import asyncio
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import ClassVar, Generic, TypeVar
@@ -35,6 +35,7 @@ from acestep_consumer.engine.messages import (
     RequestFailed,
     ScratchFull,
     SetLogLevel,
+    StartPhase,
     Stop,
     ToEngine,
     Unusable,
@@ -79,6 +80,27 @@ class EngineState:
     restarts: int
 
 
+class StartClock:
+    """Seconds that the parts of a process's start took; the first one is ``imports``."""
+
+    def __init__(self, now_s: float) -> None:
+        self._phase: StartPhase | None = "imports"
+        self._since_s = now_s
+        self.seconds: dict[StartPhase, float] = {}
+
+    def begin(self, phase: StartPhase, now_s: float) -> None:
+        """A part begins, or another step of the one before."""
+        self.end(now_s)
+        self._phase = phase
+
+    def end(self, now_s: float) -> None:
+        """The last part has ended."""
+        if self._phase is not None:
+            before = self.seconds.get(self._phase, 0.0)
+            self.seconds[self._phase] = round(before + now_s - self._since_s, 3)
+        self._phase, self._since_s = None, now_s
+
+
 class Supervisor(Generic[ConfigureT, ReportT]):
     """One engine process and its successors. A subclass sets its name, its module and the type of its report.
 
@@ -114,6 +136,7 @@ class Supervisor(Generic[ConfigureT, ReportT]):
         self._process: EngineProcess | None = None
         self._supervision: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
+        self._start_clock = StartClock(0)
         self.usage = DeviceUsage()
         self.report: ReportT | None = None
         self.restarts = 0
@@ -127,6 +150,11 @@ class Supervisor(Generic[ConfigureT, ReportT]):
     def state(self) -> EngineState:
         """Whether requests are accepted, and how often the process was replaced."""
         return EngineState(self._ready, self.restarts)
+
+    @property
+    def start_seconds(self) -> Mapping[StartPhase, float]:
+        """Seconds of each part of the last start, so far."""
+        return self._start_clock.seconds
 
     @property
     def pid(self) -> int | None:
@@ -296,6 +324,7 @@ class Supervisor(Generic[ConfigureT, ReportT]):
             log.error("engine process cannot be started", engine=self.name, reason=str(error))  # noqa: TRY400 - a condition, not a bug
             return False
         self._process = process
+        self._start_clock = StartClock(time.monotonic())
         if self._stopping.is_set():
             process.close()
         watchdog = Watchdog(self._limits, time.monotonic())
@@ -347,8 +376,9 @@ class Supervisor(Generic[ConfigureT, ReportT]):
 
     def _handle(self, message: FromEngine) -> None:
         match message:
-            case Loading(step=step):
+            case Loading(step=step, phase=phase):
                 log.info("engine loading", engine=self.name, step=step)
+                self._start_clock.begin(phase, time.monotonic())
             case Ready(report=report) if isinstance(report, self.report_type):
                 self._on_ready(report)
             case Unusable(reason=reason):
@@ -370,6 +400,8 @@ class Supervisor(Generic[ConfigureT, ReportT]):
 
     def _on_ready(self, report: ReportT) -> None:
         self.report = report
+        self._start_clock.end(time.monotonic())
+        log.info("engine started", engine=self.name, seconds=self.start_seconds)
         self.usage.process_ready(time.monotonic())
         self._ready = True
         self._ready_or_closed.set()

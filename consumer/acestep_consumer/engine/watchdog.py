@@ -4,6 +4,7 @@
 from dataclasses import dataclass
 
 from acestep_consumer.engine.messages import (
+    DeviceFound,
     Done,
     EngineStats,
     FromEngine,
@@ -62,6 +63,7 @@ class Watchdog:
         self._heard_s = now_s
         self._songs_done = 0
         self._ready = False
+        self._waiting = False
         self.kill_reason: str | None = None
 
     def observe(self, message: FromEngine, now_s: float) -> None:
@@ -74,7 +76,9 @@ class Watchdog:
                 self._songs_done = songs
             case Ready():
                 self._ready = True
-            case Loading() | Progressed() | Done() | RequestFailed() | ScratchFull():
+            case Loading(phase=phase):
+                self._waiting = phase == "waiting"
+            case DeviceFound() | Progressed() | Done() | RequestFailed() | ScratchFull():
                 pass
             case _:
                 return
@@ -103,7 +107,8 @@ class Watchdog:
         if now_s - self._heard_s > self._limits.silence_s:
             limit = f"{self._limits.silence_s:g} s while loading (ACESTEP_ENGINE_HANG_S)"
             return f"it was paused or hung: no message for {limit}"
-        if now_s - self._progress_s <= self._limits.start_s:
+        # While it waits for the other engine, its own progress is none.
+        if self._waiting or now_s - self._progress_s <= self._limits.start_s:
             return None
         return f"it made no progress while loading for {self._limits.start_s:g} s"
 

@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from acestep_consumer.domain.objects import Traffic
 from acestep_consumer.engine.device_usage import DeviceUsage
+from acestep_consumer.engine.messages import StartPhase
 
 _GIB = 1 << 30
 
@@ -140,6 +141,16 @@ def renderer_metrics(usage: DeviceUsage) -> Iterator[Metric]:
 def engine_metrics(restarts: Mapping[str, int]) -> Iterator[Metric]:
     """Restarts of the engine processes, by engine."""
     yield _counters("acestep_engine_restarts", "Times that an engine process was replaced.", "engine", restarts)
+
+
+def startup_metrics(starts: Mapping[str, Mapping[StartPhase, float]]) -> Iterator[Metric]:
+    """Seconds of the engine processes' last starts, by engine and phase."""
+    about = "Seconds of the last start of an engine process, by engine and part of the start."
+    seconds = GaugeMetricFamily("acestep_startup_seconds", about, labels=("engine", "phase"))
+    for engine, phases in starts.items():
+        for phase, value in phases.items():
+            seconds.add_metric((engine, phase), value)
+    yield seconds
 
 
 def _gauges(name: str, about: str, label: str, values: Mapping[str, float]) -> Metric:

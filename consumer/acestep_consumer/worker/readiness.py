@@ -22,6 +22,7 @@ from acestep_consumer.observability.metrics import (
     renderer_metrics,
     scratch_metrics,
     stage_metrics,
+    startup_metrics,
     storage_metrics,
     worker_metrics,
 )
@@ -70,6 +71,7 @@ class WorkerState:
             lambda: stage_metrics(self.jobs.running.jobs),
             lambda: renderer_metrics(self.engines.renderer_usage),
             lambda: engine_metrics({name: state.restarts for name, state in self.engines.states.items()}),
+            lambda: startup_metrics(self.engines.start_seconds),
             lambda: storage_metrics(self.traffic or Traffic(), away=self.outage.away),
             self.refusals.collect,
             lambda: scratch_metrics(scratch),

@@ -100,7 +100,7 @@ async def test_a_stopped_request_must_be_answered_soon_whatever_else_goes_on(
 
 async def test_a_process_may_load_for_long_but_not_without_progress(requests: PendingRequests) -> None:
     watchdog = Watchdog(LIMITS, 0)
-    watchdog.observe(Loading(step="weights"), 90)
+    watchdog.observe(Loading(step="weights", phase="models"), 90)
     assert watchdog.fault(requests, 0, 190) is None
     assert "no progress while loading for 100 s" in str(watchdog.fault(requests, 0, 190.1))
 
@@ -113,6 +113,19 @@ async def test_a_process_that_is_silent_while_loading_is_paused_or_hangs(request
         assert watchdog.fault(requests, 0, now) is None
     assert watchdog.fault(requests, 0, 900) is None
     assert "paused or hung: no message for 300 s" in str(watchdog.fault(requests, 0, 900.1))
+
+
+async def test_a_process_may_wait_for_the_other_engine_as_long_as_it_sends_heartbeats(
+    requests: PendingRequests,
+) -> None:
+    watchdog = Watchdog(LIMITS, 0)
+    watchdog.observe(Loading(step="waiting for the renderer", phase="waiting"), 1)
+    for now in range(5, 1000, 5):
+        watchdog.observe(Alive(), now)
+    assert watchdog.fault(requests, 0, 1000) is None
+    watchdog.observe(Loading(step="weights", phase="models"), 1000)
+    watchdog.observe(Alive(), 1100)
+    assert "no progress while loading for 100 s" in str(watchdog.fault(requests, 0, 1100.1))
 
 
 async def test_heartbeats_are_no_progress(requests: PendingRequests) -> None:

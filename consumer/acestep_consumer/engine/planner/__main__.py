@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import structlog
 
-from acestep_consumer.config.logs import set_up_logs
+from acestep_consumer.config.logs import set_log_level, set_up_logs
 from acestep_consumer.engine import framing
 from acestep_consumer.engine.heartbeat import heartbeat
 from acestep_consumer.engine.messages import (
@@ -25,7 +25,9 @@ from acestep_consumer.engine.messages import (
     ConfigurePlanner,
     FromEngine,
     Loading,
+    LoadModels,
     Ready,
+    SetLogLevel,
     ToEngine,
     Unusable,
 )
@@ -61,8 +63,9 @@ class PlannerPipe:
         with suppress(OSError):
             os.write(self._writer.get_extra_info("socket").fileno(), framing.pack(FROM_ENGINE.dump_json(Alive())))
 
-    async def flush(self) -> None:
-        """Wait until all messages are written to the pipe."""
+    async def tell(self, message: FromEngine) -> None:
+        """Send one message, and wait until it is written to the pipe."""
+        self.send(message)
         with suppress(ConnectionError):
             await self._writer.drain()
 
@@ -81,22 +84,27 @@ async def main() -> None:
 
 async def serve(pipe: PlannerPipe, configure: ConfigurePlanner) -> None:
     """Load the model, warm it up, and answer requests."""
-    pipe.send(Loading(step=f"loading {configure.model}"))
-    await pipe.flush()
     with heartbeat(pipe.beat):
         try:
             # Not at the top: torch takes seconds and may be missing, and the parent must be informed of either.
             with collection_paused():
                 from acestep_consumer.engine.planner.engine_loop import EngineLoop  # noqa: PLC0415 - see above
-                from acestep_consumer.engine.planner.loading import LmUnusable, load  # noqa: PLC0415
+                from acestep_consumer.engine.planner.loading import LmUnusable, import_backend, load  # noqa: PLC0415
                 from acestep_consumer.engine.planner.planning import SongPlanner  # noqa: PLC0415
                 from acestep_consumer.engine.planner.service import PlannerService  # noqa: PLC0415
+
+                import_backend(configure)
         except ImportError as error:
             await refuse(pipe, f"{error.name} is missing: pip install 'acestep-consumer[engine]'")
+        if configure.wait:
+            await pipe.tell(Loading(step="waiting for the renderer", phase="waiting"))
+            await wait_for_start(pipe)
+        await pipe.tell(Loading(step=f"loading {configure.model}", phase="models"))
         try:
             loaded = load(configure)
         except LmUnusable as error:
             await refuse(pipe, str(error))
+        await pipe.tell(Loading(step=f"warming up {configure.model}", phase="warm-up"))
         engine_loop = EngineLoop(loaded.backend)
         stepping = asyncio.create_task(engine_loop.run(), name="steps")
         stepping.add_done_callback(on_steps_ended)
@@ -108,10 +116,16 @@ async def serve(pipe: PlannerPipe, configure: ConfigurePlanner) -> None:
         service.handle(await pipe.receive())
 
 
+async def wait_for_start(pipe: PlannerPipe) -> None:
+    """Wait for ``LoadModels``."""
+    while not isinstance(message := await pipe.receive(), LoadModels):
+        if isinstance(message, SetLogLevel):
+            set_log_level(message.log_level)
+
+
 async def refuse(pipe: PlannerPipe, reason: str) -> NoReturn:
     """Report why this can never work, and exit."""
-    pipe.send(Unusable(reason=reason))
-    await pipe.flush()
+    await pipe.tell(Unusable(reason=reason))
     exit_now(EXIT_UNUSABLE)
 
 

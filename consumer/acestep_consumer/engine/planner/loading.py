@@ -2,6 +2,7 @@
 """Loading of a language model: finds it, chooses the backend, sizes the key-value cache, offloads the idle model."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -82,6 +83,15 @@ class OffloadedBackend:
             self._model.to("cpu")
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
+
+
+def import_backend(configure: ConfigurePlanner) -> None:
+    """Import vLLM if it may be used: that takes as long as loading the weights, and needs no device."""
+    if configure.backend != "pt" and not configure.offload:
+        from acestep_consumer.engine.planner import vllm_engine  # noqa: PLC0415 - only where it is wanted
+
+        with suppress(vllm_engine.VllmUnavailable):  # loading says why
+            vllm_engine.prepare()
 
 
 def load(configure: ConfigurePlanner) -> Loaded:

@@ -81,6 +81,7 @@ def prepare() -> None:
     os.environ.update(_ENVIRONMENT)
     try:
         importlib.import_module("vllm")
+        importlib.import_module("vllm.v1.engine.llm_engine")
     except (ImportError, OSError, RuntimeError) as error:
         raise VllmUnavailable(f"vLLM cannot be imported: {error}") from error
 

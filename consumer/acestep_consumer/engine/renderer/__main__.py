@@ -24,6 +24,7 @@ from acestep_consumer.engine.messages import (
     TO_ENGINE,
     Alive,
     Configure,
+    DeviceFound,
     FromEngine,
     Loading,
     Ready,
@@ -90,30 +91,41 @@ def open_service(pipe: RendererPipe, configure: Configure) -> "RendererService":
     try:
         # Not at the top: torch takes seconds and may be missing, and the parent must be informed of either.
         with collection_paused():
-            from acestep_consumer.audio.encoding.pool import EncoderPool, encoder_count  # noqa: PLC0415 - see above
-            from acestep_consumer.engine.renderer.device import DeviceError  # noqa: PLC0415
+            from acestep_consumer.engine.renderer.device import DeviceError, inspect  # noqa: PLC0415 - see above
+
+            device = inspect(configure.settings)
+            # Before the other packages, which take longer: the planner waits for this.
+            pipe.send(DeviceFound(device=device.device, vram_gb=device.vram_gb))
+            from acestep_consumer.audio.encoding.pool import EncoderPool, encoder_count  # noqa: PLC0415
             from acestep_consumer.engine.renderer.registry import CheckpointError  # noqa: PLC0415
             from acestep_consumer.engine.renderer.service import RendererService  # noqa: PLC0415
             from acestep_consumer.engine.renderer.startup import open_runtime  # noqa: PLC0415
     except ImportError as error:
-        pipe.send(Unusable(reason=f"{error.name} is missing: pip install 'acestep-consumer[engine]'"))
-        exit_now(EXIT_UNUSABLE)
+        refuse(pipe, f"{error.name} is missing: pip install 'acestep-consumer[engine]'")
+    except DeviceError as error:
+        refuse(pipe, str(error))
     encoders = EncoderPool(encoder_count(configure.settings.encoders))
     encoders.start()
     try:
         with encoders.slot(lambda: False) as encode:
             runtime = open_runtime(
                 configure.settings,
-                lambda step: pipe.send(Loading(step=step)),
+                lambda step, phase: pipe.send(Loading(step=step, phase=phase)),
+                device_report=device,
                 share_gb=configure.memory_gb,
                 encode_test=encode,
             )
-    except (DeviceError, CheckpointError) as error:
-        pipe.send(Unusable(reason=str(error)))
-        exit_now(EXIT_UNUSABLE)
+    except CheckpointError as error:
+        refuse(pipe, str(error))
     service = RendererService(runtime, pipe.send, on_device_lost, max_input_s=configure.max_input_s, encoders=encoders)
     pipe.send(Ready(report=runtime.report))
     return service
+
+
+def refuse(pipe: RendererPipe, reason: str) -> NoReturn:
+    """Report why this can never work, and exit."""
+    pipe.send(Unusable(reason=reason))
+    exit_now(EXIT_UNUSABLE)
 
 
 def set_kernel_cache(folder: Path | None) -> None:

@@ -10,7 +10,7 @@ from acestep_consumer.audio.codec import Encode, check_decoder, check_encoders, 
 from acestep_consumer.audio.encoding import lame
 from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.engine.compiler import compiler_fault
-from acestep_consumer.engine.messages import RendererReport
+from acestep_consumer.engine.messages import RendererReport, StartPhase
 from acestep_consumer.engine.renderer.attention import fastest_kernel, name_of
 from acestep_consumer.engine.renderer.checkpoint import ModelHandle, load_models
 from acestep_consumer.engine.renderer.components import Components
@@ -22,8 +22,8 @@ from acestep_consumer.engine.renderer.scheduler import Scheduler
 from acestep_consumer.engine.renderer.vae_decode import TileDecoder
 from acestep_consumer.policy.memory_budget import MemoryBudget, MemoryFootprint
 
-Notify = Callable[[str], None]
-"""Gets a line for the log at each step of the start."""
+Notify = Callable[[str, StartPhase], None]
+"""Gets a line for the log at each step of the start, and the phase that the step belongs to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +45,25 @@ class RendererRuntime:
 
 def open_runtime(
     settings: EngineSettings,
-    notify: Notify = lambda _: None,
+    notify: Notify = lambda *_: None,
     *,
+    device_report: DeviceReport | None = None,
     share_gb: float | None = None,
     encode_test: Encode = encode,
 ) -> RendererRuntime:
     """Load every model that the settings name.
 
-    ``share_gb``: GiB of the device to use; None: all that is free. ``encode_test`` shows which formats can be encoded.
+    ``device_report``: of the device to use; None: it is inspected here. ``share_gb``: GiB of it to use; None: all that
+    is free. ``encode_test`` shows which formats can be encoded.
 
     Raises:
         DeviceError: the device is not there.
         CheckpointError: a model is not found or cannot be loaded.
     """
-    report = inspect(settings)
-    notify(f"device {report.device}: {report.name}, {report.vram_gb:.1f} GB")
+    report = device_report or inspect(settings)
+    notify(f"device {report.device}: {report.name}, {report.vram_gb:.1f} GB", "models")
     offload = offload_for(report, settings)
-    handles = load_models(settings, report, notify)
+    handles = load_models(settings, report, lambda step: notify(step, "models"))
     device = torch.device(report.device)
     fault = compiler_fault(report.kind) if is_compiled(report, settings) else None
     acceleration = acceleration_for(report, settings, offload) if fault is None else Acceleration()
@@ -70,7 +72,9 @@ def open_runtime(
     scheduler = Scheduler(
         runners, device, MemoryBudget(max_tokens=settings.pack_tokens), wait_s=settings.pack_wait_ms / 1000
     )
-    footprint = scheduler.run_on_device(lambda: measure(list(runners.values()), device, notify))
+    footprint = scheduler.run_on_device(
+        lambda: measure(list(runners.values()), device, lambda step: notify(step, "warm-up"))
+    )
     # With MAX_CUDA_VRAM the device is used as if it had that size.
     share_gb = share_gb or settings.max_vram_gb
     scheduler.run_on_device(lambda: scheduler.set_budget(budget_for(footprint, device, share_gb, settings.pack_tokens)))
