@@ -314,6 +314,11 @@ class EngineSettings(Section):
         "ACESTEP_PACK_WAIT_MS", 5, "how long an idle renderer waits for more jobs to batch, ms", ge=0, le=1000
     )
     compile: AutoBool = variable("ACESTEP_COMPILE", None, "compile DiT and VAE with torch.compile; `auto`: on CUDA")
+    cuda_mps: AutoBool = variable(
+        "ACESTEP_CUDA_MPS",
+        None,
+        "let DiT and LM run on one GPU at the same time, through NVIDIA's MPS; `auto`: where its daemon can be started",
+    )
     compile_cache: Path_ | None = variable(
         "ACESTEP_COMPILE_CACHE", None, "folder for compiled kernels; unset: in the user's cache folder"
     )

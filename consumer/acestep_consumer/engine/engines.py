@@ -11,6 +11,7 @@ import structlog
 from acestep_consumer.config.settings import EngineSettings, LogLevel, Settings
 from acestep_consumer.domain.ports import Planner, Renderer
 from acestep_consumer.engine.adapters import DirectPlanner, LmPlanner, PlannerSupervisor, RendererSupervisor
+from acestep_consumer.engine.cuda_mps import MpsDaemon, MpsUnavailable, start_mps
 from acestep_consumer.engine.device_usage import DeviceUsage
 from acestep_consumer.engine.messages import Configure, ConfigurePlanner, DeviceFound, RendererReport, StartPhase
 from acestep_consumer.engine.planner.registry import lm_request
@@ -19,7 +20,7 @@ from acestep_consumer.engine.supervisor import EngineState, EngineUnusable
 from acestep_consumer.engine.watchdog import SILENCE_S, WatchdogLimits
 from acestep_consumer.policy.admit import Limits
 from acestep_consumer.policy.benchmarks import RESERVE_GB
-from acestep_consumer.policy.lm_choice import LmPlan, plan_lm, renderer_share
+from acestep_consumer.policy.lm_choice import LmPlan, LmRequest, plan_lm, renderer_share
 from acestep_consumer.policy.tiers import TierTable
 from acestep_schemas.events import LmChoice
 
@@ -44,6 +45,7 @@ class Engines:
             self._configure(), max_attempts=settings.worker.max_attempts, limits=self._watchdog_limits
         )
         self._planner: PlannerSupervisor | None = None
+        self._mps: MpsDaemon | None = None
         self._lm_plan: LmPlan | None = None
 
     async def start(self) -> None:
@@ -55,10 +57,11 @@ class Engines:
         Raises:
             EngineUnusable: one cannot start, or was stopped.
         """
+        request = lm_request(self._settings.engine, os.environ)
+        await self._start_mps(request)
         rendering = asyncio.create_task(self._renderer.start(), name="renderer start")
         try:
             device = await self._first_device(rendering)
-            request = lm_request(self._settings.engine, os.environ)
             self._lm_plan = plan = plan_lm(request, self._table.tier_of(device.vram_gb), device.vram_gb)
             if plan is None:
                 await rendering
@@ -76,6 +79,8 @@ class Engines:
         if self._planner is not None:
             await self._planner.stop()
         await self._renderer.stop()
+        if self._mps is not None:
+            await self._mps.stop()
 
     async def wait_unusable(self) -> None:
         """Wait until one cannot be started any more. Raises ``EngineUnusable`` then."""
@@ -154,6 +159,20 @@ class Engines:
         if self._planner is not None and self._planner.report is not None:
             yield from self._planner.report.warnings
 
+    async def _start_mps(self, request: LmRequest) -> None:
+        """Start a daemon for two engines on one GPU. Raises ``EngineUnusable`` if it is required and does not work."""
+        engine = self._settings.engine
+        one_gpu = (
+            engine.device.strip().lower().startswith(("auto", "cuda")) and engine.lm_device.strip().lower() != "cpu"
+        )
+        if engine.cuda_mps is False or request.init is False or not one_gpu:
+            return
+        try:
+            self._mps = await start_mps(wanted=engine.cuda_mps)
+        except MpsUnavailable as error:
+            raise EngineUnusable(f"ACESTEP_CUDA_MPS=true: {error}") from error
+        self._renderer.environment = self._mps.environment if self._mps else {}
+
     async def _first_device(self, rendering: asyncio.Task[RendererReport]) -> DeviceFound:
         """Return the renderer's device as soon as it is known. Raises ``EngineUnusable`` if the start fails before."""
         found: asyncio.Future[DeviceFound] = asyncio.get_running_loop().create_future()
@@ -174,6 +193,7 @@ class Engines:
         configure = self._configure_planner(plan, device)
         attempts = self._settings.worker.max_attempts
         self._planner = planner = PlannerSupervisor(configure, max_attempts=attempts, limits=self._watchdog_limits)
+        planner.environment = self._renderer.environment
 
         async def let_planner_load() -> None:
             await rendering

@@ -9,7 +9,7 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from typing import Self
 
@@ -42,11 +42,13 @@ class EngineProcess:
         self._ending = asyncio.create_task(self._close_after_end(), name="engine process's end")
 
     @classmethod
-    async def start(cls, module: str) -> Self:
+    async def start(cls, module: str, environment: Mapping[str, str] | None = None) -> Self:
         """Run ``python -m module FD``, where FD is the child's end of a socket pair. It logs to the inherited stderr.
 
         It inherits the environment, except credentials for the broker and for storage: it needs neither.
+        ``environment`` is added.
         """
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(SECRETS)}
         ours, theirs = socket.socketpair()
         with theirs:
             process = await asyncio.create_subprocess_exec(
@@ -56,7 +58,7 @@ class EngineProcess:
                 str(theirs.fileno()),
                 pass_fds=[theirs.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
-                env={name: value for name, value in os.environ.items() if not name.startswith(SECRETS)},
+                env={**inherited, **(environment or {})},
             )
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         return cls(process, reader, writer)

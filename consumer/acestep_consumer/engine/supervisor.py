@@ -137,6 +137,8 @@ class Supervisor(Generic[ConfigureT, ReportT]):
         self._supervision: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._start_clock = StartClock(0)
+        self.environment: Mapping[str, str] = {}
+        """Variables for each process, beside the inherited ones."""
         self.usage = DeviceUsage()
         self.report: ReportT | None = None
         self.restarts = 0
@@ -319,7 +321,7 @@ class Supervisor(Generic[ConfigureT, ReportT]):
     async def _run_one(self) -> bool:
         """Run one process to its end. Returns whether it had become ready."""
         try:
-            process = await EngineProcess.start(self._module)
+            process = await EngineProcess.start(self._module, self.environment)
         except OSError as error:  # no memory or no process table entry left: that may pass
             log.error("engine process cannot be started", engine=self.name, reason=str(error))  # noqa: TRY400 - a condition, not a bug
             return False

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
+from transformers import AutoConfig
 
 from acestep_consumer.engine.messages import ConfigurePlanner, PlannerReport
 from acestep_consumer.engine.planner.backend import Backend, Generation, SequenceOutput
@@ -151,9 +152,14 @@ def _open_vllm(configure: ConfigurePlanner, folder: Path, tokens: LmTokens, devi
     if configure.offload:
         raise LmUnusable("ACESTEP_LM_OFFLOAD_TO_CPU works with ACESTEP_LM_BACKEND=pt only")
     try:
-        size = EngineSize(memory_gb=configure.memory_gb if device.type == "cuda" else _CPU_CACHE_GB)
+        on_gpu = device.type == "cuda"
+        size = (
+            EngineSize.on_gpu(configure.memory_gb, AutoConfig.from_pretrained(folder))
+            if on_gpu
+            else EngineSize(memory_gb=_CPU_CACHE_GB)
+        )
         options: dict[str, Any] = {"dtype": _dtype_name(device)}
-        return open_vllm(str(folder), tokens.tokenizer, _codes(tokens), size, compiled=device.type == "cuda", **options)
+        return open_vllm(str(folder), tokens.tokenizer, _codes(tokens), size, compiled=on_gpu, **options)
     except (VllmUnavailable, OSError, ValueError, RuntimeError) as error:
         raise LmUnusable(_first_line(error)) from error
 

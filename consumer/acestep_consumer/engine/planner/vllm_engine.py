@@ -10,7 +10,7 @@ import os
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -33,9 +33,14 @@ _ENVIRONMENT = {
 _LM = "AceStepLM"
 """The name of our model class in vLLM's registry."""
 
-_GRAPH_ROWS = 256
-"""The largest batch size with a CUDA graph of its own."""
+_GRAPH_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
+"""Batch sizes with a CUDA graph; others are padded, which costs little: an added row has no keys and values to read."""
 
+_ROWS, _MORE_ROWS = 128, 256
+_LONG_SONG_TOKENS = 2 * 1900
+"""Of five minutes: 1,500 codes and a prompt, in both rows of a guided sequence."""
+
+_BF16 = 2
 _PROCESSOR_BYTES = 4_000_000
 """Memory of the logits processor per row, at most: a few copies of its logits. vLLM does not count it."""
 
@@ -53,8 +58,15 @@ class EngineSize:
     """
 
     memory_gb: float
-    rows: int = 128
+    rows: int = _ROWS
     context: int = 8192
+
+    @classmethod
+    def on_gpu(cls, memory_gb: float, config: Any) -> Self:
+        """Return the size for a model with this transformers config: more rows where long songs can fill them."""
+        width = config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+        songs = memory_gb * 1e9 / (_LONG_SONG_TOKENS * 2 * width * _BF16)
+        return cls(memory_gb=memory_gb, rows=_MORE_ROWS if 2 * songs > _ROWS else _ROWS)
 
 
 def check_version() -> None:
@@ -213,9 +225,11 @@ def _memory(size: EngineSize) -> dict[str, Any]:
     free, total = torch.cuda.mem_get_info()
     if size.memory_gb * 1e9 > free:
         raise VllmUnavailable(f"the language model needs {size.memory_gb:g} GB; {free / 1e9:.1f} GB are free")
-    graphs = [1, 2, 4, *range(8, min(size.rows, _GRAPH_ROWS) + 1, 8)]
+    graphs = [rows for rows in _GRAPH_ROWS if rows <= size.rows] or [size.rows]
     share = (size.memory_gb * 1e9 - size.rows * _PROCESSOR_BYTES) / total
-    return {"gpu_memory_utilization": share, "cudagraph_capture_sizes": graphs}
+    # Only steps of decoding are recorded: one that reads prompts has more tokens than any graph.
+    compilation = {"cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": graphs}
+    return {"gpu_memory_utilization": share, "compilation_config": compilation}
 
 
 def _name(sequence: TokenSequence, branch: int) -> str:
