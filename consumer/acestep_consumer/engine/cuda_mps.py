@@ -23,6 +23,7 @@ CONTROL: Final = "nvidia-cuda-mps-control"
 PIPE_DIRECTORY, LOG_DIRECTORY = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
 
 _SYSTEM_SOCKET: Final = Path("/tmp/nvidia-mps/control")  # noqa: S108 - where NVIDIA's daemon listens by default
+_PREFIX: Final = "acestep-mps-"
 _WITHIN_S: Final = 10.0
 _END_S: Final = 5.0
 _UUIDS: Final = ("GPU-", "MIG-")
@@ -51,7 +52,8 @@ class MpsDaemon:
     """A control daemon of this worker: ``start`` it, give the engines ``environment``, then ``stop`` it."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.mkdtemp(prefix="acestep-mps-")  # short: the path of a socket is
+        _remove_folders_of_the_dead()
+        self._folder = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")  # not longer: a socket's path is short
         self._process: Process | None = None
 
     @property
@@ -128,6 +130,14 @@ class MpsDaemon:
         if not variables.get("CUDA_VISIBLE_DEVICES", "").startswith(_UUIDS):
             variables.pop("CUDA_VISIBLE_DEVICES", None)
         return variables
+
+
+def _remove_folders_of_the_dead() -> None:
+    """Remove what workers left that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        pid = folder.name.removeprefix(_PREFIX).partition("-")[0]
+        if pid.isdecimal() and not Path("/proc", pid).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 async def start_mps(*, wanted: bool | None) -> MpsDaemon | None:

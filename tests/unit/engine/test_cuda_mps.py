@@ -74,6 +74,8 @@ async def test_it_ends_with_a_worker_that_is_killed(control: Path, tmp_path: Pat
     assert await process.wait() == 1
     (folder,) = folders_in(tmp_path)
     await eventually(lambda: not is_running(int(text_of(Path(folder, "pid")))))
+    await MpsDaemon().stop()
+    assert not folders_in(tmp_path)
 
 
 async def test_what_does_not_work_is_left_out_unless_it_is_required(

@@ -26,6 +26,7 @@ from acestep_consumer.observability.metrics import (
     readiness_metrics,
     renderer_metrics,
     scratch_metrics,
+    startup_metrics,
     storage_metrics,
     worker_metrics,
 )
@@ -231,12 +232,23 @@ def test_restarts_are_counted_for_each_engine() -> None:
     }
 
 
+def test_the_seconds_of_a_start_are_told_by_engine_and_phase() -> None:
+    assert samples_of(lambda: startup_metrics({"renderer": {"imports": 4.5, "models": 2.0}, "planner": {}})) == {
+        'acestep_startup_seconds{engine="renderer",phase="imports"}': 4.5,
+        'acestep_startup_seconds{engine="renderer",phase="models"}': 2.0,
+    }
+
+
 async def test_the_families_of_a_worker_are_those_of_the_first_release_and_what_was_added() -> None:
     """Names, types and labels are what dashboards and alerts rest on."""
     before = {family.name: family for family in parse((PAGES / "worker.prom").read_text())}
     now = families_of_a_worker(ACESTEP_ROUTE_BY_TIER="true")
-    added = {name for name in now if name.startswith("process_")} | {"acestep_build_info", "acestep_stage_jobs"}
-    assert now.keys() - before.keys() == added
+    added = {name for name in now if name.startswith("process_")}
+    assert now.keys() - before.keys() == added | {
+        "acestep_build_info",
+        "acestep_stage_jobs",
+        "acestep_startup_seconds",
+    }
     assert [now[name].type for name in before] == [family.type for family in before.values()]
     added_samples = {sample for name in before for sample in shape(now[name]) - shape(before[name])}
     assert not {sample for name in before for sample in shape(before[name]) - shape(now[name])}

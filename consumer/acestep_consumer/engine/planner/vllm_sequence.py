@@ -102,6 +102,12 @@ class SharedState:
     masks: TokenMasks | None
     compiled: bool = False
 
+    def wanted(self) -> range:
+        """Return the tokens that can be chosen at this step: the codes alone, unless a text is generated."""
+        if self.running and all(state.sequence.text is None for state in self.running.values()):
+            return self.codes
+        return self.tokens
+
 
 def request_tags(sequence_id: int, branch: int) -> dict[str, int]:
     """Return the ``extra_args`` by which the processor identifies a request. Branch 1 is the unconditional one."""
