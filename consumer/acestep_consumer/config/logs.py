@@ -2,8 +2,10 @@
 """Log setup: structlog and ``logging`` to stderr, readable on a terminal, JSON otherwise. stdout is for results."""
 
 import inspect
+import io
 import logging
 import sys
+from contextlib import suppress
 from typing import Literal
 
 import structlog
@@ -31,7 +33,7 @@ def set_up_logs(level: LogLevel, style: Literal["auto", "console", "json"]) -> b
         processors=[_threshold, _add_module, *shared, *last],
         # Filtered by _Threshold instead: loggers are cached, and the level may change at run time.
         wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=_Stderr()),
         cache_logger_on_first_use=True,
     )
     _adopt_standard_logging(shared, last)
@@ -45,6 +47,22 @@ def set_log_level(level: LogLevel) -> None:
     logging.getLogger().setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
     for noisy in ("botocore", "urllib3", "s3transfer", "boto3", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.INFO if level == "debug" else logging.NOTSET)
+
+
+class _Stderr(io.TextIOBase):
+    """stderr, but a line that cannot be written is lost, as with ``logging``: the disk may be full, a pipe's end gone.
+
+    An error would end whatever logs: a job, or the task that settles its message.
+    """
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()
 
 
 class _Threshold:
@@ -81,6 +99,6 @@ def _adopt_standard_logging(shared: list[Processor], last: list[Processor]) -> N
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
     logging.basicConfig(handlers=[handler], force=True)
-    for repeated in ("aiormq", "aio_pika"):
+    for repeated in ("aiormq", "aio_pika", "botocore.credentials"):
         # Their errors become ours, which are logged once, with what they mean.
         logging.getLogger(repeated).setLevel(logging.CRITICAL)

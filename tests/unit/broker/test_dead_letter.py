@@ -108,7 +108,7 @@ def test_installing_reaches_the_codec_and_may_be_repeated() -> None:
 
 
 @pytest.mark.parametrize(("depth", "readable"), [(31, True), (32, False), (480, False), (20_000, False)])
-def test_headers_that_are_nested_too_deep_to_be_written_again_are_not_read(depth: int, readable: bool) -> None:
+def test_headers_that_are_nested_too_deep_to_be_written_again_are_not_read(depth: int, *, readable: bool) -> None:
     table = b"\0\0\0\0"
     for _ in range(depth):
         table = (len(table) + 3).to_bytes(4, "big") + b"\x01kF" + table
