@@ -2,11 +2,10 @@
 """Log setup: structlog and ``logging`` to stderr, readable on a terminal, JSON otherwise. stdout is for results."""
 
 import inspect
-import io
 import logging
 import sys
 from contextlib import suppress
-from typing import Literal
+from typing import Literal, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -33,7 +32,7 @@ def set_up_logs(level: LogLevel, style: Literal["auto", "console", "json"]) -> b
         processors=[_threshold, _add_module, *shared, *last],
         # Filtered by _Threshold instead: loggers are cached, and the level may change at run time.
         wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
-        logger_factory=structlog.WriteLoggerFactory(file=_Stderr()),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", _Stderr())),
         cache_logger_on_first_use=True,
     )
     _adopt_standard_logging(shared, last)
@@ -49,16 +48,15 @@ def set_log_level(level: LogLevel) -> None:
         logging.getLogger(noisy).setLevel(logging.INFO if level == "debug" else logging.NOTSET)
 
 
-class _Stderr(io.TextIOBase):
+class _Stderr:
     """stderr, but a line that cannot be written is lost, as with ``logging``: the disk may be full, a pipe's end gone.
 
     An error would end whatever logs: a job, or the task that settles its message.
     """
 
-    def write(self, text: str) -> int:
+    def write(self, text: str) -> None:
         with suppress(OSError, ValueError):
             sys.stderr.write(text)
-        return len(text)
 
     def flush(self) -> None:
         with suppress(OSError, ValueError):
