@@ -20,7 +20,7 @@ JOBS = [f"song-{number}" for number in range(12)]
 
 @pytest.mark.parametrize(
     ("end", "queue_type"),
-    [(RabbitMQ.kill, "classic"), pytest.param(RabbitMQ.stop, "quorum", marks=pytest.mark.broker_versions)],
+    [(RabbitMQ.kill, "classic"), (RabbitMQ.stop, "quorum")],
     ids=["power cut, classic", "in good order, quorum"],
 )
 async def test_confirmed_requests_outlive_the_broker(

@@ -30,7 +30,7 @@ async def test_a_deadline_in_the_body_counts_from_the_messages_timestamp(
         assert (await peer.take(DEAD_LETTER)).message_id == "late"
 
 
-@pytest.mark.parametrize("kind", ["classic", pytest.param("quorum", marks=pytest.mark.broker_versions)])
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
 async def test_a_message_that_the_broker_expires_is_told_once_and_kept_among_the_dead_letters(
     kind: str, service_environment: dict[str, str], tmp_path: Path
 ) -> None:
