@@ -71,6 +71,7 @@ def managed(rabbitmq: RabbitMQ) -> dict[str, Any]:
     return {"management_url": rabbitmq.management_url}
 
 
+@pytest.mark.broker_versions
 async def test_raised_and_lowered_with_the_management_api_the_limit_is_exact_and_nothing_is_lost(
     amqp_url: str, managed: dict[str, Any]
 ) -> None:
@@ -94,6 +95,7 @@ async def test_a_burst_at_a_limit_held_by_the_policy_meets_exactly_the_limit(
         assert await producer.ready(GENERATE) == 20
 
 
+@pytest.mark.broker_versions
 async def test_on_a_quorum_queue_too_the_messages_stay_and_the_new_limit_refuses(
     amqp_url: str, managed: dict[str, Any]
 ) -> None:

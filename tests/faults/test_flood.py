@@ -35,6 +35,7 @@ async def accepted_of(peer: Peer, task_ids: list[str], prompt: str = "x") -> lis
     return [task_id for task_id in answers if task_id is not None]
 
 
+@pytest.mark.broker_versions
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
 async def test_without_a_worker_the_limit_is_what_is_accepted(
     queue_type: str, amqp_url: str, record_testsuite_property: Callable[[str, object], None]

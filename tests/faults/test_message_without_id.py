@@ -73,6 +73,7 @@ async def test_two_messages_with_equal_bodies_are_two_jobs_and_each_ends_once(
         assert {heard.state for heard in seen.events if heard.terminal} == {"completed"}
 
 
+@pytest.mark.broker_versions
 async def test_a_message_that_expires_in_the_queue_gets_an_id_an_event_and_an_answer(
     settings: dict[str, str], tmp_path: Path, nameless: Nameless
 ) -> None:
@@ -102,6 +103,7 @@ async def test_a_body_that_cannot_be_read_and_has_no_id_is_rejected_with_an_even
         assert (await peer.take(DEAD_LETTER)).body == b"\xff\xfe no JSON"
 
 
+@pytest.mark.broker_versions
 async def test_a_full_queue_loses_no_message_without_an_id_and_its_limit_holds(
     settings: dict[str, str], tmp_path: Path, nameless: Nameless, management: ManagementApi, amqp_vhost: str
 ) -> None:

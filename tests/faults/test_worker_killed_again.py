@@ -54,7 +54,7 @@ async def test_a_killer_is_dead_lettered_after_its_last_try_alone_and_no_neighbo
         assert await peer.ready(DEAD_LETTER) == 0
 
 
-@pytest.mark.parametrize("kind", ["classic", "quorum"])
+@pytest.mark.parametrize("kind", ["classic", pytest.param("quorum", marks=pytest.mark.broker_versions)])
 async def test_a_job_that_is_handed_back_again_and_again_is_not_blamed(
     kind: str, service_environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -274,12 +274,21 @@ def properties(flag: int, value: bytes) -> bytes:
     return struct.pack(">H", flag) + value
 
 
+def nested(depth: int) -> bytes:
+    """Headers in headers in headers: pamqp reads more of them than it can write."""
+    table = struct.pack(">I", 0)
+    for _ in range(depth):
+        table = struct.pack(">I", len(table) + 3) + b"\x01kF" + table
+    return table
+
+
 ODD_PROPERTIES = {
     "a message_id in Latin-1": properties(1 << 7, b"\x04caf\xe9"),
     "a timestamp in microseconds": properties(1 << 6, struct.pack(">Q", 1_700_000_000_000_000)),
     "a timestamp with the highest bit": properties(1 << 6, struct.pack(">Q", 1 << 63)),
     "a header name that is not text": properties(1 << 13, struct.pack(">I", 9) + b"\x02\xff\xfeS\x00\x00\x00\x01a"),
     "a header value that is not text": properties(1 << 13, struct.pack(">I", 9) + b"\x01kS\x00\x00\x00\x02\xff\xfe"),
+    "headers 470 deep": properties(1 << 13, nested(470)),
     "a double beyond single precision": properties(
         1 << 13, struct.pack(">I", 11) + b"\x01kd" + struct.pack(">d", 1e300)
     ),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from pamqp.commands import Basic
 
+from acestep_consumer.broker import connection as connection_module
 from acestep_consumer.broker import publisher as publisher_module
 from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.publisher import Publisher
@@ -113,6 +114,20 @@ async def test_a_reply_to_that_leads_nowhere_does_not_hold_up_the_job(
         await publisher.publish(failed_event("t1"), Reply(reply_to=reply_to, correlation_id=None))
         await publisher.publish(failed_event("t2"), NOBODY)
     assert await peer.ready(queue) == 1
+
+
+async def test_a_producers_full_queue_is_neither_counted_as_a_fault_nor_costs_the_connection(
+    connection: BrokerConnection, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_module, "RECONNECT_INTERVAL_S", 0.0)
+    channel, faults = await connection.channel(), list[Exception]()
+    full = await peer.channel.declare_queue(
+        exclusive=True, arguments={"x-max-length": 0, "x-overflow": "reject-publish"}
+    )
+    reply = Reply(reply_to=full.name, correlation_id=None)
+    await Publisher(connection, "w1", faults.append).publish(failed_event("t1"), reply)
+    assert faults == []
+    assert await connection.channel() is channel
 
 
 async def test_no_event_is_lost_when_the_connection_is_cut_among_many_in_flight(

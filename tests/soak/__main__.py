@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import random
 import secrets
 import shutil
 import subprocess
@@ -61,7 +62,15 @@ class Soak:
         self._recorder = EventRecorder(url)
         self._shelf = Shelf.of(self._ground.environment, "bytes" if light else "seconds")
         kinds = shares(light=light, first_release=arguments.first_release)
-        self._producer = Producer(url, arguments.seed, arguments.rate, kinds, self._recorder, self._shelf)
+        self._producer = Producer(
+            url,
+            random.Random(arguments.seed + 1),  # noqa: S311 - a load that can be repeated, no secret
+            arguments.rate,
+            kinds,
+            recorder=self._recorder,
+            shelf=self._shelf,
+            fronts=[seat.front for seat in self._ground.seats],
+        )
         self._saboteur = Saboteur(self._ground, lambda text: self._tell(f"! {text}"))
 
     async def run(self) -> list[Finding]:

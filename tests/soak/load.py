@@ -7,7 +7,7 @@ import asyncio
 import json
 import random
 import time
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -20,14 +20,17 @@ from pika.exceptions import AMQPError as PikaError
 from pika.exceptions import NackError, UnroutableError
 
 from acestep_consumer.broker.topology import CONTROL, REQUESTS
+from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
     from aio_pika.abc import AbstractChannel, AbstractConnection
+    from aiohttp import web
 
     from tests.support.event_recorder import EventRecorder
+    from tests.support.faulty_s3 import FaultyS3
     from tests.support.shelf import Shelf
 
 # The word of a prompt that names the submission, for what has no id.
@@ -49,7 +52,7 @@ class Sort(StrEnum):
     EXPIRING = "with an expiration"
     CANCELLED = "cancelled"
     WITHOUT_ID = "without an id"
-    REUSED_ID = "cancelled, and its id used for another request"
+    REUSED_ID = "cancelled when its song is stored, and its id used for another request"
     WORSE_DUPLICATE = "followed by garbage, or by a copy that expires, under its id"
     AUDIO_DELETED = "its audio is deleted, then it is sent again"
 
@@ -80,6 +83,8 @@ _AFTER_A_CANCELLATION_S = 2.1
 _WORSE_EXPIRES_S = 0.2
 _ANOTHER_SECOND_S = 1.1
 _COMPLETED_WITHIN_S = 60.0
+_STORED_WITHIN_S = 120.0
+_CANCELLED_WITHIN_S = 15.0
 
 
 @dataclass
@@ -93,6 +98,8 @@ class Submission:
     refused: int = 0
     unknown: int = 0
     cancel_sent: bool = False
+    song_left: bool = False
+    """It was cancelled after its song was stored and before its manifest was; then its id was used again."""
     songs_owed: bool = False
     """A good request was accepted that no cancellation concerns: songs must come, whatever else has its id."""
 
@@ -106,13 +113,23 @@ class Producer:
     """Publishes on a connection of its own, straight to the broker; connects again whenever that is gone."""
 
     def __init__(
-        self, url: str, seed: int, rate: float, shares: Mapping[Sort, int], recorder: EventRecorder, shelf: Shelf
+        self,
+        url: str,
+        chance: random.Random,
+        rate: float,
+        shares: Mapping[Sort, int],
+        *,
+        recorder: EventRecorder,
+        shelf: Shelf,
+        fronts: Sequence[FaultyS3],
     ) -> None:
+        """``fronts`` are the S3 of each worker, which can answer late."""
         self._url = url
         self._shares = shares
         self._recorder = recorder
         self._shelf = shelf
-        self._chance = random.Random(seed + 1)  # noqa: S311 - a load that can be repeated, no secret
+        self._fronts = fronts
+        self._chance = chance
         self._rate = rate
         self._connection: AbstractConnection | None = None
         self._channel: AbstractChannel | None = None
@@ -161,22 +178,27 @@ class Producer:
         submission = self.submissions[task_id] = Submission(task_id, sort, time.monotonic())
         body = _body(number, sort, dose)
         expiration = 0.2 + 2 * dose if sort is Sort.EXPIRING else None
-        if sort is Sort.WITHOUT_ID:
-            await self._send_without_id(submission, body)
-        else:
-            await self._send(submission, body, expiration)
+        with ExitStack() as held:
+            if sort is Sort.REUSED_ID:
+                held.enter_context(self._answered_late(task_id))
+            if sort is Sort.WITHOUT_ID:
+                await self._send_without_id(submission, body)
+            else:
+                await self._send(submission, body, expiration)
+            if sort is Sort.REUSED_ID and submission.confirmed:
+                await self._cancel_when_stored(submission)
         match sort:
             case Sort.TWICE:
                 await asyncio.sleep(3 * dose)
                 await self._send(submission, body)
-            case Sort.CANCELLED | Sort.REUSED_ID:
+            case Sort.CANCELLED:
                 await asyncio.sleep(2 * dose)
                 await self._cancel(submission)
-                if sort is Sort.REUSED_ID:
-                    await asyncio.sleep(_AFTER_A_CANCELLATION_S)
-                    before = submission.confirmed
-                    await self._send(submission, _body(number, sort, dose, other=1))
-                    submission.songs_owed = submission.confirmed > before
+            case Sort.REUSED_ID:
+                await asyncio.sleep(_AFTER_A_CANCELLATION_S)
+                before = submission.confirmed
+                await self._send(submission, _body(number, sort, dose, other=1))
+                submission.songs_owed = submission.confirmed > before
             case Sort.WORSE_DUPLICATE:
                 submission.songs_owed = submission.confirmed > 0
                 # Within one second it would be the same message to a worker: AMQP's timestamp counts seconds.
@@ -190,6 +212,29 @@ class Producer:
                 while again and submission.confirmed == before:
                     await self._send(submission, body)
                     await asyncio.sleep(_AGAIN_S)
+
+    @contextmanager
+    def _answered_late(self, task_id: str) -> Iterator[None]:
+        """Let no worker hear, within the block, that this job's first song is stored."""
+
+        def stores(request: web.Request) -> bool:
+            return request.method == "PUT" and f"/{task_id}/0." in request.path
+
+        with ExitStack() as held:
+            for front in self._fronts:
+                held.enter_context(front.hold(stores, answered=True))
+            yield
+
+    async def _cancel_when_stored(self, submission: Submission) -> None:
+        """Cancel a job once its song is in the bucket, and wait for its end."""
+        task_id, stored, deadline = submission.task_id, False, time.monotonic() + _STORED_WITHIN_S
+        while not stored and time.monotonic() < deadline:
+            await asyncio.sleep(_AGAIN_S)
+            stored = bool(await self._shelf.names(task_id))
+        await self._cancel(submission)
+        with suppress(AssertionError):
+            await eventually(lambda: self._recorder.terminal(task_id), _CANCELLED_WITHIN_S)
+        submission.song_left = stored and [end.state for end in self._recorder.terminal(task_id)] == ["cancelled"]
 
     async def _audio_deleted(self, task_id: str) -> bool:
         """Delete one song of the task once it is completed. False when it never is."""
@@ -323,8 +368,6 @@ def _body(number: int, sort: Sort, dose: float, other: int = 0) -> bytes:
     match sort:
         case Sort.CANCELLED:
             takes = 3 * dose
-        case Sort.REUSED_ID:
-            takes = dose * (1 + 2 * (number % 2))  # some are cancelled at work, some while their songs are stored
         case Sort.WORSE_DUPLICATE:
             takes = 1.5 + 2 * dose  # it is still at work when the other one comes
         case _:

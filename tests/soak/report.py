@@ -48,6 +48,7 @@ def figures(evidence: Evidence, faults: Mapping[str, int], lost_by_subscriber: i
             for task_id, ends in evidence.ends.items()
             if evidence.sort_of(task_id) is Sort.WITHOUT_ID
         ),
+        "id used again after a stored song of a cancelled job": sum(each.song_left for each in submissions),
         "dead letters": len(evidence.dead),
         "longest job, s": round(_longest_s(evidence), 1),
         "median error of the estimates after 50 jobs, %": _estimate_error(evidence),

@@ -16,6 +16,8 @@ from pamqp import decode
 
 _TIMESTAMP_BYTES = 8
 _LENGTH_BYTES = 4
+MAX_DEPTH = 32
+"""Deeper headers are not read: writing them needs more stack than reading, so that no dead letter could be made."""
 UNREADABLE_HEADERS = "x-acestep-unreadable-headers"
 
 
@@ -54,8 +56,20 @@ def message_timestamp(value: bytes) -> tuple[int, Any]:
 
 def table(value: bytes) -> tuple[int, Any]:
     """Return (bytes consumed, headers); ``UNREADABLE_HEADERS`` alone where they cannot be decoded."""
+    length = int.from_bytes(value[:_LENGTH_BYTES], "big")
+    unreadable = _LENGTH_BYTES + length, {UNREADABLE_HEADERS: True}
     try:
-        return decode.field_table(value)
+        consumed, headers = decode.field_table(value)
     except (ValueError, RecursionError):
-        length = int.from_bytes(value[:_LENGTH_BYTES], "big")
-        return _LENGTH_BYTES + length, {UNREADABLE_HEADERS: True}
+        return unreadable
+    return unreadable if _is_too_deep(headers) else (consumed, headers)
+
+
+def _is_too_deep(headers: dict[str, Any]) -> bool:
+    level: list[Any] = [headers]
+    for _ in range(MAX_DEPTH):
+        inside = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [item for items in inside for item in items if isinstance(item, dict | list)]
+        if not level:
+            return False
+    return True

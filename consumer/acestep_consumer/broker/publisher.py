@@ -191,7 +191,8 @@ class Publisher:
             return
         # An id of its own: if the broker returns this copy, the event's publish must not be taken for it.
         properties = _event_properties(event, f"{event.id}.reply", correlation_id)
-        message = _Outgoing("", reply_to, body, properties)
+        # A full queue of a producer's is no fault of this connection: it must not be able to have it dropped.
+        message = _Outgoing("", reply_to, body, properties, may_be_refused=True)
         try:
             await self._publish_until_confirmed(message, PATIENCE_S, tries=REPLY_TRIES)
         except BrokerError as fault:

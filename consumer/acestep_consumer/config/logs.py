@@ -4,7 +4,8 @@
 import inspect
 import logging
 import sys
-from typing import Literal
+from contextlib import suppress
+from typing import Literal, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -31,7 +32,7 @@ def set_up_logs(level: LogLevel, style: Literal["auto", "console", "json"]) -> b
         processors=[_threshold, _add_module, *shared, *last],
         # Filtered by _Threshold instead: loggers are cached, and the level may change at run time.
         wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", _Stderr())),
         cache_logger_on_first_use=True,
     )
     _adopt_standard_logging(shared, last)
@@ -45,6 +46,21 @@ def set_log_level(level: LogLevel) -> None:
     logging.getLogger().setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
     for noisy in ("botocore", "urllib3", "s3transfer", "boto3", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.INFO if level == "debug" else logging.NOTSET)
+
+
+class _Stderr:
+    """stderr, but a line that cannot be written is lost, as with ``logging``: the disk may be full, a pipe's end gone.
+
+    An error would end whatever logs: a job, or the task that settles its message.
+    """
+
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()
 
 
 class _Threshold:
@@ -81,6 +97,6 @@ def _adopt_standard_logging(shared: list[Processor], last: list[Processor]) -> N
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
     logging.basicConfig(handlers=[handler], force=True)
-    for repeated in ("aiormq", "aio_pika"):
+    for repeated in ("aiormq", "aio_pika", "botocore.credentials"):
         # Their errors become ours, which are logged once, with what they mean.
         logging.getLogger(repeated).setLevel(logging.CRITICAL)

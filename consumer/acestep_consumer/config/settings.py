@@ -100,7 +100,7 @@ def _is_host(host: str) -> bool:
         host.encode("idna")
     except UnicodeError:
         return False
-    return True
+    return not any(map(str.isspace, host))
 
 
 def _http_url(value: SecretStr | None) -> SecretStr | None:
@@ -120,8 +120,15 @@ def _is_http_url(url: str) -> bool:
 
 
 def _endpoint(value: str | None) -> str | None:
-    if value is not None and not _is_http_url(value):
+    if value is None:
+        return None
+    if not _is_http_url(value):
         raise ValueError("must be a URL with its scheme, such as http://127.0.0.1:8333 or https://s3.example.org")
+    parts = urlsplit(value)
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError(
+            "must be a URL without user, password and query; keys belong in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
     return value
 
 

@@ -105,3 +105,13 @@ def test_installing_reaches_the_codec_and_may_be_repeated() -> None:
     lenient_codec.install()
     assert decode.by_type(b"\x04caf\xe9", "shortstr") == (5, "caf?")
     assert decode.by_type((2**63).to_bytes(8, "big"), "timestamp") == (8, None)
+
+
+@pytest.mark.parametrize(("depth", "readable"), [(31, True), (32, False), (480, False), (20_000, False)])
+def test_headers_that_are_nested_too_deep_to_be_written_again_are_not_read(depth: int, *, readable: bool) -> None:
+    table = b"\0\0\0\0"
+    for _ in range(depth):
+        table = (len(table) + 3).to_bytes(4, "big") + b"\x01kF" + table
+    consumed, headers = lenient_codec.table(table + b"rest")
+    assert consumed == len(table)
+    assert (lenient_codec.UNREADABLE_HEADERS not in headers) is readable

@@ -90,3 +90,22 @@ def test_the_level_can_change_while_loggers_are_cached() -> None:
     done = subprocess.run([sys.executable, "-c", LEVELS], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == ""
     assert [json.loads(line)["event"] for line in done.stderr.splitlines()] == ["low enough"]
+
+
+@pytest.mark.parametrize("style", ["json", "console"])
+def test_a_log_that_cannot_be_written_does_not_disturb_whatever_logs(package: Path, style: str) -> None:
+    """Its disk is full, or its reader is gone: the error would end a job, and the task that settles its message."""
+    (package / "program.py").write_text(f"{MAIN.replace('STYLE', style)}print('went on')", encoding="utf-8")
+    paths = os.pathsep.join(map(str, (package.parent, ROOT / "consumer", ROOT / "schemas")))
+    reader, writer = os.pipe()
+    os.close(reader)
+    with Path("/dev/full").open("wb") as full, os.fdopen(writer, "wb") as gone:
+        for stderr in (full, gone):
+            done = subprocess.run(
+                [sys.executable, "-m", "package.program"],
+                env={**os.environ, "PYTHONPATH": paths},
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                check=False,
+            )
+            assert done.stdout == b"went on\n"

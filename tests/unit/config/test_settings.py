@@ -298,11 +298,20 @@ def test_a_bucket_name_that_cannot_be_is_refused_wherever_it_is_set(name: str) -
     assert load({"ACESTEP_S3_BUCKET": "Songs_2026.eu-1"}, None).storage.bucket == "Songs_2026.eu-1"
 
 
-@pytest.mark.parametrize("endpoint", ["localhost:9000", "s3.example.org", "ftp://host", "http://", "http://host:99999"])
+@pytest.mark.parametrize(
+    "endpoint", ["localhost:9000", "s3.example.org", "ftp://host", "http://", "http://host:99999", "http://a b:9"]
+)
 def test_an_endpoint_without_a_scheme_or_host_is_answered_with_examples(endpoint: str) -> None:
     with pytest.raises(SettingsError, match=r"^ACESTEP_S3_ENDPOINT: must be a URL with its scheme, such as http://"):
         load({"ACESTEP_S3_ENDPOINT": endpoint}, None)
     assert load({"ACESTEP_S3_ENDPOINT": "http://[::1]:9000"}, None).storage.endpoint == "http://[::1]:9000"
+
+
+@pytest.mark.parametrize("endpoint", ["http://key:secret@host:9000", "http://host/?region=x", "http://host#x"])
+def test_an_endpoint_is_no_place_for_keys_and_queries_and_its_error_does_not_repeat_them(endpoint: str) -> None:
+    with pytest.raises(SettingsError, match=r"^ACESTEP_S3_ENDPOINT: .*AWS_SECRET_ACCESS_KEY") as refusal:
+        load({"ACESTEP_S3_ENDPOINT": endpoint}, None)
+    assert "key:secret" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("number", ["inf", "nan", "-inf"])

@@ -411,9 +411,12 @@ class S3Client:
             raise StorageMisconfigured(f"the keys for S3 cannot be read: {error}") from error
         except (BotoCoreError, ClientError, OSError, RuntimeError) as error:
             # Temporary keys come from a service, or a file with a token, which may be away as the storage may.
-            raise StorageUnavailable(f"the keys for S3 cannot be read: {type(error).__name__}") from error
+            file = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+            raise StorageUnavailable(f"the keys for S3 cannot be read: {type(error).__name__}{file}") from error
         if frozen is None:
             raise StorageMisconfigured("no keys for S3: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+        if not f"{frozen.access_key}{frozen.token or ''}".isprintable():
+            raise StorageMisconfigured("AWS_ACCESS_KEY_ID or AWS_SESSION_TOKEN holds a line break, which no key has")
         self._signer = _Signer(frozen, "s3", self.region)
         self._signer_until = time.monotonic() + _CREDENTIALS_FRESH_S
 
@@ -463,10 +466,13 @@ class S3Client:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Raise ``StorageMisconfigured`` for what botocore says of settings: it has no base class for that."""
+    """Raise ``StorageMisconfigured`` for what botocore says of settings: it has no base class for that.
+
+    An ``OSError`` is one of a file or of a program that prints keys; nothing is sent yet.
+    """
     try:
         yield
-    except (BotoCoreError, ValueError) as error:
+    except (BotoCoreError, ValueError, OSError) as error:
         raise StorageMisconfigured(f"the AWS settings cannot be used: {error}") from error
 
 

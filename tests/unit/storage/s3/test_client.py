@@ -128,7 +128,7 @@ async def test_a_request_that_is_cancelled_does_not_take_the_others_keys_away() 
     ("error", "kind"),
     [
         (ClientError({"Error": {"Code": "AccessDenied"}}, "AssumeRole"), StorageUnavailable),
-        (FileNotFoundError(2, "no such file", "/var/run/token"), StorageUnavailable),
+        (FileNotFoundError(2, "No such file", "/var/run/token"), StorageUnavailable),
         (RuntimeError("credentials were refreshed, but are still expired"), StorageUnavailable),
         (PartialCredentialsError(provider="env", cred_var="AWS_SECRET_ACCESS_KEY"), StorageMisconfigured),
         (CredentialRetrievalError(provider="role", error_msg="no answer"), StorageUnavailable),
@@ -144,6 +144,27 @@ async def test_keys_that_cannot_be_read_are_an_outage_or_wrong_settings(
             await client._sign("GET", ObjectAddress("b", "k"), "", {}, {})
         assert type(caught.value) is kind
     assert session.asked == 2
+
+
+async def test_a_key_with_the_line_break_of_a_file_is_a_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``echo key | base64`` puts it into many a secret; aiohttp refuses to send it."""
+    monkeypatch.setattr(SlowKeys, "get_credentials", lambda _: Credentials("key\n", "secret"))
+    client = S3Client(StorageSettings(endpoint="http://127.0.0.1:1"), session=cast("Any", SlowKeys()))
+    with pytest.raises(StorageMisconfigured, match="AWS_ACCESS_KEY_ID or AWS_SESSION_TOKEN holds a line break"):
+        await client._sign("GET", ObjectAddress("b", "k"), "", {}, {})
+
+
+async def test_a_program_for_keys_that_does_not_exist_is_a_wrong_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config").write_text("[default]\ncredential_process = /nowhere/keys\n")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    with pytest.raises(StorageMisconfigured, match=r"AWS settings cannot be used: .*/nowhere/keys"):
+        async with S3Client(StorageSettings(endpoint="http://127.0.0.1:1")):
+            pass
 
 
 async def test_keys_in_a_file_that_was_replaced_are_used_without_a_restart(
