@@ -54,7 +54,7 @@ def open_envelope(body: Mapping[str, object]) -> FoundRequest:
 def _asked(fields: Mapping[str, object]) -> frozenset[str]:
     """Return the names in an object that ask for something: fields of a request, and nested objects of them."""
     nested = {name for name in _NESTED.intersection(fields) if _holds_fields(fields[name])}
-    return nested | field_names().intersection(fields) - _OF_THE_MESSAGE
+    return (field_names().intersection(fields) - _OF_THE_MESSAGE) | nested
 
 
 def _holds_fields(part: object) -> bool:
