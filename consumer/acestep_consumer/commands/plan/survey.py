@@ -341,7 +341,7 @@ class PlanSurvey:
             yield f"the LM is on {self._engine.lm_device}: its memory and time are not included"
         if self._lm is not None and self._lm.size not in LM_SIZES.values():
             billions = self._lm.size.parameters / 1e9
-            yield f"{self._lm.model} ({billions:.2g}B) was not measured: its speed is that of the next larger LM, or scaled"
+            yield f"{self._lm.model} ({billions:.2g}B) was not measured: speed of the next larger LM, or scaled from it"
         if self._lm is not None and self._lm.backend == "pt" and self._lm.size != LM_SIZES[LMS[1]]:
             yield "transformers was measured with the 1.7B LM only: speed scaled like vLLM's"
         if self._load.offload_models or (self._engine.lm_offload and self._lm):
