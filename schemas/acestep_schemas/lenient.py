@@ -58,8 +58,10 @@ def replacement(field: str, value: object, kind: str, bounds: Mapping[str, Any])
 
 def _own_reading(field: str, value: object) -> Callable[[object], object] | None:
     """Return how a value of a field is read that has a way of its own; None: as its rule says."""
-    if isinstance(value, str) and field not in _TEXTS and coerce.ascii_digits(value) != value:
-        return lambda _: coerce.ascii_digits(value)
+    if isinstance(value, str) and field not in _TEXTS and len(value) <= _MAX_NUMBERS:
+        plain = coerce.ascii_digits(value)
+        if plain != value:
+            return lambda _: plain
     return _OWN.get(field)
 
 
@@ -104,6 +106,7 @@ def _off(value: object, off: object) -> object:
 _COUNTED: Final = {"bpm": 0, "audio_duration": 0, "batch_size": 1, "inference_steps": 1}
 """Numbers of which true is one, with the smallest."""
 
+_MAX_NUMBERS: Final = 1_000
 _TEXTS: Final = frozenset(
     {
         *("prompt", "lyrics", "vocal_language", "key_scale", "time_signature", "instruction", "global_caption"),

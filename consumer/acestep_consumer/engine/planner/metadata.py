@@ -44,7 +44,7 @@ class AsGiven(str):
 
 
 class TempoAsGiven(int):
-    """A tempo of the request, taken as it is; the model itself writes none outside its range."""
+    """A tempo of the request that the model was not trained on, taken as it is."""
 
     __slots__ = ()
 
@@ -125,6 +125,11 @@ def as_given(field: str, value: str | None) -> str | None:
     except ValueError:
         known = False
     return line if known else AsGiven(line) if line else None
+
+
+def tempo_as_given(bpm: int | None) -> int | None:
+    """Return a tempo of the request: as it is in the range of the model's training, else ``TempoAsGiven``, or None."""
+    return bpm if bpm is None or MIN_BPM <= bpm <= MAX_BPM else TempoAsGiven(bpm)
 
 
 def parse(text: str, fixed: Metadata | None = None) -> Metadata:
