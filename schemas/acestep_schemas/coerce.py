@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Final, TypeVar
 
+from acestep_schemas.strict_json import JsonRefused, loads
+
 _T = TypeVar("_T")
 
 TRUE_WORDS: Final = frozenset({"1", "true", "yes", "y", "on"})
@@ -121,6 +123,7 @@ def timesteps(value: object) -> tuple[float, ...] | None:
 
 def names(value: object) -> tuple[str, ...]:
     """Return names from a list or comma-separated text, without blank ones."""
+    value = _unpacked(value)
     parts = value if isinstance(value, list | tuple) else text(value).split(",")
     return tuple(name for part in _few(parts) if (name := trimmed(part)))
 
@@ -144,8 +147,14 @@ def time_signature(value: object) -> str:
 
 def language(value: object) -> str:
     """Return a language code that the model was trained on ("en-US" is "en"), else "unknown"."""
-    code = re.split("[-_]", word(value))[0]
+    code = vocal_language(value)
     return code if code in LANGUAGES else "unknown"
+
+
+def vocal_language(value: object) -> str:
+    """Return a language code that the model was trained on, or the text as it is: ACE-Step puts it into the prompt."""
+    code = re.split("[-_]", word(value))[0]
+    return code if code in LANGUAGES else trimmed(value)
 
 
 def lm_backend(value: object) -> str:
@@ -192,6 +201,7 @@ def audio_codes(value: object) -> str:
 
 def lora(value: object) -> object:
     """Return a LoRA's fields without those that are null; text is its path. Other values are returned as they are."""
+    value = _unpacked(value)
     if isinstance(value, str):
         return {"path": value}
     if isinstance(value, Mapping):
@@ -201,6 +211,7 @@ def lora(value: object) -> object:
 
 def loras(value: object) -> object:
     """Return several LoRAs, each as ``lora`` does. One alone, or its path, is a list of one; null is none."""
+    value = _unpacked(value)
     if value is None:
         return ()
     several = value if isinstance(value, list | tuple) else (value,)
@@ -230,7 +241,24 @@ def _number(value: object) -> int | float:
     raise ValueError("must be a number")
 
 
+def ascii_digits(written: str) -> str:
+    """Return a number in ASCII digits and without underscores between them, which Python and so ACE-Step reads too."""
+    return re.sub(r"(?<=[0-9])_(?=[0-9])", "", re.sub(r"\d", lambda digit: str(int(digit[0])), written))
+
+
+def _unpacked(value: object) -> object:
+    """Return the list or object of a JSON text, as forms have it; other values are returned as they are."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            found = loads(value).value
+        except JsonRefused:
+            return value
+        return found if isinstance(found, list | dict) else value
+    return value
+
+
 def _several(value: object, one: Callable[[object], _T], rule: str) -> tuple[_T, ...]:
+    value = _unpacked(value)
     parts: Sequence[object] = value if isinstance(value, list | tuple) else (value,)
     if isinstance(value, str):
         parts = value.split(",")

@@ -12,6 +12,13 @@ from acestep_schemas.request import FieldProblem, field_names
 ENVELOPES: Final = ("input", "data", "message")
 """Keys of serverless workers, of CloudEvents in structured mode, and of MassTransit."""
 
+# Fields that say nothing of the music: these count beside an envelope too.
+_OF_THE_MESSAGE: Final = frozenset(
+    {"task_id", "model", "strict", "on_limit", "on_model_unavailable", "queue_deadline_s"}
+)
+# Names that may stand beside an envelope and mean something else there.
+_AMBIGUOUS: Final = frozenset({"key", "format", "description", "desc", "language"})
+
 _MAX_KEYS_SHOWN: Final = 10
 
 
@@ -25,18 +32,35 @@ class FoundRequest:
 
 
 def open_envelope(body: Mapping[str, object]) -> FoundRequest:
-    """Return the request in a body, which is in an envelope if the body itself has no field of a request."""
-    if _has_fields(body):
+    """Return the request in a body, which is in an envelope if the body itself asks for nothing.
+
+    An id or another field about the message may stand beside the envelope, and counts.
+    """
+    asked = _asked(body)
+    if asked - _AMBIGUOUS:
         return FoundRequest(fields=body)
-    inner = {name: part for name in ENVELOPES if isinstance(part := body.get(name), Mapping) and _has_fields(part)}
+    inner = {name: part for name in ENVELOPES if isinstance(part := body.get(name), Mapping) and _asked(part)}
     if len(inner) != 1:
-        return FoundRequest(fields=body, problem=_nothing_found(body, several=tuple(inner)))
+        problem = None if asked and not inner else _nothing_found(body, several=tuple(inner))
+        return FoundRequest(fields=body, problem=problem)
     ((name, fields),) = inner.items()
-    return FoundRequest(fields=fields, warnings=(f"the request was read from '{name}', the body's envelope",))
+    beside = {key: body[key] for key in body if key in _OF_THE_MESSAGE}
+    ignored = ", ".join(repr(key) for key in body if key in asked and key not in beside)
+    warning = f"the request was read from '{name}', the body's envelope"
+    warning += f"; {ignored} beside it is ignored" if ignored else ""
+    return FoundRequest(fields={**beside, **fields}, warnings=(warning,))
 
 
-def _has_fields(fields: Mapping[str, object]) -> bool:
-    return not field_names().isdisjoint(fields) or not _NESTED.isdisjoint(fields)
+def _asked(fields: Mapping[str, object]) -> frozenset[str]:
+    """Return the names in an object that ask for something: fields of a request, and nested objects of them."""
+    nested = {name for name in _NESTED.intersection(fields) if _holds_fields(fields[name])}
+    return (field_names().intersection(fields) - _OF_THE_MESSAGE) | nested
+
+
+def _holds_fields(part: object) -> bool:
+    if isinstance(part, Mapping):
+        return not field_names().isdisjoint(part)
+    return isinstance(part, str) and bool(part.strip())
 
 
 _NESTED: Final = frozenset({PARAM_OBJ, *METAS})

@@ -33,10 +33,6 @@ NOT_REPLACED: Final = frozenset(
 """Fields of which a wrong value is an error in lenient requests too."""
 
 
-class NoReplacement(Exception):
-    """No value can take the place of the given one."""
-
-
 def replacement(field: str, value: object, kind: str, bounds: Mapping[str, Any]) -> object:
     """Return the value to use in place of one that breaks a rule, or ``DEFAULT``.
 
@@ -45,23 +41,28 @@ def replacement(field: str, value: object, kind: str, bounds: Mapping[str, Any])
         value: as it was sent.
         kind: pydantic's type of the error.
         bounds: of the rule, as pydantic names them: ``ge``, ``gt``, ``le``, ``max_length``.
-
-    Raises:
-        NoReplacement: the request has to be rejected.
     """
-    if field in NOT_REPLACED:
-        raise NoReplacement
     if isinstance(value, bool) and field in _COUNTED:
         return max(int(value), _COUNTED[field])
-    own = _OWN.get(field)
-    if own is not None:
+    if (own := _own_reading(field, value)) is not None:
         return own(value)
     if kind in ("string_too_long", "too_long"):
         return _cut(value, bounds["max_length"])
+    if field in _TEXTS:
+        return str(value).encode("utf-8", "replace").decode()
     for bound in ("ge", "gt", "le"):
         if bound in bounds:
             return bounds[bound]
     return DEFAULT
+
+
+def _own_reading(field: str, value: object) -> Callable[[object], object] | None:
+    """Return how a value of a field is read that has a way of its own; None: as its rule says."""
+    if isinstance(value, str) and field not in _TEXTS and len(value) <= _MAX_NUMBERS:
+        plain = coerce.ascii_digits(value)
+        if plain != value:
+            return lambda _: plain
+    return _OWN.get(field)
 
 
 def _cut(value: object, length: int) -> object:
@@ -104,6 +105,15 @@ def _off(value: object, off: object) -> object:
 
 _COUNTED: Final = {"bpm": 0, "audio_duration": 0, "batch_size": 1, "inference_steps": 1}
 """Numbers of which true is one, with the smallest."""
+
+_MAX_NUMBERS: Final = 1_000
+_TEXTS: Final = frozenset(
+    {
+        *("prompt", "lyrics", "vocal_language", "key_scale", "time_signature", "instruction", "global_caption"),
+        *("sample_query", "track_name", "lm_negative_prompt", "flow_edit_source_caption", "flow_edit_source_lyrics"),
+    }
+)
+"""Fields in which any value is text, as Python writes it. Of half a character, which no encoding has, it is "?"."""
 
 _OWN: Final[Mapping[str, Callable[[object], object]]] = {
     "audio_format": lambda _: "flac",

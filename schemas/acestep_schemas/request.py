@@ -118,10 +118,17 @@ class GenerationRequest(BaseModel):
         default="", max_length=32_768, description="Lyrics. None, [inst] and [instrumental] mean instrumental."
     )
     instrumental: Flag = Field(default=False, description="Sing nothing, whatever lyrics says.")
-    vocal_language: Annotated[str, BeforeValidator(coerce.language)] = Field(
-        default="en", json_schema_extra={"enum": list(coerce.LANGUAGES)}, description="Language of the lyrics."
+    vocal_language: Annotated[str, BeforeValidator(coerce.vocal_language)] = Field(
+        default="en",
+        max_length=128,
+        json_schema_extra={"examples": list(coerce.LANGUAGES)},
+        description="Language of the lyrics, a code such as en; other text goes into the prompt as it is.",
     )
-    bpm: Count = Field(default=None, le=10_000, description="Beats per minute; the model was trained on 30 to 300.")
+    bpm: Count = Field(
+        default=None,
+        le=10_000,
+        description="Beats per minute; they go into the prompt as they are, and the model was trained on 30 to 300.",
+    )
     key_scale: Name = Field(
         default=None, max_length=128, description="Key, such as C major or F# minor; it goes into the prompt as it is."
     )
@@ -403,6 +410,9 @@ _INTERVALS: Final = (
     ("cfg_interval_start", "cfg_interval_end", "no step is guided"),
     ("flow_edit_n_min", "flow_edit_n_max", "no step is edited"),
 )
+_WINDOWED: Final = ("repaint", "lego")
+_ROUNDS: Final = 2
+_LISTS: Final = ("seed", "timesteps", "track_classes", "audio_code_string", "loras")
 _RULES: Final[dict[str, str]] = {
     "extra_forbidden": "is not one of its fields",
     "greater_than": "must be above {gt:,}",
@@ -445,7 +455,7 @@ def parse_request(
     request = reading.request(defaults)
     settled, seed_warnings = _settle_seed(request, given)
     settled, other_warnings = _settle_others(settled, given)
-    warnings = (*lookup.warnings(), *reading.warnings, *_rereadings(given, request), *seed_warnings, *other_warnings)
+    warnings = (*lookup.warnings(), *reading.warnings, *_rereadings(given), *seed_warnings, *other_warnings)
     return settled, warnings
 
 
@@ -490,13 +500,21 @@ class _Reading:
 
     def _replaced(self, values: dict[str, object], error: ValidationError) -> GenerationRequest:
         """Return the request with what ACE-Step would use in place of the wrong values."""
-        for problem, detail in _problems(error, self._given):
+        for _ in range(_ROUNDS):
+            self._replace(values, error)
             try:
-                new = lenient.replacement(problem.field, values[problem.field], detail["type"], detail.get("ctx", {}))
-            except lenient.NoReplacement:
+                return GenerationRequest.model_validate(values)
+            except ValidationError as again:  # a replacement breaks a rule too
+                error = again
+        raise RequestInvalid((*self._problems, *(problem for problem, _ in _problems(error, self._given))))
+
+    def _replace(self, values: dict[str, object], error: ValidationError) -> None:
+        for problem, detail in _problems(error, self._given):
+            if self._strict or problem.field in lenient.NOT_REPLACED:
                 self._problems.append(problem)
                 del values[problem.field]
                 continue
+            new = lenient.replacement(problem.field, values[problem.field], detail["type"], detail.get("ctx", {}))
             if new is lenient.DEFAULT:
                 del values[problem.field]
                 self.judge(problem, "the default is used")
@@ -504,16 +522,13 @@ class _Reading:
                 values[problem.field] = new
                 used = "its beginning" if "too_long" in detail["type"] else shown(new)
                 self.judge(problem, f"{used} is used")
-        try:
-            return GenerationRequest.model_validate(values)
-        except ValidationError as again:  # a replacement breaks a rule too
-            problems = tuple(problem for problem, _ in _problems(again, self._given))
-            raise RequestInvalid((*self._problems, *problems)) from None
 
 
 def _musical_problems(request: GenerationRequest, given: Mapping[str, Found]) -> Iterator[tuple[FieldProblem, str]]:
     """Yield what a strict request must not have and ACE-Step uses as it is."""
     as_it_is = "it goes into the prompt as it is"
+    if request.vocal_language not in coerce.LANGUAGES and "vocal_language" in given:
+        yield _problem("vocal_language", given["vocal_language"], "must be a language code, such as en"), as_it_is
     for field, read in (("key_scale", coerce.key_scale), ("time_signature", coerce.time_signature)):
         value = getattr(request, field)
         try:
@@ -525,6 +540,10 @@ def _musical_problems(request: GenerationRequest, given: Mapping[str, Found]) ->
         if getattr(request, end) < getattr(request, start):
             field = end if end in given else start
             yield _problem(field, given[field], f"{end} must not be below {start}"), used
+    end_s = request.repainting_end if request.task_type in _WINDOWED else None
+    if end_s is not None and end_s <= request.repainting_start:
+        rule = "repainting_end must be after repainting_start"
+        yield _problem("repainting_end", given["repainting_end"], rule), "the whole song is made anew"
 
 
 def read_task_id(body: Mapping[str, object]) -> str | None:
@@ -535,6 +554,11 @@ def read_task_id(body: Mapping[str, object]) -> str | None:
     except ValueError:
         return None
     return written if _TASK_ID.fullmatch(written) else None
+
+
+def list_names() -> frozenset[str]:
+    """Return the names of the fields that may have a list, aliases too."""
+    return frozenset(name for field in _LISTS for name in _NAMES[field])
 
 
 def field_names() -> frozenset[str]:
@@ -616,13 +640,11 @@ def _settle_others(request: GenerationRequest, given: Mapping[str, Found]) -> tu
     return (request.model_copy(update=changes), tuple(warnings)) if changes else (request, ())
 
 
-def _rereadings(given: Mapping[str, Found], request: GenerationRequest) -> Iterator[str]:
+def _rereadings(given: Mapping[str, Found]) -> Iterator[str]:
     """Yield warnings about values that were read as something else than they say."""
     for flag in _FLAGS:
         if flag in given and isinstance(given[flag].value, str):
             yield from _odd_flag(given[flag])
-    if request.vocal_language == "unknown" and coerce.word(given["vocal_language"].value) != "unknown":
-        yield f"language {shown(given['vocal_language'].value)!r} is not supported: 'unknown' is used"
     if "lm_backend" in given and coerce.word(given["lm_backend"].value) == "mlx":
         yield "LM backend 'mlx' is not supported: 'pt' is used"
 

@@ -53,9 +53,9 @@ class RequestBody(TypedDict, total=False):
     instrumental: bool
     """Sing nothing, whatever lyrics says."""
     vocal_language: str
-    """Language of the lyrics."""
+    """Language of the lyrics, a code such as en; other text goes into the prompt as it is."""
     bpm: int | None
-    """Beats per minute; the model was trained on 30 to 300."""
+    """Beats per minute; they go into the prompt as they are, and the model was trained on 30 to 300."""
     key_scale: str | None
     """Key, such as C major or F# minor; it goes into the prompt as it is."""
     time_signature: str | None

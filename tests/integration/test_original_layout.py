@@ -185,7 +185,10 @@ def hostile_pickle(folder: Path) -> None:
 
 
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a model of another kind": (lambda folder: edit_config(folder, model_type="llama"), "holds a llama"),
+    "a model of another kind": (
+        lambda folder: edit_config(folder, model_type="llama"),
+        "holds a llama.*: choose another",
+    ),
     "a config without a type": (lambda folder: edit_config(folder, model_type=None), "model of no type"),
     "a config without a field": (lambda folder: edit_config(folder, rope_theta=None), "has no field rope_theta"),
     "a config that is no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
@@ -193,11 +196,15 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights of another model": (language_model, "decoder.proj_in.1.weight is missing"),
     "weights of another width": (
         lambda folder: edit_config(folder, hidden_size=64),
-        r"decoder.proj_in.1.weight is \[32, 12, 2\] in place of \[64, 12, 2\]",
+        r"decoder.proj_in.1.weight is \[32, 12, 2\] in place of \[64, 12, 2\]: download the model again",
     ),
     "fewer layers": (lambda folder: edit_config(folder, num_hidden_layers=3), "layers.2.mlp.up_proj.weight is missing"),
     "more layers": (lambda folder: edit_config(folder, num_hidden_layers=1), "more than 1 layers"),
     "a shard missing": (lose_a_shard, "lacks model-00002-of-00003.safetensors"),
+    "a clone without Git LFS": (
+        lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha"),
+        "model.safetensors is a pointer of Git LFS.*run `git lfs pull`",
+    ),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "lacks model.safetensors"),
     "weights cut off": (lambda folder: cut_off(folder / "model.safetensors"), r"has [\d,]+ of [\d,]+ bytes"),
     "a VAE cut off": (

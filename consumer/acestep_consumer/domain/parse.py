@@ -14,8 +14,8 @@ from acestep_consumer.domain.job import Request
 from acestep_consumer.domain.ports import BodyFormat
 from acestep_schemas.envelope import open_envelope
 from acestep_schemas.lookup import shown
-from acestep_schemas.request import TASK_ID_PATTERN, RequestInvalid, parse_request, read_task_id
-from acestep_schemas.strict_json import Document, JsonRefused, loads
+from acestep_schemas.request import TASK_ID_PATTERN, RequestInvalid, list_names, parse_request, read_task_id
+from acestep_schemas.strict_json import MAX_REPEATED, Document, JsonRefused, loads
 
 # Fixed for good: a message id that cannot be a task id must give the same task on every worker and every redelivery.
 _MESSAGE_IDS: Final = UUID("7d1c8a52-93be-4f0c-8d5f-0a6be3b1c947")
@@ -162,15 +162,15 @@ def _document(body: bytes, written: BodyFormat, max_bytes: int) -> Document:
         text = plain.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
         raise JsonRefused(f"not UTF-8 at byte {exc.start}: {exc.reason}") from None
-    return Document(form_fields(text)) if media == FORM and not is_object else loads(text)
+    return form_document(text) if media == FORM and not is_object else loads(text)
 
 
 def _media_type(content_type: str | None) -> str:
     return (content_type or "").partition(";")[0].strip().lower()
 
 
-def form_fields(text: str) -> dict[str, object]:
-    """Read a form; a name that is given more than once has a list of values. Raises ``JsonRefused``."""
+def form_document(text: str) -> Document:
+    """Read a form. Raises ``JsonRefused``."""
     try:
         pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MAX_FORM_FIELDS)
     except UnicodeDecodeError as exc:
@@ -180,16 +180,15 @@ def form_fields(text: str) -> dict[str, object]:
     return gathered(pairs)
 
 
-def gathered(pairs: Iterable[tuple[str, str]]) -> dict[str, object]:
-    """Return a form's fields by name; one that is given more than once has a list of values."""
-    found: dict[str, object] = {}
+def gathered(pairs: Iterable[tuple[str, str]]) -> Document:
+    """Return a form's fields by name. One that is given more than once has a list of values, if it may have one."""
+    found: dict[str, list[str]] = {}
     for name, value in pairs:
-        if name not in found:
-            found[name] = value
-        else:
-            before = found[name]
-            found[name] = [*(before if isinstance(before, list) else [before]), value]
-    return found
+        found.setdefault(name, []).append(value)
+    several = list_names()
+    values = {name: own if len(own) > 1 and name in several else own[-1] for name, own in found.items()}
+    repeated = tuple(name for name, own in found.items() if len(own) > 1 and name not in several)
+    return Document(values, repeated[:MAX_REPEATED])
 
 
 def _object(document: Document) -> Mapping[str, object]:

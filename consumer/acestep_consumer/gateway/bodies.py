@@ -8,7 +8,7 @@ from typing import Final
 
 from aiohttp import web
 
-from acestep_consumer.domain.parse import FORM, form_fields
+from acestep_consumer.domain.parse import FORM, form_document
 from acestep_consumer.gateway.answers import ApiError
 from acestep_schemas.lookup import shown
 from acestep_schemas.strict_json import JsonRefused, loads
@@ -73,7 +73,7 @@ def _json_fields(body: bytes) -> dict[str, object]:
 
 def _decoded_form(body: bytes) -> dict[str, object]:
     try:
-        return form_fields(body.decode("utf-8"))
+        return form_document(body.decode("utf-8")).fields
     except UnicodeDecodeError as error:
         raise ApiError(HTTPStatus.BAD_REQUEST, f"the form is not UTF-8 at byte {error.start}") from None
     except ValueError as error:

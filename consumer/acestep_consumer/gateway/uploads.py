@@ -143,7 +143,7 @@ class _FormReader:
                 await self._read_parts(request)
         except TimeoutError:
             raise ApiError(HTTPStatus.REQUEST_TIMEOUT, "the upload did not arrive in time") from None
-        fields = {name: value for name, value in gathered(self._texts).items() if name not in FILE_FIELDS}
+        fields = {name: value for name, value in gathered(self._texts).fields.items() if name not in FILE_FIELDS}
         chosen: dict[str, SpooledFile] = {}
         for name, target in FILE_FIELDS.items():
             if name in self._files:

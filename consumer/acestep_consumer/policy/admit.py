@@ -191,7 +191,6 @@ def _clamps(asked: GenerationRequest, limits: LimitsReport, *, with_lm: bool) ->
     bounds: tuple[tuple[str, float | None, int, int, str], ...] = (
         ("audio_duration", asked.audio_duration, shortest, limits.max_duration_s, "seconds of song"),
         ("batch_size", asked.batch_size, 1, limits.max_batch_size, "songs a request"),
-        ("bpm", asked.bpm, MIN_BPM, MAX_BPM, "beats a minute"),
     )
     for field, value, least, most, unit in bounds:
         if value is not None and not least <= value <= most:
@@ -241,3 +240,5 @@ def _warnings(asked: GenerationRequest, task: Task) -> Iterator[str]:
         yield "thinking has no effect: audio_code_string was given"
     if asked.all_loras and (asked.analysis_only or asked.full_analysis_only or asked.extract_codes_only):
         yield "lora has no effect: an analysis renders no song"
+    if asked.bpm is not None and not MIN_BPM <= asked.bpm <= MAX_BPM:
+        yield f"bpm = {asked.bpm} goes into the prompt as it is: the models were trained on {MIN_BPM} to {MAX_BPM}"

@@ -50,10 +50,11 @@ class DitSize:
 
 @dataclass(frozen=True, slots=True)
 class LmSize:
-    """A size of 5Hz LM: parameters (vocabulary 217,204, tied embedding) and layers."""
+    """A size of 5Hz LM: parameters, layers, and the width of a token's keys (its values are as wide) in a layer."""
 
     parameters: int
     layers: int
+    keys_width: int = _KV_HEADS_WIDTH
 
     @property
     def weights(self) -> int:
@@ -63,7 +64,7 @@ class LmSize:
     @property
     def token_bytes(self) -> int:
         """Bytes of keys and values of one token of one sequence."""
-        return 2 * self.layers * _KV_HEADS_WIDTH * _BF16
+        return 2 * self.layers * self.keys_width * _BF16
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,7 @@ LM_OVERHEAD_BYTES: Final[Mapping[Backend, int]] = MappingProxyType({"vllm": 1_51
 LM_PROMPT_TOKENS: Final = 250  # of each of the two sequences of a song
 LM_SEQUENCES_PER_SONG: Final = 2  # guided: conditional and unconditional
 
+# Vocabulary 217,204, tied embedding.
 LM_SIZES: Final[Mapping[str, LmSize]] = MappingProxyType(
     dict(
         zip(
@@ -185,6 +187,7 @@ _GPUS: Final = (
     GpuModel("NVIDIA GeForce RTX 3080", GpuSpeed(59, 760), 10_240),
     GpuModel("NVIDIA GeForce RTX 3060", GpuSpeed(25, 360), 12_288),
 )
+_SAME_SIZE: Final = 0.05
 _MODEL_NUMBER = re.compile(r"(?!\d+gb$)[a-z]*\d+[a-z]*")
 
 
@@ -216,25 +219,27 @@ def _joined(name: str) -> str:
     return re.sub(r"nvidia|geforce|[^a-z0-9]", "", name.casefold())
 
 
+def is_same_size(parameters: int, known: int) -> bool:
+    """Whether a model's parameters are those of a published one, up to a vocabulary that was resized and the like."""
+    return abs(parameters / known - 1) < _SAME_SIZE
+
+
 def lm_size(model: str) -> LmSize:
     """Return the size of an LM by name or path; an unknown one counts as the largest."""
-    return LM_SIZES.get(_base(model), LM_SIZES[LMS[-1]])
+    return LM_SIZES.get(model.rstrip("/").rsplit("/", 1)[-1], LM_SIZES[LMS[-1]])
 
 
-def lm_songs_a_minute(model: str, backend: Backend, in_flight: int, duration_s: float) -> float:
-    """Return how many songs of ``duration_s`` seconds the LM plans per minute, ``in_flight`` at once, on an H200.
+def lm_songs_a_minute(size: LmSize, backend: Backend, in_flight: int, duration_s: float) -> float:
+    """Return how many songs of ``duration_s`` seconds an LM plans per minute, ``in_flight`` at once, on an H200.
 
     Interpolated between the measured points, logarithmic on both axes. Includes the codes only, not the metadata.
+    A size that was not measured counts as the next larger one, or as proportionally slower than the largest.
     """
-    name = _base(model) if _base(model) in _VLLM else LMS[-1]
-    rate = _between(_VLLM[name], in_flight)
+    name = next((name for name, known in LM_SIZES.items() if size.parameters <= known.parameters), LMS[-1])
+    rate = _between(_VLLM[name], in_flight) * min(1.0, LM_SIZES[name].parameters / size.parameters)
     if backend == "pt":
         rate *= _between(_PT, in_flight) / _between(_VLLM[LMS[1]], in_flight)
     return rate * _LM_RATE_S / duration_s
-
-
-def _base(model: str) -> str:
-    return model.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _between(points: tuple[tuple[int, float], ...], x: int) -> float:

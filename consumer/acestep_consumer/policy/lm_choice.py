@@ -4,10 +4,11 @@
 The worker, ``doctor`` and ``plan`` ask the same function with the same request (``engine.planner.registry``).
 """
 
+import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from acestep_consumer.policy.benchmarks import RESERVE_GB, Backend
+from acestep_consumer.policy.benchmarks import LM_SIZES, RESERVE_GB, Backend, LmSize, is_same_size, lm_size
 from acestep_consumer.policy.sizing import GpuSpec, ModelSet, Workload, capacity, lm_on_gpu
 from acestep_consumer.policy.tiers import LM_MEMORY_GB, LMS, OFFLOAD_BELOW_GB, Tier
 
@@ -31,6 +32,7 @@ class LmRequest:
         backend: None: vLLM if installed, else transformers.
         on_disk: names of ACE-Step's LMs that are on the disk; None: not known, as for a GPU of another machine.
         on_hub: names of those that can be downloaded.
+        sizes: of the models whose files are here, by the name or path in ``model`` and ``on_disk``.
     """
 
     init: bool | None = None
@@ -38,6 +40,11 @@ class LmRequest:
     backend: Backend | None = None
     on_disk: frozenset[str] | None = None
     on_hub: frozenset[str] = frozenset()
+    sizes: Mapping[str, LmSize] = field(default_factory=dict)
+
+    def size_of(self, model: str) -> LmSize:
+        """Return the size of an LM: of its files, or else by its name."""
+        return self.sizes.get(model) or lm_size(model)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +55,7 @@ class LmPlan:
         model: its name, folder or hub id.
         backend: None: vLLM if installed, else transformers.
         memory_gb: its whole budget.
+        size: of its files, or else by its name.
         required: whether a worker must not start without it.
         warnings: where it is not what the operator or the tier would have.
         trade_off: what the choice costs in quality or throughput, for the log; empty where there was none.
@@ -56,6 +64,7 @@ class LmPlan:
     model: str
     backend: Backend | None
     memory_gb: float
+    size: LmSize
     required: bool
     warnings: tuple[str, ...] = ()
     trade_off: str = ""
@@ -73,15 +82,16 @@ def plan_lm(wish: LmRequest, tier: Tier, vram_gb: float) -> LmPlan | None:
         return None
     trade_off = ""
     if wish.model is None:
-        rates = _rates(_that_leave_room(tier.lms or LMS[:1], vram_gb), wish.backend, vram_gb)
+        rates = _rates(_that_leave_room(tier.lms or LMS[:1], wish, vram_gb), wish, vram_gb)
         model, warnings = _default(wish, rates, f"{tier.name} with {vram_gb:.3g} GB", on_gpu=vram_gb > 0)
         trade_off = _trade_off(model, rates)
     else:
-        model, warnings = _named(wish.model, tier)
+        model, warnings = _named(wish, wish.model, tier)
     return LmPlan(
         model=model,
         backend=wish.backend,
-        memory_gb=_memory(model, vram_gb),
+        memory_gb=_memory(wish.size_of(model), vram_gb),
+        size=wish.size_of(model),
         required=wish.init is True,
         warnings=warnings,
         trade_off=trade_off,
@@ -93,12 +103,13 @@ def renderer_share(plan: LmPlan, vram_gb: float) -> float:
     return max(vram_gb - plan.memory_gb - RESERVE_GB, 0.0)
 
 
-def _named(asked: str, tier: Tier) -> tuple[str, tuple[str, ...]]:
-    """Return the LM that the operator named, unless it is larger than the tier allows."""
+def _named(wish: LmRequest, asked: str, tier: Tier) -> tuple[str, tuple[str, ...]]:
+    """Return the LM that the operator named, unless it is larger than the tier allows, whatever it is called."""
     largest = tier.lms[-1] if tier.lms else LMS[0]
-    name = asked.rstrip("/").rsplit("/", 1)[-1]
-    if name not in LMS or name in tier.lms or name == largest:
-        return asked, ()  # allowed by the tier, or a custom LM of unknown size
+    unknown = asked not in wish.sizes and asked.rstrip("/").rsplit("/", 1)[-1] not in LMS
+    most = max(LM_SIZES[largest].parameters, wish.size_of(largest).parameters)
+    if unknown or largest == LMS[-1] or _is_at_most(wish.size_of(asked), most):
+        return asked, ()
     return largest, (f"ACESTEP_LM_MODEL_PATH = {asked}: too large for {tier.name}; {largest} is used",)
 
 
@@ -131,7 +142,11 @@ def _best(rates: Mapping[str, float]) -> str:
     return [model for model, rate in rates.items() if rate >= enough][-1]
 
 
-def _rates(models: tuple[str, ...], backend: Backend | None, vram_gb: float) -> dict[str, float]:
+def _is_at_most(size: LmSize, parameters: int) -> bool:
+    return size.parameters <= parameters or is_same_size(size.parameters, parameters)
+
+
+def _rates(models: tuple[str, ...], wish: LmRequest, vram_gb: float) -> dict[str, float]:
     """Return the estimated songs of 300 s per minute with each LM, on a GPU of this memory as fast as the measured one.
 
     Only their ratios count. 0 where a song does not fit beside the LM, and without a GPU.
@@ -140,7 +155,8 @@ def _rates(models: tuple[str, ...], backend: Backend | None, vram_gb: float) -> 
     offload = vram_gb < OFFLOAD_BELOW_GB
     found = {}
     for model in models:
-        lm = lm_on_gpu(model, backend, _memory(model, vram_gb), workload)
+        size = wish.size_of(model)
+        lm = lm_on_gpu(model, wish.backend, _memory(size, vram_gb), workload, size)
         load = ModelSet(lm=lm, offload_models=offload, offload_dit=offload)
         found[model] = capacity(gpu, load, workload).songs_a_minute or 0.0
     return found
@@ -159,14 +175,18 @@ def _trade_off(chosen: str, rates: Mapping[str, float]) -> str:
     return "; ".join((*found, "ACESTEP_LM_MODEL_PATH chooses another")) if found else ""
 
 
-def _that_leave_room(models: tuple[str, ...], vram_gb: float) -> tuple[str, ...]:
+def _that_leave_room(models: tuple[str, ...], wish: LmRequest, vram_gb: float) -> tuple[str, ...]:
     """Return the LMs that leave enough memory for the renderer, smallest first; if none does, the smallest."""
     needed = RENDERER_GB if vram_gb >= OFFLOAD_BELOW_GB else OFFLOADED_RENDERER_GB
     room = vram_gb - RESERVE_GB - needed
-    return tuple(model for model in models if _memory(model, vram_gb) <= room) or models[:1]
+    return tuple(model for model in models if _memory(wish.size_of(model), vram_gb) <= room) or models[:1]
 
 
-def _memory(model: str, vram_gb: float) -> float:
-    name = model.rstrip("/").rsplit("/", 1)[-1]
-    base = LM_MEMORY_GB.get(name, max(LM_MEMORY_GB.values()))
-    return base + max(0.0, vram_gb - 24) * SHARE_ABOVE_GB
+def _memory(size: LmSize, vram_gb: float) -> float:
+    """Return the GB of an LM: between the published sizes by its parameters, beyond the largest by its weights."""
+    known = [(LM_SIZES[name].weights / 1e9, memory) for name, memory in LM_MEMORY_GB.items()]
+    weights = size.weights / 1e9
+    base = known[0][1]
+    for (low, least), (high, most) in itertools.pairwise(known):
+        base += (most - least) * min(max((weights - low) / (high - low), 0.0), 1.0)
+    return base + max(0.0, weights - known[-1][0]) + max(0.0, vram_gb - 24) * SHARE_ABOVE_GB

@@ -185,15 +185,9 @@ class Capacity:
     split: MemorySplit | None = None
 
 
-def lm_on_gpu(
-    model: str, backend: Backend | None, memory_gb: float, workload: Workload, size: LmSize | None = None
-) -> LmSpec:
-    """Return the LM as it would be loaded; without a configured backend vLLM, unless that has no room for a song.
-
-    ``size``: that of its files; None: by its name.
-    """
-    memory, size = int(memory_gb * 1e9), size or benchmarks.lm_size(model)
-    first = LmSpec(model=model, backend=backend or "vllm", memory=memory, size=size)
+def lm_on_gpu(model: str, backend: Backend | None, memory_gb: float, workload: Workload, size: LmSize) -> LmSpec:
+    """Return the LM as it would be loaded; without a configured backend vLLM, unless that has no room for a song."""
+    first = LmSpec(model=model, backend=backend or "vllm", memory=int(memory_gb * 1e9), size=size)
     return first if backend or first.room(workload) else replace(first, backend="pt")
 
 
@@ -304,7 +298,7 @@ class _SongTimes:
         """Return the GPU seconds for one song's codes. It reads weights and cache, so it scales with bandwidth."""
         if self.lm is None:
             return 0.0
-        rate = benchmarks.lm_songs_a_minute(self.lm.model, self.lm.backend, songs, self.workload.duration_s)
+        rate = benchmarks.lm_songs_a_minute(self.lm.size, self.lm.backend, songs, self.workload.duration_s)
         return 60 / rate / self.gpu.bandwidth
 
     def _render_s(self, songs: int) -> float:

@@ -9,7 +9,7 @@ from math import prod
 from acestep_consumer.domain.errors import ConsumerError, LimitExceeded, LmUnavailable
 from acestep_consumer.domain.job import Request
 from acestep_consumer.policy.admit import Limits, admit
-from acestep_consumer.policy.tiers import Tier, TierTable, TierTableError, others
+from acestep_consumer.policy.tiers import SHIPPED, Tier, TierTable, TierTableError, others
 from acestep_schemas.events import Adjustment, LmChoice
 
 _BY_TIER = ("audio_duration", "batch_size")
@@ -21,7 +21,12 @@ _NAME = re.compile(r"(?!probe-)[A-Za-z0-9_.-]+")
 
 
 def queue_names(table: TierTable) -> tuple[str, ...]:
-    """Return the tiers' names, smallest first. Raises ``TierTableError`` if one cannot be part of a queue name."""
+    """Return the tiers' names, smallest first.
+
+    Raises:
+        TierTableError: one cannot be part of a queue name, or is that of a shipped tier with other limits. Workers with
+            a shipped table would forward requests to it, and get less than they count on.
+    """
     names = tuple(tier.name for tier in table.tiers)
     for name in names:
         if not _NAME.fullmatch(name) or names.count(name) > 1:
@@ -29,7 +34,19 @@ def queue_names(table: TierTable) -> tuple[str, ...]:
                 f"ACESTEP_TIER_TABLE: with ACESTEP_ROUTE_BY_TIER each tier has a queue of its name, so {name!r} must "
                 "be unique, consist of letters, digits, '.', '_' and '-', and not begin with 'probe-'"
             )
+    if table not in SHIPPED.values():
+        _check_own_names(table)
     return names
+
+
+def _check_own_names(table: TierTable) -> None:
+    shipped = [tier for other in SHIPPED.values() for tier in other.tiers]
+    taken = [tier.name for tier in table.tiers if tier not in shipped and tier.name in {each.name for each in shipped}]
+    if taken:
+        raise TierTableError(
+            f"ACESTEP_TIER_TABLE: with ACESTEP_ROUTE_BY_TIER, {', '.join(taken)} must have names of their own, such as "
+            f"our-{taken[0]}: workers with a table that is shipped count on its limits there"
+        )
 
 
 def served_names(table: TierTable) -> tuple[str, ...]:

@@ -55,6 +55,7 @@ from acestep_consumer.commands.threads import run_in_thread
 from acestep_consumer.config.settings import BrokerSettings, EngineSettings, Settings, WorkerSettings, load
 from acestep_consumer.domain.objects import ObjectAddress
 from acestep_consumer.engine.renderer.component_files import faults_of_lm, faults_of_pipeline
+from acestep_consumer.policy.benchmarks import lm_size
 from acestep_consumer.policy.lm_choice import LmPlan
 from acestep_consumer.policy.tiers import BUILT_IN
 from acestep_consumer.storage.s3.client import S3Response
@@ -490,7 +491,7 @@ def test_the_hubs_cache_is_where_its_client_looks(tmp_path: Path, variables: Map
 
 
 def lm_plan(model: str, *, required: bool) -> LmPlan:
-    return LmPlan(model=model, backend=None, memory_gb=3, required=required)
+    return LmPlan(model=model, backend=None, memory_gb=3, size=lm_size(model), required=required)
 
 
 def test_a_language_model_that_is_missing_stops_only_who_insists_on_it(tmp_path: Path) -> None:

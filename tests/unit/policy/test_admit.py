@@ -53,8 +53,6 @@ def test_a_request_within_the_limits_passes_unchanged() -> None:
     [
         ("audio_duration", 600, 480),
         ("batch_size", 20, 8),
-        ("bpm", 500, 300),
-        ("bpm", 5, 30),
     ],
 )
 def test_a_value_beyond_a_limit_is_clamped_and_reported(field: str, requested: int, applied: int) -> None:
@@ -63,6 +61,12 @@ def test_a_value_beyond_a_limit_is_clamped_and_reported(field: str, requested: i
     (change,) = job.policy.adjustments
     assert (change.field, change.requested, change.applied) == (field, requested, applied)
     assert "allows" in change.reason
+
+
+def test_a_tempo_is_the_requests_own_whatever_the_tier() -> None:
+    job = admitted(limits(), bpm=20, on_limit="reject")
+    assert (job.request.bpm, job.policy.adjustments) == (20, ())
+    assert job.warnings == ("bpm = 20 goes into the prompt as it is: the models were trained on 30 to 300",)
 
 
 def test_a_turbo_model_takes_eight_steps_and_says_so() -> None:
@@ -262,21 +266,20 @@ def test_drawn_seeds_depend_on_the_task_id_alone_so_a_redelivery_sings_the_same_
 @given(
     duration=st.none() | st.floats(min_value=0.5, max_value=10_000),
     songs=st.integers(1, 1000),
-    bpm=st.none() | st.integers(1, 10_000),
     vram=st.floats(0, 200),
     lm=st.none() | st.just(LM),
 )
 def test_whatever_is_asked_the_job_respects_the_tier(
-    duration: float | None, songs: int, bpm: int | None, vram: float, lm: LmChoice | None
+    duration: float | None, songs: int, vram: float, lm: LmChoice | None
 ) -> None:
-    job = admitted(limits(vram, lm=lm), audio_duration=duration, batch_size=songs, bpm=bpm)
+    job = admitted(limits(vram, lm=lm), audio_duration=duration, batch_size=songs)
     bound = job.policy.limits
     least = 0 if job.lm is None else 10
     assert job.request.audio_duration is None or least <= job.request.audio_duration <= bound.max_duration_s
     assert 1 <= job.request.batch_size <= bound.max_batch_size
     assert len(job.seeds) == job.request.batch_size
     changed = {change.field for change in job.policy.adjustments}
-    asked = {"audio_duration": duration, "batch_size": songs, "bpm": bpm}
+    asked = {"audio_duration": duration, "batch_size": songs}
     assert changed == {name for name, value in asked.items() if getattr(job.request, name) != value}
 
 

@@ -3,6 +3,7 @@
 
 import pytest
 
+from acestep_consumer.policy.benchmarks import LM_SIZES, LmSize
 from acestep_consumer.policy.lm_choice import LmPlan, LmRequest, plan_lm, renderer_share
 from acestep_consumer.policy.tiers import BUILT_IN, LM_MEMORY_GB, LMS
 
@@ -74,6 +75,36 @@ def test_small_cards_give_the_known_memory_and_large_ones_a_share_for_sequences_
     assert small is not None
     assert large is not None
     assert (small.memory_gb, large.memory_gb) == (8, 48)
+
+
+def named(size: LmSize, vram_gb: float, name: str = "my-finetune") -> LmPlan:
+    chosen = plan(vram_gb, model=name, sizes={name: size})
+    assert chosen is not None
+    return chosen
+
+
+def test_a_model_of_ones_own_has_the_memory_of_its_size_and_not_of_its_name() -> None:
+    sizes = {name: LM_SIZES[name] for name in LMS}
+    assert [named(size, 24).memory_gb for size in sizes.values()] == list(LM_MEMORY_GB.values())
+    assert named(sizes[LMS[0]], 24, name=LMS[-1]).memory_gb == 3
+    assert named(LmSize(100_000_000, 8), 24).memory_gb == 3
+    assert 3 < named(LmSize(1_200_000_000, 28), 24).memory_gb < 8
+    unknown, huge = plan(141, model="my-finetune"), named(LmSize(8_189_000_000, 36), 141)
+    assert unknown is not None
+    assert huge.memory_gb == unknown.memory_gb + 8
+
+
+def test_a_model_of_ones_own_that_is_too_large_for_the_tier_falls_back_as_a_published_one() -> None:
+    chosen = named(LM_SIZES[LMS[-1]], 15)
+    assert (chosen.model, chosen.size) == (LMS[1], LM_SIZES[LMS[1]])
+    assert "my-finetune: too large for tier5" in chosen.warnings[0]
+    assert named(LmSize(LM_SIZES[LMS[1]].parameters + 10**6, 28), 15).model == "my-finetune"
+
+
+def test_the_default_is_chosen_by_the_sizes_on_the_disk() -> None:
+    chosen = plan(48, on_disk=frozenset(LMS), sizes={LMS[-1]: LmSize(14_000_000_000, 40)})
+    assert chosen is not None
+    assert chosen.model == LMS[1]
 
 
 SMALL, MIDDLE, LARGE = LMS

@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from acestep_consumer.policy import benchmarks
-from acestep_consumer.policy.benchmarks import DIT_2B, DIT_SIZES, DIT_XL, GIB, Backend
+from acestep_consumer.policy.benchmarks import DIT_2B, DIT_SIZES, DIT_XL, GIB, Backend, LmSize
 from acestep_consumer.policy.lm_choice import LmPlan, LmRequest, plan_lm
 from acestep_consumer.policy.sizing import (
     LEAST_WORKERS,
@@ -39,7 +39,7 @@ LOADS = st.tuples(st.sampled_from([(DIT_2B,), (DIT_XL,), (DIT_2B, DIT_XL)]), st.
 
 
 def on_gpu(plan: LmPlan, workload: Workload) -> LmSpec:
-    return lm_on_gpu(plan.model, plan.backend, plan.memory_gb, workload)
+    return lm_on_gpu(plan.model, plan.backend, plan.memory_gb, workload, plan.size)
 
 
 def load_of(vram_gb: float, models: object, lm: str | None, workload: Workload) -> ModelSet:
@@ -195,18 +195,29 @@ def test_another_card_is_not_taken_for_one_that_is_known(name: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["vllm", "pt"])
-@pytest.mark.parametrize("model", [*LMS, "/models/my-finetune"])
-def test_more_songs_in_the_language_model_are_more_songs_a_minute(model: str, backend: Backend) -> None:
-    rates = [benchmarks.lm_songs_a_minute(model, backend, songs, 300) for songs in range(1, benchmarks.MOST_IN_LM + 1)]
+@pytest.mark.parametrize("size", [*benchmarks.LM_SIZES.values(), LmSize(8_000_000_000, 36)])
+def test_more_songs_in_the_language_model_are_more_songs_a_minute(size: LmSize, backend: Backend) -> None:
+    rates = [benchmarks.lm_songs_a_minute(size, backend, songs, 300) for songs in range(1, benchmarks.MOST_IN_LM + 1)]
     assert all(after > before for before, after in pairwise(rates))
-    assert benchmarks.lm_songs_a_minute(model, backend, 1_000, 300) == pytest.approx(rates[-1])
+    assert benchmarks.lm_songs_a_minute(size, backend, 1_000, 300) == pytest.approx(rates[-1])
+
+
+def test_a_language_model_of_another_size_is_as_fast_as_the_next_larger_one_or_slower_than_the_largest() -> None:
+    def rate(size: LmSize) -> float:
+        return benchmarks.lm_songs_a_minute(size, "vllm", 16, 300)
+
+    small, middle, large = benchmarks.LM_SIZES.values()
+    assert rate(LmSize(100_000_000, 8)) == rate(small)
+    assert rate(LmSize(1_200_000_000, 28)) == rate(middle)
+    assert rate(LmSize(2 * large.parameters, 36)) == pytest.approx(rate(large) / 2)
 
 
 def test_the_measured_points_are_met_exactly() -> None:
-    points = {songs: benchmarks.lm_songs_a_minute(LMS[1], "vllm", songs, 300) for songs in (1, 4, 16, 64)}
+    middle = benchmarks.LM_SIZES[LMS[1]]
+    points = {songs: benchmarks.lm_songs_a_minute(middle, "vllm", songs, 300) for songs in (1, 4, 16, 64)}
     assert points == pytest.approx({1: 16.3, 4: 48, 16: 168, 64: 350})
-    assert benchmarks.lm_songs_a_minute(LMS[1], "pt", 64, 300) == pytest.approx(166)
-    assert benchmarks.lm_songs_a_minute(LMS[1], "vllm", 64, 150) == pytest.approx(700)
+    assert benchmarks.lm_songs_a_minute(middle, "pt", 64, 300) == pytest.approx(166)
+    assert benchmarks.lm_songs_a_minute(middle, "vllm", 64, 150) == pytest.approx(700)
 
 
 def test_the_shapes_give_the_bytes_that_were_measured() -> None:

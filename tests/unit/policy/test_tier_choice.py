@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from acestep_consumer.domain.job import Request
 from acestep_consumer.execution.tier_forwarding import TierForwarding
 from acestep_consumer.policy.admit import Limits, admit
-from acestep_consumer.policy.tier_choice import better_tiers, served_names
+from acestep_consumer.policy.tier_choice import better_tiers, queue_names, served_names
 from acestep_consumer.policy.tiers import BUILT_IN, NEWER, TierTable, TierTableError
 from acestep_schemas.events import LmChoice
 from acestep_schemas.request import parse_request
@@ -135,6 +135,18 @@ def test_a_name_that_cannot_be_that_of_one_queue_is_refused(name: str) -> None:
     table = BUILT_IN.model_copy(update={"tiers": (*BUILT_IN.tiers[:-1], last)})
     with pytest.raises(TierTableError, match=name):
         TierForwarding(lambda: make_limits(4), table)
+
+
+def test_a_table_of_ones_own_cannot_change_what_others_count_on() -> None:
+    """Else a worker with a shipped table would forward 600 s to a tier that makes 60 of them."""
+    small = BUILT_IN.tiers[-1].model_copy(update={"max_seconds": 60, "max_seconds_with_lm": 60})
+    ours = TierTable(version="ours-1", tiers=(*BUILT_IN.tiers[:-1], small))
+    for refused in (queue_names, served_names, lambda table: TierForwarding(lambda: make_limits(4), table)):
+        with pytest.raises(TierTableError, match="unlimited must have names of their own, such as our-unlimited"):
+            refused(ours)
+    renamed = TierTable(version="ours-1", tiers=(*BUILT_IN.tiers[:-1], small.model_copy(update={"name": "our-large"})))
+    assert queue_names(renamed)[-1] == "our-large"
+    assert queue_names(TierTable(version="ours-2", tiers=NEWER.tiers)) == queue_names(NEWER)
 
 
 @pytest.mark.parametrize("table", [BUILT_IN, NEWER], ids=lambda table: table.version)

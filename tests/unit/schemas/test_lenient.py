@@ -39,6 +39,25 @@ def lenient(**body: object) -> tuple[GenerationRequest, str]:
         ("timesteps", "0.5,0.9", None, "'timesteps' = 0.5,0.9: must fall strictly"),
         ("infer_method", "euler", "ode", "must be 'ode' or 'sde'; the default is used"),
         ("prompt", "x" * 9_000, "x" * 8_192, "must have at most 8,192 characters; its beginning is used"),
+        (
+            "prompt",
+            ["soft", "jazz"],
+            "['soft', 'jazz']",
+            "'prompt' = ['soft', 'jazz']: must be text; ['soft', 'jazz'] is used",
+        ),
+        ("lyrics", True, "True", "'lyrics' = true: must be text; True is used"),
+        ("prompt", "jazz \ud83c", "jazz ?", "must be valid Unicode, without lone surrogates; jazz ? is used"),
+        ("bpm", float("nan"), None, "'bpm' = nan: must be a whole number; the default is used"),
+        (
+            "vocal_language",
+            "Japanese",
+            "Japanese",
+            "must be a language code, such as en; it goes into the prompt as it is",
+        ),
+        ("bpm", "\uff11\uff12\uff10", 120, "must be a number; 120 is used"),
+        ("bpm", "1_20", 120, "'bpm' = 1_20: must be a number; 120 is used"),
+        ("bpm", "1__20", None, "'bpm' = 1__20: must be a number; the default is used"),
+        ("seed", "\u0661, 2", (1, 2), "; 1, 2 is used"),
         ("thinking", [], False, "must be true or false; the default is used"),
         ("key_scale", "D dorian", "D dorian", "; it goes into the prompt as it is"),
         ("time_signature", "5/4", "5/4", "; it goes into the prompt as it is"),
@@ -61,6 +80,21 @@ def test_a_reversed_interval_is_used_as_it_is(start: str, end: str, used: str) -
     request, warning = lenient(**{start: 0.8, end: 0.2})
     assert (getattr(request, start), getattr(request, end)) == (0.8, 0.2)
     assert warning == f"'{end}' = 0.2: {end} must not be below {start}; {used}"
+
+
+def test_a_window_that_ends_before_it_begins_is_the_whole_song() -> None:
+    source = {"task_type": "repaint", "src_audio_path": "s3://songs/a.flac"}
+    request, warning = lenient(**source, repainting_start=5, repainting_end="5")
+    assert request.repainting_end == 5
+    said = "'repainting_end' = 5: repainting_end must be after repainting_start; the whole song is made anew"
+    assert warning == said
+    assert parse_request({"prompt": "x", "repainting_start": 5, "repainting_end": 5})[1] == ()
+
+
+def test_a_replacement_that_is_too_long_is_cut() -> None:
+    request, warnings = parse_request({"key_scale": ["C major"] * 99})
+    assert request.key_scale == str(["C major"] * 99)[:128]
+    assert warnings[-1].endswith("; its beginning is used")
 
 
 @pytest.mark.parametrize("name", ["param_obj", "metas"])

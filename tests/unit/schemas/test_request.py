@@ -366,7 +366,7 @@ class TestLookup:
         assert (request.bpm, request.key_scale, request.time_signature, request.audio_duration) == (None,) * 4
 
     @pytest.mark.parametrize("name", ["param_obj", *METAS])
-    @pytest.mark.parametrize("bad", ['{"bpm": 9', "[1]", 7, [1], '{"bpm": NaN}', "[" * 100_000])
+    @pytest.mark.parametrize("bad", ['{"bpm": 9', "[1]", 7, [1], "[" * 100_000])
     def test_a_nested_object_that_cannot_be_read_is_an_error_that_names_it(self, name: str, bad: object) -> None:
         found = problem(**{name: bad})
         assert found.field == name
@@ -429,10 +429,12 @@ class TestWarnings:
     def test_format_is_a_flag_and_a_file_format_in_it_is_pointed_elsewhere(self) -> None:
         assert warned(format="wav") == "'format' is 'wav', which is read as false; the file format is 'audio_format'"
 
-    def test_a_language_that_the_model_does_not_know_becomes_unknown(self) -> None:
-        request, warnings = parse_request({"language": "Klingon"})
-        assert request.vocal_language == "unknown"
-        assert warnings == ("language 'Klingon' is not supported: 'unknown' is used",)
+    def test_a_language_that_the_model_does_not_know_stays_as_it_is(self) -> None:
+        request, (warning,) = parse_request({"language": " Klingon "})
+        assert request.vocal_language == "Klingon"
+        assert warning.endswith(
+            "must be a language code, such as en (written as language); it goes into the prompt as it is"
+        )
         assert parsed(language="unknown").vocal_language == "unknown"
 
     def test_mlx_is_accepted_and_replaced(self) -> None:
@@ -646,6 +648,17 @@ class TestMusicalFields:
     @pytest.mark.parametrize("code", coerce.LANGUAGES)
     def test_each_language_of_the_model_is_known(self, code: str) -> None:
         assert parsed(language=code.upper()).vocal_language == code
+
+    def test_lists_and_objects_may_be_json_text_as_in_forms(self) -> None:
+        found = parsed(track_classes='["drums", "bass"]', seed="[1, 2]", timesteps=" [1, 0.5, 0]", lora='{"path": "a"}')
+        assert (found.track_classes, found.seed, found.timesteps) == (("drums", "bass"), (1, 2), (1.0, 0.5, 0.0))
+        assert [each.path for each in (*found.all_loras, *parsed(loras='["b", {"path": "c"}]').loras)] == [
+            "a",
+            "b",
+            "c",
+        ]
+        assert parsed(prompt='["verse"]', lyrics="[verse] la").prompt == '["verse"]'
+        assert parsed(track_classes="[drums").track_classes == ("[drums",)
 
     @pytest.mark.parametrize("written", ["1,0.5,0", [1, "0.5", 0.0], "1.0, 5e-1 ,0"])
     def test_times_come_as_text_or_list(self, written: object) -> None:

@@ -33,7 +33,7 @@ def test_it_reads_what_the_standard_library_writes(value: object) -> None:
 
 
 @patient
-@given(st.text(alphabet='{}[]",:\\ 01eNaInfty-\n\ud800', max_size=40))
+@given(st.text(alphabet='{}[]",:\\ 01eatfy-\n\ud800', max_size=40))
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:
         value = loads(text).value
@@ -51,8 +51,9 @@ def test_a_syntax_error_says_where(text: str, where: str) -> None:
 
 
 @pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])
-def test_what_json_has_no_number_for_is_refused_outside_of_text(word: str) -> None:
-    assert refusal(f'{{"a":\n {word}}}') == f"{word} is not a JSON number, at line 2, column 2"
+def test_what_python_writes_where_json_has_no_number_is_read(word: str) -> None:
+    (found,) = loads(f'{{"a": {word}}}').fields.values()
+    assert repr(found) == repr(float(word))
     assert loads(f'{{"a": "{word}"}}').value == {"a": word}
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes of models for ``plan``: of the files on this disk where there are some, else by name. Reads no tensor."""
+"""Sizes of DiT models for ``plan``: of the files on this disk where there are some, else by name. Reads no tensor."""
 
 import json
 import math
@@ -9,15 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from acestep_consumer.engine.planner import registry as lms
 from acestep_consumer.engine.renderer.original_layout import COMFYUI_DIT
 from acestep_consumer.engine.renderer.registry import CheckpointError, resolve
 from acestep_consumer.engine.renderer.tensor_files import FileDamaged, TensorInfo, read_header
-from acestep_consumer.policy import benchmarks
-from acestep_consumer.policy.benchmarks import DIT_2B, DIT_SIZES, DIT_XL, DitSize, LmSize
-
-_SAME: Final = 0.05
-"""A model whose parameters differ by less from those of a published size has that size."""
+from acestep_consumer.policy.benchmarks import DIT_2B, DIT_SIZES, DIT_XL, DitSize, is_same_size
 
 _INPUTS: Final = ("proj_in.1.weight", "proj_in_conv.weight")
 _LAYER: Final = re.compile(r"layers\.(\d+)\.")
@@ -47,26 +42,13 @@ def size_of_dit(named: str, checkpoint_dir: Path | None) -> SizedDit:
     return SizedDit(size, bool(_config(part).get("is_turbo", by_name.turbo)), on_disk=True)
 
 
-def size_of_lm(named: str, checkpoint_dir: Path | None) -> LmSize:
-    """Return the size of a language model: name, folder or hub id."""
-    by_name = benchmarks.lm_size(named)
-    try:
-        folder = lms.resolve(named, checkpoint_dir).folder
-        tensors = _tensors(folder.glob("*.safetensors")) if folder is not None else {}
-        # The head of a model with tied embeddings may be stored once more.
-        found = LmSize(_parameters(info for name, info in tensors.items() if "lm_head" not in name), _layers(tensors))
-    except (lms.LmNotFound, FileDamaged, ValueError):
-        return by_name
-    return next((size for size in benchmarks.LM_SIZES.values() if _near(found.parameters, size.parameters)), found)
-
-
 def _dit_size(tensors: Mapping[str, TensorInfo]) -> DitSize:
     """Return the size of the DiT in a file that may hold other parts too."""
     tensors = {name.removeprefix(COMFYUI_DIT): info for name, info in tensors.items()}
     own = {name.removeprefix("decoder."): info for name, info in tensors.items() if name.startswith("decoder.")}
     tensors = own or tensors
     parameters = _parameters(tensors.values())
-    if known := next((size for size in DIT_SIZES if _near(parameters, size.parameters)), None):
+    if known := next((size for size in DIT_SIZES if is_same_size(parameters, size.parameters)), None):
         return known
     hidden = next(tensors[name].shape[0] for name in _INPUTS if name in tensors)
     return DitSize(f"{parameters / 1e9:.2g}B", parameters, _layers(tensors), hidden)
@@ -82,10 +64,6 @@ def _parameters(tensors: Iterable[TensorInfo]) -> int:
 
 def _layers(names: Iterable[str]) -> int:
     return 1 + max(int(found[1]) for name in names if (found := _LAYER.search(name)))
-
-
-def _near(parameters: int, known: int) -> bool:
-    return abs(parameters / known - 1) < _SAME
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -23,11 +23,11 @@ from acestep_consumer.commands.plan.answer import (
     WorkloadPart,
 )
 from acestep_consumer.commands.plan.gpu import DetectedGpu
-from acestep_consumer.commands.plan.model_size import size_of_dit, size_of_lm
+from acestep_consumer.commands.plan.model_size import size_of_dit
 from acestep_consumer.config.settings import Settings
 from acestep_consumer.engine.planner.registry import lm_request
 from acestep_consumer.policy import benchmarks
-from acestep_consumer.policy.benchmarks import DIT_2B, DIT_SIZES, GIB, MEASURED_ON, REFERENCE, DitSize
+from acestep_consumer.policy.benchmarks import DIT_2B, DIT_SIZES, GIB, LM_SIZES, MEASURED_ON, REFERENCE, DitSize
 from acestep_consumer.policy.lm_choice import LmPlan, LmRequest, plan_lm
 from acestep_consumer.policy.sizing import (
     Capacity,
@@ -39,7 +39,7 @@ from acestep_consumer.policy.sizing import (
     left_over,
     lm_on_gpu,
 )
-from acestep_consumer.policy.tiers import MIN_DURATION_S, NEWER, OFFLOAD_BELOW_GB, Tier, TierTable, others
+from acestep_consumer.policy.tiers import LMS, MIN_DURATION_S, NEWER, OFFLOAD_BELOW_GB, Tier, TierTable, others
 
 _OFFLOADABLE = ("cuda", "xpu")
 _INT8_BELOW_GB = 20
@@ -79,7 +79,8 @@ class PlanSurvey:
         self._gpu = GpuSpec(name=found.name, vram_gb=found.vram_gb, speed=self._speed or REFERENCE)
         self._names = tuple(dict.fromkeys(self._engine.models))
         self._dits = {name: size_of_dit(name, self._engine.checkpoint_dir) for name in self._names}
-        self._lm_plan = self._plan_lm()
+        self._lm_wish = self._lm_request()
+        self._lm_plan = plan_lm(self._lm_wish, self._tier, found.vram_gb)
         self._workload = self._clamped()
         self._lm = self._on_gpu(self._lm_plan, self._workload) if self._lm_plan and not self._lm_is_apart() else None
         offload = self._offloads()
@@ -111,15 +112,13 @@ class PlanSurvey:
             notes=tuple(self._notes()),
         )
 
-    def _plan_lm(self) -> LmPlan | None:
+    def _lm_request(self) -> LmRequest:
         wish = lm_request(self._engine, os.environ)
-        if self._asked.card is not None or self._asked.vram_gb is not None:
-            wish = replace(wish, on_disk=None)  # of another machine
-        return plan_lm(wish, self._tier, self._found.vram_gb)
+        elsewhere = self._asked.card is not None or self._asked.vram_gb is not None
+        return replace(wish, on_disk=None) if elsewhere else wish
 
     def _on_gpu(self, plan: LmPlan, workload: Workload) -> LmSpec:
-        size = size_of_lm(plan.model, self._engine.checkpoint_dir)
-        return lm_on_gpu(plan.model, plan.backend, plan.memory_gb, workload, size)
+        return lm_on_gpu(plan.model, plan.backend, plan.memory_gb, workload, plan.size)
 
     def _lm_is_apart(self) -> bool:
         """Whether the LM is on another device than the renderer."""
@@ -191,10 +190,11 @@ class PlanSurvey:
         )
 
     def _possible(self) -> Iterator[FitPart]:
-        """Yield every pair of a DiT size and an LM of the tier, with the songs per minute of this workload."""
+        """Yield every pair of a DiT size and an LM (the tier's and the configured one), with songs per minute."""
         if not self._found.vram_gb:
             return
-        for name in (None, *self._tier.lms):
+        configured = () if self._lm_plan is None else (self._lm_plan.model,)
+        for name in dict.fromkeys((None, *self._tier.lms, *configured)):
             lm = self._listed(name)
             for size in dict.fromkeys((*DIT_SIZES, *self._load.models)):
                 load = self._with(size, lm)
@@ -210,7 +210,7 @@ class PlanSurvey:
                 )
 
     def _listed(self, name: str | None) -> LmSpec | None:
-        wish = LmRequest(init=name is not None, model=name, backend=self._engine.lm_backend)
+        wish = replace(self._lm_wish, init=name is not None, model=name)
         wanted = plan_lm(wish, self._tier, self._found.vram_gb)
         return self._on_gpu(wanted, Workload()) if wanted else None
 
@@ -280,9 +280,9 @@ class PlanSurvey:
     def _missing(self) -> str:
         missing = -left_over(self._gpu, self._load, self._workload) / GIB
         smaller = [part for part in self._possible() if part.fits and part.dit == self._load.models[0].name]
-        with_lm = [part.lm for part in smaller if part.lm]
+        with_lm = [part.lm for part in smaller if part.lm and part.lm != self._lm.model] if self._lm else []
         text = f"does not fit: {max(missing, 0.1):.1f} GiB short"
-        if self._lm is not None and with_lm:
+        if with_lm:
             return f"{text}; ACESTEP_LM_MODEL_PATH={with_lm[-1]} fits"
         if self._lm is not None and smaller:
             return f"{text}; fits without the LM: ACESTEP_INIT_LLM=false"
@@ -339,7 +339,10 @@ class PlanSurvey:
             yield f"{size.name.partition(' ')[0]} was not measured: {scaled}"
         if self._lm_is_apart() and self._lm_plan:
             yield f"the LM is on {self._engine.lm_device}: its memory and time are not included"
-        if self._lm is not None and self._lm.backend == "pt" and not self._lm.model.endswith("1.7B"):
+        if self._lm is not None and self._lm.size not in LM_SIZES.values():
+            billions = self._lm.size.parameters / 1e9
+            yield f"{self._lm.model} ({billions:.2g}B) was not measured: speed of the next larger LM, or scaled from it"
+        if self._lm is not None and self._lm.backend == "pt" and self._lm.size != LM_SIZES[LMS[1]]:
             yield "transformers was measured with the 1.7B LM only: speed scaled like vLLM's"
         if self._load.offload_models or (self._engine.lm_offload and self._lm):
             yield "offloading: the transfer time of weights is not included; expect fewer songs per minute"

@@ -64,7 +64,10 @@ def submit(
         float | None, typer.Option(metavar="SECONDS", help="Length of a song, up to 600.", rich_help_panel=MUSIC)
     ] = None,
     bpm: Annotated[
-        int | None, typer.Option(metavar="N", help="Beats per minute, 30 to 300.", rich_help_panel=MUSIC)
+        int | None,
+        typer.Option(
+            metavar="N", help="Beats per minute; the models were trained on 30 to 300.", rich_help_panel=MUSIC
+        ),
     ] = None,
     key: Annotated[
         str | None, typer.Option(metavar="KEY", help='Key, such as "C major" or "F# minor".', rich_help_panel=MUSIC)

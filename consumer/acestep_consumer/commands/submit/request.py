@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from acestep_consumer.domain.parse import form_fields
+from acestep_consumer.domain.parse import form_document
 from acestep_consumer.domain.tasks import TASKS
-from acestep_consumer.policy.tiers import MAX_BATCH, MAX_BPM, MAX_DURATION_S, MIN_BPM
+from acestep_consumer.policy.tiers import MAX_BATCH, MAX_DURATION_S
 from acestep_schemas.aliases import ALIASES
 from acestep_schemas.request import FieldProblem, GenerationRequest, RequestInvalid, parse_request
 from acestep_schemas.strict_json import JsonRefused
@@ -47,7 +47,6 @@ FLAGS: Final = {
 _BOUNDS: Final = (
     ("audio_duration", 0, MAX_DURATION_S),
     ("batch_size", 1, MAX_BATCH),
-    ("bpm", MIN_BPM, MAX_BPM),
 )
 
 
@@ -162,7 +161,7 @@ def _problem(field: str, value: str, rule: str, from_flags: frozenset[str]) -> s
 def read_form(file: Path) -> dict[str, object]:
     """Read a request from a file that holds a form, as browsers send it. Raises ``RequestRefused``."""
     try:
-        return form_fields(read_text(file).strip())
+        return form_document(read_text(file).strip()).fields
     except JsonRefused as error:
         raise RequestRefused(f"{file}: {error}") from error
 

@@ -35,12 +35,21 @@ class MetadataError(ValueError):
 
 
 class AsGiven(str):
-    """A key or time signature of the request that is not written as in the model's training: ``D dorian``, ``5/4``.
+    """A key, time signature or language of the request that the model was not trained on: ``D dorian``, ``5/4``.
 
     It is one line without control tokens, and taken letter for letter; the model itself never writes one.
     """
 
     __slots__ = ()
+
+
+class TempoAsGiven(int):
+    """A tempo of the request that the model was not trained on, taken as it is."""
+
+    __slots__ = ()
+
+
+_GIVEN: Final = (AsGiven, TempoAsGiven)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +87,7 @@ class Metadata:
 
     def _check(self, field: str) -> None:
         value = getattr(self, field)
-        if isinstance(value, AsGiven):
+        if isinstance(value, _GIVEN):
             return
         if field in _RANGES:
             low, high = _RANGES[field]
@@ -95,8 +104,8 @@ def to_yaml(metadata: Metadata) -> str:
     time signature the beats are written: ``5`` for 5/4.
     """
     values = {field: getattr(metadata, field) for field in metadata.known_fields}
-    if metadata.keyscale is not None:
-        values["keyscale"] = str(metadata.keyscale)
+    plain = {"bpm": int, "keyscale": str, "language": str}  # YAML's writer knows no classes of ours
+    values |= {field: plain[field](values[field]) for field in plain.keys() & values}
     if metadata.timesignature is not None:
         beats = metadata.timesignature.partition("/")[0].strip()
         values["timesignature"] = int(beats) if beats.isdecimal() else str(metadata.timesignature)
@@ -109,13 +118,18 @@ def think_block(metadata: Metadata) -> str:
 
 
 def as_given(field: str, value: str | None) -> str | None:
-    """Return a key or time signature of the request: as in the model's training, else ``AsGiven``, or None."""
+    """Return a key, time signature or language of the request: as in training, else ``AsGiven``, or None."""
     line = _one_line(value or "")
     try:
         known = _READ[field](line) == line
     except ValueError:
         known = False
     return line if known else AsGiven(line) if line else None
+
+
+def tempo_as_given(bpm: int | None) -> int | None:
+    """Return a tempo of the request: as it is in the range of the model's training, else ``TempoAsGiven``, or None."""
+    return bpm if bpm is None or MIN_BPM <= bpm <= MAX_BPM else TempoAsGiven(bpm)
 
 
 def parse(text: str, fixed: Metadata | None = None) -> Metadata:
@@ -128,7 +142,7 @@ def parse(text: str, fixed: Metadata | None = None) -> Metadata:
         MetadataError: there is no known field, or one with an invalid value.
     """
     thoughts, _, rest = text.partition(END_THINK)
-    stays = {field: value for field in FIELDS if isinstance(value := getattr(fixed, field, None), AsGiven)}
+    stays = {field: value for field in FIELDS if isinstance(value := getattr(fixed, field, None), _GIVEN)}
     found = _fields(thoughts.rpartition(THINK)[2])
     genres = _unquoted(found.pop("genres")) if "genres" in found else None
     values = {field: stays[field] if field in stays else _read(field, _unquoted(raw)) for field, raw in found.items()}

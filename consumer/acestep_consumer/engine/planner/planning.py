@@ -20,7 +20,7 @@ from acestep_consumer.engine.planner.backend import CodeConstraint, Generation, 
 from acestep_consumer.engine.planner.description_hints import hints_in
 from acestep_consumer.engine.planner.engine_loop import EngineLoop
 from acestep_consumer.engine.planner.grammar import SONG_FIELDS, metadata_grammar, song_grammar
-from acestep_consumer.engine.planner.metadata import FIELDS, Metadata, MetadataError, as_given, parse
+from acestep_consumer.engine.planner.metadata import FIELDS, Metadata, MetadataError, as_given, parse, tempo_as_given
 from acestep_consumer.engine.planner.prompts import GuidedPrompts, Prompt
 from acestep_consumer.engine.planner.tokens import LmTokens
 from acestep_consumer.policy.tiers import DEFAULT_DURATION_S, MAX_DURATION_S, MIN_DURATION_S
@@ -202,10 +202,10 @@ def draft_of(job: Job) -> PlanDraft:
         caption=request.prompt,
         lyrics=request.lyrics,
         metadata=Metadata(
-            bpm=request.bpm,
+            bpm=tempo_as_given(request.bpm),
             duration=None if seconds is None else _whole_seconds(seconds),
             keyscale=as_given("keyscale", request.key_scale),
-            language=request.vocal_language if "vocal_language" in job.given else None,
+            language=as_given("language", request.vocal_language) if "vocal_language" in job.given else None,
             timesignature=as_given("timesignature", request.time_signature),
         ),
         warnings=tuple(_without_effect(request)),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Language model registry: finds a model by its name, in folders or on the hub. Loads nothing."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Final
 from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.engine.hub_cache import is_offline, snapshot
 from acestep_consumer.engine.published_models import MAIN_REPOSITORY, PUBLISHED, ModelKind, pull_command
+from acestep_consumer.policy.benchmarks import LM_SIZES, LmSize, is_same_size
 from acestep_consumer.policy.lm_choice import LmRequest
 from acestep_consumer.policy.tiers import LMS
 
@@ -62,22 +64,41 @@ def lm_request(settings: EngineSettings, environ: Mapping[str, str]) -> LmReques
         settings: the engine's.
         environ: names the cache folder of the Hugging Face client.
     """
-    found = (name for name in LMS if _is_on_disk(name, settings.checkpoint_dir, environ))
+    places = {name: _place(name, settings.checkpoint_dir, environ) for name in (*LMS, settings.lm_model_path) if name}
+    found = {name: place for name, place in places.items() if place is not None}
     return LmRequest(
         init=settings.init_llm,
         model=settings.lm_model_path,
         backend=settings.lm_backend,
-        on_disk=frozenset(found),
+        on_disk=frozenset(name for name in LMS if name in found and any(found[name].glob("*.safetensors"))),
         on_hub=frozenset() if is_offline(environ) else frozenset(HUB),
+        sizes={name: size for name, place in found.items() if (size := _size(place)) is not None},
     )
 
 
-def _is_on_disk(name: str, checkpoint_dir: Path | None, environ: Mapping[str, str]) -> bool:
-    folders = _folders(name, checkpoint_dir)
-    cached = snapshot(HUB[name], environ) if name in HUB else None
-    return any((folder / "config.json").is_file() and any(folder.glob("*.safetensors")) for folder in folders) or (
-        cached is not None and any(cached.glob("*.safetensors"))
-    )
+def _place(model: str, checkpoint_dir: Path | None, environ: Mapping[str, str]) -> Path | None:
+    """Return the folder of a model that is on the disk: of ``resolve``, or in the hub's cache."""
+    try:
+        place = resolve(model, checkpoint_dir)
+    except LmNotFound:
+        return None
+    return place.folder or snapshot(place.hub_id or model, environ)
+
+
+def _size(folder: Path) -> LmSize | None:
+    """Return the size that a model's ``config.json`` (Qwen3) says; None: it does not say it."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        hidden, layers, heads = (config[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
+        head = config.get("head_dim") or hidden // heads
+        queries, keys = heads * head, config.get("num_key_value_heads", heads) * head
+        layer = hidden * (2 * queries + 2 * keys + 3 * config["intermediate_size"] + 2) + 2 * head
+        embeddings = config["vocab_size"] * hidden * (1 if config.get("tie_word_embeddings", True) else 2)
+        size = LmSize(int(embeddings + layers * layer + hidden), int(layers), int(keys))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
+        return None
+    published = (known for known in LM_SIZES.values() if is_same_size(size.parameters, known.parameters))
+    return next(published, size) if size.parameters > 0 else None
 
 
 def _folders(model: str, checkpoint_dir: Path | None) -> tuple[Path, ...]:

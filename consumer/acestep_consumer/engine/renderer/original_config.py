@@ -50,7 +50,10 @@ def component_configs(config: Mapping[str, Any], place: object) -> Mapping[str, 
         CheckpointError: a field is missing, or it is another model's config.
     """
     if (kind := config.get("model_type")) != MODEL_TYPE:
-        raise CheckpointError(f"{place} holds a {kind or 'model of no type'}, and no ACE-Step 1.5 ({MODEL_TYPE})")
+        raise CheckpointError(
+            f"{place} holds a {kind or 'model of no type'}, and no ACE-Step 1.5 ({MODEL_TYPE}): "
+            "choose another folder with ACESTEP_CONFIG_PATH or --model"
+        )
 
     def fields(*names: str) -> dict[str, Any]:
         for name in names:
@@ -88,7 +91,9 @@ def check_fit(configs: Mapping[str, dict[str, Any]], shapes: Mapping[str, tuple[
         CheckpointError: the tensors are of another model.
     """
     if fault := next(_faults(configs, shapes), None):
-        raise CheckpointError(f"{place}: the weights do not fit config.json, they are of another model: {fault}")
+        raise CheckpointError(
+            f"{place}: the weights do not fit config.json, they are of another model: {fault}: download the model again"
+        )
 
 
 def _faults(configs: Mapping[str, dict[str, Any]], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:

@@ -296,7 +296,6 @@ class _MaterialBuilder:
             src_audio=pad(source, (int(before * rate), silence))[:, :length],
         )
         if end is not None and end <= asked.repainting_start:
-            self.warnings.append("repainting_end is not after repainting_start: the whole song is made anew")
             return material
         return replace(
             material,

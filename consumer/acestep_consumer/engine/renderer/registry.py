@@ -122,6 +122,8 @@ def _not_found(named: str, checkpoint_dir: Path | None) -> str:
     places = "; ".join(str(folder) for folder in _folders(named, checkpoint_dir))
     unset = "" if checkpoint_dir else " (ACESTEP_CHECKPOINT_DIR is not set)"
     looked = f"model {named} was not found. Looked for a folder: {places}{unset}."
+    if checkpoint_dir and _is_model(checkpoint_dir):
+        return f"{looked} {checkpoint_dir} is a model itself: set ACESTEP_CHECKPOINT_DIR to {checkpoint_dir.parent}"
     if there := ", ".join(_models_in(checkpoint_dir)):
         looked += f" {checkpoint_dir} holds {there}: choose with ACESTEP_CONFIG_PATH or --model."
     if is_dit(named):
@@ -133,5 +135,9 @@ def _not_found(named: str, checkpoint_dir: Path | None) -> str:
 def _models_in(checkpoint_dir: Path | None) -> Iterator[str]:
     """Yield the names of the DiT models in a folder."""
     for folder in sorted(checkpoint_dir.iterdir()) if checkpoint_dir and checkpoint_dir.is_dir() else ():
-        if (folder / INDEX).is_file() or (folder / SILENCE).is_file():
+        if _is_model(folder):
             yield folder.name
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / INDEX).is_file() or (folder / SILENCE).is_file()

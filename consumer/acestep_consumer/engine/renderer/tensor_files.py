@@ -19,6 +19,7 @@ AGAIN: Final = "download it again"
 
 _MAX_HEADER: Final = 100 << 20
 _LENGTH_BYTES: Final = 8
+_LFS_POINTER: Final = b"version https://git-lfs"
 _MAGIC: Final = b"GGUF"
 _VERSIONS: Final = (2, 3)
 _MAX_COUNT: Final = 1 << 20
@@ -69,7 +70,10 @@ def read_header(path: Path) -> Header:
 
 
 def _safetensors(file: BinaryIO, size: int) -> Header:
-    length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+    begin = file.read(_LENGTH_BYTES)
+    length = int.from_bytes(begin, "little")
+    if begin == _LFS_POINTER[:_LENGTH_BYTES]:
+        raise FileDamaged("is a pointer of Git LFS, not the file itself: run `git lfs pull` in its folder")
     if not 0 < length <= min(_MAX_HEADER, size - _LENGTH_BYTES):
         raise FileDamaged(f"is not a safetensors file, or was cut off: {AGAIN}")
     header: dict[str, Any] = json.loads(file.read(length))

@@ -11,7 +11,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from acestep_consumer.engine.planner.grammar import MAX_CAPTION_LINES, metadata_grammar, song_grammar
-from acestep_consumer.engine.planner.metadata import FIELDS, Metadata, as_given, parse, think_block, to_yaml
+from acestep_consumer.engine.planner.metadata import (
+    FIELDS,
+    Metadata,
+    TempoAsGiven,
+    as_given,
+    parse,
+    think_block,
+    to_yaml,
+)
 from acestep_consumer.engine.planner.tokens import LmTokens
 from tests.unit.engine.planner import songs
 
@@ -68,8 +76,12 @@ def test_given_fields_are_written_as_they_stand_and_as_nothing_else(
 
 def test_a_value_that_the_model_does_not_know_is_written_only_where_it_is_given(fits: Fits) -> None:
     key, signature = as_given("keyscale", "D dorian"), as_given("timesignature", "5/4")
-    song = replace(SONG, keyscale=key, timesignature=signature)
-    assert fits(metadata_grammar(Metadata(keyscale=key, timesignature=signature)), think_block(song))
+    language, tempo = as_given("language", "Old Norse: verse"), TempoAsGiven(20)
+    given = Metadata(keyscale=key, timesignature=signature, language=language, bpm=tempo)
+    song = replace(SONG, keyscale=key, timesignature=signature, language=language, bpm=tempo)
+    assert fits(metadata_grammar(given), think_block(song))
+    found = parse(think_block(song), given)
+    assert (found.bpm, found.language) == (20, "Old Norse: verse")
     assert not fits(metadata_grammar(), think_block(song))
 
 

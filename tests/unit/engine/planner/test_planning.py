@@ -45,13 +45,13 @@ def test_a_fraction_of_a_second_is_cut_off_in_the_thoughts() -> None:
     assert draft_of(job(thinking=True, **FOUR)).metadata.duration == 30
 
 
-def test_keys_and_time_signatures_that_the_model_does_not_know_are_those_of_the_request() -> None:
+def test_what_the_model_does_not_know_is_as_in_the_request() -> None:
     known = job(thinking=True, **FOUR)
-    unknown = replace(
-        known, request=known.request.model_copy(update={"key_scale": "D dorian", "time_signature": "5/4"})
-    )
+    asked = {"key_scale": "D dorian", "time_signature": "5/4", "bpm": 20, "vocal_language": "Klingon"}
+    unknown = replace(known, request=known.request.model_copy(update=asked), given=known.given | set(asked))
     metadata = draft_of(unknown).metadata
-    assert (metadata.keyscale, metadata.timesignature) == ("D dorian", "5/4")
+    assert (metadata.keyscale, metadata.timesignature, metadata.bpm) == ("D dorian", "5/4", 20)
+    assert metadata.language == "Klingon"
     assert not needs_metadata(unknown, draft_of(unknown))
 
 

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a language model is looked for: a path, the checkpoint folder, the hub, in this order."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.engine.planner.registry import HUB, LmLocation, LmNotFound, lm_request, resolve
+from acestep_consumer.policy.benchmarks import LM_SIZES, LmSize
 from acestep_consumer.policy.lm_choice import LmRequest
 from acestep_consumer.policy.tiers import LMS
 
@@ -84,3 +86,43 @@ def test_the_settings_are_in_it(tmp_path: Path) -> None:
     settings = EngineSettings(init_llm=True, lm_model_path="ours", lm_backend="pt")
     found = lm_request(settings, {"HF_HOME": str(tmp_path)})
     assert (found.init, found.model, found.backend) == (True, "ours", "pt")
+
+
+QWEN3_0_6B = {
+    "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
+    "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 217_204, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def size_of(folder: Path, **changes: object) -> LmSize | None:
+    """The size that is read from a folder of the operator's own, beside a stock name that is not there."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({**QWEN3_0_6B, **changes}))
+    settings = EngineSettings(lm_model_path=folder.name, checkpoint_dir=folder.parent)
+    return lm_request(settings, {"HF_HOME": str(folder)}).sizes.get(folder.name)
+
+
+def test_a_model_on_the_disk_has_the_size_of_its_configuration(tmp_path: Path) -> None:
+    ours = tmp_path / "acestep-5Hz-lm-4B"  # whatever it is called
+    assert size_of(ours) == LM_SIZES["acestep-5Hz-lm-0.6B"]
+    assert size_of(ours, vocab_size=218_000) == LM_SIZES["acestep-5Hz-lm-0.6B"]
+    larger = {"hidden_size": 2048, "intermediate_size": 6144}
+    assert size_of(ours, **larger) == LM_SIZES["acestep-5Hz-lm-1.7B"]
+    other = size_of(ours, **larger, tie_word_embeddings=False, num_key_value_heads=4)
+    assert other is not None
+    assert (other.parameters // 10**7, other.layers, other.keys_width) == (224, 28, 4 * 128)
+
+
+def test_a_configuration_that_does_not_say_the_size_gives_none(tmp_path: Path) -> None:
+    for broken in ({"hidden_size": None}, {"vocab_size": "many"}, {"num_attention_heads": 0, "head_dim": None}):
+        assert size_of(tmp_path / "ours", **broken) is None
+    (tmp_path / "ours/config.json").write_text("[]")
+    assert lm_request(EngineSettings(lm_model_path=str(tmp_path / "ours")), {"HF_HOME": str(tmp_path)}).sizes == {}
+
+
+def test_a_model_in_the_hubs_cache_has_its_size_too(tmp_path: Path) -> None:
+    snapshot = tmp_path / "hub/models--somebody--their-lm/snapshots/1"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text(json.dumps(QWEN3_0_6B))
+    found = lm_request(EngineSettings(lm_model_path="somebody/their-lm"), {"HF_HOME": str(tmp_path)})
+    assert found.sizes == {"somebody/their-lm": LM_SIZES["acestep-5Hz-lm-0.6B"]}

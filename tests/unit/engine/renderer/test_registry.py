@@ -63,6 +63,14 @@ def test_models_that_are_there_in_place_of_the_wanted_one_are_named(tmp_path: Pa
         resolve("acestep-v15-turbo", tmp_path)
 
 
+def test_a_checkpoint_folder_that_is_a_model_itself_names_the_one_to_set(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints/acestep-v15-turbo"
+    folder.mkdir(parents=True)
+    (folder / "silence_latent.pt").touch()
+    with pytest.raises(ModelNotFound, match=f"is a model itself: set ACESTEP_CHECKPOINT_DIR to {folder.parent}$"):
+        resolve("acestep-v15-turbo", folder)
+
+
 def test_an_unknown_name_lists_where_it_was_looked_for_and_what_is_known() -> None:
     with pytest.raises(CheckpointError) as refusal:
         resolve("acestep-v15-tubro", None)
