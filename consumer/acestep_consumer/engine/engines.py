@@ -10,6 +10,7 @@ import structlog
 
 from acestep_consumer.config.settings import EngineSettings, LogLevel, Settings
 from acestep_consumer.domain.ports import Planner, Renderer
+from acestep_consumer.domain.stages import EngineCapacity
 from acestep_consumer.engine.adapters import DirectPlanner, LmPlanner, PlannerSupervisor, RendererSupervisor
 from acestep_consumer.engine.device_usage import DeviceUsage
 from acestep_consumer.engine.messages import Configure, ConfigurePlanner, RendererReport
@@ -108,6 +109,18 @@ class Engines:
     def renderer_usage(self) -> DeviceUsage:
         """Usage of the renderer's device, over all its processes."""
         return self._renderer.usage
+
+    @property
+    def capacity(self) -> EngineCapacity:
+        """What they can work on at once, as they have reported it."""
+        planner, renderer = self._planner, self._renderer
+        report, stats = renderer.report, renderer.usage.stats
+        return EngineCapacity(
+            lm_songs=planner.report.songs if planner and planner.report else None,
+            lm_waiting=planner.usage.sequences_waiting if planner else 0,
+            pack_s=stats.pack_s if stats and stats.pack_s else None,
+            encoders=report.encoders if report and report.encoders else None,
+        )
 
     def limits(self) -> Limits:
         """Return the limits of requests to this worker now. Only after ``start``."""

@@ -90,7 +90,7 @@ async def serve(pipe: PlannerPipe, configure: ConfigurePlanner) -> None:
                 from acestep_consumer.engine.planner.engine_loop import EngineLoop  # noqa: PLC0415 - see above
                 from acestep_consumer.engine.planner.loading import LmUnusable, load  # noqa: PLC0415
                 from acestep_consumer.engine.planner.planning import SongPlanner  # noqa: PLC0415
-                from acestep_consumer.engine.planner.service import PlannerService  # noqa: PLC0415
+                from acestep_consumer.engine.planner.service import PlannerService, report_stats  # noqa: PLC0415
         except ImportError as error:
             await refuse(pipe, f"{error.name} is missing: pip install 'acestep-consumer[engine]'")
         try:
@@ -104,7 +104,8 @@ async def serve(pipe: PlannerPipe, configure: ConfigurePlanner) -> None:
         await planner.warm_up()
     service = PlannerService(planner, pipe.send)
     pipe.send(Ready(report=loaded.report))
-    while True:
+    stats = asyncio.create_task(report_stats(engine_loop, pipe.send), name="stats")
+    while not stats.done():
         service.handle(await pipe.receive())
 
 

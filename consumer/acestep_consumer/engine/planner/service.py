@@ -11,6 +11,7 @@ from acestep_consumer.domain.errors import ConsumerError
 from acestep_consumer.engine.messages import (
     Done,
     FromEngine,
+    LmStats,
     PlanSongs,
     Progressed,
     RequestFailed,
@@ -18,10 +19,13 @@ from acestep_consumer.engine.messages import (
     Stop,
     ToEngine,
 )
+from acestep_consumer.engine.planner.engine_loop import EngineLoop
 from acestep_consumer.engine.planner.planning import SongPlanner
 from acestep_schemas.events import ErrorCode
 
 Send = Callable[[FromEngine], None]
+
+STATS_INTERVAL_S = 1.0
 
 log = structlog.get_logger()
 
@@ -69,3 +73,13 @@ class PlannerService:
             self._send(RequestFailed(request_id=request_id, code=ErrorCode.PLAN_FAILED, reason=reason))
         else:
             self._send(Done(request_id=request_id, result=plan))
+
+
+async def report_stats(engine_loop: EngineLoop, send: Send) -> None:
+    """Send how many sequences wait for memory, once a second where it has changed, until cancelled."""
+    sent = 0
+    while True:
+        await asyncio.sleep(STATS_INTERVAL_S)
+        if (waiting := engine_loop.waiting) != sent:
+            sent = waiting
+            send(LmStats(waiting=waiting))
