@@ -14,7 +14,7 @@ class EngineCapacity:
     """What the engines can work on at once. None: they do not tell, and nothing waits for room in them.
 
     Attributes:
-        lm_songs: songs that the language model has rows for; its memory may take fewer.
+        lm_songs: songs that the language model has rows and memory for, as far as it is known.
         lm_waiting: of the songs that it was given, those that wait for its memory.
         pack_s: seconds of audio in one full batch of the renderer.
         encoders: songs that are encoded at once.

@@ -21,8 +21,8 @@ class DeviceUsage:
         # (time, busy seconds until then); the first entry is the latest of those older than the window, if any.
         self._busy: deque[tuple[float, float]] = deque()
         self.stats: EngineStats | None = None
-        self.sequences_waiting = 0
-        """Sequences that wait for the language model's memory."""
+        self.lm: LmStats | None = None
+        """The language model's, in place of ``stats``."""
 
     @property
     def audio_s(self) -> float:
@@ -60,7 +60,7 @@ class DeviceUsage:
     def note(self, stats: EngineStats | LmStats, now_s: float) -> None:
         """Note the stats of the current process."""
         if isinstance(stats, LmStats):
-            self.sequences_waiting = stats.waiting
+            self.lm = stats
             return
         self.stats = stats
         self._busy.append((now_s, stats.busy_s))
@@ -69,8 +69,7 @@ class DeviceUsage:
     def process_gone(self) -> None:
         """Keep the totals of a process that ended; the next one counts from 0."""
         self._audio_before, self._reductions_before = self.audio_s, self.reductions
-        self.stats = None
-        self.sequences_waiting = 0
+        self.stats = self.lm = None
         self._busy.clear()
 
     def _drop_old(self, now_s: float) -> None:

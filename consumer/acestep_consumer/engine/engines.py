@@ -113,11 +113,14 @@ class Engines:
     @property
     def capacity(self) -> EngineCapacity:
         """What they can work on at once, as they have reported it."""
-        planner, renderer = self._planner, self._renderer
-        report, stats = renderer.report, renderer.usage.stats
+        report, stats = self._renderer.report, self._renderer.usage.stats
+        songs = self._planner.report.songs if self._planner and self._planner.report else None
+        lm = self._planner.usage.lm if self._planner else None
+        if lm is not None and lm.waiting:  # its memory is full: one more, which is there when some of it is free
+            songs = min(songs or lm.running + 1, lm.running + 1)
         return EngineCapacity(
-            lm_songs=planner.report.songs if planner and planner.report else None,
-            lm_waiting=planner.usage.sequences_waiting if planner else 0,
+            lm_songs=songs,
+            lm_waiting=lm.waiting if lm else 0,
             pack_s=stats.pack_s if stats and stats.pack_s else None,
             encoders=report.encoders if report and report.encoders else None,
         )

@@ -265,9 +265,10 @@ class EngineStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LmStats:
-    """Child to parent, when it has changed: how many sequences wait for the language model's memory."""
+    """Child to parent, when it has changed: sequences in the language model's batch, and those that wait for memory."""
 
     kind: Literal["lm-stats"] = "lm-stats"
+    running: int
     waiting: int
 
 

@@ -123,7 +123,7 @@ class StageLimits:
         self._capacity = capacity
         self._for_encoder = 0
         self._gates: dict[str, StageGate] = {
-            "plan": StageGate(self._lm_limit, least=1),
+            "plan": StageGate(lambda: self._capacity().lm_songs, least=1),
             "render": StageGate(self._render_limit),
             "encode": StageGate(lambda: self._capacity().encoders),
             "upload": StageGate(lambda: UPLOADS),
@@ -141,8 +141,9 @@ class StageLimits:
 
     @property
     def waiting(self) -> Mapping[str, int]:
-        """Jobs that wait for a place, by the stage that they wait for."""
+        """Jobs that wait for a place, by the stage that they wait for; also inside the language model, for memory."""
         waiting = {stage: gate.waiting for stage, gate in self._gates.items()}
+        waiting["plan"] += self._capacity().lm_waiting
         return {**dict.fromkeys(STAGES, 0), **waiting, "encode": self._for_encoder}
 
     @property
@@ -165,13 +166,6 @@ class StageLimits:
     def wait_for_encoder(self, *, begins: bool) -> None:
         """Note that a job begins to wait for an encoder, or has one."""
         self._for_encoder += 1 if begins else -1
-
-    def _lm_limit(self) -> float | None:
-        """Songs: as many as there are rows, and one more than it has memory for, which is there when some is free."""
-        capacity = self._capacity()
-        if capacity.lm_songs is None or not capacity.lm_waiting:
-            return capacity.lm_songs
-        return min(capacity.lm_songs, self._gates["plan"].weight - capacity.lm_waiting + 1)
 
     def _render_limit(self) -> float | None:
         pack_s = self._capacity().pack_s

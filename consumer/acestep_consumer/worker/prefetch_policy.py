@@ -6,8 +6,9 @@ It is asked every few seconds with a reading of the worker, and answers with a n
 - **Start** at 2, as operators do by hand: one job renders while the next is fetched or the last is stored.
 - **Stages.** Engines on a GPU tell what they can work on at once, so that every stage has a limit, and it is known how
   many jobs wait for a place (``execution.stage_limits``). Then nothing is tried: the number is what the stages need
-  together. It grows while one of them has room and none is waited for, at most twofold at a time, and it falls where
-  more jobs wait than a few. After every change as many jobs end as there were: only then its effect is seen.
+  together. It grows while one of them has room and none is waited for, at first twofold at a time and in small strides
+  once it was too many, and it falls where more jobs wait than a few. After every change as many jobs end as there were:
+  only then its effect is seen.
 - **Trials.** All that follows but the last is for engines that do not tell.
 - **Steps.** Numbers come from one ladder: 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64 … up to the maximum. Every step is a
   third to a half more, so that a step that helps can be told from noise, and the top is reached in ten.
@@ -111,6 +112,7 @@ class ThroughputSample:
 Reason = Literal["start", "stages", "trial", "no gain", "memory", "idle"]
 
 _FIRST_RUNGS = (1, 2, 3)
+_SMALL_STRIDE = 1 / 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +188,7 @@ class PrefetchPolicy:
         self._followed: int | None = None
         self._wanted: list[int] = []
         self._settled_from = 0
+        self._stride = 1.0
         self.reason: Reason = "start"
         self._measured = ThroughputSample(self.workers, 0)
         self._last: WorkerSample | None = None
@@ -212,6 +215,7 @@ class PrefetchPolicy:
         last, self._last = self._last, reading
         if last is None or _is_another_count(last, reading):
             self._judge_memory_from = min(self._judge_memory_from, reading.finished + self.workers)
+            self._settled_from = min(self._settled_from, reading.finished + self.workers)
             self._measure_anew(reading)
             return self.workers
         if self._is_short_of_memory(last, reading):
@@ -233,10 +237,13 @@ class PrefetchPolicy:
         self._wanted.append(min(wanted, 0) if reading.in_hand < before else wanted)
         if len(self._wanted) < self._habits.stage_readings:
             return
-        step = min(*self._wanted, before)
-        if step <= 0:
+        step = min(*self._wanted, max(1, int(self._stride * before)))
+        if step > 0:
+            self._stride = min(1.0, 2 * self._stride)
+        else:
             surplus = -sum(min(each, 1) for each in self._wanted) / len(self._wanted)
-            step = -min(int(surplus), max(1, before // 4)) if surplus > max(1, before / 16) else 0
+            step = -min(int(surplus), max(1, before // 4)) if surplus > max(2, before / 8) else 0
+            self._stride = _SMALL_STRIDE if step else self._stride
         number = min(max(before + step, self._rungs[self._floor]), self._most_by_memory(reading))
         self._wanted.clear()
         if number != before:

@@ -76,10 +76,11 @@ class PlannerService:
 
 
 async def report_stats(engine_loop: EngineLoop, send: Send) -> None:
-    """Send how many sequences wait for memory, once a second where it has changed, until cancelled."""
-    sent = 0
+    """Send how many sequences are written and wait, once a second where that has changed, until cancelled."""
+    sent: LmStats | None = None
     while True:
         await asyncio.sleep(STATS_INTERVAL_S)
-        if (waiting := engine_loop.waiting) != sent:
-            sent = waiting
-            send(LmStats(waiting=waiting))
+        stats = LmStats(running=engine_loop.running, waiting=engine_loop.waiting)
+        if stats != sent:
+            sent = stats
+            send(stats)
