@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stage limits and ``auto`` together, on engines that are arithmetic: language model and renderer both have work."""
 
+from functools import partial
+
 import pytest
 
 from acestep_consumer.worker.prefetch_policy import PrefetchPolicy, WorkerSample
 from tests.support.simulated_worker import SimulatedWorker, Stations, simulate
 
-FAST_LM = {"lm_s": 0.1, "lm_song_s": 0.00125}
+FAST_LM = partial(Stations, lm_s=0.1, lm_song_s=0.00125)
 BOUND_BY_LM = Stations(lm_s=0.3, lm_song_s=0.005, step_s=0.16)
-BOUND_BY_RENDERER = Stations(**FAST_LM, step_s=0.04, step_song_s=0.03, pack=3)
-BOUND_BY_ENCODERS = Stations(**FAST_LM, step_s=0.16, encode_s=4, encoders=6)
+BOUND_BY_RENDERER = FAST_LM(step_s=0.04, step_song_s=0.03, pack=3)
+BOUND_BY_ENCODERS = FAST_LM(step_s=0.16, encode_s=4, encoders=6)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
