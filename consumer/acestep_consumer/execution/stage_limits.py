@@ -179,6 +179,7 @@ class JobPlaces:
         self._stages = stages
         self._job = job
         self._held: tuple[StageGate, float] | None = None
+        self._seconds = 0.0
         self._for_encoder = False
 
     def __enter__(self) -> Self:
@@ -197,7 +198,8 @@ class JobPlaces:
     async def render(self, plan: Plan) -> None:
         """Wait for a place in the renderer; the one in the language model is kept until then."""
         seconds = plan.metas.duration or self._job.request.audio_duration or DEFAULT_DURATION_S
-        await self._take("render", len(self._job.seeds) * seconds)
+        self._seconds = len(self._job.seeds) * seconds
+        await self._take("render", self._seconds)
 
     async def upload(self) -> None:
         """Wait for a place among the uploads."""
@@ -205,18 +207,28 @@ class JobPlaces:
 
     def rendering(self, report: Report) -> Report:
         """Return ``report`` for the renderer, which tells when the last song waits for an encoder and has one."""
+        encode = self._stages.gate("encode")
 
         def observed(fraction: float, stage: str) -> None:
-            if stage == "render" and fraction >= 1 and not self._for_encoder:
-                self._for_encoder = True
-                self._stages.wait_for_encoder(begins=True)
+            if stage == "render":
+                if self._held == (encode, 1):  # its process died, and the next one renders it again
+                    self._enter_now("render", self._seconds)
+                self._wait_for_encoder(fraction >= 1)
             elif stage == "encode" and self._for_encoder:
-                encode = self._stages.gate("encode")
-                encode.enter_now(1)
-                self._move((encode, 1))
+                self._enter_now("encode", 1)
             report(fraction, stage)
 
         return observed
+
+    def _wait_for_encoder(self, waits: bool) -> None:  # noqa: FBT001 - what is to be noted
+        if waits != self._for_encoder:
+            self._for_encoder = waits
+            self._stages.wait_for_encoder(begins=waits)
+
+    def _enter_now(self, stage: str, weight: float) -> None:
+        gate = self._stages.gate(stage)
+        gate.enter_now(weight)
+        self._move((gate, weight))
 
     async def _take(self, stage: str, weight: float) -> None:
         gate = self._stages.gate(stage)
@@ -225,9 +237,7 @@ class JobPlaces:
 
     def _move(self, place: tuple[StageGate, float] | None) -> None:
         """Give up the place that is held, and hold this one."""
-        if self._for_encoder:
-            self._for_encoder = False
-            self._stages.wait_for_encoder(begins=False)
+        self._wait_for_encoder(False)  # noqa: FBT003 - as above
         held, self._held = self._held, place
         if held is not None:
             gate, weight = held

@@ -105,6 +105,12 @@ async def test_a_plan_keeps_its_place_in_the_language_model_until_the_renderer_h
     await settled()
     assert (stages.waiting["encode"], stages.waiting["render"], stages.waiting["plan"]) == (0, 8, 1)
     assert (stages.gate("encode").jobs, stages.gate("render").jobs) == (1, inside)
+    # Its process dies then, and the next one renders the song again.
+    report(0.1, "render")
+    assert (stages.gate("encode").jobs, stages.gate("render").jobs) == (0, inside + 1)
+    report(1.0, "render")
+    report(0.0, "encode")
+    assert (stages.gate("encode").jobs, stages.gate("render").jobs) == (1, inside)
     await jobs[0].upload()
     assert (stages.gate("encode").jobs, stages.gate("upload").jobs) == (0, 1)
     for task in tasks:

@@ -69,7 +69,7 @@ def _batch(device: DevicePart) -> str:
 
 def _stage(jobs: JobsPart, stage: str) -> str:
     waiting, limit = jobs.stages_waiting.get(stage, 0), jobs.stage_limits.get(stage)
-    text = f"{stage} {jobs.stages[stage] - waiting}"
+    text = f"{stage} {max(0, jobs.stages[stage] - waiting)}"
     text = text if limit is None else f"{text} of {limit}"
     return f"{text} (+{waiting} waiting)" if waiting else text
 
