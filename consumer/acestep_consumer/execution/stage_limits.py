@@ -211,7 +211,8 @@ class JobPlaces:
 
         def observed(fraction: float, stage: str) -> None:
             if stage == "render":
-                if self._held == (encode, 1):  # its process died, and the next one renders it again
+                if self._held is not None and self._held[0] is encode:
+                    # Its process has died, and the next one renders the songs again.
                     self._enter_now("render", self._seconds)
                 self._wait_for_encoder(fraction >= 1)
             elif stage == "encode" and self._for_encoder:
