@@ -34,7 +34,9 @@ LABELS: Final[Mapping[str, str]] = MappingProxyType(
         "acestep_ready": "check",
         "acestep_requests_sent_on": "tier",
         "acestep_stage_jobs": "stage",
+        "acestep_stage_limit": "stage",
         "acestep_stage_seconds": "stage",
+        "acestep_stage_waiting": "stage",
     }
 )
 

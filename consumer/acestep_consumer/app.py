@@ -40,6 +40,7 @@ from acestep_consumer.execution.eta import CostModel
 from acestep_consumer.execution.retries import RetryPolicy
 from acestep_consumer.execution.runner import JobLimits, JobRunner
 from acestep_consumer.execution.scratch import ScratchRoot
+from acestep_consumer.execution.stage_limits import StageLimits
 from acestep_consumer.execution.tier_forwarding import NoForwarding, TierForwarding
 from acestep_consumer.inputs.fetch import AllowedInputs
 from acestep_consumer.observability.http import HealthServer
@@ -153,6 +154,7 @@ class Worker:
         self._table = load_table(settings.worker.tier_table) if settings.broker.route_by_tier else None
         refusals = Refusals()
         self._publisher = Publisher(self._connections["publish"], self._id, refusals.add)
+        self._stages = StageLimits(lambda: engines.capacity)
         self._state = WorkerState(
             settings=settings,
             engines=engines,
@@ -160,6 +162,7 @@ class Worker:
             outage=self._outage,
             jobs=self._jobs,
             refusals=refusals,
+            stages=self._stages,
         )
         self._routes = self._new_routes()
         self._reloader = Reloader(read_again or (lambda: settings), settings, self._apply)
@@ -259,10 +262,13 @@ class Worker:
             consumer=consumer,
             costs=self._costs,
             running=self._jobs.running,
+            stages=self._stages,
         )
         tiers = self._new_tier_queues(consumer)
         identified = IdentifiedQueue(self._control.connection, consumer)
-        self._intake = intake = Intake(consumer, self._engines.renderer_usage, announcements, identified, tiers)
+        self._intake = intake = Intake(
+            consumer, self._engines.renderer_usage, announcements, identified, tiers, lambda: self._stages.wanted
+        )
         return _Prepared(intake, announcements, ExpirationHandler(store, self._publisher, runner))
 
     async def _begin(self, prepared: _Prepared) -> None:
@@ -354,6 +360,7 @@ class Worker:
                 limits=self._engines.limits,
                 requests=lambda: request_rules(self._settings),
                 execution_timeout_s=lambda: self._settings.worker.execution_timeout_s,
+                stages=self._stages,
             ),
         )
 

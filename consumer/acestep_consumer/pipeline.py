@@ -9,7 +9,7 @@ manifest repeats the event without rendering again. The outside is behind ports;
 from dataclasses import dataclass
 
 from acestep_consumer.domain.errors import Identified, Interrupted, StorageUnavailable, Unpublished
-from acestep_consumer.domain.job import NO_SONGS
+from acestep_consumer.domain.job import NO_SONGS, Plan, Rendering, Sources
 from acestep_consumer.domain.outcome import (
     AUDIO_DELETED,
     Outcome,
@@ -102,16 +102,22 @@ class Pipeline:
         return in_force
 
     async def _stages(self, run: JobRun) -> Completed:
-        job, ports, stage = run.job, self._ports, StageTimer(self._ports.observer.running)
+        job, ports, stage, places = run.job, self._ports, StageTimer(self._ports.observer.running), run.places
         with stage("fetch"):
             sources = await ports.inputs.fetch(job, run.folder)
         async with self._runner.running_time():
             with stage("plan"):
+                await places.plan()
                 plan = await ports.planner.plan(job, sources, run.report)
             with stage("render"):
-                render, report = ports.renderer.render, stage.rendering(run.report)
-                rendering = NO_SONGS if job.analysis else await render(job, plan, sources, run.folder, report)
+                rendering = NO_SONGS if job.analysis else await self._render(run, plan, sources, stage)
         with stage("upload"):
+            await places.upload()
             objects = await ports.store.put(job, rendering)
         timings = stage.timings(rendering, run.context.delivery.queued_s)
         return manifest(job, plan, rendering, objects, timings, self._runner.info(run.context))
+
+    async def _render(self, run: JobRun, plan: Plan, sources: Sources, stage: StageTimer) -> Rendering:
+        await run.places.render(plan)
+        report = stage.rendering(run.places.rendering(run.report))
+        return await self._ports.renderer.render(run.job, plan, sources, run.folder, report)

@@ -293,14 +293,24 @@ class StageJobs(Frozen):
     upload: int = 0
 
 
+class StageLimitsReport(Frozen):
+    """About how many jobs each stage of a worker takes at once; null: any number, or not known yet."""
+
+    fetch: int | None = None
+    plan: int | None = None
+    render: int | None = None
+    encode: int | None = None
+    upload: int | None = None
+
+
 class Worker(Frozen):
     """Data of a worker's own events.
 
     ``in_hand`` counts its running jobs, ``prefetch`` is how many it runs at once at most, ``seconds_per_job`` is how
     long its latest jobs took; None before the first. ``remaining_s`` estimates how long each running job still takes,
-    null where that is unknown; it leaves out those that have not begun. ``stages`` counts the running jobs by stage.
-    None: a worker of an earlier version. ``lm`` is the language model that is loaded; None: none is, or a worker of an
-    earlier version.
+    null where that is unknown; it leaves out those that have not begun. ``stages`` counts the running jobs by stage;
+    ``stage_limits`` says how many each stage takes. None: a worker of an earlier version. ``lm`` is the language model
+    that is loaded; None: none is, or a worker of an earlier version.
     """
 
     worker_id: str
@@ -313,6 +323,7 @@ class Worker(Frozen):
     seconds_per_job: float | None = None
     remaining_s: tuple[float | None, ...] | None = None
     stages: StageJobs | None = None
+    stage_limits: StageLimitsReport | None = None
     lm: LmChoice | None = None
 
 

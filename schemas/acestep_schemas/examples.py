@@ -22,6 +22,7 @@ from acestep_schemas.events import (
     PolicyReport,
     Progress,
     StageJobs,
+    StageLimitsReport,
     Started,
     TerminalEvent,
     Timings,
@@ -129,6 +130,7 @@ def worker() -> WorkerEvent:
         seconds_per_job=8.6,
         remaining_s=(0.9, 2.4, 4.1, 6.0, 8.2),
         stages=StageJobs(plan=2, render=2, encode=1),
+        stage_limits=StageLimitsReport(plan=64, render=6, encode=8, upload=16),
         lm=_LM,
     )
     return WorkerEvent.of(data).model_copy(update={"time": _BEGAN, "id": "5d3e6a2e-9b1f-5c55-8c0b-6f1f3a0f7c11"})

@@ -53,8 +53,8 @@ from acestep_consumer.broker.topology import GENERATE
 from acestep_consumer.client import Client, ClientError
 from acestep_consumer.config.logs import set_up_logs
 from acestep_consumer.config.settings import Settings, SettingsError, load
+from acestep_consumer.domain.stages import STAGES
 from acestep_consumer.multi_gpu import device_count, selection
-from acestep_consumer.observability.tracing import STAGES
 from acestep_schemas.events import Completed, JobCompleted, JobProgress, JobStarted, Unfinished, WorkerEvent
 from infra.local.ports import LOOPBACK
 from infra.local.process import Process, ProcessId, ServerError, tail

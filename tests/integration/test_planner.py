@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from acestep_consumer.concurrency.priority import rank_of
+from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.audio_codes import format_codes, parse_codes
 from acestep_consumer.domain.errors import InvalidRequest
-from acestep_consumer.domain.job import Job, Plan, Request, TokenizedSource
-from acestep_consumer.engine.adapters import PlannerSupervisor
-from acestep_consumer.engine.messages import ConfigurePlanner
+from acestep_consumer.domain.job import Job, Plan, Request, Sources, TokenizedSource
+from acestep_consumer.domain.stages import EngineCapacity
+from acestep_consumer.engine.adapters import PlannerSupervisor, RendererSupervisor
+from acestep_consumer.engine.messages import Configure, ConfigurePlanner
 from acestep_consumer.engine.planner.metadata import Metadata
 from acestep_consumer.engine.supervisor import EngineUnusable
+from acestep_consumer.execution.stage_limits import StageLimits
 from acestep_consumer.policy.admit import Limits, admit
 from acestep_schemas.events import LmChoice
 from acestep_schemas.request import parse_request
@@ -198,3 +202,44 @@ async def test_a_backend_that_is_not_there_is_refused_when_insisted_on_and_repla
     assert report.backend == "pt"
     assert "vllm" in report.warnings[0]
     assert list(flexible.start_seconds) == ["imports", "waiting", "models", "warm-up"]
+
+
+async def test_both_engines_take_what_their_stages_have_room_for_and_the_highest_priority_next(
+    planner: PlannerSupervisor, tiny_checkpoints: Path, tmp_path: Path
+) -> None:
+    """Places for 3 songs in the language model and 2 in the renderer; the job that comes last has priority 9."""
+    settings = EngineSettings(checkpoint_dir=tiny_checkpoints, device="cpu", compile=False, encoders=1)
+    renderer = RendererSupervisor(Configure(settings=settings), max_attempts=2)
+    stages = StageLimits(lambda: EngineCapacity(lm_songs=3, pack_s=0.1, encoders=1))
+    planned: list[int] = []
+    most = dict.fromkeys(("plan", "render", "encode"), 0)
+
+    def note(_fraction: float, _stage: str) -> None:
+        for stage in most:
+            most[stage] = max(most[stage], stages.gate(stage).jobs)
+
+    async def sing(number: int, priority: int) -> None:
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        asked = replace(job(thinking=True, inference_steps=2, audio_format="wav"), rank=rank_of(priority, number))
+        with stages.job(asked) as places:
+            await places.plan()
+            planned.append(number)
+            plan = await planner.plan_songs(asked, None, note)
+            await places.render(plan)
+            rendering = await renderer.render(asked, plan, Sources(), folder, places.rendering(note))
+            await places.upload()
+        assert rendering.tracks[0].path.stat().st_size > 10_000
+
+    try:
+        report = await renderer.start()
+        assert report.encoders == 1
+        async with asyncio.timeout(600):
+            await asyncio.gather(*(sing(number, 9 if number == 6 else 0) for number in range(7)))
+    finally:
+        await renderer.stop()
+    assert planned == [0, 1, 2, 6, 3, 4, 5]
+    assert (most["plan"], most["render"]) == (3, 2)
+    assert most["encode"] > 0  # its encoder is told to be free before the song's job is told to be done
+    assert [stages.gate(stage).jobs for stage in ("plan", "render", "encode", "upload")] == [0, 0, 0, 0]
+    assert set(stages.waiting.values()) == {0}

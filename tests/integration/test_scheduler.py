@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from acestep_consumer.audio import codec
+from acestep_consumer.concurrency.priority import rank_of
 from acestep_consumer.domain.errors import Cancelled, RenderFailed, ResourceExhausted
 from acestep_consumer.domain.job import Rendering, Sources
 from acestep_consumer.engine.messages import Render
@@ -259,6 +260,48 @@ def test_a_lone_job_starts_at_once_and_others_join_it(harness: SchedulerHarness,
     follow.set()
     harness.result(first), harness.result(second)
     assert [batch.steps for batch in harness.batches] == [(0,), (1, 0), (2, 1), (2,)]
+
+
+def test_a_job_of_a_higher_rank_passes_those_that_have_not_begun_and_none_that_has(
+    harness: SchedulerHarness, tmp_path: Path
+) -> None:
+    """One song at a time fits into a batch. The first is under way when those of priority 9 arrive."""
+    begun, arrived = threading.Event(), threading.Event()
+    messages = [
+        render_message(tmp_path, audio_duration=0.4, inference_steps=3, seeds=(seed,), rank=rank_of(priority, 1000.0))
+        for seed, priority in enumerate((0, 0, 9, 5, 9))
+    ]
+
+    def wait_once(done: float) -> None:
+        begun.set()
+        assert arrived.wait(WITHIN_S)
+
+    harness.scheduler.degradation.tokens = 1
+    first = harness.submit(messages[0], RequestCallbacks(progressed=wait_once))
+    assert begun.wait(WITHIN_S)
+    others = [harness.submit(message) for message in messages[1:]]
+    arrived.set()
+    for futures in (first, *others):
+        harness.result(futures)
+    order = [seed_of(sample) for batch in harness.batches for sample in batch.samples]
+    assert order == [seed for seed in (0, 2, 4, 3, 1) for _ in range(3)]
+
+
+def test_jobs_that_wait_for_memory_are_admitted_by_rank(
+    runners: dict[str, ModelRunner], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Memory for one job: those of priority 9 are next, in the order of arrival, and a low one is not forgotten."""
+    harness = SchedulerHarness(runners, MemoryBudget(limit=1, footprint=MemoryFootprint(frame=1)))
+    record_device(harness, monkeypatch)
+    arrivals = ((0, 0.0), (0, 1.0), (9, 2.0), (9, 3.0), (9, 400.0))
+    harness.together(
+        [
+            render_message(tmp_path, audio_duration=0.4, inference_steps=2, seeds=(seed,), rank=rank_of(*arrival))
+            for seed, arrival in enumerate(arrivals)
+        ]
+    )
+    order = [seed_of(sample) for batch in harness.batches for sample in batch.samples]
+    assert order[::2] == [2, 3, 0, 1, 4]
 
 
 def test_two_models_take_turns_step_by_step(harness: SchedulerHarness, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import xgrammar
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from acestep_consumer.concurrency.priority import rank_of
 from acestep_consumer.engine.planner.backend import Generation, SequenceOutput
 from acestep_consumer.engine.planner.guidance import RowSampling, choose
 from acestep_consumer.engine.planner.row_cache import RowCache
@@ -231,6 +232,24 @@ def test_memory_stays_within_the_budget_and_new_sequences_wait(make: Callable[..
         assert backend._cache.size <= budget
     assert together == 4
     assert [last[number].tokens for number in range(9)] == alone
+
+
+def test_those_that_wait_for_memory_join_by_rank_and_nobody_who_is_in_leaves(
+    make: Callable[..., TransformersBackend],
+) -> None:
+    """A job of priority 9 passes the others; equal ones keep their order, and what is being written goes on."""
+    small = make(cache_tokens=RowCache.area(2, 50))
+    now = 1_000.0
+    ranks = [rank_of(priority, now + place) for place, priority in enumerate((0, 0, 0, 9, 5, 9))]
+    for place, rank in enumerate(ranks):
+        small.add(place, replace(song(place), rank=rank))
+        if place == 0:
+            small.step()
+    assert small.waiting == 5
+    ended: list[int] = []
+    while not small.idle:
+        ended += [output.sequence_id for output in small.step() if output.tokens is not None]
+    assert ended == [0, 3, 5, 4, 1, 2]
 
 
 def test_memory_goes_when_songs_go(backend: TransformersBackend) -> None:

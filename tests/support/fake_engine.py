@@ -9,6 +9,7 @@ from pathlib import Path
 from acestep_consumer.config.settings import LogLevel
 from acestep_consumer.domain.job import Job, LoadedModel, Plan, Rendering, Sources, TokenizedSource
 from acestep_consumer.domain.ports import Report
+from acestep_consumer.domain.stages import EngineCapacity
 from acestep_consumer.domain.tasks import Variant
 from acestep_consumer.engine.adapters import DirectPlanner
 from acestep_consumer.engine.device_usage import DeviceUsage
@@ -63,6 +64,7 @@ class FakeEngines:
     report: RendererReport = REPORT
     ready: bool = True
     renderer_usage: DeviceUsage = field(default_factory=DeviceUsage)
+    capacity: EngineCapacity = field(default_factory=EngineCapacity)
     states: dict[str, EngineState] = field(default_factory=lambda: {"renderer": EngineState(ready=True, restarts=0)})
     start_seconds: dict[str, dict[StartPhase, float]] = field(default_factory=dict)
 

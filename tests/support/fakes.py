@@ -27,6 +27,7 @@ class FakeDelivery:
     body: bytes = b'{"prompt": "jazz"}'
     message_id: str | None = None
     body_format: BodyFormat = field(default_factory=BodyFormat)
+    priority: int = 0
     queued_s: float | None = None
     sent: datetime | None = None
     redelivered: bool = False

@@ -42,6 +42,7 @@ def render_message(
     seeds: Sequence[int] = (7,),
     sources: Sources | None = None,
     plan: Plan | None = None,
+    rank: float = 0.0,
     **fields: Any,
 ) -> Render:
     """Return an admitted job of one second, two steps, as float32 WAV, unless ``fields`` say otherwise."""
@@ -59,6 +60,7 @@ def render_message(
             lm=None,
             policy=PolicyReport(tier="unlimited", vram_gb=0, lm_loaded=False, table_version="1", limits=limits),
             seeds=tuple(seeds),
+            rank=rank,
         ),
         plan=plan or Plan(metas=Metas()),
         sources=sources or Sources(),
@@ -119,7 +121,8 @@ class SchedulerHarness:
         inputs = DecodedInputs(_read(source), _read(message.sources.reference))
         loras = loras_of(message.job.request, message.sources.loras)
         arguments = arguments_for(message.job, message.plan, model, inputs)
-        return self.scheduler.submit(model.name, arguments, loras, callbacks or RequestCallbacks())
+        callbacks = callbacks or RequestCallbacks()
+        return self.scheduler.submit(model.name, arguments, loras, callbacks, rank=message.job.rank)
 
     @contextmanager
     def held(self) -> Iterator[None]:

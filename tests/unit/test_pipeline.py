@@ -29,10 +29,12 @@ from acestep_consumer.domain.job import Job, Plan, Rendering, Sources, StoredObj
 from acestep_consumer.domain.outcome import AUDIO_DELETED, OTHER_BODY, TerminalRecord
 from acestep_consumer.domain.parse import RequestRules
 from acestep_consumer.domain.ports import BodyFormat, Report, Routes
+from acestep_consumer.domain.stages import EngineCapacity
 from acestep_consumer.engine.adapters import DirectPlanner
 from acestep_consumer.execution.eta import CostModel
 from acestep_consumer.execution.retries import RetryPolicy
 from acestep_consumer.execution.runner import JobLimits, JobRunner
+from acestep_consumer.execution.stage_limits import StageLimits
 from acestep_consumer.execution.tier_forwarding import NoForwarding, TierForwarding
 from acestep_consumer.observability.job_stats import JobObserver, JobStats
 from acestep_consumer.pipeline import Pipeline, Ports
@@ -61,6 +63,7 @@ class Stage:
     cancellations: FakeCancellations = field(default_factory=FakeCancellations)
     routes: Routes = field(default_factory=NoForwarding)
     stats: JobStats = field(default_factory=JobStats)
+    stages: StageLimits = field(default_factory=StageLimits)
 
     @asynccontextmanager
     async def folder(self, task_id: str) -> AsyncIterator[Path]:
@@ -90,6 +93,7 @@ class Stage:
                 limits=make_limits,
                 requests=lambda: RequestRules(max_bytes=10_000),
                 execution_timeout_s=lambda: self.timeout_s,
+                stages=self.stages,
             ),
         )
         return Pipeline(ports, runner)
@@ -163,6 +167,31 @@ async def test_a_running_job_is_counted_in_the_stage_that_it_is_in(stage: Stage)
     await stage.process(request())
     assert seen == [{"render": 1}, {"render": 1}, {"encode": 1}, {"encode": 1}, {"render": 1}]
     assert set(stage.stats.running.jobs.values()) == {0}
+
+
+async def test_jobs_wait_for_a_place_in_the_renderer_and_the_highest_priority_gets_the_next(stage: Stage) -> None:
+    """Two are rendered at a time: the renderer has no room for more than the least that it takes."""
+    go = asyncio.Semaphore(0)
+
+    async def hold(_job: Job) -> None:
+        await go.acquire()
+
+    stage.stages = StageLimits(lambda: EngineCapacity(pack_s=0.1))
+    stage.renderer.before = hold
+    pipeline = stage.pipeline()
+    jobs = []
+    for number, priority in enumerate((0, 0, 0, 9)):
+        delivery = request(task_id=f"t{number}")
+        delivery.priority = priority
+        jobs.append(asyncio.create_task(pipeline.process(delivery)))
+    await eventually(lambda: stage.stages.waiting["render"] == 2)
+    assert stage.stats.running.jobs["render"] == 4
+    for _ in jobs:
+        go.release()
+    await asyncio.gather(*jobs)
+    assert stage.renderer.rendered == ["t0", "t1", "t3", "t2"]
+    assert stage.renderer.most_at_once == 2
+    assert (set(stage.stages.waiting.values()), stage.stages.gate("render").jobs) == ({0}, 0)
 
 
 async def test_a_job_that_fails_is_in_no_stage(stage: Stage) -> None:

@@ -24,7 +24,7 @@ from acestep_consumer.broker.dead_letter import (
     visited_tiers,
 )
 from acestep_consumer.broker.errors import BrokerError, describe, mapped
-from acestep_consumer.broker.topology import tier_of
+from acestep_consumer.broker.topology import MAX_PRIORITY, tier_of
 from acestep_consumer.domain.errors import ConsumerError, Verdict
 from acestep_consumer.domain.ports import BodyFormat, Reply
 
@@ -90,6 +90,11 @@ class AmqpDelivery:
     def body_format(self) -> BodyFormat:
         """AMQP ``content_type`` and ``content_encoding``."""
         return format_of(self._properties)
+
+    @property
+    def priority(self) -> int:
+        """AMQP ``priority``, 0 to 9 as the queue has them; 0 without one."""
+        return min(self._properties.priority or 0, MAX_PRIORITY)
 
     @property
     def headers(self) -> dict[str, Any]:

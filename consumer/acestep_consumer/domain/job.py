@@ -41,7 +41,8 @@ class Job:
     ``traceparent`` is the trace that the work belongs to, ``message`` the fingerprint of the message that asked for it.
     ``request.audio_duration`` is seconds, or None when the source audio or the planner decides;
     ``seeds`` has one entry per song; ``given`` are the fields that the producer really set; ``tries`` are the processes
-    that may die under this job before it fails; None: the worker's setting.
+    that may die under this job before it fails; None: the worker's setting. ``rank``: its place
+    wherever jobs wait in this worker, lower ones first (``concurrency.priority``).
     """
 
     task_id: str
@@ -55,6 +56,7 @@ class Job:
     tries: int | None = None
     traceparent: str | None = None
     message: str = ""
+    rank: float = 0.0
 
     @property
     def analysis(self) -> bool:

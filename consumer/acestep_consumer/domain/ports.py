@@ -60,6 +60,10 @@ class Delivery(Protocol):
         """How the body is written."""
 
     @property
+    def priority(self) -> int:
+        """AMQP ``priority``, 0 to 9; higher ones go first."""
+
+    @property
     def queued_s(self) -> float | None:
         """Seconds since the producer's ``timestamp``, when it set one."""
 

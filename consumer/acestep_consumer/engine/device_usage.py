@@ -6,7 +6,7 @@ It has no clock: callers pass the time, in seconds of any monotonic clock.
 
 from collections import deque
 
-from acestep_consumer.engine.messages import EngineStats
+from acestep_consumer.engine.messages import EngineStats, LmStats
 
 # Long enough to span several batches, short enough to show a pause.
 WINDOW_S = 60.0
@@ -21,6 +21,8 @@ class DeviceUsage:
         # (time, busy seconds until then); the first entry is the latest of those older than the window, if any.
         self._busy: deque[tuple[float, float]] = deque()
         self.stats: EngineStats | None = None
+        self.lm: LmStats | None = None
+        """The language model's, in place of ``stats``."""
 
     @property
     def audio_s(self) -> float:
@@ -55,8 +57,11 @@ class DeviceUsage:
         """Note that a process is ready; its device has done nothing yet."""
         self._busy.append((now_s, 0.0))
 
-    def note(self, stats: EngineStats, now_s: float) -> None:
+    def note(self, stats: EngineStats | LmStats, now_s: float) -> None:
         """Note the stats of the current process."""
+        if isinstance(stats, LmStats):
+            self.lm = stats
+            return
         self.stats = stats
         self._busy.append((now_s, stats.busy_s))
         self._drop_old(now_s)
@@ -64,7 +69,7 @@ class DeviceUsage:
     def process_gone(self) -> None:
         """Keep the totals of a process that ended; the next one counts from 0."""
         self._audio_before, self._reductions_before = self.audio_s, self.reductions
-        self.stats = None
+        self.stats = self.lm = None
         self._busy.clear()
 
     def _drop_old(self, now_s: float) -> None:

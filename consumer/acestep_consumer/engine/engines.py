@@ -10,6 +10,7 @@ import structlog
 
 from acestep_consumer.config.settings import EngineSettings, LogLevel, Settings
 from acestep_consumer.domain.ports import Planner, Renderer
+from acestep_consumer.domain.stages import EngineCapacity
 from acestep_consumer.engine.adapters import DirectPlanner, LmPlanner, PlannerSupervisor, RendererSupervisor
 from acestep_consumer.engine.cuda_mps import MpsDaemon, MpsUnavailable, start_mps
 from acestep_consumer.engine.device_usage import DeviceUsage
@@ -132,6 +133,21 @@ class Engines:
     def renderer_usage(self) -> DeviceUsage:
         """Usage of the renderer's device, over all its processes."""
         return self._renderer.usage
+
+    @property
+    def capacity(self) -> EngineCapacity:
+        """What they can work on at once, as they have reported it."""
+        report, stats = self._renderer.report, self._renderer.usage.stats
+        songs = self._planner.report.songs if self._planner and self._planner.report else None
+        lm = self._planner.usage.lm if self._planner else None
+        if lm is not None and lm.waiting:  # its memory is full: one more, which is there when some of it is free
+            songs = min(songs or lm.running + 1, lm.running + 1)
+        return EngineCapacity(
+            lm_songs=songs,
+            lm_waiting=lm.waiting if lm else 0,
+            pack_s=stats.pack_s if stats and stats.pack_s else None,
+            encoders=report.encoders if report and report.encoders else None,
+        )
 
     def limits(self) -> Limits:
         """Return the limits of requests to this worker now. Only after ``start``."""

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from acestep_consumer.config.settings import LogLevel
 from acestep_consumer.domain.ports import Planner, Renderer
+from acestep_consumer.domain.stages import EngineCapacity
 from acestep_consumer.engine.device_usage import DeviceUsage
 from acestep_consumer.engine.messages import RendererReport, StartPhase
 from acestep_consumer.engine.supervisor import EngineState
@@ -42,6 +43,10 @@ class EngineSet(Protocol):
     @property
     def renderer_usage(self) -> DeviceUsage:
         """Usage of the renderer's device."""
+
+    @property
+    def capacity(self) -> EngineCapacity:
+        """What they can work on at once, as they know it now."""
 
     def limits(self) -> Limits:
         """Return the limits of requests to this worker now. Only after ``start``."""

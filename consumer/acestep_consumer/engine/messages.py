@@ -33,6 +33,7 @@ class RendererReport:
         formats: audio formats that can be encoded.
         offload: whether models wait in RAM between uses.
         attention: the attention kernel in use.
+        encoders: songs that are encoded at once; 0: one for each request.
         compiled: whether the DiT and the VAE decoder are compiled.
         warnings: notes for the operator.
     """
@@ -44,16 +45,22 @@ class RendererReport:
     formats: tuple[str, ...]
     offload: bool = False
     attention: str = ""
+    encoders: int = 0
     compiled: bool = False
     warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannerReport:
-    """The planner's model and backend; ``backend`` is the one that runs, whatever was asked for."""
+    """The planner's model and backend; ``backend`` is the one that runs, whatever was asked for.
+
+    ``songs``: the most that it writes at once; its memory may hold fewer, as it reports by ``LmStats``. None: only its
+    memory decides.
+    """
 
     model: str
     backend: Literal["vllm", "pt"]
+    songs: int | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -264,6 +271,7 @@ class EngineStats:
         memory_gb: in use on the device; 0 without a GPU.
         memory_limit_gb: the renderer's share of it; 0 when no limit is known.
         reductions: times that a lack of memory made a batch smaller, or a job wait.
+        pack_s: seconds of audio in one full batch, at the last step's tokens a second of audio; 0: not known yet.
     """
 
     kind: Literal["engine-stats"] = "engine-stats"
@@ -277,13 +285,33 @@ class EngineStats:
     memory_gb: float
     memory_limit_gb: float
     reductions: int
+    pack_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LmStats:
+    """Child to parent, when it has changed: sequences in the language model's batch, and those that wait for memory."""
+
+    kind: Literal["lm-stats"] = "lm-stats"
+    running: int
+    waiting: int
 
 
 ToEngine = (
     Configure | ConfigurePlanner | LoadModels | SetMemoryShare | SetLogLevel | Render | PlanSongs | TokenizeAudio | Stop
 )
 FromEngine = (
-    DeviceFound | Loading | Alive | Ready | Unusable | Progressed | Done | RequestFailed | ScratchFull | EngineStats
+    DeviceFound
+    | Loading
+    | Alive
+    | Ready
+    | Unusable
+    | Progressed
+    | Done
+    | RequestFailed
+    | ScratchFull
+    | EngineStats
+    | LmStats
 )
 
 TO_ENGINE: TypeAdapter[ToEngine] = TypeAdapter(Annotated[ToEngine, Field(discriminator="kind")])

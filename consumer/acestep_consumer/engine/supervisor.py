@@ -29,6 +29,7 @@ from acestep_consumer.engine.messages import (
     Done,
     EngineStats,
     FromEngine,
+    LmStats,
     Loading,
     Progressed,
     Ready,
@@ -395,7 +396,7 @@ class Supervisor(Generic[ConfigureT, ReportT]):
                 self._requests.answer(request_id, DiskFull())
             case Alive():
                 pass  # for the watchdog alone
-            case EngineStats():
+            case EngineStats() | LmStats():
                 self.usage.note(message, time.monotonic())
             case _:
                 log.error("unexpected message from the engine process", engine=self.name, kind=message.kind)

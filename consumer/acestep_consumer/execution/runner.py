@@ -7,13 +7,14 @@ progress events, the scratch folder. An error anywhere in it becomes the job's e
 
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
 
 from acestep_consumer.concurrency.locks import KeyedLock
+from acestep_consumer.concurrency.priority import rank_of
 from acestep_consumer.domain.errors import Cancelled, ConsumerError, Interrupted
 from acestep_consumer.domain.job import Job, Request
 from acestep_consumer.domain.outcome import Ending, RunInfo, as_consumer_error, unfinished
@@ -24,6 +25,7 @@ from acestep_consumer.execution.context import JobContext
 from acestep_consumer.execution.eta import CostModel
 from acestep_consumer.execution.progress import ProgressReporter
 from acestep_consumer.execution.retries import RetryPolicy
+from acestep_consumer.execution.stage_limits import JobPlaces, StageLimits
 from acestep_consumer.policy.admit import Limits, admit
 from acestep_schemas.events import Completed, Unfinished
 
@@ -35,7 +37,7 @@ class JobLimits:
     """What bounds every job of this worker. Values that a reload may change are functions, called once a job.
 
     ``scratch`` makes a job's folder, by its task id, and removes it. ``execution_timeout_s`` returns seconds; None: no
-    bound.
+    bound. ``stages`` has places for jobs in each stage.
     """
 
     worker_id: str
@@ -43,6 +45,7 @@ class JobLimits:
     limits: Callable[[], Limits]
     requests: Callable[[], RequestRules]
     execution_timeout_s: Callable[[], float | None]
+    stages: StageLimits = field(default_factory=StageLimits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,12 +55,14 @@ class JobRun:
     Attributes:
         folder: the job's scratch folder, removed after the last stage.
         report: publishes progress of a stage.
+        places: the job's places in the stages.
     """
 
     context: JobContext
     job: Job
     folder: Path
     report: Report
+    places: JobPlaces
 
 
 class JobRunner:
@@ -154,7 +159,9 @@ class JobRunner:
             )
             with self._costs.running(context.estimate), progress:
                 async with rules.scratch(job.task_id) as folder:
-                    return await stages(JobRun(context=context, job=job, folder=folder, report=progress.report))
+                    with rules.stages.job(job) as places:
+                        run = JobRun(context=context, job=job, folder=folder, report=progress.report, places=places)
+                        return await stages(run)
 
     def _admit(self, request: Request, context: JobContext) -> Job:
         tries = None if context.attempt is None else self._retries.remaining(context.attempt)
@@ -164,5 +171,6 @@ class JobRunner:
             tries=tries,
             traceparent=context.traceparent,
             message=context.delivery.fingerprint,
+            rank=rank_of(context.delivery.priority),
             warnings=(*job.warnings, *context.warnings),
         )

@@ -85,9 +85,15 @@ def worker_metrics(consumer: ConsumerState | None, queue_limit: int) -> Iterator
     yield GaugeMetricFamily("acestep_queue_limit", "Most messages that the request queue takes.", queue_limit)
 
 
-def stage_metrics(jobs: Mapping[str, int]) -> Iterator[Metric]:
-    """Running jobs, by stage."""
+def stage_metrics(
+    jobs: Mapping[str, int], waiting: Mapping[str, int], limits: Mapping[str, int | None]
+) -> Iterator[Metric]:
+    """Running jobs, those of them that wait for a place, and the limit, by stage; no sample for a stage without one."""
     yield _gauges("acestep_stage_jobs", "Running jobs in this stage, those that wait in it included.", "stage", jobs)
+    yield _gauges("acestep_stage_waiting", "Running jobs that wait for a place in this stage.", "stage", waiting)
+    known = {stage: limit for stage, limit in limits.items() if limit is not None}
+    about = "About how many jobs this stage takes at once; no sample where nothing limits it."
+    yield _gauges("acestep_stage_limit", about, "stage", known)
 
 
 def readiness_metrics(checks: Mapping[str, bool]) -> Iterator[Metric]:

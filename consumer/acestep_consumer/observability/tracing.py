@@ -21,8 +21,9 @@ from acestep_consumer.domain.errors import ConsumerError
 from acestep_consumer.domain.job import Rendering
 from acestep_consumer.domain.outcome import Ending
 from acestep_consumer.domain.ports import Report
+from acestep_consumer.domain.stages import STAGES
 from acestep_consumer.execution.context import JobContext
-from acestep_schemas.events import Completed, StageJobs, Timings
+from acestep_schemas.events import Completed, Timings
 
 try:
     from opentelemetry import trace
@@ -165,9 +166,6 @@ def _attributes(context: JobContext, queue: str) -> dict[str, str | int]:
 def _ids(context: JobContext) -> dict[str, str | None]:
     ids = {"task_id": context.task_id}
     return ids if context.traceparent is None else {**ids, "trace_id": context.traceparent[TRACE_ID]}
-
-
-STAGES: Final = tuple(StageJobs.model_fields)
 
 
 class StageCounts:

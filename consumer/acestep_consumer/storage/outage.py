@@ -67,11 +67,20 @@ class OutageGate:
         proves nothing: storage that is full still answers reads. A call that ``reads`` may fail over a damaged object:
         while the storage answers otherwise that is no outage, and after ``one_object_s`` the error is raised.
         """
+        try:
+            return await call()  # almost always that is all, and tenacity takes as long as the call's own work
+        except StorageUnavailable as error:
+            if not _is_outage(error):
+                raise
+            first: StorageUnavailable | None = error
         failed = done = False
         damaged_since: float | None = None
 
         async def attempt() -> T:
-            # Not the call itself: tenacity awaits coroutine functions only, and lambdas are none.
+            nonlocal first
+            if first is not None:
+                known, first = first, None
+                raise known
             return await call()
 
         async def on_failure(state: RetryCallState) -> None:

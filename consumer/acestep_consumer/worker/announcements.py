@@ -11,8 +11,9 @@ from acestep_consumer.broker.publisher import Publisher
 from acestep_consumer.domain.errors import Unpublished
 from acestep_consumer.engine.interface import EngineSet
 from acestep_consumer.execution.eta import CostModel
+from acestep_consumer.execution.stage_limits import StageLimits
 from acestep_consumer.observability.tracing import StageCounts
-from acestep_schemas.events import StageJobs, Worker, WorkerEvent
+from acestep_schemas.events import StageJobs, StageLimitsReport, Worker, WorkerEvent
 
 log = structlog.get_logger()
 
@@ -28,6 +29,7 @@ class Announcements:
         consumer: prefetch and running jobs.
         costs: mean duration of the latest jobs, and how long the running ones still take.
         running: running jobs by stage.
+        stages: how many jobs each stage takes.
     """
 
     def __init__(  # noqa: PLR0913 - an announcement has this many sources
@@ -40,6 +42,7 @@ class Announcements:
         consumer: Consumer,
         costs: CostModel,
         running: StageCounts,
+        stages: StageLimits,
     ) -> None:
         self._id = worker_id
         self._publisher = publisher
@@ -48,6 +51,7 @@ class Announcements:
         self._consumer = consumer
         self._costs = costs
         self._running = running
+        self._stages = stages
 
     async def ready(self) -> None:
         """Publish worker.ready with models, tier and prefetch. Waits while the broker is unreachable."""
@@ -93,6 +97,7 @@ class Announcements:
             seconds_per_job=self._costs.seconds_per_job,
             remaining_s=tuple(None if each is None else round(each, 1) for each in self._costs.remaining_s),
             stages=StageJobs(**self._running.jobs),
+            stage_limits=StageLimitsReport(**self._stages.limits),
             lm=limits.lm,
         )
         try:

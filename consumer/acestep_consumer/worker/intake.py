@@ -2,6 +2,7 @@
 """Controls the consumer: start, prefetch, pause, drain."""
 
 import asyncio
+from collections.abc import Callable
 
 import structlog
 
@@ -26,19 +27,22 @@ class Intake:
         announcements: publishes worker events.
         identified: consumes the requests that were given an id.
         tiers: consumes the tier queues as well, with tier routing.
+        wanted: returns how many more jobs the stages have work for; None: the engines do not tell.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - it controls this many parts
         self,
         consumer: Consumer,
         usage: DeviceUsage,
         announcements: Announcements,
         identified: IdentifiedQueue,
         tiers: TierQueues | None = None,
+        wanted: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._consumer = consumer
         self._identified = identified
         self._tiers = tiers
+        self._wanted = wanted
         self._usage = usage
         self._announcements = announcements
         self._controlling: asyncio.Task[None] | None = None
@@ -48,7 +52,9 @@ class Intake:
         self._stop_controller()
         if settings.queue_workers is None:
             policy = PrefetchPolicy(settings.workers_at_start, settings.queue_workers_max)
-            controller = PrefetchController(self._consumer, self._usage, policy, self._announcements.ready)
+            controller = PrefetchController(
+                self._consumer, self._usage, policy, self._announcements.ready, self._wanted
+            )
             self._controlling = asyncio.create_task(controller.run(), name="prefetch controller")
 
     async def change(self, settings: BrokerSettings) -> None:

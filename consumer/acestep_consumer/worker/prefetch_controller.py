@@ -57,6 +57,7 @@ class PrefetchController:
         consumer: holder of the prefetch.
         engine: its engine's progress.
         policy: decides on the prefetch.
+        wanted: returns how many more jobs the stages have work for; see ``WorkerSample``.
         on_change: called after every change.
     """
 
@@ -66,11 +67,13 @@ class PrefetchController:
         engine: EngineProgress,
         policy: PrefetchPolicy,
         on_change: Callable[[], Awaitable[None]],
+        wanted: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._consumer = consumer
         self._engine = engine
         self._policy = policy
         self._on_change = on_change
+        self._wanted = wanted
 
     async def run(self) -> None:
         """Adjust the prefetch until cancelled. A step that fails is logged, and the next one is made all the same."""
@@ -100,4 +103,5 @@ class PrefetchController:
             in_hand=self._consumer.in_hand,
             memory=self._engine.memory_share,
             reductions=self._engine.reductions,
+            wanted=self._wanted(),
         )

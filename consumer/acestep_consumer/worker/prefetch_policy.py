@@ -4,6 +4,12 @@
 It is asked every few seconds with a reading of the worker, and answers with a number of workers. In plain words:
 
 - **Start** at 2, as operators do by hand: one job renders while the next is fetched or the last is stored.
+- **Stages.** Engines on a GPU tell what they can work on at once, so that every stage has a limit, and it is known how
+  many jobs wait for a place (``execution.stage_limits``). Then nothing is tried: the number is what the stages need
+  together. It grows while one of them has room and none is waited for, at first twofold at a time and in small strides
+  once it was too many, and it falls where more jobs wait than a few. After every change as many jobs end as there were:
+  only then its effect is seen.
+- **Trials.** All that follows but the last is for engines that do not tell.
 - **Steps.** Numbers come from one ladder: 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64 … up to the maximum. Every step is a
   third to a half more, so that a step that helps can be told from noise, and the top is reached in ten.
 - **Evidence.** After every change the jobs of the old number leave first. Then throughput is measured until the time is
@@ -36,6 +42,7 @@ class WorkerSample:
         in_hand: jobs accepted and not finished.
         memory: share of the device's memory in use, 0 to 1; None: not known.
         reductions: times so far that memory made a pack smaller, or work wait.
+        wanted: how many more jobs (below zero: fewer) the stages have work for; None: the engines do not tell.
     """
 
     now_s: float
@@ -44,6 +51,7 @@ class WorkerSample:
     in_hand: int
     memory: float | None = None
     reductions: int = 0
+    wanted: int | None = None
 
 
 class ThroughputSample:
@@ -101,9 +109,10 @@ class ThroughputSample:
         return (self._readings * self._time_work - self._time * self._work) / spread if spread > 0 else 0.0
 
 
-Reason = Literal["start", "trial", "no gain", "memory", "idle"]
+Reason = Literal["start", "stages", "trial", "no gain", "memory", "idle"]
 
 _FIRST_RUNGS = (1, 2, 3)
+_SMALL_STRIDE = 1 / 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +134,7 @@ class PrefetchTuning:
         relief: what a step back must take off that share.
         memory_s: time for which a number that was too many is not tried again, seconds.
         longest_memory_s: bound of its doubling.
+        stage_readings: readings of the stages that a decision takes.
     """
 
     measure_s: float = 30.0
@@ -141,6 +151,7 @@ class PrefetchTuning:
     relief: float = 0.01
     memory_s: float = 300.0
     longest_memory_s: float = 3600.0
+    stage_readings: int = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +184,11 @@ class PrefetchPolicy:
         self._habits = habits or PrefetchTuning()
         self._rungs = ladder(most)
         self._rung = self._floor = max(i for i, rung in enumerate(self._rungs) if rung <= min(start, most))
+        # By the stages: the number, and what the latest readings wanted.
+        self._followed: int | None = None
+        self._wanted: list[int] = []
+        self._settled_from = 0
+        self._stride = 1.0
         self.reason: Reason = "start"
         self._measured = ThroughputSample(self.workers, 0)
         self._last: WorkerSample | None = None
@@ -192,21 +208,54 @@ class PrefetchPolicy:
     @property
     def workers(self) -> int:
         """The number it has decided on."""
-        return self._rungs[self._rung]
+        return self._rungs[self._rung] if self._followed is None else self._followed
 
     def read(self, reading: WorkerSample) -> int:
         """Take in a reading; return the number of workers to have from now on."""
         last, self._last = self._last, reading
         if last is None or _is_another_count(last, reading):
             self._judge_memory_from = min(self._judge_memory_from, reading.finished + self.workers)
+            self._settled_from = min(self._settled_from, reading.finished + self.workers)
             self._measure_anew(reading)
             return self.workers
         if self._is_short_of_memory(last, reading):
             self._give_way(reading)
+        elif reading.wanted is not None:
+            self._follow(reading.wanted, reading)
         else:
             self._measured.add(reading)
             self._weigh(reading)
         return self.workers
+
+    def _follow(self, wanted: int, reading: WorkerSample) -> None:
+        """Go where the stages want it, once the jobs of the old number have left, and all readings since then agree."""
+        before = self.workers
+        if reading.finished < self._settled_from or reading.in_hand > before:
+            self._wanted.clear()
+            return
+        # A worker that waits for messages has room because of that.
+        self._wanted.append(min(wanted, 0) if reading.in_hand < before else wanted)
+        if len(self._wanted) < self._habits.stage_readings:
+            return
+        step = min(*self._wanted, max(1, int(self._stride * before)))
+        if step > 0:
+            self._stride = min(1.0, 2 * self._stride)
+        else:
+            surplus = -sum(min(each, 1) for each in self._wanted) / len(self._wanted)
+            step = -min(int(surplus), max(1, before // 4)) if surplus > max(2, before / 8) else 0
+            self._stride = _SMALL_STRIDE if step else self._stride
+        number = min(max(before + step, self._rungs[self._floor]), self._most_by_memory(reading))
+        self._wanted.clear()
+        if number != before:
+            self._trial = None
+            self._move(max(i for i, rung in enumerate(self._rungs) if rung <= number), "stages", reading)
+            self._followed = number
+            self._settled_from = reading.finished + before
+
+    def _most_by_memory(self, reading: WorkerSample) -> int:
+        if self._ceiling == len(self._rungs) or reading.now_s >= self._ceiling_until_s:
+            return self._rungs[-1]
+        return self._rungs[self._ceiling] - 1
 
     def _weigh(self, reading: WorkerSample) -> None:
         """Decide by the measurement, if it says something by now."""
@@ -296,19 +345,20 @@ class PrefetchPolicy:
 
     def _give_way(self, reading: WorkerSample) -> None:
         """Go one step back, if there is one, and stay below for a while."""
-        if self._rung == 0:
+        too_many = self._rung + (self.workers > self._rungs[self._rung])
+        if too_many == 0:
             return
-        self._ceiling = self._rung
+        self._ceiling = too_many
         self._ceiling_until_s = reading.now_s + self._memory_s
         self._memory_s = min(2 * self._memory_s, self._habits.longest_memory_s)
         self._share_before_step = reading.memory
         self._trial = self._rate_at_rest = None
         self._rest_until_s = reading.now_s + self._rest_s
-        self._move(self._rung - 1, "memory", reading)
+        self._move(too_many - 1, "memory", reading)
         self._judge_memory_from = reading.finished + self.workers
 
     def _move(self, rung: int, reason: Reason, reading: WorkerSample) -> None:
-        self._rung, self.reason = rung, reason
+        self._rung, self.reason, self._followed, self._wanted = rung, reason, None, []
         self._measure_anew(reading)
 
     def _measure_anew(self, reading: WorkerSample) -> None:

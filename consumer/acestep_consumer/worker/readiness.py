@@ -11,6 +11,7 @@ from acestep_consumer.broker.consumer import Consumer
 from acestep_consumer.config.settings import Settings
 from acestep_consumer.domain.objects import Traffic
 from acestep_consumer.engine.interface import EngineSet
+from acestep_consumer.execution.stage_limits import StageLimits
 from acestep_consumer.observability.http import Check
 from acestep_consumer.observability.job_stats import JobStats, Refusals
 from acestep_consumer.observability.metrics import (
@@ -46,6 +47,7 @@ class WorkerState:
         store: the result storage, once it was checked.
         disk: the disk of the scratch folder.
         consumer: the consumer of the request queue.
+        stages: places of jobs in the stages.
         forwarded: requests forwarded to larger tiers, by tier; empty without tier routing.
     """
 
@@ -59,6 +61,7 @@ class WorkerState:
     store: ResultStore | None = None
     disk: DiskGuard | None = None
     consumer: Consumer | None = None
+    stages: StageLimits = field(default_factory=StageLimits)
     forwarded: Mapping[str, int] = field(default_factory=dict)
 
     def metrics(self) -> Metrics:
@@ -68,7 +71,7 @@ class WorkerState:
             lambda: worker_metrics(self.consumer, self.settings.broker.queue_maxsize),
             lambda: readiness_metrics(self.known()),
             self.jobs.collect,
-            lambda: stage_metrics(self.jobs.running.jobs),
+            lambda: stage_metrics(self.jobs.running.jobs, self.stages.waiting, self.stages.limits),
             lambda: renderer_metrics(self.engines.renderer_usage),
             lambda: engine_metrics({name: state.restarts for name, state in self.engines.states.items()}),
             lambda: startup_metrics(self.engines.start_seconds),

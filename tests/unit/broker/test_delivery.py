@@ -49,6 +49,13 @@ async def test_a_message_that_goes_to_another_queue_has_not_ended_here() -> None
     assert (forwarded.done, identified.done, kept.done) == (False, False, True)
 
 
+@pytest.mark.parametrize(("sent", "counts"), [(None, 0), (0, 0), (7, 7), (255, 9)])
+def test_a_priority_is_one_of_the_queues_ten(sent: int | None, counts: int) -> None:
+    held = delivery()
+    held._properties = Basic.Properties(priority=sent)
+    assert held.priority == counts
+
+
 async def test_a_forwarded_message_names_the_tiers_that_it_has_seen() -> None:
     sent = Basic.Properties(headers={"x-mine": 1, "x-acestep-tiers": "tier2"})
     held = delivery()

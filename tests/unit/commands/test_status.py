@@ -22,7 +22,7 @@ from acestep_consumer.commands.status.report import (
     status_of,
 )
 from acestep_consumer.commands.status.table import table
-from acestep_schemas.events import JobCompleted, StageJobs, Worker, WorkerEvent
+from acestep_schemas.events import JobCompleted, StageJobs, StageLimitsReport, Worker, WorkerEvent
 from tests.support.broker import failed_event
 from tests.support.jobs import make_job, make_manifest
 
@@ -135,12 +135,13 @@ def test_without_the_management_api_the_workers_say_what_they_have_in_hand() -> 
 
 def test_jobs_are_shown_by_the_stage_that_they_are_in() -> None:
     heard = ObservedEvents(0.0)
-    heard.add(announced("a", in_hand=3, stages=StageJobs(plan=2, render=1)), 51)
+    limits = StageLimitsReport(plan=64, upload=16)
+    heard.add(announced("a", in_hand=3, stages=StageJobs(plan=2, render=1), stage_limits=limits), 51)
     heard.add(announced("of-before"), 52)
     found = status(0, 2, heard=heard)
     assert [each.stages and each.stages["plan"] for each in found.workers] == [2, None]
     text = shown(found)
-    assert "plan 2" in text
+    assert "plan 2 of 64" in text
     assert "render 1" in text
     assert "upload" not in text
 

@@ -41,7 +41,12 @@ acestep_jobs_total{state="completed",model="b",tier="t"} 2
 acestep_jobs_total{state="failed",model="a",tier="t"} 1
 # TYPE acestep_stage_jobs gauge
 acestep_stage_jobs{stage="plan"} 2
-acestep_stage_jobs{stage="render"} 1
+acestep_stage_jobs{stage="render"} 3
+# TYPE acestep_stage_waiting gauge
+acestep_stage_waiting{stage="plan"} 0
+acestep_stage_waiting{stage="render"} 1
+# TYPE acestep_stage_limit gauge
+acestep_stage_limit{stage="render"} 2
 # TYPE acestep_stage_seconds histogram
 acestep_stage_seconds_bucket{stage="render",le="+Inf"} 4
 acestep_stage_seconds_sum{stage="render"} 10
@@ -99,6 +104,8 @@ async def test_every_family_that_is_asked_for_exists_on_the_page_of_a_worker() -
         "acestep_workers",
         "acestep_jobs",
         "acestep_stage_jobs",
+        "acestep_stage_waiting",
+        "acestep_stage_limit",
         "acestep_stage_seconds",
         "acestep_songs",
         "acestep_audio_seconds",
@@ -121,7 +128,8 @@ def test_labels_are_summed_and_histograms_are_means() -> None:
     found = top_after(read_page(SMALL, 0))
     assert (found.jobs.in_hand, found.jobs.workers) == (3, 4)
     assert found.jobs.ended == {"completed": 7, "failed": 1}
-    assert found.jobs.stages == {"plan": 2, "render": 1}
+    assert found.jobs.stages == {"plan": 2, "render": 3}
+    assert (found.jobs.stages_waiting["render"], found.jobs.stage_limits) == (1, {"render": 2})
     assert found.stages_s == {"render": 2.5}
 
 
@@ -130,7 +138,7 @@ def test_families_that_a_worker_does_not_have_are_unknown_and_no_error() -> None
     assert (found.songs.total, found.device.busy, found.storage.sent, found.restarts) == (None, None, None, {})
     text = shown(found)
     assert "3 of 4" in text
-    assert "plan 2, render 1" in text
+    assert "plan 2, render 2 of 2 (+1 waiting)" in text
     assert "completed 7, failed 1" in text
     assert "– of –" in text
 

@@ -243,12 +243,13 @@ async def test_the_families_of_a_worker_are_those_of_the_first_release_and_what_
     """Names, types and labels are what dashboards and alerts rest on."""
     before = {family.name: family for family in parse((PAGES / "worker.prom").read_text())}
     now = families_of_a_worker(ACESTEP_ROUTE_BY_TIER="true")
-    added = {name for name in now if name.startswith("process_")}
-    assert now.keys() - before.keys() == added | {
-        "acestep_build_info",
-        "acestep_stage_jobs",
-        "acestep_startup_seconds",
-    }
+    stages = {"acestep_stage_jobs", "acestep_stage_waiting", "acestep_stage_limit"}
+    added = (
+        {name for name in now if name.startswith("process_")}
+        | {"acestep_build_info", "acestep_startup_seconds"}
+        | stages
+    )
+    assert now.keys() - before.keys() == added
     assert [now[name].type for name in before] == [family.type for family in before.values()]
     added_samples = {sample for name in before for sample in shape(now[name]) - shape(before[name])}
     assert not {sample for name in before for sample in shape(before[name]) - shape(now[name])}

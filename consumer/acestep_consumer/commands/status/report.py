@@ -74,6 +74,7 @@ class WorkerPart(_StatusPart):
     prefetch: int | None = None
     in_hand: int | None = None
     stages: dict[str, int] | None = None
+    stage_limits: dict[str, int | None] | None = None
     tier: str | None = None
     vram_gb: float | None = None
     models: tuple[str, ...] = ()
@@ -288,6 +289,7 @@ def _worker(data: Worker) -> WorkerPart:
         prefetch=data.prefetch,
         in_hand=data.in_hand,
         stages=None if data.stages is None else data.stages.model_dump(),
+        stage_limits=None if data.stage_limits is None else data.stage_limits.model_dump(),
         tier=data.tier,
         vram_gb=data.vram_gb,
         models=data.models,

@@ -106,11 +106,16 @@ def _workers(workers: tuple[WorkerPart, ...]) -> Table:
         found.add_column(column, style="cyan" if column == "worker" else "", overflow="fold")
     for each in workers:
         vram = UNKNOWN if each.vram_gb is None else f"{each.vram_gb:.1f}"
-        by_stage = ((stage, count) for stage, count in (each.stages or {}).items() if count)
-        jobs = "\n".join(
-            (f"{number(each.in_hand)} of {number(each.prefetch)}", *(f"{stage} {count}" for stage, count in by_stage))
-        )
+        jobs = "\n".join((f"{number(each.in_hand)} of {number(each.prefetch)}", *_stages(each)))
         # One model a line: a name that is broken in the middle cannot be copied.
         models = "\n".join(each.models) or UNKNOWN
         found.add_row(each.worker_id, each.state or UNKNOWN, each.tier or UNKNOWN, vram, jobs, models)
     return found
+
+
+def _stages(worker: WorkerPart) -> Iterator[str]:
+    """Yield the jobs of each stage that has some, with the stage's limit."""
+    limits = worker.stage_limits or {}
+    for stage, jobs in (worker.stages or {}).items():
+        if jobs:
+            yield f"{stage} {jobs}" if (limit := limits.get(stage)) is None else f"{stage} {jobs} of {limit}"

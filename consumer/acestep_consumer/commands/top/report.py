@@ -25,11 +25,16 @@ class _TopPart(BaseModel):
 
 
 class JobsPart(_TopPart):
-    """Jobs: running, in all and by stage, most that may run, and ended ones by state."""
+    """Jobs: running, in all and by stage, most that may run, and ended ones by state.
+
+    Of ``stages``, those in ``stages_waiting`` have no place there yet; ``stage_limits``: places, where limited.
+    """
 
     in_hand: int | None
     workers: int | None
     stages: dict[str, int]
+    stages_waiting: dict[str, int]
+    stage_limits: dict[str, int]
     ended: dict[str, int]
 
 
@@ -173,7 +178,9 @@ def top_of(url: str, page: MetricsPage, history: MetricsHistory, readiness: Mapp
         jobs=JobsPart(
             in_hand=_whole(page.value("acestep_in_hand")),
             workers=_whole(page.value("acestep_workers")),
-            stages={stage: int(count) for stage, count in page.by("acestep_stage_jobs", "stage").items()},
+            stages=_by_stage(page, "acestep_stage_jobs"),
+            stages_waiting=_by_stage(page, "acestep_stage_waiting"),
+            stage_limits=_by_stage(page, "acestep_stage_limit"),
             ended={state: int(count) for state, count in page.by("acestep_jobs_total", "state").items()},
         ),
         songs=_songs(page, history),
@@ -183,6 +190,10 @@ def top_of(url: str, page: MetricsPage, history: MetricsHistory, readiness: Mapp
         stages_s=page.means("acestep_stage_seconds", "stage"),
         window_s=round(history.window_s, 1),
     )
+
+
+def _by_stage(page: MetricsPage, name: str) -> dict[str, int]:
+    return {stage: int(count) for stage, count in page.by(name, "stage").items()}
 
 
 def _songs(page: MetricsPage, history: MetricsHistory) -> SongRatesPart:

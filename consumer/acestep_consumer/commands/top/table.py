@@ -35,7 +35,7 @@ def _head(top: TopReport) -> Text:
 def _rows(top: TopReport) -> Iterator[tuple[str, float | None, str]]:
     jobs, songs, device = top.jobs, top.songs, top.device
     yield "running jobs", _of(jobs.in_hand, jobs.workers), f"{number(jobs.in_hand)} of {number(jobs.workers)}"
-    yield "by stage", None, ", ".join(f"{stage} {count}" for stage, count in jobs.stages.items()) or UNKNOWN
+    yield "by stage", None, ", ".join(_stage(jobs, stage) for stage in jobs.stages) or UNKNOWN
     # The renderer counts a step or a decode when it ends: on a CPU one can take longer than a minute.
     yield "device busy", device.busy, f"{share(device.busy)} in the last minute (finished steps)"
     used, limit = device.vram_used, device.vram_limit
@@ -65,6 +65,13 @@ def _batch(device: DevicePart) -> str:
     songs = UNKNOWN if device.pack_songs is None else plural(device.pack_songs, "song")
     text = f"{songs}, {number(device.pack_tokens)} tokens in the last step"
     return f"{text}; short of memory {plural(device.squeezes, 'time')}" if device.squeezes else text
+
+
+def _stage(jobs: JobsPart, stage: str) -> str:
+    waiting, limit = jobs.stages_waiting.get(stage, 0), jobs.stage_limits.get(stage)
+    text = f"{stage} {max(0, jobs.stages[stage] - waiting)}"
+    text = text if limit is None else f"{text} of {limit}"
+    return f"{text} (+{waiting} waiting)" if waiting else text
 
 
 def _ended(jobs: JobsPart) -> str:

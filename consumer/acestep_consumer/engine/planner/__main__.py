@@ -91,7 +91,7 @@ async def serve(pipe: PlannerPipe, configure: ConfigurePlanner) -> None:
                 from acestep_consumer.engine.planner.engine_loop import EngineLoop  # noqa: PLC0415 - see above
                 from acestep_consumer.engine.planner.loading import LmUnusable, import_backend, load  # noqa: PLC0415
                 from acestep_consumer.engine.planner.planning import SongPlanner  # noqa: PLC0415
-                from acestep_consumer.engine.planner.service import PlannerService  # noqa: PLC0415
+                from acestep_consumer.engine.planner.service import PlannerService, report_stats  # noqa: PLC0415
 
                 import_backend(configure)
         except ImportError as error:
@@ -112,7 +112,8 @@ async def serve(pipe: PlannerPipe, configure: ConfigurePlanner) -> None:
         await planner.warm_up()
     service = PlannerService(planner, pipe.send)
     pipe.send(Ready(report=loaded.report))
-    while True:
+    stats = asyncio.create_task(report_stats(engine_loop, pipe.send), name="stats")
+    while not stats.done():
         service.handle(await pipe.receive())
 
 

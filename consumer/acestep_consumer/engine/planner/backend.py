@@ -46,12 +46,16 @@ class TextConstraint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """One sequence to generate. ``unconditional`` is the other prompt of classifier-free guidance, when it is on."""
+    """One sequence to generate. ``unconditional`` is the other prompt of classifier-free guidance, when it is on.
+
+    Of the sequences that wait for memory, those of a lower ``rank`` go first.
+    """
 
     prompt: tuple[int, ...]
     unconditional: tuple[int, ...] | None
     constraint: CodeConstraint | TextConstraint
     sampling: Sampling
+    rank: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +81,16 @@ class Backend(Protocol):
     def idle(self) -> bool:
         """Whether there is nothing to generate."""
 
+    @property
+    def songs(self) -> int | None:
+        """Guided songs that the batch has rows for; None: only memory bounds it."""
+
+    @property
+    def waiting(self) -> int:
+        """How many sequences wait for memory or for a row of the batch."""
+
     def add(self, sequence_id: int, generation: Generation) -> None:
-        """Add a sequence; it joins the batch at the next step, or once there is memory for it."""
+        """Add a sequence; it joins the batch at the next step, or once there is memory for it, by its rank."""
 
     def drop(self, sequence_id: int) -> None:
         """Drop a sequence; unknown ids are ignored."""

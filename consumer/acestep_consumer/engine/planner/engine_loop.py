@@ -36,6 +36,16 @@ class EngineLoop:
         self._open: dict[int, _OpenSequence] = {}
         self._work = asyncio.Event()
 
+    @property
+    def waiting(self) -> int:
+        """How many sequences wait for the backend's memory."""
+        return self._backend.waiting
+
+    @property
+    def running(self) -> int:
+        """How many sequences are in the batch."""
+        return len(self._open) - self.waiting
+
     async def generate(
         self, generation: Generation, on_progress: Callable[[int], None] = lambda _: None
     ) -> tuple[int, ...]:

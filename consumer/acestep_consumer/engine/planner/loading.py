@@ -57,6 +57,16 @@ class OffloadedBackend:
         """Whether there is nothing to generate."""
         return self._backend is None
 
+    @property
+    def songs(self) -> int | None:
+        """Only memory bounds the batch, as in every backend that can be offloaded."""
+        return None
+
+    @property
+    def waiting(self) -> int:
+        """How many sequences wait for memory."""
+        return 0 if self._backend is None else self._backend.waiting
+
     def add(self, sequence_id: int, generation: Generation) -> None:
         """Add a sequence, and load the model if it is offloaded."""
         if self._backend is None:
@@ -115,7 +125,8 @@ def load(configure: ConfigurePlanner) -> Loaded:
         except LmUnusable as error:
             reasons.append(f"{name}: {error}")
             continue
-        report = PlannerReport(model=folder.name, backend=name, warnings=tuple(map(_fell_back, reasons)))
+        warnings = tuple(map(_fell_back, reasons))
+        report = PlannerReport(model=folder.name, backend=name, songs=backend.songs, warnings=warnings)
         return Loaded(backend, tokens, report)
     raise LmUnusable(f"{folder.name} cannot be loaded. {'; '.join(reasons)}")
 

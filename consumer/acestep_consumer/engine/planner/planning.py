@@ -154,6 +154,7 @@ class SongPlanner:
             unconditional=None,
             constraint=constraint,
             sampling=sampling or sampling_of(job.request, job.seeds[0], guided=False),
+            rank=job.rank,
         )
         return self._tokens.decode(await self._engine_loop.generate(generation))
 
@@ -184,6 +185,7 @@ class SongPlanner:
             unconditional=self._tokens.encode(guided.unconditional),
             constraint=CodeConstraint(count),
             sampling=sampling_of(job.request, seed, guided=True),
+            rank=job.rank,
         )
         return self._tokens.code_text(await self._engine_loop.generate(generation, on_progress))
 

@@ -20,6 +20,11 @@ class TokenSequence:
     text: TextState | None = None
 
     @property
+    def rank(self) -> float:
+        """Its place among those that wait."""
+        return self.generation.rank
+
+    @property
     def prompts(self) -> tuple[tuple[int, ...], ...]:
         """The prompt, and with guidance the unconditional one: one branch each."""
         generation = self.generation

@@ -11,6 +11,7 @@ from acestep_consumer.domain.errors import ConsumerError
 from acestep_consumer.engine.messages import (
     Done,
     FromEngine,
+    LmStats,
     PlanSongs,
     Progressed,
     RequestFailed,
@@ -18,10 +19,13 @@ from acestep_consumer.engine.messages import (
     Stop,
     ToEngine,
 )
+from acestep_consumer.engine.planner.engine_loop import EngineLoop
 from acestep_consumer.engine.planner.planning import SongPlanner
 from acestep_schemas.events import ErrorCode
 
 Send = Callable[[FromEngine], None]
+
+STATS_INTERVAL_S = 1.0
 
 log = structlog.get_logger()
 
@@ -69,3 +73,14 @@ class PlannerService:
             self._send(RequestFailed(request_id=request_id, code=ErrorCode.PLAN_FAILED, reason=reason))
         else:
             self._send(Done(request_id=request_id, result=plan))
+
+
+async def report_stats(engine_loop: EngineLoop, send: Send) -> None:
+    """Send how many sequences are written and wait, once a second where that has changed, until cancelled."""
+    sent: LmStats | None = None
+    while True:
+        await asyncio.sleep(STATS_INTERVAL_S)
+        stats = LmStats(running=engine_loop.running, waiting=engine_loop.waiting)
+        if stats != sent:
+            sent = stats
+            send(stats)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from acestep_consumer.concurrency.priority import insert
 from acestep_consumer.engine.planner.backend import Generation, SequenceOutput, TextConstraint
 from acestep_consumer.engine.planner.row_cache import ATTENTION, RowCache
 from acestep_consumer.engine.planner.row_table import Row, RowGroup, RowTable, VocabularySlice
@@ -76,9 +77,19 @@ class TransformersBackend:
         """Whether there is nothing to generate."""
         return not self._rows and not self._waiting
 
+    @property
+    def songs(self) -> int | None:
+        """Only memory bounds the batch."""
+        return None
+
+    @property
+    def waiting(self) -> int:
+        """How many sequences wait for memory or for a row of the batch."""
+        return len(self._waiting)
+
     def add(self, sequence_id: int, generation: Generation) -> None:
-        """Add a sequence; it joins the batch at the next step, or once there is memory for it, in order of arrival."""
-        self._waiting.append(TokenSequence(sequence_id, generation))
+        """Add a sequence; it joins the batch at the next step, or once there is memory for it, by its rank."""
+        insert(self._waiting, TokenSequence(sequence_id, generation), lambda each: each.rank)
 
     @torch.inference_mode()
     def drop(self, sequence_id: int) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import AutoConfig, GenerationConfig
 
+from acestep_consumer.concurrency.priority import insert
 from acestep_consumer.engine.planner import vllm_engine
 from acestep_consumer.engine.planner.backend import Generation, SequenceOutput, TextConstraint
 from acestep_consumer.engine.planner.sequence import TokenSequence
@@ -44,12 +45,22 @@ class VllmBackend:
         """Whether there is nothing to generate."""
         return not (self._running or self._waiting or self._refused)
 
+    @property
+    def songs(self) -> int | None:
+        """Guided songs that the batch has rows for, two each."""
+        return self._budget.rows // 2
+
+    @property
+    def waiting(self) -> int:
+        """How many sequences wait for memory or for a row of the batch."""
+        return len(self._waiting)
+
     def add(self, sequence_id: int, generation: Generation) -> None:
-        """Add a sequence; it joins the batch at the next step, or once there is memory for it, in order of arrival."""
+        """Add a sequence; it joins the batch at the next step, or once there is memory for it, by its rank."""
         sequence = TokenSequence(sequence_id, generation)
         error = self._refusal(sequence)
         if error is None:
-            self._waiting.append(sequence)
+            insert(self._waiting, sequence, lambda each: each.rank)
         else:
             too_long = sequence.max_length > self._engine.context
             self._refused.append(SequenceOutput(sequence_id, 0, error=error, too_long=too_long))
@@ -82,7 +93,7 @@ class VllmBackend:
         self._engine.close()
 
     def _admit(self) -> None:
-        """Submit waiting sequences that fit, in order of arrival."""
+        """Submit waiting sequences that fit, in their order."""
         self._budget.begin_step()
         while self._waiting:
             sequence = self._waiting[0]

@@ -24,7 +24,7 @@ class KvBudget:
     """Free capacity of a batch of ``rows``, ``blocks`` of ``block`` tokens each, and ``step`` tokens per step."""
 
     def __init__(self, *, rows: int, blocks: int, block: int, step: int) -> None:
-        self._rows, self._blocks, self._block, self._step = rows, blocks, block, step
+        self.rows, self._blocks, self._block, self._step = rows, blocks, block, step
         self._free_rows, self._free_blocks, self._free_tokens = rows, blocks, step
 
     def cost_of(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> SequenceCost:
@@ -35,15 +35,15 @@ class KvBudget:
     @property
     def empty(self) -> bool:
         """Whether nothing is reserved."""
-        return (self._free_rows, self._free_blocks) == (self._rows, self._blocks)
+        return (self._free_rows, self._free_blocks) == (self.rows, self._blocks)
 
     def could_hold(self, cost: SequenceCost) -> bool:
         """Whether the cost fits if nothing else is reserved."""
-        return cost.rows <= self._rows and cost.blocks <= self._blocks and cost.tokens <= self._step
+        return cost.rows <= self.rows and cost.blocks <= self._blocks and cost.tokens <= self._step
 
     def begin_step(self) -> None:
         """Begin a step: every reserved row reads one token of it; the rest is for new sequences."""
-        self._free_tokens = self._step - (self._rows - self._free_rows)
+        self._free_tokens = self._step - (self.rows - self._free_rows)
 
     def reserve(self, cost: SequenceCost) -> bool:
         """Reserve the cost if it fits in this step. Returns whether it did."""

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -118,7 +119,7 @@ def open_service(pipe: RendererPipe, configure: Configure) -> "RendererService":
     except CheckpointError as error:
         refuse(pipe, str(error))
     service = RendererService(runtime, pipe.send, on_device_lost, max_input_s=configure.max_input_s, encoders=encoders)
-    pipe.send(Ready(report=runtime.report))
+    pipe.send(Ready(report=replace(runtime.report, encoders=encoders.size)))
     return service
 
 

@@ -78,7 +78,7 @@ class BatchRequest:
     """A job in the scheduler, from its prepared inputs to its last song.
 
     ``bytes``: device memory that its samples take. ``exclusive``: no other job may be on the device with it.
-    ``waited``: it had to wait for memory at least once.
+    ``waited``: it had to wait for memory at least once. ``rank``: its place among those that have not begun.
     """
 
     runner: ModelRunner
@@ -90,12 +90,18 @@ class BatchRequest:
     samples: Sequence[Sample] = ()
     exclusive: bool = False
     waited: bool = False
+    rank: float = 0.0
     _decoded: set[int] = field(default_factory=set)
 
     @property
     def batch_key(self) -> tuple[ModelRunner, Loras | None]:
         """The weights that the job needs: requests with equal keys can share a forward pass."""
         return self.runner, self.lora
+
+    @property
+    def begun(self) -> bool:
+        """Whether one of its samples has been through a denoising step."""
+        return any(sample.step for sample in self.samples)
 
     @property
     def unfinished(self) -> list[Sample]:

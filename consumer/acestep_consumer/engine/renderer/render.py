@@ -161,7 +161,8 @@ class _JobRenderer:
     def _submit(self, arguments: PipelineArguments) -> BatchFutures:
         loras = loras_of(self._job.request, self._message.sources.loras)
         callbacks = RequestCallbacks(self._stopped, lambda done: self._report(_DENOISING * done, "render"))
-        return self._resources.scheduler.submit(self._model.name, arguments, loras, callbacks)
+        rank = self._job.rank
+        return self._resources.scheduler.submit(self._model.name, arguments, loras, callbacks, rank=rank)
 
     def _encode(self, futures: BatchFutures, arguments: PipelineArguments) -> tuple[tuple[Track, ...], float]:
         """Encode each song as soon as it is decoded. Returns the tracks and the seconds that the last one took."""
@@ -172,6 +173,7 @@ class _JobRenderer:
                 self._report(1.0, "render")
             self._raise_if_stopped()
             with self._resources.encoder(self._stopped) as encode:
+                self._report(index / len(self._job.seeds), "encode")
                 begun = perf_counter()
                 audio = self._finished(audio, arguments)
                 tracks.append(self._track(encode, audio, seed, self._message.folder / str(index)))

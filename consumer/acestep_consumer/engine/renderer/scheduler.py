@@ -3,7 +3,7 @@
 
 The loop receives jobs, prepares those that fit, takes one denoising step with one batch, and decodes finished songs.
 Samples join and leave between any two steps, since each has a time step of its own; a lone job starts at once. A batch
-is bounded by tokens, the load of the device by bytes, and the order is that of arrival.
+is bounded by tokens, the load of the device by bytes. Jobs that have begun go first, then the others by rank.
 
 Jobs are isolated from each other: when a batch fails, each of its jobs is retried alone, so that only the faulty one
 fails. When memory runs out, batches become smaller (``Degradation``), then the models are offloaded to RAM, then the
@@ -20,11 +20,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import inf
 from typing import TypeVar
 
 import structlog
 import torch
 
+from acestep_consumer.concurrency.priority import insert
 from acestep_consumer.domain.errors import Cancelled
 from acestep_consumer.domain.job import LoadedModel
 from acestep_consumer.engine.renderer.batch_request import AudioCopy, BatchFutures, BatchRequest, RequestCallbacks
@@ -62,6 +64,7 @@ class SchedulerStats:
     audio_s: float = 0.0
     songs_in_pack: int = 0
     tokens_in_pack: int = 0
+    audio_s_in_pack: float = 0.0
 
 
 class Scheduler:
@@ -92,9 +95,15 @@ class Scheduler:
         threading.Thread(target=self._run, name="device", daemon=True).start()
 
     def submit(
-        self, model: str, arguments: PipelineArguments, lora: Loras | None, callbacks: RequestCallbacks
+        self,
+        model: str,
+        arguments: PipelineArguments,
+        lora: Loras | None,
+        callbacks: RequestCallbacks,
+        *,
+        rank: float = 0.0,
     ) -> BatchFutures:
-        """Queue one job. Returns at once; the futures raise the job's error, ``Cancelled`` among them.
+        """Queue one job by its rank. Returns at once; the futures raise the job's error, ``Cancelled`` among them.
 
         Raises ``ValueError`` and ``TypeError`` for arguments that the model refuses.
         """
@@ -102,7 +111,7 @@ class Scheduler:
         prepared = runner.preparer.prepare(arguments)
         futures = BatchFutures(tuple(Future() for _ in arguments.seeds), list(prepared.warnings))
         held = len(arguments.seeds) * self.budget.held(prepared.length, prepared.condition_tokens)
-        self._inbox.put(BatchRequest(runner, lora, prepared, callbacks, held, futures))
+        self._inbox.put(BatchRequest(runner, lora, prepared, callbacks, held, futures, rank=rank))
         return futures
 
     def tokenize_audio(self, model: str, source: torch.Tensor, seed: int) -> tuple[int, ...]:
@@ -124,6 +133,16 @@ class Scheduler:
     def reductions(self) -> int:
         """Times that a lack of memory reduced what the device does at once, or made a job wait."""
         return self.degradation.reductions + self._waiting.memory_waits
+
+    @property
+    def pack_s(self) -> float:
+        """Seconds of audio in one full batch, at the last step's tokens a second; 0: not known.
+
+        Not known on a CPU either, whose throughput is much the same with whatever is in a batch.
+        """
+        if not self.stats.tokens_in_pack or self._device.type == "cpu":
+            return 0.0
+        return self.degradation.tokens * self.stats.audio_s_in_pack / self.stats.tokens_in_pack
 
     @property
     def pending(self) -> int:
@@ -174,7 +193,7 @@ class Scheduler:
 
     def _accept(self, item: BatchRequest | _DeviceTask) -> None:
         if isinstance(item, BatchRequest):
-            self._waiting.requests.append(item)
+            self._waiting.add(item)
             return
         try:
             item.result.set_result(item.run())
@@ -188,7 +207,7 @@ class Scheduler:
         self._remove_completed()
 
     def _admit(self) -> None:
-        """Prepare waiting jobs, in their order, as far as they fit."""
+        """Prepare waiting jobs, in their order, as far as they fit; they are denoised in that order, too."""
         while requests := self._waiting.next_batch(self._capacity(), self.degradation.jobs):
             before = len(self._waiting.requests)
             self._attempt(DeviceStage.PREPARE, requests, self._prepare)
@@ -207,7 +226,7 @@ class Scheduler:
                 request.fail(samples)
             else:
                 request.samples = samples
-                self._active.append(request)
+                insert(self._active, request, lambda each: -inf if each.begun else each.rank)
 
     def _step(self) -> None:
         """Take one step with one batch; jobs that need other weights get every second, third, ... step."""
@@ -221,7 +240,7 @@ class Scheduler:
         self._attempt(DeviceStage.STEP, list(pack), lambda some: self._advance({each: pack[each] for each in some}))
 
     def _pack_of(self, requests: Sequence[BatchRequest]) -> dict[BatchRequest, list[Sample]]:
-        """Return the oldest samples that are few enough tokens together; at least one."""
+        """Return the first samples that are few enough tokens together; at least one."""
         pack: dict[BatchRequest, list[Sample]] = {}
         left = self.degradation.tokens
         for request in requests:
@@ -238,6 +257,7 @@ class Scheduler:
         samples = [sample for some in pack.values() for sample in some]
         self.stats.songs_in_pack = len(samples)
         self.stats.tokens_in_pack = sum(_tokens(request, some) for request, some in pack.items())
+        self.stats.audio_s_in_pack = sum(sample.frames for sample in samples) / runner.parts.model.latent_rate
         velocities = iter(runner.step(samples, lora))
         for request, some in pack.items():
             try:

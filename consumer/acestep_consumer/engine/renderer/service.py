@@ -122,13 +122,13 @@ class RendererService:
 
     def _reporter(self, request_id: int) -> Callable[[float, str], None]:
         """Return a callback that reports progress, a few times a second: it is called on the device's thread."""
-        last = 0.0
+        last, last_stage = 0.0, ""
 
         def report(fraction: float, stage: str) -> None:
-            nonlocal last
+            nonlocal last, last_stage
             now = time.monotonic()
-            if fraction >= 1 or now - last >= PROGRESS_INTERVAL_S:
-                last = now
+            if fraction >= 1 or stage != last_stage or now - last >= PROGRESS_INTERVAL_S:
+                last, last_stage = now, stage
                 self._send(Progressed(request_id=request_id, fraction=fraction, stage=stage))
 
         return report
@@ -163,4 +163,5 @@ def stats_of(scheduler: Scheduler, device: str, pending: int, ready_s: float) ->
         memory_gb=torch.cuda.memory_allocated(device) / _GIB if on_gpu else 0.0,
         memory_limit_gb=limit / _GIB if limit else 0.0,
         reductions=scheduler.reductions,
+        pack_s=scheduler.pack_s,
     )

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Admission to the device: jobs wait in order of arrival until memory and LoRA weights let them in."""
+"""Admission to the device: jobs wait in the order of their ranks until memory and LoRA weights let them in."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 
+from acestep_consumer.concurrency.priority import insert
 from acestep_consumer.engine.renderer.batch_request import BatchRequest
 from acestep_consumer.engine.renderer.model_runner import ModelRunner
 from acestep_consumer.policy.memory_budget import MemoryBudget
@@ -34,11 +36,15 @@ class DeviceCapacity:
 
 
 class WaitingQueue:
-    """A FIFO queue of requests. ``memory_waits`` counts those that had to wait for memory."""
+    """A queue of requests by rank. ``memory_waits`` counts those that had to wait for memory."""
 
     def __init__(self) -> None:
         self.requests: deque[BatchRequest] = deque()
         self.memory_waits = 0
+
+    def add(self, request: BatchRequest) -> None:
+        """Add a request by its rank, but behind one that is to be restarted alone."""
+        insert(self.requests, request, lambda each: -inf if each.exclusive else each.rank)
 
     def next_batch(self, capacity: DeviceCapacity, max_requests: int) -> list[BatchRequest]:
         """Return the first requests that can be prepared together and fit. They stay in the queue."""

@@ -27,6 +27,14 @@ class Counter:
     def idle(self) -> bool:
         return not self.writing
 
+    @property
+    def songs(self) -> int | None:
+        return None
+
+    @property
+    def waiting(self) -> int:
+        return 0
+
     def add(self, sequence_id: int, generation: Generation) -> None:
         assert isinstance(generation.constraint, CodeConstraint)
         self.writing[sequence_id] = (0, generation.constraint.count)

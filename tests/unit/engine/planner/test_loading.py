@@ -29,6 +29,14 @@ class OneStep:
     def idle(self) -> bool:
         return not self.writing
 
+    @property
+    def songs(self) -> int | None:
+        return None
+
+    @property
+    def waiting(self) -> int:
+        return 0
+
     def add(self, sequence_id: int, generation: Generation) -> None:
         self.writing.append(sequence_id)
 

@@ -3,15 +3,18 @@
 
 import asyncio
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 
 from acestep_consumer.config import logs
 from acestep_consumer.domain.errors import PlanFailed
 from acestep_consumer.domain.job import Plan
-from acestep_consumer.engine.messages import Done, FromEngine, PlanSongs, RequestFailed, SetLogLevel, Stop
+from acestep_consumer.engine.messages import Done, FromEngine, LmStats, PlanSongs, RequestFailed, SetLogLevel, Stop
+from acestep_consumer.engine.planner import service as service_module
+from acestep_consumer.engine.planner.engine_loop import EngineLoop
 from acestep_consumer.engine.planner.planning import SongPlanner
-from acestep_consumer.engine.planner.service import PlannerService
+from acestep_consumer.engine.planner.service import PlannerService, report_stats
 from acestep_schemas.events import ErrorCode, Metas
 from tests.support.admission import admitted_job
 from tests.support.waiting import eventually
@@ -82,3 +85,17 @@ async def test_the_log_level_is_the_parents() -> None:
         assert logs._threshold.level == 40
     finally:
         logs._threshold.level = before
+
+
+async def test_sequences_that_are_written_and_that_wait_are_told_where_that_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(service_module, "STATS_INTERVAL_S", 0.001)
+    loop, sent = Mock(running=2, waiting=0), list[FromEngine]()
+    reporting = asyncio.create_task(report_stats(cast("EngineLoop", loop), sent.append))
+    await eventually(lambda: sent)
+    await asyncio.sleep(0.02)
+    loop.waiting = 3
+    await eventually(lambda: len(sent) > 1)
+    reporting.cancel()
+    assert sent == [LmStats(running=2, waiting=0), LmStats(running=2, waiting=3)]
