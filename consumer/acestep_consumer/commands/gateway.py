@@ -2,7 +2,9 @@
 """`acestep-consumer gateway`: serves ACE-Step's REST API until Ctrl-C or SIGTERM."""
 
 import asyncio
+import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from typing import Final
@@ -18,6 +20,7 @@ from acestep_consumer.config.logs import set_log_level, set_up_logs
 from acestep_consumer.config.settings import Settings, SettingsError
 from acestep_consumer.gateway.broker_session import client_of
 from acestep_consumer.gateway.server import Gateway
+from acestep_consumer.observability.tracing import set_up_tracing
 from acestep_consumer.webui.origin_check import is_loopback
 
 _CLOSE_S: Final = 10.0
@@ -33,6 +36,7 @@ async def gateway(settings: Settings, read_again: Callable[[], Settings], note: 
         print_error(f"ACESTEP_API_HOST={host} is reachable for others: set ACESTEP_API_KEY, or use 127.0.0.1", note)
         return Exit.USAGE
     set_up_logs(settings.worker.log_level, settings.worker.log_format)
+    set_up_tracing(f"{socket.gethostname()}-{os.getpid()}", "acestep-gateway")
     if settings.inputs.results == "none":
         log.warning("uploads will be refused by workers", reason="ACESTEP_INPUT_RESULTS is none")
     results = Results(settings.storage)
@@ -55,7 +59,7 @@ async def _run_until_stopped(served: Gateway, read_again: Callable[[], Settings]
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGHUP, _reload, served, read_again)
-    session = asyncio.create_task(served.session.run(), name="broker session")
+    session = asyncio.create_task(served.run(), name="gateway")
     stopping = asyncio.create_task(stop.wait())
     try:
         done, _ = await asyncio.wait({session, stopping}, return_when=asyncio.FIRST_COMPLETED)

@@ -12,6 +12,7 @@ from prometheus_client.exposition import choose_encoder
 
 from acestep_consumer.gateway.auth import ApiKeyCheck
 from acestep_consumer.gateway.broker_session import BrokerSession
+from acestep_consumer.gateway.spans import route_of
 
 _BUCKETS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 600)
 _OTHER: Final = "other"
@@ -52,9 +53,7 @@ class GatewayMetrics:
         async def measure(request: web.Request, handler: Handler) -> web.StreamResponse:
             start = time.perf_counter()
             response = await handler(request)
-            resource = request.match_info.route.resource
-            path = "" if resource is None else resource.canonical.removeprefix("/api")
-            route = path if path in self._routes else _OTHER
+            route = path if (path := route_of(request)) in self._routes else _OTHER
             self._requests.labels(route, str(response.status)).inc()
             self._seconds.labels(route).observe(time.perf_counter() - start)
             return response
