@@ -298,7 +298,7 @@ async def run(arguments: argparse.Namespace, servers: Sequence[str]) -> dict[str
                     url,
                     _,
                 ):
-                    rows += await measure(name, url, arguments)
+                    rows += await measure(name, url, process, arguments)
             else:
                 rows += await measure(name, name, None, arguments)
     # The request queue has the benchmark's own length limit: a worker that comes later must find another.

@@ -37,8 +37,6 @@ async def gateway(settings: Settings, read_again: Callable[[], Settings], note: 
         return Exit.USAGE
     set_up_logs(settings.worker.log_level, settings.worker.log_format)
     set_up_tracing(f"{socket.gethostname()}-{os.getpid()}", "acestep-gateway")
-    if settings.inputs.results == "none":
-        log.warning("uploads will be refused by workers", reason="ACESTEP_INPUT_RESULTS is none")
     results = Results(settings.storage)
     url = settings.broker.every_url.get_secret_value()
     served = Gateway(settings, lambda: client_of(url), results)

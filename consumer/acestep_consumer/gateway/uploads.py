@@ -20,7 +20,7 @@ from aiohttp import BodyPartReader, web
 
 from acestep_consumer.config.settings import StorageSettings
 from acestep_consumer.domain.errors import StorageUnavailable
-from acestep_consumer.domain.objects import ObjectAddress, ObjectContent
+from acestep_consumer.domain.objects import ObjectAddress, ObjectContent, UploadAddresses
 from acestep_consumer.domain.parse import gathered
 from acestep_consumer.domain.ports import Objects
 from acestep_consumer.gateway.answers import ApiError, busy
@@ -51,7 +51,6 @@ _RETRY_S: Final = 5.0
 _STORE_S: Final = 60.0
 _CHUNK_BYTES: Final = 1 << 20
 _SUFFIX: Final = re.compile(r"\.[a-z0-9]{1,5}")
-_UPLOADS: Final = "uploads"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,11 +242,11 @@ class UploadStore:
 
     def __init__(self, results: ObjectsSource, settings: StorageSettings) -> None:
         self._results = results
-        self._settings = settings
+        self._addresses = UploadAddresses(settings.bucket, settings.prefix)
 
     def addresses(self, task_id: str, files: Mapping[str, SpooledFile]) -> dict[str, str]:
         """Return the ``s3://`` address that each file will have, by the field that it replaces."""
-        return {name: str(self._address(task_id, f"{name}{file.suffix}")) for name, file in files.items()}
+        return {name: str(self._addresses.of(task_id, f"{name}{file.suffix}")) for name, file in files.items()}
 
     async def put(self, task_id: str, files: Mapping[str, SpooledFile]) -> None:
         """Store the files at their addresses. Raises ``ApiError`` (503)."""
@@ -272,7 +271,3 @@ class UploadStore:
                     await (await self._results.objects()).delete(ObjectAddress.of(address))
         except (StorageUnavailable, TimeoutError):
             return
-
-    def _address(self, task_id: str, name: str) -> ObjectAddress:
-        parts = (self._settings.prefix.strip("/"), _UPLOADS, task_id, name)
-        return ObjectAddress(self._settings.bucket, "/".join(part for part in parts if part))
