@@ -18,6 +18,8 @@ from acestep_consumer.commands.http_site import cannot_bind, site
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.logs import set_log_level, set_up_logs
 from acestep_consumer.config.settings import Settings, SettingsError
+from acestep_consumer.domain.errors import DiskFull
+from acestep_consumer.execution.scratch import ScratchRoot
 from acestep_consumer.gateway.broker_session import client_of
 from acestep_consumer.gateway.server import Gateway
 from acestep_consumer.observability.tracing import set_up_tracing
@@ -25,21 +27,32 @@ from acestep_consumer.webui.origin_check import is_loopback
 
 _CLOSE_S: Final = 10.0
 """How long open requests may take at the end."""
+_STORAGE_RETRY_S: Final = 8.0
+"""Clients give a request half a minute at most."""
 
 log = structlog.get_logger()
 
 
 async def gateway(settings: Settings, read_again: Callable[[], Settings], note: Console) -> Exit:
     """Serve the API until SIGTERM; SIGHUP reads the keys and the log level again."""
-    host, port = settings.gateway.host, settings.gateway.port
+    host = settings.gateway.host
     if not settings.gateway.keys and not is_loopback(host):
         print_error(f"ACESTEP_API_HOST={host} is reachable for others: set ACESTEP_API_KEY, or use 127.0.0.1", note)
         return Exit.USAGE
     set_up_logs(settings.worker.log_level, settings.worker.log_format)
     set_up_tracing(f"{socket.gethostname()}-{os.getpid()}", "acestep-gateway")
-    results = Results(settings.storage)
+    try:
+        with ScratchRoot(settings.engine.scratch_dir) as scratch:
+            return await _serve(settings, scratch, read_again, note)
+    except (DiskFull, OSError) as error:
+        print_error(f"no folder for uploads (ACESTEP_SCRATCH_DIR): {error}", note)
+        return Exit.USAGE
+
+
+async def _serve(settings: Settings, scratch: ScratchRoot, read_again: Callable[[], Settings], note: Console) -> Exit:
+    host, port, results = settings.gateway.host, settings.gateway.port, Results(settings.storage, retry_s=_STORAGE_RETRY_S)
     url = settings.broker.every_url.get_secret_value()
-    served = Gateway(settings, lambda: client_of(url), results)
+    served = Gateway(settings, lambda: client_of(url), results, scratch.ensure)
     try:
         async with site(served.application(), host, port, close_s=_CLOSE_S, cancel_abandoned=True) as address:
             sys.stdout.write(f"{address}/\n")

@@ -4,6 +4,7 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
@@ -66,6 +67,7 @@ class Gateway:
         settings: all settings.
         connect: opens a client of the broker.
         results: results in storage.
+        upload_folder: returns the folder of uploads on their way; None: ACESTEP_SCRATCH_DIR itself.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Gateway:
         settings: Settings,
         connect: "Callable[[], AbstractAsyncContextManager[RequestClient]]",
         results: Results,
+        upload_folder: Callable[[], Path] | None = None,
     ) -> None:
         self._settings = settings
         self.keys = ApiKeyCheck(settings.gateway.keys)
@@ -80,7 +83,7 @@ class Gateway:
         self.workers = WorkerList(settings.gateway.models)
         self.session = BrokerSession(connect, self._add)
         finder = SongFinder(self.tasks)
-        spool = UploadSpool(settings.inputs.max_bytes, settings.engine.scratch_dir)
+        spool = UploadSpool(settings.inputs.max_bytes, upload_folder or (lambda: settings.engine.scratch_dir))
         max_bytes = settings.broker.max_message_bytes
         rate_limit = RateLimit(settings.gateway.tasks_per_minute)
         submission = Submission(
