@@ -23,6 +23,7 @@ from infra.local.rabbitmq import RabbitMQ
 from infra.local.s3 import SeaweedFS
 from infra.local.stack import Environment
 from tests.support.listening import GatewayProcess
+from tests.support.node import FOLDER, ensure_modules, run_node
 from tests.support.servers import ManagementApi
 from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import COMMAND, ROOT, WorkerProcess, clean_environment
@@ -337,6 +338,20 @@ async def test_a_chat_is_answered_with_a_song(replicas: Replicas, http: aiohttp.
     async with asyncio.timeout(WITHIN_S), http.post(f"{replicas.urls[0]}/v1/chat/completions", json=body) as answer:
         message = (await answer.json())["choices"][0]["message"]
     assert message["audio"][0]["audio_url"]["url"].startswith("data:audio/wav;base64,UklGR")
+
+
+def test_openais_own_client_lists_models_and_hears_songs_whole_and_streamed(replicas: Replicas) -> None:
+    ensure_modules()
+    ended = run_node(FOLDER / "chat_with_openai.mjs", GATEWAY=replicas.urls[0], KEY=KEY)
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert found["models"] == ["acestep/acestep-v15-turbo"]
+    wav = "data:audio/wav;base64,UklGR"
+    assert found["chat"]["id"].startswith("chatcmpl-")
+    assert (found["chat"]["song"].startswith(wav), found["chat"]["finish"]) == (True, "stop")
+    assert (found["stream"]["song"].startswith(wav), found["stream"]["finish"]) == (True, "stop")
+    assert "la la" in found["stream"]["text"]
+    assert found["refused"] == 401
 
 
 def test_the_demos_curl_requests_make_a_song(replicas: Replicas, tmp_path: Path) -> None:
