@@ -293,11 +293,8 @@ async def run(arguments: argparse.Namespace, servers: Sequence[str]) -> dict[str
                     if arguments.tasks:
                         found = await memory(url, process, arguments)
             elif name == "bare aiohttp":
-                port = folder / "bare.log"
-                with serving(folder, "tests.bench.bench_gateway", "--serve-bare", str(port), log="bare.log") as (
-                    url,
-                    _,
-                ):
+                command = ("tests.bench.bench_gateway", "--serve-bare")
+                with serving(folder, *command, log="bare.log") as (url, process):
                     rows += await measure(name, url, process, arguments)
             else:
                 rows += await measure(name, name, None, arguments)

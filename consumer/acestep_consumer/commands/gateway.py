@@ -50,7 +50,8 @@ async def gateway(settings: Settings, read_again: Callable[[], Settings], note: 
 
 
 async def _serve(settings: Settings, scratch: ScratchRoot, read_again: Callable[[], Settings], note: Console) -> Exit:
-    host, port, results = settings.gateway.host, settings.gateway.port, Results(settings.storage, retry_s=_STORAGE_RETRY_S)
+    host, port = settings.gateway.host, settings.gateway.port
+    results = Results(settings.storage, retry_s=_STORAGE_RETRY_S)
     url = settings.broker.every_url.get_secret_value()
     served = Gateway(settings, lambda: client_of(url), results, scratch.ensure)
     try:

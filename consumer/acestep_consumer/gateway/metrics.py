@@ -42,6 +42,11 @@ class GatewayMetrics:
             buckets=_BUCKETS_S,
             registry=self._registry,
         )
+        self._open = Gauge(
+            "acestep_gateway_requests_open",
+            "Requests that are being answered, those included that wait for news or stream.",
+            registry=self._registry,
+        )
         self._gauge("acestep_gateway_broker_up", "Whether the broker is connected.", lambda: float(session.is_up))
         self._gauge("acestep_gateway_queue_size", "Requests that wait.", lambda: float(session.queue_size))
 
@@ -52,7 +57,8 @@ class GatewayMetrics:
         @web.middleware
         async def measure(request: web.Request, handler: Handler) -> web.StreamResponse:
             start = time.perf_counter()
-            response = await handler(request)
+            with self._open.track_inprogress():
+                response = await handler(request)
             route = path if (path := route_of(request)) in self._routes else _OTHER
             self._requests.labels(route, str(response.status)).inc()
             self._seconds.labels(route).observe(time.perf_counter() - start)
