@@ -15,12 +15,13 @@ from tests.support.jobs import make_job
 
 BUCKET, PREFIX = "acestep", "studio/jobs"
 SONG, UPLOAD = f"s3://{BUCKET}/{PREFIX}/order-1/0.wav", f"s3://{BUCKET}/uploads/voice.wav"
+REST_UPLOAD = f"s3://{BUCKET}/{PREFIX}/uploads/order-1/src_audio_path.wav"
 
 
 async def fetched(folder: Path, uri: str, field: str = "src_audio_path", **settings: Any) -> bytes:
     """What a worker with these settings of ``InputSettings`` reads."""
     objects = FakeObjects()
-    for address in (SONG, UPLOAD):
+    for address in (SONG, UPLOAD, REST_UPLOAD):
         await objects.put(ObjectAddress.of(address), ObjectContent.of(b"sound", "audio/wav"))
     storage = StorageSettings(bucket=BUCKET, prefix=PREFIX)
     async with AllowedInputs(objects, storage, InputSettings.model_validate(settings)) as inputs:
@@ -58,6 +59,21 @@ async def test_with_none_other_objects_of_that_bucket_need_a_word_of_the_operato
     with pytest.raises(InputNotAllowed, match=f"the bucket '{BUCKET}' is not in ACESTEP_INPUT_BUCKETS"):
         await fetched(tmp_path, UPLOAD, results="none")
     assert await fetched(tmp_path, UPLOAD, results="none", buckets=BUCKET) == b"sound"
+
+
+async def test_with_none_an_upload_over_the_rest_api_is_a_source_and_nothing_else_beside_it_is(tmp_path: Path) -> None:
+    assert await fetched(tmp_path, REST_UPLOAD, results="none") == b"sound"
+    for uri in (
+        f"s3://{BUCKET}/{PREFIX}/uploads/0.wav",  # the song of a task that is called "uploads"
+        f"s3://{BUCKET}/{PREFIX}/uploads/order-1/../../order-1/0.wav",
+        f"s3://{BUCKET}/{PREFIX}/uploads/order-1/0.wav",
+        f"s3://{BUCKET}/{PREFIX}//uploads/order-1/src_audio_path.wav",
+        f"s3://{BUCKET}/{PREFIX}/order-1/src_audio_path.wav",
+    ):
+        with pytest.raises(InputNotAllowed, match="ACESTEP_INPUT_RESULTS=none"):
+            await fetched(tmp_path, uri, results="none")
+    with pytest.raises(InputNotAllowed, match="ACESTEP_INPUT_BUCKETS"):
+        await fetched(tmp_path, REST_UPLOAD.replace(BUCKET, "other"), results="none")
 
 
 async def test_a_name_that_only_begins_like_the_prefix_is_no_result(tmp_path: Path) -> None:

@@ -4,20 +4,24 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import aiohttp
 import boto3
 import pytest
 from aiohttp import web
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
+from acestep_consumer.broker.topology import REQUESTS
 from tests.support.broker import Peer
 from tests.support.event_recorder import EventRecorder
+from tests.support.listening import GatewayProcess
 from tests.support.waiting import eventually
 from tests.support.worker import WorkerProcess, running
 
-TRACE_ID, PARENT_ID = "a" * 32, "b" * 16
+TRACE_ID, OTHER_TRACE_ID, PARENT_ID = "a" * 32, "c" * 32, "b" * 16
 STAGES = {"fetch", "plan", "render", "upload"}
 
 
@@ -34,9 +38,13 @@ class Collector:
                 self.spans += scope.spans
         return web.Response()
 
+    def named(self, name: str) -> list[Span]:
+        """Return the spans of this name."""
+        return [span for span in self.spans if span.name == name]
+
     def stages(self) -> dict[str, Span]:
-        """Return the stages of the one job that has any, by name."""
-        return {span.name: span for span in self.spans if span.name in STAGES}
+        """Return the stages of the job of the first trace that has any, by name."""
+        return {span.name: span for span in self.spans if span.name in STAGES and span.trace_id.hex() == TRACE_ID}
 
     def jobs(self) -> dict[str, Span]:
         """Return the spans of jobs, by task id."""
@@ -67,10 +75,12 @@ async def test_the_producers_trace_is_continued_wherever_the_job_leaves_a_mark(
     url = service_environment["ACESTEP_AMQP_URL"]
     settings = service_environment | {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_BSP_SCHEDULE_DELAY": "100"}
     body = json.dumps({"task_id": "song", "prompt": "x", "audio_format": "wav"}).encode()
+    gateway = GatewayProcess(tmp_path, settings)
     async with (
         running(WorkerProcess(tmp_path, settings, light=True)) as worker,
         EventRecorder(url) as recorder,
         Peer(url) as peer,
+        in_thread(gateway),
     ):
         sent = {"headers": {"traceparent": f"00-{TRACE_ID}-{PARENT_ID}-01"}}
         await peer.request(body, message_id="m-1", correlation_id="c-1", **sent)
@@ -79,7 +89,17 @@ async def test_the_producers_trace_is_continued_wherever_the_job_leaves_a_mark(
         await eventually(lambda: recorder.terminal("song") and recorder.terminal("bad"), 60)
         await eventually(lambda: found.stages().keys() >= STAGES and found.jobs().keys() >= {"song", "bad"}, 60)
         logged = worker.log_lines(task_id="bad")
+        over_rest = await released(gateway.url, {"traceparent": f"00-{OTHER_TRACE_ID}-{PARENT_ID}-01"})
+        await eventually(lambda: over_rest in found.jobs() and found.named(f"publish {REQUESTS}"), 60)
+    # A client of the REST API: its request, the message, the job.
+    (request,), (publish,) = found.named("POST /release_task"), found.named(f"publish {REQUESTS}")
+    chain = [request, publish, found.jobs().pop(over_rest)]
+    assert {span.trace_id.hex() for span in chain} == {OTHER_TRACE_ID}
+    assert [span.parent_span_id for span in chain] == [bytes.fromhex(PARENT_ID), *(span.span_id for span in chain[:2])]
+    assert attributes_of(publish)["acestep.task_id"] == over_rest
+    assert {event.cloud_event["traceparent"][3:35] for event in recorder.of(over_rest)} == {OTHER_TRACE_ID}
     jobs, stages = found.jobs(), found.stages()
+    del jobs[over_rest]
     assert {(job.trace_id.hex(), job.parent_span_id.hex()) for job in jobs.values()} == {(TRACE_ID, PARENT_ID)}
     assert {(stage.trace_id.hex(), stage.parent_span_id) for stage in stages.values()} == {
         (TRACE_ID, jobs["song"].span_id)
@@ -98,6 +118,28 @@ async def test_the_producers_trace_is_continued_wherever_the_job_leaves_a_mark(
     assert {line["trace_id"] for line in logged} == {TRACE_ID}
     kept = await asyncio.to_thread(metadata, service_environment)
     assert [each["traceparent"][3:35] for each in kept] == [TRACE_ID] * 2
+
+
+@asynccontextmanager
+async def in_thread(process: GatewayProcess) -> AsyncIterator[None]:
+    """Start and end it without holding up the event loop, which serves the collector."""
+    await asyncio.to_thread(process.__enter__)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(process.__exit__, None, None, None)
+
+
+async def released(url: str, headers: dict[str, str]) -> str:
+    """Send a request over REST until the gateway is connected; returns the task's id."""
+    async with asyncio.timeout(60), aiohttp.ClientSession(headers=headers) as http:
+        while True:
+            async with http.get(f"{url}/readyz") as ready:
+                if ready.status == 200:
+                    break
+            await asyncio.sleep(0.1)
+        async with http.post(f"{url}/release_task", json={"prompt": "x", "audio_format": "wav"}) as answer:
+            return str((await answer.json())["data"]["task_id"])
 
 
 def metadata(environment: dict[str, str]) -> list[dict[str, str]]:

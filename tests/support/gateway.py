@@ -170,7 +170,7 @@ async def gateway(
 
     served = Gateway(settings_of(**variables), connect, cast("Results", stored))
     server = TestServer(served.application(), handler_cancellation=True)
-    session = asyncio.create_task(served.session.run())
+    session = asyncio.create_task(served.run())
     async with server, aiohttp.ClientSession(auto_decompress=False) as http:
         if connected:
             await eventually(lambda: served.session.is_up)

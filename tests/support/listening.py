@@ -83,6 +83,12 @@ class ListenProcess:
         assert error is not None or "Traceback" not in self.log.read_text(), tail(self.log)
 
 
+class GatewayProcess(ListenProcess):
+    """`acestep-consumer gateway` on a free port."""
+
+    command = "gateway"
+
+
 @dataclass(frozen=True)
 class Listening:
     """A page, a worker, and the settings of both."""

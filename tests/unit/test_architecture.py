@@ -32,8 +32,9 @@ MAY_IMPORT = {
     "worker": "broker config domain engine execution multi_gpu observability storage schemas",
     "client": "broker config domain storage schemas",
     "webui": "audio client config domain schemas",
-    "gateway": "broker client config domain webui schemas",
-    "commands": "audio broker client config domain engine gateway multi_gpu policy storage webui schemas",
+    "gateway": "broker client config domain observability webui schemas",
+    "commands": "audio broker client config domain engine execution gateway multi_gpu observability policy "
+    "storage webui schemas",
     "pipeline": "domain execution observability schemas",
     "app": "broker config domain engine execution inputs observability pipeline policy storage worker",
     "cli": "app audio commands config schemas",

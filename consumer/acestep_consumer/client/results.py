@@ -25,10 +25,14 @@ _TASK_ID: Final = re.compile(TASK_ID_PATTERN)
 
 
 class Results:
-    """The results that workers stored in the bucket of ``settings``. Needs keys that may read."""
+    """The results that workers stored in the bucket of ``settings``. Needs keys that may read.
 
-    def __init__(self, settings: "StorageSettings") -> None:
+    ``retry_s``: how long a storage that does not answer is asked again.
+    """
+
+    def __init__(self, settings: "StorageSettings", *, retry_s: float = 30) -> None:
         self._settings = settings
+        self._retry_s = retry_s
         self._objects: Objects | None = None
         self._stack = AsyncExitStack()
         self._connecting = asyncio.Lock()
@@ -66,7 +70,7 @@ class Results:
 
         async with self._connecting:
             if self._objects is None:
-                self._objects = await self._stack.enter_async_context(S3Objects(self._settings))
+                self._objects = await self._stack.enter_async_context(S3Objects(self._settings, retry_s=self._retry_s))
             return self._objects
 
 

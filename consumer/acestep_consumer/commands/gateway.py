@@ -2,7 +2,9 @@
 """`acestep-consumer gateway`: serves ACE-Step's REST API until Ctrl-C or SIGTERM."""
 
 import asyncio
+import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from typing import Final
@@ -16,28 +18,42 @@ from acestep_consumer.commands.http_site import cannot_bind, site
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.logs import set_log_level, set_up_logs
 from acestep_consumer.config.settings import Settings, SettingsError
+from acestep_consumer.domain.errors import DiskFull
+from acestep_consumer.execution.scratch import ScratchRoot
 from acestep_consumer.gateway.broker_session import client_of
 from acestep_consumer.gateway.server import Gateway
+from acestep_consumer.observability.tracing import set_up_tracing
 from acestep_consumer.webui.origin_check import is_loopback
 
 _CLOSE_S: Final = 10.0
 """How long open requests may take at the end."""
+_STORAGE_RETRY_S: Final = 8.0
+"""Clients give a request half a minute at most."""
 
 log = structlog.get_logger()
 
 
 async def gateway(settings: Settings, read_again: Callable[[], Settings], note: Console) -> Exit:
     """Serve the API until SIGTERM; SIGHUP reads the keys and the log level again."""
-    host, port = settings.gateway.host, settings.gateway.port
+    host = settings.gateway.host
     if not settings.gateway.keys and not is_loopback(host):
         print_error(f"ACESTEP_API_HOST={host} is reachable for others: set ACESTEP_API_KEY, or use 127.0.0.1", note)
         return Exit.USAGE
     set_up_logs(settings.worker.log_level, settings.worker.log_format)
-    if settings.inputs.results == "none":
-        log.warning("uploads will be refused by workers", reason="ACESTEP_INPUT_RESULTS is none")
-    results = Results(settings.storage)
+    set_up_tracing(f"{socket.gethostname()}-{os.getpid()}", "acestep-gateway")
+    try:
+        with ScratchRoot(settings.engine.scratch_dir) as scratch:
+            return await _serve(settings, scratch, read_again, note)
+    except (DiskFull, OSError) as error:
+        print_error(f"no folder for uploads (ACESTEP_SCRATCH_DIR): {error}", note)
+        return Exit.USAGE
+
+
+async def _serve(settings: Settings, scratch: ScratchRoot, read_again: Callable[[], Settings], note: Console) -> Exit:
+    host, port = settings.gateway.host, settings.gateway.port
+    results = Results(settings.storage, retry_s=_STORAGE_RETRY_S)
     url = settings.broker.every_url.get_secret_value()
-    served = Gateway(settings, lambda: client_of(url), results)
+    served = Gateway(settings, lambda: client_of(url), results, scratch.ensure)
     try:
         async with site(served.application(), host, port, close_s=_CLOSE_S, cancel_abandoned=True) as address:
             sys.stdout.write(f"{address}/\n")
@@ -55,7 +71,7 @@ async def _run_until_stopped(served: Gateway, read_again: Callable[[], Settings]
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGHUP, _reload, served, read_again)
-    session = asyncio.create_task(served.session.run(), name="broker session")
+    session = asyncio.create_task(served.run(), name="gateway")
     stopping = asyncio.create_task(stop.wait())
     try:
         done, _ = await asyncio.wait({session, stopping}, return_when=asyncio.FIRST_COMPLETED)

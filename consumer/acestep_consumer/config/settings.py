@@ -447,6 +447,18 @@ class GatewaySettings(Section):
         (),
         "models that the REST API names while no worker runs (scaled to zero), comma-separated",
     )
+    tasks_per_minute: int = variable(
+        "ACESTEP_API_TASKS_PER_MINUTE",
+        0,
+        "tasks that each key may ask one gateway for in a minute; 0: no limit",
+        ge=0,
+        le=1_000_000,
+    )
+    page: bool = variable(
+        "ACESTEP_API_PAGE",
+        False,  # noqa: FBT003 - a setting's default
+        "serve the page of `listen` as well: everybody with a key sees all jobs and hears all songs",
+    )
     generation_timeout_s: float = variable(
         "ACESTEP_GENERATION_TIMEOUT", 600, "longest wait of `/v1/chat/completions`, seconds", gt=0, le=86_400
     )

@@ -2,12 +2,15 @@
 """Objects of an object storage: where one is, what it holds, and what its storage knows about it."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 _SCHEME = "s3://"
+_UPLOADS = "uploads"
+_UPLOAD = re.compile(r"[A-Za-z0-9_-]{1,128}/(?:src|reference)_audio_path(?:\.[a-z0-9]{1,5})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,29 @@ class ObjectAddress:
         """Read ``s3://bucket/key``."""
         bucket, _, key = uri.removeprefix(_SCHEME).partition("/")
         return cls(bucket, key)
+
+
+class UploadAddresses:
+    """Where the REST API puts uploaded files: ``<prefix>/uploads/<task_id>/<field><suffix>``, beside the results.
+
+    Args:
+        bucket: the result bucket.
+        prefix: the prefix of results.
+    """
+
+    def __init__(self, bucket: str, prefix: str) -> None:
+        self._bucket = bucket
+        self._folder = "/".join(part for part in (prefix.strip("/"), _UPLOADS) if part)
+
+    def of(self, task_id: str, name: str) -> ObjectAddress:
+        """Return the address of a task's upload."""
+        return ObjectAddress(self._bucket, f"{self._folder}/{task_id}/{name}")
+
+    def has(self, address: ObjectAddress) -> bool:
+        """Whether an address is that of an upload, and can be that of no result."""
+        start = f"{self._folder}/"
+        is_here = address.bucket == self._bucket and address.key.startswith(start)
+        return is_here and _UPLOAD.fullmatch(address.key.removeprefix(start)) is not None
 
 
 @dataclass(frozen=True, slots=True)

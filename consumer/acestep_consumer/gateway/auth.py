@@ -46,7 +46,7 @@ class ApiKeyCheck:
         given = request.headers.get("Authorization")
         if given is None:
             raise _unauthorized("Missing Authorization header")
-        return self._owner(given.removeprefix(_BEARER)) or _refuse("Invalid API key")
+        return self.owner_of(given.removeprefix(_BEARER)) or _refuse("Invalid API key")
 
     def by_body(self, request: web.Request, body: Mapping[str, object]) -> str:
         """Return the owner of a request, by its body's ``ai_token``, else by its header. Raises ``ApiError`` (401)."""
@@ -54,16 +54,16 @@ class ApiKeyCheck:
             return OPEN
         token = body.get(TOKEN)
         if token not in (None, ""):
-            return self._owner(str(token)) or _refuse("Invalid ai_token")
+            return self.owner_of(str(token)) or _refuse("Invalid ai_token")
         if "Authorization" not in request.headers:
             raise _unauthorized("Missing ai_token or Authorization header")
         return self.by_header(request)
 
     def is_key(self, given: str) -> bool:
         """Whether this is one of the keys."""
-        return self._owner(given) is not None
+        return self.owner_of(given) is not None
 
-    def _owner(self, given: str) -> str | None:
+    def owner_of(self, given: str) -> str | None:
         """Return a name for the key, which is not the key; None: it is none of ours. Each key is compared."""
         digest = _digest(given)
         matches = [hmac.compare_digest(digest, known) for known in self._digests]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from contextlib import AbstractAsyncContextManager
 
-PATIENCE_S: Final = 3.0
+PATIENCE_S: Final = 4.0
 """Longest wait for the broker's confirm: some clients give a request five seconds in all."""
 
 POLL_S: Final = 1.0

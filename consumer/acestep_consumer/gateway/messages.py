@@ -102,6 +102,8 @@ class MessageBuilder:
         """Return where a worker finds the audio that a client names. Raises ``ApiError`` (400)."""
         place = text.strip()
         if (song := song_name(place)) is not None:
+            if self._inputs.results == "none":
+                raise _refused(name, "songs are no sources here (ACESTEP_INPUT_RESULTS=none): upload the file")
             address = await self._find_song(*song)
             if address is None:
                 raise _refused(name, f"there is no song {shown(place)}")

@@ -12,6 +12,7 @@ from prometheus_client.exposition import choose_encoder
 
 from acestep_consumer.gateway.auth import ApiKeyCheck
 from acestep_consumer.gateway.broker_session import BrokerSession
+from acestep_consumer.gateway.spans import route_of
 
 _BUCKETS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 600)
 _OTHER: Final = "other"
@@ -41,6 +42,11 @@ class GatewayMetrics:
             buckets=_BUCKETS_S,
             registry=self._registry,
         )
+        self._open = Gauge(
+            "acestep_gateway_requests_open",
+            "Requests that are being answered, those included that wait for news or stream.",
+            registry=self._registry,
+        )
         self._gauge("acestep_gateway_broker_up", "Whether the broker is connected.", lambda: float(session.is_up))
         self._gauge("acestep_gateway_queue_size", "Requests that wait.", lambda: float(session.queue_size))
 
@@ -51,10 +57,9 @@ class GatewayMetrics:
         @web.middleware
         async def measure(request: web.Request, handler: Handler) -> web.StreamResponse:
             start = time.perf_counter()
-            response = await handler(request)
-            resource = request.match_info.route.resource
-            path = "" if resource is None else resource.canonical.removeprefix("/api")
-            route = path if path in self._routes else _OTHER
+            with self._open.track_inprogress():
+                response = await handler(request)
+            route = path if (path := route_of(request)) in self._routes else _OTHER
             self._requests.labels(route, str(response.status)).inc()
             self._seconds.labels(route).observe(time.perf_counter() - start)
             return response

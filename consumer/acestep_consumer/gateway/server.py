@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The application: its parts, its routes, and what runs beside them."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
@@ -21,7 +23,10 @@ from acestep_consumer.gateway.metrics import GatewayMetrics
 from acestep_consumer.gateway.model_routes import ModelRoutes
 from acestep_consumer.gateway.openapi import document
 from acestep_consumer.gateway.origins import OriginPolicy
+from acestep_consumer.gateway.page import WebPage
+from acestep_consumer.gateway.rate_limit import RateLimit
 from acestep_consumer.gateway.sample_routes import SampleRoutes
+from acestep_consumer.gateway.spans import PREFIX, trace_requests
 from acestep_consumer.gateway.submission import Submission
 from acestep_consumer.gateway.task_routes import TaskRoutes
 from acestep_consumer.gateway.tasks import TaskStates
@@ -36,9 +41,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
 LOOPBACK: Final = "127.0.0.1"
-PREFIX: Final = "/api"
-"""Before each path, too: ACE-Step's own web page asks for `/api/v1/models`."""
-
 _TASK_ID: Final = "{task_id:" + TASK_ID_PATTERN.strip("^$") + "}"
 _ADDED_BYTES: Final = 4096
 """Room in a message for what is added to a body."""
@@ -65,6 +67,7 @@ class Gateway:
         settings: all settings.
         connect: opens a client of the broker.
         results: results in storage.
+        upload_folder: returns the folder of uploads on their way; None: ACESTEP_SCRATCH_DIR itself.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Gateway:
         settings: Settings,
         connect: "Callable[[], AbstractAsyncContextManager[RequestClient]]",
         results: Results,
+        upload_folder: Callable[[], Path] | None = None,
     ) -> None:
         self._settings = settings
         self.keys = ApiKeyCheck(settings.gateway.keys)
@@ -79,13 +83,15 @@ class Gateway:
         self.workers = WorkerList(settings.gateway.models)
         self.session = BrokerSession(connect, self._add)
         finder = SongFinder(self.tasks)
-        spool = UploadSpool(settings.inputs.max_bytes, settings.engine.scratch_dir)
+        spool = UploadSpool(settings.inputs.max_bytes, upload_folder or (lambda: settings.engine.scratch_dir))
         max_bytes = settings.broker.max_message_bytes
+        rate_limit = RateLimit(settings.gateway.tasks_per_minute)
         submission = Submission(
             self.session,
             self.tasks,
             MessageBuilder(settings.gateway, settings.inputs, finder.address),
             UploadStore(results, settings.storage),
+            rate_limit=rate_limit,
             max_bytes=max_bytes,
         )
         proxy = AudioProxy(settings.storage, results, finder.known)
@@ -101,13 +107,19 @@ class Gateway:
         self._chat_routes = ChatRoutes(
             self.keys, submission, spool, results, timeout_s=settings.gateway.generation_timeout_s
         )
+        # Hosts are checked without a key alone, and then it listens on loopback.
+        self._hosts = OriginCheck(LOOPBACK)
+        self._page = (
+            WebPage(self.keys, self._hosts, self.session, results, settings=settings.storage, admit=rate_limit.admit)
+            if settings.gateway.page
+            else None
+        )
         self._metrics = GatewayMetrics(self.keys, self.session, (route.path for route in self._api()))
 
     def application(self) -> web.Application:
         """Return the application."""
-        # Hosts are checked without a key alone, and then it listens on loopback.
-        policy = OriginPolicy(self.keys, OriginCheck(LOOPBACK), self._settings.gateway.origins)
-        app = web.Application(middlewares=[self._metrics.middleware, answer_errors, policy.middleware])
+        policy = OriginPolicy(self.keys, self._hosts, self._settings.gateway.origins)
+        app = web.Application(middlewares=[self._metrics.middleware, trace_requests, answer_errors, policy.middleware])
         app.on_response_prepare.extend((policy.on_prepare, add_request_id))
         app.on_shutdown.append(self._job_routes.close)
         for route in self.routes():
@@ -115,7 +127,19 @@ class Gateway:
                 app.router.add_route(route.method, prefix + route.path, route.handler)
                 if route.method == "GET" and route.handler != self._job_routes.events:
                     app.router.add_route("HEAD", prefix + route.path, route.handler)
+        if self._page is not None:
+            app.on_response_prepare.append(self._page.add_headers)
+            app.on_shutdown.append(self._page.close)
+            for method, path, handler in self._page.routes():
+                app.router.add_route(method, path, handler)
         return app
+
+    async def run(self) -> None:
+        """Hold the session with the broker, and keep the page up to date, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.session.run(), name="broker session")
+            for each in () if self._page is None else self._page.background:
+                tasks.create_task(each())
 
     def routes(self) -> tuple[ApiRoute, ...]:
         """Return all routes; ``HEAD`` goes with each ``GET`` that ends."""
@@ -167,3 +191,5 @@ class Gateway:
             self.workers.add(event.data)
         else:
             self.tasks.add(event)
+            if self._page is not None:
+                self._page.add(event)

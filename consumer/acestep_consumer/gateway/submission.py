@@ -2,7 +2,6 @@
 """Publishes requests as tasks, and waits for tasks whose answer an HTTP request is waiting for."""
 
 import json
-import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,10 +16,13 @@ from acestep_consumer.client.errors import ClientError, NoQueue, QueueFull
 from acestep_consumer.gateway.answers import ApiError, busy
 from acestep_consumer.gateway.broker_session import BrokerSession
 from acestep_consumer.gateway.messages import MessageBuilder, idempotency_key, request_fields
+from acestep_consumer.gateway.rate_limit import RateLimit
+from acestep_consumer.gateway.spans import traceparent_of
 from acestep_consumer.gateway.task_ids import new_task_id, task_id_of
 from acestep_consumer.gateway.task_items import TaskView
 from acestep_consumer.gateway.tasks import TaskStates
 from acestep_consumer.gateway.uploads import SpooledFile, UploadStore
+from acestep_consumer.observability.tracing import publish_span
 
 AWAITED_PRIORITY: Final = 9
 """Of tasks for which somebody waits at an open connection."""
@@ -28,7 +30,6 @@ AWAITED_PRIORITY: Final = 9
 IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 QUEUE_FULL: Final = "Server busy: queue is full"
 
-_TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _RETRY_S: Final = 5.0
 _KEY_LENGTH: Final = 255
 
@@ -69,13 +70,12 @@ class TaskOrder:
         key = request.headers.get(IDEMPOTENCY_KEY) or idempotency_key(body)
         if key is not None and len(key) > _KEY_LENGTH:
             raise ApiError(HTTPStatus.BAD_REQUEST, f"{IDEMPOTENCY_KEY} has more than {_KEY_LENGTH} characters")
-        trace = request.headers.get("traceparent", "")
         return cls(
             owner=owner,
             body=body,
             files=files or {},
             idempotency_key=key,
-            traceparent=trace if _TRACEPARENT.fullmatch(trace) else None,
+            traceparent=traceparent_of(request),
             priority=priority,
         )
 
@@ -88,35 +88,39 @@ class Submission:
         tasks: the states of tasks.
         builder: builds messages.
         uploads: stores files.
+        rate_limit: refuses tasks of a key that asks for too many.
         max_bytes: largest message.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the way of a task, from its body to the queue
         self,
         session: BrokerSession,
         tasks: TaskStates,
         builder: MessageBuilder,
         uploads: UploadStore,
         *,
+        rate_limit: RateLimit,
         max_bytes: int,
     ) -> None:
         self._session = session
         self._tasks = tasks
         self._builder = builder
         self._uploads = uploads
+        self._rate_limit = rate_limit
         self._max_bytes = max_bytes
 
     async def submit(self, order: TaskOrder) -> TaskView:
         """Publish a task and wait for the broker's confirm.
 
         Raises:
-            ApiError: 400 for a request that cannot be made, 413 for one that is too large, 429 where the queue is full,
-                503 where broker or storage are out of reach.
+            ApiError: 400 for a request that cannot be made, 413 for one that is too large, 429 where the queue is full
+                or the key asks for too many, 503 where broker or storage are out of reach.
         """
         fields = request_fields(order.body)
         task_id = new_task_id() if order.idempotency_key is None else task_id_of(order.owner, order.idempotency_key)
         if order.idempotency_key is not None and (known := await self._accepted(task_id)) is not None:
             return known
+        self._rate_limit.admit(order.owner)
         addresses = self._uploads.addresses(task_id, order.files)
         message = await self._builder.build(task_id, fields, addresses)
         self._require_size(message)
@@ -184,7 +188,8 @@ class Submission:
     ) -> None:
         self._tasks.accept(task_id)
         try:
-            await self._session.submit(message, priority=order.priority, traceparent=order.traceparent)
+            with publish_span(task_id, order.traceparent) as traceparent:
+                await self._session.submit(message, priority=order.priority, traceparent=traceparent)
         except (QueueFull, NoQueue) as error:
             self._tasks.forget(task_id)
             await self._uploads.delete(addresses)

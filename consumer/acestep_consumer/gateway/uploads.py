@@ -9,18 +9,19 @@ import asyncio
 import hashlib
 import re
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from typing import Final, Protocol
 
+import structlog
 from aiohttp import BodyPartReader, web
 
 from acestep_consumer.config.settings import StorageSettings
-from acestep_consumer.domain.errors import StorageUnavailable
-from acestep_consumer.domain.objects import ObjectAddress, ObjectContent
+from acestep_consumer.domain.errors import DiskFull, StorageUnavailable
+from acestep_consumer.domain.objects import ObjectAddress, ObjectContent, UploadAddresses
 from acestep_consumer.domain.parse import gathered
 from acestep_consumer.domain.ports import Objects
 from acestep_consumer.gateway.answers import ApiError, busy
@@ -51,7 +52,8 @@ _RETRY_S: Final = 5.0
 _STORE_S: Final = 60.0
 _CHUNK_BYTES: Final = 1 << 20
 _SUFFIX: Final = re.compile(r"\.[a-z0-9]{1,5}")
-_UPLOADS: Final = "uploads"
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,10 +80,10 @@ class UploadSpool:
 
     Args:
         max_bytes: largest file.
-        folder: where temporary files are; None: the system's.
+        folder: returns where temporary files are; None: the system's place for them.
     """
 
-    def __init__(self, max_bytes: int, folder: Path | None = None) -> None:
+    def __init__(self, max_bytes: int, folder: Callable[[], Path | None]) -> None:
         self._max_bytes = max_bytes
         self._folder = folder
         self._free, self._free_for_strangers = AT_ONCE, STRANGERS_AT_ONCE
@@ -103,9 +105,11 @@ class UploadSpool:
         self._free -= 1
         self._free_for_strangers -= stranger
         try:
-            with tempfile.TemporaryDirectory(prefix="acestep-upload-", dir=self._folder) as folder:
-                reader = _FormReader(Path(folder), self._max_bytes, is_key)
-                yield await reader.read(request)
+            async with self._temporary_folder() as folder:
+                reader = _FormReader(folder, self._max_bytes, is_key)
+                with _on_disk():
+                    form = await reader.read(request)
+                yield form
         finally:
             self._free += 1
             self._free_for_strangers += stranger
@@ -118,14 +122,35 @@ class UploadSpool:
         """
         if any(len(content) > self._max_bytes for content, _ in audios.values()):
             raise _too_large(self._max_bytes)
-        with tempfile.TemporaryDirectory(prefix="acestep-upload-", dir=self._folder) as folder:
+        async with self._temporary_folder() as folder:
             files = {}
             for name, (content, suffix) in audios.items():
-                path = Path(folder) / name
-                await asyncio.to_thread(path.write_bytes, content)
+                path = folder / name
+                with _on_disk():
+                    await asyncio.to_thread(path.write_bytes, content)
                 digest = hashlib.sha256(content).hexdigest()
                 files[name] = SpooledFile(field=name, suffix=suffix, path=path, size=len(content), sha256=digest)
             yield files
+
+    @asynccontextmanager
+    async def _temporary_folder(self) -> AsyncIterator[Path]:
+        with _on_disk():
+            folder = tempfile.TemporaryDirectory(prefix="upload-", dir=self._folder())
+        with folder as name:
+            yield Path(name)
+
+
+@contextmanager
+def _on_disk() -> Iterator[None]:
+    """Raise ``ApiError`` (503) where the disk is full."""
+    try:
+        yield
+    except (OSError, DiskFull) as error:
+        if DiskFull.lies_behind(error):
+            log.warning("upload refused", reason="the disk is full: see ACESTEP_SCRATCH_DIR")
+            text = "there is no room for uploads on this server now"
+            raise busy(HTTPStatus.SERVICE_UNAVAILABLE, text, _RETRY_S) from error
+        raise
 
 
 class _FormReader:
@@ -243,11 +268,11 @@ class UploadStore:
 
     def __init__(self, results: ObjectsSource, settings: StorageSettings) -> None:
         self._results = results
-        self._settings = settings
+        self._addresses = UploadAddresses(settings.bucket, settings.prefix)
 
     def addresses(self, task_id: str, files: Mapping[str, SpooledFile]) -> dict[str, str]:
         """Return the ``s3://`` address that each file will have, by the field that it replaces."""
-        return {name: str(self._address(task_id, f"{name}{file.suffix}")) for name, file in files.items()}
+        return {name: str(self._addresses.of(task_id, f"{name}{file.suffix}")) for name, file in files.items()}
 
     async def put(self, task_id: str, files: Mapping[str, SpooledFile]) -> None:
         """Store the files at their addresses. Raises ``ApiError`` (503)."""
@@ -272,7 +297,3 @@ class UploadStore:
                     await (await self._results.objects()).delete(ObjectAddress.of(address))
         except (StorageUnavailable, TimeoutError):
             return
-
-    def _address(self, task_id: str, name: str) -> ObjectAddress:
-        parts = (self._settings.prefix.strip("/"), _UPLOADS, task_id, name)
-        return ObjectAddress(self._settings.bucket, "/".join(part for part in parts if part))

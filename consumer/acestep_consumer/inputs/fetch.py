@@ -40,7 +40,7 @@ from acestep_consumer.domain.errors import (
     StorageUnavailable,
 )
 from acestep_consumer.domain.job import Job, Sources
-from acestep_consumer.domain.objects import ObjectAddress, ObjectHead
+from acestep_consumer.domain.objects import ObjectAddress, ObjectHead, UploadAddresses
 from acestep_consumer.domain.ports import Objects
 from acestep_consumer.domain.tasks import TASKS
 from acestep_consumer.inputs.loras import PEFT_CONFIG, PEFT_WEIGHTS, LoraCache, LoraFolder
@@ -144,6 +144,7 @@ class AllowedInputs:
     ) -> None:
         self._objects = objects
         self._storage = storage
+        self._uploads = UploadAddresses(storage.bucket, storage.prefix)
         self._checkpoint_dir = checkpoint_dir
         self._lora_cache = LoraCache()
         self._tls = tls
@@ -210,6 +211,9 @@ class AllowedInputs:
         if text is None:
             return None
         scheme = text.partition(":")[0].lower()
+        if text.startswith("s3://") and self._uploads.has(upload := ObjectAddress.of(text)):
+            # No result, whatever ACESTEP_INPUT_RESULTS says: whoever names it has sent it, or has learnt its task's id.
+            return _Input(field, upload, self._audio_limit)
         try:
             if scheme == "s3":
                 return _Input(field, self._require_bucket(text), self._audio_limit)

@@ -39,6 +39,8 @@ TRACE_ID: Final = slice(3, 35)
 _PARENT_ID, _FLAGS = slice(36, 52), slice(53, 55)
 _NAME: Final = "acestep-consumer"
 _QUEUE: Final = "acestep.generate"
+_REQUESTS: Final = "acestep.requests"
+_SERVER_ERROR: Final = 500
 _ATTRIBUTES: Final[dict[str, str | int]] = {
     "messaging.system": "rabbitmq",
     "messaging.operation.type": "process",
@@ -53,7 +55,7 @@ if INSTALLED:
     tracer: trace.Tracer = trace.get_tracer(_NAME)
 
 
-def set_up_tracing(worker_id: str) -> None:
+def set_up_tracing(instance_id: str, service: str = _NAME) -> None:
     """Record spans and export them as OpenTelemetry's variables say, if any is set."""
     if not any(os.environ.get(name, "none") != "none" for name in _VARIABLES):
         return
@@ -65,7 +67,7 @@ def set_up_tracing(worker_id: str) -> None:
     except ImportError as error:
         log.warning("no tracing", missing=error.name, fix="pip install 'acestep-consumer[otel]'")
         return
-    provider = TracerProvider(resource=Resource.create({"service.name": _NAME, "service.instance.id": worker_id}))
+    provider = TracerProvider(resource=Resource.create({"service.name": service, "service.instance.id": instance_id}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
 
@@ -108,6 +110,52 @@ def stage_span(stage: str) -> Iterator[None]:
         except Exception as error:
             span.set_attribute("error.type", _type_of(error))
             raise
+
+
+@contextmanager
+def http_request_span(method: str, route: str, traceparent: str | None) -> Iterator[None]:
+    """Run the body in the span of a request to the REST API, part of the client's trace if it sent one."""
+    if not INSTALLED:
+        yield
+        return
+    attributes = {"http.request.method": method, "http.route": route}
+    span = tracer.start_span(
+        f"{method} {route}", _context_of(traceparent), kind=trace.SpanKind.SERVER, attributes=attributes
+    )
+    with trace.use_span(span, end_on_exit=True):
+        yield
+
+
+def note_http_status(status: int) -> None:
+    """Set the status of the request's span."""
+    if not INSTALLED or not (span := trace.get_current_span()).is_recording():
+        return
+    span.set_attribute("http.response.status_code", status)
+    if status >= _SERVER_ERROR:
+        span.set_attribute("error.type", str(status))
+        span.set_status(trace.StatusCode.ERROR)
+
+
+@contextmanager
+def publish_span(task_id: str, traceparent: str | None) -> Iterator[str | None]:
+    """Run the body in the span of a publish; yields the ``traceparent`` for the message.
+
+    Without a recorded span that is the caller's own, which is forwarded then.
+    """
+    if not INSTALLED or not trace.get_current_span().is_recording():
+        yield traceparent
+        return
+    attributes = {
+        "messaging.system": "rabbitmq",
+        "messaging.operation.type": "send",
+        "messaging.operation.name": "publish",
+        "messaging.destination.name": _REQUESTS,
+        "messaging.message.id": task_id,
+        "acestep.task_id": task_id,
+    }
+    span = tracer.start_span(f"publish {_REQUESTS}", kind=trace.SpanKind.PRODUCER, attributes=attributes)
+    with trace.use_span(span, end_on_exit=True):
+        yield _traceparent(span.get_span_context())
 
 
 def note_end(ending: Ending) -> None:

@@ -9,6 +9,7 @@ but this server.
 import ipaddress
 import socket
 from collections.abc import Iterable
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Final
 
@@ -65,9 +66,7 @@ class OriginCheck:
         """Return why a request is refused; None when it is not."""
         if not self._is_allowed(host):
             return f"{host[:100]!r} is not a host name of this page; start it with --name to allow one"
-        if method not in _READING and not _same(origin, host):
-            return "only the page itself may send this request"
-        return None
+        return foreign_refusal(method, host, origin)
 
     def _is_allowed(self, host: str) -> bool:
         name = _host_of(f"//{host}")
@@ -86,6 +85,13 @@ async def add_headers(_: web.Request, response: web.StreamResponse) -> None:
     response.headers.setdefault("Cache-Control", "no-store")
 
 
+def foreign_refusal(method: str, host: str, origin: str | None) -> str | None:
+    """Return why a request is refused that changes something and comes from another site; None when it is not."""
+    if method not in _READING and not _same(origin, host):
+        return "only the page itself may send this request"
+    return None
+
+
 def _same(origin: str | None, host: str) -> bool:
     return origin is not None and origin.partition("://")[2] == host
 
@@ -97,6 +103,7 @@ def _host_of(url: str) -> str | None:
         return None
 
 
+@lru_cache(maxsize=256)
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         return ipaddress.ip_address(host)

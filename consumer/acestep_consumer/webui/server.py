@@ -2,16 +2,17 @@
 """The page's server: the page itself, updates as server-sent events, songs, submitting and cancelling."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from importlib.resources import files
-from typing import Final
+from typing import Final, Protocol
 from uuid import uuid4
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
-from acestep_consumer.client import Client, ClientError, DownloadFailed, QueueFull, Unreachable
+from acestep_consumer.client import ClientError, DownloadFailed, QueueFull, Unreachable
 from acestep_consumer.client.results import Results
 from acestep_consumer.webui.audio_proxy import AudioProxy, SongUnavailable
 from acestep_consumer.webui.job_board import JobBoard, UpdateFeed
@@ -37,6 +38,16 @@ RECONNECT_MS: Final = 1000
 _TASK_ID: Final = "{task_id:" + TASK_ID_PATTERN.strip("^$") + "}"
 
 
+class JobClient(Protocol):
+    """Publishes requests: ``acestep_consumer.client.Client``, as far as the page uses it."""
+
+    async def submit(self, request: Mapping[str, object]) -> object:
+        """Publish a request. Raises ``ClientError``."""
+
+    async def cancel(self, task_id: str) -> None:
+        """Ask for a job to stop. Raises ``ClientError``."""
+
+
 class PageServer:
     """The page's routes.
 
@@ -47,7 +58,7 @@ class PageServer:
         results: reads how a job ended, for jobs that are opened by id.
     """
 
-    def __init__(self, client: Client, board: JobBoard, songs: AudioProxy, results: Results) -> None:
+    def __init__(self, client: JobClient, board: JobBoard, songs: AudioProxy, results: Results) -> None:
         self._client = client
         self._board = board
         self._songs = songs
@@ -58,15 +69,26 @@ class PageServer:
         """Return the application; requests that ``origin_check`` refuses reach no route."""
         app = web.Application(middlewares=[origin_check.middleware], client_max_size=MAX_REQUEST_BYTES)
         app.on_response_prepare.append(add_headers)
-        app.on_shutdown.append(self._close)
-        for path, (name, kind) in FILES.items():
-            app.router.add_get(path, _PageFile(name, kind))
-        app.router.add_get("/events", self._events)
-        app.router.add_get(f"/audio/{_TASK_ID}/{{index:[0-9]{{1,3}}}}", self._audio)
-        app.router.add_post("/jobs", self._submit)
-        app.router.add_post(f"/jobs/{_TASK_ID}/cancel", self._cancel)
-        app.router.add_post(f"/jobs/{_TASK_ID}/show", self._show)
+        app.on_shutdown.append(self.close)
+        for method, path, handler in self.routes():
+            add = app.router.add_get if method == "GET" else app.router.add_post
+            add(path, handler)
         return app
+
+    def routes(self) -> Iterator[tuple[str, str, Handler]]:
+        """Yield method, path and handler of each route, for a server that has others as well."""
+        for path, (name, kind) in FILES.items():
+            yield "GET", path, _PageFile(name, kind)
+        yield "GET", "/events", self._events
+        yield "GET", f"/audio/{_TASK_ID}/{{index:[0-9]{{1,3}}}}", self._audio
+        yield "POST", "/jobs", self._submit
+        yield "POST", f"/jobs/{_TASK_ID}/cancel", self._cancel
+        yield "POST", f"/jobs/{_TASK_ID}/show", self._show
+
+    async def close(self, _: web.Application) -> None:
+        """End the pages' connections, which would delay the shutdown; they reconnect by themselves."""
+        self._closing.set()
+        self._board.wake()
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         if self._board.viewers >= MAX_PAGES:
@@ -106,7 +128,7 @@ class PageServer:
             return _problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "not_json", "send application/json")
         try:
             # Bounded in depth, as a worker reads it: a deeply nested body would exhaust Python's stack.
-            body, wanted = read_form(loads((await request.read()).decode("utf-8-sig")).value)
+            body, wanted = read_form(loads((await _body(request)).decode("utf-8-sig")).value)
         except RequestInvalid as error:
             fields = [{"field": problem.field, "rule": problem.rule} for problem in error.problems]
             return _problem(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_request", str(error), fields=fields)
@@ -147,10 +169,15 @@ class PageServer:
             self._board.add_event(end)
         return web.json_response({"task_id": task_id})
 
-    async def _close(self, _: web.Application) -> None:
-        """End the pages' connections, which would delay the shutdown; they reconnect by themselves."""
-        self._closing.set()
-        self._board.wake()
+
+async def _body(request: web.Request) -> bytes:
+    """Return a body of bounded size, whatever the limit of the application. Raises ``HTTPRequestEntityTooLarge``."""
+    body = await request.content.read(MAX_REQUEST_BYTES + 1)
+    while len(body) <= MAX_REQUEST_BYTES and (more := await request.content.read(MAX_REQUEST_BYTES + 1)):
+        body += more
+    if len(body) > MAX_REQUEST_BYTES:
+        raise web.HTTPRequestEntityTooLarge(MAX_REQUEST_BYTES, len(body))
+    return body
 
 
 class _PageFile:

@@ -147,3 +147,36 @@ def test_a_password_that_is_not_percent_encoded_is_explained_without_repeating_i
         ClientConnection(url, 5)
     assert "ame@" not in str(caught.value)
     assert "ses" not in str(caught.value)
+
+
+class _Confirming(Channel):
+    """A channel that takes one publish at a time until the socket has it, and confirms when all have arrived."""
+
+    def __init__(self, wanted: int) -> None:
+        self._taking = asyncio.Lock()
+        self._left = wanted
+        self._all = asyncio.Event()
+
+    async def get_underlay_channel(self) -> "_Confirming":
+        return self
+
+    async def basic_publish(self, _: bytes, *, wait: bool, **message: object) -> None:
+        assert message["mandatory"]
+        async with self._taking:
+            self._left -= 1
+            if not self._left:
+                self._all.set()
+            if wait:
+                await self._all.wait()
+        await self._all.wait()
+
+
+async def test_publishes_wait_for_their_own_confirm_and_not_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    connection, channel = ClientConnection("amqp://localhost/", 2), _Confirming(200)
+
+    async def publisher() -> _Confirming:
+        return channel
+
+    monkeypatch.setattr(connection, "_publisher", publisher)
+    async with asyncio.timeout(5):
+        await asyncio.gather(*(connection.publish("requests", "generate", MESSAGE) for _ in range(200)))

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Uploads, and other audio that a request names."""
 
+import errno
 import io
 import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY, Mock
 
 import aiohttp
 import pytest
@@ -182,3 +184,13 @@ async def test_places_that_the_operator_allows_are_passed_on() -> None:
 )
 def test_a_songs_path_is_read_by_one_form(path: str, found: tuple[str, str] | None) -> None:
     assert song_name(path) == found
+
+
+async def test_a_full_disk_is_503_and_the_next_upload_finds_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = (("src_audio", b"sound", "a.wav"), ("prompt", "a", None))
+    async with gateway() as served:
+        with monkeypatch.context() as patched:
+            patched.setattr(uploads, "_append", Mock(side_effect=OSError(errno.ENOSPC, "full")))
+            status, answer = await send(served, *parts)
+            assert (status, "no room for uploads" in answer["detail"]) == (503, True)
+        assert await send(served, *parts) == (200, ANY)

@@ -18,7 +18,14 @@ from acestep_consumer.domain.parse import RequestRules
 from acestep_consumer.domain.ports import Reply
 from acestep_consumer.execution.context import JobContext
 from acestep_consumer.observability import tracing
-from acestep_consumer.observability.tracing import job_span, note_end, stage_span
+from acestep_consumer.observability.tracing import (
+    http_request_span,
+    job_span,
+    note_end,
+    note_http_status,
+    publish_span,
+    stage_span,
+)
 from acestep_schemas.events import ErrorCode, ErrorReport, Unfinished
 from tests.support.fakes import FakeDelivery
 
@@ -195,3 +202,30 @@ def test_nothing_is_set_up_where_the_environment_does_not_ask(monkeypatch: pytes
     before = trace.get_tracer_provider()
     tracing.set_up_tracing("worker-1")
     assert trace.get_tracer_provider() is before
+
+
+def test_a_request_to_the_rest_api_is_the_parent_of_its_publish_whose_context_goes_into_the_message(
+    spans: InMemorySpanExporter,
+) -> None:
+    with http_request_span("POST", "/release_task", TRACEPARENT):
+        with publish_span("song", TRACEPARENT) as forwarded:
+            pass
+        note_http_status(503)
+    publish, request = spans.get_finished_spans()
+    assert (publish.kind, request.kind) == (trace.SpanKind.PRODUCER, trace.SpanKind.SERVER)
+    assert request.parent is not None
+    assert publish.parent is not None
+    assert (f"{request.parent.span_id:016x}", publish.parent.span_id) == (PARENT_ID, request.context.span_id)
+    assert forwarded == f"00-{TRACE_ID}-{publish.context.span_id:016x}-01"
+    assert request.name == "POST /release_task"
+    assert dict(request.attributes or {})["http.response.status_code"] == 503
+    assert request.status.status_code == trace.StatusCode.ERROR
+    assert dict(publish.attributes or {})["messaging.destination.name"] == "acestep.requests"
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_without_a_recorder_the_clients_context_is_forwarded(monkeypatch: pytest.MonkeyPatch, installed: bool) -> None:  # noqa: FBT001 - a parameter of a test
+    monkeypatch.setattr(tracing, "INSTALLED", installed)
+    with http_request_span("POST", "/release_task", TRACEPARENT), publish_span("song", TRACEPARENT) as forwarded:
+        note_http_status(200)
+    assert forwarded == TRACEPARENT
