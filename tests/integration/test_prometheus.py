@@ -52,13 +52,6 @@ def expressions_of(dashboard: dict[str, Any]) -> list[str]:
     return asked + [str(variable.get("query", "")) for variable in dashboard["templating"]["list"]]
 
 
-def variants(folder: Path) -> Path:
-    """A copy of the rules and their tests, to break."""
-    for name in ("alerts.yml", "alerts_test.yml"):
-        (folder / name).write_text((FOLDER / name).read_text())
-    return folder
-
-
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeasuredRabbitMQ]:
     ensure_rabbitmq()
@@ -91,12 +84,17 @@ def test_the_rules_do_what_their_tests_say() -> None:
 
 @pytest.mark.parametrize("name", ALERTS)
 def test_an_alert_that_never_fires_fails_its_test(name: str, tmp_path: Path) -> None:
-    folder = variants(tmp_path)
-    ALERTS_COPY = yaml.safe_load((folder / "alerts.yml").read_text())  # noqa: N806 - as the constant it is made from
-    for rule in (rule for group in ALERTS_COPY["groups"] for rule in group["rules"] if rule["alert"] == name):
+    """Only the cases that name the alert run: all of them, for each alert, take promtool many times as long."""
+    rules = yaml.safe_load((FOLDER / "alerts.yml").read_text())
+    for rule in (rule for group in rules["groups"] for rule in group["rules"] if rule.get("alert") == name):
         rule["expr"] = "vector(0) > 1"
-    (folder / "alerts.yml").write_text(yaml.safe_dump(ALERTS_COPY))
-    assert promtool.run("test", "rules", folder / "alerts_test.yml").returncode != 0
+    (tmp_path / "alerts.yml").write_text(yaml.safe_dump(rules))
+    cases = yaml.safe_load((FOLDER / "alerts_test.yml").read_text())
+    cases["tests"] = [case for case in cases["tests"] if re.search(rf"\b{name}\b", str(case))]
+    (tmp_path / "alerts_test.yml").write_text(yaml.safe_dump(cases))
+    done = promtool.run("test", "rules", tmp_path / "alerts_test.yml")
+    assert done.returncode != 0
+    assert "FAILED" in done.stdout, "the cases are wrong, not the alert"
 
 
 @pytest.mark.parametrize("name", ALERTS)
