@@ -37,6 +37,7 @@ LABELS: Final[Mapping[str, str]] = MappingProxyType(
         "acestep_stage_limit": "stage",
         "acestep_stage_seconds": "stage",
         "acestep_stage_waiting": "stage",
+        "acestep_startup_seconds": "engine, phase",
     }
 )
 

@@ -151,7 +151,7 @@ def engine_metrics(restarts: Mapping[str, int]) -> Iterator[Metric]:
 
 def startup_metrics(starts: Mapping[str, Mapping[StartPhase, float]]) -> Iterator[Metric]:
     """Seconds of the engine processes' last starts, by engine and phase."""
-    about = "Seconds of the last start of an engine process, by engine and part of the start."
+    about = "Seconds of the parts of an engine process's last start; `waiting` is for the other engine."
     seconds = GaugeMetricFamily("acestep_startup_seconds", about, labels=("engine", "phase"))
     for engine, phases in starts.items():
         for phase, value in phases.items():
