@@ -97,12 +97,13 @@ class OffloadedBackend:
 
 
 def import_backend(configure: ConfigurePlanner) -> None:
-    """Import vLLM if it may be used: that takes as long as loading the weights, and needs no device."""
+    """Import vLLM if it may be used, before anything is loaded."""
     if configure.backend != "pt" and not configure.offload:
         from acestep_consumer.engine.planner import vllm_engine  # noqa: PLC0415 - only where it is wanted
 
         with suppress(vllm_engine.VllmUnavailable):  # loading says why
             vllm_engine.prepare()
+            vllm_engine.import_engine()
 
 
 def load(configure: ConfigurePlanner) -> Loaded:

@@ -95,9 +95,13 @@ def prepare() -> None:
     os.environ.update(_ENVIRONMENT)
     try:
         importlib.import_module("vllm")
-        importlib.import_module("vllm.v1.engine.llm_engine")
     except (ImportError, OSError, RuntimeError) as error:
         raise VllmUnavailable(f"vLLM cannot be imported: {error}") from error
+
+
+def import_engine() -> None:
+    """Import what ``start`` needs, after ``prepare``. It takes as long as loading the weights, and needs no device."""
+    importlib.import_module("vllm.v1.engine.llm_engine")
 
 
 @dataclass(frozen=True, slots=True)
