@@ -188,6 +188,8 @@ _GPUS: Final = (
     GpuModel("NVIDIA GeForce RTX 3060", GpuSpeed(25, 360), 12_288),
 )
 _SAME_SIZE: Final = 0.05
+_MEMORY = re.compile(r"(\d+)g(?:i?b)?")
+_MEMORY_OFF_GIB: Final = 2  # of what is in a card's name: an "L4 24GB" reports 22.5
 _MODEL_NUMBER = re.compile(r"(?!\d+gb$)[a-z]*\d+[a-z]*")
 
 
@@ -199,19 +201,30 @@ def gpu_names() -> tuple[str, ...]:
 def find_gpu(name: str) -> GpuModel | None:
     """Return the GPU with this name, in full or abbreviated: ``RTX 3090``, ``rtx3090``, ``A100 80GB``.
 
-    Every word of ``name`` must be one of the model's, so that "RTX 3060 Ti" is unknown and not a 3060. Of several that
-    match, the slowest is returned.
+    Every word of ``name`` must be one of the model's, so that "RTX 3060 Ti" is unknown and not a 3060. Memory that its
+    name does not have must be about the model's: ``RTX 3090 24GB``. Of several that match, the slowest is returned.
     """
     words = _words(name)
     if not any(_MODEL_NUMBER.fullmatch(word) for word in words):
         return None
     exact = [gpu for gpu in _GPUS if _words(gpu.name) == words or _joined(gpu.name) == _joined(name)]
-    found = exact or [gpu for gpu in _GPUS if words <= _words(gpu.name)]
+    found = exact or [gpu for gpu in _GPUS if words <= _words(gpu.name)] or _with_memory(words)
     return min(found, key=lambda gpu: (gpu.speed.tflops, gpu.speed.gigabytes_s), default=None)
 
 
+def _with_memory(words: frozenset[str]) -> list[GpuModel]:
+    """Return the GPUs with all words but one that says their memory."""
+    sizes = {word: int(size[1]) for word in words if (size := _MEMORY.fullmatch(word))}
+    bare = words - sizes.keys()
+    if len(sizes) != 1 or not any(_MODEL_NUMBER.fullmatch(word) for word in bare):
+        return []
+    (memory,) = sizes.values()
+    return [gpu for gpu in _GPUS if bare <= _words(gpu.name) and abs(gpu.memory_gib - memory) <= _MEMORY_OFF_GIB]
+
+
 def _words(name: str) -> frozenset[str]:
-    return frozenset(re.findall(r"[a-z0-9]+", name.casefold())) - {"nvidia", "geforce"}
+    joined = re.sub(r"(\d)\s+(?=g(?:i?b)?\b)", r"\1", name.casefold())  # "24 GB"
+    return frozenset(re.findall(r"[a-z0-9]+", joined)) - {"nvidia", "geforce"}
 
 
 def _joined(name: str) -> str:

@@ -169,6 +169,9 @@ def test_a_slower_card_makes_fewer_songs_than_the_measured_one(name: str) -> Non
         ("A100 40GB SXM4", "NVIDIA A100-SXM4-40GB"),
         ("A100 80GB", "NVIDIA A100 80GB PCIe"),
         ("H100", "NVIDIA H100 PCIe"),
+        ("NVIDIA GeForce RTX 3090 24GB", "NVIDIA GeForce RTX 3090"),
+        ("a100-80g", "NVIDIA A100 80GB PCIe"),
+        ("L4 24 GB", "NVIDIA L4"),
     ],
 )
 def test_a_card_is_found_by_its_name_or_a_part_of_it_and_the_slowest_counts(name: str, found: str) -> None:
@@ -183,6 +186,9 @@ def test_a_card_is_found_by_its_name_or_a_part_of_it_and_the_slowest_counts(name
         "RTX 3060 Ti",
         "RTX",
         "80GB",
+        "80g",
+        "RTX 4090 48GB",
+        "RTX 3060 Ti 8GB",
         "",
         "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
         "AMD Instinct MI300X",
