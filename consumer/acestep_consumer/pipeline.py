@@ -47,6 +47,13 @@ async def _identified(delivery: Delivery) -> Outcome:
     return silent_outcome(Identified())
 
 
+async def _rendered(renderer: Renderer, run: JobRun, plan: Plan, sources: Sources, stage: StageTimer) -> Rendering:
+    """Render when the renderer has room; its reports tell the job's stage and place."""
+    await run.places.render(plan)
+    report = stage.rendering(run.places.rendering(run.report))
+    return await renderer.render(run.job, plan, sources, run.folder, report)
+
+
 class Pipeline:
     """Processes deliveries, any number at a time; two of one task id run one after the other."""
 
@@ -110,14 +117,9 @@ class Pipeline:
                 await places.plan()
                 plan = await ports.planner.plan(job, sources, run.report)
             with stage("render"):
-                rendering = NO_SONGS if job.analysis else await self._render(run, plan, sources, stage)
+                rendering = NO_SONGS if job.analysis else await _rendered(ports.renderer, run, plan, sources, stage)
         with stage("upload"):
             await places.upload()
             objects = await ports.store.put(job, rendering)
         timings = stage.timings(rendering, run.context.delivery.queued_s)
         return manifest(job, plan, rendering, objects, timings, self._runner.info(run.context))
-
-    async def _render(self, run: JobRun, plan: Plan, sources: Sources, stage: StageTimer) -> Rendering:
-        await run.places.render(plan)
-        report = stage.rendering(run.places.rendering(run.report))
-        return await self._ports.renderer.render(run.job, plan, sources, run.folder, report)
