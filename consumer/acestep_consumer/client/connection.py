@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import cycle, islice
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self, cast
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection
@@ -19,6 +19,9 @@ from acestep_consumer.broker.channel_numbers import NumberedConnection
 from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost, Nacked, describe, mapped
 from acestep_consumer.client.errors import ClientError, NoQueue, Unreachable
 from acestep_consumer.config.amqp_urls import ENCODING, has_raw_login, split_urls
+
+if TYPE_CHECKING:
+    from aiormq.channel import Channel
 
 # A dead peer is noticed after two of them. The worker's is shorter; a program that computes between two of its calls
 # must not lose its connection at once.
@@ -229,7 +232,7 @@ async def _publish(channel: AbstractChannel, exchange: str, routing_key: str, me
     bounds what waits in memory by those who wait for it.
     """
     with checked():
-        underlay = await channel.get_underlay_channel()
+        underlay = cast("Channel", await channel.get_underlay_channel())
         await underlay.basic_publish(
             message.body,
             exchange=exchange,
