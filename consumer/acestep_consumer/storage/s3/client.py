@@ -2,8 +2,8 @@
 """Requests to S3: credentials, addressing, signatures, retries, and which failures may pass.
 
 boto3 decides credentials, region, addressing and signature. The rare calls are its own, in a small thread pool. Those
-that every job makes are signed by ``signature`` and sent by aiohttp from the event loop: a boto3 call through a thread
-costs several times the CPU, and cannot be cancelled.
+that every job makes are signed by botocore and sent by aiohttp from the event loop: a boto3 call through a thread costs
+several times the CPU, and cannot be cancelled.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
@@ -27,6 +27,8 @@ import boto3
 import botocore.session
 import structlog
 from aiohttp.abc import AbstractStreamWriter
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.credentials import Credentials
 from botocore.exceptions import (
@@ -49,7 +51,6 @@ from acestep_consumer.config.http import NETWORK_ERRORS, RETRYABLE, authorities,
 from acestep_consumer.config.settings import StorageSettings
 from acestep_consumer.domain.errors import StorageMisconfigured, StorageRefused, StorageUnavailable
 from acestep_consumer.domain.objects import ObjectAddress, Traffic
-from acestep_consumer.storage.s3.signature import Signer, encode_query
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client as Boto3Client
@@ -231,6 +232,13 @@ class S3Response:
         return self.status in _OK
 
 
+class _Signer(S3SigV4Auth):
+    """Signature Version 4 over a body whose SHA-256 is known: botocore would hash it again, on the event loop."""
+
+    def payload(self, request: AWSRequest) -> str:
+        return str(request.context["sha256"])
+
+
 class S3Client:
     """Signed requests with retries. An async context manager: entering finds the keys, leaving closes connections.
 
@@ -262,7 +270,7 @@ class S3Client:
         self._bases: dict[str, str] = {}
         self._signer_until = 0.0
         self._renewal: asyncio.Task[None] | None = None
-        self._signer: Signer
+        self._signer: _Signer
         self.boto3: Boto3Client
         self._http: aiohttp.ClientSession
 
@@ -392,8 +400,12 @@ class S3Client:
         if time.monotonic() > self._signer_until:
             await asyncio.shield(self._renewing())
         url = self._base(address.bucket) + quote(address.key, safe="/~")
-        signed = self._signer.sign(method, url, sha256, headers, query)
-        return URL(f"{url}?{encode_query(query)}" if query else url, encoded=True), signed
+        if query:
+            url += "?" + urlencode(query, quote_via=quote, safe="~")
+        request = AWSRequest(method=method, url=url, headers=headers)
+        request.context["sha256"] = sha256
+        self._signer.add_auth(request)
+        return URL(url, encoded=True), dict(request.headers.items())
 
     def _renewing(self) -> asyncio.Task[None]:
         """Return the task that renews the signer, one for all requests that need it: one look-up, one answer."""
@@ -417,7 +429,7 @@ class S3Client:
             raise StorageMisconfigured("no keys for S3: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
         if not f"{frozen.access_key}{frozen.token or ''}".isprintable():
             raise StorageMisconfigured("AWS_ACCESS_KEY_ID or AWS_SESSION_TOKEN holds a line break, which no key has")
-        self._signer = Signer(frozen, self.region)
+        self._signer = _Signer(frozen, "s3", self.region)
         self._signer_until = time.monotonic() + _CREDENTIALS_FRESH_S
 
     def _read_credentials(self) -> Credentials | None:

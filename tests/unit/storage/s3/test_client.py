@@ -4,18 +4,24 @@
 import asyncio
 import hashlib
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import patch
 
 import boto3
 import pytest
-from botocore.credentials import Credentials
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials, ReadOnlyCredentials
 from botocore.exceptions import ClientError, CredentialRetrievalError, PartialCredentialsError
+from hypothesis import given
+from hypothesis import strategies as st
 
 from acestep_consumer.config.settings import StorageSettings
 from acestep_consumer.domain.errors import StorageMisconfigured, StorageUnavailable
 from acestep_consumer.domain.objects import ObjectAddress
-from acestep_consumer.storage.s3.client import CHUNK_BYTES, FilePart, S3Client, S3Payload, _Body, sha256_of
+from acestep_consumer.storage.s3.client import CHUNK_BYTES, FilePart, S3Client, S3Payload, _Body, _Signer, sha256_of
 
 
 @pytest.mark.parametrize(
@@ -34,6 +40,19 @@ def test_a_bucket_is_addressed_as_its_store_wants_it(endpoint: str | None, regio
     client = S3Client(StorageSettings(endpoint=endpoint), session=session)
     client.boto3 = client._make_boto3_client()
     assert client._base(bucket) == base
+
+
+@given(body=st.binary(max_size=64))
+def test_a_known_digest_gives_the_signature_that_botocore_computes_from_the_body(body: bytes) -> None:
+    assert _authorization(_Signer, body) == _authorization(S3SigV4Auth, body)
+
+
+def _authorization(auth: type[S3SigV4Auth], body: bytes) -> str:
+    request = AWSRequest("PUT", "http://127.0.0.1:9000/bucket/a%20key", headers={"x-amz-meta-seed": "7"}, data=body)
+    request.context["sha256"] = hashlib.sha256(body).hexdigest()
+    with patch("botocore.auth.get_current_datetime", return_value=datetime(2026, 2, 3, 4, 5, 6, tzinfo=UTC)):
+        auth(ReadOnlyCredentials("key", "secret", None), "s3", "us-east-1").add_auth(request)
+    return str(request.headers["Authorization"])
 
 
 class Wire:
