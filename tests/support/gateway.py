@@ -77,11 +77,12 @@ class _FakeStream:
 
 @dataclass
 class FakeResults:
-    """Manifests and objects in memory. ``reads`` counts look-ups of manifests."""
+    """Manifests and objects in memory. ``reads`` counts look-ups of manifests, ``opened`` songs that are being read."""
 
     ends: dict[str, TerminalEvent] = field(default_factory=dict)
     stored: dict[str, bytes] = field(default_factory=dict)
     reads: int = 0
+    opened: int = 0
     away: bool = False
 
     async def find(self, task_id: str) -> TerminalEvent | None:
@@ -94,7 +95,11 @@ class FakeResults:
         if uri not in self.stored:
             raise StorageRefused(uri, "NoSuchKey", missing=True)
         body = self.stored[uri]
-        yield _FakeStream(body[span.first : span.last + 1] if span else body, len(body))
+        self.opened += 1
+        try:
+            yield _FakeStream(body[span.first : span.last + 1] if span else body, len(body))
+        finally:
+            self.opened -= 1
 
     async def objects(self) -> Objects:
         return cast("Objects", self)

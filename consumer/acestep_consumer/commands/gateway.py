@@ -51,9 +51,9 @@ async def gateway(settings: Settings, read_again: Callable[[], Settings], note: 
 
 async def _serve(settings: Settings, scratch: ScratchRoot, read_again: Callable[[], Settings], note: Console) -> Exit:
     host, port = settings.gateway.host, settings.gateway.port
-    results = Results(settings.storage, retry_s=_STORAGE_RETRY_S)
+    results, songs = (Results(settings.storage, retry_s=_STORAGE_RETRY_S) for _ in range(2))
     url = settings.broker.every_url.get_secret_value()
-    served = Gateway(settings, lambda: client_of(url), results, scratch.ensure)
+    served = Gateway(settings, lambda: client_of(url), results, songs, scratch.ensure)
     try:
         async with site(served.application(), host, port, close_s=_CLOSE_S, cancel_abandoned=True) as address:
             sys.stdout.write(f"{address}/\n")
@@ -64,6 +64,7 @@ async def _serve(settings: Settings, scratch: ScratchRoot, read_again: Callable[
         return Exit.USAGE
     finally:
         await results.close()
+        await songs.close()
     return Exit.DONE
 
 

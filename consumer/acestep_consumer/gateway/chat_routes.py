@@ -21,6 +21,7 @@ from acestep_consumer.gateway.chat_request import ChatRequest, read_chat
 from acestep_consumer.gateway.submission import AWAITED_PRIORITY, Submission, TaskOrder
 from acestep_consumer.gateway.task_items import TaskView
 from acestep_consumer.gateway.uploads import UploadSpool
+from acestep_consumer.webui.audio_proxy import STALL_S
 from acestep_consumer.webui.job_view import content_type_of
 from acestep_schemas.events import Audio, Metas
 
@@ -98,8 +99,8 @@ class ChatRoutes:
         await response.write(first)
         try:
             async for piece in pieces:
-                await response.write(piece)
-        except ApiError:
+                await _write(response, piece)
+        except (ApiError, TimeoutError):
             if request.transport is not None:
                 request.transport.abort()  # half a song must not look like an answer
         return response
@@ -117,11 +118,14 @@ class ChatRoutes:
             await chunks.write({"content": f"\n\n{content_of(view.metas)}"})
             if view.audios:
                 async for piece in self._filled(chunks.line({"audio": _parts(view)}), view):
-                    await response.write(piece)
+                    await _write(response, piece)
             await chunks.end("stop")
         except ApiError as error:
             await chunks.write({"content": f"\n\nError: {error}"})
             await chunks.end("error")
+        except TimeoutError:
+            if request.transport is not None:
+                request.transport.abort()
         return response
 
     async def _wait_with_dots(self, chunks: "_ChunkWriter", view: TaskView) -> TaskView:
@@ -164,6 +168,12 @@ async def _read(request: web.Request) -> ChatRequest:
     if len(body) < _THREAD_BYTES:
         return read_chat(fields_of(body, media))
     return await asyncio.to_thread(lambda: read_chat(fields_of(body, media)))
+
+
+async def _write(response: web.StreamResponse, piece: bytes) -> None:
+    """Write a piece of a song. Raises ``TimeoutError`` where the client takes nothing."""
+    async with asyncio.timeout(STALL_S):
+        await response.write(piece)
 
 
 class _ChunkWriter:

@@ -67,6 +67,7 @@ class Gateway:
         settings: all settings.
         connect: opens a client of the broker.
         results: results in storage.
+        songs: the same over connections of their own, which slow players may hold; None: ``results``.
         upload_folder: returns the folder of uploads on their way; None: ACESTEP_SCRATCH_DIR itself.
     """
 
@@ -75,6 +76,7 @@ class Gateway:
         settings: Settings,
         connect: "Callable[[], AbstractAsyncContextManager[RequestClient]]",
         results: Results,
+        songs: Results | None = None,
         upload_folder: Callable[[], Path] | None = None,
     ) -> None:
         self._settings = settings
@@ -94,7 +96,7 @@ class Gateway:
             rate_limit=rate_limit,
             max_bytes=max_bytes,
         )
-        proxy = AudioProxy(settings.storage, results, finder.known)
+        proxy = AudioProxy(settings.storage, songs or results, finder.known)
         self._task_routes = TaskRoutes(
             self.keys, submission, self.tasks, self.session, spool, max_bytes=max_bytes - _ADDED_BYTES
         )
@@ -105,7 +107,7 @@ class Gateway:
         self._sample_routes = SampleRoutes(self.keys, submission, self.workers)
         self._job_routes = JobRoutes(self.keys, self.tasks, results)
         self._chat_routes = ChatRoutes(
-            self.keys, submission, spool, results, timeout_s=settings.gateway.generation_timeout_s
+            self.keys, submission, spool, songs or results, timeout_s=settings.gateway.generation_timeout_s
         )
         # Hosts are checked without a key alone, and then it listens on loopback.
         self._hosts = OriginCheck(LOOPBACK)

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Proxies songs from storage to browsers: only objects that a terminal event names, whole or the requested range."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
+from typing import Final
 
 from aiohttp import web
 
@@ -15,6 +17,9 @@ from acestep_consumer.domain.objects import ByteRange
 from acestep_consumer.domain.ports import ObjectStream
 from acestep_consumer.webui.job_view import content_type_of
 from acestep_schemas.events import Audio, JobCompleted
+
+STALL_S: Final = 30.0
+"""Longest time that a player may take nothing: each one holds one of the few connections to storage."""
 
 KnownSongs = Callable[[str], Sequence[Audio] | None]
 
@@ -79,10 +84,11 @@ class AudioProxy:
             try:
                 await response.prepare(request)
                 async for chunk in stream:
-                    await response.write(chunk)
-            except (StorageUnavailable, ConnectionError):
-                # The player closed the connection, which it does all the time, or storage did: then an aborted
-                # connection makes the browser request the rest.
+                    async with asyncio.timeout(STALL_S):
+                        await response.write(chunk)
+            except (StorageUnavailable, ConnectionError, TimeoutError):
+                # The player closed the connection or has paused, which they do all the time, or storage closed its own:
+                # then an aborted connection makes the browser request the rest.
                 if request.transport is not None:
                     request.transport.abort()
         return response

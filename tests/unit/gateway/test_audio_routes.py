@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """``/v1/audio``: whole songs, ranges, and nothing else of the bucket."""
 
+import asyncio
 from urllib.parse import quote
 
 import pytest
+from yarl import URL
 
+from acestep_consumer.webui import audio_proxy
 from tests.support.gateway import AUTHORIZED, KEY, Served, completed, gateway
+from tests.support.waiting import eventually
 
 SONG = bytes(range(250)) * 20
 
@@ -91,3 +95,22 @@ async def test_a_key_comes_by_header_or_in_the_address_of_a_player() -> None:
         ):
             async with served.http.get(address, headers=headers) as answer:
                 assert answer.status == status
+
+
+async def test_a_player_that_takes_nothing_gives_its_connection_to_storage_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(audio_proxy, "STALL_S", 0.1)
+    size = 30_000_000  # more than the sockets' buffers hold
+    async with gateway() as served:
+        event = completed("a")
+        audio = event.data.audios[0].model_copy(update={"bytes": size})
+        served.results.stored[audio.uri] = bytes(size)
+        await served.send(completed("a", audios=(audio,)))
+        url = URL(served.url)
+        reader, writer = await asyncio.open_connection(url.host, url.port, limit=1024)
+        writer.write(f"GET /v1/audio?path=/a/0.mp3 HTTP/1.1\r\nHost: {url.host}:{url.port}\r\n\r\n".encode())
+        await eventually(lambda: served.results.opened == 1)
+        await eventually(lambda: served.results.opened == 0)
+        assert len(await reader.read(size)) < size
+        writer.close()
