@@ -23,9 +23,9 @@ SONG_FIELDS: Final = tuple(sorted((*FIELDS, "genres")))
 
 _NOTHING_KNOWN: Final = Metadata()
 
-# No control characters, and none that a tag or a code block begins or ends with (< > `): audio codes are ordinary tokens
-# of the vocabulary, and would match as plain text. Written as what is allowed: vLLM 0.24 can be installed only beside an
-# xgrammar before 0.2.6, and that one cannot compile a negated class with characters beyond ASCII.
+# No control characters, and none that a tag or a code block begins or ends with (< > `): audio codes are ordinary
+# tokens of the vocabulary, and would match as plain text. Written as what is allowed: vLLM 0.24 can be installed only
+# beside an xgrammar before 0.2.6, and that one cannot compile a negated class with characters beyond ASCII.
 _TEXT_CHARACTERS = r" -;=?-_a-~\xa0-\u2027\u202a-\ud7ff\ue000-\U0010ffff"
 # Without spaces of any kind.
 _FIRST_CHARACTERS = (
