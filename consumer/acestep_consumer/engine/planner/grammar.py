@@ -23,14 +23,19 @@ SONG_FIELDS: Final = tuple(sorted((*FIELDS, "genres")))
 
 _NOTHING_KNOWN: Final = Metadata()
 
-# No control characters, and none that a tag or a code block begins or ends with (< > `): audio codes are ordinary tokens
-# of the vocabulary, and would match as plain text. Written as what is allowed: vLLM 0.24 can be installed only beside an
-# xgrammar before 0.2.6, and that one cannot compile a negated class with characters beyond ASCII.
-_TEXT_CHARACTERS = r" -;=?-_a-~\xa0-\u2027\u202a-\ud7ff\ue000-\U0010ffff"
+# No control characters, and none that a tag or a code block begins or ends with (< > `): audio codes are ordinary
+# tokens of the vocabulary, and would match as plain text. vLLM 0.24 can be installed only beside an xgrammar before
+# 0.2.6. That one cannot compile a negated class with characters beyond ASCII, and a range beyond ASCII loses some of
+# its characters unless it is split where the first byte of their UTF-8 begins to change.
+_ALL_BEYOND_16_BITS = r"\U00010000-\U0003ffff\U00040000-\U000fffff\U00100000-\U0010ffff"
+_TEXT_CHARACTERS = (
+    r" -;=?-_a-~\xa0-\u07ff\u0800-\u0fff\u1000-\u1fff\u2000-\u2027\u202a-\u2fff\u3000-\ucfff\ud000-\ud7ff\ue000-\uffff"
+    + _ALL_BEYOND_16_BITS
+)
 # Without spaces of any kind.
 _FIRST_CHARACTERS = (
-    r"!-;=?-_a-~\xa1-\u167f\u1681-\u1fff\u2010-\u2027\u202a-\u202e\u2030-\u205e\u2060-\u2fff\u3001-\ud7ff"
-    r"\ue000-\ufefe\uff00-\U0010ffff"
+    r"!-;=?-_a-~\xa1-\u07ff\u0800-\u0fff\u1000-\u167f\u1681-\u1fff\u2010-\u2027\u202a-\u202e\u2030-\u205e\u2060-\u2fff"
+    r"\u3001-\u3fff\u4000-\ucfff\ud000-\ud7ff\ue000-\uefff\uf000-\ufefe\uff00-\uffff" + _ALL_BEYOND_16_BITS
 )
 # YAML reads a bare `no` as false, and quotes it for that reason. The model may write either.
 _LANGUAGES = " | ".join(json.dumps(word) for word in (*coerce.LANGUAGES, "'no'"))
