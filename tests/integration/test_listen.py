@@ -177,7 +177,7 @@ async def test_a_wrong_order_is_answered_with_every_field_and_shown_to_nobody(vi
     assert (await visitor.post("/jobs/wrong/cancel"))[0] == 404
 
 
-@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"a":' * 20_000, b"\xff", b"", b"{", b'{"seed": NaN}'])
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"a":' * 20_000, b"\xff", b"", b"{"])
 async def test_an_order_that_is_no_json_or_too_deep_is_answered_with_400(visitor: Visitor, body: bytes) -> None:
     headers = {"Origin": visitor.url, "Content-Type": "application/json"}
     async with visitor.http.post(visitor.url + "/jobs", data=body, headers=headers) as answer:

@@ -28,6 +28,15 @@ async def test_a_form_gets_the_operators_defaults_and_the_settings_of_ace_steps_
         data = await end_of(seen, "form", form, content_type="application/x-www-form-urlencoded")
         assert [Path(audio["uri"]).suffix for audio in data["audios"]] == [".wav", ".wav"]
         assert "'bpm' = fast: must be a number; the default is used" in data["warnings"]
+        wrapped = b"""{"task_id": "order-1", "metadata": {"source": "shop"},
+            "data": {"prompt": ["soft", "jazz"], "duration": 10, "bpm": NaN, "vocal_language": "Japanese"}}"""
+        data = await end_of(seen, "order-1", wrapped)
+        assert (data["task_id"], data["request"]["prompt"], data["metas"]["language"]) == (
+            "order-1",
+            "['soft', 'jazz']",
+            "Japanese",
+        )
+        assert len(data["warnings"]) == 4
         (line,) = seen.worker.log_lines(event="setting has no effect here")
         assert line["setting"] == "ACESTEP_NO_INIT"
 
