@@ -22,6 +22,9 @@ from acestep_consumer.engine.renderer.scheduler import Scheduler
 from acestep_consumer.engine.renderer.vae_decode import TileDecoder
 from acestep_consumer.policy.memory_budget import MemoryBudget, MemoryFootprint
 
+# The fused kernels' tilings are for these cards' copy engine and tensor cores, and faster there by measurement.
+_HOPPER = (9, 0)
+
 Notify = Callable[[str], None]
 """Gets a line for the log at each step of the start."""
 
@@ -94,10 +97,15 @@ def is_compiled(report: DeviceReport, settings: EngineSettings) -> bool:
 
 
 def acceleration_for(report: DeviceReport, settings: EngineSettings, offload: Offload) -> Acceleration:
-    """Decide on ``torch.compile`` and CUDA graphs: both on CUDA devices, unless set otherwise."""
+    """Decide on ``torch.compile``, CUDA graphs and fused kernels: on CUDA devices, unless set otherwise."""
     wanted = is_compiled(report, settings)
-    # A CUDA graph is for weights at fixed addresses, and offloaded weights come to another each time.
-    return Acceleration(compiled=wanted, graphed=wanted and report.kind == "cuda" and not offload.models)
+    cuda = wanted and report.kind == "cuda"
+    return Acceleration(
+        compiled=wanted,
+        # A CUDA graph is for weights at fixed addresses, and offloaded weights come to another each time.
+        graphed=cuda and not offload.models,
+        fused=cuda and torch.cuda.get_device_capability(report.device) == _HOPPER,
+    )
 
 
 def _runners(
@@ -108,7 +116,7 @@ def _runners(
     for handle in handles:
         vae = handle.pipeline.vae
         if id(vae) not in decoders:
-            decoders[id(vae)] = TileDecoder(vae, compiled=acceleration.compiled)
+            decoders[id(vae)] = TileDecoder(vae, compiled=acceleration.compiled, fused=acceleration.fused)
         parts = Components(handle, device, decoders[id(vae)])
         if offload.models:
             parts.offload(swapper, keep_dit=not offload.dit)
