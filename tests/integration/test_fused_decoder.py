@@ -12,7 +12,10 @@ import torch
 from diffusers import AutoencoderOobleck
 from structlog.testing import capture_logs
 
+from acestep_consumer.config.settings import EngineSettings
+from acestep_consumer.engine.renderer.device import DeviceReport, Offload
 from acestep_consumer.engine.renderer.quiet_imports import quietly
+from acestep_consumer.engine.renderer.startup import acceleration_for
 from acestep_consumer.engine.renderer.vae_decode import TileDecoder
 
 pytest.importorskip("triton")
@@ -73,6 +76,30 @@ def test_fused_kernels_give_the_plain_decoders_sound(
     assert found.shape == expected.shape
     assert found.dtype == torch.float32
     assert ((found - expected).norm() / expected.norm()).item() < 2e-6
+
+
+@pytest.mark.parametrize(
+    ("hip", "capability", "compiled", "expected"),
+    [
+        (None, (9, 0), None, True),
+        (None, (9, 0), False, False),
+        (None, (8, 9), None, False),
+        ("6.4", (9, 0), None, False),
+    ],
+    ids=["Hopper", "compilation off", "Ada", "AMD's MI200"],
+)
+def test_fused_kernels_are_for_hopper_cards_alone(
+    monkeypatch: pytest.MonkeyPatch,
+    hip: str | None,
+    capability: tuple[int, int],
+    compiled: bool | None,  # noqa: FBT001 - a parameter of the table
+    expected: bool,  # noqa: FBT001
+) -> None:
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    card = DeviceReport(device="cuda:0", name="a card", vram_gb=80)
+    settings = EngineSettings(compile=compiled)
+    assert acceleration_for(card, settings, Offload()).fused is expected
 
 
 def test_widths_without_kernels_and_weight_norm_are_told_apart(fused: Any) -> None:

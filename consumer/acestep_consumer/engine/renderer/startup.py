@@ -104,8 +104,13 @@ def acceleration_for(report: DeviceReport, settings: EngineSettings, offload: Of
         compiled=wanted,
         # A CUDA graph is for weights at fixed addresses, and offloaded weights come to another each time.
         graphed=cuda and not offload.models,
-        fused=cuda and torch.cuda.get_device_capability(report.device) == _HOPPER,
+        fused=cuda and _is_hopper(report.device),
     )
+
+
+def _is_hopper(device: str) -> bool:
+    """Whether the fused kernels are for this card. AMD's numbers are others: its MI200 is a 9.0 too."""
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) == _HOPPER
 
 
 def _runners(
