@@ -130,9 +130,11 @@ def refuse(pipe: RendererPipe, reason: str) -> NoReturn:
 
 
 def set_kernel_cache(folder: Path | None) -> None:
-    """Set the folder in which torch keeps compiled kernels for the next start. Must precede the import of torch."""
+    """Set where torch and Triton keep compiled kernels for the next start. Must precede the import of torch."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder or cache / "acestep-consumer" / "kernels"))
+    kernels = folder or cache / "acestep-consumer" / "kernels"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kernels))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(kernels / "triton"))
 
 
 def on_device_lost(error: BaseException) -> NoReturn:

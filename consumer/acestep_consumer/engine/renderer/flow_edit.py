@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from acestep_consumer.engine.renderer.guidance import Guidance, Restraint
+from acestep_consumer.engine.renderer.pack import on_device
 from acestep_consumer.engine.renderer.packed_dit import Branch, Condition
 
 
@@ -122,4 +123,4 @@ class FlowEdit:
         """Return the source with fresh noise."""
         shape, device = (1, *self.source.shape), self.generator.device
         noise = torch.randn(shape, generator=self.generator, device=device, dtype=self.source.dtype)[0]
-        return (1.0 - time) * self.source + time * noise.to(self.source.device, non_blocking=True)
+        return (1.0 - time) * self.source + time * on_device(noise, self.source.device)

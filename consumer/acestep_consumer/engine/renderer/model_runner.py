@@ -27,10 +27,14 @@ from acestep_schemas.request import GenerationRequest
 
 @dataclass(frozen=True, slots=True)
 class Acceleration:
-    """Optional speed-ups: ``compiled`` by ``torch.compile``; ``graphed``: replayed as CUDA graphs."""
+    """Optional speed-ups: ``compiled`` by ``torch.compile``; ``graphed``: replayed as CUDA graphs.
+
+    ``fused``: the VAE decoder runs the project's own kernels.
+    """
 
     compiled: bool = False
     graphed: bool = False
+    fused: bool = False
 
 
 class ModelRunner:

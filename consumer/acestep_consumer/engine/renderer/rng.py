@@ -18,6 +18,8 @@ import torch
 from diffusers import AutoencoderOobleck
 from diffusers.models.autoencoders.autoencoder_oobleck import AutoencoderOobleckOutput
 
+from acestep_consumer.engine.renderer.pack import on_device
+
 
 def generators_for(seeds: Sequence[int], device: torch.device | str = "cpu") -> list[torch.Generator]:
     """Return a fresh generator per seed, on the CPU unless another device is named."""
@@ -56,4 +58,4 @@ class SeededPosterior:
         """Return latents of shape [songs, channels, frames], each song's drawn from its own generator."""
         shape, dtype = self._mean.shape, self._mean.dtype
         noise = torch.cat([torch.randn(shape, generator=each, dtype=dtype) for each in self._generators])
-        return self._mean + self._std * noise.to(self._mean.device)
+        return self._mean + self._std * on_device(noise, self._mean.device)

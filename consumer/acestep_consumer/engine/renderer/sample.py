@@ -16,6 +16,7 @@ from acestep_consumer.engine.renderer.dcw import Dcw
 from acestep_consumer.engine.renderer.flow_edit import FlowEdit
 from acestep_consumer.engine.renderer.guidance import Guidance, Restraint
 from acestep_consumer.engine.renderer.output import MINUS_1_DB
+from acestep_consumer.engine.renderer.pack import on_device
 from acestep_consumer.engine.renderer.packed_dit import Branch, Condition
 from acestep_consumer.engine.renderer.window import KeptLatents
 
@@ -204,7 +205,7 @@ class Sample:
         song = torch.add(self.latents, velocity, alpha=-time)
         shape, generator = (1, *song.shape), self.generator
         noise = torch.randn(shape, generator=generator, device=generator.device, dtype=song.dtype)[0]
-        return reached * noise.to(song.device, non_blocking=True) + (1.0 - reached) * song
+        return reached * on_device(noise, song.device) + (1.0 - reached) * song
 
     def _active_guidance(self) -> Guidance | None:
         return self.guidance if self.guidance and self.guidance.applies(self.time) else None

@@ -22,6 +22,9 @@ from acestep_consumer.engine.renderer.scheduler import Scheduler
 from acestep_consumer.engine.renderer.vae_decode import TileDecoder
 from acestep_consumer.policy.memory_budget import MemoryBudget, MemoryFootprint
 
+# The fused kernels' tilings are for these cards' copy engine and tensor cores, and faster there by measurement.
+_HOPPER = (9, 0)
+
 Notify = Callable[[str, StartPhase], None]
 """Gets a line for the log at each step of the start, and the phase that the step belongs to."""
 
@@ -98,10 +101,20 @@ def is_compiled(report: DeviceReport, settings: EngineSettings) -> bool:
 
 
 def acceleration_for(report: DeviceReport, settings: EngineSettings, offload: Offload) -> Acceleration:
-    """Decide on ``torch.compile`` and CUDA graphs: both on CUDA devices, unless set otherwise."""
+    """Decide on ``torch.compile``, CUDA graphs and fused kernels: on CUDA devices, unless set otherwise."""
     wanted = is_compiled(report, settings)
-    # A CUDA graph is for weights at fixed addresses, and offloaded weights come to another each time.
-    return Acceleration(compiled=wanted, graphed=wanted and report.kind == "cuda" and not offload.models)
+    cuda = wanted and report.kind == "cuda"
+    return Acceleration(
+        compiled=wanted,
+        # A CUDA graph is for weights at fixed addresses, and offloaded weights come to another each time.
+        graphed=cuda and not offload.models,
+        fused=cuda and _is_hopper(report.device),
+    )
+
+
+def _is_hopper(device: str) -> bool:
+    """Whether the fused kernels are for this card. AMD's numbers are others: its MI200 is a 9.0 too."""
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) == _HOPPER
 
 
 def _runners(
@@ -112,7 +125,7 @@ def _runners(
     for handle in handles:
         vae = handle.pipeline.vae
         if id(vae) not in decoders:
-            decoders[id(vae)] = TileDecoder(vae, compiled=acceleration.compiled)
+            decoders[id(vae)] = TileDecoder(vae, compiled=acceleration.compiled, fused=acceleration.fused)
         parts = Components(handle, device, decoders[id(vae)])
         if offload.models:
             parts.offload(swapper, keep_dit=not offload.dit)

@@ -9,10 +9,16 @@ import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
+import structlog
 import torch
 from torch import nn
+
+from acestep_consumer.engine.renderer.errors import is_fatal, is_out_of_memory
+
+log = structlog.get_logger()
 
 # Latents that a window between two others adds; with its overlaps that is its length. Few lengths are few shapes to
 # compile. At 25 latents a second, songs of 30, 60, 120 and 300 s fill 2, 4, 8 and 20 windows of the first kind with
@@ -69,6 +75,10 @@ def batch_sizes(tiles_at_once: int) -> tuple[int, ...]:
 # torch compiles a function for 8 shapes by default, counted over all decoders of a process.
 _RECOMPILE_LIMIT = 64
 
+# Latents that the fused kernels are tried on, and the share by which their sound may differ from the plain decoder's.
+# In bfloat16 both are off by 1 to 3% of the exact sound; a wrong kernel is off by all of it.
+_CHECKED_LATENTS, _TOLERATED = 40, 0.1
+
 _Run = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -84,23 +94,25 @@ class TileDecoder(nn.Module):
     """The decoder of a VAE as diffusers has it (AutoencoderOobleck, weight norm removed), for many songs at once.
 
     It has a copy of the decoder's weights, on the VAE's device and in its precision. With ``compiled`` the first batch
-    of a shape takes seconds to compile: ``warm_up`` does that ahead of the first song.
+    of a shape takes seconds to compile: ``warm_up`` does that ahead of the first song. With ``fused`` it runs the
+    project's own kernels (``fused_decoder``); where these cannot be built or are wrong, as without it, after a warning.
 
     Raises:
         ValueError: the weight norm is not removed.
     """
 
-    def __init__(self, vae: Any, *, compiled: bool = False) -> None:
+    def __init__(self, vae: Any, *, compiled: bool = False, fused: bool = False) -> None:
         super().__init__()
         self.hop: int = vae.hop_length  # samples per latent
         self.overlap = receptive_field(vae.decoder, self.hop)
         self._compiled = compiled
         self._channels: int = vae.config.decoder_input_channels
         self._audio_channels: int = vae.config.audio_channels
-        self._decoder = to_conv2d(vae.decoder)
-        # The method and not the module, which would count as a second submodule with the same weights.
-        run = self._decoder.forward
-        self._run_tiles = _compiled(run) if compiled else run
+        self._original = (vae.decoder,)  # in a tuple: it is no part of this module
+        _check_weight_norm(vae.decoder)
+        fused_decoder = _fused(vae.decoder) if fused else None
+        self._fused = fused_decoder is not None
+        self._decoder = fused_decoder or self._plain()
 
     @torch.inference_mode(mode=False)  # whether the caller is in it or not: a compiled shape would be compiled for both
     @torch.no_grad()
@@ -124,14 +136,54 @@ class TileDecoder(nn.Module):
 
     def warm_up(self, tiles_at_once: int = 8) -> Iterator[str]:
         """Compile every shape that ``decode`` uses with ``tiles_at_once``; yields a line for the log before each."""
+        if self._fused:
+            yield "the VAE decoder's fused kernels"
+            self._check_fused()
+        if self._fused:
+            return
         sizes = batch_sizes(tiles_at_once) if self._compiled else ()
         for number, size in enumerate(sizes, start=1):
             yield f"compiling the VAE decoder, shape {number} of {len(sizes)}: {size} × {self._longest} latents"
             self.decode([torch.zeros(self._longest, self._channels)] * size, tiles_at_once)
 
+    @torch.inference_mode(mode=False)
+    @torch.no_grad()
+    def _check_fused(self) -> None:
+        """Compile the fused kernels and compare them with the plain decoder; use that one from now on if they fail."""
+        fused: Any = self._decoder
+        latents = torch.randn(1, _CHECKED_LATENTS, self._channels, generator=torch.Generator().manual_seed(0))
+        latents = latents.to(self._weight)
+        try:
+            fused.compile_kernels()
+            found = fused(latents).float()
+        except Exception as error:
+            if is_fatal(error) or is_out_of_memory(error):
+                raise
+            log.warning("the VAE decoder runs without fused kernels, which is slower: they failed", exc_info=error)
+        else:
+            plain = copy.deepcopy(self._original[0]).to(latents.device)
+            expected = plain(latents.transpose(1, 2)).float()
+            share = ((found - expected).norm() / expected.norm()).item()
+            if share < _TOLERATED:
+                return
+            log.warning("the VAE decoder runs without fused kernels, which is slower: they are wrong", error=share)
+        self._fused = False
+        self._decoder = self._plain().to(latents.device)
+
+    def _plain(self) -> nn.Module:
+        decoder = to_conv2d(self._original[0])
+        # The method and not the module, which would count as a second submodule with the same weights.
+        self._run_tiles = _compiled(decoder.forward) if self._compiled else decoder.forward
+        return decoder
+
+    @property
+    def _weight(self) -> torch.Tensor:
+        """One of the decoder's weights: it has the device and the precision of all."""
+        return next(chain(self._decoder.parameters(), self._decoder.buffers()))
+
     @property
     def _device(self) -> torch.device:
-        return next(self._decoder.parameters()).device
+        return self._weight.device
 
     @property
     def _longest(self) -> int:
@@ -153,16 +205,17 @@ class TileDecoder(nn.Module):
 
     def _decode_windows(self, windows: list[torch.Tensor], sizes: tuple[int, ...]) -> torch.Tensor:
         """Return the audio of windows, [latents, channels] each, all of one length."""
-        if len(windows[0]) != self._longest:
-            return self._run(windows, self._decoder.forward)
+        if self._fused or len(windows[0]) != self._longest:
+            return self._run(windows, self._decoder)
         size = min(size for size in sizes if size >= len(windows))
         # Uncompiled code on a CPU takes any number of windows without padding.
         fill = size - len(windows) if self._compiled or self._device.type != "cpu" else 0
         return self._run(windows + windows[-1:] * fill, self._run_tiles)
 
     def _run(self, windows: list[torch.Tensor], decoder: _Run) -> torch.Tensor:
-        weight = next(self._decoder.parameters())
-        latents = torch.stack([window.to(weight.device, weight.dtype) for window in windows])
+        latents = torch.stack([window.to(self._weight) for window in windows])
+        if self._fused:
+            return decoder(latents)
         # Channels are innermost already: this is a view in the format channels_last.
         return decoder(latents.transpose(1, 2).unsqueeze(2)).squeeze(2)
 
@@ -171,6 +224,16 @@ class TileDecoder(nn.Module):
         first, last = tile.keep_from * self.hop, tile.keep_to * self.hop
         offset = tile.start * self.hop
         audio[:, first:last] = decoded[:, first - offset : last - offset]
+
+
+def _fused(decoder: nn.Module) -> nn.Module | None:
+    """Return the decoder with fused kernels; None where there are none for it, or no Triton."""
+    try:
+        from acestep_consumer.engine.renderer import fused_decoder  # noqa: PLC0415 - not every platform has Triton
+    except ImportError as error:
+        log.warning("the VAE decoder runs without fused kernels, which is slower: no Triton", exc_info=error)
+        return None
+    return fused_decoder.FusedDecoder(decoder).eval() if fused_decoder.fits(decoder) else None
 
 
 def _compiled(run: _Run) -> _Run:
@@ -192,13 +255,17 @@ def to_conv2d(decoder: nn.Module) -> nn.Module:
     instead of 175 for 300 s of audio. Everything but the convolutions is diffusers' own and works with the extra
     dimension: Snake1d reshapes it away, the residual units use the last one.
     """
-    if any(hasattr(module, "weight_g") for module in decoder.modules()):
-        raise ValueError("remove the weight norm first: with it, weights are computed in each forward pass")
+    _check_weight_norm(decoder)
     copied = copy.deepcopy(decoder)
     for name, module in list(copied.named_modules()):
         if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
             copied.set_submodule(name, _conv2d(module))
     return copied.eval().requires_grad_(requires_grad=False)
+
+
+def _check_weight_norm(decoder: nn.Module) -> None:
+    if any(hasattr(module, "weight_g") for module in decoder.modules()):
+        raise ValueError("remove the weight norm first: with it, weights are computed in each forward pass")
 
 
 def _conv2d(conv: nn.Conv1d | nn.ConvTranspose1d) -> nn.Module:
