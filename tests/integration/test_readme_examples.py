@@ -3,6 +3,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
@@ -15,7 +16,7 @@ from tests.support.broker import broker_settings
 from tests.support.node import ensure_modules, run_node
 from tests.support.readme import examples
 from tests.support.waiting import WITHIN_S
-from tests.support.worker import ROOT, clean_environment
+from tests.support.worker import ROOT, WorkerProcess, clean_environment
 
 EXAMPLES = examples()
 WITH_EVENTS = ("sdk.py", "sdk_async.py", "plain_pika.py", "node.mjs")
@@ -40,16 +41,25 @@ def run_example(name: str, folder: Path, environment: dict[str, str]) -> "subpro
     )
 
 
+@pytest.fixture(scope="module")
+def with_a_worker(
+    own_worker_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
+    """Settings of a worker that waits a second for jobs to batch: each song takes long enough for progress."""
+    slow = own_worker_environment | {"ACESTEP_PACK_WAIT_MS": "1000"}
+    with WorkerProcess(tmp_path_factory.mktemp("worker"), slow):
+        yield own_worker_environment
+
+
 def test_there_are_five_of_them() -> None:
     assert set(EXAMPLES) == {*WITH_EVENTS, "migrated.py"}
 
 
-@pytest.mark.usefixtures("worker")
 @pytest.mark.parametrize("name", WITH_EVENTS)
 def test_it_hears_progress_and_gets_its_song(
-    name: str, worker_environment: dict[str, str], s3: SeaweedFS, tmp_path: Path
+    name: str, with_a_worker: dict[str, str], s3: SeaweedFS, tmp_path: Path
 ) -> None:
-    done = run_example(name, tmp_path, worker_environment)
+    done = run_example(name, tmp_path, with_a_worker)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     states = [line.split()[0] for line in lines[:-1]]
@@ -62,11 +72,10 @@ def test_it_hears_progress_and_gets_its_song(
     assert size > 1000
 
 
-@pytest.mark.usefixtures("worker")
 def test_ten_lines_for_the_rest_api_become_a_few_that_get_their_song(
-    worker_environment: dict[str, str], tmp_path: Path
+    with_a_worker: dict[str, str], tmp_path: Path
 ) -> None:
-    done = run_example("migrated.py", tmp_path, worker_environment)
+    done = run_example("migrated.py", tmp_path, with_a_worker)
     assert done.returncode == 0, done.stdout + done.stderr
     (song,) = done.stdout.splitlines()
     assert (tmp_path / song).stat().st_size > 1000

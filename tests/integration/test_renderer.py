@@ -405,7 +405,7 @@ def test_progress_rises_to_the_end_of_each_stage(resources: RenderResources, tmp
     progress: dict[str, list[float]] = {"render": [], "encode": []}
     message = render_message(tmp_path, audio_duration=1, inference_steps=4, seeds=(1, 2))
     render(resources, message, lambda fraction, stage: progress[stage].append(round(fraction, 3)), lambda: False)
-    assert progress == {"render": [0.225, 0.45, 0.675, 0.9, 1.0], "encode": [0.5, 1.0]}
+    assert progress == {"render": [0.225, 0.45, 0.675, 0.9, 1.0], "encode": [0.0, 0.5, 1.0]}
 
 
 @pytest.mark.parametrize("steps_before", [0, 1, 3])

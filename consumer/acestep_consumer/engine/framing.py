@@ -31,9 +31,9 @@ class FrameSocket:
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield payloads until the other side closes."""
-        while len(head := self._reader.read(_LENGTH.size)) == _LENGTH.size:
+        while len(head := self._read(_LENGTH.size)) == _LENGTH.size:
             (length,) = _LENGTH.unpack(head)
-            payload = self._reader.read(length)
+            payload = self._read(length)
             if len(payload) < length:
                 return
             yield payload
@@ -42,3 +42,10 @@ class FrameSocket:
         """Send one frame. Raises ``OSError`` when the other side has closed."""
         with self._sending:
             self._end.sendall(pack(payload))
+
+    def _read(self, size: int) -> bytes:
+        """Return so many bytes, or fewer at the end of the stream."""
+        try:
+            return self._reader.read(size)
+        except ConnectionResetError:  # the other side closed while there was something that it had not read
+            return b""

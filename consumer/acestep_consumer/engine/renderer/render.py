@@ -178,7 +178,7 @@ class _JobRenderer:
                 audio = self._finished(audio, arguments)
                 tracks.append(self._track(encode, audio, seed, self._message.folder / str(index)))
                 took_s = perf_counter() - begun
-            self._report((index + 1) / len(self._job.seeds), "encode")
+        self._report(1.0, "encode")
         return tuple(tracks), took_s
 
     def _finished(self, audio: torch.Tensor, arguments: PipelineArguments) -> torch.Tensor:
