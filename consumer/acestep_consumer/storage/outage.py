@@ -19,6 +19,7 @@ from acestep_consumer.domain.errors import ManifestUnreadable, StorageUnavailabl
 from acestep_consumer.domain.job import Attempt, Job, Rendering, Sources, StoredObject
 from acestep_consumer.domain.outcome import TerminalRecord
 from acestep_consumer.domain.ports import AttemptStore, Inputs, Store
+from acestep_consumer.storage.retry import failed_once
 
 T = TypeVar("T")
 
@@ -68,20 +69,13 @@ class OutageGate:
         while the storage answers otherwise that is no outage, and after ``one_object_s`` the error is raised.
         """
         try:
-            return await call()  # almost always that is all, and tenacity takes as long as the call's own work
+            return await call()
         except StorageUnavailable as error:
             if not _is_outage(error):
                 raise
-            first: StorageUnavailable | None = error
+            again = failed_once(error, call)
         failed = done = False
         damaged_since: float | None = None
-
-        async def attempt() -> T:
-            nonlocal first
-            if first is not None:
-                known, first = first, None
-                raise known
-            return await call()
 
         async def on_failure(state: RetryCallState) -> None:
             nonlocal failed, damaged_since
@@ -105,7 +99,7 @@ class OutageGate:
             reraise=True,
         )
         try:
-            result: T = await retrying(attempt)
+            result: T = await retrying(again)
             done = True
         finally:
             self._failing -= failed

@@ -9,8 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from acestep_consumer.config.settings import load
 from acestep_consumer.engine import cuda_mps
 from acestep_consumer.engine.cuda_mps import MpsDaemon, MpsUnavailable, start_mps
+from acestep_consumer.engine.engines import Engines
+from acestep_consumer.engine.planner.registry import lm_request
+from acestep_consumer.engine.process import EngineProcess
+from acestep_consumer.policy.tiers import BUILT_IN
 from tests.support.waiting import eventually
 
 CONTROL = """#!/bin/bash
@@ -111,6 +116,45 @@ async def test_a_daemon_that_never_answers_is_ended(control: Path, monkeypatch: 
     await daemon.stop()
     assert daemon._process is not None
     assert daemon._process.returncode is not None
+
+
+@pytest.mark.parametrize(
+    ("variables", "starts"),
+    [
+        ({}, True),
+        ({"ACESTEP_CUDA_MPS": "false"}, False),
+        ({"ACESTEP_INIT_LLM": "false"}, False),
+        ({"ACESTEP_LM_DEVICE": "cpu"}, False),
+        ({"ACESTEP_DEVICE": "cpu"}, False),
+    ],
+    ids=str,
+)
+async def test_the_renderer_gets_a_daemon_where_two_engines_may_share_a_gpu(
+    control: Path, tmp_path: Path, variables: dict[str, str], *, starts: bool
+) -> None:
+    settings = load(variables, env_file=None)
+    engines = Engines(settings, BUILT_IN, log_json=True)
+    await engines._start_mps(lm_request(settings.engine, {}))
+    given = [value for name, value in engines._renderer.environment.items() if name == cuda_mps.PIPE_DIRECTORY]
+    assert given == folders_in(tmp_path)
+    assert len(given) == starts
+    await engines.stop()
+    assert not folders_in(tmp_path)
+
+
+async def test_a_process_has_the_daemons_variables_beside_the_inherited_ones() -> None:
+    process = await EngineProcess.start("tests.support.light_engine", {cuda_mps.PIPE_DIRECTORY: "/run/mps"})
+    try:
+        await eventually(lambda: b"light_engine" in bytes_of(f"/proc/{process.pid}/cmdline"))
+        found = bytes_of(f"/proc/{process.pid}/environ").split(b"\0")
+    finally:
+        await process.end()
+    assert {b"CUDA_MPS_PIPE_DIRECTORY=/run/mps", f"PATH={os.environ['PATH']}".encode()} <= {*found}
+
+
+def bytes_of(file: str) -> bytes:
+    """Return what is in a file."""
+    return Path(file).read_bytes()
 
 
 def is_running(pid: int) -> bool:

@@ -51,6 +51,7 @@ from acestep_consumer.config.http import NETWORK_ERRORS, RETRYABLE, authorities,
 from acestep_consumer.config.settings import StorageSettings
 from acestep_consumer.domain.errors import StorageMisconfigured, StorageRefused, StorageUnavailable
 from acestep_consumer.domain.objects import ObjectAddress, Traffic
+from acestep_consumer.storage.retry import failed_once
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client as Boto3Client
@@ -314,17 +315,9 @@ class S3Client:
     async def retry(self, address: ObjectAddress, attempt: Callable[[], Awaitable[T]]) -> T:
         """Return what ``attempt`` returns; it is made again while it raises ``TransientS3Error``."""
         try:
-            return await attempt()  # tenacity only for what fails: it takes as long as a request's own work
-        except TransientS3Error as error:
-            first: TransientS3Error | None = error
-
-        async def again() -> T:
-            nonlocal first
-            if first is not None:
-                known, first = first, None
-                raise known
             return await attempt()
-
+        except TransientS3Error as error:
+            again = failed_once(error, attempt)
         try:
             result: T = await self._retrying(again)
         except TransientS3Error as error:
