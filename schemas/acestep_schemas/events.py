@@ -155,8 +155,32 @@ class LmChoice(Frozen):
     backend: Annotated[Literal["vllm", "pt"], WrapValidator(_word)]
 
 
+class FileObject(Frozen):
+    """A file in S3 that belongs to a song; ``bytes`` and ``sha256`` are those of the object."""
+
+    uri: str
+    url: str | None = None
+    content_type: str
+    bytes: int
+    sha256: str
+
+
+class SongFiles(Frozen):
+    """The files beside a song; None where there is none.
+
+    ``lrc`` and ``vtt`` are its lyrics with times; ``latents`` its final latents, float16, [frames, channels].
+    """
+
+    lrc: FileObject | None = None
+    vtt: FileObject | None = None
+    latents: FileObject | None = None
+
+
 class Audio(Frozen):
-    """One song in S3. ``duration_s`` is its length in seconds; ``bytes`` and ``sha256`` are those of the object."""
+    """One song in S3. ``duration_s`` is its length in seconds; ``bytes`` and ``sha256`` are those of the object.
+
+    ``files`` are what lies beside it; None: nothing.
+    """
 
     uri: str
     url: str | None = None
@@ -168,6 +192,7 @@ class Audio(Frozen):
     bytes: int
     sha256: str
     seed: int
+    files: SongFiles | None = None
 
 
 class Metas(Frozen):

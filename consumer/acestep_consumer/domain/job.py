@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, Literal
 
 from acestep_consumer.domain.tasks import Variant
 from acestep_schemas.events import Adjustment, LmChoice, Metas, ModelChoice, PolicyReport
@@ -94,6 +95,20 @@ class Plan:
     warnings: tuple[str, ...] = ()
 
 
+SideFileKind = Literal["lrc", "vtt", "latents"]
+"""Files beside a song: a field of ``SongFiles`` each."""
+SIDE_FILE_SUFFIXES: Final[dict[SideFileKind, str]] = {"lrc": ".lrc", "vtt": ".vtt", "latents": ".latents.safetensors"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SideFile:
+    """A file that is stored beside a song, on disk: its lyrics with times, or its latents."""
+
+    kind: SideFileKind
+    path: Path
+    content_type: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Track:
     """One encoded song on disk. ``duration_s`` is seconds, ``sample_rate`` Hz."""
@@ -105,6 +120,7 @@ class Track:
     sample_rate: int
     channels: int
     duration_s: float
+    side_files: tuple[SideFile, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +139,18 @@ NO_SONGS = Rendering(tracks=(), render_s=0.0, encode_s=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredSideFile:
+    """A file beside a song in S3."""
+
+    kind: SideFileKind
+    content_type: str
+    uri: str
+    url: str | None
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredObject:
     """One song in S3: where it is and what it weighs, with the track that it came from."""
 
@@ -131,6 +159,7 @@ class StoredObject:
     url: str | None
     bytes: int
     sha256: str
+    side_files: tuple[StoredSideFile, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

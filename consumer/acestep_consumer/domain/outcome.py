@@ -8,13 +8,15 @@ from typing import Final
 
 from acestep_consumer.domain.audio_codes import parse_codes
 from acestep_consumer.domain.errors import ConsumerError, PreviousOutcome, Verdict, WorkerLost
-from acestep_consumer.domain.job import Job, Plan, Rendering, StoredObject
+from acestep_consumer.domain.job import Job, Plan, Rendering, StoredObject, StoredSideFile
 from acestep_schemas.events import (
     Audio,
     Completed,
     ErrorCode,
     ErrorReport,
+    FileObject,
     JobCompleted,
+    SongFiles,
     TerminalEvent,
     Timings,
     Unfinished,
@@ -183,4 +185,17 @@ def _audio(stored: StoredObject) -> Audio:
         bytes=stored.bytes,
         sha256=stored.sha256,
         seed=track.seed,
+        files=_song_files(stored.side_files),
     )
+
+
+def _song_files(stored: tuple[StoredSideFile, ...]) -> SongFiles | None:
+    if not stored:
+        return None
+    files = {
+        file.kind: FileObject(
+            uri=file.uri, url=file.url, content_type=file.content_type, bytes=file.bytes, sha256=file.sha256
+        )
+        for file in stored
+    }
+    return SongFiles(**files)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results of jobs: ``<prefix>/<task_id>/<index>.<ext>``, then ``manifest.json``, which marks the job as done.
+"""Results of jobs: ``<prefix>/<task_id>/<index>.<ext>``, files beside it, and last ``manifest.json``: the job is done.
 
 Every audio object is written once, and carries the fingerprint of the message that it was made for. A later attempt at
 the same message, after a crash or in a race, takes it over with its checksum and seed. Another message with the same
@@ -13,9 +13,10 @@ import hashlib
 import os
 import re
 import uuid
-from collections.abc import Coroutine, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -23,7 +24,15 @@ from pydantic import ValidationError
 
 from acestep_consumer.config.settings import StorageSettings
 from acestep_consumer.domain.errors import ManifestUnreadable, StorageRefused, StorageUnavailable
-from acestep_consumer.domain.job import Job, Rendering, StoredObject, Track
+from acestep_consumer.domain.job import (
+    SIDE_FILE_SUFFIXES,
+    Job,
+    Rendering,
+    SideFile,
+    StoredObject,
+    StoredSideFile,
+    Track,
+)
 from acestep_consumer.domain.objects import ObjectAddress, ObjectContent, ObjectHead, SmallObject
 from acestep_consumer.domain.outcome import TerminalRecord
 from acestep_consumer.domain.ports import Objects
@@ -43,6 +52,14 @@ _MESSAGE: Final = "message"
 _TRACE: Final = "traceparent"
 _BODY: Final = "body-sha256"
 _SHA256: Final = "sha256"
+_SONG_METADATA: Final[Mapping[str, Callable[[str], Any]]] = {
+    "seed": int,
+    "sample-rate": int,
+    "channels": int,
+    "duration-s": float,
+}
+"""Names of ``Track``'s fields, with hyphens."""
+_NO_SONG: Final[Mapping[str, str]] = MappingProxyType({})
 _COMMIT_TRIES: Final = 8
 _SHORT: Final = 8
 """Digits of a fingerprint in a name."""
@@ -53,11 +70,6 @@ def object_key(prefix: str, task_id: str, name: str) -> str:
     if not _TASK_ID.fullmatch(task_id):
         raise ValueError(f"not a task id: {task_id[:128]!r}")
     return _join(prefix, task_id, name)
-
-
-def track_name(index: int | str, track: Track) -> str:
-    """Return the last part of a song's key: its index and the ending that the encoder gave it."""
-    return f"{index}{track.path.suffix.lower()}"
 
 
 class ResultStore:
@@ -143,49 +155,94 @@ class ResultStore:
             raise StorageUnavailable(f"s3://{self._bucket}: NoSuchBucket")
 
     async def _put_track(self, job: Job, index: int, track: Track) -> StoredObject:
+        # The song last: where it is taken over from an earlier attempt, what lies beside it is that attempt's, too.
+        side_files = await _together(self._put_side_file(job, index, each) for each in track.side_files)
+        return replace(await self._put_song(job, index, track), side_files=side_files)
+
+    async def _put_song(self, job: Job, index: int, track: Track) -> StoredObject:
         async with self._transfers:
             content = await asyncio.to_thread(_content, track, job)
-            stored = await self._write(job, track_name(index, track), track, content)
-            if stored is None:
-                beside = track_name(f"{index}-{job.message[:_SHORT]}", track)
-                stored = await self._write(job, beside, track, content)
-            if stored is None:
-                raise StorageUnavailable(f"{self._place(job.task_id, beside)} belongs to another message")
-        if not self._presign_s:
-            return stored
-        return replace(stored, url=await self._objects.presign(ObjectAddress.of(stored.uri), self._presign_s))
+            written = await self._put_file(job, index, track.path.suffix.lower(), content)
+        return StoredObject(
+            track=track if written.head is None else _track_of_earlier_attempt(track, written.head),
+            uri=written.uri,
+            url=await self._url(written),
+            bytes=written.bytes,
+            sha256=written.sha256,
+        )
 
-    async def _write(self, job: Job, name: str, track: Track, content: ObjectContent) -> StoredObject | None:
-        """Write a song, or take over the one that an earlier attempt at this message wrote. None: another message's."""
+    async def _put_side_file(self, job: Job, index: int, file: SideFile) -> StoredSideFile:
+        async with self._transfers:
+            content = await asyncio.to_thread(_content_of, file.path, file.content_type, job)
+            written = await self._put_file(job, index, SIDE_FILE_SUFFIXES[file.kind], content)
+        return StoredSideFile(
+            kind=file.kind,
+            content_type=file.content_type,
+            uri=written.uri,
+            url=await self._url(written),
+            bytes=written.bytes,
+            sha256=written.sha256,
+        )
+
+    async def _put_file(self, job: Job, index: int, suffix: str, content: ObjectContent) -> "_Written":
+        """Write ``<index><suffix>``, or beside it where that name belongs to another message."""
+        for name in (f"{index}{suffix}", f"{index}-{job.message[:_SHORT]}{suffix}"):
+            if (written := await self._write(job, name, content)) is not None:
+                return written
+        raise StorageUnavailable(f"{self._place(job.task_id, name)} belongs to another message")
+
+    async def _write(self, job: Job, name: str, content: ObjectContent) -> "_Written | None":
+        """Write an object, or take over the one that an earlier attempt at this message wrote.
+
+        None: it is another message's.
+        """
         place = self._place(job.task_id, name)
-        ours = StoredObject(track=track, uri=str(place), url=None, bytes=content.size, sha256=content.sha256)
+        ours = _Written(place, content.size, content.sha256)
         if await self._objects.put(place, content, only_new=True):
             return ours
         head = await self._objects.head(place)
         if head is not None and _SHA256 in head.metadata:
-            return _take_over(place, track, head) if head.metadata.get(_MESSAGE) == job.message else None
+            is_ours = head.metadata.get(_MESSAGE) == job.message and _describes(head, content)
+            return _Written(place, head.size, head.metadata[_SHA256], head) if is_ours else None
         # It lacks our metadata: no worker wrote it, and no manifest names it.
         _log.warning("storage.foreign_object_replaced", object=str(place))
         await self._objects.put(place, content)
         return ours
 
+    async def _url(self, written: "_Written") -> str | None:
+        return await self._objects.presign(written.place, self._presign_s) if self._presign_s else None
+
     def _place(self, task_id: str, name: str) -> ObjectAddress:
         return ObjectAddress(self._bucket, object_key(self._prefix, task_id, name))
 
 
-def _take_over(place: ObjectAddress, track: Track, head: ObjectHead) -> StoredObject | None:
-    """Describe the song of an earlier attempt from its metadata; None when these cannot be read."""
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """An object that is stored; ``head`` describes one that an earlier attempt wrote."""
+
+    place: ObjectAddress
+    bytes: int
+    sha256: str
+    head: ObjectHead | None = None
+
+    @property
+    def uri(self) -> str:
+        return str(self.place)
+
+
+def _describes(head: ObjectHead, content: ObjectContent) -> bool:
+    """Whether an object's metadata can be read as far as those of ``content`` tell of a song."""
     try:
-        earlier = replace(
-            track,
-            seed=int(head.metadata["seed"]),
-            sample_rate=int(head.metadata["sample-rate"]),
-            channels=int(head.metadata["channels"]),
-            duration_s=float(head.metadata["duration-s"]),
-        )
+        for name in _SONG_METADATA.keys() & content.metadata.keys():
+            _SONG_METADATA[name](head.metadata[name])
     except (KeyError, ValueError):
-        return None
-    return StoredObject(track=earlier, uri=str(place), url=None, bytes=head.size, sha256=head.metadata[_SHA256])
+        return False
+    return True
+
+
+def _track_of_earlier_attempt(track: Track, head: ObjectHead) -> Track:
+    read = {name.replace("-", "_"): convert(head.metadata[name]) for name, convert in _SONG_METADATA.items()}
+    return replace(track, **read)
 
 
 def _read_manifest(place: ObjectAddress, task_id: str, found: SmallObject) -> TerminalRecord:
@@ -215,17 +272,15 @@ def _manifest(record: TerminalRecord) -> ObjectContent:
 
 def _content(track: Track, job: Job) -> ObjectContent:
     """Describe a song's file. The metadata are what a later attempt needs to take the object over."""
-    size, sha256, body = _measure(track.path)
-    metadata = {
-        _SHA256: sha256,
-        _MESSAGE: job.message,
-        "seed": str(track.seed),
-        "sample-rate": str(track.sample_rate),
-        "channels": str(track.channels),
-        "duration-s": repr(track.duration_s),
-        **({_TRACE: job.traceparent} if job.traceparent else {}),
-    }
-    return ObjectContent(body=body, size=size, sha256=sha256, content_type=track.content_type, metadata=metadata)
+    song = {name: str(getattr(track, name.replace("-", "_"))) for name in _SONG_METADATA}
+    return _content_of(track.path, track.content_type, job, song)
+
+
+def _content_of(path: Path, content_type: str, job: Job, song: Mapping[str, str] = _NO_SONG) -> ObjectContent:
+    size, sha256, body = _measure(path)
+    trace = {_TRACE: job.traceparent} if job.traceparent else {}
+    metadata = {_SHA256: sha256, _MESSAGE: job.message, **song, **trace}
+    return ObjectContent(body=body, size=size, sha256=sha256, content_type=content_type, metadata=metadata)
 
 
 def _measure(path: Path) -> tuple[int, str, bytes | Path]:

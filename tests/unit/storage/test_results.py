@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys of objects, without a server."""
+"""Keys of objects and files beside a song, without a server."""
 
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from acestep_consumer.config.settings import StorageSettings
+from acestep_consumer.domain.job import Rendering, SideFile
 from acestep_consumer.domain.objects import ObjectAddress
-from acestep_consumer.storage.results import object_key, track_name
-from tests.support.jobs import make_track
+from acestep_consumer.storage.results import ResultStore, object_key
+from tests.support.fake_store import FakeObjects
+from tests.support.jobs import make_job, make_rendering, make_track
 
 TASK_IDS = st.from_regex(r"[A-Za-z0-9_-]{1,128}", fullmatch=True)
 
@@ -35,11 +40,47 @@ def test_an_id_that_is_none_makes_no_key(task_id: str) -> None:
         object_key("jobs", task_id, "manifest.json")
 
 
-@pytest.mark.parametrize(("file", "name"), [("song.mp3", "3.mp3"), ("x.tar.FLAC", "3.flac"), ("bare", "3")])
-def test_a_song_is_named_by_its_index_and_the_encoders_ending(tmp_path: Path, file: str, name: str) -> None:
-    assert track_name(3, make_track(tmp_path / file)) == name
-
-
 @pytest.mark.parametrize(("place", "uri"), [(ObjectAddress("b"), "s3://b"), (ObjectAddress("b", "k/"), "s3://b/k/")])
 def test_a_place_reads_as_its_uri(place: ObjectAddress, uri: str) -> None:
     assert str(place) == uri
+
+
+def _with_lyrics(folder: Path, lrc: bytes) -> Rendering:
+    folder.mkdir(exist_ok=True)
+    (folder / "0.lrc").write_bytes(lrc)
+    side = SideFile(kind="lrc", path=folder / "0.lrc", content_type="text/plain; charset=utf-8")
+    return make_rendering(replace(make_track(folder / "0.mp3"), side_files=(side,)))
+
+
+def _result_store(objects: FakeObjects) -> ResultStore:
+    return ResultStore(objects, StorageSettings(bucket="acestep", prefix="jobs"))
+
+
+class TestFilesBesideASong:
+    async def test_they_lie_under_the_songs_index_with_their_own_digest(self, tmp_path: Path) -> None:
+        objects = FakeObjects()
+
+        (stored,) = await _result_store(objects).put(make_job(task_id="t1"), _with_lyrics(tmp_path, b"[00:01.00]la"))
+
+        (lyrics,) = stored.side_files
+        assert (stored.uri, lyrics.uri) == ("s3://acestep/jobs/t1/0.mp3", "s3://acestep/jobs/t1/0.lrc")
+        assert (lyrics.bytes, lyrics.sha256) == (12, sha256(b"[00:01.00]la").hexdigest())
+        assert objects.objects[ObjectAddress("acestep", "jobs/t1/0.lrc")].body == b"[00:01.00]la"
+
+    async def test_a_later_attempt_takes_over_those_of_the_earlier_one(self, tmp_path: Path) -> None:
+        store = _result_store(FakeObjects())
+        (earlier,) = await store.put(make_job(task_id="t1"), _with_lyrics(tmp_path / "1", b"[00:01.00]la"))
+
+        (later,) = await store.put(make_job(task_id="t1"), _with_lyrics(tmp_path / "2", b"[00:01.04]la"))
+
+        assert later.side_files == earlier.side_files
+
+    async def test_another_message_of_the_same_task_writes_them_beside(self, tmp_path: Path) -> None:
+        store = _result_store(FakeObjects())
+        await store.put(make_job(task_id="t1", message="aaaaaaaaaa"), _with_lyrics(tmp_path / "1", b"[00:01.00]la"))
+
+        second = make_job(task_id="t1", message="bbbbbbbbbb")
+        (other,) = await store.put(second, _with_lyrics(tmp_path / "2", b"[00:01.00]lo"))
+
+        assert other.side_files[0].uri == "s3://acestep/jobs/t1/0-bbbbbbbb.lrc"
+        assert other.uri == "s3://acestep/jobs/t1/0-bbbbbbbb.mp3"
