@@ -9,7 +9,8 @@ counts the events.
 The clock starts once as many songs are done as all workers have in hand, and runs for ``--seconds``. The first
 requests are spread over ``--spread`` seconds: jobs that begin together would also end together, in waves that a short
 window cannot average. ``--sweep`` measures several choices of GPUs one after the other, with the same checkpoints.
-``--then-one`` sends all workers but the first away after the window and measures again, which spares a start.
+``--then-one`` sends all workers but the first away after the window and measures again, which spares a start;
+``--workloads`` measures several workloads one after the other with the same worker.
 
 A table goes to standard error, a line of JSON for each result to standard output. It ends within ``--limit-s`` seconds.
 
@@ -36,9 +37,9 @@ import time
 import urllib.error
 import urllib.request
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from contextlib import ExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
@@ -55,11 +56,11 @@ from acestep_consumer.config.logs import set_up_logs
 from acestep_consumer.config.settings import Settings, SettingsError, load
 from acestep_consumer.domain.stages import STAGES
 from acestep_consumer.multi_gpu import device_count, selection
-from acestep_schemas.events import Completed, JobCompleted, JobProgress, JobStarted, Unfinished, WorkerEvent
 from infra.local.ports import LOOPBACK
 from infra.local.process import Process, ProcessId, ServerError, tail
 from infra.local.signals import stop_cleanly_on_signals
 from infra.local.stack import Environment, Stack
+from tests.bench.worker_load import POLL_S, WORKLOADS, Load, LoadError, Tally, Workload, usual_fields
 
 ROOT: Final = Path(__file__).parents[2]
 NO_GPUS: Final = "none"
@@ -67,11 +68,9 @@ DIT: Final = "acestep-v15-turbo"
 TINY_LM: Final = "acestep-5Hz-lm-0.6B"
 NO_LM: Final = "none"
 
-_TERMINAL = tuple(f"job.{state}.*" for state in ("completed", "failed", "rejected", "cancelled", "expired"))
 _STAGES = ("queued", "plan", "render", "encode", "upload", "total")
 _LONGEST_QUEUE = 1_000_000
 _TAIL_LINES = 60
-_POLL_S = 0.1
 _SAMPLE_S = 2.0
 _WRITE_S = 150.0
 _CONNECT_S = 20.0
@@ -125,80 +124,23 @@ class Crew:
         return self.seats * self.workers
 
 
-@dataclass(slots=True)
-class Tally:
-    """What came back, each with its moment (``time.monotonic``)."""
-
-    completed: list[tuple[float, Completed]] = field(default_factory=list)
-    unfinished: list[tuple[float, Unfinished]] = field(default_factory=list)
-
-    def finished(self) -> int:
-        """How many jobs have ended, whichever way."""
-        return len(self.completed) + len(self.unfinished)
-
-    def between(self, start: float, end: float) -> list[tuple[float, Completed]]:
-        """The songs that were completed in this time."""
-        return [(at, done) for at, done in self.completed if start < at <= end]
-
-
-class Load:
-    """Keeps the queue filled and hears what becomes of it."""
-
-    def __init__(self, client: Client, fields: Mapping[str, object], crew: Crew, arguments: argparse.Namespace) -> None:
-        self.tally = Tally()
-        self._client = client
-        self._fields = fields
-        self._hands = crew.hands
-        self._most = round(crew.hands * (1 + arguments.backlog))
-        self._spread_s = arguments.spread
-        self._began = time.monotonic()
-        self._sent = 0
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[asyncio.Future[Any]]:
-        """Feed and listen while the block runs. Gives what ends only when one of them breaks."""
-        async with self._client.subscribe(*_TERMINAL) as events:
-            both = asyncio.gather(self._hear(events), self._feed())
-            try:
-                yield both
-            finally:
-                both.cancel()
-                with suppress(asyncio.CancelledError, ClientError):
-                    await both
-
-    async def _hear(self, events: AsyncIterator[Any]) -> None:
-        async for event in events:
-            if isinstance(event, JobCompleted):
-                self.tally.completed.append((time.monotonic(), event.data))
-            elif not isinstance(event, JobStarted | JobProgress | WorkerEvent):
-                self.tally.unfinished.append((time.monotonic(), event.data))
-        raise BenchError("the broker ended the subscription")
-
-    async def _feed(self) -> None:
-        while True:
-            missing = self._allowed() - (self._sent - self.tally.finished())
-            for _ in range(missing):
-                await self._client.submit(self._fields)
-                self._sent += 1
-            await asyncio.sleep(_POLL_S)
-
-    def _allowed(self) -> int:
-        """How many requests may be under way: at first a few more each moment, then as many as can be and a backlog."""
-        elapsed = time.monotonic() - self._began
-        return self._most if elapsed >= self._spread_s else 1 + int(self._hands * elapsed / self._spread_s)
-
-
 class Scrapes:
-    """The numbers of the workers' /metrics pages, read again and again."""
+    """The numbers of the workers' /metrics pages and the cards' power, read again and again."""
 
     def __init__(self, ports: Iterable[int]) -> None:
         self._pages: dict[int, list[dict[str, float]]] = {port: [] for port in ports}
+        self._watts: list[float] = []
 
     async def take(self) -> None:
         """Read each page once; one that does not answer is left out."""
         for port, pages in self._pages.items():
             with suppress(OSError):
                 pages.append(_numbers((await asyncio.to_thread(_get, port, "metrics")).decode()))
+        self._watts += await asyncio.to_thread(_watts)
+
+    def watts(self) -> float | None:
+        """Return the mean power of all cards together; None: not known."""
+        return statistics.fmean(self._watts) if self._watts else None
 
     def report(self) -> list[dict[str, float | None]]:
         """Return a row for each worker: the last value, and means over the window where one moment says little."""
@@ -258,13 +200,10 @@ def _run(stack: ExitStack, budget: Budget, arguments: argparse.Namespace) -> int
     results: list[dict[str, Any]] = []
     for number, crew in enumerate(crews):
         site = Site(servers, checkpoints, logs / f"worker-{number}.log", folder, arguments)
-        told = _attempt(site, crew, budget.share(len(crews) - number))
-        results += told
-        for result in told:
-            sys.stdout.write(json.dumps(result) + "\n")
-            sys.stdout.flush()
+        results += _attempt(site, crew, budget.share(len(crews) - number))
     _print_ratio(results)
-    wanted = sum(2 if arguments.then_one and crew.seats > 1 else 1 for crew in crews)
+    each = len(arguments.workloads.split(";")) if arguments.workloads else 1
+    wanted = sum(each + (arguments.then_one and crew.seats > 1) for crew in crews)
     return 0 if len(results) == wanted else 1
 
 
@@ -311,6 +250,7 @@ def _attempt(site: Site, crew: Crew, share_s: float) -> list[dict[str, Any]]:
         asyncio.run(Trial(site, crew, share_s).run(results))
     except (
         BenchError,
+        LoadError,
         ClientError,
         BrokerRefused,
         ServerError,
@@ -350,31 +290,63 @@ class Trial:
         try:
             ready_s = await self._wait_until_ready(worker, began)
             async with Client(settings.broker.url.get_secret_value()) as client:
-                fields = request_fields(self._arguments)
-                load = Load(client, fields, self._crew, self._arguments)
+                load = self._load(client)
                 async with load.running() as feeding:
                     await self._windows(load, feeding, ready_s, results)
         finally:
             _end_all(worker)
 
+    def _load(self, client: Client) -> Load:
+        asked = self._arguments
+        usual = usual_fields(asked, thinking=asked.lm != NO_LM)
+        hands = self._crew.hands
+        return Load(client, usual, self._workloads()[0], capacity=hands, backlog=asked.backlog, spread_s=asked.spread)
+
+    def _workloads(self) -> tuple[Workload, ...]:
+        asked = self._arguments
+        if not asked.workloads:
+            return (Workload(name=asked.audio_format, hands=self._crew.hands, seconds=asked.seconds),)
+        return tuple(Workload.of(text, self._crew.hands, asked.seconds) for text in asked.workloads.split(";"))
+
     async def _windows(
         self, load: Load, feeding: asyncio.Future[Any], ready_s: float, results: list[dict[str, Any]]
     ) -> None:
+        first, *others = self._workloads()
         both = self._arguments.then_one and self._crew.seats > 1
-        seconds = min(self._arguments.seconds, (self._end - time.monotonic() - _END_S) / (2 if both else 1))
+        seconds = min(first.seconds, (self._end - time.monotonic() - _END_S) / (2 if both else 1))
         if seconds < _LEAST_WINDOW_S:
             raise BenchError("no time is left for a window; raise --limit-s")
         # Time is kept for the second window and for the others' leaving; the first one's ramp has the rest.
         kept = seconds + _END_S + _ALONE_S if both else 0
-        await self._ramp(load, feeding, self._crew.hands, self._end - seconds - kept)
-        first = await self._window(load, feeding, self._crew, seconds)
-        results.append({"ready_s": ready_s, **first})
+        await self._ramp(load, feeding, first.hands, self._end - seconds - kept)
+        found = await self._window(load, feeding, self._crew, replace(first, seconds=seconds))
+        self._tell(results, {"ready_s": ready_s, **found})
         if both:
             await self._send_others_away()
             # It goes on as before: what its share of the processor and of the disk changes shows soon.
             await self._ramp(load, feeding, self._crew.hands, time.monotonic() + _ALONE_S)
             alone = Crew("0 (others sent away)", self._crew.workers, 1)
-            results.append({"ready_s": None, **await self._window(load, feeding, alone, seconds)})
+            self._tell(results, {"ready_s": None, **await self._window(load, feeding, alone, first)})
+        for workload in others:
+            await self._another(load, feeding, workload, results)
+
+    async def _another(
+        self, load: Load, feeding: asyncio.Future[Any], workload: Workload, results: list[dict[str, Any]]
+    ) -> None:
+        """Go on with another workload: what is in hand ends first, then as much again, then the window."""
+        if self._end - time.monotonic() < workload.seconds + _END_S:
+            _say(f"no time is left for {workload.name}")
+            return
+        _say(f"\n-- {workload.name}, {workload.hands} in hand")
+        await load.change(workload, self._site.servers.amqp_url)
+        await self._ramp(load, feeding, load.under_way() + workload.hands, self._end - workload.seconds)
+        self._tell(results, {"ready_s": None, **await self._window(load, feeding, self._crew, workload)})
+
+    @staticmethod
+    def _tell(results: list[dict[str, Any]], result: dict[str, Any]) -> None:
+        results.append(result)
+        sys.stdout.write(json.dumps(result) + "\n")
+        sys.stdout.flush()
 
     async def _wait_until_ready(self, worker: Process, began: float) -> float:
         deadline = min(self._end, began + self._arguments.ready_s)
@@ -383,7 +355,7 @@ class Trial:
                 raise BenchError(f"the worker ended with status {worker.returncode()} before it was ready")
             if time.monotonic() > deadline:
                 raise BenchError(f"not ready after {time.monotonic() - began:.0f} s")
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(POLL_S)
         ready_s = round(time.monotonic() - began, 1)
         _say(f"/readyz after {ready_s:.1f} s")
         return ready_s
@@ -397,8 +369,9 @@ class Trial:
         done = load.tally.finished() - before
         _say(f"ramp of {time.monotonic() - began:.1f} s: {done} jobs done{'' if done >= jobs else f', not {jobs}'}")
 
-    async def _window(self, load: Load, feeding: asyncio.Future[Any], crew: Crew, seconds: float) -> dict[str, Any]:
-        """Count what is done in so many seconds."""
+    async def _window(self, load: Load, feeding: asyncio.Future[Any], crew: Crew, workload: Workload) -> dict[str, Any]:
+        """Count what is done in the workload's seconds."""
+        seconds = workload.seconds
         before = load.tally.finished()
         _say(f"counting for {seconds:.0f} s")
         ports = self._ports[: crew.seats]
@@ -408,8 +381,12 @@ class Trial:
             await self._rest(feeding, min(_SAMPLE_S, left))
             await scrapes.take()
         end, cpu = time.monotonic(), _cpu_used(tree, _cpu_seconds(self._pid()))
-        result = _result(crew, load.tally, (start, end), self._arguments) | {
+        result = _result(crew, load.tally, (start, end), self._arguments, workload)
+        watts = scrapes.watts()
+        result |= {
             "jobs_before": before,
+            "watts": watts and round(watts),
+            "joules_per_song": None if watts is None else round(watts * (end - start) / max(result["songs"], 1), 1),
             "cores": {role: round(used / (end - start), 2) for role, used in cpu.items()},
             "metrics": scrapes.report(),
             "nvidia_smi": await asyncio.to_thread(_nvidia_smi),
@@ -419,7 +396,7 @@ class Trial:
             raise BenchError("no song was completed in the window")
         return result
 
-    async def _rest(self, feeding: asyncio.Future[Any], seconds: float = _POLL_S) -> None:
+    async def _rest(self, feeding: asyncio.Future[Any], seconds: float = POLL_S) -> None:
         await asyncio.wait((feeding,), timeout=seconds)
         if feeding.done():
             feeding.result()
@@ -434,7 +411,7 @@ class Trial:
         while any([await asyncio.to_thread(_answers, port) for port in self._ports[1:]]):
             if time.monotonic() > deadline:
                 raise BenchError("the other workers did not leave")
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(POLL_S)
         _say("the other workers have left; their jobs are back in the queue")
 
     def _pid(self) -> int:
@@ -442,47 +419,31 @@ class Trial:
         return self._worker.id.pid
 
 
-def request_fields(arguments: argparse.Namespace) -> dict[str, object]:
-    """Return what every request says. The metadata is given: random weights would write odd ones.
-
-    The tokenizers here know bytes alone: the words are short, and yet as many tokens as a usual song's.
-    """
-    return {
-        "prompt": "upbeat electronic dance music with a bright lead",
-        "lyrics": "[verse]\n" + "A message waits in line\nA melody comes out\n" * 6,
-        "audio_duration": arguments.duration,
-        "bpm": 120,
-        "key_scale": "C major",
-        "time_signature": "4",
-        "vocal_language": "en",
-        "thinking": arguments.lm != NO_LM,
-        "use_cot_caption": False,
-        "batch_size": 1,
-        "inference_steps": 8,
-        "audio_format": arguments.audio_format,
-    }
-
-
-def _result(crew: Crew, tally: Tally, window: tuple[float, float], arguments: argparse.Namespace) -> dict[str, Any]:
+def _result(
+    crew: Crew, tally: Tally, window: tuple[float, float], arguments: argparse.Namespace, workload: Workload
+) -> dict[str, Any]:
     start, end = window
     done = tally.between(start, end)
     audio_s = sum(audio.duration_s for _, event in done for audio in event.audios)
     third = (end - start) / 3
     thirds = [len(tally.between(start + n * third, start + (n + 1) * third)) for n in range(3)]
-    songs = [audio.duration_s for _, event in done for audio in event.audios]
+    songs = [(audio.duration_s, event.request.audio_duration or 0) for _, event in done for audio in event.audios]
+    totals = [event.timings.total for _, event in done if event.timings.total is not None]
     return {
         "bench": "worker",
         "sound": arguments.sound,
         "gpus": crew.gpus,
         "seats": crew.seats,
         "workers": crew.workers,
-        "format": arguments.audio_format,
+        "workload": workload.name,
+        "hands": workload.hands,
         "seconds": round(end - start, 1),
         "songs": len(done),
         "songs_per_minute": round(60 * len(done) / (end - start), 2),
         "songs_per_minute_by_third": [round(60 * count / third, 1) for count in thirds],
         "audio_s_per_s": round(audio_s / (end - start), 1),
-        "odd_lengths": sum(abs(length - arguments.duration) > 1 for length in songs),
+        "odd_lengths": sum(abs(length - asked) > 1 for length, asked in songs),
+        "total_s_median": round(statistics.median(totals), 3) if totals else None,
         "failed": sum(start < at <= end for at, _ in tally.unfinished),
         "failed_before": sum(at <= start for at, _ in tally.unfinished),
         "stage_s": {stage: _mean(getattr(event.timings, stage) for _, event in done) for stage in _STAGES},
@@ -508,7 +469,9 @@ def _print_result(result: Mapping[str, Any], tally: Tally) -> None:
         f"{result['songs_per_minute']:.1f} songs/min: {result['songs']} songs in {result['seconds']:.0f} s, by third "
         f"{result['songs_per_minute_by_third']}; {result['audio_s_per_s']:.0f} s of audio a second"
     )
-    _say(f"  seconds a stage  {result['stage_s']}   MB a song {result['mb_per_song']}")
+    _say(f"  seconds a stage  {result['stage_s']}")
+    energy, median = result["joules_per_song"], result["total_s_median"]
+    _say(f"  a song           {result['mb_per_song']} MB, {energy} J, median {median} s")
     _say(f"  by worker        {result['by_worker']}   cores in use {result['cores']}")
     for row in result["metrics"]:
         _say(f"  /metrics         {row}")
@@ -528,7 +491,7 @@ def _print_result(result: Mapping[str, Any], tally: Tally) -> None:
 
 def _print_ratio(results: list[dict[str, Any]]) -> None:
     """Of the most GPUs to the fewest; of the last to the first where they are equal."""
-    if len(results) > 1:
+    if len({result["workload"] for result in results}) == 1 and len(results) > 1:
         few, *_, many = sorted(results, key=lambda result: int(result["seats"]))
         names = [f"--gpus {result['gpus']} --workers {result['workers']}" for result in (few, many)]
         ratio = many["songs_per_minute"] / few["songs_per_minute"]
@@ -608,7 +571,7 @@ def _checkpoints(folder: Path, budget: Budget, arguments: argparse.Namespace) ->
     try:
         for writer in writers:
             while writer.running() and time.monotonic() < deadline:
-                time.sleep(_POLL_S)
+                time.sleep(POLL_S)
             if writer.returncode() != 0:
                 raise BenchError(f"a checkpoint was not written (status {writer.returncode()})\n{tail(writer.log)}")
     finally:
@@ -673,7 +636,7 @@ def _end_all(worker: Process) -> None:
     worker.end(_END_S - 5)
     deadline = time.monotonic() + 5
     while any(process.alive() for process in family) and time.monotonic() < deadline:
-        time.sleep(_POLL_S)
+        time.sleep(POLL_S)
     for process in family:
         if process.alive():
             with suppress(ProcessLookupError):
@@ -735,6 +698,14 @@ def _nvidia_smi() -> list[str]:
             ["nvidia-smi", query, "--format=csv,noheader"], capture_output=True, text=True, timeout=5, check=False
         )
         return done.stdout.strip().splitlines()
+    return []
+
+
+def _watts() -> list[float]:
+    """The power of all cards together in a list of one; empty where it is not known."""
+    powers = [line.split(",")[3].split()[0] for line in _nvidia_smi()]
+    with suppress(ValueError):
+        return [sum(map(float, powers))] if powers else []
     return []
 
 
@@ -821,6 +792,11 @@ def _parser() -> argparse.ArgumentParser:
         "--sweep", metavar="LIST", help="several of them, each GPUS or GPUS@WORKERS: '0;all' or '0@32;0@64'"
     )
     work.add_argument("--then-one", action="store_true", help="measure the fleet, then its first worker alone")
+    work.add_argument(
+        "--workloads",
+        metavar="LIST",
+        help=f"one after the other with the same worker, each NAME[@HANDS][:SECONDS]: {', '.join(WORKLOADS)}",
+    )
     work.add_argument("--workers", type=int, default=48, help="jobs in a worker's hands (48)")
     work.add_argument("--backlog", type=float, default=2, help="jobs that wait, for each in hand (2)")
     work.add_argument("--duration", type=float, default=300, help="seconds of a song (300)")
