@@ -45,7 +45,7 @@ from acestep_consumer.execution.tier_forwarding import NoForwarding, TierForward
 from acestep_consumer.inputs.fetch import AllowedInputs
 from acestep_consumer.observability.http import HealthServer
 from acestep_consumer.observability.job_stats import JobObserver, JobStats, Refusals
-from acestep_consumer.observability.tracing import set_up_tracing
+from acestep_consumer.observability.tracing import TracingMisconfigured, set_up_tracing
 from acestep_consumer.pipeline import Pipeline, Ports
 from acestep_consumer.policy.tier_choice import served_names
 from acestep_consumer.policy.tiers import TierTableError, load_table
@@ -179,8 +179,8 @@ class Worker:
         """Start, consume, stop."""
         try:
             set_up_tracing(self._id)
-        except ValueError as error:
-            raise SettingsError(f"tracing cannot be set up, check the variables OTEL_…: {error}") from error
+        except TracingMisconfigured as error:
+            raise SettingsError(str(error)) from error
         with self._signals.handled():
             async with AsyncExitStack() as stack:
                 stack.callback(asyncio.create_task(self._reloader.run(), name="reloader").cancel)

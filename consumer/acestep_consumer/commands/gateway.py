@@ -22,7 +22,7 @@ from acestep_consumer.domain.errors import DiskFull
 from acestep_consumer.execution.scratch import ScratchRoot
 from acestep_consumer.gateway.broker_session import client_of
 from acestep_consumer.gateway.server import Gateway
-from acestep_consumer.observability.tracing import set_up_tracing
+from acestep_consumer.observability.tracing import TracingMisconfigured, set_up_tracing
 from acestep_consumer.webui.origin_check import is_loopback
 
 _CLOSE_S: Final = 10.0
@@ -40,10 +40,13 @@ async def gateway(settings: Settings, read_again: Callable[[], Settings], note: 
         print_error(f"ACESTEP_API_HOST={host} is reachable for others: set ACESTEP_API_KEY, or use 127.0.0.1", note)
         return Exit.USAGE
     set_up_logs(settings.worker.log_level, settings.worker.log_format)
-    set_up_tracing(f"{socket.gethostname()}-{os.getpid()}", "acestep-gateway")
     try:
+        set_up_tracing(f"{socket.gethostname()}-{os.getpid()}", "acestep-gateway")
         with ScratchRoot(settings.engine.scratch_dir) as scratch:
             return await _serve(settings, scratch, read_again, note)
+    except TracingMisconfigured as error:
+        print_error(str(error), note)
+        return Exit.USAGE
     except (DiskFull, OSError) as error:
         print_error(f"no folder for uploads (ACESTEP_SCRATCH_DIR): {error}", note)
         return Exit.USAGE

@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Splits ``ACESTEP_AMQP_URL``, and recognises a login that is not percent-encoded.
+"""Splits ``ACESTEP_AMQP_URL``, and recognises what its parser would misread in silence.
 
 A module of its own, so that the client can use it without reading settings.
 """
 
 import re
 from typing import Final
+from urllib.parse import parse_qs, urlsplit
 
 ENCODING: Final = (
     "in user and password, characters such as # / ? @ : % must be percent-encoded (# is %23, / is %2F, % is %25)"
 )
+
+HEARTBEAT: Final = "heartbeat in the URL must be a whole number of seconds, 1 to 65534, or 0 for none"
+_HEARTBEATS: Final = range(65_535)
 
 _BETWEEN_URLS: Final = re.compile(r",\s*(?=amqps?://)")
 _PARTS: Final = re.compile(r"[a-z]+://(?P<authority>[^/?#]*)(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
@@ -24,3 +28,9 @@ def has_raw_login(url: str) -> bool:
     """Whether a ``#``, ``/`` or ``?`` of the password ends the host of this URL too early."""
     parts = _PARTS.match(url)
     return parts is not None and ("#" in parts["rest"] or ("@" in parts["rest"] and "@" not in parts["authority"]))
+
+
+def has_bad_heartbeat(url: str) -> bool:
+    """Whether the URL's ``heartbeat`` is none that AMQP has; aiormq would go without, and never notice a dead peer."""
+    given = parse_qs(urlsplit(url).query, keep_blank_values=True).get("heartbeat", [])
+    return not all(text.isascii() and text.isdecimal() and int(text) in _HEARTBEATS for text in given)

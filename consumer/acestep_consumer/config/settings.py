@@ -28,7 +28,7 @@ from pydantic import (
     ValidationError,
 )
 
-from acestep_consumer.config.amqp_urls import ENCODING, has_raw_login, split_urls
+from acestep_consumer.config.amqp_urls import ENCODING, HEARTBEAT, has_bad_heartbeat, has_raw_login, split_urls
 from acestep_consumer.config.secret_files import SUFFIX, SecretFileError, layered, read_all
 from acestep_consumer.config.upstream_settings import RENAMED, WITHOUT_EFFECT
 
@@ -78,6 +78,8 @@ def _amqp_urls(value: SecretStr | str) -> tuple[SecretStr, ...]:
             "must look like amqp://user:password@host:5672/vhost; for a cluster, one such URL a node, "
             f"comma-separated; {ENCODING}"
         )
+    if any(map(has_bad_heartbeat, urls)):
+        raise ValueError(HEARTBEAT)
     if any("," in urlsplit(url).path for url in urls):
         raise ValueError("each of several URLs must begin with amqp:// or amqps://; a comma in a virtual host is %2C")
     if len({unquote(urlsplit(url).path).removeprefix("/") or "/" for url in urls}) > 1:

@@ -46,6 +46,11 @@ _ATTRIBUTES: Final[dict[str, str | int]] = {
     "messaging.operation.type": "process",
     "messaging.operation.name": "process",
 }
+_SUPPORTED: Final[Mapping[str, tuple[str, ...]]] = {
+    "OTEL_TRACES_EXPORTER": ("otlp", "none"),
+    "OTEL_EXPORTER_OTLP_PROTOCOL": ("http/protobuf",),
+    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": ("http/protobuf",),
+}
 _VARIABLES: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_TRACES_EXPORTER")
 
 log = structlog.get_logger()
@@ -55,10 +60,24 @@ if INSTALLED:
     tracer: trace.Tracer = trace.get_tracer(_NAME)
 
 
+class TracingMisconfigured(ValueError):
+    """A variable of OpenTelemetry has a value that cannot be followed."""
+
+    def __init__(self, reason: object) -> None:
+        super().__init__(f"tracing cannot be set up, check the variables OTEL_…: {reason}")
+
+
 def set_up_tracing(instance_id: str, service: str = _NAME) -> None:
-    """Record spans and export them as OpenTelemetry's variables say, if any is set."""
+    """Record spans and export them as OpenTelemetry's variables say, if any is set.
+
+    Raises:
+        TracingMisconfigured: spans would go elsewhere than the variables say, or nowhere.
+    """
     if not any(os.environ.get(name, "none") != "none" for name in _VARIABLES):
         return
+    for variable, supported in _SUPPORTED.items():
+        if (given := os.environ.get(variable, "").strip()) not in ("", *supported):
+            raise TracingMisconfigured(f"{variable}={given}: must be {' or '.join(supported)}")
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - an extra
         from opentelemetry.sdk.resources import Resource  # noqa: PLC0415 - as above
@@ -67,8 +86,12 @@ def set_up_tracing(instance_id: str, service: str = _NAME) -> None:
     except ImportError as error:
         log.warning("no tracing", missing=error.name, fix="pip install 'acestep-consumer[otel]'")
         return
-    provider = TracerProvider(resource=Resource.create({"service.name": service, "service.instance.id": instance_id}))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    resource = Resource.create({"service.name": service, "service.instance.id": instance_id})
+    try:
+        provider = TracerProvider(resource=resource)
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    except ValueError as error:
+        raise TracingMisconfigured(error) from error
     trace.set_tracer_provider(provider)
 
 

@@ -149,6 +149,11 @@ def test_a_password_that_is_not_percent_encoded_is_explained_without_repeating_i
     assert "ses" not in str(caught.value)
 
 
+def test_a_heartbeat_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="heartbeat in the URL must be a whole number of seconds"):
+        ClientConnection("amqp://host/?heartbeat=soon", 5)
+
+
 class _Confirming(Channel):
     """A channel that takes one publish at a time until the socket has it, and confirms when all have arrived."""
 

@@ -278,6 +278,18 @@ def test_a_password_that_is_not_percent_encoded_is_answered_with_how_to_encode_i
     assert "ame" not in str(caught.value).replace("name", "")
 
 
+@pytest.mark.parametrize("heartbeat", ["abc", "", "-5", "2.5", "99999999", "60&heartbeat=x", "\u0663"])
+def test_a_heartbeat_that_aiormq_would_turn_off_in_silence_is_refused(heartbeat: str) -> None:
+    with pytest.raises(SettingsError, match=r"ACESTEP_AMQP_URL: .*heartbeat in the URL must be a whole number"):
+        load({"ACESTEP_AMQP_URL": f"amqp://host/?heartbeat={heartbeat}"}, None)
+
+
+@pytest.mark.parametrize("heartbeat", ["0", "1", "65534"])
+def test_a_heartbeat_of_amqps_range_is_taken(heartbeat: str) -> None:
+    url = f"amqp://host/?heartbeat={heartbeat}"
+    assert load({"ACESTEP_AMQP_URL": url}, None).broker.url.get_secret_value() == url
+
+
 @pytest.mark.parametrize("url", ["amqp://user:p%40ss%2F%23@host/music%40home", "amqp://u:p@host/m@sic?cafile=/a@b"])
 def test_an_encoded_password_and_a_vhost_with_an_at_sign_are_accepted(url: str) -> None:
     assert load({"ACESTEP_AMQP_URL": url}, None).broker.url.get_secret_value() == url

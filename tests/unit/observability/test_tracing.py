@@ -204,6 +204,27 @@ def test_nothing_is_set_up_where_the_environment_does_not_ask(monkeypatch: pytes
     assert trace.get_tracer_provider() is before
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+        ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json"),
+        ("OTEL_TRACES_EXPORTER", "jaeger"),
+    ],
+)
+def test_a_variable_that_cannot_be_followed_is_refused_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv(variable, value)
+    before = trace.get_tracer_provider()
+
+    with pytest.raises(tracing.TracingMisconfigured, match=value):
+        tracing.set_up_tracing("worker-1")
+
+    assert trace.get_tracer_provider() is before
+
+
 def test_a_request_to_the_rest_api_is_the_parent_of_its_publish_whose_context_goes_into_the_message(
     spans: InMemorySpanExporter,
 ) -> None:
