@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument(
         "--steps", default="30;120;300;30,30,30,30,30,30,30,30;300,300", help="packs for DiT steps, by ;"
     )
-    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--profile", default="", metavar="CASES", help="cases whose GPU time is told by kernel")
     parser.add_argument("--base", action="store_true", help="the base model instead of turbo")
     parser.add_argument("--dcw", action="store_true", help="with DCW, which requests for turbo models have by default")
     parser.add_argument("--tiny", action="store_true")
@@ -245,14 +245,43 @@ def measure_all(asked: argparse.Namespace, folder: Path, model: str) -> None:
         stats = scheduler.stats
         last = f"last batch {stats.songs_in_pack} songs, {stats.tokens_in_pack} tokens"
         tell(f"{name}: {rate:.0f} songs/min, device busy {100 * busy:.0f}%, {last}, reductions {limits.reductions}")
-    if asked.profile:
-        profile(scheduler)
+    for name, lengths, in_flight in cases(asked.profile) if asked.profile else ():
+        tell(f"{name}, kernels")
+        profile(scheduler, lengths, in_flight)
 
 
-def profile(scheduler: Scheduler) -> None:
-    with record(activities=[ProfilerActivity.CUDA]) as kernels:
-        songs_a_minute(scheduler, (30,), 16, 1)
-    tell(kernels.key_averages().table(sort_by="cuda_time_total", row_limit=25, max_name_column_width=80))
+def profile(scheduler: Scheduler, lengths: Sequence[int], in_flight: int, seconds: float = 4) -> None:
+    """Tell where the GPU's time goes, by kind of kernel and by kernel, while so many songs are in flight."""
+    before, busy = scheduler.stats.songs_done, scheduler.clock.busy_s
+    began = time.perf_counter()
+    where = ProfilerActivity.CUDA if torch.cuda.is_available() else ProfilerActivity.CPU
+    with record(activities=[where]) as recorded:
+        songs_a_minute(scheduler, lengths, in_flight, seconds)
+    took, songs = time.perf_counter() - began, scheduler.stats.songs_done - before
+    busy = scheduler.clock.busy_s - busy
+    found = [(each.key, each.device_time_total / 1e3, each.count) for each in recorded.key_averages()]
+    kinds: dict[str, list[tuple[float, int]]] = {}
+    for key, milliseconds, count in found:
+        kinds.setdefault(_kind(key), []).append((milliseconds, count))
+    tell(f"{songs} songs in {took:.1f} s, {1000 * took / max(songs, 1):.1f} ms a song, busy {100 * busy / took:.0f}%")
+    for kind, rows in kinds.items():
+        spent, launches = sum(each for each, _ in rows), sum(each for _, each in rows)
+        tell(f"  {kind:12} {spent / max(songs, 1):8.2f} ms a song, {launches / max(songs, 1):8.1f} launches")
+    for key, milliseconds, count in sorted(found, key=lambda each: -each[1])[:20]:
+        tell(f"    {milliseconds / max(songs, 1):8.3f} ms a song, {count / max(songs, 1):7.1f} launches  {key[:90]}")
+
+
+_KINDS = {
+    "products": ("gemm", "nvjet", "cutlass", "cublas", "xmma", "sm90_xmma"),
+    "attention": ("flash", "fmha"),
+    "decoder": ("conv", "snake", "cudnn"),
+    "copies": ("memcpy", "memset"),
+}
+
+
+def _kind(kernel: str) -> str:
+    name = kernel.lower()
+    return next((kind for kind, words in _KINDS.items() if any(word in name for word in words)), "elementwise")
 
 
 if __name__ == "__main__":
