@@ -122,6 +122,31 @@ def step_ms(scheduler: Scheduler, seconds: Sequence[int], *, times: int = 10, co
     return scheduler.run_on_device(run)
 
 
+def preparing_ms(scheduler: Scheduler, seconds: int, songs: int, times: int = 5) -> tuple[float, float]:
+    """Return milliseconds a song of encoding texts and codes into samples: of the host alone, and with the device."""
+    ((model, runner),) = scheduler._runners.items()
+
+    def run() -> tuple[float, float]:
+        host, whole = [], []
+        for turn in range(times + 2):
+            asked = [runner.preparer.prepare(arguments(seconds, songs * turn + n, model)) for n in range(songs)]
+            synchronized()
+            began = time.perf_counter()
+            runner.samples(asked, None)
+            host.append(time.perf_counter() - began)
+            synchronized()
+            whole.append(time.perf_counter() - began)
+        return 1000 * min(host[2:]) / songs, 1000 * min(whole[2:]) / songs
+
+    return scheduler.run_on_device(run)
+
+
+def synchronized() -> None:
+    """Wait for the device."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def for_a_second(scheduler: Scheduler, seconds: Sequence[int], rounds: int = 3) -> str:
     """Compare steps and products at the clock that the card can hold, a second of each in turn."""
     steps, products = [], []
@@ -239,6 +264,9 @@ def measure_all(asked: argparse.Namespace, folder: Path, model: str) -> None:
         tell(f"DiT step of {pack} s: {took:.2f} ms, {rate:.0f} TFLOP/s{share}")
         if peak:
             tell(f"  {for_a_second(scheduler, seconds)}")
+    for length, songs in ((30, 1), (30, 8), (300, 1), (300, 4)) if not asked.tiny else ((5, 2),):
+        host, whole = preparing_ms(scheduler, length, songs)
+        tell(f"preparing {songs} songs of {length} s: {host:.1f} ms a song of the host, {whole:.1f} until it is done")
     for name, lengths, in_flight in cases(asked.cases):
         sampler = SamplerOptions(dcw=Dcw()) if asked.dcw else _PLAIN
         rate, busy = songs_a_minute(scheduler, lengths, in_flight, asked.seconds, sampler)

@@ -37,6 +37,7 @@ class Components:
         own = {"vae": self.vae, "tokenizer": copy.deepcopy(components["tokenizer"])}
         self.pipeline = AceStepPipeline(**{**components, **own})
         self.dit = PackedDit(components["transformer"])
+        self.dit.join_cross_weights()
         self.decoder = decoder
         self.dtype: torch.dtype = components["transformer"].dtype
         self.swapper: ModuleSwapper | None = None

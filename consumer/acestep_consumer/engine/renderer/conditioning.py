@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from acestep_consumer.engine.renderer.components import Components
+from acestep_consumer.engine.renderer.cuda_graphs import GraphedShapes
 from acestep_consumer.engine.renderer.errors import is_out_of_memory
 from acestep_consumer.engine.renderer.flow_edit import FlowEdit, FlowEditRequest
 from acestep_consumer.engine.renderer.guidance import Guidance, Restraint
@@ -30,6 +31,59 @@ from acestep_consumer.engine.renderer.text_encoder import States, TextEncoder
 from acestep_consumer.engine.renderer.window import KeptLatents
 
 _REFERENCE_S = 30
+
+
+# Some 120 launches take longer than 512 codes compute. One shape needs one graph, and pads a song of any length little.
+_CODES_AT_ONCE = 512
+
+
+class CodeDecoder:
+    """Audio codes to latents: the quantizer's values, and the detokenizer.
+
+    The detokenizer treats each code by itself. So all songs' codes are one sequence, and any part of it can be decoded
+    alone.
+
+    Args:
+        parts: the model's components.
+        graphed: replay a CUDA graph of ``_CODES_AT_ONCE`` codes; for CUDA devices only.
+    """
+
+    def __init__(self, parts: Components, *, graphed: bool) -> None:
+        self._parts = parts
+        self._pipeline = parts.pipeline
+        self._graph = GraphedShapes(self._decoded, max_graphs=1) if graphed else None
+
+    def latents(self, songs: Sequence[list[int]]) -> Iterator[torch.Tensor]:
+        """Return each song's latents, [frames, channels]."""
+        if not songs:
+            return iter(())
+        codes = on_device(torch.tensor([code for some in songs for code in some]), self._parts.device)
+        found = self._decoded(codes) if self._graph is None else self._in_parts(codes, self._graph)
+        frames = self._pipeline.audio_token_detokenizer.pool_window_size
+        return iter(torch.split(found, [frames * len(some) for some in songs]))
+
+    def clear_graphs(self) -> None:
+        """Free the CUDA graph; it is captured again when needed."""
+        if self._graph is not None:
+            self._graph.clear()
+
+    def disable_graphs(self) -> None:
+        """Use no more CUDA graphs: the weights will move."""
+        self._graph = None
+
+    def _in_parts(self, codes: torch.Tensor, graph: GraphedShapes) -> torch.Tensor:
+        padded = torch.nn.functional.pad(codes, (0, -len(codes) % _CODES_AT_ONCE))
+        # Copies: the graph's output is overwritten by its next replay.
+        parts = [graph(part).clone() for part in torch.split(padded, _CODES_AT_ONCE)]
+        found = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return found[: len(codes) * self._pipeline.audio_token_detokenizer.pool_window_size]
+
+    def _decoded(self, codes: torch.Tensor) -> torch.Tensor:
+        """Return [frames, channels] of codes, [codes]."""
+        tokenizer, detokenizer = self._pipeline.audio_tokenizer, self._pipeline.audio_token_detokenizer
+        quantized = self._parts.use(tokenizer).quantizer.get_output_from_indices(codes[None, :, None])
+        found: torch.Tensor = self._parts.use(detokenizer)(quantized.to(self._parts.dtype))
+        return found[0].to(self._parts.dtype)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,20 +108,24 @@ class Conditioner:
         parts: the model's components.
         preparer: draws the noise where the source audio decides its length.
         text_encoder: encodes prompts and lyrics.
+        graphed: decode audio codes by a CUDA graph; for CUDA devices only.
     """
 
-    def __init__(self, parts: Components, preparer: RequestPreparer, text_encoder: TextEncoder) -> None:
+    def __init__(
+        self, parts: Components, preparer: RequestPreparer, text_encoder: TextEncoder, *, graphed: bool = False
+    ) -> None:
         self._parts = parts
         self._pipeline = parts.pipeline
         self._preparer = preparer
         self._text_encoder = text_encoder
         self._sources = SourceEncoder(parts)
+        self.codes = CodeDecoder(parts, graphed=graphed)
         self._silence: torch.Tensor | None = None
 
     def samples(self, requests: Sequence[PreparedRequest], dit: PackedDit) -> list[tuple[Sample, ...] | Exception]:
         """Return each request's samples, or the error that it alone caused. Raises when memory runs out."""
         states = self._text_encoder.encode([text for request in requests for text in request.texts])
-        latents = self._code_latents([codes for request in requests for codes in request.codes])
+        latents = self.codes.latents([codes for request in requests for codes in request.codes])
         found = [
             self._encode(request, list(islice(states, len(request.texts))), list(islice(latents, len(request.codes))))
             for request in requests
@@ -76,25 +134,12 @@ class Conditioner:
         return [each if isinstance(each, Exception) else tuple(self._samples_of(each, conditions)) for each in found]
 
     def warm_up(self) -> None:
-        """Run the text encoders and the timbre encoder once, and keep the timbre of silence."""
+        """Run the encoders and the decoder of audio codes once, and keep the timbre of silence."""
         self._silent_timbre()
+        if self._pipeline.audio_token_detokenizer is not None:
+            self.codes.latents([[0]])
         for _ in self._text_encoder.encode([TokenizedText([0] * 64, [0] * 64)]):
             pass
-
-    def _code_latents(self, codes: Sequence[list[int]]) -> Iterator[torch.Tensor]:
-        """Yield the latents that each song's audio codes stand for, [frames, channels].
-
-        The detokenizer treats each code by itself, so that all songs' codes can be one sequence.
-        """
-        if not codes:
-            return
-        tokenizer, detokenizer = self._pipeline.audio_tokenizer, self._pipeline.audio_token_detokenizer
-        joined = on_device(torch.tensor([code for some in codes for code in some]), self._parts.device)
-        quantizer = self._parts.use(tokenizer).quantizer
-        quantized = quantizer.get_output_from_indices(joined[None, :, None]).to(self._parts.dtype)
-        latents = self._parts.use(detokenizer)(quantized)[0].to(self._parts.dtype)
-        frames = detokenizer.pool_window_size
-        yield from torch.split(latents, [frames * len(some) for some in codes])
 
     def _encode(
         self, request: PreparedRequest, texts: Sequence[States], code_latents: Sequence[torch.Tensor]

@@ -78,12 +78,46 @@ class PackedDit:
         for block in self._blocks:
             block.compile(dynamic=True, backend=backend)
 
+    def join_cross_weights(self) -> None:
+        """Lay the weights of all layers' cross keys and values out one after the other, so that one product has them.
+
+        The layers' own weights become views of that memory. Whatever replaces them later (offloading, a LoRA) undoes
+        it: ``conditions`` looks where they are.
+        """
+        weights = self._cross_weights()
+        if all(type(weight.data) is torch.Tensor and weight.shape == weights[0].shape for weight in weights):
+            for weight, view in zip(weights, torch.stack([each.data for each in weights]), strict=True):
+                weight.data = view
+
     def conditions(self, states: Sequence[torch.Tensor]) -> list[Condition]:
         """Compute the keys and values of conditions, each [tokens, width of the condition encoder]."""
-        joined = self.dit.condition_embedder(torch.cat(list(states)))
+        joined, lengths = self.dit.condition_embedder(torch.cat(list(states))), [len(state) for state in states]
+        if (weights := _consecutive(self._cross_weights())) is not None and not self._has_cross_bias():
+            return [Condition(self._cross_kv(part, weights)) for part in torch.split(joined, lengths)]
         kv = torch.stack([block.cross_kv(joined) for block in self._blocks])
         # Copies: views would keep the memory of all of them for as long as one is used.
-        return [Condition(part.clone()) for part in torch.split(kv, [len(state) for state in states], dim=2)]
+        return [Condition(part.clone()) for part in torch.split(kv, lengths, dim=2)]
+
+    def _cross_kv(self, condition: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Return what ``PackedBlock.cross_kv`` returns, of all layers: [layers, 2, tokens, heads, dim].
+
+        A layer at a time takes eleven launches a layer, longer than the device computes.
+        """
+        norms = [block.block.cross_attn.norm_k for block in self._blocks]
+        first = self._blocks[0].block.cross_attn
+        joined = linear(condition, weights).view(-1, self.layers, 2, first.kv_heads, first.head_dim)
+        keys, values = joined.movedim(0, 2).unbind(1)
+        # As diffusers' RMSNorm: the variance in float32, the product in the weights' precision.
+        variance = keys.to(torch.float32).pow(2).mean(-1, keepdim=True)
+        keys = (keys * torch.rsqrt(variance + norms[0].eps)).to(norms[0].weight.dtype)
+        return torch.stack([keys * torch.stack([norm.weight for norm in norms])[:, None, None], values], dim=1)
+
+    def _cross_weights(self) -> list[torch.nn.Parameter]:
+        attentions = [block.block.cross_attn for block in self._blocks]
+        return [projection.weight for attention in attentions for projection in (attention.to_k, attention.to_v)]
+
+    def _has_cross_bias(self) -> bool:
+        return self._blocks[0].block.cross_attn.to_k.bias is not None
 
     def lay_out(self, frames: Sequence[int], conditions: Sequence[Condition]) -> Pack:
         """Lay out branches of ``frames`` latent frames with these conditions."""
@@ -132,6 +166,20 @@ class PackedDit:
         conv = self.dit.proj_out_conv
         frames = linear(hidden, conv.weight.permute(2, 1, 0).flatten(0, 1)).reshape(-1, conv.out_channels)
         return torch.add(frames, conv.bias)
+
+
+def _consecutive(weights: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """Return weights of one shape as one, [all rows, columns], without a copy; None where they do not lie so."""
+    first, size = weights[0], weights[0].numel()
+    if any(type(weight.data) is not torch.Tensor or not weight.is_contiguous() for weight in weights):
+        return None  # quantized ones, for example
+    start, memory = first.storage_offset(), first.untyped_storage().data_ptr()
+    for index, weight in enumerate(weights):
+        place = (weight.untyped_storage().data_ptr(), weight.storage_offset(), weight.shape)
+        if place != (memory, start + index * size, first.shape):
+            return None
+    rows, columns = first.shape
+    return first.as_strided((len(weights) * rows, columns), (columns, 1), start)
 
 
 class PackedBlock(torch.nn.Module):

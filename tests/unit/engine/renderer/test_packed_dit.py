@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The packed DiT against diffusers' own forward pass, branch by branch, and how often it is compiled."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from acestep_consumer.engine.renderer.cuda_graphs import raise_recompile_limit
-from acestep_consumer.engine.renderer.packed_dit import PackedDit
+from acestep_consumer.engine.renderer.packed_dit import PackedDit, _consecutive
 from acestep_consumer.engine.testing import tiny_checkpoint
 
 CHANNELS, WIDTH = 4, 32
@@ -43,7 +44,9 @@ def plain() -> Any:
 
 @pytest.fixture
 def packed(plain: Any) -> PackedDit:
-    return PackedDit(plain)
+    dit = PackedDit(plain)
+    dit.join_cross_weights()
+    return dit
 
 
 def branches_of(frames: Sequence[int]) -> list[Branch]:
@@ -125,6 +128,58 @@ def test_a_condition_does_not_keep_the_memory_of_others(packed: PackedDit) -> No
     ):
         assert condition.tokens == tokens
         assert condition.kv.untyped_storage().nbytes() == condition.kv.numel() * condition.kv.itemsize
+
+
+def states() -> list[torch.Tensor]:
+    noise = torch.Generator().manual_seed(7)
+    return [torch.randn(tokens, WIDTH, generator=noise) for tokens in (5, 1, 12)]
+
+
+class TestJoinedCrossWeights:
+    """Keys and values of all layers from one product, while the layers' weights lie one after the other."""
+
+    @pytest.fixture
+    def own(self, plain: Any) -> Any:
+        return copy.deepcopy(plain)
+
+    def test_the_keys_and_values_are_those_of_the_layers(self, own: Any) -> None:
+        apart, dit = PackedDit(own), PackedDit(copy.deepcopy(own))
+        dit.join_cross_weights()
+        assert _consecutive(dit._cross_weights()) is not None
+        assert _consecutive(apart._cross_weights()) is None
+        for found, wanted in zip(dit.conditions(states()), apart.conditions(states()), strict=True):
+            torch.testing.assert_close(found.kv, wanted.kv, rtol=0, atol=2e-6)
+            assert found.kv.untyped_storage().nbytes() == found.kv.numel() * found.kv.itemsize
+
+    def test_joining_changes_no_weight_and_takes_no_more_memory(self, own: Any) -> None:
+        before = {name: weight.clone() for name, weight in own.named_parameters()}
+        dit = PackedDit(own)
+        dit.join_cross_weights()
+        weights = dit._cross_weights()
+        assert all(torch.equal(weight, before[name]) for name, weight in own.named_parameters())
+        assert weights[0].untyped_storage().nbytes() == sum(weight.numel() * weight.itemsize for weight in weights)
+
+    def test_a_weight_that_is_changed_in_place_counts(self, own: Any) -> None:
+        dit = PackedDit(own)
+        dit.join_cross_weights()
+        with torch.no_grad():
+            own.layers[1].cross_attn.to_v.weight.mul_(2)
+        (found, *_), (wanted, *_) = dit.conditions(states()), PackedDit(copy.deepcopy(own)).conditions(states())
+        torch.testing.assert_close(found.kv, wanted.kv, rtol=0, atol=2e-6)
+
+    @pytest.mark.parametrize("change", ["moved", "replaced"])
+    def test_weights_that_are_moved_or_replaced_are_used_where_they_are_now(self, own: Any, change: str) -> None:
+        dit = PackedDit(own)
+        dit.join_cross_weights()
+        if change == "moved":
+            own.to(torch.float64).to(torch.float32)
+        else:
+            keys = own.layers[0].cross_attn.to_k
+            keys.weight = torch.nn.Parameter(torch.ones_like(keys.weight))
+        assert _consecutive(dit._cross_weights()) is None
+        wanted = PackedDit(copy.deepcopy(own)).conditions(states())
+        for found, other in zip(dit.conditions(states()), wanted, strict=True):
+            torch.testing.assert_close(found.kv, other.kv, rtol=0, atol=0)
 
 
 def test_two_kinds_of_blocks_are_compiled_once_for_every_batch(plain: Any) -> None:
