@@ -59,7 +59,7 @@ ENGINE_PROCESS = {
     "engine.planner.vllm_guidance",
 }
 TORCH = {"accelerate", "av", "diffusers", "lameenc", "numpy", "pywt", "safetensors"}
-TORCH |= {"soundfile", "tokenizers", "transformers"}
+TORCH |= {"soundfile", "tokenizers", "torchao", "transformers"}
 # Third-party package -> where it may be imported.
 MAY_NAME = {
     **dict.fromkeys(TORCH, ENGINE_PROCESS),

@@ -260,6 +260,7 @@ class Engines:
             device=device.device if engine.lm_device == "auto" else engine.lm_device,
             checkpoint_dir=engine.checkpoint_dir,
             offload=bool(engine.lm_offload),
+            quantization=engine.quantization,
             wait=device.vram_gb > 0,
             log_level=self._log_level,
             log_json=self._log_json,

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, TypeAdapter
 
-from acestep_consumer.config.settings import EngineSettings, LogLevel
+from acestep_consumer.config.settings import EngineSettings, LogLevel, Quantization
 from acestep_consumer.domain.errors import ConsumerError, InvalidRequest
 from acestep_consumer.domain.job import Job, LoadedModel, Plan, Rendering, Sources, TokenizedSource
 from acestep_schemas.events import ErrorCode
@@ -95,6 +95,7 @@ class ConfigurePlanner:
     device: str = "auto"
     checkpoint_dir: Path | None = None
     offload: bool = False
+    quantization: Quantization | None = None
     wait: bool = False
     log_level: LogLevel = "info"
     log_json: bool = False

@@ -28,19 +28,29 @@ _BF16 = 2
 _KV_HEADS_WIDTH = 8 * 128  # key-value heads × their width: the same in every DiT and every LM
 
 
+# Of a DiT's parameters, those of the linear layers in its transformer, which alone are quantized.
+_DIT_IN_LAYERS: Final = 0.96
+
+
+def _weights(parameters: int, in_int8: int) -> int:
+    """Return the bytes of so many parameters, some of them in int8. Scales, one a row, are a thousandth of that."""
+    return (parameters - in_int8) * _BF16 + in_int8
+
+
 @dataclass(frozen=True, slots=True)
 class DitSize:
-    """A size of DiT: parameters, layers, hidden width."""
+    """A size of DiT: parameters, layers, hidden width; ``int8``: whether the layers' weights are in int8."""
 
     name: str
     parameters: int
     layers: int
     hidden: int
+    int8: bool = False
 
     @property
     def weights(self) -> int:
         """Bytes of the DiT alone."""
-        return self.parameters * _BF16
+        return _weights(self.parameters, round(_DIT_IN_LAYERS * self.parameters) if self.int8 else 0)
 
     @property
     def condition_bytes(self) -> int:
@@ -50,16 +60,21 @@ class DitSize:
 
 @dataclass(frozen=True, slots=True)
 class LmSize:
-    """A size of 5Hz LM: parameters, layers, and the width of a token's keys (its values are as wide) in a layer."""
+    """A size of 5Hz LM: parameters, layers, and the width of a token's keys (its values are as wide) in a layer.
+
+    ``embedded``: the parameters of embedding and head; ``int8``: whether the weights of all others are in int8.
+    """
 
     parameters: int
     layers: int
     keys_width: int = _KV_HEADS_WIDTH
+    embedded: int = 0
+    int8: bool = False
 
     @property
     def weights(self) -> int:
         """Bytes."""
-        return self.parameters * _BF16
+        return _weights(self.parameters, self.parameters - self.embedded if self.int8 else 0)
 
     @property
     def token_bytes(self) -> int:
@@ -122,12 +137,17 @@ LM_OVERHEAD_BYTES: Final[Mapping[Backend, int]] = MappingProxyType({"vllm": 1_51
 LM_PROMPT_TOKENS: Final = 250  # of each of the two sequences of a song
 LM_SEQUENCES_PER_SONG: Final = 2  # guided: conditional and unconditional
 
-# Vocabulary 217,204, tied embedding.
+# Vocabulary 217,204, tied embedding, 1,024, 2,048 and 2,560 wide.
+_VOCABULARY: Final = 217_204
 LM_SIZES: Final[Mapping[str, LmSize]] = MappingProxyType(
     dict(
         zip(
             LMS,
-            (LmSize(662_000_000, 28), LmSize(1_854_000_000, 28), LmSize(4_189_000_000, 36)),
+            (
+                LmSize(662_000_000, 28, embedded=_VOCABULARY * 1024),
+                LmSize(1_854_000_000, 28, embedded=_VOCABULARY * 2048),
+                LmSize(4_189_000_000, 36, embedded=_VOCABULARY * 2560),
+            ),
             strict=True,
         )
     )

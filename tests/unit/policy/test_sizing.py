@@ -59,6 +59,11 @@ def on(vram_gb: float, workload: Workload, load: tuple[object, str | None] = ((D
     return capacity(GpuSpec(name="H200", vram_gb=vram_gb), load_of(vram_gb, *load, workload), workload)
 
 
+def _backend_on(vram_gb: float, workload: Workload, load: tuple[object, str | None]) -> str | None:
+    lm = load_of(vram_gb, *load, workload).lm
+    return lm.backend if lm else None
+
+
 @given(SIZES, SIZES, WORKLOADS, LOADS)
 def test_more_memory_never_means_fewer_workers_or_songs_within_a_tier(
     one: float, other: float, workload: Workload, load: tuple[object, str | None]
@@ -110,11 +115,11 @@ def test_the_jobs_add_up_and_there_are_at_least_two(
 def test_longer_songs_are_fewer_a_minute(
     vram_gb: float, workload: Workload, load: tuple[object, str | None], times: float
 ) -> None:
-    short, long = (
-        on(vram_gb, workload, load),
-        on(vram_gb, replace(workload, duration_s=workload.duration_s * times), load),
-    )
+    longer = replace(workload, duration_s=workload.duration_s * times)
+    short, long = on(vram_gb, workload, load), on(vram_gb, longer, load)
     assume(short.songs_a_minute is not None and long.songs_a_minute is not None)
+    # A song too long for vLLM's share of a small card is planned by transformers, which has room for more at once.
+    assume(_backend_on(vram_gb, workload, load) == _backend_on(vram_gb, longer, load))
     assert (long.songs_a_minute or 0) < (short.songs_a_minute or 0)
 
 

@@ -170,13 +170,19 @@ class VllmEngine:
 
 
 def start(
-    model: str, processor: type, size: EngineSize, wanted: Callable[[], range] | None = None, **options: Any
+    model: str,
+    processor: type,
+    size: EngineSize,
+    wanted: Callable[[], range] | None = None,
+    *,
+    torchao: str | None = None,
+    **options: Any,
 ) -> VllmEngine:
     """Load a model from a folder, after ``prepare``.
 
     ``processor`` is the class of the logits processor. ``wanted`` returns the tokens that it will choose from at this
-    step; None: all. ``options`` are vLLM's ``EngineArgs`` and override those set
-    here.
+    step; None: all. ``torchao``: quantize the weights as this configuration of torchao says, in JSON; vLLM's own int8
+    is for mixtures of experts. ``options`` are vLLM's ``EngineArgs`` and override those set here.
 
     Raises:
         VllmUnavailable: there is too little memory.
@@ -189,7 +195,8 @@ def start(
     arguments = {
         "model": model,
         # Some files were saved without their head, as another class, which vLLM would take for an embedding model.
-        "hf_overrides": {"architectures": [_LM]},
+        "hf_overrides": {"architectures": [_LM], **_quantized(torchao)},
+        "quantization": None if torchao is None else "torchao",
         "runner": "generate",
         "skip_tokenizer_init": True,  # prompts are tokens, and texts are decoded by us
         "generation_config": "vllm",  # not the checkpoint's: every request sets all parameters
@@ -205,6 +212,11 @@ def start(
         **options,
     }
     return VllmEngine(LLMEngine.from_engine_args(EngineArgs(**arguments)))
+
+
+def _quantized(torchao: str | None) -> dict[str, str]:
+    """Return what vLLM reads a quantization from that is made while it loads the weights."""
+    return {} if torchao is None else {"quantization_config_dict_json": torchao}
 
 
 def _lm_class(wanted: Callable[[], range] | None) -> type:
