@@ -21,6 +21,9 @@ RENDERER_GB, OFFLOADED_RENDERER_GB = 7.0, 4.5
 INT8_FREES_GB = 1.4
 """So much less is the minimum where the DiT's weights are in int8."""
 
+STARTING_RENDERER_GB = 20.0
+"""More than a renderer takes at any time of its start, for each of its models: 10 GB of weights (XL), 5.8 of tiles."""
+
 KEPT_THROUGHPUT = 0.5
 """A larger LM is the default only where it keeps this share of the songs per minute of the fastest one."""
 
@@ -106,6 +109,11 @@ def plan_lm(wish: LmRequest, tier: Tier, vram_gb: float) -> LmPlan | None:
 def renderer_share(plan: LmPlan, vram_gb: float) -> float:
     """Return the GB left for the renderer on the same GPU."""
     return max(vram_gb - plan.memory_gb - RESERVE_GB, 0.0)
+
+
+def loads_beside(plan: LmPlan, vram_gb: float, models: int) -> bool:
+    """Whether the LM may load while the renderer does: whatever the latter takes for its trial runs, both fit."""
+    return renderer_share(plan, vram_gb) >= STARTING_RENDERER_GB * models
 
 
 def _named(wish: LmRequest, asked: str, tier: Tier) -> tuple[str, tuple[str, ...]]:

@@ -28,6 +28,10 @@ class LmUnusable(Exception):
     """The language model cannot be loaded with these settings; the message says why and what to do."""
 
 
+class DeviceCrowded(Exception):
+    """vLLM could not start while the renderer may have been loading: it can after it, in another process."""
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A backend with its tokenizer, and the report for the worker."""
@@ -112,6 +116,7 @@ def load(configure: ConfigurePlanner) -> Loaded:
 
     Raises:
         LmUnusable: no model, no tokenizer, or no backend.
+        DeviceCrowded: vLLM cannot start beside another engine that is starting.
     """
     folder = find(configure.model, configure.checkpoint_dir)
     device = _device(configure.device)
@@ -171,11 +176,13 @@ def _open_vllm(configure: ConfigurePlanner, folder: Path, tokens: LmTokens, devi
             if on_gpu
             else EngineSize(memory_gb=_CPU_CACHE_GB)
         )
-        options: dict[str, Any] = {"dtype": _dtype_name(device)}
+        options: dict[str, Any] = {"dtype": _dtype_name(device), "beside": on_gpu and configure.beside}
         if configure.quantization is not None:
             options["torchao"] = config_json()
         return open_vllm(str(folder), tokens.tokenizer, _codes(tokens), size, compiled=on_gpu, **options)
     except (VllmUnavailable, OSError, ValueError, RuntimeError, QuantizationUnavailable) as error:
+        if configure.beside and not isinstance(error, VllmUnavailable | QuantizationUnavailable):
+            raise DeviceCrowded(_first_line(error)) from error
         raise LmUnusable(_first_line(error)) from error
 
 
