@@ -158,8 +158,8 @@ def watch(parts: dict[str, float]) -> None:
         vars(gpu_worker)["kernel_warmup"] = timed(gpu_worker.kernel_warmup, parts, ". . kernel_warmup")
     own = vllm_worker.OwnMemoryWorker
     own.determine_available_memory = timed(own.determine_available_memory, parts, ". determine_available_memory")
-    for owner, name in ((LmTokens, "load"),):
-        setattr(owner, name, classmethod(timed(vars(owner)[name].__func__, parts, ". tokenizer")))
+    tokens: Any = LmTokens
+    tokens.load = classmethod(timed(vars(LmTokens)["load"].__func__, parts, ". tokenizer"))
 
 
 def timed(function: Callable[..., Any], parts: dict[str, float], name: str) -> Callable[..., Any]:
