@@ -156,7 +156,7 @@ def watch(parts: dict[str, float]) -> None:
                 setattr(owner, name, timed(getattr(owner, name), parts, f". {name}"))
     if hasattr(gpu_worker, "kernel_warmup"):
         vars(gpu_worker)["kernel_warmup"] = timed(gpu_worker.kernel_warmup, parts, ". . kernel_warmup")
-    own = vllm_worker.OwnMemoryWorker
+    own: Any = vllm_worker.OwnMemoryWorker
     own.determine_available_memory = timed(own.determine_available_memory, parts, ". determine_available_memory")
     tokens: Any = LmTokens
     tokens.load = classmethod(timed(vars(LmTokens)["load"].__func__, parts, ". tokenizer"))

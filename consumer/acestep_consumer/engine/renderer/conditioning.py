@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from acestep_consumer.engine.renderer.code_latents import CodeLatents
 from acestep_consumer.engine.renderer.components import Components
 from acestep_consumer.engine.renderer.errors import is_out_of_memory
 from acestep_consumer.engine.renderer.flow_edit import FlowEdit, FlowEditRequest
@@ -30,6 +31,7 @@ from acestep_consumer.engine.renderer.text_encoder import States, TextEncoder
 from acestep_consumer.engine.renderer.window import KeptLatents
 
 _REFERENCE_S = 30
+_GPUS = ("cuda", "xpu")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,12 +64,13 @@ class Conditioner:
         self._preparer = preparer
         self._text_encoder = text_encoder
         self._sources = SourceEncoder(parts)
+        self._codes = CodeLatents(parts, tabulated=parts.device.type in _GPUS)
         self._silence: torch.Tensor | None = None
 
     def samples(self, requests: Sequence[PreparedRequest], dit: PackedDit) -> list[tuple[Sample, ...] | Exception]:
         """Return each request's samples, or the error that it alone caused. Raises when memory runs out."""
         states = self._text_encoder.encode([text for request in requests for text in request.texts])
-        latents = self._code_latents([codes for request in requests for codes in request.codes])
+        latents = self._codes.of([codes for request in requests for codes in request.codes])
         found = [
             self._encode(request, list(islice(states, len(request.texts))), list(islice(latents, len(request.codes))))
             for request in requests
@@ -76,25 +79,11 @@ class Conditioner:
         return [each if isinstance(each, Exception) else tuple(self._samples_of(each, conditions)) for each in found]
 
     def warm_up(self) -> None:
-        """Run the text encoders and the timbre encoder once, and keep the timbre of silence."""
+        """Run the text encoders and the timbre encoder once; keep the timbre of silence and all codes' latents."""
         self._silent_timbre()
+        self._codes.warm_up()
         for _ in self._text_encoder.encode([TokenizedText([0] * 64, [0] * 64)]):
             pass
-
-    def _code_latents(self, codes: Sequence[list[int]]) -> Iterator[torch.Tensor]:
-        """Yield the latents that each song's audio codes stand for, [frames, channels].
-
-        The detokenizer treats each code by itself, so that all songs' codes can be one sequence.
-        """
-        if not codes:
-            return
-        tokenizer, detokenizer = self._pipeline.audio_tokenizer, self._pipeline.audio_token_detokenizer
-        joined = on_device(torch.tensor([code for some in codes for code in some]), self._parts.device)
-        quantizer = self._parts.use(tokenizer).quantizer
-        quantized = quantizer.get_output_from_indices(joined[None, :, None]).to(self._parts.dtype)
-        latents = self._parts.use(detokenizer)(quantized)[0].to(self._parts.dtype)
-        frames = detokenizer.pool_window_size
-        yield from torch.split(latents, [frames * len(some) for some in codes])
 
     def _encode(
         self, request: PreparedRequest, texts: Sequence[States], code_latents: Sequence[torch.Tensor]

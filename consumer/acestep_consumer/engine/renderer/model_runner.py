@@ -10,6 +10,7 @@ import torch
 from acestep_consumer.domain.audio_codes import CODES_PER_SECOND
 from acestep_consumer.engine.renderer.components import Components
 from acestep_consumer.engine.renderer.conditioning import Conditioner
+from acestep_consumer.engine.renderer.cuda_graphs import GraphedShapes
 from acestep_consumer.engine.renderer.denoiser import Denoiser
 from acestep_consumer.engine.renderer.lora import AdaptedModelCache, Lora, Loras
 from acestep_consumer.engine.renderer.offload import ModuleSwapper
@@ -141,11 +142,13 @@ class ModelRunner:
         self._text_encoder.clear_graphs()
         self._denoisers = {None: self._denoisers[None]}
         self._denoisers[None].reset()
+        self.parts.dit.graph_conditions(GraphedShapes if self._acceleration.graphed else None)  # new, empty ones
         self._loras.clear()
 
     def _denoiser(self, dit: PackedDit) -> Denoiser:
         if self._acceleration.compiled:
             dit.compile()
+        dit.graph_conditions(GraphedShapes if self._acceleration.graphed else None)
         return Denoiser(dit, graphed=self._acceleration.graphed)
 
 

@@ -8,16 +8,22 @@ The weights and layers are those of diffusers' ``AceStepTransformer1DModel``; wh
 * conditions: their keys and values do not change from step to step, so they are computed once for each song.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
-from torch.nn.functional import linear, silu
+from torch.nn.functional import linear, pad, silu
 
 from acestep_consumer.engine.renderer.attention import NO_WINDOW, attend
 from acestep_consumer.engine.renderer.pack import Geometry, Grid, Pack, lay_out
+
+Compute = Callable[..., torch.Tensor]
+
+# Tokens of the pieces in which few conditions are computed, and of all of them: more are computed as a whole. A song
+# has some 700. Keys and values of the larger piece take 75 MB for the 2B model.
+_PIECES, _MAX_GRAPHED_TOKENS = (768, 256), 1536
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +63,7 @@ class PackedDit:
         self.layers = len(dit.layers)
         self._grid = Grid(dit.patch_size, dit.head_dim, dit.rope_theta)
         self._blocks = [PackedBlock(block) for block in dit.layers]
+        self._condition_graphs: Compute | None = None
 
     @property
     def device(self) -> torch.device:
@@ -78,12 +85,43 @@ class PackedDit:
         for block in self._blocks:
             block.compile(dynamic=True, backend=backend)
 
+    def graph_conditions(self, make_graphs: Callable[[Compute], Compute] | None) -> None:
+        """Compute the conditions of one or two songs by CUDA graphs: for weights that stay where they are.
+
+        Their keys and values are some 200 kernels, which take ten times longer to launch than to compute.
+        ``make_graphs`` returns a function that replays graphs of the one that it is given; None: no graphs.
+        """
+        self._condition_graphs = make_graphs and make_graphs(self._keys_and_values)
+
     def conditions(self, states: Sequence[torch.Tensor]) -> list[Condition]:
         """Compute the keys and values of conditions, each [tokens, width of the condition encoder]."""
-        joined = self.dit.condition_embedder(torch.cat(list(states)))
-        kv = torch.stack([block.cross_kv(joined) for block in self._blocks])
+        joined = torch.cat(list(states))
+        graphs = self._condition_graphs if len(joined) <= _MAX_GRAPHED_TOKENS else None
+        kv = self._in_pieces(joined, graphs) if graphs else self._keys_and_values(joined)
+        if len(states) == 1:
+            return [Condition(kv)]
         # Copies: views would keep the memory of all of them for as long as one is used.
         return [Condition(part.clone()) for part in torch.split(kv, [len(state) for state in states], dim=2)]
+
+    def _keys_and_values(self, joined: torch.Tensor) -> torch.Tensor:
+        """[tokens, width] -> [layers, 2, tokens, heads, dim]."""
+        embedded = self.dit.condition_embedder(joined)
+        return torch.stack([block.cross_kv(embedded) for block in self._blocks])
+
+    def _in_pieces(self, joined: torch.Tensor, compute: Compute) -> torch.Tensor:
+        """Compute as ``_keys_and_values``, but in pieces of few lengths: each has a graph of its own.
+
+        Every token is computed by itself. The last piece is padded.
+        """
+        pieces = []
+        done = 0
+        while done < len(joined):
+            size = _PIECES[0] if len(joined) - done > _PIECES[0] - _PIECES[1] else _PIECES[1]
+            piece = joined[done : done + size]
+            found = compute(pad(piece, (0, 0, 0, size - len(piece))))[:, :, : len(piece)]
+            pieces.append(found.clone())  # a graph's output is overwritten by its next replay
+            done += size
+        return torch.cat(pieces, dim=2) if len(pieces) > 1 else pieces[0]
 
     def lay_out(self, frames: Sequence[int], conditions: Sequence[Condition]) -> Pack:
         """Lay out branches of ``frames`` latent frames with these conditions."""

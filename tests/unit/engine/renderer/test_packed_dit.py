@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The packed DiT against diffusers' own forward pass, branch by branch, and how often it is compiled."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,6 +125,42 @@ def test_a_condition_does_not_keep_the_memory_of_others(packed: PackedDit) -> No
     ):
         assert condition.tokens == tokens
         assert condition.kv.untyped_storage().nbytes() == condition.kv.numel() * condition.kv.itemsize
+
+
+@pytest.mark.parametrize(
+    ("lengths", "pieces"),
+    [
+        ([3], [256]),
+        ([256], [256]),
+        ([700], [768]),
+        ([300, 400, 1], [768]),
+        ([900], [768, 256]),
+        ([1536], [768, 768]),
+        ([1500, 37], []),
+    ],
+    ids=str,
+)
+def test_conditions_computed_in_pieces_of_two_lengths_are_those_computed_as_a_whole(
+    lengths: list[int], pieces: list[int], packed: PackedDit
+) -> None:
+    states = [torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(count)) for count in lengths]
+    whole = packed.conditions(states)
+    computed: list[int] = []
+    reused: dict[int, torch.Tensor] = {}
+
+    def recorded(compute: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def replay(piece: torch.Tensor) -> torch.Tensor:
+            """As a CUDA graph: the output of one size is always at the same place."""
+            computed.append(len(piece))
+            found = compute(piece)
+            return reused.setdefault(len(piece), found.clone()).copy_(found)
+
+        return replay
+
+    packed.graph_conditions(recorded)
+    for one, other in zip(packed.conditions(states), whole, strict=True):
+        torch.testing.assert_close(one.kv, other.kv, rtol=0, atol=1e-5)
+    assert computed == pieces
 
 
 def test_two_kinds_of_blocks_are_compiled_once_for_every_batch(plain: Any) -> None:
