@@ -4,7 +4,7 @@
     python -m tests.bench.bench_prepare_gpu [--seconds 300] [--songs 1 4 16] [--tiny]
 
 Full-size random weights, turbo. A song has codes, a prompt and lyrics of its own, as from the language model. The time
-is that of the device's thread, from the prepared request to the sample, with nothing else on the GPU; the profile counts
+is that of the device's thread, from prepared request to sample, with nothing else on the GPU; the profile counts
 launches of kernels and of graphs, and names the parts of our code. ``--tiny`` tries the script out on a CPU.
 """
 
@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -58,7 +59,7 @@ def main() -> int:
         tell(start_s=time.perf_counter() - began)
         (runner,) = scheduler._runners.values()
         for songs in given.songs:
-            scheduler.run_on_device(lambda songs=songs: measure(runner, songs, 10 if given.tiny else given.seconds))
+            scheduler.run_on_device(partial(measure, runner, songs, 10 if given.tiny else given.seconds))
     return 0
 
 

@@ -54,8 +54,8 @@ class CodeLatents:
         """Return the latents of the whole codebook, [codes, frames of a code, channels]."""
         count: int = self._pipeline.audio_tokenizer.quantizer.codebook_size
         codes = torch.arange(count, device=self._parts.device)
-        latents = torch.cat([self._computed(some) for some in codes.split(_CODES_AT_ONCE)])
-        return latents.unflatten(0, (count, -1))
+        latents = torch.cat([self._computed(some) for some in torch.split(codes, _CODES_AT_ONCE)])
+        return latents.reshape(count, -1, latents.shape[-1])
 
     def _computed(self, codes: torch.Tensor) -> torch.Tensor:
         """Return the latents of codes, [frames, channels], by quantizer and detokenizer."""
