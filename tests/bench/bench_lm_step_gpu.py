@@ -17,10 +17,10 @@ import json
 import os
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from asyncio.subprocess import PIPE
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -58,8 +58,8 @@ async def parent(arguments: argparse.Namespace) -> int:
             await daemon.start()
             environment |= daemon.environment
         if way == "mps-idle":
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            idle = await asyncio.create_subprocess_exec(sys.executable, "-c", _IDLE, env=environment, **pipes)
+            program = (sys.executable, "-c", _IDLE)
+            idle = await asyncio.create_subprocess_exec(*program, env=environment, stdin=PIPE, stdout=PIPE)
             assert idle.stdout is not None
             await idle.stdout.readline()
         try:
