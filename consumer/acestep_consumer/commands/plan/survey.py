@@ -316,7 +316,7 @@ class PlanSurvey:
             return origin
         mine, reference = self._speed, REFERENCE
         without = (
-            "" if mine.hopper else ", without fused decoder, and without MPS's gain, which was measured there alone"
+            "" if mine.hopper else ", without fused decoder and without MPS's gain, both measured there alone"
         )
         return (
             f"{origin}, scaled by data sheets: {mine.tflops:g} of {reference.tflops:g} TFLOP/s (bf16, dense), "
