@@ -37,6 +37,7 @@ from acestep_consumer.engine.planner.backend import (
     SequenceOutput,
     TextConstraint,
 )
+from acestep_consumer.engine.renderer.quantization import config_json, quantize
 
 SONG_CODES = 1500
 _QWEN3 = {
@@ -211,6 +212,8 @@ def _open_vllm(folder: Path, size: str, arguments: argparse.Namespace) -> Arena:
     from acestep_consumer.engine.planner.vllm_backend import open_vllm  # noqa: PLC0415 - needs vLLM
 
     options = {**_options(size), "compiled": arguments.compiled}
+    if arguments.int8:
+        options["torchao"] = config_json()
     return Arena(open_vllm(str(folder), None, _CODES, _engine_size(arguments), **options), _CODES)
 
 
@@ -234,6 +237,7 @@ def _open_pt(folder: Path, size: str, arguments: argparse.Namespace) -> Arena:
     config = AutoConfig.from_pretrained(folder)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, shape_of(size)["torch_dtype"])).eval()
+    quantize(model.requires_grad_(requires_grad=False), "int8" if arguments.int8 else None)
     room = int(arguments.memory_gb * 1e9 / 2 / _token_bytes(size))
     return Arena(TransformersBackend(model, make_tokenizer(), _CODES, cache_tokens=room), _CODES)
 
@@ -455,6 +459,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--memory-gb", type=float, default=60.0, help="for weights and cache; on a CPU the cache alone")
     parser.add_argument("--context", type=int, default=8192)
     parser.add_argument("--compiled", action="store_true", help="torch.compile for guidance and draw of the backend")
+    parser.add_argument("--int8", action="store_true", help="weights in int8, by torchao")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)

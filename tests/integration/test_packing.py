@@ -11,6 +11,7 @@ import torch
 from acestep_consumer.domain.job import Plan, Sources
 from acestep_consumer.engine.messages import Render
 from acestep_consumer.engine.renderer.batch_request import RequestCallbacks
+from acestep_consumer.engine.renderer.code_latents import CodeLatents
 from acestep_consumer.engine.renderer.model_runner import ModelRunner
 from acestep_consumer.engine.testing.tiny_checkpoint import BASE, TURBO
 from acestep_consumer.policy.memory_budget import MemoryBudget
@@ -297,3 +298,19 @@ def test_no_batch_is_larger_than_allowed_unless_it_is_a_single_song(
     assert (harness.largest > 1) == (tokens > 1)
     for one, message in zip(packed, messages, strict=True):
         assert_same(one, harness.alone(message))
+
+
+def test_latents_of_codes_that_are_looked_up_are_those_that_the_detokenizer_computes(
+    runners: dict[str, ModelRunner],
+) -> None:
+    """Every tenth code and the last one, in songs of different lengths."""
+    every = [*range(0, 64_000, 10), 63_999]
+    songs = [every[:3], every[3:1500], every[1500:]]
+    for runner in runners.values():
+        computed, looked_up = (CodeLatents(runner.parts, tabulated=tabulated) for tabulated in (False, True))
+        with torch.inference_mode():
+            looked_up.warm_up()
+            for one, other, codes in zip(computed.of(songs), looked_up.of(songs), songs, strict=True):
+                assert one.shape == (5 * len(codes), runner.parts.dit.dit.config.audio_acoustic_hidden_dim)
+                torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+        assert list(looked_up.of([])) == []

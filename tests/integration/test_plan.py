@@ -111,21 +111,61 @@ def test_a_card_of_a_given_size_gets_the_workers_own_policy(
 def test_the_json_has_the_same_keys_for_every_card_and_every_workload() -> None:
     for arguments in (("--vram", "141"), ("--vram", "24", "--duration", "120", "--batch", "2", "--steps", "20")):
         found = answer(*arguments)
-        assert set(found) == {*KEYS, "other_tiers", "models", "possible", "fits", "notes"}
+        assert set(found) == {
+            *KEYS,
+            "other_tiers",
+            "models",
+            "quantization",
+            "possible",
+            "possible_int8",
+            "fits",
+            "notes",
+        }
         assert {part: set(found[part]) for part in KEYS} == KEYS
         assert [set(other) for other in found["other_tiers"]] == [KEYS["tier"]]
         assert {key for model in found["models"] for key in model} == {"name", "size"}
         pairs = {"dit", "lm", "fits", "left_gib", "songs_a_minute"}
-        assert {key for pair in found["possible"] for key in pair} == pairs
+        assert {key for pair in (*found["possible"], *found["possible_int8"]) for key in pair} == pairs
+        assert bool(found["possible_int8"]) is (found["card"]["vram_gb"] <= 24)
 
 
 def test_a_language_model_that_leaves_no_room_is_told_with_one_that_fits() -> None:
     tight = answer("--vram", "16", ACESTEP_LM_MODEL_PATH="acestep-5Hz-lm-4B")
     assert tight["fits"] is False
-    assert "ACESTEP_LM_MODEL_PATH=acestep-5Hz-lm-1.7B fits" in tight["workers"]["because"]
+    ways = "ACESTEP_LM_MODEL_PATH=acestep-5Hz-lm-1.7B or ACESTEP_QUANTIZATION=int8 fits"
+    assert ways in tight["workers"]["because"]
     loose = answer("--vram", "16")  # left to itself, the worker takes that one
     assert loose["fits"] is True
     assert loose["songs"]["a_minute"] > 0
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "dit", "lm", "frees_at_least"),
+    [
+        (8, "2B", None, 1.4),
+        (8, "2B", "acestep-5Hz-lm-0.6B", 1.7),
+        (12, "XL 5B", None, 2.2),
+        (16, "2B", "acestep-5Hz-lm-1.7B", 2.7),
+        (20, "XL 5B", "acestep-5Hz-lm-1.7B", 4.5),
+        (24, "XL 5B", "acestep-5Hz-lm-4B", 4.5),
+    ],
+)
+def test_weights_in_int8_leave_more_of_a_small_card_whether_asked_for_or_only_shown(
+    gigabytes: float, dit: str, lm: str | None, frees_at_least: float
+) -> None:
+    def left(pairs: list[dict[str, Any]]) -> float:
+        return next(float(pair["left_gib"]) for pair in pairs if (pair["dit"], pair["lm"]) == (dit, lm))
+
+    card = ("--vram", str(gigabytes))
+    found, chosen = answer(*card), answer(*card, ACESTEP_QUANTIZATION="int8_weight_only")
+    assert left(found["possible_int8"]) - left(found["possible"]) >= frees_at_least
+    assert (chosen["quantization"], chosen["possible"], chosen["possible_int8"]) == ("int8", found["possible_int8"], [])
+
+
+def test_a_choice_that_fits_in_int8_alone_fits_once_that_is_set() -> None:
+    chosen = {"ACESTEP_LM_MODEL_PATH": "acestep-5Hz-lm-4B", "ACESTEP_INIT_LLM": "true"}
+    assert answer("--vram", "16", **chosen)["fits"] is False
+    assert answer("--vram", "16", ACESTEP_QUANTIZATION="int8", **chosen)["fits"] is True
 
 
 def test_a_workload_is_clamped_as_a_request_would_be_and_its_model_decides_on_guidance() -> None:

@@ -192,11 +192,13 @@ async def test_a_backend_that_is_not_there_is_refused_when_insisted_on_and_repla
     with pytest.raises(EngineUnusable, match="vllm"):
         await insisting.start()
     await insisting.stop()
-    flexible = PlannerSupervisor(replace(configure, wait=True), max_attempts=1)
+    provisional = replace(configure, model="", wait=True)
+    flexible = PlannerSupervisor(provisional, max_attempts=1)
     starting = asyncio.create_task(flexible.start())
     await eventually(lambda: "imports" in flexible.start_seconds)
     assert not starting.done()
-    flexible.load()
+    flexible.configure(replace(configure, wait=True))
+    flexible.renderer_is_up()
     report = await starting
     await flexible.stop()
     assert report.backend == "pt"

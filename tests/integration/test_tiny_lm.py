@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tiny language model, loaded from its folder the way a real one is."""
 
-import copy
-import copyreg
 import hashlib
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from acestep_consumer.domain.audio_codes import CODE_COUNT
 from acestep_consumer.engine.planner import prompts
 from acestep_consumer.engine.planner.metadata import Metadata
-from acestep_consumer.engine.planner.tokens import LmTokens
+from acestep_consumer.engine.planner.tokens import LmTokens, TokenizerUnfit
 from acestep_consumer.engine.testing import tiny_lm
 
 
@@ -64,12 +63,37 @@ def test_the_tokenizer_of_the_folder_is_the_one_that_was_made(tokens: LmTokens) 
     assert (tokens.first_code, tokens.end_of_turn) == (made.first_code, made.end_of_turn)
 
 
-def test_loading_with_shared_added_tokens_gives_the_tokenizer_of_transformers(folder: Path, tokens: LmTokens) -> None:
-    plain = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    assert tokens.tokenizer.get_vocab() == plain.get_vocab()
-    assert tokens.tokenizer.backend_tokenizer.to_str() == plain.backend_tokenizer.to_str()
-    assert copy.deepcopy(AddedToken("x", special=True)) == AddedToken("x", special=True)
-    assert AddedToken not in copyreg.dispatch_table
+def test_the_tokenizer_read_as_it_was_saved_is_the_one_of_transformers(folder: Path, tokens: LmTokens) -> None:
+    read, plain = tokens.tokenizer, AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    assert read.get_vocab() == plain.get_vocab()
+    assert read.backend_tokenizer.to_str() == plain.backend_tokenizer.to_str()
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "all_special_ids"):
+        assert getattr(read, name) == getattr(plain, name), name
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "<think>\nb\n</think>\n\nc"}]
+    for following in (True, False):
+        texts = [
+            each.apply_chat_template(turns, tokenize=False, add_generation_prompt=following) for each in (read, plain)
+        ]
+        assert texts[0] == texts[1]
+
+
+def test_a_tokenizer_that_describes_its_special_tokens_is_read(folder: Path, tmp_path: Path) -> None:
+    """As ACE-Step's files do, which also repeat every token in the settings."""
+    shutil.copytree(folder, tmp_path / "lm")
+    settings = tmp_path / "lm/tokenizer_config.json"
+    config = json.loads(settings.read_text())
+    described = {"content": config["eos_token"], "lstrip": False, "normalized": False, "special": True}
+    template = (tmp_path / "lm/chat_template.jinja").read_text()
+    settings.write_text(json.dumps({**config, "eos_token": described, "bos_token": None, "chat_template": template}))
+    (tmp_path / "lm/chat_template.jinja").unlink()
+    read = LmTokens.load(tmp_path / "lm")
+    assert read.tokenizer.eos_token_id == read.end_of_turn
+    assert read.encode(prompts.rewrite("a", "b")) == LmTokens.load(folder).encode(prompts.rewrite("a", "b"))
+
+
+def test_without_the_file_of_the_whole_tokenizer_the_start_says_so(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerUnfit, match="has no tokenizer that can be loaded"):
+        LmTokens.load(tmp_path)
 
 
 def test_control_tokens_and_tags_are_one_token_each(tokens: LmTokens) -> None:

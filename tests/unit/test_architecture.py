@@ -57,9 +57,10 @@ ENGINE_PROCESS = {
     "engine.planner.vllm_backend",
     "engine.planner.vllm_engine",
     "engine.planner.vllm_guidance",
+    "engine.planner.vllm_worker",
 }
 TORCH = {"accelerate", "av", "diffusers", "lameenc", "numpy", "pywt", "safetensors"}
-TORCH |= {"soundfile", "tokenizers", "transformers"}
+TORCH |= {"soundfile", "tokenizers", "torchao", "transformers"}
 # Third-party package -> where it may be imported.
 MAY_NAME = {
     **dict.fromkeys(TORCH, ENGINE_PROCESS),

@@ -19,6 +19,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # Where an extra's packages may be imported, below consumer/acestep_consumer; all else runs on the base install.
 EXTRA_IN = {
     "engine": ("audio/", "engine/", "multi_gpu/device_count.py"),
+    "int8": ("engine/renderer/quantization.py",),
     "vllm": ("engine/planner/",),
     "otel": ("observability/tracing.py",),
 }

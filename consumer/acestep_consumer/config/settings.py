@@ -157,6 +157,18 @@ def _lm_backend(value: object) -> object:
     return "pt" if isinstance(value, str) and value.strip().lower() == "mlx" else value
 
 
+def _quantization(value: object) -> object:
+    """Parse ACE-Step's names: ``int8_weight_only``, and its words for none."""
+    if not isinstance(value, str):
+        return value
+    word = value.strip().lower()
+    if word in {"", "none", "false", "0", "auto"}:
+        return None
+    if word in {"fp8_weight_only", "w8a8_dynamic"}:
+        raise ValueError(f"{word} is not there; int8 (weights only) is")
+    return "int8" if word in {"int8_weight_only", "true", "1"} else word
+
+
 def _checkpoints_here(given: object) -> object:
     """Return the folder that is there where ACE-Step's own server is started, if none is given."""
     here = Path.cwd() / "checkpoints"
@@ -181,6 +193,8 @@ AutoBool = Annotated[bool | None, _AUTO]
 Workers = Annotated[Annotated[int, Field(ge=1, le=1024)] | None, BeforeValidator(_workers)]
 LogLevel = Literal["debug", "info", "warning", "error"]
 Path_ = Annotated[Path, AfterValidator(_expanded)]
+Quantization = Literal["int8"]
+QuantizationSetting = Annotated[Quantization | None, BeforeValidator(_quantization)]
 LmBackend = Annotated[Literal["vllm", "pt"] | None, BeforeValidator(_lm_backend)]
 CheckpointDir = Annotated[Path_ | None, BeforeValidator(_checkpoints_here)]
 
@@ -343,6 +357,12 @@ class EngineSettings(Section):
     )
     offload_dit: AutoBool = variable(
         "ACESTEP_OFFLOAD_DIT_TO_CPU", None, "offload the DiT as well; `auto`: like `ACESTEP_OFFLOAD_TO_CPU`"
+    )
+    quantization: QuantizationSetting = variable(
+        "ACESTEP_QUANTIZATION",
+        None,
+        "`int8`: weights of DiT and LM in 8 bits, by torchao, which takes half their memory; meant for GPUs below "
+        "20 GB; unset: as they are published, in bfloat16",
     )
     init_llm: AutoBool = variable(
         "ACESTEP_INIT_LLM", None, "load the 5Hz LM: `true`, `false`, or `auto` (the tier's default)"

@@ -43,7 +43,6 @@ WITHOUT_EFFECT: Final[Mapping[str, str]] = {
     "ACESTEP_MODEL_CACHE": "ACESTEP_CHECKPOINT_DIR names the folder of models, and HF_HOME the cache of the hub",
     "ACESTEP_NO_INIT": _AT_START,
     "ACESTEP_PROJECT_ROOT": "ACESTEP_CHECKPOINT_DIR names the folder of models",
-    "ACESTEP_QUANTIZATION": "weights are used as they are published, in bfloat16 on GPUs",
     "ACESTEP_ROCM_DTYPE": _BY_ITSELF,
     "ACESTEP_SAVE_MEMORY": "memory is planned by itself; see ACESTEP_OFFLOAD_TO_CPU",
     "ACESTEP_TASK_TIMEOUT_SECONDS": "ACESTEP_EXECUTION_TIMEOUT_S is the setting here",

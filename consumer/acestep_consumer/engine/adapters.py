@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import structlog
+
 from acestep_consumer.domain.job import Job, Plan, Rendering, Sources, TokenizedSource
 from acestep_consumer.domain.ports import Renderer, Report
 from acestep_consumer.engine.messages import (
@@ -24,6 +26,8 @@ from acestep_consumer.engine.supervisor import Supervisor
 from acestep_consumer.policy.tiers import DEFAULT_DURATION_S
 from acestep_schemas.events import Metas
 
+log = structlog.get_logger()
+
 
 class PlannerSupervisor(Supervisor[ConfigurePlanner, PlannerReport]):
     """Plans jobs in a child process that holds the language model."""
@@ -31,11 +35,28 @@ class PlannerSupervisor(Supervisor[ConfigurePlanner, PlannerReport]):
     name = "planner"
     module = "acestep_consumer.engine.planner"
     report_type = PlannerReport
+    _renderer_is_up = False
+
+    def configure(self, configure: ConfigurePlanner) -> None:
+        """Replace the settings, where those that the process was started with were provisional."""
+        self._configure = configure
 
     def load(self) -> None:
         """Let a process that was told to wait load its model, and those that replace it load without waiting."""
         self._configure = replace(self._configure, wait=False)
-        self._send(LoadModels())
+        self._send(LoadModels(configure=self._configure))
+
+    def _on_failed_start(self) -> None:
+        """Start the next process after the renderer: beside it, this one may have found too little memory."""
+        if self._configure.beside:
+            log.warning("the language model could not load beside the renderer; it is loaded after it")
+            self._configure = replace(self._configure, beside=False, wait=not self._renderer_is_up)
+
+    def renderer_is_up(self) -> None:
+        """The renderer has measured its memory: a process that waits for it loads now."""
+        self._renderer_is_up = True
+        if self._configure.wait:
+            self.load()
 
     async def plan_songs(self, job: Job, source: TokenizedSource | None, report: Report) -> Plan:
         """Plan one job; ``source`` is the tokenized source audio, for analysis."""

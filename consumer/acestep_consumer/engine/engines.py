@@ -5,6 +5,9 @@ import asyncio
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
 
 import structlog
 
@@ -21,13 +24,14 @@ from acestep_consumer.engine.supervisor import EngineState, EngineUnusable
 from acestep_consumer.engine.watchdog import SILENCE_S, WatchdogLimits
 from acestep_consumer.policy.admit import Limits
 from acestep_consumer.policy.benchmarks import RESERVE_GB
-from acestep_consumer.policy.lm_choice import LmPlan, LmRequest, plan_lm, renderer_share
+from acestep_consumer.policy.lm_choice import LmPlan, LmRequest, loads_beside, plan_lm, renderer_share
 from acestep_consumer.policy.tiers import TierTable
 from acestep_schemas.events import LmChoice
 
 RAM_SHARE = 0.9
 """Share of all RAM that one engine process may hold, unless set: beyond that the kernel may kill it at any moment."""
 
+_NVIDIA_DRIVER: Final = Path("/dev/nvidiactl")
 _GIB = 2**30
 
 log = structlog.get_logger()
@@ -52,14 +56,16 @@ class Engines:
     async def start(self) -> None:
         """Start the renderer, and beside it the language model that its device has memory for.
 
-        The planner imports its packages meanwhile. On a GPU it loads nothing before the renderer has measured its
-        memory: vLLM measures too, and takes what another process allocates at that time for its own.
+        The planner imports its packages from the first moment where an NVIDIA GPU may be there. On a card with plenty
+        of memory it loads as soon as the renderer has found the device. On others it waits until the renderer has
+        measured its memory: vLLM measures too, and takes what another process allocates at that time for its own.
 
         Raises:
             EngineUnusable: one cannot start, or was stopped.
         """
         request = lm_request(self._settings.engine, os.environ)
         await self._start_mps(request)
+        ahead = self._planner_ahead(request)
         rendering = asyncio.create_task(self._renderer.start(), name="renderer start")
         try:
             device = await self._first_device(rendering)
@@ -70,9 +76,11 @@ class Engines:
                 if plan.trade_off:
                     log.info("language model chosen", model=plan.model, trade_off=plan.trade_off)
                 self._share_memory(plan, device)
-                await self._start_both(rendering, plan, device)
+                await self._start_both(rendering, plan, device, ahead)
         finally:
             rendering.cancel()
+            if ahead is not None and self._planner is not ahead.planner:
+                await ahead.stop()
             await asyncio.gather(rendering, return_exceptions=True)
 
     async def stop(self) -> None:
@@ -204,28 +212,53 @@ class Engines:
         if device.vram_gb and self._settings.engine.lm_device in ("auto", device.device):
             self._renderer.set_memory_share(renderer_share(plan, device.vram_gb))
 
-    async def _start_both(self, rendering: asyncio.Task[RendererReport], plan: LmPlan, device: DeviceFound) -> None:
-        """Wait until both have started. Raises ``EngineUnusable`` as soon as one cannot."""
-        configure = self._configure_planner(plan, device)
-        attempts = self._settings.worker.max_attempts
-        self._planner = planner = PlannerSupervisor(configure, max_attempts=attempts, limits=self._watchdog_limits)
-        planner.environment = self._renderer.environment
+    def _planner_ahead(self, request: LmRequest) -> "_StartingPlanner | None":
+        """Start a planner process before the device is known, which takes as long as importing vLLM."""
+        engine = self._settings.engine
+        if request.init is False or engine.device.strip().lower() == "cpu" or not _NVIDIA_DRIVER.exists():
+            return None
+        configure = self._configure_planner(
+            ConfigurePlanner(model="", backend=engine.lm_backend, memory_gb=0, offload=bool(engine.lm_offload))
+        )
+        return _StartingPlanner(self._new_planner(replace(configure, wait=True)))
 
-        async def let_planner_load() -> None:
-            await rendering
+    def _new_planner(self, configure: ConfigurePlanner) -> PlannerSupervisor:
+        attempts = self._settings.worker.max_attempts
+        planner = PlannerSupervisor(configure, max_attempts=attempts, limits=self._watchdog_limits)
+        planner.environment = self._renderer.environment
+        return planner
+
+    async def _start_both(
+        self,
+        rendering: asyncio.Task[RendererReport],
+        plan: LmPlan,
+        device: DeviceFound,
+        ahead: "_StartingPlanner | None",
+    ) -> None:
+        """Wait until both have started. Raises ``EngineUnusable`` as soon as one cannot."""
+        configure = self._configured(plan, device)
+        starting = ahead or _StartingPlanner(self._new_planner(configure))
+        self._planner = planner = starting.planner
+        planner.configure(configure)
+        if not configure.wait:
             planner.load()
 
-        planning = asyncio.create_task(self._start_planner(planner, plan, device), name="planner start")
+        async def follow_renderer() -> None:
+            await rendering
+            planner.renderer_is_up()
+
+        planning = asyncio.create_task(self._wait_planner(starting, plan, device), name="planner start")
         try:
-            await asyncio.gather(let_planner_load(), planning)
+            await asyncio.gather(follow_renderer(), planning)
         finally:
             planning.cancel()
             await asyncio.gather(planning, return_exceptions=True)
 
-    async def _start_planner(self, planner: PlannerSupervisor, plan: LmPlan, device: DeviceFound) -> None:
-        """Start it. If it cannot be started and need not be, go on without a language model."""
+    async def _wait_planner(self, starting: "_StartingPlanner", plan: LmPlan, device: DeviceFound) -> None:
+        """Wait for it. If it cannot be started and need not be, go on without a language model."""
         try:
-            await planner.start()
+            await asyncio.wait((starting.task,))
+            starting.task.result()
         except EngineUnusable as error:
             if plan.required:
                 raise
@@ -251,19 +284,49 @@ class Engines:
             log_json=self._log_json,
         )
 
-    def _configure_planner(self, plan: LmPlan, device: DeviceFound) -> ConfigurePlanner:
+    def _configured(self, plan: LmPlan, device: DeviceFound) -> ConfigurePlanner:
+        """Return the planner's settings on this device."""
         engine = self._settings.engine
-        return ConfigurePlanner(
-            model=plan.model,
-            backend=plan.backend,
-            memory_gb=plan.memory_gb,
-            device=device.device if engine.lm_device == "auto" else engine.lm_device,
+        place = device.device if engine.lm_device == "auto" else engine.lm_device
+        beside = loads_beside(plan, device.vram_gb, len(engine.models))
+        return self._configure_planner(
+            ConfigurePlanner(
+                model=plan.model,
+                backend=plan.backend,
+                memory_gb=plan.memory_gb,
+                device=place,
+                offload=bool(engine.lm_offload),
+                beside=beside,
+                wait=device.vram_gb > 0 and not beside,
+            )
+        )
+
+    def _configure_planner(self, configure: ConfigurePlanner) -> ConfigurePlanner:
+        """Add what depends on the settings alone."""
+        engine = self._settings.engine
+        return replace(
+            configure,
             checkpoint_dir=engine.checkpoint_dir,
-            offload=bool(engine.lm_offload),
-            wait=device.vram_gb > 0,
+            quantization=engine.quantization,
+            compile_cache=engine.compile_cache,
             log_level=self._log_level,
             log_json=self._log_json,
         )
+
+
+class _StartingPlanner:
+    """A planner whose process has been started."""
+
+    def __init__(self, planner: PlannerSupervisor) -> None:
+        self.planner = planner
+        self.task = asyncio.create_task(planner.start(), name="planner process")
+        self.task.add_done_callback(lambda task: task.cancelled() or task.exception())  # whether anybody waits or not
+
+    async def stop(self) -> None:
+        """End it; nobody needs it."""
+        self.task.cancel()
+        await self.planner.stop()
+        await asyncio.gather(self.task, return_exceptions=True)
 
 
 def watchdog_limits_of(settings: EngineSettings) -> WatchdogLimits:

@@ -11,14 +11,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, TypeAdapter
 
-from acestep_consumer.config.settings import EngineSettings, LogLevel
+from acestep_consumer.config.settings import EngineSettings, LogLevel, Quantization
 from acestep_consumer.domain.errors import ConsumerError, InvalidRequest
 from acestep_consumer.domain.job import Job, LoadedModel, Plan, Rendering, Sources, TokenizedSource
 from acestep_schemas.events import ErrorCode
 from acestep_schemas.request import FieldProblem
 
 StartPhase = Literal["imports", "waiting", "models", "warm-up"]
-"""Parts of an engine's start. ``waiting``: for the other engine to measure its memory."""
+"""Parts of an engine's start. ``waiting``: for the other engine to find the device, or to measure its memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +85,8 @@ class ConfigurePlanner:
     """Parent to planner, first: load this language model. ``backend`` None: vLLM where installed, else transformers.
 
     ``memory_gb`` bounds weights and key-value cache together; ``offload`` keeps the idle model in RAM. ``wait``: load
-    nothing before ``LoadModels``, only import what loading needs.
+    nothing before ``LoadModels``, only import what loading needs. ``beside``: the renderer may be loading at the same
+    time, so that the memory of the device as a whole says nothing. ``compile_cache``: folder for compiled kernels.
     """
 
     kind: Literal["configure-planner"] = "configure-planner"
@@ -95,16 +96,20 @@ class ConfigurePlanner:
     device: str = "auto"
     checkpoint_dir: Path | None = None
     offload: bool = False
+    quantization: Quantization | None = None
     wait: bool = False
+    beside: bool = False
+    compile_cache: Path | None = None
     log_level: LogLevel = "info"
     log_json: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadModels:
-    """Parent to planner, after a ``ConfigurePlanner`` with ``wait``: the renderer has measured its memory; load now."""
+    """Parent to planner, after a ``ConfigurePlanner`` with ``wait``: load now, with these settings."""
 
     kind: Literal["load-models"] = "load-models"
+    configure: ConfigurePlanner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -307,10 +307,15 @@ class Supervisor(Generic[ConfigureT, ReportT]):
                     raise EngineUnusable(
                         f"the {self.name} process died {failures} times while loading; its log is above"
                     )
+                if failures and self.report is None:
+                    self._on_failed_start()
                 self.restarts += 1
                 await self._back_off(failures)
         finally:
             self._close()
+
+    def _on_failed_start(self) -> None:
+        """Hook: a first process died while loading, and another will be started."""
 
     async def _back_off(self, failures: int) -> None:
         pause_s = min(FIRST_RESTART_S * 2**failures, LAST_RESTART_S)

@@ -28,19 +28,29 @@ _BF16 = 2
 _KV_HEADS_WIDTH = 8 * 128  # key-value heads × their width: the same in every DiT and every LM
 
 
+# Of a DiT's parameters, those of the linear layers in its transformer, which alone are quantized.
+_DIT_IN_LAYERS: Final = 0.96
+
+
+def _weights(parameters: int, in_int8: int) -> int:
+    """Return the bytes of so many parameters, some of them in int8. Scales, one a row, are a thousandth of that."""
+    return (parameters - in_int8) * _BF16 + in_int8
+
+
 @dataclass(frozen=True, slots=True)
 class DitSize:
-    """A size of DiT: parameters, layers, hidden width."""
+    """A size of DiT: parameters, layers, hidden width; ``int8``: whether the layers' weights are in int8."""
 
     name: str
     parameters: int
     layers: int
     hidden: int
+    int8: bool = False
 
     @property
     def weights(self) -> int:
         """Bytes of the DiT alone."""
-        return self.parameters * _BF16
+        return _weights(self.parameters, round(_DIT_IN_LAYERS * self.parameters) if self.int8 else 0)
 
     @property
     def condition_bytes(self) -> int:
@@ -50,16 +60,21 @@ class DitSize:
 
 @dataclass(frozen=True, slots=True)
 class LmSize:
-    """A size of 5Hz LM: parameters, layers, and the width of a token's keys (its values are as wide) in a layer."""
+    """A size of 5Hz LM: parameters, layers, and the width of a token's keys (its values are as wide) in a layer.
+
+    ``embedded``: the parameters of embedding and head; ``int8``: whether the weights of all others are in int8.
+    """
 
     parameters: int
     layers: int
     keys_width: int = _KV_HEADS_WIDTH
+    embedded: int = 0
+    int8: bool = False
 
     @property
     def weights(self) -> int:
         """Bytes."""
-        return self.parameters * _BF16
+        return _weights(self.parameters, self.parameters - self.embedded if self.int8 else 0)
 
     @property
     def token_bytes(self) -> int:
@@ -69,10 +84,14 @@ class LmSize:
 
 @dataclass(frozen=True, slots=True)
 class GpuSpeed:
-    """A GPU's speed from its data sheet: dense bf16 TFLOP/s with float32 accumulation, and memory GB/s."""
+    """A GPU's speed from its data sheet: dense bf16 TFLOP/s with float32 accumulation, and memory GB/s.
+
+    ``hopper``: of the generation that was measured, whose VAE decoder is fused.
+    """
 
     tflops: float
     gigabytes_s: float
+    hopper: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +121,14 @@ LOADED_BEYOND_PARAMETERS: Final = round(0.32 * GIB)
 # DiT, 2B turbo, batched: a step takes 23.3 ms for 3,750 tokens, and at least 4 ms.
 STEP_S_PER_TOKEN: Final = 6.2e-6
 STEP_FLOOR_S: Final = 0.004
-# The rest of a song's time in the renderer, which rendered 1,165 songs of 30 s per minute, and 154 of 300 s. The VAE's
-# decoder alone takes 126 ms for 300 s.
+# The rest of a song's time in the renderer, which alone renders 200 songs of 300 s per minute with the fused decoder,
+# and rendered 154 without it; other cards than Hopper's decode without it.
+FUSED_DECODE_S_PER_SECOND: Final = 0.096 / 300
 DECODE_S_PER_SECOND: Final = 0.18 / 300
-PREPARE_S: Final = 0.02
+PREPARE_S: Final = 0.018
+
+MPS_GAIN: Final = 1.14
+"""Songs per minute with LM and renderer on one GPU at the same time, to those by turns: 135 to 118 as MP3, 64 jobs."""
 
 # Working memory of the renderer, 2B; wider models need more per token.
 STEP_BYTES_PER_TOKEN: Final = 47_000
@@ -122,12 +145,17 @@ LM_OVERHEAD_BYTES: Final[Mapping[Backend, int]] = MappingProxyType({"vllm": 1_51
 LM_PROMPT_TOKENS: Final = 250  # of each of the two sequences of a song
 LM_SEQUENCES_PER_SONG: Final = 2  # guided: conditional and unconditional
 
-# Vocabulary 217,204, tied embedding.
+# Vocabulary 217,204, tied embedding, 1,024, 2,048 and 2,560 wide.
+_VOCABULARY: Final = 217_204
 LM_SIZES: Final[Mapping[str, LmSize]] = MappingProxyType(
     dict(
         zip(
             LMS,
-            (LmSize(662_000_000, 28), LmSize(1_854_000_000, 28), LmSize(4_189_000_000, 36)),
+            (
+                LmSize(662_000_000, 28, embedded=_VOCABULARY * 1024),
+                LmSize(1_854_000_000, 28, embedded=_VOCABULARY * 2048),
+                LmSize(4_189_000_000, 36, embedded=_VOCABULARY * 2560),
+            ),
             strict=True,
         )
     )
@@ -153,19 +181,19 @@ ENCODE_S_PER_SECOND: Final[Mapping[str, float]] = MappingProxyType(
     {"mp3": 0.011, "aac": 0.05, "ogg": 0.013, "opus": 0.013, "flac": 0.002, "wav": 0.001, "wav32": 0.001}
 )
 
-REFERENCE: Final = GpuSpeed(989, 4800)
+REFERENCE: Final = GpuSpeed(989, 4800, hopper=True)
 """The measured GPU's."""
 
 # Names and MiB as nvidia-smi prints them.
 _GPUS: Final = (
     GpuModel("NVIDIA H200", REFERENCE, 143_771),
-    GpuModel("NVIDIA H100 80GB HBM3", GpuSpeed(989, 3350), 81_559),
-    GpuModel("NVIDIA H100 PCIe", GpuSpeed(756, 2000), 81_559),
+    GpuModel("NVIDIA H100 80GB HBM3", GpuSpeed(989, 3350, hopper=True), 81_559),
+    GpuModel("NVIDIA H100 PCIe", GpuSpeed(756, 2000, hopper=True), 81_559),
     GpuModel("NVIDIA A100-SXM4-80GB", GpuSpeed(312, 2039), 81_920),
     GpuModel("NVIDIA A100-SXM4-40GB", GpuSpeed(312, 1555), 40_960),
     GpuModel("NVIDIA A100 80GB PCIe", GpuSpeed(312, 1935), 81_920),
     GpuModel("NVIDIA A100-PCIE-40GB", GpuSpeed(312, 1555), 40_960),
-    GpuModel("NVIDIA H20", GpuSpeed(148, 4000), 97_871),
+    GpuModel("NVIDIA H20", GpuSpeed(148, 4000, hopper=True), 97_871),
     GpuModel("NVIDIA L40S", GpuSpeed(362, 864), 46_068),
     GpuModel("NVIDIA L40", GpuSpeed(181, 864), 46_068),
     GpuModel("NVIDIA L4", GpuSpeed(121, 300), 23_034),

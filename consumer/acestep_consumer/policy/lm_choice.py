@@ -6,9 +6,9 @@ The worker, ``doctor`` and ``plan`` ask the same function with the same request 
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from acestep_consumer.policy.benchmarks import LM_SIZES, RESERVE_GB, Backend, LmSize, is_same_size, lm_size
+from acestep_consumer.policy.benchmarks import DIT_2B, LM_SIZES, RESERVE_GB, Backend, LmSize, is_same_size, lm_size
 from acestep_consumer.policy.sizing import GpuSpec, ModelSet, Workload, capacity, lm_on_gpu
 from acestep_consumer.policy.tiers import LM_MEMORY_GB, LMS, OFFLOAD_BELOW_GB, Tier
 
@@ -17,6 +17,12 @@ SHARE_ABOVE_GB = 0.4
 
 RENDERER_GB, OFFLOADED_RENDERER_GB = 7.0, 4.5
 """The minimum for a renderer with a 2B model: its weights (offloaded: the DiT's only) and one song."""
+
+INT8_FREES_GB = 1.4
+"""So much less is the minimum where the DiT's weights are in int8."""
+
+STARTING_RENDERER_GB = 20.0
+"""More than a renderer takes at any time of its start, for each of its models: 10 GB of weights (XL), 5.8 of tiles."""
 
 KEPT_THROUGHPUT = 0.5
 """A larger LM is the default only where it keeps this share of the songs per minute of the fastest one."""
@@ -33,6 +39,7 @@ class LmRequest:
         on_disk: names of ACE-Step's LMs that are on the disk; None: not known, as for a GPU of another machine.
         on_hub: names of those that can be downloaded.
         sizes: of the models whose files are here, by the name or path in ``model`` and ``on_disk``.
+        int8: whether the weights of LM and DiT are quantized.
     """
 
     init: bool | None = None
@@ -41,10 +48,11 @@ class LmRequest:
     on_disk: frozenset[str] | None = None
     on_hub: frozenset[str] = frozenset()
     sizes: Mapping[str, LmSize] = field(default_factory=dict)
+    int8: bool = False
 
     def size_of(self, model: str) -> LmSize:
         """Return the size of an LM: of its files, or else by its name."""
-        return self.sizes.get(model) or lm_size(model)
+        return replace(self.sizes.get(model) or lm_size(model), int8=self.int8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +111,11 @@ def renderer_share(plan: LmPlan, vram_gb: float) -> float:
     return max(vram_gb - plan.memory_gb - RESERVE_GB, 0.0)
 
 
+def loads_beside(plan: LmPlan, vram_gb: float, models: int) -> bool:
+    """Whether the LM may load while the renderer does: whatever the latter takes for its trial runs, both fit."""
+    return renderer_share(plan, vram_gb) >= STARTING_RENDERER_GB * models
+
+
 def _named(wish: LmRequest, asked: str, tier: Tier) -> tuple[str, tuple[str, ...]]:
     """Return the LM that the operator named, unless it is larger than the tier allows, whatever it is called."""
     largest = tier.lms[-1] if tier.lms else LMS[0]
@@ -157,7 +170,8 @@ def _rates(models: tuple[str, ...], wish: LmRequest, vram_gb: float) -> dict[str
     for model in models:
         size = wish.size_of(model)
         lm = lm_on_gpu(model, wish.backend, _memory(size, vram_gb), workload, size)
-        load = ModelSet(lm=lm, offload_models=offload, offload_dit=offload)
+        dit = replace(DIT_2B, int8=wish.int8)
+        load = ModelSet(models=(dit,), lm=lm, offload_models=offload, offload_dit=offload)
         found[model] = capacity(gpu, load, workload).songs_a_minute or 0.0
     return found
 
@@ -178,15 +192,19 @@ def _trade_off(chosen: str, rates: Mapping[str, float]) -> str:
 def _that_leave_room(models: tuple[str, ...], wish: LmRequest, vram_gb: float) -> tuple[str, ...]:
     """Return the LMs that leave enough memory for the renderer, smallest first; if none does, the smallest."""
     needed = RENDERER_GB if vram_gb >= OFFLOAD_BELOW_GB else OFFLOADED_RENDERER_GB
-    room = vram_gb - RESERVE_GB - needed
+    room = vram_gb - RESERVE_GB - (needed - INT8_FREES_GB if wish.int8 else needed)
     return tuple(model for model in models if _memory(wish.size_of(model), vram_gb) <= room) or models[:1]
 
 
 def _memory(size: LmSize, vram_gb: float) -> float:
-    """Return the GB of an LM: between the published sizes by its parameters, beyond the largest by its weights."""
+    """Return the GB of an LM: between the published sizes by its parameters, beyond the largest by its weights.
+
+    In int8 it gets less by what its weights are smaller, so that it has room for as many songs.
+    """
     known = [(LM_SIZES[name].weights / 1e9, memory) for name, memory in LM_MEMORY_GB.items()]
-    weights = size.weights / 1e9
+    weights = replace(size, int8=False).weights / 1e9
     base = known[0][1]
     for (low, least), (high, most) in itertools.pairwise(known):
         base += (most - least) * min(max((weights - low) / (high - low), 0.0), 1.0)
-    return base + max(0.0, weights - known[-1][0]) + max(0.0, vram_gb - 24) * SHARE_ABOVE_GB
+    base += max(0.0, weights - known[-1][0]) + max(0.0, vram_gb - 24) * SHARE_ABOVE_GB
+    return base - (weights - size.weights / 1e9)

@@ -120,7 +120,7 @@ def _table(version: str, rows: str) -> TierTable:
 
 BUILT_IN = _table("acestep-1.5-2026-02", _ROWS_2026_02)
 NEWER = _table("acestep-1.5-2026-06", _ROWS_2026_06)
-"""The limits of ACE-Step's server as of June 2026; below 20 GB they count on int8 weights, which are not used here."""
+"""The limits of ACE-Step's server as of June 2026; below 20 GB they count on weights in int8."""
 
 SHIPPED = {table.version: table for table in (BUILT_IN, NEWER)}
 """Tables that ``ACESTEP_TIER_TABLE`` may name in place of a file."""

@@ -22,6 +22,7 @@ from acestep_consumer.broker.inspection import MissingPermission, QueueDepth, To
 from acestep_consumer.broker.queue_limit import LimitInForce
 from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE, NOTICES, UNROUTED, topology_with
 from acestep_consumer.broker.versions import ack_timeout_warning
+from acestep_consumer.commands.doctor import machine
 from acestep_consumer.commands.doctor.broker import (
     clock,
     judge_acks,
@@ -37,6 +38,7 @@ from acestep_consumer.commands.doctor.broker import (
 from acestep_consumer.commands.doctor.machine import (
     ENOUGH_BYTES,
     LEAST_BYTES,
+    Machine,
     check_port,
     check_scratch,
     judge_encoders,
@@ -290,6 +292,16 @@ def test_torch_is_asked_for_a_device_that_is_named(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(gpu, "no_gpu_reason", lambda: "torch is a CPU-only build")
     monkeypatch.setattr(gpu, "_ask_torch", lambda *_: DetectedGpu("asked", 0, "torch"))
     assert gpu.find("cuda:1", {"PATH": str(tmp_path)}).name == "asked"
+
+
+@pytest.mark.parametrize(("missing", "level"), [("torchao", "fail"), ("nothing", "ok")])
+async def test_int8_without_torchao_is_told_with_what_to_install(
+    missing: str, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "find_spec", lambda name: None if name == missing else name)
+    (found,) = [each async for each in Machine(settings_with(ACESTEP_QUANTIZATION="int8"), {}).packages()]
+    assert found.level == level
+    assert (missing == "nothing") or found.fix == machine.INSTALL_INT8
 
 
 def test_models_that_do_not_fit_the_card_are_told() -> None:

@@ -43,6 +43,21 @@ def test_the_env_file_of_ace_steps_own_server_is_accepted(tmp_path: Path) -> Non
     assert own.engine.checkpoint_dir == Path("/ours")
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("int8", "int8"), ("int8_weight_only", "int8"), ("true", "int8"), ("none", None), ("None", None), ("false", None),
+     ("auto", None)],
+)  # fmt: skip
+def test_quantization_is_named_as_here_or_as_in_ace_step(given: str, meant: str | None) -> None:
+    assert load({"ACESTEP_QUANTIZATION": given}, None).engine.quantization == meant
+
+
+@pytest.mark.parametrize("given", ["fp8_weight_only", "w8a8_dynamic"])
+def test_a_quantization_of_ace_step_that_is_not_here_is_told_with_the_one_that_is(given: str) -> None:
+    with pytest.raises(SettingsError, match=rf"ACESTEP_QUANTIZATION.*{given} is not there; int8 \(weights only\) is"):
+        load({"ACESTEP_QUANTIZATION": given}, None)
+
+
 def test_no_setting_of_this_program_is_said_to_have_no_effect() -> None:
     assert not known_variables() & (WITHOUT_EFFECT.keys() | RENAMED.keys())
     assert set(RENAMED.values()) <= known_variables()

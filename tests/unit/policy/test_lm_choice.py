@@ -1,10 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which language model a card gets."""
 
+from dataclasses import replace
+
 import pytest
 
-from acestep_consumer.policy.benchmarks import LM_SIZES, LmSize
-from acestep_consumer.policy.lm_choice import LmPlan, LmRequest, plan_lm, renderer_share
+from acestep_consumer.policy.benchmarks import LM_SIZES, RESERVE_GB, LmSize
+from acestep_consumer.policy.lm_choice import (
+    INT8_FREES_GB,
+    OFFLOADED_RENDERER_GB,
+    LmPlan,
+    LmRequest,
+    plan_lm,
+    renderer_share,
+)
 from acestep_consumer.policy.tiers import BUILT_IN, LM_MEMORY_GB, LMS
 
 
@@ -83,6 +92,24 @@ def named(size: LmSize, vram_gb: float, name: str = "my-finetune") -> LmPlan:
     return chosen
 
 
+@pytest.mark.parametrize("model", LMS)
+def test_in_int8_a_model_gets_less_memory_by_what_its_weights_are_smaller(model: str) -> None:
+    plans = [plan_lm(LmRequest(init=True, model=model, int8=int8), BUILT_IN.tier_of(24), 24) for int8 in (False, True)]
+    plain, small = (plan for plan in plans if plan)
+    freed = plain.size.weights - small.size.weights
+    assert plain.memory_gb - small.memory_gb == pytest.approx(freed / 1e9)
+    assert 0.3 < freed / plain.size.weights < 0.5  # embedding and head stay in bfloat16
+
+
+def test_in_int8_a_card_of_8_gb_has_room_for_the_smallest_beside_the_renderer() -> None:
+    wish = LmRequest(init=True, model=LMS[0])
+    plain, small = (plan_lm(each, BUILT_IN.tier_of(8), 8) for each in (wish, replace(wish, int8=True)))
+    assert plain is not None
+    assert plain.memory_gb + OFFLOADED_RENDERER_GB + RESERVE_GB > 8
+    assert small is not None
+    assert small.memory_gb + OFFLOADED_RENDERER_GB - INT8_FREES_GB + RESERVE_GB < 8
+
+
 def test_a_model_of_ones_own_has_the_memory_of_its_size_and_not_of_its_name() -> None:
     sizes = {name: LM_SIZES[name] for name in LMS}
     assert [named(size, 24).memory_gb for size in sizes.values()] == list(LM_MEMORY_GB.values())
@@ -143,9 +170,9 @@ def test_the_cost_of_the_choice_is_said_where_there_was_one() -> None:
     assert at_24 is not None
     assert at_48 is not None
     assert at_24.trade_off == (
-        f"{LARGE} would make about 45% of its songs a minute; ACESTEP_LM_MODEL_PATH chooses another"
+        f"{LARGE} would make about 42% of its songs a minute; ACESTEP_LM_MODEL_PATH chooses another"
     )
-    assert at_48.trade_off.startswith(f"{SMALL} would make about 169% of its songs a minute")
+    assert at_48.trade_off.startswith(f"{SMALL} would make about 179% of its songs a minute")
     for chosen in (plan(13), plan(24, model=LARGE), plan(0, init=True)):
         assert chosen is not None
         assert chosen.trade_off == ""

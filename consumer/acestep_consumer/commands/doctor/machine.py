@@ -30,6 +30,7 @@ from acestep_consumer.engine.compiler import compiler_fault
 from acestep_consumer.policy.tiers import TierTable, TierTableError, load_table, others
 
 INSTALL: Final = "pip install 'acestep-consumer[engine]'"
+INSTALL_INT8: Final = "pip install 'acestep-consumer[int8]', or unset ACESTEP_QUANTIZATION"
 PACKAGES: Final = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "av", "numpy")
 # The largest batch of the longest songs in the largest format is 1.8 GB.
 ENOUGH_BYTES, LEAST_BYTES = 2 << 30, 256 << 20
@@ -50,6 +51,9 @@ class Machine:
         missing = [name for name in PACKAGES if find_spec(name) is None]
         if missing:
             yield fail("packages", f"missing: {', '.join(missing)}", INSTALL)
+            return
+        if self._settings.engine.quantization and find_spec("torchao") is None:
+            yield fail("packages", "ACESTEP_QUANTIZATION=int8 needs torchao, which is missing", INSTALL_INT8)
             return
         yield ok("packages", f"torch {_version('torch')}, diffusers {_version('diffusers')}, PyAV {_version('av')}")
 

@@ -115,7 +115,7 @@ class ExpectedSongsPart(_PlanPart):
 
 
 class PlanReport(_PlanPart):
-    """The whole report."""
+    """The whole report. ``possible_int8``: the same pairs with weights in int8, on small GPUs where they are not."""
 
     card: GpuPart
     tier: TierLimitsPart
@@ -123,7 +123,9 @@ class PlanReport(_PlanPart):
     offload: OffloadPart
     models: tuple[ModelPart, ...]
     lm: LmPart | None
+    quantization: str | None
     possible: tuple[FitPart, ...]
+    possible_int8: tuple[FitPart, ...]
     fits: bool
     memory: MemoryPart | None
     workload: WorkloadPart

@@ -43,6 +43,7 @@ from acestep_consumer.policy.tiers import LMS, MIN_DURATION_S, NEWER, OFFLOAD_BE
 
 _OFFLOADABLE = ("cuda", "xpu")
 _INT8_BELOW_GB = 20
+_INT8_SHOWN_TO_GB = 24.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +79,7 @@ class PlanSurvey:
         self._speed = model.speed if model else None
         self._gpu = GpuSpec(name=found.name, vram_gb=found.vram_gb, speed=self._speed or REFERENCE)
         self._names = tuple(dict.fromkeys(self._engine.models))
+        self._int8 = self._engine.quantization == "int8"
         self._dits = {name: size_of_dit(name, self._engine.checkpoint_dir) for name in self._names}
         self._lm_wish = self._lm_request()
         self._lm_plan = plan_lm(self._lm_wish, self._tier, found.vram_gb)
@@ -85,7 +87,7 @@ class PlanSurvey:
         self._lm = self._on_gpu(self._lm_plan, self._workload) if self._lm_plan and not self._lm_is_apart() else None
         offload = self._offloads()
         self._load = ModelSet(
-            models=tuple(dit.size for dit in self._dits.values()),
+            models=tuple(replace(dit.size, int8=self._int8) for dit in self._dits.values()),
             lm=self._lm,
             offload_models=offload,
             offload_dit=offload and self._engine.offload_dit is not False,
@@ -103,7 +105,9 @@ class PlanSurvey:
             offload=self._offload_part(),
             models=tuple(ModelPart(name=name, size=dit.size.name) for name, dit in self._dits.items()),
             lm=self._lm_part(),
-            possible=tuple(self._possible()),
+            quantization=self._engine.quantization,
+            possible=tuple(self._possible(int8=self._int8)),
+            possible_int8=tuple(self._possible(int8=True)) if self._shows_int8() else (),
             fits=self._capacity.fits,
             memory=_memory_part(self._capacity),
             workload=self._workload_part(),
@@ -189,14 +193,17 @@ class PlanSurvey:
             songs_at_once=lm.room(self._workload),
         )
 
-    def _possible(self) -> Iterator[FitPart]:
+    def _shows_int8(self) -> bool:
+        return not self._int8 and self._found.vram_gb <= _INT8_SHOWN_TO_GB
+
+    def _possible(self, *, int8: bool) -> Iterator[FitPart]:
         """Yield every pair of a DiT size and an LM (the tier's and the configured one), with songs per minute."""
         if not self._found.vram_gb:
             return
         configured = () if self._lm_plan is None else (self._lm_plan.model,)
         for name in dict.fromkeys((None, *self._tier.lms, *configured)):
-            lm = self._listed(name)
-            for size in dict.fromkeys((*DIT_SIZES, *self._load.models)):
+            lm = self._listed(name, int8=int8)
+            for size in dict.fromkeys(replace(size, int8=int8) for size in (*DIT_SIZES, *self._load.models)):
                 load = self._with(size, lm)
                 left = left_over(self._gpu, load)
                 work = replace(self._workload, thinking=lm is not None and self._workload.thinking)
@@ -209,8 +216,8 @@ class PlanSurvey:
                     songs_a_minute=None if rate is None else round(rate, 1),
                 )
 
-    def _listed(self, name: str | None) -> LmSpec | None:
-        wish = replace(self._lm_wish, init=name is not None, model=name)
+    def _listed(self, name: str | None, *, int8: bool) -> LmSpec | None:
+        wish = replace(self._lm_wish, init=name is not None, model=name, int8=int8)
         wanted = plan_lm(wish, self._tier, self._found.vram_gb)
         return self._on_gpu(wanted, Workload()) if wanted else None
 
@@ -279,16 +286,25 @@ class PlanSurvey:
 
     def _missing(self) -> str:
         missing = -left_over(self._gpu, self._load, self._workload) / GIB
-        smaller = [part for part in self._possible() if part.fits and part.dit == self._load.models[0].name]
+        possible = self._possible(int8=self._int8)
+        smaller = [part for part in possible if part.fits and part.dit == self._load.models[0].name]
         with_lm = [part.lm for part in smaller if part.lm and part.lm != self._lm.model] if self._lm else []
         text = f"does not fit: {max(missing, 0.1):.1f} GiB short"
-        if with_lm:
-            return f"{text}; ACESTEP_LM_MODEL_PATH={with_lm[-1]} fits"
+        ways = [f"ACESTEP_LM_MODEL_PATH={with_lm[-1]}"] if with_lm else []
+        if not self._int8 and any(self._is_set(part) and part.fits for part in self._possible(int8=True)):
+            ways.append("ACESTEP_QUANTIZATION=int8")
+        if ways:
+            return f"{text}; {' or '.join(ways)} fits"
         if self._lm is not None and smaller:
             return f"{text}; fits without the LM: ACESTEP_INIT_LLM=false"
         if not self._load.offload_models:
             return f"{text}; ACESTEP_OFFLOAD_TO_CPU=true keeps idle models in RAM"
         return f"{text}; shorter songs or a smaller model may fit"
+
+    def _is_set(self, part: FitPart) -> bool:
+        """Whether it is the pair that a worker would load, alone."""
+        lm = self._lm.model if self._lm else None
+        return len(self._dits) == 1 and (part.dit, part.lm) == (self._load.models[0].name, lm)
 
     def _rests_on(self) -> str:
         origin = f"measured on one {MEASURED_ON}, full shapes with random weights"
@@ -299,9 +315,10 @@ class PlanSurvey:
         if self._speed == REFERENCE:
             return origin
         mine, reference = self._speed, REFERENCE
+        without = "" if mine.hopper else ", without fused decoder and without MPS's gain, both measured there alone"
         return (
             f"{origin}, scaled by data sheets: {mine.tflops:g} of {reference.tflops:g} TFLOP/s (bf16, dense), "
-            f"{mine.gigabytes_s:g} of {reference.gigabytes_s:g} GB/s; an estimate, not a measurement"
+            f"{mine.gigabytes_s:g} of {reference.gigabytes_s:g} GB/s{without}; an estimate, not a measurement"
         )
 
     def _notes(self) -> Iterator[str]:
@@ -309,8 +326,10 @@ class PlanSurvey:
             yield f"no GPU detected: {self._found.why}. Use --card or --vram to plan for one"
         if self._speed is None and self._found.vram_gb:
             yield f"--card knows the speed of: {', '.join(benchmarks.gpu_names())}"
-        if self._table is NEWER and 0 < self._found.vram_gb < _INT8_BELOW_GB:
-            yield f"{NEWER.version} counts on weights in int8 on this GPU, which are not used here: see what fits"
+        if self._int8:
+            yield "int8 was not measured: memory is calculated, and speed is that of bfloat16"
+        elif self._table is NEWER and 0 < self._found.vram_gb < _INT8_BELOW_GB:
+            yield f"{NEWER.version} counts on weights in int8 on this GPU: ACESTEP_QUANTIZATION=int8"
         if self._lm_plan:
             yield from self._lm_plan.warnings
             if self._lm_plan.trade_off:
@@ -334,15 +353,16 @@ class PlanSurvey:
             if not dit.on_disk and not name.rstrip("/").rpartition("/")[2].lower().startswith("acestep-v15"):
                 yield f"unknown size of {name}: assumed {dit.size.name}"
         size = self._load.models[0]
-        if size is not DIT_2B and self._found.vram_gb:
+        if size.name != DIT_2B.name and self._found.vram_gb:
             scaled = "speed scaled from the 2B model by parameters, memory calculated from its shapes"
             yield f"{size.name.partition(' ')[0]} was not measured: {scaled}"
         if self._lm_is_apart() and self._lm_plan:
             yield f"the LM is on {self._engine.lm_device}: its memory and time are not included"
-        if self._lm is not None and self._lm.size not in LM_SIZES.values():
+        published = None if self._lm is None else replace(self._lm.size, int8=False)
+        if self._lm is not None and published not in LM_SIZES.values():
             billions = self._lm.size.parameters / 1e9
             yield f"{self._lm.model} ({billions:.2g}B) was not measured: speed of the next larger LM, or scaled from it"
-        if self._lm is not None and self._lm.backend == "pt" and self._lm.size != LM_SIZES[LMS[1]]:
+        if self._lm is not None and self._lm.backend == "pt" and published != LM_SIZES[LMS[1]]:
             yield "transformers was measured with the 1.7B LM only: speed scaled like vLLM's"
         if self._load.offload_models or (self._engine.lm_offload and self._lm):
             yield "offloading: the transfer time of weights is not included; expect fewer songs per minute"

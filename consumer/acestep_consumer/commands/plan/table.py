@@ -13,6 +13,9 @@ from acestep_consumer.commands.terminal import bullet_list, plural, two_digits
 
 Row = tuple[str, str]
 
+_FITS = "Models that fit, and songs per minute of the workload below"
+_FITS_INT8 = "The same with weights in int8 (ACESTEP_QUANTIZATION=int8)"
+
 
 def show(plan: PlanReport, console: Console) -> None:
     """Print the report: the GPU, which models fit, the recommendation, notes."""
@@ -22,7 +25,9 @@ def show(plan: PlanReport, console: Console) -> None:
         console.print(text, style="bold yellow", markup=False)
     console.print(_rows("GPU", _gpu(plan)))
     if plan.possible:
-        console.print(_possible(plan))
+        console.print(_possible(_FITS, plan.possible))
+    if plan.possible_int8:
+        console.print(_possible(_FITS_INT8, plan.possible_int8))
     console.print(_rows("This workload", _workload(plan)))
     if plan.notes:
         console.print(bullet_list(plan.notes))
@@ -50,6 +55,7 @@ def _gpu(plan: PlanReport) -> Iterator[Row]:
         yield "not in force", f"{other.name} of {other.table_version}: {seconds}; {songs}"
     yield "models", ", ".join(f"{model.name} ({model.size})" for model in plan.models)
     yield "language model", _lm(plan)
+    yield "weights", plan.quantization or "as published (bfloat16)"
     yield "offloading", _offload(plan)
     if plan.memory is not None:
         yield from _memory(plan.memory)
@@ -76,10 +82,9 @@ def _memory(memory: MemoryPart) -> Iterator[Row]:
     yield "renderer, GiB", f"{memory.renderer_weights_gib:g} weights, {work}"
 
 
-def _possible(plan: PlanReport) -> Table:
+def _possible(title: str, possible: tuple[FitPart, ...]) -> Table:
     """A row for each LM, a column for each DiT size: memory left, and songs per minute of the workload."""
-    sizes = list(dict.fromkeys(part.dit for part in plan.possible))
-    title = "Models that fit, and songs per minute of the workload below"
+    sizes = list(dict.fromkeys(part.dit for part in possible))
     table = Table(
         title=title,
         title_justify="left",
@@ -89,8 +94,8 @@ def _possible(plan: PlanReport) -> Table:
     table.add_column("language model", style="cyan")
     for size in sizes:
         table.add_column(f"DiT {size}")
-    for lm in dict.fromkeys(part.lm for part in plan.possible):
-        table.add_row(lm or "none", *(_fit(part) for part in plan.possible if part.lm == lm))
+    for lm in dict.fromkeys(part.lm for part in possible):
+        table.add_row(lm or "none", *(_fit(part) for part in possible if part.lm == lm))
     return table
 
 

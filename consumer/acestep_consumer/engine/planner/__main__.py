@@ -18,6 +18,7 @@ import structlog
 from acestep_consumer.config.logs import set_log_level, set_up_logs
 from acestep_consumer.engine import framing
 from acestep_consumer.engine.heartbeat import heartbeat
+from acestep_consumer.engine.kernel_cache import set_kernel_cache
 from acestep_consumer.engine.messages import (
     FROM_ENGINE,
     TO_ENGINE,
@@ -33,7 +34,7 @@ from acestep_consumer.engine.messages import (
 )
 from acestep_consumer.engine.process_memory import collection_paused
 
-EXIT_UNUSABLE, EXIT_BACKEND_FAILED, EXIT_MISUNDERSTOOD = 3, 4, 5
+EXIT_UNUSABLE, EXIT_BACKEND_FAILED, EXIT_MISUNDERSTOOD, EXIT_CROWDED = 3, 4, 5, 6
 
 log = structlog.get_logger()
 
@@ -84,12 +85,18 @@ async def main() -> None:
 
 async def serve(pipe: PlannerPipe, configure: ConfigurePlanner) -> None:
     """Load the model, warm it up, and answer requests."""
+    set_kernel_cache(configure.compile_cache)
     with heartbeat(pipe.beat):
         try:
             # Not at the top: torch takes seconds and may be missing, and the parent must be informed of either.
             with collection_paused():
                 from acestep_consumer.engine.planner.engine_loop import EngineLoop  # noqa: PLC0415 - see above
-                from acestep_consumer.engine.planner.loading import LmUnusable, import_backend, load  # noqa: PLC0415
+                from acestep_consumer.engine.planner.loading import (  # noqa: PLC0415
+                    DeviceCrowded,
+                    LmUnusable,
+                    import_backend,
+                    load,
+                )
                 from acestep_consumer.engine.planner.planning import SongPlanner  # noqa: PLC0415
                 from acestep_consumer.engine.planner.service import PlannerService, report_stats  # noqa: PLC0415
 
@@ -98,12 +105,15 @@ async def serve(pipe: PlannerPipe, configure: ConfigurePlanner) -> None:
             await refuse(pipe, f"{error.name} is missing: pip install 'acestep-consumer[engine]'")
         if configure.wait:
             await pipe.tell(Loading(step="waiting for the renderer", phase="waiting"))
-            await wait_for_start(pipe)
+            configure = await wait_for_start(pipe)
         await pipe.tell(Loading(step=f"loading {configure.model}", phase="models"))
         try:
             loaded = load(configure)
         except LmUnusable as error:
             await refuse(pipe, str(error))
+        except DeviceCrowded:
+            log.exception("vLLM cannot start beside the renderer")
+            exit_now(EXIT_CROWDED)
         await pipe.tell(Loading(step=f"warming up {configure.model}", phase="warm-up"))
         engine_loop = EngineLoop(loaded.backend)
         stepping = asyncio.create_task(engine_loop.run(), name="steps")
@@ -117,11 +127,12 @@ async def serve(pipe: PlannerPipe, configure: ConfigurePlanner) -> None:
         service.handle(await pipe.receive())
 
 
-async def wait_for_start(pipe: PlannerPipe) -> None:
-    """Wait for ``LoadModels``."""
+async def wait_for_start(pipe: PlannerPipe) -> ConfigurePlanner:
+    """Wait for ``LoadModels``; returns its settings."""
     while not isinstance(message := await pipe.receive(), LoadModels):
         if isinstance(message, SetLogLevel):
             set_log_level(message.log_level)
+    return message.configure
 
 
 async def refuse(pipe: PlannerPipe, reason: str) -> NoReturn:

@@ -16,6 +16,7 @@ from acestep_consumer.engine.planner.backend import Backend, Generation, Sequenc
 from acestep_consumer.engine.planner.registry import LmNotFound, resolve
 from acestep_consumer.engine.planner.tokens import LmTokens, TokenizerUnfit
 from acestep_consumer.engine.published_models import PUBLISHED, pull_command
+from acestep_consumer.engine.renderer.quantization import QuantizationUnavailable, config_json, weight_bytes
 from acestep_consumer.engine.renderer.quiet_imports import quietly
 
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")
@@ -25,6 +26,10 @@ _Name = Literal["vllm", "pt"]
 
 class LmUnusable(Exception):
     """The language model cannot be loaded with these settings; the message says why and what to do."""
+
+
+class DeviceCrowded(Exception):
+    """vLLM could not start while the renderer may have been loading: it can after it, in another process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +116,7 @@ def load(configure: ConfigurePlanner) -> Loaded:
 
     Raises:
         LmUnusable: no model, no tokenizer, or no backend.
+        DeviceCrowded: vLLM cannot start beside another engine that is starting.
     """
     folder = find(configure.model, configure.checkpoint_dir)
     device = _device(configure.device)
@@ -170,9 +176,13 @@ def _open_vllm(configure: ConfigurePlanner, folder: Path, tokens: LmTokens, devi
             if on_gpu
             else EngineSize(memory_gb=_CPU_CACHE_GB)
         )
-        options: dict[str, Any] = {"dtype": _dtype_name(device)}
+        options: dict[str, Any] = {"dtype": _dtype_name(device), "beside": on_gpu and configure.beside}
+        if configure.quantization is not None:
+            options["torchao"] = config_json()
         return open_vllm(str(folder), tokens.tokenizer, _codes(tokens), size, compiled=on_gpu, **options)
-    except (VllmUnavailable, OSError, ValueError, RuntimeError) as error:
+    except (VllmUnavailable, OSError, ValueError, RuntimeError, QuantizationUnavailable) as error:
+        if configure.beside and not isinstance(error, VllmUnavailable | QuantizationUnavailable):
+            raise DeviceCrowded(_first_line(error)) from error
         raise LmUnusable(_first_line(error)) from error
 
 
@@ -182,8 +192,8 @@ def _open_transformers(configure: ConfigurePlanner, folder: Path, tokens: LmToke
 
     try:
         with quietly():
-            model = load_model(str(folder), str(device), getattr(torch, _dtype_name(device)))
-    except (OSError, ValueError, RuntimeError) as error:
+            model = load_model(str(folder), str(device), getattr(torch, _dtype_name(device)), configure.quantization)
+    except (OSError, ValueError, RuntimeError, QuantizationUnavailable) as error:
         raise LmUnusable(_first_line(error)) from error
     cache = _cache_tokens(model, configure.memory_gb if device.type == "cuda" else None)
     masks = masks_for(model, tokens.tokenizer)
@@ -203,7 +213,7 @@ _OPEN: Mapping[str, Callable[[ConfigurePlanner, Path, LmTokens, torch.device], B
 def _cache_tokens(model: Any, memory_gb: float | None) -> int:
     """Return the number of tokens whose keys and values fit beside the weights."""
     config = model.config
-    weights = sum(part.numel() * part.element_size() for part in model.parameters())
+    weights = weight_bytes(model)
     each = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * model.dtype.itemsize
     free_bytes = _CPU_CACHE_GB * 1e9 if memory_gb is None else memory_gb * 1e9 - weights
     if free_bytes < each * 2048:

@@ -73,6 +73,7 @@ def lm_request(settings: EngineSettings, environ: Mapping[str, str]) -> LmReques
         on_disk=frozenset(name for name in LMS if name in found and any(found[name].glob("*.safetensors"))),
         on_hub=frozenset() if is_offline(environ) else frozenset(HUB),
         sizes={name: size for name, place in found.items() if (size := _size(place)) is not None},
+        int8=settings.quantization == "int8",
     )
 
 
@@ -94,7 +95,7 @@ def _size(folder: Path) -> LmSize | None:
         queries, keys = heads * head, config.get("num_key_value_heads", heads) * head
         layer = hidden * (2 * queries + 2 * keys + 3 * config["intermediate_size"] + 2) + 2 * head
         embeddings = config["vocab_size"] * hidden * (1 if config.get("tie_word_embeddings", True) else 2)
-        size = LmSize(int(embeddings + layers * layer + hidden), int(layers), int(keys))
+        size = LmSize(int(embeddings + layers * layer + hidden), int(layers), int(keys), embedded=int(embeddings))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
         return None
     published = (known for known in LM_SIZES.values() if is_same_size(size.parameters, known.parameters))

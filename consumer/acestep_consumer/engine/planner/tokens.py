@@ -1,38 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tokenizer of the language model: conversations to token ids, and the ids of the audio codes."""
 
-import copyreg
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Self
 
-from tokenizers import AddedToken
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from acestep_consumer.domain.audio_codes import CODE_COUNT, format_code, format_codes
 from acestep_consumer.engine.planner.prompts import Prompt
 
 END_OF_TURN: Final = "<|im_end|>"
+_SPECIAL: Final = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 class TokenizerUnfit(Exception):
     """The folder has no tokenizer of a 5Hz language model. The message says what is missing."""
 
 
-@contextmanager
-def _added_tokens_shared() -> Iterator[None]:
-    """Let ``copy.deepcopy`` return ``AddedToken`` objects themselves.
+def _read(folder: Path) -> Any:
+    """Read a tokenizer as it was saved.
 
-    transformers copies the arguments of a tokenizer several times, with all 64,000 audio codes and though nothing
-    changes them: most of the time that loading takes.
+    ``AutoTokenizer`` builds it anew from the same file, and copies all 64,000 audio codes several times: five times
+    as long. It is for folders that have no such file.
     """
-    copyreg.pickle(AddedToken, lambda _: AddedToken.__qualname__)  # a text stands for "as it is"
-    try:
-        yield
-    finally:
-        del copyreg.dispatch_table[AddedToken]
+    saved, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    if not (saved.is_file() and settings.is_file()):
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = json.loads(settings.read_text(encoding="utf-8"))
+    special = {name: _text_of(config[name]) for name in _SPECIAL if config.get(name) is not None}
+    template = folder / "chat_template.jinja"
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_file(str(saved)),
+        chat_template=template.read_text(encoding="utf-8") if template.is_file() else config.get("chat_template"),
+        **special,
+    )
+
+
+def _text_of(token: Any) -> str:
+    """Return a token's text, of a text or of its description."""
+    return str(token["content"] if isinstance(token, dict) else token)
 
 
 class LmTokens:
@@ -56,9 +66,8 @@ class LmTokens:
             TokenizerUnfit: there is none, or it is not one of a 5Hz language model.
         """
         try:
-            with _added_tokens_shared():
-                tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            tokenizer = _read(folder)
+        except Exception as error:
             raise TokenizerUnfit(f"{folder} has no tokenizer that can be loaded: {error}") from error
         return cls(tokenizer)
 

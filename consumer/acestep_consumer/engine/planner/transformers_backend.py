@@ -20,11 +20,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from acestep_consumer.concurrency.priority import insert
+from acestep_consumer.config.settings import Quantization
 from acestep_consumer.engine.planner.backend import Generation, SequenceOutput, TextConstraint
 from acestep_consumer.engine.planner.row_cache import ATTENTION, RowCache
 from acestep_consumer.engine.planner.row_table import Row, RowGroup, RowTable, VocabularySlice
 from acestep_consumer.engine.planner.sequence import TokenSequence
 from acestep_consumer.engine.planner.token_masks import GrammarRefused, TokenMasks
+from acestep_consumer.engine.renderer.quantization import quantize
 
 PREFILL_TOKENS = 8192
 """Tokens of new prompts, with padding, that one step reads; further ones wait for the next step."""
@@ -269,12 +271,13 @@ class CudaGraph:
         self._graph = graph
 
 
-def load(path: str, device: str, dtype: torch.dtype) -> Any:
+def load(path: str, device: str, dtype: torch.dtype, quantization: Quantization | None = None) -> Any:
     """Load a model from a folder or the hub: safetensors only, and no code of the checkpoint is run.
 
     Raises:
         OSError: a file is missing.
         ValueError: weights are missing.
+        QuantizationUnavailable: torchao is missing.
     """
     model, report = AutoModelForCausalLM.from_pretrained(
         path,
@@ -286,6 +289,7 @@ def load(path: str, device: str, dtype: torch.dtype) -> Any:
     )
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"the weights of {len(missing)} tensors are missing, such as {missing[0]}")
+    quantize(model, quantization, device)
     return model.to(device).eval()
 
 

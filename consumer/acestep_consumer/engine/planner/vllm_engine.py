@@ -42,6 +42,9 @@ _ROWS, _MORE_ROWS = 128, 256
 _LONG_SONG_TOKENS = 2 * 1900
 """Of five minutes: 1,500 codes and a prompt, in both rows of a guided sequence."""
 
+_OWN_MEMORY = "acestep_consumer.engine.planner.vllm_worker.OwnMemoryWorker"
+"""vLLM imports its worker by name, once it is set up."""
+
 _BF16 = 2
 _PROCESSOR_BYTES = 4_000_000
 """Memory of the logits processor per row, at most: a few copies of its logits. vLLM does not count it."""
@@ -169,14 +172,22 @@ class VllmEngine:
         self._engine.engine_core.shutdown()
 
 
-def start(
-    model: str, processor: type, size: EngineSize, wanted: Callable[[], range] | None = None, **options: Any
+def start(  # noqa: PLR0913 - the last two have defaults that most callers use
+    model: str,
+    processor: type,
+    size: EngineSize,
+    wanted: Callable[[], range] | None = None,
+    *,
+    torchao: str | None = None,
+    beside: bool = False,
+    **options: Any,
 ) -> VllmEngine:
     """Load a model from a folder, after ``prepare``.
 
     ``processor`` is the class of the logits processor. ``wanted`` returns the tokens that it will choose from at this
-    step; None: all. ``options`` are vLLM's ``EngineArgs`` and override those set
-    here.
+    step; None: all. ``torchao``: quantize the weights as this configuration of torchao says, in JSON; vLLM's own int8
+    is for mixtures of experts. ``beside``: other processes may be allocating memory on the device. ``options`` are
+    vLLM's ``EngineArgs`` and override those set here.
 
     Raises:
         VllmUnavailable: there is too little memory.
@@ -189,7 +200,8 @@ def start(
     arguments = {
         "model": model,
         # Some files were saved without their head, as another class, which vLLM would take for an embedding model.
-        "hf_overrides": {"architectures": [_LM]},
+        "hf_overrides": {"architectures": [_LM], **_quantized(torchao)},
+        "quantization": None if torchao is None else "torchao",
         "runner": "generate",
         "skip_tokenizer_init": True,  # prompts are tokens, and texts are decoded by us
         "generation_config": "vllm",  # not the checkpoint's: every request sets all parameters
@@ -202,9 +214,15 @@ def start(
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
         **_memory(size),
+        **({"worker_cls": _OWN_MEMORY} if beside else {}),
         **options,
     }
     return VllmEngine(LLMEngine.from_engine_args(EngineArgs(**arguments)))
+
+
+def _quantized(torchao: str | None) -> dict[str, str]:
+    """Return what vLLM reads a quantization from that is made while it loads the weights."""
+    return {} if torchao is None else {"quantization_config_dict_json": torchao}
 
 
 def _lm_class(wanted: Callable[[], range] | None) -> type:

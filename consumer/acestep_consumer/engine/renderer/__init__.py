@@ -6,6 +6,13 @@ device's thread: ``scheduler`` (continuous batching), ``waiting_queue``, ``batch
 model's forward passes). Inside a forward pass: ``conditioning`` and ``text_encoder`` (encoders), ``sample`` (one
 song's state), ``denoiser``, ``pack``, ``packed_dit`` and ``attention`` (many songs in one DiT pass), ``vae_decode``,
 ``lora`` and ``lora_file``. Memory: ``measure``, ``degradation``, ``offload``. Speed: ``cuda_graphs``, ``device_clock``,
-``fused_decoder`` and ``decoder_kernels`` (the VAE decoder on Hopper). Start: ``startup``, ``device``,
-``registry``, ``checkpoint``, ``components``.
+``fused_decoder`` and ``decoder_kernels`` (the VAE decoder on Hopper). Start: ``startup``, ``device``, ``registry``,
+``checkpoint``, ``quantization``, ``components``.
 """
+
+import logging
+
+# diffusers and transformers import torchao where it is installed, and with it come warnings of kernels for other cards,
+# of files that nobody here reads, and of torch's plans for enumerations.
+for _name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
+    logging.getLogger(_name).setLevel(logging.ERROR)

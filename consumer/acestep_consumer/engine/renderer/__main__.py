@@ -12,7 +12,6 @@ import socket
 import sys
 import threading
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import structlog
@@ -20,6 +19,7 @@ import structlog
 from acestep_consumer.config.logs import set_up_logs
 from acestep_consumer.engine.framing import FrameSocket
 from acestep_consumer.engine.heartbeat import heartbeat
+from acestep_consumer.engine.kernel_cache import set_kernel_cache
 from acestep_consumer.engine.messages import (
     FROM_ENGINE,
     TO_ENGINE,
@@ -127,14 +127,6 @@ def refuse(pipe: RendererPipe, reason: str) -> NoReturn:
     """Report why this can never work, and exit."""
     pipe.send(Unusable(reason=reason))
     exit_now(EXIT_UNUSABLE)
-
-
-def set_kernel_cache(folder: Path | None) -> None:
-    """Set where torch and Triton keep compiled kernels for the next start. Must precede the import of torch."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    kernels = folder or cache / "acestep-consumer" / "kernels"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kernels))
-    os.environ.setdefault("TRITON_CACHE_DIR", str(kernels / "triton"))
 
 
 def on_device_lost(error: BaseException) -> NoReturn:

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from diffusers import AceStepPipeline
 
-from acestep_consumer.config.settings import EngineSettings
+from acestep_consumer.config.settings import EngineSettings, Quantization
 from acestep_consumer.domain.job import LoadedModel
 from acestep_consumer.domain.tasks import Variant
 from acestep_consumer.engine.renderer.device import DeviceReport, offload_for
 from acestep_consumer.engine.renderer.original_layout import OriginalCheckpoint, open_original
 from acestep_consumer.engine.renderer.original_weights import load_original
+from acestep_consumer.engine.renderer.quantization import QuantizationUnavailable, quantize
 from acestep_consumer.engine.renderer.quiet_imports import quietly
 from acestep_consumer.engine.renderer.registry import Checkpoint, CheckpointError, resolve
 
@@ -64,7 +65,8 @@ def load_models(
     found = [_find(checkpoint, settings.checkpoint_dir) for checkpoint in named.values()]
     offload = offload_for(device, settings).models
     cache = _ComponentCache(found)
-    return tuple(_load(each, device, cache, notify, keep_in_ram=offload) for each in found)
+    loader = _Loader(device, cache, notify, settings.quantization, keep_in_ram=offload)
+    return tuple(loader.load(each) for each in found)
 
 
 def _find(checkpoint: Checkpoint, checkpoint_dir: Path | None) -> _Found:
@@ -78,25 +80,47 @@ def _find(checkpoint: Checkpoint, checkpoint_dir: Path | None) -> _Found:
     return _Found(checkpoint.name, folder, original)
 
 
-def _load(
-    found: _Found, device: DeviceReport, cache: "_ComponentCache", notify: Callable[[str], None], *, keep_in_ram: bool
-) -> ModelHandle:
-    notify(f"loading {found.name} from {found.folder}")
-    try:
-        with quietly():
-            keys = cache.keys(found)
-            shared = cache.get(keys)
-            pipeline = _read(found, device, shared)
-    except (CheckpointError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise _unloadable(found.name, found.folder, error) from error
-    for part in sorted(shared):
-        notify(f"{found.name} shares its {part.replace('_', ' ')} with a model loaded before")
-    cache.add(keys, pipeline)
-    _prepare(pipeline)
-    if not keep_in_ram:
-        pipeline.to(device.device)
-    config = found.original.config if found.original else {}
-    return ModelHandle(_describe(found.name, pipeline, config), pipeline, config)
+@dataclass(frozen=True, slots=True)
+class _Loader:
+    """Loads models to a device, or to RAM with ``keep_in_ram``."""
+
+    device: DeviceReport
+    cache: "_ComponentCache"
+    notify: Callable[[str], None]
+    quantization: Quantization | None
+    keep_in_ram: bool = field(kw_only=True)
+
+    def load(self, found: _Found) -> ModelHandle:
+        """Load one model. Raises ``CheckpointError``."""
+        self.notify(f"loading {found.name} from {found.folder}")
+        try:
+            with quietly():
+                keys = self.cache.keys(found)
+                shared = self.cache.get(keys)
+                pipeline = _read(found, self.device, shared)
+        except (CheckpointError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            raise _unloadable(found.name, found.folder, error) from error
+        for part in sorted(shared):
+            self.notify(f"{found.name} shares its {part.replace('_', ' ')} with a model loaded before")
+        self.cache.add(keys, pipeline)
+        _prepare(pipeline)
+        self._quantize(found.name, pipeline)
+        if not self.keep_in_ram:
+            pipeline.to(self.device.device)
+        config = found.original.config if found.original else {}
+        return ModelHandle(_describe(found.name, pipeline, config), pipeline, config)
+
+    def _quantize(self, name: str, pipeline: Any) -> None:
+        """Quantize the DiT, layer by layer, on the device: a processor takes many times as long."""
+        if self.quantization is None:
+            return
+        self.notify(f"quantizing {name}: {self.quantization}")
+        try:
+            quantize(pipeline.transformer, self.quantization, self.device.device)
+        except QuantizationUnavailable as error:
+            raise CheckpointError(str(error)) from error
+        if self.keep_in_ram:
+            pipeline.transformer.to("cpu")
 
 
 def _read(found: _Found, device: DeviceReport, shared: Mapping[str, Any]) -> AceStepPipeline:

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from acestep_consumer.engine.renderer.code_latents import CodeLatents
 from acestep_consumer.engine.renderer.components import Components
-from acestep_consumer.engine.renderer.cuda_graphs import GraphedShapes
 from acestep_consumer.engine.renderer.errors import is_out_of_memory
 from acestep_consumer.engine.renderer.flow_edit import FlowEdit, FlowEditRequest
 from acestep_consumer.engine.renderer.guidance import Guidance, Restraint
@@ -31,59 +31,7 @@ from acestep_consumer.engine.renderer.text_encoder import States, TextEncoder
 from acestep_consumer.engine.renderer.window import KeptLatents
 
 _REFERENCE_S = 30
-
-
-# Some 120 launches take longer than 512 codes compute. One shape needs one graph, and pads a song of any length little.
-_CODES_AT_ONCE = 512
-
-
-class CodeDecoder:
-    """Audio codes to latents: the quantizer's values, and the detokenizer.
-
-    The detokenizer treats each code by itself. So all songs' codes are one sequence, and any part of it can be decoded
-    alone.
-
-    Args:
-        parts: the model's components.
-        graphed: replay a CUDA graph of ``_CODES_AT_ONCE`` codes; for CUDA devices only.
-    """
-
-    def __init__(self, parts: Components, *, graphed: bool) -> None:
-        self._parts = parts
-        self._pipeline = parts.pipeline
-        self._graph = GraphedShapes(self._decoded, max_graphs=1) if graphed else None
-
-    def latents(self, songs: Sequence[list[int]]) -> Iterator[torch.Tensor]:
-        """Return each song's latents, [frames, channels]."""
-        if not songs:
-            return iter(())
-        codes = on_device(torch.tensor([code for some in songs for code in some]), self._parts.device)
-        found = self._decoded(codes) if self._graph is None else self._in_parts(codes, self._graph)
-        frames = self._pipeline.audio_token_detokenizer.pool_window_size
-        return iter(torch.split(found, [frames * len(some) for some in songs]))
-
-    def clear_graphs(self) -> None:
-        """Free the CUDA graph; it is captured again when needed."""
-        if self._graph is not None:
-            self._graph.clear()
-
-    def disable_graphs(self) -> None:
-        """Use no more CUDA graphs: the weights will move."""
-        self._graph = None
-
-    def _in_parts(self, codes: torch.Tensor, graph: GraphedShapes) -> torch.Tensor:
-        padded = torch.nn.functional.pad(codes, (0, -len(codes) % _CODES_AT_ONCE))
-        # Copies: the graph's output is overwritten by its next replay.
-        parts = [graph(part).clone() for part in torch.split(padded, _CODES_AT_ONCE)]
-        found = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return found[: len(codes) * self._pipeline.audio_token_detokenizer.pool_window_size]
-
-    def _decoded(self, codes: torch.Tensor) -> torch.Tensor:
-        """Return [frames, channels] of codes, [codes]."""
-        tokenizer, detokenizer = self._pipeline.audio_tokenizer, self._pipeline.audio_token_detokenizer
-        quantized = self._parts.use(tokenizer).quantizer.get_output_from_indices(codes[None, :, None])
-        found: torch.Tensor = self._parts.use(detokenizer)(quantized.to(self._parts.dtype))
-        return found[0].to(self._parts.dtype)
+_GPUS = ("cuda", "xpu")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,24 +56,21 @@ class Conditioner:
         parts: the model's components.
         preparer: draws the noise where the source audio decides its length.
         text_encoder: encodes prompts and lyrics.
-        graphed: decode audio codes by a CUDA graph; for CUDA devices only.
     """
 
-    def __init__(
-        self, parts: Components, preparer: RequestPreparer, text_encoder: TextEncoder, *, graphed: bool = False
-    ) -> None:
+    def __init__(self, parts: Components, preparer: RequestPreparer, text_encoder: TextEncoder) -> None:
         self._parts = parts
         self._pipeline = parts.pipeline
         self._preparer = preparer
         self._text_encoder = text_encoder
         self._sources = SourceEncoder(parts)
-        self.codes = CodeDecoder(parts, graphed=graphed)
+        self._codes = CodeLatents(parts, tabulated=parts.device.type in _GPUS)
         self._silence: torch.Tensor | None = None
 
     def samples(self, requests: Sequence[PreparedRequest], dit: PackedDit) -> list[tuple[Sample, ...] | Exception]:
         """Return each request's samples, or the error that it alone caused. Raises when memory runs out."""
         states = self._text_encoder.encode([text for request in requests for text in request.texts])
-        latents = self.codes.latents([codes for request in requests for codes in request.codes])
+        latents = self._codes.of([codes for request in requests for codes in request.codes])
         found = [
             self._encode(request, list(islice(states, len(request.texts))), list(islice(latents, len(request.codes))))
             for request in requests
@@ -134,10 +79,9 @@ class Conditioner:
         return [each if isinstance(each, Exception) else tuple(self._samples_of(each, conditions)) for each in found]
 
     def warm_up(self) -> None:
-        """Run the encoders and the decoder of audio codes once, and keep the timbre of silence."""
+        """Run the text encoders and the timbre encoder once; keep the timbre of silence and all codes' latents."""
         self._silent_timbre()
-        if self._pipeline.audio_token_detokenizer is not None:
-            self.codes.latents([[0]])
+        self._codes.warm_up()
         for _ in self._text_encoder.encode([TokenizedText([0] * 64, [0] * 64)]):
             pass
 

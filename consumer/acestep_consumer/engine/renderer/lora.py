@@ -6,7 +6,8 @@ order changes nothing but the rounding, and a DoRA, which rescales the weights t
 others. ``scale`` blends: 0 is the DiT without, 1 the LoRA as it was trained.
 
 The adapted DiT is a module of its own, and shares with its base the memory of every weight that the LoRA does not
-change. Sums are computed in float32 and rounded once: in bfloat16 much of a LoRA would be lost to rounding.
+change. Sums are computed in float32 and rounded once: in bfloat16 much of a LoRA would be lost to rounding. Of a DiT in
+int8, the changed weights are in bfloat16: in steps of an eighth bit a LoRA would be lost altogether.
 """
 
 import copy
@@ -24,6 +25,7 @@ from torch import nn
 
 from acestep_consumer.domain.errors import InputUnreadable
 from acestep_consumer.engine.renderer.lora_file import AnyDelta, KroneckerDelta, read_lora
+from acestep_consumer.engine.renderer.quantization import dequantized
 from acestep_consumer.inputs.loras import PEFT_CONFIG, PEFT_WEIGHTS
 
 # accelerate, diffusers and torch set these on a module to change how it is called; they are bound to that module.
@@ -185,7 +187,7 @@ def _adapt(dit: nn.Module, changes: Iterable[tuple[AnyDelta, float]]) -> _Adapte
 
 
 def _merged(weight: Any, changes: Iterable[tuple[AnyDelta, float]]) -> torch.Tensor:
-    base: torch.Tensor = weight.float().flatten(1)
+    base = dequantized(weight).flatten(1)
     total = base
     for delta, scale in changes:
         if delta.magnitude is None:

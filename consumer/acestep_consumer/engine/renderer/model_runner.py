@@ -50,7 +50,7 @@ class ModelRunner:
         self.preparer = RequestPreparer(parts)
         self._acceleration = acceleration
         self._text_encoder = TextEncoder(parts, graphed=acceleration.graphed)
-        self._conditioner = Conditioner(parts, self.preparer, self._text_encoder, graphed=acceleration.graphed)
+        self._conditioner = Conditioner(parts, self.preparer, self._text_encoder)
         self._loras = AdaptedModelCache()
         self._denoisers: dict[Loras | None, Denoiser] = {None: self._denoiser(parts.dit)}
 
@@ -129,7 +129,6 @@ class ModelRunner:
         self.parts.offload(swapper, keep_dit=False)
         self._acceleration = Acceleration(compiled=self._acceleration.compiled)
         self._text_encoder.disable_graphs()
-        self._conditioner.codes.disable_graphs()
         self._denoisers = {None: self._denoiser(self.parts.dit)}
 
     def unload(self) -> None:
@@ -140,7 +139,6 @@ class ModelRunner:
     def free_caches(self) -> None:
         """Free everything that can be made again: CUDA graphs, the last batch's layout, LoRA weights."""
         self._text_encoder.clear_graphs()
-        self._conditioner.codes.clear_graphs()
         self._denoisers = {None: self._denoisers[None]}
         self._denoisers[None].reset()
         self._loras.clear()

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's worker with a key-value cache sized by what this process allocates, whatever other processes do meanwhile.
+
+vLLM measures the memory of the whole device before and after a trial pass, so that nothing else may allocate at that
+time, and records CUDA graphs twice to know their size. Here torch's own counter of this process is read, and there is
+an allowance for what it does not count. It is meant for large cards, where the allowance costs next to nothing.
+"""
+
+import gc
+from typing import Any
+
+import torch
+from vllm.v1.worker.gpu_worker import Worker
+
+from acestep_consumer.engine.planner.vllm_memory import cache_bytes
+
+
+class OwnMemoryWorker(Worker):  # type: ignore[misc]  # vLLM is not installed where types are checked
+    """Used by vLLM in place of its own worker."""
+
+    @torch.inference_mode()
+    def determine_available_memory(self) -> int:
+        """Return the bytes for the key-value cache: of the requested share, what the trial pass leaves."""
+        this: Any = self
+        torch.cuda.reset_peak_memory_stats(this.device)
+        this.model_runner.profile_run()
+        torch.cuda.synchronize(this.device)
+        peak = torch.cuda.max_memory_allocated(this.device)
+        gc.collect()
+        torch.cuda.empty_cache()
+        this.available_kv_cache_memory_bytes = cache_bytes(int(this.requested_memory), peak)
+        return int(this.available_kv_cache_memory_bytes)

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weight-only int8 quantization, by torchao: half the memory of bfloat16 for the layers of DiT and LM.
+
+Each output channel of a linear layer has a scale; products are computed in the precision of the activations. Only the
+layers of the transformer are quantized, 96% of a DiT's parameters: embeddings, heads and convolutions stay as they are.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from acestep_consumer.config.settings import Quantization
+
+INSTALL: Final = "pip install 'acestep-consumer[int8]'"
+
+
+class QuantizationUnavailable(Exception):
+    """Weights cannot be quantized here; the message says what to install."""
+
+
+def quantize(model: nn.Module, method: Quantization | None, device: torch.device | str | None = None) -> None:
+    """Quantize the transformer layers of a model in place, one after the other; None: leave them.
+
+    ``device``: each layer is moved there before it is quantized, so that no more than one is there at full size, and
+    the rest of the model follows. None: where they are.
+
+    Raises:
+        QuantizationUnavailable: torchao is missing.
+    """
+    if method is None:
+        return
+    with _torchao_wanted():
+        from torchao.quantization import quantize_  # noqa: PLC0415 - optional, and takes seconds
+    quantize_(model, _config(), filter_fn=_is_in_a_layer, device=device)
+
+
+def config_json() -> str:
+    """Return torchao's configuration as JSON, as vLLM takes it. Raises ``QuantizationUnavailable``."""
+    with _torchao_wanted():
+        from torchao.core.config import config_to_dict  # noqa: PLC0415 - as above
+    return json.dumps(config_to_dict(_config()))
+
+
+def dequantized(weight: torch.Tensor) -> torch.Tensor:
+    """Return a weight as a float32 tensor, whether it is quantized or not."""
+    if is_quantized(weight):
+        plain: torch.Tensor = weight.dequantize(torch.float32)  # type: ignore[call-arg]  # torchao's, which takes a precision
+        return plain
+    return weight.float()
+
+
+def is_quantized(weight: torch.Tensor) -> bool:
+    """Whether a weight is one of torchao's tensors."""
+    return bool(is_traceable_wrapper_subclass(weight))
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Return the bytes that a model's parameters take; those of a quantized one include its scales."""
+    return sum(sum(part.nbytes for part in _parts(weight)) for weight in model.parameters())
+
+
+def _parts(weight: Any) -> Iterator[torch.Tensor]:
+    if not is_quantized(weight):
+        yield weight
+        return
+    names, _ = weight.__tensor_flatten__()
+    yield from (getattr(weight, name) for name in names)
+
+
+def _config() -> Any:
+    from torchao.quantization import Int8WeightOnlyConfig  # noqa: PLC0415 - as above
+
+    # Its settings of the compiler are for all that this process compiles, and make that take minutes.
+    return Int8WeightOnlyConfig(set_inductor_config=False)
+
+
+def _is_in_a_layer(module: nn.Module, name: str) -> bool:
+    return isinstance(module, nn.Linear) and "layers" in name.split(".")
+
+
+@contextmanager
+def _torchao_wanted() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        name = (error.name or "torchao").partition(".")[0]
+        raise QuantizationUnavailable(
+            f"ACESTEP_QUANTIZATION=int8 needs {name}, which is missing or does not fit this torch: {INSTALL}"
+        ) from error

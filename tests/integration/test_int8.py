@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights in int8, by torchao: how far songs and logits move, LoRAs beside them, offloading, and the memory they take.
+
+Tiny real models with random weights. The error is against the same model in float32, beside that of bfloat16, which is
+how models are published.
+"""
+
+import copy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.transformers.ace_step_transformer import AceStepTransformer1DModel
+from torch import nn
+
+from acestep_consumer.config.settings import EngineSettings
+from acestep_consumer.engine.messages import ConfigurePlanner
+from acestep_consumer.engine.planner.loading import LmUnusable, _cache_tokens
+from acestep_consumer.engine.planner.loading import load as load_planner
+from acestep_consumer.engine.planner.transformers_backend import load as load_lm
+from acestep_consumer.engine.renderer.lora import AdaptedModelCache, Lora
+from acestep_consumer.engine.renderer.model_runner import ModelRunner
+from acestep_consumer.engine.renderer.offload import ModuleSwapper
+from acestep_consumer.engine.renderer.packed_dit import PackedDit
+from acestep_consumer.engine.renderer.quantization import dequantized, is_quantized, quantize, weight_bytes
+from acestep_consumer.engine.renderer.registry import CheckpointError
+from acestep_consumer.engine.renderer.startup import open_runtime
+from acestep_consumer.engine.testing import tiny_checkpoint, tiny_lm
+from tests.support.loras import random_lora, write_lora
+
+WIDTH, CHANNELS = tiny_checkpoint._WIDTH, tiny_checkpoint._LATENT_CHANNELS
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    tiny_checkpoint.write(folder)
+    tiny_lm.write(folder)
+    return folder
+
+
+@pytest.fixture
+def dit(checkpoints: Path) -> Any:
+    folder = checkpoints / tiny_checkpoint.TURBO / "transformer"
+    return AceStepTransformer1DModel.from_pretrained(folder).eval().requires_grad_(requires_grad=False)
+
+
+def in_int8(model: Any) -> Any:
+    quantize(model, "int8")
+    return model
+
+
+def runner_of(checkpoints: Path, quantization: str | None) -> ModelRunner:
+    settings = EngineSettings.model_validate(
+        {"checkpoint_dir": checkpoints, "device": "cpu", "quantization": quantization}
+    )
+    (runner,) = open_runtime(settings).scheduler._runners.values()
+    return runner
+
+
+def planner_in_int8(checkpoints: Path) -> ConfigurePlanner:
+    options: dict[str, Any] = {"model": tiny_lm.NAME, "backend": "pt", "checkpoint_dir": checkpoints}
+    return ConfigurePlanner(memory_gb=2, device="cpu", quantization="int8", **options)
+
+
+@torch.no_grad()
+def song_of(dit: Any, steps: int = 8) -> torch.Tensor:
+    """Latents of a song of 30 frames, denoised in so many steps of plain Euler; float32."""
+    generator = torch.Generator().manual_seed(1)
+    packed = PackedDit(dit)
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(dit.dtype)
+
+    conditions = packed.conditions([noise(7, WIDTH)])
+    pack = packed.lay_out([30], conditions)
+    latents, context = noise(30, CHANNELS), noise(30, 2 * CHANNELS)
+    for step in range(steps):
+        now, then = 1 - step / steps, 1 - (step + 1) / steps
+        times = torch.tensor([now, 0.0], dtype=dit.dtype)
+        velocity = packed.velocities(pack, latents, context, conditions[0].kv, times)
+        latents = (latents.float() - (now - then) * velocity.float()).to(dit.dtype)
+    return latents.float()
+
+
+def error_of(found: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((found.float() - exact.float()).norm() / exact.float().norm())
+
+
+def test_a_song_in_int8_is_as_near_to_float32_as_one_in_bfloat16(dit: Any) -> None:
+    exact = song_of(dit)
+    half = copy.deepcopy(dit).to(torch.bfloat16)
+    in_bfloat16, in_bytes = error_of(song_of(half), exact), error_of(song_of(in_int8(half)), exact)
+    rounding_alone = error_of(song_of(in_int8(dit)), exact)
+    assert 1e-4 < in_bfloat16 < 0.015
+    assert in_bytes / in_bfloat16 < 1.5
+    assert rounding_alone < 0.005
+
+
+def test_only_the_layers_of_the_transformer_are_quantized_and_each_weight_within_half_a_step(dit: Any) -> None:
+    before = {name: weight.clone() for name, weight in dit.named_parameters()}
+    in_int8(dit)
+    quantized = {name for name, weight in dit.named_parameters() if is_quantized(weight)}
+    linear = {f"{name}.weight" for name, module in dit.named_modules() if isinstance(module, nn.Linear)}
+    assert quantized == {name for name in linear if name.startswith("layers.")}
+    for name in quantized:
+        original = before[name]
+        step = original.abs().amax(dim=1, keepdim=True) / 127
+        assert ((dequantized(dit.get_parameter(name)) - original).abs() <= 0.51 * step).all(), name
+    for name in before.keys() - quantized:
+        assert torch.equal(dit.get_parameter(name), before[name])
+
+
+def test_a_worker_in_int8_renders_a_song_and_holds_fewer_bytes(checkpoints: Path) -> None:
+    plain, small = runner_of(checkpoints, None), runner_of(checkpoints, "int8")
+    layers = sum(
+        module.weight.nbytes for module in plain.parts.dit.dit.layers.modules() if isinstance(module, nn.Linear)
+    )
+    saved = weight_bytes(plain.parts.dit.dit) - weight_bytes(small.parts.dit.dit)
+    assert 0.5 * layers < saved < 0.75 * layers  # of float32; the scales of rows this short weigh much
+    assert small.render_warm_up() == pytest.approx(plain.render_warm_up(), rel=0.05)
+
+
+def test_a_compiled_model_in_int8_gives_the_same_velocities(dit: Any) -> None:
+    in_int8(dit)
+    eager = song_of(dit, steps=1)
+    for block in (packed := PackedDit(dit))._blocks:
+        block.compile(dynamic=True, backend="aot_eager")
+    assert packed.dit is dit
+    torch.testing.assert_close(song_of(dit, steps=1), eager, atol=1e-5, rtol=0)
+
+
+def test_a_lora_on_weights_in_int8_changes_them_as_much_as_on_the_published_ones(dit: Any, tmp_path: Path) -> None:
+    lora = Lora.at(write_lora(tmp_path / "jazz.safetensors", random_lora()), 1.0, alpha=None)
+    plain = dict(AdaptedModelCache().adapted(copy.deepcopy(dit), lora).named_parameters())
+    original = {name: weight.clone() for name, weight in dit.named_parameters()}
+    in_int8(dit)
+    quantized = {name: dequantized(weight) for name, weight in dit.named_parameters()}
+    adapted = AdaptedModelCache().adapted(dit, lora)
+    changed = 0
+    for name, weight in adapted.named_parameters():
+        if is_quantized(weight):
+            assert torch.equal(dequantized(weight), quantized[name])
+        elif name.startswith("layers.") and weight.ndim > 1 and not torch.equal(weight, original[name]):
+            changed += 1
+            torch.testing.assert_close(weight - quantized[name], plain[name] - original[name], atol=1e-6, rtol=0)
+    assert changed
+    assert song_of(adapted, steps=2).isfinite().all()
+
+
+def test_an_offloaded_model_in_int8_comes_back_unchanged(dit: Any) -> None:
+    in_int8(dit)
+    before = song_of(dit, steps=1)
+    swapper = ModuleSwapper(torch.device("cpu"))
+    swapper.register(dit)
+    swapper.load(dit)
+    swapper.unload()
+    assert all(is_quantized(module.weight) for module in dit.layers.modules() if isinstance(module, nn.Linear))
+    assert torch.equal(song_of(dit, steps=1), before)
+
+
+@torch.no_grad()
+def test_logits_of_the_language_model_in_int8_are_close_and_its_head_is_untouched(checkpoints: Path) -> None:
+    folder = str(checkpoints / tiny_lm.NAME)
+    exact, half = (load_lm(folder, "cpu", dtype) for dtype in (torch.float32, torch.bfloat16))
+    small = load_lm(folder, "cpu", torch.bfloat16, "int8")
+    ids = torch.arange(5, 60)[None]
+    logits = [model(input_ids=ids).logits for model in (exact, half, small)]
+    assert error_of(logits[2], logits[0]) < min(0.05, 4 * error_of(logits[1], logits[0]))
+    assert not is_quantized(small.get_output_embeddings().weight)
+    assert small.get_output_embeddings().weight is small.get_input_embeddings().weight
+
+
+def test_the_memory_that_int8_frees_is_the_key_value_caches(checkpoints: Path) -> None:
+    folder = str(checkpoints / tiny_lm.NAME)
+    plain, small = load_lm(folder, "cpu", torch.float32), load_lm(folder, "cpu", torch.float32, "int8")
+    freed = weight_bytes(plain) - weight_bytes(small)
+    assert freed > 0
+    config = plain.config
+    token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    memory_gb = 1.0
+    assert _cache_tokens(small, memory_gb) - _cache_tokens(plain, memory_gb) == pytest.approx(freed / token, abs=1)
+
+
+def test_a_planner_in_int8_starts_on_transformers(checkpoints: Path) -> None:
+    assert load_planner(planner_in_int8(checkpoints)).report.backend == "pt"
+
+
+@pytest.mark.parametrize("start", ["renderer", "planner"])
+def test_without_torchao_the_start_says_what_to_install(
+    start: str, checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    starts: dict[str, Callable[[], object]] = {
+        "renderer": lambda: runner_of(checkpoints, "int8"),
+        "planner": lambda: load_planner(planner_in_int8(checkpoints)),
+    }
+    with pytest.raises((CheckpointError, LmUnusable), match=r"needs torchao.*pip install 'acestep-consumer\[int8\]'"):
+        starts[start]()

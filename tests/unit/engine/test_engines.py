@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The start of both engines: side by side on a large card, one after the other on a small one, again where that fails.
+
+The processes only start; what the planner loads with is read from the files that it writes.
+"""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from acestep_consumer.config.settings import load
+from acestep_consumer.engine import engines as engines_module
+from acestep_consumer.engine.adapters import PlannerSupervisor, RendererSupervisor
+from acestep_consumer.engine.engines import Engines
+from acestep_consumer.engine.messages import TO_ENGINE, ConfigurePlanner
+from acestep_consumer.policy.tiers import BUILT_IN
+from tests.support.waiting import WITHIN_S, eventually
+
+MODULE = "tests.support.starting_engine"
+
+
+class Start:
+    """Engines that start, and what the planner was told to load."""
+
+    def __init__(self, folder: Path) -> None:
+        self.loaded = folder / "loaded"
+        self.loaded.mkdir()
+        self.may_be_ready = folder / "ready"
+        settings = load({"ACESTEP_CUDA_MPS": "false", "ACESTEP_INIT_LLM": "true"}, None)
+        self.engines = Engines(settings, BUILT_IN, log_json=True)
+
+    def loads(self) -> list[ConfigurePlanner]:
+        found = [TO_ENGINE.validate_json(file.read_bytes()) for file in sorted(self.loaded.iterdir())]
+        return [message for message in found if isinstance(message, ConfigurePlanner)]
+
+
+MakeStart = Callable[..., Start]
+
+
+@pytest.fixture
+def make_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeStart:
+    def make(card_gb: float, *, driver: bool, crowded: bool = False) -> Start:
+        for kind in (RendererSupervisor, PlannerSupervisor):
+            monkeypatch.setattr(kind, "module", MODULE)
+        monkeypatch.setattr("acestep_consumer.engine.supervisor.FIRST_RESTART_S", 0.01)
+        monkeypatch.setattr(engines_module, "_NVIDIA_DRIVER", tmp_path if driver else tmp_path / "nothing")
+        start = Start(tmp_path)
+        for name, value in (("CARD_GB", card_gb), ("MAY_BE_READY", start.may_be_ready), ("LOADED", start.loaded)):
+            monkeypatch.setenv(name, str(value))
+        if crowded:
+            monkeypatch.setenv("CROWDED", "1")
+        return start
+
+    return make
+
+
+@pytest.mark.parametrize("driver", [True, False])
+async def test_on_a_large_card_the_planner_loads_while_the_renderer_does(
+    make_start: MakeStart, *, driver: bool
+) -> None:
+    start = make_start(80, driver=driver)
+    starting = asyncio.create_task(start.engines.start())
+    await eventually(lambda: len(start.loads()) == 1)
+    assert not starting.done()
+    (configure,) = start.loads()
+    assert (configure.beside, configure.device) == (True, "cuda:0")
+    assert configure.model.startswith("acestep-5Hz-lm")
+    start.may_be_ready.touch()
+    async with asyncio.timeout(WITHIN_S):
+        await starting
+    assert start.engines.ready
+    assert len(start.loads()) == 1
+    await start.engines.stop()
+
+
+@pytest.mark.parametrize("driver", [True, False])
+async def test_on_a_small_card_the_planner_waits_until_the_renderer_has_measured(
+    make_start: MakeStart, *, driver: bool
+) -> None:
+    start = make_start(24, driver=driver)
+    starting = asyncio.create_task(start.engines.start())
+    await eventually(lambda: "imports" in start.engines.start_seconds.get("planner", {}) or bool(start.loads()))
+    assert start.loads() == []
+    start.may_be_ready.touch()
+    async with asyncio.timeout(WITHIN_S):
+        await starting
+    (configure,) = start.loads()
+    assert configure.beside is False
+    await start.engines.stop()
+
+
+async def test_a_planner_that_finds_no_memory_beside_the_renderer_starts_again_after_it(make_start: MakeStart) -> None:
+    start = make_start(80, driver=True, crowded=True)
+    starting = asyncio.create_task(start.engines.start())
+    await eventually(lambda: "planner" in start.engines.states and start.engines.states["planner"].restarts == 1)
+    assert [configure.beside for configure in start.loads()] == [True]
+    start.may_be_ready.touch()
+    async with asyncio.timeout(WITHIN_S):
+        await starting
+    assert [configure.beside for configure in start.loads()] == [True, False]
+    assert start.engines.ready
+    await start.engines.stop()
+
+
+async def test_a_planner_that_was_started_ahead_of_a_card_without_one_ends(
+    make_start: MakeStart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = make_start(4, driver=True)
+    settings = load({"ACESTEP_CUDA_MPS": "false"}, None)
+    start.engines = Engines(settings, BUILT_IN, log_json=True)
+    start.may_be_ready.touch()
+    ahead: list[PlannerSupervisor] = []
+    make = start.engines._new_planner
+
+    def remember(configure: ConfigurePlanner) -> PlannerSupervisor:
+        ahead.append(make(configure))
+        return ahead[-1]
+
+    monkeypatch.setattr(start.engines, "_new_planner", remember)
+    async with asyncio.timeout(WITHIN_S):
+        await start.engines.start()
+    assert list(start.engines.states) == ["renderer"]
+    assert ahead[0].pid is None
+    await start.engines.stop()
