@@ -21,8 +21,10 @@ from acestep_consumer.domain.errors import Cancelled, InputUnreadable, InvalidRe
 from acestep_consumer.domain.job import LoadedModel, Rendering, TokenizedSource, Track
 from acestep_consumer.domain.ports import Report
 from acestep_consumer.engine.messages import Render, TokenizeAudio
-from acestep_consumer.engine.renderer.batch_request import BatchFutures, RequestCallbacks
+from acestep_consumer.engine.renderer.batch_request import AudioCopy, BatchFutures, RequestCallbacks
 from acestep_consumer.engine.renderer.errors import translate
+from acestep_consumer.engine.renderer.lyric_alignment import AlignedLyrics, LyricTokens, align
+from acestep_consumer.engine.renderer.lyric_files import write_lyrics
 from acestep_consumer.engine.renderer.model_runner import loras_of
 from acestep_consumer.engine.renderer.output import faded, spliced
 from acestep_consumer.engine.renderer.pipeline_arguments import (
@@ -176,7 +178,9 @@ class _JobRenderer:
                 self._report(index / len(self._job.seeds), "encode")
                 begun = perf_counter()
                 audio = self._finished(audio, arguments)
-                tracks.append(self._track(encode, audio, seed, self._message.folder / str(index)))
+                stem = self._message.folder / str(index)
+                aligned = self._aligned(futures.matrices.get(index), futures.lyrics)
+                tracks.append(self._with_lyrics(self._track(encode, audio, seed, stem), aligned, stem))
                 took_s = perf_counter() - begun
         self._report(1.0, "encode")
         return tuple(tracks), took_s
@@ -187,6 +191,20 @@ class _JobRenderer:
         if (kept := arguments.kept_samples(rate)) is not None:
             audio = spliced(audio, kept, output.peak)
         return faded(audio, output, rate)
+
+    def _aligned(self, matrices: AudioCopy | None, lyrics: LyricTokens | None) -> AlignedLyrics | None:
+        """Return the lyrics' times and score; None: they were not asked for, or could not be found."""
+        if matrices is None or lyrics is None:
+            return None
+        return align(matrices.wait(), lyrics, self._resources.scheduler.frame_s(self._model.name))
+
+    def _with_lyrics(self, track: Track, aligned: AlignedLyrics | None, stem: Path) -> Track:
+        if aligned is None:
+            return track
+        track = replace(track, lyric_score=round(aligned.score, 4))
+        if not self._job.request.timestamps:
+            return track
+        return replace(track, lyrics=aligned.lines, side_files=(*track.side_files, *write_lyrics(aligned.lines, stem)))
 
     def _track(self, encode: codec.Encode, audio: torch.Tensor, seed: int, stem: Path) -> Track:
         loras = self._job.request.all_loras
