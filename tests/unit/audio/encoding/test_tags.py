@@ -6,11 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import mutagen
+import mutagen.aac
+import mutagen.id3
 import numpy as np
 import pytest
-from mutagen.aac import AAC
-from mutagen.id3 import ID3
 
 from acestep_consumer.audio.codec import Samples, decode, encode
 from acestep_consumer.audio.encoding.tags import id3
@@ -29,7 +28,8 @@ TAGS = (
 @pytest.fixture
 def song() -> Samples:
     time = np.arange(2 * RATE, dtype=np.float32) / RATE
-    return np.stack([np.sin(440 * np.pi * 2 * time), np.sin(660 * np.pi * 2 * time)]).astype(np.float32) / 2
+    tones = np.stack([np.sin(440 * np.pi * 2 * time), np.sin(660 * np.pi * 2 * time)])
+    return np.asarray(tones / 2, dtype=np.float32)
 
 
 def written(song: Samples, folder: Path, name: str, *, tagged: bool) -> Path:
@@ -41,7 +41,7 @@ def written(song: Samples, folder: Path, name: str, *, tagged: bool) -> Path:
 def test_an_id3_tag_has_title_lyrics_and_seed(name: str, song: Samples, tmp_path: Path) -> None:
     path = written(song, tmp_path, name, tagged=True)
 
-    found: Any = mutagen.File(path).tags if name != "aac" else ID3(path)
+    found: Any = mutagen.File(path).tags if name != "aac" else mutagen.id3.ID3(path)
 
     assert found.version == (2, 4, 0)
     assert found["TIT2"].text == ["Nächtliche Fahrt, 夜の道"]
@@ -82,7 +82,9 @@ def test_an_mp3_with_tags_keeps_its_lame_tag(song: Samples, tmp_path: Path) -> N
 
 
 def test_aac_with_tags_is_read_as_aac(song: Samples, tmp_path: Path) -> None:
-    assert AAC(written(song, tmp_path, "aac", tagged=True)).info.sample_rate == RATE
+    found = mutagen.aac.AAC(written(song, tmp_path, "aac", tagged=True))
+
+    assert found.info.sample_rate == RATE
 
 
 @pytest.mark.parametrize("name", ["mp3", "wav", "flac", "aac"])
