@@ -176,10 +176,36 @@ class SongFiles(Frozen):
     latents: FileObject | None = None
 
 
+class LyricToken(Frozen):
+    """A syllable, word or character of a line, as the model reads it, and when it is sung, in seconds."""
+
+    text: str
+    start_s: float
+    end_s: float
+
+
+class LyricLine(Frozen):
+    """A line of lyrics, or a section tag such as ``[Chorus]``, and when it is sung, in seconds of the song."""
+
+    text: str
+    start_s: float
+    end_s: float
+    tokens: tuple[LyricToken, ...] = ()
+
+
+class Loudness(Frozen):
+    """Integrated loudness in LUFS, None for silence, and true peak in dB of full scale, before it was encoded."""
+
+    lufs: float | None
+    true_peak_db: float
+
+
 class Audio(Frozen):
     """One song in S3. ``duration_s`` is its length in seconds; ``bytes`` and ``sha256`` are those of the object.
 
-    ``files`` are what lies beside it; None: nothing.
+    ``files`` are what lies beside it; None: nothing. ``lyrics`` are its lines with times, where the request asked for
+    ``timestamps``; ``lyric_score`` says how well they are sung, 0 to 1, None where that was not measured.
+    ``loudness`` is what was reached, where the request asked for ``loudness_lufs``.
     """
 
     uri: str
@@ -193,6 +219,9 @@ class Audio(Frozen):
     sha256: str
     seed: int
     files: SongFiles | None = None
+    lyrics: tuple[LyricLine, ...] = ()
+    lyric_score: float | None = None
+    loudness: Loudness | None = None
 
 
 class Metas(Frozen):

@@ -17,12 +17,14 @@ import signal
 import socket
 import sys
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from acestep_consumer.audio.encoding.encode import EncodingFailed, write_song
+from acestep_consumer.audio.encoding.loudness import Loudness
 from acestep_consumer.audio.formats import Format
 
 MEMORY_BYTES: Final = 2 << 30
@@ -62,7 +64,7 @@ def _exit_when_closed(pipe: int) -> None:
 
 def _answer(request: dict[str, Any], samples: int) -> dict[str, Any]:
     try:
-        _encode(request, samples)
+        reached = _encode(request, samples)
     except EncodingFailed as error:
         cause = error.__cause__
         return {"failure": str(error), "errno": cause.errno if isinstance(cause, OSError) else None}
@@ -70,15 +72,15 @@ def _answer(request: dict[str, Any], samples: int) -> dict[str, Any]:
         return {"failure": None, "errno": None}
     finally:
         os.close(samples)
-    return {}
+    return {"loudness": reached and asdict(reached)}
 
 
-def _encode(request: dict[str, Any], samples: int) -> None:
+def _encode(request: dict[str, Any], samples: int) -> Loudness | None:
     channels, length = request["channels"], request["samples"]
     # Unmapped when the last array on it is gone.
     memory = mmap.mmap(samples, 0, access=mmap.ACCESS_READ)
     song = np.frombuffer(memory, dtype=np.float32, count=channels * length).reshape(channels, length)
-    write_song(song, Path(request["path"]), Format(**request["format"]), request["sample_rate"])
+    return write_song(song, Path(request["path"]), Format(**request["format"]), request["sample_rate"])
 
 
 if __name__ == "__main__":

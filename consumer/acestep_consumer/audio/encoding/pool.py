@@ -22,7 +22,7 @@ from typing import Any, Final, Self
 
 import structlog
 
-from acestep_consumer.audio.codec import Encode, Samples, encode_with
+from acestep_consumer.audio.codec import Encode, Levels, Samples, encode_with
 from acestep_consumer.audio.formats import Format
 from acestep_consumer.domain.errors import Cancelled, RenderFailed
 
@@ -108,7 +108,7 @@ class EncoderPool:
         finally:
             self._slots.release()
 
-    def _write(self, stopped: Stopped, samples: Samples, path: Path, wanted: Format, sample_rate: int) -> None:
+    def _write(self, stopped: Stopped, samples: Samples, path: Path, wanted: Format, sample_rate: int) -> Levels | None:
         channels, length = samples.shape
         request = {
             "path": str(path),
@@ -124,6 +124,8 @@ class EncoderPool:
                 path.unlink(missing_ok=True)
                 raise
         _raise_failure(answer)
+        found = answer.get("loudness")
+        return Levels(**found) if found else None
 
     def _ask(self, request: dict[str, Any], samples: int, stopped: Stopped) -> dict[str, Any]:
         """Have one song encoded, by another process if the first one dies."""
@@ -252,7 +254,7 @@ class _EncoderProcess:
 
 
 def _raise_failure(answer: dict[str, Any]) -> None:
-    if not answer:
+    if "failure" not in answer:
         return
     if answer["failure"] is None:
         raise MemoryError

@@ -15,6 +15,7 @@ from acestep_consumer.config.settings import EngineSettings, Quantization
 from acestep_consumer.domain.job import LoadedModel
 from acestep_consumer.domain.tasks import Variant
 from acestep_consumer.engine.renderer.device import DeviceReport, offload_for
+from acestep_consumer.engine.renderer.lyric_alignment import AlignmentHeads, heads_of
 from acestep_consumer.engine.renderer.original_layout import OriginalCheckpoint, open_original
 from acestep_consumer.engine.renderer.original_weights import load_original
 from acestep_consumer.engine.renderer.quantization import QuantizationUnavailable, quantize
@@ -29,12 +30,14 @@ _SHAREABLE = ("text_encoder", "vae")
 class ModelHandle:
     """A loaded model: its description, and the diffusers pipeline that holds its weights.
 
-    ``config``: of ACE-Step's own layout; empty for a model in diffusers' layout.
+    ``config``: of ACE-Step's own layout; empty for a model in diffusers' layout. ``alignment_heads``: as the config
+    names them; None: it does not.
     """
 
     model: LoadedModel
     pipeline: Any
     config: Mapping[str, Any] = field(default_factory=dict)
+    alignment_heads: AlignmentHeads | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,11 @@ class _Loader:
         if not self.keep_in_ram:
             pipeline.to(self.device.device)
         config = found.original.config if found.original else {}
-        return ModelHandle(_describe(found.name, pipeline, config), pipeline, config)
+        try:
+            heads = heads_of(config or _transformer_config(found.folder))
+        except ValueError as error:
+            raise _unloadable(found.name, found.folder, error) from error
+        return ModelHandle(_describe(found.name, pipeline, config), pipeline, config, heads)
 
     def _quantize(self, name: str, pipeline: Any) -> None:
         """Quantize the DiT, layer by layer, on the device: a processor takes many times as long."""
@@ -121,6 +128,12 @@ class _Loader:
             raise CheckpointError(str(error)) from error
         if self.keep_in_ram:
             pipeline.transformer.to("cpu")
+
+
+def _transformer_config(folder: Path) -> Mapping[str, Any]:
+    """Return the DiT's config in diffusers' layout, with the fields that diffusers does not know."""
+    found: dict[str, Any] = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
+    return found
 
 
 def _read(found: _Found, device: DeviceReport, shared: Mapping[str, Any]) -> AceStepPipeline:

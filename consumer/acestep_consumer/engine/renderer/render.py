@@ -4,9 +4,9 @@
 One call is one job, in a thread of its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -21,8 +21,11 @@ from acestep_consumer.domain.errors import Cancelled, InputUnreadable, InvalidRe
 from acestep_consumer.domain.job import LoadedModel, Rendering, TokenizedSource, Track
 from acestep_consumer.domain.ports import Report
 from acestep_consumer.engine.messages import Render, TokenizeAudio
-from acestep_consumer.engine.renderer.batch_request import BatchFutures, RequestCallbacks
+from acestep_consumer.engine.renderer.batch_request import AudioCopy, BatchFutures, RequestCallbacks
 from acestep_consumer.engine.renderer.errors import translate
+from acestep_consumer.engine.renderer.loudness_report import loudness_adjustments
+from acestep_consumer.engine.renderer.lyric_alignment import AlignedLyrics, LyricTokens, align
+from acestep_consumer.engine.renderer.lyric_files import write_lyrics
 from acestep_consumer.engine.renderer.model_runner import loras_of
 from acestep_consumer.engine.renderer.output import faded, spliced
 from acestep_consumer.engine.renderer.pipeline_arguments import (
@@ -32,7 +35,9 @@ from acestep_consumer.engine.renderer.pipeline_arguments import (
     reads_source,
 )
 from acestep_consumer.engine.renderer.scheduler import Scheduler
+from acestep_consumer.engine.renderer.song_tags import song_tags
 from acestep_consumer.policy.tiers import MAX_DURATION_S
+from acestep_schemas.events import Loudness, LyricLine
 from acestep_schemas.request import FieldProblem
 
 Stopped = Callable[[], bool]
@@ -52,12 +57,14 @@ class RenderResources:
         max_input_s: longest accepted input, seconds.
         decoders: held while an input is decoded; limits how many are at a time.
         encoders: encode the songs; None: this process does.
+        tags: whether files say what they are.
     """
 
     scheduler: Scheduler
     max_input_s: float = MAX_DURATION_S
     decoders: AbstractContextManager[object] = field(default_factory=nullcontext)
     encoders: EncoderPool | None = None
+    tags: bool = True
 
     def decode(self, path: Path, sample_rate: int, what: str, stopped: Stopped) -> codec.Samples:
         """Decode one input, as ``audio.codec.decode`` does, when a decoder is free."""
@@ -120,6 +127,16 @@ def _require_length(audio: codec.Samples, model: LoadedModel, what: str) -> None
         raise InputUnreadable(f"{what} is too short: it has {seconds:.4f} seconds, and at least {least:g} are needed")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Song:
+    """One song of a job as it is encoded. ``aligned``: its lyrics with times, None: they were not asked for."""
+
+    index: int
+    seed: int
+    audio: torch.Tensor
+    aligned: AlignedLyrics | None
+
+
 class _JobRenderer:
     def __init__(self, resources: RenderResources, message: Render, report: Report, stopped: Stopped) -> None:
         self._resources = resources
@@ -140,9 +157,13 @@ class _JobRenderer:
             tracks=tracks,
             render_s=perf_counter() - started - encode_s,
             encode_s=encode_s,
-            adjustments=arguments.adjustments,
-            warnings=(*arguments.warnings, *futures.warnings),
+            adjustments=(*arguments.adjustments, *loudness_adjustments(self._job.request, tracks)),
+            warnings=(*arguments.warnings, *self._loudness_warnings(arguments), *futures.warnings),
         )
+
+    def _loudness_warnings(self, arguments: PipelineArguments) -> Iterator[str]:
+        if self._job.request.loudness_lufs is not None and arguments.kept_samples(self._model.sample_rate) is not None:
+            yield "loudness_lufs: the kept samples of the source are brought to another level with the new ones"
 
     def _decode_inputs(self) -> DecodedInputs:
         """Decode the inputs that the task uses."""
@@ -169,14 +190,15 @@ class _JobRenderer:
         tracks, took_s = [], 0.0
         for index, (future, seed) in enumerate(zip(futures.audio, self._job.seeds, strict=True)):
             audio = future.result().wait()
+            aligned = self._aligned(futures.matrices.get(index), futures.lyrics)
             if index == len(self._job.seeds) - 1:
                 self._report(1.0, "render")
             self._raise_if_stopped()
             with self._resources.encoder(self._stopped) as encode:
                 self._report(index / len(self._job.seeds), "encode")
                 begun = perf_counter()
-                audio = self._finished(audio, arguments)
-                tracks.append(self._track(encode, audio, seed, self._message.folder / str(index)))
+                song = _Song(index, seed, self._finished(audio, arguments), aligned)
+                tracks.append(self._track(encode, song, arguments))
                 took_s = perf_counter() - begun
         self._report(1.0, "encode")
         return tuple(tracks), took_s
@@ -188,29 +210,48 @@ class _JobRenderer:
             audio = spliced(audio, kept, output.peak)
         return faded(audio, output, rate)
 
-    def _track(self, encode: codec.Encode, audio: torch.Tensor, seed: int, stem: Path) -> Track:
+    def _aligned(self, matrices: AudioCopy | None, lyrics: LyricTokens | None) -> AlignedLyrics | None:
+        """Return the lyrics' times and score; None: they were not asked for, or could not be found."""
+        if matrices is None or lyrics is None:
+            return None
+        return align(matrices.wait(), lyrics, self._resources.scheduler.frame_s(self._model.name))
+
+    def _track(self, encode: codec.Encode, song: "_Song", arguments: PipelineArguments) -> Track:
         loras = self._job.request.all_loras
-        if loras and not audio.isfinite().all():
+        if loras and not song.audio.isfinite().all():
             scales = ", ".join(f"{lora.scale:g}" for lora in loras)
             raise InputUnreadable(
                 f"with this LoRA the model returns samples that are not numbers: lower lora.scale, now {scales}, "
                 "or use another LoRA"
             )
-        file = encode(audio.numpy(), stem, self._format(), self._model.sample_rate)
+        lines = song.aligned.lines if song.aligned and self._job.request.timestamps else ()
+        stem = self._message.folder / str(song.index)
+        wanted = self._format(arguments, song.seed, lines)
+        file = encode(song.audio.numpy(), stem, wanted, self._model.sample_rate)
         return Track(
             path=file.path,
-            seed=seed,
+            seed=song.seed,
             format=self._job.request.audio_format,
             content_type=file.content_type,
             sample_rate=file.sample_rate,
             channels=file.channels,
             duration_s=file.duration_s,
+            side_files=write_lyrics(lines, stem) if lines else (),
+            lyrics=lines,
+            lyric_score=None if song.aligned is None else round(song.aligned.score, 4),
+            loudness=None if file.levels is None else Loudness(**asdict(file.levels)),
         )
 
-    def _format(self) -> Format:
-        """Return the format of the files, with the request's own values of an MP3."""
+    def _format(self, arguments: PipelineArguments, seed: int, lines: tuple[LyricLine, ...]) -> Format:
+        """Return the format of a song's file, with its tags and with the request's own values."""
         asked = self._job.request
-        found = FORMATS[asked.audio_format]
+        prompt, lyrics = asked.prompt or arguments.prompt, arguments.lyrics
+        found = replace(
+            FORMATS[asked.audio_format],
+            tags=tuple(song_tags(self._job, prompt, lyrics, seed, lines)) if self._resources.tags else (),
+            loudness_lufs=asked.loudness_lufs,
+            true_peak_db=asked.true_peak_db,
+        )
         if asked.audio_format != "mp3":
             return found
         bits = int(asked.mp3_bitrate.removesuffix("k")) * 1_000
