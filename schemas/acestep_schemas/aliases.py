@@ -51,6 +51,8 @@ ALIASES: Final = MappingProxyType(
         "timesteps": ("custom_timesteps",),
         "instruction": ("instruction_display_gen",),
         "batch_size": ("batch_size_input",),
+        # Of completion interfaces.
+        "candidates": ("best_of", "bestOf", "num_candidates"),
     }
 )
 

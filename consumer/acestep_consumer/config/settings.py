@@ -335,6 +335,9 @@ class EngineSettings(Section):
         "processes that encode songs, at most one per CPU core; unset: one per core, up to 16",
         ge=1,
     )
+    score_table: Path_ | None = variable(
+        "ACESTEP_SCORE_TABLE", None, "weights that `candidates` are scored by, a TOML file; unset: the built-in ones"
+    )
     max_vram_gb: float | None = variable("MAX_CUDA_VRAM", None, "treat the GPU as having this much memory, GB", gt=0)
     offload: AutoBool = variable(
         "ACESTEP_OFFLOAD_TO_CPU", None, "keep idle models in RAM; `auto`: on GPUs below 15.5 GB"

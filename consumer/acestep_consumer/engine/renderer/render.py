@@ -4,7 +4,9 @@
 One call is one job, in a thread of its own.
 """
 
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,14 +16,15 @@ import structlog
 import torch
 
 from acestep_consumer.audio import codec
-from acestep_consumer.audio.encoding.pool import EncoderPool
+from acestep_consumer.audio.encoding.pool import EncoderPool, Measure
 from acestep_consumer.audio.formats import FORMATS, Format
+from acestep_consumer.audio.measures import measures_of
 from acestep_consumer.domain.audio_codes import format_codes
 from acestep_consumer.domain.errors import Cancelled, InputUnreadable, InvalidRequest
 from acestep_consumer.domain.job import LoadedModel, Rendering, TokenizedSource, Track
 from acestep_consumer.domain.ports import Report
 from acestep_consumer.engine.messages import Render, TokenizeAudio
-from acestep_consumer.engine.renderer.batch_request import BatchFutures, RequestCallbacks
+from acestep_consumer.engine.renderer.batch_request import AudioCopy, BatchFutures, RequestCallbacks
 from acestep_consumer.engine.renderer.errors import translate
 from acestep_consumer.engine.renderer.model_runner import loras_of
 from acestep_consumer.engine.renderer.output import faded, spliced
@@ -32,6 +35,7 @@ from acestep_consumer.engine.renderer.pipeline_arguments import (
     reads_source,
 )
 from acestep_consumer.engine.renderer.scheduler import Scheduler
+from acestep_consumer.policy.scoring import BUILT_IN, BestSongs, ScoreTable
 from acestep_consumer.policy.tiers import MAX_DURATION_S
 from acestep_schemas.request import FieldProblem
 
@@ -51,13 +55,15 @@ class RenderResources:
         scheduler: makes the songs.
         max_input_s: longest accepted input, seconds.
         decoders: held while an input is decoded; limits how many are at a time.
-        encoders: encode the songs; None: this process does.
+        encoders: encode and measure the songs; None: this process does.
+        scores: weighs the measures of candidates.
     """
 
     scheduler: Scheduler
     max_input_s: float = MAX_DURATION_S
     decoders: AbstractContextManager[object] = field(default_factory=nullcontext)
     encoders: EncoderPool | None = None
+    scores: ScoreTable = BUILT_IN
 
     def decode(self, path: Path, sample_rate: int, what: str, stopped: Stopped) -> codec.Samples:
         """Decode one input, as ``audio.codec.decode`` does, when a decoder is free."""
@@ -68,9 +74,13 @@ class RenderResources:
         """Wait for an encoder; the value of the context is the function that encodes, as ``audio.codec.encode``."""
         return nullcontext(codec.encode) if self.encoders is None else self.encoders.slot(stopped)
 
+    def measurer(self, stopped: Stopped) -> AbstractContextManager[Measure]:
+        """Wait for an encoder; the value of the context is the function that measures, as ``measures_of``."""
+        return nullcontext(measures_of) if self.encoders is None else self.encoders.measurer(stopped)
+
 
 def render(resources: RenderResources, message: Render, report: Report, stopped: Stopped) -> Rendering:
-    """Render the songs of one job and encode them into its folder as ``0.mp3``, ``1.mp3``, ….
+    """Render the songs of one job and encode them into its folder as ``0.mp3``, ``1.mp3``, …, or the best of them.
 
     ``report`` is called for the stages ``render`` and ``encode``. ``stopped`` is asked between denoising steps and
     between files. Inputs longer than the limit are refused.
@@ -135,13 +145,17 @@ class _JobRenderer:
         inputs = self._decode_inputs()
         arguments = arguments_for(self._job, self._message.plan, self._model, inputs)
         futures = self._submit(arguments)
-        tracks, encode_s = self._encode(futures, arguments)
-        return Rendering(
-            tracks=tracks,
-            render_s=perf_counter() - started - encode_s,
-            encode_s=encode_s,
+        warnings, songs = futures.warnings, deque(futures.audio)
+        del futures  # a song is freed as soon as nobody needs it
+        if self._job.request.candidates is None:
+            encoded = self._encode(songs, arguments)
+        else:
+            encoded = self._encode_best(songs, arguments)
+        return replace(
+            encoded,
+            render_s=perf_counter() - started - encoded.encode_s,
             adjustments=arguments.adjustments,
-            warnings=(*arguments.warnings, *futures.warnings),
+            warnings=(*arguments.warnings, *warnings, *encoded.warnings),
         )
 
     def _decode_inputs(self) -> DecodedInputs:
@@ -164,22 +178,61 @@ class _JobRenderer:
         rank = self._job.rank
         return self._resources.scheduler.submit(self._model.name, arguments, loras, callbacks, rank=rank)
 
-    def _encode(self, futures: BatchFutures, arguments: PipelineArguments) -> tuple[tuple[Track, ...], float]:
-        """Encode each song as soon as it is decoded. Returns the tracks and the seconds that the last one took."""
-        tracks, took_s = [], 0.0
-        for index, (future, seed) in enumerate(zip(futures.audio, self._job.seeds, strict=True)):
-            audio = future.result().wait()
-            if index == len(self._job.seeds) - 1:
-                self._report(1.0, "render")
-            self._raise_if_stopped()
+    def _encode(self, songs: "deque[Future[AudioCopy]]", arguments: PipelineArguments) -> Rendering:
+        """Encode each song as soon as it is decoded; the seconds are those of the last one."""
+        tracks, took_s, count = [], 0.0, len(songs)
+        for index, seed in enumerate(self._job.seeds):
+            audio = self._next_song(songs)
             with self._resources.encoder(self._stopped) as encode:
-                self._report(index / len(self._job.seeds), "encode")
+                self._report(index / count, "encode")
                 begun = perf_counter()
                 audio = self._finished(audio, arguments)
                 tracks.append(self._track(encode, audio, seed, self._message.folder / str(index)))
                 took_s = perf_counter() - begun
         self._report(1.0, "encode")
-        return tuple(tracks), took_s
+        return Rendering(tracks=tuple(tracks), render_s=0.0, encode_s=took_s)
+
+    def _encode_best(self, songs: "deque[Future[AudioCopy]]", arguments: PipelineArguments) -> Rendering:
+        """Measure each song as soon as it is decoded, then encode the best.
+
+        Beside the songs that wait to be measured, no more than ``keep`` are in RAM. The seconds are those after the
+        last one was decoded.
+        """
+        asked, count, last_s = self._job.request, len(songs), 0.0
+        chosen: BestSongs[torch.Tensor] = BestSongs(asked.keep, self._resources.scores)
+        for index, seed in enumerate(self._job.seeds):
+            audio = self._next_song(songs)
+            last_s = perf_counter()
+            with self._resources.measurer(self._stopped) as measure:
+                self._report(index / (count + asked.keep), "encode")
+                audio = self._finished(audio, arguments)
+                measures = measure(audio.numpy(), self._model.sample_rate)
+            chosen.add(seed, audio, measures)
+            del audio
+        tracks = []
+        for index, (place, audio) in enumerate(chosen.best):
+            self._raise_if_stopped()
+            with self._resources.encoder(self._stopped) as encode:
+                self._report((count + index) / (count + asked.keep), "encode")
+                tracks.append(self._track(encode, audio, self._job.seeds[place], self._message.folder / str(index)))
+        self._report(1.0, "encode")
+        lost = asked.keep - len(tracks)
+        return Rendering(
+            tracks=tuple(tracks),
+            render_s=0.0,
+            encode_s=perf_counter() - last_s,
+            candidates=chosen.candidates,
+            score_table=self._resources.scores.version,
+            warnings=(f"keep: {len(tracks)} of {asked.keep} songs; no other could be decoded",) if lost else (),
+        )
+
+    def _next_song(self, songs: "deque[Future[AudioCopy]]") -> torch.Tensor:
+        """Wait for the next song to be decoded, and return its samples."""
+        audio = songs.popleft().result().wait()
+        if not songs:
+            self._report(1.0, "render")
+        self._raise_if_stopped()
+        return audio
 
     def _finished(self, audio: torch.Tensor, arguments: PipelineArguments) -> torch.Tensor:
         """Return the song with the kept samples of its source, and with its fades."""
