@@ -176,10 +176,28 @@ class SongFiles(Frozen):
     latents: FileObject | None = None
 
 
+class LyricToken(Frozen):
+    """A syllable, word or character of a line, as the model reads it, and when it is sung, in seconds."""
+
+    text: str
+    start_s: float
+    end_s: float
+
+
+class LyricLine(Frozen):
+    """A line of lyrics, or a section tag such as ``[Chorus]``, and when it is sung, in seconds of the song."""
+
+    text: str
+    start_s: float
+    end_s: float
+    tokens: tuple[LyricToken, ...] = ()
+
+
 class Audio(Frozen):
     """One song in S3. ``duration_s`` is its length in seconds; ``bytes`` and ``sha256`` are those of the object.
 
-    ``files`` are what lies beside it; None: nothing.
+    ``files`` are what lies beside it; None: nothing. ``lyrics`` are its lines with times, where the request asked for
+    ``timestamps``; ``lyric_score`` says how well they are sung, 0 to 1, None where that was not measured.
     """
 
     uri: str
@@ -193,6 +211,8 @@ class Audio(Frozen):
     sha256: str
     seed: int
     files: SongFiles | None = None
+    lyrics: tuple[LyricLine, ...] = ()
+    lyric_score: float | None = None
 
 
 class Metas(Frozen):

@@ -234,6 +234,11 @@ class GenerationRequest(BaseModel):
         default=-1.0, ge=-100, le=100, description="Peak of a song in dB of full scale; above 0 there is no scaling."
     )
 
+    timestamps: Flag = Field(
+        default=False,
+        description="Find when each line of the lyrics is sung: audios[].lyrics, and .lrc and .vtt files.",
+    )
+
     src_audio_path: Place = Field(
         default=None, max_length=2_048, description="Audio to cover, repaint or work on: s3://bucket/key or https://."
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from acestep_consumer.domain.tasks import Variant
-from acestep_schemas.events import Adjustment, Candidate, LmChoice, Metas, ModelChoice, PolicyReport
+from acestep_schemas.events import Adjustment, Candidate, LmChoice, LyricLine, Metas, ModelChoice, PolicyReport
 from acestep_schemas.request import GenerationRequest
 
 
@@ -111,7 +111,10 @@ class SideFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Track:
-    """One encoded song on disk. ``duration_s`` is seconds, ``sample_rate`` Hz."""
+    """One encoded song on disk. ``duration_s`` is seconds, ``sample_rate`` Hz.
+
+    ``lyrics`` have times, where these were asked for; ``lyric_score`` is how well they are sung, None: not measured.
+    """
 
     path: Path
     seed: int
@@ -121,6 +124,8 @@ class Track:
     channels: int
     duration_s: float
     side_files: tuple[SideFile, ...] = ()
+    lyrics: tuple[LyricLine, ...] = ()
+    lyric_score: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -195,6 +195,8 @@ def _audio(stored: StoredObject) -> Audio:
         sha256=stored.sha256,
         seed=track.seed,
         files=_song_files(stored.side_files),
+        lyrics=track.lyrics,
+        lyric_score=track.lyric_score,
     )
 
 

@@ -11,7 +11,7 @@ the last one runs anywhere and in any precision.
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -98,6 +98,17 @@ def sdpa_per_sequence(query: torch.Tensor, key: torch.Tensor, value: torch.Tenso
         attended = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
         result[start:end] = attended[0].transpose(0, 1)
     return result
+
+
+def weights_of(query: torch.Tensor, key: torch.Tensor, heads: Sequence[int], scale: float) -> torch.Tensor:
+    """Return the attention weights of some heads, float32 [heads, queries, keys], for one sequence without a window.
+
+    ``query``: [queries, heads, dim]; ``key``: [keys, key heads, dim], as for ``attend``.
+    """
+    shared = query.shape[1] // key.shape[1]
+    queries = query[:, list(heads)].transpose(0, 1).float()
+    keys = key[:, [head // shared for head in heads]].permute(1, 2, 0).float()
+    return torch.softmax(torch.matmul(queries, keys) * scale, dim=-1)
 
 
 def _window_mask(tokens: int, window: int, device: torch.device) -> torch.Tensor | None:

@@ -9,6 +9,7 @@ from functools import cache
 import torch
 
 from acestep_consumer.engine.renderer.lora import Loras
+from acestep_consumer.engine.renderer.lyric_alignment import LyricTokens
 from acestep_consumer.engine.renderer.model_runner import ModelRunner
 from acestep_consumer.engine.renderer.prepare import PreparedRequest
 from acestep_consumer.engine.renderer.sample import Sample
@@ -67,10 +68,14 @@ class BatchFutures:
     """Futures of one job's songs, in the order of its seeds; each is set as soon as that song is decoded.
 
     ``warnings``: texts that were truncated, and what was reduced for lack of memory; complete with the last song.
+    ``matrices``: of the songs that are aligned with their lyrics, by index, each before the song's audio; see
+    ``lyric_alignment``. None: the song could not be aligned. ``lyrics``: what they are aligned with; None: nothing.
     """
 
     audio: "tuple[Future[AudioCopy], ...]"
     warnings: list[str]
+    lyrics: LyricTokens | None = None
+    matrices: "dict[int, AudioCopy | None]" = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -114,6 +119,20 @@ class BatchRequest:
         return [sample for index, sample in enumerate(self.samples) if sample.done and index not in self._decoded]
 
     @property
+    def unaligned(self) -> list[Sample]:
+        """Samples that are denoised and have yet to be aligned with their lyrics."""
+        done = {*self.futures.matrices, *self._decoded}
+        return [
+            sample
+            for index, sample in enumerate(self.samples)
+            if sample.alignment is not None and sample.done and index not in done
+        ]
+
+    def set_matrices(self, sample: Sample, matrices: AudioCopy | None) -> None:
+        """Keep what the alignment of one song has found; None: nothing."""
+        self.futures.matrices[self._index(sample)] = matrices
+
+    @property
     def completed(self) -> bool:
         """Whether every song has its audio or its error."""
         return all(future.done() for future in self.futures.audio)
@@ -125,9 +144,12 @@ class BatchRequest:
 
     def deliver(self, sample: Sample, audio: AudioCopy) -> None:
         """Set the future of one song."""
-        index = next(index for index, each in enumerate(self.samples) if each is sample)
+        index = self._index(sample)
         self._decoded.add(index)
         self.futures.audio[index].set_result(audio)
+
+    def _index(self, sample: Sample) -> int:
+        return next(index for index, each in enumerate(self.samples) if each is sample)
 
     def fail(self, error: BaseException) -> None:
         """Set the error on every song that has no audio yet."""

@@ -15,6 +15,7 @@ from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.job import LoadedModel
 from acestep_consumer.domain.tasks import Variant
 from acestep_consumer.engine.renderer.device import DeviceReport, offload_for
+from acestep_consumer.engine.renderer.lyric_alignment import AlignmentHeads, heads_of
 from acestep_consumer.engine.renderer.original_layout import OriginalCheckpoint, open_original
 from acestep_consumer.engine.renderer.original_weights import load_original
 from acestep_consumer.engine.renderer.quiet_imports import quietly
@@ -28,12 +29,14 @@ _SHAREABLE = ("text_encoder", "vae")
 class ModelHandle:
     """A loaded model: its description, and the diffusers pipeline that holds its weights.
 
-    ``config``: of ACE-Step's own layout; empty for a model in diffusers' layout.
+    ``config``: of ACE-Step's own layout; empty for a model in diffusers' layout. ``alignment_heads``: as the config
+    names them; None: it does not.
     """
 
     model: LoadedModel
     pipeline: Any
     config: Mapping[str, Any] = field(default_factory=dict)
+    alignment_heads: AlignmentHeads | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,17 @@ def _load(
     if not keep_in_ram:
         pipeline.to(device.device)
     config = found.original.config if found.original else {}
-    return ModelHandle(_describe(found.name, pipeline, config), pipeline, config)
+    try:
+        heads = heads_of(config or _transformer_config(found.folder))
+    except ValueError as error:
+        raise _unloadable(found.name, found.folder, error) from error
+    return ModelHandle(_describe(found.name, pipeline, config), pipeline, config, heads)
+
+
+def _transformer_config(folder: Path) -> Mapping[str, Any]:
+    """Return the DiT's config in diffusers' layout, with the fields that diffusers does not know."""
+    found: dict[str, Any] = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
+    return found
 
 
 def _read(found: _Found, device: DeviceReport, shared: Mapping[str, Any]) -> AceStepPipeline:

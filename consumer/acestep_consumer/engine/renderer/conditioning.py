@@ -151,6 +151,7 @@ class Conditioner:
                 kept=self._kept(request, index),
                 heard_frames=source.frames,
                 peak=None if arguments.kept_samples(self._pipeline.sample_rate) else arguments.output.peak,
+                alignment=request.prepared.alignment,
             )
             if arguments.flow_edit is not None:
                 sample.start_edit(self._edit(arguments.flow_edit, request, index, sample, others[-1]))

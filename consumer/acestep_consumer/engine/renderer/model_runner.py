@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from acestep_consumer.domain.audio_codes import CODES_PER_SECOND
+from acestep_consumer.engine.renderer.alignment_pass import alignment_matrices
 from acestep_consumer.engine.renderer.components import Components
 from acestep_consumer.engine.renderer.conditioning import Conditioner
 from acestep_consumer.engine.renderer.denoiser import Denoiser
@@ -78,6 +79,13 @@ class ModelRunner:
         denoiser = self.denoiser(lora)
         self.parts.use(denoiser.dit.dit)
         return denoiser.velocities(samples)
+
+    def align(self, samples: Sequence[Sample], lora: Loras | None) -> list[torch.Tensor]:
+        """Return the alignment of denoised samples with their lyrics, [2, tokens, frames] each, on the device."""
+        dit = self.denoiser(lora).dit
+        self.parts.use(dit.dit)
+        asking = [(sample, sample.alignment) for sample in samples if sample.alignment is not None]
+        return alignment_matrices(dit, asking, self.parts.alignment_heads)
 
     def decode(self, samples: Sequence[Sample], tiles_at_once: int) -> list[torch.Tensor]:
         """Decode finished samples: float32 audio, [channels, samples] each, as long and at the level that each says."""

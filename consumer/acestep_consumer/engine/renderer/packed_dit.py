@@ -8,7 +8,7 @@ The weights and layers are those of diffusers' ``AceStepTransformer1DModel``; wh
 * conditions: their keys and values do not change from step to step, so they are computed once for each song.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +114,32 @@ class PackedDit:
         hidden = (self.dit.norm_out(hidden) * (1 + scale[branch]) + shift[branch]).type_as(hidden)
         return self._unpatchify(hidden)
 
+    def lyric_queries(
+        self, pack: Pack, inputs: torch.Tensor, kv: torch.Tensor, times: torch.Tensor, layers: Collection[int]
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield the cross-attention's queries of some layers, [tokens, heads, dim], with the layer's index.
+
+        ``inputs``: context and latents, [tokens * patch, 3 * channels]; the other arguments are those of
+        ``velocities``. Nothing is computed beyond the last of the layers.
+        """
+        _, modulation = self._modulation(times)
+        hidden = self._patchify(inputs)
+        for index in range(max(layers) + 1):
+            block, (keys, values) = self._blocks[index], kv[index]
+            if index not in layers:
+                hidden = block(hidden, modulation, keys, values, *pack.geometry)
+                continue
+            # Not compiled: a second compilation of the block would take longer than it ever saves.
+            hidden, rows = block.after_self_attention(hidden, modulation, pack.geometry)
+            yield index, block.cross_query(hidden)
+            if index < max(layers):
+                hidden = block.after_cross_attention(hidden, rows, keys, values, pack.geometry)
+
+    def scale_of(self, layer: int) -> float:
+        """Return the factor on the logits of a layer's cross-attention."""
+        scale: float = self.dit.layers[layer].cross_attn.scaling
+        return scale
+
     def _modulation(self, times: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the time embedding, [branches, width], and its projection for the blocks, [branches, 6, width]."""
         embedded, modulation = self.dit.time_embed(times)
@@ -154,12 +180,31 @@ class PackedBlock(torch.nn.Module):
         self, hidden: torch.Tensor, modulation: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *where: Any
     ) -> torch.Tensor:
         """Transform [tokens, width]; ``where`` is a ``Geometry``, unpacked so that its numbers stay symbolic."""
-        geometry, block = Geometry(*where), self.block
+        geometry = Geometry(*where)
+        hidden, rows = self.after_self_attention(hidden, modulation, geometry)
+        return self.after_cross_attention(hidden, rows, keys, values, geometry)
+
+    def after_self_attention(
+        self, hidden: torch.Tensor, modulation: torch.Tensor, geometry: Geometry
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Do the first part of ``forward``: return the hidden state, and the rows of modulation for the last part."""
+        block = self.block
         table = (block.scale_shift_table + modulation).unbind(1)
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (row[geometry.branch] for row in table)
+        shift, scale, gate, *rows = (row[geometry.branch] for row in table)
         normed = (block.self_attn_norm(hidden) * (1 + scale) + shift).type_as(hidden)
-        hidden = (hidden + self._self_attention(normed, geometry) * gate).type_as(hidden)
-        hidden = hidden + self._cross_attention(block.cross_attn_norm(hidden).type_as(hidden), keys, values, geometry)
+        return (hidden + self._self_attention(normed, geometry) * gate).type_as(hidden), tuple(rows)
+
+    def after_cross_attention(
+        self,
+        hidden: torch.Tensor,
+        rows: tuple[torch.Tensor, ...],
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        geometry: Geometry,
+    ) -> torch.Tensor:
+        """Do the rest of ``forward``."""
+        block, (mlp_shift, mlp_scale, mlp_gate) = self.block, rows
+        hidden = hidden + self._cross_attention(hidden, keys, values, geometry)
         normed = (block.mlp_norm(hidden) * (1 + mlp_scale) + mlp_shift).type_as(hidden)
         mlp = block.mlp
         lifted: torch.Tensor = mlp.down_proj(silu(mlp.gate_proj(normed)) * mlp.up_proj(normed))
@@ -178,14 +223,22 @@ class PackedBlock(torch.nn.Module):
         out: torch.Tensor = attention.to_out[0](attended.flatten(1))
         return out
 
+    def cross_query(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the queries of the cross-attention, [tokens, heads, dim]."""
+        attention = self.block.cross_attn
+        normed = self.block.cross_attn_norm(hidden).type_as(hidden)
+        query: torch.Tensor = attention.norm_q(
+            attention.to_q(normed).unflatten(-1, (attention.heads, attention.head_dim))
+        )
+        return query
+
     def _cross_attention(
-        self, normed: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, geometry: Geometry
+        self, hidden: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, geometry: Geometry
     ) -> torch.Tensor:
         """Attend to the conditions."""
         attention = self.block.cross_attn
-        query = attention.norm_q(attention.to_q(normed).unflatten(-1, (attention.heads, attention.head_dim)))
         attended = attend(
-            query,
+            self.cross_query(hidden),
             keys,
             values,
             geometry.cu_seqlens,

@@ -28,6 +28,7 @@ DEFAULT_INSTRUCTION = "Fill the audio semantic mask based on the given condition
 INSTRUMENTAL = "[Instrumental]"
 
 _NO_GUIDANCE = 1.0
+_TAG = re.compile(r"\[[^\]]*\]")
 # A caption in the form of the model's training, as ACE-Step's own tools save it.
 _TRAINING_CAPTION = re.compile(r"# *Instruction\b.*?# *Caption *\n(.*?)(?:\n\s*# *Metas|$)", re.DOTALL)
 
@@ -73,6 +74,7 @@ class PipelineArguments:
         seeds: a seed per song.
         tiled: whether the VAE encodes in tiles.
         output: what is done to the samples.
+        align: whether the songs are aligned with their lyrics, for times or for a score.
         adjustments: values that a limit has changed.
         warnings: values that had no effect.
     """
@@ -112,6 +114,7 @@ class PipelineArguments:
     seeds: tuple[int, ...]
     tiled: bool = True
     output: OutputRules = field(default_factory=OutputRules)
+    align: bool = False
     adjustments: tuple[Adjustment, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -207,8 +210,13 @@ def arguments_for(
         seeds=job.seeds,
         tiled=asked.use_tiled_decode,
         output=_output(asked),
+        align=(asked.timestamps or asked.candidates is not None) and sings(metas.lyrics or asked.lyrics),
         adjustments=tuple(builder.adjustments),
-        warnings=(*_without_effect(asked, model, covers=_covers(job, plan)), *builder.warnings),
+        warnings=(
+            *_without_effect(asked, model, covers=_covers(job, plan)),
+            *_without_lyrics(asked, metas.lyrics or asked.lyrics),
+            *builder.warnings,
+        ),
     )
 
 
@@ -353,6 +361,11 @@ def _has_source(job: Job, plan: Plan) -> bool:
     return not asked.flow_edit_morph and (asked.task_type != "text2music" or bool(codes_of(job, plan)))
 
 
+def sings(lyrics: str) -> bool:
+    """Whether there is anything to sing in lyrics, beside section tags such as ``[Intro]``."""
+    return bool(_TAG.sub("", lyrics).strip())
+
+
 def _sampler(asked: GenerationRequest, model: LoadedModel) -> SamplerOptions:
     """Return the sampler's options. A flow edit is done with plain Euler steps."""
     turbo, plain = model.variant is Variant.TURBO, asked.flow_edit_morph
@@ -446,6 +459,11 @@ def _without_effect(asked: GenerationRequest, model: LoadedModel, *, covers: boo
     yield from _window_without_effect(asked)
     if asked.global_caption and not model.global_caption:
         yield f"global_caption had no effect: {model.name} takes none"
+
+
+def _without_lyrics(asked: GenerationRequest, lyrics: str) -> Iterator[str]:
+    if asked.timestamps and not sings(lyrics):
+        yield "timestamps had no effect: the song has no lyrics"
 
 
 def _source_without_effect(asked: GenerationRequest, model: LoadedModel, *, covers: bool) -> Iterator[str]:

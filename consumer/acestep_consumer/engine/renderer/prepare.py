@@ -13,6 +13,7 @@ import torch
 
 from acestep_consumer.domain.audio_codes import CODES_PER_SECOND
 from acestep_consumer.engine.renderer.components import Components
+from acestep_consumer.engine.renderer.lyric_alignment import AlignmentRequest, LyricTokens, pieces_of
 from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
 from acestep_consumer.engine.renderer.rng import generators_for
 from acestep_consumer.engine.renderer.sample import mixed_noise
@@ -21,6 +22,7 @@ from acestep_consumer.policy.tiers import DEFAULT_DURATION_S
 from acestep_schemas.request import TaskType
 
 _TEXT, _LYRICS = 256, 2048  # tokens that the model reads of each
+_LYRIC_HEADER, _END = "\n# Lyric\n", "<|endoftext|>"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +40,7 @@ class PreparedRequest:
     ``texts``: the task's texts; where the text alone takes over, its texts; of a flow edit, those of its source.
     ``codes``: each song's audio codes, or none. ``frames``: latent frames, None when the source audio decides.
     ``noise``: [songs, frames, channels] with at least ``LEAST_FRAMES``, None likewise. ``length``: latent frames that
-    are denoised, estimated where ``frames`` is None.
+    are denoised, estimated where ``frames`` is None. ``lyrics``: what the songs are aligned with; None: they are not.
     """
 
     arguments: PipelineArguments
@@ -49,6 +51,14 @@ class PreparedRequest:
     noise: torch.Tensor | None
     generators: tuple[torch.Generator, ...]
     warnings: tuple[str, ...] = ()
+    lyrics: LyricTokens | None = None
+
+    @property
+    def alignment(self) -> AlignmentRequest | None:
+        """What each song is aligned with; None: nothing."""
+        if self.lyrics is None:
+            return None
+        return AlignmentRequest(self.lyrics, 1.0 / self.arguments.num_inference_steps)
 
     @property
     def condition_tokens(self) -> int:
@@ -60,6 +70,7 @@ class RequestPreparer:
     """Prepares requests for one model. Safe to use from many threads."""
 
     def __init__(self, parts: Components) -> None:
+        self._parts = parts
         self._pipeline = parts.pipeline
         self._dtype = parts.dtype
         self._channels: int = parts.dit.dit.config.audio_acoustic_hidden_dim
@@ -83,8 +94,33 @@ class RequestPreparer:
             length=max(self._source_frames(arguments) if frames is None else frames, LEAST_FRAMES),
             noise=None if frames is None or arguments.device_noise else self.noise(arguments, generators, frames),
             generators=tuple(generators),
-            warnings=warnings[0],
+            warnings=(*warnings[0], *(self._alignment_warnings() if arguments.align else ())),
+            lyrics=self._lyrics(arguments, texts[0].lyrics)
+            if arguments.align and self._parts.alignment_heads
+            else None,
         )
+
+    def _alignment_warnings(self) -> Iterator[str]:
+        name = self._parts.model.name
+        if not self._parts.alignment_heads:
+            yield f"the lyrics have no times: {name} has none of the heads that follow the singing"
+        elif self._parts.model.wide and not self._parts.alignment_heads_named:
+            yield f"the times of the lyrics may be wrong: the config of {name} does not name its alignment heads"
+
+    def _lyrics(self, arguments: PipelineArguments, ids: list[int]) -> LyricTokens | None:
+        """Return the tokens of the lyrics alone: those after the header, up to the token that ends them."""
+        _, formatted = self._formatted(arguments, "")
+        header = formatted[: formatted.index(_LYRIC_HEADER) + len(_LYRIC_HEADER)]
+        tokenizer = self._pipeline.tokenizer
+        with self._tokenizing:
+            start = len(tokenizer(header, add_special_tokens=False).input_ids)
+        end_id = tokenizer.convert_tokens_to_ids(_END)
+        own = ids[start:]
+        own = own[: own.index(end_id)] if end_id in own else own
+        pieces = pieces_of(
+            tokenizer.batch_decode([[each] for each in own]), lambda *some: tokenizer.decode(own[slice(*some)])
+        )
+        return LyricTokens(start, len(own), tuple(pieces)) if own else None
 
     def noise(self, arguments: PipelineArguments, generators: Sequence[torch.Generator], frames: int) -> torch.Tensor:
         """Draw the initial noise of songs, [songs, frames, channels], on the device of the generators.

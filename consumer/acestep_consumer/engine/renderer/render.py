@@ -5,7 +5,7 @@ One call is one job, in a thread of its own.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -26,6 +26,8 @@ from acestep_consumer.domain.ports import Report
 from acestep_consumer.engine.messages import Render, TokenizeAudio
 from acestep_consumer.engine.renderer.batch_request import AudioCopy, BatchFutures, RequestCallbacks
 from acestep_consumer.engine.renderer.errors import translate
+from acestep_consumer.engine.renderer.lyric_alignment import AlignedLyrics, LyricTokens, align
+from acestep_consumer.engine.renderer.lyric_files import write_lyrics
 from acestep_consumer.engine.renderer.model_runner import loras_of
 from acestep_consumer.engine.renderer.output import faded, spliced
 from acestep_consumer.engine.renderer.pipeline_arguments import (
@@ -130,6 +132,24 @@ def _require_length(audio: codec.Samples, model: LoadedModel, what: str) -> None
         raise InputUnreadable(f"{what} is too short: it has {seconds:.4f} seconds, and at least {least:g} are needed")
 
 
+_MeasuredSong = tuple[torch.Tensor, AlignedLyrics | None]
+"""Samples, and what the alignment of the lyrics has found."""
+
+
+@dataclass(frozen=True, slots=True)
+class _PendingSongs:
+    """A job's songs that are not encoded yet, as ``BatchFutures``: emptied, so that each is freed when it is done."""
+
+    audio: "deque[Future[AudioCopy]]"
+    matrices: "dict[int, AudioCopy | None]"
+    lyrics: LyricTokens | None
+
+
+def _fewer_kept(kept: int, asked: int) -> Iterator[str]:
+    if kept < asked:
+        yield f"keep = {asked}: {kept} kept, the other candidates could not be decoded"
+
+
 class _JobRenderer:
     def __init__(self, resources: RenderResources, message: Render, report: Report, stopped: Stopped) -> None:
         self._resources = resources
@@ -145,8 +165,9 @@ class _JobRenderer:
         inputs = self._decode_inputs()
         arguments = arguments_for(self._job, self._message.plan, self._model, inputs)
         futures = self._submit(arguments)
-        warnings, songs = futures.warnings, deque(futures.audio)
-        del futures  # a song is freed as soon as nobody needs it
+        warnings = futures.warnings
+        songs = _PendingSongs(deque(futures.audio), futures.matrices, futures.lyrics)
+        del futures
         if self._job.request.candidates is None:
             encoded = self._encode(songs, arguments)
         else:
@@ -178,58 +199,65 @@ class _JobRenderer:
         rank = self._job.rank
         return self._resources.scheduler.submit(self._model.name, arguments, loras, callbacks, rank=rank)
 
-    def _encode(self, songs: "deque[Future[AudioCopy]]", arguments: PipelineArguments) -> Rendering:
+    def _encode(self, songs: "_PendingSongs", arguments: PipelineArguments) -> Rendering:
         """Encode each song as soon as it is decoded; the seconds are those of the last one."""
-        tracks, took_s, count = [], 0.0, len(songs)
+        tracks, took_s, count = [], 0.0, len(self._job.seeds)
         for index, seed in enumerate(self._job.seeds):
             audio = self._next_song(songs)
             with self._resources.encoder(self._stopped) as encode:
                 self._report(index / count, "encode")
                 begun = perf_counter()
                 audio = self._finished(audio, arguments)
-                tracks.append(self._track(encode, audio, seed, self._message.folder / str(index)))
+                stem = self._message.folder / str(index)
+                aligned = self._aligned(songs.matrices.pop(index, None), songs.lyrics)
+                tracks.append(self._with_lyrics(self._track(encode, audio, seed, stem), aligned, stem))
                 took_s = perf_counter() - begun
         self._report(1.0, "encode")
         return Rendering(tracks=tuple(tracks), render_s=0.0, encode_s=took_s)
 
-    def _encode_best(self, songs: "deque[Future[AudioCopy]]", arguments: PipelineArguments) -> Rendering:
+    def _encode_best(self, songs: "_PendingSongs", arguments: PipelineArguments) -> Rendering:
         """Measure each song as soon as it is decoded, then encode the best.
 
         Beside the songs that wait to be measured, no more than ``keep`` are in RAM. The seconds are those after the
         last one was decoded.
         """
-        asked, count, last_s = self._job.request, len(songs), 0.0
-        chosen: BestSongs[torch.Tensor] = BestSongs(asked.keep, self._resources.scores)
+        asked, last_s = self._job.request, 0.0
+        work = len(self._job.seeds) + asked.keep
+        chosen: BestSongs[_MeasuredSong] = BestSongs(asked.keep, self._resources.scores)
         for index, seed in enumerate(self._job.seeds):
             audio = self._next_song(songs)
             last_s = perf_counter()
             with self._resources.measurer(self._stopped) as measure:
-                self._report(index / (count + asked.keep), "encode")
+                self._report(index / work, "encode")
                 audio = self._finished(audio, arguments)
                 measures = measure(audio.numpy(), self._model.sample_rate)
-            chosen.add(seed, audio, measures)
+            aligned = self._aligned(songs.matrices.pop(index, None), songs.lyrics)
+            if measures is not None and aligned is not None:
+                measures["lyrics"] = aligned.score
+            chosen.add(seed, (audio, aligned), measures)
             del audio
         tracks = []
-        for index, (place, audio) in enumerate(chosen.best):
+        for index, (place, (audio, aligned)) in enumerate(chosen.best):
             self._raise_if_stopped()
             with self._resources.encoder(self._stopped) as encode:
-                self._report((count + index) / (count + asked.keep), "encode")
-                tracks.append(self._track(encode, audio, self._job.seeds[place], self._message.folder / str(index)))
+                self._report((work - asked.keep + index) / work, "encode")
+                stem = self._message.folder / str(index)
+                track = self._track(encode, audio, self._job.seeds[place], stem)
+                tracks.append(self._with_lyrics(track, aligned, stem))
         self._report(1.0, "encode")
-        lost = asked.keep - len(tracks)
         return Rendering(
             tracks=tuple(tracks),
             render_s=0.0,
             encode_s=perf_counter() - last_s,
             candidates=chosen.candidates,
             score_table=self._resources.scores.version,
-            warnings=(f"keep: {len(tracks)} of {asked.keep} songs; no other could be decoded",) if lost else (),
+            warnings=tuple(_fewer_kept(len(tracks), asked.keep)),
         )
 
-    def _next_song(self, songs: "deque[Future[AudioCopy]]") -> torch.Tensor:
+    def _next_song(self, songs: "_PendingSongs") -> torch.Tensor:
         """Wait for the next song to be decoded, and return its samples."""
-        audio = songs.popleft().result().wait()
-        if not songs:
+        audio = songs.audio.popleft().result().wait()
+        if not songs.audio:
             self._report(1.0, "render")
         self._raise_if_stopped()
         return audio
@@ -240,6 +268,20 @@ class _JobRenderer:
         if (kept := arguments.kept_samples(rate)) is not None:
             audio = spliced(audio, kept, output.peak)
         return faded(audio, output, rate)
+
+    def _aligned(self, matrices: AudioCopy | None, lyrics: LyricTokens | None) -> AlignedLyrics | None:
+        """Return the lyrics' times and score; None: they were not asked for, or could not be found."""
+        if matrices is None or lyrics is None:
+            return None
+        return align(matrices.wait(), lyrics, self._resources.scheduler.frame_s(self._model.name))
+
+    def _with_lyrics(self, track: Track, aligned: AlignedLyrics | None, stem: Path) -> Track:
+        if aligned is None:
+            return track
+        track = replace(track, lyric_score=round(aligned.score, 4))
+        if not self._job.request.timestamps:
+            return track
+        return replace(track, lyrics=aligned.lines, side_files=(*track.side_files, *write_lyrics(aligned.lines, stem)))
 
     def _track(self, encode: codec.Encode, audio: torch.Tensor, seed: int, stem: Path) -> Track:
         loras = self._job.request.all_loras

@@ -15,6 +15,7 @@ import torch
 from acestep_consumer.engine.renderer.dcw import Dcw
 from acestep_consumer.engine.renderer.flow_edit import FlowEdit
 from acestep_consumer.engine.renderer.guidance import Guidance, Restraint
+from acestep_consumer.engine.renderer.lyric_alignment import AlignmentRequest
 from acestep_consumer.engine.renderer.output import MINUS_1_DB
 from acestep_consumer.engine.renderer.pack import on_device
 from acestep_consumer.engine.renderer.packed_dit import Branch, Condition
@@ -81,6 +82,7 @@ class Sample:
         kept: the source latents around the window of a repaint or lego.
         heard_frames: the frames that are asked for, where the model works on more.
         peak: what the audio's peak is scaled to on the device; None: no scaling.
+        alignment: the lyrics that it is aligned with when it is denoised; None: none.
     """
 
     latents: torch.Tensor
@@ -95,6 +97,7 @@ class Sample:
     kept: KeptLatents | None = None
     heard_frames: int | None = None
     peak: float | None = MINUS_1_DB
+    alignment: AlignmentRequest | None = None
     step: int = 0
     restraint: Restraint = field(default_factory=Restraint)
     _predicted: _Prediction | None = None

@@ -109,7 +109,7 @@ class Scheduler:
         """
         runner = self._runners[model]
         prepared = runner.preparer.prepare(arguments)
-        futures = BatchFutures(tuple(Future() for _ in arguments.seeds), list(prepared.warnings))
+        futures = BatchFutures(tuple(Future() for _ in arguments.seeds), list(prepared.warnings), prepared.lyrics)
         held = len(arguments.seeds) * self.budget.held(prepared.length, prepared.condition_tokens)
         self._inbox.put(BatchRequest(runner, lora, prepared, callbacks, held, futures, rank=rank))
         return futures
@@ -128,6 +128,11 @@ class Scheduler:
     def set_budget(self, budget: MemoryBudget) -> None:
         """Replace the budget; earlier reductions are undone, and stay counted."""
         self.budget, self.degradation = budget, replace(Degradation.of(budget), reductions=self.degradation.reductions)
+
+    def frame_s(self, model: str) -> float:
+        """Return the seconds of one token of the model's DiT, the frame of an alignment."""
+        parts = self._runners[model].parts
+        return parts.dit.patch / parts.model.latent_rate
 
     @property
     def reductions(self) -> int:
@@ -158,6 +163,7 @@ class Scheduler:
                     self._drop_cancelled()
                     self._admit()
                     self._step()
+                    self._align()
                     self._decode()
                     self._rest_if_idle()
                 except Exception as error:  # noqa: BLE001 - everything above handles its own; the device is lost
@@ -273,6 +279,41 @@ class Scheduler:
                 else:
                     self._fail(request, error)
 
+    def _align(self) -> None:
+        """Align denoised songs with their lyrics, where these are asked for, pack by pack."""
+        while unaligned := [(request, sample) for request in self._active for sample in request.unaligned]:
+            key, tokens = unaligned[0][0].batch_key, 0
+            pack: list[tuple[BatchRequest, Sample]] = []
+            for request, sample in unaligned:
+                tokens += _song_tokens(request, sample)
+                if request.batch_key == key and (not pack or tokens <= self.degradation.tokens):
+                    pack.append((request, sample))
+            self._align_pack(pack)
+
+    def _align_pack(self, pack: Sequence[tuple[BatchRequest, Sample]]) -> None:
+        """Align one pack, after an error each song alone. A song that cannot be aligned is delivered without times."""
+        runner, lora = pack[0][0].batch_key
+        try:
+            with self.clock.working():
+                found = runner.align([sample for _, sample in pack], lora)
+                for (request, sample), matrices in zip(pack, found, strict=True):
+                    request.set_matrices(sample, AudioCopy.start(matrices))
+        except Exception as error:
+            if is_fatal(error):
+                raise
+            log.warning("lyrics not aligned", songs=len(pack), exc_info=error)
+            if is_out_of_memory(error):
+                traceback.clear_frames(error.__traceback__)
+                self._free_caches()
+            if len(pack) > 1:
+                for each in pack:
+                    self._align_pack([each])
+                return
+            ((request, sample),) = pack
+            request.set_matrices(sample, None)
+            why = "out of memory" if is_out_of_memory(error) else type(error).__name__
+            request.futures.warnings.append(f"the lyrics of a song could not be aligned: {why}")
+
     def _decode(self) -> None:
         finished = [request for request in self._active if request.finished]
         if finished:
@@ -374,6 +415,11 @@ class Scheduler:
         for request in (*self._waiting.requests, *self._active):
             request.fail(error)
         self._remove_completed()
+
+
+def _song_tokens(request: BatchRequest, sample: Sample) -> int:
+    """Return the tokens of one branch of a song."""
+    return tokens_of([sample.frames], request.runner.parts.dit.patch)[0]
 
 
 def _tokens(request: BatchRequest, samples: Sequence[Sample]) -> int:

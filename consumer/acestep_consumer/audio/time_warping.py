@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dynamic time warping (DTW) of lyrics against a song, and a score of how well they are sung. NumPy alone.
+
+Both are ACE-Step's, to the bit: where two ways through the matrix are equally good, rounding and the order of
+comparisons decide, and so the sums are made in its order, in float64. A whole anti-diagonal is computed at a time.
+"""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Matrix = NDArray[np.float32]
+
+_SUNG_AT_ALL: Final = 0.1
+"""Least maximum of a token that counts as sung; the loudest of the song is 1."""
+_HEARD: Final = 0.01
+"""Least energy that counts for the place of a token."""
+_MAY_PRECEDE: Final = 9
+"""Frames by which a token may lie before the one before it without being out of order."""
+
+
+def token_frames(consensus: Matrix) -> NDArray[np.int64]:
+    """Return the first and the last frame of each token, [tokens, 2], from the heads' consensus, [tokens, frames]."""
+    path = warping_path(consensus)
+    first = np.searchsorted(path[:, 0], np.arange(len(consensus)))
+    last = np.searchsorted(path[:, 0], np.arange(len(consensus)), side="right") - 1
+    return np.stack([path[first, 1], path[last, 1]], axis=1)
+
+
+def lyric_score(energy: Matrix, sung: NDArray[np.bool_]) -> float:
+    """Return how well a song has its lyrics: coverage² · order² · confidence, 0 to 1.
+
+    Args:
+        energy: mean attention of the heads, scaled to 0 to 1, [tokens, frames].
+        sung: which tokens are lyrics, [tokens]; the others are section tags such as ``[Chorus]``.
+    """
+    words = energy[sung]
+    if not words.size:
+        return 0.0
+    coverage = float((words.max(axis=1) > _SUNG_AT_ALL).mean())
+    path = warping_path(energy)
+    confidence = float(energy[path[:, 0], path[:, 1]].mean())
+    return coverage**2 * _order(words) ** 2 * confidence
+
+
+def _order(words: Matrix) -> float:
+    """Return the share of tokens that lie after the one before."""
+    weights = np.where(words > _HEARD, words, 0.0)
+    sums = weights.sum(axis=1)
+    centres = (weights @ np.arange(words.shape[1]))[sums > 0] / sums[sums > 0]
+    if len(centres) < 2:  # noqa: PLR2004 - an order needs two
+        return 1.0
+    return float((centres[1:] >= centres[:-1] - _MAY_PRECEDE).mean())
+
+
+def warping_path(gain: Matrix) -> NDArray[np.int64]:
+    """Return the path through [tokens, frames] with the largest sum, [steps, 2]: token and frame of each step."""
+    sums = _sums(gain)
+    token, frame = gain.shape
+    steps = []
+    while token:
+        steps.append((token - 1, frame - 1))
+        both, above, left = _before(sums, token, frame)
+        if both < above and both < left:
+            token, frame = token - 1, frame - 1
+        elif above < both and above < left:
+            token -= 1
+        else:
+            frame -= 1
+    return np.array(steps[::-1])
+
+
+def _before(sums: NDArray[np.float64], token: int, frame: int) -> tuple[float, float, float]:
+    """Return the cost of reaching the cells before one: of both, of the token before, of the frame before."""
+    at = token + frame
+    return sums[at - 2, token - 1], sums[at - 1, token - 1], sums[at - 1, token]
+
+
+def _sums(gain: Matrix) -> NDArray[np.float64]:
+    """Return the cost of the way to each cell, [token + frame, token], both counted from 1."""
+    tokens, frames = gain.shape
+    cost = _skewed(-gain)
+    sums = np.full((tokens + frames + 1, tokens + 1), np.inf)
+    sums[0, 0] = 0.0
+    equal = np.empty(tokens, dtype=bool)
+    for at in range(2, tokens + frames + 1):
+        low, high = max(1, at - frames), min(tokens, at - 1) + 1
+        both, above, left = sums[at - 2, low - 1 : high - 1], sums[at - 1, low - 1 : high - 1], sums[at - 1, low:high]
+        here, tie = sums[at, low:high], equal[: high - low]
+        np.minimum(both, above, out=here)
+        np.minimum(here, left, out=here)
+        # As in the original: where those two are equal, the frame before is taken, even if it costs more.
+        np.copyto(here, left, where=np.equal(both, above, out=tie))
+        np.add(here, cost[at - 2, low - 1 : high - 1], out=here)
+    return sums
+
+
+def _skewed(cost: Matrix) -> Matrix:
+    """Return [tokens, frames] with each anti-diagonal as a row, [tokens + frames - 1, tokens]."""
+    tokens, frames = cost.shape
+    padded = np.zeros((tokens, frames + tokens), dtype=np.float32)
+    padded[:, :frames] = cost
+    # One entry less a row: each row is shifted by one against the row above.
+    shifted = padded.reshape(-1)[: tokens * (frames + tokens - 1)].reshape(tokens, -1)
+    return np.ascontiguousarray(shifted.T)
