@@ -566,7 +566,7 @@ def _candidate_problems(request: GenerationRequest, given: Mapping[str, Found]) 
             yield _problem("keep", given["keep"], "needs candidates: how many songs it is the best of"), "it is ignored"
         return
     if "batch_size" in given and request.batch_size != count:
-        rule = "must not be given beside candidates, which says how many songs are made"
+        rule = "must not be given beside candidates, which says how many are made"
         yield _problem("batch_size", given["batch_size"], rule), "it is ignored"
     if request.keep > count:
         yield _problem("keep", given["keep"], f"must be at most candidates, {count}"), f"{count} is used"
