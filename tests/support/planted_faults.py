@@ -103,6 +103,29 @@ FAULTS: Final[Mapping[str, Fault]] = MappingProxyType(
 )
 
 
+def sung_attention(rng: np.random.Generator, grade: int | None = None) -> NDArray[np.float32]:
+    """Return attention to lyrics, [tokens, frames], 0 to 1: made up, of lyrics that are sung in order over noise.
+
+    ``grade`` plants wrong lyrics: a fifth of the lines is not sung; every second line is sung somewhere else; other
+    words are sung, so that there is nothing but noise. None: all are sung.
+    """
+    lines, tokens, frames = rng.integers(8, 20), rng.integers(6, 12), rng.integers(300, 900)
+    count = lines * tokens
+    times = (np.arange(count) + 0.5 + rng.uniform(-0.3, 0.3, count)) / count
+    strength = rng.uniform(0.3, 1.0, count)
+    if grade == 0:
+        strength[np.repeat(rng.permutation(lines) < max(lines // 5, 1), tokens)] = 0
+    elif grade == 1:
+        order = np.arange(lines)
+        order[::2] = rng.permutation(order[::2])
+        times = times.reshape(lines, tokens)[order].ravel()
+    elif grade == 2:
+        strength[:] = 0
+    distance = np.arange(frames) - times[:, None] * frames
+    found = strength[:, None] * np.exp(-((distance / 3) ** 2)) + rng.exponential(0.02, (count, frames))
+    return np.asarray(np.clip((found - found.min()) / (found.max() - found.min()), 0, 1), dtype=np.float32)
+
+
 def area_under_curve(good: list[float], bad: list[float]) -> float:
     """Return the area under the ROC curve: how often a good song has a better score than a bad one; a tie is half."""
     better = np.array(good)[:, None] - np.array(bad)[None, :]

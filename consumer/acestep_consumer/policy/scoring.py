@@ -59,7 +59,7 @@ class ScoreTable(BaseModel):
 BUILT_IN = ScoreTable(
     version="acestep-consumer-1",
     measures={
-        "lyrics": MeasureWeight(good=0.8, bad=0.0, weight=0.8),
+        "lyrics": MeasureWeight(good=0.6, bad=0.0, weight=0.7),
         "silence": MeasureWeight(good=0.02, bad=0.4, weight=1.0),
         "longest_gap": MeasureWeight(good=1.0, bad=10.0, weight=0.5),
         "clipping": MeasureWeight(good=0.0, bad=0.01, weight=0.6),

@@ -8,8 +8,9 @@ import pytest
 from numpy.typing import NDArray
 
 from acestep_consumer.audio.measures import measures_of
+from acestep_consumer.audio.time_warping import lyric_score
 from acestep_consumer.policy.scoring import BUILT_IN
-from tests.support.planted_faults import FAULTS, GRADES, RATE, area_under_curve, arranged_music
+from tests.support.planted_faults import FAULTS, GRADES, RATE, area_under_curve, arranged_music, sung_attention
 
 SECONDS = 20
 SONG = arranged_music(SECONDS, seed=11)
@@ -138,6 +139,18 @@ def test_scores_agree_with_planted_faults(fault: str, grade: int) -> None:
     """The area under the ROC curve; ``bench_scores`` has more songs, recordings among them."""
     bad = [score(FAULTS[fault](song, grade, np.random.default_rng(n))) for n, song in enumerate(good_songs())]
     assert area_under_curve(good_scores(), bad) >= LEAST_AREA
+
+
+@pytest.mark.parametrize("grade", [1, 2], ids=GRADES[1:])
+def test_scores_agree_with_wrong_lyrics(grade: int) -> None:
+    assert area_under_curve([lyrics_score(n, None) for n in range(20)], [lyrics_score(n, grade) for n in range(20)]) > (
+        LEAST_AREA
+    )
+
+
+def lyrics_score(number: int, grade: int | None) -> float:
+    energy = sung_attention(np.random.default_rng(number), grade)
+    return BUILT_IN.score({"lyrics": lyric_score(energy, np.ones(len(energy), dtype=np.bool_))})
 
 
 def test_the_area_of_scores_that_say_nothing_is_a_half() -> None:
