@@ -193,11 +193,19 @@ class LyricLine(Frozen):
     tokens: tuple[LyricToken, ...] = ()
 
 
+class Loudness(Frozen):
+    """Integrated loudness in LUFS, None for silence, and true peak in dB of full scale, before it was encoded."""
+
+    lufs: float | None
+    true_peak_db: float
+
+
 class Audio(Frozen):
     """One song in S3. ``duration_s`` is its length in seconds; ``bytes`` and ``sha256`` are those of the object.
 
     ``files`` are what lies beside it; None: nothing. ``lyrics`` are its lines with times, where the request asked for
     ``timestamps``; ``lyric_score`` says how well they are sung, 0 to 1, None where that was not measured.
+    ``loudness`` is what was reached, where the request asked for ``loudness_lufs``.
     """
 
     uri: str
@@ -213,6 +221,7 @@ class Audio(Frozen):
     files: SongFiles | None = None
     lyrics: tuple[LyricLine, ...] = ()
     lyric_score: float | None = None
+    loudness: Loudness | None = None
 
 
 class Metas(Frozen):

@@ -234,6 +234,18 @@ class GenerationRequest(BaseModel):
         default=-1.0, ge=-100, le=100, description="Peak of a song in dB of full scale; above 0 there is no scaling."
     )
 
+    loudness_lufs: OptionalReal = Field(
+        default=None,
+        ge=-70,
+        le=-5,
+        description="Integrated loudness (EBU R 128) to bring each song to, such as -14 LUFS; none: its level stays.",
+    )
+    true_peak_db: Real = Field(
+        default=-1.0,
+        ge=-20,
+        le=0,
+        description="True peak in dB of full scale that loudness_lufs must not bring a song above.",
+    )
     timestamps: Flag = Field(
         default=False,
         description="Find when each line of the lyrics is sung: audios[].lyrics, and .lrc and .vtt files.",

@@ -130,6 +130,12 @@ class RequestBody(TypedDict, total=False):
     """Scale each song so that its peak is at normalization_db."""
     normalization_db: float
     """Peak of a song in dB of full scale; above 0 there is no scaling."""
+    loudness_lufs: float | None
+    """Integrated loudness (EBU R 128) to bring each song to, such as -14 LUFS; none: its level stays."""
+    true_peak_db: float
+    """True peak in dB of full scale that loudness_lufs must not bring a song above."""
+    timestamps: bool
+    """Find when each line of the lyrics is sung: audios[].lyrics, and .lrc and .vtt files."""
     src_audio_path: str | None
     """Audio to cover, repaint or work on: s3://bucket/key or https://."""
     reference_audio_path: str | None

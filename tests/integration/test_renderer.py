@@ -553,8 +553,16 @@ def test_the_best_candidate_is_encoded_and_all_are_reported(resources: RenderRes
         assert track.seed == best.candidates[place].seed
         assert same(samples_of(track.path), every[place])
     assert best.score_table == "acestep-consumer-1"
-    # This model has none of the heads that follow the singing.
-    assert all(set(each.measures) == KNOWN - {"lyrics"} for each in best.candidates)
+    assert all(set(each.measures) == KNOWN for each in best.candidates)
+
+
+def test_candidates_of_an_instrumental_song_are_not_measured_by_their_lyrics(
+    resources: RenderResources, tmp_path: Path
+) -> None:
+    message = render_message(tmp_path, seeds=(7, 8), audio_duration=1, candidates=2, lyrics="[Instrumental]")
+    made = rendered(resources, message)
+    assert all(set(each.measures) == KNOWN - {"lyrics"} for each in made.candidates)
+    assert [track.lyric_score for track in made.tracks] == [None]
 
 
 def test_the_candidate_that_sings_its_lyrics_is_kept(

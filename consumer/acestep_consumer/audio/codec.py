@@ -42,14 +42,26 @@ _REFUSALS: Final = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Levels:
+    """Integrated loudness in LUFS, None for silence, and true peak in dB of full scale."""
+
+    lufs: float | None
+    true_peak_db: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
-    """One encoded file. ``sample_rate`` is Hz, ``duration_s`` seconds of audio."""
+    """One encoded file. ``sample_rate`` is Hz, ``duration_s`` seconds of audio.
+
+    ``levels``: of its sound, where it was brought to a loudness.
+    """
 
     path: Path
     content_type: str
     sample_rate: int
     channels: int
     duration_s: float
+    levels: Levels | None = None
 
 
 Encode: TypeAlias = Callable[[Samples, Path, str | Format, int], Encoded]
@@ -122,17 +134,18 @@ def encode(samples: Samples, stem: Path, audio_format: str | Format, sample_rate
     # Not at the top: FFmpeg's libraries are loaded only in processes that encode.
     from acestep_consumer.audio.encoding.encode import EncodingFailed, write_song  # noqa: PLC0415 - see above
 
-    def write(samples: Samples, path: Path, wanted: Format, sample_rate: int) -> None:
+    def write(samples: Samples, path: Path, wanted: Format, sample_rate: int) -> Levels | None:
         try:
-            write_song(samples, path, wanted, sample_rate)
+            reached = write_song(samples, path, wanted, sample_rate)
         except EncodingFailed as error:
             raise RenderFailed(str(error)) from error
+        return None if reached is None else Levels(lufs=reached.lufs, true_peak_db=reached.true_peak_db)
 
     return encode_with(write, samples, stem, audio_format, sample_rate)
 
 
 def encode_with(
-    write: Callable[[Samples, Path, Format, int], None],
+    write: Callable[[Samples, Path, Format, int], Levels | None],
     samples: Samples,
     stem: Path,
     audio_format: str | Format,
@@ -149,13 +162,14 @@ def encode_with(
     wanted = FORMATS[audio_format] if isinstance(audio_format, str) else audio_format
     channels, length = samples.shape
     path = stem.with_name(stem.name + wanted.suffix)
-    write(np.ascontiguousarray(samples, dtype=np.float32), path, wanted, sample_rate)
+    levels = write(np.ascontiguousarray(samples, dtype=np.float32), path, wanted, sample_rate)
     return Encoded(
         path=path,
         content_type=wanted.content_type,
         sample_rate=wanted.sample_rate or sample_rate,
         channels=channels,
         duration_s=length / sample_rate,
+        levels=levels,
     )
 
 

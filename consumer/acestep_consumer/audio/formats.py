@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Output formats of songs: names, file suffixes, content types, codecs. Data only."""
+"""Output formats of songs: names, file suffixes, content types, codecs, and what a request adds. Data only."""
 
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -18,6 +18,9 @@ class Format:
         bit_rate: bits a second; None: lossless.
         sample_rate: Hz, where the codec has a fixed rate, to which samples are resampled; None: any.
         compression_level: FFmpeg's option of that name; for LAME 0 (slow) to 9 (fast), for Opus 0 (fast) to 10 (slow).
+        tags: names and texts that are written into the file; see ``encoding.tags``.
+        loudness_lufs: integrated loudness that the song is brought to; None: its level stays.
+        true_peak_db: dB of full scale that its true peak must not pass on the way.
     """
 
     suffix: str
@@ -27,6 +30,9 @@ class Format:
     bit_rate: int | None = None
     sample_rate: int | None = None
     compression_level: str | None = None
+    tags: tuple[tuple[str, str], ...] = ()
+    loudness_lufs: float | None = None
+    true_peak_db: float = -1.0
 
 
 # Ogg/Opus under its two usual names. Level 7 is as near to the samples as 10, in two thirds of the time; below 7 Opus

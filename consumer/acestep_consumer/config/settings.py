@@ -338,6 +338,11 @@ class EngineSettings(Section):
     score_table: Path_ | None = variable(
         "ACESTEP_SCORE_TABLE", None, "weights that `candidates` are scored by, a TOML file; unset: the built-in ones"
     )
+    tags: bool = variable(
+        "ACESTEP_TAGS",
+        True,  # noqa: FBT003 - a default, as for every variable
+        "write tags into the files: title from the prompt, lyrics, model, seed, task id, and that it was generated",
+    )
     max_vram_gb: float | None = variable("MAX_CUDA_VRAM", None, "treat the GPU as having this much memory, GB", gt=0)
     offload: AutoBool = variable(
         "ACESTEP_OFFLOAD_TO_CPU", None, "keep idle models in RAM; `auto`: on GPUs below 15.5 GB"

@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Final, Literal
 
 from acestep_consumer.domain.tasks import Variant
-from acestep_schemas.events import Adjustment, Candidate, LmChoice, LyricLine, Metas, ModelChoice, PolicyReport
+from acestep_schemas.events import (
+    Adjustment,
+    Candidate,
+    LmChoice,
+    Loudness,
+    LyricLine,
+    Metas,
+    ModelChoice,
+    PolicyReport,
+)
 from acestep_schemas.request import GenerationRequest
 
 
@@ -114,6 +123,7 @@ class Track:
     """One encoded song on disk. ``duration_s`` is seconds, ``sample_rate`` Hz.
 
     ``lyrics`` have times, where these were asked for; ``lyric_score`` is how well they are sung, None: not measured.
+    ``loudness`` is what was reached, where one was asked for.
     """
 
     path: Path
@@ -126,6 +136,7 @@ class Track:
     side_files: tuple[SideFile, ...] = ()
     lyrics: tuple[LyricLine, ...] = ()
     lyric_score: float | None = None
+    loudness: Loudness | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -197,6 +197,7 @@ def _audio(stored: StoredObject) -> Audio:
         files=_song_files(stored.side_files),
         lyrics=track.lyrics,
         lyric_score=track.lyric_score,
+        loudness=track.loudness,
     )
 
 

@@ -107,9 +107,9 @@ class BestSongs(Generic[Song]):
         self._added.append(Candidate(seed=seed, score=score, kept=False, measures=rounded))
 
     @property
-    def best(self) -> list[tuple[int, Song]]:
-        """The songs that are kept, best first, each with its place among those that were added."""
-        return [(each.place, each.song) for each in self._best]
+    def best(self) -> list[Song]:
+        """The songs that are kept, best first."""
+        return [each.song for each in self._best]
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:

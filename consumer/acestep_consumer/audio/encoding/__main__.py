@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -67,7 +68,7 @@ def _answer(request: dict[str, Any], samples: int) -> dict[str, Any]:
         song = _song(request, samples)
         if "path" not in request:
             return {"measures": measures_of(song, request["sample_rate"])}
-        write_song(song, Path(request["path"]), Format(**request["format"]), request["sample_rate"])
+        reached = write_song(song, Path(request["path"]), Format(**request["format"]), request["sample_rate"])
     except EncodingFailed as error:
         cause = error.__cause__
         return {"failure": str(error), "errno": cause.errno if isinstance(cause, OSError) else None}
@@ -75,7 +76,7 @@ def _answer(request: dict[str, Any], samples: int) -> dict[str, Any]:
         return {"failure": None, "errno": None}
     finally:
         os.close(samples)
-    return {}
+    return {"loudness": reached and asdict(reached)}
 
 
 def _song(request: dict[str, Any], samples: int) -> Samples:

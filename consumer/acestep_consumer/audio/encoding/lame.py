@@ -78,7 +78,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def write_mp3(file: BinaryIO, chunks: Iterable[NDArray[np.float32]], options: Mp3Options) -> None:
-    """Write an MP3 file with a LAME tag, so that decoders cut the encoder's padding off.
+    """Write an MP3 file with a LAME tag, so that decoders cut the encoder's padding off; after what ``file`` has.
 
     ``chunks`` are float samples of shape [channels, n], full scale 1.0, each row contiguous. ``file`` must be seekable.
 
@@ -88,6 +88,7 @@ def write_mp3(file: BinaryIO, chunks: Iterable[NDArray[np.float32]], options: Mp
     lame = library()
     if lame is None:
         raise LameError("lameenc is missing")
+    start = file.tell()
     with _encoder(lame, options) as encoder:
         file.writelines(_encoded(lame, encoder, chunk) for chunk in chunks)
         buffer = ctypes.create_string_buffer(_FLUSH_BYTES)
@@ -97,7 +98,7 @@ def write_mp3(file: BinaryIO, chunks: Iterable[NDArray[np.float32]], options: Mp
         length = lame.lame_get_lametag_frame(encoder, buffer, len(buffer))
         if not 0 < length <= len(buffer):
             raise LameError(f"a tag of {length} bytes")
-        file.seek(0)
+        file.seek(start)
         file.write(buffer.raw[:length])
 
 

@@ -23,7 +23,7 @@ from typing import Any, Final, Self
 import numpy as np
 import structlog
 
-from acestep_consumer.audio.codec import Encode, Samples, encode_with
+from acestep_consumer.audio.codec import Encode, Levels, Samples, encode_with
 from acestep_consumer.audio.formats import Format
 from acestep_consumer.domain.errors import Cancelled, RenderFailed
 
@@ -125,7 +125,7 @@ class EncoderPool:
         finally:
             self._slots.release()
 
-    def _write(self, stopped: Stopped, samples: Samples, path: Path, wanted: Format, sample_rate: int) -> None:
+    def _write(self, stopped: Stopped, samples: Samples, path: Path, wanted: Format, sample_rate: int) -> Levels | None:
         request = _request(samples, sample_rate) | {"path": str(path), "format": asdict(wanted)}
         with _SharedSamples(samples) as shared:
             try:
@@ -134,6 +134,8 @@ class EncoderPool:
                 path.unlink(missing_ok=True)
                 raise
         _raise_failure(answer)
+        found = answer.get("loudness")
+        return Levels(**found) if found else None
 
     def _measure(self, stopped: Stopped, samples: Samples, sample_rate: int) -> dict[str, float] | None:
         samples = np.ascontiguousarray(samples, dtype=np.float32)
@@ -276,7 +278,7 @@ def _request(samples: Samples, sample_rate: int) -> dict[str, Any]:
 
 
 def _raise_failure(answer: dict[str, Any]) -> None:
-    if not answer:
+    if "failure" not in answer:
         return
     if answer["failure"] is None:
         raise MemoryError

@@ -493,6 +493,8 @@ def _output_without_effect(asked: GenerationRequest) -> Iterator[str]:
         yield f"normalization_db = {asked.normalization_db:g} is above full scale: the song is not normalised"
     elif not asked.enable_normalization and _is_given(asked, "normalization_db"):
         yield "normalization_db had no effect: enable_normalization is false"
+    if asked.loudness_lufs is None and _is_given(asked, "true_peak_db"):
+        yield "true_peak_db had no effect: loudness_lufs is not given"
 
 
 def _window_without_effect(asked: GenerationRequest) -> Iterator[str]:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -26,6 +26,7 @@ from acestep_consumer.domain.ports import Report
 from acestep_consumer.engine.messages import Render, TokenizeAudio
 from acestep_consumer.engine.renderer.batch_request import AudioCopy, BatchFutures, RequestCallbacks
 from acestep_consumer.engine.renderer.errors import translate
+from acestep_consumer.engine.renderer.loudness_report import loudness_adjustments
 from acestep_consumer.engine.renderer.lyric_alignment import AlignedLyrics, LyricTokens, align
 from acestep_consumer.engine.renderer.lyric_files import write_lyrics
 from acestep_consumer.engine.renderer.model_runner import loras_of
@@ -37,8 +38,10 @@ from acestep_consumer.engine.renderer.pipeline_arguments import (
     reads_source,
 )
 from acestep_consumer.engine.renderer.scheduler import Scheduler
+from acestep_consumer.engine.renderer.song_tags import song_tags
 from acestep_consumer.policy.scoring import BUILT_IN, BestSongs, ScoreTable
 from acestep_consumer.policy.tiers import MAX_DURATION_S
+from acestep_schemas.events import Loudness, LyricLine
 from acestep_schemas.request import FieldProblem
 
 Stopped = Callable[[], bool]
@@ -58,6 +61,7 @@ class RenderResources:
         max_input_s: longest accepted input, seconds.
         decoders: held while an input is decoded; limits how many are at a time.
         encoders: encode and measure the songs; None: this process does.
+        tags: whether files say what they are.
         scores: weighs the measures of candidates.
     """
 
@@ -65,6 +69,7 @@ class RenderResources:
     max_input_s: float = MAX_DURATION_S
     decoders: AbstractContextManager[object] = field(default_factory=nullcontext)
     encoders: EncoderPool | None = None
+    tags: bool = True
     scores: ScoreTable = BUILT_IN
 
     def decode(self, path: Path, sample_rate: int, what: str, stopped: Stopped) -> codec.Samples:
@@ -132,17 +137,26 @@ def _require_length(audio: codec.Samples, model: LoadedModel, what: str) -> None
         raise InputUnreadable(f"{what} is too short: it has {seconds:.4f} seconds, and at least {least:g} are needed")
 
 
-_MeasuredSong = tuple[torch.Tensor, AlignedLyrics | None]
-"""Samples, and what the alignment of the lyrics has found."""
-
-
 @dataclass(frozen=True, slots=True)
 class _PendingSongs:
     """A job's songs that are not encoded yet, as ``BatchFutures``: emptied, so that each is freed when it is done."""
 
-    audio: "deque[Future[AudioCopy]]"
-    matrices: "dict[int, AudioCopy | None]"
+    audio: deque[Future[AudioCopy]]
+    matrices: dict[int, AudioCopy | None]
     lyrics: LyricTokens | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Song:
+    """One song of a job, as it is encoded. ``index``: its place among the job's songs, in the order of the seeds.
+
+    ``aligned``: its lyrics with times; None: they were not asked for.
+    """
+
+    index: int
+    seed: int
+    audio: torch.Tensor
+    aligned: AlignedLyrics | None
 
 
 def _fewer_kept(kept: int, asked: int) -> Iterator[str]:
@@ -168,16 +182,18 @@ class _JobRenderer:
         warnings = futures.warnings
         songs = _PendingSongs(deque(futures.audio), futures.matrices, futures.lyrics)
         del futures
-        if self._job.request.candidates is None:
-            encoded = self._encode(songs, arguments)
-        else:
-            encoded = self._encode_best(songs, arguments)
+        encode = self._encode if self._job.request.candidates is None else self._encode_best
+        made = encode(songs, arguments)
         return replace(
-            encoded,
-            render_s=perf_counter() - started - encoded.encode_s,
-            adjustments=arguments.adjustments,
-            warnings=(*arguments.warnings, *warnings, *encoded.warnings),
+            made,
+            render_s=perf_counter() - started - made.encode_s,
+            adjustments=(*arguments.adjustments, *loudness_adjustments(self._job.request, made.tracks)),
+            warnings=(*arguments.warnings, *self._loudness_warnings(arguments), *warnings, *made.warnings),
         )
+
+    def _loudness_warnings(self, arguments: PipelineArguments) -> Iterator[str]:
+        if self._job.request.loudness_lufs is not None and arguments.kept_samples(self._model.sample_rate) is not None:
+            yield "loudness_lufs: the kept samples of the source are brought to another level with the new ones"
 
     def _decode_inputs(self) -> DecodedInputs:
         """Decode the inputs that the task uses."""
@@ -199,23 +215,22 @@ class _JobRenderer:
         rank = self._job.rank
         return self._resources.scheduler.submit(self._model.name, arguments, loras, callbacks, rank=rank)
 
-    def _encode(self, songs: "_PendingSongs", arguments: PipelineArguments) -> Rendering:
+    def _encode(self, songs: _PendingSongs, arguments: PipelineArguments) -> Rendering:
         """Encode each song as soon as it is decoded; the seconds are those of the last one."""
         tracks, took_s, count = [], 0.0, len(self._job.seeds)
         for index, seed in enumerate(self._job.seeds):
             audio = self._next_song(songs)
+            aligned = self._aligned(songs, index)
             with self._resources.encoder(self._stopped) as encode:
                 self._report(index / count, "encode")
                 begun = perf_counter()
-                audio = self._finished(audio, arguments)
-                stem = self._message.folder / str(index)
-                aligned = self._aligned(songs.matrices.pop(index, None), songs.lyrics)
-                tracks.append(self._with_lyrics(self._track(encode, audio, seed, stem), aligned, stem))
+                song = _Song(index, seed, self._finished(audio, arguments), aligned)
+                tracks.append(self._track(encode, song, index, arguments))
                 took_s = perf_counter() - begun
         self._report(1.0, "encode")
         return Rendering(tracks=tuple(tracks), render_s=0.0, encode_s=took_s)
 
-    def _encode_best(self, songs: "_PendingSongs", arguments: PipelineArguments) -> Rendering:
+    def _encode_best(self, songs: _PendingSongs, arguments: PipelineArguments) -> Rendering:
         """Measure each song as soon as it is decoded, then encode the best.
 
         Beside the songs that wait to be measured, no more than ``keep`` are in RAM. The seconds are those after the
@@ -223,7 +238,7 @@ class _JobRenderer:
         """
         asked, last_s = self._job.request, 0.0
         work = len(self._job.seeds) + asked.keep
-        chosen: BestSongs[_MeasuredSong] = BestSongs(asked.keep, self._resources.scores)
+        chosen: BestSongs[_Song] = BestSongs(asked.keep, self._resources.scores)
         for index, seed in enumerate(self._job.seeds):
             audio = self._next_song(songs)
             last_s = perf_counter()
@@ -231,19 +246,17 @@ class _JobRenderer:
                 self._report(index / work, "encode")
                 audio = self._finished(audio, arguments)
                 measures = measure(audio.numpy(), self._model.sample_rate)
-            aligned = self._aligned(songs.matrices.pop(index, None), songs.lyrics)
-            if measures is not None and aligned is not None:
-                measures["lyrics"] = aligned.score
-            chosen.add(seed, (audio, aligned), measures)
+            # Attention that is not a number cannot be warped.
+            aligned = None if measures is None else self._aligned(songs, index)
+            lyrics = {} if aligned is None else {"lyrics": aligned.score}
+            chosen.add(seed, _Song(index, seed, audio, aligned), None if measures is None else measures | lyrics)
             del audio
         tracks = []
-        for index, (place, (audio, aligned)) in enumerate(chosen.best):
+        for place, song in enumerate(chosen.best):
             self._raise_if_stopped()
             with self._resources.encoder(self._stopped) as encode:
-                self._report((work - asked.keep + index) / work, "encode")
-                stem = self._message.folder / str(index)
-                track = self._track(encode, audio, self._job.seeds[place], stem)
-                tracks.append(self._with_lyrics(track, aligned, stem))
+                self._report((work - asked.keep + place) / work, "encode")
+                tracks.append(self._track(encode, song, place, arguments))
         self._report(1.0, "encode")
         return Rendering(
             tracks=tuple(tracks),
@@ -254,7 +267,7 @@ class _JobRenderer:
             warnings=tuple(_fewer_kept(len(tracks), asked.keep)),
         )
 
-    def _next_song(self, songs: "_PendingSongs") -> torch.Tensor:
+    def _next_song(self, songs: _PendingSongs) -> torch.Tensor:
         """Wait for the next song to be decoded, and return its samples."""
         audio = songs.audio.popleft().result().wait()
         if not songs.audio:
@@ -269,43 +282,50 @@ class _JobRenderer:
             audio = spliced(audio, kept, output.peak)
         return faded(audio, output, rate)
 
-    def _aligned(self, matrices: AudioCopy | None, lyrics: LyricTokens | None) -> AlignedLyrics | None:
+    def _aligned(self, songs: _PendingSongs, index: int) -> AlignedLyrics | None:
         """Return the lyrics' times and score; None: they were not asked for, or could not be found."""
-        if matrices is None or lyrics is None:
+        matrices = songs.matrices.pop(index, None)
+        if matrices is None or songs.lyrics is None:
             return None
-        return align(matrices.wait(), lyrics, self._resources.scheduler.frame_s(self._model.name))
+        return align(matrices.wait(), songs.lyrics, self._resources.scheduler.frame_s(self._model.name))
 
-    def _with_lyrics(self, track: Track, aligned: AlignedLyrics | None, stem: Path) -> Track:
-        if aligned is None:
-            return track
-        track = replace(track, lyric_score=round(aligned.score, 4))
-        if not self._job.request.timestamps:
-            return track
-        return replace(track, lyrics=aligned.lines, side_files=(*track.side_files, *write_lyrics(aligned.lines, stem)))
-
-    def _track(self, encode: codec.Encode, audio: torch.Tensor, seed: int, stem: Path) -> Track:
+    def _track(self, encode: codec.Encode, song: _Song, place: int, arguments: PipelineArguments) -> Track:
+        """Encode a song as the file of this place, ``0.mp3`` and so on."""
         loras = self._job.request.all_loras
-        if loras and not audio.isfinite().all():
+        if loras and not song.audio.isfinite().all():
             scales = ", ".join(f"{lora.scale:g}" for lora in loras)
             raise InputUnreadable(
                 f"with this LoRA the model returns samples that are not numbers: lower lora.scale, now {scales}, "
                 "or use another LoRA"
             )
-        file = encode(audio.numpy(), stem, self._format(), self._model.sample_rate)
+        lines = song.aligned.lines if song.aligned and self._job.request.timestamps else ()
+        stem = self._message.folder / str(place)
+        wanted = self._format(arguments, song.seed, lines)
+        file = encode(song.audio.numpy(), stem, wanted, self._model.sample_rate)
         return Track(
             path=file.path,
-            seed=seed,
+            seed=song.seed,
             format=self._job.request.audio_format,
             content_type=file.content_type,
             sample_rate=file.sample_rate,
             channels=file.channels,
             duration_s=file.duration_s,
+            side_files=write_lyrics(lines, stem) if lines else (),
+            lyrics=lines,
+            lyric_score=None if song.aligned is None else round(song.aligned.score, 4),
+            loudness=None if file.levels is None else Loudness(**asdict(file.levels)),
         )
 
-    def _format(self) -> Format:
-        """Return the format of the files, with the request's own values of an MP3."""
+    def _format(self, arguments: PipelineArguments, seed: int, lines: tuple[LyricLine, ...]) -> Format:
+        """Return the format of a song's file, with its tags and with the request's own values."""
         asked = self._job.request
-        found = FORMATS[asked.audio_format]
+        prompt, lyrics = asked.prompt or arguments.prompt, arguments.lyrics
+        found = replace(
+            FORMATS[asked.audio_format],
+            tags=tuple(song_tags(self._job, prompt, lyrics, seed, lines)) if self._resources.tags else (),
+            loudness_lufs=asked.loudness_lufs,
+            true_peak_db=asked.true_peak_db,
+        )
         if asked.audio_format != "mp3":
             return found
         bits = int(asked.mp3_bitrate.removesuffix("k")) * 1_000

@@ -67,7 +67,9 @@ class RendererService:
         self._send = send
         self._on_device_lost = on_device_lost
         decoders = threading.BoundedSemaphore(usable_cores())
-        self._resources = RenderResources(runtime.scheduler, max_input_s, decoders, encoders, scores)
+        self._resources = RenderResources(
+            runtime.scheduler, max_input_s, decoders, encoders, tags=runtime.settings.tags, scores=scores
+        )
         self._threads = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="request")
         # By request id: set when the request is stopped.
         self._pending: dict[int, threading.Event] = {}

@@ -5,6 +5,7 @@ Their songs are noise. They exist so that everything from request to audio file 
 written, as an operator would have them: a turbo and a base, which share text encoder and VAE as the real ones do.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,8 +53,16 @@ def write(folder: Path, notify: Callable[[str], None] = lambda _: None) -> tuple
         for target, turbo in zip(folders, (True, False), strict=True):
             notify(f"writing {target.name} with random weights")
             AceStepPipeline(**shared, **_own_parts(turbo=turbo)).save_pretrained(target)
+            _name_alignment_heads(target / "transformer" / "config.json")
             (target / "README.md").write_text(_README.format(name=target.name), encoding="utf-8")
     return folders
+
+
+def _name_alignment_heads(path: Path) -> None:
+    """Name the heads that follow the singing in a DiT's config: ACE-Step's own are in layers that it does not have."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["lyric_alignment_layers_config"] = {"0": [1], "1": [2, 3]}
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager

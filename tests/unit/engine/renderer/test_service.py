@@ -10,6 +10,7 @@ from typing import Any, NoReturn, cast
 import pytest
 
 from acestep_consumer.config import logs
+from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.job import Plan, Rendering, Sources
 from acestep_consumer.engine.messages import Done, FromEngine, Render, RequestFailed, SetLogLevel, SetMemoryShare, Stop
 from acestep_consumer.engine.renderer import service as module
@@ -29,7 +30,9 @@ class Scene:
         self.lost: list[BaseException] = []
         monkeypatch.setattr(module, "render", lambda _resources, _request, _report, stopped: work(stopped))
         monkeypatch.setattr(module, "STATS_INTERVAL_S", 3600.0)
-        runtime: Any = SimpleNamespace(scheduler=None, set_memory_share=self.set_memory_share)
+        runtime: Any = SimpleNamespace(
+            scheduler=None, settings=EngineSettings(), set_memory_share=self.set_memory_share
+        )
         self.share_error: Exception | None = None
         self.service = RendererService(runtime, self.sent.append, cast("Any", self.on_lost), max_input_s=1)
 
