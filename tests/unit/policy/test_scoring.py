@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores: what each measure costs, tables of one's own, and which songs are kept."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -125,3 +127,32 @@ def test_a_broken_table_is_refused_with_its_reason(text: str, said: str, tmp_pat
 def test_a_table_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(ScoreTableError, match=r"nowhere\.toml cannot be read: No such file"):
         load_score_table(tmp_path / "nowhere.toml")
+
+
+DOCUMENT = (Path(__file__).parents[3] / "infra/docs/candidates.md").read_text(encoding="utf-8")
+
+
+def test_the_document_has_the_table() -> None:
+    rows = [line.split("|")[1:6] for line in DOCUMENT.splitlines() if line.startswith("| `")]
+    table = {
+        name.strip(" `"): tuple(map(float, numbers))
+        for name, _unit, *numbers in rows
+        if name.strip(" `") in BUILT_IN.measures
+    }
+    assert table == {name: (each.good, each.bad, each.weight) for name, each in BUILT_IN.measures.items()}
+
+
+def test_the_document_s_example_adds_up() -> None:
+    (example,) = re.findall(r"```json\n(\{\n.*?)```", DOCUMENT, re.DOTALL)
+    found = json.loads(example)
+    best: BestSongs[int] = BestSongs(1, BUILT_IN)
+    for each in found["candidates"]:
+        best.add(each["seed"], each["seed"], each["measures"])
+    assert [each.model_dump() for each in best.candidates] == found["candidates"]
+    assert (found["score_table"], best.best) == (BUILT_IN.version, [found["audios"][0]["seed"]])
+
+
+def test_the_document_s_own_table_is_read(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```toml\n(.*?)```", DOCUMENT, re.DOTALL)
+    (tmp_path / "scores.toml").write_text(example)
+    assert set(load_score_table(tmp_path / "scores.toml").measures) == {"lyrics", "silence"}
