@@ -324,3 +324,4 @@ class TestCandidates:
     def test_an_analysis_has_none(self) -> None:
         job = admitted(limits(lm=LM), candidates=2, analysis_only=True)
         assert job.warnings == ("candidates has no effect: an analysis makes no song",)
+        assert (job.request.candidates, job.request.batch_size, len(job.seeds)) == (None, 1, 1)
