@@ -80,6 +80,9 @@ WRITTEN: dict[str, object] = {
     "fade_out_duration": 2,
     "enable_normalization": "no",
     "normalization_db": "-3",
+    "loudness_lufs": "-14",
+    "true_peak_db": "-1.5",
+    "timestamps": "true",
     "src_audio_path": "s3://in/a.wav",
     "reference_audio_path": "https://example.org/b.mp3",
     "repainting_start": 3,
@@ -220,6 +223,9 @@ def test_each_field_is_read_exactly() -> None:
         "fade_out_duration": 2.0,
         "enable_normalization": False,
         "normalization_db": -3.0,
+        "loudness_lufs": -14.0,
+        "true_peak_db": -1.5,
+        "timestamps": True,
         "repainting_start": 3.0,
         "repainting_end": 9.5,
         "repaint_mode": "aggressive",
@@ -407,7 +413,7 @@ class TestWarnings:
         "name",
         [
             *("cfg_scale", "temperature", "negative_prompt", "vae_model", "style", "tags", "title", "steps", "top_p"),
-            *("guidance", "make_instrumental", "lora_path", "timestamp", "seed_mode", "audio_url", "repaint"),
+            *("guidance", "make_instrumental", "lora_path", "time_stamp_unit", "seed_mode", "audio_url", "repaint"),
         ],
     )
     def test_another_word_is_no_misspelling(self, name: str) -> None:
