@@ -66,8 +66,8 @@ def test_a_song_that_does_not_ask_has_none_and_sounds_the_same(resources: Render
     plain, timed = track_of(resources, tmp_path, timestamps=False), track_of(resources, tmp_path / "a")
 
     assert (plain.lyrics, plain.lyric_score, plain.side_files) == ((), None, ())
-    sounds = [decode(track.path, sample_rate=48_000, max_seconds=10) for track in (plain, timed)]
-    assert np.array_equal(*sounds)
+    first, second = (decode(track.path, sample_rate=48_000, max_seconds=10) for track in (plain, timed))
+    assert np.array_equal(first, second)
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,11 @@ def _items(data: Completed, created: int) -> tuple[Mapping[str, Any], ...]:
 
 def _song_fields(task_id: str, audio: Audio) -> dict[str, Any]:
     url = file_url(task_id, audio)
-    return {"file": url, "url": url, "seed_value": str(audio.seed), "seed": audio.seed, "sha256": audio.sha256}
+    fields = {"file": url, "url": url, "seed_value": str(audio.seed), "seed": audio.seed, "sha256": audio.sha256}
+    if audio.lyric_score is None:
+        return fields
+    lines = [line.model_dump(mode="json") for line in audio.lyrics]
+    return {**fields, "timestamps": lines, "lyric_score": audio.lyric_score}
 
 
 def _shared(data: Completed, created: int) -> dict[str, Any]:

@@ -91,6 +91,14 @@ def submit(
             "--format", metavar="NAME", help="mp3, wav, wav32, flac, ogg, opus or aac.", rich_help_panel=MUSIC
         ),
     ] = None,
+    timestamps: Annotated[
+        bool | None,
+        typer.Option(
+            "--timestamps/--no-timestamps",
+            help="Find when each line is sung: .lrc and .vtt files, and the event.",
+            rich_help_panel=MUSIC,
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="DiT model; unset: the worker's primary.", rich_help_panel=GENERATION),
@@ -206,6 +214,7 @@ def submit(
         "candidates": candidates,
         "keep": keep,
         "audio_format": audio_format,
+        "timestamps": timestamps,
         "model": model,
         "thinking": thinking,
         "inference_steps": steps,

@@ -35,6 +35,7 @@ FLAGS: Final = {
     "lora": "--lora",
     "loras": "--lora",
     "thinking": "--thinking",
+    "timestamps": "--timestamps",
     "inference_steps": "--steps",
     "guidance_scale": "--guidance",
     "seed": "--seed",
