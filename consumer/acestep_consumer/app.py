@@ -47,6 +47,7 @@ from acestep_consumer.observability.http import HealthServer
 from acestep_consumer.observability.job_stats import JobObserver, JobStats, Refusals
 from acestep_consumer.observability.tracing import TracingMisconfigured, set_up_tracing
 from acestep_consumer.pipeline import Pipeline, Ports
+from acestep_consumer.policy.scoring import ScoreTableError, load_score_table
 from acestep_consumer.policy.tier_choice import served_names
 from acestep_consumer.policy.tiers import TierTableError, load_table
 from acestep_consumer.storage.attempts import AttemptRecords
@@ -93,6 +94,7 @@ async def run_worker(
     worker: Worker | None = None
     try:
         table = load_table(settings.worker.tier_table)
+        load_score_table(settings.engine.score_table)  # its reader is the renderer, which takes a while to start
         if engines is None:
             await asyncio.to_thread(check_checkpoints, settings.engine)
             engines = Engines(settings, table, log_json=as_json)
@@ -102,7 +104,7 @@ async def run_worker(
         log.error("cannot start", reason=str(error))  # noqa: TRY400 - the text is the whole story
         # A refusal is permanent; an outage passes, and a process supervisor may start us again.
         return Exit.USAGE if isinstance(error, StorageRefused) else Exit.UNREACHABLE
-    except (SettingsError, TierTableError, BrokerRefused, ConsumerError) as error:
+    except (SettingsError, TierTableError, ScoreTableError, BrokerRefused, ConsumerError) as error:
         log.error("cannot start", reason=str(error))  # noqa: TRY400 - the text is the whole story
         return Exit.USAGE
     except (CheckpointError, EngineUnusable) as error:

@@ -51,6 +51,8 @@ ALIASES: Final = MappingProxyType(
         "timesteps": ("custom_timesteps",),
         "instruction": ("instruction_display_gen",),
         "batch_size": ("batch_size_input",),
+        # Of completion interfaces.
+        "candidates": ("best_of", "bestOf", "num_candidates"),
     }
 )
 
@@ -61,7 +63,7 @@ METAS: Final = ("metas", "meta", "metadata", "user_metadata", "userMetadata")
 
 _RESULT = "it is a result of the language model"
 _BRANCH = "it is in no release of ACE-Step"
-_ALIGNMENT = "timestamps and scores of lyrics are not made here"
+_ALIGNMENT = "timestamps gives lyrics their times and a score, candidates chooses among several songs"
 
 # Names of ACE-Step's interfaces that mean nothing here, and why. A warning says so.
 NO_COUNTERPART: Final = MappingProxyType(

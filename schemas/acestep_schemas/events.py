@@ -254,6 +254,20 @@ class Timings(Frozen):
     total: float | None = None
 
 
+class Candidate(Frozen):
+    """One of several songs that the best were chosen from, kept or not.
+
+    ``score`` is 0 (worst) to 1; None: it could not be decoded. ``index`` is its place in ``audios``, best first; None:
+    it was not kept. ``measures`` are what the score was made from, by name; the units are in the documentation.
+    """
+
+    seed: int
+    score: float | None
+    kept: bool
+    index: int | None = None
+    measures: dict[str, float] = Field(default_factory=dict)
+
+
 class ErrorReport(Frozen):
     """Why a job ended without songs. ``details`` lists fields and the rules that they break, where there are any."""
 
@@ -298,6 +312,8 @@ class Completed(Frozen):
     ``audio_codes`` are the numbers of the codes that each song was made from, 5 a second; empty where the language
     model wrote none. With them, the seeds and the metadata a song can be made again without the language model. After
     ``extract_codes_only`` they are those of the source audio, and there are no songs.
+    ``candidates`` are all songs that were made where the request asked for the best of several, in the order of the
+    seeds; ``score_table`` is the version of the weights that they were scored by, None where nothing was.
     ``state`` is the event's; on the wire, ``status`` says the same as ``succeeded``.
     """
 
@@ -315,6 +331,8 @@ class Completed(Frozen):
     request: Annotated[GenerationRequest, WrapValidator(_request)]
     metas: Metas
     audio_codes: tuple[tuple[int, ...], ...] = ()
+    candidates: tuple[Candidate, ...] = ()
+    score_table: str | None = None
     timings: Timings
     warnings: tuple[str, ...] = ()
 

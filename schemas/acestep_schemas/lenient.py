@@ -103,7 +103,7 @@ def _off(value: object, off: object) -> object:
     return off
 
 
-_COUNTED: Final = {"bpm": 0, "audio_duration": 0, "batch_size": 1, "inference_steps": 1}
+_COUNTED: Final = {"bpm": 0, "audio_duration": 0, "batch_size": 1, "candidates": 0, "keep": 1, "inference_steps": 1}
 """Numbers of which true is one, with the smallest."""
 
 _MAX_NUMBERS: Final = 1_000
@@ -118,6 +118,7 @@ _TEXTS: Final = frozenset(
 _OWN: Final[Mapping[str, Callable[[object], object]]] = {
     "audio_format": lambda _: "flac",
     "batch_size": _positive(1, 1_000),
+    "keep": _positive(1, 1_000),
     "inference_steps": _positive(1, 1_000),
     "lm_top_k": lambda value: _off(value, 0),
     "lm_top_p": lambda value: _off(value, 1.0),

@@ -141,6 +141,12 @@ class GenerationRequest(BaseModel):
         default=None, le=_DAY, description="Seconds of music, up to 600 on the largest tier. 0 means not given."
     )
     batch_size: Integer = Field(default=1, ge=1, le=1_000, description="Songs in this request, 1 to 8.")
+    candidates: Count = Field(
+        default=None,
+        le=1_000,
+        description="Songs to make and score, of which the best are kept; in place of batch_size, with the same limit.",
+    )
+    keep: Integer = Field(default=1, ge=1, le=1_000, description="How many of the candidates are kept, best first.")
     seed: Annotated[tuple[Seed, ...], BeforeValidator(coerce.seeds)] = Field(
         default=(), max_length=1_000, description="A seed per song; -1, or none for a song, is random."
     )
@@ -553,6 +559,7 @@ def _musical_problems(request: GenerationRequest, given: Mapping[str, Found]) ->
                 read(value)
         except ValueError as error:
             yield _problem(field, given[field], str(error)), as_it_is
+    yield from _candidate_problems(request, given)
     for start, end, used in _INTERVALS:
         if getattr(request, end) < getattr(request, start):
             field = end if end in given else start
@@ -561,6 +568,20 @@ def _musical_problems(request: GenerationRequest, given: Mapping[str, Found]) ->
     if end_s is not None and end_s <= request.repainting_start:
         rule = "repainting_end must be after repainting_start"
         yield _problem("repainting_end", given["repainting_end"], rule), "the whole song is made anew"
+
+
+def _candidate_problems(request: GenerationRequest, given: Mapping[str, Found]) -> Iterator[tuple[FieldProblem, str]]:
+    """Yield numbers of songs that contradict each other."""
+    count = request.candidates
+    if count is None:
+        if request.keep > 1:
+            yield _problem("keep", given["keep"], "needs candidates: how many songs it is the best of"), "it is ignored"
+        return
+    if "batch_size" in given and request.batch_size != count:
+        rule = "must not be given beside candidates, which says how many are made"
+        yield _problem("batch_size", given["batch_size"], rule), "it is ignored"
+    if request.keep > count:
+        yield _problem("keep", given["keep"], f"must be at most candidates, {count}"), f"{count} is used"
 
 
 def read_task_id(body: Mapping[str, object]) -> str | None:
@@ -651,6 +672,10 @@ def _settle_others(request: GenerationRequest, given: Mapping[str, Found]) -> tu
     elif request.instrumental and request.lyrics.strip().lower() not in ("[inst]", "[instrumental]"):
         changes["lyrics"] = _INSTRUMENTAL
         warnings.append("'lyrics' is ignored because 'instrumental' is true")
+    if request.candidates is not None:
+        changes |= {"batch_size": request.candidates, "keep": min(request.keep, request.candidates)}
+    elif request.keep > 1:
+        changes["keep"] = 1
     if request.no_fsq and request.task_type == "cover":
         changes["task_type"] = "cover-nofsq"
     for field, address in EMBEDDED_AUDIO.items():

@@ -64,6 +64,10 @@ class RequestBody(TypedDict, total=False):
     """Seconds of music, up to 600 on the largest tier. 0 means not given."""
     batch_size: int
     """Songs in this request, 1 to 8."""
+    candidates: int | None
+    """Songs to make and score, of which the best are kept; in place of batch_size, with the same limit."""
+    keep: int
+    """How many of the candidates are kept, best first."""
     seed: int | Sequence[int]
     """A seed per song; -1, or none for a song, is random."""
     use_random_seed: bool

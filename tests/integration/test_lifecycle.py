@@ -117,10 +117,11 @@ def test_a_language_model_that_is_insisted_on_and_nowhere_stops_the_start(
     assert "my-own-lm is not found" in log
 
 
-def test_a_broken_tier_table_stops_the_start(environment: dict[str, str], tmp_path: Path) -> None:
-    code, log = refused_start(environment, tmp_path, ACESTEP_TIER_TABLE=str(tmp_path / "none.toml"))
+@pytest.mark.parametrize("name", ["ACESTEP_TIER_TABLE", "ACESTEP_SCORE_TABLE"])
+def test_a_broken_table_stops_the_start(name: str, environment: dict[str, str], tmp_path: Path) -> None:
+    code, log = refused_start(environment, tmp_path, **{name: str(tmp_path / "none.toml")})
     assert code == 2
-    assert "ACESTEP_TIER_TABLE" in log
+    assert name in log
 
 
 @pytest.mark.usefixtures("fresh_processes")

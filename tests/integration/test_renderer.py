@@ -6,8 +6,10 @@ request is part of what is compared.
 """
 
 import functools
+import gc
 import itertools
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,14 +27,17 @@ from acestep_consumer.audio.codec import decode, encode
 from acestep_consumer.audio.formats import FORMATS
 from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.audio_codes import format_codes
-from acestep_consumer.domain.errors import Cancelled, InputUnreadable, InvalidRequest
+from acestep_consumer.domain.errors import Cancelled, InputUnreadable, InvalidRequest, RenderFailed
 from acestep_consumer.domain.job import Job, Plan, Rendering, Sources
 from acestep_consumer.engine.messages import Render, TokenizeAudio
 from acestep_consumer.engine.renderer import startup
+from acestep_consumer.engine.renderer.batch_request import AudioCopy
 from acestep_consumer.engine.renderer.device import Offload
+from acestep_consumer.engine.renderer.lyric_alignment import AlignedLyrics
 from acestep_consumer.engine.renderer.quiet_imports import quietly
-from acestep_consumer.engine.renderer.render import RenderResources, render, tokenize_audio
+from acestep_consumer.engine.renderer.render import RenderResources, _JobRenderer, render, tokenize_audio
 from acestep_consumer.engine.testing.tiny_checkpoint import write
+from acestep_consumer.policy.scoring import KNOWN, BestSongs
 from acestep_schemas.events import LimitsReport, Metas, ModelChoice, PolicyReport
 from acestep_schemas.request import GenerationRequest
 
@@ -93,7 +98,7 @@ def tensor(path: Path) -> torch.Tensor:
 def render_message(
     folder: Path,
     *,
-    seeds: tuple[int, ...] = (7,),
+    seeds: Sequence[int] = (7,),
     sources: Sources | None = None,
     plan: Plan | None = None,
     **request: Any,
@@ -115,7 +120,7 @@ def render_message(
                 table_version="1",
                 limits=LimitsReport(max_duration_s=600, max_batch_size=8),
             ),
-            seeds=seeds,
+            seeds=tuple(seeds),
         ),
         plan=plan or Plan(metas=Metas()),
         sources=sources or Sources(),
@@ -529,3 +534,116 @@ def test_tokenizing_without_source_audio_says_what_is_missing(resources: RenderR
     job = render_message(tmp_path, full_analysis_only=True).job
     with pytest.raises(InvalidRequest, match="src_audio_path"):
         tokenize_audio(resources, TokenizeAudio(request_id=1, job=job, sources=Sources()), lambda: False)
+
+
+def test_the_best_candidate_is_encoded_and_all_are_reported(resources: RenderResources, tmp_path: Path) -> None:
+    every = made_by(resources, render_message(tmp_path / "all", seeds=(7, 8, 9), audio_duration=2))
+
+    best = rendered(resources, render_message(tmp_path, seeds=(7, 8, 9), audio_duration=2, candidates=3, keep=2))
+
+    ranked = sorted(range(3), key=lambda place: -(best.candidates[place].score or 0))
+    assert [each.index for each in best.candidates] == [
+        ranked.index(place) if place in ranked[:2] else None for place in range(3)
+    ]
+    assert [each.seed for each in best.candidates] == [7, 8, 9]
+    assert best.kept == tuple(ranked[:2])
+    assert [track.path.name for track in best.tracks] == ["0.wav", "1.wav"]
+    assert sorted(path.name for path in tmp_path.glob("*.wav")) == ["0.wav", "1.wav"]
+    for track, place in zip(best.tracks, best.kept, strict=True):
+        assert track.seed == best.candidates[place].seed
+        assert same(samples_of(track.path), every[place])
+    assert best.score_table == "acestep-consumer-1"
+    assert all(set(each.measures) == KNOWN for each in best.candidates)
+
+
+def test_candidates_of_an_instrumental_song_are_not_measured_by_their_lyrics(
+    resources: RenderResources, tmp_path: Path
+) -> None:
+    message = render_message(tmp_path, seeds=(7, 8), audio_duration=1, candidates=2, lyrics="[Instrumental]")
+    made = rendered(resources, message)
+    assert all(set(each.measures) == KNOWN - {"lyrics"} for each in made.candidates)
+    assert [track.lyric_score for track in made.tracks] == [None]
+
+
+def test_the_candidate_that_sings_its_lyrics_is_kept(
+    resources: RenderResources, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = iter((0.1, 0.5, 0.2))
+    monkeypatch.setattr(_JobRenderer, "_aligned", lambda *_: AlignedLyrics((), next(found)))
+    message = render_message(tmp_path, seeds=(7, 8, 9), audio_duration=1, candidates=3)
+    made = rendered(resources, message)
+    assert [each.measures["lyrics"] for each in made.candidates] == [0.1, 0.5, 0.2]
+    assert [(track.seed, track.lyric_score, track.side_files) for track in made.tracks] == [(8, 0.5, ())]
+
+
+class TestUndecodedCandidates:
+    """Candidates whose samples are not numbers, as a model makes them that has been driven too far."""
+
+    @pytest.fixture
+    def spoil(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
+        """Replace the samples of the songs with these places by not-a-numbers."""
+
+        def spoil(places: set[int]) -> None:
+            number, wait = itertools.count(), AudioCopy.wait
+
+            def spoiled(self: AudioCopy) -> torch.Tensor:
+                audio = wait(self)
+                if audio.ndim == 2 and next(number) in places:
+                    return torch.full_like(audio, torch.nan)
+                return audio
+
+            monkeypatch.setattr(AudioCopy, "wait", spoiled)
+
+        return spoil
+
+    def message(self, folder: Path) -> Render:
+        # Without lyrics, so that no other copy is waited for.
+        return render_message(folder, seeds=(7, 8, 9), audio_duration=1, candidates=3, keep=2, lyrics="")
+
+    def test_one_ranks_last_and_fails_no_job(
+        self, resources: RenderResources, spoil: Callable[[set[int]], None], tmp_path: Path
+    ) -> None:
+        spoil({0})
+        made = rendered(resources, self.message(tmp_path))
+        assert sorted(track.seed for track in made.tracks) == [8, 9]
+        assert (made.candidates[0].score, made.candidates[0].kept, made.candidates[0].measures) == (None, False, {})
+
+    def test_two_leave_fewer_than_asked_for_and_a_warning(
+        self, resources: RenderResources, spoil: Callable[[set[int]], None], tmp_path: Path
+    ) -> None:
+        spoil({0, 2})
+        made = rendered(resources, self.message(tmp_path))
+        assert [track.seed for track in made.tracks] == [8]
+        assert "keep = 2: 1 kept, the other candidates could not be decoded" in made.warnings
+
+    def test_all_fail_the_job(
+        self, resources: RenderResources, spoil: Callable[[set[int]], None], tmp_path: Path
+    ) -> None:
+        spoil({0, 1, 2})
+        with pytest.raises(RenderFailed, match="samples that are not finite numbers"):
+            rendered(resources, self.message(tmp_path))
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_no_more_candidates_are_in_memory_than_are_kept(
+    resources: RenderResources, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    seen, add, wait = [], BestSongs.add, AudioCopy.wait
+
+    def counted_wait(self: AudioCopy) -> torch.Tensor:
+        audio = wait(self)
+        alive.add(audio)
+        return audio
+
+    def counted_add(self: BestSongs[Any], *arguments: Any) -> None:
+        add(self, *arguments)
+        gc.collect()
+        seen.append(len(alive))
+
+    monkeypatch.setattr(AudioCopy, "wait", counted_wait)
+    monkeypatch.setattr(BestSongs, "add", counted_add)
+    rendered(resources, render_message(tmp_path, seeds=range(6), audio_duration=1, candidates=6, keep=2, lyrics=""))
+    # The one that was added last is still in the caller's hands.
+    assert len(seen) == 6
+    assert max(seen) <= 3

@@ -20,6 +20,7 @@ import pytest
 
 from acestep_consumer.client import Client
 from acestep_consumer.execution.scratch import OWNER
+from acestep_consumer.policy.scoring import BUILT_IN, KNOWN
 from acestep_schemas.events import JobCompleted, JobEvent, JobStarted, TerminalEvent, Unfinished, WorkerEvent
 from infra.local.s3 import SeaweedFS
 from tests.support.broker import Peer
@@ -205,6 +206,25 @@ async def test_values_over_the_tiers_limit_are_clamped_and_reported(producer: Pr
     assert data.request.bpm == 20
     assert data.policy.tier == "tier1"
     assert [song.duration_s for song in data.audios] == [2]
+
+
+async def test_candidates_are_scored_and_their_scores_are_in_event_and_manifest(
+    producer: Producer, bucket: Any
+) -> None:
+    event = completed(
+        await producer.sing(audio_duration=2, candidates=3, keep=2, seed=7, inference_steps=1, audio_format="flac")
+    )
+    data = event.data
+    changes = {change.field: (change.requested, change.applied) for change in data.policy.adjustments}
+    assert changes == {"candidates": (3, 1), "keep": (2, 1)}
+    (candidate,) = data.candidates
+    assert (candidate.seed, candidate.kept, candidate.index, data.score_table) == (7, True, 0, "acestep-consumer-1")
+    assert candidate.score == BUILT_IN.score(candidate.measures)
+    assert set(candidate.measures) == KNOWN - {"lyrics"}
+    (song,) = data.audios
+    assert song.uri.endswith("/0.flac")
+    manifest = json.loads(download(bucket, song.uri.rsplit("/", 1)[0] + "/manifest.json"))
+    assert manifest["candidates"] == [candidate.model_dump()]
 
 
 async def test_a_redelivery_costs_no_render_and_repeats_the_event(producer: Producer, bucket: Any) -> None:

@@ -351,6 +351,9 @@ class EngineSettings(Section):
         "processes that encode songs, at most one per CPU core; unset: one per core, up to 16",
         ge=1,
     )
+    score_table: Path_ | None = variable(
+        "ACESTEP_SCORE_TABLE", None, "weights that `candidates` are scored by, a TOML file; unset: the built-in ones"
+    )
     tags: bool = variable(
         "ACESTEP_TAGS",
         True,  # noqa: FBT003 - a default, as for every variable

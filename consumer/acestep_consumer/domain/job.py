@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Final, Literal
 
 from acestep_consumer.domain.tasks import Variant
-from acestep_schemas.events import Adjustment, LmChoice, Loudness, LyricLine, Metas, ModelChoice, PolicyReport
+from acestep_schemas.events import (
+    Adjustment,
+    Candidate,
+    LmChoice,
+    Loudness,
+    LyricLine,
+    Metas,
+    ModelChoice,
+    PolicyReport,
+)
 from acestep_schemas.request import GenerationRequest
 
 
@@ -132,13 +141,25 @@ class Track:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rendering:
-    """What the renderer returns for a job: the songs, the seconds it took, and what it could not do as asked."""
+    """What the renderer returns for a job: the songs, the seconds it took, and what it could not do as asked.
+
+    ``candidates``: all songs that ``tracks`` were chosen from, in the order of the seeds; none where all are kept.
+    ``score_table``: version of the table that they were scored by.
+    """
 
     tracks: tuple[Track, ...]
     render_s: float
     encode_s: float
     adjustments: tuple[Adjustment, ...] = ()
     warnings: tuple[str, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
+    score_table: str | None = None
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The candidates that ``tracks`` are, as places among them, in the order of the tracks."""
+        ranked = sorted((each.index, place) for place, each in enumerate(self.candidates) if each.index is not None)
+        return tuple(place for _, place in ranked)
 
 
 NO_SONGS = Rendering(tracks=(), render_s=0.0, encode_s=0.0)

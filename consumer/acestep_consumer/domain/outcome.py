@@ -117,9 +117,18 @@ def manifest(  # noqa: PLR0913, PLR0917 - it gathers what every stage returned, 
         request=request,
         metas=plan.metas.model_copy(update={"duration": sung_s}),
         timings=timings,
-        audio_codes=tuple(map(parse_codes, plan.audio_codes)),
+        audio_codes=tuple(map(parse_codes, _codes_of_kept(plan, rendering))),
+        candidates=rendering.candidates,
+        score_table=rendering.score_table,
         warnings=(*job.warnings, *plan.warnings, *rendering.warnings),
     )
+
+
+def _codes_of_kept(plan: Plan, rendering: Rendering) -> tuple[str, ...]:
+    """Return the audio codes of the songs that are kept, in their order."""
+    if len(plan.audio_codes) != len(rendering.candidates):
+        return plan.audio_codes  # each song is kept, or all were made from the same codes
+    return tuple(plan.audio_codes[place] for place in rendering.kept)
 
 
 def unfinished(error: ConsumerError, job: Job | None, task_id: str, info: RunInfo) -> Unfinished:

@@ -27,7 +27,10 @@ FindSong = Callable[[str, str], Awaitable[str | None]]
 
 _SONG: Final = re.compile(r"/?([A-Za-z0-9_-]{1,128})/([0-9]{1,3}(?:-[0-9a-f]{1,64})?\.[a-z0-9]{1,5})")
 _NAMES: Final = FieldNames(
-    {name: (name, *ALIASES.get(name, ())) for name in (*AUDIO_FIELDS, "batch_size", "queue_deadline_s", "task_id")}
+    {
+        name: (name, *ALIASES.get(name, ()))
+        for name in (*AUDIO_FIELDS, "batch_size", "candidates", "queue_deadline_s", "task_id")
+    }
 )
 _OWN: Final = "task_id"
 
@@ -92,7 +95,7 @@ class MessageBuilder:
                 message[name] = await self._address(name, str(lookup.hits[name][0].value), trusted)
         message |= uploads or {}
         self._check(message, trusted)
-        if not _is_given(lookup, "batch_size"):
+        if not _is_given(lookup, "batch_size") and not _is_given(lookup, "candidates"):
             message["batch_size"] = self._settings.batch_size
         if self._settings.queue_deadline_s and not _is_given(lookup, "queue_deadline_s"):
             message["queue_deadline_s"] = self._settings.queue_deadline_s

@@ -154,7 +154,12 @@ def _items(data: Completed, created: int) -> tuple[Mapping[str, Any], ...]:
         return (_analysis(data),)
     if not data.audios:
         return (shared | {"file": "", "url": "", "seed_value": "", "dit_model": "None (Analysis Only)"},)
-    return tuple(shared | _song_fields(data.task_id, audio) for audio in data.audios)
+    if not data.candidates:
+        return tuple(shared | _song_fields(data.task_id, audio) for audio in data.audios)
+    shared |= {"candidates": [each.model_dump(mode="json") for each in data.candidates]}
+    scores = {each.index: each.score for each in data.candidates if each.kept}
+    songs = enumerate(data.audios)
+    return tuple(shared | _song_fields(data.task_id, audio) | {"score": scores.get(index)} for index, audio in songs)
 
 
 def _song_fields(task_id: str, audio: Audio) -> dict[str, Any]:

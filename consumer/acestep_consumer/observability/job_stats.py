@@ -220,6 +220,7 @@ def _codes(ending: Completed) -> int:
 
 
 def _music_s(ending: Completed) -> float:
-    """Seconds of music in all songs together."""
+    """Seconds of music in all songs together, those that were made and not kept as well."""
     planned = ending.request.audio_duration
-    return sum(audio.duration_s if planned is None else planned for audio in ending.audios)
+    kept_s = sum(audio.duration_s if planned is None else planned for audio in ending.audios)
+    return kept_s * len(ending.candidates) / len(ending.audios) if ending.candidates else kept_s

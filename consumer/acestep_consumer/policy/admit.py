@@ -60,7 +60,7 @@ def admit(request: Request, limits: Limits) -> Job:
         ModelUnavailable: the model is not loaded and the request has ``on_model_unavailable: fail``.
         LmUnavailable: the request needs the LM and none is loaded.
     """
-    asked = request.body
+    asked = _with_choice(request.body)
     _check_format(asked, limits)
     model, choice = _choose_model(asked, limits)
     task = _task_of(asked, model, choice)
@@ -75,9 +75,9 @@ def admit(request: Request, limits: Limits) -> Job:
     if clamps and asked.on_limit == "reject":
         raise _exceeded(clamps)
     changes = {change.field: change.applied for change in (*adjustments, *clamps)}
-    batch = int(str(changes.get("batch_size", asked.batch_size)))
-    seeds = tuple(_seeds(asked, request.task_id, batch))
-    fixed: dict[str, object] = {"task_id": request.task_id, "model": model.name, "seed": seeds}
+    songs = int(str(changes.get(_count_field(asked), _count(asked))))
+    seeds = tuple(_seeds(asked, request.task_id, songs))
+    fixed: dict[str, object] = {"task_id": request.task_id, "model": model.name, "seed": seeds, "batch_size": songs}
     fixed |= {"use_random_seed": False, "retake_seed": _retake_seed(asked, request.task_id)}
     return Job(
         task_id=request.task_id,
@@ -94,7 +94,7 @@ def admit(request: Request, limits: Limits) -> Job:
         ),
         seeds=seeds,
         given=frozenset(asked.model_fields_set),
-        warnings=(*request.warnings, *_warnings(asked, task)),
+        warnings=(*request.warnings, *_warnings(request.body, task)),
     )
 
 
@@ -190,12 +190,38 @@ def _clamps(asked: GenerationRequest, limits: LimitsReport, *, with_lm: bool) ->
     shortest = MIN_DURATION_S if with_lm else 0
     bounds: tuple[tuple[str, float | None, int, int, str], ...] = (
         ("audio_duration", asked.audio_duration, shortest, limits.max_duration_s, "seconds of song"),
-        ("batch_size", asked.batch_size, 1, limits.max_batch_size, "songs a request"),
+        (_count_field(asked), _count(asked), 1, limits.max_batch_size, "songs a request"),
     )
     for field, value, least, most, unit in bounds:
         if value is not None and not least <= value <= most:
             reason = f"this worker allows {least} to {most} {unit}"
             yield Adjustment(field=field, requested=value, applied=min(max(value, least), most), reason=reason)
+    if asked.candidates and asked.keep > limits.max_batch_size:
+        reason = f"this worker makes at most {limits.max_batch_size} candidates"
+        yield Adjustment(field="keep", requested=asked.keep, applied=limits.max_batch_size, reason=reason)
+
+
+def _no_choice(asked: GenerationRequest) -> str | None:
+    """Return why there are no songs to choose the best of; None: there are."""
+    if asked.analysis_only or asked.full_analysis_only or asked.extract_codes_only:
+        return "an analysis makes no song"
+    return None
+
+
+def _with_choice(asked: GenerationRequest) -> GenerationRequest:
+    """Return the request, without candidates where there is no choice."""
+    if asked.candidates is None or _no_choice(asked) is None:
+        return asked
+    return asked.model_copy(update={"candidates": None, "keep": 1, "batch_size": 1})
+
+
+def _count_field(asked: GenerationRequest) -> str:
+    """Return the field that says how many songs are made."""
+    return "candidates" if asked.candidates else "batch_size"
+
+
+def _count(asked: GenerationRequest) -> int:
+    return asked.candidates or asked.batch_size
 
 
 def _exceeded(clamps: tuple[Adjustment, ...]) -> LimitExceeded:
@@ -240,5 +266,7 @@ def _warnings(asked: GenerationRequest, task: Task) -> Iterator[str]:
         yield "thinking has no effect: audio_code_string was given"
     if asked.all_loras and (asked.analysis_only or asked.full_analysis_only or asked.extract_codes_only):
         yield "lora has no effect: an analysis renders no song"
+    if asked.candidates and (reason := _no_choice(asked)):
+        yield f"candidates has no effect: {reason}"
     if asked.bpm is not None and not MIN_BPM <= asked.bpm <= MAX_BPM:
         yield f"bpm = {asked.bpm} goes into the prompt as it is: the models were trained on {MIN_BPM} to {MAX_BPM}"

@@ -12,7 +12,7 @@ from acestep_consumer.policy.admit import Limits, admit
 from acestep_consumer.policy.tiers import SHIPPED, Tier, TierTable, TierTableError, others
 from acestep_schemas.events import Adjustment, LmChoice
 
-_BY_TIER = ("audio_duration", "batch_size")
+_BY_TIER = ("audio_duration", "batch_size", "candidates")
 """The fields that tiers limit; all others have the same bounds everywhere."""
 
 # A tier's name becomes part of a queue name and of a binding key, where * and # are wildcards. Queues that begin with

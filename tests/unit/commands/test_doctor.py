@@ -615,3 +615,10 @@ def test_a_report_without_failures_is_fit_whatever_was_skipped() -> None:
     told = json.loads(report.model_dump_json())
     assert told["fit"] is True
     assert told["findings"][2] == {"check": "c", "level": "skip", "said": "not checked: z", "fix": None}
+
+
+async def test_a_score_table_that_cannot_be_read_is_found() -> None:
+    settings = load({"ACESTEP_SCORE_TABLE": "/nowhere.toml", "ACESTEP_DEVICE": "cpu"}, env_file=None)
+    first, *_ = [found async for found in Machine(settings, {}).device()]
+    assert (first.check, first.level) == ("score table", "fail")
+    assert "ACESTEP_SCORE_TABLE: /nowhere.toml cannot be read: No such file" in first.said

@@ -105,12 +105,19 @@ def test_what_a_worker_would_reject_is_refused_by_flag_or_field_all_at_once() ->
     [
         ({"audio_duration": 9999}, "audio_duration = 9999: must be 0 to 600"),
         ({"batch_size": 12}, "batch_size = 12: must be 1 to 8"),
+        ({"candidates": 12}, "candidates = 12: must be 1 to 8"),
     ],
 )
 def test_what_no_gpu_is_allowed_to_do_is_refused_unless_clamping_is_asked_for(body: dict[str, Any], said: str) -> None:
     assert refused(body) == [f"{said} (--on-limit clamp lets the worker adjust it)"]
     assert refused({**body, "on_limit": "reject"}) == [f"{said} (--on-limit clamp lets the worker adjust it)"]
     assert check({**body, "on_limit": "clamp"}, frozenset()) == (f"{said}; the worker will adjust it",)
+
+
+def test_more_songs_than_candidates_cannot_be_kept() -> None:
+    body = {"prompt": "a", "candidates": 2, "keep": 3}
+    assert refused(body, "candidates", "keep") == ["--keep 3: must be at most candidates, 2"]
+    assert check(body | {"keep": 2}, frozenset({"candidates", "keep"})) == ()
 
 
 @pytest.mark.parametrize("task", ["cover", "cover-nofsq", "repaint", "extract", "lego", "complete"])

@@ -13,7 +13,7 @@ import pytest
 
 from acestep_consumer.client import NoQueue, QueueFull, Unreachable
 from acestep_consumer.gateway.task_ids import is_given_out
-from acestep_schemas.events import LyricLine, LyricToken
+from acestep_schemas.events import Candidate, LyricLine, LyricToken
 from tests.support.gateway import (
     AUTHORIZED,
     KEY,
@@ -111,6 +111,30 @@ async def test_a_number_of_songs_and_a_deadline_that_are_given_stay() -> None:
         (message,) = served.client.published
         assert "batch_size" not in message
         assert "queue_deadline_s" not in message
+
+
+async def test_candidates_take_the_place_of_the_number_of_songs() -> None:
+    async with gateway() as served:
+        await served.release({"prompt": "a", "candidates": "4", "keep": "2"})
+        await served.release({"prompt": "a", "param_obj": {"best_of": 3}})
+        first, second = served.client.published
+        assert (first["candidates"], first["keep"]) == ("4", "2")
+        assert "batch_size" not in first
+        assert "batch_size" not in second
+
+
+async def test_songs_that_were_chosen_have_their_scores_and_those_of_all_candidates() -> None:
+    made = (
+        Candidate(seed=7, score=0.4, kept=False, measures={"silence": 0.2}),
+        Candidate(seed=8, score=0.9, kept=True, index=0, measures={"silence": 0.0}),
+        Candidate(seed=9, score=0.7, kept=True, index=1, measures={"silence": 0.1}),
+    )
+    async with gateway() as served:
+        task_id = await served.release({"prompt": "a", "candidates": 3, "keep": 2})
+        await served.send(completed(task_id, songs=2, candidates=made, score_table="acestep-consumer-1"))
+        items = json.loads((await served.query(task_id))[0]["result"])
+        assert [item["score"] for item in items] == [0.9, 0.7]
+        assert [each["score"] for each in items[0]["candidates"]] == [0.4, 0.9, 0.7]
 
 
 async def test_no_key_is_published() -> None:

@@ -290,3 +290,38 @@ def test_the_effective_request_makes_the_same_job_again() -> None:
     assert second.seeds == first.seeds
     assert second.policy.adjustments == ()
     assert warnings == ()
+
+
+class TestCandidates:
+    """The best of several: as many songs are made as candidates, within the tier's limit of a batch."""
+
+    def test_each_has_a_seed(self) -> None:
+        job = admitted(limits(), candidates=4, keep=2, seed=[7, 9])
+        assert job.seeds == (7, 9, 10, 11)
+        assert (job.request.candidates, job.request.keep, job.request.batch_size) == (4, 2, 4)
+        assert job.policy.adjustments == ()
+
+    def test_too_many_are_clamped_and_reported(self) -> None:
+        job = admitted(limits(12), candidates=6, keep=5, thinking=False)
+        assert (job.request.candidates, job.request.keep, len(job.seeds)) == (4, 4, 4)
+        assert [(each.field, each.requested, each.applied, each.reason) for each in job.policy.adjustments] == [
+            ("candidates", 6, 4, "this worker allows 1 to 4 songs a request"),
+            ("keep", 5, 4, "this worker makes at most 4 candidates"),
+        ]
+
+    def test_too_many_are_rejected_if_the_request_says_so(self) -> None:
+        with pytest.raises(LimitExceeded, match="candidates = 6: this worker allows 1 to 4"):
+            admitted(limits(12), candidates=6, on_limit="reject")
+
+    def test_a_redelivery_makes_the_same_ones(self) -> None:
+        assert admitted(limits(), candidates=3).seeds == admitted(limits(), candidates=3).seeds
+
+    @pytest.mark.parametrize("task", [{"task_type": "repaint"}, {"task_type": "extract", "track_name": "vocals"}])
+    def test_they_are_made_for_every_task_that_makes_songs(self, task: dict[str, str]) -> None:
+        job = admitted(limits(24, BASE), candidates=2, src_audio_path="s3://in/a.wav", **task)
+        assert (len(job.seeds), job.warnings) == (2, ())
+
+    def test_an_analysis_has_none(self) -> None:
+        job = admitted(limits(lm=LM), candidates=2, analysis_only=True)
+        assert job.warnings == ("candidates has no effect: an analysis makes no song",)
+        assert (job.request.candidates, job.request.batch_size, len(job.seeds)) == (None, 1, 1)

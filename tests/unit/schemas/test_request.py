@@ -47,6 +47,8 @@ WRITTEN: dict[str, object] = {
     "time_signature": "6",
     "audio_duration": "95.5",
     "batch_size": 2.0,
+    "candidates": "2",
+    "keep": "1",
     "seed": "7, 8",
     "use_random_seed": "no",
     "inference_steps": "27",
@@ -190,6 +192,8 @@ def test_each_field_is_read_exactly() -> None:
         "time_signature": "6",
         "audio_duration": 95.5,
         "batch_size": 2,
+        "candidates": 2,
+        "keep": 1,
         "seed": (7, 8),
         "use_random_seed": False,
         "inference_steps": 27,
@@ -878,3 +882,54 @@ class TestSchema:
             parsed().prompt = "other"  # type: ignore[misc]  # the point of the test
         with pytest.raises(ValueError, match="extra_forbidden"):
             GenerationRequest.model_validate({"nonsense": 1})
+
+
+class TestCandidates:
+    """How many songs are made, and how many of them are kept."""
+
+    def test_they_say_how_many_songs_are_made_and_one_is_kept(self) -> None:
+        request, warnings = parse_request({"candidates": "4"})
+        assert (request.candidates, request.keep, request.batch_size, warnings) == (4, 1, 4, ())
+
+    @pytest.mark.parametrize("name", ["best_of", "bestOf", "num_candidates"])
+    def test_they_have_the_names_of_other_interfaces(self, name: str) -> None:
+        assert parsed(**{name: 3}).candidates == 3
+
+    @pytest.mark.parametrize("value", [None, 0, -1, ""])
+    def test_none_are_not_given(self, value: object) -> None:
+        request = parsed(candidates=value, batch_size=2)
+        assert (request.candidates, request.batch_size) == (None, 2)
+
+    def test_the_operators_batch_size_does_not_count_beside_them(self) -> None:
+        request, warnings = parse_request({"candidates": 4}, strict=True, defaults={"batch_size": 2})
+        assert (request.batch_size, warnings) == (4, ())
+
+    @pytest.mark.parametrize(
+        ("body", "settled", "problem"),
+        [
+            (
+                {"candidates": 4, "batch_size": 2},
+                (4, 4, 1),
+                "'batch_size' = 2: must not be given beside candidates, which says how many are made; it is ignored",
+            ),
+            ({"candidates": 2, "keep": 3}, (2, 2, 2), "'keep' = 3: must be at most candidates, 2; 2 is used"),
+            (
+                {"keep": 2, "batch_size": 3},
+                (None, 3, 1),
+                "'keep' = 2: needs candidates: how many songs it is the best of; it is ignored",
+            ),
+        ],
+    )
+    def test_a_contradiction_is_a_warning_and_an_error_of_a_strict_request(
+        self, body: dict[str, object], settled: tuple[object, ...], problem: str
+    ) -> None:
+        request, warnings = parse_request(body)
+        assert ((request.candidates, request.batch_size, request.keep), warnings) == (settled, (problem,))
+        with pytest.raises(RequestInvalid) as caught:
+            parse_request(body, strict=True)
+        assert [each.field for each in caught.value.problems] == [problem.split("'")[1]]
+
+    def test_the_effective_request_can_be_sent_again(self) -> None:
+        request = parsed(candidates=4, keep=2)
+        again, warnings = parse_request(request.model_dump(mode="json"), strict=True)
+        assert (again, warnings) == (request, ())

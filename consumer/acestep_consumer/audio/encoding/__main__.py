@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """An encoder process: ``python -m acestep_consumer.audio.encoding FD``; FD is a socket to the renderer.
 
-A request is a line of JSON with a file descriptor of the samples in shared memory; so is the answer, without one. The
-process ends as soon as the socket closes, even in the middle of a song. Signals for the worker reach it too (a
-terminal's Ctrl-C, a service manager's SIGTERM); it ignores them, since the renderer drains first.
+It encodes songs, and measures them. A request is a line of JSON with a file descriptor of the samples in shared memory;
+one without a ``path`` is answered with the song's ``measures``. An answer is a line of JSON too. The process ends as
+soon as the socket closes, even in the middle of a song. Signals for the worker reach it too (a terminal's Ctrl-C, a
+service manager's SIGTERM); it ignores them, since the renderer drains first.
 
 Imports are few: the process starts in a quarter of a second.
 """
@@ -23,9 +24,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from acestep_consumer.audio.encoding.encode import EncodingFailed, write_song
-from acestep_consumer.audio.encoding.loudness import Loudness
+from acestep_consumer.audio.encoding.encode import EncodingFailed, Samples, write_song
 from acestep_consumer.audio.formats import Format
+from acestep_consumer.audio.measures import measures_of
 
 MEMORY_BYTES: Final = 2 << 30
 """Address space. The longest song takes 230 MB of it, FFmpeg's libraries 200 MB."""
@@ -37,7 +38,7 @@ _REQUEST_BYTES = 1 << 16
 
 
 def main() -> None:
-    """Encode one song after the other, until the socket closes."""
+    """Encode or measure one song after the other, until the socket closes."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     os.nice(NICE)
@@ -64,7 +65,10 @@ def _exit_when_closed(pipe: int) -> None:
 
 def _answer(request: dict[str, Any], samples: int) -> dict[str, Any]:
     try:
-        reached = _encode(request, samples)
+        song = _song(request, samples)
+        if "path" not in request:
+            return {"measures": measures_of(song, request["sample_rate"])}
+        reached = write_song(song, Path(request["path"]), Format(**request["format"]), request["sample_rate"])
     except EncodingFailed as error:
         cause = error.__cause__
         return {"failure": str(error), "errno": cause.errno if isinstance(cause, OSError) else None}
@@ -75,12 +79,11 @@ def _answer(request: dict[str, Any], samples: int) -> dict[str, Any]:
     return {"loudness": reached and asdict(reached)}
 
 
-def _encode(request: dict[str, Any], samples: int) -> Loudness | None:
+def _song(request: dict[str, Any], samples: int) -> Samples:
     channels, length = request["channels"], request["samples"]
     # Unmapped when the last array on it is gone.
     memory = mmap.mmap(samples, 0, access=mmap.ACCESS_READ)
-    song = np.frombuffer(memory, dtype=np.float32, count=channels * length).reshape(channels, length)
-    return write_song(song, Path(request["path"]), Format(**request["format"]), request["sample_rate"])
+    return np.frombuffer(memory, dtype=np.float32, count=channels * length).reshape(channels, length)
 
 
 if __name__ == "__main__":

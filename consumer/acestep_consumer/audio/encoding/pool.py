@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pool of encoder processes: each encodes one song at a time, which it gets in shared memory.
+"""Pool of encoder processes: each encodes or measures one song at a time, which it gets in shared memory.
 
 An encoder that crashes takes no other song with it, and its own song is given to another one. The shared memory has no
 name: it is freed with the last process that has it open, however those end.
@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Self
 
+import numpy as np
 import structlog
 
 from acestep_consumer.audio.codec import Encode, Levels, Samples, encode_with
@@ -27,6 +28,8 @@ from acestep_consumer.audio.formats import Format
 from acestep_consumer.domain.errors import Cancelled, RenderFailed
 
 Stopped = Callable[[], bool]
+Measure = Callable[[Samples, int], dict[str, float] | None]
+"""``audio.measures.measures_of``, in whatever process."""
 
 MOST_ENCODERS: Final = 16
 """Processes without a setting: more than the songs of one GPU need."""
@@ -98,25 +101,32 @@ class EncoderPool:
         Raises:
             Cancelled: ``stopped``, polled here and in the function, returned true.
         """
+        with self._held_slot(stopped):
+            yield lambda samples, stem, audio_format, sample_rate: encode_with(
+                lambda *song: self._write(stopped, *song), samples, stem, audio_format, sample_rate
+            )
+
+    @contextmanager
+    def measurer(self, stopped: Stopped) -> Iterator[Measure]:
+        """Wait for an encoder, and yield the function that measures with it, as ``audio.measures.measures_of`` does.
+
+        Raises likewise; the function raises ``RenderFailed`` as well.
+        """
+        with self._held_slot(stopped):
+            yield lambda samples, sample_rate: self._measure(stopped, samples, sample_rate)
+
+    @contextmanager
+    def _held_slot(self, stopped: Stopped) -> Iterator[None]:
         while not self._slots.acquire(timeout=_WAIT_S):
             if stopped():
                 raise Cancelled
         try:
-            yield lambda samples, stem, audio_format, sample_rate: encode_with(
-                lambda *song: self._write(stopped, *song), samples, stem, audio_format, sample_rate
-            )
+            yield
         finally:
             self._slots.release()
 
     def _write(self, stopped: Stopped, samples: Samples, path: Path, wanted: Format, sample_rate: int) -> Levels | None:
-        channels, length = samples.shape
-        request = {
-            "path": str(path),
-            "format": asdict(wanted),
-            "channels": channels,
-            "samples": length,
-            "sample_rate": sample_rate,
-        }
+        request = _request(samples, sample_rate) | {"path": str(path), "format": asdict(wanted)}
         with _SharedSamples(samples) as shared:
             try:
                 answer = self._ask(request, shared.number, stopped)
@@ -127,8 +137,17 @@ class EncoderPool:
         found = answer.get("loudness")
         return Levels(**found) if found else None
 
+    def _measure(self, stopped: Stopped, samples: Samples, sample_rate: int) -> dict[str, float] | None:
+        samples = np.ascontiguousarray(samples, dtype=np.float32)
+        with _SharedSamples(samples) as shared:
+            answer = self._ask(_request(samples, sample_rate), shared.number, stopped)
+        if "measures" not in answer:
+            _raise_failure(answer)
+        measures: dict[str, float] | None = answer["measures"]
+        return measures
+
     def _ask(self, request: dict[str, Any], samples: int, stopped: Stopped) -> dict[str, Any]:
-        """Have one song encoded, by another process if the first one dies."""
+        """Have one song encoded or measured, by another process if the first one dies."""
         tries = 0
         while True:
             process = self._take()
@@ -138,8 +157,8 @@ class EncoderPool:
                 tries += 1
                 log.warning("encoder process died", reason=str(death), tries=tries)
                 if tries == TRIES:
-                    suffix = request["format"]["suffix"][1:]
-                    raise RenderFailed(f"the {suffix} encoder crashed on this song") from death
+                    suffix = request["format"]["suffix"][1:] + " " if "format" in request else ""
+                    raise RenderFailed(f"the {suffix}encoder crashed on this song") from death
             else:
                 with self._lock:
                     self._idle.append(process)
@@ -251,6 +270,11 @@ class _EncoderProcess:
             return self._process.wait(_WAIT_S)
         except subprocess.TimeoutExpired:
             return self.end()
+
+
+def _request(samples: Samples, sample_rate: int) -> dict[str, Any]:
+    channels, length = samples.shape
+    return {"channels": channels, "samples": length, "sample_rate": sample_rate}
 
 
 def _raise_failure(answer: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ from acestep_consumer.commands.threads import run_in_thread
 from acestep_consumer.config.http import NETWORK_ERRORS, open_session
 from acestep_consumer.config.settings import EngineSettings, Settings, WorkerSettings
 from acestep_consumer.engine.compiler import compiler_fault
+from acestep_consumer.policy.scoring import ScoreTableError, load_score_table
 from acestep_consumer.policy.tiers import TierTable, TierTableError, load_table, others
 
 INSTALL: Final = "pip install 'acestep-consumer[engine]'"
@@ -58,7 +59,11 @@ class Machine:
         yield ok("packages", f"torch {_version('torch')}, diffusers {_version('diffusers')}, PyAV {_version('av')}")
 
     async def device(self) -> AsyncGenerator[Finding]:
-        """Detect the GPU and its tier."""
+        """Detect the GPU and its tier; read the tables that a worker reads at its start."""
+        try:
+            load_score_table(self._settings.engine.score_table)
+        except ScoreTableError as error:
+            yield fail("score table", str(error))
         try:
             table = load_table(self._settings.worker.tier_table)
         except TierTableError as error:

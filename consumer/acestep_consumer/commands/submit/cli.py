@@ -75,6 +75,16 @@ def submit(
     batch_size: Annotated[
         int | None, typer.Option(metavar="N", help="Number of songs, 1 to 8.", rich_help_panel=MUSIC)
     ] = None,
+    candidates: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Make so many songs, 1 to 8, and keep the best; see --keep.", rich_help_panel=MUSIC
+        ),
+    ] = None,
+    keep: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Of the candidates, how many to keep; unset: 1.", rich_help_panel=MUSIC),
+    ] = None,
     audio_format: Annotated[
         str | None,
         typer.Option(
@@ -201,6 +211,8 @@ def submit(
         "bpm": bpm,
         "key_scale": key,
         "batch_size": batch_size,
+        "candidates": candidates,
+        "keep": keep,
         "audio_format": audio_format,
         "timestamps": timestamps,
         "model": model,

@@ -28,6 +28,8 @@ FLAGS: Final = {
     "bpm": "--bpm",
     "key_scale": "--key",
     "batch_size": "--batch-size",
+    "candidates": "--candidates",
+    "keep": "--keep",
     "audio_format": "--format",
     "model": "--model",
     "lora": "--lora",
@@ -48,6 +50,7 @@ FLAGS: Final = {
 _BOUNDS: Final = (
     ("audio_duration", 0, MAX_DURATION_S),
     ("batch_size", 1, MAX_BATCH),
+    ("candidates", 1, MAX_BATCH),
 )
 
 
@@ -150,7 +153,8 @@ def _refusal(problems: Iterable[FieldProblem], from_flags: frozenset[str]) -> Re
 
 def _outside_bounds(request: GenerationRequest, from_flags: frozenset[str]) -> Iterator[str]:
     for field, least, most in _BOUNDS:
-        value = getattr(request, field)
+        # It says the same as candidates.
+        value = None if field == "batch_size" and request.candidates else getattr(request, field)
         if value is not None and not least <= value <= most:
             yield _problem(field, f"{value:g}", f"must be {least} to {most}", from_flags)
 

@@ -138,6 +138,10 @@ def _print_result(event: JobCompleted, note: Console) -> None:
         )
     for warning in data.warnings:
         print_warning(warning, note)
+    for each in data.candidates:
+        score = "could not be decoded" if each.score is None else f"score {each.score:.2f}"
+        kept = "not kept" if each.index is None else f"kept as {each.index}"
+        note.print(f"candidate with seed {each.seed}: {score}, {kept}", markup=False, soft_wrap=True)
     for audio in data.audios:
         note.print(f"{audio.uri}  {audio.duration_s:g} s  seed {audio.seed}", markup=False, soft_wrap=True)
 

@@ -101,9 +101,14 @@ def open_service(pipe: RendererPipe, configure: Configure) -> "RendererService":
             from acestep_consumer.engine.renderer.registry import CheckpointError  # noqa: PLC0415
             from acestep_consumer.engine.renderer.service import RendererService  # noqa: PLC0415
             from acestep_consumer.engine.renderer.startup import open_runtime  # noqa: PLC0415
+            from acestep_consumer.policy.scoring import ScoreTableError, load_score_table  # noqa: PLC0415
     except ImportError as error:
         refuse(pipe, f"{error.name} is missing: pip install 'acestep-consumer[engine]'")
     except DeviceError as error:
+        refuse(pipe, str(error))
+    try:
+        scores = load_score_table(configure.settings.score_table)
+    except ScoreTableError as error:
         refuse(pipe, str(error))
     encoders = EncoderPool(encoder_count(configure.settings.encoders))
     encoders.start()
@@ -118,7 +123,14 @@ def open_service(pipe: RendererPipe, configure: Configure) -> "RendererService":
             )
     except CheckpointError as error:
         refuse(pipe, str(error))
-    service = RendererService(runtime, pipe.send, on_device_lost, max_input_s=configure.max_input_s, encoders=encoders)
+    service = RendererService(
+        runtime,
+        pipe.send,
+        on_device_lost,
+        max_input_s=configure.max_input_s,
+        encoders=encoders,
+        scores=scores,
+    )
     pipe.send(Ready(report=replace(runtime.report, encoders=encoders.size)))
     return service
 

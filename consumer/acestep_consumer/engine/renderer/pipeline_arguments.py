@@ -210,7 +210,7 @@ def arguments_for(
         seeds=job.seeds,
         tiled=asked.use_tiled_decode,
         output=_output(asked),
-        align=asked.timestamps and sings(metas.lyrics or asked.lyrics),
+        align=(asked.timestamps or asked.candidates is not None) and sings(metas.lyrics or asked.lyrics),
         adjustments=tuple(builder.adjustments),
         warnings=(
             *_without_effect(asked, model, covers=_covers(job, plan)),

@@ -4,7 +4,9 @@
 One call is one job, in a thread of its own.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,8 +16,9 @@ import structlog
 import torch
 
 from acestep_consumer.audio import codec
-from acestep_consumer.audio.encoding.pool import EncoderPool
+from acestep_consumer.audio.encoding.pool import EncoderPool, Measure
 from acestep_consumer.audio.formats import FORMATS, Format
+from acestep_consumer.audio.measures import measures_of
 from acestep_consumer.domain.audio_codes import format_codes
 from acestep_consumer.domain.errors import Cancelled, InputUnreadable, InvalidRequest
 from acestep_consumer.domain.job import LoadedModel, Rendering, TokenizedSource, Track
@@ -36,6 +39,7 @@ from acestep_consumer.engine.renderer.pipeline_arguments import (
 )
 from acestep_consumer.engine.renderer.scheduler import Scheduler
 from acestep_consumer.engine.renderer.song_tags import song_tags
+from acestep_consumer.policy.scoring import BUILT_IN, BestSongs, ScoreTable
 from acestep_consumer.policy.tiers import MAX_DURATION_S
 from acestep_schemas.events import Loudness, LyricLine
 from acestep_schemas.request import FieldProblem
@@ -56,8 +60,9 @@ class RenderResources:
         scheduler: makes the songs.
         max_input_s: longest accepted input, seconds.
         decoders: held while an input is decoded; limits how many are at a time.
-        encoders: encode the songs; None: this process does.
+        encoders: encode and measure the songs; None: this process does.
         tags: whether files say what they are.
+        scores: weighs the measures of candidates.
     """
 
     scheduler: Scheduler
@@ -65,6 +70,7 @@ class RenderResources:
     decoders: AbstractContextManager[object] = field(default_factory=nullcontext)
     encoders: EncoderPool | None = None
     tags: bool = True
+    scores: ScoreTable = BUILT_IN
 
     def decode(self, path: Path, sample_rate: int, what: str, stopped: Stopped) -> codec.Samples:
         """Decode one input, as ``audio.codec.decode`` does, when a decoder is free."""
@@ -75,9 +81,13 @@ class RenderResources:
         """Wait for an encoder; the value of the context is the function that encodes, as ``audio.codec.encode``."""
         return nullcontext(codec.encode) if self.encoders is None else self.encoders.slot(stopped)
 
+    def measurer(self, stopped: Stopped) -> AbstractContextManager[Measure]:
+        """Wait for an encoder; the value of the context is the function that measures, as ``measures_of``."""
+        return nullcontext(measures_of) if self.encoders is None else self.encoders.measurer(stopped)
+
 
 def render(resources: RenderResources, message: Render, report: Report, stopped: Stopped) -> Rendering:
-    """Render the songs of one job and encode them into its folder as ``0.mp3``, ``1.mp3``, ….
+    """Render the songs of one job and encode them into its folder as ``0.mp3``, ``1.mp3``, …, or the best of them.
 
     ``report`` is called for the stages ``render`` and ``encode``. ``stopped`` is asked between denoising steps and
     between files. Inputs longer than the limit are refused.
@@ -127,14 +137,31 @@ def _require_length(audio: codec.Samples, model: LoadedModel, what: str) -> None
         raise InputUnreadable(f"{what} is too short: it has {seconds:.4f} seconds, and at least {least:g} are needed")
 
 
+@dataclass(frozen=True, slots=True)
+class _PendingSongs:
+    """A job's songs that are not encoded yet, as ``BatchFutures``: emptied, so that each is freed when it is done."""
+
+    audio: deque[Future[AudioCopy]]
+    matrices: dict[int, AudioCopy | None]
+    lyrics: LyricTokens | None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Song:
-    """One song of a job as it is encoded. ``aligned``: its lyrics with times, None: they were not asked for."""
+    """One song of a job, as it is encoded. ``index``: its place among the job's songs, in the order of the seeds.
+
+    ``aligned``: its lyrics with times; None: they were not asked for.
+    """
 
     index: int
     seed: int
     audio: torch.Tensor
     aligned: AlignedLyrics | None
+
+
+def _fewer_kept(kept: int, asked: int) -> Iterator[str]:
+    if kept < asked:
+        yield f"keep = {asked}: {kept} kept, the other candidates could not be decoded"
 
 
 class _JobRenderer:
@@ -152,13 +179,16 @@ class _JobRenderer:
         inputs = self._decode_inputs()
         arguments = arguments_for(self._job, self._message.plan, self._model, inputs)
         futures = self._submit(arguments)
-        tracks, encode_s = self._encode(futures, arguments)
-        return Rendering(
-            tracks=tracks,
-            render_s=perf_counter() - started - encode_s,
-            encode_s=encode_s,
-            adjustments=(*arguments.adjustments, *loudness_adjustments(self._job.request, tracks)),
-            warnings=(*arguments.warnings, *self._loudness_warnings(arguments), *futures.warnings),
+        warnings = futures.warnings
+        songs = _PendingSongs(deque(futures.audio), futures.matrices, futures.lyrics)
+        del futures
+        encode = self._encode if self._job.request.candidates is None else self._encode_best
+        made = encode(songs, arguments)
+        return replace(
+            made,
+            render_s=perf_counter() - started - made.encode_s,
+            adjustments=(*arguments.adjustments, *loudness_adjustments(self._job.request, made.tracks)),
+            warnings=(*arguments.warnings, *self._loudness_warnings(arguments), *warnings, *made.warnings),
         )
 
     def _loudness_warnings(self, arguments: PipelineArguments) -> Iterator[str]:
@@ -185,23 +215,65 @@ class _JobRenderer:
         rank = self._job.rank
         return self._resources.scheduler.submit(self._model.name, arguments, loras, callbacks, rank=rank)
 
-    def _encode(self, futures: BatchFutures, arguments: PipelineArguments) -> tuple[tuple[Track, ...], float]:
-        """Encode each song as soon as it is decoded. Returns the tracks and the seconds that the last one took."""
-        tracks, took_s = [], 0.0
-        for index, (future, seed) in enumerate(zip(futures.audio, self._job.seeds, strict=True)):
-            audio = future.result().wait()
-            aligned = self._aligned(futures.matrices.get(index), futures.lyrics)
-            if index == len(self._job.seeds) - 1:
-                self._report(1.0, "render")
-            self._raise_if_stopped()
+    def _encode(self, songs: _PendingSongs, arguments: PipelineArguments) -> Rendering:
+        """Encode each song as soon as it is decoded; the seconds are those of the last one."""
+        tracks, took_s, count = [], 0.0, len(self._job.seeds)
+        for index, seed in enumerate(self._job.seeds):
+            audio = self._next_song(songs)
+            aligned = self._aligned(songs, index)
             with self._resources.encoder(self._stopped) as encode:
-                self._report(index / len(self._job.seeds), "encode")
+                self._report(index / count, "encode")
                 begun = perf_counter()
                 song = _Song(index, seed, self._finished(audio, arguments), aligned)
-                tracks.append(self._track(encode, song, arguments))
+                tracks.append(self._track(encode, song, index, arguments))
                 took_s = perf_counter() - begun
         self._report(1.0, "encode")
-        return tuple(tracks), took_s
+        return Rendering(tracks=tuple(tracks), render_s=0.0, encode_s=took_s)
+
+    def _encode_best(self, songs: _PendingSongs, arguments: PipelineArguments) -> Rendering:
+        """Measure each song as soon as it is decoded, then encode the best.
+
+        Beside the songs that wait to be measured, no more than ``keep`` are in RAM. The seconds are those after the
+        last one was decoded.
+        """
+        asked, last_s = self._job.request, 0.0
+        work = len(self._job.seeds) + asked.keep
+        chosen: BestSongs[_Song] = BestSongs(asked.keep, self._resources.scores)
+        for index, seed in enumerate(self._job.seeds):
+            audio = self._next_song(songs)
+            last_s = perf_counter()
+            with self._resources.measurer(self._stopped) as measure:
+                self._report(index / work, "encode")
+                audio = self._finished(audio, arguments)
+                measures = measure(audio.numpy(), self._model.sample_rate)
+            # Attention that is not a number cannot be warped.
+            aligned = None if measures is None else self._aligned(songs, index)
+            lyrics = {} if aligned is None else {"lyrics": aligned.score}
+            chosen.add(seed, _Song(index, seed, audio, aligned), None if measures is None else measures | lyrics)
+            del audio
+        tracks = []
+        for place, song in enumerate(chosen.best):
+            self._raise_if_stopped()
+            with self._resources.encoder(self._stopped) as encode:
+                self._report((work - asked.keep + place) / work, "encode")
+                tracks.append(self._track(encode, song, place, arguments))
+        self._report(1.0, "encode")
+        return Rendering(
+            tracks=tuple(tracks),
+            render_s=0.0,
+            encode_s=perf_counter() - last_s,
+            candidates=chosen.candidates,
+            score_table=self._resources.scores.version,
+            warnings=tuple(_fewer_kept(len(tracks), asked.keep)),
+        )
+
+    def _next_song(self, songs: _PendingSongs) -> torch.Tensor:
+        """Wait for the next song to be decoded, and return its samples."""
+        audio = songs.audio.popleft().result().wait()
+        if not songs.audio:
+            self._report(1.0, "render")
+        self._raise_if_stopped()
+        return audio
 
     def _finished(self, audio: torch.Tensor, arguments: PipelineArguments) -> torch.Tensor:
         """Return the song with the kept samples of its source, and with its fades."""
@@ -210,13 +282,15 @@ class _JobRenderer:
             audio = spliced(audio, kept, output.peak)
         return faded(audio, output, rate)
 
-    def _aligned(self, matrices: AudioCopy | None, lyrics: LyricTokens | None) -> AlignedLyrics | None:
+    def _aligned(self, songs: _PendingSongs, index: int) -> AlignedLyrics | None:
         """Return the lyrics' times and score; None: they were not asked for, or could not be found."""
-        if matrices is None or lyrics is None:
+        matrices = songs.matrices.pop(index, None)
+        if matrices is None or songs.lyrics is None:
             return None
-        return align(matrices.wait(), lyrics, self._resources.scheduler.frame_s(self._model.name))
+        return align(matrices.wait(), songs.lyrics, self._resources.scheduler.frame_s(self._model.name))
 
-    def _track(self, encode: codec.Encode, song: "_Song", arguments: PipelineArguments) -> Track:
+    def _track(self, encode: codec.Encode, song: _Song, place: int, arguments: PipelineArguments) -> Track:
+        """Encode a song as the file of this place, ``0.mp3`` and so on."""
         loras = self._job.request.all_loras
         if loras and not song.audio.isfinite().all():
             scales = ", ".join(f"{lora.scale:g}" for lora in loras)
@@ -225,7 +299,7 @@ class _JobRenderer:
                 "or use another LoRA"
             )
         lines = song.aligned.lines if song.aligned and self._job.request.timestamps else ()
-        stem = self._message.folder / str(song.index)
+        stem = self._message.folder / str(place)
         wanted = self._format(arguments, song.seed, lines)
         file = encode(song.audio.numpy(), stem, wanted, self._model.sample_rate)
         return Track(

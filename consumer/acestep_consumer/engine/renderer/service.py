@@ -32,6 +32,7 @@ from acestep_consumer.engine.renderer.errors import is_fatal
 from acestep_consumer.engine.renderer.render import RenderResources, render, tokenize_audio
 from acestep_consumer.engine.renderer.scheduler import Scheduler
 from acestep_consumer.engine.renderer.startup import RendererRuntime
+from acestep_consumer.policy.scoring import BUILT_IN, ScoreTable
 from acestep_schemas.events import ErrorCode
 
 Send = Callable[[FromEngine], None]
@@ -49,10 +50,10 @@ class RendererService:
     """Answers requests.
 
     ``on_device_lost`` is called when only a new process can use the device again. ``encoders`` encode the songs; None:
-    this process does.
+    this process does. ``scores`` weigh the measures of candidates.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is named
         self,
         runtime: RendererRuntime,
         send: Send,
@@ -60,13 +61,14 @@ class RendererService:
         *,
         max_input_s: float,
         encoders: EncoderPool | None = None,
+        scores: ScoreTable = BUILT_IN,
     ) -> None:
         self._runtime = runtime
         self._send = send
         self._on_device_lost = on_device_lost
         decoders = threading.BoundedSemaphore(usable_cores())
         self._resources = RenderResources(
-            runtime.scheduler, max_input_s, decoders, encoders, tags=runtime.settings.tags
+            runtime.scheduler, max_input_s, decoders, encoders, tags=runtime.settings.tags, scores=scores
         )
         self._threads = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="request")
         # By request id: set when the request is stopped.

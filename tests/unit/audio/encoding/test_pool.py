@@ -17,6 +17,7 @@ from acestep_consumer.audio import codec
 from acestep_consumer.audio.encoding import pool as module
 from acestep_consumer.audio.encoding.pool import EncoderPool, encoder_count, usable_cores
 from acestep_consumer.audio.formats import FORMATS
+from acestep_consumer.audio.measures import measures_of
 from acestep_consumer.domain.errors import Cancelled, DiskFull, RenderFailed
 from tests.support.music import music
 from tests.support.waiting import WITHIN_S
@@ -82,6 +83,28 @@ def test_a_file_is_the_one_that_this_process_would_write(name: str, pool: Encode
     assert alike if wanted.path.suffix in {".ogg", ".opus"} else found.path.read_bytes() == wanted.path.read_bytes()
     assert (found.duration_s, found.channels, found.sample_rate) == (0.5, 2, RATE)
     assert open_memory() == 0
+
+
+def test_measures_are_those_that_this_process_would_find(pool: EncoderPool) -> None:
+    song = music(1.0)
+    with pool.measurer(never) as measure:
+        assert measure(song, RATE) == measures_of(song, RATE)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_song_that_is_no_song_has_no_measures(value: float, pool: EncoderPool) -> None:
+    song = music(1.0)
+    song[0, 7] = value
+    with pool.measurer(never) as measure:
+        assert measure(song, RATE) is None
+
+
+def test_a_song_that_kills_two_processes_cannot_be_measured(broken_pool: Callable[[str], EncoderPool]) -> None:
+    with (
+        broken_pool("raise SystemExit(3)").measurer(never) as measure,
+        pytest.raises(RenderFailed, match="the encoder crashed on this song"),
+    ):
+        measure(SONG, RATE)
 
 
 def test_errors_of_the_encoder_keep_their_texts(pool: EncoderPool, tmp_path: Path) -> None:
