@@ -122,6 +122,22 @@ class Adjustment(Frozen):
     reason: str
 
 
+class Edit(Frozen):
+    """A field that follows from an edit, or from a song that the request names: its value, and why it has it."""
+
+    field: str
+    value: JsonValue
+    because: str
+
+
+class ParentSong(Frozen):
+    """A song that this one comes from: its task, its place among the task's songs, and the field that named it."""
+
+    task_id: str
+    index: int
+    field: str
+
+
 class LimitsReport(Frozen):
     """The limits of the GPU's tier that applied to this request."""
 
@@ -176,10 +192,29 @@ class SongFiles(Frozen):
     latents: FileObject | None = None
 
 
+class LyricToken(Frozen):
+    """A syllable, word or character of a line, as the model reads it, and when it is sung, in seconds."""
+
+    text: str
+    start_s: float
+    end_s: float
+
+
+class LyricLine(Frozen):
+    """A line of lyrics, or a section tag such as ``[Chorus]``, and when it is sung, in seconds of the song."""
+
+    text: str
+    start_s: float
+    end_s: float
+    tokens: tuple[LyricToken, ...] = ()
+
+
 class Audio(Frozen):
     """One song in S3. ``duration_s`` is its length in seconds; ``bytes`` and ``sha256`` are those of the object.
 
-    ``files`` are what lies beside it; None: nothing.
+    ``files`` are what lies beside it; None: nothing. ``lyrics`` are its lines with times, where the request asked for
+    ``timestamps``; ``lyric_score`` says how well they are sung, 0 to 1, None where that was not measured. ``track`` is
+    the track that it is one of, where the request asked for ``stems``.
     """
 
     uri: str
@@ -193,6 +228,9 @@ class Audio(Frozen):
     sha256: str
     seed: int
     files: SongFiles | None = None
+    lyrics: tuple[LyricLine, ...] = ()
+    lyric_score: float | None = None
+    track: str | None = None
 
 
 class Metas(Frozen):
@@ -269,6 +307,8 @@ class Completed(Frozen):
     ``audio_codes`` are the numbers of the codes that each song was made from, 5 a second; empty where the language
     model wrote none. With them, the seeds and the metadata a song can be made again without the language model. After
     ``extract_codes_only`` they are those of the source audio, and there are no songs.
+    ``parents`` are the songs of earlier tasks that these come from; ``edits`` the fields that were taken from them, or
+    that an edit stands for.
     ``state`` is the event's; on the wire, ``status`` says the same as ``succeeded``.
     """
 
@@ -288,6 +328,8 @@ class Completed(Frozen):
     audio_codes: tuple[tuple[int, ...], ...] = ()
     timings: Timings
     warnings: tuple[str, ...] = ()
+    parents: tuple[ParentSong, ...] = ()
+    edits: tuple[Edit, ...] = ()
 
 
 class Unfinished(Frozen):

@@ -119,6 +119,8 @@ def manifest(  # noqa: PLR0913, PLR0917 - it gathers what every stage returned, 
         timings=timings,
         audio_codes=tuple(map(parse_codes, plan.audio_codes)),
         warnings=(*job.warnings, *plan.warnings, *rendering.warnings),
+        parents=job.parents,
+        edits=job.edits,
     )
 
 
@@ -186,6 +188,7 @@ def _audio(stored: StoredObject) -> Audio:
         sha256=stored.sha256,
         seed=track.seed,
         files=_song_files(stored.side_files),
+        track=track.track,
     )
 
 

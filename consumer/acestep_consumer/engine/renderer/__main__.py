@@ -118,7 +118,14 @@ def open_service(pipe: RendererPipe, configure: Configure) -> "RendererService":
             )
     except CheckpointError as error:
         refuse(pipe, str(error))
-    service = RendererService(runtime, pipe.send, on_device_lost, max_input_s=configure.max_input_s, encoders=encoders)
+    service = RendererService(
+        runtime,
+        pipe.send,
+        on_device_lost,
+        max_input_s=configure.max_input_s,
+        encoders=encoders,
+        keep_latents=configure.settings.keep_latents,
+    )
     pipe.send(Ready(report=replace(runtime.report, encoders=encoders.size)))
     return service
 

@@ -14,6 +14,7 @@ from diffusers import AceStepPipeline
 
 from acestep_consumer.domain.job import LoadedModel
 from acestep_consumer.engine.renderer.checkpoint import ModelHandle
+from acestep_consumer.engine.renderer.latents import LatentSpace
 from acestep_consumer.engine.renderer.offload import ModuleSwapper
 from acestep_consumer.engine.renderer.packed_dit import PackedDit
 from acestep_consumer.engine.renderer.rng import SeededVae
@@ -38,6 +39,7 @@ class Components:
         self.pipeline = AceStepPipeline(**{**components, **own})
         self.dit = PackedDit(components["transformer"])
         self.decoder = decoder
+        self.latent_space = LatentSpace.of(components["vae"], handle.model.latent_rate)
         self.dtype: torch.dtype = components["transformer"].dtype
         self.swapper: ModuleSwapper | None = None
 

@@ -4,9 +4,11 @@
 One call is one job, in a thread of its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from time import perf_counter
 
@@ -18,11 +20,25 @@ from acestep_consumer.audio.encoding.pool import EncoderPool
 from acestep_consumer.audio.formats import FORMATS, Format
 from acestep_consumer.domain.audio_codes import format_codes
 from acestep_consumer.domain.errors import Cancelled, InputUnreadable, InvalidRequest
-from acestep_consumer.domain.job import LoadedModel, Rendering, TokenizedSource, Track
+from acestep_consumer.domain.job import (
+    SIDE_FILE_SUFFIXES,
+    LoadedModel,
+    Rendering,
+    SideFile,
+    TokenizedSource,
+    Track,
+)
 from acestep_consumer.domain.ports import Report
 from acestep_consumer.engine.messages import Render, TokenizeAudio
-from acestep_consumer.engine.renderer.batch_request import BatchFutures, RequestCallbacks
+from acestep_consumer.engine.renderer.batch_request import AudioCopy, BatchFutures, RequestCallbacks
 from acestep_consumer.engine.renderer.errors import translate
+from acestep_consumer.engine.renderer.latents import (
+    LatentsUnusable,
+    PlacedLatents,
+    SourceLatents,
+    read_latents,
+    write_latents,
+)
 from acestep_consumer.engine.renderer.model_runner import loras_of
 from acestep_consumer.engine.renderer.output import faded, spliced
 from acestep_consumer.engine.renderer.pipeline_arguments import (
@@ -52,12 +68,14 @@ class RenderResources:
         max_input_s: longest accepted input, seconds.
         decoders: held while an input is decoded; limits how many are at a time.
         encoders: encode the songs; None: this process does.
+        keep_latents: whether the songs' final latents are written beside them.
     """
 
     scheduler: Scheduler
     max_input_s: float = MAX_DURATION_S
     decoders: AbstractContextManager[object] = field(default_factory=nullcontext)
     encoders: EncoderPool | None = None
+    keep_latents: bool = False
 
     def decode(self, path: Path, sample_rate: int, what: str, stopped: Stopped) -> codec.Samples:
         """Decode one input, as ``audio.codec.decode`` does, when a decoder is free."""
@@ -128,20 +146,29 @@ class _JobRenderer:
         self._report = report
         self._stopped = stopped
         self._model = resources.scheduler.models[message.job.model.used]
+        self._warnings: list[str] = []
+        self._ended = False
 
     def run(self) -> Rendering:
         started = perf_counter()
         self._raise_if_stopped()
         inputs = self._decode_inputs()
         arguments = arguments_for(self._job, self._message.plan, self._model, inputs)
-        futures = self._submit(arguments)
-        tracks, encode_s = self._encode(futures, arguments)
+        try:
+            futures = self._submit(self._parts(arguments))
+            tracks, encode_s = self._encode([song for each in futures for song in each.audio], arguments)
+        finally:
+            self._ended = True
         return Rendering(
             tracks=tracks,
             render_s=perf_counter() - started - encode_s,
             encode_s=encode_s,
             adjustments=arguments.adjustments,
-            warnings=(*arguments.warnings, *futures.warnings),
+            warnings=(
+                *self._warnings,
+                *arguments.warnings,
+                *dict.fromkeys(chain(*(each.warnings for each in futures))),
+            ),
         )
 
     def _decode_inputs(self) -> DecodedInputs:
@@ -155,20 +182,74 @@ class _JobRenderer:
             return torch.from_numpy(audio)
 
         sources = self._message.sources
-        source = sources.source if reads_source(self._job, self._message.plan) else None
-        return DecodedInputs(decode(source, "the source audio"), decode(sources.reference, "the reference audio"))
+        source = decode(sources.source if reads_source(self._job, self._message.plan) else None, "the source audio")
+        reference = decode(sources.reference, "the reference audio")
+        return DecodedInputs(source, reference, None if source is None else self._latents_of(source))
 
-    def _submit(self, arguments: PipelineArguments) -> BatchFutures:
+    def _latents_of(self, source: torch.Tensor) -> SourceLatents | None:
+        """Return the source's own latents; None where they are no use, with a warning: it is encoded then."""
+        if self._job.source is None or self._job.source.latents is None:
+            return None
+        path, seconds = self._message.sources.source_latents, source.shape[-1] / self._model.sample_rate
+        try:
+            return read_latents(path, self._resources.scheduler.latent_spaces[self._model.name], seconds)
+        except LatentsUnusable as error:
+            self._warnings.append(f"the source's audio was encoded, and its latents were not used: {error}")
+            return None
+
+    def _parts(self, arguments: PipelineArguments) -> Sequence[PipelineArguments]:
+        """Return the arguments of what is rendered: all songs together, or each stem, whose text differs, by itself.
+
+        Stems share batches as different jobs do. Their source is encoded once.
+        """
+        asked = self._job.request
+        if not asked.stems or arguments.src_audio is None:
+            return (arguments,)
+        latents = arguments.src_latents or PlacedLatents(
+            self._resources.scheduler.encode_audio(
+                self._model.name, arguments.src_audio, arguments.seeds[0], tiled=arguments.tiled
+            )
+        )
+        alone = replace(
+            arguments, src_latents=latents, seeds=arguments.seeds[:1], retake_seeds=arguments.retake_seeds[:1]
+        )
+        return [replace(alone, track_name=name) for name in asked.track_classes]
+
+    def _submit(self, parts: Sequence[PipelineArguments]) -> list[BatchFutures]:
         loras = loras_of(self._job.request, self._message.sources.loras)
-        callbacks = RequestCallbacks(self._stopped, lambda done: self._report(_DENOISING * done, "render"))
-        rank = self._job.rank
-        return self._resources.scheduler.submit(self._model.name, arguments, loras, callbacks, rank=rank)
+        done = [0.0] * len(parts)
 
-    def _encode(self, futures: BatchFutures, arguments: PipelineArguments) -> tuple[tuple[Track, ...], float]:
+        def progress_of(part: int) -> Callable[[float], None]:
+            def progressed(fraction: float) -> None:
+                done[part] = fraction
+                self._report(_DENOISING * sum(done) / len(done), "render")
+
+            return progressed
+
+        return [
+            self._resources.scheduler.submit(
+                self._model.name,
+                each,
+                loras,
+                RequestCallbacks(self._is_over, progress_of(part)),
+                rank=self._job.rank,
+                keep_latents=self._resources.keep_latents,
+            )
+            for part, each in enumerate(parts)
+        ]
+
+    def _is_over(self) -> bool:
+        """Whether nobody waits for more songs: the job was stopped, or one of its songs has failed."""
+        return self._ended or self._stopped()
+
+    def _encode(
+        self, songs: Sequence[Future[AudioCopy]], arguments: PipelineArguments
+    ) -> tuple[tuple[Track, ...], float]:
         """Encode each song as soon as it is decoded. Returns the tracks and the seconds that the last one took."""
         tracks, took_s = [], 0.0
-        for index, (future, seed) in enumerate(zip(futures.audio, self._job.seeds, strict=True)):
-            audio = future.result().wait()
+        for index, (future, seed) in enumerate(zip(songs, self._job.seeds, strict=True)):
+            copy = future.result()
+            audio = copy.wait()
             if index == len(self._job.seeds) - 1:
                 self._report(1.0, "render")
             self._raise_if_stopped()
@@ -176,10 +257,24 @@ class _JobRenderer:
                 self._report(index / len(self._job.seeds), "encode")
                 begun = perf_counter()
                 audio = self._finished(audio, arguments)
-                tracks.append(self._track(encode, audio, seed, self._message.folder / str(index)))
+                track = self._track(encode, audio, seed, self._message.folder / str(index))
                 took_s = perf_counter() - begun
+            stem = self._job.request.track_classes[index] if self._job.request.stems else None
+            tracks.append(replace(track, track=stem, side_files=self._side_files(copy, index, arguments)))
         self._report(1.0, "encode")
         return tuple(tracks), took_s
+
+    def _side_files(self, copy: AudioCopy, index: int, arguments: PipelineArguments) -> tuple[SideFile, ...]:
+        """Write what lies beside a song, whose copy has arrived."""
+        if copy.latents is None:
+            return ()
+        rate, name = self._model.sample_rate, self._model.name
+        # Around a window, the file's samples are those of the source, at its level.
+        kept = arguments.kept_samples(rate) is not None
+        gain = arguments.level(rate) if kept else copy.latents.gain.item()
+        path = self._message.folder / f"{index}{SIDE_FILE_SUFFIXES['latents']}"
+        space = self._resources.scheduler.latent_spaces[name]
+        return (write_latents(copy.latents, path, model=name, space=space, gain=gain),)
 
     def _finished(self, audio: torch.Tensor, arguments: PipelineArguments) -> torch.Tensor:
         """Return the song with the kept samples of its source, and with its fades."""

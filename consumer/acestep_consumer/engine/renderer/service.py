@@ -49,10 +49,10 @@ class RendererService:
     """Answers requests.
 
     ``on_device_lost`` is called when only a new process can use the device again. ``encoders`` encode the songs; None:
-    this process does.
+    this process does. ``keep_latents``: write the songs' final latents beside them.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - three of them are settings of the renderer
         self,
         runtime: RendererRuntime,
         send: Send,
@@ -60,12 +60,13 @@ class RendererService:
         *,
         max_input_s: float,
         encoders: EncoderPool | None = None,
+        keep_latents: bool = False,
     ) -> None:
         self._runtime = runtime
         self._send = send
         self._on_device_lost = on_device_lost
         decoders = threading.BoundedSemaphore(usable_cores())
-        self._resources = RenderResources(runtime.scheduler, max_input_s, decoders, encoders)
+        self._resources = RenderResources(runtime.scheduler, max_input_s, decoders, encoders, keep_latents)
         self._threads = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="request")
         # By request id: set when the request is stopped.
         self._pending: dict[int, threading.Event] = {}
