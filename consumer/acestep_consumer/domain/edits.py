@@ -263,8 +263,9 @@ def _make_again(draft: _Draft, song: FoundSong) -> None:
         draft.set("track_name", song.audio.track, because)
     draft.set("source_task_id", before.source_task_id, "the source of that song")
     draft.set("source_index", before.source_index, "the source of that song")
+    draft.take("batch_size", 1, "it is one song")
     if "seed" not in asked.model_fields_set:
-        songs = asked.batch_size if asked.variation is not None else 1
+        songs = asked.batch_size if asked.variation is not None and "batch_size" in asked.model_fields_set else 1
         draft.set("seed", (song.audio.seed,) * songs, because)
         draft.values["use_random_seed"] = False
     if asked.variation is not None:

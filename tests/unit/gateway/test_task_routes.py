@@ -49,6 +49,38 @@ async def test_a_request_becomes_a_message_and_gets_an_id_of_ours() -> None:
 
 
 @pytest.mark.parametrize(
+    "fields",
+    [
+        {"task_type": "cover", "source_index": 1},
+        {"extend_left_s": 10},
+        {"extend_right_s": 30},
+        {"replace_lines": {"old line": "new line"}},
+        {"replace_lines": {"section": "verse 2", "lyrics": "new"}},
+        {"variation": 0.3},
+        {"stems": True},
+        {"quality": "final"},
+    ],
+)
+async def test_a_song_from_a_song_is_passed_on_as_it_is_and_is_one_song(fields: dict[str, Any]) -> None:
+    async with gateway() as served:
+        status, _ = await served.post("/release_task", {"source_task_id": "first", **fields})
+        assert status == 200
+        (message,) = served.client.published
+        del message["task_id"], message["queue_deadline_s"]
+        assert message == {"source_task_id": "first", **fields}
+
+
+async def test_a_draft_is_passed_on_and_edits_that_contradict_each_other_are_400() -> None:
+    async with gateway() as served:
+        assert (await served.post("/release_task", {"prompt": "jazz", "quality": "draft"}))[0] == 200
+        assert served.client.published[0]["quality"] == "draft"
+        both = {"sourceTaskId": "first", "stems": True, "variation": 0.2}
+        status, answer = await served.post("/release_task", both)
+        assert status == 400
+        assert "variation is given, too: make one song, then the other from it" in answer["detail"]
+
+
+@pytest.mark.parametrize(
     ("content_type", "body", "fields"),
     [
         ("application/json", b'{"prompt": "a"}', {"prompt": "a"}),
