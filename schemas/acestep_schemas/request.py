@@ -678,7 +678,7 @@ def _settle_others(request: GenerationRequest, given: Mapping[str, Found]) -> tu
     if request.no_fsq and request.task_type == "cover":
         changes["task_type"] = "cover-nofsq"
     if request.source_task_id is not None:
-        changes |= dict.fromkeys(_OUTRANKED_BY_SONG)
+        changes |= {name: None for name in _OUTRANKED_BY_SONG if getattr(request, name) is not None}
         request = request.model_copy(update=changes)
     for field, address in EMBEDDED_AUDIO.items():
         if getattr(request, field) and getattr(request, address):

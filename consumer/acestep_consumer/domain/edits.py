@@ -38,7 +38,7 @@ NOT_TAKEN_OVER: Final = frozenset(
         # How many songs, and which seeds: this one's, once.
         *("batch_size", "candidates", "keep", "seed", "use_random_seed"),
         # What is asked for now.
-        *("quality", "variation", "source_task_id", "source_index", *_TASK_OF_EDIT),
+        *("quality", "variation", "source_task_id", "source_index", "src_audio_path", *_TASK_OF_EDIT),
         # In no manifest.
         *("src_audio_base64", "reference_audio_base64"),
     }
@@ -261,10 +261,11 @@ def _make_again(draft: _Draft, song: FoundSong) -> None:
             draft.edits.append(Edit(field="audio_code_string", value=count, because=because))
     if before.stems:
         draft.set("track_name", song.audio.track, because)
+    draft.set("src_audio_path", before.src_audio_path, "the source of that song")
     draft.set("source_task_id", before.source_task_id, "the source of that song")
     draft.set("source_index", before.source_index, "the source of that song")
     draft.take("batch_size", 1, "it is one song")
-    if "seed" not in asked.model_fields_set:
+    if not asked.seed:
         songs = asked.batch_size if asked.variation is not None and "batch_size" in asked.model_fields_set else 1
         draft.set("seed", (song.audio.seed,) * songs, because)
         draft.values["use_random_seed"] = False

@@ -159,7 +159,8 @@ def _items(data: Completed, created: int) -> tuple[Mapping[str, Any], ...]:
 
 def _song_fields(task_id: str, audio: Audio) -> dict[str, Any]:
     url = file_url(task_id, audio)
-    return {"file": url, "url": url, "seed_value": str(audio.seed), "seed": audio.seed, "sha256": audio.sha256}
+    song = {"file": url, "url": url, "seed_value": str(audio.seed), "seed": audio.seed, "sha256": audio.sha256}
+    return song if audio.track is None else {**song, "track": audio.track}
 
 
 def _shared(data: Completed, created: int) -> dict[str, Any]:
@@ -193,7 +194,14 @@ def _shared(data: Completed, created: int) -> dict[str, Any]:
         "vocal_language": metas.language,
         "warnings": list(data.warnings),
         "adjustments": [change.model_dump(mode="json") for change in data.policy.adjustments],
+        **_origin(data),
     }
+
+
+def _origin(data: Completed) -> dict[str, Any]:
+    """Return what songs that come from songs have besides."""
+    named = {"parents": data.parents, "edits": data.edits}
+    return {name: [each.model_dump(mode="json") for each in given] for name, given in named.items() if given}
 
 
 def _analysis(data: Completed) -> dict[str, Any]:

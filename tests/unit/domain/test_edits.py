@@ -82,7 +82,7 @@ def test_an_extension_to_the_left_is_whole_frames_long() -> None:
 
 def test_a_variation_takes_over_the_request_its_seed_and_its_codes() -> None:
     asked = request(source_task_id="first", source_index=1, variation=0.3, batch_size=3, audio_format="flac")
-    before = {"inference_steps": 6, "shift": 2.0, "thinking": True, "audio_format": "wav"}
+    before: dict[str, Any] = {"inference_steps": 6, "shift": 2.0, "thinking": True, "audio_format": "wav"}
     made = resolve(asked, song(index=1, **before)).request
     assert (made.seed, made.batch_size, made.audio_format) == ((41, 41, 41), 3, "flac")
     assert (made.prompt, made.inference_steps, made.shift, made.thinking) == ("slow jazz with brushes", 6, 2.0, False)
@@ -189,3 +189,10 @@ def test_an_edit_that_needs_an_earlier_song_says_so(field: str) -> None:
 def test_a_song_from_audio_in_its_request_cannot_be_made_again() -> None:
     with pytest.raises(InvalidRequest, match="was made from audio in the request itself, which is not kept"):
         resolve(request(source_task_id="first", variation=0.5), song(task_type="cover"))
+
+
+def test_a_cover_from_an_url_is_made_again_from_it_with_its_seed_whatever_the_client_sends_by_default() -> None:
+    asked = request(source_task_id="first", variation=0.5, src_audio_path="s3://b/other", seed=-1, use_random_seed=True)
+    made = resolve(asked, song(task_type="cover", src_audio_path="s3://songs/a.wav")).request
+    assert (made.task_type, made.src_audio_path, made.source_task_id) == ("cover", "s3://songs/a.wav", None)
+    assert (made.seed, made.use_random_seed, made.batch_size) == ((40,), False, 1)

@@ -13,6 +13,7 @@ import pytest
 
 from acestep_consumer.client import NoQueue, QueueFull, Unreachable
 from acestep_consumer.gateway.task_ids import is_given_out
+from acestep_schemas.events import Edit, JobCompleted, ParentSong
 from tests.support.gateway import (
     AUTHORIZED,
     KEY,
@@ -223,6 +224,24 @@ def check_songs(task_id: str, items: list[dict[str, Any]]) -> None:
     }
     assert (first["dit_model"], first["lm_model"]) == ("acestep-v15-turbo", "acestep-5Hz-lm-1.7B")
     assert "**Total:** 8.60s" in first["generation_info"]
+
+
+async def test_songs_from_songs_say_where_they_come_from_and_stems_which_track_they_are() -> None:
+    async with gateway() as served:
+        task_id = await served.release({"source_task_id": "first", "stems": True})
+        parents = (ParentSong(task_id="first", index=0, field="stems"),)
+        edits = (Edit(field="task_type", value="extract", because="stems"),)
+        event = completed(task_id, songs=2, parents=parents, edits=edits)
+        audios = tuple(
+            audio.model_copy(update={"track": track})
+            for audio, track in zip(event.data.audios, ("drums", "bass"), strict=True)
+        )
+        await served.send(JobCompleted.of(event.data.model_copy(update={"audios": audios})))
+        (entry,) = await served.query(task_id)
+        items = json.loads(entry["result"])
+        assert [item["track"] for item in items] == ["drums", "bass"]
+        assert items[0]["parents"] == [{"task_id": "first", "index": 0, "field": "stems"}]
+        assert items[0]["edits"] == [{"field": "task_type", "value": "extract", "because": "stems"}]
 
 
 @pytest.mark.parametrize("status", ["failed", "rejected", "cancelled", "expired"])
