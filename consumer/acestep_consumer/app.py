@@ -43,6 +43,7 @@ from acestep_consumer.execution.scratch import ScratchRoot
 from acestep_consumer.execution.stage_limits import StageLimits
 from acestep_consumer.execution.tier_forwarding import NoForwarding, TierForwarding
 from acestep_consumer.inputs.fetch import AllowedInputs
+from acestep_consumer.inputs.source_songs import StoredSongs
 from acestep_consumer.observability.http import HealthServer
 from acestep_consumer.observability.job_stats import JobObserver, JobStats, Refusals
 from acestep_consumer.observability.tracing import TracingMisconfigured, set_up_tracing
@@ -254,7 +255,7 @@ class Worker:
         state.disk = disk = DiskGuard(scratch, lambda: self._settings.engine.scratch_min_gb, self._on_disk)
         await disk.check()
         stack.callback(asyncio.create_task(disk.run(), name="disk").cancel)
-        runner = self._new_runner(disk, objects)
+        runner = self._new_runner(disk, objects, StoredSongs(store, lambda: self._settings.inputs.results == "all"))
         state.consumer = consumer = self._new_consumer(runner, disk, store, inputs)
         announcements = Announcements(
             self._id,
@@ -344,7 +345,7 @@ class Worker:
         checkpoint_dir = settings.engine.checkpoint_dir
         return AllowedInputs(objects, settings.storage, settings.inputs, checkpoint_dir=checkpoint_dir)
 
-    def _new_runner(self, disk: DiskGuard, objects: Objects) -> JobRunner:
+    def _new_runner(self, disk: DiskGuard, objects: Objects, songs: StoredSongs) -> JobRunner:
         settings = self._settings
         attempts = RetryingAttempts(AttemptRecords(objects, settings.storage), self._outage)
         retries = RetryPolicy(attempts, settings.worker.max_attempts)
@@ -354,6 +355,7 @@ class Worker:
             retries=retries,
             cancellations=self._control.cancellations,
             routes=self._routes,
+            songs=songs,
             events=self._publisher,
             costs=self._costs,
             rules=JobLimits(

@@ -171,6 +171,32 @@ def cancel(
 
 
 @app.command(cls=Command, rich_help_panel=JOBS)
+def lineage(
+    task_id: Annotated[str, typer.Argument(metavar="TASK_ID", help="A task that has ended.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object: the tasks, oldest first.")] = False,
+) -> None:
+    """Print the family of a song: what it was made from, and what was made from it.
+
+    A line for each task: its id, what made it (the task type, or the edit), its songs, its prompt; below it what was
+    made from its songs. The task that you asked for is marked. A task can be there twice, if it comes from two songs.
+
+    Ancestors are read from the manifests in S3, where each names its parents; descendants from small objects that
+    workers write below the parent (`…/TASK_ID/children/`), as well as they can: an outage, or a lifecycle rule, may
+    have cost one. Tasks whose objects were deleted are shown as such. The settings of storage apply (`ACESTEP_S3_…`);
+    neither broker nor worker is needed.
+
+    - `lineage first-take` – the whole family of `first-take`
+    - `lineage first-take --json | jq '.tasks[].task_id'`
+
+    Exit code 0: it was found. 1: the storage has no such task. 4: the storage is out of reach.
+    """
+    from acestep_consumer.commands import lineage as command  # noqa: PLC0415 - as above
+
+    check_task_id(task_id)
+    exit_after(command.lineage(load_settings(), task_id, note, as_json=as_json))
+
+
+@app.command(cls=Command, rich_help_panel=JOBS)
 def listen(
     host: Annotated[
         str,

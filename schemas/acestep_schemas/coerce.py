@@ -37,6 +37,8 @@ LORA_NAME: Final = re.compile(r"\w[\w .+-]{0,127}", re.ASCII)
 LORA_SUFFIX: Final = ".safetensors"
 _LORA_FOLDER: Final = "loras/"
 _MAX_DATA_URL_HEAD: Final = 200
+_MAX_LINE: Final = 1_024
+_MAX_LYRICS: Final = 32_768
 AUDIO_CODE: Final = re.compile(r"<\|audio_code_([0-9]+)\|>")
 
 
@@ -197,6 +199,17 @@ def audio_codes(value: object) -> str:
     if written.strip() and not AUDIO_CODE.search(written):
         raise ValueError("must hold audio codes, 5 for each second, which look like <|audio_code_123|>")
     return written
+
+
+def replaced_lines(value: object) -> object:
+    """Return old lines and their new ones as a mapping of texts; JSON text of one is understood."""
+    value = _unpacked(value)
+    if isinstance(value, Mapping):
+        lines = {text(old): text(new) for old, new in value.items()}
+        if any(len(old) > _MAX_LINE or len(new) > _MAX_LYRICS for old, new in lines.items()):
+            raise ValueError(f"must have lines of at most {_MAX_LINE:,} characters, and at most {_MAX_LYRICS:,} of new")
+        return lines
+    raise ValueError('must be an object: {"line as sung": "new line"}, or {"section": "verse 2", "lyrics": "…"}')
 
 
 def lora(value: object) -> object:

@@ -122,6 +122,22 @@ class Adjustment(Frozen):
     reason: str
 
 
+class Edit(Frozen):
+    """A field that follows from an edit, or from a song that the request names: its value, and why it has it."""
+
+    field: str
+    value: JsonValue
+    because: str
+
+
+class ParentSong(Frozen):
+    """A song that this one comes from: its task, its place among the task's songs, and the field that named it."""
+
+    task_id: str
+    index: int
+    field: str
+
+
 class LimitsReport(Frozen):
     """The limits of the GPU's tier that applied to this request."""
 
@@ -206,6 +222,7 @@ class Audio(Frozen):
     ``files`` are what lies beside it; None: nothing. ``lyrics`` are its lines with times, where the request asked for
     ``timestamps``; ``lyric_score`` says how well they are sung, 0 to 1, None where that was not measured.
     ``loudness`` is what was reached, where the request asked for ``loudness_lufs``.
+    ``track`` is the track that it is one of, where the request asked for ``stems``.
     """
 
     uri: str
@@ -222,6 +239,7 @@ class Audio(Frozen):
     lyrics: tuple[LyricLine, ...] = ()
     lyric_score: float | None = None
     loudness: Loudness | None = None
+    track: str | None = None
 
 
 class Metas(Frozen):
@@ -314,6 +332,8 @@ class Completed(Frozen):
     ``extract_codes_only`` they are those of the source audio, and there are no songs.
     ``candidates`` are all songs that were made where the request asked for the best of several, in the order of the
     seeds; ``score_table`` is the version of the weights that they were scored by, None where nothing was.
+    ``parents`` are the songs of earlier tasks that these come from; ``edits`` the fields that were taken from them, or
+    that an edit stands for.
     ``state`` is the event's; on the wire, ``status`` says the same as ``succeeded``.
     """
 
@@ -335,6 +355,8 @@ class Completed(Frozen):
     score_table: str | None = None
     timings: Timings
     warnings: tuple[str, ...] = ()
+    parents: tuple[ParentSong, ...] = ()
+    edits: tuple[Edit, ...] = ()
 
 
 class Unfinished(Frozen):

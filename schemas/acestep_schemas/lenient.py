@@ -28,6 +28,7 @@ NOT_REPLACED: Final = frozenset(
         # ACE-Step answers 422 to these.
         *("chunk_mask_mode", "repaint_mode", "repaint_strength", "lm_backend"),
         "audio_code_string",
+        *("source_task_id", "source_index", "extend_left_s", "extend_right_s", "replace_lines", "variation", "quality"),
     }
 )
 """Fields of which a wrong value is an error in lenient requests too."""

@@ -21,6 +21,8 @@ _MAX_UNKNOWN: Final = 50
 _MAX_GUESSED: Final = 64
 _LONG_NAME: Final = 10
 _MAX_ODD_LETTERS: Final = 4
+_OTHER_WORDS: Final = frozenset({"steps"})
+"""Names that other programs have for something else than the field that they are nearly spelt as."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,7 @@ def _misspelled(written: str, known: str) -> bool:
 
     The first letter is the same, and at most 2 letters are too many or missing, 4 in a long name; a wrong one is both.
     """
-    if written[:1] != known[:1]:
+    if written[:1] != known[:1] or written in _OTHER_WORDS:
         return False
     letters = len(written) + len(known)
     odd = letters - round(SequenceMatcher(None, written, known).ratio() * letters)

@@ -272,6 +272,39 @@ class GenerationRequest(BaseModel):
         max_length=MAX_BASE64_CHARACTERS,
         description="The audio of reference_audio_path itself, likewise.",
     )
+    source_task_id: Name = Field(
+        default=None,
+        pattern=TASK_ID_PATTERN,
+        description="Task whose song is worked on, in place of src_audio_path: a result of this product, by its id.",
+    )
+    source_index: Integer = Field(
+        default=0, ge=0, le=1_000, description="Which song of source_task_id, counted from 0."
+    )
+    extend_left_s: Seconds = Field(
+        default=None, le=_DAY, description="Seconds to add before the source: a repaint that begins before it."
+    )
+    extend_right_s: Seconds = Field(
+        default=None, le=_DAY, description="Seconds to add after the song of source_task_id: a repaint past its end."
+    )
+    replace_lines: Annotated[Mapping[str, str] | None, BeforeValidator(coerce.optional(coerce.replaced_lines))] = Field(
+        default=None,
+        max_length=64,
+        description="Lines of source_task_id to sing anew: old line to new one, or section and lyrics.",
+    )
+    variation: OptionalReal = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Make the song of source_task_id again with another noise: 0 is the same song, 1 another one.",
+    )
+    stems: Flag = Field(
+        default=False,
+        description="Extract every track of the source, or those of track_classes: a song each; for base models.",
+    )
+    quality: Annotated[Literal["draft", "final"] | None, BeforeValidator(coerce.optional(coerce.word))] = Field(
+        default=None,
+        description="Steps for a quick draft, or for a finished song; final with source_task_id finishes that draft.",
+    )
     repainting_start: Real = Field(
         default=0.0,
         ge=-_DAY,
@@ -401,8 +434,8 @@ class GenerationRequest(BaseModel):
 
     @property
     def has_source(self) -> bool:
-        """Whether source audio is given, by its address or in the request itself."""
-        return bool(self.src_audio_path or self.src_audio_base64)
+        """Whether source audio is given: by its address, in the request itself, or as a song of an earlier task."""
+        return bool(self.src_audio_path or self.src_audio_base64 or self.source_task_id)
 
 
 class FieldProblem(BaseModel):
@@ -433,6 +466,7 @@ _INTERVALS: Final = (
     ("cfg_interval_start", "cfg_interval_end", "no step is guided"),
     ("flow_edit_n_min", "flow_edit_n_max", "no step is edited"),
 )
+_OUTRANKED_BY_SONG: Final = frozenset({"src_audio_path", "src_audio_base64"})
 _WINDOWED: Final = ("repaint", "lego")
 _ROUNDS: Final = 2
 _LISTS: Final = ("seed", "timesteps", "track_classes", "audio_code_string", "loras")
@@ -514,6 +548,10 @@ class _Reading:
             request = GenerationRequest.model_validate(values)
         except ValidationError as error:
             request = self._replaced(values, error)
+        if defaults:
+            # What the operator has set, the producer has not given.
+            given = request.model_fields_set - (defaults.keys() - self._given.keys())
+            request = GenerationRequest.model_construct(_fields_set=given, **dict(request))
         for problem, used in _musical_problems(request, self._given):
             if problem.field not in self._judged:
                 self.judge(problem, used)
@@ -564,6 +602,9 @@ def _musical_problems(request: GenerationRequest, given: Mapping[str, Found]) ->
         if getattr(request, end) < getattr(request, start):
             field = end if end in given else start
             yield _problem(field, given[field], f"{end} must not be below {start}"), used
+    if request.source_task_id is not None:
+        for field in sorted(_OUTRANKED_BY_SONG & given.keys()):
+            yield _problem(field, given[field], "source_task_id is given, too, and outranks it"), "it is ignored"
     end_s = request.repainting_end if request.task_type in _WINDOWED else None
     if end_s is not None and end_s <= request.repainting_start:
         rule = "repainting_end must be after repainting_start"
@@ -678,6 +719,9 @@ def _settle_others(request: GenerationRequest, given: Mapping[str, Found]) -> tu
         changes["keep"] = 1
     if request.no_fsq and request.task_type == "cover":
         changes["task_type"] = "cover-nofsq"
+    if request.source_task_id is not None:
+        changes |= {name: None for name in _OUTRANKED_BY_SONG if getattr(request, name) is not None}
+        request = request.model_copy(update=changes)
     for field, address in EMBEDDED_AUDIO.items():
         if getattr(request, field) and getattr(request, address):
             changes[field] = None

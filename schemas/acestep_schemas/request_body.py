@@ -144,6 +144,22 @@ class RequestBody(TypedDict, total=False):
     """The audio of src_audio_path itself, a small file in Base64; a data: URL is read too."""
     reference_audio_base64: str | None
     """The audio of reference_audio_path itself, likewise."""
+    source_task_id: str | None
+    """Task whose song is worked on, in place of src_audio_path: a result of this product, by its id."""
+    source_index: int
+    """Which song of source_task_id, counted from 0."""
+    extend_left_s: float | None
+    """Seconds to add before the source: a repaint that begins before it."""
+    extend_right_s: float | None
+    """Seconds to add after the song of source_task_id: a repaint past its end."""
+    replace_lines: Mapping[str, str] | None
+    """Lines of source_task_id to sing anew: old line to new one, or section and lyrics."""
+    variation: float | None
+    """Make the song of source_task_id again with another noise: 0 is the same song, 1 another one."""
+    stems: bool
+    """Extract every track of the source, or those of track_classes: a song each; for base models."""
+    quality: Literal["draft", "final"] | None
+    """Steps for a quick draft, or for a finished song; final with source_task_id finishes that draft."""
     repainting_start: float
     """Where the repainted part begins, in seconds; below 0 the song is extended to the left."""
     repainting_end: float | None

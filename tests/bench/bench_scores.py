@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from acestep_consumer.audio.measures import measures_of
-from acestep_consumer.audio.time_warping import lyric_score
+from acestep_consumer.audio.time_warping import lyric_score, warping_paths
 from acestep_consumer.policy.scoring import BUILT_IN
 from tests.support.planted_faults import (
     FAULTS,
@@ -123,7 +123,7 @@ def _lyrics(number: int, grade: int | None, *, sung: bool = True) -> dict[str, f
     if not sung:
         return {}
     energy = sung_attention(np.random.default_rng(_FIRST_SEED + number), grade)
-    return {"lyrics": lyric_score(energy, np.ones(len(energy), dtype=np.bool_))}
+    return {"lyrics": lyric_score(energy, warping_paths(energy[None])[0], np.ones(len(energy), dtype=np.bool_))}
 
 
 def _scores(songs: Sequence[Measures]) -> list[float]:

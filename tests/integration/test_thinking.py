@@ -72,6 +72,24 @@ async def test_a_song_that_was_thought_of_can_be_made_again_without_the_language
     assert again.audios[0].sha256 == first.audios[0].sha256
 
 
+async def test_a_final_song_is_the_one_that_would_have_been_planned_and_made_with_all_steps(
+    thinking_worker: tuple[WorkerProcess, str],
+) -> None:
+    _, url = thinking_worker
+    asked = {"thinking": True, "audio_format": "wav", "seed": 7, "lyrics": "la la", "inference_steps": None}
+    draft, _ = await sing(url, **asked, quality="draft")
+    direct, _ = await sing(url, **asked, quality="final")
+    nothing = dict.fromkeys(("prompt", *SHORT))
+    final, _ = await sing(url, **nothing, source_task_id=draft.task_id, quality="final")
+    assert (draft.request.inference_steps, direct.request.inference_steps, final.request.inference_steps) == (4, 8, 8)
+    assert draft.lm is not None
+    assert final.lm is None
+    assert final.audio_codes == draft.audio_codes == direct.audio_codes
+    for name in ("bpm", "duration", "keyscale", "timesignature", "language", "caption", "lyrics"):
+        assert getattr(final.metas, name) == getattr(draft.metas, name), name
+    assert final.audios[0].sha256 == direct.audios[0].sha256 != draft.audios[0].sha256
+
+
 async def test_an_analysis_gives_metadata_and_no_audio(
     thinking_worker: tuple[WorkerProcess, str],
 ) -> None:

@@ -36,6 +36,7 @@ from acestep_consumer.execution.retries import RetryPolicy
 from acestep_consumer.execution.runner import JobLimits, JobRunner
 from acestep_consumer.execution.stage_limits import StageLimits
 from acestep_consumer.execution.tier_forwarding import NoForwarding, TierForwarding
+from acestep_consumer.inputs.source_songs import StoredSongs
 from acestep_consumer.observability.job_stats import JobObserver, JobStats
 from acestep_consumer.pipeline import Pipeline, Ports
 from acestep_consumer.policy.tiers import BUILT_IN
@@ -85,6 +86,7 @@ class Stage:
             retries=self.retries,
             cancellations=self.cancellations,
             routes=self.routes,
+            songs=StoredSongs(self.store, lambda: True),
             events=self.events,
             costs=costs,
             rules=JobLimits(

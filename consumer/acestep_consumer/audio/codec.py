@@ -43,10 +43,14 @@ _REFUSALS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Levels:
-    """Integrated loudness in LUFS, None for silence, and true peak in dB of full scale."""
+    """Integrated loudness in LUFS, None for silence, and true peak in dB of full scale.
+
+    ``raised_db``: what the song was raised by to get there.
+    """
 
     lufs: float | None
     true_peak_db: float
+    raised_db: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +143,9 @@ def encode(samples: Samples, stem: Path, audio_format: str | Format, sample_rate
             reached = write_song(samples, path, wanted, sample_rate)
         except EncodingFailed as error:
             raise RenderFailed(str(error)) from error
-        return None if reached is None else Levels(lufs=reached.lufs, true_peak_db=reached.true_peak_db)
+        if reached is None:
+            return None
+        return Levels(lufs=reached.lufs, true_peak_db=reached.true_peak_db, raised_db=reached.raised_db)
 
     return encode_with(write, samples, stem, audio_format, sample_rate)
 

@@ -3,7 +3,7 @@
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from acestep_consumer.audio.formats import FORMATS
 from acestep_consumer.commands.base import print_error, print_warning
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.settings import EngineSettings, Settings
+from acestep_consumer.domain import edits
 from acestep_consumer.domain.errors import ConsumerError
-from acestep_consumer.domain.job import Job, LoadedModel
+from acestep_consumer.domain.job import Job, LoadedModel, Request
 from acestep_consumer.domain.parse import FORM, RequestRules, parse
 from acestep_consumer.domain.ports import BodyFormat
 from acestep_consumer.domain.tasks import Variant
@@ -30,6 +31,7 @@ STDIN = Path("-")
 
 # A message without an id gets one; seeds that are drawn from this one say nothing.
 _NO_ID = "check"
+_NOT_LOOKED_UP = "source_task_id = {}: only a worker looks it up, so what is taken over from that song is not shown"
 _DRAWN = ("seed", "use_random_seed", "retake_seed")
 
 
@@ -88,6 +90,7 @@ class CheckReport:
             "lm": None if job is None or job.lm is None else job.lm.model,
             "request": self.request() or None,
             "adjustments": [] if job is None else [each.model_dump(mode="json") for each in job.policy.adjustments],
+            "edits": [] if job is None else [each.model_dump(mode="json") for each in job.edits],
             "warnings": [] if job is None else list(job.warnings),
             "error": None
             if error is None
@@ -121,10 +124,24 @@ def examine(settings: Settings, options: CheckOptions, body: bytes) -> CheckRepo
     job: Job | None = None
     failure: ConsumerError | None = None
     try:
-        job = admit(parse(body, _NO_ID, rules, BodyFormat(content_type=FORM if options.form else None)), limits)
+        job = admit(
+            _resolved(parse(body, _NO_ID, rules, BodyFormat(content_type=FORM if options.form else None))), limits
+        )
     except ConsumerError as error:
         failure = error
     return CheckReport(limits=limits, job=job, error=failure)
+
+
+def _resolved(request: Request) -> Request:
+    """Return the request with what its edits stand for. Only a worker looks up the song that it names."""
+    asked = request.body
+    if not edits.concerns(asked):
+        return request
+    edits.check(asked)
+    if asked.source_task_id is not None:
+        return replace(request, warnings=(*request.warnings, _NOT_LOOKED_UP.format(asked.source_task_id)))
+    found = edits.resolve(asked, None)
+    return replace(request, body=found.request, edits=found.edits)
 
 
 def _read(file: Path) -> bytes:
@@ -187,6 +204,8 @@ def _show(report: CheckReport, console: Console, note: Console) -> None:
     for change in job.policy.adjustments:
         text = f"adjusted {change.field} from {change.requested} to {change.applied}: {change.reason}"
         console.print(text, markup=False, soft_wrap=True)
+    for edit in job.edits:
+        console.print(f"set {edit.field} to {edit.value}: {edit.because}", markup=False, soft_wrap=True)
     for warning in job.warnings:
         print_warning(warning, note)
 

@@ -345,6 +345,11 @@ class EngineSettings(Section):
     compile_cache: Path_ | None = variable(
         "ACESTEP_COMPILE_CACHE", None, "folder for compiled kernels; unset: in the user's cache folder"
     )
+    keep_latents: bool = variable(
+        "ACESTEP_KEEP_LATENTS",
+        default=True,
+        about="store each song's final latents beside it (3.2 kB a second), so that songs made from it start from them",
+    )
     encoders: int | None = variable(
         "ACESTEP_ENCODERS",
         None,

@@ -9,11 +9,13 @@ from acestep_consumer.domain.tasks import Variant
 from acestep_schemas.events import (
     Adjustment,
     Candidate,
+    Edit,
     LmChoice,
     Loudness,
     LyricLine,
     Metas,
     ModelChoice,
+    ParentSong,
     PolicyReport,
 )
 from acestep_schemas.request import GenerationRequest
@@ -35,13 +37,33 @@ class LoadedModel:
     wide: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceSong:
+    """A song of an earlier task that takes the place of source audio.
+
+    ``uri``: its audio in S3; ``latents``: its final latents there, None where they were not kept.
+    """
+
+    task_id: str
+    index: int
+    uri: str
+    latents: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A readable message: its id, the validated body, and what was odd about it."""
+    """A readable message: its id, the validated body, and what was odd about it.
+
+    Once the songs that it names are looked up, ``body`` has what follows from them: ``source`` is the one to work on,
+    ``parents`` are all that the result comes from, ``edits`` the fields that an edit was resolved to.
+    """
 
     task_id: str
     body: GenerationRequest
     warnings: tuple[str, ...] = ()
+    source: SourceSong | None = None
+    parents: tuple[ParentSong, ...] = ()
+    edits: tuple[Edit, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +74,8 @@ class Job:
     ``request.audio_duration`` is seconds, or None when the source audio or the planner decides;
     ``seeds`` has one entry per song; ``given`` are the fields that the producer really set; ``tries`` are the processes
     that may die under this job before it fails; None: the worker's setting. ``rank``: its place
-    wherever jobs wait in this worker, lower ones first (``concurrency.priority``).
+    wherever jobs wait in this worker, lower ones first (``concurrency.priority``). ``source``, ``parents`` and
+    ``edits`` are the request's.
     """
 
     task_id: str
@@ -67,6 +90,9 @@ class Job:
     traceparent: str | None = None
     message: str = ""
     rank: float = 0.0
+    source: SourceSong | None = None
+    parents: tuple[ParentSong, ...] = ()
+    edits: tuple[Edit, ...] = ()
 
     @property
     def analysis(self) -> bool:
@@ -79,10 +105,11 @@ class Sources:
     """Files on this machine: copies of the audio inputs, in the job's scratch folder, and the LoRAs' weights.
 
     A LoRA from S3 lies in the scratch folder too; one of the checkpoint folder is read where it is. They are in the
-    request's order.
+    request's order. ``source_latents`` are those of ``source``, where it is a song of an earlier task that has them.
     """
 
     source: Path | None = None
+    source_latents: Path | None = None
     reference: Path | None = None
     loras: tuple[Path, ...] = ()
 
@@ -120,7 +147,7 @@ class SideFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Track:
-    """One encoded song on disk. ``duration_s`` is seconds, ``sample_rate`` Hz.
+    """One encoded song on disk. ``duration_s`` is seconds, ``sample_rate`` Hz. ``track``: the one that it is of.
 
     ``lyrics`` have times, where these were asked for; ``lyric_score`` is how well they are sung, None: not measured.
     ``loudness`` is what was reached, where one was asked for.
@@ -133,6 +160,7 @@ class Track:
     sample_rate: int
     channels: int
     duration_s: float
+    track: str | None = None
     side_files: tuple[SideFile, ...] = ()
     lyrics: tuple[LyricLine, ...] = ()
     lyric_score: float | None = None

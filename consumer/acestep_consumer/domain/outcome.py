@@ -121,6 +121,8 @@ def manifest(  # noqa: PLR0913, PLR0917 - it gathers what every stage returned, 
         candidates=rendering.candidates,
         score_table=rendering.score_table,
         warnings=(*job.warnings, *plan.warnings, *rendering.warnings),
+        parents=job.parents,
+        edits=job.edits,
     )
 
 
@@ -198,6 +200,7 @@ def _audio(stored: StoredObject) -> Audio:
         lyrics=track.lyrics,
         lyric_score=track.lyric_score,
         loudness=track.loudness,
+        track=track.track,
     )
 
 

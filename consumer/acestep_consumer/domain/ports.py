@@ -235,6 +235,16 @@ class Cancellations(Protocol):
         """Return once somebody has asked to cancel the task, after the message was ``sent``; maybe never."""
 
 
+class SourceSongs(Protocol):
+    """Finds the songs of earlier tasks that requests name."""
+
+    async def resolve(self, request: Request) -> Request:
+        """Return the request with what follows from the song that it names, and from its edits.
+
+        Raises ``InvalidRequest``, ``InputNotAllowed``, ``InputUnreadable``.
+        """
+
+
 class Inputs(Protocol):
     """Fetches the audio inputs and the LoRA of a job."""
 

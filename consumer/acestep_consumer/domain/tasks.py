@@ -28,6 +28,11 @@ class SourceAudio(StrEnum):
     REQUIRED = "required"
 
 
+TRACK_CLASSES: Final = (
+    *("vocals", "backing_vocals", "drums", "bass", "guitar", "keyboard"),
+    *("percussion", "strings", "synth", "fx", "brass", "woodwinds"),
+)
+"""The tracks that base models were trained to extract and to add."""
 ALL_VARIANTS: Final = frozenset(Variant)
 BASE_ONLY: Final = frozenset((Variant.BASE,))
 

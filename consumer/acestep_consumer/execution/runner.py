@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a job's stages inside everything that wraps a job.
 
-From outside to inside: one run per task id, cancellation, the queue deadline, tier forwarding, the attempt, admission,
-progress events, the scratch folder. An error anywhere in it becomes the job's ending.
+From outside to inside: one run per task id, cancellation, the queue deadline, the songs that the request names, tier
+forwarding, the attempt, admission, progress events, the scratch folder. An error in any of it becomes the job's ending.
 """
 
 from collections.abc import Awaitable, Callable
@@ -19,7 +19,7 @@ from acestep_consumer.domain.errors import Cancelled, ConsumerError, Interrupted
 from acestep_consumer.domain.job import Job, Request
 from acestep_consumer.domain.outcome import Ending, RunInfo, as_consumer_error, unfinished
 from acestep_consumer.domain.parse import RequestRules
-from acestep_consumer.domain.ports import Cancellations, Events, Report, Routes
+from acestep_consumer.domain.ports import Cancellations, Events, Report, Routes, SourceSongs
 from acestep_consumer.execution.cancel_scope import check_queue_deadline, deadline, unless_cancelled
 from acestep_consumer.execution.context import JobContext
 from acestep_consumer.execution.eta import CostModel
@@ -72,6 +72,7 @@ class JobRunner:
         retries: counts attempts and refuses those that are too many.
         cancellations: says when a job is to stop.
         routes: forwards requests that a larger tier should take.
+        songs: finds the songs of earlier tasks that requests name.
         events: publishes ``started`` and ``progress``.
         costs: estimates durations.
         rules: bounds of every job.
@@ -83,6 +84,7 @@ class JobRunner:
         retries: RetryPolicy,
         cancellations: Cancellations,
         routes: Routes,
+        songs: SourceSongs,
         events: Events,
         costs: CostModel,
         rules: JobLimits,
@@ -90,6 +92,7 @@ class JobRunner:
         self._retries = retries
         self._cancellations = cancellations
         self._routes = routes
+        self._songs = songs
         self._events = events
         self._costs = costs
         self.rules = rules
@@ -150,6 +153,7 @@ class JobRunner:
 
     async def _attempt(self, context: JobContext, stages: Callable[[JobRun], Awaitable[Completed]]) -> Completed:
         request, rules = check_queue_deadline(context.request, context.delivery), self.rules
+        request = await self._songs.resolve(request)
         await self._routes.forward(request, context.delivery)
         async with self._retries.attempt(request.task_id, context.delivery) as context.attempt:
             context.job = job = self._admit(request, context)

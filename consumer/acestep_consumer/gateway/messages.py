@@ -13,6 +13,8 @@ from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from acestep_consumer.config.settings import GatewaySettings, InputSettings
+from acestep_consumer.domain import edits
+from acestep_consumer.domain.errors import InvalidRequest
 from acestep_consumer.gateway.answers import ApiError
 from acestep_consumer.gateway.auth import TOKEN
 from acestep_schemas.aliases import ALIASES, METAS, PARAM_OBJ
@@ -26,12 +28,8 @@ FindSong = Callable[[str, str], Awaitable[str | None]]
 """Returns the address in storage of a task's song by its name; None: there is none."""
 
 _SONG: Final = re.compile(r"/?([A-Za-z0-9_-]{1,128})/([0-9]{1,3}(?:-[0-9a-f]{1,64})?\.[a-z0-9]{1,5})")
-_NAMES: Final = FieldNames(
-    {
-        name: (name, *ALIASES.get(name, ()))
-        for name in (*AUDIO_FIELDS, "batch_size", "candidates", "queue_deadline_s", "task_id")
-    }
-)
+_READ: Final = ("batch_size", "candidates", "source_task_id", "queue_deadline_s", "task_id")
+_NAMES: Final = FieldNames({name: (name, *ALIASES.get(name, ())) for name in (*AUDIO_FIELDS, *_READ)})
 _OWN: Final = "task_id"
 
 
@@ -95,7 +93,8 @@ class MessageBuilder:
                 message[name] = await self._address(name, str(lookup.hits[name][0].value), trusted)
         message |= uploads or {}
         self._check(message, trusted)
-        if not _is_given(lookup, "batch_size") and not _is_given(lookup, "candidates"):
+        # A song that comes from an earlier one is one song, unless the client says otherwise.
+        if not any(_is_given(lookup, name) for name in ("batch_size", "candidates", "source_task_id")):
             message["batch_size"] = self._settings.batch_size
         if self._settings.queue_deadline_s and not _is_given(lookup, "queue_deadline_s"):
             message["queue_deadline_s"] = self._settings.queue_deadline_s
@@ -124,7 +123,8 @@ class MessageBuilder:
         """Read the request as a worker does, and check every place that it names. Raises ``ApiError`` (400)."""
         try:
             request, _ = parse_request(message, strict=False)
-        except RequestInvalid as error:
+            edits.check(request)
+        except (RequestInvalid, InvalidRequest) as error:
             raise ApiError(HTTPStatus.BAD_REQUEST, str(error)) from error
         for name, place in _places(request):
             if place not in trusted:

@@ -164,11 +164,13 @@ def _items(data: Completed, created: int) -> tuple[Mapping[str, Any], ...]:
 
 def _song_fields(task_id: str, audio: Audio) -> dict[str, Any]:
     url = file_url(task_id, audio)
-    fields = {"file": url, "url": url, "seed_value": str(audio.seed), "seed": audio.seed, "sha256": audio.sha256}
+    song = {"file": url, "url": url, "seed_value": str(audio.seed), "seed": audio.seed, "sha256": audio.sha256}
+    if audio.track is not None:
+        song["track"] = audio.track
     if audio.lyric_score is None:
-        return fields
+        return song
     lines = [line.model_dump(mode="json") for line in audio.lyrics]
-    return {**fields, "timestamps": lines, "lyric_score": audio.lyric_score}
+    return {**song, "timestamps": lines, "lyric_score": audio.lyric_score}
 
 
 def _shared(data: Completed, created: int) -> dict[str, Any]:
@@ -202,7 +204,14 @@ def _shared(data: Completed, created: int) -> dict[str, Any]:
         "vocal_language": metas.language,
         "warnings": list(data.warnings),
         "adjustments": [change.model_dump(mode="json") for change in data.policy.adjustments],
+        **_origin(data),
     }
+
+
+def _origin(data: Completed) -> dict[str, Any]:
+    """Return what songs that come from songs have besides."""
+    named = {"parents": data.parents, "edits": data.edits}
+    return {name: [each.model_dump(mode="json") for each in given] for name, given in named.items() if given}
 
 
 def _analysis(data: Completed) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from acestep_consumer.domain.errors import (
     StorageRefused,
     StorageUnavailable,
 )
-from acestep_consumer.domain.job import Job, Sources
+from acestep_consumer.domain.job import Job, Sources, SourceSong
 from acestep_consumer.domain.objects import ObjectAddress, ObjectHead, UploadAddresses
 from acestep_consumer.domain.ports import Objects
 from acestep_consumer.domain.tasks import TASKS
@@ -48,6 +48,7 @@ from acestep_consumer.inputs.ssrf import AddressRefused, require_allowed
 from acestep_schemas.request import GenerationRequest
 
 SOURCE_FIELD: Final = "src_audio_path"
+SOURCE_TASK_FIELD: Final = "source_task_id"
 REFERENCE_FIELD: Final = "reference_audio_path"
 
 _SUFFIX: Final = re.compile(r"\.[a-z0-9]{1,7}")
@@ -194,17 +195,34 @@ class AllowedInputs:
         """
         request = job.request
         with_source = _needs_source(request)
-        source = self._check(SOURCE_FIELD, request.src_audio_path if with_source else None)
+        source = self._check_source(job) if with_source else None
         reference = self._check(REFERENCE_FIELD, request.reference_audio_path)
         named = () if job.analysis else request.all_loras
         loras = [await self._check_lora(_lora_field(request, index), each.path) for index, each in enumerate(named)]
         return Sources(
+            source_latents=await self._copy_latents(job.source, folder) if source else None,
             source=await self._copy(source, folder / "source")
             or await self._decode("src_audio_base64", with_source and request.src_audio_base64, folder / "source"),
             reference=await self._copy(reference, folder / "reference")
             or await self._decode("reference_audio_base64", request.reference_audio_base64, folder / "reference"),
             loras=tuple([await self._provide_lora(lora, folder / f"lora-{n}") for n, lora in enumerate(loras)]),
         )
+
+    def _check_source(self, job: Job) -> _Input | None:
+        if job.source is None:
+            return self._check(SOURCE_FIELD, job.request.src_audio_path)
+        return self._check(SOURCE_TASK_FIELD, job.source.uri)
+
+    async def _copy_latents(self, song: SourceSong | None, folder: Path) -> Path | None:
+        """Copy the latents of an earlier song; None where there are none any more: its audio does as well."""
+        if song is None or song.latents is None:
+            return None
+        try:
+            found = self._check(SOURCE_TASK_FIELD, song.latents)
+            return await self._copy(found, folder / "source-latents")
+        except (InputNotAllowed, InputUnreadable) as error:
+            _log.warning("latents not fetched", task_id=song.task_id, reason=str(error))
+            return None
 
     def _check(self, field: str, text: str | None) -> _Input | None:
         """Parse and check an address."""
@@ -427,6 +445,11 @@ def _refused_input(wanted: _Input, error: StorageRefused) -> Exception:
     """Return the input's error; or that of our keys, which somebody has to renew, and which no job fails of."""
     if error.reason in WRONG_KEYS or isinstance(error, StorageMisconfigured):
         return StorageUnavailable(str(error))
+    if error.missing and wanted.field == SOURCE_TASK_FIELD:
+        return InputUnreadable(
+            f"{wanted}: its audio was deleted. Publish the request of that task again under its id, and it is made "
+            "again; or name another song"
+        )
     return InputUnreadable(f"{wanted}: S3 returned {error.reason}")
 
 

@@ -5,9 +5,10 @@ Nothing is changed silently: every value that differs from the request becomes a
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Final
 
 from pydantic import JsonValue
 
@@ -21,7 +22,7 @@ from acestep_consumer.domain.errors import (
 from acestep_consumer.domain.job import Job, LoadedModel, Request
 from acestep_consumer.domain.tasks import TASKS, SourceAudio, Task, Variant, tasks_of
 from acestep_consumer.policy.tiers import MAX_BPM, MIN_BPM, MIN_DURATION_S, Tier
-from acestep_schemas.events import Adjustment, LimitsReport, LmChoice, ModelChoice, PolicyReport
+from acestep_schemas.events import Adjustment, Edit, LimitsReport, LmChoice, ModelChoice, PolicyReport
 from acestep_schemas.request import FieldProblem, GenerationRequest
 
 _LM_REQUIRED = ("thinking", "sample_mode", "sample_query", "use_format", "analysis_only", "full_analysis_only")
@@ -29,6 +30,15 @@ _SOURCE_REQUIRED = ("full_analysis_only", "extract_codes_only")
 _LM_COMPLETES = ("bpm", "key_scale", "time_signature", "audio_duration")
 _SEED_BYTES = 4  # seeds as short as ACE-Step's own
 TURBO_STEPS = 8
+QUALITY_STEPS: Final[Mapping[Variant, Mapping[str, int]]] = {
+    Variant.TURBO: {"draft": 4, "final": TURBO_STEPS},
+    # Their songs take shape later: after 4 steps there is little but noise.
+    Variant.SFT: {"draft": 16, "final": 50},
+    Variant.BASE: {"draft": 16, "final": 50},
+}
+"""Denoising steps of ``quality``."""
+DRAFT_LM = "0.6B"
+"""The language model that is enough for a draft."""
 # The flow times that turbo models were trained on: those of 8 steps with shift 1, 2 and 3.
 TURBO_TIMES = tuple(
     float(time)
@@ -63,6 +73,8 @@ def admit(request: Request, limits: Limits) -> Job:
     asked = _with_choice(request.body)
     _check_format(asked, limits)
     model, choice = _choose_model(asked, limits)
+    quality = tuple(_quality(asked, model))
+    asked = asked.model_copy(update={edit.field: edit.value for edit in quality})
     task = _task_of(asked, model, choice)
     lm = _choose_lm(asked, task, limits)
     for name in _SOURCE_REQUIRED:
@@ -76,7 +88,7 @@ def admit(request: Request, limits: Limits) -> Job:
         raise _exceeded(clamps)
     changes = {change.field: change.applied for change in (*adjustments, *clamps)}
     songs = int(str(changes.get(_count_field(asked), _count(asked))))
-    seeds = tuple(_seeds(asked, request.task_id, songs))
+    seeds = tuple(_seeds(asked, request.task_id, 1 if asked.stems else songs)) * (songs if asked.stems else 1)
     fixed: dict[str, object] = {"task_id": request.task_id, "model": model.name, "seed": seeds, "batch_size": songs}
     fixed |= {"use_random_seed": False, "retake_seed": _retake_seed(asked, request.task_id)}
     return Job(
@@ -94,7 +106,10 @@ def admit(request: Request, limits: Limits) -> Job:
         ),
         seeds=seeds,
         given=frozenset(asked.model_fields_set),
-        warnings=(*request.warnings, *_warnings(request.body, task)),
+        warnings=(*request.warnings, *_warnings(request.body, task), *_draft_warnings(asked, lm)),
+        source=request.source,
+        parents=request.parents,
+        edits=(*request.edits, *quality),
     )
 
 
@@ -163,6 +178,19 @@ def _other_lm(asked: GenerationRequest, lm: LmChoice | None) -> Iterator[Adjustm
         yield Adjustment(field="lm_backend", requested=asked.lm_backend, applied=lm.backend, reason=reason)
 
 
+def _quality(asked: GenerationRequest, model: LoadedModel) -> Iterator[Edit]:
+    """Yield the steps of a draft or of a finished song, unless the request gives steps or times."""
+    if asked.quality is None or asked.timesteps or "inference_steps" in asked.model_fields_set:
+        return
+    steps = QUALITY_STEPS[model.variant][asked.quality]
+    yield Edit(field="inference_steps", value=steps, because=f"quality = {asked.quality}, with a {model.variant} model")
+
+
+def _draft_warnings(asked: GenerationRequest, lm: LmChoice | None) -> Iterator[str]:
+    if asked.quality == "draft" and lm is not None and DRAFT_LM not in lm.model:
+        yield f"quality = draft: planned with {lm.model}, the only language model here, and not with the {DRAFT_LM}"
+
+
 def _turbo_steps(asked: GenerationRequest, model: LoadedModel) -> Iterator[Adjustment]:
     """Yield the changes to steps and times of a turbo model, which knows the times of its training alone."""
     if model.variant is not Variant.TURBO:
@@ -190,7 +218,8 @@ def _clamps(asked: GenerationRequest, limits: LimitsReport, *, with_lm: bool) ->
     shortest = MIN_DURATION_S if with_lm else 0
     bounds: tuple[tuple[str, float | None, int, int, str], ...] = (
         ("audio_duration", asked.audio_duration, shortest, limits.max_duration_s, "seconds of song"),
-        (_count_field(asked), _count(asked), 1, limits.max_batch_size, "songs a request"),
+        # Stems are rendered as other jobs are, in as many batches as it takes.
+        (_count_field(asked), None if asked.stems else _count(asked), 1, limits.max_batch_size, "songs a request"),
     )
     for field, value, least, most, unit in bounds:
         if value is not None and not least <= value <= most:
@@ -205,6 +234,8 @@ def _no_choice(asked: GenerationRequest) -> str | None:
     """Return why there are no songs to choose the best of; None: there are."""
     if asked.analysis_only or asked.full_analysis_only or asked.extract_codes_only:
         return "an analysis makes no song"
+    if asked.stems:
+        return "stems makes one song of each track"
     return None
 
 
@@ -212,7 +243,8 @@ def _with_choice(asked: GenerationRequest) -> GenerationRequest:
     """Return the request, without candidates where there is no choice."""
     if asked.candidates is None or _no_choice(asked) is None:
         return asked
-    return asked.model_copy(update={"candidates": None, "keep": 1, "batch_size": 1})
+    songs = asked.batch_size if asked.stems else 1
+    return asked.model_copy(update={"candidates": None, "keep": 1, "batch_size": songs})
 
 
 def _count_field(asked: GenerationRequest) -> str:

@@ -13,7 +13,7 @@ import hashlib
 import os
 import re
 import uuid
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -42,6 +42,8 @@ from acestep_schemas.request import TASK_ID_PATTERN
 T = TypeVar("T")
 
 MANIFEST: Final = "manifest.json"
+CHILDREN: Final = "children"
+"""Folder below a task's, with a small object for each task whose songs come from its songs, named after it."""
 NO_BUCKET: Final = "correct ACESTEP_S3_BUCKET, create the bucket, or set ACESTEP_S3_CREATE_BUCKET=true"
 
 _log = structlog.get_logger()
@@ -90,6 +92,15 @@ class ResultStore:
         found = await self._objects.get(place)
         return None if found is None else _read_manifest(place, task_id, found)
 
+    async def children(self, task_id: str) -> AsyncIterator[str]:
+        """Yield the tasks whose songs come from this one's, as far as noted. Raises ``StorageUnavailable``."""
+        folder = self._place(task_id, CHILDREN)
+        start = ObjectAddress(folder.bucket, f"{folder.key}/")
+        async for address in self._objects.list(start):
+            child = address.key.removeprefix(start.key)
+            if _TASK_ID.fullmatch(child):
+                yield child
+
     async def put(self, job: Job, rendering: Rendering) -> tuple[StoredObject, ...]:
         """Upload the tracks under their final keys, or take over the ones there. Raises ``StorageUnavailable``."""
         return await _together(self._put_track(job, index, track) for index, track in enumerate(rendering.tracks))
@@ -110,6 +121,8 @@ class ResultStore:
         """
         place = self._place(record.ending.task_id, MANIFEST)
         content = _manifest(record)
+        if isinstance(record.ending, Completed):
+            await self._mark_children(record.ending)
         for _ in range(_COMMIT_TRIES):
             if await self._objects.put(place, content, only_new=True):
                 return record
@@ -122,6 +135,18 @@ class ResultStore:
             if await self._objects.replace(place, content, found.etag):
                 return record
         raise StorageUnavailable(f"{place} changed at each of {_COMMIT_TRIES} tries: something else writes manifests")
+
+    async def _mark_children(self, ending: Completed) -> None:
+        """Leave a note at each song that these come from, for ``acestep-consumer lineage``: best effort.
+
+        Before the manifest: a note of a task that has none yet is ignored, and a missing one is not found again.
+        """
+        for parent in ending.parents:
+            note = ObjectContent.of(parent.model_dump_json().encode(), "application/json")
+            try:
+                await self._objects.put(self._place(parent.task_id, f"{CHILDREN}/{ending.task_id}"), note)
+            except StorageUnavailable as error:
+                _log.warning("storage.child_not_noted", parent=parent.task_id, reason=str(error))
 
     async def check(self) -> None:
         """Try at the start what storing results takes: a bucket, a write, a read, a delete.

@@ -106,3 +106,17 @@ def test_the_table_names_what_is_used_and_the_exit_code_says_how_it_would_end(
     assert check(settings_with(), CheckOptions(file=file), note) is Exit.JOB_FAILED
     assert "rejected by a worker of unlimited" in capsys.readouterr().err
     assert check(settings_with(), CheckOptions(file=tmp_path / "none"), note) is Exit.USAGE
+
+
+def test_edits_are_shown_as_the_fields_that_they_stand_for() -> None:
+    body = {"src_audio_path": "s3://b/k", "stems": True, "track_classes": "drums", "model": "acestep-v15-base"}
+    found = report(body, settings=settings_with(ACESTEP_CONFIG_PATH="acestep-v15-base")).as_json()
+    assert found["request"]["task_type"] == "extract"
+    assert [edit["field"] for edit in found["edits"]] == ["task_type"]
+
+
+def test_what_only_a_worker_can_look_up_is_said() -> None:
+    (warning,) = report({"source_task_id": "first", "variation": 0.5}).as_json()["warnings"]
+    assert warning.startswith("source_task_id = first: only a worker looks it up")
+    refused = report({"source_task_id": "first", "variation": 0.5, "stems": True}).as_json()
+    assert refused["error"]["code"] == "invalid_request"

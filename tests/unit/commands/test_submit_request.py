@@ -146,3 +146,12 @@ def test_a_file_that_cannot_be_used_is_named_with_the_reason(tmp_path: Path) -> 
     file.write_bytes(b"\xff")
     with pytest.raises(RequestRefused, match=r"request\.json is not UTF-8 text"):
         read_text(file)
+
+
+def test_edits_that_a_worker_would_reject_are_refused_with_the_flag() -> None:
+    body = {"source_task_id": "first", "variation": 0.5, "stems": True}
+    assert refused(body, "stems") == ["--stems True: variation is given, too: make one song, then the other from it"]
+    assert refused({"variation": 0.5}, "variation") == [
+        "--variation 0.5: needs source_task_id: the id of the task that made the song"
+    ]
+    assert check({"source_task_id": "first", "replace_lines": '{"a": "b"}'}, frozenset()) == ()

@@ -13,7 +13,7 @@ import pytest
 
 from acestep_consumer.client import NoQueue, QueueFull, Unreachable
 from acestep_consumer.gateway.task_ids import is_given_out
-from acestep_schemas.events import Candidate, LyricLine, LyricToken
+from acestep_schemas.events import Candidate, Edit, JobCompleted, LyricLine, LyricToken, ParentSong
 from tests.support.gateway import (
     AUTHORIZED,
     KEY,
@@ -47,6 +47,38 @@ async def test_a_request_becomes_a_message_and_gets_an_id_of_ours() -> None:
             "task_id": answer["data"]["task_id"],
         }
         assert is_given_out(message["task_id"])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"task_type": "cover", "source_index": 1},
+        {"extend_left_s": 10},
+        {"extend_right_s": 30},
+        {"replace_lines": {"old line": "new line"}},
+        {"replace_lines": {"section": "verse 2", "lyrics": "new"}},
+        {"variation": 0.3},
+        {"stems": True},
+        {"quality": "final"},
+    ],
+)
+async def test_a_song_from_a_song_is_passed_on_as_it_is_and_is_one_song(fields: dict[str, Any]) -> None:
+    async with gateway() as served:
+        status, _ = await served.post("/release_task", {"source_task_id": "first", **fields})
+        assert status == 200
+        (message,) = served.client.published
+        del message["task_id"], message["queue_deadline_s"]
+        assert message == {"source_task_id": "first", **fields}
+
+
+async def test_a_draft_is_passed_on_and_edits_that_contradict_each_other_are_400() -> None:
+    async with gateway() as served:
+        assert (await served.post("/release_task", {"prompt": "jazz", "quality": "draft"}))[0] == 200
+        assert served.client.published[0]["quality"] == "draft"
+        both = {"sourceTaskId": "first", "stems": True, "variation": 0.2}
+        status, answer = await served.post("/release_task", both)
+        assert status == 400
+        assert "variation is given, too: make one song, then the other from it" in answer["detail"]
 
 
 @pytest.mark.parametrize(
@@ -216,6 +248,24 @@ def check_songs(task_id: str, items: list[dict[str, Any]]) -> None:
     }
     assert (first["dit_model"], first["lm_model"]) == ("acestep-v15-turbo", "acestep-5Hz-lm-1.7B")
     assert "**Total:** 8.60s" in first["generation_info"]
+
+
+async def test_songs_from_songs_say_where_they_come_from_and_stems_which_track_they_are() -> None:
+    async with gateway() as served:
+        task_id = await served.release({"source_task_id": "first", "stems": True})
+        parents = (ParentSong(task_id="first", index=0, field="stems"),)
+        edits = (Edit(field="task_type", value="extract", because="stems"),)
+        event = completed(task_id, songs=2, parents=parents, edits=edits)
+        audios = tuple(
+            audio.model_copy(update={"track": track})
+            for audio, track in zip(event.data.audios, ("drums", "bass"), strict=True)
+        )
+        await served.send(JobCompleted.of(event.data.model_copy(update={"audios": audios})))
+        (entry,) = await served.query(task_id)
+        items = json.loads(entry["result"])
+        assert [item["track"] for item in items] == ["drums", "bass"]
+        assert items[0]["parents"] == [{"task_id": "first", "index": 0, "field": "stems"}]
+        assert items[0]["edits"] == [{"field": "task_type", "value": "extract", "because": "stems"}]
 
 
 @pytest.mark.parametrize("status", ["failed", "rejected", "cancelled", "expired"])

@@ -292,6 +292,42 @@ def test_the_effective_request_makes_the_same_job_again() -> None:
     assert warnings == ()
 
 
+@pytest.mark.parametrize(
+    ("model", "fields", "steps"),
+    [
+        (TURBO, {"quality": "draft"}, 4),
+        (TURBO, {"quality": "final"}, 8),
+        (BASE, {"quality": "draft"}, 16),
+        (BASE, {"quality": "final"}, 50),
+        (TURBO, {"quality": "draft", "inference_steps": 6}, 6),
+        (TURBO, {"quality": "draft", "timesteps": [1.0, 0.5]}, 8),
+    ],
+)
+def test_a_draft_and_a_finished_song_have_the_steps_of_the_models_family(
+    model: LoadedModel, fields: dict[str, object], steps: int
+) -> None:
+    job = admitted(limits(24, model), **fields)
+    assert job.request.inference_steps == steps
+    noted = [(edit.field, edit.value) for edit in job.edits]
+    assert noted == ([] if {"inference_steps", "timesteps"} & fields.keys() else [("inference_steps", steps)])
+
+
+def test_a_draft_that_is_planned_with_a_larger_language_model_says_so() -> None:
+    asked = {"quality": "draft", "thinking": True}
+    (warning,) = admitted(limits(lm=LM), **asked).warnings
+    assert warning.startswith("quality = draft: planned with acestep-5Hz-lm-1.7B, the only language model here")
+    small = LmChoice(model="acestep-5Hz-lm-0.6B", backend="vllm")
+    assert admitted(limits(lm=small), **asked).warnings == ()
+
+
+def test_stems_have_one_seed_and_are_as_many_as_there_are_tracks_on_any_card() -> None:
+    job = admitted(
+        limits(4, BASE), task_type="extract", src_audio_path="s3://b/k", stems=True, batch_size=12, track_classes="a"
+    )
+    assert (job.request.batch_size, len(set(job.seeds)), len(job.seeds)) == (12, 1, 12)
+    assert job.policy.adjustments == ()
+
+
 class TestCandidates:
     """The best of several: as many songs are made as candidates, within the tier's limit of a batch."""
 

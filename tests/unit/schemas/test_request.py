@@ -69,6 +69,13 @@ WRITTEN: dict[str, object] = {
     "dcw_wavelet": "DB4",
     "retake_seed": "5",
     "retake_variance": "0.3",
+    "source_index": "2",
+    "extend_left_s": "10",
+    "extend_right_s": 30,
+    "replace_lines": '{"la la": "do do"}',
+    "variation": "0.4",
+    "stems": "yes",
+    "quality": "Draft",
     "noise": "Device",
     "latent_rescale": "0.9",
     "latent_shift": "-0.1",
@@ -160,7 +167,24 @@ def nested(source: str, body: dict[str, object]) -> dict[str, object]:
 
 
 def test_every_field_has_a_sample_here() -> None:
-    assert set(WRITTEN) | set(EMBEDDED_AUDIO) == set(GenerationRequest.model_fields)
+    assert set(WRITTEN) | set(EMBEDDED_AUDIO) | {"source_task_id"} == set(GenerationRequest.model_fields)
+
+
+def test_a_song_of_an_earlier_task_outranks_source_audio() -> None:
+    body = {"task_type": "cover", "sourceTaskId": " song-1 ", "src_audio_path": "s3://songs/a.wav"}
+    request, warnings = parse_request(body)
+    assert (request.source_task_id, request.src_audio_path, request.has_source) == ("song-1", None, True)
+    assert warnings == (
+        "'src_audio_path' = s3://songs/a.wav: source_task_id is given, too, and outranks it; it is ignored",
+    )
+    with pytest.raises(RequestInvalid, match="source_task_id is given, too"):
+        parse_request(body, strict=True)
+
+
+def test_what_the_operator_has_set_was_not_given_by_the_producer() -> None:
+    request, _ = parse_request({"prompt": "jazz"}, defaults={"audio_format": "flac", "batch_size": 2})
+    assert (request.audio_format, request.batch_size) == ("flac", 2)
+    assert request.model_fields_set == {"prompt"}
 
 
 def test_an_empty_body_is_ace_steps_defaults() -> None:
@@ -212,6 +236,14 @@ def test_each_field_is_read_exactly() -> None:
         "dcw_wavelet": "db4",
         "retake_seed": 5,
         "retake_variance": 0.3,
+        "source_task_id": None,
+        "source_index": 2,
+        "extend_left_s": 10.0,
+        "extend_right_s": 30.0,
+        "replace_lines": {"la la": "do do"},
+        "variation": 0.4,
+        "stems": True,
+        "quality": "draft",
         "noise": "device",
         "latent_rescale": 0.9,
         "latent_shift": -0.1,

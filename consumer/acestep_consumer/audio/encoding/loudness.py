@@ -18,14 +18,19 @@ _NO_PEAK_DB: Final = -100.0
 
 @dataclass(frozen=True, slots=True)
 class Loudness:
-    """Integrated loudness in LUFS, None for silence, and true peak in dB of full scale."""
+    """Integrated loudness in LUFS, None for silence, and true peak in dB of full scale.
+
+    ``raised_db``: what the song was raised by since it was measured.
+    """
 
     lufs: float | None
     true_peak_db: float
+    raised_db: float = 0.0
 
     def raised(self, gain_db: float) -> "Loudness":
         """Return the loudness of the song at another level."""
-        return Loudness(None if self.lufs is None else self.lufs + gain_db, self.true_peak_db + gain_db)
+        lufs = None if self.lufs is None else self.lufs + gain_db
+        return Loudness(lufs, self.true_peak_db + gain_db, self.raised_db + gain_db)
 
 
 def gain_db(measured: Loudness, target_lufs: float, ceiling_db: float) -> float:

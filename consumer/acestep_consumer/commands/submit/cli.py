@@ -20,6 +20,7 @@ BODY: Final = "Any field"
 MUSIC: Final = "Music"
 GENERATION: Final = "Generation"
 AUDIO: Final = "Audio input"
+FROM: Final = "Songs from songs"
 QUEUE: Final = "Queue"
 RESULT: Final = "Result"
 
@@ -148,6 +149,39 @@ def submit(
         str | None,
         typer.Option(metavar="URL", help="Audio whose timbre to follow: s3:// or https://.", rich_help_panel=AUDIO),
     ] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="TASK_ID",
+            help="Task whose song is worked on, in place of --source.",
+            rich_help_panel=FROM,
+        ),
+    ] = None,
+    from_index: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Which of its songs, from 0; unset: the first.", rich_help_panel=FROM),
+    ] = None,
+    extend_left: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Add so much before the song.", rich_help_panel=FROM)
+    ] = None,
+    extend_right: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Add so much after the song.", rich_help_panel=FROM)
+    ] = None,
+    variation: Annotated[
+        float | None,
+        typer.Option(metavar="N", help="Make the song again: 0 is the same, 1 another one.", rich_help_panel=FROM),
+    ] = None,
+    stems: Annotated[
+        bool | None,
+        typer.Option("--stems", help="Every track of the song, a file each (base models).", rich_help_panel=FROM),
+    ] = None,
+    quality: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="`draft`, or `final`: with --from, that draft well made.", rich_help_panel=FROM
+        ),
+    ] = None,
     task_id: Annotated[
         str | None, typer.Option(metavar="ID", help="Idempotency key; unset: a new one.", rich_help_panel=QUEUE)
     ] = None,
@@ -192,6 +226,13 @@ def submit(
     would reject is not sent (exit code 2), nor is one with a wrong value of a flag, or with `--strict` any wrong value.
     `acestep-consumer check` says what a worker of a given tier makes of it.
 
+    A song can come from an earlier one, by its task id; new lines for it are a field (`--set`):
+
+    - `submit --from first-take --extend-right 30` – 30 seconds more
+    - `submit --from first-take --variation 0.3` – nearly the same song
+    - `submit --from first-take --set 'replace_lines={"old line": "new line"}'`
+    - `submit --prompt "slow jazz" --quality draft`, then `submit --from DRAFT --quality final`
+
     Prints the task id, and on a terminal the position in the queue and when to expect the songs. That is an estimate
     from the queue and the latest jobs; requests with a higher priority can delay it.
 
@@ -223,6 +264,13 @@ def submit(
         "task_type": task_type,
         "src_audio_path": source,
         "reference_audio_path": reference,
+        "source_task_id": from_,
+        "source_index": from_index,
+        "extend_left_s": extend_left,
+        "extend_right_s": extend_right,
+        "variation": variation,
+        "stems": stems,
+        "quality": quality,
         "on_limit": on_limit,
     }
     options = run.SubmitOptions(

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from acestep_consumer.domain import edits
+from acestep_consumer.domain.errors import InvalidRequest
 from acestep_consumer.domain.parse import form_document
 from acestep_consumer.domain.tasks import TASKS
 from acestep_consumer.policy.tiers import MAX_BATCH, MAX_DURATION_S
@@ -42,6 +44,13 @@ FLAGS: Final = {
     "task_type": "--task-type",
     "src_audio_path": "--source",
     "reference_audio_path": "--reference",
+    "source_task_id": "--from",
+    "source_index": "--from-index",
+    "extend_left_s": "--extend-left",
+    "extend_right_s": "--extend-right",
+    "variation": "--variation",
+    "stems": "--stems",
+    "quality": "--quality",
     "on_limit": "--on-limit",
 }
 """The flag of each field that has one."""
@@ -132,6 +141,10 @@ def check(body: Mapping[str, object], from_flags: frozenset[str], *, strict: boo
         request, warnings = _leniently(body, from_flags)
     if TASKS[request.task_type].lacks_source(request):
         raise RequestRefused(_problem("task_type", request.task_type, "needs source audio (--source)", from_flags))
+    try:
+        edits.check(request)
+    except InvalidRequest as error:
+        raise _refusal(error.problems, from_flags) from None
     outside = tuple(_outside_bounds(request, from_flags))
     if not outside:
         return warnings

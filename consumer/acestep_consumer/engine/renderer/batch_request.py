@@ -8,6 +8,7 @@ from functools import cache
 
 import torch
 
+from acestep_consumer.engine.renderer.latents import FinalLatents
 from acestep_consumer.engine.renderer.lora import Loras
 from acestep_consumer.engine.renderer.lyric_alignment import LyricTokens
 from acestep_consumer.engine.renderer.model_runner import ModelRunner
@@ -28,23 +29,29 @@ class RequestCallbacks:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AudioCopy:
-    """A device-to-host copy of one song's audio; ``copied`` is None where the copy was synchronous."""
+    """A device-to-host copy of one song's audio; ``copied`` is None where the copy was synchronous.
+
+    ``latents``: the song's final latents, copied with it, where they are kept.
+    """
 
     audio: torch.Tensor
     copied: torch.cuda.Event | None = None
+    latents: FinalLatents | None = None
 
     @classmethod
-    def start(cls, audio: torch.Tensor) -> "AudioCopy":
+    def start(cls, audio: torch.Tensor, latents: FinalLatents | None = None) -> "AudioCopy":
         """Start the copy of [channels, samples] to RAM without waiting for it."""
         if audio.device.type != "cuda":
-            return cls(audio.cpu())
+            return cls(audio.cpu(), latents=latents and latents.to_host())
         stream = _copy_stream(audio.device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             on_host = audio.to("cpu", non_blocking=True)
+            latents_on_host = latents and latents.to_host()
             copied = stream.record_event()
-        audio.record_stream(stream)
-        return cls(on_host, copied)
+        for tensor in (audio, *(latents.tensors if latents else ())):
+            tensor.record_stream(stream)
+        return cls(on_host, copied, latents_on_host)
 
     def wait(self) -> torch.Tensor:
         """Return the audio, float32 [channels, samples], once it is in RAM."""
@@ -84,6 +91,7 @@ class BatchRequest:
 
     ``bytes``: device memory that its samples take. ``exclusive``: no other job may be on the device with it.
     ``waited``: it had to wait for memory at least once. ``rank``: its place among those that have not begun.
+    ``keep_latents``: whether the final latents are copied with the audio.
     """
 
     runner: ModelRunner
@@ -96,6 +104,7 @@ class BatchRequest:
     exclusive: bool = False
     waited: bool = False
     rank: float = 0.0
+    keep_latents: bool = False
     _decoded: set[int] = field(default_factory=set)
 
     @property

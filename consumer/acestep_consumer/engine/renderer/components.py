@@ -14,6 +14,7 @@ from diffusers import AceStepPipeline
 
 from acestep_consumer.domain.job import LoadedModel
 from acestep_consumer.engine.renderer.checkpoint import ModelHandle
+from acestep_consumer.engine.renderer.latents import LatentSpace
 from acestep_consumer.engine.renderer.lyric_alignment import existing_heads
 from acestep_consumer.engine.renderer.offload import ModuleSwapper
 from acestep_consumer.engine.renderer.packed_dit import PackedDit
@@ -42,6 +43,7 @@ class Components:
         self.alignment_heads_named = handle.alignment_heads is not None
         self.alignment_heads = existing_heads(handle.alignment_heads, components["transformer"].config)
         self.decoder = decoder
+        self.latent_space = LatentSpace.of(components["vae"], handle.model.latent_rate)
         self.dtype: torch.dtype = components["transformer"].dtype
         self.swapper: ModuleSwapper | None = None
 

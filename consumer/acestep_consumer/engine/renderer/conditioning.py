@@ -139,6 +139,7 @@ class Conditioner:
                 switch=None if text_only is None else _switch(arguments, times, others[0], text_only[index]),
                 kept=self._kept(request, index),
                 heard_frames=source.frames,
+                level=arguments.level(self._pipeline.sample_rate),
                 peak=None if arguments.kept_samples(self._pipeline.sample_rate) else arguments.output.peak,
                 alignment=request.prepared.alignment,
             )

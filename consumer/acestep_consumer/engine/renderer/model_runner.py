@@ -14,7 +14,7 @@ from acestep_consumer.engine.renderer.conditioning import Conditioner
 from acestep_consumer.engine.renderer.denoiser import Denoiser
 from acestep_consumer.engine.renderer.lora import AdaptedModelCache, Lora, Loras
 from acestep_consumer.engine.renderer.offload import ModuleSwapper
-from acestep_consumer.engine.renderer.output import invalid_if_zero, limited, normalised
+from acestep_consumer.engine.renderer.output import gain_of, invalid_if_zero, limited, normalised
 from acestep_consumer.engine.renderer.packed_dit import PackedDit
 from acestep_consumer.engine.renderer.pipeline_arguments import INSTRUMENTAL, PipelineArguments
 from acestep_consumer.engine.renderer.prepare import PreparedRequest, RequestPreparer
@@ -95,10 +95,23 @@ class ModelRunner:
             audio if sample.heard_frames is None else audio[:, : sample.heard_frames * decoder.hop]
             for sample, audio in zip(samples, decoded, strict=True)
         ]
+        heard = [
+            audio if sample.level == 1 else audio * sample.level for sample, audio in zip(samples, heard, strict=True)
+        ]
+        for sample, audio in zip(samples, heard, strict=True):
+            sample.gain = gain_of(audio, sample.peak)
         return [
             limited(audio) if sample.peak is None else normalised(audio, sample.peak)
             for sample, audio in zip(samples, heard, strict=True)
         ]
+
+    def encode_audio(self, source: torch.Tensor, seed: int, *, tiled: bool) -> torch.Tensor:
+        """Return latents of ``source``, [channels, samples], sampled with this seed: [frames, channels] in RAM."""
+        parts = self.parts
+        parts.vae.generators, parts.vae.use_tiling = generators_for((seed,)), tiled
+        latents, _ = parts.pipeline.prepare_src_latents(device=parts.device, dtype=parts.dtype, src_audio=source)
+        found: torch.Tensor = latents[0].cpu()
+        return found
 
     def tokenize_audio(self, source: torch.Tensor, seed: int) -> tuple[int, ...]:
         """Return the audio codes of ``source``, [channels, samples], 5 a second."""

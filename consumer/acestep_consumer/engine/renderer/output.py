@@ -52,6 +52,13 @@ def limited(audio: torch.Tensor) -> torch.Tensor:
     return audio / audio.abs().amax().clamp(min=1.0)
 
 
+def gain_of(audio: torch.Tensor, peak: float | None) -> torch.Tensor:
+    """Return what ``normalised`` (``peak`` None: ``limited``) multiplies a song by, on its device."""
+    loudest = audio.abs().amax()
+    limit = 1.0 / loudest.clamp(min=1.0)
+    return limit if peak is None else limit * _gain(loudest * limit, peak)
+
+
 def normalised(audio: torch.Tensor, peak: float = MINUS_1_DB) -> torch.Tensor:
     """Return a song, [channels, samples], at the level of ACE-Step's pipeline: its peak at ``peak``, -1 dBFS.
 

@@ -4,6 +4,7 @@
 A new field of the request is one field of ``PipelineArguments``, set in ``arguments_for`` and read where it acts.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from acestep_consumer.domain.job import Job, LoadedModel, Plan
 from acestep_consumer.domain.tasks import TASKS, Variant
 from acestep_consumer.engine.renderer.dcw import Dcw
 from acestep_consumer.engine.renderer.flow_edit import FlowEditRequest
+from acestep_consumer.engine.renderer.latents import PlacedLatents, SourceLatents
 from acestep_consumer.engine.renderer.output import KeptSamples, OutputRules
 from acestep_consumer.engine.renderer.sample import SamplerOptions
 from acestep_consumer.engine.renderer.window import KeepRules, Window, keep_rules
@@ -29,6 +31,8 @@ INSTRUMENTAL = "[Instrumental]"
 
 _NO_GUIDANCE = 1.0
 _TAG = re.compile(r"\[[^\]]*\]")
+_WHOLE = 1e-3
+"""Frames by which a length in frames may miss a whole number."""
 # A caption in the form of the model's training, as ACE-Step's own tools save it.
 _TRAINING_CAPTION = re.compile(r"# *Instruction\b.*?# *Caption *\n(.*?)(?:\n\s*# *Metas|$)", re.DOTALL)
 
@@ -65,6 +69,7 @@ class PipelineArguments:
         audio_duration: seconds that the text condition names, and the length of a song from text alone; None: the
             length of ``src_audio`` or of ``audio_codes``, else the pipeline's default.
         src_audio: source audio, [2, samples] at the model's sample rate.
+        src_latents: latents of ``src_audio``, which are used in place of encoding it; None: it is encoded.
         reference_audio: timbre reference, [2, samples] at the model's sample rate.
         repainting_start: seconds into ``src_audio``; None: no window, the whole song is made.
         repainting_end: seconds into ``src_audio``; None: its end.
@@ -105,6 +110,7 @@ class PipelineArguments:
     device_noise: bool = False
     audio_duration: float | None = None
     src_audio: torch.Tensor | None = None
+    src_latents: PlacedLatents | None = None
     reference_audio: torch.Tensor | None = None
     repainting_start: float | None = None
     repainting_end: float | None = None
@@ -131,6 +137,15 @@ class PipelineArguments:
         window = Window.of(self.repainting_start, self.repainting_end, sample_rate, self.src_audio.shape[-1])
         return None if window.whole else KeptSamples(self.src_audio, window, int(self.keep.samples_s * sample_rate))
 
+    def level(self, sample_rate: int) -> float:
+        """Return what the decoded samples are multiplied by before anything else.
+
+        Latents have the level of the decoder, and the samples that are kept around a window that of their file.
+        """
+        if self.src_latents is None or self.kept_samples(sample_rate) is None:
+            return 1.0
+        return self.src_latents.gain
+
     @property
     def switches(self) -> bool:
         """Whether the text alone steers the song from some step on."""
@@ -144,10 +159,11 @@ class PipelineArguments:
 
 @dataclass(frozen=True, slots=True)
 class DecodedInputs:
-    """Decoded audio inputs, [2, samples] each at the model's sample rate."""
+    """Decoded audio inputs, [2, samples] each at the model's sample rate; and the source's own latents, if any."""
 
     source: torch.Tensor | None = None
     reference: torch.Tensor | None = None
+    latents: SourceLatents | None = None
 
 
 def codes_of(job: Job, plan: Plan) -> tuple[str, ...]:
@@ -201,6 +217,7 @@ def arguments_for(
         device_noise=asked.noise == "device",
         audio_duration=material.audio_duration,
         src_audio=material.src_audio,
+        src_latents=material.src_latents,
         reference_audio=inputs.reference,
         repainting_start=material.repainting_start,
         repainting_end=material.repainting_end,
@@ -226,6 +243,7 @@ class _Material:
 
     audio_duration: float | None = None
     src_audio: torch.Tensor | None = None
+    src_latents: PlacedLatents | None = None
     repainting_start: float | None = None
     repainting_end: float | None = None
     audio_codes: tuple[tuple[int, ...], ...] = ()
@@ -285,6 +303,7 @@ class _MaterialBuilder:
             # As in ACE-Step, its text names the planned length, while the song is as long as the source.
             audio_duration=self._named if self._request.task_type == "complete" else None,
             src_audio=self.inputs.source[:, : round(seconds * self.model.sample_rate)],
+            src_latents=self._placed(0.0, seconds),
         )
 
     def _windowed(self, source: torch.Tensor) -> _Material:
@@ -302,6 +321,7 @@ class _MaterialBuilder:
         material = _Material(
             audio_duration=min(seconds, length / rate) if extended else None,
             src_audio=pad(source, (int(before * rate), silence))[:, :length],
+            src_latents=self._placed(before, length / rate),
         )
         if end is not None and end <= asked.repainting_start:
             return material
@@ -310,6 +330,24 @@ class _MaterialBuilder:
             repainting_start=asked.repainting_start + before,
             repainting_end=None if end is None else end + before,
         )
+
+    def _placed(self, before: float, seconds: float) -> PlacedLatents | None:
+        """Return the source's latents in a song of so many seconds, ``before`` of them silence before the source.
+
+        None where there are none, or they would lie beside their samples: silence is whole frames.
+        """
+        latents, source, rate = self.inputs.latents, self.inputs.source, self.model.latent_rate
+        if latents is None or source is None:
+            return None
+        first = round(before * rate)
+        if abs(first - before * rate) > _WHOLE:
+            frame = 1 / rate
+            self.warnings.append(f"the source's audio was encoded: its latents begin at multiples of {frame:g} seconds")
+            return None
+        added = seconds - before - source.shape[-1] / self.model.sample_rate
+        after = math.ceil(added * rate - _WHOLE) if added > 0 else 0
+        cut = math.ceil(seconds * rate) - first if added < 0 else len(latents.values)
+        return PlacedLatents(latents.values[: max(cut, 0)], latents.gain, before=first, after=after)
 
     def _duration(self) -> float | None:
         """Return the seconds of a song from text alone; None is the pipeline's default, 60."""

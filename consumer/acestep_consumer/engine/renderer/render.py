@@ -5,10 +5,11 @@ One call is one job, in a thread of its own.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from time import perf_counter
 
@@ -21,11 +22,26 @@ from acestep_consumer.audio.formats import FORMATS, Format
 from acestep_consumer.audio.measures import measures_of
 from acestep_consumer.domain.audio_codes import format_codes
 from acestep_consumer.domain.errors import Cancelled, InputUnreadable, InvalidRequest
-from acestep_consumer.domain.job import LoadedModel, Rendering, TokenizedSource, Track
+from acestep_consumer.domain.job import (
+    SIDE_FILE_SUFFIXES,
+    LoadedModel,
+    Rendering,
+    SideFile,
+    TokenizedSource,
+    Track,
+)
 from acestep_consumer.domain.ports import Report
 from acestep_consumer.engine.messages import Render, TokenizeAudio
 from acestep_consumer.engine.renderer.batch_request import AudioCopy, BatchFutures, RequestCallbacks
 from acestep_consumer.engine.renderer.errors import translate
+from acestep_consumer.engine.renderer.latents import (
+    FinalLatents,
+    LatentsUnusable,
+    PlacedLatents,
+    SourceLatents,
+    read_latents,
+    write_latents,
+)
 from acestep_consumer.engine.renderer.loudness_report import loudness_adjustments
 from acestep_consumer.engine.renderer.lyric_alignment import AlignedLyrics, LyricTokens, align
 from acestep_consumer.engine.renderer.lyric_files import write_lyrics
@@ -63,6 +79,7 @@ class RenderResources:
         encoders: encode and measure the songs; None: this process does.
         tags: whether files say what they are.
         scores: weighs the measures of candidates.
+        keep_latents: whether the songs' final latents are written beside them.
     """
 
     scheduler: Scheduler
@@ -71,6 +88,7 @@ class RenderResources:
     encoders: EncoderPool | None = None
     tags: bool = True
     scores: ScoreTable = BUILT_IN
+    keep_latents: bool = False
 
     def decode(self, path: Path, sample_rate: int, what: str, stopped: Stopped) -> codec.Samples:
         """Decode one input, as ``audio.codec.decode`` does, when a decoder is free."""
@@ -138,25 +156,43 @@ def _require_length(audio: codec.Samples, model: LoadedModel, what: str) -> None
 
 
 @dataclass(frozen=True, slots=True)
-class _PendingSongs:
-    """A job's songs that are not encoded yet, as ``BatchFutures``: emptied, so that each is freed when it is done."""
+class _PendingSong:
+    """A song that is not decoded yet. ``place``: among the songs of its ``BatchFutures``, whose matrices these are."""
 
-    audio: deque[Future[AudioCopy]]
-    matrices: dict[int, AudioCopy | None]
+    audio: Future[AudioCopy]
+    place: int
+    matrices: Mapping[int, AudioCopy | None]
     lyrics: LyricTokens | None
+
+
+_PendingSongs = deque[_PendingSong]
+"""A job's songs in order. It is emptied, so that each is freed when it is done."""
+
+
+def _pending(futures: Sequence[BatchFutures]) -> Iterator[_PendingSong]:
+    for each in futures:
+        for place, song in enumerate(each.audio):
+            yield _PendingSong(song, place, each.matrices, each.lyrics)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _DecodedSong:
+    """A song in RAM: its samples, its alignment and its final latents, where they are wanted."""
+
+    audio: torch.Tensor
+    matrices: AudioCopy | None
+    lyrics: LyricTokens | None
+    latents: FinalLatents | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Song:
-    """One song of a job, as it is encoded. ``index``: its place among the job's songs, in the order of the seeds.
+    """One song of a job, as it is encoded. ``aligned``: its lyrics with times; None: they were not asked for."""
 
-    ``aligned``: its lyrics with times; None: they were not asked for.
-    """
-
-    index: int
     seed: int
     audio: torch.Tensor
     aligned: AlignedLyrics | None
+    latents: FinalLatents | None
 
 
 def _fewer_kept(kept: int, asked: int) -> Iterator[str]:
@@ -172,23 +208,34 @@ class _JobRenderer:
         self._report = report
         self._stopped = stopped
         self._model = resources.scheduler.models[message.job.model.used]
+        self._warnings: list[str] = []
+        self._ended = False
 
     def run(self) -> Rendering:
         started = perf_counter()
         self._raise_if_stopped()
         inputs = self._decode_inputs()
         arguments = arguments_for(self._job, self._message.plan, self._model, inputs)
-        futures = self._submit(arguments)
-        warnings = futures.warnings
-        songs = _PendingSongs(deque(futures.audio), futures.matrices, futures.lyrics)
-        del futures
-        encode = self._encode if self._job.request.candidates is None else self._encode_best
-        made = encode(songs, arguments)
+        try:
+            futures = self._submit(self._parts(arguments))
+            warnings = [each.warnings for each in futures]
+            songs = deque(_pending(futures))
+            del futures
+            encode = self._encode if self._job.request.candidates is None else self._encode_best
+            made = encode(songs, arguments)
+        finally:
+            self._ended = True
         return replace(
             made,
             render_s=perf_counter() - started - made.encode_s,
             adjustments=(*arguments.adjustments, *loudness_adjustments(self._job.request, made.tracks)),
-            warnings=(*arguments.warnings, *self._loudness_warnings(arguments), *warnings, *made.warnings),
+            warnings=(
+                *self._warnings,
+                *arguments.warnings,
+                *self._loudness_warnings(arguments),
+                *dict.fromkeys(chain(*warnings)),
+                *made.warnings,
+            ),
         )
 
     def _loudness_warnings(self, arguments: PipelineArguments) -> Iterator[str]:
@@ -206,25 +253,76 @@ class _JobRenderer:
             return torch.from_numpy(audio)
 
         sources = self._message.sources
-        source = sources.source if reads_source(self._job, self._message.plan) else None
-        return DecodedInputs(decode(source, "the source audio"), decode(sources.reference, "the reference audio"))
+        source = decode(sources.source if reads_source(self._job, self._message.plan) else None, "the source audio")
+        reference = decode(sources.reference, "the reference audio")
+        return DecodedInputs(source, reference, None if source is None else self._latents_of(source))
 
-    def _submit(self, arguments: PipelineArguments) -> BatchFutures:
+    def _latents_of(self, source: torch.Tensor) -> SourceLatents | None:
+        """Return the source's own latents; None where they are no use, with a warning: it is encoded then."""
+        if self._job.source is None or self._job.source.latents is None:
+            return None
+        path, seconds = self._message.sources.source_latents, source.shape[-1] / self._model.sample_rate
+        try:
+            return read_latents(path, self._resources.scheduler.latent_spaces[self._model.name], seconds)
+        except LatentsUnusable as error:
+            self._warnings.append(f"the source's audio was encoded, and its latents were not used: {error}")
+            return None
+
+    def _parts(self, arguments: PipelineArguments) -> Sequence[PipelineArguments]:
+        """Return the arguments of what is rendered: all songs together, or each stem, whose text differs, by itself.
+
+        Stems share batches as different jobs do. Their source is encoded once.
+        """
+        asked = self._job.request
+        if not asked.stems or arguments.src_audio is None:
+            return (arguments,)
+        latents = arguments.src_latents or PlacedLatents(
+            self._resources.scheduler.encode_audio(
+                self._model.name, arguments.src_audio, arguments.seeds[0], tiled=arguments.tiled
+            )
+        )
+        alone = replace(
+            arguments, src_latents=latents, seeds=arguments.seeds[:1], retake_seeds=arguments.retake_seeds[:1]
+        )
+        return [replace(alone, track_name=name) for name in asked.track_classes]
+
+    def _submit(self, parts: Sequence[PipelineArguments]) -> list[BatchFutures]:
         loras = loras_of(self._job.request, self._message.sources.loras)
-        callbacks = RequestCallbacks(self._stopped, lambda done: self._report(_DENOISING * done, "render"))
-        rank = self._job.rank
-        return self._resources.scheduler.submit(self._model.name, arguments, loras, callbacks, rank=rank)
+        done = [0.0] * len(parts)
+
+        def progress_of(part: int) -> Callable[[float], None]:
+            def progressed(fraction: float) -> None:
+                done[part] = fraction
+                self._report(_DENOISING * sum(done) / len(done), "render")
+
+            return progressed
+
+        return [
+            self._resources.scheduler.submit(
+                self._model.name,
+                each,
+                loras,
+                RequestCallbacks(self._is_over, progress_of(part)),
+                rank=self._job.rank,
+                keep_latents=self._resources.keep_latents,
+            )
+            for part, each in enumerate(parts)
+        ]
+
+    def _is_over(self) -> bool:
+        """Whether nobody waits for more songs: the job was stopped, or one of its songs has failed."""
+        return self._ended or self._stopped()
 
     def _encode(self, songs: _PendingSongs, arguments: PipelineArguments) -> Rendering:
         """Encode each song as soon as it is decoded; the seconds are those of the last one."""
         tracks, took_s, count = [], 0.0, len(self._job.seeds)
         for index, seed in enumerate(self._job.seeds):
-            audio = self._next_song(songs)
-            aligned = self._aligned(songs, index)
+            decoded = self._next_song(songs)
+            aligned = self._aligned(decoded)
             with self._resources.encoder(self._stopped) as encode:
                 self._report(index / count, "encode")
                 begun = perf_counter()
-                song = _Song(index, seed, self._finished(audio, arguments), aligned)
+                song = _Song(seed, self._finished(decoded.audio, arguments), aligned, decoded.latents)
                 tracks.append(self._track(encode, song, index, arguments))
                 took_s = perf_counter() - begun
         self._report(1.0, "encode")
@@ -240,17 +338,18 @@ class _JobRenderer:
         work = len(self._job.seeds) + asked.keep
         chosen: BestSongs[_Song] = BestSongs(asked.keep, self._resources.scores)
         for index, seed in enumerate(self._job.seeds):
-            audio = self._next_song(songs)
+            decoded = self._next_song(songs)
             last_s = perf_counter()
             with self._resources.measurer(self._stopped) as measure:
                 self._report(index / work, "encode")
-                audio = self._finished(audio, arguments)
+                audio = self._finished(decoded.audio, arguments)
                 measures = measure(audio.numpy(), self._model.sample_rate)
             # Attention that is not a number cannot be warped.
-            aligned = None if measures is None else self._aligned(songs, index)
+            aligned = None if measures is None else self._aligned(decoded)
             lyrics = {} if aligned is None else {"lyrics": aligned.score}
-            chosen.add(seed, _Song(index, seed, audio, aligned), None if measures is None else measures | lyrics)
-            del audio
+            song = _Song(seed, audio, aligned, decoded.latents)
+            chosen.add(seed, song, None if measures is None else measures | lyrics)
+            del audio, decoded, song
         tracks = []
         for place, song in enumerate(chosen.best):
             self._raise_if_stopped()
@@ -267,13 +366,27 @@ class _JobRenderer:
             warnings=tuple(_fewer_kept(len(tracks), asked.keep)),
         )
 
-    def _next_song(self, songs: _PendingSongs) -> torch.Tensor:
-        """Wait for the next song to be decoded, and return its samples."""
-        audio = songs.audio.popleft().result().wait()
-        if not songs.audio:
+    def _next_song(self, songs: _PendingSongs) -> _DecodedSong:
+        """Wait for the next song to be decoded."""
+        pending = songs.popleft()
+        copy = pending.audio.result()
+        audio = copy.wait()
+        if not songs:
             self._report(1.0, "render")
         self._raise_if_stopped()
-        return audio
+        return _DecodedSong(audio, pending.matrices.get(pending.place), pending.lyrics, copy.latents)
+
+    def _latents_file(
+        self, latents: FinalLatents, place: int, arguments: PipelineArguments, raised_db: float
+    ) -> SideFile:
+        """Write a song's final latents beside it. ``raised_db``: what its samples were raised by for their loudness."""
+        rate, name = self._model.sample_rate, self._model.name
+        # Around a window, the file's samples are those of the source, at its level.
+        kept = arguments.kept_samples(rate) is not None
+        gain = arguments.level(rate) if kept else latents.gain.item()
+        path = self._message.folder / f"{place}{SIDE_FILE_SUFFIXES['latents']}"
+        space = self._resources.scheduler.latent_spaces[name]
+        return write_latents(latents, path, model=name, space=space, gain=gain * 10 ** (raised_db / 20))
 
     def _finished(self, audio: torch.Tensor, arguments: PipelineArguments) -> torch.Tensor:
         """Return the song with the kept samples of its source, and with its fades."""
@@ -282,12 +395,11 @@ class _JobRenderer:
             audio = spliced(audio, kept, output.peak)
         return faded(audio, output, rate)
 
-    def _aligned(self, songs: _PendingSongs, index: int) -> AlignedLyrics | None:
+    def _aligned(self, song: _DecodedSong) -> AlignedLyrics | None:
         """Return the lyrics' times and score; None: they were not asked for, or could not be found."""
-        matrices = songs.matrices.pop(index, None)
-        if matrices is None or songs.lyrics is None:
+        if song.matrices is None or song.lyrics is None:
             return None
-        return align(matrices.wait(), songs.lyrics, self._resources.scheduler.frame_s(self._model.name))
+        return align(song.matrices.wait(), song.lyrics, self._resources.scheduler.frame_s(self._model.name))
 
     def _track(self, encode: codec.Encode, song: _Song, place: int, arguments: PipelineArguments) -> Track:
         """Encode a song as the file of this place, ``0.mp3`` and so on."""
@@ -310,11 +422,21 @@ class _JobRenderer:
             sample_rate=file.sample_rate,
             channels=file.channels,
             duration_s=file.duration_s,
-            side_files=write_lyrics(lines, stem) if lines else (),
+            track=self._job.request.track_classes[place] if self._job.request.stems else None,
+            side_files=tuple(self._side_files(song, place, arguments, file.levels)),
             lyrics=lines,
             lyric_score=None if song.aligned is None else round(song.aligned.score, 4),
-            loudness=None if file.levels is None else Loudness(**asdict(file.levels)),
+            loudness=file.levels and Loudness(lufs=file.levels.lufs, true_peak_db=file.levels.true_peak_db),
         )
+
+    def _side_files(
+        self, song: _Song, place: int, arguments: PipelineArguments, levels: codec.Levels | None
+    ) -> Iterator[SideFile]:
+        """Write what lies beside a song: its lyrics with times, its final latents."""
+        if song.aligned is not None and self._job.request.timestamps and song.aligned.lines:
+            yield from write_lyrics(song.aligned.lines, self._message.folder / str(place))
+        if song.latents is not None:
+            yield self._latents_file(song.latents, place, arguments, levels.raised_db if levels else 0.0)
 
     def _format(self, arguments: PipelineArguments, seed: int, lines: tuple[LyricLine, ...]) -> Format:
         """Return the format of a song's file, with its tags and with the request's own values."""

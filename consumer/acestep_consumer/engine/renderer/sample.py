@@ -15,6 +15,7 @@ import torch
 from acestep_consumer.engine.renderer.dcw import Dcw
 from acestep_consumer.engine.renderer.flow_edit import FlowEdit
 from acestep_consumer.engine.renderer.guidance import Guidance, Restraint
+from acestep_consumer.engine.renderer.latents import FinalLatents
 from acestep_consumer.engine.renderer.lyric_alignment import AlignmentRequest
 from acestep_consumer.engine.renderer.output import MINUS_1_DB
 from acestep_consumer.engine.renderer.pack import on_device
@@ -83,6 +84,8 @@ class Sample:
         heard_frames: the frames that are asked for, where the model works on more.
         peak: what the audio's peak is scaled to on the device; None: no scaling.
         alignment: the lyrics that it is aligned with when it is denoised; None: none.
+        level: what its decoded samples are multiplied by before their peak is looked at.
+        gain: what its decoded samples were multiplied by, once they are.
     """
 
     latents: torch.Tensor
@@ -98,6 +101,8 @@ class Sample:
     heard_frames: int | None = None
     peak: float | None = MINUS_1_DB
     alignment: AlignmentRequest | None = None
+    level: float = 1.0
+    gain: torch.Tensor | None = None
     step: int = 0
     restraint: Restraint = field(default_factory=Restraint)
     _predicted: _Prediction | None = None
@@ -106,6 +111,13 @@ class Sample:
     def frames(self) -> int:
         """Length in latent frames."""
         return self.latents.shape[0]
+
+    @property
+    def final_latents(self) -> FinalLatents | None:
+        """The latents that were decoded, as far as they are heard; None before that."""
+        if self.gain is None:
+            return None
+        return FinalLatents(self.latents[: self.heard_frames].to(torch.float16), self.gain)
 
     @property
     def steps(self) -> int:

@@ -34,6 +34,7 @@ from acestep_consumer.engine.renderer.cuda_graphs import raise_recompile_limit
 from acestep_consumer.engine.renderer.degradation import Degradation, DeviceStage
 from acestep_consumer.engine.renderer.device_clock import DeviceClock
 from acestep_consumer.engine.renderer.errors import is_fatal, is_out_of_memory
+from acestep_consumer.engine.renderer.latents import LatentSpace
 from acestep_consumer.engine.renderer.lora import Loras
 from acestep_consumer.engine.renderer.model_runner import ModelRunner
 from acestep_consumer.engine.renderer.offload import ModuleSwapper
@@ -92,9 +93,10 @@ class Scheduler:
         self.clock = DeviceClock(device)
         self.stats = SchedulerStats()
         self.models: Mapping[str, LoadedModel] = {name: runner.parts.model for name, runner in runners.items()}
+        self.latent_spaces: Mapping[str, LatentSpace] = {n: runner.parts.latent_space for n, runner in runners.items()}
         threading.Thread(target=self._run, name="device", daemon=True).start()
 
-    def submit(
+    def submit(  # noqa: PLR0913 - a job, and how it is queued
         self,
         model: str,
         arguments: PipelineArguments,
@@ -102,8 +104,11 @@ class Scheduler:
         callbacks: RequestCallbacks,
         *,
         rank: float = 0.0,
+        keep_latents: bool = False,
     ) -> BatchFutures:
         """Queue one job by its rank. Returns at once; the futures raise the job's error, ``Cancelled`` among them.
+
+        With ``keep_latents`` the songs have their final latents with them.
 
         Raises ``ValueError`` and ``TypeError`` for arguments that the model refuses.
         """
@@ -111,12 +116,21 @@ class Scheduler:
         prepared = runner.preparer.prepare(arguments)
         futures = BatchFutures(tuple(Future() for _ in arguments.seeds), list(prepared.warnings), prepared.lyrics)
         held = len(arguments.seeds) * self.budget.held(prepared.length, prepared.condition_tokens)
-        self._inbox.put(BatchRequest(runner, lora, prepared, callbacks, held, futures, rank=rank))
+        self._inbox.put(
+            BatchRequest(runner, lora, prepared, callbacks, held, futures, rank=rank, keep_latents=keep_latents)
+        )
         return futures
 
     def tokenize_audio(self, model: str, source: torch.Tensor, seed: int) -> tuple[int, ...]:
         """Return the audio codes of ``source``, [channels, samples]: 5 a second. Blocks until the device is free."""
         return self.run_on_device(lambda: self._runners[model].tokenize_audio(source, seed))
+
+    def encode_audio(self, model: str, source: torch.Tensor, seed: int, *, tiled: bool) -> torch.Tensor:
+        """Return latents of ``source``, [channels, samples], as a song of this seed has them, [frames, channels].
+
+        Blocks until the device is free.
+        """
+        return self.run_on_device(lambda: self._runners[model].encode_audio(source, seed, tiled=tiled))
 
     def run_on_device(self, run: Callable[[], T]) -> T:
         """Run a short call on the device's thread, between two batches, and return its result."""
@@ -327,7 +341,8 @@ class Scheduler:
         finished = [(request, sample) for request in requests for sample in request.finished]
         decoded = requests[0].runner.decode([sample for _, sample in finished], self.degradation.tiles)
         for (request, sample), audio in zip(finished, decoded, strict=True):
-            request.deliver(sample, AudioCopy.start(audio))
+            latents = sample.final_latents if request.keep_latents else None
+            request.deliver(sample, AudioCopy.start(audio, latents))
             self.stats.songs_done += 1
             self.stats.audio_s += sample.frames / request.runner.parts.model.latent_rate
 

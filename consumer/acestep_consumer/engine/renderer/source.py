@@ -13,6 +13,8 @@ from typing import Any, Final
 import torch
 
 from acestep_consumer.engine.renderer.components import Components
+from acestep_consumer.engine.renderer.latents import PlacedLatents
+from acestep_consumer.engine.renderer.pack import on_device
 from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
 from acestep_consumer.engine.renderer.window import Window
 
@@ -57,7 +59,8 @@ class SourceEncoder:
         if code_latents:
             source = torch.stack(list(code_latents))
         elif audio is not None:
-            source = self._encoded(audio).expand(songs, -1, -1)
+            latents = arguments.src_latents
+            source = (self._encoded(audio) if latents is None else self._placed(latents)).expand(songs, -1, -1)
         else:
             source = self._silence(max(frames or 0, LEAST_FRAMES)).expand(songs, -1, -1)
         length, source = frames or source.shape[1], self._lengthened(source)
@@ -89,6 +92,11 @@ class SourceEncoder:
         latents, _ = self._pipeline.prepare_src_latents(**self._where(), src_audio=audio)
         found: torch.Tensor = latents
         return found
+
+    def _placed(self, latents: PlacedLatents) -> torch.Tensor:
+        """Return the source's own latents, [1, frames, channels]: no audio is encoded."""
+        values = on_device(latents.values, self._parts.device).to(self._parts.dtype)[None]
+        return torch.cat([self._silence(latents.before), values, self._silence(latents.after)], dim=1)
 
     def _tokenized(self, latents: torch.Tensor) -> torch.Tensor:
         """Return the latents that the audio codes of ``latents`` stand for: what is left of a song in a cover of it."""

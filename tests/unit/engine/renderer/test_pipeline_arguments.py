@@ -96,6 +96,7 @@ def test_a_bare_request_becomes_the_pipeline_defaults() -> None:
         "device_noise": False,
         "audio_duration": None,
         "src_audio": None,
+        "src_latents": None,
         "reference_audio": None,
         "repainting_start": None,
         "repainting_end": None,

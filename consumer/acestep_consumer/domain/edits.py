@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Songs from songs: what a request asks of an earlier result, in terms of the fields that exist. Pure.
+
+An edit in a musician's words (``extend_right_s``, ``replace_lines``, ``variation``, ``stems``, ``quality: final``) is
+resolved once, before admission. The request then has the values that do it, and none of the edit's own fields: sent
+again as it is, it does the same. Each value that was not given becomes an ``Edit`` of the event.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from pydantic import JsonValue
+
+from acestep_consumer.domain.audio_codes import format_codes, parse_codes
+from acestep_consumer.domain.errors import InvalidRequest
+from acestep_consumer.domain.job import SourceSong
+from acestep_consumer.domain.line_edits import rewritten
+from acestep_consumer.domain.tasks import TASKS, TRACK_CLASSES
+from acestep_schemas.events import Audio, Completed, Edit
+from acestep_schemas.request import FieldProblem, GenerationRequest
+
+EXTENSION_OVERLAP_S: Final = 1.0
+"""Seconds of the source that an extension makes anew, so that it goes on from what is played there."""
+
+FRAMES_PER_SECOND: Final = 25
+"""Latent frames. An extension to the left is a whole number of them: the source stays on their grid."""
+
+_DESCRIPTION: Final = ("prompt", "lyrics", "vocal_language", "bpm", "key_scale", "time_signature")
+_REPAINTS: Final = ("extend_left_s", "extend_right_s", "replace_lines")
+_TASK_OF_EDIT: Final = {**dict.fromkeys(_REPAINTS, "repaint"), "stems": "extract"}
+_ANALYSES: Final = ("full_analysis_only", "extract_codes_only")
+
+NOT_TAKEN_OVER: Final = frozenset(
+    {
+        # Of the message and its handling.
+        *("task_id", "strict", "on_limit", "on_model_unavailable", "queue_deadline_s"),
+        # How many songs, and which seeds: this one's, once.
+        *("batch_size", "candidates", "keep", "seed", "use_random_seed"),
+        # What is asked for now.
+        *("quality", "variation", "source_task_id", "source_index", "src_audio_path", *_TASK_OF_EDIT),
+        # In no manifest.
+        *("src_audio_base64", "reference_audio_base64"),
+    }
+)
+"""Fields that a song which is made again does not take over from its parent's request."""
+
+_STEPS: Final = ("inference_steps", "timesteps")
+_LM_OFF: Final[Mapping[str, JsonValue]] = {
+    **dict.fromkeys(("thinking", "sample_mode", "use_format", "use_cot_metas", "use_cot_caption"), False),
+    "use_cot_language": False,
+    "sample_query": "",
+}
+"""What the language model wrote is taken over, so it writes nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundSong:
+    """A song of a completed task."""
+
+    manifest: Completed
+    index: int
+
+    @property
+    def audio(self) -> Audio:
+        """The song itself."""
+        return self.manifest.audios[self.index]
+
+    @property
+    def name(self) -> str:
+        """The song in a sentence."""
+        return f"song {self.index} of {self.manifest.task_id}"
+
+    @property
+    def codes(self) -> str:
+        """The audio codes that it was made from, as text; blank where there were none."""
+        codes = self.manifest.audio_codes
+        return format_codes(codes[self.index] if self.index < len(codes) else codes[0]) if codes else ""
+
+    def description(self) -> dict[str, object]:
+        """Return what the song was described as, by the request or by the language model."""
+        metas, request = self.manifest.metas, self.manifest.request
+        return {
+            "prompt": metas.caption or request.prompt,
+            "lyrics": metas.lyrics or request.lyrics,
+            "vocal_language": metas.language or request.vocal_language,
+            "bpm": metas.bpm or request.bpm,
+            "key_scale": metas.keyscale or request.key_scale,
+            "time_signature": metas.timesignature or request.time_signature,
+        }
+
+    def as_source(self) -> SourceSong:
+        """Return the song as the source audio of another one."""
+        files = self.audio.files
+        latents = files.latents.uri if files is not None and files.latents is not None else None
+        return SourceSong(task_id=self.manifest.task_id, index=self.index, uri=self.audio.uri, latents=latents)
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """The request that does what was asked for, and what follows from the song that it names.
+
+    Attributes:
+        request: with the effective values.
+        edits: those that were not given.
+        source: the song whose audio is worked on; None: the request's own source, or none.
+        warnings: what could not be done as asked.
+    """
+
+    request: GenerationRequest
+    edits: tuple[Edit, ...] = ()
+    source: SourceSong | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def concerns(asked: GenerationRequest) -> bool:
+    """Whether there is anything to resolve."""
+    return asked.source_task_id is not None or any(True for _ in names(asked))
+
+
+def names(asked: GenerationRequest) -> Iterator[str]:
+    """Yield the edits that are asked for, by the names of their fields."""
+    for name in (*_REPAINTS, "variation"):
+        if getattr(asked, name) is not None:
+            yield name
+    if asked.stems:
+        yield "stems"
+
+
+def is_made_again(asked: GenerationRequest) -> bool:
+    """Whether the song that is named is made again, in place of being worked on."""
+    return asked.variation is not None or _finishes(asked)
+
+
+def check(asked: GenerationRequest) -> None:
+    """Refuse edits that contradict each other or lack what they need. Raises ``InvalidRequest``."""
+    problems = tuple(_problems(asked))
+    if problems:
+        raise InvalidRequest(problems)
+
+
+def resolve(asked: GenerationRequest, song: FoundSong | None) -> Resolution:
+    """Return what ``asked``, which ``check`` has passed, comes to; ``song`` is the one that it names, if it names one.
+
+    Where the song is made again, ``source`` is None: its request's own source is the caller's to find.
+
+    Raises:
+        InvalidRequest: the song does not have what the edit needs.
+    """
+    draft = _Draft(asked)
+    if song is not None and is_made_again(asked):
+        _make_again(draft, song)
+        return draft.resolution(None)
+    if song is not None and (asked.task_type == "repaint" or any(name in _REPAINTS for name in names(asked))):
+        for name, value in song.description().items():
+            draft.take(name, value, f"of {song.name}")
+        draft.take("model", song.manifest.model.used, f"of {song.name}")
+    if asked.extend_left_s is not None:
+        _extend_left(draft, asked.extend_left_s)
+    if asked.extend_right_s is not None and song is not None:
+        _extend_right(draft, asked.extend_right_s, song)
+    if asked.replace_lines is not None and song is not None:
+        _replace_lines(draft, asked.replace_lines, song)
+    if asked.stems:
+        _extract_stems(draft)
+    return draft.resolution(None if song is None else song.as_source())
+
+
+@dataclass(slots=True)
+class _Draft:
+    """The request while it is resolved."""
+
+    asked: GenerationRequest
+    values: dict[str, object] = field(default_factory=dict)
+    edits: list[Edit] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def set(self, name: str, value: object, because: str, *, shown: JsonValue = None) -> None:
+        """Set a field, and note it where that is another value; ``shown`` is what is noted in place of a long one."""
+        if getattr(self.asked, name) != value:
+            noted = shown if shown is not None else _json(value)
+            self.edits.append(Edit(field=name, value=noted, because=because))
+        self.values[name] = value
+
+    def take(self, name: str, value: object, because: str) -> None:
+        """Set a field that the request does not give."""
+        if name not in self.asked.model_fields_set:
+            self.set(name, value, because)
+
+    def resolution(self, source: SourceSong | None) -> Resolution:
+        done = {"extend_left_s": None, "extend_right_s": None, "replace_lines": None, "variation": None}
+        request = self.asked.model_copy(update={**done, **self.values})
+        return Resolution(request, tuple(self.edits), source, tuple(self.warnings))
+
+
+def _finishes(asked: GenerationRequest) -> bool:
+    """Whether ``quality: final`` is about the song that is named, and not about what is made of it."""
+    named = asked.source_task_id is not None and asked.quality == "final" and not any(True for _ in names(asked))
+    return named and "task_type" not in asked.model_fields_set and not _works_on_source(asked)
+
+
+def _works_on_source(asked: GenerationRequest) -> bool:
+    return TASKS[asked.task_type].uses_source(asked) or any(getattr(asked, name) for name in _ANALYSES)
+
+
+def _problems(asked: GenerationRequest) -> Iterator[FieldProblem]:
+    edits = tuple(names(asked))
+    if len(edits) > 1:
+        yield _problem(asked, edits[1], f"{edits[0]} is given, too: make one song, then the other from it")
+        return
+    if not edits:
+        if asked.source_task_id is not None and not (_works_on_source(asked) or _finishes(asked)):
+            yield _problem(
+                asked,
+                "source_task_id",
+                "says of which song, and nothing says what to make of it: give task_type (cover, repaint, extract, "
+                "lego, complete), extend_left_s, extend_right_s, replace_lines, variation, stems, or quality = final",
+            )
+        return
+    yield from _problems_of_edit(asked, edits[0])
+
+
+def _problems_of_edit(asked: GenerationRequest, edit: str) -> Iterator[FieldProblem]:
+    given = asked.model_fields_set
+    if asked.source_task_id is None and edit not in ("extend_left_s", "stems"):
+        yield _problem(asked, edit, "needs source_task_id: the id of the task that made the song")
+    elif not asked.has_source:
+        yield _problem(asked, edit, "needs source_task_id, or source audio in src_audio_path")
+    task = _TASK_OF_EDIT.get(edit)
+    if "task_type" in given and asked.task_type != task:
+        is_task = "takes the task over from its song" if task is None else f"is a {task}"
+        yield _problem(asked, "task_type", f"{edit} {is_task}: leave task_type out")
+    taken = {
+        **dict.fromkeys(_REPAINTS, ("repainting_start", "repainting_end")),
+        "variation": ("retake_variance",),
+        "stems": ("track_name",),
+    }[edit]
+    for name in taken:
+        if name in given and getattr(asked, name) != type(asked).model_fields[name].default:
+            yield _problem(asked, name, f"{edit} sets it: give one of the two")
+    if edit == "replace_lines" and "lyrics" in given:
+        yield _problem(asked, "lyrics", "replace_lines changes the lyrics of the song: give one of the two")
+    if edit == "stems" and len(set(asked.track_classes)) > len(TRACK_CLASSES):
+        yield _problem(asked, "track_classes", f"must have at most {len(TRACK_CLASSES)} names for stems")
+
+
+def _make_again(draft: _Draft, song: FoundSong) -> None:
+    """Take over everything that the song was made from, unless the request gives it."""
+    asked, before, because = draft.asked, song.manifest.request, f"of {song.name}"
+    steps = _STEPS if asked.quality is not None else ()
+    for name in type(before).model_fields:
+        if name not in NOT_TAKEN_OVER and name not in steps and name not in (*_DESCRIPTION, *_LM_OFF):
+            draft.take(name, getattr(before, name), because)
+    for name, value in {**song.description(), **_LM_OFF}.items():
+        draft.take(name, value, because)
+    if codes := song.codes:
+        count = f"{len(parse_codes(codes)):,} codes"
+        if "audio_code_string" not in asked.model_fields_set:
+            draft.values["audio_code_string"] = codes
+            draft.edits = [edit for edit in draft.edits if edit.field != "audio_code_string"]
+            draft.edits.append(Edit(field="audio_code_string", value=count, because=because))
+    if before.stems:
+        draft.set("track_name", song.audio.track, because)
+    draft.set("src_audio_path", before.src_audio_path, "the source of that song")
+    draft.set("source_task_id", before.source_task_id, "the source of that song")
+    draft.set("source_index", before.source_index, "the source of that song")
+    draft.take("batch_size", 1, "it is one song")
+    if not asked.seed:
+        songs = asked.batch_size if asked.variation is not None and "batch_size" in asked.model_fields_set else 1
+        draft.set("seed", (song.audio.seed,) * songs, because)
+        draft.values["use_random_seed"] = False
+    if asked.variation is not None:
+        _vary(draft, asked.variation, before)
+    elif before.retake_variance and before.retake_seed is not None:
+        draft.take("retake_seed", before.retake_seed + song.index, because)
+    _require_source(draft, before)
+
+
+def _vary(draft: _Draft, variation: float, before: GenerationRequest) -> None:
+    draft.set("retake_variance", variation, f"variation = {variation:g}")
+    if "retake_seed" not in draft.asked.model_fields_set:
+        draft.values["retake_seed"] = None  # drawn by admission
+        draft.edits = [edit for edit in draft.edits if edit.field != "retake_seed"]
+    if before.retake_variance:
+        draft.warnings.append(
+            "the song is a variation itself: this is another variation of the one that both come from"
+        )
+
+
+def _require_source(draft: _Draft, before: GenerationRequest) -> None:
+    """Refuse a song whose own source was in its request, and so is kept nowhere."""
+    if TASKS[before.task_type].lacks_source(before):
+        rule = "was made from audio in the request itself, which is not kept: send that request again, with its seed"
+        raise InvalidRequest([_problem(draft.asked, "source_task_id", rule)])
+
+
+def _extend_left(draft: _Draft, seconds: float) -> None:
+    whole = max(round(seconds * FRAMES_PER_SECOND), 1) / FRAMES_PER_SECOND
+    because = f"extend_left_s = {seconds:g}, and {EXTENSION_OVERLAP_S:g} s of the song to go on from"
+    draft.set("task_type", "repaint", because)
+    draft.set("repainting_start", -whole, because)
+    draft.set("repainting_end", EXTENSION_OVERLAP_S, because)
+
+
+def _extend_right(draft: _Draft, seconds: float, song: FoundSong) -> None:
+    length = song.audio.duration_s
+    because = (
+        f"extend_right_s = {seconds:g}, the song has {length:g} s, and {EXTENSION_OVERLAP_S:g} s of it to go on from"
+    )
+    draft.set("task_type", "repaint", because)
+    draft.set("repainting_start", round(max(length - EXTENSION_OVERLAP_S, 0.0), 3), because)
+    draft.set("repainting_end", round(length + seconds, 3), because)
+
+
+def _replace_lines(draft: _Draft, lines: Mapping[str, str], song: FoundSong) -> None:
+    try:
+        found = rewritten(lines, str(song.description()["lyrics"]), song.audio.lyrics, song.audio.duration_s)
+    except ValueError as error:
+        raise InvalidRequest([_problem(draft.asked, "replace_lines", str(error))]) from error
+    draft.set("task_type", "repaint", "replace_lines")
+    draft.set("repainting_start", found.start_s, found.because)
+    draft.set("repainting_end", found.end_s, found.because)
+    draft.set("lyrics", found.lyrics, f"the lyrics of {song.name} with the new lines")
+
+
+def _extract_stems(draft: _Draft) -> None:
+    classes = tuple(dict.fromkeys(draft.asked.track_classes)) or TRACK_CLASSES
+    draft.set("task_type", "extract", "stems")
+    draft.set("track_classes", classes, "stems: a song for each track")
+    draft.set("batch_size", len(classes), "stems: a song for each track")
+
+
+def _problem(asked: GenerationRequest, name: str, rule: str) -> FieldProblem:
+    return FieldProblem(field=name, value=str(getattr(asked, name))[:100], rule=rule)
+
+
+def _json(value: object) -> JsonValue:
+    return list(value) if isinstance(value, tuple) else value  # type: ignore[return-value]  # fields of a JSON request

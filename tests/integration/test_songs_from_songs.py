@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Songs that come from songs: real S3, the real stages, torch and diffusers with tiny weights."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pytest
+import pytest_asyncio
+import torch
+
+from acestep_consumer.config.settings import EngineSettings, StorageSettings
+from acestep_consumer.domain.errors import InputUnreadable
+from acestep_consumer.domain.objects import ObjectAddress
+from acestep_consumer.domain.tasks import TRACK_CLASSES
+from acestep_consumer.engine.renderer import startup
+from acestep_consumer.engine.renderer.render import RenderResources
+from acestep_consumer.engine.testing.tiny_checkpoint import BASE, write
+from acestep_consumer.storage.s3.objects import S3Objects
+from acestep_schemas.events import ParentSong
+from infra.local.s3 import SeaweedFS
+from tests.support.song_maker import RATE, SongMaker
+
+HOP = 1_920
+
+
+@pytest.fixture(scope="module")
+def resources(tmp_path_factory: pytest.TempPathFactory) -> RenderResources:
+    """Both tiny models."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    write(folder)
+    settings = EngineSettings(checkpoint_dir=folder, config_path2=BASE, device="cpu", pack_wait_ms=0)
+    return RenderResources(startup.open_runtime(settings).scheduler, keep_latents=True)
+
+
+@pytest.fixture(scope="module")
+def session(s3: SeaweedFS) -> boto3.Session:
+    return boto3.Session(aws_access_key_id=s3.access_key, aws_secret_access_key=s3.secret_key, region_name="us-east-1")
+
+
+@pytest_asyncio.fixture
+async def maker(
+    resources: RenderResources, s3: SeaweedFS, session: boto3.Session, tmp_path: Path
+) -> AsyncIterator[SongMaker]:
+    settings = StorageSettings.model_validate(
+        {"endpoint": s3.endpoint, "bucket": s3.bucket, "prefix": f"songs-from-songs/{tmp_path.name}"}
+    )
+    async with S3Objects(settings, session=session, retry_s=10) as objects:
+        yield SongMaker(resources, objects, settings)
+
+
+async def test_the_kept_latents_are_those_that_were_decoded(maker: SongMaker, resources: RenderResources) -> None:
+    song = await maker.make("song", prompt="jazz", seed=7, audio_duration=6, latent_rescale=1.5, latent_shift=0.1)
+    latents = await maker.latents(song)
+    assert latents.shape == (150, 4)
+    scheduler = resources.scheduler
+    (decoder,) = {runner.parts.decoder for runner in scheduler._runners.values()}
+    (decoded,) = scheduler.run_on_device(lambda: decoder.decode([torch.from_numpy(latents)]))
+    heard = decoded.numpy()
+    expected = heard / np.abs(heard).max() * 10 ** (-1 / 20)
+    assert np.abs(expected - await maker.samples(song)).max() < 2e-3  # float16
+
+
+async def test_a_song_made_from_kept_latents_is_nearer_to_them_than_one_from_its_file(
+    maker: SongMaker, resources: RenderResources
+) -> None:
+    song = await maker.make("song", prompt="jazz", seed=7, audio_duration=6)
+    latents = await maker.latents(song)
+    encoded = resources.scheduler.encode_audio(
+        "acestep-v15-turbo", torch.from_numpy(await maker.samples(song)), 7, tiled=True
+    )
+    way_of_the_file = np.abs(encoded.numpy() - latents).mean()
+    # Conservative: every frame outside the window is the source's in the end.
+    window = {"task_type": "repaint", "repainting_start": 2, "repainting_end": 3, "repaint_mode": "conservative"}
+    by_id = await maker.make("by-id", source_task_id="song", seed=8, **window)
+    by_url = await maker.make("by-url", src_audio_path=song.audios[0].uri, prompt="jazz", seed=8, **window)
+    outside = slice(100, 150)
+    kept, made_new = [
+        np.abs((await maker.latents(each))[outside] - latents[outside]).mean() for each in (by_id, by_url)
+    ]
+    assert kept < 1e-3
+    assert made_new == pytest.approx(way_of_the_file, rel=0.5)
+    assert kept < 0.01 * made_new
+
+
+async def test_a_repaint_of_a_song_keeps_the_samples_of_its_file_to_the_bit(maker: SongMaker) -> None:
+    song = await maker.make("song", prompt="jazz", seed=7, audio_duration=6)
+    made = await maker.make(
+        "repainted", source_task_id="song", task_type="repaint", repainting_start=2, repainting_end=3, seed=8
+    )
+    before, after = await maker.samples(song), await maker.samples(made)
+    assert before.shape == after.shape
+    edge = round(0.025 * RATE) + 1
+    for kept in (slice(0, 2 * RATE - edge), slice(3 * RATE + edge, None)):
+        assert np.array_equal(before[:, kept], after[:, kept])
+    assert np.abs(before[:, 2 * RATE : 3 * RATE] - after[:, 2 * RATE : 3 * RATE]).max() > 0.05
+    assert made.parents == (ParentSong(task_id="song", index=0, field="source_task_id"),)
+    assert made.request.src_audio_path is None
+
+
+async def test_what_is_made_from_latents_has_the_level_of_the_file_around_it(maker: SongMaker) -> None:
+    """The file was scaled to its peak; its latents were not."""
+    song = await maker.make("song", prompt="jazz", seed=7, audio_duration=6, normalization_db=-20)
+    # Strength 0 with all steps replaced outside: inside the fade's own ramp both must agree.
+    made = await maker.make(
+        "again", source_task_id="song", task_type="repaint", repainting_start=2, repainting_end=3, seed=8,
+        repaint_mode="conservative", repaint_wav_crossfade_sec=1, enable_normalization=False,
+    )  # fmt: skip
+    before, after = await maker.samples(song), await maker.samples(made)
+    # Half a second beyond the window's ramp of latents (25 frames), the decoded samples are the song's.
+    inner = slice(round(3.9 * RATE), round(3.99 * RATE))
+    assert np.abs(before[:, inner] - after[:, inner]).max() < 0.05 * np.abs(before[:, inner]).max()
+    assert np.abs(after).max() < 0.5
+
+
+async def test_latents_of_another_vae_and_deleted_ones_give_way_to_the_audio_with_a_warning(maker: SongMaker) -> None:
+    song = await maker.make("song", prompt="jazz", seed=7, audio_duration=6)
+    assert song.audios[0].files is not None
+    assert song.audios[0].files.latents is not None
+    await maker.objects.delete(ObjectAddress.of(song.audios[0].files.latents.uri))
+    cover = await maker.make("cover", source_task_id="song", task_type="cover", prompt="jazz", seed=8)
+    url = await maker.make("url", src_audio_path=song.audios[0].uri, task_type="cover", prompt="jazz", seed=8)
+    assert "the source's audio was encoded, and its latents were not used: they are not in the storage any more" in (
+        cover.warnings
+    )
+    assert np.array_equal(await maker.samples(cover), await maker.samples(url))
+
+
+async def test_a_song_whose_audio_was_deleted_says_how_to_get_it_back(maker: SongMaker) -> None:
+    song = await maker.make("song", prompt="jazz", seed=7, audio_duration=6)
+    await maker.objects.delete(ObjectAddress.of(song.audios[0].uri))
+    with pytest.raises(InputUnreadable, match="its audio was deleted"):
+        await maker.make("cover", source_task_id="song", task_type="cover")
+
+
+async def test_an_extension_is_longer_and_the_song_is_in_it_unchanged(maker: SongMaker) -> None:
+    song = await maker.make("song", prompt="jazz", seed=7, audio_duration=6)
+    longer = await maker.make("longer", source_task_id="song", extend_right_s=4, seed=8)
+    earlier = await maker.make("earlier", source_task_id="longer", extend_left_s=2, seed=9)
+    first, second, third = [await maker.samples(each) for each in (song, longer, earlier)]
+    assert [each.shape[1] for each in (first, second, third)] == [6 * RATE, 10 * RATE, 12 * RATE]
+    edge = 5 * RATE - round(0.025 * RATE) - 1
+    assert np.array_equal(first[:, :edge], second[:, :edge])
+    edge = round(1.025 * RATE) + 1
+    assert np.array_equal(second[:, edge:], third[:, 2 * RATE + edge :])
+    assert earlier.request.task_type == "repaint"
+    assert (earlier.request.repainting_start, earlier.request.repainting_end) == (-2.0, 1.0)
+    assert earlier.request.prompt == "jazz"
+    assert not [warning for warning in (*longer.warnings, *earlier.warnings) if "latents" in warning]
+
+
+async def test_a_variation_is_the_song_again_with_other_noise(maker: SongMaker) -> None:
+    song = await maker.make("song", prompt="jazz", lyrics="la", bpm=90, seed="7,8", batch_size=2, audio_duration=6)
+    same = await maker.make("same", source_task_id="song", source_index=1, variation=0)
+    some = await maker.make("some", source_task_id="song", source_index=1, variation=0.4, retake_seed=3)
+    direct = await maker.make(
+        "direct", prompt="jazz", lyrics="la", bpm=90, seed=8, audio_duration=6, retake_variance=0.4, retake_seed=3
+    )
+    original, again, varied, expected = (
+        await maker.samples(song, 1), await maker.samples(same), await maker.samples(some), await maker.samples(direct)
+    )  # fmt: skip
+    assert np.abs(original - again).max() < 1e-5
+    assert np.abs(varied - expected).max() < 1e-5
+    assert np.abs(varied - original).max() > 0.05
+    assert some.parents == (ParentSong(task_id="song", index=1, field="variation"),)
+    noted = {edit.field: edit.value for edit in some.edits}
+    assert (noted["retake_variance"], noted["seed"], noted["bpm"]) == (0.4, [8], 90)
+
+
+async def test_a_final_song_has_the_seed_the_codes_and_the_texts_of_its_draft(maker: SongMaker) -> None:
+    codes = "".join(f"<|audio_code_{61 * index}|>" for index in range(30))
+    given = {"prompt": "jazz", "lyrics": "la la", "bpm": 90, "key_scale": "A minor", "shift": 2.0}
+    draft = await maker.make("draft", quality="draft", audio_code_string=codes, seed=5, **given)
+    final = await maker.make("final", quality="final", source_task_id="draft")
+    direct = await maker.make("direct", inference_steps=8, audio_code_string=codes, seed=5, **given)
+    assert (draft.request.inference_steps, final.request.inference_steps) == (4, 8)
+    assert (final.audios[0].seed, final.audio_codes, final.metas) == (5, draft.audio_codes, draft.metas)
+    made, expected = await maker.samples(final), await maker.samples(direct)
+    assert np.abs(made - expected).max() < 1e-5
+    assert np.abs(made - await maker.samples(draft)).max() > 1e-3
+    assert final.parents == (ParentSong(task_id="draft", index=0, field="quality"),)
+
+
+async def test_the_request_of_an_event_sent_again_makes_the_same_song(maker: SongMaker) -> None:
+    await maker.make("song", prompt="jazz", seed=7, audio_duration=6)
+    for task_id, field, value in (("longer", "extend_right_s", 3), ("varied", "variation", 0.5)):
+        made = await maker.make(task_id, source_task_id="song", **{field: value})
+        body = {**made.request.model_dump(mode="json", exclude={"task_id"}), "strict": True}
+        again = await maker.make(f"{task_id}-again", **body)
+        assert again.warnings == ()
+        assert np.array_equal(await maker.samples(made), await maker.samples(again))
+
+
+async def test_a_variation_of_a_repaint_repaints_the_first_song_again(maker: SongMaker) -> None:
+    await maker.make("song", prompt="jazz", seed=7, audio_duration=6)
+    window = {"task_type": "repaint", "repainting_start": 2, "repainting_end": 3, "seed": 8}
+    repainted = await maker.make("repainted", source_task_id="song", **window)
+    same = await maker.make("same", source_task_id="repainted", variation=0)
+    assert np.array_equal(await maker.samples(repainted), await maker.samples(same))
+    assert [(parent.task_id, parent.field) for parent in same.parents] == [
+        ("repainted", "variation"),
+        ("song", "source_task_id"),
+    ]
+
+
+async def test_stems_are_every_track_of_the_source_each_as_if_extracted_alone(maker: SongMaker) -> None:
+    song = await maker.make("song", prompt="jazz", seed=7, audio_duration=6, model=BASE)
+    stems = await maker.make("stems", source_task_id="song", stems=True, model=BASE, inference_steps=2, seed=3)
+    assert tuple(audio.track for audio in stems.audios) == TRACK_CLASSES
+    alone = await maker.make(
+        "alone", source_task_id="song", task_type="extract", track_name="drums", model=BASE, inference_steps=2, seed=3
+    )
+    drums = TRACK_CLASSES.index("drums")
+    assert np.abs(await maker.samples(stems, drums) - await maker.samples(alone)).max() < 1e-5
+    by_url = await maker.make(
+        "two", src_audio_path=song.audios[0].uri, stems=True, track_classes="bass, drums", model=BASE,
+        inference_steps=2, seed=3,
+    )  # fmt: skip
+    url_alone = await maker.make(
+        "url-alone", src_audio_path=song.audios[0].uri, task_type="extract", track_name="bass", model=BASE,
+        inference_steps=2, seed=3,
+    )  # fmt: skip
+    assert [audio.track for audio in by_url.audios] == ["bass", "drums"]
+    assert np.abs(await maker.samples(by_url) - await maker.samples(url_alone)).max() < 1e-5

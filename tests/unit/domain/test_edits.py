@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Edits in a musician's words: the fields that they stand for, and those that contradict each other."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from acestep_consumer.domain.edits import FoundSong, check, concerns, resolve
+from acestep_consumer.domain.errors import InvalidRequest
+from acestep_consumer.domain.job import StoredObject, Track
+from acestep_consumer.domain.tasks import TRACK_CLASSES
+from acestep_schemas.events import LyricLine, Metas
+from acestep_schemas.request import GenerationRequest, parse_request
+from tests.support.jobs import make_job, make_manifest
+
+LYRICS = "[Verse]\nDown by the river\nI saw you\n\n[Chorus]\nSing, sing!\n\n[Verse]\nUp on the hill\nsing sing"
+TIMES = (
+    ("[Verse]", 0.0, 1.0),
+    ("Down by the river", 1.0, 3.0),
+    ("I saw you", 3.2, 5.0),
+    ("[Chorus]", 5.0, 6.0),
+    ("Sing, sing!", 6.0, 8.0),
+    ("[Verse]", 8.0, 9.0),
+    ("Up on the hill", 9.0, 11.0),
+    ("sing sing", 11.5, 13.0),
+)
+
+
+def request(**fields: Any) -> GenerationRequest:
+    return parse_request(fields)[0]
+
+
+def song(*, timed: bool = True, index: int = 0, **fields: Any) -> FoundSong:
+    """A song of 20 seconds, made from ``fields``, that the language model has described."""
+    job = make_job(task_id="first", audio_duration=20, batch_size=2, **{"lyrics": LYRICS, **fields})
+    done = make_manifest(job, tuple(map(stored, range(2))))
+    lyrics = tuple(LyricLine(text=text, start_s=start, end_s=end) for text, start, end in TIMES if timed)
+    audios = tuple(audio.model_copy(update={"lyrics": lyrics}) for audio in done.audios)
+    metas = Metas(bpm=96, caption="slow jazz with brushes", keyscale="A minor", language="en", lyrics=LYRICS)
+    changes = {"audios": audios, "metas": metas, "audio_codes": ((1, 2), (3, 4))}
+    return FoundSong(done.model_copy(update=changes), index)
+
+
+def stored(number: int) -> StoredObject:
+    track = Track(
+        path=Path(f"{number}.mp3"),
+        seed=40 + number,
+        format="mp3",
+        content_type="audio/mpeg",
+        sample_rate=48_000,
+        channels=2,
+        duration_s=20.0,
+    )
+    return StoredObject(track=track, uri=f"s3://acestep/jobs/first/{number}.mp3", url=None, bytes=1, sha256="0")
+
+
+def noted(asked: GenerationRequest, found: FoundSong | None) -> dict[str, Any]:
+    check(asked)
+    return {edit.field: edit.value for edit in resolve(asked, found).edits}
+
+
+def test_a_plain_request_has_nothing_to_resolve() -> None:
+    assert not concerns(request(prompt="jazz", seed=3))
+    assert not concerns(request(prompt="jazz", quality="draft"))
+
+
+def test_an_extension_to_the_right_is_a_repaint_past_the_end_in_the_words_of_the_song() -> None:
+    asked = request(source_task_id="first", extend_right_s=30, prompt="faster")
+    values = noted(asked, song())
+    assert (values["task_type"], values["repainting_start"], values["repainting_end"]) == ("repaint", 19.0, 50.0)
+    assert (values["lyrics"], values["bpm"], values["key_scale"]) == (LYRICS, 96, "A minor")
+    assert "prompt" not in values
+    made = resolve(asked, song()).request
+    assert (made.prompt, made.extend_right_s, made.task_type) == ("faster", None, "repaint")
+
+
+def test_an_extension_to_the_left_is_whole_frames_long() -> None:
+    made = resolve(request(source_task_id="first", extend_left_s=10.01), song()).request
+    assert (made.repainting_start, made.repainting_end) == (-10.0, 1.0)
+
+
+def test_a_variation_takes_over_the_request_its_seed_and_its_codes() -> None:
+    asked = request(source_task_id="first", source_index=1, variation=0.3, batch_size=3, audio_format="flac")
+    before: dict[str, Any] = {"inference_steps": 6, "shift": 2.0, "thinking": True, "audio_format": "wav"}
+    made = resolve(asked, song(index=1, **before)).request
+    assert (made.seed, made.batch_size, made.audio_format) == ((41, 41, 41), 3, "flac")
+    assert (made.prompt, made.inference_steps, made.shift, made.thinking) == ("slow jazz with brushes", 6, 2.0, False)
+    assert made.audio_code_string == "<|audio_code_3|><|audio_code_4|>"
+    assert (made.retake_variance, made.variation, made.source_task_id) == (0.3, None, None)
+
+
+def test_a_final_song_takes_over_everything_but_the_steps() -> None:
+    asked = request(source_task_id="first", quality="final")
+    draft = song(quality="draft", inference_steps=4, shift=2.0, retake_variance=0.2, retake_seed=9, index=1)
+    made = resolve(asked, draft).request
+    assert (made.seed, made.shift, made.retake_variance, made.retake_seed) == ((41,), 2.0, 0.2, 10)
+    assert "inference_steps" not in made.model_fields_set
+    assert made.quality == "final"
+
+
+def test_a_final_with_a_task_of_its_own_works_on_the_song() -> None:
+    found = resolve(request(source_task_id="first", quality="final", task_type="cover", prompt="funk"), song())
+    assert (found.request.task_type, found.request.prompt, found.request.seed) == ("cover", "funk", ())
+    assert found.source is not None
+    assert found.source.uri == "s3://acestep/jobs/first/0.mp3"
+
+
+def test_stems_are_an_extract_of_each_track_or_of_those_that_are_named() -> None:
+    assert noted(request(source_task_id="first", stems=True), song()) == {
+        "task_type": "extract",
+        "track_classes": list(TRACK_CLASSES),
+        "batch_size": 12,
+    }
+    named = noted(request(src_audio_path="s3://songs/a.wav", stems=True, track_classes="drums,bass,drums"), None)
+    assert (named["track_classes"], named["batch_size"]) == (["drums", "bass"], 2)
+
+
+def test_a_line_is_found_whatever_its_case_and_punctuation_and_sung_anew_where_it_was() -> None:
+    asked = request(source_task_id="first", replace_lines={"down, by the RIVER": "Down by the sea"})
+    values = noted(asked, song())
+    # Half of the silence to the next line is the margin; before the first line there is all of it.
+    assert (values["repainting_start"], values["repainting_end"]) == (0.6, 3.1)
+    assert values["lyrics"] == LYRICS.replace("Down by the river", "Down by the sea")
+
+
+def test_a_section_is_replaced_by_its_number() -> None:
+    asked = request(source_task_id="first", replace_lines={"section": "verse 2", "lyrics": "Over the sea\nsing low"})
+    values = noted(asked, song())
+    assert (values["repainting_start"], values["repainting_end"]) == (8.6, 13.4)
+    assert values["lyrics"].endswith("[Verse]\nOver the sea\nsing low")
+    assert values["lyrics"].startswith("[Verse]\nDown by the river\nI saw you\n\n[Chorus]")
+
+
+@pytest.mark.parametrize(
+    ("lines", "rule"),
+    [
+        ({"sing sing": "hum hum"}, "is sung 2 times, at 6.0 s, 11.5 s: name its section"),
+        ({"no such line": "x"}, "the song does not sing 'no such line'; it sings 'Down by the river', 'I saw you'"),
+        (
+            {"section": "bridge", "lyrics": "x"},
+            "have no section 'bridge'; their sections are 'verse', 'chorus', 'verse'",
+        ),
+        ({"section": "verse", "lyrics": "x"}, "have 2 sections 'verse', number them"),
+        ({"section": "verse 3", "lyrics": "x"}, "have no section 'verse 3'"),
+    ],
+)
+def test_lines_that_are_not_clear_are_refused_with_what_there_is(lines: dict[str, str], rule: str) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        resolve(request(source_task_id="first", replace_lines=lines), song())
+    assert rule in str(error.value)
+
+
+def test_lines_of_a_song_without_times_are_refused_with_what_to_do() -> None:
+    asked = request(source_task_id="first", replace_lines={"I saw you": "I see you"})
+    with pytest.raises(InvalidRequest, match="make it with timestamps = true"):
+        resolve(asked, song(timed=False))
+
+
+@pytest.mark.parametrize(
+    ("fields", "rule"),
+    [
+        (
+            {"extend_left_s": 5, "extend_right_s": 5},
+            "extend_left_s is given, too: make one song, then the other from it",
+        ),
+        ({"variation": 0.5, "stems": True}, "variation is given, too"),
+        ({"variation": 0.5, "retake_variance": 0.2}, "variation sets it: give one of the two"),
+        ({"variation": 0.5, "task_type": "cover"}, "variation takes the task over from its song: leave task_type out"),
+        ({"extend_right_s": 5, "repainting_start": 3}, "extend_right_s sets it: give one of the two"),
+        ({"extend_right_s": 5, "task_type": "cover"}, "extend_right_s is a repaint: leave task_type out"),
+        ({"replace_lines": {"a": "b"}, "lyrics": "c"}, "replace_lines changes the lyrics of the song"),
+        ({"stems": True, "track_name": "drums"}, "stems sets it: give one of the two"),
+        ({}, "nothing says what to make of it: give task_type (cover, repaint, extract, lego, complete)"),
+    ],
+)
+def test_edits_that_contradict_each_other_are_refused(fields: dict[str, Any], rule: str) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        check(request(source_task_id="first", **fields))
+    assert rule in str(error.value)
+
+
+@pytest.mark.parametrize("field", ["variation", "extend_right_s"])
+def test_an_edit_that_needs_an_earlier_song_says_so(field: str) -> None:
+    with pytest.raises(InvalidRequest, match="needs source_task_id: the id of the task that made the song"):
+        check(request(**{field: 0.5, "src_audio_path": "s3://songs/a.wav"}))
+
+
+def test_a_song_from_audio_in_its_request_cannot_be_made_again() -> None:
+    with pytest.raises(InvalidRequest, match="was made from audio in the request itself, which is not kept"):
+        resolve(request(source_task_id="first", variation=0.5), song(task_type="cover"))
+
+
+def test_a_cover_from_an_url_is_made_again_from_it_with_its_seed_whatever_the_client_sends_by_default() -> None:
+    asked = request(source_task_id="first", variation=0.5, src_audio_path="s3://b/other", seed=-1, use_random_seed=True)
+    made = resolve(asked, song(task_type="cover", src_audio_path="s3://songs/a.wav")).request
+    assert (made.task_type, made.src_audio_path, made.source_task_id) == ("cover", "s3://songs/a.wav", None)
+    assert (made.seed, made.use_random_seed, made.batch_size) == ((40,), False, 1)
