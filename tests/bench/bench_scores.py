@@ -123,7 +123,8 @@ def _lyrics(number: int, grade: int | None, *, sung: bool = True) -> dict[str, f
     if not sung:
         return {}
     energy = sung_attention(np.random.default_rng(_FIRST_SEED + number), grade)
-    return {"lyrics": lyric_score(energy, warping_paths(energy[None])[0], np.ones(len(energy), dtype=np.bool_))}
+    (path,) = warping_paths(energy[None])
+    return {"lyrics": lyric_score(energy, path, np.ones(len(energy), dtype=np.bool_))}
 
 
 def _scores(songs: Sequence[Measures]) -> list[float]:

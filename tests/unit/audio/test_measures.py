@@ -150,7 +150,8 @@ def test_scores_agree_with_wrong_lyrics(grade: int) -> None:
 
 def lyrics_score(number: int, grade: int | None) -> float:
     energy = sung_attention(np.random.default_rng(number), grade)
-    return BUILT_IN.score({"lyrics": lyric_score(energy, warping_paths(energy[None])[0], np.ones(len(energy), dtype=np.bool_))})
+    (path,) = warping_paths(energy[None])
+    return BUILT_IN.score({"lyrics": lyric_score(energy, path, np.ones(len(energy), dtype=np.bool_))})
 
 
 def test_the_area_of_scores_that_say_nothing_is_a_half() -> None:

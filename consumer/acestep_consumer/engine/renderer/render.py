@@ -195,6 +195,10 @@ class _Song:
     latents: FinalLatents | None
 
 
+def _loudness(levels: codec.Levels | None) -> Loudness | None:
+    return None if levels is None else Loudness(lufs=levels.lufs, true_peak_db=levels.true_peak_db)
+
+
 def _fewer_kept(kept: int, asked: int) -> Iterator[str]:
     if kept < asked:
         yield f"keep = {asked}: {kept} kept, the other candidates could not be decoded"
@@ -426,7 +430,7 @@ class _JobRenderer:
             side_files=tuple(self._side_files(song, place, arguments, file.levels)),
             lyrics=lines,
             lyric_score=None if song.aligned is None else round(song.aligned.score, 4),
-            loudness=file.levels and Loudness(lufs=file.levels.lufs, true_peak_db=file.levels.true_peak_db),
+            loudness=_loudness(file.levels),
         )
 
     def _side_files(
