@@ -30,6 +30,8 @@ from pydantic import (
 from acestep_schemas.request import GenerationRequest
 
 CONTENT_TYPE = "application/cloudevents+json"
+MAX_PEAKS = 400
+"""Bytes of a song's waveform in ``Audio.peaks``."""
 _NAMESPACE = UUID("6f0f7f6c-0f5b-5a0e-9a0e-3c1f1f0a7d15")
 
 
@@ -179,7 +181,8 @@ class SongFiles(Frozen):
 class Audio(Frozen):
     """One song in S3. ``duration_s`` is its length in seconds; ``bytes`` and ``sha256`` are those of the object.
 
-    ``files`` are what lies beside it; None: nothing.
+    ``files`` are what lies beside it; None: nothing. ``peaks`` is its waveform in small: Base64 of at most 400 bytes,
+    each the largest absolute sample of an equal slice, 255 being full scale; None: a worker of an earlier version.
     """
 
     uri: str
@@ -193,6 +196,7 @@ class Audio(Frozen):
     sha256: str
     seed: int
     files: SongFiles | None = None
+    peaks: Annotated[str, Field(max_length=536)] | None = None
 
 
 class Metas(Frozen):
@@ -238,7 +242,9 @@ class ErrorReport(Frozen):
 class Started(Frozen):
     """Data of ``started``: a worker has begun the job, and the limits of its tier have been applied.
 
-    ``expected_s`` is how many seconds similar jobs took on this worker; None before there was one.
+    ``expected_s`` is how many seconds similar jobs took on this worker; None before there was one. ``request`` is the
+    effective request, as in ``completed``, without audio codes; None: it is larger than 128 KiB, or the worker is of an
+    earlier version.
     """
 
     task_id: str
@@ -248,6 +254,7 @@ class Started(Frozen):
     lm: LmChoice | None
     policy: PolicyReport
     expected_s: float | None = None
+    request: Annotated[GenerationRequest, WrapValidator(_request)] | None = None
 
 
 class Progress(Frozen):

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acestep_consumer.audio.formats import FORMATS, Format
+from acestep_consumer.audio.peaks import peaks_of
 from acestep_consumer.audio.sandbox.exit_codes import DecodeExit
 from acestep_consumer.audio.sandbox.process import (
     CPU_S,
@@ -43,13 +44,14 @@ _REFUSALS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
-    """One encoded file. ``sample_rate`` is Hz, ``duration_s`` seconds of audio."""
+    """One encoded file. ``sample_rate`` is Hz, ``duration_s`` seconds of audio, ``peaks`` as in ``Audio``."""
 
     path: Path
     content_type: str
     sample_rate: int
     channels: int
     duration_s: float
+    peaks: str
 
 
 Encode: TypeAlias = Callable[[Samples, Path, str | Format, int], Encoded]
@@ -156,6 +158,7 @@ def encode_with(
         sample_rate=wanted.sample_rate or sample_rate,
         channels=channels,
         duration_s=length / sample_rate,
+        peaks=peaks_of(samples),
     )
 
 

@@ -111,7 +111,7 @@ class SideFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Track:
-    """One encoded song on disk. ``duration_s`` is seconds, ``sample_rate`` Hz."""
+    """One encoded song on disk. ``duration_s`` is seconds, ``sample_rate`` Hz, ``peaks`` as in ``Audio``, or empty."""
 
     path: Path
     seed: int
@@ -120,6 +120,7 @@ class Track:
     sample_rate: int
     channels: int
     duration_s: float
+    peaks: str = ""
     side_files: tuple[SideFile, ...] = ()
 
 

@@ -185,6 +185,7 @@ def _audio(stored: StoredObject) -> Audio:
         bytes=stored.bytes,
         sha256=stored.sha256,
         seed=track.seed,
+        peaks=track.peaks or None,
         files=_song_files(stored.side_files),
     )
 

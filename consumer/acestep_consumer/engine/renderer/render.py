@@ -205,6 +205,7 @@ class _JobRenderer:
             sample_rate=file.sample_rate,
             channels=file.channels,
             duration_s=file.duration_s,
+            peaks=file.peaks,
         )
 
     def _format(self) -> Format:
