@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import time
 import wave
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, cast
+from unittest.mock import patch
 
 import numpy as np
 from aiohttp.test_utils import TestServer
@@ -16,17 +19,20 @@ from aiohttp.test_utils import TestServer
 from acestep_consumer.audio.peaks import peaks_of
 from acestep_consumer.client.results import Results
 from acestep_consumer.config.settings import load
+from acestep_consumer.webui import server as page_server
 from acestep_consumer.webui.audio_proxy import AudioProxy
 from acestep_consumer.webui.job_board import JobBoard, QueueState
 from acestep_consumer.webui.origin_check import OriginCheck
 from acestep_consumer.webui.server import PageServer
 from acestep_schemas import examples
-from acestep_schemas.events import Audio, JobCompleted
+from acestep_schemas.events import Audio, JobCompleted, JobStarted
 from acestep_schemas.request import GenerationRequest
 from tests.support.gateway import FakeRequestClient, FakeResults
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from playwright.async_api import Locator, Page
 
 RATE = 8_000
 
@@ -60,13 +66,49 @@ class ServedPage:
         }
         return examples.completed().data.audios[0].model_copy(update=facts | audio)
 
-    def complete(self, task_id: str, *audios: Audio, request: dict[str, Any] | None = None, **data: Any) -> None:
-        """Show a job with these songs. ``request``: its fields; ``data`` replaces other fields of the event."""
+    def complete(
+        self,
+        task_id: str,
+        *audios: Audio,
+        request: dict[str, Any] | None = None,
+        source: str = "",
+        **data: Any,
+    ) -> None:
+        """Show a job with these songs.
+
+        ``request``: its fields; ``source``: the job whose song it was made from; ``data`` replaces other fields of the
+        event.
+        """
         wanted = GenerationRequest.model_validate({"prompt": task_id} | (request or {}))
         changes = {"task_id": task_id, "request": wanted, "audios": audios, "policy": NO_CHANGES} | data
         self.board.add_event(JobCompleted.of(examples.completed().data.model_copy(update=changes)))
+        view = self.board.get(task_id)
+        if source and view is not None:
+            shown = {**(view.request or {}), "source_task_id": source}
+            self.board._put(view.model_copy(update={"request": shown}))
+
+    def start(self, task_id: str, **request: Any) -> None:
+        """Show a job that a worker has begun, with these fields of its request."""
+        wanted = GenerationRequest.model_validate({"prompt": task_id} | request)
+        changes = {"task_id": task_id, "request": wanted, "policy": NO_CHANGES}
+        self.board.add_event(JobStarted.of(examples.started().data.model_copy(update=changes)))
 
 
+FUTURE_FIELDS = frozenset(
+    {
+        "timestamps",
+        "candidates",
+        "keep",
+        "source_task_id",
+        "source_index",
+        "extend_left_s",
+        "extend_right_s",
+        "variation",
+    }
+    | {"stems", "quality", "replace_lines"}
+)
+"""Fields that the page has controls for, whether the requests of this version have them or not."""
+WITHIN_MS = 15_000
 NO_CHANGES = examples.completed().data.policy.model_copy(update={"adjustments": ()})
 
 
@@ -79,6 +121,19 @@ def wav(tone: np.ndarray[Any, Any]) -> bytes:
     return out.getvalue()
 
 
+async def holds(page: Page, expression: str) -> None:
+    """Wait until a JavaScript expression is true. Playwright's own wait would need `eval`, which the page forbids."""
+    deadline = time.monotonic() + WITHIN_MS / 1000
+    while not await page.evaluate(expression):
+        assert time.monotonic() < deadline, expression
+        await asyncio.sleep(0.02)
+
+
+def row(page: Page, task_id: str) -> Locator:
+    """Return the row of a job."""
+    return page.locator(f"#job-{task_id}")
+
+
 @asynccontextmanager
 async def served_page() -> AsyncIterator[ServedPage]:
     """Serve the page; its broker answers, with one worker and an empty queue."""
@@ -88,5 +143,6 @@ async def served_page() -> AsyncIterator[ServedPage]:
     songs = AudioProxy(settings, stored, board.audios_of)
     server = PageServer(client, board, songs, stored)
     board.set_queue_state(QueueState(broker=True, waiting=0, workers=1))
-    async with TestServer(server.application(OriginCheck("127.0.0.1"))) as running:
-        yield ServedPage(str(running.make_url("/")).rstrip("/"), board, client, results)
+    with patch.object(page_server, "FIELDS", page_server.FIELDS | FUTURE_FIELDS):
+        async with TestServer(server.application(OriginCheck("127.0.0.1"))) as running:
+            yield ServedPage(str(running.make_url("/")).rstrip("/"), board, client, results)

@@ -94,7 +94,7 @@ class PageServer:
     def routes(self) -> Iterator[tuple[str, str, Handler]]:
         """Yield method, path and handler of each route, for a server that has others as well."""
         for path, (name, kind) in FILES.items():
-            yield "GET", path, _PageFile(name, kind)
+            yield "GET", path, _page_file(name, kind)
         yield "GET", "/events", self._events
         yield "GET", "/options", self._options
         yield "GET", "/songs.zip", self._archive
@@ -231,17 +231,14 @@ async def _body(request: web.Request) -> bytes:
     return body
 
 
-class _PageFile:
-    """Serves one of the page's files, which is read once."""
+def _page_file(name: str, kind: str) -> Handler:
+    """Return the handler that sends one of the page's files, which is read once."""
+    body = (_PAGE / name).read_bytes()
 
-    def __init__(self, name: str, kind: str) -> None:
-        self._body = (_PAGE / name).read_bytes()
-        self._kind = kind
+    async def send(_: web.Request) -> web.Response:
+        return web.Response(body=body, content_type=kind, charset="utf-8", headers={"Cache-Control": "no-cache"})
 
-    async def __call__(self, _: web.Request) -> web.Response:
-        return web.Response(
-            body=self._body, content_type=self._kind, charset="utf-8", headers={"Cache-Control": "no-cache"}
-        )
+    return send
 
 
 def _client_error(error: ClientError) -> web.Response:

@@ -70,7 +70,8 @@ export function fillForm(request, kind = kindOf(request)) {
   answer("", "");
   showKind();
   showExtra();
-  (kind === "new" || kind === "stems" ? control("prompt") : control(KINDS[kind].controls[0])).focus();
+  const { controls } = KINDS[kind];
+  control(controls.find((name) => control(name).value) ?? controls[0] ?? "prompt").focus();
 }
 
 function readForm() {

@@ -122,28 +122,31 @@ export function starCurrent() {
 // --- news -------------------------------------------------------------------------------------------------------
 
 /** Shows an update: changed cards, ids that the server forgot, places of waiting jobs. */
-export function receive({ now, fresh, cards, gone, places, queue_state: state }) {
+export function receive(update) {
+  keepInPlace(() => {
+    showCards(update);
+    for (const [taskId, job] of jobs) {
+      job.place = update.places[taskId] ? { ...update.places[taskId], at: Date.now() } : null;
+      if (job.card.state === "waiting") job.tick();
+    }
+    waitingInAll = update.queue_state?.waiting ?? 0;
+    showOthers();
+  });
+}
+
+function showCards({ now, fresh, cards, gone }) {
+  if (!cards.length && !gone.length && !fresh) return;
   // Ages by the server's own clock: this device's may be wrong.
   const here = Date.now() - Date.parse(now);
   const told = new Set(cards.map((card) => card.task_id));
   // Another server process knows nothing of earlier jobs; finished ones can be heard all the same.
   if (fresh) for (const taskId of [...jobs.keys()]) if (!told.has(taskId)) forget(taskId);
   for (const taskId of gone) if (jobs.has(taskId)) forget(taskId);
-  keepInPlace(() => {
-    for (const card of cards.sort((one, other) => one.number - other.number)) putUp(card, Date.parse(card.received) + here);
-    evict();
-  });
-  for (const [taskId, job] of jobs) {
-    job.place = places[taskId] ? { ...places[taskId], at: Date.now() } : null;
-    if (job.card.state === "waiting") job.tick();
-  }
-  waitingInAll = state?.waiting ?? 0;
-  showOthers();
-  if (cards.length || gone.length || fresh) {
-    for (const job of jobs.values()) if (job.element.hasAttribute("data-open")) job.showFamily();
-    showList();
-    showSource();
-  }
+  for (const card of cards.sort((one, other) => one.number - other.number)) putUp(card, Date.parse(card.received) + here);
+  evict();
+  for (const job of jobs.values()) if (job.element.hasAttribute("data-open")) job.showFamily();
+  showList();
+  showSource();
 }
 
 // AMQP does not tell what waits: of requests from elsewhere only their number is known.

@@ -43,6 +43,7 @@ export function setSequence(songs) {
 export async function play(card, index, at = null) {
   if (!isCurrent(card.task_id, index)) put(card, index, at ?? 0);
   else if (at !== null) audio.currentTime = at;
+  if (slider.disabled) return;
   trouble("");
   if (audio.error) audio.load();
   try {
@@ -206,7 +207,7 @@ function trouble(text) {
 
 // An audio element says only that it failed; the server says why.
 async function explain() {
-  if (!now) return;
+  if (!now || slider.disabled) return;
   const { card, index, song } = now;
   const answer = await fetch(audioUrl(card.task_id, index), { headers: { Range: "bytes=0-0" } }).catch(() => null);
   if (!isCurrent(card.task_id, index)) return;
