@@ -7,7 +7,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from acestep_schemas.events import MAX_PEAKS
+MAX_PEAKS: Final = 400
+"""Slices of a song: more than a player bar has room for, and 536 characters of an event."""
 
 _FULL_SCALE: Final = 255
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from acestep_consumer.audio.codec import encode
-from acestep_consumer.audio.peaks import peaks_of
-from acestep_schemas.events import MAX_PEAKS
+from acestep_consumer.audio.peaks import MAX_PEAKS, peaks_of
+from acestep_schemas import events
 
 
 def values(text: str) -> list[int]:
@@ -23,7 +23,7 @@ def test_each_byte_is_the_loudest_sample_of_its_slice_in_either_channel_and_sign
     samples[0, 14] = 0.25
     samples[0, -1] = 0.2
     found = values(peaks_of(samples))
-    assert len(found) == MAX_PEAKS == 400
+    assert len(found) == MAX_PEAKS == events.MAX_PEAKS == 400
     assert (found[0], found[1], found[2], found[-1]) == (128, 255, 0, 51)
     assert sum(found) == 128 + 255 + 51
 

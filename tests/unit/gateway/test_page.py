@@ -21,6 +21,9 @@ async def test_nothing_of_the_page_is_reachable_without_the_key(headers: dict[st
         for method, path in (
             ("GET", "/"),
             ("GET", "/page.js"),
+            ("GET", "/player.js"),
+            ("GET", "/options"),
+            ("GET", "/songs.zip"),
             ("GET", "/style.css"),
             ("GET", "/icon.svg"),
             ("GET", "/events"),

@@ -144,3 +144,20 @@ async def test_what_the_server_refuses_is_told_at_the_field() -> None:
         await expect(page.get_by_label("Tempo, bpm")).to_be_focused()
         await expect(page.locator("#answer")).to_contain_text("tempo: ")
         browser.expected = "422"
+
+
+async def test_every_control_of_every_kind_has_a_label() -> None:
+    nameless = (
+        "[...document.querySelectorAll('#ask input, #ask select, #ask textarea')].filter((e) => !e.labels.length)"
+    )
+    async with served_page() as served, tab(served.url) as browser:
+        page = browser.page
+        await page.get_by_text("More settings").click()
+        for kind in ("new", "cover", "repaint", "extend", "variation", "stems"):
+            await page.get_by_label("What to make").select_option(kind)
+            assert await page.evaluate(f"{nameless}.length") == 0
+            rows = await page.locator("#source [data-kind]:visible").evaluate_all(
+                "rows => rows.map((r) => r.dataset.kind)"
+            )
+            assert rows == ([] if kind in {"new", "stems"} else [kind])
+            await expect(page.locator("#source")).to_be_visible(visible=kind != "new")

@@ -149,6 +149,6 @@ async def test_the_language_is_switched_in_place_and_remembered() -> None:
             await page.get_by_label("言語", exact=True).select_option("en")
             await expect(page.locator("#ask-title")).to_have_text("Ask for a song")
             await expect(row(page, "runs").locator(".state")).to_have_text("Running")
-            names = await page.locator("[name=vocal_language] option").all_inner_texts()
+            names = await page.locator("[name=vocal_language] option").all_text_contents()
             assert names[0] == "the default"
             assert all(one.casefold() <= other.casefold() for one, other in pairwise(names[1:]))

@@ -195,3 +195,23 @@ async def test_a_song_that_cannot_be_heard_says_why_in_the_bar() -> None:
             await row(page, "strange").get_by_role("button", name="Play strange").click()
             await expect(page.locator("#trouble")).to_contain_text("This browser cannot play X. Download the song")
             await expect(page.locator("#toggle")).to_be_disabled()
+
+
+async def test_a_keyboard_reaches_the_bar_at_once_and_no_focus_is_under_it() -> None:
+    async with served_page() as served:
+        for number in range(30):
+            served.complete(f"song-{number}", served.song(f"song-{number}"))
+        async with tab(served.url, viewport={"width": 1200, "height": 600}) as browser:
+            page = browser.page
+            await row(page, "song-29").get_by_role("button", name="Play song-29").click()
+            await page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
+            await row(page, "song-25").locator(".play").focus()
+            for _ in range(20):
+                await page.keyboard.press("Tab")
+                bar = "document.querySelector('#bar').getBoundingClientRect().top"
+                assert await page.evaluate(f"document.activeElement.getBoundingClientRect().bottom <= {bar}")
+            skip = page.get_by_role("link", name="Skip to the player")
+            await skip.focus()
+            await page.keyboard.press("Enter")
+            await page.keyboard.press("Tab")
+            await expect(page.get_by_role("button", name="Previous song")).to_be_focused()

@@ -12,6 +12,8 @@ import { isEnded, problem, size, titleOf } from "./text.js";
 const KEPT = 150;
 const KINDS = ["", "running", "waiting", "completed", "unmade", "favourite"];
 const TASK_ID = /^[A-Za-z0-9_-]{1,128}$/;
+// Places of the page, which its own links name.
+const ANCHORS = ["jobs", "bar"];
 // Fields of a request that a filter finds.
 const SEARCHED = ["prompt", "lyrics", "sample_query", "model", "key_scale"];
 
@@ -230,7 +232,7 @@ async function find(taskId) {
 /** Shows the job that the address names after its #. */
 export async function goTo(hash) {
   const taskId = hash.slice(1);
-  if (!TASK_ID.test(taskId) || taskId === "jobs") return;
+  if (!TASK_ID.test(taskId) || ANCHORS.includes(taskId)) return;
   if (await find(taskId)) byId("earlier").open = true;
 }
 

@@ -105,7 +105,7 @@ export function refresh(card) {
 
 function put(card, index, at) {
   now = { card, index, song: card.songs[index] };
-  byId("bar").hidden = false;
+  byId("bar").hidden = byId("skip-player").hidden = false;
   document.body.classList.add("with-bar");
   audio.src = audioUrl(card.task_id, index);
   // Before there is data, this is where playing starts.

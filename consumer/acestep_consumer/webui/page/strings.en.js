@@ -4,6 +4,7 @@
 export default {
   "title": "Songs",
   "skip": "Skip to the jobs",
+  "skip_player": "Skip to the player",
   "language": "Language",
   "close": "Close",
   "nothing": "nothing",

@@ -4,6 +4,7 @@
 export default {
   "title": "曲",
   "skip": "ジョブ一覧へ移動",
+  "skip_player": "プレーヤーへ移動",
   "language": "言語",
   "close": "閉じる",
   "nothing": "なし",
