@@ -155,7 +155,7 @@ def test_peaks_that_are_not_base64_or_too_long_are_left_out(peaks: str) -> None:
 
 def test_candidates_are_shown_with_scores_and_what_was_measured() -> None:
     kept = {"seed": 2**62, "score": 0.9, "kept": True, "index": 0, "measures": {"silence": 1.0}}
-    dropped = {"seed": 8, "score": 0.2, "kept": False, "index": None, "measures": {}}
+    dropped: dict[str, Any] = {"seed": 8, "score": 0.2, "kept": False, "index": None, "measures": {}}
     view = after(JobCompleted.of(examples.completed().data.model_copy(update={"candidates": [kept, dropped]})))
     first, second = view.candidates
     assert (first.seed, first.score, first.index, first.measures) == (str(2**62), 0.9, 0, {"silence": 1.0})

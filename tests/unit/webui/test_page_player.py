@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page's player bar, in headless Chromium: it stays, plays on, loops, and switches between songs of a job."""
 
+from typing import Any
+
 import pytest
 from playwright.async_api import Page, expect
 
@@ -20,7 +22,7 @@ async def time(page: Page) -> float:
 def batch(served: ServedPage) -> None:
     """One job of three songs, two of them with scores, between two jobs of one song."""
     served.complete("first", served.song("first", seconds=2))
-    scores = [
+    scores: list[dict[str, Any]] = [
         {"seed": 7 + each, "score": 0.9 - each / 5, "kept": True, "index": each, "measures": {}} for each in (0, 1)
     ]
     songs = [served.song("batch", each, seconds=30) for each in range(3)]
