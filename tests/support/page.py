@@ -28,6 +28,7 @@ from acestep_schemas import examples
 from acestep_schemas.events import Audio, JobCompleted, JobStarted
 from acestep_schemas.request import GenerationRequest
 from tests.support.gateway import FakeRequestClient, FakeResults
+from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -71,21 +72,15 @@ class ServedPage:
         task_id: str,
         *audios: Audio,
         request: dict[str, Any] | None = None,
-        source: str = "",
         **data: Any,
     ) -> None:
         """Show a job with these songs.
 
-        ``request``: its fields; ``source``: the job whose song it was made from; ``data`` replaces other fields of the
-        event.
+        ``request``: its fields; ``data`` replaces other fields of the event, also such as this version has not.
         """
         wanted = GenerationRequest.model_validate({"prompt": task_id} | (request or {}))
         changes = {"task_id": task_id, "request": wanted, "audios": audios, "policy": NO_CHANGES} | data
         self.board.add_event(JobCompleted.of(examples.completed().data.model_copy(update=changes)))
-        view = self.board.get(task_id)
-        if source and view is not None:
-            shown = {**(view.request or {}), "source_task_id": source}
-            self.board._put(view.model_copy(update={"request": shown}))
 
     def start(self, task_id: str, **request: Any) -> None:
         """Show a job that a worker has begun, with these fields of its request."""
@@ -127,6 +122,14 @@ async def holds(page: Page, expression: str) -> None:
     while not await page.evaluate(expression):
         assert time.monotonic() < deadline, expression
         await asyncio.sleep(0.02)
+
+
+async def sent(page: Page, served: ServedPage) -> dict[str, Any]:
+    """Send the form; returns what was published, without the id."""
+    before = len(served.client.published)
+    await page.get_by_role("button", name="Make it").click()
+    await eventually(lambda: len(served.client.published) > before)
+    return {name: value for name, value in served.client.published[-1].items() if name != "task_id"}
 
 
 def row(page: Page, task_id: str) -> Locator:

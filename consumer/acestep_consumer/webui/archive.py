@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
+from acestep_consumer.domain.errors import StorageUnavailable
+from acestep_consumer.domain.ports import ObjectStream
 from acestep_consumer.webui.audio_proxy import AudioProxy, SongUnavailable
 from acestep_consumer.webui.job_view import file_name
 from acestep_schemas.events import Audio
@@ -21,11 +23,15 @@ class ArchivedSong(NamedTuple):
     audio: Audio
 
 
+class ArchiveIncomplete(Exception):
+    """Storage failed in the middle of a song: what was sent of the archive is no archive."""
+
+
 async def archive(proxy: AudioProxy, songs: Sequence[ArchivedSong]) -> AsyncIterator[bytes]:
     """Yield a ZIP file of the songs, which is stored, not compressed. A song that is gone is a text that says why.
 
     Raises:
-        StorageUnavailable: storage failed in the middle of a song: the archive is incomplete.
+        ArchiveIncomplete: see there.
     """
     written = _Output()
     with zipfile.ZipFile(written, "w", zipfile.ZIP_STORED) as file:
@@ -35,13 +41,21 @@ async def archive(proxy: AudioProxy, songs: Sequence[ArchivedSong]) -> AsyncIter
                 proxy.check(song.task_id, song.audio)
                 async with proxy.opened(song.audio) as stream:
                     with file.open(_entry(name, song.audio.bytes), "w") as entry:
-                        async for chunk in stream:
+                        async for chunk in _read(stream):
                             entry.write(chunk)
                             yield written.take()
             except SongUnavailable as error:
                 file.writestr(_entry(f"{name}.missing.txt", 0), f"{error}\n")
             yield written.take()
     yield written.take()
+
+
+async def _read(stream: ObjectStream) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in stream:
+            yield chunk
+    except StorageUnavailable as error:
+        raise ArchiveIncomplete(str(error)) from error
 
 
 def _entry(name: str, size: int) -> zipfile.ZipInfo:

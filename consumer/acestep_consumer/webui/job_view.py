@@ -71,6 +71,26 @@ class CandidateView(BaseModel):
     measures: Annotated[dict[str, float | None], Field(max_length=50)] = {}
 
 
+class ParentView(BaseModel):
+    """A song that this job's songs come from, and the field of the request that named it."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+    task_id: Annotated[str, Field(max_length=128)]
+    index: int = 0
+    field: Annotated[str, Field(max_length=64)] = ""
+
+
+class EditView(BaseModel):
+    """A field that follows from an edit, or from the song that the request names: its value, and why it has it."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+    field: Annotated[str, Field(max_length=64)]
+    value: JsonValue
+    because: str
+
+
 class SongView(BaseModel):
     """A song as the page needs it.
 
@@ -97,6 +117,8 @@ class SongView(BaseModel):
 
 _LYRICS: Final = TypeAdapter(Annotated[tuple[LineView, ...], Field(max_length=_MAX_LINES)])
 _CANDIDATES: Final = TypeAdapter(Annotated[tuple[CandidateView, ...], Field(max_length=64)])
+_PARENTS: Final = TypeAdapter(Annotated[tuple[ParentView, ...], Field(max_length=16)])
+_EDITS: Final = TypeAdapter(Annotated[tuple[EditView, ...], Field(max_length=200)])
 
 
 class JobView(BaseModel):
@@ -136,6 +158,8 @@ class JobView(BaseModel):
     warnings: tuple[str, ...] = ()
     songs: tuple[SongView, ...] = ()
     candidates: tuple[CandidateView, ...] = ()
+    parents: tuple[ParentView, ...] = ()
+    edits: tuple[EditView, ...] = ()
     metas: Metas | None = None
     timings: Timings | None = None
     error: ErrorReport | None = None
@@ -230,7 +254,10 @@ def _completed(data: Completed) -> dict[str, object]:
         "warnings": data.warnings,
         "songs": tuple(_song(data.task_id, audio) for audio in data.audios),
         "audios": data.audios,
+        # Of an event of a version without these there is none.
         "candidates": _valid(_CANDIDATES, getattr(data, "candidates", ())),
+        "parents": _valid(_PARENTS, getattr(data, "parents", ())),
+        "edits": _valid(_EDITS, getattr(data, "edits", ())),
         "metas": data.metas,
         "timings": data.timings,
         "error": None,

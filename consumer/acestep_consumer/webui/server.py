@@ -15,8 +15,7 @@ from aiohttp.typedefs import Handler
 
 from acestep_consumer.client import ClientError, DownloadFailed, QueueFull, Unreachable
 from acestep_consumer.client.results import Results
-from acestep_consumer.domain.errors import StorageUnavailable
-from acestep_consumer.webui.archive import CONTENT_TYPE, ArchivedSong, archive
+from acestep_consumer.webui.archive import CONTENT_TYPE, ArchivedSong, ArchiveIncomplete, archive
 from acestep_consumer.webui.audio_proxy import STALL_S, AudioProxy, SongUnavailable
 from acestep_consumer.webui.job_board import JobBoard, UpdateFeed
 from acestep_consumer.webui.job_view import file_name
@@ -160,7 +159,7 @@ class PageServer:
             async for chunk in archive(self._songs, [ArchivedSong(*song) for song in found]):
                 async with asyncio.timeout(STALL_S):
                     await response.write(chunk)
-        except (StorageUnavailable, ConnectionError, TimeoutError):
+        except (ArchiveIncomplete, ConnectionError, TimeoutError):
             # Half of an archive must not look like a whole one.
             if request.transport is not None:
                 request.transport.abort()

@@ -160,5 +160,12 @@ def test_candidates_are_shown_with_scores_and_what_was_measured() -> None:
     first, second = view.candidates
     assert (first.seed, first.score, first.index, first.measures) == (str(2**62), 0.9, 0, {"silence": 1.0})
     assert (second.kept, second.index) == (False, None)
+    named = {
+        "parents": [{"task_id": "one", "index": 2, "field": "variation"}],
+        "edits": [{"field": "bpm", "value": 90}],
+    }
+    family = after(JobCompleted.of(examples.completed().data.model_copy(update=named)))
+    assert [(each.task_id, each.index, each.field) for each in family.parents] == [("one", 2, "variation")]
+    assert family.edits == (), "without a reason it is none"
     broken = examples.completed().data.model_copy(update={"candidates": [{"score": "high"}]})
     assert after(JobCompleted.of(broken)).candidates == ()

@@ -71,7 +71,7 @@ def test_every_string_is_used_and_every_one_that_is_used_exists() -> None:
     for text in SCRIPTS.values():
         used |= set(re.findall(r"""\bt\(\s*"([^"]+)\"""", text)) | set(re.findall(r'"((?:keys|line|form)\.\w+)"', text))
         used |= {f"{key}.{form}" for key in re.findall(r'\btn\(\s*"([^"]+)"', text) for form in ("one", "other")}
-        used |= {f"action.{name}" for name in re.findall(r'"(variation|extend|cover|stems)"', text)}
+        used |= {f"action.{name}" for name in re.findall(r'"(variation|extend|cover|stems|finish)"', text)}
     assert sorted(used - set(EN)) == []
     assert sorted(key for key in EN if key not in used and not key.startswith(BY_VALUE)) == []
 

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, expect
 
+from acestep_schemas import examples
+from acestep_schemas.events import WorkerEvent
 from tests.support.browser import tab
-from tests.support.page import ServedPage, holds, row, served_page
+from tests.support.page import holds, row, sent, served_page
 
 expect.set_options(timeout=15_000)
 
@@ -26,17 +28,15 @@ LYRICS = [
 ]
 
 
+def child_of(task_id: str, field: str = "source_task_id") -> list[dict[str, Any]]:
+    """The parents in the event of a job that was made from another one's first song."""
+    return [{"task_id": task_id, "index": 0, "field": field}]
+
+
 async def opened(page: Page, task_id: str) -> None:
     """Open a job's row."""
     await row(page, task_id).locator(".open").click()
     await expect(row(page, task_id).locator(".open")).to_have_attribute("aria-expanded", "true")
-
-
-async def sent(page: Page, served: ServedPage) -> dict[str, Any]:
-    """Send the form; returns what was published, without the id."""
-    await page.get_by_role("button", name="Make it").click()
-    await expect(page.locator("#answer")).to_contain_text("Accepted.")
-    return {name: value for name, value in served.client.published[-1].items() if name != "task_id"}
 
 
 async def test_lyrics_light_up_as_they_are_sung_and_a_line_is_heard_when_it_is_chosen() -> None:
@@ -127,14 +127,14 @@ async def test_a_stretch_that_is_drawn_on_the_waveform_becomes_a_repaint() -> No
             await expect(page.locator("#source-title")).to_have_text("jazz")
             assert await sent(page, served) == {
                 "task_type": "repaint",
-                "prompt": "jazz",
-                "lyrics": "la",
                 "audio_format": "flac",
                 "source_task_id": "one",
                 "source_index": 0,
                 "repainting_start": str(start).removesuffix(".0"),
                 "repainting_end": "6.5",
-            }
+            }, "the song's own words are taken over by the worker"
+            await page.locator("#ask [name=lyrics]").fill("lo")
+            assert (await sent(page, served))["lyrics"] == "lo"
 
 
 async def test_a_stretch_can_be_marked_by_keyboard_where_the_song_plays() -> None:
@@ -160,8 +160,8 @@ async def test_a_stretch_can_be_marked_by_keyboard_where_the_song_plays() -> Non
 @pytest.mark.parametrize(
     ("action", "label", "made"),
     [
-        ("Extend", "Seconds after it", {"extend_right_s": "30", "prompt": "jazz"}),
-        ("Variation", "Difference", {"variation": "0.3", "prompt": "jazz"}),
+        ("Extend", "Seconds after it", {"extend_right_s": "30"}),
+        ("Variation", "Difference", {"variation": "0.3"}),
         ("Cover", "How close to the source", {"task_type": "cover", "prompt": "jazz"}),
         ("Stems", "What should it sound like?", {"stems": True}),
     ],
@@ -186,7 +186,7 @@ async def test_make_another_sends_everything_but_the_seed_and_a_copy_has_all() -
             page = browser.page
             await opened(page, "one")
             await row(page, "one").get_by_role("button", name="Make another").click()
-            await expect(page.locator("#answer")).to_have_text("Sent again with a new seed: it's jazz")
+            await expect(page.locator("#answer")).to_have_text("Sent: it's jazz")
             (published,) = served.client.published
             assert published.pop("task_id") != "one"
             expected = {name: value for name, value in request.items() if name != "seed"}
@@ -230,8 +230,8 @@ async def test_a_request_is_edited_with_every_field_also_those_without_a_control
 async def test_the_family_of_a_song_is_linked_in_both_directions() -> None:
     async with served_page() as served:
         served.complete("parent", served.song("parent"), request={"prompt": "the first one"})
-        served.complete("child", served.song("child"), request={"prompt": "its cover"}, source="parent")
-        served.complete("orphan", served.song("orphan"), source="long-ago")
+        served.complete("child", served.song("child"), request={"prompt": "its cover"}, parents=child_of("parent"))
+        served.complete("orphan", served.song("orphan"), parents=child_of("long-ago"))
         async with tab(served.url) as browser:
             page = browser.page
             await opened(page, "parent")
@@ -243,5 +243,48 @@ async def test_the_family_of_a_song_is_linked_in_both_directions() -> None:
             link = row(page, "orphan").locator(".family a")
             await expect(link).to_have_text("long-ago")
             await expect(link).to_have_attribute("href", "#long-ago")
-            served.complete("second", served.song("second"), request={"prompt": "its twin"}, source="parent")
+            served.complete("second", served.song("second"), request={"prompt": "its twin"}, parents=child_of("parent"))
             await expect(row(page, "parent").locator(".family")).to_contain_text("its cover, its twin")
+
+
+async def test_another_variation_is_asked_for_anew_and_says_what_it_took_over() -> None:
+    varied = {
+        "prompt": "jazz",
+        "retake_variance": 0.25,
+        "retake_seed": 5,
+        "seed": [7],
+        "bpm": 90,
+        "audio_format": "flac",
+    }
+    edits = [{"field": name, "value": varied[name], "because": "of <b>song</b> 0"} for name in ("prompt", "bpm")]
+    async with served_page() as served:
+        parents = child_of("first", "variation")
+        served.complete("varied", served.song("varied"), request=varied, parents=parents, edits=edits)
+        served.complete("whole", served.song("whole"))
+        async with tab(served.url) as browser:
+            page = browser.page
+            await opened(page, "varied")
+            await expect(row(page, "varied").locator(".edits li")).to_have_text(
+                ["prompt: jazz – of <b>song</b> 0", "tempo: 90 – of <b>song</b> 0"]
+            )
+            await row(page, "varied").get_by_role("button", name="Make another").click()
+            await expect(page.locator("#answer")).to_have_text("Sent: jazz")
+            again = {name: value for name, value in served.client.published[0].items() if name != "task_id"}
+            asked = {"source_task_id": "first", "source_index": 0, "variation": 0.25, "audio_format": "flac"}
+            assert again == asked
+            await opened(page, "whole")
+            await expect(row(page, "whole").get_by_role("button", name="Make final")).to_be_hidden()
+
+
+async def test_stems_are_asked_of_a_base_model_where_a_worker_has_one() -> None:
+    async with served_page() as served:
+        models = ("acestep-v15-turbo", "acestep-v15-base")
+        served.board.add_worker(WorkerEvent.of(examples.worker().data.model_copy(update={"models": models})))
+        served.complete("one", served.song("one"))
+        async with tab(served.url) as browser:
+            page = browser.page
+            await expect(page.locator("#models option")).to_have_count(2)
+            await opened(page, "one")
+            await row(page, "one").get_by_role("button", name="Stems: the song: one").click()
+            published = await sent(page, served)
+            assert (published["stems"], published["model"]) == (True, "acestep-v15-base")

@@ -25,6 +25,8 @@ const WITHOUT_WORDS = ["stems", "extend", "variation", "repaint"];
 const form = byId("ask");
 const control = (name) => form.elements[name];
 let extra = {};
+let inherited = {};
+let baseModel = "";
 let orderId = "";
 let countdown = 0;
 let isAway = () => false;
@@ -51,18 +53,25 @@ function kindOf(request) {
 
 const fieldsOf = (kind) => [...WORDS, ...MORE, ...(kind === "new" ? [] : [...SOURCE, ...KINDS[kind].controls])];
 
-/** Fills the form with a request. `kind`: what is made from its source. */
-export function fillForm(request, kind = kindOf(request)) {
+/**
+ * Fills the form with a request. `kind`: what is made from its source. `words`: those that the song has anyway, and that
+ * are sent only if they are changed.
+ */
+export function fillForm(request, kind = kindOf(request), words = {}) {
   control("kind").value = kind;
+  inherited = words;
   for (const name of FIELDS) {
     const field = control(name);
     if (field.type === "checkbox") field.checked = Boolean(request[name]);
     else field.value = request[name] ?? DEFAULTS[name] ?? "";
   }
+  control("draft").checked = request.quality === "draft";
   if (kind !== "new") control("source_index").value = Number(request.source_index ?? 0) + 1;
+  // Stems take a base model.
+  if (kind === "stems" && !request.model) control("model").value = baseModel;
   // Ogg and Opus are one format; the list has one of them.
   if (request.audio_format === "ogg") control("audio_format").value = "opus";
-  const shown = [...fieldsOf(kind), ...Object.keys(KINDS[kind].fixed), "task_id", ...(kind === "new" ? [] : ["task_type"])];
+  const shown = [...fieldsOf(kind), ...Object.keys(KINDS[kind].fixed), "task_id", "quality", ...(kind === "new" ? [] : ["task_type"])];
   extra = Object.fromEntries(Object.entries(request).filter(([name]) => !shown.includes(name)));
   if (MORE.concat("vocal_language", "bpm", "key_scale").some((name) => request[name])) byId("more").open = true;
   orderId = newId();
@@ -77,12 +86,13 @@ export function fillForm(request, kind = kindOf(request)) {
 function readForm() {
   const kind = control("kind").value;
   const body = { ...extra, ...KINDS[kind].fixed, task_id: orderId };
+  if (control("draft").checked) body.quality = "draft";
   for (const name of fieldsOf(kind)) {
     const field = control(name);
     if (field.closest("[data-unavailable]")) continue;
     if (field.type === "checkbox") {
       if (field.checked && !field.disabled) body[name] = true;
-    } else if (field.value.trim()) body[name] = field.value.trim();
+    } else if (field.value.trim() && field.value !== inherited[name]) body[name] = field.value.trim();
   }
   if (kind !== "new") body.source_index = Number(control("source_index").value || 1) - 1;
   return body;
@@ -187,6 +197,7 @@ async function send(event, showJob) {
 
 /** Thinking needs a language model: `hasLm` is false where no worker has one, and null where that is not known. */
 export function showWorkers({ lm, models }) {
+  baseModel = models.find((name) => name.includes("base")) ?? "";
   control("thinking").disabled = lm === false;
   byId("no-lm").hidden = lm !== false;
   const listed = [...byId("models").options].map(({ value }) => value);
@@ -237,7 +248,10 @@ export async function startForm(page) {
       form.requestSubmit();
     }
   });
-  control("kind").addEventListener("change", showKind);
+  control("kind").addEventListener("change", () => {
+    inherited = {};
+    showKind();
+  });
   control("source_task_id").addEventListener("input", showSource);
   byId("extra").querySelector("button").addEventListener("click", () => {
     extra = {};

@@ -2,7 +2,7 @@
 // One job in the list: a compact row, with everything else behind its title.
 
 import { another, copyCurl, copyJson, edit } from "./actions.js";
-import { announce, copyOf, make, post, setChildren, setLabel, setList, setPairs, setText } from "./dom.js";
+import { announce, copyOf, make, post, setChildren, setLabel, setList, setPairs, setText, shown } from "./dom.js";
 import { currentLanguage, localize, t, tn } from "./i18n.js";
 import { isCurrent, isPlaying, current, play, refresh, toggle } from "./player.js";
 import { Song } from "./song.js";
@@ -159,6 +159,7 @@ export class Job {
     this.showSongs();
     this.showScores();
     this.showFamily();
+    setList(this.part(".edits"), card.edits.map((edit) => t("note.edit", { ...edit, field: labelled(edit.field), value: shown(edit.value) })));
     this.showWords();
     for (const name of [".again", ".edit", ".copy-json", ".copy-curl"]) {
       this.part(name).hidden = !card.request;

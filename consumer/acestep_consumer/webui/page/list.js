@@ -39,13 +39,18 @@ const page = { isMine: (taskId) => mine.has(taskId), isAway: () => isAway(), fam
 
 // --- families ---------------------------------------------------------------------------------------------------
 
-const parentOf = ({ request }) => (typeof request?.source_task_id === "string" ? request.source_task_id : "");
+// From its end on, a job names its parents; until then its request names the song that it is made from.
+function parentsOf({ parents, request }) {
+  const named = parents.length ? parents.map((each) => each.task_id) : [request?.source_task_id];
+  return [...new Set(named.filter((each) => typeof each === "string" && TASK_ID.test(each)))];
+}
 
 function familyOf(card) {
-  const parent = parentOf(card);
-  const children = [...jobs.values()].filter((job) => parentOf(job.card) === card.task_id);
-  const parents = TASK_ID.test(parent) ? [[parent, titleOfJob(parent) || parent]] : [];
-  return { parents, children: children.map((job) => [job.card.task_id, job.title]) };
+  const children = [...jobs.values()].filter((job) => parentsOf(job.card).includes(card.task_id));
+  return {
+    parents: parentsOf(card).map((parent) => [parent, titleOfJob(parent) || parent]),
+    children: children.map((job) => [job.card.task_id, job.title]),
+  };
 }
 
 // --- which jobs are shown ---------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // One song in an opened job: its facts, its file, what can be made from it, and the stretch that is marked on it.
 
-import { makeFrom } from "./actions.js";
+import { finish, makeFrom } from "./actions.js";
 import { copyOf, setLabel, setText } from "./dom.js";
 import { localize, t } from "./i18n.js";
 import { audioUrl, isCurrent, isPlaying, play, position, toggle } from "./player.js";
@@ -38,6 +38,8 @@ export class Song {
     on(".extend", () => makeFrom(card, index, "extend"));
     on(".cover", () => makeFrom(card, index, "cover"));
     on(".stems", () => makeFrom(card, index, "stems"));
+    on(".finish", () => finish(card, index));
+    this.part(".finish").hidden = card.request?.quality !== "draft";
     on(".from-here", () => this.mark([this.here(), Math.max(this.here(), this.stretch[1])]));
     on(".to-here", () => this.mark([Math.min(this.here(), this.stretch[0]), this.here()]));
     on(".repaint", () => {
@@ -109,7 +111,7 @@ export class Song {
     const star = this.part(".star");
     star.setAttribute("aria-pressed", String(isFavourite(songKey(card.task_id, index))));
     setLabel(star, t("song.favourite", { name }));
-    for (const action of ["variation", "extend", "cover", "stems"]) setLabel(this.part(`.${action}`), `${t(`action.${action}`)}: ${name}`);
+    for (const action of ["variation", "extend", "cover", "stems", "finish"]) setLabel(this.part(`.${action}`), `${t(`action.${action}`)}: ${name}`);
   }
 
   close() {
