@@ -30,6 +30,8 @@ from pydantic import (
 from acestep_schemas.request import GenerationRequest
 
 CONTENT_TYPE = "application/cloudevents+json"
+MAX_PEAKS = 400
+"""Bytes of a song's waveform in ``Audio.peaks``."""
 _NAMESPACE = UUID("6f0f7f6c-0f5b-5a0e-9a0e-3c1f1f0a7d15")
 
 
@@ -221,8 +223,9 @@ class Audio(Frozen):
 
     ``files`` are what lies beside it; None: nothing. ``lyrics`` are its lines with times, where the request asked for
     ``timestamps``; ``lyric_score`` says how well they are sung, 0 to 1, None where that was not measured.
-    ``loudness`` is what was reached, where the request asked for ``loudness_lufs``.
-    ``track`` is the track that it is one of, where the request asked for ``stems``.
+    ``loudness`` is what was reached, where the request asked for ``loudness_lufs``; ``track`` the track that it is one
+    of, where it asked for ``stems``. ``peaks`` is its waveform in small: Base64 of at most 400 bytes, each the largest
+    absolute sample of an equal slice, 255 being full scale; None: a worker of an earlier version.
     """
 
     uri: str
@@ -240,6 +243,7 @@ class Audio(Frozen):
     lyric_score: float | None = None
     loudness: Loudness | None = None
     track: str | None = None
+    peaks: Annotated[str, Field(max_length=536)] | None = None
 
 
 class Metas(Frozen):
@@ -299,7 +303,9 @@ class ErrorReport(Frozen):
 class Started(Frozen):
     """Data of ``started``: a worker has begun the job, and the limits of its tier have been applied.
 
-    ``expected_s`` is how many seconds similar jobs took on this worker; None before there was one.
+    ``expected_s`` is how many seconds similar jobs took on this worker; None before there was one. ``request`` is the
+    effective request, as in ``completed``, without audio codes; None: it is larger than 128 KiB, or the worker is of an
+    earlier version.
     """
 
     task_id: str
@@ -309,6 +315,7 @@ class Started(Frozen):
     lm: LmChoice | None
     policy: PolicyReport
     expected_s: float | None = None
+    request: Annotated[GenerationRequest, WrapValidator(_request)] | None = None
 
 
 class Progress(Frozen):

@@ -62,6 +62,7 @@ _POLICY: Final = PolicyReport(
         Adjustment(field="audio_duration", requested=900, applied=600, reason="the tier's limit is 600 seconds"),
     ),
 )
+_EFFECTIVE: Final = GenerationRequest.model_validate({**REQUEST, "audio_duration": 600})
 _ERRORS: Final = {
     "failed": (ErrorCode.RESOURCE_EXHAUSTED, "the GPU has too little memory for this job alone", True, ()),
     "rejected": (
@@ -78,7 +79,14 @@ _ERRORS: Final = {
 def started() -> JobStarted:
     """Return a ``started`` event."""
     data = Started(
-        task_id=TASK_ID, attempt=1, worker_id=WORKER_ID, model=_MODEL, lm=_LM, policy=_POLICY, expected_s=9.0
+        task_id=TASK_ID,
+        attempt=1,
+        worker_id=WORKER_ID,
+        model=_MODEL,
+        lm=_LM,
+        policy=_POLICY,
+        expected_s=9.0,
+        request=_EFFECTIVE,
     )
     return JobStarted.of(data).model_copy(update={"time": _BEGAN})
 
@@ -101,7 +109,7 @@ def completed() -> JobCompleted:
             lm=_LM,
             policy=_POLICY,
             audios=(_audio(),),
-            request=GenerationRequest.model_validate({**REQUEST, "audio_duration": 600}),
+            request=_EFFECTIVE,
             metas=Metas(bpm=72, duration=600, keyscale="D minor", timesignature="4", language="unknown"),
             audio_codes=((51_023, 7_344, 60_101),),
             timings=Timings(queued=0.4, plan=3.2, render=4.1, encode=0.9, upload=0.3, total=8.6),

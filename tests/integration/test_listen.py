@@ -7,6 +7,7 @@ import io
 import json
 import re
 import subprocess
+import zipfile
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -115,6 +116,20 @@ async def test_a_song_is_sent_whole_in_ranges_and_not_twice(visitor: Visitor) ->
         assert (answer.status, answer.content_length) == (200, size)
     async with visitor.http.get(url + "?download") as answer:
         assert answer.headers["Content-Disposition"] == f'attachment; filename="{task_id}-0.wav"'
+
+
+async def test_all_songs_come_from_storage_as_one_archive(visitor: Visitor) -> None:
+    made = [await visitor.submit(prompt=f"bytes={size}") for size in (300_000, 900_000)]
+    views = {task_id: await visitor.until(task_id, "completed") for task_id in made}
+    async with visitor.updates() as updates:
+        cursor, _ = await anext(updates)
+    numbers = ".".join(str(view["number"]) for view in views.values())
+    async with visitor.http.get(f"{visitor.url}/songs.zip?board={cursor.split('-')[0]}&jobs={numbers}") as answer:
+        assert (answer.status, answer.content_type) == (200, "application/zip")
+        with zipfile.ZipFile(io.BytesIO(await answer.read())) as archive:
+            assert archive.testzip() is None
+            sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+    assert sizes == {f"{task_id}-0.wav": view["songs"][0]["bytes"] for task_id, view in views.items()}
 
 
 @pytest.mark.parametrize("path", ["/audio/never-heard-of/0", "/audio/%2e%2e/0", "/audio/a/b/0", "/audio/x/-1"])

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acestep_consumer.audio.formats import FORMATS, Format
+from acestep_consumer.audio.peaks import peaks_of
 from acestep_consumer.audio.sandbox.exit_codes import DecodeExit
 from acestep_consumer.audio.sandbox.process import (
     CPU_S,
@@ -55,7 +56,7 @@ class Levels:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
-    """One encoded file. ``sample_rate`` is Hz, ``duration_s`` seconds of audio.
+    """One encoded file. ``sample_rate`` is Hz, ``duration_s`` seconds of audio, ``peaks`` as in ``Audio``.
 
     ``levels``: of its sound, where it was brought to a loudness.
     """
@@ -65,6 +66,7 @@ class Encoded:
     sample_rate: int
     channels: int
     duration_s: float
+    peaks: str
     levels: Levels | None = None
 
 
@@ -176,6 +178,7 @@ def encode_with(
         channels=channels,
         duration_s=length / sample_rate,
         levels=levels,
+        peaks=peaks_of(samples, 1.0 if levels is None else 10 ** (levels.raised_db / 20)),
     )
 
 

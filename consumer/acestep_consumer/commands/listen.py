@@ -6,7 +6,7 @@ import signal
 import sys
 import webbrowser
 from collections.abc import Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -35,6 +35,7 @@ _CLOSE_S: Final = 1.0
 _NAME: Final = "acestep-consumer listen"
 # A broker whose machine lost power does not even refuse.
 _POLL_TIMEOUT_S: Final = 5.0
+_CALL_ROLL_S: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +64,17 @@ async def listen(settings: Settings, options: ListenOptions, note: Console) -> E
 async def _serve(client: Client, settings: Settings, options: ListenOptions, note: Console) -> Exit:
     queue, board, endings = _QueuePoll(settings, note), JobBoard(), Results(settings.storage)
     try:
-        async with client.subscribe("job.#") as events:
+        async with client.subscribe("job.#", "worker.#") as events:
             songs = AudioProxy(settings.storage, endings, board.audios_of)
             app = PageServer(client, board, songs, endings).application(OriginCheck(options.host, options.names))
             try:
                 async with site(app, options.host, options.port, close_s=_CLOSE_S) as url:
                     await _announce(f"{url}/", options, note)
                     await _run_until_stopped(
-                        add_events(events, board), look_up_silent_jobs(board, endings), poll_queue_state(queue, board)
+                        add_events(events, board),
+                        look_up_silent_jobs(board, endings),
+                        poll_queue_state(queue, board),
+                        _call_roll(client),
                     )
             except OSError as error:
                 print_error(cannot_bind(options.host, options.port, error), note)
@@ -171,6 +175,14 @@ async def _run_until_stopped(*coroutines: Coroutine[Any, Any, None]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+
+
+async def _call_roll(client: Client) -> None:
+    """Ask the workers now and then what they are and how long they take; without answers, the page does without."""
+    while True:
+        with suppress(ClientError):
+            await client.call_roll()
+        await asyncio.sleep(_CALL_ROLL_S)
 
 
 async def _wait(stop: asyncio.Event) -> None:

@@ -147,10 +147,11 @@ class SideFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Track:
-    """One encoded song on disk. ``duration_s`` is seconds, ``sample_rate`` Hz. ``track``: the one that it is of.
+    """One encoded song on disk. ``duration_s`` is seconds, ``sample_rate`` Hz.
 
-    ``lyrics`` have times, where these were asked for; ``lyric_score`` is how well they are sung, None: not measured.
-    ``loudness`` is what was reached, where one was asked for.
+    ``track``: the track that it is of, for stems; ``peaks``: as in ``Audio``, or empty. ``lyrics`` have times, where
+    these were asked for; ``lyric_score`` is how well they are sung, None: not measured. ``loudness`` is what was
+    reached, where one was asked for.
     """
 
     path: Path
@@ -161,6 +162,7 @@ class Track:
     channels: int
     duration_s: float
     track: str | None = None
+    peaks: str = ""
     side_files: tuple[SideFile, ...] = ()
     lyrics: tuple[LyricLine, ...] = ()
     lyric_score: float | None = None

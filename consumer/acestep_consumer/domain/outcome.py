@@ -196,6 +196,7 @@ def _audio(stored: StoredObject) -> Audio:
         bytes=stored.bytes,
         sha256=stored.sha256,
         seed=track.seed,
+        peaks=track.peaks or None,
         files=_song_files(stored.side_files),
         lyrics=track.lyrics,
         lyric_score=track.lyric_score,

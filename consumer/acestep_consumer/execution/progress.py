@@ -13,8 +13,10 @@ from acestep_consumer.domain.outcome import RunInfo
 from acestep_consumer.domain.ports import Events, Reply
 from acestep_consumer.execution.eta import Estimate
 from acestep_schemas.events import JobEvent, JobProgress, JobStarted, Progress, Started
+from acestep_schemas.request import GenerationRequest
 
 INTERVAL_S = 0.5
+MAX_REQUEST_BYTES = 128 << 10
 
 log = structlog.get_logger()
 
@@ -94,6 +96,7 @@ class ProgressReporter:
             lm=job.lm,
             policy=job.policy,
             expected_s=_rounded(self._estimate.expected_s),
+            request=_announced(job.request),
         )
 
     def _progress(self, sequence: int) -> JobProgress:
@@ -112,6 +115,12 @@ def _spans(*, with_lm: bool) -> dict[str, tuple[float, float]]:
     """Each stage's share of the whole: thinking takes about as long as rendering."""
     plan = 0.5 if with_lm else 0.0
     return {"plan": (0.0, plan), "render": (plan, 0.9), "encode": (0.9, 0.95), "upload": (0.95, 1.0)}
+
+
+def _announced(request: GenerationRequest) -> GenerationRequest | None:
+    """Return the request for the ``started`` event; None: it is too large. Audio in it is never published."""
+    words = request.model_copy(update={"audio_code_string": ""})
+    return words if len(words.model_dump_json().encode()) <= MAX_REQUEST_BYTES else None
 
 
 def _rounded(seconds: float | None) -> float | None:

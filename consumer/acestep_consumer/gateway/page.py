@@ -24,7 +24,7 @@ from acestep_consumer.webui.audio_proxy import AudioProxy
 from acestep_consumer.webui.job_board import JobBoard, QueueState, look_up_silent_jobs, poll_queue_state
 from acestep_consumer.webui.origin_check import HEADERS, OriginCheck, foreign_refusal
 from acestep_consumer.webui.server import PageServer
-from acestep_schemas.events import JobEvent
+from acestep_schemas.events import JobEvent, WorkerEvent
 
 LOGIN: Final = {"WWW-Authenticate": 'Basic realm="ACE-Step: any name, and an API key as password", charset="UTF-8"'}
 
@@ -62,9 +62,12 @@ class WebPage:
         songs = AudioProxy(settings, results, self._board.audios_of)
         self._server = PageServer(_PageClient(session), self._board, songs, results)
 
-    def add(self, event: JobEvent) -> None:
+    def add(self, event: JobEvent | WorkerEvent) -> None:
         """Show an event."""
-        self._board.add_event(event)
+        if isinstance(event, WorkerEvent):
+            self._board.add_worker(event)
+        else:
+            self._board.add_event(event)
 
     def routes(self) -> Iterator[tuple[str, str, Handler]]:
         """Yield method, path and handler of each route."""
@@ -127,6 +130,9 @@ class _PageClient:
 
     async def cancel(self, task_id: str) -> None:
         await self._session.cancel(task_id)
+
+    async def waiting(self) -> int | None:
+        return self._session.queue_size
 
 
 def _password(authorization: str) -> str:

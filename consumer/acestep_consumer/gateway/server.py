@@ -193,5 +193,5 @@ class Gateway:
             self.workers.add(event.data)
         else:
             self.tasks.add(event)
-            if self._page is not None:
-                self._page.add(event)
+        if self._page is not None:
+            self._page.add(event)

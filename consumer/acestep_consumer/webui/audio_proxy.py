@@ -80,7 +80,7 @@ class AudioProxy:
         response = _response(audio, span, headers)
         if request.method == "HEAD":
             return response
-        async with self._opened(audio, span) as stream:
+        async with self.opened(audio, span) as stream:
             try:
                 await response.prepare(request)
                 async for chunk in stream:
@@ -94,7 +94,13 @@ class AudioProxy:
         return response
 
     @asynccontextmanager
-    async def _opened(self, audio: Audio, span: ByteRange | None) -> AsyncIterator[ObjectStream]:
+    async def opened(self, audio: Audio, span: ByteRange | None = None) -> AsyncIterator[ObjectStream]:
+        """Open a song, or ``span`` of it, for reading.
+
+        Raises:
+            SongUnavailable: it cannot be fetched from storage.
+            StorageUnavailable: storage failed in the middle of it.
+        """
         try:
             async with self._results.open(audio.uri, span) as stream:
                 if stream.size != audio.bytes:

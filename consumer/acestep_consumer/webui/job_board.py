@@ -2,7 +2,7 @@
 """The latest jobs in bounded memory, the feeds of the pages that show them, and the tasks that keep both up to date."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -11,8 +11,10 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict
 
 from acestep_consumer.client import DownloadFailed
+from acestep_consumer.client.estimate import RetryAfter
 from acestep_consumer.client.results import Results
 from acestep_consumer.webui.job_view import JobView, request_shown, updated
+from acestep_consumer.webui.waiting import Place, WaitingPlaces, WorkerRegister, WorkersView
 from acestep_schemas.events import Audio, JobCompleted, JobEvent, TerminalEvent, WorkerEvent
 from acestep_schemas.request import GenerationRequest
 
@@ -48,7 +50,8 @@ class QueueState(BaseModel):
 class BoardUpdate(BaseModel):
     """One update for a page: jobs that changed, ids of jobs that were forgotten.
 
-    ``fresh``: these are all jobs, and the page starts anew. ``queue_state`` is None before the first poll.
+    ``fresh``: these are all jobs, and the page starts anew. ``queue_state`` is None before the first poll. ``places``
+    are those of all waiting jobs whose place is known.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -58,6 +61,8 @@ class BoardUpdate(BaseModel):
     queue_state: QueueState | None
     cards: tuple[JobView, ...]
     gone: tuple[str, ...]
+    places: dict[str, Place] = {}
+    workers: WorkersView = WorkersView()
 
 
 class UpdateFeed:
@@ -76,7 +81,7 @@ class JobBoard:
     """All jobs that wait or run, and the latest that have ended, in the order in which they were first seen.
 
     Args:
-        max_ended: ended jobs that are kept.
+        max_ended: ended jobs with songs that are kept, and as many without: failures drive no song out.
         max_jobs: jobs in all.
         clock: returns the time, in UTC.
     """
@@ -92,6 +97,9 @@ class JobBoard:
         self._clock = clock
         self._queue_state: QueueState | None = None
         self._queue_state_version = 0
+        self._places = WaitingPlaces()
+        self._workers = WorkerRegister(clock)
+        self._times = RetryAfter()
         self._views: dict[str, JobView] = {}
         self._versions: dict[str, int] = {}
         self._version = self._forgot_version = self._number = 0
@@ -117,16 +125,42 @@ class JobBoard:
         view = self._views.get(task_id)
         return None if view is None else view.audios
 
+    def archived(self, epoch: str, numbers: Collection[int]) -> list[tuple[str, Audio]] | None:
+        """Return the songs of the jobs with these numbers, with their task ids; None: numbers of another board."""
+        if epoch != self._epoch:
+            return None
+        wanted = set(numbers)
+        return [
+            (view.task_id, audio) for view in self._views.values() if view.number in wanted for audio in view.audios
+        ]
+
     def add_event(self, event: JobEvent) -> None:
         """Update the job that an event is about."""
+        self._times.learn(event)
         known = self._views.get(event.subject)
+        self._places.advance(event.subject, begun=known is not None and known.state != "waiting")
         view = updated(known or self._new(event.subject, event.time), event, self._clock())
         if view is not known:
             self._put(view)
 
     def add_request(self, task_id: str, request: GenerationRequest) -> None:
         """Show a job that is about to be submitted from the page."""
-        self._put(self._new(task_id, self._clock()).model_copy(update={"request": request_shown(request)}))
+        shown = {"request": request_shown(request), "sending": True}
+        self._put(self._new(task_id, self._clock()).model_copy(update=shown))
+
+    def add_worker(self, event: WorkerEvent) -> None:
+        """Take a worker's announcement into account."""
+        self._times.learn(event)
+        if self._workers.add(event.data):
+            self._touch_queue_state()
+
+    def mark_sent(self, task_id: str, place: int | None) -> None:
+        """Show that the broker has accepted a job; ``place``: requests that waited then, this one among them."""
+        view = self._views.get(task_id)
+        if view is not None and view.state == "waiting":
+            if place:
+                self._places.add(task_id, place)
+            self._put(view.model_copy(update={"sending": False, "unsure": False}))
 
     def remove_request(self, task_id: str) -> None:
         """Remove a job that was not accepted; one that a worker has begun stays."""
@@ -138,7 +172,7 @@ class JobBoard:
         """Show that it is not known whether the broker accepted a job; one that a worker has begun was accepted."""
         view = self._views.get(task_id)
         if view is not None and view.state == "waiting":
-            self._put(view.model_copy(update={"unsure": True}))
+            self._put(view.model_copy(update={"unsure": True, "sending": False}))
 
     def mark_stopping(self, task_id: str) -> None:
         """Show that the job's cancellation was requested."""
@@ -148,9 +182,12 @@ class JobBoard:
 
     def set_queue_state(self, state: QueueState) -> None:
         """Show the state of the request queue."""
-        if state == self._queue_state:
-            return
-        self._queue_state = state
+        self._places.limit(state.waiting)
+        if state != self._queue_state:
+            self._queue_state = state
+            self._touch_queue_state()
+
+    def _touch_queue_state(self) -> None:
         self._version += 1
         self._queue_state_version = self._version
         self.wake()
@@ -185,6 +222,8 @@ class JobBoard:
             queue_state=self._queue_state,
             cards=tuple(self._views[task_id] for task_id in feed.changed if task_id in self._views),
             gone=tuple(feed.gone),
+            places=self._places.shown(self._workers.loads(), self._times.job_s),
+            workers=self._workers.summary(),
         )
         feed.fresh = False
         feed.changed.clear()
@@ -212,16 +251,29 @@ class JobBoard:
             feed.changed[view.task_id] = None
             feed.gone.pop(view.task_id, None)
             feed.available.set()
-        ended = [task_id for task_id, each in self._views.items() if each.ended]
-        if len(ended) > self._max_ended:
-            self._forget(ended[0])
-        elif len(self._views) > self._max_jobs:
-            self._forget(next(iter((*ended, *self._views))))
+        if view.state != "waiting":
+            self._places.remove(view.task_id)
+        self._evict(view)
+
+    def _evict(self, latest: JobView) -> None:
+        """Forget the oldest ended job of the same kind, with songs or without, where there are too many."""
+        if latest.ended:
+            alike = [
+                each.task_id for each in self._views.values() if each.ended and bool(each.songs) is bool(latest.songs)
+            ]
+            if len(alike) > self._max_ended:
+                self._forget(alike[0])
+        if len(self._views) > self._max_jobs:
+            by_value = sorted(
+                self._views.values(), key=lambda each: (not each.ended, bool(each.songs))
+            )  # stable: oldest
+            self._forget(by_value[0].task_id)
 
     def _forget(self, task_id: str) -> None:
         self._version += 1
         self._forgot_version = self._version
         del self._views[task_id], self._versions[task_id]
+        self._places.remove(task_id)
         for feed in self._feeds:
             feed.changed.pop(task_id, None)
             feed.gone[task_id] = None
@@ -234,9 +286,11 @@ class JobBoard:
 
 
 async def add_events(events: AsyncIterator[JobEvent | WorkerEvent], board: JobBoard) -> None:
-    """Add the events of jobs as they come, until there are no more."""
+    """Add the events of jobs and workers as they come, until there are no more."""
     async for event in events:
-        if not isinstance(event, WorkerEvent):
+        if isinstance(event, WorkerEvent):
+            board.add_worker(event)
+        else:
             board.add_event(event)
 
 

@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """One job as the page shows it, and how each event updates that. Pure."""
 
+import base64
+import binascii
+import math
 import re
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import Final, Literal
+from typing import Annotated, Final, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from acestep_consumer.audio.formats import FORMATS
 from acestep_schemas.events import (
+    MAX_PEAKS,
     Adjustment,
     Audio,
     Completed,
@@ -26,6 +30,8 @@ from acestep_schemas.events import (
 )
 from acestep_schemas.request import GenerationRequest
 
+_MAX_LINES: Final = 2_000
+_T = TypeVar("_T")
 State = Literal["waiting", "running", "completed", "failed", "rejected", "cancelled", "expired"]
 
 # The id is shown elsewhere, the seeds say whether they are random, and nobody reads a quarter of a megabyte of codes.
@@ -34,8 +40,63 @@ _UNKNOWN_TYPE: Final = "application/octet-stream"
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.-]")
 
 
+Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
+
+
+class TokenView(BaseModel):
+    """A word or a syllable of a line, and when it is sung, in seconds."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+    text: Annotated[str, Field(max_length=1_000)]
+    start_s: Seconds
+    end_s: Seconds
+
+
+class LineView(TokenView):
+    """A line of lyrics and when it is sung. ``tokens`` are its parts; empty: only the line's own times are known."""
+
+    tokens: Annotated[tuple[TokenView, ...], Field(max_length=500)] = ()
+
+
+class CandidateView(BaseModel):
+    """One of several songs that were made for a request, with its score. ``index``: its song's; None: not kept."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True, coerce_numbers_to_str=True)
+
+    seed: Annotated[str, Field(max_length=20)]
+    score: float | None = None
+    kept: bool = False
+    index: int | None = None
+    measures: Annotated[dict[str, float | None], Field(max_length=50)] = {}
+
+
+class ParentView(BaseModel):
+    """A song that this job's songs come from, and the field of the request that named it."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+    task_id: Annotated[str, Field(max_length=128)]
+    index: int = 0
+    field: Annotated[str, Field(max_length=64)] = ""
+
+
+class EditView(BaseModel):
+    """A field that follows from an edit, or from the song that the request names: its value, and why it has it."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+    field: Annotated[str, Field(max_length=64)]
+    value: JsonValue
+    because: str
+
+
 class SongView(BaseModel):
-    """A song as the page needs it. ``seed`` is text, because JavaScript rounds numbers above 2^53."""
+    """A song as the page needs it.
+
+    ``seed`` is text, because JavaScript rounds numbers above 2^53. ``peaks`` as in ``Audio``; empty: none. ``track`` is
+    a stem's class. ``latents``: they are kept, so that a song made from this one starts from them.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -47,6 +108,17 @@ class SongView(BaseModel):
     channels: int
     bytes: int
     seed: str
+    peaks: str = ""
+    lyrics: tuple[LineView, ...] = ()
+    lyric_score: float | None = None
+    track: str = ""
+    latents: bool = False
+
+
+_LYRICS: Final = TypeAdapter(Annotated[tuple[LineView, ...], Field(max_length=_MAX_LINES)])
+_CANDIDATES: Final = TypeAdapter(Annotated[tuple[CandidateView, ...], Field(max_length=64)])
+_PARENTS: Final = TypeAdapter(Annotated[tuple[ParentView, ...], Field(max_length=16)])
+_EDITS: Final = TypeAdapter(Annotated[tuple[EditView, ...], Field(max_length=200)])
 
 
 class JobView(BaseModel):
@@ -57,6 +129,7 @@ class JobView(BaseModel):
         since: when it was submitted from the page, or else the time of its first event.
         changed: the time of its latest event.
         received: this server's clock when the latest event arrived.
+        sending: it was submitted from the page, and the broker has not confirmed it yet.
         unsure: it was submitted from the page, and whether the broker accepted it is not known.
         audios: not sent to browsers, which need not know where songs are stored.
     """
@@ -70,6 +143,7 @@ class JobView(BaseModel):
     received: datetime
     state: State = "waiting"
     stopping: bool = False
+    sending: bool = False
     unsure: bool = False
     request: dict[str, JsonValue] | None = None
     attempt: int = 0
@@ -83,6 +157,9 @@ class JobView(BaseModel):
     adjustments: tuple[Adjustment, ...] = ()
     warnings: tuple[str, ...] = ()
     songs: tuple[SongView, ...] = ()
+    candidates: tuple[CandidateView, ...] = ()
+    parents: tuple[ParentView, ...] = ()
+    edits: tuple[EditView, ...] = ()
     metas: Metas | None = None
     timings: Timings | None = None
     error: ErrorReport | None = None
@@ -105,8 +182,9 @@ def updated(view: JobView, event: JobEvent, received: datetime) -> JobView:
             changes = _completed(data)
         case _:
             changes = _unfinished(event.data)
-    bookkeeping = {"changed": event.time, "received": received, "stopping": False, "unsure": False, "remaining_s": None}
-    return view.model_copy(update=changes | bookkeeping)
+    bookkeeping = {"changed": event.time, "received": received, "remaining_s": None}
+    settled = {"stopping": False, "sending": False, "unsure": False}
+    return view.model_copy(update=changes | bookkeeping | settled)
 
 
 def request_shown(request: GenerationRequest) -> dict[str, JsonValue]:
@@ -138,9 +216,12 @@ def _started(view: JobView, event: JobStarted, received: datetime) -> JobView:
         request=view.request, stopping=view.stopping and not view.ended,
     )  # fmt: skip
     data = event.data
+    # The words as they were submitted from this page are what its reader knows; a worker's are those of others.
+    request = view.request or (request_shown(data.request) if data.request else None)
     return again.model_copy(
         update={
             "state": "running",
+            "request": request,
             "attempt": data.attempt,
             "worker_id": data.worker_id,
             "model": data.model,
@@ -155,7 +236,7 @@ def _started(view: JobView, event: JobStarted, received: datetime) -> JobView:
 def _progressed(view: JobView, event: JobProgress, received: datetime) -> JobView:
     data = event.data
     changes = {"progress": data.progress, "stage": data.stage, "remaining_s": data.remaining_s}
-    bookkeeping = {"state": "running", "changed": event.time, "received": received, "unsure": False}
+    bookkeeping = {"state": "running", "changed": event.time, "received": received, "sending": False, "unsure": False}
     return view.model_copy(update=changes | bookkeeping)
 
 
@@ -173,6 +254,10 @@ def _completed(data: Completed) -> dict[str, object]:
         "warnings": data.warnings,
         "songs": tuple(_song(data.task_id, audio) for audio in data.audios),
         "audios": data.audios,
+        # Of an event of a version without these there is none.
+        "candidates": _valid(_CANDIDATES, getattr(data, "candidates", ())),
+        "parents": _valid(_PARENTS, getattr(data, "parents", ())),
+        "edits": _valid(_EDITS, getattr(data, "edits", ())),
         "metas": data.metas,
         "timings": data.timings,
         "error": None,
@@ -202,4 +287,29 @@ def _song(task_id: str, audio: Audio) -> SongView:
         channels=audio.channels,
         bytes=audio.bytes,
         seed=str(audio.seed),
+        peaks=_peaks(audio.peaks or ""),
+        lyrics=_valid(_LYRICS, getattr(audio, "lyrics", None)),
+        lyric_score=_finite(getattr(audio, "lyric_score", None)),
+        track=str(getattr(audio, "track", None) or "")[:100],
+        latents=bool(audio.files and audio.files.latents),
     )
+
+
+def _valid(adapter: TypeAdapter[tuple[_T, ...]], value: object) -> tuple[_T, ...]:
+    """Return the parsed value; nothing where it is missing or whoever published it wrote something else."""
+    try:
+        return adapter.validate_python(value or (), from_attributes=True)
+    except ValidationError:
+        return ()
+
+
+def _peaks(text: str) -> str:
+    """Return peaks that are Base64 of at most 400 bytes; an empty text for anything else."""
+    try:
+        return text if len(base64.b64decode(text, validate=True)) <= MAX_PEAKS else ""
+    except (binascii.Error, ValueError):
+        return ""
+
+
+def _finite(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from importlib.resources import files
+from types import MappingProxyType
 from typing import Final, Protocol
 from uuid import uuid4
 
@@ -14,19 +15,30 @@ from aiohttp.typedefs import Handler
 
 from acestep_consumer.client import ClientError, DownloadFailed, QueueFull, Unreachable
 from acestep_consumer.client.results import Results
-from acestep_consumer.webui.audio_proxy import AudioProxy, SongUnavailable
+from acestep_consumer.webui.archive import CONTENT_TYPE, ArchivedSong, ArchiveIncomplete, archive
+from acestep_consumer.webui.audio_proxy import STALL_S, AudioProxy, SongUnavailable
 from acestep_consumer.webui.job_board import JobBoard, UpdateFeed
 from acestep_consumer.webui.job_view import file_name
 from acestep_consumer.webui.origin_check import OriginCheck, add_headers
-from acestep_schemas.request import TASK_ID_PATTERN, FieldProblem, GenerationRequest, RequestInvalid, parse_request
+from acestep_schemas.coerce import LANGUAGES
+from acestep_schemas.request import (
+    EMBEDDED_AUDIO,
+    TASK_ID_PATTERN,
+    FieldProblem,
+    GenerationRequest,
+    RequestInvalid,
+    parse_request,
+)
 from acestep_schemas.strict_json import loads
 
-FILES: Final = {
-    "/": ("index.html", "text/html"),
-    "/style.css": ("style.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
-    "/icon.svg": ("icon.svg", "image/svg+xml"),
-}
+_PAGE: Final = files("acestep_consumer.webui") / "page"
+_TYPES: Final = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+FILES: Final = MappingProxyType(
+    {
+        f"/{'' if file.name == 'index.html' else file.name}": (file.name, _TYPES[file.name.rpartition(".")[2]])
+        for file in _PAGE.iterdir()
+    }
+)
 MAX_PAGES: Final = 64
 MAX_REQUEST_BYTES: Final = 256 << 10
 # Proxies and phones drop an idle connection; and a write is how a closed page is noticed.
@@ -46,6 +58,9 @@ class JobClient(Protocol):
 
     async def cancel(self, task_id: str) -> None:
         """Ask for a job to stop. Raises ``ClientError``."""
+
+    async def waiting(self) -> int | None:
+        """Return how many requests wait; None: not known. Raises ``ClientError``."""
 
 
 class PageServer:
@@ -78,8 +93,10 @@ class PageServer:
     def routes(self) -> Iterator[tuple[str, str, Handler]]:
         """Yield method, path and handler of each route, for a server that has others as well."""
         for path, (name, kind) in FILES.items():
-            yield "GET", path, _PageFile(name, kind)
+            yield "GET", path, _page_file(name, kind)
         yield "GET", "/events", self._events
+        yield "GET", "/options", self._options
+        yield "GET", "/songs.zip", self._archive
         yield "GET", f"/audio/{_TASK_ID}/{{index:[0-9]{{1,3}}}}", self._audio
         yield "POST", "/jobs", self._submit
         yield "POST", f"/jobs/{_TASK_ID}/cancel", self._cancel
@@ -123,6 +140,38 @@ class PageServer:
         except SongUnavailable as error:
             return web.Response(status=error.status, text=f"{error}\n")
 
+    async def _options(self, _: web.Request) -> web.Response:
+        """Tell which fields requests of this version have, for the controls of the form."""
+        return web.json_response({"fields": sorted(FIELDS), "languages": list(LANGUAGES)})
+
+    async def _archive(self, request: web.Request) -> web.StreamResponse:
+        """Send the songs of the jobs ``?board=EPOCH&jobs=1.2.3``, by their numbers, as one ZIP file."""
+        numbers = request.query.get("jobs", "").split(".")
+        if not all(number.isascii() and number.isdecimal() and len(number) < _DIGITS for number in numbers):
+            return web.Response(status=HTTPStatus.BAD_REQUEST, text="jobs must be numbers\n")
+        found = self._board.archived(request.query.get("board", ""), [int(number) for number in numbers])
+        if not found:
+            return web.Response(status=HTTPStatus.NOT_FOUND, text="none of these songs is on the page any more\n")
+        headers = {"Content-Type": CONTENT_TYPE, "Content-Disposition": 'attachment; filename="songs.zip"'}
+        response = web.StreamResponse(headers=headers)
+        try:
+            await response.prepare(request)
+            async for chunk in archive(self._songs, [ArchivedSong(*song) for song in found]):
+                async with asyncio.timeout(STALL_S):
+                    await response.write(chunk)
+        except (ArchiveIncomplete, ConnectionError, TimeoutError):
+            # Half of an archive must not look like a whole one.
+            if request.transport is not None:
+                request.transport.abort()
+        return response
+
+    async def _place(self) -> int | None:
+        """Return how many requests wait just after one was accepted: its place."""
+        try:
+            return await self._client.waiting()
+        except ClientError:
+            return None
+
     async def _submit(self, request: web.Request) -> web.Response:
         if request.content_type != "application/json":
             return _problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "not_json", "send application/json")
@@ -142,6 +191,7 @@ class PageServer:
         except ClientError as error:
             (self._board.mark_unsure if isinstance(error, Unreachable) else self._board.remove_request)(task_id)
             return _client_error(error)
+        self._board.mark_sent(task_id, await self._place())
         return web.json_response({"task_id": task_id}, status=HTTPStatus.ACCEPTED)
 
     async def _cancel(self, request: web.Request) -> web.Response:
@@ -180,17 +230,14 @@ async def _body(request: web.Request) -> bytes:
     return body
 
 
-class _PageFile:
-    """Serves one of the page's files, which is read once."""
+def _page_file(name: str, kind: str) -> Handler:
+    """Return the handler that sends one of the page's files, which is read once."""
+    body = (_PAGE / name).read_bytes()
 
-    def __init__(self, name: str, kind: str) -> None:
-        self._body = (files("acestep_consumer.webui") / "page" / name).read_bytes()
-        self._kind = kind
+    async def send(_: web.Request) -> web.Response:
+        return web.Response(body=body, content_type=kind, charset="utf-8", headers={"Cache-Control": "no-cache"})
 
-    async def __call__(self, _: web.Request) -> web.Response:
-        return web.Response(
-            body=self._body, content_type=self._kind, charset="utf-8", headers={"Cache-Control": "no-cache"}
-        )
+    return send
 
 
 def _client_error(error: ClientError) -> web.Response:
@@ -206,9 +253,9 @@ def _problem(status: HTTPStatus, code: str, message: str, **more: object) -> web
     return web.json_response({"error": {"code": code, "message": message, **more}}, status=status)
 
 
-FIELDS: Final = frozenset(
-    {"task_id", "prompt", "lyrics", "audio_duration", "batch_size", "thinking", "audio_format", "model", "seed"}
-)
+_DIGITS: Final = 16
+FIELDS: Final = frozenset(GenerationRequest.model_fields) - set(EMBEDDED_AUDIO)
+"""Fields that the page may send: all but audio in the request itself."""
 
 
 def read_form(body: object) -> tuple[dict[str, object], GenerationRequest]:
@@ -226,6 +273,9 @@ def read_form(body: object) -> tuple[dict[str, object], GenerationRequest]:
         )
     given = {name: value for name, value in body.items() if value not in (None, "")}
     request, _ = parse_request(given, strict=True)
-    if not request.prompt.strip():
+    # Without words, a song is made from another one, or from a subject that the language model writes about.
+    if not any(
+        (request.prompt.strip(), request.sample_query.strip(), request.src_audio_path, given.get("source_task_id"))
+    ):
         raise RequestInvalid((FieldProblem(field="prompt", value="", rule="must describe the music"),))
     return {**given, "task_id": request.task_id or str(uuid4())}, request

@@ -4,6 +4,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -122,3 +123,24 @@ async def test_the_start_says_what_is_expected_and_progress_what_remains() -> No
     remaining = [data.remaining_s for data in progress(events)]
     assert remaining == sorted(remaining, key=lambda seconds: -(seconds or 0))
     assert all(seconds is not None and 0 < seconds < 20 for seconds in remaining)
+
+
+async def test_started_carries_the_request_without_audio_and_codes_and_none_that_is_huge() -> None:
+    job = admitted_job()
+    for changes, carried in (
+        ({"prompt": "slow jazz", "audio_code_string": "<|audio_code_1|>" * 9, "src_audio_base64": "UklGRg=="}, True),
+        ({"lyrics": "雨" * 32_768, "prompt": "静" * 8_192}, True),
+        ({"lyrics": "x" * (200 << 10)}, False),
+    ):
+        events = FakeEvents()
+        asked = replace(job, request=job.request.model_copy(update=changes))
+        info = RunInfo("worker-1", 1, datetime.now(UTC))
+        with ProgressReporter(events, asked, info, REPLY, Estimate(20.0)) as progress_of:
+            pass
+        await progress_of.finished()
+        (event, _), *_ = events.published
+        assert isinstance(event, JobStarted)
+        assert (event.data.request is not None) is carried
+        if event.data.request is not None:
+            assert (event.data.request.prompt, event.data.request.audio_code_string) == (changes["prompt"], "")
+            assert b"UklGRg" not in event.to_json()

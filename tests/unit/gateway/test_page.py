@@ -2,9 +2,12 @@
 """The page of `listen` on the API's port: behind the same key, and not for other sites."""
 
 import base64
+import json
 
 import pytest
 
+from acestep_schemas import examples
+from acestep_schemas.events import WorkerEvent
 from tests.support.gateway import AUTHORIZED, KEY, completed, gateway
 
 WANTED = {"prompt": "slow jazz"}
@@ -21,6 +24,9 @@ async def test_nothing_of_the_page_is_reachable_without_the_key(headers: dict[st
         for method, path in (
             ("GET", "/"),
             ("GET", "/page.js"),
+            ("GET", "/player.js"),
+            ("GET", "/options"),
+            ("GET", "/songs.zip"),
             ("GET", "/style.css"),
             ("GET", "/icon.svg"),
             ("GET", "/events"),
@@ -68,3 +74,20 @@ async def test_without_a_key_it_is_for_this_machine_and_without_the_setting_for_
             assert answer.status == 403
     async with gateway() as served, served.http.get(f"{served.url}/") as answer:
         assert answer.status == 404
+
+
+async def test_the_page_of_the_gateway_knows_the_workers_and_the_place_of_its_requests() -> None:
+    async with gateway(ACESTEP_API_PAGE="true") as served:
+        worker = examples.worker().data.model_copy(update={"lm": None, "models": ("acestep-v15-turbo",)})
+        await served.send(WorkerEvent.of(worker))
+        status, answer = await served.post("/jobs", WANTED, headers={"Origin": served.url})
+        assert status == 202
+        async with served.http.get(f"{served.url}/events") as events:
+            text = b""
+            while b"data: " not in text or not text.endswith(b"\n\n"):
+                text += await events.content.readany()
+        update = json.loads(text.partition(b"data: ")[2])
+        assert update["workers"] == {"lm": False, "models": ["acestep-v15-turbo"]}
+        assert update["places"][answer["task_id"]]["place"] == 1
+        status, options = await served.get("/options")
+        assert (status, "prompt" in options["fields"], "src_audio_base64" in options["fields"]) == (200, True, False)

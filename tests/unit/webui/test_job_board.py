@@ -13,7 +13,7 @@ from acestep_consumer.client import DownloadFailed
 from acestep_consumer.webui import job_board
 from acestep_consumer.webui.job_board import JobBoard, QueueState, add_events, look_up_silent_jobs, poll_queue_state
 from acestep_schemas import examples
-from acestep_schemas.events import JobEvent, JobStarted, TerminalEvent, WorkerEvent
+from acestep_schemas.events import JobCompleted, JobEvent, JobStarted, TerminalEvent, WorkerEvent
 from acestep_schemas.request import GenerationRequest
 from tests.support.waiting import eventually
 
@@ -299,3 +299,80 @@ async def test_the_queues_state_is_polled_again_and_again(monkeypatch: pytest.Mo
             await eventually(lambda: board.take(feed).queue_state == QueueState(broker=False), 10)
         finally:
             work.cancel()
+
+
+def completed(task_id: str) -> JobEvent:
+    return JobCompleted.of(examples.completed().data.model_copy(update={"task_id": task_id}))
+
+
+def test_jobs_without_songs_drive_no_song_out() -> None:
+    board = JobBoard(max_ended=3)
+    for number in range(3):
+        board.add_event(completed(f"song-{number}"))
+    for number in range(80):
+        board.add_event(unfinished("cancelled", f"cancelled-{number}"))
+    assert all(board.get(f"song-{number}") for number in range(3))
+    assert [number for number in range(80) if board.get(f"cancelled-{number}")] == [77, 78, 79]
+    board.add_event(completed("song-3"))
+    assert board.get("song-0") is None
+
+
+def test_where_memory_is_short_jobs_without_songs_go_first() -> None:
+    board = JobBoard(max_jobs=3)
+    board.add_event(completed("song"))
+    board.add_event(failed("failed"))
+    board.add_event(started("one"))
+    board.add_event(started("two"))
+    assert board.get("failed") is None
+    assert board.get("song") is not None
+
+
+def test_a_request_is_being_sent_until_the_broker_has_it_and_has_a_place_then() -> None:
+    board = JobBoard()
+    board.add_worker(WorkerEvent.of(examples.worker().data.model_copy(update={"prefetch": 1, "seconds_per_job": 10.0})))
+    board.add_request("mine", REQUEST)
+    with board.feed() as feed:
+        first = board.take(feed)
+        assert (first.cards[0].sending, first.places) == (True, {})
+        board.mark_sent("mine", 2)
+        update = board.take(feed)
+        assert (update.cards[0].sending, update.places["mine"].place) == (False, 2)
+        assert update.places["mine"].expected_s is not None
+        board.add_event(started("of somebody else"))
+        assert board.take(feed).places["mine"].place == 1
+        board.add_event(started("mine"))
+        assert board.take(feed).places == {}
+
+
+def test_a_job_that_began_before_the_confirm_has_no_place() -> None:
+    board = JobBoard()
+    board.add_request("quick", REQUEST)
+    board.add_event(started("quick"))
+    board.mark_sent("quick", 1)
+    with board.feed() as feed:
+        update = board.take(feed)
+    assert (update.cards[0].state, update.cards[0].sending, update.places) == ("running", False, {})
+
+
+def test_an_announcement_that_changes_what_the_page_shows_reaches_it() -> None:
+    board = JobBoard()
+    with board.feed() as feed:
+        board.take(feed)
+        event = WorkerEvent.of(examples.worker().data.model_copy(update={"lm": None, "models": ("turbo",)}))
+        board.add_worker(event)
+        assert feed.available.is_set()
+        workers = board.take(feed).workers
+        assert (workers.lm, workers.models) == (False, ("turbo",))
+        board.add_worker(event)
+        assert not feed.available.is_set()
+
+
+def test_songs_for_an_archive_are_those_of_jobs_on_this_board() -> None:
+    board = JobBoard()
+    board.add_event(completed("one"))
+    board.add_event(failed("two"))
+    epoch = board.cursor.split("-")[0]
+    found = board.archived(epoch, [1, 2, 99])
+    assert found is not None
+    assert [task_id for task_id, _ in found] == ["one"]
+    assert board.archived("another", [1]) is None

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """How each event updates the view of a job."""
 
+import base64
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from acestep_consumer.webui.job_view import JobView, content_type_of, file_name, request_shown, updated
+import pytest
+
+from acestep_consumer.webui.job_view import JobView, SongView, content_type_of, file_name, request_shown, updated
 from acestep_schemas import examples
 from acestep_schemas.events import JobCompleted, JobEvent, JobProgress, JobStarted, Unfinished
 from acestep_schemas.request import GenerationRequest
@@ -104,3 +107,65 @@ def test_a_song_is_sent_as_what_its_format_is_whatever_its_event_says() -> None:
     lied = audio.model_copy(update={"content_type": "text/html"})
     assert content_type_of(lied) == "audio/flac"
     assert content_type_of(lied.model_copy(update={"format": "html"})) == "application/octet-stream"
+
+
+def test_the_words_of_a_job_of_somebody_else_are_known_as_soon_as_a_worker_begins_it() -> None:
+    view = after(JobStarted.of(examples.started().data))
+    assert view.request is not None
+    assert view.request["prompt"] == examples.REQUEST["prompt"]
+    assert after(JobStarted.of(examples.started().data.model_copy(update={"request": None}))).request is None
+
+
+def song_of(**audio: object) -> SongView:
+    made = examples.completed().data
+    changed = made.audios[0].model_copy(update=audio)
+    (song,) = after(JobCompleted.of(made.model_copy(update={"audios": (changed,)}))).songs
+    return song
+
+
+def test_lyrics_with_times_scores_and_peaks_reach_the_page() -> None:
+    token = {"text": "Rain", "start_s": 0.5, "end_s": 0.9}
+    line = {"text": "Rain falls", "start_s": 0.5, "end_s": 2.0, "tokens": [token]}
+    song = song_of(lyrics=[line], lyric_score=0.875, peaks="AP8=", track="vocals")
+    assert song.model_dump()["lyrics"] == ({**line, "tokens": (token,)},)
+    assert (song.lyric_score, song.peaks, song.track) == (0.875, "AP8=", "vocals")
+    plain = song_of()
+    assert (plain.lyrics, plain.lyric_score, plain.peaks, plain.track) == ((), None, "", "")
+
+
+@pytest.mark.parametrize(
+    "lyrics",
+    [
+        "la la la",
+        [{"text": "no times"}],
+        [{"text": "never", "start_s": float("nan"), "end_s": 1}],
+        [{"text": "before", "start_s": -1, "end_s": 1}],
+        [{"text": "x" * 1_001, "start_s": 0, "end_s": 1}],
+        [{"text": "many", "start_s": 0, "end_s": 1}] * 2_001,
+    ],
+)
+def test_lyrics_that_are_no_lyrics_are_left_out(lyrics: object) -> None:
+    assert song_of(lyrics=lyrics).lyrics == ()
+
+
+@pytest.mark.parametrize("peaks", ["<img>", "AP8", base64.b64encode(bytes(401)).decode()])
+def test_peaks_that_are_not_base64_or_too_long_are_left_out(peaks: str) -> None:
+    assert song_of(peaks=peaks).peaks == ""
+
+
+def test_candidates_are_shown_with_scores_and_what_was_measured() -> None:
+    kept = {"seed": 2**62, "score": 0.9, "kept": True, "index": 0, "measures": {"silence": 1.0}}
+    dropped: dict[str, Any] = {"seed": 8, "score": 0.2, "kept": False, "index": None, "measures": {}}
+    view = after(JobCompleted.of(examples.completed().data.model_copy(update={"candidates": [kept, dropped]})))
+    first, second = view.candidates
+    assert (first.seed, first.score, first.index, first.measures) == (str(2**62), 0.9, 0, {"silence": 1.0})
+    assert (second.kept, second.index) == (False, None)
+    named = {
+        "parents": [{"task_id": "one", "index": 2, "field": "variation"}],
+        "edits": [{"field": "bpm", "value": 90}],
+    }
+    family = after(JobCompleted.of(examples.completed().data.model_copy(update=named)))
+    assert [(each.task_id, each.index, each.field) for each in family.parents] == [("one", 2, "variation")]
+    assert family.edits == (), "without a reason it is none"
+    broken = examples.completed().data.model_copy(update={"candidates": [{"score": "high"}]})
+    assert after(JobCompleted.of(broken)).candidates == ()

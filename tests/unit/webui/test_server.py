@@ -3,6 +3,7 @@
 
 import pytest
 
+from acestep_consumer.webui.job_view import request_shown
 from acestep_consumer.webui.server import read_form
 from acestep_schemas.request import RequestInvalid
 
@@ -30,6 +31,30 @@ def test_a_request_without_words_is_refused(body: object) -> None:
         read_form(body)
 
 
-def test_fields_that_the_form_has_not_are_refused() -> None:
-    with pytest.raises(RequestInvalid, match=r"src_audio_path = …: is not a field of this form"):
-        read_form({"prompt": "jazz", "src_audio_path": "s3://elsewhere/x"})
+@pytest.mark.parametrize("name", ["src_audio_base64", "reference_audio_base64", "prompt_of_tomorrow"])
+def test_audio_in_the_request_itself_and_unknown_fields_are_refused(name: str) -> None:
+    with pytest.raises(RequestInvalid, match=f"{name} = …: is not a field of this form"):
+        read_form({"prompt": "jazz", name: "UklGRg=="})
+
+
+def test_a_request_is_sent_again_with_every_field_that_it_had() -> None:
+    asked = {
+        "prompt": "jazz",
+        "bpm": 90,
+        "key_scale": "F# minor",
+        "inference_steps": 20,
+        "guidance_scale": 5.5,
+        "lora": {"path": "mine", "scale": 0.5},
+        "task_type": "cover",
+        "src_audio_path": "s3://acestep/jobs/one/0.mp3",
+    }
+    body, request = read_form(asked)
+    assert {name: value for name, value in body.items() if name != "task_id"} == asked
+    shown = request_shown(request)
+    assert {name: shown[name] for name in asked if name != "lora"} == {n: v for n, v in asked.items() if n != "lora"}
+    assert read_form({**shown, "lora": asked["lora"]})[1].bpm == 90
+
+
+def test_a_song_that_is_made_from_another_one_needs_no_words() -> None:
+    body, _ = read_form({"task_type": "cover", "src_audio_path": "s3://acestep/jobs/one/0.mp3"})
+    assert body["src_audio_path"] == "s3://acestep/jobs/one/0.mp3"

@@ -431,6 +431,7 @@ class _JobRenderer:
             lyrics=lines,
             lyric_score=None if song.aligned is None else round(song.aligned.score, 4),
             loudness=_loudness(file.levels),
+            peaks=file.peaks,
         )
 
     def _side_files(

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+// Texts about jobs: titles, times, sizes, progress, adjustments and errors.
+
+import { shown } from "./dom.js";
+import { known, t, tn } from "./i18n.js";
+
+const TITLE_LETTERS = 160;
+
+export const isEnded = (card) => card.state !== "waiting" && card.state !== "running";
+
+function firstLine(text) {
+  const letters = [...text.trim().split("\n", 1)[0]];
+  return letters.length > TITLE_LETTERS ? `${letters.slice(0, TITLE_LETTERS).join("").trimEnd()}…` : letters.join("");
+}
+
+export const titleOf = ({ request, metas, task_id }) =>
+  firstLine(request?.prompt || metas?.caption || request?.sample_query || "") || t("job.untitled", { id: task_id.slice(0, 24) });
+
+export const songName = (card, index) => {
+  const track = card.songs[index]?.track;
+  if (track) return track;
+  return card.songs.length > 1 ? t("song.of", { number: index + 1, count: card.songs.length }) : t("song.only");
+};
+
+export function clock(seconds) {
+  const whole = Math.max(0, Math.floor(seconds));
+  return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, "0")}`;
+}
+
+export function spoken(seconds) {
+  const whole = Math.round(seconds);
+  if (whole < 90) return t("time.s", { number: whole });
+  const minutes = Math.round(whole / 60);
+  return minutes < 90 ? t("time.min", { number: minutes }) : t("time.h", { number: (minutes / 60).toFixed(1) });
+}
+
+export function size(bytes) {
+  return bytes < 1e6 ? `${Math.max(1, Math.round(bytes / 1e3))} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
+}
+
+export const score = (value) => (typeof value === "number" ? value.toFixed(2) : "–");
+
+export function factsOf(song) {
+  const channels = { 1: t("song.mono"), 2: t("song.stereo") }[song.channels] ?? tn("song.channels", song.channels);
+  return [
+    song.format.toUpperCase(),
+    `${song.sample_rate / 1000} kHz ${channels}`,
+    size(song.bytes),
+    t("song.seed", { seed: song.seed }),
+    ...(song.lyric_score === null || song.lyric_score === undefined ? [] : [t("song.lyric_score", { score: score(song.lyric_score) })]),
+  ].join(" · ");
+}
+
+/** What a waiting or running job does now. `isAway`: the broker is out of reach. */
+export function doing({ card, heardAt, place }, isAway) {
+  if (card.state === "waiting") return waiting(card, place, isAway);
+  const parts = [card.stopping ? t("doing.stopping") : (known(`stage.${card.stage}`) ?? (card.stage || t("stage.started")))];
+  if (card.progress > 0) parts.push(`${Math.floor(card.progress * 100)}%`);
+  if (card.remaining_s !== null) {
+    const left = card.remaining_s - (Date.now() - heardAt) / 1000;
+    parts.push(left >= 1 ? t("doing.left", { time: spoken(left) }) : t("doing.soon"));
+  }
+  if (card.attempt > 1) parts.push(t("doing.try", { number: card.attempt }));
+  return parts.join(" · ");
+}
+
+function waiting(card, place, isAway) {
+  if (card.stopping) return t("waiting.cancelling");
+  if (card.sending) return isAway ? t("waiting.unsent") : t("waiting.sending");
+  if (card.unsure) return t("waiting.unsure");
+  if (!place) return t("waiting.queued");
+  const parts = [place.place > 1 ? t("waiting.place", { number: place.place }) : t("waiting.next")];
+  if (place.expected_s !== null) {
+    const left = Math.max(1, place.expected_s - (Date.now() - place.at) / 1000);
+    parts.push(t("waiting.ready_in", { time: spoken(left) }));
+  }
+  return parts.join(" · ");
+}
+
+export const labelled = (field) => known(`field.${field}`) ?? field.replaceAll("_", " ");
+
+// Not names of fields: these are what a program would send.
+export const capitalized = (text) => (/^\w+(_| = )/.test(text) ? text : text.charAt(0).toUpperCase() + text.slice(1));
+
+function adjusted({ field, requested, applied, reason }) {
+  const values = { field: labelled(field), requested: shown(requested), applied: shown(applied), reason };
+  return capitalized(t("note.adjusted", values));
+}
+
+export function notesOf({ adjustments, warnings, model }) {
+  const notes = [...adjustments.map(adjusted), ...warnings.map(capitalized)];
+  if (model?.fallback && !adjustments.some(({ field }) => field === "model")) {
+    notes.unshift(t("note.model", { requested: shown(model.requested), used: model.used }));
+  }
+  return notes;
+}
+
+export function detailed(detail) {
+  const { field, value, rule, ...rest } = detail;
+  if (field && rule) return `${field} = ${shown(value)}: ${rule}`;
+  return Object.entries(field ? detail : rest).map(([name, each]) => `${name}: ${shown(each)}`).join(", ");
+}
+
+export function reasonOf({ error }) {
+  if (!error) return "";
+  const tries = error.attempts > 1 ? ` ${tn("reason.tries", error.attempts)}` : "";
+  const hope = error.retryable ? ` ${t("reason.retry")}` : "";
+  return `${capitalized(error.message).replace(/([^.!?。])$/, "$1.")}${tries}${hope} (${error.code})`;
+}
+
+/** The text for an error of this page's server, in the reader's language where its code is known. */
+export function problem(error) {
+  return known(`error.${error.code}`) ?? capitalized(error.message);
+}

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page's own server on a free port, with a board that tests fill, and without a broker and a storage."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+import wave
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, cast
+from unittest.mock import patch
+
+import numpy as np
+from aiohttp.test_utils import TestServer
+
+from acestep_consumer.audio.peaks import peaks_of
+from acestep_consumer.client.results import Results
+from acestep_consumer.config.settings import load
+from acestep_consumer.webui import server as page_server
+from acestep_consumer.webui.audio_proxy import AudioProxy
+from acestep_consumer.webui.job_board import JobBoard, QueueState
+from acestep_consumer.webui.origin_check import OriginCheck
+from acestep_consumer.webui.server import PageServer
+from acestep_schemas import examples
+from acestep_schemas.events import Audio, JobCompleted, JobStarted
+from acestep_schemas.request import GenerationRequest
+from tests.support.gateway import FakeRequestClient, FakeResults
+from tests.support.waiting import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from playwright.async_api import Locator, Page
+
+RATE = 8_000
+
+
+@dataclass
+class ServedPage:
+    """A page, and what is around it. ``client.published`` are the requests that it sent."""
+
+    url: str
+    board: JobBoard
+    client: FakeRequestClient
+    results: FakeResults
+
+    def song(self, task_id: str, index: int = 0, seconds: float = 12.0, **audio: Any) -> Audio:
+        """Store a song, a tone that swells, and return its entry for an event; ``audio`` replaces fields of that."""
+        at = np.arange(int(seconds * RATE), dtype=np.float32) / RATE
+        tone = (np.sin(2 * np.pi * (220 + 110 * index) * at) * at / seconds / 2).astype(np.float32)
+        body = wav(tone)
+        uri = f"s3://acestep/jobs/{task_id}/{index}.wav"
+        self.results.stored[uri] = body
+        facts: dict[str, Any] = {
+            "uri": uri,
+            "format": "wav",
+            "sample_rate": RATE,
+            "channels": 1,
+            "duration_s": seconds,
+            "bytes": len(body),
+            "sha256": hashlib.sha256(body).hexdigest(),
+            "seed": 7 + index,
+            "peaks": peaks_of(tone[np.newaxis]),
+        }
+        return examples.completed().data.audios[0].model_copy(update=facts | audio)
+
+    def complete(
+        self,
+        task_id: str,
+        *audios: Audio,
+        request: dict[str, Any] | None = None,
+        **data: Any,
+    ) -> None:
+        """Show a job with these songs.
+
+        ``request``: its fields; ``data`` replaces other fields of the event, also such as this version has not.
+        """
+        wanted = GenerationRequest.model_validate({"prompt": task_id} | (request or {}))
+        changes = {"task_id": task_id, "request": wanted, "audios": audios, "policy": NO_CHANGES} | data
+        self.board.add_event(JobCompleted.of(examples.completed().data.model_copy(update=changes)))
+
+    def start(self, task_id: str, **request: Any) -> None:
+        """Show a job that a worker has begun, with these fields of its request."""
+        wanted = GenerationRequest.model_validate({"prompt": task_id} | request)
+        changes = {"task_id": task_id, "request": wanted, "policy": NO_CHANGES}
+        self.board.add_event(JobStarted.of(examples.started().data.model_copy(update=changes)))
+
+
+FUTURE_FIELDS = frozenset(
+    {
+        "timestamps",
+        "candidates",
+        "keep",
+        "source_task_id",
+        "source_index",
+        "extend_left_s",
+        "extend_right_s",
+        "variation",
+    }
+    | {"stems", "quality", "replace_lines"}
+)
+"""Fields that the page has controls for, whether the requests of this version have them or not."""
+WITHIN_MS = 15_000
+NO_CHANGES = examples.completed().data.policy.model_copy(update={"adjustments": ()})
+
+
+def wav(tone: np.ndarray[Any, Any]) -> bytes:
+    """Return a mono WAV file of 16 bits."""
+    out = BytesIO()
+    with wave.open(out, "wb") as file:
+        file.setparams((1, 2, RATE, 0, "NONE", ""))
+        file.writeframes((tone * 32_767).astype("<i2").tobytes())
+    return out.getvalue()
+
+
+async def holds(page: Page, expression: str) -> None:
+    """Wait until a JavaScript expression is true. Playwright's own wait would need `eval`, which the page forbids."""
+    deadline = time.monotonic() + WITHIN_MS / 1000
+    while not await page.evaluate(expression):
+        assert time.monotonic() < deadline, expression
+        await asyncio.sleep(0.02)
+
+
+async def sent(page: Page, served: ServedPage) -> dict[str, Any]:
+    """Send the form; returns what was published, without the id."""
+    before = len(served.client.published)
+    await page.get_by_role("button", name="Make it").click()
+    await eventually(lambda: len(served.client.published) > before)
+    return {name: value for name, value in served.client.published[-1].items() if name != "task_id"}
+
+
+def row(page: Page, task_id: str) -> Locator:
+    """Return the row of a job."""
+    return page.locator(f"#job-{task_id}")
+
+
+@asynccontextmanager
+async def served_page() -> AsyncIterator[ServedPage]:
+    """Serve the page; its broker answers, with one worker and an empty queue."""
+    client, results, board = FakeRequestClient(), FakeResults(), JobBoard()
+    settings = load({}, env_file=None).storage
+    stored = cast("Results", results)
+    songs = AudioProxy(settings, stored, board.audios_of)
+    server = PageServer(client, board, songs, stored)
+    board.set_queue_state(QueueState(broker=True, waiting=0, workers=1))
+    with patch.object(page_server, "FIELDS", page_server.FIELDS | FUTURE_FIELDS):
+        async with TestServer(server.application(OriginCheck("127.0.0.1"))) as running:
+            yield ServedPage(str(running.make_url("/")).rstrip("/"), board, client, results)

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page's form, in headless Chromium: what it sends, what it refuses, and what it does not offer."""
+
+import json
+from typing import Any
+
+from playwright.async_api import Page, expect
+
+from acestep_schemas import examples
+from acestep_schemas.events import LmChoice, Worker, WorkerEvent
+from tests.support.browser import tab
+from tests.support.page import sent, served_page
+
+expect.set_options(timeout=15_000)
+
+
+def worker(**data: Any) -> WorkerEvent:
+    announced: Worker = examples.worker().data.model_copy(update={"state": "ready"} | data)
+    return WorkerEvent.of(announced)
+
+
+async def fill(page: Page, **fields: str) -> None:
+    for name, value in fields.items():
+        await page.locator(f"#ask [name={name}]").fill(value)
+
+
+async def test_every_control_is_sent_and_what_is_empty_is_not() -> None:
+    async with served_page() as served, tab(served.url) as browser:
+        page = browser.page
+        await page.get_by_text("More settings").click()
+        given = {
+            "prompt": "jazz",
+            "lyrics": "la",
+            "audio_duration": "90",
+            "batch_size": "2",
+            "bpm": "90",
+            "key_scale": "F# minor",
+            "inference_steps": "20",
+            "candidates": "4",
+            "keep": "2",
+            "model": "turbo",
+            "seed": "7, 8",
+        }
+        await fill(page, **given)
+        await page.get_by_label("Vocal language").select_option(label="Japanese")
+        await page.get_by_label("Format").select_option("flac")
+        await page.get_by_label("Lyrics with times").check()
+        await page.get_by_label("Thinking").check()
+        published = await sent(page, served)
+        more = {"vocal_language": "ja", "audio_format": "flac", "timestamps": True, "thinking": True}
+        assert published == given | more
+        await page.reload()
+        await fill(page, prompt="bare")
+        await page.get_by_text("More settings").click()
+        await page.get_by_label("Draft").check()
+        assert await sent(page, served) == {"prompt": "bare", "audio_format": "mp3", "quality": "draft"}
+
+
+async def test_ctrl_and_enter_send_from_any_field_and_the_field_keeps_the_focus() -> None:
+    async with served_page() as served, tab(served.url) as browser:
+        page = browser.page
+        await fill(page, prompt="jazz", lyrics="la")
+        await page.keyboard.press("Control+Enter")
+        await expect(page.locator("#answer")).to_contain_text("Accepted.")
+        await expect(page.locator("#ask [name=lyrics]")).to_be_focused()
+        assert served.client.published[0]["prompt"] == "jazz"
+
+
+async def test_thinking_is_not_offered_while_no_worker_has_a_language_model() -> None:
+    async with served_page() as served, tab(served.url) as browser:
+        page = browser.page
+        await page.get_by_text("More settings").click()
+        thinking = page.get_by_label("Thinking")
+        await expect(thinking).to_be_enabled()  # nothing is known yet
+        await thinking.check()
+        served.board.add_worker(worker(lm=None, models=("turbo", "base")))
+        await expect(thinking).to_be_disabled()
+        await expect(page.locator("#no-lm")).to_have_text("No worker has a language model loaded.")
+        await expect(page.locator("#models option")).to_have_count(2)
+        await fill(page, prompt="jazz")
+        assert "thinking" not in await sent(page, served)
+        served.board.add_worker(worker(lm=LmChoice(model="small", backend="vllm")))
+        await expect(thinking).to_be_enabled()
+        await expect(page.locator("#no-lm")).to_be_hidden()
+
+
+async def test_a_cover_needs_its_source_and_no_other_kind_sends_it() -> None:
+    async with served_page() as served, tab(served.url) as browser:
+        page = browser.page
+        served.complete("one", served.song("one"), request={"prompt": "the first one"})
+        await page.get_by_label("What to make").select_option("cover")
+        await fill(page, prompt="as a waltz")
+        await page.get_by_role("button", name="Make it").click()
+        await expect(page.locator("#answer")).to_contain_text("Name the job that the song is from.")
+        await expect(page.get_by_label("Job id")).to_be_focused()
+        await page.get_by_label("Job id").fill("one")
+        await expect(page.locator("#source-title")).to_have_text("the first one")
+        await page.get_by_label("Song number").fill("2")
+        await page.get_by_label("How close to the source").fill("0.5")
+        published = await sent(page, served)
+        assert (published["task_type"], published["source_task_id"], published["source_index"]) == ("cover", "one", 1)
+        assert published["audio_cover_strength"] == "0.5"
+        await page.get_by_label("What to make").select_option("new")
+        assert set(await sent(page, served)) == {"prompt", "audio_format"}
+
+
+async def test_fields_that_requests_do_not_have_are_not_offered() -> None:
+    options = json.dumps({"fields": ["prompt", "lyrics", "source_task_id"], "languages": ["en"]})
+    answer = f"Promise.resolve(new Response({json.dumps(options)}))"
+    asked = f"const ask = fetch; fetch = (url, ...rest) => url === '/options' ? {answer} : ask(url, ...rest);"
+    async with served_page() as served:
+        served.complete("one", served.song("one"))
+        async with tab(served.url, first=asked) as browser:
+            page = browser.page
+            await page.get_by_text("More settings").click()
+            await expect(page.get_by_label("Steps", exact=True)).to_be_visible()
+            for label in ("Candidates", "Lyrics with times", "Of them, keep", "Draft"):
+                await expect(page.locator("#ask").get_by_label(label)).to_be_hidden()
+            await page.locator("#job-one .open").click()
+            await expect(page.locator("#job-one .cover")).to_be_visible()
+            for name in ("variation", "extend", "stems"):
+                await expect(page.locator(f"#job-one .{name}")).to_be_hidden()
+
+
+async def test_what_the_server_refuses_is_told_at_the_field() -> None:
+    async with served_page() as served, tab(served.url) as browser:
+        page = browser.page
+        await page.get_by_text("More settings").click()
+        await fill(page, prompt="jazz", seed="seven")
+        await page.get_by_role("button", name="Make it").click()
+        await expect(page.locator("#answer")).to_contain_text("seed: ")
+        await expect(page.get_by_label("Seed")).to_have_attribute("aria-invalid", "true")
+        await expect(page.get_by_label("Seed")).to_be_focused()
+        await fill(page, seed="", bpm="9")
+        await page.get_by_role("button", name="Make it").click()
+        await expect(page.get_by_label("Tempo, bpm")).to_be_focused()
+        await expect(page.locator("#answer")).to_contain_text("tempo: ")
+        browser.expected = "422"
+
+
+async def test_every_control_of_every_kind_has_a_label() -> None:
+    nameless = (
+        "[...document.querySelectorAll('#ask input, #ask select, #ask textarea')].filter((e) => !e.labels.length)"
+    )
+    async with served_page() as served, tab(served.url) as browser:
+        page = browser.page
+        await page.get_by_text("More settings").click()
+        for kind in ("new", "cover", "repaint", "extend", "variation", "stems"):
+            await page.get_by_label("What to make").select_option(kind)
+            assert await page.evaluate(f"{nameless}.length") == 0
+            rows = await page.locator("#source [data-kind]:visible").evaluate_all(
+                "rows => rows.map((r) => r.dataset.kind)"
+            )
+            assert rows == ([] if kind in {"new", "stems"} else [kind])
+            await expect(page.locator("#source")).to_be_visible(visible=kind != "new")

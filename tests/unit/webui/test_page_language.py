@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page's strings: one table for each language, complete, used, and shown in the reader's language."""
+
+import json
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.async_api import expect
+
+from acestep_consumer.webui.job_board import QueueState
+from acestep_schemas import examples
+from acestep_schemas.events import WorkerEvent
+from acestep_schemas.request import GenerationRequest
+from tests.support.browser import tab
+from tests.support.listening import ended
+from tests.support.page import ServedPage, row, served_page
+
+expect.set_options(timeout=15_000)
+
+PAGE = Path(__file__).parents[3] / "consumer/acestep_consumer/webui/page"
+PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
+# Chosen by a value: keys that begin so are used by their beginning.
+BY_VALUE = ("state.", "stage.", "field.", "error.", "kind_of.", "keys.")
+# Written alike in both languages.
+ALIKE = {"form.lyrics_example"}
+# Text and labels that are seen, of the page itself: what people and workers wrote has a direction of its own, dir=auto.
+SEEN = """() => {
+    const found = [];
+    const own = "[dir=auto], select, option, dd, kbd, .id, .facts, time, .length, #time, #versions, td, .reason";
+    for (const element of document.querySelectorAll("body *")) {
+        if (!element.checkVisibility() || element.closest("svg, script, style, noscript, " + own)) continue;
+        const texts = [...element.childNodes].filter((node) => node.nodeType === 3 && node.data.trim());
+        found.push(...texts.map((node) => node.data.trim()));
+        const label = element.getAttribute("aria-label");
+        if (label) found.push(label);
+    }
+    return found;
+}"""
+
+
+def table(language: str) -> dict[str, str]:
+    text = (PAGE / f"strings.{language}.js").read_text(encoding="utf-8")
+    found: dict[str, str] = json.loads(text[text.index("{") :].rstrip().removesuffix(";"))
+    return found
+
+
+EN, JA = table("en"), table("ja")
+SCRIPTS = {file.name: file.read_text(encoding="utf-8") for file in PAGE.glob("*.js") if "strings." not in file.name}
+HTML = (PAGE / "index.html").read_text(encoding="utf-8")
+
+
+def test_both_tables_have_the_same_strings_in_the_same_order_with_the_same_values_in_them() -> None:
+    assert list(EN) == list(JA)
+    holes = re.compile(r"\{\w+\}")
+    assert [key for key in EN if sorted(holes.findall(EN[key])) != sorted(holes.findall(JA[key]))] == []
+    assert [key for key, text in (*EN.items(), *JA.items()) if not text.strip()] == []
+
+
+def test_japanese_strings_are_japanese() -> None:
+    japanese = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]")
+    same = {key for key in EN if not japanese.search(JA[key])}
+    symbols = {key for key in same if re.fullmatch(r"[^A-Za-z]*", re.sub(r"\{\w+\}", "", JA[key]))}
+    assert same - symbols == ALIKE
+
+
+def test_every_string_is_used_and_every_one_that_is_used_exists() -> None:
+    used = set(re.findall(r'data-t(?:-label|-placeholder)?="([^"]+)"', HTML))
+    for text in SCRIPTS.values():
+        used |= set(re.findall(r"""\bt\(\s*"([^"]+)\"""", text)) | set(re.findall(r'"((?:keys|line|form)\.\w+)"', text))
+        used |= {f"{key}.{form}" for key in re.findall(r'\btn\(\s*"([^"]+)"', text) for form in ("one", "other")}
+        used |= {f"action.{name}" for name in re.findall(r'"(variation|extend|cover|stems|finish)"', text)}
+    assert sorted(used - set(EN)) == []
+    assert sorted(key for key in EN if key not in used and not key.startswith(BY_VALUE)) == []
+
+
+def test_no_words_stand_in_the_document_or_the_scripts_themselves() -> None:
+    body = re.sub(r"<(title|noscript|script)\b.*?</\1>|<!--.*?-->", "", HTML, flags=re.DOTALL)
+    words = re.findall(r">\s*([^<>]*[A-Za-z]{2}[^<>]*?)\s*<", body)
+    assert set(words) == {"English", "MP3", "FLAC", "WAV", "Opus", "AAC"}
+    for attribute in ("placeholder", "aria-label", "title"):
+        own = re.findall(rf'\s{attribute}="([^"]*[A-Za-z]{{2}}[^"]*)"', body)
+        assert own in ([], ["F# minor"]), attribute
+    sentences = re.compile(r"""["'`]([A-Z][a-z]+ [a-z]+[^"'`\n]*)["'`]""")
+    found = {name: sentences.findall(re.sub(r"//.*|/\*.*?\*/", "", text)) for name, text in SCRIPTS.items()}
+    assert {name: texts for name, texts in found.items() if texts} == {}
+
+
+def fill(served: ServedPage) -> None:
+    """Show a job of every state, with all that a row can have."""
+    candidates = [{"seed": 7, "score": 0.9, "kept": True, "index": 0, "measures": {"lyric_score": 0.9}}]
+    request = {"prompt": "夜のドライブ", "lyrics": "雨が降る", "bpm": 90, "vocal_language": "ja"}
+    policy = examples.completed().data.policy
+    songs = [served.song("two", each, seconds=60) for each in range(2)]
+    served.complete("two", *songs, request=request, candidates=candidates, policy=policy)
+    served.complete("child", served.song("child"), request={"prompt": "雨"}, source="two")
+    served.start("runs", prompt="走る")
+    served.board.add_event(ended("failed", "failed"))
+    served.board.add_request("waits", GenerationRequest(prompt="待つ"))
+    served.board.mark_sent("waits", 2)
+    served.board.set_queue_state(QueueState(broker=True, waiting=4, workers=1))
+    served.board.add_worker(WorkerEvent.of(examples.worker().data.model_copy(update={"lm": None})))
+
+
+@pytest.mark.parametrize("context", [{"viewport": {"width": 1280, "height": 900}}, PHONE], ids=["desk", "phone"])
+async def test_in_japanese_everything_that_the_page_says_is_japanese(context: dict[str, Any]) -> None:
+    async with served_page() as served:
+        fill(served)
+        async with tab(served.url, locale="ja-JP", **context) as browser:
+            page = browser.page
+            assert await page.evaluate("document.documentElement.lang") == "ja"
+            await expect(page.locator("#queue")).to_have_text("ワーカー 1、実行中 1、待機中 4")
+            await expect(row(page, "waits").locator(".doing")).to_contain_text("キューの 2 番目")
+            await row(page, "two").locator(".open").click()
+            await row(page, "two").locator(".play").click()
+            await page.locator("#show-lyrics").click()
+            for summary in await page.locator("summary:visible").all():
+                await summary.evaluate("summary => summary.click()")
+            await page.locator("[name=kind]").select_option("repaint")
+            said = await page.evaluate(SEEN)
+            english = [text for text in said if re.search(r"[A-Za-z]{3}", plain(text))]
+            assert english == []
+            assert await page.evaluate("document.documentElement.scrollWidth") <= context["viewport"]["width"]
+
+
+def plain(text: str) -> str:
+    """Return a text without what is no English: names of jobs and formats, fields without a name, codes."""
+    return re.sub(r"Job \w+|BPM|JSON|curl|WAV|guidance scale|the tier's limit is 600 seconds|Thinking", "", text)
+
+
+async def test_the_language_is_switched_in_place_and_remembered() -> None:
+    async with served_page() as served:
+        fill(served)
+        async with tab(served.url) as browser:
+            page = browser.page
+            await row(page, "two").locator(".play").click()
+            await page.get_by_label("Language", exact=True).select_option("ja")
+            await expect(page.locator("#ask-title")).to_have_text("曲をリクエスト")
+            await expect(row(page, "runs").locator(".state")).to_have_text("実行中")
+            await expect(row(page, "failed").locator(".reason")).to_contain_text(
+                "もう一度送ると成功することがあります。"
+            )
+            await expect(page.locator("#now")).to_have_text("夜のドライブ · 2 曲中 1 曲目")
+            assert await page.title() == "曲 · acestep-consumer"
+            await page.reload()
+            await expect(page.locator("#ask-title")).to_have_text("曲をリクエスト")
+            await page.get_by_label("言語", exact=True).select_option("en")
+            await expect(page.locator("#ask-title")).to_have_text("Ask for a song")
+            await expect(row(page, "runs").locator(".state")).to_have_text("Running")
+            names = await page.locator("[name=vocal_language] option").all_text_contents()
+            assert names[0] == "the default"
+            assert all(one.casefold() <= other.casefold() for one, other in pairwise(names[1:]))

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the page shows of songs and makes from them, in headless Chromium: lyrics, candidates, stretches, families."""
+
+import json
+import shlex
+from typing import Any
+
+import pytest
+from playwright.async_api import Page, expect
+
+from acestep_schemas import examples
+from acestep_schemas.events import WorkerEvent
+from tests.support.browser import tab
+from tests.support.page import holds, row, sent, served_page
+
+expect.set_options(timeout=15_000)
+
+WORDS = ["Rain", "on", "the", "avenue"]
+LYRICS = [
+    {
+        "text": "Rain on the avenue",
+        "start_s": 1.0,
+        "end_s": 4.0,
+        "tokens": [{"text": word, "start_s": 1.0 + at / 2, "end_s": 1.5 + at / 2} for at, word in enumerate(WORDS)],
+    },
+    {"text": "<b>Neon</b> in the glass", "start_s": 5.0, "end_s": 8.0, "tokens": []},
+    {"text": "夜の街", "start_s": 9.0, "end_s": 11.0, "tokens": [{"text": "夜", "start_s": 9.0, "end_s": 9.5}]},
+]
+
+
+def child_of(task_id: str, field: str = "source_task_id") -> list[dict[str, Any]]:
+    """The parents in the event of a job that was made from another one's first song."""
+    return [{"task_id": task_id, "index": 0, "field": field}]
+
+
+async def opened(page: Page, task_id: str) -> None:
+    """Open a job's row."""
+    await row(page, task_id).locator(".open").click()
+    await expect(row(page, task_id).locator(".open")).to_have_attribute("aria-expanded", "true")
+
+
+async def test_lyrics_light_up_as_they_are_sung_and_a_line_is_heard_when_it_is_chosen() -> None:
+    async with served_page() as served:
+        served.complete("sung", served.song("sung", lyrics=LYRICS))
+        async with tab(served.url) as browser:
+            page = browser.page
+            await row(page, "sung").get_by_role("button", name="Play sung").click()
+            await page.locator("#bar").get_by_role("button", name="Lyrics").click()
+            lines = page.get_by_role("list", name="Lines").get_by_role("listitem")
+            await expect(lines).to_have_text([str(line["text"]) for line in LYRICS])
+            current = page.locator("#sung [aria-current]")
+            await expect(current).to_have_text("Rain on the avenue")
+            await holds(page, "document.querySelectorAll('#sung .sung').length === 2")
+            await expect(page.locator("#sung .sung").last).to_have_text("on")
+            await page.get_by_role("button", name="夜の街").click()
+            await expect(current).to_have_text("夜の街")
+            assert await page.evaluate("document.querySelector('#audio').currentTime") >= 9
+            await page.keyboard.press("ArrowUp")
+            await page.keyboard.press("Enter")
+            await expect(current).to_have_text("<b>Neon</b> in the glass")
+            assert await page.locator("#sung b").count() == 0
+            await page.get_by_role("button", name="Close").click()
+            await expect(page.locator("#lyrics-panel")).to_be_hidden()
+
+
+async def test_without_times_the_plain_lyrics_are_beside_the_player() -> None:
+    async with served_page() as served:
+        served.complete("plain", served.song("plain"), request={"lyrics": "[verse]\nla <i>la</i>"})
+        served.complete("silent", served.song("silent"))
+        async with tab(served.url) as browser:
+            page = browser.page
+            await row(page, "plain").get_by_role("button", name="Play plain").click()
+            await page.keyboard.press("y")
+            await expect(page.locator("#plain-lyrics")).to_have_text("[verse]\nla <i>la</i>")
+            await expect(page.locator("#lyrics-note")).to_contain_text("Without times")
+            await row(page, "silent").get_by_role("button", name="Play silent").click()
+            await expect(page.locator("#lyrics-note")).to_have_text("This song has no lyrics.")
+            await expect(page.locator("#plain-lyrics")).to_be_hidden()
+
+
+async def test_candidates_stand_side_by_side_with_their_scores_and_kept_ones_play() -> None:
+    candidates = [
+        {"seed": 2**62, "score": 0.91, "kept": True, "index": 0, "measures": {"lyric_score": 0.9, "clipping": 1.0}},
+        {"seed": 8, "score": 0.7, "kept": True, "index": 1, "measures": {"lyric_score": 0.6}},
+        {"seed": 9, "score": 0.125, "kept": False, "index": None, "measures": {"clipping": 0.0}},
+    ]
+    async with served_page() as served:
+        served.complete("best", *(served.song("best", each, seconds=30) for each in (0, 1)), candidates=candidates)
+        async with tab(served.url) as browser:
+            page = browser.page
+            await opened(page, "best")
+            table = row(page, "best").get_by_role("table", name="Candidates and their scores")
+            await expect(table.get_by_role("columnheader")).to_have_text(
+                ["Song", "Seed", "Score", "lyrics", "clipping"]
+            )
+            rows = table.locator("tbody tr")
+            await expect(rows.nth(0).get_by_role("cell")).to_have_text(
+                ["song 1 of 2", str(2**62), "0.91", "0.90", "1.00"]
+            )
+            await expect(rows.nth(2).get_by_role("cell")).to_have_text(["not kept", "9", "0.13", "–", "0.00"])
+            await table.get_by_role("button", name="song 2 of 2").click()
+            await expect(page.locator("#now")).to_have_text("best · song 2 of 2")
+            await expect(page.locator("#versions")).to_contain_text("2 · 0.70")
+
+
+async def test_a_stretch_that_is_drawn_on_the_waveform_becomes_a_repaint() -> None:
+    async with served_page() as served:
+        served.complete("one", served.song("one"), request={"prompt": "jazz", "lyrics": "la", "audio_format": "flac"})
+        async with tab(served.url) as browser:
+            page = browser.page
+            await opened(page, "one")
+            await row(page, "one").get_by_text("Repaint a stretch").click()
+            canvas = row(page, "one").locator(".marked")
+            await canvas.scroll_into_view_if_needed()
+            box = await canvas.bounding_box()
+            assert box is not None
+            await page.mouse.move(box["x"] + box["width"] / 4, box["y"] + 10)
+            await page.mouse.down()
+            await page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 20, steps=4)
+            await page.mouse.up()
+            start, end = [float(await row(page, "one").locator(each).input_value()) for each in (".from", ".to")]
+            assert start == pytest.approx(3, abs=0.1)
+            assert end == pytest.approx(6, abs=0.1)
+            await row(page, "one").locator(".to").fill("6.5")
+            await row(page, "one").get_by_role("button", name="Repaint this stretch").click()
+            await expect(page.get_by_label("From second").first).to_be_focused()
+            await expect(page.locator("#source-title")).to_have_text("jazz")
+            assert await sent(page, served) == {
+                "task_type": "repaint",
+                "audio_format": "flac",
+                "source_task_id": "one",
+                "source_index": 0,
+                "repainting_start": str(start).removesuffix(".0"),
+                "repainting_end": "6.5",
+            }, "the song's own words are taken over by the worker"
+            await page.locator("#ask [name=lyrics]").fill("lo")
+            assert (await sent(page, served))["lyrics"] == "lo"
+
+
+async def test_a_stretch_can_be_marked_by_keyboard_where_the_song_plays() -> None:
+    async with served_page() as served:
+        served.complete("one", served.song("one", seconds=60))
+        async with tab(served.url) as browser:
+            page = browser.page
+            await row(page, "one").locator(".open").focus()
+            await page.keyboard.press("Enter")
+            await row(page, "one").get_by_role("button", name="Play the song: one").focus()
+            await page.keyboard.press("Enter")
+            await page.get_by_role("slider", name="Position in").fill("20")
+            await page.keyboard.press("k")
+            await row(page, "one").locator("summary").focus()
+            await page.keyboard.press("Enter")
+            await row(page, "one").get_by_role("button", name="From here").focus()
+            await page.keyboard.press("Enter")
+            start = float(await row(page, "one").locator(".from").input_value())
+            assert 20 <= start < 22
+            assert await row(page, "one").locator(".to").input_value() == "60"
+
+
+@pytest.mark.parametrize(
+    ("action", "label", "made"),
+    [
+        ("Extend", "Seconds after it", {"extend_right_s": "30"}),
+        ("Variation", "Difference", {"variation": "0.3"}),
+        ("Cover", "How close to the source", {"task_type": "cover", "prompt": "jazz"}),
+        ("Stems", "What should it sound like?", {"stems": True}),
+    ],
+)
+async def test_a_song_is_the_source_of_another(action: str, label: str, made: dict[str, Any]) -> None:
+    async with served_page() as served:
+        served.complete("two", *(served.song("two", each) for each in (0, 1)), request={"prompt": "jazz"})
+        async with tab(served.url) as browser:
+            page = browser.page
+            await opened(page, "two")
+            await row(page, "two").get_by_role("button", name=f"{action}: song 2 of 2: jazz").click()
+            await expect(page.get_by_label(label)).to_be_focused()
+            published = await sent(page, served)
+            assert published == made | {"source_task_id": "two", "source_index": 1, "audio_format": "mp3"}
+
+
+async def test_make_another_sends_everything_but_the_seed_and_a_copy_has_all() -> None:
+    request = {"prompt": "it's jazz", "bpm": 90, "guidance_scale": 5.0, "seed": [7], "model": "turbo"}
+    async with served_page() as served:
+        served.complete("one", served.song("one"), request=request)
+        async with tab(served.url, permissions=["clipboard-read", "clipboard-write"]) as browser:
+            page = browser.page
+            await opened(page, "one")
+            await row(page, "one").get_by_role("button", name="Make another").click()
+            await expect(page.locator("#answer")).to_have_text("Sent: it's jazz")
+            (published,) = served.client.published
+            assert published.pop("task_id") != "one"
+            expected = {name: value for name, value in request.items() if name != "seed"}
+            assert published == expected
+            await row(page, "one").get_by_role("button", name="Copy as JSON").click()
+            await expect(page.locator("#answer")).to_have_text("Copied.")
+            copied = json.loads(await page.evaluate("navigator.clipboard.readText()"))
+            assert copied == expected | {"seed": "7"}
+            await row(page, "one").get_by_role("button", name="Copy as curl").click()
+            await holds(page, "navigator.clipboard.readText().then((text) => text.startsWith('curl'))")
+            words = shlex.split(await page.evaluate("navigator.clipboard.readText()"))
+            assert words[:4] == ["curl", "-X", "POST", f"{served.url}/jobs"]
+            assert json.loads(words[words.index("-d") + 1]) == copied
+
+
+async def test_a_request_is_edited_with_every_field_also_those_without_a_control() -> None:
+    request = {"prompt": "jazz", "bpm": 90, "key_scale": "F# minor", "guidance_scale": 5.0, "seed": [7]}
+    async with served_page() as served:
+        served.complete("one", served.song("one"), request=request | {"vocal_language": "ja", "inference_steps": 20})
+        async with tab(served.url) as browser:
+            page = browser.page
+            await opened(page, "one")
+            await row(page, "one").get_by_role("button", name="Edit in the form").click()
+            await expect(page.get_by_label("Tempo, bpm")).to_have_value("90")
+            await expect(page.get_by_label("Seed")).to_have_value("")
+            await expect(page.locator("#extra")).to_contain_text("guidance scale")
+            await page.get_by_label("What should it sound like?").fill("slow jazz")
+            assert await sent(page, served) == {
+                "prompt": "slow jazz",
+                "bpm": "90",
+                "key_scale": "F# minor",
+                "vocal_language": "ja",
+                "inference_steps": "20",
+                "guidance_scale": 5,
+                "audio_format": "mp3",
+            }
+            await page.get_by_role("button", name="Leave these out").click()
+            assert "guidance_scale" not in await sent(page, served)
+
+
+async def test_the_family_of_a_song_is_linked_in_both_directions() -> None:
+    async with served_page() as served:
+        served.complete("parent", served.song("parent"), request={"prompt": "the first one"})
+        served.complete("child", served.song("child"), request={"prompt": "its cover"}, parents=child_of("parent"))
+        served.complete("orphan", served.song("orphan"), parents=child_of("long-ago"))
+        async with tab(served.url) as browser:
+            page = browser.page
+            await opened(page, "parent")
+            await row(page, "parent").get_by_role("link", name="its cover").click()
+            await expect(row(page, "child")).to_be_focused()
+            await opened(page, "child")
+            await expect(row(page, "child").locator(".family")).to_contain_text("Made from: the first one")
+            await opened(page, "orphan")
+            link = row(page, "orphan").locator(".family a")
+            await expect(link).to_have_text("long-ago")
+            await expect(link).to_have_attribute("href", "#long-ago")
+            served.complete("second", served.song("second"), request={"prompt": "its twin"}, parents=child_of("parent"))
+            await expect(row(page, "parent").locator(".family")).to_contain_text("its cover, its twin")
+
+
+async def test_another_variation_is_asked_for_anew_and_says_what_it_took_over() -> None:
+    varied = {
+        "prompt": "jazz",
+        "retake_variance": 0.25,
+        "retake_seed": 5,
+        "seed": [7],
+        "bpm": 90,
+        "audio_format": "flac",
+    }
+    edits = [{"field": name, "value": varied[name], "because": "of <b>song</b> 0"} for name in ("prompt", "bpm")]
+    async with served_page() as served:
+        parents = child_of("first", "variation")
+        served.complete("varied", served.song("varied"), request=varied, parents=parents, edits=edits)
+        served.complete("whole", served.song("whole"))
+        async with tab(served.url) as browser:
+            page = browser.page
+            await opened(page, "varied")
+            await expect(row(page, "varied").locator(".edits li")).to_have_text(
+                ["prompt: jazz – of <b>song</b> 0", "tempo: 90 – of <b>song</b> 0"]
+            )
+            await row(page, "varied").get_by_role("button", name="Make another").click()
+            await expect(page.locator("#answer")).to_have_text("Sent: jazz")
+            again = {name: value for name, value in served.client.published[0].items() if name != "task_id"}
+            asked = {"source_task_id": "first", "source_index": 0, "variation": 0.25, "audio_format": "flac"}
+            assert again == asked
+            await opened(page, "whole")
+            await expect(row(page, "whole").get_by_role("button", name="Make final")).to_be_hidden()
+
+
+async def test_stems_are_asked_of_a_base_model_where_a_worker_has_one() -> None:
+    async with served_page() as served:
+        models = ("acestep-v15-turbo", "acestep-v15-base")
+        served.board.add_worker(WorkerEvent.of(examples.worker().data.model_copy(update={"models": models})))
+        served.complete("one", served.song("one"))
+        async with tab(served.url) as browser:
+            page = browser.page
+            await expect(page.locator("#models option")).to_have_count(2)
+            await opened(page, "one")
+            await row(page, "one").get_by_role("button", name="Stems: the song: one").click()
+            published = await sent(page, served)
+            assert (published["stems"], published["model"]) == (True, "acestep-v15-base")
