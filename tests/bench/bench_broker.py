@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Messages a second through the worker, side by side with a bare aio-pika consumer, FastStream and taskiq-aio-pika.
 
-Every contender runs in a process of its own on the same servers and works off a queue that was filled before: one
-64 KiB song and one manifest into S3, one confirmed event, then the ack. The worker's renderer is done at once; all
-else is the real thing, with what the others leave out: validation, policy, a look for an earlier result, a `started`
-event, and songs that come as files. Events go to durable queues, as a backend has them: a persistent one is on disk
-before it is confirmed. The clock runs from the first delivery to the last ack. Contenders take turns, round by round,
-because machines are noisy: read the ratios, not the rates. On a machine that does other work the ratios bend, too:
-CPU time a message is the steadier number there.
+Every contender runs in a process of its own on the same servers and works off a queue that was filled before. All send
+the same requests for a message (`--work same`): a look for an earlier result, a confirmed `started` event, one 64 KiB
+song and then one manifest into S3, both unless one is there, a confirmed `completed` event, then the ack. The worker's
+renderer is done at once; all else is the real thing, with what the others leave out: validation, policy, cancellation,
+and songs that come as files and are hashed. `--work least` lets the others leave out the look, `started` and the
+conditions, too: the least that stores and reports a song, and not what the worker promises.
+
+Events go to durable queues, as a backend has them: a persistent one is on disk before it is confirmed. The clock runs
+from the first delivery to the last ack. Contenders take turns, round by round, because machines are noisy: read the
+ratios, not the rates. On a machine that does other work the ratios bend, too: CPU time a message is the steadier number
+there.
 
 At the end the worker is compared with itself, metrics, logs and tracing on and off (`tests/bench/overhead.py`).
 """
@@ -31,6 +35,7 @@ from rich.table import Table
 
 from acestep_consumer.config.settings import SettingsError
 from tests.bench.arena import Arena, BenchError
+from tests.bench.chore import LEAST, SAME, WORK_VARIABLE
 from tests.bench.overhead import Overhead, Plan, overhead
 
 if TYPE_CHECKING:
@@ -58,6 +63,7 @@ _console = Console(stderr=True, highlight=False)
 def main() -> int:
     """Run the benchmark: a table on standard error, one line of JSON on standard output."""
     arguments = _parser().parse_args()
+    os.environ[WORK_VARIABLE] = arguments.work
     _warn_when_crowded()
     try:
         throughputs, observed = asyncio.run(_run(arguments))
@@ -70,7 +76,10 @@ def main() -> int:
     if observed is not None:
         _console.print(observed.table())
     found = {"results": summary, "overhead": None if observed is None else observed.summary()}
-    sys.stdout.write(json.dumps({"bench": "broker", **_machine(), "rounds": arguments.rounds, **found}) + "\n")
+    sys.stdout.write(
+        json.dumps({"bench": "broker", **_machine(), "work": arguments.work, "rounds": arguments.rounds, **found})
+        + "\n"
+    )
     return 0
 
 
@@ -181,6 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--contenders", nargs="*", choices=list(CONTENDERS), default=_installed(), help="(all that are installed)"
     )
+    parser.add_argument("--work", choices=[SAME, LEAST], default=SAME, help="of the others for a message (same)")
     parser.add_argument(
         "--pairs", type=int, default=8, help="comparisons of the worker with and without telemetry; 0: none (8)"
     )

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -121,7 +122,7 @@ class AmqpDelivery:
         again = any(isinstance(count, int) and count > 0 for count in counts)
         return bool(self._message.redelivered) or RETURNED in self.headers or again
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """A hash that is the same for each delivery of this message, and differs when it is published again."""
         return fingerprint(self.body, self._properties)

@@ -12,16 +12,19 @@ import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import structlog
 
 from acestep_consumer.domain.errors import Cancelled, DiskFull, Interrupted, Refused, ScratchLost
 from acestep_consumer.domain.job import Job, Plan, Rendering, Sources, TokenizedSource
 from acestep_consumer.domain.ports import Inputs, Renderer, Report
+
+T = TypeVar("T")
 
 POLL_S: Final = 2.0
 FIRST_PAUSE_S: Final = 5.0
@@ -86,6 +89,8 @@ class DiskGuard:
         self._first_pause_s = self._pause_s = first_pause_s
         self._paused_until = 0.0
         self._changing = asyncio.Lock()
+        # One thread, so that what it is given next runs after all removals before.
+        self._remover = ThreadPoolExecutor(1, thread_name_prefix="scratch")
         self.full = False
         """Whether no new jobs are taken: the disk is full, or the folder cannot be used."""
 
@@ -104,6 +109,8 @@ class DiskGuard:
         async with self._changing:
             try:
                 folder, space = await asyncio.to_thread(self._measure)
+                if not self.full and space.free < self._minimum(space):
+                    folder, space = await self._after_removals(self._measure)
             except (OSError, DiskFull) as error:
                 await self._unusable(error)
                 return
@@ -131,21 +138,24 @@ class DiskGuard:
     async def job_folder(self, task_id: str) -> AsyncIterator[Path]:
         """Make a new folder for a job and remove it with all it holds, also on cancellation.
 
+        Nobody waits for the removal: the next job's check of the free space does, where it matters.
+
         Raises:
             DiskFull: there is no room even for a folder.
             ScratchLost: it cannot be made; or it was removed, and the job failed of that.
         """
-        await self.check()
         try:
             async with self.guarding():
-                folder = await self._new_folder(task_id)
-        except FileNotFoundError as error:  # removed since the check, which makes it again
+                folder, space = await self._new_folder(task_id)
+        except FileNotFoundError as error:  # removed in the moment between, and made again for the next job
             raise ScratchLost from error
         except OSError as error:
             log.error("a job's folder cannot be made", task_id=task_id, reason=str(error))  # noqa: TRY400 - a state of the machine, no bug: its text is enough
             await self.write_failed()
             raise ScratchLost from error
         try:
+            if self.full or space.free < self._minimum(space):
+                await self.check()
             yield folder
         except (Cancelled, Interrupted, Refused):
             raise
@@ -155,7 +165,7 @@ class DiskGuard:
             log.warning("job's folder was removed: its message is requeued", task_id=task_id, folder=str(folder))
             raise ScratchLost from error
         finally:
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            self._remover.submit(shutil.rmtree, folder, ignore_errors=True)
 
     @asynccontextmanager
     async def guarding(self) -> AsyncIterator[None]:
@@ -172,16 +182,27 @@ class DiskGuard:
         """Reset the pause: a job's files could be written."""
         self._pause_s = self._first_pause_s
 
-    async def _new_folder(self, task_id: str) -> Path:
-        """Make a folder in a thread, since a network file system may take its time; on cancellation, none is left."""
-        making = asyncio.ensure_future(asyncio.to_thread(self._scratch.new_folder, task_id))
+    async def _new_folder(self, task_id: str) -> tuple[Path, DiskSpace]:
+        """Make a folder and measure the disk, in one thread, since a network file system may take its time.
+
+        On cancellation, no folder is left.
+        """
+        making = asyncio.get_running_loop().run_in_executor(None, self._make_folder, task_id)
         try:
             return await asyncio.shield(making)
         except asyncio.CancelledError:
             await asyncio.wait({making})
             if making.exception() is None:
-                await asyncio.to_thread(shutil.rmtree, making.result(), ignore_errors=True)
+                self._remover.submit(shutil.rmtree, making.result()[0], ignore_errors=True)
             raise
+
+    def _make_folder(self, task_id: str) -> tuple[Path, DiskSpace]:
+        _, space = self._measure()
+        return self._scratch.new_folder(task_id), space
+
+    async def _after_removals(self, call: Callable[[], T]) -> T:
+        """Return what ``call`` returns in a thread, once the folders of all jobs that have ended are removed."""
+        return await asyncio.get_running_loop().run_in_executor(self._remover, call)
 
     def _measure(self) -> tuple[Path, DiskSpace]:
         folder = self._scratch.ensure()

@@ -18,11 +18,12 @@ from tests.bench.throughput import ThroughputMeter
 
 
 def event_of(notice: Notice) -> aio_pika.Message:
-    """Return the event as a persistent message."""
+    """Return the event as a message."""
+    modes = aio_pika.DeliveryMode
     return aio_pika.Message(
         notice.body,
         content_type=notice.content_type,
-        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+        delivery_mode=modes.PERSISTENT if notice.persistent else modes.NOT_PERSISTENT,
         message_id=notice.message_id,
         type=notice.type,
     )
@@ -39,10 +40,12 @@ async def main(settings: Settings, chore: Chore, messages: int) -> None:
         await consuming.set_qos(prefetch_count=settings.broker.workers_at_start)
         queue = await consuming.declare_queue(GENERATE, passive=True)
 
+        async def publish(notice: Notice) -> None:
+            await events.publish(event_of(notice), notice.routing_key)
+
         async def on_message(message: AbstractIncomingMessage) -> None:
             try:
-                notice = await chore.perform(json.loads(message.body))
-                await events.publish(event_of(notice), notice.routing_key)
+                await chore.perform(json.loads(message.body), publish)
             except Exception:
                 await message.reject(requeue=True)
                 raise

@@ -12,7 +12,7 @@ from faststream.rabbit import Channel, ExchangeType, RabbitBroker, RabbitExchang
 from acestep_consumer.broker.topology import EVENTS, GENERATE
 from acestep_consumer.config.settings import Settings
 from tests.bench.arena import settings_for
-from tests.bench.chore import Chore
+from tests.bench.chore import Chore, Notice
 from tests.bench.throughput import ThroughputMeter
 
 
@@ -26,17 +26,19 @@ async def main(settings: Settings, chore: Chore, messages: int) -> None:
     )
     events = RabbitExchange(EVENTS, type=ExchangeType.TOPIC, declare=False)
 
-    async def generate(request: dict[str, Any]) -> None:
-        notice = await chore.perform(request)
+    async def publish(notice: Notice) -> None:
         await broker.publish(
             notice.body,
             exchange=events,
             routing_key=notice.routing_key,
-            persist=True,
+            persist=notice.persistent,
             content_type=notice.content_type,
             message_id=notice.message_id,
             message_type=notice.type,
         )
+
+    async def generate(request: dict[str, Any]) -> None:
+        await chore.perform(request, publish)
 
     # Called, not used as a decorator; by default it acks when the function returns and rejects when it raises.
     broker.subscriber(RabbitQueue(GENERATE, declare=False), no_reply=True)(generate)

@@ -16,7 +16,7 @@ from taskiq_aio_pika import AioPikaBroker, Exchange, Queue
 from acestep_consumer.broker.topology import DEAD_LETTER, EVENTS, GENERATE, REQUESTS
 from acestep_consumer.config.settings import Settings
 from tests.bench.arena import TASK, settings_for
-from tests.bench.chore import Chore
+from tests.bench.chore import Chore, Notice
 from tests.bench.contenders.bare_aio_pika import event_of
 from tests.bench.throughput import ThroughputMeter
 
@@ -38,9 +38,11 @@ async def main(settings: Settings, chore: Chore, messages: int) -> None:
     assert broker.write_channel is not None
     events = await broker.write_channel.get_exchange(EVENTS)
 
-    async def generate(request: dict[str, Any]) -> None:
-        notice = await chore.perform(request)
+    async def publish(notice: Notice) -> None:
         await events.publish(event_of(notice), notice.routing_key)
+
+    async def generate(request: dict[str, Any]) -> None:
+        await chore.perform(request, publish)
 
     broker.register_task(generate, task_name=TASK)
     receiver = asyncio.create_task(

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -150,7 +151,56 @@ async def test_a_jobs_folder_is_gone_with_what_it_holds_however_the_job_ends(sce
     await asyncio.sleep(0.05)
     running.cancel()
     await asyncio.wait({running})
-    assert list(scene.place.folder.iterdir()) == []
+    await eventually(lambda: not any(scene.place.folder.iterdir()))
+
+
+def hold_removals(monkeypatch: pytest.MonkeyPatch, then: Callable[[], None] = lambda: None) -> threading.Event:
+    """Return what lets folders be removed, each with ``then`` after it."""
+    go, remove = threading.Event(), shutil.rmtree
+
+    def slowly(folder: Path, *, ignore_errors: bool) -> None:
+        go.wait(30)
+        remove(folder, ignore_errors=ignore_errors)
+        then()
+
+    monkeypatch.setattr(shutil, "rmtree", slowly)
+    return go
+
+
+async def test_nobody_waits_until_a_jobs_folder_is_removed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The manifest, the event and the ack come after it."""
+    go = hold_removals(monkeypatch)
+    async with scene.disk.job_folder("song") as folder:
+        pass
+    assert folder.is_dir()
+    go.set()
+    await eventually(lambda: not folder.exists())
+
+
+async def test_what_ended_jobs_still_hold_does_not_count_as_used(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    def free() -> None:
+        scene.space[0] = DiskSpace(100 * GIB, 50 * GIB)
+
+    async def job() -> None:
+        async with scene.disk.job_folder("song"):
+            pass
+
+    go = hold_removals(monkeypatch, free)
+    async with scene.disk.job_folder("large"):
+        scene.space[0] = DiskSpace(100 * GIB, 0)
+    running = asyncio.create_task(job())
+    await eventually(lambda: len(list(scene.place.folder.iterdir())) == 2)
+    assert not running.done(), "it waits for the room that the large one leaves"
+    go.set()
+    await running
+    assert scene.changes == []
+
+
+async def test_a_job_stops_the_next_ones_when_less_than_the_minimum_is_free(scene: Scene) -> None:
+    scene.space[0] = DiskSpace(100 * GIB, 0)
+    async with scene.disk.job_folder("song") as folder:
+        assert folder.is_dir()
+        assert (scene.disk.full, scene.changes) == (True, [True])
 
 
 @pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "no"), DiskFull()])
@@ -246,4 +296,4 @@ async def test_a_jobs_folder_is_made_beside_the_event_loop_and_a_cancellation_le
     with pytest.raises(asyncio.CancelledError):
         await running
     assert threading.get_ident() not in threads
-    assert list(scene.place.folder.iterdir()) == []
+    await eventually(lambda: not any(scene.place.folder.iterdir()))

@@ -44,6 +44,7 @@ from botocore.exceptions import (
     UnknownCredentialError,
 )
 from botocore.exceptions import ConnectionError as BotoConnectionError
+from multidict import CIMultiDict
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_before_delay, wait_random_exponential
 from yarl import URL
 
@@ -233,11 +234,26 @@ class S3Response:
         return self.status in _OK
 
 
+class _Headers(CIMultiDict[str]):
+    """Headers as botocore's signer reads and writes them. Its own type parses each one as an e-mail's."""
+
+    def get_all(self, name: str) -> list[str]:
+        return self.getall(name)
+
+
 class _Signer(S3SigV4Auth):
     """Signature Version 4 over a body whose SHA-256 is known: botocore would hash it again, on the event loop."""
 
     def payload(self, request: AWSRequest) -> str:
         return str(request.context["sha256"])
+
+    def headers_to_sign(self, request: AWSRequest) -> _Headers:  # type: ignore[override]  # see _Headers
+        """Return all headers, ``Host`` among them; it is called twice, before and after the signature."""
+        signed: _Headers | None = request.context.get("signed")
+        if signed is None:
+            signed = _Headers((name.lower(), value) for name, value in request.headers.items())
+            request.context["signed"] = signed
+        return signed
 
 
 class S3Client:
@@ -389,16 +405,17 @@ class S3Client:
 
     async def _sign(
         self, method: str, address: ObjectAddress, sha256: str, headers: Mapping[str, str], query: Mapping[str, str]
-    ) -> tuple[URL, dict[str, str]]:
+    ) -> tuple[URL, Mapping[str, str]]:
         if time.monotonic() > self._signer_until:
             await asyncio.shield(self._renewing())
-        url = self._base(address.bucket) + quote(address.key, safe="/~")
+        text = self._base(address.bucket) + quote(address.key, safe="/~")
         if query:
-            url += "?" + urlencode(query, quote_via=quote, safe="~")
-        request = AWSRequest(method=method, url=url, headers=headers)
+            text += "?" + urlencode(query, quote_via=quote, safe="~")
+        url, request = URL(text, encoded=True), AWSRequest(method=method, url=text)
+        request.headers = signed = _Headers(headers, Host=url.host_port_subcomponent or "")  # type: ignore[assignment]
         request.context["sha256"] = sha256
         self._signer.add_auth(request)
-        return URL(url, encoded=True), dict(request.headers.items())
+        return url, signed
 
     def _renewing(self) -> asyncio.Task[None]:
         """Return the task that renews the signer, one for all requests that need it: one look-up, one answer."""
