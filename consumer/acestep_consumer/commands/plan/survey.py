@@ -315,9 +315,7 @@ class PlanSurvey:
         if self._speed == REFERENCE:
             return origin
         mine, reference = self._speed, REFERENCE
-        without = (
-            "" if mine.hopper else ", without fused decoder and without MPS's gain, both measured there alone"
-        )
+        without = "" if mine.hopper else ", without fused decoder and without MPS's gain, both measured there alone"
         return (
             f"{origin}, scaled by data sheets: {mine.tflops:g} of {reference.tflops:g} TFLOP/s (bf16, dense), "
             f"{mine.gigabytes_s:g} of {reference.gigabytes_s:g} GB/s{without}; an estimate, not a measurement"
