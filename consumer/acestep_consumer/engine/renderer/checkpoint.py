@@ -17,7 +17,7 @@ from acestep_consumer.domain.tasks import Variant
 from acestep_consumer.engine.renderer.device import DeviceReport, offload_for
 from acestep_consumer.engine.renderer.original_layout import OriginalCheckpoint, open_original
 from acestep_consumer.engine.renderer.original_weights import load_original
-from acestep_consumer.engine.renderer.quantization import QuantizationUnavailable, quantize
+from acestep_consumer.engine.renderer.quantization import QuantizationUnavailable, move, quantize
 from acestep_consumer.engine.renderer.quiet_imports import quietly
 from acestep_consumer.engine.renderer.registry import Checkpoint, CheckpointError, resolve
 
@@ -120,7 +120,7 @@ class _Loader:
         except QuantizationUnavailable as error:
             raise CheckpointError(str(error)) from error
         if self.keep_in_ram:
-            pipeline.transformer.to("cpu")
+            move(pipeline.transformer, "cpu")
 
 
 def _read(found: _Found, device: DeviceReport, shared: Mapping[str, Any]) -> AceStepPipeline:
