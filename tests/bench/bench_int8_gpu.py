@@ -24,7 +24,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from acestep_consumer.engine.renderer.checkpoint import _prepare
 from acestep_consumer.engine.renderer.lora import AdaptedModelCache, Lora
 from acestep_consumer.engine.renderer.packed_dit import PackedDit
-from acestep_consumer.engine.renderer.quantization import quantize, weight_bytes
+from acestep_consumer.engine.renderer.quantization import move, quantize, weight_bytes
 from acestep_consumer.engine.renderer.vae_decode import TileDecoder
 from acestep_consumer.engine.testing import tiny_checkpoint
 from tests.bench import full_size
@@ -107,8 +107,8 @@ def costs(dit: Any, method: Any, seconds: int, *, tiny: bool) -> dict[str, Any]:
     found: dict[str, Any] = {"gib": weight_bytes(dit) / 2**30, "quantize_s": time.perf_counter() - began}
     if device.type == "cuda":
         began = time.perf_counter()
-        dit.to("cpu")
-        dit.to(device)
+        move(dit, "cpu")
+        move(dit, device)
         found["to_ram_and_back_s"] = time.perf_counter() - began
     packed = PackedDit(dit)
     if not tiny:

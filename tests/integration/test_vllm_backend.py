@@ -4,12 +4,16 @@
 vLLM pins its own torch, so it lives in an environment of its own, in which ``bash infra/dev test`` runs this file.
 """
 
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,6 +35,7 @@ from acestep_consumer.engine.planner.tokens import LmTokens
 from acestep_consumer.engine.planner.transformers_backend import TransformersBackend, load
 from acestep_consumer.engine.planner.vllm_backend import VllmBackend, open_vllm
 from acestep_consumer.engine.planner.vllm_engine import EngineSize, VllmUnavailable
+from acestep_consumer.engine.planner.vllm_memory import UNCOUNTED_BYTES
 from acestep_consumer.engine.testing import tiny_lm
 from tests.support.lm_generations import (
     GRAMMAR,
@@ -490,3 +495,44 @@ def test_versions_that_were_not_tested_are_refused(
     else:
         with pytest.raises(VllmUnavailable, match=re.escape(f"{name} {found} is installed; this backend works with")):
             vllm_engine.check_version()
+
+
+def test_beside_another_engine_the_cache_is_what_this_process_leaves_of_its_share(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """VLLM makes its trial pass without measuring, and whatever it was told for that does not stay."""
+    from acestep_consumer.engine.planner.vllm_worker import OwnMemoryWorker  # noqa: PLC0415 - it imports vLLM
+
+    gigabyte, told = 10**9, list[int | None]()
+
+    def trial(worker: Any) -> int:
+        told.append(worker.cache_config.kv_cache_memory_bytes)
+        return 0
+
+    monkeypatch.setattr(OwnMemoryWorker.__mro__[1], "determine_available_memory", trial)
+    for name, value in (
+        ("reset_peak_memory_stats", None),
+        ("synchronize", None),
+        ("max_memory_allocated", 6 * gigabyte),
+    ):
+        monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
+    worker = object.__new__(OwnMemoryWorker)
+    worker.device, worker.requested_memory = torch.device("cpu"), 55 * gigabyte
+    worker.cache_config = SimpleNamespace(kv_cache_memory_bytes=None)
+    assert worker.determine_available_memory() == 49 * gigabyte - UNCOUNTED_BYTES
+    assert told[0]
+    assert worker.cache_config.kv_cache_memory_bytes is None
+    worker.requested_memory = 7 * gigabyte
+    with pytest.raises(ValueError, match="no room for keys and values"):
+        worker.determine_available_memory()
+
+
+def test_weights_in_int8_are_torchaos_and_songs_are_whole(folder: Path) -> None:
+    """In a process of its own: vLLM has one engine a process."""
+    command = [sys.executable, "-m", "tests.support.vllm_int8", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    quantized = {name for name, kind in found["kinds"].items() if kind == "Int8Tensor"}
+    assert quantized == {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
+    assert [len(codes) for codes in found["songs"].values()] == [12, 12]

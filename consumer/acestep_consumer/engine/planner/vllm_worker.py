@@ -7,23 +7,28 @@ an allowance for what it does not count. It is meant for large cards, where the 
 """
 
 import gc
-from typing import Any
+from typing import Any, Final
 
 import torch
 from vllm.v1.worker.gpu_worker import Worker
 
 from acestep_consumer.engine.planner.vllm_memory import cache_bytes
 
+_ANY_SIZE: Final = 1 << 30
+
 
 class OwnMemoryWorker(Worker):  # type: ignore[misc]  # vLLM is not installed where types are checked
     """Used by vLLM in place of its own worker."""
 
-    @torch.inference_mode()
     def determine_available_memory(self) -> int:
         """Return the bytes for the key-value cache: of the requested share, what the trial pass leaves."""
         this: Any = self
         torch.cuda.reset_peak_memory_stats(this.device)
-        this.model_runner.profile_run()
+        # With a size that is given, each version of vLLM makes its trial pass and measures nothing. This one is only so
+        # that it does; it is always the same, since the name of vLLM's folder of compiled kernels depends on it.
+        this.cache_config.kv_cache_memory_bytes = _ANY_SIZE
+        super().determine_available_memory()
+        this.cache_config.kv_cache_memory_bytes = None
         torch.cuda.synchronize(this.device)
         peak = torch.cuda.max_memory_allocated(this.device)
         gc.collect()

@@ -18,7 +18,7 @@ from acestep_consumer.engine.renderer.device import DeviceReport, offload_for
 from acestep_consumer.engine.renderer.lyric_alignment import AlignmentHeads, heads_of
 from acestep_consumer.engine.renderer.original_layout import OriginalCheckpoint, open_original
 from acestep_consumer.engine.renderer.original_weights import load_original
-from acestep_consumer.engine.renderer.quantization import QuantizationUnavailable, quantize
+from acestep_consumer.engine.renderer.quantization import QuantizationUnavailable, move, quantize
 from acestep_consumer.engine.renderer.quiet_imports import quietly
 from acestep_consumer.engine.renderer.registry import Checkpoint, CheckpointError, resolve
 
@@ -127,7 +127,7 @@ class _Loader:
         except QuantizationUnavailable as error:
             raise CheckpointError(str(error)) from error
         if self.keep_in_ram:
-            pipeline.transformer.to("cpu")
+            move(pipeline.transformer, "cpu")
 
 
 def _transformer_config(folder: Path) -> Mapping[str, Any]:

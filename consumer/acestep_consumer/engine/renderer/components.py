@@ -18,6 +18,7 @@ from acestep_consumer.engine.renderer.latents import LatentSpace
 from acestep_consumer.engine.renderer.lyric_alignment import existing_heads
 from acestep_consumer.engine.renderer.offload import ModuleSwapper
 from acestep_consumer.engine.renderer.packed_dit import PackedDit
+from acestep_consumer.engine.renderer.quantization import move
 from acestep_consumer.engine.renderer.rng import SeededVae
 from acestep_consumer.engine.renderer.vae_decode import TileDecoder
 
@@ -51,7 +52,7 @@ class Components:
         """Keep each component in RAM until it is used; with ``keep_dit`` the DiT stays on the device."""
         modules = {name: part for name, part in self.pipeline.components.items() if isinstance(part, torch.nn.Module)}
         if keep_dit:
-            modules.pop("transformer").to(self.device)
+            move(modules.pop("transformer"), self.device)
         for module in (*modules.values(), self.decoder):
             swapper.register(module)
         self.swapper = swapper

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 
+from acestep_consumer.engine.renderer.quantization import move
+
 
 class ModuleSwapper:
     """The offloaded modules of one device. For one thread only: a call moves the other module's weights out."""
@@ -23,7 +25,7 @@ class ModuleSwapper:
         """Move a module to RAM and load it for each call. Several models may share it."""
         if self._is_registered(module):
             return
-        module.to("cpu")
+        move(module, "cpu")
         add_hook_to_module(module, _SwapHook(self, self._device))
         self._registered.append(module)
 
@@ -33,13 +35,13 @@ class ModuleSwapper:
             return
         self.unload()
         if self._is_registered(module):
-            module.to(self._device)
+            move(module, self._device)
             self._loaded = module
 
     def unload(self) -> None:
         """Move the loaded module, if any, back to RAM."""
         if self._loaded is not None:
-            self._loaded.to("cpu")
+            move(self._loaded, "cpu")
             self._loaded = None
 
     def _is_registered(self, module: torch.nn.Module) -> bool:

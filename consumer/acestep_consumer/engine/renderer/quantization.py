@@ -6,7 +6,7 @@ layers of the transformer are quantized, 96% of a DiT's parameters: embeddings, 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -62,6 +62,30 @@ def is_quantized(weight: torch.Tensor) -> bool:
 def weight_bytes(model: nn.Module) -> int:
     """Return the bytes that a model's parameters take; those of a quantized one include its scales."""
     return sum(sum(part.nbytes for part in _parts(weight)) for weight in model.parameters())
+
+
+def move(model: nn.Module, device: torch.device | str) -> None:
+    """Move a model to a device, quantized or not.
+
+    ``Module.to`` exchanges the insides of a quantized weight, which torch refuses once a compiled model refers to it.
+    """
+    if any(map(is_quantized, model.parameters())):
+        _replace(model, lambda tensor: tensor.to(device))
+    else:
+        model.to(device)
+
+
+def _replace(model: nn.Module, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Replace all tensors of a model by changed ones; quantized weights become other parameters."""
+    for module in model.modules():
+        weights, buffers = module._parameters, module._buffers  # noqa: SLF001 - as torch's own Module.to
+        for name, weight in list(weights.items()):
+            if weight is not None and is_quantized(weight):
+                weights[name] = nn.Parameter(change(weight), requires_grad=False)
+            elif weight is not None:
+                weight.data = change(weight.data)
+        for name, buffer in list(buffers.items()):
+            buffers[name] = None if buffer is None else change(buffer)
 
 
 def _parts(weight: Any) -> Iterator[torch.Tensor]:
