@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from acestep_consumer.audio.time_warping import lyric_score, token_frames, warping_path
+from acestep_consumer.audio.time_warping import lyric_score, token_frames, warping_paths
 from acestep_consumer.engine.renderer import lyric_alignment, render
 from acestep_consumer.engine.renderer.lyric_alignment import HeadSums, LyricTokens, Piece, lines_of
 from acestep_consumer.engine.renderer.lyric_files import lrc
@@ -60,10 +60,11 @@ def test_what_is_made_of_attention_equals_the_originals(case: GoldenCase) -> Non
 
     assert relative_error(consensus, arrays["calc"]) < 1e-6
     assert relative_error(energy, arrays["score_energy"]) < 1e-6
-    assert warping_path(energy.numpy()).tolist() == arrays["path"].tolist()
+    path, path_of_energy = warping_paths(torch.stack([consensus, energy]).numpy())
+    assert path_of_energy.tolist() == arrays["path"].tolist()
     assert tokens.sung().tolist() == [bool(each) for each in facts["sung"]]
-    assert round(lyric_score(energy.numpy(), tokens.sung()), 4) == facts["score"]["lyrics_score"]
-    frames = token_frames(consensus.numpy())
+    assert round(lyric_score(energy.numpy(), path_of_energy, tokens.sung()), 4) == facts["score"]["lyrics_score"]
+    frames = token_frames(path)
     assert (frames * _FRAME_S).ravel() == pytest.approx(
         [token[name] for token in facts["tokens"] for name in ("start", "end")]
     )

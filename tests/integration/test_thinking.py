@@ -23,7 +23,9 @@ def thinking_worker(
     own_worker_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[WorkerProcess, str]]:
     """A worker with the language model on transformers, on a queue of its own."""
-    environment = own_worker_environment | {"ACESTEP_INIT_LLM": "true", "ACESTEP_LM_BACKEND": "pt"}
+    # Without tags, which name the task, equal songs are equal files.
+    own = {"ACESTEP_INIT_LLM": "true", "ACESTEP_LM_BACKEND": "pt", "ACESTEP_TAGS": "false"}
+    environment = own_worker_environment | own
     with WorkerProcess(tmp_path_factory.mktemp("thinking"), environment) as running:
         yield running, environment["ACESTEP_AMQP_URL"]
 

@@ -3,6 +3,7 @@
 
 import asyncio
 import hashlib
+import io
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 
 import av
 import boto3
+import mutagen
 import pytest
 
 from acestep_consumer.client import Client
@@ -159,12 +161,34 @@ async def test_the_codes_of_source_audio_are_in_the_event_without_a_song(produce
     assert len(codes) == 5 * 11
 
 
-async def test_the_same_seed_gives_the_same_song_and_another_one_another(producer: Producer) -> None:
+async def test_the_same_seed_gives_the_same_song_and_another_one_another(producer: Producer, bucket: Any) -> None:
     fields = {"audio_duration": 10, "audio_format": "wav", "inference_steps": 2}
-    first, again, other = [
-        completed(await producer.sing(seed=seed, **fields)).data.audios[0].sha256 for seed in (7, 7, 8)
-    ]
-    assert first == again != other
+    uris = [completed(await producer.sing(seed=seed, **fields)).data.audios[0].uri for seed in (7, 7, 8)]
+    # The tag at the end of a file names its task.
+    first, again, other = (download(bucket, uri).rpartition(b"id3 ")[0] for uri in uris)
+    assert len(first) > 10 * 48_000 * 4
+    assert first[8:] == again[8:] != other[8:]
+
+
+async def test_lyrics_with_times_are_in_the_event_and_beside_the_song(producer: Producer, bucket: Any) -> None:
+    asked = {"lyrics": "[Verse]\nla la\nshine on me", "timestamps": "true", "batch_size": 1, "loudness_lufs": -30}
+    data = completed(await producer.sing(audio_duration=10, inference_steps=2, **asked)).data
+
+    (song,) = data.audios
+    assert [line.text for line in song.lyrics] == ["[Verse]", "la la", "shine on me"]
+    assert song.lyric_score is not None
+    assert song.loudness is not None
+    assert song.loudness.lufs == pytest.approx(-30, abs=0.01)
+    assert song.files is not None
+    assert (song.files.latents, data.warnings) == (None, ())
+    for file, beginning in ((song.files.lrc, b"[00:00.00][Verse]\n"), (song.files.vtt, b"WEBVTT\n\n")):
+        assert file is not None
+        body = download(bucket, file.uri)
+        assert body.startswith(beginning)
+        assert (hashlib.sha256(body).hexdigest(), len(body)) == (file.sha256, file.bytes)
+    tags: Any = mutagen.File(io.BytesIO(download(bucket, song.uri))).tags
+    assert tags["TXXX:TASK_ID"].text == [data.task_id]
+    assert [text for text, _ in tags.getall("SYLT")[0].text] == ["[Verse]", "la la", "shine on me"]
 
 
 async def test_progress_rises_and_the_terminal_event_is_the_last(producer: Producer) -> None:

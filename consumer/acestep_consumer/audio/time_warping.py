@@ -11,35 +11,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 Matrix = NDArray[np.float32]
+Path = NDArray[np.int64]
+"""A way through [tokens, frames]: the token and the frame of each step, [steps, 2]."""
 
 _SUNG_AT_ALL: Final = 0.1
 """Least maximum of a token that counts as sung; the loudest of the song is 1."""
 _HEARD: Final = 0.01
 """Least energy that counts for the place of a token."""
+_MOST_CELLS: Final = 1 << 23
 _MAY_PRECEDE: Final = 9
 """Frames by which a token may lie before the one before it without being out of order."""
 
 
-def token_frames(consensus: Matrix) -> NDArray[np.int64]:
-    """Return the first and the last frame of each token, [tokens, 2], from the heads' consensus, [tokens, frames]."""
-    path = warping_path(consensus)
-    first = np.searchsorted(path[:, 0], np.arange(len(consensus)))
-    last = np.searchsorted(path[:, 0], np.arange(len(consensus)), side="right") - 1
+def token_frames(path: Path) -> NDArray[np.int64]:
+    """Return the first and the last frame of each token on a path, [tokens, 2]."""
+    tokens = np.arange(path[-1, 0] + 1)
+    first = np.searchsorted(path[:, 0], tokens)
+    last = np.searchsorted(path[:, 0], tokens, side="right") - 1
     return np.stack([path[first, 1], path[last, 1]], axis=1)
 
 
-def lyric_score(energy: Matrix, sung: NDArray[np.bool_]) -> float:
+def lyric_score(energy: Matrix, path: Path, sung: NDArray[np.bool_]) -> float:
     """Return how well a song has its lyrics: coverage² · order² · confidence, 0 to 1.
 
     Args:
         energy: mean attention of the heads, scaled to 0 to 1, [tokens, frames].
+        path: the energy's own warping path.
         sung: which tokens are lyrics, [tokens]; the others are section tags such as ``[Chorus]``.
     """
     words = energy[sung]
     if not words.size:
         return 0.0
     coverage = float((words.max(axis=1) > _SUNG_AT_ALL).mean())
-    path = warping_path(energy)
     confidence = float(energy[path[:, 0], path[:, 1]].mean())
     return coverage**2 * _order(words) ** 2 * confidence
 
@@ -54,10 +57,19 @@ def _order(words: Matrix) -> float:
     return float((centres[1:] >= centres[:-1] - _MAY_PRECEDE).mean())
 
 
-def warping_path(gain: Matrix) -> NDArray[np.int64]:
-    """Return the path through [tokens, frames] with the largest sum, [steps, 2]: token and frame of each step."""
-    sums = _sums(gain)
-    token, frame = gain.shape
+def warping_paths(gains: NDArray[np.float32]) -> list[Path]:
+    """Return the path through each of some matrices, [matrices, tokens, frames], with the largest sum.
+
+    They are done together, which takes half as long as one after the other; large ones one by one, to save memory.
+    """
+    if gains.size > _MOST_CELLS and len(gains) > 1:
+        return [path for gain in gains for path in warping_paths(gain[None])]
+    sums = _sums(gains)
+    return [_path(each, *gains.shape[1:]) for each in sums.swapaxes(0, 1)]
+
+
+def _path(sums: NDArray[np.float64], token: int, frame: int) -> Path:
+    """Return the way back from the last token and the last frame, both counted from 1."""
     steps = []
     while token:
         steps.append((token - 1, frame - 1))
@@ -77,30 +89,29 @@ def _before(sums: NDArray[np.float64], token: int, frame: int) -> tuple[float, f
     return sums[at - 2, token - 1], sums[at - 1, token - 1], sums[at - 1, token]
 
 
-def _sums(gain: Matrix) -> NDArray[np.float64]:
-    """Return the cost of the way to each cell, [token + frame, token], both counted from 1."""
-    tokens, frames = gain.shape
-    cost = _skewed(-gain)
-    sums = np.full((tokens + frames + 1, tokens + 1), np.inf)
-    sums[0, 0] = 0.0
-    equal = np.empty(tokens, dtype=bool)
+def _sums(gains: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the cost of the way to each cell, [token + frame, matrices, token], both counted from 1."""
+    matrices, tokens, frames = gains.shape
+    cost = _skewed(-gains)
+    sums = np.full((tokens + frames + 1, matrices, tokens + 1), np.inf)
+    sums[0, :, 0] = 0.0
     for at in range(2, tokens + frames + 1):
         low, high = max(1, at - frames), min(tokens, at - 1) + 1
-        both, above, left = sums[at - 2, low - 1 : high - 1], sums[at - 1, low - 1 : high - 1], sums[at - 1, low:high]
-        here, tie = sums[at, low:high], equal[: high - low]
+        both, above = sums[at - 2, :, low - 1 : high - 1], sums[at - 1, :, low - 1 : high - 1]
+        here, left = sums[at, :, low:high], sums[at - 1, :, low:high]
         np.minimum(both, above, out=here)
         np.minimum(here, left, out=here)
         # As in the original: where those two are equal, the frame before is taken, even if it costs more.
-        np.copyto(here, left, where=np.equal(both, above, out=tie))
-        np.add(here, cost[at - 2, low - 1 : high - 1], out=here)
+        np.copyto(here, left, where=both == above)
+        here += cost[at - 2, :, low - 1 : high - 1]
     return sums
 
 
-def _skewed(cost: Matrix) -> Matrix:
-    """Return [tokens, frames] with each anti-diagonal as a row, [tokens + frames - 1, tokens]."""
-    tokens, frames = cost.shape
-    padded = np.zeros((tokens, frames + tokens), dtype=np.float32)
-    padded[:, :frames] = cost
+def _skewed(cost: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return [matrices, tokens, frames] by anti-diagonals, [tokens + frames - 1, matrices, tokens]."""
+    matrices, tokens, frames = cost.shape
+    padded = np.zeros((matrices, tokens, frames + tokens), dtype=np.float32)
+    padded[:, :, :frames] = cost
     # One entry less a row: each row is shifted by one against the row above.
-    shifted = padded.reshape(-1)[: tokens * (frames + tokens - 1)].reshape(tokens, -1)
-    return np.ascontiguousarray(shifted.T)
+    shifted = padded.reshape(matrices, -1)[:, : tokens * (frames + tokens - 1)].reshape(matrices, tokens, -1)
+    return np.ascontiguousarray(shifted.transpose(2, 0, 1))

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from acestep_consumer.audio.time_warping import Matrix, lyric_score, token_frames, warping_path
+from acestep_consumer.audio import time_warping
+from acestep_consumer.audio.time_warping import Matrix, token_frames, warping_paths
+from acestep_consumer.audio.time_warping import lyric_score as score
 
 
 def plainly(gain: Matrix) -> list[list[int]]:
@@ -36,9 +38,17 @@ def plainly(gain: Matrix) -> list[list[int]]:
 @pytest.mark.parametrize("seed", range(3))
 def test_the_path_is_that_of_a_plain_loop(tokens: int, frames: int, seed: int) -> None:
     # Whole numbers: many ways through the matrix are equally good.
-    gain = np.random.default_rng(seed).integers(-1, 2, (tokens, frames)).astype(np.float32)
+    gains = np.random.default_rng(seed).integers(-1, 2, (2, tokens, frames)).astype(np.float32)
 
-    assert warping_path(gain).tolist() == plainly(gain)
+    assert [path.tolist() for path in warping_paths(gains)] == [plainly(gain) for gain in gains]
+
+
+def test_large_matrices_have_the_paths_that_they_have_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    gains = np.random.default_rng(0).random((2, 9, 40)).astype(np.float32)
+    together = warping_paths(gains)
+    monkeypatch.setattr(time_warping, "_MOST_CELLS", 9)
+
+    assert [path.tolist() for path in warping_paths(gains)] == [path.tolist() for path in together]
 
 
 def sung(tokens: int = 20, frames: int = 200, width: int = 2) -> NDArray[np.float32]:
@@ -49,7 +59,8 @@ def sung(tokens: int = 20, frames: int = 200, width: int = 2) -> NDArray[np.floa
 
 
 def test_each_token_has_the_frames_where_it_is_sung() -> None:
-    first, last = token_frames(sung() - 0.2).T
+    (path,) = warping_paths(sung()[None] - 0.2)
+    first, last = token_frames(path).T
 
     assert (np.diff(first) >= 0).all()
     centres = (first + last) / 2
@@ -57,6 +68,11 @@ def test_each_token_has_the_frames_where_it_is_sung() -> None:
 
 
 ALL = np.ones(20, dtype=bool)
+
+
+def lyric_score(energy: Matrix, words: NDArray[np.bool_]) -> float:
+    (path,) = warping_paths(energy[None])
+    return score(energy, path, words)
 
 
 def test_a_song_that_has_all_its_lyrics_scores_high() -> None:

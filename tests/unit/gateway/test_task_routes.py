@@ -13,7 +13,7 @@ import pytest
 
 from acestep_consumer.client import NoQueue, QueueFull, Unreachable
 from acestep_consumer.gateway.task_ids import is_given_out
-from acestep_schemas.events import Candidate
+from acestep_schemas.events import Candidate, LyricLine, LyricToken
 from tests.support.gateway import (
     AUTHORIZED,
     KEY,
@@ -315,6 +315,27 @@ async def test_an_analysis_is_one_plain_item() -> None:
         (item,) = json.loads(entry["result"])
         assert item["audio_codes"] == "<|audio_code_51023|><|audio_code_7344|><|audio_code_60101|>"
         assert not {"file", "status"} & set(item)
+
+
+async def test_lyrics_with_times_tags_and_loudness_go_through_the_api() -> None:
+    asked = {"timestamps": True, "loudness_lufs": -14, "true_peak_db": -1.5}
+    lines = (LyricLine(text="la la", start_s=1.6, end_s=2.0, tokens=(LyricToken(text="la", start_s=1.6, end_s=1.8),)),)
+    async with gateway() as served:
+        task_id = await served.release({"prompt": "jazz", **asked})
+        assert asked.items() <= served.client.published[0].items()
+        audio = completed(task_id).data.audios[0].model_copy(update={"lyrics": lines, "lyric_score": 0.8})
+        await served.send(completed(task_id, audios=(audio,)))
+        (entry,) = await served.query(task_id)
+        (item,) = json.loads(entry["result"])
+        assert item["lyric_score"] == 0.8
+        assert item["timestamps"] == [
+            {
+                "text": "la la",
+                "start_s": 1.6,
+                "end_s": 2.0,
+                "tokens": [{"text": "la", "start_s": 1.6, "end_s": 1.8}],
+            }
+        ]
 
 
 async def test_a_trace_goes_on_through_the_message() -> None:

@@ -26,8 +26,9 @@ def alignment_matrices(
 ) -> list[torch.Tensor]:
     """Return each song's matrices, [2, tokens, frames] as ``HeadSums.matrices`` does, on the device.
 
-    The songs are denoised. Besides a step's memory it takes about six matrices of [condition tokens, frames] in float32
-    at a time, of one song and one head: 0.4 GB for a song of 600 s with 2,300 tokens, 30 MB for usual ones.
+    The songs are denoised. Beside the hidden states it takes about six matrices of [condition tokens, frames] in
+    float32 at a time, of one song and one head: 0.4 GB for a song of 600 s with 2,300 tokens, 60 MB for usual ones.
+    Neither a step nor a decode runs at the time, so that this is within the budget's working memory.
     """
     songs = [sample for sample, _ in samples]
     sums = [HeadSums() for _ in samples]

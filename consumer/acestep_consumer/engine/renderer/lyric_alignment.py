@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from acestep_consumer.audio.time_warping import lyric_score, token_frames
+from acestep_consumer.audio.time_warping import lyric_score, token_frames, warping_paths
 from acestep_schemas.events import LyricLine, LyricToken
 
 AlignmentHeads = Mapping[int, tuple[int, ...]]
@@ -130,7 +130,7 @@ class HeadSums:
         self._consensus = self._consensus + consensus.sum(0)
         self._energy = self._energy + attention.sum(0)
         self._sum = self._sum + consensus.sum(dtype=torch.float64)
-        self._squares = self._squares + consensus.double().square().sum()
+        self._squares = self._squares + consensus.square().sum(dtype=torch.float64)
 
     def matrices(self) -> torch.Tensor:
         """Return consensus and energy of all heads, [2, tokens, frames], where the attention was. Nothing is copied.
@@ -177,9 +177,9 @@ class AlignedLyrics:
 
 def align(matrices: torch.Tensor, lyrics: LyricTokens, frame_s: float) -> AlignedLyrics:
     """Return a song's lyrics with times, from ``HeadSums.matrices`` on the CPU. Frames last ``frame_s`` seconds."""
-    consensus, energy = matrices.numpy()
-    lines = lines_of(lyrics, [(first * frame_s, last * frame_s) for first, last in token_frames(consensus).tolist()])
-    return AlignedLyrics(tuple(lines), lyric_score(energy, lyrics.sung()))
+    path, path_of_energy = warping_paths(matrices.numpy())
+    lines = lines_of(lyrics, [(first * frame_s, last * frame_s) for first, last in token_frames(path).tolist()])
+    return AlignedLyrics(tuple(lines), lyric_score(matrices[1].numpy(), path_of_energy, lyrics.sung()))
 
 
 def lines_of(lyrics: LyricTokens, times: Sequence[tuple[float, float]]) -> Iterator[LyricLine]:
