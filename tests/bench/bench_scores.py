@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 
 from acestep_consumer.audio.measures import measures_of
-from acestep_consumer.audio.time_warping import lyric_score, warping_paths
 from acestep_consumer.policy.scoring import BUILT_IN
 from tests.support.planted_faults import (
     FAULTS,
@@ -33,6 +32,7 @@ from tests.support.planted_faults import (
     area_under_curve,
     arranged_music,
     recordings,
+    score_of_attention,
     sung_attention,
 )
 
@@ -122,9 +122,7 @@ def _lyrics(number: int, grade: int | None, *, sung: bool = True) -> dict[str, f
     """Return the measure of made-up lyrics, the same for a song in every grade but for the fault."""
     if not sung:
         return {}
-    energy = sung_attention(np.random.default_rng(_FIRST_SEED + number), grade)
-    (path,) = warping_paths(energy[None])
-    return {"lyrics": lyric_score(energy, path, np.ones(len(energy), dtype=np.bool_))}
+    return {"lyrics": score_of_attention(sung_attention(np.random.default_rng(_FIRST_SEED + number), grade))}
 
 
 def _scores(songs: Sequence[Measures]) -> list[float]:

@@ -17,7 +17,7 @@ from acestep_consumer.client.results import Results
 from acestep_consumer.config.settings import StorageSettings
 from acestep_consumer.domain.objects import ObjectAddress, ObjectContent
 from acestep_schemas import examples
-from acestep_schemas.events import Completed
+from acestep_schemas.events import Completed, FileObject, SongFiles
 from tests.support.fake_store import FakeObjects
 
 SONG = os.urandom(3 << 20)
@@ -124,6 +124,31 @@ async def test_without_a_url_the_storage_has_the_last_word(tmp_path: Path) -> No
     with pytest.raises(DownloadFailed, match="larger than its event says: 1,000 bytes"):
         await download(job(body=SONG[:1000]), tmp_path, results_in(await stored()))
     assert files(tmp_path) == []
+
+
+async def test_lyrics_with_times_come_with_the_song(tmp_path: Path) -> None:
+    objects, lyrics = await stored(), {"lrc": b"[00:01.60]la la\n", "vtt": b"WEBVTT\n"}
+    named = {
+        kind: FileObject(
+            uri=f"s3://acestep/jobs/order-4711/0.{kind}",
+            content_type="text/plain",
+            bytes=len(body),
+            sha256=hashlib.sha256(body).hexdigest(),
+        )
+        for kind, body in lyrics.items()
+    }
+    for kind, body in lyrics.items():
+        await objects.put(ObjectAddress.of(named[kind].uri), ObjectContent.of(body, "text/plain"))
+    audio = job().audios[0].model_copy(update={"files": SongFiles(lrc=named["lrc"], vtt=named["vtt"])})
+
+    paths = await download(job().model_copy(update={"audios": (audio,)}), tmp_path, results_in(objects))
+
+    assert [path.name for path in paths] == [f"{ID}-0.wav"]
+    assert {path.name: path.read_bytes() for path in files(tmp_path)} == {
+        f"{ID}-0.wav": SONG,
+        f"{ID}-0.lrc": lyrics["lrc"],
+        f"{ID}-0.vtt": lyrics["vtt"],
+    }
 
 
 def files(folder: Path) -> list[Path]:

@@ -181,7 +181,7 @@ def test_a_file_has_tags_unless_the_operator_wants_none(resources: RenderResourc
     found: Any = mutagen.File(track.path).tags
 
     assert found["TIT2"].text == ["slow jazz"]
-    assert found["TXXX:ACESTEP_TASK_ID"].text == ["job"]
+    assert found["TXXX:TASK_ID"].text == ["job"]
     assert found.getall("USLT")[0].text == LYRICS.strip()
     assert [text for text, _ in found.getall("SYLT")[0].text] == TEXTS
     bare = track_of(replace(resources, tags=False), tmp_path, audio_format="mp3")

@@ -216,7 +216,7 @@ async def test_lyrics_with_times_are_in_the_event_and_beside_the_song(producer: 
         assert body.startswith(beginning)
         assert (hashlib.sha256(body).hexdigest(), len(body)) == (file.sha256, file.bytes)
     tags: Any = mutagen.File(io.BytesIO(download(bucket, song.uri))).tags
-    assert tags["TXXX:ACESTEP_TASK_ID"].text == [data.task_id]
+    assert tags["TXXX:TASK_ID"].text == [data.task_id]
     assert [text for text, _ in tags.getall("SYLT")[0].text] == ["[Verse]", "la la", "shine on me"]
 
 

@@ -14,6 +14,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from acestep_consumer.audio.time_warping import lyric_score, warping_paths
+
 RATE: Final = 48_000
 GRADES: Final = ("mild", "clear", "severe")
 
@@ -124,6 +126,12 @@ def sung_attention(rng: np.random.Generator, grade: int | None = None) -> NDArra
     distance = np.arange(frames) - times[:, None] * frames
     found = strength[:, None] * np.exp(-((distance / 3) ** 2)) + rng.exponential(0.02, (count, frames))
     return np.asarray(np.clip((found - found.min()) / (found.max() - found.min()), 0, 1), dtype=np.float32)
+
+
+def score_of_attention(energy: NDArray[np.float32]) -> float:
+    """Return the score of lyrics without section tags, by the attention to them."""
+    (path,) = warping_paths(energy[None])
+    return lyric_score(energy, path, np.ones(len(energy), dtype=np.bool_))
 
 
 def area_under_curve(good: list[float], bad: list[float]) -> float:

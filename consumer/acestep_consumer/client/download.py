@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -18,7 +18,7 @@ from acestep_consumer.client.results import Results
 from acestep_consumer.config.http import NETWORK_ERRORS, authorities, open_session
 from acestep_consumer.domain.errors import StorageUnavailable
 from acestep_consumer.domain.objects import ByteRange
-from acestep_schemas.events import Audio, Completed
+from acestep_schemas.events import Audio, Completed, FileObject
 
 # Tries in a row that brought no byte.
 TRIES: Final = 5
@@ -37,7 +37,8 @@ class _RetryDownload(Exception):
 async def download(job: Completed, folder: Path, results: Results | None) -> tuple[Path, ...]:
     """Write the songs of a job to ``folder`` (created when missing) as ``<task id>-<index>.<ending>``.
 
-    A file that exists already and is right is left alone. An interrupted download of an earlier call is resumed.
+    Lyrics with times are written beside them, ``.lrc`` and ``.vtt``. Returns the songs' paths. A file that exists
+    already and is right is left alone. An interrupted download of an earlier call is resumed.
 
     Args:
         job: names the songs, with sizes and digests.
@@ -54,11 +55,12 @@ async def download(job: Completed, folder: Path, results: Results | None) -> tup
     connector = aiohttp.TCPConnector(ssl=authorities(os.environ.get("AWS_CA_BUNDLE")))
     async with open_session(connector, trust_env=True) as session:
 
-        async def fetch(audio: Audio, path: Path) -> None:
+        async def fetch(file: Audio | FileObject, path: Path) -> None:
             async with slots:
-                await _Download(session, audio, path, results).run()
+                await _Download(session, file, path, results).run()
 
-        tasks = [asyncio.ensure_future(fetch(*song)) for song in zip(job.audios, paths, strict=True)]
+        songs = tuple(zip(job.audios, paths, strict=True))
+        tasks = [asyncio.ensure_future(fetch(*file)) for file in (*songs, *_lyric_files(songs))]
         try:
             await asyncio.gather(*tasks)
         finally:  # the first failure ends the others; their parts stay for the next call
@@ -68,12 +70,24 @@ async def download(job: Completed, folder: Path, results: Results | None) -> tup
     return tuple(paths)
 
 
-class _Download:
-    """The download of one song to ``<name>.part``, which is renamed when size and SHA-256 are right."""
+def _lyric_files(songs: Iterable[tuple[Audio, Path]]) -> Iterator[tuple[FileObject, Path]]:
+    """Yield the files beside songs that people read, and the path of each."""
+    for audio, path in songs:
+        if audio.files is None:
+            continue
+        for file, suffix in ((audio.files.lrc, ".lrc"), (audio.files.vtt, ".vtt")):
+            if file is not None:
+                yield file, path.with_suffix(suffix)
 
-    def __init__(self, session: aiohttp.ClientSession, audio: Audio, path: Path, results: Results | None) -> None:
+
+class _Download:
+    """The download of one file to ``<name>.part``, which is renamed when size and SHA-256 are right."""
+
+    def __init__(
+        self, session: aiohttp.ClientSession, file: Audio | FileObject, path: Path, results: Results | None
+    ) -> None:
         self._session = session
-        self._audio = audio
+        self._file = file
         self._path = path
         self._part = path.with_name(path.name + ".part")
         self._results = results
@@ -90,7 +104,7 @@ class _Download:
         if not await asyncio.to_thread(self._is_right, self._part):
             self._part.unlink()
             raise DownloadFailed(
-                f"{self._audio.uri} does not have the SHA-256 of its event: somebody changed it, or its worker's "
+                f"{self._file.uri} does not have the SHA-256 of its event: somebody changed it, or its worker's "
                 "storage is broken; nothing was kept"
             )
         await asyncio.to_thread(os.replace, self._part, self._path)
@@ -99,15 +113,15 @@ class _Download:
         """Fetch the missing bytes of the part file."""
         waits = backoff(0.2, 5)
         without_bytes = 0
-        while (have := await asyncio.to_thread(self._have)) < self._audio.bytes or not self._part.exists():
+        while (have := await asyncio.to_thread(self._have)) < self._file.bytes or not self._part.exists():
             try:
                 await self._get_from(have)
             except (_RetryDownload, *NETWORK_ERRORS) as error:
                 without_bytes = 0 if await asyncio.to_thread(self._have) > have else without_bytes + 1
                 text = str(error) or type(error).__name__
                 if without_bytes == TRIES:
-                    raise DownloadFailed(f"{self._audio.uri}: {text}; gave up after {TRIES} tries") from error
-                _log.warning("download of %s interrupted: %s; trying again", self._audio.uri, text)
+                    raise DownloadFailed(f"{self._file.uri}: {text}; gave up after {TRIES} tries") from error
+                _log.warning("download of %s interrupted: %s; trying again", self._file.uri, text)
                 await asyncio.sleep(next(waits))
 
     async def _get_from(self, offset: int) -> None:
@@ -116,29 +130,29 @@ class _Download:
             await self._get_url(offset)
             return
         try:
-            async with self._results.open(self._audio.uri, ByteRange(offset, self._audio.bytes - 1)) as stream:
-                if stream.size > self._audio.bytes:
+            async with self._results.open(self._file.uri, ByteRange(offset, self._file.bytes - 1)) as stream:
+                if stream.size > self._file.bytes:
                     raise self._too_large()
                 await self._write(offset, stream)
         except StorageUnavailable as error:
-            if self._audio.url is None:
+            if self._file.url is None:
                 raise DownloadFailed(str(error)) from error
             self._results = None
             await self._get_url(await asyncio.to_thread(self._have))
 
     async def _get_url(self, offset: int) -> None:
-        if self._audio.url is None:
+        if self._file.url is None:
             raise DownloadFailed(
-                f"{self._audio.uri}: this client has no access to storage and the event has no URL; give Client its "
+                f"{self._file.uri}: this client has no access to storage and the event has no URL; give Client its "
                 "storage, or set ACESTEP_S3_PRESIGN_SECONDS for the workers"
             )
         headers = {"Range": f"bytes={offset}-"} if offset else {}
-        async with self._session.get(self._audio.url, headers=headers) as answer:
+        async with self._session.get(self._file.url, headers=headers) as answer:
             self._check_status(answer.status)
             await self._write(offset if answer.status == _PARTIAL else 0, answer.content.iter_chunked(_CHUNK_BYTES))
 
     async def _write(self, offset: int, chunks: AsyncIterable[bytes]) -> None:
-        left = self._audio.bytes - offset
+        left = self._file.bytes - offset
         with self._part.open("ab" if offset else "wb") as file:
             async for chunk in chunks:
                 left -= len(chunk)
@@ -150,7 +164,7 @@ class _Download:
             raise _RetryDownload("the answer ended early")
 
     def _too_large(self) -> DownloadFailed:
-        return DownloadFailed(f"{self._audio.uri} is larger than its event says: {self._audio.bytes:,} bytes")
+        return DownloadFailed(f"{self._file.uri} is larger than its event says: {self._file.bytes:,} bytes")
 
     def _check_status(self, status: int) -> None:
         if status in {_OK, _PARTIAL}:
@@ -159,17 +173,17 @@ class _Download:
             self._part.unlink()
         if status in {_FORBIDDEN, _NOT_FOUND}:
             hint = {_FORBIDDEN: "the URL has expired, or these keys may not read it", _NOT_FOUND: "it is gone"}[status]
-            raise DownloadFailed(f"{self._audio.uri}: HTTP {status}: {hint}")
+            raise DownloadFailed(f"{self._file.uri}: HTTP {status}: {hint}")
         raise _RetryDownload(f"HTTP {status}")
 
     def _have(self) -> int:
         return self._part.stat().st_size if self._part.exists() else 0
 
     def _is_right(self, path: Path) -> bool:
-        if not path.is_file() or path.stat().st_size != self._audio.bytes:
+        if not path.is_file() or path.stat().st_size != self._file.bytes:
             return False
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == self._audio.sha256
+            return hashlib.file_digest(file, "sha256").hexdigest() == self._file.sha256
 
 
 def _name(job: Completed, audio: Audio) -> str:

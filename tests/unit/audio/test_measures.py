@@ -8,9 +8,16 @@ import pytest
 from numpy.typing import NDArray
 
 from acestep_consumer.audio.measures import measures_of
-from acestep_consumer.audio.time_warping import lyric_score, warping_paths
 from acestep_consumer.policy.scoring import BUILT_IN
-from tests.support.planted_faults import FAULTS, GRADES, RATE, area_under_curve, arranged_music, sung_attention
+from tests.support.planted_faults import (
+    FAULTS,
+    GRADES,
+    RATE,
+    area_under_curve,
+    arranged_music,
+    score_of_attention,
+    sung_attention,
+)
 
 SECONDS = 20
 SONG = arranged_music(SECONDS, seed=11)
@@ -149,9 +156,7 @@ def test_scores_agree_with_wrong_lyrics(grade: int) -> None:
 
 
 def lyrics_score(number: int, grade: int | None) -> float:
-    energy = sung_attention(np.random.default_rng(number), grade)
-    (path,) = warping_paths(energy[None])
-    return BUILT_IN.score({"lyrics": lyric_score(energy, path, np.ones(len(energy), dtype=np.bool_))})
+    return BUILT_IN.score({"lyrics": score_of_attention(sung_attention(np.random.default_rng(number), grade))})
 
 
 def test_the_area_of_scores_that_say_nothing_is_a_half() -> None:

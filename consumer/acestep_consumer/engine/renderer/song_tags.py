@@ -21,9 +21,9 @@ def song_tags(job: Job, prompt: str, lyrics: str, seed: int, lines: tuple[LyricL
         yield "lyrics", lyrics.strip()
     if lines:
         yield "syncedlyrics", lrc(lines)
-    yield "acestep_model", job.model.used
-    yield "acestep_seed", str(seed)
-    yield "acestep_task_id", job.task_id
+    yield "model", job.model.used
+    yield "seed", str(seed)
+    yield "task_id", job.task_id
 
 
 def title(prompt: str) -> str:

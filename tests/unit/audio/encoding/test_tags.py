@@ -21,7 +21,7 @@ TAGS = (
     ("comment", "Generated"),
     ("lyrics", "[Verse]\nla la\n君を待つ"),
     ("syncedlyrics", "[00:00.00][Verse]\n[00:01.60]la la\n[01:02.04]君を待つ"),
-    ("acestep_seed", "7"),
+    ("seed", "7"),
 )
 
 
@@ -49,7 +49,7 @@ def test_an_id3_tag_has_title_lyrics_and_seed(name: str, song: Samples, tmp_path
     assert found.getall("USLT")[0].text == "[Verse]\nla la\n君を待つ"
     assert found.getall("SYLT")[0].text == [("[Verse]", 0), ("la la", 1_600), ("君を待つ", 62_040)]
     assert found.getall("SYLT")[0].format == 2  # milliseconds
-    assert found["TXXX:ACESTEP_SEED"].text == ["7"]
+    assert found["TXXX:SEED"].text == ["7"]
 
 
 @pytest.mark.parametrize("name", ["flac", "ogg", "opus"])
@@ -60,7 +60,7 @@ def test_vorbis_comments_have_title_lyrics_and_seed(name: str, song: Samples, tm
     assert found["description"] == ["Generated"]
     assert found["lyrics"] == ["[Verse]\nla la\n君を待つ"]
     assert found["syncedlyrics"] == ["[00:00.00][Verse]\n[00:01.60]la la\n[01:02.04]君を待つ"]
-    assert found["acestep_seed"] == ["7"]
+    assert found["seed"] == ["7"]
 
 
 @pytest.mark.parametrize("name", list(FORMATS))

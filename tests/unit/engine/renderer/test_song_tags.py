@@ -34,9 +34,9 @@ def test_a_file_says_what_made_it() -> None:
         "comment": GENERATED,
         "lyrics": "la la",
         "syncedlyrics": "[00:01.60]la la",
-        "acestep_model": "acestep-v15-turbo",
-        "acestep_seed": "7",
-        "acestep_task_id": "job",
+        "model": "acestep-v15-turbo",
+        "seed": "7",
+        "task_id": "job",
     }
 
 
