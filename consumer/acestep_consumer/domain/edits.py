@@ -157,7 +157,7 @@ def resolve(asked: GenerationRequest, song: FoundSong | None) -> Resolution:
         draft.take("model", song.manifest.model.used, f"of {song.name}")
     if asked.extend_left_s is not None:
         _extend_left(draft, asked.extend_left_s)
-    if asked.extend_right_s is not None and song is not None:
+    if asked.extend_right_s is not None:
         _extend_right(draft, asked.extend_right_s, song)
     if asked.replace_lines is not None and song is not None:
         _replace_lines(draft, asked.replace_lines, song)
@@ -222,7 +222,7 @@ def _problems(asked: GenerationRequest) -> Iterator[FieldProblem]:
 
 def _problems_of_edit(asked: GenerationRequest, edit: str) -> Iterator[FieldProblem]:
     given = asked.model_fields_set
-    if asked.source_task_id is None and edit not in ("extend_left_s", "stems"):
+    if asked.source_task_id is None and edit not in ("extend_left_s", "extend_right_s", "stems"):
         yield _problem(asked, edit, "needs source_task_id: the id of the task that made the song")
     elif not asked.has_source:
         yield _problem(asked, edit, "needs source_task_id, or source audio in src_audio_path")
@@ -302,14 +302,26 @@ def _extend_left(draft: _Draft, seconds: float) -> None:
     draft.set("repainting_end", EXTENSION_OVERLAP_S, because)
 
 
-def _extend_right(draft: _Draft, seconds: float, song: FoundSong) -> None:
-    length = song.audio.duration_s
+def _extend_right(draft: _Draft, seconds: float, song: FoundSong | None) -> None:
+    if song is None:  # nobody knows the length of that source before it is decoded: the renderer sets the window
+        draft.set("task_type", "repaint", f"extend_right_s = {seconds:g}")
+        draft.values["extend_right_s"] = seconds
+        return
+    draft.set("task_type", "repaint", f"extend_right_s = {seconds:g}")
+    for edit in extension(seconds, song.audio.duration_s):
+        draft.set(edit.field, edit.value, edit.because)
+
+
+def extension(seconds: float, length: float) -> tuple[Edit, ...]:
+    """Return the window of a repaint that makes a song of ``length`` seconds longer by so many on the right."""
     because = (
         f"extend_right_s = {seconds:g}, the song has {length:g} s, and {EXTENSION_OVERLAP_S:g} s of it to go on from"
     )
-    draft.set("task_type", "repaint", because)
-    draft.set("repainting_start", round(max(length - EXTENSION_OVERLAP_S, 0.0), 3), because)
-    draft.set("repainting_end", round(length + seconds, 3), because)
+    start, end = round(max(length - EXTENSION_OVERLAP_S, 0.0), 3), round(length + seconds, 3)
+    return (
+        Edit(field="repainting_start", value=start, because=because),
+        Edit(field="repainting_end", value=end, because=because),
+    )
 
 
 def _replace_lines(draft: _Draft, lines: Mapping[str, str], song: FoundSong) -> None:

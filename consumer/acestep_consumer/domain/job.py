@@ -151,13 +151,17 @@ class Track:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rendering:
-    """What the renderer returns for a job: the songs, the seconds it took, and what it could not do as asked."""
+    """What the renderer returns for a job: the songs, the seconds it took, and what it could not do as asked.
+
+    ``edits``: fields that follow from the length of the source audio, which nobody knew before.
+    """
 
     tracks: tuple[Track, ...]
     render_s: float
     encode_s: float
     adjustments: tuple[Adjustment, ...] = ()
     warnings: tuple[str, ...] = ()
+    edits: tuple[Edit, ...] = ()
 
 
 NO_SONGS = Rendering(tracks=(), render_s=0.0, encode_s=0.0)

@@ -180,10 +180,17 @@ def test_edits_that_contradict_each_other_are_refused(fields: dict[str, Any], ru
     assert rule in str(error.value)
 
 
-@pytest.mark.parametrize("field", ["variation", "extend_right_s"])
-def test_an_edit_that_needs_an_earlier_song_says_so(field: str) -> None:
+@pytest.mark.parametrize(("field", "value"), [("variation", 0.5), ("replace_lines", {"a": "b"})])
+def test_an_edit_that_needs_an_earlier_song_says_so(field: str, value: object) -> None:
     with pytest.raises(InvalidRequest, match="needs source_task_id: the id of the task that made the song"):
-        check(request(**{field: 0.5, "src_audio_path": "s3://songs/a.wav"}))
+        check(request(**{field: value, "src_audio_path": "s3://songs/a.wav"}))
+
+
+def test_an_extension_of_other_audio_is_a_repaint_whose_window_the_renderer_sets() -> None:
+    made = resolve(request(src_audio_path="s3://songs/a.wav", extend_right_s=5), None).request
+    assert (made.task_type, made.extend_right_s, made.repainting_end) == ("repaint", 5.0, None)
+    with pytest.raises(InvalidRequest, match="needs source_task_id, or source audio"):
+        check(request(extend_right_s=5))
 
 
 def test_a_song_from_audio_in_its_request_cannot_be_made_again() -> None:

@@ -164,6 +164,7 @@ class _JobRenderer:
             render_s=perf_counter() - started - encode_s,
             encode_s=encode_s,
             adjustments=arguments.adjustments,
+            edits=arguments.edits,
             warnings=(
                 *self._warnings,
                 *arguments.warnings,

@@ -106,6 +106,7 @@ def test_a_bare_request_becomes_the_pipeline_defaults() -> None:
         "seeds": (7,),
         "tiled": True,
         "output": OutputRules(),
+        "edits": (),
         "adjustments": (),
         "warnings": (),
     }
