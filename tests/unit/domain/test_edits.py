@@ -203,3 +203,9 @@ def test_a_cover_from_an_url_is_made_again_from_it_with_its_seed_whatever_the_cl
     made = resolve(asked, song(task_type="cover", src_audio_path="s3://songs/a.wav")).request
     assert (made.task_type, made.src_audio_path, made.source_task_id) == ("cover", "s3://songs/a.wav", None)
     assert (made.seed, made.use_random_seed, made.batch_size) == ((40,), False, 1)
+
+
+def test_a_song_of_which_others_were_not_kept_has_the_noise_of_its_own_place() -> None:
+    found = song(quality="draft", retake_variance=0.2, retake_seed=9, seed=(39, 40, 41))
+    assert (found.audio.seed, found.index, found.place) == (40, 0, 1)
+    assert resolve(request(source_task_id="first", quality="final"), found).request.retake_seed == 10
