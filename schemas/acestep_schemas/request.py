@@ -284,7 +284,7 @@ class GenerationRequest(BaseModel):
         default=None, le=_DAY, description="Seconds to add before the source: a repaint that begins before it."
     )
     extend_right_s: Seconds = Field(
-        default=None, le=_DAY, description="Seconds to add after the song of source_task_id: a repaint past its end."
+        default=None, le=_DAY, description="Seconds to add after the source: a repaint that ends past it."
     )
     replace_lines: Annotated[Mapping[str, str] | None, BeforeValidator(coerce.optional(coerce.replaced_lines))] = Field(
         default=None,

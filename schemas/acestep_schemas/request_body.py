@@ -151,7 +151,7 @@ class RequestBody(TypedDict, total=False):
     extend_left_s: float | None
     """Seconds to add before the source: a repaint that begins before it."""
     extend_right_s: float | None
-    """Seconds to add after the song of source_task_id: a repaint past its end."""
+    """Seconds to add after the source: a repaint that ends past it."""
     replace_lines: Mapping[str, str] | None
     """Lines of source_task_id to sing anew: old line to new one, or section and lyrics."""
     variation: float | None

@@ -223,3 +223,18 @@ async def test_stems_are_every_track_of_the_source_each_as_if_extracted_alone(ma
     )  # fmt: skip
     assert [audio.track for audio in by_url.audios] == ["bass", "drums"]
     assert np.abs(await maker.samples(by_url) - await maker.samples(url_alone)).max() < 1e-5
+
+
+async def test_audio_from_an_address_is_made_longer_by_the_length_that_it_has(maker: SongMaker) -> None:
+    song = await maker.make("song", prompt="jazz", seed=7, audio_duration=6)
+    uri = song.audios[0].uri
+    longer = await maker.make("longer", prompt="jazz", src_audio_path=uri, extend_right_s=2, seed=8)
+    before, after = await maker.samples(song), await maker.samples(longer)
+    assert (before.shape[1], after.shape[1]) == (6 * RATE, 8 * RATE)
+    kept = 5 * RATE - round(0.025 * RATE) - 1
+    assert np.array_equal(before[:, :kept], after[:, :kept])
+    assert (longer.request.repainting_start, longer.request.repainting_end) == (5.0, 8.0)
+    assert longer.request.extend_right_s is None
+    assert [edit.field for edit in longer.edits] == ["task_type", "repainting_start", "repainting_end"]
+    again = await maker.make("again", **longer.request.model_dump(mode="json", exclude={"task_id"}))
+    assert np.array_equal(after, await maker.samples(again))

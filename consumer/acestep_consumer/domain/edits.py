@@ -45,6 +45,7 @@ NOT_TAKEN_OVER: Final = frozenset(
 )
 """Fields that a song which is made again does not take over from its parent's request."""
 
+_COUNTS: Final = frozenset({"batch_size", "candidates"})
 _STEPS: Final = ("inference_steps", "timesteps")
 _LM_OFF: Final[Mapping[str, JsonValue]] = {
     **dict.fromkeys(("thinking", "sample_mode", "use_format", "use_cot_metas", "use_cot_caption"), False),
@@ -76,6 +77,14 @@ class FoundSong:
         """The audio codes that it was made from, as text; blank where there were none."""
         codes = self.manifest.audio_codes
         return format_codes(codes[self.index] if self.index < len(codes) else codes[0]) if codes else ""
+
+    @property
+    def place(self) -> int:
+        """Its place among the songs that were made, of which only some may have been kept."""
+        seeds = self.manifest.request.seed
+        if len(seeds) != len(self.manifest.audios) and self.audio.seed in seeds:
+            return seeds.index(self.audio.seed)
+        return self.index
 
     def description(self) -> dict[str, object]:
         """Return what the song was described as, by the request or by the language model."""
@@ -157,7 +166,7 @@ def resolve(asked: GenerationRequest, song: FoundSong | None) -> Resolution:
         draft.take("model", song.manifest.model.used, f"of {song.name}")
     if asked.extend_left_s is not None:
         _extend_left(draft, asked.extend_left_s)
-    if asked.extend_right_s is not None and song is not None:
+    if asked.extend_right_s is not None:
         _extend_right(draft, asked.extend_right_s, song)
     if asked.replace_lines is not None and song is not None:
         _replace_lines(draft, asked.replace_lines, song)
@@ -222,7 +231,7 @@ def _problems(asked: GenerationRequest) -> Iterator[FieldProblem]:
 
 def _problems_of_edit(asked: GenerationRequest, edit: str) -> Iterator[FieldProblem]:
     given = asked.model_fields_set
-    if asked.source_task_id is None and edit not in ("extend_left_s", "stems"):
+    if asked.source_task_id is None and edit not in ("extend_left_s", "extend_right_s", "stems"):
         yield _problem(asked, edit, "needs source_task_id: the id of the task that made the song")
     elif not asked.has_source:
         yield _problem(asked, edit, "needs source_task_id, or source audio in src_audio_path")
@@ -233,7 +242,7 @@ def _problems_of_edit(asked: GenerationRequest, edit: str) -> Iterator[FieldProb
     taken = {
         **dict.fromkeys(_REPAINTS, ("repainting_start", "repainting_end")),
         "variation": ("retake_variance",),
-        "stems": ("track_name",),
+        "stems": ("track_name", "candidates", "keep"),
     }[edit]
     for name in taken:
         if name in given and getattr(asked, name) != type(asked).model_fields[name].default:
@@ -266,14 +275,20 @@ def _make_again(draft: _Draft, song: FoundSong) -> None:
     draft.set("source_index", before.source_index, "the source of that song")
     draft.take("batch_size", 1, "it is one song")
     if not asked.seed:
-        songs = asked.batch_size if asked.variation is not None and "batch_size" in asked.model_fields_set else 1
+        # Variations differ in the noise that is mixed in, so all of them have the seed of the song.
+        songs = _songs_of(asked) if asked.variation is not None else 1
         draft.set("seed", (song.audio.seed,) * songs, because)
         draft.values["use_random_seed"] = False
     if asked.variation is not None:
         _vary(draft, asked.variation, before)
     elif before.retake_variance and before.retake_seed is not None:
-        draft.take("retake_seed", before.retake_seed + song.index, because)
+        draft.take("retake_seed", before.retake_seed + song.place, because)
     _require_source(draft, before)
+
+
+def _songs_of(asked: GenerationRequest) -> int:
+    """Return how many songs are asked for, whether all are kept or the best of them."""
+    return max((getattr(asked, name) or 1 for name in _COUNTS & asked.model_fields_set), default=1)
 
 
 def _vary(draft: _Draft, variation: float, before: GenerationRequest) -> None:
@@ -302,14 +317,26 @@ def _extend_left(draft: _Draft, seconds: float) -> None:
     draft.set("repainting_end", EXTENSION_OVERLAP_S, because)
 
 
-def _extend_right(draft: _Draft, seconds: float, song: FoundSong) -> None:
-    length = song.audio.duration_s
+def _extend_right(draft: _Draft, seconds: float, song: FoundSong | None) -> None:
+    if song is None:  # nobody knows the length of that source before it is decoded: the renderer sets the window
+        draft.set("task_type", "repaint", f"extend_right_s = {seconds:g}")
+        draft.values["extend_right_s"] = seconds
+        return
+    draft.set("task_type", "repaint", f"extend_right_s = {seconds:g}")
+    for edit in extension(seconds, song.audio.duration_s):
+        draft.set(edit.field, edit.value, edit.because)
+
+
+def extension(seconds: float, length: float) -> tuple[Edit, ...]:
+    """Return the window of a repaint that makes a song of ``length`` seconds longer by so many on the right."""
     because = (
         f"extend_right_s = {seconds:g}, the song has {length:g} s, and {EXTENSION_OVERLAP_S:g} s of it to go on from"
     )
-    draft.set("task_type", "repaint", because)
-    draft.set("repainting_start", round(max(length - EXTENSION_OVERLAP_S, 0.0), 3), because)
-    draft.set("repainting_end", round(length + seconds, 3), because)
+    start, end = round(max(length - EXTENSION_OVERLAP_S, 0.0), 3), round(length + seconds, 3)
+    return (
+        Edit(field="repainting_start", value=start, because=because),
+        Edit(field="repainting_end", value=end, because=because),
+    )
 
 
 def _replace_lines(draft: _Draft, lines: Mapping[str, str], song: FoundSong) -> None:

@@ -175,6 +175,7 @@ class Rendering:
 
     ``candidates``: all songs that ``tracks`` were chosen from, in the order of the seeds; none where all are kept.
     ``score_table``: version of the table that they were scored by.
+    ``edits``: fields that follow from the length of the source audio, which nobody knew before.
     """
 
     tracks: tuple[Track, ...]
@@ -182,6 +183,7 @@ class Rendering:
     encode_s: float
     adjustments: tuple[Adjustment, ...] = ()
     warnings: tuple[str, ...] = ()
+    edits: tuple[Edit, ...] = ()
     candidates: tuple[Candidate, ...] = ()
     score_table: str | None = None
 

@@ -102,7 +102,11 @@ def manifest(  # noqa: PLR0913, PLR0917 - it gathers what every stage returned, 
     job: Job, plan: Plan, rendering: Rendering, objects: tuple[StoredObject, ...], timings: Timings, info: RunInfo
 ) -> Completed:
     """Build the manifest of a completed job."""
-    request = job.request.model_copy(update={"audio_duration": plan.metas.duration or job.request.audio_duration})
+    found: dict[str, object] = {edit.field: edit.value for edit in rendering.edits}
+    if found:
+        found["extend_right_s"] = None
+    duration = plan.metas.duration or job.request.audio_duration
+    request = job.request.model_copy(update={"audio_duration": duration, **found})
     sung_s = rendering.tracks[0].duration_s if rendering.tracks else plan.metas.duration
     policy = job.policy.model_copy(update={"adjustments": (*job.policy.adjustments, *rendering.adjustments)})
     return Completed(
@@ -122,7 +126,7 @@ def manifest(  # noqa: PLR0913, PLR0917 - it gathers what every stage returned, 
         score_table=rendering.score_table,
         warnings=(*job.warnings, *plan.warnings, *rendering.warnings),
         parents=job.parents,
-        edits=job.edits,
+        edits=(*job.edits, *rendering.edits),
     )
 
 

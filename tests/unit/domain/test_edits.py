@@ -180,10 +180,17 @@ def test_edits_that_contradict_each_other_are_refused(fields: dict[str, Any], ru
     assert rule in str(error.value)
 
 
-@pytest.mark.parametrize("field", ["variation", "extend_right_s"])
-def test_an_edit_that_needs_an_earlier_song_says_so(field: str) -> None:
+@pytest.mark.parametrize(("field", "value"), [("variation", 0.5), ("replace_lines", {"a": "b"})])
+def test_an_edit_that_needs_an_earlier_song_says_so(field: str, value: object) -> None:
     with pytest.raises(InvalidRequest, match="needs source_task_id: the id of the task that made the song"):
-        check(request(**{field: 0.5, "src_audio_path": "s3://songs/a.wav"}))
+        check(request(**{field: value, "src_audio_path": "s3://songs/a.wav"}))
+
+
+def test_an_extension_of_other_audio_is_a_repaint_whose_window_the_renderer_sets() -> None:
+    made = resolve(request(src_audio_path="s3://songs/a.wav", extend_right_s=5), None).request
+    assert (made.task_type, made.extend_right_s, made.repainting_end) == ("repaint", 5.0, None)
+    with pytest.raises(InvalidRequest, match="needs source_task_id, or source audio"):
+        check(request(extend_right_s=5))
 
 
 def test_a_song_from_audio_in_its_request_cannot_be_made_again() -> None:
@@ -196,3 +203,9 @@ def test_a_cover_from_an_url_is_made_again_from_it_with_its_seed_whatever_the_cl
     made = resolve(asked, song(task_type="cover", src_audio_path="s3://songs/a.wav")).request
     assert (made.task_type, made.src_audio_path, made.source_task_id) == ("cover", "s3://songs/a.wav", None)
     assert (made.seed, made.use_random_seed, made.batch_size) == ((40,), False, 1)
+
+
+def test_a_song_of_which_others_were_not_kept_has_the_noise_of_its_own_place() -> None:
+    found = song(quality="draft", retake_variance=0.2, retake_seed=9, seed=(39, 40, 41))
+    assert (found.audio.seed, found.index, found.place) == (40, 0, 1)
+    assert resolve(request(source_task_id="first", quality="final"), found).request.retake_seed == 10

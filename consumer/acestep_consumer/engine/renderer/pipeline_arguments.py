@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import pad
 
 from acestep_consumer.domain.audio_codes import CODES_PER_SECOND, parse_songs
+from acestep_consumer.domain.edits import extension
 from acestep_consumer.domain.errors import InvalidRequest, LimitExceeded, RenderFailed
 from acestep_consumer.domain.job import Job, LoadedModel, Plan
 from acestep_consumer.domain.tasks import TASKS, Variant
@@ -22,7 +23,7 @@ from acestep_consumer.engine.renderer.latents import PlacedLatents, SourceLatent
 from acestep_consumer.engine.renderer.output import KeptSamples, OutputRules
 from acestep_consumer.engine.renderer.sample import SamplerOptions
 from acestep_consumer.engine.renderer.window import KeepRules, Window, keep_rules
-from acestep_schemas.events import Adjustment
+from acestep_schemas.events import Adjustment, Edit
 from acestep_schemas.request import FieldProblem, GenerationRequest, TaskType
 
 # Sent by ACE-Step's clients with every task: it stands for "the task's own instruction".
@@ -80,6 +81,7 @@ class PipelineArguments:
         tiled: whether the VAE encodes in tiles.
         output: what is done to the samples.
         align: whether the songs are aligned with their lyrics, for times or for a score.
+        edits: the window of an extension of source audio.
         adjustments: values that a limit has changed.
         warnings: values that had no effect.
     """
@@ -121,6 +123,7 @@ class PipelineArguments:
     tiled: bool = True
     output: OutputRules = field(default_factory=OutputRules)
     align: bool = False
+    edits: tuple[Edit, ...] = ()
     adjustments: tuple[Adjustment, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -228,6 +231,7 @@ def arguments_for(
         tiled=asked.use_tiled_decode,
         output=_output(asked),
         align=(asked.timestamps or asked.candidates is not None) and sings(metas.lyrics or asked.lyrics),
+        edits=tuple(builder.edits),
         adjustments=tuple(builder.adjustments),
         warnings=(
             *_without_effect(asked, model, covers=_covers(job, plan)),
@@ -257,6 +261,7 @@ class _MaterialBuilder:
     plan: Plan
     model: LoadedModel
     inputs: DecodedInputs
+    edits: list[Edit] = field(default_factory=list)
     adjustments: list[Adjustment] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -308,8 +313,9 @@ class _MaterialBuilder:
 
     def _windowed(self, source: torch.Tensor) -> _Material:
         """Return the source of a repaint or lego, with silence where the window is beyond its ends."""
-        rate, asked = self.model.sample_rate, self._request
+        rate = self.model.sample_rate
         seconds = source.shape[-1] / rate
+        asked = self._extended(seconds)
         before, end = max(0.0, -asked.repainting_start), asked.repainting_end
         after = max(0.0, (end or 0.0) - seconds)
         self._check_window(before, seconds)
@@ -330,6 +336,14 @@ class _MaterialBuilder:
             repainting_start=asked.repainting_start + before,
             repainting_end=None if end is None else end + before,
         )
+
+    def _extended(self, seconds: float) -> GenerationRequest:
+        """Return the request with the window of an extension, for source audio of so many seconds."""
+        asked = self._request
+        if asked.extend_right_s is None:
+            return asked
+        self.edits += extension(asked.extend_right_s, seconds)
+        return asked.model_copy(update={edit.field: edit.value for edit in self.edits})
 
     def _placed(self, before: float, seconds: float) -> PlacedLatents | None:
         """Return the source's latents in a song of so many seconds, ``before`` of them silence before the source.

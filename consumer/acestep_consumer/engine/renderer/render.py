@@ -233,6 +233,7 @@ class _JobRenderer:
             made,
             render_s=perf_counter() - started - made.encode_s,
             adjustments=(*arguments.adjustments, *loudness_adjustments(self._job.request, made.tracks)),
+            edits=arguments.edits,
             warnings=(
                 *self._warnings,
                 *arguments.warnings,

@@ -107,6 +107,7 @@ def test_a_bare_request_becomes_the_pipeline_defaults() -> None:
         "tiled": True,
         "output": OutputRules(),
         "align": False,
+        "edits": (),
         "adjustments": (),
         "warnings": (),
     }
