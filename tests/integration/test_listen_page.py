@@ -435,7 +435,7 @@ async def test_a_full_queue_is_a_clear_message_with_a_count_and_the_words_stay(
         await expect(page.locator('.job[data-state="waiting"]')).to_have_count(WAITING)
         await expect(page.locator(f"#job-{waiting[0]} .doing")).to_contain_text("next in the queue")
         await expect(page.locator(f"#job-{waiting[1]} .doing")).to_contain_text("number 2 in the queue")
-        await expect(page.locator("#queue")).to_have_text("1 worker, 2 running, 2 requests wait")
+        await expect(page.locator("#queue")).to_contain_text("2 requests wait")
         await ask(page, "one too many")
         answer = page.locator("#answer")
         await expect(answer).to_contain_text("The queue is full")

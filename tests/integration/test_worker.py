@@ -2,6 +2,7 @@
 """The main job from end to end: a real worker, broker, S3 server and pipeline; the model alone is tiny and random."""
 
 import asyncio
+import base64
 import hashlib
 import io
 import json
@@ -21,7 +22,15 @@ import pytest
 from acestep_consumer.client import Client
 from acestep_consumer.execution.scratch import OWNER
 from acestep_consumer.policy.scoring import BUILT_IN, KNOWN
-from acestep_schemas.events import JobCompleted, JobEvent, JobStarted, TerminalEvent, Unfinished, WorkerEvent
+from acestep_schemas.events import (
+    MAX_PEAKS,
+    JobCompleted,
+    JobEvent,
+    JobStarted,
+    TerminalEvent,
+    Unfinished,
+    WorkerEvent,
+)
 from infra.local.s3 import SeaweedFS
 from tests.support.broker import Peer
 from tests.support.command import run_command
@@ -144,8 +153,11 @@ async def test_a_request_becomes_an_event_and_an_object_for_each_task_model_and_
     )
     data = completed(events).data
     assert isinstance(events[0], JobStarted)
+    assert events[0].data.request == data.request
     assert (data.model.used, data.request.task_type) == (model, task)
     (song,) = data.audios
+    assert max(peaks := base64.b64decode(song.peaks or "")) > 0
+    assert len(peaks) == MAX_PEAKS
     body = download(bucket, song.uri)
     assert (hashlib.sha256(body).hexdigest(), len(body)) == (song.sha256, song.bytes)
     expected = 10 if task == "text2music" else 11
