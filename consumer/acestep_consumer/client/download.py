@@ -60,7 +60,8 @@ async def download(job: Completed, folder: Path, results: Results | None) -> tup
                 await _Download(session, file, path, results).run()
 
         songs = tuple(zip(job.audios, paths, strict=True))
-        tasks = [asyncio.ensure_future(fetch(*file)) for file in (*songs, *_lyric_files(songs))]
+        files: list[tuple[Audio | FileObject, Path]] = [*songs, *_lyric_files(songs)]
+        tasks = [asyncio.ensure_future(fetch(*file)) for file in files]
         try:
             await asyncio.gather(*tasks)
         finally:  # the first failure ends the others; their parts stay for the next call

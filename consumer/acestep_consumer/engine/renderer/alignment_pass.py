@@ -43,8 +43,8 @@ def alignment_matrices(
             heard = -(-(sample.heard_frames or sample.frames) // dit.patch)
             keys = sample.condition.kv[layer, 0]
             for head in heads[layer]:
-                weights = weights_of(queries[start : min(start + heard, end)], keys, [head], dit.scale_of(layer))
-                total.add(weights[:, :, request.lyrics.span].mT.contiguous())
+                weights = weights_of(queries[start : min(start + heard, end)], keys, head, dit.scale_of(layer))
+                total.add(weights[:, request.lyrics.span].mT.contiguous()[None])
     return [total.matrices() for total in sums]
 
 

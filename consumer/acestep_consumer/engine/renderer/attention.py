@@ -11,7 +11,7 @@ the last one runs anywhere and in any precision.
 
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -100,15 +100,14 @@ def sdpa_per_sequence(query: torch.Tensor, key: torch.Tensor, value: torch.Tenso
     return result
 
 
-def weights_of(query: torch.Tensor, key: torch.Tensor, heads: Sequence[int], scale: float) -> torch.Tensor:
-    """Return the attention weights of some heads, float32 [heads, queries, keys], for one sequence without a window.
+def weights_of(query: torch.Tensor, key: torch.Tensor, head: int, scale: float) -> torch.Tensor:
+    """Return the attention weights of one head, float32 [queries, keys], for one sequence without a window.
 
-    ``query``: [queries, heads, dim]; ``key``: [keys, key heads, dim], as for ``attend``.
+    ``query``: [queries, heads, dim]; ``key``: [keys, key heads, dim], as for ``attend``. Nothing waits for the device.
     """
     shared = query.shape[1] // key.shape[1]
-    queries = query[:, list(heads)].transpose(0, 1).float()
-    keys = key[:, [head // shared for head in heads]].permute(1, 2, 0).float()
-    return torch.softmax(torch.matmul(queries, keys) * scale, dim=-1)
+    logits = torch.matmul(query[:, head].float(), key[:, head // shared].float().mT) * scale
+    return logits.softmax(dim=-1)
 
 
 def _window_mask(tokens: int, window: int, device: torch.device) -> torch.Tensor | None:

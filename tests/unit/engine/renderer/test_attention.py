@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from acestep_consumer.engine.renderer.attention import NO_WINDOW, attend, fastest_kernel, name_of, sdpa_per_sequence
+from acestep_consumer.engine.renderer.attention import (
+    NO_WINDOW,
+    attend,
+    fastest_kernel,
+    name_of,
+    sdpa_per_sequence,
+    weights_of,
+)
 
 HEADS, KEY_HEADS, DIM, SCALE = 4, 2, 8, 0.37
 
@@ -81,3 +88,13 @@ def test_torch_accepts_the_operator_and_its_shape_for_the_compiler() -> None:
 def test_a_cpu_attends_one_sequence_at_a_time(dtype: torch.dtype) -> None:
     assert fastest_kernel("cpu", None, dtype) is sdpa_per_sequence
     assert name_of(sdpa_per_sequence) == "sdpa per sequence"
+
+
+def test_the_weights_of_a_head_are_those_that_its_attention_is_made_with() -> None:
+    query, key, value = torch.randn(5, 4, 8), torch.randn(7, 2, 8), torch.randn(7, 2, 8)
+    starts, key_starts = torch.tensor([0, 5], dtype=torch.int32), torch.tensor([0, 7], dtype=torch.int32)
+    attended = sdpa_per_sequence(query, key, value, starts, key_starts, 5, 7, NO_WINDOW, 0.3)
+
+    for head in range(4):
+        weights = weights_of(query, key, head, 0.3)
+        torch.testing.assert_close(weights @ value[:, head // 2], attended[:, head])
