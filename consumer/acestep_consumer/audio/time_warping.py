@@ -3,8 +3,13 @@
 
 Both are ACE-Step's, to the bit: where two ways through the matrix are equally good, rounding and the order of
 comparisons decide, and so the sums are made in its order, in float64. A whole anti-diagonal is computed at a time.
+
+That is thousands of short calls of NumPy, each of which gives the interpreter away and wants it back: several songs at
+a time belong into processes of their own (``encoding.pool``).
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -21,6 +26,30 @@ _HEARD: Final = 0.01
 _MOST_CELLS: Final = 1 << 23
 _MAY_PRECEDE: Final = 9
 """Frames by which a token may lie before the one before it without being out of order."""
+
+
+@dataclass(frozen=True, slots=True)
+class WarpedLyrics:
+    """Where each token of the lyrics is sung, its first and its last frame, and how well they are sung, 0 to 1."""
+
+    frames: list[tuple[int, int]]
+    score: float
+
+
+Warp = Callable[[Matrix, NDArray[np.bool_]], WarpedLyrics]
+"""``warped``, in whatever process."""
+
+
+def warped(matrices: Matrix, sung: NDArray[np.bool_]) -> WarpedLyrics:
+    """Warp lyrics onto their song.
+
+    Args:
+        matrices: consensus and energy of the heads, finite, [2, tokens, frames].
+        sung: which tokens are lyrics, [tokens].
+    """
+    path, path_of_energy = warping_paths(matrices)
+    frames = [(first, last) for first, last in token_frames(path).tolist()]
+    return WarpedLyrics(frames, lyric_score(matrices[1], path_of_energy, sung))
 
 
 def token_frames(path: Path) -> NDArray[np.int64]:

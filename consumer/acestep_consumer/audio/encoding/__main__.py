@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """An encoder process: ``python -m acestep_consumer.audio.encoding FD``; FD is a socket to the renderer.
 
-It encodes songs, and measures them. A request is a line of JSON with a file descriptor of the samples in shared memory;
-one without a ``path`` is answered with the song's ``measures``. An answer is a line of JSON too. The process ends as
+It encodes songs, measures them, and warps lyrics onto them. A request is a line of JSON with a file descriptor of the
+samples in shared memory, or with ``sung`` of the attention; one with neither that nor a ``path`` is answered with the
+song's ``measures``. An answer is a line of JSON too. The process ends as
 soon as the socket closes, even in the middle of a song. Signals for the worker reach it too (a terminal's Ctrl-C, a
 service manager's SIGTERM); it ignores them, since the renderer drains first.
 
@@ -10,6 +11,7 @@ Imports are few: the process starts in a quarter of a second.
 """
 
 import json
+import math
 import mmap
 import os
 import resource
@@ -18,6 +20,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +30,7 @@ import numpy as np
 from acestep_consumer.audio.encoding.encode import EncodingFailed, Samples, write_song
 from acestep_consumer.audio.formats import Format
 from acestep_consumer.audio.measures import measures_of
+from acestep_consumer.audio.time_warping import warped
 
 MEMORY_BYTES: Final = 2 << 30
 """Address space. The longest song takes 230 MB of it, FFmpeg's libraries 200 MB."""
@@ -38,7 +42,7 @@ _REQUEST_BYTES = 1 << 16
 
 
 def main() -> None:
-    """Encode or measure one song after the other, until the socket closes."""
+    """Encode, measure or align one song after the other, until the socket closes."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     os.nice(NICE)
@@ -65,7 +69,9 @@ def _exit_when_closed(pipe: int) -> None:
 
 def _answer(request: dict[str, Any], samples: int) -> dict[str, Any]:
     try:
-        song = _song(request, samples)
+        if "sung" in request:
+            return asdict(warped(_shared(request["shape"], samples), np.array(request["sung"], dtype=np.bool_)))
+        song = _shared((request["channels"], request["samples"]), samples)
         if "path" not in request:
             return {"measures": measures_of(song, request["sample_rate"])}
         reached = write_song(song, Path(request["path"]), Format(**request["format"]), request["sample_rate"])
@@ -79,11 +85,10 @@ def _answer(request: dict[str, Any], samples: int) -> dict[str, Any]:
     return {"loudness": reached and asdict(reached)}
 
 
-def _song(request: dict[str, Any], samples: int) -> Samples:
-    channels, length = request["channels"], request["samples"]
+def _shared(shape: Sequence[int], number: int) -> Samples:
     # Unmapped when the last array on it is gone.
-    memory = mmap.mmap(samples, 0, access=mmap.ACCESS_READ)
-    return np.frombuffer(memory, dtype=np.float32, count=channels * length).reshape(channels, length)
+    memory = mmap.mmap(number, 0, access=mmap.ACCESS_READ)
+    return np.frombuffer(memory, dtype=np.float32, count=math.prod(shape)).reshape(shape)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pool of encoder processes: each encodes or measures one song at a time, which it gets in shared memory.
+"""Pool of encoder processes: each encodes, measures or aligns one song at a time, which it gets in shared memory.
 
 An encoder that crashes takes no other song with it, and its own song is given to another one. The shared memory has no
 name: it is freed with the last process that has it open, however those end.
@@ -22,9 +22,11 @@ from typing import Any, Final, Self
 
 import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from acestep_consumer.audio.codec import Encode, Levels, Samples, encode_with
 from acestep_consumer.audio.formats import Format
+from acestep_consumer.audio.time_warping import Matrix, Warp, WarpedLyrics
 from acestep_consumer.domain.errors import Cancelled, RenderFailed
 
 Stopped = Callable[[], bool]
@@ -116,6 +118,15 @@ class EncoderPool:
             yield lambda samples, sample_rate: self._measure(stopped, samples, sample_rate)
 
     @contextmanager
+    def warper(self, stopped: Stopped) -> Iterator[Warp]:
+        """Wait for an encoder, and yield the function that aligns lyrics with it, as ``time_warping.warped`` does.
+
+        Raises likewise.
+        """
+        with self._held_slot(stopped):
+            yield lambda matrices, sung: self._warp(stopped, matrices, sung)
+
+    @contextmanager
     def _held_slot(self, stopped: Stopped) -> Iterator[None]:
         while not self._slots.acquire(timeout=_WAIT_S):
             if stopped():
@@ -146,8 +157,15 @@ class EncoderPool:
         measures: dict[str, float] | None = answer["measures"]
         return measures
 
+    def _warp(self, stopped: Stopped, matrices: Matrix, sung: NDArray[np.bool_]) -> WarpedLyrics:
+        matrices = np.ascontiguousarray(matrices, dtype=np.float32)
+        with _SharedSamples(matrices) as shared:
+            answer = self._ask({"shape": matrices.shape, "sung": sung.tolist()}, shared.number, stopped)
+        _raise_failure(answer)
+        return WarpedLyrics([(first, last) for first, last in answer["frames"]], answer["score"])
+
     def _ask(self, request: dict[str, Any], samples: int, stopped: Stopped) -> dict[str, Any]:
-        """Have one song encoded or measured, by another process if the first one dies."""
+        """Have one song encoded, measured or aligned, by another process if the first one dies."""
         tries = 0
         while True:
             process = self._take()

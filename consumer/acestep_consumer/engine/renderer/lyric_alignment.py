@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from acestep_consumer.audio.time_warping import lyric_score, token_frames, warping_paths
+from acestep_consumer.audio.time_warping import Warp, warped
 from acestep_schemas.events import LyricLine, LyricToken
 
 AlignmentHeads = Mapping[int, tuple[int, ...]]
@@ -175,11 +175,16 @@ class AlignedLyrics:
     score: float
 
 
-def align(matrices: torch.Tensor, lyrics: LyricTokens, frame_s: float) -> AlignedLyrics:
-    """Return a song's lyrics with times, from ``HeadSums.matrices`` on the CPU. Frames last ``frame_s`` seconds."""
-    path, path_of_energy = warping_paths(matrices.numpy())
-    lines = lines_of(lyrics, [(first * frame_s, last * frame_s) for first, last in token_frames(path).tolist()])
-    return AlignedLyrics(tuple(lines), lyric_score(matrices[1].numpy(), path_of_energy, lyrics.sung()))
+def align(matrices: torch.Tensor, lyrics: LyricTokens, frame_s: float, warp: Warp = warped) -> AlignedLyrics | None:
+    """Return a song's lyrics with times, from ``HeadSums.matrices`` on the CPU. Frames last ``frame_s`` seconds.
+
+    None where the attention is no numbers. ``warp``: ``warped``, wherever it runs.
+    """
+    if not matrices.isfinite().all():
+        return None
+    found = warp(matrices.numpy(), lyrics.sung())
+    lines = lines_of(lyrics, [(first * frame_s, last * frame_s) for first, last in found.frames])
+    return AlignedLyrics(tuple(lines), found.score)
 
 
 def lines_of(lyrics: LyricTokens, times: Sequence[tuple[float, float]]) -> Iterator[LyricLine]:

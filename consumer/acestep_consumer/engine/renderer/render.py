@@ -20,6 +20,7 @@ from acestep_consumer.audio import codec
 from acestep_consumer.audio.encoding.pool import EncoderPool, Measure
 from acestep_consumer.audio.formats import FORMATS, Format
 from acestep_consumer.audio.measures import measures_of
+from acestep_consumer.audio.time_warping import Warp, warped
 from acestep_consumer.domain.audio_codes import format_codes
 from acestep_consumer.domain.errors import Cancelled, InputUnreadable, InvalidRequest
 from acestep_consumer.domain.job import (
@@ -102,6 +103,10 @@ class RenderResources:
     def measurer(self, stopped: Stopped) -> AbstractContextManager[Measure]:
         """Wait for an encoder; the value of the context is the function that measures, as ``measures_of``."""
         return nullcontext(measures_of) if self.encoders is None else self.encoders.measurer(stopped)
+
+    def warper(self, stopped: Stopped) -> AbstractContextManager[Warp]:
+        """Wait for an encoder; the value of the context is the function that aligns lyrics, as ``warped``."""
+        return nullcontext(warped) if self.encoders is None else self.encoders.warper(stopped)
 
 
 def render(resources: RenderResources, message: Render, report: Report, stopped: Stopped) -> Rendering:
@@ -404,7 +409,11 @@ class _JobRenderer:
         """Return the lyrics' times and score; None: they were not asked for, or could not be found."""
         if song.matrices is None or song.lyrics is None:
             return None
-        return align(song.matrices.wait(), song.lyrics, self._resources.scheduler.frame_s(self._model.name))
+        with self._resources.warper(self._stopped) as warp:
+            found = align(song.matrices.wait(), song.lyrics, self._resources.scheduler.frame_s(self._model.name), warp)
+        if found is None:
+            self._warnings.append("the lyrics of a song could not be aligned: their attention is not numbers")
+        return found
 
     def _track(self, encode: codec.Encode, song: _Song, place: int, arguments: PipelineArguments) -> Track:
         """Encode a song as the file of this place, ``0.mp3`` and so on."""

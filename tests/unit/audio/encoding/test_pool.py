@@ -18,6 +18,7 @@ from acestep_consumer.audio.encoding import pool as module
 from acestep_consumer.audio.encoding.pool import EncoderPool, encoder_count, usable_cores
 from acestep_consumer.audio.formats import FORMATS
 from acestep_consumer.audio.measures import measures_of
+from acestep_consumer.audio.time_warping import warped
 from acestep_consumer.domain.errors import Cancelled, DiskFull, RenderFailed
 from tests.support.music import music
 from tests.support.waiting import WITHIN_S
@@ -105,6 +106,24 @@ def test_a_song_that_kills_two_processes_cannot_be_measured(broken_pool: Callabl
         pytest.raises(RenderFailed, match="the encoder crashed on this song"),
     ):
         measure(SONG, RATE)
+
+
+@pytest.mark.parametrize(("tokens", "frames"), [(1, 1), (7, 40), (90, 300)])
+def test_lyrics_are_warped_as_this_process_would(tokens: int, frames: int, pool: EncoderPool) -> None:
+    draw = np.random.default_rng(tokens)
+    matrices = np.stack([draw.normal(size=(tokens, frames)), draw.random((tokens, frames))]).astype(np.float32)
+    sung = draw.random(tokens) < 0.8
+    with pool.warper(never) as warp:
+        assert warp(matrices, sung) == warped(matrices, sung)
+    assert open_memory() == 0
+
+
+def test_lyrics_that_kill_two_processes_cannot_be_aligned(broken_pool: Callable[[str], EncoderPool]) -> None:
+    with (
+        broken_pool("raise SystemExit(3)").warper(never) as warp,
+        pytest.raises(RenderFailed, match="the encoder crashed on this song"),
+    ):
+        warp(np.zeros((2, 1, 1), dtype=np.float32), np.ones(1, dtype=np.bool_))
 
 
 def test_errors_of_the_encoder_keep_their_texts(pool: EncoderPool, tmp_path: Path) -> None:
