@@ -512,7 +512,7 @@ def _tell_warnings(log: Path, most: int = 6) -> None:
 
 def _seats(log: Path) -> list[tuple[str, int]]:
     """The fleet's workers, as it tells of their starts: name and process id, in the order of the GPUs."""
-    started = {str(e["seat"]): int(e["pid"]) for e in _entries(log) if e.get("event") == "worker started"}
+    started = {str(e["gpu"]): int(e["pid"]) for e in _entries(log) if e.get("event") == "worker started"}
     return list(started.items())
 
 
