@@ -7,8 +7,11 @@ their own virtual host and their own object prefix, so none sees another's queue
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import signal
+import sys
 import uuid
 from typing import TYPE_CHECKING
 
@@ -35,6 +38,18 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _memory_is_given_back() -> Iterator[None]:
+    """Give free memory back to the system after each file: glibc keeps what models and songs of all sizes have left.
+
+    A process that runs tests grew to 6 GB without it, three of them beside each other.
+    """
+    yield
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="session")

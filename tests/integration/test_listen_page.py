@@ -284,10 +284,10 @@ async def tab_to(page: Page, target: Locator) -> None:
 async def test_every_control_has_a_name_every_text_has_contrast_and_every_id_is_one(
     listening: Listening, tmp_path: Path
 ) -> None:
-    audio = record(listening, tmp_path, "names", "mp3")
+    audio, deaf = record(listening, tmp_path, "names", "mp3"), record(listening, tmp_path, "deaf", "mp3")
     events = (
         made("names", audio, audio, prompt="songs", warnings=("something was left out",)),
-        made("deaf", audio.model_copy(update={"format": "x"}), lyrics="[verse]"),
+        made("deaf", deaf.model_copy(update={"format": "x"}), lyrics="[verse]"),
         JobStarted.of(examples.started().data.model_copy(update={"task_id": "names-runs"})),
         *(ended(status, f"names-{status}") for status in ("failed", "rejected", "cancelled", "expired")),
     )

@@ -49,7 +49,8 @@ class Tab:
     def _hear(self, message: ConsoleMessage) -> None:
         # Tests read the canvas back; the page does not.
         if message.type in {"error", "warning"} and "readback" not in message.text:
-            self.complaints.append(f"{message.type}: {message.text}")
+            where = message.location.get("url", "")
+            self.complaints.append(f"{message.type}: {message.text} {where}".rstrip())
 
 
 @asynccontextmanager
