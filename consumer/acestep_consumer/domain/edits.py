@@ -80,11 +80,14 @@ class FoundSong:
 
     @property
     def place(self) -> int:
-        """Its place among the songs that were made, of which only some may have been kept."""
-        seeds = self.manifest.request.seed
-        if len(seeds) != len(self.manifest.audios) and self.audio.seed in seeds:
-            return seeds.index(self.audio.seed)
-        return self.index
+        """Its place among the songs that were made, each of which has other noise mixed in by ``retake_variance``.
+
+        Of candidates only some may have been kept; stems are all made with the noise of the first.
+        """
+        if self.manifest.request.stems:
+            return 0
+        kept = (place for place, each in enumerate(self.manifest.candidates) if each.index == self.index)
+        return next(kept, self.index)
 
     def description(self) -> dict[str, object]:
         """Return what the song was described as, by the request or by the language model."""

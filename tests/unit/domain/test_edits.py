@@ -10,7 +10,7 @@ from acestep_consumer.domain.edits import FoundSong, check, concerns, resolve
 from acestep_consumer.domain.errors import InvalidRequest
 from acestep_consumer.domain.job import StoredObject, Track
 from acestep_consumer.domain.tasks import TRACK_CLASSES
-from acestep_schemas.events import LyricLine, Metas
+from acestep_schemas.events import Candidate, LyricLine, Metas
 from acestep_schemas.request import GenerationRequest, parse_request
 from tests.support.jobs import make_job, make_manifest
 
@@ -206,6 +206,15 @@ def test_a_cover_from_an_url_is_made_again_from_it_with_its_seed_whatever_the_cl
 
 
 def test_a_song_of_which_others_were_not_kept_has_the_noise_of_its_own_place() -> None:
-    found = song(quality="draft", retake_variance=0.2, retake_seed=9, seed=(39, 40, 41))
-    assert (found.audio.seed, found.index, found.place) == (40, 0, 1)
-    assert resolve(request(source_task_id="first", quality="final"), found).request.retake_seed == 10
+    found = song(quality="draft", retake_variance=0.2, retake_seed=9)
+    # Candidates of a variation have one seed.
+    made = tuple(Candidate(seed=40, score=0.5, kept=index is not None, index=index) for index in (None, 1, 0))
+    chosen = FoundSong(found.manifest.model_copy(update={"candidates": made}), found.index)
+    assert (chosen.index, chosen.place) == (0, 2)
+    assert resolve(request(source_task_id="first", quality="final"), chosen).request.retake_seed == 11
+
+
+def test_a_stem_that_is_made_again_has_the_noise_that_all_stems_share() -> None:
+    asked: dict[str, Any] = {"stems": True, "task_type": "extract", "src_audio_path": "s3://songs/a.wav"}
+    found = song(index=1, retake_variance=0.2, retake_seed=9, **asked)
+    assert resolve(request(source_task_id="first", quality="final"), found).request.retake_seed == 9
