@@ -25,13 +25,21 @@ class Family:
 
     Attributes:
         tasks: the manifest of each; None: it was deleted, or the task has not ended.
-        relations: who comes from whom.
         complete: whether these are all; no more than ``MOST_TASKS`` are read.
     """
 
     tasks: dict[str, Completed | None] = field(default_factory=dict)
-    relations: list[Relation] = field(default_factory=list)
     complete: bool = True
+
+    @property
+    def relations(self) -> list[Relation]:
+        """Who comes from whom, among these tasks."""
+        return [
+            Relation(child, parent)
+            for child, found in self.tasks.items()
+            for parent in (found.parents if found else ())
+            if parent.task_id in self.tasks
+        ]
 
     def children_of(self, task_id: str) -> list[Relation]:
         """Return the relations in which a task is the parent."""
@@ -59,9 +67,7 @@ async def _add_ancestors(task_id: str, store: ResultStore, family: Family) -> No
         if each in family.tasks or _is_full(family):
             continue
         found = family.tasks[each] = await _completed(each, store)
-        for parent in found.parents if found else ():
-            family.relations.append(Relation(each, parent))
-            waiting.append(parent.task_id)
+        waiting.extend(parent.task_id for parent in (found.parents if found else ()))
 
 
 async def _add_descendants(task_id: str, store: ResultStore, family: Family) -> None:
@@ -72,12 +78,10 @@ async def _add_descendants(task_id: str, store: ResultStore, family: Family) -> 
             if child in family.tasks or _is_full(family):
                 continue
             found = await _completed(child, store)
-            parents = [parent for parent in found.parents if parent.task_id == each] if found else []
-            if not parents:
-                continue  # it has not ended, was deleted, or is another task of that id by now
-            family.tasks[child] = found
-            family.relations += [Relation(child, parent) for parent in parents]
-            waiting.append(child)
+            # If not, it has not ended, was deleted, or is another task of that id by now.
+            if found is not None and any(parent.task_id == each for parent in found.parents):
+                family.tasks[child] = found
+                waiting.append(child)
 
 
 async def _completed(task_id: str, store: ResultStore) -> Completed | None:
