@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acestep_consumer.audio.formats import FORMATS, Format
+from acestep_consumer.audio.levels import Levels
 from acestep_consumer.audio.peaks import peaks_of
 from acestep_consumer.audio.sandbox.exit_codes import DecodeExit
 from acestep_consumer.audio.sandbox.process import (
@@ -40,18 +41,6 @@ _REFUSALS: Final = {
     DecodeExit.NOT_AUDIO: f"cannot be read as audio: {_HINT}",
     DecodeExit.TOO_MUCH_MEMORY: f"needs more than {MEMORY_BYTES >> 20:,} MiB of memory to decode: {_HINT}",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Levels:
-    """Integrated loudness in LUFS, None for silence, and true peak in dB of full scale.
-
-    ``raised_db``: what the song was raised by to get there.
-    """
-
-    lufs: float | None
-    true_peak_db: float
-    raised_db: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,12 +131,9 @@ def encode(samples: Samples, stem: Path, audio_format: str | Format, sample_rate
 
     def write(samples: Samples, path: Path, wanted: Format, sample_rate: int) -> Levels | None:
         try:
-            reached = write_song(samples, path, wanted, sample_rate)
+            return write_song(samples, path, wanted, sample_rate)
         except EncodingFailed as error:
             raise RenderFailed(str(error)) from error
-        if reached is None:
-            return None
-        return Levels(lufs=reached.lufs, true_peak_db=reached.true_peak_db, raised_db=reached.raised_db)
 
     return encode_with(write, samples, stem, audio_format, sample_rate)
 
@@ -178,7 +164,7 @@ def encode_with(
         channels=channels,
         duration_s=length / sample_rate,
         levels=levels,
-        peaks=peaks_of(samples, 1.0 if levels is None else 10 ** (levels.raised_db / 20)),
+        peaks=peaks_of(samples, 1.0 if levels is None else levels.gain),
     )
 
 

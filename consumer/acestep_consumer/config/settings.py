@@ -361,8 +361,9 @@ class EngineSettings(Section):
     )
     tags: bool = variable(
         "ACESTEP_TAGS",
-        True,  # noqa: FBT003 - a default, as for every variable
-        "write tags into the files: title from the prompt, lyrics, model, seed, task id, and that it was generated",
+        default=True,
+        about="write tags into the files: title from the prompt, lyrics, model, seed, task id, and that it was "
+        "generated",
     )
     max_vram_gb: float | None = variable("MAX_CUDA_VRAM", None, "treat the GPU as having this much memory, GB", gt=0)
     offload: AutoBool = variable(

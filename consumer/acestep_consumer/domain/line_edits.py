@@ -5,7 +5,9 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
+
+from acestep_schemas.events import LyricLine
 
 MARGIN_S: Final = 0.4
 """Seconds around the lines that are made anew with them: a singer breathes in before a line, and it fades after."""
@@ -14,22 +16,6 @@ _SECTION: Final = frozenset({"section", "lyrics"})
 _HEADER: Final = re.compile(r"\s*\[([^\]]*)\]\s*")
 _NUMBERED: Final = re.compile(r"(.+?) (\d{1,3})")
 _UNTIMED: Final = "the song has no times of its lines: make it with timestamps = true, then replace its lines"
-
-
-class TimedLine(Protocol):
-    """A line of lyrics, and when it is sung."""
-
-    @property
-    def text(self) -> str:
-        """As it is sung."""
-
-    @property
-    def start_s(self) -> float:
-        """Seconds into the song."""
-
-    @property
-    def end_s(self) -> float:
-        """Seconds into the song."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +33,7 @@ class _Line:
     """A line of the lyrics; ``timed``: when it is sung, None for what is not."""
 
     text: str
-    timed: TimedLine | None = None
+    timed: LyricLine | None = None
 
     @property
     def header(self) -> str | None:
@@ -56,7 +42,7 @@ class _Line:
         return _plain(found[1]) if found else None
 
 
-def rewritten(changes: Mapping[str, str], lyrics: str, timed: Sequence[TimedLine], song_s: float) -> Rewritten:
+def rewritten(changes: Mapping[str, str], lyrics: str, timed: Sequence[LyricLine], song_s: float) -> Rewritten:
     """Return the lyrics with ``changes``: old lines to new ones, or ``section`` and its new ``lyrics``.
 
     Lines are compared without case, spaces and punctuation. What is sung between the first and the last of them is
@@ -85,7 +71,7 @@ def rewritten(changes: Mapping[str, str], lyrics: str, timed: Sequence[TimedLine
     )
 
 
-def _with_times(lyrics: str, timed: Sequence[TimedLine]) -> list[_Line]:
+def _with_times(lyrics: str, timed: Sequence[LyricLine]) -> list[_Line]:
     """Give each line of the lyrics its time: the lines are sung in their order."""
     sung = iter([each for each in timed if _plain(each.text) and not _HEADER.fullmatch(each.text)])
     following = next(sung, None)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """An encoder process: ``python -m acestep_consumer.audio.encoding FD``; FD is a socket to the renderer.
 
-It encodes songs, measures them, and warps lyrics onto them. A request is a line of JSON with a file descriptor of the
-samples in shared memory, or with ``sung`` of the attention; one with neither that nor a ``path`` is answered with the
-song's ``measures``. An answer is a line of JSON too. The process ends as
-soon as the socket closes, even in the middle of a song. Signals for the worker reach it too (a terminal's Ctrl-C, a
-service manager's SIGTERM); it ignores them, since the renderer drains first.
+It encodes songs, measures them, and warps lyrics onto them. A request is a line of JSON with a file descriptor of
+shared memory. With ``path`` it is a song to encode, with ``sung`` the attention to its lyrics, which are aligned; with
+neither, a song to measure. An answer is a line of JSON, too. The process ends as soon as the socket closes, even in the
+middle of a song. Signals for the worker reach it as well (a terminal's Ctrl-C, a service manager's SIGTERM); it ignores
+them, since the renderer drains first.
 
 Imports are few: the process starts in a quarter of a second.
 """
@@ -74,7 +74,7 @@ def _answer(request: dict[str, Any], samples: int) -> dict[str, Any]:
         song = _shared((request["channels"], request["samples"]), samples)
         if "path" not in request:
             return {"measures": measures_of(song, request["sample_rate"])}
-        reached = write_song(song, Path(request["path"]), Format(**request["format"]), request["sample_rate"])
+        levels = write_song(song, Path(request["path"]), Format(**request["format"]), request["sample_rate"])
     except EncodingFailed as error:
         cause = error.__cause__
         return {"failure": str(error), "errno": cause.errno if isinstance(cause, OSError) else None}
@@ -82,7 +82,7 @@ def _answer(request: dict[str, Any], samples: int) -> dict[str, Any]:
         return {"failure": None, "errno": None}
     finally:
         os.close(samples)
-    return {"loudness": reached and asdict(reached)}
+    return {"levels": levels and asdict(levels)}
 
 
 def _shared(shape: Sequence[int], number: int) -> Samples:

@@ -15,9 +15,10 @@ from av.container import OutputContainer
 from numpy.typing import NDArray
 
 from acestep_consumer.audio.encoding import lame
-from acestep_consumer.audio.encoding.loudness import Loudness, gain_db, measure
+from acestep_consumer.audio.encoding.loudness import gain_db, measure
 from acestep_consumer.audio.encoding.tags import add_id3_chunk, id3
 from acestep_consumer.audio.formats import Format
+from acestep_consumer.audio.levels import Levels
 
 Samples = NDArray[np.float32]
 
@@ -29,11 +30,11 @@ class EncodingFailed(Exception):
     """The file cannot be written; the text is public. It is raised from the encoder's error, if there is one."""
 
 
-def write_song(samples: Samples, path: Path, wanted: Format, sample_rate: int) -> Loudness | None:
+def write_song(samples: Samples, path: Path, wanted: Format, sample_rate: int) -> Levels | None:
     """Write float samples of shape [channels, n], 1 or 2 channels, full scale 1.0.
 
-    Returns the song's loudness where the format names one that it is brought to. A file that cannot be completed is
-    removed.
+    Returns the song's levels where the format names a loudness that it is brought to. A file that cannot be completed
+    is removed.
 
     Raises:
         EncodingFailed: the samples are not finite numbers, or the encoder refused them, or the disk is full.
@@ -54,8 +55,8 @@ def write_song(samples: Samples, path: Path, wanted: Format, sample_rate: int) -
     return reached
 
 
-def _levelled(samples: Samples, wanted: Format, sample_rate: int) -> tuple[Samples, Loudness | None]:
-    """Return the samples at the loudness that is wanted, and that loudness; None where none is."""
+def _levelled(samples: Samples, wanted: Format, sample_rate: int) -> tuple[Samples, Levels | None]:
+    """Return the samples at the loudness that is wanted, and their levels; None where none is."""
     if wanted.loudness_lufs is None:
         return samples, None
     measured = measure(frames_of(samples, sample_rate), _LAYOUTS[samples.shape[0]], sample_rate)

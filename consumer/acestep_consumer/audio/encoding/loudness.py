@@ -3,7 +3,6 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import chain
 from typing import Final
 
@@ -11,36 +10,21 @@ import av
 from av.audio.frame import AudioFrame
 from av.filter import Graph
 
+from acestep_consumer.audio.levels import Levels
+
 _SILENCE_LUFS: Final = -69.9
 """FFmpeg says -70 of silence."""
 _NO_PEAK_DB: Final = -100.0
 
 
-@dataclass(frozen=True, slots=True)
-class Loudness:
-    """Integrated loudness in LUFS, None for silence, and true peak in dB of full scale.
-
-    ``raised_db``: what the song was raised by since it was measured.
-    """
-
-    lufs: float | None
-    true_peak_db: float
-    raised_db: float = 0.0
-
-    def raised(self, gain_db: float) -> "Loudness":
-        """Return the loudness of the song at another level."""
-        lufs = None if self.lufs is None else self.lufs + gain_db
-        return Loudness(lufs, self.true_peak_db + gain_db, self.raised_db + gain_db)
-
-
-def gain_db(measured: Loudness, target_lufs: float, ceiling_db: float) -> float:
+def gain_db(measured: Levels, target_lufs: float, ceiling_db: float) -> float:
     """Return the gain to the target; less where the true peak would be above the ceiling. Silence stays as it is."""
     if measured.lufs is None:
         return 0.0
     return min(target_lufs - measured.lufs, ceiling_db - measured.true_peak_db)
 
 
-def measure(frames: Iterable[AudioFrame], layout: str, sample_rate: int) -> Loudness:
+def measure(frames: Iterable[AudioFrame], layout: str, sample_rate: int) -> Levels:
     """Measure a song, given its samples as planar float frames. It takes a second for 200 s of sound."""
     graph = Graph()
     source = graph.add_abuffer(format="fltp", sample_rate=sample_rate, layout=layout)
@@ -52,7 +36,7 @@ def measure(frames: Iterable[AudioFrame], layout: str, sample_rate: int) -> Loud
     for frame in chain(frames, (None,)):
         graph.push(frame)
         found = _latest(graph) or found
-    return _loudness(found)
+    return _levels(found)
 
 
 def _latest(graph: Graph) -> dict[str, str]:
@@ -66,9 +50,9 @@ def _latest(graph: Graph) -> dict[str, str]:
         found = frame.metadata
 
 
-def _loudness(found: dict[str, str]) -> Loudness:
+def _levels(found: dict[str, str]) -> Levels:
     lufs, peak = (float(found.get(f"lavfi.r128.{name}", "nan")) for name in ("I", "true_peak"))
-    return Loudness(
+    return Levels(
         lufs=lufs if lufs > _SILENCE_LUFS else None,
         true_peak_db=20 * math.log10(peak) if peak > 0 else _NO_PEAK_DB,
     )

@@ -24,8 +24,9 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from acestep_consumer.audio.codec import Encode, Levels, Samples, encode_with
+from acestep_consumer.audio.codec import Encode, Samples, encode_with
 from acestep_consumer.audio.formats import Format
+from acestep_consumer.audio.levels import Levels
 from acestep_consumer.audio.time_warping import Matrix, Warp, WarpedLyrics
 from acestep_consumer.domain.errors import Cancelled, RenderFailed
 
@@ -145,15 +146,14 @@ class EncoderPool:
                 path.unlink(missing_ok=True)
                 raise
         _raise_failure(answer)
-        found = answer.get("loudness")
+        found = answer["levels"]
         return Levels(**found) if found else None
 
     def _measure(self, stopped: Stopped, samples: Samples, sample_rate: int) -> dict[str, float] | None:
         samples = np.ascontiguousarray(samples, dtype=np.float32)
         with _SharedSamples(samples) as shared:
             answer = self._ask(_request(samples, sample_rate), shared.number, stopped)
-        if "measures" not in answer:
-            _raise_failure(answer)
+        _raise_failure(answer)
         measures: dict[str, float] | None = answer["measures"]
         return measures
 

@@ -12,12 +12,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-# Names of tags, as in Vorbis comments. Lyrics with times are LRC.
-TITLE: Final = "title"
-COMMENT: Final = "comment"
-LYRICS: Final = "lyrics"
-SYNCED_LYRICS: Final = "syncedlyrics"
-
 _UTF_8: Final = b"\3"
 _NO_LANGUAGE: Final = b"XXX"
 _MILLISECONDS, _IS_LYRICS = b"\2", b"\1"
@@ -26,7 +20,10 @@ _RIFF_SIZE_AT, _RIFF_HEADER = 4, 8
 
 
 def id3(tags: Mapping[str, str]) -> bytes:
-    """Return an ID3v2.4 tag; no bytes where there are no tags."""
+    """Return an ID3v2.4 tag; no bytes where there are no tags.
+
+    Names are those of Vorbis comments; ``syncedlyrics`` is LRC.
+    """
     frames = b"".join(_frame(name, body) for name, body in _frames(tags))
     return b"ID3\4\0\0" + _syncsafe(len(frames)) + frames if frames else b""
 

@@ -25,6 +25,11 @@ DEFAULT_HEADS: Final[AlignmentHeads] = MappingProxyType({2: (6,), 3: (10, 11), 4
 CONFIG: Final = "lyric_alignment_layers_config"
 """The field of a model's config that names its heads."""
 
+_SUPPRESSION: Final = 2.0
+"""Medians that are subtracted, so that a token or a frame with attention everywhere has none."""
+_EPSILON: Final = 1e-9
+_INCOMPLETE: Final = "\ufffd"
+
 
 def heads_of(config: Mapping[str, Any]) -> AlignmentHeads | None:
     """Return the heads that a model's config names, as in ``{"2": [6], "3": [10, 11]}``; None: it names none.
@@ -49,13 +54,6 @@ def existing_heads(named: AlignmentHeads | None, config: Mapping[str, Any]) -> A
         if 0 <= layer < layers
     }
     return {layer: heads for layer, heads in found.items() if heads}
-
-
-_SUPPRESSION: Final = 2.0
-"""Medians that are subtracted, so that a token or a frame with attention everywhere has none."""
-_EPSILON: Final = 1e-9
-_INCOMPLETE: Final = "\ufffd"
-_NEXT_CUE_S: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ import torch
 from acestep_consumer.audio import codec
 from acestep_consumer.audio.encoding.pool import EncoderPool, Measure
 from acestep_consumer.audio.formats import FORMATS, Format
+from acestep_consumer.audio.levels import Levels
 from acestep_consumer.audio.measures import measures_of
 from acestep_consumer.audio.time_warping import Warp, warped
 from acestep_consumer.domain.audio_codes import format_codes
@@ -200,7 +201,7 @@ class _Song:
     latents: FinalLatents | None
 
 
-def _loudness(levels: codec.Levels | None) -> Loudness | None:
+def _loudness(levels: Levels | None) -> Loudness | None:
     return None if levels is None else Loudness(lufs=levels.lufs, true_peak_db=levels.true_peak_db)
 
 
@@ -364,7 +365,7 @@ class _JobRenderer:
         for place, song in enumerate(chosen.best):
             self._raise_if_stopped()
             with self._resources.encoder(self._stopped) as encode:
-                self._report((work - asked.keep + place) / work, "encode")
+                self._report((len(self._job.seeds) + place) / work, "encode")
                 tracks.append(self._track(encode, song, place, arguments))
         self._report(1.0, "encode")
         return Rendering(
@@ -387,16 +388,17 @@ class _JobRenderer:
         return _DecodedSong(audio, pending.matrices.get(pending.place), pending.lyrics, copy.latents)
 
     def _latents_file(
-        self, latents: FinalLatents, place: int, arguments: PipelineArguments, raised_db: float
+        self, latents: FinalLatents, place: int, arguments: PipelineArguments, levels: Levels | None
     ) -> SideFile:
-        """Write a song's final latents beside it. ``raised_db``: what its samples were raised by for their loudness."""
+        """Write a song's final latents beside it. ``levels``: those that it was brought to, if it was."""
         rate, name = self._model.sample_rate, self._model.name
         # Around a window, the file's samples are those of the source, at its level.
         kept = arguments.kept_samples(rate) is not None
         gain = arguments.level(rate) if kept else latents.gain.item()
+        gain *= 1.0 if levels is None else levels.gain
         path = self._message.folder / f"{place}{SIDE_FILE_SUFFIXES['latents']}"
         space = self._resources.scheduler.latent_spaces[name]
-        return write_latents(latents, path, model=name, space=space, gain=gain * 10 ** (raised_db / 20))
+        return write_latents(latents, path, model=name, space=space, gain=gain)
 
     def _finished(self, audio: torch.Tensor, arguments: PipelineArguments) -> torch.Tensor:
         """Return the song with the kept samples of its source, and with its fades."""
@@ -445,13 +447,13 @@ class _JobRenderer:
         )
 
     def _side_files(
-        self, song: _Song, place: int, arguments: PipelineArguments, levels: codec.Levels | None
+        self, song: _Song, place: int, arguments: PipelineArguments, levels: Levels | None
     ) -> Iterator[SideFile]:
         """Write what lies beside a song: its lyrics with times, its final latents."""
         if song.aligned is not None and self._job.request.timestamps and song.aligned.lines:
             yield from write_lyrics(song.aligned.lines, self._message.folder / str(place))
         if song.latents is not None:
-            yield self._latents_file(song.latents, place, arguments, levels.raised_db if levels else 0.0)
+            yield self._latents_file(song.latents, place, arguments, levels)
 
     def _format(self, arguments: PipelineArguments, seed: int, lines: tuple[LyricLine, ...]) -> Format:
         """Return the format of a song's file, with its tags and with the request's own values."""

@@ -22,6 +22,7 @@ from diffusers.pipelines.ace_step.modeling_ace_step import (
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
+from acestep_consumer.engine.renderer.lyric_alignment import CONFIG
 from acestep_consumer.engine.renderer.quiet_imports import quietly
 
 TURBO, BASE = "acestep-v15-turbo", "acestep-v15-base"
@@ -61,7 +62,7 @@ def write(folder: Path, notify: Callable[[str], None] = lambda _: None) -> tuple
 def _name_alignment_heads(path: Path) -> None:
     """Name the heads that follow the singing in a DiT's config: ACE-Step's own are in layers that it does not have."""
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["lyric_alignment_layers_config"] = {"0": [1], "1": [2, 3]}
+    config[CONFIG] = {"0": [1], "1": [2, 3]}
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

@@ -10,8 +10,9 @@ import pytest
 
 from acestep_consumer.audio.codec import Samples, decode, encode
 from acestep_consumer.audio.encoding import encode as encoding
-from acestep_consumer.audio.encoding.loudness import Loudness, gain_db, measure
+from acestep_consumer.audio.encoding.loudness import gain_db, measure
 from acestep_consumer.audio.formats import FORMATS
+from acestep_consumer.audio.levels import Levels
 
 RATE = 48_000
 WAV = FORMATS["wav32"]
@@ -26,7 +27,7 @@ def tone(*parts: tuple[float, float], hertz: float = 1_000.0, phase: float = 0.0
     return np.stack([mono, mono]).astype(np.float32)
 
 
-def measured(samples: Samples) -> Loudness:
+def measured(samples: Samples) -> Levels:
     return measure(encoding.frames_of(samples, RATE), "stereo", RATE)
 
 
