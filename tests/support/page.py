@@ -10,16 +10,15 @@ import wave
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, cast
-from unittest.mock import patch
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from aiohttp.test_utils import TestServer
+from pydantic import BaseModel
 
 from acestep_consumer.audio.peaks import peaks_of
 from acestep_consumer.client.results import Results
 from acestep_consumer.config.settings import load
-from acestep_consumer.webui import server as page_server
 from acestep_consumer.webui.audio_proxy import AudioProxy
 from acestep_consumer.webui.job_board import JobBoard, QueueState
 from acestep_consumer.webui.origin_check import OriginCheck
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from playwright.async_api import Locator, Page
 
 RATE = 8_000
+T = TypeVar("T", bound=BaseModel)
 
 
 @dataclass
@@ -65,7 +65,7 @@ class ServedPage:
             "seed": 7 + index,
             "peaks": peaks_of(tone[np.newaxis]),
         }
-        return examples.completed().data.audios[0].model_copy(update=facts | audio)
+        return replaced(examples.completed().data.audios[0], facts | audio)
 
     def complete(
         self,
@@ -76,11 +76,11 @@ class ServedPage:
     ) -> None:
         """Show a job with these songs.
 
-        ``request``: its fields; ``data`` replaces other fields of the event, also such as this version has not.
+        ``request``: its fields; ``data`` replaces other fields of the event.
         """
         wanted = GenerationRequest.model_validate({"prompt": task_id} | (request or {}))
         changes = {"task_id": task_id, "request": wanted, "audios": audios, "policy": NO_CHANGES} | data
-        self.board.add_event(JobCompleted.of(examples.completed().data.model_copy(update=changes)))
+        self.board.add_event(JobCompleted.of(replaced(examples.completed().data, changes)))
 
     def start(self, task_id: str, **request: Any) -> None:
         """Show a job that a worker has begun, with these fields of its request."""
@@ -89,22 +89,13 @@ class ServedPage:
         self.board.add_event(JobStarted.of(examples.started().data.model_copy(update=changes)))
 
 
-FUTURE_FIELDS = frozenset(
-    {
-        "timestamps",
-        "candidates",
-        "keep",
-        "source_task_id",
-        "source_index",
-        "extend_left_s",
-        "extend_right_s",
-        "variation",
-    }
-    | {"stems", "quality", "replace_lines"}
-)
-"""Fields that the page has controls for, whether the requests of this version have them or not."""
 WITHIN_MS = 15_000
 NO_CHANGES = examples.completed().data.policy.model_copy(update={"adjustments": ()})
+
+
+def replaced(model: T, changes: dict[str, Any]) -> T:
+    """Return a part of an event with other fields, which are validated as when it is read."""
+    return type(model).model_validate({name: getattr(model, name) for name in type(model).model_fields} | changes)
 
 
 def wav(tone: np.ndarray[Any, Any]) -> bytes:
@@ -146,6 +137,5 @@ async def served_page() -> AsyncIterator[ServedPage]:
     songs = AudioProxy(settings, stored, board.audios_of)
     server = PageServer(client, board, songs, stored)
     board.set_queue_state(QueueState(broker=True, waiting=0, workers=1))
-    with patch.object(page_server, "FIELDS", page_server.FIELDS | FUTURE_FIELDS):
-        async with TestServer(server.application(OriginCheck("127.0.0.1"))) as running:
-            yield ServedPage(str(running.make_url("/")).rstrip("/"), board, client, results)
+    async with TestServer(server.application(OriginCheck("127.0.0.1"))) as running:
+        yield ServedPage(str(running.make_url("/")).rstrip("/"), board, client, results)

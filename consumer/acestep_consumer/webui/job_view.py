@@ -17,6 +17,7 @@ from acestep_schemas.events import (
     Adjustment,
     Audio,
     Completed,
+    Edit,
     ErrorReport,
     JobCompleted,
     JobEvent,
@@ -25,6 +26,7 @@ from acestep_schemas.events import (
     LmChoice,
     Metas,
     ModelChoice,
+    ParentSong,
     Timings,
     Unfinished,
 )
@@ -71,26 +73,6 @@ class CandidateView(BaseModel):
     measures: Annotated[dict[str, float | None], Field(max_length=50)] = {}
 
 
-class ParentView(BaseModel):
-    """A song that this job's songs come from, and the field of the request that named it."""
-
-    model_config = ConfigDict(frozen=True, from_attributes=True)
-
-    task_id: Annotated[str, Field(max_length=128)]
-    index: int = 0
-    field: Annotated[str, Field(max_length=64)] = ""
-
-
-class EditView(BaseModel):
-    """A field that follows from an edit, or from the song that the request names: its value, and why it has it."""
-
-    model_config = ConfigDict(frozen=True, from_attributes=True)
-
-    field: Annotated[str, Field(max_length=64)]
-    value: JsonValue
-    because: str
-
-
 class SongView(BaseModel):
     """A song as the page needs it.
 
@@ -117,8 +99,6 @@ class SongView(BaseModel):
 
 _LYRICS: Final = TypeAdapter(Annotated[tuple[LineView, ...], Field(max_length=_MAX_LINES)])
 _CANDIDATES: Final = TypeAdapter(Annotated[tuple[CandidateView, ...], Field(max_length=64)])
-_PARENTS: Final = TypeAdapter(Annotated[tuple[ParentView, ...], Field(max_length=16)])
-_EDITS: Final = TypeAdapter(Annotated[tuple[EditView, ...], Field(max_length=200)])
 
 
 class JobView(BaseModel):
@@ -158,8 +138,8 @@ class JobView(BaseModel):
     warnings: tuple[str, ...] = ()
     songs: tuple[SongView, ...] = ()
     candidates: tuple[CandidateView, ...] = ()
-    parents: tuple[ParentView, ...] = ()
-    edits: tuple[EditView, ...] = ()
+    parents: tuple[ParentSong, ...] = ()
+    edits: tuple[Edit, ...] = ()
     metas: Metas | None = None
     timings: Timings | None = None
     error: ErrorReport | None = None
@@ -254,10 +234,9 @@ def _completed(data: Completed) -> dict[str, object]:
         "warnings": data.warnings,
         "songs": tuple(_song(data.task_id, audio) for audio in data.audios),
         "audios": data.audios,
-        # Of an event of a version without these there is none.
-        "candidates": _valid(_CANDIDATES, getattr(data, "candidates", ())),
-        "parents": _valid(_PARENTS, getattr(data, "parents", ())),
-        "edits": _valid(_EDITS, getattr(data, "edits", ())),
+        "candidates": _bounded(_CANDIDATES, data.candidates),
+        "parents": data.parents,
+        "edits": data.edits,
         "metas": data.metas,
         "timings": data.timings,
         "error": None,
@@ -288,17 +267,17 @@ def _song(task_id: str, audio: Audio) -> SongView:
         bytes=audio.bytes,
         seed=str(audio.seed),
         peaks=_peaks(audio.peaks or ""),
-        lyrics=_valid(_LYRICS, getattr(audio, "lyrics", None)),
-        lyric_score=_finite(getattr(audio, "lyric_score", None)),
-        track=str(getattr(audio, "track", None) or "")[:100],
+        lyrics=_bounded(_LYRICS, audio.lyrics),
+        lyric_score=_finite(audio.lyric_score),
+        track=(audio.track or "")[:100],
         latents=bool(audio.files and audio.files.latents),
     )
 
 
-def _valid(adapter: TypeAdapter[tuple[_T, ...]], value: object) -> tuple[_T, ...]:
-    """Return the parsed value; nothing where it is missing or whoever published it wrote something else."""
+def _bounded(adapter: TypeAdapter[tuple[_T, ...]], value: tuple[object, ...]) -> tuple[_T, ...]:
+    """Return parts of an event as the page shows them; nothing where one of them is beyond its bounds."""
     try:
-        return adapter.validate_python(value or (), from_attributes=True)
+        return adapter.validate_python(value, from_attributes=True)
     except ValidationError:
         return ()
 
@@ -311,5 +290,5 @@ def _peaks(text: str) -> str:
         return ""
 
 
-def _finite(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -32,7 +32,6 @@ async def test_every_control_is_sent_and_what_is_empty_is_not() -> None:
             "prompt": "jazz",
             "lyrics": "la",
             "audio_duration": "90",
-            "batch_size": "2",
             "bpm": "90",
             "key_scale": "F# minor",
             "inference_steps": "20",
@@ -50,10 +49,15 @@ async def test_every_control_is_sent_and_what_is_empty_is_not() -> None:
         more = {"vocal_language": "ja", "audio_format": "flac", "timestamps": True, "thinking": True}
         assert published == given | more
         await page.reload()
-        await fill(page, prompt="bare")
+        await fill(page, prompt="bare", batch_size="2")
         await page.get_by_text("More settings").click()
         await page.get_by_label("Draft").check()
-        assert await sent(page, served) == {"prompt": "bare", "audio_format": "mp3", "quality": "draft"}
+        assert await sent(page, served) == {
+            "prompt": "bare",
+            "batch_size": "2",
+            "audio_format": "mp3",
+            "quality": "draft",
+        }
 
 
 async def test_ctrl_and_enter_send_from_any_field_and_the_field_keeps_the_focus() -> None:

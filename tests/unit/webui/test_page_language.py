@@ -93,9 +93,10 @@ def fill(served: ServedPage) -> None:
     candidates = [{"seed": 7, "score": 0.9, "kept": True, "index": 0, "measures": {"lyric_score": 0.9}}]
     request = {"prompt": "夜のドライブ", "lyrics": "雨が降る", "bpm": 90, "vocal_language": "ja"}
     policy = examples.completed().data.policy
+    parents = [{"task_id": "two", "index": 0, "field": "source_task_id"}]
     songs = [served.song("two", each, seconds=60) for each in range(2)]
     served.complete("two", *songs, request=request, candidates=candidates, policy=policy)
-    served.complete("child", served.song("child"), request={"prompt": "雨"}, source="two")
+    served.complete("child", served.song("child"), request={"prompt": "雨"}, parents=parents)
     served.start("runs", prompt="走る")
     served.board.add_event(ended("failed", "failed"))
     served.board.add_request("waits", GenerationRequest(prompt="待つ"))
