@@ -160,7 +160,9 @@ def test_a_model_without_such_heads_says_so(
     made = rendered(resources, render_message(tmp_path, lyrics=LYRICS, audio_duration=6, timestamps=True))
 
     assert made.tracks[0].lyrics == ()
-    assert f"the lyrics have no times: {TURBO} has none of the heads that follow the singing" in made.warnings
+    assert (
+        f"the lyrics have no times and no score: {TURBO} has none of the heads that follow the singing" in made.warnings
+    )
 
 
 def test_heads_are_those_of_the_config_else_ace_steps_own() -> None:

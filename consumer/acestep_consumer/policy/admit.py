@@ -70,7 +70,7 @@ def admit(request: Request, limits: Limits) -> Job:
         ModelUnavailable: the model is not loaded and the request has ``on_model_unavailable: fail``.
         LmUnavailable: the request needs the LM and none is loaded.
     """
-    asked = _with_choice(request.body)
+    asked = _without_idle_candidates(request.body)
     _check_format(asked, limits)
     model, choice = _choose_model(asked, limits)
     quality = tuple(_quality(asked, model))
@@ -230,21 +230,15 @@ def _clamps(asked: GenerationRequest, limits: LimitsReport, *, with_lm: bool) ->
         yield Adjustment(field="keep", requested=asked.keep, applied=limits.max_batch_size, reason=reason)
 
 
-def _no_choice(asked: GenerationRequest) -> str | None:
-    """Return why there are no songs to choose the best of; None: there are."""
-    if asked.analysis_only or asked.full_analysis_only or asked.extract_codes_only:
-        return "an analysis makes no song"
-    if asked.stems:
-        return "stems makes one song of each track"
-    return None
+def _makes_no_song(asked: GenerationRequest) -> bool:
+    return asked.analysis_only or asked.full_analysis_only or asked.extract_codes_only
 
 
-def _with_choice(asked: GenerationRequest) -> GenerationRequest:
-    """Return the request, without candidates where there is no choice."""
-    if asked.candidates is None or _no_choice(asked) is None:
+def _without_idle_candidates(asked: GenerationRequest) -> GenerationRequest:
+    """Return the request, without candidates where no song is made."""
+    if asked.candidates is None or not _makes_no_song(asked):
         return asked
-    songs = asked.batch_size if asked.stems else 1
-    return asked.model_copy(update={"candidates": None, "keep": 1, "batch_size": songs})
+    return asked.model_copy(update={"candidates": None, "keep": 1, "batch_size": 1})
 
 
 def _count_field(asked: GenerationRequest) -> str:
@@ -296,9 +290,9 @@ def _warnings(asked: GenerationRequest, task: Task) -> Iterator[str]:
                 yield f"{name} has no effect: the language model is skipped for {skipped_for}"
     if asked.thinking and asked.audio_code_string:
         yield "thinking has no effect: audio_code_string was given"
-    if asked.all_loras and (asked.analysis_only or asked.full_analysis_only or asked.extract_codes_only):
+    if asked.all_loras and _makes_no_song(asked):
         yield "lora has no effect: an analysis renders no song"
-    if asked.candidates and (reason := _no_choice(asked)):
-        yield f"candidates has no effect: {reason}"
+    if asked.candidates and _makes_no_song(asked):
+        yield "candidates has no effect: an analysis makes no song"
     if asked.bpm is not None and not MIN_BPM <= asked.bpm <= MAX_BPM:
         yield f"bpm = {asked.bpm} goes into the prompt as it is: the models were trained on {MIN_BPM} to {MAX_BPM}"

@@ -103,9 +103,9 @@ class RequestPreparer:
     def _alignment_warnings(self) -> Iterator[str]:
         name = self._parts.model.name
         if not self._parts.alignment_heads:
-            yield f"the lyrics have no times: {name} has none of the heads that follow the singing"
+            yield f"the lyrics have no times and no score: {name} has none of the heads that follow the singing"
         elif self._parts.model.wide and not self._parts.alignment_heads_named:
-            yield f"the times of the lyrics may be wrong: the config of {name} does not name its alignment heads"
+            yield f"times and score of the lyrics may be wrong: the config of {name} does not name its alignment heads"
 
     def _lyrics(self, arguments: PipelineArguments, ids: list[int]) -> LyricTokens | None:
         """Return the tokens of the lyrics alone: those after the header, up to the token that ends them."""

@@ -241,7 +241,7 @@ class _JobRenderer:
             adjustments=(*arguments.adjustments, *loudness_adjustments(self._job.request, made.tracks)),
             edits=arguments.edits,
             warnings=(
-                *self._warnings,
+                *dict.fromkeys(self._warnings),
                 *arguments.warnings,
                 *self._loudness_warnings(arguments),
                 *dict.fromkeys(chain(*warnings)),
