@@ -69,14 +69,15 @@ async def _add_descendants(task_id: str, store: ResultStore, family: Family) -> 
     while waiting:
         each = waiting.popleft()
         async for child in store.children(each):
-            if child in family.tasks or _is_full(family):
+            known = child in family.tasks  # by another of its parents, too: a song made again comes from two
+            if not known and _is_full(family):
                 continue
-            found = await _completed(child, store)
-            parents = [parent for parent in found.parents if parent.task_id == each] if found else []
-            if not parents:
-                continue  # it has not ended, was deleted, or is another task of that id by now
+            found = family.tasks[child] if known else await _completed(child, store)
+            relations = [Relation(child, parent) for parent in found.parents if parent.task_id == each] if found else []
+            family.relations += [relation for relation in relations if relation not in family.relations]
+            if known or not relations:
+                continue  # or it has not ended, was deleted, or is another task of that id by now
             family.tasks[child] = found
-            family.relations += [Relation(child, parent) for parent in parents]
             waiting.append(child)
 
 
