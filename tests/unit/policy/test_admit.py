@@ -213,7 +213,7 @@ def test_a_task_that_only_base_models_know_is_refused_elsewhere(task: str) -> No
 
 
 def test_a_task_that_another_loaded_model_knows_is_refused_with_its_name() -> None:
-    with pytest.raises(TaskUnsupported, match="cannot do task_type extract; .*; give model = acestep-v15-base$"):
+    with pytest.raises(TaskUnsupported, match=r"cannot do task_type extract; .*; give model = acestep-v15-base$"):
         admitted(limits(24, TURBO, BASE), task_type="extract", src_audio_path="s3://b/a.wav")
 
 
