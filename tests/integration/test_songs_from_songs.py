@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 import torch
+from numpy.typing import NDArray
 
 from acestep_consumer.config.settings import EngineSettings, StorageSettings
 from acestep_consumer.domain.errors import InputUnreadable
@@ -112,6 +113,19 @@ async def test_what_is_made_from_latents_has_the_level_of_the_file_around_it(mak
     inner = slice(round(3.9 * RATE), round(3.99 * RATE))
     assert np.abs(before[:, inner] - after[:, inner]).max() < 0.05 * np.abs(before[:, inner]).max()
     assert np.abs(after).max() < 0.5
+
+
+async def test_the_new_part_of_a_song_with_a_loudness_is_as_loud_as_the_song(maker: SongMaker) -> None:
+    song = await maker.make("song", prompt="jazz", seed=7, audio_duration=6, loudness_lufs=-30)
+    made = await maker.make(
+        "again", source_task_id="song", task_type="repaint", repainting_start=2, repainting_end=4, seed=8
+    )
+    new_part = (await maker.samples(made))[:, 2 * RATE : 4 * RATE]
+    assert _level_db(new_part) == pytest.approx(_level_db(await maker.samples(song)), abs=4)
+
+
+def _level_db(samples: NDArray[np.float32]) -> float:
+    return 10 * float(np.log10(np.mean(samples.astype(np.float64) ** 2)))
 
 
 async def test_latents_of_another_vae_and_deleted_ones_give_way_to_the_audio_with_a_warning(maker: SongMaker) -> None:

@@ -189,6 +189,7 @@ class _Draft:
 
     def set(self, name: str, value: object, because: str, *, shown: JsonValue = None) -> None:
         """Set a field, and note it where that is another value; ``shown`` is what is noted in place of a long one."""
+        self.edits = [edit for edit in self.edits if edit.field != name]
         if getattr(self.asked, name) != value:
             noted = shown if shown is not None else _json(value)
             self.edits.append(Edit(field=name, value=noted, because=because))

@@ -12,6 +12,9 @@ from acestep_schemas.events import LyricLine
 MARGIN_S: Final = 0.4
 """Seconds around the lines that are made anew with them: a singer breathes in before a line, and it fades after."""
 
+SHORTEST_S: Final = 0.2
+"""Least seconds of a stretch that is made anew. Lines in less are not sung: their times are where they were skipped."""
+
 _SECTION: Final = frozenset({"section", "lyrics"})
 _HEADER: Final = re.compile(r"\s*\[([^\]]*)\]\s*")
 _NUMBERED: Final = re.compile(r"(.+?) (\d{1,3})")
@@ -49,7 +52,8 @@ def rewritten(changes: Mapping[str, str], lyrics: str, timed: Sequence[LyricLine
     made anew, too.
 
     Raises:
-        ValueError: the song has no times, there is no such line or section, or it is not clear which one is meant.
+        ValueError: the song has no times, there is no such line or section, it is not clear which one is meant, or it
+            is not sung.
     """
     if not timed:
         raise ValueError(_UNTIMED)
@@ -63,6 +67,11 @@ def rewritten(changes: Mapping[str, str], lyrics: str, timed: Sequence[LyricLine
         raise ValueError("has no line")
     written = [new.get(place, line.text) for place, line in enumerate(lines)]
     start, end = _window(lines, sorted(new), song_s)
+    if end - start < SHORTEST_S:
+        raise ValueError(
+            f"{_because(lines, sorted(new))}, which is too short to be sung anew: the model seems to have left it out. "
+            "Make another song with timestamps, or repaint a part by repainting_start and repainting_end"
+        )
     return Rewritten(
         lyrics="\n".join(line for line in written if line is not None),
         start_s=start,

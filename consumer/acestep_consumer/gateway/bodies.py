@@ -48,9 +48,9 @@ def fields_of(body: bytes, content_type: str) -> dict[str, object]:
     media = content_type.partition(";")[0].strip().lower()
     if media.startswith("application/json") or media.endswith("+json"):
         return _json_fields(body)
-    if media == FORM:
-        return _decoded_form(body)
     start = body.lstrip()
+    if media == FORM and start[:1] != b"{":  # curl -d calls everything a form, and none begins like that
+        return _decoded_form(body)
     if start[:1] in (b"{", b"["):
         return _json_fields(body)
     if b"=" in start:

@@ -75,7 +75,7 @@ def admit(request: Request, limits: Limits) -> Job:
     model, choice = _choose_model(asked, limits)
     quality = tuple(_quality(asked, model))
     asked = asked.model_copy(update={edit.field: edit.value for edit in quality})
-    task = _task_of(asked, model, choice)
+    task = _task_of(asked, model, choice, limits)
     lm = _choose_lm(asked, task, limits)
     for name in _SOURCE_REQUIRED:
         if getattr(asked, name) and not asked.has_source:
@@ -130,7 +130,7 @@ def _choose_model(asked: GenerationRequest, limits: Limits) -> tuple[LoadedModel
     return used, ModelChoice(requested=wanted, used=used.name, fallback=model is None)
 
 
-def _task_of(asked: GenerationRequest, model: LoadedModel, choice: ModelChoice) -> Task:
+def _task_of(asked: GenerationRequest, model: LoadedModel, choice: ModelChoice, limits: Limits) -> Task:
     """Return the task, whose source is given and which the model can do. Nothing else is ever sung in its place."""
     task = TASKS[asked.task_type]
     if task.lacks_source(asked):
@@ -139,14 +139,16 @@ def _task_of(asked: GenerationRequest, model: LoadedModel, choice: ModelChoice) 
         rule = f"{what} needs source audio: s3://bucket/key or https://host/path{codes}"
         raise InvalidRequest([FieldProblem(field="src_audio_path", value="", rule=rule)])
     if model.variant not in task.variants:
-        raise TaskUnsupported(_cannot(task, model, choice))
+        raise TaskUnsupported(_cannot(task, model, choice, limits))
     return task
 
 
-def _cannot(task: Task, model: LoadedModel, choice: ModelChoice) -> str:
+def _cannot(task: Task, model: LoadedModel, choice: ModelChoice, limits: Limits) -> str:
     able = ", ".join(tasks_of(model.variant))
     fallback = f" (used instead of {choice.requested}, which is not loaded)" if choice.fallback else ""
-    return f"model {model.name}{fallback} cannot do task_type {task.name}; it can do {able}"
+    others = " or ".join(other.name for other in limits.models if other.variant in task.variants)
+    hint = f"; give model = {others}" if others else ""
+    return f"model {model.name}{fallback} cannot do task_type {task.name}; it can do {able}{hint}"
 
 
 def _choose_lm(asked: GenerationRequest, task: Task, limits: Limits) -> LmChoice | None:

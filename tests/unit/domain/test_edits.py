@@ -31,11 +31,13 @@ def request(**fields: Any) -> GenerationRequest:
     return parse_request(fields)[0]
 
 
-def song(*, timed: bool = True, index: int = 0, **fields: Any) -> FoundSong:
+def song(
+    *, timed: bool = True, times: tuple[tuple[str, float, float], ...] = TIMES, index: int = 0, **fields: Any
+) -> FoundSong:
     """A song of 20 seconds, made from ``fields``, that the language model has described."""
     job = make_job(task_id="first", audio_duration=20, batch_size=2, **{"lyrics": LYRICS, **fields})
     done = make_manifest(job, tuple(map(stored, range(2))))
-    lyrics = tuple(LyricLine(text=text, start_s=start, end_s=end) for text, start, end in TIMES if timed)
+    lyrics = tuple(LyricLine(text=text, start_s=start, end_s=end) for text, start, end in times if timed)
     audios = tuple(audio.model_copy(update={"lyrics": lyrics}) for audio in done.audios)
     metas = Metas(bpm=96, caption="slow jazz with brushes", keyscale="A minor", language="en", lyrics=LYRICS)
     changes = {"audios": audios, "metas": metas, "audio_codes": ((1, 2), (3, 4))}
@@ -149,6 +151,21 @@ def test_lines_that_are_not_clear_are_refused_with_what_there_is(lines: dict[str
     with pytest.raises(InvalidRequest) as error:
         resolve(request(source_task_id="first", replace_lines=lines), song())
     assert rule in str(error.value)
+
+
+def test_a_line_that_the_song_leaves_out_is_refused_and_not_made_a_repaint_of_the_whole_song() -> None:
+    """Alignment gives such a line no time of its own."""
+    skipped = tuple((text, 5.0, 5.0) if text == "I saw you" else (text, start, end) for text, start, end in TIMES)
+    skipped = (skipped[0], ("Down by the river", 1.0, 5.0), *skipped[2:4], ("Sing, sing!", 5.0, 8.0), *skipped[5:])
+    asked = request(source_task_id="first", replace_lines={"I saw you": "I see you"})
+    with pytest.raises(InvalidRequest, match=r"sung from 5\.00 to 5\.00 s, which is too short to be sung anew"):
+        resolve(asked, song(times=skipped))
+
+
+def test_each_field_has_one_edit_the_last_one() -> None:
+    asked = request(source_task_id="first", replace_lines={"I saw you": "I see you"})
+    fields = [edit.field for edit in resolve(asked, song()).edits]
+    assert sorted(fields) == sorted(set(fields))
 
 
 def test_lines_of_a_song_without_times_are_refused_with_what_to_do() -> None:

@@ -88,6 +88,7 @@ async def test_a_draft_is_passed_on_and_edits_that_contradict_each_other_are_400
         ("application/json; charset=utf-8", b'\xef\xbb\xbf{"prompt": "a"}', {"prompt": "a"}),
         ("application/vnd.api+json", b'{"prompt": "a"}', {"prompt": "a"}),
         ("application/x-www-form-urlencoded", b"prompt=a+b&seed=1&seed=2", {"prompt": "a b", "seed": ["1", "2"]}),
+        ("application/x-www-form-urlencoded", b'{"prompt": "a=b"}', {"prompt": "a=b"}),
         ("text/plain", b'{"prompt": "a"}', {"prompt": "a"}),
         ("application/octet-stream", b"prompt=a", {"prompt": "a"}),
     ],

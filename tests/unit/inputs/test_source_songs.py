@@ -96,6 +96,11 @@ async def test_a_family_is_its_ancestors_by_manifests_and_its_descendants_by_not
     assert family.first == ["a"]
     found = [(each.child, each.parent.task_id) for each in family.relations]
     assert found == [("b", "a"), ("c", "b"), ("d", "b"), ("d", "a")]
+    below = await family_of("a", store)
+    assert {(each.child, each.parent.task_id) for each in below.relations} == {
+        ("b", "a"), ("c", "b"), ("d", "b"), ("d", "a"),
+    }, "a task that comes from two is below both"  # fmt: skip
+    assert len(below.relations) == 4
     orphan = await family_of("e", store)
     assert orphan.tasks["gone"] is None
     assert orphan.first == ["gone"]

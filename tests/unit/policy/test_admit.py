@@ -212,6 +212,11 @@ def test_a_task_that_only_base_models_know_is_refused_elsewhere(task: str) -> No
     assert job.request.task_type == task
 
 
+def test_a_task_that_another_loaded_model_knows_is_refused_with_its_name() -> None:
+    with pytest.raises(TaskUnsupported, match=r"cannot do task_type extract; .*; give model = acestep-v15-base$"):
+        admitted(limits(24, TURBO, BASE), task_type="extract", src_audio_path="s3://b/a.wav")
+
+
 def test_a_fallback_that_cannot_do_the_task_explains_itself() -> None:
     with pytest.raises(TaskUnsupported, match="used instead of acestep-v15-base"):
         admitted(limits(), task_type="lego", src_audio_path="s3://b/a.wav", model="acestep-v15-base")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from playwright.async_api import expect
 
+from acestep_consumer.policy.scoring import KNOWN
 from acestep_consumer.webui.job_board import QueueState
 from acestep_schemas import examples
 from acestep_schemas.events import WorkerEvent
@@ -23,7 +24,7 @@ expect.set_options(timeout=15_000)
 PAGE = Path(__file__).parents[3] / "consumer/acestep_consumer/webui/page"
 PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
 # Chosen by a value: keys that begin so are used by their beginning.
-BY_VALUE = ("state.", "stage.", "field.", "error.", "kind_of.", "keys.")
+BY_VALUE = ("state.", "stage.", "field.", "error.", "kind_of.", "keys.", "measure.")
 # Written alike in both languages.
 ALIKE = {"form.lyrics_example"}
 # Text and labels that are seen, of the page itself: what people and workers wrote has a direction of its own, dir=auto.
@@ -59,6 +60,10 @@ def test_both_tables_have_the_same_strings_in_the_same_order_with_the_same_value
     assert [key for key, text in (*EN.items(), *JA.items()) if not text.strip()] == []
 
 
+def test_each_measure_of_a_score_has_a_name() -> None:
+    assert {key.removeprefix("measure.") for key in EN if key.startswith("measure.")} == KNOWN
+
+
 def test_japanese_strings_are_japanese() -> None:
     japanese = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]")
     same = {key for key in EN if not japanese.search(JA[key])}
@@ -90,7 +95,7 @@ def test_no_words_stand_in_the_document_or_the_scripts_themselves() -> None:
 
 def fill(served: ServedPage) -> None:
     """Show a job of every state, with all that a row can have."""
-    candidates = [{"seed": 7, "score": 0.9, "kept": True, "index": 0, "measures": {"lyric_score": 0.9}}]
+    candidates = [{"seed": 7, "score": 0.9, "kept": True, "index": 0, "measures": {"lyrics": 0.9}}]
     request = {"prompt": "夜のドライブ", "lyrics": "雨が降る", "bpm": 90, "vocal_language": "ja"}
     policy = examples.completed().data.policy
     parents = [{"task_id": "two", "index": 0, "field": "source_task_id"}]

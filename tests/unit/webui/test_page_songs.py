@@ -80,9 +80,9 @@ async def test_without_times_the_plain_lyrics_are_beside_the_player() -> None:
 
 async def test_candidates_stand_side_by_side_with_their_scores_and_kept_ones_play() -> None:
     candidates = [
-        {"seed": 2**62, "score": 0.91, "kept": True, "index": 0, "measures": {"lyric_score": 0.9, "clipping": 1.0}},
-        {"seed": 8, "score": 0.7, "kept": True, "index": 1, "measures": {"lyric_score": 0.6}},
-        {"seed": 9, "score": 0.125, "kept": False, "index": None, "measures": {"clipping": 0.0}},
+        {"seed": 2**62, "score": 0.91, "kept": True, "index": 0, "measures": {"lyrics": 0.9, "clipping": 0.00123456}},
+        {"seed": 8, "score": 0.7, "kept": True, "index": 1, "measures": {"lyrics": 0.6}},
+        {"seed": 9, "score": 0.125, "kept": False, "index": None, "measures": {"clipping": 0.0, "noise": -13.40886}},
     ]
     async with served_page() as served:
         served.complete("best", *(served.song("best", each, seconds=30) for each in (0, 1)), candidates=candidates)
@@ -91,13 +91,13 @@ async def test_candidates_stand_side_by_side_with_their_scores_and_kept_ones_pla
             await opened(page, "best")
             table = row(page, "best").get_by_role("table", name="Candidates and their scores")
             await expect(table.get_by_role("columnheader")).to_have_text(
-                ["Song", "Seed", "Score", "lyrics", "clipping"]
+                ["Song", "Seed", "Score", "lyrics sung", "clipping (share)", "noise (dB)"]
             )
             rows = table.locator("tbody tr")
             await expect(rows.nth(0).get_by_role("cell")).to_have_text(
-                ["song 1 of 2", str(2**62), "0.91", "0.90", "1.00"]
+                ["song 1 of 2", str(2**62), "0.91", "0.9", "0.00123", "–"]
             )
-            await expect(rows.nth(2).get_by_role("cell")).to_have_text(["not kept", "9", "0.13", "–", "0.00"])
+            await expect(rows.nth(2).get_by_role("cell")).to_have_text(["not kept", "9", "0.13", "–", "0", "-13.4"])
             await table.get_by_role("button", name="song 2 of 2").click()
             await expect(page.locator("#now")).to_have_text("best · song 2 of 2")
             await expect(page.locator("#versions")).to_contain_text("2 · 0.70")

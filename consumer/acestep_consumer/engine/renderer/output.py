@@ -23,11 +23,14 @@ class OutputRules:
         peak: what the peak is scaled to, 1 is full scale; None: no scaling.
         fade_in_s: length of a linear fade-in in seconds.
         fade_out_s: length of a linear fade-out in seconds.
+        raises_new_part: whether a new part beside kept samples may be raised to ``peak``. Not beside a song of this
+            product: its level was set when it was made, and what is made from it has that level too.
     """
 
     peak: float | None = MINUS_1_DB
     fade_in_s: float = 0.0
     fade_out_s: float = 0.0
+    raises_new_part: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,10 +72,10 @@ def normalised(audio: torch.Tensor, peak: float = MINUS_1_DB) -> torch.Tensor:
     return audio * _gain(audio, peak)
 
 
-def spliced(audio: torch.Tensor, kept: KeptSamples, peak: float | None) -> torch.Tensor:
+def spliced(audio: torch.Tensor, kept: KeptSamples, rules: OutputRules) -> torch.Tensor:
     """Return new audio, [channels, samples] on the CPU, with the source's samples outside the window.
 
-    The new part alone is scaled: by the factor that brings the peak of the whole song to ``peak``.
+    The new part alone is scaled: by the factor that brings the peak of the whole song to the peak of ``rules``.
     """
     length = min(audio.shape[-1], kept.source.shape[-1])
     window = Window(min(kept.window.start, length), min(kept.window.end, length), length)
@@ -81,8 +84,9 @@ def spliced(audio: torch.Tensor, kept: KeptSamples, peak: float | None) -> torch
     source = kept.source[:, first:last]
     joined = kept.source[:, :length].clone()
     joined[:, first:last] = mask * audio[:, first:last] + (1.0 - mask) * source
-    if peak is not None:
-        scaled = audio[:, first:last] * _gain(joined, peak)
+    if rules.peak is not None:
+        gain = _gain(joined, rules.peak)
+        scaled = audio[:, first:last] * (gain if rules.raises_new_part else gain.clamp(max=1.0))
         joined[:, first:last] = mask * scaled + (1.0 - mask) * source
     return torch.cat([joined, audio[:, length:]], dim=-1)
 

@@ -229,7 +229,7 @@ def arguments_for(
         audio_codes=material.audio_codes,
         seeds=job.seeds,
         tiled=asked.use_tiled_decode,
-        output=_output(asked),
+        output=_output(job),
         align=(asked.timestamps or asked.candidates is not None) and sings(metas.lyrics or asked.lyrics),
         edits=tuple(builder.edits),
         adjustments=tuple(builder.adjustments),
@@ -473,13 +473,15 @@ def _keep(asked: GenerationRequest, model: LoadedModel) -> KeepRules:
     )
 
 
-def _output(asked: GenerationRequest) -> OutputRules:
+def _output(job: Job) -> OutputRules:
     """Return what is done to the samples. As in ACE-Step, a peak above full scale is no level to scale to."""
+    asked = job.request
     scaled = asked.enable_normalization and asked.normalization_db <= 0
     return OutputRules(
         peak=10 ** (asked.normalization_db / 20) if scaled else None,
         fade_in_s=asked.fade_in_duration,
         fade_out_s=asked.fade_out_duration,
+        raises_new_part=job.source is None,
     )
 
 

@@ -404,7 +404,7 @@ class _JobRenderer:
         """Return the song with the kept samples of its source, and with its fades."""
         rate, output = self._model.sample_rate, arguments.output
         if (kept := arguments.kept_samples(rate)) is not None:
-            audio = spliced(audio, kept, output.peak)
+            audio = spliced(audio, kept, output)
         return faded(audio, output, rate)
 
     def _aligned(self, song: _DecodedSong) -> AlignedLyrics | None:

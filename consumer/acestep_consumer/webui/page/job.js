@@ -7,7 +7,7 @@ import { currentLanguage, localize, t, tn } from "./i18n.js";
 import { isCurrent, isPlaying, current, play, refresh, toggle } from "./player.js";
 import { Song } from "./song.js";
 import { isFavourite, songKey, toggleFavourite } from "./store.js";
-import { clock, detailed, doing, isEnded, labelled, notesOf, problem, reasonOf, score, songName, spoken, titleOf } from "./text.js";
+import { clock, detailed, doing, isEnded, labelled, measureName, measureValue, notesOf, problem, reasonOf, score, songName, spoken, titleOf } from "./text.js";
 import { draw, peaksIn, whenSeen } from "./waveform.js";
 
 const NO_PARAMETERS = ["prompt", "lyrics", "model"];
@@ -184,7 +184,7 @@ export class Job {
     const candidates = card.candidates ?? [];
     this.part(".scores").hidden = !candidates.length;
     const measures = [...new Set(candidates.flatMap((each) => Object.keys(each.measures)))];
-    const columns = [t("candidate.song"), t("candidate.seed"), t("candidate.score"), ...measures.map(labelled)];
+    const columns = [t("candidate.song"), t("candidate.seed"), t("candidate.score"), ...measures.map(measureName)];
     setChildren(this.part("thead"), columns, () => [make("tr", {}, ...columns.map((textContent) => make("th", { scope: "col", textContent })))]);
     setChildren(this.part("tbody"), [candidates, columns], () => candidates.map((each) => this.scoreRow(each, measures)));
   }
@@ -197,7 +197,7 @@ export class Job {
       button.addEventListener("click", () => play(this.card, candidate.index));
       name.append(button);
     } else name.textContent = candidate.kept ? "" : t("candidate.dropped");
-    const values = [candidate.seed, score(candidate.score), ...measures.map((each) => score(candidate.measures[each]))];
+    const values = [candidate.seed, score(candidate.score), ...measures.map((each) => measureValue(candidate.measures[each]))];
     return make("tr", {}, name, ...values.map((textContent) => make("td", { textContent })));
   }
 

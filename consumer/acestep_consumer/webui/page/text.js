@@ -77,6 +77,12 @@ function waiting(card, place, isAway) {
   return parts.join(" · ");
 }
 
+/** A measure of a score, with its unit: an operator's table may have others. */
+export const measureName = (name) => known(`measure.${name}`) ?? labelled(name);
+
+/** The value of a measure: some are shares of a thousandth, others tens of dB. */
+export const measureValue = (value) => (typeof value === "number" ? String(Number(value.toPrecision(3))) : "–");
+
 export const labelled = (field) => known(`field.${field}`) ?? field.replaceAll("_", " ");
 
 // Not names of fields: these are what a program would send.

@@ -35,7 +35,7 @@ def test_the_peak_is_scaled_to_its_level_and_silence_stays_as_it_is() -> None:
 
 def test_the_source_is_kept_to_the_bit_and_the_new_part_alone_is_scaled() -> None:
     source, new = torch.rand(2, 100) / 3, torch.full((2, 100), 0.4)
-    found = spliced(new, KeptSamples(source, Window(40, 60, 100), fade=10), peak=0.8)
+    found = spliced(new, KeptSamples(source, Window(40, 60, 100), fade=10), OutputRules(peak=0.8))
     outside = torch.tensor([not 30 <= index < 70 for index in range(100)])
     assert torch.equal(found[:, outside], source[:, outside])
     assert torch.allclose(found[:, 40:60], torch.tensor(0.8))
@@ -44,20 +44,27 @@ def test_the_source_is_kept_to_the_bit_and_the_new_part_alone_is_scaled() -> Non
 
 def test_a_loud_source_holds_the_new_part_down() -> None:
     source, new = torch.full((1, 9), 0.9), torch.full((1, 9), 0.5)
-    found = spliced(new, KeptSamples(source, Window(3, 6, 9), fade=0), peak=0.45)
+    found = spliced(new, KeptSamples(source, Window(3, 6, 9), fade=0), OutputRules(peak=0.45))
     assert found[0].tolist() == pytest.approx([0.9] * 3 + [0.25] * 3 + [0.9] * 3)
+
+
+def test_a_new_part_of_a_quiet_song_of_ours_is_as_quiet_as_the_song() -> None:
+    source, new = torch.full((1, 9), 0.1), torch.full((1, 9), 0.11)
+    kept = KeptSamples(source, Window(3, 6, 9), fade=0)
+    found = spliced(new, kept, OutputRules(peak=0.8, raises_new_part=False))
+    assert found[0].tolist() == pytest.approx([0.1] * 3 + [0.11] * 3 + [0.1] * 3)
 
 
 def test_without_a_level_the_new_part_is_as_it_was_decoded() -> None:
     source, new = torch.rand(1, 9), torch.rand(1, 9)
-    found = spliced(new, KeptSamples(source, Window(3, 6, 9), fade=0), peak=None)
+    found = spliced(new, KeptSamples(source, Window(3, 6, 9), fade=0), OutputRules(peak=None))
     assert torch.equal(found, torch.cat([source[:, :3], new[:, 3:6], source[:, 6:]], dim=1))
 
 
 @pytest.mark.parametrize("samples", [8, 12])
 def test_a_source_of_another_length_is_kept_as_far_as_it_goes(samples: int) -> None:
     source, new = torch.rand(1, samples), torch.rand(1, 10)
-    found = spliced(new, KeptSamples(source, Window(3, 6, samples), fade=0), peak=None)
+    found = spliced(new, KeptSamples(source, Window(3, 6, samples), fade=0), OutputRules(peak=None))
     assert found.shape == new.shape
     assert torch.equal(found[:, 6:8], source[:, 6:8])
 
