@@ -21,6 +21,7 @@ from acestep_schemas.events import Completed
 
 _RETRY_S: Final = 10.0
 _SHOWN: Final = 60
+_UNWRAPPED: Final = 10_000
 
 
 async def lineage(settings: Settings, task_id: str, note: Console, *, as_json: bool) -> Exit:
@@ -39,7 +40,8 @@ async def lineage(settings: Settings, task_id: str, note: Console, *, as_json: b
     if as_json:
         sys.stdout.write(json.dumps(_as_json(task_id, family), ensure_ascii=False) + "\n")
     else:
-        _print(task_id, family, Console(highlight=False))
+        # A program that reads it gets a task a line; a terminal wraps the words of one within the tree.
+        _print(task_id, family, Console(highlight=False, width=None if sys.stdout.isatty() else _UNWRAPPED))
     if not family.complete:
         print_warning(f"the family is larger: {MOST_TASKS:,} tasks are shown", note)
     return Exit.DONE
@@ -69,7 +71,7 @@ def _print(task_id: str, family: Family, console: Console) -> None:
     for first in family.first:
         tree = Tree(_line(first, None, family, marked=first == task_id), guide_style="dim")
         _grow(tree, first, task_id, family)
-        console.print(tree, soft_wrap=True)
+        console.print(tree)
 
 
 def _grow(tree: Tree, parent: str, task_id: str, family: Family) -> None:
