@@ -208,6 +208,8 @@ def replaced_lines(value: object) -> object:
         lines = {text(old): text(new) for old, new in value.items()}
         if any(len(old) > _MAX_LINE or len(new) > _MAX_LYRICS for old, new in lines.items()):
             raise ValueError(f"must have lines of at most {_MAX_LINE:,} characters, and at most {_MAX_LYRICS:,} of new")
+        if lines.keys() in ({"section"}, {"lyrics"}):
+            raise ValueError("names a section and no lyrics, or lyrics and no section: both are needed")
         return lines
     raise ValueError('must be an object: {"line as sung": "new line"}, or {"section": "verse 2", "lyrics": "…"}')
 

@@ -170,6 +170,12 @@ def test_every_field_has_a_sample_here() -> None:
     assert set(WRITTEN) | set(EMBEDDED_AUDIO) | {"source_task_id"} == set(GenerationRequest.model_fields)
 
 
+@pytest.mark.parametrize("half", [{"section": "verse 2"}, {"lyrics": "over the sea"}])
+def test_a_section_without_lyrics_is_no_line_called_section(half: dict[str, str]) -> None:
+    with pytest.raises(RequestInvalid, match="names a section and no lyrics, or lyrics and no section"):
+        parsed(source_task_id="first", replace_lines=half)
+
+
 def test_a_song_of_an_earlier_task_outranks_source_audio() -> None:
     body = {"task_type": "cover", "sourceTaskId": " song-1 ", "src_audio_path": "s3://songs/a.wav"}
     request, warnings = parse_request(body)
