@@ -13,7 +13,8 @@ import os
 import signal
 import sys
 import uuid
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
@@ -25,7 +26,6 @@ from tests.support.servers import ManagementApi
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 # Models as small as the tests' get nothing from several threads, and processes side by side fight over the cores: one
 # thread each is many times faster. Set before torch is imported, here and in the processes that tests start.
@@ -40,16 +40,25 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+_LARGE_BYTES: Final = 1 << 30
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _memory_is_given_back() -> Iterator[None]:
-    """Give free memory back to the system after each file: glibc keeps what models and songs of all sizes have left.
+    """Give free memory back to the system after a file: glibc keeps what models and songs of all sizes have left.
 
-    A process that runs tests grew to 6 GB without it, three of them beside each other.
+    A process that runs tests grew to 6 GB without it, three of them beside each other. A small one is left alone, since
+    a collection with torch loaded takes half a second.
     """
     yield
-    gc.collect()
-    if sys.platform == "linux":
+    if sys.platform == "linux" and _resident_bytes() > _LARGE_BYTES:
+        gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.fixture(scope="session")
