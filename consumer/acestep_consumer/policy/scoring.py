@@ -6,15 +6,15 @@ A score is the product of one factor a measure. A measure at ``good`` has the fa
 instrumental one, counts as good.
 """
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Generic, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from acestep_consumer.policy.toml_tables import read_table
 from acestep_schemas.events import Candidate
 
 
@@ -129,19 +129,7 @@ def load_score_table(path: Path | None) -> ScoreTable:
     """
     if path is None:
         return BUILT_IN
-    try:
-        table = ScoreTable.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig")))
-    except OSError as error:
-        raise ScoreTableError(f"ACESTEP_SCORE_TABLE: {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError:
-        raise ScoreTableError(f"ACESTEP_SCORE_TABLE: {path} is not UTF-8 text") from None  # the error quotes the bytes
-    except RecursionError as error:
-        raise ScoreTableError(f"ACESTEP_SCORE_TABLE: {path} is nested too deeply") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ScoreTableError(f"ACESTEP_SCORE_TABLE: {path} is not TOML: {error}") from error
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors(include_url=False))
-        raise ScoreTableError(f"ACESTEP_SCORE_TABLE: {path}: {problems}") from error
+    table = read_table(path, ScoreTable, "ACESTEP_SCORE_TABLE", ScoreTableError)
     if unknown := sorted(table.measures.keys() - KNOWN):
         known = ", ".join(sorted(KNOWN))
         raise ScoreTableError(f"ACESTEP_SCORE_TABLE: {path}: there is no measure {', '.join(unknown)}; known: {known}")

@@ -4,10 +4,11 @@
 The built-in rows are the limits of ACE-Step 1.5's own server as of February 2026; those of June ship beside them.
 """
 
-import tomllib
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from acestep_consumer.policy.toml_tables import read_table
 
 MIN_DURATION_S, MAX_DURATION_S = 10, 600
 DEFAULT_DURATION_S = 120.0
@@ -136,27 +137,10 @@ def load_table(path: Path | None) -> TierTable:
         return BUILT_IN
     if str(path) in SHIPPED:
         return SHIPPED[str(path)]
-    try:
-        return TierTable.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig")))
-    except OSError as error:
-        shipped = ", ".join(SHIPPED)
-        raise TierTableError(
-            f"ACESTEP_TIER_TABLE: {path} cannot be read: {error.strerror}; tables without a file: {shipped}"
-        ) from error
-    except UnicodeDecodeError:
-        raise TierTableError(f"ACESTEP_TIER_TABLE: {path} is not UTF-8 text") from None  # the error quotes the bytes
-    except RecursionError as error:
-        raise TierTableError(f"ACESTEP_TIER_TABLE: {path} is nested too deeply") from error
-    except tomllib.TOMLDecodeError as error:
-        raise TierTableError(f"ACESTEP_TIER_TABLE: {path} is not TOML: {error}") from error
-    except ValidationError as error:
-        raise TierTableError(f"ACESTEP_TIER_TABLE: {path}: {_problems(error)}") from error
+    hint = f"; tables without a file: {', '.join(SHIPPED)}"
+    return read_table(path, TierTable, "ACESTEP_TIER_TABLE", TierTableError, hint)
 
 
 def others(table: TierTable) -> tuple[TierTable, ...]:
     """Return the shipped tables that are not in force."""
     return tuple(other for version, other in SHIPPED.items() if version != table.version)
-
-
-def _problems(error: ValidationError) -> str:
-    return "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors(include_url=False))
