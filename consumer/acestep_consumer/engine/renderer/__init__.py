@@ -9,10 +9,3 @@ song's state), ``denoiser``, ``pack``, ``packed_dit`` and ``attention`` (many so
 ``fused_decoder`` and ``decoder_kernels`` (the VAE decoder on Hopper). Start: ``startup``, ``device``, ``registry``,
 ``checkpoint``, ``quantization``, ``components``.
 """
-
-import logging
-
-# diffusers and transformers import torchao where it is installed, and with it come warnings of kernels for other cards,
-# of files that nobody here reads, and of torch's plans for enumerations.
-for _name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
