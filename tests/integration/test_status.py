@@ -137,7 +137,8 @@ async def test_the_management_api_tells_hands_prefetch_and_bound(
             queue = management.call("GET", f"/api/queues/{amqp_vhost}/{GENERATE}")
             connections = management.call("GET", f"/api/vhosts/{amqp_vhost}/connections")
             named = [each for each in connections if each.get("client_properties", {}).get("connection_name")]
-            return queue.get("messages_unacknowledged") == 7 and queue.get("messages_ready") == 2 and len(named) == 2
+            messages = (queue.get("messages_ready"), queue.get("messages_unacknowledged"))
+            return messages == (2, 7) and len(queue["consumer_details"]) == 3 and len(named) == 2
 
         await until(counted, "the API's statistics are up to date", WITHIN_S)
         found = await answer(amqp_url, "--sample", "0", ACESTEP_MANAGEMENT_URL=rabbitmq.management_url)

@@ -47,10 +47,11 @@ _JSON = {"Content-Type": "application/json"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsumerInfo:
-    """One worker's consumers of the request queue, and how many unacked messages they may hold in all."""
+    """One worker's consumers of the request queue, how many they are and how many unacked messages they may hold."""
 
     worker_id: str
     prefetch: int
+    consumers: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +63,7 @@ class RequestQueue:
         unacked: messages delivered to workers and not yet acked.
         acked_per_s: messages acked a second, over the last five minutes; None: not known yet.
         limit: how many messages may wait, from the queue's argument and its policies; None: no limit.
-        consumers: the consumers, by worker.
+        consumers: the consumers, by worker; a new one is missing for some seconds.
     """
 
     ready: int
@@ -222,12 +223,15 @@ def _limit(queue: dict[str, Any]) -> int | None:
 
 def _consumers(details: Any, names: dict[str, str]) -> tuple[ConsumerInfo, ...]:
     """Add up the prefetch of each worker's consumers: one that changes its prefetch has several for a while."""
-    prefetch: dict[str, int] = {}
+    prefetch: dict[str, list[int]] = {}
     for each in details:
         connection = (each.get("channel_details") or {}).get("connection_name", "")
         worker = _worker_of(names.get(connection, ""), connection)
-        prefetch[worker] = prefetch.get(worker, 0) + each.get("prefetch_count", 0)
-    return tuple(ConsumerInfo(worker_id=worker, prefetch=count) for worker, count in sorted(prefetch.items()))
+        prefetch.setdefault(worker, []).append(each.get("prefetch_count", 0))
+    return tuple(
+        ConsumerInfo(worker_id=worker, prefetch=sum(counts), consumers=len(counts))
+        for worker, counts in sorted(prefetch.items())
+    )
 
 
 def _worker_of(name: str, connection: str) -> str:

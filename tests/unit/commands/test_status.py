@@ -54,13 +54,18 @@ def of_tier(tier: str, state: Any) -> Worker:
     return Worker(worker_id="of-tier", state=state, prefetch=1, in_hand=0, models=("m",), tier=tier, vram_gb=80)
 
 
-def monitored(*consumers: tuple[str, int], unacked: int = 6, acked_per_s: float | None = 0.5) -> RequestQueue:
+def monitored(
+    *consumers: tuple[str, int] | tuple[str, int, int], unacked: int = 6, acked_per_s: float | None = 0.5
+) -> RequestQueue:
     return RequestQueue(
         ready=0,
         unacked=unacked,
         acked_per_s=acked_per_s,
         limit=150,
-        consumers=tuple(ConsumerInfo(worker_id=name, prefetch=prefetch) for name, prefetch in consumers),
+        consumers=tuple(
+            ConsumerInfo(worker_id=name, prefetch=prefetch, consumers=sum(several) or 1)
+            for name, prefetch, *several in consumers
+        ),
     )
 
 
@@ -106,10 +111,14 @@ def shown(answer: StatusReport, width: int = 200) -> str:
 
 
 def test_the_bound_is_the_limit_and_the_prefetch_of_all_workers() -> None:
-    found = status(10, 3, monitor=monitored(("a", 4), ("b", 8)))
+    found = status(10, 3, monitor=monitored(("a", 4, 2), ("b", 8)))
     assert (found.queue.limit, found.queue.limit_from, found.queue.bound) == (150, "broker", 162)
     assert found.queue.unacked == 6
     assert [(each.worker_id, each.prefetch) for each in found.workers] == [("a", 4), ("b", 8)]
+
+
+def test_the_bound_is_not_known_until_the_management_api_lists_every_consumer() -> None:
+    assert status(0, 3, monitor=monitored(("a", 4), ("b", 8))).queue.bound is None
 
 
 def test_without_the_management_api_the_bound_is_known_when_every_consumer_was_heard() -> None:

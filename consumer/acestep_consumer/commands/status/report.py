@@ -328,10 +328,10 @@ def _consuming(workers: tuple[WorkerPart, ...]) -> int:
 
 
 def _sum_of_prefetch(seen: StatusInputs, workers: tuple[WorkerPart, ...], consumers: int) -> int | None:
-    """Return the sum of prefetch; None if that of a worker is unknown, or a consumer did not answer."""
+    """Return the sum of prefetch; None if a consumer's is unknown: it did not answer, or is not in the API yet."""
     known = [worker.prefetch for worker in workers if worker.prefetch is not None]
-    complete = seen.monitored is not None or len(workers) >= consumers
-    return sum(known) if complete and len(known) == len(workers) else None
+    counted = len(workers) if seen.monitored is None else sum(each.consumers for each in seen.monitored.consumers)
+    return sum(known) if counted >= consumers and len(known) == len(workers) else None
 
 
 def _ready(seen: StatusInputs, queue: str) -> int:
