@@ -20,12 +20,17 @@ from tests.support.planted_faults import (
 )
 
 SECONDS = 20
-SONG = arranged_music(SECONDS, seed=11)
 TIMES = np.arange(SECONDS * RATE) / RATE
 LEAST_AREA = 0.9
 SONGS, SONG_S = 6, 15
 
 Samples = NDArray[np.float32]
+
+
+@cache
+def good_song() -> Samples:
+    """Synthesised when a test asks for it: every process that collects tests imports this file."""
+    return arranged_music(SECONDS, seed=11)
 
 
 def measured(song: Samples) -> dict[str, float]:
@@ -39,7 +44,7 @@ def tone(hz: float, gain: float = 0.8) -> Samples:
 
 
 def test_a_song_without_a_fault_has_none() -> None:
-    found = measured(SONG)
+    found = measured(good_song())
     assert (found["silence"], found["longest_gap"]) == (0, 0)
     assert found["clipping"] < 1e-5
     assert found["loudness_jumps"] < 2.5
@@ -48,7 +53,7 @@ def test_a_song_without_a_fault_has_none() -> None:
 
 
 def test_silence_is_its_share_of_the_time_and_the_longest_one_in_seconds() -> None:
-    broken = SONG.copy()
+    broken = good_song().copy()
     for start, end in ((4, 6), (10, 11)):
         broken[:, start * RATE : end * RATE] = 0
     found = measured(broken)
@@ -58,7 +63,7 @@ def test_silence_is_its_share_of_the_time_and_the_longest_one_in_seconds() -> No
 
 @pytest.mark.parametrize("gain", [0.0, 1e-5])
 def test_a_song_of_silence_is_all_silent(gain: float) -> None:
-    assert measured(SONG * np.float32(gain)) == {"silence": 1.0, "longest_gap": pytest.approx(SECONDS)}
+    assert measured(good_song() * np.float32(gain)) == {"silence": 1.0, "longest_gap": pytest.approx(SECONDS)}
 
 
 @pytest.mark.parametrize("hz", [40, 110, 1_000, 9_000])
@@ -81,47 +86,47 @@ def test_clipping_of_one_channel_counts_half() -> None:
 
 @pytest.mark.parametrize("decibels", [-12, 9, 15])
 def test_a_jump_of_the_level_is_seen_in_decibels(decibels: float) -> None:
-    broken = SONG.copy()
+    broken = good_song().copy()
     broken[:, 7 * RATE : 13 * RATE] *= np.float32(10 ** (decibels / 20))
     assert measured(broken)["loudness_jumps"] == pytest.approx(abs(decibels), abs=4)
 
 
 @pytest.mark.parametrize("decibels", [-20, -10])
 def test_white_noise_is_seen_at_its_level(decibels: float) -> None:
-    power = np.mean(SONG**2) * 10 ** (decibels / 10)
-    noise = np.random.default_rng(1).normal(0, np.sqrt(power), SONG.shape).astype(np.float32)
+    power = np.mean(good_song() ** 2) * 10 ** (decibels / 10)
+    noise = np.random.default_rng(1).normal(0, np.sqrt(power), good_song().shape).astype(np.float32)
     # Loud moments are louder than the song is on average, and the quietest of some frames is below it.
-    assert decibels - 18 < measured(SONG + noise)["noise"] < decibels
+    assert decibels - 18 < measured(good_song() + noise)["noise"] < decibels
 
 
 def test_a_song_that_is_cut_off_ends_loud() -> None:
-    assert measured(SONG[:, : -3 * RATE])["abrupt_end"] > -12
+    assert measured(good_song()[:, : -3 * RATE])["abrupt_end"] > -12
 
 
 def test_scaling_a_song_changes_nothing() -> None:
-    broken = FAULTS["clipping"](SONG, 1, np.random.default_rng(0))
+    broken = FAULTS["clipping"](good_song(), 1, np.random.default_rng(0))
     assert measured(broken * np.float32(0.1)) == pytest.approx(measured(broken), rel=1e-3, abs=1e-3)
 
 
 def test_equal_songs_have_equal_measures() -> None:
-    assert measured(SONG) == measured(SONG.copy())
+    assert measured(good_song()) == measured(good_song().copy())
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("place", [0, 12_345, -1])
 def test_samples_that_are_no_numbers_are_no_song(value: float, place: int) -> None:
-    broken = SONG.copy()
+    broken = good_song().copy()
     broken[1, place] = value
     assert measures_of(broken, RATE) is None
 
 
 def test_what_is_too_short_to_be_measured_has_no_measures() -> None:
-    assert measures_of(SONG[:, : RATE // 3], RATE) == {}
+    assert measures_of(good_song()[:, : RATE // 3], RATE) == {}
 
 
 @pytest.mark.parametrize("rate", [44_100, 32_000])
 def test_other_sample_rates_and_one_channel_are_measured(rate: int) -> None:
-    found = measures_of(SONG[:1], rate)
+    found = measures_of(good_song()[:1], rate)
     assert found is not None
     assert set(found) == set(BUILT_IN.measures) - {"lyrics"}
 
