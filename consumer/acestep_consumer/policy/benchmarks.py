@@ -121,8 +121,8 @@ LOADED_BEYOND_PARAMETERS: Final = round(0.32 * GIB)
 # DiT, 2B turbo, batched: a step takes 23.3 ms for 3,750 tokens, and at least 4 ms.
 STEP_S_PER_TOKEN: Final = 6.2e-6
 STEP_FLOOR_S: Final = 0.004
-# The rest of a song's time in the renderer, which alone renders 206 songs of 300 s and 1,303 of 30 s per minute with the
-# fused decoder, and rendered 154 of 300 s without it; other cards than Hopper's decode without it.
+# The rest of a song's time in the renderer, which alone renders 206 songs of 300 s and 1,303 of 30 s per minute with
+# the fused decoder, and rendered 154 of 300 s without it; other cards than Hopper's decode without it.
 FUSED_DECODE_S_PER_SECOND: Final = 0.087 / 300
 DECODE_S_PER_SECOND: Final = 0.18 / 300
 PREPARE_S: Final = 0.018
