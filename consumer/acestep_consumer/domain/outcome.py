@@ -60,14 +60,16 @@ class TerminalRecord:
         """
         return isinstance(self.ending, Completed) or (same and self.message == message)
 
-    def yields_to(self, other: "TerminalRecord") -> bool:
+    def yields_to(self, other: "TerminalRecord", instead_of: "TerminalRecord | None" = None) -> bool:
         """Whether ``other``, which comes later, replaces this record. Songs are never replaced by an error.
 
         They replace one also when the fingerprints are equal: a copy of the message within the same second has it too.
+        ``instead_of`` is a record that ``other`` was made in place of: songs whose audio is gone yield to new songs.
         """
+        replaced, songs = self == instead_of, isinstance(other.ending, Completed)
         if isinstance(self.ending, Completed):
-            return False
-        return isinstance(other.ending, Completed) or self.message != other.message
+            return replaced and songs
+        return replaced or songs or self.message != other.message
 
     def for_body(self, body: str) -> "TerminalRecord":
         """Return the record as the answer to a message with this body, with a warning if it was another one's."""

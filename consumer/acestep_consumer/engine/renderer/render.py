@@ -438,7 +438,7 @@ class _JobRenderer:
             sample_rate=file.sample_rate,
             channels=file.channels,
             duration_s=file.duration_s,
-            track=self._job.request.track_classes[place] if self._job.request.stems else None,
+            track=self._job.track_of(place),
             side_files=tuple(self._side_files(song, place, arguments, file.levels)),
             lyrics=lines,
             lyric_score=None if song.aligned is None else round(song.aligned.score, 4),
