@@ -114,7 +114,8 @@ class GenerationRequest(BaseModel):
     queue_deadline_s: Seconds = Field(
         default=None,
         le=7 * _DAY,
-        description="Seconds it may wait in the queue, by the message's timestamp, before it expires. 0 or none: no limit.",
+        description="Seconds it may wait in the queue, by the message's timestamp, before it expires. "
+        "0 or none: no limit.",
     )
 
     prompt: Text = Field(default="", max_length=8_192, description="Description of the music.")
