@@ -57,6 +57,10 @@ class TerminalRecord:
         A completed task answers every message with its id. A task that ended without songs answers only the message
         that ended so: a producer that publishes a failed task again wants another try. ``same`` says that an equal
         fingerprint can only be a redelivery of that message.
+
+        There is one record a task, so that of two messages without songs only the latest is answered: if the ack of
+        the other one was lost meanwhile, it is tried again and reported again, with the same event id. A record for
+        each message would be one more object to read and write for every job, for the sake of that moment.
         """
         return isinstance(self.ending, Completed) or (same and self.message == message)
 
