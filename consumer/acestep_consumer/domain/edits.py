@@ -314,9 +314,9 @@ def _make_again(draft: _Draft, song: FoundSong) -> None:
             draft.edits.append(Edit(field="audio_code_string", value=count, because=because))
     if before.stems:
         draft.set("track_name", song.audio.track, because)
-    draft.set("src_audio_path", before.src_audio_path, "the source of that song")
-    draft.set("source_task_id", before.source_task_id, "the source of that song")
-    draft.set("source_index", before.source_index, "the source of that song")
+    source = "the source of that song" if before.has_source else "that song has no source"
+    for name in ("src_audio_path", "source_task_id", "source_index"):
+        draft.set(name, getattr(before, name), source)
     draft.take("batch_size", 1, "it is one song")
     if not asked.seed:
         # Variations differ in the noise that is mixed in, so all of them have the seed of the song.

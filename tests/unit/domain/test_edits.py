@@ -172,6 +172,8 @@ def test_a_variation_takes_over_the_request_its_seed_and_its_codes() -> None:
     assert (made.prompt, made.inference_steps, made.shift, made.thinking) == ("slow jazz with brushes", 6, 2.0, False)
     assert made.audio_code_string == "<|audio_code_3|><|audio_code_4|>"
     assert (made.retake_variance, made.variation, made.source_task_id) == (0.3, None, None)
+    (source,) = (edit for edit in resolve(asked, song(index=1)).edits if edit.field == "source_task_id")
+    assert (source.value, source.because) == (None, "that song has no source")
 
 
 def test_a_final_song_takes_over_everything_but_the_steps() -> None:

@@ -251,7 +251,7 @@ class _JobRenderer:
 
     def _loudness_warnings(self, arguments: PipelineArguments) -> Iterator[str]:
         if self._job.request.loudness_lufs is not None and arguments.kept_samples(self._model.sample_rate) is not None:
-            yield "loudness_lufs: the kept samples of the source are brought to another level with the new ones"
+            yield "loudness_lufs: the kept samples of the source are brought to another level with the new ones; 0 keeps theirs"
 
     def _decode_inputs(self) -> DecodedInputs:
         """Decode the inputs that the task uses."""
