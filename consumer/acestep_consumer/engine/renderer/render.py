@@ -251,7 +251,10 @@ class _JobRenderer:
 
     def _loudness_warnings(self, arguments: PipelineArguments) -> Iterator[str]:
         if self._job.request.loudness_lufs is not None and arguments.kept_samples(self._model.sample_rate) is not None:
-            yield "loudness_lufs: the kept samples of the source are brought to another level with the new ones; 0 keeps theirs"
+            yield (
+                "loudness_lufs: the kept samples of the source are brought to another level with the new ones; with 0 they "
+                "stay as they are"
+            )
 
     def _decode_inputs(self) -> DecodedInputs:
         """Decode the inputs that the task uses."""
