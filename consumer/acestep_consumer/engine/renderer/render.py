@@ -252,8 +252,8 @@ class _JobRenderer:
     def _loudness_warnings(self, arguments: PipelineArguments) -> Iterator[str]:
         if self._job.request.loudness_lufs is not None and arguments.kept_samples(self._model.sample_rate) is not None:
             yield (
-                "loudness_lufs: the kept samples of the source are brought to another level with the new ones; with 0 they "
-                "stay as they are"
+                "loudness_lufs: the kept samples of the source are brought to another level with the new ones; with 0 "
+                "they stay as they are"
             )
 
     def _decode_inputs(self) -> DecodedInputs:
