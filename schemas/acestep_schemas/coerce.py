@@ -195,17 +195,17 @@ def _base64(value: str) -> str:
     try:
         binascii.a2b_base64(written, strict_mode=True)
     except ValueError as error:
-        raise ValueError(f"must be a file in Base64: {_base64_hint(written, str(error))}") from None
+        raise ValueError(f"must be a file in Base64{_base64_hint(written, str(error))}") from None
     return written
 
 
 def _base64_hint(written: str, error: str) -> str:
     """Return what is wrong with a Base64 text and, for the two variants that programs write, what to do."""
     if _URL_SAFE.search(written):
-        return "with + and /, where the URL-safe alphabet has - and _"
+        return ", with + and / where the URL-safe alphabet has - and _"
     if error == "Incorrect padding":
-        return "with its padding: append = until its length is a multiple of 4"
-    return f"{error[:1].lower()}{error[1:]}"
+        return ", with its padding: append = until its length is a multiple of 4"
+    return f": {error[:1].lower()}{error[1:]}"
 
 
 def audio_codes(value: object) -> str:

@@ -778,11 +778,11 @@ class TestAudioInTheRequest:
     @pytest.mark.parametrize(
         ("written", "what_to_do"),
         [
-            ("UklGRg", "with its padding: append = until its length is a multiple of 4"),
-            ("UklGRg=", "with its padding: append = until its length is a multiple of 4"),
-            ("UklG=Rg=", "discontinuous padding not allowed"),
-            ("Ukl_Rg==", "with + and /, where the URL-safe alphabet has - and _"),
-            ("Ukl-Rg", "with + and /, where the URL-safe alphabet has - and _"),
+            ("UklGRg", ", with its padding: append = until its length is a multiple of 4"),
+            ("UklGRg=", ", with its padding: append = until its length is a multiple of 4"),
+            ("UklG=Rg=", ": discontinuous padding not allowed"),
+            ("Ukl_Rg==", ", with + and / where the URL-safe alphabet has - and _"),
+            ("Ukl-Rg", ", with + and / where the URL-safe alphabet has - and _"),
         ],
     )
     def test_the_variants_of_base64_that_programs_write_are_refused_with_what_to_do(
@@ -790,7 +790,7 @@ class TestAudioInTheRequest:
     ) -> None:
         with pytest.raises(RequestInvalid) as caught:
             parse_request({"src_audio_base64": written})
-        assert caught.value.problems[0].rule == f"must be a file in Base64: {what_to_do}"
+        assert caught.value.problems[0].rule == f"must be a file in Base64{what_to_do}"
 
     def test_an_address_outranks_it(self) -> None:
         body = {"srcAudioBase64": "UklGRg==", "ctx_audio_path": "s3://in/a.wav"}
