@@ -103,10 +103,7 @@ class Pipeline:
                 return context.answer.for_body(context.body_hash)
             context.warnings = (AUDIO_DELETED,)
         ours = context.record(await self._runner.run(context, task_id, self._stages))
-        in_force = await store.commit(ours, context.found)
-        # Another worker, or another message with this id, was first: its songs are delivered, and these are not.
-        context.repeated = in_force != ours
-        return in_force
+        return context.ended(ours, await store.commit(ours, context.found))
 
     async def _stages(self, run: JobRun) -> Completed:
         job, ports, stage, places = run.job, self._ports, StageTimer(self._ports.observer.running), run.places

@@ -39,6 +39,7 @@ _LORA_FOLDER: Final = "loras/"
 _MAX_DATA_URL_HEAD: Final = 200
 _MAX_LINE: Final = 1_024
 _MAX_LYRICS: Final = 32_768
+_URL_SAFE: Final = re.compile("[-_]")
 AUDIO_CODE: Final = re.compile(r"<\|audio_code_([0-9]+)\|>")
 
 
@@ -106,6 +107,11 @@ def positive_real(value: object) -> float | None:
     """Return a finite number, or None for zero and below, which mean "not given"."""
     number = real(value)
     return number if number > 0 else None
+
+
+def none_for_zero(read: Callable[[object], _T]) -> Callable[[object], _T | None]:
+    """Return the same coercion, with None for zero, which switches a field off."""
+    return lambda value: read(value) or None
 
 
 def seeds(value: object) -> tuple[int, ...]:
@@ -189,8 +195,17 @@ def _base64(value: str) -> str:
     try:
         binascii.a2b_base64(written, strict_mode=True)
     except ValueError as error:
-        raise ValueError(f"must be a file in Base64: {str(error)[:1].lower()}{str(error)[1:]}") from None
+        raise ValueError(f"must be a file in Base64{_base64_hint(written, str(error))}") from None
     return written
+
+
+def _base64_hint(written: str, error: str) -> str:
+    """Return what is wrong with a Base64 text and, for the two variants that programs write, what to do."""
+    if _URL_SAFE.search(written):
+        return ", with + and / where the URL-safe alphabet has - and _"
+    if error == "Incorrect padding":
+        return ", with its padding: append = until its length is a multiple of 4"
+    return f": {error[:1].lower()}{error[1:]}"
 
 
 def audio_codes(value: object) -> str:

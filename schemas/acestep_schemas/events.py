@@ -223,9 +223,10 @@ class Audio(Frozen):
 
     ``files`` are what lies beside it; None: nothing. ``lyrics`` are its lines with times, where the request asked for
     ``timestamps``; ``lyric_score`` says how well they are sung, 0 to 1, None where that was not measured.
-    ``loudness`` is what was reached, where the request asked for ``loudness_lufs``; ``track`` the track that it is one
-    of, where it asked for ``stems``. ``peaks`` is its waveform in small: Base64 of at most 400 bytes, each the largest
-    absolute sample of an equal slice, 255 being full scale; None: a worker of an earlier version.
+    ``loudness`` is what was reached, where the request asked for ``loudness_lufs``; ``track`` the track that it is of:
+    one that was extracted, or a repaint or variation of such a one; None: a whole song. ``peaks`` is its waveform in
+    small: Base64 of at most 400 bytes, each the largest absolute sample of an equal slice, 255 being full scale; None:
+    a worker of an earlier version.
     """
 
     uri: str

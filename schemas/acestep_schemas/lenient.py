@@ -123,6 +123,8 @@ _OWN: Final[Mapping[str, Callable[[object], object]]] = {
     "inference_steps": _positive(1, 1_000),
     "lm_top_k": lambda value: _off(value, 0),
     "lm_top_p": lambda value: _off(value, 1.0),
+    # The nearest bound would be another loudness than anybody wants: of 14, meant as -14, the loudest.
+    "loudness_lufs": lambda _: DEFAULT,
     "seed": lambda _: DEFAULT,
     "shift": _shift,
     "timesteps": lambda _: DEFAULT,

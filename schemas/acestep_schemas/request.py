@@ -35,6 +35,10 @@ Name = Annotated[str | None, BeforeValidator(coerce.optional(coerce.trimmed))]
 OptionalReal = Annotated[float | None, BeforeValidator(coerce.optional(coerce.real))]
 Count = Annotated[int | None, BeforeValidator(coerce.optional(coerce.positive_integer))]
 Seconds = Annotated[float | None, BeforeValidator(coerce.optional(coerce.positive_real))]
+# Fields that ACE-Step does not have: 0 switches them off, and less is an error.
+CountOrOff = Annotated[int | None, Field(ge=0), BeforeValidator(coerce.optional(coerce.none_for_zero(coerce.integer)))]
+SecondsOrOff = Annotated[float | None, Field(ge=0), BeforeValidator(coerce.optional(coerce.none_for_zero(coerce.real)))]
+Level = Annotated[float | None, BeforeValidator(coerce.optional(coerce.none_for_zero(coerce.real)))]
 CrossfadeFrames = Annotated[int | None, Field(ge=0), BeforeValidator(coerce.optional(coerce.integer))]
 CrossfadeSeconds = Annotated[float | None, Field(ge=0), BeforeValidator(coerce.optional(coerce.real))]
 Seed = Annotated[int, Field(ge=-1, le=2**63 - 1)]
@@ -110,7 +114,8 @@ class GenerationRequest(BaseModel):
     queue_deadline_s: Seconds = Field(
         default=None,
         le=7 * _DAY,
-        description="Seconds that the request may wait in the queue, from the message's timestamp; then it expires.",
+        description="Seconds it may wait in the queue, by the message's timestamp, before it expires. "
+        "0 or none: no limit.",
     )
 
     prompt: Text = Field(default="", max_length=8_192, description="Description of the music.")
@@ -141,10 +146,10 @@ class GenerationRequest(BaseModel):
         default=None, le=_DAY, description="Seconds of music, up to 600 on the largest tier. 0 means not given."
     )
     batch_size: Integer = Field(default=1, ge=1, le=1_000, description="Songs in this request, 1 to 8.")
-    candidates: Count = Field(
+    candidates: CountOrOff = Field(
         default=None,
         le=1_000,
-        description="Songs to make and score, of which the best are kept; in place of batch_size, with the same limit.",
+        description="Songs to make and score, in place of batch_size; the best are kept. 0 or none: no scores.",
     )
     keep: Integer = Field(default=1, ge=1, le=1_000, description="How many of the candidates are kept, best first.")
     seed: Annotated[tuple[Seed, ...], BeforeValidator(coerce.seeds)] = Field(
@@ -234,11 +239,12 @@ class GenerationRequest(BaseModel):
         default=-1.0, ge=-100, le=100, description="Peak of a song in dB of full scale; above 0 there is no scaling."
     )
 
-    loudness_lufs: OptionalReal = Field(
+    loudness_lufs: Level = Field(
         default=None,
         ge=-70,
         le=-5,
-        description="Integrated loudness (EBU R 128) to bring each song to, such as -14 LUFS; none: its level stays.",
+        description="Integrated loudness (EBU R 128) to bring each song to, such as -14 LUFS. "
+        "0 or none: its level stays.",
     )
     true_peak_db: Real = Field(
         default=-1.0,
@@ -280,11 +286,15 @@ class GenerationRequest(BaseModel):
     source_index: Integer = Field(
         default=0, ge=0, le=1_000, description="Which song of source_task_id, counted from 0."
     )
-    extend_left_s: Seconds = Field(
-        default=None, le=_DAY, description="Seconds to add before the source: a repaint that begins before it."
+    extend_left_s: SecondsOrOff = Field(
+        default=None,
+        le=_DAY,
+        description="Seconds to add before the source: a repaint that begins before it. 0 or none: nothing.",
     )
-    extend_right_s: Seconds = Field(
-        default=None, le=_DAY, description="Seconds to add after the source: a repaint that ends past it."
+    extend_right_s: SecondsOrOff = Field(
+        default=None,
+        le=_DAY,
+        description="Seconds to add after the source: a repaint that ends past it. 0 or none: nothing.",
     )
     replace_lines: Annotated[Mapping[str, str] | None, BeforeValidator(coerce.optional(coerce.replaced_lines))] = Field(
         default=None,

@@ -45,7 +45,7 @@ class RequestBody(TypedDict, total=False):
     strict: bool
     """Reject values that cannot be read or are out of range, in place of using what ACE-Step would."""
     queue_deadline_s: float | None
-    """Seconds that the request may wait in the queue, from the message's timestamp; then it expires."""
+    """Seconds it may wait in the queue, by the message's timestamp, before it expires. 0 or none: no limit."""
     prompt: str
     """Description of the music."""
     lyrics: str
@@ -65,7 +65,7 @@ class RequestBody(TypedDict, total=False):
     batch_size: int
     """Songs in this request, 1 to 8."""
     candidates: int | None
-    """Songs to make and score, of which the best are kept; in place of batch_size, with the same limit."""
+    """Songs to make and score, in place of batch_size; the best are kept. 0 or none: no scores."""
     keep: int
     """How many of the candidates are kept, best first."""
     seed: int | Sequence[int]
@@ -131,7 +131,7 @@ class RequestBody(TypedDict, total=False):
     normalization_db: float
     """Peak of a song in dB of full scale; above 0 there is no scaling."""
     loudness_lufs: float | None
-    """Integrated loudness (EBU R 128) to bring each song to, such as -14 LUFS; none: its level stays."""
+    """Integrated loudness (EBU R 128) to bring each song to, such as -14 LUFS. 0 or none: its level stays."""
     true_peak_db: float
     """True peak in dB of full scale that loudness_lufs must not bring a song above."""
     timestamps: bool
@@ -149,9 +149,9 @@ class RequestBody(TypedDict, total=False):
     source_index: int
     """Which song of source_task_id, counted from 0."""
     extend_left_s: float | None
-    """Seconds to add before the source: a repaint that begins before it."""
+    """Seconds to add before the source: a repaint that begins before it. 0 or none: nothing."""
     extend_right_s: float | None
-    """Seconds to add after the source: a repaint that ends past it."""
+    """Seconds to add after the source: a repaint that ends past it. 0 or none: nothing."""
     replace_lines: Mapping[str, str] | None
     """Lines of source_task_id to sing anew: old line to new one, or section and lyrics."""
     variation: float | None

@@ -117,6 +117,12 @@ class TestAStore:
         again = TerminalRecord(make_manifest(job, worker_id="second"), "m1")
         assert await store.commit(again, gone) == again
 
+    async def test_songs_whose_audio_is_gone_are_not_replaced_by_an_error(self, store: Store) -> None:
+        job = make_job()
+        gone = await store.commit(TerminalRecord(make_manifest(job), "m1"))
+        assert await store.commit(TerminalRecord(make_failure(job.task_id), "m2"), gone) == gone
+        assert await store.find(job.task_id) == gone
+
     async def test_the_first_commit_wins_and_the_second_gets_it_back(self, store: Store) -> None:
         job = make_job()
         first = await store.commit(TerminalRecord(make_manifest(job, worker_id="first"), "m1"))

@@ -49,7 +49,7 @@ async def client(declared: str) -> AsyncIterator[Client]:
 
 @asynccontextmanager
 async def worker_that_says(url: str, *answers: Worker, prefetch: int = 1) -> AsyncIterator[None]:
-    """Consumes, keeps what it gets, and answers the roll call with these."""
+    """Consumes, keeps what it gets, and answers status requests with these."""
 
     async def keep(_: AbstractIncomingMessage) -> None:
         """Neither ack nor give back."""

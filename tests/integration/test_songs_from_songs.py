@@ -235,8 +235,34 @@ async def test_stems_are_every_track_of_the_source_each_as_if_extracted_alone(ma
         "url-alone", src_audio_path=song.audios[0].uri, task_type="extract", track_name="bass", model=BASE,
         inference_steps=2, seed=3,
     )  # fmt: skip
-    assert [audio.track for audio in by_url.audios] == ["bass", "drums"]
+    assert [audio.track for audio in (*by_url.audios, *alone.audios)] == ["bass", "drums", "drums"]
     assert np.abs(await maker.samples(by_url) - await maker.samples(url_alone)).max() < 1e-5
+
+
+async def test_what_is_made_of_a_stem_says_which_track_it_is(maker: SongMaker) -> None:
+    await maker.make("song", prompt="jazz", seed=7, audio_duration=6)
+    await maker.make("stems", source_task_id="song", stems=True, track_classes="bass, drums", model=BASE, seed=3)
+    longer = await maker.make("longer", source_task_id="stems", source_index=1, extend_right_s=2)
+    varied = await maker.make("varied", source_task_id="stems", source_index=1, variation=0.2)
+    again = await maker.make("again", source_task_id="longer", variation=0)
+    assert [made.audios[0].track for made in (longer, varied, again)] == ["drums"] * 3
+    assert {made.model.used for made in (longer, varied, again)} == {BASE}
+
+
+async def test_an_extension_of_a_song_with_times_and_a_loudness_has_them_too(maker: SongMaker) -> None:
+    lyrics = "[Verse]\nla la la\nshine on me"
+    asked = {"timestamps": True, "loudness_lufs": -30}
+    await maker.make("song", prompt="jazz", lyrics=lyrics, seed=7, audio_duration=6, **asked)
+    longer = await maker.make("longer", source_task_id="song", extend_right_s=4, seed=8)
+    (audio,) = longer.audios
+    assert [line.text for line in audio.lyrics] == lyrics.split("\n")
+    assert audio.lyrics[-1].end_s > 6
+    assert audio.loudness is not None
+    assert audio.loudness.lufs == pytest.approx(-30, abs=0.1)
+    noted = {edit.field: edit.value for edit in longer.edits}
+    assert {name: noted[name] for name in asked} == asked
+    without = await maker.make("without", source_task_id="longer", extend_left_s=1, timestamps=False, loudness_lufs=0)
+    assert (without.audios[0].lyrics, without.audios[0].loudness) == ((), None)
 
 
 async def test_audio_from_an_address_is_made_longer_by_the_length_that_it_has(maker: SongMaker) -> None:

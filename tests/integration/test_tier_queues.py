@@ -69,7 +69,7 @@ class Card:
 
 @asynccontextmanager
 async def worker(url: str, card: Card, own: str, **values: Any) -> AsyncIterator[tuple[Consumer, TierQueues]]:
-    orphaned_s, control_url = values.pop("orphaned_s", 60.0), values.pop("control_url", url)
+    unattended_s, control_url = values.pop("unattended_s", 60.0), values.pop("control_url", url)
     settings = broker_settings(url, **values)
     async with (
         BrokerConnection(settings, "consume") as connection,
@@ -83,7 +83,7 @@ async def worker(url: str, card: Card, own: str, **values: Any) -> AsyncIterator
             return await publisher.notify_tier(tier)
 
         consumer = Consumer(connection, settings, card.hold, publisher)
-        tiers = TierQueues(control, consumer, own=own, tiers=NAMES, notify_tier=call, orphaned_s=orphaned_s)
+        tiers = TierQueues(control, consumer, own=own, tiers=NAMES, notify_tier=call, unattended_s=unattended_s)
         await consumer.start()
         await tiers.start()
         yield consumer, tiers
@@ -214,7 +214,7 @@ async def test_under_load_from_both_queues_nothing_is_lost_and_never_more_is_in_
 
 async def test_requests_of_a_tier_that_nobody_has_any_more_are_taken_by_whoever_is_there(amqp_url: str) -> None:
     card = Card()
-    async with Peer(amqp_url) as peer, worker(amqp_url, card, "tier1", queue_workers=2, orphaned_s=0.5):
+    async with Peer(amqp_url) as peer, worker(amqp_url, card, "tier1", queue_workers=2, unattended_s=0.5):
         await big(peer, b"left behind")
         await eventually(lambda: card.of(LARGE) == [b"left behind"])
         assert await card.taken[0].forward(LARGE) is False
@@ -226,7 +226,7 @@ async def test_a_tier_with_a_worker_keeps_its_requests_however_long_they_wait(am
     async with (
         Peer(amqp_url) as peer,
         worker(amqp_url, large, LARGE, queue_workers=1),
-        worker(amqp_url, small, "tier1", queue_workers=1, orphaned_s=0.1),
+        worker(amqp_url, small, "tier1", queue_workers=1, unattended_s=0.1),
     ):
         await big(peer, b"0", b"1")
         await eventually(lambda: large.of(LARGE) == [b"0"])

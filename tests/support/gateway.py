@@ -53,7 +53,7 @@ class FakeRequestClient:
     async def waiting(self) -> int | None:
         return self.ready
 
-    async def call_roll(self) -> None:
+    async def request_statuses(self) -> None:
         """Nobody answers."""
 
     @asynccontextmanager

@@ -734,6 +734,35 @@ async def test_a_completed_task_whose_audio_is_gone_is_rendered_again(stage: Sta
     assert AUDIO_DELETED in second.data.warnings
 
 
+@pytest.mark.parametrize("body", [b"garbage", b'{"task_id": "song", "task_type": "dance"}'])
+async def test_a_message_that_is_rejected_leaves_the_manifest_of_a_task_whose_audio_is_gone(
+    stage: Stage, body: bytes
+) -> None:
+    """Variations are made from it, and so is the song itself by the next message that can be read."""
+    await stage.process(request())
+    completed = await stage.store.find("song")
+    del stage.store.objects[next(address for address in stage.store.objects if address.key.endswith("0.wav"))]
+    rejected = await stage.process(FakeDelivery(body=body, message_id="song"))
+    assert (stage.events.states[-1], rejected.verdict) == ("rejected", Verdict.DEAD_LETTER)
+    assert await stage.store.find("song") == completed
+    await stage.process(request())
+    assert stage.events.states[-1] == "completed"
+
+
+async def test_a_song_whose_audio_is_gone_and_that_fails_when_it_is_made_again_stays_completed(stage: Stage) -> None:
+    await stage.process(request())
+    completed = await stage.store.find("song")
+    del stage.store.objects[next(address for address in stage.store.objects if address.key.endswith("0.wav"))]
+
+    async def fail(_: Job) -> None:
+        raise RenderFailed("no sound")
+
+    stage.renderer.before = fail
+    await stage.process(request())
+    assert stage.events.states[-1] == "failed"
+    assert await stage.store.find("song") == completed
+
+
 async def test_songs_replace_an_end_without_songs_that_came_meanwhile(stage: Stage) -> None:
     """Another worker may have rejected a worse message with the same id while this one rendered."""
 

@@ -78,7 +78,7 @@ def lyric_score(energy: Matrix, path: Path, sung: NDArray[np.bool_]) -> float:
 
 def _order(words: Matrix) -> float:
     """Return the share of tokens that lie after the one before."""
-    weights = np.where(words > _HEARD, words, 0.0)
+    weights = np.where(words > np.float64(_HEARD), words, np.float64(0.0))
     sums = weights.sum(axis=1)
     centres = (weights @ np.arange(words.shape[1]))[sums > 0] / sums[sums > 0]
     if len(centres) < 2:  # noqa: PLR2004 - an order needs two

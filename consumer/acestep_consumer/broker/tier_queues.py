@@ -42,8 +42,8 @@ POLL_S = 5.0
 # While messages wait there.
 BUSY_POLL_S = 0.25
 # How often it looks at other tiers' queues, and how long these wait for their own workers: enough for a restart.
-ORPHAN_POLL_S = 10.0
-ORPHANED_S = 60.0
+UNATTENDED_POLL_S = 10.0
+UNATTENDED_S = 60.0
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -58,7 +58,7 @@ class TierQueues:
         tiers: the names of all tiers.
         notify_tier: makes the workers of a tier look at its queue, and returns whether there are any; raises
             ``Unpublished``.
-        orphaned_s: seconds that a queue waits for its own workers.
+        unattended_s: seconds that a queue waits for its own workers.
     """
 
     def __init__(  # noqa: PLR0913 - all by name but the first two
@@ -69,7 +69,7 @@ class TierQueues:
         own: str,
         tiers: Iterable[str],
         notify_tier: Callable[[str], Awaitable[bool]],
-        orphaned_s: float = ORPHANED_S,
+        unattended_s: float = UNATTENDED_S,
     ) -> None:
         self._connection = connection
         self._consumer = consumer
@@ -77,10 +77,10 @@ class TierQueues:
         self._tiers = tuple(tiers)
         self._others = tuple(tier for tier in self._tiers if tier != own)
         self._notify_tier = notify_tier
-        self._orphaned_s = orphaned_s
+        self._unattended_s = unattended_s
         # Since when requests of a tier wait without a worker, and the tiers that are consumed because of that.
         self._waiting_since: dict[str, float] = {}
-        self._adopted: set[str] = set()
+        self._taken: set[str] = set()
         self._wake = asyncio.Event()
         self._stopping = False
         # The queue for notifications, and whether it is bound.
@@ -138,15 +138,15 @@ class TierQueues:
         self.look()
 
     async def _run(self) -> None:
-        next_orphan_poll = time.monotonic() + self._until_orphan_poll()
+        next_unattended_poll = time.monotonic() + self._until_unattended_poll()
         while not self._stopping:
             busy = False
             try:
                 await self._update_binding(await self._channel())
-                busy = any([await self._take_from(tier) for tier in (self._own, *self._adopted)])
-                if time.monotonic() >= next_orphan_poll and self._consumer.takes:
-                    await self._adopt_orphans()
-                    next_orphan_poll = time.monotonic() + self._until_orphan_poll()
+                busy = any([await self._take_from(tier) for tier in (self._own, *self._taken)])
+                if time.monotonic() >= next_unattended_poll and self._consumer.takes:
+                    await self._take_unattended()
+                    next_unattended_poll = time.monotonic() + self._until_unattended_poll()
             except Unpublished as error:
                 _log.info("tiers cannot be notified", reason=describe(error))
             except BrokerError as fault:
@@ -156,7 +156,7 @@ class TierQueues:
             except Exception:  # noqa: BLE001 - the comment says why
                 # Requests are forwarded to this worker as long as its queue is bound: the task must survive.
                 _log.exception("tier queues: unexpected error")
-            await self._sleep(BUSY_POLL_S if busy else min(POLL_S, self._orphaned_s))
+            await self._sleep(BUSY_POLL_S if busy else min(POLL_S, self._unattended_s))
 
     async def _sleep(self, seconds: float) -> None:
         """Wait for a notification, but no longer than that."""
@@ -166,9 +166,9 @@ class TierQueues:
         if not self._stopping:
             self._wake.clear()
 
-    def _until_orphan_poll(self) -> float:
+    def _until_unattended_poll(self) -> float:
         """Return seconds, at random, so that workers do not look at the same time."""
-        return min(ORPHAN_POLL_S, self._orphaned_s) * random.uniform(0.5, 1.5)  # noqa: S311 - spread, not secrecy
+        return min(UNATTENDED_POLL_S, self._unattended_s) * random.uniform(0.5, 1.5)  # noqa: S311 - spread, not secrecy
 
     async def _take_from(self, tier: str) -> bool:
         """Consume the queue of this tier while messages wait there. Returns whether any do.
@@ -183,25 +183,25 @@ class TierQueues:
 
     async def _release_all(self) -> None:
         """Reserve no prefetch for queues that may be empty."""
-        for tier in (self._own, *self._adopted):
+        for tier in (self._own, *self._taken):
             await self._consumer.serve(tier_queue(tier), 0)
 
-    async def _adopt_orphans(self) -> None:
+    async def _take_unattended(self) -> None:
         """Consume the queues of tiers without workers."""
-        before, self._adopted = self._adopted, {tier for tier in self._others if await self._is_orphaned(tier)}
-        for tier in before - self._adopted:
+        before, self._taken = self._taken, {tier for tier in self._others if await self._is_unattended(tier)}
+        for tier in before - self._taken:
             await self._consumer.serve(tier_queue(tier), 0)
-        for tier in self._adopted - before:
+        for tier in self._taken - before:
             _log.warning("tier without workers: its requests are taken here", tier=tier)
             await self._take_from(tier)
 
-    async def _is_orphaned(self, tier: str) -> bool:
-        """Whether requests have waited there for ``orphaned_s`` while the tier had no worker."""
+    async def _is_unattended(self, tier: str) -> bool:
+        """Whether requests have waited there for ``unattended_s`` while the tier had no worker."""
         if not await self._ready(tier_queue(tier)) or await self._notify_tier(tier):
             self._waiting_since.pop(tier, None)
             return False
         since = self._waiting_since.setdefault(tier, time.monotonic())
-        return time.monotonic() - since >= self._orphaned_s
+        return time.monotonic() - since >= self._unattended_s
 
     async def _ready(self, queue: str) -> int:
         channel = await self._channel()

@@ -252,7 +252,7 @@ class Client:
             raise
         return ready
 
-    async def call_roll(self) -> None:
+    async def request_statuses(self) -> None:
         """Ask every worker to announce itself; ``stream("worker.#")`` yields the answers, if there are any.
 
         Raises:

@@ -179,7 +179,7 @@ def _note(depth: RequestQueueDepth | None, workers: int, problem: str | None, *,
     if depth is None:
         return f"the queue could not be asked: {problem or 'the broker did not answer in time'}"
     if not depth.consumers:
-        return "no worker takes requests now: start one with `acestep-consumer run`"
+        return "no worker takes requests now: one may still be loading, else start one with `acestep-consumer run`"
     if problem is not None:
         return f"the workers could not be asked: {problem}"
     if not workers or not measured:

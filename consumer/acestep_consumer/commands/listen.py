@@ -35,7 +35,7 @@ _CLOSE_S: Final = 1.0
 _NAME: Final = "acestep-consumer listen"
 # A broker whose machine lost power does not even refuse.
 _POLL_TIMEOUT_S: Final = 5.0
-_CALL_ROLL_S: Final = 20.0
+_STATUS_REQUEST_S: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ async def _serve(client: Client, settings: Settings, options: ListenOptions, not
                         add_events(events, board),
                         look_up_silent_jobs(board, endings),
                         poll_queue_state(queue, board),
-                        _call_roll(client),
+                        _request_statuses(client),
                     )
             except OSError as error:
                 print_error(cannot_bind(options.host, options.port, error), note)
@@ -177,12 +177,12 @@ async def _run_until_stopped(*coroutines: Coroutine[Any, Any, None]) -> None:
         await asyncio.wait(tasks)
 
 
-async def _call_roll(client: Client) -> None:
+async def _request_statuses(client: Client) -> None:
     """Ask the workers now and then what they are and how long they take; without answers, the page does without."""
     while True:
         with suppress(ClientError):
-            await client.call_roll()
-        await asyncio.sleep(_CALL_ROLL_S)
+            await client.request_statuses()
+        await asyncio.sleep(_STATUS_REQUEST_S)
 
 
 async def _wait(stop: asyncio.Event) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from pydantic import JsonValue
+from pydantic_core import to_jsonable_python
 
 from acestep_consumer.domain.audio_codes import format_codes, parse_codes
 from acestep_consumer.domain.errors import InvalidRequest
@@ -27,7 +28,28 @@ FRAMES_PER_SECOND: Final = 25
 """Latent frames. An extension to the left is a whole number of them: the source stays on their grid."""
 
 _DESCRIPTION: Final = ("prompt", "lyrics", "vocal_language", "bpm", "key_scale", "time_signature")
-_REPAINTS: Final = ("extend_left_s", "extend_right_s", "replace_lines")
+_STEPS: Final = ("inference_steps", "timesteps")
+_LORAS: Final = ("lora", "loras")
+_MADE_WITH: Final = (
+    *("model", *_LORAS, *_STEPS, "guidance_scale", "shift", "infer_method", "sampler_mode", "use_adg"),
+    *("velocity_norm_threshold", "velocity_ema_factor", "cfg_interval_start", "cfg_interval_end"),
+    *("dcw_enabled", "dcw_mode", "dcw_scaler", "dcw_high_scaler", "dcw_wavelet"),
+)
+_DELIVERED_AS: Final = (
+    *("audio_format", "mp3_bitrate", "mp3_sample_rate", "timestamps"),
+    *("enable_normalization", "normalization_db", "loudness_lufs", "true_peak_db"),
+)
+TAKEN_OVER_BY_REPAINTS: Final = (*_DESCRIPTION, "global_caption", *_MADE_WITH, *_DELIVERED_AS)
+"""Fields that a repaint, an extension and new lines take over from the request of their song, unless it gives them.
+
+They say what the song is, what it is made with, and what is asked of its file: the new part goes together with the
+rest, and the new song is asked for what the first one was. What it is made with belongs to its model, and is not taken
+over by a request that names another one.
+"""
+_ONE_OF: Final = (frozenset(_STEPS), frozenset(_LORAS))
+"""Fields that say the same in two ways: where one is given, none is taken over."""
+_SIDES: Final = ("extend_left_s", "extend_right_s")
+_REPAINTS: Final = (*_SIDES, "replace_lines")
 _TASK_OF_EDIT: Final = {**dict.fromkeys(_REPAINTS, "repaint"), "stems": "extract"}
 _ANALYSES: Final = ("full_analysis_only", "extract_codes_only")
 
@@ -43,10 +65,9 @@ NOT_TAKEN_OVER: Final = frozenset(
         *("src_audio_base64", "reference_audio_base64"),
     }
 )
-"""Fields that a song which is made again does not take over from its parent's request."""
+"""Fields that a song which is made again does not take over from its parent's request; it takes over all others."""
 
 _COUNTS: Final = frozenset({"batch_size", "candidates"})
-_STEPS: Final = ("inference_steps", "timesteps")
 _LM_OFF: Final[Mapping[str, JsonValue]] = {
     **dict.fromkeys(("thinking", "sample_mode", "use_format", "use_cot_metas", "use_cot_caption"), False),
     "use_cot_language": False,
@@ -105,7 +126,13 @@ class FoundSong:
         """Return the song as the source audio of another one."""
         files = self.audio.files
         latents = files.latents.uri if files is not None and files.latents is not None else None
-        return SourceSong(task_id=self.manifest.task_id, index=self.index, uri=self.audio.uri, latents=latents)
+        return SourceSong(
+            task_id=self.manifest.task_id,
+            index=self.index,
+            uri=self.audio.uri,
+            latents=latents,
+            track=self.audio.track,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +191,7 @@ def resolve(asked: GenerationRequest, song: FoundSong | None) -> Resolution:
         _make_again(draft, song)
         return draft.resolution(None)
     if song is not None and (asked.task_type == "repaint" or any(name in _REPAINTS for name in names(asked))):
-        for name, value in song.description().items():
-            draft.take(name, value, f"of {song.name}")
-        draft.take("model", song.manifest.model.used, f"of {song.name}")
+        _take_over(draft, song)
     if asked.extend_left_s is not None:
         _extend_left(draft, asked.extend_left_s)
     if asked.extend_right_s is not None:
@@ -196,8 +221,9 @@ class _Draft:
         self.values[name] = value
 
     def take(self, name: str, value: object, because: str) -> None:
-        """Set a field that the request does not give."""
-        if name not in self.asked.model_fields_set:
+        """Set a field that the request does not give, under this name or in another way."""
+        same = next((names for names in _ONE_OF if name in names), {name})
+        if self.asked.model_fields_set.isdisjoint(same):
             self.set(name, value, because)
 
     def resolution(self, source: SourceSong | None) -> Resolution:
@@ -218,15 +244,21 @@ def _works_on_source(asked: GenerationRequest) -> bool:
 
 def _problems(asked: GenerationRequest) -> Iterator[FieldProblem]:
     edits = tuple(names(asked))
+    if edits == _SIDES:
+        rule = "extend_left_s is given, too, and a repaint has one part: extend the song on one side, then the result"
+        yield _problem(asked, edits[1], f"{rule} on the other one")
+        return
     if len(edits) > 1:
         yield _problem(asked, edits[1], f"{edits[0]} is given, too: make one song, then the other from it")
         return
     if not edits:
         if asked.source_task_id is not None and not (_works_on_source(asked) or _finishes(asked)):
+            zero = [f"{name} = 0 adds nothing" for name in _SIDES if name in asked.model_fields_set]
+            nothing = " and ".join(zero) or "nothing says what to make of it"
             yield _problem(
                 asked,
                 "source_task_id",
-                "says of which song, and nothing says what to make of it: give task_type (cover, repaint, extract, "
+                f"says of which song, and {nothing}: give task_type (cover, repaint, extract, "
                 "lego, complete), extend_left_s, extend_right_s, replace_lines, variation, stems, or quality = final",
             )
         return
@@ -235,7 +267,7 @@ def _problems(asked: GenerationRequest) -> Iterator[FieldProblem]:
 
 def _problems_of_edit(asked: GenerationRequest, edit: str) -> Iterator[FieldProblem]:
     given = asked.model_fields_set
-    if asked.source_task_id is None and edit not in ("extend_left_s", "extend_right_s", "stems"):
+    if asked.source_task_id is None and edit not in (*_SIDES, "stems"):
         yield _problem(asked, edit, "needs source_task_id: the id of the task that made the song")
     elif not asked.has_source:
         yield _problem(asked, edit, "needs source_task_id, or source audio in src_audio_path")
@@ -257,15 +289,23 @@ def _problems_of_edit(asked: GenerationRequest, edit: str) -> Iterator[FieldProb
         yield _problem(asked, "track_classes", f"must have at most {len(TRACK_CLASSES)} names for stems")
 
 
+def _take_over(draft: _Draft, song: FoundSong) -> None:
+    """Take over what the new part has in common with its song, unless the request gives it."""
+    asked, model = draft.asked, song.manifest.model.used
+    other_model = "model" in asked.model_fields_set and asked.model != model
+    values: dict[str, object] = {**dict(song.manifest.request), **song.description(), "model": model}
+    for name in TAKEN_OVER_BY_REPAINTS:
+        if not (other_model and name in _MADE_WITH) and name not in _set_by_quality(asked):
+            draft.take(name, values[name], f"of {song.name}")
+
+
 def _make_again(draft: _Draft, song: FoundSong) -> None:
     """Take over everything that the song was made from, unless the request gives it."""
     asked, before, because = draft.asked, song.manifest.request, f"of {song.name}"
-    steps = _STEPS if asked.quality is not None else ()
-    for name in type(before).model_fields:
-        if name not in NOT_TAKEN_OVER and name not in steps and name not in (*_DESCRIPTION, *_LM_OFF):
-            draft.take(name, getattr(before, name), because)
-    for name, value in {**song.description(), **_LM_OFF}.items():
-        draft.take(name, value, because)
+    values: dict[str, object] = {**dict(before), **song.description(), **_LM_OFF}
+    for name, value in values.items():
+        if name not in NOT_TAKEN_OVER and name not in _set_by_quality(asked):
+            draft.take(name, value, because)
     if codes := song.codes:
         count = f"{len(parse_codes(codes)):,} codes"
         if "audio_code_string" not in asked.model_fields_set:
@@ -274,9 +314,9 @@ def _make_again(draft: _Draft, song: FoundSong) -> None:
             draft.edits.append(Edit(field="audio_code_string", value=count, because=because))
     if before.stems:
         draft.set("track_name", song.audio.track, because)
-    draft.set("src_audio_path", before.src_audio_path, "the source of that song")
-    draft.set("source_task_id", before.source_task_id, "the source of that song")
-    draft.set("source_index", before.source_index, "the source of that song")
+    source = "the source of that song" if before.has_source else "that song has no source"
+    for name in ("src_audio_path", "source_task_id", "source_index"):
+        draft.set(name, getattr(before, name), source)
     draft.take("batch_size", 1, "it is one song")
     if not asked.seed:
         # Variations differ in the noise that is mixed in, so all of them have the seed of the song.
@@ -288,6 +328,10 @@ def _make_again(draft: _Draft, song: FoundSong) -> None:
     elif before.retake_variance and before.retake_seed is not None:
         draft.take("retake_seed", before.retake_seed + song.place, because)
     _require_source(draft, before)
+
+
+def _set_by_quality(asked: GenerationRequest) -> tuple[str, ...]:
+    return () if asked.quality is None else _STEPS
 
 
 def _songs_of(asked: GenerationRequest) -> int:
@@ -366,4 +410,5 @@ def _problem(asked: GenerationRequest, name: str, rule: str) -> FieldProblem:
 
 
 def _json(value: object) -> JsonValue:
-    return list(value) if isinstance(value, tuple) else value  # type: ignore[return-value]  # fields of a JSON request
+    found: JsonValue = to_jsonable_python(value)
+    return found

@@ -293,11 +293,11 @@ class DiskFull(Interrupted):
         super().__init__("the worker's scratch disk is full")
 
     @classmethod
-    def lies_behind(cls, error: BaseException) -> bool:
+    def caused(cls, error: BaseException) -> bool:
         """Whether a full disk, or a full quota, is what this error is or was raised from."""
         if isinstance(error, cls) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
             return True
-        return error.__cause__ is not None and cls.lies_behind(error.__cause__)
+        return error.__cause__ is not None and cls.caused(error.__cause__)
 
 
 class ScratchLost(Interrupted):

@@ -41,13 +41,15 @@ class LoadedModel:
 class SourceSong:
     """A song of an earlier task that takes the place of source audio.
 
-    ``uri``: its audio in S3; ``latents``: its final latents there, None where they were not kept.
+    ``uri``: its audio in S3; ``latents``: its final latents there, None where they were not kept; ``track``: the track
+    that it is of, None: it is a whole song.
     """
 
     task_id: str
     index: int
     uri: str
     latents: str | None = None
+    track: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,16 @@ class Job:
         """Whether the answer is metadata or audio codes alone, without a song."""
         return self.request.analysis_only or self.request.full_analysis_only or self.request.extract_codes_only
 
+    def track_of(self, place: int) -> str | None:
+        """Return the track that the song at this place is of: the one that is extracted, or that of a repainted song.
+
+        None: it is a whole song.
+        """
+        asked = self.request
+        if asked.task_type == "extract":
+            return asked.track_classes[place] if asked.stems else asked.track_name
+        return self.source.track if self.source is not None and asked.task_type == "repaint" else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
@@ -149,9 +161,9 @@ class SideFile:
 class Track:
     """One encoded song on disk. ``duration_s`` is seconds, ``sample_rate`` Hz.
 
-    ``track``: the track that it is of, for stems; ``peaks``: as in ``Audio``, or empty. ``lyrics`` have times, where
-    these were asked for; ``lyric_score`` is how well they are sung, None: not measured. ``loudness`` is what was
-    reached, where one was asked for.
+    ``track``: the track that it is of, None for a whole song; ``peaks``: as in ``Audio``, or empty. ``lyrics`` have
+    times, where these were asked for; ``lyric_score`` is how well they are sung, None: not measured. ``loudness`` is
+    what was reached, where one was asked for.
     """
 
     path: Path

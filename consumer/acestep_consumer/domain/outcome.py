@@ -57,17 +57,23 @@ class TerminalRecord:
         A completed task answers every message with its id. A task that ended without songs answers only the message
         that ended so: a producer that publishes a failed task again wants another try. ``same`` says that an equal
         fingerprint can only be a redelivery of that message.
+
+        There is one record a task, so that of two messages without songs only the latest is answered: if the ack of
+        the other one was lost meanwhile, it is tried again and reported again, with the same event id. A record for
+        each message would be one more object to read and write for every job, for the sake of that moment.
         """
         return isinstance(self.ending, Completed) or (same and self.message == message)
 
-    def yields_to(self, other: "TerminalRecord") -> bool:
+    def yields_to(self, other: "TerminalRecord", instead_of: "TerminalRecord | None" = None) -> bool:
         """Whether ``other``, which comes later, replaces this record. Songs are never replaced by an error.
 
         They replace one also when the fingerprints are equal: a copy of the message within the same second has it too.
+        ``instead_of`` is a record that ``other`` was made in place of: songs whose audio is gone yield to new songs.
         """
+        replaced, songs = self == instead_of, isinstance(other.ending, Completed)
         if isinstance(self.ending, Completed):
-            return False
-        return isinstance(other.ending, Completed) or self.message != other.message
+            return replaced and songs
+        return replaced or songs or self.message != other.message
 
     def for_body(self, body: str) -> "TerminalRecord":
         """Return the record as the answer to a message with this body, with a warning if it was another one's."""

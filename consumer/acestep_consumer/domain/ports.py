@@ -198,7 +198,8 @@ class Store(Protocol):
         """Write a task's terminal record, and return the one in force. Raises ``StorageUnavailable``.
 
         A completed task stays completed; a completed record replaces one without songs; of two without songs, the
-        latest message's counts. ``instead_of`` is an earlier record to replace in any case.
+        latest message's counts. ``instead_of`` is the earlier record that this one was made in place of: songs whose
+        audio is gone are replaced by new ones, and by nothing else.
         """
 
 

@@ -52,7 +52,7 @@ class MpsDaemon:
     """A control daemon of this worker: ``start`` it, give the engines ``environment``, then ``stop`` it."""
 
     def __init__(self) -> None:
-        _remove_folders_of_the_dead()
+        _remove_left_folders()
         self._folder = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")  # not longer: a socket's path is short
         self._process: Process | None = None
 
@@ -132,7 +132,7 @@ class MpsDaemon:
         return variables
 
 
-def _remove_folders_of_the_dead() -> None:
+def _remove_left_folders() -> None:
     """Remove what workers left that were killed."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         pid = folder.name.removeprefix(_PREFIX).partition("-")[0]

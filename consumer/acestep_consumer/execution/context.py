@@ -88,3 +88,14 @@ class JobContext:
     def record(self, ending: Ending) -> TerminalRecord:
         """Return the record that says that this message ended so."""
         return TerminalRecord(ending, self.delivery.fingerprint, self.traceparent, self.body_hash)
+
+    def ended(self, ours: TerminalRecord, in_force: TerminalRecord) -> TerminalRecord:
+        """Return how this message ended: ``ours``, or the record in force where another one was first.
+
+        Then another worker, or another message with this id, has delivered its songs, and these are not delivered. But
+        songs whose audio is gone, and that were not made again, are nobody's end any more: their record stays, for
+        songs that come from them and for the next message, and this one ends by itself.
+        """
+        ending = ours if in_force == self.answer else in_force
+        self.repeated = ending != ours
+        return ending

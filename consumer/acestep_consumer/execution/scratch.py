@@ -149,7 +149,7 @@ def _on_disk() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if DiskFull.lies_behind(error):
+        if DiskFull.caused(error):
             raise DiskFull from error
         raise
 

@@ -23,7 +23,7 @@ PATIENCE_S: Final = 4.0
 """Longest wait for the broker's confirm: some clients give a request five seconds in all."""
 
 POLL_S: Final = 1.0
-ROLL_CALL_S: Final = 20.0
+STATUS_REQUEST_S: Final = 20.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 10.0
 
 log = structlog.get_logger()
@@ -41,7 +41,7 @@ class RequestClient(Protocol):
     async def waiting(self) -> int | None:
         """Return how many requests wait. Raises ``ClientError``."""
 
-    async def call_roll(self) -> None:
+    async def request_statuses(self) -> None:
         """Ask the workers to announce themselves. Raises ``ClientError``."""
 
     def subscribe(self, *routing_keys: str) -> "AbstractAsyncContextManager[AsyncIterator[JobEvent | WorkerEvent]]":
@@ -79,7 +79,7 @@ class BrokerSession:
             try:
                 async with self._connected() as events, asyncio.TaskGroup() as tasks:
                     tasks.create_task(self._watch_queue())
-                    tasks.create_task(self._call_roll())
+                    tasks.create_task(self._request_statuses())
                     async for event in events:
                         self._receive(event)
             except* (ClientError, OSError) as errors:
@@ -130,13 +130,13 @@ class BrokerSession:
                 self.is_up = False
             await asyncio.sleep(POLL_S)
 
-    async def _call_roll(self) -> None:
+    async def _request_statuses(self) -> None:
         while True:
             try:
-                await self._current().call_roll()
+                await self._current().request_statuses()
             except (Unreachable, NoQueue) as error:
                 log.debug("workers not asked", reason=str(error))
-            await asyncio.sleep(ROLL_CALL_S)
+            await asyncio.sleep(STATUS_REQUEST_S)
 
 
 def client_of(url: str) -> Client:

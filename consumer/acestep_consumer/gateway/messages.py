@@ -28,7 +28,7 @@ FindSong = Callable[[str, str], Awaitable[str | None]]
 """Returns the address in storage of a task's song by its name; None: there is none."""
 
 _SONG: Final = re.compile(r"/?([A-Za-z0-9_-]{1,128})/([0-9]{1,3}(?:-[0-9a-f]{1,64})?\.[a-z0-9]{1,5})")
-_READ: Final = ("batch_size", "candidates", "source_task_id", "queue_deadline_s", "task_id")
+_READ: Final = ("batch_size", "queue_deadline_s", "task_id")
 _NAMES: Final = FieldNames({name: (name, *ALIASES.get(name, ())) for name in (*AUDIO_FIELDS, *_READ)})
 _OWN: Final = "task_id"
 
@@ -92,9 +92,10 @@ class MessageBuilder:
             if name not in (uploads or {}) and _is_given(lookup, name):
                 message[name] = await self._address(name, str(lookup.hits[name][0].value), trusted)
         message |= uploads or {}
-        self._check(message, trusted)
+        request = self._check(message, trusted)
         # A song that comes from an earlier one is one song, unless the client says otherwise.
-        if not any(_is_given(lookup, name) for name in ("batch_size", "candidates", "source_task_id")):
+        counted = _is_given(lookup, "batch_size") or request.candidates is not None
+        if not counted and request.source_task_id is None:
             message["batch_size"] = self._settings.batch_size
         if self._settings.queue_deadline_s and not _is_given(lookup, "queue_deadline_s"):
             message["queue_deadline_s"] = self._settings.queue_deadline_s
@@ -119,8 +120,8 @@ class MessageBuilder:
         upload = "src_audio" if name == "src_audio_path" else "reference_audio"
         raise _refused(name, f"{why}: upload the file as {upload} in multipart/form-data, or name a song of this API")
 
-    def _check(self, message: Mapping[str, object], trusted: set[str]) -> None:
-        """Read the request as a worker does, and check every place that it names. Raises ``ApiError`` (400)."""
+    def _check(self, message: Mapping[str, object], trusted: set[str]) -> GenerationRequest:
+        """Return the request as a worker reads it, after a check of every place in it. Raises ``ApiError`` (400)."""
         try:
             request, _ = parse_request(message, strict=False)
             edits.check(request)
@@ -129,6 +130,7 @@ class MessageBuilder:
         for name, place in _places(request):
             if place not in trusted:
                 self._require_allowed(name, place)
+        return request
 
     def _require_allowed(self, name: str, place: str) -> None:
         """Check a place that a client named. Raises ``ApiError`` (400)."""

@@ -146,7 +146,7 @@ def _on_disk() -> Iterator[None]:
     try:
         yield
     except (OSError, DiskFull) as error:
-        if DiskFull.lies_behind(error):
+        if DiskFull.caused(error):
             log.warning("upload refused", reason="the disk is full: see ACESTEP_SCRATCH_DIR")
             text = "there is no room for uploads on this server now"
             raise busy(HTTPStatus.SERVICE_UNAVAILABLE, text, _RETRY_S) from error

@@ -32,7 +32,7 @@ _SEED_BYTES = 4  # seeds as short as ACE-Step's own
 TURBO_STEPS = 8
 QUALITY_STEPS: Final[Mapping[Variant, Mapping[str, int]]] = {
     Variant.TURBO: {"draft": 4, "final": TURBO_STEPS},
-    # Their songs take shape later: after 4 steps there is little but noise.
+    # After 4 steps their songs are little but noise.
     Variant.SFT: {"draft": 16, "final": 50},
     Variant.BASE: {"draft": 16, "final": 50},
 }
@@ -184,8 +184,11 @@ def _quality(asked: GenerationRequest, model: LoadedModel) -> Iterator[Edit]:
     """Yield the steps of a draft or of a finished song, unless the request gives steps or times."""
     if asked.quality is None or asked.timesteps or "inference_steps" in asked.model_fields_set:
         return
-    steps = QUALITY_STEPS[model.variant][asked.quality]
-    yield Edit(field="inference_steps", value=steps, because=f"quality = {asked.quality}, with a {model.variant} model")
+    steps, of_turbo = QUALITY_STEPS[model.variant][asked.quality], QUALITY_STEPS[Variant.TURBO][asked.quality]
+    because = f"quality = {asked.quality}, with a {model.variant} model"
+    if asked.quality == "draft" and steps > of_turbo:
+        because += f": after the {of_turbo} of a turbo model its songs are little but noise"
+    yield Edit(field="inference_steps", value=steps, because=because)
 
 
 def _draft_warnings(asked: GenerationRequest, lm: LmChoice | None) -> Iterator[str]:

@@ -173,7 +173,7 @@ class DiskGuard:
         try:
             yield
         except Exception as error:
-            if not DiskFull.lies_behind(error):
+            if not DiskFull.caused(error):
                 raise
             await self.write_failed()
             raise DiskFull from error

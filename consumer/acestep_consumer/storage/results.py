@@ -117,7 +117,8 @@ class ResultStore:
         """Write a task's terminal record, and return the one in force. Raises ``StorageUnavailable``.
 
         A completed task stays completed; a completed record replaces one without songs; of two without songs, the
-        latest message's counts. ``instead_of`` is an earlier record to replace in any case.
+        latest message's counts. ``instead_of`` is the earlier record that this one was made in place of: songs whose
+        audio is gone are replaced by new ones, and by nothing else.
         """
         place = self._place(record.ending.task_id, MANIFEST)
         content = _manifest(record)
@@ -130,7 +131,7 @@ class ResultStore:
             if found is None:
                 continue
             winner = _read_manifest(place, record.ending.task_id, found)
-            if winner != instead_of and not winner.yields_to(record):
+            if not winner.yields_to(record, instead_of):
                 return winner
             if await self._objects.replace(place, content, found.etag):
                 return record

@@ -1,12 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Edits in a musician's words: the fields that they stand for, and those that contradict each other."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from acestep_consumer.domain.edits import FoundSong, check, concerns, resolve
+from acestep_consumer.domain.edits import (
+    NOT_TAKEN_OVER,
+    TAKEN_OVER_BY_REPAINTS,
+    FoundSong,
+    check,
+    concerns,
+    resolve,
+)
 from acestep_consumer.domain.errors import InvalidRequest
 from acestep_consumer.domain.job import StoredObject, Track
 from acestep_consumer.domain.tasks import TRACK_CLASSES
@@ -77,6 +85,80 @@ def test_an_extension_to_the_right_is_a_repaint_past_the_end_in_the_words_of_the
     assert (made.prompt, made.extend_right_s, made.task_type) == ("faster", None, "repaint")
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"extend_right_s": 30},
+        {"task_type": "repaint"},
+        {"replace_lines": {"I saw you": "I see you"}},
+        {"variation": 0.2},
+    ],
+)
+def test_times_loudness_format_and_loras_of_the_song_are_taken_over_and_said(edit: dict[str, Any]) -> None:
+    asked_first: dict[str, Any] = {"timestamps": True, "loudness_lufs": -14, "true_peak_db": -2, "audio_format": "flac"}
+    asked_first |= {"lora": {"path": "jazz", "scale": 0.5}, "loras": ["vinyl"], "sampler_mode": "heun"}
+    values = noted(request(source_task_id="first", **edit), song(**asked_first))
+    assert {name: values[name] for name in asked_first} == asked_first | {
+        "lora": {"path": "jazz", "scale": 0.5, "alpha": None},
+        "loras": [{"path": "vinyl", "scale": 1.0, "alpha": None}],
+    }
+    because = {edit.because for edit in resolve(request(source_task_id="first", **edit), song(**asked_first)).edits}
+    assert "of song 0 of first" in because
+
+
+@pytest.mark.parametrize("edit", [{"extend_right_s": 30}, {"variation": 0.2}])
+def test_what_a_request_gives_counts_in_place_of_what_its_song_had(edit: dict[str, Any]) -> None:
+    own = {"timestamps": False, "loudness_lufs": 0, "audio_format": "mp3", "loras": [], "inference_steps": 8}
+    before = song(timestamps=True, loudness_lufs=-14, audio_format="flac", lora="jazz", timesteps=[1, 0.5])
+    made = resolve(request(source_task_id="first", **edit, **own), before).request
+    assert (made.timestamps, made.loudness_lufs, made.audio_format) == (False, None, "mp3")
+    assert (made.all_loras, made.inference_steps, made.timesteps) == ((), 8, None)
+
+
+def test_an_extension_with_another_model_takes_over_nothing_that_belongs_to_the_model_of_its_song() -> None:
+    before = song(lora="jazz", inference_steps=6, shift=2.0, timestamps=True)
+    used = before.manifest.model.used
+    made = resolve(request(source_task_id="first", extend_right_s=5, model="another"), before).request
+    assert (made.model, made.lora, made.inference_steps, made.shift, made.timestamps) == ("another", None, 8, 3.0, True)
+    same = resolve(request(source_task_id="first", extend_right_s=5, model=used), before).request
+    assert (same.inference_steps, same.shift) == (6, 2.0)
+
+
+def test_quality_sets_the_steps_of_an_extension_in_place_of_those_of_its_song() -> None:
+    before = song(quality="draft", inference_steps=4)
+    assert resolve(request(source_task_id="first", extend_right_s=5), before).request.inference_steps == 4
+    finished = resolve(request(source_task_id="first", extend_right_s=5, quality="final"), before).request
+    assert "inference_steps" not in finished.model_fields_set
+
+
+def test_what_is_taken_over_are_fields_that_a_song_which_is_made_again_takes_over_too() -> None:
+    assert GenerationRequest.model_fields.keys() > set(TAKEN_OVER_BY_REPAINTS)
+    assert NOT_TAKEN_OVER.isdisjoint(TAKEN_OVER_BY_REPAINTS)
+
+
+@pytest.mark.parametrize(
+    ("edit", "track"),
+    [
+        ({"extend_right_s": 5}, "bass"),
+        ({"task_type": "repaint"}, "bass"),
+        ({"variation": 0.2}, "bass"),
+        ({"quality": "final"}, "bass"),
+        ({"task_type": "cover"}, None),
+    ],
+)
+def test_a_repaint_or_a_variation_of_a_stem_is_of_the_track_that_the_stem_is_of(
+    edit: dict[str, Any], track: str | None
+) -> None:
+    asked: dict[str, Any] = {"stems": True, "task_type": "extract", "src_audio_path": "s3://songs/a.wav"}
+    found = song(index=1, **asked)
+    (first, second) = found.manifest.audios
+    audios = (first.model_copy(update={"track": "drums"}), second.model_copy(update={"track": "bass"}))
+    stem = FoundSong(found.manifest.model_copy(update={"audios": audios}), 1)
+    made = resolve(request(source_task_id="first", source_index=1, **edit), stem)
+    job = replace(make_job(), request=made.request, source=made.source)
+    assert job.track_of(0) == track
+
+
 def test_an_extension_to_the_left_is_whole_frames_long() -> None:
     made = resolve(request(source_task_id="first", extend_left_s=10.01), song()).request
     assert (made.repainting_start, made.repainting_end) == (-10.0, 1.0)
@@ -90,6 +172,8 @@ def test_a_variation_takes_over_the_request_its_seed_and_its_codes() -> None:
     assert (made.prompt, made.inference_steps, made.shift, made.thinking) == ("slow jazz with brushes", 6, 2.0, False)
     assert made.audio_code_string == "<|audio_code_3|><|audio_code_4|>"
     assert (made.retake_variance, made.variation, made.source_task_id) == (0.3, None, None)
+    (source,) = (edit for edit in resolve(asked, song(index=1)).edits if edit.field == "source_task_id")
+    assert (source.value, source.because) == (None, "that song has no source")
 
 
 def test_a_final_song_takes_over_everything_but_the_steps() -> None:
@@ -179,7 +263,7 @@ def test_lines_of_a_song_without_times_are_refused_with_what_to_do() -> None:
     [
         (
             {"extend_left_s": 5, "extend_right_s": 5},
-            "extend_left_s is given, too: make one song, then the other from it",
+            "extend_left_s is given, too, and a repaint has one part: extend the song on one side, then the result on",
         ),
         ({"variation": 0.5, "stems": True}, "variation is given, too"),
         ({"variation": 0.5, "retake_variance": 0.2}, "variation sets it: give one of the two"),
@@ -189,6 +273,7 @@ def test_lines_of_a_song_without_times_are_refused_with_what_to_do() -> None:
         ({"replace_lines": {"a": "b"}, "lyrics": "c"}, "replace_lines changes the lyrics of the song"),
         ({"stems": True, "track_name": "drums"}, "stems sets it: give one of the two"),
         ({}, "nothing says what to make of it: give task_type (cover, repaint, extract, lego, complete)"),
+        ({"extend_left_s": 0, "extend_right_s": "0"}, "and extend_left_s = 0 adds nothing and extend_right_s = 0 adds"),
     ],
 )
 def test_edits_that_contradict_each_other_are_refused(fields: dict[str, Any], rule: str) -> None:

@@ -62,7 +62,7 @@ async def test_a_queue_that_cannot_be_asked_is_not_ready_and_comes_back(monkeypa
                 raise Unreachable("away")
             return None
 
-        async def call_roll(self) -> None:
+        async def request_statuses(self) -> None:
             raise Unreachable("this login may not ask")
 
     client = _Away()

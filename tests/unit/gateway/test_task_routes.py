@@ -146,6 +146,12 @@ async def test_a_number_of_songs_and_a_deadline_that_are_given_stay() -> None:
         assert "queue_deadline_s" not in message
 
 
+async def test_no_candidates_leave_the_number_of_songs_to_the_settings() -> None:
+    async with gateway() as served:
+        await served.release({"prompt": "a", "candidates": 0})
+        assert served.client.published[0]["batch_size"] == 2
+
+
 async def test_candidates_take_the_place_of_the_number_of_songs() -> None:
     async with gateway() as served:
         await served.release({"prompt": "a", "candidates": "4", "keep": "2"})

@@ -222,7 +222,7 @@ class TestCache:
         monkeypatch.setattr("shutil.copyfile", Mock(side_effect=full))
         with pytest.raises(OSError, match="No space left") as caught:
             await LoraCache().provide("a", job_folder(tmp_path, "1"), Shop().sells("a"))
-        assert DiskFull.lies_behind(caught.value)
+        assert DiskFull.caused(caught.value)
 
     async def test_folders_are_made_beside_the_event_loop(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

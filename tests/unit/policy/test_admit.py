@@ -317,6 +317,14 @@ def test_a_draft_and_a_finished_song_have_the_steps_of_the_models_family(
     assert noted == ([] if {"inference_steps", "timesteps"} & fields.keys() else [("inference_steps", steps)])
 
 
+def test_the_event_says_why_a_draft_of_a_base_model_has_more_steps() -> None:
+    (of_base,), (of_turbo,) = (admitted(limits(24, model), quality="draft").edits for model in (BASE, TURBO))
+    assert of_base.because == (
+        "quality = draft, with a base model: after the 4 of a turbo model its songs are little but noise"
+    )
+    assert of_turbo.because == "quality = draft, with a turbo model"
+
+
 def test_a_draft_that_is_planned_with_a_larger_language_model_says_so() -> None:
     asked = {"quality": "draft", "thinking": True}
     (warning,) = admitted(limits(lm=LM), **asked).warnings

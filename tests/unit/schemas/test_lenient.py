@@ -27,6 +27,10 @@ def lenient(**body: object) -> tuple[GenerationRequest, str]:
         ("inference_steps", 0, 1, "'inference_steps' = 0: must be at least 1; 1 is used"),
         ("inference_steps", 5_000, 1_000, "'inference_steps' = 5000: must be at most 1,000; 1000 is used"),
         ("batch_size", -2, 1, "'batch_size' = -2: must be at least 1; 1 is used"),
+        ("keep", 0, 1, "'keep' = 0: must be at least 1; 1 is used"),
+        ("candidates", -1, None, "'candidates' = -1: must be at least 0; 0 is used"),
+        ("loudness_lufs", 14, None, "'loudness_lufs' = 14: must be at most -5; the default is used"),
+        ("loudness_lufs", -90, None, "'loudness_lufs' = -90: must be at least -70; the default is used"),
         ("shift", 0, 1.0, "'shift' = 0: must be at least 0.001; 1.0 is used"),
         ("shift", 99, 10.0, "'shift' = 99: must be at most 10; 10.0 is used"),
         ("seed", -5, (), "'seed' = -5: must be at least -1; the default is used"),
@@ -125,12 +129,37 @@ def test_an_alias_is_named_in_the_warning() -> None:
         ("on_limit", "ignore"),
         ("queue_deadline_s", 10**9),
         ("audio_code_string", "la la la"),
+        ("extend_right_s", -5),
+        ("extend_left_s", "-0.1"),
+        ("variation", -1),
     ],
 )
 def test_what_no_reading_can_mend_is_refused_in_lenient_requests_too(field: str, written: object) -> None:
     with pytest.raises(RequestInvalid) as caught:
         parse_request({field: written, "bpm": "fast"})
     assert [problem.field for problem in caught.value.problems] == [field]
+
+
+@pytest.mark.parametrize("zero", [0, "0", 0.0, "0.0"])
+@pytest.mark.parametrize(
+    "field",
+    ["candidates", "extend_left_s", "extend_right_s", "loudness_lufs", "queue_deadline_s", "audio_duration", "bpm"],
+)
+def test_zero_switches_a_field_off_without_a_warning_in_strict_requests_too(field: str, zero: object) -> None:
+    for strict in (False, True):
+        request, warnings = parse_request({"prompt": "x", field: zero}, strict=strict)
+        assert (getattr(request, field), warnings) == (None, ())
+
+
+@pytest.mark.parametrize(
+    "field", ["candidates", "extend_left_s", "extend_right_s", "loudness_lufs", "queue_deadline_s"]
+)
+def test_the_schema_says_what_zero_means(field: str) -> None:
+    assert "0 or none: " in str(GenerationRequest.model_fields[field].description)
+
+
+def test_no_variation_at_all_is_the_same_song_and_not_none() -> None:
+    assert parse_request({"source_task_id": "first", "variation": 0}, strict=True)[0].variation == 0
 
 
 def test_only_known_fields_are_listed() -> None:

@@ -775,6 +775,23 @@ class TestAudioInTheRequest:
         assert "Base64" in found.rule
         assert "secret" not in str(caught.value)
 
+    @pytest.mark.parametrize(
+        ("written", "what_to_do"),
+        [
+            ("UklGRg", ", with its padding: append = until its length is a multiple of 4"),
+            ("UklGRg=", ", with its padding: append = until its length is a multiple of 4"),
+            ("UklG=Rg=", ": discontinuous padding not allowed"),
+            ("Ukl_Rg==", ", with + and / where the URL-safe alphabet has - and _"),
+            ("Ukl-Rg", ", with + and / where the URL-safe alphabet has - and _"),
+        ],
+    )
+    def test_the_variants_of_base64_that_programs_write_are_refused_with_what_to_do(
+        self, written: str, what_to_do: str
+    ) -> None:
+        with pytest.raises(RequestInvalid) as caught:
+            parse_request({"src_audio_base64": written})
+        assert caught.value.problems[0].rule == f"must be a file in Base64{what_to_do}"
+
     def test_an_address_outranks_it(self) -> None:
         body = {"srcAudioBase64": "UklGRg==", "ctx_audio_path": "s3://in/a.wav"}
         request, warnings = parse_request(body)
@@ -933,7 +950,7 @@ class TestCandidates:
     def test_they_have_the_names_of_other_interfaces(self, name: str) -> None:
         assert parsed(**{name: 3}).candidates == 3
 
-    @pytest.mark.parametrize("value", [None, 0, -1, ""])
+    @pytest.mark.parametrize("value", [None, 0, "0", ""])
     def test_none_are_not_given(self, value: object) -> None:
         request = parsed(candidates=value, batch_size=2)
         assert (request.candidates, request.batch_size) == (None, 2)

@@ -178,7 +178,7 @@ async def _asking(client: Client, probe: _StatusProbe) -> AsyncIterator[None]:
     async def ask() -> None:
         while True:
             try:
-                await client.call_roll()
+                await client.request_statuses()
                 probe.asked(None)
             except ClientError as error:
                 probe.asked(str(error))

@@ -18,7 +18,7 @@ from acestep_consumer.engine.renderer.code_latents import CodeLatents
 from acestep_consumer.engine.renderer.components import Components
 from acestep_consumer.engine.renderer.errors import is_out_of_memory
 from acestep_consumer.engine.renderer.flow_edit import FlowEdit, FlowEditRequest
-from acestep_consumer.engine.renderer.guidance import Guidance, Restraint
+from acestep_consumer.engine.renderer.guidance import Guidance, VelocityFilter
 from acestep_consumer.engine.renderer.pack import on_device
 from acestep_consumer.engine.renderer.packed_dit import Condition, PackedDit
 from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
@@ -124,7 +124,7 @@ class Conditioner:
         text_only = self._sources.without_source(source.context) if arguments.switches else None
         for index, generator in enumerate(request.generators):
             guidance = self._guidance(arguments, conditions)
-            restraint = Restraint(arguments.sampler.velocity_limit, arguments.sampler.velocity_smoothing)
+            velocity_filter = VelocityFilter(arguments.sampler.velocity_limit, arguments.sampler.velocity_smoothing)
             own, *others = (conditions[id(some[index % len(some)])] for some in request.states)
             context = source.context[index]
             sample = Sample(
@@ -135,7 +135,7 @@ class Conditioner:
                 generator=generator,
                 options=arguments.sampler,
                 guidance=guidance,
-                restraint=restraint,
+                velocity_filter=velocity_filter,
                 switch=None if text_only is None else _switch(arguments, times, others[0], text_only[index]),
                 kept=self._kept(request, index),
                 heard_frames=source.frames,
@@ -167,7 +167,7 @@ class Conditioner:
             condition=sample.condition,
             generator=generator,
             guidance=sample.guidance,
-            restraint=sample.restraint,
+            velocity_filter=sample.velocity_filter,
             first=int(sample.steps * asked.start),
             end=int(sample.steps * asked.end),
             averages=asked.averages,

@@ -14,7 +14,7 @@ _PATH = re.compile(r"(?:[A-Za-z]:)?(?:[\\/][\w.@~+-]+){2,}[\\/]?")
 
 def translate(error: Exception) -> ConsumerError:
     """Return the error to publish: its text contains no path and no traceback."""
-    if DiskFull.lies_behind(error):  # also behind an encoder's failure
+    if DiskFull.caused(error):  # also behind an encoder's failure
         return DiskFull()
     if isinstance(error, ConsumerError):
         return error

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from acestep_consumer.engine.renderer.guidance import Guidance, Restraint
+from acestep_consumer.engine.renderer.guidance import Guidance, VelocityFilter
 from acestep_consumer.engine.renderer.pack import on_device
 from acestep_consumer.engine.renderer.packed_dit import Branch, Condition
 
@@ -28,11 +28,11 @@ class FlowEditRequest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Side:
-    """The source or the song: its texts, and guidance and restraint of its velocities."""
+    """The source or the song: its texts, and guidance and filter of its velocities."""
 
     condition: Condition
     guidance: Guidance | None
-    restraint: Restraint
+    velocity_filter: VelocityFilter
 
     def conditions(self) -> tuple[Condition, ...]:
         """Return its condition, and the empty one where it is guided."""
@@ -43,7 +43,7 @@ class _Side:
         velocity, *unconditional = velocities
         if self.guidance is not None and unconditional:
             velocity = self.guidance.guide(velocity, unconditional[0], latents, time)
-        return self.restraint.apply(velocity, latents)
+        return self.velocity_filter.apply(velocity, latents)
 
 
 @dataclass(slots=True, eq=False)
@@ -57,7 +57,7 @@ class FlowEdit:
         condition: the song's.
         generator: draws a noise for each average of each step.
         guidance: the song's; the source gets one of its own.
-        restraint: likewise.
+        velocity_filter: likewise.
         averages: noises a step, whose velocities are averaged.
     """
 
@@ -67,7 +67,7 @@ class FlowEdit:
     condition: Condition
     generator: torch.Generator
     guidance: Guidance | None
-    restraint: Restraint
+    velocity_filter: VelocityFilter
     first: int
     end: int
     averages: int = 1
@@ -80,8 +80,8 @@ class FlowEdit:
         self.edited = self.source
         own = self.guidance.fresh() if self.guidance else None
         self._sides = (
-            _Side(self.source_condition, own, self.restraint.fresh()),
-            _Side(self.condition, self.guidance, self.restraint),
+            _Side(self.source_condition, own, self.velocity_filter.fresh()),
+            _Side(self.condition, self.guidance, self.velocity_filter),
         )
 
     def covers(self, step: int) -> bool:

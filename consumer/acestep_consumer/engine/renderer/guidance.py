@@ -73,7 +73,7 @@ class Guidance:
 
 
 @dataclass(slots=True, eq=False)
-class Restraint:
+class VelocityFilter:
     """Limit and smoothing of one sample's velocities.
 
     ``limit``: largest norm, as a multiple of the latents' norm, 0: none. ``smoothing``: weight of the velocity before.
@@ -110,12 +110,12 @@ class Restraint:
         if not self.limit:
             return velocity
         ratio = self.limit * latents.float().norm() / velocity.float().norm().clamp(min=1e-12)
-        restrained: torch.Tensor = velocity * ratio.clamp(max=1.0).to(velocity.dtype)
-        return restrained
+        within: torch.Tensor = velocity * ratio.clamp(max=1.0).to(velocity.dtype)
+        return within
 
-    def fresh(self) -> "Restraint":
-        """Return the same restraint without a velocity before."""
-        return Restraint(self.limit, self.smoothing)
+    def fresh(self) -> "VelocityFilter":
+        """Return the same filter without a velocity before."""
+        return VelocityFilter(self.limit, self.smoothing)
 
 
 def by_angle(

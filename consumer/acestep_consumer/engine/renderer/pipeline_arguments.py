@@ -320,6 +320,11 @@ class _MaterialBuilder:
         after = max(0.0, (end or 0.0) - seconds)
         self._check_window(before, seconds)
         extended = before > 0 or after > 0
+        if before > 0 and after > 0:
+            self.warnings.append(
+                "repainting_start and repainting_end are beyond both ends of the source: all of it is made anew. To "
+                "keep it, extend it on one side, then the result on the other one"
+            )
         what = "the extended song" if extended else "the source audio"
         length = round(self._within_limit(before + seconds + after, what) * rate)
         silence = min(int(after * rate), max(length - int(before * rate) - source.shape[-1], 0))

@@ -251,7 +251,10 @@ class _JobRenderer:
 
     def _loudness_warnings(self, arguments: PipelineArguments) -> Iterator[str]:
         if self._job.request.loudness_lufs is not None and arguments.kept_samples(self._model.sample_rate) is not None:
-            yield "loudness_lufs: the kept samples of the source are brought to another level with the new ones"
+            yield (
+                "loudness_lufs: the kept samples of the source are brought to another level with the new ones; with 0 "
+                "they stay as they are"
+            )
 
     def _decode_inputs(self) -> DecodedInputs:
         """Decode the inputs that the task uses."""
@@ -438,7 +441,7 @@ class _JobRenderer:
             sample_rate=file.sample_rate,
             channels=file.channels,
             duration_s=file.duration_s,
-            track=self._job.request.track_classes[place] if self._job.request.stems else None,
+            track=self._job.track_of(place),
             side_files=tuple(self._side_files(song, place, arguments, file.levels)),
             lyrics=lines,
             lyric_score=None if song.aligned is None else round(song.aligned.score, 4),

@@ -14,7 +14,7 @@ import torch
 
 from acestep_consumer.engine.renderer.dcw import Dcw
 from acestep_consumer.engine.renderer.flow_edit import FlowEdit
-from acestep_consumer.engine.renderer.guidance import Guidance, Restraint
+from acestep_consumer.engine.renderer.guidance import Guidance, VelocityFilter
 from acestep_consumer.engine.renderer.latents import FinalLatents
 from acestep_consumer.engine.renderer.lyric_alignment import AlignmentRequest
 from acestep_consumer.engine.renderer.output import MINUS_1_DB
@@ -31,8 +31,8 @@ class SamplerOptions:
         method: ``ode`` is deterministic, ``sde`` adds noise at each step.
         heun: Heun's method, of two forward passes a step, in place of Euler's; for ``ode``.
         heun_last_step: whether the last step has its second pass too.
-        velocity_limit: see ``Restraint``.
-        velocity_smoothing: see ``Restraint``.
+        velocity_limit: see ``VelocityFilter``.
+        velocity_smoothing: see ``VelocityFilter``.
         dcw: the wavelet correction; None: none.
         rescale: what the final latents are multiplied by.
         offset: what is added to them after that.
@@ -77,7 +77,7 @@ class Sample:
         generator: draws the noise of the SDE sampler.
         options: how it is sampled.
         guidance: classifier-free guidance; None: none.
-        restraint: limit and smoothing of its velocities.
+        velocity_filter: limit and smoothing of its velocities.
         switch: where the text alone takes over; None: nowhere.
         edit: the steps that turn its source into the song (flow edit); None: none.
         kept: the source latents around the window of a repaint or lego.
@@ -104,7 +104,7 @@ class Sample:
     level: float = 1.0
     gain: torch.Tensor | None = None
     step: int = 0
-    restraint: Restraint = field(default_factory=Restraint)
+    velocity_filter: VelocityFilter = field(default_factory=VelocityFilter)
     _predicted: _Prediction | None = None
 
     @property
@@ -174,7 +174,7 @@ class Sample:
     def _denoise(self, velocities: Sequence[torch.Tensor]) -> None:
         """Take an Euler step, or the first half of a Heun step."""
         time, reached = self.time, self.times[self.step + 1]
-        velocity = self.restraint.apply(self._guided(velocities, time), self.latents)
+        velocity = self.velocity_filter.apply(self._guided(velocities, time), self.latents)
         if self.options.method == "sde":
             latents = self._renoised(velocity, time, reached)
         else:
@@ -189,7 +189,7 @@ class Sample:
         velocity, *unconditional = velocities
         if self.guidance is not None and unconditional:
             velocity = self.guidance.correct(velocity, unconditional[0], predicted.latents, self.time)
-        mean = self.restraint.mean(velocity, predicted.latents, predicted.velocity)
+        mean = self.velocity_filter.mean(velocity, predicted.latents, predicted.velocity)
         self._predicted = None
         latents = torch.add(self.latents, mean, alpha=self.times[self.step + 1] - self.time)
         self._arrive(latents, predicted.velocity)

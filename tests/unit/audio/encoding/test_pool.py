@@ -147,7 +147,7 @@ def test_a_full_disk_is_recognised_as_that(name: str, pool: EncoderPool, tmp_pat
     (tmp_path / f"song.{name}").symlink_to("/dev/full")
     with pool.slot(never) as encode, pytest.raises(RenderFailed) as failure:
         encode(SONG, tmp_path / "song", name, RATE)
-    assert DiskFull.lies_behind(failure.value)
+    assert DiskFull.caused(failure.value)
 
 
 def test_a_process_that_was_killed_is_replaced_and_its_song_is_encoded(pool: EncoderPool, tmp_path: Path) -> None:

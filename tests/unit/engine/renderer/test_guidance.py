@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guidance and restraint of velocities."""
+"""Guidance, and the filter of velocities."""
 
 import pytest
 import torch
 
-from acestep_consumer.engine.renderer.guidance import Guidance, Restraint, by_angle
+from acestep_consumer.engine.renderer.guidance import Guidance, VelocityFilter, by_angle
 from acestep_consumer.engine.renderer.packed_dit import Condition
 
 NULL = Condition(torch.zeros(1, 2, 1, 1, 1))
@@ -37,20 +37,20 @@ def test_guidance_by_angles_never_turns_further_than_a_sixth_of_a_half_turn() ->
 
 def test_a_velocity_is_limited_by_the_norm_of_the_latents() -> None:
     velocity, latents = random(6, 2, seed=6), random(6, 2, seed=7)
-    held = Restraint(limit=0.5).apply(velocity, latents)
+    held = VelocityFilter(limit=0.5).apply(velocity, latents)
     torch.testing.assert_close(held.norm(), 0.5 * latents.norm())
-    assert torch.equal(Restraint(limit=100).apply(velocity, latents), velocity)
+    assert torch.equal(VelocityFilter(limit=100).apply(velocity, latents), velocity)
 
 
 def test_a_velocity_is_smoothed_with_the_one_before() -> None:
-    restraint, latents = Restraint(smoothing=0.25), torch.ones(1, 1)
+    velocity_filter, latents = VelocityFilter(smoothing=0.25), torch.ones(1, 1)
     first, second = torch.tensor([[4.0]]), torch.tensor([[8.0]])
-    assert torch.equal(restraint.apply(first, latents), first)
+    assert torch.equal(velocity_filter.apply(first, latents), first)
     first.zero_()  # velocities are overwritten by the next forward pass
-    assert restraint.apply(second, latents).item() == 0.75 * 8 + 0.25 * 4
-    assert restraint.fresh().last is None
+    assert velocity_filter.apply(second, latents).item() == 0.75 * 8 + 0.25 * 4
+    assert velocity_filter.fresh().last is None
 
 
-def test_a_restraint_of_nothing_returns_what_it_is_given() -> None:
+def test_a_filter_of_nothing_returns_what_it_is_given() -> None:
     velocity = random(3, 2, seed=8)
-    assert Restraint().apply(velocity, velocity) is velocity
+    assert VelocityFilter().apply(velocity, velocity) is velocity

@@ -317,6 +317,14 @@ def test_a_window_past_the_end_makes_the_song_longer() -> None:
     assert_extended(made, before_s=0, after_s=3.5)
 
 
+def test_a_window_beyond_both_ends_makes_all_of_the_source_anew_and_says_so() -> None:
+    made = translate(job(task_type="repaint", repainting_start=-2, repainting_end=22), inputs=NOISE)
+    assert made.kept_samples(48_000) is None
+    assert [warning for warning in made.warnings if "beyond both ends of the source" in warning]
+    one_side = translate(job(task_type="repaint", repainting_start=-2, repainting_end=4), inputs=NOISE)
+    assert not [warning for warning in one_side.warnings if "beyond both ends" in warning]
+
+
 def test_a_window_before_the_start_moves_with_the_song() -> None:
     made = translate(job(task_type="lego", repainting_start=-2.5, repainting_end=4), inputs=NOISE)
     assert (made.repainting_start, made.repainting_end, made.audio_duration) == (0, 6.5, 20)
