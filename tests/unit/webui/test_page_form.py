@@ -4,14 +4,15 @@
 import json
 from typing import Any
 
+import pytest
 from playwright.async_api import Page, expect
 
 from acestep_schemas import examples
 from acestep_schemas.events import LmChoice, Worker, WorkerEvent
-from tests.support.browser import tab
+from tests.support.browser import OpenTab
 from tests.support.page import sent, served_page
 
-expect.set_options(timeout=15_000)
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 def worker(**data: Any) -> WorkerEvent:
@@ -24,7 +25,7 @@ async def fill(page: Page, **fields: str) -> None:
         await page.locator(f"#ask [name={name}]").fill(value)
 
 
-async def test_every_control_is_sent_and_what_is_empty_is_not() -> None:
+async def test_every_control_is_sent_and_what_is_empty_is_not(tab: OpenTab) -> None:
     async with served_page() as served, tab(served.url) as browser:
         page = browser.page
         await page.get_by_text("More settings").click()
@@ -60,7 +61,7 @@ async def test_every_control_is_sent_and_what_is_empty_is_not() -> None:
         }
 
 
-async def test_ctrl_and_enter_send_from_any_field_and_the_field_keeps_the_focus() -> None:
+async def test_ctrl_and_enter_send_from_any_field_and_the_field_keeps_the_focus(tab: OpenTab) -> None:
     async with served_page() as served, tab(served.url) as browser:
         page = browser.page
         await fill(page, prompt="jazz", lyrics="la")
@@ -70,7 +71,7 @@ async def test_ctrl_and_enter_send_from_any_field_and_the_field_keeps_the_focus(
         assert served.client.published[0]["prompt"] == "jazz"
 
 
-async def test_thinking_is_not_offered_while_no_worker_has_a_language_model() -> None:
+async def test_thinking_is_not_offered_while_no_worker_has_a_language_model(tab: OpenTab) -> None:
     async with served_page() as served, tab(served.url) as browser:
         page = browser.page
         await page.get_by_text("More settings").click()
@@ -88,7 +89,7 @@ async def test_thinking_is_not_offered_while_no_worker_has_a_language_model() ->
         await expect(page.locator("#no-lm")).to_be_hidden()
 
 
-async def test_a_cover_needs_its_source_and_no_other_kind_sends_it() -> None:
+async def test_a_cover_needs_its_source_and_no_other_kind_sends_it(tab: OpenTab) -> None:
     async with served_page() as served, tab(served.url) as browser:
         page = browser.page
         served.complete("one", served.song("one"), request={"prompt": "the first one"})
@@ -108,7 +109,7 @@ async def test_a_cover_needs_its_source_and_no_other_kind_sends_it() -> None:
         assert set(await sent(page, served)) == {"prompt", "audio_format"}
 
 
-async def test_fields_that_requests_do_not_have_are_not_offered() -> None:
+async def test_fields_that_requests_do_not_have_are_not_offered(tab: OpenTab) -> None:
     options = json.dumps({"fields": ["prompt", "lyrics", "source_task_id"], "languages": ["en"]})
     answer = f"Promise.resolve(new Response({json.dumps(options)}))"
     asked = f"const ask = fetch; fetch = (url, ...rest) => url === '/options' ? {answer} : ask(url, ...rest);"
@@ -126,7 +127,7 @@ async def test_fields_that_requests_do_not_have_are_not_offered() -> None:
                 await expect(page.locator(f"#job-one .{name}")).to_be_hidden()
 
 
-async def test_what_the_server_refuses_is_told_at_the_field() -> None:
+async def test_what_the_server_refuses_is_told_at_the_field(tab: OpenTab) -> None:
     async with served_page() as served, tab(served.url) as browser:
         page = browser.page
         await page.get_by_text("More settings").click()
@@ -142,7 +143,7 @@ async def test_what_the_server_refuses_is_told_at_the_field() -> None:
         browser.expected = "422"
 
 
-async def test_every_control_of_every_kind_has_a_label() -> None:
+async def test_every_control_of_every_kind_has_a_label(tab: OpenTab) -> None:
     nameless = (
         "[...document.querySelectorAll('#ask input, #ask select, #ask textarea')].filter((e) => !e.labels.length)"
     )

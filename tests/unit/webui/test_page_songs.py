@@ -10,10 +10,10 @@ from playwright.async_api import Page, expect
 
 from acestep_schemas import examples
 from acestep_schemas.events import WorkerEvent
-from tests.support.browser import tab
-from tests.support.page import holds, row, sent, served_page
+from tests.support.browser import OpenTab, holds
+from tests.support.page import row, sent, served_page
 
-expect.set_options(timeout=15_000)
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 WORDS = ["Rain", "on", "the", "avenue"]
 LYRICS = [
@@ -39,7 +39,7 @@ async def opened(page: Page, task_id: str) -> None:
     await expect(row(page, task_id).locator(".open")).to_have_attribute("aria-expanded", "true")
 
 
-async def test_lyrics_light_up_as_they_are_sung_and_a_line_is_heard_when_it_is_chosen() -> None:
+async def test_lyrics_light_up_as_they_are_sung_and_a_line_is_heard_when_it_is_chosen(tab: OpenTab) -> None:
     async with served_page() as served:
         served.complete("sung", served.song("sung", lyrics=LYRICS))
         async with tab(served.url) as browser:
@@ -63,7 +63,7 @@ async def test_lyrics_light_up_as_they_are_sung_and_a_line_is_heard_when_it_is_c
             await expect(page.locator("#lyrics-panel")).to_be_hidden()
 
 
-async def test_without_times_the_plain_lyrics_are_beside_the_player() -> None:
+async def test_without_times_the_plain_lyrics_are_beside_the_player(tab: OpenTab) -> None:
     async with served_page() as served:
         served.complete("plain", served.song("plain"), request={"lyrics": "[verse]\nla <i>la</i>"})
         served.complete("silent", served.song("silent"))
@@ -78,7 +78,7 @@ async def test_without_times_the_plain_lyrics_are_beside_the_player() -> None:
             await expect(page.locator("#plain-lyrics")).to_be_hidden()
 
 
-async def test_candidates_stand_side_by_side_with_their_scores_and_kept_ones_play() -> None:
+async def test_candidates_stand_side_by_side_with_their_scores_and_kept_ones_play(tab: OpenTab) -> None:
     candidates = [
         {"seed": 2**62, "score": 0.91, "kept": True, "index": 0, "measures": {"lyrics": 0.9, "clipping": 0.00123456}},
         {"seed": 8, "score": 0.7, "kept": True, "index": 1, "measures": {"lyrics": 0.6}},
@@ -103,7 +103,7 @@ async def test_candidates_stand_side_by_side_with_their_scores_and_kept_ones_pla
             await expect(page.locator("#versions")).to_contain_text("2 · 0.70")
 
 
-async def test_a_stretch_that_is_drawn_on_the_waveform_becomes_a_repaint() -> None:
+async def test_a_stretch_that_is_drawn_on_the_waveform_becomes_a_repaint(tab: OpenTab) -> None:
     async with served_page() as served:
         served.complete("one", served.song("one"), request={"prompt": "jazz", "lyrics": "la", "audio_format": "flac"})
         async with tab(served.url) as browser:
@@ -137,7 +137,7 @@ async def test_a_stretch_that_is_drawn_on_the_waveform_becomes_a_repaint() -> No
             assert (await sent(page, served))["lyrics"] == "lo"
 
 
-async def test_a_stretch_can_be_marked_by_keyboard_where_the_song_plays() -> None:
+async def test_a_stretch_can_be_marked_by_keyboard_where_the_song_plays(tab: OpenTab) -> None:
     async with served_page() as served:
         served.complete("one", served.song("one", seconds=60))
         async with tab(served.url) as browser:
@@ -166,7 +166,7 @@ async def test_a_stretch_can_be_marked_by_keyboard_where_the_song_plays() -> Non
         ("Stems", "What should it sound like?", {"stems": True}),
     ],
 )
-async def test_a_song_is_the_source_of_another(action: str, label: str, made: dict[str, Any]) -> None:
+async def test_a_song_is_the_source_of_another(tab: OpenTab, action: str, label: str, made: dict[str, Any]) -> None:
     async with served_page() as served:
         served.complete("two", *(served.song("two", each) for each in (0, 1)), request={"prompt": "jazz"})
         async with tab(served.url) as browser:
@@ -178,7 +178,7 @@ async def test_a_song_is_the_source_of_another(action: str, label: str, made: di
             assert published == made | {"source_task_id": "two", "source_index": 1, "audio_format": "mp3"}
 
 
-async def test_make_another_sends_everything_but_the_seed_and_a_copy_has_all() -> None:
+async def test_make_another_sends_everything_but_the_seed_and_a_copy_has_all(tab: OpenTab) -> None:
     request = {"prompt": "it's jazz", "bpm": 90, "guidance_scale": 5.0, "seed": [7], "model": "turbo"}
     async with served_page() as served:
         served.complete("one", served.song("one"), request=request)
@@ -202,7 +202,7 @@ async def test_make_another_sends_everything_but_the_seed_and_a_copy_has_all() -
             assert json.loads(words[words.index("-d") + 1]) == copied
 
 
-async def test_a_request_is_edited_with_every_field_also_those_without_a_control() -> None:
+async def test_a_request_is_edited_with_every_field_also_those_without_a_control(tab: OpenTab) -> None:
     request = {"prompt": "jazz", "bpm": 90, "key_scale": "F# minor", "guidance_scale": 5.0, "seed": [7]}
     async with served_page() as served:
         served.complete("one", served.song("one"), request=request | {"vocal_language": "ja", "inference_steps": 20})
@@ -227,7 +227,7 @@ async def test_a_request_is_edited_with_every_field_also_those_without_a_control
             assert "guidance_scale" not in await sent(page, served)
 
 
-async def test_the_family_of_a_song_is_linked_in_both_directions() -> None:
+async def test_the_family_of_a_song_is_linked_in_both_directions(tab: OpenTab) -> None:
     async with served_page() as served:
         served.complete("parent", served.song("parent"), request={"prompt": "the first one"})
         served.complete("child", served.song("child"), request={"prompt": "its cover"}, parents=child_of("parent"))
@@ -247,7 +247,7 @@ async def test_the_family_of_a_song_is_linked_in_both_directions() -> None:
             await expect(row(page, "parent").locator(".family")).to_contain_text("its cover, its twin")
 
 
-async def test_another_variation_is_asked_for_anew_and_says_what_it_took_over() -> None:
+async def test_another_variation_is_asked_for_anew_and_says_what_it_took_over(tab: OpenTab) -> None:
     varied = {
         "prompt": "jazz",
         "retake_variance": 0.25,
@@ -276,7 +276,7 @@ async def test_another_variation_is_asked_for_anew_and_says_what_it_took_over() 
             await expect(row(page, "whole").get_by_role("button", name="Make final")).to_be_hidden()
 
 
-async def test_stems_are_asked_of_a_base_model_where_a_worker_has_one() -> None:
+async def test_stems_are_asked_of_a_base_model_where_a_worker_has_one(tab: OpenTab) -> None:
     async with served_page() as served:
         models = ("acestep-v15-turbo", "acestep-v15-base")
         served.board.add_worker(WorkerEvent.of(examples.worker().data.model_copy(update={"models": models})))
