@@ -9,6 +9,7 @@ from playwright.async_api import Page, expect
 
 from acestep_schemas import examples
 from acestep_schemas.events import LmChoice, Worker, WorkerEvent
+from acestep_schemas.request import GenerationRequest
 from tests.support.browser import OpenTab
 from tests.support.page import sent, served_page
 
@@ -141,6 +142,62 @@ async def test_what_the_server_refuses_is_told_at_the_field(tab: OpenTab) -> Non
         await expect(page.get_by_label("Tempo, bpm")).to_be_focused()
         await expect(page.locator("#answer")).to_contain_text("tempo: ")
         browser.expected = "422"
+
+
+async def test_an_edit_that_contradicts_itself_is_refused_beside_the_field_and_is_not_sent(tab: OpenTab) -> None:
+    async with served_page() as served, tab(served.url) as browser:
+        page = browser.page
+        browser.expected = "422"
+        served.complete("one", served.song("one"))
+        await page.get_by_label("What to make").select_option("extend")
+        await expect(page.get_by_label("Seconds after it")).to_have_value("30")
+        await fill(page, source_task_id="one", extend_left_s="5")
+        await page.get_by_role("button", name="Make it").click()
+        after = page.get_by_label("Seconds after it")
+        rule = "“seconds before it” is given, too: make one song, then the other from it"
+        await expect(after).to_be_focused()
+        await expect(after).to_have_accessible_description(rule)
+        await expect(after).to_have_accessible_name("Seconds after it")
+        await expect(page.locator("label", has=page.locator("[name=extend_right_s]"))).to_contain_text("is given, too")
+        await expect(page.locator("#answer")).to_contain_text(rule)
+        await after.fill("")
+        await expect(page.locator(".wrong")).to_have_count(0)
+        await expect(after).not_to_have_attribute("aria-invalid", "true")
+        assert served.client.published == []
+        published = await sent(page, served)
+        assert (published["extend_left_s"], "extend_right_s" in published) == ("5", False)
+
+
+async def test_a_field_without_a_control_is_refused_where_it_is_listed(tab: OpenTab) -> None:
+    async with served_page() as served, tab(served.url) as browser:
+        page = browser.page
+        browser.expected = "422"
+        served.complete("one", served.song("one"))
+        request = GenerationRequest(source_task_id="one", replace_lines={"la": "lo"}, lyrics="lo")
+        served.board.add_request("mine", request)
+        await page.locator("#job-mine .open").click()
+        await page.locator("#job-mine .edit").click()
+        await page.get_by_label("What to make").select_option("repaint")
+        await fill(page, prompt="jazz", lyrics="", repainting_end="9")
+        await page.get_by_role("button", name="Make it").click()
+        await expect(page.get_by_label("To second").first).to_be_focused()
+        await expect(page.get_by_label("To second").first).to_have_accessible_description(
+            "“replace lines” sets it: give one of the two"
+        )
+        await fill(page, source_task_id="one", repainting_end="", lyrics="lo")
+        await page.get_by_label("What to make").select_option("extend")
+        await page.get_by_role("button", name="Make it").click()
+        await expect(page.locator("#extra .wrong")).to_contain_text("is given, too")
+        assert served.client.published == []
+
+
+async def test_a_kind_begins_with_what_it_needs(tab: OpenTab) -> None:
+    async with served_page() as served, tab(served.url) as browser:
+        page = browser.page
+        served.complete("one", served.song("one"))
+        await page.get_by_label("What to make").select_option("variation")
+        await fill(page, source_task_id="one")
+        assert (await sent(page, served))["variation"] == "0.3"
 
 
 async def test_every_control_of_every_kind_has_a_label(tab: OpenTab) -> None:

@@ -10,6 +10,7 @@ from playwright.async_api import Page, expect
 
 from acestep_schemas import examples
 from acestep_schemas.events import WorkerEvent
+from acestep_schemas.request import GenerationRequest
 from tests.support.browser import OpenTab, holds
 from tests.support.page import row, sent, served_page
 
@@ -245,6 +246,29 @@ async def test_the_family_of_a_song_is_linked_in_both_directions(tab: OpenTab) -
             await expect(link).to_have_attribute("href", "#long-ago")
             served.complete("second", served.song("second"), request={"prompt": "its twin"}, parents=child_of("parent"))
             await expect(row(page, "parent").locator(".family")).to_contain_text("its cover, its twin")
+
+
+async def test_a_job_without_words_is_called_by_the_job_that_it_is_made_from(tab: OpenTab) -> None:
+    silent = examples.completed().data.metas.model_copy(update={"caption": ""})
+    stems = {"prompt": "", "task_type": "extract", "stems": True, "source_task_id": "song"}
+    async with served_page() as served, tab(served.url) as browser:
+        page = browser.page
+        served.complete("parts", served.song("parts"), request=stems, parents=child_of("song", "stems"), metas=silent)
+        title = row(page, "parts").get_by_role("heading")
+        await expect(title).to_have_text("Stems of song")
+        served.complete("song", served.song("song"), request={"prompt": "slow jazz"})
+        await expect(title).to_have_text("Stems of slow jazz")
+        await row(page, "parts").get_by_role("button", name="Play Stems of slow jazz").click()
+        await expect(page.locator("#now")).to_have_text("Stems of slow jazz")
+        longer = GenerationRequest(source_task_id="song", extend_right_s=30)
+        served.board.add_request("longer", longer)
+        await expect(row(page, "longer").get_by_role("heading")).to_have_text("Longer version of slow jazz")
+        served.complete(
+            "loop", request=stems | {"source_task_id": "loop"}, parents=child_of("loop", "stems"), metas=silent
+        )
+        await expect(row(page, "loop").get_by_role("heading")).to_have_text("Stems of loop")
+        await page.get_by_label("Language", exact=True).select_option("ja")
+        await expect(title).to_contain_text("パート別")
 
 
 async def test_another_variation_is_asked_for_anew_and_says_what_it_took_over(tab: OpenTab) -> None:

@@ -8,7 +8,6 @@ import { problem, titleOf } from "./text.js";
 
 // Of the request as it was made, these belong to that one try.
 const OF_ONE_TRY = ["task_id", "seed", "use_random_seed", "retake_seed"];
-const EXTEND_S = 30;
 // Made from a song's own words where the request gives no others.
 const TAKES_OVER = ["repaint", "extend", "variation"];
 
@@ -46,9 +45,8 @@ export const edit = (card) => fillForm(requestAgain(card));
 export function makeFrom(card, index, kind, more = {}) {
   const { prompt, lyrics, vocal_language, audio_format } = card.request ?? {};
   const words = kind === "stems" ? {} : { prompt: prompt || card.metas?.caption, lyrics, vocal_language };
-  const ends = kind === "extend" ? { extend_right_s: EXTEND_S } : {};
   const source = { source_task_id: card.task_id, source_index: index };
-  fillForm({ ...words, ...ends, audio_format, ...source, ...more }, kind, TAKES_OVER.includes(kind) ? words : {});
+  fillForm({ ...words, audio_format, ...source, ...more }, kind, TAKES_OVER.includes(kind) ? words : {});
 }
 
 /** A command that sends the request once more. Each quote in it is escaped, whoever wrote the request. */

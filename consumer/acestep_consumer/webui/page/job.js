@@ -95,6 +95,7 @@ export class Job {
     const { card, title } = this;
     setText(this.part(".state"), t(`state.${card.state}`));
     setText(this.part(".open"), title);
+    this.titleShown = title;
     const since = new Date(card.since);
     const time = this.part("time");
     time.dateTime = card.since;
