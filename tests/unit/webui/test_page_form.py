@@ -15,6 +15,18 @@ from tests.support.page import sent, served_page
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
+PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
+# Labels with a Latin word that is wider than its label, so that it goes on in the next line.
+BROKEN = """() => [...document.querySelectorAll("#ask label > span:first-child")].filter((label) => {
+    if (!label.checkVisibility()) return false;
+    const copy = label.cloneNode(true);
+    copy.style.cssText = "position: absolute; width: min-content; overflow-wrap: normal";
+    label.after(copy);
+    const isBroken = copy.offsetWidth > label.parentElement.clientWidth;
+    copy.remove();
+    return isBroken;
+}).map((label) => label.textContent)"""
+
 
 def worker(**data: Any) -> WorkerEvent:
     announced: Worker = examples.worker().data.model_copy(update={"state": "ready"} | data)
@@ -198,6 +210,27 @@ async def test_a_kind_begins_with_what_it_needs(tab: OpenTab) -> None:
         await page.get_by_label("What to make").select_option("variation")
         await fill(page, source_task_id="one")
         assert (await sent(page, served))["variation"] == "0.3"
+
+
+@pytest.mark.parametrize("locale", ["en-US", "ja-JP"])
+@pytest.mark.parametrize("context", [{"viewport": {"width": 1280, "height": 900}}, PHONE], ids=["desk", "phone"])
+async def test_an_open_form_covers_nothing_and_breaks_no_word_while_a_song_is_in_the_player(
+    tab: OpenTab, context: dict[str, Any], locale: str
+) -> None:
+    async with served_page() as served:
+        served.complete("one", served.song("one"))
+        async with tab(served.url, locale=locale, **context) as browser:
+            page = browser.page
+            await page.locator("#job-one .play").click()
+            await page.locator("#more summary").click()
+            await expect(page.locator("#models")).to_be_attached()
+            overlap = """() => {
+                const box = (name) => document.querySelector(name).getBoundingClientRect();
+                const [form, jobs] = [box("#ask"), box("#jobs")];
+                return form.bottom > jobs.top && form.right > jobs.left;
+            }"""
+            assert not await page.evaluate(overlap)
+            assert await page.evaluate(BROKEN) == []
 
 
 async def test_every_control_of_every_kind_has_a_label(tab: OpenTab) -> None:

@@ -62,6 +62,10 @@ async def test_lyrics_light_up_as_they_are_sung_and_a_line_is_heard_when_it_is_c
             assert await page.locator("#sung b").count() == 0
             await page.get_by_role("button", name="Close").click()
             await expect(page.locator("#lyrics-panel")).to_be_hidden()
+            await page.locator("#bar").get_by_role("button", name="Lyrics").click()
+            await page.keyboard.press("Escape")
+            await expect(page.locator("#lyrics-panel")).to_be_hidden()
+            await expect(page.locator("#bar").get_by_role("button", name="Lyrics")).to_be_focused()
 
 
 async def test_without_times_the_plain_lyrics_are_beside_the_player(tab: OpenTab) -> None:
@@ -187,13 +191,14 @@ async def test_make_another_sends_everything_but_the_seed_and_a_copy_has_all(tab
             page = browser.page
             await opened(page, "one")
             await row(page, "one").get_by_role("button", name="Make another").click()
-            await expect(page.locator("#answer")).to_have_text("Sent: it's jazz")
+            await expect(row(page, "one").locator(".said")).to_have_text("Sent: it's jazz")
+            await expect(row(page, "one").locator(".said")).to_be_in_viewport()
             (published,) = served.client.published
             assert published.pop("task_id") != "one"
             expected = {name: value for name, value in request.items() if name != "seed"}
             assert published == expected
             await row(page, "one").get_by_role("button", name="Copy as JSON").click()
-            await expect(page.locator("#answer")).to_have_text("Copied.")
+            await expect(row(page, "one").locator(".said")).to_have_text("Copied.")
             copied = json.loads(await page.evaluate("navigator.clipboard.readText()"))
             assert copied == expected | {"seed": "7"}
             await row(page, "one").get_by_role("button", name="Copy as curl").click()
@@ -292,7 +297,7 @@ async def test_another_variation_is_asked_for_anew_and_says_what_it_took_over(ta
                 ["prompt: jazz – of <b>song</b> 0", "tempo: 90 – of <b>song</b> 0"]
             )
             await row(page, "varied").get_by_role("button", name="Make another").click()
-            await expect(page.locator("#answer")).to_have_text("Sent: jazz")
+            await expect(row(page, "varied").locator(".said")).to_have_text("Sent: jazz")
             again = {name: value for name, value in served.client.published[0].items() if name != "task_id"}
             asked = {"source_task_id": "first", "source_index": 0, "variation": 0.25, "audio_format": "flac"}
             assert again == asked
