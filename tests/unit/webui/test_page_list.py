@@ -14,6 +14,7 @@ from acestep_schemas import examples
 from acestep_schemas.events import WorkerEvent
 from acestep_schemas.request import GenerationRequest
 from tests.support.browser import OpenTab
+from tests.support.listening import ended
 from tests.support.page import ServedPage, row, served_page
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -50,6 +51,23 @@ async def test_a_finished_song_takes_one_line_and_the_rest_is_behind_its_title(t
                 await row(page, "song-29").locator(".open").click()
                 await expect(details).to_be_visible()
                 assert await page.evaluate("document.documentElement.scrollWidth") <= context["viewport"]["width"]
+
+
+async def test_on_a_phone_a_title_has_half_of_its_row(tab: OpenTab) -> None:
+    async with served_page() as served:
+        served.complete("batch", *(served.song("batch", each, seconds=95) for each in range(4)))
+        served.start("runs", prompt="slow jazz, brushed drums, double bass")
+        served.board.add_event(ended("failed", "fails"))
+        served.board.add_request("waits", GenerationRequest(prompt="acoustic folk"))
+        async with tab(served.url, **PHONE) as browser:
+            page = browser.page
+            await expect(page.locator(".job")).to_have_count(4)
+            shares = await page.locator(".job").evaluate_all(
+                "rows => rows.map((row) => row.querySelector('h3').offsetWidth / row.offsetWidth)"
+            )
+            assert min(shares) > 0.5
+            assert await page.evaluate("document.documentElement.scrollWidth") <= 360
+            await expect(row(page, "runs").get_by_role("button", name="Stop")).to_be_visible()
 
 
 async def test_other_producers_jobs_have_their_words_while_they_run(tab: OpenTab) -> None:
