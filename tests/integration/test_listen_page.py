@@ -117,7 +117,7 @@ def job(page: Page, title: str) -> Locator:
     return page.locator(".job").filter(has=page.get_by_role("heading", name=title, exact=True))
 
 
-async def test_the_page_is_there_within_a_second_and_live_also_with_two_hundred_jobs(
+async def test_the_page_is_there_after_a_second_of_work_and_live_also_with_two_hundred_jobs(
     tab: OpenTab, unattended: Listening
 ) -> None:
     place = f"s3://{unattended.environment['ACESTEP_S3_BUCKET']}/{unattended.environment['ACESTEP_S3_PREFIX']}"
@@ -135,10 +135,7 @@ async def test_the_page_is_there_within_a_second_and_live_also_with_two_hundred_
         await expect(page.locator(".job")).to_have_count(200)
         fetched: list[str] = []
         page.on("request", lambda request: fetched.extend([request.url] * ("/audio/" in request.url)))
-        times = [await shown_ms(page)]
-        while times[-1] >= 1000 and len(times) < 5:  # the machine may be busy with other tests
-            times.append(await shown_ms(page))
-        assert times[-1] < 1000, times
+        assert await work_s(page) < 1
         await expect(page.locator("#line")).to_have_text("live")
         await expect(page.locator("#queue")).to_have_text("no worker takes requests, 100 running, nothing waits")
         await only_shows(page, "Running 100", "running", 100)
@@ -152,11 +149,19 @@ async def test_the_page_is_there_within_a_second_and_live_also_with_two_hundred_
         assert fetched == [], "a song is fetched to be heard"
 
 
-async def shown_ms(page: Page) -> float:
-    """Load the page again; returns the time from the start of the navigation until its jobs are shown."""
+async def work_s(page: Page) -> float:
+    """Load the page again; returns the processor time of its thread until its jobs are shown, whatever else runs."""
+    session = await page.context.new_cdp_session(page)
+    await session.send("Performance.enable", {"timeDomain": "threadTicks"})
+
+    async def spent() -> float:
+        metrics = (await session.send("Performance.getMetrics"))["metrics"]
+        return float(next(each["value"] for each in metrics if each["name"] == "TaskDuration"))
+
+    before = await spent()
     await page.reload()
     await expect(page.locator(".job")).to_have_count(200)
-    return float(await page.evaluate("performance.getEntriesByName('jobs')[0].startTime"))
+    return await spent() - before
 
 
 async def only_shows(page: Page, button: str, state: str, count: int) -> None:
