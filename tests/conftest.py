@@ -22,10 +22,13 @@ from infra.local.packages import ensure_rabbitmq
 from infra.local.rabbitmq import RabbitMQ
 from infra.local.s3 import SeaweedFS
 from infra.local.stack import Environment
+from tests.support.browser import shared_browser, tab
 from tests.support.servers import ManagementApi
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+__all__ = ["shared_browser", "tab"]
 
 # Models as small as the tests' get nothing from several threads, and processes side by side fight over the cores: one
 # thread each is many times faster. Set before torch is imported, here and in the processes that tests start.

@@ -3,17 +3,17 @@
 
 import asyncio
 import re
-import time
 from pathlib import Path
 from typing import Any, Literal
 
 import aiohttp
+import pytest
 from playwright.async_api import Locator, Page, expect
 
 from acestep_schemas import examples
 from acestep_schemas.events import JobProgress, JobStarted, ModelChoice, Progress
 from tests.support.broker import Peer
-from tests.support.browser import tab
+from tests.support.browser import OpenTab, holds
 from tests.support.listening import (
     IN_HAND,
     WAITING,
@@ -31,9 +31,8 @@ from tests.support.proxy import Proxy
 
 __all__ = ["listening", "unattended"]
 
-WITHIN_MS = 30_000
 PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 640}, "has_touch": True, "is_mobile": True}
-expect.set_options(timeout=WITHIN_MS)
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 # How much of the canvas is painted, and in how many colours.
 PAINTED = """canvas => {
@@ -108,14 +107,6 @@ async def ask(page: Page, prompt: str, **fields: str) -> None:
     await page.get_by_role("button", name="Make it").click()
 
 
-async def holds(page: Page, expression: str) -> None:
-    """Wait until a JavaScript expression is true. Playwright's own wait would need `eval`, which the page forbids."""
-    deadline = time.monotonic() + WITHIN_MS / 1000
-    while not await page.evaluate(expression):
-        assert time.monotonic() < deadline, expression
-        await asyncio.sleep(0.02)
-
-
 async def open_job(card: Locator) -> None:
     """Show everything about a job."""
     await card.locator(".open").click()
@@ -126,8 +117,8 @@ def job(page: Page, title: str) -> Locator:
     return page.locator(".job").filter(has=page.get_by_role("heading", name=title, exact=True))
 
 
-async def test_the_page_is_there_within_a_second_and_live_also_with_two_hundred_jobs(
-    unattended: Listening,
+async def test_the_page_is_there_after_a_second_of_work_and_live_also_with_two_hundred_jobs(
+    tab: OpenTab, unattended: Listening
 ) -> None:
     place = f"s3://{unattended.environment['ACESTEP_S3_BUCKET']}/{unattended.environment['ACESTEP_S3_PREFIX']}"
     audio = examples.completed().data.audios[0]
@@ -144,12 +135,9 @@ async def test_the_page_is_there_within_a_second_and_live_also_with_two_hundred_
         await expect(page.locator(".job")).to_have_count(200)
         fetched: list[str] = []
         page.on("request", lambda request: fetched.extend([request.url] * ("/audio/" in request.url)))
-        await page.reload()
-        await expect(page.locator(".job")).to_have_count(200)
+        assert await work_s(page) < 1
         await expect(page.locator("#line")).to_have_text("live")
         await expect(page.locator("#queue")).to_have_text("no worker takes requests, 100 running, nothing waits")
-        shown_ms = await page.evaluate("performance.getEntriesByName('jobs')[0].startTime")
-        assert shown_ms < 1000, "from the start of the navigation"
         await only_shows(page, "Running 100", "running", 100)
         await only_shows(page, "With songs 50", "completed", 50)
         await only_shows(page, "Without songs 50", "failed", 50)
@@ -161,13 +149,30 @@ async def test_the_page_is_there_within_a_second_and_live_also_with_two_hundred_
         assert fetched == [], "a song is fetched to be heard"
 
 
+async def work_s(page: Page) -> float:
+    """Load the page again; returns the processor time of its thread until its jobs are shown, whatever else runs."""
+    session = await page.context.new_cdp_session(page)
+    await session.send("Performance.enable", {"timeDomain": "threadTicks"})
+
+    async def spent() -> float:
+        metrics = (await session.send("Performance.getMetrics"))["metrics"]
+        return float(next(each["value"] for each in metrics if each["name"] == "TaskDuration"))
+
+    before = await spent()
+    await page.reload()
+    await expect(page.locator(".job")).to_have_count(200)
+    return await spent() - before
+
+
 async def only_shows(page: Page, button: str, state: str, count: int) -> None:
     await page.get_by_role("button", name=button).click()
     await expect(page.locator(".job:visible")).to_have_count(count)
     await expect(page.locator(f'.job[data-state="{state}"]:visible')).to_have_count(count)
 
 
-async def test_a_job_that_is_submitted_shows_its_progress_its_song_and_its_words(listening: Listening) -> None:
+async def test_a_job_that_is_submitted_shows_its_progress_its_song_and_its_words(
+    tab: OpenTab, listening: Listening
+) -> None:
     async with tab(listening.url) as browser:
         page = browser.page
         await ask(
@@ -190,7 +195,7 @@ async def test_a_job_that_is_submitted_shows_its_progress_its_song_and_its_words
 
 
 async def test_a_waveform_is_drawn_a_song_plays_seeks_pauses_and_can_be_saved(
-    listening: Listening, tmp_path: Path
+    tab: OpenTab, listening: Listening, tmp_path: Path
 ) -> None:
     async with tab(listening.url) as browser:
         page = browser.page
@@ -219,7 +224,9 @@ async def test_a_waveform_is_drawn_a_song_plays_seeks_pauses_and_can_be_saved(
         assert (tmp_path / "song.wav").stat().st_size > 1_890_000
 
 
-async def test_without_a_mouse_a_song_can_be_ordered_heard_and_stopped(listening: Listening, tmp_path: Path) -> None:
+async def test_without_a_mouse_a_song_can_be_ordered_heard_and_stopped(
+    tab: OpenTab, listening: Listening, tmp_path: Path
+) -> None:
     async with tab(listening.url) as browser:
         page = browser.page
         await page.keyboard.press("Tab")
@@ -245,7 +252,9 @@ async def test_without_a_mouse_a_song_can_be_ordered_heard_and_stopped(listening
         await expect(card).to_be_focused()
 
 
-async def test_from_the_form_a_keyboard_leads_to_the_player_and_the_download(listening: Listening) -> None:
+async def test_from_the_form_a_keyboard_leads_to_the_player_and_the_download(
+    tab: OpenTab, listening: Listening
+) -> None:
     async with tab(listening.url) as browser:
         page = browser.page
         await page.get_by_label("What should it sound like?").focus()
@@ -282,7 +291,7 @@ async def tab_to(page: Page, target: Locator) -> None:
 
 
 async def test_every_control_has_a_name_every_text_has_contrast_and_every_id_is_one(
-    listening: Listening, tmp_path: Path
+    tab: OpenTab, listening: Listening, tmp_path: Path
 ) -> None:
     audio, deaf = record(listening, tmp_path, "names", "mp3"), record(listening, tmp_path, "deaf", "mp3")
     events = (
@@ -311,7 +320,7 @@ async def test_every_control_has_a_name_every_text_has_contrast_and_every_id_is_
             assert await page.evaluate(PALE) == []
 
 
-async def test_words_of_strangers_stay_words(listening: Listening, tmp_path: Path) -> None:
+async def test_words_of_strangers_stay_words(tab: OpenTab, listening: Listening, tmp_path: Path) -> None:
     tag = "<img src=x onerror=document.title='taken'>"
     audio = record(listening, tmp_path, "hostile", "mp3")
     policy = examples.started().data.policy
@@ -344,7 +353,7 @@ async def test_words_of_strangers_stay_words(listening: Listening, tmp_path: Pat
         assert await page.title() != "taken"
 
 
-async def test_words_run_the_way_they_are_written_and_long_ones_end(listening: Listening) -> None:
+async def test_words_run_the_way_they_are_written_and_long_ones_end(tab: OpenTab, listening: Listening) -> None:
     async with tab(listening.url, **PHONE) as browser:
         page = browser.page
         await publish_events(
@@ -365,7 +374,7 @@ async def test_words_run_the_way_they_are_written_and_long_ones_end(listening: L
         assert await page.evaluate(WIDER_THAN_THE_SCREEN) == []
 
 
-async def test_only_jobs_that_were_asked_for_here_are_read_out(listening: Listening) -> None:
+async def test_only_jobs_that_were_asked_for_here_are_read_out(tab: OpenTab, listening: Listening) -> None:
     async with tab(listening.url) as browser:
         page = browser.page
         await ask(page, "mine")
@@ -379,7 +388,9 @@ async def test_only_jobs_that_were_asked_for_here_are_read_out(listening: Listen
         await expect(page.locator("#announce")).to_contain_text("mine: done")
 
 
-async def test_two_pages_show_the_same_and_one_that_is_hidden_gives_its_connection_back(listening: Listening) -> None:
+async def test_two_pages_show_the_same_and_one_that_is_hidden_gives_its_connection_back(
+    tab: OpenTab, listening: Listening
+) -> None:
     async with tab(listening.url, first=CAN_BE_HIDDEN) as browser:
         other = await browser.page.context.new_page()
         await other.clock.install()
@@ -397,7 +408,7 @@ async def test_two_pages_show_the_same_and_one_that_is_hidden_gives_its_connecti
 
 
 async def test_a_broker_that_goes_away_is_said_to_be_and_an_order_goes_through_when_it_is_back(
-    listening: Listening, tmp_path: Path
+    tab: OpenTab, listening: Listening, tmp_path: Path
 ) -> None:
     url = listening.environment["ACESTEP_AMQP_URL"]
     async with Proxy.for_url(url) as proxy:
@@ -423,7 +434,7 @@ async def test_a_broker_that_goes_away_is_said_to_be_and_an_order_goes_through_w
 
 
 async def test_a_full_queue_is_a_clear_message_with_a_count_and_the_words_stay(
-    listening: Listening, tmp_path: Path
+    tab: OpenTab, listening: Listening, tmp_path: Path
 ) -> None:
     never = f"until={tmp_path / 'never'}"
     async with aiohttp.ClientSession() as session, tab(listening.url) as browser:
@@ -451,7 +462,7 @@ async def test_a_full_queue_is_a_clear_message_with_a_count_and_the_words_stay(
         browser.expected = "503"
 
 
-async def test_a_wrong_field_is_named_marked_and_focused(listening: Listening) -> None:
+async def test_a_wrong_field_is_named_marked_and_focused(tab: OpenTab, listening: Listening) -> None:
     async with tab(listening.url) as browser:
         page = browser.page
         await page.get_by_role("button", name="Make it").click()
@@ -464,7 +475,7 @@ async def test_a_wrong_field_is_named_marked_and_focused(listening: Listening) -
         browser.complaints = [each for each in browser.complaints if "422" not in each]
 
 
-async def test_failed_and_rejected_jobs_say_why(listening: Listening) -> None:
+async def test_failed_and_rejected_jobs_say_why(tab: OpenTab, listening: Listening) -> None:
     async with aiohttp.ClientSession() as session, tab(listening.url) as browser:
         visitor = Visitor(listening.url, session)
         await visitor.submit(prompt="crash now")
@@ -482,7 +493,7 @@ async def test_failed_and_rejected_jobs_say_why(listening: Listening) -> None:
         await expect(browser.page.get_by_label("What should it sound like?")).to_have_value("crash now")
 
 
-async def test_on_a_phone_nothing_is_wider_than_the_screen(listening: Listening) -> None:
+async def test_on_a_phone_nothing_is_wider_than_the_screen(tab: OpenTab, listening: Listening) -> None:
     async with tab(listening.url, **PHONE) as browser:
         page = browser.page
         await ask(page, "averylongwordwithoutanyspace" * 8, audio_duration="5000", seed="9223372036854775807")
@@ -500,7 +511,7 @@ async def test_on_a_phone_nothing_is_wider_than_the_screen(listening: Listening)
             assert box["height"] >= 40
 
 
-async def test_dark_and_calm_are_respected(listening: Listening) -> None:
+async def test_dark_and_calm_are_respected(tab: OpenTab, listening: Listening) -> None:
     async with tab(listening.url, color_scheme="dark", reduced_motion="reduce") as browser:
         paper = await browser.page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert sum(map(int, paper.removeprefix("rgb(").removesuffix(")").split(","))) < 120
@@ -510,7 +521,7 @@ async def test_dark_and_calm_are_respected(listening: Listening) -> None:
 
 
 async def test_a_page_whose_server_went_away_comes_back_by_itself_and_keeps_its_songs(
-    listening: Listening, tmp_path: Path
+    tab: OpenTab, listening: Listening, tmp_path: Path
 ) -> None:
     with ListenProcess(tmp_path, listening.environment) as first:
         async with tab(first.url) as browser:

@@ -1,22 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page's players in headless Chromium: songs as workers encode them, and what is said when one cannot be heard."""
 
-import asyncio
-import time
 from pathlib import Path
 
 import pytest
 from playwright.async_api import Locator, Page, expect
 
 from acestep_consumer.audio.formats import FORMATS
-from tests.support.browser import tab
+from tests.support.browser import OpenTab, holds
 from tests.support.listening import Listening, ListenProcess, keep, listening, made, publish_events, record
 
 __all__ = ["listening"]
 
-WITHIN_MS = 30_000
 SECONDS = 12.0
-expect.set_options(timeout=WITHIN_MS)
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 # A browser that was built without AAC.
 WITHOUT_AAC = """
@@ -33,14 +30,11 @@ def job(page: Page, task_id: str) -> Locator:
 
 async def reaches(page: Page, at_least: float) -> None:
     """Wait until the song that plays is so far, in seconds."""
-    deadline = time.monotonic() + WITHIN_MS / 1000
-    while await page.locator("#audio").evaluate("audio => audio.currentTime") < at_least:
-        assert time.monotonic() < deadline, await page.locator("#audio").evaluate("audio => audio.error?.message")
-        await asyncio.sleep(0.02)
+    await holds(page, f"document.querySelector('#audio').currentTime >= {at_least}")
 
 
 async def test_songs_of_every_format_that_workers_make_are_drawn_play_and_seek(
-    listening: Listening, tmp_path: Path
+    tab: OpenTab, listening: Listening, tmp_path: Path
 ) -> None:
     songs = {name: record(listening, tmp_path, f"in-{name}", name, SECONDS) for name in FORMATS}
     await publish_events(listening, *(made(f"in-{name}", song) for name, song in songs.items()))
@@ -64,7 +58,9 @@ async def test_songs_of_every_format_that_workers_make_are_drawn_play_and_seek(
         assert any(ranges), "players ask for parts"
 
 
-async def test_of_several_songs_each_has_its_name_and_one_plays_at_a_time(listening: Listening, tmp_path: Path) -> None:
+async def test_of_several_songs_each_has_its_name_and_one_plays_at_a_time(
+    tab: OpenTab, listening: Listening, tmp_path: Path
+) -> None:
     audio = record(listening, tmp_path, "several", "mp3")
     await publish_events(listening, made("several", audio, audio, audio, prompt="three takes"))
     async with tab(listening.url) as browser:
@@ -82,7 +78,7 @@ async def test_of_several_songs_each_has_its_name_and_one_plays_at_a_time(listen
 
 
 async def test_a_browser_without_the_codec_is_told_so_at_once_and_offered_the_file(
-    listening: Listening, tmp_path: Path
+    tab: OpenTab, listening: Listening, tmp_path: Path
 ) -> None:
     await publish_events(listening, made("no-codec", record(listening, tmp_path, "no-codec", "aac")))
     async with tab(listening.url, first=WITHOUT_AAC) as browser:
@@ -94,7 +90,7 @@ async def test_a_browser_without_the_codec_is_told_so_at_once_and_offered_the_fi
         assert await saved_size(page, job(page, "no-codec")) > 0
 
 
-async def test_a_file_that_does_not_play_is_said_to_be_so_and_can_be_saved(listening: Listening) -> None:
+async def test_a_file_that_does_not_play_is_said_to_be_so_and_can_be_saved(tab: OpenTab, listening: Listening) -> None:
     broken = keep(listening, "broken/0.flac", b"no music" * 1000, format="flac", duration_s=SECONDS)
     await publish_events(listening, made("broken", broken))
     async with tab(listening.url) as browser:
@@ -105,7 +101,7 @@ async def test_a_file_that_does_not_play_is_said_to_be_so_and_can_be_saved(liste
 
 
 async def test_without_access_to_storage_jobs_are_shown_and_songs_say_why_they_are_silent(
-    listening: Listening, tmp_path: Path
+    tab: OpenTab, listening: Listening, tmp_path: Path
 ) -> None:
     audio = record(listening, tmp_path, "stored", "mp3")
     wrong = listening.environment | {"AWS_SECRET_ACCESS_KEY": "wrong"}

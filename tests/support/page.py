@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import time
 import wave
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, TypeVar, cast
+from unittest.mock import patch
 
 import numpy as np
 from aiohttp.test_utils import TestServer
@@ -89,7 +88,6 @@ class ServedPage:
         self.board.add_event(JobStarted.of(examples.started().data.model_copy(update=changes)))
 
 
-WITHIN_MS = 15_000
 NO_CHANGES = examples.completed().data.policy.model_copy(update={"adjustments": ()})
 
 
@@ -105,14 +103,6 @@ def wav(tone: np.ndarray[Any, Any]) -> bytes:
         file.setparams((1, 2, RATE, 0, "NONE", ""))
         file.writeframes((tone * 32_767).astype("<i2").tobytes())
     return out.getvalue()
-
-
-async def holds(page: Page, expression: str) -> None:
-    """Wait until a JavaScript expression is true. Playwright's own wait would need `eval`, which the page forbids."""
-    deadline = time.monotonic() + WITHIN_MS / 1000
-    while not await page.evaluate(expression):
-        assert time.monotonic() < deadline, expression
-        await asyncio.sleep(0.02)
 
 
 async def sent(page: Page, served: ServedPage) -> dict[str, Any]:
@@ -137,5 +127,7 @@ async def served_page() -> AsyncIterator[ServedPage]:
     songs = AudioProxy(settings, stored, board.audios_of)
     server = PageServer(client, board, songs, stored)
     board.set_queue_state(QueueState(broker=True, waiting=0, workers=1))
-    async with TestServer(server.application(OriginCheck("127.0.0.1"))) as running:
-        yield ServedPage(str(running.make_url("/")).rstrip("/"), board, client, results)
+    # Updates come as they happen: tests need not wait for what spares a person's browser.
+    with patch("acestep_consumer.webui.server.BETWEEN_UPDATES_S", 0.01):
+        async with TestServer(server.application(OriginCheck("127.0.0.1"))) as running:
+            yield ServedPage(str(running.make_url("/")).rstrip("/"), board, client, results)

@@ -3,6 +3,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from typing import Any, Final
 
 from rich.console import Console
@@ -41,7 +42,7 @@ async def lineage(settings: Settings, task_id: str, note: Console, *, as_json: b
         sys.stdout.write(json.dumps(_as_json(task_id, family), ensure_ascii=False) + "\n")
     else:
         # A program that reads it gets a task a line; a terminal wraps the words of one within the tree.
-        _print(task_id, family, Console(highlight=False, width=None if sys.stdout.isatty() else _UNWRAPPED))
+        print_family(task_id, family, Console(highlight=False, width=None if sys.stdout.isatty() else _UNWRAPPED))
     if not family.complete:
         print_warning(f"the family is larger: {MOST_TASKS:,} tasks are shown", note)
     return Exit.DONE
@@ -67,29 +68,66 @@ def _time_of(ending: Completed | None) -> str:
     return "" if ending is None else ending.finished_at.isoformat()
 
 
-def _print(task_id: str, family: Family, console: Console) -> None:
+def print_family(task_id: str, family: Family, console: Console) -> None:
+    """Print the family as trees, the task that was asked for marked."""
+    printer = _TreePrinter(task_id, family)
     for first in family.first:
-        tree = Tree(_line(first, None, family, marked=first == task_id), guide_style="dim")
-        _grow(tree, first, task_id, family)
-        console.print(tree)
+        console.print(printer.tree(first))
+    # What is left are circles: they have no first task, and begin with the oldest one.
+    while rest := sorted(set(family.tasks) - printer.printed, key=lambda each: _time_of(family.tasks[each])):
+        console.print(printer.tree(rest[0]))
 
 
-def _grow(tree: Tree, parent: str, task_id: str, family: Family) -> None:
-    for relation in sorted(family.children_of(parent), key=lambda each: _time_of(family.tasks[each.child])):
-        marked = relation.child == task_id
-        _grow(tree.add(_line(relation.child, relation, family, marked=marked)), relation.child, task_id, family)
+class _TreePrinter:
+    """Builds trees of a family in which each task is described once. ``marked`` is the task that was asked for."""
 
+    def __init__(self, marked: str, family: Family) -> None:
+        self.printed: set[str] = set()
+        self._marked = marked
+        self._family = family
 
-def _line(task_id: str, relation: Relation | None, family: Family, *, marked: bool) -> str:
-    """Return a task in one line, as Rich's markup."""
-    ending, name = family.tasks[task_id], escape(task_id)
-    name = f"[bold cyan]{name}[/] ◀" if marked else f"[cyan]{name}[/]"
-    if ending is None:
-        return f"{name}  [dim]deleted, or not ended[/]"
-    how = ending.request.task_type if relation is None else _how(ending, relation)
-    prompt = " ".join(ending.request.prompt.split())
-    prompt = prompt if len(prompt) <= _SHOWN else f"{prompt[:_SHOWN]}…"
-    return f"{name}  {escape(how)}, {plural(len(ending.audios), 'song')}  [dim]{escape(prompt)}[/]"
+    def tree(self, first: str) -> Tree:
+        """Return a task and those that come from it."""
+        tree = Tree(self._line(first, None, ""), guide_style="dim")
+        self._grow(tree, (first,), self._words(first, ""))
+        return tree
+
+    def _grow(self, tree: Tree, line: tuple[str, ...], words: str) -> None:
+        """Add the tasks below the last one of ``line``, which begins with the first task; ``words`` describe it."""
+        parent = line[-1]
+        self.printed.add(parent)
+        for relation in sorted(self._family.children_of(parent), key=lambda each: _time_of(self._tasks[each.child])):
+            child = relation.child
+            if child in line:
+                tree.add(f"{self._name(child)}  [dim]its own ancestor: this id was used again[/]")
+            elif child in self.printed:
+                tree.add(f"{self._name(child)}  [dim]see above[/]")
+            else:
+                branch = tree.add(self._line(child, relation, words))
+                self._grow(branch, (*line, child), self._words(child, words))
+
+    @property
+    def _tasks(self) -> Mapping[str, Completed | None]:
+        return self._family.tasks
+
+    def _name(self, task_id: str) -> str:
+        name = escape(task_id)
+        return f"[bold cyan]{name}[/] ◀" if task_id == self._marked else f"[cyan]{name}[/]"
+
+    def _words(self, task_id: str, of_parent: str) -> str:
+        """Return the prompt in one line. A task without one, as stems are, has the words of its parent."""
+        ending = self._tasks[task_id]
+        return (ending and " ".join(ending.request.prompt.split())) or of_parent
+
+    def _line(self, task_id: str, relation: Relation | None, of_parent: str) -> str:
+        """Return a task in one line, as Rich's markup."""
+        ending = self._tasks[task_id]
+        if ending is None:
+            return f"{self._name(task_id)}  [dim]deleted, or not ended[/]"
+        how = ending.request.task_type if relation is None else _how(ending, relation)
+        words = self._words(task_id, of_parent)
+        words = words if len(words) <= _SHOWN else f"{words[:_SHOWN]}…"
+        return f"{self._name(task_id)}  {escape(how)}, {plural(len(ending.audios), 'song')}  [dim]{escape(words)}[/]"
 
 
 def _how(ending: Completed, relation: Relation) -> str:

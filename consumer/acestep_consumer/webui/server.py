@@ -15,6 +15,8 @@ from aiohttp.typedefs import Handler
 
 from acestep_consumer.client import ClientError, DownloadFailed, QueueFull, Unreachable
 from acestep_consumer.client.results import Results
+from acestep_consumer.domain import edits
+from acestep_consumer.domain.errors import InvalidRequest
 from acestep_consumer.webui.archive import CONTENT_TYPE, ArchivedSong, ArchiveIncomplete, archive
 from acestep_consumer.webui.audio_proxy import STALL_S, AudioProxy, SongUnavailable
 from acestep_consumer.webui.job_board import JobBoard, UpdateFeed
@@ -178,7 +180,7 @@ class PageServer:
         try:
             # Bounded in depth, as a worker reads it: a deeply nested body would exhaust Python's stack.
             body, wanted = read_form(loads((await _body(request)).decode("utf-8-sig")).value)
-        except RequestInvalid as error:
+        except (RequestInvalid, InvalidRequest) as error:
             fields = [{"field": problem.field, "rule": problem.rule} for problem in error.problems]
             return _problem(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_request", str(error), fields=fields)
         except ValueError as error:
@@ -263,6 +265,7 @@ def read_form(body: object) -> tuple[dict[str, object], GenerationRequest]:
 
     Raises:
         RequestInvalid: with every invalid field.
+        InvalidRequest: with every field of an edit that contradicts another one or lacks what it needs.
     """
     if not isinstance(body, Mapping):
         raise RequestInvalid((FieldProblem(field="body", value=type(body).__name__, rule="must be a JSON object"),))
@@ -278,4 +281,5 @@ def read_form(body: object) -> tuple[dict[str, object], GenerationRequest]:
         (request.prompt.strip(), request.sample_query.strip(), request.src_audio_path, given.get("source_task_id"))
     ):
         raise RequestInvalid((FieldProblem(field="prompt", value="", rule="must describe the music"),))
+    edits.check(request)
     return {**given, "task_id": request.task_id or str(uuid4())}, request

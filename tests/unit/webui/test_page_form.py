@@ -4,14 +4,28 @@
 import json
 from typing import Any
 
+import pytest
 from playwright.async_api import Page, expect
 
 from acestep_schemas import examples
 from acestep_schemas.events import LmChoice, Worker, WorkerEvent
-from tests.support.browser import tab
+from acestep_schemas.request import GenerationRequest
+from tests.support.browser import OpenTab
 from tests.support.page import sent, served_page
 
-expect.set_options(timeout=15_000)
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
+# Labels with a Latin word that is wider than its label, so that it goes on in the next line.
+BROKEN = """() => [...document.querySelectorAll("#ask label > span:first-child")].filter((label) => {
+    if (!label.checkVisibility()) return false;
+    const copy = label.cloneNode(true);
+    copy.style.cssText = "position: absolute; width: min-content; overflow-wrap: normal";
+    label.after(copy);
+    const isBroken = copy.offsetWidth > label.parentElement.clientWidth;
+    copy.remove();
+    return isBroken;
+}).map((label) => label.textContent)"""
 
 
 def worker(**data: Any) -> WorkerEvent:
@@ -24,7 +38,7 @@ async def fill(page: Page, **fields: str) -> None:
         await page.locator(f"#ask [name={name}]").fill(value)
 
 
-async def test_every_control_is_sent_and_what_is_empty_is_not() -> None:
+async def test_every_control_is_sent_and_what_is_empty_is_not(tab: OpenTab) -> None:
     async with served_page() as served, tab(served.url) as browser:
         page = browser.page
         await page.get_by_text("More settings").click()
@@ -60,7 +74,7 @@ async def test_every_control_is_sent_and_what_is_empty_is_not() -> None:
         }
 
 
-async def test_ctrl_and_enter_send_from_any_field_and_the_field_keeps_the_focus() -> None:
+async def test_ctrl_and_enter_send_from_any_field_and_the_field_keeps_the_focus(tab: OpenTab) -> None:
     async with served_page() as served, tab(served.url) as browser:
         page = browser.page
         await fill(page, prompt="jazz", lyrics="la")
@@ -70,7 +84,7 @@ async def test_ctrl_and_enter_send_from_any_field_and_the_field_keeps_the_focus(
         assert served.client.published[0]["prompt"] == "jazz"
 
 
-async def test_thinking_is_not_offered_while_no_worker_has_a_language_model() -> None:
+async def test_thinking_is_not_offered_while_no_worker_has_a_language_model(tab: OpenTab) -> None:
     async with served_page() as served, tab(served.url) as browser:
         page = browser.page
         await page.get_by_text("More settings").click()
@@ -88,7 +102,7 @@ async def test_thinking_is_not_offered_while_no_worker_has_a_language_model() ->
         await expect(page.locator("#no-lm")).to_be_hidden()
 
 
-async def test_a_cover_needs_its_source_and_no_other_kind_sends_it() -> None:
+async def test_a_cover_needs_its_source_and_no_other_kind_sends_it(tab: OpenTab) -> None:
     async with served_page() as served, tab(served.url) as browser:
         page = browser.page
         served.complete("one", served.song("one"), request={"prompt": "the first one"})
@@ -108,7 +122,7 @@ async def test_a_cover_needs_its_source_and_no_other_kind_sends_it() -> None:
         assert set(await sent(page, served)) == {"prompt", "audio_format"}
 
 
-async def test_fields_that_requests_do_not_have_are_not_offered() -> None:
+async def test_fields_that_requests_do_not_have_are_not_offered(tab: OpenTab) -> None:
     options = json.dumps({"fields": ["prompt", "lyrics", "source_task_id"], "languages": ["en"]})
     answer = f"Promise.resolve(new Response({json.dumps(options)}))"
     asked = f"const ask = fetch; fetch = (url, ...rest) => url === '/options' ? {answer} : ask(url, ...rest);"
@@ -126,7 +140,7 @@ async def test_fields_that_requests_do_not_have_are_not_offered() -> None:
                 await expect(page.locator(f"#job-one .{name}")).to_be_hidden()
 
 
-async def test_what_the_server_refuses_is_told_at_the_field() -> None:
+async def test_what_the_server_refuses_is_told_at_the_field(tab: OpenTab) -> None:
     async with served_page() as served, tab(served.url) as browser:
         page = browser.page
         await page.get_by_text("More settings").click()
@@ -142,7 +156,84 @@ async def test_what_the_server_refuses_is_told_at_the_field() -> None:
         browser.expected = "422"
 
 
-async def test_every_control_of_every_kind_has_a_label() -> None:
+async def test_an_edit_that_contradicts_itself_is_refused_beside_the_field_and_is_not_sent(tab: OpenTab) -> None:
+    async with served_page() as served, tab(served.url) as browser:
+        page = browser.page
+        browser.expected = "422"
+        served.complete("one", served.song("one"))
+        await page.get_by_label("What to make").select_option("extend")
+        await expect(page.get_by_label("Seconds after it")).to_have_value("30")
+        await fill(page, source_task_id="one", extend_left_s="5")
+        await page.get_by_role("button", name="Make it").click()
+        after = page.get_by_label("Seconds after it")
+        rule = "“seconds before it” is given, too: make one song, then the other from it"
+        await expect(after).to_be_focused()
+        await expect(after).to_have_accessible_description(rule)
+        await expect(after).to_have_accessible_name("Seconds after it")
+        await expect(page.locator("label", has=page.locator("[name=extend_right_s]"))).to_contain_text("is given, too")
+        await expect(page.locator("#answer")).to_contain_text(rule)
+        await after.fill("")
+        await expect(page.locator(".wrong")).to_have_count(0)
+        await expect(after).not_to_have_attribute("aria-invalid", "true")
+        assert served.client.published == []
+        published = await sent(page, served)
+        assert (published["extend_left_s"], "extend_right_s" in published) == ("5", False)
+
+
+async def test_a_field_without_a_control_is_refused_where_it_is_listed(tab: OpenTab) -> None:
+    async with served_page() as served, tab(served.url) as browser:
+        page = browser.page
+        browser.expected = "422"
+        served.complete("one", served.song("one"))
+        request = GenerationRequest(source_task_id="one", replace_lines={"la": "lo"}, lyrics="lo")
+        served.board.add_request("mine", request)
+        await page.locator("#job-mine .open").click()
+        await page.locator("#job-mine .edit").click()
+        await page.get_by_label("What to make").select_option("repaint")
+        await fill(page, prompt="jazz", lyrics="", repainting_end="9")
+        await page.get_by_role("button", name="Make it").click()
+        await expect(page.get_by_label("To second").first).to_be_focused()
+        await expect(page.get_by_label("To second").first).to_have_accessible_description(
+            "“replace lines” sets it: give one of the two"
+        )
+        await fill(page, source_task_id="one", repainting_end="", lyrics="lo")
+        await page.get_by_label("What to make").select_option("extend")
+        await page.get_by_role("button", name="Make it").click()
+        await expect(page.locator("#extra .wrong")).to_contain_text("is given, too")
+        assert served.client.published == []
+
+
+async def test_a_kind_begins_with_what_it_needs(tab: OpenTab) -> None:
+    async with served_page() as served, tab(served.url) as browser:
+        page = browser.page
+        served.complete("one", served.song("one"))
+        await page.get_by_label("What to make").select_option("variation")
+        await fill(page, source_task_id="one")
+        assert (await sent(page, served))["variation"] == "0.3"
+
+
+@pytest.mark.parametrize("locale", ["en-US", "ja-JP"])
+@pytest.mark.parametrize("context", [{"viewport": {"width": 1280, "height": 900}}, PHONE], ids=["desk", "phone"])
+async def test_an_open_form_covers_nothing_and_breaks_no_word_while_a_song_is_in_the_player(
+    tab: OpenTab, context: dict[str, Any], locale: str
+) -> None:
+    async with served_page() as served:
+        served.complete("one", served.song("one"))
+        async with tab(served.url, locale=locale, **context) as browser:
+            page = browser.page
+            await page.locator("#job-one .play").click()
+            await page.locator("#more summary").click()
+            await expect(page.locator("#models")).to_be_attached()
+            overlap = """() => {
+                const box = (name) => document.querySelector(name).getBoundingClientRect();
+                const [form, jobs] = [box("#ask"), box("#jobs")];
+                return form.bottom > jobs.top && form.right > jobs.left;
+            }"""
+            assert not await page.evaluate(overlap)
+            assert await page.evaluate(BROKEN) == []
+
+
+async def test_every_control_of_every_kind_has_a_label(tab: OpenTab) -> None:
     nameless = (
         "[...document.querySelectorAll('#ask input, #ask select, #ask textarea')].filter((e) => !e.labels.length)"
     )

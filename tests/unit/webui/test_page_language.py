@@ -1,32 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page's strings: one table for each language, complete, used, and shown in the reader's language."""
+"""The page in the reader's language, in headless Chromium."""
 
-import json
 import re
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.async_api import expect
 
-from acestep_consumer.policy.scoring import KNOWN
 from acestep_consumer.webui.job_board import QueueState
 from acestep_schemas import examples
 from acestep_schemas.events import WorkerEvent
 from acestep_schemas.request import GenerationRequest
-from tests.support.browser import tab
+from tests.support.browser import OpenTab
 from tests.support.listening import ended
 from tests.support.page import ServedPage, row, served_page
 
-expect.set_options(timeout=15_000)
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-PAGE = Path(__file__).parents[3] / "consumer/acestep_consumer/webui/page"
 PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
-# Chosen by a value: keys that begin so are used by their beginning.
-BY_VALUE = ("state.", "stage.", "field.", "error.", "kind_of.", "keys.", "measure.")
-# Written alike in both languages.
-ALIKE = {"form.lyrics_example"}
 # Text and labels that are seen, of the page itself: what people and workers wrote has a direction of its own, dir=auto.
 SEEN = """() => {
     const found = [];
@@ -40,57 +32,6 @@ SEEN = """() => {
     }
     return found;
 }"""
-
-
-def table(language: str) -> dict[str, str]:
-    text = (PAGE / f"strings.{language}.js").read_text(encoding="utf-8")
-    found: dict[str, str] = json.loads(text[text.index("{") :].rstrip().removesuffix(";"))
-    return found
-
-
-EN, JA = table("en"), table("ja")
-SCRIPTS = {file.name: file.read_text(encoding="utf-8") for file in PAGE.glob("*.js") if "strings." not in file.name}
-HTML = (PAGE / "index.html").read_text(encoding="utf-8")
-
-
-def test_both_tables_have_the_same_strings_in_the_same_order_with_the_same_values_in_them() -> None:
-    assert list(EN) == list(JA)
-    holes = re.compile(r"\{\w+\}")
-    assert [key for key in EN if sorted(holes.findall(EN[key])) != sorted(holes.findall(JA[key]))] == []
-    assert [key for key, text in (*EN.items(), *JA.items()) if not text.strip()] == []
-
-
-def test_each_measure_of_a_score_has_a_name() -> None:
-    assert {key.removeprefix("measure.") for key in EN if key.startswith("measure.")} == KNOWN
-
-
-def test_japanese_strings_are_japanese() -> None:
-    japanese = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]")
-    same = {key for key in EN if not japanese.search(JA[key])}
-    symbols = {key for key in same if re.fullmatch(r"[^A-Za-z]*", re.sub(r"\{\w+\}", "", JA[key]))}
-    assert same - symbols == ALIKE
-
-
-def test_every_string_is_used_and_every_one_that_is_used_exists() -> None:
-    used = set(re.findall(r'data-t(?:-label|-placeholder)?="([^"]+)"', HTML))
-    for text in SCRIPTS.values():
-        used |= set(re.findall(r"""\bt\(\s*"([^"]+)\"""", text)) | set(re.findall(r'"((?:keys|line|form)\.\w+)"', text))
-        used |= {f"{key}.{form}" for key in re.findall(r'\btn\(\s*"([^"]+)"', text) for form in ("one", "other")}
-        used |= {f"action.{name}" for name in re.findall(r'"(variation|extend|cover|stems|finish)"', text)}
-    assert sorted(used - set(EN)) == []
-    assert sorted(key for key in EN if key not in used and not key.startswith(BY_VALUE)) == []
-
-
-def test_no_words_stand_in_the_document_or_the_scripts_themselves() -> None:
-    body = re.sub(r"<(title|noscript|script)\b.*?</\1>|<!--.*?-->", "", HTML, flags=re.DOTALL)
-    words = re.findall(r">\s*([^<>]*[A-Za-z]{2}[^<>]*?)\s*<", body)
-    assert set(words) == {"English", "MP3", "FLAC", "WAV", "Opus", "AAC"}
-    for attribute in ("placeholder", "aria-label", "title"):
-        own = re.findall(rf'\s{attribute}="([^"]*[A-Za-z]{{2}}[^"]*)"', body)
-        assert own in ([], ["F# minor"]), attribute
-    sentences = re.compile(r"""["'`]([A-Z][a-z]+ [a-z]+[^"'`\n]*)["'`]""")
-    found = {name: sentences.findall(re.sub(r"//.*|/\*.*?\*/", "", text)) for name, text in SCRIPTS.items()}
-    assert {name: texts for name, texts in found.items() if texts} == {}
 
 
 def fill(served: ServedPage) -> None:
@@ -111,7 +52,7 @@ def fill(served: ServedPage) -> None:
 
 
 @pytest.mark.parametrize("context", [{"viewport": {"width": 1280, "height": 900}}, PHONE], ids=["desk", "phone"])
-async def test_in_japanese_everything_that_the_page_says_is_japanese(context: dict[str, Any]) -> None:
+async def test_in_japanese_everything_that_the_page_says_is_japanese(tab: OpenTab, context: dict[str, Any]) -> None:
     async with served_page() as served:
         fill(served)
         async with tab(served.url, locale="ja-JP", **context) as browser:
@@ -136,7 +77,7 @@ def plain(text: str) -> str:
     return re.sub(r"Job \w+|BPM|JSON|curl|WAV|guidance scale|the tier's limit is 600 seconds|Thinking", "", text)
 
 
-async def test_the_language_is_switched_in_place_and_remembered() -> None:
+async def test_the_language_is_switched_in_place_and_remembered(tab: OpenTab) -> None:
     async with served_page() as served:
         fill(served)
         async with tab(served.url) as browser:

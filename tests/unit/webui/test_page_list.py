@@ -13,10 +13,11 @@ from acestep_consumer.webui.job_board import QueueState
 from acestep_schemas import examples
 from acestep_schemas.events import WorkerEvent
 from acestep_schemas.request import GenerationRequest
-from tests.support.browser import tab
+from tests.support.browser import OpenTab
+from tests.support.listening import ended
 from tests.support.page import ServedPage, row, served_page
 
-expect.set_options(timeout=15_000)
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 640}, "has_touch": True, "is_mobile": True}
 
@@ -33,7 +34,7 @@ def three(served: ServedPage) -> None:
     served.start("synth", prompt="synthwave")
 
 
-async def test_a_finished_song_takes_one_line_and_the_rest_is_behind_its_title() -> None:
+async def test_a_finished_song_takes_one_line_and_the_rest_is_behind_its_title(tab: OpenTab) -> None:
     async with served_page() as served:
         for number in range(30):
             name = f"song-{number}"
@@ -52,7 +53,24 @@ async def test_a_finished_song_takes_one_line_and_the_rest_is_behind_its_title()
                 assert await page.evaluate("document.documentElement.scrollWidth") <= context["viewport"]["width"]
 
 
-async def test_other_producers_jobs_have_their_words_while_they_run() -> None:
+async def test_on_a_phone_a_title_has_half_of_its_row(tab: OpenTab) -> None:
+    async with served_page() as served:
+        served.complete("batch", *(served.song("batch", each, seconds=95) for each in range(4)))
+        served.start("runs", prompt="slow jazz, brushed drums, double bass")
+        served.board.add_event(ended("failed", "fails"))
+        served.board.add_request("waits", GenerationRequest(prompt="acoustic folk"))
+        async with tab(served.url, **PHONE) as browser:
+            page = browser.page
+            await expect(page.locator(".job")).to_have_count(4)
+            shares = await page.locator(".job").evaluate_all(
+                "rows => rows.map((row) => row.querySelector('h3').offsetWidth / row.offsetWidth)"
+            )
+            assert min(shares) > 0.5
+            assert await page.evaluate("document.documentElement.scrollWidth") <= 360
+            await expect(row(page, "runs").get_by_role("button", name="Stop")).to_be_visible()
+
+
+async def test_other_producers_jobs_have_their_words_while_they_run(tab: OpenTab) -> None:
     async with served_page() as served, tab(served.url) as browser:
         page = browser.page
         served.start("theirs", prompt="<i>night</i> drive", lyrics="[verse] go")
@@ -62,7 +80,7 @@ async def test_other_producers_jobs_have_their_words_while_they_run() -> None:
         await expect(page.locator("#queue")).to_have_text("1 worker, 1 running, nothing waits")
 
 
-async def test_the_list_is_filtered_by_words_and_by_favourites_which_are_remembered() -> None:
+async def test_the_list_is_filtered_by_words_and_by_favourites_which_are_remembered(tab: OpenTab) -> None:
     async with served_page() as served:
         three(served)
         async with tab(served.url) as browser:
@@ -85,7 +103,7 @@ async def test_the_list_is_filtered_by_words_and_by_favourites_which_are_remembe
             await expect(page.locator("#nothing")).to_have_text("No job matches.")
 
 
-async def test_all_songs_that_are_shown_come_as_one_archive_without_those_that_are_gone() -> None:
+async def test_all_songs_that_are_shown_come_as_one_archive_without_those_that_are_gone(tab: OpenTab) -> None:
     async with served_page() as served:
         songs = [served.song("batch", each) for each in range(2)]
         served.complete("batch", *songs)
@@ -115,7 +133,7 @@ async def test_all_songs_that_are_shown_come_as_one_archive_without_those_that_a
                 assert answer.status == status, query
 
 
-async def test_a_waiting_job_says_its_place_and_the_time_until_its_songs() -> None:
+async def test_a_waiting_job_says_its_place_and_the_time_until_its_songs(tab: OpenTab) -> None:
     async with served_page() as served:
         worker = examples.worker().data.model_copy(
             update={"state": "ready", "prefetch": 1, "in_hand": 1, "seconds_per_job": 60.0, "remaining_s": (30.0,)}
@@ -135,7 +153,7 @@ async def test_a_waiting_job_says_its_place_and_the_time_until_its_songs() -> No
             await expect(page.locator("#others")).to_contain_text("4 more requests wait")
 
 
-async def test_what_the_broker_has_not_got_is_not_said_to_wait() -> None:
+async def test_what_the_broker_has_not_got_is_not_said_to_wait(tab: OpenTab) -> None:
     async with served_page() as served:
         served.board.set_queue_state(QueueState(broker=False))
         served.board.add_request("mine", GenerationRequest(prompt="mine"))
@@ -154,7 +172,7 @@ async def test_what_the_broker_has_not_got_is_not_said_to_wait() -> None:
             browser.expected = "502"
 
 
-async def test_a_song_that_plays_and_favourites_outlast_many_later_ones() -> None:
+async def test_a_song_that_plays_and_favourites_outlast_many_later_ones(tab: OpenTab) -> None:
     async with served_page() as served:
         served.complete("loved", served.song("loved"))
         served.complete("heard", served.song("heard", seconds=60))
@@ -174,7 +192,7 @@ async def test_a_song_that_plays_and_favourites_outlast_many_later_ones() -> Non
 
 
 @pytest.mark.parametrize("context", [{"viewport": {"width": 1280, "height": 800}}, PHONE])
-async def test_every_row_can_be_opened_played_and_starred_by_keyboard(context: dict[str, Any]) -> None:
+async def test_every_row_can_be_opened_played_and_starred_by_keyboard(tab: OpenTab, context: dict[str, Any]) -> None:
     async with served_page() as served:
         three(served)
         async with tab(served.url, **context) as browser:

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, expect
 
-from tests.support.browser import tab
-from tests.support.page import ServedPage, holds, row, served_page
+from tests.support.browser import OpenTab, holds
+from tests.support.page import ServedPage, row, served_page
 
-expect.set_options(timeout=15_000)
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 PLAYS = "!document.querySelector('#audio').paused"
 SOURCE = "new URL(document.querySelector('#audio').src).pathname"
@@ -30,7 +30,7 @@ def batch(served: ServedPage) -> None:
     served.complete("last", served.song("last", seconds=2))
 
 
-async def test_a_song_plays_in_the_bar_whose_keys_and_slider_seek() -> None:
+async def test_a_song_plays_in_the_bar_whose_keys_and_slider_seek(tab: OpenTab) -> None:
     async with served_page() as served:
         batch(served)
         async with tab(served.url) as browser:
@@ -54,7 +54,7 @@ async def test_a_song_plays_in_the_bar_whose_keys_and_slider_seek() -> None:
             assert await page.evaluate("navigator.mediaSession.metadata.title") == "batch"
 
 
-async def test_songs_of_a_job_are_one_key_away_at_the_same_position() -> None:
+async def test_songs_of_a_job_are_one_key_away_at_the_same_position(tab: OpenTab) -> None:
     async with served_page() as served:
         batch(served)
         async with tab(served.url) as browser:
@@ -78,7 +78,7 @@ async def test_songs_of_a_job_are_one_key_away_at_the_same_position() -> None:
             assert await time(page) >= 10
 
 
-async def test_the_next_song_follows_by_itself_unless_one_is_looped_or_that_is_turned_off() -> None:
+async def test_the_next_song_follows_by_itself_unless_one_is_looped_or_that_is_turned_off(tab: OpenTab) -> None:
     async with served_page() as served:
         for name in ("third", "second", "first"):
             served.complete(name, served.song(name, seconds=1))
@@ -101,7 +101,7 @@ async def test_the_next_song_follows_by_itself_unless_one_is_looped_or_that_is_t
             await holds(page, f"{SOURCE} === '/audio/second/0'")
 
 
-async def test_volume_loop_and_what_follows_are_remembered() -> None:
+async def test_volume_loop_and_what_follows_are_remembered(tab: OpenTab) -> None:
     async with served_page() as served:
         served.complete("one", served.song("one"))
         async with tab(served.url) as browser:
@@ -117,7 +117,7 @@ async def test_volume_loop_and_what_follows_are_remembered() -> None:
             await expect(page.get_by_role("button", name="Play on")).to_have_attribute("aria-pressed", "false")
 
 
-async def test_jobs_that_come_do_not_move_the_song_that_plays() -> None:
+async def test_jobs_that_come_do_not_move_the_song_that_plays(tab: OpenTab) -> None:
     async with served_page() as served:
         for number in range(40):
             served.complete(f"old-{number}", served.song(f"old-{number}", seconds=30))
@@ -141,7 +141,7 @@ async def test_jobs_that_come_do_not_move_the_song_that_plays() -> None:
             await expect(playing).to_be_in_viewport()
 
 
-async def test_a_waveform_comes_from_the_event_and_a_song_is_fetched_only_to_be_heard() -> None:
+async def test_a_waveform_comes_from_the_event_and_a_song_is_fetched_only_to_be_heard(tab: OpenTab) -> None:
     async with served_page() as served:
         for number in range(20):
             served.complete(f"song-{number}", served.song(f"song-{number}"))
@@ -160,7 +160,7 @@ async def test_a_waveform_comes_from_the_event_and_a_song_is_fetched_only_to_be_
             assert {url.rpartition("/audio/")[2] for url in fetched} == {"bare/0"}
 
 
-async def test_shortcuts_are_listed_and_can_be_turned_off_and_fields_keep_their_keys() -> None:
+async def test_shortcuts_are_listed_and_can_be_turned_off_and_fields_keep_their_keys(tab: OpenTab) -> None:
     async with served_page() as served:
         served.complete("one", served.song("one", seconds=30))
         async with tab(served.url) as browser:
@@ -183,7 +183,7 @@ async def test_shortcuts_are_listed_and_can_be_turned_off_and_fields_keep_their_
             await holds(page, PLAYS)
 
 
-async def test_a_song_that_cannot_be_heard_says_why_in_the_bar() -> None:
+async def test_a_song_that_cannot_be_heard_says_why_in_the_bar(tab: OpenTab) -> None:
     async with served_page() as served:
         deleted = served.song("deleted")
         del served.results.stored[deleted.uri]
@@ -199,7 +199,7 @@ async def test_a_song_that_cannot_be_heard_says_why_in_the_bar() -> None:
             await expect(page.locator("#toggle")).to_be_disabled()
 
 
-async def test_a_keyboard_reaches_the_bar_at_once_and_no_focus_is_under_it() -> None:
+async def test_a_keyboard_reaches_the_bar_at_once_and_no_focus_is_under_it(tab: OpenTab) -> None:
     async with served_page() as served:
         for number in range(30):
             served.complete(f"song-{number}", served.song(f"song-{number}"))

@@ -10,10 +10,11 @@ from playwright.async_api import Page, expect
 
 from acestep_schemas import examples
 from acestep_schemas.events import WorkerEvent
-from tests.support.browser import tab
-from tests.support.page import holds, row, sent, served_page
+from acestep_schemas.request import GenerationRequest
+from tests.support.browser import OpenTab, holds
+from tests.support.page import row, sent, served_page
 
-expect.set_options(timeout=15_000)
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 WORDS = ["Rain", "on", "the", "avenue"]
 LYRICS = [
@@ -39,7 +40,7 @@ async def opened(page: Page, task_id: str) -> None:
     await expect(row(page, task_id).locator(".open")).to_have_attribute("aria-expanded", "true")
 
 
-async def test_lyrics_light_up_as_they_are_sung_and_a_line_is_heard_when_it_is_chosen() -> None:
+async def test_lyrics_light_up_as_they_are_sung_and_a_line_is_heard_when_it_is_chosen(tab: OpenTab) -> None:
     async with served_page() as served:
         served.complete("sung", served.song("sung", lyrics=LYRICS))
         async with tab(served.url) as browser:
@@ -49,9 +50,11 @@ async def test_lyrics_light_up_as_they_are_sung_and_a_line_is_heard_when_it_is_c
             lines = page.get_by_role("list", name="Lines").get_by_role("listitem")
             await expect(lines).to_have_text([str(line["text"]) for line in LYRICS])
             current = page.locator("#sung [aria-current]")
+            await holds(page, "document.querySelectorAll('#sung [aria-current] .sung').length > 0")
+            await page.locator("#audio").evaluate("audio => { audio.pause(); audio.currentTime = 1.6; }")
+            await holds(page, "document.querySelectorAll('#sung [aria-current] .sung').length === 2")
             await expect(current).to_have_text("Rain on the avenue")
-            await holds(page, "document.querySelectorAll('#sung .sung').length === 2")
-            await expect(page.locator("#sung .sung").last).to_have_text("on")
+            await expect(page.locator("#sung [aria-current] .sung").last).to_have_text("on")
             await page.get_by_role("button", name="夜の街").click()
             await expect(current).to_have_text("夜の街")
             assert await page.evaluate("document.querySelector('#audio').currentTime") >= 9
@@ -61,9 +64,13 @@ async def test_lyrics_light_up_as_they_are_sung_and_a_line_is_heard_when_it_is_c
             assert await page.locator("#sung b").count() == 0
             await page.get_by_role("button", name="Close").click()
             await expect(page.locator("#lyrics-panel")).to_be_hidden()
+            await page.locator("#bar").get_by_role("button", name="Lyrics").click()
+            await page.keyboard.press("Escape")
+            await expect(page.locator("#lyrics-panel")).to_be_hidden()
+            await expect(page.locator("#bar").get_by_role("button", name="Lyrics")).to_be_focused()
 
 
-async def test_without_times_the_plain_lyrics_are_beside_the_player() -> None:
+async def test_without_times_the_plain_lyrics_are_beside_the_player(tab: OpenTab) -> None:
     async with served_page() as served:
         served.complete("plain", served.song("plain"), request={"lyrics": "[verse]\nla <i>la</i>"})
         served.complete("silent", served.song("silent"))
@@ -78,7 +85,7 @@ async def test_without_times_the_plain_lyrics_are_beside_the_player() -> None:
             await expect(page.locator("#plain-lyrics")).to_be_hidden()
 
 
-async def test_candidates_stand_side_by_side_with_their_scores_and_kept_ones_play() -> None:
+async def test_candidates_stand_side_by_side_with_their_scores_and_kept_ones_play(tab: OpenTab) -> None:
     candidates = [
         {"seed": 2**62, "score": 0.91, "kept": True, "index": 0, "measures": {"lyrics": 0.9, "clipping": 0.00123456}},
         {"seed": 8, "score": 0.7, "kept": True, "index": 1, "measures": {"lyrics": 0.6}},
@@ -103,7 +110,7 @@ async def test_candidates_stand_side_by_side_with_their_scores_and_kept_ones_pla
             await expect(page.locator("#versions")).to_contain_text("2 · 0.70")
 
 
-async def test_a_stretch_that_is_drawn_on_the_waveform_becomes_a_repaint() -> None:
+async def test_a_stretch_that_is_drawn_on_the_waveform_becomes_a_repaint(tab: OpenTab) -> None:
     async with served_page() as served:
         served.complete("one", served.song("one"), request={"prompt": "jazz", "lyrics": "la", "audio_format": "flac"})
         async with tab(served.url) as browser:
@@ -137,7 +144,7 @@ async def test_a_stretch_that_is_drawn_on_the_waveform_becomes_a_repaint() -> No
             assert (await sent(page, served))["lyrics"] == "lo"
 
 
-async def test_a_stretch_can_be_marked_by_keyboard_where_the_song_plays() -> None:
+async def test_a_stretch_can_be_marked_by_keyboard_where_the_song_plays(tab: OpenTab) -> None:
     async with served_page() as served:
         served.complete("one", served.song("one", seconds=60))
         async with tab(served.url) as browser:
@@ -166,7 +173,7 @@ async def test_a_stretch_can_be_marked_by_keyboard_where_the_song_plays() -> Non
         ("Stems", "What should it sound like?", {"stems": True}),
     ],
 )
-async def test_a_song_is_the_source_of_another(action: str, label: str, made: dict[str, Any]) -> None:
+async def test_a_song_is_the_source_of_another(tab: OpenTab, action: str, label: str, made: dict[str, Any]) -> None:
     async with served_page() as served:
         served.complete("two", *(served.song("two", each) for each in (0, 1)), request={"prompt": "jazz"})
         async with tab(served.url) as browser:
@@ -178,7 +185,7 @@ async def test_a_song_is_the_source_of_another(action: str, label: str, made: di
             assert published == made | {"source_task_id": "two", "source_index": 1, "audio_format": "mp3"}
 
 
-async def test_make_another_sends_everything_but_the_seed_and_a_copy_has_all() -> None:
+async def test_make_another_sends_everything_but_the_seed_and_a_copy_has_all(tab: OpenTab) -> None:
     request = {"prompt": "it's jazz", "bpm": 90, "guidance_scale": 5.0, "seed": [7], "model": "turbo"}
     async with served_page() as served:
         served.complete("one", served.song("one"), request=request)
@@ -186,13 +193,14 @@ async def test_make_another_sends_everything_but_the_seed_and_a_copy_has_all() -
             page = browser.page
             await opened(page, "one")
             await row(page, "one").get_by_role("button", name="Make another").click()
-            await expect(page.locator("#answer")).to_have_text("Sent: it's jazz")
+            await expect(row(page, "one").locator(".said")).to_have_text("Sent: it's jazz")
+            await expect(row(page, "one").locator(".said")).to_be_in_viewport()
             (published,) = served.client.published
             assert published.pop("task_id") != "one"
             expected = {name: value for name, value in request.items() if name != "seed"}
             assert published == expected
             await row(page, "one").get_by_role("button", name="Copy as JSON").click()
-            await expect(page.locator("#answer")).to_have_text("Copied.")
+            await expect(row(page, "one").locator(".said")).to_have_text("Copied.")
             copied = json.loads(await page.evaluate("navigator.clipboard.readText()"))
             assert copied == expected | {"seed": "7"}
             await row(page, "one").get_by_role("button", name="Copy as curl").click()
@@ -202,7 +210,7 @@ async def test_make_another_sends_everything_but_the_seed_and_a_copy_has_all() -
             assert json.loads(words[words.index("-d") + 1]) == copied
 
 
-async def test_a_request_is_edited_with_every_field_also_those_without_a_control() -> None:
+async def test_a_request_is_edited_with_every_field_also_those_without_a_control(tab: OpenTab) -> None:
     request = {"prompt": "jazz", "bpm": 90, "key_scale": "F# minor", "guidance_scale": 5.0, "seed": [7]}
     async with served_page() as served:
         served.complete("one", served.song("one"), request=request | {"vocal_language": "ja", "inference_steps": 20})
@@ -227,7 +235,7 @@ async def test_a_request_is_edited_with_every_field_also_those_without_a_control
             assert "guidance_scale" not in await sent(page, served)
 
 
-async def test_the_family_of_a_song_is_linked_in_both_directions() -> None:
+async def test_the_family_of_a_song_is_linked_in_both_directions(tab: OpenTab) -> None:
     async with served_page() as served:
         served.complete("parent", served.song("parent"), request={"prompt": "the first one"})
         served.complete("child", served.song("child"), request={"prompt": "its cover"}, parents=child_of("parent"))
@@ -247,7 +255,30 @@ async def test_the_family_of_a_song_is_linked_in_both_directions() -> None:
             await expect(row(page, "parent").locator(".family")).to_contain_text("its cover, its twin")
 
 
-async def test_another_variation_is_asked_for_anew_and_says_what_it_took_over() -> None:
+async def test_a_job_without_words_is_called_by_the_job_that_it_is_made_from(tab: OpenTab) -> None:
+    silent = examples.completed().data.metas.model_copy(update={"caption": ""})
+    stems = {"prompt": "", "task_type": "extract", "stems": True, "source_task_id": "song"}
+    async with served_page() as served, tab(served.url) as browser:
+        page = browser.page
+        served.complete("parts", served.song("parts"), request=stems, parents=child_of("song", "stems"), metas=silent)
+        title = row(page, "parts").get_by_role("heading")
+        await expect(title).to_have_text("Stems of song")
+        served.complete("song", served.song("song"), request={"prompt": "slow jazz"})
+        await expect(title).to_have_text("Stems of slow jazz")
+        await row(page, "parts").get_by_role("button", name="Play Stems of slow jazz").click()
+        await expect(page.locator("#now")).to_have_text("Stems of slow jazz")
+        longer = GenerationRequest(source_task_id="song", extend_right_s=30)
+        served.board.add_request("longer", longer)
+        await expect(row(page, "longer").get_by_role("heading")).to_have_text("Longer version of slow jazz")
+        served.complete(
+            "loop", request=stems | {"source_task_id": "loop"}, parents=child_of("loop", "stems"), metas=silent
+        )
+        await expect(row(page, "loop").get_by_role("heading")).to_have_text("Stems of loop")
+        await page.get_by_label("Language", exact=True).select_option("ja")
+        await expect(title).to_contain_text("パート別")
+
+
+async def test_another_variation_is_asked_for_anew_and_says_what_it_took_over(tab: OpenTab) -> None:
     varied = {
         "prompt": "jazz",
         "retake_variance": 0.25,
@@ -268,7 +299,7 @@ async def test_another_variation_is_asked_for_anew_and_says_what_it_took_over() 
                 ["prompt: jazz – of <b>song</b> 0", "tempo: 90 – of <b>song</b> 0"]
             )
             await row(page, "varied").get_by_role("button", name="Make another").click()
-            await expect(page.locator("#answer")).to_have_text("Sent: jazz")
+            await expect(row(page, "varied").locator(".said")).to_have_text("Sent: jazz")
             again = {name: value for name, value in served.client.published[0].items() if name != "task_id"}
             asked = {"source_task_id": "first", "source_index": 0, "variation": 0.25, "audio_format": "flac"}
             assert again == asked
@@ -276,7 +307,7 @@ async def test_another_variation_is_asked_for_anew_and_says_what_it_took_over() 
             await expect(row(page, "whole").get_by_role("button", name="Make final")).to_be_hidden()
 
 
-async def test_stems_are_asked_of_a_base_model_where_a_worker_has_one() -> None:
+async def test_stems_are_asked_of_a_base_model_where_a_worker_has_one(tab: OpenTab) -> None:
     async with served_page() as served:
         models = ("acestep-v15-turbo", "acestep-v15-base")
         served.board.add_worker(WorkerEvent.of(examples.worker().data.model_copy(update={"models": models})))

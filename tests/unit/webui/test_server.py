@@ -3,6 +3,7 @@
 
 import pytest
 
+from acestep_consumer.domain.errors import InvalidRequest
 from acestep_consumer.webui.job_view import request_shown
 from acestep_consumer.webui.server import read_form
 from acestep_schemas.request import RequestInvalid
@@ -58,3 +59,18 @@ def test_a_request_is_sent_again_with_every_field_that_it_had() -> None:
 def test_a_song_that_is_made_from_another_one_needs_no_words() -> None:
     body, _ = read_form({"task_type": "cover", "src_audio_path": "s3://acestep/jobs/one/0.mp3"})
     assert body["src_audio_path"] == "s3://acestep/jobs/one/0.mp3"
+
+
+@pytest.mark.parametrize(
+    ("asked", "field"),
+    [
+        ({"extend_left_s": 5, "extend_right_s": 5}, "extend_right_s"),
+        ({"replace_lines": {"la": "lo"}, "repainting_start": 3}, "repainting_start"),
+        ({"stems": True, "candidates": 4}, "candidates"),
+        ({}, "source_task_id"),
+    ],
+)
+def test_edits_that_contradict_each_other_are_refused_as_a_worker_would(asked: dict[str, object], field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        read_form({"prompt": "jazz", "source_task_id": "one"} | asked)
+    assert [problem.field for problem in caught.value.problems] == [field]

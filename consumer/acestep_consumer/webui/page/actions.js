@@ -8,9 +8,15 @@ import { problem, titleOf } from "./text.js";
 
 // Of the request as it was made, these belong to that one try.
 const OF_ONE_TRY = ["task_id", "seed", "use_random_seed", "retake_seed"];
-const EXTEND_S = 30;
 // Made from a song's own words where the request gives no others.
 const TAKES_OVER = ["repaint", "extend", "variation"];
+
+// What came of it is said in the job's own row: the form may be out of sight.
+function say(card, kind, text) {
+  const row = byId(`job-${card.task_id}`);
+  if (row) tell(row.querySelector(".said"), kind, text);
+  announce(text);
+}
 
 const without = (request, names) => Object.fromEntries(Object.entries(request).filter(([name]) => !names.includes(name)));
 
@@ -34,9 +40,8 @@ async function send(card, request) {
   const body = { ...request, task_id: newId() };
   startAsked(body.task_id);
   const { error } = await post("/jobs", body);
-  const text = error ? problem(error) : t("action.sent", { title: titleOf(card) });
-  tell(byId("answer"), error ? "bad" : "good", text);
-  announce(text);
+  if (error) say(card, "bad", problem(error));
+  else say(card, "good", t("action.sent", { title: titleOf(card) }));
 }
 
 /** Puts a job's request into the form, all of it but the seed. */
@@ -46,9 +51,8 @@ export const edit = (card) => fillForm(requestAgain(card));
 export function makeFrom(card, index, kind, more = {}) {
   const { prompt, lyrics, vocal_language, audio_format } = card.request ?? {};
   const words = kind === "stems" ? {} : { prompt: prompt || card.metas?.caption, lyrics, vocal_language };
-  const ends = kind === "extend" ? { extend_right_s: EXTEND_S } : {};
   const source = { source_task_id: card.task_id, source_index: index };
-  fillForm({ ...words, ...ends, audio_format, ...source, ...more }, kind, TAKES_OVER.includes(kind) ? words : {});
+  fillForm({ ...words, audio_format, ...source, ...more }, kind, TAKES_OVER.includes(kind) ? words : {});
 }
 
 /** A command that sends the request once more. Each quote in it is escaped, whoever wrote the request. */
@@ -62,11 +66,10 @@ export function curlOf(card) {
   ].join(" \\\n  ");
 }
 
-async function copy(text) {
+async function copy(card, text) {
   try {
     await navigator.clipboard.writeText(text);
-    announce(t("copy.done"));
-    tell(byId("answer"), "good", t("copy.done"));
+    say(card, "good", t("copy.done"));
   } catch {
     // Not allowed, or the page came over plain HTTP: then it can be copied by hand.
     byId("copy-text").value = text;
@@ -75,6 +78,6 @@ async function copy(text) {
   }
 }
 
-export const copyJson = (card) => copy(JSON.stringify(card.request ?? {}, null, 2));
+export const copyJson = (card) => copy(card, JSON.stringify(card.request ?? {}, null, 2));
 
-export const copyCurl = (card) => copy(curlOf(card));
+export const copyCurl = (card) => copy(card, curlOf(card));

@@ -3,7 +3,7 @@
 
 import { byId, make, post, setPairs, setText, tell } from "./dom.js";
 import { localize, onLanguage, t } from "./i18n.js";
-import { labelled, problem } from "./text.js";
+import { capitalized, labelled, problem, ruled } from "./text.js";
 
 const WORDS = ["prompt", "lyrics", "audio_duration", "batch_size", "audio_format", "vocal_language", "bpm", "key_scale"];
 const MORE = ["inference_steps", "candidates", "keep", "model", "seed", "thinking", "timestamps"];
@@ -17,8 +17,12 @@ const KINDS = {
   variation: { controls: ["variation"], fixed: {} },
   stems: { controls: [], fixed: { stems: true } },
 };
+// Fields of a request that another control stands for.
+const SHOWN_BY = { task_type: "kind", stems: "kind", quality: "draft" };
 const FIELDS = [...WORDS, ...MORE, ...SOURCE, ...Object.values(KINDS).flatMap(({ controls }) => controls)];
-const DEFAULTS = { audio_format: "mp3", variation: "0.3" };
+const DEFAULTS = { audio_format: "mp3" };
+// What a kind begins with where none of its controls has a value: without one there is nothing to make.
+const BEGINS_WITH = { variation: { variation: "0.3" }, extend: { extend_right_s: "30" } };
 // Needs the words of neither: they come from the song.
 const WITHOUT_WORDS = ["stems", "extend", "variation", "repaint"];
 
@@ -100,6 +104,9 @@ function readForm() {
 
 function showKind() {
   const kind = control("kind").value;
+  if (KINDS[kind].controls.every((name) => !control(name).value)) {
+    for (const [name, value] of Object.entries(BEGINS_WITH[kind] ?? {})) control(name).value = value;
+  }
   byId("source").hidden = kind === "new";
   for (const row of byId("source").querySelectorAll("[data-kind]")) row.hidden = row.dataset.kind !== kind;
   showSource();
@@ -116,11 +123,42 @@ function showExtra() {
   setPairs(byId("extra").querySelector("dl"), Object.entries(extra).map(([name, value]) => [labelled(name), value]));
 }
 
-function mark(names) {
-  for (const name of FIELDS) control(name).setAttribute("aria-invalid", String(names.includes(name)));
-  const first = control(names[0]);
-  if (byId("more").contains(first)) byId("more").open = true;
+/** The control that shows a field of the request now; null: none. */
+function controlOf(name) {
+  const found = SHOWN_BY[name] ?? name;
+  if (![...fieldsOf(control("kind").value), "kind", "draft"].includes(found)) return null;
+  return control(found).closest("[data-unavailable]") ? null : control(found);
+}
+
+/** Writes at each field what is wrong with it: `[[field, sentence], ...]`. The first one gets the focus. */
+function mark(problems) {
+  for (const field of form.querySelectorAll("[aria-invalid]")) unmark(field);
+  for (const each of byId("extra").querySelectorAll(".wrong")) each.remove();
+  const wrong = problems.map(([name, text]) => [name, text, controlOf(name)]);
+  for (const [name, text, field] of wrong) {
+    if (field) markField(field, text);
+    else if (Object.hasOwn(extra, name)) byId("extra").querySelector("dl").after(make("p", { className: "wrong", textContent: `${labelled(name)}: ${text}` }));
+  }
+  const first = wrong.find(([, , field]) => field)?.[2];
+  if (byId("more").contains(first ?? null)) byId("more").open = true;
   first?.focus();
+}
+
+function markField(field, text) {
+  const label = field.closest("label");
+  label.querySelector(".wrong")?.remove();
+  // Not a part of the label: it is read as the field's description.
+  const note = make("span", { className: "wrong", id: `wrong-${field.name}`, ariaHidden: "true", textContent: capitalized(text) });
+  label.append(note);
+  field.setAttribute("aria-invalid", "true");
+  field.setAttribute("aria-describedby", `${field.dataset.described ?? ""} ${note.id}`.trim());
+}
+
+function unmark(field) {
+  field.closest("label")?.querySelector(".wrong")?.remove();
+  field.removeAttribute("aria-invalid");
+  if (field.dataset.described) field.setAttribute("aria-describedby", field.dataset.described);
+  else field.removeAttribute("aria-describedby");
 }
 
 function answer(kind, text) {
@@ -148,8 +186,9 @@ function countDown(seconds, text) {
 function refuse(error) {
   if (error.code === "queue_full") countDown(error.retry_after_s, problem(error));
   else if (error.fields) {
-    answer("bad", error.fields.map(({ field, rule }) => `${labelled(field)}: ${rule}`).join("\n"));
-    mark(error.fields.map(({ field }) => field).filter((field) => FIELDS.includes(field)));
+    const problems = error.fields.map(({ field, rule }) => [field, ruled(rule)]);
+    answer("bad", problems.map(([field, rule]) => `${labelled(field)}: ${rule}`).join("\n"));
+    mark(problems);
   } else answer("bad", problem(error));
 }
 
@@ -166,15 +205,16 @@ function wrongFields() {
   return wrong;
 }
 
-const ruleOf = (name) =>
-  ({ prompt: t("answer.no_prompt"), source_task_id: t("answer.no_source") })[name] ?? `${labelled(name)}: ${control(name).validationMessage}`;
+const OWN_RULES = { prompt: "answer.no_prompt", source_task_id: "answer.no_source" };
+
+const ruleOf = (name) => (OWN_RULES[name] ? t(OWN_RULES[name]) : control(name).validationMessage);
 
 async function send(event, showJob) {
   event.preventDefault();
   const wrong = wrongFields();
-  mark(wrong);
+  mark(wrong.map((name) => [name, ruleOf(name)]));
   if (wrong.length) {
-    answer("bad", wrong.map(ruleOf).join("\n"));
+    answer("bad", wrong.map((name) => (OWN_RULES[name] ? ruleOf(name) : `${labelled(name)}: ${ruleOf(name)}`)).join("\n"));
     return;
   }
   const button = form.querySelector(".main");
@@ -241,7 +281,10 @@ export async function startForm(page) {
   orderId = newId();
   form.addEventListener("submit", (event) => send(event, page.showJob));
   // Other words are another job. The same words sent again, after an answer that was lost, are the same.
-  form.addEventListener("input", () => (orderId = newId()));
+  form.addEventListener("input", ({ target }) => {
+    orderId = newId();
+    unmark(target);
+  });
   form.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();
@@ -250,6 +293,7 @@ export async function startForm(page) {
   });
   control("kind").addEventListener("change", () => {
     inherited = {};
+    mark([]);
     showKind();
   });
   control("source_task_id").addEventListener("input", showSource);

@@ -24,7 +24,7 @@ export function tn(key, number, values = {}) {
 }
 
 /** Returns the string, or null where the table has none: for words that come from a worker. */
-export const known = (key) => (Object.hasOwn(TABLES[language], key) ? t(key) : null);
+export const known = (key, values) => (Object.hasOwn(TABLES[language], key) ? t(key, values) : null);
 
 /** Writes the strings of an element and of what is in it. */
 export function localize(root) {

@@ -2,7 +2,7 @@
 // One job in the list: a compact row, with everything else behind its title.
 
 import { another, copyCurl, copyJson, edit } from "./actions.js";
-import { announce, copyOf, make, post, setChildren, setLabel, setList, setPairs, setText, shown } from "./dom.js";
+import { announce, copyOf, make, post, setChildren, setLabel, setList, setPairs, setText, shown, tell } from "./dom.js";
 import { currentLanguage, localize, t, tn } from "./i18n.js";
 import { isCurrent, isPlaying, current, play, refresh, toggle } from "./player.js";
 import { Song } from "./song.js";
@@ -63,6 +63,7 @@ export class Job {
     this.part(".more").hidden = !isOpen;
     this.part(".open").setAttribute("aria-expanded", String(isOpen));
     this.element.toggleAttribute("data-open", isOpen);
+    tell(this.part(".said"), "", "");
     if (isOpen) this.showMore();
   }
 
@@ -86,6 +87,7 @@ export class Job {
   /** Writes everything again, in another language. */
   translate() {
     localize(this.element);
+    tell(this.part(".said"), "", "");
     for (const song of this.songs) song.close();
     this.songs = [];
     this.show(this.card, this.heardAt);
@@ -95,6 +97,7 @@ export class Job {
     const { card, title } = this;
     setText(this.part(".state"), t(`state.${card.state}`));
     setText(this.part(".open"), title);
+    this.titleShown = title;
     const since = new Date(card.since);
     const time = this.part("time");
     time.dateTime = card.since;

@@ -7,7 +7,7 @@ import { onLanguage, t, tn } from "./i18n.js";
 import { Job } from "./job.js";
 import { current, currentKey, isCurrent, onPlayer } from "./player.js";
 import { isFavourite, onFavouritesElsewhere, toggleFavourite } from "./store.js";
-import { isEnded, problem, size, titleOf } from "./text.js";
+import { isEnded, problem, setWordsOf, size, titleOf, wordsIn } from "./text.js";
 
 const KEPT = 150;
 const KINDS = ["", "running", "waiting", "completed", "unmade", "favourite"];
@@ -151,6 +151,8 @@ function showCards({ now, fresh, cards, gone }) {
   for (const taskId of gone) if (jobs.has(taskId)) forget(taskId);
   for (const card of cards.sort((one, other) => one.number - other.number)) putUp(card, Date.parse(card.received) + here);
   evict();
+  // The job that they are called by came or went.
+  for (const job of jobs.values()) if (job.titleShown !== job.title) job.show(job.card, job.heardAt);
   for (const job of jobs.values()) if (job.element.hasAttribute("data-open")) job.showFamily();
   showList();
   showSource();
@@ -244,6 +246,7 @@ export async function goTo(hash) {
 /** `around`: `isAway()`, and `board()`, which names the server's board. */
 export function startList(around) {
   ({ isAway, board } = around);
+  setWordsOf((taskId) => (jobs.has(taskId) ? wordsIn(jobs.get(taskId).card) : ""));
   byId("kinds").append(...buttons.map(({ button }) => button));
   showKind("");
   byId("filter").addEventListener("input", ({ target }) => {

@@ -115,6 +115,10 @@ export function startLyrics() {
     toggleLyrics();
     byId("show-lyrics").focus();
   });
+  // On a phone it covers the page. A dialog above it closes first.
+  document.addEventListener("keydown", ({ key, target }) => {
+    if (key === "Escape" && isOpen() && !target.closest?.("dialog, input[type=search]")) byId("close-lyrics").click();
+  });
   list.addEventListener("keydown", (event) => {
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     const lines = [...list.children];

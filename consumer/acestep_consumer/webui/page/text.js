@@ -13,8 +13,32 @@ function firstLine(text) {
   return letters.length > TITLE_LETTERS ? `${letters.slice(0, TITLE_LETTERS).join("").trimEnd()}…` : letters.join("");
 }
 
-export const titleOf = ({ request, metas, task_id }) =>
-  firstLine(request?.prompt || metas?.caption || request?.sample_query || "") || t("job.untitled", { id: task_id.slice(0, 24) });
+/** What a job is called by its own words; an empty text: it has none. */
+export const wordsIn = ({ request, metas }) => firstLine(request?.prompt || metas?.caption || request?.sample_query || "");
+
+export const titleOf = (card) => wordsIn(card) || titleByParent(card) || t("job.untitled", { id: shortId(card.task_id) });
+
+const shortId = (taskId) => taskId.slice(0, 24);
+
+let wordsOf = () => "";
+
+/** `lookup(taskId)` returns the words of a job that is shown, or an empty text. */
+export function setWordsOf(lookup) {
+  wordsOf = lookup;
+}
+
+// Field that makes something from a song -> what is made. What has no field of its own is named by its task.
+const MADE_BY = { stems: "stems", variation: "variation", extend_left_s: "extend", extend_right_s: "extend", replace_lines: "repaint" };
+
+// A job without words, such as stems, is called by the job that it is made from: one step, since ids may run in a circle.
+function titleByParent({ parents, request }) {
+  const [parent] = parents;
+  const taskId = parent?.task_id ?? request?.source_task_id;
+  if (typeof taskId !== "string") return "";
+  const title = wordsOf(taskId) || shortId(taskId);
+  const made = MADE_BY[parent?.field] ?? MADE_BY[Object.keys(MADE_BY).find((name) => request?.[name])] ?? request?.task_type;
+  return known(`title.${made}`, { title }) ?? t("title.other", { title });
+}
 
 export const songName = (card, index) => {
   const track = card.songs[index]?.track;
@@ -84,6 +108,9 @@ export const measureName = (name) => known(`measure.${name}`) ?? labelled(name);
 export const measureValue = (value) => (typeof value === "number" ? String(Number(value.toPrecision(3))) : "–");
 
 export const labelled = (field) => known(`field.${field}`) ?? field.replaceAll("_", " ");
+
+/** A rule of the server as a sentence for a person: fields by the names that they have on the page. */
+export const ruled = (rule) => rule.replace(/\b[a-z]+(?:_[a-z]+)+\b/g, (field) => t("quoted", { text: labelled(field) }));
 
 // Not names of fields: these are what a program would send.
 export const capitalized = (text) => (/^\w+(_| = )/.test(text) ? text : text.charAt(0).toUpperCase() + text.slice(1));
