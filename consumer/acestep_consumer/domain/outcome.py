@@ -61,13 +61,12 @@ class TerminalRecord:
         return isinstance(self.ending, Completed) or (same and self.message == message)
 
     def yields_to(self, other: "TerminalRecord") -> bool:
-        """Whether ``other``, which comes later, replaces this record. Songs are never replaced by an error.
+        """Whether ``other``, which comes later, replaces this record.
 
-        They replace one also when the fingerprints are equal: a copy of the message within the same second has it too.
+        Never if it is the same message's: its end may have been told. A worker that was cut off while it made the songs
+        yields to the one that ended the message meanwhile. Songs are never replaced by another message's error.
         """
-        if isinstance(self.ending, Completed):
-            return False
-        return isinstance(other.ending, Completed) or self.message != other.message
+        return not isinstance(self.ending, Completed) and self.message != other.message
 
     def for_body(self, body: str) -> "TerminalRecord":
         """Return the record as the answer to a message with this body, with a warning if it was another one's."""
