@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 
@@ -65,6 +66,7 @@ class RetryPolicy:
             await self._attempts.begin(attempt, expires=delivery.expires)
             running = self._running[attempt] = _RunningAttempt(delivery)
             try:
+                await self.excuse_lost()  # it may have been lost before it began
                 yield attempt
             except BaseException as error:
                 await self._end(running)
@@ -104,16 +106,16 @@ class RetryPolicy:
             delivered: a worker has had it for certain.
             ended: whether there is an end of it.
         """
-        seen, silent = await self._attempts.unfinished(task_id, message, delivered=delivered), 0
+        look = partial(self._attempts.unfinished, task_id, message, delivered=delivered)
+        seen, silent = await look(), 0
         if not seen:
             return False
         log.info("waiting for another worker's attempt", task_id=task_id)
-        found = seen
         # Looks are counted, and not seconds: in an outage of storage nobody can renew anything.
-        while found and silent < SILENT_LOOKS and not await ended():
+        while seen and silent < SILENT_LOOKS and not await ended():
             await asyncio.sleep(LOOK_S)
-            found = await self._attempts.unfinished(task_id, message, delivered=delivered)
-            seen, silent = found, silent + 1 if found == seen else 0
+            before, seen = seen, await look()
+            silent = silent + 1 if seen == before else 0
         return True
 
     def _lock_for(self, attempt: Attempt) -> AbstractAsyncContextManager[None]:
