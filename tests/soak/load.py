@@ -19,7 +19,7 @@ from aio_pika.exceptions import AMQPError, DeliveryError, PublishError
 from pika.exceptions import AMQPError as PikaError
 from pika.exceptions import NackError, UnroutableError
 
-from acestep_consumer.broker.topology import CONTROL, REQUESTS
+from acestep_consumer.broker.topology import CONTROL, MAX_PRIORITY, REQUESTS
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -303,6 +303,8 @@ class Producer:
                     message_id=submission.task_id,
                     delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
                     expiration=expiration,
+                    # It has to begin in time.
+                    priority=MAX_PRIORITY if submission.sort is Sort.CUT_OFF else None,
                     timestamp=datetime.now(UTC),
                 )
             except (AMQPError, OSError, RuntimeError):
