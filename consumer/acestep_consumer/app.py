@@ -255,7 +255,7 @@ class Worker:
         state.disk = disk = DiskGuard(scratch, lambda: self._settings.engine.scratch_min_gb, self._on_disk)
         await disk.check()
         stack.callback(asyncio.create_task(disk.run(), name="disk").cancel)
-        runner = self._new_runner(disk, objects, StoredSongs(store, lambda: self._settings.inputs.results == "all"))
+        runner = self._new_runner(disk, objects, store)
         state.consumer = consumer = self._new_consumer(runner, disk, store, inputs)
         announcements = Announcements(
             self._id,
@@ -345,7 +345,7 @@ class Worker:
         checkpoint_dir = settings.engine.checkpoint_dir
         return AllowedInputs(objects, settings.storage, settings.inputs, checkpoint_dir=checkpoint_dir)
 
-    def _new_runner(self, disk: DiskGuard, objects: Objects, songs: StoredSongs) -> JobRunner:
+    def _new_runner(self, disk: DiskGuard, objects: Objects, store: RetryingStore) -> JobRunner:
         settings = self._settings
         attempts = RetryingAttempts(AttemptRecords(objects, settings.storage), self._outage)
         retries = RetryPolicy(attempts, settings.worker.max_attempts)
@@ -355,7 +355,8 @@ class Worker:
             retries=retries,
             cancellations=self._control.cancellations,
             routes=self._routes,
-            songs=songs,
+            songs=StoredSongs(store, lambda: self._settings.inputs.results == "all"),
+            store=store,
             events=self._publisher,
             costs=self._costs,
             rules=JobLimits(

@@ -41,7 +41,7 @@ async def test_each_try_that_begins_and_ends_without_a_word_counts(records: Atte
     for expected in (2, 3, 4):
         attempt = await records.next("song", FIRST, redelivered=True)
         assert (attempt.number, attempt.unexplained) == (expected, expected - 1)
-        await records.begin(attempt)
+        await records.begin(attempt, expires=False)
 
 
 async def test_a_try_that_was_excused_does_not_count(records: AttemptRecords) -> None:
@@ -49,13 +49,13 @@ async def test_a_try_that_was_excused_does_not_count(records: AttemptRecords) ->
     assert await numbers(records) == (2, 0)
     for _ in range(5):
         attempt = await records.next("song", FIRST, redelivered=True)
-        await records.begin(attempt)
+        await records.begin(attempt, expires=False)
         await records.excuse(attempt)
     assert await numbers(records) == (7, 0)
 
 
 async def test_another_message_of_the_same_task_begins_at_one(records: AttemptRecords) -> None:
-    await records.begin(await records.next("song", FIRST, redelivered=True))
+    await records.begin(await records.next("song", FIRST, redelivered=True), expires=False)
     first = await records.next("song", "b" * 32, redelivered=False)
     assert (first.number, first.unexplained) == (1, 0)
     assert await numbers(records, "b" * 32) == (2, 1)
@@ -65,7 +65,7 @@ async def test_the_records_of_a_message_that_has_ended_are_removed_and_no_others
     other = "b" * 32
     await records.excuse(await records.next("song", FIRST, redelivered=False))
     for message in (FIRST, FIRST, FIRST, other):
-        await records.begin(await records.next("song", message, redelivered=True))
+        await records.begin(await records.next("song", message, redelivered=True), expires=False)
     assert await numbers(records) == (5, 3)
     await records.forget("song", FIRST)
     assert await numbers(records) == (2, 1)
@@ -74,5 +74,36 @@ async def test_the_records_of_a_message_that_has_ended_are_removed_and_no_others
 
 
 async def test_a_first_try_leaves_nothing_behind(records: AttemptRecords) -> None:
-    await records.begin(await records.next("song", FIRST, redelivered=False))
+    await records.begin(await records.next("song", FIRST, redelivered=False), expires=False)
     assert await numbers(records) == (2, 1)
+
+
+async def unfinished(records: AttemptRecords, *, delivered: bool = False) -> int:
+    return len(await records.unfinished("song", FIRST, delivered=delivered))
+
+
+async def test_the_first_try_of_a_message_that_expires_is_recorded_until_it_has_ended(records: AttemptRecords) -> None:
+    assert await unfinished(records) == 0
+    await records.begin(await records.next("song", FIRST, redelivered=False), expires=True)
+    assert await unfinished(records) == 1
+    assert await numbers(records) == (2, 1)
+    await records.begin(await records.next("song", FIRST, redelivered=True), expires=True)
+    assert await unfinished(records) == 2
+    await records.forget("song", FIRST)
+    assert await unfinished(records) == 0
+
+
+async def test_a_try_that_is_renewed_goes_on_and_is_excused(records: AttemptRecords) -> None:
+    attempt = await records.next("song", FIRST, redelivered=False)
+    looks = []
+    for count in (1, 2):
+        await records.renew(attempt, count)
+        looks.append(await records.unfinished("song", FIRST, delivered=True))
+    assert (len(looks[0]), looks[0] == looks[1]) == (1, False)
+    assert await numbers(records) == (2, 0)
+    await records.excuse(attempt)
+    assert await unfinished(records, delivered=True) == 0
+
+
+async def test_a_message_that_somebody_had_may_be_tried_without_a_record(records: AttemptRecords) -> None:
+    assert await unfinished(records, delivered=True) == 1

@@ -98,13 +98,13 @@ class TestAStore:
         first = await store.commit(TerminalRecord(make_failure("twice", "the first"), "m1"))
         assert await store.commit(TerminalRecord(make_failure("twice", "the second"), "m1")) == first
 
-    async def test_songs_replace_the_end_of_a_copy_that_expired_in_the_same_second(self, store: Store) -> None:
+    async def test_songs_do_not_replace_an_end_of_the_same_message(self, store: Store) -> None:
+        """It may have been told."""
         job = make_job()
-        await store.commit(TerminalRecord(make_failure(job.task_id), "m1"))
-        songs = TerminalRecord(make_manifest(job), "m1")
-        assert await store.commit(songs) == songs
+        first = await store.commit(TerminalRecord(make_failure(job.task_id), "m1"))
+        assert await store.commit(TerminalRecord(make_manifest(job), "m1")) == first
 
-    async def test_songs_replace_an_end_without_songs_and_never_the_reverse(self, store: Store) -> None:
+    async def test_songs_replace_another_messages_end_without_songs_and_never_the_reverse(self, store: Store) -> None:
         job = make_job()
         await store.commit(TerminalRecord(make_failure(job.task_id), "m1"))
         songs = TerminalRecord(make_manifest(job), "m2")

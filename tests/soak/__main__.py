@@ -70,6 +70,7 @@ class Soak:
             recorder=self._recorder,
             shelf=self._shelf,
             fronts=[seat.front for seat in self._ground.seats],
+            wires={seat.worker_id: seat.amqp for seat in self._ground.seats},
         )
         self._saboteur = Saboteur(self._ground, lambda text: self._tell(f"! {text}"))
 

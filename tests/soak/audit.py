@@ -35,9 +35,10 @@ _MAY_END = {
     Sort.REUSED_ID: {COMPLETED, CANCELLED},
     Sort.WORSE_DUPLICATE: {COMPLETED, REJECTED, EXPIRED},
     Sort.AUDIO_DELETED: {COMPLETED},
+    Sort.CUT_OFF: {COMPLETED, EXPIRED},
 }
 # One of their messages may be given up, though the songs are there.
-_MAY_BE_DEAD = {Sort.EXPIRING, Sort.WORSE_DUPLICATE}
+_MAY_BE_DEAD = {Sort.EXPIRING, Sort.WORSE_DUPLICATE, Sort.CUT_OFF}
 
 
 @dataclass(frozen=True, slots=True)

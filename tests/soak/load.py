@@ -19,7 +19,7 @@ from aio_pika.exceptions import AMQPError, DeliveryError, PublishError
 from pika.exceptions import AMQPError as PikaError
 from pika.exceptions import NackError, UnroutableError
 
-from acestep_consumer.broker.topology import CONTROL, REQUESTS
+from acestep_consumer.broker.topology import CONTROL, MAX_PRIORITY, REQUESTS
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from aio_pika.abc import AbstractChannel, AbstractConnection
     from aiohttp import web
 
-    from tests.support.event_recorder import EventRecorder
+    from tests.support.event_recorder import EventRecorder, RecordedEvent
     from tests.support.faulty_s3 import FaultyS3
+    from tests.support.proxy import Proxy
     from tests.support.shelf import Shelf
 
 # The word of a prompt that names the submission, for what has no id.
@@ -55,6 +56,7 @@ class Sort(StrEnum):
     REUSED_ID = "cancelled when its song is stored, and its id used for another request"
     WORSE_DUPLICATE = "followed by garbage, or by a copy that expires, under its id"
     AUDIO_DELETED = "its audio is deleted, then it is sent again"
+    CUT_OFF = "expires while it is made, and its worker is cut off"
 
 
 # What workers of 0.1.0 promised, too.
@@ -74,6 +76,7 @@ SHARES = {
     Sort.REUSED_ID: 6,
     Sort.WORSE_DUPLICATE: 6,
     Sort.AUDIO_DELETED: 4,
+    Sort.CUT_OFF: 3,
 }
 # They need the renderer process that has no model.
 _LIGHT_ONLY = {Sort.LARGE, Sort.DEADLY}
@@ -81,6 +84,7 @@ _SMALL_BYTES, _LARGE_BYTES = 20_000, 9_000_000  # the latter is more than one pa
 # A cancellation concerns what was sent in its second or before.
 _AFTER_A_CANCELLATION_S = 2.1
 _WORSE_EXPIRES_S = 0.2
+_CUT_OFF_EXPIRES_S = 3.0
 _ANOTHER_SECOND_S = 1.1
 _COMPLETED_WITHIN_S = 60.0
 _STORED_WITHIN_S = 120.0
@@ -122,13 +126,15 @@ class Producer:
         recorder: EventRecorder,
         shelf: Shelf,
         fronts: Sequence[FaultyS3],
+        wires: Mapping[str, Proxy],
     ) -> None:
-        """``fronts`` are the S3 of each worker, which can answer late."""
+        """``fronts`` are the S3 of each worker, which can answer late; ``wires`` lead to the broker, by worker id."""
         self._url = url
         self._shares = shares
         self._recorder = recorder
         self._shelf = shelf
         self._fronts = fronts
+        self._wires = wires
         self._chance = chance
         self._rate = rate
         self._connection: AbstractConnection | None = None
@@ -177,7 +183,7 @@ class Producer:
         task_id = f"soak-{number:05d}"
         submission = self.submissions[task_id] = Submission(task_id, sort, time.monotonic())
         body = _body(number, sort, dose)
-        expiration = 0.2 + 2 * dose if sort is Sort.EXPIRING else None
+        expiration = {Sort.EXPIRING: 0.2 + 2 * dose, Sort.CUT_OFF: _CUT_OFF_EXPIRES_S}.get(sort)
         with ExitStack() as held:
             if sort is Sort.REUSED_ID:
                 held.enter_context(self._answered_late(task_id))
@@ -187,6 +193,11 @@ class Producer:
                 await self._send(submission, body, expiration)
             if sort is Sort.REUSED_ID and submission.confirmed:
                 await self._cancel_when_stored(submission)
+        await self._afterwards(submission, number, body, dose)
+
+    async def _afterwards(self, submission: Submission, number: int, body: bytes, dose: float) -> None:
+        """What follows a request by its sort."""
+        sort, task_id = submission.sort, submission.task_id
         match sort:
             case Sort.TWICE:
                 await asyncio.sleep(3 * dose)
@@ -194,6 +205,8 @@ class Producer:
             case Sort.CANCELLED:
                 await asyncio.sleep(2 * dose)
                 await self._cancel(submission)
+            case Sort.CUT_OFF:
+                await self._cut_off(submission)
             case Sort.REUSED_ID:
                 await asyncio.sleep(_AFTER_A_CANCELLATION_S)
                 before = submission.confirmed
@@ -212,6 +225,19 @@ class Producer:
                 while again and submission.confirmed == before:
                     await self._send(submission, body)
                     await asyncio.sleep(_AGAIN_S)
+
+    async def _cut_off(self, submission: Submission) -> None:
+        """Cut the broker's connections to the worker that has begun, once the expiration has passed."""
+
+        def begun_or_ended() -> list[RecordedEvent]:
+            return self._recorder.of(submission.task_id)
+
+        with suppress(AssertionError):
+            await eventually(begun_or_ended, _COMPLETED_WITHIN_S)
+        await asyncio.sleep(max(0.0, submission.sent_at + _CUT_OFF_EXPIRES_S + _AGAIN_S - time.monotonic()))
+        begun = [event for event in begun_or_ended() if event.state == "started"]
+        if begun and not self._recorder.terminal(submission.task_id):
+            self._wires[begun[-1].data["worker_id"]].cut()
 
     @contextmanager
     def _answered_late(self, task_id: str) -> Iterator[None]:
@@ -277,6 +303,8 @@ class Producer:
                     message_id=submission.task_id,
                     delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
                     expiration=expiration,
+                    # It has to begin in time.
+                    priority=MAX_PRIORITY if submission.sort is Sort.CUT_OFF else None,
                     timestamp=datetime.now(UTC),
                 )
             except (AMQPError, OSError, RuntimeError):
@@ -370,6 +398,8 @@ def _body(number: int, sort: Sort, dose: float, other: int = 0) -> bytes:
             takes = 3 * dose
         case Sort.WORSE_DUPLICATE:
             takes = 1.5 + 2 * dose  # it is still at work when the other one comes
+        case Sort.CUT_OFF:
+            takes = _CUT_OFF_EXPIRES_S + 1 + 2 * dose
         case _:
             takes = songs * (0.1 + dose)
     size = (_LARGE_BYTES if sort is Sort.LARGE else _SMALL_BYTES) + 4 * (2 * number + other)

@@ -51,6 +51,7 @@ class Seat:
         self.amqp = Proxy.for_url(environment["ACESTEP_AMQP_URL"])
         self.front = FaultyS3(environment["ACESTEP_S3_ENDPOINT"])
         self.name = f"worker {number + 1}"
+        self.worker_id = self.name.replace(" ", "-")
         self.exits: Counter[int] = Counter()
         """Exit statuses so far; negative for a signal."""
         self.starts = 0
@@ -149,7 +150,7 @@ class Seat:
             "ACESTEP_S3_ENDPOINT": self.wire.url(self.front.endpoint),
             "ACESTEP_SCRATCH_DIR": str(self.scratch),
             "ACESTEP_HTTP_PORT": "0",
-            "ACESTEP_WORKER_ID": self.name.replace(" ", "-"),
+            "ACESTEP_WORKER_ID": self.worker_id,
             "ACESTEP_LOG_FORMAT": "json",
         }
         command = [*(LIGHT_COMMAND if self._light else COMMAND), "run"]

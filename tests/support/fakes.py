@@ -31,6 +31,7 @@ class FakeDelivery:
     queued_s: float | None = None
     sent: datetime | None = None
     redelivered: bool = False
+    expires: bool = False
     traceparent: str | None = None
     reply: Reply = field(default_factory=Reply)
     stale: bool = False
@@ -92,14 +93,17 @@ class FakeEvents:
 
 @dataclass
 class FakeAttempts:
-    """Remembers tries in memory: ``begun``, ``excused`` and ``forgotten``, in order.
+    """Remembers tries in memory: ``begun``, ``excused``, ``renewed`` and ``forgotten``, in order.
 
-    ``unexplained`` is what a redelivery finds.
+    ``unexplained`` is what a redelivery finds; ``others`` are the attempts of other workers at each look, the last ones
+    from then on.
     """
 
     unexplained: int = 0
     begun: list[Attempt] = field(default_factory=list)
     excused: list[Attempt] = field(default_factory=list)
+    renewed: list[Attempt] = field(default_factory=list)
+    others: list[tuple[bytes, ...]] = field(default_factory=list)
     forgotten: list[tuple[str, str]] = field(default_factory=list)
 
     async def next(self, task_id: str, message: str, *, redelivered: bool) -> Attempt:
@@ -107,9 +111,17 @@ class FakeAttempts:
         earlier = self.unexplained if redelivered else 0
         return Attempt(task_id=task_id, message=message, number=earlier + 1, unexplained=earlier)
 
-    async def begin(self, attempt: Attempt) -> None:
+    async def begin(self, attempt: Attempt, *, expires: bool) -> None:
         """Remember it."""
         self.begun.append(attempt)
+
+    async def renew(self, attempt: Attempt, count: int) -> None:
+        """Remember it."""
+        self.renewed.append(attempt)
+
+    async def unfinished(self, task_id: str, message: str, *, delivered: bool) -> tuple[bytes, ...]:
+        """Return what the next look shows."""
+        return self.others.pop(0) if len(self.others) > 1 else (self.others or [()])[0]
 
     async def excuse(self, attempt: Attempt) -> None:
         """Remember it."""

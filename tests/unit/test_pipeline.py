@@ -31,6 +31,7 @@ from acestep_consumer.domain.parse import RequestRules
 from acestep_consumer.domain.ports import BodyFormat, Report, Routes
 from acestep_consumer.domain.stages import EngineCapacity
 from acestep_consumer.engine.adapters import DirectPlanner
+from acestep_consumer.execution import retries
 from acestep_consumer.execution.eta import CostModel
 from acestep_consumer.execution.retries import RetryPolicy
 from acestep_consumer.execution.runner import JobLimits, JobRunner
@@ -87,6 +88,7 @@ class Stage:
             cancellations=self.cancellations,
             routes=self.routes,
             songs=StoredSongs(self.store, lambda: True),
+            store=self.store,
             events=self.events,
             costs=costs,
             rules=JobLimits(
@@ -617,9 +619,36 @@ async def test_a_broker_that_took_a_message_back_is_no_fault_of_the_message(stag
     assert stage.attempts.excused == []
     delivery.stale = True
     await stage.retries.excuse_lost()
+    await stage.retries.excuse_lost()
     go.set()
     await task
+    assert [attempt.number for attempt in stage.attempts.renewed] == [1]
+
+
+async def test_an_attempt_that_fails_after_its_message_was_taken_back_is_over(stage: Stage) -> None:
+    delivery = request()
+
+    async def breaks(_: Job) -> None:
+        delivery.stale = True
+        raise RenderFailed("broken")
+
+    stage.renderer.before = breaks
+    await stage.process(delivery)
     assert [attempt.number for attempt in stage.attempts.excused] == [1]
+    assert "failed" not in stage.events.states
+
+
+@pytest.mark.parametrize("redelivered", [True, False])
+async def test_a_deadline_that_passed_is_told_at_once_unless_a_worker_had_the_message_in_time(
+    stage: Stage, *, redelivered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "LOOK_S", 0)
+    stage.attempts.others = [(b"1",), (b"2",), ()]
+    late = request(queue_deadline_s=5)
+    late.queued_s, late.redelivered = 60.0, redelivered
+    await stage.process(late)
+    assert stage.events.states == ["expired"]
+    assert len(stage.attempts.others) == (1 if redelivered else 3)
 
 
 TRACE = f"00-{'a' * 32}-{'b' * 16}-01"

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Consumes copies of requests that the broker dead-lettered, so that a worker publishes their terminal event.
 
-A request that expires while it waits goes from the queue to the dead-letter exchange, and no worker gets it. A second
+A request that expires while it waits goes from the queue to the dead-letter exchange, and no worker gets it. So does
+one whose time ran out while a worker had it, when that worker is cut off and the request is back in the queue. A second
 queue of that exchange holds a copy for workers; the first one is for people. Messages that a worker dead-lettered
 arrive here too and are acked: that worker has published the event already.
 """
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     from acestep_consumer.broker.connection import BrokerConnection
     from acestep_consumer.config.settings import BrokerSettings
 
-PREFETCH = 8
+# Some wait until another worker's attempt is over, and others shall not wait behind them.
+PREFETCH = 64
 # A classic queue refuses publishes at its limit and drops nothing. But one that recovers from a crash of the broker
 # with more than the limit, because unacked messages wait again, dead-letters the oldest: the jobs that were running.
 OVERFULL = "maxlen"

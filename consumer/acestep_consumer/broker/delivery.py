@@ -122,6 +122,11 @@ class AmqpDelivery:
         again = any(isinstance(count, int) and count > 0 for count in counts)
         return bool(self._message.redelivered) or RETURNED in self.headers or again
 
+    @property
+    def expires(self) -> bool:
+        """Whether it has an expiration, which counts on while a worker has it."""
+        return bool(self._properties.expiration)
+
     @cached_property
     def fingerprint(self) -> str:
         """A hash that is the same for each delivery of this message, and differs when it is published again."""

@@ -65,15 +65,16 @@ class TerminalRecord:
         return isinstance(self.ending, Completed) or (same and self.message == message)
 
     def yields_to(self, other: "TerminalRecord", instead_of: "TerminalRecord | None" = None) -> bool:
-        """Whether ``other``, which comes later, replaces this record. Songs are never replaced by an error.
+        """Whether ``other``, which comes later, replaces this record.
 
-        They replace one also when the fingerprints are equal: a copy of the message within the same second has it too.
-        ``instead_of`` is a record that ``other`` was made in place of: songs whose audio is gone yield to new songs.
+        Never if it is the same message's: its end may have been told. A worker that was cut off while it made the songs
+        yields to the one that ended the message meanwhile. Songs are never replaced by an error. ``instead_of`` is a
+        record that ``other`` was made in place of: songs whose audio is gone yield to new songs.
         """
-        replaced, songs = self == instead_of, isinstance(other.ending, Completed)
+        replaced = self == instead_of
         if isinstance(self.ending, Completed):
-            return replaced and songs
-        return replaced or songs or self.message != other.message
+            return replaced and isinstance(other.ending, Completed)
+        return replaced or self.message != other.message
 
     def for_body(self, body: str) -> "TerminalRecord":
         """Return the record as the answer to a message with this body, with a warning if it was another one's."""

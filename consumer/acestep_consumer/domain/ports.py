@@ -76,6 +76,10 @@ class Delivery(Protocol):
         """Whether somebody had this message before and did not settle it."""
 
     @property
+    def expires(self) -> bool:
+        """Whether the broker may give the message up, also when it is requeued because a worker was cut off."""
+
+    @property
     def fingerprint(self) -> str:
         """The same for each delivery of this message, another for another message: letters and digits."""
 
@@ -214,16 +218,31 @@ class Routes(Protocol):
 
 
 class AttemptStore(Protocol):
-    """Records the attempts of redelivered messages."""
+    """Records the attempts of redelivered messages, and of those that may expire."""
 
     async def next(self, task_id: str, message: str, *, redelivered: bool) -> Attempt:
         """Return the attempt that comes next; nothing is written. Raises ``StorageUnavailable``."""
 
-    async def begin(self, attempt: Attempt) -> None:
-        """Record that the attempt begins now. Raises ``StorageUnavailable``."""
+    async def begin(self, attempt: Attempt, *, expires: bool) -> None:
+        """Record that the attempt begins now; the first one only if its message ``expires``.
+
+        Raises ``StorageUnavailable``.
+        """
+
+    async def renew(self, attempt: Attempt, count: int) -> None:
+        """Record that the attempt goes on though its message was taken back, and is excused.
+
+        ``count`` is another one each time. Raises ``StorageUnavailable``.
+        """
 
     async def excuse(self, attempt: Attempt) -> None:
         """Record that the attempt ended through no fault of the message. Raises ``StorageUnavailable``."""
+
+    async def unfinished(self, task_id: str, message: str, *, delivered: bool) -> tuple[bytes, ...]:
+        """Return what is known of attempts that may go on; it changes when one is renewed. Empty: none does.
+
+        ``delivered``: there was a first attempt, recorded or not. Raises ``StorageUnavailable``.
+        """
 
     async def forget(self, task_id: str, message: str) -> None:
         """Remove the records of a message that has ended. Raises ``StorageUnavailable``."""

@@ -15,11 +15,11 @@ import structlog
 
 from acestep_consumer.concurrency.locks import KeyedLock
 from acestep_consumer.concurrency.priority import rank_of
-from acestep_consumer.domain.errors import Cancelled, ConsumerError, Interrupted
+from acestep_consumer.domain.errors import Cancelled, ConsumerError, Expired, Interrupted
 from acestep_consumer.domain.job import Job, Request
 from acestep_consumer.domain.outcome import Ending, RunInfo, as_consumer_error, unfinished
 from acestep_consumer.domain.parse import RequestRules
-from acestep_consumer.domain.ports import Cancellations, Events, Report, Routes, SourceSongs
+from acestep_consumer.domain.ports import Cancellations, Events, Report, Routes, SourceSongs, Store
 from acestep_consumer.execution.cancel_scope import check_queue_deadline, deadline, unless_cancelled
 from acestep_consumer.execution.context import JobContext
 from acestep_consumer.execution.eta import CostModel
@@ -73,6 +73,7 @@ class JobRunner:
         cancellations: says when a job is to stop.
         routes: forwards requests that a larger tier should take.
         songs: finds the songs of earlier tasks that requests name.
+        store: has the ends of tasks.
         events: publishes ``started`` and ``progress``.
         costs: estimates durations.
         rules: bounds of every job.
@@ -85,6 +86,7 @@ class JobRunner:
         cancellations: Cancellations,
         routes: Routes,
         songs: SourceSongs,
+        store: Store,
         events: Events,
         costs: CostModel,
         rules: JobLimits,
@@ -93,6 +95,7 @@ class JobRunner:
         self._cancellations = cancellations
         self._routes = routes
         self._songs = songs
+        self._store = store
         self._events = events
         self._costs = costs
         self.rules = rules
@@ -115,7 +118,10 @@ class JobRunner:
             raise
         except Exception as error:  # noqa: BLE001 - whatever broke, the producer gets a terminal event
             context.excused = context.attempt is not None and isinstance(error, Cancelled)
-            return self.failure(error, context, task_id)
+            ending = self.failure(error, context, task_id)
+            if isinstance(error, Expired) and context.delivery.redelivered:
+                await self.others_over(task_id, context.delivery.fingerprint, delivered=True)
+            return ending
 
     def running_time(self) -> AbstractAsyncContextManager[None]:
         """Bound the body by the execution timeout. Raises ``ExecutionTimeout``.
@@ -125,10 +131,28 @@ class JobRunner:
         """
         return deadline(self.rules.execution_timeout_s())
 
+    async def others_over(self, task_id: str, message: str, *, delivered: bool) -> bool:
+        """Wait until no other worker is at a message that expired, or it has ended; a dead one is not waited for long.
+
+        Whoever had it in time may go on without the broker, and its songs count. ``delivered``: somebody had it for
+        certain. Returns whether anybody may have.
+        """
+
+        async def ended() -> bool:
+            found = await self._store.find(task_id)
+            return found is not None and found.answers(message, same=True)
+
+        return await self._retries.others_over(task_id, message, delivered=delivered, ended=ended)
+
+    async def forget(self, task_id: str, message: str) -> None:
+        """Remove the attempt records of a message that has ended."""
+        await self._retries.forget(task_id, message)
+
     async def forget_attempts(self, context: JobContext, task_id: str) -> None:
         """Remove the attempt records of a message that has ended and is settled; most have none."""
-        if context.delivery.redelivered or context.excused:
-            await self._retries.forget(task_id, context.delivery)
+        delivery = context.delivery
+        if delivery.redelivered or delivery.expires or context.excused:
+            await self.forget(task_id, delivery.fingerprint)
 
     def info(self, context: JobContext) -> RunInfo:
         """Return worker, attempt and the present moment, for an ending."""

@@ -179,13 +179,22 @@ class RetryingAttempts:
         next_attempt = partial(self._attempts.next, task_id, message, redelivered=redelivered)
         return await self._gate.retry(next_attempt, reads=True)
 
-    async def begin(self, attempt: Attempt) -> None:
+    async def begin(self, attempt: Attempt, *, expires: bool) -> None:
         """Record that the attempt begins now."""
-        await self._gate.retry(lambda: self._attempts.begin(attempt))
+        await self._gate.retry(lambda: self._attempts.begin(attempt, expires=expires))
+
+    async def renew(self, attempt: Attempt, count: int) -> None:
+        """Record that the attempt goes on; without retries."""
+        await self._attempts.renew(attempt, count)
 
     async def excuse(self, attempt: Attempt) -> None:
         """Record that the attempt ended through no fault of the message; without retries."""
         await self._attempts.excuse(attempt)
+
+    async def unfinished(self, task_id: str, message: str, *, delivered: bool) -> tuple[bytes, ...]:
+        """Return the records of attempts that may go on."""
+        unfinished = partial(self._attempts.unfinished, task_id, message, delivered=delivered)
+        return await self._gate.retry(unfinished, reads=True)
 
     async def forget(self, task_id: str, message: str) -> None:
         """Remove the records of a message that has ended; without retries."""

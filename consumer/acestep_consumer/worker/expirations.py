@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Publishes terminal events of requests that the broker dead-lettered before a worker had them, mostly as expired."""
+"""Publishes terminal events of requests that the broker dead-lettered before they were done, mostly as expired."""
 
 from datetime import UTC, datetime
 
@@ -10,6 +10,9 @@ from acestep_consumer.domain.errors import ConsumerError, Expired, ManifestUnrea
 from acestep_consumer.domain.outcome import RunInfo, TerminalRecord, outcome_of, unfinished
 from acestep_consumer.domain.ports import Events, Store
 from acestep_consumer.execution.runner import JobRunner
+
+DELIVERY_LIMIT = "delivery_limit"
+"""The broker's reason for a message that workers had, and gave back, too often for an operator's policy."""
 
 log = structlog.get_logger()
 
@@ -27,16 +30,27 @@ class ExpirationHandler:
         task_id = notice.task_id
         if task_id is None:
             raise ValueError("a notice without an id has no task")
+        tried = await self._others_over(notice, task_id)
         # A running job of this task ends first: it may belong to another message, and its songs answer this one too.
         async with self._runner.exclusively(task_id):
-            outcome = outcome_of(await self._record_of(notice, task_id))
+            outcome = outcome_of(await self._record_of(notice, task_id, tried=tried))
         if outcome.event is not None:
             await self._events.publish(outcome.event, notice.reply)
+        if tried:
+            await self._runner.forget(task_id, notice.fingerprint)
 
-    async def _record_of(self, notice: DeadLetterNotice, task_id: str) -> TerminalRecord:
+    async def _others_over(self, notice: DeadLetterNotice, task_id: str) -> bool:
+        """Wait while a worker that lost the broker makes this message's songs. Returns whether any had the message."""
+        delivered = notice.reason == DELIVERY_LIMIT
+        try:
+            return await self._runner.others_over(task_id, notice.fingerprint, delivered=delivered)
+        except ManifestUnreadable:  # nothing is found there, whoever ends it
+            return True
+
+    async def _record_of(self, notice: DeadLetterNotice, task_id: str, *, tried: bool) -> TerminalRecord:
         message = notice.fingerprint
         info = RunInfo(self._runner.rules.worker_id, 1, notice.at or datetime.now(UTC))
-        record = TerminalRecord(unfinished(_error(notice.reason), None, task_id, info), message)
+        record = TerminalRecord(unfinished(_error(notice.reason, tried=tried), None, task_id, info), message)
         try:
             found = await self._store.find(task_id)
             if found is not None and found.answers(message, same=True):
@@ -47,7 +61,9 @@ class ExpirationHandler:
             return record
 
 
-def _error(reason: str) -> ConsumerError:
-    if reason == "expired":
-        return Expired("it waited in the queue for longer than its expiration")
-    return ConsumerError(f"the broker dead-lettered the message before a worker had it: {reason}")
+def _error(reason: str, *, tried: bool) -> ConsumerError:
+    if reason != "expired":
+        return ConsumerError(f"the broker dead-lettered the message before a worker had done it: {reason}")
+    if tried:
+        return Expired("its expiration passed, and the worker that had begun with it was lost")
+    return Expired("it waited in the queue for longer than its expiration")

@@ -56,6 +56,8 @@ def test_an_end_that_was_told_twice_in_the_same_bytes_is_no_finding() -> None:
         (Sort.REUSED_ID, "completed", []),
         (Sort.WORSE_DUPLICATE, "completed", ["a"]),
         (Sort.AUDIO_DELETED, "completed", []),
+        (Sort.CUT_OFF, "completed", ["a"]),
+        (Sort.CUT_OFF, "expired", ["a"]),
     ],
 )
 def test_each_sort_of_request_may_end_as_it_should(sort: Sort, state: str, dead: list[str]) -> None:
@@ -138,3 +140,8 @@ def test_a_message_without_an_id_is_recognised_by_its_prompt() -> None:
 def test_a_finding_names_the_task() -> None:
     (finding,) = audit(Evidence(submissions=sent("lost"), events=[]))
     assert finding.ids == ("lost",)
+
+
+def test_a_message_that_expired_while_its_worker_was_cut_off_has_one_end() -> None:
+    events = [end("expired"), end()]
+    assert rules(submissions=sent(sort=Sort.CUT_OFF), events=events, dead=["a"]) == ["ended in more than one way"]

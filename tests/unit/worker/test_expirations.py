@@ -4,6 +4,7 @@
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
+from unittest.mock import AsyncMock
 
 from acestep_consumer.broker.dead_letter_notices import DeadLetterNotice
 from acestep_consumer.concurrency.locks import KeyedLock
@@ -23,6 +24,10 @@ class ForeignObjects:
         raise ManifestUnreadable(task_id)
 
 
+async def unreadable(task_id: str, *_: Any, **__: Any) -> bool:
+    raise ManifestUnreadable(task_id)
+
+
 class Recorder:
     def __init__(self) -> None:
         self.events: list[TerminalEvent] = []
@@ -34,7 +39,9 @@ class Recorder:
 async def test_a_request_whose_manifest_is_something_else_gets_its_event_once() -> None:
     """Its notice would come back every few seconds otherwise, and hold the others up."""
     events = Recorder()
-    runner = cast("JobRunner", SimpleNamespace(exclusively=KeyedLock().of, rules=SimpleNamespace(worker_id="w")))
+    rules = SimpleNamespace(worker_id="w")
+    parts = SimpleNamespace(exclusively=KeyedLock().of, rules=rules, others_over=unreadable, forget=AsyncMock())
+    runner = cast("JobRunner", parts)
     handler = ExpirationHandler(cast("Any", ForeignObjects()), cast("Any", events), runner)
     now = datetime(2026, 1, 1, tzinfo=UTC)
     notice = DeadLetterNotice(
