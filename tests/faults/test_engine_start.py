@@ -53,14 +53,20 @@ async def test_a_process_that_is_paused_while_loading_is_replaced(tmp_path: Path
         (PlannerSupervisor.module, ConfigurePlanner(model="/nonexistent", memory_gb=1)),
     ],
 )
-async def test_both_engines_send_heartbeats_before_anything_slow(module: str, configure: ToEngine) -> None:
-    process = await EngineProcess.start(module)
+async def test_both_engines_send_heartbeats_before_anything_slow_and_import_nothing_in_vain(
+    module: str, configure: ToEngine, capfd: pytest.CaptureFixture[str]
+) -> None:
+    process = await EngineProcess.start(module, {"PYTHONPROFILEIMPORTTIME": "1"})
     process.send(configure)
     async with asyncio.timeout(WITHIN_S):
         kinds = [message.kind async for message in process.messages()]
     await process.end()
     assert "alive" in kinds[:2]
     assert kinds[-1] == "unusable"
+    imports = [line for line in capfd.readouterr().err.splitlines() if line.startswith("import time:")]
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in imports}
+    assert "transformers" in imported
+    assert imported.isdisjoint({"boto3", "peft", "torchao"})  # installed here, all three
 
 
 async def test_an_engine_may_take_long_to_load_while_it_makes_progress() -> None:
