@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A command answers at once: commands of jobs, queues and plans load nothing that takes long and that they do not use."""
+"""A command answers at once: those of jobs, queues and plans load nothing heavy that they do not use."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ COMMANDS = (
     "topology",
     "watch",
 )
-# aiohttp reads the system's certificate authorities while it is imported; structlog imports what it prints tracebacks with.
+# aiohttp reads the certificate authorities while it is imported; structlog imports what it prints tracebacks with.
 HEAVY = {"aiohttp", "boto3", "botocore", "numpy", "opentelemetry", "prometheus_client", "structlog", "torch"}
 
 
