@@ -14,6 +14,8 @@ import pytest
 
 from tests.support.engines import render, supervised
 
+pytestmark = pytest.mark.usefixtures("fresh_processes")  # a fork holds what was imported for all
+
 
 @pytest.fixture(autouse=True)
 def _quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,20 +47,34 @@ async def test_a_process_that_is_paused_while_loading_is_replaced(tmp_path: Path
 
 @pytest.mark.usefixtures("fresh_processes")
 @pytest.mark.parametrize(
-    ("module", "configure"),
+    ("module", "configure", "quantizes"),
     [
-        (RendererSupervisor.module, Configure(settings=EngineSettings(config_path="/nonexistent"))),
-        (PlannerSupervisor.module, ConfigurePlanner(model="/nonexistent", memory_gb=1)),
+        (
+            RendererSupervisor.module,
+            Configure(settings=EngineSettings(config_path="/nonexistent", quantization="int8")),
+            True,
+        ),
+        (PlannerSupervisor.module, ConfigurePlanner(model="/nonexistent", memory_gb=1), False),
     ],
 )
-async def test_both_engines_send_heartbeats_before_anything_slow(module: str, configure: ToEngine) -> None:
-    process = await EngineProcess.start(module)
+async def test_both_engines_send_heartbeats_before_anything_slow_and_import_only_what_they_use(
+    module: str, configure: ToEngine, capfd: pytest.CaptureFixture[str], *, quantizes: bool
+) -> None:
+    process = await EngineProcess.start(module, {"PYTHONPROFILEIMPORTTIME": "1"})
     process.send(configure)
     async with asyncio.timeout(WITHIN_S):
         kinds = [message.kind async for message in process.messages()]
     await process.end()
     assert "alive" in kinds[:2]
     assert kinds[-1] == "unusable"
+    lines = capfd.readouterr().err.splitlines()
+    imports = [line for line in lines if line.startswith("import time:")]
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in imports}
+    assert {"torch", "transformers"} <= imported
+    assert imported.isdisjoint({"boto3", "peft"})  # installed here, as torchao is
+    assert ("torchao" in imported) is quantizes
+    said = [line for line in lines if line not in imports]
+    assert not [line for line in said if "torchao" in line or "_pytree" in line]  # what concerns no operator
 
 
 async def test_an_engine_may_take_long_to_load_while_it_makes_progress() -> None:

@@ -37,7 +37,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
-MODULES: Final = ("acestep_consumer", "tests.support.light_")
+MODULES: Final = ("acestep_consumer", "tests.support.engine_double", "tests.support.light_")
 """Beginnings of the names of modules that are run in a fork."""
 
 PARENTS: Final = ("acestep_consumer", "tests.support.light_worker")

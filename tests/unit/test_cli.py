@@ -13,6 +13,8 @@ from typer.main import get_command
 from acestep_consumer.cli import app
 from tests.support.command import run_command
 
+pytestmark = pytest.mark.usefixtures("forked_processes")
+
 # They work until they are stopped, or write files: there is no result to print.
 WITHOUT_RESULT = {"run", "listen", "gateway", "tiny-checkpoint"}
 

@@ -13,16 +13,16 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, unquote, urlsplit
 
-import aiohttp
 from yarl import URL
 
 from acestep_consumer.broker.errors import BrokerRefused, ConnectionLost, describe
 from acestep_consumer.broker.topology import CAPACITY, GENERATE, capacity_policy
-from acestep_consumer.config.http import NETWORK_ERRORS, open_session
 
 if TYPE_CHECKING:
     from datetime import datetime
     from types import TracebackType
+
+    import aiohttp
 
     from acestep_consumer.config.settings import BrokerSettings
 
@@ -98,6 +98,9 @@ class ManagementClient:
         """The broker's clock, in UTC, as the latest answer gave it."""
 
     async def __aenter__(self) -> Self:
+        # aiohttp takes a fifth of a second to import, and most who import this file ask no API.
+        from acestep_consumer.config.http import open_session  # noqa: PLC0415 - as said
+
         login = b64encode(self._login.encode()).decode()
         self._session = open_session(headers={"Authorization": f"Basic {login}"})
         return self
@@ -152,6 +155,10 @@ class ManagementClient:
             path: as in RabbitMQ's documentation, percent-encoded, such as ``/api/queues/%2F``.
             body: sent as JSON; None: no body.
         """
+        import aiohttp  # noqa: PLC0415 - as above
+
+        from acestep_consumer.config.http import NETWORK_ERRORS  # noqa: PLC0415 - as above
+
         timeout = aiohttp.ClientTimeout(total=self._read_timeout_s if method == "GET" else WRITE_TIMEOUT_S)
         # Encoded already: the name of a virtual host may hold slashes.
         url = URL(self._base + path, encoded=True)

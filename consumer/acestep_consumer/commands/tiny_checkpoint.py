@@ -9,6 +9,7 @@ from rich.console import Console
 
 from acestep_consumer.commands.base import print_error
 from acestep_consumer.config.exit_codes import Exit
+from acestep_consumer.engine.library_imports import library_imports
 
 
 def write(folder: Path, note: Console) -> Exit:
@@ -26,7 +27,8 @@ def write(folder: Path, note: Console) -> Exit:
 
     say("loading torch and diffusers")
     try:
-        from acestep_consumer.engine.testing import tiny_checkpoint, tiny_lm  # noqa: PLC0415 - they need torch
+        with library_imports(None):
+            from acestep_consumer.engine.testing import tiny_checkpoint, tiny_lm  # noqa: PLC0415 - they need torch
     except ImportError as error:
         print_error(f"{error.name} is missing: pip install 'acestep-consumer[engine]'", note)
         return Exit.USAGE

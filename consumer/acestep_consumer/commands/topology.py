@@ -6,13 +6,11 @@ import sys
 
 from rich.console import Console
 
-from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.errors import BrokerError, BrokerRefused, describe
 from acestep_consumer.broker.inspection import BrokerInspection
 from acestep_consumer.broker.topology import topology as wanted
 from acestep_consumer.commands.base import print_error
 from acestep_consumer.config.exit_codes import Exit
-from acestep_consumer.config.logs import set_up_logs
 from acestep_consumer.config.settings import Settings
 from acestep_consumer.policy.tier_choice import queue_names
 from acestep_consumer.policy.tiers import TierTableError, load_table
@@ -52,6 +50,10 @@ async def topology(settings: Settings, note: Console, *, declare: bool, as_json:
 
 async def _declare(settings: Settings, tiers: tuple[str, ...]) -> str:
     """Declare everything and return the broker's address. Raises ``BrokerError``."""
+    # Here and not above: with them come the worker's logs, and `status` imports this file for the names of tiers.
+    from acestep_consumer.broker.connection import BrokerConnection  # noqa: PLC0415 - as said
+    from acestep_consumer.config.logs import set_up_logs  # noqa: PLC0415 - as said
+
     set_up_logs("warning", settings.worker.log_format)
     # The worker's connection waits for a broker that is away; a command should fail at once.
     async with BrokerInspection(settings.broker, _NAME) as inspection:

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RAM of a process and the RAM available to it, as Linux reports them (None elsewhere); garbage collection."""
+"""RAM of a process and the RAM available to it, as Linux reports them (None elsewhere)."""
 
-import gc
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 _PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
@@ -29,21 +27,6 @@ def available_bytes(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int | None:
     """Return the bytes that this process and its children may hold: the machine's RAM, or its cgroup's limit."""
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if "SC_PHYS_PAGES" in os.sysconf_names else 0
     return min((limit for limit in (machine, *_limits(proc, cgroups)) if limit > 0), default=None)
-
-
-@contextmanager
-def collection_paused() -> Iterator[None]:
-    """Collect no garbage in the body, and never look again at what it made.
-
-    For imports: those of torch and diffusers make a million objects that stay, and the collector would go through them
-    again and again, a sixth of the time that the imports take.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def _limits(proc: Path, cgroups: Path) -> Iterator[int]:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """RAM as Linux tells it: what a process holds, and what there is for it under control groups of both versions."""
 
-import gc
 import mmap
 import os
 import subprocess
@@ -12,7 +11,7 @@ import pytest
 
 from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.engine.engines import watchdog_limits_of
-from acestep_consumer.engine.process_memory import available_bytes, collection_paused, held_bytes
+from acestep_consumer.engine.process_memory import available_bytes, held_bytes
 
 MIB = 1 << 20
 
@@ -83,14 +82,3 @@ def test_a_limit_that_is_set_holds_and_otherwise_nine_tenths_of_what_there_is() 
     assert available is not None
     assert (unset.ram_bytes, unset.hang_s) == (round(0.9 * available), 300)
     assert unset.ram_source == "ACESTEP_ENGINE_RAM_GB is unset: 90% of all RAM"
-
-
-def test_collection_is_paused_for_imports_and_goes_on_after_them_without_what_they_made() -> None:
-    before = gc.get_freeze_count()
-    try:
-        with collection_paused():
-            assert not gc.isenabled()
-        assert gc.isenabled()
-        assert gc.get_freeze_count() > before
-    finally:
-        gc.unfreeze()

@@ -19,6 +19,8 @@ from tests.support.engine_stats import engine_stats
 from tests.support.engines import render, supervised, supervisor
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.usefixtures("forked_processes")
+
 
 @pytest.fixture(autouse=True)
 def _quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:

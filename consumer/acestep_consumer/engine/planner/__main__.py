@@ -19,6 +19,7 @@ from acestep_consumer.config.logs import set_log_level, set_up_logs
 from acestep_consumer.engine import framing
 from acestep_consumer.engine.heartbeat import heartbeat
 from acestep_consumer.engine.kernel_cache import set_kernel_cache
+from acestep_consumer.engine.library_imports import library_imports
 from acestep_consumer.engine.messages import (
     FROM_ENGINE,
     TO_ENGINE,
@@ -32,7 +33,6 @@ from acestep_consumer.engine.messages import (
     ToEngine,
     Unusable,
 )
-from acestep_consumer.engine.process_memory import collection_paused
 
 EXIT_UNUSABLE, EXIT_BACKEND_FAILED, EXIT_MISUNDERSTOOD, EXIT_CROWDED = 3, 4, 5, 6
 
@@ -89,7 +89,7 @@ async def serve(pipe: PlannerPipe, configure: ConfigurePlanner) -> None:
     with heartbeat(pipe.beat):
         try:
             # Not at the top: torch takes seconds and may be missing, and the parent must be informed of either.
-            with collection_paused():
+            with library_imports(configure.quantization):
                 from acestep_consumer.engine.planner.engine_loop import EngineLoop  # noqa: PLC0415 - see above
                 from acestep_consumer.engine.planner.loading import (  # noqa: PLC0415
                     DeviceCrowded,

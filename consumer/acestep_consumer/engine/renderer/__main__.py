@@ -20,6 +20,7 @@ from acestep_consumer.config.logs import set_up_logs
 from acestep_consumer.engine.framing import FrameSocket
 from acestep_consumer.engine.heartbeat import heartbeat
 from acestep_consumer.engine.kernel_cache import set_kernel_cache
+from acestep_consumer.engine.library_imports import library_imports
 from acestep_consumer.engine.messages import (
     FROM_ENGINE,
     TO_ENGINE,
@@ -32,7 +33,6 @@ from acestep_consumer.engine.messages import (
     ToEngine,
     Unusable,
 )
-from acestep_consumer.engine.process_memory import collection_paused
 
 if TYPE_CHECKING:
     from acestep_consumer.engine.renderer.service import RendererService
@@ -91,7 +91,7 @@ def open_service(pipe: RendererPipe, configure: Configure) -> "RendererService":
     set_kernel_cache(configure.settings.compile_cache)
     try:
         # Not at the top: torch takes seconds and may be missing, and the parent must be informed of either.
-        with collection_paused():
+        with library_imports(configure.settings.quantization):
             from acestep_consumer.engine.renderer.device import DeviceError, inspect  # noqa: PLC0415 - see above
 
             device = inspect(configure.settings)

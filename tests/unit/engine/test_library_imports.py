@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Imports of an engine: packages that nothing uses count as not installed meanwhile, and what is slow is done once.
+
+That both engines import none of them in fact: tests/faults/test_engine_start.py.
+"""
+
+import gc
+import importlib.metadata
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+import pytest
+
+from acestep_consumer.config.settings import Quantization
+from acestep_consumer.engine.library_imports import QUANTIZER, UNUSED, library_imports
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_frozen() -> Iterator[None]:
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def _as_in_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*UNUSED, QUANTIZER):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+@pytest.mark.parametrize(("quantization", "hidden"), [(None, {*UNUSED, QUANTIZER}), ("int8", {*UNUSED})])
+def test_what_is_not_used_cannot_be_found_until_the_imports_are_over(
+    quantization: Quantization | None, hidden: set[str]
+) -> None:
+    names = {*UNUSED, QUANTIZER}
+    with library_imports(quantization):
+        assert {name for name in names if find_spec(name) is None} == hidden
+    assert all(map(find_spec, names))
+
+
+def test_what_was_imported_before_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, QUANTIZER, sys)
+    with library_imports(None):
+        assert sys.modules[QUANTIZER] is sys
+    assert sys.modules[QUANTIZER] is sys
+
+
+def test_the_metadata_of_all_packages_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+
+    def read() -> dict[str, list[str]]:
+        reads.append("read")
+        return {}
+
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", read)
+    with library_imports(None):
+        assert importlib.metadata.packages_distributions() is importlib.metadata.packages_distributions()
+    assert reads == ["read"]
+    assert importlib.metadata.packages_distributions is read
+
+
+def test_collection_is_paused_for_imports_and_goes_on_after_them_without_what_they_made() -> None:
+    before = gc.get_freeze_count()
+    with library_imports(None):
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > before
