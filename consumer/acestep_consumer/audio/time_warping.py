@@ -69,16 +69,16 @@ def lyric_score(energy: Matrix, path: Path, sung: NDArray[np.bool_]) -> float:
         path: the warping path of the energy's square.
         sung: which tokens are lyrics, [tokens]; the others are section tags such as ``[Chorus]``.
     """
-    energy = energy.astype(np.float64)  # as in the original, whose thresholds are float64, too
     words = energy[sung]
     if not words.size:
         return 0.0
-    coverage = float((words.max(axis=1) > _SUNG_AT_ALL).mean())
-    confidence = float(energy[path[:, 0], path[:, 1]].mean())
+    # Thresholds and sums are the original's, in float64.
+    coverage = float((words.max(axis=1).astype(np.float64) > _SUNG_AT_ALL).mean())
+    confidence = float(energy[path[:, 0], path[:, 1]].mean(dtype=np.float64))
     return coverage**2 * _order(words) ** 2 * confidence
 
 
-def _order(words: NDArray[np.float64]) -> float:
+def _order(words: Matrix) -> float:
     """Return the share of tokens that lie after the one before."""
     weights = np.where(words > np.float64(_HEARD), words, np.float64(0.0))
     sums = weights.sum(axis=1)
@@ -123,7 +123,8 @@ def _sums(gains: Sequence[Matrix]) -> NDArray[np.float64]:
     Where there is no cell, it is infinite: each anti-diagonal can be computed as a whole, one row of memory.
     """
     tokens, frames = gains[0].shape
-    sums = np.full((tokens + frames + 1, len(gains), tokens + 1), np.inf)
+    sums = np.empty((tokens + frames + 1, len(gains), tokens + 1))
+    sums[:2] = sums[:, :, 0] = np.inf
     sums[0, :, 0] = 0.0
     sums[2:, :, 1:] = _skewed_costs(gains).transpose(2, 0, 1)
     rows = sums.reshape(len(sums), -1)
