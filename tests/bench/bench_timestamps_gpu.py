@@ -61,8 +61,9 @@ def window(scheduler: Scheduler, asked: argparse.Namespace, numbers: "itertools.
             futures = scheduler.submit(
                 model, replace(arguments(asked.duration, next(numbers)), align=timed), None, RequestCallbacks()
             )
-            futures.audio[0].result().wait()
-            matrices = futures.matrices.get(0)
+            song = futures.audio[0].result()
+            song.wait()
+            matrices = song.matrices
             if matrices is not None and futures.lyrics is not None:
                 align(matrices.wait(), futures.lyrics, scheduler.frame_s(model))
             assert (matrices is not None) == timed, futures.warnings
@@ -87,9 +88,10 @@ def alone(scheduler: Scheduler, duration: int, number: int, *, timed: bool) -> f
     (model,) = scheduler.models
     began = time.perf_counter()
     futures = scheduler.submit(model, replace(arguments(duration, number), align=timed), None, RequestCallbacks())
-    futures.audio[0].result().wait()
-    if (matrices := futures.matrices.get(0)) is not None:
-        matrices.wait()
+    song = futures.audio[0].result()
+    song.wait()
+    if song.matrices is not None:
+        song.matrices.wait()
     return 1e3 * (time.perf_counter() - began)
 
 

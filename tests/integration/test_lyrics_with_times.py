@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lyrics with times, tags and loudness out of the renderer, with a tiny model."""
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from acestep_consumer.audio import codec
 from acestep_consumer.audio.codec import decode
 from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.job import Sources, Track
-from acestep_consumer.engine.renderer import startup
+from acestep_consumer.engine.renderer import render, startup
 from acestep_consumer.engine.renderer.batch_request import RequestCallbacks
 from acestep_consumer.engine.renderer.lyric_alignment import existing_heads, heads_of
 from acestep_consumer.engine.renderer.model_runner import ModelRunner
@@ -115,9 +117,7 @@ def arguments(seed: int, *, align: bool, seconds: float = 6, lyrics: str = LYRIC
 def matrices_of(resources: RenderResources, asked: Sequence[PipelineArguments]) -> list[torch.Tensor | None]:
     """Return each song's matrices, all songs in one pack."""
     submitted = [resources.scheduler.submit(TURBO, each, None, RequestCallbacks()) for each in asked]
-    for futures in submitted:
-        futures.audio[0].result().wait()
-    found = [futures.matrices.get(0) for futures in submitted]
+    found = [futures.audio[0].result().matrices for futures in submitted]
     return [None if each is None else each.wait() for each in found]
 
 
@@ -138,6 +138,28 @@ def test_songs_of_one_pack_have_the_matrices_that_they_have_alone(resources: Ren
             assert found.shape == alone.shape
             torch.testing.assert_close(found, alone, rtol=1e-3, atol=1e-3)
     assert not torch.equal(*(each for each in (together[0], together[3]) if each is not None))
+
+
+def test_the_attention_to_the_lyrics_is_freed_before_the_song_is_encoded(
+    resources: RenderResources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aligned, encode = render.align, codec.encode
+    kept: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+
+    def noted_align(matrices: torch.Tensor, *rest: Any) -> Any:
+        kept.append(weakref.ref(matrices))
+        return aligned(matrices, *rest)
+
+    def noted_encode(*song: Any) -> Any:
+        alive.append(sum(each() is not None for each in kept))
+        return encode(*song)
+
+    monkeypatch.setattr(render, "align", noted_align)
+    monkeypatch.setattr(codec, "encode", noted_encode)
+    rendered(resources, render_message(tmp_path, lyrics=LYRICS, audio_duration=6, timestamps=True, seeds=(1, 2)))
+
+    assert (len(kept), alive) == (2, [0, 0])
 
 
 def test_lyrics_that_cannot_be_aligned_do_not_cost_the_song(

@@ -103,7 +103,7 @@ def _path(sums: NDArray[np.float64], number: int, token: int, frame: int) -> Pat
     """Return the way back from the last token and the last frame, both counted from 1."""
     _, matrices, width = sums.shape
     diagonal, steps = matrices * width, []
-    costs = memoryview(sums.reshape(-1))  # whose numbers are Python's: ten times as fast as NumPy's, one by one
+    costs = sums.reshape(-1).data  # whose numbers are Python's: ten times as fast as NumPy's, one by one
     while token:
         steps.append((token - 1, frame - 1))
         here = (token + frame) * diagonal + number * width + token
