@@ -16,7 +16,8 @@ from acestep_consumer.audio import codec
 from acestep_consumer.audio.codec import decode
 from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.job import Sources, Track
-from acestep_consumer.engine.renderer import render, startup
+from acestep_consumer.engine.renderer import prepare, render, startup
+from acestep_consumer.engine.renderer.alignment_pass import alignment_noise
 from acestep_consumer.engine.renderer.batch_request import RequestCallbacks
 from acestep_consumer.engine.renderer.lyric_alignment import existing_heads, heads_of
 from acestep_consumer.engine.renderer.model_runner import ModelRunner
@@ -70,6 +71,30 @@ def test_a_song_that_does_not_ask_has_none_and_sounds_the_same(resources: Render
     assert (plain.lyrics, plain.lyric_score, plain.side_files) == ((), None, ())
     first, second = (decode(track.path, sample_rate=48_000, max_seconds=10) for track in (plain, timed))
     assert np.array_equal(first, second)
+
+
+def test_a_song_that_does_not_ask_costs_the_device_and_the_encoders_nothing(
+    resources: RenderResources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        pytest.fail("nothing asked for times")
+
+    for place, name in ((ModelRunner, "align"), (render, "align"), (prepare, "alignment_noise")):
+        monkeypatch.setattr(place, name, fail)
+    monkeypatch.setattr(RenderResources, "warper", fail)
+    track = track_of(resources, tmp_path, timestamps=False)
+
+    assert track.lyrics == ()
+
+
+def test_the_noise_of_an_alignment_is_drawn_before_the_device_needs_it(resources: RenderResources) -> None:
+    asked = arguments(1, align=True, seconds=7.2)
+    before = alignment_noise.cache_info().misses
+    resources.scheduler._runners[TURBO].preparer.prepare(asked)
+    prepared = alignment_noise.cache_info().misses
+    matrices_of(resources, [asked])
+
+    assert (prepared, alignment_noise.cache_info().misses) == (before + 1, before + 1)
 
 
 @pytest.mark.parametrize(
