@@ -182,7 +182,7 @@ class TestJoinedCrossWeights:
             torch.testing.assert_close(found.kv, other.kv, rtol=0, atol=0)
 
 
-def test_the_queries_for_lyrics_take_no_compilation_and_the_layers_up_to_the_last_one_alone(plain: Any) -> None:
+def test_the_queries_for_lyrics_take_no_compilation_of_their_own(plain: Any) -> None:
     raise_recompile_limit()
     dit, counter = PackedDit(plain), CompileCounter()
     (branch,) = branches_of([60])
@@ -192,19 +192,19 @@ def test_the_queries_for_lyrics_take_no_compilation_and_the_layers_up_to_the_las
     times = torch.tensor([branch.time, 0.0])
 
     def queries(last: int) -> list[tuple[int, torch.Tensor]]:
-        return list(dit.lyric_queries(pack, inputs, conditions[0].kv[: last + 1], times, {1, last}))
+        return list(dit.lyric_queries(pack, inputs, conditions[0].kv[: last + 1], times, {0, last}))
 
-    wanted = queries(last=2)
+    wanted = queries(last=1)
     dit.compile(backend=counter)
     try:
         with torch.no_grad():
             packed_velocities(dit, branches_of([300, 44]))
             compiled = counter.frame_count
-            found = queries(last=2)
+            found = queries(last=1)
             assert counter.frame_count == compiled
     finally:
         torch.compiler.reset()
-    assert [layer for layer, _ in found] == [1, 2]
+    assert [layer for layer, _ in found] == [0, 1]
     for (_, ours), (_, plainly) in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours, plainly, rtol=0, atol=1e-5)
 
