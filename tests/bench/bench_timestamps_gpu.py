@@ -116,7 +116,7 @@ def profile(scheduler: Scheduler, asked: argparse.Namespace) -> None:
         kept.append(pack)
         return align_songs(*pack)
 
-    runner.align = kept_songs  # type: ignore[method-assign]
+    runner.align = kept_songs  # type: ignore[method-assign, assignment]  # to see its songs
     for number in (1, 2):  # the first one loads kernels
         alone(scheduler, asked.duration, number, timed=True)
     wait: Callable[[], None] = (lambda: None) if asked.tiny else torch.cuda.synchronize

@@ -16,7 +16,7 @@ from acestep_consumer.audio import codec
 from acestep_consumer.audio.codec import decode
 from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.job import Sources, Track
-from acestep_consumer.engine.renderer import prepare, render, startup
+from acestep_consumer.engine.renderer import lyric_alignment, prepare, render, startup
 from acestep_consumer.engine.renderer.alignment_pass import alignment_noise
 from acestep_consumer.engine.renderer.batch_request import RequestCallbacks
 from acestep_consumer.engine.renderer.lyric_alignment import existing_heads, heads_of
@@ -168,7 +168,7 @@ def test_songs_of_one_pack_have_the_matrices_that_they_have_alone(resources: Ren
 def test_the_attention_to_the_lyrics_is_freed_before_the_song_is_encoded(
     resources: RenderResources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    aligned, encode = render.align, codec.encode
+    aligned, encode = lyric_alignment.align, codec.encode
     kept: list[weakref.ref[torch.Tensor]] = []
     alive: list[int] = []
 

@@ -47,7 +47,7 @@ def alignment_matrices(
     return [
         _matrices(own[:, : -(-(sample.heard_frames or sample.frames) // dit.patch)], dit, sample, request, heads)
         for own, (sample, request) in zip(
-            queries.split(tokens_of([song.frames for song in songs], dit.patch), dim=1), samples, strict=True
+            torch.split(queries, tokens_of([song.frames for song in songs], dit.patch), dim=1), samples, strict=True
         )
     ]
 
@@ -61,7 +61,7 @@ def _matrices(
     keys = torch.stack([kv[layer, 0, :, head // shared] for layer in sorted(heads) for head in heads[layer]]).float()
     at_once = max(1, _MOST_CELLS // (queries.shape[1] * keys.shape[1]))
     sums = HeadSums()
-    for some, theirs in zip(queries.split(at_once), keys.split(at_once), strict=True):
+    for some, theirs in zip(torch.split(queries, at_once), torch.split(keys, at_once), strict=True):
         weights = weights_of(some, theirs, dit.cross_scale)
         sums.add(weights[:, :, request.lyrics.span].mT.contiguous())
     return sums.matrices()
