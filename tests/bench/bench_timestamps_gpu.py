@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What timestamps cost the renderer, and tags the encoders: songs with and without them, side by side.
 
-    python -m tests.bench.bench_timestamps_gpu [--duration 300] [--in-flight 8] [--rounds 3] [--seconds 15] [--tiny]
+    python -m tests.bench.bench_timestamps_gpu [--duration 300] [--in-flight 8] [--rounds 3] [--seconds 15] [--profile]
 
 Full-size random weights, bfloat16, turbo with 8 steps, lyrics of about 550 tokens. Windows without and with timestamps
 alternate in one process; the device's seconds a song come from its own clock, and count decoding too. The warping on
-the CPU runs in the jobs' threads, as in the worker. ``--tiny`` tries the script out on a CPU.
+the CPU runs in encoder processes, as in the worker. ``--profile`` says in place of that where the time of one alignment
+goes, by part and by kernel; what no part has, the DiT's blocks take. ``--tiny`` tries the script out on a CPU.
 """
 
 import argparse
@@ -13,20 +14,26 @@ import itertools
 import statistics
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 import torch
+from torch.profiler import ProfilerActivity, record_function
+from torch.profiler import profile as record
 
 from acestep_consumer.audio.codec import encode
+from acestep_consumer.audio.encoding.pool import EncoderPool, encoder_count
 from acestep_consumer.audio.formats import FORMATS
 from acestep_consumer.config.settings import EngineSettings
-from acestep_consumer.engine.renderer import startup
-from acestep_consumer.engine.renderer.batch_request import RequestCallbacks
-from acestep_consumer.engine.renderer.lyric_alignment import LyricTokens, Piece, align
+from acestep_consumer.engine.renderer import alignment_pass, lyric_alignment, startup
+from acestep_consumer.engine.renderer.batch_request import AudioCopy, RequestCallbacks
+from acestep_consumer.engine.renderer.lyric_alignment import HeadSums, LyricTokens, Piece, align
+from acestep_consumer.engine.renderer.packed_dit import PackedDit
 from acestep_consumer.engine.renderer.scheduler import Scheduler
 from acestep_consumer.engine.testing import tiny_checkpoint
 from tests.bench import full_size
@@ -51,7 +58,9 @@ class Window:
     cpu_s: float
 
 
-def window(scheduler: Scheduler, asked: argparse.Namespace, numbers: "itertools.count[int]", *, timed: bool) -> Window:
+def window(
+    scheduler: Scheduler, pool: EncoderPool, asked: argparse.Namespace, numbers: "itertools.count[int]", *, timed: bool
+) -> Window:
     """Keep so many songs in flight for so long."""
     (model,) = scheduler.models
     done, stop = itertools.count(), threading.Event()
@@ -61,10 +70,12 @@ def window(scheduler: Scheduler, asked: argparse.Namespace, numbers: "itertools.
             futures = scheduler.submit(
                 model, replace(arguments(asked.duration, next(numbers)), align=timed), None, RequestCallbacks()
             )
-            futures.audio[0].result().wait()
-            matrices = futures.matrices.get(0)
+            song = futures.audio[0].result()
+            song.wait()
+            matrices = song.matrices
             if matrices is not None and futures.lyrics is not None:
-                align(matrices.wait(), futures.lyrics, scheduler.frame_s(model))
+                with pool.warper(lambda: False) as warp:
+                    align(matrices.wait(), futures.lyrics, scheduler.frame_s(model), warp)
             assert (matrices is not None) == timed, futures.warnings
             next(done)
 
@@ -87,10 +98,82 @@ def alone(scheduler: Scheduler, duration: int, number: int, *, timed: bool) -> f
     (model,) = scheduler.models
     began = time.perf_counter()
     futures = scheduler.submit(model, replace(arguments(duration, number), align=timed), None, RequestCallbacks())
-    futures.audio[0].result().wait()
-    if (matrices := futures.matrices.get(0)) is not None:
-        matrices.wait()
+    song = futures.audio[0].result()
+    song.wait()
+    if song.matrices is not None:
+        song.matrices.wait()
     return 1e3 * (time.perf_counter() - began)
+
+
+def profile(scheduler: Scheduler, asked: argparse.Namespace) -> None:
+    """Tell what one song's alignment takes: in all, in each part of it, and in the kernels that take most."""
+    (model,) = scheduler.models
+    runner = scheduler._runners[model]
+    kept: list[tuple[Any, ...]] = []
+    align_songs = runner.align
+
+    def kept_songs(*pack: Any) -> Any:
+        kept.append(pack)
+        return align_songs(*pack)
+
+    runner.align = kept_songs  # type: ignore[method-assign, assignment]  # to see its songs
+    for number in (1, 2):  # the first one loads kernels
+        alone(scheduler, asked.duration, number, timed=True)
+    wait: Callable[[], None] = (lambda: None) if asked.tiny else torch.cuda.synchronize
+    samples, lora = kept[-1]
+
+    def once() -> float:
+        wait()
+        began = time.perf_counter()
+        for matrices in align_songs(samples, lora):
+            AudioCopy.start(matrices).wait()
+        wait()
+        return 1e3 * (time.perf_counter() - began)
+
+    activities = [ProfilerActivity.CPU] if asked.tiny else [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+
+    def told() -> None:
+        times = [once() for _ in range(7)]
+        for _ in range(2):  # the first recording takes time of its own
+            with record(activities=activities) as found, parts():
+                once()
+        order = "self_cpu_time_total" if asked.tiny else "self_device_time_total"
+        averages = found.key_averages()
+        launches = sum(each.count for each in averages if each.key in ("cudaLaunchKernel", "cuLaunchKernelEx"))
+        for each in averages:
+            if each.key.startswith("align: "):
+                device_ms = getattr(each, "device_time_total", 0) / 1e3
+                tell(f"{each.key}: {each.cpu_time_total / 1e3:.2f} ms of host, {device_ms:.2f} ms of device")
+        tell(averages.table(sort_by=order, row_limit=25, max_name_column_width=60))
+        calls = sum(each.count for each in averages if each.key.startswith("aten::"))
+        tell(f"one alignment: {statistics.median(times):.2f} ms; {launches} kernels, {calls} operators of torch")
+
+    scheduler.run_on_device(told)
+
+
+@contextmanager
+def parts() -> Iterator[None]:
+    """Name the parts of an alignment in a profile."""
+    with pytest.MonkeyPatch.context() as patch:
+        for place, name, what in (
+            (PackedDit, "lay_out", "layout"),
+            (alignment_pass, "_noised", "noise"),
+            (alignment_pass, "weights_of", "attention weights"),
+            (lyric_alignment, "_consensus", "consensus"),
+            (lyric_alignment, "subtract_medians", "medians, in the consensus"),
+            (HeadSums, "matrices", "score matrices"),
+            (AudioCopy, "wait", "copy to RAM"),
+        ):
+            patch.setattr(place, name, named(f"align: {what}", getattr(place, name)))
+        yield
+
+
+def named(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*given: Any, **options: Any) -> Any:
+        with record_function(name):
+            return function(*given, **options)
+
+    return call
 
 
 def warping_ms(duration: int, tokens: int = 550) -> float:
@@ -123,6 +206,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="windows of each kind (3)")
     parser.add_argument("--seconds", type=float, default=15, help="of a window (15)")
     parser.add_argument("--formats", default="mp3,flac", help="whose tags are measured (mp3,flac)")
+    parser.add_argument("--profile", action="store_true", help="say where the time of one alignment goes, and end")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, on the CPU")
     asked = parser.parse_args(argv)
     with TemporaryDirectory() as folder:
@@ -138,6 +222,18 @@ def measure(asked: argparse.Namespace, folder: Path) -> None:
         checkpoint_dir=folder, config_path=tiny_checkpoint.TURBO, device="cpu" if asked.tiny else "cuda"
     )
     scheduler = startup.open_runtime(settings, lambda step, _: tell(f"  {step}")).scheduler
+    if asked.profile:
+        profile(scheduler, asked)
+        return
+    pool = EncoderPool(encoder_count(None))
+    pool.start()
+    try:
+        compare(scheduler, pool, asked, folder)
+    finally:
+        pool.close()
+
+
+def compare(scheduler: Scheduler, pool: EncoderPool, asked: argparse.Namespace, folder: Path) -> None:
     numbers = itertools.count(1)
     for timed in (False, True):
         alone(scheduler, asked.duration, next(numbers), timed=timed)  # its kernels are loaded
@@ -150,7 +246,7 @@ def measure(asked: argparse.Namespace, folder: Path) -> None:
     windows: dict[bool, list[Window]] = {False: [], True: []}
     for _ in range(asked.rounds):
         for timed in (False, True):
-            windows[timed].append(window(scheduler, asked, numbers, timed=timed))
+            windows[timed].append(window(scheduler, pool, asked, numbers, timed=timed))
             last = windows[timed][-1]
             kind = "timestamps" if timed else "plain"
             costs = f"device {1e3 * last.device_s:.0f} ms, CPU {1e3 * last.cpu_s:.0f} ms"

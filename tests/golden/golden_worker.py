@@ -20,7 +20,7 @@ from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.job import Job, Plan, Rendering, Sources
 from acestep_consumer.domain.parse import RequestRules, parse
 from acestep_consumer.engine.messages import Render
-from acestep_consumer.engine.renderer.batch_request import AudioCopy, BatchRequest
+from acestep_consumer.engine.renderer.batch_request import BatchRequest
 from acestep_consumer.engine.renderer.checkpoint import load_models
 from acestep_consumer.engine.renderer.components import Components
 from acestep_consumer.engine.renderer.device import DeviceReport
@@ -152,7 +152,7 @@ def recorded() -> Iterator[Made]:
         made.passes.append((samples[0].time, sum(len(sample.branches()) for sample in samples)))
         return step(self, samples, lora)
 
-    def recorded_delivery(self: BatchRequest, sample: Sample, audio: AudioCopy) -> None:
+    def recorded_delivery(self: BatchRequest, sample: Sample, audio: torch.Tensor) -> None:
         made.latents.append(sample.latents.clone())
         made.context.append(contexts[id(sample)])
         deliver(self, sample, audio)

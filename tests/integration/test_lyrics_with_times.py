@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lyrics with times, tags and loudness out of the renderer, with a tiny model."""
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from acestep_consumer.audio import codec
 from acestep_consumer.audio.codec import decode
 from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.job import Sources, Track
-from acestep_consumer.engine.renderer import startup
+from acestep_consumer.engine.renderer import lyric_alignment, prepare, render, startup
+from acestep_consumer.engine.renderer.alignment_pass import alignment_noise
 from acestep_consumer.engine.renderer.batch_request import RequestCallbacks
 from acestep_consumer.engine.renderer.lyric_alignment import existing_heads, heads_of
 from acestep_consumer.engine.renderer.model_runner import ModelRunner
@@ -70,6 +73,30 @@ def test_a_song_that_does_not_ask_has_none_and_sounds_the_same(resources: Render
     assert np.array_equal(first, second)
 
 
+def test_a_song_that_does_not_ask_costs_the_device_and_the_encoders_nothing(
+    resources: RenderResources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        pytest.fail("nothing asked for times")
+
+    for place, name in ((ModelRunner, "align"), (render, "align"), (prepare, "alignment_noise")):
+        monkeypatch.setattr(place, name, fail)
+    monkeypatch.setattr(RenderResources, "warper", fail)
+    track = track_of(resources, tmp_path, timestamps=False)
+
+    assert track.lyrics == ()
+
+
+def test_the_noise_of_an_alignment_is_drawn_before_the_device_needs_it(resources: RenderResources) -> None:
+    asked = arguments(1, align=True, seconds=7.2)
+    before = alignment_noise.cache_info().misses
+    resources.scheduler._runners[TURBO].preparer.prepare(asked)
+    prepared = alignment_noise.cache_info().misses
+    matrices_of(resources, [asked])
+
+    assert (prepared, alignment_noise.cache_info().misses) == (before + 1, before + 1)
+
+
 @pytest.mark.parametrize(
     "request_fields",
     [
@@ -115,9 +142,7 @@ def arguments(seed: int, *, align: bool, seconds: float = 6, lyrics: str = LYRIC
 def matrices_of(resources: RenderResources, asked: Sequence[PipelineArguments]) -> list[torch.Tensor | None]:
     """Return each song's matrices, all songs in one pack."""
     submitted = [resources.scheduler.submit(TURBO, each, None, RequestCallbacks()) for each in asked]
-    for futures in submitted:
-        futures.audio[0].result().wait()
-    found = [futures.matrices.get(0) for futures in submitted]
+    found = [futures.audio[0].result().matrices for futures in submitted]
     return [None if each is None else each.wait() for each in found]
 
 
@@ -138,6 +163,28 @@ def test_songs_of_one_pack_have_the_matrices_that_they_have_alone(resources: Ren
             assert found.shape == alone.shape
             torch.testing.assert_close(found, alone, rtol=1e-3, atol=1e-3)
     assert not torch.equal(*(each for each in (together[0], together[3]) if each is not None))
+
+
+def test_the_attention_to_the_lyrics_is_freed_before_the_song_is_encoded(
+    resources: RenderResources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aligned, encode = lyric_alignment.align, codec.encode
+    kept: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+
+    def noted_align(matrices: torch.Tensor, *rest: Any) -> Any:
+        kept.append(weakref.ref(matrices))
+        return aligned(matrices, *rest)
+
+    def noted_encode(*song: Any) -> Any:
+        alive.append(sum(each() is not None for each in kept))
+        return encode(*song)
+
+    monkeypatch.setattr(render, "align", noted_align)
+    monkeypatch.setattr(codec, "encode", noted_encode)
+    rendered(resources, render_message(tmp_path, lyrics=LYRICS, audio_duration=6, timestamps=True, seeds=(1, 2)))
+
+    assert (len(kept), alive) == (2, [0, 0])
 
 
 def test_lyrics_that_cannot_be_aligned_do_not_cost_the_song(

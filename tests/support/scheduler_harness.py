@@ -21,7 +21,7 @@ from acestep_consumer.domain.audio_codes import format_codes
 from acestep_consumer.domain.job import Job, Plan, Sources
 from acestep_consumer.engine.messages import Render
 from acestep_consumer.engine.renderer import startup
-from acestep_consumer.engine.renderer.batch_request import AudioCopy, BatchFutures, BatchRequest, RequestCallbacks
+from acestep_consumer.engine.renderer.batch_request import BatchFutures, BatchRequest, RequestCallbacks
 from acestep_consumer.engine.renderer.model_runner import ModelRunner, loras_of
 from acestep_consumer.engine.renderer.pipeline_arguments import DecodedInputs, arguments_for, reads_source
 from acestep_consumer.engine.renderer.sample import Sample
@@ -173,9 +173,9 @@ def record_device(harness: SchedulerHarness, monkeypatch: pytest.MonkeyPatch) ->
         harness.batches.append(RecordedBatch(self.parts.model.name, tuple(samples), steps, stats.tokens_in_pack))
         return step(self, samples, lora)
 
-    def recorded_delivery(self: BatchRequest, sample: Sample, audio: AudioCopy) -> None:
+    def recorded_delivery(self: BatchRequest, sample: Sample, audio: torch.Tensor) -> None:
         index = next(index for index, each in enumerate(self.samples) if each is sample)
-        harness.latents[id(self.futures.audio[index])] = sample.latents.clone()
+        harness.latents[id(self.audio[index])] = sample.latents.clone()
         deliver(self, sample, audio)
 
     monkeypatch.setattr(ModelRunner, "step", recorded_step)

@@ -40,15 +40,15 @@ def test_the_path_is_that_of_a_plain_loop(tokens: int, frames: int, seed: int) -
     # Whole numbers: many ways through the matrix are equally good.
     gains = np.random.default_rng(seed).integers(-1, 2, (2, tokens, frames)).astype(np.float32)
 
-    assert [path.tolist() for path in warping_paths(gains)] == [plainly(gain) for gain in gains]
+    assert [path.tolist() for path in warping_paths(*gains)] == [plainly(gain) for gain in gains]
 
 
 def test_large_matrices_have_the_paths_that_they_have_together(monkeypatch: pytest.MonkeyPatch) -> None:
     gains = np.random.default_rng(0).random((2, 9, 40)).astype(np.float32)
-    together = warping_paths(gains)
+    together = warping_paths(*gains)
     monkeypatch.setattr(time_warping, "_MOST_CELLS", 9)
 
-    assert [path.tolist() for path in warping_paths(gains)] == [path.tolist() for path in together]
+    assert [path.tolist() for path in warping_paths(*gains)] == [path.tolist() for path in together]
 
 
 def sung(tokens: int = 20, frames: int = 200, width: int = 2) -> NDArray[np.float32]:
@@ -59,7 +59,7 @@ def sung(tokens: int = 20, frames: int = 200, width: int = 2) -> NDArray[np.floa
 
 
 def test_each_token_has_the_frames_where_it_is_sung() -> None:
-    (path,) = warping_paths(sung()[None] - 0.2)
+    (path,) = warping_paths(sung() - 0.2)
     first, last = token_frames(path).T
 
     assert (np.diff(first) >= 0).all()
@@ -71,7 +71,7 @@ ALL = np.ones(20, dtype=bool)
 
 
 def lyric_score(energy: Matrix, words: NDArray[np.bool_]) -> float:
-    (path,) = warping_paths(energy[None])
+    (path,) = warping_paths(energy**2)
     return score(energy, path, words)
 
 

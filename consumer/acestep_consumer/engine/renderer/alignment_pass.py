@@ -7,7 +7,6 @@ lyrics. The pass ends at the last layer that has such a head. As in ACE-Step, th
 
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import pairwise
 from typing import Final
 
 import torch
@@ -19,6 +18,8 @@ from acestep_consumer.engine.renderer.packed_dit import PackedDit
 from acestep_consumer.engine.renderer.sample import Sample
 
 _SEED: Final = 42
+_MOST_CELLS: Final = 20_000_000
+"""Condition tokens by frames of as many heads as are done at once: all seven, for a song of 300 s."""
 
 
 def alignment_matrices(
@@ -26,26 +27,44 @@ def alignment_matrices(
 ) -> list[torch.Tensor]:
     """Return each song's matrices, [2, tokens, frames] as ``HeadSums.matrices`` does, on the device.
 
-    The songs are denoised. Beside the hidden states it takes about six matrices of [condition tokens, frames] in
-    float32 at a time, of one song and one head: 0.4 GB for a song of 600 s with 2,300 tokens, 60 MB for usual ones.
-    Neither a step nor a decode runs at the time, so that this is within the budget's working memory.
+    The songs are denoised. Beside the hidden states it takes about six matrices of ``_MOST_CELLS`` numbers at a time,
+    or of one head: 0.5 GB. Neither a step nor a decode runs at the time, so that this is within the budget's working
+    memory.
     """
     songs = [sample for sample, _ in samples]
-    sums = [HeadSums() for _ in samples]
     pack = dit.lay_out([song.frames for song in songs], [song.condition for song in songs])
     latents = pack.join([_noised(sample, request.time) for sample, request in samples])
     inputs = torch.cat([pack.join([song.context for song in songs]), latents], dim=-1)
-    kv = torch.cat([song.condition.kv for song in songs], dim=2)
+    kv = torch.cat([song.condition.kv[: max(heads) + 1] for song in songs], dim=2)
     times = on_device(torch.tensor([*(request.time for _, request in samples), 0.0], dtype=dit.dtype), dit.device)
-    starts = [0, *torch.tensor(tokens_of([song.frames for song in songs], dit.patch)).cumsum(0).tolist()]
-    for layer, queries in dit.lyric_queries(pack, inputs, kv, times, heads):
-        for (sample, request), (start, end), total in zip(samples, pairwise(starts), sums, strict=True):
-            heard = -(-(sample.heard_frames or sample.frames) // dit.patch)
-            keys = sample.condition.kv[layer, 0]
-            for head in heads[layer]:
-                weights = weights_of(queries[start : min(start + heard, end)], keys, head, dit.scale_of(layer))
-                total.add(weights[:, request.lyrics.span].mT.contiguous()[None])
-    return [total.matrices() for total in sums]
+    queries = torch.stack(
+        [
+            query[:, head].float()
+            for layer, query in dit.lyric_queries(pack, inputs, kv, times, heads)
+            for head in heads[layer]
+        ]
+    )
+    return [
+        _matrices(own[:, : -(-(sample.heard_frames or sample.frames) // dit.patch)], dit, sample, request, heads)
+        for own, (sample, request) in zip(
+            torch.split(queries, tokens_of([song.frames for song in songs], dit.patch), dim=1), samples, strict=True
+        )
+    ]
+
+
+def _matrices(
+    queries: torch.Tensor, dit: PackedDit, sample: Sample, request: AlignmentRequest, heads: AlignmentHeads
+) -> torch.Tensor:
+    """Return the matrices of one song, given the queries of all heads in its heard frames, [heads, frames, dim]."""
+    kv = sample.condition.kv
+    shared = dit.dit.layers[0].cross_attn.heads // kv.shape[3]
+    keys = torch.stack([kv[layer, 0, :, head // shared] for layer in sorted(heads) for head in heads[layer]]).float()
+    at_once = max(1, _MOST_CELLS // (queries.shape[1] * keys.shape[1]))
+    sums = HeadSums()
+    for some, theirs in zip(torch.split(queries, at_once), torch.split(keys, at_once), strict=True):
+        weights = weights_of(some, theirs, dit.cross_scale)
+        sums.add(weights[:, :, request.lyrics.span].mT.contiguous())
+    return sums.matrices()
 
 
 def _noised(sample: Sample, time: float) -> torch.Tensor:

@@ -100,14 +100,12 @@ def sdpa_per_sequence(query: torch.Tensor, key: torch.Tensor, value: torch.Tenso
     return result
 
 
-def weights_of(query: torch.Tensor, key: torch.Tensor, head: int, scale: float) -> torch.Tensor:
-    """Return the attention weights of one head, float32 [queries, keys], for one sequence without a window.
+def weights_of(query: torch.Tensor, key: torch.Tensor, scale: float) -> torch.Tensor:
+    """Return the attention weights of some heads, float32 [heads, queries, keys], for one sequence without a window.
 
-    ``query``: [queries, heads, dim]; ``key``: [keys, key heads, dim], as for ``attend``. Nothing waits for the device.
+    ``query``: [heads, queries, dim] and ``key``: [heads, keys, dim], the key of each head; float32.
     """
-    shared = query.shape[1] // key.shape[1]
-    logits = torch.matmul(query[:, head].float(), key[:, head // shared].float().mT) * scale
-    return logits.softmax(dim=-1)
+    return torch.matmul(query, key.mT).mul_(scale).softmax(dim=-1)
 
 
 def _window_mask(tokens: int, window: int, device: torch.device) -> torch.Tensor | None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from acestep_consumer.audio.time_warping import Warp, warped
+from acestep_consumer.engine.renderer.medians import COLUMNS, ROWS, subtract_medians
 from acestep_schemas.events import LyricLine, LyricToken
 
 AlignmentHeads = Mapping[int, tuple[int, ...]]
@@ -25,8 +26,6 @@ DEFAULT_HEADS: Final[AlignmentHeads] = MappingProxyType({2: (6,), 3: (10, 11), 4
 CONFIG: Final = "lyric_alignment_layers_config"
 """The field of a model's config that names its heads."""
 
-_SUPPRESSION: Final = 2.0
-"""Medians that are subtracted, so that a token or a frame with attention everywhere has none."""
 _EPSILON: Final = 1e-9
 _INCOMPLETE: Final = "\ufffd"
 
@@ -110,7 +109,7 @@ def pieces_of(texts: Sequence[str], joined: Any) -> Iterator[Piece]:
 
 
 class HeadSums:
-    """One song's attention to its lyrics, added up head by head: no more than one layer's is in memory at a time."""
+    """One song's attention to its lyrics, added up: not all heads' is in memory at a time."""
 
     def __init__(self) -> None:
         self._heads = 0
@@ -149,20 +148,12 @@ class HeadSums:
 
 
 def _consensus(attention: torch.Tensor) -> torch.Tensor:
-    """Return where token and frame find each other, [heads, tokens, frames]: high where each prefers the other."""
-    found = attention.softmax(dim=-1) * attention.softmax(dim=-2)
-    found = (found - _SUPPRESSION * _medians(found)).relu()
-    found = (found - _SUPPRESSION * _medians(found.mT.contiguous()).mT).relu()
-    return found.square()
+    """Return where token and frame find each other, [heads, tokens, frames]: high where each prefers the other.
 
-
-def _medians(values: torch.Tensor) -> torch.Tensor:
-    """Return the medians along the last dimension, kept; of an even count the middle of the two."""
-    count = values.shape[-1]
-    lower = values.kthvalue((count + 1) // 2, dim=-1, keepdim=True).values
-    if count % 2:
-        return lower
-    return torch.lerp(lower, values.kthvalue(count // 2 + 1, dim=-1, keepdim=True).values, 0.5)
+    A token or a frame with attention everywhere has none.
+    """
+    found = attention.softmax(dim=-1).mul_(attention.softmax(dim=-2))
+    return subtract_medians(subtract_medians(found, ROWS), COLUMNS).square_()
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,7 +142,7 @@ class PackedDit:
         embedded, modulation = self._modulation(times)
         hidden = self._patchify(torch.cat([context, latents], dim=-1))
         for block, (keys, values) in zip(self._blocks, kv, strict=True):
-            hidden = block(hidden, modulation, keys, values, *pack.geometry)
+            hidden = block(hidden, modulation, keys, values, *pack.geometry)[0]
         shift, scale = (self.dit.scale_shift_table + embedded[:, None]).unbind(1)
         branch = pack.geometry.branch
         hidden = (self.dit.norm_out(hidden) * (1 + scale[branch]) + shift[branch]).type_as(hidden)
@@ -154,24 +154,23 @@ class PackedDit:
         """Yield the cross-attention's queries of some layers, [tokens, heads, dim], with the layer's index.
 
         ``inputs``: context and latents, [tokens * patch, 3 * channels]; the other arguments are those of
-        ``velocities``. Nothing is computed beyond the last of the layers.
+        ``velocities``, of ``kv`` the layers up to the last one. Nothing is computed beyond the last of the layers.
         """
         _, modulation = self._modulation(times)
         hidden = self._patchify(inputs)
-        for index in range(max(layers) + 1):
-            block, (keys, values) = self._blocks[index], kv[index]
-            if index not in layers:
-                hidden = block(hidden, modulation, keys, values, *pack.geometry)
-                continue
-            # Not compiled: a second compilation of the block would take longer than it ever saves.
-            hidden, rows = block.after_self_attention(hidden, modulation, pack.geometry)
-            yield index, block.cross_query(hidden)
-            if index < max(layers):
-                hidden = block.after_cross_attention(hidden, rows, keys, values, pack.geometry)
+        last = max(layers)
+        for index, (block, (keys, values)) in enumerate(zip(self._blocks[:last], kv[:last], strict=True)):
+            hidden, query = block(hidden, modulation, keys, values, *pack.geometry)
+            if index in layers:
+                yield index, query
+        # Half of a block, not compiled: another compilation would take longer than it ever saves.
+        hidden, _ = self._blocks[last].after_self_attention(hidden, modulation, pack.geometry)
+        yield last, self._blocks[last].cross_query(hidden)
 
-    def scale_of(self, layer: int) -> float:
-        """Return the factor on the logits of a layer's cross-attention."""
-        scale: float = self.dit.layers[layer].cross_attn.scaling
+    @property
+    def cross_scale(self) -> float:
+        """The factor on the logits of the cross-attention, in all layers."""
+        scale: float = self.dit.layers[0].cross_attn.scaling
         return scale
 
     def _modulation(self, times: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -226,11 +225,17 @@ class PackedBlock(torch.nn.Module):
 
     def forward(
         self, hidden: torch.Tensor, modulation: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *where: Any
-    ) -> torch.Tensor:
-        """Transform [tokens, width]; ``where`` is a ``Geometry``, unpacked so that its numbers stay symbolic."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Transform [tokens, width]; ``where`` is a ``Geometry``, unpacked so that its numbers stay symbolic.
+
+        Also returned are the queries of the cross-attention, [tokens, heads, dim], which are in memory in any case: one
+        compilation serves steps and the alignment of lyrics.
+        """
         geometry = Geometry(*where)
         hidden, rows = self.after_self_attention(hidden, modulation, geometry)
-        return self.after_cross_attention(hidden, rows, keys, values, geometry)
+        query = self.cross_query(hidden)
+        hidden = hidden + self._cross_attention(query, keys, values, geometry)
+        return self._after_mlp(hidden, *rows), query
 
     def after_self_attention(
         self, hidden: torch.Tensor, modulation: torch.Tensor, geometry: Geometry
@@ -242,21 +247,13 @@ class PackedBlock(torch.nn.Module):
         normed = (block.self_attn_norm(hidden) * (1 + scale) + shift).type_as(hidden)
         return (hidden + self._self_attention(normed, geometry) * gate).type_as(hidden), tuple(rows)
 
-    def after_cross_attention(
-        self,
-        hidden: torch.Tensor,
-        rows: tuple[torch.Tensor, ...],
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        geometry: Geometry,
+    def _after_mlp(
+        self, hidden: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, gate: torch.Tensor
     ) -> torch.Tensor:
-        """Do the rest of ``forward``."""
-        block, (mlp_shift, mlp_scale, mlp_gate) = self.block, rows
-        hidden = hidden + self._cross_attention(hidden, keys, values, geometry)
-        normed = (block.mlp_norm(hidden) * (1 + mlp_scale) + mlp_shift).type_as(hidden)
-        mlp = block.mlp
+        mlp = self.block.mlp
+        normed = (self.block.mlp_norm(hidden) * (1 + scale) + shift).type_as(hidden)
         lifted: torch.Tensor = mlp.down_proj(silu(mlp.gate_proj(normed)) * mlp.up_proj(normed))
-        return torch.add(hidden, lifted * mlp_gate).type_as(hidden)
+        return torch.add(hidden, lifted * gate).type_as(hidden)
 
     def _self_attention(self, normed: torch.Tensor, geometry: Geometry) -> torch.Tensor:
         attention = self.block.self_attn
@@ -281,12 +278,12 @@ class PackedBlock(torch.nn.Module):
         return query
 
     def _cross_attention(
-        self, hidden: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, geometry: Geometry
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, geometry: Geometry
     ) -> torch.Tensor:
         """Attend to the conditions."""
         attention = self.block.cross_attn
         attended = attend(
-            self.cross_query(hidden),
+            query,
             keys,
             values,
             geometry.cu_seqlens,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from acestep_consumer.domain.audio_codes import CODES_PER_SECOND
+from acestep_consumer.engine.renderer.alignment_pass import alignment_noise
 from acestep_consumer.engine.renderer.components import Components
 from acestep_consumer.engine.renderer.lyric_alignment import AlignmentRequest, LyricTokens, pieces_of
 from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
@@ -85,19 +86,21 @@ class RequestPreparer:
             texts = (texts[0], self._as_long(texts[1], texts[0]), *texts[2:])
         codes = tuple(map(self._within_codebook, arguments.audio_codes))
         frames = self._frames(arguments)
+        length = max(self._source_frames(arguments) if frames is None else frames, LEAST_FRAMES)
+        lyrics = self._lyrics(arguments, texts[0].lyrics) if arguments.align and self._parts.alignment_heads else None
+        if lyrics is not None:
+            alignment_noise(length, self._channels)  # kept; drawing it takes as long as three layers of the DiT
         generators = generators_for(arguments.seeds)
         return PreparedRequest(
             arguments=arguments,
             texts=texts,
             codes=codes,
             frames=frames,
-            length=max(self._source_frames(arguments) if frames is None else frames, LEAST_FRAMES),
+            length=length,
             noise=None if frames is None or arguments.device_noise else self.noise(arguments, generators, frames),
             generators=tuple(generators),
             warnings=(*warnings[0], *(self._alignment_warnings() if arguments.align else ())),
-            lyrics=self._lyrics(arguments, texts[0].lyrics)
-            if arguments.align and self._parts.alignment_heads
-            else None,
+            lyrics=lyrics,
         )
 
     def _alignment_warnings(self) -> Iterator[str]:

@@ -5,7 +5,7 @@ One call is one job, in a thread of its own.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -163,11 +163,9 @@ def _require_length(audio: codec.Samples, model: LoadedModel, what: str) -> None
 
 @dataclass(frozen=True, slots=True)
 class _PendingSong:
-    """A song that is not decoded yet. ``place``: among the songs of its ``BatchFutures``, whose matrices these are."""
+    """A song that is not decoded yet. ``lyrics``: what it is aligned with; None: nothing."""
 
     audio: Future[AudioCopy]
-    place: int
-    matrices: Mapping[int, AudioCopy | None]
     lyrics: LyricTokens | None
 
 
@@ -177,13 +175,16 @@ _PendingSongs = deque[_PendingSong]
 
 def _pending(futures: Sequence[BatchFutures]) -> Iterator[_PendingSong]:
     for each in futures:
-        for place, song in enumerate(each.audio):
-            yield _PendingSong(song, place, each.matrices, each.lyrics)
+        for song in each.audio:
+            yield _PendingSong(song, each.lyrics)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _DecodedSong:
-    """A song in RAM: its samples, its alignment and its final latents, where they are wanted."""
+    """A song in RAM: its samples, and its alignment and its final latents, where they are wanted.
+
+    ``matrices`` are large, and gone once the song is aligned.
+    """
 
     audio: torch.Tensor
     matrices: AudioCopy | None
@@ -388,7 +389,7 @@ class _JobRenderer:
         if not songs:
             self._report(1.0, "render")
         self._raise_if_stopped()
-        return _DecodedSong(audio, pending.matrices.get(pending.place), pending.lyrics, copy.latents)
+        return _DecodedSong(audio, copy.matrices, pending.lyrics, copy.latents)
 
     def _latents_file(
         self, latents: FinalLatents, place: int, arguments: PipelineArguments, levels: Levels | None
@@ -412,10 +413,11 @@ class _JobRenderer:
 
     def _aligned(self, song: _DecodedSong) -> AlignedLyrics | None:
         """Return the lyrics' times and score; None: they were not asked for, or could not be found."""
-        if song.matrices is None or song.lyrics is None:
+        matrices, song.matrices = song.matrices, None
+        if matrices is None or song.lyrics is None:
             return None
         with self._resources.warper(self._stopped) as warp:
-            found = align(song.matrices.wait(), song.lyrics, self._resources.scheduler.frame_s(self._model.name), warp)
+            found = align(matrices.wait(), song.lyrics, self._resources.scheduler.frame_s(self._model.name), warp)
         if found is None:
             self._warnings.append("the lyrics of a song could not be aligned: their attention is not numbers")
         return found

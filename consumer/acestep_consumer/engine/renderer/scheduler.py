@@ -116,8 +116,11 @@ class Scheduler:
         prepared = runner.preparer.prepare(arguments)
         futures = BatchFutures(tuple(Future() for _ in arguments.seeds), list(prepared.warnings), prepared.lyrics)
         held = len(arguments.seeds) * self.budget.held(prepared.length, prepared.condition_tokens)
+        audio = dict(enumerate(futures.audio))
         self._inbox.put(
-            BatchRequest(runner, lora, prepared, callbacks, held, futures, rank=rank, keep_latents=keep_latents)
+            BatchRequest(
+                runner, lora, prepared, callbacks, held, audio, futures.warnings, rank=rank, keep_latents=keep_latents
+            )
         )
         return futures
 
@@ -296,13 +299,7 @@ class Scheduler:
     def _align(self) -> None:
         """Align denoised songs with their lyrics, where these are asked for, pack by pack."""
         while unaligned := [(request, sample) for request in self._active for sample in request.unaligned]:
-            key, tokens = unaligned[0][0].batch_key, 0
-            pack: list[tuple[BatchRequest, Sample]] = []
-            for request, sample in unaligned:
-                tokens += _song_tokens(request, sample)
-                if request.batch_key == key and (not pack or tokens <= self.degradation.tokens):
-                    pack.append((request, sample))
-            self._align_pack(pack)
+            self._align_pack(first_pack(unaligned, self.degradation.tokens))
 
     def _align_pack(self, pack: Sequence[tuple[BatchRequest, Sample]]) -> None:
         """Align one pack, after an error each song alone. A song that cannot be aligned is delivered without times."""
@@ -326,7 +323,7 @@ class Scheduler:
             ((request, sample),) = pack
             request.set_matrices(sample, None)
             why = "out of memory" if is_out_of_memory(error) else type(error).__name__
-            request.futures.warnings.append(f"the lyrics of a song could not be aligned: {why}")
+            request.warnings.append(f"the lyrics of a song could not be aligned: {why}")
 
     def _decode(self) -> None:
         finished = [request for request in self._active if request.finished]
@@ -341,8 +338,7 @@ class Scheduler:
         finished = [(request, sample) for request in requests for sample in request.finished]
         decoded = requests[0].runner.decode([sample for _, sample in finished], self.degradation.tiles)
         for (request, sample), audio in zip(finished, decoded, strict=True):
-            latents = sample.final_latents if request.keep_latents else None
-            request.deliver(sample, AudioCopy.start(audio, latents))
+            request.deliver(sample, audio)
             self.stats.songs_done += 1
             self.stats.audio_s += sample.frames / request.runner.parts.model.latent_rate
 
@@ -377,7 +373,7 @@ class Scheduler:
             return
         log.warning("out of memory", stage=stage, jobs=len(requests), reduction=reduction)
         for request in requests:
-            request.futures.warnings.append(reduction)
+            request.warnings.append(reduction)
 
     def _isolate(self, requests: Sequence[BatchRequest], error: Exception) -> None:
         """Restart each job alone on the device, once; a job that was alone already fails."""
@@ -385,7 +381,7 @@ class Scheduler:
             if request.exclusive or len(self._active) + len(self._waiting.requests) == 1:
                 self._fail(request, error)
                 continue
-            request.futures.warnings.append("out of memory: the job was restarted alone on the device")
+            request.warnings.append("out of memory: the job was restarted alone on the device")
             request.exclusive, request.samples = True, ()
             request.prepared = request.runner.preparer.prepare(request.prepared.arguments)
             if request in self._active:
@@ -432,9 +428,16 @@ class Scheduler:
         self._remove_completed()
 
 
-def _song_tokens(request: BatchRequest, sample: Sample) -> int:
-    """Return the tokens of one branch of a song."""
-    return tokens_of([sample.frames], request.runner.parts.dit.patch)[0]
+def first_pack(songs: Sequence[tuple[BatchRequest, Sample]], most_tokens: int) -> list[tuple[BatchRequest, Sample]]:
+    """Return the songs that are aligned in one pass: the first, and what has its weights and fits beside it."""
+    pack: list[tuple[BatchRequest, Sample]] = []
+    left = most_tokens
+    for request, sample in songs:
+        (tokens,) = tokens_of([sample.frames], request.runner.parts.dit.patch)
+        if not pack or (request.batch_key == pack[0][0].batch_key and tokens <= left):
+            pack.append((request, sample))
+            left -= tokens
+    return pack
 
 
 def _tokens(request: BatchRequest, samples: Sequence[Sample]) -> int:

@@ -95,6 +95,6 @@ def test_the_weights_of_a_head_are_those_that_its_attention_is_made_with() -> No
     starts, key_starts = torch.tensor([0, 5], dtype=torch.int32), torch.tensor([0, 7], dtype=torch.int32)
     attended = sdpa_per_sequence(query, key, value, starts, key_starts, 5, 7, NO_WINDOW, 0.3)
 
+    weights = weights_of(query.movedim(1, 0), key.movedim(1, 0).repeat_interleave(2, dim=0), 0.3)
     for head in range(4):
-        weights = weights_of(query, key, head, 0.3)
-        torch.testing.assert_close(weights @ value[:, head // 2], attended[:, head])
+        torch.testing.assert_close(weights[head] @ value[:, head // 2], attended[:, head])

@@ -182,6 +182,33 @@ class TestJoinedCrossWeights:
             torch.testing.assert_close(found.kv, other.kv, rtol=0, atol=0)
 
 
+def test_the_queries_for_lyrics_take_no_compilation_of_their_own(plain: Any) -> None:
+    raise_recompile_limit()
+    dit, counter = PackedDit(plain), CompileCounter()
+    (branch,) = branches_of([60])
+    conditions = dit.conditions([branch.states])
+    pack = dit.lay_out([60], conditions)
+    inputs = torch.cat([pack.join([branch.context]), pack.join([branch.latents])], dim=-1)
+    times = torch.tensor([branch.time, 0.0])
+
+    def queries(last: int) -> list[tuple[int, torch.Tensor]]:
+        return list(dit.lyric_queries(pack, inputs, conditions[0].kv[: last + 1], times, {0, last}))
+
+    wanted = queries(last=1)
+    dit.compile(backend=counter)
+    try:
+        with torch.no_grad():
+            packed_velocities(dit, branches_of([300, 44]))
+            compiled = counter.frame_count
+            found = queries(last=1)
+            assert counter.frame_count == compiled
+    finally:
+        torch.compiler.reset()
+    assert [layer for layer, _ in found] == [0, 1]
+    for (_, ours), (_, plainly) in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, plainly, rtol=0, atol=1e-5)
+
+
 def test_two_kinds_of_blocks_are_compiled_once_for_every_batch(plain: Any) -> None:
     """One song, equal songs, many songs, songs of one token each: nothing is compiled a second time.
 
