@@ -9,8 +9,8 @@ from tests.support.event_recorder import EventRecorder
 from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
 
-ROUNDS = 3
-SONG = {"audio_duration": 20, "inference_steps": 40, "use_cot_caption": False, "use_cot_language": False}
+ROUNDS = 2
+SONG = {"audio_duration": 10, "inference_steps": 40, "use_cot_caption": False, "use_cot_language": False}
 ENGINES = ("planner", "renderer")
 
 

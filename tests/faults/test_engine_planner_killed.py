@@ -21,9 +21,9 @@ async def test_plans_are_written_by_the_next_planner_and_songs_are_not_disturbed
     names = ["sung", "thought-1", "thought-2"]
     async with running(worker), EventRecorder(url) as recorder, Peer(url) as peer:
         renderer = pid_of(worker, "renderer")
-        await peer.submit(task_id="sung", audio_duration=120, inference_steps=60, **SONG)
+        await peer.submit(task_id="sung", audio_duration=60, inference_steps=40, **SONG)
         for name in names[1:]:
-            await peer.submit(task_id=name, thinking=True, audio_duration=60, inference_steps=1, **SONG)
+            await peer.submit(task_id=name, thinking=True, audio_duration=20, inference_steps=1, **SONG)
         await eventually(lambda: at_work(recorder, "plan"), WITHIN_S)
         killed = signal_engine(worker, "planner")
         await eventually(lambda: all(recorder.terminal(name) for name in names), WITHIN_S)

@@ -40,7 +40,7 @@ async def test_the_small_one_serves_jobs_that_think(environment: dict[str, str],
         Peer(environment["ACESTEP_AMQP_URL"]) as peer,
     ):
         assert [line["note"] for line in worker.log_lines(event="engine warning") if SMALL in line["note"]] == [USED]
-        await peer.submit(task_id="thinks", thinking=True)
+        await peer.submit(task_id="thinks", thinking=True, audio_duration=10, inference_steps=1)
         await eventually(lambda: recorder.terminal("thinks"), 120)
     (end,) = recorder.terminal("thinks")
     assert end.state == "completed", end.data
