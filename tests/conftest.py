@@ -26,7 +26,7 @@ from tests.support.browser import shared_browser, tab
 from tests.support.servers import ManagementApi
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
 __all__ = ["shared_browser", "tab"]
 
@@ -44,6 +44,20 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 
 
 _LARGE_BYTES: Final = 1 << 30
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep the garbage collector away from what imports and collection made, nearly a million objects that all stay.
+
+    It would go through them again and again: a fifth of the processor time of these tests.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="module")

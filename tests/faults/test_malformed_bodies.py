@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import gc
 import json
 import random
 import time
@@ -33,6 +32,7 @@ from acestep_schemas.events import JobCompleted, JobState, parse_event
 from acestep_schemas.request import GenerationRequest
 from infra.local.ports import PortClaim
 from tests.support.broker import Peer, until
+from tests.support.collector import freeze_the_living
 from tests.support.fake_engine import FakeEngines
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def environment(service_environment: dict[str, str], monkeypatch: pytest.MonkeyP
         "ACESTEP_HTTP_PORT": str(claim.ports[0]),
     }
     claim.release()
-    gc.unfreeze()  # the worker froze what was alive, which was pytest
+    freeze_the_living()  # the worker froze the test, too
 
 
 @asynccontextmanager

@@ -69,11 +69,17 @@ async def test_what_exceeds_the_small_card_is_done_whole_by_the_large_one_and_th
             await stage.peer.submit(task_id=task_id, prompt="takes=0.2")
             if number < len(bigs):
                 await stage.peer.submit(task_id=bigs[number], **BIG)
+        # Where submitting is slow, both cards are idle and take turns: the small one had none but the small ones.
+        async with asyncio.timeout(WITHIN_S):
+            while not stage.worker.log_lines(event="forwarded to a larger tier", tier="tier6"):
+                bigs += [f"big-{len(bigs)}", f"big-{len(bigs) + 1}"]
+                for task_id in bigs[-2:]:
+                    await stage.peer.submit(task_id=task_id, **BIG)
+                await stage.all_ended(*bigs)
         await stage.all_ended(*bigs, *smalls)
         await stage.assert_completed_once(*smalls)
         await assert_whole_and_once(stage, *bigs)
         assert {stage.recorder.terminal(task_id)[0].data["worker_id"] for task_id in smalls} == {"small", "large"}
-        await eventually(lambda: stage.worker.log_lines(event="forwarded to a larger tier", tier="tier6"), WITHIN_S)
         await until(lambda: nothing_waits(stage), "both queues are empty")
 
 

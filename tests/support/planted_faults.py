@@ -130,7 +130,7 @@ def sung_attention(rng: np.random.Generator, grade: int | None = None) -> NDArra
 
 def score_of_attention(energy: NDArray[np.float32]) -> float:
     """Return the score of lyrics without section tags, by the attention to them."""
-    (path,) = warping_paths(energy[None])
+    (path,) = warping_paths(energy**2)
     return lyric_score(energy, path, np.ones(len(energy), dtype=np.bool_))
 
 

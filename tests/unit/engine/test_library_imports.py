@@ -14,12 +14,13 @@ import pytest
 
 from acestep_consumer.config.settings import Quantization
 from acestep_consumer.engine.library_imports import QUANTIZER, UNUSED, library_imports
+from tests.support.collector import freeze_the_living
 
 
-@pytest.fixture(autouse=True)
-def _nothing_stays_frozen() -> Iterator[None]:
+@pytest.fixture(autouse=True, scope="module")
+def _no_garbage_stays_frozen() -> Iterator[None]:
     yield
-    gc.unfreeze()
+    freeze_the_living()
 
 
 @pytest.fixture(autouse=True)

@@ -166,7 +166,10 @@ async def test_an_edit_that_contradicts_itself_is_refused_beside_the_field_and_i
         await fill(page, source_task_id="one", extend_left_s="5")
         await page.get_by_role("button", name="Make it").click()
         after = page.get_by_label("Seconds after it")
-        rule = "“seconds before it” is given, too: make one song, then the other from it"
+        rule = (
+            "“seconds before it” is given, too, and a repaint has one part: extend the song on one side, then "
+            "the result on the other one"
+        )
         await expect(after).to_be_focused()
         await expect(after).to_have_accessible_description(rule)
         await expect(after).to_have_accessible_name("Seconds after it")
