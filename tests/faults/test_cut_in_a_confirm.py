@@ -40,5 +40,6 @@ async def told_twice(seen: Scene, task_id: str) -> bool:
     await eventually(lambda: seen.recorder.terminal(task_id) and seen.amqp.accepted == connected + 1, WITHIN_S)
     with suppress(AssertionError):
         await eventually(lambda: len(seen.recorder.terminal(task_id)) > 1, SOON_S)
+    assert seen.amqp.accepted == connected + 1
     await seen.assert_completed_once(task_id)
     return len(seen.recorder.terminal(task_id)) > 1
