@@ -27,7 +27,7 @@ from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.audio_codes import CODE_COUNT, CODES_PER_SECOND
 from acestep_consumer.engine.renderer import startup
 from acestep_consumer.engine.renderer.batch_request import RequestCallbacks
-from acestep_consumer.engine.renderer.cuda_graphs import GraphedFlow
+from acestep_consumer.engine.renderer.cuda_graphs import GraphedFlow, worth_a_graph
 from acestep_consumer.engine.renderer.dcw import Dcw
 from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
 from acestep_consumer.engine.renderer.sample import SamplerOptions
@@ -115,7 +115,9 @@ def step_ms(scheduler: Scheduler, seconds: Sequence[int], *, times: int = 10, co
             pack.join([make(each, 2 * channels) for each in frames]),
             torch.cat([c.kv for c in conditions], dim=2),
         )
-        flow = GraphedFlow(dit, pack, context, memory, graphed=runner._acceleration.graphed)
+        flow = GraphedFlow(
+            dit, pack, context, memory, graphed=runner._acceleration.graphed and worth_a_graph(pack.tokens, 8)
+        )
         latents, flow_times = pack.join([make(each, channels) for each in frames]), make(len(frames) + 1)
         return timed(lambda: flow(latents, flow_times), times)
 

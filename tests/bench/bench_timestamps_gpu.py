@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What timestamps cost the renderer, and tags the encoders: songs with and without them, side by side.
 
-    python -m tests.bench.bench_timestamps_gpu [--duration 300] [--in-flight 8] [--rounds 3] [--seconds 15] [--profile]
+    python -m tests.bench.bench_timestamps_gpu [--duration 300] [--in-flight 8] [--rounds 3] [--songs 40] [--profile]
 
-Full-size random weights, bfloat16, turbo with 8 steps, lyrics of about 550 tokens. Windows without and with timestamps
+Full-size random weights, bfloat16, turbo with 8 steps, lyrics of about 550 tokens. Batches without and with timestamps
 alternate in one process; the device's seconds a song come from its own clock, and count decoding too. The warping on
 the CPU runs in encoder processes, as in the worker. ``--profile`` says in place of that where the time of one alignment
 goes, by part and by kernel; what no part has, the DiT's blocks take. ``--tiny`` tries the script out on a CPU.
@@ -50,25 +50,23 @@ TAGS = (
 
 
 @dataclass(frozen=True)
-class Window:
-    """One window: songs a minute, and seconds of device and processor a song."""
+class Batch:
+    """One batch: songs a minute, and seconds of device and processor a song."""
 
     rate: float
     device_s: float
     cpu_s: float
 
 
-def window(
-    scheduler: Scheduler, pool: EncoderPool, asked: argparse.Namespace, numbers: "itertools.count[int]", *, timed: bool
-) -> Window:
-    """Keep so many songs in flight for so long."""
+def batch(scheduler: Scheduler, pool: EncoderPool, asked: argparse.Namespace, *, timed: bool) -> Batch:
+    """Render so many songs, some at the same time, from the first to the last: a window would cut songs."""
     (model,) = scheduler.models
-    done, stop = itertools.count(), threading.Event()
+    numbers = itertools.count(1)
 
-    def keep_rendering() -> None:
-        while not stop.is_set():
+    def render_some() -> None:
+        while (number := next(numbers)) <= asked.songs:
             futures = scheduler.submit(
-                model, replace(arguments(asked.duration, next(numbers)), align=timed), None, RequestCallbacks()
+                model, replace(arguments(asked.duration, number), align=timed), None, RequestCallbacks()
             )
             song = futures.audio[0].result()
             song.wait()
@@ -77,20 +75,15 @@ def window(
                 with pool.warper(lambda: False) as warp:
                     align(matrices.wait(), futures.lyrics, scheduler.frame_s(model), warp)
             assert (matrices is not None) == timed, futures.warnings
-            next(done)
 
-    threads = [threading.Thread(target=keep_rendering, daemon=True) for _ in range(asked.in_flight)]
+    busy, cpu, began = scheduler.clock.busy_s, time.process_time(), time.perf_counter()
+    threads = [threading.Thread(target=render_some, daemon=True) for _ in range(asked.in_flight)]
     for thread in threads:
         thread.start()
-    time.sleep(asked.seconds / 3)
-    before, busy, cpu, began = next(done), scheduler.clock.busy_s, time.process_time(), time.perf_counter()
-    time.sleep(asked.seconds)
-    songs = next(done) - before - 1
-    took, busy, cpu = time.perf_counter() - began, scheduler.clock.busy_s - busy, time.process_time() - cpu
-    stop.set()
     for thread in threads:
         thread.join()
-    return Window(60 * songs / took, busy / max(songs, 1), cpu / max(songs, 1))
+    took, busy, cpu = time.perf_counter() - began, scheduler.clock.busy_s - busy, time.process_time() - cpu
+    return Batch(60 * asked.songs / took, busy / asked.songs, cpu / asked.songs)
 
 
 def alone(scheduler: Scheduler, duration: int, number: int, *, timed: bool) -> float:
@@ -203,8 +196,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--duration", type=int, default=300, help="seconds of a song (300)")
     parser.add_argument("--in-flight", type=int, default=8, help="songs at the same time (8)")
-    parser.add_argument("--rounds", type=int, default=3, help="windows of each kind (3)")
-    parser.add_argument("--seconds", type=float, default=15, help="of a window (15)")
+    parser.add_argument("--rounds", type=int, default=3, help="batches of each kind (3)")
+    parser.add_argument("--songs", type=int, default=40, help="of a batch (40)")
     parser.add_argument("--formats", default="mp3,flac", help="whose tags are measured (mp3,flac)")
     parser.add_argument("--profile", action="store_true", help="say where the time of one alignment goes, and end")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, on the CPU")
@@ -243,16 +236,16 @@ def compare(scheduler: Scheduler, pool: EncoderPool, asked: argparse.Namespace, 
     plain, with_times = (min(found[timed]) for timed in (False, True))
     tell(f"alone: {plain:.1f} ms plain, {with_times:.1f} ms with timestamps (+{100 * (with_times / plain - 1):.1f}%)")
     tell(f"warping: {warping_ms(asked.duration):.0f} ms of processor a song")
-    windows: dict[bool, list[Window]] = {False: [], True: []}
+    batches: dict[bool, list[Batch]] = {False: [], True: []}
     for _ in range(asked.rounds):
         for timed in (False, True):
-            windows[timed].append(window(scheduler, pool, asked, numbers, timed=timed))
-            last = windows[timed][-1]
+            last = batch(scheduler, pool, asked, timed=timed)
+            batches[timed].append(last)
             kind = "timestamps" if timed else "plain"
             costs = f"device {1e3 * last.device_s:.0f} ms, CPU {1e3 * last.cpu_s:.0f} ms"
             tell(f"{kind}: {last.rate:.1f} songs/min, {costs} a song")
     for what, of in (("songs/min", "rate"), ("device s a song", "device_s"), ("CPU s a song", "cpu_s")):
-        before, after = (statistics.median(getattr(each, of) for each in windows[timed]) for timed in (False, True))
+        before, after = (statistics.median(getattr(each, of) for each in batches[timed]) for timed in (False, True))
         tell(f"{what}: {before:.4g} plain, {after:.4g} with timestamps ({100 * (after / before - 1):+.1f}%)")
     tell(f"memory reductions: {scheduler.reductions}")
     if not asked.tiny:

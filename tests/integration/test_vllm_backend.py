@@ -192,6 +192,48 @@ def test_joining_and_leaving_at_odd_times_changes_nothing(backend: VllmBackend, 
     assert [last[number].tokens for number in range(len(songs))] == alone
 
 
+def test_songs_for_which_a_recorded_choice_is_replayed_write_the_same(
+    backend: VllmBackend, alone: Alone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where it is a CUDA graph: of the same rows' tensors, with a copy of each step's logits."""
+    replays: list[int] = []
+
+    def recorded(group: vllm_guidance.GuidanceGroup, logits: Tensor) -> Any:
+        kept = logits.clone()
+
+        def replay(given: Tensor) -> Tensor:
+            replays.append(len(given))
+            return group._next(kept.copy_(given))
+
+        return replay
+
+    monkeypatch.setattr(vllm_guidance, "_worth_a_graph", lambda _device, sequences: sequences <= 2)
+    monkeypatch.setattr(vllm_guidance, "_GRAPH_AFTER", 2)
+    monkeypatch.setattr(vllm_guidance.GuidanceGroup, "_captured", recorded)
+    assert [write(backend, generation)[0] for generation in mixture()] == alone
+    one_after_the_other = len(replays)
+    assert one_after_the_other > len(mixture())
+    assert write(backend, *mixture()) == alone
+    assert len(replays) > one_after_the_other, "with the songs that are left at the end"
+
+
+def test_a_choice_that_cannot_be_recorded_is_made_step_by_step(
+    backend: VllmBackend, alone: Alone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[int] = []
+
+    def refused(_group: vllm_guidance.GuidanceGroup, logits: Tensor) -> Any:
+        tries.append(len(logits))
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(vllm_guidance, "_worth_a_graph", lambda *_: True)
+    monkeypatch.setattr(vllm_guidance, "_GRAPH_AFTER", 2)
+    monkeypatch.setattr(vllm_guidance.GuidanceGroup, "_captured", refused)
+    monkeypatch.setattr(vllm_guidance.GuidanceGroup, "_capturable", True)
+    assert [write(backend, generation)[0] for generation in mixture()] == alone
+    assert len(tries) == 1
+
+
 def test_both_requests_of_every_pair_write_the_same_tokens_to_the_last(backend: VllmBackend) -> None:
     outputs: dict[str, tuple[int, ...]] = {}
     step = backend._engine._engine.step

@@ -6,6 +6,7 @@ As the renderer, it ends when the pipe closes and leaves signals to its parent.
 """
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -120,6 +121,9 @@ async def serve(pipe: PlannerPipe, configure: ConfigurePlanner) -> None:
         stepping.add_done_callback(on_steps_ended)
         planner = SongPlanner(engine_loop, loaded.tokens)
         await planner.warm_up()
+    # All objects so far live as long as the process: the garbage collector would scan vLLM's again and again.
+    gc.collect()
+    gc.freeze()
     service = PlannerService(planner, pipe.send)
     pipe.send(Ready(report=loaded.report))
     stats = asyncio.create_task(report_stats(engine_loop, pipe.send), name="stats")

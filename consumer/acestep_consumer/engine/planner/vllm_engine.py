@@ -236,6 +236,8 @@ def _lm_class(wanted: Callable[[], range] | None) -> type:
     class Qwen3OfAnyFile(Qwen3ForCausalLM):  # type: ignore[misc]  # vLLM is not installed where types are checked
         """Qwen3 whose weights are named with their prefix or without."""
 
+        _kept: torch.Tensor | None = None
+
         def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
             """Load the weights; returns the names of those that were loaded."""
             loaded: set[str] = super().load_weights((with_prefix(name), tensor) for name, tensor in weights)
@@ -247,9 +249,15 @@ def _lm_class(wanted: Callable[[], range] | None) -> type:
             if ids is None or len(ids) >= self.config.vocab_size:
                 logits: torch.Tensor | None = super().compute_logits(hidden_states)
                 return logits
-            logits = hidden_states.new_full((len(hidden_states), self.config.vocab_size), -math.inf)
+            logits = self._masked_logits(hidden_states)
             logits[:, ids.start : ids.stop] = hidden_states @ self.lm_head.weight[ids.start : ids.stop].T
             return logits
+
+        def _masked_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+            """Return the same memory at each step, -inf wherever no step has written."""
+            if self._kept is None or len(self._kept) < len(hidden_states):
+                self._kept = hidden_states.new_full((len(hidden_states), self.config.vocab_size), -math.inf)
+            return self._kept[: len(hidden_states)]
 
     return Qwen3OfAnyFile
 

@@ -16,16 +16,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Self
 
+import structlog
 import torch
 from torch import Tensor
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
+from acestep_consumer.engine.captured_graph import CapturedGraph, pool_of
 from acestep_consumer.engine.planner.guidance import RowSampling, choose, guide
 from acestep_consumer.engine.planner.token_masks import TokenMasks, masked
 from acestep_consumer.engine.planner.vllm_sequence import SharedState, VllmSequence
 
 CERTAIN = 1e30
 """A logit above any of a model: greedy sampling takes this token."""
+
+_GRAPHED_SEQUENCES = 8
+"""With more, the device takes longer for a step than the host, and a graph would gain nothing."""
+
+_GRAPH_AFTER = 16
+"""Steps of the same rows before a graph is captured, which takes the time of several."""
+
+log = structlog.get_logger()
 
 
 class BatchRow(NamedTuple):
@@ -195,8 +205,11 @@ ChooseTokens = Callable[[Tensor, GroupTensors, Tensor | None], Tensor]
 class GuidanceGroup:
     """Sequences that choose from the same part of the vocabulary, ``ids``; ``masks`` are for texts.
 
-    It is built when rows are added, removed or moved, and updated in place from step to step in between.
+    It is built when rows are added, removed or moved, and updated in place from step to step in between. A few
+    sequences without masks are soon chosen for by a CUDA graph: for them the host takes longer than the device.
     """
+
+    _capturable: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -212,6 +225,9 @@ class GuidanceGroup:
         self._tensors = GroupTensors.of(sequences, ids, device)
         self._mask_table = masks.table(len(sequences), device) if masks else None
         self._certain = torch.tensor(CERTAIN, device=device)
+        self._graphed = masks is None and _worth_a_graph(device, len(sequences))
+        self._steps = 0
+        self._graph: CapturedGraph | None = None
 
     @property
     def in_step(self) -> bool:
@@ -220,14 +236,37 @@ class GuidanceGroup:
 
     def choose(self, logits: Tensor) -> None:
         """Choose every sequence's next token and make it certain in its rows of ``logits`` [rows, vocabulary]."""
-        allowed = None if self._mask_table is None else self._allowed(self._mask_table)
+        if self._graph is not None:
+            columns = self._graph(logits)
+        else:
+            columns = self._next(logits, None if self._mask_table is None else self._allowed(self._mask_table))
+        logits[self._tensors.pairs, columns + self._ids.start] = self._certain
+        for rows in self._sequences:
+            rows.state.chosen += 1
+        self._steps += 1
+        if self._graphed and self._steps == _GRAPH_AFTER and GuidanceGroup._capturable:
+            try:
+                self._graph = self._captured(logits)
+            except RuntimeError as error:
+                GuidanceGroup._capturable = False
+                log.warning("codes are chosen without a CUDA graph, which is slower: it fails", exc_info=error)
+
+    def _next(self, logits: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """Return the next tokens as columns of the group's part of the vocabulary, and count them."""
         columns = self._choose_tokens(logits[:, self._ids.start : self._ids.stop], self._tensors, allowed)
         if self._tensors.seen is not None:
             self._tensors.seen.scatter_(1, columns[:, None], value=True)
         self._tensors.steps.add_(1)
-        logits[self._tensors.pairs, columns + self._ids.start] = self._certain
-        for rows in self._sequences:
-            rows.state.chosen += 1
+        return columns
+
+    def _captured(self, logits: Tensor) -> CapturedGraph:
+        """Return a graph of ``_next``. Nothing is computed: what is captured does not run."""
+        current, stream = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):  # the default stream cannot be captured
+            graph = CapturedGraph(self._next, (logits,), pool_of(logits.device))
+        current.wait_stream(stream)
+        return graph
 
     def _allowed(self, table: Tensor) -> Tensor:
         """Return the grammars' masks, computed while the device is busy with the model; int32 [sequences, words].
@@ -240,6 +279,10 @@ class GuidanceGroup:
             if rows.state.sequence.text is not None and not rows.state.done:
                 rows.state.sequence.text.fill(table, index)
         return table.to(self._tensors.pairs.device, non_blocking=True)
+
+
+def _worth_a_graph(device: torch.device, sequences: int) -> bool:
+    return device.type == "cuda" and sequences <= _GRAPHED_SEQUENCES
 
 
 def _seen(sequences: Sequence[SequenceRows], ids: range) -> Tensor:

@@ -63,7 +63,7 @@ def _matrices(
     sums = HeadSums()
     for some, theirs in zip(torch.split(queries, at_once), torch.split(keys, at_once), strict=True):
         weights = weights_of(some, theirs, dit.cross_scale)
-        sums.add(weights[:, :, request.lyrics.span].mT.contiguous())
+        sums.add(weights[:, :, request.lyrics.span].mT)
     return sums.matrices()
 
 

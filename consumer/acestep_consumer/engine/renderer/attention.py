@@ -105,7 +105,7 @@ def weights_of(query: torch.Tensor, key: torch.Tensor, scale: float) -> torch.Te
 
     ``query``: [heads, queries, dim] and ``key``: [heads, keys, dim], the key of each head; float32.
     """
-    return torch.matmul(query, key.mT).mul_(scale).softmax(dim=-1)
+    return torch.matmul(query * scale, key.mT).softmax(dim=-1)
 
 
 def _window_mask(tokens: int, window: int, device: torch.device) -> torch.Tensor | None:

@@ -10,7 +10,7 @@ from itertools import accumulate
 
 import torch
 
-from acestep_consumer.engine.renderer.cuda_graphs import GraphedFlow
+from acestep_consumer.engine.renderer.cuda_graphs import GraphedFlow, worth_a_graph
 from acestep_consumer.engine.renderer.pack import Pack, on_device
 from acestep_consumer.engine.renderer.packed_dit import Branch, PackedDit
 from acestep_consumer.engine.renderer.sample import Sample
@@ -34,6 +34,10 @@ class _PackMembers:
     def times(self) -> list[float]:
         """Return the flow time of each branch."""
         return [sample.time for sample, branches in zip(self.samples, self.branches, strict=True) for _ in branches]
+
+    def steps_left(self) -> int:
+        """Return the number of steps until a sample leaves."""
+        return min(sample.steps - sample.step for sample in self.samples)
 
     def identities(self) -> list[int]:
         """Return the ids of all samples, conditions and contexts, in order."""
@@ -90,7 +94,8 @@ class Denoiser:
         pack = self.dit.lay_out([len(branch.latents) for branch in branches], [branch.condition for branch in branches])
         context = pack.join([branch.context for branch in branches])
         kv = torch.cat([branch.condition.kv for branch in branches], dim=2)
-        flow = GraphedFlow(self.dit, pack, context, kv, graphed=self._graphed)
+        graphed = self._graphed and worth_a_graph(pack.tokens, members.steps_left())
+        flow = GraphedFlow(self.dit, pack, context, kv, graphed=graphed)
         self._layout = _Layout(members, pack, flow)
         return self._layout
 
