@@ -16,7 +16,7 @@ from acestep_consumer.domain.errors import InputUnreadable
 from acestep_consumer.domain.objects import ObjectAddress
 from acestep_consumer.domain.tasks import TRACK_CLASSES
 from acestep_consumer.engine.renderer import startup
-from acestep_consumer.engine.renderer.render import RenderResources
+from acestep_consumer.engine.renderer.render_resources import RenderResources
 from acestep_consumer.engine.testing.tiny_checkpoint import BASE, write
 from acestep_consumer.storage.s3.objects import S3Objects
 from acestep_schemas.events import ParentSong
