@@ -24,7 +24,8 @@ from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.job import Job, Plan, Sources
 from acestep_consumer.engine.messages import Render
 from acestep_consumer.engine.renderer import startup
-from acestep_consumer.engine.renderer.render import RenderResources, render
+from acestep_consumer.engine.renderer.render import render
+from acestep_consumer.engine.renderer.render_resources import RenderResources
 from acestep_consumer.engine.testing import tiny_checkpoint
 from acestep_schemas.events import LimitsReport, Metas, ModelChoice, PolicyReport
 from acestep_schemas.request import GenerationRequest

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 REASON = MalformedBody("no")
 
 
-class Desk(Protocol):
+class DeliverySource(Protocol):
     """Where a delivery comes from, and where its message is afterwards."""
 
     async def deliver(self, body: bytes, message_id: str, reply: Reply) -> ports.Delivery:
@@ -93,7 +93,7 @@ class Real:
 
 
 @pytest.fixture(params=["fake", "real"])
-async def desk(request: pytest.FixtureRequest) -> AsyncIterator[Desk]:
+async def source(request: pytest.FixtureRequest) -> AsyncIterator[DeliverySource]:
     if request.param == "fake":
         yield Fake()
         return
@@ -114,13 +114,13 @@ async def desk(request: pytest.FixtureRequest) -> AsyncIterator[Desk]:
         await consumer.stop()
 
 
-async def delivered(desk: Desk) -> ports.Delivery:
-    return await desk.deliver(b"{}", "m1", Reply(reply_to="r1", correlation_id="c1"))
+async def delivered(source: DeliverySource) -> ports.Delivery:
+    return await source.deliver(b"{}", "m1", Reply(reply_to="r1", correlation_id="c1"))
 
 
 class TestDelivery:
-    async def test_it_shows_the_message_as_it_came(self, desk: Desk) -> None:
-        delivery = await delivered(desk)
+    async def test_it_shows_the_message_as_it_came(self, source: DeliverySource) -> None:
+        delivery = await delivered(source)
         assert (delivery.body, delivery.message_id, delivery.redelivered) == (b"{}", "m1", False)
         assert (delivery.reply.reply_to, delivery.reply.correlation_id) == ("r1", "c1")
         assert delivery.queued_s is None
@@ -130,21 +130,25 @@ class TestDelivery:
         ("verdict", "place"),
         [(Verdict.ACK, "gone"), (Verdict.REQUEUE, "back"), (Verdict.DEAD_LETTER, "dead: malformed_body")],
     )
-    async def test_the_verdict_decides_where_the_message_goes(self, desk: Desk, verdict: Verdict, place: str) -> None:
-        delivery = await delivered(desk)
+    async def test_the_verdict_decides_where_the_message_goes(
+        self, source: DeliverySource, verdict: Verdict, place: str
+    ) -> None:
+        delivery = await delivered(source)
         await delivery.settle(verdict, REASON)
-        await until(lambda: desk.is_now(place), place)
+        await until(lambda: source.is_now(place), place)
 
-    async def test_a_second_verdict_is_a_mistake(self, desk: Desk) -> None:
-        delivery = await delivered(desk)
+    async def test_a_second_verdict_is_a_mistake(self, source: DeliverySource) -> None:
+        delivery = await delivered(source)
         await delivery.settle(Verdict.ACK)
         with pytest.raises(AlreadySettledError):
             await delivery.settle(Verdict.REQUEUE)
-        assert await desk.is_now("gone")
+        assert await source.is_now("gone")
 
     @pytest.mark.parametrize("verdict", [Verdict.ACK, Verdict.DEAD_LETTER])
-    async def test_a_stale_delivery_is_left_to_the_next_consumer(self, desk: Desk, verdict: Verdict) -> None:
-        delivery = await delivered(desk)
-        await desk.lose_channel()
+    async def test_a_stale_delivery_is_left_to_the_next_consumer(
+        self, source: DeliverySource, verdict: Verdict
+    ) -> None:
+        delivery = await delivered(source)
+        await source.lose_channel()
         await delivery.settle(verdict, REASON)
-        await until(lambda: desk.is_now("back"), "back")
+        await until(lambda: source.is_now("back"), "back")

@@ -23,7 +23,8 @@ from acestep_consumer.domain.job import Rendering, Request, Sources
 from acestep_consumer.engine.adapters import DirectPlanner
 from acestep_consumer.engine.messages import FROM_ENGINE, Render, RequestFailed
 from acestep_consumer.engine.renderer import startup
-from acestep_consumer.engine.renderer.render import RenderResources, render
+from acestep_consumer.engine.renderer.render import render
+from acestep_consumer.engine.renderer.render_resources import RenderResources
 from acestep_consumer.policy.admit import admit
 from acestep_schemas.events import LmChoice
 from acestep_schemas.request import RequestInvalid, parse_request

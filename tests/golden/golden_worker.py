@@ -26,7 +26,8 @@ from acestep_consumer.engine.renderer.components import Components
 from acestep_consumer.engine.renderer.device import DeviceReport
 from acestep_consumer.engine.renderer.model_runner import ModelRunner
 from acestep_consumer.engine.renderer.prepare import RequestPreparer, TokenizedText
-from acestep_consumer.engine.renderer.render import RenderResources, render
+from acestep_consumer.engine.renderer.render import render
+from acestep_consumer.engine.renderer.render_resources import RenderResources
 from acestep_consumer.engine.renderer.sample import Sample
 from acestep_consumer.engine.renderer.scheduler import Scheduler
 from acestep_consumer.engine.renderer.vae_decode import TileDecoder

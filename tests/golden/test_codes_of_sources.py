@@ -10,7 +10,8 @@ from acestep_consumer.domain.job import Job, Plan, Rendering, Sources, Tokenized
 from acestep_consumer.domain.ports import Report
 from acestep_consumer.engine.adapters import DirectPlanner
 from acestep_consumer.engine.messages import TokenizeAudio
-from acestep_consumer.engine.renderer.render import RenderResources, tokenize_audio
+from acestep_consumer.engine.renderer.render import tokenize_audio
+from acestep_consumer.engine.renderer.render_resources import RenderResources
 from tests.golden.golden_data import GoldenCase, cases
 from tests.golden.golden_worker import GoldenWorker, admitted, sources_of
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from acestep_consumer.audio.time_warping import lyric_score, token_frames, warping_paths
-from acestep_consumer.engine.renderer import lyric_alignment, render
+from acestep_consumer.engine.renderer import encode_songs, lyric_alignment
 from acestep_consumer.engine.renderer.lyric_alignment import HeadSums, LyricTokens, Piece, lines_of
 from acestep_consumer.engine.renderer.lyric_files import lrc
 from acestep_schemas.events import LyricLine
@@ -88,7 +88,7 @@ def recorded() -> Iterator[dict[str, Any]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(HeadSums, "add", recorded_add)
-        patch.setattr(render, "align", recorded_align)
+        patch.setattr(encode_songs, "align", recorded_align)
         yield found
 
 

@@ -13,6 +13,7 @@ from diffusers import AceStepPipeline
 
 from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.audio_codes import format_codes
+from acestep_consumer.engine.renderer import medians
 from acestep_consumer.engine.renderer.batch_request import RequestCallbacks
 from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
 from acestep_consumer.engine.renderer.quiet_imports import quietly
@@ -79,6 +80,22 @@ def test_compiled_and_graphed_songs_are_those_of_plain_kernels(checkpoints: Path
     fast, plain = scheduler_with(checkpoints), scheduler_with(checkpoints, compile=False)
     pairs = zip(songs_of(fast), songs_of(plain), strict=True)
     assert all(close(one, other, 0.1) for one, other in pairs)
+
+
+def test_no_median_kernel_is_compiled_after_the_start(checkpoints: Path) -> None:
+    """A song with ``timestamps`` would have everybody wait for it, on the device's thread."""
+    scheduler_with(checkpoints)
+    device = torch.device("cuda", 0)
+    before = medians.kernels_for.cache_info()
+    kernels = medians.kernels_for(device)
+    assert kernels is not None
+    assert medians.kernels_for.cache_info().misses == before.misses
+    compiled = kernels.subtract_twice_the_median.device_caches[device.index][0]
+    known = set(compiled)
+    for shape in ((1, 20, 40), (2, 700, 7_500), (1, 2_048, 3_000)):
+        for dim in (medians.ROWS, medians.COLUMNS):
+            medians.subtract_medians(torch.rand(shape, device=device), dim)
+    assert set(compiled) == known
 
 
 @pytest.mark.parametrize("keep_dit", [False, True])

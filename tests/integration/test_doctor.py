@@ -15,6 +15,7 @@ from urllib.parse import quote, urlsplit
 import aio_pika
 import boto3
 import pytest
+from aio_pika.exceptions import DeliveryError
 
 from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.topology import GENERATE
@@ -30,6 +31,7 @@ from acestep_consumer.observability.http import HealthServer
 from infra.local.rabbitmq import RabbitMQ
 from infra.local.s3 import SeaweedFS
 from infra.rabbitmq.users import User
+from tests.support.broker import Peer, until
 from tests.support.command import run_command
 from tests.support.faulty_s3 import FaultyS3, s3_error
 from tests.support.proxy import Proxy
@@ -134,7 +136,7 @@ async def test_everything_in_place_is_all_ok_and_nothing_is_left_behind(
     told = by_check(found)
     expected = {
         "settings", "broker", "acks", "permissions", "limit", "topology", "queue", "tier queues", "management",
-        "bindings", "broker clock", *CHECKS, "packages", "device", "tier", "model acestep-v15-turbo",
+        "bindings", "policies", "broker clock", *CHECKS, "packages", "device", "tier", "model acestep-v15-turbo",
         "model acestep-v15-base", "language model", "scratch", "port",
     }  # fmt: skip
     assert expected <= set(told)
@@ -306,6 +308,43 @@ async def test_a_limit_other_than_the_setting_is_told_with_the_commands(
     found = await looked(check_broker(settings))
     assert found["limit"].level == "fail"
     assert "hold only 7 messages" in found["limit"].said
+
+
+@pytest.mark.parametrize(("queue_type", "level"), [("quorum", "warn"), ("classic", "ok")])
+async def test_a_policy_that_drops_waiting_requests_is_told_where_it_counts(
+    service_environment: dict[str, str],
+    rabbitmq: RabbitMQ,
+    management: ManagementApi,
+    amqp_url: str,
+    amqp_vhost: str,
+    queue_type: str,
+    level: str,
+) -> None:
+    policy = {"pattern": "^acestep[.]", "definition": {"overflow": "drop-head"}, "apply-to": "queues"}
+    await asyncio.to_thread(management.call, "PUT", f"/api/policies/{amqp_vhost}/theirs", policy)
+    few = service_environment | {"ACESTEP_QUEUE_TYPE": queue_type, "ACESTEP_QUEUE_MAXSIZE": "2"}
+    await declare(settings_of(few))
+    refused = 0
+    async with Peer(amqp_url) as producer:
+        for number in range(4):
+            try:
+                await producer.request(str(number).encode())
+            except DeliveryError:
+                refused += 1
+    assert refused == (0 if queue_type == "quorum" else 2)
+    watched = settings_of(few, ACESTEP_MANAGEMENT_URL=rabbitmq.management_url).broker
+
+    async def known() -> bool:
+        """Whether the API tells the queue's policy yet: its figures are some seconds old."""
+        queue = await asyncio.to_thread(management.call, "GET", f"/api/queues/{amqp_vhost}/{GENERATE}")
+        return bool(queue.get("effective_policy_definition"))
+
+    await until(known, "the queue's policy")
+    found = await looked(check_management(watched))
+    assert found["policies"].level == level
+    if level == "warn":
+        assert "acestep.generate: overflow = drop-head: a full queue drops its oldest" in found["policies"].said
+        assert "take this out of the policy 'theirs'" in (found["policies"].fix or "")
 
 
 async def test_requests_that_nobody_takes_are_a_warning(settings: Settings, amqp_url: str) -> None:

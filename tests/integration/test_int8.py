@@ -5,31 +5,42 @@ Tiny real models with random weights. The error is against the same model in flo
 how models are published.
 """
 
+import asyncio
 import copy
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
+import transformers
 from diffusers.models.transformers.ace_step_transformer import AceStepTransformer1DModel
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from acestep_consumer.config.settings import EngineSettings
-from acestep_consumer.engine.messages import ConfigurePlanner
+from acestep_consumer.engine.adapters import PlannerSupervisor, RendererSupervisor
+from acestep_consumer.engine.messages import Configure, ConfigurePlanner, FromEngine
 from acestep_consumer.engine.planner.loading import LmUnusable, _cache_tokens
 from acestep_consumer.engine.planner.loading import load as load_planner
 from acestep_consumer.engine.planner.transformers_backend import load as load_lm
+from acestep_consumer.engine.process import EngineProcess
+from acestep_consumer.engine.renderer import quantization
+from acestep_consumer.engine.renderer.checkpoint_check import check_checkpoints
 from acestep_consumer.engine.renderer.lora import AdaptedModelCache, Lora
 from acestep_consumer.engine.renderer.model_runner import ModelRunner
 from acestep_consumer.engine.renderer.offload import ModuleSwapper
 from acestep_consumer.engine.renderer.packed_dit import PackedDit
 from acestep_consumer.engine.renderer.quantization import _replace, dequantized, is_quantized, quantize, weight_bytes
+from acestep_consumer.engine.renderer.quiet_imports import quietly
 from acestep_consumer.engine.renderer.registry import CheckpointError
 from acestep_consumer.engine.renderer.startup import open_runtime
 from acestep_consumer.engine.testing import tiny_checkpoint, tiny_lm
 from tests.support.loras import random_lora, write_lora
+from tests.support.waiting import WITHIN_S
 
 WIDTH, CHANNELS = tiny_checkpoint._WIDTH, tiny_checkpoint._LATENT_CHANNELS
 
@@ -215,3 +226,60 @@ def test_without_torchao_the_start_says_what_to_install(
     }
     with pytest.raises((CheckpointError, LmUnusable), match=r"needs torchao.*pip install 'acestep-consumer\[int8\]'"):
         starts[start]()
+
+
+@pytest.fixture(scope="module")
+def published_in_int8(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same models as torchao, transformers and diffusers save them quantized."""
+    config = quantization._config()
+    folder = tmp_path_factory.mktemp("published-in-int8")
+    names = (tiny_checkpoint.TURBO, tiny_lm.NAME)
+    for name in names:
+        shutil.copytree(checkpoints / name, folder / name)
+    dit_folder, lm_folder = folder / names[0] / "transformer", folder / names[1]
+    with quietly():
+        dit = AceStepTransformer1DModel.from_pretrained(dit_folder, quantization_config=diffusers.TorchAoConfig(config))
+        lm: Any = AutoModelForCausalLM.from_pretrained(
+            lm_folder, quantization_config=transformers.TorchAoConfig(config)
+        )
+        for model, place in ((dit, dit_folder), (lm, lm_folder)):
+            for weights in place.glob("*.safetensors"):
+                weights.unlink()
+            model.save_pretrained(place)
+    return folder
+
+
+@pytest.mark.usefixtures("fresh_processes")
+@pytest.mark.parametrize("module", [RendererSupervisor.module, PlannerSupervisor.module])
+async def test_models_that_were_published_in_int8_load_without_the_setting(
+    module: str, published_in_int8: Path
+) -> None:
+    lm = ConfigurePlanner(model=tiny_lm.NAME, backend="pt", checkpoint_dir=published_in_int8, memory_gb=2, device="cpu")
+    dit = EngineSettings(checkpoint_dir=published_in_int8, device="cpu", encoders=1)
+    process = await EngineProcess.start(module, {})
+    process.send(lm if module == PlannerSupervisor.module else Configure(settings=dit))
+    ended: FromEngine | None = None
+    async with asyncio.timeout(WITHIN_S):
+        async for message in process.messages():
+            if message.kind in {"ready", "unusable"}:
+                ended = message
+                break
+    await process.end()
+    assert ended is not None
+    assert ended.kind == "ready", ended
+
+
+def test_weights_that_were_published_in_int8_stay_as_they_are_with_the_setting(dit: Any) -> None:
+    published = {name: dequantized(weight) for name, weight in in_int8(dit).named_parameters()}
+    again = {name: dequantized(weight) for name, weight in in_int8(dit).named_parameters()}
+    assert all(torch.equal(again[name], weight) for name, weight in published.items())
+
+
+def test_models_that_were_published_in_int8_are_refused_where_torchao_is_missing(
+    published_in_int8: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = EngineSettings(checkpoint_dir=published_in_int8, device="cpu")
+    check_checkpoints(settings)
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    with pytest.raises(CheckpointError, match=r"is quantized by torchao, which is missing: pip install .*\[int8\]"):
+        check_checkpoints(settings)

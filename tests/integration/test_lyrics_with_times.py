@@ -16,13 +16,13 @@ from acestep_consumer.audio import codec
 from acestep_consumer.audio.codec import decode
 from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.job import Sources, Track
-from acestep_consumer.engine.renderer import lyric_alignment, prepare, render, startup
+from acestep_consumer.engine.renderer import encode_songs, lyric_alignment, prepare, startup
 from acestep_consumer.engine.renderer.alignment_pass import alignment_noise
 from acestep_consumer.engine.renderer.batch_request import RequestCallbacks
 from acestep_consumer.engine.renderer.lyric_alignment import existing_heads, heads_of
 from acestep_consumer.engine.renderer.model_runner import ModelRunner
 from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
-from acestep_consumer.engine.renderer.render import RenderResources
+from acestep_consumer.engine.renderer.render_resources import RenderResources
 from acestep_consumer.engine.testing.tiny_checkpoint import write
 from tests.integration.test_renderer import BASE, CODES, TURBO, recording, render_message, rendered
 
@@ -79,7 +79,7 @@ def test_a_song_that_does_not_ask_costs_the_device_and_the_encoders_nothing(
     def fail(*_: Any) -> None:
         pytest.fail("nothing asked for times")
 
-    for place, name in ((ModelRunner, "align"), (render, "align"), (prepare, "alignment_noise")):
+    for place, name in ((ModelRunner, "align"), (encode_songs, "align"), (prepare, "alignment_noise")):
         monkeypatch.setattr(place, name, fail)
     monkeypatch.setattr(RenderResources, "warper", fail)
     track = track_of(resources, tmp_path, timestamps=False)
@@ -180,7 +180,7 @@ def test_the_attention_to_the_lyrics_is_freed_before_the_song_is_encoded(
         alive.append(sum(each() is not None for each in kept))
         return encode(*song)
 
-    monkeypatch.setattr(render, "align", noted_align)
+    monkeypatch.setattr(encode_songs, "align", noted_align)
     monkeypatch.setattr(codec, "encode", noted_encode)
     rendered(resources, render_message(tmp_path, lyrics=LYRICS, audio_duration=6, timestamps=True, seeds=(1, 2)))
 

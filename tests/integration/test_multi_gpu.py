@@ -234,8 +234,8 @@ async def ready(group: WorkerGroupProcess, count: int) -> None:
 
 
 @dataclass
-class Desk:
-    """Submits jobs and hears of them."""
+class JobClient:
+    """Submits jobs and waits for their events."""
 
     client: Client
     events: AsyncIterator[JobEvent | WorkerEvent]
@@ -244,7 +244,7 @@ class Desk:
         """Task ids of this many new jobs."""
         return {await self.client.submit({"prompt": "x", **fields}) for _ in range(count)}
 
-    async def hear(self, kind: type[JobEvent], task_ids: set[str]) -> set[str]:
+    async def wait_for(self, kind: type[JobEvent], task_ids: set[str]) -> set[str]:
         """The workers that said this of these jobs, once it was said of each."""
         missing, workers = set(task_ids), set()
         async with asyncio.timeout(LOAD_S):
@@ -257,9 +257,9 @@ class Desk:
 
 
 @asynccontextmanager
-async def desk(url: str) -> AsyncIterator[Desk]:
+async def job_client(url: str) -> AsyncIterator[JobClient]:
     async with Client(url) as client, client.subscribe("job.#") as events:
-        yield Desk(client, events)
+        yield JobClient(client, events)
 
 
 async def test_two_workers_serve_one_queue_and_sigterm_finishes_what_both_have_in_hand(
@@ -267,12 +267,12 @@ async def test_two_workers_serve_one_queue_and_sigterm_finishes_what_both_have_i
 ) -> None:
     with real_group(tmp_path, variables) as group:
         await ready(group, 2)
-        async with desk(variables["ACESTEP_AMQP_URL"]) as at:
-            assert await at.hear(JobCompleted, await at.submit(8, **QUICK)) == BOTH
-            last = await at.submit(2, **SLOW)
-            assert await at.hear(JobStarted, last) == BOTH
+        async with job_client(variables["ACESTEP_AMQP_URL"]) as client:
+            assert await client.wait_for(JobCompleted, await client.submit(8, **QUICK)) == BOTH
+            last = await client.submit(2, **SLOW)
+            assert await client.wait_for(JobStarted, last) == BOTH
             os.kill(group.process.id.pid, signal.SIGTERM)
-            assert await at.hear(JobCompleted, last) == BOTH
+            assert await client.wait_for(JobCompleted, last) == BOTH
         assert await exit_code(group) == 0
         assert {line["worker"] for line in group.log_lines(event="draining")} == BOTH
 
@@ -282,17 +282,17 @@ async def test_no_job_is_lost_when_a_worker_is_killed_nor_when_the_parent_is(
 ) -> None:
     with real_group(tmp_path, variables) as group:
         await ready(group, 2)
-        async with desk(variables["ACESTEP_AMQP_URL"]) as at:
-            jobs = await at.submit(2, **SLOW)
-            await at.hear(JobStarted, jobs)
+        async with job_client(variables["ACESTEP_AMQP_URL"]) as client:
+            jobs = await client.submit(2, **SLOW)
+            await client.wait_for(JobStarted, jobs)
             os.kill(group.worker("gpu0").pid, signal.SIGKILL)
-            await at.hear(JobCompleted, jobs)
+            await client.wait_for(JobCompleted, jobs)
             await ready(group, 3)
-            jobs = await at.submit(2, **SLOW)
-            assert await at.hear(JobStarted, jobs) == BOTH
+            jobs = await client.submit(2, **SLOW)
+            assert await client.wait_for(JobStarted, jobs) == BOTH
             workers = [group.worker("gpu0"), group.worker("gpu1")]
             os.kill(group.process.id.pid, signal.SIGKILL)
-            assert await at.hear(JobCompleted, jobs) == BOTH, "they drain"
+            assert await client.wait_for(JobCompleted, jobs) == BOTH, "they drain"
         await eventually(lambda: not any(worker.alive() for worker in workers))
 
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from tests.support.servers import ManagementApi
 
 
-class Desk:
+class HeldDeliveries:
     """A handler that keeps deliveries in hand until the test has one finished."""
 
     def __init__(self) -> None:
@@ -67,10 +67,10 @@ class Desk:
 
 
 @asynccontextmanager
-async def consuming(url: str, desk: Desk, **values: Any) -> AsyncIterator[tuple[Consumer, BrokerConnection]]:
+async def consuming(url: str, held: HeldDeliveries, **values: Any) -> AsyncIterator[tuple[Consumer, BrokerConnection]]:
     settings = broker_settings(url, **values)
     async with BrokerConnection(settings, "consume") as connection, BrokerConnection(settings, "publish") as out:
-        consumer = Consumer(connection, settings, desk.hold, Publisher(out, "w1"))
+        consumer = Consumer(connection, settings, held.hold, Publisher(out, "w1"))
         await consumer.start()
         yield consumer, connection
         await consumer.stop()
@@ -101,9 +101,9 @@ async def broker_lists(management: ManagementApi, vhost: str, prefetch: Callable
 async def test_a_larger_prefetch_holds_at_once_and_exactly(
     amqp_url: str, amqp_vhost: str, management: ManagementApi, queue_type: str
 ) -> None:
-    desk = Desk()
+    held = HeldDeliveries()
     values = {"queue_workers": 1, "queue_type": queue_type}
-    async with Peer(amqp_url) as peer, consuming(amqp_url, desk, **values) as (consumer, _):
+    async with Peer(amqp_url) as peer, consuming(amqp_url, held, **values) as (consumer, _):
         for number in range(6):
             await peer.request(b"%d" % number)
         await eventually(lambda: consumer.in_hand == 1)
@@ -111,7 +111,7 @@ async def test_a_larger_prefetch_holds_at_once_and_exactly(
         await eventually(lambda: consumer.in_hand == 4)
         await broker_lists(management, amqp_vhost, lambda: 4)
         assert await peer.ready(GENERATE) == 2
-        assert desk.redelivered == 0
+        assert held.redelivered == 0
 
 
 @pytest.mark.broker_versions
@@ -120,9 +120,9 @@ async def test_a_larger_prefetch_holds_at_once_and_exactly(
 async def test_a_smaller_prefetch_takes_nothing_back_and_brings_nothing_new_until_enough_is_settled(
     amqp_url: str, amqp_vhost: str, management: ManagementApi, steps: list[int], queue_type: str
 ) -> None:
-    desk = Desk()
+    held = HeldDeliveries()
     values = {"queue_workers": steps[0], "queue_type": queue_type}
-    async with Peer(amqp_url) as peer, consuming(amqp_url, desk, **values) as (consumer, _):
+    async with Peer(amqp_url) as peer, consuming(amqp_url, held, **values) as (consumer, _):
         for step in steps[1:]:
             await consumer.set_prefetch(step)
         for number in range(10):
@@ -131,15 +131,15 @@ async def test_a_smaller_prefetch_takes_nothing_back_and_brings_nothing_new_unti
         await consumer.set_prefetch(2)
         await ready_is(peer, 6)
         for finished in (1, 2):  # four are in hand, then three, then two: nothing comes yet
-            desk.finish(1)
-            await eventually(lambda finished=finished: sum(desk.done.values()) == finished)  # type: ignore[misc]
+            held.finish(1)
+            await eventually(lambda finished=finished: sum(held.done.values()) == finished)  # type: ignore[misc]
             await ready_is(peer, 6)
             assert consumer.in_hand == 4 - finished
         for finished in range(3, 11):  # from now on one comes for each that is settled
-            desk.finish(1)
-            await eventually(lambda finished=finished: sum(desk.done.values()) == finished)  # type: ignore[misc]
+            held.finish(1)
+            await eventually(lambda finished=finished: sum(held.done.values()) == finished)  # type: ignore[misc]
             await eventually(lambda finished=finished: consumer.in_hand == min(2, 10 - finished))  # type: ignore[misc]
-        assert (set(desk.done.values()), desk.redelivered, desk.most) == ({1}, 0, 4)
+        assert (set(held.done.values()), held.redelivered, held.most) == ({1}, 0, 4)
         await ready_is(peer, 0)
         await broker_lists(management, amqp_vhost, lambda: 2)
 
@@ -147,8 +147,8 @@ async def test_a_smaller_prefetch_takes_nothing_back_and_brings_nothing_new_unti
 async def test_the_prefetch_survives_a_new_connection(
     amqp_url: str, amqp_vhost: str, management: ManagementApi
 ) -> None:
-    desk = Desk()
-    async with Peer(amqp_url) as peer, consuming(amqp_url, desk, queue_workers=1) as (consumer, connection):
+    held = HeldDeliveries()
+    async with Peer(amqp_url) as peer, consuming(amqp_url, held, queue_workers=1) as (consumer, connection):
         for number in range(6):
             await peer.request(b"%d" % number)
         await eventually(lambda: consumer.in_hand == 1)
@@ -159,14 +159,14 @@ async def test_the_prefetch_survives_a_new_connection(
         await eventually(lambda: consumer.in_hand == 6)
         await broker_lists(management, amqp_vhost, lambda: 3)
         await consumer.set_prefetch(1)
-        desk.finish(6)
-        await eventually(lambda: len(desk.open) == 1 and consumer.finished == 6)
+        held.finish(6)
+        await eventually(lambda: len(held.open) == 1 and consumer.finished == 6)
         await ready_is(peer, 2)
 
 
 async def test_a_prefetch_set_while_the_link_is_down_holds_when_it_is_back(amqp_url: str) -> None:
-    desk = Desk()
-    async with Peer(amqp_url) as peer, consuming(amqp_url, desk, queue_workers=1) as (consumer, connection):
+    held = HeldDeliveries()
+    async with Peer(amqp_url) as peer, consuming(amqp_url, held, queue_workers=1) as (consumer, connection):
         channel = await connection.channel()
         connection.reconnect("a test")
         await eventually(lambda: channel.is_closed)
@@ -217,8 +217,8 @@ async def test_changes_under_load_lose_nothing_and_deliver_nothing_again(amqp_ur
 
 async def test_a_change_that_is_cancelled_keeps_channel_and_work(amqp_url: str) -> None:
     """A stop comes whenever it likes, also while the prefetch changes."""
-    desk = Desk()
-    async with Peer(amqp_url) as peer, consuming(amqp_url, desk, queue_workers=1) as (consumer, connection):
+    held = HeldDeliveries()
+    async with Peer(amqp_url) as peer, consuming(amqp_url, held, queue_workers=1) as (consumer, connection):
         channel = await connection.channel()
         await peer.request(b"1")
         await eventually(lambda: consumer.in_hand == 1)
@@ -227,11 +227,11 @@ async def test_a_change_that_is_cancelled_keeps_channel_and_work(amqp_url: str) 
         await asyncio.sleep(0)
         changing.cancel()
         draining = asyncio.create_task(consumer.drain(20))
-        desk.finish(1)
+        held.finish(1)
         await draining
         assert not channel.is_closed
         assert await connection.channel() is channel
-        assert desk.done == {b"1": 1}
+        assert held.done == {b"1": 1}
         await ready_is(peer, 0)
 
 

@@ -33,9 +33,11 @@ from acestep_consumer.engine.messages import Render, TokenizeAudio
 from acestep_consumer.engine.renderer import startup
 from acestep_consumer.engine.renderer.batch_request import AudioCopy
 from acestep_consumer.engine.renderer.device import Offload
+from acestep_consumer.engine.renderer.encode_songs import SongEncoder
 from acestep_consumer.engine.renderer.lyric_alignment import AlignedLyrics
 from acestep_consumer.engine.renderer.quiet_imports import quietly
-from acestep_consumer.engine.renderer.render import RenderResources, _JobRenderer, render, tokenize_audio
+from acestep_consumer.engine.renderer.render import render, tokenize_audio
+from acestep_consumer.engine.renderer.render_resources import RenderResources
 from acestep_consumer.engine.testing.tiny_checkpoint import write
 from acestep_consumer.policy.scoring import KNOWN, BestSongs
 from acestep_schemas.events import LimitsReport, Metas, ModelChoice, PolicyReport
@@ -569,7 +571,7 @@ def test_the_candidate_that_sings_its_lyrics_is_kept(
     resources: RenderResources, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     found = iter((0.1, 0.5, 0.2))
-    monkeypatch.setattr(_JobRenderer, "_aligned", lambda *_: AlignedLyrics((), next(found)))
+    monkeypatch.setattr(SongEncoder, "_aligned", lambda *_: AlignedLyrics((), next(found)))
     message = render_message(tmp_path, seeds=(7, 8, 9), audio_duration=1, candidates=3)
     made = rendered(resources, message)
     assert [each.measures["lyrics"] for each in made.candidates] == [0.1, 0.5, 0.2]

@@ -16,7 +16,7 @@ from acestep_consumer.domain.errors import InputUnreadable
 from acestep_consumer.domain.objects import ObjectAddress
 from acestep_consumer.domain.tasks import TRACK_CLASSES
 from acestep_consumer.engine.renderer import startup
-from acestep_consumer.engine.renderer.render import RenderResources
+from acestep_consumer.engine.renderer.render_resources import RenderResources
 from acestep_consumer.engine.testing.tiny_checkpoint import BASE, write
 from acestep_consumer.storage.s3.objects import S3Objects
 from acestep_schemas.events import ParentSong
@@ -98,6 +98,19 @@ async def test_a_repaint_of_a_song_keeps_the_samples_of_its_file_to_the_bit(make
     assert np.abs(before[:, 2 * RATE : 3 * RATE] - after[:, 2 * RATE : 3 * RATE]).max() > 0.05
     assert made.parents == (ParentSong(task_id="song", index=0, field="source_task_id"),)
     assert made.request.src_audio_path is None
+
+
+async def test_an_extension_of_a_song_that_fades_out_fades_at_its_new_end_and_not_in_its_middle(
+    maker: SongMaker,
+) -> None:
+    song = await maker.make("song", prompt="jazz", seed=7, audio_duration=4, fade_out_duration=2)
+    made = await maker.make("longer", source_task_id="song", extend_right_s=2, seed=8)
+    before, after = await maker.samples(song), await maker.samples(made)
+    edge = round(0.025 * RATE) + 1
+    assert np.array_equal(before[:, : 2 * RATE - edge], after[:, : 2 * RATE - edge])
+    ends = [_level_db(audio[:, end - RATE // 4 : end]) for audio, end in ((after, 4 * RATE), (after, 6 * RATE))]
+    assert ends[0] > ends[1] + 10
+    assert not after[:, -1].any()
 
 
 async def test_what_is_made_from_latents_has_the_level_of_the_file_around_it(maker: SongMaker) -> None:

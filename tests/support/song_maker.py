@@ -20,7 +20,8 @@ from acestep_consumer.domain.objects import ObjectAddress
 from acestep_consumer.domain.outcome import RunInfo, TerminalRecord, manifest
 from acestep_consumer.engine.adapters import DirectPlanner
 from acestep_consumer.engine.messages import Render, TokenizeAudio
-from acestep_consumer.engine.renderer.render import RenderResources, render, tokenize_audio
+from acestep_consumer.engine.renderer.render import render, tokenize_audio
+from acestep_consumer.engine.renderer.render_resources import RenderResources
 from acestep_consumer.inputs.fetch import AllowedInputs
 from acestep_consumer.inputs.source_songs import StoredSongs
 from acestep_consumer.policy.admit import Limits, admit

@@ -19,6 +19,7 @@ from acestep_consumer.broker.errors import BrokerRefused, ConnectionLost, descri
 from acestep_consumer.broker.topology import CAPACITY, GENERATE, capacity_policy
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
     from types import TracebackType
 
@@ -32,6 +33,7 @@ WRITE_TIMEOUT_S = 10.0
 _NAME_PREFIX, _NAME_SUFFIX = "acestep-consumer ", " consume"
 # Averaged over five minutes: the momentary rate says little about jobs that take minutes.
 _RATES = "msg_rates_age=300&msg_rates_incr=10"
+_POLICY_COLUMNS = "name,type,arguments,policy,operator_policy,effective_policy_definition"
 _APPLIES_TO_QUEUES = {"all", "queues", "classic_queues", "quorum_queues"}
 _REFUSALS = {
     HTTPStatus.UNAUTHORIZED: "it refuses the login: put user and password into ACESTEP_MANAGEMENT_URL, or give the "
@@ -71,6 +73,25 @@ class RequestQueue:
     acked_per_s: float | None
     limit: int | None
     consumers: tuple[ConsumerInfo, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueuePolicy:
+    """What policies say about a queue.
+
+    Attributes:
+        name: the queue's.
+        kind: ``classic``, ``quorum`` or ``stream``.
+        arguments: those that it was declared with.
+        policy: the arguments of the policy and the operator policy that the broker applies, some seconds old.
+        policies: the names of these two.
+    """
+
+    name: str
+    kind: str
+    arguments: Mapping[str, Any]
+    policy: Mapping[str, Any]
+    policies: tuple[str, ...]
 
 
 def vhost_of(settings: BrokerSettings) -> str:
@@ -133,6 +154,11 @@ class ManagementClient:
         """Return (exchange, queue, routing key) of all bindings in the virtual host."""
         found = await self.call("GET", f"/api/bindings/{self._vhost}")
         return frozenset((each["source"], each["destination"], each["routing_key"]) for each in found)
+
+    async def queue_policies(self) -> tuple[QueuePolicy, ...]:
+        """Return what policies say about the queues in the virtual host; nothing on those seconds old."""
+        found = await self.call("GET", f"/api/queues/{self._vhost}?columns={_POLICY_COLUMNS}")
+        return tuple(_queue_policy(each) for each in found if each.get("effective_policy_definition") is not None)
 
     async def request_queue(self) -> RequestQueue:
         """Return the depth, rate, limit and consumers of the request queue."""
@@ -218,6 +244,16 @@ def _request_queue(queue: dict[str, Any], names: dict[str, str]) -> RequestQueue
         acked_per_s=(rates.get("ack_details") or {}).get("avg_rate"),
         limit=_limit(queue),
         consumers=_consumers(queue.get("consumer_details") or (), names),
+    )
+
+
+def _queue_policy(queue: dict[str, Any]) -> QueuePolicy:
+    return QueuePolicy(
+        name=queue["name"],
+        kind=queue.get("type") or "classic",
+        arguments=queue.get("arguments") or {},
+        policy=queue["effective_policy_definition"],
+        policies=tuple(name for key in ("policy", "operator_policy") if (name := queue.get(key))),
     )
 
 

@@ -27,7 +27,7 @@ def write(folder: Path, note: Console) -> Exit:
 
     say("loading torch and diffusers")
     try:
-        with library_imports(None):
+        with library_imports(quantized=False):
             from acestep_consumer.engine.testing import tiny_checkpoint, tiny_lm  # noqa: PLC0415 - they need torch
     except ImportError as error:
         print_error(f"{error.name} is missing: pip install 'acestep-consumer[engine]'", note)

@@ -5,6 +5,7 @@ A module of its own, so that the client can use it without reading settings.
 """
 
 import re
+from difflib import get_close_matches
 from typing import Final
 from urllib.parse import parse_qs, urlsplit
 
@@ -12,7 +13,7 @@ ENCODING: Final = (
     "in user and password, characters such as # / ? @ : % must be percent-encoded (# is %23, / is %2F, % is %25)"
 )
 
-HEARTBEAT: Final = "heartbeat in the URL must be a whole number of seconds, 1 to 65534, or 0 for none"
+HEARTBEAT: Final = "heartbeat in the URL must be a whole number of seconds, 1 to 65534, or 0 for none (?heartbeat=30)"
 _HEARTBEATS: Final = range(65_535)
 
 _BETWEEN_URLS: Final = re.compile(r",\s*(?=amqps?://)")
@@ -31,6 +32,12 @@ def has_raw_login(url: str) -> bool:
 
 
 def has_bad_heartbeat(url: str) -> bool:
-    """Whether the URL's ``heartbeat`` is none that AMQP has; aiormq would go without, and never notice a dead peer."""
-    given = parse_qs(urlsplit(url).query, keep_blank_values=True).get("heartbeat", [])
-    return not all(text.isascii() and text.isdecimal() and int(text) in _HEARTBEATS for text in given)
+    """Whether the URL's ``heartbeat`` is none that AMQP has; aiormq would go without, and never notice a dead peer.
+
+    So is one whose name is misspelled, or has capital letters: aiormq does not read it.
+    """
+    given = parse_qs(urlsplit(url).query, keep_blank_values=True)
+    if any(name != "heartbeat" and get_close_matches(name.lower(), ["heartbeat"], cutoff=0.8) for name in given):
+        return True
+    texts = given.get("heartbeat", [])
+    return not all(text.isascii() and text.isdecimal() and int(text) in _HEARTBEATS for text in texts)

@@ -15,6 +15,7 @@ from pydantic_core import to_jsonable_python
 
 from acestep_consumer.domain.audio_codes import format_codes, parse_codes
 from acestep_consumer.domain.errors import InvalidRequest
+from acestep_consumer.domain.fades import SongFades
 from acestep_consumer.domain.job import SourceSong
 from acestep_consumer.domain.line_edits import rewritten
 from acestep_consumer.domain.tasks import TASKS, TRACK_CLASSES
@@ -68,6 +69,7 @@ NOT_TAKEN_OVER: Final = frozenset(
 """Fields that a song which is made again does not take over from its parent's request; it takes over all others."""
 
 _COUNTS: Final = frozenset({"batch_size", "candidates"})
+_LATENT_CHANGES: Final = ("latent_rescale", "latent_shift")
 _LM_OFF: Final[Mapping[str, JsonValue]] = {
     **dict.fromkeys(("thinking", "sample_mode", "use_format", "use_cot_metas", "use_cot_caption"), False),
     "use_cot_language": False,
@@ -109,6 +111,11 @@ class FoundSong:
             return 0
         kept = (place for place, each in enumerate(self.manifest.candidates) if each.index == self.index)
         return next(kept, self.index)
+
+    @property
+    def fades(self) -> SongFades:
+        """Its fades."""
+        return SongFades.of(self.manifest.request, self.audio.duration_s)
 
     def description(self) -> dict[str, object]:
         """Return what the song was described as, by the request or by the language model."""
@@ -190,16 +197,19 @@ def resolve(asked: GenerationRequest, song: FoundSong | None) -> Resolution:
     if song is not None and is_made_again(asked):
         _make_again(draft, song)
         return draft.resolution(None)
-    if song is not None and (asked.task_type == "repaint" or any(name in _REPAINTS for name in names(asked))):
+    is_repaint = asked.task_type == "repaint" or any(name in _REPAINTS for name in names(asked))
+    if song is not None and is_repaint:
         _take_over(draft, song)
     if asked.extend_left_s is not None:
-        _extend_left(draft, asked.extend_left_s)
+        _extend_left(draft, asked.extend_left_s, song)
     if asked.extend_right_s is not None:
         _extend_right(draft, asked.extend_right_s, song)
     if asked.replace_lines is not None and song is not None:
         _replace_lines(draft, asked.replace_lines, song)
     if asked.stems:
         _extract_stems(draft)
+    if song is not None and is_repaint:
+        _take_over_fades(draft, song)
     return draft.resolution(None if song is None else song.as_source())
 
 
@@ -299,6 +309,23 @@ def _take_over(draft: _Draft, song: FoundSong) -> None:
             draft.take(name, values[name], f"of {song.name}")
 
 
+def _take_over_fades(draft: _Draft, song: FoundSong) -> None:
+    """Take over the fades that are made anew, and say what does not count for the new part."""
+    made = draft.resolution(None).request
+    window = made.repainting_start, made.repainting_end
+    for name, seconds in song.fades.made_anew(*window):
+        draft.take(name, seconds, f"of {song.name}: all of it is made anew")
+    given, before = draft.asked.model_fields_set, song.manifest.request
+    draft.warnings += [warning for name, warning in song.fades.cut(*window) if name not in given]
+    for name in _LATENT_CHANGES:
+        value = getattr(before, name)
+        if name not in given and value != type(before).model_fields[name].default:
+            draft.warnings.append(
+                f"{name} = {value:g} of {song.name} is not taken over: the new part does not have it. Give it to have "
+                "it there, too"
+            )
+
+
 def _make_again(draft: _Draft, song: FoundSong) -> None:
     """Take over everything that the song was made from, unless the request gives it."""
     asked, before, because = draft.asked, song.manifest.request, f"of {song.name}"
@@ -357,12 +384,13 @@ def _require_source(draft: _Draft, before: GenerationRequest) -> None:
         raise InvalidRequest([_problem(draft.asked, "source_task_id", rule)])
 
 
-def _extend_left(draft: _Draft, seconds: float) -> None:
+def _extend_left(draft: _Draft, seconds: float, song: FoundSong | None) -> None:
     whole = max(round(seconds * FRAMES_PER_SECOND), 1) / FRAMES_PER_SECOND
-    because = f"extend_left_s = {seconds:g}, and {EXTENSION_OVERLAP_S:g} s of the song to go on from"
+    overlap, why = _overlap(0.0 if song is None else song.fades.in_s, "the song", "fade in")
+    because = f"extend_left_s = {seconds:g}, and {why}"
     draft.set("task_type", "repaint", because)
     draft.set("repainting_start", -whole, because)
-    draft.set("repainting_end", EXTENSION_OVERLAP_S, because)
+    draft.set("repainting_end", overlap, because)
 
 
 def _extend_right(draft: _Draft, seconds: float, song: FoundSong | None) -> None:
@@ -371,20 +399,29 @@ def _extend_right(draft: _Draft, seconds: float, song: FoundSong | None) -> None
         draft.values["extend_right_s"] = seconds
         return
     draft.set("task_type", "repaint", f"extend_right_s = {seconds:g}")
-    for edit in extension(seconds, song.audio.duration_s):
+    for edit in extension(seconds, song.audio.duration_s, song.fades.out_s):
         draft.set(edit.field, edit.value, edit.because)
 
 
-def extension(seconds: float, length: float) -> tuple[Edit, ...]:
-    """Return the window of a repaint that makes a song of ``length`` seconds longer by so many on the right."""
-    because = (
-        f"extend_right_s = {seconds:g}, the song has {length:g} s, and {EXTENSION_OVERLAP_S:g} s of it to go on from"
-    )
-    start, end = round(max(length - EXTENSION_OVERLAP_S, 0.0), 3), round(length + seconds, 3)
+def extension(seconds: float, length: float, fade_out_s: float = 0.0) -> tuple[Edit, ...]:
+    """Return the window of a repaint that makes a song of ``length`` seconds longer by so many on the right.
+
+    ``fade_out_s``: its last seconds, which fade. They are made anew, or the new song would fade in its middle.
+    """
+    overlap, why = _overlap(fade_out_s, "it", "fade out")
+    because = f"extend_right_s = {seconds:g}, the song has {length:g} s, and {why}"
+    start, end = round(max(length - overlap, 0.0), 3), round(length + seconds, 3)
     return (
         Edit(field="repainting_start", value=start, because=because),
         Edit(field="repainting_end", value=end, because=because),
     )
+
+
+def _overlap(fade_s: float, song: str, fades: str) -> tuple[float, str]:
+    """Return the seconds of the song that an extension makes anew, and why."""
+    if fade_s > EXTENSION_OVERLAP_S:
+        return fade_s, f"{fade_s:g} s of {song} {fades}"
+    return EXTENSION_OVERLAP_S, f"{EXTENSION_OVERLAP_S:g} s of {song} to go on from"
 
 
 def _replace_lines(draft: _Draft, lines: Mapping[str, str], song: FoundSong) -> None:

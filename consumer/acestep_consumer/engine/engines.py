@@ -218,7 +218,12 @@ class Engines:
         if request.init is False or engine.device.strip().lower() == "cpu" or not _NVIDIA_DRIVER.exists():
             return None
         configure = self._configure_planner(
-            ConfigurePlanner(model="", backend=engine.lm_backend, memory_gb=0, offload=bool(engine.lm_offload))
+            ConfigurePlanner(
+                model=engine.lm_model_path or "",
+                backend=engine.lm_backend,
+                memory_gb=0,
+                offload=bool(engine.lm_offload),
+            )
         )
         return _StartingPlanner(self._new_planner(replace(configure, wait=True)))
 

@@ -12,19 +12,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from acestep_consumer.config.settings import Quantization
-
 UNUSED: Final = ("boto3", "peft")
 """Imported by accelerate (for SageMaker) and by diffusers (for its own LoRA loader) where they are installed."""
 
 QUANTIZER: Final = "torchao"
-"""Imported by transformers and diffusers where it is installed; used with ``ACESTEP_QUANTIZATION`` alone."""
+"""Imported by transformers and diffusers where it is installed; used for quantized weights alone."""
 
 
 @contextmanager
-def library_imports(quantization: Quantization | None) -> Iterator[None]:
-    """Import the libraries in the body; it takes four fifths of the time, or less."""
-    unwanted = UNUSED if quantization else (*UNUSED, QUANTIZER)
+def library_imports(*, quantized: bool) -> Iterator[None]:
+    """Import the libraries in the body; it takes four fifths of the time, or less.
+
+    ``quantized``: weights are quantized, by ``ACESTEP_QUANTIZATION`` or as they were published.
+    """
+    unwanted = UNUSED if quantized else (*UNUSED, QUANTIZER)
     with _collection_paused(), _hidden(unwanted), _distributions_read_once():
         yield
 

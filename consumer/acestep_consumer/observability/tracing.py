@@ -9,6 +9,7 @@ Exporters are configured by OpenTelemetry's variables, mainly ``OTEL_EXPORTER_OT
 nothing is recorded.
 """
 
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -46,12 +47,28 @@ _ATTRIBUTES: Final[dict[str, str | int]] = {
     "messaging.operation.type": "process",
     "messaging.operation.name": "process",
 }
+_PROTOCOLS: Final = ("http/protobuf",)
+_COMPRESSIONS: Final = ("none", "gzip", "deflate")
+_SAMPLERS: Final = (
+    *("always_on", "always_off", "traceidratio"),
+    *("parentbased_always_on", "parentbased_always_off", "parentbased_traceidratio"),
+)
 _SUPPORTED: Final[Mapping[str, tuple[str, ...]]] = {
     "OTEL_TRACES_EXPORTER": ("otlp", "none"),
-    "OTEL_EXPORTER_OTLP_PROTOCOL": ("http/protobuf",),
-    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": ("http/protobuf",),
+    "OTEL_EXPORTER_OTLP_PROTOCOL": _PROTOCOLS,
+    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": _PROTOCOLS,
+    "OTEL_EXPORTER_OTLP_COMPRESSION": _COMPRESSIONS,
+    "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION": _COMPRESSIONS,
+    "OTEL_TRACES_SAMPLER": _SAMPLERS,
 }
-_VARIABLES: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_TRACES_EXPORTER")
+_ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+# What the SDK makes of any other number is its default, with a line in the log.
+_NUMBERS: Final[Mapping[str, tuple[float, float, str]]] = {
+    "OTEL_TRACES_SAMPLER_ARG": (0, 1, "a number from 0 to 1"),
+    "OTEL_EXPORTER_OTLP_TIMEOUT": (0, 86_400, "a number of seconds"),
+    "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": (0, 86_400, "a number of seconds"),
+}
+_VARIABLES: Final = (*_ENDPOINTS, "OTEL_TRACES_EXPORTER")
 
 log = structlog.get_logger()
 
@@ -75,9 +92,8 @@ def set_up_tracing(instance_id: str, service: str = _NAME) -> None:
     """
     if not any(os.environ.get(name, "none") != "none" for name in _VARIABLES):
         return
-    for variable, supported in _SUPPORTED.items():
-        if (given := os.environ.get(variable, "").strip()) not in ("", *supported):
-            raise TracingMisconfigured(f"{variable}={given}: must be {' or '.join(supported)}")
+    for variable, rule in _broken_rules():
+        raise TracingMisconfigured(f"{variable}={os.environ[variable]}: must be {rule}")
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - an extra
         from opentelemetry.sdk.resources import Resource  # noqa: PLC0415 - as above
@@ -93,6 +109,28 @@ def set_up_tracing(instance_id: str, service: str = _NAME) -> None:
     except ValueError as error:
         raise TracingMisconfigured(error) from error
     trace.set_tracer_provider(provider)
+
+
+def _broken_rules() -> Iterator[tuple[str, str]]:
+    """Yield the variables that OpenTelemetry would read otherwise than they are meant, and what they must be."""
+    given = {name: value.strip() for name, value in os.environ.items() if name.startswith("OTEL_") and value.strip()}
+    for name, supported in _SUPPORTED.items():
+        if name in given and given[name].lower() not in supported:
+            yield name, " or ".join(supported)
+    for name in _ENDPOINTS:
+        if name in given and not given[name].startswith(("http://", "https://")):
+            yield name, "a URL with its scheme, such as http://127.0.0.1:4318"
+    for name, (least, most, rule) in _NUMBERS.items():
+        if name in given and not least <= _number(given[name]) <= most:
+            yield name, rule
+
+
+def _number(text: str) -> float:
+    """Return a number; not-a-number, which no range has, for any other text."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 @contextmanager

@@ -16,7 +16,7 @@ MAIN, SIDE = "main", "side"
 
 
 @dataclass
-class Desk:
+class Consumers:
     """Consumers and what they hold, without a broker."""
 
     most: int
@@ -102,14 +102,14 @@ def test_without_targets_every_consumer_goes() -> None:
 def test_never_more_than_the_count_may_come_and_every_wish_comes_true_in_the_end(
     most: int, wishes: list[tuple[int, int]], seed: int
 ) -> None:
-    chance, desk = random.Random(seed), Desk(most)  # noqa: S311 - a repeatable run
+    chance, consumers = random.Random(seed), Consumers(most)  # noqa: S311 - a repeatable run
     for count, side in wishes:
-        desk.most = count
+        consumers.most = count
         targets = {SIDE: min(side, count), MAIN: count - min(side, count)}
-        desk.arrange(targets)
-        desk.deliver(chance)
-        desk.settle(chance)
-        desk.arrange(targets)
-    desk.settle_all()
-    desk.arrange(targets)
-    assert {queue: desk.may_hold(queue) for queue in targets} == targets
+        consumers.arrange(targets)
+        consumers.deliver(chance)
+        consumers.settle(chance)
+        consumers.arrange(targets)
+    consumers.settle_all()
+    consumers.arrange(targets)
+    assert {queue: consumers.may_hold(queue) for queue in targets} == targets

@@ -19,8 +19,17 @@ from rich.console import Console
 
 from acestep_consumer.audio.formats import FORMATS
 from acestep_consumer.broker.inspection import MissingPermission, QueueDepth, TopologyDiff
+from acestep_consumer.broker.management import QueuePolicy
 from acestep_consumer.broker.queue_limit import LimitInForce
-from acestep_consumer.broker.topology import DEAD_LETTER, GENERATE, NOTICES, UNROUTED, topology_with
+from acestep_consumer.broker.topology import (
+    CAPACITY,
+    DEAD_LETTER,
+    GENERATE,
+    IDENTIFIED,
+    NOTICES,
+    UNROUTED,
+    topology_with,
+)
 from acestep_consumer.broker.versions import ack_timeout_warning
 from acestep_consumer.commands.doctor import machine
 from acestep_consumer.commands.doctor.broker import (
@@ -46,6 +55,7 @@ from acestep_consumer.commands.doctor.machine import (
     judge_tier,
 )
 from acestep_consumer.commands.doctor.models import judge_lm, judge_model
+from acestep_consumer.commands.doctor.policies import judge_policies
 from acestep_consumer.commands.doctor.probe import Probe, run
 from acestep_consumer.commands.doctor.report import DoctorReport, Finding, fail, ok, skip, warn
 from acestep_consumer.commands.doctor.storage import judge_clock, judge_condition, judge_delete
@@ -163,6 +173,49 @@ def test_missing_bindings_are_named() -> None:
     found = judge_bindings(wanted, there - {("acestep.requests", GENERATE, "generate.#")})
     assert found.level == "warn"
     assert "acestep.requests → acestep.generate (generate.#)" in found.said
+
+
+REJECTS = {"x-overflow": "reject-publish", "x-max-length": 200}
+
+
+@pytest.mark.parametrize(
+    ("queue", "kind", "arguments", "policy", "said"),
+    [
+        (GENERATE, "classic", REJECTS, {"ha-mode": "all"}, None),
+        (GENERATE, "classic", REJECTS, {"overflow": "drop-head"}, None),
+        (GENERATE, "quorum", REJECTS, {"overflow": "drop-head"}, "drops its oldest request for each new one"),
+        (GENERATE, "quorum", REJECTS, {"overflow": "reject-publish-dlx"}, "a full queue rejects runs all the same"),
+        (GENERATE, "quorum", REJECTS, {"delivery-limit": 20}, "given up then, whatever ACESTEP_MAX_ATTEMPTS says"),
+        (GENERATE, "classic", REJECTS, {"max-length": 500}, None),
+        (f"{GENERATE}.tier6", "classic", REJECTS, {"max-length": 50}, "max-length = 50: ACESTEP_QUEUE_MAXSIZE is 200"),
+        (GENERATE, "classic", {"x-overflow": "reject-publish"}, {}, "no limit is in force"),
+        (GENERATE, "classic", REJECTS, {"max-length-bytes": 5}, "it is full before the limit of messages"),
+        (GENERATE, "classic", REJECTS, {"message-ttl": 90_000}, "end as expired that wait longer than 90 s"),
+        (GENERATE, "classic", REJECTS, {"expires": 60_000}, "deleted with all that waits after 60 s"),
+        (IDENTIFIED, "classic", {}, {"max-length": 50}, "requests that were accepted are dropped"),
+        (IDENTIFIED, "classic", {}, {"overflow": "drop-head"}, None),
+        (NOTICES, "classic", {}, {"message-ttl": 90_000}, "terminal events are lost that wait"),
+        (UNROUTED, "classic", {}, {"message-ttl": 90_000}, None),
+        (DEAD_LETTER, "classic", {}, {"max-length": 90}, None),
+        ("orders", "classic", {}, {"overflow": "drop-head"}, None),
+    ],
+)
+def test_a_policy_that_breaks_a_guarantee_is_named_with_what_it_does(
+    queue: str, kind: str, arguments: dict[str, Any], policy: dict[str, Any], said: str | None
+) -> None:
+    covered = QueuePolicy(name=queue, kind=kind, arguments=arguments, policy=policy, policies=("theirs",))
+    found = judge_policies([covered], 200, "/")
+    assert found.level == ("ok" if said is None else "warn")
+    if said is not None:
+        assert said in found.said
+        assert found.said.startswith(f"{queue}: ")
+        assert "'theirs'" in (found.fix or "")
+
+
+def test_the_limit_that_a_worker_sets_is_left_to_the_measurement() -> None:
+    policy, arguments = {"max-length": 100}, {"x-overflow": "reject-publish"}
+    covered = QueuePolicy(name=GENERATE, kind="classic", arguments=arguments, policy=policy, policies=(CAPACITY,))
+    assert judge_policies([covered], 200, "/").level == "ok"
 
 
 def test_only_some_tags_may_set_policies() -> None:

@@ -299,6 +299,12 @@ def test_a_heartbeat_that_aiormq_would_turn_off_in_silence_is_refused(heartbeat:
         load({"ACESTEP_AMQP_URL": f"amqp://host/?heartbeat={heartbeat}"}, None)
 
 
+@pytest.mark.parametrize("name", ["Heartbeat", "heartbeats", "heart_beat"])
+def test_a_heartbeat_whose_name_aiormq_would_not_read_is_refused(name: str) -> None:
+    with pytest.raises(SettingsError, match=r"ACESTEP_AMQP_URL: .*heartbeat in the URL must be a whole number"):
+        load({"ACESTEP_AMQP_URL": f"amqp://host/?{name}=30"}, None)
+
+
 @pytest.mark.parametrize("heartbeat", ["0", "1", "65534"])
 def test_a_heartbeat_of_amqps_range_is_taken(heartbeat: str) -> None:
     url = f"amqp://host/?heartbeat={heartbeat}"

@@ -159,6 +159,65 @@ def test_a_repaint_or_a_variation_of_a_stem_is_of_the_track_that_the_stem_is_of(
     assert job.track_of(0) == track
 
 
+@pytest.mark.parametrize(
+    ("edit", "window", "fade_out"),
+    [
+        ({"extend_right_s": 10}, (15.0, 30.0), 5.0),
+        ({"extend_right_s": 10, "fade_out_duration": 0}, (15.0, 30.0), 0.0),
+        ({"extend_right_s": 10, "fade_out_duration": 8}, (15.0, 30.0), 8.0),
+        ({"task_type": "repaint", "repainting_start": 15}, (15.0, None), 5.0),
+        ({"task_type": "repaint", "repainting_start": 12, "repainting_end": 20}, (12.0, 20.0), 5.0),
+        ({"task_type": "repaint", "repainting_start": 3, "repainting_end": 6}, (3.0, 6.0), 0.0),
+        ({"extend_left_s": 10}, (-10.0, 1.0), 0.0),
+    ],
+)
+def test_the_fade_out_of_a_song_is_taken_over_where_all_of_it_is_made_anew(
+    edit: dict[str, Any], window: tuple[float, float | None], fade_out: float
+) -> None:
+    made = resolve(request(source_task_id="first", **edit), song(fade_out_duration=5))
+    assert (made.request.repainting_start, made.request.repainting_end) == window
+    assert (made.request.fade_in_duration, made.request.fade_out_duration) == (0.0, fade_out)
+    assert not made.warnings
+
+
+def test_an_extension_says_that_it_makes_the_fade_of_the_song_anew() -> None:
+    right = resolve(request(source_task_id="first", extend_right_s=10), song(fade_out_duration=5)).edits
+    because = {edit.field: edit.because for edit in right}
+    assert because["repainting_start"] == "extend_right_s = 10, the song has 20 s, and 5 s of it fade out"
+    assert because["fade_out_duration"] == "of song 0 of first: all of it is made anew"
+    left = resolve(request(source_task_id="first", extend_left_s=10), song(fade_in_duration=3, fade_out_duration=5))
+    assert (left.request.repainting_end, left.request.fade_in_duration, left.request.fade_out_duration) == (3, 3, 0)
+    assert "extend_left_s = 10, and 3 s of the song fade in" in {edit.because for edit in left.edits}
+
+
+def test_a_repaint_of_the_whole_song_fades_as_the_song_does() -> None:
+    faded = song(fade_in_duration=3, fade_out_duration=99)
+    for window in ({}, {"repainting_start": 8, "repainting_end": 8}):
+        made = resolve(request(source_task_id="first", task_type="repaint", **window), faded)
+        assert (made.request.fade_in_duration, made.request.fade_out_duration) == (3.0, 20.0)
+        assert not made.warnings
+
+
+def test_a_repaint_of_a_piece_of_a_fade_says_that_the_piece_does_not_fade() -> None:
+    faded = song(fade_out_duration=5)
+    window: dict[str, Any] = {"task_type": "repaint", "repainting_start": 16, "repainting_end": 18}
+    (warning,) = resolve(request(source_task_id="first", **window), faded).warnings
+    assert warning.startswith("the song fades in its last 5 s, of which 2 s are made anew: these do not fade.")
+    assert not resolve(request(source_task_id="first", **window, fade_out_duration=1), faded).warnings
+
+
+def test_a_repaint_says_that_a_rescaling_of_the_latents_is_not_that_of_the_new_part() -> None:
+    rescaled = song(latent_rescale=1.5, latent_shift=0.1)
+    edit: dict[str, Any] = {"source_task_id": "first", "extend_right_s": 10}
+    found = resolve(request(**edit), rescaled)
+    assert [warning.partition(" is not taken over")[0] for warning in found.warnings] == [
+        "latent_rescale = 1.5 of song 0 of first",
+        "latent_shift = 0.1 of song 0 of first",
+    ]
+    assert found.request.latent_rescale == 1
+    assert not resolve(request(**edit, latent_rescale=2, latent_shift=0), rescaled).warnings
+
+
 def test_an_extension_to_the_left_is_whole_frames_long() -> None:
     made = resolve(request(source_task_id="first", extend_left_s=10.01), song()).request
     assert (made.repainting_start, made.repainting_end) == (-10.0, 1.0)

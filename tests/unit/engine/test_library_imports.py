@@ -12,7 +12,6 @@ from importlib.util import find_spec
 
 import pytest
 
-from acestep_consumer.config.settings import Quantization
 from acestep_consumer.engine.library_imports import QUANTIZER, UNUSED, library_imports
 from tests.support.collector import freeze_the_living
 
@@ -29,19 +28,17 @@ def _as_in_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, name, raising=False)
 
 
-@pytest.mark.parametrize(("quantization", "hidden"), [(None, {*UNUSED, QUANTIZER}), ("int8", {*UNUSED})])
-def test_what_is_not_used_cannot_be_found_until_the_imports_are_over(
-    quantization: Quantization | None, hidden: set[str]
-) -> None:
+@pytest.mark.parametrize(("quantized", "hidden"), [(False, {*UNUSED, QUANTIZER}), (True, {*UNUSED})])
+def test_what_is_not_used_cannot_be_found_until_the_imports_are_over(*, quantized: bool, hidden: set[str]) -> None:
     names = {*UNUSED, QUANTIZER}
-    with library_imports(quantization):
+    with library_imports(quantized=quantized):
         assert {name for name in names if find_spec(name) is None} == hidden
     assert all(map(find_spec, names))
 
 
 def test_what_was_imported_before_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, QUANTIZER, sys)
-    with library_imports(None):
+    with library_imports(quantized=False):
         assert sys.modules[QUANTIZER] is sys
     assert sys.modules[QUANTIZER] is sys
 
@@ -54,7 +51,7 @@ def test_the_metadata_of_all_packages_is_read_once(monkeypatch: pytest.MonkeyPat
         return {}
 
     monkeypatch.setattr(importlib.metadata, "packages_distributions", read)
-    with library_imports(None):
+    with library_imports(quantized=False):
         assert importlib.metadata.packages_distributions() is importlib.metadata.packages_distributions()
     assert reads == ["read"]
     assert importlib.metadata.packages_distributions is read
@@ -62,7 +59,7 @@ def test_the_metadata_of_all_packages_is_read_once(monkeypatch: pytest.MonkeyPat
 
 def test_collection_is_paused_for_imports_and_goes_on_after_them_without_what_they_made() -> None:
     before = gc.get_freeze_count()
-    with library_imports(None):
+    with library_imports(quantized=False):
         assert not gc.isenabled()
     assert gc.isenabled()
     assert gc.get_freeze_count() > before

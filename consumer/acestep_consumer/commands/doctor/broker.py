@@ -27,6 +27,7 @@ from acestep_consumer.broker.topology import (
     topology_with,
 )
 from acestep_consumer.broker.versions import STREAMS, ack_timeout_warning, differences, number_of, untested
+from acestep_consumer.commands.doctor.policies import judge_policies
 from acestep_consumer.commands.doctor.probe import TIMEOUT_S
 from acestep_consumer.commands.doctor.report import Finding, fail, ok, skip, warn
 from acestep_consumer.commands.topology import tier_names
@@ -65,7 +66,7 @@ async def check_broker(settings: Settings, timeout_s: float = TIMEOUT_S) -> Asyn
 
 
 async def check_management(settings: BrokerSettings, timeout_s: float = TIMEOUT_S) -> AsyncGenerator[Finding]:
-    """Check the management API: the user's tags, the bindings, the broker's clock. ``timeout_s``: as above."""
+    """Check the management API: the user's tags, bindings, policies, the broker's clock. ``timeout_s``: as above."""
     if settings.management_url is None:
         yield skip(
             "management", "ACESTEP_MANAGEMENT_URL is not set, so the queue limit is fixed once the queue is declared"
@@ -75,6 +76,7 @@ async def check_management(settings: BrokerSettings, timeout_s: float = TIMEOUT_
         try:
             yield judge_tags(await monitor.tags())
             yield judge_bindings(topology_with(settings, None), await monitor.bindings())
+            yield judge_policies(await monitor.queue_policies(), settings.queue_maxsize, vhost_of(settings))
         except BrokerRefused as refusal:
             yield fail("management", str(refusal), "correct ACESTEP_MANAGEMENT_URL, or unset it")
             return

@@ -34,6 +34,9 @@ from acestep_consumer.engine.messages import (
     ToEngine,
     Unusable,
 )
+from acestep_consumer.engine.planner.registry import place_on_disk
+from acestep_consumer.engine.torchao_checkpoints import quantized_by_torchao
+from acestep_consumer.policy.tiers import LMS
 
 EXIT_UNUSABLE, EXIT_BACKEND_FAILED, EXIT_MISUNDERSTOOD, EXIT_CROWDED = 3, 4, 5, 6
 
@@ -90,7 +93,7 @@ async def serve(pipe: PlannerPipe, configure: ConfigurePlanner) -> None:
     with heartbeat(pipe.beat):
         try:
             # Not at the top: torch takes seconds and may be missing, and the parent must be informed of either.
-            with library_imports(configure.quantization):
+            with library_imports(quantized=uses_torchao(configure)):
                 from acestep_consumer.engine.planner.engine_loop import EngineLoop  # noqa: PLC0415 - see above
                 from acestep_consumer.engine.planner.loading import (  # noqa: PLC0415
                     DeviceCrowded,
@@ -129,6 +132,13 @@ async def serve(pipe: PlannerPipe, configure: ConfigurePlanner) -> None:
     stats = asyncio.create_task(report_stats(engine_loop, pipe.send), name="stats")
     while not stats.done():
         service.handle(await pipe.receive())
+
+
+def uses_torchao(configure: ConfigurePlanner) -> bool:
+    """Whether weights are to be quantized, or those on this disk already are: of any model that may be named later."""
+    names = (configure.model, *(LMS if configure.wait else ()))
+    places = (place_on_disk(name, configure.checkpoint_dir, os.environ) for name in names)
+    return configure.quantization is not None or any(place and quantized_by_torchao(place) for place in places)
 
 
 async def wait_for_start(pipe: PlannerPipe) -> ConfigurePlanner:

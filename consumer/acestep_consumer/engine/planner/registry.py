@@ -64,7 +64,9 @@ def lm_request(settings: EngineSettings, environ: Mapping[str, str]) -> LmReques
         settings: the engine's.
         environ: names the cache folder of the Hugging Face client.
     """
-    places = {name: _place(name, settings.checkpoint_dir, environ) for name in (*LMS, settings.lm_model_path) if name}
+    places = {
+        name: place_on_disk(name, settings.checkpoint_dir, environ) for name in (*LMS, settings.lm_model_path) if name
+    }
     found = {name: place for name, place in places.items() if place is not None}
     return LmRequest(
         init=settings.init_llm,
@@ -77,7 +79,7 @@ def lm_request(settings: EngineSettings, environ: Mapping[str, str]) -> LmReques
     )
 
 
-def _place(model: str, checkpoint_dir: Path | None, environ: Mapping[str, str]) -> Path | None:
+def place_on_disk(model: str, checkpoint_dir: Path | None, environ: Mapping[str, str]) -> Path | None:
     """Return the folder of a model that is on the disk: of ``resolve``, or in the hub's cache."""
     try:
         place = resolve(model, checkpoint_dir)

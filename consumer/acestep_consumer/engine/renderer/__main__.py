@@ -33,6 +33,7 @@ from acestep_consumer.engine.messages import (
     ToEngine,
     Unusable,
 )
+from acestep_consumer.engine.renderer.checkpoint_check import uses_torchao
 
 if TYPE_CHECKING:
     from acestep_consumer.engine.renderer.service import RendererService
@@ -96,7 +97,7 @@ def open_service(pipe: RendererPipe, configure: Configure) -> "RendererService":
     set_kernel_cache(configure.settings.compile_cache)
     try:
         # Not at the top: torch takes seconds and may be missing, and the parent must be informed of either.
-        with library_imports(configure.settings.quantization):
+        with library_imports(quantized=uses_torchao(configure.settings)):
             from acestep_consumer.engine.renderer.device import DeviceError, inspect  # noqa: PLC0415 - see above
 
             device = inspect(configure.settings)

@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 
+from acestep_consumer.engine.renderer.medians import kernels_ready_after
 from acestep_consumer.engine.renderer.model_runner import ModelRunner
 from acestep_consumer.engine.renderer.packed_dit import PackedDit
 from acestep_consumer.policy.memory_budget import TILE_RUNGS, MemoryBudget, MemoryFootprint
@@ -26,8 +27,9 @@ def measure(runners: Sequence[ModelRunner], device: torch.device, notify: Notify
     The first run on a device loads and compiles kernels; with a compiled DiT that takes the better part of a minute,
     and seconds once the compiler's results are on disk.
     """
-    for runner in runners:
-        _warm_up(runner, notify)
+    with kernels_ready_after(device):
+        for runner in runners:
+            _warm_up(runner, notify)
     if device.type != "cuda":
         return MemoryFootprint()
     for runner in runners:

@@ -4,15 +4,21 @@
 Torch finds a median by ``kthvalue``, one thread block a row, with 16 passes over it. The kernel reads a row once.
 """
 
+import contextlib
+from collections.abc import Iterator
 from functools import cache
+from threading import Thread
 from types import ModuleType
-from typing import Final
+from typing import Any, Final
 
 import structlog
 import torch
 
 ROWS: Final = -1
 COLUMNS: Final = -2
+
+LONGEST_LINES: Final = ((ROWS, (1024, 2048, 4096, 8192)), (COLUMNS, (1024, 2048)))
+"""What kernels are compiled for: the powers of two up to a song's longest lines, 7,500 frames and 2,048 tokens."""
 
 log = structlog.get_logger()
 
@@ -51,12 +57,47 @@ def run_kernel(kernels: ModuleType, values: torch.Tensor, dim: int) -> torch.Ten
     """Do what ``subtract_medians`` does with the kernel of ``median_kernels``."""
     matrices, rows, columns = values.shape
     count, many = (columns, rows) if dim == ROWS else (rows, columns)
-    longest = max(1024, 1 << (count - 1).bit_length())
-    together = max(1, kernels.CELLS // longest)
-    kernels.subtract_twice_the_median[-(-many // together), matrices](
-        values, rows, columns, ROWS=dim == ROWS, LONGEST=longest, TOGETHER=together, num_warps=8
-    )
+    options = _options(kernels, dim, longest_line(count))
+    kernels.subtract_twice_the_median[-(-many // options["TOGETHER"]), matrices](values, rows, columns, **options)
     return values
+
+
+def longest_line(count: int) -> int:
+    """Return the length that lines of ``count`` numbers are padded to; there is a kernel for each."""
+    return max(1024, 1 << (count - 1).bit_length())
+
+
+def _options(kernels: ModuleType, dim: int, longest: int) -> dict[str, Any]:
+    together = max(1, kernels.CELLS // longest)
+    return {"ROWS": dim == ROWS, "LONGEST": longest, "TOGETHER": together, "num_warps": 8}
+
+
+@contextlib.contextmanager
+def kernels_ready_after(device: torch.device) -> Iterator[None]:
+    """Compile the kernels in a thread of their own while the body runs, and compare them with torch after it.
+
+    On CUDA devices alone. In the thread nothing runs on the device, where the body may record CUDA graphs.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    compiling = Thread(target=_compile, args=(device,), name="median kernels", daemon=True)
+    compiling.start()
+    yield
+    compiling.join()
+    kernels_for(device)
+
+
+def _compile(device: torch.device) -> None:
+    # Whatever fails here fails in ``kernels_for``, too, which says so.
+    with contextlib.suppress(Exception), torch.cuda.device(device):
+        from acestep_consumer.engine.renderer import median_kernels  # noqa: PLC0415 - not every platform has Triton
+
+        for dim, lengths in LONGEST_LINES:
+            for longest in lengths:
+                median_kernels.subtract_twice_the_median.warmup(
+                    torch.float32, 1, 1, grid=(1, 1), **_options(median_kernels, dim, longest)
+                )
 
 
 @cache

@@ -8,15 +8,14 @@ layers of the transformer are quantized, 96% of a DiT's parameters: embeddings, 
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from acestep_consumer.config.settings import Quantization
-
-INSTALL: Final = "pip install 'acestep-consumer[int8]'"
+from acestep_consumer.engine.torchao_checkpoints import INSTALL
 
 
 class QuantizationUnavailable(Exception):
@@ -25,6 +24,8 @@ class QuantizationUnavailable(Exception):
 
 def quantize(model: nn.Module, method: Quantization | None, device: torch.device | str | None = None) -> None:
     """Quantize the transformer layers of a model in place, one after the other; None: leave them.
+
+    Those that were quantized when they were published stay as they are.
 
     ``device``: each layer is moved there before it is quantized, so that no more than one is there at full size, and
     the rest of the model follows. None: where they are.
@@ -104,7 +105,7 @@ def _config() -> Any:
 
 
 def _is_in_a_layer(module: nn.Module, name: str) -> bool:
-    return isinstance(module, nn.Linear) and "layers" in name.split(".")
+    return isinstance(module, nn.Linear) and "layers" in name.split(".") and not is_quantized(module.weight)
 
 
 @contextmanager

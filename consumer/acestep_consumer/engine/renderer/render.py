@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rendering of one job: decode its inputs, have its songs made on the device, encode them into files.
+"""Rendering of one job: decode its inputs, have its songs made on the device, and encoded (``encode_songs``).
 
 One call is one job, in a thread of its own.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
@@ -17,97 +15,40 @@ import structlog
 import torch
 
 from acestep_consumer.audio import codec
-from acestep_consumer.audio.encoding.pool import EncoderPool, Measure
-from acestep_consumer.audio.formats import FORMATS, Format
-from acestep_consumer.audio.levels import Levels
-from acestep_consumer.audio.measures import measures_of
-from acestep_consumer.audio.time_warping import Warp, warped
 from acestep_consumer.domain.audio_codes import format_codes
 from acestep_consumer.domain.errors import Cancelled, InputUnreadable, InvalidRequest
 from acestep_consumer.domain.job import (
-    SIDE_FILE_SUFFIXES,
     LoadedModel,
     Rendering,
-    SideFile,
     TokenizedSource,
-    Track,
 )
 from acestep_consumer.domain.ports import Report
 from acestep_consumer.engine.messages import Render, TokenizeAudio
-from acestep_consumer.engine.renderer.batch_request import AudioCopy, BatchFutures, RequestCallbacks
+from acestep_consumer.engine.renderer.batch_request import BatchFutures, RequestCallbacks
+from acestep_consumer.engine.renderer.encode_songs import SongEncoder, pending_songs
 from acestep_consumer.engine.renderer.errors import translate
 from acestep_consumer.engine.renderer.latents import (
-    FinalLatents,
     LatentsUnusable,
     PlacedLatents,
     SourceLatents,
     read_latents,
-    write_latents,
 )
 from acestep_consumer.engine.renderer.loudness_report import loudness_adjustments
-from acestep_consumer.engine.renderer.lyric_alignment import AlignedLyrics, LyricTokens, align
-from acestep_consumer.engine.renderer.lyric_files import write_lyrics
 from acestep_consumer.engine.renderer.model_runner import loras_of
-from acestep_consumer.engine.renderer.output import faded, spliced
 from acestep_consumer.engine.renderer.pipeline_arguments import (
     DecodedInputs,
     PipelineArguments,
     arguments_for,
     reads_source,
 )
-from acestep_consumer.engine.renderer.scheduler import Scheduler
-from acestep_consumer.engine.renderer.song_tags import song_tags
-from acestep_consumer.policy.scoring import BUILT_IN, BestSongs, ScoreTable
-from acestep_consumer.policy.tiers import MAX_DURATION_S
-from acestep_schemas.events import Loudness, LyricLine
+from acestep_consumer.engine.renderer.render_resources import RenderResources, Stopped
 from acestep_schemas.request import FieldProblem
 
-Stopped = Callable[[], bool]
 NEEDS_SOURCE = FieldProblem(field="src_audio_path", value="", rule="an analysis needs source audio")
 # Denoising takes this part of the stage, the VAE decode the rest.
 _DENOISING = 0.9
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class RenderResources:
-    """Shared by all jobs.
-
-    Attributes:
-        scheduler: makes the songs.
-        max_input_s: longest accepted input, seconds.
-        decoders: held while an input is decoded; limits how many are at a time.
-        encoders: encode and measure the songs; None: this process does.
-        tags: whether files say what they are.
-        scores: weighs the measures of candidates.
-        keep_latents: whether the songs' final latents are written beside them.
-    """
-
-    scheduler: Scheduler
-    max_input_s: float = MAX_DURATION_S
-    decoders: AbstractContextManager[object] = field(default_factory=nullcontext)
-    encoders: EncoderPool | None = None
-    tags: bool = True
-    scores: ScoreTable = BUILT_IN
-    keep_latents: bool = False
-
-    def decode(self, path: Path, sample_rate: int, what: str, stopped: Stopped) -> codec.Samples:
-        """Decode one input, as ``audio.codec.decode`` does, when a decoder is free."""
-        with self.decoders:
-            return codec.decode(path, sample_rate=sample_rate, max_seconds=self.max_input_s, what=what, stopped=stopped)
-
-    def encoder(self, stopped: Stopped) -> AbstractContextManager[codec.Encode]:
-        """Wait for an encoder; the value of the context is the function that encodes, as ``audio.codec.encode``."""
-        return nullcontext(codec.encode) if self.encoders is None else self.encoders.slot(stopped)
-
-    def measurer(self, stopped: Stopped) -> AbstractContextManager[Measure]:
-        """Wait for an encoder; the value of the context is the function that measures, as ``measures_of``."""
-        return nullcontext(measures_of) if self.encoders is None else self.encoders.measurer(stopped)
-
-    def warper(self, stopped: Stopped) -> AbstractContextManager[Warp]:
-        """Wait for an encoder; the value of the context is the function that aligns lyrics, as ``warped``."""
-        return nullcontext(warped) if self.encoders is None else self.encoders.warper(stopped)
 
 
 def render(resources: RenderResources, message: Render, report: Report, stopped: Stopped) -> Rendering:
@@ -161,56 +102,6 @@ def _require_length(audio: codec.Samples, model: LoadedModel, what: str) -> None
         raise InputUnreadable(f"{what} is too short: it has {seconds:.4f} seconds, and at least {least:g} are needed")
 
 
-@dataclass(frozen=True, slots=True)
-class _PendingSong:
-    """A song that is not decoded yet. ``lyrics``: what it is aligned with; None: nothing."""
-
-    audio: Future[AudioCopy]
-    lyrics: LyricTokens | None
-
-
-_PendingSongs = deque[_PendingSong]
-"""A job's songs in order. It is emptied, so that each is freed when it is done."""
-
-
-def _pending(futures: Sequence[BatchFutures]) -> Iterator[_PendingSong]:
-    for each in futures:
-        for song in each.audio:
-            yield _PendingSong(song, each.lyrics)
-
-
-@dataclass(slots=True, eq=False)
-class _DecodedSong:
-    """A song in RAM: its samples, and its alignment and its final latents, where they are wanted.
-
-    ``matrices`` are large, and gone once the song is aligned.
-    """
-
-    audio: torch.Tensor
-    matrices: AudioCopy | None
-    lyrics: LyricTokens | None
-    latents: FinalLatents | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Song:
-    """One song of a job, as it is encoded. ``aligned``: its lyrics with times; None: they were not asked for."""
-
-    seed: int
-    audio: torch.Tensor
-    aligned: AlignedLyrics | None
-    latents: FinalLatents | None
-
-
-def _loudness(levels: Levels | None) -> Loudness | None:
-    return None if levels is None else Loudness(lufs=levels.lufs, true_peak_db=levels.true_peak_db)
-
-
-def _fewer_kept(kept: int, asked: int) -> Iterator[str]:
-    if kept < asked:
-        yield f"keep = {asked}: {kept} kept, the other candidates could not be decoded"
-
-
 class _JobRenderer:
     def __init__(self, resources: RenderResources, message: Render, report: Report, stopped: Stopped) -> None:
         self._resources = resources
@@ -230,10 +121,11 @@ class _JobRenderer:
         try:
             futures = self._submit(self._parts(arguments))
             warnings = [each.warnings for each in futures]
-            songs = deque(_pending(futures))
+            songs = deque(pending_songs(futures))
             del futures
-            encode = self._encode if self._job.request.candidates is None else self._encode_best
-            made = encode(songs, arguments)
+            encoder = SongEncoder(self._resources, self._message, arguments, self._report, self._stopped)
+            encode = encoder.encode if self._job.request.candidates is None else encoder.encode_best
+            made = encode(songs)
         finally:
             self._ended = True
         return replace(
@@ -242,7 +134,7 @@ class _JobRenderer:
             adjustments=(*arguments.adjustments, *loudness_adjustments(self._job.request, made.tracks)),
             edits=arguments.edits,
             warnings=(
-                *dict.fromkeys(self._warnings),
+                *dict.fromkeys((*self._warnings, *encoder.warnings)),
                 *arguments.warnings,
                 *self._loudness_warnings(arguments),
                 *dict.fromkeys(chain(*warnings)),
@@ -327,153 +219,6 @@ class _JobRenderer:
     def _is_over(self) -> bool:
         """Whether nobody waits for more songs: the job was stopped, or one of its songs has failed."""
         return self._ended or self._stopped()
-
-    def _encode(self, songs: _PendingSongs, arguments: PipelineArguments) -> Rendering:
-        """Encode each song as soon as it is decoded; the seconds are those of the last one."""
-        tracks, took_s, count = [], 0.0, len(self._job.seeds)
-        for index, seed in enumerate(self._job.seeds):
-            decoded = self._next_song(songs)
-            aligned = self._aligned(decoded)
-            with self._resources.encoder(self._stopped) as encode:
-                self._report(index / count, "encode")
-                begun = perf_counter()
-                song = _Song(seed, self._finished(decoded.audio, arguments), aligned, decoded.latents)
-                tracks.append(self._track(encode, song, index, arguments))
-                took_s = perf_counter() - begun
-        self._report(1.0, "encode")
-        return Rendering(tracks=tuple(tracks), render_s=0.0, encode_s=took_s)
-
-    def _encode_best(self, songs: _PendingSongs, arguments: PipelineArguments) -> Rendering:
-        """Measure each song as soon as it is decoded, then encode the best.
-
-        Beside the songs that wait to be measured, no more than ``keep`` are in RAM. The seconds are those after the
-        last one was decoded.
-        """
-        asked, last_s = self._job.request, 0.0
-        work = len(self._job.seeds) + asked.keep
-        chosen: BestSongs[_Song] = BestSongs(asked.keep, self._resources.scores)
-        for index, seed in enumerate(self._job.seeds):
-            decoded = self._next_song(songs)
-            last_s = perf_counter()
-            with self._resources.measurer(self._stopped) as measure:
-                self._report(index / work, "encode")
-                audio = self._finished(decoded.audio, arguments)
-                measures = measure(audio.numpy(), self._model.sample_rate)
-            # Attention that is not a number cannot be warped.
-            aligned = None if measures is None else self._aligned(decoded)
-            lyrics = {} if aligned is None else {"lyrics": aligned.score}
-            song = _Song(seed, audio, aligned, decoded.latents)
-            chosen.add(seed, song, None if measures is None else measures | lyrics)
-            del audio, decoded, song
-        tracks = []
-        for place, song in enumerate(chosen.best):
-            self._raise_if_stopped()
-            with self._resources.encoder(self._stopped) as encode:
-                self._report((len(self._job.seeds) + place) / work, "encode")
-                tracks.append(self._track(encode, song, place, arguments))
-        self._report(1.0, "encode")
-        return Rendering(
-            tracks=tuple(tracks),
-            render_s=0.0,
-            encode_s=perf_counter() - last_s,
-            candidates=chosen.candidates,
-            score_table=self._resources.scores.version,
-            warnings=tuple(_fewer_kept(len(tracks), asked.keep)),
-        )
-
-    def _next_song(self, songs: _PendingSongs) -> _DecodedSong:
-        """Wait for the next song to be decoded."""
-        pending = songs.popleft()
-        copy = pending.audio.result()
-        audio = copy.wait()
-        if not songs:
-            self._report(1.0, "render")
-        self._raise_if_stopped()
-        return _DecodedSong(audio, copy.matrices, pending.lyrics, copy.latents)
-
-    def _latents_file(
-        self, latents: FinalLatents, place: int, arguments: PipelineArguments, levels: Levels | None
-    ) -> SideFile:
-        """Write a song's final latents beside it. ``levels``: those that it was brought to, if it was."""
-        rate, name = self._model.sample_rate, self._model.name
-        # Around a window, the file's samples are those of the source, at its level.
-        kept = arguments.kept_samples(rate) is not None
-        gain = arguments.level(rate) if kept else latents.gain.item()
-        gain *= 1.0 if levels is None else levels.gain
-        path = self._message.folder / f"{place}{SIDE_FILE_SUFFIXES['latents']}"
-        space = self._resources.scheduler.latent_spaces[name]
-        return write_latents(latents, path, model=name, space=space, gain=gain)
-
-    def _finished(self, audio: torch.Tensor, arguments: PipelineArguments) -> torch.Tensor:
-        """Return the song with the kept samples of its source, and with its fades."""
-        rate, output = self._model.sample_rate, arguments.output
-        if (kept := arguments.kept_samples(rate)) is not None:
-            audio = spliced(audio, kept, output)
-        return faded(audio, output, rate)
-
-    def _aligned(self, song: _DecodedSong) -> AlignedLyrics | None:
-        """Return the lyrics' times and score; None: they were not asked for, or could not be found."""
-        matrices, song.matrices = song.matrices, None
-        if matrices is None or song.lyrics is None:
-            return None
-        with self._resources.warper(self._stopped) as warp:
-            found = align(matrices.wait(), song.lyrics, self._resources.scheduler.frame_s(self._model.name), warp)
-        if found is None:
-            self._warnings.append("the lyrics of a song could not be aligned: their attention is not numbers")
-        return found
-
-    def _track(self, encode: codec.Encode, song: _Song, place: int, arguments: PipelineArguments) -> Track:
-        """Encode a song as the file of this place, ``0.mp3`` and so on."""
-        loras = self._job.request.all_loras
-        if loras and not song.audio.isfinite().all():
-            scales = ", ".join(f"{lora.scale:g}" for lora in loras)
-            raise InputUnreadable(
-                f"with this LoRA the model returns samples that are not numbers: lower lora.scale, now {scales}, "
-                "or use another LoRA"
-            )
-        lines = song.aligned.lines if song.aligned and self._job.request.timestamps else ()
-        stem = self._message.folder / str(place)
-        wanted = self._format(arguments, song.seed, lines)
-        file = encode(song.audio.numpy(), stem, wanted, self._model.sample_rate)
-        return Track(
-            path=file.path,
-            seed=song.seed,
-            format=self._job.request.audio_format,
-            content_type=file.content_type,
-            sample_rate=file.sample_rate,
-            channels=file.channels,
-            duration_s=file.duration_s,
-            track=self._job.track_of(place),
-            side_files=tuple(self._side_files(song, place, arguments, file.levels)),
-            lyrics=lines,
-            lyric_score=None if song.aligned is None else round(song.aligned.score, 4),
-            loudness=_loudness(file.levels),
-            peaks=file.peaks,
-        )
-
-    def _side_files(
-        self, song: _Song, place: int, arguments: PipelineArguments, levels: Levels | None
-    ) -> Iterator[SideFile]:
-        """Write what lies beside a song: its lyrics with times, its final latents."""
-        if song.aligned is not None and self._job.request.timestamps and song.aligned.lines:
-            yield from write_lyrics(song.aligned.lines, self._message.folder / str(place))
-        if song.latents is not None:
-            yield self._latents_file(song.latents, place, arguments, levels)
-
-    def _format(self, arguments: PipelineArguments, seed: int, lines: tuple[LyricLine, ...]) -> Format:
-        """Return the format of a song's file, with its tags and with the request's own values."""
-        asked = self._job.request
-        prompt, lyrics = asked.prompt or arguments.prompt, arguments.lyrics
-        found = replace(
-            FORMATS[asked.audio_format],
-            tags=tuple(song_tags(self._job, prompt, lyrics, seed, lines)) if self._resources.tags else (),
-            loudness_lufs=asked.loudness_lufs,
-            true_peak_db=asked.true_peak_db,
-        )
-        if asked.audio_format != "mp3":
-            return found
-        bits = int(asked.mp3_bitrate.removesuffix("k")) * 1_000
-        return replace(found, bit_rate=bits, sample_rate=asked.mp3_sample_rate)
 
     def _raise_if_stopped(self) -> None:
         if self._stopped():

@@ -29,7 +29,8 @@ from acestep_consumer.engine.messages import (
     TokenizeAudio,
 )
 from acestep_consumer.engine.renderer.errors import is_fatal
-from acestep_consumer.engine.renderer.render import RenderResources, render, tokenize_audio
+from acestep_consumer.engine.renderer.render import render, tokenize_audio
+from acestep_consumer.engine.renderer.render_resources import RenderResources
 from acestep_consumer.engine.renderer.scheduler import Scheduler
 from acestep_consumer.engine.renderer.startup import RendererRuntime
 from acestep_consumer.policy.scoring import BUILT_IN, ScoreTable

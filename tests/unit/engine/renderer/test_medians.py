@@ -3,14 +3,28 @@
 
 import importlib
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from structlog.testing import capture_logs
 
-from acestep_consumer.engine.renderer.medians import COLUMNS, ROWS, run_kernel, subtract_medians
+from acestep_consumer.engine.renderer import measure, medians
+from acestep_consumer.engine.renderer.medians import (
+    COLUMNS,
+    LONGEST_LINES,
+    ROWS,
+    kernels_for,
+    kernels_ready_after,
+    longest_line,
+    run_kernel,
+    subtract_medians,
+)
+from acestep_consumer.policy.tiers import MAX_DURATION_S
 
 _KERNELS = "acestep_consumer.engine.renderer.median_kernels"
 SHAPES = [(1, 1, 1), (2, 3, 7), (1, 6, 8), (2, 8, 5), (3, 9, 1)]
@@ -78,3 +92,49 @@ def test_what_is_no_number_stays_none(kernels: ModuleType) -> None:
     for dim in (ROWS, COLUMNS):
         assert run_kernel(kernels, values.clone(), dim)[0, 2, 3].isnan()
         assert subtract_medians(values.clone(), dim)[0, 2, 3].isnan()
+
+
+def test_there_is_a_kernel_ready_for_the_lines_of_any_song() -> None:
+    ready = dict(LONGEST_LINES)
+    frames, tokens = int(MAX_DURATION_S * 12.5), 2048
+    assert {longest_line(count) for count in range(1, frames + 1)} == set(ready[ROWS])
+    assert {longest_line(count) for count in range(1, tokens + 1)} == set(ready[COLUMNS])
+
+
+def test_kernels_are_compiled_while_the_models_warm_up_and_compared_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    warming_up, seen = threading.Event(), []
+
+    def compile_beside(_: torch.device) -> None:
+        assert warming_up.wait(10)
+        seen.append("compiled")
+
+    monkeypatch.setattr(medians, "_compile", compile_beside)
+    monkeypatch.setattr(medians, "kernels_for", lambda device: seen.append(f"compared on {device}"))
+    with kernels_ready_after(torch.device("cuda", 0)):
+        warming_up.set()
+    assert seen == ["compiled", "compared on cuda:0"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels do not fail here")
+def test_kernels_that_fail_at_the_start_are_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(medians, "kernels_for", kernels_for.__wrapped__)
+    with capture_logs() as logs, kernels_ready_after(torch.device("cuda", 0)):
+        pass
+    (warning,) = logs
+    assert warning["event"] == "lyrics are aligned without the median kernel, which is slower: it fails"
+    assert warning["log_level"] == "warning"
+
+
+def test_the_start_of_a_renderer_readies_the_kernels_for_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+
+    @contextmanager
+    def readying(device: torch.device) -> Iterator[None]:
+        seen.append(device)
+        yield
+        seen.append("ready")
+
+    monkeypatch.setattr(measure, "kernels_ready_after", readying)
+    monkeypatch.setattr(measure, "_warm_up", lambda runner, _: seen.append(runner))
+    measure.measure(["a model"], torch.device("cpu"), lambda _: None)  # type: ignore[list-item]  # warmed up above
+    assert seen == [torch.device("cpu"), "a model", "ready"]
