@@ -13,7 +13,7 @@ from acestep_consumer.engine.messages import TokenizeAudio
 from acestep_consumer.engine.renderer.render import tokenize_audio
 from acestep_consumer.engine.renderer.render_resources import RenderResources
 from tests.golden.golden_data import GoldenCase, cases
-from tests.golden.golden_worker import GoldenWorker, admitted, sources_of
+from tests.golden.golden_worker import GoldenWorker, admitted, shared_inputs, sources_of
 
 
 class LocalRenderer:
@@ -27,12 +27,8 @@ class LocalRenderer:
 
     async def tokenize_audio(self, job: Job, sources: Sources) -> TokenizedSource:
         message = TokenizeAudio(request_id=1, job=job, sources=sources)
-        return tokenize_audio(self._resources, message, lambda: False)
-
-
-@pytest.fixture(scope="module")
-def worker(tmp_path_factory: pytest.TempPathFactory) -> GoldenWorker:
-    return GoldenWorker(tmp_path_factory.mktemp("golden"))
+        with shared_inputs():
+            return tokenize_audio(self._resources, message, lambda: False)
 
 
 CASES = cases(lambda kind: kind == "extract-codes")

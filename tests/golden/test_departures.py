@@ -16,11 +16,6 @@ RATE = 48_000
 CASES = {case.name: case for case in songs()}
 
 
-@pytest.fixture(scope="module")
-def worker(tmp_path_factory: pytest.TempPathFactory) -> GoldenWorker:
-    return GoldenWorker(tmp_path_factory.mktemp("golden"))
-
-
 def other_than_audio(made: Made, case: GoldenCase) -> list[str]:
     return [line for line in differences(made, case) if not line.startswith("audio ")]
 

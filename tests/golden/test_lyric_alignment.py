@@ -26,11 +26,6 @@ def params(kind: str) -> list[Any]:
     return [pytest.param(case, id=case.name) for case in cases(lambda each: each == kind)]
 
 
-@pytest.fixture(scope="session")
-def worker(tmp_path_factory: pytest.TempPathFactory) -> GoldenWorker:
-    return GoldenWorker(tmp_path_factory.mktemp("lyrics"))
-
-
 def tokens_of(facts: dict[str, Any]) -> LyricTokens:
     """Return a case's tokens, each a piece of its own."""
     pieces = tuple(Piece(token["text"], index, index) for index, token in enumerate(facts["tokens"]))

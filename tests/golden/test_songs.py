@@ -9,11 +9,6 @@ from tests.golden.golden_data import GoldenCase, songs
 from tests.golden.golden_worker import GoldenWorker
 
 
-@pytest.fixture(scope="session")
-def worker(tmp_path_factory: pytest.TempPathFactory) -> GoldenWorker:
-    return GoldenWorker(tmp_path_factory.mktemp("golden"))
-
-
 def parameters() -> list[object]:
     """Return the cases model by model, so that a process loads few of them."""
     equal = [case for case in songs() if case.name not in DEPARTURES]

@@ -23,6 +23,7 @@ Song = NDArray[np.float32]
 Fault = Callable[[Song, int, np.random.Generator], Song]
 
 _PEAK = 0.89
+_BLOCK = 256
 
 
 def arranged_music(seconds: float, seed: int) -> Song:
@@ -157,12 +158,18 @@ def _read(file: Path) -> Song:
 
 
 def _tone(hz: float, length: int, decay: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    times, overtones = np.arange(length) / RATE, np.arange(1, 9)[:, None]
+    """Return a tone of overtones that decay, [2, length].
+
+    Each is a geometric series, so that its samples are products of every 256th power and the first 256.
+    """
+    overtones = np.arange(1, 9)[:, None]
     overtones = overtones[overtones[:, 0] * hz < RATE / 3]
     phases = rng.uniform(0, 2 * np.pi, (len(overtones), 1))
-    waves = np.sin(2 * np.pi * hz * overtones * times + phases) / overtones * np.exp(-decay * times * overtones**0.5)
+    powers = (2j * np.pi * hz * overtones - decay * overtones**0.5) / RATE
+    coarse = np.exp(1j * phases + powers * np.arange(0, length, _BLOCK)) / overtones
+    waves = (coarse.T @ np.exp(powers * np.arange(_BLOCK))).imag.ravel()[:length]
     left = rng.uniform(0.3, 0.7)
-    return np.asarray(np.minimum(1, times / 0.01) * np.outer((left, 1 - left), waves.sum(axis=0)))
+    return np.asarray(np.minimum(1, np.arange(length) / RATE / 0.01) * np.outer((left, 1 - left), waves))
 
 
 def _kick(length: int) -> NDArray[np.float64]:

@@ -27,7 +27,7 @@ _STEPS = 8
 
 
 class _Clock(selectors.SelectSelector):
-    """Never waits: simulated time jumps to the next timer."""
+    """Never waits, and watches no file: simulated time jumps to the next timer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class _Clock(selectors.SelectSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         self.now_s += timeout or 0.0
-        return super().select(0)
+        return []
 
 
 class _SimulatedLoop(asyncio.SelectorEventLoop):
@@ -73,10 +73,11 @@ class Stations:
 
 @dataclass
 class Busy:
-    """Seconds in which a station had work, and what it finished."""
+    """Seconds in which a station had work, and what it finished. ``asked`` is set when a song comes."""
 
     seconds: float = 0.0
     songs: int = 0
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass
@@ -174,16 +175,17 @@ class SimulatedWorker:
         with self.stages.job(self._job) as places:
             await places.plan()
             length = max(0.3, self._random.gauss(1.0, 0.2))
-            await self._through(self._writing, [_CHUNKS * length])
+            await self._through(self.lm, self._writing, [_CHUNKS * length])
             await places.render(self._plan)
-            await self._through(self._rendering, [_STEPS])
+            await self._through(self.renderer, self._rendering, [_STEPS])
             await self._encode(places)
             await places.upload()
             await asyncio.sleep(self.stations.upload_s)
 
-    async def _through(self, line: list[tuple[list[Any], asyncio.Event]], left: list[Any]) -> None:
+    async def _through(self, busy: Busy, line: list[tuple[list[Any], asyncio.Event]], left: list[Any]) -> None:
         done = asyncio.Event()
         line.append((left, done))
+        busy.asked.set()
         await done.wait()
 
     async def _encode(self, places: JobPlaces) -> None:
@@ -207,7 +209,8 @@ class SimulatedWorker:
 
     async def _step(self, busy: Busy, line: list[Any], batch: list[Any], seconds: float) -> None:
         if not batch:
-            await asyncio.sleep(0.01)
+            busy.asked.clear()
+            await busy.asked.wait()
             return
         await asyncio.sleep(seconds)
         busy.seconds += seconds

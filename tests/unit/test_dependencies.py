@@ -65,28 +65,26 @@ GROUPS = {name: names_in(each) for name, each in PROJECT["dependency-groups"].it
 INSTALLED = packages_distributions()
 
 
-@cache
-def imports_of(path: Path, *, for_types: bool) -> tuple[str, ...]:
+def imports_of(path: Path, *, for_types: bool) -> Iterator[str]:
     """Dotted names of the modules that a file imports; with those `if TYPE_CHECKING` or without."""
-    return tuple(_imports_of(path, for_types=for_types))
+    return (module for module, typing_only in _imports_of(path) if for_types or not typing_only)
 
 
-def _imports_of(path: Path, *, for_types: bool) -> Iterator[str]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    typing_only = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        for statement in node.body
-        for inner in ast.walk(statement)
-    }
-    for node in ast.walk(tree):
-        if id(node) in typing_only and not for_types:
-            continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module
+@cache
+def _imports_of(path: Path) -> tuple[tuple[str, bool], ...]:
+    return tuple(_imports_in(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+def _imports_in(node: ast.AST, *, typing_only: bool = False) -> Iterator[tuple[str, bool]]:
+    """Each module, and whether only type checkers see it. Statements alone are gone through: no expression imports."""
+    if isinstance(node, ast.Import):
+        yield from ((alias.name, typing_only) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        yield node.module, typing_only
+    for part in ("body", "orelse", "finalbody", "handlers", "cases"):
+        checks = part == "body" and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for statement in getattr(node, part, ()):
+            yield from _imports_in(statement, typing_only=typing_only or checks)
 
 
 def distribution_of(module: str) -> str | None:

@@ -18,7 +18,9 @@ from acestep_consumer.engine.messages import TO_ENGINE, ConfigurePlanner
 from acestep_consumer.policy.tiers import BUILT_IN
 from tests.support.waiting import WITHIN_S, eventually
 
-MODULE = "tests.support.starting_engine"
+pytestmark = pytest.mark.usefixtures("forked_processes")
+
+MODULE = "tests.support.light_start"
 
 
 class Start:
@@ -47,10 +49,14 @@ def make_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeStart:
         monkeypatch.setattr("acestep_consumer.engine.supervisor.FIRST_RESTART_S", 0.01)
         monkeypatch.setattr(engines_module, "_NVIDIA_DRIVER", tmp_path if driver else tmp_path / "nothing")
         start = Start(tmp_path)
-        for name, value in (("CARD_GB", card_gb), ("MAY_BE_READY", start.may_be_ready), ("LOADED", start.loaded)):
+        for name, value in (
+            ("LIGHT_CARD_GB", card_gb),
+            ("LIGHT_MAY_BE_READY", start.may_be_ready),
+            ("LIGHT_LOADED", start.loaded),
+        ):
             monkeypatch.setenv(name, str(value))
         if crowded:
-            monkeypatch.setenv("CROWDED", "1")
+            monkeypatch.setenv("LIGHT_CROWDED", "1")
         return start
 
     return make

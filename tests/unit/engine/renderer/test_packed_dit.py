@@ -2,7 +2,7 @@
 """The packed DiT against diffusers' own forward pass, branch by branch, and how often it is compiled."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,49 +182,53 @@ class TestJoinedCrossWeights:
             torch.testing.assert_close(found.kv, other.kv, rtol=0, atol=0)
 
 
-def test_the_queries_for_lyrics_take_no_compilation_of_their_own(plain: Any) -> None:
+@pytest.fixture(scope="module")
+def compiled(plain: Any) -> Iterator[tuple[PackedDit, CompileCounter]]:
+    """The packed DiT after its first batch, which has compiled it, and the count of compilations."""
     raise_recompile_limit()
     dit, counter = PackedDit(plain), CompileCounter()
+    dit.compile(backend=counter)
+    with torch.no_grad():
+        packed_velocities(dit, branches_of([300, 44]))
+    yield dit, counter
+    torch.compiler.reset()
+
+
+def test_the_queries_for_lyrics_take_no_compilation_of_their_own(
+    plain: Any, compiled: tuple[PackedDit, CompileCounter]
+) -> None:
     (branch,) = branches_of([60])
-    conditions = dit.conditions([branch.states])
-    pack = dit.lay_out([60], conditions)
-    inputs = torch.cat([pack.join([branch.context]), pack.join([branch.latents])], dim=-1)
     times = torch.tensor([branch.time, 0.0])
 
-    def queries(last: int) -> list[tuple[int, torch.Tensor]]:
+    def queries(dit: PackedDit, last: int) -> list[tuple[int, torch.Tensor]]:
+        conditions = dit.conditions([branch.states])
+        pack = dit.lay_out([60], conditions)
+        inputs = torch.cat([pack.join([branch.context]), pack.join([branch.latents])], dim=-1)
         return list(dit.lyric_queries(pack, inputs, conditions[0].kv[: last + 1], times, {0, last}))
 
-    wanted = queries(last=1)
-    dit.compile(backend=counter)
-    try:
-        with torch.no_grad():
-            packed_velocities(dit, branches_of([300, 44]))
-            compiled = counter.frame_count
-            found = queries(last=1)
-            assert counter.frame_count == compiled
-    finally:
-        torch.compiler.reset()
+    wanted = queries(PackedDit(plain), last=1)
+    dit, counter = compiled
+    before = counter.frame_count
+    with torch.no_grad():
+        found = queries(dit, last=1)
+    assert counter.frame_count == before
     assert [layer for layer, _ in found] == [0, 1]
     for (_, ours), (_, plainly) in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours, plainly, rtol=0, atol=1e-5)
 
 
-def test_two_kinds_of_blocks_are_compiled_once_for_every_batch(plain: Any) -> None:
+def test_two_kinds_of_blocks_are_compiled_once_for_every_batch(
+    plain: Any, compiled: tuple[PackedDit, CompileCounter]
+) -> None:
     """One song, equal songs, many songs, songs of one token each: nothing is compiled a second time.
 
     Only a pack that is a single token, a lone song of 0.08 seconds, would be.
     """
-    raise_recompile_limit()
-    dit, counter = PackedDit(plain), CompileCounter()
-    dit.compile(backend=counter)
-    try:
-        with torch.no_grad():
-            packed_velocities(dit, branches_of([300, 44]))
-            assert counter.frame_count == len({block.window for block in dit._blocks}) == 2
-            for frames in ([26], [26, 26], [2, 2], [1, 1, 1], *LENGTHS[2:], [300, 44], [3]):
-                branches = branches_of(frames)
-                for branch, found in zip(branches, packed_velocities(dit, branches), strict=True):
-                    torch.testing.assert_close(found, plain_velocity(plain, branch), rtol=0, atol=1e-5)
-            assert counter.frame_count == 2
-    finally:
-        torch.compiler.reset()
+    dit, counter = compiled
+    assert counter.frame_count == len({block.window for block in dit._blocks}) == 2
+    with torch.no_grad():
+        for frames in ([26], [26, 26], [2, 2], [1, 1, 1], *LENGTHS[2:], [300, 44], [3]):
+            branches = branches_of(frames)
+            for branch, found in zip(branches, packed_velocities(dit, branches), strict=True):
+                torch.testing.assert_close(found, plain_velocity(plain, branch), rtol=0, atol=1e-5)
+    assert counter.frame_count == 2
