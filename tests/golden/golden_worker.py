@@ -5,8 +5,7 @@ The body takes the worker's own path: it is parsed, admitted, translated into th
 float32 on the CPU and encoded as 32-bit WAV.
 
 What many cases have in common is computed once: each source and reference is read and goes through the VAE's encoder
-once. A song is decoded only where there is audio of the original to compare it with, since that takes more than all
-passes before it: elsewhere silence of its length takes its place.
+once.
 """
 
 import json
@@ -79,7 +78,7 @@ class GoldenWorker:
         """Render one case."""
         resources = self.resources(case.model)
         job = admitted(case, resources)
-        with shared_inputs(), recorded(decoded="audio" in case.facts) as made:
+        with shared_inputs(), recorded() as made:
             made.job = job
             made.rendering = render(
                 resources,
@@ -181,8 +180,8 @@ def shared_inputs() -> Iterator[None]:
 
 
 @contextmanager
-def recorded(*, decoded: bool = True) -> Iterator[Made]:
-    """Record what one job passes between the stages of the renderer, and decode its songs or leave them silent."""
+def recorded() -> Iterator[Made]:
+    """Record what one job passes between the stages of the renderer."""
     made, contexts = Made(), dict[int, torch.Tensor]()
     step, deliver, tokenized = ModelRunner.step, BatchRequest.deliver, RequestPreparer._tokenized
 
@@ -201,12 +200,7 @@ def recorded(*, decoded: bool = True) -> Iterator[Made]:
         made.texts.append((text, lyrics))
         return tokenized(self, text, lyrics)
 
-    def silence(self: TileDecoder, songs: Sequence[torch.Tensor], _tiles_at_once: int) -> list[torch.Tensor]:
-        return [self._empty_audio(len(song)).zero_() for song in songs]
-
     with pytest.MonkeyPatch.context() as patch:
-        if not decoded:
-            patch.setattr(TileDecoder, "decode", silence)
         patch.setattr(ModelRunner, "step", recorded_step)
         patch.setattr(BatchRequest, "deliver", recorded_delivery)
         patch.setattr(RequestPreparer, "_tokenized", recorded_texts)
