@@ -46,6 +46,13 @@ collect_statistics_interval = 1000
 # Few schedulers that never spin, so that idle brokers cost little: tests run many side by side.
 _VM_ARGUMENTS = "+S 2:2 +SDio 2 +sbwt none -kernel inet_dist_use_interface {127,0,0,1}"
 
+# Read by every Erlang of a broker. The start itself has this boot script; an Erlang that only starts the port mapper
+# and rabbitmqctl have others.
+_PRELOAD = Path(__file__).with_name("preload.erl")
+_PRELOAD_ARGUMENTS = """\
+-eval 'case init:get_argument(boot) of {ok,[["start_sasl"]]} -> file:eval("preload.erl"); _ -> ok end.'\
+"""
+
 
 def scripts_folder() -> Path | None:
     """Return the folder of rabbitmq-server and rabbitmqctl; None: RabbitMQ is not installed."""
@@ -216,6 +223,7 @@ class RabbitMQ:
         (self.folder / "rabbitmq.conf").write_text(text.format(**ports))
         (self.folder / "enabled_plugins").write_text("[rabbitmq_management].\n" if self._management else "[].\n")
         (self.folder / "rabbitmq-env.conf").touch()
+        shutil.copy(_PRELOAD, self.folder)
         cookie = self.folder / ".erlang.cookie"
         if not cookie.exists():
             cookie.touch(mode=0o600)
@@ -240,6 +248,7 @@ class RabbitMQ:
             "RABBITMQ_LOG_BASE": str(self.folder / "log"),
             "RABBITMQ_PID_FILE": str(self.folder / "pid"),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": _VM_ARGUMENTS,
+            "ERL_AFLAGS": _PRELOAD_ARGUMENTS,
             "RABBITMQ_CTL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
             # The start script then execs the broker instead of starting a child: one process, one SIGTERM.
             "RUNNING_UNDER_SYSTEMD": "true",
