@@ -34,6 +34,16 @@ __all__ = ["shared_browser", "tab"]
 # thread each is many times faster. Set before torch is imported, here and in the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# As glibc has it, memory of a few MB goes back to the system as often as a tensor is freed, and its pages, of 4 KiB, are
+# cleared anew one by one: two fifths of the time of models as small as these. The variable is for the processes that
+# tests start, xdist's among them; mallopt is for this one.
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
+if sys.platform == "linux":
+    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    ctypes.CDLL(None).mallopt(_M_TRIM_THRESHOLD, 1 << 28)
+    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 25)
+
 
 # A shell starts what it puts into the background with Ctrl-C ignored, nohup starts it with SIGHUP ignored, and both are
 # inherited: commands under test would not end at the one and not reload at the other.
