@@ -34,7 +34,7 @@ __all__ = ["shared_browser", "tab"]
 # thread each is many times faster. Set before torch is imported, here and in the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# As glibc has it, memory of a few MB goes back to the system as often as a tensor is freed, and its pages, of 4 KiB, are
+# As glibc has it, memory of a few MB goes back to the system as often as a tensor is freed, and its pages of 4 KiB are
 # cleared anew one by one: two fifths of the time of models as small as these. The variable is for the processes that
 # tests start, xdist's among them; mallopt is for this one.
 _M_TRIM_THRESHOLD: Final = -1

@@ -66,7 +66,7 @@ TORCH |= {"soundfile", "tokenizers", "torchao", "transformers"}
 # Third-party package -> where it may be imported.
 MAY_NAME = {
     **dict.fromkeys(TORCH, ENGINE_PROCESS),
-    "torch": {*ENGINE_PROCESS, "multi_gpu.device_count"},  # asked in a process of its own
+    "torch": {*ENGINE_PROCESS, "engine.captured_graph", "multi_gpu.device_count"},  # asked in a process of its own
     "aio_pika": {"broker", "client"},
     "aiormq": {"broker", "client"},
     "pamqp": {"broker", "client"},
