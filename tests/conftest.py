@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import platform
 import signal
 import sys
 import uuid
@@ -39,7 +40,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # tests start, xdist's among them; mallopt is for this one.
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
-if sys.platform == "linux":
+if platform.libc_ver()[0] == "glibc":
     os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     ctypes.CDLL(None).mallopt(_M_TRIM_THRESHOLD, 1 << 28)
     ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 25)

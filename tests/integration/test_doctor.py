@@ -310,15 +310,14 @@ async def test_a_limit_other_than_the_setting_is_told_with_the_commands(
     assert "hold only 7 messages" in found["limit"].said
 
 
-@pytest.mark.parametrize(("queue_type", "level"), [("quorum", "warn"), ("classic", "ok")])
-async def test_a_policy_that_drops_waiting_requests_is_told_where_it_counts(
+@pytest.mark.parametrize("queue_type", ["quorum", "classic"])
+async def test_a_policy_that_keeps_workers_from_starting_is_told_and_what_it_drops_where_that_counts(
     service_environment: dict[str, str],
     rabbitmq: RabbitMQ,
     management: ManagementApi,
     amqp_url: str,
     amqp_vhost: str,
     queue_type: str,
-    level: str,
 ) -> None:
     policy = {"pattern": "^acestep[.]", "definition": {"overflow": "drop-head"}, "apply-to": "queues"}
     await asyncio.to_thread(management.call, "PUT", f"/api/policies/{amqp_vhost}/theirs", policy)
@@ -341,10 +340,11 @@ async def test_a_policy_that_drops_waiting_requests_is_told_where_it_counts(
 
     await until(known, "the queue's policy")
     found = await looked(check_management(watched))
-    assert found["policies"].level == level
-    if level == "warn":
-        assert "acestep.generate: overflow = drop-head: a full queue drops its oldest" in found["policies"].said
-        assert "take this out of the policy 'theirs'" in (found["policies"].fix or "")
+    assert found["policies"].level == "fail"
+    assert "no worker starts: the policy 'theirs' covers acestep.generate too" in found["policies"].said
+    assert "narrow its pattern '^acestep[.]'" in (found["policies"].fix or "")
+    drops = "acestep.generate: overflow = drop-head: a full queue drops its oldest"
+    assert (drops in found["policies"].said) == (queue_type == "quorum")
 
 
 async def test_requests_that_nobody_takes_are_a_warning(settings: Settings, amqp_url: str) -> None:

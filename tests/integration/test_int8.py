@@ -283,3 +283,6 @@ def test_models_that_were_published_in_int8_are_refused_where_torchao_is_missing
     monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(CheckpointError, match=r"is quantized by torchao, which is missing: pip install .*\[int8\]"):
         check_checkpoints(settings)
+    lm = ConfigurePlanner(model=tiny_lm.NAME, backend="pt", checkpoint_dir=published_in_int8, memory_gb=2, device="cpu")
+    with pytest.raises(LmUnusable, match=r"is quantized by torchao, which is missing: pip install .*\[int8\]"):
+        load_planner(lm)

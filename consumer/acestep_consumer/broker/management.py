@@ -136,6 +136,11 @@ class ManagementClient:
 
         Refused as well where this would put another policy out of force.
         """
+        await self.refuse_other_policies(limit)
+        await self.call("PUT", f"/api/policies/{self._vhost}/{CAPACITY}", capacity_policy(limit).as_body())
+
+    async def refuse_other_policies(self, limit: int) -> None:
+        """Raise ``BrokerRefused`` where another policy covers the request queue, so that ours cannot."""
         for policy in await self.call("GET", f"/api/policies/{self._vhost}") or ():
             if _conflicts(policy):
                 raise BrokerRefused(
@@ -143,7 +148,6 @@ class ManagementClient:
                     f'add "max-length": {limit} to that one and unset ACESTEP_MANAGEMENT_URL, or narrow its pattern '
                     f"{policy['pattern']!r}"
                 )
-        await self.call("PUT", f"/api/policies/{self._vhost}/{CAPACITY}", capacity_policy(limit).as_body())
 
     async def tags(self) -> frozenset[str]:
         """Return the user's tags, such as ``policymaker``."""

@@ -6,6 +6,7 @@ resolved once, before admission. The request then has the values that do it, and
 again as it is, it does the same. Each value that was not given becomes an ``Edit`` of the event.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -386,7 +387,8 @@ def _require_source(draft: _Draft, before: GenerationRequest) -> None:
 
 def _extend_left(draft: _Draft, seconds: float, song: FoundSong | None) -> None:
     whole = max(round(seconds * FRAMES_PER_SECOND), 1) / FRAMES_PER_SECOND
-    overlap, why = _overlap(0.0 if song is None else song.fades.in_s, "the song", "fade in")
+    fade_s, length = (0.0, 0.0) if song is None else (song.fades.in_s, song.audio.duration_s)
+    overlap, why = _overlap(fade_s, length, "the song", "fade in")
     because = f"extend_left_s = {seconds:g}, and {why}"
     draft.set("task_type", "repaint", because)
     draft.set("repainting_start", -whole, because)
@@ -408,18 +410,19 @@ def extension(seconds: float, length: float, fade_out_s: float = 0.0) -> tuple[E
 
     ``fade_out_s``: its last seconds, which fade. They are made anew, or the new song would fade in its middle.
     """
-    overlap, why = _overlap(fade_out_s, "it", "fade out")
+    overlap, why = _overlap(fade_out_s, length, "it", "fade out")
     because = f"extend_right_s = {seconds:g}, the song has {length:g} s, and {why}"
-    start, end = round(max(length - overlap, 0.0), 3), round(length + seconds, 3)
+    # Down to a millisecond: a start within the fade would cut it.
+    start, end = math.floor(max(length - overlap, 0.0) * 1000 + 1e-6) / 1000, round(length + seconds, 3)
     return (
         Edit(field="repainting_start", value=start, because=because),
         Edit(field="repainting_end", value=end, because=because),
     )
 
 
-def _overlap(fade_s: float, song: str, fades: str) -> tuple[float, str]:
-    """Return the seconds of the song that an extension makes anew, and why."""
-    if fade_s > EXTENSION_OVERLAP_S:
+def _overlap(fade_s: float, length: float, song: str, fades: str) -> tuple[float, str]:
+    """Return the seconds of the song that an extension makes anew, and why: its fade, unless nothing else is left."""
+    if EXTENSION_OVERLAP_S < fade_s < length:
         return fade_s, f"{fade_s:g} s of {song} {fades}"
     return EXTENSION_OVERLAP_S, f"{EXTENSION_OVERLAP_S:g} s of {song} to go on from"
 

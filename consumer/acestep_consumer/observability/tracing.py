@@ -69,6 +69,7 @@ _NUMBERS: Final[Mapping[str, tuple[float, float, str]]] = {
     "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": (0, 86_400, "a number of seconds"),
 }
 _VARIABLES: Final = (*_ENDPOINTS, "OTEL_TRACES_EXPORTER")
+_GENERAL, _OF_TRACES = "OTEL_EXPORTER_OTLP_", "OTEL_EXPORTER_OTLP_TRACES_"
 
 log = structlog.get_logger()
 
@@ -90,7 +91,9 @@ def set_up_tracing(instance_id: str, service: str = _NAME) -> None:
     Raises:
         TracingMisconfigured: spans would go elsewhere than the variables say, or nowhere.
     """
-    if not any(os.environ.get(name, "none") != "none" for name in _VARIABLES):
+    if os.environ.get("OTEL_TRACES_EXPORTER", "").strip().lower() == "none":
+        return
+    if not any(os.environ.get(name, "").strip() for name in _VARIABLES):
         return
     for variable, rule in _broken_rules():
         raise TracingMisconfigured(f"{variable}={os.environ[variable]}: must be {rule}")
@@ -113,12 +116,20 @@ def set_up_tracing(instance_id: str, service: str = _NAME) -> None:
 
 def _broken_rules() -> Iterator[tuple[str, str]]:
     """Yield the variables that OpenTelemetry would read otherwise than they are meant, and what they must be."""
-    given = {name: value.strip() for name, value in os.environ.items() if name.startswith("OTEL_") and value.strip()}
+    given = {name: value for name, value in os.environ.items() if name.startswith("OTEL_") and value.strip()}
+    for name in tuple(given):
+        # One for all signals is not read where there is one for traces.
+        if name.startswith(_GENERAL) and name.replace(_GENERAL, _OF_TRACES) in given:
+            del given[name]
+    if not given.get("OTEL_TRACES_SAMPLER", "").endswith("traceidratio"):
+        given.pop("OTEL_TRACES_SAMPLER_ARG", None)
     for name, supported in _SUPPORTED.items():
-        if name in given and given[name].lower() not in supported:
+        # The SDK strips all of them but the sampler.
+        text = given.get(name, supported[0])
+        if (text if name == "OTEL_TRACES_SAMPLER" else text.strip()).lower() not in supported:
             yield name, " or ".join(supported)
     for name in _ENDPOINTS:
-        if name in given and not given[name].startswith(("http://", "https://")):
+        if name in given and not given[name].strip().lower().startswith(("http://", "https://")):
             yield name, "a URL with its scheme, such as http://127.0.0.1:4318"
     for name, (least, most, rule) in _NUMBERS.items():
         if name in given and not least <= _number(given[name]) <= most:

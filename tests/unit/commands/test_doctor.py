@@ -186,6 +186,8 @@ REJECTS = {"x-overflow": "reject-publish", "x-max-length": 200}
         (GENERATE, "quorum", REJECTS, {"overflow": "drop-head"}, "drops its oldest request for each new one"),
         (GENERATE, "quorum", REJECTS, {"overflow": "reject-publish-dlx"}, "a full queue rejects runs all the same"),
         (GENERATE, "quorum", REJECTS, {"delivery-limit": 20}, "given up then, whatever ACESTEP_MAX_ATTEMPTS says"),
+        (GENERATE, "quorum", REJECTS, {"delivery-limit": -1}, None),
+        (GENERATE, "classic", REJECTS, {"message-ttl": 0}, "end as expired that wait longer than 0 s"),
         (GENERATE, "classic", REJECTS, {"max-length": 500}, None),
         (f"{GENERATE}.tier6", "classic", REJECTS, {"max-length": 50}, "max-length = 50: ACESTEP_QUEUE_MAXSIZE is 200"),
         (GENERATE, "classic", {"x-overflow": "reject-publish"}, {}, "no limit is in force"),

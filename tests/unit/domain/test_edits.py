@@ -190,6 +190,23 @@ def test_an_extension_says_that_it_makes_the_fade_of_the_song_anew() -> None:
     assert "extend_left_s = 10, and 3 s of the song fade in" in {edit.because for edit in left.edits}
 
 
+@pytest.mark.parametrize("fade", [7.3333, 8 * 60 / 130, 4 * 60 / 77])
+def test_an_extension_takes_over_a_fade_of_any_length(fade: float) -> None:
+    made = resolve(request(source_task_id="first", extend_right_s=10), song(fade_out_duration=fade))
+    assert made.request.fade_out_duration == pytest.approx(fade)
+    assert not made.warnings
+
+
+def test_an_extension_of_a_song_that_fades_throughout_keeps_the_song() -> None:
+    right = resolve(request(source_task_id="first", extend_right_s=10), song(fade_out_duration=99))
+    assert right.request.repainting_start > 0
+    assert "the song fades in its last 20 s" in " ".join(right.warnings)
+    left = resolve(request(source_task_id="first", extend_left_s=10), song(fade_in_duration=99))
+    assert left.request.repainting_end is not None
+    assert left.request.repainting_end < 20
+    assert "the song fades in its first 20 s" in " ".join(left.warnings)
+
+
 def test_a_repaint_of_the_whole_song_fades_as_the_song_does() -> None:
     faded = song(fade_in_duration=3, fade_out_duration=99)
     for window in ({}, {"repainting_start": 8, "repainting_end": 8}):

@@ -212,6 +212,7 @@ def test_nothing_is_set_up_where_the_environment_does_not_ask(monkeypatch: pytes
         ("OTEL_TRACES_EXPORTER", "jaeger"),
         ("OTEL_EXPORTER_OTLP_COMPRESSION", "brotli"),
         ("OTEL_TRACES_SAMPLER", "sometimes"),
+        ("OTEL_TRACES_SAMPLER", "always_off "),
         ("OTEL_TRACES_SAMPLER_ARG", "nan"),
         ("OTEL_TRACES_SAMPLER_ARG", "10%"),
         ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon"),
@@ -223,12 +224,44 @@ def test_a_variable_that_cannot_be_followed_is_refused_by_its_name(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
     monkeypatch.setenv(variable, value)
     before = trace.get_tracer_provider()
 
     with pytest.raises(tracing.TracingMisconfigured, match=f"{variable}={value}: must be "):
         tracing.set_up_tracing("worker-1")
 
+    assert trace.get_tracer_provider() is before
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"OTEL_TRACES_SAMPLER": "always_on", "OTEL_TRACES_SAMPLER_ARG": "endpoint=x"},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4317", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "HTTP://127.0.0.1:1"},
+        {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf"},
+    ],
+)
+def test_a_variable_that_is_not_read_is_not_refused(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert list(tracing._broken_rules()) == []
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"OTEL_TRACES_EXPORTER": "None", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": ""},
+    ],
+)
+def test_no_exporter_and_an_empty_endpoint_mean_no_tracing(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    before = trace.get_tracer_provider()
+    tracing.set_up_tracing("worker-1")
     assert trace.get_tracer_provider() is before
 
 

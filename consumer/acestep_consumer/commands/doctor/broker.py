@@ -65,6 +65,17 @@ async def check_broker(settings: Settings, timeout_s: float = TIMEOUT_S) -> Asyn
             yield judge_tiers(await inspection.depths(map(tier_queue, tiers)))
 
 
+async def _policies(monitor: ManagementClient, settings: BrokerSettings) -> Finding:
+    found = judge_policies(await monitor.queue_policies(), settings.queue_maxsize, vhost_of(settings))
+    try:
+        await monitor.refuse_other_policies(settings.queue_maxsize)
+    except BrokerRefused as refusal:
+        reason, _, fix = str(refusal).partition(": ")
+        also = f"\n{found.said}" if found.level != "ok" else ""
+        return fail("policies", f"no worker starts: {reason}{also}", fix)
+    return found
+
+
 async def check_management(settings: BrokerSettings, timeout_s: float = TIMEOUT_S) -> AsyncGenerator[Finding]:
     """Check the management API: the user's tags, bindings, policies, the broker's clock. ``timeout_s``: as above."""
     if settings.management_url is None:
@@ -76,7 +87,7 @@ async def check_management(settings: BrokerSettings, timeout_s: float = TIMEOUT_
         try:
             yield judge_tags(await monitor.tags())
             yield judge_bindings(topology_with(settings, None), await monitor.bindings())
-            yield judge_policies(await monitor.queue_policies(), settings.queue_maxsize, vhost_of(settings))
+            yield await _policies(monitor, settings)
         except BrokerRefused as refusal:
             yield fail("management", str(refusal), "correct ACESTEP_MANAGEMENT_URL, or unset it")
             return

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from acestep_consumer.broker.management import QueuePolicy
-from acestep_consumer.broker.topology import CAPACITY, GENERATE, IDENTIFIED, NOTICES, TIERS, UNREACHED_DELIVERY_LIMIT
+from acestep_consumer.broker.topology import CAPACITY, GENERATE, IDENTIFIED, NOTICES, UNREACHED_DELIVERY_LIMIT, tier_of
 from acestep_consumer.commands.doctor.report import Finding, ok, warn
 
 _UNLIMITED: Final = frozenset({IDENTIFIED, NOTICES})
@@ -37,7 +37,7 @@ def judge_policies(found: Iterable[QueuePolicy], limit: int, vhost: str) -> Find
 
 
 def _problems(queue: QueuePolicy, limit: int) -> Iterator[str]:
-    if queue.name == GENERATE or queue.name.startswith(TIERS):
+    if queue.name == GENERATE or tier_of(queue.name) is not None:
         yield from _problems_of_limit(queue, limit)
     elif queue.name in _UNLIMITED:
         yield from _needless_limit(queue)
@@ -46,13 +46,13 @@ def _problems(queue: QueuePolicy, limit: int) -> Iterator[str]:
     policy = queue.policy
     if "max-length-bytes" in policy:
         yield f"max-length-bytes = {policy['max-length-bytes']}: it is full before the limit of messages is reached"
-    if ttl := policy.get("message-ttl"):
+    if (ttl := policy.get("message-ttl")) is not None:
         ends = "terminal events are lost" if queue.name == NOTICES else "requests end as expired"
         yield f"message-ttl = {ttl}: {ends} that wait longer than {ttl / 1000:g} s"
     if expires := policy.get("expires"):
         yield f"expires = {expires}: it is deleted with all that waits after {expires / 1000:g} s without a worker"
     deliveries = policy.get("delivery-limit", UNREACHED_DELIVERY_LIMIT)
-    if queue.kind == "quorum" and deliveries < UNREACHED_DELIVERY_LIMIT:
+    if queue.kind == "quorum" and 0 <= deliveries < UNREACHED_DELIVERY_LIMIT:  # below 0: unlimited
         yield f"delivery-limit = {deliveries}: requests are given up then, whatever ACESTEP_MAX_ATTEMPTS says"
 
 

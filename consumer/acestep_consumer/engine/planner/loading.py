@@ -4,6 +4,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from acestep_consumer.engine.planner.tokens import LmTokens, TokenizerUnfit
 from acestep_consumer.engine.published_models import PUBLISHED, pull_command
 from acestep_consumer.engine.renderer.quantization import QuantizationUnavailable, config_json, weight_bytes
 from acestep_consumer.engine.renderer.quiet_imports import quietly
-from acestep_consumer.engine.torchao_checkpoints import quantized_by_torchao
+from acestep_consumer.engine.torchao_checkpoints import INSTALL, quantized_by_torchao
 
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")
 _CPU_CACHE_GB = 2.0
@@ -121,6 +122,8 @@ def load(configure: ConfigurePlanner) -> Loaded:
     """
     folder = find(configure.model, configure.checkpoint_dir)
     device = _device(configure.device)
+    if quantized_by_torchao(folder) and find_spec("torchao") is None:
+        raise LmUnusable(f"{folder.name} is quantized by torchao, which is missing: {INSTALL}")
     try:
         tokens = LmTokens.load(folder)
     except TokenizerUnfit as error:

@@ -14,6 +14,7 @@ Written for vLLM's public interface for batches (``vllm.v1.sample.logits_process
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, NamedTuple, Self
 
 import structlog
@@ -261,7 +262,7 @@ class GuidanceGroup:
 
     def _captured(self, logits: Tensor) -> CapturedGraph:
         """Return a graph of ``_next``. Nothing is computed: what is captured does not run."""
-        current, stream = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's
+        current, stream = torch.cuda.current_stream(), _capture_stream(logits.device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):  # the default stream cannot be captured
             graph = CapturedGraph(self._next, (logits,), pool_of(logits.device))
@@ -283,6 +284,12 @@ class GuidanceGroup:
 
 def _worth_a_graph(device: torch.device, sequences: int) -> bool:
     return device.type == "cuda" and sequences <= _GRAPHED_SEQUENCES
+
+
+@cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return one stream for all captures: memory is used again on its own stream alone."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
 
 
 def _seen(sequences: Sequence[SequenceRows], ids: range) -> Tensor:

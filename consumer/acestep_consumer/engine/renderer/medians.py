@@ -83,8 +83,10 @@ def kernels_ready_after(device: torch.device) -> Iterator[None]:
         return
     compiling = Thread(target=_compile, args=(device,), name="median kernels", daemon=True)
     compiling.start()
-    yield
-    compiling.join()
+    try:
+        yield
+    finally:
+        compiling.join()
     kernels_for(device)
 
 
