@@ -65,8 +65,10 @@ async def check_broker(settings: Settings, timeout_s: float = TIMEOUT_S) -> Asyn
             yield judge_tiers(await inspection.depths(map(tier_queue, tiers)))
 
 
-async def _policies(monitor: ManagementClient, settings: BrokerSettings) -> Finding:
+async def _policies(monitor: ManagementClient, settings: BrokerSettings, tags: frozenset[str]) -> Finding:
     found = judge_policies(await monitor.queue_policies(), settings.queue_maxsize, vhost_of(settings))
+    if not tags & _MAY_SET:
+        return found  # who may not set policies may not list them either, as the finding before says
     try:
         await monitor.refuse_other_policies(settings.queue_maxsize)
     except BrokerRefused as refusal:
@@ -85,9 +87,10 @@ async def check_management(settings: BrokerSettings, timeout_s: float = TIMEOUT_
         return
     async with ManagementClient(settings, read_timeout_s=timeout_s) as monitor:
         try:
-            yield judge_tags(await monitor.tags())
+            tags = await monitor.tags()
+            yield judge_tags(tags)
             yield judge_bindings(topology_with(settings, None), await monitor.bindings())
-            yield await _policies(monitor, settings)
+            yield await _policies(monitor, settings, tags)
         except BrokerRefused as refusal:
             yield fail("management", str(refusal), "correct ACESTEP_MANAGEMENT_URL, or unset it")
             return
