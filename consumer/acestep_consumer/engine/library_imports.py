@@ -4,6 +4,7 @@
 Imports are nine tenths of an engine's start on a processor, and most of it on a GPU whose kernels are in the cache.
 """
 
+import atexit
 import functools
 import gc
 import importlib.metadata
@@ -43,6 +44,8 @@ def _collection_paused() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+        # Otherwise a command says at its end, in a hundred lines on the terminal, that Triton's objects have leaked.
+        atexit.register(gc.unfreeze)
 
 
 @contextmanager

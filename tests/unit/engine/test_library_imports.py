@@ -6,6 +6,7 @@ That both engines import none of them in fact: tests/faults/test_engine_start.py
 
 import gc
 import importlib.metadata
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -63,3 +64,16 @@ def test_collection_is_paused_for_imports_and_goes_on_after_them_without_what_th
         assert not gc.isenabled()
     assert gc.isenabled()
     assert gc.get_freeze_count() > before
+
+
+def test_a_command_that_ends_says_nothing_of_leaked_objects() -> None:
+    """Libraries like Triton's look at their end whether their objects are gone; those that are frozen are not."""
+    program = (
+        "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count()))\n"
+        "from acestep_consumer.engine.library_imports import library_imports\n"
+        "with library_imports(quantized=False): import json\n"
+        "print(gc.get_freeze_count() > 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "0"]
+    assert not done.stderr

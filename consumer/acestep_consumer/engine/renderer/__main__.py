@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 EXIT_UNUSABLE, EXIT_DEVICE_LOST, EXIT_MISUNDERSTOOD = 3, 4, 5
 
 _SWITCH_S: Final = 0.0005
-"""What a thread waits for the interpreter while another one computes. At Python's default, 5 ms, the device's thread
-was late at every second step while jobs' threads matched lyrics with times: the device had nothing to do meanwhile."""
+"""Seconds for which a thread waits for the interpreter while another one computes. Python's default is 5 ms, and a
+timeline of songs with times on an H200 showed the device idle for 4 to 5 ms at many steps."""
 
 log = structlog.get_logger()
 

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which packs are stepped by a CUDA graph."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from acestep_consumer.engine.renderer.cuda_graphs import worth_a_graph
+from acestep_consumer.engine.renderer.denoiser import _PackMembers
 
 
 @pytest.mark.parametrize(
@@ -17,3 +21,12 @@ from acestep_consumer.engine.renderer.cuda_graphs import worth_a_graph
 )
 def test_a_pack_is_graphed_if_it_is_small_and_stays_for_some_steps(tokens: int, steps: int, *, graphed: bool) -> None:
     assert worth_a_graph(tokens, steps) == graphed
+
+
+def test_a_pack_stays_until_the_first_of_its_songs_is_denoised() -> None:
+    samples: Any = (
+        SimpleNamespace(steps=8, step=1),
+        SimpleNamespace(steps=8, step=6),
+        SimpleNamespace(steps=50, step=0),
+    )
+    assert _PackMembers(samples, ((), (), ())).steps_left() == 2
