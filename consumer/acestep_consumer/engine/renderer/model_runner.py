@@ -134,7 +134,6 @@ class ModelRunner:
             for sample, velocity in zip(samples, self.step(samples, None), strict=True):
                 sample.advance(velocity)
         (audio,) = self.decode(samples, TILE_RUNGS[0])
-        self.denoiser(None).reset()
         return float(audio.abs().max())
 
     def decode_silence(self, tiles: int) -> None:
