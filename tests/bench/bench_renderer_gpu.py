@@ -298,7 +298,8 @@ def tell_stages(scheduler: Scheduler, lengths: Sequence[int], in_flight: int, se
     before, began = scheduler.stats.songs_done, time.perf_counter()
     songs_a_minute(scheduler, lengths, in_flight, seconds)
     took, songs = time.perf_counter() - began, max(scheduler.stats.songs_done - before, 1)
-    tell(f"  {songs} songs in {took:.1f} s, {calls['_step'] / songs:.1f} rounds a song; ms a song on the device's thread:")
+    tell(f"  {songs} songs in {took:.1f} s, {calls['_step'] / songs:.1f} rounds a song")
+    tell("  milliseconds a song on the device's thread")
     for stage in _STAGES:
         tell(f"    {stage[1:]:16} {1000 * spent[stage] / songs:7.2f}")
         delattr(scheduler, stage)

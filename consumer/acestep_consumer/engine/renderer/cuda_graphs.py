@@ -1,35 +1,62 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CUDA graphs for small packs and short texts, which take longer to launch than to compute.
+"""CUDA graphs: a step of the DiT, or the encoding of short texts, launched at once.
 
-A DiT step launches some 500 kernels. The CPU needs 14 ms for that, the GPU 4 ms for a song of 30 seconds. A graph
-launches the whole step at once. Capturing one takes longer than launching a step, so that each is kept for its shape:
-a pack's songs change at nearly every step.
+A DiT step launches some 500 kernels. The CPU needs 14 to 35 ms for that, the GPU 4 ms for a song of 30 seconds and 23
+ms for one of 300; and what the CPU launches step by step, it cannot spend on preparing and decoding other songs.
+Capturing a graph takes longer than launching a step, so that each is kept for its shape: a pack's songs change at
+nearly every step.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Self
 
 import torch
 
 from acestep_consumer.engine.captured_graph import CapturedGraph, pool_of
 from acestep_consumer.engine.renderer.pack import Geometry, Pack, tokens_of
 from acestep_consumer.engine.renderer.packed_dit import Branch, Condition, PackedDit
+from acestep_consumer.policy.memory_budget import ENOUGH_TOKENS
 
 Capture = Callable[[Callable[[], torch.Tensor]], Callable[[], torch.Tensor]]
 Flow = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Velocities of a pack, [tokens * patch, channels], of latents of that shape and of flow times [branches + 1]."""
 
-# There is a graph for each multiple; a song of 30 seconds has 375 tokens.
-_TOKENS = 384
-# Above this many a step takes longer to compute than to launch (measured on an H200): a graph would gain nothing.
-_MAX_TOKENS = 6 * _TOKENS
+# There is a graph for each multiple. The kernels of matrix products compute as many rows at once: the rest is free.
+_TOKENS = 128
 _MAX_BRANCHES = 32
-_MAX_CONDITION_TOKENS = 2048  # whose keys and values are 200 MB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepGraphLimits:
+    """The largest pack that is stepped by a graph.
+
+    Attributes:
+        tokens: of all branches; each takes 50 KB, for a 2B model.
+        condition_tokens: of all conditions; each takes 100 KB.
+    """
+
+    tokens: int
+    condition_tokens: int
+
+    @classmethod
+    def on_a_device_with(cls, vram_gb: float) -> Self:
+        """Return the limits for a device with so much memory.
+
+        Where memory is scarce, packs that take longer to compute than to launch do without.
+        """
+        if vram_gb < _ROOMY_GB:
+            return cls(tokens=2304, condition_tokens=1024)
+        return cls(tokens=ENOUGH_TOKENS, condition_tokens=4608)
+
+
+_ROOMY_GB = 40.0
 
 
 class StepGraphs:
-    """CUDA graphs of one DiT's step for small packs: one for each of a few numbers of tokens.
+    """CUDA graphs of one DiT's step, one for each number of tokens in steps of ``_TOKENS``.
 
     All of them work on the same memory. A pack is copied there, and a branch of zeros, which no other branch sees,
     fills it up to the tokens of the graph: no graph is captured anew when songs join or leave. What tells the songs
@@ -37,21 +64,23 @@ class StepGraphs:
 
     Args:
         dit: the DiT; its weights have to stay where they are.
+        limits: the largest pack.
         capture: captures a function without arguments, and returns what replays it.
     """
 
-    def __init__(self, dit: PackedDit, capture: Capture | None = None) -> None:
+    def __init__(self, dit: PackedDit, limits: StepGraphLimits, capture: Capture | None = None) -> None:
         self._dit = dit
+        self._limits = limits
         self._capture = capture or self._captured
         self._memory: _StepMemory | None = None
         self._graphs: dict[int, Callable[[], torch.Tensor]] = {}
 
     def has_room(self, branches: Sequence[Branch]) -> bool:
-        """Whether a pack of these branches is small enough. Two places are left for what fills it up."""
+        """Whether a pack of these branches is within the limits. Two places are left for what fills it up."""
         return (
-            sum(tokens_of([len(branch.latents) for branch in branches], self._dit.patch)) <= _MAX_TOKENS
+            sum(tokens_of([len(branch.latents) for branch in branches], self._dit.patch)) <= self._limits.tokens
             and len(branches) <= _MAX_BRANCHES - 2
-            and sum(branch.condition.tokens for branch in branches) < _MAX_CONDITION_TOKENS
+            and sum(branch.condition.tokens for branch in branches) < self._limits.condition_tokens
         )
 
     def load(self, branches: Sequence[Branch]) -> tuple[Pack, Flow]:
@@ -60,13 +89,11 @@ class StepGraphs:
         Returns its layout, and the function of its velocities. They are overwritten by the next call.
         """
         if self._memory is None:
-            self._memory = _StepMemory(self._dit, branches[0].condition.kv)
+            self._memory = _StepMemory(self._dit, self._limits, branches[0].condition.kv)
         pack = self._memory.load(branches)
         return pack, partial(self._replay, self._memory, pack.tokens)
 
-    def _replay(
-        self, memory: "_StepMemory", tokens: int, latents: torch.Tensor, times: torch.Tensor
-    ) -> torch.Tensor:
+    def _replay(self, memory: "_StepMemory", tokens: int, latents: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         memory.set_inputs(latents, times)
         if tokens not in self._graphs:
             self._graphs[tokens] = self._capture(partial(memory.compute, tokens))
@@ -89,17 +116,24 @@ class _StepMemory:
     ``kv``: keys and values of any condition, for their shape.
     """
 
-    def __init__(self, dit: PackedDit, kv: torch.Tensor) -> None:
+    def __init__(self, dit: PackedDit, limits: StepGraphLimits, kv: torch.Tensor) -> None:
         self._dit = dit
-        channels, rows = dit.dit.config.audio_acoustic_hidden_dim, _MAX_TOKENS * dit.patch
+        tokens, channels = limits.tokens, dit.dit.config.audio_acoustic_hidden_dim
+        rows = tokens * dit.patch
         make = partial(torch.zeros, device=dit.device, dtype=dit.dtype)
         self._latents, self._context = make(rows, channels), make(rows, 2 * channels)
-        self._kv = kv.new_zeros(*kv.shape[:2], _MAX_CONDITION_TOKENS, *kv.shape[3:])
+        self._kv = kv.new_zeros(*kv.shape[:2], limits.condition_tokens, *kv.shape[3:])
         self._times = make(_MAX_BRANCHES)
-        zeros = partial(torch.zeros, device=dit.device)
-        self._branch = zeros(_MAX_TOKENS, dtype=torch.int64)
-        self._cos, self._sin = make(_MAX_TOKENS, dit.dit.head_dim), make(_MAX_TOKENS, dit.dit.head_dim)
-        self._cu_seqlens, self._condition_cu_seqlens = zeros(2, _MAX_BRANCHES + 1, dtype=torch.int32)
+        cu_seqlens = torch.zeros(2, _MAX_BRANCHES + 1, device=dit.device, dtype=torch.int32)
+        self._geometry = Geometry(
+            branch=torch.zeros(tokens, device=dit.device, dtype=torch.int64),
+            cos=make(tokens, dit.dit.head_dim),
+            sin=make(tokens, dit.dit.head_dim),
+            cu_seqlens=cu_seqlens[0],
+            condition_cu_seqlens=cu_seqlens[1],
+            max_seqlen=tokens,
+            condition_max_seqlen=limits.condition_tokens,
+        )
 
     def load(self, branches: Sequence[Branch]) -> Pack:
         """Copy a pack of these branches; return its layout, with what fills it up."""
@@ -112,7 +146,7 @@ class _StepMemory:
         one, none = Condition(self._kv[:, :, :1]), Condition(self._kv[:, :, :0])
         rest = _MAX_BRANCHES - len(branches) - 2
         pack = self._dit.lay_out([*frames, left * patch, *[0] * rest], [*conditions, one, *[none] * rest])
-        for mine, given in zip(self._tensors(), pack.geometry, strict=False):
+        for mine, given in zip(_tensors(self._geometry), _tensors(pack.geometry), strict=True):
             mine[: len(given)].copy_(given)
         context = pack.join([branch.context for branch in branches])
         self._context[: len(context)].copy_(context)
@@ -123,10 +157,6 @@ class _StepMemory:
         torch.cat(kv, dim=2, out=self._kv[:, :, : sum(condition.tokens for condition in conditions)])
         return pack
 
-    def _tensors(self) -> tuple[torch.Tensor, ...]:
-        """Return the tensors of a ``Geometry``, in its order."""
-        return self._branch, self._cos, self._sin, self._cu_seqlens, self._condition_cu_seqlens
-
     def set_inputs(self, latents: torch.Tensor, times: torch.Tensor) -> None:
         """Set latents and flow times of the pack's own branches."""
         self._latents[: len(latents)].copy_(latents)
@@ -134,10 +164,15 @@ class _StepMemory:
 
     def compute(self, tokens: int) -> torch.Tensor:
         """Return the velocities of the loaded pack, which has so many tokens with what fills it up."""
-        rows, (branch, cos, sin, *cu_seqlens) = tokens * self._dit.patch, self._tensors()
-        geometry = Geometry(branch[:tokens], cos[:tokens], sin[:tokens], *cu_seqlens, tokens, _MAX_CONDITION_TOKENS)
+        rows, whole = tokens * self._dit.patch, self._geometry
+        branch, cos, sin = (part[:tokens] for part in (whole.branch, whole.cos, whole.sin))
+        geometry = whole._replace(branch=branch, cos=cos, sin=sin, max_seqlen=tokens)
         pack = Pack((), self._dit.patch, geometry)
         return self._dit.velocities(pack, self._latents[:rows], self._context[:rows], self._kv, self._times)
+
+
+def _tensors(geometry: Geometry) -> tuple[torch.Tensor, ...]:
+    return geometry.branch, geometry.cos, geometry.sin, geometry.cu_seqlens, geometry.condition_cu_seqlens
 
 
 class GraphedShapes:

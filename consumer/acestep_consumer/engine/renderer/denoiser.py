@@ -10,7 +10,7 @@ from itertools import accumulate
 
 import torch
 
-from acestep_consumer.engine.renderer.cuda_graphs import Flow, StepGraphs
+from acestep_consumer.engine.renderer.cuda_graphs import Flow, StepGraphLimits, StepGraphs
 from acestep_consumer.engine.renderer.pack import Pack, on_device
 from acestep_consumer.engine.renderer.packed_dit import Branch, PackedDit
 from acestep_consumer.engine.renderer.sample import Sample
@@ -58,12 +58,13 @@ class Denoiser:
 
     Args:
         dit: the DiT.
-        graphed: replay small packs as one CUDA graph; for CUDA devices only, and weights that stay where they are.
+        graphs: the largest packs that are stepped by a CUDA graph; for CUDA devices only, and weights that stay where
+            they are. None: no pack is.
     """
 
-    def __init__(self, dit: PackedDit, *, graphed: bool = False) -> None:
+    def __init__(self, dit: PackedDit, graphs: StepGraphLimits | None = None) -> None:
         self.dit = dit
-        self._graphs = StepGraphs(dit) if graphed else None
+        self._graphs = None if graphs is None else StepGraphs(dit, graphs)
         self._layout: _Layout | None = None
 
     def velocities(self, samples: Sequence[Sample]) -> list[Sequence[torch.Tensor]]:
@@ -80,14 +81,18 @@ class Denoiser:
         ends = list(accumulate(len(branches) for branches in members.branches))
         return [velocities[end - len(branches) : end] for branches, end in zip(members.branches, ends, strict=True)]
 
+    def forget_pack(self) -> None:
+        """Free the layout of the last pack."""
+        self._layout = None
+
     def reset(self) -> None:
         """Free the layout of the last pack and all CUDA graphs; they are made again when needed."""
-        self._layout = None
+        self.forget_pack()
         if self._graphs is not None:
             self._graphs.clear()
 
     def _prepare(self, members: _PackMembers) -> _Layout:
-        self._layout = None  # its memory is free for the next one
+        self.forget_pack()  # its memory is free for the next one
         pack, flow = self.lay_out(members.all_branches())
         self._layout = _Layout(members, pack, flow)
         return self._layout

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from acestep_consumer.engine.renderer import cuda_graphs
-from acestep_consumer.engine.renderer.cuda_graphs import StepGraphs
+from acestep_consumer.engine.renderer.cuda_graphs import StepGraphLimits, StepGraphs
 from acestep_consumer.engine.renderer.packed_dit import Branch, PackedDit
 from acestep_consumer.engine.testing import tiny_checkpoint
 
-CHANNELS, WIDTH, PATCH = 4, 32, 2
+CHANNELS, WIDTH = 4, 32
+LIMITS = StepGraphLimits.on_a_device_with(vram_gb=16)
 Step = Callable[[], torch.Tensor]
 
 
@@ -39,13 +39,13 @@ def graphs(dit: PackedDit, captured: list[Step]) -> StepGraphs:
         captured.append(step)
         return step
 
-    return StepGraphs(dit, capture)
+    return StepGraphs(dit, LIMITS, capture)
 
 
 def branches_of(dit: PackedDit, frames: Sequence[int], seed: int = 0, condition: int = 5) -> list[Branch]:
     """Make branches with conditions of different lengths."""
     noise = torch.Generator().manual_seed(seed)
-    states = [torch.randn(condition + 3 * index, WIDTH, generator=noise) for index in range(len(frames))]
+    states = [torch.randn(condition + index, WIDTH, generator=noise) for index in range(len(frames))]
     return [
         Branch(own, torch.randn(count, 2 * CHANNELS, generator=noise), torch.randn(count, CHANNELS, generator=noise))
         for own, count in zip(dit.conditions(states), frames, strict=True)
@@ -65,8 +65,7 @@ def in_graphs(graphs: StepGraphs, branches: Sequence[Branch]) -> list[torch.Tens
 def in_a_pack_of_their_own(dit: PackedDit, branches: Sequence[Branch]) -> list[torch.Tensor]:
     pack = dit.lay_out([len(branch.latents) for branch in branches], [branch.condition for branch in branches])
     latents, context = (
-        pack.join(parts)
-        for parts in ([branch.latents for branch in branches], [branch.context for branch in branches])
+        pack.join(parts) for parts in ([branch.latents for branch in branches], [branch.context for branch in branches])
     )
     kv = torch.cat([branch.condition.kv for branch in branches], dim=2)
     return pack.split(dit.velocities(pack, latents, context, kv, times_of(branches)))
@@ -84,8 +83,8 @@ def test_velocities_in_the_memory_of_the_graphs_are_those_of_a_pack_of_its_own(
         assert graphs.has_room(branches)
         for found, expected in zip(in_graphs(graphs, branches), in_a_pack_of_their_own(dit, branches), strict=True):
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    # 375, 2250, 384, 768 tokens, and few: three sizes.
-    assert len(captured) == 3
+    # 384 tokens (of 375 and 384), 128 (of 31, 30 and 7), 2304 (of 2250), 896 (of 772).
+    assert len(captured) == 4
 
 
 def test_a_step_of_the_same_pack_has_its_own_latents_and_times(graphs: StepGraphs, dit: PackedDit) -> None:
@@ -111,12 +110,12 @@ def test_a_song_that_is_not_a_number_spoils_no_song_that_comes_after_it(graphs: 
     ("frames", "condition", "room"),
     [
         pytest.param([750] * 6, 5, True, id="six songs of 30 s"),
-        pytest.param([750] * 7, 5, False, id="seven: compute longer than they launch"),
+        pytest.param([750] * 7, 5, False, id="seven: more tokens than the limit"),
         pytest.param([7500], 5, False, id="300 s"),
         pytest.param([2] * 30, 5, True, id="as many branches as there are places"),
         pytest.param([2] * 31, 5, False, id="a branch more"),
-        pytest.param([750], cuda_graphs._MAX_CONDITION_TOKENS - 1, True, id="the longest text"),
-        pytest.param([750], cuda_graphs._MAX_CONDITION_TOKENS, False, id="a longer text"),
+        pytest.param([750], LIMITS.condition_tokens - 1, True, id="the longest text"),
+        pytest.param([750], LIMITS.condition_tokens, False, id="a longer text"),
     ],
 )
 def test_small_packs_alone_are_replayed(
