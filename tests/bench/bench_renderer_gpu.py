@@ -270,6 +270,11 @@ def measure_all(asked: argparse.Namespace, folder: Path, model: str) -> None:
         stats = scheduler.stats
         last = f"last batch {stats.songs_in_pack} songs, {stats.tokens_in_pack} tokens"
         tell(f"{name}: {rate:.0f} songs/min, device busy {100 * busy:.0f}%, {last}, reductions {limits.reductions}")
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        allocated, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+        gib = [each / 2**30 for each in (allocated, reserved, total - free)]
+        tell("memory, GiB: {:.2f} allocated, {:.2f} reserved, {:.2f} of the card in use".format(*gib))
     for name, lengths, in_flight in cases(asked.profile) if asked.profile else ():
         tell(f"{name}, stages")
         tell_stages(scheduler, lengths, in_flight)
