@@ -127,8 +127,15 @@ FUSED_DECODE_S_PER_SECOND: Final = 0.087 / 300
 DECODE_S_PER_SECOND: Final = 0.18 / 300
 PREPARE_S: Final = 0.018
 
+# Offloaded weights are copied to the GPU for each pack. Limited to 8 GB, an H200 (PCIe 5) rendered 203 songs of 240 s a
+# minute, two in a pack, and 206 limited to 12 GB; before page-locked RAM 69. Other cards: PCIe 4, by its specification.
+HOPPER_BUS_BYTES_S: Final = 50e9
+BUS_BYTES_S: Final = 25e9
+
 MPS_GAIN: Final = 1.14
 """Songs per minute with LM and renderer on one GPU at the same time, to those by turns: 135 to 118 as MP3, 64 jobs."""
+MPS_GAINS_FROM: Final = 16
+"""Songs in the LM. With eight, limited to 16 and 24 GB, 72 and 80 songs of 240 s a minute were made, as by turns."""
 
 # Working memory of the renderer, 2B; wider models need more per token.
 STEP_BYTES_PER_TOKEN: Final = 47_000

@@ -116,6 +116,14 @@ class ModelSet:
             return max(*dits, others) if self.offload_dit else sum(dits) + others
         return sum(dits) + len(dits) * sum(own) + sum(shared) + benchmarks.LOADED_BEYOND_PARAMETERS
 
+    @property
+    def moved(self) -> int:
+        """Bytes that offloading copies to the GPU for each pack of songs."""
+        if not self.offload_models:
+            return 0
+        dit = self.models[0].weights if self.offload_dit else 0
+        return dit + sum(each * 2 for each in (*benchmarks.OWN_PARTS, *benchmarks.SHARED_PARTS))
+
     def footprint(self) -> MemoryFootprint:
         """Return the renderer's memory footprint, as it would measure it at start."""
         widest = max(model.hidden for model in self.models)
@@ -241,7 +249,7 @@ class _SongTimes:
         planning, asked = self._lm_jobs(lm_room, render_s), self._lm_jobs(benchmarks.MOST_IN_LM, render_s)
         lm_songs = min(lm_room, planning * batch)
         lm_s = self._lm_s(lm_songs)
-        on_gpu = self._on_gpu_a_second(lm_s, render_s)
+        on_gpu = self._on_gpu_a_second(lm_songs, render_s)
         rate = min(on_gpu, self._encoded_a_second)
         encoding = min(rate * self._encode_s, self.cores)
         other = max(1, math.ceil(encoding))  # a job encodes its songs one after the other
@@ -268,14 +276,15 @@ class _SongTimes:
             split=split,
         )
 
-    def _on_gpu_a_second(self, lm_s: float, render_s: float) -> float:
-        """Return the songs that the GPU makes a second, where LM and renderer share it.
+    def _on_gpu_a_second(self, lm_songs: int, render_s: float) -> float:
+        """Return the songs that the GPU makes a second, where the LM, with so many songs, and the renderer share it.
 
-        With MPS they run at the same time, but neither faster than alone. That was measured on Hopper; elsewhere they
-        count as taking turns.
+        With MPS they run at the same time, but neither faster than alone. That was measured on Hopper, with many songs
+        in the LM; elsewhere they count as taking turns.
         """
+        lm_s = self._lm_s(lm_songs)
         by_turns = 1 / (lm_s + render_s)
-        if self.lm is None or not self.gpu.speed.hopper:
+        if self.lm is None or not self.gpu.speed.hopper or lm_songs < benchmarks.MPS_GAINS_FROM:
             return by_turns
         return min(benchmarks.MPS_GAIN * by_turns, 1 / max(lm_s, render_s))
 
@@ -301,7 +310,7 @@ class _SongTimes:
         batch = self.workload.batch
 
         def rate(jobs: int) -> float:
-            return self._on_gpu_a_second(self._lm_s(min(room, jobs * batch)), render_s)
+            return self._on_gpu_a_second(min(room, jobs * batch), render_s)
 
         most = _knee(max(1, room // batch), rate)
         return next((jobs for jobs in range(1, most) if rate(jobs) >= self._encoded_a_second), most)
@@ -327,7 +336,8 @@ class _SongTimes:
         decode_s = benchmarks.FUSED_DECODE_S_PER_SECOND if fused else benchmarks.DECODE_S_PER_SECOND
         decode = decode_s * self.workload.duration_s
         slowest = min(self.gpu.compute, self.gpu.bandwidth)
-        return self.workload.steps * step / packed + decode / slowest + benchmarks.PREPARE_S
+        moving = self.load.moved / (benchmarks.HOPPER_BUS_BYTES_S if fused else benchmarks.BUS_BYTES_S)
+        return (self.workload.steps * step + moving) / packed + decode / slowest + benchmarks.PREPARE_S
 
 
 def _knee(most: int, rate: Callable[[int], float]) -> int:

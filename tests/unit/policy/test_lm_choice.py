@@ -170,7 +170,7 @@ def test_the_cost_of_the_choice_is_said_where_there_was_one() -> None:
     assert at_24 is not None
     assert at_48 is not None
     assert at_24.trade_off == (
-        f"{LARGE} would make about 42% of its songs a minute; ACESTEP_LM_MODEL_PATH chooses another"
+        f"{LARGE} would make about 43% of its songs a minute; ACESTEP_LM_MODEL_PATH chooses another"
     )
     assert at_48.trade_off.startswith(f"{SMALL} would make about 181% of its songs a minute")
     for chosen in (plan(13), plan(24, model=LARGE), plan(0, init=True)):
