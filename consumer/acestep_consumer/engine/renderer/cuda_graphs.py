@@ -26,7 +26,7 @@ Flow = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 # There is a graph for each multiple. The kernels of matrix products compute as many rows at once: the rest is free.
 _TOKENS = 128
-_MAX_BRANCHES = 32
+_MAX_BRANCHES = 72  # as many songs of ten seconds as there are tokens for, and what fills a pack up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

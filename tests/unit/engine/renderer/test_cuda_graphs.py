@@ -45,7 +45,7 @@ def graphs(dit: PackedDit, captured: list[Step]) -> StepGraphs:
 def branches_of(dit: PackedDit, frames: Sequence[int], seed: int = 0, condition: int = 5) -> list[Branch]:
     """Make branches with conditions of different lengths."""
     noise = torch.Generator().manual_seed(seed)
-    states = [torch.randn(condition + index, WIDTH, generator=noise) for index in range(len(frames))]
+    states = [torch.randn(condition + index % 5, WIDTH, generator=noise) for index in range(len(frames))]
     return [
         Branch(own, torch.randn(count, 2 * CHANNELS, generator=noise), torch.randn(count, CHANNELS, generator=noise))
         for own, count in zip(dit.conditions(states), frames, strict=True)
@@ -53,7 +53,7 @@ def branches_of(dit: PackedDit, frames: Sequence[int], seed: int = 0, condition:
 
 
 def times_of(branches: Sequence[Branch]) -> torch.Tensor:
-    return torch.tensor([*(1 - index / 40 for index in range(len(branches))), 0.0])
+    return torch.tensor([*(1 - index / 80 for index in range(len(branches))), 0.0])
 
 
 def in_graphs(graphs: StepGraphs, branches: Sequence[Branch]) -> list[torch.Tensor]:
@@ -71,7 +71,7 @@ def in_a_pack_of_their_own(dit: PackedDit, branches: Sequence[Branch]) -> list[t
     return pack.split(dit.velocities(pack, latents, context, kv, times_of(branches)))
 
 
-PACKS = [[750], [1, 33, 26], [750] * 6, [2] * 30, [768], [1535, 7], [13]]
+PACKS = [[750], [1, 33, 26], [750] * 6, [2] * 70, [768], [1535, 7], [13]]
 
 
 def test_velocities_in_the_memory_of_the_graphs_are_those_of_a_pack_of_its_own(
@@ -112,8 +112,8 @@ def test_a_song_that_is_not_a_number_spoils_no_song_that_comes_after_it(graphs: 
         pytest.param([750] * 6, 5, True, id="six songs of 30 s"),
         pytest.param([750] * 7, 5, False, id="seven: more tokens than the limit"),
         pytest.param([7500], 5, False, id="300 s"),
-        pytest.param([2] * 30, 5, True, id="as many branches as there are places"),
-        pytest.param([2] * 31, 5, False, id="a branch more"),
+        pytest.param([2] * 70, 5, True, id="as many branches as there are places"),
+        pytest.param([2] * 71, 5, False, id="a branch more"),
         pytest.param([750], LIMITS.condition_tokens - 1, True, id="the longest text"),
         pytest.param([750], LIMITS.condition_tokens, False, id="a longer text"),
     ],
