@@ -17,7 +17,7 @@ from typing import Any
 
 import structlog
 
-from acestep_consumer.broker.connection import BrokerConnection
+from acestep_consumer.broker.connection import UNUSED_CLOSE_TIMEOUT_S, BrokerConnection
 from acestep_consumer.broker.consumer import Consumer
 from acestep_consumer.broker.errors import BrokerRefused
 from acestep_consumer.broker.identified_queue import IdentifiedQueue
@@ -187,10 +187,19 @@ class Worker:
         with self._signals.handled():
             async with AsyncExitStack() as stack:
                 stack.callback(asyncio.create_task(self._reloader.run(), name="reloader").cancel)
-                prepared = await self._signals.unless_stopped(self._prepare(stack))
-                if prepared is not None:
-                    await self._begin(prepared)
-                    await self._consume(prepared.intake)
+                try:
+                    prepared = await self._signals.unless_stopped(self._prepare(stack))
+                    if prepared is not None:
+                        await self._begin(prepared)
+                        await self._consume(prepared.intake)
+                finally:
+                    if not self.started:
+                        await self._disconnect()
+
+    async def _disconnect(self) -> None:
+        """Close all connections at once, before anything was consumed: a broker that hangs shall not hold the end."""
+        connections = (*self._connections.values(), self._control.connection)
+        await asyncio.gather(*(connection.close(UNUSED_CLOSE_TIMEOUT_S) for connection in connections))
 
     async def _prepare(self, stack: AsyncExitStack) -> _Prepared:
         """Do everything before the first message. No job is running yet, so this may be cancelled at any point."""

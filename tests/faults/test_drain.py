@@ -22,6 +22,8 @@ from tests.support.worker import WorkerProcess, running
 IN_HAND, WAITING = 2, 2
 # Generous for a machine with other things to do, and far from the 600 seconds that work in hand has by default.
 AT_ONCE_S = 40.0
+# Three connections that wait for a silent broker, one after the other, take longer.
+SILENT_CLOSE_S = 5.0
 EITHER_SIGNAL = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 
 
@@ -221,6 +223,22 @@ async def test_a_worker_whose_models_load_leaves_when_told_to_and_has_taken_noth
             assert not worker.log_lines(event="ready")
             assert not (await peer.take(GENERATE)).redelivered
     await asyncio.to_thread(assert_nothing_is_left, tmp_path)
+
+
+async def test_a_worker_whose_broker_falls_silent_while_its_models_load_leaves_at_once(
+    service_environment: dict[str, str], tmp_path: Path
+) -> None:
+    url = service_environment["ACESTEP_AMQP_URL"]
+    async with Proxy.for_url(url) as proxy:
+        settings = service_environment | {"ACESTEP_AMQP_URL": proxy.url(url), "LIGHT_LOADS_FOR_EVER": "1"}
+        async with running(WorkerProcess(tmp_path, settings, light=True, await_ready=False)) as worker:
+            await eventually(lambda: worker.log_lines(event="broker and storage ready"), WITHIN_S)
+            proxy.stall()
+            os.kill(worker.process.id.pid, signal.SIGTERM)
+            began = time.monotonic()
+            await eventually(lambda: not worker.process.running(), WITHIN_S)
+            assert worker.process.returncode() == 0
+            assert time.monotonic() - began < SILENT_CLOSE_S
 
 
 def assert_nothing_is_left(scratch: Path) -> None:

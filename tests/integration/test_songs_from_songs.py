@@ -115,7 +115,7 @@ async def test_an_extension_of_a_song_that_fades_out_fades_at_its_new_end_and_no
 
 async def test_an_aggressive_repaint_from_kept_latents_fades_as_its_song_does(maker: SongMaker) -> None:
     fades = {"fade_in_duration": 1, "fade_out_duration": 2}
-    song = await maker.make("song", prompt="jazz", seed=7, audio_duration=6, **fades)
+    await maker.make("song", prompt="jazz", seed=7, audio_duration=6, **fades)
     window = {"task_type": "repaint", "repainting_start": 2, "repainting_end": 3, "repaint_mode": "aggressive"}
     made = await maker.make("again", source_task_id="song", seed=8, **window)
     after = await maker.samples(made)
