@@ -28,7 +28,13 @@ from pydantic import (
     ValidationError,
 )
 
-from acestep_consumer.config.amqp_urls import ENCODING, HEARTBEAT, has_bad_heartbeat, has_raw_login, split_urls
+from acestep_consumer.config.amqp_urls import (
+    ENCODING,
+    has_raw_login,
+    problem_of_parameters,
+    split_urls,
+    unread_parameters,
+)
 from acestep_consumer.config.secret_files import SUFFIX, SecretFileError, layered, read_all
 from acestep_consumer.config.upstream_settings import RENAMED, WITHOUT_EFFECT
 
@@ -78,8 +84,8 @@ def _amqp_urls(value: SecretStr | str) -> tuple[SecretStr, ...]:
             "must look like amqp://user:password@host:5672/vhost; for a cluster, one such URL a node, "
             f"comma-separated; {ENCODING}"
         )
-    if any(map(has_bad_heartbeat, urls)):
-        raise ValueError(HEARTBEAT)
+    if problem := next(filter(None, map(problem_of_parameters, urls)), None):
+        raise ValueError(problem)
     if any("," in urlsplit(url).path for url in urls):
         raise ValueError("each of several URLs must begin with amqp:// or amqps://; a comma in a virtual host is %2C")
     if len({unquote(urlsplit(url).path).removeprefix("/") or "/" for url in urls}) > 1:
@@ -257,6 +263,11 @@ class BrokerSettings(Section):
     def every_url(self) -> SecretStr:
         """All nodes' URLs, comma-separated."""
         return SecretStr(",".join(url.get_secret_value() for url in self.urls))
+
+    @property
+    def unread_parameters(self) -> tuple[str, ...]:
+        """Parameters of the URLs that have no effect."""
+        return tuple(sorted({name for url in self.urls for name in unread_parameters(url.get_secret_value())}))
 
     route_by_tier: bool = variable(
         "ACESTEP_ROUTE_BY_TIER",
@@ -630,8 +641,13 @@ def _read_env_file(path: Path | None) -> dict[str, str]:
 def _unknown(values: Mapping[str, str]) -> Iterator[str]:
     known = known_variables() | RENAMED.keys() | WITHOUT_EFFECT.keys()
     for name in sorted(values):
-        if name.startswith("ACESTEP_") and name not in known:
-            near = difflib.get_close_matches(name, sorted(known - WITHOUT_EFFECT.keys()), n=1)
+        if name in known:
+            continue
+        # A name with a mistake in its prefix may be another program's, unless it is very near.
+        ours = name.upper().startswith("ACESTEP_")
+        wanted = sorted(known - WITHOUT_EFFECT.keys())
+        near = difflib.get_close_matches(name.upper(), wanted, n=1, cutoff=0.6 if ours else 0.85)
+        if ours or (near and name.upper().startswith("ACE")):
             hint = f"did you mean {near[0]}?" if near else "unset it, or see `acestep-consumer run --help`"
             yield f"{name} is not a setting of this program; {hint}"
 
