@@ -337,7 +337,8 @@ class Worker:
                     log.error("scratch disk is full: waiting for space", folder=str(folder or "the system's"))  # noqa: TRY400 - the text is the whole story
                 logged = True
             except OSError as error:
-                raise SettingsError(f"ACESTEP_SCRATCH_DIR: {error.filename}: {error.strerror}") from error
+                fix = "name a folder that this user may write to, or one that can be made"
+                raise SettingsError(f"ACESTEP_SCRATCH_DIR: {error.filename}: {error.strerror}; {fix}") from error
             else:
                 return scratch
             await asyncio.sleep(POLL_S)

@@ -23,7 +23,7 @@ from yarl import URL
 from acestep_consumer.broker import lenient_codec
 from acestep_consumer.broker.backoff import backoff
 from acestep_consumer.broker.channel_numbers import NumberedConnection
-from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost, describe, mapped
+from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost, connecting, describe, mapped
 from acestep_consumer.broker.queue_limit import declared_limit, ensure_limit
 from acestep_consumer.broker.topology import CONTROL_LOG, Topology, declare
 
@@ -293,8 +293,9 @@ class BrokerConnection:
         # Stored before it is open: a connection that could not be opened has to be closed too.
         self._connection = connection = NumberedConnection(self._url, client_properties={"connection_name": self._name})
         try:
-            with mapped():
+            with connecting(CONNECT_TIMEOUT_S):
                 await connection.connect(timeout=CONNECT_TIMEOUT_S)
+            with mapped():
                 async with asyncio.timeout(SET_UP_TIMEOUT_S):
                     channel = await self._set_up(connection)
         except BaseException:

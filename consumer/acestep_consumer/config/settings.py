@@ -82,7 +82,7 @@ def _amqp_urls(value: SecretStr | str) -> tuple[SecretStr, ...]:
     if not all(map(_is_amqp_url, urls)):
         raise ValueError(
             "must look like amqp://user:password@host:5672/vhost; for a cluster, one such URL a node, "
-            f"comma-separated; {ENCODING}"
+            f"comma-separated; an IPv6 address stands in brackets, as in [::1]:5672; {ENCODING}"
         )
     if problem := next(filter(None, map(problem_of_parameters, urls)), None):
         raise ValueError(problem)
@@ -141,12 +141,20 @@ def _endpoint(value: str | None) -> str | None:
 
 
 def _bucket(name: str) -> str:
+    if name.startswith("s3://"):
+        raise ValueError(f"{name!r} must be the bucket's name alone, without s3://")
     if not _BUCKET.fullmatch(name):
         raise ValueError(
             f"{name!r} must be 3 to 63 letters, digits, dots, hyphens or underscores; folders belong in "
             "ACESTEP_S3_PREFIX, and in the keys of inputs"
         )
     return name
+
+
+def _prefix(value: str) -> str:
+    if "://" in value or {".", ".."}.intersection(value.split("/")):
+        raise ValueError(f"{value!r} must be folders in the bucket, such as jobs or music/jobs: no URL, no . and no ..")
+    return value
 
 
 def _api_keys(value: SecretStr | str) -> tuple[SecretStr, ...]:
@@ -293,7 +301,9 @@ class StorageSettings(Section):
         False,  # noqa: FBT003 - a default
         "create the bucket at the start if it does not exist; otherwise that is an error",
     )
-    prefix: str = variable("ACESTEP_S3_PREFIX", "jobs", "key prefix: `<prefix>/<task_id>/…`", max_length=256)
+    prefix: Annotated[str, AfterValidator(_prefix)] = variable(
+        "ACESTEP_S3_PREFIX", "jobs", "key prefix: `<prefix>/<task_id>/…`", max_length=256
+    )
     presign_s: int = variable(
         "ACESTEP_S3_PRESIGN_SECONDS", 0, "lifetime of presigned URLs in events, seconds; 0: no URLs", ge=0, le=604_800
     )

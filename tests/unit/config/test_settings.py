@@ -359,9 +359,11 @@ def test_a_login_may_be_longer_than_a_host_name() -> None:
         assert login in load(urls, None).broker.url.get_secret_value()
 
 
-@pytest.mark.parametrize("name", ["so/ngs", "so", "a" * 64, "song s", "s3://songs"])
+@pytest.mark.parametrize("name", ["so/ngs", "so", "a" * 64, "song s"])
 def test_a_bucket_name_that_cannot_be_is_refused_wherever_it_is_set(name: str) -> None:
     for variable in ("ACESTEP_S3_BUCKET", "ACESTEP_INPUT_BUCKETS"):
+        with pytest.raises(SettingsError, match=f"^{variable}: .*without s3://"):
+            load({variable: "s3://songs"}, None)
         with pytest.raises(SettingsError, match=f"^{variable}: .*must be 3 to 63 letters"):
             load({variable: name}, None)
     assert load({"ACESTEP_S3_BUCKET": "Songs_2026.eu-1"}, None).storage.bucket == "Songs_2026.eu-1"
