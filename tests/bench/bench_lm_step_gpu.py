@@ -77,7 +77,7 @@ def child(arguments: argparse.Namespace) -> None:
     """Measure one way."""
     (way,) = arguments.ways
     with tempfile.TemporaryDirectory() as folder:
-        fixed = {"in_flight": [64], "context": 8192, "compiled": not arguments.tiny}
+        fixed = {"in_flight": arguments.songs, "context": 8192, "compiled": not arguments.tiny}
         settings = argparse.Namespace(memory_gb=arguments.memory_gb, int8=arguments.int8, **fixed)
         size = "tiny" if arguments.tiny else arguments.size
         backend = _open_vllm(_write_config(Path(folder), size), size, settings).backend

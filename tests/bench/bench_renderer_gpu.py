@@ -27,8 +27,8 @@ from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.audio_codes import CODE_COUNT, CODES_PER_SECOND
 from acestep_consumer.engine.renderer import startup
 from acestep_consumer.engine.renderer.batch_request import RequestCallbacks
-from acestep_consumer.engine.renderer.cuda_graphs import GraphedFlow, worth_a_graph
 from acestep_consumer.engine.renderer.dcw import Dcw
+from acestep_consumer.engine.renderer.packed_dit import Branch
 from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
 from acestep_consumer.engine.renderer.sample import SamplerOptions
 from acestep_consumer.engine.renderer.scheduler import Scheduler
@@ -108,17 +108,12 @@ def step_ms(scheduler: Scheduler, seconds: Sequence[int], *, times: int = 10, co
     def run() -> float:
         width, channels = dit.dit.config.encoder_hidden_size, dit.dit.config.audio_acoustic_hidden_dim
         make = partial(torch.randn, device=dit.device, dtype=dit.dtype)
-        conditions = dit.conditions([make(condition, width) for _ in seconds])
-        frames = [25 * each for each in seconds]
-        pack = dit.lay_out(frames, conditions)
-        context, memory = (
-            pack.join([make(each, 2 * channels) for each in frames]),
-            torch.cat([c.kv for c in conditions], dim=2),
-        )
-        flow = GraphedFlow(
-            dit, pack, context, memory, graphed=runner._acceleration.graphed and worth_a_graph(pack.tokens, 8)
-        )
-        latents, flow_times = pack.join([make(each, channels) for each in frames]), make(len(frames) + 1)
+        branches = [
+            Branch(own, make(25 * each, 2 * channels), make(25 * each, channels))
+            for own, each in zip(dit.conditions([make(condition, width) for _ in seconds]), seconds, strict=True)
+        ]
+        pack, flow = runner.denoiser(None).lay_out(branches)
+        latents, flow_times = pack.join([branch.latents for branch in branches]), make(len(branches) + 1)
         return timed(lambda: flow(latents, flow_times), times)
 
     return scheduler.run_on_device(run)
@@ -275,9 +270,44 @@ def measure_all(asked: argparse.Namespace, folder: Path, model: str) -> None:
         stats = scheduler.stats
         last = f"last batch {stats.songs_in_pack} songs, {stats.tokens_in_pack} tokens"
         tell(f"{name}: {rate:.0f} songs/min, device busy {100 * busy:.0f}%, {last}, reductions {limits.reductions}")
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        allocated, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+        gib = [each / 2**30 for each in (allocated, reserved, total - free)]
+        tell("memory, GiB: {:.2f} allocated, {:.2f} reserved, {:.2f} of the card in use".format(*gib))
     for name, lengths, in_flight in cases(asked.profile) if asked.profile else ():
+        tell(f"{name}, stages")
+        tell_stages(scheduler, lengths, in_flight)
         tell(f"{name}, kernels")
         profile(scheduler, lengths, in_flight)
+
+
+_STAGES = ("_receive", "_drop_cancelled", "_admit", "_step", "_align", "_decode", "_rest_if_idle")
+
+
+def tell_stages(scheduler: Scheduler, lengths: Sequence[int], in_flight: int, seconds: float = 4) -> None:
+    """Tell what the device's thread does on the host, while so many songs are in flight."""
+    spent, calls = dict.fromkeys(_STAGES, 0.0), dict.fromkeys(_STAGES, 0)
+
+    def measured(stage: str, work: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            began = time.perf_counter()
+            work()
+            spent[stage] += time.perf_counter() - began
+            calls[stage] += 1
+
+        return run
+
+    for stage in _STAGES:
+        setattr(scheduler, stage, measured(stage, getattr(scheduler, stage)))
+    before, began = scheduler.stats.songs_done, time.perf_counter()
+    songs_a_minute(scheduler, lengths, in_flight, seconds)
+    took, songs = time.perf_counter() - began, max(scheduler.stats.songs_done - before, 1)
+    tell(f"  {songs} songs in {took:.1f} s, {calls['_step'] / songs:.1f} rounds a song")
+    tell("  milliseconds a song on the device's thread")
+    for stage in _STAGES:
+        tell(f"    {stage[1:]:16} {1000 * spent[stage] / songs:7.2f}")
+        delattr(scheduler, stage)
 
 
 def profile(scheduler: Scheduler, lengths: Sequence[int], in_flight: int, seconds: float = 4) -> None:

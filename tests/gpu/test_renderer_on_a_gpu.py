@@ -15,6 +15,8 @@ from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.audio_codes import format_codes
 from acestep_consumer.engine.renderer import medians
 from acestep_consumer.engine.renderer.batch_request import RequestCallbacks
+from acestep_consumer.engine.renderer.denoiser import Denoiser
+from acestep_consumer.engine.renderer.packed_dit import Branch
 from acestep_consumer.engine.renderer.pipeline_arguments import PipelineArguments
 from acestep_consumer.engine.renderer.quiet_imports import quietly
 from acestep_consumer.engine.renderer.sample import SamplerOptions
@@ -80,6 +82,43 @@ def test_compiled_and_graphed_songs_are_those_of_plain_kernels(checkpoints: Path
     fast, plain = scheduler_with(checkpoints), scheduler_with(checkpoints, compile=False)
     pairs = zip(songs_of(fast), songs_of(plain), strict=True)
     assert all(close(one, other, 0.1) for one, other in pairs)
+
+
+def velocities(denoiser: Denoiser, branches: list[Branch], times: torch.Tensor) -> torch.Tensor:
+    pack, flow = denoiser.lay_out(branches)
+    latents = pack.join([branch.latents for branch in branches])
+    return flow(latents, times)[: len(latents)].clone()
+
+
+@pytest.mark.parametrize("model", [TURBO, BASE])
+def test_a_graph_gives_the_velocities_of_launched_kernels_whatever_was_replayed_before(
+    model: str, checkpoints: Path
+) -> None:
+    """In bfloat16; the sizes of packs come again, with other songs in them."""
+    scheduler = scheduler_with(checkpoints)
+    runner = scheduler._runners[model]
+
+    def compared() -> list[bool]:
+        dit, graphed = runner.parts.dit, runner.denoiser(None)
+        launched, found = Denoiser(dit), []
+        width, channels = dit.dit.config.encoder_hidden_size, dit.dit.config.audio_acoustic_hidden_dim
+        for frames in ([750], [750] * 5, [33, 26, 1], [7500, 7500], [750, 740], [25] * 30, [751] * 5):
+            noise = [torch.randn(count, 3 * channels, device=dit.device, dtype=dit.dtype) for count in frames]
+            states = [torch.randn(9 + n, width, device=dit.device, dtype=dit.dtype) for n, _ in enumerate(frames)]
+            branches = [
+                Branch(condition, own[:, channels:], own[:, :channels])
+                for condition, own in zip(dit.conditions(states), noise, strict=True)
+            ]
+            times = torch.rand(len(frames) + 1, device=dit.device, dtype=dit.dtype)
+            for _ in range(2):
+                one, other = (velocities(denoiser, branches, times) for denoiser in (graphed, launched))
+                found.append(close(one, other, 0.02))
+        return found
+
+    assert all(scheduler.run_on_device(compared))
+    graphs = runner.denoiser(None)._graphs
+    assert graphs is not None
+    assert len(graphs._graphs) >= 4
 
 
 def test_no_median_kernel_is_compiled_after_the_start(checkpoints: Path) -> None:

@@ -34,7 +34,13 @@ from acestep_consumer.engine.renderer.lora import AdaptedModelCache, Lora
 from acestep_consumer.engine.renderer.model_runner import ModelRunner
 from acestep_consumer.engine.renderer.offload import ModuleSwapper
 from acestep_consumer.engine.renderer.packed_dit import PackedDit
-from acestep_consumer.engine.renderer.quantization import _replace, dequantized, is_quantized, quantize, weight_bytes
+from acestep_consumer.engine.renderer.quantization import (
+    dequantized,
+    is_quantized,
+    quantize,
+    replace_tensors,
+    weight_bytes,
+)
 from acestep_consumer.engine.renderer.quiet_imports import quietly
 from acestep_consumer.engine.renderer.registry import CheckpointError
 from acestep_consumer.engine.renderer.startup import open_runtime
@@ -170,7 +176,7 @@ def test_a_compiled_model_in_int8_can_be_moved(dit: Any) -> None:
         block.compile(dynamic=True, backend="aot_eager")
     before = song_of(dit, steps=1, packed=packed)
     weights = [weight.data_ptr() for weight in dit.parameters() if not is_quantized(weight)]
-    _replace(dit, torch.clone)
+    replace_tensors(dit, torch.clone)
     moved = [weight.data_ptr() for weight in dit.parameters() if not is_quantized(weight)]
     assert not set(moved) & set(weights)
     assert all(is_quantized(module.weight) for module in dit.layers.modules() if isinstance(module, nn.Linear))

@@ -388,6 +388,14 @@ async def test_only_jobs_that_were_asked_for_here_are_read_out(tab: OpenTab, lis
         await expect(page.locator("#announce")).to_contain_text("mine: done")
 
 
+async def test_a_job_that_ends_before_the_page_hears_of_it_is_read_out_too(tab: OpenTab, listening: Listening) -> None:
+    async with tab(listening.url) as browser:
+        page = browser.page
+        await page.evaluate("import('/list.js').then((list) => list.remember('short'))")
+        await publish_events(listening, ended("failed", "short"))
+        await expect(page.locator("#announce")).to_contain_text(": failed")
+
+
 async def test_two_pages_show_the_same_and_one_that_is_hidden_gives_its_connection_back(
     tab: OpenTab, listening: Listening
 ) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Songs in a batch against the same songs alone: latents and audio are equal up to rounding, whatever the others."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from acestep_consumer.domain.job import Plan, Sources
 from acestep_consumer.engine.messages import Render
 from acestep_consumer.engine.renderer.batch_request import RequestCallbacks
 from acestep_consumer.engine.renderer.code_latents import CodeLatents
+from acestep_consumer.engine.renderer.cuda_graphs import StepGraphLimits, StepGraphs
 from acestep_consumer.engine.renderer.model_runner import ModelRunner
 from acestep_consumer.engine.testing.tiny_checkpoint import BASE, TURBO
 from acestep_consumer.policy.memory_budget import MemoryBudget
@@ -240,6 +241,30 @@ def test_a_song_that_joins_at_anothers_step_costs_neither_anything(
     steps = [batch.steps for batch in harness.batches]
     assert steps == [(0,), (1, 0), (2, 1, 0), (3, 1, 0), (4, 1), (5,)]
     for one, message in zip(found, [first, *others], strict=True):
+        assert_same(one, harness.alone(message))
+
+
+@pytest.mark.parametrize("model", [TURBO, BASE])
+def test_songs_in_the_memory_of_the_graphs_equal_those_in_packs_of_their_own(
+    model: str, runners: dict[str, ModelRunner], harness: SchedulerHarness, inputs: dict[str, Sources], tmp_path: Path
+) -> None:
+    """Songs leave one after the other: packs of fewer and fewer tokens come to the same memory."""
+    tasks = ("codes, then text", "text, 33 frames", "text, sde", "heun, smoothed, dcw, then text", "flow edit")
+    messages = list(render_messages({name: EITHER[name] for name in tasks}, model, inputs, tmp_path).values())
+    denoiser, replayed = runners[model].denoiser(None), []
+    limits = StepGraphLimits.on_a_device_with(vram_gb=16)
+
+    def capture(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        replayed.append(step)
+        return step
+
+    with pytest.MonkeyPatch.context() as patched:
+        # A graph is for a CUDA device; here the function that it would capture is called.
+        patched.setattr(denoiser, "_graphs", StepGraphs(denoiser.dit, limits, capture))
+        packed = harness.together(messages)
+    assert replayed
+    denoiser.reset()
+    for one, message in zip(packed, messages, strict=True):
         assert_same(one, harness.alone(message))
 
 

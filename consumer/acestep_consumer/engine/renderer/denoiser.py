@@ -10,7 +10,7 @@ from itertools import accumulate
 
 import torch
 
-from acestep_consumer.engine.renderer.cuda_graphs import GraphedFlow, worth_a_graph
+from acestep_consumer.engine.renderer.cuda_graphs import Flow, StepGraphLimits, StepGraphs
 from acestep_consumer.engine.renderer.pack import Pack, on_device
 from acestep_consumer.engine.renderer.packed_dit import Branch, PackedDit
 from acestep_consumer.engine.renderer.sample import Sample
@@ -35,10 +35,6 @@ class _PackMembers:
         """Return the flow time of each branch."""
         return [sample.time for sample, branches in zip(self.samples, self.branches, strict=True) for _ in branches]
 
-    def steps_left(self) -> int:
-        """Return the number of steps until a sample leaves."""
-        return min(sample.steps - sample.step for sample in self.samples)
-
     def identities(self) -> list[int]:
         """Return the ids of all samples, conditions and contexts, in order."""
         return [
@@ -54,7 +50,7 @@ class _Layout:
 
     members: _PackMembers
     pack: Pack
-    flow: GraphedFlow
+    flow: Flow
 
 
 class Denoiser:
@@ -62,12 +58,13 @@ class Denoiser:
 
     Args:
         dit: the DiT.
-        graphed: replay small packs as one CUDA graph; for CUDA devices only.
+        graphs: the largest packs that are stepped by a CUDA graph; for CUDA devices only, and weights that stay where
+            they are. None: no pack is.
     """
 
-    def __init__(self, dit: PackedDit, *, graphed: bool = False) -> None:
+    def __init__(self, dit: PackedDit, graphs: StepGraphLimits | None = None) -> None:
         self.dit = dit
-        self._graphed = graphed
+        self._graphs = None if graphs is None else StepGraphs(dit, graphs)
         self._layout: _Layout | None = None
 
     def velocities(self, samples: Sequence[Sample]) -> list[Sequence[torch.Tensor]]:
@@ -84,20 +81,30 @@ class Denoiser:
         ends = list(accumulate(len(branches) for branches in members.branches))
         return [velocities[end - len(branches) : end] for branches, end in zip(members.branches, ends, strict=True)]
 
-    def reset(self) -> None:
-        """Free the layout of the last pack and its CUDA graph; the next pack makes its own."""
+    def forget_pack(self) -> None:
+        """Free the layout of the last pack."""
         self._layout = None
 
-    def _prepare(self, members: _PackMembers) -> "_Layout":
-        self.reset()
-        branches = members.all_branches()
+    def reset(self) -> None:
+        """Free the layout of the last pack and all CUDA graphs; they are made again when needed."""
+        self.forget_pack()
+        if self._graphs is not None:
+            self._graphs.clear()
+
+    def _prepare(self, members: _PackMembers) -> _Layout:
+        self.forget_pack()  # its memory is free for the next one
+        pack, flow = self.lay_out(members.all_branches())
+        self._layout = _Layout(members, pack, flow)
+        return self._layout
+
+    def lay_out(self, branches: Sequence[Branch]) -> tuple[Pack, Flow]:
+        """Return the layout of a pack of these branches, and the function of its velocities."""
+        if self._graphs is not None and self._graphs.has_room(branches):
+            return self._graphs.load(branches)
         pack = self.dit.lay_out([len(branch.latents) for branch in branches], [branch.condition for branch in branches])
         context = pack.join([branch.context for branch in branches])
         kv = torch.cat([branch.condition.kv for branch in branches], dim=2)
-        graphed = self._graphed and worth_a_graph(pack.tokens, members.steps_left())
-        flow = GraphedFlow(self.dit, pack, context, kv, graphed=graphed)
-        self._layout = _Layout(members, pack, flow)
-        return self._layout
+        return pack, lambda latents, times: self.dit.velocities(pack, latents, context, kv, times)
 
     def _times(self, members: _PackMembers) -> torch.Tensor:
         """Return the flow time of each branch, and one for the empty branch at the end of the pack."""

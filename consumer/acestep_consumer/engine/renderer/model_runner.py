@@ -11,6 +11,7 @@ from acestep_consumer.domain.audio_codes import CODES_PER_SECOND
 from acestep_consumer.engine.renderer.alignment_pass import alignment_matrices
 from acestep_consumer.engine.renderer.components import Components
 from acestep_consumer.engine.renderer.conditioning import Conditioner
+from acestep_consumer.engine.renderer.cuda_graphs import StepGraphLimits
 from acestep_consumer.engine.renderer.denoiser import Denoiser
 from acestep_consumer.engine.renderer.lora import AdaptedModelCache, Lora, Loras
 from acestep_consumer.engine.renderer.offload import ModuleSwapper
@@ -28,13 +29,13 @@ from acestep_schemas.request import GenerationRequest
 
 @dataclass(frozen=True, slots=True)
 class Acceleration:
-    """Optional speed-ups: ``compiled`` by ``torch.compile``; ``graphed``: replayed as CUDA graphs.
+    """Optional speed-ups: ``compiled`` by ``torch.compile``; ``graphs``: replayed as CUDA graphs, within these limits.
 
     ``fused``: the VAE decoder runs the project's own kernels.
     """
 
     compiled: bool = False
-    graphed: bool = False
+    graphs: StepGraphLimits | None = None
     fused: bool = False
 
 
@@ -50,7 +51,7 @@ class ModelRunner:
         self.parts = parts
         self.preparer = RequestPreparer(parts)
         self._acceleration = acceleration
-        self._text_encoder = TextEncoder(parts, graphed=acceleration.graphed)
+        self._text_encoder = TextEncoder(parts, graphed=acceleration.graphs is not None)
         self._conditioner = Conditioner(parts, self.preparer, self._text_encoder)
         self._loras = AdaptedModelCache()
         self._denoisers: dict[Loras | None, Denoiser] = {None: self._denoiser(parts.dit)}
@@ -134,7 +135,7 @@ class ModelRunner:
             for sample, velocity in zip(samples, self.step(samples, None), strict=True):
                 sample.advance(velocity)
         (audio,) = self.decode(samples, TILE_RUNGS[0])
-        self.denoiser(None).reset()
+        self.denoiser(None).forget_pack()
         return float(audio.abs().max())
 
     def decode_silence(self, tiles: int) -> None:
@@ -167,7 +168,7 @@ class ModelRunner:
     def _denoiser(self, dit: PackedDit) -> Denoiser:
         if self._acceleration.compiled:
             dit.compile()
-        return Denoiser(dit, graphed=self._acceleration.graphed)
+        return Denoiser(dit, self._acceleration.graphs)
 
 
 def loras_of(request: GenerationRequest, paths: Sequence[Path]) -> Loras | None:

@@ -62,7 +62,7 @@ def is_quantized(weight: torch.Tensor) -> bool:
 
 def weight_bytes(model: nn.Module) -> int:
     """Return the bytes that a model's parameters take; those of a quantized one include its scales."""
-    return sum(sum(part.nbytes for part in _parts(weight)) for weight in model.parameters())
+    return sum(sum(part.nbytes for part in parts_of(weight)) for weight in model.parameters())
 
 
 def move(model: nn.Module, device: torch.device | str) -> None:
@@ -71,12 +71,24 @@ def move(model: nn.Module, device: torch.device | str) -> None:
     ``Module.to`` exchanges the insides of a quantized weight, which torch refuses once a compiled model refers to it.
     """
     if any(map(is_quantized, model.parameters())):
-        _replace(model, lambda tensor: tensor.to(device))
+        replace_tensors(model, lambda tensor: tensor.to(device))
     else:
         model.to(device)
 
 
-def _replace(model: nn.Module, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+def tensors_of(model: nn.Module) -> list[torch.Tensor]:
+    """Return all parameters and buffers of a model, in the order of ``replace_tensors``."""
+    found: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        found.append(tensor)
+        return tensor
+
+    replace_tensors(model, keep)
+    return found
+
+
+def replace_tensors(model: nn.Module, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """Replace all tensors of a model by changed ones; quantized weights become other parameters."""
     for module in model.modules():
         weights, buffers = module._parameters, module._buffers  # noqa: SLF001 - as torch's own Module.to
@@ -89,7 +101,18 @@ def _replace(model: nn.Module, change: Callable[[torch.Tensor], torch.Tensor]) -
             buffers[name] = None if buffer is None else change(buffer)
 
 
-def _parts(weight: Any) -> Iterator[torch.Tensor]:
+def copied_parts(weight: Any, copy: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Return a weight whose memory is a copy; of a quantized one each part is copied."""
+    if not is_quantized(weight):
+        return copy(weight)
+    names, context = weight.__tensor_flatten__()
+    parts = {name: copy(getattr(weight, name)) for name in names}
+    made: torch.Tensor = type(weight).__tensor_unflatten__(parts, context, weight.size(), weight.stride())
+    return made
+
+
+def parts_of(weight: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors that a weight consists of: itself, or those of a quantized one."""
     if not is_quantized(weight):
         yield weight
         return

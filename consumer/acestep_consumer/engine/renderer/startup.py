@@ -14,6 +14,7 @@ from acestep_consumer.engine.messages import RendererReport, StartPhase
 from acestep_consumer.engine.renderer.attention import fastest_kernel, name_of
 from acestep_consumer.engine.renderer.checkpoint import ModelHandle, load_models
 from acestep_consumer.engine.renderer.components import Components
+from acestep_consumer.engine.renderer.cuda_graphs import StepGraphLimits
 from acestep_consumer.engine.renderer.device import DeviceReport, Offload, inspect, offload_for
 from acestep_consumer.engine.renderer.measure import budget_for, measure
 from acestep_consumer.engine.renderer.model_runner import Acceleration, ModelRunner
@@ -107,7 +108,7 @@ def acceleration_for(report: DeviceReport, settings: EngineSettings, offload: Of
     return Acceleration(
         compiled=wanted,
         # A CUDA graph is for weights at fixed addresses, and offloaded weights come to another each time.
-        graphed=cuda and not offload.models,
+        graphs=StepGraphLimits.on_a_device_with(report.vram_gb) if cuda and not offload.models else None,
         fused=cuda and _is_hopper(report.device),
     )
 

@@ -68,7 +68,8 @@ export class Job {
   }
 
   show(card, heardAt) {
-    const before = this.card;
+    // A short job has ended before the page hears of it for the first time.
+    const before = this.card ?? { state: "waiting", progress: 0 };
     this.card = card;
     this.heardAt = heardAt;
     this.element.dataset.state = card.state;
@@ -81,7 +82,7 @@ export class Job {
     setList(this.part(".notes"), notesOf(card));
     if (!this.part(".more").hidden) this.showMore();
     refresh(card);
-    if (before) this.tell(before);
+    this.tell(before);
   }
 
   /** Writes everything again, in another language. */

@@ -1,87 +1,129 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which module is on the device, and when."""
+"""Which module is on the device, and when; and what its weights are there and in RAM."""
 
 from typing import Any
 
+import pytest
 import torch
 
+from acestep_consumer.engine.renderer import offload
 from acestep_consumer.engine.renderer.offload import ModuleSwapper
 
-CARD = torch.device("meta")
+DEVICE = torch.device("cpu")
 
 
 class RecordingModule(torch.nn.Module):
-    """Records its moves and calls, and stays on the CPU."""
+    """Records its calls."""
 
     def __init__(self, name: str, calls: list[str]) -> None:
         super().__init__()
         self.name = name
         self.calls = calls
 
-    def to(self, device: Any) -> "RecordingModule":  # type: ignore[override]  # the one form that is used
-        self.calls.append(f"{self.name} to {torch.device(device).type}")
-        return self
-
     def forward(self, number: int) -> int:
         self.calls.append(f"{self.name} works")
         return number + 1
 
 
+class RecordingCopy:
+    """Records when its module is loaded and unloaded."""
+
+    def __init__(self, module: Any, device: torch.device) -> None:
+        assert device == DEVICE
+        self.module = module
+        module.calls.append(f"{module.name} to RAM")
+
+    def load(self) -> None:
+        self.module.calls.append(f"{self.module.name} loaded")
+
+    def unload(self) -> None:
+        self.module.calls.append(f"{self.module.name} unloaded")
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr(offload, "_HostCopy", RecordingCopy)
+    return []
+
+
 def swapper_of(*modules: torch.nn.Module) -> ModuleSwapper:
-    swapper = ModuleSwapper(CARD)
+    swapper = ModuleSwapper(DEVICE)
     for module in modules:
         swapper.register(module)
     return swapper
 
 
-def test_a_module_that_two_models_share_is_registered_once() -> None:
-    calls: list[str] = []
+def test_a_module_that_two_models_share_is_registered_once(calls: list[str]) -> None:
     encoder = RecordingModule("encoder", calls)
     swapper = swapper_of(encoder, encoder)
-    assert calls == ["encoder to cpu"]
+    assert calls == ["encoder to RAM"]
     encoder(1)
     swapper.unload()
-    assert calls == ["encoder to cpu", "encoder to meta", "encoder works", "encoder to cpu"]
+    assert calls == ["encoder to RAM", "encoder loaded", "encoder works", "encoder unloaded"]
 
 
-def test_a_module_is_loaded_when_it_is_called_and_unloaded_when_another_is() -> None:
-    calls: list[str] = []
+def test_a_module_is_loaded_when_it_is_called_and_unloaded_when_another_is(calls: list[str]) -> None:
     encoder, dit = RecordingModule("encoder", calls), RecordingModule("dit", calls)
     swapper = swapper_of(encoder, dit)
-    assert calls == ["encoder to cpu", "dit to cpu"]
+    assert calls == ["encoder to RAM", "dit to RAM"]
     calls.clear()
     assert (encoder(1), dit(2), dit(3)) == (2, 3, 4)
     swapper.unload()
     swapper.unload()
     assert calls == [
-        "encoder to meta",
+        "encoder loaded",
         "encoder works",
-        "encoder to cpu",
-        "dit to meta",
+        "encoder unloaded",
+        "dit loaded",
         "dit works",
         "dit works",
-        "dit to cpu",
+        "dit unloaded",
     ]
 
 
-def test_a_module_can_be_brought_without_being_called() -> None:
-    calls: list[str] = []
+def test_a_module_can_be_brought_without_being_called(calls: list[str]) -> None:
     tokenizer = RecordingModule("tokenizer", calls)
     swapper_of(tokenizer).load(tokenizer)
-    assert calls[-1] == "tokenizer to meta"
+    assert calls[-1] == "tokenizer loaded"
 
 
-def test_diffusers_can_see_where_a_call_belongs() -> None:
-    module = RecordingModule("dit", [])
+def test_diffusers_can_see_where_a_call_belongs(calls: list[str]) -> None:
+    module = RecordingModule("dit", calls)
     swapper_of(module)
-    assert getattr(module, "_hf_hook").execution_device == CARD  # noqa: B009 - set by accelerate, unknown to the type
+    assert getattr(module, "_hf_hook").execution_device == DEVICE  # noqa: B009 - set by accelerate, unknown to the type
 
 
-def test_an_unregistered_module_stays_where_it_is_and_the_loaded_one_is_unloaded() -> None:
-    calls: list[str] = []
+def test_an_unregistered_module_stays_where_it_is_and_the_loaded_one_is_unloaded(calls: list[str]) -> None:
     encoder, dit = RecordingModule("encoder", calls), RecordingModule("dit", calls)
     swapper = swapper_of(encoder)
     encoder(1)
     swapper.load(dit)
     swapper.unload()
-    assert calls == ["encoder to cpu", "encoder to meta", "encoder works", "encoder to cpu"]
+    assert calls == ["encoder to RAM", "encoder loaded", "encoder works", "encoder unloaded"]
+
+
+def test_weights_of_any_kind_are_the_same_in_ram_and_on_the_device() -> None:
+    convolution = torch.nn.Conv1d(3, 5, 7)
+    module = torch.nn.Sequential(convolution, torch.nn.LayerNorm(11), torch.nn.Linear(4, 2).half())
+    module.register_buffer("scalar", torch.tensor(2.5))
+    module.register_buffer("counts", torch.arange(3))
+    module.register_buffer("empty", torch.zeros(0, 4))
+    convolution.weight.data = convolution.weight.data.transpose(1, 2).contiguous().transpose(1, 2)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    kept = dict(module.named_parameters())
+    swapper = swapper_of(module)
+    in_ram = {name: tensor.data_ptr() for name, tensor in module.state_dict().items()}
+    for _ in range(2):
+        swapper.load(module)
+        assert_equal(module.state_dict(), before)
+        swapper.unload()
+        assert_equal(module.state_dict(), before)
+        assert {name: tensor.data_ptr() for name, tensor in module.state_dict().items()} == in_ram
+    # A compiled model refers to its parameters: they are the same objects.
+    assert all(kept[name] is weight for name, weight in module.named_parameters())
+
+
+def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)
