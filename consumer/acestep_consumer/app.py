@@ -17,7 +17,7 @@ from typing import Any
 
 import structlog
 
-from acestep_consumer.broker.connection import BrokerConnection
+from acestep_consumer.broker.connection import UNUSED_CLOSE_TIMEOUT_S, BrokerConnection
 from acestep_consumer.broker.consumer import Consumer
 from acestep_consumer.broker.errors import BrokerRefused
 from acestep_consumer.broker.identified_queue import IdentifiedQueue
@@ -187,10 +187,19 @@ class Worker:
         with self._signals.handled():
             async with AsyncExitStack() as stack:
                 stack.callback(asyncio.create_task(self._reloader.run(), name="reloader").cancel)
-                prepared = await self._signals.unless_stopped(self._prepare(stack))
-                if prepared is not None:
-                    await self._begin(prepared)
-                    await self._consume(prepared.intake)
+                try:
+                    prepared = await self._signals.unless_stopped(self._prepare(stack))
+                    if prepared is not None:
+                        await self._begin(prepared)
+                        await self._consume(prepared.intake)
+                finally:
+                    if not self.started:
+                        await self._disconnect()
+
+    async def _disconnect(self) -> None:
+        """Close all connections at once, before anything was consumed: a broker that hangs shall not hold the end."""
+        connections = (*self._connections.values(), self._control.connection)
+        await asyncio.gather(*(connection.close(UNUSED_CLOSE_TIMEOUT_S) for connection in connections))
 
     async def _prepare(self, stack: AsyncExitStack) -> _Prepared:
         """Do everything before the first message. No job is running yet, so this may be cancelled at any point."""
@@ -205,6 +214,8 @@ class Worker:
         log.info("starting", worker=self._id, health=f"http://{worker.http_host}:{health.port}/readyz")
         for name in self._settings.without_effect:
             log.info("setting has no effect here", setting=name, reason=WITHOUT_EFFECT[name])
+        for name in self._settings.broker.unread_parameters:
+            log.warning("this parameter of ACESTEP_AMQP_URL has no effect here", parameter=name)
         scratch = await self._open_scratch(stack)
         # The engines are the slowest part and depend on nothing: they load while the rest connects.
         loading = asyncio.create_task(self._engines.start(), name="engines start")
@@ -326,7 +337,8 @@ class Worker:
                     log.error("scratch disk is full: waiting for space", folder=str(folder or "the system's"))  # noqa: TRY400 - the text is the whole story
                 logged = True
             except OSError as error:
-                raise SettingsError(f"ACESTEP_SCRATCH_DIR: {error.filename}: {error.strerror}") from error
+                fix = "name a folder that this user may write to, or one that can be made"
+                raise SettingsError(f"ACESTEP_SCRATCH_DIR: {error.filename}: {error.strerror}; {fix}") from error
             else:
                 return scratch
             await asyncio.sleep(POLL_S)

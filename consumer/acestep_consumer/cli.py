@@ -493,7 +493,10 @@ def schema(
     if (what == "export") is (folder is None):
         raise UsageError("`export` needs a folder; the others take none")
     if folder is not None:
-        paths = [str(path) for path in write(folder)]
+        try:
+            paths = [str(path) for path in write(folder)]
+        except OSError as error:
+            raise UsageError(f"cannot write to {folder}: {error.strerror}") from error
         sys.stdout.write((json.dumps(paths) if as_json else "\n".join(paths)) + "\n")
     elif what in SCHEMAS:
         sys.stdout.write(json.dumps(SCHEMAS[what](), indent=2) + "\n")

@@ -32,10 +32,10 @@ class DeliverySource(Protocol):
     """Where a delivery comes from, and where its message is afterwards."""
 
     async def deliver(self, body: bytes, message_id: str, reply: Reply) -> ports.Delivery:
-        """Send a message and take it in hand."""
+        """Send a message and take its delivery."""
 
     async def lose_channel(self) -> None:
-        """Make the delivery in hand stale."""
+        """Make the delivery stale."""
 
     async def is_now(self, place: str) -> bool:
         """Whether the message is ``gone``, ``back`` (ready for the next consumer) or ``dead: <code>``."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 REPLY_TO = "answers"
 
 
-class Station(Protocol):
+class EventsUnderTest(Protocol):
     """The port, and the subscribers' side of it."""
 
     @property
@@ -76,7 +76,7 @@ class Real:
 
 
 @pytest.fixture(params=["fake", "real"])
-async def station(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Station]:
+async def under_test(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[EventsUnderTest]:
     if request.param == "fake":
         yield Fake()
         return
@@ -91,28 +91,28 @@ async def station(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 
 class TestEvents:
-    async def test_events_are_heard_in_order_with_the_correlation_id(self, station: Station) -> None:
+    async def test_events_are_heard_in_order_with_the_correlation_id(self, under_test: EventsUnderTest) -> None:
         reply = Reply(reply_to=None, correlation_id="c1")
         sent: list[JobEvent] = [progress_event("t1", 1), progress_event("t1", 2), failed_event("t1")]
         for event in sent:
-            await station.events.publish(event, reply)
-        assert await station.heard() == [(event, "c1") for event in sent]
+            await under_test.events.publish(event, reply)
+        assert await under_test.heard() == [(event, "c1") for event in sent]
 
-    async def test_the_terminal_event_alone_is_answered_to_reply_to(self, station: Station) -> None:
+    async def test_the_terminal_event_alone_is_answered_to_reply_to(self, under_test: EventsUnderTest) -> None:
         reply = Reply(reply_to=REPLY_TO, correlation_id=None)
         end = failed_event("t1")
-        await station.events.publish(progress_event("t1", 1), reply)
-        await station.events.publish(end, reply)
-        assert await station.answered() == [end]
+        await under_test.events.publish(progress_event("t1", 1), reply)
+        await under_test.events.publish(end, reply)
+        assert await under_test.answered() == [end]
 
-    async def test_an_event_can_be_published_again(self, station: Station) -> None:
+    async def test_an_event_can_be_published_again(self, under_test: EventsUnderTest) -> None:
         reply = Reply()
         event = failed_event("t1")
-        await station.events.publish(event, reply)
-        await station.events.publish(event, reply)
-        assert await station.heard() == [(event, None), (event, None)]
+        await under_test.events.publish(event, reply)
+        await under_test.events.publish(event, reply)
+        assert await under_test.heard() == [(event, None), (event, None)]
 
-    async def test_what_is_not_confirmed_raises_unpublished(self, station: Station) -> None:
-        await station.go_down()
+    async def test_what_is_not_confirmed_raises_unpublished(self, under_test: EventsUnderTest) -> None:
+        await under_test.go_down()
         with pytest.raises(Unpublished, match=r"job\.failed\.t1"):
-            await station.events.publish(failed_event("t1"), Reply())
+            await under_test.events.publish(failed_event("t1"), Reply())

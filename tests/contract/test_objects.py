@@ -28,7 +28,7 @@ def session(s3: SeaweedFS) -> boto3.Session:
 
 
 @dataclass(frozen=True)
-class Place:
+class StorageUnderTest:
     """A storage, and a prefix in it that is this test's own."""
 
     objects: Objects
@@ -44,15 +44,15 @@ class Place:
 
 
 @pytest.fixture(params=["fake", "s3"])
-async def place(request: pytest.FixtureRequest, s3_prefix: str) -> AsyncIterator[Place]:
+async def place(request: pytest.FixtureRequest, s3_prefix: str) -> AsyncIterator[StorageUnderTest]:
     if request.param == "fake":
-        yield Place(FakeObjects(), "acestep", s3_prefix)
+        yield StorageUnderTest(FakeObjects(), "acestep", s3_prefix)
         return
     server: SeaweedFS = request.getfixturevalue("s3")
     settings = StorageSettings(endpoint=server.endpoint, bucket=server.bucket)
     async with S3Objects(settings, session=request.getfixturevalue("session"), retry_s=5) as objects:
         objects.part_bytes = PART_BYTES
-        yield Place(objects, server.bucket, s3_prefix)
+        yield StorageUnderTest(objects, server.bucket, s3_prefix)
 
 
 def text(body: bytes, **metadata: str) -> ObjectContent:
@@ -70,13 +70,15 @@ async def read(objects: Objects, address: ObjectAddress, span: ByteRange | None 
 
 
 class TestObjects:
-    async def test_an_object_is_read_as_it_was_written_with_its_metadata(self, place: Place) -> None:
+    async def test_an_object_is_read_as_it_was_written_with_its_metadata(self, place: StorageUnderTest) -> None:
         assert await place.objects.put(place.at("a"), text(b"hello", seed="7"))
         found = await place.objects.get(place.at("a"))
         assert found is not None
         assert (found.body, found.metadata) == (b"hello", {"seed": "7"})
 
-    async def test_an_object_is_replaced_only_as_long_as_it_is_the_one_that_was_read(self, place: Place) -> None:
+    async def test_an_object_is_replaced_only_as_long_as_it_is_the_one_that_was_read(
+        self, place: StorageUnderTest
+    ) -> None:
         await place.objects.put(place.at("a"), text(b"one"))
         found = await place.objects.get(place.at("a"))
         assert found is not None
@@ -86,14 +88,18 @@ class TestObjects:
         assert now is not None
         assert now.body == b"two"
 
-    async def test_a_missing_object_is_none_to_get_and_to_head_and_refused_to_open(self, place: Place) -> None:
+    async def test_a_missing_object_is_none_to_get_and_to_head_and_refused_to_open(
+        self, place: StorageUnderTest
+    ) -> None:
         assert await place.objects.get(place.at("none")) is None
         assert await place.objects.head(place.at("none")) is None
         with pytest.raises(StorageRefused) as caught:
             await read(place.objects, place.at("none"))
         assert (caught.value.reason, caught.value.missing) == ("NoSuchKey", True)
 
-    async def test_a_head_tells_size_and_metadata_and_its_tag_changes_with_the_content(self, place: Place) -> None:
+    async def test_a_head_tells_size_and_metadata_and_its_tag_changes_with_the_content(
+        self, place: StorageUnderTest
+    ) -> None:
         await place.objects.put(place.at("a"), text(b"hello", seed="7"))
         first = await place.objects.head(place.at("a"))
         await place.objects.put(place.at("a"), text(b"other", seed="7"))
@@ -103,14 +109,14 @@ class TestObjects:
         assert (first.size, first.metadata) == (second.size, second.metadata) == (5, {"seed": "7"})
         assert "" != first.etag != second.etag
 
-    async def test_only_new_leaves_an_object_that_exists(self, place: Place) -> None:
+    async def test_only_new_leaves_an_object_that_exists(self, place: StorageUnderTest) -> None:
         assert await place.objects.put(place.at("a"), text(b"first"), only_new=True)
         assert not await place.objects.put(place.at("a"), text(b"second"), only_new=True)
         assert await place.body("a") == b"first"
         assert await place.objects.put(place.at("a"), text(b"third"))
         assert await place.body("a") == b"third"
 
-    async def test_of_many_that_write_only_new_at_once_one_does(self, place: Place) -> None:
+    async def test_of_many_that_write_only_new_at_once_one_does(self, place: StorageUnderTest) -> None:
         contents = [text(bytes([number])) for number in range(8)]
         written = await asyncio.gather(
             *(place.objects.put(place.at("a"), content, only_new=True) for content in contents)
@@ -121,7 +127,7 @@ class TestObjects:
     @pytest.mark.parametrize("size", [0, 1, (3 << 20) + 5, 2 * PART_BYTES + 5], ids=str)
     @pytest.mark.parametrize("only_new", [False, True])
     async def test_a_file_of_any_size_arrives_whole(
-        self, place: Place, tmp_path: Path, size: int, *, only_new: bool
+        self, place: StorageUnderTest, tmp_path: Path, size: int, *, only_new: bool
     ) -> None:
         body = os.urandom(size)
         content = file(tmp_path / "song", body, seed="7")
@@ -133,7 +139,7 @@ class TestObjects:
 
     @pytest.mark.parametrize("size", [5, PART_BYTES + 5], ids=["whole", "in parts"])
     async def test_only_new_leaves_an_object_that_exists_whatever_the_size(
-        self, place: Place, tmp_path: Path, size: int
+        self, place: StorageUnderTest, tmp_path: Path, size: int
     ) -> None:
         await place.objects.put(place.at("song.wav"), text(b"first"))
         content = file(tmp_path / "song", os.urandom(size))
@@ -146,17 +152,17 @@ class TestObjects:
         ids=str,
     )
     async def test_a_range_is_read_alone_and_the_size_is_that_of_the_whole(
-        self, place: Place, span: ByteRange, expected: bytes
+        self, place: StorageUnderTest, span: ByteRange, expected: bytes
     ) -> None:
         await place.objects.put(place.at("a"), text(b"0123456789"))
         assert await read(place.objects, place.at("a"), span) == (10, expected)
 
-    async def test_a_range_behind_the_end_is_refused(self, place: Place) -> None:
+    async def test_a_range_behind_the_end_is_refused(self, place: StorageUnderTest) -> None:
         await place.objects.put(place.at("a"), text(b"0123456789"))
         with pytest.raises(StorageRefused, match="InvalidRange"):
             await read(place.objects, place.at("a"), ByteRange(10, 11))
 
-    async def test_a_stream_may_be_left_before_its_end(self, place: Place, tmp_path: Path) -> None:
+    async def test_a_stream_may_be_left_before_its_end(self, place: StorageUnderTest, tmp_path: Path) -> None:
         body = os.urandom(6 << 20)
         await place.objects.put(place.at("song.wav"), file(tmp_path / "song", body))
         async with place.objects.open(place.at("song.wav")) as stream:
@@ -166,13 +172,15 @@ class TestObjects:
                 break
         assert (await read(place.objects, place.at("song.wav")))[1] == body
 
-    async def test_a_deleted_object_is_gone_and_deleting_it_again_is_no_error(self, place: Place) -> None:
+    async def test_a_deleted_object_is_gone_and_deleting_it_again_is_no_error(self, place: StorageUnderTest) -> None:
         await place.objects.put(place.at("a"), text(b"hello"))
         await place.objects.delete(place.at("a"))
         await place.objects.delete(place.at("a"))
         assert await place.body("a") is None
 
-    async def test_a_listing_has_every_object_under_the_prefix_in_order_and_no_other(self, place: Place) -> None:
+    async def test_a_listing_has_every_object_under_the_prefix_in_order_and_no_other(
+        self, place: StorageUnderTest
+    ) -> None:
         names = ["b/1", "b/10", "b/2", "a", "bc"]
         await asyncio.gather(*(place.objects.put(place.at(name), text(b"x")) for name in names))
         assert [each async for each in place.objects.list(place.at("b/"))] == [
@@ -182,19 +190,19 @@ class TestObjects:
         ]
         assert [each async for each in place.objects.list(place.at("none"))] == []
 
-    async def test_keys_may_hold_what_urls_may_not(self, place: Place) -> None:
+    async def test_keys_may_hold_what_urls_may_not(self, place: StorageUnderTest) -> None:
         await place.objects.put(place.at("ä song+1 &?#.mp3"), text(b"hello"))
         assert await read(place.objects, place.at("ä song+1 &?#.mp3")) == (5, b"hello")
         assert [each async for each in place.objects.list(place.at("ä"))] == [place.at("ä song+1 &?#.mp3")]
 
-    async def test_a_bucket_can_be_made_once_and_again(self, place: Place) -> None:
+    async def test_a_bucket_can_be_made_once_and_again(self, place: StorageUnderTest) -> None:
         bucket = f"new-{place.prefix[5:25]}"
         assert not await place.objects.has_bucket(bucket)
         await place.objects.make_bucket(bucket)
         await place.objects.make_bucket(bucket)
         assert await place.objects.has_bucket(bucket)
 
-    async def test_a_presigned_url_names_the_object(self, place: Place) -> None:
+    async def test_a_presigned_url_names_the_object(self, place: StorageUnderTest) -> None:
         assert place.at("a").key in await place.objects.presign(place.at("a"), 60)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tests.support.broker import Peer, until
 from tests.support.event_recorder import EventRecorder
-from tests.support.shelf import Shelf
+from tests.support.object_store import ObjectStore
 from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
 
@@ -13,10 +13,14 @@ from tests.support.worker import WorkerProcess, running
 async def test_a_message_that_was_tried_by_three_workers_leaves_its_song_and_its_manifest(
     service_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    url, shelf, go = service_environment["ACESTEP_AMQP_URL"], Shelf.of(service_environment), tmp_path / "go"
+    url, object_store, go = (
+        service_environment["ACESTEP_AMQP_URL"],
+        ObjectStore.of(service_environment),
+        tmp_path / "go",
+    )
 
     async def records() -> set[str]:
-        return {name for name in await shelf.names("song") if name.startswith("attempts/")}
+        return {name for name in await object_store.names("song") if name.startswith("attempts/")}
 
     async def no_records() -> bool:
         return not await records()

@@ -11,7 +11,7 @@ from infra.local.rabbitmq import RabbitMQ
 from infra.local.s3 import SeaweedFS
 from tests.support.broker import Peer
 from tests.support.event_recorder import EventRecorder
-from tests.support.shelf import Shelf
+from tests.support.object_store import ObjectStore
 from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
 
@@ -45,7 +45,7 @@ async def test_confirmed_requests_outlive_the_broker(
             for task_id in JOBS:
                 await peer.submit(task_id=task_id, prompt="takes=0.6")
             await eventually(lambda: any(map(recorder.terminal, JOBS)), WITHIN_S)
-            # Four are in hand and most of the others wait when it goes down.
+            # Four are running and most of the others wait when it goes down.
             await asyncio.to_thread(end, own_rabbitmq)
         assert not all(map(recorder.terminal, JOBS))
         await asyncio.to_thread(own_rabbitmq.start)
@@ -53,9 +53,9 @@ async def test_confirmed_requests_outlive_the_broker(
         await eventually(lambda: worker.get("/readyz")[0] == 200, WITHIN_S)
     async with Peer(own_rabbitmq.amqp_url) as peer:
         assert await peer.ready("acestep.generate") == 0
-    shelf = Shelf.of(environment)
+    object_store = ObjectStore.of(environment)
     for task_id in JOBS:
         told = recorder.terminal(task_id)
         assert {event.state for event in told} == {"completed"}
         assert len({event.body for event in told}) == 1
-        assert await shelf.wrongs(told[0].data) == []
+        assert await object_store.wrongs(told[0].data) == []

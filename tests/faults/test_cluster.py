@@ -19,7 +19,7 @@ from infra.local.stack import Environment
 from tests.support.broker import Peer, broker_settings
 from tests.support.cluster import Cluster
 from tests.support.event_recorder import EventRecorder
-from tests.support.shelf import Shelf
+from tests.support.object_store import ObjectStore
 from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
 
@@ -66,7 +66,7 @@ def environment(cluster: Cluster, s3: SeaweedFS, s3_prefix: str) -> dict[str, st
     }
 
 
-class Scene:
+class Scenario:
     """Workers that begin at different nodes, and a producer and a subscriber that know all nodes."""
 
     def __init__(self, cluster: Cluster, environment: dict[str, str], folder: Path, vhost: str = "/") -> None:
@@ -138,14 +138,14 @@ class Scene:
 
     async def audit(self, *cancelled: str) -> None:
         """Each accepted request has one end, however often it was told, and its songs are there."""
-        shelf = Shelf.of(self._environment)
+        object_store = ObjectStore.of(self._environment)
         for task_id in self.accepted:
             told = self.recorder.terminal(task_id)
             assert len({event.cloud_event["id"] for event in told}) == 1, task_id
             assert len({event.body for event in told}) == 1, task_id
             assert told[0].state == ("cancelled" if task_id in cancelled else "completed"), told[0].cloud_event
             if task_id not in cancelled:
-                assert await shelf.wrongs(told[0].data) == []
+                assert await object_store.wrongs(told[0].data) == []
         assert {event.task_id for event in self.recorder.events} == set(self.accepted)
 
 
@@ -169,48 +169,48 @@ async def test_what_was_accepted_ends_once_whichever_node_dies_or_leaves(
     tmp_path: Path,
     record_testsuite_property: Callable[[str, object], None],
 ) -> None:
-    async with Scene(cluster, environment, tmp_path) as scene:
+    async with Scenario(cluster, environment, tmp_path) as scenario:
         # The first one declares the queues: they are led by its node.
-        workers = [await scene.worker("w0", 0)]
-        workers += await asyncio.gather(scene.worker("w1", 1), scene.worker("w2", 2))
-        await scene.listen()
-        await scene.cancel("unwanted")
+        workers = [await scenario.worker("w0", 0)]
+        workers += await asyncio.gather(scenario.worker("w1", 1), scenario.worker("w2", 2))
+        await scenario.listen()
+        await scenario.cancel("unwanted")
 
         dying = cluster.nodes[0]
         assert await asyncio.to_thread(cluster.leader, GENERATE, dying) is dying
-        await scene.submit(*(f"first-{number}" for number in range(24)))
-        await scene.ended(6)
+        await scenario.submit(*(f"first-{number}" for number in range(24)))
+        await scenario.ended(6)
         dying.kill()
         killed_at = time.monotonic()
-        leaderless = asyncio.create_task(scene.submit(*(f"leaderless-{number}" for number in range(12))))
+        leaderless = asyncio.create_task(scenario.submit(*(f"leaderless-{number}" for number in range(12))))
         await eventually(lambda: not consumes_at(workers[0], dying), WITHIN_S)
         consuming_at = time.monotonic()
         record_testsuite_property("seconds until a worker whose node died consumes again", consuming_at - killed_at)
         await leaderless
         record_testsuite_property("seconds until twelve more requests are accepted", time.monotonic() - killed_at)
         await asyncio.to_thread(dying.start)
-        await scene.ended()
+        await scenario.ended()
 
         leaving = await asyncio.to_thread(cluster.leader, GENERATE, dying)
-        await scene.submit(*(f"second-{number}" for number in range(12)))
-        await eventually(lambda: scene.starts("w0", consuming_at), WITHIN_S)
+        await scenario.submit(*(f"second-{number}" for number in range(12)))
+        await eventually(lambda: scenario.starts("w0", consuming_at), WITHIN_S)
         await asyncio.to_thread(leaving.stop)
-        await scene.submit("endless", prompt=f"until={tmp_path / 'never'}")
-        await eventually(lambda: "started" in scene.recorder.states("endless"), WITHIN_S)
-        await scene.cancel("endless")
-        await scene.ended()
+        await scenario.submit("endless", prompt=f"until={tmp_path / 'never'}")
+        await eventually(lambda: "started" in scenario.recorder.states("endless"), WITHIN_S)
+        await scenario.cancel("endless")
+        await scenario.ended()
 
         await asyncio.gather(*(asyncio.to_thread(worker.process.end, WITHIN_S) for worker in workers))
         async with Peer(dying.amqp_url) as peer:
             await peer.submit(task_id="unwanted")  # without a timestamp: its cancellation of long ago counts
-            scene.accepted.append("unwanted")
-            taken = 1 + sum([await scene.accepts(f"waiting-{number}") for number in range(LIMIT + 4)])
+            scenario.accepted.append("unwanted")
+            taken = 1 + sum([await scenario.accepts(f"waiting-{number}") for number in range(LIMIT + 4)])
             assert LIMIT <= taken <= LIMIT + OVERSHOOT
             assert await peer.ready(GENERATE) == taken
         # A worker that starts finds the nodes that are there.
-        await asyncio.gather(asyncio.to_thread(leaving.start), scene.worker("late", cluster.nodes.index(leaving)))
-        await scene.ended()
-        await scene.audit("endless", "unwanted")
+        await asyncio.gather(asyncio.to_thread(leaving.start), scenario.worker("late", cluster.nodes.index(leaving)))
+        await scenario.ended()
+        await scenario.audit("endless", "unwanted")
         async with Peer(leaving.amqp_url) as peer:
             assert (await peer.ready(GENERATE), await peer.ready(DEAD_LETTER)) == (0, 0)
 
@@ -224,21 +224,21 @@ async def test_a_classic_queue_is_away_with_its_node_and_the_worker_waits_for_it
     environment = environment | {"ACESTEP_QUEUE_TYPE": "classic"}
     async with BrokerConnection(broker_settings(home.vhost_url(vhost), queue_maxsize=LIMIT), "declares"):
         pass
-    async with Scene(cluster, environment, tmp_path, vhost) as scene:
-        worker = await scene.worker("w", cluster.nodes.index(elsewhere))
-        await scene.listen()
-        await scene.submit("in-hand-0", "in-hand-1", prompt=f"until={go}")
-        await eventually(lambda: all(scene.recorder.states(task_id) for task_id in scene.accepted), WITHIN_S)
-        await scene.submit("waiting-0", "waiting-1")
+    async with Scenario(cluster, environment, tmp_path, vhost) as scenario:
+        worker = await scenario.worker("w", cluster.nodes.index(elsewhere))
+        await scenario.listen()
+        await scenario.submit("running-0", "running-1", prompt=f"until={go}")
+        await eventually(lambda: all(scenario.recorder.states(task_id) for task_id in scenario.accepted), WITHIN_S)
+        await scenario.submit("waiting-0", "waiting-1")
 
         await asyncio.to_thread(home.stop)
         await eventually(lambda: misses_home(worker), WITHIN_S)
         assert (worker.get("/healthz")[0], worker.get("/readyz")[0]) == (200, 503)
         # RabbitMQ 3 says that no queue takes it, and RabbitMQ 4 refuses it.
         with pytest.raises((NoQueue, QueueFull)):
-            await scene.client.submit({"task_id": "too-late", "prompt": "x"})
+            await scenario.client.submit({"task_id": "too-late", "prompt": "x"})
         go.touch()
 
         await asyncio.to_thread(home.start)
-        await scene.ended()
-        await scene.audit()
+        await scenario.ended()
+        await scenario.audit()

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from acestep_consumer.broker.errors import BrokerRefused
-from tests.support.scene import scene
+from tests.support.scenario import scenario
 from tests.support.servers import ManagementApi
 from tests.support.waiting import WITHIN_S
 
@@ -20,7 +20,7 @@ ROUNDS = 3
 async def test_jobs_end_once_while_the_broker_closes_connections(
     service_environment: dict[str, str], amqp_vhost: str, management: ManagementApi, tmp_path: Path
 ) -> None:
-    async with scene(service_environment, tmp_path, ACESTEP_QUEUE_WORKERS="3") as seen:
+    async with scenario(service_environment, tmp_path, ACESTEP_QUEUE_WORKERS="3") as seen:
         for task_id in JOBS:
             await seen.peer.submit(task_id=task_id, prompt="takes=0.5")
         for number in range(1, ROUNDS + 1):

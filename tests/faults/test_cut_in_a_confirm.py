@@ -8,7 +8,7 @@ from pathlib import Path
 
 from acestep_consumer.broker.topology import DEAD_LETTER
 from tests.support.proxy import Direction, Where
-from tests.support.scene import PUBLISHING, Scene, manifest_of, scene
+from tests.support.scenario import PUBLISHING, Scenario, manifest_of, scenario
 from tests.support.waiting import WITHIN_S, eventually
 
 # The frame of a confirm has 21.
@@ -19,7 +19,7 @@ SOON_S = 20
 async def test_an_event_whose_confirm_is_lost_is_told_again_in_the_same_words(
     service_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    async with scene(service_environment, tmp_path) as seen:
+    async with scenario(service_environment, tmp_path) as seen:
         async with asyncio.timeout(WITHIN_S):
             numbers = itertools.count()
             # On a slow machine the confirm that is cut may be that of the progress before: then once more.
@@ -30,7 +30,7 @@ async def test_an_event_whose_confirm_is_lost_is_told_again_in_the_same_words(
     assert not seen.worker.log_lines(event="handler failed")
 
 
-async def told_twice(seen: Scene, task_id: str) -> bool:
+async def told_twice(seen: Scenario, task_id: str) -> bool:
     """Cut the next confirm while a job's manifest is written. Returns whether its terminal event was told again."""
     with seen.s3.hold(manifest_of(task_id, "PUT")) as hold:
         await seen.peer.submit(task_id=task_id, batch_size=2)

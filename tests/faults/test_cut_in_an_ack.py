@@ -4,7 +4,7 @@
 from pathlib import Path
 
 from tests.support.proxy import Direction, Where
-from tests.support.scene import CONSUMING, manifest_of, scene
+from tests.support.scenario import CONSUMING, manifest_of, scenario
 from tests.support.waiting import WITHIN_S, eventually
 
 # The frame of an ack has 21.
@@ -14,7 +14,7 @@ HALF_AN_ACK = 10
 async def test_half_an_ack_is_none_and_the_end_is_told_again_in_the_same_words(
     service_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    async with scene(service_environment, tmp_path) as seen:
+    async with scenario(service_environment, tmp_path) as seen:
         with seen.s3.hold(manifest_of("song", "PUT")) as hold:
             await seen.peer.submit(task_id="song", batch_size=2)
             await eventually(lambda: hold.waiting, WITHIN_S)

@@ -12,7 +12,7 @@ import pytest
 from acestep_consumer.broker.topology import GENERATE
 from tests.support.broker import Peer, until
 from tests.support.event_recorder import EventRecorder
-from tests.support.shelf import Shelf
+from tests.support.object_store import ObjectStore
 from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
 
@@ -83,11 +83,13 @@ async def test_a_job_whose_files_find_no_room_goes_back_and_is_done_when_there_i
     environment: dict[str, str], tmp_path: Path, disk: SmallDisk, writer: str
 ) -> None:
     """The mark is 0: only the file that cannot be written tells of the full disk."""
-    url, shelf = environment["ACESTEP_AMQP_URL"], Shelf.of(environment)
+    url, object_store = environment["ACESTEP_AMQP_URL"], ObjectStore.of(environment)
     fields = {"audio_format": "wav32", "inference_steps": 1}
     if writer == "input":
-        shelf.client.put_object(Bucket=shelf.bucket, Key=f"{shelf.prefix}/in.wav", Body=bytes(INPUT_BYTES))
-        fields["reference_audio_path"] = f"s3://{shelf.bucket}/{shelf.prefix}/in.wav"
+        object_store.client.put_object(
+            Bucket=object_store.bucket, Key=f"{object_store.prefix}/in.wav", Body=bytes(INPUT_BYTES)
+        )
+        fields["reference_audio_path"] = f"s3://{object_store.bucket}/{object_store.prefix}/in.wav"
     through = environment | {"ACESTEP_SCRATCH_MIN_GB": "0"}
     async with running(WorkerProcess(tmp_path, through)) as worker, Peer(url) as peer, EventRecorder(url) as recorder:
         disk.fill()

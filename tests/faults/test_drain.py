@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A worker is told to leave while it has work in hand, whatever else is wrong: nothing is lost, nothing done twice."""
+"""A worker is told to leave while it runs jobs, whatever else is wrong: nothing is lost, nothing done twice."""
 
 import asyncio
 import os
@@ -19,21 +19,23 @@ from tests.support.proxy import Proxy
 from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
 
-IN_HAND, WAITING = 2, 2
-# Generous for a machine with other things to do, and far from the 600 seconds that work in hand has by default.
+RUNNING, WAITING = 2, 2
+# Generous for a machine with other things to do, and far from the 600 seconds that running jobs have by default.
 AT_ONCE_S = 40.0
+# Three connections that wait for a silent broker, one after the other, take longer.
+SILENT_CLOSE_S = 5.0
 EITHER_SIGNAL = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 
 
 @dataclass
-class Scene:
+class Scenario:
     """A worker that holds some of the jobs, and eyes on the queue and the events."""
 
     worker: WorkerProcess
     peer: Peer
     recorder: EventRecorder
     go: Path
-    """Once this file is there, work in hand can end."""
+    """Once this file is there, running jobs can end."""
 
     submitted: int = 0
 
@@ -45,8 +47,8 @@ class Scene:
 
     async def fill(self) -> None:
         """Send more jobs than the worker may hold; wait until it works on as many as it may."""
-        await self.submit(IN_HAND + WAITING)
-        await eventually(lambda: sum(event.state == "started" for event in self.recorder.events) == IN_HAND, WITHIN_S)
+        await self.submit(RUNNING + WAITING)
+        await eventually(lambda: sum(event.state == "started" for event in self.recorder.events) == RUNNING, WITHIN_S)
 
     def send(self, number: int) -> None:
         """Send the worker a signal."""
@@ -74,33 +76,33 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(
+async def scenario(
     environment: dict[str, str], folder: Path, *, arguments: Sequence[str] = (), **variables: str
-) -> AsyncIterator[Scene]:
-    settings = environment | {"ACESTEP_QUEUE_WORKERS": str(IN_HAND)} | variables
+) -> AsyncIterator[Scenario]:
+    settings = environment | {"ACESTEP_QUEUE_WORKERS": str(RUNNING)} | variables
     url = environment["ACESTEP_AMQP_URL"]
     worker = WorkerProcess(folder, settings, light=True, arguments=arguments)
     async with running(worker), Peer(url) as peer, EventRecorder(url) as recorder:
-        yield Scene(worker, peer, recorder, folder / "go")
+        yield Scenario(worker, peer, recorder, folder / "go")
 
 
 @EITHER_SIGNAL
-async def test_work_in_hand_is_finished_and_what_waits_stays_in_the_queue(
+async def test_running_jobs_are_finished_and_what_waits_stays_in_the_queue(
     service_environment: dict[str, str], tmp_path: Path, number: int
 ) -> None:
-    async with scene(service_environment, tmp_path) as here:
+    async with scenario(service_environment, tmp_path) as here:
         await here.fill()
         here.send(number)
         await eventually(lambda: here.worker.log_lines(event="draining"))
         here.go.touch()
         await here.leave()
-        await here.audit(done=IN_HAND)
+        await here.audit(done=RUNNING)
 
 
 async def test_what_is_not_finished_in_the_time_of_grace_is_handed_back(
     service_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    async with scene(service_environment, tmp_path, arguments=["--grace", "1"]) as here:
+    async with scenario(service_environment, tmp_path, arguments=["--grace", "1"]) as here:
         await here.fill()
         here.send(signal.SIGTERM)
         await here.leave(AT_ONCE_S)
@@ -111,13 +113,13 @@ async def test_what_is_not_finished_in_the_time_of_grace_is_handed_back(
 async def test_a_second_signal_hands_everything_back_at_once(
     service_environment: dict[str, str], tmp_path: Path, number: int
 ) -> None:
-    async with scene(service_environment, tmp_path) as here:
+    async with scenario(service_environment, tmp_path) as here:
         await here.fill()
         here.send(number)
         await eventually(lambda: here.worker.log_lines(event="draining"))
         here.send(number)
         await here.leave(AT_ONCE_S)
-        assert here.worker.log_lines(event="stopping at once", requeued=IN_HAND)
+        assert here.worker.log_lines(event="stopping at once", requeued=RUNNING)
         await here.audit(done=0)
 
 
@@ -126,7 +128,7 @@ async def test_while_storage_is_away_the_time_of_grace_bounds_the_wait_for_it(
 ) -> None:
     async with Proxy.for_url(service_environment["ACESTEP_S3_ENDPOINT"]) as s3:
         through = {"ACESTEP_S3_ENDPOINT": s3.url(service_environment["ACESTEP_S3_ENDPOINT"])}
-        async with scene(service_environment, tmp_path, arguments=["--grace", "2"], **through) as here:
+        async with scenario(service_environment, tmp_path, arguments=["--grace", "2"], **through) as here:
             await here.fill()
             s3.refuse()
             here.go.touch()
@@ -141,7 +143,7 @@ async def test_storage_that_comes_back_in_the_time_of_grace_gets_the_songs(
 ) -> None:
     async with Proxy.for_url(service_environment["ACESTEP_S3_ENDPOINT"]) as s3:
         through = {"ACESTEP_S3_ENDPOINT": s3.url(service_environment["ACESTEP_S3_ENDPOINT"])}
-        async with scene(service_environment, tmp_path, **through) as here:
+        async with scenario(service_environment, tmp_path, **through) as here:
             await here.fill()
             s3.refuse()
             here.go.touch()
@@ -150,7 +152,7 @@ async def test_storage_that_comes_back_in_the_time_of_grace_gets_the_songs(
             await eventually(lambda: here.worker.log_lines(event="draining"))
             s3.heal()
             await here.leave()
-            await here.audit(done=IN_HAND)
+            await here.audit(done=RUNNING)
 
 
 async def test_while_the_broker_is_away_the_time_of_grace_bounds_the_wait_for_it(
@@ -160,7 +162,7 @@ async def test_while_the_broker_is_away_the_time_of_grace_bounds_the_wait_for_it
     url = service_environment["ACESTEP_AMQP_URL"]
     async with Proxy.for_url(url) as amqp:
         through = {"ACESTEP_AMQP_URL": amqp.url(url)}
-        async with scene(service_environment, tmp_path, arguments=["--grace", "1"], **through) as here:
+        async with scenario(service_environment, tmp_path, arguments=["--grace", "1"], **through) as here:
             await here.fill()
             amqp.refuse()
             await eventually(lambda: "broker not reachable" in here.worker.log.read_text(), WITHIN_S)
@@ -175,7 +177,7 @@ async def test_what_ended_while_the_broker_was_away_is_told_by_the_next_worker_a
     url = service_environment["ACESTEP_AMQP_URL"]
     async with Proxy.for_url(url) as amqp:
         through = {"ACESTEP_AMQP_URL": amqp.url(url)}
-        async with scene(service_environment, tmp_path, arguments=["--grace", "5"], **through) as here:
+        async with scenario(service_environment, tmp_path, arguments=["--grace", "5"], **through) as here:
             await here.fill()
             amqp.refuse()
             await eventually(lambda: "broker not reachable" in here.worker.log.read_text(), WITHIN_S)
@@ -221,6 +223,22 @@ async def test_a_worker_whose_models_load_leaves_when_told_to_and_has_taken_noth
             assert not worker.log_lines(event="ready")
             assert not (await peer.take(GENERATE)).redelivered
     await asyncio.to_thread(assert_nothing_is_left, tmp_path)
+
+
+async def test_a_worker_whose_broker_falls_silent_while_its_models_load_leaves_at_once(
+    service_environment: dict[str, str], tmp_path: Path
+) -> None:
+    url = service_environment["ACESTEP_AMQP_URL"]
+    async with Proxy.for_url(url) as proxy:
+        settings = service_environment | {"ACESTEP_AMQP_URL": proxy.url(url), "LIGHT_LOADS_FOR_EVER": "1"}
+        async with running(WorkerProcess(tmp_path, settings, light=True, await_ready=False)) as worker:
+            await eventually(lambda: worker.log_lines(event="broker and storage ready"), WITHIN_S)
+            proxy.stall()
+            os.kill(worker.process.id.pid, signal.SIGTERM)
+            began = time.monotonic()
+            await eventually(lambda: not worker.process.running(), WITHIN_S)
+            assert worker.process.returncode() == 0
+            assert time.monotonic() - began < SILENT_CLOSE_S
 
 
 def assert_nothing_is_left(scratch: Path) -> None:

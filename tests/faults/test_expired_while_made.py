@@ -17,7 +17,7 @@ import pytest
 from acestep_consumer.broker.topology import CONTROL, DEAD_LETTER, GENERATE
 from tests.support.broker import until
 from tests.support.faulty_s3 import s3_error
-from tests.support.scene import Scene, scene
+from tests.support.scenario import Scenario, scenario
 from tests.support.servers import ManagementApi
 from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
@@ -34,9 +34,9 @@ def settings(environment: dict[str, str], kind: str = "classic") -> dict[str, st
 
 
 @asynccontextmanager
-async def making(variables: dict[str, str], folder: Path, **properties: Any) -> AsyncIterator[Scene]:
+async def making(variables: dict[str, str], folder: Path, **properties: Any) -> AsyncIterator[Scenario]:
     """Have a worker between proxies make a song until ``go`` exists. The second worker is not there yet."""
-    async with scene(variables, folder, ACESTEP_WORKER_ID="first") as seen:
+    async with scenario(variables, folder, ACESTEP_WORKER_ID="first") as seen:
         await seen.peer.request(body_of(folder / "go", **properties.pop("fields", {})), message_id="song", **properties)
         await eventually(lambda: "started" in seen.recorder.states("song"), WITHIN_S)
         yield seen
@@ -59,12 +59,12 @@ async def past(seconds: float) -> None:
     await eventually(lambda: time.monotonic() > at, WITHIN_S)
 
 
-async def given_up(seen: Scene) -> bool:
+async def given_up(seen: Scenario) -> bool:
     """Whether the broker has taken the message from the queue: its dead letter is there."""
     return await seen.peer.ready(DEAD_LETTER) == 1
 
 
-async def looks(seen: Scene, worker: WorkerProcess) -> None:
+async def looks(seen: Scenario, worker: WorkerProcess) -> None:
     """Wait until the second worker waits for the first one, and tells nothing."""
 
     def waits_or_tells() -> bool:
@@ -74,15 +74,15 @@ async def looks(seen: Scene, worker: WorkerProcess) -> None:
     assert seen.recorder.terminal("song") == []
 
 
-async def nothing_left(seen: Scene) -> bool:
-    return await seen.shelf.names("song") == {"manifest.json"}
+async def nothing_left(seen: Scenario) -> bool:
+    return await seen.object_store.names("song") == {"manifest.json"}
 
 
-def ends(seen: Scene) -> set[tuple[str, bytes]]:
+def ends(seen: Scenario) -> set[tuple[str, bytes]]:
     return {(event.state, event.body) for event in seen.recorder.terminal("song")}
 
 
-async def back_and_told_again(seen: Scene, times: int) -> None:
+async def back_and_told_again(seen: Scenario, times: int) -> None:
     """Let the first worker reach the broker again, and wait until it has told its end, too."""
     seen.amqp.heal()
     await eventually(lambda: len(seen.recorder.terminal("song")) == times, WITHIN_S)
@@ -104,7 +104,7 @@ async def test_a_message_that_expires_while_a_cut_off_worker_makes_its_song_ends
         await seen.all_ended("song")
         await back_and_told_again(seen, 2)
         await seen.assert_completed_once("song")
-        assert await seen.shelf.names("song") == {"0.wav", "manifest.json"}
+        assert await seen.object_store.names("song") == {"0.wav", "manifest.json"}
 
 
 async def test_a_message_that_expires_after_its_worker_was_killed_is_told_all_the_same(
@@ -176,7 +176,9 @@ async def test_a_cut_off_worker_yields_to_a_cancellation_that_it_has_not_heard(
         await control.publish(aio_pika.Message(b"", timestamp=datetime.now(UTC)), "cancel.song")
         await seen.all_ended("song")
         (tmp_path / "go").touch()
-        await eventually(lambda: ("PUT", f"/{seen.shelf.bucket}/{seen.shelf.prefix}/song/0.wav") in seen.s3.requests)
+        await eventually(
+            lambda: ("PUT", f"/{seen.object_store.bucket}/{seen.object_store.prefix}/song/0.wav") in seen.s3.requests
+        )
         await back_and_told_again(seen, 2)
         assert [state for state, _ in ends(seen)] == ["cancelled"]
 

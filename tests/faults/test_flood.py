@@ -14,10 +14,10 @@ from aio_pika.exceptions import DeliveryError
 from acestep_consumer.broker.connection import BrokerConnection
 from acestep_consumer.broker.topology import GENERATE
 from tests.support.broker import Peer, broker_settings
-from tests.support.scene import scene
+from tests.support.scenario import scenario
 from tests.support.waiting import WITHIN_S, eventually
 
-LIMIT, IN_HAND = 40, 4
+LIMIT, RUNNING = 40, 4
 FLOOD = 10 * LIMIT
 
 
@@ -54,13 +54,13 @@ async def test_without_a_worker_the_limit_is_what_is_accepted(
         assert len(accepted) >= LIMIT
 
 
-async def test_with_a_worker_the_limit_and_its_hands_are_what_is_accepted_and_all_of_it_is_done(
+async def test_with_a_worker_the_limit_and_its_prefetch_are_what_is_accepted_and_all_of_it_is_done(
     service_environment: dict[str, str], tmp_path: Path
 ) -> None:
     go = tmp_path / "go"
-    variables = {"ACESTEP_QUEUE_MAXSIZE": str(LIMIT), "ACESTEP_QUEUE_WORKERS": str(IN_HAND)}
-    async with scene(service_environment, tmp_path, **variables) as seen:
-        first = [f"first-{number}" for number in range(IN_HAND)]
+    variables = {"ACESTEP_QUEUE_MAXSIZE": str(LIMIT), "ACESTEP_QUEUE_WORKERS": str(RUNNING)}
+    async with scenario(service_environment, tmp_path, **variables) as seen:
+        first = [f"first-{number}" for number in range(RUNNING)]
         assert await accepted_of(seen.peer, first, f"until={go}") == first
         await eventually(lambda: all("started" in seen.recorder.states(task_id) for task_id in first), WITHIN_S)
         accepted = await accepted_of(seen.peer, [f"song-{number}" for number in range(FLOOD)], f"until={go}")

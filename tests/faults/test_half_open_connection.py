@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-from tests.support.scene import scene
+from tests.support.scenario import scenario
 from tests.support.waiting import WITHIN_S, eventually
 
 
@@ -12,7 +12,7 @@ async def test_a_dead_connection_is_noticed_and_its_job_is_done_once(
 ) -> None:
     url = f"{service_environment['ACESTEP_AMQP_URL']}?heartbeat=1"
     go = tmp_path / "go"
-    async with scene(service_environment | {"ACESTEP_AMQP_URL": url}, tmp_path) as seen:
+    async with scenario(service_environment | {"ACESTEP_AMQP_URL": url}, tmp_path) as seen:
         await seen.peer.submit(task_id="song", prompt=f"until={go}")
         await eventually(lambda: "started" in seen.recorder.states("song"), WITHIN_S)
         connected = seen.amqp.accepted

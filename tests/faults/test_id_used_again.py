@@ -11,7 +11,7 @@ from aiohttp import web
 
 from acestep_consumer.broker.topology import CONTROL
 from tests.support.broker import Peer
-from tests.support.scene import Scene, manifest_of, scene
+from tests.support.scenario import Scenario, manifest_of, scenario
 from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
 
@@ -25,7 +25,7 @@ def put_of(ending: str) -> Callable[[web.Request], bool]:
     return lambda request: request.method == "PUT" and request.path.endswith(ending)
 
 
-async def cancelled_after_its_upload(seen: Scene, task_id: str, prompt: str) -> None:
+async def cancelled_after_its_upload(seen: Scenario, task_id: str, prompt: str) -> None:
     """Have a job cancelled when its song is stored and its manifest is not."""
     with seen.s3.hold(put_of(f"/{task_id}/0.wav"), answered=True) as upload:
         await seen.peer.submit(task_id=task_id, prompt=prompt)
@@ -38,7 +38,7 @@ async def cancelled_after_its_upload(seen: Scene, task_id: str, prompt: str) -> 
 async def test_a_song_of_a_cancelled_job_is_not_delivered_under_the_next_request(
     service_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    async with scene(service_environment, tmp_path) as seen:
+    async with scenario(service_environment, tmp_path) as seen:
         await cancelled_after_its_upload(seen, "song", "bytes=30000")
         # With a timestamp after the cancellation: one without would be cancelled as well.
         body = {"task_id": "song", "prompt": "bytes=50000", "audio_format": "wav", "audio_duration": 10}
@@ -49,13 +49,13 @@ async def test_a_song_of_a_cancelled_job_is_not_delivered_under_the_next_request
         assert told.state == "completed"
         assert told.data["request"]["prompt"] == "bytes=50000"
         assert told.data["audios"][0]["bytes"] > 50_000
-        assert await seen.shelf.wrongs(told.data) == []
+        assert await seen.object_store.wrongs(told.data) == []
 
 
 async def test_a_redelivery_still_takes_over_the_song_that_its_own_first_delivery_stored(
     service_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    async with scene(service_environment, tmp_path) as seen:
+    async with scenario(service_environment, tmp_path) as seen:
         with seen.s3.hold(manifest_of("song", "PUT")) as commit:
             await seen.peer.submit(task_id="song")
             await eventually(lambda: commit.waiting == 1, WITHIN_S)
@@ -63,14 +63,14 @@ async def test_a_redelivery_still_takes_over_the_song_that_its_own_first_deliver
             await eventually(lambda: len([h for h in seen.recorder.of("song") if h.state == "started"]) >= 1, WITHIN_S)
         await seen.all_ended("song")
         await seen.assert_completed_once("song")
-        assert await seen.shelf.names("song") == {"0.wav", "manifest.json"}
+        assert await seen.object_store.names("song") == {"0.wav", "manifest.json"}
 
 
 async def test_two_requests_under_one_id_on_two_workers_never_share_an_object(
     service_environment: dict[str, str], tmp_path: Path
 ) -> None:
     """The second overtakes the first between its upload and its manifest; whoever commits, the checksum fits."""
-    async with scene(service_environment, tmp_path, ACESTEP_WORKER_ID="first", ACESTEP_QUEUE_WORKERS="1") as seen:
+    async with scenario(service_environment, tmp_path, ACESTEP_WORKER_ID="first", ACESTEP_QUEUE_WORKERS="1") as seen:
         with seen.s3.hold(manifest_of("song", "PUT")) as commit:
             await seen.peer.submit(task_id="song", prompt="bytes=30000")
             await eventually(lambda: commit.waiting == 1, WITHIN_S)
@@ -84,13 +84,13 @@ async def test_two_requests_under_one_id_on_two_workers_never_share_an_object(
             assert told.state == "completed"
             sizes = {"bytes=30000": 30_000, "bytes=50000": 50_000}
             assert told.data["audios"][0]["bytes"] // 1_000 == sizes[told.data["request"]["prompt"]] // 1_000
-        assert await seen.shelf.wrongs(seen.recorder.terminal("song")[-1].data) == []
+        assert await seen.object_store.wrongs(seen.recorder.terminal("song")[-1].data) == []
 
 
 async def test_another_body_under_a_finished_id_is_answered_with_a_warning(
     service_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    async with scene(service_environment, tmp_path) as seen:
+    async with scenario(service_environment, tmp_path) as seen:
         await seen.peer.submit(task_id="song", prompt="bytes=30000")
         await seen.all_ended("song")
         await seen.peer.submit(task_id="song", prompt="bytes=30000")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from acestep_consumer.broker.topology import DEAD_LETTER
-from tests.support.scene import scene
+from tests.support.scenario import scenario
 
 POISON = b"\xff\xfe{not a request"
 
@@ -15,7 +15,7 @@ POISON = b"\xff\xfe{not a request"
 async def test_poison_is_dead_lettered_once_and_holds_nothing_up(
     queue_type: str, service_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    async with scene(service_environment, tmp_path, ACESTEP_QUEUE_TYPE=queue_type) as seen:
+    async with scenario(service_environment, tmp_path, ACESTEP_QUEUE_TYPE=queue_type) as seen:
         await seen.peer.request(POISON, message_id="poison", delivery_mode=2)
         await seen.peer.request(POISON, message_id="venom", delivery_mode=2)
         await seen.peer.submit(task_id="song")

@@ -18,7 +18,7 @@ from acestep_consumer.storage.attempts import AttemptRecords
 from acestep_schemas import examples
 from acestep_schemas.events import parse_event, parse_manifest
 from tests.support.fake_store import FakeObjects, FakeStore
-from tests.support.scene import scene
+from tests.support.scenario import scenario
 from tests.support.waiting import WITHIN_S, eventually
 
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -135,10 +135,10 @@ async def test_a_record_with_more_in_it_equals_itself() -> None:
 async def test_a_running_older_worker_tells_a_newer_end_and_is_cancelled_by_a_newer_client(
     service_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    async with scene(service_environment, tmp_path, ACESTEP_QUEUE_WORKERS="2") as seen:
+    async with scenario(service_environment, tmp_path, ACESTEP_QUEUE_WORKERS="2") as seen:
         manifest = newer_manifest("order-1")
-        key = f"{seen.shelf.prefix}/order-1/manifest.json"
-        seen.shelf.client.put_object(Bucket=seen.shelf.bucket, Key=key, Body=manifest)
+        key = f"{seen.object_store.prefix}/order-1/manifest.json"
+        seen.object_store.client.put_object(Bucket=seen.object_store.bucket, Key=key, Body=manifest)
         await seen.peer.submit(task_id="order-1")
         await eventually(lambda: seen.recorder.terminal("order-1"), WITHIN_S)
         (end,) = seen.recorder.of("order-1")

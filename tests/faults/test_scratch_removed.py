@@ -19,7 +19,7 @@ MARK = ".acestep-owner"
 
 
 @dataclass
-class Scene:
+class Scenario:
     """A worker whose scratch folder is in ``place``, which a test may remove."""
 
     worker: WorkerProcess
@@ -44,52 +44,54 @@ class Scene:
 
 
 @pytest.fixture
-async def scene(service_environment: dict[str, str], tmp_path: Path) -> AsyncIterator[Scene]:
+async def scenario(service_environment: dict[str, str], tmp_path: Path) -> AsyncIterator[Scenario]:
     url, place = service_environment["ACESTEP_AMQP_URL"], tmp_path / "place"
     settings = service_environment | {"ACESTEP_SCRATCH_DIR": str(place / "scratch")}
     worker = WorkerProcess(tmp_path, settings, light=True)
     async with running(worker), Peer(url) as peer, EventRecorder(url) as recorder:
-        yield Scene(worker, peer, recorder, place)
+        yield Scenario(worker, peer, recorder, place)
     assert list(place.glob("scratch/*")) == [], "it is gone with the worker"
 
 
-async def test_an_idle_worker_makes_its_folder_again_with_its_mark(scene: Scene) -> None:
-    (before,) = scene.roots
+async def test_an_idle_worker_makes_its_folder_again_with_its_mark(scenario: Scenario) -> None:
+    (before,) = scenario.roots
     shutil.rmtree(before)
-    await scene.peer.submit(task_id="song")
-    assert await scene.ends("song") == "completed"
-    assert scene.recorder.states("song").count("started") == 1
-    (after,) = scene.roots
+    await scenario.peer.submit(task_id="song")
+    assert await scenario.ends("song") == "completed"
+    assert scenario.recorder.states("song").count("started") == 1
+    (after,) = scenario.roots
     assert (after / MARK).exists()
-    assert await scene.has_room()
-    assert scene.worker.log_lines(event="scratch folder was removed: another one made", removed=str(before))
+    assert await scenario.has_room()
+    assert scenario.worker.log_lines(event="scratch folder was removed: another one made", removed=str(before))
 
 
-async def test_a_running_job_whose_folder_is_removed_goes_back_and_is_done(scene: Scene, tmp_path: Path) -> None:
+async def test_a_running_job_whose_folder_is_removed_goes_back_and_is_done(scenario: Scenario, tmp_path: Path) -> None:
     go = tmp_path / "go"
-    await scene.peer.submit(task_id="song", prompt=f"until={go}")
-    await eventually(lambda: scene.recorder.states("song") == ["started"], WITHIN_S)
-    shutil.rmtree(scene.place)
+    await scenario.peer.submit(task_id="song", prompt=f"until={go}")
+    await eventually(lambda: scenario.recorder.states("song") == ["started"], WITHIN_S)
+    shutil.rmtree(scenario.place)
     go.touch()
-    assert await scene.ends("song") == "completed"
-    assert scene.recorder.states("song").count("started") == 2
-    assert len(scene.roots) == 1
+    assert await scenario.ends("song") == "completed"
+    assert scenario.recorder.states("song").count("started") == 2
+    assert len(scenario.roots) == 1
 
 
-async def test_a_folder_that_cannot_be_made_again_makes_the_worker_unready_and_its_messages_wait(scene: Scene) -> None:
-    shutil.rmtree(scene.place)
-    scene.place.touch()
-    await scene.peer.submit(task_id="song")
+async def test_a_folder_that_cannot_be_made_again_makes_the_worker_unready_and_its_messages_wait(
+    scenario: Scenario,
+) -> None:
+    shutil.rmtree(scenario.place)
+    scenario.place.touch()
+    await scenario.peer.submit(task_id="song")
 
     async def waits() -> bool:
-        return await scene.has_room() is False and await scene.peer.ready(GENERATE) == 1
+        return await scenario.has_room() is False and await scenario.peer.ready(GENERATE) == 1
 
     await until(waits, "unready, with the message in the queue", WITHIN_S)
     for _ in range(10):
         assert await waits()
         await asyncio.sleep(0.1)
-    assert scene.recorder.terminal("song") == []
-    assert scene.recorder.states("song").count("started") <= 1, "it does not bounce"
-    scene.place.unlink()
-    assert await scene.ends("song") == "completed"
-    assert await scene.has_room()
+    assert scenario.recorder.terminal("song") == []
+    assert scenario.recorder.states("song").count("started") <= 1, "it does not bounce"
+    scenario.place.unlink()
+    assert await scenario.ends("song") == "completed"
+    assert await scenario.has_room()

@@ -3,14 +3,14 @@
 
 from pathlib import Path
 
-from tests.support.scene import scene
+from tests.support.scenario import scenario
 
 JOBS = [f"song-{number}" for number in range(6)]
 BYTES_PER_S = 6_000
 
 
 async def test_a_slow_link_costs_time_and_no_connection(service_environment: dict[str, str], tmp_path: Path) -> None:
-    async with scene(service_environment, tmp_path, ACESTEP_QUEUE_WORKERS="3") as seen:
+    async with scenario(service_environment, tmp_path, ACESTEP_QUEUE_WORKERS="3") as seen:
         connected = seen.amqp.accepted
         seen.amqp.slow(BYTES_PER_S)
         for task_id in JOBS:

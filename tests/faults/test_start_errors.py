@@ -66,6 +66,12 @@ def reason_of(done: "subprocess.CompletedProcess[str]") -> str:
         ({"ACESTEP_S3_ENDPOINT": "localhost"}, ["ACESTEP_S3_ENDPOINT", "http://"]),
         ({"ACESTEP_S3_BUCKET": "songs/2026"}, ["ACESTEP_S3_BUCKET", "ACESTEP_S3_PREFIX"]),
         ({"ACESTEP_INPUT_BUCKETS": "stems,loops/2026"}, ["ACESTEP_INPUT_BUCKETS", "loops/2026"]),
+        ({"ACESTEP_S3_BUCKET": "s3://songs"}, ["ACESTEP_S3_BUCKET", "without s3://"]),
+        ({"ACESTEP_INPUT_BUCKETS": "s3://songs"}, ["ACESTEP_INPUT_BUCKETS", "without s3://"]),
+        ({"ACESTEP_S3_PREFIX": "s3://songs/jobs"}, ["ACESTEP_S3_PREFIX", "folders in the bucket"]),
+        ({"ACESTEP_S3_PREFIX": "jobs/../songs"}, ["ACESTEP_S3_PREFIX", "folders in the bucket"]),
+        ({"ACESTEP_SCRATCH_DIR": "/dev/null"}, ["ACESTEP_SCRATCH_DIR", "/dev/null", "name a folder"]),
+        ({"ACESTEP_AMQP_URL": "amqp://user:word@::1:5672/"}, ["ACESTEP_AMQP_URL", "IPv6", "[::1]:5672"]),
         ({"AWS_PROFILE": "nobody"}, ["profile", "nobody"]),
         ({"AWS_ENDPOINT_URL": "127.0.0.1:9000", "ACESTEP_S3_ENDPOINT": ""}, ["AWS settings", "127.0.0.1:9000"]),
         ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, ["no keys for S3", "AWS_ACCESS_KEY_ID"]),
@@ -85,6 +91,17 @@ def test_a_wrong_setting_is_one_line_and_exit_code_2(
     reason = reason_of(done)
     assert all(word in reason for word in words), reason
     assert done.returncode == Exit.USAGE
+
+
+def test_a_parameter_of_the_url_that_nothing_reads_is_told_at_the_start(tmp_path: Path) -> None:
+    url = "amqp://user:word@127.0.0.1:1/?connection_attempts=3"
+    done = start(tmp_path, ACESTEP_AMQP_URL=url, AWS_SECRET_ACCESS_KEY="")  # which ends it
+    entries = [json.loads(line) for line in done.stderr.splitlines()]
+    (told,) = (entry for entry in entries if entry["level"] == "warning")
+    assert (told["event"], told["parameter"]) == (
+        "this parameter of ACESTEP_AMQP_URL has no effect here",
+        "connection_attempts",
+    )
 
 
 def deep_table() -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from aiohttp import web
 
 from tests.support.faulty_s3 import s3_error
-from tests.support.scene import scene
+from tests.support.scenario import scenario
 
 JOBS = [f"song-{number}" for number in range(12)]
 SHARE = 0.6
@@ -26,7 +26,7 @@ async def test_jobs_are_done_though_most_requests_are_answered_with_503(
         answered += 1
         return s3_error(503, "SlowDown")
 
-    async with scene(service_environment, tmp_path, ACESTEP_QUEUE_WORKERS="4") as seen:
+    async with scenario(service_environment, tmp_path, ACESTEP_QUEUE_WORKERS="4") as seen:
         with seen.s3.fault(slow_down):
             for task_id in JOBS:
                 await seen.peer.submit(task_id=task_id)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""S3 goes away under work in hand, and comes back: no job fails of it, nothing new is taken, nothing is done twice."""
+"""S3 goes away under running jobs, and comes back: no job fails of it, nothing new is taken, nothing is done twice."""
 
 import asyncio
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.support.waiting import eventually
 from tests.support.worker import WorkerProcess, running
 
 SONG = {"prompt": "x", "audio_duration": 10, "inference_steps": 1, "audio_format": "wav"}
-IN_HAND, LATER = 2, 3
+RUNNING, LATER = 2, 3
 
 
 async def test_jobs_wait_for_storage_and_are_done_when_it_is_back(
@@ -28,11 +28,11 @@ async def test_jobs_wait_for_storage_and_are_done_when_it_is_back(
             Peer(url) as peer,
         ):
             proxy.refuse()
-            for number in range(IN_HAND):
+            for number in range(RUNNING):
                 await client.submit({**SONG, "task_id": f"waits-{number}"})
             await eventually(lambda: "storage is unavailable" in worker.log.read_text())
             for number in range(LATER):
-                await client.submit({**SONG, "task_id": f"waits-{IN_HAND + number}"})
+                await client.submit({**SONG, "task_id": f"waits-{RUNNING + number}"})
             # Two of four places are free, and still nothing is taken.
             for _ in range(10):
                 assert await peer.ready("acestep.generate") == LATER
@@ -44,8 +44,8 @@ async def test_jobs_wait_for_storage_and_are_done_when_it_is_back(
             async for event in events:
                 assert not isinstance(event, WorkerEvent)
                 ended += [event] if event.terminal else []
-                if len(ended) == IN_HAND + LATER:
+                if len(ended) == RUNNING + LATER:
                     break
     assert all(isinstance(event, JobCompleted) for event in ended)
-    assert len({event.subject for event in ended}) == IN_HAND + LATER
+    assert len({event.subject for event in ended}) == RUNNING + LATER
     assert worker.log_lines(event="storage is available again")

@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-from tests.support.scene import manifest_of, scene
+from tests.support.scenario import manifest_of, scenario
 from tests.support.waiting import WITHIN_S, eventually
 
 # The worker's own patience with a silent server is 30 s; these tests need not wait for so long.
@@ -11,7 +11,7 @@ IMPATIENT = {"LIGHT_S3_READ_S": "1"}
 
 
 async def test_a_job_outlasts_requests_that_nobody_answers(service_environment: dict[str, str], tmp_path: Path) -> None:
-    async with scene(service_environment, tmp_path, **IMPATIENT) as seen:
+    async with scenario(service_environment, tmp_path, **IMPATIENT) as seen:
         with seen.s3.hold(lambda request: request.path.endswith("/song/0.wav")) as upload:
             await seen.peer.submit(task_id="song")
             # Asked once, given up, and asked again.
@@ -24,7 +24,7 @@ async def test_a_job_outlasts_requests_that_nobody_answers(service_environment: 
 async def test_a_manifest_whose_answer_never_came_is_recognised_as_our_own(
     service_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    async with scene(service_environment, tmp_path, **IMPATIENT) as seen:
+    async with scenario(service_environment, tmp_path, **IMPATIENT) as seen:
         with seen.s3.hold(manifest_of("song", "PUT"), answered=True) as commit:
             await seen.peer.submit(task_id="song")
             await eventually(lambda: commit.seen >= 2, WITHIN_S)

@@ -4,7 +4,7 @@
 from pathlib import Path
 
 from tests.support.event_recorder import RecordedEvent
-from tests.support.scene import manifest_of, scene
+from tests.support.scenario import manifest_of, scenario
 from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
 
@@ -13,7 +13,7 @@ async def test_two_workers_that_finish_one_task_in_the_same_moment_tell_one_end(
     service_environment: dict[str, str], tmp_path: Path
 ) -> None:
     go = tmp_path / "go"
-    async with scene(service_environment, tmp_path, ACESTEP_WORKER_ID="first") as seen:
+    async with scenario(service_environment, tmp_path, ACESTEP_WORKER_ID="first") as seen:
         # Both reach S3 through the same front, so that one hold stops both at the same point.
         through = {"ACESTEP_S3_ENDPOINT": seen.s3.endpoint, "ACESTEP_WORKER_ID": "second"}
         async with running(WorkerProcess(tmp_path, service_environment | through, light=True)):
@@ -30,7 +30,7 @@ async def test_two_workers_that_finish_one_task_in_the_same_moment_tell_one_end(
                 await eventually(lambda: commits.waiting == 2, WITHIN_S)
             await eventually(lambda: len(seen.recorder.terminal("song")) == 2, WITHIN_S)
         await seen.assert_completed_once("song")
-        assert await seen.shelf.names("song") == {"0.wav", "1.wav", "manifest.json"}
+        assert await seen.object_store.names("song") == {"0.wav", "1.wav", "manifest.json"}
         await seen.assert_nothing_left()
     assert starters(seen.recorder.of("song")) == {"first", "second"}
 

@@ -9,74 +9,74 @@ import pytest
 
 from acestep_consumer.broker.topology import DEAD_LETTER
 from tests.support.proxy import Direction, Where
-from tests.support.scene import CONSUMING, PUBLISHING, Scene, manifest_of, scene
+from tests.support.scenario import CONSUMING, PUBLISHING, Scenario, manifest_of, scenario
 from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
 
-Stage = Callable[[Scene, Path], AbstractAsyncContextManager[None]]
+Stage = Callable[[Scenario, Path], AbstractAsyncContextManager[None]]
 """Brings the job to the stage; within the block the worker is there. Afterwards whatever held it lets go."""
 
 
 @asynccontextmanager
-async def before_render(stage: Scene, folder: Path) -> AsyncIterator[None]:
-    with stage.s3.hold(manifest_of("song", "GET")) as hold:
-        await stage.peer.submit(task_id="song", batch_size=2)
+async def before_render(seen: Scenario, folder: Path) -> AsyncIterator[None]:
+    with seen.s3.hold(manifest_of("song", "GET")) as hold:
+        await seen.peer.submit(task_id="song", batch_size=2)
         await eventually(lambda: hold.waiting, WITHIN_S)
         yield
         await eventually(lambda: not hold.waiting, WITHIN_S)
-    assert await stage.shelf.names("song") == set()
+    assert await seen.object_store.names("song") == set()
 
 
 @asynccontextmanager
-async def in_render(stage: Scene, folder: Path) -> AsyncIterator[None]:
+async def in_render(seen: Scenario, folder: Path) -> AsyncIterator[None]:
     go = folder / "go"
-    await stage.peer.submit(task_id="song", batch_size=2, prompt=f"until={go}")
-    await eventually(lambda: "started" in stage.recorder.states("song"), WITHIN_S)
+    await seen.peer.submit(task_id="song", batch_size=2, prompt=f"until={go}")
+    await eventually(lambda: "started" in seen.recorder.states("song"), WITHIN_S)
     yield
-    assert await stage.shelf.names("song") == set()
+    assert await seen.object_store.names("song") == set()
     go.touch()
 
 
 @asynccontextmanager
-async def after_upload(stage: Scene, folder: Path) -> AsyncIterator[None]:
-    with stage.s3.hold(manifest_of("song", "PUT")) as hold:
-        await stage.peer.submit(task_id="song", batch_size=2)
+async def after_upload(seen: Scenario, folder: Path) -> AsyncIterator[None]:
+    with seen.s3.hold(manifest_of("song", "PUT")) as hold:
+        await seen.peer.submit(task_id="song", batch_size=2)
         await eventually(lambda: hold.waiting, WITHIN_S)
         yield
         await eventually(lambda: not hold.waiting, WITHIN_S)
-    assert await stage.shelf.names("song") == {"0.wav", "1.wav"}
+    assert await seen.object_store.names("song") == {"0.wav", "1.wav"}
 
 
 @asynccontextmanager
-async def after_manifest(stage: Scene, folder: Path) -> AsyncIterator[None]:
-    with stage.s3.hold(manifest_of("song", "PUT"), answered=True) as hold:
-        await stage.peer.submit(task_id="song", batch_size=2)
+async def after_manifest(seen: Scenario, folder: Path) -> AsyncIterator[None]:
+    with seen.s3.hold(manifest_of("song", "PUT"), answered=True) as hold:
+        await seen.peer.submit(task_id="song", batch_size=2)
         await eventually(lambda: hold.waiting, WITHIN_S)
         yield
         await eventually(lambda: not hold.waiting, WITHIN_S)
-    assert "manifest.json" in await stage.shelf.names("song")
-    assert stage.recorder.terminal("song") == []
+    assert "manifest.json" in await seen.object_store.names("song")
+    assert seen.recorder.terminal("song") == []
 
 
 @asynccontextmanager
-async def after_event(stage: Scene, folder: Path) -> AsyncIterator[None]:
+async def after_event(seen: Scenario, folder: Path) -> AsyncIterator[None]:
     """Everybody has heard the event, and its confirm is on the way to the worker."""
-    with stage.s3.hold(manifest_of("song", "PUT")) as hold:
-        await stage.peer.submit(task_id="song", batch_size=2)
+    with seen.s3.hold(manifest_of("song", "PUT")) as hold:
+        await seen.peer.submit(task_id="song", batch_size=2)
         await eventually(lambda: hold.waiting, WITHIN_S)
-        stage.amqp.stall(Where(Direction.DOWN, PUBLISHING))
-    await eventually(lambda: stage.amqp.held and stage.recorder.terminal("song"), WITHIN_S)
+        seen.amqp.stall(Where(Direction.DOWN, PUBLISHING))
+    await eventually(lambda: seen.amqp.held and seen.recorder.terminal("song"), WITHIN_S)
     yield
 
 
 @asynccontextmanager
-async def before_ack(stage: Scene, folder: Path) -> AsyncIterator[None]:
+async def before_ack(seen: Scenario, folder: Path) -> AsyncIterator[None]:
     """The event is confirmed, and the ack is on the way to the broker."""
-    with stage.s3.hold(manifest_of("song", "PUT")) as hold:
-        await stage.peer.submit(task_id="song", batch_size=2)
+    with seen.s3.hold(manifest_of("song", "PUT")) as hold:
+        await seen.peer.submit(task_id="song", batch_size=2)
         await eventually(lambda: hold.waiting, WITHIN_S)
-        stage.amqp.stall(Where(Direction.UP, CONSUMING))
-    await eventually(lambda: stage.amqp.held and stage.recorder.terminal("song"), WITHIN_S)
+        seen.amqp.stall(Where(Direction.UP, CONSUMING))
+    await eventually(lambda: seen.amqp.held and seen.recorder.terminal("song"), WITHIN_S)
     yield
 
 
@@ -88,7 +88,7 @@ async def before_ack(stage: Scene, folder: Path) -> AsyncIterator[None]:
 async def test_the_next_worker_ends_the_job_of_one_that_was_killed(
     stage: Stage, service_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    async with scene(service_environment, tmp_path, ACESTEP_WORKER_ID="doomed") as seen:
+    async with scenario(service_environment, tmp_path, ACESTEP_WORKER_ID="doomed") as seen:
         engines = seen.worker.children()
         async with stage(seen, tmp_path):
             seen.worker.kill()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Workers lose their broker with a job in hand, one after the other: they live, so the job is not blamed."""
+"""Workers lose their broker with a job running, one after the other: they live, so the job is not blamed."""
 
 from contextlib import AsyncExitStack
 from pathlib import Path

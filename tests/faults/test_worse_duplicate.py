@@ -10,21 +10,21 @@ import pytest
 
 from acestep_consumer.broker.topology import DEAD_LETTER
 from tests.support.broker import Peer, until
-from tests.support.scene import Scene, scene
+from tests.support.scenario import Scenario, scenario
 from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
 
 
-async def render_until(seen: Scene, go: Path) -> None:
+async def render_until(seen: Scenario, go: Path) -> None:
     await seen.peer.submit(task_id="song", prompt=f"until={go}")
     await eventually(lambda: "started" in seen.recorder.states("song"), WITHIN_S)
 
 
-async def completed(seen: Scene) -> None:
+async def completed(seen: Scenario) -> None:
     """Wait for the job's songs, and see that the bucket and every later message agree with them."""
     await eventually(lambda: "completed" in seen.recorder.states("song"), WITHIN_S)
     told = next(heard for heard in seen.recorder.of("song") if heard.state == "completed")
-    assert await seen.shelf.wrongs(told.data) == []
+    assert await seen.object_store.wrongs(told.data) == []
     await seen.peer.submit(task_id="song", prompt=told.data["request"]["prompt"])
     count = seen.recorder.states("song").count("completed")
     await eventually(lambda: seen.recorder.states("song").count("completed") > count, WITHIN_S)
@@ -41,7 +41,7 @@ async def test_a_retry_that_expires_does_not_end_the_running_job(
 ) -> None:
     go = tmp_path / "go"
     variables = {"ACESTEP_QUEUE_WORKERS": "1", "ACESTEP_QUEUE_TYPE": kind}
-    async with scene(service_environment, tmp_path, **variables) as seen:
+    async with scenario(service_environment, tmp_path, **variables) as seen:
         await render_until(seen, go)
         body = {"task_id": "song", "prompt": "retry"}
         await seen.peer.request(json.dumps(body).encode(), message_id="song", expiration=0.2)
@@ -57,7 +57,7 @@ async def test_a_copy_of_the_same_second_that_expires_does_not_end_the_one_that_
 ) -> None:
     go = tmp_path / "go"
     variables = {"ACESTEP_QUEUE_WORKERS": "1", "ACESTEP_QUEUE_TYPE": kind}
-    async with scene(service_environment, tmp_path, **variables) as seen:
+    async with scenario(service_environment, tmp_path, **variables) as seen:
         await seen.peer.submit(task_id="other", prompt=f"until={go}")
         await eventually(lambda: "started" in seen.recorder.states("other"), WITHIN_S)
         body = json.dumps({"task_id": "song", "prompt": "x", "audio_format": "wav", "audio_duration": 10}).encode()
@@ -73,7 +73,7 @@ async def test_garbage_under_its_message_id_does_not_end_the_running_job(
     service_environment: dict[str, str], tmp_path: Path
 ) -> None:
     go = tmp_path / "go"
-    async with scene(service_environment, tmp_path, ACESTEP_QUEUE_WORKERS="2") as seen:
+    async with scenario(service_environment, tmp_path, ACESTEP_QUEUE_WORKERS="2") as seen:
         await render_until(seen, go)
         await seen.peer.request(b"garbage", message_id="song")
         go.touch()
@@ -85,7 +85,7 @@ async def test_a_worse_message_on_another_worker_does_not_lose_the_songs(
     service_environment: dict[str, str], tmp_path: Path
 ) -> None:
     go = tmp_path / "go"
-    async with scene(service_environment, tmp_path, ACESTEP_QUEUE_WORKERS="1", ACESTEP_WORKER_ID="first") as seen:
+    async with scenario(service_environment, tmp_path, ACESTEP_QUEUE_WORKERS="1", ACESTEP_WORKER_ID="first") as seen:
         await render_until(seen, go)
         environment = service_environment | {"ACESTEP_WORKER_ID": "second", "ACESTEP_QUEUE_WORKERS": "1"}
         async with running(WorkerProcess(tmp_path, environment, light=True)):

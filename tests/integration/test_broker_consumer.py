@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from infra.local.rabbitmq import RabbitMQ
 
 
-class Hands:
-    """A handler that keeps deliveries in hand until the test lets go of them."""
+class HeldDeliveries:
+    """A handler that keeps deliveries unacknowledged until the test lets go of them."""
 
     def __init__(self) -> None:
         self.taken: list[AmqpDelivery] = []
@@ -64,16 +64,16 @@ async def is_empty(peer: Peer, queue: str = GENERATE) -> bool:
     return await peer.ready(queue) == 0
 
 
-async def test_no_more_are_in_hand_than_there_are_workers(amqp_url: str) -> None:
-    hands = Hands()
-    async with Peer(amqp_url) as peer, worker(amqp_url, hands.hold, queue_workers=3) as (consumer, _):
+async def test_no_more_are_unacknowledged_than_there_are_workers(amqp_url: str) -> None:
+    held = HeldDeliveries()
+    async with Peer(amqp_url) as peer, worker(amqp_url, held.hold, queue_workers=3) as (consumer, _):
         for number in range(7):
             await peer.request(b"%d" % number)
         await eventually(lambda: consumer.in_hand == 3)
         assert await peer.ready(GENERATE) == 4
-        hands.go.set()
-        await eventually(lambda: len(hands.taken) == 7 and consumer.in_hand == 0)
-        assert hands.bodies == [b"%d" % number for number in range(7)]
+        held.go.set()
+        await eventually(lambda: len(held.taken) == 7 and consumer.in_hand == 0)
+        assert held.bodies == [b"%d" % number for number in range(7)]
 
 
 @pytest.mark.broker_versions
@@ -93,20 +93,20 @@ async def test_a_message_that_goes_back_comes_again_and_says_so(amqp_url: str, q
 
 
 async def test_a_delivery_tells_its_properties(amqp_url: str) -> None:
-    hands = Hands()
-    async with Peer(amqp_url) as peer, worker(amqp_url, hands.hold, queue_workers=2):
+    held = HeldDeliveries()
+    async with Peer(amqp_url) as peer, worker(amqp_url, held.hold, queue_workers=2):
         sent = datetime.now(UTC).timestamp() - 90
         await peer.request(
             b"{}", message_id="m1", reply_to="r1", correlation_id="c1", timestamp=sent, headers={"traceparent": "00-ab"}
         )
         await peer.request(b"{}", timestamp=sent + 600)
-        await eventually(lambda: len(hands.taken) == 2)
-        full, ahead = hands.taken
+        await eventually(lambda: len(held.taken) == 2)
+        full, ahead = held.taken
         assert (full.message_id, full.reply.reply_to, full.reply.correlation_id) == ("m1", "r1", "c1")
         assert full.headers["traceparent"] == "00-ab"
         assert full.queued_s == pytest.approx(90, abs=5)
         assert ahead.queued_s == 0
-        hands.go.set()
+        held.go.set()
 
 
 async def test_a_delivery_is_settled_once(amqp_url: str) -> None:
@@ -187,23 +187,23 @@ async def test_a_handler_that_fails_or_forgets_to_settle_gives_its_message_back(
 
 
 async def test_a_drain_lets_work_end_and_takes_nothing_new(amqp_url: str) -> None:
-    hands = Hands()
-    async with Peer(amqp_url) as peer, worker(amqp_url, hands.hold, queue_workers=2) as (consumer, _):
+    held = HeldDeliveries()
+    async with Peer(amqp_url) as peer, worker(amqp_url, held.hold, queue_workers=2) as (consumer, _):
         for number in range(4):
             await peer.request(b"%d" % number)
         await eventually(lambda: consumer.in_hand == 2)
         draining = asyncio.create_task(consumer.drain(grace_s=20))
         await asyncio.sleep(0.2)
         assert not draining.done()
-        hands.go.set()
+        held.go.set()
         await draining
-        assert hands.bodies == [b"0", b"1"]
+        assert held.bodies == [b"0", b"1"]
         assert await peer.ready(GENERATE) == 2
 
 
 async def test_what_a_drain_cannot_wait_for_goes_back(amqp_url: str) -> None:
-    hands = Hands()
-    async with Peer(amqp_url) as peer, worker(amqp_url, hands.hold, queue_workers=2) as (consumer, _):
+    held = HeldDeliveries()
+    async with Peer(amqp_url) as peer, worker(amqp_url, held.hold, queue_workers=2) as (consumer, _):
         for number in range(3):
             await peer.request(b"%d" % number)
         await eventually(lambda: consumer.in_hand == 2)
@@ -217,24 +217,24 @@ async def test_what_a_drain_cannot_wait_for_goes_back(amqp_url: str) -> None:
 
 
 async def test_a_drained_consumer_stays_away_after_a_reconnect(amqp_url: str) -> None:
-    hands = Hands()
-    async with Peer(amqp_url) as peer, worker(amqp_url, hands.hold) as (consumer, connection):
+    held = HeldDeliveries()
+    async with Peer(amqp_url) as peer, worker(amqp_url, held.hold) as (consumer, connection):
         await consumer.drain(grace_s=0)
         connection.reconnect("a test")
         await connection.channel()
         await peer.request(b"{}")
         await asyncio.sleep(0.2)
-        assert (hands.taken, await peer.ready(GENERATE)) == ([], 1)
+        assert (held.taken, await peer.ready(GENERATE)) == ([], 1)
 
 
 async def test_a_stale_delivery_is_never_acked_on_the_new_channel(amqp_url: str) -> None:
-    hands = Hands()
-    async with Peer(amqp_url) as peer, worker(amqp_url, hands.hold) as (consumer, connection):
+    held = HeldDeliveries()
+    async with Peer(amqp_url) as peer, worker(amqp_url, held.hold) as (consumer, connection):
         await peer.request(b"{}")
-        await eventually(lambda: len(hands.taken) == 1)
+        await eventually(lambda: len(held.taken) == 1)
         connection.reconnect("a test")
-        await eventually(lambda: len(hands.taken) == 2)  # the first still runs; both have delivery tag 1
-        old, new = hands.taken
+        await eventually(lambda: len(held.taken) == 2)  # the first still runs; both have delivery tag 1
+        old, new = held.taken
         assert (old.stale, new.stale, new.redelivered) == (True, False, True)
         await old.settle(Verdict.ACK)
         assert old.settled
@@ -248,26 +248,26 @@ async def test_a_stale_delivery_is_never_acked_on_the_new_channel(amqp_url: str)
 
 
 async def test_a_stale_delivery_is_not_dead_lettered_either(amqp_url: str) -> None:
-    hands = Hands()
-    async with Peer(amqp_url) as peer, worker(amqp_url, hands.hold) as (_, connection):
+    held = HeldDeliveries()
+    async with Peer(amqp_url) as peer, worker(amqp_url, held.hold) as (_, connection):
         await peer.request(b"{}")
-        await eventually(lambda: len(hands.taken) == 1)
+        await eventually(lambda: len(held.taken) == 1)
         connection.reconnect("a test")
-        await eventually(lambda: len(hands.taken) == 2)
-        await hands.taken[0].settle(Verdict.DEAD_LETTER, MalformedBody("no"))
+        await eventually(lambda: len(held.taken) == 2)
+        await held.taken[0].settle(Verdict.DEAD_LETTER, MalformedBody("no"))
         assert await is_empty(peer, DEAD_LETTER)
 
 
 @pytest.mark.broker_versions
 async def test_a_queue_deleted_under_the_consumer_is_made_again_and_consumed(amqp_url: str) -> None:
-    hands = Hands()
-    hands.go.set()
-    async with Peer(amqp_url) as peer, worker(amqp_url, hands.hold) as (_, connection):
+    held = HeldDeliveries()
+    held.go.set()
+    async with Peer(amqp_url) as peer, worker(amqp_url, held.hold) as (_, connection):
         old = await connection.channel()
         await peer.channel.queue_delete(GENERATE)
         await eventually(lambda: old.is_closed and connection.is_up)
         await peer.request(b"{}")
-        await eventually(lambda: hands.bodies == [b"{}"])
+        await eventually(lambda: held.bodies == [b"{}"])
 
 
 def properties(flag: int, value: bytes) -> bytes:
@@ -388,7 +388,7 @@ def memory_limit(rabbitmq: RabbitMQ) -> Iterator[Callable[..., str]]:
 async def test_a_memory_alarm_delays_events_and_holds_up_no_ack(
     amqp_url: str, memory_limit: Callable[..., str]
 ) -> None:
-    hands = Hands()
+    held = HeldDeliveries()
     settings = broker_settings(amqp_url, queue_workers=1)
     async with (
         BrokerConnection(settings, "consume") as connection,
@@ -396,16 +396,16 @@ async def test_a_memory_alarm_delays_events_and_holds_up_no_ack(
         Peer(amqp_url) as peer,
     ):
         publisher = Publisher(out, "w1")
-        consumer = Consumer(connection, settings, hands.hold, publisher)
+        consumer = Consumer(connection, settings, held.hold, publisher)
         await peer.request(b"1")
         await peer.request(b"2")
         await consumer.start()
-        await eventually(lambda: len(hands.taken) == 1)
+        await eventually(lambda: len(held.taken) == 1)
         await asyncio.to_thread(memory_limit, *ALARM)
-        publishing = asyncio.create_task(publisher.publish(failed_event("t1"), hands.taken[0].reply))
+        publishing = asyncio.create_task(publisher.publish(failed_event("t1"), held.taken[0].reply))
         await asyncio.sleep(0.2)
-        hands.go.set()
-        await eventually(lambda: len(hands.taken) == 2)  # the first was acked, for the second came
+        held.go.set()
+        await eventually(lambda: len(held.taken) == 2)  # the first was acked, for the second came
         assert not publishing.done()
         await asyncio.to_thread(memory_limit, *NO_ALARM)
         await publishing

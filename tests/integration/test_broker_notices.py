@@ -33,7 +33,7 @@ KINDS = pytest.mark.parametrize("queue_type", ["classic", "quorum"])
 
 
 class NoticeRecorder:
-    """Hears notices; holds them in hand, or refuses them, while the test wants that."""
+    """Hears notices; leaves them unacknowledged, or refuses them, while the test wants that."""
 
     def __init__(self, refusals: int = 0) -> None:
         self.notices: list[DeadLetterNotice] = []
@@ -66,7 +66,7 @@ async def telling(url: str, recorder: NoticeRecorder, **values: Any) -> AsyncIte
 
 
 async def unsettled(url: str) -> int:
-    """How many notices there are once nobody has any in hand: what was acked is gone."""
+    """How many notices there are once none is unacknowledged: what was acked is gone."""
     async with Peer(url) as peer:
         return await peer.ready(NOTICES)
 
@@ -194,7 +194,7 @@ async def test_one_that_cannot_be_told_does_not_keep_others_waiting(amqp_url: st
     assert recorder.bodies == [b"1", b"2", b"0"]
 
 
-async def test_a_notice_in_hand_when_the_connection_is_cut_is_told_and_comes_again(amqp_url: str) -> None:
+async def test_an_unacknowledged_notice_when_the_connection_is_cut_is_told_and_comes_again(amqp_url: str) -> None:
     recorder = NoticeRecorder()
     recorder.go.clear()
     async with (

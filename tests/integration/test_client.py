@@ -34,7 +34,7 @@ from tests.support.waiting import WITHIN_S, eventually
 TWO = 2
 
 
-class Teller(Peer):
+class WorkerPeer(Peer):
     """A worker's voice: declares what a worker declares, and publishes events."""
 
     async def tell(self, *events: JobEvent | WorkerEvent, **changes: Any) -> None:
@@ -63,8 +63,8 @@ async def declared(amqp_url: str) -> str:
 
 
 @pytest.fixture
-async def teller(declared: str) -> AsyncIterator[Teller]:
-    async with Teller(declared) as peer:
+async def worker_peer(declared: str) -> AsyncIterator[WorkerPeer]:
+    async with WorkerPeer(declared) as peer:
         yield peer
 
 
@@ -87,45 +87,45 @@ async def proxied(declared: str, proxy: Proxy) -> AsyncIterator[Client]:
         yield ours
 
 
-async def test_a_started_job_tells_its_events_in_order_and_ends(client: Client, teller: Teller) -> None:
+async def test_a_started_job_tells_its_events_in_order_and_ends(client: Client, worker_peer: WorkerPeer) -> None:
     job = await client.start({"prompt": "jazz"})
-    request = await teller.take(GENERATE)
+    request = await worker_peer.take(GENERATE)
     assert json.loads(request.body) == {"prompt": "jazz", "task_id": job.task_id}
     assert (request.message_id, request.delivery_mode) == (job.task_id, 2)
     told: list[JobEvent] = [progress(job.task_id, 1), completed(job.task_id)]
     async with asyncio.timeout(WITHIN_S):
-        await teller.tell(told[0])
+        await worker_peer.tell(told[0])
         events = job.events()
         heard = [await anext(events)]
-        await teller.tell(told[1])
+        await worker_peer.tell(told[1])
         heard += [event async for event in events]
     assert heard == told
     assert await job.wait() == told[1]
     assert job.ended == told[1]
 
 
-async def test_events_of_other_jobs_stay_with_the_others(client: Client, teller: Teller) -> None:
+async def test_events_of_other_jobs_stay_with_the_others(client: Client, worker_peer: WorkerPeer) -> None:
     mine, other = await client.start({"prompt": "a"}), await client.start({"prompt": "b"})
-    await teller.tell(failed_event(other.task_id), completed(mine.task_id))
+    await worker_peer.tell(failed_event(other.task_id), completed(mine.task_id))
     async with asyncio.timeout(WITHIN_S):
         assert (await mine.wait()).state == "completed"
         assert (await other.wait()).state == "failed"
         assert [event.subject async for event in mine.events()] == [mine.task_id]
 
 
-async def test_two_who_wait_for_one_job_both_hear_its_end(client: Client, teller: Teller) -> None:
+async def test_two_who_wait_for_one_job_both_hear_its_end(client: Client, worker_peer: WorkerPeer) -> None:
     waits = [asyncio.create_task(client.wait("shared", WITHIN_S)) for _ in range(2)]
     job = await client.job("shared")
-    await teller.tell(completed("shared"))
+    await worker_peer.tell(completed("shared"))
     assert {(await wait).subject for wait in waits} == {"shared"}
     assert (await job.wait(WITHIN_S)).subject == "shared"
 
 
-async def test_a_wait_that_is_over_too_soon_says_how_far_the_job_is(client: Client, teller: Teller) -> None:
+async def test_a_wait_that_is_over_too_soon_says_how_far_the_job_is(client: Client, worker_peer: WorkerPeer) -> None:
     job = await client.start({"prompt": "jazz"})
     with pytest.raises(NotEndedYet, match="no event yet: still queued"):
         await job.wait(0.01)
-    await teller.tell(progress(job.task_id, 250))
+    await worker_peer.tell(progress(job.task_id, 250))
     await anext(job.events())
     with pytest.raises(TimeoutError, match="render, 25%"):
         await job.wait(0.01)
@@ -138,7 +138,7 @@ async def test_without_storage_a_wait_says_that_an_earlier_end_cannot_be_known(c
 
 @pytest.mark.parametrize("task_id", ["a b", "a.*", "#", "x" * 129])
 async def test_an_id_that_no_job_can_have_is_refused_before_anything_is_sent(
-    task_id: str, client: Client, teller: Teller
+    task_id: str, client: Client, worker_peer: WorkerPeer
 ) -> None:
     """As part of a routing key it would hear of other jobs, or wait for ever for an event under another id."""
     calls: tuple[Awaitable[object], ...] = (
@@ -151,19 +151,19 @@ async def test_an_id_that_no_job_can_have_is_refused_before_anything_is_sent(
     for call in calls:
         with pytest.raises(InvalidTaskId, match="is no task id: 1 to 128 letters"):
             await call
-    assert (await teller.channel.declare_queue(GENERATE, passive=True)).declaration_result.message_count == 0
+    assert (await worker_peer.channel.declare_queue(GENERATE, passive=True)).declaration_result.message_count == 0
 
 
 async def test_who_leaves_right_after_the_end_leaves_no_line_in_the_log(
-    declared: str, teller: Teller, caplog: pytest.LogCaptureFixture
+    declared: str, worker_peer: WorkerPeer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The binding of an ended job is being taken back then; cut off in the middle, its channel would break."""
     with caplog.at_level(logging.WARNING):
         for _ in range(5):
             async with Client(declared) as client:
                 job = await client.start({"prompt": "jazz"})
-                await teller.take(GENERATE)
-                await teller.tell(completed(job.task_id))
+                await worker_peer.take(GENERATE)
+                await worker_peer.tell(completed(job.task_id))
                 await job.wait(WITHIN_S)
     assert caplog.messages == []
 
@@ -177,14 +177,14 @@ async def test_who_waits_when_the_client_is_closed_is_told(declared: str) -> Non
 
 
 async def test_nothing_is_missed_and_nothing_twice_over_connections_that_break(
-    proxied: Client, proxy: Proxy, teller: Teller
+    proxied: Client, proxy: Proxy, worker_peer: WorkerPeer
 ) -> None:
     count = 400
     told = [progress("j", number) for number in range(1, count + 1)]
 
     async def tell() -> None:
         for number, event in enumerate(told):
-            await teller.tell(event)
+            await worker_peer.tell(event)
             if number % 80 == 40:
                 proxy.cut()
 
@@ -196,23 +196,23 @@ async def test_nothing_is_missed_and_nothing_twice_over_connections_that_break(
 
 
 async def test_what_is_told_while_the_connection_is_gone_is_heard_when_it_is_back(
-    proxied: Client, proxy: Proxy, teller: Teller
+    proxied: Client, proxy: Proxy, worker_peer: WorkerPeer
 ) -> None:
     job = await proxied.start({"prompt": "jazz"})
     proxy.refuse()
-    await teller.tell(completed(job.task_id))
+    await worker_peer.tell(completed(job.task_id))
     proxy.heal()
     assert (await job.wait(WITHIN_S)).subject == job.task_id
 
 
 async def test_giving_up_a_wait_in_the_middle_of_an_outage_loses_nothing(
-    proxied: Client, proxy: Proxy, teller: Teller
+    proxied: Client, proxy: Proxy, worker_peer: WorkerPeer
 ) -> None:
     told = [progress("j", number) for number in range(1, 6)]
     async with asyncio.timeout(WITHIN_S), proxied.subscribe("job.#") as events:
         proxy.refuse()
         await give_up(events)
-        await teller.tell(*told)
+        await worker_peer.tell(*told)
         await give_up(events)
         proxy.heal()
         heard: list[JobEvent | WorkerEvent] = []
@@ -222,28 +222,28 @@ async def test_giving_up_a_wait_in_the_middle_of_an_outage_loses_nothing(
 
 
 async def test_a_job_can_be_followed_while_the_connection_comes_back(
-    proxied: Client, proxy: Proxy, teller: Teller
+    proxied: Client, proxy: Proxy, worker_peer: WorkerPeer
 ) -> None:
     first = await proxied.start({"prompt": "jazz"})
     proxy.cut()
     second = await proxied.start({"prompt": "rock"})
-    await teller.tell(completed(first.task_id), completed(second.task_id))
+    await worker_peer.tell(completed(first.task_id), completed(second.task_id))
     async with asyncio.timeout(WITHIN_S):
         assert [(await job.wait()).subject for job in (first, second)] == [first.task_id, second.task_id]
 
 
 async def test_a_subscription_whose_queue_was_deleted_is_made_again(
-    client: Client, teller: Teller, management: ManagementApi, amqp_vhost: str
+    client: Client, worker_peer: WorkerPeer, management: ManagementApi, amqp_vhost: str
 ) -> None:
     async with asyncio.timeout(WITHIN_S), client.subscribe("job.#") as events:
         (name,) = own_queues(management, amqp_vhost)
-        await teller.channel.queue_delete(name)
+        await worker_peer.channel.queue_delete(name)
         hearing = asyncio.ensure_future(anext(events))
         await eventually(lambda: own_queues(management, amqp_vhost) == [name])
         numbers = iter(range(1, 1000))
 
         async def heard() -> bool:
-            await teller.tell(progress("j", next(numbers)))
+            await worker_peer.tell(progress("j", next(numbers)))
             return hearing.done()
 
         await until(heard, "an event")
@@ -260,24 +260,26 @@ async def test_a_client_that_leaves_leaves_nothing_behind(
 
 
 async def test_events_of_a_newer_worker_are_heard_and_what_is_no_event_is_skipped(
-    client: Client, teller: Teller, caplog: pytest.LogCaptureFixture
+    client: Client, worker_peer: WorkerPeer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with asyncio.timeout(WITHIN_S), client.subscribe("job.#") as events:
-        await teller.tell(progress("j", 1), type="acestep.job.daydreaming.v1")
-        await teller.tell(progress("j", 2), mood="happy")
+        await worker_peer.tell(progress("j", 1), type="acestep.job.daydreaming.v1")
+        await worker_peer.tell(progress("j", 2), mood="happy")
         heard = await anext(events)
     assert isinstance(heard, JobProgress)
     assert heard.data.sequence == TWO
     assert "skipped" in caplog.text
 
 
-async def test_a_stream_is_one_line(client: Client, teller: Teller, management: ManagementApi, amqp_vhost: str) -> None:
+async def test_a_stream_is_one_line(
+    client: Client, worker_peer: WorkerPeer, management: ManagementApi, amqp_vhost: str
+) -> None:
     stream = client.stream("job.completed.*")
     first = asyncio.ensure_future(anext(stream))
     await eventually(lambda: own_queues(management, amqp_vhost))
 
     async def heard() -> bool:
-        await teller.tell(progress("j", 1), completed("j"))
+        await worker_peer.tell(progress("j", 1), completed("j"))
         return first.done()
 
     await until(heard, "an event")
@@ -294,10 +296,10 @@ async def test_a_full_queue_says_when_to_try_again_and_that_no_worker_is_there(c
     assert 30 <= full.value.retry_after <= 40
 
 
-async def test_the_time_to_try_again_is_learned_from_jobs_that_end(client: Client, teller: Teller) -> None:
-    await consume(teller, workers=2)
+async def test_the_time_to_try_again_is_learned_from_jobs_that_end(client: Client, worker_peer: WorkerPeer) -> None:
+    await consume(worker_peer, workers=2)
     job = await client.start({"prompt": "x"})
-    await teller.tell(completed(job.task_id))
+    await worker_peer.tell(completed(job.task_id))
     await job.wait(WITHIN_S)
     with pytest.raises(QueueFull, match="for 2 workers") as full:
         await submit(client, 2 * TWO + 1)
@@ -316,18 +318,20 @@ async def test_a_refused_request_leaves_no_one_listening(
     assert not [binding for binding in bindings if "refused" in binding["routing_key"]]
 
 
-async def test_many_requests_are_sent_at_once_and_their_ids_come_in_order(client: Client, teller: Teller) -> None:
+async def test_many_requests_are_sent_at_once_and_their_ids_come_in_order(
+    client: Client, worker_peer: WorkerPeer
+) -> None:
     bodies: list[RequestBody] = [{"prompt": "a", "task_id": "one"}, {"prompt": "b"}]
     ids = await client.submit_many(bodies, priority=4, correlation_id="c")
     assert ids[0] == "one"
-    taken = [await teller.take(GENERATE) for _ in range(TWO)]
+    taken = [await worker_peer.take(GENERATE) for _ in range(TWO)]
     assert {message.message_id for message in taken} == set(ids)
     assert {(message.priority, message.correlation_id) for message in taken} == {(4, "c")}
     assert await client.submit_many([]) == ()
 
 
 async def test_of_many_requests_those_that_found_no_room_are_named_and_can_be_sent_again(
-    client: Client, teller: Teller
+    client: Client, worker_peer: WorkerPeer
 ) -> None:
     bodies: list[RequestBody] = [{"prompt": str(number)} for number in range(TWO + 3)]
     with pytest.raises(QueueFull) as full:
@@ -335,44 +339,46 @@ async def test_of_many_requests_those_that_found_no_room_are_named_and_can_be_se
     accepted = full.value.accepted
     assert len(accepted) == len(bodies)
     assert (full.value.waiting, sum(task_id is not None for task_id in accepted)) == (TWO, TWO)
-    there = [await teller.take(GENERATE) for _ in range(TWO)]
+    there = [await worker_peer.take(GENERATE) for _ in range(TWO)]
     assert {message.message_id for message in there} == set(accepted) - {None}
     refused = [body for body, task_id in zip(bodies, accepted, strict=True) if task_id is None]
     assert len(await client.submit_many(refused[:TWO])) == TWO
-    again = [json.loads((await teller.take(GENERATE)).body)["prompt"] for _ in range(TWO)]
+    again = [json.loads((await worker_peer.take(GENERATE)).body)["prompt"] for _ in range(TWO)]
     assert {json.loads(message.body)["prompt"] for message in there} | set(again) <= {body["prompt"] for body in bodies}
     assert not {json.loads(message.body)["prompt"] for message in there} & set(again)
 
 
-async def test_of_many_requests_with_one_wrong_id_none_is_sent(client: Client, teller: Teller) -> None:
+async def test_of_many_requests_with_one_wrong_id_none_is_sent(client: Client, worker_peer: WorkerPeer) -> None:
     with pytest.raises(InvalidTaskId):
         await client.submit_many([{"prompt": "a"}, {"task_id": "a b"}])
-    assert await teller.ready(GENERATE) == 0
+    assert await worker_peer.ready(GENERATE) == 0
 
 
-async def test_a_started_request_can_name_a_reply_queue(client: Client, teller: Teller) -> None:
+async def test_a_started_request_can_name_a_reply_queue(client: Client, worker_peer: WorkerPeer) -> None:
     await client.start({"prompt": "x"}, reply_to="answers", correlation_id="c", priority=3, expiration_s=60)
-    request = await teller.take(GENERATE)
+    request = await worker_peer.take(GENERATE)
     assert (request.reply_to, request.correlation_id, request.priority) == ("answers", "c", 3)
     assert request.expiration == 60
 
 
-async def test_a_request_carries_its_trace_and_a_client_tells_how_many_wait(client: Client, teller: Teller) -> None:
+async def test_a_request_carries_its_trace_and_a_client_tells_how_many_wait(
+    client: Client, worker_peer: WorkerPeer
+) -> None:
     trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     assert await client.waiting() == 0
     await client.submit({"prompt": "x"}, traceparent=trace)
     await client.submit({"prompt": "x"})
     assert await client.waiting() == TWO
-    traced, plain = await teller.take(GENERATE), await teller.take(GENERATE)
+    traced, plain = await worker_peer.take(GENERATE), await worker_peer.take(GENERATE)
     assert (traced.headers.get("traceparent"), plain.headers.get("traceparent")) == (trace, None)
 
 
-async def test_a_misspelt_option_is_an_error_and_sends_nothing(client: Client, teller: Teller) -> None:
+async def test_a_misspelt_option_is_an_error_and_sends_nothing(client: Client, worker_peer: WorkerPeer) -> None:
     with pytest.raises(TypeError, match="priorty"):
         await client.submit({"prompt": "x"}, priorty=3)  # type: ignore[call-arg] # mypy sees it too
     with pytest.raises(TypeError, match="priorty"):
         await client.submit_many([{"prompt": "x"}] * 3, priorty=3)  # type: ignore[call-arg] # as above
-    assert await teller.ready(GENERATE) == 0
+    assert await worker_peer.ready(GENERATE) == 0
 
 
 async def test_without_workers_a_client_does_not_claim_that_nothing_runs(client: Client) -> None:
@@ -402,12 +408,12 @@ async def test_a_login_that_may_only_publish_can_submit_and_hears_that_the_queue
 
 
 async def test_a_request_is_sent_again_when_its_connection_breaks(
-    proxied: Client, proxy: Proxy, teller: Teller
+    proxied: Client, proxy: Proxy, worker_peer: WorkerPeer
 ) -> None:
     await proxied.submit({"prompt": "x", "task_id": "one"})
     proxy.cut()
     await proxied.submit({"prompt": "x", "task_id": "two"})
-    assert [(await teller.take(GENERATE)).message_id for _ in range(TWO)] == ["one", "two"]
+    assert [(await worker_peer.take(GENERATE)).message_id for _ in range(TWO)] == ["one", "two"]
 
 
 async def test_a_broker_that_stays_away_is_an_error_that_says_so(declared: str, proxy: Proxy) -> None:
@@ -417,17 +423,21 @@ async def test_a_broker_that_stays_away_is_an_error_that_says_so(declared: str, 
             await client.submit({"prompt": "x"})
 
 
-async def test_a_cancel_goes_to_the_control_exchange_with_the_time_of_asking(client: Client, teller: Teller) -> None:
-    queue = await teller.channel.declare_queue(exclusive=True)
+async def test_a_cancel_goes_to_the_control_exchange_with_the_time_of_asking(
+    client: Client, worker_peer: WorkerPeer
+) -> None:
+    queue = await worker_peer.channel.declare_queue(exclusive=True)
     await queue.bind(CONTROL, "cancel.*")
     await client.cancel("order-4711")
-    message = await teller.take(queue.name)
+    message = await worker_peer.take(queue.name)
     assert (message.routing_key, message.body, message.delivery_mode) == ("cancel.order-4711", b"", 2)
     assert message.timestamp is not None
 
 
-async def test_a_cancel_that_nobody_can_hear_is_an_error(client: Client, teller: Teller, declared: str) -> None:
-    await teller.channel.exchange_delete(CONTROL)
+async def test_a_cancel_that_nobody_can_hear_is_an_error(
+    client: Client, worker_peer: WorkerPeer, declared: str
+) -> None:
+    await worker_peer.channel.exchange_delete(CONTROL)
     with pytest.raises(NoQueue, match="topology --declare"):
         await client.cancel("order-4711")
 
@@ -476,11 +486,11 @@ def own_queues(management: ManagementApi, vhost: str) -> list[str]:
     return [queue["name"] for queue in queues if queue["name"].startswith("acestep.client.")]
 
 
-async def consume(teller: Teller, workers: int) -> None:
-    """So many consumers, each with one request in hand, until the teller leaves."""
-    assert teller._connection is not None
+async def consume(worker_peer: WorkerPeer, workers: int) -> None:
+    """So many consumers, each with one unacknowledged request, until the peer leaves."""
+    assert worker_peer._connection is not None
     for _ in range(workers):
-        channel = await teller._connection.channel()
+        channel = await worker_peer._connection.channel()
         await channel.set_qos(prefetch_count=1)
         queue = await channel.get_queue(GENERATE, ensure=False)
         await queue.consume(_hold)

@@ -28,7 +28,7 @@ LONG_AGO = "2020-01-01T00:00:00+00:00"
 
 
 @dataclass
-class Dead:
+class DeadCommand:
     """Runs ``dead`` as a person does."""
 
     url: str
@@ -49,8 +49,8 @@ class Dead:
 
 
 @pytest.fixture
-def dead(amqp_url: str) -> Dead:
-    return Dead(amqp_url)
+def dead(amqp_url: str) -> DeadCommand:
+    return DeadCommand(amqp_url)
 
 
 async def bury(
@@ -76,7 +76,7 @@ async def ready(url: str, queue: str) -> int:
 
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
 async def test_a_look_tells_why_and_leaves_every_letter_in_its_place(amqp_url: str, queue_type: str) -> None:
-    dead = Dead(amqp_url, queue_type)
+    dead = DeadCommand(amqp_url, queue_type)
     wanted = [f"t{number}" for number in range(6)]
     await bury(amqp_url, *wanted, queue_type=queue_type)
     for _ in range(2):
@@ -90,7 +90,7 @@ async def test_a_look_tells_why_and_leaves_every_letter_in_its_place(amqp_url: s
     assert await ready(amqp_url, DEAD_LETTER) == 6
 
 
-async def test_the_table_shows_id_code_and_reason_and_says_how_many_there_are(amqp_url: str, dead: Dead) -> None:
+async def test_the_table_shows_id_code_and_reason_and_says_how_many_there_are(amqp_url: str, dead: DeadCommand) -> None:
     await bury(amqp_url, "t1", "t2", error=MalformedBody("it \x1b[31mbites"))
     done = await dead("list", "--limit", "1")
     assert done.returncode == 0
@@ -100,7 +100,7 @@ async def test_the_table_shows_id_code_and_reason_and_says_how_many_there_are(am
     assert "1 dead letter shown, 2 in the queue; --limit shows more" in done.stderr
 
 
-async def test_a_letter_is_one_line_where_the_output_goes_to_a_program(amqp_url: str, dead: Dead) -> None:
+async def test_a_letter_is_one_line_where_the_output_goes_to_a_program(amqp_url: str, dead: DeadCommand) -> None:
     """As wide as a narrow terminal it would be folded into eight, and ``grep`` would find neither id nor reason."""
     task_id, reason = "9b30df5d-6d89-4065-a054-3c38bfaf2175", "a reason with as many words as reasons have " * 3
     await bury(amqp_url, task_id, error=MalformedBody(reason))
@@ -109,7 +109,7 @@ async def test_a_letter_is_one_line_where_the_output_goes_to_a_program(amqp_url:
     assert reason.strip() in line
 
 
-async def test_what_expired_in_the_queue_is_listed_as_that(amqp_url: str, dead: Dead) -> None:
+async def test_what_expired_in_the_queue_is_listed_as_that(amqp_url: str, dead: DeadCommand) -> None:
     async with BrokerConnection(broker_settings(amqp_url), "worker"), Peer(amqp_url) as producer:
         await producer.request(body("late"), message_id="late", expiration=0.01)
 
@@ -122,7 +122,7 @@ async def test_what_expired_in_the_queue_is_listed_as_that(amqp_url: str, dead: 
     assert GENERATE in row["reason"]
 
 
-async def test_filters_leave_what_fits_all_of_them(amqp_url: str, dead: Dead) -> None:
+async def test_filters_leave_what_fits_all_of_them(amqp_url: str, dead: DeadCommand) -> None:
     await bury(amqp_url, "broken", error=MalformedBody("no"))
     await bury(amqp_url, "silent")
     assert await dead.ids("--code", "render_failed") == ["silent"]
@@ -130,7 +130,7 @@ async def test_filters_leave_what_fits_all_of_them(amqp_url: str, dead: Dead) ->
     assert await dead.ids("--since", "2100-01-01") == []
 
 
-async def test_a_letter_is_shown_in_full_without_its_secrets(amqp_url: str, dead: Dead) -> None:
+async def test_a_letter_is_shown_in_full_without_its_secrets(amqp_url: str, dead: DeadCommand) -> None:
     headers = {"authorization": "Bearer sesame", "origin": "https://me:sesame@host/x", "traceparent": "00-ab"}
     await bury(amqp_url, "t1", "t2", headers=headers)
     done = await dead("show", "t2")
@@ -144,7 +144,7 @@ async def test_a_letter_is_shown_in_full_without_its_secrets(amqp_url: str, dead
     assert await ready(amqp_url, DEAD_LETTER) == 2
 
 
-async def test_a_requeued_letter_is_the_request_as_it_came(amqp_url: str, dead: Dead) -> None:
+async def test_a_requeued_letter_is_the_request_as_it_came(amqp_url: str, dead: DeadCommand) -> None:
     await bury(amqp_url, "t1", "t2", headers={"traceparent": "00-ab", "x-delivery-count": 2})
     done = await dead("requeue", "t1")
     assert (done.returncode, done.stdout) == (0, "t1\n")
@@ -157,7 +157,7 @@ async def test_a_requeued_letter_is_the_request_as_it_came(amqp_url: str, dead: 
 
 
 async def test_what_the_broker_gave_up_comes_back_without_the_brokers_notes_and_does_not_expire_again(
-    amqp_url: str, dead: Dead
+    amqp_url: str, dead: DeadCommand
 ) -> None:
     async with BrokerConnection(broker_settings(amqp_url), "worker"), Peer(amqp_url) as peer:
         await peer.request(body("late"), message_id="late", expiration=0.01, headers={"mine": "1"})
@@ -168,7 +168,7 @@ async def test_what_the_broker_gave_up_comes_back_without_the_brokers_notes_and_
     assert (request.message_id, request.headers, request.expiration) == ("late", {"mine": "1"}, None)
 
 
-async def test_a_full_queue_ends_a_requeue_with_3_and_the_others_stay(amqp_url: str, dead: Dead) -> None:
+async def test_a_full_queue_ends_a_requeue_with_3_and_the_others_stay(amqp_url: str, dead: DeadCommand) -> None:
     await bury(amqp_url, "t1", "t2", "t3", "t4", queue_maxsize=2)
     done = await dead("requeue", "--all")
     assert (done.returncode, done.stdout) == (3, "t1\nt2\n")
@@ -210,7 +210,7 @@ async def test_letters_that_come_during_a_requeue_wait_for_the_next_one(amqp_url
     assert await ready(amqp_url, DEAD_LETTER) == 2
 
 
-async def test_a_purge_asks_first_and_says_how_many(amqp_url: str, dead: Dead) -> None:
+async def test_a_purge_asks_first_and_says_how_many(amqp_url: str, dead: DeadCommand) -> None:
     await bury(amqp_url, "t1", "t2")
     for answer in ("n\n", ""):
         refused = await dead("purge", "--all", text=answer)
@@ -221,7 +221,9 @@ async def test_a_purge_asks_first_and_says_how_many(amqp_url: str, dead: Dead) -
     assert await dead.ids() == ["t2"]
 
 
-async def test_ctrl_c_at_the_question_of_a_purge_removes_nothing_and_ends_with_130(amqp_url: str, dead: Dead) -> None:
+async def test_ctrl_c_at_the_question_of_a_purge_removes_nothing_and_ends_with_130(
+    amqp_url: str, dead: DeadCommand
+) -> None:
     await bury(amqp_url, "t1")
     process = await asyncio.create_subprocess_exec(
         *COMMAND, "dead", "purge", "--all", env=clean_environment({"ACESTEP_AMQP_URL": amqp_url}), cwd=ROOT,
@@ -237,7 +239,7 @@ async def test_ctrl_c_at_the_question_of_a_purge_removes_nothing_and_ends_with_1
     assert await dead.ids() == ["t1"]
 
 
-async def test_a_purge_without_question_removes_only_what_fits(amqp_url: str, dead: Dead) -> None:
+async def test_a_purge_without_question_removes_only_what_fits(amqp_url: str, dead: DeadCommand) -> None:
     await bury(amqp_url, "broken", error=MalformedBody("no"))
     await bury(amqp_url, "silent")
     done = await dead("purge", "--all", "--code", "malformed_body", "--yes")
@@ -246,7 +248,9 @@ async def test_a_purge_without_question_removes_only_what_fits(amqp_url: str, de
     assert "no dead letter matches" in (await dead("purge", "--all", "--code", "expired", "--yes")).stderr
 
 
-async def test_what_was_done_with_is_a_line_of_json_each_as_the_list_prints_it(amqp_url: str, dead: Dead) -> None:
+async def test_what_was_done_with_is_a_line_of_json_each_as_the_list_prints_it(
+    amqp_url: str, dead: DeadCommand
+) -> None:
     await bury(amqp_url, "t1", "t2", "t3", "t4")
     first, *others = await dead.rows()
     requeued = await dead("requeue", "t1", "--json")
@@ -258,7 +262,7 @@ async def test_what_was_done_with_is_a_line_of_json_each_as_the_list_prints_it(a
     assert (nothing.returncode, nothing.stdout) == (0, "")
 
 
-async def test_json_leaves_the_exit_codes_and_the_question_as_they_are(amqp_url: str, dead: Dead) -> None:
+async def test_json_leaves_the_exit_codes_and_the_question_as_they_are(amqp_url: str, dead: DeadCommand) -> None:
     await bury(amqp_url, "t1", "t2", "t3", queue_maxsize=1)
     full = await dead("requeue", "--all", "--json")
     assert (full.returncode, [json.loads(line)["task_id"] for line in full.stdout.splitlines()]) == (3, ["t1"])
@@ -270,7 +274,7 @@ async def test_json_leaves_the_exit_codes_and_the_question_as_they_are(amqp_url:
     assert await dead.ids() == ["t2", "t3"]
 
 
-async def test_a_letter_in_full_is_one_line_when_that_is_asked_for(amqp_url: str, dead: Dead) -> None:
+async def test_a_letter_in_full_is_one_line_when_that_is_asked_for(amqp_url: str, dead: DeadCommand) -> None:
     await bury(amqp_url, "t1")
     shown, one_line = await dead("show", "t1"), await dead("show", "t1", "--json")
     (line,) = one_line.stdout.splitlines()
@@ -289,7 +293,7 @@ async def test_a_letter_in_full_is_one_line_when_that_is_asked_for(amqp_url: str
     ],
 )
 async def test_a_mistake_ends_with_2_and_says_what_to_do(
-    amqp_url: str, dead: Dead, arguments: tuple[str, ...], said: str
+    amqp_url: str, dead: DeadCommand, arguments: tuple[str, ...], said: str
 ) -> None:
     await bury(amqp_url, "t1")
     done = await dead(*arguments)
@@ -298,11 +302,11 @@ async def test_a_mistake_ends_with_2_and_says_what_to_do(
     assert await dead.ids() == ["t1"]
 
 
-async def test_a_broker_without_our_queues_or_out_of_reach_ends_with_4(dead: Dead) -> None:
+async def test_a_broker_without_our_queues_or_out_of_reach_ends_with_4(dead: DeadCommand) -> None:
     done = await dead("list")
     assert done.returncode == 4
     assert "topology --declare" in " ".join(done.stderr.split())
-    away = await Dead("amqp://user:sesame@127.0.0.1:1/")("requeue", "--all")
+    away = await DeadCommand("amqp://user:sesame@127.0.0.1:1/")("requeue", "--all")
     assert away.returncode == 4
     assert "ACESTEP_AMQP_URL" in away.stderr
     assert "sesame" not in away.stderr

@@ -18,7 +18,7 @@ import pytest
 from aio_pika.exceptions import DeliveryError
 
 from acestep_consumer.broker.connection import BrokerConnection
-from acestep_consumer.broker.topology import GENERATE
+from acestep_consumer.broker.topology import GENERATE, topology_with
 from acestep_consumer.commands.doctor.broker import CHECKS as BROKER_CHECKS
 from acestep_consumer.commands.doctor.broker import check_broker, check_management
 from acestep_consumer.commands.doctor.machine import Machine, check_port
@@ -292,6 +292,28 @@ async def test_a_queue_of_the_other_type_is_an_error(settings: Settings, service
     assert found["topology"].level == "fail"
     assert "x-queue-type" in found["topology"].said
     assert found["limit"].level == "skip"
+
+
+async def test_queues_of_tiers_that_were_declared_otherwise_are_told(
+    service_environment: dict[str, str], amqp_url: str
+) -> None:
+    settings = settings_of(service_environment, ACESTEP_ROUTE_BY_TIER="true")
+    arguments = topology_with(settings.broker, 200).tier_queue("tier3").with_limit(20).arguments
+    async with Peer(amqp_url) as peer:
+        await peer.channel.declare_queue("acestep.generate.tier3", durable=True, arguments=dict(arguments))
+        await declare(settings)
+        found = (await looked(check_broker(settings)))["tier queues"]
+        assert (found.level, found.said) == (
+            "warn",
+            "acestep.generate.tier3 was declared for 20 messages, and ACESTEP_QUEUE_MAXSIZE is 200",
+        )
+        await peer.channel.queue_delete("acestep.generate.tier3")
+        await peer.channel.declare_queue("acestep.generate.tier3", durable=True)
+    found = (await looked(check_broker(settings)))["tier queues"]
+    assert found.level == "fail"
+    assert "no worker starts: " in found.said
+    assert "acestep.generate.tier3" in found.said
+    assert "--if-empty" in (found.fix or "")
 
 
 async def test_a_limit_other_than_the_setting_is_told_with_the_commands(

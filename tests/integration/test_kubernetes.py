@@ -216,7 +216,7 @@ def test_probes_ask_the_pages_that_the_worker_has() -> None:
     assert {probe["port"] for probe in probes.values()} == {port["name"] for port in WORKER["ports"]}
 
 
-def test_scaling_counts_what_is_in_hand_and_lets_go_of_one_worker_at_a_time() -> None:
+def test_scaling_counts_unacknowledged_requests_and_removes_one_worker_at_a_time() -> None:
     (trigger,) = SCALED["spec"]["triggers"]
     assert trigger["metadata"]["queueName"] == GENERATE
     assert trigger["metadata"]["protocol"] == "http"

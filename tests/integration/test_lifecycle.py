@@ -37,7 +37,7 @@ async def submit_slow(url: str) -> str:
 
 
 @pytest.mark.usefixtures("fresh_processes")
-async def test_sigterm_finishes_the_work_in_hand_and_leaves_with_0(environment: dict[str, str], tmp_path: Path) -> None:
+async def test_sigterm_finishes_the_running_job_and_leaves_with_0(environment: dict[str, str], tmp_path: Path) -> None:
     url = environment["ACESTEP_AMQP_URL"]
     with WorkerProcess(tmp_path, environment) as worker:
         async with Client(url) as client, client.subscribe("job.#", "worker.#") as events:
@@ -80,7 +80,7 @@ async def test_prefetch_is_the_worker_count(environment: dict[str, str], tmp_pat
         async with Peer(url) as peer:
             deadline = time.monotonic() + 20
             while (ready := await peer.ready("acestep.generate")) != 2:
-                assert time.monotonic() < deadline, f"{ready} ready of 5: three should be in hand"
+                assert time.monotonic() < deadline, f"{ready} ready of 5: three should be unacknowledged"
         for _ in range(2):
             os.kill(worker.process.id.pid, signal.SIGTERM)
             await eventually(lambda: worker.log_lines(event="draining"))

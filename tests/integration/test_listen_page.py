@@ -15,11 +15,11 @@ from acestep_schemas.events import JobProgress, JobStarted, ModelChoice, Progres
 from tests.support.broker import Peer
 from tests.support.browser import OpenTab, holds
 from tests.support.listening import (
-    IN_HAND,
+    RUNNING,
     WAITING,
     Listening,
     ListenProcess,
-    Visitor,
+    PageClient,
     ended,
     listening,
     made,
@@ -446,11 +446,11 @@ async def test_a_full_queue_is_a_clear_message_with_a_count_and_the_words_stay(
 ) -> None:
     never = f"until={tmp_path / 'never'}"
     async with aiohttp.ClientSession() as session, tab(listening.url) as browser:
-        page, visitor = browser.page, Visitor(listening.url, session)
-        running = [await visitor.submit(prompt=never) for _ in range(IN_HAND)]
+        page, page_client = browser.page, PageClient(listening.url, session)
+        running = [await page_client.submit(prompt=never) for _ in range(RUNNING)]
         for task_id in running:
-            await visitor.until(task_id, "running")
-        waiting = [await visitor.submit(prompt=never) for _ in range(WAITING)]
+            await page_client.until(task_id, "running")
+        waiting = [await page_client.submit(prompt=never) for _ in range(WAITING)]
         await expect(page.locator('.job[data-state="waiting"]')).to_have_count(WAITING)
         await expect(page.locator(f"#job-{waiting[0]} .doing")).to_contain_text("next in the queue")
         await expect(page.locator(f"#job-{waiting[1]} .doing")).to_contain_text("number 2 in the queue")
@@ -465,7 +465,7 @@ async def test_a_full_queue_is_a_clear_message_with_a_count_and_the_words_stay(
         await expect(job(page, "one too many")).to_have_count(0)
         for task_id in (*waiting, *running):
             await page.locator(f"#job-{task_id}").get_by_role("button", name="Stop").click()
-        await asyncio.gather(*(visitor.until(task_id, "cancelled") for task_id in (*running, *waiting)))
+        await asyncio.gather(*(page_client.until(task_id, "cancelled") for task_id in (*running, *waiting)))
         # The browser itself writes refused requests to the console.
         browser.expected = "503"
 
@@ -485,8 +485,8 @@ async def test_a_wrong_field_is_named_marked_and_focused(tab: OpenTab, listening
 
 async def test_failed_and_rejected_jobs_say_why(tab: OpenTab, listening: Listening) -> None:
     async with aiohttp.ClientSession() as session, tab(listening.url) as browser:
-        visitor = Visitor(listening.url, session)
-        await visitor.submit(prompt="crash now")
+        page_client = PageClient(listening.url, session)
+        await page_client.submit(prompt="crash now")
         async with Peer(listening.environment["ACESTEP_AMQP_URL"]) as peer:
             await peer.submit(task_id="not-ours", task_type="dance")
         wrong = browser.page.locator("#job-not-ours")

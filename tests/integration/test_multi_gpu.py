@@ -145,7 +145,7 @@ async def test_settings_that_never_had_a_worker_running_are_not(tmp_path: Path) 
         assert await exit_code(group) == 2
 
 
-async def test_a_worker_that_does_not_listen_yet_has_no_work_in_hand_so_sigterm_still_ends_with_0(
+async def test_a_worker_that_does_not_listen_yet_runs_no_job_so_sigterm_still_ends_with_0(
     tmp_path: Path,
 ) -> None:
     with group_of(tmp_path, double(tmp_path, "gpu0", "deaf")) as group:
@@ -191,7 +191,7 @@ async def test_workers_drain_and_leave_when_the_parent_is_killed(tmp_path: Path,
         workers = [group.worker("gpu0"), group.worker("gpu1")]
         os.kill(group.process.id.pid, signal.SIGKILL)
         await eventually(lambda: notes(tmp_path, "gpu0") == notes(tmp_path, "gpu1") == ["SIGTERM"])
-        assert all(worker.alive() for worker in workers), "they still have work in hand"
+        assert all(worker.alive() for worker in workers), "they still run jobs"
         (tmp_path / "release").touch()
         await eventually(lambda: not any(worker.alive() for worker in workers))
 
@@ -262,7 +262,7 @@ async def job_client(url: str) -> AsyncIterator[JobClient]:
         yield JobClient(client, events)
 
 
-async def test_two_workers_serve_one_queue_and_sigterm_finishes_what_both_have_in_hand(
+async def test_two_workers_serve_one_queue_and_sigterm_finishes_the_jobs_of_both(
     tmp_path: Path, variables: dict[str, str]
 ) -> None:
     with real_group(tmp_path, variables) as group:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 class HeldDeliveries:
-    """A handler that keeps deliveries in hand until the test has one finished."""
+    """A handler that keeps deliveries unacknowledged until the test has one finished."""
 
     def __init__(self) -> None:
         self.open: list[tuple[AmqpDelivery, asyncio.Event]] = []
@@ -130,7 +130,7 @@ async def test_a_smaller_prefetch_takes_nothing_back_and_brings_nothing_new_unti
         await eventually(lambda: consumer.in_hand == 4)
         await consumer.set_prefetch(2)
         await ready_is(peer, 6)
-        for finished in (1, 2):  # four are in hand, then three, then two: nothing comes yet
+        for finished in (1, 2):  # four are running, then three, then two: nothing comes yet
             held.finish(1)
             await eventually(lambda finished=finished: sum(held.done.values()) == finished)  # type: ignore[misc]
             await ready_is(peer, 6)
@@ -282,7 +282,7 @@ async def fill_queue(peer: Peer, jobs: int) -> None:
 
 
 class SharedCard:
-    """Renders what is in hand in packs of at most eight; a pack takes ``launch_s``, however many songs it has."""
+    """Renders the running jobs in packs of at most eight; a pack takes ``launch_s``, however many songs it has."""
 
     def __init__(self, launch_s: float = 0.25, pack: int = 8) -> None:
         self._launch_s = launch_s
@@ -341,7 +341,7 @@ async def test_auto_climbs_with_the_throughput_and_every_job_is_done_once(
 async def test_auto_steps_back_when_the_renderer_tells_of_too_little_memory(
     auto_environment: dict[str, str], amqp_url: str
 ) -> None:
-    """The renderer runs short of memory as soon as five jobs are in hand."""
+    """The renderer runs short of memory as soon as five jobs are running."""
     settings, card, engines, reductions = load(auto_environment, None), SharedCard(), FakeEngines(FakeRenderer()), 0
 
     async def before(job: Job) -> None:

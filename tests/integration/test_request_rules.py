@@ -7,10 +7,10 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.support.scene import Scene, scene
+from tests.support.scenario import Scenario, scenario
 
 
-async def end_of(seen: Scene, task_id: str, body: bytes, **properties: Any) -> dict[str, Any]:
+async def end_of(seen: Scenario, task_id: str, body: bytes, **properties: Any) -> dict[str, Any]:
     """Send a message and return the data of its terminal event."""
     await seen.peer.request(body, message_id=task_id, **properties)
     await seen.all_ended(task_id)
@@ -24,7 +24,7 @@ async def test_a_form_gets_the_operators_defaults_and_the_settings_of_ace_steps_
 ) -> None:
     variables = {"ACESTEP_DEFAULT_BATCH_SIZE": "2", "ACESTEP_DEFAULT_FORMAT": "wav", "ACESTEP_NO_INIT": "true"}
     form = urlencode({"prompt": "jazz", "audio_duration": "10", "bpm": "fast"}).encode()
-    async with scene(service_environment, tmp_path, **variables) as seen:
+    async with scenario(service_environment, tmp_path, **variables) as seen:
         data = await end_of(seen, "form", form, content_type="application/x-www-form-urlencoded")
         assert [Path(audio["uri"]).suffix for audio in data["audios"]] == [".wav", ".wav"]
         assert "'bpm' = fast: must be a number; the default is used" in data["warnings"]
@@ -46,7 +46,7 @@ async def test_strict_rejects_whether_the_request_or_the_operator_asks_for_it(
     service_environment: dict[str, str], tmp_path: Path, asked: str, operator: str
 ) -> None:
     body = f'{{"prompt": "jazz", "bpm": "fast", "strict": {asked}}}'.encode()
-    async with scene(service_environment, tmp_path, ACESTEP_STRICT_REQUESTS=operator) as seen:
+    async with scenario(service_environment, tmp_path, ACESTEP_STRICT_REQUESTS=operator) as seen:
         data = await end_of(seen, "strict", body)
     assert data["status"] == "rejected"
     assert data["error"]["details"] == [{"field": "bpm", "value": "fast", "rule": "must be a number"}]

@@ -25,7 +25,7 @@ SONG = os.urandom(3 << 20)
 
 
 @dataclass(frozen=True)
-class Line:
+class ProxiedObjects:
     """Objects through a front that can misbehave, and the address of one that only this test uses."""
 
     objects: S3Objects
@@ -38,13 +38,13 @@ class Line:
 
 
 @pytest.fixture
-async def line(s3: SeaweedFS, s3_prefix: str) -> AsyncIterator[Line]:
+async def line(s3: SeaweedFS, s3_prefix: str) -> AsyncIterator[ProxiedObjects]:
     session = boto3.Session(s3.access_key, s3.secret_key, region_name="us-east-1")
     async with FaultyS3(s3.endpoint) as front:
         settings = StorageSettings.model_validate({"endpoint": front.endpoint, "bucket": s3.bucket})
         async with S3Objects(settings, session=session, retry_s=5) as objects:
             objects.part_bytes = PART_BYTES
-            yield Line(objects, front, ObjectAddress(s3.bucket, f"{s3_prefix}/song"))
+            yield ProxiedObjects(objects, front, ObjectAddress(s3.bucket, f"{s3_prefix}/song"))
 
 
 def text(body: bytes) -> ObjectContent:
@@ -60,7 +60,7 @@ def is_get(request: web.Request) -> bool:
     return request.method == "GET"
 
 
-async def test_bytes_of_small_and_of_large_objects_count_once_each_way(line: Line, tmp_path: Path) -> None:
+async def test_bytes_of_small_and_of_large_objects_count_once_each_way(line: ProxiedObjects, tmp_path: Path) -> None:
     traffic, small = line.objects.traffic, replace(line.address, key=f"{line.address.key}-small")
     await line.objects.put(small, text(b"abc"))
     await line.objects.put(line.address, file(tmp_path / "large", b"x" * (PART_BYTES + 5)))
@@ -73,14 +73,16 @@ async def test_bytes_of_small_and_of_large_objects_count_once_each_way(line: Lin
     assert traffic.retries == 0
 
 
-async def test_each_attempt_after_the_first_counts(line: Line) -> None:
+async def test_each_attempt_after_the_first_counts(line: ProxiedObjects) -> None:
     refusals = [s3_error(503, "SlowDown"), s3_error(500, "InternalError")]
     with line.front.fault(lambda _: refusals.pop() if refusals else None):
         await line.objects.put(line.address, text(b"abc"))
     assert line.objects.traffic.retries == 2
 
 
-async def test_a_file_of_up_to_a_part_is_one_request_and_a_larger_one_is_not(line: Line, tmp_path: Path) -> None:
+async def test_a_file_of_up_to_a_part_is_one_request_and_a_larger_one_is_not(
+    line: ProxiedObjects, tmp_path: Path
+) -> None:
     await line.objects.put(line.address, file(tmp_path / "song", b"x" * PART_BYTES), only_new=True)
     assert [method for method, _ in line.front.requests] == ["PUT"]
     line.front.requests.clear()
@@ -88,7 +90,7 @@ async def test_a_file_of_up_to_a_part_is_one_request_and_a_larger_one_is_not(lin
     assert [method for method, _ in line.front.requests] == ["POST", "PUT", "PUT", "POST"]
 
 
-async def test_a_read_that_is_cut_goes_on_where_it_stopped(line: Line) -> None:
+async def test_a_read_that_is_cut_goes_on_where_it_stopped(line: ProxiedObjects) -> None:
     await line.objects.put(line.address, text(SONG))
     line.front.cut_answers(is_get, after=1_000_000, times=2)
     assert await line.read() == SONG
@@ -98,13 +100,13 @@ async def test_a_read_that_is_cut_goes_on_where_it_stopped(line: Line) -> None:
     assert asked == [None, "bytes=1000000-", "bytes=2000000-"]
 
 
-async def test_a_range_that_is_cut_goes_on_where_it_stopped(line: Line) -> None:
+async def test_a_range_that_is_cut_goes_on_where_it_stopped(line: ProxiedObjects) -> None:
     await line.objects.put(line.address, text(SONG))
     line.front.cut_answers(is_get, after=1_000, times=1)
     assert await line.read(ByteRange(500, 9_999)) == SONG[500:10_000]
 
 
-async def test_the_rest_of_an_object_that_was_replaced_meanwhile_is_not_read(line: Line) -> None:
+async def test_the_rest_of_an_object_that_was_replaced_meanwhile_is_not_read(line: ProxiedObjects) -> None:
     await line.objects.put(line.address, text(SONG))
     line.front.cut_answers(is_get, after=1_000, times=1)
     async with line.objects.open(line.address) as stream:
@@ -113,7 +115,7 @@ async def test_the_rest_of_an_object_that_was_replaced_meanwhile_is_not_read(lin
             assert b"".join([chunk async for chunk in stream])
 
 
-async def test_a_read_without_progress_is_given_up(line: Line) -> None:
+async def test_a_read_without_progress_is_given_up(line: ProxiedObjects) -> None:
     await line.objects.put(line.address, text(SONG))
     line.objects.client._retrying.stop = lambda state: state.attempt_number >= 3
     refuse = line.front.fault(lambda request: s3_error(503, "SlowDown") if is_get(request) else None)
@@ -122,7 +124,7 @@ async def test_a_read_without_progress_is_given_up(line: Line) -> None:
     assert len(line.front.headers_of("GET")) == 3
 
 
-async def test_a_store_without_ranges_is_named_as_such(line: Line) -> None:
+async def test_a_store_without_ranges_is_named_as_such(line: ProxiedObjects) -> None:
     whole = web.Response(body=SONG)
     ignore = line.front.fault(lambda request: whole if is_get(request) else None)
     with ignore, pytest.raises(StorageRefused, match="NoRanges"):
@@ -130,7 +132,7 @@ async def test_a_store_without_ranges_is_named_as_such(line: Line) -> None:
 
 
 async def test_an_upload_that_the_server_stops_taking_is_sent_again(
-    line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    line: ProxiedObjects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its window stays closed, so that no answer and no error ever comes."""
     monkeypatch.setattr(client, "_READ_S", 0.3)
@@ -144,7 +146,7 @@ async def test_an_upload_that_the_server_stops_taking_is_sent_again(
 
 
 @pytest.mark.parametrize("size", [100, PART_BYTES + 5], ids=["whole", "in parts"])
-async def test_a_file_that_is_gone_is_no_outage_of_the_storage(line: Line, tmp_path: Path, size: int) -> None:
+async def test_a_file_that_is_gone_is_no_outage_of_the_storage(line: ProxiedObjects, tmp_path: Path, size: int) -> None:
     """It would be waited for without end."""
     content = file(tmp_path / "song", b"x" * size)
     (tmp_path / "song").unlink()

@@ -113,6 +113,18 @@ async def test_an_extension_of_a_song_that_fades_out_fades_at_its_new_end_and_no
     assert not after[:, -1].any()
 
 
+async def test_an_aggressive_repaint_from_kept_latents_fades_as_its_song_does(maker: SongMaker) -> None:
+    fades = {"fade_in_duration": 1, "fade_out_duration": 2}
+    await maker.make("song", prompt="jazz", seed=7, audio_duration=6, **fades)
+    window = {"task_type": "repaint", "repainting_start": 2, "repainting_end": 3, "repaint_mode": "aggressive"}
+    made = await maker.make("again", source_task_id="song", seed=8, **window)
+    after = await maker.samples(made)
+    assert not after[:, 0].any()
+    assert not after[:, -1].any()
+    assert _level_db(after[:, 4 * RATE : 5 * RATE]) > _level_db(after[:, -RATE // 4 :]) + 10
+    assert (made.request.fade_in_duration, made.request.fade_out_duration) == (1, 2)
+
+
 async def test_what_is_made_from_latents_has_the_level_of_the_file_around_it(maker: SongMaker) -> None:
     """The file was scaled to its peak; its latents were not."""
     song = await maker.make("song", prompt="jazz", seed=7, audio_duration=6, normalization_db=-20)

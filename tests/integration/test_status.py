@@ -125,7 +125,7 @@ def completion(total_s: float) -> JobCompleted:
     return JobCompleted.of(manifest.model_copy(update={"timings": timings}))
 
 
-async def test_the_management_api_tells_hands_prefetch_and_bound(
+async def test_the_management_api_tells_running_jobs_prefetch_and_bound(
     amqp_url: str, amqp_vhost: str, rabbitmq: RabbitMQ, management: ManagementApi
 ) -> None:
     await declare(amqp_url)
@@ -179,7 +179,7 @@ async def test_a_worker_that_has_nothing_to_tell_answers_when_it_is_asked(
     assert found["queue"]["bound"] == 203
 
 
-async def test_what_a_worker_has_in_hand_is_asked_again_and_again(
+async def test_how_many_jobs_a_worker_runs_is_asked_again_and_again(
     service_environment: dict[str, str], tmp_path: Path
 ) -> None:
     settings = {**service_environment, "ACESTEP_QUEUE_WORKERS": "2"}

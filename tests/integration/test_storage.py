@@ -72,7 +72,7 @@ async def faulty(s3: SeaweedFS) -> AsyncIterator[FaultyS3]:
 
 
 @dataclass(frozen=True)
-class Shelf:
+class ObjectStore:
     """This test's prefix in the session's bucket, as boto3 sees it: ``name`` is a key without the prefix."""
 
     client: "S3Client"
@@ -95,8 +95,8 @@ class Shelf:
 
 
 @pytest.fixture
-def shelf(s3: SeaweedFS, s3_prefix: str, session: boto3.Session) -> Shelf:
-    return Shelf(session.client("s3", endpoint_url=s3.endpoint), s3.bucket, s3_prefix)
+def object_store(s3: SeaweedFS, s3_prefix: str, session: boto3.Session) -> ObjectStore:
+    return ObjectStore(session.client("s3", endpoint_url=s3.endpoint), s3.bucket, s3_prefix)
 
 
 def _is_put(request: web.Request) -> bool:
@@ -105,51 +105,55 @@ def _is_put(request: web.Request) -> bool:
 
 class TestWhatLiesInTheBucket:
     async def test_a_small_song_has_its_bytes_its_type_and_its_digest(
-        self, connect: Connect, shelf: Shelf, tmp_path: Path
+        self, connect: Connect, object_store: ObjectStore, tmp_path: Path
     ) -> None:
         track = make_track(tmp_path / "a.mp3", b"ID3 and so on", seed=7, content_type="audio/mpeg")
         async with connect() as store:
             (stored,) = await store.put(make_job(task_id="t1"), make_rendering(track))
 
-        found = shelf.get("t1/0.mp3")
-        assert stored.uri == f"s3://{shelf.bucket}/{shelf.prefix}/t1/0.mp3"
+        found = object_store.get("t1/0.mp3")
+        assert stored.uri == f"s3://{object_store.bucket}/{object_store.prefix}/t1/0.mp3"
         assert found["Body"].read() == b"ID3 and so on"
         assert found["ContentType"] == "audio/mpeg"
         assert found["Metadata"]["sha256"] == hashlib.sha256(b"ID3 and so on").hexdigest()
 
     @pytest.mark.parametrize("size", [(1 << 20) + 1, 2 * PART_BYTES + 5], ids=["over a megabyte", "three parts"])
-    async def test_a_large_song_arrives_whole(self, connect: Connect, shelf: Shelf, tmp_path: Path, size: int) -> None:
+    async def test_a_large_song_arrives_whole(
+        self, connect: Connect, object_store: ObjectStore, tmp_path: Path, size: int
+    ) -> None:
         content = hashlib.sha256(b"seed").digest() * (size // 32) + b"#" * (size % 32)
         async with connect() as store:
             (stored,) = await store.put(make_job(task_id="t1"), make_rendering(make_track(tmp_path / "a.wav", content)))
 
-        found = shelf.get("t1/0.wav")
+        found = object_store.get("t1/0.wav")
         assert hashlib.sha256(found["Body"].read()).hexdigest() == stored.sha256 == found["Metadata"]["sha256"]
         assert stored.bytes == size
         assert found["ContentType"] == "audio/wav"
 
-    async def test_the_manifest_is_the_completed_data_as_json(self, connect: Connect, shelf: Shelf) -> None:
+    async def test_the_manifest_is_the_completed_data_as_json(
+        self, connect: Connect, object_store: ObjectStore
+    ) -> None:
         manifest = make_manifest(make_job(task_id="t1"))
         async with connect() as store:
             await store.commit(TerminalRecord(manifest, "m1"))
 
-        found = shelf.get("t1/manifest.json")
+        found = object_store.get("t1/manifest.json")
         assert found["Body"].read() == manifest.model_dump_json().encode()
         assert found["ContentType"] == "application/json"
 
     async def test_an_object_that_no_worker_wrote_is_replaced_and_reported(
-        self, connect: Connect, shelf: Shelf, tmp_path: Path
+        self, connect: Connect, object_store: ObjectStore, tmp_path: Path
     ) -> None:
-        shelf.put("t1/0.wav", b"somebody's")
+        object_store.put("t1/0.wav", b"somebody's")
         async with connect() as store:
             with capture_logs() as logs:
                 await store.put(make_job(task_id="t1"), make_rendering(make_track(tmp_path / "a.wav", b"ours")))
 
-        assert shelf.get("t1/0.wav")["Body"].read() == b"ours"
+        assert object_store.get("t1/0.wav")["Body"].read() == b"ours"
         assert [entry["event"] for entry in logs] == ["storage.foreign_object_replaced"]
 
     async def test_two_workers_that_race_leave_a_manifest_that_is_true(
-        self, connect: Connect, shelf: Shelf, tmp_path: Path
+        self, connect: Connect, object_store: ObjectStore, tmp_path: Path
     ) -> None:
         job = make_job(batch_size=2)
 
@@ -165,7 +169,7 @@ class TestWhatLiesInTheBucket:
         assert kept is not None
         assert isinstance(kept.ending, Completed)
         for audio in kept.ending.audios:
-            body = shelf.get(audio.uri.partition(f"/{shelf.prefix}/")[2])["Body"].read()
+            body = object_store.get(audio.uri.partition(f"/{object_store.prefix}/")[2])["Body"].read()
             assert (hashlib.sha256(body).hexdigest(), len(body)) == (audio.sha256, audio.bytes)
 
 
@@ -187,25 +191,25 @@ class TestPresignedUrls:
 
 class TestCheck:
     async def test_a_missing_bucket_is_an_error_that_names_it_and_is_not_created(
-        self, connect: Connect, shelf: Shelf
+        self, connect: Connect, object_store: ObjectStore
     ) -> None:
-        bucket = f"typo-{shelf.prefix[5:25]}"
+        bucket = f"typo-{object_store.prefix[5:25]}"
         async with connect(bucket=bucket) as store:
             for _ in range(2):
                 with pytest.raises(StorageRefused, match=f"s3://{bucket}: NoSuchBucket .*ACESTEP_S3_CREATE_BUCKET"):
                     await store.check()
 
     async def test_it_makes_a_missing_bucket_if_it_may_says_so_and_leaves_nothing_behind(
-        self, connect: Connect, shelf: Shelf
+        self, connect: Connect, object_store: ObjectStore
     ) -> None:
-        bucket = f"new-{shelf.prefix[5:25]}"
+        bucket = f"new-{object_store.prefix[5:25]}"
         async with connect(bucket=bucket, create_bucket=True) as store:
             with capture_logs() as logs:
                 await store.check()
             await store.ready()
 
         assert [(entry["event"], entry["bucket"]) for entry in logs] == [("storage.bucket_created", bucket)]
-        assert shelf.keys(bucket=bucket) == []
+        assert object_store.keys(bucket=bucket) == []
 
     async def test_it_is_content_with_a_bucket_that_is_there(self, connect: Connect) -> None:
         async with connect() as store:
@@ -311,7 +315,7 @@ class TestLargeSongsInTrouble:
         assert sum("partNumber=1" in path for _, path in faulty.requests) == 1
 
     async def test_a_part_that_stays_refused_leaves_no_open_upload(
-        self, connect: Connect, faulty: FaultyS3, shelf: Shelf, tmp_path: Path
+        self, connect: Connect, faulty: FaultyS3, object_store: ObjectStore, tmp_path: Path
     ) -> None:
         track = make_track(tmp_path / "a.wav", b"p" * (PART_BYTES + 1))
         async with connect(endpoint=faulty.endpoint) as store:
@@ -319,8 +323,8 @@ class TestLargeSongsInTrouble:
             with refuse, pytest.raises(StorageRefused, match="AccessDenied"):
                 await store.put(make_job(), make_rendering(track))
 
-            await eventually(lambda: not shelf.open_uploads())
-        assert shelf.keys() == []
+            await eventually(lambda: not object_store.open_uploads())
+        assert object_store.keys() == []
 
     async def test_a_lost_answer_to_the_last_call_still_gives_the_song(
         self, connect: Connect, faulty: FaultyS3, tmp_path: Path
@@ -378,10 +382,12 @@ class TestManifestsThatAreNone:
         [(b"{}", "is not a manifest that can be read"), (None, "is the manifest of another task, elsewhere")],
         ids=["not one", "another's"],
     )
-    async def test_the_error_names_the_key(self, connect: Connect, shelf: Shelf, body: bytes | None, said: str) -> None:
+    async def test_the_error_names_the_key(
+        self, connect: Connect, object_store: ObjectStore, body: bytes | None, said: str
+    ) -> None:
         other = make_manifest(make_job(task_id="elsewhere")).model_dump_json().encode()
-        shelf.put("t1/manifest.json", other if body is None else body)
+        object_store.put("t1/manifest.json", other if body is None else body)
         async with connect() as store:
             with pytest.raises(StorageUnavailable) as caught:
                 await store.find("t1")
-        assert str(caught.value) == f"s3://{shelf.bucket}/{shelf.prefix}/t1/manifest.json {said}"
+        assert str(caught.value) == f"s3://{object_store.bucket}/{object_store.prefix}/t1/manifest.json {said}"

@@ -38,8 +38,8 @@ NAMES = tuple(tier.name for tier in BUILT_IN.tiers)
 LARGE, LARGE_QUEUE = "unlimited", tier_queue("unlimited")
 
 
-class Card:
-    """A worker's way in, and a handler that keeps deliveries in hand until the test lets go of them."""
+class TierWorker:
+    """A worker's way in, and a handler that keeps deliveries unacknowledged until the test lets go of them."""
 
     def __init__(self) -> None:
         self.taken: list[AmqpDelivery] = []
@@ -57,7 +57,7 @@ class Card:
         await delivery.settle(Verdict.ACK)
 
     async def finish(self, count: int) -> None:
-        """Let what is in hand end, and keep what comes after it."""
+        """Acknowledge what is held, and keep what comes after it."""
         before, self.go = self.go, asyncio.Event()
         assert self.in_hand == count
         before.set()
@@ -68,7 +68,7 @@ class Card:
 
 
 @asynccontextmanager
-async def worker(url: str, card: Card, own: str, **values: Any) -> AsyncIterator[tuple[Consumer, TierQueues]]:
+async def worker(url: str, card: TierWorker, own: str, **values: Any) -> AsyncIterator[tuple[Consumer, TierQueues]]:
     unattended_s, control_url = values.pop("unattended_s", 60.0), values.pop("control_url", url)
     settings = broker_settings(url, **values)
     async with (
@@ -91,7 +91,7 @@ async def worker(url: str, card: Card, own: str, **values: Any) -> AsyncIterator
         await consumer.stop()
 
 
-async def sent_on(card: Card, tier: str = LARGE) -> list[bool]:
+async def sent_on(card: TierWorker, tier: str = LARGE) -> list[bool]:
     """Have a card send on all that it holds, and ack what arrived."""
     answers = [await delivery.forward(tier) for delivery in card.taken]
     for delivery, arrived in zip(card.taken, answers, strict=True):
@@ -101,8 +101,8 @@ async def sent_on(card: Card, tier: str = LARGE) -> list[bool]:
 
 
 @asynccontextmanager
-async def small_and_large(url: str, **values: Any) -> AsyncIterator[tuple[Peer, Card, Card]]:
-    small, large = Card(), Card()
+async def small_and_large(url: str, **values: Any) -> AsyncIterator[tuple[Peer, TierWorker, TierWorker]]:
+    small, large = TierWorker(), TierWorker()
     async with AsyncExitStack() as stack:
         peer = await stack.enter_async_context(Peer(url))
         await stack.enter_async_context(worker(url, small, "tier1", queue_workers=2, **values))
@@ -168,14 +168,14 @@ async def test_to_find_nobody_or_a_full_queue_is_no_fault_and_costs_no_connectio
 
 
 async def test_the_prefetch_spans_both_queues_and_work_for_this_tier_goes_first(amqp_url: str) -> None:
-    card = Card()
+    card = TierWorker()
     async with Peer(amqp_url) as peer, worker(amqp_url, card, LARGE, queue_workers=3) as (consumer, _):
         await big(peer, b"big 0", b"big 1")
         await eventually(lambda: sorted(card.of(LARGE)) == [b"big 0", b"big 1"])
         for number in range(6):
             await peer.request(b"small %d" % number)
         await eventually(lambda: card.in_hand == 3)
-        await until(lambda: ready_is(peer, GENERATE, 5), "one is in hand and five wait")
+        await until(lambda: ready_is(peer, GENERATE, 5), "one is unacknowledged and five wait")
         await card.finish(3)  # with no work of its tier left, all places are the producers' queue's
         await eventually(lambda: len(card.taken) == 6)
         await big(peer, b"big 2")
@@ -184,7 +184,7 @@ async def test_the_prefetch_spans_both_queues_and_work_for_this_tier_goes_first(
         assert card.most == 3
 
 
-async def test_under_load_from_both_queues_nothing_is_lost_and_never_more_is_in_hand(amqp_url: str) -> None:
+async def test_under_load_from_both_queues_nothing_is_lost_and_never_more_is_unacknowledged(amqp_url: str) -> None:
     done: Counter[bytes] = Counter()
     in_hand, most = 0, 0
 
@@ -197,7 +197,7 @@ async def test_under_load_from_both_queues_nothing_is_lost_and_never_more_is_in_
         done[delivery.body] += 1
         await delivery.settle(Verdict.ACK)
 
-    card = Card()
+    card = TierWorker()
     card.hold = handle  # type: ignore[method-assign]
     wanted = {b"%d" % number for number in range(200)}
     async with Peer(amqp_url) as peer, worker(amqp_url, card, LARGE, queue_workers=4, queue_maxsize=500):
@@ -213,7 +213,7 @@ async def test_under_load_from_both_queues_nothing_is_lost_and_never_more_is_in_
 
 
 async def test_requests_of_a_tier_that_nobody_has_any_more_are_taken_by_whoever_is_there(amqp_url: str) -> None:
-    card = Card()
+    card = TierWorker()
     async with Peer(amqp_url) as peer, worker(amqp_url, card, "tier1", queue_workers=2, unattended_s=0.5):
         await big(peer, b"left behind")
         await eventually(lambda: card.of(LARGE) == [b"left behind"])
@@ -222,7 +222,7 @@ async def test_requests_of_a_tier_that_nobody_has_any_more_are_taken_by_whoever_
 
 
 async def test_a_tier_with_a_worker_keeps_its_requests_however_long_they_wait(amqp_url: str) -> None:
-    small, large = Card(), Card()
+    small, large = TierWorker(), TierWorker()
     async with (
         Peer(amqp_url) as peer,
         worker(amqp_url, large, LARGE, queue_workers=1),
@@ -238,7 +238,7 @@ async def test_a_tier_with_a_worker_keeps_its_requests_however_long_they_wait(am
 
 async def test_who_stops_is_not_sent_anything_more(amqp_url: str) -> None:
     async with small_and_large(amqp_url) as (_, small, _):
-        other = Card()
+        other = TierWorker()
         async with worker(amqp_url, other, "tier6") as (_, tiers):
             assert await small.taken[0].forward("tier6") is True
             await tiers.stop()
@@ -248,7 +248,7 @@ async def test_who_stops_is_not_sent_anything_more(amqp_url: str) -> None:
 
 async def test_who_lost_the_broker_is_there_again_when_it_is_back(amqp_url: str) -> None:
     async with small_and_large(amqp_url) as (_, small, _):
-        other = Card()
+        other = TierWorker()
         async with worker(amqp_url, other, "tier6") as (_, tiers):
             tiers._connection.reconnect("a test")
 
@@ -322,7 +322,7 @@ async def test_it_was_sent_on_even_if_the_call_that_it_is_there_got_lost(
 
 async def test_who_pauses_is_not_sent_anything_until_it_goes_on(amqp_url: str) -> None:
     async with small_and_large(amqp_url) as (_, small, _):
-        other = Card()
+        other = TierWorker()
         async with worker(amqp_url, other, "tier6") as (consumer, tiers):
             await consumer.pause("a test")
             tiers.look()
@@ -336,7 +336,7 @@ async def test_who_pauses_is_not_sent_anything_until_it_goes_on(amqp_url: str) -
 
 
 async def test_while_the_queues_are_out_of_sight_no_place_is_kept_for_them(amqp_url: str) -> None:
-    card = Card()
+    card = TierWorker()
     async with (
         Peer(amqp_url) as peer,
         Proxy.for_url(amqp_url) as proxy,
@@ -356,7 +356,7 @@ async def test_while_the_queues_are_out_of_sight_no_place_is_kept_for_them(amqp_
 
 
 async def test_a_queue_that_is_gone_does_not_keep_the_producers_queue_from_being_served(amqp_url: str) -> None:
-    card, settings = Card(), broker_settings(amqp_url, queue_workers=2)
+    card, settings = TierWorker(), broker_settings(amqp_url, queue_workers=2)
     async with (
         Peer(amqp_url) as peer,
         BrokerConnection(settings, "consume") as connection,
@@ -406,7 +406,7 @@ async def test_who_may_not_call_does_not_start_and_who_may_not_any_more_sends_no
 ) -> None:
     url = url_of_who_may_not_call
     with pytest.raises(BrokerRefused, match=f"{TIER}.{LARGE}"):
-        async with worker(url, Card(), LARGE):
+        async with worker(url, TierWorker(), LARGE):
             pass
     async with BrokerConnection(broker_settings(url), "publish") as out:
         properties = aio_pika.Message(b"").properties
@@ -414,7 +414,7 @@ async def test_who_may_not_call_does_not_start_and_who_may_not_any_more_sends_no
 
 
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
-async def test_whatever_changes_at_once_nothing_is_lost_and_never_more_is_in_hand(
+async def test_whatever_changes_at_once_nothing_is_lost_and_never_more_is_unacknowledged(
     amqp_url: str, queue_type: str
 ) -> None:
     """Shares, prefetch, pauses and lost connections, in any order."""

@@ -24,7 +24,7 @@ from tests.support.worker import COMMAND, ROOT, clean_environment
 
 
 @dataclass
-class Hands:
+class FakeConsumer:
     in_hand: int = 3
     prefetch: int = 8
 
@@ -37,7 +37,7 @@ async def worker_at_work(*, ready: bool = True, port: int = 0) -> AsyncIterator[
     usage.note(engine_stats(busy_s=15), time.monotonic())
     jobs = JobStats()
     page = Metrics(
-        lambda: worker_metrics(Hands(), 200),
+        lambda: worker_metrics(FakeConsumer(), 200),
         jobs.collect,
         lambda: renderer_metrics(usage),
         lambda: engine_metrics({"renderer": 1}),

@@ -21,13 +21,13 @@ from infra.local.process import ServerError
 from infra.local.signals import stop_cleanly_on_signals
 from infra.local.state import LOCAL
 from tests.soak.audit import Evidence, Finding, audit, names_of
-from tests.soak.faults import Saboteur
-from tests.soak.ground import Ground
+from tests.soak.faults import FaultInjector
 from tests.soak.load import Producer, Sort, shares
 from tests.soak.plan import plan
 from tests.soak.report import as_lines, as_table, figures, keep
+from tests.soak.servers import SoakServers
 from tests.support.event_recorder import EventRecorder
-from tests.support.shelf import Shelf
+from tests.support.object_store import ObjectStore
 from tests.support.worker import ROOT
 
 REPORT_EVERY_S = 5.0
@@ -37,7 +37,7 @@ PAUSE_S = {"light": 3.5, "tiny": 12.0}
 STUCK_S = 180.0
 # However many jobs end: a worker that does the same ones again and again is found, too.
 DONE_WITHIN_S = 1800.0
-# With nothing in the queue and nothing in hand for so long, an event that has not come will not come.
+# With nothing in the queue and no job running for so long, an event that has not come will not come.
 IDLE_S = 15.0
 _POLL_S = 0.5
 _CHECKS_AT_ONCE = 8
@@ -57,10 +57,10 @@ class Soak:
         code = [other if arguments.instead else ROOT, other]
         light = arguments.engine == "light"
         self._pause_s = arguments.pause or PAUSE_S[arguments.engine]
-        self._ground = Ground(folder, quorum=arguments.quorum, engine=arguments.engine, code=code)
-        url = self._ground.environment["ACESTEP_AMQP_URL"]
+        self._soak_servers = SoakServers(folder, quorum=arguments.quorum, engine=arguments.engine, code=code)
+        url = self._soak_servers.environment["ACESTEP_AMQP_URL"]
         self._recorder = EventRecorder(url)
-        self._shelf = Shelf.of(self._ground.environment, "bytes" if light else "seconds")
+        self._object_store = ObjectStore.of(self._soak_servers.environment, "bytes" if light else "seconds")
         kinds = shares(light=light, first_release=arguments.first_release)
         self._producer = Producer(
             url,
@@ -68,16 +68,16 @@ class Soak:
             arguments.rate,
             kinds,
             recorder=self._recorder,
-            shelf=self._shelf,
-            fronts=[seat.front for seat in self._ground.seats],
-            wires={seat.worker_id: seat.amqp for seat in self._ground.seats},
+            object_store=self._object_store,
+            fronts=[slot.front for slot in self._soak_servers.slots],
+            wires={slot.worker_id: slot.amqp for slot in self._soak_servers.slots},
         )
-        self._saboteur = Saboteur(self._ground, lambda text: self._tell(f"! {text}"))
+        self._injector = FaultInjector(self._soak_servers, lambda text: self._tell(f"! {text}"))
 
     async def run(self) -> list[Finding]:
         """Everything, from the first server to the last figure."""
         self._tell("starting a broker, an S3 server and two workers ...")
-        async with self._ground, self._recorder, self._producer:
+        async with self._soak_servers, self._recorder, self._producer:
             telling = asyncio.create_task(self._tell_how_it_goes())
             await self._break_things_under_load()
             evidence = await self._settle()
@@ -88,18 +88,18 @@ class Soak:
         length_s = 60 * self._arguments.minutes
         async with asyncio.TaskGroup() as group:
             group.create_task(self._producer.run(length_s))
-            group.create_task(self._saboteur.carry_out(plan(self._arguments.seed, length_s, self._pause_s)))
-        for seat in self._ground.seats:
-            seat.heal()
-            seat.wake()
+            group.create_task(self._injector.carry_out(plan(self._arguments.seed, length_s, self._pause_s)))
+        for slot in self._soak_servers.slots:
+            slot.heal()
+            slot.wake()
 
     async def _settle(self) -> Evidence:
         """Wait until all is done, let the workers leave, and look at what there is."""
         self._tell("no more faults, no more requests: waiting until everything is done ...")
         unacked = await self._wait_until_done()
         self._tell("the workers leave ...")
-        for seat in self._ground.seats:
-            await seat.leave()
+        for slot in self._soak_servers.slots:
+            await slot.leave()
         return await self._look(unacked)
 
     async def _wait_until_done(self) -> int:
@@ -109,17 +109,17 @@ class Soak:
         while (now := time.monotonic()) < min(moved_at + STUCK_S, began + DONE_WITHIN_S):
             if (count := len({event.task_id for event in self._recorder.events if event.terminal})) > ended:
                 ended, moved_at = count, now
-            depth = await self._ground.depth()
+            depth = await self._soak_servers.depth()
             if depth.ready or depth.unacked:
                 idle_since = time.monotonic()  # on a busy machine, to ask takes longer than the idle time
             elif not self._open or now > idle_since + IDLE_S:
                 break
             await asyncio.sleep(_POLL_S)
-        return (await self._ground.depth()).unacked
+        return (await self._soak_servers.depth()).unacked
 
     async def _look(self, unacked: int) -> Evidence:
         self._tell("looking at queue, bucket and scratch folders ...")
-        submissions, dead = self._producer.submissions, await self._ground.dead_letters()
+        submissions, dead = self._producer.submissions, await self._soak_servers.dead_letters()
         names = names_of(self._recorder.events, dead)
         events = [replace(event, task_id=names.get(event.task_id, event.task_id)) for event in self._recorder.events]
         return Evidence(
@@ -127,10 +127,12 @@ class Soak:
             events=events,
             wrongs=await self._wrongs(Evidence(submissions=submissions, events=events)),
             dead=[names.get(task_id, task_id) for task_id, _ in dead],
-            ready=(await self._ground.depth()).ready,
+            ready=(await self._soak_servers.depth()).ready,
             unacked=unacked,
-            leftovers=self._ground.leftovers(),
-            exits=sum((seat.exits for seat in self._ground.seats), start=type(self._ground.seats[0].exits)()),
+            leftovers=self._soak_servers.leftovers(),
+            exits=sum(
+                (slot.exits for slot in self._soak_servers.slots), start=type(self._soak_servers.slots[0].exits)()
+            ),
         )
 
     async def _wrongs(self, evidence: Evidence) -> dict[str, list[str]]:
@@ -140,7 +142,7 @@ class Soak:
         async def check(task_id: str) -> tuple[str, list[str]]:
             async with free:
                 done = next(end for end in reversed(evidence.ends[task_id]) if end.state == "completed")
-                return task_id, await self._shelf.wrongs(done.data)
+                return task_id, await self._object_store.wrongs(done.data)
 
         completed = [task_id for task_id, outcome in evidence.outcomes.items() if outcome == "completed"]
         checked = await asyncio.gather(*map(check, completed))
@@ -148,7 +150,7 @@ class Soak:
 
     def _judge(self, evidence: Evidence) -> list[Finding]:
         findings = audit(evidence)
-        done = {str(kind): count for kind, count in self._saboteur.done.items()}
+        done = {str(kind): count for kind, count in self._injector.done.items()}
         numbers = figures(evidence, done, self._recorder.lost)
         keep(self._folder, evidence, numbers, findings)
         _console.print(as_table(f"Soak of {self._arguments.minutes:g} minutes, seed {self._arguments.seed}", numbers))
@@ -164,8 +166,8 @@ class Soak:
     async def _tell_how_it_goes(self) -> None:
         while True:
             await asyncio.sleep(REPORT_EVERY_S)
-            workers = ", ".join(f"{seat.name} {'up' if seat.up else 'down'}" for seat in self._ground.seats)
-            broken = "; ".join(map(str, self._saboteur.now)) or "nothing"
+            workers = ", ".join(f"{slot.name} {'up' if slot.up else 'down'}" for slot in self._soak_servers.slots)
+            broken = "; ".join(map(str, self._injector.now)) or "nothing"
             sent = len(self._producer.submissions)
             self._tell(f"{sent} requests, {self._open} open; {workers}; broken: {broken}")
 

@@ -18,17 +18,17 @@ from tests.support.faulty_s3 import s3_error
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from tests.soak.ground import Ground
-    from tests.soak.seat import Seat
+    from tests.soak.servers import SoakServers
+    from tests.soak.worker_slot import WorkerSlot
 
 Tell = Callable[[str], None]
 
 
-class Saboteur:
-    """Breaks things on ``ground``. ``tell`` gets a line for each."""
+class FaultInjector:
+    """Breaks things on ``soak_servers``. ``tell`` gets a line for each."""
 
-    def __init__(self, ground: Ground, tell: Tell) -> None:
-        self._ground = ground
+    def __init__(self, soak_servers: SoakServers, tell: Tell) -> None:
+        self._soak_servers = soak_servers
         self._tell = tell
         self.done: Counter[Kind] = Counter()
         self.now: set[Fault] = set()
@@ -59,20 +59,20 @@ class Saboteur:
                 async with self._broker_turn:
                     return await self._break_broker(fault)
             case "worker" | "engine":
-                return await _break_worker(fault, self._seat(fault))
+                return await _break_worker(fault, self._slot(fault))
             case "amqp":
-                return await _break_amqp(fault, self._seat(fault))
+                return await _break_amqp(fault, self._slot(fault))
             case _:
-                return await _break_s3(fault, self._seat(fault))
+                return await _break_s3(fault, self._slot(fault))
 
-    def _seat(self, fault: Fault) -> Seat:
-        assert fault.seat is not None
-        return self._ground.seats[fault.seat]
+    def _slot(self, fault: Fault) -> WorkerSlot:
+        assert fault.slot is not None
+        return self._soak_servers.slots[fault.slot]
 
     async def _break_broker(self, fault: Fault) -> bool:
-        broker = self._ground.broker
+        broker = self._soak_servers.broker
         if fault.kind is Kind.CONNECTIONS_CLOSED:
-            await asyncio.to_thread(self._ground.close_connections)
+            await asyncio.to_thread(self._soak_servers.close_connections)
             return True
         await asyncio.to_thread(broker.kill if fault.kind is Kind.BROKER_KILLED else broker.stop)
         await asyncio.sleep(fault.lasts_s)
@@ -80,20 +80,20 @@ class Saboteur:
         return True
 
 
-async def _break_worker(fault: Fault, seat: Seat) -> bool:
+async def _break_worker(fault: Fault, slot: WorkerSlot) -> bool:
     if fault.kind is Kind.ENGINE_KILLED:
-        return seat.kill_engine()
-    seat.rest()
-    hit = seat.signal(signal.SIGKILL if fault.kind is Kind.WORKER_KILLED else signal.SIGTERM)
+        return slot.kill_engine()
+    slot.rest()
+    hit = slot.signal(signal.SIGKILL if fault.kind is Kind.WORKER_KILLED else signal.SIGTERM)
     await asyncio.sleep(fault.lasts_s)
     if fault.kind is Kind.WORKER_HURRIED:
-        seat.signal(signal.SIGTERM)
-    seat.wake()
+        slot.signal(signal.SIGTERM)
+    slot.wake()
     return hit
 
 
-async def _break_amqp(fault: Fault, seat: Seat) -> bool:
-    wire = seat.amqp
+async def _break_amqp(fault: Fault, slot: WorkerSlot) -> bool:
+    wire = slot.amqp
     match fault.kind:
         case Kind.AMQP_CUT:
             return wire.cut() > 0
@@ -112,8 +112,8 @@ async def _break_amqp(fault: Fault, seat: Seat) -> bool:
     return True
 
 
-async def _break_s3(fault: Fault, seat: Seat) -> bool:
-    wire = seat.wire
+async def _break_s3(fault: Fault, slot: WorkerSlot) -> bool:
+    wire = slot.wire
     with ExitStack() as healing:
         match fault.kind:
             case Kind.S3_CUT:
@@ -125,11 +125,11 @@ async def _break_s3(fault: Fault, seat: Seat) -> bool:
             case Kind.S3_SLOW:
                 wire.slow(20_000 + 200_000 * fault.dose)
             case Kind.S3_ERRORS:
-                healing.enter_context(seat.front.fault(_some_503s(fault)))
+                healing.enter_context(slot.front.fault(_some_503s(fault)))
             case Kind.S3_ANSWERS_LATE:
-                healing.enter_context(seat.front.hold(_is_upload, answered=True))
+                healing.enter_context(slot.front.hold(_is_upload, answered=True))
             case Kind.S3_ANSWERS_LOST:
-                healing.enter_context(_answers_lost(fault, seat))
+                healing.enter_context(_answers_lost(fault, slot))
             case _:
                 wire.refuse()
         await asyncio.sleep(fault.lasts_s)
@@ -154,11 +154,11 @@ def _some_503s(fault: Fault) -> Callable[[web.Request], web.Response | None]:
 
 
 @contextmanager
-def _answers_lost(fault: Fault, seat: Seat) -> Iterator[None]:
+def _answers_lost(fault: Fault, slot: WorkerSlot) -> Iterator[None]:
     """Requests are carried out, and some answers never come: was it written or not?"""
     chance = random.Random(fault.dose)  # noqa: S311 - no secret
-    seat.front.lose_answers(lambda request: request.method in ("PUT", "POST") and chance.random() < 1 / 2)
+    slot.front.lose_answers(lambda request: request.method in ("PUT", "POST") and chance.random() < 1 / 2)
     try:
         yield
     finally:
-        seat.front.lose_answers(lambda _: False)
+        slot.front.lose_answers(lambda _: False)

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from tests.support.event_recorder import EventRecorder, RecordedEvent
     from tests.support.faulty_s3 import FaultyS3
+    from tests.support.object_store import ObjectStore
     from tests.support.proxy import Proxy
-    from tests.support.shelf import Shelf
 
 # The word of a prompt that names the submission, for what has no id.
 NAME = "name="
@@ -124,7 +124,7 @@ class Producer:
         shares: Mapping[Sort, int],
         *,
         recorder: EventRecorder,
-        shelf: Shelf,
+        object_store: ObjectStore,
         fronts: Sequence[FaultyS3],
         wires: Mapping[str, Proxy],
     ) -> None:
@@ -132,7 +132,7 @@ class Producer:
         self._url = url
         self._shares = shares
         self._recorder = recorder
-        self._shelf = shelf
+        self._object_store = object_store
         self._fronts = fronts
         self._wires = wires
         self._chance = chance
@@ -256,7 +256,7 @@ class Producer:
         task_id, stored, deadline = submission.task_id, False, time.monotonic() + _STORED_WITHIN_S
         while not stored and time.monotonic() < deadline:
             await asyncio.sleep(_AGAIN_S)
-            stored = bool(await self._shelf.names(task_id))
+            stored = bool(await self._object_store.names(task_id))
         await self._cancel(submission)
         with suppress(AssertionError):
             await eventually(lambda: self._recorder.terminal(task_id), _CANCELLED_WITHIN_S)
@@ -268,7 +268,7 @@ class Producer:
         while time.monotonic() < deadline:
             for end in self._recorder.terminal(task_id):
                 if end.state == "completed":
-                    await self._shelf.delete(end.data["audios"][0]["uri"])
+                    await self._object_store.delete(end.data["audios"][0]["uri"])
                     return True
             await asyncio.sleep(_AGAIN_S)
         return False

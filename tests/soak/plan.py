@@ -46,17 +46,17 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault. ``seat`` is the worker whose wires it touches; None for the broker, which is everybody's."""
+    """One fault. ``slot`` is the worker whose wires it touches; None for the broker, which is everybody's."""
 
     at_s: float
     kind: Kind
-    seat: int | None
+    slot: int | None
     lasts_s: float
     dose: float
     """0 to 1: where a cut falls, how slow a link is, how many requests fail."""
 
     def __str__(self) -> str:
-        whose = "" if self.seat is None else f" on worker {self.seat + 1}"
+        whose = "" if self.slot is None else f" on worker {self.slot + 1}"
         length = f" for {self.lasts_s:.1f} s" if self.lasts_s else ""
         return f"{self.kind}{whose}{length}"
 
@@ -101,9 +101,9 @@ def plan(seed: int, length_s: float, pause_s: float) -> tuple[Fault, ...]:
     while at_s < length_s:
         deck = deck or _shuffled(chance)
         fault = _draw(chance, deck.pop(), at_s, length_s)
-        where = (fault.kind.target, fault.seat)
+        where = (fault.kind.target, fault.slot)
         if busy_until.get(where, 0) <= at_s and busy_until.get(("broker", None), 0) <= at_s:
-            busy_until[where] = at_s + max(fault.lasts_s, 1) + BROKER_RETURNS_S * (fault.seat is None)
+            busy_until[where] = at_s + max(fault.lasts_s, 1) + BROKER_RETURNS_S * (fault.slot is None)
             faults.append(fault)
         at_s += chance.expovariate(1 / pause_s)
     return tuple(faults)
@@ -117,7 +117,7 @@ def _shuffled(chance: random.Random) -> list[Kind]:
 
 def _draw(chance: random.Random, kind: Kind, at_s: float, length_s: float) -> Fault:
     _, shortest_s, longest_s = _DECK[kind]
-    seat = chance.randrange(SEATS)
+    slot = chance.randrange(SEATS)
     lasts_s = min(chance.uniform(shortest_s, longest_s), length_s - at_s)
     dose = chance.random()
-    return Fault(round(at_s, 2), kind, None if kind.target == "broker" else seat, round(lasts_s, 2), dose)
+    return Fault(round(at_s, 2), kind, None if kind.target == "broker" else slot, round(lasts_s, 2), dose)

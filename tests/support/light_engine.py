@@ -29,6 +29,7 @@ from acestep_consumer.engine.messages import (
     Configure,
     Done,
     FromEngine,
+    Loading,
     Progressed,
     Ready,
     Render,
@@ -89,6 +90,9 @@ class Engine:
         """Act on one message."""
         match message:
             case Configure(settings=settings):
+                if "LIGHT_LOADS_FOR_EVER" in os.environ:
+                    self.send(Loading(step="a model without end", phase="models"))
+                    return
                 self.send(Ready(report=replace(REPORT, vram_gb=settings.max_vram_gb or REPORT.vram_gb)))
             case SetLogLevel(log_level=level):
                 sys.stderr.write(json.dumps({"event": "engine's log level", "level": level}) + "\n")

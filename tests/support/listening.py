@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from tests.support.servers import ManagementApi
 
 # As few as can be: tests fill the queue.
-IN_HAND, WAITING = 2, 2
+RUNNING, WAITING = 2, 2
 _RATE = 48_000
 
 
@@ -111,7 +111,7 @@ def listening(
         servers = Environment.of(rabbitmq.vhost_url(vhost), s3)
         environment = servers.variables() | {
             "ACESTEP_S3_PREFIX": vhost,
-            "ACESTEP_QUEUE_WORKERS": str(IN_HAND),
+            "ACESTEP_QUEUE_WORKERS": str(RUNNING),
             "ACESTEP_QUEUE_MAXSIZE": str(WAITING),
         }
         folder = tmp_path_factory.mktemp("listening")
@@ -204,7 +204,7 @@ def keep(listening: Listening, name: str, body: bytes, **audio: object) -> Audio
     return examples.completed().data.audios[0].model_copy(update=facts)
 
 
-class Visitor:
+class PageClient:
     """Sends the requests of the page's script, without a browser."""
 
     def __init__(self, url: str, session: aiohttp.ClientSession) -> None:

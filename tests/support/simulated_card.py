@@ -9,7 +9,7 @@ from acestep_consumer.worker.prefetch_policy import PrefetchPolicy, WorkerSample
 
 @dataclass
 class SimulatedCard:
-    """Renders packs of at most ``pack`` jobs, whatever is in hand when the last pack ends.
+    """Renders packs of at most ``pack`` jobs, whatever is running when the last pack ends.
 
     A pack of ``n`` jobs takes ``launch_s + n * song_s`` seconds, so throughput rises with the workers towards
     ``1 / song_s`` and is flat beyond ``pack``. ``noise`` is the relative spread of a pack's time. Jobs wait in a queue

@@ -96,6 +96,8 @@ def test_the_version_can_be_asked_for() -> None:
         (["submit", "--lyrics", "x", "--lyrics-file", "-"], "--lyrics and --lyrics-file exclude each other"),
         (["submit", "-", "--lyrics-file", "-"], "only one of request and lyrics can come from standard input"),
         (["plan", "--card", "Frobozz 9000"], "the memory of Frobozz 9000 is unknown: add --vram GB"),
+        (["schema", "export", "/dev/null"], "cannot write to /dev/null: File exists"),
+        (["submit", "--prompt", "x", "--download", __file__], "Invalid value for '--download'"),
         (["tiny-checkpoint", "/proc/x"], "cannot write to /proc/x"),
     ],
     ids=" ".join,

@@ -53,7 +53,7 @@ from tests.support.waiting import eventually
 
 
 @dataclass
-class Stage:
+class Harness:
     """A pipeline on fakes, with everything in reach."""
 
     scratch: Path
@@ -114,41 +114,41 @@ class Stage:
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Stage:
-    return Stage(tmp_path)
+def harness(tmp_path: Path) -> Harness:
+    return Harness(tmp_path)
 
 
 def request(**fields: object) -> FakeDelivery:
     return FakeDelivery(body=json.dumps({"task_id": "song", "prompt": "jazz", **fields}).encode())
 
 
-async def test_codes_of_source_audio_are_in_the_event_and_no_song_is_rendered(stage: Stage) -> None:
-    await stage.process(request(extract_codes_only=True, src_audio_path="s3://songs/a.wav"))
-    event = stage.events.published[-1][0]
+async def test_codes_of_source_audio_are_in_the_event_and_no_song_is_rendered(harness: Harness) -> None:
+    await harness.process(request(extract_codes_only=True, src_audio_path="s3://songs/a.wav"))
+    event = harness.events.published[-1][0]
     assert isinstance(event, JobCompleted)
     assert (event.data.audios, event.data.audio_codes, event.data.lm) == ((), ((1,) * 5,), None)
     assert event.data.metas.duration == 1.0
-    assert stage.renderer.rendered == []
+    assert harness.renderer.rendered == []
 
 
-async def test_audio_in_the_request_is_in_no_event_no_object_and_no_log(stage: Stage) -> None:
+async def test_audio_in_the_request_is_in_no_event_no_object_and_no_log(harness: Harness) -> None:
     with capture_logs() as logs:
-        await stage.process(request(task_type="cover", src_audio_base64="U0VDUkVU", lyrics="la"))
-        await stage.process(request(task_id="other", task_type="cover", src_audio_base64="U0VDUkVU%"))
-    assert [event.state for event, _ in stage.events.published if event.state != "progress"] == [
+        await harness.process(request(task_type="cover", src_audio_base64="U0VDUkVU", lyrics="la"))
+        await harness.process(request(task_id="other", task_type="cover", src_audio_base64="U0VDUkVU%"))
+    assert [event.state for event, _ in harness.events.published if event.state != "progress"] == [
         "started",
         "completed",
         "rejected",
     ]
-    written = [event.to_json() for event, _ in stage.events.published]
-    assert "U0VDUkVU" not in f"{written}{stage.store.objects}{logs}"
+    written = [event.to_json() for event, _ in harness.events.published]
+    assert "U0VDUkVU" not in f"{written}{harness.store.objects}{logs}"
 
 
-async def test_a_request_is_started_rendered_stored_published_and_acked(stage: Stage) -> None:
-    delivery = await stage.process(request(batch_size=2, seed=7, audio_duration=30))
-    assert (stage.events.states[0], stage.events.states[-1]) == ("started", "completed")
+async def test_a_request_is_started_rendered_stored_published_and_acked(harness: Harness) -> None:
+    delivery = await harness.process(request(batch_size=2, seed=7, audio_duration=30))
+    assert (harness.events.states[0], harness.events.states[-1]) == ("started", "completed")
     assert delivery.verdict is Verdict.ACK
-    event = stage.events.published[-1][0]
+    event = harness.events.published[-1][0]
     assert isinstance(event, JobCompleted)
     assert [audio.seed for audio in event.data.audios] == [7, 8]
     assert event.data.request.audio_duration == 30
@@ -156,7 +156,7 @@ async def test_a_request_is_started_rendered_stored_published_and_acked(stage: S
     assert event.data.timings.total is not None
 
 
-async def test_a_running_job_is_counted_in_the_stage_that_it_is_in(stage: Stage) -> None:
+async def test_a_running_job_is_counted_in_the_stage_that_it_is_in(harness: Harness) -> None:
     seen: list[dict[str, int]] = []
 
     class Reporting(FakeRenderer):
@@ -164,128 +164,128 @@ async def test_a_running_job_is_counted_in_the_stage_that_it_is_in(stage: Stage)
             # As the renderer reports; the last three are of a second process, after the first one died.
             for fraction, name in ((0.0, "render"), (0.5, "render"), (1.0, "render"), (0.5, "encode"), (0.1, "render")):
                 report(fraction, name)
-                seen.append({at: count for at, count in stage.stats.running.jobs.items() if count})
+                seen.append({at: count for at, count in harness.stats.running.jobs.items() if count})
             return await super().render(job, plan, sources, folder, report)
 
-    stage.renderer = Reporting()
-    await stage.process(request())
+    harness.renderer = Reporting()
+    await harness.process(request())
     assert seen == [{"render": 1}, {"render": 1}, {"encode": 1}, {"encode": 1}, {"render": 1}]
-    assert set(stage.stats.running.jobs.values()) == {0}
+    assert set(harness.stats.running.jobs.values()) == {0}
 
 
-async def test_jobs_wait_for_a_place_in_the_renderer_and_the_highest_priority_gets_the_next(stage: Stage) -> None:
+async def test_jobs_wait_for_a_place_in_the_renderer_and_the_highest_priority_gets_the_next(harness: Harness) -> None:
     """Two are rendered at a time: the renderer has no room for more than the least that it takes."""
     go = asyncio.Semaphore(0)
 
     async def hold(_job: Job) -> None:
         await go.acquire()
 
-    stage.stages = StageLimits(lambda: EngineCapacity(pack_s=0.1))
-    stage.renderer.before = hold
-    pipeline = stage.pipeline()
+    harness.stages = StageLimits(lambda: EngineCapacity(pack_s=0.1))
+    harness.renderer.before = hold
+    pipeline = harness.pipeline()
     jobs = []
     for number, priority in enumerate((0, 0, 0, 9)):
         delivery = request(task_id=f"t{number}")
         delivery.priority = priority
         jobs.append(asyncio.create_task(pipeline.process(delivery)))
-    await eventually(lambda: stage.stages.waiting["render"] == 2)
-    assert stage.stats.running.jobs["render"] == 4
+    await eventually(lambda: harness.stages.waiting["render"] == 2)
+    assert harness.stats.running.jobs["render"] == 4
     for _ in jobs:
         go.release()
     await asyncio.gather(*jobs)
-    assert stage.renderer.rendered == ["t0", "t1", "t3", "t2"]
-    assert stage.renderer.most_at_once == 2
-    assert (set(stage.stages.waiting.values()), stage.stages.gate("render").jobs) == ({0}, 0)
+    assert harness.renderer.rendered == ["t0", "t1", "t3", "t2"]
+    assert harness.renderer.most_at_once == 2
+    assert (set(harness.stages.waiting.values()), harness.stages.gate("render").jobs) == ({0}, 0)
 
 
-async def test_a_job_that_fails_is_in_no_stage(stage: Stage) -> None:
+async def test_a_job_that_fails_is_in_no_stage(harness: Harness) -> None:
     async def fail(job: Job) -> None:
         raise RenderFailed("no")
 
-    stage.renderer.before = fail
-    await stage.process(request())
-    assert stage.unfinished().error.code == "render_failed"
-    assert set(stage.stats.running.jobs.values()) == {0}
+    harness.renderer.before = fail
+    await harness.process(request())
+    assert harness.unfinished().error.code == "render_failed"
+    assert set(harness.stats.running.jobs.values()) == {0}
 
 
-async def test_each_finished_job_is_logged_once(stage: Stage) -> None:
+async def test_each_finished_job_is_logged_once(harness: Harness) -> None:
     with capture_logs() as logs:
-        await stage.process(request(batch_size=2))
-        await stage.process(request(batch_size=2))
+        await harness.process(request(batch_size=2))
+        await harness.process(request(batch_size=2))
     done, again = logs
     assert (done["event"], done["songs"], done["attempt"]) == ("job done", 2, 1)
     assert done["total_s"] >= 0
     assert again["event"] == "job had ended before: event repeated"
 
 
-async def test_the_event_comes_after_the_manifest_and_the_settlement_after_the_event(stage: Stage) -> None:
+async def test_the_event_comes_after_the_manifest_and_the_settlement_after_the_event(harness: Harness) -> None:
     order: list[str] = []
     delivery = request()
-    commit, publish, settle = stage.store.commit, stage.events.publish, delivery.settle
+    commit, publish, settle = harness.store.commit, harness.events.publish, delivery.settle
 
     async def spy(name: str, call, *args):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN002, ANN202
         result = await call(*args)
         order.append(name)
         return result
 
-    stage.store.commit = lambda *given: spy("manifest", commit, *given)  # type: ignore[method-assign]
-    stage.events.publish = lambda event, reply: spy(str(event.state), publish, event, reply)  # type: ignore[method-assign]
+    harness.store.commit = lambda *given: spy("manifest", commit, *given)  # type: ignore[method-assign]
+    harness.events.publish = lambda event, reply: spy(str(event.state), publish, event, reply)  # type: ignore[method-assign]
     delivery.settle = lambda verdict, reason=None: spy("settled", settle, verdict, reason)  # type: ignore[method-assign]
-    await stage.process(delivery)
+    await harness.process(delivery)
     assert [step for step in order if step not in ("started", "progress")] == ["manifest", "completed", "settled"]
     assert order.index("started") < order.index("completed")
 
 
-async def test_a_redelivery_that_finds_the_manifest_repeats_the_event_without_rendering(stage: Stage) -> None:
-    await stage.process(request())
-    first = stage.events.published[-1][0]
-    again = await stage.process(FakeDelivery(body=request().body, redelivered=True))
-    assert stage.events.published[-1][0].to_json() == first.to_json()
-    assert stage.renderer.rendered == ["song"]
+async def test_a_redelivery_that_finds_the_manifest_repeats_the_event_without_rendering(harness: Harness) -> None:
+    await harness.process(request())
+    first = harness.events.published[-1][0]
+    again = await harness.process(FakeDelivery(body=request().body, redelivered=True))
+    assert harness.events.published[-1][0].to_json() == first.to_json()
+    assert harness.renderer.rendered == ["song"]
     assert again.verdict is Verdict.ACK
 
 
 async def test_songs_that_lost_a_race_to_another_worker_are_not_counted_as_delivered(
-    stage: Stage, tmp_path: Path
+    harness: Harness, tmp_path: Path
 ) -> None:
     (tmp_path / "other").mkdir()
-    other = Stage(tmp_path / "other", store=stage.store)
+    other = Harness(tmp_path / "other", store=harness.store)
 
     async def other_is_faster(_: Job) -> None:
         await other.process(FakeDelivery(body=request(batch_size=2).body, redelivered=True))
 
-    stage.renderer.before = other_is_faster
-    await stage.process(request(batch_size=2))
-    assert stage.events.published[-1][0].to_json() == other.events.published[-1][0].to_json()
-    counted = [samples_of(each.stats.collect) for each in (stage, other)]
+    harness.renderer.before = other_is_faster
+    await harness.process(request(batch_size=2))
+    assert harness.events.published[-1][0].to_json() == other.events.published[-1][0].to_json()
+    counted = [samples_of(each.stats.collect) for each in (harness, other)]
     assert [found["acestep_songs_total"] for found in counted] == [0, 2]
     assert [found["acestep_repeated_events_total"] for found in counted] == [1, 0]
 
 
-async def test_two_deliveries_of_one_task_run_one_after_the_other_and_render_once(stage: Stage) -> None:
+async def test_two_deliveries_of_one_task_run_one_after_the_other_and_render_once(harness: Harness) -> None:
     async def slowly(_: Job) -> None:
         await asyncio.sleep(0.01)
 
-    stage.renderer.before = slowly
-    pipeline = stage.pipeline()
+    harness.renderer.before = slowly
+    pipeline = harness.pipeline()
     await asyncio.gather(*(pipeline.process(request()) for _ in range(5)))
-    assert stage.renderer.rendered == ["song"]
-    completed = [event for event, _ in stage.events.published if isinstance(event, JobCompleted)]
+    assert harness.renderer.rendered == ["song"]
+    completed = [event for event, _ in harness.events.published if isinstance(event, JobCompleted)]
     assert len({event.to_json() for event in completed}) == 1
     assert len(completed) == 5
 
 
-async def test_deliveries_of_different_tasks_run_concurrently(stage: Stage) -> None:
+async def test_deliveries_of_different_tasks_run_concurrently(harness: Harness) -> None:
     together = asyncio.Barrier(3)
 
     async def meet(_: Job) -> None:
         await together.wait()
 
-    stage.renderer.before = meet
-    pipeline = stage.pipeline()
+    harness.renderer.before = meet
+    pipeline = harness.pipeline()
     async with asyncio.timeout(10):
         await asyncio.gather(*(pipeline.process(request(task_id=f"song-{n}")) for n in range(3)))
-    assert stage.renderer.most_at_once == 3
+    assert harness.renderer.most_at_once == 3
 
 
 @pytest.mark.parametrize(
@@ -298,274 +298,274 @@ async def test_deliveries_of_different_tasks_run_concurrently(stage: Stage) -> N
         (b'{"task_id": "song", "audio_duration": 9000, "on_limit": "reject"}', "limit_exceeded"),
     ],
 )
-async def test_bad_input_is_rejected_with_a_reason_and_dead_lettered(stage: Stage, body: bytes, code: str) -> None:
-    delivery = await stage.process(FakeDelivery(body=body, message_id="song"))
-    assert isinstance(stage.events.published[-1][0], JobRejected)
-    assert stage.unfinished().error.code == code
-    assert stage.unfinished().task_id == "song"
+async def test_bad_input_is_rejected_with_a_reason_and_dead_lettered(harness: Harness, body: bytes, code: str) -> None:
+    delivery = await harness.process(FakeDelivery(body=body, message_id="song"))
+    assert isinstance(harness.events.published[-1][0], JobRejected)
+    assert harness.unfinished().error.code == code
+    assert harness.unfinished().task_id == "song"
     assert delivery.verdict is Verdict.DEAD_LETTER
     assert delivery.reason is not None
-    assert stage.renderer.rendered == []
+    assert harness.renderer.rendered == []
 
 
-async def test_an_oversized_message_is_rejected_under_the_id_in_its_body(stage: Stage) -> None:
+async def test_an_oversized_message_is_rejected_under_the_id_in_its_body(harness: Harness) -> None:
     body = b'{"task_id": "song", "prompt": "' + b"x" * 10_000 + b'"}'
-    delivery = await stage.process(FakeDelivery(body=body))
-    assert (stage.unfinished().task_id, stage.unfinished().error.code) == ("song", "message_too_large")
+    delivery = await harness.process(FakeDelivery(body=body))
+    assert (harness.unfinished().task_id, harness.unfinished().error.code) == ("song", "message_too_large")
     assert delivery.verdict is Verdict.DEAD_LETTER
 
 
 @pytest.mark.parametrize("body", [b"\xff\xfe", b'{"prompt": "jazz"}'])
-async def test_a_message_without_any_id_is_published_again_with_one_and_acked(stage: Stage, body: bytes) -> None:
-    delivery = await stage.process(FakeDelivery(body=body))
+async def test_a_message_without_any_id_is_published_again_with_one_and_acked(harness: Harness, body: bytes) -> None:
+    delivery = await harness.process(FakeDelivery(body=body))
     assert (delivery.identified, delivery.verdict) == (True, Verdict.ACK)
-    assert (stage.events.published, stage.renderer.rendered) == ([], [])
+    assert (harness.events.published, harness.renderer.rendered) == ([], [])
 
 
-async def test_a_message_that_cannot_be_given_an_id_goes_back_to_the_queue(stage: Stage) -> None:
+async def test_a_message_that_cannot_be_given_an_id_goes_back_to_the_queue(harness: Harness) -> None:
     delivery = FakeDelivery(body=b'{"prompt": "jazz"}')
 
     async def unconfirmed() -> None:
         raise Unpublished("no confirm")
 
     delivery.identify = unconfirmed  # type: ignore[method-assign]
-    await stage.process(delivery)
-    assert (delivery.verdict, stage.events.published) == (Verdict.REQUEUE, [])
+    await harness.process(delivery)
+    assert (delivery.verdict, harness.events.published) == (Verdict.REQUEUE, [])
 
 
-async def test_a_job_that_breaks_is_failed_and_dead_lettered_and_leaves_no_files(stage: Stage) -> None:
+async def test_a_job_that_breaks_is_failed_and_dead_lettered_and_leaves_no_files(harness: Harness) -> None:
     async def crash(_: Job) -> None:
         raise EngineCrashed("the renderer process ended with exit code -9")
 
-    stage.renderer.before = crash
-    delivery = await stage.process(request())
-    assert stage.events.states == ["started", "failed"]
-    assert (stage.unfinished().error.code, stage.unfinished().error.retryable) == ("engine_crashed", True)
+    harness.renderer.before = crash
+    delivery = await harness.process(request())
+    assert harness.events.states == ["started", "failed"]
+    assert (harness.unfinished().error.code, harness.unfinished().error.retryable) == ("engine_crashed", True)
     assert delivery.verdict is Verdict.DEAD_LETTER
-    assert list(stage.scratch.iterdir()) == []
+    assert list(harness.scratch.iterdir()) == []
 
 
-async def test_a_bug_is_reported_without_its_text(stage: Stage) -> None:
+async def test_a_bug_is_reported_without_its_text(harness: Harness) -> None:
     async def bug(_: Job) -> None:
         raise KeyError("/home/secret/path")
 
-    stage.renderer.before = bug
-    await stage.process(request())
-    assert isinstance(stage.events.published[-1][0], JobFailed)
-    assert stage.unfinished().error.code == "internal_error"
-    assert "secret" not in stage.unfinished().model_dump_json()
+    harness.renderer.before = bug
+    await harness.process(request())
+    assert isinstance(harness.events.published[-1][0], JobFailed)
+    assert harness.unfinished().error.code == "internal_error"
+    assert "secret" not in harness.unfinished().model_dump_json()
 
 
-async def test_a_cancelled_job_ends_as_cancelled_and_is_acked(stage: Stage) -> None:
+async def test_a_cancelled_job_ends_as_cancelled_and_is_acked(harness: Harness) -> None:
     async def cancel(_: Job) -> None:
         raise Cancelled
 
-    stage.renderer.before = cancel
-    delivery = await stage.process(request())
-    assert stage.events.states[-1] == "cancelled"
+    harness.renderer.before = cancel
+    delivery = await harness.process(request())
+    assert harness.events.states[-1] == "cancelled"
     assert delivery.verdict is Verdict.ACK
 
 
-async def test_a_cancelled_coroutine_settles_and_publishes_nothing(stage: Stage) -> None:
+async def test_a_cancelled_coroutine_settles_and_publishes_nothing(harness: Harness) -> None:
     began = asyncio.Event()
 
     async def forever(_: Job) -> None:
         began.set()
         await asyncio.Event().wait()
 
-    stage.renderer.before = forever
+    harness.renderer.before = forever
     delivery = request()
-    task = asyncio.create_task(stage.process(delivery))
+    task = asyncio.create_task(harness.process(delivery))
     await began.wait()
     task.cancel()
     await asyncio.wait((task,))
     assert task.cancelled()
     assert not delivery.settled
-    assert "failed" not in stage.events.states
-    assert list(stage.scratch.iterdir()) == []
+    assert "failed" not in harness.events.states
+    assert list(harness.scratch.iterdir()) == []
 
 
-async def test_an_event_that_cannot_be_confirmed_leaves_the_delivery_unsettled(stage: Stage) -> None:
-    stage.events.down = True
+async def test_an_event_that_cannot_be_confirmed_leaves_the_delivery_unsettled(harness: Harness) -> None:
+    harness.events.down = True
     delivery = request()
     with pytest.raises(Unpublished):
-        await stage.process(delivery)
+        await harness.process(delivery)
     assert not delivery.settled
 
 
-async def test_storage_that_is_gone_fails_the_job_with_its_own_code(stage: Stage) -> None:
+async def test_storage_that_is_gone_fails_the_job_with_its_own_code(harness: Harness) -> None:
     async def gone(_: str) -> None:
         raise StorageUnavailable("s3://acestep: gave up")
 
-    stage.store.find = gone  # type: ignore[method-assign, assignment]
-    await stage.process(request())
-    assert stage.unfinished().error.code == "storage_unavailable"
+    harness.store.find = gone  # type: ignore[method-assign, assignment]
+    await harness.process(request())
+    assert harness.unfinished().error.code == "storage_unavailable"
 
 
 async def test_a_job_over_the_execution_timeout_is_stopped(tmp_path: Path) -> None:
-    stage = Stage(tmp_path, timeout_s=0.05)
+    harness = Harness(tmp_path, timeout_s=0.05)
 
     async def forever(_: Job) -> None:
         await asyncio.Event().wait()
 
-    stage.renderer.before = forever
-    await stage.process(request())
-    assert stage.unfinished().error.code == "execution_timeout"
+    harness.renderer.before = forever
+    await harness.process(request())
+    assert harness.unfinished().error.code == "execution_timeout"
 
 
-async def test_the_terminal_event_answers_the_requester_under_its_correlation_id(stage: Stage) -> None:
+async def test_the_terminal_event_answers_the_requester_under_its_correlation_id(harness: Harness) -> None:
     delivery = request()
     delivery.reply = type(delivery.reply)(reply_to="answers", correlation_id="c-1")
-    await stage.process(delivery)
-    (queue, event) = stage.events.answers[0]
-    assert (queue, str(event.state), len(stage.events.answers)) == ("answers", "completed", 1)
-    assert {reply.correlation_id for _, reply in stage.events.published} == {"c-1"}
+    await harness.process(delivery)
+    (queue, event) = harness.events.answers[0]
+    assert (queue, str(event.state), len(harness.events.answers)) == ("answers", "completed", 1)
+    assert {reply.correlation_id for _, reply in harness.events.published} == {"c-1"}
 
 
-async def test_unknown_fields_become_warnings_in_the_event(stage: Stage) -> None:
-    await stage.process(request(mood="blue"))
-    event = stage.events.published[-1][0]
+async def test_unknown_fields_become_warnings_in_the_event(harness: Harness) -> None:
+    await harness.process(request(mood="blue"))
+    event = harness.events.published[-1][0]
     assert isinstance(event, JobCompleted)
     assert any("mood" in warning for warning in event.data.warnings)
 
 
-async def test_the_redelivery_of_a_failed_message_repeats_the_event_and_is_not_tried_again(stage: Stage) -> None:
+async def test_the_redelivery_of_a_failed_message_repeats_the_event_and_is_not_tried_again(harness: Harness) -> None:
     async def crash(_: Job) -> None:
         raise EngineCrashed("the renderer process ended with exit code -9")
 
-    stage.renderer.before = crash
-    await stage.process(request())
-    again = await stage.process(FakeDelivery(body=request().body, redelivered=True))
-    first, second = (event.to_json() for event, _ in stage.events.published if event.state == "failed")
+    harness.renderer.before = crash
+    await harness.process(request())
+    again = await harness.process(FakeDelivery(body=request().body, redelivered=True))
+    first, second = (event.to_json() for event, _ in harness.events.published if event.state == "failed")
     assert first == second
-    assert stage.events.states.count("started") == 1
+    assert harness.events.states.count("started") == 1
     assert again.verdict is Verdict.DEAD_LETTER
     assert again.reason is not None
     assert again.reason.code == "engine_crashed"
 
 
-async def test_the_redelivery_of_a_rejected_message_repeats_the_event(stage: Stage) -> None:
+async def test_the_redelivery_of_a_rejected_message_repeats_the_event(harness: Harness) -> None:
     body = b'{"task_id": "song", "task_type": "dance"}'
-    await stage.process(FakeDelivery(body=body))
-    await stage.process(FakeDelivery(body=body, redelivered=True))
-    first, second = (event.to_json() for event, _ in stage.events.published)
+    await harness.process(FakeDelivery(body=body))
+    await harness.process(FakeDelivery(body=body, redelivered=True))
+    first, second = (event.to_json() for event, _ in harness.events.published)
     assert first == second
 
 
-async def test_a_failed_task_that_is_published_again_is_tried_again(stage: Stage) -> None:
+async def test_a_failed_task_that_is_published_again_is_tried_again(harness: Harness) -> None:
     async def crash(_: Job) -> None:
         raise EngineCrashed("the renderer process ended with exit code -9")
 
-    stage.renderer.before = crash
-    await stage.process(request())
-    stage.renderer.before = None
-    sent_anew = await stage.process(request())
-    assert stage.events.states[-1] == "completed"
+    harness.renderer.before = crash
+    await harness.process(request())
+    harness.renderer.before = None
+    sent_anew = await harness.process(request())
+    assert harness.events.states[-1] == "completed"
     assert sent_anew.verdict is Verdict.ACK
 
 
-async def test_a_failure_is_repeated_when_a_crashed_broker_has_lost_the_redelivered_flag(stage: Stage) -> None:
+async def test_a_failure_is_repeated_when_a_crashed_broker_has_lost_the_redelivered_flag(harness: Harness) -> None:
     async def crash(_: Job) -> None:
         raise EngineCrashed("the renderer process ended with exit code -9")
 
-    stage.renderer.before = crash
+    harness.renderer.before = crash
     sent = datetime(2026, 1, 1, tzinfo=UTC)
     for _ in range(2):
-        await stage.process(FakeDelivery(body=request().body, sent=sent))
-    await stage.process(FakeDelivery(body=request().body, sent=sent + timedelta(seconds=1)))
-    failures = [event.to_json() for event, _ in stage.events.published if event.state == "failed"]
+        await harness.process(FakeDelivery(body=request().body, sent=sent))
+    await harness.process(FakeDelivery(body=request().body, sent=sent + timedelta(seconds=1)))
+    failures = [event.to_json() for event, _ in harness.events.published if event.state == "failed"]
     assert failures[0] == failures[1] != failures[2]
-    assert stage.events.states.count("started") == 2
+    assert harness.events.states.count("started") == 2
 
 
-async def test_a_running_job_stops_when_it_is_cancelled(stage: Stage) -> None:
+async def test_a_running_job_stops_when_it_is_cancelled(harness: Harness) -> None:
     stopped = asyncio.Event()
 
     async def forever(_: Job) -> None:
-        await stage.cancellations.ask("song")
+        await harness.cancellations.ask("song")
         try:
             await asyncio.Event().wait()
         finally:
             stopped.set()
 
-    stage.renderer.before = forever
-    delivery = await stage.process(request())
+    harness.renderer.before = forever
+    delivery = await harness.process(request())
     assert stopped.is_set()
-    assert (stage.events.states[-1], delivery.verdict) == ("cancelled", Verdict.ACK)
-    assert list(stage.scratch.iterdir()) == []
+    assert (harness.events.states[-1], delivery.verdict) == ("cancelled", Verdict.ACK)
+    assert list(harness.scratch.iterdir()) == []
 
 
-async def test_a_job_that_was_cancelled_in_the_queue_does_not_start(stage: Stage) -> None:
-    await stage.cancellations.ask("song")
-    delivery = await stage.process(request())
-    assert (stage.events.states, delivery.verdict) == (["cancelled"], Verdict.ACK)
+async def test_a_job_that_was_cancelled_in_the_queue_does_not_start(harness: Harness) -> None:
+    await harness.cancellations.ask("song")
+    delivery = await harness.process(request())
+    assert (harness.events.states, delivery.verdict) == (["cancelled"], Verdict.ACK)
 
 
-async def test_a_cancellation_that_comes_too_late_changes_nothing(stage: Stage) -> None:
-    await stage.process(request())
-    await stage.cancellations.ask("song")
-    await stage.process(FakeDelivery(body=request().body, redelivered=True))
-    assert stage.events.states.count("completed") == 2
-    assert "cancelled" not in stage.events.states
+async def test_a_cancellation_that_comes_too_late_changes_nothing(harness: Harness) -> None:
+    await harness.process(request())
+    await harness.cancellations.ask("song")
+    await harness.process(FakeDelivery(body=request().body, redelivered=True))
+    assert harness.events.states.count("completed") == 2
+    assert "cancelled" not in harness.events.states
 
 
-async def test_a_stop_of_the_worker_in_the_moment_of_a_cancellation_settles_nothing(stage: Stage) -> None:
+async def test_a_stop_of_the_worker_in_the_moment_of_a_cancellation_settles_nothing(harness: Harness) -> None:
     async def forever(_: Job) -> None:
-        stage.cancellations.asked.add("song")
+        harness.cancellations.asked.add("song")
         task.cancel()
         await asyncio.Event().wait()
 
-    stage.renderer.before = forever
+    harness.renderer.before = forever
     delivery = request()
-    task = asyncio.create_task(stage.process(delivery))
+    task = asyncio.create_task(harness.process(delivery))
     await asyncio.wait((task,))
     assert task.cancelled()
     assert not delivery.settled
 
 
-async def test_a_job_past_its_deadline_in_the_queue_expires_and_does_not_start(stage: Stage) -> None:
+async def test_a_job_past_its_deadline_in_the_queue_expires_and_does_not_start(harness: Harness) -> None:
     late = request(queue_deadline_s=5)
     late.queued_s = 6.0
-    await stage.process(late)
-    assert stage.events.states == ["expired"]
-    assert stage.unfinished().error.code == "expired"
+    await harness.process(late)
+    assert harness.events.states == ["expired"]
+    assert harness.unfinished().error.code == "expired"
     assert late.verdict is Verdict.DEAD_LETTER
 
 
-async def test_a_deadline_without_a_timestamp_is_a_warning(stage: Stage) -> None:
-    await stage.process(request(queue_deadline_s=5))
-    event = stage.events.published[-1][0]
+async def test_a_deadline_without_a_timestamp_is_a_warning(harness: Harness) -> None:
+    await harness.process(request(queue_deadline_s=5))
+    event = harness.events.published[-1][0]
     assert isinstance(event, JobCompleted)
     assert any("queue_deadline_s" in warning for warning in event.data.warnings)
 
 
-async def test_a_first_try_is_not_blamed_and_has_all_its_tries(stage: Stage) -> None:
+async def test_a_first_try_is_not_blamed_and_has_all_its_tries(harness: Harness) -> None:
     jobs: list[Job] = []
 
     async def note(job: Job) -> None:
         jobs.append(job)
 
-    stage.renderer.before = note
-    await stage.process(request())
+    harness.renderer.before = note
+    await harness.process(request())
     assert [job.tries for job in jobs] == [3]
-    assert [attempt.number for attempt in stage.attempts.begun] == [1]
-    assert stage.attempts.excused == []
+    assert [attempt.number for attempt in harness.attempts.begun] == [1]
+    assert harness.attempts.excused == []
 
 
-async def test_a_job_whose_worker_died_too_often_fails_without_another_try(stage: Stage) -> None:
-    stage.attempts.unexplained = 3
+async def test_a_job_whose_worker_died_too_often_fails_without_another_try(harness: Harness) -> None:
+    harness.attempts.unexplained = 3
     delivery = request()
     delivery.redelivered = True
-    await stage.process(delivery)
-    assert stage.events.states == ["failed"]
-    assert stage.unfinished().error.code == "engine_crashed"
-    assert stage.attempts.begun == []
+    await harness.process(delivery)
+    assert harness.events.states == ["failed"]
+    assert harness.unfinished().error.code == "engine_crashed"
+    assert harness.attempts.begun == []
     assert delivery.verdict is Verdict.DEAD_LETTER
 
 
-async def test_the_last_attempt_of_a_suspect_runs_alone(stage: Stage) -> None:
+async def test_the_last_attempt_of_a_suspect_runs_alone(harness: Harness) -> None:
     """Two neighbours are at work when it comes; it waits for them, and the next one waits for it."""
-    stage.attempts.unexplained = 2
+    harness.attempts.unexplained = 2
     at_once: dict[str, int] = {}
     go, working = asyncio.Event(), set[str]()
 
@@ -575,8 +575,8 @@ async def test_the_last_attempt_of_a_suspect_runs_alone(stage: Stage) -> None:
         await go.wait()
         working.discard(job.task_id)
 
-    stage.renderer.before = note
-    pipeline = stage.pipeline()
+    harness.renderer.before = note
+    pipeline = harness.pipeline()
     neighbours = [asyncio.create_task(pipeline.process(request(task_id=f"n{number}"))) for number in range(2)]
     await eventually(lambda: len(working) == 2)
     suspect = request(task_id="suspect")
@@ -588,114 +588,114 @@ async def test_the_last_attempt_of_a_suspect_runs_alone(stage: Stage) -> None:
     assert (at_once["suspect"], at_once["n3"]) == (1, 1)
 
 
-async def test_a_worker_that_stops_excuses_the_attempts_that_it_requeues(stage: Stage) -> None:
+async def test_a_worker_that_stops_excuses_the_attempts_that_it_requeues(harness: Harness) -> None:
     began = asyncio.Event()
 
     async def forever(_: Job) -> None:
         began.set()
         await asyncio.Event().wait()
 
-    stage.renderer.before = forever
-    task = asyncio.create_task(stage.process(request()))
+    harness.renderer.before = forever
+    task = asyncio.create_task(harness.process(request()))
     await began.wait()
     task.cancel()
     await asyncio.wait((task,))
-    assert [attempt.task_id for attempt in stage.attempts.excused] == ["song"]
+    assert [attempt.task_id for attempt in harness.attempts.excused] == ["song"]
 
 
-async def test_a_broker_that_took_a_message_back_is_no_fault_of_the_message(stage: Stage) -> None:
+async def test_a_broker_that_took_a_message_back_is_no_fault_of_the_message(harness: Harness) -> None:
     began, go = asyncio.Event(), asyncio.Event()
 
     async def long(_: Job) -> None:
         began.set()
         await go.wait()
 
-    stage.renderer.before = long
-    pipeline = stage.pipeline()
+    harness.renderer.before = long
+    pipeline = harness.pipeline()
     delivery = request()
     task = asyncio.create_task(pipeline.process(delivery))
     await began.wait()
-    await stage.retries.excuse_lost()
-    assert stage.attempts.excused == []
+    await harness.retries.excuse_lost()
+    assert harness.attempts.excused == []
     delivery.stale = True
-    await stage.retries.excuse_lost()
-    await stage.retries.excuse_lost()
+    await harness.retries.excuse_lost()
+    await harness.retries.excuse_lost()
     go.set()
     await task
-    assert [attempt.number for attempt in stage.attempts.renewed] == [1]
+    assert [attempt.number for attempt in harness.attempts.renewed] == [1]
 
 
-async def test_an_attempt_that_fails_after_its_message_was_taken_back_is_over(stage: Stage) -> None:
+async def test_an_attempt_that_fails_after_its_message_was_taken_back_is_over(harness: Harness) -> None:
     delivery = request()
 
     async def breaks(_: Job) -> None:
         delivery.stale = True
         raise RenderFailed("broken")
 
-    stage.renderer.before = breaks
-    await stage.process(delivery)
-    assert [attempt.number for attempt in stage.attempts.excused] == [1]
-    assert "failed" not in stage.events.states
+    harness.renderer.before = breaks
+    await harness.process(delivery)
+    assert [attempt.number for attempt in harness.attempts.excused] == [1]
+    assert "failed" not in harness.events.states
 
 
 @pytest.mark.parametrize("redelivered", [True, False])
 async def test_a_deadline_that_passed_is_told_at_once_unless_a_worker_had_the_message_in_time(
-    stage: Stage, *, redelivered: bool, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, *, redelivered: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retries, "LOOK_S", 0)
-    stage.attempts.others = [(b"1",), (b"2",), ()]
+    harness.attempts.others = [(b"1",), (b"2",), ()]
     late = request(queue_deadline_s=5)
     late.queued_s, late.redelivered = 60.0, redelivered
-    await stage.process(late)
-    assert stage.events.states == ["expired"]
-    assert len(stage.attempts.others) == (1 if redelivered else 3)
+    await harness.process(late)
+    assert harness.events.states == ["expired"]
+    assert len(harness.attempts.others) == (1 if redelivered else 3)
 
 
 TRACE = f"00-{'a' * 32}-{'b' * 16}-01"
 
 
-async def test_the_producers_trace_is_in_every_event_and_in_repeated_ones(stage: Stage) -> None:
+async def test_the_producers_trace_is_in_every_event_and_in_repeated_ones(harness: Harness) -> None:
     traced = request()
     traced.traceparent = TRACE
-    await stage.process(traced)
-    await stage.process(FakeDelivery(body=request().body, redelivered=True))
-    assert {event.traceparent for event, _ in stage.events.published} == {TRACE}
-    assert b"traceparent" not in (await untraced(stage)).to_json()
+    await harness.process(traced)
+    await harness.process(FakeDelivery(body=request().body, redelivered=True))
+    assert {event.traceparent for event, _ in harness.events.published} == {TRACE}
+    assert b"traceparent" not in (await untraced(harness)).to_json()
 
 
-async def untraced(stage: Stage) -> JobEvent:
-    await stage.process(request(task_id="untraced"))
-    return stage.events.published[-1][0]
+async def untraced(harness: Harness) -> JobEvent:
+    await harness.process(request(task_id="untraced"))
+    return harness.events.published[-1][0]
 
 
-async def test_a_job_is_counted_once_and_a_repeat_as_a_repeat(stage: Stage) -> None:
-    pipeline = stage.pipeline()
+async def test_a_job_is_counted_once_and_a_repeat_as_a_repeat(harness: Harness) -> None:
+    pipeline = harness.pipeline()
     for redelivered in (False, True):
         await pipeline.process(FakeDelivery(body=request().body, redelivered=redelivered))
-    found = samples_of(stage.stats.collect)
+    found = samples_of(harness.stats.collect)
     assert found['acestep_jobs_total{model="acestep-v15-turbo",state="completed",tier="tier6"}'] == 1
     assert found["acestep_repeated_events_total"] == 1
 
 
-async def test_the_second_job_of_a_kind_has_an_estimate(stage: Stage) -> None:
-    pipeline = stage.pipeline()
+async def test_the_second_job_of_a_kind_has_an_estimate(harness: Harness) -> None:
+    pipeline = harness.pipeline()
     for name in ("first", "second"):
         await pipeline.process(request(task_id=name, audio_duration=30))
-    expected = [event.data.expected_s for event, _ in stage.events.published if isinstance(event, JobStarted)]
+    expected = [event.data.expected_s for event, _ in harness.events.published if isinstance(event, JobStarted)]
     assert expected[0] is None
     assert expected[1] is not None
 
 
 @pytest.fixture
-def routing(stage: Stage) -> Stage:
-    stage.routes = TierForwarding(make_limits, BUILT_IN)  # a card of tier 6: 480 seconds, 8 songs
-    return stage
+def routing(harness: Harness) -> Harness:
+    harness.routes = TierForwarding(make_limits, BUILT_IN)  # a card of tier 6: 480 seconds, 8 songs
+    return harness
 
 
 LONG = {"audio_duration": 600}
 
 
-async def test_a_request_over_the_tier_is_forwarded_and_acked_without_an_event(routing: Stage) -> None:
+async def test_a_request_over_the_tier_is_forwarded_and_acked_without_an_event(routing: Harness) -> None:
     delivery = request(**LONG)
     delivery.reachable = ("unlimited",)
     await routing.process(delivery)
@@ -704,7 +704,7 @@ async def test_a_request_over_the_tier_is_forwarded_and_acked_without_an_event(r
     assert not any(name.startswith("acestep_jobs_total") for name in samples_of(routing.stats.collect))
 
 
-async def test_without_a_larger_tier_the_request_is_clamped(routing: Stage) -> None:
+async def test_without_a_larger_tier_the_request_is_clamped(routing: Harness) -> None:
     delivery = await routing.process(request(**LONG))
     assert (delivery.forwarded, delivery.verdict) == ([], Verdict.ACK)
     event = routing.events.published[-1][0]
@@ -712,28 +712,28 @@ async def test_without_a_larger_tier_the_request_is_clamped(routing: Stage) -> N
     assert [change.applied for change in event.data.policy.adjustments] == [480]
 
 
-async def test_a_forwarded_request_is_not_forwarded_again(routing: Stage) -> None:
+async def test_a_forwarded_request_is_not_forwarded_again(routing: Harness) -> None:
     delivery = request(**LONG)
     delivery.reachable, delivery.tier = ("tier6", "unlimited"), "unlimited"
     await routing.process(delivery)
     assert (delivery.forwarded, routing.renderer.rendered) == ([], ["song"])
 
 
-async def test_a_request_is_not_forwarded_to_a_tier_twice_whatever_tables_other_workers_have(routing: Stage) -> None:
+async def test_a_request_is_not_forwarded_to_a_tier_twice_whatever_tables_other_workers_have(routing: Harness) -> None:
     delivery = request(**LONG)
     delivery.reachable, delivery.visited_tiers = ("unlimited",), ("unlimited", "tier1")
     await routing.process(delivery)
     assert (delivery.forwarded, routing.renderer.rendered) == ([], ["song"])
 
 
-async def test_an_ended_task_is_answered_and_not_forwarded(routing: Stage) -> None:
+async def test_an_ended_task_is_answered_and_not_forwarded(routing: Harness) -> None:
     await routing.process(request(**LONG))
     again = FakeDelivery(body=request(**LONG).body, redelivered=True, reachable=("unlimited",))
     await routing.process(again)
     assert (again.forwarded, routing.renderer.rendered) == ([], ["song"])
 
 
-async def test_a_forward_without_a_confirm_requeues_the_message(routing: Stage) -> None:
+async def test_a_forward_without_a_confirm_requeues_the_message(routing: Harness) -> None:
     delivery = request(**LONG)
 
     async def unknown(_tier: str) -> bool:
@@ -744,101 +744,103 @@ async def test_a_forward_without_a_confirm_requeues_the_message(routing: Stage) 
     assert (delivery.verdict, routing.events.published, routing.store.objects) == (Verdict.REQUEUE, [], {})
 
 
-async def test_the_songs_of_another_body_are_answered_with_a_warning(stage: Stage) -> None:
-    await stage.process(request())
-    await stage.process(request(prompt="rock"))
-    first, second = (event for event, _ in stage.events.published if isinstance(event, JobCompleted))
+async def test_the_songs_of_another_body_are_answered_with_a_warning(harness: Harness) -> None:
+    await harness.process(request())
+    await harness.process(request(prompt="rock"))
+    first, second = (event for event, _ in harness.events.published if isinstance(event, JobCompleted))
     assert second.data.audios == first.data.audios
     assert (OTHER_BODY in first.data.warnings, OTHER_BODY in second.data.warnings) == (False, True)
 
 
-async def test_a_completed_task_whose_audio_is_gone_is_rendered_again(stage: Stage) -> None:
-    await stage.process(request())
-    audio = next(address for address in stage.store.objects if address.key.endswith("0.wav"))
-    del stage.store.objects[audio]
-    await stage.process(FakeDelivery(body=request().body, redelivered=True))
-    first, second = (event for event, _ in stage.events.published if isinstance(event, JobCompleted))
-    assert stage.renderer.rendered == ["song", "song"]
+async def test_a_completed_task_whose_audio_is_gone_is_rendered_again(harness: Harness) -> None:
+    await harness.process(request())
+    audio = next(address for address in harness.store.objects if address.key.endswith("0.wav"))
+    del harness.store.objects[audio]
+    await harness.process(FakeDelivery(body=request().body, redelivered=True))
+    first, second = (event for event, _ in harness.events.published if isinstance(event, JobCompleted))
+    assert harness.renderer.rendered == ["song", "song"]
     assert [audio.seed for audio in second.data.audios] == [audio.seed for audio in first.data.audios]
     assert AUDIO_DELETED in second.data.warnings
 
 
 @pytest.mark.parametrize("body", [b"garbage", b'{"task_id": "song", "task_type": "dance"}'])
 async def test_a_message_that_is_rejected_leaves_the_manifest_of_a_task_whose_audio_is_gone(
-    stage: Stage, body: bytes
+    harness: Harness, body: bytes
 ) -> None:
     """Variations are made from it, and so is the song itself by the next message that can be read."""
-    await stage.process(request())
-    completed = await stage.store.find("song")
-    del stage.store.objects[next(address for address in stage.store.objects if address.key.endswith("0.wav"))]
-    rejected = await stage.process(FakeDelivery(body=body, message_id="song"))
-    assert (stage.events.states[-1], rejected.verdict) == ("rejected", Verdict.DEAD_LETTER)
-    assert await stage.store.find("song") == completed
-    await stage.process(request())
-    assert stage.events.states[-1] == "completed"
+    await harness.process(request())
+    completed = await harness.store.find("song")
+    del harness.store.objects[next(address for address in harness.store.objects if address.key.endswith("0.wav"))]
+    rejected = await harness.process(FakeDelivery(body=body, message_id="song"))
+    assert (harness.events.states[-1], rejected.verdict) == ("rejected", Verdict.DEAD_LETTER)
+    assert await harness.store.find("song") == completed
+    await harness.process(request())
+    assert harness.events.states[-1] == "completed"
 
 
-async def test_a_song_whose_audio_is_gone_and_that_fails_when_it_is_made_again_stays_completed(stage: Stage) -> None:
-    await stage.process(request())
-    completed = await stage.store.find("song")
-    del stage.store.objects[next(address for address in stage.store.objects if address.key.endswith("0.wav"))]
+async def test_a_song_whose_audio_is_gone_and_that_fails_when_it_is_made_again_stays_completed(
+    harness: Harness,
+) -> None:
+    await harness.process(request())
+    completed = await harness.store.find("song")
+    del harness.store.objects[next(address for address in harness.store.objects if address.key.endswith("0.wav"))]
 
     async def fail(_: Job) -> None:
         raise RenderFailed("no sound")
 
-    stage.renderer.before = fail
-    await stage.process(request())
-    assert stage.events.states[-1] == "failed"
-    assert await stage.store.find("song") == completed
+    harness.renderer.before = fail
+    await harness.process(request())
+    assert harness.events.states[-1] == "failed"
+    assert await harness.store.find("song") == completed
 
 
-async def test_songs_replace_an_end_without_songs_that_came_meanwhile(stage: Stage) -> None:
+async def test_songs_replace_an_end_without_songs_that_came_meanwhile(harness: Harness) -> None:
     """Another worker may have rejected a worse message with the same id while this one rendered."""
 
     async def reject(_: Job) -> None:
-        await stage.store.commit(TerminalRecord(make_failure("song"), "another message"))
+        await harness.store.commit(TerminalRecord(make_failure("song"), "another message"))
 
-    stage.renderer.before = reject
-    await stage.process(request())
-    assert stage.events.states[-1] == "completed"
-    record = await stage.store.find("song")
+    harness.renderer.before = reject
+    await harness.process(request())
+    assert harness.events.states[-1] == "completed"
+    record = await harness.store.find("song")
     assert record is not None
     assert isinstance(record.ending, Completed)
 
 
 async def test_waiting_for_storage_is_not_running_time(tmp_path: Path) -> None:
-    stage = Stage(tmp_path, timeout_s=0.05)
-    put = stage.store.put
+    harness = Harness(tmp_path, timeout_s=0.05)
+    put = harness.store.put
 
     async def slow(job: Job, rendering: Rendering) -> tuple[StoredObject, ...]:
         await asyncio.sleep(0.2)
         return await put(job, rendering)
 
-    stage.store.put = slow  # type: ignore[method-assign]
-    await stage.process(request())
-    assert stage.events.states[-1] == "completed"
+    harness.store.put = slow  # type: ignore[method-assign]
+    await harness.process(request())
+    assert harness.events.states[-1] == "completed"
 
 
-async def test_the_attempt_records_of_a_redelivered_message_go_when_it_has_ended(stage: Stage) -> None:
+async def test_the_attempt_records_of_a_redelivered_message_go_when_it_has_ended(harness: Harness) -> None:
     first = request()
-    await stage.process(first)
-    assert stage.attempts.forgotten == [], "the first delivery has none"
+    await harness.process(first)
+    assert harness.attempts.forgotten == [], "the first delivery has none"
     for body in (first.body, request(task_id="other").body):  # one that had ended, and one that ends now
-        await stage.process(FakeDelivery(body=body, redelivered=True))
-    assert [task_id for task_id, _ in stage.attempts.forgotten] == ["song", "other"]
+        await harness.process(FakeDelivery(body=body, redelivered=True))
+    assert [task_id for task_id, _ in harness.attempts.forgotten] == ["song", "other"]
 
 
-async def test_the_attempt_records_of_a_message_that_goes_back_stay(stage: Stage) -> None:
+async def test_the_attempt_records_of_a_message_that_goes_back_stay(harness: Harness) -> None:
     async def interrupt(_: Job) -> None:
         raise Interrupted("the worker stops")
 
-    stage.renderer.before = interrupt
-    delivery = await stage.process(FakeDelivery(body=request().body, redelivered=True))
+    harness.renderer.before = interrupt
+    delivery = await harness.process(FakeDelivery(body=request().body, redelivered=True))
     assert delivery.verdict is Verdict.REQUEUE
-    assert stage.attempts.forgotten == []
+    assert harness.attempts.forgotten == []
 
 
-async def test_a_job_that_fails_after_its_channel_was_lost_has_not_ended(stage: Stage) -> None:
+async def test_a_job_that_fails_after_its_channel_was_lost_has_not_ended(harness: Harness) -> None:
     """Another worker has the message and completes it: ``failed`` before its ``completed`` would be a second end."""
     lost, again = request(), request()
 
@@ -846,26 +848,26 @@ async def test_a_job_that_fails_after_its_channel_was_lost_has_not_ended(stage: 
         lost.stale = True
         raise EngineCrashed("the engine died")
 
-    stage.renderer.before = fail
-    await stage.process(lost)
-    assert "failed" not in stage.events.states
-    assert stage.store.objects == {}
-    stage.renderer.before, again.redelivered = None, True
-    await stage.process(again)
-    assert [state for state in stage.events.states if state in ("completed", "failed")] == ["completed"]
+    harness.renderer.before = fail
+    await harness.process(lost)
+    assert "failed" not in harness.events.states
+    assert harness.store.objects == {}
+    harness.renderer.before, again.redelivered = None, True
+    await harness.process(again)
+    assert [state for state in harness.events.states if state in ("completed", "failed")] == ["completed"]
 
 
-async def test_a_cancelled_job_leaves_no_attempt_record(stage: Stage) -> None:
+async def test_a_cancelled_job_leaves_no_attempt_record(harness: Harness) -> None:
     """The cancellation excused its attempt, although the message was delivered once."""
 
     async def cancel(_: Job) -> None:
-        await stage.cancellations.ask("song")
+        await harness.cancellations.ask("song")
         await asyncio.Event().wait()
 
-    stage.renderer.before = cancel
-    delivery = await stage.process(request())
-    assert [attempt.task_id for attempt in stage.attempts.excused] == ["song"]
-    assert stage.attempts.forgotten == [("song", delivery.fingerprint)]
+    harness.renderer.before = cancel
+    delivery = await harness.process(request())
+    assert [attempt.task_id for attempt in harness.attempts.excused] == ["song"]
+    assert harness.attempts.forgotten == [("song", delivery.fingerprint)]
 
 
 JSON_VALUES = st.recursive(
@@ -889,11 +891,11 @@ TYPES = st.none() | st.sampled_from(["application/json", "application/x-www-form
 @given(body=BODIES, content_type=TYPES, message_id=st.sampled_from(["m-1", "no id ☃"]))
 def test_whatever_a_message_holds_it_ends_once(body: bytes, content_type: str | None, message_id: str) -> None:
     with TemporaryDirectory() as folder:
-        stage = Stage(Path(folder))
+        harness = Harness(Path(folder))
         delivery = FakeDelivery(body=body, message_id=message_id, body_format=BodyFormat(content_type=content_type))
-        asyncio.run(stage.process(delivery))
+        asyncio.run(harness.process(delivery))
     terminal = JobCompleted | JobFailed | JobRejected
-    ends = [event.data for event, _ in stage.events.published if isinstance(event, terminal)]
+    ends = [event.data for event, _ in harness.events.published if isinstance(event, terminal)]
     assert len(ends) == 1
     assert delivery.verdict in (Verdict.ACK, Verdict.DEAD_LETTER)
     if isinstance(ends[0], Unfinished):

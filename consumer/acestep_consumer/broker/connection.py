@@ -23,7 +23,7 @@ from yarl import URL
 from acestep_consumer.broker import lenient_codec
 from acestep_consumer.broker.backoff import backoff
 from acestep_consumer.broker.channel_numbers import NumberedConnection
-from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost, describe, mapped
+from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost, connecting, describe, mapped
 from acestep_consumer.broker.queue_limit import declared_limit, ensure_limit
 from acestep_consumer.broker.topology import CONTROL_LOG, Topology, declare
 
@@ -45,6 +45,8 @@ HEARTBEAT_S = 10
 CONNECT_TIMEOUT_S = 10.0
 SET_UP_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_S = 3.0
+# For a connection without deliveries. Nothing is lost by not hearing the broker's answer, but its log has a warning.
+UNUSED_CLOSE_TIMEOUT_S = 0.5
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 10.0
 # A connection that is lost sooner than this has not recovered: its next wait continues the backoff.
@@ -215,10 +217,14 @@ class BrokerConnection:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.close(CLOSE_TIMEOUT_S)
+
+    async def close(self, timeout_s: float) -> None:
+        """Close it for good, and wait so long for the broker's answer; harmless when repeated."""
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait({self._keeper})
-        await self._drop()
+        await self._drop(timeout_s)
 
     def _usable(self) -> Channel | None:
         channel = self._channel
@@ -287,12 +293,13 @@ class BrokerConnection:
         # Stored before it is open: a connection that could not be opened has to be closed too.
         self._connection = connection = NumberedConnection(self._url, client_properties={"connection_name": self._name})
         try:
-            with mapped():
+            with connecting(CONNECT_TIMEOUT_S):
                 await connection.connect(timeout=CONNECT_TIMEOUT_S)
+            with mapped():
                 async with asyncio.timeout(SET_UP_TIMEOUT_S):
                     channel = await self._set_up(connection)
         except BaseException:
-            await self._drop()
+            await self._drop(UNUSED_CLOSE_TIMEOUT_S)
             raise
         self._use(channel)
 
@@ -320,14 +327,14 @@ class BrokerConnection:
             error = None if closing.cancelled() else closing.exception()
             self.reconnect("closed" if error is None else describe(error))
 
-    async def _drop(self) -> None:
+    async def _drop(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         """Forget the channel and close the connection, as far as it can be closed."""
         connection, self._connection, self._channel = self._connection, None, None
         if connection is None:
             return
         try:
             with suppress(BrokerError), mapped():
-                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                async with asyncio.timeout(timeout_s):
                     await connection.close()
         except Exception:  # noqa: BLE001 - it is forgotten already, and nothing but the caller can make a new one
             _log.exception("broker connection: unexpected error while closing", connection=self._name)

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -51,6 +52,12 @@ class BrokerRefused(BrokerError):
 _LOSS = (amqp.AMQPError, PAMQPException, OSError, RuntimeError)
 
 
+_PORT = "check that the port in ACESTEP_AMQP_URL is that of AMQP: 5672, or 5671 for amqps://"
+# What aiormq says of a server whose first bytes are not those of a frame: it reads a length from them.
+_EXPECTED = re.compile(r"but (\d+) bytes expected")
+_LARGEST_GREETING = 65_536
+
+
 @contextmanager
 def mapped() -> Iterator[None]:
     """Turn the exceptions of aio-pika and aiormq into ``BrokerError``; a real cancellation passes.
@@ -77,12 +84,32 @@ def mapped() -> Iterator[None]:
         raise asyncio.CancelledError
 
 
+@contextmanager
+def connecting(timeout_s: float) -> Iterator[None]:
+    """As ``mapped``, for the handshake: a server that answers nothing, or not as AMQP does, is told as that.
+
+    It stays a ``ConnectionLost``: a proxy may answer so as long as the broker behind it is away.
+    """
+    try:
+        with mapped():
+            yield
+    except ConnectionLost as loss:
+        if isinstance(loss.__cause__, TimeoutError):
+            raise ConnectionLost(f"no AMQP greeting within {timeout_s:g} s; {_PORT}") from loss.__cause__
+        if "WRONG_VERSION_NUMBER" in str(loss):
+            raise ConnectionLost(f"what answers does not speak TLS; {_PORT}") from loss.__cause__
+        expected = _EXPECTED.search(str(loss))
+        if expected is not None and int(expected[1]) > _LARGEST_GREETING:
+            raise ConnectionLost(f"what answers does not speak AMQP 0.9.1; {_PORT}") from loss.__cause__
+        raise
+
+
 def describe(error: BaseException) -> str:
     """Return the error's text, without the number of an operating system's error; its type's name if it has no text."""
     match error.args:
         case (int(), str(text), *_):
             return text
-    return str(error) or type(error).__name__
+    return str(error) or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
 
 
 def _cancellations() -> int:

@@ -22,7 +22,7 @@ from yarl import URL
 
 from acestep_consumer.broker import queue_limit
 from acestep_consumer.broker.channel_numbers import NumberedConnection
-from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost, mapped
+from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost, connecting, mapped
 from acestep_consumer.broker.topology import GENERATE, PROBES, REQUESTS, Exchange, Queue, Topology
 
 if TYPE_CHECKING:
@@ -124,9 +124,10 @@ class BrokerInspection:
         self._url = url
         # Stored before it is open: a connection that could not be opened has to be closed too.
         self._connection = connection = NumberedConnection(url, client_properties={"connection_name": self._name})
+        timeout_s = self._timeout_s / len(self._urls)
         try:
-            with mapped():
-                await connection.connect(timeout=self._timeout_s / len(self._urls))
+            with connecting(timeout_s):
+                await connection.connect(timeout=timeout_s)
         except BaseException:
             await self._drop()
             raise

@@ -202,6 +202,10 @@ class ManagementClient:
                 return _read(answer.status, await answer.read())
         except aiohttp.ClientConnectorCertificateError as error:
             raise BrokerRefused("ACESTEP_MANAGEMENT_URL: trust its certificate (SSL_CERT_FILE)") from error
+        except aiohttp.ClientConnectorSSLError as error:
+            raise ConnectionLost("ACESTEP_MANAGEMENT_URL: no TLS there; http:// is without") from error
+        except aiohttp.ClientResponseError as error:
+            raise ConnectionLost("ACESTEP_MANAGEMENT_URL: no HTTP there; the port is 15672") from error
         except NETWORK_ERRORS as error:
             raise ConnectionLost(f"no answer from ACESTEP_MANAGEMENT_URL: {describe(error)}") from error
 

@@ -18,7 +18,7 @@ from acestep_consumer.broker.backoff import backoff
 from acestep_consumer.broker.channel_numbers import NumberedConnection
 from acestep_consumer.broker.errors import BrokerError, BrokerRefused, ConnectionLost, Nacked, describe, mapped
 from acestep_consumer.client.errors import ClientError, NoQueue, Unreachable
-from acestep_consumer.config.amqp_urls import ENCODING, HEARTBEAT, has_bad_heartbeat, has_raw_login, split_urls
+from acestep_consumer.config.amqp_urls import ENCODING, has_raw_login, problem_of_parameters, split_urls
 
 if TYPE_CHECKING:
     from aiormq.channel import Channel
@@ -274,6 +274,6 @@ def _with_heartbeat(url: str) -> URL:
     if parsed is None or has_raw_login(url):
         # yarl's own message quotes a part of the password.
         raise ValueError(f"the URL must look like amqp://user:password@host:5672/vhost; {ENCODING}") from None
-    if has_bad_heartbeat(url):
-        raise ValueError(HEARTBEAT)
+    if problem := problem_of_parameters(url):
+        raise ValueError(problem)
     return parsed if "heartbeat" in parsed.query else parsed.update_query(heartbeat=HEARTBEAT_S)

@@ -15,8 +15,16 @@ ENCODING: Final = (
 
 HEARTBEAT: Final = "heartbeat in the URL must be a whole number of seconds, 1 to 65534, or 0 for none (?heartbeat=30)"
 _HEARTBEATS: Final = range(65_535)
+_NUMBERS: Final = ("happy_eyeballs_delay", "interleave")
+_READ: Final = frozenset(
+    {"heartbeat", "name", "auth", "cafile", "capath", "cadata", "certfile", "keyfile", "no_verify_ssl", *_NUMBERS}
+)
+"""Parameters that aio-pika and aiormq read."""
+_ELSEWHERE: Final = {"cacertfile": "cafile"}
+"""Names in RabbitMQ's own URLs that are nearer to another one than to what they mean."""
 
 _BETWEEN_URLS: Final = re.compile(r",\s*(?=amqps?://)")
+_DECIMAL: Final = re.compile(r"\d+(\.\d+)?", re.ASCII)
 _PARTS: Final = re.compile(r"[a-z]+://(?P<authority>[^/?#]*)(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
 
 
@@ -31,13 +39,29 @@ def has_raw_login(url: str) -> bool:
     return parts is not None and ("#" in parts["rest"] or ("@" in parts["rest"] and "@" not in parts["authority"]))
 
 
-def has_bad_heartbeat(url: str) -> bool:
-    """Whether the URL's ``heartbeat`` is none that AMQP has; aiormq would go without, and never notice a dead peer.
+def problem_of_parameters(url: str) -> str | None:
+    """Return what is wrong with what follows the URL's ``?``: a misspelled name, or a value that would be misread.
 
-    So is one whose name is misspelled, or has capital letters: aiormq does not read it.
+    aiormq ignores both in silence, and would never notice a dead peer, or accept any certificate.
     """
     given = parse_qs(urlsplit(url).query, keep_blank_values=True)
-    if any(name != "heartbeat" and get_close_matches(name.lower(), ["heartbeat"], cutoff=0.8) for name in given):
-        return True
+    for name in given.keys() - _READ:
+        if near := _ELSEWHERE.get(name) or _nearest(name):
+            return f"the URL's parameter {name} is unknown; did you mean {near}?"
     texts = given.get("heartbeat", [])
-    return not all(text.isascii() and text.isdecimal() and int(text) in _HEARTBEATS for text in texts)
+    if not all(text.isascii() and text.isdecimal() and int(text) in _HEARTBEATS for text in texts):
+        return HEARTBEAT
+    if not {"0", "1"}.issuperset(given.get("no_verify_ssl", [])):
+        return "no_verify_ssl in the URL must be 0, or 1 to accept any certificate"
+    if any(not _DECIMAL.fullmatch(text) for name in _NUMBERS for text in given.get(name, [])):
+        return f"{' and '.join(_NUMBERS)} in the URL must be numbers"
+    return None
+
+
+def _nearest(name: str) -> str | None:
+    return next(iter(get_close_matches(name.lower().replace("-", "_"), sorted(_READ), n=1, cutoff=0.67)), None)
+
+
+def unread_parameters(url: str) -> tuple[str, ...]:
+    """Return the URL's parameters that have no effect here, such as those of other AMQP libraries."""
+    return tuple(sorted(parse_qs(urlsplit(url).query, keep_blank_values=True).keys() - _READ))

@@ -28,7 +28,13 @@ from pydantic import (
     ValidationError,
 )
 
-from acestep_consumer.config.amqp_urls import ENCODING, HEARTBEAT, has_bad_heartbeat, has_raw_login, split_urls
+from acestep_consumer.config.amqp_urls import (
+    ENCODING,
+    has_raw_login,
+    problem_of_parameters,
+    split_urls,
+    unread_parameters,
+)
 from acestep_consumer.config.secret_files import SUFFIX, SecretFileError, layered, read_all
 from acestep_consumer.config.upstream_settings import RENAMED, WITHOUT_EFFECT
 
@@ -76,10 +82,10 @@ def _amqp_urls(value: SecretStr | str) -> tuple[SecretStr, ...]:
     if not all(map(_is_amqp_url, urls)):
         raise ValueError(
             "must look like amqp://user:password@host:5672/vhost; for a cluster, one such URL a node, "
-            f"comma-separated; {ENCODING}"
+            f"comma-separated; an IPv6 address stands in brackets, as in [::1]:5672; {ENCODING}"
         )
-    if any(map(has_bad_heartbeat, urls)):
-        raise ValueError(HEARTBEAT)
+    if problem := next(filter(None, map(problem_of_parameters, urls)), None):
+        raise ValueError(problem)
     if any("," in urlsplit(url).path for url in urls):
         raise ValueError("each of several URLs must begin with amqp:// or amqps://; a comma in a virtual host is %2C")
     if len({unquote(urlsplit(url).path).removeprefix("/") or "/" for url in urls}) > 1:
@@ -135,12 +141,20 @@ def _endpoint(value: str | None) -> str | None:
 
 
 def _bucket(name: str) -> str:
+    if name.startswith("s3://"):
+        raise ValueError(f"{name!r} must be the bucket's name alone, without s3://")
     if not _BUCKET.fullmatch(name):
         raise ValueError(
             f"{name!r} must be 3 to 63 letters, digits, dots, hyphens or underscores; folders belong in "
             "ACESTEP_S3_PREFIX, and in the keys of inputs"
         )
     return name
+
+
+def _prefix(value: str) -> str:
+    if "://" in value or {".", ".."}.intersection(value.split("/")):
+        raise ValueError(f"{value!r} must be folders in the bucket, such as jobs or music/jobs: no URL, no . and no ..")
+    return value
 
 
 def _api_keys(value: SecretStr | str) -> tuple[SecretStr, ...]:
@@ -258,6 +272,11 @@ class BrokerSettings(Section):
         """All nodes' URLs, comma-separated."""
         return SecretStr(",".join(url.get_secret_value() for url in self.urls))
 
+    @property
+    def unread_parameters(self) -> tuple[str, ...]:
+        """Parameters of the URLs that have no effect."""
+        return tuple(sorted({name for url in self.urls for name in unread_parameters(url.get_secret_value())}))
+
     route_by_tier: bool = variable(
         "ACESTEP_ROUTE_BY_TIER",
         False,  # noqa: FBT003 - a default
@@ -282,7 +301,9 @@ class StorageSettings(Section):
         False,  # noqa: FBT003 - a default
         "create the bucket at the start if it does not exist; otherwise that is an error",
     )
-    prefix: str = variable("ACESTEP_S3_PREFIX", "jobs", "key prefix: `<prefix>/<task_id>/…`", max_length=256)
+    prefix: Annotated[str, AfterValidator(_prefix)] = variable(
+        "ACESTEP_S3_PREFIX", "jobs", "key prefix: `<prefix>/<task_id>/…`", max_length=256
+    )
     presign_s: int = variable(
         "ACESTEP_S3_PRESIGN_SECONDS", 0, "lifetime of presigned URLs in events, seconds; 0: no URLs", ge=0, le=604_800
     )
@@ -630,8 +651,13 @@ def _read_env_file(path: Path | None) -> dict[str, str]:
 def _unknown(values: Mapping[str, str]) -> Iterator[str]:
     known = known_variables() | RENAMED.keys() | WITHOUT_EFFECT.keys()
     for name in sorted(values):
-        if name.startswith("ACESTEP_") and name not in known:
-            near = difflib.get_close_matches(name, sorted(known - WITHOUT_EFFECT.keys()), n=1)
+        if name in known:
+            continue
+        # A name with a mistake in its prefix may be another program's, unless it is very near.
+        ours = name.upper().startswith("ACESTEP_")
+        wanted = sorted(known - WITHOUT_EFFECT.keys())
+        near = difflib.get_close_matches(name.upper(), wanted, n=1, cutoff=0.6 if ours else 0.85)
+        if ours or (near and name.upper().startswith("ACE")):
             hint = f"did you mean {near[0]}?" if near else "unset it, or see `acestep-consumer run --help`"
             yield f"{name} is not a setting of this program; {hint}"
 

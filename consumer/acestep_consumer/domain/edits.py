@@ -174,6 +174,11 @@ def names(asked: GenerationRequest) -> Iterator[str]:
         yield "stems"
 
 
+def keeps_samples(request: GenerationRequest) -> bool:
+    """Whether a request with a window has the samples of its source outside it; otherwise all of it is decoded."""
+    return request.repaint_mode != "aggressive" or request.repaint_wav_crossfade_sec is not None
+
+
 def is_made_again(asked: GenerationRequest) -> bool:
     """Whether the song that is named is made again, in place of being worked on."""
     return asked.variation is not None or _finishes(asked)
@@ -209,7 +214,7 @@ def resolve(asked: GenerationRequest, song: FoundSong | None) -> Resolution:
         _replace_lines(draft, asked.replace_lines, song)
     if asked.stems:
         _extract_stems(draft)
-    if song is not None and is_repaint:
+    if song is not None:
         _take_over_fades(draft, song)
     return draft.resolution(None if song is None else song.as_source())
 
@@ -313,9 +318,13 @@ def _take_over(draft: _Draft, song: FoundSong) -> None:
 def _take_over_fades(draft: _Draft, song: FoundSong) -> None:
     """Take over the fades that are made anew, and say what does not count for the new part."""
     made = draft.resolution(None).request
-    window = made.repainting_start, made.repainting_end
+    if not TASKS[made.task_type].has_window:
+        return
+    window, why = (made.repainting_start, made.repainting_end), "all of it is made anew"
+    if song.as_source().latents is not None and not keeps_samples(made):
+        window, why = (0.0, None), "the new song is made from the latents, which do not fade"
     for name, seconds in song.fades.made_anew(*window):
-        draft.take(name, seconds, f"of {song.name}: all of it is made anew")
+        draft.take(name, seconds, f"of {song.name}: {why}")
     given, before = draft.asked.model_fields_set, song.manifest.request
     draft.warnings += [warning for name, warning in song.fades.cut(*window) if name not in given]
     for name in _LATENT_CHANGES:

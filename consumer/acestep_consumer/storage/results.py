@@ -44,7 +44,10 @@ T = TypeVar("T")
 MANIFEST: Final = "manifest.json"
 CHILDREN: Final = "children"
 """Folder below a task's, with a small object for each task whose songs come from its songs, named after it."""
-NO_BUCKET: Final = "correct ACESTEP_S3_BUCKET, create the bucket, or set ACESTEP_S3_CREATE_BUCKET=true"
+NO_BUCKET: Final = (
+    "correct ACESTEP_S3_BUCKET (ACESTEP_S3_ENDPOINT is without its name), create the bucket, or set "
+    "ACESTEP_S3_CREATE_BUCKET=true"
+)
 
 _log = structlog.get_logger()
 _TASK_ID: Final = re.compile(TASK_ID_PATTERN)

@@ -30,7 +30,7 @@ class Consumers:
         return sum(self.held.values()) + self.gone.total()
 
     def arrange(self, targets: dict[str, int]) -> None:
-        """Make moves until there is none, never letting more come than may be in hand."""
+        """Make moves until there is none, never letting more come than may be unacknowledged."""
         for _ in range(1_000):
             tag = next_stop(self.shares, self.gone, targets, self.most)
             if tag is None:
@@ -72,7 +72,7 @@ def test_more_room_is_one_more_consumer_for_the_difference() -> None:
     assert next_start({"a": PrefetchShare(MAIN, 2)}, {}, {MAIN: 5}, 5) == PrefetchShare(MAIN, 3)
 
 
-def test_what_a_cancelled_consumer_left_in_hand_takes_its_place_until_it_is_settled() -> None:
+def test_what_a_cancelled_consumer_left_unacknowledged_takes_its_place_until_it_is_settled() -> None:
     assert next_start({}, {MAIN: 4}, {SIDE: 2, MAIN: 2}, 4) is None
     assert next_start({}, {MAIN: 3}, {SIDE: 2, MAIN: 2}, 4) == PrefetchShare(SIDE, 1)
     assert next_start({"a": PrefetchShare(SIDE, 1)}, {MAIN: 2}, {SIDE: 2, MAIN: 2}, 4) == PrefetchShare(SIDE, 1)
@@ -85,7 +85,7 @@ def test_the_youngest_consumer_of_a_queue_that_may_hold_too_much_goes_first() ->
     assert next_stop(shares, {}, {SIDE: 1, MAIN: 3}, 4) is None
 
 
-def test_what_another_queue_left_in_hand_counts_too() -> None:
+def test_what_another_queue_left_unacknowledged_counts_too() -> None:
     assert next_stop({"a": PrefetchShare(MAIN, 1)}, {SIDE: 1}, {SIDE: 0, MAIN: 1}, 1) == "a"
 
 

@@ -33,6 +33,7 @@ from acestep_consumer.broker.topology import (
 from acestep_consumer.broker.versions import ack_timeout_warning
 from acestep_consumer.commands.doctor import machine
 from acestep_consumer.commands.doctor.broker import (
+    TierQueueDifference,
     clock,
     judge_acks,
     judge_bindings,
@@ -254,11 +255,37 @@ def test_a_busy_worker_that_only_consumes_the_notices_takes_what_waits() -> None
 
 
 def test_queues_of_tiers_that_are_missing_are_named_and_what_waits_in_them_is_counted() -> None:
-    found = judge_tiers({"acestep.generate.tier1": QueueDepth(0, 0), "acestep.generate.tier2": None})
+    settings = without_policy()
+    found = judge_tiers({"acestep.generate.tier1": QueueDepth(0, 0), "acestep.generate.tier2": None}, [], settings)
     assert (found.level, found.said) == ("warn", "missing: acestep.generate.tier2")
     assert "declares them when it starts" in (found.fix or "")
-    found = judge_tiers({"acestep.generate.tier1": QueueDepth(0, 0), "acestep.generate.tier2": QueueDepth(3, 1)})
+    depths = {"acestep.generate.tier1": QueueDepth(0, 0), "acestep.generate.tier2": QueueDepth(3, 1)}
+    found = judge_tiers(depths, [None, None], settings)
     assert (found.level, found.said) == ("ok", "all 2 exist; forwarded requests waiting: 3")
+
+
+@pytest.mark.parametrize(
+    ("limit", "settings", "said"),
+    [
+        (20, without_policy(), "for 20 messages"),
+        (300, without_policy(), "for 300 messages"),
+        (None, without_policy(), "without a limit"),
+        (20, with_policy(), "for 20 messages"),
+        (300, with_policy(), None),
+        (None, with_policy(), None),
+    ],
+)
+def test_a_queue_of_a_tier_with_another_limit_is_told_unless_the_policy_of_each_start_sets_it(
+    limit: int | None, settings: BrokerSettings, said: str | None
+) -> None:
+    found = judge_tiers(
+        {"acestep.generate.tier2": QueueDepth(0, 0)},
+        [TierQueueDifference("acestep.generate.tier2", limit)],
+        settings,
+    )
+    assert found.level == ("warn" if said else "ok")
+    assert (f"tier2 was declared {said}, and ACESTEP_QUEUE_MAXSIZE is 200" in found.said) == bool(said)
+    assert ("rabbitmqctl delete_queue -p / acestep.generate.tier2 --if-empty" in (found.fix or "")) == bool(said)
 
 
 # Clocks and storage

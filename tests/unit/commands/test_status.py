@@ -131,7 +131,7 @@ def test_without_the_management_api_the_bound_is_known_when_every_consumer_was_h
     assert status(0, 0).queue.bound == 200
 
 
-def test_without_the_management_api_the_workers_say_what_they_have_in_hand() -> None:
+def test_without_the_management_api_the_workers_say_how_many_jobs_they_run() -> None:
     heard = ObservedEvents(0.0)
     heard.add(announced("a", in_hand=3), 51)
     heard.add(announced("b", in_hand=1), 52)
@@ -171,7 +171,7 @@ def test_the_brokers_count_goes_before_the_workers_own() -> None:
     assert "(reported by workers)" not in shown(found)
 
 
-def test_a_worker_says_what_it_has_in_hand_by_the_latest_and_one_that_fell_silent_is_gone() -> None:
+def test_a_worker_says_how_many_jobs_it_runs_by_the_latest_and_one_that_fell_silent_is_gone() -> None:
     heard = ObservedEvents(0.0)
     heard.add(announced("a", in_hand=3), 40)
     heard.add(announced("b", in_hand=3), 40)

@@ -12,24 +12,24 @@ from hypothesis import strategies as st
 from acestep_consumer.concurrency.locks import KeyedLock, SharedLock
 
 
-class Guests:
-    """Send coroutines into a room, and see who is inside."""
+class LockUsers:
+    """Coroutines that acquire a shared lock, and which of them hold it."""
 
     def __init__(self) -> None:
-        self.room = SharedLock()
-        self.inside: list[str] = []
-        self.came: list[str] = []
-        self._doors: dict[str, asyncio.Event] = {}
+        self.lock = SharedLock()
+        self.holding: list[str] = []
+        self.acquired: list[str] = []
+        self._releases: dict[str, asyncio.Event] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    async def send(self, name: str) -> None:
-        """Let one in, or wait; names that begin with "alone" want to be."""
-        self._doors[name] = asyncio.Event()
-        self._tasks[name] = asyncio.create_task(self._visit(name))
+    async def acquire(self, name: str) -> None:
+        """Acquire the lock, or wait; names that begin with "alone" acquire it exclusively."""
+        self._releases[name] = asyncio.Event()
+        self._tasks[name] = asyncio.create_task(self._hold(name))
         await self.settle()
 
-    async def call_out(self, name: str) -> None:
-        self._doors[name].set()
+    async def release(self, name: str) -> None:
+        self._releases[name].set()
         await self.settle()
 
     async def cancel(self, name: str) -> None:
@@ -46,60 +46,60 @@ class Guests:
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
-    async def _visit(self, name: str) -> None:
+    async def _hold(self, name: str) -> None:
         alone = name.startswith("alone")
-        async with self.room.alone() if alone else self.room.shared():
-            assert not self.inside or not (alone or self.inside[0].startswith("alone")), (name, self.inside)
-            self.inside.append(name)
-            self.came.append(name)
+        async with self.lock.alone() if alone else self.lock.shared():
+            assert not self.holding or not (alone or self.holding[0].startswith("alone")), (name, self.holding)
+            self.holding.append(name)
+            self.acquired.append(name)
             try:
-                await self._doors[name].wait()
+                await self._releases[name].wait()
             finally:
-                self.inside.remove(name)
+                self.holding.remove(name)
 
 
 @asynccontextmanager
-async def guests() -> AsyncIterator[Guests]:
-    visitors = Guests()
+async def lock_users() -> AsyncIterator[LockUsers]:
+    users = LockUsers()
     try:
-        yield visitors
+        yield users
     finally:
-        await visitors.close()
-        assert (visitors.room._inside, visitors.room._one_alone) == (0, False)
+        await users.close()
+        assert (users.lock._inside, users.lock._one_alone) == (0, False)
 
 
-async def test_many_share_the_room() -> None:
-    async with guests() as visitors:
+async def test_many_share_the_lock() -> None:
+    async with lock_users() as users:
         for name in "abc":
-            await visitors.send(name)
-        assert visitors.inside == ["a", "b", "c"]
+            await users.acquire(name)
+        assert users.holding == ["a", "b", "c"]
 
 
 async def test_one_who_wants_to_be_alone_waits_for_all_and_then_goes_before_the_others() -> None:
-    async with guests() as visitors:
+    async with lock_users() as users:
         for name in ("a", "b", "alone 1", "c", "alone 2"):
-            await visitors.send(name)
-        assert visitors.inside == ["a", "b"]
-        await visitors.call_out("a")
-        assert visitors.inside == ["b"]
+            await users.acquire(name)
+        assert users.holding == ["a", "b"]
+        await users.release("a")
+        assert users.holding == ["b"]
         for leaving, found in (("b", "alone 1"), ("alone 1", "alone 2"), ("alone 2", "c")):
-            await visitors.call_out(leaving)
-            assert visitors.inside == [found]
+            await users.release(leaving)
+            assert users.holding == [found]
 
 
-async def test_one_who_goes_from_company_to_being_alone_is_not_overtaken_by_newcomers() -> None:
-    room, order = SharedLock(), []
+async def test_one_who_goes_from_sharing_to_being_alone_is_not_overtaken_by_newcomers() -> None:
+    lock, order = SharedLock(), []
 
     async def suspect(name: str) -> None:
-        async with room.shared():
+        async with lock.shared():
             await asyncio.sleep(0)
-        async with room.alone():
+        async with lock.alone():
             order.append(name)
             await asyncio.sleep(0)
 
     async def newcomer() -> None:
         await asyncio.sleep(0)
-        async with room.shared():
+        async with lock.shared():
             order.append("newcomer")
 
     await asyncio.gather(suspect("first"), suspect("second"), newcomer())
@@ -107,32 +107,32 @@ async def test_one_who_goes_from_company_to_being_alone_is_not_overtaken_by_newc
 
 
 async def test_who_gives_up_waiting_to_be_alone_no_longer_holds_the_others_up() -> None:
-    async with guests() as visitors:
+    async with lock_users() as users:
         for name in ("a", "alone", "b"):
-            await visitors.send(name)
-        await visitors.cancel("alone")
-        assert visitors.inside == ["a", "b"]
+            await users.acquire(name)
+        await users.cancel("alone")
+        assert users.holding == ["a", "b"]
 
 
 async def test_who_is_cancelled_just_when_its_turn_came_gives_the_place_back() -> None:
-    room = SharedLock()
-    async with room.alone():
-        waiting = asyncio.create_task(room.alone().__aenter__())
+    lock = SharedLock()
+    async with lock.alone():
+        waiting = asyncio.create_task(lock.alone().__aenter__())
         await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    async with asyncio.timeout(1), room.alone():
+    async with asyncio.timeout(1), lock.alone():
         pass
 
 
 async def test_a_visit_that_ends_badly_frees_the_room() -> None:
-    room = SharedLock()
-    for visit in (room.shared, room.alone):
+    lock = SharedLock()
+    for visit in (lock.shared, lock.alone):
         with pytest.raises(RuntimeError):
             async with visit():
                 raise RuntimeError
-    async with asyncio.timeout(1), room.alone():
+    async with asyncio.timeout(1), lock.alone():
         pass
 
 
@@ -148,37 +148,37 @@ def test_whatever_happens_nobody_meets_one_who_is_alone_and_nobody_waits_for_not
 
 
 async def play(steps: list[tuple[str, int]]) -> None:
-    async with guests() as visitors:
+    async with lock_users() as users:
         present: list[str] = []
         for number, (step, which) in enumerate(steps):
             if step in {"share", "alone"}:
                 present.append(f"{step} {number}")
-                await visitors.send(present[-1])
+                await users.acquire(present[-1])
             elif step == "cancel" and present:
-                await visitors.cancel(present.pop(which % len(present)))
-            elif step == "leave" and visitors.inside:
-                present.remove(name := visitors.inside[which % len(visitors.inside)])
-                await visitors.call_out(name)
-            assert_fair(visitors, present)
+                await users.cancel(present.pop(which % len(present)))
+            elif step == "leave" and users.holding:
+                present.remove(name := users.holding[which % len(users.holding)])
+                await users.release(name)
+            assert_fair(users, present)
         while present:
-            assert visitors.inside, f"all wait for nothing: {present}"
-            present.remove(name := visitors.inside[0])
-            await visitors.call_out(name)
-            assert_fair(visitors, present)
+            assert users.holding, f"all wait for nothing: {present}"
+            present.remove(name := users.holding[0])
+            await users.release(name)
+            assert_fair(users, present)
 
 
-def assert_fair(visitors: Guests, present: list[str]) -> None:
+def assert_fair(users: LockUsers, present: list[str]) -> None:
     """Inside is one alone, or some in company; who waits waits for a reason; each line is served in its order."""
-    waiting = [name for name in present if name not in visitors.inside]
-    alone = [name for name in visitors.inside if name.startswith("alone")]
+    waiting = [name for name in present if name not in users.holding]
+    alone = [name for name in users.holding if name.startswith("alone")]
     assert len(alone) <= 1
-    assert not alone or len(visitors.inside) == 1
+    assert not alone or len(users.holding) == 1
     if waiting:
-        assert visitors.inside
+        assert users.holding
     if any(name.startswith("share") for name in waiting):
         assert alone or any(name.startswith("alone") for name in waiting)
     for kind in ("alone", "share"):
-        came = [int(name.split()[1]) for name in visitors.came if name.startswith(kind)]
+        came = [int(name.split()[1]) for name in users.acquired if name.startswith(kind)]
         assert came == sorted(came)
 
 

@@ -10,6 +10,7 @@ from typing import get_args
 import pytest
 from pydantic import AliasChoices
 
+from acestep_consumer.client import Client
 from acestep_consumer.config.settings import SECRETS, SECTIONS, SettingsError, describe, known_variables, load
 from acestep_consumer.config.upstream_settings import RENAMED, WITHOUT_EFFECT
 from acestep_schemas.request import AudioFormat
@@ -73,6 +74,13 @@ def test_the_command_line_beats_the_environment_beats_the_file(tmp_path: Path) -
 def test_an_unknown_variable_stops_the_start_with_a_suggestion() -> None:
     with pytest.raises(SettingsError, match=r"ACESTEP_QUEUE_MAXSIZ is not a setting.*mean ACESTEP_QUEUE_MAXSIZE"):
         load({"ACESTEP_QUEUE_MAXSIZ": "5"}, None)
+
+
+@pytest.mark.parametrize("name", ["acestep_queue_maxsize", "ACE_STEP_QUEUE_MAXSIZE", "ACESTP_QUEUE_MAXSIZE"])
+def test_a_variable_with_a_mistake_in_its_prefix_stops_the_start_too(name: str) -> None:
+    with pytest.raises(SettingsError, match=rf"{name} is not a setting.*mean ACESTEP_QUEUE_MAXSIZE"):
+        load({name: "5"}, None)
+    load({"ACE_EDITOR_FONT": "5", "ACESULFAME": "5"}, None)
 
 
 def test_every_problem_is_listed_at_once() -> None:
@@ -299,10 +307,38 @@ def test_a_heartbeat_that_aiormq_would_turn_off_in_silence_is_refused(heartbeat:
         load({"ACESTEP_AMQP_URL": f"amqp://host/?heartbeat={heartbeat}"}, None)
 
 
-@pytest.mark.parametrize("name", ["Heartbeat", "heartbeats", "heart_beat"])
-def test_a_heartbeat_whose_name_aiormq_would_not_read_is_refused(name: str) -> None:
-    with pytest.raises(SettingsError, match=r"ACESTEP_AMQP_URL: .*heartbeat in the URL must be a whole number"):
-        load({"ACESTEP_AMQP_URL": f"amqp://host/?{name}=30"}, None)
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("hearbeat", "heartbeat"), ("Heartbeat", "heartbeat"), ("heart_beat", "heartbeat"), ("ca_file", "cafile"),
+        ("cacertfile", "cafile"), ("key-file", "keyfile"), ("no_ssl_verify", "no_verify_ssl"),
+    ],
+)  # fmt: skip
+def test_a_misspelled_parameter_of_the_url_is_named_with_the_one_that_is_meant(given: str, meant: str) -> None:
+    with pytest.raises(SettingsError, match=rf"ACESTEP_AMQP_URL: .*parameter {given} is unknown; did you mean {meant}"):
+        load({"ACESTEP_AMQP_URL": f"amqp://a/,amqp://b/?{given}=30"}, None)
+    with pytest.raises(ValueError, match=f"did you mean {meant}"):
+        Client(f"amqp://host/?{given}=30")
+
+
+@pytest.mark.parametrize(
+    ("parameter", "words"),
+    [
+        ("no_verify_ssl=false", "no_verify_ssl in the URL must be 0, or 1 to accept any certificate"),
+        ("no_verify_ssl=", "no_verify_ssl in the URL must be 0"),
+        ("happy_eyeballs_delay=soon", "must be numbers"),
+    ],
+)
+def test_a_parameter_of_the_url_that_would_be_misread_is_refused(parameter: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=f"ACESTEP_AMQP_URL: .*{words}"):
+        load({"ACESTEP_AMQP_URL": f"amqps://host/?{parameter}"}, None)
+
+
+def test_parameters_of_other_amqp_libraries_are_told_and_stop_nobody() -> None:
+    """A producer in another language may have the same URL."""
+    url = "amqp://host/?heartbeat=30&connection_attempts=3&cafile=/a.pem&blocked_connection_timeout=300"
+    broker = load({"ACESTEP_AMQP_URL": url}, None).broker
+    assert broker.unread_parameters == ("blocked_connection_timeout", "connection_attempts")
 
 
 @pytest.mark.parametrize("heartbeat", ["0", "1", "65534"])
@@ -323,9 +359,11 @@ def test_a_login_may_be_longer_than_a_host_name() -> None:
         assert login in load(urls, None).broker.url.get_secret_value()
 
 
-@pytest.mark.parametrize("name", ["so/ngs", "so", "a" * 64, "song s", "s3://songs"])
+@pytest.mark.parametrize("name", ["so/ngs", "so", "a" * 64, "song s"])
 def test_a_bucket_name_that_cannot_be_is_refused_wherever_it_is_set(name: str) -> None:
     for variable in ("ACESTEP_S3_BUCKET", "ACESTEP_INPUT_BUCKETS"):
+        with pytest.raises(SettingsError, match=f"^{variable}: .*without s3://"):
+            load({variable: "s3://songs"}, None)
         with pytest.raises(SettingsError, match=f"^{variable}: .*must be 3 to 63 letters"):
             load({variable: name}, None)
     assert load({"ACESTEP_S3_BUCKET": "Songs_2026.eu-1"}, None).storage.bucket == "Songs_2026.eu-1"

@@ -18,7 +18,7 @@ from acestep_consumer.domain.edits import (
 from acestep_consumer.domain.errors import InvalidRequest
 from acestep_consumer.domain.job import StoredObject, Track
 from acestep_consumer.domain.tasks import TRACK_CLASSES
-from acestep_schemas.events import Candidate, LyricLine, Metas
+from acestep_schemas.events import Candidate, FileObject, LyricLine, Metas, SongFiles
 from acestep_schemas.request import GenerationRequest, parse_request
 from tests.support.jobs import make_job, make_manifest
 
@@ -178,6 +178,54 @@ def test_the_fade_out_of_a_song_is_taken_over_where_all_of_it_is_made_anew(
     assert (made.request.repainting_start, made.request.repainting_end) == window
     assert (made.request.fade_in_duration, made.request.fade_out_duration) == (0.0, fade_out)
     assert not made.warnings
+
+
+def with_latents(found: FoundSong) -> FoundSong:
+    uri = "s3://acestep/jobs/first/0.latents.safetensors"
+    files = SongFiles(latents=FileObject(uri=uri, content_type="", bytes=1, sha256="0"))
+    audios = tuple(audio.model_copy(update={"files": files}) for audio in found.manifest.audios)
+    return FoundSong(found.manifest.model_copy(update={"audios": audios}), found.index)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"task_type": "repaint", "repainting_start": 8, "repainting_end": 9},
+        {"task_type": "repaint", "repainting_start": 16, "repainting_end": 18},
+        {"task_type": "lego", "repainting_start": 8, "repainting_end": 9},
+        {"extend_right_s": 10},
+        {"extend_left_s": 10},
+        {"replace_lines": {"I saw you": "I see you"}},
+    ],
+)
+def test_a_song_that_is_decoded_throughout_from_latents_fades_as_the_song_they_are_of(edit: dict[str, Any]) -> None:
+    """The latents are those before the fades, and an aggressive repaint keeps no samples of the file."""
+    asked: dict[str, Any] = {"source_task_id": "first", "repaint_mode": "aggressive", **edit}
+    found = resolve(request(**asked), with_latents(song(fade_in_duration=3, fade_out_duration=5)))
+    assert (found.request.fade_in_duration, found.request.fade_out_duration) == (3.0, 5.0)
+    assert not found.warnings
+    because = {edit.because for edit in found.edits if edit.field.startswith("fade_")}
+    assert because == {"of song 0 of first: the new song is made from the latents, which do not fade"}
+    own = resolve(request(**asked, fade_in_duration=0), with_latents(song(fade_in_duration=3)))
+    assert own.request.fade_in_duration == 0.0
+
+
+@pytest.mark.parametrize(
+    "kept", [{}, {"repaint_strength": 1}, {"repaint_mode": "aggressive", "repaint_wav_crossfade_sec": 0}]
+)
+def test_a_song_that_keeps_samples_of_the_file_does_not_fade_twice(kept: dict[str, Any]) -> None:
+    window: dict[str, Any] = {"task_type": "repaint", "repainting_start": 8, "repainting_end": 9}
+    asked = request(source_task_id="first", **window, **kept)
+    found = resolve(asked, with_latents(song(fade_in_duration=3, fade_out_duration=5)))
+    assert (found.request.fade_in_duration, found.request.fade_out_duration) == (0.0, 0.0)
+
+
+def test_a_track_that_is_added_to_a_part_fades_where_the_song_does() -> None:
+    window: dict[str, Any] = {"task_type": "lego", "repainting_start": 12}
+    found = resolve(request(source_task_id="first", **window), song(fade_out_duration=5))
+    assert (found.request.fade_out_duration, found.request.prompt) == (5.0, "")
+    (warning,) = resolve(request(source_task_id="first", **window), song(fade_out_duration=10)).warnings
+    assert warning.startswith("the song fades in its last 10 s, of which 8 s are made anew")
 
 
 def test_an_extension_says_that_it_makes_the_fade_of_the_song_anew() -> None:

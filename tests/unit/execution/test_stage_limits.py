@@ -21,7 +21,7 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-class Line:
+class GateOrder:
     """Jobs at a gate, by name, in the order in which they got in."""
 
     def __init__(self, gate: StageGate) -> None:
@@ -39,7 +39,7 @@ class Line:
 
 
 async def test_a_gate_lets_in_what_fits_and_the_rest_by_rank_as_places_become_free() -> None:
-    line = Line(StageGate(lambda: 3))
+    line = GateOrder(StageGate(lambda: 3))
     for name, rank in (("a", 0), ("b", 0), ("c", 0), ("d", 5), ("e", 4), ("f", 4), ("g", -1)):
         await line.arrive(name, rank=rank)
     assert (line.inside, line.gate.waiting, line.gate.jobs, line.gate.limit) == (["a", "b", "c"], 4, 3, 3)
@@ -50,7 +50,7 @@ async def test_a_gate_lets_in_what_fits_and_the_rest_by_rank_as_places_become_fr
 
 
 async def test_weights_count_but_two_jobs_get_in_whatever_they_weigh() -> None:
-    line = Line(StageGate(lambda: 10))
+    line = GateOrder(StageGate(lambda: 10))
     await line.arrive("heavy", 50)
     await line.arrive("heavy too", 50)
     await line.arrive("light", 1)
@@ -65,7 +65,7 @@ async def test_weights_count_but_two_jobs_get_in_whatever_they_weigh() -> None:
 
 
 async def test_a_job_that_is_cancelled_while_it_waits_or_as_it_gets_in_leaves_nothing_behind() -> None:
-    line = Line(StageGate(lambda: 2))
+    line = GateOrder(StageGate(lambda: 2))
     for name in "abcd":
         await line.arrive(name)
     line.tasks["c"].cancel()

@@ -109,7 +109,7 @@ def test_durations_that_say_nothing_are_an_error(text: str, tmp_path: Path) -> N
 
 
 def test_a_plan_becomes_a_full_worker_that_makes_as_many_songs(tmp_path: Path) -> None:
-    """30 songs a minute in requests of 2 are 15 requests a minute: with 8 in hand, each takes 32 s."""
+    """30 songs a minute in requests of 2 are 15 requests a minute: with 8 running, each takes 32 s."""
     services = read_plan(written(tmp_path, json.dumps(PLAN)))
     assert (services.seconds, services.in_hand) == ((32.0,), 8)
     assert "UNKNOWN" not in services.rests_on

@@ -99,7 +99,7 @@ class TestFolder:
             LoraFolder(None, 100).find("jazz")
 
 
-class Shop:
+class LoraSource:
     """Where LoRAs are fetched; it counts."""
 
     def __init__(self, *, wait: asyncio.Event | None = None, error: ConsumerError | None = None) -> None:
@@ -107,7 +107,7 @@ class Shop:
         self.wait = wait
         self.error = error
 
-    def sells(self, name: str) -> Callable[[Path], Awaitable[None]]:
+    def fetch_of(self, name: str) -> Callable[[Path], Awaitable[None]]:
         async def fetch(folder: Path) -> None:
             self.fetched.append(name)
             (folder / "lora.safetensors").write_text(name)
@@ -135,43 +135,45 @@ def remove(root: Path, pattern: str) -> None:
 
 class TestCache:
     async def test_the_least_recently_used_one_leaves(self, tmp_path: Path) -> None:
-        cache, shop = LoraCache(size=2), Shop()
+        cache, source = LoraCache(size=2), LoraSource()
         for number, name in enumerate("abacab"):
-            await cache.provide(name, job_folder(tmp_path, str(number)), shop.sells(name))
-        assert shop.fetched == ["a", "b", "c", "b"]
+            await cache.provide(name, job_folder(tmp_path, str(number)), source.fetch_of(name))
+        assert source.fetched == ["a", "b", "c", "b"]
         assert kept(tmp_path) == ["a", "b"]
 
     async def test_a_job_keeps_its_own_when_the_cache_lets_go(self, tmp_path: Path) -> None:
-        cache, shop = LoraCache(size=1), Shop()
+        cache, source = LoraCache(size=1), LoraSource()
         mine = job_folder(tmp_path, "1")
-        await cache.provide("a", mine, shop.sells("a"))
-        await cache.provide("b", job_folder(tmp_path, "2"), shop.sells("b"))
+        await cache.provide("a", mine, source.fetch_of("a"))
+        await cache.provide("b", job_folder(tmp_path, "2"), source.fetch_of("b"))
         assert kept(tmp_path) == ["b"]
         assert (mine / "lora.safetensors").read_text() == "a"
 
     async def test_jobs_that_come_together_wait_for_one_fetch(self, tmp_path: Path) -> None:
         arrived = asyncio.Event()
-        cache, shop = LoraCache(), Shop(wait=arrived)
+        cache, source = LoraCache(), LoraSource(wait=arrived)
         jobs = [
-            asyncio.create_task(cache.provide("a", job_folder(tmp_path, str(job)), shop.sells("a"))) for job in range(3)
+            asyncio.create_task(cache.provide("a", job_folder(tmp_path, str(job)), source.fetch_of("a")))
+            for job in range(3)
         ]
         asyncio.get_running_loop().call_later(0.01, arrived.set)
         await asyncio.gather(*jobs)
-        assert shop.fetched == ["a"]
+        assert source.fetched == ["a"]
 
     async def test_a_fetch_that_fails_leaves_nothing_and_is_tried_again_by_the_next_job(self, tmp_path: Path) -> None:
         cache = LoraCache()
         with pytest.raises(InputUnreadable):
-            await cache.provide("a", job_folder(tmp_path, "1"), Shop(error=InputUnreadable("gone")).sells("a"))
+            await cache.provide("a", job_folder(tmp_path, "1"), LoraSource(error=InputUnreadable("gone")).fetch_of("a"))
         assert kept(tmp_path) == []
-        await cache.provide("a", job_folder(tmp_path, "2"), Shop().sells("a"))
+        await cache.provide("a", job_folder(tmp_path, "2"), LoraSource().fetch_of("a"))
         assert kept(tmp_path) == ["a"]
 
     async def test_a_job_that_is_cancelled_does_not_take_the_others_lora_away(self, tmp_path: Path) -> None:
         arrived = asyncio.Event()
-        cache, shop = LoraCache(), Shop(wait=arrived)
+        cache, source = LoraCache(), LoraSource(wait=arrived)
         first, second = (
-            asyncio.create_task(cache.provide("a", job_folder(tmp_path, name), shop.sells("a"))) for name in ("1", "2")
+            asyncio.create_task(cache.provide("a", job_folder(tmp_path, name), source.fetch_of("a")))
+            for name in ("1", "2")
         )
         await asyncio.sleep(0)
         first.cancel()
@@ -182,14 +184,14 @@ class TestCache:
         assert kept(tmp_path) == ["a"]
 
     async def test_a_cached_one_that_was_removed_is_fetched_again(self, tmp_path: Path) -> None:
-        cache, shop = LoraCache(), Shop()
-        await cache.provide("a", job_folder(tmp_path, "1"), shop.sells("a"))
+        cache, source = LoraCache(), LoraSource()
+        await cache.provide("a", job_folder(tmp_path, "1"), source.fetch_of("a"))
         for number, gone in enumerate((".loras/*/lora.safetensors", ".loras/*", ".loras"), start=2):
             remove(tmp_path, gone)
             target = job_folder(tmp_path, str(number))
-            await cache.provide("a", target, shop.sells("a"))
+            await cache.provide("a", target, source.fetch_of("a"))
             assert (target / "lora.safetensors").read_text() == "a"
-        assert shop.fetched == ["a"] * 4
+        assert source.fetched == ["a"] * 4
 
     async def test_files_are_copied_and_removed_beside_the_event_loop(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -207,9 +209,9 @@ class TestCache:
         monkeypatch.setattr("os.link", Mock(side_effect=PermissionError("no links here")))
         monkeypatch.setattr("shutil.copyfile", noting(shutil.copyfile))
         monkeypatch.setattr("shutil.rmtree", noting(shutil.rmtree))
-        cache, shop = LoraCache(size=1), Shop()
+        cache, source = LoraCache(size=1), LoraSource()
         for name in "ab":
-            await cache.provide(name, job_folder(tmp_path, name), shop.sells(name))
+            await cache.provide(name, job_folder(tmp_path, name), source.fetch_of(name))
         assert threads
         assert threading.get_ident() not in threads
 
@@ -221,7 +223,7 @@ class TestCache:
         full = OSError(errno.ENOSPC, "No space left on device")
         monkeypatch.setattr("shutil.copyfile", Mock(side_effect=full))
         with pytest.raises(OSError, match="No space left") as caught:
-            await LoraCache().provide("a", job_folder(tmp_path, "1"), Shop().sells("a"))
+            await LoraCache().provide("a", job_folder(tmp_path, "1"), LoraSource().fetch_of("a"))
         assert DiskFull.caused(caught.value)
 
     async def test_folders_are_made_beside_the_event_loop(
@@ -235,7 +237,7 @@ class TestCache:
 
         target = job_folder(tmp_path, "1")
         monkeypatch.setattr(Path, "mkdir", noting)
-        await LoraCache().provide("a", target, Shop().sells("a"))
+        await LoraCache().provide("a", target, LoraSource().fetch_of("a"))
         assert threads
         assert threading.get_ident() not in threads
 
@@ -251,7 +253,7 @@ class TestCache:
 
         monkeypatch.setattr("os.link", slow)
         target = job_folder(tmp_path, "1")
-        job = asyncio.create_task(LoraCache().provide("a", target, Shop().sells("a")))
+        job = asyncio.create_task(LoraCache().provide("a", target, LoraSource().fetch_of("a")))
         assert await asyncio.to_thread(copying.wait, 20)
         job.cancel()
         await asyncio.sleep(0.05)
@@ -267,7 +269,7 @@ class TestCache:
 
         monkeypatch.setattr("os.link", refuse)
         target = job_folder(tmp_path, "1")
-        await LoraCache().provide("a", target, Shop().sells("a"))
+        await LoraCache().provide("a", target, LoraSource().fetch_of("a"))
         assert (target / "lora.safetensors").read_text() == "a"
 
 

@@ -47,12 +47,12 @@ COUNTERS = {"acestep_memory_squeezes_total"}
 
 
 @dataclass
-class Hands:
+class FakeConsumer:
     in_hand: int = 3
     prefetch: int = 8
 
 
-def metrics(usage: DeviceUsage, consumer: Hands | None) -> Metrics:
+def metrics(usage: DeviceUsage, consumer: FakeConsumer | None) -> Metrics:
     return Metrics(lambda: worker_metrics(consumer, 200), lambda: renderer_metrics(usage))
 
 
@@ -69,7 +69,7 @@ def half_idle() -> DeviceUsage:
 
 
 def test_a_page_shows_the_worker_and_its_device() -> None:
-    found = samples(metrics(half_idle(), Hands()))
+    found = samples(metrics(half_idle(), FakeConsumer()))
     assert found.pop("acestep_gpu_idle_ratio") == pytest.approx(0.5, abs=0.05)
     assert found == {
         "acestep_vram_used_bytes": 12.5 * 2**30,
@@ -97,7 +97,7 @@ def test_a_device_without_memory_of_its_own_shows_none() -> None:
 
 def test_counters_do_not_fall_when_the_process_is_replaced() -> None:
     usage = half_idle()
-    page = metrics(usage, Hands())
+    page = metrics(usage, FakeConsumer())
     before = samples(page)
     usage.process_gone()
     after = samples(page)
@@ -211,12 +211,12 @@ def test_openmetrics_is_spoken_to_who_asks_for_it() -> None:
 
 
 def test_two_workers_in_one_process_do_not_meet() -> None:
-    one, other = metrics(DeviceUsage(), Hands(prefetch=1)), metrics(DeviceUsage(), Hands(prefetch=2))
+    one, other = metrics(DeviceUsage(), FakeConsumer(prefetch=1)), metrics(DeviceUsage(), FakeConsumer(prefetch=2))
     assert (samples(one)["acestep_workers"], samples(other)["acestep_workers"]) == (1, 2)
 
 
 async def test_the_page_is_served_next_to_the_health_pages() -> None:
-    page = metrics(half_idle(), Hands())
+    page = metrics(half_idle(), FakeConsumer())
     async with HealthServer({}, page.render, "127.0.0.1", 0) as health, ClientSession() as client:
         async with client.get(f"http://127.0.0.1:{health.port}/metrics") as answer:
             assert answer.status == 200

@@ -117,7 +117,7 @@ def test_a_broken_promise_is_found_and_named(rule: str, evidence: dict[str, Any]
     assert rule in rules(**evidence)
 
 
-def test_the_broker_may_give_up_a_request_with_an_expiration_that_a_worker_has_in_hand() -> None:
+def test_the_broker_may_give_up_a_request_with_an_expiration_that_a_worker_has_not_acknowledged() -> None:
     assert rules(submissions=sent(sort=Sort.EXPIRING), dead=["a"]) == []
 
 

@@ -32,10 +32,10 @@ def test_all_faults_are_over_when_the_run_is(seed: int) -> None:
 def test_one_wire_has_one_fault_at_a_time(seed: int) -> None:
     by_target: dict[object, list[Fault]] = {}
     for fault in plan(seed, MINUTES_10, PAUSE_S):
-        by_target.setdefault((fault.kind.target, fault.seat), []).append(fault)
+        by_target.setdefault((fault.kind.target, fault.slot), []).append(fault)
     for faults in by_target.values():
         assert all(earlier.at_s + earlier.lasts_s <= later.at_s for earlier, later in pairwise(faults))
 
 
 def test_the_broker_is_nobodys_alone() -> None:
-    assert all((fault.seat is None) == (fault.kind.target == "broker") for fault in plan(1, MINUTES_10, PAUSE_S))
+    assert all((fault.slot is None) == (fault.kind.target == "broker") for fault in plan(1, MINUTES_10, PAUSE_S))

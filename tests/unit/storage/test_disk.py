@@ -29,7 +29,7 @@ GIB = 1 << 30
 
 
 @dataclass
-class Place:
+class FakeScratch:
     """A scratch folder that cannot be had while ``error`` is set."""
 
     folder: Path
@@ -46,12 +46,12 @@ class Place:
 
 
 @dataclass
-class Scene:
+class Scenario:
     """A disk whose free space a test sets, and the changes that its guard reported."""
 
     disk: DiskGuard
     changes: list[bool]
-    place: "Place"
+    place: "FakeScratch"
     space: list[DiskSpace] = field(default_factory=lambda: [DiskSpace(100 * GIB, 50 * GIB)])
 
     async def check(self, free_gb: float) -> list[bool]:
@@ -61,63 +61,65 @@ class Scene:
 
 
 @pytest.fixture
-def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
+def scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scenario:
     changes: list[bool] = []
 
     async def on_change(full: bool) -> None:  # noqa: FBT001 - a callback's one argument
         changes.append(full)
 
-    place = Place(tmp_path)
-    made = Scene(DiskGuard(place, lambda: 1.0, on_change, first_pause_s=0.1), changes, place)
+    place = FakeScratch(tmp_path)
+    made = Scenario(DiskGuard(place, lambda: 1.0, on_change, first_pause_s=0.1), changes, place)
     monkeypatch.setattr(DiskSpace, "of", lambda _: made.space[0])
     return made
 
 
-async def test_less_than_the_minimum_stops_and_a_little_more_resumes_and_each_is_reported_once(scene: Scene) -> None:
-    assert await scene.check(50) == []
-    assert await scene.check(0.99) == [True]
-    assert await scene.check(0.5) == [True]
-    assert await scene.check(1.01) == [True], "not at the first byte: it would go back and forth"
-    assert await scene.check(1.2) == [True, False]
+async def test_less_than_the_minimum_stops_and_a_little_more_resumes_and_each_is_reported_once(
+    scenario: Scenario,
+) -> None:
+    assert await scenario.check(50) == []
+    assert await scenario.check(0.99) == [True]
+    assert await scenario.check(0.5) == [True]
+    assert await scenario.check(1.01) == [True], "not at the first byte: it would go back and forth"
+    assert await scenario.check(1.2) == [True, False]
 
 
-async def test_a_quarter_of_a_small_disk_is_enough(scene: Scene) -> None:
-    scene.space[0] = DiskSpace(2 * GIB, 2 * GIB)
-    assert await scene.check(0.51) == []
-    assert await scene.check(0.49) == [True]
+async def test_a_quarter_of_a_small_disk_is_enough(scenario: Scenario) -> None:
+    scenario.space[0] = DiskSpace(2 * GIB, 2 * GIB)
+    assert await scenario.check(0.51) == []
+    assert await scenario.check(0.49) == [True]
 
 
-async def test_a_failed_write_stops_whatever_is_reported_as_free(scene: Scene) -> None:
+async def test_a_failed_write_stops_whatever_is_reported_as_free(scenario: Scenario) -> None:
     """A quota is not seen in the free space of the disk."""
     with pytest.raises(DiskFull):
-        async with scene.disk.guarding():
+        async with scenario.disk.guarding():
             raise OSError(errno.EDQUOT, "quota")
-    assert scene.changes == [True]
-    assert await scene.check(50) == [True], "it pauses first"
+    assert scenario.changes == [True]
+    assert await scenario.check(50) == [True], "it pauses first"
 
     deadline = time.monotonic() + 20
-    while await scene.check(50) != [True, False]:
+    while await scenario.check(50) != [True, False]:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
 
 
-async def test_a_failure_that_a_full_disk_caused_requeues_the_job(scene: Scene) -> None:
+async def test_a_failure_that_a_full_disk_caused_requeues_the_job(scenario: Scenario) -> None:
     failure = RenderFailed("the encoder failed")
     failure.__cause__ = OSError(errno.ENOSPC, "no space left")
     with pytest.raises(DiskFull) as caught:
-        async with scene.disk.guarding():
+        async with scenario.disk.guarding():
             raise failure
     assert (caught.value.status, caught.value.verdict.value) == (None, "requeue")
-    assert scene.changes == [True]
+    assert scenario.changes == [True]
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EACCES, "no"), RenderFailed("no"), ValueError("bug")])
-async def test_other_failures_stay_what_they_are(scene: Scene, error: Exception) -> None:
+async def test_other_failures_stay_what_they_are(scenario: Scenario, error: Exception) -> None:
     with pytest.raises(type(error)) as caught:
-        async with scene.disk.guarding():
+        async with scenario.disk.guarding():
             raise error
     assert caught.value is error
-    assert scene.changes == []
+    assert scenario.changes == []
 
 
 def test_a_disk_that_may_have_no_more_files_has_nothing_free(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -135,23 +137,23 @@ def test_a_disk_that_may_have_no_more_files_has_nothing_free(monkeypatch: pytest
     assert DiskSpace.of(tmp_path) == DiskSpace(1000 * 4096, 900 * 4096)
 
 
-async def test_a_jobs_folder_is_gone_with_what_it_holds_however_the_job_ends(scene: Scene) -> None:
-    async with scene.disk.job_folder("song") as folder:
+async def test_a_jobs_folder_is_gone_with_what_it_holds_however_the_job_ends(scenario: Scenario) -> None:
+    async with scenario.disk.job_folder("song") as folder:
         (folder / "deep").mkdir()
         (folder / "deep" / "file").write_text("x")
     with pytest.raises(RenderFailed):
-        async with scene.disk.job_folder("song"):
+        async with scenario.disk.job_folder("song"):
             raise RenderFailed("no")
 
     async def run() -> None:
-        async with scene.disk.job_folder("song"):
+        async with scenario.disk.job_folder("song"):
             await asyncio.Event().wait()
 
     running = asyncio.create_task(run())
     await asyncio.sleep(0.05)
     running.cancel()
     await asyncio.wait({running})
-    await eventually(lambda: not any(scene.place.folder.iterdir()))
+    await eventually(lambda: not any(scenario.place.folder.iterdir()))
 
 
 def hold_removals(monkeypatch: pytest.MonkeyPatch, then: Callable[[], None] = lambda: None) -> threading.Event:
@@ -167,125 +169,127 @@ def hold_removals(monkeypatch: pytest.MonkeyPatch, then: Callable[[], None] = la
     return go
 
 
-async def test_nobody_waits_until_a_jobs_folder_is_removed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nobody_waits_until_a_jobs_folder_is_removed(scenario: Scenario, monkeypatch: pytest.MonkeyPatch) -> None:
     """The manifest, the event and the ack come after it."""
     go = hold_removals(monkeypatch)
-    async with scene.disk.job_folder("song") as folder:
+    async with scenario.disk.job_folder("song") as folder:
         pass
     assert folder.is_dir()
     go.set()
     await eventually(lambda: not folder.exists())
 
 
-async def test_what_ended_jobs_still_hold_does_not_count_as_used(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_ended_jobs_still_hold_does_not_count_as_used(
+    scenario: Scenario, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def free() -> None:
-        scene.space[0] = DiskSpace(100 * GIB, 50 * GIB)
+        scenario.space[0] = DiskSpace(100 * GIB, 50 * GIB)
 
     async def job() -> None:
-        async with scene.disk.job_folder("song"):
+        async with scenario.disk.job_folder("song"):
             pass
 
     go = hold_removals(monkeypatch, free)
-    async with scene.disk.job_folder("large"):
-        scene.space[0] = DiskSpace(100 * GIB, 0)
+    async with scenario.disk.job_folder("large"):
+        scenario.space[0] = DiskSpace(100 * GIB, 0)
     running = asyncio.create_task(job())
-    await eventually(lambda: len(list(scene.place.folder.iterdir())) == 2)
+    await eventually(lambda: len(list(scenario.place.folder.iterdir())) == 2)
     assert not running.done(), "it waits for the room that the large one leaves"
     go.set()
     await running
-    assert scene.changes == []
+    assert scenario.changes == []
 
 
-async def test_a_job_stops_the_next_ones_when_less_than_the_minimum_is_free(scene: Scene) -> None:
-    scene.space[0] = DiskSpace(100 * GIB, 0)
-    async with scene.disk.job_folder("song") as folder:
+async def test_a_job_stops_the_next_ones_when_less_than_the_minimum_is_free(scenario: Scenario) -> None:
+    scenario.space[0] = DiskSpace(100 * GIB, 0)
+    async with scenario.disk.job_folder("song") as folder:
         assert folder.is_dir()
-        assert (scene.disk.full, scene.changes) == (True, [True])
+        assert (scenario.disk.full, scenario.changes) == (True, [True])
 
 
 @pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "no"), DiskFull()])
 async def test_a_folder_that_cannot_be_made_stops_until_it_can_and_raises_nothing(
-    scene: Scene, error: Exception
+    scenario: Scenario, error: Exception
 ) -> None:
-    scene.place.error = error
-    assert await scene.check(50) == [True]
-    assert await scene.check(50) == [True]
-    assert scene.disk.full
-    scene.place.error = None
-    assert await scene.check(50) == [True, False]
+    scenario.place.error = error
+    assert await scenario.check(50) == [True]
+    assert await scenario.check(50) == [True]
+    assert scenario.disk.full
+    scenario.place.error = None
+    assert await scenario.check(50) == [True, False]
 
 
-async def test_a_job_without_a_folder_goes_back_and_no_more_are_taken(scene: Scene) -> None:
-    scene.place.error = PermissionError(errno.EACCES, "no")
+async def test_a_job_without_a_folder_goes_back_and_no_more_are_taken(scenario: Scenario) -> None:
+    scenario.place.error = PermissionError(errno.EACCES, "no")
     with pytest.raises(ScratchLost) as caught:
-        async with scene.disk.job_folder("song"):
+        async with scenario.disk.job_folder("song"):
             pass
     assert (caught.value.status, caught.value.verdict.value) == (None, "requeue")
-    assert scene.changes == [True]
+    assert scenario.changes == [True]
 
 
-async def test_no_room_for_a_jobs_folder_stops_at_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_room_for_a_jobs_folder_stops_at_once(scenario: Scenario, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_task_id: str) -> Path:
         raise DiskFull
 
-    monkeypatch.setattr(scene.place, "new_folder", full)
+    monkeypatch.setattr(scenario.place, "new_folder", full)
     with pytest.raises(DiskFull):
-        async with scene.disk.job_folder("song"):
+        async with scenario.disk.job_folder("song"):
             pass
-    assert scene.changes == [True]
+    assert scenario.changes == [True]
 
 
-async def fail_without_folder(scene: Scene, error: Exception) -> None:
+async def fail_without_folder(scenario: Scenario, error: Exception) -> None:
     """Run a job that ends so after somebody has removed its folder."""
-    async with scene.disk.job_folder("song") as folder:
+    async with scenario.disk.job_folder("song") as folder:
         shutil.rmtree(folder)
         raise error
 
 
 @pytest.mark.parametrize("error", [RenderFailed("no such file"), FileNotFoundError("0.wav"), ValueError("any")])
-async def test_a_job_that_fails_without_its_folder_goes_back(scene: Scene, error: Exception) -> None:
+async def test_a_job_that_fails_without_its_folder_goes_back(scenario: Scenario, error: Exception) -> None:
     with pytest.raises(ScratchLost) as caught:
-        await fail_without_folder(scene, error)
+        await fail_without_folder(scenario, error)
     assert caught.value.__cause__ is error
-    assert scene.changes == []
+    assert scenario.changes == []
 
 
 @pytest.mark.parametrize("error", [Cancelled(), InputNotAllowed("no"), DiskFull()])
-async def test_an_end_that_has_nothing_to_do_with_the_folder_stays(scene: Scene, error: ConsumerError) -> None:
+async def test_an_end_that_has_nothing_to_do_with_the_folder_stays(scenario: Scenario, error: ConsumerError) -> None:
     with pytest.raises(type(error)) as caught:
-        await fail_without_folder(scene, error)
+        await fail_without_folder(scenario, error)
     assert caught.value is error
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
 async def test_a_folder_that_cannot_be_made_pauses_and_the_job_goes_back(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch, number: int
+    scenario: Scenario, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     """Without a pause the message would come back at once, for ever."""
 
     def refuse(_: str) -> Path:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(scene.place, "new_folder", refuse)
+    monkeypatch.setattr(scenario.place, "new_folder", refuse)
     with pytest.raises(ScratchLost):
-        async with scene.disk.job_folder("song"):
+        async with scenario.disk.job_folder("song"):
             pass
-    assert (scene.disk.full, scene.changes) == (True, [True])
+    assert (scenario.disk.full, scenario.changes) == (True, [True])
 
 
-async def test_a_jobs_folder_is_made_beside_the_event_loop_and_a_cancellation_leaves_none(scene: Scene) -> None:
+async def test_a_jobs_folder_is_made_beside_the_event_loop_and_a_cancellation_leaves_none(scenario: Scenario) -> None:
     """On a network file system it may take seconds, in which a heartbeat must not be missed."""
-    made, threads, go = scene.place.new_folder, set[int](), threading.Event()
+    made, threads, go = scenario.place.new_folder, set[int](), threading.Event()
 
     def slowly(task_id: str) -> Path:
         threads.add(threading.get_ident())
         go.wait(30)
         return made(task_id)
 
-    scene.place.new_folder = slowly  # type: ignore[method-assign]
+    scenario.place.new_folder = slowly  # type: ignore[method-assign]
 
     async def job() -> None:
-        async with scene.disk.job_folder("song"):
+        async with scenario.disk.job_folder("song"):
             pass
 
     running = asyncio.create_task(job())
@@ -296,4 +300,4 @@ async def test_a_jobs_folder_is_made_beside_the_event_loop_and_a_cancellation_le
     with pytest.raises(asyncio.CancelledError):
         await running
     assert threading.get_ident() not in threads
-    await eventually(lambda: not any(scene.place.folder.iterdir()))
+    await eventually(lambda: not any(scenario.place.folder.iterdir()))

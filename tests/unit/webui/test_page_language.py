@@ -10,7 +10,7 @@ from playwright.async_api import expect
 
 from acestep_consumer.webui.job_board import QueueState
 from acestep_schemas import examples
-from acestep_schemas.events import WorkerEvent
+from acestep_schemas.events import ErrorCode, WorkerEvent
 from acestep_schemas.request import GenerationRequest
 from tests.support.browser import OpenTab
 from tests.support.listening import ended
@@ -70,6 +70,32 @@ async def test_in_japanese_everything_that_the_page_says_is_japanese(tab: OpenTa
             english = [text for text in said if re.search(r"[A-Za-z]{3}", plain(text))]
             assert english == []
             assert await page.evaluate("document.documentElement.scrollWidth") <= context["viewport"]["width"]
+
+
+async def test_why_a_request_was_rejected_is_said_in_japanese_and_in_english_where_there_is_no_other_text(
+    tab: OpenTab,
+) -> None:
+    problems = (
+        {"field": "bpm", "value": "5", "rule": "must be at least 30 (written as tempo)"},
+        {"field": "quality", "value": "best", "rule": "must be 'draft' or 'final'"},
+    )
+    own = {"field": "lyrics", "value": "la", "rule": "must be sung by a choir"}
+    limit = {"field": "batch_size", "requested": 8, "applied": 1, "reason": "this worker allows 1 to 1 songs a request"}
+    over = {"code": ErrorCode.LIMIT_EXCEEDED, "message": "batch_size = 8: …", "details": (limit,)}
+    async with served_page() as served:
+        served.board.add_event(ended("rejected", "fields", message="bpm = 5: …", details=problems))
+        served.board.add_event(ended("rejected", "own", message="lyrics = la: …", details=(own,)))
+        served.board.add_event(ended("rejected", "over", **over))
+        async with tab(served.url, locale="ja-JP") as browser:
+            reasons = {job: row(browser.page, job).locator(".reason") for job in ("fields", "own", "over")}
+            for job, texts in {
+                "fields": ["リクエストに誤りがあります", "テンポ = 5", "30 以上にしてください", "tempo として指定",
+                           "品質 = best", "'draft' or 'final' のどれかにしてください。 (invalid_request)"],
+                "own": ["リクエストに誤りがあります", "歌詞 = la", "must be sung by a choir。"],
+                "over": ["上限を超えています", "曲数 = 8", "このワーカーで 1 回に作れるのは"],
+            }.items():  # fmt: skip
+                for text in texts:
+                    await expect(reasons[job]).to_contain_text(text)
 
 
 def plain(text: str) -> str:

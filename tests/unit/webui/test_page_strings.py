@@ -5,11 +5,18 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
+from acestep_consumer.domain.edits import check
+from acestep_consumer.domain.errors import ConsumerError, InvalidRequest
 from acestep_consumer.policy.scoring import KNOWN
+from acestep_schemas.events import ErrorCode
+from acestep_schemas.request import RequestInvalid, parse_request
+from tests.support.admission import admitted_job
 
 PAGE = Path(__file__).parents[3] / "consumer/acestep_consumer/webui/page"
 # Chosen by a value: keys that begin so are used by their beginning.
-BY_VALUE = ("state.", "stage.", "field.", "error.", "kind_of.", "keys.", "measure.", "title.")
+BY_VALUE = ("state.", "stage.", "field.", "error.", "kind_of.", "keys.", "measure.", "title.", "code.", "said.")
 # Written alike in both languages.
 ALIKE = {"form.lyrics_example"}
 
@@ -34,6 +41,66 @@ def test_both_tables_have_the_same_strings_in_the_same_order_with_the_same_value
 
 def test_each_measure_of_a_score_has_a_name() -> None:
     assert {key.removeprefix("measure.") for key in EN if key.startswith("measure.")} == KNOWN
+
+
+def test_each_error_code_has_a_name_unless_the_state_says_it() -> None:
+    named = {key.removeprefix("code.") for key in EN if key.startswith("code.")}
+    assert named == set(ErrorCode) - {ErrorCode.CANCELLED, ErrorCode.EXPIRED}
+
+
+def is_said(text: str) -> bool:
+    """Whether the page has a sentence of a worker, so that it can say it in another language."""
+    templates = (re.split(r"\{\w+\}", english) for key, english in EN.items() if key.startswith("said."))
+    return any(re.fullmatch("(.*)".join(map(re.escape, parts)), text, re.DOTALL) for parts in templates)
+
+
+WRONG: tuple[dict[str, object], ...] = (
+    {"bpm": "fast"}, {"bpm": 92.5}, {"shift": 0}, {"inference_steps": 0}, {"loudness_lufs": 5},
+    {"fade_in_duration": -1}, {"guidance_scale": "nan"}, {"prompt": {}}, {"prompt": "x" * 100_000},
+    {"audio_format": "m4a"}, {"task_type": "dance"}, {"key_scale": "D dorian"}, {"time_signature": "5/4"},
+    {"src_audio_path": "/etc/passwd"}, {"duration": "long"},
+    {"audio_code_string": "la la"}, {"track_classes": ["drums"] * 1_000}, {"lora": {"scale": 1}},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: next(iter(wrong)))
+def test_the_page_has_the_rules_that_requests_break(wrong: dict[str, object]) -> None:
+    with pytest.raises(RequestInvalid) as broken:
+        parse_request({"prompt": "jazz", **wrong}, strict=True)
+    assert [problem.rule for problem in broken.value.problems if not is_said(problem.rule)] == []
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"variation": 0.5},
+        {"extend_right_s": 5},
+        {"source_task_id": "first", "variation": 0.5, "stems": True},
+        {"source_task_id": "first", "extend_right_s": 5, "repainting_start": 3},
+        {"source_task_id": "first", "extend_right_s": 5, "task_type": "cover"},
+    ],
+)
+def test_the_page_has_the_rules_that_edits_break(asked: dict[str, object]) -> None:
+    with pytest.raises(InvalidRequest) as broken:
+        check(parse_request(asked)[0])
+    assert [problem.rule for problem in broken.value.problems if not is_said(problem.rule)] == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"audio_duration": 9_999, "on_limit": "reject"},
+        {"task_type": "cover"},
+        {"task_type": "repaint"},
+        {"model": "another", "on_model_unavailable": "fail"},
+        {"thinking": True},
+    ],
+)
+def test_the_page_has_what_admission_refuses(fields: dict[str, object]) -> None:
+    with pytest.raises(ConsumerError) as refused:
+        admitted_job(**fields)
+    details = [str(each.get("rule") or each.get("reason")) for each in refused.value.details]
+    assert [text for text in details or [str(refused.value)] if not is_said(text)] == []
 
 
 def test_japanese_strings_are_japanese() -> None:

@@ -15,7 +15,7 @@ from tests.support.waiting import eventually
 
 
 @dataclass
-class Hands:
+class FakeConsumer:
     in_hand: int = 2
     finished: int = 5
     prefetch: int = 2
@@ -43,7 +43,7 @@ class Script(PrefetchPolicy):
 
 
 def pacer(
-    hands: Hands, policy: PrefetchPolicy, usage: DeviceUsage | None = None
+    hands: FakeConsumer, policy: PrefetchPolicy, usage: DeviceUsage | None = None
 ) -> tuple[PrefetchController, list[int]]:
     told: list[int] = []
 
@@ -54,7 +54,7 @@ def pacer(
 
 
 async def test_a_change_is_set_and_then_told_and_the_same_number_is_neither() -> None:
-    hands = Hands()
+    hands = FakeConsumer()
     pace, told = pacer(hands, Script(2, 3, 3, 2))
     for _ in range(4):
         await pace.step()
@@ -64,7 +64,7 @@ async def test_a_change_is_set_and_then_told_and_the_same_number_is_neither() ->
 async def test_it_reads_the_worker_and_its_engine() -> None:
     usage, script = DeviceUsage(), Script(2)
     usage.note(engine_stats(audio_s=90, memory_gb=30, memory_limit_gb=40, reductions=7), 1.0)
-    pace, _ = pacer(Hands(), script, usage)
+    pace, _ = pacer(FakeConsumer(), script, usage)
     await pace.step()
     (read,) = script.heard
     assert (read.finished, read.in_hand, read.memory, read.reductions) == (5, 2, 0.75, 7)
@@ -73,14 +73,14 @@ async def test_it_reads_the_worker_and_its_engine() -> None:
 
 async def test_an_engine_that_tells_nothing_is_measured_by_its_jobs() -> None:
     script = Script(2)
-    pace, _ = pacer(Hands(), script)
+    pace, _ = pacer(FakeConsumer(), script)
     await pace.step()
     assert (script.heard[0].work, script.heard[0].memory) == (5 * JOB_S, None)
 
 
 async def test_a_step_that_fails_is_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pacer_module, "INTERVAL_S", 0.001)
-    hands = Hands(broken=True)
+    hands = FakeConsumer(broken=True)
     script = Script(3)
     pace, told = pacer(hands, script)
     running = asyncio.create_task(pace.run())

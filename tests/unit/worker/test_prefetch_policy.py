@@ -230,7 +230,7 @@ def test_without_memory_pressure_it_never_goes_below_its_start(heard: list[Worke
 
 
 @given(readings())
-def test_with_empty_hands_it_never_climbs(heard: list[WorkerSample]) -> None:
+def test_without_running_jobs_it_never_climbs(heard: list[WorkerSample]) -> None:
     concurrency = PrefetchPolicy(2, 64)
     for moment in heard:
         idle = WorkerSample(now_s=moment.now_s, finished=moment.finished, work=moment.work, in_hand=0)

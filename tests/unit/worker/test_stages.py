@@ -32,7 +32,7 @@ def test_auto_keeps_both_engines_busy_whatever_the_narrowest_stage_is(
     seen = simulate(worker.run(warm_up_s=400, seconds=900))
     assert min(seen.lm, seen.renderer) > 0.9
     assert seen.rate > 0.94 * narrowest
-    # No more jobs in hand than the stages need, and hardly any that wait for one.
+    # No more jobs running than the stages need, and hardly any that wait for one.
     assert max(seen.prefetch) <= most
     assert sum(seen.waiting) / len(seen.waiting) < 5
 

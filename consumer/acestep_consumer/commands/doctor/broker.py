@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The broker checks of ``doctor``: version, topology, limit, permissions, ack timeout, management API."""
 
-from collections.abc import AsyncGenerator, Iterator, Mapping
+import shlex
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
@@ -15,13 +17,14 @@ from acestep_consumer.broker.inspection import (
     TopologyDiff,
 )
 from acestep_consumer.broker.management import ManagementClient, vhost_of
-from acestep_consumer.broker.queue_limit import LimitInForce
+from acestep_consumer.broker.queue_limit import LimitInForce, declared_limit
 from acestep_consumer.broker.topology import (
     DEAD_LETTER,
     GENERATE,
     NOTICES,
     UNROUTED,
     UNROUTED_KEPT,
+    Queue,
     Topology,
     tier_queue,
     topology_with,
@@ -59,10 +62,8 @@ async def check_broker(settings: Settings, timeout_s: float = TIMEOUT_S) -> Asyn
             return
         for finding in _version(inspection, settings):
             yield finding
-        async for finding in _objects(inspection, settings.broker):
+        async for finding in _objects(inspection, settings):
             yield finding
-        if tiers := _tiers(settings):
-            yield judge_tiers(await inspection.depths(map(tier_queue, tiers)))
 
 
 async def _policies(monitor: ManagementClient, settings: BrokerSettings, tags: frozenset[str]) -> Finding:
@@ -120,7 +121,8 @@ def _version(inspection: BrokerInspection, settings: Settings) -> Iterator[Findi
     )
 
 
-async def _objects(inspection: BrokerInspection, settings: BrokerSettings) -> AsyncGenerator[Finding]:
+async def _objects(inspection: BrokerInspection, all_settings: Settings) -> AsyncGenerator[Finding]:
+    settings = all_settings.broker
     wanted = topology_with(settings, settings.queue_maxsize)
     lacking = await inspection.missing_permissions(wanted)
     yield judge_permissions(lacking, vhost_of(settings))
@@ -134,9 +136,38 @@ async def _objects(inspection: BrokerInspection, settings: BrokerSettings) -> As
         unmeasured = skip("limit", f"this user lacks {', '.join(map(str, unmeasurable))}")
         yield unmeasured if unmeasurable else judge_limit(limit, settings)
     argument = limit.argument if limit else settings.queue_maxsize if settings.management_url is None else None
-    yield judge_topology(await inspection.compare(topology_with(settings, argument)))
+    wanted = topology_with(settings, argument)
+    yield judge_topology(await inspection.compare(wanted))
     depths = await inspection.depths((GENERATE, DEAD_LETTER, NOTICES, UNROUTED))
     yield judge_depths(depths, settings.queue_maxsize)
+    if tiers := _tiers(all_settings):
+        differences = [await _compare_tier(inspection, wanted.tier_queue(tier)) for tier in tiers]
+        yield judge_tiers(await inspection.depths(map(tier_queue, tiers)), differences, settings)
+
+
+@dataclass(frozen=True, slots=True)
+class TierQueueDifference:
+    """How a tier's queue was declared otherwise than the settings ask for.
+
+    ``limit``: its own limit, None where it has none; ``other``: the broker's texts about other arguments.
+    """
+
+    queue: str
+    limit: int | None
+    other: tuple[str, ...] = ()
+
+
+async def _compare_tier(inspection: BrokerInspection, wanted: Queue) -> TierQueueDifference | None:
+    """Compare a tier's queue as a worker does, which takes one with another limit."""
+    found = (await inspection.compare(Topology((), (wanted,), ()))).different
+    if not found:
+        return None
+    try:
+        limit = declared_limit(BrokerRefused(found[0]), wanted.name)
+    except BrokerRefused:
+        return TierQueueDifference(wanted.name, None, found)
+    others = await inspection.compare(Topology((), (wanted.with_limit(limit),), ()))
+    return TierQueueDifference(wanted.name, limit, others.different)
 
 
 def _tiers(settings: Settings) -> tuple[str, ...] | None:
@@ -254,12 +285,34 @@ def judge_depths(depths: Mapping[str, QueueDepth | None], limit: int) -> Finding
     return ok("queue", said)
 
 
-def judge_tiers(depths: Mapping[str, QueueDepth | None]) -> Finding:
-    """Report whether the tiers' queues exist, and how many forwarded requests wait in them."""
+def judge_tiers(
+    depths: Mapping[str, QueueDepth | None], found: Iterable[TierQueueDifference | None], settings: BrokerSettings
+) -> Finding:
+    """Report tiers' queues that are missing or were declared otherwise, and how many forwarded requests wait."""
+    different = [each for each in found if each is not None]
+    if refused := [each for each in different if each.other]:
+        said = "\n".join(text for each in refused for text in each.other)
+        return fail("tier queues", f"no worker starts: {said}", _anew(refused, settings))
+    # Each worker sets the policy where it can, and of two limits the smaller one counts.
+    wanted, raised = settings.queue_maxsize, settings.management_url is not None
+    if limited := [each for each in different if not (raised and (each.limit is None or each.limit >= wanted))]:
+        said = "\n".join(
+            f"{each.queue} was declared "
+            + ("without a limit" if each.limit is None else f"for {each.limit:,} messages")
+            + f", and ACESTEP_QUEUE_MAXSIZE is {wanted:,}"
+            for each in limited
+        )
+        return warn("tier queues", said, _anew(limited, settings))
     if missing := [queue for queue, depth in depths.items() if depth is None]:
         return warn("tier queues", f"missing: {', '.join(missing)}", _DECLARES.replace("it when", "them when"))
     waiting = sum(depth.ready for depth in depths.values() if depth)
     return ok("tier queues", f"all {len(depths)} exist; forwarded requests waiting: {waiting:,}")
+
+
+def _anew(queues: Iterable[TierQueueDifference], settings: BrokerSettings) -> str:
+    where = shlex.quote(vhost_of(settings))
+    commands = [f"rabbitmqctl delete_queue -p {where} {each.queue} --if-empty" for each in queues]
+    return "\n".join(["when it is empty, delete it; a worker declares it anew when it starts", *commands])
 
 
 _UNROUTED_FIX: Final = "harmless: the oldest are dropped. To receive events, bind a queue to acestep.events"

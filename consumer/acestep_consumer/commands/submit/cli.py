@@ -213,7 +213,9 @@ def submit(
     ] = None,
     download: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Download the songs; implies --wait.", rich_help_panel=RESULT),
+        typer.Option(
+            metavar="FOLDER", file_okay=False, help="Download the songs; implies --wait.", rich_help_panel=RESULT
+        ),
     ] = None,
     as_json: Annotated[
         bool,

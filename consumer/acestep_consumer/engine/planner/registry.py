@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Language model registry: finds a model by its name, in folders or on the hub. Loads nothing."""
 
+import difflib
 import json
 import re
 from collections.abc import Mapping
@@ -54,7 +55,20 @@ def resolve(model: str, checkpoint_dir: Path | None) -> LmLocation:
         return LmLocation(hub_id=hub_id)
     where = f"{checkpoint_dir / model}" if checkpoint_dir else "a folder of that name (ACESTEP_CHECKPOINT_DIR is unset)"
     pull = f", or download it: {pull_command(model, checkpoints=checkpoint_dir)}" if model in PUBLISHED else ""
-    raise LmNotFound(f"language model {model} is not found: looked for {where}; set ACESTEP_LM_MODEL_PATH{pull}")
+    meant = _meant(model)
+    hint = f" to one of {', '.join(LMS)}, or to a folder" if meant is None else f"; did you mean {meant}?"
+    raise LmNotFound(
+        f"language model {model} is not found: looked for {where}; set ACESTEP_LM_MODEL_PATH{pull or hint}"
+    )
+
+
+def _meant(model: str) -> str | None:
+    """Return the published model that a name may stand for: in another case, without its beginning, or misspelled."""
+    name = model.casefold()
+    known = {each.casefold(): each for each in LMS}
+    shortened = [each for each in LMS if name and each.casefold().endswith(f"-{name}")]
+    near = shortened or [known[each] for each in difflib.get_close_matches(name, known, n=1, cutoff=0.8)]
+    return near[0] if near else None
 
 
 def lm_request(settings: EngineSettings, environ: Mapping[str, str]) -> LmRequest:

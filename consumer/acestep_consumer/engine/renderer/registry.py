@@ -120,16 +120,27 @@ def _is_original(folder: Path) -> bool:
 
 def _not_found(named: str, checkpoint_dir: Path | None) -> str:
     places = "; ".join(str(folder) for folder in _folders(named, checkpoint_dir))
-    unset = "" if checkpoint_dir else " (ACESTEP_CHECKPOINT_DIR is not set)"
+    unset = _unusable(checkpoint_dir)
     looked = f"model {named} was not found. Looked for a folder: {places}{unset}."
     if checkpoint_dir and _is_model(checkpoint_dir):
         return f"{looked} {checkpoint_dir} is a model itself: set ACESTEP_CHECKPOINT_DIR to {checkpoint_dir.parent}"
     if there := ", ".join(_models_in(checkpoint_dir)):
         looked += f" {checkpoint_dir} holds {there}: choose with ACESTEP_CONFIG_PATH or --model."
-    if is_dit(named):
+    if is_dit(named) and not (checkpoint_dir and checkpoint_dir.is_file()):
         return f"{looked} Download it: {pull_command(named, checkpoints=checkpoint_dir)}"
     known = ", ".join(sorted({*HUB, *filter(is_dit, PUBLISHED)}))
     return f"{looked} Known names: {known}. A hub id (organisation/model) or a folder is accepted as well."
+
+
+def _unusable(checkpoint_dir: Path | None) -> str:
+    """Say why nothing can be in the folder of models; blank where something can."""
+    if checkpoint_dir is None:
+        return " (ACESTEP_CHECKPOINT_DIR is not set)"
+    if checkpoint_dir.is_file():
+        return (
+            f" ({checkpoint_dir} is a file: ACESTEP_CHECKPOINT_DIR names a folder, ACESTEP_CONFIG_PATH a model's file)"
+        )
+    return "" if checkpoint_dir.is_dir() else f" ({checkpoint_dir} does not exist: correct ACESTEP_CHECKPOINT_DIR)"
 
 
 def _models_in(checkpoint_dir: Path | None) -> Iterator[str]:

@@ -112,6 +112,13 @@ _HINTS: Final = {
 }
 
 
+# Errors of a wrong endpoint. They may pass all the same: a proxy in between may say such things while S3 restarts.
+_NO_S3 = {
+    "ClientConnectorSSLError": "does the endpoint speak TLS? if not, begin ACESTEP_S3_ENDPOINT with http://",
+    "ClientResponseError": "no HTTP; check the port in ACESTEP_S3_ENDPOINT",
+}
+
+
 class TransientS3Error(Exception):
     """One attempt failed; the next one may not. The text names no address: it ends up in events.
 
@@ -140,7 +147,8 @@ def network_failure(address: ObjectAddress, error: Exception) -> Exception:
     """
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return refused(address, "SSLError")
-    return TransientS3Error(type(error).__name__)
+    name = type(error).__name__
+    return TransientS3Error(f"{name} ({_NO_S3[name]})" if name in _NO_S3 else name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,23 @@ export function tn(key, number, values = {}) {
 /** Returns the string, or null where the table has none: for words that come from a worker. */
 export const known = (key, values) => (Object.hasOwn(TABLES[language], key) ? t(key, values) : null);
 
+// The English strings that workers and the server write, each with what varies in it.
+const SAID = Object.entries(en).filter(([key]) => key.startsWith("said.")).map(([key, text]) => {
+  const fixed = text.split(/\{\w+\}/).map((part) => part.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
+  const names = [...text.matchAll(/\{(\w+)\}/g)].map(([, name]) => name);
+  return { key, names, pattern: new RegExp(`^${fixed.join("(.*)")}$`, "s") };
+});
+
+/** A sentence of a worker or of the server, which is English, in the reader's language where the tables have it. */
+export function said(text) {
+  if (language === "en") return text;
+  for (const { key, names, pattern } of SAID) {
+    const found = pattern.exec(text);
+    if (found) return t(key, Object.fromEntries(names.map((name, index) => [name, said(found[index + 1])])));
+  }
+  return text;
+}
+
 /** Writes the strings of an element and of what is in it. */
 export function localize(root) {
   for (const element of [root, ...root.querySelectorAll("*")]) {

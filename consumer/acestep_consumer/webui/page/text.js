@@ -2,7 +2,7 @@
 // Texts about jobs: titles, times, sizes, progress, adjustments and errors.
 
 import { shown } from "./dom.js";
-import { known, t, tn } from "./i18n.js";
+import { currentLanguage, known, said, t, tn } from "./i18n.js";
 
 const TITLE_LETTERS = 160;
 
@@ -110,13 +110,13 @@ export const measureValue = (value) => (typeof value === "number" ? String(Numbe
 export const labelled = (field) => known(`field.${field}`) ?? field.replaceAll("_", " ");
 
 /** A rule of the server as a sentence for a person: fields by the names that they have on the page. */
-export const ruled = (rule) => rule.replace(/\b[a-z]+(?:_[a-z]+)+\b/g, (field) => t("quoted", { text: labelled(field) }));
+export const ruled = (rule) => said(rule).replace(/\b[a-z]+(?:_[a-z]+)+\b/g, (field) => t("quoted", { text: labelled(field) }));
 
 // Not names of fields: these are what a program would send.
 export const capitalized = (text) => (/^\w+(_| = )/.test(text) ? text : text.charAt(0).toUpperCase() + text.slice(1));
 
 function adjusted({ field, requested, applied, reason }) {
-  const values = { field: labelled(field), requested: shown(requested), applied: shown(applied), reason };
+  const values = { field: labelled(field), requested: shown(requested), applied: shown(applied), reason: said(reason) };
   return capitalized(t("note.adjusted", values));
 }
 
@@ -134,14 +134,26 @@ export function detailed(detail) {
   return Object.entries(field ? detail : rest).map(([name, each]) => `${name}: ${shown(each)}`).join(", ");
 }
 
+// What is wrong, in the reader's language as far as the tables have it; in English as the worker says it.
+function wrong({ details, message }) {
+  const listed = currentLanguage() !== "en" && details.length > 0 && details.every(({ field, rule, reason }) => field && (rule || reason));
+  if (!listed) return said(message);
+  const sentence = ({ field, value, requested, rule, reason }) =>
+    t("reason.field", { field: labelled(field), value: shown(value ?? requested), rule: said(rule ?? reason) });
+  return details.map(sentence).join(t("queue.comma"));
+}
+
 export function reasonOf({ error }) {
   if (!error) return "";
+  const name = known(`code.${error.code}`);
+  const reason = capitalized(wrong(error));
+  const sentence = (name ? t("reason.coded", { name, reason }) : reason).replace(/([^.!?。])$/, `$1${t("reason.end")}`);
   const tries = error.attempts > 1 ? ` ${tn("reason.tries", error.attempts)}` : "";
   const hope = error.retryable ? ` ${t("reason.retry")}` : "";
-  return `${capitalized(error.message).replace(/([^.!?。])$/, "$1.")}${tries}${hope} (${error.code})`;
+  return `${sentence}${tries}${hope} (${error.code})`;
 }
 
 /** The text for an error of this page's server, in the reader's language where its code is known. */
 export function problem(error) {
-  return known(`error.${error.code}`) ?? capitalized(error.message);
+  return known(`error.${error.code}`) ?? capitalized(said(error.message));
 }

@@ -48,6 +48,21 @@ def test_a_model_that_is_nowhere_is_refused_with_where_it_was_looked_for(tmp_pat
         resolve("acestep-5Hz-lm-1.7B", None)
 
 
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ("1.7B", "did you mean acestep-5Hz-lm-1.7B?"),
+        ("acestep-5hz-lm-1.7b", "did you mean acestep-5Hz-lm-1.7B?"),
+        ("acestep-lm-4B", "did you mean acestep-5Hz-lm-4B?"),
+        ("my-own", f"set ACESTEP_LM_MODEL_PATH to one of {', '.join(LMS)}, or to a folder"),
+    ],
+)
+def test_a_name_that_is_nearly_that_of_a_published_model_is_told_with_it(named: str, said: str) -> None:
+    with pytest.raises(LmNotFound) as refusal:
+        resolve(named, None)
+    assert said in str(refusal.value)
+
+
 def test_the_hub_has_models_that_the_tiers_know() -> None:
     assert set(HUB) < set(LMS)
 

@@ -63,6 +63,21 @@ def test_models_that_are_there_in_place_of_the_wanted_one_are_named(tmp_path: Pa
         resolve("acestep-v15-turbo", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("file", "is a file: ACESTEP_CHECKPOINT_DIR names a folder, ACESTEP_CONFIG_PATH a model's file"),
+        ("none", "does not exist: correct ACESTEP_CHECKPOINT_DIR"),
+    ],
+)
+def test_a_checkpoint_folder_that_is_none_is_told(tmp_path: Path, name: str, said: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ModelNotFound) as refusal:
+        resolve("acestep-v15-turbo", tmp_path / name)
+    assert f"{tmp_path / name} {said}" in str(refusal.value)
+    assert ("models pull" in str(refusal.value)) == (name == "none")
+
+
 def test_a_checkpoint_folder_that_is_a_model_itself_names_the_one_to_set(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints/acestep-v15-turbo"
     folder.mkdir(parents=True)

@@ -22,7 +22,7 @@ from tests.support.waiting import eventually
 SONGS = Rendering(tracks=(), render_s=0.0, encode_s=0.0)
 
 
-class Scene:
+class Scenario:
     """A service whose rendering is a function; it keeps what was sent."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, work: Callable[[Callable[[], bool]], Rendering]) -> None:
@@ -52,13 +52,13 @@ class Scene:
 
 
 async def test_a_stop_that_comes_after_the_answer_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    scene = Scene(monkeypatch, lambda _stopped: SONGS)
+    scenario = Scenario(monkeypatch, lambda _stopped: SONGS)
     for request_id in range(3):
-        scene.render(request_id)
-    await eventually(lambda: not scene.service._pending)
+        scenario.render(request_id)
+    await eventually(lambda: not scenario.service._pending)
     for request_id in range(4):
-        scene.service.handle(Stop(request_id=request_id))
-    kept = [value for value in vars(scene.service).values() if isinstance(value, set | dict | list) and value]
+        scenario.service.handle(Stop(request_id=request_id))
+    kept = [value for value in vars(scenario.service).values() if isinstance(value, set | dict | list) and value]
     assert kept == []
 
 
@@ -72,43 +72,43 @@ async def test_a_stop_reaches_the_request_that_it_names(monkeypatch: pytest.Monk
         seen.append(stopped())
         return SONGS
 
-    scene = Scene(monkeypatch, work)
-    scene.render(1)
-    scene.render(2)
+    scenario = Scenario(monkeypatch, work)
+    scenario.render(1)
+    scenario.render(2)
     for _ in range(2):
         assert asked.acquire(timeout=20)
-    scene.service.handle(Stop(request_id=2))
+    scenario.service.handle(Stop(request_id=2))
     go.set()
-    await eventually(lambda: len(scene.sent) == 2)
+    await eventually(lambda: len(scenario.sent) == 2)
     assert sorted(seen) == [False, True]
 
 
 async def test_a_memory_share_that_cannot_be_set_replaces_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    scene = Scene(monkeypatch, lambda _stopped: SONGS)
-    scene.service.handle(SetMemoryShare(memory_gb=10))
-    scene.share_error = RuntimeError("the device does not answer")
-    scene.service.handle(SetMemoryShare(memory_gb=5))
-    await eventually(lambda: scene.lost)
-    assert scene.lost == [scene.share_error]
+    scenario = Scenario(monkeypatch, lambda _stopped: SONGS)
+    scenario.service.handle(SetMemoryShare(memory_gb=10))
+    scenario.share_error = RuntimeError("the device does not answer")
+    scenario.service.handle(SetMemoryShare(memory_gb=5))
+    await eventually(lambda: scenario.lost)
+    assert scenario.lost == [scenario.share_error]
 
 
 async def test_a_request_is_answered_whatever_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
     def work(_stopped: Callable[[], bool]) -> Rendering:
         raise RecursionError("nobody foresaw this")
 
-    scene = Scene(monkeypatch, work)
-    scene.render(7)
-    await eventually(lambda: scene.sent)
-    (answer,) = scene.sent
+    scenario = Scenario(monkeypatch, work)
+    scenario.render(7)
+    await eventually(lambda: scenario.sent)
+    (answer,) = scenario.sent
     assert isinstance(answer, RequestFailed)
     assert (answer.request_id, answer.code) == (7, ErrorCode.RENDER_FAILED)
-    assert not any(isinstance(message, Done) for message in scene.sent)
+    assert not any(isinstance(message, Done) for message in scenario.sent)
 
 
 def test_the_log_level_is_the_parents(monkeypatch: pytest.MonkeyPatch) -> None:
-    scene, before = Scene(monkeypatch, lambda _stopped: SONGS), logs._threshold.level
+    scenario, before = Scenario(monkeypatch, lambda _stopped: SONGS), logs._threshold.level
     try:
-        scene.service.handle(SetLogLevel(log_level="error"))
+        scenario.service.handle(SetLogLevel(log_level="error"))
         assert logs._threshold.level == 40
     finally:
         logs._threshold.level = before

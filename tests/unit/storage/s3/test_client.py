@@ -3,6 +3,7 @@
 
 import asyncio
 import hashlib
+import re
 import time
 from datetime import UTC, datetime
 from itertools import product
@@ -22,6 +23,7 @@ from acestep_consumer.config.settings import StorageSettings
 from acestep_consumer.domain.errors import StorageMisconfigured, StorageUnavailable
 from acestep_consumer.domain.objects import ObjectAddress
 from acestep_consumer.storage.s3.client import CHUNK_BYTES, FilePart, S3Client, S3Payload, _Body, _Signer, sha256_of
+from tests.support.answering import AMQP, answering
 
 
 @pytest.mark.parametrize(
@@ -96,6 +98,25 @@ async def test_a_body_goes_out_in_chunks_from_its_start_at_every_attempt(
         assert max(map(len, wire.chunks)) <= CHUNK_BYTES
         assert len(signs) == len(wire.chunks) + 1
     assert payload.size == size
+
+
+@pytest.mark.parametrize(
+    ("scheme", "said"),
+    [
+        ("http", "ClientResponseError (no HTTP; check the port in ACESTEP_S3_ENDPOINT)"),
+        (
+            "https",
+            "ClientConnectorSSLError (does the endpoint speak TLS? if not, begin ACESTEP_S3_ENDPOINT with http://)",
+        ),
+    ],
+)
+async def test_an_endpoint_that_is_no_s3_server_is_told_with_the_setting(scheme: str, said: str) -> None:
+    session = boto3.Session(aws_access_key_id="key", aws_secret_access_key="secret", region_name="us-east-1")
+    async with answering(AMQP) as port:
+        settings = StorageSettings.model_validate({"endpoint": f"{scheme}://127.0.0.1:{port}"})
+        async with S3Client(settings, session=session, retry_s=0) as client:
+            with pytest.raises(StorageUnavailable, match=re.escape(said)):
+                await client.ask("GET", ObjectAddress("songs", "a"))
 
 
 class SlowKeys:

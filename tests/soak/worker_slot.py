@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.1
 _PAUSE_S = 0.5
-# A worker that has work in hand when it is told to leave finishes it; a storage that hangs may keep it for a while.
+# A worker that runs jobs when it is told to leave finishes them; a storage that hangs may keep it for a while.
 _LEAVES_WITHIN_S = 120.0
 # What timeout(1) says of a command that it had to end.
 _STAYED = 124
 
 
-class Seat:
+class WorkerSlot:
     """A worker that is started again whenever it is gone.
 
     Broker and S3 are reached through ``amqp`` and ``wire``; ``front`` is an HTTP server between ``wire`` and S3.

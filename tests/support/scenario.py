@@ -14,8 +14,8 @@ from acestep_consumer.broker.topology import GENERATE
 from tests.support.broker import Peer
 from tests.support.event_recorder import EventRecorder
 from tests.support.faulty_s3 import FaultyS3
+from tests.support.object_store import ObjectStore
 from tests.support.proxy import Proxy
-from tests.support.shelf import Shelf
 from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
 
@@ -30,7 +30,7 @@ PUBLISHING, CONSUMING = b" publish", b" consume"
 
 
 @dataclass(frozen=True)
-class Scene:
+class Scenario:
     """A light worker whose broker is behind ``amqp`` and whose storage is behind ``s3``; the others look directly."""
 
     worker: WorkerProcess
@@ -38,7 +38,7 @@ class Scene:
     s3: FaultyS3
     recorder: EventRecorder
     peer: Peer
-    shelf: Shelf
+    object_store: ObjectStore
 
     async def is_ready(self) -> None:
         """Wait until the worker says that it is. It asks its storage, which this event loop may serve."""
@@ -60,7 +60,7 @@ class Scene:
             told = self.recorder.terminal(task_id)
             assert {event.state for event in told} == {"completed"}
             assert len({event.body for event in told}) == 1
-            assert await self.shelf.wrongs(told[0].data) == []
+            assert await self.object_store.wrongs(told[0].data) == []
 
     async def assert_nothing_left(self) -> None:
         """Have the worker leave: what it had not settled would be ready again, unless another worker takes it."""
@@ -69,7 +69,7 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(environment: dict[str, str], folder: Path, **variables: str) -> AsyncIterator[Scene]:
+async def scenario(environment: dict[str, str], folder: Path, **variables: str) -> AsyncIterator[Scenario]:
     """Start a worker with these variables between proxies, in a folder of its own."""
     async with AsyncExitStack() as stack:
         url = environment["ACESTEP_AMQP_URL"]
@@ -82,7 +82,7 @@ async def scene(environment: dict[str, str], folder: Path, **variables: str) -> 
         await stack.enter_async_context(running(worker))
         recorder = await stack.enter_async_context(EventRecorder(url))
         peer = await stack.enter_async_context(Peer(url))
-        yield Scene(worker, amqp, s3, recorder, peer, Shelf.of(environment))
+        yield Scenario(worker, amqp, s3, recorder, peer, ObjectStore.of(environment))
 
 
 def manifest_of(task_id: str, method: str) -> Callable[[web.Request], bool]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a soak runs on: a broker and an S3 server of its own, the workers' seats, and a look at what is left."""
+"""What a soak runs on: a broker and an S3 server of its own, the workers' slots, and a look at what is left."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from infra.local.rabbitmq import RabbitMQ
 from infra.local.s3 import SeaweedFS
 from infra.local.stack import Environment
 from tests.soak.plan import SEATS
-from tests.soak.seat import Seat
+from tests.soak.worker_slot import WorkerSlot
 from tests.support.servers import ManagementApi
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Depth:
     unacked: int
 
 
-class Ground:
+class SoakServers:
     """The servers and the workers of one soak. An async context manager: entering declares everything."""
 
     def __init__(self, folder: Path, *, quorum: bool, engine: str, code: Sequence[Path]) -> None:
@@ -67,8 +67,8 @@ class Ground:
         }
         if engine == "tiny":
             self.environment |= {"ACESTEP_CHECKPOINT_DIR": str(_checkpoints(folder)), "ACESTEP_DEVICE": "cpu"}
-        self.seats = [
-            Seat(number, folder, self.environment, code=code[number], light=engine == "light")
+        self.slots = [
+            WorkerSlot(number, folder, self.environment, code=code[number], light=engine == "light")
             for number in range(SEATS)
         ]
 
@@ -81,8 +81,8 @@ class Ground:
         settings = load(environ=self.environment, env_file=None).broker
         async with BrokerConnection(settings, "soak"):
             pass  # it declares the topology
-        for seat in self.seats:
-            await self._stack.enter_async_context(seat)
+        for slot in self.slots:
+            await self._stack.enter_async_context(slot)
         return self
 
     async def __aexit__(
@@ -122,7 +122,7 @@ class Ground:
 
     def leftovers(self) -> list[str]:
         """Return what lies in the workers' scratch folders."""
-        return [str(path.relative_to(self.folder)) for seat in self.seats for path in sorted(seat.scratch.iterdir())]
+        return [str(path.relative_to(self.folder)) for slot in self.slots for path in sorted(slot.scratch.iterdir())]
 
 
 def _checkpoints(folder: Path) -> Path:

@@ -26,7 +26,7 @@ _LATENT_S = 0.04
 
 
 @dataclass(frozen=True)
-class Shelf:
+class ObjectStore:
     """A key prefix of a bucket.
 
     ``lengths`` says how long a WAV file has to be, which shows whose song it is: ``bytes=`` in the request's prompt, as
