@@ -5,6 +5,7 @@ diffusers has this too. There, a module is moved out when the next one of a fixe
 not call its modules in that order: the condition encoder, 1.2 GB, would stay on the device beside the DiT.
 """
 
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -94,6 +95,9 @@ class _PageLocked:
             fault = int(runtime.cudaHostRegister(self._memory.data_ptr(), size, 0))
             if fault:
                 log.warning("offloaded models load more slowly: their RAM cannot be page-locked", cuda_error=fault)
+                # CUDA tells it once more, to whoever launches the next kernel.
+                with suppress(RuntimeError):
+                    torch.zeros(1, device=device)
 
     def copy(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a copy in this memory, of the same shape and contiguous."""
