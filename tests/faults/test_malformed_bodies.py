@@ -171,6 +171,13 @@ class Fuzzer:
         return self._fields(task_id=self._random.choice(HOSTILE_IDS).format(mark=self._mark))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _no_garbage_stays_frozen() -> Iterator[None]:
+    """Workers in this process freeze the tests, too."""
+    yield
+    freeze_the_living()
+
+
 @pytest.fixture
 def environment(service_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     """Settings of a worker in this process."""
@@ -186,7 +193,6 @@ def environment(service_environment: dict[str, str], monkeypatch: pytest.MonkeyP
         "ACESTEP_HTTP_PORT": str(claim.ports[0]),
     }
     claim.release()
-    freeze_the_living()  # the worker froze the test, too
 
 
 @asynccontextmanager

@@ -235,6 +235,13 @@ async def test_a_change_that_is_cancelled_keeps_channel_and_work(amqp_url: str) 
         await ready_is(peer, 0)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _no_garbage_stays_frozen() -> Iterator[None]:
+    """Workers in this process freeze the tests, too."""
+    yield
+    freeze_the_living()
+
+
 @pytest.fixture
 def auto_environment(service_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     """Settings of a worker in this process, whose policy is in fast motion."""
@@ -252,7 +259,6 @@ def auto_environment(service_environment: dict[str, str], monkeypatch: pytest.Mo
         "ACESTEP_HTTP_PORT": str(claim.ports[0]),
     }
     claim.release()
-    freeze_the_living()  # the worker froze the test, too
 
 
 @asynccontextmanager

@@ -30,33 +30,50 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
-MODULES: Final = ("acestep_consumer", "tests.support.engine_double", "tests.support.light_")
+MODULES: Final = (
+    "acestep_consumer",
+    "infra.local",
+    "tests.support.engine_double",
+    "tests.support.light_",
+    "tests.support.worker_",
+)
 """Beginnings of the names of modules that are run in a fork."""
 
-PARENTS: Final = ("acestep_consumer", "tests.support.light_worker")
-"""Modules that start others of these when they are given the command ``run``."""
+PARENTS: Final = {
+    "acestep_consumer": "run",
+    "infra.local": "demo",
+    "tests.support.light_worker": "run",
+    "tests.support.worker_group": "",
+}
+"""Modules that start others of these, each with its command for that; without one it always does."""
 
 READ_AT_RUN_TIME: Final = (
     "ACESTEP_",
     "AWS_",
     "COLUMNS",
     "CUDA_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
     "LIGHT_",
     "MAX_CUDA_VRAM",
     "PYTEST_",
+    "PYTHONUNBUFFERED",
     "TORCHINDUCTOR_",
 )
-"""Beginnings of the names of variables that no import reads; where others differ, nothing is forked."""
+"""Beginnings of the names of variables that no import reads; where others differ, nothing is forked.
+
+``PYTHONUNBUFFERED`` is read by the interpreter: a fork does what it says.
+"""
 
 PR_SET_CHILD_SUBREAPER: Final = 36
 NAME = "tests.support.fork_server"
+SCRIPT: Final = str(Path(sys.executable).with_name("acestep-consumer"))
 ROOT = Path(__file__).parents[2]
 _MARK = "--fork-server"
 _TITLE_BYTES = 4096
@@ -100,7 +117,7 @@ class ForkServer:
             return False
         plain = not any(given[name] for name in ("preexec_fn", "shell", "gids")) and given["close_fds"]
         same_user = all(given[name] in {None, -1} for name in ("gid", "uid", "umask", "process_group"))
-        command = [os.fsdecode(word) for word in arguments]
+        command = as_module(arguments)
         ours = command[:2] == [sys.executable, "-m"] and command[2].startswith(MODULES)
         return bool(plain and same_user and ours and self._knows(given["env"], given["cwd"]))
 
@@ -166,7 +183,7 @@ def execute_child(popen: Any, *positional: Any) -> None:
     ends = [given["p2cread"], given["c2pwrite"], given["errwrite"]]
     descriptors = [number if end == -1 else end for number, end in enumerate(ends)] + list(given["pass_fds"])
     start = Start(
-        arguments=[os.fsdecode(word) for word in given["args"]][1:],
+        arguments=as_module(given["args"])[1:],
         environment=dict(os.environ if given["env"] is None else given["env"]),
         folder=os.fspath(given["cwd"] or Path.cwd()),
         pass_fds=list(given["pass_fds"]),
@@ -178,6 +195,12 @@ def execute_child(popen: Any, *positional: Any) -> None:
     popen._child_created = True
     pipes = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
     popen._close_pipe_fds(*(given[name] for name in pipes))
+
+
+def as_module(arguments: Sequence[str | bytes | os.PathLike[str]]) -> list[str]:
+    """Return the command, with the installed script as the module that it is made from."""
+    command = [os.fsdecode(word) for word in arguments]
+    return [sys.executable, "-m", "acestep_consumer", *command[1:]] if command[:1] == [SCRIPT] else command
 
 
 @contextmanager
@@ -271,10 +294,13 @@ def become(start: Start, descriptors: list[int]) -> None:
         signal.signal(number, signal.SIG_IGN if ignored else usual)
     global _server  # noqa: PLW0603 - the one of the process that this was
     _server = None
-    if start.module in PARENTS and "run" in start.arguments:
+    if PARENTS.get(start.module) in {"", *start.arguments}:
         _server = fork_server_of_our_own(start.environment)
     signal.pthread_sigmask(signal.SIG_SETMASK, start.blocked_signals)
-    sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())  # type: ignore[union-attr]
+    unbuffered = bool(start.environment.get("PYTHONUNBUFFERED"))
+    sys.stdout.reconfigure(  # type: ignore[union-attr]
+        line_buffering=sys.stdout.isatty(), write_through=unbuffered
+    )
     rename([sys.executable, *start.arguments])
     sys.orig_argv = [sys.executable, *start.arguments]
     os._exit(run(start))
