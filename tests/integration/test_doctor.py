@@ -31,7 +31,7 @@ from acestep_consumer.observability.http import HealthServer
 from infra.local.rabbitmq import RabbitMQ
 from infra.local.s3 import SeaweedFS
 from infra.rabbitmq.users import User
-from tests.support.broker import Peer, until
+from tests.support.broker import API_POLL_S, Peer, until
 from tests.support.command import run_command
 from tests.support.faulty_s3 import FaultyS3, s3_error
 from tests.support.proxy import Proxy
@@ -360,7 +360,7 @@ async def test_a_policy_that_keeps_workers_from_starting_is_told_and_what_it_dro
         queue = await asyncio.to_thread(management.call, "GET", f"/api/queues/{amqp_vhost}/{GENERATE}")
         return bool(queue.get("effective_policy_definition"))
 
-    await until(known, "the queue's policy")
+    await until(known, "the queue's policy", every_s=API_POLL_S)
     found = await looked(check_management(watched))
     assert found["policies"].level == "fail"
     assert "no worker starts: the policy 'theirs' covers acestep.generate too" in found["policies"].said

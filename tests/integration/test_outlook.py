@@ -21,7 +21,7 @@ from acestep_consumer.broker.topology import CONTROL, EVENTS, GENERATE
 from acestep_consumer.client import Client, sync
 from acestep_schemas.events import Worker, WorkerEvent
 from infra.local import rabbitmq4
-from tests.support.broker import Peer, broker_settings, until
+from tests.support.broker import API_POLL_S, Peer, broker_settings, until
 from tests.support.proxy import Proxy
 from tests.support.servers import ManagementApi
 from tests.support.waiting import WITHIN_S
@@ -258,7 +258,7 @@ async def test_no_queue_is_left_behind(
     async def gone() -> bool:
         return {queue["name"] for queue in management.call("GET", f"/api/queues/{amqp_vhost}")} == before
 
-    await until(gone, "only the queues that were there")
+    await until(gone, "only the queues that were there", every_s=API_POLL_S)
 
 
 async def test_the_client_without_async_says_the_same(declared: str) -> None:

@@ -28,7 +28,7 @@ from acestep_consumer.domain.errors import Verdict
 from acestep_consumer.worker.prefetch_policy import PrefetchPolicy, PrefetchTuning
 from acestep_schemas.events import JobCompleted, JobStarted, WorkerEvent
 from infra.local.ports import PortClaim
-from tests.support.broker import Peer, broker_settings, until
+from tests.support.broker import API_POLL_S, Peer, broker_settings, until
 from tests.support.collector import freeze_the_living
 from tests.support.engine_stats import engine_stats
 from tests.support.fake_engine import FakeEngines, FakeRenderer
@@ -93,7 +93,7 @@ async def broker_lists(management: ManagementApi, vhost: str, prefetch: Callable
         ]
         return sum(at_the_broker) == prefetch()
 
-    await until(so, f"the broker lists a prefetch of {prefetch()}")
+    await until(so, f"the broker lists a prefetch of {prefetch()}", every_s=API_POLL_S)
 
 
 @pytest.mark.broker_versions

@@ -24,7 +24,7 @@ from acestep_consumer.config.settings import StorageSettings
 from acestep_consumer.domain.objects import ObjectAddress
 from acestep_consumer.storage.s3.objects import S3Objects
 from acestep_schemas.events import TerminalEvent
-from tests.support.broker import Peer, until
+from tests.support.broker import API_POLL_S, Peer, until
 from tests.support.command import run_command
 from tests.support.engine_double import write_song
 from tests.support.waiting import WITHIN_S
@@ -187,7 +187,7 @@ async def connection_of(management: ManagementApi, vhost: str, login: Login) -> 
         found.extend(each["name"] for each in connections if each.get("user") == login.name)
         return bool(found)
 
-    await until(listed, "the worker's connection")
+    await until(listed, "the worker's connection", every_s=API_POLL_S)
     return found[0]
 
 

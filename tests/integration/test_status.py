@@ -24,7 +24,7 @@ from acestep_consumer.broker.topology import DEAD_LETTER, EVENTS, GENERATE, REQU
 from acestep_consumer.client import Client
 from acestep_schemas.events import JobCompleted, Worker, WorkerEvent
 from infra.local.rabbitmq import RabbitMQ
-from tests.support.broker import broker_settings, until
+from tests.support.broker import API_POLL_S, broker_settings, until
 from tests.support.command import run_command
 from tests.support.jobs import make_job, make_manifest
 from tests.support.servers import ManagementApi
@@ -140,7 +140,7 @@ async def test_the_management_api_tells_running_jobs_prefetch_and_bound(
             messages = (queue.get("messages_ready"), queue.get("messages_unacknowledged"))
             return messages == (2, 7) and len(queue["consumer_details"]) == 3 and len(named) == 2
 
-        await until(counted, "the API's statistics are up to date", WITHIN_S)
+        await until(counted, "the API's statistics are up to date", every_s=API_POLL_S)
         found = await answer(amqp_url, "--sample", "0", ACESTEP_MANAGEMENT_URL=rabbitmq.management_url)
     queue = found["queue"]
     assert (queue["ready"], queue["unacked"], queue["consumers"]) == (2, 7, 3)
@@ -317,7 +317,7 @@ async def test_a_user_who_sees_no_connections_still_gets_the_numbers(
                 async def counted() -> bool:
                     return bool((await monitor.request_queue()).consumers)
 
-                await until(counted, "the API's statistics are up to date", WITHIN_S)
+                await until(counted, "the API's statistics are up to date", every_s=API_POLL_S)
                 (consumer,) = (await monitor.request_queue()).consumers
     finally:
         management.call("DELETE", f"/api/users/{name}")
@@ -332,7 +332,7 @@ async def test_a_lost_connection_is_made_again(amqp_url: str, amqp_vhost: str, m
         async def closed() -> bool:
             return management.close_connections(amqp_vhost) > 0
 
-        await until(closed, "the API sees the connection", WITHIN_S)
+        await until(closed, "the API sees the connection", every_s=API_POLL_S)
 
         async def again() -> bool:
             try:

@@ -31,14 +31,18 @@ if TYPE_CHECKING:
     from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
 
 _POLL_S = 0.02
+API_POLL_S = 0.2
+"""Between two looks at the management API, whose figures are seconds old and which costs both sides more than AMQP."""
 
 
-async def until(check: Callable[[], Awaitable[bool]], what: str, within_s: float = WITHIN_S) -> None:
+async def until(
+    check: Callable[[], Awaitable[bool]], what: str, within_s: float = WITHIN_S, *, every_s: float = _POLL_S
+) -> None:
     """Poll a question to the broker until the answer is yes; fail with ``what`` after ``within_s`` seconds."""
     deadline = time.monotonic() + within_s
     while not await check():
         assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"
-        await asyncio.sleep(_POLL_S)
+        await asyncio.sleep(every_s)
 
 
 def broker_settings(url: str, **values: Any) -> BrokerSettings:

@@ -120,10 +120,14 @@ class ManagementClient:
 
     async def __aenter__(self) -> Self:
         # aiohttp takes a fifth of a second to import, and most who import this file ask no API.
+        import aiohttp  # noqa: PLC0415 - as said
+
         from acestep_consumer.config.http import open_session  # noqa: PLC0415 - as said
 
         login = b64encode(self._login.encode()).decode()
-        self._session = open_session(headers={"Authorization": f"Basic {login}"})
+        # Certificates take longer to read than an answer takes to come.
+        plain = aiohttp.TCPConnector() if self._base.startswith("http:") else None
+        self._session = open_session(plain, headers={"Authorization": f"Basic {login}"})
         return self
 
     async def __aexit__(
