@@ -190,14 +190,15 @@ class Worker:
                 try:
                     prepared = await self._signals.unless_stopped(self._prepare(stack))
                     if prepared is not None:
-                        await self._begin(prepared)
+                        # Stopped in the middle, it may consume already: it drains.
+                        await self._signals.unless_stopped(self._begin(prepared))
                         await self._consume(prepared.intake)
                 finally:
-                    if not self.started:
-                        await self._disconnect()
+                    await self._disconnect()
 
     async def _disconnect(self) -> None:
-        """Close all connections at once, before anything was consumed: a broker that hangs shall not hold the end."""
+        """Close all connections at once, with no job running: a broker that hangs shall not hold the end."""
+        await self._control.stop_listening()
         connections = (*self._connections.values(), self._control.connection)
         await asyncio.gather(*(connection.close(UNUSED_CLOSE_TIMEOUT_S) for connection in connections))
 
