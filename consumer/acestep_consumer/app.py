@@ -215,8 +215,8 @@ class Worker:
         log.info("starting", worker=self._id, health=f"http://{worker.http_host}:{health.port}/readyz")
         for name in self._settings.without_effect:
             log.info("setting has no effect here", setting=name, reason=WITHOUT_EFFECT[name])
-        for name in self._settings.broker.unread_parameters:
-            log.warning("this parameter of ACESTEP_AMQP_URL has no effect here", parameter=name)
+        for name, reason in self._settings.broker.unread_parameters.items():
+            log.warning("this parameter of ACESTEP_AMQP_URL has no effect here", parameter=name, reason=reason)
         scratch = await self._open_scratch(stack)
         # The engines are the slowest part and depend on nothing: they load while the rest connects.
         loading = asyncio.create_task(self._engines.start(), name="engines start")
