@@ -190,14 +190,15 @@ class Worker:
                 try:
                     prepared = await self._signals.unless_stopped(self._prepare(stack))
                     if prepared is not None:
-                        await self._begin(prepared)
+                        # Stopped in the middle, it may consume already: it drains.
+                        await self._signals.unless_stopped(self._begin(prepared))
                         await self._consume(prepared.intake)
                 finally:
-                    if not self.started:
-                        await self._disconnect()
+                    await self._disconnect()
 
     async def _disconnect(self) -> None:
-        """Close all connections at once, before anything was consumed: a broker that hangs shall not hold the end."""
+        """Close all connections at once, with no job running: a broker that hangs shall not hold the end."""
+        await self._control.stop_listening()
         connections = (*self._connections.values(), self._control.connection)
         await asyncio.gather(*(connection.close(UNUSED_CLOSE_TIMEOUT_S) for connection in connections))
 
@@ -214,8 +215,8 @@ class Worker:
         log.info("starting", worker=self._id, health=f"http://{worker.http_host}:{health.port}/readyz")
         for name in self._settings.without_effect:
             log.info("setting has no effect here", setting=name, reason=WITHOUT_EFFECT[name])
-        for name in self._settings.broker.unread_parameters:
-            log.warning("this parameter of ACESTEP_AMQP_URL has no effect here", parameter=name)
+        for name, reason in self._settings.broker.unread_parameters.items():
+            log.warning("this parameter of ACESTEP_AMQP_URL has no effect here", parameter=name, reason=reason)
         scratch = await self._open_scratch(stack)
         # The engines are the slowest part and depend on nothing: they load while the rest connects.
         loading = asyncio.create_task(self._engines.start(), name="engines start")

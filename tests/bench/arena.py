@@ -111,7 +111,7 @@ class Arena:
 
         Args:
             contender: its module.
-            prefetch: deliveries in its hands.
+            prefetch: unacked deliveries that it may have.
             messages: how many.
             limit_s: seconds that it may take.
             variables: more for its environment.

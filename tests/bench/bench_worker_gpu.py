@@ -6,10 +6,10 @@ language model (with ``--lm none`` no codes), 8 steps of the DiT, decoding, enco
 full shapes and random weights. The worker is started as an operator starts it; a client keeps the queue filled and
 counts the events.
 
-The clock starts once as many songs are done as all workers have in hand, and runs for ``--seconds``. The first
+The clock starts once as many songs are done as all workers have in flight, and runs for ``--seconds``. The first
 requests are spread over ``--spread`` seconds: jobs that begin together would also end together, in waves that a short
 window cannot average. ``--sweep`` measures several choices of GPUs one after the other, with the same checkpoints.
-``--then-one`` sends all workers but the first away after the window and measures again, which spares a start;
+``--then-one`` stops all workers but the first after the window and measures again, which spares a start;
 ``--workloads`` measures several workloads one after the other with the same worker.
 
 A table goes to standard error, a line of JSON for each result to standard output. It ends within ``--limit-s`` seconds.
@@ -78,7 +78,7 @@ _END_S = 15.0
 """What the end of a worker may take, and is kept back from its share of the time."""
 _LEAST_WINDOW_S = 5.0
 _ALONE_S = 10.0
-"""The ramp of a worker whose fellows have left: it was at work all the time."""
+"""The ramp of the worker that is left when the others were stopped: it has jobs in progress already."""
 _TICKS = os.sysconf("SC_CLK_TCK")
 _GIB = 1 << 30
 
@@ -106,22 +106,22 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
-class Crew:
-    """One configuration: ``gpus`` as for ``run --gpus`` or ``none``, ``seats`` workers with ``workers`` jobs each."""
+class Deployment:
+    """One configuration: ``gpus`` as for ``run --gpus`` or ``none``; ``workers`` processes, each with this prefetch."""
 
     gpus: str
+    prefetch: int
     workers: int
-    seats: int
 
     @property
     def name(self) -> str:
         """What it is called in the table."""
-        return f"{'no --gpus' if self.gpus == NO_GPUS else f'--gpus {self.gpus}'} --workers {self.workers}"
+        return f"{'no --gpus' if self.gpus == NO_GPUS else f'--gpus {self.gpus}'} --workers {self.prefetch}"
 
     @property
-    def hands(self) -> int:
-        """Jobs that all of them have in hand."""
-        return self.seats * self.workers
+    def in_flight(self) -> int:
+        """Jobs that all workers run at once."""
+        return self.workers * self.prefetch
 
 
 class Scrapes:
@@ -191,19 +191,19 @@ def main() -> int:
 
 def _run(stack: ExitStack, budget: Budget, arguments: argparse.Namespace) -> int:
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="acestep-", ignore_cleanup_errors=True)))
-    crews = [_crew(text, arguments) for text in (arguments.sweep or arguments.gpus).split(";")]
+    deployments = [_deployment(text, arguments) for text in (arguments.sweep or arguments.gpus).split(";")]
     servers = _servers(stack, folder / "servers", arguments)
     asyncio.run(_refuse_strangers(servers.amqp_url))
     checkpoints = _checkpoints(folder, budget, arguments)
     logs = arguments.logs or folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
-    for number, crew in enumerate(crews):
+    for number, deployment in enumerate(deployments):
         site = Site(servers, checkpoints, logs / f"worker-{number}.log", folder, arguments)
-        results += _attempt(site, crew, budget.share(len(crews) - number))
+        results += _attempt(site, deployment, budget.share(len(deployments) - number))
     _print_ratio(results)
     each = len(arguments.workloads.split(";")) if arguments.workloads else 1
-    wanted = sum(each + (arguments.then_one and crew.seats > 1) for crew in crews)
+    wanted = sum(each + (arguments.then_one and deployment.workers > 1) for deployment in deployments)
     return 0 if len(results) == wanted else 1
 
 
@@ -217,7 +217,7 @@ class Site:
     folder: Path
     arguments: argparse.Namespace
 
-    def variables(self, crew: Crew, port: int) -> dict[str, str]:
+    def variables(self, deployment: Deployment, port: int) -> dict[str, str]:
         """The worker's environment: nothing of the caller's ACESTEP_ variables but what ``--set`` gives."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("ACESTEP_")}
         sound = str(ROOT / "tests/bench/sound") if self.arguments.sound == "music" else None
@@ -225,7 +225,7 @@ class Site:
         settings = {
             "ACESTEP_S3_PREFIX": f"bench-{time.time_ns()}",
             "ACESTEP_QUEUE_MAXSIZE": str(_LONGEST_QUEUE),
-            "ACESTEP_QUEUE_WORKERS": str(crew.workers),
+            "ACESTEP_QUEUE_WORKERS": str(deployment.prefetch),
             "ACESTEP_CHECKPOINT_DIR": str(self.checkpoints),
             "ACESTEP_CONFIG_PATH": DIT,
             "ACESTEP_INIT_LLM": "false" if self.arguments.lm == NO_LM else "true",
@@ -242,12 +242,12 @@ class Site:
         return load(variables, env_file=None)
 
 
-def _attempt(site: Site, crew: Crew, share_s: float) -> list[dict[str, Any]]:
+def _attempt(site: Site, deployment: Deployment, share_s: float) -> list[dict[str, Any]]:
     """Measure one configuration; what went wrong is told with the end of the worker's log, and is no reason to stop."""
-    _say(f"\n== {crew.name} ({share_s:.0f} s at most) ==")
+    _say(f"\n== {deployment.name} ({share_s:.0f} s at most) ==")
     results: list[dict[str, Any]] = []
     try:
-        asyncio.run(Trial(site, crew, share_s).run(results))
+        asyncio.run(Trial(site, deployment, share_s).run(results))
     except (
         BenchError,
         LoadError,
@@ -259,7 +259,7 @@ def _attempt(site: Site, crew: Crew, share_s: float) -> list[dict[str, Any]]:
         AMQPError,
         OSError,
     ) as error:
-        _say(f"error: {crew.name}: {error or type(error).__name__}\n{tail(site.log, _TAIL_LINES)}")
+        _say(f"error: {deployment.name}: {error or type(error).__name__}\n{tail(site.log, _TAIL_LINES)}")
     else:
         _tell_warnings(site.log)
     return results
@@ -268,13 +268,13 @@ def _attempt(site: Site, crew: Crew, share_s: float) -> list[dict[str, Any]]:
 class Trial:
     """One configuration from the start of its worker to its end. ``share_s``: the seconds it may take."""
 
-    def __init__(self, site: Site, crew: Crew, share_s: float) -> None:
+    def __init__(self, site: Site, deployment: Deployment, share_s: float) -> None:
         self._site = site
-        self._crew = crew
+        self._deployment = deployment
         self._end = time.monotonic() + share_s
         self._arguments = site.arguments
-        self._ports = _free_row(crew.seats)
-        self._variables = site.variables(crew, self._ports[0])
+        self._ports = _free_row(deployment.workers)
+        self._variables = site.variables(deployment, self._ports[0])
         self._worker: Process | None = None
 
     async def run(self, results: list[dict[str, Any]]) -> None:
@@ -282,7 +282,7 @@ class Trial:
         settings = self._site.settings(self._variables)
         await _clear_queue(settings)
         command = [sys.executable, "-m", "acestep_consumer", "run", "--grace", "1"]
-        command += [] if self._crew.gpus == NO_GPUS else ["--gpus", self._crew.gpus]
+        command += [] if self._deployment.gpus == NO_GPUS else ["--gpus", self._deployment.gpus]
         began = time.monotonic()
         self._worker = worker = Process(
             command, env=self._variables, folder=self._site.folder, log=self._site.log, guarded=True
@@ -299,33 +299,33 @@ class Trial:
     def _load(self, client: Client) -> Load:
         asked = self._arguments
         usual = usual_fields(asked, thinking=asked.lm != NO_LM)
-        hands = self._crew.hands
-        return Load(client, usual, self._workloads()[0], capacity=hands, backlog=asked.backlog, spread_s=asked.spread)
+        jobs = self._deployment.in_flight
+        return Load(client, usual, self._workloads()[0], capacity=jobs, backlog=asked.backlog, spread_s=asked.spread)
 
     def _workloads(self) -> tuple[Workload, ...]:
-        asked = self._arguments
+        asked, jobs = self._arguments, self._deployment.in_flight
         if not asked.workloads:
-            return (Workload(name=asked.audio_format, hands=self._crew.hands, seconds=asked.seconds),)
-        return tuple(Workload.of(text, self._crew.hands, asked.seconds) for text in asked.workloads.split(";"))
+            return (Workload(name=asked.audio_format, in_flight=jobs, seconds=asked.seconds),)
+        return tuple(Workload.of(text, jobs, asked.seconds) for text in asked.workloads.split(";"))
 
     async def _windows(
         self, load: Load, feeding: asyncio.Future[Any], ready_s: float, results: list[dict[str, Any]]
     ) -> None:
         first, *others = self._workloads()
-        both = self._arguments.then_one and self._crew.seats > 1
+        both = self._arguments.then_one and self._deployment.workers > 1
         seconds = min(first.seconds, (self._end - time.monotonic() - _END_S) / (2 if both else 1))
         if seconds < _LEAST_WINDOW_S:
             raise BenchError("no time is left for a window; raise --limit-s")
-        # Time is kept for the second window and for the others' leaving; the first one's ramp has the rest.
+        # Time is kept for the second window and for the end of the others; the first one's ramp has the rest.
         kept = seconds + _END_S + _ALONE_S if both else 0
-        await self._ramp(load, feeding, first.hands, self._end - seconds - kept)
-        found = await self._window(load, feeding, self._crew, replace(first, seconds=seconds))
+        await self._ramp(load, feeding, first.in_flight, self._end - seconds - kept)
+        found = await self._window(load, feeding, self._deployment, replace(first, seconds=seconds))
         self._tell(results, {"ready_s": ready_s, **found})
         if both:
-            await self._send_others_away()
+            await self._stop_others()
             # It goes on as before: what its share of the processor and of the disk changes shows soon.
-            await self._ramp(load, feeding, self._crew.hands, time.monotonic() + _ALONE_S)
-            alone = Crew("0 (others sent away)", self._crew.workers, 1)
+            await self._ramp(load, feeding, self._deployment.in_flight, time.monotonic() + _ALONE_S)
+            alone = Deployment("0 (others stopped)", self._deployment.prefetch, 1)
             self._tell(results, {"ready_s": None, **await self._window(load, feeding, alone, first)})
         for workload in others:
             await self._another(load, feeding, workload, results)
@@ -333,14 +333,14 @@ class Trial:
     async def _another(
         self, load: Load, feeding: asyncio.Future[Any], workload: Workload, results: list[dict[str, Any]]
     ) -> None:
-        """Go on with another workload: what is in hand ends first, then as much again, then the window."""
+        """Go on with another workload: what is in flight ends first, then as much again, then the window."""
         if self._end - time.monotonic() < workload.seconds + _END_S:
             _say(f"no time is left for {workload.name}")
             return
-        _say(f"\n-- {workload.name}, {workload.hands} in hand")
+        _say(f"\n-- {workload.name}, {workload.in_flight} in flight")
         await load.change(workload, self._site.servers.amqp_url)
-        await self._ramp(load, feeding, load.under_way() + workload.hands, self._end - workload.seconds)
-        self._tell(results, {"ready_s": None, **await self._window(load, feeding, self._crew, workload)})
+        await self._ramp(load, feeding, load.under_way() + workload.in_flight, self._end - workload.seconds)
+        self._tell(results, {"ready_s": None, **await self._window(load, feeding, self._deployment, workload)})
 
     @staticmethod
     def _tell(results: list[dict[str, Any]], result: dict[str, Any]) -> None:
@@ -369,19 +369,21 @@ class Trial:
         done = load.tally.finished() - before
         _say(f"ramp of {time.monotonic() - began:.1f} s: {done} jobs done{'' if done >= jobs else f', not {jobs}'}")
 
-    async def _window(self, load: Load, feeding: asyncio.Future[Any], crew: Crew, workload: Workload) -> dict[str, Any]:
+    async def _window(
+        self, load: Load, feeding: asyncio.Future[Any], deployment: Deployment, workload: Workload
+    ) -> dict[str, Any]:
         """Count what is done in the workload's seconds."""
         seconds = workload.seconds
         before = load.tally.finished()
         _say(f"counting for {seconds:.0f} s")
-        ports = self._ports[: crew.seats]
+        ports = self._ports[: deployment.workers]
         scrapes, tree, start = Scrapes(ports), _cpu_seconds(self._pid()), time.monotonic()
         await scrapes.take()
         while (left := start + seconds - time.monotonic()) > 0:
             await self._rest(feeding, min(_SAMPLE_S, left))
             await scrapes.take()
         end, cpu = time.monotonic(), _cpu_used(tree, _cpu_seconds(self._pid()))
-        result = _result(crew, load.tally, (start, end), self._arguments, workload)
+        result = _result(deployment, load.tally, (start, end), self._arguments, workload)
         watts = scrapes.watts()
         result |= {
             "jobs_before": before,
@@ -403,16 +405,16 @@ class Trial:
         if self._worker is not None and not self._worker.running():
             raise BenchError(f"the worker ended with status {self._worker.returncode()}")
 
-    async def _send_others_away(self) -> None:
-        """Tell every worker of the fleet but the first to leave, and wait until they have."""
-        for pid in [pid for seat, pid in _seats(self._site.log)][1:]:
+    async def _stop_others(self) -> None:
+        """Stop every worker but the first, and wait until they have ended."""
+        for pid in _worker_pids(self._site.log)[1:]:
             os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + _END_S
         while any([await asyncio.to_thread(_answers, port) for port in self._ports[1:]]):
             if time.monotonic() > deadline:
-                raise BenchError("the other workers did not leave")
+                raise BenchError("the other workers did not end")
             await asyncio.sleep(POLL_S)
-        _say("the other workers have left; their jobs are back in the queue")
+        _say("the other workers have ended; their jobs are back in the queue")
 
     def _pid(self) -> int:
         assert self._worker is not None
@@ -420,7 +422,7 @@ class Trial:
 
 
 def _result(
-    crew: Crew, tally: Tally, window: tuple[float, float], arguments: argparse.Namespace, workload: Workload
+    deployment: Deployment, tally: Tally, window: tuple[float, float], arguments: argparse.Namespace, workload: Workload
 ) -> dict[str, Any]:
     start, end = window
     done = tally.between(start, end)
@@ -432,11 +434,11 @@ def _result(
     return {
         "bench": "worker",
         "sound": arguments.sound,
-        "gpus": crew.gpus,
-        "seats": crew.seats,
-        "workers": crew.workers,
+        "gpus": deployment.gpus,
+        "workers": deployment.workers,
+        "prefetch": deployment.prefetch,
         "workload": workload.name,
-        "hands": workload.hands,
+        "in_flight": workload.in_flight,
         "seconds": round(end - start, 1),
         "songs": len(done),
         "songs_per_minute": round(60 * len(done) / (end - start), 2),
@@ -492,8 +494,8 @@ def _print_result(result: Mapping[str, Any], tally: Tally) -> None:
 def _print_ratio(results: list[dict[str, Any]]) -> None:
     """Of the most GPUs to the fewest; of the last to the first where they are equal."""
     if len({result["workload"] for result in results}) == 1 and len(results) > 1:
-        few, *_, many = sorted(results, key=lambda result: int(result["seats"]))
-        names = [f"--gpus {result['gpus']} --workers {result['workers']}" for result in (few, many)]
+        few, *_, many = sorted(results, key=lambda result: int(result["workers"]))
+        names = [f"--gpus {result['gpus']} --workers {result['prefetch']}" for result in (few, many)]
         ratio = many["songs_per_minute"] / few["songs_per_minute"]
         summary = {"bench": "worker", "ratio": round(ratio, 3), "from": names[0], "to": names[1]}
         sys.stdout.write(json.dumps(summary) + "\n")
@@ -510,10 +512,10 @@ def _tell_warnings(log: Path, most: int = 6) -> None:
         _say(f"  log: {line}")
 
 
-def _seats(log: Path) -> list[tuple[str, int]]:
-    """The fleet's workers, as it tells of their starts: name and process id, in the order of the GPUs."""
+def _worker_pids(log: Path) -> list[int]:
+    """Return the workers' process ids, as the log has them, in the order of the GPUs."""
     started = {str(e["gpu"]): int(e["pid"]) for e in _entries(log) if e.get("event") == "worker started"}
-    return list(started.items())
+    return list(started.values())
 
 
 def _entries(log: Path) -> Iterator[dict[str, Any]]:
@@ -524,18 +526,18 @@ def _entries(log: Path) -> Iterator[dict[str, Any]]:
                 yield entry
 
 
-def _crew(text: str, arguments: argparse.Namespace) -> Crew:
+def _deployment(text: str, arguments: argparse.Namespace) -> Deployment:
     """Read ``GPUS`` or ``GPUS@WORKERS``. Raises ``BenchError`` when there are no such GPUs."""
     chosen, _, workers = text.strip().partition("@")
     jobs = int(workers) if workers else arguments.workers
     if chosen == NO_GPUS:
-        return Crew(NO_GPUS, jobs, 1)
+        return Deployment(NO_GPUS, jobs, 1)
     environ = selection.in_pci_order(os.environ)
     try:
         found = selection.choose(selection.parse(chosen), selection.visible(device_count.ask_torch(environ), environ))
     except (selection.BadChoice, selection.GpuMissing, device_count.DeviceCountFailed) as error:
         raise BenchError(str(error)) from error
-    return Crew(chosen, jobs, len(found))
+    return Deployment(chosen, jobs, len(found))
 
 
 def _servers(stack: ExitStack, folder: Path, arguments: argparse.Namespace) -> Environment:
@@ -791,14 +793,14 @@ def _parser() -> argparse.ArgumentParser:
     work.add_argument(
         "--sweep", metavar="LIST", help="several of them, each GPUS or GPUS@WORKERS: '0;all' or '0@32;0@64'"
     )
-    work.add_argument("--then-one", action="store_true", help="measure the fleet, then its first worker alone")
+    work.add_argument("--then-one", action="store_true", help="measure all workers, then the first one alone")
     work.add_argument(
         "--workloads",
         metavar="LIST",
-        help=f"one after the other with the same worker, each NAME[@HANDS][:SECONDS]: {', '.join(WORKLOADS)}",
+        help=f"one after the other with the same worker, each NAME[@IN_FLIGHT][:SECONDS]: {', '.join(WORKLOADS)}",
     )
-    work.add_argument("--workers", type=int, default=48, help="jobs in a worker's hands (48)")
-    work.add_argument("--backlog", type=float, default=2, help="jobs that wait, for each in hand (2)")
+    work.add_argument("--workers", type=int, default=48, help="jobs in flight in each worker: its prefetch (48)")
+    work.add_argument("--backlog", type=float, default=2, help="jobs that wait, for each in flight (2)")
     work.add_argument("--duration", type=float, default=300, help="seconds of a song (300)")
     work.add_argument("--audio-format", default="mp3", choices=["mp3", "flac", "wav", "opus", "aac"], help="(mp3)")
     work.add_argument(

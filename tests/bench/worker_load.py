@@ -36,26 +36,26 @@ class Workload:
         name: as it stands in the results.
         fields: of every request, over the usual ones.
         mixed: lengths between 30 seconds and the usual one, in place of that alone.
-        hands: jobs that the workers have in hand.
+        in_flight: jobs that the workers run at once.
         seconds: the window in which songs are counted.
     """
 
     name: str
     fields: Mapping[str, object] = field(default_factory=dict)
     mixed: bool = False
-    hands: int
+    in_flight: int
     seconds: float
 
     @classmethod
-    def of(cls, text: str, hands: int, seconds: float) -> Self:
-        """Read ``NAME[@HANDS][:SECONDS]``. Raises ``LoadError`` for a name that is none of ``WORKLOADS``."""
+    def of(cls, text: str, in_flight: int, seconds: float) -> Self:
+        """Read ``NAME[@IN_FLIGHT][:SECONDS]``. Raises ``LoadError`` for a name that is none of ``WORKLOADS``."""
         words, _, window = text.strip().partition(":")
-        name, _, in_hand = words.partition("@")
+        name, _, given = words.partition("@")
         if name not in WORKLOADS:
             raise LoadError(f"no workload {name!r}: choose among {', '.join(WORKLOADS)}")
-        fields, mixed, own_hands = WORKLOADS[name]
-        chosen = int(in_hand) if in_hand else own_hands or hands
-        return cls(name=name, fields=fields, mixed=mixed, hands=chosen, seconds=float(window or seconds))
+        fields, mixed, own = WORKLOADS[name]
+        chosen = int(given) if given else own or in_flight
+        return cls(name=name, fields=fields, mixed=mixed, in_flight=chosen, seconds=float(window or seconds))
 
     def requests(self, usual: Mapping[str, object]) -> Iterator[dict[str, object]]:
         """Yield the requests' fields for ever; the same ones in every run."""
@@ -84,7 +84,7 @@ WORKLOADS: Final[Mapping[str, tuple[Mapping[str, object], bool, int]]] = {
     "candidates": ({"audio_format": "flac", "candidates": 4, **_PLAIN}, False, 0),
     "loudness": ({"audio_format": "flac", "loudness_lufs": -14, **_PLAIN}, False, 0),
 }
-"""Name: fields over the usual ones, whether lengths are mixed, jobs in hand (0: as many as is said)."""
+"""Name: fields over the usual ones, whether lengths are mixed, jobs in flight (0: as many as is said)."""
 
 
 def usual_fields(arguments: argparse.Namespace, *, thinking: bool) -> dict[str, object]:
@@ -132,7 +132,7 @@ class Load:
         usual: fields of every request.
         workload: the first one.
         capacity: jobs that all workers take at once.
-        backlog: jobs that wait in the queue, for each in hand.
+        backlog: jobs that wait in the queue, for each in flight.
         spread_s: seconds over which the first jobs are handed in: jobs that begin together would also end together.
     """
 
@@ -157,10 +157,10 @@ class Load:
 
     def _take(self, workload: Workload) -> None:
         self._requests = workload.requests(self._usual)
-        self._hands = workload.hands
+        self._in_flight = workload.in_flight
         # Fewer jobs than the workers take have none waiting behind them: those would be taken, too.
-        backlog = self._backlog if workload.hands >= self._capacity else 0
-        self._most = round(workload.hands * (1 + backlog))
+        backlog = self._backlog if workload.in_flight >= self._capacity else 0
+        self._most = round(workload.in_flight * (1 + backlog))
         self._began = time.monotonic()
 
     def under_way(self) -> int:
@@ -206,4 +206,4 @@ class Load:
     def _allowed(self) -> int:
         """How many requests may be under way: at first a few more each moment, then as many as can be and a backlog."""
         elapsed = time.monotonic() - self._began
-        return self._most if elapsed >= self._spread_s else 1 + int((self._hands - 1) * elapsed / self._spread_s)
+        return self._most if elapsed >= self._spread_s else 1 + int((self._in_flight - 1) * elapsed / self._spread_s)

@@ -73,7 +73,7 @@ class Real:
         properties = {"reply_to": reply.reply_to, "correlation_id": reply.correlation_id}
         await self._peer.request(body, message_id=message_id, **properties)
         delivery = await self._taken.get()
-        await self._consumer._stop_consuming()
+        await self._consumer.stop_consuming()
         return delivery
 
     async def lose_channel(self) -> None:
@@ -111,7 +111,7 @@ async def source(request: pytest.FixtureRequest) -> AsyncIterator[DeliverySource
         await consumer.start()
         peer = await stack.enter_async_context(Peer(request.getfixturevalue("amqp_url")))
         yield Real(consumer, peer, connection, taken)
-        await consumer.stop()
+        await consumer.drain(0)
 
 
 async def delivered(source: DeliverySource) -> ports.Delivery:

@@ -62,7 +62,7 @@ async def consuming(identifying: Identifying, consume_url: str, publish_url: str
         )
         await consumer.start()
         yield consumer
-        await consumer.stop()
+        await consumer.drain(0)
 
 
 @pytest.fixture

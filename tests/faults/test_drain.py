@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from acestep_consumer.broker.consumer import CANCEL_TIMEOUT_S
 from acestep_consumer.broker.topology import GENERATE
 from tests.support.broker import Peer, until
 from tests.support.event_recorder import EventRecorder
@@ -22,7 +23,7 @@ from tests.support.worker import WorkerProcess, running
 RUNNING, WAITING = 2, 2
 # Generous for a machine with other things to do, and far from the 600 seconds that running jobs have by default.
 AT_ONCE_S = 40.0
-# Three connections that wait for a silent broker, one after the other, take longer.
+# Two seconds and a process's end. Waits for a silent broker that follow each other take longer.
 SILENT_CLOSE_S = 5.0
 EITHER_SIGNAL = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 
@@ -138,6 +139,25 @@ async def test_while_storage_is_away_the_time_of_grace_bounds_the_wait_for_it(
             await here.audit(done=0)
 
 
+@pytest.mark.parametrize(("jobs", "within_s"), [(0, SILENT_CLOSE_S), (RUNNING, CANCEL_TIMEOUT_S + SILENT_CLOSE_S)])
+async def test_storage_that_hangs_delays_a_workers_end_only_by_the_time_of_cancelled_jobs(
+    service_environment: dict[str, str], tmp_path: Path, jobs: int, within_s: float
+) -> None:
+    async with Proxy.for_url(service_environment["ACESTEP_S3_ENDPOINT"]) as s3:
+        through = {"ACESTEP_S3_ENDPOINT": s3.url(service_environment["ACESTEP_S3_ENDPOINT"])}
+        async with scenario(service_environment, tmp_path, arguments=["--grace", "0"], **through) as here:
+            if jobs:
+                await here.fill()
+            s3.stall()
+            here.go.touch()
+            await eventually(lambda: s3.held, WITHIN_S)  # a job's song, or a look whether storage is there
+            began = time.monotonic()
+            here.send(signal.SIGTERM)
+            await here.leave()
+            assert time.monotonic() - began < within_s
+            await here.audit(done=0)
+
+
 async def test_storage_that_comes_back_in_the_time_of_grace_gets_the_songs(
     service_environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -239,6 +259,56 @@ async def test_a_worker_whose_broker_falls_silent_while_its_models_load_leaves_a
             await eventually(lambda: not worker.process.running(), WITHIN_S)
             assert worker.process.returncode() == 0
             assert time.monotonic() - began < SILENT_CLOSE_S
+
+
+@asynccontextmanager
+async def behind_a_silent_broker(
+    environment: dict[str, str], folder: Path, *, grace_s: int = 600, fill: bool = False, **variables: str
+) -> AsyncIterator[tuple[Scenario, Proxy]]:
+    """A ready worker whose broker keeps its connections and answers nothing any more."""
+    url = environment["ACESTEP_AMQP_URL"]
+    async with Proxy.for_url(url) as amqp:
+        variables |= {"ACESTEP_QUEUE_WORKERS": str(RUNNING), "ACESTEP_AMQP_URL": amqp.url(url)}
+        worker = WorkerProcess(folder, environment | variables, light=True, arguments=["--grace", str(grace_s)])
+        async with running(worker), Peer(url) as peer, EventRecorder(url) as recorder:
+            here = Scenario(worker, peer, recorder, folder / "go")
+            if fill:
+                await here.fill()
+            amqp.stall()
+            yield here, amqp
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+@pytest.mark.parametrize("by_tier", [False, True], ids=["", "tier-queues"])
+async def test_an_idle_worker_leaves_a_silent_broker_at_once_and_says_which_events_were_not_sent(
+    service_environment: dict[str, str], tmp_path: Path, signals: int, *, by_tier: bool
+) -> None:
+    async with behind_a_silent_broker(service_environment, tmp_path, ACESTEP_ROUTE_BY_TIER=str(by_tier).lower()) as (
+        here,
+        _,
+    ):
+        began = time.monotonic()
+        here.send(signal.SIGTERM)
+        if signals > 1:
+            await eventually(lambda: here.worker.log_lines(event="draining"))
+            here.send(signal.SIGTERM)
+        await here.leave()
+        assert time.monotonic() - began < SILENT_CLOSE_S
+        for state in ("draining", "stopped"):
+            (line,) = here.worker.log_lines(event="worker event dropped", state=state)
+            assert "did not answer" in line["reason"]
+
+
+async def test_a_silent_broker_delays_a_workers_end_no_longer_than_its_jobs_may_take(
+    service_environment: dict[str, str], tmp_path: Path
+) -> None:
+    async with behind_a_silent_broker(service_environment, tmp_path, grace_s=4, fill=True) as (here, amqp):
+        began = time.monotonic()
+        here.send(signal.SIGTERM)
+        await here.leave()
+        assert 4 <= time.monotonic() - began < 4 + SILENT_CLOSE_S
+        amqp.heal()
+        await here.audit(done=0)
 
 
 def assert_nothing_is_left(scratch: Path) -> None:

@@ -47,7 +47,7 @@ async def consuming(
         consumer = Consumer(connection, settings, handle, Publisher(out, "w1"))
         await consumer.start()
         yield consumer
-        await consumer.stop()
+        await consumer.drain(0)
 
 
 async def test_a_delivery_that_the_broker_takes_back_is_stale_and_the_message_comes_again(

@@ -57,7 +57,7 @@ async def worker(
         consumer = Consumer(connection, settings, handle, Publisher(out, "w1"))
         await consumer.start()
         yield consumer, connection
-        await consumer.stop()
+        await consumer.drain(0)
 
 
 async def is_empty(peer: Peer, queue: str = GENERATE) -> bool:
@@ -238,7 +238,7 @@ async def test_a_stale_delivery_is_never_acked_on_the_new_channel(amqp_url: str)
         assert (old.stale, new.stale, new.redelivered) == (True, False, True)
         await old.settle(Verdict.ACK)
         assert old.settled
-        await consumer.stop()  # gives the new one back, which it could not were it acked
+        await consumer.drain(0)  # gives the new one back, which it could not were it acked
 
         async def back() -> bool:
             return await peer.ready(GENERATE) == 1
@@ -342,7 +342,7 @@ async def run_under_faults(url: str, peer_url: str, jobs: int, fault: Callable[[
         await consumer.start()
         await fault(job)
         await eventually(lambda: len(job.acked) == jobs and consumer.in_hand == 0)
-        await consumer.stop()
+        await consumer.drain(0)
     async with Peer(peer_url) as peer:
         assert await is_empty(peer)
         count = await peer.ready("heard")
@@ -409,4 +409,4 @@ async def test_a_memory_alarm_delays_events_and_holds_up_no_ack(
         assert not publishing.done()
         await asyncio.to_thread(memory_limit, *NO_ALARM)
         await publishing
-        await consumer.stop()
+        await consumer.drain(0)

@@ -39,4 +39,4 @@ async def test_consuming_goes_on_when_the_last_reason_is_gone(amqp_url: str) -> 
                 await asyncio.sleep(0.05)
         await consumer.resume("storage")
         await eventually(lambda: done == [b"1"])
-        await consumer.stop()
+        await consumer.drain(0)

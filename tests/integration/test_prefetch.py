@@ -73,7 +73,7 @@ async def consuming(url: str, held: HeldDeliveries, **values: Any) -> AsyncItera
         consumer = Consumer(connection, settings, held.hold, Publisher(out, "w1"))
         await consumer.start()
         yield consumer, connection
-        await consumer.stop()
+        await consumer.drain(0)
 
 
 async def ready_is(peer: Peer, count: int) -> None:
@@ -210,7 +210,7 @@ async def test_changes_under_load_lose_nothing_and_deliver_nothing_again(amqp_ur
         await eventually(lambda: not consumer.in_hand)
         assert await connection.channel() is channel
         await ready_is(peer, 0)
-        await consumer.stop()
+        await consumer.drain(0)
     assert (len(again), set(done.values())) == (jobs, {1})
     assert sum(again) <= (3 if queue_type == "quorum" else 0)
 
@@ -394,4 +394,4 @@ async def test_a_delivery_that_goes_back_is_no_finished_work(amqp_url: str) -> N
             await peer.request(b'{"prompt": "x"}')
         await eventually(lambda: len(settled) == 3 and not consumer.in_hand)
         assert consumer.finished == 2
-        await consumer.stop()
+        await consumer.drain(0)

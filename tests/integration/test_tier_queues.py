@@ -88,7 +88,7 @@ async def worker(url: str, card: TierWorker, own: str, **values: Any) -> AsyncIt
         await tiers.start()
         yield consumer, tiers
         await tiers.stop()
-        await consumer.stop()
+        await consumer.drain(0)
 
 
 async def sent_on(card: TierWorker, tier: str = LARGE) -> list[bool]:
@@ -371,7 +371,7 @@ async def test_a_queue_that_is_gone_does_not_keep_the_producers_queue_from_being
         await peer.request(b"small")
         await eventually(lambda: card.of(None) == [b"small"])
         card.go.set()
-        await consumer.stop()
+        await consumer.drain(0)
 
 
 async def test_a_queue_that_stands_keeps_its_limit_and_with_other_settings_is_refused(amqp_url: str) -> None:
@@ -463,7 +463,7 @@ async def test_whatever_changes_at_once_nothing_is_lost_and_never_more_is_unackn
         await eventually(lambda: consumer.in_hand == 0)
         assert most <= 4
         assert [await peer.ready(queue) for queue in (GENERATE, LARGE_QUEUE)] == [0, 0]
-        await consumer.stop()
+        await consumer.drain(0)
 
 
 async def big(peer: Peer, *bodies: bytes) -> None:

@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass
 from enum import StrEnum
 
-SEATS = 2
+WORKER_SLOTS = 2
 FIRST_S = 4.0
 # A broker is back after about six seconds; faults that begin meanwhile would only hit its absence.
 BROKER_RETURNS_S = 10.0
@@ -117,7 +117,7 @@ def _shuffled(chance: random.Random) -> list[Kind]:
 
 def _draw(chance: random.Random, kind: Kind, at_s: float, length_s: float) -> Fault:
     _, shortest_s, longest_s = _DECK[kind]
-    slot = chance.randrange(SEATS)
+    slot = chance.randrange(WORKER_SLOTS)
     lasts_s = min(chance.uniform(shortest_s, longest_s), length_s - at_s)
     dose = chance.random()
     return Fault(round(at_s, 2), kind, None if kind.target == "broker" else slot, round(lasts_s, 2), dose)

@@ -19,7 +19,7 @@ from infra.local.packages import ensure_rabbitmq
 from infra.local.rabbitmq import RabbitMQ
 from infra.local.s3 import SeaweedFS
 from infra.local.stack import Environment
-from tests.soak.plan import SEATS
+from tests.soak.plan import WORKER_SLOTS
 from tests.soak.worker_slot import WorkerSlot
 from tests.support.servers import ManagementApi
 
@@ -69,7 +69,7 @@ class SoakServers:
             self.environment |= {"ACESTEP_CHECKPOINT_DIR": str(_checkpoints(folder)), "ACESTEP_DEVICE": "cpu"}
         self.slots = [
             WorkerSlot(number, folder, self.environment, code=code[number], light=engine == "light")
-            for number in range(SEATS)
+            for number in range(WORKER_SLOTS)
         ]
 
     async def __aenter__(self) -> Self:

@@ -168,26 +168,27 @@ class Consumer:
         await asyncio.shield(self._adjust_soon())
 
     async def drain(self, grace_s: float) -> None:
-        """Take nothing new, let running jobs end for ``grace_s`` seconds at most, then stop."""
-        await self._stop_consuming()
+        """Take nothing new, let running jobs end for ``grace_s`` seconds at most, and requeue the others."""
+        await self.stop_consuming()
+        await self.finish(grace_s)
+
+    async def finish(self, grace_s: float) -> None:
+        """Let running jobs end for ``grace_s`` seconds at most, then cancel them and requeue their messages.
+
+        The connection must still be open; no answer of the broker is waited for.
+        """
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=grace_s)
-        await self.stop()
-
-    async def stop(self) -> None:
-        """Cancel running jobs and requeue their messages. The connection must still be open."""
-        await self._stop_consuming()
         unfinished = dict(self._tasks)
         for task in unfinished:
             task.cancel()
         if unfinished:
             await asyncio.wait(set(unfinished), timeout=CANCEL_TIMEOUT_S)
-        for each in unfinished.values():
-            if not each.delivery.settled:
-                await each.delivery.settle(Verdict.REQUEUE)
+        left = [each.delivery for each in unfinished.values() if not each.delivery.settled]
+        await asyncio.gather(*(delivery.settle(Verdict.REQUEUE) for delivery in left))
 
-    async def _stop_consuming(self) -> None:
-        """Cancel the consumers. Running deliveries can still be settled."""
+    async def stop_consuming(self) -> None:
+        """Take nothing new: cancel the consumers. Running deliveries can still be settled."""
         self._draining = True
         self._connection.detach(self._consume)
         async with self._changing:

@@ -45,7 +45,7 @@ SETTLE_TIMEOUT_S = 10.0
 # A notice whose handler fails must not be redelivered at full speed.
 RETURN_DELAY_S = 5.0
 # Time for running notices when the worker stops; after that they are left to another worker.
-STOP_TIMEOUT_S = 5.0
+STOP_TIMEOUT_S = 1.0
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -102,11 +102,12 @@ class DeadLetterNotices:
         await self._connection.attach(self._consume)
 
     async def stop(self) -> None:
-        """Take no more, and let running notices end for 5 seconds at most; the others are redelivered elsewhere."""
+        """Take no more, and let running notices end for a second at most; the others are redelivered elsewhere."""
         self._connection.detach(self._consume)
         if self._channel is not None and not self._channel.is_closed:
             with suppress(BrokerError), mapped():
-                await self._channel.basic_cancel(self._tag, timeout=RPC_TIMEOUT_S)
+                # No answer is waited for: the broker may be silent.
+                await self._channel.basic_cancel(self._tag, nowait=True, timeout=STOP_TIMEOUT_S / 2)
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=STOP_TIMEOUT_S)
         for task in set(self._tasks):

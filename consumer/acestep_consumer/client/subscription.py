@@ -42,6 +42,8 @@ _ARGUMENTS: Final[dict[str, Any]] = {
 }
 RPC_TIMEOUT_S: Final = 10.0
 SET_UP_TIMEOUT_S: Final = 30.0
+# Time to delete the queue at the end. A broker that does not answer by then deletes it after ``KEPT_MS``.
+END_TIMEOUT_S: Final = 1.0
 _PREFETCH: Final = 100
 _REMEMBERED_IDS: Final = 10_000
 
@@ -98,8 +100,9 @@ class Subscription:
             await asyncio.wait({self._restoration})
         if self._channel is not None:
             with suppress(BrokerError), mapped():
-                await self._queue.cancel(self._tag, timeout=LONGEST_WAIT_S)
-                await self._queue.delete(if_unused=False, if_empty=False, timeout=LONGEST_WAIT_S)
+                async with asyncio.timeout(END_TIMEOUT_S):
+                    await self._queue.cancel(self._tag)
+                    await self._queue.delete(if_unused=False, if_empty=False)
             await close_quietly(self._channel)
 
     def __aiter__(self) -> Self:

@@ -16,9 +16,8 @@ ENCODING: Final = (
 HEARTBEAT: Final = "heartbeat in the URL must be a whole number of seconds, 1 to 65534, or 0 for none (?heartbeat=30)"
 _HEARTBEATS: Final = range(65_535)
 _NUMBERS: Final = ("happy_eyeballs_delay", "interleave")
-_READ: Final = frozenset(
-    {"heartbeat", "name", "auth", "cafile", "capath", "cadata", "certfile", "keyfile", "no_verify_ssl", *_NUMBERS}
-)
+_TLS: Final = frozenset({"cafile", "capath", "cadata", "certfile", "keyfile", "no_verify_ssl"})
+_READ: Final = frozenset({"heartbeat", "name", "auth", *_TLS, *_NUMBERS})
 """Parameters that aio-pika and aiormq read."""
 _ELSEWHERE: Final = {"cacertfile": "cafile"}
 """Names in RabbitMQ's own URLs that are nearer to another one than to what they mean."""
@@ -62,6 +61,11 @@ def _nearest(name: str) -> str | None:
     return next(iter(get_close_matches(name.lower().replace("-", "_"), sorted(_READ), n=1, cutoff=0.67)), None)
 
 
-def unread_parameters(url: str) -> tuple[str, ...]:
-    """Return the URL's parameters that have no effect here, such as those of other AMQP libraries."""
-    return tuple(sorted(parse_qs(urlsplit(url).query, keep_blank_values=True).keys() - _READ))
+def unread_parameters(url: str) -> dict[str, str]:
+    """Return the URL's parameters that have no effect here, such as those of other AMQP libraries, and why."""
+    parts = urlsplit(url)
+    given = parse_qs(parts.query, keep_blank_values=True).keys()
+    found = dict.fromkeys(given - _READ, "workers do not read it")
+    if parts.scheme == "amqp":
+        found |= dict.fromkeys(given & _TLS, "amqp:// is a connection without TLS; amqps:// has it")
+    return found

@@ -273,9 +273,9 @@ class BrokerSettings(Section):
         return SecretStr(",".join(url.get_secret_value() for url in self.urls))
 
     @property
-    def unread_parameters(self) -> tuple[str, ...]:
-        """Parameters of the URLs that have no effect."""
-        return tuple(sorted({name for url in self.urls for name in unread_parameters(url.get_secret_value())}))
+    def unread_parameters(self) -> dict[str, str]:
+        """Parameters of the URLs that have no effect, and why."""
+        return dict(sorted({item for url in self.urls for item in unread_parameters(url.get_secret_value()).items()}))
 
     route_by_tier: bool = variable(
         "ACESTEP_ROUTE_BY_TIER",

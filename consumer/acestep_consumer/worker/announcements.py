@@ -52,6 +52,8 @@ class Announcements:
         self._costs = costs
         self._running = running
         self._stages = stages
+        # Events of the worker's end that are neither confirmed nor dropped.
+        self._left = {"draining", "stopped"}
 
     async def ready(self) -> None:
         """Publish worker.ready with models, tier and prefetch. Waits while the broker is unreachable."""
@@ -63,6 +65,12 @@ class Announcements:
             await self._publish(state)
         else:
             log.warning("worker event dropped", state=state, reason="the broker is unreachable")
+        self._left.discard(state)
+
+    def drop(self, reason: str) -> None:
+        """Log that those events of the worker's end that are left are not waited for any more."""
+        for state in sorted(self._left):
+            log.warning("worker event dropped", state=state, reason=reason)
 
     def log_ready(self, *, prefetch: int | str, after_s: float) -> None:
         """Log device, limits and models.

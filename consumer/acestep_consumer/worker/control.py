@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from acestep_consumer.broker.cancellations import CancellationLog
-from acestep_consumer.broker.connection import BrokerConnection
+from acestep_consumer.broker.connection import UNUSED_CLOSE_TIMEOUT_S, BrokerConnection
 from acestep_consumer.broker.dead_letter_notices import DeadLetterNotices, NoticeHandler
 from acestep_consumer.broker.duplicate_ids import DuplicateIdCheck
 from acestep_consumer.broker.status_requests import StatusRequests
@@ -23,20 +23,21 @@ class ControlChannel:
     def __init__(self, settings: BrokerSettings, name: str) -> None:
         """``name`` is what the broker lists the connection under."""
         self._settings = settings
-        self._stack = AsyncExitStack()
+        self._listeners = AsyncExitStack()
         self.connection = BrokerConnection(settings, name)
         self.cancellations = CancellationLog(self.connection)
 
     async def __aenter__(self) -> Self:
-        await self._stack.enter_async_context(self.connection)
+        await self.connection.__aenter__()
+        self._listeners.push_async_callback(self.cancellations.stop)
         await self.cancellations.start()
-        self._stack.push_async_callback(self.cancellations.stop)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._stack.aclose()
+        await self.stop_listening()
+        await self.connection.close(UNUSED_CLOSE_TIMEOUT_S)
 
     async def listen(self, tell: NoticeHandler, announce: Callable[[], Awaitable[None]], worker_id: str) -> None:
         """Pass dead-letter notices to ``tell``, status requests to ``announce``; look for workers of the same id.
@@ -52,4 +53,8 @@ class ControlChannel:
         )
         for listener in listeners:
             await listener.start()
-            self._stack.push_async_callback(listener.stop)
+            self._listeners.push_async_callback(listener.stop)
+
+    async def stop_listening(self) -> None:
+        """Take no more, and let running notices end; harmless when repeated."""
+        await self._listeners.aclose()

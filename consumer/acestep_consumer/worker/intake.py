@@ -15,6 +15,10 @@ from acestep_consumer.worker.announcements import Announcements
 from acestep_consumer.worker.prefetch_controller import PrefetchController
 from acestep_consumer.worker.prefetch_policy import PrefetchPolicy
 
+ANSWER_S = 1.0
+"""How long a worker without running jobs waits for the broker's answers before it leaves: those to its last events
+among them. Nothing but these events can be lost by then."""
+
 log = structlog.get_logger()
 
 
@@ -46,6 +50,7 @@ class Intake:
         self._usage = usage
         self._announcements = announcements
         self._controlling: asyncio.Task[None] | None = None
+        self._announcing: asyncio.Task[None] | None = None
 
     def control_prefetch(self, settings: BrokerSettings) -> None:
         """Tune the prefetch at run time, where ``ACESTEP_QUEUE_WORKERS`` is auto."""
@@ -83,28 +88,56 @@ class Intake:
             grace_s: seconds that running jobs may take.
             hurry: set when they are to be requeued at once.
 
-        Whatever the consumer raises is raised when the worker's end is announced.
+        Whatever the consumer raises is raised when the worker's end is announced. A broker that does not answer does
+        not delay the jobs' end, nor the worker's by more than ``ANSWER_S``.
         """
         self._stop_controller()
-        await self._identified.stop()
-        if self._tiers is not None:
-            await self._tiers.stop()
         log.info("draining", jobs=self._consumer.in_hand, grace_s=grace_s)
-        await self._announcements.leaving("draining")
-        draining = asyncio.create_task(self._consumer.drain(grace_s))
+        stopping = asyncio.create_task(self._stop_consuming(), name="stop consuming")
+        await asyncio.sleep(0)  # it has begun: what is delivered from now on is requeued
+        try:
+            await self._finish_jobs(grace_s, hurry)
+        finally:
+            await self._announce_end(stopping)
+        log.info("stopped")
+
+    async def _stop_consuming(self) -> None:
+        """Take nothing new from any queue, and announce it. The broker has to answer."""
+        others = (self._identified, self._tiers) if self._tiers is not None else (self._identified,)
+        await asyncio.gather(
+            self._consumer.stop_consuming(),
+            *(queue.stop() for queue in others),
+            self._announcements.leaving("draining"),
+        )
+
+    async def _finish_jobs(self, grace_s: float, hurry: asyncio.Event) -> None:
+        finishing = asyncio.create_task(self._consumer.finish(grace_s))
         hurrying = asyncio.create_task(hurry.wait())
         try:
-            await asyncio.wait((draining, hurrying), return_when=asyncio.FIRST_COMPLETED)
-            if draining.done():
-                draining.result()
+            await asyncio.wait((finishing, hurrying), return_when=asyncio.FIRST_COMPLETED)
+            if finishing.done():
+                finishing.result()
             else:
                 log.warning("stopping at once", requeued=self._consumer.in_hand)
-                draining.cancel()
-                await self._consumer.drain(0)
+                finishing.cancel()
+                await self._consumer.finish(0)
         finally:
             hurrying.cancel()
+
+    async def _announce_end(self, stopping: asyncio.Task[None]) -> None:
+        """Announce that the worker has stopped, once ``stopping`` is done. No job is running any more."""
+
+        async def announce() -> None:
+            await stopping
             await self._announcements.leaving("stopped")
-        log.info("stopped")
+
+        self._announcing = asyncio.create_task(announce(), name="announce the end")
+        # Not cancelled when it takes too long: aiormq would close the channel, and it would be opened again. It ends
+        # with the connections.
+        if (await asyncio.wait({self._announcing}, timeout=ANSWER_S))[0]:
+            self._announcing.result()
+        else:
+            self._announcements.drop(f"the broker did not answer within {ANSWER_S:g} s")
 
     def _stop_controller(self) -> None:
         running, self._controlling = self._controlling, None

@@ -336,9 +336,18 @@ def test_a_parameter_of_the_url_that_would_be_misread_is_refused(parameter: str,
 
 def test_parameters_of_other_amqp_libraries_are_told_and_stop_nobody() -> None:
     """A producer in another language may have the same URL."""
-    url = "amqp://host/?heartbeat=30&connection_attempts=3&cafile=/a.pem&blocked_connection_timeout=300"
+    url = "amqps://host/?heartbeat=30&connection_attempts=3&cafile=/a.pem&blocked_connection_timeout=300"
     broker = load({"ACESTEP_AMQP_URL": url}, None).broker
-    assert broker.unread_parameters == ("blocked_connection_timeout", "connection_attempts")
+    assert list(broker.unread_parameters) == ["blocked_connection_timeout", "connection_attempts"]
+
+
+@pytest.mark.parametrize("name", ["cafile", "capath", "cadata", "certfile", "keyfile", "no_verify_ssl"])
+def test_a_parameter_for_tls_is_told_where_the_url_has_none(name: str) -> None:
+    """Of a cluster, one node's URL may be the wrong one."""
+    urls = f"amqps://a/?{name}=1,amqp://b/?{name}=1&heartbeat=30"
+    ((told, reason),) = load({"ACESTEP_AMQP_URL": urls}, None).broker.unread_parameters.items()
+    assert (told, "amqps://" in reason) == (name, True)
+    assert not load({"ACESTEP_AMQP_URL": f"amqps://a/?{name}=1"}, None).broker.unread_parameters
 
 
 @pytest.mark.parametrize("heartbeat", ["0", "1", "65534"])
@@ -404,6 +413,7 @@ def test_an_env_file_may_have_comments_blank_lines_quotes_and_empty_values(tmp_p
 
 
 def test_a_folder_in_the_place_of_the_env_file_is_none(tmp_path: Path) -> None:
+    """It is no mistake: many people's virtual environments are called so."""
     (tmp_path / ".env").mkdir()
     assert load({}, tmp_path / ".env").broker.queue_maxsize == 200
 

@@ -98,6 +98,25 @@ async def test_why_a_request_was_rejected_is_said_in_japanese_and_in_english_whe
                     await expect(reasons[job]).to_contain_text(text)
 
 
+async def test_warnings_that_workers_write_are_said_in_japanese(tab: OpenTab) -> None:
+    key = "'key_scale' = 'D': must be a key: A to G, then # or b if any, then major or minor; the default is used"
+    warnings = ("thinking has no effect: audio_code_string was given", key, "the choir sang flat")
+    async with served_page() as served:
+        served.complete("one", served.song("one"), warnings=warnings)
+        async with tab(served.url, locale="ja-JP") as browser:
+            await row(browser.page, "one").locator(".open").click()
+            notes = row(browser.page, "one").locator(".notes li")
+            await expect(notes).to_have_count(3)
+            thinking, replaced, other = await notes.all()
+            for note, texts in {
+                thinking: ("効果がありません", "audio_code_string が指定されています"),
+                replaced: ("'key_scale' = 'D'", "キーにしてください", "既定値を使います"),
+                other: ("The choir sang flat",),
+            }.items():
+                for text in texts:
+                    await expect(note).to_contain_text(text)
+
+
 def plain(text: str) -> str:
     """Return a text without what is no English: names of jobs and formats, fields without a name, codes."""
     return re.sub(r"Job \w+|BPM|JSON|curl|WAV|guidance scale|the tier's limit is 600 seconds|Thinking", "", text)

@@ -9,10 +9,13 @@ import pytest
 
 from acestep_consumer.domain.edits import check
 from acestep_consumer.domain.errors import ConsumerError, InvalidRequest
+from acestep_consumer.domain.outcome import AUDIO_DELETED, OTHER_BODY
 from acestep_consumer.policy.scoring import KNOWN
+from acestep_schemas.aliases import NO_COUNTERPART
 from acestep_schemas.events import ErrorCode
 from acestep_schemas.request import RequestInvalid, parse_request
 from tests.support.admission import admitted_job
+from tests.support.event_warnings import HOLE, warnings_of_events
 
 PAGE = Path(__file__).parents[3] / "consumer/acestep_consumer/webui/page"
 # Chosen by a value: keys that begin so are used by their beginning.
@@ -101,6 +104,45 @@ def test_the_page_has_what_admission_refuses(fields: dict[str, object]) -> None:
         admitted_job(**fields)
     details = [str(each.get("rule") or each.get("reason")) for each in refused.value.details]
     assert [text for text in details or [str(refused.value)] if not is_said(text)] == []
+
+
+# Sentences of their own within a sentence.
+WITHIN = ("why", "rule", "used")
+SAID = {key: re.sub(r"\\{(\w+)\\}", r"(?P<\1>.*?)", re.escape(EN[key])) for key in EN if key.startswith("said.")}
+
+
+def unsaid(text: str) -> list[str]:
+    """Return the parts of a worker's sentence that the page does not have; the first template that fits is its own."""
+    found = next(filter(None, (re.fullmatch(pattern, text, re.DOTALL) for pattern in SAID.values())), None)
+    if found is None:
+        return [text]
+    within = [each for name, each in found.groupdict().items() if name in WITHIN and HOLE not in each]
+    return [part for each in within for part in unsaid(each)]
+
+
+def test_the_page_has_the_warnings_of_events() -> None:
+    # Some end with a hint, or with nothing.
+    told = [re.sub(f"(ignored|false){HOLE}$", r"\1", warning) for warning in warnings_of_events()]
+    told += [AUDIO_DELETED, OTHER_BODY]
+    assert len(told) > 50
+    assert [part for warning in told for part in unsaid(warning)] == []
+    assert [reason for reason in NO_COUNTERPART.values() if unsaid(reason)] == []
+
+
+ODD: tuple[dict[str, object], ...] = (
+    {"body": {"prompt": "jazz"}}, {"promt": "jazz"}, {"mood": "calm"}, {"save_dir": "songs"},
+    {"instrumental": True, "lyrics": "la la"}, {"use_random_seed": True, "seed": 5},
+    {"use_random_seed": False}, {"thinking": "maybe"}, {"lm_backend": "mlx"}, {"caption": "a", "prompt": "b"},
+    {"metas": {"bpm": 90}, "keyscale": "C major", "key_scale": "D minor"},
+    *(wrong for wrong in WRONG[:-3] if not {"task_type", "src_audio_path"} & set(wrong)),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: next(iter(odd)))
+def test_the_page_has_the_warnings_of_requests(odd: dict[str, object]) -> None:
+    _, warnings = parse_request({"prompt": "jazz", **odd}, strict=False)
+    assert warnings
+    assert [part for warning in warnings for part in unsaid(warning)] == []
 
 
 def test_japanese_strings_are_japanese() -> None:

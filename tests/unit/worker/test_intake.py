@@ -15,7 +15,8 @@ from acestep_consumer.worker.intake import Intake
 
 
 async def test_an_error_of_the_drain_is_raised_once_the_workers_end_is_announced() -> None:
-    consumer = Mock(in_hand=1, drain=AsyncMock(side_effect=KeyError("nobody foresaw this")))
+    foreseen_by_nobody = KeyError("nobody foresaw this")
+    consumer = Mock(in_hand=1, stop_consuming=AsyncMock(), finish=AsyncMock(side_effect=foreseen_by_nobody))
     announcements = Mock(leaving=AsyncMock())
     intake = Intake(
         cast("Consumer", consumer),

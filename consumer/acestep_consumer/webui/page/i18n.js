@@ -30,7 +30,7 @@ export const known = (key, values) => (Object.hasOwn(TABLES[language], key) ? t(
 const SAID = Object.entries(en).filter(([key]) => key.startsWith("said.")).map(([key, text]) => {
   const fixed = text.split(/\{\w+\}/).map((part) => part.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
   const names = [...text.matchAll(/\{(\w+)\}/g)].map(([, name]) => name);
-  return { key, names, pattern: new RegExp(`^${fixed.join("(.*)")}$`, "s") };
+  return { key, names, pattern: new RegExp(`^${fixed.join("(.*?)")}$`, "s") };
 });
 
 /** A sentence of a worker or of the server, which is English, in the reader's language where the tables have it. */

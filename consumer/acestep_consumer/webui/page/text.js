@@ -121,7 +121,7 @@ function adjusted({ field, requested, applied, reason }) {
 }
 
 export function notesOf({ adjustments, warnings, model }) {
-  const notes = [...adjustments.map(adjusted), ...warnings.map(capitalized)];
+  const notes = [...adjustments.map(adjusted), ...warnings.map((warning) => capitalized(said(warning)))];
   if (model?.fallback && !adjustments.some(({ field }) => field === "model")) {
     notes.unshift(t("note.model", { requested: shown(model.requested), used: model.used }));
   }

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands are told to end while their broker keeps its connections and answers nothing: they end soon all the same."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+
+import pytest
+
+from acestep_consumer.broker.connection import BrokerConnection
+from tests.support.broker import broker_settings
+from tests.support.proxy import Proxy
+from tests.support.waiting import WITHIN_S
+from tests.support.worker import COMMAND, ROOT, clean_environment
+
+# Two seconds, and a process's end on a busy machine.
+AT_ONCE_S = 5.0
+INTERRUPTED = 130
+
+
+async def wait_for(stream: asyncio.StreamReader, words: str) -> None:
+    """Read what a command prints until it says these words."""
+    async with asyncio.timeout(WITHIN_S):
+        while words not in (line := (await stream.readline()).decode()):
+            assert line, f"it ended before it said {words!r}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "under_way", "number", "code"),
+    [
+        (["submit", "--prompt", "x", "--task-id", "t1", "--wait"], "accepted as t1", signal.SIGINT, INTERRUPTED),
+        (["watch"], "watching", signal.SIGINT, INTERRUPTED),
+        (["listen", "--port", "0"], "serving", signal.SIGINT, INTERRUPTED),
+        (["gateway", "--port", "0"], "subscribed to events", signal.SIGTERM, 0),
+    ],
+    ids=["submit", "watch", "listen", "gateway"],
+)
+async def test_a_command_leaves_a_silent_broker_at_once(
+    service_environment: dict[str, str], arguments: list[str], under_way: str, number: signal.Signals, code: int
+) -> None:
+    url = service_environment["ACESTEP_AMQP_URL"]
+    async with BrokerConnection(broker_settings(url), "topology"):
+        pass
+    async with Proxy.for_url(url) as amqp:
+        process = await asyncio.create_subprocess_exec(
+            *COMMAND,
+            *arguments,
+            env=clean_environment(service_environment | {"ACESTEP_AMQP_URL": amqp.url(url)}),
+            cwd=ROOT,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert process.stderr is not None
+        try:
+            await wait_for(process.stderr, under_way)
+            amqp.stall()
+            process.send_signal(number)
+            began = time.monotonic()
+            _, errors = await asyncio.wait_for(process.communicate(), WITHIN_S)
+            assert time.monotonic() - began < AT_ONCE_S
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        assert process.returncode == code, errors
+        assert b"Traceback" not in errors
