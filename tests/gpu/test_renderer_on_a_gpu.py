@@ -118,7 +118,8 @@ def test_a_graph_gives_the_velocities_of_launched_kernels_whatever_was_replayed_
     assert all(scheduler.run_on_device(compared))
     graphs = runner.denoiser(None)._graphs
     assert graphs is not None
-    assert len(graphs._graphs) >= 4
+    assert graphs._memory is not None
+    assert len(graphs._memory.graphs) >= 4
 
 
 def test_no_median_kernel_is_compiled_after_the_start(checkpoints: Path) -> None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Songs in a batch against the same songs alone: latents and audio are equal up to rounding, whatever the others."""
 
+import gc
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,11 @@ import torch
 
 from acestep_consumer.domain.job import Plan, Sources
 from acestep_consumer.engine.messages import Render
+from acestep_consumer.engine.renderer import lora
 from acestep_consumer.engine.renderer.batch_request import RequestCallbacks
 from acestep_consumer.engine.renderer.code_latents import CodeLatents
 from acestep_consumer.engine.renderer.cuda_graphs import StepGraphLimits, StepGraphs
+from acestep_consumer.engine.renderer.lora import Lora
 from acestep_consumer.engine.renderer.model_runner import ModelRunner
 from acestep_consumer.engine.testing.tiny_checkpoint import BASE, TURBO
 from acestep_consumer.policy.memory_budget import MemoryBudget
@@ -302,6 +306,27 @@ def test_songs_with_different_loras_never_share_a_batch(harness: SchedulerHarnes
     assert_all_differ(packed)
     for one, message in zip(packed, messages, strict=True):
         assert_same(one, harness.alone(message))
+
+
+def test_a_lora_makes_room_for_the_next_one_before_that_is_added(
+    runners: dict[str, ModelRunner], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Two at a time may not fit on the device, and each has CUDA graphs of its own."""
+    runner = ModelRunner(runners[TURBO].parts)
+    path = write_lora(tmp_path / "loud.safetensors")
+    one, other = (Lora.at(path, 1.0),), (Lora.at(path, 0.5),)
+    before = weakref.ref(runner.denoiser(one).dit.dit)
+    left: list[object] = []
+
+    def adapt(*arguments: Any) -> Any:
+        gc.collect()
+        left.append(before())
+        return adapted(*arguments)
+
+    adapted = lora._adapt
+    monkeypatch.setattr(lora, "_adapt", adapt)
+    runner.denoiser(other)
+    assert left == [None]
 
 
 @pytest.mark.parametrize("tokens", [1, 300])

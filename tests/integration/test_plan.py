@@ -108,6 +108,21 @@ def test_a_card_of_a_given_size_gets_the_workers_own_policy(
     assert found["workers"]["recommended"] >= 2
 
 
+def test_what_offloading_copies_is_counted_and_said_where_it_happens() -> None:
+    """At the bus of the card; the language model's own copies are not counted."""
+    for arguments, counted in (
+        (("--vram", "8"), "50 GB/s (PCIe 5)"),
+        (("--card", "RTX 4070"), "25 GB/s (PCIe 4)"),
+        (("--card", "RTX 4090"), None),
+    ):
+        notes = " ".join(answer(*arguments)["notes"])
+        assert "not included" not in notes
+        assert ("copied to the GPU for each batch" in notes) is (counted is not None)
+        assert (counted or "") in notes
+    moved = " ".join(answer("--card", "RTX 4090", ACESTEP_LM_OFFLOAD_TO_CPU="true")["notes"])
+    assert "the time to copy the offloaded LM is not included" in moved
+
+
 def test_the_json_has_the_same_keys_for_every_card_and_every_workload() -> None:
     for arguments in (("--vram", "141"), ("--vram", "24", "--duration", "120", "--batch", "2", "--steps", "20")):
         found = answer(*arguments)

@@ -14,10 +14,11 @@ from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.job import LoadedModel
 from acestep_consumer.domain.tasks import Variant
 from acestep_consumer.engine.renderer import startup
+from acestep_consumer.engine.renderer.attention import Kernel, sdpa_per_sequence
 from acestep_consumer.engine.renderer.checkpoint import load_models, variant_of
 from acestep_consumer.engine.renderer.device import DeviceReport, Offload
 from acestep_consumer.engine.renderer.registry import CheckpointError
-from acestep_consumer.engine.renderer.startup import open_runtime
+from acestep_consumer.engine.renderer.startup import acceleration_for, open_runtime
 from acestep_consumer.engine.testing.tiny_checkpoint import write
 from tests.support.waiting import WITHIN_S
 
@@ -40,6 +41,11 @@ def settings(checkpoints: Path, *models: str, **more: object) -> EngineSettings:
 
 def quiet(_: str) -> None:
     """Ignore progress."""
+
+
+def flash(*_: object) -> torch.Tensor:
+    """Stand for a kernel that reads lengths on the device."""
+    raise NotImplementedError
 
 
 def test_the_report_says_what_is_there(checkpoints: Path) -> None:
@@ -149,6 +155,27 @@ def test_offloading_is_reported_and_every_component_is_registered(
     swappers = [runner.parts.swapper for runner in opened.scheduler._runners.values()]
     assert swappers[0] is not None
     assert swappers[0] is swappers[1]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "offload", "graphed"),
+    [
+        (flash, Offload(), True),
+        (flash, Offload(models=True), False),
+        (sdpa_per_sequence, Offload(), False),
+    ],
+    ids=["FlashAttention", "offloaded", "an older card, or AMD's"],
+)
+def test_steps_that_cannot_be_captured_are_launched(
+    kernel: Kernel, offload: Offload, monkeypatch: pytest.MonkeyPatch, *, graphed: bool
+) -> None:
+    """Torch's ordinary attention waits for the lengths of a pack, which fails a capture, and with it the worker."""
+    monkeypatch.setattr(startup, "fastest_kernel", lambda *_: kernel)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    card = DeviceReport(device="cuda:0", name="a card", vram_gb=80)
+    accelerated = acceleration_for(card, EngineSettings(), offload)
+    assert accelerated.compiled
+    assert (accelerated.graphs is not None) == graphed
 
 
 def test_threads_that_operators_used_to_ask_for_are_named_as_needless(checkpoints: Path) -> None:

@@ -272,7 +272,7 @@ def _with_heartbeat(url: str) -> URL:
         parsed = URL(url)
     except ValueError:
         parsed = None
-    if parsed is None or has_raw_login(url):
+    if parsed is None or parsed.scheme not in {"amqp", "amqps"} or not parsed.host or has_raw_login(url):
         # yarl's own message quotes a part of the password.
         raise ValueError(f"the URL must look like amqp://user:password@host:5672/vhost; {ENCODING}") from None
     if problem := problem_of_parameters(url):

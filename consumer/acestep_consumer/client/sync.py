@@ -15,7 +15,7 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack
 
 from acestep_consumer import client as asynchronous
 from acestep_consumer.client.client import AnyRequest, RequestOptions
@@ -259,12 +259,49 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _result_of(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
-    future = asyncio.run_coroutine_threadsafe(work, loop)
+    call = _Call(work)
+    loop.call_soon_threadsafe(call.start)
     try:
-        return future.result()
+        return call.result()
     except BaseException:
-        future.cancel()
+        loop.call_soon_threadsafe(call.cancel)
         raise
+
+
+class _Call(Generic[T]):
+    """A coroutine in the loop's thread, for whose result another thread waits.
+
+    The futures of ``run_coroutine_threadsafe`` have a condition, which Ctrl-C can leave locked: the loop's thread would
+    wait for it for good, and the program's for the loop. A plain lock is interrupted before or after it is acquired.
+    """
+
+    def __init__(self, work: Coroutine[Any, Any, T]) -> None:
+        self._work = work
+        self._task: asyncio.Task[T] | None = None
+        self._running = threading.Lock()
+        self._running.acquire()
+
+    def start(self) -> None:
+        """Start it; in the loop's thread."""
+        self._task = asyncio.get_running_loop().create_task(self._work)
+        self._task.add_done_callback(self._end)
+
+    def cancel(self) -> None:
+        """Cancel it, if it runs; in the loop's thread."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def result(self) -> T:
+        """Wait for its end, and return the result or raise its error."""
+        self._running.acquire()
+        if self._task is None:
+            raise RuntimeError("a call ended that did not begin")
+        return self._task.result()
+
+    def _end(self, task: asyncio.Task[T]) -> None:
+        if not task.cancelled():
+            task.exception()  # else asyncio would log one that nobody waits for any more
+        self._running.release()
 
 
 async def _next(items: AsyncIterator[T]) -> T | None:

@@ -108,7 +108,7 @@ def _is_host(host: str) -> bool:
         host.encode("idna")
     except UnicodeError:
         return False
-    return not any(map(str.isspace, host))
+    return bool(host) and not any(each.isspace() or each == "," for each in host)
 
 
 def _http_url(value: SecretStr | None) -> SecretStr | None:

@@ -313,6 +313,9 @@ class _SongTimes:
             return self._on_gpu_a_second(min(room, jobs * batch), render_s)
 
         most = _knee(max(1, room // batch), rate)
+        with_mps = math.ceil(benchmarks.MPS_GAINS_FROM / batch)
+        if most < with_mps <= room // batch and rate(with_mps) >= rate(most) * (with_mps / most) ** _GAIN:
+            most = with_mps
         return next((jobs for jobs in range(1, most) if rate(jobs) >= self._encoded_a_second), most)
 
     def _lm_s(self, songs: int) -> float:

@@ -53,6 +53,13 @@ async def publish(monkeypatch: pytest.MonkeyPatch, script: Script, patience_s: f
     return script
 
 
+@pytest.mark.parametrize("url", ["amqp:host", "amqp://", "amqp:///sesame", "http://user:sesame@host", "sesame"])
+def test_a_url_that_names_no_broker_is_explained_without_repeating_it(url: str) -> None:
+    with pytest.raises(ValueError, match="the URL must look like amqp://") as refused:
+        ClientConnection(url, 5.0)
+    assert "sesame" not in str(refused.value)
+
+
 async def test_a_lost_connection_is_another_try(monkeypatch: pytest.MonkeyPatch) -> None:
     lost = ConnectionLost("gone")
     script = await publish(monkeypatch, Script(lost, lost, None, connects=(lost, None, lost)))

@@ -91,7 +91,18 @@ def test_every_problem_is_listed_at_once() -> None:
     assert all(name in text for name in ("ACESTEP_QUEUE_MAXSIZE", "ACESTEP_LM_BACKEND", "ACESTEP_OFFLOAD_TO_CPU"))
 
 
-@pytest.mark.parametrize("url", ["amqp://user:sesame@[bad", "http://user:sesame@host", "sesame"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "amqp://user:sesame@[bad",
+        "http://user:sesame@host",
+        "sesame",
+        "amqp:host",
+        "amqp://",
+        "amqp:///sesame",
+        "amqp://user:sesame@host,",
+    ],
+)
 def test_a_malformed_broker_url_is_explained_without_repeating_it(url: str) -> None:
     with pytest.raises(SettingsError, match="ACESTEP_AMQP_URL") as caught:
         load({"ACESTEP_AMQP_URL": url}, None)

@@ -264,6 +264,23 @@ def test_cards_of_other_generations_take_turns_and_decode_without_fused_kernels(
     assert other.render_s - hopper.render_s == pytest.approx(0.18 - 0.087)
 
 
+def test_as_many_songs_are_planned_as_mps_gains_from() -> None:
+    """With an H20's renderer, more than twelve would not pay otherwise."""
+    model = benchmarks.find_gpu("H20")
+    assert model is not None
+    workload = Workload(duration_s=240, guided=True)
+    less, more = (
+        capacity(
+            GpuSpec(name="H20", vram_gb=size, speed=model.speed), load_of(size, (DIT_2B,), None, workload), workload
+        )
+        for size in (28, 34)
+    )
+    assert less.lm_room < benchmarks.MPS_GAINS_FROM
+    assert less.bound_by == "memory"
+    assert more.lm_songs >= benchmarks.MPS_GAINS_FROM
+    assert (more.songs_a_minute or 0) > (less.songs_a_minute or 0) * 1.1
+
+
 @pytest.mark.parametrize(("vram_gb", "measured"), [(8, 203), (12, 206), (16, 72), (24, 80)])
 def test_songs_a_minute_of_small_cards_are_those_measured(vram_gb: int, measured: int) -> None:
     """On an H200 that used so much memory: songs of 240 s, without the LM below 16 GB, with the 1.7B above."""

@@ -27,7 +27,17 @@ from acestep_consumer.commands.plan.model_size import size_of_dit
 from acestep_consumer.config.settings import Settings
 from acestep_consumer.engine.planner.registry import lm_request
 from acestep_consumer.policy import benchmarks
-from acestep_consumer.policy.benchmarks import DIT_2B, DIT_SIZES, GIB, LM_SIZES, MEASURED_ON, REFERENCE, DitSize
+from acestep_consumer.policy.benchmarks import (
+    BUS_BYTES_S,
+    DIT_2B,
+    DIT_SIZES,
+    GIB,
+    HOPPER_BUS_BYTES_S,
+    LM_SIZES,
+    MEASURED_ON,
+    REFERENCE,
+    DitSize,
+)
 from acestep_consumer.policy.lm_choice import LmPlan, LmRequest, plan_lm
 from acestep_consumer.policy.sizing import (
     Capacity,
@@ -364,8 +374,12 @@ class PlanSurvey:
             yield f"{self._lm.model} ({billions:.2g}B) was not measured: speed of the next larger LM, or scaled from it"
         if self._lm is not None and self._lm.backend == "pt" and published != LM_SIZES[LMS[1]]:
             yield "transformers was measured with the 1.7B LM only: speed scaled like vLLM's"
-        if self._load.offload_models or (self._engine.lm_offload and self._lm):
-            yield "offloading: the transfer time of weights is not included; expect fewer songs per minute"
+        if self._load.offload_models:
+            bus, generation = (HOPPER_BUS_BYTES_S, 5) if self._gpu.speed.hopper else (BUS_BYTES_S, 4)
+            counted = f"counted at {bus / 1e9:g} GB/s (PCIe {generation})"
+            yield f"offloaded weights are copied to the GPU for each batch, {counted}; a slower bus means fewer songs"
+        if self._engine.lm_offload and self._lm:
+            yield "the time to copy the offloaded LM is not included; expect fewer songs per minute"
 
     def _notes_on_host(self) -> Iterator[str]:
         found = self._capacity

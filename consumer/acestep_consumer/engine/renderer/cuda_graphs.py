@@ -73,7 +73,6 @@ class StepGraphs:
         self._limits = limits
         self._capture = capture or self._captured
         self._memory: _StepMemory | None = None
-        self._graphs: dict[int, Callable[[], torch.Tensor]] = {}
 
     def has_room(self, branches: Sequence[Branch]) -> bool:
         """Whether a pack of these branches is within the limits. Two places are left for what fills it up."""
@@ -95,13 +94,12 @@ class StepGraphs:
 
     def _replay(self, memory: "_StepMemory", tokens: int, latents: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         memory.set_inputs(latents, times)
-        if tokens not in self._graphs:
-            self._graphs[tokens] = self._capture(partial(memory.compute, tokens))
-        return self._graphs[tokens]()
+        if tokens not in memory.graphs:
+            memory.graphs[tokens] = self._capture(partial(memory.compute, tokens))
+        return memory.graphs[tokens]()
 
     def clear(self) -> None:
         """Free all graphs and their memory."""
-        self._graphs.clear()
         self._memory = None
 
     def _captured(self, function: Callable[[], torch.Tensor]) -> CapturedGraph:
@@ -113,10 +111,11 @@ class StepGraphs:
 class _StepMemory:
     """The inputs of a step at fixed addresses, for packs of up to the most tokens, branches and condition tokens.
 
-    ``kv``: keys and values of any condition, for their shape.
+    ``kv``: keys and values of any condition, for their shape. ``graphs``: those that work on it, by tokens.
     """
 
     def __init__(self, dit: PackedDit, limits: StepGraphLimits, kv: torch.Tensor) -> None:
+        self.graphs: dict[int, Callable[[], torch.Tensor]] = {}
         self._dit = dit
         tokens, channels = limits.tokens, dit.dit.config.audio_acoustic_hidden_dim
         rows = tokens * dit.patch

@@ -71,6 +71,7 @@ class ModelRunner:
     def denoiser(self, lora: Loras | None) -> Denoiser:
         """Return the denoiser with these LoRAs, or with none. Raises ``Failed`` for one that does not fit."""
         if lora is not None and lora not in self._denoisers:
+            self._denoisers = {None: self._denoisers[None]}  # its weights and graphs make room for the next one's
             adapted = PackedDit(self._loras.adapted(self.parts.use(self.parts.dit.dit), *lora))
             self._denoisers = {None: self._denoisers[None], lora: self._denoiser(adapted)}
         return self._denoisers[lora]

@@ -28,12 +28,15 @@ class ModuleSwapper:
         self._loaded: _HostCopy | None = None
 
     def register(self, module: torch.nn.Module) -> None:
-        """Move a module to RAM and load it for each call. Several models may share it."""
+        """Move a module to RAM and load it for each call. Several models may share it, or have views of it."""
         if self._copy_of(module) is not None:
             return
-        move(module, "cpu")
+        copy = next((copy for each, copy in self._registered if _is_view_of(each, module)), None)
+        if copy is None:
+            move(module, "cpu")
+            copy = _HostCopy(module, self._device)
         add_hook_to_module(module, _SwapHook(self, self._device))
-        self._registered.append((module, _HostCopy(module, self._device)))
+        self._registered.append((module, copy))
 
     def load(self, module: torch.nn.Module) -> None:
         """Copy a module to the device, after the loaded one left it. An unregistered module is left where it is."""
@@ -42,7 +45,11 @@ class ModuleSwapper:
             return
         self.unload()
         if copy is not None:
-            copy.load()
+            try:
+                copy.load()
+            except Exception:
+                copy.unload()  # what came to the device before its memory ran out
+                raise
             self._loaded = copy
 
     def unload(self) -> None:
@@ -100,14 +107,21 @@ class _PageLocked:
                     torch.zeros(1, device=device)
 
     def copy(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return a copy in this memory, of the same shape and contiguous."""
+        """Return a copy in this memory, laid out as the tensor is: convolutions may have their channels innermost."""
         start, self._used = self._used, self._used + _padded(tensor.nbytes)
-        place = self._memory[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-        return place.copy_(tensor.detach())
+        place = self._memory[start : start + tensor.nbytes].view(tensor.dtype)
+        # Those of a dense tensor; one with gaps or overlaps gets those of a copy.
+        strides = torch.empty_like(tensor, device="meta").stride()
+        return place.as_strided(tensor.shape, strides).copy_(tensor.detach())
 
 
 def _padded(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def _is_view_of(module: torch.nn.Module, other: torch.nn.Module) -> bool:
+    """Whether one is a shallow copy of the other, which has the same weights: models that share a VAE have one each."""
+    return all(vars(module)[name] is vars(other)[name] for name in ("_parameters", "_buffers", "_modules"))
 
 
 class _SwapHook(ModelHook):  # type: ignore[misc]  # accelerate has no types

@@ -11,7 +11,7 @@ from acestep_consumer.audio.encoding import lame
 from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.engine.compiler import compiler_fault
 from acestep_consumer.engine.messages import RendererReport, StartPhase
-from acestep_consumer.engine.renderer.attention import fastest_kernel, name_of
+from acestep_consumer.engine.renderer.attention import fastest_kernel, name_of, sdpa_per_sequence
 from acestep_consumer.engine.renderer.checkpoint import ModelHandle, load_models
 from acestep_consumer.engine.renderer.components import Components
 from acestep_consumer.engine.renderer.cuda_graphs import StepGraphLimits
@@ -107,10 +107,19 @@ def acceleration_for(report: DeviceReport, settings: EngineSettings, offload: Of
     cuda = wanted and report.kind == "cuda"
     return Acceleration(
         compiled=wanted,
-        # A CUDA graph is for weights at fixed addresses, and offloaded weights come to another each time.
-        graphs=StepGraphLimits.on_a_device_with(report.vram_gb) if cuda and not offload.models else None,
+        graphs=StepGraphLimits.on_a_device_with(report.vram_gb) if cuda and _is_capturable(report, offload) else None,
         fused=cuda and _is_hopper(report.device),
     )
+
+
+def _is_capturable(report: DeviceReport, offload: Offload) -> bool:
+    """Whether a step can become a CUDA graph.
+
+    Offloaded weights come to another address each time. torch's ordinary attention, which older cards and AMD's use,
+    has to know the lengths on the host: a graph that is captured may not wait for the device.
+    """
+    device = torch.device(report.device)
+    return not offload.models and fastest_kernel(device.type, device.index, report.dtype) is not sdpa_per_sequence
 
 
 def _is_hopper(device: str) -> bool:

@@ -129,3 +129,14 @@ def test_cleared_graphs_are_captured_again(graphs: StepGraphs, dit: PackedDit, c
         in_graphs(graphs, branches_of(dit, [25]))
         graphs.clear()
     assert len(captured) == 2
+
+
+def test_a_pack_that_was_loaded_before_graphs_were_cleared_leaves_none_behind(
+    graphs: StepGraphs, dit: PackedDit
+) -> None:
+    """A graph of memory that is no longer loaded would have the velocities of what was there."""
+    branches, others = branches_of(dit, [25]), branches_of(dit, [25], seed=1)
+    pack, flow = graphs.load(branches)
+    graphs.clear()
+    flow(pack.join([branch.latents for branch in branches]), times_of(branches))
+    torch.testing.assert_close(in_graphs(graphs, others), in_a_pack_of_their_own(dit, others), rtol=0, atol=1e-5)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which module is on the device, and when; and what its weights are there and in RAM."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -127,3 +128,50 @@ def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)
+
+
+def test_channels_that_are_innermost_stay_so() -> None:
+    """The VAE decoder's are: its convolutions take longer with any other layout."""
+    innermost = torch.nn.Conv2d(4, 6, (1, 7))
+    innermost.weight.data = innermost.weight.data.contiguous(memory_format=torch.channels_last)
+    spread = torch.nn.Linear(3, 5)
+    spread.weight.data = torch.randn(5, 1).expand(5, 3)  # of one column in memory
+    before = innermost.weight.clone(), spread.weight.clone()
+    swapper = swapper_of(innermost, spread)
+    for _ in range(2):
+        swapper.load(innermost)
+        assert innermost.weight.stride() == before[0].stride()
+        assert torch.equal(innermost.weight, before[0])
+        swapper.load(spread)
+        assert torch.equal(spread.weight, before[1])
+
+
+def test_what_came_to_the_device_before_its_memory_ran_out_leaves_it(calls: list[str]) -> None:
+    encoder, dit = RecordingModule("encoder", calls), RecordingModule("dit", calls)
+    swapper_of(encoder, dit)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(RecordingCopy, "load", run_out_of_memory)
+        with pytest.raises(torch.OutOfMemoryError):
+            dit(1)
+    assert calls[-1] == "dit unloaded"
+    calls.clear()
+    assert (encoder(1), dit(1)) == (2, 2)
+    assert calls == ["encoder loaded", "encoder works", "encoder unloaded", "dit loaded", "dit works"]
+
+
+def run_out_of_memory(_: RecordingCopy) -> None:
+    raise torch.OutOfMemoryError
+
+
+def test_views_of_one_module_have_one_copy_of_its_weights() -> None:
+    """Each model has a view of the VAE that they share."""
+    shared = torch.nn.Sequential(torch.nn.Linear(3, 5))
+    one, other = copy.copy(shared), copy.copy(shared)
+    swapper = swapper_of(one, other)
+    assert swapper._registered[0][1] is swapper._registered[1][1]
+    given = torch.randn(2, 3)
+    first = one(given)
+    loaded = swapper._loaded
+    assert torch.equal(other(given), first)
+    assert swapper._loaded is loaded is not None
+    assert hasattr(other, "_hf_hook")
