@@ -71,6 +71,9 @@ READ_AT_RUN_TIME: Final = (
 ``PYTHONUNBUFFERED`` is read by the interpreter: a fork does what it says.
 """
 
+SEES_ITS_PARENTS: Final = "--show-completion"
+"""An option that looks for a shell among the parents of its process, where the fork server would be one."""
+
 PR_SET_CHILD_SUBREAPER: Final = 36
 NAME = "tests.support.fork_server"
 SCRIPT: Final = str(Path(sys.executable).with_name("acestep-consumer"))
@@ -119,6 +122,8 @@ class ForkServer:
         same_user = all(given[name] in {None, -1} for name in ("gid", "uid", "umask", "process_group"))
         command = as_module(arguments)
         ours = command[:2] == [sys.executable, "-m"] and command[2].startswith(MODULES)
+        if SEES_ITS_PARENTS in command:
+            return False
         return bool(plain and same_user and ours and self._knows(given["env"], given["cwd"]))
 
     def _knows(self, environment: Mapping[str, str] | None, folder: Any) -> bool:
