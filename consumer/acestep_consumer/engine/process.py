@@ -7,10 +7,11 @@ consumer, however that ended.
 
 import asyncio
 import os
+import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Self
 
 import structlog
@@ -46,11 +47,11 @@ class EngineProcess:
         """Run ``python -m module FD``, where FD is the child's end of a socket pair. It logs to the inherited stderr.
 
         It inherits the environment, except credentials for the broker and for storage: it needs neither.
-        ``environment`` is added.
+        ``environment`` is added. Ctrl-C in a terminal reaches every process; this one ends with its consumer.
         """
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(SECRETS)}
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, _interrupt_blocked():
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
@@ -109,3 +110,13 @@ class EngineProcess:
         await self._process.wait()
         await asyncio.sleep(READ_AFTER_EXIT_S)
         self.close()
+
+
+@contextmanager
+def _interrupt_blocked() -> Iterator[None]:
+    """Block SIGINT for this thread and the processes that it starts, before they can ignore it themselves."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
