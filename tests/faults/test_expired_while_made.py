@@ -121,6 +121,28 @@ async def test_a_message_that_expires_after_its_worker_was_killed_is_told_all_th
         assert (await seen.peer.take(DEAD_LETTER)).message_id == "song"
 
 
+async def test_a_cut_off_worker_that_had_not_begun_leaves_the_message_to_its_expiration(
+    service_environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Its attempt is recorded after the expiration was told: neither of the two looks at the right moment."""
+    variables = settings(service_environment)
+    async with scenario(variables, tmp_path, ACESTEP_WORKER_ID="first") as seen:
+        (tmp_path / "go").touch()
+        with seen.s3.hold(lambda request: request.method == "PUT" and "/attempts/" in request.path) as hold:
+            await seen.peer.request(body_of(tmp_path / "go"), message_id="song", expiration=EXPIRES_S)
+            await eventually(lambda: hold.waiting, WITHIN_S)
+            await past(EXPIRES_S)
+            seen.amqp.refuse()
+            async with second(variables, tmp_path):
+                await seen.all_ended("song")
+        seen.amqp.heal()
+        settled = "stale delivery not settled; it will be redelivered"
+        await eventually(lambda: seen.worker.log_lines(event=settled), WITHIN_S)
+        await seen.is_ready()
+        assert seen.recorder.states("song") == ["expired"]
+        assert "0.wav" not in await seen.object_store.names("song")
+
+
 async def test_a_worker_that_nobody_could_see_yields_to_the_expiration_that_was_told(
     service_environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -19,14 +19,15 @@ from structlog.testing import capture_logs
 from acestep_consumer.domain.errors import (
     Cancelled,
     EngineCrashed,
+    Expired,
     Interrupted,
     RenderFailed,
     StorageUnavailable,
     Unpublished,
     Verdict,
 )
-from acestep_consumer.domain.job import Job, Plan, Rendering, Sources, StoredObject
-from acestep_consumer.domain.outcome import AUDIO_DELETED, OTHER_BODY, TerminalRecord
+from acestep_consumer.domain.job import Attempt, Job, Plan, Rendering, Sources, StoredObject
+from acestep_consumer.domain.outcome import AUDIO_DELETED, OTHER_BODY, RunInfo, TerminalRecord, unfinished
 from acestep_consumer.domain.parse import RequestRules
 from acestep_consumer.domain.ports import BodyFormat, Report, Routes
 from acestep_consumer.domain.stages import EngineCapacity
@@ -855,6 +856,29 @@ async def test_a_job_that_fails_after_its_channel_was_lost_has_not_ended(harness
     harness.renderer.before, again.redelivered = None, True
     await harness.process(again)
     assert [state for state in harness.events.states if state in ("completed", "failed")] == ["completed"]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["it knows that its channel is lost", "it does not"])
+async def test_a_job_whose_expiration_is_told_while_its_attempt_is_recorded_does_not_begin(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, *, known: bool
+) -> None:
+    """Another worker looked for the record of the attempt before it was there."""
+    late = request()
+    late.expires = True
+
+    async def told(_: Attempt, *, expires: bool) -> None:
+        assert expires
+        late.stale = known
+        if not known:
+            info = RunInfo("another", 1, datetime(2026, 1, 1, tzinfo=UTC))
+            ending = unfinished(Expired("it waited in the queue for longer than its expiration"), None, "song", info)
+            await harness.store.commit(TerminalRecord(ending, late.fingerprint))
+
+    monkeypatch.setattr(harness.attempts, "begin", told)
+    await harness.process(late)
+    assert harness.events.states == []
+    assert harness.renderer.rendered == []
+    assert [attempt.number for attempt in harness.attempts.excused] == [1]
 
 
 async def test_a_cancelled_job_leaves_no_attempt_record(harness: Harness) -> None:

@@ -19,7 +19,7 @@ from acestep_consumer.domain.errors import Cancelled, ConsumerError, Expired, In
 from acestep_consumer.domain.job import Job, Request
 from acestep_consumer.domain.outcome import Ending, RunInfo, as_consumer_error, unfinished
 from acestep_consumer.domain.parse import RequestRules
-from acestep_consumer.domain.ports import Cancellations, Events, Report, Routes, SourceSongs, Store
+from acestep_consumer.domain.ports import Cancellations, Delivery, Events, Report, Routes, SourceSongs, Store
 from acestep_consumer.execution.cancel_scope import check_queue_deadline, deadline, unless_cancelled
 from acestep_consumer.execution.context import JobContext
 from acestep_consumer.execution.eta import CostModel
@@ -131,16 +131,19 @@ class JobRunner:
         """
         return deadline(self.rules.execution_timeout_s())
 
-    async def others_over(self, task_id: str, message: str, *, delivered: bool) -> bool:
+    async def others_over(self, task_id: str, message: str, *, delivered: bool, with_songs: bool = False) -> bool:
         """Wait until no other worker is at a message that expired, or it has ended; a dead one is not waited for long.
 
         Whoever had it in time may go on without the broker, and its songs count. ``delivered``: somebody had it for
-        certain. Returns whether anybody may have.
+        certain. ``with_songs``: an end without songs is our own, and not waited for. Returns whether anybody may have
+        been at it.
         """
 
         async def ended() -> bool:
             found = await self._store.find(task_id)
-            return found is not None and found.answers(message, same=True)
+            if found is None or not found.answers(message, same=True):
+                return False
+            return not with_songs or isinstance(found.ending, Completed)
 
         return await self._retries.others_over(task_id, message, delivered=delivered, ended=ended)
 
@@ -180,6 +183,7 @@ class JobRunner:
         request = await self._songs.resolve(request)
         await self._routes.forward(request, context.delivery)
         async with self._retries.attempt(request.task_id, context.delivery) as context.attempt:
+            await self._check_not_taken_back(request.task_id, context.delivery)
             context.job = job = self._admit(request, context)
             context.estimate = self._costs.expect(job)
             context.progress = progress = ProgressReporter(
@@ -190,6 +194,19 @@ class JobRunner:
                     with rules.stages.job(job) as places:
                         run = JobRun(context=context, job=job, folder=folder, report=progress.report, places=places)
                         return await stages(run)
+
+    async def _check_not_taken_back(self, task_id: str, delivery: Delivery) -> None:
+        """Raise ``Interrupted`` where the broker took the message back before the attempt was recorded.
+
+        It may have expired there, and another worker have said so. That one writes its record and then looks for
+        attempts once more; we recorded ours, and look for its record: one of the two sees the other.
+        """
+        if delivery.stale:
+            raise Interrupted("its channel was lost before the job began")
+        if delivery.expires:
+            found = await self._store.find(task_id)
+            if found is not None and found.answers(delivery.fingerprint, same=True):
+                raise Interrupted("another worker has ended it")
 
     def _admit(self, request: Request, context: JobContext) -> Job:
         tries = None if context.attempt is None else self._retries.remaining(context.attempt)

@@ -31,13 +31,20 @@ class ExpirationHandler:
         if task_id is None:
             raise ValueError("a notice without an id has no task")
         tried = await self._others_over(notice, task_id)
-        # A running job of this task ends first: it may belong to another message, and its songs answer this one too.
-        async with self._runner.exclusively(task_id):
-            outcome = outcome_of(await self._record_of(notice, task_id, tried=tried))
+        record = await self._exclusive_record(notice, task_id, tried=tried)
+        # A worker that lost the broker may have begun meanwhile: it records its attempt, then looks for our record.
+        if not tried and await self._begun_meanwhile(notice, task_id):
+            tried, record = True, await self._exclusive_record(notice, task_id, tried=True)
+        outcome = outcome_of(record)
         if outcome.event is not None:
             await self._events.publish(outcome.event, notice.reply)
         if tried:
             await self._runner.forget(task_id, notice.fingerprint)
+
+    async def _exclusive_record(self, notice: DeadLetterNotice, task_id: str, *, tried: bool) -> TerminalRecord:
+        # A running job of this task ends first: it may belong to another message, and its songs answer this one too.
+        async with self._runner.exclusively(task_id):
+            return await self._record_of(notice, task_id, tried=tried)
 
     async def _others_over(self, notice: DeadLetterNotice, task_id: str) -> bool:
         """Wait while a worker that lost the broker makes this message's songs. Returns whether any had the message."""
@@ -46,6 +53,9 @@ class ExpirationHandler:
             return await self._runner.others_over(task_id, notice.fingerprint, delivered=delivered)
         except ManifestUnreadable:  # nothing is found there, whoever ends it
             return True
+
+    async def _begun_meanwhile(self, notice: DeadLetterNotice, task_id: str) -> bool:
+        return await self._runner.others_over(task_id, notice.fingerprint, delivered=False, with_songs=True)
 
     async def _record_of(self, notice: DeadLetterNotice, task_id: str, *, tried: bool) -> TerminalRecord:
         message = notice.fingerprint

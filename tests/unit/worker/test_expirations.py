@@ -9,8 +9,10 @@ from unittest.mock import AsyncMock
 from acestep_consumer.broker.dead_letter_notices import DeadLetterNotice
 from acestep_consumer.concurrency.locks import KeyedLock
 from acestep_consumer.domain.errors import ManifestUnreadable
+from acestep_consumer.domain.outcome import TerminalRecord
 from acestep_consumer.domain.ports import BodyFormat, Reply
 from acestep_consumer.worker.expirations import ExpirationHandler
+from acestep_schemas import examples
 
 if TYPE_CHECKING:
     from acestep_consumer.execution.runner import JobRunner
@@ -36,6 +38,19 @@ class Recorder:
         self.events.append(event)
 
 
+def notice_of(task_id: str) -> DeadLetterNotice:
+    return DeadLetterNotice(
+        body=b"{}",
+        message_id=task_id,
+        body_format=BodyFormat(),
+        reply=Reply(),
+        reason="expired",
+        at=datetime(2026, 1, 1, tzinfo=UTC),
+        queue="q",
+        fingerprint="f",
+    )
+
+
 async def test_a_request_whose_manifest_is_something_else_gets_its_event_once() -> None:
     """Its notice would come back every few seconds otherwise, and hold the others up."""
     events = Recorder()
@@ -43,16 +58,42 @@ async def test_a_request_whose_manifest_is_something_else_gets_its_event_once() 
     parts = SimpleNamespace(exclusively=KeyedLock().of, rules=rules, others_over=unreadable, forget=AsyncMock())
     runner = cast("JobRunner", parts)
     handler = ExpirationHandler(cast("Any", ForeignObjects()), cast("Any", events), runner)
-    now = datetime(2026, 1, 1, tzinfo=UTC)
-    notice = DeadLetterNotice(
-        body=b"{}",
-        message_id="song",
-        body_format=BodyFormat(),
-        reply=Reply(),
-        reason="expired",
-        at=now,
-        queue="q",
-        fingerprint="f",
-    )
-    await handler.tell(notice)
+    await handler.tell(notice_of("song"))
     assert [(event.state, event.data.task_id) for event in events.events] == [("expired", "song")]
+
+
+class Replaced:
+    """A store whose record of the expiration is replaced by the songs of a worker that had begun meanwhile."""
+
+    def __init__(self, songs: TerminalRecord) -> None:
+        self.songs = songs
+        self.told: TerminalRecord | None = None
+        self.over = False
+
+    async def find(self, task_id: str) -> TerminalRecord | None:
+        return self.songs if self.over else self.told
+
+    async def commit(self, record: TerminalRecord, instead_of: TerminalRecord | None = None) -> TerminalRecord:
+        self.told = record
+        return record
+
+    async def others_over(self, task_id: str, message: str, *, delivered: bool, with_songs: bool = False) -> bool:
+        """No attempt is there before the record, and one after it, which is waited for."""
+        assert with_songs is (self.told is not None)
+        self.over = with_songs
+        return with_songs
+
+
+async def test_songs_of_a_worker_that_began_between_the_two_looks_are_told_and_no_expiration() -> None:
+    ending = examples.completed().data.model_copy(update={"task_id": "song"})
+    store, events = Replaced(TerminalRecord(ending, "f")), Recorder()
+    parts = SimpleNamespace(
+        exclusively=KeyedLock().of,
+        rules=SimpleNamespace(worker_id="w"),
+        others_over=store.others_over,
+        forget=AsyncMock(),
+    )
+    handler = ExpirationHandler(cast("Any", store), cast("Any", events), cast("JobRunner", parts))
+    await handler.tell(notice_of("song"))
+    assert [event.state for event in events.events] == ["completed"]
+    parts.forget.assert_awaited_once_with("song", "f")
