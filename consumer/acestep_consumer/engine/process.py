@@ -114,9 +114,13 @@ class EngineProcess:
 
 @contextmanager
 def _interrupt_blocked() -> Iterator[None]:
-    """Block SIGINT for this thread and the processes that it starts, before they can ignore it themselves."""
+    """Block SIGINT for this thread and the processes that it starts, before they can ignore it themselves.
+
+    Two engines start at the same time, and each is forked at once: the first one here unblocks it, whoever ends first.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if signal.SIGINT not in before:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

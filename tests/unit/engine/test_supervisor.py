@@ -38,16 +38,19 @@ async def test_a_job_comes_back_with_its_songs_and_its_progress(tmp_path: Path) 
     assert progress == [(0.25, "render"), (0.5, "render"), (0.75, "render"), (1.0, "render")]
 
 
-async def test_ctrl_c_does_not_reach_a_child_that_is_still_importing() -> None:
+async def test_ctrl_c_does_not_reach_children_that_are_still_importing() -> None:
     mine = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    process = await EngineProcess.start("tests.support.engine_double")
+    starts = [EngineProcess.start("tests.support.engine_double") for _ in range(2)]
+    processes = await asyncio.gather(*starts)
     try:
-        status = await asyncio.to_thread(Path(f"/proc/{process.pid}/status").read_text)
-        (blocked,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigBlk:"))
-        assert int(blocked, 16) & (1 << (signal.SIGINT - 1))
+        for process in processes:
+            status = await asyncio.to_thread(Path(f"/proc/{process.pid}/status").read_text)
+            (blocked,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigBlk:"))
+            assert int(blocked, 16) & (1 << (signal.SIGINT - 1))
         assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mine, "the consumer hears it again"
     finally:
-        await process.end()
+        for process in processes:
+            await process.end()
 
 
 async def test_many_jobs_share_one_process_and_get_their_own_answers(tmp_path: Path) -> None:
