@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 _UTF_8: Final = b"\3"
-_NO_LANGUAGE: Final = b"XXX"
+_NO_LANGUAGE: Final = b"XXX"  # as ID3v2.4 writes an unknown one
 _MILLISECONDS, _IS_LYRICS = b"\2", b"\1"
 _LRC_LINE: Final = re.compile(r"\[(\d+):(\d\d)\.(\d\d)\](.*)")
 _RIFF_SIZE_AT, _RIFF_HEADER = 4, 8
