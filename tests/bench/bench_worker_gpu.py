@@ -155,6 +155,9 @@ def _row(pages: list[dict[str, float]]) -> dict[str, float | None]:
         values = [page[name] for page in pages if name in page]
         return round(statistics.fmean(values), 2) if values else None
 
+    def least(name: str) -> float | None:
+        return min((page[name] for page in pages if name in page), default=None)
+
     def gained(name: str) -> float | None:
         return pages[-1][name] - pages[0][name] if pages and name in pages[0] and name in pages[-1] else None
 
@@ -167,6 +170,7 @@ def _row(pages: list[dict[str, float]]) -> dict[str, float | None]:
         "pack_tokens_mean": mean("acestep_pack_tokens"),
         "in_hand_mean": mean("acestep_in_hand"),
         **{f"in_{stage}_mean": mean(f'acestep_stage_jobs{{stage="{stage}"}}') for stage in STAGES},
+        "in_plan_least": least('acestep_stage_jobs{stage="plan"}'),
         "songs": gained("acestep_songs_total"),
         "memory_squeezes": gained("acestep_memory_squeezes_total"),
     }
@@ -691,13 +695,15 @@ def _cpu_used(before: Mapping[int, tuple[str, float]], after: Mapping[int, tuple
 
 
 def _nvidia_smi() -> list[str]:
-    """Memory, use and power of each GPU, where the program is there."""
+    """Memory, use and power of each GPU that the worker may see, where the program is there."""
     if shutil.which("nvidia-smi") is None:
         return []
-    query = "--query-gpu=index,memory.used,utilization.gpu,power.draw,clocks.sm"
+    command = ["nvidia-smi", "--query-gpu=index,memory.used,utilization.gpu,power.draw,clocks.sm"]
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        command += ["-i", visible]
     with suppress(OSError, subprocess.TimeoutExpired):
         done = subprocess.run(
-            ["nvidia-smi", query, "--format=csv,noheader"], capture_output=True, text=True, timeout=5, check=False
+            [*command, "--format=csv,noheader"], capture_output=True, text=True, timeout=5, check=False
         )
         return done.stdout.strip().splitlines()
     return []

@@ -82,6 +82,7 @@ WORKLOADS: Final[Mapping[str, tuple[Mapping[str, object], bool, int]]] = {
     "plain-timestamps": ({"audio_format": "flac", "timestamps": True, **_PLAIN}, False, 0),
     "alone-timestamps": ({"audio_format": "flac", "timestamps": True}, False, 1),
     "candidates": ({"audio_format": "flac", "candidates": 4, **_PLAIN}, False, 0),
+    "draft": ({"audio_format": "flac", "quality": "draft", "inference_steps": None, **_PLAIN}, False, 0),
     "loudness": ({"audio_format": "flac", "loudness_lufs": -14, **_PLAIN}, False, 0),
 }
 """Name: fields over the usual ones, whether lengths are mixed, jobs in flight (0: as many as is said)."""
