@@ -9,16 +9,18 @@ import asyncio
 import copy
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import pytest
 import torch
+import torchao.quantization
 import transformers
 from diffusers.models.transformers.ace_step_transformer import AceStepTransformer1DModel
 from torch import nn
+from torch._inductor.utils import fresh_cache, run_and_get_code
 from transformers import AutoModelForCausalLM
 
 from acestep_consumer.config.settings import EngineSettings
@@ -48,6 +50,7 @@ from acestep_consumer.engine.testing import tiny_checkpoint, tiny_lm
 from tests.support.loras import random_lora, write_lora
 from tests.support.waiting import WITHIN_S
 
+_TABLES: Any = (torchao.quantization.Int8Tensor._ATEN_OP_TABLE, torchao.quantization.Int8Tensor._TORCH_FN_TABLE)
 WIDTH, CHANNELS = tiny_checkpoint._WIDTH, tiny_checkpoint._LATENT_CHANNELS
 
 
@@ -63,6 +66,18 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dit(checkpoints: Path) -> Any:
     folder = checkpoints / tiny_checkpoint.TURBO / "transformer"
     return AceStepTransformer1DModel.from_pretrained(folder).eval().requires_grad_(requires_grad=False)
+
+
+@pytest.fixture
+def restored_products() -> Iterator[None]:
+    """What torchao multiplies with, before and after the test."""
+    tables = [table[torchao.quantization.Int8Tensor] for table in _TABLES]
+    before = [dict(table) for table in tables]
+    for table in tables:
+        table.update({op: getattr(linear, "replaces", linear) for op, linear in table.items()})
+    yield
+    for table, entries in zip(tables, before, strict=True):
+        table.update(entries)
 
 
 def in_int8(model: Any) -> Any:
@@ -139,6 +154,44 @@ def test_a_worker_in_int8_renders_a_song_and_holds_fewer_bytes(checkpoints: Path
     saved = weight_bytes(plain.parts.dit.dit) - weight_bytes(small.parts.dit.dit)
     assert 0.5 * layers < saved < 0.75 * layers  # of float32; the scales of rows this short weigh much
     assert small.render_warm_up() == pytest.approx(plain.render_warm_up(), rel=0.05)
+
+
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::UserWarning"
+)  # torch's compiler uses what torch has deprecated
+@pytest.mark.parametrize("published", [False, True], ids=["by the setting", "as published"])
+def test_a_compiled_layer_in_int8_is_a_matrix_product_with_scales_in_float32(
+    *, published: bool, restored_products: None
+) -> None:
+    layer = nn.Linear(64, 32).to(torch.bfloat16).requires_grad_(requires_grad=False)
+    model = nn.ModuleDict({"layers": layer})
+    if published:
+        torchao.quantization.quantize_(model, quantization._config())
+    quantize(model, None if published else "int8")
+    activations = torch.randn(1, 9, 64, dtype=torch.bfloat16)
+    with torch.inference_mode(), fresh_cache():
+        compiled = torch.compile(layer, dynamic=True)
+        found, code = run_and_get_code(compiled, activations)
+    # Its kernel for CUDA has no tensor cores: the DiT's step took seconds.
+    assert "_weight_int8pack_mm" not in "".join(code)
+    weight: Any = layer.weight
+    product = (activations @ weight.qdata.T.to(torch.bfloat16)).float()
+    exact = (product * weight.scale.T + layer.bias).to(torch.bfloat16)
+    torch.testing.assert_close(found, exact, rtol=0.01, atol=0.01)
+    assert torch.equal(layer(activations), exact)
+
+
+def test_layers_whose_activations_are_in_int8_too_stay_torchaos(restored_products: None) -> None:
+    layers = [nn.Linear(64, 32, bias=False) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    models = [nn.ModuleDict({"layers": layer}) for layer in layers]
+    for model in models:
+        torchao.quantization.quantize_(model, torchao.quantization.Int8DynamicActivationInt8WeightConfig())
+    activations = torch.randn(9, 64)
+    theirs = layers[0](activations)
+    quantize(models[1], None)
+    assert torch.equal(layers[1](activations), theirs)
+    assert not torch.allclose(theirs, activations @ dequantized(layers[1].weight).T, rtol=0, atol=1e-4)
 
 
 def test_a_compiled_model_in_int8_gives_the_same_velocities(dit: Any) -> None:

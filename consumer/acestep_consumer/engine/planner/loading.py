@@ -17,7 +17,12 @@ from acestep_consumer.engine.planner.backend import Backend, Generation, Sequenc
 from acestep_consumer.engine.planner.registry import LmNotFound, resolve
 from acestep_consumer.engine.planner.tokens import LmTokens, TokenizerUnfit
 from acestep_consumer.engine.published_models import PUBLISHED, pull_command
-from acestep_consumer.engine.renderer.quantization import QuantizationUnavailable, config_json, weight_bytes
+from acestep_consumer.engine.renderer.quantization import (
+    QuantizationUnavailable,
+    config_json,
+    use_matrix_products,
+    weight_bytes,
+)
 from acestep_consumer.engine.renderer.quiet_imports import quietly
 from acestep_consumer.engine.torchao_checkpoints import INSTALL, quantized_by_torchao
 
@@ -181,7 +186,9 @@ def _open_vllm(configure: ConfigurePlanner, folder: Path, tokens: LmTokens, devi
             else EngineSize(memory_gb=_CPU_CACHE_GB)
         )
         options: dict[str, Any] = {"dtype": _dtype_name(device), "beside": on_gpu and configure.beside}
-        if configure.quantization is not None and not quantized_by_torchao(folder):
+        if quantized_by_torchao(folder):
+            use_matrix_products()
+        elif configure.quantization is not None:
             options["torchao"] = config_json()
         return open_vllm(str(folder), tokens.tokenizer, _codes(tokens), size, compiled=on_gpu, **options)
     except (VllmUnavailable, OSError, ValueError, RuntimeError, QuantizationUnavailable) as error:

@@ -119,14 +119,13 @@ class _Loader:
 
     def _quantize(self, name: str, pipeline: Any) -> None:
         """Quantize the DiT, layer by layer, on the device: a processor takes many times as long."""
-        if self.quantization is None:
-            return
-        self.notify(f"quantizing {name}: {self.quantization}")
+        if self.quantization is not None:
+            self.notify(f"quantizing {name}: {self.quantization}")
         try:
             quantize(pipeline.transformer, self.quantization, self.device.device)
         except QuantizationUnavailable as error:
             raise CheckpointError(str(error)) from error
-        if self.keep_in_ram:
+        if self.quantization is not None and self.keep_in_ram:
             move(pipeline.transformer, "cpu")
 
 

@@ -25,7 +25,7 @@ class QuantizationUnavailable(Exception):
 def quantize(model: nn.Module, method: Quantization | None, device: torch.device | str | None = None) -> None:
     """Quantize the transformer layers of a model in place, one after the other; None: leave them.
 
-    Those that were quantized when they were published stay as they are.
+    Those that were quantized when they were published stay as they are. Either kind is computed by matrix products.
 
     ``device``: each layer is moved there before it is quantized, so that no more than one is there at full size, and
     the rest of the model follows. None: where they are.
@@ -33,10 +33,13 @@ def quantize(model: nn.Module, method: Quantization | None, device: torch.device
     Raises:
         QuantizationUnavailable: torchao is missing.
     """
+    if any(map(is_quantized, model.parameters())):
+        use_matrix_products()
     if method is None:
         return
     with _torchao_wanted():
         from torchao.quantization import quantize_  # noqa: PLC0415 - optional, and takes seconds
+    use_matrix_products()
     quantize_(model, _config(), filter_fn=_is_in_a_layer, device=device)
 
 
@@ -44,7 +47,40 @@ def config_json() -> str:
     """Return torchao's configuration as JSON, as vLLM takes it. Raises ``QuantizationUnavailable``."""
     with _torchao_wanted():
         from torchao.core.config import config_to_dict  # noqa: PLC0415 - as above
+    use_matrix_products()
     return json.dumps(config_to_dict(_config()))
+
+
+def use_matrix_products() -> None:
+    """Let a layer with weights in int8 be a matrix product in the activations' precision, compiled or not.
+
+    torch's compiler recognizes torchao's own expression and replaces it by ``aten._weight_int8pack_mm``, whose CUDA
+    kernel has a thread for each output and no tensor cores: a step of the 2B DiT then takes seconds on an H200. Scales
+    in float32 are not what it looks for, and round once less. Layers whose activations are quantized, too, or that have
+    several scales an output, stay torchao's.
+    """
+    from torchao.quantization import Int8Tensor  # noqa: PLC0415 - optional, and takes seconds
+
+    theirs = Int8Tensor._ATEN_OP_TABLE[Int8Tensor][torch.ops.aten.linear.default]  # noqa: SLF001 - what ours replaces
+    if hasattr(theirs, "replaces"):
+        return
+
+    def linear(function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        weight = args[1]
+        if weight.act_quant_kwargs or weight.act_pre_scale is not None or weight.scale.numel() > weight.shape[0]:
+            return theirs(function, types, args, kwargs)
+        return _scaled_product(*args, **kwargs)
+
+    linear.replaces = theirs  # type: ignore[attr-defined]  # functools.wraps takes it over into the table
+    Int8Tensor.implements(torch.ops.aten.linear.default)(linear)
+    Int8Tensor.implements_torch_function(nn.functional.linear)(linear)
+
+
+def _scaled_product(activations: torch.Tensor, weight: Any, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Return ``linear(activations, weight, bias)`` for a weight in int8 with one scale, or one for each output."""
+    product = nn.functional.linear(activations, weight.qdata.to(activations.dtype))
+    scaled: torch.Tensor = product.float() * weight.scale.flatten()
+    return (scaled if bias is None else scaled + bias).to(activations.dtype)
 
 
 def dequantized(weight: torch.Tensor) -> torch.Tensor:
