@@ -764,6 +764,27 @@ async def test_a_completed_task_whose_audio_is_gone_is_rendered_again(harness: H
     assert AUDIO_DELETED in second.data.warnings
 
 
+async def test_a_message_that_can_expire_is_not_kept_from_songs_by_the_end_of_an_earlier_one(harness: Harness) -> None:
+    """Such an end is no sign of another worker: the message would go back to the queue until it expires."""
+    await harness.process(request())
+    del harness.store.objects[next(address for address in harness.store.objects if address.key.endswith("0.wav"))]
+    again = await harness.process(FakeDelivery(body=request().body, expires=True))
+    assert (harness.renderer.rendered, again.verdict) == (["song", "song"], Verdict.ACK)
+
+
+async def test_a_failed_task_whose_message_can_expire_is_tried_again_when_it_is_published_again(
+    harness: Harness,
+) -> None:
+    async def fail(_: Job) -> None:
+        raise RenderFailed("no sound")
+
+    harness.renderer.before = fail
+    await harness.process(FakeDelivery(body=request().body, expires=True))
+    del harness.renderer.before
+    again = await harness.process(FakeDelivery(body=request().body, expires=True))
+    assert ([harness.events.states[-1]], again.verdict) == (["completed"], Verdict.ACK)
+
+
 @pytest.mark.parametrize("body", [b"garbage", b'{"task_id": "song", "task_type": "dance"}'])
 async def test_a_message_that_is_rejected_leaves_the_manifest_of_a_task_whose_audio_is_gone(
     harness: Harness, body: bytes

@@ -19,7 +19,7 @@ from acestep_consumer.domain.errors import Cancelled, ConsumerError, Expired, In
 from acestep_consumer.domain.job import Job, Request
 from acestep_consumer.domain.outcome import Ending, RunInfo, as_consumer_error, unfinished
 from acestep_consumer.domain.parse import RequestRules
-from acestep_consumer.domain.ports import Cancellations, Delivery, Events, Report, Routes, SourceSongs, Store
+from acestep_consumer.domain.ports import Cancellations, Events, Report, Routes, SourceSongs, Store
 from acestep_consumer.execution.cancel_scope import check_queue_deadline, deadline, unless_cancelled
 from acestep_consumer.execution.context import JobContext
 from acestep_consumer.execution.eta import CostModel
@@ -183,7 +183,7 @@ class JobRunner:
         request = await self._songs.resolve(request)
         await self._routes.forward(request, context.delivery)
         async with self._retries.attempt(request.task_id, context.delivery) as context.attempt:
-            await self._check_not_taken_back(request.task_id, context.delivery)
+            await self._check_not_taken_back(request.task_id, context)
             context.job = job = self._admit(request, context)
             context.estimate = self._costs.expect(job)
             context.progress = progress = ProgressReporter(
@@ -195,17 +195,19 @@ class JobRunner:
                         run = JobRun(context=context, job=job, folder=folder, report=progress.report, places=places)
                         return await stages(run)
 
-    async def _check_not_taken_back(self, task_id: str, delivery: Delivery) -> None:
+    async def _check_not_taken_back(self, task_id: str, context: JobContext) -> None:
         """Raise ``Interrupted`` where the broker took the message back before the attempt was recorded.
 
         It may have expired there, and another worker have said so. That one writes its record and then looks for
-        attempts once more; we recorded ours, and look for its record: one of the two sees the other.
+        attempts once more; we recorded ours, and look for its record: one of the two sees the other. The record that
+        this job was begun in spite of is no sign of it.
         """
+        delivery = context.delivery
         if delivery.stale:
             raise Interrupted("its channel was lost before the job began")
         if delivery.expires:
             found = await self._store.find(task_id)
-            if found is not None and found.answers(delivery.fingerprint, same=True):
+            if found is not None and found != context.found and found.answers(delivery.fingerprint, same=True):
                 raise Interrupted("another worker has ended it")
 
     def _admit(self, request: Request, context: JobContext) -> Job:
