@@ -7,6 +7,7 @@ their own virtual host and their own object prefix, so none sees another's queue
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import gc
 import os
@@ -71,6 +72,8 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.freeze()
         gc.enable()
+        # Otherwise Triton's objects are told as leaked at the end.
+        atexit.register(gc.unfreeze)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -13,8 +13,12 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from diffusers.models.transformers.ace_step_transformer import AceStepTransformer1DModel
 
+from acestep_consumer.config.settings import EngineSettings
 from acestep_consumer.domain.errors import InputUnreadable
 from acestep_consumer.engine.renderer.lora import AdaptedModelCache, Lora
+from acestep_consumer.engine.renderer.offload import ModuleSwapper
+from acestep_consumer.engine.renderer.quantization import weight_bytes
+from acestep_consumer.engine.renderer.startup import open_runtime
 from acestep_consumer.engine.testing import tiny_checkpoint
 from tests.support.loras import (
     LAYERS,
@@ -211,6 +215,24 @@ class TestMerged:
     def test_moving_the_adapted_one_leaves_the_base_where_it_is(self, dit: Any, tmp_path: Path) -> None:
         AdaptedModelCache().adapted(dit, Lora.at(write_lora(tmp_path / "jazz.safetensors"), 1)).to("meta")
         assert {weight.device.type for weight in dit.parameters()} == {"cpu"}
+
+
+@pytest.mark.parametrize("offloaded", [False, True])
+def test_an_adapted_dit_of_an_offloaded_base_counts_with_all_its_weights(
+    tiny_checkpoints: Path, tmp_path: Path, *, offloaded: bool
+) -> None:
+    settings = EngineSettings(checkpoint_dir=tiny_checkpoints, device="cpu")
+    (runner,) = open_runtime(settings).scheduler._runners.values()
+    if offloaded:
+        runner.offload(ModuleSwapper(torch.device("cpu")))
+    assert runner.lora_bytes == 0
+    path = write_lora(tmp_path / "lora.safetensors")
+    adapted = runner.denoiser((Lora.at(path, 1.0),)).dit.dit
+    changed, whole = runner._loras.bytes, weight_bytes(adapted)
+    assert 0 < changed < whole
+    assert runner.lora_bytes == (whole if offloaded else changed)
+    runner.free_caches()
+    assert runner.lora_bytes == 0
 
 
 def test_hooks_of_the_base_are_not_called_for_the_adapted_one(dit: Any, tmp_path: Path) -> None:

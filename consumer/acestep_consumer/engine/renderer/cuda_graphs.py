@@ -98,6 +98,11 @@ class StepGraphs:
             memory.graphs[tokens] = self._capture(partial(memory.compute, tokens))
         return memory.graphs[tokens]()
 
+    @property
+    def bytes(self) -> int:
+        """Device memory of what the graphs work on, which the first pack allocates."""
+        return 0 if self._memory is None else self._memory.bytes
+
     def clear(self) -> None:
         """Free all graphs and their memory."""
         self._memory = None
@@ -133,6 +138,11 @@ class _StepMemory:
             max_seqlen=tokens,
             condition_max_seqlen=limits.condition_tokens,
         )
+
+    @property
+    def bytes(self) -> int:
+        own = (self._latents, self._context, self._kv, self._times)
+        return sum(tensor.nbytes for tensor in (*own, *_tensors(self._geometry)))
 
     def load(self, branches: Sequence[Branch]) -> Pack:
         """Copy a pack of these branches; return its layout, with what fills it up."""

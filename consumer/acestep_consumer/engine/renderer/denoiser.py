@@ -67,6 +67,11 @@ class Denoiser:
         self._graphs = None if graphs is None else StepGraphs(dit, graphs)
         self._layout: _Layout | None = None
 
+    @property
+    def graph_bytes(self) -> int:
+        """Device memory of what its CUDA graphs work on."""
+        return 0 if self._graphs is None else self._graphs.bytes
+
     def velocities(self, samples: Sequence[Sample]) -> list[Sequence[torch.Tensor]]:
         """Return the velocities that each sample's next step needs: [frames, channels] for each of its branches.
 

@@ -19,6 +19,7 @@ from acestep_consumer.engine.renderer.output import gain_of, invalid_if_zero, li
 from acestep_consumer.engine.renderer.packed_dit import PackedDit
 from acestep_consumer.engine.renderer.pipeline_arguments import INSTRUMENTAL, PipelineArguments
 from acestep_consumer.engine.renderer.prepare import PreparedRequest, RequestPreparer
+from acestep_consumer.engine.renderer.quantization import weight_bytes
 from acestep_consumer.engine.renderer.rng import generators_for
 from acestep_consumer.engine.renderer.sample import Sample
 from acestep_consumer.engine.renderer.text_encoder import TextEncoder
@@ -58,8 +59,15 @@ class ModelRunner:
 
     @property
     def lora_bytes(self) -> int:
-        """Device memory of the weights that LoRAs changed."""
-        return self._loras.bytes
+        """Device memory that the adapted DiT takes beside its base.
+
+        That is the weights that its LoRAs changed, and what its CUDA graphs work on. Where the base is offloaded, the
+        adapted one has all weights to itself: they stay on the device when the base's leave it.
+        """
+        adapted = [denoiser for lora, denoiser in self._denoisers.items() if lora is not None]
+        if self.parts.swapper is not None and self.parts.dit.dit in self.parts.swapper:
+            return sum(weight_bytes(denoiser.dit.dit) for denoiser in adapted)
+        return self._loras.bytes + sum(denoiser.graph_bytes for denoiser in adapted)
 
     def samples(self, requests: Sequence[PreparedRequest], lora: Loras | None) -> list[tuple[Sample, ...] | Exception]:
         """Return each request's samples, or the error that it alone caused. All use the same LoRAs.

@@ -29,7 +29,7 @@ class ModuleSwapper:
 
     def register(self, module: torch.nn.Module) -> None:
         """Move a module to RAM and load it for each call. Several models may share it, or have views of it."""
-        if self._copy_of(module) is not None:
+        if module in self:
             return
         copy = next((copy for each, copy in self._registered if _is_view_of(each, module)), None)
         if copy is None:
@@ -37,6 +37,10 @@ class ModuleSwapper:
             copy = _HostCopy(module, self._device)
         add_hook_to_module(module, _SwapHook(self, self._device))
         self._registered.append((module, copy))
+
+    def __contains__(self, module: torch.nn.Module) -> bool:
+        """Whether the module is registered."""
+        return self._copy_of(module) is not None
 
     def load(self, module: torch.nn.Module) -> None:
         """Copy a module to the device, after the loaded one left it. An unregistered module is left where it is."""

@@ -14,7 +14,7 @@ from acestep_consumer.policy.memory_budget import MemoryBudget
 
 @dataclass(frozen=True, slots=True)
 class DeviceCapacity:
-    """Load and limit of the device; ``lora_bytes`` are those of weights that LoRAs changed."""
+    """Load and limit of the device; ``lora_bytes`` are those that adapted DiTs take beside their bases."""
 
     active: Sequence[BatchRequest]
     budget: MemoryBudget

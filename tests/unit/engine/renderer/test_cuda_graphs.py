@@ -71,6 +71,18 @@ def in_a_pack_of_their_own(dit: PackedDit, branches: Sequence[Branch]) -> list[t
     return pack.split(dit.velocities(pack, latents, context, kv, times_of(branches)))
 
 
+def test_the_memory_of_the_graphs_is_told_from_the_first_pack_on_until_it_is_freed(
+    graphs: StepGraphs, dit: PackedDit
+) -> None:
+    assert graphs.bytes == 0
+    graphs.load(branches_of(dit, [40]))
+    keys_and_values = dit.conditions([torch.zeros(LIMITS.condition_tokens, WIDTH)])[0].kv.nbytes
+    latents_and_context = 3 * CHANNELS * dit.patch * LIMITS.tokens * dit.dtype.itemsize
+    assert keys_and_values + latents_and_context < graphs.bytes < 1.5 * (keys_and_values + latents_and_context)
+    graphs.clear()
+    assert graphs.bytes == 0
+
+
 PACKS = [[750], [1, 33, 26], [750] * 6, [2] * 70, [768], [1535, 7], [13]]
 
 
