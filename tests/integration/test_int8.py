@@ -194,6 +194,27 @@ def test_layers_whose_activations_are_in_int8_too_stay_torchaos(restored_product
     assert not torch.allclose(theirs, activations @ dequantized(layers[1].weight).T, rtol=0, atol=1e-4)
 
 
+def test_factors_of_the_activations_are_in_a_weight_that_is_dequantized() -> None:
+    """As a checkpoint by AWQ or SmoothQuant has them: a LoRA is added to weights that work without them."""
+    layer = nn.Linear(64, 32, bias=False).requires_grad_(requires_grad=False)
+    in_int8(nn.ModuleDict({"layers": layer}))
+    weight: Any = layer.weight
+    weight.act_pre_scale = torch.rand(64) + 0.5
+    activations = torch.randn(9, 64)
+    torch.testing.assert_close(activations @ dequantized(weight).T, layer(activations), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("lacking", ["Int8Tensor", "_ATEN_OP_TABLE"])
+def test_another_version_of_torchao_is_told_as_that_where_weights_were_published_in_int8(
+    lacking: str, dit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_int8(dit)
+    owner = torchao.quantization if lacking == "Int8Tensor" else torchao.quantization.Int8Tensor
+    monkeypatch.delattr(owner, lacking)
+    with pytest.raises(quantization.QuantizationUnavailable, match=r"torchao.*version that does not fit.*\[int8\]"):
+        quantize(dit, None)
+
+
 def test_a_compiled_model_in_int8_gives_the_same_velocities(dit: Any) -> None:
     in_int8(dit)
     eager = song_of(dit, steps=1)
@@ -283,7 +304,7 @@ def test_without_torchao_the_start_says_what_to_install(
         "renderer": lambda: runner_of(checkpoints, "int8"),
         "planner": lambda: load_planner(planner_in_int8(checkpoints)),
     }
-    with pytest.raises((CheckpointError, LmUnusable), match=r"needs torchao.*pip install 'acestep-consumer\[int8\]'"):
+    with pytest.raises((CheckpointError, LmUnusable), match=r"need torchao.*pip install 'acestep-consumer\[int8\]'"):
         starts[start]()
 
 

@@ -31,7 +31,7 @@ def quantize(model: nn.Module, method: Quantization | None, device: torch.device
     the rest of the model follows. None: where they are.
 
     Raises:
-        QuantizationUnavailable: torchao is missing.
+        QuantizationUnavailable: torchao is missing, or another version than this needs.
     """
     if any(map(is_quantized, model.parameters())):
         use_matrix_products()
@@ -58,10 +58,14 @@ def use_matrix_products() -> None:
     kernel has a thread for each output and no tensor cores: a step of the 2B DiT then takes seconds on an H200. Scales
     in float32 are not what it looks for, and round once less. Layers whose activations are quantized, too, or that have
     several scales an output, stay torchao's.
-    """
-    from torchao.quantization import Int8Tensor  # noqa: PLC0415 - optional, and takes seconds
 
-    theirs = Int8Tensor._ATEN_OP_TABLE[Int8Tensor][torch.ops.aten.linear.default]  # noqa: SLF001 - what ours replaces
+    Raises:
+        QuantizationUnavailable: torchao is missing, or another version than this needs.
+    """
+    with _torchao_wanted():
+        from torchao.quantization import Int8Tensor  # noqa: PLC0415 - optional, and takes seconds
+
+        theirs = Int8Tensor._ATEN_OP_TABLE[Int8Tensor][torch.ops.aten.linear.default]  # noqa: SLF001 - what ours replaces
     if hasattr(theirs, "replaces"):
         return
 
@@ -84,11 +88,13 @@ def _scaled_product(activations: torch.Tensor, weight: Any, bias: torch.Tensor |
 
 
 def dequantized(weight: torch.Tensor) -> torch.Tensor:
-    """Return a weight as a float32 tensor, whether it is quantized or not."""
-    if is_quantized(weight):
-        plain: torch.Tensor = weight.dequantize(torch.float32)  # type: ignore[call-arg]  # torchao's, which takes a precision
-        return plain
-    return weight.float()
+    """Return a weight as a float32 tensor, whether it is quantized or not, for activations as they come."""
+    if not is_quantized(weight):
+        return weight.float()
+    plain: torch.Tensor = weight.dequantize(torch.float32)  # type: ignore[call-arg]  # torchao's, which takes a precision
+    # What AWQ and SmoothQuant multiply the activations by before the product.
+    factors: torch.Tensor | None = getattr(weight, "act_pre_scale", None)
+    return plain if factors is None else plain * factors.float()
 
 
 def is_quantized(weight: torch.Tensor) -> bool:
@@ -171,8 +177,8 @@ def _is_in_a_layer(module: nn.Module, name: str) -> bool:
 def _torchao_wanted() -> Iterator[None]:
     try:
         yield
-    except ImportError as error:
-        name = (error.name or "torchao").partition(".")[0]
+    except (ImportError, AttributeError, KeyError) as error:
+        name = ((error.name if isinstance(error, ImportError) else None) or "torchao").partition(".")[0]
         raise QuantizationUnavailable(
-            f"ACESTEP_QUANTIZATION=int8 needs {name}, which is missing or does not fit this torch: {INSTALL}"
+            f"weights in int8 need {name}, which is missing, or of a version that does not fit: {INSTALL}"
         ) from error
