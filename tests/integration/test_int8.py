@@ -159,14 +159,18 @@ def test_a_worker_in_int8_renders_a_song_and_holds_fewer_bytes(checkpoints: Path
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::UserWarning"
 )  # torch's compiler uses what torch has deprecated
-@pytest.mark.parametrize("published", [False, True], ids=["by the setting", "as published"])
+@pytest.mark.parametrize("published", [None, torch.float32, torch.bfloat16])
 def test_a_compiled_layer_in_int8_is_a_matrix_product_with_scales_in_float32(
-    *, published: bool, restored_products: None
+    *, published: torch.dtype | None, restored_products: None
 ) -> None:
+    """``published``: with scales of this precision; None: by the setting."""
     layer = nn.Linear(64, 32).to(torch.bfloat16).requires_grad_(requires_grad=False)
     model = nn.ModuleDict({"layers": layer})
+    weight: Any
     if published:
         torchao.quantization.quantize_(model, quantization._config())
+        weight = layer.weight
+        weight.scale = weight.scale.to(published)
     quantize(model, None if published else "int8")
     activations = torch.randn(1, 9, 64, dtype=torch.bfloat16)
     with torch.inference_mode(), fresh_cache():
@@ -174,7 +178,7 @@ def test_a_compiled_layer_in_int8_is_a_matrix_product_with_scales_in_float32(
         found, code = run_and_get_code(compiled, activations)
     # Its kernel for CUDA has no tensor cores: the DiT's step took seconds.
     assert "_weight_int8pack_mm" not in "".join(code)
-    weight: Any = layer.weight
+    weight = layer.weight
     product = (activations @ weight.qdata.T.to(torch.bfloat16)).float()
     exact = (product * weight.scale.T + layer.bias).to(torch.bfloat16)
     torch.testing.assert_close(found, exact, rtol=0.01, atol=0.01)

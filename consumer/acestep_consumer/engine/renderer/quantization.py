@@ -83,7 +83,8 @@ def use_matrix_products() -> None:
 def _scaled_product(activations: torch.Tensor, weight: Any, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Return ``linear(activations, weight, bias)`` for a weight in int8 with one scale, or one for each output."""
     product = nn.functional.linear(activations, weight.qdata.to(activations.dtype))
-    scaled: torch.Tensor = product.float() * weight.scale.flatten()
+    # In float32 without a copy of the product in float32, which is as large as the activations of a pack.
+    scaled: torch.Tensor = product * weight.scale.flatten().float()
     return (scaled if bias is None else scaled + bias).to(activations.dtype)
 
 
