@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Publishes terminal events of requests that the broker dead-lettered before they were done, mostly as expired."""
 
+import hashlib
 from datetime import UTC, datetime
 
 import structlog
@@ -63,12 +64,14 @@ class ExpirationHandler:
         record = TerminalRecord(unfinished(_error(notice.reason, tried=tried), None, task_id, info), message)
         try:
             found = await self._store.find(task_id)
-            if found is not None and found.answers(message, same=True):
-                return found
-            return await self._store.commit(record, found)
+            if found is not None and found.answers(message, same=True) and not await self._store.missing(found):
+                return found.for_body(hashlib.sha256(notice.body).hexdigest())
+            in_force = await self._store.commit(record, found)
         except ManifestUnreadable as error:  # no record can be written, but the producer gets its event
             log.warning("terminal record not written", task_id=task_id, reason=str(error))
             return record
+        # Songs whose audio is gone stay on record, and are nobody's end any more.
+        return record if in_force == found else in_force
 
 
 def _error(reason: str, *, tried: bool) -> ConsumerError:

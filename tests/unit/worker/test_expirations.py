@@ -6,10 +6,12 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 from unittest.mock import AsyncMock
 
+import pytest
+
 from acestep_consumer.broker.dead_letter_notices import DeadLetterNotice
 from acestep_consumer.concurrency.locks import KeyedLock
 from acestep_consumer.domain.errors import ManifestUnreadable
-from acestep_consumer.domain.outcome import TerminalRecord
+from acestep_consumer.domain.outcome import OTHER_BODY, TerminalRecord
 from acestep_consumer.domain.ports import BodyFormat, Reply
 from acestep_consumer.worker.expirations import ExpirationHandler
 from acestep_schemas import examples
@@ -73,6 +75,9 @@ class Replaced:
     async def find(self, task_id: str) -> TerminalRecord | None:
         return self.songs if self.over else self.told
 
+    async def missing(self, record: TerminalRecord) -> bool:
+        return False
+
     async def commit(self, record: TerminalRecord, instead_of: TerminalRecord | None = None) -> TerminalRecord:
         self.told = record
         return record
@@ -97,3 +102,39 @@ async def test_songs_of_a_worker_that_began_between_the_two_looks_are_told_and_n
     await handler.tell(notice_of("song"))
     assert [event.state for event in events.events] == ["completed"]
     parts.forget.assert_awaited_once_with("song", "f")
+
+
+class CompletedBefore:
+    """A store with the songs of an earlier message; ``gone``: their audio was deleted."""
+
+    def __init__(self, *, gone: bool) -> None:
+        ending = examples.completed().data.model_copy(update={"task_id": "song"})
+        self.songs, self.gone = TerminalRecord(ending, "an earlier one", body="another"), gone
+
+    async def find(self, task_id: str) -> TerminalRecord:
+        return self.songs
+
+    async def missing(self, record: TerminalRecord) -> bool:
+        return self.gone
+
+    async def commit(self, record: TerminalRecord, instead_of: TerminalRecord | None = None) -> TerminalRecord:
+        assert not self.songs.yields_to(record, instead_of)
+        return self.songs
+
+
+@pytest.mark.parametrize("gone", [False, True])
+async def test_songs_of_an_earlier_message_answer_one_that_expired_unless_their_audio_is_gone(*, gone: bool) -> None:
+    """As they do when a worker takes the message."""
+    events = Recorder()
+    parts = SimpleNamespace(
+        exclusively=KeyedLock().of,
+        rules=SimpleNamespace(worker_id="w"),
+        others_over=AsyncMock(return_value=False),
+        forget=AsyncMock(),
+    )
+    store = CompletedBefore(gone=gone)
+    handler = ExpirationHandler(cast("Any", store), cast("Any", events), cast("JobRunner", parts))
+    await handler.tell(notice_of("song"))
+    (event,) = events.events
+    assert event.state == ("expired" if gone else "completed")
+    assert gone or OTHER_BODY in cast("Any", event.data).warnings
