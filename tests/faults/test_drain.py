@@ -161,6 +161,33 @@ async def test_storage_that_hangs_delays_a_workers_end_only_by_the_time_of_recor
                 await here.audit(done=here.submitted)
 
 
+async def test_jobs_that_were_cancelled_while_storage_hangs_go_back_and_the_next_worker_ends_them(
+    service_environment: dict[str, str], tmp_path: Path
+) -> None:
+    async with Proxy.for_url(service_environment["ACESTEP_S3_ENDPOINT"]) as s3:
+        through = {"ACESTEP_S3_ENDPOINT": s3.url(service_environment["ACESTEP_S3_ENDPOINT"])}
+        async with scenario(service_environment, tmp_path, arguments=["--grace", "0"], **through) as here:
+            await here.fill()
+            s3.stall()
+            for number in range(RUNNING):
+                await here.peer.cancel(f"song-{number}")
+            await eventually(lambda: s3.held, WITHIN_S)
+            began = time.monotonic()
+            here.send(signal.SIGTERM)
+            await here.leave()
+            assert time.monotonic() - began < EXCUSE_S + SILENT_CLOSE_S
+            await here.audit(done=0)
+            here.go.touch()
+            (tmp_path / "next").mkdir()
+            async with running(WorkerProcess(tmp_path / "next", service_environment, light=True)):
+                await eventually(lambda: len(here.ended()) == here.submitted, WITHIN_S)
+            states = {event.task_id: event.state for event in here.recorder.events if event.terminal}
+            assert [states[f"song-{number}"] for number in range(here.submitted)] == [
+                *["cancelled"] * RUNNING,
+                *["completed"] * WAITING,
+            ]
+
+
 async def test_storage_that_comes_back_in_the_time_of_grace_gets_the_songs(
     service_environment: dict[str, str], tmp_path: Path
 ) -> None:
