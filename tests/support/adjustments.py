@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The adjustments of events, read from the sources that make them: what varies in their texts is ``HOLE``."""
+"""The texts of adjustments and edits of events, read from the sources that write them: what varies is ``HOLE``."""
 
 from __future__ import annotations
 
@@ -19,15 +19,26 @@ _SOURCES: Final = Path(__file__).parents[2] / "consumer/acestep_consumer"
 
 def fields_and_reasons() -> Iterator[tuple[str, str]]:
     """Yield the field and the reason of each adjustment that the sources make, some in pairs that never go together."""
+    for scope, given in _made("Adjustment"):
+        yield from product(scope.texts(given["field"]), scope.texts(given["reason"]))
+
+
+def causes_of_edits() -> Iterator[str]:
+    """Yield why each value follows from an edit, as far as the text stands in the module that makes the edit."""
+    for scope, given in _made("Edit"):
+        yield from (text for text in scope.texts(given["because"]) if text != HOLE)
+
+
+def _made(name: str) -> Iterator[tuple[_Scope, dict[str, ast.expr]]]:
+    """Yield the scope of each call of this class, and what it is given by name."""
     for file in sorted(_SOURCES.rglob("*.py")):
         module = ast.parse(file.read_text(encoding="utf-8"))
-        for function in ast.walk(module):
-            if isinstance(function, ast.FunctionDef):
-                scope = _Scope(module, function)
-                for node in ast.walk(function):
-                    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Adjustment":
-                        given = {each.arg: each.value for each in node.keywords}
-                        yield from product(scope.texts(given["field"]), scope.texts(given["reason"]))
+        for function in (each for each in ast.walk(module) if isinstance(each, ast.FunctionDef)):
+            for node in ast.walk(function):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name:
+                    given = {each.arg: each.value for each in node.keywords if each.arg is not None}
+                    if {"field"} <= given.keys():
+                        yield _Scope(module, function), given
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +71,9 @@ class _Scope:
             match node:
                 case ast.Assign(targets=[ast.Name(id=target)], value=value) if target == name:
                     yield value
+                case ast.Assign(targets=[ast.Tuple(elts=targets)], value=value):
+                    if name in (names := [each.id for each in targets if isinstance(each, ast.Name)]):
+                        yield from self._part(value, names.index(name))
                 case ast.AnnAssign(target=ast.Name(id=target), value=ast.expr() as value) if target == name:
                     yield value
                 case ast.For(target=ast.Tuple(elts=targets), iter=ast.Name(id=rows)):
@@ -68,6 +82,19 @@ class _Scope:
         parameters = [each.arg for each in self.function.args.args if each.arg != "self"]
         if name in parameters:
             yield from self._given(parameters.index(name))
+
+    def _part(self, value: ast.expr, place: int) -> Iterator[ast.expr]:
+        """Yield what stands there in a tuple, or in those that a function of this module returns."""
+        match value:
+            case ast.Tuple(elts=parts):
+                yield parts[place]
+            case ast.Call(func=ast.Name(id=called)):
+                for function in ast.walk(self.module):
+                    if isinstance(function, ast.FunctionDef) and function.name == called:
+                        scope = _Scope(self.module, function)
+                        for node in ast.walk(function):
+                            if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
+                                yield from map(ast.Constant, scope.texts(node.value.elts[place]))
 
     def _column(self, rows: str, place: int) -> Iterator[ast.expr]:
         for table in self._values(rows):
@@ -80,5 +107,5 @@ class _Scope:
             for node in ast.walk(caller):
                 match node:
                     case ast.Call(func=ast.Attribute(attr=called) | ast.Name(id=called), args=args):
-                        if called == self.function.name:
+                        if called == self.function.name and len(args) > place:
                             yield from map(ast.Constant, _Scope(self.module, caller).texts(args[place]))
