@@ -27,7 +27,6 @@ from acestep_consumer.broker.versions import ack_timeout_warning
 from acestep_consumer.config.exit_codes import Exit, unexpected
 from acestep_consumer.config.logs import set_log_level, set_up_logs
 from acestep_consumer.config.settings import Settings, SettingsError
-from acestep_consumer.config.upstream_settings import WITHOUT_EFFECT
 from acestep_consumer.domain.errors import ConsumerError, DiskFull, StorageRefused, StorageUnavailable
 from acestep_consumer.domain.parse import RequestRules
 from acestep_consumer.domain.ports import Objects, Routes
@@ -213,10 +212,10 @@ class Worker:
         except (OSError, UnicodeError) as error:
             raise SettingsError(_cannot_listen(worker.http_host, worker.http_port, error)) from error
         log.info("starting", worker=self._id, health=f"http://{worker.http_host}:{health.port}/readyz")
-        for name in self._settings.without_effect:
-            log.info("setting has no effect here", setting=name, reason=WITHOUT_EFFECT[name])
-        for name, reason in self._settings.broker.unread_parameters.items():
-            log.warning("this parameter of ACESTEP_AMQP_URL has no effect here", parameter=name, reason=reason)
+        for name, reason in self._settings.without_effect.items():
+            log.info("setting has no effect here", setting=name, reason=reason)
+        for warning in self._settings.broker.url_warnings:
+            log.warning("broker warning", note=warning)
         scratch = await self._open_scratch(stack)
         # The engines are the slowest part and depend on nothing: they load while the rest connects.
         loading = asyncio.create_task(self._engines.start(), name="engines start")

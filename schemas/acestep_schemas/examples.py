@@ -59,7 +59,12 @@ _POLICY: Final = PolicyReport(
     table_version="acestep-1.5-2026-02",
     limits=LimitsReport(max_duration_s=600, max_batch_size=8),
     adjustments=(
-        Adjustment(field="audio_duration", requested=900, applied=600, reason="the tier's limit is 600 seconds"),
+        Adjustment(
+            field="audio_duration",
+            requested=900,
+            applied=600,
+            reason="this worker allows 10 to 600 seconds of song",
+        ),
     ),
 )
 _EFFECTIVE: Final = GenerationRequest.model_validate({**REQUEST, "audio_duration": 600})

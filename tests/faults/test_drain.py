@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from acestep_consumer.broker.consumer import CANCEL_TIMEOUT_S
 from acestep_consumer.broker.topology import GENERATE
+from acestep_consumer.execution.retries import EXCUSE_S
 from tests.support.broker import Peer, until
 from tests.support.event_recorder import EventRecorder
 from tests.support.proxy import Proxy
@@ -139,8 +139,8 @@ async def test_while_storage_is_away_the_time_of_grace_bounds_the_wait_for_it(
             await here.audit(done=0)
 
 
-@pytest.mark.parametrize(("jobs", "within_s"), [(0, SILENT_CLOSE_S), (RUNNING, CANCEL_TIMEOUT_S + SILENT_CLOSE_S)])
-async def test_storage_that_hangs_delays_a_workers_end_only_by_the_time_of_cancelled_jobs(
+@pytest.mark.parametrize(("jobs", "within_s"), [(0, SILENT_CLOSE_S), (RUNNING, EXCUSE_S + SILENT_CLOSE_S)])
+async def test_storage_that_hangs_delays_a_workers_end_only_by_the_time_of_records_of_its_attempts(
     service_environment: dict[str, str], tmp_path: Path, jobs: int, within_s: float
 ) -> None:
     async with Proxy.for_url(service_environment["ACESTEP_S3_ENDPOINT"]) as s3:
@@ -156,6 +156,36 @@ async def test_storage_that_hangs_delays_a_workers_end_only_by_the_time_of_cance
             await here.leave()
             assert time.monotonic() - began < within_s
             await here.audit(done=0)
+            (tmp_path / "next").mkdir()
+            async with running(WorkerProcess(tmp_path / "next", service_environment, light=True)):
+                await here.audit(done=here.submitted)
+
+
+async def test_jobs_that_were_cancelled_while_storage_hangs_go_back_and_the_next_worker_ends_them(
+    service_environment: dict[str, str], tmp_path: Path
+) -> None:
+    async with Proxy.for_url(service_environment["ACESTEP_S3_ENDPOINT"]) as s3:
+        through = {"ACESTEP_S3_ENDPOINT": s3.url(service_environment["ACESTEP_S3_ENDPOINT"])}
+        async with scenario(service_environment, tmp_path, arguments=["--grace", "0"], **through) as here:
+            await here.fill()
+            s3.stall()
+            for number in range(RUNNING):
+                await here.peer.cancel(f"song-{number}")
+            await eventually(lambda: s3.held, WITHIN_S)
+            began = time.monotonic()
+            here.send(signal.SIGTERM)
+            await here.leave()
+            assert time.monotonic() - began < EXCUSE_S + SILENT_CLOSE_S
+            await here.audit(done=0)
+            here.go.touch()
+            (tmp_path / "next").mkdir()
+            async with running(WorkerProcess(tmp_path / "next", service_environment, light=True)):
+                await eventually(lambda: len(here.ended()) == here.submitted, WITHIN_S)
+            states = {event.task_id: event.state for event in here.recorder.events if event.terminal}
+            assert [states[f"song-{number}"] for number in range(here.submitted)] == [
+                *["cancelled"] * RUNNING,
+                *["completed"] * WAITING,
+            ]
 
 
 async def test_storage_that_comes_back_in_the_time_of_grace_gets_the_songs(

@@ -6,19 +6,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import aio_pika
 from aiohttp import web
 
-from acestep_consumer.broker.topology import CONTROL
-from tests.support.broker import Peer
 from tests.support.scenario import Scenario, manifest_of, scenario
 from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
-
-
-async def cancel(peer: Peer, task_id: str) -> None:
-    exchange = await peer.channel.get_exchange(CONTROL, ensure=False)
-    await exchange.publish(aio_pika.Message(b"", timestamp=datetime.now(UTC)), f"cancel.{task_id}")
 
 
 def put_of(ending: str) -> Callable[[web.Request], bool]:
@@ -30,7 +22,7 @@ async def cancelled_after_its_upload(seen: Scenario, task_id: str, prompt: str) 
     with seen.s3.hold(put_of(f"/{task_id}/0.wav"), answered=True) as upload:
         await seen.peer.submit(task_id=task_id, prompt=prompt)
         await eventually(lambda: upload.waiting == 1, WITHIN_S)
-        await cancel(seen.peer, task_id)
+        await seen.peer.cancel(task_id)
         await eventually(lambda: seen.recorder.terminal(task_id), WITHIN_S)
     assert [heard.state for heard in seen.recorder.terminal(task_id)] == ["cancelled"]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import aio_pika
 
-from acestep_consumer.broker.topology import EVENTS, REQUESTS
+from acestep_consumer.broker.topology import CONTROL, EVENTS, REQUESTS
 from acestep_consumer.config.settings import BrokerSettings
 from acestep_schemas.events import (
     ErrorCode,
@@ -92,6 +92,11 @@ class Peer:
         """Publish a request for a small song, or what ``fields`` say, under the id in them."""
         body = {"prompt": "x", "audio_format": "wav", "audio_duration": 10, **fields}
         await self.request(json.dumps(body).encode(), message_id=body["task_id"], delivery_mode=2)
+
+    async def cancel(self, task_id: str) -> None:
+        """Ask for the end of a task."""
+        exchange = await self.channel.get_exchange(CONTROL, ensure=False)
+        await exchange.publish(aio_pika.Message(b"", timestamp=datetime.now(UTC)), f"cancel.{task_id}")
 
     async def subscribe(self, pattern: str, **arguments: Any) -> str:
         """Bind a new queue to the events exchange; its name."""

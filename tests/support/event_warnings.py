@@ -14,7 +14,7 @@ HOLE: Final = "…"
 _ROOT: Final = Path(__file__).parents[2]
 _SOURCES: Final = ("consumer/acestep_consumer", "schemas/acestep_schemas")
 # Their warnings are an operator's, and in no event.
-_OPERATORS: Final = {"startup.py", "lm_choice.py", "loading.py", "settings.py", "waiting_queue.py"}
+_OPERATORS: Final = {"amqp_urls.py", "startup.py", "lm_choice.py", "loading.py", "settings.py", "waiting_queue.py"}
 _GENERATORS: Final = ("warnings", "without", "rereadings", "odd_flag", "outranked", "unknown", "kept")
 
 

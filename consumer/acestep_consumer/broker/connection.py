@@ -208,8 +208,6 @@ class BrokerConnection:
 
     async def __aenter__(self) -> Self:
         lenient_codec.install()
-        if any(url.scheme == "amqps" and url.query.get("no_verify_ssl", "0") != "0" for url in self._urls):
-            _log.warning("the broker's certificate is not verified: take no_verify_ssl out of ACESTEP_AMQP_URL")
         await self._connect(backoff(FIRST_WAIT_S, LONGEST_WAIT_S), first=True)
         self._keeper = asyncio.create_task(self._keep(), name=f"connection {self._name}")
         return self

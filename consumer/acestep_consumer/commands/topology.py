@@ -9,7 +9,7 @@ from rich.console import Console
 from acestep_consumer.broker.errors import BrokerError, BrokerRefused, describe
 from acestep_consumer.broker.inspection import BrokerInspection
 from acestep_consumer.broker.topology import topology as wanted
-from acestep_consumer.commands.base import print_error
+from acestep_consumer.commands.base import print_error, print_warning
 from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.settings import Settings
 from acestep_consumer.policy.tier_choice import queue_names
@@ -34,6 +34,8 @@ async def topology(settings: Settings, note: Console, *, declare: bool, as_json:
     try:
         tiers = tier_names(settings) or ()
         if declare:
+            for warning in settings.broker.url_warnings:
+                print_warning(warning, note)
             where = await _declare(settings, tiers)
             note.print(f"exchanges, queues and bindings declared on {where}", style="green", soft_wrap=True)
     except (TierTableError, BrokerRefused) as error:

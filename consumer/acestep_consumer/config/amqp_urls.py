@@ -5,6 +5,7 @@ A module of its own, so that the client can use it without reading settings.
 """
 
 import re
+from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Final
 from urllib.parse import parse_qs, urlsplit
@@ -61,11 +62,17 @@ def _nearest(name: str) -> str | None:
     return next(iter(get_close_matches(name.lower().replace("-", "_"), sorted(_READ), n=1, cutoff=0.67)), None)
 
 
-def unread_parameters(url: str) -> dict[str, str]:
-    """Return the URL's parameters that have no effect here, such as those of other AMQP libraries, and why."""
+def warnings_of(url: str) -> Iterator[str]:
+    """Yield a warning for each parameter without effect, and for a certificate that is not verified.
+
+    The URL's login is in none of them.
+    """
     parts = urlsplit(url)
-    given = parse_qs(parts.query, keep_blank_values=True).keys()
-    found = dict.fromkeys(given - _READ, "workers do not read it")
+    given = parse_qs(parts.query, keep_blank_values=True)
+    reasons = dict.fromkeys(given.keys() - _READ, "workers do not read it")
     if parts.scheme == "amqp":
-        found |= dict.fromkeys(given & _TLS, "amqp:// is a connection without TLS; amqps:// has it")
-    return found
+        reasons |= dict.fromkeys(given.keys() & _TLS, "amqp:// is a connection without TLS; amqps:// has it")
+    elif "1" in given.get("no_verify_ssl", []):
+        yield "the broker's certificate is not verified: take no_verify_ssl out of ACESTEP_AMQP_URL"
+    for name, reason in sorted(reasons.items()):
+        yield f"the parameter {name} of ACESTEP_AMQP_URL has no effect here: {reason}"

@@ -33,7 +33,7 @@ from acestep_consumer.config.amqp_urls import (
     has_raw_login,
     problem_of_parameters,
     split_urls,
-    unread_parameters,
+    warnings_of,
 )
 from acestep_consumer.config.secret_files import SUFFIX, SecretFileError, layered, read_all
 from acestep_consumer.config.upstream_settings import RENAMED, WITHOUT_EFFECT
@@ -273,9 +273,9 @@ class BrokerSettings(Section):
         return SecretStr(",".join(url.get_secret_value() for url in self.urls))
 
     @property
-    def unread_parameters(self) -> dict[str, str]:
-        """Parameters of the URLs that have no effect, and why."""
-        return dict(sorted({item for url in self.urls for item in unread_parameters(url.get_secret_value()).items()}))
+    def url_warnings(self) -> tuple[str, ...]:
+        """Warnings about parameters of the URLs, each once; a worker logs them when it starts."""
+        return tuple(dict.fromkeys(text for url in self.urls for text in warnings_of(url.get_secret_value())))
 
     route_by_tier: bool = variable(
         "ACESTEP_ROUTE_BY_TIER",
@@ -538,12 +538,12 @@ SECRETS = ("ACESTEP_AMQP_URL", "ACESTEP_MANAGEMENT_URL", "ACESTEP_API_KEY")
 class Settings(BaseModel):
     """All settings, by section. Built by ``load``; its repr masks secrets.
 
-    ``without_effect``: variables of ACE-Step's own server that are set and do nothing here.
+    ``without_effect``: variables of ACE-Step's own server that are set and do nothing here, and why.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    without_effect: tuple[str, ...] = ()
+    without_effect: dict[str, str] = {}
 
     broker: BrokerSettings
     storage: StorageSettings
@@ -600,7 +600,8 @@ def load(
             problems += _explain(error, values)
     if problems:
         raise SettingsError("\n".join(problems))
-    return Settings.model_validate({**sections, "without_effect": sorted(WITHOUT_EFFECT.keys() & values)})
+    without_effect = {name: WITHOUT_EFFECT[name] for name in sorted(WITHOUT_EFFECT.keys() & values)}
+    return Settings.model_validate({**sections, "without_effect": without_effect})
 
 
 def _read_layers(layers: Iterable[Mapping[str, str]]) -> tuple[dict[str, str], list[str]]:

@@ -27,6 +27,9 @@ RENEW_S = 5.0
 LOOK_S = 1.5
 """Seconds between two looks at the attempts of others."""
 
+EXCUSE_S = 3.0
+"""How long a cancelled attempt waits for storage to record that it does not count, before its worker leaves."""
+
 SILENT_LOOKS = 30
 """Looks that show no change before an attempt counts as dead: 45 s. A worker notices a silent connection 33 s after its
 last sign, and the broker after 20 s."""
@@ -71,7 +74,9 @@ class RetryPolicy:
             except BaseException as error:
                 await self._end(running)
                 if delivery.stale or isinstance(error, (asyncio.CancelledError, Interrupted)):
-                    await self._excuse(attempt)
+                    # One that is lost has another worker waiting for its end, and a last one would fail its message.
+                    hurries = isinstance(error, asyncio.CancelledError) and not delivery.stale
+                    await self._excuse(attempt, EXCUSE_S if hurries and self.remaining(attempt) > 1 else None)
                 raise
             finally:
                 self._running.pop(attempt, None)
@@ -138,6 +143,10 @@ class RetryPolicy:
         if running.renewing is not None:
             await asyncio.wait({running.renewing})
 
-    async def _excuse(self, attempt: Attempt) -> None:
-        with suppress(StorageUnavailable):  # then it counts as an attempt, no more
-            await self._attempts.excuse(attempt)
+    async def _excuse(self, attempt: Attempt, within_s: float | None) -> None:
+        try:
+            async with asyncio.timeout(within_s):
+                await self._attempts.excuse(attempt)
+        except (StorageUnavailable, TimeoutError) as error:
+            reason = str(error) or f"storage did not answer within {within_s:g} s"
+            log.warning("an interrupted attempt counts", task_id=attempt.task_id, reason=reason)

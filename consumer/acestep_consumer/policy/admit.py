@@ -185,9 +185,9 @@ def _quality(asked: GenerationRequest, model: LoadedModel) -> Iterator[Edit]:
     if asked.quality is None or asked.timesteps or "inference_steps" in asked.model_fields_set:
         return
     steps, of_turbo = QUALITY_STEPS[model.variant][asked.quality], QUALITY_STEPS[Variant.TURBO][asked.quality]
-    because = f"quality = {asked.quality}, with a {model.variant} model"
-    if asked.quality == "draft" and steps > of_turbo:
-        because += f": after the {of_turbo} of a turbo model its songs are little but noise"
+    noise = f": after the {of_turbo} of a turbo model its songs are little but noise"
+    why = noise if asked.quality == "draft" and steps > of_turbo else ""
+    because = f"quality = {asked.quality}, with a {model.variant} model{why}"
     yield Edit(field="inference_steps", value=steps, because=because)
 
 

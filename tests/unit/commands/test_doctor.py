@@ -59,12 +59,14 @@ from acestep_consumer.commands.doctor.models import judge_lm, judge_model
 from acestep_consumer.commands.doctor.policies import judge_policies
 from acestep_consumer.commands.doctor.probe import Probe, run
 from acestep_consumer.commands.doctor.report import DoctorReport, Finding, fail, ok, skip, warn
+from acestep_consumer.commands.doctor.run import doctor, judge_settings
 from acestep_consumer.commands.doctor.storage import judge_clock, judge_condition, judge_delete
 from acestep_consumer.commands.doctor.table import show
 from acestep_consumer.commands.doctor.torch_build import no_gpu_reason, no_gpu_reason_of
 from acestep_consumer.commands.plan import gpu
 from acestep_consumer.commands.plan.gpu import DetectedGpu
 from acestep_consumer.commands.threads import run_in_thread
+from acestep_consumer.config.exit_codes import Exit
 from acestep_consumer.config.settings import BrokerSettings, EngineSettings, Settings, WorkerSettings, load
 from acestep_consumer.domain.objects import ObjectAddress
 from acestep_consumer.engine.renderer.component_files import faults_of_lm, faults_of_pipeline
@@ -89,6 +91,37 @@ def with_policy(limit: int = 200) -> BrokerSettings:
 
 def without_policy(limit: int = 200) -> BrokerSettings:
     return broker_settings("amqp://127.0.0.1/", queue_maxsize=limit)
+
+
+# The settings
+
+
+def test_what_a_worker_warns_of_at_its_start_is_a_warning_here_in_the_same_words() -> None:
+    url = "amqp://user:secret@host/?cafile=/a.pem&connection_attempts=3"
+    settings = settings_with(ACESTEP_AMQP_URL=url)
+    found = judge_settings(settings, {})
+    assert found.level == "warn"
+    assert len(settings.broker.url_warnings) == 2
+    assert found.said.splitlines()[1:] == list(settings.broker.url_warnings)
+    assert "secret" not in found.said
+
+
+def test_a_setting_of_ace_steps_own_server_that_does_nothing_here_is_told_and_is_no_warning() -> None:
+    found = judge_settings(settings_with(ACESTEP_NO_INIT="true"), {})
+    assert (found.level, found.said.splitlines()[1:]) == (
+        "ok", ["ACESTEP_NO_INIT has no effect here: models are always loaded at the start"],
+    )  # fmt: skip
+    assert judge_settings(settings_with(), {}).said.splitlines()[1:] == []
+
+
+async def test_a_misspelled_parameter_of_the_url_is_an_error_with_the_one_that_is_meant(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ACESTEP_AMQP_URL", "amqp://host/?hearbeat=30")
+    assert await doctor(as_json=True, timeout_s=1) == Exit.UNFIT
+    (found, _) = json.loads(capsys.readouterr().out)["findings"]
+    assert (found["check"], found["level"]) == ("settings", "fail")
+    assert "hearbeat is unknown; did you mean heartbeat?" in found["said"]
 
 
 # The broker

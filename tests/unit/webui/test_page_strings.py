@@ -14,6 +14,7 @@ from acestep_consumer.policy.scoring import KNOWN
 from acestep_schemas.aliases import NO_COUNTERPART
 from acestep_schemas.events import ErrorCode
 from acestep_schemas.request import RequestInvalid, parse_request
+from tests.support.adjustments import causes_of_edits, fields_and_reasons
 from tests.support.admission import admitted_job
 from tests.support.event_warnings import HOLE, warnings_of_events
 
@@ -107,7 +108,7 @@ def test_the_page_has_what_admission_refuses(fields: dict[str, object]) -> None:
 
 
 # Sentences of their own within a sentence.
-WITHIN = ("why", "rule", "used")
+WITHIN = ("why", "rule", "used", "source", "song")
 SAID = {key: re.sub(r"\\{(\w+)\\}", r"(?P<\1>.*?)", re.escape(EN[key])) for key in EN if key.startswith("said.")}
 
 
@@ -127,6 +128,22 @@ def test_the_page_has_the_warnings_of_events() -> None:
     assert len(told) > 50
     assert [part for warning in told for part in unsaid(warning)] == []
     assert [reason for reason in NO_COUNTERPART.values() if unsaid(reason)] == []
+
+
+def test_the_page_has_the_reasons_and_fields_of_adjustments() -> None:
+    fields, reasons = (sorted(set(each)) for each in zip(*fields_and_reasons(), strict=True))
+    assert len(reasons) >= 12
+    assert [part for reason in reasons for part in unsaid(reason)] == []
+    assert [field for field in fields if field != HOLE and f"field.{field}" not in EN] == []
+
+
+def test_the_page_has_why_a_value_follows_from_an_edit() -> None:
+    causes = {*causes_of_edits(), "song 0 of first", "'la la', 'oh': sung from 1.00 to 2.50 s"}
+    assert len(causes) >= 20
+    # Fields as they were sent are alike in every language.
+    texts = sorted(text for text in causes if not re.fullmatch(rf"\w+( = {HOLE})?", text))
+    assert [part for text in texts for part in unsaid(text)] == []
+    assert "said(edit.because)" in SCRIPTS["job.js"]
 
 
 ODD: tuple[dict[str, object], ...] = (

@@ -13,7 +13,7 @@ from rich.console import Console
 from acestep_consumer.commands.doctor.machine import Machine
 from acestep_consumer.commands.doctor.models import check_lm, check_models
 from acestep_consumer.commands.doctor.probe import Probe, run
-from acestep_consumer.commands.doctor.report import DoctorReport, Finding, fail, ok, skip
+from acestep_consumer.commands.doctor.report import DoctorReport, Finding, fail, ok, skip, warn
 from acestep_consumer.commands.doctor.table import show
 from acestep_consumer.commands.terminal import silence_client
 from acestep_consumer.commands.threads import run_in_thread
@@ -45,17 +45,21 @@ async def _examine(environ: Mapping[str, str], timeout_s: float) -> tuple[Findin
         problems = (fail("settings", problem, _ALL_SETTINGS) for problem in str(error).splitlines())
         return (*problems, skip("the rest", "it depends on the settings"))
     found = await run(tuple(_probes(settings, environ, timeout_s)), timeout_s)
-    return (_read(settings, environ), *found)
+    return (judge_settings(settings, environ), *found)
 
 
 _ALL_SETTINGS = "`acestep-consumer run --help` lists all settings"
 
 
-def _read(settings: Settings, environ: Mapping[str, str]) -> Finding:
+def judge_settings(settings: Settings, environ: Mapping[str, str]) -> Finding:
+    """Report settings that have no effect, and what a worker warns of when it starts."""
     given = sum(name in environ for name in settings_module.known_variables())
     file = " and in .env" if Path(".env").is_file() else ""
     jobs = settings.broker.queue_workers or "auto"
-    return ok("settings", f"valid; {given} set in the environment{file}; concurrent jobs: {jobs}")
+    warnings = settings.broker.url_warnings
+    ineffective = [f"{name} has no effect here: {reason}" for name, reason in settings.without_effect.items()]
+    said = [f"valid; {given} set in the environment{file}; concurrent jobs: {jobs}", *warnings, *ineffective]
+    return (warn if warnings else ok)("settings", "\n".join(said))
 
 
 def _probes(settings: Settings, environ: Mapping[str, str], timeout_s: float) -> Iterator[Probe]:

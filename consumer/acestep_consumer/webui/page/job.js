@@ -3,7 +3,7 @@
 
 import { another, copyCurl, copyJson, edit } from "./actions.js";
 import { announce, copyOf, make, post, setChildren, setLabel, setList, setPairs, setText, shown, tell } from "./dom.js";
-import { currentLanguage, localize, t, tn } from "./i18n.js";
+import { currentLanguage, localize, said, t, tn } from "./i18n.js";
 import { isCurrent, isPlaying, current, play, refresh, toggle } from "./player.js";
 import { Song } from "./song.js";
 import { isFavourite, songKey, toggleFavourite } from "./store.js";
@@ -163,7 +163,8 @@ export class Job {
     this.showSongs();
     this.showScores();
     this.showFamily();
-    setList(this.part(".edits"), card.edits.map((edit) => t("note.edit", { ...edit, field: labelled(edit.field), value: shown(edit.value) })));
+    const edited = (edit) => t("note.edit", { field: labelled(edit.field), value: shown(edit.value), because: said(edit.because) });
+    setList(this.part(".edits"), card.edits.map(edited));
     this.showWords();
     for (const name of [".again", ".edit", ".copy-json", ".copy-curl"]) {
       this.part(name).hidden = !card.request;
