@@ -20,7 +20,7 @@ from acestep_consumer.domain.errors import (
     TaskUnsupported,
 )
 from acestep_consumer.domain.job import Job, LoadedModel, Request
-from acestep_consumer.domain.tasks import TASKS, SourceAudio, Task, Variant, tasks_of
+from acestep_consumer.domain.tasks import TASKS, TRACK_CLASSES, SourceAudio, Task, Variant, tasks_of
 from acestep_consumer.policy.tiers import MAX_BPM, MIN_BPM, MIN_DURATION_S, Tier
 from acestep_schemas.events import Adjustment, Edit, LimitsReport, LmChoice, ModelChoice, PolicyReport
 from acestep_schemas.request import FieldProblem, GenerationRequest
@@ -301,3 +301,16 @@ def _warnings(asked: GenerationRequest, task: Task) -> Iterator[str]:
         yield "candidates has no effect: an analysis makes no song"
     if asked.bpm is not None and not MIN_BPM <= asked.bpm <= MAX_BPM:
         yield f"bpm = {asked.bpm} goes into the prompt as it is: the models were trained on {MIN_BPM} to {MAX_BPM}"
+    name, tracks = _tracks(asked, task)
+    for track in tracks:
+        if track.strip().lower().replace(" ", "_") not in TRACK_CLASSES:
+            known = ", ".join(TRACK_CLASSES)
+            yield f"{name} = {track} goes into the prompt as it is: the models were trained on {known}"
+
+
+def _tracks(asked: GenerationRequest, task: Task) -> tuple[str, tuple[str, ...]]:
+    """Return the tracks that are named in the prompt, and the field that names them."""
+    if asked.stems or task.name == "complete":
+        return "track_classes", asked.track_classes
+    named = (asked.track_name,) if asked.track_name and task.name in ("extract", "lego") else ()
+    return "track_name", named

@@ -69,6 +69,24 @@ def test_a_tempo_is_the_requests_own_whatever_the_tier() -> None:
     assert job.warnings == ("bpm = 20 goes into the prompt as it is: the models were trained on 30 to 300",)
 
 
+@pytest.mark.parametrize(
+    ("fields", "odd"),
+    [
+        ({"task_type": "extract", "track_name": "vocalss"}, "track_name = vocalss"),
+        ({"task_type": "lego", "track_name": "Backing Vocals"}, None),
+        ({"stems": True, "task_type": "extract", "track_classes": ["drums", "drum"]}, "track_classes = drum"),
+        ({"task_type": "complete", "track_classes": ["bass"], "track_name": "no effect"}, None),
+    ],
+)
+def test_a_track_that_the_models_were_not_trained_on_is_taken_with_a_warning(
+    fields: dict[str, object], odd: str | None
+) -> None:
+    """A misspelt one would cost a song and say nothing."""
+    job = admitted(limits(24, BASE), src_audio_path="s3://songs/a.wav", **fields)
+    told = [warning.partition(" goes into the prompt as it is: ")[0] for warning in job.warnings]
+    assert told == ([odd] if odd else [])
+
+
 def test_a_turbo_model_takes_eight_steps_and_says_so() -> None:
     job = admitted(limits(), inference_steps=30, on_limit="reject")
     (change,) = job.policy.adjustments

@@ -301,6 +301,7 @@ export default {
   "said.as_it_is": "the source audio is described as it is",
   "said.lm_decides": "in sample mode the language model decides it",
   "said.odd_bpm": "bpm = {bpm} goes into the prompt as it is: the models were trained on {least} to {most}",
+  "said.odd_track": "{field} = {track} goes into the prompt as it is: the models were trained on {tracks}",
   "said.draft_lm": "quality = draft: planned with {model}, the only language model here, and not with the {wanted}",
   "said.kept_louder": "loudness_lufs: the kept samples of the source are brought to another level with the new ones; with 0 they stay as they are",
   "said.latents_unused": "the source's audio was encoded, and its latents were not used: {why}",

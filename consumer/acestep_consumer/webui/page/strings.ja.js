@@ -301,6 +301,7 @@ export default {
   "said.as_it_is": "元の音源をあるがままに説明します",
   "said.lm_decides": "サンプルモードでは言語モデルが決めます",
   "said.odd_bpm": "bpm = {bpm} はそのままプロンプトに入ります：モデルが学習したのは {least}～{most} です",
+  "said.odd_track": "{field} = {track} はそのままプロンプトに入ります：モデルが学習したのは {tracks} です",
   "said.draft_lm": "quality = draft：ここにある唯一の言語モデル {model} で計画しました（{wanted} ではありません）",
   "said.kept_louder": "loudness_lufs：残した部分の音量も新しい部分と一緒に変わります。0 なら元のままです",
   "said.latents_unused": "元の曲の潜在表現は使わず、音声からエンコードしました：{why}",
