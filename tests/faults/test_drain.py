@@ -20,6 +20,7 @@ from tests.support.proxy import Proxy
 from tests.support.waiting import WITHIN_S, eventually
 from tests.support.worker import WorkerProcess, running
 
+BROKER, STORAGE = "ACESTEP_AMQP_URL", "ACESTEP_S3_ENDPOINT"
 RUNNING, WAITING = 2, 2
 # Generous for a machine with other things to do, and far from the 600 seconds that running jobs have by default.
 AT_ONCE_S = 40.0
@@ -87,6 +88,25 @@ async def scenario(
         yield Scenario(worker, peer, recorder, folder / "go")
 
 
+@asynccontextmanager
+async def scenario_behind(
+    name: str, environment: dict[str, str], folder: Path, *, grace_s: int = 600, **variables: str
+) -> AsyncIterator[tuple[Scenario, Proxy]]:
+    """A worker that reaches a server through a proxy; ``name`` is the setting that has the server's address."""
+    async with Proxy.for_url(environment[name]) as proxy:
+        variables[name] = proxy.url(environment[name])
+        async with scenario(environment, folder, arguments=["--grace", str(grace_s)], **variables) as here:
+            yield here, proxy
+
+
+@asynccontextmanager
+async def next_worker(environment: dict[str, str], folder: Path) -> AsyncIterator[WorkerProcess]:
+    """The worker that takes what another one left."""
+    (folder / "next").mkdir()
+    async with running(WorkerProcess(folder / "next", environment, light=True)) as worker:
+        yield worker
+
+
 @EITHER_SIGNAL
 async def test_running_jobs_are_finished_and_what_waits_stays_in_the_queue(
     service_environment: dict[str, str], tmp_path: Path, number: int
@@ -127,126 +147,109 @@ async def test_a_second_signal_hands_everything_back_at_once(
 async def test_while_storage_is_away_the_time_of_grace_bounds_the_wait_for_it(
     service_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    async with Proxy.for_url(service_environment["ACESTEP_S3_ENDPOINT"]) as s3:
-        through = {"ACESTEP_S3_ENDPOINT": s3.url(service_environment["ACESTEP_S3_ENDPOINT"])}
-        async with scenario(service_environment, tmp_path, arguments=["--grace", "2"], **through) as here:
-            await here.fill()
-            s3.refuse()
-            here.go.touch()
-            await eventually(lambda: "storage is unavailable" in here.worker.log.read_text(), WITHIN_S)
-            here.send(signal.SIGTERM)
-            await here.leave()
-            await here.audit(done=0)
+    async with scenario_behind(STORAGE, service_environment, tmp_path, grace_s=2) as (here, s3):
+        await here.fill()
+        s3.refuse()
+        here.go.touch()
+        await eventually(lambda: "storage is unavailable" in here.worker.log.read_text(), WITHIN_S)
+        here.send(signal.SIGTERM)
+        await here.leave()
+        await here.audit(done=0)
 
 
 @pytest.mark.parametrize(("jobs", "within_s"), [(0, SILENT_CLOSE_S), (RUNNING, EXCUSE_S + SILENT_CLOSE_S)])
 async def test_storage_that_hangs_delays_a_workers_end_only_by_the_time_of_records_of_its_attempts(
     service_environment: dict[str, str], tmp_path: Path, jobs: int, within_s: float
 ) -> None:
-    async with Proxy.for_url(service_environment["ACESTEP_S3_ENDPOINT"]) as s3:
-        through = {"ACESTEP_S3_ENDPOINT": s3.url(service_environment["ACESTEP_S3_ENDPOINT"])}
-        async with scenario(service_environment, tmp_path, arguments=["--grace", "0"], **through) as here:
-            if jobs:
-                await here.fill()
-            s3.stall()
-            here.go.touch()
-            await eventually(lambda: s3.held, WITHIN_S)  # a job's song, or a look whether storage is there
-            began = time.monotonic()
-            here.send(signal.SIGTERM)
-            await here.leave()
-            assert time.monotonic() - began < within_s
-            await here.audit(done=0)
-            (tmp_path / "next").mkdir()
-            async with running(WorkerProcess(tmp_path / "next", service_environment, light=True)):
-                await here.audit(done=here.submitted)
+    async with scenario_behind(STORAGE, service_environment, tmp_path, grace_s=0) as (here, s3):
+        if jobs:
+            await here.fill()
+        s3.stall()
+        here.go.touch()
+        await eventually(lambda: s3.held, WITHIN_S)  # a job's song, or a look whether storage is there
+        began = time.monotonic()
+        here.send(signal.SIGTERM)
+        await here.leave()
+        assert time.monotonic() - began < within_s
+        await here.audit(done=0)
+        async with next_worker(service_environment, tmp_path):
+            await here.audit(done=here.submitted)
 
 
 async def test_jobs_that_were_cancelled_while_storage_hangs_go_back_and_the_next_worker_ends_them(
     service_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    async with Proxy.for_url(service_environment["ACESTEP_S3_ENDPOINT"]) as s3:
-        through = {"ACESTEP_S3_ENDPOINT": s3.url(service_environment["ACESTEP_S3_ENDPOINT"])}
-        async with scenario(service_environment, tmp_path, arguments=["--grace", "0"], **through) as here:
-            await here.fill()
-            s3.stall()
-            for number in range(RUNNING):
-                await here.peer.cancel(f"song-{number}")
-            await eventually(lambda: s3.held, WITHIN_S)
-            began = time.monotonic()
-            here.send(signal.SIGTERM)
-            await here.leave()
-            assert time.monotonic() - began < EXCUSE_S + SILENT_CLOSE_S
-            await here.audit(done=0)
-            here.go.touch()
-            (tmp_path / "next").mkdir()
-            async with running(WorkerProcess(tmp_path / "next", service_environment, light=True)):
-                await eventually(lambda: len(here.ended()) == here.submitted, WITHIN_S)
-            states = {event.task_id: event.state for event in here.recorder.events if event.terminal}
-            assert [states[f"song-{number}"] for number in range(here.submitted)] == [
-                *["cancelled"] * RUNNING,
-                *["completed"] * WAITING,
-            ]
+    async with scenario_behind(STORAGE, service_environment, tmp_path, grace_s=0) as (here, s3):
+        await here.fill()
+        s3.stall()
+        for number in range(RUNNING):
+            await here.peer.cancel(f"song-{number}")
+        await eventually(lambda: s3.held, WITHIN_S)
+        began = time.monotonic()
+        here.send(signal.SIGTERM)
+        await here.leave()
+        assert time.monotonic() - began < EXCUSE_S + SILENT_CLOSE_S
+        await here.audit(done=0)
+        here.go.touch()
+        async with next_worker(service_environment, tmp_path):
+            await eventually(lambda: len(here.ended()) == here.submitted, WITHIN_S)
+        states = {event.task_id: event.state for event in here.recorder.events if event.terminal}
+        assert [states[f"song-{number}"] for number in range(here.submitted)] == [
+            *["cancelled"] * RUNNING,
+            *["completed"] * WAITING,
+        ]
 
 
 async def test_storage_that_comes_back_in_the_time_of_grace_gets_the_songs(
     service_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    async with Proxy.for_url(service_environment["ACESTEP_S3_ENDPOINT"]) as s3:
-        through = {"ACESTEP_S3_ENDPOINT": s3.url(service_environment["ACESTEP_S3_ENDPOINT"])}
-        async with scenario(service_environment, tmp_path, **through) as here:
-            await here.fill()
-            s3.refuse()
-            here.go.touch()
-            await eventually(lambda: "storage is unavailable" in here.worker.log.read_text(), WITHIN_S)
-            here.send(signal.SIGTERM)
-            await eventually(lambda: here.worker.log_lines(event="draining"))
-            s3.heal()
-            await here.leave()
-            await here.audit(done=RUNNING)
+    async with scenario_behind(STORAGE, service_environment, tmp_path) as (here, s3):
+        await here.fill()
+        s3.refuse()
+        here.go.touch()
+        await eventually(lambda: "storage is unavailable" in here.worker.log.read_text(), WITHIN_S)
+        here.send(signal.SIGTERM)
+        await eventually(lambda: here.worker.log_lines(event="draining"))
+        s3.heal()
+        await here.leave()
+        await here.audit(done=RUNNING)
 
 
 async def test_while_the_broker_is_away_the_time_of_grace_bounds_the_wait_for_it(
     service_environment: dict[str, str], tmp_path: Path
 ) -> None:
     """The broker has the messages back already: their connection is gone."""
-    url = service_environment["ACESTEP_AMQP_URL"]
-    async with Proxy.for_url(url) as amqp:
-        through = {"ACESTEP_AMQP_URL": amqp.url(url)}
-        async with scenario(service_environment, tmp_path, arguments=["--grace", "1"], **through) as here:
-            await here.fill()
-            amqp.refuse()
-            await eventually(lambda: "broker not reachable" in here.worker.log.read_text(), WITHIN_S)
-            here.send(signal.SIGTERM)
-            await here.leave(AT_ONCE_S)
-            await here.audit(done=0)
+    async with scenario_behind(BROKER, service_environment, tmp_path, grace_s=1) as (here, amqp):
+        await here.fill()
+        amqp.refuse()
+        await eventually(lambda: "broker not reachable" in here.worker.log.read_text(), WITHIN_S)
+        here.send(signal.SIGTERM)
+        await here.leave(AT_ONCE_S)
+        await here.audit(done=0)
 
 
 async def test_what_ended_while_the_broker_was_away_is_told_by_the_next_worker_and_not_made_again(
     service_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    url = service_environment["ACESTEP_AMQP_URL"]
-    async with Proxy.for_url(url) as amqp:
-        through = {"ACESTEP_AMQP_URL": amqp.url(url)}
-        async with scenario(service_environment, tmp_path, arguments=["--grace", "5"], **through) as here:
-            await here.fill()
-            amqp.refuse()
-            await eventually(lambda: "broker not reachable" in here.worker.log.read_text(), WITHIN_S)
-            here.go.touch()
-            here.send(signal.SIGTERM)
-            await here.leave()
-            await here.audit(done=0)
-            (tmp_path / "next").mkdir()
-            async with running(WorkerProcess(tmp_path / "next", service_environment, light=True)):
-                await here.audit(done=here.submitted)
-            makers = [event.data["worker_id"] for event in here.recorder.events if event.terminal]
-            assert len(set(makers)) == 2, "the first worker's songs are told as they are"
+    async with scenario_behind(BROKER, service_environment, tmp_path, grace_s=5) as (here, amqp):
+        await here.fill()
+        amqp.refuse()
+        await eventually(lambda: "broker not reachable" in here.worker.log.read_text(), WITHIN_S)
+        here.go.touch()
+        here.send(signal.SIGTERM)
+        await here.leave()
+        await here.audit(done=0)
+        async with next_worker(service_environment, tmp_path):
+            await here.audit(done=here.submitted)
+        makers = [event.data["worker_id"] for event in here.recorder.events if event.terminal]
+        assert len(set(makers)) == 2, "the first worker's songs are told as they are"
 
 
 @pytest.mark.parametrize("away", ["broker", "storage"])
 async def test_a_worker_that_waits_for_its_servers_at_the_start_leaves_when_told_to(
     service_environment: dict[str, str], tmp_path: Path, away: str
 ) -> None:
-    name = {"broker": "ACESTEP_AMQP_URL", "storage": "ACESTEP_S3_ENDPOINT"}[away]
+    name = {"broker": BROKER, "storage": STORAGE}[away]
     async with Proxy.for_url(service_environment[name]) as proxy:
         proxy.stall()
         through = service_environment | {name: proxy.url(service_environment[name])}
@@ -296,16 +299,11 @@ async def behind_a_silent_broker(
     environment: dict[str, str], folder: Path, *, grace_s: int = 600, fill: bool = False, **variables: str
 ) -> AsyncIterator[tuple[Scenario, Proxy]]:
     """A ready worker whose broker keeps its connections and answers nothing any more."""
-    url = environment["ACESTEP_AMQP_URL"]
-    async with Proxy.for_url(url) as amqp:
-        variables |= {"ACESTEP_QUEUE_WORKERS": str(RUNNING), "ACESTEP_AMQP_URL": amqp.url(url)}
-        worker = WorkerProcess(folder, environment | variables, light=True, arguments=["--grace", str(grace_s)])
-        async with running(worker), Peer(url) as peer, EventRecorder(url) as recorder:
-            here = Scenario(worker, peer, recorder, folder / "go")
-            if fill:
-                await here.fill()
-            amqp.stall()
-            yield here, amqp
+    async with scenario_behind(BROKER, environment, folder, grace_s=grace_s, **variables) as (here, amqp):
+        if fill:
+            await here.fill()
+        amqp.stall()
+        yield here, amqp
 
 
 @pytest.mark.parametrize("signals", [1, 2])

@@ -162,6 +162,12 @@ def test_topology_prints_definitions_that_name_the_limit(cli: Cli) -> None:
     assert queues["acestep.generate"]["x-max-length"] == 7
 
 
+def test_topology_warns_of_parameters_without_effect_where_it_connects(cli: Cli, amqp_url: str) -> None:
+    done = cli("topology", "--declare", ACESTEP_AMQP_URL=f"{amqp_url}?cafile=/ca.pem")
+    assert done.returncode == 0
+    assert "warning: the parameter cafile of ACESTEP_AMQP_URL has no effect here: amqp:// is a" in done.stderr
+
+
 def test_topology_prints_what_it_declared_when_asked_to(cli: Cli, amqp_url: str) -> None:
     declared = cli("topology", "--declare", "--json", ACESTEP_AMQP_URL=amqp_url)
     assert (declared.returncode, json.loads(declared.stdout)) == (0, json.loads(cli("topology").stdout))

@@ -147,6 +147,10 @@ class RetryPolicy:
         try:
             async with asyncio.timeout(within_s):
                 await self._attempts.excuse(attempt)
-        except (StorageUnavailable, TimeoutError) as error:
-            reason = str(error) or f"storage did not answer within {within_s:g} s"
-            log.warning("an interrupted attempt counts", task_id=attempt.task_id, reason=reason)
+        except StorageUnavailable as error:
+            reason = str(error)
+        except TimeoutError:
+            reason = "storage did not answer in time"
+        else:
+            return
+        log.warning("an interrupted attempt counts", task_id=attempt.task_id, reason=reason)

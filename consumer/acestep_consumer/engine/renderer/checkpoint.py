@@ -125,7 +125,7 @@ class _Loader:
             quantize(pipeline.transformer, self.quantization, self.device.device)
         except QuantizationUnavailable as error:
             raise CheckpointError(str(error)) from error
-        if self.quantization is not None and self.keep_in_ram:
+        if self.keep_in_ram:
             move(pipeline.transformer, "cpu")
 
 

@@ -33,14 +33,13 @@ def quantize(model: nn.Module, method: Quantization | None, device: torch.device
     Raises:
         QuantizationUnavailable: torchao is missing, or another version than this needs.
     """
-    if any(map(is_quantized, model.parameters())):
-        use_matrix_products()
-    if method is None:
+    if method is None and not any(map(is_quantized, model.parameters())):
         return
-    with _torchao_wanted():
-        from torchao.quantization import quantize_  # noqa: PLC0415 - optional, and takes seconds
     use_matrix_products()
-    quantize_(model, _config(), filter_fn=_is_in_a_layer, device=device)
+    if method is not None:
+        with _torchao_wanted():
+            from torchao.quantization import quantize_  # noqa: PLC0415 - optional, and takes seconds
+        quantize_(model, _config(), filter_fn=_is_in_a_layer, device=device)
 
 
 def config_json() -> str:
